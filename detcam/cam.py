@@ -1,0 +1,295 @@
+"""The batched engine: targets in, heatmaps out.
+
+One forward pass per batch, however many targets; each further target costs one backward pass from the head to the
+earliest target layer, and targets on different images share it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from detcam.adapters import adapt
+from detcam.adapters.base import Adapter, Batch, Target
+from detcam.detections import Detections
+from detcam.geometry import Geometry, normalize
+from detcam.honesty import Reach, warn_about_maps
+from detcam.projection import first_principal_component
+from detcam.request import Request, read_request
+from detcam.smoothing import View, views
+from detcam.trace import ReshapeTransform, Trace, guarded
+
+Progress = Callable[[Iterable[Any]], Iterable[Any]]
+
+
+@dataclass(frozen=True)
+class ImageHeatmaps:
+    """The explanation of one image.
+
+    Attributes:
+        heatmaps: (N, H, W) float32 in [0, 1], original image pixels, one per target, on the CPU.
+        saliency: per target layer and level, (N, h, w) raw signed saliency over the whole network input, on the CPU.
+        targets: the N targets.
+        scores: (N,) float32, the value that each target had and that was differentiated.
+        reach: per target, how much of the picture could have shown; None for methods without gradients.
+        detections: what the model found, where the targets came from it, else None.
+        geometry: how the image lay on the network's input.
+    """
+
+    heatmaps: Tensor
+    saliency: tuple[Tensor, ...]
+    targets: tuple[Target, ...]
+    scores: Tensor
+    reach: tuple[Reach, ...] | None
+    detections: Detections | None
+    geometry: Geometry
+
+
+class BaseCAM:
+    """What every class-activation-map method shares. Subclasses override one formula.
+
+    Args:
+        model: an `Adapter` from `detcam.adapters.adapt`, or a model, which is adapted.
+        target_layers: modules or dotted names; None takes the adapter's default. Several are averaged.
+        reshape_transform: from a layer's output to (B, C, h, w); None infers it.
+
+    Attributes:
+        batch_size: images per forward pass.
+        outputs: the model's raw output of the last pass.
+    """
+
+    name: ClassVar[str]
+    """The method's name in the registry, lower case."""
+    paper: ClassVar[str]
+    """Title, venue and link."""
+    uses_gradients: ClassVar[bool] = True
+    class_discriminative: ClassVar[bool] = True
+    rectified: ClassVar[bool] = True
+    """Whether negative saliency is cut to 0 before the map is normalised."""
+
+    def __init__(
+        self,
+        model: Adapter | nn.Module,
+        target_layers: Sequence[nn.Module | str] | nn.Module | str | None = None,
+        reshape_transform: ReshapeTransform | None = None,
+    ) -> None:
+        self.adapter: Adapter = adapt(model, target_layers=target_layers, reshape_transform=reshape_transform)
+        self.model = self.adapter.model
+        self.target_layers = self.adapter.target_layers
+        self.reshape_transform = self.adapter.reshape_transform
+        self.batch_size = 32
+        self.outputs: Any = None
+
+    def weights(self, activations: Tensor, gradients: Tensor) -> Tensor:
+        """Channel weights (n, C) from activations and gradients (n, C, h, w)."""
+        raise NotImplementedError(f"{type(self).__name__} must define weights or contributions")
+
+    def contributions(self, activations: Tensor, gradients: Tensor) -> Tensor:
+        """Each channel's part of the map: (n, C, h, w), from activations and gradients of that shape."""
+        return self.weights(activations, gradients)[:, :, None, None] * activations
+
+    def saliency(self, activations: Tensor, gradients: Tensor) -> Tensor:
+        """The raw signed map: (n, h, w)."""
+        return self.contributions(activations, gradients).sum(1)
+
+    def __call__(
+        self,
+        input_tensor: Any,
+        targets: Any = None,
+        aug_smooth: bool = False,
+        eigen_smooth: bool = False,
+        *,
+        model_kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Heatmaps for targets.
+
+        Args:
+            input_tensor: one picture or a list of them (see `detcam.images.ImageLike`), or an already normalised
+                (B, C, H, W) tensor; a tuple of tensors for a model with several inputs, the picture first.
+            targets: None (the top class, or every detection), one target per image, a list of targets per image, or
+                `Detections`, one per image.
+            aug_smooth: mean over six views of the picture (mirrored or not, times 0.9, 1, 1.1).
+            eigen_smooth: first principal component over the channels instead of their sum.
+            model_kwargs: keyword arguments for the model.
+
+        Returns:
+            For a (B, C, H, W) tensor with at most one target per image: (B, H, W) in [0, 1]. Else a list, one per
+            image, of (N_i, H, W) tensors in that image's pixels.
+
+        Raises:
+            TypeError, ValueError: the input or the targets are not as expected.
+            RuntimeError: a target layer never ran, or the score does not depend on it.
+        """
+        request = read_request(self.adapter, input_tensor, targets, model_kwargs)
+        results = self.compute(request, aug_smooth=aug_smooth, eigen_smooth=eigen_smooth)
+        heatmaps = [result.heatmaps for result in results]
+        return torch.cat(heatmaps) if request.stacked else heatmaps
+
+    def explain(self, images: Any, targets: Any = None, **options: Any) -> list[ImageHeatmaps]:
+        """As calling, but with everything known: raw saliency, scores, reach and detections, one entry per image.
+
+        Args:
+            images: as in the call.
+            targets: as in the call.
+            **options: `aug_smooth`, `eigen_smooth`, `model_kwargs` as in the call; `progress`, a wrapper of the loop
+                over batches such as tqdm.
+        """
+        request = read_request(self.adapter, images, targets, options.pop("model_kwargs", None))
+        return self.compute(request, **options)
+
+    def __enter__(self) -> BaseCAM:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        """Nothing to release: hooks live only during a call."""
+
+    def compute(
+        self,
+        request: Request,
+        *,
+        aug_smooth: bool = False,
+        eigen_smooth: bool = False,
+        progress: Progress | None = None,
+    ) -> list[ImageHeatmaps]:
+        """Run a checked request; one result per image, in order."""
+        results: dict[int, ImageHeatmaps] = {}
+        groups = request.groups(self.adapter, self.batch_size)
+        for group in progress(groups) if progress else groups:
+            per_view = []
+            asked: list[list[Target]] | None = request.targets_for(group)
+            for view in views(aug_smooth):
+                found = self._run(request, group, asked, view, eigen_smooth)
+                per_view.append(found)
+                if asked is None:  # the other views are asked for what the plain picture showed
+                    asked = [list(result.targets) for result in found]
+            results.update(zip(group, [_mean(list(same)) for same in zip(*per_view, strict=True)], strict=True))
+        ordered = [results[index] for index in range(len(results))]
+        warn_about_maps(self, ordered, self.adapter)
+        return ordered
+
+    def _run(
+        self,
+        request: Request,
+        group: Sequence[int],
+        asked: list[list[Target]] | None,
+        view: View,
+        eigen_smooth: bool,
+    ) -> list[ImageHeatmaps]:
+        adapter = self.adapter
+        with guarded(self.model, gradients=self.uses_gradients):
+            batch = request.batch(adapter, group, view)
+            trace = Trace(
+                adapter.target_layers,
+                adapter.layer_names,
+                gradients=self.uses_gradients,
+                reshape_transform=adapter.reshape_for(batch),
+            )
+            with trace:
+                raw = adapter.forward(batch)
+            self.outputs = raw
+            outputs = adapter.outputs(raw, batch)
+            trace.check_ran()
+            detections: Sequence[Detections | None] = [None] * len(group)
+            if asked is None:
+                detections, asked = adapter.default_targets(outputs, batch)
+            elif request.detections is not None:
+                detections = [request.detections[index] for index in group]
+            viewed = [[view.target(t, g) for t in row] for row, g in zip(asked, batch.geometries, strict=True)]
+            saliency, scores, reach = self._saliency(trace, outputs, viewed, batch, eigen_smooth)
+        return [
+            ImageHeatmaps(
+                heatmaps=view.undo(self._heatmaps([layer[i] for layer in saliency], batch.geometries[i])).float().cpu(),
+                saliency=tuple(layer[i].cpu() for layer in saliency),
+                targets=tuple(asked[i]),
+                scores=torch.tensor(scores[i], dtype=torch.float32),
+                reach=None if reach is None else tuple(reach[i]),
+                detections=detections[i],
+                geometry=batch.geometries[i],
+            )
+            for i in range(len(group))
+        ]
+
+    def _saliency(
+        self, trace: Trace, outputs: Sequence[Any], targets: list[list[Target]], batch: Batch, eigen_smooth: bool
+    ) -> tuple[list[list[Tensor]], list[list[float]], list[list[Reach]] | None]:
+        """Raw maps per level and image (N_i, h, w), the targets' values, and their reach."""
+        activations = [level for layer in trace.activations() for level in layer]
+        for name, level in zip(trace.names, activations, strict=False):
+            if len(level) != len(targets):
+                raise RuntimeError(
+                    f"target layer {name} put out {len(level)} items for {len(targets)} images; choose a layer that "
+                    "sees whole pictures, not regions of them"
+                )
+        counts = [len(row) for row in targets]
+        maps = [[level.new_zeros((n, *level.shape[-2:]), dtype=_work_dtype(level)) for n in counts] for level in activations]
+        reach: list[list[Reach]] = [[] for _ in counts]
+        if not any(counts):
+            return maps, [[] for _ in counts], reach if self.uses_gradients else None
+        scalars = self.adapter.score(outputs, targets)
+        values = [[_value(scalar) for scalar in row] for row in scalars]
+        if not self.uses_gradients:
+            for level, out in zip(activations, maps, strict=True):
+                level = level.to(_work_dtype(level))
+                found = self.saliency(level, level)
+                for image, n in enumerate(counts):
+                    out[image][:] = found[image].expand(n, -1, -1)
+            return maps, values, None
+        rounds = max(counts)
+        for k in range(rounds):
+            images = [image for image, n in enumerate(counts) if n > k]
+            total = torch.stack([scalars[image][k].reshape(()) for image in images]).sum()
+            gradients = [g for layer in trace.gradients(total, retain_graph=k + 1 < rounds) for g in layer]
+            support = []
+            for level, gradient, out in zip(activations, gradients, maps, strict=True):
+                a, g = level[images], gradient[images]
+                support.append((g != 0).any(1))
+                live = support[-1].flatten(1).any(1)
+                if not live.any():
+                    continue
+                a, g = a[live].to(_work_dtype(a)), g[live].to(_work_dtype(g))
+                found = first_principal_component(self.contributions(a, g)) if eigen_smooth else self.saliency(a, g)
+                for row, image in enumerate([image for image, alive in zip(images, live.tolist(), strict=True) if alive]):
+                    out[image][k] = found[row]
+            for row, image in enumerate(images):
+                reach[image].append(Reach.measure([s[row] for s in support], batch.geometries[image]))
+        return maps, values, reach
+
+    def _heatmaps(self, levels: Sequence[Tensor], geometry: Geometry) -> Tensor:
+        """Normalise each level over the cells that lie on the picture, resize, average, normalise again."""
+        height, width = geometry.image_size_hw
+        total = levels[0].new_zeros((len(levels[0]), height, width))
+        for level in levels:
+            if not len(level):
+                continue
+            rows, columns = geometry.valid_cells((level.shape[-2], level.shape[-1]))
+            rectified = level.clamp(min=0) if self.rectified else level
+            inside = rectified[:, rows, columns]
+            low, high = inside.amin((1, 2), keepdim=True), inside.amax((1, 2), keepdim=True)
+            span = high - low
+            scaled = torch.where(span > 0, (rectified - low) / span.clamp(min=torch.finfo(level.dtype).tiny), 0)
+            total += geometry.to_image(scaled)
+        return normalize(total) if len(total) else total
+
+
+def _work_dtype(tensor: Tensor) -> torch.dtype:
+    """Half precision is widened, so that sums over channels neither overflow nor vanish."""
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+def _value(scalar: Any) -> float:
+    if not isinstance(scalar, Tensor) or scalar.numel() != 1:
+        got = tuple(scalar.shape) if isinstance(scalar, Tensor) else type(scalar).__name__
+        raise ValueError(f"expected a target to return one number (a tensor with one element); got {got}")
+    return float(scalar.detach())
+
+
+def _mean(views_of_image: list[ImageHeatmaps]) -> ImageHeatmaps:
+    """The plain view's result with the heatmaps of all views averaged; raw saliency stays the plain view's."""
+    first = views_of_image[0]
+    if len(views_of_image) == 1:
+        return first
+    return replace(first, heatmaps=torch.stack([view.heatmaps for view in views_of_image]).mean(0))

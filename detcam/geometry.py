@@ -1,0 +1,145 @@
+"""From the original picture to the network's input and back: one affine map per axis, and one resize for heatmaps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How an image was placed on the network's input canvas: ``x_input = x_image * scale + offset``, per axis.
+
+    Attributes:
+        image_size_hw: height and width of the original image, pixels.
+        input_size_hw: height and width of the canvas that the network saw, padding included, pixels.
+        scale_xy: input pixels per image pixel.
+        offset_xy: input pixels left of and above the image (letterbox padding).
+    """
+
+    image_size_hw: tuple[int, int]
+    input_size_hw: tuple[int, int]
+    scale_xy: tuple[float, float] = (1.0, 1.0)
+    offset_xy: tuple[float, float] = (0.0, 0.0)
+
+    @classmethod
+    def identity(cls, size_hw: tuple[int, int]) -> Geometry:
+        """The image is the input."""
+        return cls(size_hw, size_hw)
+
+    @classmethod
+    def resize(cls, image_size_hw: tuple[int, int], input_size_hw: tuple[int, int]) -> Geometry:
+        """The image was stretched to fill the input."""
+        (height, width), (input_height, input_width) = image_size_hw, input_size_hw
+        return cls(image_size_hw, input_size_hw, (input_width / width, input_height / height))
+
+    def boxes_to_input(self, boxes_xyxy: Tensor) -> Tensor:
+        """Boxes (..., 4) from image pixels to input pixels."""
+        return boxes_xyxy * self._box_tensor(self.scale_xy, boxes_xyxy) + self._box_tensor(self.offset_xy, boxes_xyxy)
+
+    def boxes_to_image(self, boxes_xyxy: Tensor) -> Tensor:
+        """Boxes (..., 4) from input pixels to image pixels, not clipped."""
+        return (boxes_xyxy - self._box_tensor(self.offset_xy, boxes_xyxy)) / self._box_tensor(
+            self.scale_xy, boxes_xyxy
+        )
+
+    def point_to_input(self, xy: tuple[float, float]) -> tuple[float, float]:
+        """A point from image pixels to input pixels."""
+        return xy[0] * self.scale_xy[0] + self.offset_xy[0], xy[1] * self.scale_xy[1] + self.offset_xy[1]
+
+    def point_to_image(self, xy: tuple[float, float]) -> tuple[float, float]:
+        """A point from input pixels to image pixels."""
+        return (xy[0] - self.offset_xy[0]) / self.scale_xy[0], (xy[1] - self.offset_xy[1]) / self.scale_xy[1]
+
+    def clip(self, boxes_xyxy: Tensor) -> Tensor:
+        """Boxes (..., 4) in image pixels, clipped to the image."""
+        height, width = self.image_size_hw
+        limit = boxes_xyxy.new_tensor([width, height, width, height])
+        return torch.minimum(boxes_xyxy.clamp(min=0), limit)
+
+    def valid_cells(self, grid_size_hw: tuple[int, int]) -> tuple[slice, slice]:
+        """Rows and columns of a feature map that lie, at least in part, on the image and not on padding."""
+        slices = []
+        for axis, cells in enumerate(grid_size_hw):
+            canvas, xy = self.input_size_hw[axis], 1 - axis
+            start = self.offset_xy[xy] / canvas * cells
+            stop = (self.offset_xy[xy] + self.image_size_hw[axis] * self.scale_xy[xy]) / canvas * cells
+            first = min(max(int(start + 1e-4), 0), cells - 1)
+            last = min(max(int(-(-(stop - 1e-4) // 1)), first + 1), cells)
+            slices.append(slice(first, last))
+        return slices[0], slices[1]
+
+    def to_image(self, maps: Tensor) -> Tensor:
+        """Resize maps from a feature map's grid to image pixels, undoing padding and scale.
+
+        Bilinear with half-pixel centres and clamped borders; for an image that fills the input it equals
+        ``F.interpolate(mode="bilinear", align_corners=False)``. Two small matrix products, one per axis, serve all maps.
+
+        Args:
+            maps: (N, h, w), any floating dtype, over the whole input canvas.
+
+        Returns:
+            (N, H, W), same dtype and device.
+        """
+        rows = _interpolation_matrix(maps, self, 0)
+        columns = _interpolation_matrix(maps, self, 1)
+        return torch.matmul(torch.matmul(rows, maps), columns.T)
+
+    def from_image(self, maps: Tensor, grid_size_hw: tuple[int, int]) -> Tensor:
+        """Average maps over image pixels (N, H, W) into the cells (N, h, w) of a grid over the input canvas.
+
+        Each cell takes the mean of the pixels that fall into it; cells on padding are 0.
+        """
+        rows = _binning_matrix(maps, self, 0, grid_size_hw[0])
+        columns = _binning_matrix(maps, self, 1, grid_size_hw[1])
+        return torch.matmul(torch.matmul(rows, maps), columns.T)
+
+    @staticmethod
+    def _box_tensor(xy: tuple[float, float], like: Tensor) -> Tensor:
+        dtype = like.dtype if like.is_floating_point() else torch.float32
+        return torch.tensor([*xy, *xy], dtype=dtype, device=like.device)
+
+
+def normalize(maps: Tensor) -> Tensor:
+    """Min-max normalise each map of (N, h, w) to [0, 1]; a constant map becomes 0."""
+    flat = maps.flatten(1)
+    low, high = flat.amin(1)[:, None, None], flat.amax(1)[:, None, None]
+    span = high - low
+    return torch.where(span > 0, (maps - low) / span.clamp(min=torch.finfo(maps.dtype).tiny), torch.zeros_like(maps))
+
+
+def _cell_coordinates(maps: Tensor, geometry: Geometry, axis: int) -> Tensor:
+    """Where the centre of each image pixel falls, in cells of the map, along an axis (0 rows, 1 columns)."""
+    xy = 1 - axis
+    pixels = torch.arange(geometry.image_size_hw[axis], device=maps.device, dtype=torch.float64) + 0.5
+    position = pixels * geometry.scale_xy[xy] + geometry.offset_xy[xy]
+    return position * (maps.shape[1 + axis] / geometry.input_size_hw[axis])
+
+
+def _interpolation_matrix(maps: Tensor, geometry: Geometry, axis: int) -> Tensor:
+    cells = maps.shape[1 + axis]
+    position = (_cell_coordinates(maps, geometry, axis) - 0.5).clamp(0, cells - 1)
+    low = position.floor().long()
+    fraction = (position - low).to(maps.dtype)
+    matrix = maps.new_zeros(len(position), cells)
+    matrix.scatter_add_(1, low[:, None], (1 - fraction)[:, None])
+    matrix.scatter_add_(1, (low + 1).clamp(max=cells - 1)[:, None], fraction[:, None])
+    return matrix
+
+
+def _binning_matrix(maps: Tensor, geometry: Geometry, axis: int, cells: int) -> Tensor:
+    """(cells, pixels): share of each cell covered by each pixel along an axis, rows summing to 1 (or 0 on padding).
+
+    Areas overlap exactly, so a grid finer than the picture (an upscaled input) works as well as a coarser one.
+    """
+    xy = 1 - axis
+    pixels = geometry.image_size_hw[axis]
+    cells_per_input = cells / geometry.input_size_hw[axis]
+    edges = torch.arange(pixels + 1, device=maps.device, dtype=torch.float64)
+    edges = (edges * geometry.scale_xy[xy] + geometry.offset_xy[xy]) * cells_per_input
+    starts = torch.arange(cells, device=maps.device, dtype=torch.float64)[:, None]
+    overlap = torch.minimum(edges[None, 1:], starts + 1) - torch.maximum(edges[None, :-1], starts)
+    overlap = overlap.clamp(min=0)
+    return (overlap / overlap.sum(1, keepdim=True).clamp(min=1e-12)).to(maps.dtype)

@@ -1,0 +1,129 @@
+"""Read pictures: a path, PIL image, array or tensor becomes a float RGB tensor, checked once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+ImageLike: TypeAlias = "str | Path | Image.Image | np.ndarray | Tensor"
+"""A path, a PIL image, an HxWx3 uint8 RGB (or float [0, 1]) array, or a 3xHxW tensor (uint8, or float in [0, 1])."""
+
+_EXPECTED = "a path, a PIL image, an HxWx3 uint8 RGB array, or a 3xHxW tensor"
+
+
+def load_image(image: ImageLike) -> Tensor:
+    """Read one picture.
+
+    EXIF rotation is applied; grey, palette, CMYK, 16-bit and transparent files become RGB.
+
+    Returns:
+        (3, H, W) float32, RGB in [0, 1], on the CPU for files and arrays, on its own device for a tensor.
+
+    Raises:
+        TypeError: not a picture.
+        ValueError: unreadable file, wrong channel count, zero size, NaN pixels, or float values outside [0, 1].
+    """
+    if isinstance(image, (str, Path)):
+        return _from_array(_read(Path(image)), str(image))
+    if isinstance(image, Image.Image):
+        return _from_array(_rgb(image), "PIL image")
+    if isinstance(image, np.ndarray):
+        return _from_array(image, "array")
+    if isinstance(image, Tensor):
+        return _from_tensor(image)
+    raise TypeError(f"expected {_EXPECTED}; got {type(image).__name__}")
+
+
+def load_images(images: ImageLike | Sequence[ImageLike]) -> list[Tensor]:
+    """Read one picture or a list of them; sizes are free. A 4-d tensor counts as a list.
+
+    Raises:
+        ValueError: the list is empty, or as in `load_image`, naming the position in the list.
+        TypeError: as in `load_image`.
+    """
+    if is_single(images):
+        return [load_image(images)]  # type: ignore[arg-type]
+    items: Sequence[Any] = list(images)
+    if not items:
+        raise ValueError("expected at least one image; got an empty list")
+    tensors = []
+    for position, item in enumerate(items):
+        try:
+            tensors.append(load_image(item))
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"image {position}: {error}") from error
+    return tensors
+
+
+def is_single(images: Any) -> bool:
+    """Whether this is one picture rather than a list of them."""
+    if isinstance(images, Tensor):
+        return images.ndim != 4
+    if isinstance(images, np.ndarray):
+        return images.ndim != 4
+    return not isinstance(images, (list, tuple))
+
+
+def to_uint8(image: Tensor) -> np.ndarray:
+    """A (3, H, W) float tensor in [0, 1] as an (H, W, 3) uint8 RGB array, for drawing."""
+    return (image.detach().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+
+
+def check_finite(tensor: Tensor, what: str) -> None:
+    """Raise ValueError where a tensor holds NaN or infinity."""
+    if not torch.isfinite(tensor).all():
+        bad = int((~torch.isfinite(tensor)).sum())
+        raise ValueError(f"{what}: {bad} of {tensor.numel()} values are NaN or infinite; clean the input first")
+
+
+def _read(path: Path) -> np.ndarray:
+    if not path.is_file():
+        raise ValueError(f"no image file at {path}; check the path")
+    try:
+        with Image.open(path) as image:
+            return _rgb(image)
+    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"cannot read {path} as an image ({error}); is the file complete?") from error
+
+
+def _rgb(image: Image.Image) -> np.ndarray:
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode.startswith("I"):  # 16-bit and 32-bit grey: PIL's own conversion would clip instead of scale
+        values = np.asarray(upright, dtype=np.float64)
+        grey = np.clip(values / (65535.0 if values.max(initial=0) > 255 else 255.0) * 255.0, 0, 255)
+        return np.repeat(grey.round().astype(np.uint8)[..., None], 3, axis=2)
+    return np.array(upright.convert("RGB"))
+
+
+def _from_array(array: np.ndarray, what: str) -> Tensor:
+    if array.ndim != 3 or array.shape[2] != 3:
+        raise ValueError(f"{what}: expected an array of shape (H, W, 3), RGB; got {array.shape}")
+    if array.dtype != np.uint8 and not np.issubdtype(array.dtype, np.floating):
+        raise TypeError(f"{what}: expected dtype uint8 (or float in [0, 1]); got {array.dtype}")
+    return _from_tensor(torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1))), what)
+
+
+def _from_tensor(tensor: Tensor, what: str = "tensor") -> Tensor:
+    if tensor.ndim != 3 or tensor.shape[0] != 3:
+        hint = "; permute HxWx3 to 3xHxW" if tensor.ndim == 3 and tensor.shape[-1] == 3 else ""
+        raise ValueError(f"{what}: expected 3 channels, shape (3, H, W); got {tuple(tensor.shape)}{hint}")
+    if 0 in tensor.shape:
+        raise ValueError(f"{what}: the image has no pixels, shape {tuple(tensor.shape)}")
+    if tensor.dtype == torch.uint8:
+        return tensor.float() / 255
+    if not tensor.is_floating_point():
+        raise TypeError(f"{what}: expected dtype uint8 or float; got {tensor.dtype}")
+    check_finite(tensor, what)
+    low, high = float(tensor.min()), float(tensor.max())
+    if low < -1e-3 or high > 1 + 1e-3:
+        raise ValueError(
+            f"{what}: expected float pixels in [0, 1]; got values from {low:.3g} to {high:.3g}. Divide 0..255 pixels "
+            "by 255; an already normalised batch goes in as one BxCxHxW tensor to a plain nn.Module"
+        )
+    return tensor.detach().float()

@@ -1,0 +1,28 @@
+"""EigenCAM."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from detcam.cam import BaseCAM
+from detcam.projection import first_principal_component
+
+
+class EigenCAM(BaseCAM):
+    r"""First principal component of the activations; needs no gradient and ignores the target.
+
+    .. math:: L = \mathrm{ReLU}(\bar A v_1), \quad \bar A^T \bar A\, v_1 = \lambda_1 v_1
+
+    with A the (hw x C) activations centred over places. The sign is fixed by the rule in `detcam.projection`.
+
+    Muhammad and Yeasin, *Eigen-CAM: Class Activation Map using Principal Components*, IJCNN 2020,
+    https://arxiv.org/abs/2008.00299.
+    """
+
+    name = "eigencam"
+    paper = "Muhammad and Yeasin, Eigen-CAM, IJCNN 2020, https://arxiv.org/abs/2008.00299"
+    uses_gradients = False
+    class_discriminative = False
+
+    def saliency(self, activations: Tensor, gradients: Tensor) -> Tensor:
+        return first_principal_component(activations)

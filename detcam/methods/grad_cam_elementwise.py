@@ -1,0 +1,23 @@
+"""GradCAM, element by element."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from detcam.cam import BaseCAM
+
+
+class GradCAMElementWise(BaseCAM):
+    r"""Gradient times activation with the negative products of each channel cut before the sum.
+
+    .. math:: L = \sum_k \mathrm{ReLU}\Big(\frac{\partial y}{\partial A^k} \odot A^k\Big)
+
+    Pillai and Pirsiavash, *Explainable Models with Consistent Interpretations*, AAAI 2021,
+    https://www.csee.umbc.edu/~hpirsiav/papers/gc_aaai21.pdf.
+    """
+
+    name = "gradcamelementwise"
+    paper = "Pillai and Pirsiavash, Explainable Models with Consistent Interpretations, AAAI 2021"
+
+    def contributions(self, activations: Tensor, gradients: Tensor) -> Tensor:
+        return (gradients * activations).clamp(min=0)

@@ -1,0 +1,31 @@
+"""GradCAM++."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from detcam.cam import BaseCAM
+
+
+class GradCAMPlusPlus(BaseCAM):
+    r"""Weights each place's positive gradient so that several objects of a class count alike.
+
+    .. math:: \alpha^k_{ij} = \frac{(g^k_{ij})^2}{2 (g^k_{ij})^2 + \sum_{ab} A^k_{ab} (g^k_{ij})^3},\quad
+        w_k = \sum_{ij} \alpha^k_{ij} \mathrm{ReLU}(g^k_{ij}),\quad L = \mathrm{ReLU}\Big(\sum_k w_k A^k\Big)
+
+    with g the gradient of the score, as if the score's exponential were differentiated (equation 19).
+
+    Chattopadhyay et al., *Grad-CAM++: Improved Visual Explanations for Deep Convolutional Networks*, WACV 2018,
+    https://arxiv.org/abs/1710.11063.
+    """
+
+    name = "gradcamplusplus"
+    paper = "Chattopadhyay et al., Grad-CAM++, WACV 2018, https://arxiv.org/abs/1710.11063"
+
+    def weights(self, activations: Tensor, gradients: Tensor) -> Tensor:
+        squared = gradients**2
+        total = activations.sum((2, 3), keepdim=True)
+        alpha = squared / (2 * squared + total * squared * gradients + 1e-6)
+        alpha = torch.where(gradients != 0, alpha, torch.zeros_like(alpha))
+        return (alpha * gradients.clamp(min=0)).sum((2, 3))

@@ -1,0 +1,23 @@
+"""LayerCAM."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from detcam.cam import BaseCAM
+
+
+class LayerCAM(BaseCAM):
+    r"""Weights each place by its own positive gradient; works at shallow layers too.
+
+    .. math:: L = \mathrm{ReLU}\Big(\sum_k \mathrm{ReLU}\Big(\frac{\partial y}{\partial A^k}\Big) \odot A^k\Big)
+
+    Jiang et al., *LayerCAM: Exploring Hierarchical Class Activation Maps for Localization*, IEEE TIP 2021,
+    https://mmcheng.net/mftp/Papers/21TIP_LayerCAM.pdf.
+    """
+
+    name = "layercam"
+    paper = "Jiang et al., LayerCAM, IEEE TIP 2021, https://mmcheng.net/mftp/Papers/21TIP_LayerCAM.pdf"
+
+    def contributions(self, activations: Tensor, gradients: Tensor) -> Tensor:
+        return gradients.clamp(min=0) * activations

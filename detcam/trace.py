@@ -1,0 +1,214 @@
+"""Run a model once, hold what the target layers saw, hand back gradients. Every hook lives and dies here.
+
+Parameters never receive gradients: they are frozen for the length of the run, so autograd records nothing before
+the earliest target layer, where the activation becomes a leaf.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+ReshapeTransform = Callable[[Any], Any]
+"""From what a layer put out to (B, C, h, w), or a list of such levels."""
+
+
+class Trace:
+    """Holds the activations of some layers during a model's forward pass, and asks autograd for their gradients.
+
+    Use inside `guarded`. A layer may run several times in a pass (a head shared by pyramid levels) and may put out
+    a tensor, or a list, tuple or dict of tensors (a pyramid): every tensor is a *level* of that layer.
+
+    Args:
+        layers: the target layers.
+        names: a name for each layer, for messages.
+        gradients: whether the activations enter autograd.
+        reshape_transform: turns a layer's raw output into (B, C, h, w), or into a list of such levels; None takes
+            tensors as they are.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[nn.Module],
+        names: Sequence[str],
+        *,
+        gradients: bool,
+        reshape_transform: ReshapeTransform | None = None,
+    ) -> None:
+        self.layers = list(layers)
+        self.names = list(names)
+        self.wants_gradients = gradients
+        self.reshape_transform = reshape_transform
+        self._outputs: list[list[Any]] = [[] for _ in self.layers]
+        self._handles: list[Any] = []
+        self._held: list[Tensor] | None = None
+
+    def __enter__(self) -> Trace:
+        for index, layer in enumerate(self.layers):
+            self._handles.append(layer.register_forward_hook(self._hook(index), always_call=False))
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def _hook(self, index: int) -> Callable[..., Any]:
+        def hold(module: nn.Module, inputs: Any, output: Any) -> Any:
+            held = map_tensors(output, self._hold)
+            self._outputs[index].append(held)
+            # What follows may work in place (an in-place ReLU); it gets a copy, and the held tensor stays as it was.
+            return map_tensors(held, lambda tensor: tensor.clone() if tensor.is_floating_point() else tensor)
+
+        return hold
+
+    def _hold(self, tensor: Tensor) -> Tensor:
+        if tensor.is_quantized:
+            raise TypeError("a target layer put out a quantised tensor; explain the float model it was made from")
+        if not tensor.is_floating_point() or not self.wants_gradients or tensor.requires_grad:
+            return tensor
+        return tensor.detach().requires_grad_(True)
+
+    def activations(self) -> list[list[Tensor]]:
+        """What each layer put out: per layer a list of levels, each (B, C, h, w), detached.
+
+        Raises:
+            RuntimeError: a layer never ran, or put out no tensor.
+        """
+        return self._shaped(lambda tensor: tensor.detach())
+
+    def gradients(self, scalar: Tensor, *, retain_graph: bool) -> list[list[Tensor]]:
+        """The gradient of a scalar at each layer and level, shaped as `activations`; zero where a level has no part.
+
+        Raises:
+            RuntimeError: the scalar does not depend on the layers at all.
+        """
+        held = self.held()
+        if not scalar.requires_grad:
+            raise RuntimeError(self._no_path())
+        found = torch.autograd.grad(scalar, held, retain_graph=retain_graph, allow_unused=True)
+        if all(gradient is None for gradient in found):
+            raise RuntimeError(self._no_path())
+        by_tensor = {id(tensor): gradient for tensor, gradient in zip(held, found, strict=True)}
+
+        def gradient_of(tensor: Tensor) -> Tensor:
+            gradient = by_tensor.get(id(tensor))
+            return torch.zeros_like(tensor) if gradient is None else gradient
+
+        return self._shaped(gradient_of)
+
+    def held(self) -> list[Tensor]:
+        """Every held floating-point tensor, each once."""
+        if self._held is None:
+            self.check_ran()
+            seen: dict[int, Tensor] = {}
+            for outputs in self._outputs:
+                for output in outputs:
+                    map_tensors(output, lambda tensor: seen.setdefault(id(tensor), tensor))
+            self._held = [tensor for tensor in seen.values() if tensor.is_floating_point()]
+        return self._held
+
+    def check_ran(self) -> None:
+        """Raise RuntimeError where a target layer never ran in the forward pass."""
+        silent = [name for name, outputs in zip(self.names, self._outputs, strict=True) if not outputs]
+        if silent:
+            raise RuntimeError(
+                f"target layer {', '.join(silent)} never ran in the forward pass; choose a layer that the model uses "
+                "(auxiliary heads and unused branches do not run in eval mode)"
+            )
+
+    def _no_path(self) -> str:
+        return (
+            f"the target's score does not depend on target layer {', '.join(self.names)}: the layer lies behind the "
+            "output, on another branch, or the model cuts gradients on the way; choose an earlier layer"
+        )
+
+    def _shaped(self, function: Callable[[Tensor], Tensor]) -> list[list[Tensor]]:
+        self.check_ran()
+        layers = []
+        for name, outputs in zip(self.names, self._outputs, strict=True):
+            levels: list[Tensor] = []
+            for output in outputs:
+                mapped = map_tensors(output, function)
+                levels.extend(flatten_tensors(self.reshape_transform(mapped) if self.reshape_transform else mapped))
+            for level in levels:
+                if level.ndim != 4:
+                    raise ValueError(
+                        f"target layer {name} put out shape {tuple(level.shape)}; expected (B, C, h, w). Choose "
+                        "another layer, or pass reshape_transform= to turn its output into that shape"
+                    )
+            if not levels:
+                raise RuntimeError(f"target layer {name} put out no tensor; choose a layer that does")
+            layers.append(levels)
+        return layers
+
+
+def map_tensors(value: Any, function: Callable[[Tensor], Any]) -> Any:
+    """Apply a function to every tensor in nested lists, tuples and mappings; anything else is handed through."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, Mapping):
+        mapped = [(key, map_tensors(item, function)) for key, item in value.items()]
+        return type(value)(mapped)  # type: ignore[call-arg]
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(map_tensors(item, function) for item in value))
+    if isinstance(value, (list, tuple)):
+        return type(value)(map_tensors(item, function) for item in value)
+    return value
+
+
+def flatten_tensors(value: Any) -> list[Tensor]:
+    """Every floating-point tensor in nested lists, tuples and mappings, in order."""
+    found: list[Tensor] = []
+    map_tensors(value, lambda tensor: found.append(tensor) if tensor.is_floating_point() else None)
+    return found
+
+
+@contextmanager
+def guarded(model: nn.Module, *, gradients: bool) -> Iterator[None]:
+    """Run a model without leaving a trace on it.
+
+    Inside: eval mode, no parameter asks for gradients, inference tensors are replaced by ordinary ones, autograd is
+    on or off as asked. After, also when the block raises: training flags per module, ``requires_grad``, parameters,
+    random state and autograd mode are as they were.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.set_grad_enabled(gradients))
+        devices = {tensor.device for tensor in model.parameters() if tensor.device.type == "cuda"}
+        stack.enter_context(torch.random.fork_rng(devices=sorted(devices, key=str)))
+        training = [module for module in model.modules() if module.training]
+        asking = [p for p in model.parameters() if p.requires_grad and not p.is_inference()]
+        swapped = _swap_inference_tensors(model) if gradients else []
+        try:
+            for module in training:
+                module.training = False
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.requires_grad_(False)
+            yield
+        finally:
+            for tensors, name, original in swapped:
+                tensors[name] = original
+            for parameter in asking:
+                parameter.requires_grad_(True)
+            for module in training:
+                module.training = True
+
+
+def _swap_inference_tensors(model: nn.Module) -> list[tuple[dict[str, Any], str, Tensor]]:
+    """Replace inference tensors among parameters and buffers (autograd cannot save them) by ordinary copies."""
+    swapped = []
+    for module in model.modules():
+        for tensors in (module._parameters, module._buffers):
+            for name, tensor in tensors.items():
+                if tensor is None or not tensor.is_inference():
+                    continue
+                swapped.append((tensors, name, tensor))
+                copy = tensor.clone()
+                tensors[name] = nn.Parameter(copy, requires_grad=False) if isinstance(tensor, nn.Parameter) else copy
+    return swapped

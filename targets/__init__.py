@@ -1,0 +1,33 @@
+"""What to explain: a target is a callable from one image's model output to a scalar."""
+
+from detcam.targets.box import QUANTITIES, BoxTarget, DetectionTarget, FasterRCNNBoxScoreTarget
+from detcam.targets.classes import (
+    BinaryClassifierOutputTarget,
+    ClassifierOutputReST,
+    ClassifierOutputSoftmaxTarget,
+    ClassifierOutputTarget,
+    FinerWeightedTarget,
+    RawScoresOutputTarget,
+    SoftmaxOutputTarget,
+)
+from detcam.targets.embedding import DifferenceFromConceptTarget, SimilarityToConceptTarget
+from detcam.targets.mask import InstanceMaskTarget, MaskTarget, SemanticSegmentationTarget
+
+__all__ = [
+    "QUANTITIES",
+    "BinaryClassifierOutputTarget",
+    "BoxTarget",
+    "ClassifierOutputReST",
+    "ClassifierOutputSoftmaxTarget",
+    "ClassifierOutputTarget",
+    "DetectionTarget",
+    "DifferenceFromConceptTarget",
+    "FasterRCNNBoxScoreTarget",
+    "FinerWeightedTarget",
+    "InstanceMaskTarget",
+    "MaskTarget",
+    "RawScoresOutputTarget",
+    "SemanticSegmentationTarget",
+    "SimilarityToConceptTarget",
+    "SoftmaxOutputTarget",
+]

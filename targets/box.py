@@ -1,0 +1,168 @@
+"""Box targets: a number that a detector's head gives for one box, pinned to the part of the network that made it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor
+from torchvision.ops import box_iou
+
+from detcam.outputs import Candidates, DetectorOutput, Quantity
+from detcam.detections import Source, class_name
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+QUANTITIES: tuple[Quantity, ...] = get_args(Quantity)
+"""What a box target can explain."""
+
+
+@dataclass(frozen=True)
+class DetectionTarget:
+    """One box of one class: the common part of box and instance-mask targets.
+
+    Attributes:
+        box_xyxy: the box, pixels of the original image, half-open.
+        label: the model's class index.
+        source: what produced the box; None for a box that no detection produced (a missed object, a region drawn by
+            hand). Then a two-stage head scores the box as a proposal, and a dense head is asked at the cell, anchor
+            or query whose predicted box times class score fits best.
+    """
+
+    part: ClassVar[Literal["box", "mask"]] = "box"
+
+    box_xyxy: tuple[float, float, float, float]
+    label: int
+    source: Source | None = None
+
+    def __post_init__(self) -> None:
+        box = tuple(float(value) for value in torch.as_tensor(self.box_xyxy).flatten().tolist())
+        if len(box) != 4:
+            raise ValueError(f"expected a box of 4 numbers x1, y1, x2, y2; got {self.box_xyxy!r}")
+        if not all(torch.isfinite(torch.tensor(box))):
+            raise ValueError(f"expected finite box coordinates; got {box}")
+        if box[2] <= box[0] or box[3] <= box[1]:
+            raise ValueError(f"expected a box with x1 < x2 and y1 < y2 (xyxy, not xywh); got {box}")
+        object.__setattr__(self, "box_xyxy", box)
+        object.__setattr__(self, "label", int(self.label))
+
+    def hflip(self, width: int) -> DetectionTarget:
+        """The same target in the picture mirrored left to right."""
+        x1, y1, x2, y2 = self.box_xyxy
+        source = self.source and self.source.hflip(width)
+        return replace(self, box_xyxy=(width - x2, y1, width - x1, y2), source=source)
+
+    def check(self, image_size_hw: tuple[int, int], names: Mapping[int, str], classes: int) -> None:
+        """Raise ValueError where the box misses the image or the model has no such class."""
+        height, width = image_size_hw
+        x1, y1, x2, y2 = self.box_xyxy
+        if x1 >= width or y1 >= height or x2 <= 0 or y2 <= 0:
+            raise ValueError(f"box {self.box_xyxy} lies outside the image, which is {width} x {height} pixels")
+        check_label(self.label, names, classes)
+
+    def describe(self, names: Mapping[int, str]) -> str:
+        """The target in words, for captions."""
+        return class_name(names, self.label)
+
+
+@dataclass(frozen=True)
+class BoxTarget(DetectionTarget):
+    """A number that the detector's head gives for one box.
+
+    Attributes:
+        quantity: ``"score"``, the class score as the detector reports it (default); ``"logit"``, before the sigmoid
+            or softmax; ``"objectness"``; or a coordinate of the predicted box, ``"x1"``, ``"y1"``, ``"x2"``,
+            ``"y2"``, ``"width"``, ``"height"`` in image pixels.
+        against: another class index: explain the difference to it (*why a dog rather than a cat?*); for
+            ``"score"`` and ``"logit"`` only.
+    """
+
+    quantity: Quantity = "score"
+    against: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.quantity not in QUANTITIES:
+            raise ValueError(f"expected quantity to be one of {', '.join(QUANTITIES)}; got {self.quantity!r}")
+        if self.against is not None and self.quantity not in ("score", "logit"):
+            raise ValueError(f"against= compares scores or logits of two classes; got quantity={self.quantity!r}")
+
+    def check(self, image_size_hw: tuple[int, int], names: Mapping[int, str], classes: int) -> None:
+        super().check(image_size_hw, names, classes)
+        if self.against is not None:
+            check_label(self.against, names, classes)
+
+    def describe(self, names: Mapping[int, str]) -> str:
+        words = class_name(names, self.label)
+        if self.against is not None:
+            words += f" rather than {class_name(names, self.against)}"
+        return words if self.quantity == "score" else f"{self.quantity} of {words}"
+
+    def of(self, candidates: Candidates, row: int) -> Tensor:
+        """This target's scalar, read from one row of candidates."""
+        if self.quantity in ("score", "logit"):
+            table = candidates.class_scores if self.quantity == "score" else candidates.class_logits
+            value = table[row, self.label]
+            return value if self.against is None else value - table[row, self.against]
+        if self.quantity == "objectness":
+            if candidates.objectness is None:
+                raise ValueError("this detector has no objectness; explain quantity='score' instead")
+            return candidates.objectness[row]
+        x1, y1, x2, y2 = candidates.boxes_xyxy[row].unbind()
+        return {"x1": x1, "y1": y1, "x2": x2, "y2": y2, "width": x2 - x1, "height": y2 - y1}[self.quantity]
+
+    def __call__(self, output: DetectorOutput) -> Tensor:
+        return output.score([self])[0]
+
+
+class FasterRCNNBoxScoreTarget:
+    """Sum of IoU and score over given boxes, each re-found in the output by overlap.
+
+    Kept for code that comes from ``pytorch_grad_cam``; a `BoxTarget` is pinned instead and needs no re-finding. A box
+    whose best match overlaps too little, or has another label, adds 0.
+
+    Args:
+        labels: class indices, one per box.
+        bounding_boxes: (N, 4) xyxy, original image pixels; a tensor or an array.
+        iou_threshold: least overlap that counts as the same box.
+    """
+
+    def __init__(self, labels: Sequence[int], bounding_boxes: Any, iou_threshold: float = 0.5) -> None:
+        self.labels = [int(label) for label in labels]
+        self.bounding_boxes = torch.as_tensor(bounding_boxes, dtype=torch.float32).reshape(-1, 4)
+        self.iou_threshold = iou_threshold
+        if len(self.labels) != len(self.bounding_boxes):
+            raise ValueError(f"expected one label per box; got {len(self.labels)} and {len(self.bounding_boxes)}")
+
+    def hflip(self, width: int) -> FasterRCNNBoxScoreTarget:
+        """The same target in the picture mirrored left to right."""
+        x1, y1, x2, y2 = self.bounding_boxes.unbind(1)
+        flipped = torch.stack([width - x2, y1, width - x1, y2], 1)
+        return FasterRCNNBoxScoreTarget(self.labels, flipped, self.iou_threshold)
+
+    def __call__(self, output: DetectorOutput) -> Tensor:
+        found = output.detections()
+        matched: list[tuple[int, int]] = []
+        if len(found):
+            overlap, best = box_iou(self.bounding_boxes, found.boxes_xyxy).max(1)
+            for row, label in enumerate(self.labels):
+                if overlap[row] > self.iou_threshold and int(found.labels[best[row]]) == label:
+                    matched.append((row, int(best[row])))
+        if not matched:
+            raise ValueError("no detection overlaps the given boxes with their labels; lower iou_threshold")
+        targets = [BoxTarget(found.boxes_xyxy[b], int(found.labels[b]), found.source[b]) for _, b in matched]
+        candidates = output.candidates(targets)
+        wanted = self.bounding_boxes[[row for row, _ in matched]].to(candidates.boxes_xyxy)
+        overlap = box_iou(wanted, candidates.boxes_xyxy).diagonal()
+        scores = torch.stack([target.of(candidates, row) for row, target in enumerate(targets)])
+        return (overlap + scores).sum()
+
+
+def check_label(label: int, names: Mapping[int, str], classes: int) -> None:
+    """Raise ValueError where a class index is not one of the model's."""
+    if not 0 <= label < classes:
+        known = f", e.g. {', '.join(f'{i} {n}' for i, n in list(names.items())[:3])}" if names else ""
+        raise ValueError(f"expected a class index from 0 to {classes - 1}{known}; got {label}")

@@ -1,0 +1,105 @@
+"""Class targets for classifiers; names and meanings as in pytorch_grad_cam."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def _pick(output: Tensor, category: int) -> Tensor:
+    """The entry of a class in (C,) or (B, C) scores."""
+    if not isinstance(output, Tensor):
+        raise TypeError(
+            f"a class target needs logits, a tensor of shape (C,); this model's output is {type(output).__name__}. "
+            "For a detector use BoxTarget, for a segmenter MaskTarget, or targets=None"
+        )
+    classes = output.shape[-1]
+    if not -classes <= category < classes:
+        raise ValueError(f"expected a class index from 0 to {classes - 1}; got {category}")
+    return output[..., category]
+
+
+class ClassifierOutputTarget:
+    """The logit of one class.
+
+    Args:
+        category: class index.
+    """
+
+    def __init__(self, category: int) -> None:
+        self.category = int(category)
+
+    def __call__(self, model_output: Tensor) -> Tensor:
+        return _pick(model_output, self.category)
+
+
+class ClassifierOutputSoftmaxTarget(ClassifierOutputTarget):
+    """The softmax probability of one class."""
+
+    def __call__(self, model_output: Tensor) -> Tensor:
+        _pick(model_output, self.category)
+        return torch.softmax(model_output, dim=-1)[..., self.category]
+
+
+class ClassifierOutputReST(ClassifierOutputTarget):
+    """Logit plus log-probability of one class: z_c + log softmax(z)_c (https://arxiv.org/abs/2501.06261)."""
+
+    def __call__(self, model_output: Tensor) -> Tensor:
+        return _pick(model_output, self.category) + torch.log_softmax(model_output, dim=-1)[..., self.category]
+
+
+class BinaryClassifierOutputTarget:
+    """A single logit, as it is for class 1 and negated for class 0.
+
+    Args:
+        category: 0 or 1.
+    """
+
+    def __init__(self, category: int) -> None:
+        if category not in (0, 1):
+            raise ValueError(f"expected category 0 or 1 of a binary classifier; got {category}")
+        self.category = category
+
+    def __call__(self, model_output: Tensor) -> Tensor:
+        return model_output if self.category == 1 else -model_output
+
+
+class SoftmaxOutputTarget:
+    """All softmax probabilities; for metrics that compare whole outputs."""
+
+    def __call__(self, model_output: Tensor) -> Tensor:
+        return torch.softmax(model_output, dim=-1)
+
+
+class RawScoresOutputTarget:
+    """The output as it is; for metrics that compare whole outputs, and for models with one number."""
+
+    def __call__(self, model_output: Tensor) -> Tensor:
+        return model_output
+
+
+class FinerWeightedTarget:
+    """Finer-CAM's target: how a class stands out from similar ones (https://arxiv.org/abs/2501.11309).
+
+    sum_d p_d (z_c - alpha z_d) / sum_d p_d over the comparison classes d, with p the softmax.
+
+    Args:
+        main_category: class index c.
+        comparison_categories: class indices d.
+        alpha: strength of the comparison; 0 gives the plain logit.
+    """
+
+    def __init__(self, main_category: int, comparison_categories: Sequence[int], alpha: float) -> None:
+        if not len(comparison_categories):
+            raise ValueError("expected at least one comparison category; got none")
+        self.main_category = int(main_category)
+        self.comparison_categories = [int(category) for category in comparison_categories]
+        self.alpha = float(alpha)
+
+    def __call__(self, model_output: Tensor) -> Tensor:
+        main = _pick(model_output, self.main_category)
+        others = torch.stack([_pick(model_output, category) for category in self.comparison_categories], -1)
+        weights = torch.softmax(model_output, dim=-1)[..., self.comparison_categories]
+        return (weights * (main[..., None] - self.alpha * others)).sum(-1) / (weights.sum(-1) + 1e-9)

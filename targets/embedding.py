@@ -1,0 +1,42 @@
+"""Embedding targets: how like, or unlike, a concept a picture's feature vector is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class SimilarityToConceptTarget:
+    """Cosine similarity of the picture's embedding to a concept.
+
+    cos(f(x), c); for several concept vectors, the mean over them.
+
+    Args:
+        features: one vector (D,) or several (M, D), e.g. from `detcam.adapters.embed`; a tensor or an array.
+    """
+
+    def __init__(self, features: Any) -> None:
+        concept = torch.as_tensor(features).detach().float()
+        if concept.ndim not in (1, 2) or concept.numel() == 0:
+            raise ValueError(f"expected concept features of shape (D,) or (M, D); got {tuple(concept.shape)}")
+        if not torch.isfinite(concept).all():
+            raise ValueError("expected finite concept features; got NaN or infinity")
+        self.features = concept.reshape(-1, concept.shape[-1])
+
+    def __call__(self, model_output: Tensor) -> Tensor:
+        vector = model_output.flatten()
+        if len(vector) != self.features.shape[1]:
+            raise ValueError(
+                f"the concept has {self.features.shape[1]} features and the picture {len(vector)}; "
+                "take both from the same model"
+            )
+        return torch.cosine_similarity(vector[None], self.features.to(vector), dim=1).mean()
+
+
+class DifferenceFromConceptTarget(SimilarityToConceptTarget):
+    """One minus the cosine similarity: which pixels make the picture unlike the concept."""
+
+    def __call__(self, model_output: Tensor) -> Tensor:
+        return 1 - super().__call__(model_output)
