@@ -1,0 +1,88 @@
+# make demo      a virtual environment with detcam and every extra, then the demonstration
+# make test      the test suite (make test-slow: the slow tests alone)
+# make lint      style, format and types
+# make bench     speed against other libraries
+# make wheel-check   the wheel and the editable install, imported from outside the repository
+# make clean     removes the virtual environment and everything built
+#
+# PYTHON=... picks the interpreter, VENV=... the virtual environment, WORKERS=... the test processes.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+VENV ?= .venv
+WORKERS ?= 2
+BIN := $(abspath $(VENV))/bin
+
+# The newest Python that can make a virtual environment; asked for only when one has to be made.
+PYTHON ?= $(shell for p in python3.14 python3.13 python3.12 python3.11 python3.10 python3 python; do \
+	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))' >/dev/null 2>&1 \
+	&& { echo $$p; break; }; done)
+
+# One thread a process; nothing asks the network, writes to the home folder or installs packages behind pip's back.
+QUIET := OMP_NUM_THREADS=1 MPLBACKEND=Agg HF_HUB_OFFLINE=1 NO_ALBUMENTATIONS_UPDATE=1 \
+	YOLO_OFFLINE=True YOLO_AUTOINSTALL=False YOLO_CONFIG_DIR=$(abspath $(VENV))/ultralytics
+
+.PHONY: help env demo test test-slow lint format bench wheel-check clean
+
+help:
+	@sed -n 's/^# //p' Makefile | head -8
+
+# The stamps are newer than setup.cfg once its dependencies are installed.
+$(VENV)/bin/pip:
+	@[ -n "$(PYTHON)" ] || { echo "No Python found: detcam needs Python 3.10 or newer with the venv module." \
+		"Install one, or name it: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+		echo "$(PYTHON) is too old: detcam needs Python 3.10 or newer. Name another: make PYTHON=..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed-all: setup.cfg | $(VENV)/bin/pip
+	$(BIN)/python -m pip install -e '.[all]'
+	@touch $@
+
+$(VENV)/.installed-dev: setup.cfg | $(VENV)/bin/pip
+	$(BIN)/python -m pip install -e '.[all,test,dev]'
+	@touch $@ $(VENV)/.installed-all
+
+env: $(VENV)/.installed-dev
+
+demo: $(VENV)/.installed-all
+	$(BIN)/detcam demo
+
+test: $(VENV)/.installed-dev
+	$(QUIET) $(BIN)/python -m pytest -n $(WORKERS)
+
+test-slow: $(VENV)/.installed-dev
+	$(QUIET) $(BIN)/python -m pytest -n $(WORKERS) -m slow
+
+# mypy knows packages by their folders alone, so it is shown the tree as it is installed.
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	@rm -rf build/typing && mkdir -p build/typing/detcam
+	@ln -s $(CURDIR)/detcam/* $(CURDIR)/adapters $(CURDIR)/targets build/typing/detcam/
+	cd build/typing && $(BIN)/mypy --config-file $(CURDIR)/pyproject.toml
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.installed-dev
+	$(QUIET) $(BIN)/python tests/peers/bench.py
+
+# The wheel goes into a second environment that borrows the first one's packages: a path added by a .pth file
+# is searched, but the .pth files in it, the editable install's among them, are not read.
+wheel-check: $(VENV)/.installed-dev
+	rm -rf build/wheel
+	$(BIN)/python -m build --wheel --outdir build/wheel
+	$(BIN)/python -m venv build/wheel/venv
+	build/wheel/venv/bin/python -m pip install --no-deps build/wheel/*.whl
+	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+		> "$$(build/wheel/venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/borrowed.pth"
+	cd / && $(QUIET) $(CURDIR)/build/wheel/venv/bin/python $(CURDIR)/.ci/check_install.py wheel
+	cd / && $(QUIET) $(BIN)/python $(CURDIR)/.ci/check_install.py editable
+	cd / && $(QUIET) $(CURDIR)/build/wheel/venv/bin/detcam --help > /dev/null
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
