@@ -70,12 +70,18 @@ def draw_outline(
         slice(max(columns[0] - halo, 0), columns[-1] + 1 + halo),
     )
     inside = region[window].astype(np.uint8)
-    core = cv2.erode(
-        inside, np.ones((2 * line + 1,) * 2, np.uint8), borderType=cv2.BORDER_CONSTANT, borderValue=0
-    )
+    core = _eroded(inside, line, beyond=0)
     grown = cv2.dilate(inside, np.ones((2 * halo + 1,) * 2, np.uint8))
     picture[window][(grown == 1) & (inside == 0)] = contrast_to(color)
     picture[window][(inside == 1) & (core == 0)] = color
+    # Along the picture's border there is no outside: there the contrasting line lies within.
+    deep, deep_but_for_border = (_eroded(inside, line + halo, beyond) for beyond in (0, 1))
+    picture[window][(core == 1) & (deep == 0) & (deep_but_for_border == 1)] = contrast_to(color)
+
+
+def _eroded(inside: NDArray[np.uint8], by: int, beyond: int) -> NDArray[Any]:
+    kernel = np.ones((2 * by + 1,) * 2, np.uint8)
+    return cv2.erode(inside, kernel, borderType=cv2.BORDER_CONSTANT, borderValue=beyond)
 
 
 @lru_cache(maxsize=32)
@@ -114,7 +120,7 @@ def typeset(text: str, size: int, max_width: int) -> tuple[str, ImageFont.FreeTy
     font = _font_with(special, size) if special else plain
     if font is None:
         folded = unicodedata.normalize("NFKD", text)
-        text = "".join(c if c.isascii() or c == "…" else "?" for c in folded if not unicodedata.combining(c))
+        text = "".join(c if c.isascii() else "?" for c in folded if not unicodedata.combining(c))
         font = plain
     if font.getlength(text) <= max_width:
         return text, font
@@ -129,7 +135,7 @@ def typeset(text: str, size: int, max_width: int) -> tuple[str, ImageFont.FreeTy
 def text_plate(
     text: str, size: int, pad: int, max_width: int, *, ink: Color, paper: Color, width: int | None = None
 ) -> Picture:
-    """One line of text on a plate, as high as the font's lines; as wide as the text, or as `width` and centred."""
+    """One line of text on a plate, as high as the font; as wide as the text, or as `width` and centred."""
     line, font = typeset(text, size, max_width - 2 * pad)
     ascent, descent = font.getmetrics()
     across = width if width is not None else min(max_width, math.ceil(font.getlength(line)) + 2 * pad)
@@ -203,9 +209,10 @@ def place_label(
         cost += 100 * (covered > 0) + 100 * covered
     cost += 10 * overlap(spots, box) / area
     cost += 3 * sum(overlap(spots, other) / area for other in boxes) / max(len(boxes), 1)
-    distance = np.hypot(*gaps(spots, box))
-    cost += np.where(distance > gap + 1, 4, 0) + 10 * distance / np.hypot(*hot_sums.shape)
-    cost += 0.01 * np.arange(len(spots)) / len(near)
+    apart = np.clip(np.hypot(*gaps(spots, box)) - gap, 0, None)
+    cost += 4 * (apart > 1) + 10 * apart / np.hypot(*hot_sums.shape)
+    rank = np.arange(len(spots))
+    cost += np.where(rank < len(near), 0.01 * rank, 0.5)
     return spots[int(np.argmin(cost))]
 
 
@@ -231,15 +238,15 @@ def draw_boxes(
 ) -> Picture:
     """Boxes with captions; captions lie outside of their boxes where there is room, and not on what is hot.
 
-    The coloured line lies on the box's own outermost pixels, a contrasting one just outside of it. Sizes follow the
-    picture's. Captions too long for the picture end in an ellipsis; a picture lower than two lines of text (some 30
-    pixels) gets none.
+    The coloured line lies on the box's own outermost pixels, a contrasting one just outside of it. Sizes
+    follow the picture's. Captions too long for the picture end in an ellipsis; a picture lower than two lines
+    of text (some 30 pixels) gets none.
 
     Args:
         image: Image, RGB.
         boxes_xyxy: (N, 4), half-open, in the image's pixels; cut at the picture's border.
         captions: One per box; an empty one draws no label.
-        colors: One colour for all boxes or one per box: (r, g, b) 0 to 255, or a CSS name; default: a palette.
+        colors: One colour for all or one per box: (r, g, b) 0 to 255, or a CSS name; default: a palette.
         avoid: (H, W) heatmap in [0, 1]; captions keep off the pixels of 0.5 and more where that can be done.
 
     Returns:
@@ -294,8 +301,9 @@ def pixel_boxes(boxes_xyxy: Any, size_hw: tuple[int, int]) -> NDArray[np.int64]:
     wrong |= (boxes[:, 2:] < 0).any(axis=1) | (boxes[:, :2] > (width, height)).any(axis=1)
     if wrong.any():
         raise ValueError(
-            f"boxes_xyxy must be finite, x1 <= x2, y1 <= y2, and meet the picture of {width} x {height} pixels "
-            f"(width x height), got {boxes[wrong][0].round(2).tolist()}; boxes are x1, y1, x2, y2 in the image's pixels"
+            f"boxes_xyxy must be finite, x1 <= x2, y1 <= y2, and meet the picture of {width} x {height} "
+            f"pixels (width x height), got {boxes[wrong][0].round(2).tolist()}; "
+            "boxes are x1, y1, x2, y2 in the image's pixels"
         )
     whole = np.rint(boxes).astype(np.int64)
     low = np.clip(whole[:, :2], 0, (width - 1, height - 1))

@@ -29,8 +29,14 @@ COLORMAPS: dict[str, int] = {
 }
 RANGE_SLACK = 1e-3  # resizing in half precision overshoots [0, 1] by this much; it is clipped
 FORMATS = {
-    ".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".bmp": "BMP", ".tif": "TIFF", ".tiff": "TIFF",
-}  # fmt: skip
+    ".png": "PNG",
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".webp": "WEBP",
+    ".bmp": "BMP",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+}
 
 
 def as_array(value: Any, name: str) -> NDArray[Any]:
@@ -69,7 +75,7 @@ def as_picture(image: Any, name: str = "image") -> Picture:
 
 
 def as_unit_image(image: Any, name: str = "image") -> NDArray[Any]:
-    """As `as_picture`, but floats in [0, 1] stay floats (float64 stays float64) and nothing is copied needlessly."""
+    """As `as_picture`, but floats in [0, 1] stay floats, of their own precision."""
     if isinstance(image, Image.Image):
         return np.asarray(image.convert("RGB"))
     array = as_array(image, name)
@@ -78,7 +84,7 @@ def as_unit_image(image: Any, name: str = "image") -> NDArray[Any]:
     if array.ndim != 3 or array.shape[0 if is_tensor else 2] != 3 or 0 in array.shape:
         raise ValueError(
             f"{name} must be {layout} of at least one pixel, got shape {tuple(array.shape)}; "
-            "tensors are channels first, arrays channels last; index a batch, repeat a grey channel three times"
+            "tensors are channels first, arrays last; index a batch, repeat a grey channel three times"
         )
     if is_tensor:
         array = array.transpose(1, 2, 0)

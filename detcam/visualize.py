@@ -1,7 +1,7 @@
 """Pictures of heatmaps: overlays, boxes with captions, panels, grids, and saving them.
 
-Images are HxWx3 arrays, 3xHxW tensors (uint8, or float in [0, 1]) or PIL images; heatmaps are (H, W) arrays or
-tensors in [0, 1] of the image's size. What comes back is an HxWx3 uint8 array.
+Images are HxWx3 arrays, 3xHxW tensors (uint8, or float in [0, 1]) or PIL images; heatmaps are (H, W) arrays
+or tensors in [0, 1] of the image's size. What comes back is an HxWx3 uint8 array.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ def show_cam_on_image(
     colormap: str | int = DEFAULT_COLORMAP,
     image_weight: float = 0.5,
 ) -> Picture:
-    """Blend a heatmap over an image with one weight everywhere: `image_weight * img + (1 - image_weight) * heat`.
+    """Blend a heatmap over an image with one weight: `image_weight * img + (1 - image_weight) * heat`.
 
-    The sum is divided by its maximum. For a picture that stays clear where nothing is hot, see `overlay_heatmap`.
+    The sum is divided by its maximum. `overlay_heatmap` keeps the picture clear where nothing is hot.
 
     Args:
         img: Image, RGB or BGR.
@@ -71,7 +71,7 @@ def show_cam_on_image(
 
     Raises:
         TypeError: Something is neither array nor tensor.
-        ValueError: Sizes differ, values lie outside [0, 1] or are NaN, unknown colormap, or a weight out of range.
+        ValueError: Sizes differ, values or weight lie outside [0, 1] or are NaN, or an unknown colormap.
     """
     if not 0 <= image_weight <= 1:
         raise ValueError(f"image_weight must lie in [0, 1], got {image_weight}")
@@ -117,8 +117,8 @@ def preprocess_image(
         array = array.transpose(2, 0, 1)
     if not len(mean) == len(std) == array.shape[0]:
         raise ValueError(
-            f"mean and std need one value for each of img's {array.shape[0]} channels, got {len(mean)} and {len(std)}; "
-            "arrays are channels last, tensors channels first"
+            f"mean and std need one value for each of img's {array.shape[0]} channels, "
+            f"got {len(mean)} and {len(std)}; arrays are channels last, tensors channels first"
         )
     if 0 in std:
         raise ValueError(f"std must not hold zero, got {list(std)}")
@@ -155,14 +155,14 @@ def deprocess_image(img: Any) -> Picture:
 def overlay_heatmap(
     image: Any, heatmap: Any, *, colormap: str | int = DEFAULT_COLORMAP, alpha: float = OVERLAY_ALPHA
 ) -> Picture:
-    """An overlay drawn to be read: opacity grows with heat, so the picture stays as it is where nothing is hot.
+    """An overlay drawn to be read: opacity grows with heat, and the picture shows where nothing is hot.
 
     A pixel of heat h is `(1 - alpha * h) * image + alpha * h * colormap(h)`.
 
     Args:
         image: Image, RGB.
         heatmap: (H, W) in [0, 1]; all zeros give the plain picture.
-        colormap: Name or OpenCV number; a perceptually uniform one (inferno, magma, plasma, viridis, cividis).
+        colormap: Name or OpenCV number; best a perceptually uniform one (inferno, viridis, cividis).
         alpha: Opacity at heat 1, in [0, 1].
 
     Raises:
@@ -195,8 +195,8 @@ def render(
 ) -> Picture:
     """One target's panel: overlay, the target's outline, a caption below and a colour bar beside the picture.
 
-    Nothing but the outline is drawn over the overlay, which fills the panel's upper left corner. A picture with a
-    longer side below 192 pixels is enlarged by a whole factor first, so that text beside it can be read.
+    Nothing but the outline is drawn over the overlay, which fills the panel's upper left corner. A picture
+    with a longer side below 192 pixels is enlarged by a whole factor, so that text beside it can be read.
 
     Args:
         image: Image, RGB.
@@ -239,20 +239,20 @@ def _enlarge(picture: Picture) -> tuple[Picture, int]:
 
 def _color_bar(height: int, scale: drawing.Scale, colormap: str | int) -> Picture:
     """The colours as they come out over a light grey, from 1 above to 0 below, with a margin on its left."""
-    bar_width = max(8, scale.font)
-    ramp = np.linspace(1, 0, height, dtype=np.float32)[:, None].repeat(bar_width, axis=1)
-    bar = _blend(np.full((height, bar_width, 3), 225, np.uint8), ramp, colormap, OVERLAY_ALPHA)
-    labels = [
-        drawing.text_plate(text, scale.font, scale.pad, 10 * scale.font, ink=drawing.INK, paper=drawing.PAPER)
+    width = max(8, scale.font)
+    ramp = np.linspace(1, 0, height, dtype=np.float32)[:, None].repeat(width, axis=1)
+    bar = _blend(np.full((height, width, 3), 225, np.uint8), ramp, colormap, OVERLAY_ALPHA)
+    ends = [
+        drawing.text_plate(text, scale.font, scale.pad, 10 * width, ink=drawing.INK, paper=drawing.PAPER)[
+            :height
+        ]
         for text in ("1", "0")
     ]
-    canvas = np.full((height, scale.pad * 2 + bar_width + max(p.shape[1] for p in labels), 3), 255, np.uint8)
-    canvas[:, scale.pad * 2 : scale.pad * 2 + bar_width] = bar
-    for plate, above in zip(labels, (True, False), strict=True):
-        plate = plate[:height]
-        top = 0 if above else height - plate.shape[0]
-        left = scale.pad * 2 + bar_width
-        canvas[top : top + plate.shape[0], left : left + plate.shape[1]] = plate
+    margin = 2 * scale.pad
+    canvas = np.full((height, margin + width + max(end.shape[1] for end in ends), 3), 255, np.uint8)
+    canvas[:, margin : margin + width] = bar
+    for end, top in zip(ends, (0, height - ends[1].shape[0]), strict=True):
+        canvas[top : top + end.shape[0], margin + width : margin + width + end.shape[1]] = end
     return canvas
 
 
@@ -272,7 +272,7 @@ def grid(
         original: The plain image, which then comes first.
 
     Returns:
-        White figure; the longer side is at most 4096 pixels.
+        White figure; panels shrink where its longer side would pass 4096 pixels.
 
     Raises:
         TypeError: A panel is not a picture, or `panels` is a single one.
@@ -299,10 +299,9 @@ def grid(
     longest = max(figure.shape[:2])
     if longest <= LARGEST_FIGURE:
         return figure
-    # Drawn again rather than shrunk: titles keep the size at which they can be read.
-    ratio = LARGEST_FIGURE / longest * 0.97
-    small = [_to_height(p, max(1, int(p.shape[0] * ratio))) for p in scaled]
-    return _assemble(small, names, min(columns, len(small)), max(p.shape[0] for p in small))
+    # Put together again rather than shrunk: titles keep the size at which they can be read.
+    height = max(1, int(height * LARGEST_FIGURE / longest * 0.97))
+    return _assemble([_to_height(p, height) for p in scaled], names, min(columns, len(scaled)), height)
 
 
 def _to_height(picture: Picture, height: int) -> Picture:
@@ -314,7 +313,7 @@ def _to_height(picture: Picture, height: int) -> Picture:
 
 
 def _beside(original: Picture, panel: Picture, height: int) -> Picture:
-    """The original as a panel of its own; where `render` put a caption and a bar around it, with room for them."""
+    """The original as a panel; with white where the panels have `render`'s caption and bar."""
     more = np.array(panel.shape[:2]) - original.shape[:2]
     if (more >= 0).all() and (more * 2 <= original.shape[:2]).all():
         original = np.pad(original, ((0, more[0]), (0, more[1]), (0, 0)), constant_values=255)
@@ -331,27 +330,19 @@ def _best_columns(widths: Sequence[int], height: int) -> int:
 
 
 def _assemble(pictures: Sequence[Picture], titles: Sequence[str], columns: int, height: int) -> Picture:
-    size = max(11, round(height * 0.045))
-    gap = max(4, round(height * 0.025))
+    size, gap = max(12, round(height * 0.045)), max(4, round(height * 0.025))
     widths = [max(p.shape[1] for p in pictures[i::columns]) for i in range(columns)]
-    rows = []
+    lefts = np.cumsum([gap] + [width + gap for width in widths])
+    rows = [np.full((gap, lefts[-1], 3), 255, np.uint8)]
     for start in range(0, len(pictures), columns):
-        cells = []
-        strips = [
-            drawing.text_strip(titles[start + i], widths[i], size)
-            for i in range(len(titles[start : start + columns]))
-        ]
-        head = max(s.shape[0] for s in strips) if any(titles) else 0
-        for picture, strip, width in zip(pictures[start : start + columns], strips, widths, strict=False):
-            cell = np.full((head + height + gap, width + gap, 3), 255, np.uint8)
-            cell[: strip.shape[0] if head else 0, :width] = strip if head else 255
-            left = (width - picture.shape[1]) // 2
-            cell[head : head + picture.shape[0], left : left + picture.shape[1]] = picture
-            cells.append(cell)
-        row = np.concatenate(cells, axis=1)
-        rows.append(
-            np.pad(
-                row, ((0, 0), (gap, sum(widths) + columns * gap - row.shape[1]), (0, 0)), constant_values=255
-            )
-        )
-    return np.pad(np.concatenate(rows), ((gap, 0), (0, 0), (0, 0)), constant_values=255)
+        row = range(start, min(start + columns, len(pictures)))
+        strips = [drawing.text_strip(titles[i], widths[i - start], size) for i in row] if any(titles) else []
+        head = max((strip.shape[0] for strip in strips), default=0)
+        canvas = np.full((head + height + gap, lefts[-1], 3), 255, np.uint8)
+        for left, width, strip in zip(lefts, widths, strips, strict=False):
+            canvas[: strip.shape[0], left : left + width] = strip
+        for left, width, i in zip(lefts, widths, row, strict=False):
+            across = left + (width - pictures[i].shape[1]) // 2
+            canvas[head : head + height, across : across + pictures[i].shape[1]] = pictures[i]
+        rows.append(canvas)
+    return np.concatenate(rows)
