@@ -1,0 +1,53 @@
+"""What all tests share: reference data beside the repository, quiet optional packages, few threads."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+os.environ.setdefault("YOLO_OFFLINE", "True")
+os.environ.setdefault("YOLO_AUTOINSTALL", "False")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+
+import torch
+
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(autouse=True)
+def _few_threads_and_a_seed() -> Iterator[None]:
+    """Tests run side by side, so each takes one thread; unseeded weights would make failures unrepeatable."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    yield
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """The folder with reference photographs and models; tests skip where it is absent."""
+    if not DATA.is_dir():
+        pytest.skip("the reference data folder (../shared/data) is not here")
+    return DATA
+
+
+@pytest.fixture(scope="session")
+def photos(data: Path) -> Path:
+    """Real photographs."""
+    return data / "photos"
+
+
+@pytest.fixture(scope="session")
+def reference(data: Path) -> ModuleType:
+    """The module that builds the reference models: bccd_fasterrcnn, bccd_yolo, bccd_unet, efficientnet_lite0."""
+    spec = importlib.util.spec_from_file_location("reference_models", data / "models" / "build.py")
+    if spec is None or spec.loader is None:
+        pytest.skip("the reference models cannot be loaded")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
