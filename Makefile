@@ -27,14 +27,14 @@ QUIET := OMP_NUM_THREADS=1 MPLBACKEND=Agg HF_HUB_OFFLINE=1 NO_ALBUMENTATIONS_UPD
 .PHONY: help env demo test test-slow lint format bench wheel-check clean
 
 help:
-	@sed -n 's/^# //p' Makefile | head -8
+	@sed -n '1,/^$$/s/^# //p' Makefile
 
 # The stamps are newer than setup.cfg once its dependencies are installed.
 $(VENV)/bin/pip:
 	@[ -n "$(PYTHON)" ] || { echo "No Python found: detcam needs Python 3.10 or newer with the venv module." \
 		"Install one, or name it: make PYTHON=/path/to/python3" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
-		echo "$(PYTHON) is too old: detcam needs Python 3.10 or newer. Name another: make PYTHON=..." >&2; exit 1; }
+		echo "$(PYTHON) is not Python 3.10 or newer, which detcam needs. Name another: make PYTHON=..." >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed-all: setup.cfg | $(VENV)/bin/pip

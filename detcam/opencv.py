@@ -1,0 +1,13 @@
+"""Loads OpenCV, and says what to do where it cannot be loaded; other modules import `cv2` from here."""
+
+try:
+    import cv2
+except ImportError as error:
+    raise ImportError(
+        f"OpenCV cannot be loaded: {error}. detcam installs opencv-python-headless; opencv-python and"
+        " opencv-contrib-python fill the same folder, and cannot load on a machine without a display."
+        " Remedy: pip uninstall opencv-python opencv-contrib-python;"
+        " pip install --force-reinstall --no-deps opencv-python-headless"
+    ) from error
+
+__all__ = ["cv2"]
