@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from detcam.opencv import cv2
 from detcam.pictures import Color, Picture, as_array, as_heatmap, as_picture, color_rgb, contrast_to
 
 # Told apart with colour-blind eyes too; the first ones are not colours of the default colormap.

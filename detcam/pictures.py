@@ -13,11 +13,12 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageColor
+
+from detcam.opencv import cv2
 
 Picture = NDArray[np.uint8]
 Color = str | tuple[int, int, int]

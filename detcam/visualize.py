@@ -10,12 +10,12 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 
 from detcam import drawing
 from detcam.drawing import draw_boxes
+from detcam.opencv import cv2
 from detcam.pictures import (
     Picture,
     as_array,
