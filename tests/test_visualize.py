@@ -223,6 +223,14 @@ def test_label_goes_where_there_is_room(box: tuple[int, int, int, int], side: st
     assert outside[side]
 
 
+def test_label_stays_out_of_its_box_among_many_boxes() -> None:
+    image, box = plain(480, 640), [10, 0, 220, 160]  # wider than its label: above would mean inside
+    others = [[300 + 15 * i, 300, 310 + 15 * i, 310] for i in range(20)]
+    boxes, captions = [box, *others], ["cat 0.9"] + [""] * 20
+    label = label_of(draw_boxes(image, boxes, captions), draw_boxes(image, boxes))
+    assert bounds(label)[1] >= 160
+
+
 @pytest.mark.parametrize("hot", [(0, 0, 300, 89), (0, 60, 300, 200), (60, 50, 260, 180)])
 def test_label_is_never_on_the_hot_region_if_there_is_another_place(hot: tuple[int, int, int, int]) -> None:
     avoid = np.zeros((200, 300), np.float32)
