@@ -6,6 +6,7 @@ import importlib
 import importlib.metadata
 import inspect
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -23,6 +24,14 @@ ONE_USER = {
     "segmentation_models_pytorch": "adapters/smp.py",
     "timm": "adapters/timm.py",
     "ultralytics": "adapters/ultralytics.py",
+}
+
+EXTRAS = ("ultralytics", "smp", "timm")
+DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "cv2": "opencv-python-headless",
+    "segmentation_models_pytorch": "segmentation-models-pytorch",
+    "ultralytics": "ultralytics-opencv-headless",
 }
 
 
@@ -93,7 +102,7 @@ def test_the_command_is_installed() -> None:
 def test_all_is_the_sum_of_the_adapters_extras() -> None:
     extras = setup_cfg()["options.extras_require"]
     assert extras["all"].strip() == "detcam[ultralytics,smp,timm]"
-    for extra in ("ultralytics", "smp", "timm"):
+    for extra in EXTRAS:
         assert len(extras[extra].split("\n")) == 2
     assert "opencv-python>" not in Path(REPOSITORY / "setup.cfg").read_text(encoding="utf-8")
 
@@ -147,6 +156,17 @@ def test_one_module_alone_imports_it(library: str) -> None:
     files = [file for folder in folders for file in (REPOSITORY / folder).rglob("*.py")]
     users = {file.relative_to(REPOSITORY).as_posix() for file in files if library in imported_names(file)}
     assert users <= {ONE_USER[library]}
+
+
+def test_every_library_imported_is_a_declared_dependency() -> None:
+    config = setup_cfg()
+    declared = config["options"]["install_requires"] + "".join(
+        config["options.extras_require"][e] for e in EXTRAS
+    )
+    names = {re.split(r"[^\w-]", line.strip())[0].lower() for line in declared.splitlines()}
+    imported = {name for file in installed_modules().values() for name in imported_names(file)}
+    libraries = imported - set(sys.stdlib_module_names) - {"detcam"}
+    assert {DISTRIBUTIONS.get(library, library) for library in libraries} - names == set()
 
 
 def test_nothing_imports_the_folders_by_their_plain_names() -> None:
