@@ -223,12 +223,16 @@ def test_label_goes_where_there_is_room(box: tuple[int, int, int, int], side: st
     assert outside[side]
 
 
-def test_label_stays_out_of_its_box_among_many_boxes() -> None:
-    image, box = plain(480, 640), [10, 0, 220, 160]  # wider than its label: above would mean inside
-    others = [[300 + 15 * i, 300, 310 + 15 * i, 310] for i in range(20)]
-    boxes, captions = [box, *others], ["cat 0.9"] + [""] * 20
-    label = label_of(draw_boxes(image, boxes, captions), draw_boxes(image, boxes))
-    assert bounds(label)[1] >= 160
+def test_label_rather_leaves_its_box_than_lies_inside() -> None:
+    avoid = np.zeros((300, 400), np.float32)
+    avoid[70:230, 70:330] = 1
+    avoid[100:200, 100:300] = 0  # all around the box is hot, its inside is not
+    image, box, color = plain(300, 400), [[100, 100, 300, 200]], (10, 200, 30)
+    out, bare = (
+        draw_boxes(image, box, caption, colors=color, avoid=avoid) for caption in (["cat 0.9"], None)
+    )
+    inside = label_of(out, bare)[110:190, 110:290]
+    assert not inside.any()
 
 
 @pytest.mark.parametrize("hot", [(0, 0, 300, 89), (0, 60, 300, 200), (60, 50, 260, 180)])
