@@ -97,18 +97,28 @@ class ClassificationAdapter(Adapter):
                     f"targets=None needs class scores of shape (C,) per image; got {tuple(output.shape)}: say what to "
                     "explain with targets=, e.g. SemanticSegmentationTarget"
                 )
-            found.append(self._top(output, geometry.image_size_hw))
+            found.append(self.ranked(output, geometry.image_size_hw))
         return found, [self.targets_of(detections) for detections in found]
 
-    def _top(self, logits: Tensor, image_size_hw: tuple[int, int]) -> Detections:
-        score, label = logits.detach().float().softmax(-1).max(-1)
+    def ranked(
+        self,
+        logits: Tensor,
+        image_size_hw: tuple[int, int],
+        *,
+        labels: Sequence[int] | None = None,
+        top_k: int | None = 1,
+    ) -> Detections:
+        """Classes of one picture as findings that fill it: the best ones, or the best of the given ones."""
+        scores = logits.detach().float().softmax(-1).cpu()
+        wanted = torch.arange(len(scores)) if labels is None else torch.tensor(list(labels), dtype=torch.int64)
+        wanted = wanted[scores[wanted].argsort(descending=True, stable=True)][:top_k]
         height, width = image_size_hw
         return Detections(
-            torch.tensor([[0.0, 0.0, width, height]]),
-            label.reshape(1).cpu(),
-            score.reshape(1).cpu(),
+            torch.tensor([[0.0, 0.0, width, height]]).expand(len(wanted), 4),
+            wanted,
+            scores[wanted],
             image_size_hw,
-            (Source("image"),),
+            (Source("image"),) * len(wanted),
             names=self.names,
         )
 

@@ -19,7 +19,7 @@ from detcam.detections import Detections
 from detcam.geometry import Geometry, normalize
 from detcam.honesty import Reach, warn_about_maps
 from detcam.projection import first_principal_component
-from detcam.request import Request, read_request
+from detcam.request import Choose, Request, read_request
 from detcam.smoothing import View, views
 from detcam.trace import ReshapeTransform, Trace, guarded
 
@@ -129,16 +129,20 @@ class BaseCAM:
         heatmaps = [result.heatmaps for result in results]
         return torch.cat(heatmaps) if request.stacked else heatmaps
 
-    def explain(self, images: Any, targets: Any = None, **options: Any) -> list[ImageHeatmaps]:
+    def explain(
+        self, images: Any, targets: Any = None, *, choose: Choose | None = None, **options: Any
+    ) -> list[ImageHeatmaps]:
         """As calling, but with everything known: raw saliency, scores, reach and detections, one entry per image.
 
         Args:
             images: as in the call.
             targets: as in the call.
+            choose: with ``targets=None``, which of the model's findings to explain and by what targets.
             **options: `aug_smooth`, `eigen_smooth`, `model_kwargs` as in the call; `progress`, a wrapper of the loop
                 over batches such as tqdm.
         """
         request = read_request(self.adapter, images, targets, options.pop("model_kwargs", None))
+        request = replace(request, choose=choose)
         return self.compute(request, **options)
 
     def __enter__(self) -> BaseCAM:
@@ -195,7 +199,7 @@ class BaseCAM:
             trace.check_ran()
             detections: Sequence[Detections | None] = [None] * len(group)
             if asked is None:
-                detections, asked = adapter.default_targets(outputs, batch)
+                detections, asked = request.findings(adapter, outputs, batch)
             elif request.detections is not None:
                 detections = [request.detections[index] for index in group]
             viewed = [[view.target(t, g) for t in row] for row, g in zip(asked, batch.geometries, strict=True)]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch import Tensor
 
@@ -12,6 +12,9 @@ from detcam.adapters.base import Adapter, Batch, Target
 from detcam.detections import Detections
 from detcam.images import check_finite, is_single, load_images
 from detcam.smoothing import View
+
+Choose: TypeAlias = Callable[[Detections, Any], "tuple[Detections, list[Target]]"]
+"""From what a model found in one image, and its output for that image, to what is explained: findings and targets."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,7 @@ class Request:
         tensor: the user's own (B, C, H, W) batch, or None.
         targets: per image a list of targets; None asks for the model's own findings.
         detections: where the targets came from, or None.
+        choose: which of the model's own findings to explain, and by what targets; None explains them all.
         stacked: whether the answer is one (B, H, W) tensor rather than a list.
         extra_inputs: further positional inputs of the model.
         model_kwargs: keyword arguments of the model.
@@ -32,6 +36,7 @@ class Request:
     tensor: Tensor | None = None
     targets: list[list[Target]] | None = None
     detections: list[Detections] | None = None
+    choose: Choose | None = None
     stacked: bool = False
     extra_inputs: tuple[Any, ...] = ()
     model_kwargs: Mapping[str, Any] = field(default_factory=dict)
@@ -50,6 +55,16 @@ class Request:
     def targets_for(self, group: Sequence[int]) -> list[list[Target]] | None:
         """The targets of some images."""
         return None if self.targets is None else [self.targets[index] for index in group]
+
+    def findings(
+        self, adapter: Adapter, outputs: Sequence[Any], batch: Batch
+    ) -> tuple[list[Detections], list[list[Target]]]:
+        """Where no targets were given: per image what the model found, and a target for each finding."""
+        found, targets = adapter.default_targets(outputs, batch)
+        if self.choose is None:
+            return found, targets
+        chosen = [self.choose(*both) for both in zip(found, outputs, strict=True)]
+        return [detections for detections, _ in chosen], [row for _, row in chosen]
 
     def batch(self, adapter: Adapter, group: Sequence[int], view: View) -> Batch:
         """The network's input for some images in one view."""
