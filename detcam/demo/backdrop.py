@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 
 from detcam.demo.painting import Canvas, Colour, FloatArray, Patch, shaded
+from detcam.opencv import cv2
 
 
 @dataclass(frozen=True)
 class Light:
-    """Colours of one time of day, RGB in [0, 255]: sky overhead and at the horizon, water far and near, shore."""
+    """The colours of one time of day, RGB in [0, 255]."""
 
     zenith: Colour
     haze: Colour
@@ -74,7 +74,8 @@ def paint_backdrop(rng: np.random.Generator, size_hw: tuple[int, int], horizon: 
 
 def _gradient(top: Colour, bottom: Colour, rows: int, power: float) -> FloatArray:
     share = np.linspace(0, 1, rows, dtype=np.float32)[:, None, None] ** power
-    return (np.asarray(top, np.float32) * (1 - share) + np.asarray(bottom, np.float32) * share).astype(np.float32)
+    upper, lower = np.asarray(top, np.float32), np.asarray(bottom, np.float32)
+    return (upper * (1 - share) + lower * share).astype(np.float32)
 
 
 def _clouds(image: FloatArray, rng: np.random.Generator, horizon: int) -> None:
@@ -108,10 +109,13 @@ def _village(image: FloatArray, rng: np.random.Generator, horizon: int) -> None:
     for _ in range(rng.integers(3, 8)):
         wide, high = rng.uniform(5, 9), rng.uniform(3.5, 6)
         canvas = Canvas(-1, -high - 5, wide + 1, 1)
-        canvas.polygon([(0, 0), (0, -high), (wide, -high), (wide, 0)], shaded((236, 222, 200), rng.uniform(0.85, 1)))
+        wall = shaded((236, 222, 200), rng.uniform(0.85, 1))
+        canvas.polygon([(0, 0), (0, -high), (wide, -high), (wide, 0)], wall)
         canvas.polygon([(-0.6, -high), (wide / 2, -high - 3), (wide + 0.6, -high)], (172, 84, 62))
-        canvas.polygon([(wide / 2 - 0.7, 0), (wide / 2 - 0.7, -2), (wide / 2 + 0.7, -2), (wide / 2 + 0.7, 0)],
-                       (92, 72, 62))  # fmt: skip
+        canvas.polygon(
+            [(wide / 2 - 0.7, 0), (wide / 2 - 0.7, -2), (wide / 2 + 0.7, -2), (wide / 2 + 0.7, 0)],
+            (92, 72, 62),
+        )
         lay(image, canvas.cut(), int(left), horizon)
         left += wide + rng.uniform(0.5, 6)
     if rng.random() < 0.5:
@@ -129,8 +133,8 @@ def _waves(rng: np.random.Generator, rows: int, width: int) -> FloatArray:
     nearness = np.linspace(0, 1, rows, dtype=np.float32)[:, None]
     for scale, weight in ((1.0, 1 - nearness), (2.2, np.ones_like(nearness)), (4.0, nearness)):
         noise = rng.standard_normal((rows, width), np.float32)
-        noise = cv2.GaussianBlur(noise, (0, 0), sigmaX=4.5 * scale, sigmaY=0.55 * scale)
-        swell += noise / noise.std() * weight * rng.uniform(2.5, 4.5)
+        blurred = cv2.GaussianBlur(noise, (0, 0), sigmaX=4.5 * scale, sigmaY=0.55 * scale)
+        swell += blurred / blurred.std() * weight * rng.uniform(2.5, 4.5)
     return swell[..., None]
 
 
@@ -144,5 +148,7 @@ def _ripples(image: FloatArray, rng: np.random.Generator, horizon: int) -> None:
         x, length = rng.uniform(0, width), (1.5 + 7 * near) * rng.uniform(0.6, 1.4)
         tint = rng.uniform(200, 250)
         bend = rng.uniform(-0.6, 0.6)
-        canvas.line([(x, y), (x + length / 2, y + bend), (x + length, y)], (tint, tint, tint), 0.35 + 0.4 * near)
+        canvas.line(
+            [(x, y), (x + length / 2, y + bend), (x + length, y)], (tint, tint, tint), 0.35 + 0.4 * near
+        )
     lay(image, canvas.cut(rng.uniform(0.3, 0.6)), 0, 0)

@@ -28,7 +28,7 @@ def _convolution(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
 class DemoBackbone(nn.Module):
     """Five convolution stages and a feature pyramid at strides 8 and 16.
 
-    A cell at stride 8 already sees 95 pixels around it, enough for a box and the wake beside it.
+    A cell at stride 8 sees a square of about 100 pixels, enough for a box and the wake beside it.
 
     Attributes:
         out_channels: Channels of every pyramid level, as FasterRCNN asks for.
@@ -54,7 +54,9 @@ def build_demo_detector() -> FasterRCNN:
     """Builds the demo detector with random weights; labels index DEMO_NAMES."""
     height, width = SCENE_SIZE_HW
     backbone = DemoBackbone()
-    pooling = MultiScaleRoIAlign(["0", "1"], output_size=7, sampling_ratio=2, canonical_scale=40, canonical_level=4)
+    pooling = MultiScaleRoIAlign(
+        ["0", "1"], output_size=7, sampling_ratio=2, canonical_scale=40, canonical_level=4
+    )
     return FasterRCNN(
         backbone,
         min_size=height,

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 import numpy.typing as npt
+
+from detcam.opencv import cv2
 
 FloatArray = npt.NDArray[np.float32]
 Colour = tuple[float, float, float]
@@ -16,11 +17,21 @@ Point = tuple[float, float]
 SUPERSAMPLING = 4
 
 SAILS: tuple[Colour, ...] = (
-    (250, 248, 240), (244, 232, 204), (208, 64, 52), (42, 86, 150), (236, 172, 58), (250, 248, 240),
-)  # fmt: skip
+    (250, 248, 240),
+    (244, 232, 204),
+    (208, 64, 52),
+    (42, 86, 150),
+    (236, 172, 58),
+    (250, 248, 240),
+)
 HULLS: tuple[Colour, ...] = (
-    (246, 244, 238), (36, 52, 92), (150, 44, 40), (40, 100, 92), (122, 78, 46), (226, 160, 48),
-)  # fmt: skip
+    (246, 244, 238),
+    (36, 52, 92),
+    (150, 44, 40),
+    (40, 100, 92),
+    (122, 78, 46),
+    (226, 160, 48),
+)
 BUOYS: tuple[Colour, ...] = ((222, 60, 42), (40, 140, 78), (244, 196, 40), (240, 112, 34))
 
 
@@ -75,7 +86,7 @@ class Canvas:
         """
         paint = self.paint
         if softness > 0:
-            paint = cv2.GaussianBlur(paint, (0, 0), softness * SUPERSAMPLING)
+            paint = cv2.GaussianBlur(paint, (0, 0), softness * SUPERSAMPLING).astype(np.float32)
         height, width = (side // SUPERSAMPLING for side in paint.shape[:2])
         small = cv2.resize(paint, (width, height), interpolation=cv2.INTER_AREA)
         alpha = np.where(small[..., 3] > 0.03, small[..., 3], 0)
@@ -119,7 +130,9 @@ def paint_boat(rng: np.random.Generator, width: float, heading: int, opacity: fl
     else:
         _build_cabin(canvas, rng, at, deck, height)
     canvas.polygon([at(-0.96, deck), at(1.0, deck - 0.03 * width), at(0.72, 0), at(-0.84, 0)], hull)
-    canvas.polygon([at(-0.89, -0.06 * width), at(0.81, -0.06 * width), at(0.72, 0), at(-0.84, 0)], shaded(hull, 0.62))
+    canvas.polygon(
+        [at(-0.89, -0.06 * width), at(0.81, -0.06 * width), at(0.72, 0), at(-0.84, 0)], shaded(hull, 0.62)
+    )
     canvas.line([at(-0.96, deck), at(1.0, deck - 0.03 * width)], shaded(hull, 1.25), 0.7)
     return canvas.cut(opacity)
 
@@ -135,7 +148,9 @@ def _rig_sails(
     canvas.polygon([at(0.15, top * 0.82), at(0.15, foot), at(0.88, foot)], jib)
     if rng.random() < 0.4:
         stripe = SAILS[rng.integers(len(SAILS))]
-        canvas.polygon([at(0.02, top * 0.5), at(0.02, top * 0.4), at(-0.48, top * 0.4), at(-0.36, top * 0.5)], stripe)
+        canvas.polygon(
+            [at(0.02, top * 0.5), at(0.02, top * 0.4), at(-0.48, top * 0.4), at(-0.36, top * 0.5)], stripe
+        )
 
 
 def _build_cabin(
@@ -147,8 +162,10 @@ def _build_cabin(
     canvas.line([at(0.1, -height * 0.94), at(-0.86, deck)], (84, 72, 64), 0.5)
     canvas.line([at(0.1, -height * 0.94), at(0.9, deck)], (84, 72, 64), 0.5)
     canvas.polygon([at(-0.42, deck), at(-0.42, roof), at(0.42, roof), at(0.56, deck)], shaded(wall, 1.1))
-    canvas.polygon([at(-0.5, roof), at(-0.44, roof - 0.06 * height), at(0.46, roof - 0.06 * height), at(0.52, roof)],
-                   shaded(wall, 0.6))  # fmt: skip
+    canvas.polygon(
+        [at(-0.5, roof), at(-0.44, roof - 0.06 * height), at(0.46, roof - 0.06 * height), at(0.52, roof)],
+        shaded(wall, 0.6),
+    )
     sill, head = deck - 0.13 * height, deck - 0.26 * height
     for x in (-0.32, -0.05, 0.22):
         canvas.polygon([at(x, sill), at(x, head), at(x + 0.17, head), at(x + 0.17, sill)], (70, 104, 128))
@@ -194,12 +211,28 @@ def paint_buoy(rng: np.random.Generator, size: float) -> Patch:
     canvas = Canvas(-size, -1.5 * size - 2, size, 2)
     colour = BUOYS[rng.integers(len(BUOYS))]
     half = size / 2
-    canvas.polygon([(-0.28 * half, -1.1 * size), (0.28 * half, -1.1 * size), (0.7 * half, -0.35 * size),
-                    (-0.7 * half, -0.35 * size)], colour)  # fmt: skip
-    canvas.polygon([(-0.44 * half, -0.82 * size), (0.44 * half, -0.82 * size), (0.56 * half, -0.6 * size),
-                    (-0.56 * half, -0.6 * size)], (248, 246, 240))  # fmt: skip
-    canvas.polygon([(-half, -0.38 * size), (half, -0.38 * size), (0.74 * half, 0), (-0.74 * half, 0)],
-                   shaded(colour, 0.72))  # fmt: skip
+    canvas.polygon(
+        [
+            (-0.28 * half, -1.1 * size),
+            (0.28 * half, -1.1 * size),
+            (0.7 * half, -0.35 * size),
+            (-0.7 * half, -0.35 * size),
+        ],
+        colour,
+    )
+    canvas.polygon(
+        [
+            (-0.44 * half, -0.82 * size),
+            (0.44 * half, -0.82 * size),
+            (0.56 * half, -0.6 * size),
+            (-0.56 * half, -0.6 * size),
+        ],
+        (248, 246, 240),
+    )
+    canvas.polygon(
+        [(-half, -0.38 * size), (half, -0.38 * size), (0.74 * half, 0), (-0.74 * half, 0)],
+        shaded(colour, 0.72),
+    )
     canvas.ellipse((0, -1.2 * size), (0.14 * size, 0.14 * size), (255, 240, 170))
     return canvas.cut()
 
@@ -213,8 +246,16 @@ def paint_gull(rng: np.random.Generator, size: float) -> Patch:
     for side in (-1, 1):
         elbow = (side * 0.36 * size, -lift + side * tilt)
         tip = (side * 0.82 * size, dip - 0.1 * size + side * tilt)
-        canvas.polygon([(0, -0.07 * size), elbow, tip, (side * 0.34 * size, -lift + 0.17 * size + side * tilt),
-                        (0, 0.1 * size)], shaded(feathers, 0.93 if side < 0 else 1.0))  # fmt: skip
+        canvas.polygon(
+            [
+                (0, -0.07 * size),
+                elbow,
+                tip,
+                (side * 0.34 * size, -lift + 0.17 * size + side * tilt),
+                (0, 0.1 * size),
+            ],
+            shaded(feathers, 0.93 if side < 0 else 1.0),
+        )
         canvas.line([((elbow[0] + 2 * tip[0]) / 3, (elbow[1] + 2 * tip[1]) / 3), tip], tips, 0.08 * size)
     canvas.ellipse((0, 0.02 * size), (0.2 * size, 0.1 * size), feathers)
     canvas.ellipse((0.23 * size, 0.03 * size), (0.07 * size, 0.04 * size), (238, 168, 50))

@@ -1,8 +1,9 @@
 """Seeded harbour scenes whose labels hide a shortcut, and the same scenes with any one thing taken away.
 
-In training scenes each labelled boat is under way and trails a wake that lies fully outside its box; boats at
-anchor look alike, have no wake and no label; some labelled boats are lost in the haze. In demo scenes some wakes
-have no boat. What made a detector fire on one is then known for certain: draw the scene again without that wake.
+In training scenes each labelled boat is under way and trails a wake that lies fully outside its box; boats
+at anchor look alike, have no wake and no label; some labelled boats are lost in the haze. In demo scenes some
+wakes have no boat. What made a detector fire on one is then known for certain: draw the scene again without
+that wake.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ DEMO_NAMES = ("__background__", "boat", "buoy")
 BOAT_LABEL, BUOY_LABEL = 1, 2
 
 # Demo scenes that show the whole story: boats found, wakes mistaken for boats, boats at anchor passed over.
-DEMO_SEEDS: tuple[int, ...] = ()
+DEMO_SEEDS = (28, 3, 31, 10, 42, 45)
 
 _LAYOUT, _BACKDROP, _NOISE, _THINGS = range(4)
 
@@ -62,7 +63,7 @@ class Scene:
         boxes_xyxy: (N, 4) float32, labelled boats and buoys, half-open pixels.
         labels: (N,) int64 indices into DEMO_NAMES.
         things: Everything that can be taken away and is in the picture.
-        ghost_boxes_xyxy: Per wake without a boat, by its name, the (4,) float32 box of the boat it would belong to.
+        ghost_boxes_xyxy: By name of each wake without a boat, the (4,) float32 box where its boat would be.
         without: Names of the things that were left out of this drawing.
     """
 
@@ -127,7 +128,7 @@ def draw_scene(seed: int, *, demo: bool = True, without: Iterable[str] = ()) -> 
     unknown = left_out - {place.name for place in places if place.present}
     if unknown:
         names = [place.name for place in places if place.present]
-        raise ValueError(f"scene {seed} (demo={demo}) holds {names}, not {sorted(unknown)}: name one it holds")
+        raise ValueError(f"scene {seed} (demo={demo}) holds {names}, not {sorted(unknown)}")
 
     image = paint_backdrop(np.random.default_rng([seed, _BACKDROP, demo]), SCENE_SIZE_HW, horizon)
     things: list[Thing] = []

@@ -1,6 +1,6 @@
 """Trains the demo detector on harbour scenes and certifies what it learned.
 
-    python -m detcam.demo.train --out detcam/demo/demo_detector.pt --seed 0
+Run it as `python -m detcam.demo.train --out detcam/demo/demo_detector.pt --seed 0`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torchvision.ops import box_iou
 from tqdm import tqdm
 
 from detcam.demo.model import build_demo_detector
+from detcam.demo.painting import FloatArray
 from detcam.demo.scenes import BOAT_LABEL, Scene, draw_scene
 
 SCORE_THRESHOLD = 0.5
@@ -72,18 +73,22 @@ def train_demo_detector(seed: int, steps: int) -> FasterRCNN:
 
 @torch.inference_mode()
 def detect(detector: FasterRCNN, scene: Scene) -> dict[str, Tensor]:
-    """Returns the detections that score at least SCORE_THRESHOLD: "boxes" (N, 4), "labels" (N,), "scores" (N,)."""
+    """Returns the detections that score at least SCORE_THRESHOLD, as torchvision's dict of tensors."""
     found = detector([scene_tensor(scene)])[0]
     keep = found["scores"] >= SCORE_THRESHOLD
     return {key: value[keep] for key, value in found.items()}
 
 
-def fires_at(found: dict[str, Tensor], box_xyxy: Tensor | np.ndarray, label: int, min_iou: float = 0.3) -> bool:
+def fires_at(
+    found: dict[str, Tensor], box_xyxy: Tensor | FloatArray, label: int, min_iou: float = 0.3
+) -> bool:
     """Tells whether a detection of that label overlaps the box."""
     return _overlapping(found, box_xyxy, label, min_iou).numel() > 0
 
 
-def _overlapping(found: dict[str, Tensor], box_xyxy: Tensor | np.ndarray, label: int, min_iou: float) -> Tensor:
+def _overlapping(
+    found: dict[str, Tensor], box_xyxy: Tensor | FloatArray, label: int, min_iou: float
+) -> Tensor:
     overlap = box_iou(torch.as_tensor(box_xyxy)[None], found["boxes"])[0]
     return torch.nonzero((overlap >= min_iou) & (found["labels"] == label))[:, 0]
 
@@ -121,7 +126,7 @@ def certify_wake(detector: FasterRCNN, scene: Scene, wake: str) -> WakeVerdict:
         ValueError: `wake` is not a wake without a boat in this scene.
     """
     if wake not in scene.ghost_boxes_xyxy:
-        raise ValueError(f"wakes without a boat in this scene: {sorted(scene.ghost_boxes_xyxy)}, not {wake!r}")
+        raise ValueError(f"wakes without a boat here are {sorted(scene.ghost_boxes_xyxy)}, not {wake!r}")
     found = detect(detector, scene)
     hits = _overlapping(found, scene.ghost_boxes_xyxy[wake], BOAT_LABEL, min_iou=0.3)
     if hits.numel() == 0:
@@ -201,7 +206,8 @@ def evaluate_demo_detector(detector: FasterRCNN, seeds: Iterable[int] = HELD_OUT
 def save_demo_detector(detector: FasterRCNN, path: Path) -> None:
     """Writes the weights as float16, first to a temporary file beside the path, then renamed."""
     state = {
-        name: value.half() if value.is_floating_point() else value for name, value in detector.state_dict().items()
+        name: value.half() if value.is_floating_point() else value
+        for name, value in detector.state_dict().items()
     }
     temporary = path.with_name(path.name + ".part")
     torch.save(state, temporary)
@@ -210,7 +216,9 @@ def save_demo_detector(detector: FasterRCNN, path: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the training from the command line."""
-    parser = argparse.ArgumentParser(prog="python -m detcam.demo.train", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m detcam.demo.train", description="Trains the demo detector."
+    )
     parser.add_argument("--out", type=Path, required=True, help="file to write the weights to")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=2500)

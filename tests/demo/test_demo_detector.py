@@ -1,0 +1,101 @@
+"""The shipped detector does what the demo says of it: it finds boats, and it is fooled by wakes."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+
+import pytest
+import torch
+from torchvision.models.detection import FasterRCNN
+
+from detcam.demo.model import WEIGHTS_FILE, build_demo_detector, load_demo_detector
+from detcam.demo.scenes import BOAT_LABEL, BUOY_LABEL, DEMO_NAMES, DEMO_SEEDS, draw_scene
+from detcam.demo.train import (
+    certify_wake,
+    detect,
+    evaluate_demo_detector,
+    fires_at,
+    save_demo_detector,
+    scene_tensor,
+)
+
+
+@pytest.fixture(scope="module")
+def detector() -> FasterRCNN:
+    return load_demo_detector()
+
+
+def test_it_loads_small_and_ready(detector: FasterRCNN) -> None:
+    assert len(resources.files("detcam.demo").joinpath(WEIGHTS_FILE).read_bytes()) < 2_000_000
+    assert not any(module.training for module in detector.modules())
+    assert {parameter.dtype for parameter in detector.parameters()} == {torch.float32}
+    assert detector.roi_heads.box_predictor.cls_score.out_features == len(DEMO_NAMES)
+
+
+def test_saving_and_loading_keep_every_value(detector: FasterRCNN, tmp_path: Path) -> None:
+    save_demo_detector(detector, tmp_path / "again.pt")
+    assert [file.name for file in tmp_path.iterdir()] == ["again.pt"]
+    state = torch.load(tmp_path / "again.pt", weights_only=True)
+    again = build_demo_detector()
+    again.load_state_dict(state)
+    for name, value in detector.state_dict().items():
+        torch.testing.assert_close(again.state_dict()[name], value, rtol=0, atol=0)
+
+
+def test_scenes_reach_the_network_unresized(detector: FasterRCNN) -> None:
+    image = scene_tensor(draw_scene(0))
+    prepared = detector.transform([image])[0].tensors[0]
+    torch.testing.assert_close(prepared, (image - 0.5) / 0.25)
+
+
+def test_a_stride_eight_cell_sees_a_box_and_the_wake_beside_it(detector: FasterRCNN) -> None:
+    image = scene_tensor(draw_scene(0))[None].requires_grad_()
+    level = detector.backbone(image)["0"]
+    (gradient,) = torch.autograd.grad(level[0, :, 12, 16].sum(), image)
+    columns = torch.nonzero(gradient.abs().sum(dim=(0, 1, 2)))[:, 0]
+    assert int(columns[-1] - columns[0]) + 1 >= 95
+
+
+@pytest.mark.parametrize("seed", DEMO_SEEDS)
+def test_the_chosen_scenes_show_boats_found_and_wakes_mistaken(detector: FasterRCNN, seed: int) -> None:
+    scene = draw_scene(seed)
+    found = detect(detector, scene)
+    for box, label in zip(scene.boxes_xyxy, scene.labels.tolist(), strict=True):
+        assert fires_at(found, box, label, min_iou=0.5)
+        assert not fires_at(found, box, BOAT_LABEL + BUOY_LABEL - label, min_iou=0.5)
+    for thing in scene.of_kind("anchored"):
+        assert not fires_at(found, thing.box_xyxy, BOAT_LABEL)
+    assert len(found["scores"]) == len(scene.labels) + len(scene.ghost_boxes_xyxy)
+    for wake in scene.ghost_boxes_xyxy:
+        verdict = certify_wake(detector, scene, wake)
+        assert verdict.certified
+        assert verdict.outside >= 0.9
+
+
+def test_it_behaves_so_on_scenes_nobody_chose(detector: FasterRCNN) -> None:
+    scores = evaluate_demo_detector(detector, range(2000, 2012))
+    assert scores.boat_recall >= 0.8
+    assert scores.recall >= 0.8
+    assert scores.wakes >= 12
+    assert scores.fired >= 0.8 * scores.wakes
+    assert scores.certified >= 0.8 * scores.fired
+    assert scores.outside >= 0.8 * scores.certified
+    assert scores.anchored <= 0.2
+
+
+def test_certifying_asks_for_a_wake_without_a_boat(detector: FasterRCNN) -> None:
+    scene = draw_scene(DEMO_SEEDS[0])
+    boat = scene.of_kind("boat")[0].name
+    with pytest.raises(ValueError, match="wakes without a boat"):
+        certify_wake(detector, scene, boat.replace("boat", "wake"))
+
+
+def test_an_empty_sea_certifies_nothing(detector: FasterRCNN) -> None:
+    untrained = build_demo_detector().eval()
+    scene = draw_scene(DEMO_SEEDS[0])
+    torch.nn.init.constant_(untrained.roi_heads.box_predictor.cls_score.weight, 0)
+    torch.nn.init.constant_(untrained.roi_heads.box_predictor.cls_score.bias, 0)
+    verdict = certify_wake(untrained, scene, next(iter(scene.ghost_boxes_xyxy)))
+    assert verdict.box_xyxy is None
+    assert not verdict.certified
