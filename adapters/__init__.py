@@ -13,6 +13,9 @@ from detcam.trace import ReshapeTransform
 
 FAMILIES: dict[str, str] = {
     "torchvision two-stage": "detcam.adapters.two_stage:TwoStageAdapter",
+    "ultralytics": "detcam.adapters.ultralytics:UltralyticsAdapter",
+    "ultralytics rt-detr": "detcam.adapters.ultralytics:UltralyticsQueryAdapter",
+    "ultralytics classification": "detcam.adapters.ultralytics:UltralyticsClassificationAdapter",
     "classification": "detcam.adapters.classification:ClassificationAdapter",
 }
 """Every adapter by family, in the order in which they are asked; the last one takes any module."""

@@ -1,0 +1,385 @@
+"""Ultralytics models: YOLO v5u to 26 (detect, segment, obb, pose, classify) and RT-DETR.
+
+The package is imported only here, and only once a model of its kind is at hand: `supports` looks at module names.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from detcam.adapters.base import Batch, DetectorAdapter, as_names
+from detcam.adapters.classification import ClassificationAdapter
+from detcam.adapters.ultralytics_outputs import DenseOutput, Level, Levels, Queries, QueryOutput
+from detcam.geometry import Geometry
+from detcam.outputs import DetectorOutput
+from detcam.trace import ReshapeTransform
+
+PROMPTED = frozenset({"WorldDetect", "YOLOEDetect"})
+"""Heads that take a text as well as a picture."""
+
+
+class _UltralyticsDetector(DetectorAdapter):
+    """What the detectors share: the letterbox, the layers before the head, and the thresholds.
+
+    Pictures are prepared as `YOLO.predict` prepares each of them alone: scaled to fit `image_size`, then padded with
+    grey 114 to the next multiple of the stride (a rectangle, not a square). RT-DETR stretches them to a square.
+
+    Args:
+        model: a `YOLO` or `RTDETR` object, or the module inside one.
+        target_layers: as in `Adapter`; None takes the layers that feed the head.
+        reshape_transform: as in `Adapter`.
+        names: class index to name; None takes the model's own.
+        image_size: side of the network's input, or height and width; None takes the model's `imgsz`, else 640.
+        conf: least score of a detection, in [0, 1].
+        iou: overlap above which a box suppresses a weaker one of its class, in [0, 1].
+        max_det: at most so many detections per image.
+    """
+
+    stretches = False
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        target_layers: Sequence[nn.Module | str] | nn.Module | str | None = None,
+        reshape_transform: ReshapeTransform | None = None,
+        names: Mapping[int, str] | Sequence[str] | None = None,
+        image_size: int | tuple[int, int] | None = None,
+        conf: float = 0.25,
+        iou: float = 0.7,
+        max_det: int = 300,
+    ) -> None:
+        module = inner_module(model)
+        for name, value in (("conf", conf), ("iou", iou)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"expected {name} in [0, 1]; got {value}")
+        if max_det < 1:
+            raise ValueError(f"expected max_det of at least 1; got {max_det}")
+        self.conf, self.iou, self.max_det = conf, iou, max_det
+        self.stride = max(int(module.stride.max()), 32)
+        self.image_size_hw = _input_size(module, image_size, 640, self.stride)
+        super().__init__(module, target_layers=target_layers, reshape_transform=reshape_transform, names=names)
+
+    @property
+    def head(self) -> Any:
+        """The module that turns features into boxes."""
+        return self.model.model[-1]  # type: ignore[index]
+
+    def default_names(self) -> Mapping[int, str]:
+        return as_names(self.model.names)  # type: ignore[arg-type]
+
+    def default_target_layers(self) -> Sequence[nn.Module]:
+        last = len(self.model.model) - 1  # type: ignore[arg-type]
+        return [self.model.model[index if index >= 0 else last + index] for index in self.head.f]  # type: ignore[index]
+
+    def prepare(self, images: Sequence[Tensor]) -> Batch:
+        from ultralytics.data.augment import LetterBox
+
+        place = LetterBox(
+            self.image_size_hw, auto=not self.stretches, scale_fill=self.stretches, stride=self.stride
+        )
+        placed = [torch.from_numpy(place(image=_pixels(image))).permute(2, 0, 1) for image in images]
+        inputs = torch.stack(placed).to(self.device).to(self.dtype) / 255
+        canvas = (inputs.shape[-2], inputs.shape[-1])
+        sizes = [(image.shape[-2], image.shape[-1]) for image in images]
+        return Batch(inputs, tuple(self._geometry(size, canvas) for size in sizes))
+
+    def _geometry(self, size_hw: tuple[int, int], canvas_hw: tuple[int, int]) -> Geometry:
+        """Where the letterbox put a picture: sides and padding are rounded to whole pixels."""
+        if self.stretches:
+            return Geometry.resize(size_hw, canvas_hw)
+        ratio = min(self.image_size_hw[0] / size_hw[0], self.image_size_hw[1] / size_hw[1])
+        height, width = (max(round(side * ratio), 1) for side in size_hw)
+        top, left = (round((canvas - side) / 2 - 0.1) for canvas, side in zip(canvas_hw, (height, width), strict=True))
+        return Geometry(size_hw, canvas_hw, (width / size_hw[1], height / size_hw[0]), (left, top))
+
+    def prepare_tensor(self, batch: Tensor) -> Batch:
+        """A (B, 3, H, W) batch, RGB in [0, 1], already placed: sides are multiples of the stride."""
+        if batch.shape[1] != 3 or any(side % self.stride for side in batch.shape[-2:]):
+            raise ValueError(
+                f"expected a (B, 3, H, W) tensor with sides that are multiples of {self.stride}; got "
+                f"{tuple(batch.shape)}. Pass a list of pictures instead: they are letterboxed"
+            )
+        low, high = float(batch.min()), float(batch.max())
+        if low < -1e-3 or high > 2:  # aug_smooth brightens by 1.1
+            raise ValueError(f"expected RGB pixels in [0, 1]; got values from {low:.3g} to {high:.3g}. Divide by 255")
+        return super().prepare_tensor(batch)
+
+    def features(self, inputs: Tensor) -> list[Tensor]:
+        """What the head is given: one (B, C, h, w) per pyramid level."""
+        *layers, head = self.model.model  # type: ignore[misc]
+        kept: list[Any] = []
+        value: Any = inputs
+        for layer in layers:
+            if layer.f != -1:
+                value = kept[layer.f] if isinstance(layer.f, int) else [value if i == -1 else kept[i] for i in layer.f]
+            value = layer(value)
+            kept.append(value if layer.i in self.model.save or layer.i in head.f else None)
+        return [value if index == -1 else kept[index] for index in head.f]
+
+    @abstractmethod
+    def forward(self, batch: Batch) -> Any: ...
+
+
+class UltralyticsAdapter(_UltralyticsDetector):
+    __doc__ = _UltralyticsDetector.__doc__
+
+    family = "ultralytics"
+
+    @classmethod
+    def supports(cls, model: Any) -> bool:
+        return is_ultralytics(model) and head_names(model).isdisjoint({"RTDETRDecoder", "Classify"})
+
+    @property
+    def branch(self) -> Mapping[str, Any]:
+        """The parts of the head that give its result: the one-to-one branch where there is no suppression."""
+        branch: Mapping[str, Any] = self.head.one2one if self.head.end2end else self.head.one2many
+        return branch
+
+    def forward(self, batch: Batch) -> Levels:
+        head, branch = self.head, self.branch
+        features = self.features(batch.inputs)
+        levels = []
+        for index, feature in enumerate(features):
+            extra = None
+            if "mask_head" in branch:
+                extra = branch["mask_head"][index](feature)
+            elif "angle_head" in branch:
+                extra = branch["angle_head"][index](feature)
+                if "OBB26" not in class_names(head):  # which predicts the angle itself
+                    extra = (extra.sigmoid() - 0.25) * torch.pi
+            elif "pose_head" in branch:
+                extra = branch["pose_head"][index](feature)
+                extra = branch["kpts_head"][index](extra) if "kpts_head" in branch else extra
+            scores, boxes = branch["cls_head"][index](feature), branch["box_head"][index](feature)
+            levels.append(Level(scores, boxes, extra, float(head.stride[index])))
+        prototypes = None
+        if "mask_head" in branch:
+            prototypes = head.proto(features if "Proto26" in class_names(head.proto) else features[0])
+        return Levels(tuple(levels), prototypes)
+
+    def outputs(self, raw: Levels, batch: Batch) -> list[DetectorOutput]:
+        return [DenseOutput(self, raw, index, geometry) for index, geometry in enumerate(batch.geometries)]
+
+    def select(self, boxes: Tensor, scores: Tensor, angles: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Which anchors become detections.
+
+        Args:
+            boxes: (A, 4) centre, width, height, input pixels.
+            scores: (A, C).
+            angles: (A, 1) of rotated boxes, radians.
+
+        Returns:
+            indices of anchors (N,) and labels (N,), best first.
+        """
+        if self.head.end2end:
+            best, labels, indices = self.head.get_topk_index(scores[None], max(self.max_det, 300))
+            keep = (best[0, :, 0] > self.conf).nonzero()[: self.max_det, 0]
+            return indices[0].reshape(-1)[keep], labels[0, keep, 0].long()
+        from ultralytics.utils.nms import non_max_suppression
+
+        columns = [boxes, scores] if angles is None else [boxes, scores, angles]
+        found, kept = non_max_suppression(
+            torch.cat(columns, 1).T[None],
+            self.conf,
+            self.iou,
+            max_det=self.max_det,
+            nc=scores.shape[1],
+            rotated=angles is not None,
+            return_idxs=True,
+        )
+        return kept[0].reshape(-1).long(), found[0][:, 5].long()
+
+    def masks(self, prototypes: Tensor, coefficients: Tensor, boxes_xyxy: Tensor, size_hw: tuple[int, int]) -> Tensor:
+        """Instance masks (N, H, W) bool in image pixels, as `YOLO.predict(retina_masks=True)` gives them."""
+        from ultralytics.utils.ops import process_mask_native
+
+        masks: Tensor = process_mask_native(prototypes, coefficients, boxes_xyxy, size_hw).bool()
+        return masks
+
+
+class UltralyticsQueryAdapter(_UltralyticsDetector):
+    __doc__ = _UltralyticsDetector.__doc__
+
+    family = "ultralytics rt-detr"
+    stretches = True
+
+    @classmethod
+    def supports(cls, model: Any) -> bool:
+        return is_ultralytics(model) and "RTDETRDecoder" in head_names(model)
+
+    def forward(self, batch: Batch) -> Queries:
+        head = self.head
+        features = self.features(batch.inputs)
+        with _fresh_attributes(head):
+            tokens, shapes = head._get_encoder_input(features)
+            embedded, reference, _, _ = head._get_decoder_input(tokens, shapes)
+            heads = (head.dec_bbox_head, head.dec_score_head, head.query_pos_head)
+            boxes, logits = head.decoder(embedded, reference, tokens, shapes, *heads)
+            with torch.no_grad():  # which token each query grew from; the head does not tell
+                found = head.enc_score_head(head.enc_output(head.valid_mask * tokens.detach()))
+                chosen = found.max(-1).values.topk(boxes.shape[2], dim=1).indices
+        return Queries(boxes[-1], logits[-1], chosen, tuple((int(h), int(w)) for h, w in shapes))
+
+    def outputs(self, raw: Queries, batch: Batch) -> list[DetectorOutput]:
+        return [QueryOutput(self, raw, index, geometry) for index, geometry in enumerate(batch.geometries)]
+
+
+class UltralyticsClassificationAdapter(ClassificationAdapter):
+    """YOLO classifiers. Explained are the logits; scores are the softmax, as the model reports them.
+
+    Pictures are resized by their shorter side and cropped at the centre, as `YOLO.predict` does.
+
+    Args:
+        model: a `YOLO` object, or the module inside one.
+        target_layers: as in `Adapter`; None takes the convolution before the pooling.
+        reshape_transform: as in `Adapter`.
+        names: class index to name; None takes the model's own.
+        image_size: side of the network's input, or height and width; None takes the model's `imgsz`, else 224.
+    """
+
+    family = "ultralytics classification"
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        target_layers: Sequence[nn.Module | str] | nn.Module | str | None = None,
+        reshape_transform: ReshapeTransform | None = None,
+        names: Mapping[int, str] | Sequence[str] | None = None,
+        image_size: int | tuple[int, int] | None = None,
+    ) -> None:
+        from ultralytics.data.augment import classify_transforms
+
+        module = inner_module(model)
+        size = _input_size(module, image_size, 224, 1)
+        own = getattr(module, "transforms", None)
+        steps = [type(step).__name__ for step in getattr(own, "transforms", ())]
+        usual = steps == ["Resize", "CenterCrop", "ToTensor", "Normalize"] and tuple(own.transforms[1].size) == size
+        self.transforms: Any = own if usual else classify_transforms(size)
+        normalize = self.transforms.transforms[-1]
+        super().__init__(
+            module,
+            target_layers=target_layers,
+            reshape_transform=reshape_transform,
+            names=names,
+            image_size=size,
+            mean=[float(value) for value in normalize.mean],
+            std=[float(value) for value in normalize.std],
+        )
+
+    @classmethod
+    def supports(cls, model: Any) -> bool:
+        return is_ultralytics(model) and "Classify" in head_names(model)
+
+    def default_names(self) -> Mapping[int, str]:
+        return as_names(self.model.names)  # type: ignore[arg-type]
+
+    def default_target_layers(self) -> Sequence[nn.Module]:
+        return [self.model.model[-1].conv]  # type: ignore[index]
+
+    def prepare(self, images: Sequence[Tensor]) -> Batch:
+        from PIL import Image
+
+        arrays = [(image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy() for image in images]
+        inputs = torch.stack([self.transforms(Image.fromarray(array)) for array in arrays])
+        sizes = [(image.shape[-2], image.shape[-1]) for image in images]
+        return Batch(inputs.to(self.device, self.dtype), tuple(self._geometry(size) for size in sizes))
+
+    def _geometry(self, size_hw: tuple[int, int]) -> Geometry:
+        """Where the resized picture lies under the centre crop; what the crop cut off has no place on the input."""
+        target = self.transforms.transforms[0].size
+        if isinstance(target, int):
+            short = min(size_hw)
+            resized = tuple(target if side == short else int(target * side / short) for side in size_hw)
+        else:
+            resized = tuple(target)
+        top, left = (-round((side - kept) / 2) for side, kept in zip(resized, self.image_size, strict=True))
+        scale = (resized[1] / size_hw[1], resized[0] / size_hw[0])
+        return Geometry(size_hw, self.image_size, scale, (left, top))
+
+    def forward(self, batch: Batch) -> Tensor:
+        with _fresh_attributes(self.model.model[-1]):  # type: ignore[index]
+            _, logits = self.model(batch.inputs)
+        return logits
+
+
+def is_ultralytics(model: Any) -> bool:
+    """Whether a model is one of the package's own, or a `YOLO`-like object around one."""
+    modules = {base.__module__ for base in type(model).__mro__}
+    return not modules.isdisjoint({"ultralytics.nn.tasks", "ultralytics.engine.model"})
+
+
+def inner_module(model: Any) -> nn.Module:
+    """The network inside a `YOLO` or `RTDETR` object, or the network itself.
+
+    Raises:
+        TypeError: an exported model, or a head that this adapter cannot explain.
+    """
+    wrapped = any(base.__module__ == "ultralytics.engine.model" for base in type(model).__mro__)
+    module = model.model if wrapped else model
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"expected a PyTorch model; got the exported model {module!r}. Load the .pt it was made from")
+    known = head_names(module)
+    if known.isdisjoint({"Detect", "RTDETRDecoder", "Classify"}) or not known.isdisjoint(PROMPTED):
+        raise TypeError(
+            f"the ultralytics adapter explains heads that detect, segment instances, rotate boxes, find keypoints or "
+            f"classify, without a text prompt; got a {type(module).__name__} with a {type(module.model[-1]).__name__} "  # type: ignore[index]
+            "head. Describe it yourself with detcam.adapters.custom"
+        )
+    return module
+
+
+def head_names(model: Any) -> set[str]:
+    """Class names of a network's head and of everything it derives from; empty for an exported model."""
+    layers = getattr(model, "model", None)
+    layers = layers if isinstance(layers, nn.Sequential) else getattr(layers, "model", None)
+    return class_names(layers[-1]) if isinstance(layers, nn.Sequential) else set()
+
+
+def class_names(module: Any) -> set[str]:
+    """The names of a module's class and of everything it derives from."""
+    return {base.__name__ for base in type(module).__mro__}
+
+
+def _input_size(module: nn.Module, wanted: Any, usual: int, stride: int) -> tuple[int, int]:
+    """Height and width of the network's input: what is wanted, else the model's `imgsz`; rounded up to the stride."""
+    arguments: Any = getattr(module, "args", None) or {}
+    trained = arguments.get("imgsz") if isinstance(arguments, Mapping) else getattr(arguments, "imgsz", None)
+    size = wanted or trained or usual
+    sides = [size, size] if isinstance(size, int) else list(size)
+    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+        raise ValueError(f"expected image_size as one or two positive whole numbers (height, width); got {size!r}")
+    height, width = (-(-side // stride) * stride for side in sides)
+    return height, width
+
+
+def _pixels(image: Tensor) -> np.ndarray:
+    """An (H, W, 3) array in 0..255: 8-bit where the picture is, as resizing rounds there; else float."""
+    scaled = image.detach().float().cpu().permute(1, 2, 0) * 255
+    rounded = scaled.round()
+    whole = (scaled - rounded).abs().max() < 1e-3 and 0 <= rounded.min() and rounded.max() <= 255
+    return (rounded.byte() if whole else scaled).numpy()
+
+
+@contextmanager
+def _fresh_attributes(head: Any) -> Iterator[None]:
+    """Lay a head's caches and export switch aside, so that its class's defaults stand in for them, and put them back.
+
+    Caches made under inference mode cannot enter autograd, and those made here must not stay with the user.
+    """
+    names = ("anchors", "valid_mask", "shapes", "export")
+    kept = {name: head.__dict__.pop(name) for name in names if name in head.__dict__}
+    try:
+        yield
+    finally:
+        for name in names:
+            head.__dict__.pop(name, None)
+        head.__dict__.update(kept)
