@@ -221,13 +221,7 @@ class BaseCAM:
         self, trace: Trace, outputs: Sequence[Any], targets: list[list[Target]], batch: Batch, eigen_smooth: bool
     ) -> tuple[list[list[Tensor]], list[list[float]], list[list[Reach]] | None]:
         """Raw maps per level and image (N_i, h, w), the targets' values, and their reach."""
-        activations = [level for layer in trace.activations() for level in layer]
-        for name, level in zip(trace.names, activations, strict=False):
-            if len(level) != len(targets):
-                raise RuntimeError(
-                    f"target layer {name} put out {len(level)} items for {len(targets)} images; choose a layer that "
-                    "sees whole pictures, not regions of them"
-                )
+        activations = _levels(trace, len(targets))
         counts = [len(row) for row in targets]
         maps = [[level.new_zeros((n, *level.shape[-2:]), dtype=_work_dtype(level)) for n in counts] for level in activations]
         reach: list[list[Reach]] = [[] for _ in counts]
@@ -247,6 +241,8 @@ class BaseCAM:
             images = [image for image, n in enumerate(counts) if n > k]
             total = torch.stack([scalars[image][k].reshape(()) for image in images]).sum()
             gradients = [g for layer in trace.gradients(total, retain_graph=k + 1 < rounds) for g in layer]
+            if not all(bool(torch.isfinite(g).all()) for g in gradients):
+                raise RuntimeError(f"the gradient at {', '.join(trace.names)} is NaN or infinite; use float32")
             support = []
             for level, gradient, out in zip(activations, gradients, maps, strict=True):
                 a, g = level[images], gradient[images]
@@ -277,6 +273,25 @@ class BaseCAM:
             scaled = torch.where(span > 0, (rectified - low) / span.clamp(min=torch.finfo(level.dtype).tiny), 0)
             total += geometry.to_image(scaled)
         return normalize(total) if len(total) else total
+
+
+def _levels(trace: Trace, images: int) -> list[Tensor]:
+    """All levels of all layers, each (B, C, h, w), checked."""
+    levels = []
+    for name, layer in zip(trace.names, trace.activations(), strict=True):
+        for level in layer:
+            if len(level) != images:
+                raise RuntimeError(
+                    f"target layer {name} put out {len(level)} items for {images} images; choose a layer that sees "
+                    "whole pictures, not regions of them"
+                )
+            if not torch.isfinite(level).all():
+                raise RuntimeError(
+                    f"target layer {name} put out NaN or infinity; check the model's weights and its input range"
+                    + (", or use float32 instead of half precision" if level.dtype == torch.float16 else "")
+                )
+            levels.append(level)
+    return levels
 
 
 def _work_dtype(tensor: Tensor) -> torch.dtype:

@@ -6,6 +6,7 @@ the earliest target layer, where the activation becomes a leaf.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -176,6 +177,13 @@ def guarded(model: nn.Module, *, gradients: bool) -> Iterator[None]:
     on or off as asked. After, also when the block raises: training flags per module, ``requires_grad``, parameters,
     random state and autograd mode are as they were.
     """
+    if model.training:
+        warnings.warn(
+            f"{type(model).__name__} is in training mode; it is explained in eval mode and put back. Call model.eval() "
+            "to say that this is meant",
+            UserWarning,
+            stacklevel=3,
+        )
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.set_grad_enabled(gradients))

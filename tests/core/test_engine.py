@@ -1,0 +1,203 @@
+"""The engine: who gets which map, whatever the batch; smoothing; what the maps cannot show."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from detcam import METHODS, ClassAgnosticWarning, EmptyMapWarning, GradCAM, HiResCAM, LayerCAM, adapt
+from detcam.cam import BaseCAM
+from detcam.geometry import normalize
+from detcam.targets import ClassifierOutputTarget
+from tests.helpers import TinyCNN
+
+IMAGES = torch.rand(3, 3, 20, 28, generator=torch.Generator().manual_seed(1))
+
+
+def slow_gradcam(model: TinyCNN, layer: nn.Module, image: Tensor, target: Callable[[Tensor], Tensor]) -> Tensor:
+    """GradCAM of one image by plain autograd through the whole model."""
+    kept: list[Tensor] = []
+    handle = layer.register_forward_hook(lambda m, i, o: kept.append(o))
+    score = target(model(image[None])[0])
+    handle.remove()
+    (gradient,) = torch.autograd.grad(score, kept[0])
+    cam = (gradient.mean((2, 3), keepdim=True) * kept[0]).sum(1).clamp(min=0).detach()
+    return normalize(F.interpolate(normalize(cam)[None], image.shape[-2:], mode="bilinear")[0])[0]
+
+
+def test_every_image_and_target_gets_its_own_map() -> None:
+    model = TinyCNN()
+    ragged = [[ClassifierOutputTarget(0)], [], [ClassifierOutputTarget(2), ClassifierOutputTarget(0), ClassifierOutputTarget(1)]]
+    found = GradCAM(model, [model.conv2])(IMAGES, ragged)
+    assert [tuple(maps.shape) for maps in found] == [(1, 20, 28), (0, 20, 28), (3, 20, 28)]
+    for image, row, maps in zip(IMAGES, ragged, found, strict=True):
+        for target, heatmap in zip(row, maps, strict=True):
+            expected = slow_gradcam(model, model.conv2, image, target)
+            torch.testing.assert_close(heatmap, expected, atol=1e-5, rtol=0)
+
+
+def test_none_takes_the_top_class_of_each_image() -> None:
+    model = TinyCNN()
+    found = GradCAM(model, [model.conv2])(IMAGES)
+    tops = model(IMAGES).argmax(1).tolist()
+    for image, top, heatmap in zip(IMAGES, tops, found, strict=True):
+        expected = slow_gradcam(model, model.conv2, image, ClassifierOutputTarget(top))
+        torch.testing.assert_close(heatmap, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_batch_size_and_company_change_nothing(name: str) -> None:
+    model = TinyCNN()
+    targets = [ClassifierOutputTarget(i) for i in (2, 0, 1)]
+    cam = METHODS[name](model, [model.relu1, model.relu2])
+    together = cam(IMAGES, targets)
+    cam.batch_size = 2
+    torch.testing.assert_close(cam(IMAGES, targets), together, atol=1e-5, rtol=0)
+    alone = torch.cat([cam(IMAGES[i : i + 1], targets[i : i + 1]) for i in range(3)])
+    torch.testing.assert_close(alone, together, atol=1e-5, rtol=0)
+    assert float(together.max()) == pytest.approx(1.0) and float(together.min()) == 0.0
+
+
+def test_layers_are_averaged_after_each_was_normalised() -> None:
+    model = TinyCNN()
+    targets = [ClassifierOutputTarget(1)] * 3
+    one, two = (
+        LayerCAM(model, [layer]).explain(IMAGES, [[t] for t in targets]) for layer in (model.relu1, model.relu2)
+    )
+    both = LayerCAM(model, [model.relu1, model.relu2])(IMAGES, targets)
+    for i in range(3):
+        parts = [
+            F.interpolate(normalize(result[i].saliency[0].clamp(min=0))[None], (20, 28), mode="bilinear")[0]
+            for result in (one, two)
+        ]
+        torch.testing.assert_close(both[i], normalize(parts[0] + parts[1])[0], atol=1e-5, rtol=0)
+
+
+def test_pictures_of_any_size_come_back_in_their_own_pixels() -> None:
+    model = TinyCNN()
+    adapter = adapt(model, target_layers=[model.conv2], image_size=(32, 32))
+    pictures = [torch.rand(3, 50, 40), torch.rand(3, 17, 90)]
+    found = GradCAM(adapter)(pictures)
+    assert [tuple(maps.shape) for maps in found] == [(1, 50, 40), (1, 17, 90)]
+
+
+def test_aug_smooth_is_the_mean_of_six_views() -> None:
+    model = TinyCNN()
+    targets = [ClassifierOutputTarget(1)] * 3
+    cam = GradCAM(model, [model.conv2])
+    views = [cam(IMAGES * factor, targets) for factor in (0.9, 1.0, 1.1)]
+    views += [cam(IMAGES.flip(-1) * factor, targets).flip(-1) for factor in (0.9, 1.0, 1.1)]
+    torch.testing.assert_close(cam(IMAGES, targets, aug_smooth=True), torch.stack(views).mean(0), atol=1e-6, rtol=0)
+
+
+def test_several_inputs_and_keyword_arguments_reach_the_model() -> None:
+    class Two(TinyCNN):
+        def forward(self, x: Tensor, shift: Tensor, *, scale: float = 1.0) -> Tensor:  # type: ignore[override]
+            return super().forward(x + shift) * scale
+
+    model, plain = Two(), TinyCNN()
+    shift = torch.full((3, 3, 20, 28), 0.25)
+    targets = [ClassifierOutputTarget(1)] * 3
+    cam = GradCAM(model, [model.conv2])
+    found = cam((IMAGES, shift), targets, model_kwargs={"scale": -1.0})
+    torch.testing.assert_close(cam.outputs, -plain(IMAGES + shift))
+    expected = GradCAM(plain, [plain.conv2])(IMAGES + shift, [lambda out: -out[1]] * 3)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_half_precision_runs_near_full_precision() -> None:
+    model = TinyCNN()
+    expected = HiResCAM(model, [model.conv2])(IMAGES, [ClassifierOutputTarget(1)] * 3)
+    half = TinyCNN().bfloat16()
+    found = HiResCAM(half, [half.conv2])(IMAGES, [ClassifierOutputTarget(1)] * 3)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, atol=0.08, rtol=0)
+
+
+def test_frozen_models_and_training_mode_give_the_same_map() -> None:
+    model = TinyCNN()
+    expected = GradCAM(model, [model.conv2])(IMAGES, [ClassifierOutputTarget(1)] * 3)
+    model.requires_grad_(False)
+    torch.testing.assert_close(GradCAM(model, [model.conv2])(IMAGES, [ClassifierOutputTarget(1)] * 3), expected)
+    model.train()
+    with pytest.warns(UserWarning, match="training mode"):
+        found = GradCAM(model, [model.conv2])(IMAGES, [ClassifierOutputTarget(1)] * 3)
+    torch.testing.assert_close(found, expected)
+    assert model.training
+
+
+def test_class_agnostic_methods_say_so() -> None:
+    model = TinyCNN()
+    cam: BaseCAM = METHODS["eigencam"](model, [model.conv2])
+    with pytest.warns(ClassAgnosticWarning, match="EigenCAM ignores the target"):
+        maps = cam(IMAGES[:1], [[ClassifierOutputTarget(0), ClassifierOutputTarget(1)]])[0]
+    assert torch.equal(maps[0], maps[1])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        cam(IMAGES[:1], [ClassifierOutputTarget(0)])
+
+
+def test_dead_gradients_and_empty_maps_are_named() -> None:
+    model = TinyCNN()
+    with pytest.warns(EmptyMapWarning, match="zero everywhere at conv2"):
+        maps = GradCAM(model, [model.conv2])(IMAGES[:1], [lambda out: out[0] * 0])
+    assert float(maps.max()) == 0
+    nothing_speaks_for = [lambda out: -out.square().sum()]
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.abs_()
+    with pytest.warns(EmptyMapWarning, match="nothing there speaks for the target"):
+        maps = GradCAM(model, [model.relu2])(IMAGES[:1], nothing_speaks_for)
+    assert float(maps.max()) == 0
+
+
+@pytest.mark.parametrize(
+    ("targets", "error", "words"),
+    [
+        ([ClassifierOutputTarget(0)], ValueError, "targets for 3 images"),
+        (ClassifierOutputTarget(0), ValueError, "one entry per image"),
+        ([0, 1, 2], TypeError, r"ClassifierOutputTarget\(index\)"),
+        (3, TypeError, "as a list"),
+        ([ClassifierOutputTarget(3)] * 3, ValueError, "class index from 0 to 2"),
+        ([lambda out: out] * 3, ValueError, "one number"),
+    ],
+)
+def test_bad_targets(targets: object, error: type[Exception], words: str) -> None:
+    model = TinyCNN()
+    with pytest.raises(error, match=words):
+        GradCAM(model, [model.conv2])(IMAGES, targets)
+
+
+def test_bad_inputs_and_layers() -> None:
+    model = TinyCNN()
+    cam = GradCAM(model, [model.conv2])
+    for images, error, words in (
+        ([], ValueError, "empty list"),
+        (torch.rand(0, 3, 8, 8), ValueError, "at least one image"),
+        (torch.full((1, 3, 8, 8), float("nan")), ValueError, "NaN"),
+        (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), TypeError, "float batch"),
+    ):
+        with pytest.raises(error, match=words):
+            cam(images, [ClassifierOutputTarget(0)])
+    with pytest.raises(ValueError, match="no layer named 'conv9'.*conv"):
+        GradCAM(model, ["conv9"])
+    with pytest.raises(ValueError, match="not part of this model"):
+        GradCAM(model, [nn.Conv2d(3, 3, 1)])
+    with pytest.raises(ValueError, match="empty list"):
+        GradCAM(model, [])
+    with pytest.raises(TypeError, match="modules or dotted names"):
+        GradCAM(model, [3])  # type: ignore[list-item]
+    with pytest.raises(TypeError, match="scripted"):
+        GradCAM(torch.jit.script(nn.Sequential(nn.Conv2d(3, 3, 1))))
+    with pytest.raises(TypeError, match="torch.nn.Module"):
+        GradCAM("resnet50")  # type: ignore[arg-type]
+    with pytest.raises(RuntimeError, match="does not depend on target layer head"):
+        GradCAM(model, [model.head], reshape_transform=lambda x: x[:, :, None, None])(
+            IMAGES, [lambda out: out.detach().requires_grad_(True).sum()] * 3
+        )

@@ -1,0 +1,80 @@
+"""Geometry: boxes there and back, heatmaps back to image pixels, regions onto cells."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from detcam.geometry import Geometry, normalize
+
+LETTERBOX = Geometry((60, 100), (128, 128), (1.28, 1.28), (0.0, 25.6))
+
+
+def test_filling_image_equals_interpolate() -> None:
+    maps = torch.rand(3, 5, 7)
+    geometry = Geometry.resize((40, 91), (80, 112))
+    expected = F.interpolate(maps[None], (40, 91), mode="bilinear", align_corners=False)[0]
+    torch.testing.assert_close(geometry.to_image(maps), expected, atol=1e-6, rtol=0)
+
+
+def test_letterbox_equals_resizing_the_canvas_pixel_by_pixel() -> None:
+    maps = torch.rand(2, 16, 16, dtype=torch.float64)
+    found = LETTERBOX.to_image(maps)
+    for y, x in [(0, 0), (10, 99), (59, 50), (31, 7)]:
+        row = (y + 0.5) * 1.28 + 25.6
+        column = (x + 0.5) * 1.28
+        r, c = min(max(row / 8 - 0.5, 0), 15), min(max(column / 8 - 0.5, 0), 15)
+        r0, c0 = int(r), int(c)
+        r1, c1 = min(r0 + 1, 15), min(c0 + 1, 15)
+        expected = (
+            maps[:, r0, c0] * (1 - (r - r0)) * (1 - (c - c0))
+            + maps[:, r0, c1] * (1 - (r - r0)) * (c - c0)
+            + maps[:, r1, c0] * (r - r0) * (1 - (c - c0))
+            + maps[:, r1, c1] * (r - r0) * (c - c0)
+        )
+        torch.testing.assert_close(found[:, y, x], expected, atol=1e-9, rtol=0)
+
+
+def test_boxes_go_there_and_back() -> None:
+    boxes = torch.tensor([[0.0, 0.0, 100.0, 60.0], [10.0, 20.0, 30.0, 50.0]])
+    there = LETTERBOX.boxes_to_input(boxes)
+    torch.testing.assert_close(there[0], torch.tensor([0.0, 25.6, 128.0, 102.4]))
+    torch.testing.assert_close(LETTERBOX.boxes_to_image(there), boxes, atol=1e-4, rtol=0)
+    assert LETTERBOX.point_to_image(LETTERBOX.point_to_input((3.0, 4.0))) == pytest.approx((3.0, 4.0))
+
+
+def test_valid_cells_leave_the_padding_out() -> None:
+    rows, columns = LETTERBOX.valid_cells((16, 16))
+    assert (rows.start, rows.stop) == (3, 13)  # 25.6 / 8 = 3.2 and 102.4 / 8 = 12.8: cells 3 to 12 touch the image
+    assert (columns.start, columns.stop) == (0, 16)
+
+
+@pytest.mark.parametrize("grid", [(4, 4), (16, 16), (128, 128), (200, 300)])
+def test_region_covers_the_same_share_of_cells(grid: tuple[int, int]) -> None:
+    region = torch.zeros(1, 60, 100)
+    region[:, 15:45, 20:80] = 1
+    cells = LETTERBOX.from_image(region, grid)[0]
+    # rows 44.8 to 83.2 of the canvas: coarse cells of 32 rows hold at most 19.2 of them, finer ones lie inside
+    assert float(cells.max()) == pytest.approx(0.6 if grid == (4, 4) else 1.0)
+    share_of_canvas = (30 * 1.28) * (60 * 1.28) / 128**2
+    # cells half on padding are averaged over their part on the picture, so only cells inside count exactly
+    assert float(cells.mean()) == pytest.approx(share_of_canvas, rel=0.02)
+    assert float(cells[0].sum()) == 0.0
+
+
+def test_binning_is_the_mean_of_the_pixels_of_a_cell() -> None:
+    pixels = torch.rand(1, 8, 12)
+    cells = Geometry.identity((8, 12)).from_image(pixels, (4, 3))[0]
+    for row in range(4):
+        for column in range(3):
+            expected = pixels[0, 2 * row : 2 * row + 2, 4 * column : 4 * column + 4].mean()
+            assert float(cells[row, column]) == pytest.approx(float(expected), abs=1e-6)
+
+
+def test_normalize_keeps_order_and_ends() -> None:
+    maps = torch.tensor([[[1.0, 3.0], [2.0, 5.0]], [[4.0, 4.0], [4.0, 4.0]], [[0.0, 1e-30], [0.0, 5e-31]]])
+    found = normalize(maps)
+    torch.testing.assert_close(found[0], torch.tensor([[0.0, 0.5], [0.25, 1.0]]))
+    assert torch.equal(found[1], torch.zeros(2, 2))
+    torch.testing.assert_close(found[2], torch.tensor([[0.0, 1.0], [0.0, 0.5]]))

@@ -1,0 +1,89 @@
+"""Reading pictures: every kind that people have, and clear errors for what is none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from detcam.images import load_image, load_images, to_uint8
+
+ARRAY = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3) * 3
+
+
+def test_all_kinds_read_alike(tmp_path: Path) -> None:
+    path = tmp_path / "ü b.png"
+    Image.fromarray(ARRAY).save(path)
+    expected = torch.from_numpy(ARRAY.transpose(2, 0, 1).copy()).float() / 255
+    for kind in (path, str(path), Image.fromarray(ARRAY), ARRAY, ARRAY / np.float32(255), expected, expected.double()):
+        torch.testing.assert_close(load_image(kind), expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(load_image((expected * 255).round().byte()), expected)
+    assert np.array_equal(to_uint8(expected), ARRAY)
+
+
+def test_exif_rotation_is_applied(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # rotate by 270 degrees to see it upright
+    path = tmp_path / "rotated.png"
+    Image.fromarray(ARRAY).save(path, exif=exif)
+    assert np.array_equal(to_uint8(load_image(path)), np.rot90(ARRAY, -1))
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "CMYK", "RGBA", "LA", "1"])
+def test_other_modes_become_rgb(tmp_path: Path, mode: str) -> None:
+    path = tmp_path / ("x.tif" if mode == "CMYK" else "x.png")
+    Image.fromarray(ARRAY).convert(mode if mode != "LA" else "L").convert(mode).save(path)
+    assert load_image(path).shape == (3, 4, 6)
+
+
+def test_sixteen_bit_grey_is_scaled_not_clipped(tmp_path: Path) -> None:
+    path = tmp_path / "deep.png"
+    Image.fromarray(np.array([[0, 32768], [65535, 16384]], dtype=np.uint16)).save(path)
+    torch.testing.assert_close(
+        load_image(path)[0], torch.tensor([[0.0, 0.5], [1.0, 0.25]]), atol=1 / 255, rtol=0
+    )
+
+
+@pytest.mark.parametrize(
+    ("bad", "error", "words"),
+    [
+        (ARRAY[..., :2], ValueError, r"\(H, W, 3\)"),
+        (ARRAY.transpose(2, 0, 1), ValueError, r"\(H, W, 3\)"),
+        (ARRAY.astype(np.int64), TypeError, "uint8"),
+        (ARRAY.astype(np.float32), ValueError, "Divide 0..255"),
+        (torch.rand(4, 6, 3), ValueError, "permute"),
+        (torch.rand(1, 4, 6), ValueError, "3 channels"),
+        (torch.zeros(3, 0, 6), ValueError, "no pixels"),
+        (torch.full((3, 4, 6), float("nan")), ValueError, "NaN"),
+        (torch.zeros(3, 4, 6, dtype=torch.int64), TypeError, "uint8 or float"),
+        ("no such file.png", ValueError, "no image file"),
+        (7, TypeError, "expected a path"),
+    ],
+)
+def test_bad_pictures_name_the_remedy(bad: object, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        load_image(bad)  # type: ignore[arg-type]
+
+
+def test_unreadable_and_truncated_files(tmp_path: Path) -> None:
+    noise = tmp_path / "noise.png"
+    noise.write_bytes(b"this is no picture")
+    with pytest.raises(ValueError, match="cannot read"):
+        load_image(noise)
+    whole = tmp_path / "whole.jpg"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(whole)
+    cut = tmp_path / "cut.jpg"
+    cut.write_bytes(whole.read_bytes()[:700])
+    with pytest.raises(ValueError, match="complete"):
+        load_image(cut)
+
+
+def test_lists_say_which_picture_is_bad() -> None:
+    with pytest.raises(ValueError, match="empty list"):
+        load_images([])
+    with pytest.raises(ValueError, match="image 1: .*no image file"):
+        load_images([ARRAY, "missing.png"])
+    assert len(load_images(torch.rand(2, 3, 4, 5))) == 2

@@ -1,0 +1,232 @@
+"""Side-by-side timings with grad-cam, as ratios from one process.
+
+    python tests/peers/bench.py [--repeats 5] [--threads 2] [--only NAME ...] [--json FILE]
+
+Every row runs both sides in turn, several times, and prints the medians and their ratio. Weights are random and
+seeded: speed does not depend on them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import multiprocessing.connection
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+warnings.simplefilter("ignore")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One comparison: medians in milliseconds (or MiB) of the two sides, and what their ratio should be."""
+
+    name: str
+    slow_side: str
+    slow: float
+    fast_side: str
+    fast: float
+    goal: str
+    unit: str = "ms"
+
+    @property
+    def ratio(self) -> float:
+        return self.slow / self.fast
+
+
+BENCHES: dict[str, Callable[[int], list[Row]]] = {}
+
+
+def bench(function: Callable[[int], list[Row]]) -> Callable[[int], list[Row]]:
+    BENCHES[function.__name__] = function
+    return function
+
+
+def medians(repeats: int, *sides: Callable[[], object]) -> list[float]:
+    """Median milliseconds of each side, run in turn so that a busy machine slows all alike; one warm-up each."""
+    times: list[list[float]] = [[] for _ in sides]
+    for round_number in range(repeats + 1):
+        for side, found in zip(sides, times, strict=True):
+            start = time.perf_counter()
+            side()
+            if round_number:
+                found.append((time.perf_counter() - start) * 1000)
+    return [statistics.median(found) for found in times]
+
+
+def bare(model: nn.Module, *inputs: object) -> Callable[[], object]:
+    """A plain inference pass."""
+
+    def run() -> object:
+        with torch.inference_mode():
+            return model(*inputs)
+
+    return run
+
+
+@bench
+def gradcam_resnet50(repeats: int) -> list[Row]:
+    """GradCAM on ResNet-50, batch 8, last block."""
+    from pytorch_grad_cam import GradCAM as Peer
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget as PeerTarget
+    from torchvision.models import resnet50
+
+    from detcam import GradCAM
+    from detcam.targets import ClassifierOutputTarget
+
+    model = resnet50().eval()
+    images = torch.randn(8, 3, 224, 224)
+    theirs, ours = Peer(model, [model.layer4[-1]]), GradCAM(model, [model.layer4[-1]])
+
+    def peer() -> object:
+        for parameter in model.parameters():  # leave the peer what its users give it: a model that can train
+            parameter.requires_grad_(True)
+        found = theirs(images, [PeerTarget(1)] * 8)
+        model.zero_grad(set_to_none=True)
+        theirs.activations_and_grads.clear()
+        return found
+
+    slow, fast, plain = medians(
+        repeats, peer, lambda: ours(images, [ClassifierOutputTarget(1)] * 8), bare(model, images)
+    )
+    theirs.activations_and_grads.release()
+    return [
+        Row("GradCAM, ResNet-50, batch 8", "grad-cam", slow, "detcam", fast, ">= 3.0"),
+        Row("GradCAM against a bare pass", "detcam", fast, "inference", plain, "<= 1.15"),
+    ]
+
+
+@bench
+def boxes_fasterrcnn(repeats: int) -> list[Row]:
+    """Ten and a hundred boxes on Faster R-CNN MobileNet-320 against EigenCAM asked box by box."""
+    from pytorch_grad_cam import EigenCAM as Peer
+    from pytorch_grad_cam.utils.model_targets import FasterRCNNBoxScoreTarget as PeerTarget
+    from pytorch_grad_cam.utils.reshape_transforms import fasterrcnn_reshape_transform
+    from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
+
+    from detcam import GradCAM, adapt
+
+    torch.manual_seed(0)
+    model = fasterrcnn_mobilenet_v3_large_320_fpn(
+        weights=None, weights_backbone=None, box_score_thresh=0.0, box_detections_per_img=100
+    ).eval()
+    image = torch.rand(3, 240, 320)
+    adapter = adapt(model)
+    found = adapter.predict(image)[0]
+    ours, theirs = GradCAM(adapter), Peer(model, [model.backbone], fasterrcnn_reshape_transform)
+    boxes, labels = found.boxes_xyxy.numpy(), found.labels.tolist()
+
+    def peer() -> None:
+        for index in range(10):
+            theirs(image[None], [PeerTarget([labels[index]], boxes[index : index + 1])])
+
+    slow, ten, hundred, plain = medians(
+        repeats,
+        peer,
+        lambda: ours(image, [found[:10]]),
+        lambda: ours(image, [found[:100]]),
+        bare(model, [image]),
+    )
+    theirs.activations_and_grads.release()
+    return [
+        Row("10 boxes, Faster R-CNN MobileNet-320", "grad-cam EigenCAM", slow, "detcam GradCAM", ten, ">= 12"),
+        Row("100 boxes against 10", "100 boxes", hundred, "10 boxes", ten, "<= 6"),
+        Row("10 boxes against a bare pass", "detcam", ten, "inference", plain, "reported"),
+    ]
+
+
+@bench
+def boxes_yolo(repeats: int) -> list[Row]:
+    """Twenty boxes on YOLO11n at 640 pixels against a bare pass."""
+    from ultralytics.nn.tasks import DetectionModel
+
+    from detcam import GradCAM, adapt
+    from detcam.targets import BoxTarget
+
+    torch.manual_seed(0)
+    model = DetectionModel("yolo11n.yaml", nc=80, verbose=False).eval()
+    image = torch.rand(3, 640, 640)
+    ours = GradCAM(adapt(model))
+    targets = [BoxTarget((40.0 + 25 * i, 60.0 + 20 * i, 120.0 + 25 * i, 150.0 + 20 * i), i) for i in range(20)]
+    found, plain = medians(repeats, lambda: ours(image, targets), bare(model, image[None]))
+    return [Row("20 boxes, YOLO11n at 640", "detcam", found, "inference", plain, "<= 8")]
+
+
+def _peak(side: str, channel: multiprocessing.connection.Connection) -> None:
+    """Peak memory of one side in a process of its own, above what the model and its input take."""
+    from torchvision.models import resnet50
+
+    torch.set_num_threads(2)
+    model = resnet50().eval()
+    images = torch.randn(8, 3, 224, 224)
+    if side == "peer":
+        from pytorch_grad_cam import GradCAM as Peer
+        from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget as PeerTarget
+
+        cam, targets = Peer(model, [model.layer4[-1]]), [PeerTarget(1)] * 8
+    else:
+        from detcam import GradCAM
+        from detcam.targets import ClassifierOutputTarget
+
+        cam, targets = GradCAM(model, [model.layer4[-1]]), [ClassifierOutputTarget(1)] * 8
+    before = _memory("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew; a child inherits its parent's otherwise
+    cam(images, targets)
+    channel.send(_memory("VmHWM") - before)
+
+
+def _memory(field: str) -> float:
+    """A field of this process's memory status, in MiB."""
+    status = Path("/proc/self/status").read_text()
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith(field)) / 1024
+
+
+@bench
+def memory(repeats: int) -> list[Row]:
+    """Peak memory of GradCAM on ResNet-50, batch 8, each side in a fresh process."""
+    context = multiprocessing.get_context("spawn")
+    peaks: dict[str, float] = {}
+    for side in ("peer", "detcam"):
+        receive, send = context.Pipe(duplex=False)
+        process = context.Process(target=_peak, args=(side, send))
+        process.start()
+        peaks[side] = receive.recv()
+        process.join()
+    return [
+        Row("peak memory, ResNet-50, batch 8", "grad-cam", peaks["peer"], "detcam", peaks["detcam"], ">= 1.0", "MiB")
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--only", nargs="*", choices=list(BENCHES), default=list(BENCHES))
+    parser.add_argument("--json", help="also write the rows to this file")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    rows: list[Row] = []
+    print(f"{'work':40} {'':>18} {'':>10}   {'':>18} {'':>10} {'ratio':>8}  goal")
+    for name in arguments.only:
+        for row in BENCHES[name](arguments.repeats):
+            rows.append(row)
+            print(
+                f"{row.name:40} {row.slow_side:>18} {row.slow:10.1f} / {row.fast_side:>18} {row.fast:10.1f} "
+                f"{row.ratio:8.2f}  {row.goal} {'' if row.unit == 'ms' else row.unit}",
+                flush=True,
+            )
+    if arguments.json:
+        with open(arguments.json, "w") as file:
+            json.dump([asdict(row) | {"ratio": row.ratio} for row in rows], file, indent=1)
+
+
+if __name__ == "__main__":
+    main()
