@@ -49,6 +49,42 @@ class ImageHeatmaps:
     geometry: Geometry
 
 
+@dataclass(frozen=True)
+class Pass:
+    """One forward pass and what is asked of it.
+
+    Attributes:
+        adapter: says what the model's output means.
+        batch: the network's input.
+        trace: holds the target layers' activations, and differentiates.
+        outputs: per image, what targets are called with.
+        targets: per image, the targets, as seen in this view.
+        eigen_smooth: whether the first principal component over channels replaces their sum.
+    """
+
+    adapter: Adapter
+    batch: Batch
+    trace: Trace
+    outputs: Sequence[Any]
+    targets: list[list[Target]]
+    eigen_smooth: bool
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Raw maps of a pass.
+
+    Attributes:
+        maps: per level, per image, (N_i, h, w) signed saliency over the network's input.
+        values: per image, each target's value.
+        reach: per image, each target's reach; None where no gradient was taken.
+    """
+
+    maps: list[list[Tensor]]
+    values: list[list[float]]
+    reach: list[list[Reach]] | None
+
+
 class BaseCAM:
     """What every class-activation-map method shares. Subclasses override one formula.
 
@@ -203,46 +239,52 @@ class BaseCAM:
             elif request.detections is not None:
                 detections = [request.detections[index] for index in group]
             viewed = [[view.target(t, g) for t in row] for row, g in zip(asked, batch.geometries, strict=True)]
-            saliency, scores, reach = self._saliency(trace, outputs, viewed, batch, eigen_smooth)
+            found = self.measure(Pass(adapter, batch, trace, outputs, viewed, eigen_smooth))
         return [
             ImageHeatmaps(
-                heatmaps=view.undo(self._heatmaps([layer[i] for layer in saliency], batch.geometries[i])).float().cpu(),
-                saliency=tuple(layer[i].cpu() for layer in saliency),
+                heatmaps=view.undo(self._heatmaps([m[i] for m in found.maps], batch.geometries[i])).float().cpu(),
+                saliency=tuple(level[i].cpu() for level in found.maps),
                 targets=tuple(asked[i]),
-                scores=torch.tensor(scores[i], dtype=torch.float32),
-                reach=None if reach is None else tuple(reach[i]),
+                scores=torch.tensor(found.values[i], dtype=torch.float32),
+                reach=None if found.reach is None else tuple(found.reach[i]),
                 detections=detections[i],
                 geometry=batch.geometries[i],
             )
             for i in range(len(group))
         ]
 
-    def _saliency(
-        self, trace: Trace, outputs: Sequence[Any], targets: list[list[Target]], batch: Batch, eigen_smooth: bool
-    ) -> tuple[list[list[Tensor]], list[list[float]], list[list[Reach]] | None]:
-        """Raw maps per level and image (N_i, h, w), the targets' values, and their reach."""
-        activations = _levels(trace, len(targets))
-        counts = [len(row) for row in targets]
-        maps = [[level.new_zeros((n, *level.shape[-2:]), dtype=_work_dtype(level)) for n in counts] for level in activations]
-        reach: list[list[Reach]] = [[] for _ in counts]
+    def measure(self, run: Pass) -> Measured:
+        """Raw maps of every target of a pass. Methods that do not work by gradients or activations replace this."""
+        activations = _levels(run.trace, len(run.targets))
+        counts = [len(row) for row in run.targets]
+        maps = [
+            [level.new_zeros((n, *level.shape[-2:]), dtype=_work_dtype(level)) for n in counts] for level in activations
+        ]
         if not any(counts):
-            return maps, [[] for _ in counts], reach if self.uses_gradients else None
-        scalars = self.adapter.score(outputs, targets)
-        values = [[_value(scalar) for scalar in row] for row in scalars]
-        if not self.uses_gradients:
-            for level, out in zip(activations, maps, strict=True):
-                level = level.to(_work_dtype(level))
-                found = self.saliency(level, level)
-                for image, n in enumerate(counts):
-                    out[image][:] = found[image].expand(n, -1, -1)
-            return maps, values, None
-        rounds = max(counts)
+            return Measured(maps, [[] for _ in counts], [[] for _ in counts] if self.uses_gradients else None)
+        scalars = run.adapter.score(run.outputs, run.targets)
+        values = [[value_of(scalar) for scalar in row] for row in scalars]
+        if self.uses_gradients:
+            return Measured(maps, values, self._differentiate(run, scalars, activations, maps))
+        for level, out in zip(activations, maps, strict=True):
+            level = level.to(_work_dtype(level))
+            found = self.saliency(level, level)
+            for image, n in enumerate(counts):
+                out[image][:] = found[image].expand(n, -1, -1)
+        return Measured(maps, values, None)
+
+    def _differentiate(
+        self, run: Pass, scalars: list[list[Tensor]], activations: list[Tensor], maps: list[list[Tensor]]
+    ) -> list[list[Reach]]:
+        """Fill in the maps, one backward pass for the k-th target of all images; returns each target's reach."""
+        reach: list[list[Reach]] = [[] for _ in scalars]
+        rounds = max(len(row) for row in scalars)
         for k in range(rounds):
-            images = [image for image, n in enumerate(counts) if n > k]
+            images = [image for image, row in enumerate(scalars) if len(row) > k]
             total = torch.stack([scalars[image][k].reshape(()) for image in images]).sum()
-            gradients = [g for layer in trace.gradients(total, retain_graph=k + 1 < rounds) for g in layer]
+            gradients = [g for layer in run.trace.gradients(total, retain_graph=k + 1 < rounds) for g in layer]
             if not all(bool(torch.isfinite(g).all()) for g in gradients):
-                raise RuntimeError(f"the gradient at {', '.join(trace.names)} is NaN or infinite; use float32")
+                raise RuntimeError(f"the gradient at {', '.join(run.trace.names)} is NaN or infinite; use float32")
             support = []
             for level, gradient, out in zip(activations, gradients, maps, strict=True):
                 a, g = level[images], gradient[images]
@@ -251,12 +293,14 @@ class BaseCAM:
                 if not live.any():
                     continue
                 a, g = a[live].to(_work_dtype(a)), g[live].to(_work_dtype(g))
-                found = first_principal_component(self.contributions(a, g)) if eigen_smooth else self.saliency(a, g)
-                for row, image in enumerate([image for image, alive in zip(images, live.tolist(), strict=True) if alive]):
+                smooth = run.eigen_smooth
+                found = first_principal_component(self.contributions(a, g)) if smooth else self.saliency(a, g)
+                alive = [image for image, here in zip(images, live.tolist(), strict=True) if here]
+                for row, image in enumerate(alive):
                     out[image][k] = found[row]
             for row, image in enumerate(images):
-                reach[image].append(Reach.measure([s[row] for s in support], batch.geometries[image]))
-        return maps, values, reach
+                reach[image].append(Reach.measure([s[row] for s in support], run.batch.geometries[image]))
+        return reach
 
     def _heatmaps(self, levels: Sequence[Tensor], geometry: Geometry) -> Tensor:
         """Normalise each level over the cells that lie on the picture, resize, average, normalise again."""
@@ -299,7 +343,8 @@ def _work_dtype(tensor: Tensor) -> torch.dtype:
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
-def _value(scalar: Any) -> float:
+def value_of(scalar: Any) -> float:
+    """A target's scalar as a number."""
     if not isinstance(scalar, Tensor) or scalar.numel() != 1:
         got = tuple(scalar.shape) if isinstance(scalar, Tensor) else type(scalar).__name__
         raise ValueError(f"expected a target to return one number (a tensor with one element); got {got}")
