@@ -13,6 +13,9 @@ from detcam.trace import ReshapeTransform
 
 FAMILIES: dict[str, str] = {
     "torchvision two-stage": "detcam.adapters.two_stage:TwoStageAdapter",
+    "torchvision RetinaNet": "detcam.adapters.one_stage:RetinaNetAdapter",
+    "torchvision FCOS": "detcam.adapters.one_stage:FCOSAdapter",
+    "torchvision SSD": "detcam.adapters.ssd:SSDAdapter",
     "ultralytics": "detcam.adapters.ultralytics:UltralyticsAdapter",
     "ultralytics rt-detr": "detcam.adapters.ultralytics:UltralyticsQueryAdapter",
     "ultralytics classification": "detcam.adapters.ultralytics:UltralyticsClassificationAdapter",
