@@ -44,7 +44,9 @@ class DetectionTarget:
             raise ValueError(f"expected a box of 4 numbers x1, y1, x2, y2; got {self.box_xyxy!r}")
         if not all(torch.isfinite(torch.tensor(box))):
             raise ValueError(f"expected finite box coordinates; got {box}")
-        if box[2] <= box[0] or box[3] <= box[1]:
+        # A detector may report a box without area (clipped at the border); pinned to its source it can be explained.
+        flat = box[2] < box[0] or box[3] < box[1] if self.source else box[2] <= box[0] or box[3] <= box[1]
+        if flat:
             raise ValueError(f"expected a box with x1 < x2 and y1 < y2 (xyxy, not xywh); got {box}")
         object.__setattr__(self, "box_xyxy", box)
         object.__setattr__(self, "label", int(self.label))
@@ -59,7 +61,7 @@ class DetectionTarget:
         """Raise ValueError where the box misses the image or the model has no such class."""
         height, width = image_size_hw
         x1, y1, x2, y2 = self.box_xyxy
-        if x1 >= width or y1 >= height or x2 <= 0 or y2 <= 0:
+        if self.source is None and (x1 >= width or y1 >= height or x2 <= 0 or y2 <= 0):
             raise ValueError(f"box {self.box_xyxy} lies outside the image, which is {width} x {height} pixels")
         check_label(self.label, names, classes)
 
