@@ -1,0 +1,73 @@
+"""torchvision's SSD and SSDLite."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.models.detection.ssd import SSD, SSDScoringHead
+
+from detcam.adapters.one_stage import DenseAdapter, HeadOutput, Shortlist
+from detcam.adapters.windows import farthest
+
+
+class SSDAdapter(DenseAdapter):
+    """Explains any `torchvision.models.detection.ssd.SSD`; scores are a softmax whose column 0 is background."""
+
+    family = "torchvision SSD"
+    head_type = "SSDHead or SSDLiteHead"
+
+    @classmethod
+    def supports(cls, model: Any) -> bool:
+        return isinstance(model, SSD)
+
+    def knows_head(self) -> bool:
+        parts = [getattr(self.model.head, name, None) for name in ("classification_head", "regression_head")]
+        return all(isinstance(part, SSDScoringHead) for part in parts)
+
+    @property
+    def classes(self) -> int:
+        return int(self.model.head.classification_head.num_columns)
+
+    def run_head(self, level: int, feature: Tensor) -> HeadOutput:
+        head = self.model.head
+        return {
+            "cls_logits": _rows(head.classification_head.module_list[level](feature), head.classification_head.num_columns),
+            "bbox_regression": _rows(head.regression_head.module_list[level](feature), 4),
+        }
+
+    def head_reach(self, level: int) -> int | None:
+        head = self.model.head
+        return farthest([head.classification_head.module_list[level], head.regression_head.module_list[level]])
+
+    def class_scores(self, said: HeadOutput) -> Tensor:
+        return F.softmax(said["cls_logits"], -1)
+
+    def decode(self, regression: Tensor, anchors: Tensor) -> Tensor:
+        boxes: Tensor = self.model.box_coder.decode_single(regression, anchors)
+        return boxes
+
+    def shortlist(self, scores: Sequence[Tensor]) -> Shortlist:
+        """Per class, over all levels together: above the threshold, the top k."""
+        device = scores[0].device
+        table = torch.cat(list(scores))
+        level_of = torch.cat([torch.full((len(part),), level, device=device) for level, part in enumerate(scores)])
+        index_of = torch.cat([torch.arange(len(part), device=device) for part in scores])
+        anchors, labels, best = [], [], []
+        for label in range(1, table.shape[1]):
+            above = torch.where(table[:, label] > self.model.score_thresh)[0]
+            top, order = table[above, label].topk(min(len(above), self.model.topk_candidates))
+            anchors.append(above[order])
+            labels.append(torch.full_like(anchors[-1], label))
+            best.append(top)
+        flat = torch.cat(anchors)
+        return Shortlist(level_of[flat], index_of[flat], torch.cat(labels), torch.cat(best))
+
+
+def _rows(maps: Tensor, columns: int) -> Tensor:
+    """A convolution's output (B, A * n, h, w) as rows (B, h * w * A, n)."""
+    height, width = maps.shape[-2:]
+    return maps.view(len(maps), -1, columns, height, width).permute(0, 3, 4, 1, 2).reshape(len(maps), -1, columns)

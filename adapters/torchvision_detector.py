@@ -1,0 +1,86 @@
+"""What torchvision's detectors share: their transform, their pyramid, and scores whose backward pass is local."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from detcam.adapters.base import Batch, DetectorAdapter
+from detcam.geometry import Geometry
+
+REGIONS_AT_ONCE = 64
+"""How many regions go through a head together, so that memory stays bounded however many boxes are asked for."""
+
+
+class TorchvisionDetector(DetectorAdapter):
+    """Prepares images with the model's own `GeneralizedRCNNTransform` and runs its backbone."""
+
+    def default_target_layers(self) -> Sequence[nn.Module]:
+        return [self.model.backbone]
+
+    @property
+    @abstractmethod
+    def classes(self) -> int:
+        """Number of class indices, background (0) included where the family has one."""
+
+    def prepare(self, images: Sequence[Tensor]) -> Batch:
+        moved = [image.to(self.device, self.dtype) for image in images]
+        transformed, _ = self.model.transform(moved)
+        canvas = (transformed.tensors.shape[-2], transformed.tensors.shape[-1])
+        geometries = []
+        for image, (height, width) in zip(images, transformed.image_sizes, strict=True):
+            size = (image.shape[-2], image.shape[-1])
+            geometries.append(Geometry(size, canvas, (width / size[1], height / size[0])))
+        return Batch(transformed.tensors, tuple(geometries))
+
+    def prepare_tensor(self, batch: Tensor) -> Batch:
+        return self.prepare(list(batch))
+
+    def pyramid(self, inputs: Tensor) -> OrderedDict[str, Tensor]:
+        """The backbone's levels (B, C, h, w) by name; a backbone with a single map has one, named ``"0"``."""
+        features = self.model.backbone(inputs)
+        return OrderedDict([("0", features)]) if isinstance(features, Tensor) else OrderedDict(features)
+
+
+def input_size(geometry: Geometry) -> tuple[int, int]:
+    """Height and width of the resized image on the canvas, without padding."""
+    height, width = geometry.image_size_hw
+    return round(height * geometry.scale_xy[1]), round(width * geometry.scale_xy[0])
+
+
+def scores_of_regions(
+    regions: Sequence[Tensor], scalars: Callable[[Tensor, slice], Sequence[Tensor]]
+) -> list[Tensor]:
+    r"""One scalar per region of a feature map, with exact gradients and backward passes that never meet.
+
+    A scalar :math:`s_k` depends on the picture through its own region :math:`r_k` alone. The head runs once for many
+    regions and is differentiated once down to them; each scalar returned is the first-order expansion
+
+    .. math:: s_k(r_k^0) + \langle \partial s_k / \partial r_k, \; r_k - r_k^0 \rangle
+
+    whose value and gradient at :math:`r_k = r_k^0` are those of :math:`s_k` itself. Its backward pass visits region k
+    and nothing of the head.
+
+    Args:
+        regions: per scalar (1, ...), all of one shape, connected to the graph of the target layers.
+        scalars: from regions (n, ...) and where they stand in the list to their n scalars.
+    """
+    scores: list[Tensor] = []
+    for start in range(0, len(regions), REGIONS_AT_ONCE):
+        part = slice(start, min(start + REGIONS_AT_ONCE, len(regions)))
+        own = regions[part]
+        if not any(region.requires_grad for region in own):
+            scores.extend(scalars(torch.cat(list(own)), part))
+            continue
+        leaf = torch.cat([region.detach() for region in own]).requires_grad_(True)
+        values = scalars(leaf.clone(), part)  # a clone, because a head may begin with an in-place operation
+        (gradients,) = torch.autograd.grad(torch.stack(list(values)).sum(), leaf)
+        scores.extend(
+            value.detach() + ((region - region.detach()) * gradient).sum()
+            for value, region, gradient in zip(values, own, gradients.split(1), strict=True)
+        )
+    return scores

@@ -1,0 +1,111 @@
+"""A dense head at single cells: cut the window of the map that a cell can see, instead of running the whole map."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection.fcos import FCOSClassificationHead, FCOSRegressionHead
+from torchvision.models.detection.retinanet import RetinaNetClassificationHead, RetinaNetRegressionHead
+from torchvision.models.detection.rpn import RPNHead
+from torchvision.ops import FrozenBatchNorm2d
+
+_HEADS = (
+    FCOSClassificationHead,
+    FCOSRegressionHead,
+    RetinaNetClassificationHead,
+    RetinaNetRegressionHead,
+    RPNHead,
+)
+"""Containers whose forward pass is known to be their modules, one after another or side by side."""
+
+_POINTWISE = (
+    FrozenBatchNorm2d,
+    nn.ReLU,
+    nn.ReLU6,
+    nn.LeakyReLU,
+    nn.SiLU,
+    nn.GELU,
+    nn.Hardswish,
+    nn.Identity,
+    nn.Dropout,
+    nn.Dropout2d,
+)
+
+
+def reach(head: nn.Module) -> int | None:
+    """How many cells around a cell the head's output there can see, or None where it may see the whole map.
+
+    An upper bound: the sum over the head's convolutions, as if all stood one behind another. Anything but stride-1
+    "same" convolutions and pointwise layers, such as group normalisation or a module of the user's own, may see the
+    whole map.
+    """
+    total = 0
+    for module in head.modules():
+        if type(module) in _HEADS or type(module).forward is nn.Sequential.forward or isinstance(module, _POINTWISE):
+            continue
+        if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None:
+            continue
+        if not isinstance(module, nn.Conv2d) or not _same(module):
+            return None
+        total += max((size - 1) // 2 * step for size, step in zip(module.kernel_size, module.dilation, strict=True))
+    return total
+
+
+def farthest(heads: Iterable[nn.Module]) -> int | None:
+    """The greatest reach of parallel heads, or None where one of them sees the whole map."""
+    reaches = [reach(head) for head in heads]
+    known = [value for value in reaches if value is not None]
+    return max(known) if len(known) == len(reaches) else None
+
+
+def cut(feature: Tensor, cells: Tensor, radius: int) -> tuple[list[Tensor], Tensor, int]:
+    """Windows around cells. Near a border they are moved inwards, not padded, so that the head's own zero padding
+    falls where it falls on the whole map.
+
+    Args:
+        feature: (1, C, h, w).
+        cells: (K,) flat indices into h x w.
+        radius: the head's reach.
+
+    Returns:
+        K windows (1, C, sh, sw) of one size, the flat index (K,) of each cell within its window, and the number of
+        cells in a window.
+    """
+    height, width = feature.shape[-2:]
+    tall, wide = min(2 * radius + 1, height), min(2 * radius + 1, width)
+    rows, columns = cells // width, cells % width
+    tops = (rows - radius).clamp(0, height - tall)
+    lefts = (columns - radius).clamp(0, width - wide)
+    windows = [
+        feature[:, :, top : top + tall, left : left + wide]
+        for top, left in zip(tops.tolist(), lefts.tolist(), strict=True)
+    ]
+    return windows, (rows - tops) * wide + (columns - lefts), tall * wide
+
+
+def by_level(levels: Sequence[int]) -> dict[int, list[int]]:
+    """Positions in a list by the pyramid level that stands there."""
+    groups: dict[int, list[int]] = {}
+    for position, level in enumerate(levels):
+        groups.setdefault(level, []).append(position)
+    return groups
+
+
+def restore_order(parts: Sequence[Tensor], positions: Sequence[int]) -> Tensor:
+    """Rows that were computed level by level, back in the order in which they were asked for."""
+    order = torch.tensor(positions, device=parts[0].device).argsort()
+    return torch.cat(list(parts))[order]
+
+
+def _same(convolution: nn.Conv2d) -> bool:
+    """Whether a convolution keeps the map's size and pads with zeros."""
+    if convolution.padding_mode != "zeros" or tuple(convolution.stride) != (1, 1):
+        return False
+    if convolution.padding == "same":
+        return all(size % 2 == 1 for size in convolution.kernel_size)
+    return not isinstance(convolution.padding, str) and all(
+        size % 2 == 1 and pad == (size - 1) // 2 * step
+        for size, pad, step in zip(convolution.kernel_size, convolution.padding, convolution.dilation, strict=True)
+    )
