@@ -58,11 +58,11 @@ test-slow: $(VENV)/.installed-dev
 
 # mypy knows packages by their folders alone, so it is shown the tree as it is installed.
 lint: $(VENV)/.installed-dev
-	$(BIN)/ruff check .
+	$(BIN)/ruff check --output-format concise .
 	$(BIN)/ruff format --check .
 	@rm -rf build/typing && mkdir -p build/typing/detcam
 	@ln -s $(CURDIR)/detcam/* $(CURDIR)/adapters $(CURDIR)/targets build/typing/detcam/
-	cd build/typing && $(BIN)/mypy --config-file $(CURDIR)/pyproject.toml
+	cd build/typing && $(BIN)/mypy --config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/.mypy_cache
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
@@ -72,10 +72,11 @@ bench: $(VENV)/.installed-dev
 	$(QUIET) $(BIN)/python tests/peers/bench.py
 
 # The wheel goes into a second environment that borrows the first one's packages: a path added by a .pth file
-# is searched, but the .pth files in it, the editable install's among them, are not read.
+# is searched, but the .pth files in it, the editable install's among them, are not read. setuptools would put
+# into the wheel whatever an earlier build left in build/lib.
 wheel-check: $(VENV)/.installed-dev
-	rm -rf build/wheel
-	$(BIN)/python -m build --wheel --outdir build/wheel
+	rm -rf build/wheel build/lib
+	$(BIN)/python -m build --wheel --outdir build/wheel > /dev/null
 	$(BIN)/python -m venv build/wheel/venv
 	build/wheel/venv/bin/python -m pip install --no-deps build/wheel/*.whl
 	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
