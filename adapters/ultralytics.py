@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from detcam.adapters.base import Batch, DetectorAdapter, as_names
 from detcam.adapters.classification import ClassificationAdapter
 from detcam.adapters.ultralytics_outputs import DenseOutput, Level, Levels, Queries, QueryOutput
+from detcam.extras import missing
 from detcam.geometry import Geometry
 from detcam.outputs import DetectorOutput
 from detcam.trace import ReshapeTransform
@@ -383,3 +384,26 @@ def _fresh_attributes(head: Any) -> Iterator[None]:
         for name in names:
             head.__dict__.pop(name, None)
         head.__dict__.update(kept)
+
+
+def build(name: str, *, num_classes: int | None = None, pretrained: bool = False) -> nn.Module:
+    """A network by name or file: ``yolo11n.pt``, ``rtdetr-l.yaml``.
+
+    Args:
+        name: a ``.yaml`` architecture, or a ``.pt`` file, which is downloaded where it is a published one that is not
+            here. Reading a ``.pt`` file runs code from it.
+        num_classes: of a ``.yaml`` architecture; None takes its own number.
+        pretrained: whether `name` is a ``.pt`` file.
+
+    Raises:
+        ImportError: ultralytics is not installed.
+        OSError: no such file, and none within reach.
+    """
+    try:
+        from ultralytics import RTDETR, YOLO
+    except ImportError as error:
+        raise missing("ultralytics", error) from error
+    wrapper = (RTDETR if name.lower().startswith("rtdetr") else YOLO)(name)
+    if pretrained or num_classes is None:
+        return inner_module(wrapper)
+    return type(wrapper.model)(name, nc=num_classes, verbose=False)
