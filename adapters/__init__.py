@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from detcam.adapters.base import Adapter
+from detcam.adapters.custom_detector import CustomDetectorAdapter, detector
 from detcam.trace import ReshapeTransform
 
 FAMILIES: dict[str, str] = {
@@ -80,4 +81,4 @@ def unwrap(model: Any) -> Any:
     return model
 
 
-__all__ = ["FAMILIES", "Adapter", "adapt", "adapter_class"]
+__all__ = ["FAMILIES", "Adapter", "CustomDetectorAdapter", "adapt", "adapter_class", "detector"]

@@ -33,6 +33,7 @@ class CustomDetectorAdapter(DetectorAdapter):
         decode: Decode,
         *,
         image_size: int | tuple[int, int] | None = None,
+        letterbox: bool = False,
         preprocess: Callable[[Tensor], Tensor] | None = None,
         score_threshold: float = 0.25,
         iou_threshold: float = 0.5,
@@ -47,6 +48,9 @@ class CustomDetectorAdapter(DetectorAdapter):
             raise TypeError(f"expected decode to be a function of the model's output; got {type(decode).__name__}")
         self.decode = decode
         self.image_size = (image_size, image_size) if isinstance(image_size, int) else image_size
+        if letterbox and self.image_size is None:
+            raise ValueError("letterbox=True needs image_size=, the canvas that pictures are fitted into")
+        self.letterbox = letterbox
         self.preprocess = preprocess
         self.score_threshold = score_threshold
         self.iou_threshold = iou_threshold
@@ -93,16 +97,31 @@ class CustomDetectorAdapter(DetectorAdapter):
         return 0 if self.image_size else image_size_hw
 
     def prepare(self, images: Sequence[Tensor]) -> Batch:
-        sizes = [(image.shape[-2], image.shape[-1]) for image in images]
-        canvas = self.image_size or sizes[0]
-        resized = []
-        for image in images:
-            if (image.shape[-2], image.shape[-1]) != canvas:
-                # Antialiasing would blur what a detector trained on plain bilinear resizes expects.
-                image = F.interpolate(image[None], canvas, mode="bilinear", align_corners=False)[0]
-            resized.append(self.preprocess(image) if self.preprocess else image)
-        inputs = torch.stack(resized).to(self.device, self.dtype)
-        return Batch(inputs, tuple(Geometry.resize(size, canvas) for size in sizes))
+        geometries = [self._geometry((image.shape[-2], image.shape[-1])) for image in images]
+        inputs = torch.stack([self._place(image, g) for image, g in zip(images, geometries, strict=True)])
+        return Batch(inputs.to(self.device, self.dtype), tuple(geometries))
+
+    def _geometry(self, size_hw: tuple[int, int]) -> Geometry:
+        canvas = self.image_size or size_hw
+        if not self.letterbox:
+            return Geometry.resize(size_hw, canvas)
+        scale = min(canvas[0] / size_hw[0], canvas[1] / size_hw[1])
+        height, width = round(size_hw[0] * scale), round(size_hw[1] * scale)
+        offset = (float((canvas[1] - width) // 2), float((canvas[0] - height) // 2))
+        return Geometry(size_hw, canvas, (width / size_hw[1], height / size_hw[0]), offset)
+
+    def _place(self, image: Tensor, geometry: Geometry) -> Tensor:
+        """The picture at its place on the canvas, as the network expects it."""
+        (height, width), (scale_x, scale_y) = geometry.image_size_hw, geometry.scale_xy
+        size = (round(height * scale_y), round(width * scale_x))
+        if size != (height, width):
+            # Antialiasing would blur what a detector trained on plain bilinear resizes expects.
+            image = F.interpolate(image[None], size, mode="bilinear", align_corners=False)[0]
+        left, top = (int(value) for value in geometry.offset_xy)
+        right, bottom = geometry.input_size_hw[1] - left - size[1], geometry.input_size_hw[0] - top - size[0]
+        if left or top or right or bottom:
+            image = F.pad(image, (left, right, top, bottom), value=114 / 255)
+        return self.preprocess(image) if self.preprocess else image
 
     def forward(self, batch: Batch) -> Any:
         return self.model(batch.inputs, *batch.extra_inputs, **batch.model_kwargs)
@@ -204,6 +223,7 @@ def detector(
     decode: Decode,
     *,
     image_size: int | tuple[int, int] | None = None,
+    letterbox: bool = False,
     preprocess: Callable[[Tensor], Tensor] | None = None,
     score_threshold: float = 0.25,
     iou_threshold: float = 0.5,
@@ -220,6 +240,7 @@ def detector(
             and (B, N, C) in [0, 1], as the detector should report them; optionally a third, objectness (B, N).
             It must be differentiable; non-maximum suppression follows on its own.
         image_size: (H, W) that every picture is stretched to; None takes pictures at their own size.
+        letterbox: keep the picture's proportions and pad to `image_size` with grey (114/255), picture centred.
         preprocess: from one (3, H, W) RGB picture in [0, 1] at input size to what the network expects (normalise,
             swap channels); None hands it on.
         score_threshold: least score of a detection.
@@ -241,6 +262,7 @@ def detector(
         model,
         decode,
         image_size=image_size,
+        letterbox=letterbox,
         preprocess=preprocess,
         score_threshold=score_threshold,
         iou_threshold=iou_threshold,
