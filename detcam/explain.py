@@ -106,7 +106,9 @@ class Explanation:
             return self.detections.masks[index]
         return None
 
-    def overlay(self, index: int = 0, *, colormap: str | int = DEFAULT_COLORMAP, caption: bool = True) -> Picture:
+    def overlay(
+        self, index: int = 0, *, colormap: str | int = DEFAULT_COLORMAP, caption: bool = True
+    ) -> Picture:
         """One target's heatmap over the picture, with its outline, as an HxWx3 uint8 array."""
         mask = self.mask(index)
         return render(
@@ -246,14 +248,18 @@ def explain(
     reshape = adapter_options.pop("reshape_transform", None)
     if isinstance(model, Adapter) and adapter_options:
         given = ", ".join(sorted(adapter_options))
-        raise TypeError(f"{given}: give these where the adapter is made, adapt(model, ...); it is ready already")
+        raise TypeError(
+            f"{given}: give these where the adapter is made, adapt(model, ...); it is ready already"
+        )
     adapter = adapt(model, target_layers=target_layers, reshape_transform=reshape, **adapter_options)
     cam = make_cam(adapter, method)
     cam.batch_size = batch_size
     choosing = {"score_threshold": score_threshold, "top_k": top_k, "labels": labels, "against": against}
     given = ", ".join(name for name, value in choosing.items() if value is not None)
     if targets is not None and (given or quantity != "score"):
-        raise ValueError(f"{given or 'quantity'} chooses among the model's findings; with targets= there is no choice")
+        raise ValueError(
+            f"{given or 'quantity'} chooses among the model's findings; with targets= there is no choice"
+        )
     pictures, paths = _read(adapter, images)
     results = cam.explain(
         images if pictures is None else pictures[0] if is_single(images) else pictures,
@@ -263,7 +269,11 @@ def explain(
         eigen_smooth=eigen_smooth,
         progress=partial(tqdm, desc=cam.name, unit="batch") if progress else None,
     )
-    shown = _displayable(adapter, ready_input(images)) if pictures is None else [to_uint8(picture) for picture in pictures]
+    shown = (
+        _displayable(adapter, ready_input(images))
+        if pictures is None
+        else [to_uint8(picture) for picture in pictures]
+    )
     plain = quantity == "score" and against is None
     smoothing = tuple(
         name for name, used in (("aug_smooth", aug_smooth), ("eigen_smooth", eigen_smooth)) if used
@@ -283,7 +293,9 @@ def make_cam(adapter: Adapter, method: Method) -> BaseCAM:
     maker = get_method(method) if isinstance(method, str) else method
     cam = maker(adapter) if callable(maker) and not isinstance(maker, nn.Module) else None
     if not isinstance(cam, BaseCAM):
-        raise TypeError(f"expected a method's name, its class, or a function from an adapter to one; got {method!r}")
+        raise TypeError(
+            f"expected a method's name, its class, or a function from an adapter to one; got {method!r}"
+        )
     return cam
 
 
@@ -343,7 +355,11 @@ def describe(target: Target, names: Mapping[int, str]) -> str:
         others = ", ".join(class_name(names, other) for other in target.comparison_categories)
         return f"{class_name(names, target.main_category)} rather than {others}"
     category = getattr(target, "category", None)
-    return class_name(names, category) if isinstance(category, int) else getattr(target, "__name__", type(target).__name__)
+    return (
+        class_name(names, category)
+        if isinstance(category, int)
+        else getattr(target, "__name__", type(target).__name__)
+    )
 
 
 def _explanation(
@@ -409,7 +425,9 @@ def _displayable(adapter: Adapter, inputs: Tensor | None) -> list[Picture]:
     elif mean is not None and std is not None and len(mean) == pictures.shape[1]:
         pictures = pictures * torch.tensor(std)[:, None, None] + torch.tensor(mean)[:, None, None]
     else:
-        pictures = torch.stack([normalize(picture.flatten(1)[None]).reshape(picture.shape) for picture in pictures])
+        pictures = torch.stack(
+            [normalize(picture.flatten(1)[None]).reshape(picture.shape) for picture in pictures]
+        )
     if pictures.shape[1] != 3:
         pictures = pictures.mean(1, keepdim=True).expand(-1, 3, -1, -1)
     return [np.ascontiguousarray(to_uint8(picture)) for picture in pictures]

@@ -7,4 +7,6 @@ PACKAGES = {"smp": "segmentation-models-pytorch", "timm": "timm", "ultralytics":
 
 def missing(extra: str, error: ImportError) -> ImportError:
     """The error that names the extra to install."""
-    return ImportError(f"{PACKAGES[extra]} cannot be imported ({error}); install it with: pip install 'detcam[{extra}]'")
+    return ImportError(
+        f"{PACKAGES[extra]} cannot be imported ({error}); install it with: pip install 'detcam[{extra}]'"
+    )

@@ -179,7 +179,9 @@ def read_index(path: Path) -> list[dict[str, Any]]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); move it away, or choose another folder") from error
+        raise ValueError(
+            f"{path} is not valid JSON ({error}); move it away, or choose another folder"
+        ) from error
     if not isinstance(content, dict) or (content.get("schema"), content.get("version")) != (SCHEMA, VERSION):
         raise ValueError(
             f"{path} was not written by this version of detcam (expected {SCHEMA} version {VERSION}); "
