@@ -7,7 +7,7 @@ the earliest target layer, where the activation becomes a leaf.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -16,6 +16,9 @@ from torch import Tensor, nn
 
 ReshapeTransform = Callable[[Any], Any]
 """From what a layer put out to (B, C, h, w), or a list of such levels."""
+
+Replace = Callable[[int, int, Any], Any]
+"""From a layer's index, how often it ran before in the pass, and its output, to what follows gets instead."""
 
 
 class Trace:
@@ -30,6 +33,8 @@ class Trace:
         gradients: whether the activations enter autograd.
         reshape_transform: turns a layer's raw output into (B, C, h, w), or into a list of such levels; None takes
             tensors as they are.
+        replace: changes what the layers put out; what is held, and differentiated, is the replacement. None
+            leaves the pass as it is.
     """
 
     def __init__(
@@ -39,11 +44,13 @@ class Trace:
         *,
         gradients: bool,
         reshape_transform: ReshapeTransform | None = None,
+        replace: Replace | None = None,
     ) -> None:
         self.layers = list(layers)
         self.names = list(names)
         self.wants_gradients = gradients
         self.reshape_transform = reshape_transform
+        self.replace = replace
         self._outputs: list[list[Any]] = [[] for _ in self.layers]
         self._handles: list[Any] = []
         self._held: list[Tensor] | None = None
@@ -60,6 +67,8 @@ class Trace:
 
     def _hook(self, index: int) -> Callable[..., Any]:
         def hold(module: nn.Module, inputs: Any, output: Any) -> Any:
+            if self.replace is not None:
+                output = self.replace(index, len(self._outputs[index]), output)
             held = map_tensors(output, self._hold)
             self._outputs[index].append(held)
             # What follows may work in place (an in-place ReLU); it gets a copy, and the held tensor stays as it was.
@@ -81,6 +90,15 @@ class Trace:
             RuntimeError: a layer never ran, or put out no tensor.
         """
         return self._shaped(lambda tensor: tensor.detach())
+
+    def outputs(self) -> list[list[Any]]:
+        """What each layer put out each time that it ran, in the shape that it has there, detached."""
+        return [[map_tensors(output, Tensor.detach) for output in runs] for runs in self._outputs]
+
+    def check_depends(self, scalars: Iterable[Tensor]) -> None:
+        """Raise RuntimeError where not one of the scalars depends on any of the layers."""
+        if not any(scalar.requires_grad for scalar in scalars):
+            raise RuntimeError(self._no_path())
 
     def gradients(self, scalar: Tensor, *, retain_graph: bool) -> list[list[Tensor]]:
         """The gradient of a scalar at each layer and level, shaped as `activations`; zero where a level has no part.
@@ -212,7 +230,8 @@ def _swap_inference_tensors(model: nn.Module) -> list[tuple[dict[str, Any], str,
     """Replace inference tensors among parameters and buffers (autograd cannot save them) by ordinary copies."""
     swapped = []
     for module in model.modules():
-        for tensors in (module._parameters, module._buffers):
+        holders: tuple[dict[str, Any], dict[str, Any]] = (module._parameters, module._buffers)
+        for tensors in holders:
             for name, tensor in tensors.items():
                 if tensor is None or not tensor.is_inference():
                     continue
