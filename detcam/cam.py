@@ -18,6 +18,7 @@ from detcam.adapters.base import Adapter, Batch, Target
 from detcam.detections import Detections
 from detcam.geometry import Geometry, normalize
 from detcam.honesty import Reach, warn_about_maps
+from detcam.outputs import work_dtype
 from detcam.projection import first_principal_component
 from detcam.request import Choose, Request, read_request
 from detcam.smoothing import View, views
@@ -36,6 +37,8 @@ class ImageHeatmaps:
         targets: the N targets.
         scores: (N,) float32, the value that each target had and that was differentiated.
         reach: per target, how much of the picture could have shown; None for methods without gradients.
+        completeness: (N, layers) float32, how far the sum of each target's saliency is from what it should be,
+            relative to that; None for methods whose map owes no sum.
         detections: what the model found, where the targets came from it, else None.
         geometry: how the image lay on the network's input.
     """
@@ -47,6 +50,7 @@ class ImageHeatmaps:
     reach: tuple[Reach, ...] | None
     detections: Detections | None
     geometry: Geometry
+    completeness: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -78,11 +82,13 @@ class Measured:
         maps: per level, per image, (N_i, h, w) signed saliency over the network's input.
         values: per image, each target's value.
         reach: per image, each target's reach; None where no gradient was taken.
+        completeness: per image, (N_i, layers) relative error of the maps' sums; None where they owe none.
     """
 
     maps: list[list[Tensor]]
     values: list[list[float]]
     reach: list[list[Reach]] | None
+    completeness: list[Tensor] | None = None
 
 
 class BaseCAM:
@@ -242,23 +248,24 @@ class BaseCAM:
             found = self.measure(Pass(adapter, batch, trace, outputs, viewed, eigen_smooth))
         return [
             ImageHeatmaps(
-                heatmaps=view.undo(self._heatmaps([m[i] for m in found.maps], batch.geometries[i])).float().cpu(),
+                heatmaps=view.undo(self.combine([m[i] for m in found.maps], batch.geometries[i])).float().cpu(),
                 saliency=tuple(level[i].cpu() for level in found.maps),
                 targets=tuple(asked[i]),
                 scores=torch.tensor(found.values[i], dtype=torch.float32),
                 reach=None if found.reach is None else tuple(found.reach[i]),
                 detections=detections[i],
                 geometry=batch.geometries[i],
+                completeness=None if found.completeness is None else found.completeness[i].float().cpu(),
             )
             for i in range(len(group))
         ]
 
     def measure(self, run: Pass) -> Measured:
         """Raw maps of every target of a pass. Methods that do not work by gradients or activations replace this."""
-        activations = _levels(run.trace, len(run.targets))
+        activations = levels_of(run.trace, len(run.targets))
         counts = [len(row) for row in run.targets]
         maps = [
-            [level.new_zeros((n, *level.shape[-2:]), dtype=_work_dtype(level)) for n in counts] for level in activations
+            [level.new_zeros((n, *level.shape[-2:]), dtype=work_dtype(level)) for n in counts] for level in activations
         ]
         if not any(counts):
             return Measured(maps, [[] for _ in counts], [[] for _ in counts] if self.uses_gradients else None)
@@ -267,7 +274,7 @@ class BaseCAM:
         if self.uses_gradients:
             return Measured(maps, values, self._differentiate(run, scalars, activations, maps))
         for level, out in zip(activations, maps, strict=True):
-            level = level.to(_work_dtype(level))
+            level = level.to(work_dtype(level))
             found = self.saliency(level, level)
             for image, n in enumerate(counts):
                 out[image][:] = found[image].expand(n, -1, -1)
@@ -292,7 +299,7 @@ class BaseCAM:
                 live = support[-1].flatten(1).any(1)
                 if not live.any():
                     continue
-                a, g = a[live].to(_work_dtype(a)), g[live].to(_work_dtype(g))
+                a, g = a[live].to(work_dtype(a)), g[live].to(work_dtype(g))
                 smooth = run.eigen_smooth
                 found = first_principal_component(self.contributions(a, g)) if smooth else self.saliency(a, g)
                 alive = [image for image, here in zip(images, live.tolist(), strict=True) if here]
@@ -302,8 +309,18 @@ class BaseCAM:
                 reach[image].append(Reach.measure([s[row] for s in support], run.batch.geometries[image]))
         return reach
 
-    def _heatmaps(self, levels: Sequence[Tensor], geometry: Geometry) -> Tensor:
-        """Normalise each level over the cells that lie on the picture, resize, average, normalise again."""
+    def combine(self, levels: Sequence[Tensor], geometry: Geometry) -> Tensor:
+        """One image's heatmaps from its raw maps.
+
+        Each level is normalised over the cells that lie on the picture, and resized; their mean is normalised again.
+
+        Args:
+            levels: per level, (N, h, w) signed saliency over the network's input.
+            geometry: how the image lies on that input.
+
+        Returns:
+            (N, H, W) in [0, 1], original image pixels.
+        """
         height, width = geometry.image_size_hw
         total = levels[0].new_zeros((len(levels[0]), height, width))
         for level in levels:
@@ -319,7 +336,7 @@ class BaseCAM:
         return normalize(total) if len(total) else total
 
 
-def _levels(trace: Trace, images: int) -> list[Tensor]:
+def levels_of(trace: Trace, images: int) -> list[Tensor]:
     """All levels of all layers, each (B, C, h, w), checked."""
     levels = []
     for name, layer in zip(trace.names, trace.activations(), strict=True):
@@ -336,11 +353,6 @@ def _levels(trace: Trace, images: int) -> list[Tensor]:
                 )
             levels.append(level)
     return levels
-
-
-def _work_dtype(tensor: Tensor) -> torch.dtype:
-    """Half precision is widened, so that sums over channels neither overflow nor vanish."""
-    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
 def value_of(scalar: Any) -> float:
