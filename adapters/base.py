@@ -138,9 +138,7 @@ class Adapter(ABC):
         """The raw output split by image: what a target is called with, B entries."""
 
     @abstractmethod
-    def default_targets(
-        self, outputs: Sequence[Any], batch: Batch
-    ) -> tuple[list[Detections], list[list[Target]]]:
+    def default_targets(self, outputs: Sequence[Any], batch: Batch) -> tuple[list[Detections], list[list[Target]]]:
         """What `targets=None` means: per image what the model found, and a target for each finding."""
 
     @abstractmethod
@@ -258,7 +256,9 @@ def resolve_layers(model: nn.Module, layers: Sequence[nn.Module | str] | nn.Modu
             resolved.append(by_name[item])
         elif isinstance(item, nn.Module):
             if id(item) not in known:
-                raise ValueError(f"target layer {type(item).__name__} is not part of this model; pick one of its modules")
+                raise ValueError(
+                    f"target layer {type(item).__name__} is not part of this model; pick one of its modules"
+                )
             resolved.append(item)
         else:
             raise TypeError(f"expected target layers as modules or dotted names; got {type(item).__name__}")

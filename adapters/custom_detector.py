@@ -78,7 +78,9 @@ class CustomDetectorAdapter(DetectorAdapter):
         with guarded(self.model, gradients=True):
             batch = self.prepare([noise])
             batch.inputs.requires_grad_(True)
-            handles = [module.register_forward_hook(look) for module in self.model.modules() if module is not self.model]
+            handles = [
+                module.register_forward_hook(look) for module in self.model.modules() if module is not self.model
+            ]
             try:
                 raw = self.forward(batch)
             finally:
@@ -197,7 +199,9 @@ class CustomOutput(DetectorOutput):
         boxes = self.geometry.clip(self.geometry.boxes_to_image(self.boxes.float()))
         whole = (boxes[rows, 2] > boxes[rows, 0]) & (boxes[rows, 3] > boxes[rows, 1])
         rows = rows[whole]
-        kept = rows[batched_nms(boxes[rows], scores[rows], labels[rows], adapter.iou_threshold)][: adapter.max_detections]
+        kept = rows[batched_nms(boxes[rows], scores[rows], labels[rows], adapter.iou_threshold)][
+            : adapter.max_detections
+        ]
         return Detections(
             boxes[kept].cpu(),
             labels[kept].cpu(),

@@ -4,6 +4,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from detcam.adapters import adapt
 from detcam.detections import Detections, Source
+from detcam.explain import Explanation, Explanations, explain
 from detcam.honesty import ClassAgnosticWarning, EmptyMapWarning, ReachWarning
 from detcam.methods import (
     METHODS,
@@ -18,8 +19,35 @@ from detcam.methods import (
     XGradCAM,
     get_method,
 )
+from detcam.visualize import deprocess_image, preprocess_image, show_cam_on_image
 
 try:
     __version__ = version("detcam")
 except PackageNotFoundError:  # a source tree that was never installed
     __version__ = "0+unknown"
+
+__all__ = [
+    "METHODS",
+    "ODAM",
+    "ClassAgnosticWarning",
+    "Detections",
+    "EigenCAM",
+    "EigenGradCAM",
+    "EmptyMapWarning",
+    "Explanation",
+    "Explanations",
+    "GradCAM",
+    "GradCAMElementWise",
+    "GradCAMPlusPlus",
+    "HiResCAM",
+    "LayerCAM",
+    "ReachWarning",
+    "Source",
+    "XGradCAM",
+    "adapt",
+    "deprocess_image",
+    "explain",
+    "get_method",
+    "preprocess_image",
+    "show_cam_on_image",
+]

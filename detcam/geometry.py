@@ -41,9 +41,7 @@ class Geometry:
 
     def boxes_to_image(self, boxes_xyxy: Tensor) -> Tensor:
         """Boxes (..., 4) from input pixels to image pixels, not clipped."""
-        return (boxes_xyxy - self._box_tensor(self.offset_xy, boxes_xyxy)) / self._box_tensor(
-            self.scale_xy, boxes_xyxy
-        )
+        return (boxes_xyxy - self._box_tensor(self.offset_xy, boxes_xyxy)) / self._box_tensor(self.scale_xy, boxes_xyxy)
 
     def point_to_input(self, xy: tuple[float, float]) -> tuple[float, float]:
         """A point from image pixels to input pixels."""

@@ -49,7 +49,7 @@ def load_images(images: ImageLike | Sequence[ImageLike]) -> list[Tensor]:
     """
     if is_single(images):
         return [load_image(images)]  # type: ignore[arg-type]
-    items: Sequence[Any] = list(images)
+    items: list[Any] = list(images)  # type: ignore[arg-type]
     if not items:
         raise ValueError("expected at least one image; got an empty list")
     tensors = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -118,16 +118,101 @@ class SegmenterOutput:
         return self.logits[label]
 
     def cells(self, region: Tensor | None) -> Tensor:
-        """How much of each output cell a region of the picture covers: (h, w) in [0, 1], 0 on padding."""
-        size = self.logits.shape[-2:]
+        """How much of each output cell's area a region of the picture covers: (h, w) in [0, 1], 0 on padding."""
+        height, width = self.logits.shape[-2:]
         if region is None:
             region = torch.ones(self.geometry.image_size_hw, dtype=torch.bool)
-        return self.geometry.from_image(region[None].to(self.logits), tuple(size))[0]  # type: ignore[arg-type]
+        region = region[None].to(self.logits.device, work_dtype(self.logits))
+        return self.geometry.from_image(region, (height, width))[0] * self._share_on_picture().to(region)
+
+    def _share_on_picture(self) -> Tensor:
+        """(h, w) float64: how much of each output cell lies on the picture rather than on padding."""
+        shares = []
+        for axis, cells in enumerate(self.logits.shape[-2:]):
+            geometry, xy = self.geometry, 1 - axis
+            cells_per_input = cells / geometry.input_size_hw[axis]
+            start = geometry.offset_xy[xy] * cells_per_input
+            stop = start + geometry.image_size_hw[axis] * geometry.scale_xy[xy] * cells_per_input
+            first = torch.arange(cells, dtype=torch.float64)
+            shares.append(((first + 1).clamp(max=stop) - first.clamp(min=start)).clamp(0, 1))
+        return shares[0][:, None] * shares[1][None]
+
+    def detections(self, names: Mapping[int, str], *, background: int | None = None) -> Detections:
+        """The classes present in the picture, detached, best first.
+
+        Logits are resized to the picture (bilinear); a pixel belongs to its greatest logit's class, or, for one
+        channel and for independent classes, to each class whose logit is positive (sigmoid above 0.5).
+
+        Args:
+            names: class index to name.
+            background: the class that is not reported.
+
+        Returns:
+            One entry per class: its pixels as mask, the mask's bounding box, and as score the mean probability
+            (softmax or sigmoid) over the mask.
+        """
+        logits = self.logits.detach().to(work_dtype(self.logits))
+        found = self._independent(logits) if self.binary or self.multilabel else self._exclusive(logits)
+        kept = sorted((item for item in found if item[0] != background), key=lambda item: -item[1])
+        size = self.geometry.image_size_hw
+        masks = torch.stack([mask for _, _, mask in kept]) if kept else torch.zeros((0, *size), dtype=torch.bool)
+        if self.binary and 1 not in names and 0 in names:  # the one name of a head with one channel
+            names = {1: names[0]}
+        return Detections(
+            masks_to_boxes_half_open(masks),
+            torch.tensor([label for label, _, _ in kept], dtype=torch.int64),
+            torch.tensor([score for _, score, _ in kept], dtype=torch.float32),
+            size,
+            (Source("region"),) * len(kept),
+            masks=masks,
+            names=names,
+        )
+
+    def _independent(self, logits: Tensor) -> list[tuple[int, float, Tensor]]:
+        """Label, score and mask (H, W) of each class with a positive logit somewhere; one map at a time."""
+        found = []
+        for channel, cells in enumerate(logits):
+            on_image = self.geometry.to_image(cells[None])[0]
+            mask = on_image > 0
+            if mask.any():
+                score = float(on_image[mask].sigmoid().mean())
+                found.append((channel + int(self.binary), score, mask.cpu()))
+        return found
+
+    def _exclusive(self, logits: Tensor) -> list[tuple[int, float, Tensor]]:
+        """Label, score and mask (H, W) of each class that is the greatest somewhere.
+
+        Classes pass one by one, so that memory holds a few maps of the picture's size however many classes there are.
+        """
+        best = self.geometry.to_image(logits[:1])[0]
+        total, labels = best.clone(), torch.zeros_like(best, dtype=torch.int64)
+        for channel in range(1, len(logits)):
+            on_image = self.geometry.to_image(logits[channel : channel + 1])[0]
+            labels[on_image > best] = channel
+            best = torch.maximum(best, on_image)
+            total = torch.logaddexp(total, on_image)
+        probability = (best - total).exp()
+        return [
+            (label, float(probability[labels == label].mean()), (labels == label).cpu())
+            for label in labels.unique().tolist()
+        ]
 
 
-def best_fit(
-    boxes_xyxy: Tensor, class_scores: Tensor, wanted_xyxy: Tensor, *, mask: Tensor | None = None
-) -> int:
+def work_dtype(tensor: Tensor) -> torch.dtype:
+    """Half precision is widened, so that sums over pixels neither overflow nor vanish."""
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+def masks_to_boxes_half_open(masks: Tensor) -> Tensor:
+    """Bounding boxes (N, 4) float32, xyxy, half-open, of masks (N, H, W) with at least one pixel each."""
+    boxes = []
+    for mask in masks:
+        rows, columns = torch.nonzero(mask.any(1))[:, 0], torch.nonzero(mask.any(0))[:, 0]
+        boxes.append([float(columns[0]), float(rows[0]), float(columns[-1]) + 1, float(rows[-1]) + 1])
+    return torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+
+
+def best_fit(boxes_xyxy: Tensor, class_scores: Tensor, wanted_xyxy: Tensor, *, mask: Tensor | None = None) -> int:
     """The candidate that fits a box which nobody detected: the greatest IoU times class score.
 
     Args:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from detcam.outputs import Candidates, DetectorOutput, Quantity
 from detcam.detections import Source, class_name
+from detcam.outputs import Candidates, DetectorOutput, Quantity
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -155,7 +155,9 @@ class FasterRCNNBoxScoreTarget:
                     matched.append((row, int(best[row])))
         if not matched:
             raise ValueError("no detection overlaps the given boxes with their labels; lower iou_threshold")
-        targets = [BoxTarget(found.boxes_xyxy[b], int(found.labels[b]), found.source[b]) for _, b in matched]
+        targets = [
+            BoxTarget(tuple(found.boxes_xyxy[b].tolist()), int(found.labels[b]), found.source[b]) for _, b in matched
+        ]
         candidates = output.candidates(targets)
         wanted = self.bounding_boxes[[row for row, _ in matched]].to(candidates.boxes_xyxy)
         overlap = box_iou(wanted, candidates.boxes_xyxy).diagonal()

@@ -42,4 +42,16 @@ def get_method(name: str) -> type[BaseCAM]:
     return METHODS[wanted]
 
 
-__all__ = ["METHODS", "get_method", *(method.__name__ for method in METHODS.values())]
+__all__ = [
+    "METHODS",
+    "ODAM",
+    "EigenCAM",
+    "EigenGradCAM",
+    "GradCAM",
+    "GradCAMElementWise",
+    "GradCAMPlusPlus",
+    "HiResCAM",
+    "LayerCAM",
+    "XGradCAM",
+    "get_method",
+]

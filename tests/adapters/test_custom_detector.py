@@ -214,4 +214,6 @@ def test_a_real_detector_by_other_people(data: Path) -> None:
             share = (x2 - x1) * (y2 - y1) / heatmap.numel()
             x, y = peak(heatmap)
             assert x1 <= x < x2 and y1 <= y < y2, f"{photo}: the peak of {name} lies outside its box"
-            assert inside > min(2 * share, share + 0.2 * (1 - share)), f"{photo}: {name} {inside:.2f} of a share of {share:.2f}"
+            assert inside > min(2 * share, share + 0.2 * (1 - share)), (
+                f"{photo}: {name} {inside:.2f} of a share of {share:.2f}"
+            )

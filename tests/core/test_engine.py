@@ -32,7 +32,11 @@ def slow_gradcam(model: TinyCNN, layer: nn.Module, image: Tensor, target: Callab
 
 def test_every_image_and_target_gets_its_own_map() -> None:
     model = TinyCNN()
-    ragged = [[ClassifierOutputTarget(0)], [], [ClassifierOutputTarget(2), ClassifierOutputTarget(0), ClassifierOutputTarget(1)]]
+    ragged = [
+        [ClassifierOutputTarget(0)],
+        [],
+        [ClassifierOutputTarget(2), ClassifierOutputTarget(0), ClassifierOutputTarget(1)],
+    ]
     found = GradCAM(model, [model.conv2])(IMAGES, ragged)
     assert [tuple(maps.shape) for maps in found] == [(1, 20, 28), (0, 20, 28), (3, 20, 28)]
     for image, row, maps in zip(IMAGES, ragged, found, strict=True):

@@ -42,9 +42,7 @@ def test_other_modes_become_rgb(tmp_path: Path, mode: str) -> None:
 def test_sixteen_bit_grey_is_scaled_not_clipped(tmp_path: Path) -> None:
     path = tmp_path / "deep.png"
     Image.fromarray(np.array([[0, 32768], [65535, 16384]], dtype=np.uint16)).save(path)
-    torch.testing.assert_close(
-        load_image(path)[0], torch.tensor([[0.0, 0.5], [1.0, 0.25]]), atol=1 / 255, rtol=0
-    )
+    torch.testing.assert_close(load_image(path)[0], torch.tensor([[0.0, 0.5], [1.0, 0.25]]), atol=1 / 255, rtol=0)
 
 
 @pytest.mark.parametrize(
