@@ -12,8 +12,8 @@ def _pick(output: Tensor, category: int) -> Tensor:
     """The entry of a class in (C,) or (B, C) scores."""
     if not isinstance(output, Tensor):
         raise TypeError(
-            f"a class target needs logits, a tensor of shape (C,); this model's output is {type(output).__name__}. "
-            "For a detector use BoxTarget, for a segmenter MaskTarget, or targets=None"
+            f"a class target needs logits, a tensor of shape (C,); this model's output is "
+            f"{type(output).__name__}. For a detector use BoxTarget, for a segmenter MaskTarget"
         )
     classes = output.shape[-1]
     if not -classes <= category < classes:
@@ -35,6 +35,15 @@ class ClassifierOutputTarget:
         return _pick(model_output, self.category)
 
 
+class ClassTarget(ClassifierOutputTarget):
+    """A class as `predict` labels it: its logit; of a single logit z, z for class 1 and -z for class 0."""
+
+    def __call__(self, model_output: Tensor) -> Tensor:
+        if isinstance(model_output, Tensor) and model_output.numel() == 1 and self.category in (0, 1):
+            return model_output.reshape(()) * (1 if self.category else -1)
+        return super().__call__(model_output)
+
+
 class ClassifierOutputSoftmaxTarget(ClassifierOutputTarget):
     """The softmax probability of one class."""
 
@@ -47,7 +56,8 @@ class ClassifierOutputReST(ClassifierOutputTarget):
     """Logit plus log-probability of one class: z_c + log softmax(z)_c (https://arxiv.org/abs/2501.06261)."""
 
     def __call__(self, model_output: Tensor) -> Tensor:
-        return _pick(model_output, self.category) + torch.log_softmax(model_output, dim=-1)[..., self.category]
+        logit = _pick(model_output, self.category)
+        return logit + torch.log_softmax(model_output, dim=-1)[..., self.category]
 
 
 class BinaryClassifierOutputTarget:

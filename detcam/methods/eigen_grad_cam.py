@@ -15,8 +15,8 @@ class EigenGradCAM(BaseCAM):
 
     with M the (hw x C) products centred over places. The sign is fixed by the rule in `detcam.projection`.
 
-    Named in Gildenblat et al., *PyTorch library for CAM methods*, 2021, after Muhammad and Yeasin, *Eigen-CAM*,
-    IJCNN 2020, https://arxiv.org/abs/2008.00299.
+    Named in Gildenblat et al., *PyTorch library for CAM methods*, 2021, after Muhammad and Yeasin,
+    *Eigen-CAM*, IJCNN 2020, https://arxiv.org/abs/2008.00299.
     """
 
     name = "eigengradcam"

@@ -13,8 +13,8 @@ class GradCAM(BaseCAM):
     .. math:: L = \mathrm{ReLU}\Big(\sum_k \alpha_k A^k\Big),\quad
         \alpha_k = \frac{1}{hw} \sum_{ij} \frac{\partial y}{\partial A^k_{ij}}
 
-    Selvaraju et al., *Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization*, ICCV 2017,
-    https://arxiv.org/abs/1610.02391.
+    Selvaraju et al., *Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization*,
+    ICCV 2017, https://arxiv.org/abs/1610.02391.
     """
 
     name = "gradcam"

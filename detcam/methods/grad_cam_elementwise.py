@@ -12,12 +12,15 @@ class GradCAMElementWise(BaseCAM):
 
     .. math:: L = \sum_k \mathrm{ReLU}\Big(\frac{\partial y}{\partial A^k} \odot A^k\Big)
 
-    Pillai and Pirsiavash, *Explainable Models with Consistent Interpretations*, AAAI 2021,
+    This is the method of that name in ``pytorch_grad_cam``. The paper that it goes back to cuts after the sum,
+    which is `HiResCAM`: here a channel that speaks against the target cannot cancel one that speaks for it.
+
+    After Pillai and Pirsiavash, *Explainable Models with Consistent Interpretations*, AAAI 2021,
     https://www.csee.umbc.edu/~hpirsiav/papers/gc_aaai21.pdf.
     """
 
     name = "gradcamelementwise"
-    paper = "Pillai and Pirsiavash, Explainable Models with Consistent Interpretations, AAAI 2021"
+    paper = "after Pillai and Pirsiavash, Explainable Models with Consistent Interpretations, AAAI 2021"
 
     def contributions(self, activations: Tensor, gradients: Tensor) -> Tensor:
         return (gradients * activations).clamp(min=0)

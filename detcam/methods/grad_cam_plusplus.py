@@ -11,10 +11,13 @@ from detcam.cam import BaseCAM
 class GradCAMPlusPlus(BaseCAM):
     r"""Weights each place's positive gradient so that several objects of a class count alike.
 
-    .. math:: \alpha^k_{ij} = \frac{(g^k_{ij})^2}{2 (g^k_{ij})^2 + \sum_{ab} A^k_{ab} (g^k_{ij})^3},\quad
-        w_k = \sum_{ij} \alpha^k_{ij} \mathrm{ReLU}(g^k_{ij}),\quad L = \mathrm{ReLU}\Big(\sum_k w_k A^k\Big)
+    .. math:: L = \mathrm{ReLU}\Big(\sum_k w_k A^k\Big),\quad
+        w_k = \sum_{ij} \alpha^k_{ij} \mathrm{ReLU}(g^k_{ij}),\quad
+        \alpha^k_{ij} = \frac{(g^k_{ij})^2}{2 (g^k_{ij})^2 + \sum_{ab} A^k_{ab} (g^k_{ij})^3 + 10^{-6}}
 
-    with g the gradient of the score, as if the score's exponential were differentiated (equation 19).
+    with g the gradient of the score S: the derivatives of exp(S) that the paper asks for are powers of g times
+    exp(S), if S is taken as linear in A (equation 19). The last term, as in ``pytorch_grad_cam``, keeps the
+    quotient finite; gradients far below 0.001 are weighted by about their cube because of it.
 
     Chattopadhyay et al., *Grad-CAM++: Improved Visual Explanations for Deep Convolutional Networks*, WACV 2018,
     https://arxiv.org/abs/1710.11063.

@@ -8,12 +8,12 @@ from detcam.cam import BaseCAM
 
 
 class HiResCAM(BaseCAM):
-    r"""Gradient times activation, place by place; exact for a network that is linear behind the layer.
+    r"""Gradient times activation, place by place; sums to the score where what follows the layer is linear.
 
     .. math:: L = \mathrm{ReLU}\Big(\sum_k \frac{\partial y}{\partial A^k} \odot A^k\Big)
 
-    Draelos and Carin, *Use HiResCAM instead of Grad-CAM for faithful explanations of convolutional neural networks*,
-    2020, https://arxiv.org/abs/2011.08891.
+    Draelos and Carin, *Use HiResCAM instead of Grad-CAM for faithful explanations of convolutional neural
+    networks*, 2020, https://arxiv.org/abs/2011.08891.
     """
 
     name = "hirescam"

@@ -12,8 +12,8 @@ class LayerCAM(BaseCAM):
 
     .. math:: L = \mathrm{ReLU}\Big(\sum_k \mathrm{ReLU}\Big(\frac{\partial y}{\partial A^k}\Big) \odot A^k\Big)
 
-    Jiang et al., *LayerCAM: Exploring Hierarchical Class Activation Maps for Localization*, IEEE TIP 2021,
-    https://mmcheng.net/mftp/Papers/21TIP_LayerCAM.pdf.
+    Jiang et al., *LayerCAM: Exploring Hierarchical Class Activation Maps for Localization*, IEEE Transactions on
+    Image Processing 2021, https://mmcheng.net/mftp/Papers/21TIP_LayerCAM.pdf.
     """
 
     name = "layercam"

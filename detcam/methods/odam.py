@@ -10,13 +10,12 @@ class ODAM(HiResCAM):
 
     .. math:: L = \mathrm{ReLU}\Big(\sum_k \frac{\partial y_{box}}{\partial A^k} \odot A^k\Big)
 
-    at the pyramid level that emitted the box, whose levels the other boxes' gradients do not touch. The formula is
-    HiResCAM's; the target, one pinned box rather than a class, is what makes it an instance's map. The paper smooths
-    the gradient locally as an option; its main results, and this class, do not.
+    at the pyramid levels that the box's score depends on. The formula is HiResCAM's; the target, one pinned box
+    rather than a class, is what makes it an instance's map. The authors' released code computes the same.
 
     Zhao and Chan, *ODAM: Gradient-based Instance-specific Visual Explanations for Object Detection*, ICLR 2023,
-    https://openreview.net/forum?id=kJWcI39kXY.
+    https://arxiv.org/abs/2304.06354.
     """
 
     name = "odam"
-    paper = "Zhao and Chan, ODAM, ICLR 2023, https://openreview.net/forum?id=kJWcI39kXY"
+    paper = "Zhao and Chan, ODAM, ICLR 2023, https://arxiv.org/abs/2304.06354"

@@ -8,10 +8,13 @@ from detcam.cam import BaseCAM
 
 
 class XGradCAM(BaseCAM):
-    r"""Weights each channel by its gradient averaged with the activation as density.
+    r"""Weights each channel by its gradient, averaged over the places with the activation as density.
 
-    .. math:: w_k = \sum_{ij} \frac{A^k_{ij}}{\sum_{ab} A^k_{ab}} \frac{\partial y}{\partial A^k_{ij}},\quad
-        L = \mathrm{ReLU}\Big(\sum_k w_k A^k\Big)
+    .. math:: L = \mathrm{ReLU}\Big(\sum_k w_k A^k\Big),\quad
+        w_k = \sum_{ij} \frac{A^k_{ij}}{\sum_{ab} A^k_{ab} + 10^{-7}} \frac{\partial y}{\partial A^k_{ij}}
+
+    Made for activations behind a ReLU; a channel whose sum is near zero, as negative activations allow, gets a
+    weight of any size.
 
     Fu et al., *Axiom-based Grad-CAM: Towards Accurate Visualization and Explanation of CNNs*, BMVC 2020,
     https://arxiv.org/abs/2008.02312.
