@@ -18,8 +18,8 @@ FAMILIES: dict[str, str] = {
     "torchvision FCOS": "detcam.adapters.one_stage:FCOSAdapter",
     "torchvision SSD": "detcam.adapters.ssd:SSDAdapter",
     "ultralytics": "detcam.adapters.ultralytics:UltralyticsAdapter",
-    "ultralytics rt-detr": "detcam.adapters.ultralytics:UltralyticsQueryAdapter",
-    "ultralytics classification": "detcam.adapters.ultralytics:UltralyticsClassificationAdapter",
+    "ultralytics rt-detr": "detcam.adapters.ultralytics_rtdetr:UltralyticsQueryAdapter",
+    "ultralytics classification": "detcam.adapters.ultralytics_classify:UltralyticsClassificationAdapter",
     "classification": "detcam.adapters.classification:ClassificationAdapter",
 }
 """Every adapter by family, in the order in which they are asked; the last one takes any module."""

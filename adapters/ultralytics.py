@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from detcam.adapters.base import Batch, DetectorAdapter, as_names
-from detcam.adapters.classification import ClassificationAdapter
-from detcam.adapters.ultralytics_outputs import DenseOutput, Level, Levels, Queries, QueryOutput
+from detcam.adapters.ultralytics_outputs import DenseOutput, Level, Pyramid
+from detcam.adapters.windows import reach
 from detcam.extras import missing
 from detcam.geometry import Geometry
 from detcam.outputs import DetectorOutput
@@ -26,7 +27,7 @@ PROMPTED = frozenset({"WorldDetect", "YOLOEDetect"})
 """Heads that take a text as well as a picture."""
 
 
-class _UltralyticsDetector(DetectorAdapter):
+class UltralyticsDetector(DetectorAdapter):
     """What the detectors share: the letterbox, the layers before the head, and the thresholds.
 
     Pictures are prepared as `YOLO.predict` prepares each of them alone: scaled to fit `image_size`, then padded with
@@ -65,7 +66,7 @@ class _UltralyticsDetector(DetectorAdapter):
             raise ValueError(f"expected max_det of at least 1; got {max_det}")
         self.conf, self.iou, self.max_det = conf, iou, max_det
         self.stride = max(int(module.stride.max()), 32)
-        self.image_size_hw = _input_size(module, image_size, 640, self.stride)
+        self.image_size_hw = input_size(module, image_size, 640, self.stride)
         super().__init__(module, target_layers=target_layers, reshape_transform=reshape_transform, names=names)
 
     @property
@@ -83,9 +84,7 @@ class _UltralyticsDetector(DetectorAdapter):
     def prepare(self, images: Sequence[Tensor]) -> Batch:
         from ultralytics.data.augment import LetterBox
 
-        place = LetterBox(
-            self.image_size_hw, auto=not self.stretches, scale_fill=self.stretches, stride=self.stride
-        )
+        place = LetterBox(self.image_size_hw, auto=not self.stretches, scale_fill=self.stretches, stride=self.stride)
         placed = [torch.from_numpy(place(image=_pixels(image))).permute(2, 0, 1) for image in images]
         inputs = torch.stack(placed).to(self.device).to(self.dtype) / 255
         canvas = (inputs.shape[-2], inputs.shape[-1])
@@ -129,8 +128,12 @@ class _UltralyticsDetector(DetectorAdapter):
     def forward(self, batch: Batch) -> Any: ...
 
 
-class UltralyticsAdapter(_UltralyticsDetector):
-    __doc__ = _UltralyticsDetector.__doc__
+class UltralyticsAdapter(UltralyticsDetector):
+    """YOLO with anchor-free heads: v5u to 26; detection, instance masks, rotated boxes, keypoints.
+
+    A detection is pinned to the grid cell that made it, on the branch that the model itself uses for inference.
+    The arguments are those of `UltralyticsDetector`.
+    """
 
     family = "ultralytics"
 
@@ -144,29 +147,49 @@ class UltralyticsAdapter(_UltralyticsDetector):
         branch: Mapping[str, Any] = self.head.one2one if self.head.end2end else self.head.one2many
         return branch
 
-    def forward(self, batch: Batch) -> Levels:
-        head, branch = self.head, self.branch
-        features = self.features(batch.inputs)
-        levels = []
-        for index, feature in enumerate(features):
-            extra = None
-            if "mask_head" in branch:
-                extra = branch["mask_head"][index](feature)
-            elif "angle_head" in branch:
-                extra = branch["angle_head"][index](feature)
-                if "OBB26" not in class_names(head):  # which predicts the angle itself
-                    extra = (extra.sigmoid() - 0.25) * torch.pi
-            elif "pose_head" in branch:
-                extra = branch["pose_head"][index](feature)
-                extra = branch["kpts_head"][index](extra) if "kpts_head" in branch else extra
-            scores, boxes = branch["cls_head"][index](feature), branch["box_head"][index](feature)
-            levels.append(Level(scores, boxes, extra, float(head.stride[index])))
-        prototypes = None
-        if "mask_head" in branch:
-            prototypes = head.proto(features if "Proto26" in class_names(head.proto) else features[0])
-        return Levels(tuple(levels), prototypes)
+    @property
+    def watches_head(self) -> bool:
+        """Whether a target layer lies inside the head."""
+        inside = {id(module) for module in self.head.modules()}
+        return any(id(layer) in inside for layer in self.target_layers)
 
-    def outputs(self, raw: Levels, batch: Batch) -> list[DetectorOutput]:
+    def forward(self, batch: Batch) -> Pyramid:
+        pyramid = Pyramid(self, self.features(batch.inputs))
+        if self.watches_head:  # hooked during this call only
+            _ = pyramid.levels, pyramid.prototypes
+        return pyramid
+
+    def run_head(self, level: int, feature: Tensor) -> Level:
+        """What the head says on a map, or a window of one, of a level."""
+        branch = self.branch
+        extra = None
+        if "mask_head" in branch:
+            extra = branch["mask_head"][level](feature)
+        elif "angle_head" in branch:
+            extra = branch["angle_head"][level](feature)
+            if "OBB26" not in class_names(self.head):  # which predicts the angle itself
+                extra = (extra.sigmoid() - 0.25) * torch.pi
+        elif "pose_head" in branch:
+            extra = branch["pose_head"][level](feature)
+            extra = branch["kpts_head"][level](extra) if "kpts_head" in branch else extra
+        return Level(branch["cls_head"][level](feature), branch["box_head"][level](feature), extra)
+
+    def run_prototypes(self, features: list[Tensor]) -> Tensor | None:
+        """(B, M, h, w) mask prototypes, or None where the task has none."""
+        if "mask_head" not in self.branch:
+            return None
+        proto = self.head.proto
+        prototypes: Tensor = proto(features if "Proto26" in class_names(proto) else features[0])
+        return prototypes
+
+    def head_reach(self, level: int) -> int | None:
+        """How many cells around a cell the head sees at a level; None where it may see the whole map."""
+        parts = [self.branch[name][level] for name in ("cls_head", "box_head", "angle_head") if name in self.branch]
+        reaches = [_reach(part) for part in parts]
+        known = [value for value in reaches if value is not None]
+        return max(known) if len(known) == len(parts) else None
+
+    def outputs(self, raw: Pyramid, batch: Batch) -> list[DetectorOutput]:
         return [DenseOutput(self, raw, index, geometry) for index, geometry in enumerate(batch.geometries)]
 
     def select(self, boxes: Tensor, scores: Tensor, angles: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -206,112 +229,6 @@ class UltralyticsAdapter(_UltralyticsDetector):
         return masks
 
 
-class UltralyticsQueryAdapter(_UltralyticsDetector):
-    __doc__ = _UltralyticsDetector.__doc__
-
-    family = "ultralytics rt-detr"
-    stretches = True
-
-    @classmethod
-    def supports(cls, model: Any) -> bool:
-        return is_ultralytics(model) and "RTDETRDecoder" in head_names(model)
-
-    def forward(self, batch: Batch) -> Queries:
-        head = self.head
-        features = self.features(batch.inputs)
-        with _fresh_attributes(head):
-            tokens, shapes = head._get_encoder_input(features)
-            embedded, reference, _, _ = head._get_decoder_input(tokens, shapes)
-            heads = (head.dec_bbox_head, head.dec_score_head, head.query_pos_head)
-            boxes, logits = head.decoder(embedded, reference, tokens, shapes, *heads)
-            with torch.no_grad():  # which token each query grew from; the head does not tell
-                found = head.enc_score_head(head.enc_output(head.valid_mask * tokens.detach()))
-                chosen = found.max(-1).values.topk(boxes.shape[2], dim=1).indices
-        return Queries(boxes[-1], logits[-1], chosen, tuple((int(h), int(w)) for h, w in shapes))
-
-    def outputs(self, raw: Queries, batch: Batch) -> list[DetectorOutput]:
-        return [QueryOutput(self, raw, index, geometry) for index, geometry in enumerate(batch.geometries)]
-
-
-class UltralyticsClassificationAdapter(ClassificationAdapter):
-    """YOLO classifiers. Explained are the logits; scores are the softmax, as the model reports them.
-
-    Pictures are resized by their shorter side and cropped at the centre, as `YOLO.predict` does.
-
-    Args:
-        model: a `YOLO` object, or the module inside one.
-        target_layers: as in `Adapter`; None takes the convolution before the pooling.
-        reshape_transform: as in `Adapter`.
-        names: class index to name; None takes the model's own.
-        image_size: side of the network's input, or height and width; None takes the model's `imgsz`, else 224.
-    """
-
-    family = "ultralytics classification"
-
-    def __init__(
-        self,
-        model: Any,
-        *,
-        target_layers: Sequence[nn.Module | str] | nn.Module | str | None = None,
-        reshape_transform: ReshapeTransform | None = None,
-        names: Mapping[int, str] | Sequence[str] | None = None,
-        image_size: int | tuple[int, int] | None = None,
-    ) -> None:
-        from ultralytics.data.augment import classify_transforms
-
-        module = inner_module(model)
-        size = _input_size(module, image_size, 224, 1)
-        own = getattr(module, "transforms", None)
-        steps = [type(step).__name__ for step in getattr(own, "transforms", ())]
-        usual = steps == ["Resize", "CenterCrop", "ToTensor", "Normalize"] and tuple(own.transforms[1].size) == size
-        self.transforms: Any = own if usual else classify_transforms(size)
-        normalize = self.transforms.transforms[-1]
-        super().__init__(
-            module,
-            target_layers=target_layers,
-            reshape_transform=reshape_transform,
-            names=names,
-            image_size=size,
-            mean=[float(value) for value in normalize.mean],
-            std=[float(value) for value in normalize.std],
-        )
-
-    @classmethod
-    def supports(cls, model: Any) -> bool:
-        return is_ultralytics(model) and "Classify" in head_names(model)
-
-    def default_names(self) -> Mapping[int, str]:
-        return as_names(self.model.names)  # type: ignore[arg-type]
-
-    def default_target_layers(self) -> Sequence[nn.Module]:
-        return [self.model.model[-1].conv]  # type: ignore[index]
-
-    def prepare(self, images: Sequence[Tensor]) -> Batch:
-        from PIL import Image
-
-        arrays = [(image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy() for image in images]
-        inputs = torch.stack([self.transforms(Image.fromarray(array)) for array in arrays])
-        sizes = [(image.shape[-2], image.shape[-1]) for image in images]
-        return Batch(inputs.to(self.device, self.dtype), tuple(self._geometry(size) for size in sizes))
-
-    def _geometry(self, size_hw: tuple[int, int]) -> Geometry:
-        """Where the resized picture lies under the centre crop; what the crop cut off has no place on the input."""
-        target = self.transforms.transforms[0].size
-        if isinstance(target, int):
-            short = min(size_hw)
-            resized = tuple(target if side == short else int(target * side / short) for side in size_hw)
-        else:
-            resized = tuple(target)
-        top, left = (-round((side - kept) / 2) for side, kept in zip(resized, self.image_size, strict=True))
-        scale = (resized[1] / size_hw[1], resized[0] / size_hw[0])
-        return Geometry(size_hw, self.image_size, scale, (left, top))
-
-    def forward(self, batch: Batch) -> Tensor:
-        with _fresh_attributes(self.model.model[-1]):  # type: ignore[index]
-            _, logits = self.model(batch.inputs)
-        return logits
-
-
 def is_ultralytics(model: Any) -> bool:
     """Whether a model is one of the package's own, or a `YOLO`-like object around one."""
     modules = {base.__module__ for base in type(model).__mro__}
@@ -331,9 +248,9 @@ def inner_module(model: Any) -> nn.Module:
     known = head_names(module)
     if known.isdisjoint({"Detect", "RTDETRDecoder", "Classify"}) or not known.isdisjoint(PROMPTED):
         raise TypeError(
-            f"the ultralytics adapter explains heads that detect, segment instances, rotate boxes, find keypoints or "
+            "the ultralytics adapter explains heads that detect, segment instances, rotate boxes, find keypoints or "
             f"classify, without a text prompt; got a {type(module).__name__} with a {type(module.model[-1]).__name__} "  # type: ignore[index]
-            "head. Describe it yourself with detcam.adapters.custom"
+            "head. Say what it puts out with detcam.adapters.detector(model, decode=...)"
         )
     return module
 
@@ -350,7 +267,7 @@ def class_names(module: Any) -> set[str]:
     return {base.__name__ for base in type(module).__mro__}
 
 
-def _input_size(module: nn.Module, wanted: Any, usual: int, stride: int) -> tuple[int, int]:
+def input_size(module: nn.Module, wanted: Any, usual: int, stride: int) -> tuple[int, int]:
     """Height and width of the network's input: what is wanted, else the model's `imgsz`; rounded up to the stride."""
     arguments: Any = getattr(module, "args", None) or {}
     trained = arguments.get("imgsz") if isinstance(arguments, Mapping) else getattr(arguments, "imgsz", None)
@@ -362,16 +279,29 @@ def _input_size(module: nn.Module, wanted: Any, usual: int, stride: int) -> tupl
     return height, width
 
 
+def _reach(branch: nn.Module) -> int | None:
+    """As `reach`, with ultralytics' `Conv` (convolution, normalisation, activation) known to be its parts in a row."""
+    total = 0
+    for module in branch.modules():
+        if next(module.children(), None) is not None and "Conv" in class_names(module):
+            continue
+        own = 0 if isinstance(module, nn.Sequential) else reach(module)
+        if own is None:
+            return None
+        total += own
+    return total
+
+
 def _pixels(image: Tensor) -> np.ndarray:
     """An (H, W, 3) array in 0..255: 8-bit where the picture is, as resizing rounds there; else float."""
     scaled = image.detach().float().cpu().permute(1, 2, 0) * 255
     rounded = scaled.round()
-    whole = (scaled - rounded).abs().max() < 1e-3 and 0 <= rounded.min() and rounded.max() <= 255
+    whole = (scaled - rounded).abs().max() < 1e-3 and rounded.min() >= 0 and rounded.max() <= 255
     return (rounded.byte() if whole else scaled).numpy()
 
 
 @contextmanager
-def _fresh_attributes(head: Any) -> Iterator[None]:
+def fresh_attributes(head: Any) -> Iterator[None]:
     """Lay a head's caches and export switch aside, so that its class's defaults stand in for them, and put them back.
 
     Caches made under inference mode cannot enter autograd, and those made here must not stay with the user.
@@ -403,7 +333,8 @@ def build(name: str, *, num_classes: int | None = None, pretrained: bool = False
         from ultralytics import RTDETR, YOLO
     except ImportError as error:
         raise missing("ultralytics", error) from error
-    wrapper = (RTDETR if name.lower().startswith("rtdetr") else YOLO)(name)
+    wrapper = (RTDETR if Path(name).name.lower().startswith("rtdetr") else YOLO)(name)
     if pretrained or num_classes is None:
         return inner_module(wrapper)
-    return type(wrapper.model)(name, nc=num_classes, verbose=False)
+    architecture = {**wrapper.model.yaml, "nc": num_classes}
+    return type(wrapper.model)(architecture, verbose=False)

@@ -1,4 +1,4 @@
-"""What the heads of ultralytics' detectors say, as targets see it: grid cells (YOLO) and queries (RT-DETR)."""
+"""What the heads of ultralytics' detectors say, as targets see it: cells (YOLO) and queries (RT-DETR)."""
 
 from __future__ import annotations
 
@@ -13,87 +13,130 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from detcam.adapters.torchvision_detector import scores_of_regions
+from detcam.adapters.windows import by_level, cut
 from detcam.detections import Detections, Source
 from detcam.geometry import Geometry
 from detcam.outputs import Candidates, DetectorOutput, best_fit, nearest_source
 from detcam.targets import BoxTarget, DetectionTarget, InstanceMaskTarget
 
 if TYPE_CHECKING:
-    from detcam.adapters.ultralytics import UltralyticsAdapter, UltralyticsQueryAdapter
+    from detcam.adapters.ultralytics import UltralyticsAdapter
 
 
 @dataclass(frozen=True)
 class Level:
-    """One pyramid level of a YOLO head, inside the graph.
+    """What a YOLO head says on one pyramid level.
 
     Attributes:
         logits: (B, C, h, w) class logits.
-        boxes: (B, 4 R, h, w) distances to the box's sides in cells, each as a distribution over R bins (R may be 1).
+        boxes: (B, 4 R, h, w) distances to the box's sides in cells, each a distribution over R bins (or R = 1).
         extra: (B, E, h, w) mask coefficients, angle in radians, or keypoints; None where the task has none.
-        stride: input pixels per cell.
     """
 
     logits: Tensor
     boxes: Tensor
     extra: Tensor | None
-    stride: float
 
 
-@dataclass(frozen=True)
-class Levels:
-    """A YOLO head's output: its levels, and (B, M, h, w) mask prototypes or None."""
+class Pyramid:
+    """The features that a YOLO head is given, and what it says on them, run when first asked for.
 
-    levels: tuple[Level, ...]
-    prototypes: Tensor | None
+    A box's scalar needs only a window of the features; the whole head runs for detections, for masks, for boxes
+    that nobody detected, and where a target layer lies inside it.
 
-
-@dataclass(frozen=True)
-class Queries:
-    """RT-DETR's output.
-
-    Attributes:
-        boxes: (B, Q, 4) centre, width, height, in units of the input's sides.
-        logits: (B, Q, C) class logits.
-        tokens: (B, Q) the encoder's token from which each query grew, counted over all levels.
-        grids: height and width of each level in tokens.
+    Args:
+        adapter: runs the head.
+        features: (B, C, h, w) per level, inside the graph.
     """
 
-    boxes: Tensor
-    logits: Tensor
-    tokens: Tensor
-    grids: tuple[tuple[int, int], ...]
+    def __init__(self, adapter: UltralyticsAdapter, features: Sequence[Tensor]) -> None:
+        self.adapter = adapter
+        self.features = list(features)
+        self.strides = [float(adapter.head.stride[level]) for level in range(len(features))]
+
+    @cached_property
+    def levels(self) -> list[Level]:
+        """The head's output on each level, inside the graph."""
+        with torch.set_grad_enabled(self._in_graph):
+            return [self.adapter.run_head(level, feature) for level, feature in enumerate(self.features)]
+
+    @cached_property
+    def prototypes(self) -> Tensor | None:
+        """(B, M, h, w) mask prototypes, inside the graph, or None where the task has none."""
+        with torch.set_grad_enabled(self._in_graph):
+            return self.adapter.run_prototypes(self.features)
+
+    @property
+    def _in_graph(self) -> bool:
+        return any(feature.requires_grad for feature in self.features)
 
 
 class DenseOutput(DetectorOutput):
-    """One image's grids. A detection is pinned to its cell, and its scalar reads that level and branch alone."""
+    """One image's grids. A detection is pinned to its cell, whose scalar reads that level and branch alone."""
 
-    def __init__(self, adapter: UltralyticsAdapter, raw: Levels, index: int, geometry: Geometry) -> None:
+    def __init__(self, adapter: UltralyticsAdapter, raw: Pyramid, index: int, geometry: Geometry) -> None:
         self.adapter = adapter
         self.head: Any = adapter.head
         self.raw = raw
         self.index = index
         self.geometry = geometry
-        self.classes = raw.levels[0].logits.shape[1]
+        self.classes = int(self.head.nc)
         self.rotated = "angle_head" in adapter.branch
-        grids = [(level.logits.shape[-2], level.logits.shape[-1]) for level in raw.levels]
-        strides = [level.stride for level in raw.levels]
-        self.cells = Cells(grids, [(stride, stride) for stride in strides], geometry)
+        grids = [(feature.shape[-2], feature.shape[-1]) for feature in raw.features]
+        self.cells = Cells(grids, [(stride, stride) for stride in raw.strides], geometry)
 
     def candidates(self, targets: Sequence[DetectionTarget]) -> Candidates:
-        boxes, logits = [], []
-        for target in targets:
-            number, (level, y, x) = self._cell(target)
-            grid = self.raw.levels[level]
-            angle = self._at(grid.extra, y, x) if self.rotated and grid.extra is not None else None
-            rows = torch.tensor([number])
-            boxes.append(self._to_image(self._decode(self._at(grid.boxes, y, x), rows, angle), angle)[0])
-            logits.append(self._at(grid.logits, y, x))
-        stacked = torch.cat(logits)
-        return Candidates(torch.cat(boxes), stacked.sigmoid(), stacked)
+        parts = []
+        for number in (self._cell(target) for target in targets):
+            level, y, x = self.cells.position(number)
+            said = self.raw.levels[level]
+            extra = None if said.extra is None else said.extra[self.index, :, y, x][None]
+            boxes, logits = said.boxes[self.index, :, y, x][None], said.logits[self.index, :, y, x][None]
+            parts.append(self._read(logits, boxes, extra, torch.tensor([number])))
+        return Candidates(
+            torch.cat([part.boxes_xyxy for part in parts]),
+            torch.cat([part.class_scores for part in parts]),
+            torch.cat([part.class_logits for part in parts]),
+        )
 
     def box_scores(self, targets: Sequence[BoxTarget]) -> list[Tensor]:
-        """One scalar per target; each is read by itself, as a common tensor would drag every level into each graph."""
-        return [target.of(self.candidates([target]), 0) for target in targets]
+        numbers = [self._cell(target) for target in targets]
+        scores: list[Tensor] = [torch.empty(0)] * len(targets)
+        for level, members in by_level([self.cells.position(number)[0] for number in numbers]).items():
+            own, places = [targets[i] for i in members], torch.tensor([numbers[i] for i in members])
+            for position, score in zip(members, self._level_scores(level, own, places), strict=True):
+                scores[position] = score
+        return scores
+
+    def _level_scores(self, level: int, targets: Sequence[BoxTarget], numbers: Tensor) -> list[Tensor]:
+        """The scalars of targets at cells (K,) of one level.
+
+        Each is computed from the window of the features that its cell can see. Where that is not known, or a target
+        layer lies inside the head, each is read from the whole level by itself: a common tensor would drag every
+        target's level and branch into each backward pass.
+        """
+        radius = None if self.adapter.watches_head else self.adapter.head_reach(level)
+        if radius is None:
+            return [target.of(self.candidates([target]), 0) for target in targets]
+        feature = self.raw.features[level][self.index : self.index + 1]
+        windows, inside = cut(feature, numbers - self.cells.starts[level], radius)
+
+        def scalars(regions: Tensor, part: slice) -> list[Tensor]:
+            said = self.adapter.run_head(level, regions)
+            each = torch.arange(len(regions)), inside[part]
+            extra = None if said.extra is None else said.extra.flatten(2).transpose(1, 2)[each]
+            boxes, logits = (value.flatten(2).transpose(1, 2)[each] for value in (said.boxes, said.logits))
+            candidates = self._read(logits, boxes, extra, numbers[part])
+            return [target.of(candidates, row) for row, target in enumerate(targets[part])]
+
+        return scores_of_regions(windows, scalars)
+
+    def _read(self, logits: Tensor, boxes: Tensor, extra: Tensor | None, numbers: Tensor) -> Candidates:
+        """Candidates from what the head says, each (K, ...), at cells (K,)."""
+        angles = extra if self.rotated else None
+        on_image = self._to_image(self._decode(boxes, numbers, angles), angles)[0]
+        return Candidates(on_image, logits.sigmoid(), logits)
 
     def mask_scores(self, targets: Sequence[InstanceMaskTarget]) -> list[Tensor]:
         if self.raw.prototypes is None:
@@ -101,10 +144,10 @@ class DenseOutput(DetectorOutput):
         prototypes = self.raw.prototypes[self.index]
         scores = []
         for target in targets:
-            _, (level, y, x) = self._cell(target)
-            extra = self.raw.levels[level].extra
+            level, y, x = self.cells.position(self._cell(target))
+            coefficients: Any = self.raw.levels[level].extra
             rows, columns = self._prototype_cells(target.box_xyxy, prototypes.shape[-2], prototypes.shape[-1])
-            logits = torch.tensordot(self._at(extra, y, x)[0], prototypes[:, rows, columns], 1)  # type: ignore[arg-type]
+            logits = torch.tensordot(coefficients[self.index, :, y, x], prototypes[:, rows, columns], 1)
             inside = logits.detach() > 0
             scores.append(logits[inside].mean() if inside.any() else logits.max())
         return scores
@@ -120,7 +163,9 @@ class DenseOutput(DetectorOutput):
         keep = (boxes[:, 2:] > boxes[:, :2]).all(1)  # a box that lies on the padding has no pixel to explain
         masks = None
         if self.raw.prototypes is not None and extra is not None:
-            masks = self.adapter.masks(self.raw.prototypes[self.index], extra[chosen], boxes, self.geometry.image_size_hw)
+            masks = self.adapter.masks(
+                self.raw.prototypes[self.index], extra[chosen], boxes, self.geometry.image_size_hw
+            )
             keep &= masks.flatten(1).any(1)
         elif extra is not None and not self.rotated:
             extras["keypoints"] = self._keypoints(extra[chosen], chosen).float().cpu()
@@ -137,35 +182,31 @@ class DenseOutput(DetectorOutput):
         )
         return found[kept]
 
-    def _at(self, grid: Tensor | None, y: int, x: int) -> Tensor:
-        """(1, C) values of a grid (B, C, h, w) at one cell of this image."""
-        if grid is None:
-            raise RuntimeError("the head has no such output")
-        return grid[self.index, :, y, x][None]
-
-    def _cell(self, target: DetectionTarget) -> tuple[int, tuple[int, int, int]]:
-        """The cell that answers for a target: its number over all levels, and its level, row and column."""
-        if target.source is None:
-            boxes_xywh, angles, scores, _ = self._everywhere
-            boxes = self._to_image(boxes_xywh, angles)[0]
-            number = best_fit(boxes, scores[:, target.label], boxes.new_tensor(target.box_xyxy))
-        else:
-            number = self.cells.number(target.source)
-        return number, self.cells.position(number)
+    def _cell(self, target: DetectionTarget) -> int:
+        """The cell that answers for a target."""
+        if target.source is not None:
+            return self.cells.number(target.source)
+        boxes_xywh, angles, scores, _ = self._everywhere
+        boxes = self._to_image(boxes_xywh, angles)[0]
+        return best_fit(boxes, scores[:, target.label], boxes.new_tensor(target.box_xyxy))
 
     @cached_property
     def _everywhere(self) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
-        """What all A cells say, detached: boxes (A, 4) as centre and size, input pixels; angles (A, 1); scores (A, C);
-        and the raw further outputs (A, E)."""
+        """What all A cells say, detached.
+
+        Returns:
+            boxes (A, 4), centre and size in input pixels; angles (A, 1) or None; scores (A, C); extra (A, E) or None.
+        """
         with torch.no_grad():
-            levels = [level for level in self.raw.levels]
-            extra = None
-            if levels[0].extra is not None:
-                extra = torch.cat([level.extra[self.index].flatten(1) for level in levels if level.extra is not None], 1).T
-            raw = torch.cat([level.boxes[self.index].flatten(1) for level in levels], 1).T
-            scores = torch.cat([level.logits[self.index].flatten(1) for level in levels], 1).T.sigmoid()
+            levels = self.raw.levels
+            boxes, scores = (
+                torch.cat([getattr(level, name)[self.index].flatten(1) for level in levels], 1).T
+                for name in ("boxes", "logits")
+            )
+            extras = [level.extra[self.index].flatten(1) for level in levels if level.extra is not None]
+            extra = torch.cat(extras, 1).T if extras else None
             angles = extra if self.rotated else None
-            return self._decode(raw, torch.arange(len(raw)), angles), angles, scores, extra
+            return self._decode(boxes, torch.arange(len(boxes)), angles), angles, scores.sigmoid(), extra
 
     def _decode(self, raw: Tensor, numbers: Tensor, angles: Tensor | None) -> Tensor:
         """Centre and size (K, 4), input pixels, of raw boxes (K, 4 R) at cells (K,)."""
@@ -180,7 +221,7 @@ class DenseOutput(DetectorOutput):
         return torch.cat([points + shift, before + after], 1)
 
     def _to_image(self, boxes_xywh: Tensor, angles: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Boxes (K, 4) and, of rotated ones, corners (K, 4, 2), image pixels, from centre and size in input pixels."""
+        """From centre and size (K, 4), input pixels, to boxes (K, 4) and, of rotated ones, corners (K, 4, 2)."""
         center, size = boxes_xywh.split(2, 1)
         if angles is None:
             return self.geometry.boxes_to_image(torch.cat([center - size / 2, center + size / 2], 1)), None
@@ -189,7 +230,13 @@ class DenseOutput(DetectorOutput):
         along = width / 2 * torch.cat([angles.cos(), angles.sin()], 1)
         across = height / 2 * torch.cat([-angles.sin(), angles.cos()], 1)
         corners = torch.stack(
-            [center + along + across, center + along - across, center - along - across, center - along + across], 1
+            [
+                center + along + across,
+                center + along - across,
+                center - along - across,
+                center - along + across,
+            ],
+            1,
         )
         return torch.cat([corners.amin(1), corners.amax(1)], 1), corners
 
@@ -207,7 +254,7 @@ class DenseOutput(DetectorOutput):
         return torch.cat([xy, seen], -1)
 
     def _prototype_cells(self, box_xyxy: Sequence[float], height: int, width: int) -> tuple[slice, slice]:
-        """Rows and columns of the prototypes whose centres lie in a box, image pixels; at least one of each."""
+        """Rows and columns of the prototypes whose centres lie in a box; at least one of each."""
         x1, y1, x2, y2 = self.geometry.boxes_to_input(torch.tensor(box_xyxy, dtype=torch.float64)).tolist()
         slices = []
         for low, high, cells, side in ((y1, y2, height, 0), (x1, x2, width, 1)):
@@ -215,64 +262,6 @@ class DenseOutput(DetectorOutput):
             first = min(max(math.ceil(low / per_cell - 0.5), 0), cells - 1)
             slices.append(slice(first, min(max(math.ceil(high / per_cell - 0.5), first + 1), cells)))
         return slices[0], slices[1]
-
-
-class QueryOutput(DetectorOutput):
-    """One image's queries. A detection is pinned to the encoder's token from which its query grew."""
-
-    def __init__(self, adapter: UltralyticsQueryAdapter, raw: Queries, index: int, geometry: Geometry) -> None:
-        self.adapter = adapter
-        self.logits = raw.logits[index]
-        self.boxes = raw.boxes[index]
-        self.tokens = raw.tokens[index].cpu()
-        self.geometry = geometry
-        self.classes = self.logits.shape[1]
-        height, width = geometry.input_size_hw
-        self.cells = Cells(raw.grids, [(width / columns, height / rows) for rows, columns in raw.grids], geometry)
-
-    def candidates(self, targets: Sequence[DetectionTarget]) -> Candidates:
-        rows = torch.tensor([self._query(target) for target in targets], device=self.logits.device)
-        logits = self.logits[rows]
-        return Candidates(self._to_image(self.boxes[rows]), logits.sigmoid(), logits)
-
-    @torch.no_grad()
-    def detections(self) -> Detections:
-        count = len(self.logits)
-        scores, best = self.logits.sigmoid().flatten().topk(min(count, self.logits.numel()))
-        keep = scores > self.adapter.conf
-        scores, best = scores[keep][: self.adapter.max_det], best[keep][: self.adapter.max_det]
-        queries, labels = best // self.classes, best % self.classes
-        boxes = self._to_image(self.boxes[queries])
-        inside = self.geometry.clip(boxes)
-        sources = tuple(
-            self.cells.source("query", query, int(self.tokens[query])) for query in queries.tolist()
-        )
-        found = Detections(
-            boxes.float().cpu(),
-            labels.cpu(),
-            scores.float().cpu(),
-            self.geometry.image_size_hw,
-            sources,
-            names=self.adapter.names,
-        )
-        return found[(inside[:, 2:] > inside[:, :2]).all(1).nonzero()[:, 0].cpu()]
-
-    def _to_image(self, boxes: Tensor) -> Tensor:
-        """Boxes (K, 4), image pixels, from centre and size in units of the input's sides."""
-        height, width = self.geometry.input_size_hw
-        center, size = (boxes * boxes.new_tensor([width, height, width, height])).split(2, 1)
-        return self.geometry.boxes_to_image(torch.cat([center - size / 2, center + size / 2], 1))
-
-    def _query(self, target: DetectionTarget) -> int:
-        """The query that grew from the target's token; where none did, the one that fits best."""
-        source = target.source
-        if source is not None and source.anchor >= 0:
-            grown = (self.tokens == self.cells.number(source)).nonzero()
-            if len(grown):
-                return int(grown[0])
-        boxes = self._to_image(self.boxes.detach())
-        scores = self.logits.detach()[:, target.label].sigmoid()
-        return best_fit(boxes, scores, boxes.new_tensor(target.box_xyxy))
 
 
 class Cells:

@@ -1,0 +1,105 @@
+"""YOLO classifiers. The package itself is not imported: its preprocessing is torchvision's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torchvision import transforms
+
+from detcam.adapters.base import Batch, as_names
+from detcam.adapters.classification import ClassificationAdapter
+from detcam.adapters.ultralytics import fresh_attributes, head_names, inner_module, input_size, is_ultralytics
+from detcam.geometry import Geometry
+from detcam.trace import ReshapeTransform
+
+
+class UltralyticsClassificationAdapter(ClassificationAdapter):
+    """YOLO classifiers. Explained are the logits; scores are the softmax, as the model reports them.
+
+    Pictures are resized by their shorter side and cropped at the centre, as `YOLO.predict` does.
+
+    Args:
+        model: a `YOLO` object, or the module inside one.
+        target_layers: as in `Adapter`; None takes the convolution before the pooling.
+        reshape_transform: as in `Adapter`.
+        names: class index to name; None takes the model's own.
+        image_size: side of the network's input, or height and width; None takes the model's `imgsz`, else 224.
+    """
+
+    family = "ultralytics classification"
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        target_layers: Sequence[nn.Module | str] | nn.Module | str | None = None,
+        reshape_transform: ReshapeTransform | None = None,
+        names: Mapping[int, str] | Sequence[str] | None = None,
+        image_size: int | tuple[int, int] | None = None,
+    ) -> None:
+        module = inner_module(model)
+        size = input_size(module, image_size, 224, 1)
+        own = getattr(module, "transforms", None)
+        steps = [type(step).__name__ for step in getattr(own, "transforms", ())]
+        usual = steps == ["Resize", "CenterCrop", "ToTensor", "Normalize"] and tuple(own.transforms[1].size) == size
+        self.transforms: Any = own if usual else usual_transforms(size)
+        normalize = self.transforms.transforms[-1]
+        super().__init__(
+            module,
+            target_layers=target_layers,
+            reshape_transform=reshape_transform,
+            names=names,
+            image_size=size,
+            mean=[float(value) for value in normalize.mean],
+            std=[float(value) for value in normalize.std],
+        )
+
+    @classmethod
+    def supports(cls, model: Any) -> bool:
+        return is_ultralytics(model) and "Classify" in head_names(model)
+
+    def default_names(self) -> Mapping[int, str]:
+        return as_names(self.model.names)  # type: ignore[arg-type]
+
+    def default_target_layers(self) -> Sequence[nn.Module]:
+        return [self.model.model[-1].conv]  # type: ignore[index]
+
+    def prepare(self, images: Sequence[Tensor]) -> Batch:
+        arrays = [(image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy() for image in images]
+        inputs = torch.stack([self.transforms(Image.fromarray(array)) for array in arrays])
+        sizes = [(image.shape[-2], image.shape[-1]) for image in images]
+        return Batch(inputs.to(self.device, self.dtype), tuple(self._geometry(size) for size in sizes))
+
+    def _geometry(self, size_hw: tuple[int, int]) -> Geometry:
+        """Where the resized picture lies under the centre crop; what the crop cut off has no place on the input."""
+        target = self.transforms.transforms[0].size
+        if isinstance(target, int):
+            short = min(size_hw)
+            resized = tuple(target if side == short else int(target * side / short) for side in size_hw)
+        else:
+            resized = tuple(target)
+        top, left = (-round((side - kept) / 2) for side, kept in zip(resized, self.image_size, strict=True))
+        scale = (resized[1] / size_hw[1], resized[0] / size_hw[0])
+        return Geometry(size_hw, self.image_size, scale, (left, top))
+
+    def forward(self, batch: Batch) -> Tensor:
+        with fresh_attributes(self.model.model[-1]):  # type: ignore[index]
+            _, logits = self.model(batch.inputs)
+        return logits
+
+
+def usual_transforms(size_hw: tuple[int, int]) -> Any:
+    """What ultralytics does to a picture where the model brings no transforms of its own."""
+    height, width = size_hw
+    return transforms.Compose(
+        [
+            transforms.Resize(height if height == width else (height, width)),
+            transforms.CenterCrop((height, width)),
+            transforms.ToTensor(),
+            transforms.Normalize((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+        ]
+    )
