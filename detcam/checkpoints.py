@@ -52,17 +52,15 @@ def read_checkpoint(path: Path, *, trust: bool) -> Any:
         if trust:
             raise ValueError(f"cannot read {path} as a checkpoint ({_first_line(error)})") from error
         raise ValueError(
-            f"{path} holds more than tensors{_foreign(path, error)}, and reading it runs code from the file. If you trust "
-            "its source, pass --trust-checkpoint (trust_checkpoint=True in Python)"
+            f"{path} holds more than tensors{_foreign(path, error)}, and reading it runs code from the file. "
+            "If you trust its source, pass --trust-checkpoint (trust_checkpoint=True in Python)"
         ) from error
     except (AttributeError, ModuleNotFoundError) as error:
         raise ValueError(
             f"{path} needs code that is not here ({error}); save its state_dict() where it was made"
         ) from error
     except (RuntimeError, EOFError, KeyError, OSError) as error:
-        raise ValueError(
-            f"cannot read {path} as a checkpoint ({_first_line(error)}); is the file complete?"
-        ) from error
+        raise ValueError(f"cannot read {path} as a checkpoint ({_first_line(error)}); is the file complete?") from error
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -86,7 +84,7 @@ def _foreign(path: Path, error: Exception) -> str:
 
 
 def foreign_globals(path: Path) -> list[str]:
-    """Names of the classes and functions, beyond tensors, that a `torch.save` file refers to; found without running it."""
+    """Names of the classes and functions, beyond tensors, that a `torch.save` file refers to; nothing of it is run."""
     look = getattr(torch.serialization, "get_unsafe_globals_in_checkpoint", None)
     try:
         return sorted(look(path), key=lambda name: (name.startswith("torch."), name)) if look else []
@@ -117,7 +115,7 @@ def state_dict_of(content: Any, path: Path) -> StateDict:
 
 
 def without_prefix(state: StateDict, keys: Mapping[str, Any]) -> StateDict:
-    """Weights whose names lost what a wrapper (DataParallel, torch.compile, a training module) put before all of them."""
+    """Weights without what a wrapper (DataParallel, torch.compile, a training module) put before all their names."""
     for prefix in PREFIXES:
         if state and not any(key in keys for key in state) and all(key.startswith(prefix) for key in state):
             state = {key.removeprefix(prefix): value for key, value in state.items()}

@@ -110,16 +110,12 @@ def pick_device(device: str | torch.device) -> torch.device:
     try:
         place = torch.device(device)
     except RuntimeError as error:
-        raise ValueError(
-            f"expected a device such as cpu, cuda, cuda:1, mps or auto; got {str(device)!r}"
-        ) from error
+        raise ValueError(f"expected a device such as cpu, cuda, cuda:1, mps or auto; got {str(device)!r}") from error
     there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}.get(
         place.type, 0
     )
     if (place.index or 0) >= there:
-        raise ValueError(
-            f"there is no device {place} here (PyTorch {torch.__version__}); use device cpu or auto"
-        )
+        raise ValueError(f"there is no device {place} here (PyTorch {torch.__version__}); use device cpu or auto")
     return place
 
 
@@ -144,14 +140,10 @@ def read_names(text: str) -> dict[int, str] | list[str]:
     try:
         names = json.loads(content)
         return (
-            {int(key): str(value) for key, value in names.items()}
-            if isinstance(names, dict)
-            else list(map(str, names))
+            {int(key): str(value) for key, value in names.items()} if isinstance(names, dict) else list(map(str, names))
         )
     except (ValueError, TypeError) as error:
-        raise ValueError(
-            f"{path}: expected a JSON list of names, or an object from index to name ({error})"
-        ) from error
+        raise ValueError(f"{path}: expected a JSON list of names, or an object from index to name ({error})") from error
 
 
 def _load(name: str, weights: str | Path | None, num_classes: int | None, trust: bool) -> Built:
@@ -195,12 +187,10 @@ def _library(name: str) -> tuple[str, str]:
 
 
 def torchvision_names() -> list[str]:
-    """torchvision's classifiers, detectors and segmentation networks."""
+    """All of torchvision's classifiers, detectors and segmentation networks."""
     models = torchvision.models
     return [
-        name
-        for part in (models.detection, models.segmentation, models)
-        for name in models.list_models(module=part)
+        name for part in (models.detection, models.segmentation, models) for name in models.list_models(module=part)
     ]
 
 
@@ -208,24 +198,18 @@ def unknown_model(name: str, others: Sequence[str]) -> str:
     """The message for a name that no library knows, with the nearest names."""
     near = difflib.get_close_matches(name, torchvision_names(), n=3, cutoff=0.5)
     near += difflib.get_close_matches(name, others, n=3, cutoff=0.6)
-    meant = (
-        f"did you mean {', '.join(dict.fromkeys(near))}?"
-        if near
-        else "e.g. fasterrcnn_resnet50_fpn, yolo11n.pt."
-    )
+    meant = f"did you mean {', '.join(dict.fromkeys(near))}?" if near else "e.g. fasterrcnn_resnet50_fpn, yolo11n.pt."
     also = "" if others else " timm's models need pip install 'detcam[timm]'."
     return (
-        f"no model is called {name!r}; {meant}{also} Others: timm:NAME, smp:Unet?encoder=resnet34&classes=2, or the path "
-        "of a whole model"
+        f"no model is called {name!r}; {meant}{also} Others: timm:NAME, smp:Unet?encoder=resnet34&classes=2, or the "
+        "path of a whole model"
     )
 
 
 def _named(library: str, name: str, num_classes: int | None, *, pretrained: bool) -> Built:
     """A model with published or random weights."""
     if pretrained and num_classes is not None:
-        raise ValueError(
-            "num_classes goes with weights of your own; the published weights have their own number"
-        )
+        raise ValueError("num_classes goes with weights of your own; the published weights have their own number")
     try:
         return BUILDERS[library](name, num_classes, pretrained)
     except OSError as error:
@@ -327,7 +311,8 @@ def _build_smp(spec: str, num_classes: int | None, pretrained: bool) -> Built:
 
     if pretrained:
         raise ValueError(
-            f"smp:{spec}: there are no published weights of whole segmentation networks; pass your own with --weights FILE"
+            f"smp:{spec}: there are no published weights of whole segmentation networks; pass your own "
+            "with --weights FILE"
         )
     return Built(smp.build(spec, num_classes=num_classes), {}, num_classes)
 
@@ -336,9 +321,7 @@ def _build_ultralytics(name: str, num_classes: int | None, pretrained: bool) -> 
     from detcam.adapters import ultralytics
 
     if pretrained and not name.endswith(".pt"):
-        raise ValueError(
-            f"{name} is an architecture without weights; pass --weights FILE, or --weights {RANDOM}"
-        )
+        raise ValueError(f"{name} is an architecture without weights; pass --weights FILE, or --weights {RANDOM}")
     if pretrained and not Path(name).is_file():  # beside torchvision's downloads, not in the current folder
         name = str(Path(torch.hub.get_dir(), "checkpoints", name))
     return Built(ultralytics.build(name, num_classes=num_classes, pretrained=pretrained))
@@ -353,13 +336,9 @@ BUILDERS: dict[str, Callable[..., Built]] = {
 
 
 def _official_weights(name: str, path: Path) -> Any:
-    """torchvision's own entry for a file of published weights, recognised by its name; None for any other file."""
+    """The entry in torchvision of a file of published weights, recognised by its name; None for any other file."""
     return next(
-        (
-            entry
-            for entry in torchvision.models.get_model_weights(name)
-            if entry.url.rsplit("/", 1)[-1] == path.name
-        ),
+        (entry for entry in torchvision.models.get_model_weights(name) if entry.url.rsplit("/", 1)[-1] == path.name),
         None,
     )
 
@@ -390,8 +369,8 @@ def _download_help(library: str, name: str, error: OSError) -> str:
     if library == "torchvision":
         url = torchvision.models.get_model_weights(name).DEFAULT.url
         return (
-            f"{begin} On a connected machine download {url}, then pass --weights {url.rsplit('/', 1)[-1]}, or put it in "
-            f"hub/checkpoints below TORCH_HOME; {random}"
+            f"{begin} On a connected machine download {url}, then pass --weights {url.rsplit('/', 1)[-1]}, or put it "
+            f"in hub/checkpoints below TORCH_HOME; {random}"
         )
     if library == "timm":
         from detcam.adapters import timm
@@ -399,8 +378,8 @@ def _download_help(library: str, name: str, error: OSError) -> str:
         file = timm.published_file(timm.build(name))
         return f"{begin} On a connected machine download {file}, then pass --weights FILE; {random}"
     return (
-        f"{begin} Download {name} from ultralytics' releases on a connected machine, then pass its path as --model with "
-        f"--trust-checkpoint, or put it in hub/checkpoints below TORCH_HOME; {random}"
+        f"{begin} Download {name} from ultralytics' releases on a connected machine, then pass its path as --model "
+        f"with --trust-checkpoint, or put it in hub/checkpoints below TORCH_HOME; {random}"
     )
 
 
@@ -420,14 +399,10 @@ def _resize_input(model: nn.Module, image_size: int) -> bool:
 
 def _has_background(model: nn.Module) -> bool:
     """Whether class 0 is the background, as in torchvision's detectors and segmentation networks."""
-    return type(model).__module__.startswith(
-        ("torchvision.models.detection", "torchvision.models.segmentation")
-    )
+    return type(model).__module__.startswith(("torchvision.models.detection", "torchvision.models.segmentation"))
 
 
-def _fitting_names(
-    names: Mapping[int, str] | Sequence[str], built: Built
-) -> Mapping[int, str] | Sequence[str]:
+def _fitting_names(names: Mapping[int, str] | Sequence[str], built: Built) -> Mapping[int, str] | Sequence[str]:
     """Names as the adapter takes them; a list without the background's name begins at class 1."""
     if isinstance(names, Mapping) or built.classes in (None, len(names)):
         return names

@@ -58,7 +58,7 @@ import numpy as np
 
 import detcam
 from detcam.detections import class_name
-from detcam.explain import Explanation
+from detcam.explanation import Explanation
 from detcam.opencv import cv2
 from detcam.pictures import to_png_bytes
 from detcam.targets import (
@@ -138,7 +138,7 @@ class ExplanationWriter:
             replace_file(self.folder / target["heatmap"], encode_heatmap(explanation.heatmaps[index].numpy()))
             entry["targets"].append(target)
         self._entries[identity] = entry
-        stale = set(_files(before)) - set(_files(entry)) if before else set()
+        stale = set(files_of(before)) - set(files_of(entry)) if before else set()
         if stale or time.monotonic() >= self._due:
             self._write_index()
         for name in stale:
@@ -179,9 +179,7 @@ def read_index(path: Path) -> list[dict[str, Any]]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(
-            f"{path} is not valid JSON ({error}); move it away, or choose another folder"
-        ) from error
+        raise ValueError(f"{path} is not valid JSON ({error}); move it away, or choose another folder") from error
     if not isinstance(content, dict) or (content.get("schema"), content.get("version")) != (SCHEMA, VERSION):
         raise ValueError(
             f"{path} was not written by this version of detcam (expected {SCHEMA} version {VERSION}); "
@@ -221,7 +219,7 @@ def replace_file(path: Path, content: bytes) -> Path:
 
 
 def slug(text: str) -> str:
-    """Letters, digits, ``_`` and ``-`` of any script; everything else becomes ``_``, so no path can be built from it."""
+    """Letters, digits, ``_`` and ``-`` of any script; all else becomes ``_``, so no path can be built from it."""
     name = re.sub(r"[^\w-]+", "_", unicodedata.normalize("NFC", text)).strip("_")
     return name.encode()[:LONGEST_NAME].decode(errors="ignore") or "unnamed"
 
@@ -295,7 +293,7 @@ def _identity(entry: dict[str, Any]) -> tuple[Any, ...]:
     return picture, entry["model"], entry["method"], tuple(entry["target_layers"]), tuple(entry["smoothing"])
 
 
-def _files(entry: dict[str, Any]) -> list[str]:
+def files_of(entry: dict[str, Any]) -> list[str]:
     """The entry's files; a name that leads out of the folder is none of detcam's."""
     names = [target[kind] for target in entry["targets"] for kind in ("overlay", "heatmap")]
     return [name for name in names if Path(name).name == name]

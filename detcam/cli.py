@@ -1,0 +1,420 @@
+"""The ``detcam`` command."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+import detcam
+
+ERRORS = (TypeError, ValueError, RuntimeError, OSError, ImportError)
+UsageError: Any = typer.BadParameter.__mro__[1]
+
+EXAMPLES = """
+[bold]Examples[/bold]
+
+detcam explain street.jpg --model fasterrcnn_resnet50_fpn
+
+detcam explain photos/ --model yolo11n.pt --method odam --class person --out why
+
+detcam explain cat.jpg --model timm:tf_efficientnet_lite0 --top-k 3
+
+detcam explain cells/ --model retinanet_resnet50_fpn --weights cells.pth --names RBC,WBC
+
+detcam explain pets.jpg --model fasterrcnn_resnet50_fpn --class dog --against cat
+
+detcam explain lawn.jpg --model fcos_resnet50_fpn --box 40,60,210,330 --label dog
+"""
+# Lines end here only where the terminal's are to end.
+RESULTS = f"""
+[bold]Results[/bold]
+
+For every finding the folder gets an overlay, PHOTO.METHOD.1.NAME.png, and the heatmap as a 16-bit grey PNG \
+(value / 65535 is in 0..1). explanations.json lists them with boxes, scores and reach.
+
+'reach' is the part of the picture from which evidence could show on the map at all. Where it is small, a dark \
+background proves nothing; an earlier --target-layer with hirescam or layercam sees further.
+
+[bold]Exit codes[/bold]
+
+0 all explained, 1 some pictures could not be, 2 wrong input or nothing explained, 130 interrupted.
+{EXAMPLES}"""
+
+
+class OneLineErrors(TyperGroup):
+    """Tells what is wrong with the command line in one line, and exits with 2."""
+
+    def main(self, *args: Any, standalone_mode: bool = True, **options: Any) -> Any:
+        if not standalone_mode:
+            return super().main(*args, standalone_mode=False, **options)
+        try:
+            code = super().main(*args, standalone_mode=False, **options)
+        except UsageError as error:
+            context = getattr(error, "ctx", None)
+            command = context.command_path if context else "detcam"
+            print(f"{command}: {_one_line(error.format_message())} (see {command} --help)", file=sys.stderr)
+            sys.exit(2)
+        except typer.Abort:
+            sys.exit(130)
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+app = typer.Typer(
+    cls=OneLineErrors,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        "-m",
+        metavar="NAME",
+        rich_help_panel="Model",
+        help="A torchvision name (fasterrcnn_resnet50_fpn, lraspp_mobilenet_v3_large, resnet50, ...), an "
+        "ultralytics one (yolo11n.pt, rtdetr-l.pt, yolo11n.yaml), timm:NAME, smp:Unet?encoder=resnet34&classes=4, "
+        "or a file that holds a whole model.",
+    ),
+]
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        rich_help_panel="Model",
+        help="Your own weights for the named model: a state dict (.pth, .pt, .safetensors). Without it the published "
+        "weights are used, and downloaded if need be; 'none' leaves them random.",
+    ),
+]
+NumClasses = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="N",
+        rich_help_panel="Model",
+        help="Number of classes of your weights, a background class included. Usually read from the file.",
+    ),
+]
+ImageSize = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="N",
+        rich_help_panel="Model",
+        help="Side of the network's input in pixels; for torchvision's detectors the shorter side.",
+    ),
+]
+Names = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE|A,B,C",
+        rich_help_panel="Model",
+        help="Class names in order: a file with one a line or a JSON list, or the names with commas between them.",
+    ),
+]
+Device = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME", rich_help_panel="Model", help="cpu, cuda, cuda:1, mps, or auto: CUDA where there is any."
+    ),
+]
+Trust = Annotated[
+    bool,
+    typer.Option(
+        "--trust-checkpoint",
+        rich_help_panel="Model",
+        help="Allow code in the checkpoint file to run, which a whole model or ultralytics' .pt needs. Only for files "
+        "from people you trust.",
+    ),
+]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the whole traceback of an error.")]
+WHAT, HOW, OUTPUT = "What to explain", "How to explain it", "Output"
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"detcam {detcam.__version__}")
+        raise typer.Exit()
+
+
+@app.callback(invoke_without_command=True, epilog=EXAMPLES)
+def top(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Explain detectors, segmentation networks and classifiers: which pixels made the model say that?"""
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+@app.command(epilog=RESULTS)
+def explain(
+    photos: Annotated[
+        list[str], typer.Argument(metavar="PHOTO...", help="Picture files, folders, or patterns such as 'in/*.jpg'.")
+    ],
+    model: Model,
+    weights: Weights = None,
+    num_classes: NumClasses = None,
+    names: Names = None,
+    image_size: ImageSize = None,
+    device: Device = "auto",
+    trust_checkpoint: Trust = False,
+    classes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--class",
+            metavar="NAME",
+            rich_help_panel=WHAT,
+            help="Only findings of this class, by name or index; may be repeated. A classifier is asked for it even "
+            "where another class came first.",
+        ),
+    ] = None,
+    score_threshold: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            metavar="0..1",
+            rich_help_panel=WHAT,
+            help="Least score of a finding. Default: 0.3 for boxes, none for classes and regions.",
+        ),
+    ] = None,
+    top_k: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            rich_help_panel=WHAT,
+            help="At most so many findings per picture, best first. Default: 10 boxes, 1 class, all regions.",
+        ),
+    ] = None,
+    box: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="X1,Y1,X2,Y2",
+            rich_help_panel=WHAT,
+            help="Instead of what the model found: a box drawn by hand, in pixels of the picture, e.g. a missed "
+            "object. Needs --label; may be repeated.",
+        ),
+    ] = None,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME", rich_help_panel=WHAT, help="Class of the --box, by name or index; one for all, or one each."
+        ),
+    ] = None,
+    quantity: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            rich_help_panel=WHAT,
+            help="What of a box to explain: score, logit, objectness, x1, y1, x2, y2, width, height, or mask.",
+        ),
+    ] = "score",
+    against: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            rich_help_panel=WHAT,
+            help="Explain the difference to this class: why a dog rather than a cat?",
+        ),
+    ] = None,
+    method: Annotated[
+        str, typer.Option(metavar="NAME", rich_help_panel=HOW, help="A method's name; 'detcam methods' lists them.")
+    ] = "gradcam",
+    target_layer: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            rich_help_panel=HOW,
+            help="Layer to look at; may be repeated, maps are averaged. 'detcam layers' lists them. Default: what was "
+            "measured to be best for the model's family.",
+        ),
+    ] = None,
+    aug_smooth: Annotated[
+        bool,
+        typer.Option("--aug-smooth", rich_help_panel=HOW, help="Mean over six views of the picture; six times slower."),
+    ] = False,
+    eigen_smooth: Annotated[
+        bool, typer.Option("--eigen-smooth", rich_help_panel=HOW, help="Keep the map's first principal component only.")
+    ] = False,
+    batch_size: Annotated[
+        int,
+        typer.Option(
+            min=1, metavar="N", rich_help_panel=HOW, help="Pictures per forward pass; less takes less memory."
+        ),
+    ] = 4,
+    out: Annotated[
+        Path,
+        typer.Option(
+            metavar="DIR", file_okay=False, rich_help_panel=OUTPUT, help="Folder for the results; it may exist."
+        ),
+    ] = Path("explanations"),
+    colormap: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", rich_help_panel=OUTPUT, help="Colours of the overlay: inferno, viridis, cividis, jet, ..."
+        ),
+    ] = "inferno",
+    debug: Debug = False,
+) -> None:
+    """Explain what a model finds in pictures, and write overlays, heatmaps and explanations.json."""
+    with one_line_errors(debug):
+        from detcam.console import Job, run
+
+        job = Job(
+            photos=photos,
+            out=out,
+            colormap=colormap,
+            method=method,
+            boxes=box or [],
+            box_labels=label or [],
+            classes=classes,
+            score_threshold=score_threshold,
+            top_k=top_k,
+            quantity=quantity,
+            against=against,
+            aug_smooth=aug_smooth,
+            eigen_smooth=eigen_smooth,
+            batch_size=batch_size,
+        )
+        code = run(
+            job,
+            lambda: _adapter(
+                model, weights, num_classes, names, image_size, device, trust_checkpoint, target_layers=target_layer
+            ),
+            model_name=model if weights is None else f"{model} {Path(weights).name}",
+        )
+    raise typer.Exit(code)
+
+
+@app.command()
+def methods(debug: Debug = False) -> None:
+    """List the methods, the papers they come from, and what they can tell apart."""
+    with one_line_errors(debug):
+        from detcam.console import methods_table
+
+        print(methods_table())
+
+
+@app.command()
+def layers(
+    model: Model,
+    weights: Weights = None,
+    num_classes: NumClasses = None,
+    image_size: ImageSize = None,
+    trust_checkpoint: Trust = False,
+    depth: Annotated[int, typer.Option(min=1, metavar="N", help="How many dots deep to look into the model.")] = 3,
+    debug: Debug = False,
+) -> None:
+    """List the layers that --target-layer can name, with the shapes of their maps; an asterisk marks the default.
+
+    The weights do not matter here, so none are downloaded.
+    """
+    with one_line_errors(debug):
+        from detcam.console import layers_table
+
+        chosen = weights or (None if Path(model).is_file() else "none")
+        adapter = _adapter(model, chosen, num_classes, None, image_size, "cpu", trust_checkpoint)
+        print(layers_table(adapter, depth))
+
+
+@app.command()
+def demo(
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", file_okay=False, help="Folder for the results; it may exist.")
+    ] = Path("detcam-demo"),
+    debug: Debug = False,
+) -> None:
+    """Find out why a small detector sees boats that are not there; needs no network and no pictures of yours."""
+    with one_line_errors(debug):
+        from detcam.demo.run import run as run_demo
+
+        run_demo(out)
+
+
+def _adapter(
+    model: str,
+    weights: str | None,
+    num_classes: int | None,
+    names: str | None,
+    image_size: int | None,
+    device: str,
+    trust_checkpoint: bool,
+    **options: Any,
+) -> Any:
+    from detcam.loading import load_model, read_names
+
+    return load_model(
+        model,
+        weights=weights,
+        num_classes=num_classes,
+        device=device,
+        trust_checkpoint=trust_checkpoint,
+        names=None if names is None else read_names(names),
+        image_size=image_size,
+        **options,
+    )
+
+
+@contextlib.contextmanager
+def one_line_errors(debug: bool) -> Iterator[None]:
+    """Tell an error in one line on stderr and exit with 2, Ctrl-C with 130. Warnings are told at the end, once."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            yield
+        except typer.Exit:
+            raise
+        except KeyboardInterrupt:
+            print("detcam: interrupted", file=sys.stderr)
+            raise typer.Exit(130) from None
+        except ERRORS as error:
+            if debug:
+                raise
+            _fail(error)
+        finally:
+            tell_warnings(caught)
+
+
+def tell_warnings(caught: list[warnings.WarningMessage]) -> None:
+    """Each kind of warning once, with how often it came."""
+    kinds: dict[type[Warning], list[str]] = {}
+    for warning in caught:
+        if issubclass(warning.category, UserWarning):
+            kinds.setdefault(warning.category, []).append(_one_line(str(warning.message)))
+    for messages in kinds.values():
+        for message in dict.fromkeys(messages) if len(set(messages)) < 3 else messages[:1]:
+            print(f"note: {message}", file=sys.stderr)
+        if len(set(messages)) >= 3:
+            print(f"      (and {len(messages) - 1} more such notes)", file=sys.stderr)
+
+
+def _fail(error: BaseException) -> NoReturn:
+    print(f"detcam: {_one_line(str(error)) or type(error).__name__}", file=sys.stderr)
+    raise typer.Exit(2) from error
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def main() -> None:
+    """The entry point of the ``detcam`` command."""
+    app(prog_name="detcam")
+
+
+if __name__ == "__main__":
+    main()
