@@ -1,0 +1,108 @@
+"""What every method owes to every adapter: maps of the right images, scores that were reported, a model left alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from detcam import METHODS
+from detcam.cam import BaseCAM
+from tests.helpers import Snapshot
+from tests.zoo import ZOO, Example, example
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+TASKS = {"classification", "embedding", "segmentation", "detection"}
+
+
+def make(method: str, case: Example) -> BaseCAM:
+    """A method on an adapter, or a skip where it says that it does not serve that kind of model."""
+    cam = METHODS[method](case.adapter)
+    if case.adapter.task not in getattr(cam, "tasks", TASKS):
+        pytest.skip(f"{method} does not explain {case.adapter.task}")
+    return cam
+
+
+@pytest.fixture(scope="module", params=list(ZOO))
+def case(request: pytest.FixtureRequest) -> Example:
+    return example(request.param)
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+def test_maps_scores_and_a_model_left_alone(case: Example, method: str) -> None:
+    cam = make(method, case)
+    model = case.model
+    model.requires_grad_(True)
+    first = next(model.parameters())
+    first.grad = torch.ones_like(first)
+    before = Snapshot(model)
+    found = case.adapter.predict(case.images)
+    found = [one.filter(top_k=2) for one in found]
+    before.check()
+    results = cam.explain(case.images, found)
+    before.check()
+    assert sum(len(one) for one in found) > 0, "the example finds nothing, so nothing was tested"
+    for image, one, result in zip(case.images, found, results, strict=True):
+        assert result.heatmaps.shape == (len(one), *image.shape[-2:])
+        assert result.heatmaps.dtype == torch.float32 and torch.isfinite(result.heatmaps).all()
+        assert float(result.heatmaps.amin()) >= 0 and float(result.heatmaps.amax()) <= 1
+        if case.adapter.task == "detection":
+            torch.testing.assert_close(result.scores, one.scores, atol=1e-4, rtol=0)
+        peaks = result.heatmaps.flatten(1).amax(1)
+        assert ((peaks > 0.999) | (peaks == 0)).all(), "a map is neither normalised nor empty"
+    assert any(float(result.heatmaps.amax()) > 0.999 for result in results), "every map is empty"
+
+
+class Interrupted(Exception):
+    """Raised half-way on purpose."""
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+def test_a_failure_half_way_leaves_the_model_alone(case: Example, method: str) -> None:
+    cam = make(method, case)
+    before = Snapshot(case.model)
+
+    def failing_target(output: Any) -> Tensor:
+        raise Interrupted
+
+    with pytest.raises(Interrupted):
+        cam.explain(case.images, [[failing_target], [failing_target]])
+    before.check()
+    layers = [module for module in case.model.modules() if isinstance(module, nn.Conv2d)]
+    layer = layers[len(layers) // 2]
+    plain = layer.forward
+
+    def failing_layer(*inputs: Any, **kwargs: Any) -> Tensor:
+        raise Interrupted
+
+    layer.forward = failing_layer  # type: ignore[method-assign]
+    try:
+        with pytest.raises(Interrupted):
+            cam.explain(case.images)
+    finally:
+        layer.forward = plain  # type: ignore[method-assign]
+        del layer.forward
+    before.check()
+
+
+def test_nothing_found_is_a_normal_case(case: Example) -> None:
+    if case.adapter.task not in ("detection", "segmentation"):
+        pytest.skip("a classifier always finds a top class")
+    nothing = [one[[]] for one in case.adapter.predict(case.images)]
+    for image, result in zip(case.images, METHODS["gradcam"](case.adapter).explain(case.images, nothing), strict=True):
+        assert result.heatmaps.shape == (0, *image.shape[-2:])
+
+
+def test_company_and_order_change_nothing(case: Example) -> None:
+    cam = METHODS["hirescam"](case.adapter)
+    found = [one.filter(top_k=2) for one in case.adapter.predict(case.images)]
+    together = cam.explain(case.images, found)
+    for image, one, result in zip(case.images, found, together, strict=True):
+        alone = cam.explain(image, [one])[0]
+        torch.testing.assert_close(alone.heatmaps, result.heatmaps, atol=1e-4, rtol=0)
+    swapped = cam.explain(case.images[::-1], found[::-1])[::-1]
+    for first, second in zip(together, swapped, strict=True):
+        torch.testing.assert_close(first.heatmaps, second.heatmaps, atol=1e-4, rtol=0)

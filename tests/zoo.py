@@ -1,0 +1,195 @@
+"""One small, seeded model per adapter, with a picture on which it finds something."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from detcam.adapters import adapt, detector
+from detcam.adapters.base import Adapter
+from tests.helpers import TinyCNN
+
+
+@dataclass(frozen=True)
+class Example:
+    """A model, its adapter and two pictures of different sizes."""
+
+    model: nn.Module
+    adapter: Adapter
+    images: list[Tensor]
+
+
+ZOO: dict[str, Callable[[], tuple[nn.Module, Adapter]]] = {}
+
+
+def register(function: Callable[[], tuple[nn.Module, Adapter]]) -> Callable[[], tuple[nn.Module, Adapter]]:
+    ZOO[function.__name__] = function
+    return function
+
+
+def example(name: str) -> Example:
+    """Build an example; skips the test where its library is missing."""
+    torch.manual_seed(0)
+    model, adapter = ZOO[name]()
+    generator = torch.Generator().manual_seed(1)
+    images = [torch.rand(3, 96, 128, generator=generator), torch.rand(3, 120, 80, generator=generator)]
+    return Example(model, adapter, images)
+
+
+class Backbone(nn.Module):
+    """Two strides and a two-level pyramid."""
+
+    out_channels = 16
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, 4, 1), nn.BatchNorm2d(16), nn.ReLU(inplace=True))
+        self.down = nn.Sequential(nn.Conv2d(16, 16, 3, 2, 1), nn.BatchNorm2d(16), nn.ReLU(inplace=True))
+        self.further = nn.Sequential(nn.Conv2d(16, 16, 3, 2, 1), nn.ReLU(inplace=True))
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        first = self.down(self.stem(x))
+        return {"0": first, "1": self.further(first)}
+
+
+SIZES: dict[str, Any] = {"min_size": 96, "max_size": 160}
+
+
+def anchors(per_cell: int) -> Any:
+    from torchvision.models.detection.anchor_utils import AnchorGenerator
+
+    return AnchorGenerator(((24,), (48,)), ((0.5, 1.0, 2.0)[:per_cell],) * 2)
+
+
+@register
+def faster_rcnn() -> tuple[nn.Module, Adapter]:
+    from torchvision.models.detection import FasterRCNN
+    from torchvision.ops import MultiScaleRoIAlign
+
+    model = FasterRCNN(
+        Backbone(),
+        num_classes=4,
+        rpn_anchor_generator=anchors(3),
+        box_roi_pool=MultiScaleRoIAlign(["0", "1"], 3, 2),
+        box_score_thresh=0.0,
+        box_detections_per_img=3,
+        **SIZES,
+    ).eval()
+    return model, adapt(model)
+
+
+@register
+def mask_rcnn() -> tuple[nn.Module, Adapter]:
+    from torchvision.models.detection import MaskRCNN
+    from torchvision.ops import MultiScaleRoIAlign
+
+    model = MaskRCNN(
+        Backbone(),
+        num_classes=3,
+        rpn_anchor_generator=anchors(3),
+        box_roi_pool=MultiScaleRoIAlign(["0", "1"], 3, 2),
+        mask_roi_pool=MultiScaleRoIAlign(["0", "1"], 6, 2),
+        box_score_thresh=0.0,
+        box_detections_per_img=2,
+        **SIZES,
+    ).eval()
+    return model, adapt(model)
+
+
+@register
+def retinanet() -> tuple[nn.Module, Adapter]:
+    from torchvision.models.detection import RetinaNet
+
+    model = RetinaNet(
+        Backbone(), 4, anchor_generator=anchors(3), score_thresh=0.0, detections_per_img=3, **SIZES
+    ).eval()
+    return model, adapt(model)
+
+
+@register
+def fcos() -> tuple[nn.Module, Adapter]:
+    from torchvision.models.detection import FCOS
+
+    model = FCOS(Backbone(), 4, anchor_generator=anchors(1), score_thresh=0.0, detections_per_img=3, **SIZES).eval()
+    return model, adapt(model)
+
+
+@register
+def ssdlite() -> tuple[nn.Module, Adapter]:
+    from torchvision.models.detection import ssdlite320_mobilenet_v3_large
+
+    model = ssdlite320_mobilenet_v3_large(
+        weights=None, weights_backbone=None, num_classes=4, score_thresh=0.0, detections_per_img=3
+    ).eval()
+    return model, adapt(model)
+
+
+@register
+def yolo() -> tuple[nn.Module, Adapter]:
+    tasks = pytest.importorskip("ultralytics.nn.tasks", reason="ultralytics is not installed")
+    model = tasks.DetectionModel("yolo11n.yaml", nc=3, verbose=False).eval()
+    return model, adapt(model, image_size=128, conf=0.0, max_det=3)
+
+
+@register
+def yolo_segment() -> tuple[nn.Module, Adapter]:
+    tasks = pytest.importorskip("ultralytics.nn.tasks", reason="ultralytics is not installed")
+    model = tasks.SegmentationModel("yolov8n-seg.yaml", nc=3, verbose=False).eval()
+    return model, adapt(model, image_size=128, conf=0.0, max_det=2)
+
+
+@register
+def yolo_end_to_end() -> tuple[nn.Module, Adapter]:
+    tasks = pytest.importorskip("ultralytics.nn.tasks", reason="ultralytics is not installed")
+    model = tasks.DetectionModel("yolov10n.yaml", nc=3, verbose=False).eval()
+    return model, adapt(model, image_size=128, conf=0.0, max_det=2)
+
+
+@register
+def smp_unet() -> tuple[nn.Module, Adapter]:
+    smp = pytest.importorskip("segmentation_models_pytorch", reason="segmentation-models-pytorch is not installed")
+    model = smp.Unet("resnet18", encoder_weights=None, classes=3).eval()
+    return model, adapt(model)
+
+
+@register
+def lraspp() -> tuple[nn.Module, Adapter]:
+    from torchvision.models.segmentation import lraspp_mobilenet_v3_large
+
+    model = lraspp_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=4).eval()
+    return model, adapt(model)
+
+
+@register
+def classifier() -> tuple[nn.Module, Adapter]:
+    model = TinyCNN()
+    return model, adapt(model, image_size=64)
+
+
+@register
+def own_detector() -> tuple[nn.Module, Adapter]:
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, 4, 1), nn.BatchNorm2d(8), nn.ReLU(inplace=True), nn.Conv2d(8, 2, 3, 4, 1)
+    ).eval()
+
+    def decode(raw: Tensor) -> tuple[Tensor, Tensor]:
+        places = torch.stack(
+            torch.meshgrid(torch.arange(raw.shape[3]), torch.arange(raw.shape[2]), indexing="xy"), -1
+        )
+        corners = places.reshape(1, -1, 2) * 16.0
+        return torch.cat([corners, corners + 16], -1).expand(len(raw), -1, -1), raw.sigmoid().flatten(2).mT
+
+    return model, detector(model, decode, image_size=96, max_detections=3)
+
+
+@register
+def own_segmenter() -> tuple[nn.Module, Adapter]:
+    from detcam.adapters import segmenter
+
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(inplace=True), nn.Conv2d(8, 3, 3, 2, 1)).eval()
+    return model, segmenter(model, image_size=64)
