@@ -72,9 +72,7 @@ def find_target_layers(
     Raises:
         RuntimeError: no layer qualifies, or the model cannot run on the probe.
     """
-    channels = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), 3)
-    generator = torch.Generator().manual_seed(0)
-    noise = torch.rand((1, channels, *input_size_hw), generator=generator).to(device, dtype)
+    noise = probe_picture(model, input_size_hw, device, dtype)
     with guarded(model, gradients=True):
         layer, alive = _probe(model, noise, read, {})
         if layer is None and not alive:  # an untrained head may be all zeros, which lets no gradient pass
@@ -87,12 +85,20 @@ def find_target_layers(
     return [layer]
 
 
+def probe_picture(
+    model: nn.Module, input_size_hw: tuple[int, int], device: torch.device, dtype: torch.dtype
+) -> Tensor:
+    """Seeded noise in [0, 1], (1, C, H, W), asking for a gradient, with the channels of the first convolution."""
+    channels = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), 3)
+    noise = torch.rand((1, channels, *input_size_hw), generator=torch.Generator().manual_seed(0))
+    return noise.to(device, dtype).requires_grad_(True)
+
+
 def _probe(
     model: nn.Module, noise: Tensor, read: Callable[[Any], Tensor], parameters: dict[str, Tensor]
 ) -> tuple[nn.Module | None, bool]:
     """The best layer, if any, and whether a gradient arrived; `parameters` stand in for the model's own."""
     reshape = infer_reshape(model, (noise.shape[-2], noise.shape[-1]))
-    noise = noise.detach().requires_grad_(True)
     output, seen, runs, ran = _look(model, noise, parameters, reshape)
     scores = read(output).float().flatten()
     if not scores.requires_grad:
@@ -107,7 +113,7 @@ def _probe(
     for item in reversed(once):
         if item.position < ran / 2:
             break
-        if not _all_paths_pass(total.grad_fn, item.node):
+        if not all_paths_pass(total.grad_fn, item.node):
             continue
         share = _share_of_places(item.output, total, reshape)
         if share is None:
@@ -149,7 +155,7 @@ def _look(
     return output, seen, runs, sum(runs.values())
 
 
-def _all_paths_pass(output: Any, node: Any) -> bool:
+def all_paths_pass(output: Any, node: Any) -> bool:
     """Whether every path of the autograd graph from the output to a leaf (the input) leads through a node."""
     visited, waiting = {output}, [output]
     while waiting:
