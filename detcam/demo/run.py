@@ -1,0 +1,372 @@
+"""The story behind ``detcam demo``: boats that are not there, what made the detector see them, and the proof."""
+
+from __future__ import annotations
+
+import shutil
+import textwrap
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.models.detection import FasterRCNN
+from torchvision.ops import box_iou
+
+from detcam.adapters import Adapter, adapt
+from detcam.demo.model import load_demo_detector
+from detcam.demo.painting import FloatArray
+from detcam.demo.scenes import BOAT_LABEL, DEMO_NAMES, DEMO_SEEDS, Scene, draw_scene
+from detcam.demo.train import SCORE_THRESHOLD, WakeVerdict, certify_wake
+from detcam.detections import Detections
+from detcam.explain import Explanation, explain
+from detcam.honesty import ReachWarning
+from detcam.methods import get_method
+from detcam.opencv import cv2
+from detcam.pictures import Picture
+from detcam.visualize import draw_boxes, grid, render, save_image
+
+METHOD, LAYER = "hirescam", "backbone.stride4"
+"""What points at the context: an early layer, from which the gradient reaches far beyond the box."""
+LAST_LAYER_METHOD = "odam"
+"""What is asked at the last layer, for contrast."""
+
+MIN_IOU, MIN_GHOST_IOU = 0.5, 0.3
+MARGIN = 4  # pixels around a wake that still count as wake: one cell of the target layer
+ZOOM = 2  # scenes are enlarged in figures, so that outlines and labels stay thin beside them
+TRUE_COLOR, FALSE_COLOR = (120, 230, 140), (255, 150, 40)
+WIDEST = 88
+NEXT = (
+    ("detcam methods", "what else can be asked"),
+    ("detcam explain --help", "the same for a model and pictures of your own"),
+    ("detcam audit --help", "all false positives of a data set, sorted by cause"),
+)
+
+Echo = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Where the heat of one map lies.
+
+    Attributes:
+        box: share of the map's heat inside the detected box, in [0, 1].
+        wake: share within a few pixels of the wake and outside the box.
+        hottest: where the map is greatest: ``box``, ``wake`` or ``elsewhere``.
+        reach: share of the picture that can influence the map, in [0, 1].
+    """
+
+    box: float
+    wake: float
+    hottest: str
+    reach: float
+
+    @property
+    def elsewhere(self) -> float:
+        """The remaining share, in [0, 1]."""
+        return 1 - self.box - self.wake
+
+    @classmethod
+    def of(cls, explanation: Explanation, index: int, wake: np.ndarray) -> Evidence:
+        """Add up one detection's heatmap (H, W) in and around its box and a wake's mask (H, W) bool."""
+        heat = explanation.heatmaps[index].numpy()
+        in_box = np.zeros(heat.shape, bool)
+        x1, y1, x2, y2 = (round(value) for value in explanation.box_xyxy(index) or (0, 0, 0, 0))
+        in_box[max(y1, 0) : y2, max(x1, 0) : x2] = True
+        in_wake = around(wake) & ~in_box
+        total = max(float(heat.sum()), 1e-12)
+        peak = np.unravel_index(int(heat.argmax()), heat.shape)
+        hottest = "box" if in_box[peak] else "wake" if in_wake[peak] else "elsewhere"
+        reach = explanation.reach[index].fraction if explanation.reach else 1.0
+        return cls(float(heat[in_box].sum()) / total, float(heat[in_wake].sum()) / total, hottest, reach)
+
+
+@dataclass(frozen=True)
+class FalseAlarm:
+    """A boat that is not there.
+
+    Attributes:
+        seed: the scene.
+        index: which of the scene's detections.
+        score: what the detector gives it, in [0, 1].
+        wake: name of the boatless wake beside it.
+        evidence: where the heat lies, from a layer that sees the context.
+        last_layer: where it lies at the last layer.
+        verdict: what the detector says when the scene is drawn again without the wake, and without a gull.
+    """
+
+    seed: int
+    index: int
+    score: float
+    wake: str
+    evidence: Evidence
+    last_layer: Evidence
+    verdict: WakeVerdict
+
+
+def run(out: str | Path, *, echo: Echo = print) -> tuple[FalseAlarm, ...]:
+    """Find false alarms in the demo harbour, explain and certify them, and tell the story.
+
+    Args:
+        out: folder for scenes, figures, overlays and ``explanations.json``; made where it is absent.
+        echo: takes the story, line by line.
+
+    Returns:
+        The false alarms, in the order of the scenes.
+    """
+    out = Path(out)
+    detector = load_demo_detector()
+    adapter = adapt(detector, names=DEMO_NAMES)
+    scenes = [draw_scene(seed) for seed in DEMO_SEEDS]
+    files = [save_image(out / "scenes" / f"scene-{scene.seed}.png", scene.image) for scene in scenes]
+    found = adapter.predict(files, score_threshold=SCORE_THRESHOLD)
+    labelled = [is_labelled(detections, scene) for detections, scene in zip(found, scenes, strict=True)]
+    _introduce(echo, scenes, found, labelled)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ReachWarning)  # how far each map can see is told below
+        maps = explain(adapter, files, METHOD, found, target_layers=LAYER)
+        last = explain(adapter, files, LAST_LAYER_METHOD, found)
+    alarms = [
+        alarm
+        for row in zip(scenes, found, labelled, maps, last, strict=True)
+        for alarm in _false_alarms(detector, *row)
+    ]
+    _tell_causes(echo, alarms, others=sum(known.count(False) for known in labelled) - len(alarms))
+    _tell_last_layer(echo, alarms, last[0].layers)
+
+    maps.save(out)
+    for scene, detections, known, near, far in zip(scenes, found, labelled, maps, last, strict=True):
+        own = [alarm for alarm in alarms if alarm.seed == scene.seed]
+        if own:
+            save_image(out / f"scene-{scene.seed}.png", _figure(adapter, scene, detections, known, own, near, far))
+    _tell_files(echo, out)
+    return tuple(alarms)
+
+
+def around(wake: np.ndarray) -> np.ndarray:
+    """A mask (H, W) bool with the pixels within MARGIN of it."""
+    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * MARGIN + 1,) * 2)
+    return np.asarray(cv2.dilate(wake.astype(np.uint8), disc), bool)
+
+
+def is_labelled(found: Detections, scene: Scene) -> list[bool]:
+    """Per detection, best first, whether it is the first to fit a labelled object of its class at IoU 0.5."""
+    overlap = box_iou(found.boxes_xyxy, torch.from_numpy(scene.boxes_xyxy))
+    same = found.labels[:, None] == torch.from_numpy(scene.labels)[None]
+    overlap = torch.where(same, overlap, torch.zeros(()))
+    fits = []
+    for row in overlap:
+        best = int(row.argmax()) if len(row) else -1
+        fits.append(best >= 0 and float(row[best]) >= MIN_IOU)
+        if fits[-1]:
+            overlap[:, best] = 0  # a second box on the same object is a false alarm
+    return fits
+
+
+def _ghost_at(box: Tensor, scene: Scene) -> str | None:
+    """The wake whose missing boat would stand at a box, or None."""
+
+    def fit(name: str) -> float:
+        ghost: FloatArray = scene.ghost_boxes_xyxy[name]
+        return float(box_iou(box[None], torch.from_numpy(ghost)[None]))
+
+    best = max(scene.ghost_boxes_xyxy, key=fit, default=None)
+    return best if best is not None and fit(best) >= MIN_GHOST_IOU else None
+
+
+def _false_alarms(
+    detector: FasterRCNN,
+    scene: Scene,
+    found: Detections,
+    labelled: Sequence[bool],
+    near: Explanation,
+    far: Explanation,
+) -> list[FalseAlarm]:
+    alarms = []
+    for index in (i for i, known in enumerate(labelled) if not known):
+        box = found.boxes_xyxy[index]
+        wake = _ghost_at(box, scene) if int(found.labels[index]) == BOAT_LABEL else None
+        if wake is None:
+            continue
+        mask = scene.thing(wake).mask
+        alarms.append(
+            FalseAlarm(
+                seed=scene.seed,
+                index=index,
+                score=float(found.scores[index]),
+                wake=wake,
+                evidence=Evidence.of(near, index, mask),
+                last_layer=Evidence.of(far, index, mask),
+                verdict=certify_wake(detector, scene, wake),
+            )
+        )
+    return alarms
+
+
+def _introduce(
+    echo: Echo, scenes: Sequence[Scene], found: Sequence[Detections], labelled: Sequence[Sequence[bool]]
+) -> None:
+    total, true = sum(map(len, labelled)), sum(map(sum, labelled))
+    _say(
+        echo,
+        "A small Faster R-CNN learned to find boats and buoys. Its labels came from transponders: boats under way "
+        "are listed, boats at anchor are not. Here it looks at harbour scenes that it has never seen.",
+    )
+    rows = []
+    for scene, detections, known in zip(scenes, found, labelled, strict=True):
+        boats = sum(k and int(label) == BOAT_LABEL for k, label in zip(known, detections.labels, strict=True))
+        false = [f"{detections.scores[i]:.2f}" for i, k in enumerate(known) if not k]
+        buoys = sum(known) - boats
+        rows.append([f"{scene.seed}", f"{len(known)}", f"{boats}", f"{buoys}", f"{len(false)}", ", ".join(false)])
+    _table(echo, ["scene", "detections", "boats", "buoys", "false", "their scores"], rows)
+    _say(
+        echo,
+        f"{true} of the {total} detections are right. {total - true} are boats that are not there, on open water. "
+        "Why did it fire there?",
+    )
+
+
+def _tell_causes(echo: Echo, alarms: Sequence[FalseAlarm], others: int) -> None:
+    _say(
+        echo,
+        f"Where the heat lies ({title(METHOD)} at layer {LAYER}), and what the detector says when the scene is drawn "
+        "again without the wake beside the box, and, to compare, without a gull:",
+    )
+    rows = []
+    for alarm in alarms:
+        heat = alarm.evidence
+        rows.append(
+            [
+                f"{alarm.seed}",
+                *(f"{share:.0%}" for share in (heat.box, heat.wake, heat.elsewhere)),
+                heat.hottest,
+                "gone" if alarm.verdict.gone_without_wake else "stays",
+                "stays" if alarm.verdict.stays_without_gull else "gone",
+            ]
+        )
+    _table(echo, ["scene", "in box", "in wake", "rest", "hottest", "no wake", "no gull"], rows)
+    certified = sum(alarm.verdict.certified for alarm in alarms)
+    outside = float(np.mean([alarm.verdict.outside for alarm in alarms])) if alarms else 0.0
+    _say(
+        echo,
+        f"Verdict: {certified} of {len(alarms)} false boats are caused by the wake beside them: without it they are "
+        f"gone, without a gull they stay. {outside:.0%} of the wakes' pixels lie outside the box. The labels taught "
+        "a shortcut: a boat under way is what has a wake.",
+    )
+    if others:
+        _say(echo, f"{others} more false detections stand near no wake; what made them is open.")
+
+
+def _tell_last_layer(echo: Echo, alarms: Sequence[FalseAlarm], layers: Sequence[str]) -> None:
+    def row(layer: str, maps: Sequence[Evidence]) -> list[str]:
+        means = [float(np.mean([getattr(heat, part) for heat in maps])) for part in ("reach", "box", "wake")]
+        hits = sum(heat.hottest == "wake" for heat in maps)
+        return [layer, *(f"{mean:.0%}" for mean in means), f"{hits} of {len(maps)}"]
+
+    if not alarms:
+        return
+    last = ", ".join(layers)
+    _say(echo, f"The detector's last layer ({last}; here with {title(LAST_LAYER_METHOD)}) tells another story:")
+    rows = [
+        row(LAYER, [alarm.evidence for alarm in alarms]),
+        row(last, [alarm.last_layer for alarm in alarms]),
+    ]
+    _table(echo, ["layer", "sees", "in box", "in wake", "hottest in wake"], rows)
+    _say(
+        echo,
+        "Its heat lies in the box because it cannot see beyond the box, not because the cause is there. detcam "
+        "measures how much of the picture a map can see, and warns where that is too little.",
+    )
+
+
+def _tell_files(echo: Echo, out: Path) -> None:
+    _say(echo, f"Pictures are in {out}{'/' * (str(out)[-1:] != '/')}")
+    _table(
+        echo,
+        ["", ""],
+        [
+            ["scene-*.png", "the story of each scene, one row per false boat"],
+            ["scene-*.*.boat.png", "one heatmap per detection"],
+            ["explanations.json", "all of it as numbers"],
+            ["scenes/", "the plain scenes"],
+        ],
+    )
+    _say(echo, "Next:")
+    _table(echo, ["", ""], NEXT)
+
+
+def title(method: str) -> str:
+    """A method's name as its paper writes it."""
+    return get_method(method).__name__
+
+
+def _say(echo: Echo, text: str) -> None:
+    """A paragraph as wide as the terminal, up to a width that reads well, and an empty line."""
+    width = min(WIDEST, shutil.get_terminal_size().columns)
+    # Only at spaces: file names and layer names stay whole.
+    echo(textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False) + "\n")
+
+
+def _table(echo: Echo, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Aligned columns, numbers to the right and words to the left; the last ones go where the terminal is narrow."""
+    cells = [row for row in (heads, *rows) if any(row)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(heads))]
+    numeric = [all(row[i][:1].isdigit() for row in rows) for i in range(len(heads))]
+    while len(widths) > 1 and sum(widths) + 2 * len(widths) > shutil.get_terminal_size().columns:
+        widths.pop()
+    for row in cells:
+        padded = [t.rjust(w) if n else t.ljust(w) for t, w, n in zip(row, widths, numeric, strict=False)]
+        echo(("  " + "  ".join(padded)).rstrip())
+    echo("")
+
+
+def _figure(
+    adapter: Adapter,
+    scene: Scene,
+    found: Detections,
+    labelled: Sequence[bool],
+    alarms: Sequence[FalseAlarm],
+    near: Explanation,
+    far: Explanation,
+) -> Picture:
+    """One row per false alarm: what was found, where the evidence is, what a last layer shows, the proof."""
+    panels, titles = [], []
+    for alarm in alarms:
+        box = found.boxes_xyxy[alarm.index]
+        wake = scene.thing(alarm.wake).mask
+        redrawn = scene.redrawn([alarm.wake])
+        again = adapter.predict(redrawn.image, score_threshold=SCORE_THRESHOLD)[0]
+        panels += [
+            _boxed(scene, found, labelled, alarm.index),
+            _heated(scene, near.heatmaps[alarm.index], box, wake),
+            _heated(scene, far.heatmaps[alarm.index], box, wake),
+            _boxed(redrawn, again, is_labelled(again, scene), None),
+        ]
+        titles += [
+            f"no boat there, score {alarm.score:.2f}",
+            f"why: {title(METHOD)} at {LAYER}",
+            f"{title(LAST_LAYER_METHOD)} at the last layer: blind to the wake",
+            "without the wake: " + ("gone" if alarm.verdict.gone_without_wake else "still there"),
+        ]
+    return grid(panels, columns=4, titles=titles)
+
+
+def _boxed(scene: Scene, found: Detections, labelled: Sequence[bool], asked: int | None) -> Picture:
+    """A scene with its detections: green where a label agrees, orange where none does."""
+    colors = [TRUE_COLOR if known else FALSE_COLOR for known in labelled]
+    captions = [("not there: " if i == asked else "") + found.caption(i) for i in range(len(found))]
+    picture = scene.image.repeat(ZOOM, axis=0).repeat(ZOOM, axis=1)
+    return draw_boxes(picture, found.boxes_xyxy * ZOOM, captions, colors=colors)
+
+
+def _heated(scene: Scene, heatmap: Tensor, box: Tensor, wake: np.ndarray) -> Picture:
+    """A heatmap over the scene, with the box and the wake's outline."""
+    height, width = (side * ZOOM for side in heatmap.shape)
+    heat = np.clip(cv2.resize(heatmap.numpy(), (width, height), interpolation=cv2.INTER_LINEAR), 0, 1)
+    picture = scene.image.repeat(ZOOM, axis=0).repeat(ZOOM, axis=1)
+    region = around(wake).repeat(ZOOM, axis=0).repeat(ZOOM, axis=1)
+    marked = render(picture, heat, mask=region, color_bar=False)
+    return draw_boxes(marked, (box * ZOOM)[None], colors=FALSE_COLOR)

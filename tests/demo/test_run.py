@@ -1,0 +1,159 @@
+"""The demonstration tells what is so: its numbers are recomputed from what it wrote, its verdicts from the scenes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from detcam.demo.run import LAYER, MARGIN, METHOD, Evidence, FalseAlarm, around, is_labelled, run
+from detcam.demo.scenes import BOAT_LABEL, BUOY_LABEL, DEMO_SEEDS, draw_scene
+from detcam.detections import Detections, Source
+from detcam.saving import read_heatmap
+
+
+@dataclass
+class Told:
+    folder: Path
+    alarms: tuple[FalseAlarm, ...]
+    lines: list[str]
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.lines).split())
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> Told:
+    folder = tmp_path_factory.mktemp("demo")
+    spoken: list[str] = []
+    alarms = run(folder, echo=spoken.append)
+    return Told(folder, alarms, "\n".join(spoken).split("\n"))
+
+
+def found_in(boxes: list[list[float]], labels: list[int]) -> Detections:
+    count = len(labels)
+    return Detections(
+        torch.tensor(boxes).reshape(-1, 4),
+        torch.tensor(labels, dtype=torch.int64),
+        torch.linspace(0.9, 0.6, count) if count else torch.zeros(0),
+        (192, 256),
+        (Source("proposal"),) * count,
+    )
+
+
+def test_every_boatless_wake_is_a_false_alarm_with_a_certified_cause(told: Told) -> None:
+    wakes = {(seed, wake) for seed in DEMO_SEEDS for wake in draw_scene(seed).ghost_boxes_xyxy}
+    assert {(alarm.seed, alarm.wake) for alarm in told.alarms} == wakes
+    assert all(alarm.verdict.certified for alarm in told.alarms)
+    assert f"{len(wakes)} of {len(wakes)} false boats are caused by the wake" in told.text
+
+
+def test_the_early_layer_points_at_the_wake_and_the_last_one_cannot(told: Told) -> None:
+    count = len(told.alarms)
+    assert sum(alarm.evidence.hottest == "wake" for alarm in told.alarms) >= 0.9 * count
+    assert sum(alarm.last_layer.hottest == "wake" for alarm in told.alarms) <= 0.2 * count
+    assert np.mean([alarm.evidence.wake for alarm in told.alarms]) > 0.25
+    assert np.mean([alarm.last_layer.wake for alarm in told.alarms]) < 0.15
+    assert all(alarm.evidence.reach > 1.5 * alarm.last_layer.reach for alarm in told.alarms)
+
+
+def test_the_shares_are_those_of_the_saved_heatmaps(told: Told) -> None:
+    pictures = json.loads((told.folder / "explanations.json").read_text())["pictures"]
+    assert {(p["method"], *p["target_layers"]) for p in pictures} == {(METHOD, LAYER)}
+    by_name = {picture["name"]: picture for picture in pictures}
+    for alarm in told.alarms:
+        target = by_name[f"scene-{alarm.seed}.png"]["targets"][alarm.index]
+        assert target["score"] == pytest.approx(alarm.score, abs=1e-5)
+        heat = read_heatmap(told.folder / target["heatmap"])
+        wake = draw_scene(alarm.seed).thing(alarm.wake).mask
+        x1, y1, x2, y2 = (round(value) for value in target["box_xyxy"])
+        inside = beside = total = 0.0
+        for row, column in np.ndindex(heat.shape):
+            value = float(heat[row, column])
+            total += value
+            window = wake[max(row - MARGIN, 0) : row + MARGIN + 1, max(column - MARGIN, 0) : column + MARGIN + 1]
+            if y1 <= row < y2 and x1 <= column < x2:
+                inside += value
+            elif value and window.any() and around(wake)[row, column]:
+                beside += value
+        assert alarm.evidence.box == pytest.approx(inside / total, abs=2e-3)
+        assert alarm.evidence.wake == pytest.approx(beside / total, abs=2e-3)
+        assert f"{alarm.evidence.box:.0%}  " in " ".join(told.lines)
+
+
+def test_the_table_of_detections_counts_them(told: Told) -> None:
+    rows = {}
+    for line in told.lines:
+        cells = line.split()
+        if len(cells) >= 5 and all(cell.isdigit() for cell in cells[:5]):
+            rows[int(cells[0])] = [int(cell) for cell in cells[1:5]]
+    assert set(rows) == set(DEMO_SEEDS)
+    for seed, (total, boats, buoys, false) in rows.items():
+        scene = draw_scene(seed)
+        assert boats == len(scene.of_kind("boat"))
+        assert buoys == len(scene.of_kind("buoy"))
+        assert false == len(scene.ghost_boxes_xyxy)
+        assert total == boats + buoys + false
+
+
+def test_a_figure_per_scene_shows_scene_heat_and_the_scene_without_the_wake(told: Told) -> None:
+    for seed in DEMO_SEEDS:
+        figure = np.array(Image.open(told.folder / f"scene-{seed}.png"))
+        rows = len(draw_scene(seed).ghost_boxes_xyxy)
+        assert figure.shape[1] > 4 * 512
+        assert figure.shape[0] > rows * 384
+        assert figure.shape[0] < (rows + 0.3) * 480
+        plain = np.array(Image.open(told.folder / "scenes" / f"scene-{seed}.png"))
+        np.testing.assert_array_equal(plain, draw_scene(seed).image)
+
+
+def test_no_line_is_wider_than_the_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "48")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("detcam.demo.run.DEMO_SEEDS", DEMO_SEEDS[:1])
+    spoken: list[str] = []
+    run("out", echo=spoken.append)
+    lines = "\n".join(spoken).split("\n")
+    assert max(map(len, lines)) <= 48
+    assert any("in box" in line and "in wake" in line for line in lines)
+
+
+def test_a_label_is_found_once_and_only_by_its_class() -> None:
+    scene = draw_scene(28)
+    boat = scene.of_kind("boat")[0].box_xyxy.tolist()
+    shifted = [boat[0] + 2, boat[1], boat[2] + 2, boat[3]]
+    aside = [boat[0] + (boat[2] - boat[0]) * 0.6, boat[1], boat[2] + (boat[2] - boat[0]) * 0.6, boat[3]]
+    found = found_in([boat, shifted, boat, aside], [BOAT_LABEL, BOAT_LABEL, BUOY_LABEL, BOAT_LABEL])
+    assert is_labelled(found, scene) == [True, False, False, False]
+    assert is_labelled(found_in([aside, shifted], [BOAT_LABEL] * 2), scene) == [False, True]
+    assert is_labelled(found_in([], []), scene) == []
+
+
+def test_evidence_of_a_known_map() -> None:
+    class Known:
+        heatmaps = torch.zeros(1, 40, 60)
+        reach = None
+
+        def box_xyxy(self, index: int) -> tuple[float, float, float, float]:
+            return (10.0, 10.0, 20.0, 20.0)
+
+    wake = np.zeros((40, 60), bool)
+    wake[15:18, 24:30] = True
+    known = Known()
+    known.heatmaps[0, 12, 12] = 0.5  # in the box
+    known.heatmaps[0, 16, 26] = 0.9  # in the wake
+    known.heatmaps[0, 16, 22] = 0.1  # beside the wake
+    known.heatmaps[0, 35, 50] = 0.5  # far away
+    heat = Evidence.of(known, 0, wake)  # type: ignore[arg-type]
+    assert heat.box == pytest.approx(0.25)
+    assert heat.wake == pytest.approx(0.5)
+    assert heat.elsewhere == pytest.approx(0.25)
+    assert heat.hottest == "wake"
+    known.heatmaps[0, 35, 50] = 1.0
+    assert Evidence.of(known, 0, wake).hottest == "elsewhere"  # type: ignore[arg-type]
