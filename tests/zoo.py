@@ -44,13 +44,13 @@ def example(name: str) -> Example:
 class Backbone(nn.Module):
     """Two strides and a two-level pyramid."""
 
-    out_channels = 16
+    out_channels = 32
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, 4, 1), nn.BatchNorm2d(16), nn.ReLU(inplace=True))
-        self.down = nn.Sequential(nn.Conv2d(16, 16, 3, 2, 1), nn.BatchNorm2d(16), nn.ReLU(inplace=True))
-        self.further = nn.Sequential(nn.Conv2d(16, 16, 3, 2, 1), nn.ReLU(inplace=True))
+        self.stem = nn.Sequential(nn.Conv2d(3, 32, 3, 4, 1), nn.BatchNorm2d(32), nn.ReLU(inplace=True))
+        self.down = nn.Sequential(nn.Conv2d(32, 32, 3, 2, 1), nn.BatchNorm2d(32), nn.ReLU(inplace=True))
+        self.further = nn.Sequential(nn.Conv2d(32, 32, 3, 2, 1), nn.ReLU(inplace=True))
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         first = self.down(self.stem(x))
