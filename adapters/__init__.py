@@ -20,6 +20,8 @@ FAMILIES: dict[str, str] = {
     "ultralytics": "detcam.adapters.ultralytics:UltralyticsAdapter",
     "ultralytics rt-detr": "detcam.adapters.ultralytics_rtdetr:UltralyticsQueryAdapter",
     "ultralytics classification": "detcam.adapters.ultralytics_classify:UltralyticsClassificationAdapter",
+    "torchvision segmentation": "detcam.adapters.segmentation:TorchvisionSegmentationAdapter",
+    "segmentation-models-pytorch": "detcam.adapters.smp:SmpAdapter",
     "classification": "detcam.adapters.classification:ClassificationAdapter",
 }
 """Every adapter by family, in the order in which they are asked; the last one takes any module."""

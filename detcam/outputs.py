@@ -159,7 +159,7 @@ class SegmenterOutput:
         if self.binary and 1 not in names and 0 in names:  # the one name of a head with one channel
             names = {1: names[0]}
         return Detections(
-            masks_to_boxes_half_open(masks),
+            torch.tensor([mask_to_box(mask) for mask in masks], dtype=torch.float32).reshape(-1, 4),
             torch.tensor([label for label, _, _ in kept], dtype=torch.int64),
             torch.tensor([score for _, score, _ in kept], dtype=torch.float32),
             size,
@@ -203,13 +203,10 @@ def work_dtype(tensor: Tensor) -> torch.dtype:
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
-def masks_to_boxes_half_open(masks: Tensor) -> Tensor:
-    """Bounding boxes (N, 4) float32, xyxy, half-open, of masks (N, H, W) with at least one pixel each."""
-    boxes = []
-    for mask in masks:
-        rows, columns = torch.nonzero(mask.any(1))[:, 0], torch.nonzero(mask.any(0))[:, 0]
-        boxes.append([float(columns[0]), float(rows[0]), float(columns[-1]) + 1, float(rows[-1]) + 1])
-    return torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+def mask_to_box(mask: Tensor) -> tuple[float, float, float, float]:
+    """The bounding box, xyxy, half-open, of a mask (H, W) with at least one pixel."""
+    rows, columns = (torch.nonzero(mask.any(axis))[:, 0].tolist() for axis in (1, 0))
+    return float(columns[0]), float(rows[0]), columns[-1] + 1.0, rows[-1] + 1.0
 
 
 def best_fit(boxes_xyxy: Tensor, class_scores: Tensor, wanted_xyxy: Tensor, *, mask: Tensor | None = None) -> int:

@@ -9,18 +9,24 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from detcam.outputs import DetectorOutput, SegmenterOutput
 from detcam.detections import class_name
+from detcam.outputs import DetectorOutput, SegmenterOutput, mask_to_box, work_dtype
 from detcam.targets.box import DetectionTarget, check_label
 
 
 @dataclass(frozen=True, eq=False)
 class MaskTarget:
-    """Mean logit of a class over a region of the picture.
+    r"""Mean logit of a class over a region of the picture.
+
+    $\frac{1}{|M|} \sum_{p \in M} y^c_p$ over the region's pixels $p$, as in Seg-Grad-CAM
+    (https://arxiv.org/abs/2002.11434) but for the factor; a pixel has the logits of the output cell that it lies in,
+    and one that lies in several has their mean, weighted by area. For a head with one channel, class 1 is its logit
+    and class 0 the negative of that.
 
     Attributes:
         label: class index of the segmentation network.
-        mask: (H, W) bool in original image pixels, a tensor or an array; None takes the whole picture.
+        mask: (H, W) in original image pixels, a tensor or an array, bool or of two values; a single pixel will do.
+            None takes the whole picture.
         against: another class index: explain the difference of the two logits.
     """
 
@@ -33,6 +39,11 @@ class MaskTarget:
         if self.mask is not None:
             object.__setattr__(self, "mask", _region(self.mask))
 
+    @property
+    def box_xyxy(self) -> tuple[float, float, float, float] | None:
+        """The region's bounding box, half-open, original image pixels; None for the whole picture."""
+        return None if self.mask is None else mask_to_box(self.mask)
+
     def hflip(self, width: int) -> MaskTarget:
         """The same target in the picture mirrored left to right."""
         return self if self.mask is None else replace(self, mask=self.mask.flip(-1))
@@ -43,7 +54,9 @@ class MaskTarget:
             if label is not None:
                 check_label(label, names, classes)
         if self.mask is not None and tuple(self.mask.shape) != tuple(image_size_hw):
-            raise ValueError(f"expected a mask of the image's size {image_size_hw}; got {tuple(self.mask.shape)}")
+            raise ValueError(
+                f"expected a mask of the image's height and width {tuple(image_size_hw)}; got {tuple(self.mask.shape)}"
+            )
 
     def describe(self, names: Mapping[int, str]) -> str:
         """The target in words, for captions."""
@@ -56,11 +69,12 @@ class MaskTarget:
                 f"MaskTarget needs a segmentation network's output; got {type(output).__name__}. Wrap the model with "
                 "detcam.adapters.segmenter(...), or use SemanticSegmentationTarget on raw (C, h, w) output"
             )
+        self.check(output.geometry.image_size_hw, {}, output.classes)
         logits = output.class_map(self.label)
         if self.against is not None:
             logits = logits - output.class_map(self.against)
         weights = output.cells(self.mask)
-        return (logits * weights).sum() / weights.sum().clamp(min=1e-9)
+        return (logits.to(work_dtype(logits)) * weights).sum() / weights.sum()
 
 
 @dataclass(frozen=True)
@@ -82,9 +96,11 @@ class InstanceMaskTarget(DetectionTarget):
 class SemanticSegmentationTarget:
     """Sum of a class's scores over a mask at the resolution of the model's output, as in pytorch_grad_cam.
 
+    The mask lies on the network's output, padding included; `MaskTarget` takes one that lies on the picture.
+
     Args:
-        category: class index.
-        mask: (h, w), bool or float, of the output's size; a tensor or an array.
+        category: class index, the channel of the model's output.
+        mask: (h, w), bool or float weights, of the output's size; a tensor or an array.
     """
 
     def __init__(self, category: int, mask: Any) -> None:
@@ -96,17 +112,33 @@ class SemanticSegmentationTarget:
         return SemanticSegmentationTarget(self.category, self.mask.flip(-1))
 
     def __call__(self, model_output: Any) -> Tensor:
-        scores = model_output[self.category]
+        shape = getattr(model_output, "shape", None)
+        if shape is None or len(shape) != 3:
+            got = type(model_output).__name__ if shape is None else f"shape {tuple(shape)}"
+            raise TypeError(f"SemanticSegmentationTarget needs class maps (C, h, w) for each image; got {got}")
+        if not 0 <= self.category < shape[0]:
+            raise ValueError(f"expected a channel of the model's output, 0 to {shape[0] - 1}; got {self.category}")
+        scores: Tensor = model_output[self.category]
         if self.mask.shape != scores.shape:
-            raise ValueError(f"expected a mask of the output's size {tuple(scores.shape)}; got {tuple(self.mask.shape)}")
+            raise ValueError(
+                f"expected a mask of the output's size {tuple(scores.shape)}; got {tuple(self.mask.shape)}. A mask in "
+                "the picture's pixels goes in as MaskTarget"
+            )
         return (scores * self.mask.to(scores.device)).sum()
 
 
 def _region(mask: Any) -> Tensor:
-    region = torch.as_tensor(mask)
-    if region.ndim != 2:
-        raise ValueError(f"expected a mask of shape (H, W); got {tuple(region.shape)}")
-    region = region.bool()
+    """A (H, W) bool copy of a mask."""
+    values = torch.as_tensor(mask)
+    if values.ndim != 2:
+        raise ValueError(f"expected a mask of shape (H, W); got {tuple(values.shape)}")
+    region = values.bool().clone()
     if not region.any():
         raise ValueError("the mask is empty; give a region with at least one pixel, or mask=None for the whole picture")
+    inside = values[region]
+    if values.dtype != torch.bool and (inside != inside[0]).any():
+        raise ValueError(
+            "expected a mask of two values, 0 and another; got more of them. From a label map take `labels == class`, "
+            "from probabilities `probabilities > 0.5`"
+        )
     return region

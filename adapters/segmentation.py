@@ -1,0 +1,193 @@
+"""Semantic segmentation networks: what they share, and torchvision's FCN, DeepLabV3 and LR-ASPP."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models.segmentation import FCN_ResNet50_Weights
+from torchvision.models.segmentation.deeplabv3 import DeepLabV3
+from torchvision.models.segmentation.fcn import FCN
+from torchvision.models.segmentation.lraspp import LRASPP
+
+from detcam.adapters.base import Adapter, Batch, Target, Task
+from detcam.detections import Detections
+from detcam.geometry import Geometry
+from detcam.outputs import SegmenterOutput
+from detcam.targets import MaskTarget
+from detcam.trace import ReshapeTransform
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class SegmentationAdapter(Adapter):
+    """What semantic segmentation networks share: pictures in, (B, C, h, w) logits out, one finding per class present.
+
+    A picture keeps its size unless `image_size` is given, and is padded below and on the right with the mean colour
+    up to the multiple that the network needs. A (B, C, H, W) tensor is taken as already resized and normalised.
+
+    One channel is the logit of the foreground, class 1, present where its sigmoid exceeds 0.5. Several channels are
+    exclusive classes (argmax of the logits resized to the picture), or independent ones (sigmoid above 0.5) where
+    `multilabel` says so.
+
+    Args:
+        model: the network.
+        target_layers: as in `Adapter`.
+        reshape_transform: as in `Adapter`.
+        names: class index to name. For a head with one channel, a single name is the foreground's.
+        image_size: (height, width) that every picture is stretched to, or one number for both; None keeps its size.
+        mean: per channel, of pixels in [0, 1]; None takes what the model declares, else ImageNet's.
+        std: likewise.
+        multilabel: whether the classes of a head with several channels are independent of one another; None takes
+            what the model declares, else False.
+        background: the class that is not reported; ``"auto"`` takes the class named background, if there is one;
+            None reports every class. It can be explained all the same, with `MaskTarget`.
+    """
+
+    task: ClassVar[Task] = "segmentation"
+    multiple: int = 1
+    """The network's input must be a multiple of this many pixels."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        target_layers: Sequence[nn.Module | str] | nn.Module | str | None = None,
+        reshape_transform: ReshapeTransform | None = None,
+        names: Mapping[int, str] | Sequence[str] | None = None,
+        image_size: int | tuple[int, int] | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        multilabel: bool | None = None,
+        background: int | Literal["auto"] | None = "auto",
+    ) -> None:
+        self.image_size = _checked_size(image_size)
+        super().__init__(model, target_layers=target_layers, reshape_transform=reshape_transform, names=names)
+        declared_mean, declared_std = self.default_normalisation()
+        self.mean = tuple(declared_mean if mean is None else mean)
+        self.std = tuple(declared_std if std is None else std)
+        self.multilabel = self.default_multilabel() if multilabel is None else multilabel
+        self.background = _background(self.names) if background == "auto" else background
+
+    def default_normalisation(self) -> tuple[Sequence[float], Sequence[float]]:
+        """Mean and standard deviation per channel, of pixels in [0, 1]."""
+        return IMAGENET_MEAN, IMAGENET_STD
+
+    def default_multilabel(self) -> bool:
+        """Whether the model itself says that its classes are independent."""
+        return False
+
+    def logits(self, raw: Any) -> Tensor:
+        """The (B, C, h, w) logits in the model's raw output."""
+        logits: Tensor = raw
+        return logits
+
+    def resized(self, image_size_hw: tuple[int, int]) -> tuple[int, int]:
+        """The size, height and width, that a picture has on the network's input."""
+        if self.image_size is None:
+            return image_size_hw
+        return (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
+
+    def canvas(self, image_size_hw: tuple[int, int]) -> tuple[int, int]:
+        """The size of the network's input for a picture, padding included."""
+        height, width = self.resized(image_size_hw)
+        return -(-height // self.multiple) * self.multiple, -(-width // self.multiple) * self.multiple
+
+    def group_key(self, image_size_hw: tuple[int, int]) -> Hashable:
+        return self.canvas(image_size_hw)
+
+    def prepare(self, images: Sequence[Tensor]) -> Batch:
+        sizes = [(image.shape[-2], image.shape[-1]) for image in images]
+        canvas = self.canvas(sizes[0])
+        mean = torch.tensor(self.mean, device=self.device)[:, None, None]
+        std = torch.tensor(self.std, device=self.device)[:, None, None]
+        inputs, geometries = [], []
+        for image, size in zip(images, sizes, strict=True):
+            height, width = target = self.resized(size)
+            image = image.to(self.device)
+            if target != size:
+                image = F.interpolate(image[None], target, mode="bilinear", antialias=True)[0]
+            inputs.append(F.pad((image - mean) / std, (0, canvas[1] - width, 0, canvas[0] - height)))
+            geometries.append(Geometry(size, canvas, (width / size[1], height / size[0])))
+        return Batch(torch.stack(inputs).to(self.dtype), tuple(geometries))
+
+    def forward(self, batch: Batch) -> Any:
+        return self.model(batch.inputs, *batch.extra_inputs, **batch.model_kwargs)
+
+    def outputs(self, raw: Any, batch: Batch) -> list[SegmenterOutput]:
+        logits = self.logits(raw)
+        return [
+            SegmenterOutput(item, geometry, binary=len(item) == 1, multilabel=self.multilabel)
+            for item, geometry in zip(logits, batch.geometries, strict=True)
+        ]
+
+    def default_targets(
+        self, outputs: Sequence[SegmenterOutput], batch: Batch
+    ) -> tuple[list[Detections], list[list[Target]]]:
+        found = [output.detections(self.names, background=self.background) for output in outputs]
+        return found, [self.targets_of(detections) for detections in found]
+
+    def targets_of(self, detections: Detections) -> list[Target]:
+        if detections.masks is None:
+            raise ValueError(
+                "expected detections with masks, as this adapter's predict() gives; got boxes only. Explain a box of a "
+                "segmentation network with MaskTarget(label, mask)"
+            )
+        labels = detections.labels.tolist()
+        return [MaskTarget(label, mask) for label, mask in zip(labels, detections.masks, strict=True)]
+
+    def score(self, outputs: Sequence[SegmenterOutput], targets: Sequence[Sequence[Target]]) -> list[list[Tensor]]:
+        for output, asked in zip(outputs, targets, strict=True):
+            for target in asked:
+                if isinstance(target, MaskTarget):
+                    target.check(output.geometry.image_size_hw, self.names, output.classes)
+        return super().score(outputs, targets)
+
+
+class TorchvisionSegmentationAdapter(SegmentationAdapter):
+    """torchvision's FCN, DeepLabV3 and LR-ASPP, with any backbone.
+
+    As in torchvision's own presets, one number as `image_size` is the picture's shorter side (520 for the published
+    weights), its proportions kept. Models with 21 classes have the names of VOC, whose class 0 is the background.
+
+    The target layer is the backbone: the head has no way around it, and sees context from there.
+    """
+
+    family = "torchvision segmentation"
+
+    @classmethod
+    def supports(cls, model: Any) -> bool:
+        return isinstance(model, (FCN, DeepLabV3, LRASPP))
+
+    def default_target_layers(self) -> Sequence[nn.Module]:
+        return [self.model.backbone]
+
+    def default_names(self) -> Mapping[int, str]:
+        categories = FCN_ResNet50_Weights.COCO_WITH_VOC_LABELS_V1.meta["categories"]
+        heads = [module for module in self.model.classifier.modules() if isinstance(module, nn.Conv2d)]
+        return dict(enumerate(categories)) if heads and heads[-1].out_channels == len(categories) else {}
+
+    def resized(self, image_size_hw: tuple[int, int]) -> tuple[int, int]:
+        if not isinstance(self.image_size, int):
+            return super().resized(image_size_hw)
+        height, width = image_size_hw
+        short = min(height, width)
+        return int(self.image_size * height / short), int(self.image_size * width / short)
+
+    def logits(self, raw: Any) -> Tensor:
+        logits: Tensor = raw["out"]
+        return logits
+
+
+def _checked_size(image_size: int | tuple[int, int] | None) -> int | tuple[int, int] | None:
+    sides = (image_size,) if isinstance(image_size, int) else image_size
+    if sides is not None and (len(sides) > 2 or any(not isinstance(side, int) or side < 1 for side in sides)):
+        raise ValueError(f"expected image_size as (height, width) in pixels, one number, or None; got {image_size!r}")
+    return image_size
+
+
+def _background(names: Mapping[int, str]) -> int | None:
+    return next((index for index, name in names.items() if name.strip("_ ").casefold() == "background"), None)
