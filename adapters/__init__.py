@@ -10,6 +10,7 @@ from torch import nn
 
 from detcam.adapters.base import Adapter
 from detcam.adapters.custom_detector import CustomDetectorAdapter, detector
+from detcam.adapters.custom_segmenter import CustomSegmentationAdapter, segmenter
 from detcam.trace import ReshapeTransform
 
 FAMILIES: dict[str, str] = {
@@ -83,4 +84,13 @@ def unwrap(model: Any) -> Any:
     return model
 
 
-__all__ = ["FAMILIES", "Adapter", "CustomDetectorAdapter", "adapt", "adapter_class", "detector"]
+__all__ = [
+    "FAMILIES",
+    "Adapter",
+    "CustomDetectorAdapter",
+    "CustomSegmentationAdapter",
+    "adapt",
+    "adapter_class",
+    "detector",
+    "segmenter",
+]

@@ -153,7 +153,8 @@ class TorchvisionSegmentationAdapter(SegmentationAdapter):
     As in torchvision's own presets, one number as `image_size` is the picture's shorter side (520 for the published
     weights), its proportions kept. Models with 21 classes have the names of VOC, whose class 0 is the background.
 
-    The target layer is the backbone: the head has no way around it, and sees context from there.
+    The target layer is the backbone's last: the head has no way around it, and sees context from there. LR-ASPP reads
+    two of the backbone's maps, and both are taken.
     """
 
     family = "torchvision segmentation"
@@ -163,7 +164,9 @@ class TorchvisionSegmentationAdapter(SegmentationAdapter):
         return isinstance(model, (FCN, DeepLabV3, LRASPP))
 
     def default_target_layers(self) -> Sequence[nn.Module]:
-        return [self.model.backbone]
+        backbone: Any = self.model.backbone
+        taken = getattr(backbone, "return_layers", {})  # names of the layers that it hands on, and as what
+        return [backbone[layer] for layer, name in taken.items() if name in ("out", "low", "high")] or [backbone]
 
     def default_names(self) -> Mapping[int, str]:
         categories = FCN_ResNet50_Weights.COCO_WITH_VOC_LABELS_V1.meta["categories"]
