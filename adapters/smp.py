@@ -9,12 +9,14 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl
 
 import torch
 from torch import Tensor, nn
 
 from detcam.adapters.base import Batch
 from detcam.adapters.segmentation import IMAGENET_MEAN, IMAGENET_STD, SegmentationAdapter
+from detcam.extras import missing
 from detcam.geometry import Geometry
 from detcam.layers import InferredReshape, all_paths_pass, infer_reshape
 from detcam.trace import flatten_tensors, guarded
@@ -149,3 +151,46 @@ def _stored_with_weights(config: Mapping[str, Any]) -> Mapping[str, Any]:
         return {}
     stored: Mapping[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
     return stored
+
+
+def build(spec: str, *, num_classes: int | None = None) -> nn.Module:
+    """A network with random weights from ``Unet?encoder=resnet34&classes=4&decoder_channels=96,64,48,32,16``.
+
+    Args:
+        spec: the architecture and, after ``?``, its arguments; ``encoder`` stands for ``encoder_name``.
+        num_classes: instead of ``classes=`` in `spec`.
+
+    Raises:
+        ImportError: segmentation-models-pytorch is not installed.
+        ValueError: no such architecture, encoder or argument.
+    """
+    try:
+        import segmentation_models_pytorch as smp
+    except ImportError as error:
+        raise missing("smp", error) from error
+    architecture, _, query = spec.partition("?")
+    options: dict[str, Any] = {key: _plain(value) for key, value in parse_qsl(query)}
+    encoder = options.pop("encoder", options.pop("encoder_name", "resnet34"))
+    if num_classes is not None:
+        options["classes"] = num_classes
+    try:
+        model: nn.Module = smp.create_model(architecture, encoder, encoder_weights=None, **options)
+    except (KeyError, TypeError, ValueError) as error:
+        reason = " ".join(str(error.args[0] if error.args else error).split())
+        raise ValueError(f"cannot build smp:{spec}: {reason[:300]}") from error
+    return model
+
+
+def _plain(text: str) -> Any:
+    """A number, several with commas between them, a truth value, None, or the text itself."""
+    if "," in text:
+        return tuple(_plain(part) for part in text.split(","))
+    words = {"true": True, "false": False, "none": None}
+    if text.lower() in words:
+        return words[text.lower()]
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text

@@ -106,12 +106,12 @@ NumClasses = Annotated[
     ),
 ]
 ImageSize = Annotated[
-    int | None,
+    str | None,
     typer.Option(
-        min=1,
-        metavar="N",
+        metavar="N|HxW",
         rich_help_panel="Model",
-        help="Side of the network's input in pixels; for torchvision's detectors the shorter side.",
+        help="Side of the network's input in pixels, or height x width as in 256x320; for torchvision's detectors the "
+        "shorter side.",
     ),
 ]
 Names = Annotated[
@@ -350,11 +350,12 @@ def _adapter(
     weights: str | None,
     num_classes: int | None,
     names: str | None,
-    image_size: int | None,
+    image_size: str | None,
     device: str,
     trust_checkpoint: bool,
     **options: Any,
 ) -> Any:
+    from detcam.console import parse_size
     from detcam.loading import load_model, read_names
 
     return load_model(
@@ -364,7 +365,7 @@ def _adapter(
         device=device,
         trust_checkpoint=trust_checkpoint,
         names=None if names is None else read_names(names),
-        image_size=image_size,
+        image_size=None if image_size is None else parse_size(image_size),
         **options,
     )
 

@@ -160,6 +160,18 @@ def parse_box(text: str) -> tuple[float, float, float, float]:
     return BoxTarget((x1, y1, x2, y2), 0).box_xyxy
 
 
+def parse_size(text: str) -> int | tuple[int, int]:
+    """A size from ``N`` or ``HxW``.
+
+    Raises:
+        ValueError: not one or two positive whole numbers.
+    """
+    sides = text.lower().split("x")
+    if len(sides) > 2 or not all(side.isdecimal() and int(side) > 0 for side in sides):
+        raise ValueError(f"expected --image-size as a number of pixels, or height x width as in 256x320; got {text!r}")
+    return int(sides[0]) if len(sides) == 1 else (int(sides[0]), int(sides[1]))
+
+
 def find_label(adapter: Adapter, text: str) -> int:
     """The class index of a name or index.
 

@@ -30,7 +30,6 @@ from detcam.targets import (
     InstanceMaskTarget,
     MaskTarget,
 )
-from detcam.targets.box import check_label
 
 SCORE_THRESHOLD = 0.3
 """Least score of a box that is explained unless the user says otherwise."""
@@ -145,8 +144,6 @@ def choose(
     boxes = adapter.task == "detection"
     threshold = (SCORE_THRESHOLD if boxes else 0.0) if score_threshold is None else score_threshold
     if isinstance(adapter, ClassificationAdapter):
-        for index in indices or ():
-            check_label(index, adapter.names, len(output))
         most = top_k if top_k is not None else 1 if indices is None else None
         found = adapter.ranked(output, found.image_size_hw, labels=indices, top_k=most)
         indices = None

@@ -59,7 +59,7 @@ def load_model(
     device: str | torch.device = "cpu",
     trust_checkpoint: bool = False,
     names: Mapping[int, str] | Sequence[str] | None = None,
-    image_size: int | None = None,
+    image_size: int | tuple[int, int] | None = None,
     **adapter_options: Any,
 ) -> Adapter:
     """Load a model by name or file and put it in its adapter, ready to be explained; ``.model`` is the module.
@@ -76,7 +76,8 @@ def load_model(
         trust_checkpoint: whether code from a file may run, which a whole model needs.
         names: class index to name, or a list in class order; where a detector's class 0 is the background, the list
             may leave it out.
-        image_size: side of the network's input (torchvision's detectors: the shorter side); None takes the model's.
+        image_size: side of the network's input, or height and width (torchvision's detectors: the shorter side alone);
+            None takes the model's.
         **adapter_options: further arguments of `detcam.adapters.adapt`, such as `target_layers`.
 
     Raises:
@@ -196,8 +197,11 @@ def torchvision_names() -> list[str]:
 
 def unknown_model(name: str, others: Sequence[str]) -> str:
     """The message for a name that no library knows, with the nearest names."""
-    near = difflib.get_close_matches(name, torchvision_names(), n=3, cutoff=0.5)
-    near += difflib.get_close_matches(name, others, n=3, cutoff=0.6)
+    near = []
+    for known in (torchvision_names(), others):
+        wanted = name.lower()
+        longer = [other for other in known if other.startswith(wanted)]
+        near += (longer or difflib.get_close_matches(wanted, known, n=3, cutoff=0.6))[:3]
     meant = f"did you mean {', '.join(dict.fromkeys(near))}?" if near else "e.g. fasterrcnn_resnet50_fpn, yolo11n.pt."
     also = "" if others else " timm's models need pip install 'detcam[timm]'."
     return (
@@ -229,14 +233,20 @@ def _from_state_dict(library: str, name: str, path: Path, state: StateDict, num_
         return BUILDERS[library](name, classes, False, **extra)
 
     if num_classes is None and "classes=" not in name:
-        num_classes = infer_num_classes(state, lambda classes: _only_shapes(lambda: build(classes)).model)
+        num_classes = infer_num_classes(state, lambda classes: _only_shapes(library, lambda: build(classes)).model)
     built = build(num_classes)
     load_weights(built.model, state, path, name)
     return built
 
 
-def _only_shapes(build: Callable[[], Built]) -> Built:
-    """Build a model without memory for its weights, where its constructor can."""
+def _only_shapes(library: str, build: Callable[[], Built]) -> Built:
+    """Build a model without memory for its weights, where its library can."""
+    if library not in ("torchvision", "timm"):
+        return build()
+    if library == "timm":  # a library first imported below would keep such tensors for good
+        from detcam.adapters import timm
+
+        timm.available()
     try:
         with torch.device("meta"):
             return build()
@@ -286,24 +296,18 @@ def _build_torchvision(
     if name in ("googlenet", "inception_v3") and not pretrained:
         options.update(init_weights=False, aux_logits=any("aux" in key.lower() for key in keys))
     model = builder(**options)
-    meta = published.meta["categories"]
-    classes = num_classes or len(meta)
-    if name not in torchvision.models.list_models(module=torchvision.models):  # its adapter knows the names
+    classes = num_classes or len(published.meta["categories"])
+    if name not in torchvision.models.list_models(module=torchvision.models):  # its adapter knows the rest
         return Built(model, {}, classes)
     preset = published.transforms()
-    known = {"image_size": preset.crop_size[0], "mean": preset.mean, "std": preset.std}
-    if classes == len(meta):
-        known["names"] = meta
-    return Built(model, known, classes)
+    return Built(model, {"image_size": preset.crop_size[0], "mean": preset.mean, "std": preset.std}, classes)
 
 
 def _build_timm(name: str, num_classes: int | None, pretrained: bool) -> Built:
     from detcam.adapters import timm
 
     model = timm.build(name, num_classes=num_classes, pretrained=pretrained)
-    classes = getattr(model, "num_classes", None)
-    imagenet = torchvision.models.ResNet18_Weights.DEFAULT.meta["categories"]
-    return Built(model, {"names": imagenet} if classes == len(imagenet) else {}, classes)
+    return Built(model, {}, getattr(model, "num_classes", None))
 
 
 def _build_smp(spec: str, num_classes: int | None, pretrained: bool) -> Built:
@@ -383,13 +387,13 @@ def _download_help(library: str, name: str, error: OSError) -> str:
     )
 
 
-def _resize_input(model: nn.Module, image_size: int) -> bool:
+def _resize_input(model: nn.Module, image_size: int | tuple[int, int]) -> bool:
     """Set the input size of a torchvision detector, which keeps it inside; False for any other model."""
     transform: Any = getattr(model, "transform", None)
     if not isinstance(transform, GeneralizedRCNNTransform):
         return False
-    if image_size < 1:
-        raise ValueError(f"expected an image size of at least 1 pixel; got {image_size}")
+    if not isinstance(image_size, int) or image_size < 1:
+        raise ValueError(f"expected the shorter side of this detector's input, one number; got {image_size}")
     transform.max_size = round(transform.max_size * image_size / transform.min_size[-1])
     transform.min_size = (image_size,)
     if transform.fixed_size is not None:

@@ -65,6 +65,7 @@ from detcam.targets import (
     BoxTarget,
     ClassifierOutputSoftmaxTarget,
     ClassifierOutputTarget,
+    ClassTarget,
     DetectionTarget,
     FinerWeightedTarget,
     InstanceMaskTarget,
@@ -263,7 +264,7 @@ def _quantity(target: Any) -> str | None:
         return target.quantity
     if isinstance(target, InstanceMaskTarget):
         return "mask"
-    if isinstance(target, (MaskTarget, FinerWeightedTarget)) or type(target) is ClassifierOutputTarget:
+    if isinstance(target, (MaskTarget, FinerWeightedTarget)) or type(target) in (ClassifierOutputTarget, ClassTarget):
         return "logit"
     return "score" if isinstance(target, ClassifierOutputSoftmaxTarget) else None
 
