@@ -185,11 +185,13 @@ class TorchvisionSegmentationAdapter(SegmentationAdapter):
         return logits
 
 
-def _checked_size(image_size: int | tuple[int, int] | None) -> int | tuple[int, int] | None:
-    sides = (image_size,) if isinstance(image_size, int) else image_size
-    if sides is not None and (len(sides) > 2 or any(not isinstance(side, int) or side < 1 for side in sides)):
+def _checked_size(image_size: Any) -> int | tuple[int, int] | None:
+    if image_size is None or (isinstance(image_size, int) and image_size > 0):
+        return image_size
+    sides = image_size if isinstance(image_size, (tuple, list)) else ()
+    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
         raise ValueError(f"expected image_size as (height, width) in pixels, one number, or None; got {image_size!r}")
-    return image_size
+    return sides[0], sides[1]
 
 
 def _background(names: Mapping[int, str]) -> int | None:
