@@ -25,7 +25,8 @@ from detcam.pictures import colormap_code
 from detcam.saving import ExplanationWriter
 from detcam.targets import QUANTITIES, BoxTarget, MaskTarget
 
-WIDEST_COLUMN = 32
+WIDEST_NAME = 32
+FINDING = 34  # characters
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ class Progress:
     def __enter__(self) -> Progress:
         # disable=None: no bar where stderr is no terminal
         self.bar = tqdm(total=len(self.paths), unit="picture", disable=None, leave=False)
-        self.width = min(max(7, *(len(path.name) for path in self.paths)), WIDEST_COLUMN)
+        self.width = min(max(7, *(len(path.name) for path in self.paths)), WIDEST_NAME)
         self._row("picture", "finding", "value", "reach", "overlay")
         return self
 
@@ -129,9 +130,7 @@ class Progress:
             self._row("" if index else path.name, words, value, reach, overlay.name)
 
     def _row(self, picture: str, finding: str, value: str = "", reach: str = "", overlay: str = "") -> None:
-        cells = (
-            f"{shorten(picture, self.width):{self.width}}  {shorten(finding, 28):28}  {value:>7}  {reach:>5}  {overlay}"
-        )
+        cells = f"{shorten(picture, self.width):{self.width}}  {shorten(finding, FINDING):{FINDING}}  {value:>7}  {reach:>5}  {overlay}"
         tqdm.write(printable(cells.rstrip()), file=sys.stdout)
 
     def conclude(self, writer: ExplanationWriter) -> int:
