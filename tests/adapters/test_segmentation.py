@@ -343,6 +343,13 @@ def test_a_network_of_ones_own(wrap: Any, decode: Any, read: Any) -> None:
             assert int((found.masks[row] != (labels == label)).sum()) <= 2
 
 
+def test_features_are_told_from_logits() -> None:
+    # As many features as classes, and a model that adds two classifiers' logits.
+    assert segmenter(Own(Answer, channels=8)).layer_names == ["merge"]
+    two_heads = torchvision_model("lraspp_mobilenet_v3_large", num_classes=3)
+    assert segmenter(two_heads).layer_names == ["classifier.cbr"]
+
+
 @pytest.mark.parametrize(
     ("wrap", "decode", "error", "words"),
     [
