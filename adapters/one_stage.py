@@ -16,7 +16,7 @@ from torchvision.ops import batched_nms, clip_boxes_to_image
 
 from detcam.adapters.base import Batch
 from detcam.adapters.coco import coco_names
-from detcam.adapters.torchvision_detector import TorchvisionDetector, input_size, scores_of_regions
+from detcam.adapters.torchvision_detector import TorchvisionDetector, at_least_float, input_size, scores_of_regions
 from detcam.adapters.windows import by_level, cut, farthest, restore_order
 from detcam.detections import Detections, Source
 from detcam.geometry import Geometry
@@ -47,20 +47,22 @@ class Shortlist:
 class DenseAdapter(TorchvisionDetector):
     """A detector whose head speaks at every anchor of every pyramid level.
 
-    A detection is pinned to its level, anchor index and anchor centre. The head is asked at that anchor alone: where
-    its convolutions are local, on the window of the map that the anchor sees, else on the one level that emitted it.
+    A detection is pinned to its level, anchor index and anchor centre. The head is asked at that anchor alone,
+    on the window of the map that it sees; where the head is not local, on the level that emitted the detection.
     """
 
     source_kind: ClassVar[Literal["anchor", "cell"]] = "anchor"
     head_type: ClassVar[str]
 
-    def default_target_layers(self) -> Sequence[nn.Module]:
+    def __init__(self, model: nn.Module, **options: Any) -> None:
+        self.model = model
         if not self.knows_head():
             raise TypeError(
                 f"expected a {type(self.model).__name__} with torchvision's {self.head_type}; its head is a "
-                f"{type(self.model.head).__name__}. Say what it puts out with detcam.adapters.detector(model, decode=...)"
+                f"{type(self.model.head).__name__}. Say what it puts out with "
+                "detcam.adapters.detector(model, decode=...)"
             )
-        return super().default_target_layers()
+        super().__init__(model, **options)
 
     def default_names(self) -> Mapping[int, str]:
         return coco_names(self.classes)
@@ -69,7 +71,7 @@ class DenseAdapter(TorchvisionDetector):
         levels = list(self.pyramid(batch.inputs).values())
         inside = {id(module) for module in self.model.head.modules()}
         live = None
-        if any(id(layer) in inside for layer in self.target_layers):  # hooks see the head only while they are there
+        if any(id(layer) in inside for layer in self.target_layers):  # hooked during this call only
             live = [self.run_head(level, feature) for level, feature in enumerate(levels)]
         return DenseRaw(self, ImageList(batch.inputs, [input_size(g) for g in batch.geometries]), levels, live)
 
@@ -133,7 +135,8 @@ class DenseRaw:
     def counts(self) -> list[int]:
         """Number of anchors per level."""
         per_cell = self.adapter.model.anchor_generator.num_anchors_per_location()
-        return [count * level.shape[-2] * level.shape[-1] for count, level in zip(per_cell, self.levels, strict=True)]
+        cells = [level.shape[-2] * level.shape[-1] for level in self.levels]
+        return [count * places for count, places in zip(per_cell, cells, strict=True)]
 
     @cached_property
     def dense(self) -> list[HeadOutput]:
@@ -187,7 +190,7 @@ class DenseOutput(DetectorOutput):
             return [target.of(candidates, row) for row, target in enumerate(targets)]
         per_cell = self._anchors_per_cell(level)
         index = torch.tensor(flat, device=self.raw.levels[level].device)
-        windows, inside, _ = cut(self.raw.features[level][self.index], index // per_cell, radius)
+        windows, inside = cut(self.raw.features[level][self.index], index // per_cell, radius)
         rows = inside * per_cell + index % per_cell
 
         def scalars(regions: Tensor, part: slice) -> list[Tensor]:
@@ -210,8 +213,9 @@ class DenseOutput(DetectorOutput):
         return self._read(picked, self.raw.anchors[level][index])
 
     def _read(self, said: HeadOutput, anchors: Tensor) -> Candidates:
-        boxes = self.geometry.boxes_to_image(self.adapter.decode(said["bbox_regression"], anchors))
-        return Candidates(boxes, self.adapter.class_scores(said), said["cls_logits"], self.adapter.objectness(said))
+        adapter = self.adapter
+        boxes = self.geometry.boxes_to_image(adapter.decode(said["bbox_regression"], anchors))
+        return Candidates(boxes, adapter.class_scores(said), said["cls_logits"], adapter.objectness(said))
 
     def _anchors_per_cell(self, level: int) -> int:
         height, width = self.raw.levels[level].shape[-2:]
@@ -222,10 +226,12 @@ class DenseOutput(DetectorOutput):
         source = target.source
         if source is None:
             return self._best_place(target)
-        if not 0 <= source.level < len(self.raw.levels) or not 0 <= source.anchor < self._anchors_per_cell(source.level):
-            raise ValueError(f"source {source} is not an anchor of this detector; it comes from another kind of model")
+        known = 0 <= source.level < len(self.raw.levels)
+        if not known or not 0 <= source.anchor < self._anchors_per_cell(source.level):
+            raise ValueError(f"source {source} is no anchor of this detector; did another model make it?")
         per_cell = self._anchors_per_cell(source.level)
-        centers = _centers(self.geometry.boxes_to_image(self.raw.anchors[source.level][source.anchor :: per_cell]))
+        anchors = self.raw.anchors[source.level][source.anchor :: per_cell]
+        centers = _centers(self.geometry.boxes_to_image(anchors.double()))
         return source.level, nearest_source(centers, source) * per_cell + source.anchor
 
     def _best_place(self, target: DetectionTarget) -> tuple[int, int]:
@@ -241,7 +247,7 @@ class DenseOutput(DetectorOutput):
 
     @cached_property
     def _everything(self) -> tuple[Tensor, Tensor]:
-        """Boxes (N, 4), clipped, image pixels, and class scores (N, C) of all anchors of all levels; detached."""
+        """Boxes (N, 4), clipped, image pixels, and class scores (N, C) of all anchors; detached."""
         with torch.no_grad():
             boxes, scores = [], []
             for level in range(len(self.raw.levels)):
@@ -261,7 +267,7 @@ class DenseOutput(DetectorOutput):
         anchors = torch.cat(self.raw.anchors)[index]
         regression = torch.cat([level["bbox_regression"] for level in said])[index]
         boxes = clip_boxes_to_image(self.adapter.decode(regression, anchors), size)
-        keep = batched_nms(boxes.float(), found.scores.float(), found.labels, model.nms_thresh)
+        keep = batched_nms(at_least_float(boxes), at_least_float(found.scores), found.labels, model.nms_thresh)
         keep = keep[: model.detections_per_img]
         done = model.transform.postprocess([{"boxes": boxes[keep]}], [size], [self.geometry.image_size_hw])[0]
         centers = _centers(self.geometry.boxes_to_image(anchors[keep].double())).tolist()

@@ -1,10 +1,11 @@
-"""What torchvision's detectors share: their transform, their pyramid, and scores whose backward pass is local."""
+"""What torchvision's detectors share: the transform, the pyramid, and scores with a local backward pass."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +14,13 @@ from detcam.adapters.base import Batch, DetectorAdapter
 from detcam.geometry import Geometry
 
 REGIONS_AT_ONCE = 64
-"""How many regions go through a head together, so that memory stays bounded however many boxes are asked for."""
+"""How many regions go through a head together, so that memory stays bounded for any number of boxes."""
 
 
 class TorchvisionDetector(DetectorAdapter):
     """Prepares images with the model's own `GeneralizedRCNNTransform` and runs its backbone."""
+
+    model: Any  # nn.Module types every attribute as Tensor | Module
 
     def default_target_layers(self) -> Sequence[nn.Module]:
         return [self.model.backbone]
@@ -52,18 +55,21 @@ def input_size(geometry: Geometry) -> tuple[int, int]:
     return round(height * geometry.scale_xy[1]), round(width * geometry.scale_xy[0])
 
 
-def scores_of_regions(
-    regions: Sequence[Tensor], scalars: Callable[[Tensor, slice], Sequence[Tensor]]
-) -> list[Tensor]:
+def at_least_float(tensor: Tensor) -> Tensor:
+    """Half precision widened, for non-maximum suppression, which the CPU does not know in half."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def scores_of_regions(regions: Sequence[Tensor], scalars: Callable[[Tensor, slice], Sequence[Tensor]]) -> list[Tensor]:
     r"""One scalar per region of a feature map, with exact gradients and backward passes that never meet.
 
-    A scalar :math:`s_k` depends on the picture through its own region :math:`r_k` alone. The head runs once for many
-    regions and is differentiated once down to them; each scalar returned is the first-order expansion
+    A scalar :math:`s_k` depends on the picture through its own region :math:`r_k` alone. The head runs once
+    for many regions and is differentiated once down to them; each scalar is then the first-order expansion
 
     .. math:: s_k(r_k^0) + \langle \partial s_k / \partial r_k, \; r_k - r_k^0 \rangle
 
-    whose value and gradient at :math:`r_k = r_k^0` are those of :math:`s_k` itself. Its backward pass visits region k
-    and nothing of the head.
+    whose value and gradient at :math:`r_k = r_k^0` are those of :math:`s_k` itself. Its backward pass visits
+    region k and nothing of the head.
 
     Args:
         regions: per scalar (1, ...), all of one shape, connected to the graph of the target layers.

@@ -13,12 +13,18 @@ from torch.nn import functional as F
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import keypointrcnn_inference
-from torchvision.ops import MultiScaleRoIAlign, batched_nms, clip_boxes_to_image, remove_small_boxes, roi_align
+from torchvision.ops import (
+    MultiScaleRoIAlign,
+    batched_nms,
+    clip_boxes_to_image,
+    remove_small_boxes,
+    roi_align,
+)
 
 from detcam.adapters.base import Batch
 from detcam.adapters.coco import coco_names
 from detcam.adapters.proposals import objectness_scores
-from detcam.adapters.torchvision_detector import TorchvisionDetector, input_size, scores_of_regions
+from detcam.adapters.torchvision_detector import TorchvisionDetector, at_least_float, input_size, scores_of_regions
 from detcam.detections import Detections, Source
 from detcam.geometry import Geometry
 from detcam.outputs import Candidates, DetectorOutput
@@ -29,8 +35,8 @@ from detcam.trace import guarded
 class TwoStageAdapter(TorchvisionDetector):
     """Explains any `torchvision.models.detection.GeneralizedRCNN`.
 
-    A detection is pinned to its proposal: the box head scores that proposal again, so the gradient is exact and no
-    box is re-found by overlap. A box that nobody detected is scored as a proposal.
+    A detection is pinned to its proposal: the box head scores that proposal again, so the gradient is exact
+    and no box is re-found by overlap. A box that nobody detected is scored as a proposal.
     """
 
     family = "torchvision two-stage"
@@ -52,8 +58,8 @@ class TwoStageAdapter(TorchvisionDetector):
         size = getattr(heads.box_roi_pool, "output_size", None)
         if not isinstance(channels, int) or size is None:
             raise TypeError(
-                f"cannot tell how many classes {type(heads.box_predictor).__name__} has: give it a linear layer named "
-                "cls_score, or the backbone an out_channels and the box pooling an output_size"
+                f"cannot tell how many classes {type(heads.box_predictor).__name__} has: give it a linear "
+                "layer named cls_score, or the backbone an out_channels and the box pooling an output_size"
             )
         with guarded(self.model, gradients=False):  # a predictor of the user's own: look at what it puts out
             pooled = torch.zeros(1, channels, *size, device=self.device, dtype=self.dtype)
@@ -89,13 +95,13 @@ class TwoStageRaw:
 
     @cached_property
     def proposals(self) -> list[Tensor]:
-        """Per image (N, 4), input pixels; places, not evidence: a score is differentiated at fixed ones."""
+        """Per image (N, 4), input pixels; places, not evidence: scores are differentiated at fixed ones."""
         with torch.no_grad():
             found, _ = self.model.rpn(self.images, {name: level.detach() for name, level in self.pyramid.items()})
         return list(found)
 
     def pooler(self, name: str) -> Any:
-        """A region pooling of the heads. A copy, because torchvision's keeps the scales of the first image it sees."""
+        """A region pooling of the heads; a copy, as torchvision's keeps the scales of its first image."""
         if name not in self._poolers:
             self._poolers[name] = copy.copy(getattr(self.model.roi_heads, name))
         return self._poolers[name]
@@ -124,6 +130,8 @@ class TwoStageOutput(DetectorOutput):
     def pool_each(self, name: str, boxes: Tensor) -> list[Tensor]:
         """As `pool`, but K tensors (1, C, p, p) whose backward passes visit their own box and level only."""
         pooler = self.raw.pooler(name)
+        if not torch.is_grad_enabled():
+            return list(self.pool(name, boxes).split(1))
         if type(pooler) is not MultiScaleRoIAlign:
             return [self.pool(name, box[None]) for box in boxes]
         if pooler.scales is None:
@@ -193,7 +201,7 @@ class TwoStageOutput(DetectorOutput):
         return Candidates(self.geometry.boxes_to_image(chosen), F.softmax(logits, -1), logits)
 
     def _image(self) -> ImageList:
-        return ImageList(self.raw.images.tensors[self.index : self.index + 1], [self.size_hw])
+        return ImageList(self.raw.images.tensors[:1], [self.size_hw])  # only its size is read
 
     @torch.no_grad()
     def detections(self) -> Detections:
@@ -239,7 +247,7 @@ class TwoStageOutput(DetectorOutput):
         keep = torch.where(scores > heads.score_thresh)[0]
         keep = keep[remove_small_boxes(boxes[keep], min_size=1e-2)]
         labels = keep % table.shape[1] + 1
-        chosen = batched_nms(boxes[keep].float(), scores[keep].float(), labels, heads.nms_thresh)
+        chosen = batched_nms(at_least_float(boxes[keep]), at_least_float(scores[keep]), labels, heads.nms_thresh)
         chosen = chosen[: heads.detections_per_img]
         keep, labels = keep[chosen], labels[chosen]
         return boxes[keep], labels, scores[keep], torch.div(keep, table.shape[1], rounding_mode="floor")

@@ -1,0 +1,201 @@
+"""What every torchvision detector must do, against the model's own forward pass. A new family's test is two lines.
+
+Models and pictures are float64: random networks amplify rounding, and near-ties in non-maximum suppression would
+tip over with the composition of a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from detcam import GradCAM, adapt
+from detcam.adapters.base import DetectorAdapter
+from detcam.detections import Detections
+from detcam.outputs import Quantity
+from detcam.targets import BoxTarget
+from detcam.trace import Trace, guarded
+from tests.helpers import Snapshot
+
+CLASSES = 5
+
+
+def pictures() -> list[Tensor]:
+    """Smooth noise in three sizes, none square, two of them equal."""
+    generator = torch.Generator().manual_seed(3)
+    coarse = [torch.rand(1, 3, 12, 16, generator=generator) for _ in range(3)]
+    sizes = [(96, 128), (128, 100), (96, 128)]
+    return [
+        nn.functional.interpolate(picture, size, mode="bicubic")[0].clamp(0, 1).double()
+        for picture, size in zip(coarse, sizes, strict=True)
+    ]
+
+
+def spread(model: nn.Module, layers: Sequence[nn.Module], deviation: float, mean: float = 0.0) -> None:
+    """Scale random output layers so that what each channel says varies from place to place around a mean."""
+
+    done = set()
+
+    def scale(layer: Any, inputs: Any, output: Tensor) -> Tensor:
+        places = (0,) if output.ndim == 2 else (0, 2, 3)
+        if layer not in done and output.shape[-1] > 1:  # the finest level, where a head runs on several
+            done.add(layer)
+            factor = deviation / output.std(places)
+            layer.weight.data *= factor.reshape(-1, *[1] * (layer.weight.ndim - 1))
+            layer.bias.data = mean + (layer.bias.data - output.mean(places)) * factor
+        return output
+
+    handles = [layer.register_forward_hook(scale) for layer in layers]
+    with torch.no_grad():
+        model([pictures()[0].to(layers[0].weight.dtype)])
+    for handle in handles:
+        handle.remove()
+
+
+class Literal:
+    """The model's own forward pass on one picture, differentiable from the backbone's output on."""
+
+    def __init__(self, model: Any, image: Tensor, watch: Sequence[nn.Module] = ()) -> None:
+        self.leaves: list[Tensor] = []
+        self.seen: dict[nn.Module, Any] = {}
+        handles = [model.backbone.register_forward_hook(self._cut)]
+        handles += [module.register_forward_hook(self._keep) for module in watch]
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+        with torch.enable_grad():
+            self.found: dict[str, Tensor] = model([image])[0]
+        for handle in handles:
+            handle.remove()
+
+    def _cut(self, module: nn.Module, inputs: Any, output: Any) -> Any:
+        levels = {"0": output} if isinstance(output, Tensor) else dict(output)
+        fresh = {name: level.detach().requires_grad_(True) for name, level in levels.items()}
+        self.leaves = list(fresh.values())
+        return fresh["0"] if isinstance(output, Tensor) else fresh
+
+    def _keep(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        self.seen[module] = output
+
+    def gradients(self, scalar: Tensor) -> list[Tensor]:
+        found = torch.autograd.grad(scalar, self.leaves, retain_graph=True, allow_unused=True)
+        return [
+            torch.zeros_like(leaf) if gradient is None else gradient
+            for leaf, gradient in zip(self.leaves, found, strict=True)
+        ]
+
+
+def ask(adapter: DetectorAdapter, image: Tensor, targets: Sequence[Any]) -> tuple[list[float], list[list[Tensor]]]:
+    """Values of targets, and their gradients at the target layers, as the engine asks for them."""
+    with guarded(adapter.model, gradients=True):
+        batch = adapter.prepare([image])
+        trace = Trace(adapter.target_layers, adapter.layer_names, gradients=True)
+        with trace:
+            raw = adapter.forward(batch)
+        (scalars,) = adapter.score(adapter.outputs(raw, batch), [targets])
+        gradients = [
+            [level for layer in trace.gradients(scalar, retain_graph=True) for level in layer] for scalar in scalars
+        ]
+    return [float(scalar.detach()) for scalar in scalars], gradients
+
+
+def relative_error(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
+    """Greatest difference, relative to the greatest entry over all levels, which must not be 0."""
+    scale = max(float(level.abs().max()) for level in wanted)
+    assert scale > 0
+    return max(float((f - w).abs().max()) for f, w in zip(found, wanted, strict=True)) / scale
+
+
+def check_detections(model: Any) -> None:
+    """The model's own boxes, labels, scores and masks; pinned scores in other company; the model as it was."""
+    images = pictures()
+    adapter = adapt(model)
+    before = Snapshot(model)
+    found = adapter.predict(images)
+    explained = GradCAM(adapter).explain(images[::-1], found[::-1])[::-1]
+    alone = GradCAM(adapter).explain(images[0], found[0])[0]
+    before.check()
+    for image, detections, explanation in zip(images, found, explained, strict=True):
+        with torch.no_grad():
+            own = model([image])[0]
+        assert len(detections) == len(own["scores"]) > 2
+        assert float(own["scores"].std()) > 0.001  # equal scores would prove nothing
+        torch.testing.assert_close(detections.boxes_xyxy, own["boxes"].float(), atol=1e-4, rtol=0)
+        torch.testing.assert_close(detections.scores, own["scores"].float(), atol=1e-4, rtol=0)
+        assert torch.equal(detections.labels, own["labels"])
+        if "masks" in own:
+            assert detections.masks is not None
+            assert torch.equal(detections.masks, own["masks"][:, 0] > 0.5)
+        torch.testing.assert_close(explanation.scores, detections.scores, atol=1e-4, rtol=0)
+        assert explanation.heatmaps.shape == (len(detections), *image.shape[-2:])
+    torch.testing.assert_close(alone.scores, found[0].scores, atol=1e-4, rtol=0)
+    torch.testing.assert_close(alone.heatmaps, explained[0].heatmaps, atol=1e-3, rtol=0)
+
+
+def check_gradients(model: Any) -> None:
+    """Gradients of scores and of a box's width equal those through the whole model."""
+    image = pictures()[1]
+    adapter = adapt(model)
+    detections = adapter.predict(image)[0]
+    picks = sorted({0, len(detections) // 2, len(detections) - 1})
+    literal = Literal(model, image)
+    targets = adapter.targets_of(detections)
+    values, gradients = ask(adapter, image, [targets[k] for k in picks])
+    for k, value, found in zip(picks, values, gradients, strict=True):
+        assert abs(value - float(literal.found["scores"][k].detach())) < 1e-4
+        assert relative_error(found, literal.gradients(literal.found["scores"][k])) < 1e-4
+    k, side = free_side(detections)
+    wanted = literal.found["boxes"][k, ("x1", "y1", "x2", "y2").index(side)]
+    box, source = tuple(detections.boxes_xyxy[k]), detections.source[k]
+    (value,), (found,) = ask(adapter, image, [BoxTarget(box, int(detections.labels[k]), source, side)])
+    assert abs(value - float(wanted.detach())) < 1e-3
+    assert relative_error(found, literal.gradients(wanted)) < 1e-4
+
+
+def free_side(detections: Detections) -> tuple[int, Quantity]:
+    """A detection and a side of its box that the picture's border does not clip."""
+    height, width = detections.image_size_hw
+    for k, box in enumerate(detections.boxes_xyxy.tolist()):
+        for side, value, limit in zip(("x1", "y1", "x2", "y2"), box, (width, height) * 2, strict=True):
+            if 0 < value < limit - 1e-3:
+                return k, side  # type: ignore[return-value]
+    raise AssertionError("every side of every box lies on the border")
+
+
+def check_against(model: Any, table: Callable[[Tensor], Tensor]) -> None:
+    """`against` is the difference of two scores of one place; `table` gives every place's (N, C) scores."""
+    image = pictures()[0]
+    adapter = adapt(model)
+    detections = adapter.predict(image)[0]
+    with torch.no_grad():
+        scores = table(image)
+    for k in (0, len(detections) - 1):
+        label = int(detections.labels[k])
+        other = label % (CLASSES - 1) + 1
+        row = int((scores[:, label] - detections.scores[k]).abs().argmin())
+        target = BoxTarget(tuple(detections.boxes_xyxy[k]), label, detections.source[k], against=other)
+        (value,), _ = ask(adapter, image, [target])
+        assert abs(value - float(scores[row, label] - scores[row, other])) < 1e-4
+
+
+def check_nothing_found(model: Any) -> None:
+    """No detections, once the model asks for impossible scores: empty heatmaps of the right size, no error."""
+    image = pictures()[1]
+    with torch.no_grad():
+        assert len(model([image])[0]["scores"]) == 0
+    adapter = adapt(model)
+    detections = adapter.predict(image)[0]
+    assert len(detections) == 0
+    assert detections.boxes_xyxy.shape == (0, 4)
+    assert GradCAM(adapter)(image)[0].shape == (0, 128, 100)
+
+
+def iou(first: Sequence[float], second: Sequence[float]) -> float:
+    """Overlap of two boxes, by hand."""
+    wide = min(first[2], second[2]) - max(first[0], second[0])
+    tall = min(first[3], second[3]) - max(first[1], second[1])
+    shared = max(wide, 0) * max(tall, 0)
+    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (first, second)]
+    return shared / (sum(areas) - shared) if sum(areas) > shared else 0.0
