@@ -53,6 +53,9 @@ class Adapter(ABC):
         target_layers: modules or dotted names; None takes the family's measured default.
         reshape_transform: from a layer's output to (B, C, h, w); None infers it.
         names: class index to name; None takes what the model knows.
+
+    Attributes:
+        layers_given: whether somebody chose the target layers; a method with a default of its own then keeps them.
     """
 
     family: ClassVar[str]
@@ -68,6 +71,7 @@ class Adapter(ABC):
     ) -> None:
         self.model = model
         self.reshape_transform = reshape_transform
+        self.layers_given = target_layers is not None
         self.names: dict[int, str] = dict(self.default_names()) if names is None else as_names(names)
         layers = self.default_target_layers() if target_layers is None else target_layers
         self.target_layers: list[nn.Module] = resolve_layers(model, layers)
@@ -97,6 +101,7 @@ class Adapter(ABC):
             return self
         changed = copy.copy(self)
         if target_layers is not None:
+            changed.layers_given = True
             changed.target_layers = resolve_layers(self.model, target_layers)
             changed.layer_names = [layer_name(self.model, layer) for layer in changed.target_layers]
         changed.reshape_transform = reshape_transform or self.reshape_transform
