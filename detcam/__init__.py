@@ -5,7 +5,7 @@ from importlib.metadata import PackageNotFoundError, version
 from detcam.adapters import adapt
 from detcam.detections import Detections, Source
 from detcam.explain import Explanation, Explanations, explain
-from detcam.honesty import ClassAgnosticWarning, EmptyMapWarning, ReachWarning
+from detcam.honesty import ClassAgnosticWarning, CompletenessWarning, EmptyMapWarning, ReachWarning
 from detcam.methods import (
     METHODS,
     ODAM,
@@ -16,6 +16,7 @@ from detcam.methods import (
     GradCAMPlusPlus,
     HiResCAM,
     LayerCAM,
+    ReachCAM,
     XGradCAM,
     get_method,
 )
@@ -30,6 +31,7 @@ __all__ = [
     "METHODS",
     "ODAM",
     "ClassAgnosticWarning",
+    "CompletenessWarning",
     "Detections",
     "EigenCAM",
     "EigenGradCAM",
@@ -41,6 +43,7 @@ __all__ = [
     "GradCAMPlusPlus",
     "HiResCAM",
     "LayerCAM",
+    "ReachCAM",
     "ReachWarning",
     "Source",
     "XGradCAM",

@@ -17,12 +17,20 @@ if TYPE_CHECKING:
     from detcam.cam import BaseCAM, ImageHeatmaps
 
 
+LARGEST_ERROR = 0.2
+"""Relative error of a map's sum above which it is called incomplete."""
+
+
 class ReachWarning(UserWarning):
     """The gradient at the target layer cannot reach most of the picture outside the box."""
 
 
 class EmptyMapWarning(UserWarning):
     """A map is empty: the gradient is zero everywhere, or nothing speaks for the target."""
+
+
+class CompletenessWarning(UserWarning):
+    """A map's sum is far from what the score owes to the picture."""
 
 
 class ClassAgnosticWarning(UserWarning):
@@ -115,6 +123,7 @@ def warn_about_maps(cam: BaseCAM, results: Sequence[ImageHeatmaps], adapter: Ada
             stacklevel=4,
         )
     _warn_about_reach(results, layers)
+    _warn_about_completeness(results, adapter.layer_names)
 
 
 def _warn_about_reach(results: Sequence[ImageHeatmaps], layers: str) -> None:
@@ -132,5 +141,21 @@ def _warn_about_reach(results: Sequence[ImageHeatmaps], layers: str) -> None:
             "cannot show, so do not read the map as 'the evidence is in the box'. An earlier target layer (with "
             "HiResCAM or LayerCAM) sees further",
             ReachWarning,
+            stacklevel=5,
+        )
+
+
+def _warn_about_completeness(results: Sequence[ImageHeatmaps], layer_names: Sequence[str]) -> None:
+    found = [result.completeness for result in results if result.completeness is not None and len(result.targets)]
+    if not found:
+        return
+    errors = torch.cat(found)
+    off = errors > LARGEST_ERROR
+    if off.any():
+        layers = ", ".join(name for name, column in zip(layer_names, off.T, strict=True) if column.any())
+        warnings.warn(
+            f"the maps of {int(off.any(1).sum())} of {len(errors)} targets sum to something else than what their "
+            f"score owes to the picture: off by up to {float(errors.max()):.0%} at {layers}. More steps help",
+            CompletenessWarning,
             stacklevel=5,
         )

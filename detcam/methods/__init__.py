@@ -11,6 +11,7 @@ from detcam.methods.grad_cam_plusplus import GradCAMPlusPlus
 from detcam.methods.hires_cam import HiResCAM
 from detcam.methods.layer_cam import LayerCAM
 from detcam.methods.odam import ODAM
+from detcam.methods.reach_cam import ReachCAM
 from detcam.methods.xgrad_cam import XGradCAM
 
 METHODS: dict[str, type[BaseCAM]] = {
@@ -25,6 +26,7 @@ METHODS: dict[str, type[BaseCAM]] = {
         EigenCAM,
         EigenGradCAM,
         ODAM,
+        ReachCAM,
     )
 }
 """Every method by its name."""
@@ -52,6 +54,7 @@ __all__ = [
     "GradCAMPlusPlus",
     "HiResCAM",
     "LayerCAM",
+    "ReachCAM",
     "XGradCAM",
     "get_method",
 ]
