@@ -211,12 +211,15 @@ def declared_config(model: nn.Module) -> Mapping[str, Any]:
 
 
 def declared_size(model: nn.Module, declared: Mapping[str, Any]) -> int | tuple[int, int]:
-    """The input size that a model declares, or that all published weights of its kind agree on; else 224."""
+    """The input size that a model was built for or declares, or on which its published weights agree; else 224."""
+    for module in model.modules():
+        built = getattr(module, "image_size", None) or getattr(module, "img_size", None)
+        if isinstance(built, int):
+            return built
+        if isinstance(built, (tuple, list)) and len(built) == 2 and all(isinstance(side, int) for side in built):
+            return built[0], built[1]
     if declared.get("input_size"):
         return int(declared["input_size"][-2]), int(declared["input_size"][-1])
-    size = getattr(model, "image_size", None)
-    if isinstance(size, int):
-        return size
     published = {weights.transforms.keywords.get("crop_size") for weights in _torchvision_weights(model)}
     agreed = published.pop() if len(published) == 1 else None
     return agreed if isinstance(agreed, int) else 224

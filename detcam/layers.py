@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,6 @@ class _Seen:
     output: Tensor
     node: Any
     read: Any
-    position: int
 
 
 def first_tensor(output: Any) -> Tensor:
@@ -57,7 +56,9 @@ def find_target_layers(
     * it lies on every path from the input to the output (so no branch, no part of an attention layer),
     * at least half of its places have a gradient (not so behind the last attention of a transformer that
       reads its class token alone), and
-    * it ran once, is no pooling layer (whose map is a coarser copy), and lies in the network's second half.
+    * it ran once and is no pooling layer (whose map is a coarser copy).
+
+    A layer behind which the network forks for longer than it took to get there is refused.
 
     Where a normalisation layer reads the chosen tokens directly, as at the start of a transformer block, its
     output is taken: the same places, with the channels on one scale.
@@ -99,7 +100,7 @@ def _probe(
 ) -> tuple[nn.Module | None, bool]:
     """The best layer, if any, and whether a gradient arrived; `parameters` stand in for the model's own."""
     reshape = infer_reshape(model, (noise.shape[-2], noise.shape[-1]))
-    output, seen, runs, ran = _look(model, noise, parameters, reshape)
+    output, seen, runs = _look(model, noise, parameters, reshape)
     scores = read(output).float().flatten()
     if not scores.requires_grad:
         raise RuntimeError(
@@ -110,26 +111,27 @@ def _probe(
     total = GRADIENT_SCALE * (scores * mixture).sum()
     pooled = {item.node for item in seen if _is_pooling(item.module)}
     once = [item for item in seen if runs[item.module] == 1 and item.node not in pooled]
-    for item in reversed(once):
-        if item.position < ran / 2:
-            break
-        if not all_paths_pass(total.grad_fn, item.node):
+    for index in reversed(range(len(once))):
+        if not all_paths_pass(total.grad_fn, once[index].node):
             continue
-        share = _share_of_places(item.output, total, reshape)
+        chosen, *behind = once[index:]
+        (share, *shares) = _shares_of_places([item.output for item in (chosen, *behind)], total, reshape)
         if share is None:
             return None, False
-        if share >= 0.5:
-            norms = [other for other in once if other.read is item.output and _is_norm(other.module)]
-            if len(norms) == 1 and (_share_of_places(norms[0].output, total, reshape) or 0.0) >= 0.5:
-                return norms[0].module, True
-            return item.module, True
+        if share < 0.5:
+            continue
+        alive = [item for item, part in zip(behind, shares, strict=True) if part is not None and part >= 0.5]
+        if len(alive) > index + 1:
+            return None, True
+        norms = [item for item in alive if item.read is chosen.output and _is_norm(item.module)]
+        return (norms[0] if len(norms) == 1 else chosen).module, True
     return None, True
 
 
 def _look(
     model: nn.Module, noise: Tensor, parameters: dict[str, Tensor], reshape: InferredReshape
-) -> tuple[Any, list[_Seen], dict[nn.Module, int], int]:
-    """Run the model once: its output, every map met on the way, each module's runs, and all runs together."""
+) -> tuple[Any, list[_Seen], dict[nn.Module, int]]:
+    """Run the model once: its output, every map met on the way, and how often each module ran."""
     seen: list[_Seen] = []
     runs: dict[nn.Module, int] = {}
 
@@ -138,8 +140,7 @@ def _look(
         if isinstance(module, (nn.Identity, nn.modules.dropout._DropoutNd, nn.Linear)):
             return  # says nothing that the layer before it does not say
         if isinstance(output, Tensor) and output.requires_grad and len(output) == 1 and reshape.fits(output):
-            read = inputs[0] if inputs else None
-            seen.append(_Seen(module, output, output.grad_fn, read, sum(runs.values())))
+            seen.append(_Seen(module, output, output.grad_fn, inputs[0] if inputs else None))
 
     handles = [module.register_forward_hook(hook) for module in model.modules() if module is not model]
     try:
@@ -152,7 +153,7 @@ def _look(
     finally:
         for handle in handles:
             handle.remove()
-    return output, seen, runs, sum(runs.values())
+    return output, seen, runs
 
 
 def all_paths_pass(output: Any, node: Any) -> bool:
@@ -171,12 +172,14 @@ def all_paths_pass(output: Any, node: Any) -> bool:
     return True
 
 
-def _share_of_places(activation: Tensor, total: Tensor, reshape: InferredReshape) -> float | None:
-    """Share of a map's places, in [0, 1], with a gradient in any channel; None where none arrives at all."""
-    (gradient,) = torch.autograd.grad(total, activation, retain_graph=True, allow_unused=True)
-    if gradient is None or not gradient.any():
-        return None
-    return float((reshape.one(gradient) != 0).any(1).float().mean())
+def _shares_of_places(
+    activations: Sequence[Tensor], total: Tensor, reshape: InferredReshape
+) -> list[float | None]:
+    """Share of each map's places, in [0, 1], with a gradient in any channel; None where none arrives at all."""
+    gradients = torch.autograd.grad(total, activations, retain_graph=True, allow_unused=True)
+    return [
+        None if g is None or not g.any() else float((reshape.one(g) != 0).any(1).float().mean()) for g in gradients
+    ]
 
 
 def _without_zeros(model: nn.Module) -> dict[str, Tensor]:
@@ -212,7 +215,7 @@ class InferredReshape:
 
     Args:
         input_size_hw: height and width of the network's input.
-        prefix_tokens: how many tokens stand before the patches; None: the least number that leaves a grid.
+        prefix_tokens: how many tokens stand before the patches; None looks for the number that leaves a grid.
         last_axis_channels: channel counts that the model keeps on the last axis of its maps.
     """
 
@@ -269,21 +272,26 @@ class InferredReshape:
     def _grid(self, tokens: int) -> tuple[int, int, int]:
         """Height and width of the patch grid, and how many tokens stand before it."""
         known = self.prefix_tokens
-        for prefix in range(MOST_PREFIX_TOKENS + 1) if known is None else dict.fromkeys((known, 0)):
-            for height, width in self._grids():
-                if height * width + prefix == tokens:
-                    return height, width, prefix
+        for whole in (True, False):  # grids of whole patches first: others fit far too many numbers
+            prefixes = range((MOST_PREFIX_TOKENS if whole else 1) + 1) if known is None else (known, 0)
+            for prefix in prefixes:
+                for height, width in self._grids(whole):
+                    if height * width + prefix == tokens:
+                        return height, width, prefix
         raise ValueError(
             f"cannot lay {tokens} tokens out on a grid for an input of {self.input_size_hw[0]} x "
             f"{self.input_size_hw[1]}; pass reshape_transform="
         )
 
-    def _grids(self) -> Iterator[tuple[int, int]]:
-        """Every grid of square patches on the input, last ones cut off or padded, finest first."""
+    def _grids(self, whole: bool) -> Iterator[tuple[int, int]]:
+        """Every grid of square patches on the input, finest first; if not of whole ones, cut off or padded."""
         height, width = self.input_size_hw
         for stride in range(1, max(height, width) + 1):
-            yield height // stride, width // stride
-            yield -(-height // stride), -(-width // stride)
+            if not whole:
+                yield height // stride, width // stride
+                yield -(-height // stride), -(-width // stride)
+            elif height % stride == 0 and width % stride == 0:
+                yield height // stride, width // stride
 
 
 def declared_prefix_tokens(model: nn.Module) -> int | None:
