@@ -170,7 +170,8 @@ class TorchvisionSegmentationAdapter(SegmentationAdapter):
 
     def default_names(self) -> Mapping[int, str]:
         categories = FCN_ResNet50_Weights.COCO_WITH_VOC_LABELS_V1.meta["categories"]
-        heads = [module for module in self.model.classifier.modules() if isinstance(module, nn.Conv2d)]
+        classifier: Any = self.model.classifier
+        heads = [module for module in classifier.modules() if isinstance(module, nn.Conv2d)]
         return dict(enumerate(categories)) if heads and heads[-1].out_channels == len(categories) else {}
 
     def resized(self, image_size_hw: tuple[int, int]) -> tuple[int, int]:

@@ -36,21 +36,16 @@ class SmpAdapter(SegmentationAdapter):
 
     family = "segmentation-models-pytorch"
 
+    def __init__(self, model: nn.Module, **options: Any) -> None:
+        self.multiple = _multiple(model)
+        super().__init__(model, **options)
+
     @classmethod
     def supports(cls, model: Any) -> bool:
         return any(
             kind.__name__ == "SegmentationModel" and kind.__module__.startswith("segmentation_models_pytorch.")
             for kind in type(model).__mro__
         )
-
-    @property
-    def multiple(self) -> int:
-        if not self.model.requires_divisible_input_shape:
-            return 1
-        encoder: Any = self.model.encoder
-        stages = len(getattr(encoder, "output_strides", ()))
-        # A ViT's stages all have the patch's stride; DPT's decoder brings them to strides 4, 8, 16, 32.
-        return math.lcm(int(encoder.output_stride), 2 ** (stages + 1) if stages else 1)
 
     def resized(self, image_size_hw: tuple[int, int]) -> tuple[int, int]:
         fixed = _fixed_size(self.model.encoder) if self.image_size is None else None
@@ -64,6 +59,7 @@ class SmpAdapter(SegmentationAdapter):
         everything passes through the encoder's last features, from where context is still to be seen.
         """
         encoder: Any = self.model.encoder
+        decoder: Any = self.model.decoder
         channels = next(module.in_channels for module in encoder.modules() if isinstance(module, nn.Conv2d))
         size = self.canvas((8 * encoder.output_stride, 8 * encoder.output_stride))
         noise = torch.rand((1, channels, *size), generator=torch.Generator().manual_seed(0))
@@ -78,7 +74,7 @@ class SmpAdapter(SegmentationAdapter):
             deepest = [level for level in flatten_tensors(seen.pop()[1]) if level.ndim == 4][-1]
         if all_paths_pass(total.grad_fn, deepest.grad_fn):
             return [_maker(seen, deepest, infer_reshape(encoder, size))]
-        return [self.model.decoder]
+        return [decoder]
 
     def default_normalisation(self) -> tuple[Sequence[float], Sequence[float]]:
         encoder: Any = self.model.encoder
@@ -113,7 +109,8 @@ class SmpAdapter(SegmentationAdapter):
         """The head's activation module, or None where the user's own head has none."""
         from segmentation_models_pytorch.base.modules import Activation
 
-        found = [module for module in self.model.segmentation_head.modules() if isinstance(module, Activation)]
+        head: Any = self.model.segmentation_head
+        found = [module for module in head.modules() if isinstance(module, Activation)]
         return found[-1] if found else None
 
 
@@ -128,7 +125,16 @@ def _shape(output: Tensor, reshape: InferredReshape) -> torch.Size | None:
     return reshape.one(output).shape if reshape.fits(output) else None
 
 
-def _fixed_size(encoder: nn.Module) -> tuple[int, int] | None:
+def _multiple(model: Any) -> int:
+    """The network's input must be a multiple of this many pixels."""
+    if not model.requires_divisible_input_shape:
+        return 1
+    stages = len(getattr(model.encoder, "output_strides", ()))
+    # A ViT's stages all have the patch's stride; DPT's decoder brings them to strides 4, 8, 16, 32.
+    return math.lcm(int(model.encoder.output_stride), 2 ** (stages + 1) if stages else 1)
+
+
+def _fixed_size(encoder: Any) -> tuple[int, int] | None:
     """The one input size that a transformer's patch embedding takes, or None."""
     for module in encoder.modules():
         size = getattr(module, "img_size", None)
