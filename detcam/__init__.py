@@ -9,6 +9,7 @@ from detcam.honesty import ClassAgnosticWarning, CompletenessWarning, EmptyMapWa
 from detcam.methods import (
     METHODS,
     ODAM,
+    AblationCAM,
     EigenCAM,
     EigenGradCAM,
     GradCAM,
@@ -30,6 +31,7 @@ except PackageNotFoundError:  # a source tree that was never installed
 __all__ = [
     "METHODS",
     "ODAM",
+    "AblationCAM",
     "ClassAgnosticWarning",
     "CompletenessWarning",
     "Detections",

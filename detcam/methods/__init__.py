@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from detcam.cam import BaseCAM
+from detcam.methods.ablation_cam import AblationCAM
 from detcam.methods.eigen_cam import EigenCAM
 from detcam.methods.eigen_grad_cam import EigenGradCAM
 from detcam.methods.grad_cam import GradCAM
@@ -26,6 +27,7 @@ METHODS: dict[str, type[BaseCAM]] = {
         EigenCAM,
         EigenGradCAM,
         ODAM,
+        AblationCAM,
         ReachCAM,
     )
 }
@@ -47,6 +49,7 @@ def get_method(name: str) -> type[BaseCAM]:
 __all__ = [
     "METHODS",
     "ODAM",
+    "AblationCAM",
     "EigenCAM",
     "EigenGradCAM",
     "GradCAM",
