@@ -11,6 +11,7 @@ from torch import nn
 from detcam.adapters.base import Adapter
 from detcam.adapters.custom_detector import CustomDetectorAdapter, detector
 from detcam.adapters.custom_segmenter import CustomSegmentationAdapter, segmenter
+from detcam.adapters.embedding import EmbeddingAdapter, embed, embedder
 from detcam.trace import ReshapeTransform
 
 FAMILIES: dict[str, str] = {
@@ -89,8 +90,11 @@ __all__ = [
     "Adapter",
     "CustomDetectorAdapter",
     "CustomSegmentationAdapter",
+    "EmbeddingAdapter",
     "adapt",
     "adapter_class",
     "detector",
+    "embed",
+    "embedder",
     "segmenter",
 ]
