@@ -88,6 +88,8 @@ def _read(path: Path) -> np.ndarray:
     try:
         with Image.open(path) as image:
             return _rgb(image)
+    except ImportError as error:  # ultralytics replaces Image.open, and then asks for a package at what is no picture
+        raise ValueError(f"cannot read {path} as an image (unknown format); is the file complete?") from error
     except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"cannot read {path} as an image ({error}); is the file complete?") from error
 
