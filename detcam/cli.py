@@ -51,11 +51,11 @@ background proves nothing; an earlier --target-layer with hirescam or layercam s
 class OneLineErrors(TyperGroup):
     """Tells what is wrong with the command line in one line, and exits with 2."""
 
-    def main(self, *args: Any, standalone_mode: bool = True, **options: Any) -> Any:
-        if not standalone_mode:
-            return super().main(*args, standalone_mode=False, **options)
+    def main(self, *args: Any, **options: Any) -> Any:
+        if not options.pop("standalone_mode", True):
+            return super().main(*args, **{**options, "standalone_mode": False})
         try:
-            code = super().main(*args, standalone_mode=False, **options)
+            code = super().main(*args, **{**options, "standalone_mode": False})
         except UsageError as error:
             context = getattr(error, "ctx", None)
             command = context.command_path if context else "detcam"

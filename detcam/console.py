@@ -130,7 +130,8 @@ class Progress:
             self._row("" if index else path.name, words, value, reach, overlay.name)
 
     def _row(self, picture: str, finding: str, value: str = "", reach: str = "", overlay: str = "") -> None:
-        cells = f"{shorten(picture, self.width):{self.width}}  {shorten(finding, FINDING):{FINDING}}  {value:>7}  {reach:>5}  {overlay}"
+        name, words = shorten(picture, self.width), shorten(finding, FINDING)
+        cells = f"{name:{self.width}}  {words:{FINDING}}  {value:>7}  {reach:>5}  {overlay}"
         tqdm.write(printable(cells.rstrip()), file=sys.stdout)
 
     def conclude(self, writer: ExplanationWriter) -> int:

@@ -161,6 +161,8 @@ def _load(name: str, weights: str | Path | None, num_classes: int | None, trust:
     if weights is None or random:
         return _named(library, rest, num_classes, pretrained=not random)
     path = Path(weights)
+    if library == "ultralytics" and path.is_file() and path.suffix != ".safetensors" and _is_ultralytics(path):
+        return _whole_model(path, trust)  # it has its own architecture and class names
     state = state_dict_of(read_checkpoint(path, trust=trust), path)
     return _from_state_dict(library, rest, path, state, num_classes)
 

@@ -184,6 +184,21 @@ def test_a_bad_picture_among_good_ones_is_told_and_passed_over(detcam_command: D
     assert "none of 1 pictures could be explained" in err
 
 
+def test_a_reader_that_wants_a_package_is_a_bad_picture_too(
+    detcam_command: Detcam, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With ultralytics loaded, Image.open asks for a HEIF package at whatever is no picture."""
+
+    def wanting(*arguments: Any) -> None:
+        raise ModuleNotFoundError("No module named 'pi_heif'")
+
+    save_picture(tmp_path / "a.png")
+    monkeypatch.setattr("PIL.Image.open", wanting)
+    code, _, err = detcam_command("explain", "a.png", *CLASSIFIER)
+    assert code == 2
+    assert "skipped cannot read a.png as an image (unknown format)" in err
+
+
 def test_one_pictures_trouble_does_not_take_its_batch_along(
     detcam_command: Detcam, detector: tuple[str, ...], tmp_path: Path
 ) -> None:

@@ -221,6 +221,16 @@ def test_a_figure_has_every_panel(classifier: Adapter) -> None:
     np.testing.assert_array_equal(np.asarray(one.plot()), one.grid())
 
 
+def test_boxes_are_outlined(adapter: Adapter) -> None:
+    image = picture(200, 240)
+    one = explain(adapter, image, targets=[[BoxTarget((60, 50, 120, 100), 1)]])[0]
+    bare = Explanation(**{**vars(one), "targets": (ClassifierOutputTarget(1),)})
+    differs = (one.overlay(0) != bare.overlay(0)).any(2)[:200, :240]
+    assert differs[50, 60:120].all()
+    assert differs[50:100, 119].all()
+    assert not differs[60:90, 70:110].any()
+
+
 def test_regions_are_outlined(classifier: Adapter) -> None:
     mask = torch.zeros(200, 240, dtype=torch.bool)
     mask[50:100, 60:120] = True

@@ -364,6 +364,9 @@ def test_ultralytics_file_needs_trust(data: Path, reference: ModuleType) -> None
     adapter = load_model(path, trust_checkpoint=True)
     assert adapter.family == "ultralytics"
     assert same_weights(adapter.model, reference.bccd_yolo(), tolerance=1e-3)
+    named = load_model("yolo11n.pt", weights=path, trust_checkpoint=True)
+    assert same_weights(named.model, adapter.model)
+    assert named.names == adapter.names == {0: "RBC", 1: "WBC", 2: "Platelets"}
 
 
 def test_published_ultralytics_weights_are_looked_for_beside_the_other_downloads(
