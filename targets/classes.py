@@ -15,9 +15,10 @@ def _pick(output: Tensor, category: int) -> Tensor:
             f"a class target needs logits, a tensor of shape (C,); this model's output is "
             f"{type(output).__name__}. For a detector use BoxTarget, for a segmenter MaskTarget"
         )
-    classes = output.shape[-1]
+    classes = output.shape[-1] if output.ndim else 0
     if not -classes <= category < classes:
-        raise ValueError(f"expected a class index from 0 to {classes - 1}; got {category}")
+        known = f"a class index from 0 to {classes - 1}" if classes else "a target that reads one number, no class"
+        raise ValueError(f"expected {known}; got {category}")
     return output[..., category]
 
 

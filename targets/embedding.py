@@ -23,10 +23,12 @@ class SimilarityToConceptTarget:
             raise ValueError(f"expected concept features of shape (D,) or (M, D); got {tuple(concept.shape)}")
         if not torch.isfinite(concept).all():
             raise ValueError("expected finite concept features; got NaN or infinity")
+        if not concept.any(-1).all():
+            raise ValueError("expected concept features with a direction; got a vector of zeros")
         self.features = concept.reshape(-1, concept.shape[-1])
 
     def __call__(self, model_output: Tensor) -> Tensor:
-        vector = model_output.flatten()
+        vector = model_output.flatten().float() if model_output.dtype.itemsize < 4 else model_output.flatten()
         if len(vector) != self.features.shape[1]:
             raise ValueError(
                 f"the concept has {self.features.shape[1]} features and the picture {len(vector)}; "
