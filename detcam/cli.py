@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 import warnings
 from collections.abc import Iterator
@@ -391,16 +392,15 @@ def one_line_errors(debug: bool) -> Iterator[None]:
 
 
 def tell_warnings(caught: list[warnings.WarningMessage]) -> None:
-    """Each kind of warning once, with how often it came."""
-    kinds: dict[type[Warning], list[str]] = {}
+    """Each warning once; those that differ in their numbers alone count as one, told for the first batch."""
+    kinds: dict[tuple[type[Warning], str], list[str]] = {}
     for warning in caught:
         if issubclass(warning.category, UserWarning):
-            kinds.setdefault(warning.category, []).append(_one_line(str(warning.message)))
+            message = _one_line(str(warning.message))
+            kinds.setdefault((warning.category, re.sub(r"\d+", "#", message)), []).append(message)
     for messages in kinds.values():
-        for message in dict.fromkeys(messages) if len(set(messages)) < 3 else messages[:1]:
-            print(f"note: {message}", file=sys.stderr)
-        if len(set(messages)) >= 3:
-            print(f"      (and {len(messages) - 1} more such notes)", file=sys.stderr)
+        more = f" (and the like for {len(messages) - 1} more batches)" if len(messages) > 1 else ""
+        print(f"note: {messages[0]}{more}", file=sys.stderr)
 
 
 def _fail(error: BaseException) -> NoReturn:

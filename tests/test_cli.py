@@ -260,6 +260,7 @@ def test_warnings_are_told_once_at_the_end(detcam_command: Detcam, detector: tup
     assert code == 0
     assert err.count("EigenCAM ignores the target") == 1
     assert err.strip().splitlines()[-1].startswith("note: ")
+    assert "(and the like for 3 more batches)" in err
     assert "Warning" not in err
 
 
