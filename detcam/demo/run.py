@@ -7,6 +7,7 @@ import textwrap
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,13 +24,13 @@ from detcam.demo.train import SCORE_THRESHOLD, WakeVerdict, certify_wake
 from detcam.detections import Detections
 from detcam.explain import Explanation, explain
 from detcam.honesty import ReachWarning
-from detcam.methods import get_method
+from detcam.methods import METHODS, ReachCAM
 from detcam.opencv import cv2
 from detcam.pictures import Picture
 from detcam.visualize import draw_boxes, grid, render, save_image
 
-METHOD, LAYER = "hirescam", "backbone.stride4"
-"""What points at the context: an early layer, from which the gradient reaches far beyond the box."""
+METHOD = partial(ReachCAM, steps=20)
+"""What points at the context: it finds early layers by itself, from which gradients reach far beyond the box."""
 LAST_LAYER_METHOD = "odam"
 """What is asked at the last layer, for contrast."""
 
@@ -39,9 +40,9 @@ ZOOM = 2  # scenes are enlarged in figures, so that outlines and labels stay thi
 TRUE_COLOR, FALSE_COLOR = (120, 230, 140), (255, 150, 40)
 WIDEST = 88
 NEXT = (
-    ("detcam methods", "what else can be asked"),
-    ("detcam explain --help", "the same for a model and pictures of your own"),
-    ("detcam audit --help", "all false positives of a data set, sorted by cause"),
+    ("detcam explain --help", "a model and pictures of your own"),
+    ("detcam methods", "what else can be asked, and who thought of it"),
+    ("detcam layers --help", "where in a model to look"),
 )
 
 Echo = Callable[[str], None]
@@ -127,15 +128,15 @@ def run(out: str | Path, *, echo: Echo = print) -> tuple[FalseAlarm, ...]:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ReachWarning)  # how far each map can see is told below
-        maps = explain(adapter, files, METHOD, found, target_layers=LAYER)
+        maps = explain(adapter, files, METHOD, found)
         last = explain(adapter, files, LAST_LAYER_METHOD, found)
     alarms = [
         alarm
         for row in zip(scenes, found, labelled, maps, last, strict=True)
         for alarm in _false_alarms(detector, *row)
     ]
-    _tell_causes(echo, alarms, others=sum(known.count(False) for known in labelled) - len(alarms))
-    _tell_last_layer(echo, alarms, last[0].layers)
+    _tell_causes(echo, alarms, maps[0], others=sum(known.count(False) for known in labelled) - len(alarms))
+    _tell_last_layer(echo, alarms, maps[0], last[0])
 
     maps.save(out)
     for scene, detections, known, near, far in zip(scenes, found, labelled, maps, last, strict=True):
@@ -229,11 +230,11 @@ def _introduce(
     )
 
 
-def _tell_causes(echo: Echo, alarms: Sequence[FalseAlarm], others: int) -> None:
+def _tell_causes(echo: Echo, alarms: Sequence[FalseAlarm], near: Explanation, others: int) -> None:
     _say(
         echo,
-        f"Where the heat lies ({title(METHOD)} at layer {LAYER}), and what the detector says when the scene is drawn "
-        "again without the wake beside the box, and, to compare, without a gull:",
+        f"Where {title(near)} finds the evidence, and what the detector says when the scene is drawn again without "
+        "the wake beside the box, and, to compare, without a gull:",
     )
     rows = []
     for alarm in alarms:
@@ -260,21 +261,24 @@ def _tell_causes(echo: Echo, alarms: Sequence[FalseAlarm], others: int) -> None:
         _say(echo, f"{others} more false detections stand near no wake; what made them is open.")
 
 
-def _tell_last_layer(echo: Echo, alarms: Sequence[FalseAlarm], layers: Sequence[str]) -> None:
-    def row(layer: str, maps: Sequence[Evidence]) -> list[str]:
+def _tell_last_layer(echo: Echo, alarms: Sequence[FalseAlarm], near: Explanation, far: Explanation) -> None:
+    def row(explanation: Explanation, maps: Sequence[Evidence]) -> list[str]:
         means = [float(np.mean([getattr(heat, part) for heat in maps])) for part in ("reach", "box", "wake")]
         hits = sum(heat.hottest == "wake" for heat in maps)
-        return [layer, *(f"{mean:.0%}" for mean in means), f"{hits} of {len(maps)}"]
+        return [title(explanation), *(f"{mean:.0%}" for mean in means), f"{hits} of {len(maps)}"]
 
     if not alarms:
         return
-    last = ", ".join(layers)
-    _say(echo, f"The detector's last layer ({last}; here with {title(LAST_LAYER_METHOD)}) tells another story:")
+    _say(
+        echo,
+        f"{title(near)} looks at {', '.join(near.layers)}. A map at the detector's last layer "
+        f"({', '.join(far.layers)}; here {title(far)}) tells another story:",
+    )
     rows = [
-        row(LAYER, [alarm.evidence for alarm in alarms]),
-        row(last, [alarm.last_layer for alarm in alarms]),
+        row(near, [alarm.evidence for alarm in alarms]),
+        row(far, [alarm.last_layer for alarm in alarms]),
     ]
-    _table(echo, ["layer", "sees", "in box", "in wake", "hottest in wake"], rows)
+    _table(echo, ["", "sees", "in box", "in wake", "hottest in wake"], rows)
     _say(
         echo,
         "Its heat lies in the box because it cannot see beyond the box, not because the cause is there. detcam "
@@ -298,9 +302,9 @@ def _tell_files(echo: Echo, out: Path) -> None:
     _table(echo, ["", ""], NEXT)
 
 
-def title(method: str) -> str:
-    """A method's name as its paper writes it."""
-    return get_method(method).__name__
+def title(explanation: Explanation) -> str:
+    """The method's name as people write it."""
+    return METHODS[explanation.method].__name__
 
 
 def _say(echo: Echo, text: str) -> None:
@@ -347,8 +351,8 @@ def _figure(
         ]
         titles += [
             f"no boat there, score {alarm.score:.2f}",
-            f"why: {title(METHOD)} at {LAYER}",
-            f"{title(LAST_LAYER_METHOD)} at the last layer: blind to the wake",
+            f"{title(near)}: {alarm.evidence.wake:.0%} of the heat in the wake",
+            f"{title(far)} at the last layer: {alarm.last_layer.wake:.0%}",
             "without the wake: " + ("gone" if alarm.verdict.gone_without_wake else "still there"),
         ]
     return grid(panels, columns=4, titles=titles)

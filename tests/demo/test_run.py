@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from detcam.demo.run import LAYER, MARGIN, METHOD, Evidence, FalseAlarm, around, is_labelled, run
+from detcam.demo.run import MARGIN, Evidence, FalseAlarm, around, is_labelled, run
 from detcam.demo.scenes import BOAT_LABEL, BUOY_LABEL, DEMO_SEEDS, draw_scene
 from detcam.detections import Detections, Source
 from detcam.saving import read_heatmap
@@ -58,14 +58,14 @@ def test_the_early_layer_points_at_the_wake_and_the_last_one_cannot(told: Told) 
     count = len(told.alarms)
     assert sum(alarm.evidence.hottest == "wake" for alarm in told.alarms) >= 0.9 * count
     assert sum(alarm.last_layer.hottest == "wake" for alarm in told.alarms) <= 0.2 * count
-    assert np.mean([alarm.evidence.wake for alarm in told.alarms]) > 0.25
+    assert np.mean([alarm.evidence.wake for alarm in told.alarms]) > 0.6
     assert np.mean([alarm.last_layer.wake for alarm in told.alarms]) < 0.15
     assert all(alarm.evidence.reach > 1.5 * alarm.last_layer.reach for alarm in told.alarms)
 
 
 def test_the_shares_are_those_of_the_saved_heatmaps(told: Told) -> None:
     pictures = json.loads((told.folder / "explanations.json").read_text())["pictures"]
-    assert {(p["method"], *p["target_layers"]) for p in pictures} == {(METHOD, LAYER)}
+    assert {picture["method"] for picture in pictures} == {"reachcam"}
     by_name = {picture["name"]: picture for picture in pictures}
     for alarm in told.alarms:
         target = by_name[f"scene-{alarm.seed}.png"]["targets"][alarm.index]
