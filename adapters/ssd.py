@@ -10,12 +10,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.models.detection.ssd import SSD, SSDScoringHead
 
-from detcam.adapters.one_stage import DenseAdapter, HeadOutput, Shortlist
+from detcam.adapters.dense import DenseAdapter, HeadOutput, Shortlist
 from detcam.adapters.windows import farthest
 
 
 class SSDAdapter(DenseAdapter):
-    """Explains any `torchvision.models.detection.ssd.SSD`; scores are a softmax whose column 0 is background."""
+    """Explains any `torchvision.models.detection.ssd.SSD`; scores are a softmax, column 0 is background."""
 
     family = "torchvision SSD"
     head_type = "SSDHead or SSDLiteHead"
@@ -32,12 +32,10 @@ class SSDAdapter(DenseAdapter):
     def classes(self) -> int:
         return int(self.model.head.classification_head.num_columns)
 
-    def run_head(self, level: int, feature: Tensor) -> HeadOutput:
-        head = self.model.head
-        return {
-            "cls_logits": _rows(head.classification_head.module_list[level](feature), head.classification_head.num_columns),
-            "bbox_regression": _rows(head.regression_head.module_list[level](feature), 4),
-        }
+    def run_head(self, level: int, feature: Tensor, *, boxes: bool) -> HeadOutput:
+        classification, regression = self.model.head.classification_head, self.model.head.regression_head
+        said = {"cls_logits": _rows(classification.module_list[level](feature), classification.num_columns)}
+        return {**said, "bbox_regression": _rows(regression.module_list[level](feature), 4)} if boxes else said
 
     def head_reach(self, level: int) -> int | None:
         head = self.model.head
@@ -54,7 +52,8 @@ class SSDAdapter(DenseAdapter):
         """Per class, over all levels together: above the threshold, the top k."""
         device = scores[0].device
         table = torch.cat(list(scores))
-        level_of = torch.cat([torch.full((len(part),), level, device=device) for level, part in enumerate(scores)])
+        counts = torch.tensor([len(part) for part in scores], device=device)
+        level_of = torch.arange(len(scores), device=device).repeat_interleave(counts)
         index_of = torch.cat([torch.arange(len(part), device=device) for part in scores])
         anchors, labels, best = [], [], []
         for label in range(1, table.shape[1]):
@@ -69,5 +68,5 @@ class SSDAdapter(DenseAdapter):
 
 def _rows(maps: Tensor, columns: int) -> Tensor:
     """A convolution's output (B, A * n, h, w) as rows (B, h * w * A, n)."""
-    height, width = maps.shape[-2:]
-    return maps.view(len(maps), -1, columns, height, width).permute(0, 3, 4, 1, 2).reshape(len(maps), -1, columns)
+    per_anchor = maps.unflatten(1, (-1, columns))
+    return per_anchor.permute(0, 3, 4, 1, 2).reshape(len(maps), -1, columns)
