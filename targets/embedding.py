@@ -28,7 +28,7 @@ class SimilarityToConceptTarget:
         self.features = concept.reshape(-1, concept.shape[-1])
 
     def __call__(self, model_output: Tensor) -> Tensor:
-        vector = model_output.flatten().float() if model_output.dtype.itemsize < 4 else model_output.flatten()
+        vector = model_output.flatten()
         if len(vector) != self.features.shape[1]:
             raise ValueError(
                 f"the concept has {self.features.shape[1]} features and the picture {len(vector)}; "

@@ -102,6 +102,6 @@ def test_likeness_is_the_mean_cosine() -> None:
     assert float(SimilarityToConceptTarget([4.0, 3.0])(picture.reshape(2, 1, 1))) == pytest.approx(24 / 25)
 
 
-def test_likeness_of_half_precision_vectors_is_taken_in_full() -> None:
+def test_likeness_of_large_half_precision_vectors_does_not_overflow() -> None:
     vector = torch.full((512,), 200.0, dtype=torch.float16)
     assert float(SimilarityToConceptTarget(vector)(vector)) == pytest.approx(1.0, abs=1e-3)
