@@ -112,9 +112,7 @@ class ClassificationAdapter(FixedSizeAdapter):
             )
         return list(logits)
 
-    def default_targets(
-        self, outputs: Sequence[Tensor], batch: Batch
-    ) -> tuple[list[Detections], list[list[Target]]]:
+    def default_targets(self, outputs: Sequence[Tensor], batch: Batch) -> tuple[list[Detections], list[list[Target]]]:
         found = [self.ranked(o, g.image_size_hw) for o, g in zip(outputs, batch.geometries, strict=True)]
         return found, [self.targets_of(detections) for detections in found]
 
@@ -246,4 +244,5 @@ def _torchvision_weights(model: nn.Module) -> list[Any]:
     if not module.startswith("torchvision.models."):
         return []
     members = vars(sys.modules[module]).values()
-    return [w for kind in members if isinstance(kind, type) and issubclass(kind, WeightsEnum) for w in kind]
+    kinds: list[Any] = [kind for kind in members if isinstance(kind, type) and issubclass(kind, WeightsEnum)]
+    return [weights for kind in kinds for weights in kind]

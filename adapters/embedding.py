@@ -88,9 +88,7 @@ class EmbeddingAdapter(FixedSizeAdapter):
     def outputs(self, raw: Tensor, batch: Batch) -> list[Tensor]:
         return list(raw)
 
-    def default_targets(
-        self, outputs: Sequence[Tensor], batch: Batch
-    ) -> tuple[list[Detections], list[list[Target]]]:
+    def default_targets(self, outputs: Sequence[Tensor], batch: Batch) -> tuple[list[Detections], list[list[Target]]]:
         raise ValueError(
             "an embedding has no classes of its own: pass targets=, e.g. "
             "[SimilarityToConceptTarget(embed(adapter, pictures_of_the_concept))] for each picture"
@@ -131,9 +129,7 @@ class EmbeddingAdapter(FixedSizeAdapter):
         return f"{type(self).__name__}({model}, layer={self.embedding_name!r}, target_layers={self.layer_names})"
 
 
-def find_embedding(
-    model: nn.Module, input_size_hw: tuple[int, int], device: torch.device, dtype: torch.dtype
-) -> Tap:
+def find_embedding(model: nn.Module, input_size_hw: tuple[int, int], device: torch.device, dtype: torch.dtype) -> Tap:
     """Where a model's embedding is: the input of the linear layer that ends it, else what it returns.
 
     Raises:

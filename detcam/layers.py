@@ -86,9 +86,7 @@ def find_target_layers(
     return [layer]
 
 
-def probe_picture(
-    model: nn.Module, input_size_hw: tuple[int, int], device: torch.device, dtype: torch.dtype
-) -> Tensor:
+def probe_picture(model: nn.Module, input_size_hw: tuple[int, int], device: torch.device, dtype: torch.dtype) -> Tensor:
     """Seeded noise in [0, 1], (1, C, H, W), asking for a gradient, with the channels of the first convolution."""
     channels = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), 3)
     noise = torch.rand((1, channels, *input_size_hw), generator=torch.Generator().manual_seed(0))
@@ -172,14 +170,10 @@ def all_paths_pass(output: Any, node: Any) -> bool:
     return True
 
 
-def _shares_of_places(
-    activations: Sequence[Tensor], total: Tensor, reshape: InferredReshape
-) -> list[float | None]:
+def _shares_of_places(activations: Sequence[Tensor], total: Tensor, reshape: InferredReshape) -> list[float | None]:
     """Share of each map's places, in [0, 1], with a gradient in any channel; None where none arrives at all."""
     gradients = torch.autograd.grad(total, activations, retain_graph=True, allow_unused=True)
-    return [
-        None if g is None or not g.any() else float((reshape.one(g) != 0).any(1).float().mean()) for g in gradients
-    ]
+    return [None if g is None or not g.any() else float((reshape.one(g) != 0).any(1).float().mean()) for g in gradients]
 
 
 def _without_zeros(model: nn.Module) -> dict[str, Tensor]:

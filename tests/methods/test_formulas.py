@@ -87,16 +87,12 @@ def count(channel: Map) -> int:
 
 def weighted(a: Maps, weights: list[float]) -> Map:
     rows, columns = len(a[0]), len(a[0][0])
-    return [
-        [sum(weights[k] * a[k][i][j] for k in range(len(a))) for j in range(columns)] for i in range(rows)
-    ]
+    return [[sum(weights[k] * a[k][i][j] for k in range(len(a))) for j in range(columns)] for i in range(rows)]
 
 
 def place_by_place(a: Maps, g: Maps, formula: Callable[[float, float], float]) -> Map:
     rows, columns = len(a[0]), len(a[0][0])
-    return [
-        [sum(formula(a[k][i][j], g[k][i][j]) for k in range(len(a))) for j in range(columns)] for i in range(rows)
-    ]
+    return [[sum(formula(a[k][i][j], g[k][i][j]) for k in range(len(a))) for j in range(columns)] for i in range(rows)]
 
 
 def principal(maps: Maps) -> Map:

@@ -139,9 +139,7 @@ def test_same_maps(case: Case, method: str, count: int) -> None:
 
 
 @pytest.mark.parametrize("method", PRINCIPAL)
-def test_same_principal_components_up_to_their_sign(
-    case: Case, method: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_same_principal_components_up_to_their_sign(case: Case, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     batch = pictures(case, 3)
     found = ours(case, method, batch)
     distances = torch.stack(
@@ -267,5 +265,3 @@ def test_their_image_helpers_have_their_names_and_meaning() -> None:
     for options in ({}, {"mean": mean, "std": std}):
         torch.testing.assert_close(detcam.preprocess_image(rgb_img, **options), their_preprocess(rgb_img, **options))
     assert np.array_equal(detcam.deprocess_image(rgb_img), their_deprocess(rgb_img))
-
-
