@@ -23,7 +23,9 @@ logger = logging.getLogger("detcam")
 PROBE_SIZE_HW = (320, 320)
 """The noise picture's size before the adapter prepares it."""
 COARSEST = 3
-"""Stages up to a stride of 2 ** COARSEST are asked: fine enough to tell small things apart."""
+"""Stages up to a stride of 2 ** COARSEST are asked: deeper ones have moved features towards the boxes."""
+LEAST_CELLS = 40
+"""A stage's grid has at least so many cells along its shorter side, to tell small things apart."""
 LEAST_REACH = 0.8
 """A layer reaches the scene where its gradient's support covers this share of what the input's own covers."""
 
@@ -37,19 +39,23 @@ class _Run:
         output: the map that it put out.
         entered: log2 of the input pixels per cell of the map that it took, None where it took none.
         left: the same of what it put out.
+        shape_hw: height and width of what it put out, in cells.
     """
 
     name: str
     output: Tensor
     entered: int | None
     left: int
+    shape_hw: tuple[int, int]
 
 
 def reaching_layers(adapter: Adapter, count: int = 2) -> list[str]:
-    """The deepest stages at strides up to 8 from which gradients still reach as far as the network looks.
+    """The deepest fine-grained stages from which gradients still reach as far as the network looks.
 
     A noise picture runs through the model; the last module of each stage (a run of layers with one stride) is asked
     how far the gradient of a target in the picture's middle spreads there, against its spread over the input itself.
+    In two detectors with certified causes outside the box, the product of two such stages had its peak on every
+    cause; one stage further, on a third of them.
 
     Args:
         adapter: of the model to probe.
@@ -57,29 +63,38 @@ def reaching_layers(adapter: Adapter, count: int = 2) -> list[str]:
 
     Returns:
         Dotted names, finest first; empty where no stage qualifies.
+
+    Raises:
+        RuntimeError: the model cannot run on the probe.
     """
     noise = torch.rand((3, *PROBE_SIZE_HW), generator=torch.Generator().manual_seed(0))
     with guarded(adapter.model, gradients=True):
         batch = adapter.prepare([noise])
         batch.inputs.requires_grad_(True)
         with _watched(adapter, batch) as runs:
-            raw = adapter.forward(batch)
+            try:
+                raw = adapter.forward(batch)
+            except (TypeError, ValueError, RuntimeError, AttributeError) as error:
+                raise RuntimeError(
+                    f"cannot probe {type(adapter.model).__name__} with one picture ({error}); pass target_layers="
+                ) from error
         output = adapter.outputs(raw, batch)[0]
         score = adapter.score([output], [[_central_target(output)]])[0][0]
-        stages = [stage for stage in _stage_ends(runs) if stage.left <= COARSEST]
-        gradients = torch.autograd.grad(score, [batch.inputs, *(s.output for s in stages)], allow_unused=True)
+        stages = [stage for stage in _stage_ends(runs) if stage.left <= COARSEST and min(stage.shape_hw) >= LEAST_CELLS]
+        maps = [batch.inputs, *(stage.output for stage in stages)]
+        gradients = torch.autograd.grad(score, maps, allow_unused=True)
         reshape = adapter.reshape_for(batch)
-        spread = [
-            0.0 if g is None else Reach.measure([(reshape(g)[0][0] != 0).any(0)], batch.geometries[0]).fraction
-            for g in gradients
+        grids = [g if g is None or i == 0 else flatten_tensors(reshape(g))[0] for i, g in enumerate(gradients)]
+        most, *spread = [
+            0.0 if g is None else Reach.measure([(g[0] != 0).any(0)], batch.geometries[0]).fraction for g in grids
         ]
-    found = [s.name for s, reach in zip(stages, spread[1:], strict=True) if 0 < LEAST_REACH * spread[0] <= reach]
     logger.info(
         "%s: gradients reach %.0f%% of a picture; by stage %s",
         type(adapter.model).__name__,
-        100 * spread[0],
-        {stage.name: round(reach, 2) for stage, reach in zip(stages, spread[1:], strict=True)},
+        100 * most,
+        {stage.name: round(reach, 2) for stage, reach in zip(stages, spread, strict=True)},
     )
+    found = [stage.name for stage, reach in zip(stages, spread, strict=True) if 0 < LEAST_REACH * most <= reach]
     return found[-count:]
 
 
@@ -110,8 +125,8 @@ def _watched(adapter: Adapter, batch: Batch) -> Iterator[list[_Run]]:
     reshape = adapter.reshape_for(batch)
     side = batch.inputs.shape[-1]
 
-    def depth(value: Any) -> int | None:
-        """log2 of the stride of a map."""
+    def grid(value: Any) -> tuple[int, int] | None:
+        """Height and width of a map, in cells."""
         tensors = flatten_tensors(value)
         if not tensors:
             return None
@@ -121,14 +136,20 @@ def _watched(adapter: Adapter, batch: Batch) -> Iterator[list[_Run]]:
             return None
         if not levels or levels[0].ndim != 4 or min(levels[0].shape[-2:]) < 2:
             return None
-        return round(math.log2(side / levels[0].shape[-1]))
+        return levels[0].shape[-2], levels[0].shape[-1]
+
+    def depth(grid_hw: tuple[int, int] | None) -> int | None:
+        """Log2 of a map's stride."""
+        return grid_hw and round(math.log2(side / grid_hw[1]))
 
     def watcher(name: str) -> Any:
         def watch(module: nn.Module, inputs: Any, output: Any) -> None:
-            if isinstance(output, Tensor) and output.is_floating_point() and output.requires_grad:
-                left = depth(output)
-                if left is not None:
-                    runs.append(_Run(name, output, depth(inputs), left))
+            if not isinstance(output, Tensor) or not output.requires_grad:
+                return
+            shape_hw = grid(output)
+            left = depth(shape_hw)
+            if shape_hw is not None and left is not None:
+                runs.append(_Run(name, output, depth(grid(inputs)), left, shape_hw))
 
         return watch
 

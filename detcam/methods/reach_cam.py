@@ -23,7 +23,7 @@ from detcam.trace import ReshapeTransform, Trace
 
 RIVAL = 0.1
 """Least score of a rival class, as a share of the explained class's own."""
-SMOOTHING = 1.0
+SMOOTHING = 0.5
 """Standard deviation of the smoothing, in cells of the coarsest layer."""
 
 
@@ -36,7 +36,7 @@ class ReachCAM(BaseCAM):
     with the channel means over the picture's cells as the start of the path. The signed map sums to what the score
     owes to the picture, y(A) - y(mean A): completeness, exact for a network that is quadratic behind the layer, and
     otherwise reported as `ImageHeatmaps.completeness`. The heatmap is the product of the layers' positive parts, each
-    smoothed by a Gaussian of one cell of the coarsest: layers disagree in their noise and agree in their evidence.
+    smoothed by a Gaussian of half a cell of the coarsest: layers disagree in their noise and agree in their evidence.
 
     After Sundararajan et al., *Axiomatic Attribution for Deep Networks*, ICML 2017,
     https://arxiv.org/abs/1703.01365, moved from pixels to features.
@@ -79,7 +79,12 @@ class ReachCAM(BaseCAM):
         activations = levels_of(run.trace, len(counts))
         if not any(counts):
             empty = [[level.new_zeros((0, *level.shape[-2:])) for _ in counts] for level in activations]
-            return Measured(empty, [[] for _ in counts], [[] for _ in counts], [torch.zeros(0, 0) for _ in counts])
+            return Measured(
+                empty,
+                [[] for _ in counts],
+                [[] for _ in counts],
+                [torch.zeros(0, len(run.adapter.target_layers)) for _ in counts],
+            )
         scalars = run.adapter.score(run.outputs, run.targets)
         values = [[value_of(scalar) for scalar in row] for row in scalars]
         if self.contrast:

@@ -97,7 +97,7 @@ def test_the_heatmap_is_the_product_of_smoothed_positive_parts() -> None:
     cam = ReachCAM(model, [model.relu1, model.relu2])
     result = cam.explain(IMAGES[:1], [ClassifierOutputTarget(1)])[0]
     product = torch.ones(1, 20, 28, dtype=torch.float64)
-    for saliency, sigma in zip(result.saliency, (2.0, 1.0), strict=True):  # the second layer's cells are twice as wide
+    for saliency, sigma in zip(result.saliency, (1.0, 0.5), strict=True):  # half of the second layer's cells
         smooth = slow_blur(saliency[0].double().clamp(min=0), sigma)
         product *= normalize(F.interpolate(smooth[None, None], (20, 28), mode="bilinear")[0])
     torch.testing.assert_close(result.heatmaps.double(), normalize(product), atol=1e-5, rtol=0)
@@ -309,5 +309,7 @@ def test_the_default_layers_reach_the_wake_that_the_last_layer_cannot_see() -> N
 def test_stages_are_found_past_shortcuts() -> None:
     from torchvision.models import resnet18, vgg11
 
-    assert reaching_layers(adapt(resnet18().eval())) == ["layer1", "layer2"]
-    assert reaching_layers(adapt(vgg11().eval()), count=4) == ["features.1", "features.4", "features.9", "features.14"]
+    assert reaching_layers(adapt(resnet18().eval(), image_size=320)) == ["layer1", "layer2"]
+    assert reaching_layers(adapt(resnet18().eval(), image_size=160)) == ["relu", "layer1"]  # 20 cells are too few
+    vgg = vgg11(init_weights=False).features.eval()
+    assert reaching_layers(adapt(vgg, image_size=320), count=4) == ["1", "4", "9", "14"]
