@@ -38,6 +38,7 @@ class CustomDetectorAdapter(DetectorAdapter):
         score_threshold: float = 0.25,
         iou_threshold: float = 0.5,
         max_detections: int = 100,
+        max_batch_size: int | None = None,
         target_layers: Sequence[nn.Module | str] | nn.Module | str | None = None,
         reshape_transform: ReshapeTransform | None = None,
         names: Mapping[int, str] | Sequence[str] | None = None,
@@ -55,6 +56,7 @@ class CustomDetectorAdapter(DetectorAdapter):
         self.score_threshold = score_threshold
         self.iou_threshold = iou_threshold
         self.max_detections = max_detections
+        self.max_batch_size = max_batch_size
         super().__init__(model, target_layers=target_layers, reshape_transform=reshape_transform, names=names)
 
     @classmethod
@@ -94,6 +96,9 @@ class CustomDetectorAdapter(DetectorAdapter):
         if not seen:
             raise RuntimeError("no layer of the model puts out a (B, C, h, w) map; pass target_layers=")
         return [seen[0][0]]
+
+    def groups(self, images: Sequence[Tensor], batch_size: int) -> list[list[int]]:
+        return super().groups(images, min(batch_size, self.max_batch_size or batch_size))
 
     def group_key(self, image_size_hw: tuple[int, int]) -> Any:
         return 0 if self.image_size else image_size_hw
@@ -232,6 +237,7 @@ def detector(
     score_threshold: float = 0.25,
     iou_threshold: float = 0.5,
     max_detections: int = 100,
+    max_batch_size: int | None = None,
     target_layers: Sequence[nn.Module | str] | nn.Module | str | None = None,
     reshape_transform: ReshapeTransform | None = None,
     names: Mapping[int, str] | Sequence[str] | None = None,
@@ -250,6 +256,7 @@ def detector(
         score_threshold: least score of a detection.
         iou_threshold: overlap at which the weaker of two boxes of a class is dropped.
         max_detections: at most so many per image.
+        max_batch_size: pictures that the model takes at once; 1 for many exported networks, None for any number.
         target_layers: modules or dotted names; None takes the deepest layer whose measured reach covers half the
             picture.
         reshape_transform: from a layer's output to (B, C, h, w); None infers it.
@@ -271,6 +278,7 @@ def detector(
         score_threshold=score_threshold,
         iou_threshold=iou_threshold,
         max_detections=max_detections,
+        max_batch_size=max_batch_size,
         target_layers=target_layers,
         reshape_transform=reshape_transform,
         names=names,

@@ -172,8 +172,14 @@ def explain(
         ),
     ] = None,
     method: Annotated[
-        str, typer.Option(metavar="NAME", rich_help_panel=HOW, help="A method's name; 'detcam methods' lists them.")
-    ] = "gradcam",
+        str,
+        typer.Option(
+            metavar="NAME",
+            rich_help_panel=HOW,
+            help="A method's name, as 'detcam methods' lists them; 'auto' is odam for boxes and gradcam for masks and "
+            "classes.",
+        ),
+    ] = "auto",
     target_layer: Annotated[
         list[str] | None,
         typer.Option(

@@ -36,7 +36,7 @@ class Job:
     photos: Sequence[str]
     out: Path
     colormap: str = "inferno"
-    method: str = "gradcam"
+    method: str = "auto"
     boxes: Sequence[str] = ()
     box_labels: Sequence[str] = ()
     classes: Sequence[str] | None = None

@@ -36,6 +36,9 @@ SCORE_THRESHOLD = 0.3
 MOST_BOXES = 10
 """Boxes per picture that are explained unless the user says otherwise, best first."""
 
+BOX_METHOD = "odam"
+"""What explains boxes unless the user says otherwise: GradCAM's weights are spatial means, which lose a box's place."""
+
 Method = str | Callable[[Adapter], BaseCAM]
 """A method's name, its class, or anything that makes one from an adapter."""
 
@@ -43,7 +46,7 @@ Method = str | Callable[[Adapter], BaseCAM]
 def explain(
     model: Adapter | nn.Module | Any,
     images: Any,
-    method: Method = "gradcam",
+    method: Method = "auto",
     targets: Any = None,
     *,
     target_layers: Sequence[nn.Module | str] | nn.Module | str | None = None,
@@ -64,7 +67,8 @@ def explain(
         model: a detector, segmentation network or classifier of a supported family, or an adapter.
         images: one picture or a list of them (see `detcam.images.ImageLike`), sizes free; or an already normalised
             (B, C, H, W) tensor for a plain module.
-        method: a name in `detcam.methods.METHODS`, a method's class, or ``partial(DRISE, ...)``.
+        method: ``auto``, which is ODAM for boxes and GradCAM for masks and classes; a name in
+            `detcam.methods.METHODS`, a method's class, or ``partial(DRISE, ...)``.
         targets: as in a method's call; None explains what the model finds, as the next five arguments choose.
         target_layers: modules or dotted names; None takes the family's default.
         score_threshold: least score in [0, 1]; None takes 0.3 for boxes and none for classes and regions.
@@ -121,6 +125,8 @@ def make_cam(adapter: Adapter, method: Method) -> BaseCAM:
     Raises:
         TypeError, ValueError: not a method.
     """
+    if method == "auto":
+        method = BOX_METHOD if adapter.task == "detection" else "gradcam"
     maker = get_method(method) if isinstance(method, str) else method
     cam = maker(adapter) if callable(maker) and not isinstance(maker, nn.Module) else None
     if not isinstance(cam, BaseCAM):
@@ -158,10 +164,12 @@ def asked(target: Target, quantity: str, against: int | None) -> Target:
     """A target that asks for another quantity, or for the difference to another class.
 
     Raises:
-        ValueError: the target has no such quantity.
+        ValueError: the target has no such quantity, or is compared with its own class.
     """
     if quantity == "score" and against is None:
         return target
+    if against is not None and against in (getattr(target, "label", None), getattr(target, "category", None)):
+        raise ValueError(f"expected another class to compare with; got class {against} against itself")
     if isinstance(target, BoxTarget):
         if quantity == "mask" and against is None:
             return InstanceMaskTarget(target.box_xyxy, target.label, target.source)

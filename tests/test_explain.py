@@ -13,7 +13,7 @@ from PIL import Image
 from torch import nn
 from torchvision.models.detection import FasterRCNN, fasterrcnn_mobilenet_v3_large_320_fpn
 
-from detcam import GradCAM, HiResCAM, adapt
+from detcam import ODAM, HiResCAM, adapt
 from detcam.adapters import Adapter
 from detcam.explain import Explanation, Explanations, asked, explain
 from detcam.saving import INDEX, ExplanationWriter, read_heatmap, slug
@@ -65,7 +65,7 @@ def classifier() -> Adapter:
 def test_it_is_the_engine_on_the_best_findings(adapter: Adapter) -> None:
     images = [picture(90, 120), picture(110, 80, 1)]
     found = [one.filter(top_k=3) for one in adapter.predict(images)]
-    expected = GradCAM(adapter).explain(images, found)
+    expected = ODAM(adapter).explain(images, found)
     got = explain(adapter, images, top_k=3, score_threshold=0)
     for one, same, detections in zip(got, expected, found, strict=True):
         assert len(one) == 3
@@ -120,7 +120,7 @@ def test_quantity_and_comparison_change_the_target(adapter: Adapter) -> None:
     against = adapter.names[other]
     logit = explain(adapter, image, top_k=1, score_threshold=0, quantity="logit", against=against)[0]
     wanted = BoxTarget(target.box_xyxy, target.label, target.source, "logit", other)
-    expected = GradCAM(adapter).explain(image, [wanted])[0]
+    expected = ODAM(adapter).explain(image, [wanted])[0]
     assert float(expected.heatmaps.max()) == 1
     torch.testing.assert_close(logit.heatmaps, expected.heatmaps)
     assert float(logit.scores[0]) == pytest.approx(float(expected.scores[0]), abs=1e-5)

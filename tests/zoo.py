@@ -197,6 +197,14 @@ def classifier() -> tuple[nn.Module, Adapter]:
 
 
 @register
+def embedding() -> tuple[nn.Module, Adapter]:
+    from detcam.adapters import embedder
+
+    model = TinyCNN()
+    return model, embedder(model, image_size=64)
+
+
+@register
 def own_detector() -> tuple[nn.Module, Adapter]:
     model = nn.Sequential(
         nn.Conv2d(3, 8, 3, 4, 1), nn.BatchNorm2d(8), nn.ReLU(inplace=True), nn.Conv2d(8, 2, 3, 4, 1)

@@ -197,8 +197,16 @@ def test_a_real_detector_by_other_people(data: Path) -> None:
     network = onnx2torch.convert(str(data / "fastestdet" / "fastestdet.onnx")).eval()
     names = (data / "fastestdet" / "coco.names").read_text().split("\n")
     adapter = detector(
-        network, fastestdet_decode, image_size=352, preprocess=lambda x: x.flip(0), score_threshold=0.55, names=names
+        network,
+        fastestdet_decode,
+        image_size=352,
+        preprocess=lambda x: x.flip(0),
+        score_threshold=0.55,
+        max_batch_size=1,  # the exported graph is for one picture
+        names=names,
     )
+    several = adapter.predict([data / "photos" / "bus.jpg", data / "photos" / "dog_cat.png"])
+    assert [len(one) > 0 for one in several] == [True, True]
     wanted = {"bus.jpg": ["bus"], "dog_cat.png": ["dog", "cat"], "baseball.jpg": ["person"], "horses.jpg": ["horse"]}
     for photo, classes in wanted.items():
         found = adapter.predict(data / "photos" / photo)[0]

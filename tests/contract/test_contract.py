@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from detcam import METHODS
 from detcam.cam import BaseCAM
+from detcam.targets import SimilarityToConceptTarget
 from tests.helpers import Snapshot
 from tests.zoo import ZOO, Example, example
 
@@ -26,6 +27,14 @@ def make(method: str, case: Example) -> BaseCAM:
     return cam
 
 
+def asked(case: Example) -> list[Any]:
+    """Per image what to explain: what the model found, or likeness to a concept for an embedding."""
+    if case.adapter.task == "embedding":
+        concept = torch.randn(5, generator=torch.Generator().manual_seed(2))
+        return [[SimilarityToConceptTarget(concept)] for _ in case.images]
+    return [one.filter(top_k=2) for one in case.adapter.predict(case.images)]
+
+
 @pytest.fixture(scope="module", params=list(ZOO))
 def case(request: pytest.FixtureRequest) -> Example:
     return example(request.param)
@@ -39,8 +48,7 @@ def test_maps_scores_and_a_model_left_alone(case: Example, method: str) -> None:
     first = next(model.parameters())
     first.grad = torch.ones_like(first)
     before = Snapshot(model)
-    found = case.adapter.predict(case.images)
-    found = [one.filter(top_k=2) for one in found]
+    found = asked(case)
     before.check()
     results = cam.explain(case.images, found)
     before.check()
@@ -71,6 +79,7 @@ def test_a_failure_half_way_leaves_the_model_alone(case: Example, method: str) -
     with pytest.raises(Interrupted):
         cam.explain(case.images, [[failing_target], [failing_target]])
     before.check()
+    targets = asked(case)
     layers = [module for module in case.model.modules() if isinstance(module, nn.Conv2d)]
     layer = layers[len(layers) // 2]
     plain = layer.forward
@@ -81,7 +90,7 @@ def test_a_failure_half_way_leaves_the_model_alone(case: Example, method: str) -
     layer.forward = failing_layer  # type: ignore[method-assign]
     try:
         with pytest.raises(Interrupted):
-            cam.explain(case.images)
+            cam.explain(case.images, targets)
     finally:
         layer.forward = plain  # type: ignore[method-assign]
         del layer.forward
@@ -90,7 +99,7 @@ def test_a_failure_half_way_leaves_the_model_alone(case: Example, method: str) -
 
 def test_nothing_found_is_a_normal_case(case: Example) -> None:
     if case.adapter.task not in ("detection", "segmentation"):
-        pytest.skip("a classifier always finds a top class")
+        pytest.skip("a classifier always finds a top class, and an embedding finds nothing")
     nothing = [one[[]] for one in case.adapter.predict(case.images)]
     for image, result in zip(case.images, METHODS["gradcam"](case.adapter).explain(case.images, nothing), strict=True):
         assert result.heatmaps.shape == (0, *image.shape[-2:])
@@ -98,7 +107,7 @@ def test_nothing_found_is_a_normal_case(case: Example) -> None:
 
 def test_company_and_order_change_nothing(case: Example) -> None:
     cam = METHODS["hirescam"](case.adapter)
-    found = [one.filter(top_k=2) for one in case.adapter.predict(case.images)]
+    found = asked(case)
     together = cam.explain(case.images, found)
     for image, one, result in zip(case.images, found, together, strict=True):
         alone = cam.explain(image, [one])[0]
