@@ -23,6 +23,26 @@ class TorchvisionDetector(DetectorAdapter):
     model: Any  # nn.Module types every attribute as Tensor | Module
 
     def default_target_layers(self) -> Sequence[nn.Module]:
+        """The pyramid that the heads read.
+
+        Measured on detectors of blood cells (60 boxes each, 48 for Faster R-CNN; a box takes 7 percent of its picture
+        on average): share of ODAM's map inside the box, and share of maps whose peak lies there.
+
+        ============  ===========  =====================  ===================
+        family        pyramid      backbone, last stages  backbone, stride 16
+        ============  ===========  =====================  ===================
+        Faster R-CNN  0.87, 0.94   0.62, 0.90             0.86, 1.00
+        RetinaNet     0.84, 1.00   0.46, 0.95             0.75, 0.92
+        FCOS          0.92, 0.98   0.11, 1.00             0.90, 1.00
+        SSD           0.91, 0.98   0.83, 1.00             0.74, 0.90
+        ============  ===========  =====================  ===================
+
+        The pyramid needs no knowledge of the backbone, and only the level that made a box takes part. What it cannot
+        do is show far context: its gradient reaches 3 to 17 percent of the picture (all of it where the head
+        normalises over the map), an earlier layer's most of it. GradCAM's and GradCAM++'s spatially averaged weights
+        mark every object of a kind, at any layer: 0.03 to 0.22 of the map in the box. For one box, take ODAM,
+        HiResCAM or LayerCAM.
+        """
         return [self.model.backbone]
 
     @property
