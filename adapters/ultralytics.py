@@ -66,7 +66,7 @@ class UltralyticsDetector(DetectorAdapter):
             raise ValueError(f"expected max_det of at least 1; got {max_det}")
         self.conf, self.iou, self.max_det = conf, iou, max_det
         self.stride = max(int(module.stride.max()), 32)
-        self.image_size_hw = input_size(module, image_size, 640, self.stride)
+        self.image_size_hw = input_size(model, image_size, 640, self.stride)
         super().__init__(module, target_layers=target_layers, reshape_transform=reshape_transform, names=names)
 
     @property
@@ -131,11 +131,24 @@ class UltralyticsDetector(DetectorAdapter):
 class UltralyticsAdapter(UltralyticsDetector):
     """YOLO with anchor-free heads: v5u to 26; detection, instance masks, rotated boxes, keypoints.
 
-    A detection is pinned to the grid cell that made it, on the branch that the model itself uses for inference.
-    The arguments are those of `UltralyticsDetector`.
+    A detection is pinned to the grid cell that made it, on the branch of the head that made it.
+
+    Args:
+        model: as in `UltralyticsDetector`.
+        nms: for heads with two branches (v10, 26): False takes the one-to-one branch, which needs no suppression, True
+            the one-to-many branch; None takes the one that the model is set to (`model.end2end`).
+        **options: as in `UltralyticsDetector`.
     """
 
     family = "ultralytics"
+
+    def __init__(self, model: Any, *, nms: bool | None = None, **options: Any) -> None:
+        self.nms = nms
+        head = inner_module(model).model[-1]  # type: ignore[index]
+        missing_branch = getattr(head, "one2one_cv2", None) if nms is False else head.cv2
+        if nms is not None and missing_branch is None:
+            raise ValueError(f"nms={nms}: this model has no such branch (any more); take nms={not nms} or nms=None")
+        super().__init__(model, **options)
 
     @classmethod
     def supports(cls, model: Any) -> bool:
@@ -143,9 +156,14 @@ class UltralyticsAdapter(UltralyticsDetector):
 
     @property
     def branch(self) -> Mapping[str, Any]:
-        """The parts of the head that give its result: the one-to-one branch where there is no suppression."""
-        branch: Mapping[str, Any] = self.head.one2one if self.head.end2end else self.head.one2many
+        """The parts of the head that give its result."""
+        branch: Mapping[str, Any] = self.head.one2one if self.end_to_end else self.head.one2many
         return branch
+
+    @property
+    def end_to_end(self) -> bool:
+        """Whether the result comes from the one-to-one branch, without suppression."""
+        return bool(self.head.end2end) if self.nms is None else not self.nms
 
     @property
     def watches_head(self) -> bool:
@@ -203,7 +221,7 @@ class UltralyticsAdapter(UltralyticsDetector):
         Returns:
             indices of anchors (N,) and labels (N,), best first.
         """
-        if self.head.end2end:
+        if self.end_to_end:
             best, labels, indices = self.head.get_topk_index(scores[None], max(self.max_det, 300))
             keep = (best[0, :, 0] > self.conf).nonzero()[: self.max_det, 0]
             return indices[0].reshape(-1)[keep], labels[0, keep, 0].long()
@@ -267,11 +285,15 @@ def class_names(module: Any) -> set[str]:
     return {base.__name__ for base in type(module).__mro__}
 
 
-def input_size(module: nn.Module, wanted: Any, usual: int, stride: int) -> tuple[int, int]:
-    """Height and width of the network's input: what is wanted, else the model's `imgsz`; rounded up to the stride."""
-    arguments: Any = getattr(module, "args", None) or {}
-    trained = arguments.get("imgsz") if isinstance(arguments, Mapping) else getattr(arguments, "imgsz", None)
-    size = wanted or trained or usual
+def input_size(model: Any, wanted: Any, usual: int, stride: int) -> tuple[int, int]:
+    """Height and width of the network's input, rounded up to the stride.
+
+    What is wanted; else `imgsz` among the overrides of a `YOLO` object or the arguments that the network was trained
+    with; else what is usual.
+    """
+    settings: list[Any] = [getattr(model, "overrides", None), getattr(model, "args", None)]
+    known = [value.get("imgsz") if isinstance(value, Mapping) else getattr(value, "imgsz", None) for value in settings]
+    size = next((value for value in (wanted, *known) if value), usual)
     sides = [size, size] if isinstance(size, int) else list(size)
     if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
         raise ValueError(f"expected image_size as one or two positive whole numbers (height, width); got {size!r}")

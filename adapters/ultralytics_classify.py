@@ -42,7 +42,7 @@ class UltralyticsClassificationAdapter(ClassificationAdapter):
         image_size: int | tuple[int, int] | None = None,
     ) -> None:
         module = inner_module(model)
-        size = input_size(module, image_size, 224, 1)
+        size = input_size(model, image_size, 224, 1)
         own = getattr(module, "transforms", None)
         steps = [type(step).__name__ for step in getattr(own, "transforms", ())]
         usual = steps == ["Resize", "CenterCrop", "ToTensor", "Normalize"] and tuple(own.transforms[1].size) == size

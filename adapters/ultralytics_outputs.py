@@ -54,6 +54,7 @@ class Pyramid:
         self.adapter = adapter
         self.features = list(features)
         self.strides = [float(adapter.head.stride[level]) for level in range(len(features))]
+        self._in_graph = torch.is_grad_enabled()  # detections, read without a graph, may be the first to ask
 
     @cached_property
     def levels(self) -> list[Level]:
@@ -66,10 +67,6 @@ class Pyramid:
         """(B, M, h, w) mask prototypes, inside the graph, or None where the task has none."""
         with torch.set_grad_enabled(self._in_graph):
             return self.adapter.run_prototypes(self.features)
-
-    @property
-    def _in_graph(self) -> bool:
-        return any(feature.requires_grad for feature in self.features)
 
 
 class DenseOutput(DetectorOutput):
