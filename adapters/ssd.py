@@ -18,8 +18,8 @@ class SSDAdapter(DenseAdapter):
     """Explains any `torchvision.models.detection.ssd.SSD`; scores are a softmax, column 0 is background.
 
     SSD gathers an object's features at the centre of its box on the way to the coarse maps, so the default layers
-    tell which cell spoke rather than which part of the object. For the part, take a layer before the first map:
-    ``backbone.features`` of the VGG, ``backbone.features.0`` of SSDLite.
+    tell which cell spoke rather than which part of the object. For the part, take a layer inside
+    ``backbone.features``, before the first map.
     """
 
     family = "torchvision SSD"
