@@ -7,7 +7,10 @@ from collections.abc import Mapping
 
 def coco_names(classes: int, *, keypoints: bool = False) -> Mapping[int, str]:
     """Names by class index for a head of torchvision's reference size; empty for any other head."""
-    from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights, KeypointRCNN_ResNet50_FPN_Weights
+    from torchvision.models.detection import (
+        FasterRCNN_ResNet50_FPN_Weights,
+        KeypointRCNN_ResNet50_FPN_Weights,
+    )
 
     weights = KeypointRCNN_ResNet50_FPN_Weights.COCO_V1 if keypoints else FasterRCNN_ResNet50_FPN_Weights.COCO_V1
     names = weights.meta["categories"]

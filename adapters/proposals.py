@@ -25,8 +25,8 @@ def objectness_scores(
         features: one image's pyramid, (1, C, h, w) by level name, in the graph.
         image: the network's input for that image.
         proposals: (K, 4), input pixels.
-        pinned: whether each came out of this network. Then the anchor is the one whose decoded box it is; else the one
-            with the greatest overlap times objectness.
+        pinned: whether it came out of this network: then the anchor is the one whose decoded box it is, else
+            the one with the greatest overlap times objectness.
     """
     levels = list(features.values())
     counts = [count * f.shape[-2] * f.shape[-1] for count, f in zip(_per_cell(rpn), levels, strict=True)]
@@ -43,9 +43,7 @@ def objectness_scores(
 
 
 @torch.no_grad()
-def _anchors_of(
-    rpn: Any, levels: list[Tensor], image: ImageList, proposals: Tensor, pinned: Sequence[bool]
-) -> Tensor:
+def _anchors_of(rpn: Any, levels: list[Tensor], image: ImageList, proposals: Tensor, pinned: Sequence[bool]) -> Tensor:
     """(K,) indices of anchors, over all levels."""
     logits, deltas = concat_box_prediction_layers(*rpn.head(levels))
     boxes = rpn.box_coder.decode(deltas, rpn.anchor_generator(image, levels))[:, 0]
@@ -63,7 +61,7 @@ def _level_scores(rpn: Any, feature: Tensor, flat: Tensor, per_cell: int) -> lis
     if radius is None:  # a head of the user's own: the whole level
         maps = rpn.head([feature])[0][0]
         return list(maps.permute(0, 2, 3, 1).reshape(-1)[flat].sigmoid().unbind())
-    windows, cells, _ = cut(feature, flat // per_cell, radius)
+    windows, cells = cut(feature, flat // per_cell, radius)
     rows = cells * per_cell + flat % per_cell
 
     def scalars(regions: Tensor, part: slice) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""A dense head at single cells: cut the window of the map that a cell can see, instead of running the whole map."""
+"""A dense head at single cells: run on the window of the map that a cell can see, not on the whole map."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ _POINTWISE = (
 def reach(head: nn.Module) -> int | None:
     """How many cells around a cell the head's output there can see, or None where it may see the whole map.
 
-    An upper bound: the sum over the head's convolutions, as if all stood one behind another. Anything but stride-1
-    "same" convolutions and pointwise layers, such as group normalisation or a module of the user's own, may see the
-    whole map.
+    An upper bound: the sum over the head's convolutions, as if all stood one behind another. Anything but
+    stride-1 "same" convolutions and pointwise layers, such as group normalisation or a module of the user's
+    own, may see the whole map.
     """
     total = 0
     for module in head.modules():
@@ -60,9 +60,11 @@ def farthest(heads: Iterable[nn.Module]) -> int | None:
     return max(known) if len(known) == len(reaches) else None
 
 
-def cut(feature: Tensor, cells: Tensor, radius: int) -> tuple[list[Tensor], Tensor, int]:
-    """Windows around cells. Near a border they are moved inwards, not padded, so that the head's own zero padding
-    falls where it falls on the whole map.
+def cut(feature: Tensor, cells: Tensor, radius: int) -> tuple[list[Tensor], Tensor]:
+    """Windows around cells.
+
+    Near a border they are moved inwards, not padded, so that the head's own zero padding falls where it falls
+    on the whole map.
 
     Args:
         feature: (1, C, h, w).
@@ -70,8 +72,7 @@ def cut(feature: Tensor, cells: Tensor, radius: int) -> tuple[list[Tensor], Tens
         radius: the head's reach.
 
     Returns:
-        K windows (1, C, sh, sw) of one size, the flat index (K,) of each cell within its window, and the number of
-        cells in a window.
+        K windows (1, C, sh, sw) of one size, and the flat index (K,) of each cell within its window.
     """
     height, width = feature.shape[-2:]
     tall, wide = min(2 * radius + 1, height), min(2 * radius + 1, width)
@@ -82,7 +83,7 @@ def cut(feature: Tensor, cells: Tensor, radius: int) -> tuple[list[Tensor], Tens
         feature[:, :, top : top + tall, left : left + wide]
         for top, left in zip(tops.tolist(), lefts.tolist(), strict=True)
     ]
-    return windows, (rows - tops) * wide + (columns - lefts), tall * wide
+    return windows, (rows - tops) * wide + (columns - lefts)
 
 
 def by_level(levels: Sequence[int]) -> dict[int, list[int]]:
