@@ -70,16 +70,21 @@ class UltralyticsDetector(DetectorAdapter):
         super().__init__(module, target_layers=target_layers, reshape_transform=reshape_transform, names=names)
 
     @property
+    def layers(self) -> Any:
+        """The network's modules in the order in which they run, the head last."""
+        return self.model.model
+
+    @property
     def head(self) -> Any:
         """The module that turns features into boxes."""
-        return self.model.model[-1]  # type: ignore[index]
+        return self.layers[-1]
 
     def default_names(self) -> Mapping[int, str]:
         return as_names(self.model.names)  # type: ignore[arg-type]
 
     def default_target_layers(self) -> Sequence[nn.Module]:
-        last = len(self.model.model) - 1  # type: ignore[arg-type]
-        return [self.model.model[index if index >= 0 else last + index] for index in self.head.f]  # type: ignore[index]
+        last = len(self.layers) - 1
+        return [self.layers[index if index >= 0 else last + index] for index in self.head.f]
 
     def prepare(self, images: Sequence[Tensor]) -> Batch:
         from ultralytics.data.augment import LetterBox
@@ -114,14 +119,15 @@ class UltralyticsDetector(DetectorAdapter):
 
     def features(self, inputs: Tensor) -> list[Tensor]:
         """What the head is given: one (B, C, h, w) per pyramid level."""
-        *layers, head = self.model.model  # type: ignore[misc]
+        *layers, head = self.layers
+        wanted: set[int] = {*self.model.save, *head.f}  # type: ignore[misc]
         kept: list[Any] = []
         value: Any = inputs
         for layer in layers:
             if layer.f != -1:
                 value = kept[layer.f] if isinstance(layer.f, int) else [value if i == -1 else kept[i] for i in layer.f]
             value = layer(value)
-            kept.append(value if layer.i in self.model.save or layer.i in head.f else None)
+            kept.append(value if layer.i in wanted else None)
         return [value if index == -1 else kept[index] for index in head.f]
 
     @abstractmethod
@@ -144,7 +150,7 @@ class UltralyticsAdapter(UltralyticsDetector):
 
     def __init__(self, model: Any, *, nms: bool | None = None, **options: Any) -> None:
         self.nms = nms
-        head = inner_module(model).model[-1]  # type: ignore[index]
+        head = inner_module(model).model[-1]
         missing_branch = getattr(head, "one2one_cv2", None) if nms is False else head.cv2
         if nms is not None and missing_branch is None:
             raise ValueError(f"nms={nms}: this model has no such branch (any more); take nms={not nms} or nms=None")
@@ -253,7 +259,7 @@ def is_ultralytics(model: Any) -> bool:
     return not modules.isdisjoint({"ultralytics.nn.tasks", "ultralytics.engine.model"})
 
 
-def inner_module(model: Any) -> nn.Module:
+def inner_module(model: Any) -> Any:
     """The network inside a `YOLO` or `RTDETR` object, or the network itself.
 
     Raises:
@@ -265,9 +271,10 @@ def inner_module(model: Any) -> nn.Module:
         raise TypeError(f"expected a PyTorch model; got the exported model {module!r}. Load the .pt it was made from")
     known = head_names(module)
     if known.isdisjoint({"Detect", "RTDETRDecoder", "Classify"}) or not known.isdisjoint(PROMPTED):
+        layers: Any = module.model
         raise TypeError(
             "the ultralytics adapter explains heads that detect, segment instances, rotate boxes, find keypoints or "
-            f"classify, without a text prompt; got a {type(module).__name__} with a {type(module.model[-1]).__name__} "  # type: ignore[index]
+            f"classify, without a text prompt; got a {type(module).__name__} with a {type(layers[-1]).__name__} "
             "head. Say what it puts out with detcam.adapters.detector(model, decode=...)"
         )
     return module

@@ -43,7 +43,7 @@ class UltralyticsClassificationAdapter(ClassificationAdapter):
     ) -> None:
         module = inner_module(model)
         size = input_size(model, image_size, 224, 1)
-        own = getattr(module, "transforms", None)
+        own: Any = getattr(module, "transforms", None)
         steps = [type(step).__name__ for step in getattr(own, "transforms", ())]
         usual = steps == ["Resize", "CenterCrop", "ToTensor", "Normalize"] and tuple(own.transforms[1].size) == size
         self.transforms: Any = own if usual else usual_transforms(size)
@@ -62,11 +62,17 @@ class UltralyticsClassificationAdapter(ClassificationAdapter):
     def supports(cls, model: Any) -> bool:
         return is_ultralytics(model) and "Classify" in head_names(model)
 
+    @property
+    def head(self) -> Any:
+        """The module that turns features into classes."""
+        layers: Any = self.model.model
+        return layers[-1]
+
     def default_names(self) -> Mapping[int, str]:
         return as_names(self.model.names)  # type: ignore[arg-type]
 
     def default_target_layers(self) -> Sequence[nn.Module]:
-        return [self.model.model[-1].conv]  # type: ignore[index]
+        return [self.head.conv]
 
     def prepare(self, images: Sequence[Tensor]) -> Batch:
         arrays = [(image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy() for image in images]
@@ -87,7 +93,7 @@ class UltralyticsClassificationAdapter(ClassificationAdapter):
         return Geometry(size_hw, self.image_size, scale, (left, top))
 
     def forward(self, batch: Batch) -> Tensor:
-        with fresh_attributes(self.model.model[-1]):  # type: ignore[index]
+        with fresh_attributes(self.head):
             _, logits = self.model(batch.inputs)
         return logits
 
