@@ -18,11 +18,11 @@ from torchvision.ops import (
     batched_nms,
     clip_boxes_to_image,
     remove_small_boxes,
-    roi_align,
 )
 
 from detcam.adapters.base import Batch
 from detcam.adapters.coco import coco_names
+from detcam.adapters.pooling import roi_align
 from detcam.adapters.proposals import objectness_scores
 from detcam.adapters.torchvision_detector import TorchvisionDetector, at_least_float, input_size, scores_of_regions
 from detcam.detections import Detections, Source
