@@ -280,6 +280,10 @@ class BaseCAM:
                 out[image][:] = found[image].expand(n, -1, -1)
         return Measured(maps, values, None)
 
+    def differentiate(self, trace: Trace, score: Tensor, *, retain_graph: bool) -> list[Tensor]:
+        """What `contributions` is given as gradients: per level (B, C, h, w), zero where the score does not depend."""
+        return [gradient for layer in trace.gradients(score, retain_graph=retain_graph) for gradient in layer]
+
     def _differentiate(
         self, run: Pass, scalars: list[list[Tensor]], activations: list[Tensor], maps: list[list[Tensor]]
     ) -> list[list[Reach]]:
@@ -289,7 +293,7 @@ class BaseCAM:
         for k in range(rounds):
             images = [image for image, row in enumerate(scalars) if len(row) > k]
             total = torch.stack([scalars[image][k].reshape(()) for image in images]).sum()
-            gradients = [g for layer in run.trace.gradients(total, retain_graph=k + 1 < rounds) for g in layer]
+            gradients = self.differentiate(run.trace, total, retain_graph=k + 1 < rounds)
             if not all(bool(torch.isfinite(g).all()) for g in gradients):
                 raise RuntimeError(f"the gradient at {', '.join(run.trace.names)} is NaN or infinite; use float32")
             support = []
