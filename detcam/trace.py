@@ -112,13 +112,32 @@ class Trace:
         found = torch.autograd.grad(scalar, held, retain_graph=retain_graph, allow_unused=True)
         if all(gradient is None for gradient in found):
             raise RuntimeError(self._no_path())
-        by_tensor = {id(tensor): gradient for tensor, gradient in zip(held, found, strict=True)}
+        return self._in_place_of(found)
 
-        def gradient_of(tensor: Tensor) -> Tensor:
-            gradient = by_tensor.get(id(tensor))
-            return torch.zeros_like(tensor) if gradient is None else gradient
+    def second_order(self, scalar: Tensor) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
+        """The gradient, and the Hessian's product with the activation, at each layer and level, as `gradients`.
 
-        return self._shaped(gradient_of)
+        The Hessian is that of one tensor at a time; what follows keeps its graph.
+
+        Raises:
+            RuntimeError: the scalar does not depend on the layers at all, or an operation has no second derivative.
+        """
+        held = self.held()
+        if not scalar.requires_grad:
+            raise RuntimeError(self._no_path())
+        first = torch.autograd.grad(scalar, held, create_graph=True, allow_unused=True)
+        if all(gradient is None for gradient in first):
+            raise RuntimeError(self._no_path())
+        products: list[Tensor | None] = []
+        for tensor, gradient in zip(held, first, strict=True):
+            curved = gradient is not None and gradient.requires_grad
+            products += (
+                torch.autograd.grad(gradient, tensor, tensor.detach(), retain_graph=True, allow_unused=True)
+                if curved
+                else [None]
+            )
+        gradients = [None if gradient is None else gradient.detach() for gradient in first]
+        return self._in_place_of(gradients), self._in_place_of(products)
 
     def held(self) -> list[Tensor]:
         """Every held floating-point tensor, each once."""
@@ -139,6 +158,16 @@ class Trace:
                 f"target layer {', '.join(silent)} never ran in the forward pass; choose a layer that the model uses "
                 "(auxiliary heads and unused branches do not run in eval mode)"
             )
+
+    def _in_place_of(self, values: Sequence[Tensor | None]) -> list[list[Tensor]]:
+        """One value for each held tensor, shaped as the activations; zero where there is None."""
+        by_tensor = {id(tensor): value for tensor, value in zip(self.held(), values, strict=True)}
+
+        def value_at(tensor: Tensor) -> Tensor:
+            value = by_tensor.get(id(tensor))
+            return torch.zeros_like(tensor) if value is None else value
+
+        return self._shaped(value_at)
 
     def _no_path(self) -> str:
         return (
