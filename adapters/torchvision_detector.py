@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -81,15 +82,11 @@ def at_least_float(tensor: Tensor) -> Tensor:
 
 
 def scores_of_regions(regions: Sequence[Tensor], scalars: Callable[[Tensor, slice], Sequence[Tensor]]) -> list[Tensor]:
-    r"""One scalar per region of a feature map, with exact gradients and backward passes that never meet.
+    """One scalar per region of a feature map, with exact gradients and backward passes that never meet.
 
-    A scalar :math:`s_k` depends on the picture through its own region :math:`r_k` alone. The head runs once
-    for many regions and is differentiated once down to them; each scalar is then the first-order expansion
-
-    .. math:: s_k(r_k^0) + \langle \partial s_k / \partial r_k, \; r_k - r_k^0 \rangle
-
-    whose value and gradient at :math:`r_k = r_k^0` are those of :math:`s_k` itself. Its backward pass visits
-    region k and nothing of the head.
+    A scalar depends on the picture through its own region alone. The head runs once for many regions and is
+    differentiated once down to them; a scalar's backward pass then hands its region that gradient, and visits nothing
+    of the head. Where a second derivative is wanted, the head runs again for the region that is asked.
 
     Args:
         regions: per scalar (1, ...), all of one shape, connected to the graph of the target layers.
@@ -105,8 +102,29 @@ def scores_of_regions(regions: Sequence[Tensor], scalars: Callable[[Tensor, slic
         leaf = torch.cat([region.detach() for region in own]).requires_grad_(True)
         values = scalars(leaf.clone(), part)  # a clone, because a head may begin with an in-place operation
         (gradients,) = torch.autograd.grad(torch.stack(list(values)).sum(), leaf)
-        scores.extend(
-            value.detach() + ((region - region.detach()) * gradient).sum()
-            for value, region, gradient in zip(values, own, gradients.split(1), strict=True)
-        )
+        for position, (value, region) in enumerate(zip(values, own, strict=True)):
+            alone = partial(_alone, scalars, start + position)
+            scores.append(_Score.apply(region, value.detach(), gradients[position : position + 1], alone))
     return scores
+
+
+def _alone(scalars: Callable[[Tensor, slice], Sequence[Tensor]], position: int, region: Tensor) -> Tensor:
+    """The scalar of one region, from the head run on that region."""
+    return scalars(region.clone(), slice(position, position + 1))[0]
+
+
+class _Score(torch.autograd.Function):
+    """A scalar that is known with its gradient at its region."""
+
+    @staticmethod
+    def forward(ctx: Any, region: Tensor, value: Tensor, gradient: Tensor, alone: Callable[[Tensor], Tensor]) -> Tensor:
+        ctx.save_for_backward(region, gradient)
+        ctx.alone = alone
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *received: Tensor) -> tuple[Tensor, None, None, None]:
+        region, gradient = ctx.saved_tensors
+        if torch.is_grad_enabled():  # the graph of the gradient is wanted
+            (gradient,) = torch.autograd.grad(ctx.alone(region), region, create_graph=True)
+        return received[0] * gradient, None, None, None

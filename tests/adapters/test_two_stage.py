@@ -169,6 +169,11 @@ def test_gradients_are_those_of_the_whole_model(model: Any) -> None:
     contract.check_gradients(model)
 
 
+@pytest.mark.parametrize("model", ["swin", "fasterrcnn_mobilenet_v3_large_fpn"], indirect=True, scope="module")
+def test_second_derivatives_are_exact_too(model: Any) -> None:
+    contract.check_second_derivative(model)
+
+
 def test_against_is_a_difference_of_scores(model: Any) -> None:
     def table(image: Tensor) -> Tensor:
         heads = model.roi_heads

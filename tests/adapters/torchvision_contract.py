@@ -154,6 +154,42 @@ def check_gradients(model: Any) -> None:
     assert relative_error(found, literal.gradients(wanted)) < 1e-4
 
 
+def check_second_derivative(model: Any) -> None:
+    """Hessian times activation of a pinned score, against finite differences of its gradient."""
+    image = pictures()[0]
+    adapter = adapt(model)
+    target = adapter.targets_of(adapter.predict(image)[0])[0]
+    step = 1e-4
+    with guarded(model, gradients=True):
+        batch = adapter.prepare([image])
+
+        def run(factor: float, second: bool) -> list[Tensor]:
+            """Gradients, or Hessian products, with every level's activation times a factor."""
+            trace = Trace(adapter.target_layers, adapter.layer_names, gradients=True)
+            handle = model.backbone.register_forward_hook(
+                lambda module, inputs, output: {name: level * factor for name, level in output.items()}
+            )
+            with trace:
+                raw = adapter.forward(batch)
+            handle.remove()
+            ((scalar,),) = adapter.score(adapter.outputs(raw, batch), [[target]])
+            if not second:
+                return [level for layer in trace.gradients(scalar, retain_graph=False) for level in layer]
+            levels = trace.held()
+            first = torch.autograd.grad(scalar, levels, create_graph=True, allow_unused=True)
+            return [
+                torch.zeros_like(level)
+                if gradient is None
+                else torch.autograd.grad(gradient, level, level.detach(), retain_graph=True)[0]
+                for gradient, level in zip(first, levels, strict=True)
+            ]
+
+        products = run(1.0, True)
+        above, below = run(1 + step, False), run(1 - step, False)
+    wanted = [(up - down) / (2 * step) for up, down in zip(above, below, strict=True)]
+    assert relative_error(products, wanted) < 1e-3
+
+
 def free_side(detections: Detections) -> tuple[int, Quantity]:
     """A detection and a side of its box that the picture's border does not clip."""
     height, width = detections.image_size_hw
