@@ -17,11 +17,11 @@ from detcam.outputs import work_dtype
 from detcam.projection import first_principal_component
 from detcam.trace import Variants, flatten_tensors, map_tensors
 
-CHUNK_BYTES = 128 * 2**20
+CHUNK_BYTES = 64 * 2**20
 """How much memory the variants of one pass may take, roughly."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Subject:
     """One image of a pass, and its targets, to be scored again.
 
@@ -35,6 +35,7 @@ class Subject:
         runs: how often each target layer ran.
         batch_size: images per forward pass.
         eigen_smooth: whether the first principal component over channels replaces their sum.
+        channels_last: whether inputs are laid out channels last, which is faster on a CPU.
     """
 
     adapter: Adapter
@@ -45,6 +46,7 @@ class Subject:
     runs: Sequence[int]
     batch_size: int
     eigen_smooth: bool
+    channels_last: bool = True
 
     @property
     def geometry(self) -> Geometry:
@@ -59,10 +61,34 @@ class Subject:
             raise RuntimeError("a changed picture scores NaN or infinity; check the model, or use float32")
         return scores
 
-    def scores(self, inputs: Tensor) -> Tensor:
-        """Every target's score (K, N) on K network inputs (K, C, H, W) that stand for the image's; one pass."""
+    def scores(self, count: int, change: Callable[[slice], Tensor]) -> Tensor:
+        """Every target's score (count, N) on changed versions of the image, `batch_size` of them in a pass.
+
+        Args:
+            count: how many versions.
+            change: from some of them, by number, to the network's inputs (k, C, H, W).
+        """
+        return torch.cat([self._pass(change(part)) for part in slices(count, self.batch_size)])
+
+    def _pass(self, inputs: Tensor) -> Tensor:
+        if not self.channels_last or inputs.device.type != "cpu":
+            return self._run(inputs)
+        try:
+            return self._run(inputs.contiguous(memory_format=torch.channels_last))
+        except RuntimeError as error:
+            if "view size is not compatible" not in str(error):
+                raise
+            self.channels_last = False  # the model flattens with view(), which knows one layout only
+            return self._run(inputs)
+
+    def _run(self, inputs: Tensor) -> Tensor:
         batch = repeated(self.batch, inputs)
         return self.read(self.adapter.forward(batch), batch)
+
+
+def masked_batch_size(device: torch.device) -> int:
+    """How many changed pictures make a pass: on a CPU few, which stay in its cache."""
+    return 8 if device.type == "cpu" else 32
 
 
 def checked(scalar: Any) -> Tensor:
@@ -144,6 +170,7 @@ class Behind:
 
     Attributes:
         levels: the maps that the layer puts out in that run.
+        share: how much of the network lies behind the layer, in [0, 1], counted in values put out.
 
     Raises:
         RuntimeError: handed its own activation among others, the model does not answer as it did.
@@ -157,6 +184,7 @@ class Behind:
         self._variants = Variants(subject.adapter.model, subject.adapter.target_layers[layer], nth)
         with self._variants.record():
             subject.adapter.forward(subject.batch)
+        self.share = self._variants.share_behind
         self._tensors = flatten_tensors(self._variants.output)
         self.levels = self._find_levels()
         self._matters = [self._probe(level) for level in range(len(self.levels))]

@@ -209,6 +209,7 @@ class Variants:
     Attributes:
         output: what the layer put out in the recorded pass, detached.
         largest: bytes of the largest tensor that the layer or a module behind it put out for one image.
+        share_behind: how many of all values that the model's innermost modules put out lie behind the layer, in [0, 1].
     """
 
     def __init__(self, model: nn.Module, layer: nn.Module, nth: int = 0) -> None:
@@ -217,10 +218,15 @@ class Variants:
         self.nth = nth
         self.output: Any = None
         self.largest = 0
+        self._values = [0, 0]
         self._kept: list[tuple[nn.Module, Any]] = []
         self._open: list[tuple[nn.Module, int]] = []
         self._runs = 0
         self._past = False
+
+    @property
+    def share_behind(self) -> float:
+        return self._values[True] / max(sum(self._values), 1)
 
     @contextmanager
     def record(self) -> Iterator[None]:
@@ -243,6 +249,8 @@ class Variants:
             opened, start = self._open.pop()
             if opened is module:
                 break
+        if next(module.children(), None) is None:
+            self._values[self._past] += sum(tensor.numel() for tensor in flatten_tensors(output))
         if self._past:
             self._weigh(output)
             return

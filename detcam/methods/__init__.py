@@ -6,13 +6,28 @@ from detcam.cam import BaseCAM
 from detcam.methods.ablation_cam import AblationCAM
 from detcam.methods.eigen_cam import EigenCAM
 from detcam.methods.eigen_grad_cam import EigenGradCAM
+from detcam.methods.fem import FEM
+from detcam.methods.finer_cam import FinerCAM
+from detcam.methods.full_grad import FullGrad
+from detcam.methods.g_came import GCAME
 from detcam.methods.grad_cam import GradCAM
 from detcam.methods.grad_cam_elementwise import GradCAMElementWise
 from detcam.methods.grad_cam_plusplus import GradCAMPlusPlus
 from detcam.methods.hires_cam import HiResCAM
+from detcam.methods.kpca_cam import KPCA_CAM
 from detcam.methods.layer_cam import LayerCAM
 from detcam.methods.odam import ODAM
+from detcam.methods.random_cam import RandomCAM
 from detcam.methods.reach_cam import ReachCAM
+from detcam.methods.refine_cam import RefineCAM
+from detcam.methods.score_cam import ScoreCAM
+from detcam.methods.seg_eigen_cam import SegEigenCAM
+from detcam.methods.seg_grad_cam import SegGradCAM
+from detcam.methods.seg_hires_cam import SegHiResCAM
+from detcam.methods.seg_xres_cam import SegXResCAM
+from detcam.methods.shapley_cam import ShapleyCAM
+from detcam.methods.ssgrad_cam import SSGradCAM
+from detcam.methods.ssgrad_cam_plusplus import SSGradCAMPlusPlus
 from detcam.methods.xgrad_cam import XGradCAM
 
 METHODS: dict[str, type[BaseCAM]] = {
@@ -28,7 +43,22 @@ METHODS: dict[str, type[BaseCAM]] = {
         EigenGradCAM,
         ODAM,
         AblationCAM,
+        ScoreCAM,
         ReachCAM,
+        FEM,
+        FinerCAM,
+        FullGrad,
+        GCAME,
+        KPCA_CAM,
+        RandomCAM,
+        RefineCAM,
+        SegEigenCAM,
+        SegGradCAM,
+        SegHiResCAM,
+        SegXResCAM,
+        ShapleyCAM,
+        SSGradCAM,
+        SSGradCAMPlusPlus,
     )
 }
 """Every method by its name."""
@@ -47,17 +77,32 @@ def get_method(name: str) -> type[BaseCAM]:
 
 
 __all__ = [
+    "FEM",
+    "GCAME",
+    "KPCA_CAM",
     "METHODS",
     "ODAM",
     "AblationCAM",
     "EigenCAM",
     "EigenGradCAM",
+    "FinerCAM",
+    "FullGrad",
     "GradCAM",
     "GradCAMElementWise",
     "GradCAMPlusPlus",
     "HiResCAM",
     "LayerCAM",
+    "RandomCAM",
     "ReachCAM",
+    "RefineCAM",
+    "SSGradCAM",
+    "SSGradCAMPlusPlus",
+    "ScoreCAM",
+    "SegEigenCAM",
+    "SegGradCAM",
+    "SegHiResCAM",
+    "SegXResCAM",
+    "ShapleyCAM",
     "XGradCAM",
     "get_method",
 ]

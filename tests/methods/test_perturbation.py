@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models import resnet18
 
 import detcam.perturbation
-from detcam import AblationCAM
+from detcam import AblationCAM, ScoreCAM
+from detcam.images import load_image
 from detcam.targets import BoxTarget, ClassifierOutputTarget
 from tests.helpers import Snapshot, TinyCNN
 from tests.zoo import example
@@ -173,7 +179,7 @@ def test_ablation_cam_of_tokens_leaves_the_class_token() -> None:
     torch.testing.assert_close(result.saliency[0][0], expected, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("method", [AblationCAM])
+@pytest.mark.parametrize("method", [AblationCAM, ScoreCAM, partial(ScoreCAM, top_channels=3)])
 def test_chunks_change_nothing(method: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     for case, layers in ((example("faster_rcnn"), None), (example("smp_unet"), ["decoder.blocks.3"])):
         image = case.images[0]
@@ -186,8 +192,8 @@ def test_chunks_change_nothing(method: Any, monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.undo()
 
 
-def test_only_what_lies_behind_the_layer_runs_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = TinyCNN()
+def count_runs(model: nn.Module) -> dict[str, int]:
+    """From now on, how many items went through the forward method of each child."""
     runs = {name: 0 for name, _ in model.named_children()}
     for name, module in model.named_children():
         plain = module.forward
@@ -197,12 +203,18 @@ def test_only_what_lies_behind_the_layer_runs_again(monkeypatch: pytest.MonkeyPa
             return plain(*inputs)
 
         module.forward = counted  # type: ignore[method-assign]
+    return runs
+
+
+def test_only_what_lies_behind_the_layer_runs_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = TinyCNN()
+    runs = count_runs(model)
     monkeypatch.setattr(detcam.perturbation, "CHUNK_BYTES", 1)
     AblationCAM(model, ["relu1"]).explain(IMAGES[:1], TARGETS[:1])
     assert runs["conv1"] == runs["relu1"] == 2, "once for the maps, once to record"
+    assert model.conv1.forward.__name__ == "counted", "a forward method of the user's own is put back"
     live = int((activation(model, model.relu1, IMAGES[0]).flatten(1).amax(1) > 0).sum())
     assert runs["conv2"] - 1 == 2 + 4 + live, "the passes above, four that probe, one for each live channel"
-    assert model.conv1.forward.__name__ == "counted", "a forward method of the user's own is put back"
 
 
 class Skips(nn.Module):
@@ -291,3 +303,133 @@ def test_models_that_cannot_be_repeated_are_named() -> None:
         AblationCAM(model, ["conv1"]).explain(IMAGES[:1], [[fails_later]])
     before.check()
     assert not any("forward" in vars(module) for module in model.modules())
+
+
+def slow_score_weights(a: Tensor, image: Tensor, score: Callable[[Tensor], Tensor]) -> Tensor:
+    """ScoreCAM's weights (C, N) of the channels (C, h, w), one masked picture after the other."""
+    scores = []
+    for channel in a:
+        mask = F.interpolate(channel[None, None], image.shape[-2:], mode="bilinear", align_corners=True)[0]
+        low, high = float(mask.min()), float(mask.max())
+        scores.append(score(image * (mask - low) / (high - low if high > low else 1)))
+    return torch.stack(scores).softmax(0)
+
+
+@pytest.mark.parametrize("name", ["conv1", "relu2"])
+def test_score_cam_is_its_formula(name: str) -> None:
+    model = TinyCNN(inplace=True)
+    with torch.no_grad():
+        model.conv2.bias[1] = -1e3  # a channel that is zero everywhere
+    before = Snapshot(model)
+    results = ScoreCAM(model, [name]).explain(IMAGES, TARGETS)
+    before.check()
+    slow = copy.deepcopy(model).double()
+    for image, targets, result in zip(IMAGES.double(), TARGETS, results, strict=True):
+        a = activation(slow, getattr(slow, name), image)
+        with torch.no_grad():
+            weights = slow_score_weights(a, image, lambda x: slow(x[None])[0])
+        for target, found in zip(targets, result.saliency[0], strict=True):
+            expected = torch.tensordot(weights[:, target.category], a, 1).float()
+            torch.testing.assert_close(found, expected, atol=1e-5 * float(expected.abs().max()), rtol=0)
+
+
+class Brightness(nn.Module):
+    """The layer's two channels are the left and the right half; the score is the right half's brightness."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Identity()
+        self.unused = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        halves = torch.zeros(len(x), 2, 4, 4)
+        halves[:, 0, :, :2] = halves[:, 1, :, 2:] = 1
+        self.layer(halves)
+        return x[:, 0, :, 2:].sum((1, 2))[:, None] / 8 * torch.ones(1, 2)
+
+
+def test_score_cam_by_hand() -> None:
+    result = ScoreCAM(Brightness(), ["layer"]).explain(torch.full((1, 3, 4, 4), 2.0), [[lambda y: y[0]]])[0]
+    # Seen through the left half the score is 0, through the right half 2.
+    e = torch.tensor(2.0).exp()
+    row = torch.stack([1 / (1 + e), 1 / (1 + e), e / (1 + e), e / (1 + e)])
+    torch.testing.assert_close(result.saliency[0][0], row.expand(4, 4))
+
+
+def test_score_cam_on_a_padded_pyramid_and_boxes() -> None:
+    case = example("faster_rcnn")
+    adapter, image = case.adapter, case.images[1]
+    targets = [BoxTarget((10.0, 12.0, 60.0, 70.0), 2, quantity="logit"), BoxTarget((5.0, 50.0, 60.0, 99.0), 1)]
+    result = ScoreCAM(adapter).explain(image, [targets])[0]
+    batch = adapter.prepare([image])
+    assert batch.geometries[0].input_size_hw[1] > batch.inputs.shape[-1] - 32
+    rows, columns = batch.geometries[0].valid_cells(batch.geometries[0].input_size_hw)
+    kept: dict[str, Tensor] = {}
+    handle = case.model.backbone.register_forward_hook(lambda m, i, o: kept.update(o) and None)  # type: ignore[union-attr,operator]
+    with torch.no_grad():
+        adapter.forward(batch)
+    handle.remove()
+    for name, saliency in zip(("0", "1"), result.saliency, strict=True):
+        scores = []
+        for channel in kept[name][0]:
+            mask = F.interpolate(channel[None, None], batch.inputs.shape[-2:], mode="bilinear", align_corners=True)[0]
+            low, high = mask[0, rows, columns].min(), mask[0, rows, columns].max()
+            seen = replace(batch, inputs=batch.inputs * ((mask - low) / (high - low + 1e-8)).clamp(0, 1))
+            with torch.no_grad():
+                scores.append(torch.stack(adapter.score(adapter.outputs(adapter.forward(seen), seen), [targets])[0]))
+        expected = torch.tensordot(torch.stack(scores).softmax(0).T, kept[name][0], 1)
+        torch.testing.assert_close(saliency, expected, atol=1e-4 * float(expected.abs().max()), rtol=0)
+
+
+def test_score_cam_shares_its_passes() -> None:
+    model = TinyCNN()
+    runs = count_runs(model)
+    together = ScoreCAM(model, ["conv2"]).explain(IMAGES[:1], [[ClassifierOutputTarget(k) for k in range(3)]])[0]
+    assert runs["conv1"] == 1 + 5, "the picture, and one pass for each of five channels, whatever the number of targets"
+    for k in range(3):
+        alone = ScoreCAM(model, ["conv2"]).explain(IMAGES[:1], [ClassifierOutputTarget(k)])[0]
+        torch.testing.assert_close(alone.saliency[0][0], together.saliency[0][k])
+    runs["conv1"] = 0
+    ScoreCAM(model, ["conv2"], top_channels=2).explain(IMAGES[:1], TARGETS[:1])
+    assert runs["conv1"] == 1 + 1 + 2, "the picture twice, once to record, and the two channels"
+
+
+def test_score_cam_of_some_channels(photos: Path) -> None:
+    torch.manual_seed(0)
+    model = resnet18().eval()
+    picture = load_image(photos / "horses.jpg")
+    batch = F.interpolate(picture[None], (160, 160), mode="bilinear", antialias=True) * 4 - 2
+    exact = ScoreCAM(model, [model.layer4[-1]]).explain(batch)[0]
+    some = ScoreCAM(model, [model.layer4[-1]], top_channels=64).explain(batch)[0]
+    both = torch.stack([exact.heatmaps.flatten(), some.heatmaps.flatten()])
+    assert float(torch.corrcoef(both)[0, 1]) > 0.98
+    every = ScoreCAM(model, [model.layer4[-1]], top_channels=512).explain(batch)[0]
+    torch.testing.assert_close(every.heatmaps, exact.heatmaps)
+    with pytest.raises(ValueError, match="top_channels"):
+        ScoreCAM(model, top_channels=0)
+
+
+def test_score_cam_of_some_channels_where_the_rest_is_too_dear_to_predict() -> None:
+    model = TinyCNN()
+    image, target = IMAGES[:1], ClassifierOutputTarget(1)
+    found = ScoreCAM(model, ["relu1"], top_channels=2).explain(image, [target])[0].saliency[0][0]
+    a = activation(model, model.relu1, image[0])
+    best = a.square().sum((1, 2)).argsort(descending=True)[:2]
+    with torch.no_grad():
+        weights = slow_score_weights(a[best], image[0], lambda x: model(x[None])[0, 1])
+    torch.testing.assert_close(found, torch.tensordot(weights, a[best], 1), atol=1e-5, rtol=1e-4)
+
+
+def test_models_that_know_one_memory_layout() -> None:
+    class Flat(TinyCNN):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.conv2(self.relu1(self.conv1(x))).view(len(x), 5, -1).mean(2))
+
+    model = Flat()
+    model.head(torch.zeros(1, 5))
+    found = ScoreCAM(model, ["relu1"]).explain(IMAGES[:1], TARGETS[:1])[0].saliency[0]
+    a = activation(model, model.relu1, IMAGES[0])
+    with torch.no_grad():
+        weights = slow_score_weights(a, IMAGES[0], lambda x: model(x[None])[0])
+    expected = torch.tensordot(weights[:, [0, 2]].T, a, 1)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
