@@ -29,15 +29,15 @@ def first_principal_component(maps: Tensor) -> Tensor:
     vectors = maps.flatten(2).transpose(1, 2).double()
     centred = vectors - vectors.mean(1, keepdim=True)
     if channels <= height * width:
-        _, axis = _first_eigenpair(centred.transpose(1, 2) @ centred)
+        _, axis = first_eigenpair(centred.transpose(1, 2) @ centred)
         projected = (centred @ axis[:, :, None])[:, :, 0]
     else:
-        value, axis = _first_eigenpair(centred @ centred.transpose(1, 2))
+        value, axis = first_eigenpair(centred @ centred.transpose(1, 2))
         projected = axis * value.clamp(min=0).sqrt()[:, None]
-    return _oriented(projected, centred).reshape(count, height, width).to(maps.dtype)
+    return oriented(projected, centred).reshape(count, height, width).to(maps.dtype)
 
 
-def _oriented(projected: Tensor, centred: Tensor) -> Tensor:
+def oriented(projected: Tensor, centred: Tensor) -> Tensor:
     """Projections (n, hw) of centred vectors (n, hw, C) with their sign fixed."""
     agreement = (projected * centred.sum(2)).sum(1)
     peak = projected.gather(1, projected.abs().argmax(1, keepdim=True))[:, 0]
@@ -47,8 +47,8 @@ def _oriented(projected: Tensor, centred: Tensor) -> Tensor:
     return projected * torch.where(sign == 0, 1.0, sign)[:, None]
 
 
-def _first_eigenpair(gram: Tensor) -> tuple[Tensor, Tensor]:
-    """Largest eigenvalue (n,) and its unit eigenvector (n, s) of symmetric positive matrices (n, s, s)."""
+def first_eigenpair(gram: Tensor) -> tuple[Tensor, Tensor]:
+    """Largest eigenvalue (n,) and its unit eigenvector (n, s) of symmetric matrices (n, s, s)."""
     if gram.shape[1] <= FULL_SOLVER_SIDE:
         values, vectors = torch.linalg.eigh(gram)
         return values[:, -1], vectors[:, :, -1]

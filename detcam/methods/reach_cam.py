@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from detcam.adapters.base import Adapter, Target
 from detcam.cam import BaseCAM, Measured, Pass, levels_of, value_of
-from detcam.geometry import Geometry, normalize
+from detcam.combination import product_of_levels
+from detcam.geometry import Geometry
 from detcam.honesty import Reach
 from detcam.outputs import work_dtype
 from detcam.path import FeaturePath
 from detcam.projection import first_principal_component
 from detcam.reach import with_reaching_layers
-from detcam.smoothing import blur
 from detcam.targets import BoxTarget
 from detcam.trace import ReshapeTransform, Trace
 
@@ -111,22 +111,7 @@ class ReachCAM(BaseCAM):
 
     def combine(self, levels: Sequence[Tensor], geometry: Geometry) -> Tensor:
         """One image's heatmaps: the product of the levels' smoothed positive parts, without those that say nothing."""
-        count = len(levels[0])
-        found = [_product([level[k] for level in levels], geometry) for k in range(count)]
-        return torch.cat(found) if found else levels[0].new_zeros((0, *geometry.image_size_hw))
-
-
-def _product(levels: Sequence[Tensor], geometry: Geometry) -> Tensor:
-    """One target's heatmap (1, H, W) from its raw maps (h, w)."""
-    total = levels[0].new_ones((1, *geometry.image_size_hw))
-    speaking = [level.clamp(min=0)[None] for level in levels if (level > 0).any()]
-    for level in speaking:
-        rows, columns = geometry.valid_cells((level.shape[-2], level.shape[-1]))
-        sigma = SMOOTHING * level.shape[-2] / min(other.shape[-2] for other in speaking)
-        smooth = torch.zeros_like(level)
-        smooth[:, rows, columns] = blur(level[:, rows, columns], sigma)
-        total *= normalize(geometry.to_image(smooth))
-    return normalize(total)  # of ones, where no level speaks: zeros
+        return product_of_levels(levels, geometry, SMOOTHING)
 
 
 def _contrasted(output: Any, targets: Sequence[Target]) -> list[Target]:
