@@ -294,20 +294,20 @@ class BaseCAM:
             images = [image for image, row in enumerate(scalars) if len(row) > k]
             total = torch.stack([scalars[image][k].reshape(()) for image in images]).sum()
             gradients = self.differentiate(run.trace, total, retain_graph=k + 1 < rounds)
-            if not all(bool(torch.isfinite(g).all()) for g in gradients):
-                raise RuntimeError(f"the gradient at {', '.join(run.trace.names)} is NaN or infinite; use float32")
             support = []
             for level, gradient, out in zip(activations, gradients, maps, strict=True):
-                a, g = level[images], gradient[images]
-                support.append((g != 0).any(1))
+                strength = _strength(gradient)[images]
+                if not bool(torch.isfinite(strength).all()):
+                    raise RuntimeError(f"the gradient at {', '.join(run.trace.names)} is NaN or infinite; use float32")
+                support.append(strength > 0)
                 live = support[-1].flatten(1).any(1)
                 if not live.any():
                     continue
-                a, g = a[live].to(work_dtype(a)), g[live].to(work_dtype(g))
+                chosen = [image for image, here in zip(images, live.tolist(), strict=True) if here]
+                a, g = level[chosen].to(work_dtype(level)), gradient[chosen].to(work_dtype(gradient))
                 smooth = run.eigen_smooth
                 found = first_principal_component(self.contributions(a, g)) if smooth else self.saliency(a, g)
-                alive = [image for image, here in zip(images, live.tolist(), strict=True) if here]
-                for row, image in enumerate(alive):
+                for row, image in enumerate(chosen):
                     out[image][k] = found[row]
             for row, image in enumerate(images):
                 reach[image].append(Reach.measure([s[row] for s in support], run.batch.geometries[image]))
@@ -357,6 +357,13 @@ def levels_of(trace: Trace, images: int) -> list[Tensor]:
                 )
             levels.append(level)
     return levels
+
+
+def _strength(gradient: Tensor) -> Tensor:
+    """The greatest magnitude over channels: (n, h, w). One number expanded (a level without part) has one channel."""
+    if not any(gradient.stride()):
+        return gradient[:, 0].abs()
+    return gradient.abs().amax(1)
 
 
 def value_of(scalar: Any) -> float:

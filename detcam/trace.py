@@ -165,7 +165,8 @@ class Trace:
 
         def value_at(tensor: Tensor) -> Tensor:
             value = by_tensor.get(id(tensor))
-            return torch.zeros_like(tensor) if value is None else value
+            # One zero, expanded: a level without part in a target costs neither memory nor passes over it.
+            return tensor.new_zeros(()).expand_as(tensor) if value is None else value
 
         return self._shaped(value_at)
 
