@@ -205,3 +205,11 @@ def test_bad_inputs_and_layers() -> None:
         GradCAM(model, [model.head], reshape_transform=lambda x: x[:, :, None, None])(
             IMAGES, [lambda out: out.detach().requires_grad_(True).sum()] * 3
         )
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_gradient_that_is_one_number_everywhere_counts() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 2, 3, padding=1)).eval()
+    result = HiResCAM(model, [model[0]]).explain(IMAGES[:1], [lambda out: -out.sum()])[0]
+    torch.testing.assert_close(result.saliency[0][0], -model(IMAGES[:1])[0].sum(0).detach(), atol=1e-6, rtol=0)
+    assert result.reach is not None and result.reach[0].fraction == 1.0
