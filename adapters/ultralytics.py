@@ -6,8 +6,7 @@ The package is imported only here, and only once a model of its kind is at hand:
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from detcam.adapters.base import Batch, DetectorAdapter, as_names
+from detcam.adapters.ultralytics_network import class_names, head_names, inner_module, input_size, is_ultralytics
 from detcam.adapters.ultralytics_outputs import DenseOutput, Level, Pyramid
 from detcam.adapters.windows import reach
 from detcam.extras import missing
 from detcam.geometry import Geometry
 from detcam.outputs import DetectorOutput
 from detcam.trace import ReshapeTransform
-
-PROMPTED = frozenset({"WorldDetect", "YOLOEDetect"})
-"""Heads that take a text as well as a picture."""
 
 
 class UltralyticsDetector(DetectorAdapter):
@@ -83,6 +80,13 @@ class UltralyticsDetector(DetectorAdapter):
         return as_names(self.model.names)  # type: ignore[arg-type]
 
     def default_target_layers(self) -> Sequence[nn.Module]:
+        """The layers that feed the head, one per pyramid level.
+
+        Measured on a YOLO11n trained on blood cells (36 detections; peak in the box, share of energy in it): ODAM 1.00
+        and 0.89 here, 0.97 and 0.75 at the backbone's stride 8, 0.53 and 0.42 at stride 16, 0.44 and 0.39 at stride
+        32; GradCAM, which pools its gradient, 0.47 and 0.21 here and less elsewhere. The gradient here reaches 7% of
+        the picture; at the backbone's stride 8 it reaches all of it.
+        """
         last = len(self.layers) - 1
         return [self.layers[index if index >= 0 else last + index] for index in self.head.f]
 
@@ -253,61 +257,6 @@ class UltralyticsAdapter(UltralyticsDetector):
         return masks
 
 
-def is_ultralytics(model: Any) -> bool:
-    """Whether a model is one of the package's own, or a `YOLO`-like object around one."""
-    modules = {base.__module__ for base in type(model).__mro__}
-    return not modules.isdisjoint({"ultralytics.nn.tasks", "ultralytics.engine.model"})
-
-
-def inner_module(model: Any) -> Any:
-    """The network inside a `YOLO` or `RTDETR` object, or the network itself.
-
-    Raises:
-        TypeError: an exported model, or a head that this adapter cannot explain.
-    """
-    wrapped = any(base.__module__ == "ultralytics.engine.model" for base in type(model).__mro__)
-    module = model.model if wrapped else model
-    if not isinstance(module, nn.Module):
-        raise TypeError(f"expected a PyTorch model; got the exported model {module!r}. Load the .pt it was made from")
-    known = head_names(module)
-    if known.isdisjoint({"Detect", "RTDETRDecoder", "Classify"}) or not known.isdisjoint(PROMPTED):
-        layers: Any = module.model
-        raise TypeError(
-            "the ultralytics adapter explains heads that detect, segment instances, rotate boxes, find keypoints or "
-            f"classify, without a text prompt; got a {type(module).__name__} with a {type(layers[-1]).__name__} "
-            "head. Say what it puts out with detcam.adapters.detector(model, decode=...)"
-        )
-    return module
-
-
-def head_names(model: Any) -> set[str]:
-    """Class names of a network's head and of everything it derives from; empty for an exported model."""
-    layers = getattr(model, "model", None)
-    layers = layers if isinstance(layers, nn.Sequential) else getattr(layers, "model", None)
-    return class_names(layers[-1]) if isinstance(layers, nn.Sequential) else set()
-
-
-def class_names(module: Any) -> set[str]:
-    """The names of a module's class and of everything it derives from."""
-    return {base.__name__ for base in type(module).__mro__}
-
-
-def input_size(model: Any, wanted: Any, usual: int, stride: int) -> tuple[int, int]:
-    """Height and width of the network's input, rounded up to the stride.
-
-    What is wanted; else `imgsz` among the overrides of a `YOLO` object or the arguments that the network was trained
-    with; else what is usual.
-    """
-    settings: list[Any] = [getattr(model, "overrides", None), getattr(model, "args", None)]
-    known = [value.get("imgsz") if isinstance(value, Mapping) else getattr(value, "imgsz", None) for value in settings]
-    size = next((value for value in (wanted, *known) if value), usual)
-    sides = [size, size] if isinstance(size, int) else list(size)
-    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
-        raise ValueError(f"expected image_size as one or two positive whole numbers (height, width); got {size!r}")
-    height, width = (-(-side // stride) * stride for side in sides)
-    return height, width
-
-
 def _reach(branch: nn.Module) -> int | None:
     """As `reach`, with ultralytics' `Conv` (convolution, normalisation, activation) known to be its parts in a row."""
     total = 0
@@ -327,22 +276,6 @@ def _pixels(image: Tensor) -> np.ndarray:
     rounded = scaled.round()
     whole = (scaled - rounded).abs().max() < 1e-3 and rounded.min() >= 0 and rounded.max() <= 255
     return (rounded.byte() if whole else scaled).numpy()
-
-
-@contextmanager
-def fresh_attributes(head: Any) -> Iterator[None]:
-    """Lay a head's caches and export switch aside, so that its class's defaults stand in for them, and put them back.
-
-    Caches made under inference mode cannot enter autograd, and those made here must not stay with the user.
-    """
-    names = ("anchors", "valid_mask", "shapes", "export")
-    kept = {name: head.__dict__.pop(name) for name in names if name in head.__dict__}
-    try:
-        yield
-    finally:
-        for name in names:
-            head.__dict__.pop(name, None)
-        head.__dict__.update(kept)
 
 
 def build(name: str, *, num_classes: int | None = None, pretrained: bool = False) -> nn.Module:

@@ -12,7 +12,7 @@ from torchvision import transforms
 
 from detcam.adapters.base import Batch, as_names
 from detcam.adapters.classification import ClassificationAdapter
-from detcam.adapters.ultralytics import fresh_attributes, head_names, inner_module, input_size, is_ultralytics
+from detcam.adapters.ultralytics_network import fresh_attributes, head_names, inner_module, input_size, is_ultralytics
 from detcam.geometry import Geometry
 from detcam.trace import ReshapeTransform
 

@@ -150,6 +150,11 @@ class DenseOutput(DetectorOutput):
         return scores
 
     @torch.no_grad()
+    def proposals(self) -> tuple[Tensor, Tensor]:
+        boxes_xywh, angles, scores, _ = self._everywhere
+        return self.geometry.clip(self._to_image(boxes_xywh, angles)[0]), scores
+
+    @torch.no_grad()
     def detections(self) -> Detections:
         boxes_xywh, angles, scores, extra = self._everywhere
         chosen, labels = self.adapter.select(boxes_xywh, scores, angles)

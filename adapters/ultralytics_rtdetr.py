@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from detcam.adapters.base import Batch
-from detcam.adapters.ultralytics import UltralyticsDetector, fresh_attributes, head_names, is_ultralytics
+from detcam.adapters.ultralytics import UltralyticsDetector
+from detcam.adapters.ultralytics_network import fresh_attributes, head_names, is_ultralytics
 from detcam.adapters.ultralytics_outputs import Cells
 from detcam.detections import Detections
 from detcam.geometry import Geometry
@@ -82,6 +83,10 @@ class QueryOutput(DetectorOutput):
         rows = torch.tensor([self._query(target) for target in targets], device=self.logits.device)
         logits = self.logits[rows]
         return Candidates(self._to_image(self.boxes[rows]), logits.sigmoid(), logits)
+
+    @torch.no_grad()
+    def proposals(self) -> tuple[Tensor, Tensor]:
+        return self.geometry.clip(self._to_image(self.boxes)), self.logits.sigmoid()
 
     @torch.no_grad()
     def detections(self) -> Detections:
