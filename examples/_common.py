@@ -1,4 +1,4 @@
-"""What three examples share: cut-outs of drawn harbours, each of one thing, and fitting a network to them in seconds."""
+"""Shared by three examples: cut-outs of drawn harbours, and fitting a network to them in seconds."""
 
 import numpy as np
 import torch

@@ -13,7 +13,7 @@ and a gull is then compared with cut-outs of each.
 import argparse
 from pathlib import Path
 
-from _common import MEAN, NAMES, SIZE, STD, cut_outs, fit, three_things
+from _common import MEAN, NAMES, STD, cut_outs, fit, three_things
 from classification import small_network
 
 from detcam import explain

@@ -5,6 +5,7 @@
     python examples/faster_rcnn.py --image cells.jpg --weights my_cells.pth --names RBC,WBC
 
 Works alike for every detector of torchvision: put its name in place of fasterrcnn_resnet50_fpn_v2.
+ReachCAM shows evidence wherever it lies; --method odam asks the last layer, which sees the box and little around it.
 """
 
 import argparse
@@ -30,8 +31,8 @@ def main(argv=None):
     parser.add_argument("--image", help="a picture; by default a drawn harbour")
     parser.add_argument("--weights", help="a .pth or .safetensors file, or 'published', which may download them")
     parser.add_argument("--names", help="class names of the file's weights, with commas between them")
-    parser.add_argument("--method", default="odam", help="see 'detcam methods'")
-    parser.add_argument("--layer", help="where to look; by default the last layer before the heads")
+    parser.add_argument("--method", default="reachcam", help="see 'detcam methods'")
+    parser.add_argument("--layer", help="where to look; by default what the method finds best")
     parser.add_argument("--out", type=Path, default=Path("explanations"))
     args = parser.parse_args(argv)
 
@@ -45,7 +46,7 @@ def main(argv=None):
         inside = heat[y1:y2, x1:x2].sum() / heat.sum()
         print(f"{caption:14}  {inside:4.0%} of its heat is in the box")
     explanation.save(args.out)
-    figure = save_image(args.out / "faster_rcnn.png", explanation.grid())
+    figure = save_image(args.out / "faster_rcnn.png", explanation.grid(columns=4))
     print(f"See {figure}")
     return figure
 

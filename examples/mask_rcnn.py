@@ -23,7 +23,7 @@ from detcam.visualize import grid, save_image
 
 
 def fit_masks(steps=80, scenes=40):
-    """The demo's detector with a mask head that was fitted to the masks of drawn boats and buoys."""
+    print("Fitting a mask head to the small detector that comes with detcam; --weights takes another.")
     torch.manual_seed(0)
     model = load_demo_detector()
     heads = model.roi_heads
@@ -60,18 +60,16 @@ def main(argv=None):
     parser.add_argument("--out", type=Path, default=Path("explanations"))
     args = parser.parse_args(argv)
 
-    if args.weights is None:
-        print("Fitting a mask head to the small detector that comes with detcam; --weights takes another.")
-        adapter = fit_masks()
-    else:
-        adapter = load_model("maskrcnn_resnet50_fpn_v2", weights=None if args.weights == "published" else args.weights)
+    weights = None if args.weights == "published" else args.weights
+    adapter = load_model("maskrcnn_resnet50_fpn_v2", weights=weights) if args.weights else fit_masks()
     image = args.image or draw_scene(45).image.repeat(3, axis=0).repeat(3, axis=1)
     panels = []
     for quantity in ("score", "mask"):
         explanation = explain(adapter, image, args.method, score_threshold=0.5, top_k=3, quantity=quantity)[0]
         explanation.save(args.out / quantity)
         panels += [explanation.overlay(i) for i in range(len(explanation))]
-    figure = save_image(args.out / "mask_rcnn.png", grid(panels or [explanation.image], columns=max(1, len(panels) // 2)))
+    columns = max(1, len(explanation))
+    figure = save_image(args.out / "mask_rcnn.png", grid(panels or [explanation.image], columns=columns))
     print(f"See {figure}")
     return figure
 

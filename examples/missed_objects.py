@@ -28,8 +28,8 @@ def main(argv=None):
     parser.add_argument("--weights", help="a .pth or .safetensors file, or 'published', which may download them")
     parser.add_argument("--box", help="x1,y1,x2,y2 in pixels of the missed object; by default a boat at anchor")
     parser.add_argument("--label", default="boat", help="what it is")
-    parser.add_argument("--method", default="hirescam", help="see 'detcam methods'")
-    parser.add_argument("--layer", help="where to look; an early layer sees beyond the box")
+    parser.add_argument("--method", default="reachcam", help="see 'detcam methods'")
+    parser.add_argument("--layer", help="where to look; by default what the method finds best")
     parser.add_argument("--out", type=Path, default=Path("explanations"))
     args = parser.parse_args(argv)
 
@@ -37,7 +37,7 @@ def main(argv=None):
     image = args.image or scene.image.repeat(ZOOM, axis=0).repeat(ZOOM, axis=1)
     if args.weights is None:
         print("Using the small detector of boats and buoys that comes with detcam; --weights takes another.")
-        adapter = adapt(load_demo_detector(), names=DEMO_NAMES, target_layers=args.layer or "backbone.stride4")
+        adapter = adapt(load_demo_detector(), names=DEMO_NAMES, target_layers=args.layer)
     else:
         weights = None if args.weights == "published" else args.weights
         adapter = load_model("fasterrcnn_resnet50_fpn_v2", weights=weights, target_layers=args.layer)

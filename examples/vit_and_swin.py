@@ -43,7 +43,9 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--image", help="a picture; by default a drawn one")
     parser.add_argument("--weights", help="'published', which may download them, or one model's file")
-    parser.add_argument("--models", nargs="+", default=["vit_b_16", "swin_t"], help="names of torchvision's or timm:NAME")
+    parser.add_argument(
+        "--models", nargs="+", default=["vit_b_16", "swin_t"], help="names of torchvision's or timm:NAME"
+    )
     parser.add_argument("--steps", type=int, default=150, help="of fitting, without --weights")
     parser.add_argument("--method", default="gradcam", help="see 'detcam methods'")
     parser.add_argument("--out", type=Path, default=Path("explanations"))

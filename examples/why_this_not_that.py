@@ -1,10 +1,10 @@
-"""Why a boat rather than a buoy? The evidence that tells two classes apart, next to the evidence for one alone.
+"""Why a boat rather than a buoy? The evidence that tells two classes apart, and what speaks for the other one.
 
     python examples/why_this_not_that.py
     python examples/why_this_not_that.py --image pets.jpg --weights published --label dog --against cat
 
-A score says how sure a detector is of a class, and much of its evidence speaks for several classes at once. The
-difference of two logits leaves what speaks for the one and not for the other.
+Much of the evidence for a class speaks for other classes too. The difference of two logits leaves what speaks for the
+one and not for the other; turned around, it shows what would have spoken for the other.
 """
 
 import argparse
@@ -13,7 +13,9 @@ from pathlib import Path
 from detcam import adapt, explain
 from detcam.demo.model import load_demo_detector
 from detcam.demo.scenes import DEMO_NAMES, draw_scene
+from detcam.detections import label_index
 from detcam.loading import load_model
+from detcam.targets import BoxTarget
 from detcam.visualize import grid, save_image
 
 
@@ -30,21 +32,28 @@ def main(argv=None):
     parser.add_argument("--weights", help="a .pth or .safetensors file, or 'published', which may download them")
     parser.add_argument("--label", default="boat", help="class of the boxes to explain")
     parser.add_argument("--against", default="buoy", help="class to compare it with")
-    parser.add_argument("--method", default="odam", help="see 'detcam methods'")
+    parser.add_argument("--method", default="reachcam", help="see 'detcam methods'")
     parser.add_argument("--out", type=Path, default=Path("explanations"))
     args = parser.parse_args(argv)
 
     image = args.image or draw_scene(28).image.repeat(3, axis=0).repeat(3, axis=1)
     adapter = load_detector(args.weights)
-    asked = {"labels": [args.label], "quantity": "logit", "score_threshold": 0.5, "top_k": 4}
-    alone = explain(adapter, image, args.method, **asked)[0]
-    contrast = explain(adapter, image, args.method, against=args.against, **asked)[0]
+    label, other = (label_index(adapter.names, name) for name in (args.label, args.against))
+    found = adapter.predict(image, score_threshold=0.5, labels=[label], top_k=3)[0]
+    boxes = list(zip(found.boxes_xyxy.tolist(), found.source, strict=True))
+    targets = [
+        BoxTarget(box, this, source, quantity="logit", against=that)
+        for box, source in boxes
+        for this, that in ((label, other), (other, label))
+    ]
+    explanation = explain(adapter, image, args.method, targets=[targets])[0]
 
-    for plain, compared in zip(alone.captions, contrast.captions, strict=True):
-        print(f"{plain}; {compared}")
-    contrast.save(args.out)
-    panels = [item.overlay(i) for i in range(len(alone)) for item in (alone, contrast)]
-    figure = save_image(args.out / "why_this_not_that.png", grid(panels or [alone.image], columns=2))
+    print("\n".join(explanation.captions))
+    explanation.save(args.out)
+    panels = [explanation.overlay(i, caption=False) for i in range(len(targets))] or [explanation.image]
+    titles = [f"why {args.label}, not {args.against}", f"what speaks for {args.against}"] * len(boxes) or [""]
+    figure = grid(panels, titles=titles, columns=2)
+    figure = save_image(args.out / "why_this_not_that.png", figure)
     print(f"See {figure}")
     return figure
 

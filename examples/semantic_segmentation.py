@@ -1,0 +1,79 @@
+"""Why are these pixels a boat? Heatmaps for every class that a segmentation network finds.
+
+    python examples/semantic_segmentation.py                                         # offline, see below
+    python examples/semantic_segmentation.py --image street.jpg --weights published  # LR-ASPP, 21 classes of VOC
+
+Any network with logits (B, C, h, w) will do, wrapped with detcam.adapters.segmenter as the small one below.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from detcam import explain
+from detcam.adapters import segmenter
+from detcam.demo.model import load_demo_detector
+from detcam.demo.scenes import draw_scene
+from detcam.loading import load_model
+from detcam.visualize import save_image
+
+NAMES = ["background", "boat", "buoy"]
+
+
+class SmallSegmenter(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.backbone = load_demo_detector().backbone.requires_grad_(False)
+        self.head = nn.Sequential(nn.Conv2d(72, 48, 3, padding=1), nn.ReLU(), nn.Conv2d(48, 3, 1))
+
+    def forward(self, images):
+        fine = self.backbone.stride4(self.backbone.stride2(images))
+        coarse = F.interpolate(self.backbone.stride8(fine), scale_factor=2, mode="bilinear")
+        return self.head(torch.cat([fine, coarse], dim=1))
+
+
+def fit_segmenter(steps=80, scenes=30):
+    print("Fitting a small network to drawn harbours; --weights takes a real one.")
+    torch.manual_seed(0)
+    drawn = [draw_scene(seed, demo=False) for seed in range(scenes)]
+    pictures = torch.stack([torch.from_numpy(scene.image).permute(2, 0, 1) / 255 for scene in drawn])
+    truth = torch.zeros(scenes, 192, 256, dtype=torch.int64)
+    for labels, scene in zip(truth, drawn, strict=True):
+        for thing in (*scene.of_kind("boat"), *scene.of_kind("buoy")):
+            labels[torch.from_numpy(thing.mask)] = NAMES.index(thing.kind)
+    net = SmallSegmenter().eval()
+    optimiser = torch.optim.Adam(net.head.parameters(), lr=1e-2)
+    for _ in range(steps):
+        chosen = torch.randint(scenes, (6,))
+        logits, classes = net((pictures[chosen] - 0.5) / 0.25), truth[chosen, 2::4, 2::4]
+        loss = F.cross_entropy(logits, classes, weight=torch.tensor([0.2, 1, 1]))
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    return segmenter(net, names=NAMES, image_size=(192, 256), mean=[0.5] * 3, std=[0.25] * 3)
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--image", help="a picture; by default a drawn harbour")
+    parser.add_argument("--weights", help="a .pth or .safetensors file, or 'published', which may download them")
+    parser.add_argument("--model", default="lraspp_mobilenet_v3_large", help="or smp:Unet?encoder=resnet34")
+    parser.add_argument("--method", default="reachcam", help="see 'detcam methods'")
+    parser.add_argument("--out", type=Path, default=Path("explanations"))
+    args = parser.parse_args(argv)
+
+    weights = None if args.weights == "published" else args.weights
+    adapter = load_model(args.model, weights=weights) if args.weights else fit_segmenter()
+    image = args.image or draw_scene(42).image.repeat(3, axis=0).repeat(3, axis=1)
+    explanation = explain(adapter, image, args.method)[0]
+    explanation.save(args.out)
+    figure = save_image(args.out / "semantic_segmentation.png", explanation.grid(columns=3))
+    print(f"See {figure}")
+    return figure
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""Why did YOLO fire there? One heatmap for every box of an ultralytics model.
+
+    python examples/yolo.py                                   # offline, see below
+    python examples/yolo.py --image street.jpg --model yolo11n.pt
+    python examples/yolo.py --image street.jpg --model best.pt --method gradcam --layer model.15
+
+Needs pip install 'detcam[ultralytics]' (AGPL-3.0). Without --model a YOLO11n is fitted in seconds to one drawn
+harbour, which it then knows by heart: enough to see where its boxes come from, and no more.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from detcam import adapt, explain
+from detcam.demo.scenes import DEMO_NAMES, draw_scene
+from detcam.visualize import save_image
+
+
+def fit_yolo(scene, steps=50):
+    from ultralytics.cfg import get_cfg
+    from ultralytics.nn.tasks import DetectionModel
+
+    torch.manual_seed(0)
+    model = DetectionModel("yolo11n.yaml", nc=2, verbose=False)
+    model.args = get_cfg()
+    height, width = scene.image.shape[:2]
+    x1, y1, x2, y2 = (torch.from_numpy(scene.boxes_xyxy) / torch.tensor([width, height] * 2)).unbind(1)
+    picture = torch.from_numpy(scene.image).permute(2, 0, 1)[None] / 255
+    batch = {
+        "img": torch.cat([picture, picture.flip(-1)]),
+        "bboxes": torch.stack([(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1], dim=1).repeat(2, 1),
+        "cls": torch.from_numpy(scene.labels - 1).float()[:, None].repeat(2, 1),
+        "batch_idx": torch.tensor([0.0, 1.0]).repeat_interleave(len(scene.labels)),
+    }
+    batch["bboxes"][len(scene.labels) :, 0] = 1 - batch["bboxes"][len(scene.labels) :, 0]
+    optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    for _ in range(steps):
+        loss, _ = model.train()(batch)
+        optimiser.zero_grad()
+        loss.sum().backward()
+        optimiser.step()
+    for module in model.modules():  # batch normalisation has to catch up with the weights
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 1.0
+    model(batch)
+    return adapt(model.eval(), names=DEMO_NAMES[1:], image_size=width)
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--image", help="a picture; by default a drawn harbour")
+    parser.add_argument("--model", help="a file of ultralytics', or a name, which may download it")
+    parser.add_argument("--method", default="auto", help="see 'detcam methods'")
+    parser.add_argument("--layer", help="where to look; by default what was measured to be best for YOLO")
+    parser.add_argument("--out", type=Path, default=Path("explanations"))
+    args = parser.parse_args(argv)
+
+    scene = draw_scene(28)
+    if args.model is None:
+        print("Fitting a YOLO11n to one drawn harbour; --model takes a real one.")
+        adapter = fit_yolo(scene)
+    else:
+        from ultralytics import YOLO
+
+        adapter = adapt(YOLO(args.model))
+    image = args.image or scene.image.repeat(3, axis=0).repeat(3, axis=1)
+    explanation = explain(adapter, image, args.method, target_layers=args.layer)[0]
+    print("\n".join(explanation.captions))
+    explanation.save(args.out)
+    figure = save_image(args.out / "yolo.png", explanation.grid(columns=3))
+    print(f"See {figure}")
+    return figure
+
+
+if __name__ == "__main__":
+    main()
