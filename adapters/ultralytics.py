@@ -253,7 +253,7 @@ class UltralyticsAdapter(UltralyticsDetector):
         """Instance masks (N, H, W) bool in image pixels, as `YOLO.predict(retina_masks=True)` gives them."""
         from ultralytics.utils.ops import process_mask_native
 
-        masks: Tensor = process_mask_native(prototypes, coefficients, boxes_xyxy, size_hw).bool()
+        masks: Tensor = process_mask_native(prototypes, coefficients.float(), boxes_xyxy, size_hw).bool()
         return masks
 
 
