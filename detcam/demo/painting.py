@@ -66,13 +66,16 @@ class Canvas:
         return np.round(moved).astype(np.int32)
 
     def polygon(self, points: Sequence[Point], colour: Colour) -> None:
+        """Fill a polygon; points in scene pixels."""
         cv2.fillPoly(self.paint, [self._points(points)], (*colour, 1.0))
 
     def line(self, points: Sequence[Point], colour: Colour, width: float) -> None:
+        """Draw an open line through points; points and width in scene pixels."""
         thickness = max(1, round(width * SUPERSAMPLING))
         cv2.polylines(self.paint, [self._points(points)], False, (*colour, 1.0), thickness)
 
     def ellipse(self, centre: Point, radii: Point, colour: Colour) -> None:
+        """Fill an ellipse; centre and radii in scene pixels."""
         middle = self._points([centre])[0]
         axes = [max(1, round(radius * SUPERSAMPLING)) for radius in radii]
         cv2.ellipse(self.paint, middle.tolist(), axes, 0, 0, 360, (*colour, 1.0), -1)
