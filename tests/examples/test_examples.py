@@ -256,7 +256,7 @@ def test_a_detector_of_ones_own_finds_the_boats(run: Callable[..., Run]) -> None
     targets = run("custom_detector").targets()
     boxes = torch.tensor([target["box_xyxy"] for target in targets]) / ZOOM
     boats = torch.from_numpy(scene.boxes_xyxy[scene.labels == 1])
-    assert (box_iou(boats, boxes).max(1).values > 0.5).all()
+    assert (box_iou(boats, boxes).max(1).values > 0.75).all()
     assert all(is_drawn(target, zoomed(scene)) for target in targets)
     wakes = region(scene, "wake")
     assert sum(wakes[np.unravel_index(target["heat"].argmax(), wakes.shape)] for target in targets) >= 3
