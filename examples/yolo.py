@@ -10,22 +10,22 @@ harbour, which it then knows by heart: enough to see where its boxes come from, 
 
 import argparse
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 
-from detcam import adapt, explain
+from detcam import explain
 from detcam.demo.scenes import DEMO_NAMES, draw_scene
+from detcam.loading import load_model
 from detcam.visualize import save_image
 
 
 def fit_yolo(scene, steps=50):
-    from ultralytics.cfg import get_cfg
-    from ultralytics.nn.tasks import DetectionModel
-
     torch.manual_seed(0)
-    model = DetectionModel("yolo11n.yaml", nc=2, verbose=False)
-    model.args = get_cfg()
     height, width = scene.image.shape[:2]
+    adapter = load_model("yolo11n.yaml", weights="none", num_classes=2, names=DEMO_NAMES[1:], image_size=width)
+    model = adapter.model.requires_grad_(True)
+    model.args = SimpleNamespace(box=7.5, cls=0.5, dfl=1.5)  # how ultralytics weighs the parts of its loss
     x1, y1, x2, y2 = (torch.from_numpy(scene.boxes_xyxy) / torch.tensor([width, height] * 2)).unbind(1)
     picture = torch.from_numpy(scene.image).permute(2, 0, 1)[None] / 255
     batch = {
@@ -45,7 +45,8 @@ def fit_yolo(scene, steps=50):
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = 1.0
     model(batch)
-    return adapt(model.eval(), names=DEMO_NAMES[1:], image_size=width)
+    model.eval()
+    return adapter
 
 
 def main(argv=None):
@@ -62,9 +63,8 @@ def main(argv=None):
         print("Fitting a YOLO11n to one drawn harbour; --model takes a real one.")
         adapter = fit_yolo(scene)
     else:
-        from ultralytics import YOLO
-
-        adapter = adapt(YOLO(args.model))
+        # An ultralytics file is a pickle, which may run code when it is read: open only files that you trust.
+        adapter = load_model(args.model, trust_checkpoint=True)
     image = args.image or scene.image.repeat(3, axis=0).repeat(3, axis=1)
     explanation = explain(adapter, image, args.method, target_layers=args.layer)[0]
     print("\n".join(explanation.captions))
