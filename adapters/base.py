@@ -107,6 +107,12 @@ class Adapter(ABC):
         changed.reshape_transform = reshape_transform or self.reshape_transform
         return changed
 
+    def without_layers(self) -> Adapter:
+        """A copy of this adapter that looks at no layer, for methods that change the picture alone."""
+        changed = copy.copy(self)
+        changed.target_layers, changed.layer_names = [], []
+        return changed
+
     def reshape_for(self, batch: Batch) -> ReshapeTransform:
         """From a layer's output to (B, C, h, w): the user's own, or one inferred for this input size."""
         return self.reshape_transform or infer_reshape(self.model, (batch.inputs.shape[-2], batch.inputs.shape[-1]))

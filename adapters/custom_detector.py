@@ -197,6 +197,10 @@ class CustomOutput(DetectorOutput):
         return [self.scores[row].max() for row in nearest.tolist()]
 
     @torch.no_grad()
+    def proposals(self) -> tuple[Tensor, Tensor]:
+        return self.geometry.clip(self.geometry.boxes_to_image(self.boxes)), self.scores
+
+    @torch.no_grad()
     def detections(self) -> Detections:
         adapter = self.adapter
         scores, labels = self.scores.float().max(1)

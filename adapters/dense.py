@@ -54,6 +54,8 @@ class DenseAdapter(TorchvisionDetector):
     """
 
     source_kind: ClassVar[Literal["anchor", "cell"]] = "anchor"
+    background: ClassVar[int | None] = None
+    """The class index of nothing being there, where the scores are a softmax."""
     head_type: ClassVar[str]
 
     def __init__(self, model: nn.Module, **options: Any) -> None:
@@ -161,6 +163,7 @@ class DenseOutput(DetectorOutput):
         self.index = index
         self.geometry = geometry
         self.classes = adapter.classes
+        self.background = adapter.background
 
     def candidates(self, targets: Sequence[DetectionTarget]) -> Candidates:
         places = [self._place(target) for target in targets]
@@ -242,6 +245,9 @@ class DenseOutput(DetectorOutput):
         anchors = self.raw.anchors[source.level][source.anchor :: per_cell]
         centers = _centers(self.geometry.boxes_to_image(anchors.double()))
         return source.level, nearest_source(centers, source) * per_cell + source.anchor
+
+    def proposals(self) -> tuple[Tensor, Tensor]:
+        return self._everything
 
     def _best_place(self, target: DetectionTarget) -> tuple[int, int]:
         """Where a box that no detection produced fits best, over the anchors of all levels."""

@@ -24,6 +24,7 @@ class SSDAdapter(DenseAdapter):
 
     family = "torchvision SSD"
     head_type = "SSDHead or SSDLiteHead"
+    background = 0
 
     @classmethod
     def supports(cls, model: Any) -> bool:

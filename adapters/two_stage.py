@@ -110,6 +110,8 @@ class TwoStageRaw:
 class TwoStageOutput(DetectorOutput):
     """One image's pyramid and proposals, with the heads that read them."""
 
+    background = 0
+
     def __init__(
         self, adapter: TwoStageAdapter, raw: TwoStageRaw, index: int, geometry: Geometry, classes: int
     ) -> None:
@@ -202,6 +204,15 @@ class TwoStageOutput(DetectorOutput):
 
     def _image(self) -> ImageList:
         return ImageList(self.raw.images.tensors[:1], [self.size_hw])  # only its size is read
+
+    @torch.no_grad()
+    def proposals(self) -> tuple[Tensor, Tensor]:
+        places = self.raw.proposals[self.index]
+        logits, regression = self.heads.box_predictor(self.heads.box_head(self.pool("box_roi_pool", places)))
+        scores = F.softmax(logits, -1)
+        best = scores[:, 1:].argmax(1) + 1
+        boxes = self.heads.box_coder.decode(regression, [places])[torch.arange(len(best), device=best.device), best]
+        return self.geometry.clip(self.geometry.boxes_to_image(boxes)), scores
 
     @torch.no_grad()
     def detections(self) -> Detections:

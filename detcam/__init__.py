@@ -7,11 +7,13 @@ from detcam.detections import Detections, Source
 from detcam.explain import Explanation, Explanations, explain
 from detcam.honesty import ClassAgnosticWarning, CompletenessWarning, EmptyMapWarning, ReachWarning
 from detcam.methods import (
+    DRISE,
     FEM,
     GCAME,
     KPCA_CAM,
     METHODS,
     ODAM,
+    RISE,
     AblationCAM,
     EigenCAM,
     EigenGradCAM,
@@ -47,8 +49,10 @@ __all__ = [
     "FEM",
     "GCAME",
     "KPCA_CAM",
+    "DRISE",
     "METHODS",
     "ODAM",
+    "RISE",
     "AblationCAM",
     "ClassAgnosticWarning",
     "CompletenessWarning",

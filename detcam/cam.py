@@ -21,6 +21,7 @@ from detcam.honesty import Reach, warn_about_maps
 from detcam.outputs import work_dtype
 from detcam.projection import first_principal_component
 from detcam.request import Choose, Request, read_request
+from detcam.sampling import Sampling
 from detcam.smoothing import View, views
 from detcam.trace import ReshapeTransform, Trace, guarded
 
@@ -41,6 +42,7 @@ class ImageHeatmaps:
             relative to that; None for methods whose map owes no sum.
         detections: what the model found, where the targets came from it, else None.
         geometry: how the image lay on the network's input.
+        sampling: how many changed versions of the picture were scored, for methods that change it.
     """
 
     heatmaps: Tensor
@@ -51,6 +53,7 @@ class ImageHeatmaps:
     detections: Detections | None
     geometry: Geometry
     completeness: Tensor | None = None
+    sampling: Sampling | None = None
 
 
 @dataclass(frozen=True)
@@ -83,12 +86,14 @@ class Measured:
         values: per image, each target's value.
         reach: per image, each target's reach; None where no gradient was taken.
         completeness: per image, (N_i, layers) relative error of the maps' sums; None where they owe none.
+        sampling: per image, how it was sampled; None where nothing was.
     """
 
     maps: list[list[Tensor]]
     values: list[list[float]]
     reach: list[list[Reach]] | None
     completeness: list[Tensor] | None = None
+    sampling: list[Sampling | None] | None = None
 
 
 class BaseCAM:
@@ -256,6 +261,7 @@ class BaseCAM:
                 detections=detections[i],
                 geometry=batch.geometries[i],
                 completeness=None if found.completeness is None else found.completeness[i].float().cpu(),
+                sampling=None if found.sampling is None else found.sampling[i],
             )
             for i in range(len(group))
         ]

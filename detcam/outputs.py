@@ -44,10 +44,12 @@ class DetectorOutput(ABC):
     Attributes:
         geometry: how the image was placed on the network's input.
         classes: number of class indices, background included where the family has one.
+        background: the class index of nothing being there, where the scores are a softmax that has one.
     """
 
     geometry: Geometry
     classes: int
+    background: int | None = None
 
     @abstractmethod
     def candidates(self, targets: Sequence[DetectionTarget]) -> Candidates:
@@ -56,6 +58,22 @@ class DetectorOutput(ABC):
     @abstractmethod
     def detections(self) -> Detections:
         """The detector's own post-processed result for this image, detached, each detection with its source."""
+
+    @torch.no_grad()
+    def proposals(self) -> tuple[Tensor, Tensor]:
+        """All that the head says about this image, before any of it is suppressed, detached.
+
+        Returns:
+            boxes (K, 4), original image pixels, clipped to the image, and their class scores (K, C).
+        """
+        from detcam.targets import BoxTarget
+
+        found = self.detections()
+        if not len(found):
+            return torch.zeros(0, 4), torch.zeros(0, self.classes)
+        places = zip(found.boxes_xyxy.tolist(), found.labels.tolist(), found.source, strict=True)
+        candidates = self.candidates([BoxTarget(tuple(box), label, source) for box, label, source in places])
+        return self.geometry.clip(candidates.boxes_xyxy), candidates.class_scores
 
     def mask_scores(self, targets: Sequence[InstanceMaskTarget]) -> list[Tensor]:
         """Mean mask logit of each instance over the pixels its mask covers."""

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from detcam.adapters.base import Adapter, Batch, Target
 from detcam.cam import BaseCAM, Measured, Pass, levels_of, value_of
 from detcam.geometry import Geometry
 from detcam.outputs import work_dtype
 from detcam.projection import first_principal_component
-from detcam.trace import Variants, flatten_tensors, map_tensors
-
-CHUNK_BYTES = 64 * 2**20
-"""How much memory the variants of one pass may take, roughly."""
+from detcam.sampling import Sampling, pieces
+from detcam.trace import ReshapeTransform, map_tensors
 
 
 @dataclass
@@ -28,6 +27,7 @@ class Subject:
     Attributes:
         adapter: says what the model's output means.
         batch: the image alone, as the network's input.
+        output: what targets are called with.
         targets: the image's targets.
         values: (N,) float64, what each target scored on the image itself.
         levels: what the target layers put out, each (C, h, w), all levels of all layers; empty for methods that look
@@ -36,10 +36,12 @@ class Subject:
         batch_size: images per forward pass.
         eigen_smooth: whether the first principal component over channels replaces their sum.
         channels_last: whether inputs are laid out channels last, which is faster on a CPU.
+        sampling: how many changed versions were scored, for methods that leave it here.
     """
 
     adapter: Adapter
     batch: Batch
+    output: Any
     targets: Sequence[Target]
     values: Tensor
     levels: Sequence[Tensor]
@@ -47,6 +49,7 @@ class Subject:
     batch_size: int
     eigen_smooth: bool
     channels_last: bool = True
+    sampling: Sampling | None = None
 
     @property
     def geometry(self) -> Geometry:
@@ -68,22 +71,28 @@ class Subject:
             count: how many versions.
             change: from some of them, by number, to the network's inputs (k, C, H, W).
         """
-        return torch.cat([self._pass(change(part)) for part in slices(count, self.batch_size)])
+        return torch.cat([self.score(change(part)) for part in pieces(count, self.batch_size)])
 
-    def _pass(self, inputs: Tensor) -> Tensor:
+    def score(self, inputs: Tensor, read: Callable[[Any, Batch], Tensor] | None = None) -> Tensor:
+        """One pass of K network inputs (K, C, H, W) in the image's place.
+
+        Args:
+            inputs: the changed versions.
+            read: from the model's raw output to (K, N); None takes every target's score.
+        """
         if not self.channels_last or inputs.device.type != "cpu":
-            return self._run(inputs)
+            return self._run(inputs, read or self.read)
         try:
-            return self._run(inputs.contiguous(memory_format=torch.channels_last))
+            return self._run(inputs.contiguous(memory_format=torch.channels_last), read or self.read)
         except RuntimeError as error:
             if "view size is not compatible" not in str(error):
                 raise
             self.channels_last = False  # the model flattens with view(), which knows one layout only
-            return self._run(inputs)
+            return self._run(inputs, read or self.read)
 
-    def _run(self, inputs: Tensor) -> Tensor:
+    def _run(self, inputs: Tensor, read: Callable[[Any, Batch], Tensor]) -> Tensor:
         batch = repeated(self.batch, inputs)
-        return self.read(self.adapter.forward(batch), batch)
+        return read(self.adapter.forward(batch), batch)
 
 
 def masked_batch_size(device: torch.device) -> int:
@@ -129,179 +138,6 @@ def repeated(batch: Batch, inputs: Tensor) -> Batch:
     )
 
 
-def slices(count: int, size: int) -> Iterator[slice]:
-    """0 to count in pieces of at most `size`."""
-    for start in range(0, count, size):
-        yield slice(start, min(start + size, count))
-
-
-@dataclass(frozen=True)
-class Level:
-    """One map among what a layer puts out.
-
-    Attributes:
-        values: (C, h, w).
-        tensor: which of the output's floating-point tensors holds it.
-        positions: (C, h, w) where in that tensor, for one image and flattened, each value stands; None where the
-            tensor is the map, in the same order.
-    """
-
-    values: Tensor
-    tensor: int
-    positions: Tensor | None
-
-    def into(self, tensor: Tensor, variants: Tensor) -> Tensor:
-        """The layer's tensor (1, ...) once for each variant (K, C, h, w) of the map, which replaces the map in it."""
-        if self.positions is None:
-            return variants.reshape(len(variants), *tensor.shape[1:])
-        whole = tensor.repeat(len(variants), *[1] * (tensor.ndim - 1))
-        places = self.positions.flatten().expand(len(variants), -1)
-        whole.flatten(1).scatter_(1, places, variants.flatten(1))
-        return whole
-
-
-class Behind:
-    """What lies behind a target layer: scores an image's targets for variants of what the layer puts out.
-
-    Args:
-        subject: the image.
-        layer: index of the target layer.
-        nth: which of the layer's runs in a pass.
-
-    Attributes:
-        levels: the maps that the layer puts out in that run.
-        share: how much of the network lies behind the layer, in [0, 1], counted in values put out.
-
-    Raises:
-        RuntimeError: handed its own activation among others, the model does not answer as it did.
-        ValueError: the reshape transform computes values that are not in the layer's output.
-    """
-
-    def __init__(self, subject: Subject, layer: int, nth: int) -> None:
-        self.subject = subject
-        self.name = subject.adapter.layer_names[layer]
-        self._copies = False
-        self._variants = Variants(subject.adapter.model, subject.adapter.target_layers[layer], nth)
-        with self._variants.record():
-            subject.adapter.forward(subject.batch)
-        self.share = self._variants.share_behind
-        self._tensors = flatten_tensors(self._variants.output)
-        self.levels = self._find_levels()
-        self._matters = [self._probe(level) for level in range(len(self.levels))]
-
-    def scores(self, level: int, count: int, vary: Callable[[slice], Tensor]) -> Tensor:
-        """Every target's score (count, N) for variants of a level.
-
-        Args:
-            level: index into `levels`.
-            count: how many variants.
-            vary: from some of them, by number, to the level's values (k, C, h, w) in each; new memory every time.
-        """
-        if not self._matters[level]:
-            return self.subject.values.expand(count, -1)
-        chosen = self.levels[level]
-        tensor = self._tensors[chosen.tensor]
-        copies = 2 if chosen.positions is None else 3
-        inputs = self.subject.batch.inputs
-        each = copies * tensor.numel() * tensor.element_size() + 3 * self._variants.largest
-        each += inputs.numel() * inputs.element_size()
-        size = max(CHUNK_BYTES // each, 1)
-        found = []
-        for part in slices(count, size):
-            whole = chosen.into(tensor, vary(part).to(tensor.dtype))
-            found.append(self._pass(chosen.tensor, whole))
-        return torch.cat(found)
-
-    def _pass(self, replaced: int, whole: Tensor) -> Tensor:
-        try:
-            return self._replay(replaced, whole, copies=self._copies)
-        except RuntimeError as error:
-            if self._copies or "single memory location" not in str(error):
-                raise
-            self._copies = True  # the model works in place on what the variants share
-            return self._replay(replaced, whole, copies=True)
-
-    def _replay(self, replaced: int, whole: Tensor, *, copies: bool) -> Tensor:
-        count = len(whole)
-
-        def repeat(tensor: Tensor) -> Tensor:
-            if tensor is self._tensors[replaced]:
-                return whole.clone() if copies else whole
-            shared = tensor.expand(count, *tensor.shape[1:])
-            return shared.clone() if copies or count == 1 else shared
-
-        subject = self.subject
-        inputs = subject.batch.inputs.expand(count, -1, -1, -1)
-        batch = repeated(subject.batch, inputs.clone() if copies or count == 1 else inputs)
-        output = map_tensors(self._variants.output, lambda x: repeat(x) if x.is_floating_point() else x)
-        with self._variants.replay(output, count, copies=copies):
-            raw = subject.adapter.forward(batch)
-        return subject.read(raw, batch)
-
-    def _find_levels(self) -> list[Level]:
-        """The maps, and where their values stand: the reshape transform is shown numbered places."""
-        subject, tensors = self.subject, self._tensors
-        if any(len(tensor) != 1 for tensor in tensors):
-            raise ValueError(
-                f"expected target layer {self.name} to put out tensors whose first dimension is the batch; got "
-                f"{[tuple(tensor.shape) for tensor in tensors]} for one image"
-            )
-        reshape = subject.adapter.reshape_for(subject.batch)
-        ends = torch.tensor([tensor.numel() for tensor in tensors]).cumsum(0)
-        starts = iter([0, *ends.tolist()])
-
-        def number(tensor: Tensor) -> Tensor:
-            first = next(starts)
-            places = torch.arange(first, first + tensor.numel(), dtype=torch.float64, device=tensor.device)
-            return places.reshape(tensor.shape)
-
-        output = self._variants.output
-        maps = flatten_tensors(reshape(output))
-        numbered = flatten_tensors(reshape(map_tensors(output, lambda x: number(x) if x.is_floating_point() else x)))
-        levels = []
-        for values, places in zip(maps, numbered, strict=True):
-            owner = int(torch.bucketize(places.min().long().cpu(), ends, right=True))
-            tensor = tensors[min(owner, len(tensors) - 1)]
-            positions = places.long() - (int(ends[owner - 1]) if owner else 0)
-            inside = 0 <= int(positions.min()) and int(positions.max()) < tensor.numel()
-            if not inside or not torch.equal(tensor.flatten()[positions], values):
-                raise ValueError(
-                    f"the reshape transform of target layer {self.name} computes new values; changing the layer's "
-                    "output needs one that only picks and rearranges. Leave it out, and choose the layers themselves"
-                )
-            in_order = torch.arange(tensor.numel(), device=tensor.device).reshape(tensor.shape)
-            plain = torch.equal(positions, in_order)
-            levels.append(Level(values[0], owner, None if plain else positions[0]))
-        return levels
-
-    def _probe(self, level: int) -> bool:
-        """Whether any target depends on a level: whether a score moves when the level is zero, negated, or noise.
-
-        The level's own values go along: there the targets must score what they scored.
-        """
-        values = self.levels[level].values
-        noise = torch.randn(values.shape, generator=torch.Generator().manual_seed(0)).to(values)
-        variants = torch.stack([values, torch.zeros_like(values), -values, noise * 2 * values.std()])
-        tensor = self.levels[level].tensor
-        scores = self._pass(tensor, self.levels[level].into(self._tensors[tensor], variants)).double().cpu()
-        known = self.subject.values
-        tolerance = 10 * torch.finfo(values.dtype).eps ** 0.5
-        if ((scores[0] - known).abs() > tolerance * (1 + known.abs())).any():
-            raise RuntimeError(
-                f"what lies behind target layer {self.name} does not repeat itself: handed the layer's own output, it "
-                f"scores {scores[0].tolist()} instead of {known.tolist()}. Do the items of a batch influence one "
-                "another (batch statistics), or does the model keep state between calls?"
-            )
-        return not bool((scores[1:] == scores[0]).all())
-
-
-def all_behind(subject: Subject) -> Iterator[Behind]:
-    """What lies behind each run of each target layer; together they have the levels of `Subject.levels`, in order."""
-    for layer, runs in enumerate(subject.runs):
-        for nth in range(runs):
-            yield Behind(subject, layer, nth)
-
-
 class PerturbationCAM(BaseCAM):
     """A method that changes something and looks at the scores: no gradients, one image at a time.
 
@@ -324,6 +160,7 @@ class PerturbationCAM(BaseCAM):
         values = [[value_of(scalar) for scalar in row] for row in scalars]
         runs = [len(ran) for ran in run.trace.outputs()]
         per_image = []
+        sampling: list[Sampling | None] = [None] * len(values)
         for image, targets in enumerate(run.targets):
             own = [level[image] for level in levels]
             if not targets:
@@ -332,6 +169,7 @@ class PerturbationCAM(BaseCAM):
             subject = Subject(
                 run.adapter,
                 single(run.batch, image),
+                run.outputs[image],
                 targets,
                 torch.tensor(values[image], dtype=torch.float64),
                 own,
@@ -340,7 +178,9 @@ class PerturbationCAM(BaseCAM):
                 run.eigen_smooth,
             )
             per_image.append(self.maps(subject))
-        return Measured([list(level) for level in zip(*per_image, strict=True)], values, None)
+            sampling[image] = subject.sampling
+        maps = [list(level) for level in zip(*per_image, strict=True)]
+        return Measured(maps, values, None, sampling=sampling)
 
     def empty(self, levels: Sequence[Tensor], batch: Batch) -> list[Tensor]:
         """The maps of an image without targets."""
@@ -357,3 +197,60 @@ class WeightedCAM(PerturbationCAM):
         if subject.eigen_smooth:
             return torch.cat([first_principal_component((row[:, None, None] * level)[None]) for row in weights])
         return torch.tensordot(weights, level, 1)
+
+
+class InputCAM(PerturbationCAM):
+    """A method that changes the picture and looks at no layer; its maps are as fine as the network's input.
+
+    Args:
+        model: as in `BaseCAM`.
+        target_layers: accepted so that methods can be swapped; the map does not depend on it.
+        reshape_transform: likewise.
+
+    Attributes:
+        batch_size: images, changed ones too, per forward pass.
+    """
+
+    def __init__(
+        self,
+        model: Adapter | nn.Module,
+        target_layers: Sequence[nn.Module | str] | nn.Module | str | None = None,
+        reshape_transform: ReshapeTransform | None = None,
+    ) -> None:
+        super().__init__(model, target_layers, reshape_transform)
+        self.adapter = self.adapter.without_layers()
+        self.target_layers = self.adapter.target_layers
+        self.batch_size = masked_batch_size(self.adapter.device)
+
+    def empty(self, levels: Sequence[Tensor], batch: Batch) -> list[Tensor]:
+        return [batch.inputs.new_zeros((0, *batch.inputs.shape[-2:]), dtype=work_dtype(batch.inputs))]
+
+
+class Canvas:
+    """Where one image lies on the network's input: changes are made to the picture, not to its padding.
+
+    Args:
+        subject: the image.
+
+    Attributes:
+        size_hw: height and width of the picture on the input, pixels.
+    """
+
+    def __init__(self, subject: Subject) -> None:
+        self.inputs = subject.batch.inputs
+        self.rows, self.columns = subject.geometry.valid_cells(subject.geometry.input_size_hw)
+        self.size_hw = (self.rows.stop - self.rows.start, self.columns.stop - self.columns.start)
+
+    def masked(self, masks: Tensor) -> Tensor:
+        """The input (K, C, H, W) with the picture on it times masks (K, h, w)."""
+        if self.size_hw == self.inputs.shape[-2:]:
+            return self.inputs * masks[:, None].to(self.inputs.dtype)
+        changed = self.inputs.repeat(len(masks), 1, 1, 1)
+        changed[:, :, self.rows, self.columns] *= masks[:, None].to(self.inputs.dtype)
+        return changed
+
+    def spread(self, maps: Tensor) -> Tensor:
+        """Maps (N, h, w) of the picture as maps (N, H, W) of the input, the border's values carried on."""
+        height, width = self.inputs.shape[-2:]
+        around = (self.columns.start, width - self.columns.stop, self.rows.start, height - self.rows.stop)
+        return F.pad(maps, around, mode="replicate") if any(around) else maps

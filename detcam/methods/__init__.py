@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from detcam.cam import BaseCAM
 from detcam.methods.ablation_cam import AblationCAM
+from detcam.methods.drise import DRISE
 from detcam.methods.eigen_cam import EigenCAM
 from detcam.methods.eigen_grad_cam import EigenGradCAM
 from detcam.methods.fem import FEM
@@ -20,6 +21,7 @@ from detcam.methods.odam import ODAM
 from detcam.methods.random_cam import RandomCAM
 from detcam.methods.reach_cam import ReachCAM
 from detcam.methods.refine_cam import RefineCAM
+from detcam.methods.rise import RISE
 from detcam.methods.score_cam import ScoreCAM
 from detcam.methods.seg_eigen_cam import SegEigenCAM
 from detcam.methods.seg_grad_cam import SegGradCAM
@@ -44,6 +46,8 @@ METHODS: dict[str, type[BaseCAM]] = {
         ODAM,
         AblationCAM,
         ScoreCAM,
+        RISE,
+        DRISE,
         ReachCAM,
         FEM,
         FinerCAM,
@@ -80,8 +84,10 @@ __all__ = [
     "FEM",
     "GCAME",
     "KPCA_CAM",
+    "DRISE",
     "METHODS",
     "ODAM",
+    "RISE",
     "AblationCAM",
     "EigenCAM",
     "EigenGradCAM",

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from detcam.adapters.base import Adapter
-from detcam.perturbation import Behind, Subject, WeightedCAM, all_behind
+from detcam.behind import Behind, all_behind
+from detcam.perturbation import Subject, WeightedCAM
 from detcam.trace import ReshapeTransform
 
 

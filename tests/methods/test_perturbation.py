@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import resnet18
 
-import detcam.perturbation
+import detcam.behind
 from detcam import AblationCAM, ScoreCAM
 from detcam.images import load_image
 from detcam.targets import BoxTarget, ClassifierOutputTarget
@@ -186,7 +186,7 @@ def test_chunks_change_nothing(method: Any, monkeypatch: pytest.MonkeyPatch) -> 
         found = case.adapter.predict(image)[0].filter(top_k=2)
         cam = method(case.adapter, layers)
         together = cam.explain(image, [found])[0]
-        monkeypatch.setattr(detcam.perturbation, "CHUNK_BYTES", 1)
+        monkeypatch.setattr(detcam.behind, "CHUNK_BYTES", 1)
         cam.batch_size = 1
         torch.testing.assert_close(cam.explain(image, [found])[0].heatmaps, together.heatmaps, atol=1e-5, rtol=0)
         monkeypatch.undo()
@@ -209,7 +209,7 @@ def count_runs(model: nn.Module) -> dict[str, int]:
 def test_only_what_lies_behind_the_layer_runs_again(monkeypatch: pytest.MonkeyPatch) -> None:
     model = TinyCNN()
     runs = count_runs(model)
-    monkeypatch.setattr(detcam.perturbation, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(detcam.behind, "CHUNK_BYTES", 1)
     AblationCAM(model, ["relu1"]).explain(IMAGES[:1], TARGETS[:1])
     assert runs["conv1"] == runs["relu1"] == 2, "once for the maps, once to record"
     assert model.conv1.forward.__name__ == "counted", "a forward method of the user's own is put back"
