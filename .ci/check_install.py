@@ -40,14 +40,10 @@ def problems(kind: str) -> list[str]:
                 found.append(f"{data.name} is not installed: {copy} is missing")
     for name in NEVER_INSTALLED:
         if (spec := importlib.util.find_spec(name)) is not None:
-            found.append(
-                f"a top-level {name} can be imported, from {spec.origin or spec.submodule_search_locations}"
-            )
+            found.append(f"a top-level {name} can be imported, from {spec.origin or spec.submodule_search_locations}")
     version = importlib.metadata.version("detcam")
     if sys.modules["detcam"].__version__ != version:
-        found.append(
-            f"detcam.__version__ is {sys.modules['detcam'].__version__}, the metadata says {version}"
-        )
+        found.append(f"detcam.__version__ is {sys.modules['detcam'].__version__}, the metadata says {version}")
     return found
 
 
@@ -57,9 +53,7 @@ def main() -> None:
     kind = parser.parse_args().kind
     sys.path.remove(str(Path(__file__).resolve().parent))
     if Path.cwd() == REPOSITORY or REPOSITORY in map(Path, sys.path):
-        sys.exit(
-            "Run this from outside the repository: there its folders can be imported without an installation."
-        )
+        sys.exit("Run this from outside the repository: there its folders can be imported without an installation.")
     if found := problems(kind):
         sys.exit("\n".join(found))
     print(f"{kind}: all {len(source_modules())} modules of detcam import")

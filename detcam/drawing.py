@@ -89,9 +89,7 @@ def plain_font(size: int) -> ImageFont.FreeTypeFont:
     """Pillow's own font, which knows no letters but the English ones."""
     font = ImageFont.load_default(size)
     if not isinstance(font, ImageFont.FreeTypeFont):
-        raise RuntimeError(
-            "Pillow was built without FreeType, which text needs; install Pillow from its wheel"
-        )
+        raise RuntimeError("Pillow was built without FreeType, which text needs; install Pillow from its wheel")
     return font
 
 
@@ -293,9 +291,7 @@ def pixel_boxes(boxes_xyxy: Any, size_hw: tuple[int, int]) -> NDArray[np.int64]:
     if boxes.size == 0:
         return np.zeros((0, 4), np.int64)
     if boxes.ndim != 2 or boxes.shape[1] != 4:
-        raise ValueError(
-            f"boxes_xyxy must have shape (N, 4), got {boxes.shape}; a single box is boxes_xyxy[None]"
-        )
+        raise ValueError(f"boxes_xyxy must have shape (N, 4), got {boxes.shape}; a single box is boxes_xyxy[None]")
     height, width = size_hw
     wrong = ~np.isfinite(boxes).all(axis=1) | (boxes[:, 2:] < boxes[:, :2]).any(axis=1)
     wrong |= (boxes[:, 2:] < 0).any(axis=1) | (boxes[:, :2] > (width, height)).any(axis=1)
@@ -314,9 +310,7 @@ def pixel_boxes(boxes_xyxy: Any, size_hw: tuple[int, int]) -> NDArray[np.int64]:
 def _colors_for(colors: Color | Sequence[Color] | None, count: int) -> list[tuple[int, int, int]]:
     if colors is None:
         return [PALETTE[i % len(PALETTE)] for i in range(count)]
-    if isinstance(colors, str) or (
-        len(colors) == 3 and not isinstance(colors[0], (str, Sequence, np.ndarray))
-    ):
+    if isinstance(colors, str) or (len(colors) == 3 and not isinstance(colors[0], (str, Sequence, np.ndarray))):
         return [color_rgb(colors)] * count  # type: ignore[arg-type]
     if len(colors) != count:
         raise ValueError(f"colors must be one colour or one per box ({count}), got {len(colors)}")

@@ -24,9 +24,7 @@ Picture = NDArray[np.uint8]
 Color = str | tuple[int, int, int]
 
 COLORMAPS: dict[str, int] = {
-    name.removeprefix("COLORMAP_").lower(): int(getattr(cv2, name))
-    for name in dir(cv2)
-    if name.startswith("COLORMAP_")
+    name.removeprefix("COLORMAP_").lower(): int(getattr(cv2, name)) for name in dir(cv2) if name.startswith("COLORMAP_")
 }
 RANGE_SLACK = 1e-3  # resizing in half precision overshoots [0, 1] by this much; it is clipped
 FORMATS = {
@@ -52,9 +50,7 @@ def as_array(value: Any, name: str) -> NDArray[Any]:
     if not isinstance(value, np.ndarray):
         raise TypeError(f"{name} must be a NumPy array or a torch tensor, got {type(value).__name__}")
     if value.dtype.kind not in "fuib":
-        raise TypeError(
-            f"{name} must hold real numbers, got dtype {value.dtype}; convert it to float32 or uint8"
-        )
+        raise TypeError(f"{name} must hold real numbers, got dtype {value.dtype}; convert it to float32 or uint8")
     return value
 
 
@@ -92,16 +88,12 @@ def as_unit_image(image: Any, name: str = "image") -> NDArray[Any]:
     if array.dtype == np.uint8:
         return array
     if array.dtype.kind != "f":
-        raise TypeError(
-            f"{name} must be uint8 or float, got {array.dtype}; use .astype(np.uint8) for values 0 to 255"
-        )
+        raise TypeError(f"{name} must be uint8 or float, got {array.dtype}; use .astype(np.uint8) for values 0 to 255")
     remedy = "divide by 255, or undo the normalisation"
     return _in_unit_range(array, name, remedy)
 
 
-def as_heatmap(
-    heatmap: Any, image_size_hw: tuple[int, int], name: str = "heatmap"
-) -> NDArray[np.floating[Any]]:
+def as_heatmap(heatmap: Any, image_size_hw: tuple[int, int], name: str = "heatmap") -> NDArray[np.floating[Any]]:
     """A heatmap as a (H, W) float array in [0, 1], checked against the picture's size.
 
     Raises:
@@ -154,9 +146,7 @@ def colormap_code(colormap: str | int) -> int:
     if isinstance(colormap, str):
         code = COLORMAPS.get(colormap.lower(), -1)
     elif isinstance(colormap, bool) or not hasattr(colormap, "__index__"):
-        raise TypeError(
-            f"colormap must be a name or an OpenCV colormap number, got {type(colormap).__name__}"
-        )
+        raise TypeError(f"colormap must be a name or an OpenCV colormap number, got {type(colormap).__name__}")
     else:
         code = operator.index(colormap)
     if code not in COLORMAPS.values():
@@ -215,7 +205,5 @@ def save_image(path: str | os.PathLike[str], array: Any) -> Path:
 
 def _encode(picture: Picture, kind: str) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(
-        buffer, format=kind, **({"quality": 95} if kind in ("JPEG", "WEBP") else {})
-    )
+    Image.fromarray(picture).save(buffer, format=kind, **({"quality": 95} if kind in ("JPEG", "WEBP") else {}))
     return buffer.getvalue()

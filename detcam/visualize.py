@@ -106,13 +106,9 @@ def preprocess_image(
     """
     array = as_array(img, "img")
     if array.dtype != np.uint8 and array.dtype.kind != "f":
-        raise TypeError(
-            f"img must be uint8 or float, got {array.dtype}; use .astype(np.uint8) for values 0 to 255"
-        )
+        raise TypeError(f"img must be uint8 or float, got {array.dtype}; use .astype(np.uint8) for values 0 to 255")
     if array.ndim != 3:
-        raise ValueError(
-            f"img must be an HxWxC array or a CxHxW tensor, got shape {array.shape}; index a batch first"
-        )
+        raise ValueError(f"img must be an HxWxC array or a CxHxW tensor, got shape {array.shape}; index a batch first")
     if not isinstance(img, torch.Tensor):
         array = array.transpose(2, 0, 1)
     if not len(mean) == len(std) == array.shape[0]:
@@ -141,9 +137,7 @@ def deprocess_image(img: Any) -> Picture:
     """
     array = as_array(img, "img")
     if array.size == 0 or not np.isfinite(array).all():
-        raise ValueError(
-            f"img must hold finite values, got shape {array.shape} with NaN, infinity or nothing in it"
-        )
+        raise ValueError(f"img must hold finite values, got shape {array.shape} with NaN, infinity or nothing in it")
     if isinstance(img, torch.Tensor) and array.ndim == 3 and array.shape[0] == 3:
         array = array.transpose(1, 2, 0)
     if array.dtype.kind != "f":
@@ -243,9 +237,7 @@ def _color_bar(height: int, scale: drawing.Scale, colormap: str | int) -> Pictur
     ramp = np.linspace(1, 0, height, dtype=np.float32)[:, None].repeat(width, axis=1)
     bar = _blend(np.full((height, width, 3), 225, np.uint8), ramp, colormap, OVERLAY_ALPHA)
     ends = [
-        drawing.text_plate(text, scale.font, scale.pad, 10 * width, ink=drawing.INK, paper=drawing.PAPER)[
-            :height
-        ]
+        drawing.text_plate(text, scale.font, scale.pad, 10 * width, ink=drawing.INK, paper=drawing.PAPER)[:height]
         for text in ("1", "0")
     ]
     margin = 2 * scale.pad

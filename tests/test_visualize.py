@@ -80,9 +80,7 @@ def test_show_cam_default_colors_and_black() -> None:
     mask = np.zeros((2, 2), np.float32)
     mask[0, 0] = 1
     out = show_cam_on_image(plain(2, 2, 0), mask, use_rgb=True, image_weight=0)
-    assert (
-        tuple(out[0, 0]) == INFERNO_HOT
-    )  # its largest channel is 255: dividing by the maximum changes nothing
+    assert tuple(out[0, 0]) == INFERNO_HOT  # its largest channel is 255: dividing by the maximum changes nothing
     assert tuple(show_cam_on_image(plain(2, 2, 0), mask, image_weight=0)[0, 0]) == INFERNO_HOT[::-1]
     assert not show_cam_on_image(plain(2, 2, 0), mask, image_weight=1).any()
 
@@ -92,9 +90,7 @@ def test_preprocess_equals_grad_cam() -> None:
     mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
     for image in (noise(9, 7), (noise(9, 7) / 255).astype(np.float32)):
         torch.testing.assert_close(preprocess_image(image), peer.preprocess_image(image))
-        torch.testing.assert_close(
-            preprocess_image(image, mean, std), peer.preprocess_image(image, mean, std)
-        )
+        torch.testing.assert_close(preprocess_image(image, mean, std), peer.preprocess_image(image, mean, std))
 
 
 def test_preprocess_known_values_and_channels() -> None:
@@ -168,9 +164,7 @@ def test_box_edges_lie_on_the_boxs_own_pixels(size: tuple[int, int]) -> None:
     red = colored(out, (255, 0, 0))
     line, halo = drawing.scale_for(height, width)[1:3]
     assert bounds(red) == (20, 30, 110, 100)
-    assert (
-        red[30, 20:110].all() and red[99, 20:110].all() and red[30:100, 20].all() and red[30:100, 109].all()
-    )
+    assert red[30, 20:110].all() and red[99, 20:110].all() and red[30:100, 20].all() and red[30:100, 109].all()
     assert not red[30 + line : 100 - line, 20 + line : 110 - line].any()
     halo_pixels = colored(out, (255, 255, 255))  # red is dark: the contrast is white
     assert bounds(halo_pixels) == (20 - halo, 30 - halo, 110 + halo, 100 + halo)
@@ -228,9 +222,7 @@ def test_label_rather_leaves_its_box_than_lies_inside() -> None:
     avoid[70:230, 70:330] = 1
     avoid[100:200, 100:300] = 0  # all around the box is hot, its inside is not
     image, box, color = plain(300, 400), [[100, 100, 300, 200]], (10, 200, 30)
-    out, bare = (
-        draw_boxes(image, box, caption, colors=color, avoid=avoid) for caption in (["cat 0.9"], None)
-    )
+    out, bare = (draw_boxes(image, box, caption, colors=color, avoid=avoid) for caption in (["cat 0.9"], None))
     inside = label_of(out, bare)[110:190, 110:290]
     assert not inside.any()
 
@@ -265,9 +257,7 @@ def test_labels_of_neighbours_do_not_cover_each_other() -> None:
     together = draw_boxes(image, boxes, captions, colors=paints)
     outlines = draw_boxes(image, boxes, colors=paints)
     alone = draw_boxes(image, [boxes[0]], ["traffic light"], colors=[paints[0]])
-    plate = (
-        colored(alone, paints[0]) & ~colored(draw_boxes(image, [boxes[0]], colors=[paints[0]]), paints[0])
-    ).sum()
+    plate = (colored(alone, paints[0]) & ~colored(draw_boxes(image, [boxes[0]], colors=[paints[0]]), paints[0])).sum()
     for paint in paints:
         assert (colored(together, paint) & label_of(together, outlines)).sum() >= plate * 0.98
 
@@ -304,9 +294,7 @@ def test_letters_without_a_font_lose_their_accents(monkeypatch: pytest.MonkeyPat
 
 def test_tiny_pictures_get_boxes_without_captions() -> None:
     image = plain(16, 16)
-    np.testing.assert_array_equal(
-        draw_boxes(image, [[4, 4, 12, 12]], ["cat"]), draw_boxes(image, [[4, 4, 12, 12]])
-    )
+    np.testing.assert_array_equal(draw_boxes(image, [[4, 4, 12, 12]], ["cat"]), draw_boxes(image, [[4, 4, 12, 12]]))
 
 
 # render
@@ -349,16 +337,11 @@ def test_render_outlines_box_and_mask() -> None:
     out = render(plain(200, 300), heat, mask=torch.from_numpy(mask), color_bar=False)
     white = colored(out, (255,) * 3)
     assert (
-        not (white & ~mask).any()
-        and white[40:120, 200].all()
-        and white[79, 240:280].all()
-        and white[80:120, 239].all()
+        not (white & ~mask).any() and white[40:120, 200].all() and white[79, 240:280].all() and white[80:120, 239].all()
     )
     assert not white[60, 220] and colored(out, (0,) * 3)[85, 245:275].sum() == 0  # inside of neither line
     assert colored(out, (0,) * 3)[80, 245:275].all()
-    np.testing.assert_array_equal(
-        render(plain(200, 300), heat, mask=~mask & mask, color_bar=False), plain(200, 300)
-    )
+    np.testing.assert_array_equal(render(plain(200, 300), heat, mask=~mask & mask, color_bar=False), plain(200, 300))
 
 
 def test_tiny_pictures_are_enlarged_by_a_whole_factor() -> None:
@@ -438,9 +421,7 @@ def test_save_jpeg_and_png_bytes(tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.array(Image.open(io.BytesIO(to_png_bytes(smooth)))), smooth)
 
 
-def test_failed_save_leaves_the_old_file_and_no_other(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failed_save_leaves_the_old_file_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = save_image(tmp_path / "x.png", plain(5, 5))
     before = path.read_bytes()
 

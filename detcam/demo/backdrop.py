@@ -93,9 +93,7 @@ def _shore(image: FloatArray, rng: np.random.Generator, horizon: int, light: Lig
     width = image.shape[1]
     columns = np.arange(0, width + 4, 4)
     for layer, (low, high) in enumerate(((6, 17), (2, 8))):
-        waves = sum(
-            rng.uniform(0.3, 1) * np.sin(columns / rng.uniform(18, 70) + rng.uniform(0, 7)) for _ in range(3)
-        )
+        waves = sum(rng.uniform(0.3, 1) * np.sin(columns / rng.uniform(18, 70) + rng.uniform(0, 7)) for _ in range(3))
         ridge = np.clip((low + high) / 2 + waves * (high - low) / 4, 1, None)
         canvas = Canvas(0, -30, width, 1)
         colour = shaded(light.shore, 1.35 - 0.35 * layer)
@@ -148,7 +146,5 @@ def _ripples(image: FloatArray, rng: np.random.Generator, horizon: int) -> None:
         x, length = rng.uniform(0, width), (1.5 + 7 * near) * rng.uniform(0.6, 1.4)
         tint = rng.uniform(200, 250)
         bend = rng.uniform(-0.6, 0.6)
-        canvas.line(
-            [(x, y), (x + length / 2, y + bend), (x + length, y)], (tint, tint, tint), 0.35 + 0.4 * near
-        )
+        canvas.line([(x, y), (x + length / 2, y + bend), (x + length, y)], (tint, tint, tint), 0.35 + 0.4 * near)
     lay(image, canvas.cut(rng.uniform(0.3, 0.6)), 0, 0)

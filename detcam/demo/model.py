@@ -20,9 +20,7 @@ PYRAMID_CHANNELS = 48
 
 def _convolution(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
     # The ReLU is not in place: activations held at a target layer must stay what they were.
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()
-    )
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU())
 
 
 class DemoBackbone(nn.Module):
@@ -54,9 +52,7 @@ def build_demo_detector() -> FasterRCNN:
     """Builds the demo detector with random weights; labels index DEMO_NAMES."""
     height, width = SCENE_SIZE_HW
     backbone = DemoBackbone()
-    pooling = MultiScaleRoIAlign(
-        ["0", "1"], output_size=7, sampling_ratio=2, canonical_scale=40, canonical_level=4
-    )
+    pooling = MultiScaleRoIAlign(["0", "1"], output_size=7, sampling_ratio=2, canonical_scale=40, canonical_level=4)
     return FasterRCNN(
         backbone,
         min_size=height,

@@ -133,9 +133,7 @@ def paint_boat(rng: np.random.Generator, width: float, heading: int, opacity: fl
     else:
         _build_cabin(canvas, rng, at, deck, height)
     canvas.polygon([at(-0.96, deck), at(1.0, deck - 0.03 * width), at(0.72, 0), at(-0.84, 0)], hull)
-    canvas.polygon(
-        [at(-0.89, -0.06 * width), at(0.81, -0.06 * width), at(0.72, 0), at(-0.84, 0)], shaded(hull, 0.62)
-    )
+    canvas.polygon([at(-0.89, -0.06 * width), at(0.81, -0.06 * width), at(0.72, 0), at(-0.84, 0)], shaded(hull, 0.62))
     canvas.line([at(-0.96, deck), at(1.0, deck - 0.03 * width)], shaded(hull, 1.25), 0.7)
     return canvas.cut(opacity)
 
@@ -151,9 +149,7 @@ def _rig_sails(
     canvas.polygon([at(0.15, top * 0.82), at(0.15, foot), at(0.88, foot)], jib)
     if rng.random() < 0.4:
         stripe = SAILS[rng.integers(len(SAILS))]
-        canvas.polygon(
-            [at(0.02, top * 0.5), at(0.02, top * 0.4), at(-0.48, top * 0.4), at(-0.36, top * 0.5)], stripe
-        )
+        canvas.polygon([at(0.02, top * 0.5), at(0.02, top * 0.4), at(-0.48, top * 0.4), at(-0.36, top * 0.5)], stripe)
 
 
 def _build_cabin(

@@ -79,16 +79,12 @@ def detect(detector: FasterRCNN, scene: Scene) -> dict[str, Tensor]:
     return {key: value[keep] for key, value in found.items()}
 
 
-def fires_at(
-    found: dict[str, Tensor], box_xyxy: Tensor | FloatArray, label: int, min_iou: float = 0.3
-) -> bool:
+def fires_at(found: dict[str, Tensor], box_xyxy: Tensor | FloatArray, label: int, min_iou: float = 0.3) -> bool:
     """Tells whether a detection of that label overlaps the box."""
     return _overlapping(found, box_xyxy, label, min_iou).numel() > 0
 
 
-def _overlapping(
-    found: dict[str, Tensor], box_xyxy: Tensor | FloatArray, label: int, min_iou: float
-) -> Tensor:
+def _overlapping(found: dict[str, Tensor], box_xyxy: Tensor | FloatArray, label: int, min_iou: float) -> Tensor:
     overlap = box_iou(torch.as_tensor(box_xyxy)[None], found["boxes"])[0]
     return torch.nonzero((overlap >= min_iou) & (found["labels"] == label))[:, 0]
 
@@ -206,8 +202,7 @@ def evaluate_demo_detector(detector: FasterRCNN, seeds: Iterable[int] = HELD_OUT
 def save_demo_detector(detector: FasterRCNN, path: Path) -> None:
     """Writes the weights as float16, first to a temporary file beside the path, then renamed."""
     state = {
-        name: value.half() if value.is_floating_point() else value
-        for name, value in detector.state_dict().items()
+        name: value.half() if value.is_floating_point() else value for name, value in detector.state_dict().items()
     }
     temporary = path.with_name(path.name + ".part")
     torch.save(state, temporary)
@@ -216,9 +211,7 @@ def save_demo_detector(detector: FasterRCNN, path: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the training from the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m detcam.demo.train", description="Trains the demo detector."
-    )
+    parser = argparse.ArgumentParser(prog="python -m detcam.demo.train", description="Trains the demo detector.")
     parser.add_argument("--out", type=Path, required=True, help="file to write the weights to")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=2500)

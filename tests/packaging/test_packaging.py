@@ -83,9 +83,7 @@ def test_every_folder_of_modules_is_a_package() -> None:
 def test_the_suite_tests_this_checkout() -> None:
     for package, folder in FOLDERS.items():
         module = importlib.import_module(package)
-        assert Path(module.__file__ or "").parent == REPOSITORY / folder, (
-            "pip install -e . from this checkout"
-        )
+        assert Path(module.__file__ or "").parent == REPOSITORY / folder, "pip install -e . from this checkout"
 
 
 def test_the_version_is_the_metadata_version() -> None:
@@ -134,9 +132,7 @@ def imported_names(file: Path) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             yield node.module.partition(".")[0]
         elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
-            function = (
-                node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-            )
+            function = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
             if function in {"import_module", "__import__"}:
                 yield str(node.args[0].value).partition(".")[0]
 
@@ -160,9 +156,7 @@ def test_one_module_alone_imports_it(library: str) -> None:
 
 def test_every_library_imported_is_a_declared_dependency() -> None:
     config = setup_cfg()
-    declared = config["options"]["install_requires"] + "".join(
-        config["options.extras_require"][e] for e in EXTRAS
-    )
+    declared = config["options"]["install_requires"] + "".join(config["options.extras_require"][e] for e in EXTRAS)
     names = {re.split(r"[^\w-]", line.strip())[0].lower() for line in declared.splitlines()}
     imported = {name for file in installed_modules().values() for name in imported_names(file)}
     libraries = imported - set(sys.stdlib_module_names) - {"detcam"}
