@@ -115,6 +115,8 @@ class BaseCAM:
     """Title, venue and link."""
     uses_gradients: ClassVar[bool] = True
     class_discriminative: ClassVar[bool] = True
+    reaches_all: bool = False
+    """Whether the layers were chosen to see as far as the network itself looks; what lies beyond has no part at all."""
     rectified: ClassVar[bool] = True
     """Whether negative saliency is cut to 0 before the map is normalised."""
 

@@ -73,7 +73,7 @@ class Geometry:
         """Resize maps from a feature map's grid to image pixels, undoing padding and scale.
 
         Bilinear with half-pixel centres and clamped borders; for an image that fills the input it equals
-        ``F.interpolate(mode="bilinear", align_corners=False)``. Two small matrix products, one per axis, serve all maps.
+        ``F.interpolate(mode="bilinear", align_corners=False)``. Two small matrix products, one an axis, serve all.
 
         Args:
             maps: (N, h, w), any floating dtype, over the whole input canvas.

@@ -110,19 +110,21 @@ def warn_about_maps(cam: BaseCAM, results: Sequence[ImageHeatmaps], adapter: Ada
     dead = sum(1 for r in results for reach in r.reach or () if reach.fraction == 0)
     if dead:
         warnings.warn(
-            f"the gradient of {dead} of {total} targets is zero everywhere at {layers}: their maps are empty. The score "
-            "is saturated (quantity='logit' helps), underflows in half precision, or the layer has no part in it",
+            f"the gradient of {dead} of {total} targets is zero everywhere at {layers}: their maps are empty. The "
+            "score is saturated (quantity='logit' helps), underflows in half precision, or the layer has no part in it",
             EmptyMapWarning,
             stacklevel=4,
         )
     empty = sum(int((r.heatmaps.flatten(1).amax(1) == 0).sum()) for r in results if len(r.targets)) - dead
     if empty > 0:
         warnings.warn(
-            f"{empty} of {total} maps are empty at {layers}: nothing there speaks for the target, or the map is constant",
+            f"{empty} of {total} maps are empty at {layers}: nothing there speaks for the target, or the map is "
+            "constant",
             EmptyMapWarning,
             stacklevel=4,
         )
-    _warn_about_reach(results, layers)
+    if not cam.reaches_all:
+        _warn_about_reach(results, layers)
     _warn_about_completeness(results, adapter.layer_names)
 
 

@@ -145,7 +145,7 @@ def ssdlite() -> tuple[nn.Module, Adapter]:
 
 
 def calm(model: nn.Module) -> nn.Module:
-    """Random YOLO heads saturate: every score is 1 and no gradient is left. Smaller last layers keep scores near 0.5."""
+    """Random YOLO heads saturate: every score is 1 without gradient. Smaller last layers keep scores near 0.5."""
     head: Any = model.model[-1]  # type: ignore[index]
     for name in ("cv3", "one2one_cv3"):
         for branch in getattr(head, name, ()):

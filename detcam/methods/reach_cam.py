@@ -65,7 +65,9 @@ class ReachCAM(BaseCAM):
         if steps < 1:
             raise ValueError(f"expected steps of at least 1; got {steps}")
         super().__init__(model, target_layers, reshape_transform)
-        self.adapter = with_reaching_layers(self.adapter)
+        chosen = with_reaching_layers(self.adapter)
+        self.reaches_all = chosen is not self.adapter
+        self.adapter = chosen
         self.target_layers = self.adapter.target_layers
         self.steps = steps
         self.contrast = contrast

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detcam import CompletenessWarning, HiResCAM, ReachCAM, adapt
+from detcam import CompletenessWarning, HiResCAM, ReachCAM, ReachWarning, adapt
 from detcam.demo.model import load_demo_detector
 from detcam.demo.scenes import draw_scene
 from detcam.demo.train import certify_wake
@@ -313,3 +313,15 @@ def test_stages_are_found_past_shortcuts() -> None:
     assert reaching_layers(adapt(resnet18().eval(), image_size=160)) == ["relu", "layer1"]  # 20 cells are too few
     vgg = vgg11(init_weights=False).features.eval()
     assert reaching_layers(adapt(vgg, image_size=320), count=4) == ["1", "4", "9", "14"]
+
+
+def test_only_a_layer_that_somebody_chose_is_blamed_for_its_reach() -> None:
+    """What lies beyond the layers' own choice has no part in the score, so there is nothing to warn of."""
+    adapter = adapt(load_demo_detector())
+    image = torch.from_numpy(draw_scene(42).image).permute(2, 0, 1)
+    found = adapter.predict(image, top_k=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ReachWarning)
+        ReachCAM(adapter).explain(image, found)
+    with pytest.warns(ReachWarning):
+        ReachCAM(adapter, ["backbone.stride16"]).explain(image, found)
