@@ -217,7 +217,8 @@ class InputCAM(PerturbationCAM):
         target_layers: Sequence[nn.Module | str] | nn.Module | str | None = None,
         reshape_transform: ReshapeTransform | None = None,
     ) -> None:
-        super().__init__(model, target_layers, reshape_transform)
+        whole = [""]  # the network itself: no layer is looked for, so none has to be found
+        super().__init__(model, target_layers if isinstance(model, Adapter) else whole, reshape_transform)
         self.adapter = self.adapter.without_layers()
         self.target_layers = self.adapter.target_layers
         self.batch_size = masked_batch_size(self.adapter.device)

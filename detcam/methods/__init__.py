@@ -17,9 +17,11 @@ from detcam.methods.grad_cam_plusplus import GradCAMPlusPlus
 from detcam.methods.hires_cam import HiResCAM
 from detcam.methods.kpca_cam import KPCA_CAM
 from detcam.methods.layer_cam import LayerCAM
+from detcam.methods.occlusion import Occlusion
 from detcam.methods.odam import ODAM
 from detcam.methods.random_cam import RandomCAM
 from detcam.methods.reach_cam import ReachCAM
+from detcam.methods.recipro_cam import ReciproCAM
 from detcam.methods.refine_cam import RefineCAM
 from detcam.methods.rise import RISE
 from detcam.methods.score_cam import ScoreCAM
@@ -48,6 +50,8 @@ METHODS: dict[str, type[BaseCAM]] = {
         ScoreCAM,
         RISE,
         DRISE,
+        Occlusion,
+        ReciproCAM,
         ReachCAM,
         FEM,
         FinerCAM,
@@ -98,7 +102,9 @@ __all__ = [
     "GradCAMPlusPlus",
     "HiResCAM",
     "LayerCAM",
+    "Occlusion",
     "RandomCAM",
+    "ReciproCAM",
     "ReachCAM",
     "RefineCAM",
     "SSGradCAM",

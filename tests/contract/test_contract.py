@@ -19,7 +19,12 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 TASKS = {"classification", "embedding", "segmentation", "detection"}
 
 
-QUICK: dict[str, dict[str, Any]] = {"scorecam": {"top_channels": 4}, "rise": {"passes": 20}, "drise": {"passes": 20}}
+QUICK: dict[str, dict[str, Any]] = {
+    "scorecam": {"top_channels": 4},
+    "rise": {"passes": 20},
+    "drise": {"passes": 20},
+    "occlusion": {"grid": 4},
+}
 """For methods of many passes, how to take few."""
 
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torchvision.models import resnet18
 
 import detcam.behind
-from detcam import AblationCAM, ScoreCAM
+from detcam import AblationCAM, Occlusion, ReciproCAM, ScoreCAM
 from detcam.images import load_image
 from detcam.targets import BoxTarget, ClassifierOutputTarget
 from tests.helpers import Snapshot, TinyCNN
@@ -179,15 +179,15 @@ def test_ablation_cam_of_tokens_leaves_the_class_token() -> None:
     torch.testing.assert_close(result.saliency[0][0], expected, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("method", [AblationCAM, ScoreCAM, partial(ScoreCAM, top_channels=3)])
+@pytest.mark.parametrize("method", [AblationCAM, ScoreCAM, partial(ScoreCAM, top_channels=3), ReciproCAM])
 def test_chunks_change_nothing(method: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    for case, layers in ((example("faster_rcnn"), None), (example("smp_unet"), ["decoder.blocks.3"])):
+    for case, layers in ((example("faster_rcnn"), None), (example("smp_unet"), ["decoder.blocks.1"])):
         image = case.images[0]
         found = case.adapter.predict(image)[0].filter(top_k=2)
         cam = method(case.adapter, layers)
         together = cam.explain(image, [found])[0]
-        monkeypatch.setattr(detcam.behind, "CHUNK_BYTES", 1)
-        cam.batch_size = 1
+        monkeypatch.setattr(detcam.behind, "CHUNK_BYTES", 2**19)
+        cam.batch_size = 3
         torch.testing.assert_close(cam.explain(image, [found])[0].heatmaps, together.heatmaps, atol=1e-5, rtol=0)
         monkeypatch.undo()
 
@@ -433,3 +433,155 @@ def test_models_that_know_one_memory_layout() -> None:
         weights = slow_score_weights(a, IMAGES[0], lambda x: model(x[None])[0])
     expected = torch.tensordot(weights[:, [0, 2]].T, a, 1)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
+KERNEL = torch.tensor([[1.0, 2.0, 1.0], [2.0, 4.0, 2.0], [1.0, 2.0, 1.0]]).double() / 16
+
+
+@pytest.mark.parametrize("gaussian", [True, False])
+@pytest.mark.parametrize("name", ["conv1", "relu2"])
+def test_recipro_cam_is_its_formula(name: str, gaussian: bool) -> None:
+    model = TinyCNN(inplace=True)
+    before = Snapshot(model)
+    results = ReciproCAM(model, [name], gaussian=gaussian).explain(IMAGES, TARGETS)
+    before.check()
+    slow = copy.deepcopy(model).double()
+    for image, targets, result in zip(IMAGES.double(), TARGETS, results, strict=True):
+        height, width = result.saliency[0].shape[1:]
+        for target, found in zip(targets, result.saliency[0], strict=True):
+            for i in range(height):
+                for j in range(width):
+                    mask = torch.zeros(height + 2, width + 2, dtype=torch.float64)
+                    mask[i : i + 3, j : j + 3] = KERNEL
+                    if not gaussian:
+                        mask = (mask == 0.25).double()
+                    seen = mask[1:-1, 1:-1]
+                    score = changed_scores(slow, getattr(slow, name), image, target, lambda o, seen=seen: o * seen)
+                    assert float(found[i, j]) == pytest.approx(score, rel=1e-4, abs=1e-5)
+
+
+def test_recipro_cam_of_tokens_shows_one_patch_beside_the_class_token() -> None:
+    model = Tokens().eval()
+    image, target = torch.rand(3, 20, 28), ClassifierOutputTarget(1)
+    found = ReciproCAM(model, ["norm"], gaussian=False).explain(image[None], [[target]])[0].saliency[0][0]
+
+    def hide(output: Tensor, patch: int) -> Tensor:
+        kept = output[:, 1 + patch].clone()
+        output[:, 1:] = 0
+        output[:, 1 + patch] = kept
+        return output
+
+    expected = [
+        changed_scores(model, model.norm, image, target, lambda output, n=n: hide(output, n)) for n in range(35)
+    ]
+    torch.testing.assert_close(found, torch.tensor(expected).reshape(5, 7), atol=1e-5, rtol=1e-4)
+
+
+def test_recipro_cam_on_a_pyramid_and_boxes() -> None:
+    case = example("faster_rcnn")
+    adapter, image = case.adapter, case.images[0]
+    target = BoxTarget((10.0, 12.0, 40.0, 50.0), 2, quantity="logit")
+    result = ReciproCAM(adapter, gaussian=False).explain(image, [[target]])[0]
+    batch = adapter.prepare([image])
+    for y, x in ((2, 3), (4, 5), (11, 15)):
+
+        def hide(
+            module: nn.Module, inputs: Any, output: dict[str, Tensor], y: int = y, x: int = x
+        ) -> dict[str, Tensor]:
+            seen = torch.zeros_like(output["0"])
+            seen[:, :, y, x] = output["0"][:, :, y, x]
+            return {**output, "0": seen}
+
+        handle = case.model.backbone.register_forward_hook(hide)  # type: ignore[union-attr,operator]
+        with torch.no_grad():
+            ((expected,),) = adapter.score(adapter.outputs(adapter.forward(batch), batch), [[target]])
+        handle.remove()
+        assert float(result.saliency[0][0, y, x]) == pytest.approx(float(expected), abs=1e-4)
+    spread = float(result.saliency[0][0].max() - result.saliency[0][0].min())
+    assert spread > 1e-3 and float(result.saliency[1][0].std()) == 0, "the box lies on the fine level alone"
+
+
+class Sum(nn.Module):
+    """Scores that are sums over the picture: of its first channel, and of its second channel's left half."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.layer(x)
+        return torch.stack([x[:, 0].sum((1, 2)), x[:, 1, :, : x.shape[3] // 2].sum((1, 2)), x[:, 2, 0, 0]], 1)
+
+
+def test_occlusion_is_its_formula() -> None:
+    model = TinyCNN()
+    before = Snapshot(model)
+    results = Occlusion(model, grid=5, window=2).explain(IMAGES, TARGETS)
+    before.check()
+    slow = copy.deepcopy(model).double()
+    rows, columns = [round(i * 4) for i in range(6)], [round(i * 5.6) for i in range(6)]
+    for image, targets, result in zip(IMAGES.double(), TARGETS, results, strict=True):
+        assert result.sampling is not None and result.sampling.passes == 16
+        for target, found in zip(targets, result.saliency[0], strict=True):
+            total, count = torch.zeros(20, 28).double(), torch.zeros(20, 28).double()
+            for i in range(4):
+                for j in range(4):
+                    hidden = image.clone()
+                    here = (slice(rows[i], rows[i + 2]), slice(columns[j], columns[j + 2]))
+                    hidden[:, here[0], here[1]] = 0
+                    with torch.no_grad():
+                        loss = float(target(slow(image[None])[0])) - float(target(slow(hidden[None])[0]))
+                    total[here] += loss / 4
+                    count[here] += 1
+            expected = (total / count).float()
+            torch.testing.assert_close(found, expected, atol=1e-5 * float(expected.abs().max()) + 1e-6, rtol=0)
+
+
+def test_occlusion_refined_everywhere_is_occlusion_of_single_cells() -> None:
+    model = TinyCNN()
+    fine = Occlusion(model, grid=8, window=1).explain(IMAGES[:1], TARGETS[:1])[0]
+    refined = Occlusion(model, grid=8, refine=0.0).explain(IMAGES[:1], TARGETS[:1])[0]
+    torch.testing.assert_close(refined.saliency[0], fine.saliency[0], atol=1e-6, rtol=1e-5)
+    assert refined.sampling is not None and refined.sampling.passes == 16 + 64
+
+
+def test_occlusion_refines_where_the_score_reacts() -> None:
+    picture = torch.zeros(1, 3, 32, 32)
+    picture[0, 0, 3:5, 9:11] = 1  # reacts in four cells around a corner of the grid, in one coarse block
+    picture[0, 1, 20, 8] = 1
+    cam = Occlusion(Sum(), grid=16, refine=0.5)
+    both = cam.explain(picture, [[ClassifierOutputTarget(0), ClassifierOutputTarget(1)]])[0]
+    assert both.sampling is not None and both.sampling.passes == 16 + 2 * 4 + 2 * 4 + 4
+    expected = torch.zeros(32, 32)
+    expected[2:6, 8:12] = 1
+    torch.testing.assert_close(both.saliency[0][0], expected)
+    expected = torch.zeros(32, 32)
+    expected[20:22, 8:10] = 1
+    torch.testing.assert_close(both.saliency[0][1], expected)
+    for k in range(2):
+        alone = cam.explain(picture, [ClassifierOutputTarget(k)])[0]
+        torch.testing.assert_close(alone.saliency[0][0], both.saliency[0][k])
+    nothing = cam.explain(picture, [ClassifierOutputTarget(2)])[0]
+    assert nothing.sampling is not None and nothing.sampling.passes == 16 and float(nothing.heatmaps.max()) == 0
+
+
+def test_occlusion_on_a_padded_picture_with_boxes() -> None:
+    case = example("faster_rcnn")
+    adapter, image = case.adapter, case.images[1]
+    found = adapter.predict(image)[0].filter(top_k=2)
+    result = Occlusion(adapter, grid=4, window=1).explain(image, [found])[0]
+    batch = adapter.prepare([image])
+    rows, columns = batch.geometries[0].valid_cells(batch.geometries[0].input_size_hw)
+    hidden = batch.inputs.clone()
+    high, wide = (rows.stop - rows.start), (columns.stop - columns.start)
+    hidden[:, :, rows.start + round(high / 4) : rows.start + round(high / 2), columns.start : round(wide / 4)] = 0
+    with torch.no_grad():
+        seen = replace(batch, inputs=hidden)
+        ((one, two),) = adapter.score(adapter.outputs(adapter.forward(seen), seen), [adapter.targets_of(found)])
+    expected = found.scores - torch.stack([one, two])
+    torch.testing.assert_close(
+        result.saliency[0][:, rows.start + round(high / 4), columns.start], expected, atol=1e-5, rtol=0
+    )
+    for wrong in ({"window": 0}, {"window": 17}, {"refine": 2.0}, {"refine": 0.5, "grid": 12}):
+        with pytest.raises(ValueError, match="expected"):
+            Occlusion(adapter, **wrong)  # type: ignore[arg-type]
