@@ -205,6 +205,121 @@ def memory(repeats: int) -> list[Row]:
     ]
 
 
+def once(side: Callable[[], object]) -> float:
+    """Milliseconds of a single run, for sides that take minutes."""
+    start = time.perf_counter()
+    side()
+    return (time.perf_counter() - start) * 1000
+
+
+@bench
+def ablationcam(repeats: int) -> list[Row]:
+    """AblationCAM of every channel of the last block; the peer runs once."""
+    from pytorch_grad_cam import AblationCAM as Peer
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget as PeerTarget
+    from torchvision.models import resnet18, resnet50
+
+    from detcam import AblationCAM
+    from detcam.targets import ClassifierOutputTarget
+
+    rows = []
+    for name, build, goal in (("ResNet-18, 512 channels", resnet18, 90), ("ResNet-50, 2048 channels", resnet50, 150)):
+        torch.manual_seed(0)
+        model = build().eval()
+        image = torch.randn(1, 3, 224, 224)
+        theirs, ours = Peer(model, [model.layer4[-1]]), AblationCAM(model, [model.layer4[-1]])
+        (fast,) = medians(repeats, lambda ours=ours, image=image: ours(image, [ClassifierOutputTarget(1)]))
+        slow = once(lambda theirs=theirs, image=image: theirs(image, [PeerTarget(1)]))
+        theirs.activations_and_grads.release()
+        rows.append(Row(f"AblationCAM, {name}", "grad-cam", slow, "detcam", fast, f">= {goal}"))
+    return rows
+
+
+@bench
+def scorecam(repeats: int) -> list[Row]:
+    """ScoreCAM on ResNet-18: exact, with 64 channels, and with five targets."""
+    from pytorch_grad_cam import ScoreCAM as Peer
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget as PeerTarget
+    from torchvision.models import resnet18
+
+    from detcam import ScoreCAM
+    from detcam.targets import ClassifierOutputTarget
+
+    torch.manual_seed(0)
+    model = resnet18().eval()
+    image = torch.randn(1, 3, 224, 224)
+    theirs, ours = Peer(model, [model.layer4[-1]]), ScoreCAM(model, [model.layer4[-1]])
+    some = ScoreCAM(model, [model.layer4[-1]], top_channels=64)
+    one, five = [ClassifierOutputTarget(1)], [[ClassifierOutputTarget(label) for label in range(5)]]
+    slow, exact, top, shared = medians(
+        repeats,
+        lambda: theirs(image, [PeerTarget(1)]),
+        lambda: ours(image, one),
+        lambda: some(image, one),
+        lambda: ours(image, five),
+    )
+    theirs.activations_and_grads.release()
+    return [
+        Row("ScoreCAM, ResNet-18, 512 channels", "grad-cam", slow, "detcam", exact, ">= 1.6"),
+        Row("ScoreCAM, top_channels=64", "grad-cam", slow, "detcam", top, ">= 10"),
+        Row("ScoreCAM, 5 targets against 1", "5 targets", shared, "1 target", exact, "<= 1.1"),
+    ]
+
+
+@bench
+def drise(repeats: int) -> list[Row]:
+    """D-RISE with 1000 masks and ten boxes against as many bare passes in batches of the same size."""
+    from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
+
+    from detcam import DRISE, adapt
+    from detcam.targets import BoxTarget
+
+    torch.manual_seed(0)
+    model = fasterrcnn_mobilenet_v3_large_320_fpn(weights=None, weights_backbone=None).eval()
+    image = torch.rand(3, 240, 320)
+    adapter = adapt(model)
+    targets = [BoxTarget((10.0 + 20 * k, 20.0, 60.0 + 20 * k, 120.0), 1 + k) for k in range(10)]
+    ours = DRISE(adapter, passes=1000)
+    batch = [image] * ours.batch_size
+
+    def passes() -> None:
+        with torch.inference_mode():
+            for _ in range(1000 // len(batch)):
+                model(batch)
+
+    found, plain = medians(min(repeats, 1), lambda: ours(image, targets), passes)
+    return [Row("D-RISE, 1000 masks, 10 boxes", "detcam", found, "inference", plain, "<= 1.1")]
+
+
+def _scorecam_peak(channel: multiprocessing.connection.Connection) -> None:
+    """Peak memory of ScoreCAM on ResNet-50 in a process of its own, above what the model and its input take."""
+    from torchvision.models import resnet50
+
+    from detcam import ScoreCAM
+    from detcam.targets import ClassifierOutputTarget
+
+    torch.set_num_threads(2)
+    model = resnet50().eval()
+    image = torch.randn(1, 3, 224, 224)
+    cam = ScoreCAM(model, [model.layer4[-1]])
+    before = _memory("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")
+    cam(image, [ClassifierOutputTarget(1)])
+    channel.send(_memory("VmHWM") - before)
+
+
+@bench
+def scorecam_memory(repeats: int) -> list[Row]:
+    """Peak memory of ScoreCAM on ResNet-50 above the model."""
+    context = multiprocessing.get_context("spawn")
+    receive, send = context.Pipe(duplex=False)
+    process = context.Process(target=_scorecam_peak, args=(send,))
+    process.start()
+    peak = receive.recv()
+    process.join()
+    return [Row("peak of ScoreCAM, ResNet-50", "detcam", peak, "allowed", 400.0, "<= 1.0", "MiB")]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=5)
