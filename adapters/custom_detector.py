@@ -196,6 +196,9 @@ class CustomOutput(DetectorOutput):
         nearest = distance.argsort(stable=True)[:count]
         return [self.scores[row].max() for row in nearest.tolist()]
 
+    def source_of(self, target: DetectionTarget) -> Source:
+        return Source("query", anchor=self._row(target))
+
     @torch.no_grad()
     def proposals(self) -> tuple[Tensor, Tensor]:
         return self.geometry.clip(self.geometry.boxes_to_image(self.boxes)), self.scores

@@ -249,6 +249,12 @@ class DenseOutput(DetectorOutput):
     def proposals(self) -> tuple[Tensor, Tensor]:
         return self._everything
 
+    def source_of(self, target: DetectionTarget) -> Source:
+        level, flat = self._place(target)
+        anchor = self.geometry.boxes_to_image(self.raw.anchors[level][flat].double())
+        x, y = _centers(anchor[None])[0].tolist()
+        return Source(self.adapter.source_kind, level, flat % self._anchors_per_cell(level), (x, y))
+
     def _best_place(self, target: DetectionTarget) -> tuple[int, int]:
         """Where a box that no detection produced fits best, over the anchors of all levels."""
         boxes, scores = self._everything

@@ -149,6 +149,9 @@ class DenseOutput(DetectorOutput):
             scores.append(logits[inside].mean() if inside.any() else logits.max())
         return scores
 
+    def source_of(self, target: DetectionTarget) -> Source:
+        return self.cells.source("cell", 0, self._cell(target))
+
     @torch.no_grad()
     def proposals(self) -> tuple[Tensor, Tensor]:
         boxes_xywh, angles, scores, _ = self._everywhere

@@ -13,7 +13,7 @@ from detcam.adapters.base import Batch
 from detcam.adapters.ultralytics import UltralyticsDetector
 from detcam.adapters.ultralytics_network import fresh_attributes, head_names, is_ultralytics
 from detcam.adapters.ultralytics_outputs import Cells
-from detcam.detections import Detections
+from detcam.detections import Detections, Source
 from detcam.geometry import Geometry
 from detcam.outputs import Candidates, DetectorOutput, best_fit
 from detcam.targets import DetectionTarget
@@ -83,6 +83,10 @@ class QueryOutput(DetectorOutput):
         rows = torch.tensor([self._query(target) for target in targets], device=self.logits.device)
         logits = self.logits[rows]
         return Candidates(self._to_image(self.boxes[rows]), logits.sigmoid(), logits)
+
+    def source_of(self, target: DetectionTarget) -> Source:
+        query = self._query(target)
+        return self.cells.source("query", query, int(self.tokens[query]))
 
     @torch.no_grad()
     def proposals(self) -> tuple[Tensor, Tensor]:

@@ -59,6 +59,10 @@ class DetectorOutput(ABC):
     def detections(self) -> Detections:
         """The detector's own post-processed result for this image, detached, each detection with its source."""
 
+    def source_of(self, target: DetectionTarget) -> Source | None:
+        """What answers for a target, found anew where it has no source; None where the box itself is asked."""
+        return target.source
+
     @torch.no_grad()
     def proposals(self) -> tuple[Tensor, Tensor]:
         """All that the head says about this image, before any of it is suppressed, detached.

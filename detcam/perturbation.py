@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +14,10 @@ from torch.nn import functional as F
 from detcam.adapters.base import Adapter, Batch, Target
 from detcam.cam import BaseCAM, Measured, Pass, levels_of, value_of
 from detcam.geometry import Geometry
-from detcam.outputs import work_dtype
+from detcam.outputs import DetectorOutput, work_dtype
 from detcam.projection import first_principal_component
 from detcam.sampling import Sampling, pieces
+from detcam.targets.box import DetectionTarget
 from detcam.trace import ReshapeTransform, map_tensors
 
 
@@ -108,6 +109,16 @@ def checked(scalar: Any) -> Tensor:
     return found.to(work_dtype(found))
 
 
+def pinned(output: Any, targets: Sequence[Target]) -> list[Target]:
+    """Targets that stay with the part of a detector which answers for them now, whatever else changes."""
+    if not isinstance(output, DetectorOutput):
+        return list(targets)
+    return [
+        replace(target, source=output.source_of(target)) if isinstance(target, DetectionTarget) else target
+        for target in targets
+    ]
+
+
 def single(batch: Batch, image: int) -> Batch:
     """One image of a batch. Of further inputs, tensors with an entry per image follow it; all else is shared."""
     count = len(batch.inputs)
@@ -145,6 +156,8 @@ class PerturbationCAM(BaseCAM):
     """
 
     uses_gradients = False
+    pins: ClassVar[bool] = True
+    """Whether a box that no detection produced is asked, in changed versions, where it fits the plain picture best."""
 
     @abstractmethod
     def maps(self, subject: Subject) -> list[Tensor]:
@@ -170,7 +183,7 @@ class PerturbationCAM(BaseCAM):
                 run.adapter,
                 single(run.batch, image),
                 run.outputs[image],
-                targets,
+                pinned(run.outputs[image], targets) if self.pins else targets,
                 torch.tensor(values[image], dtype=torch.float64),
                 own,
                 runs,

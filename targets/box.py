@@ -155,6 +155,8 @@ class FasterRCNNBoxScoreTarget:
             for row, label in enumerate(self.labels):
                 if overlap[row] > self.iou_threshold and int(found.labels[best[row]]) == label:
                     matched.append((row, int(best[row])))
+        if not matched and not torch.is_grad_enabled():
+            return torch.zeros(())  # a picture that was changed may lose the box
         if not matched:
             raise ValueError("no detection overlaps the given boxes with their labels; lower iou_threshold")
         targets = [

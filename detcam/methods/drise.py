@@ -59,6 +59,7 @@ class DRISE(RISE):
     paper = "Petsiuk et al., D-RISE, CVPR 2021, https://arxiv.org/abs/2006.03204"
     tasks: ClassVar[frozenset[str]] = frozenset({"detection"})
     most = 5000
+    pins = False
 
     def __init__(
         self,

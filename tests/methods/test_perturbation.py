@@ -17,8 +17,9 @@ from torchvision.models import resnet18
 
 import detcam.behind
 from detcam import AblationCAM, Occlusion, ReciproCAM, ScoreCAM
+from detcam.adapters import detector
 from detcam.images import load_image
-from detcam.targets import BoxTarget, ClassifierOutputTarget
+from detcam.targets import BoxTarget, ClassifierOutputTarget, FasterRCNNBoxScoreTarget
 from tests.helpers import Snapshot, TinyCNN
 from tests.zoo import example
 
@@ -379,6 +380,31 @@ def test_score_cam_on_a_padded_pyramid_and_boxes() -> None:
                 scores.append(torch.stack(adapter.score(adapter.outputs(adapter.forward(seen), seen), [targets])[0]))
         expected = torch.tensordot(torch.stack(scores).softmax(0).T, kept[name][0], 1)
         torch.testing.assert_close(saliency, expected, atol=1e-4 * float(expected.abs().max()), rtol=0)
+
+
+@pytest.mark.parametrize("method", [AblationCAM, partial(ScoreCAM, top_channels=2)])
+def test_boxes_that_are_found_again_by_overlap(method: Any) -> None:
+    case = example("faster_rcnn")
+    image = case.images[0]
+    found = case.adapter.predict(image)[0].filter(top_k=1)
+    target = FasterRCNNBoxScoreTarget(found.labels.tolist(), found.boxes_xyxy, iou_threshold=0.9)
+    result = method(case.adapter).explain(image, [[target]])[0]
+    assert float(result.scores) == pytest.approx(1 + float(found.scores), abs=1e-3)
+    assert float(result.heatmaps.max()) > 0.99
+
+
+def test_a_box_that_nobody_detected_stays_where_it_fits_best() -> None:
+    """Two candidates share a box: one scores the pixel (2, 2), the other always 0.5 and must not step in."""
+
+    def decode(raw: Tensor) -> tuple[Tensor, Tensor]:
+        scores = torch.stack([raw[:, 0, 2, 2], torch.full((len(raw),), 0.5)], 1)
+        return torch.tensor([[[0.0, 0.0, 8.0, 8.0]] * 2]).expand(len(raw), -1, -1), scores[..., None]
+
+    layer = nn.Conv2d(3, 1, 1, bias=False)
+    nn.init.constant_(layer.weight, 1 / 3)
+    adapter = detector(nn.Sequential(layer), decode, target_layers=["0"])
+    result = Occlusion(adapter, grid=2, window=1).explain(torch.ones(3, 8, 8), [[BoxTarget((0, 0, 8, 8), 0)]])[0]
+    assert result.saliency[0][0, ::4, ::4].tolist() == [[pytest.approx(1.0), 0.0], [0.0, 0.0]]
 
 
 def test_score_cam_shares_its_passes() -> None:

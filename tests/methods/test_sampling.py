@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -226,6 +227,23 @@ def test_proposals_hold_the_best_detection(name: str) -> None:
         near = (boxes - best.boxes_xyxy).abs().amax(1) < 1e-2
         reported = scores[near, int(best.labels)]
         assert len(reported) and float((reported - best.scores).abs().min()) < 1e-5
+
+
+@pytest.mark.parametrize("name", sorted(ZOO))
+def test_a_box_that_nobody_detected_can_be_pinned(name: str) -> None:
+    case = example(name)
+    if case.adapter.task != "detection":
+        pytest.skip("no detector")
+    batch = case.adapter.prepare([case.images[0]])
+    free = BoxTarget((20.0, 15.0, 70.0, 66.0), 1)
+    with torch.no_grad():
+        (output,) = case.adapter.outputs(case.adapter.forward(batch), batch)
+        source = output.source_of(free)  # type: ignore[attr-defined]
+        fixed = replace(free, source=source)
+        found, expected = (output.candidates([target]) for target in (fixed, free))  # type: ignore[attr-defined]
+    torch.testing.assert_close(found.class_scores, expected.class_scores)
+    torch.testing.assert_close(found.boxes_xyxy, expected.boxes_xyxy)
+    assert (source is None) == ("rcnn" in name), "a two-stage head takes the box itself"
 
 
 def test_padding_is_left_alone() -> None:
