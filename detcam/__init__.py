@@ -40,6 +40,7 @@ from detcam.methods import (
     XGradCAM,
     get_method,
 )
+from detcam.methods.drise import drise
 from detcam.visualize import deprocess_image, preprocess_image, show_cam_on_image
 
 try:
@@ -89,6 +90,7 @@ __all__ = [
     "XGradCAM",
     "adapt",
     "deprocess_image",
+    "drise",
     "explain",
     "get_method",
     "preprocess_image",

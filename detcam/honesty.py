@@ -98,7 +98,7 @@ class Reach:
 
 def warn_about_maps(cam: BaseCAM, results: Sequence[ImageHeatmaps], adapter: Adapter) -> None:
     """Say once per call what the maps cannot show."""
-    layers = ", ".join(adapter.layer_names)
+    layers = ", ".join(adapter.layer_names) or "the input"
     if not cam.class_discriminative and any(len(result.targets) > 1 for result in results):
         warnings.warn(
             f"{type(cam).__name__} ignores the target: all targets of an image get the same map. Use a gradient "
