@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from detcam.adapters.base import Adapter, Batch, Target
 from detcam.cam import BaseCAM, Measured, Pass, levels_of, value_of
+from detcam.folding import Folding
 from detcam.geometry import Geometry
 from detcam.outputs import DetectorOutput, work_dtype
 from detcam.projection import first_principal_component
@@ -37,6 +38,7 @@ class Subject:
         batch_size: images per forward pass.
         eigen_smooth: whether the first principal component over channels replaces their sum.
         channels_last: whether inputs are laid out channels last, which is faster on a CPU.
+        folding: convolutions that take over their normalisation while other inputs are scored; None until asked for.
         sampling: how many changed versions were scored, for methods that leave it here.
     """
 
@@ -50,6 +52,7 @@ class Subject:
     batch_size: int
     eigen_smooth: bool
     channels_last: bool = True
+    folding: Folding | None = None
     sampling: Sampling | None = None
 
     @property
@@ -81,15 +84,34 @@ class Subject:
             inputs: the changed versions.
             read: from the model's raw output to (K, N); None takes every target's score.
         """
+        if self.folding is None:
+            self.folding = self._fold()
+        with self.folding.applied():
+            return self._pass(inputs, read or self.read)
+
+    def _fold(self) -> Folding:
+        """Find what can be folded, and see that the image scores the same with it."""
+        folding = Folding(self.adapter.model)
+        if not folding.possible:
+            return folding
+        with folding.record():
+            plain = self._run(self.batch.inputs, self.read)
+        with folding.applied():
+            folded = self._pass(self.batch.inputs, self.read)
+        if ((folded - plain).abs() > 1e-4 * (1 + plain.abs())).any():
+            return Folding(self.adapter.model)  # somebody reads what is between: nothing is folded
+        return folding
+
+    def _pass(self, inputs: Tensor, read: Callable[[Any, Batch], Tensor]) -> Tensor:
         if not self.channels_last or inputs.device.type != "cpu":
-            return self._run(inputs, read or self.read)
+            return self._run(inputs, read)
         try:
-            return self._run(inputs.contiguous(memory_format=torch.channels_last), read or self.read)
+            return self._run(inputs.contiguous(memory_format=torch.channels_last), read)
         except RuntimeError as error:
             if "view size is not compatible" not in str(error):
                 raise
             self.channels_last = False  # the model flattens with view(), which knows one layout only
-            return self._run(inputs, read or self.read)
+            return self._run(inputs, read)
 
     def _run(self, inputs: Tensor, read: Callable[[Any, Batch], Tensor]) -> Tensor:
         batch = repeated(self.batch, inputs)

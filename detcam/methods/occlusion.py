@@ -40,7 +40,7 @@ class Occlusion(InputCAM):
     """
 
     name = "occlusion"
-    paper = "Zeiler and Fergus, Visualizing and Understanding Convolutional Networks, ECCV 2014"
+    paper = "Zeiler and Fergus, Visualizing and Understanding CNNs, ECCV 2014, https://arxiv.org/abs/1311.2901"
 
     def __init__(
         self,
