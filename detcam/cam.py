@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -26,6 +27,8 @@ from detcam.smoothing import View, views
 from detcam.trace import ReshapeTransform, Trace, guarded
 
 Progress = Callable[[Iterable[Any]], Iterable[Any]]
+
+TASKS = frozenset({"classification", "detection", "segmentation", "embedding"})
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ class Pass:
         outputs: per image, what targets are called with.
         targets: per image, the targets, as seen in this view.
         eigen_smooth: whether the first principal component over channels replaces their sum.
+        pictures: gives per image (3, H, W) in [0, 1], as seen in this view; of a ready input, what it shows.
     """
 
     adapter: Adapter
@@ -75,6 +79,7 @@ class Pass:
     outputs: Sequence[Any]
     targets: list[list[Target]]
     eigen_smooth: bool
+    pictures: Callable[[], Sequence[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -113,6 +118,12 @@ class BaseCAM:
     """The method's name in the registry, lower case."""
     paper: ClassVar[str]
     """Title, venue and link."""
+    cost: ClassVar[str]
+    """Passes through the network for one picture, in a few words."""
+    use: ClassVar[str]
+    """When to use it, in a few words."""
+    tasks: ClassVar[frozenset[str]] = TASKS
+    """The kinds of adapters (`Adapter.task`) that it explains."""
     uses_gradients: ClassVar[bool] = True
     class_discriminative: ClassVar[bool] = True
     reaches_all: bool = False
@@ -234,7 +245,7 @@ class BaseCAM:
     ) -> list[ImageHeatmaps]:
         adapter = self.adapter
         with guarded(self.model, gradients=self.uses_gradients):
-            batch = request.batch(adapter, group, view)
+            batch = self.entering(request.batch(adapter, group, view))
             trace = Trace(
                 adapter.target_layers,
                 adapter.layer_names,
@@ -252,7 +263,8 @@ class BaseCAM:
             elif request.detections is not None:
                 detections = [request.detections[index] for index in group]
             viewed = [[view.target(t, g) for t in row] for row, g in zip(asked, batch.geometries, strict=True)]
-            found = self.measure(Pass(adapter, batch, trace, outputs, viewed, eigen_smooth))
+            pictures = partial(request.pictures, adapter, group, view)
+            found = self.measure(Pass(adapter, batch, trace, outputs, viewed, eigen_smooth, pictures))
         return [
             ImageHeatmaps(
                 heatmaps=view.undo(self.combine([m[i] for m in found.maps], batch.geometries[i])).float().cpu(),
@@ -267,6 +279,10 @@ class BaseCAM:
             )
             for i in range(len(group))
         ]
+
+    def entering(self, batch: Batch) -> Batch:
+        """The network's input as the pass takes it; methods that differentiate at the input let it enter autograd."""
+        return batch
 
     def measure(self, run: Pass) -> Measured:
         """Raw maps of every target of a pass. Methods that do not work by gradients or activations replace this."""

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -19,10 +18,10 @@ from detcam.adapters.classification import ClassificationAdapter
 from detcam.cam import BaseCAM, ImageHeatmaps
 from detcam.detections import Detections, class_name, label_index
 from detcam.explanation import Explanation, Explanations
-from detcam.geometry import normalize
 from detcam.images import is_single, load_image, load_images, to_uint8
-from detcam.methods import get_method
+from detcam.methods.spec import method_from
 from detcam.pictures import Picture
+from detcam.request import pictures_of
 from detcam.targets import (
     BoxTarget,
     ClassifierOutputTarget,
@@ -68,7 +67,8 @@ def explain(
         images: one picture or a list of them (see `detcam.images.ImageLike`), sizes free; or an already normalised
             (B, C, H, W) tensor for a plain module.
         method: ``auto``, which is ODAM for boxes and GradCAM for masks and classes; a name in
-            `detcam.methods.METHODS`, a method's class, or ``partial(DRISE, ...)``.
+            `detcam.methods.METHODS`, with settings if need be (``drise:passes=1000``); a method's class, or
+            ``partial(DRISE, ...)``.
         targets: as in a method's call; None explains what the model finds, as the next five arguments choose.
         target_layers: modules or dotted names; None takes the family's default.
         score_threshold: least score in [0, 1]; None takes 0.3 for boxes and none for classes and regions.
@@ -127,7 +127,7 @@ def make_cam(adapter: Adapter, method: Method) -> BaseCAM:
     """
     if method == "auto":
         method = BOX_METHOD if adapter.task == "detection" else "gradcam"
-    maker = get_method(method) if isinstance(method, str) else method
+    maker = method_from(method) if isinstance(method, str) else method
     cam = maker(adapter) if callable(maker) and not isinstance(maker, nn.Module) else None
     if not isinstance(cam, BaseCAM):
         raise TypeError(f"expected a method's name, its class, or a function from an adapter to one; got {method!r}")
@@ -221,6 +221,7 @@ def _explanation(
         saliency=result.saliency,
         scores=result.scores,
         reach=result.reach,
+        sampling=result.sampling,
         detections=found,
         names=adapter.names,
         method=cam.name,
@@ -248,17 +249,10 @@ def ready_input(images: Any) -> Tensor | None:
 
 
 def _displayable(adapter: Adapter, inputs: Tensor | None) -> list[Picture]:
-    """A network's ready input as pictures: the adapter's normalisation undone, else stretched to the full range."""
+    """A network's ready input as pictures to draw on."""
     if inputs is None:
         return []
-    pictures = inputs.detach().float().cpu()
-    mean, std = getattr(adapter, "mean", None), getattr(adapter, "std", None)
-    if 0 <= float(pictures.min()) and float(pictures.max()) <= 1:
-        pass
-    elif mean is not None and std is not None and len(mean) == pictures.shape[1]:
-        pictures = pictures * torch.tensor(std)[:, None, None] + torch.tensor(mean)[:, None, None]
-    else:
-        pictures = torch.stack([normalize(picture.flatten(1)[None]).reshape(picture.shape) for picture in pictures])
+    pictures = pictures_of(adapter, inputs)
     if pictures.shape[1] != 3:
         pictures = pictures.mean(1, keepdim=True).expand(-1, 3, -1, -1)
     return [np.ascontiguousarray(to_uint8(picture)) for picture in pictures]

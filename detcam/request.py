@@ -6,10 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor
 
 from detcam.adapters.base import Adapter, Batch, Target
 from detcam.detections import Detections
+from detcam.geometry import normalize
 from detcam.images import check_finite, is_single, load_images
 from detcam.smoothing import View
 
@@ -73,6 +75,23 @@ class Request:
         else:
             batch = adapter.prepare_tensor(view.image(self.tensor[list(group)]))
         return replace(batch, extra_inputs=self.extra_inputs, model_kwargs=self.model_kwargs)
+
+    def pictures(self, adapter: Adapter, group: Sequence[int], view: View) -> list[Tensor]:
+        """Some pictures in one view, each (C, H, W) in [0, 1]."""
+        if self.tensor is None:
+            return [view.image(self.images[index]) for index in group]
+        return list(pictures_of(adapter, view.image(self.tensor[list(group)])))
+
+
+def pictures_of(adapter: Adapter, inputs: Tensor) -> Tensor:
+    """A network's ready input as pictures (B, C, H, W): the adapter's normalisation undone, else each stretched."""
+    pictures = inputs.detach().float().cpu()
+    mean, std = getattr(adapter, "mean", None), getattr(adapter, "std", None)
+    if 0 <= float(pictures.min()) and float(pictures.max()) <= 1:
+        return pictures
+    if mean is not None and std is not None and len(mean) == pictures.shape[1]:
+        return pictures * torch.tensor(std)[:, None, None] + torch.tensor(mean)[:, None, None]
+    return torch.stack([normalize(picture.flatten(1)[None]).reshape(picture.shape) for picture in pictures])
 
 
 def read_request(adapter: Adapter, images: Any, targets: Any, model_kwargs: Mapping[str, Any] | None) -> Request:
