@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import torch
 
@@ -65,6 +65,12 @@ class Annotations:
 
     def __iter__(self) -> Iterator[TrueObjects]:
         return iter(self.images)
+
+    @overload
+    def __getitem__(self, index: int) -> TrueObjects: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Annotations: ...
 
     def __getitem__(self, index: int | slice) -> TrueObjects | Annotations:
         """One picture's objects, or some pictures' annotations."""

@@ -1,0 +1,231 @@
+"""Annotated pictures: every shape of COCO file that people have, and every way in which one can be wrong."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pycocotools import mask as coco_masks
+
+from detcam.annotations import Annotations, TrueObjects
+from detcam.images import load_image
+
+CATEGORIES = [{"id": 1, "name": "cat"}, {"id": 3, "name": "traffic light"}]
+
+
+def picture(folder: Path, name: str = "a.png", size_hw: tuple[int, int] = (20, 30)) -> dict[str, Any]:
+    Image.fromarray(np.full((*size_hw, 3), 99, np.uint8)).save(folder / name)
+    return {"id": 7, "file_name": name, "height": size_hw[0], "width": size_hw[1]}
+
+
+def thing(**fields: Any) -> dict[str, Any]:
+    return {"id": 1, "image_id": 7, "category_id": 1, "bbox": [2, 3, 10, 5], "area": 50, "iscrowd": 0, **fields}
+
+
+def load(
+    folder: Path, annotations: list[Any], images: list[Any] | None = None, categories: list[Any] | None = None
+) -> Annotations:
+    images = [picture(folder)] if images is None else images
+    categories = CATEGORIES if categories is None else categories
+    path = folder / "labels.json"
+    path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return Annotations.load(path, folder)
+
+
+def only(annotations: Annotations) -> TrueObjects:
+    (image,) = annotations
+    return image
+
+
+def test_boxes_classes_crowds_and_areas(tmp_path: Path) -> None:
+    found = only(load(tmp_path, [thing(), thing(id=5, category_id=3, iscrowd=1, area=12.5, bbox=[0.1, 0, 4.25, 5])]))
+    assert found.boxes_xyxy.dtype == torch.float32
+    torch.testing.assert_close(found.boxes_xyxy, torch.tensor([[2, 3, 12, 8], [0.1, 0, 4.35, 5]]))
+    assert found.boxes_xywh[1].tolist() == [0.1, 0, 4.25, 5]  # not one digit lost
+    assert found.labels.tolist() == [1, 3] and found.labels.dtype == torch.int64
+    assert found.crowd.tolist() == [False, True]
+    assert found.area.tolist() == [50, 12.5]
+    assert found.ids.tolist() == [1, 5]
+    assert (found.image_id, found.image_size_hw, found.name(1)) == (7, (20, 30), "traffic light")
+    assert found.path == tmp_path / "a.png"
+    assert found[found.crowd].ids.tolist() == [5] and found[[1, 0]].ids.tolist() == [5, 1] and len(found[0]) == 1
+
+
+def test_masks_from_every_kind_of_segmentation(tmp_path: Path) -> None:
+    mask = np.zeros((20, 30), np.uint8)
+    mask[4:9, 11:17] = 1
+    counts = [11 * 20 + 4, *([5, 15] * 5), 5]
+    counts.append(600 - sum(counts))
+    compressed = coco_masks.encode(np.asfortranarray(mask))
+    shapes = [
+        [[11, 4, 17, 4, 17, 9, 11, 9]],
+        {"size": [20, 30], "counts": counts},
+        {"size": [20, 30], "counts": compressed["counts"].decode()},
+        [[11, 4, 14, 4, 14, 9, 11, 9], [14, 4, 17, 4, 17, 9, 14, 9]],
+        None,
+    ]
+    things = [thing(id=i, segmentation=shape, bbox=[11, 4, 6, 5]) for i, shape in enumerate(shapes)]
+    annotations = load(tmp_path, things)
+    assert not annotations.problems
+    masks = only(annotations).masks()
+    assert masks.shape == (5, 20, 30) and masks.dtype == torch.bool
+    for kind, found in enumerate(masks.numpy()):
+        assert np.array_equal(found, mask.astype(bool)), kind
+    assert only(load(tmp_path, [])).masks().shape == (0, 20, 30)
+
+
+def test_the_box_is_taken_from_the_segmentation_and_the_area_from_the_box(tmp_path: Path) -> None:
+    bare = {"id": 1, "image_id": 7, "category_id": 1}
+    found = only(load(tmp_path, [{**bare, "segmentation": [[11, 4, 17, 4, 17, 9, 11, 9]]}]))
+    assert found.boxes_xyxy.tolist() == [[11, 4, 17, 9]]
+    assert found.area.tolist() == [30] and found.crowd.tolist() == [False]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("frame", ["upright", "stored"])
+def test_boxes_and_masks_fit_rotated_pictures(tmp_path: Path, orientation: int, frame: str) -> None:
+    stored = np.zeros((20, 30, 3), np.uint8)
+    stored[3:8, 2:12] = 255
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(stored).save(tmp_path / "r.png", exif=exif)
+    shown = load_image(tmp_path / "r.png")[0] > 0.5
+    rows, columns = torch.nonzero(shown.any(1))[:, 0], torch.nonzero(shown.any(0))[:, 0]
+    upright = [int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1]
+    stored_is_known = frame == "stored" and orientation >= 5  # else width and height say upright
+    left, top, right, bottom = [2, 3, 12, 8] if stored_is_known else upright
+    height, width = (20, 30) if stored_is_known else shown.shape
+    polygon = [[left, top, right, top, right, bottom, left, bottom]]
+    entry = {"id": 7, "file_name": "r.png", "height": height, "width": width}
+    box = [left, top, right - left, bottom - top]
+    annotations = load(tmp_path, [thing(bbox=box, segmentation=polygon), thing(id=2, bbox=box)], [entry])
+    assert not annotations.problems
+    found = only(annotations)
+    assert found.image_size_hw == tuple(shown.shape)
+    for index in range(2):
+        assert found.boxes_xyxy[index].tolist() == upright
+        assert torch.equal(found.masks()[index], shown)
+
+
+def test_pictures_of_every_kind_read_at_the_size_that_is_told(tmp_path: Path) -> None:
+    grey = np.arange(600, dtype=np.uint16).reshape(20, 30) * 100
+    Image.fromarray(grey).save(tmp_path / "deep.png")
+    Image.fromarray((grey >> 8).astype(np.uint8)).save(tmp_path / "grey.png")
+    Image.new("CMYK", (30, 20), (10, 20, 30, 0)).save(tmp_path / "cmyk.jpg")
+    names = ["deep.png", "grey.png", "cmyk.jpg"]
+    annotations = load(tmp_path, [], [{"id": name, "file_name": name} for name in names])
+    assert [image.image_id for image in annotations] == names
+    for image in annotations:
+        assert load_image(image.path).shape == (3, *image.image_size_hw) == (3, 20, 30)
+    assert annotations.paths == [tmp_path / name for name in names]
+
+
+def test_a_truncated_picture_is_listed_and_its_reader_says_so(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (200, 200, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "cut.jpg")
+    whole = (tmp_path / "cut.jpg").read_bytes()
+    (tmp_path / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    image = only(load(tmp_path, [], [{"id": 1, "file_name": "cut.jpg"}]))
+    with pytest.raises(ValueError, match=r"cut\.jpg.*complete"):
+        load_image(image.path)
+
+
+WRONG = {
+    "duplicate annotation id": [thing(), thing()],
+    "annotation of an unlisted picture": [thing(), thing(id=2, image_id=99)],
+    "category not in the file": [thing(), thing(id=2, category_id=2)],
+    "box of zero size": [thing(), thing(id=2, bbox=[1, 1, 0, 4])],
+    "box outside the picture": [thing(), thing(id=2, bbox=[30, 1, 5, 4])],
+    "unreadable box": [thing(), thing(id=2, bbox=[1, 2, float("nan"), 4]), thing(id=3, bbox=None)],
+    "unreadable annotation": [thing(), {"bbox": [1, 2, 3, 4]}, "nonsense"],
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_wrong_annotations_are_left_out_counted_and_told(tmp_path: Path, kind: str) -> None:
+    annotations = load(tmp_path, WRONG[kind])
+    assert only(annotations).ids.tolist() == [1]
+    assert annotations.problems.counts() == {kind: len(WRONG[kind]) - 1}
+    assert all("left out" in problem.message for problem in annotations.problems)
+    with pytest.warns(UserWarning, match=f"labels.json: .* problems?\n.* x {kind}"):
+        Annotations.load(annotations.path, tmp_path)
+
+
+def test_what_is_odd_but_usable_is_kept_and_told(tmp_path: Path) -> None:
+    beyond = thing(bbox=[25, 1, 10, 4])
+    same_id = thing(bbox=[1, 1, 3, 3], iscrowd=0)
+    wrong_rle = thing(id=4, segmentation={"size": [5, 5], "counts": [25]})
+    short = thing(id=5, segmentation=[[1, 1, 2, 2]])
+    annotations = load(tmp_path, [beyond, same_id, wrong_rle, short])
+    assert only(annotations).boxes_xyxy.tolist()[:2] == [[25, 1, 35, 5], [1, 1, 4, 4]]
+    assert only(annotations).masks()[2].sum() == only(annotations).masks()[3].sum() == 50
+    assert annotations.problems.counts() == {
+        "unreadable segmentation": 2,
+        "box partly outside the picture": 1,
+        "duplicate annotation id": 1,
+    }
+
+
+def test_wrong_pictures_are_left_out_with_their_annotations(tmp_path: Path) -> None:
+    good = picture(tmp_path)
+    (tmp_path / "text.png").write_text("not a picture")
+    images = [
+        good,
+        {"id": 8, "file_name": "gone.png"},
+        {"id": 9, "file_name": "text.png"},
+        {**picture(tmp_path, "other.png"), "id": 10, "height": 40, "width": 60},
+        {**good, "file_name": "other.png"},
+        {**good, "id": 11},
+        {"id": 12},
+    ]
+    annotations = load(tmp_path, [thing(id=i, image_id=i) for i in range(7, 13)], images)
+    assert only(annotations).ids.tolist() == [7]
+    assert annotations.problems.counts() == {
+        "annotation of a picture left out": 4,
+        "picture is missing": 1,
+        "unreadable picture": 1,
+        "size differs from the file's": 1,
+        "duplicate image id": 1,
+        "picture listed twice": 1,
+        "unreadable picture entry": 1,
+        "annotation of an unlisted picture": 1,
+    }
+    assert "40" in annotations.problems.of("size differs from the file's")[0].message
+
+
+def test_a_picture_without_objects_stays_and_is_told(tmp_path: Path) -> None:
+    annotations = load(tmp_path, [])
+    assert len(only(annotations)) == 0 and only(annotations).boxes_xyxy.shape == (0, 4)
+    assert annotations.problems.counts() == {"empty ground truth": 1}
+    assert len(load(tmp_path, [], [])) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "not JSON"),
+        ("[]", "got a list at the top"),
+        ('{"annotations": []}', "got nothing under 'images'"),
+        ('{"images": [], "annotations": {}}', "got a dict under 'annotations'"),
+    ],
+)
+def test_malformed_files_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "labels.json").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        Annotations.load(tmp_path / "labels.json", tmp_path)
+
+
+def test_missing_files_and_folders_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no annotation file at"):
+        Annotations.load(tmp_path / "gone.json", tmp_path)
+    (tmp_path / "labels.json").write_text('{"images": [], "annotations": []}')
+    with pytest.raises(ValueError, match="no folder of pictures at"):
+        Annotations.load(tmp_path / "labels.json", tmp_path / "gone")
