@@ -70,6 +70,15 @@ class DetectorOutput(ABC):
         Returns:
             boxes (K, 4), original image pixels, clipped to the image, and their class scores (K, C).
         """
+        return self.detected()
+
+    @torch.no_grad()
+    def detected(self) -> tuple[Tensor, Tensor]:
+        """What the detector reports, with whole class vectors, detached.
+
+        Returns:
+            boxes (K, 4), original image pixels, clipped to the image, and their class scores (K, C).
+        """
         from detcam.targets import BoxTarget
 
         found = self.detections()

@@ -1,0 +1,311 @@
+"""Deletion and insertion: how the score moves as pixels go or come, most salient first; and the regions it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from detcam.metrics.base import Explainer, Metric, Need, read_question, warn_about_skipped
+from detcam.metrics.imputation import Fill, fill_of
+from detcam.metrics.scoring import Case, Protocol, collected, examine
+
+Kind = Literal["deletion", "insertion"]
+
+RISE_PAPER = "Petsiuk et al., RISE, BMVC 2018, https://arxiv.org/abs/1806.07421"
+
+
+@dataclass(frozen=True)
+class Curve:
+    """How one target's score moves.
+
+    Attributes:
+        shares: (S + 1,) float64, share of the picture's pixels deleted or inserted, 0 to 1.
+        scores: (S + 1,) float64, the score at each; NaN for a heatmap without an order.
+    """
+
+    shares: Tensor
+    scores: Tensor
+
+    @property
+    def auc(self) -> float:
+        """Area under the curve, by trapezia."""
+        return float(torch.trapezoid(self.scores, self.shares))
+
+
+@dataclass(frozen=True)
+class CurveSettings:
+    """How curves are made.
+
+    Attributes:
+        fill: what takes a removed pixel's place: ``"blur"``, ``"mean"``, ``"linear"`` or a `Fill`.
+        steps: how many pixels' shares are scored, 1/steps apart.
+        protocol: how boxes are scored, see `detcam.metrics.scoring.Protocol`.
+        relative: divide scores by the unchanged picture's.
+        probability: read a class's logit as its probability.
+        batch_size: changed pictures per forward pass; None takes what suits the device.
+        seed: of the order among pixels of equal saliency.
+    """
+
+    fill: str | Fill = "blur"
+    steps: int = 20
+    protocol: Protocol = "pinned"
+    relative: bool = False
+    probability: bool = True
+    batch_size: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        fill_of(self.fill)
+        if self.steps < 1:
+            raise ValueError(f"expected at least 1 step; got {self.steps}")
+
+
+def ranks(heatmaps: Tensor, seed: int = 0) -> Tensor:
+    """Each pixel's place (N, h, w) int64 in the order of saliency, 0 the most salient; equal pixels in random order.
+
+    Ties are common (all that a rectified map leaves at 0), and an order by rows would be evidence of its own.
+    """
+    flat = heatmaps.flatten(1)
+    shuffled = torch.randperm(flat.shape[1], generator=torch.Generator().manual_seed(seed))
+    order = shuffled[flat[:, shuffled].argsort(dim=1, descending=True, stable=True)]
+    places = torch.arange(flat.shape[1]).expand_as(order)
+    return torch.empty_like(order).scatter_(1, order, places).view(heatmaps.shape)
+
+
+def curve_scores(case: Case, chosen: Sequence[int], shares: Tensor, kind: Kind, settings: CurveSettings) -> Tensor:
+    """Scores (n, S) of some heatmaps' targets with shares (n, S) of the pixels deleted, or inserted into the fill."""
+    places = ranks(case.heatmaps[list(chosen)], settings.seed)
+    size = places[0].numel()
+    counts = (shares * size).round().long()
+    rows = torch.arange(len(chosen)).repeat_interleave(shares.shape[1])
+    fill = fill_of(settings.fill)
+
+    def change(part: slice) -> Tensor:
+        first = places[rows[part]] < counts.flatten()[part, None, None]
+        removed = first if kind == "deletion" else ~first
+        return fill(case.picture, removed.to(case.picture.device))
+
+    scores = case.scores([chosen[row] for row in rows.tolist()], change).view_as(counts)
+    return scores / case.original[list(chosen), None] if settings.relative else scores
+
+
+def curves(
+    adapter: Any,
+    images: Any,
+    targets: Any,
+    heatmaps: Any,
+    *,
+    kind: Kind,
+    settings: CurveSettings | None = None,
+) -> list[Curve]:
+    """The curve of each heatmap.
+
+    Args:
+        adapter: as in `Metric.measure`.
+        images: likewise.
+        targets: likewise.
+        heatmaps: likewise.
+        kind: ``"deletion"``, pixels go, most salient first; ``"insertion"``, they come, into the filled picture.
+        settings: how curves are made.
+
+    Returns:
+        one per heatmap, in the order of the pictures.
+    """
+    if kind not in ("deletion", "insertion"):
+        raise ValueError(f"expected kind to be deletion or insertion; got {kind!r}")
+    how = settings or CurveSettings()
+    shares = torch.linspace(0, 1, how.steps + 1, dtype=torch.float64)
+
+    def measure(case: Case) -> Tensor:
+        scores = torch.full((len(case.heatmaps), len(shares)), float("nan"), dtype=torch.float64)
+        if case.ordered:
+            wanted = shares.expand(len(case.ordered), -1)
+            scores[case.ordered] = curve_scores(case, case.ordered, wanted, kind, how)
+        return scores
+
+    question = read_question(adapter, images, targets, heatmaps)
+    answers = examine(question, measure, protocol=how.protocol, batch_size=how.batch_size, probability=how.probability)
+    return [Curve(shares, row) for rows in answers if rows is not None for row in rows]
+
+
+class CurveMetric(Metric):
+    """What metrics along a curve share.
+
+    Args:
+        settings: how curves are made.
+        **changes: settings by name, as in `CurveSettings`.
+    """
+
+    tasks: ClassVar[tuple[str, ...]] = ("class", "box", "mask", "embedding")
+    needs: ClassVar[frozenset[Need]] = frozenset({"model"})
+
+    def __init__(self, settings: CurveSettings | None = None, **changes: Any) -> None:
+        if settings is not None and changes:
+            raise ValueError(f"expected settings, or {', '.join(changes)} by name; got both")
+        self.settings = settings or CurveSettings(**changes)
+
+
+class Deletion(CurveMetric):
+    """Area under the score as pixels are deleted, most salient first: low where the map finds what the score needs."""
+
+    name = "deletion"
+    paper = RISE_PAPER
+    higher_is_better = False
+    range = (float("-inf"), float("inf"))
+
+    kind: ClassVar[Kind] = "deletion"
+
+    def measure(
+        self,
+        adapter: Any,
+        images: Any,
+        targets: Any,
+        heatmaps: Any,
+        *,
+        truth: Sequence[Tensor] | None = None,
+        method: Explainer | None = None,
+    ) -> Tensor:
+        found = curves(adapter, images, targets, heatmaps, kind=self.kind, settings=self.settings)
+        values = torch.tensor([curve.auc for curve in found], dtype=torch.float64)
+        return warn_about_skipped(self.name, values)
+
+
+class Insertion(Deletion):
+    """Area under the score as pixels come into the filled picture, most salient first: high for a faithful map."""
+
+    name = "insertion"
+    higher_is_better = True
+    kind = "insertion"
+
+
+class InsertionMinusDeletion(CurveMetric):
+    """Insertion's area minus deletion's."""
+
+    name = "overall"
+    paper = "Zhang et al., Group-CAM, 2021, https://arxiv.org/abs/2103.13859; areas after " + RISE_PAPER
+    higher_is_better = True
+    range = (float("-inf"), float("inf"))
+
+    def measure(
+        self,
+        adapter: Any,
+        images: Any,
+        targets: Any,
+        heatmaps: Any,
+        *,
+        truth: Sequence[Tensor] | None = None,
+        method: Explainer | None = None,
+    ) -> Tensor:
+        areas = [
+            torch.tensor(
+                [c.auc for c in curves(adapter, images, targets, heatmaps, kind=kind, settings=self.settings)],
+                dtype=torch.float64,
+            )
+            for kind in ("insertion", "deletion")
+        ]
+        return warn_about_skipped(self.name, areas[0] - areas[1])
+
+
+class RegionMetric(CurveMetric):
+    """What the smallest regions share.
+
+    Args:
+        fraction: of the unchanged picture's score, in (0, 1].
+        threshold: the score itself, in place of a fraction.
+        settings: how curves are made; shares are first tried 1/steps apart, then 1/steps^2.
+        **changes: settings by name.
+    """
+
+    range = (0.0, 1.0)
+    higher_is_better = False
+    kind: ClassVar[Kind]
+
+    def __init__(
+        self,
+        fraction: float = 0.5,
+        threshold: float | None = None,
+        settings: CurveSettings | None = None,
+        **changes: Any,
+    ) -> None:
+        super().__init__(settings, **changes)
+        if not 0 < fraction <= 1:
+            raise ValueError(f"expected fraction in (0, 1]; got {fraction}")
+        self.fraction = fraction
+        self.threshold = threshold
+
+    def reached(self, scores: Tensor, limits: Tensor) -> Tensor:
+        """Where scores (n, S) do what the region is to do, given limits (n, 1)."""
+        return scores >= limits if self.kind == "insertion" else scores < limits
+
+    def measure(
+        self,
+        adapter: Any,
+        images: Any,
+        targets: Any,
+        heatmaps: Any,
+        *,
+        truth: Sequence[Tensor] | None = None,
+        method: Explainer | None = None,
+    ) -> Tensor:
+        question = read_question(adapter, images, targets, heatmaps)
+        how = self.settings
+        answers = examine(
+            question, self._regions, protocol=how.protocol, batch_size=how.batch_size, probability=how.probability
+        )
+        return warn_about_skipped(self.name, collected(answers))
+
+    def _regions(self, case: Case) -> Tensor:
+        """The smallest share (N,) for each heatmap of an image."""
+        values = torch.full((len(case.heatmaps),), float("nan"), dtype=torch.float64)
+        original = torch.ones_like(case.original) if self.settings.relative else case.original
+        limits = self.fraction * original if self.threshold is None else torch.full_like(original, self.threshold)
+        chosen = [i for i in case.ordered if original[i] > 0 and original[i] >= limits[i]]
+        if not chosen:
+            return values
+        steps = self.settings.steps
+        apart = 1 / steps
+        ends = torch.arange(1, steps + 1, dtype=torch.float64) * apart
+        first = self._first(case, chosen, ends.expand(len(chosen), -1), limits)
+        found = [(i, share) for i, share in zip(chosen, first, strict=True) if share is not None]
+        if found:
+            within = torch.stack([share - apart + ends * apart for _, share in found])
+            finer = self._first(case, [i for i, _ in found], within, limits)
+            for (i, coarse), fine in zip(found, finer, strict=True):
+                values[i] = coarse if fine is None else fine
+        return values
+
+    def _first(self, case: Case, chosen: Sequence[int], shares: Tensor, limits: Tensor) -> list[float | None]:
+        """The first share of each row that does it, or None."""
+        scores = curve_scores(case, chosen, shares, self.kind, self.settings)
+        done = self.reached(scores, limits[list(chosen), None])
+        rows = zip(shares.tolist(), done.tolist(), strict=True)
+        return [next((share for share, yes in zip(*row, strict=True) if yes), None) for row in rows]
+
+
+class SufficientRegion(RegionMetric):
+    """Smallest share of pixels, most salient first, that alone keeps the score at a fraction of what it was.
+
+    After the smallest sufficient region of Dabkowski and Gal, *Real Time Image Saliency for Black Box Classifiers*,
+    NeurIPS 2017, https://arxiv.org/abs/1705.07857, with the heatmap's order in place of a mask. NaN where the
+    unchanged picture does not reach the threshold.
+    """
+
+    name = "sufficient_region"
+    paper = "Dabkowski and Gal, Real Time Image Saliency, NeurIPS 2017, https://arxiv.org/abs/1705.07857"
+    kind = "insertion"
+
+
+class DestroyingRegion(RegionMetric):
+    """Smallest share of pixels, most salient first, without which the score falls below a fraction of what it was.
+
+    After the smallest destroying region of Dabkowski and Gal, NeurIPS 2017, https://arxiv.org/abs/1705.07857. NaN
+    where the score never falls so low.
+    """
+
+    name = "destroying_region"
+    paper = SufficientRegion.paper
+    kind = "deletion"

@@ -1,0 +1,248 @@
+"""Scores of changed pictures, for any adapter and target.
+
+Changes are made to the network's input, on the place where the picture lies: padding is never changed, and shares of
+pixels count the picture's alone. Heatmaps, which are in the picture's own pixels, are averaged into the input's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+from torchvision.ops import box_iou
+
+from detcam.adapters.base import Batch, Target
+from detcam.cam import value_of
+from detcam.metrics.base import Question
+from detcam.outputs import DetectorOutput
+from detcam.perturbation import Canvas, Subject, checked, masked_batch_size, pinned, single
+from detcam.sampling import pieces
+from detcam.smoothing import View
+from detcam.targets import ClassifierOutputTarget, ClassTarget
+from detcam.targets.box import DetectionTarget
+from detcam.trace import guarded
+
+Protocol = Literal["pinned", "matched", "odam", "vps", "drise"]
+"""How a box is scored in a changed picture; targets that are no boxes know only ``"pinned"``.
+
+``"pinned"``: the target's own value, at the part of the network that produced the box. ``"matched"``: the class score
+of the candidate, among all raw ones, that fits best (greatest IoU times class score). ``"vps"``: that product itself.
+``"odam"``: the best score among detections of the same class with IoU above 0.5, relative to the same in the unchanged
+picture. ``"drise"``: the greatest IoU times cosine of class vectors over detections. All but the first are 0 where
+nothing matches.
+"""
+
+
+@dataclass
+class Case:
+    """One image with its targets, their heatmaps, and the means to score it again.
+
+    Attributes:
+        index: of the image.
+        heatmaps: (N, h, w) on the picture's place on the network's input; NaN is possible.
+        picture: (1, C, h, w), the picture on the network's input.
+        original: (N,) float64, each target's score in the unchanged picture, by the protocol.
+        subject: the image for the model.
+        canvas: where the picture lies on the input.
+        protocol: how boxes are scored.
+        wanted: what the protocol compares with, per target.
+    """
+
+    index: int
+    heatmaps: Tensor
+    picture: Tensor
+    original: Tensor
+    subject: Subject
+    canvas: Canvas
+    protocol: Protocol
+    wanted: Wanted | None
+
+    @property
+    def finite(self) -> list[int]:
+        """The heatmaps without NaN, of targets that the protocol finds in the unchanged picture."""
+        lost = self.protocol != "pinned"
+        found = [not lost or value > 0 for value in self.original.tolist()]
+        return [i for i, each in enumerate(self.heatmaps) if found[i] and bool(each.isfinite().all())]
+
+    @property
+    def ordered(self) -> list[int]:
+        """Those of `finite` whose pixels have an order: not constant."""
+        return [i for i in self.finite if bool(self.heatmaps[i].min() < self.heatmaps[i].max())]
+
+    def scores(self, which: Sequence[int], change: Callable[[slice], Tensor]) -> Tensor:
+        """Scores (K,) float64 of changed pictures, each for one target; `batch_size` of them in a pass.
+
+        Args:
+            which: K target numbers, the one for which each changed picture is scored.
+            change: from some of the K, by number, to pictures (k, C, h, w) on the picture's place on the input.
+        """
+        found = [self._score(list(which[part]), change(part)) for part in pieces(len(which), self.subject.batch_size)]
+        return torch.cat(found) if found else torch.zeros(0, dtype=torch.float64)
+
+    def inputs(self, pictures: Tensor) -> Tensor:
+        """The network's input (k, C, H, W) with pictures (k, C, h, w) in the picture's place."""
+        whole = self.subject.batch.inputs
+        if tuple(pictures.shape[-2:]) == tuple(whole.shape[-2:]):
+            return pictures.to(whole.dtype)
+        pasted = whole.repeat(len(pictures), 1, 1, 1)
+        pasted[:, :, self.canvas.rows, self.canvas.columns] = pictures.to(whole.dtype)
+        return pasted
+
+    def _score(self, which: list[int], pictures: Tensor) -> Tensor:
+        def read(raw: Any, batch: Batch) -> Tensor:
+            outputs = self.subject.adapter.outputs(raw, batch)
+            if self.wanted is not None:
+                rows = [[self.wanted.score(output, i)] for output, i in zip(outputs, which, strict=True)]
+            else:
+                targets = [[self.subject.targets[i]] for i in which]
+                rows = self.subject.adapter.score(outputs, targets)
+            return torch.stack([checked(row[0]).double().cpu() for row in rows])
+
+        scores = self.subject.score(self.inputs(pictures), read)
+        if not torch.isfinite(scores).all():
+            raise RuntimeError("a changed picture scores NaN or infinity; check the model, or use float32")
+        return scores
+
+
+class Wanted:
+    """What one image's boxes are compared with in changed pictures.
+
+    Args:
+        protocol: any but ``"pinned"``.
+        output: of the unchanged picture.
+        targets: boxes.
+    """
+
+    def __init__(self, protocol: Protocol, output: Any, targets: Sequence[Target]) -> None:
+        other = [target for target in targets if not isinstance(target, DetectionTarget)]
+        if not isinstance(output, DetectorOutput) or other:
+            got = type(other[0]).__name__ if other else type(output).__name__
+            raise TypeError(f"protocol {protocol!r} compares boxes of a detector; got {got}: use protocol='pinned'")
+        self.protocol = protocol
+        self.boxes = torch.tensor([target.box_xyxy for target in targets]).reshape(-1, 4)
+        self.labels = [target.label for target in targets]
+        self.classes = output.candidates(targets).class_scores.float().cpu() if targets else torch.zeros(0, 0)
+        self.original = [1.0] * len(targets)
+        if protocol == "odam":
+            self.original = [float(self.score(output, i)) for i in range(len(targets))]
+
+    def score(self, output: DetectorOutput, index: int) -> Tensor:
+        """One box's score in a changed picture."""
+        box, label = self.boxes[index : index + 1], self.labels[index]
+        if self.protocol in ("matched", "vps"):
+            boxes, classes = (part.float().cpu() for part in output.proposals())
+            fit = box_iou(box, boxes)[0] * classes[:, label]
+            if not len(fit) or float(fit.max()) <= 0:
+                return torch.zeros(())
+            best = int(fit.argmax())
+            return fit[best] if self.protocol == "vps" else classes[best, label]
+        if self.protocol == "drise":
+            boxes, classes = (part.float().cpu() for part in output.detected())
+            alike = torch.cosine_similarity(self.classes[index : index + 1], classes, dim=1)
+            return (box_iou(box, boxes)[0] * alike).max() if len(boxes) else torch.zeros(())
+        found = output.detections()
+        same = (found.labels == label) & (box_iou(box, found.boxes_xyxy.float())[0] > 0.5)
+        best_score = float(found.scores[same].max()) if bool(same.any()) else 0.0
+        original = self.original[index]
+        return torch.tensor(best_score / original if original > 0 else float(best_score > 0))
+
+
+def examine(
+    question: Question,
+    measure: Callable[[Case], Tensor],
+    *,
+    protocol: Protocol = "pinned",
+    batch_size: int | None = None,
+    probability: bool = False,
+) -> list[Any]:
+    """Ask something about each image that has heatmaps; the model is guarded and autograd is off meanwhile.
+
+    Args:
+        question: what is asked, checked.
+        measure: called with each image's case; what it returns is the answer for that image.
+        protocol: how boxes are scored.
+        batch_size: changed pictures per forward pass; None takes what suits the device.
+        probability: whether class targets are read as `as_probability` reads them.
+
+    Returns:
+        per image, what `measure` returned; None for an image without heatmaps.
+
+    Raises:
+        ValueError: an unknown protocol, or another number of heatmaps than of findings.
+        TypeError: a protocol for boxes, and targets that are none.
+    """
+    if protocol not in get_args(Protocol):
+        raise ValueError(f"expected protocol to be one of {', '.join(get_args(Protocol))}; got {protocol!r}")
+    adapter, request = question.adapter.without_layers(), question.request
+    count = batch_size or masked_batch_size(adapter.device)
+    answers: list[Any] = [None] * len(request)
+    for group in request.groups(adapter, count):
+        with guarded(adapter.model, gradients=False):
+            batch = request.batch(adapter, group, View())
+            outputs = adapter.outputs(adapter.forward(batch), batch)
+            asked = request.targets_for(group)
+            if asked is None:
+                _, asked = request.findings(adapter, outputs, batch)
+            for row, index in enumerate(group):
+                maps, targets = question.heatmaps[index], asked[row]
+                if len(maps) != len(targets):
+                    raise ValueError(
+                        f"image {index}: expected a heatmap for each of the model's {len(targets)} findings; got "
+                        f"{len(maps)}. Say with targets= what the heatmaps explain"
+                    )
+                if targets:
+                    targets = [as_probability(target) for target in targets] if probability else targets
+                    own = single(batch, row)
+                    answers[index] = measure(_case(question, index, own, outputs[row], targets, protocol, count))
+    return answers
+
+
+def _case(
+    question: Question,
+    index: int,
+    batch: Batch,
+    output: Any,
+    targets: Sequence[Target],
+    protocol: Protocol,
+    batch_size: int,
+) -> Case:
+    adapter = question.adapter
+    scalars = adapter.score([output], [targets])[0]
+    original = torch.tensor([value_of(scalar) for scalar in scalars], dtype=torch.float64)
+    subject = Subject(adapter, batch, output, pinned(output, targets), original, (), (), batch_size, False)
+    canvas = Canvas(subject)
+    geometry = subject.geometry
+    maps = question.heatmaps[index]
+    size = (batch.inputs.shape[-2], batch.inputs.shape[-1])
+    if tuple(maps.shape[-2:]) != size or canvas.size_hw != size:
+        maps = geometry.from_image(maps, size)[:, canvas.rows, canvas.columns]
+    wanted = None
+    if protocol != "pinned":
+        wanted = Wanted(protocol, output, subject.targets)
+        original = torch.stack([wanted.score(output, i).double() for i in range(len(targets))])
+    picture = batch.inputs[:, :, canvas.rows, canvas.columns]
+    return Case(index, maps, picture, original, subject, canvas, protocol, wanted)
+
+
+class ClassProbability(ClassTarget):
+    """A class's probability: softmax; the sigmoid for a head with a single logit."""
+
+    def __call__(self, model_output: Tensor) -> Tensor:
+        value = super().__call__(model_output)
+        single_logit = model_output.numel() == 1
+        return value.sigmoid() if single_logit else (value - torch.logsumexp(model_output, -1)).exp()
+
+
+def as_probability(target: Target) -> Target:
+    """A target for a class's logit as one for its probability; any other target as it is."""
+    plain = type(target) in (ClassTarget, ClassifierOutputTarget)
+    return ClassProbability(target.category) if plain else target  # type: ignore[attr-defined]
+
+
+def collected(answers: Sequence[Any]) -> Tensor:
+    """All images' values (N,) float64 in order, from what `examine` gave: per image (N_i,), or None for none."""
+    rows = [answer.double().cpu() for answer in answers if answer is not None]
+    return torch.cat(rows) if rows else torch.zeros(0, dtype=torch.float64)
