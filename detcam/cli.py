@@ -177,9 +177,19 @@ def explain(
             metavar="NAME",
             rich_help_panel=HOW,
             help="A method's name, as 'detcam methods' lists them; 'auto' is odam for boxes and gradcam for masks and "
-            "classes.",
+            "classes. Settings follow a colon: occlusion:grid=32,window=4.",
         ),
     ] = "auto",
+    passes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N|auto",
+            rich_help_panel=HOW,
+            help="For methods that sample (rise, drise): how many changed versions of the picture are looked at; "
+            "'auto', their default, stops once the maps of two halves of them agree. The same as "
+            "--method drise:passes=N.",
+        ),
+    ] = None,
     target_layer: Annotated[
         list[str] | None,
         typer.Option(
@@ -219,12 +229,13 @@ def explain(
     """Explain what a model finds in pictures, and write overlays, heatmaps and explanations.json."""
     with one_line_errors(debug):
         from detcam.console import Job, run
+        from detcam.methods.spec import with_setting
 
         job = Job(
             photos=photos,
             out=out,
             colormap=colormap,
-            method=method,
+            method=with_setting(method, "passes", passes),
             boxes=box or [],
             box_labels=label or [],
             classes=classes,
@@ -247,12 +258,18 @@ def explain(
 
 
 @app.command()
-def methods(debug: Debug = False) -> None:
-    """List the methods, the papers they come from, and what they can tell apart."""
+def methods(
+    markdown: Annotated[bool, typer.Option("--markdown", help="As a Markdown table.")] = False,
+    debug: Debug = False,
+) -> None:
+    """List the methods: when to use them, what they cost, what they can tell apart, and their papers."""
     with one_line_errors(debug):
-        from detcam.console import methods_table
+        from detcam.listing import methods_markdown, print_methods
 
-        print(methods_table())
+        if markdown:
+            print(methods_markdown())
+        else:
+            print_methods()
 
 
 @app.command()

@@ -20,7 +20,6 @@ from detcam.detections import label_index
 from detcam.explain import SCORE_THRESHOLD, Explanation, asked, make_cam
 from detcam.folder import explain_files, find_pictures
 from detcam.inventory import map_layers
-from detcam.methods import METHODS
 from detcam.pictures import colormap_code
 from detcam.saving import ExplanationWriter
 from detcam.targets import QUANTITIES, BoxTarget, MaskTarget
@@ -91,6 +90,7 @@ class Progress:
     adapter: Adapter
     explained: int = 0
     findings: int = 0
+    passes: list[int] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
 
     def __enter__(self) -> Progress:
@@ -110,6 +110,8 @@ class Progress:
         if isinstance(result, Explanation):
             self.explained += 1
             self.findings += len(result)
+            if result.sampling is not None:
+                self.passes.append(result.sampling.passes)
             self._rows(path, result, overlays)
         else:
             message = " ".join(str(result).split())
@@ -140,6 +142,9 @@ class Progress:
             print(f"detcam: none of {len(self.paths)} pictures could be explained", file=sys.stderr)
             return 2
         print(f"\n{_count(self.explained, 'picture')}, {_count(self.findings, 'finding')}: {writer.index}")
+        if self.passes:
+            low, high = min(self.passes), max(self.passes)
+            print(f"{low if low == high else f'{low} to {high}'} passes a picture")
         if not self.findings:
             print("Nothing was found. A lower --score-threshold shows weaker findings.", file=sys.stderr)
         if self.failed:
@@ -216,21 +221,6 @@ def box_targets(
         else:
             raise ValueError(f"--box is for detectors and segmentation networks; this model does {adapter.task}")
     return targets
-
-
-def methods_table() -> str:
-    """The registry of methods."""
-    rows = [
-        (
-            name,
-            "yes" if method.uses_gradients else "no",
-            "yes" if method.class_discriminative else "no",
-            method.paper,
-        )
-        for name, method in METHODS.items()
-    ]
-    note = "per finding: whether two findings in one picture get maps of their own"
-    return table(("method", "gradients", "per finding", "paper"), rows) + f"\n\n{note}"
 
 
 def layers_table(adapter: Adapter, depth: int) -> str:

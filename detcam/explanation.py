@@ -16,6 +16,7 @@ from detcam.adapters.base import Target
 from detcam.detections import Detections
 from detcam.honesty import Reach
 from detcam.pictures import Picture, to_png_bytes
+from detcam.sampling import Sampling
 from detcam.targets import DetectionTarget, InstanceMaskTarget, MaskTarget
 from detcam.visualize import DEFAULT_COLORMAP, grid, render
 
@@ -36,6 +37,7 @@ class Explanation:
         saliency: per target layer and level, (N, h, w) raw signed saliency over the whole network input.
         scores: (N,) float32, the value that each target had and that was explained.
         reach: per target, how much of the picture could have shown; None for methods without gradients.
+        sampling: how many changed versions of the picture were scored, for methods that change it, else None.
         detections: the N findings that the targets stand for, or None where the user gave targets.
         names: class index to name.
         method: the method's name.
@@ -54,6 +56,7 @@ class Explanation:
     saliency: tuple[Tensor, ...]
     scores: Tensor
     reach: tuple[Reach, ...] | None
+    sampling: Sampling | None
     detections: Detections | None
     names: Mapping[int, str]
     method: str

@@ -21,6 +21,8 @@ Files of a picture ``dog.jpg`` explained by GradCAM, whose second finding is a c
         method        a name in detcam.methods.METHODS
         target_layers names of the layers
         smoothing     a list of "aug_smooth", "eigen_smooth", empty where neither was asked for
+        sampling      null, or passes: how many changed versions of the picture were scored, seed: what drew them, and
+                      agreement: per target in [-1, 1], how alike the maps of two halves of them are
         stem          what the names of its files begin with
         targets       a list, one entry for each target:
             kind            the target's class
@@ -50,6 +52,7 @@ import re
 import time
 import unicodedata
 import uuid
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -283,6 +286,7 @@ def _describe_picture(explanation: Explanation, model_name: str | None) -> dict[
         "method": explanation.method,
         "target_layers": list(explanation.layers),
         "smoothing": list(explanation.smoothing),
+        "sampling": None if explanation.sampling is None else asdict(explanation.sampling),
         "stem": "",
         "targets": [],
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -311,13 +312,28 @@ def test_debug_shows_where_it_went_wrong(tmp_path: Path, monkeypatch: pytest.Mon
 def test_methods_lists_the_registry(detcam_command: Detcam) -> None:
     code, out, _ = detcam_command("methods")
     assert code == 0
-    rows = {line.split()[0]: line for line in out.splitlines() if line}
+    rows = {line.split()[0]: re.split("  +", line.strip()) for line in out.splitlines() if line}
     for name, method in METHODS.items():
-        assert rows[name].split()[1:3] == [
-            "yes" if method.uses_gradients else "no",
-            "yes" if method.class_discriminative else "no",
-        ]
-        assert method.paper in rows[name]
+        own = "yes" if method.class_discriminative else "no"
+        assert rows[name][1:4] == [method.use, method.cost, own]
+        assert rows[name][5] == method.paper
+    assert rows["drise"][4] == "detection" and rows["odam"][4] == "all"
+
+
+def test_passes_are_asked_for_and_told(detcam_command: Detcam, tmp_path: Path) -> None:
+    picture = tmp_path / "picture.png"
+    Image.new("RGB", (64, 48), "green").save(picture)
+    out = tmp_path / "out"
+    command = ["explain", str(picture), *CLASSIFIER, "--out", str(out), "--method", "rise:grid=3"]
+    code, said, err = detcam_command(*command, "--passes", "12")
+    assert code == 0, err
+    assert "12 passes a picture" in said
+    (entry,) = json.loads((out / "explanations.json").read_text())["pictures"]
+    assert entry["sampling"]["passes"] == 12 and entry["sampling"]["seed"] == 0
+    code, _, err = detcam_command("explain", str(picture), *CLASSIFIER, "--method", "hirescam", "--passes", "12")
+    assert code == 2 and "hirescam has no setting 'passes'; it has none" in err
+    code, _, err = detcam_command("explain", str(picture), *CLASSIFIER, "--method", "rise", "--passes", "some")
+    assert code == 2 and "a number of at least 1, or 'auto'" in err
 
 
 def test_layers_lists_shapes_and_marks_the_default(detcam_command: Detcam) -> None:

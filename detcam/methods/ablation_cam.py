@@ -40,6 +40,8 @@ class AblationCAM(WeightedCAM):
 
     name = "ablationcam"
     paper = "Desai and Ramaswamy, Ablation-CAM, WACV 2020, https://doi.org/10.1109/WACV45572.2020.9093360"
+    cost = "1 forward, 1 a channel behind the layer for all targets"
+    use = "classifiers whose gradients cannot be trusted"
 
     def __init__(
         self,

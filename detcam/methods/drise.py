@@ -57,6 +57,8 @@ class DRISE(RISE):
 
     name = "drise"
     paper = "Petsiuk et al., D-RISE, CVPR 2021, https://arxiv.org/abs/2006.03204"
+    cost = "tens to thousands of forwards for all targets"
+    use = "black-box detectors, plain functions too; shows context"
     tasks: ClassVar[frozenset[str]] = frozenset({"detection"})
     most = 5000
     pins = False

@@ -22,6 +22,8 @@ class EigenCAM(BaseCAM):
 
     name = "eigencam"
     paper = "Muhammad and Yeasin, Eigen-CAM, IJCNN 2020, https://arxiv.org/abs/2008.00299"
+    cost = "1 forward"
+    use = "a look at the features; ignores the target"
     uses_gradients = False
     class_discriminative = False
 

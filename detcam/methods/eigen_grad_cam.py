@@ -21,6 +21,8 @@ class EigenGradCAM(BaseCAM):
 
     name = "eigengradcam"
     paper = "after Muhammad and Yeasin, Eigen-CAM, IJCNN 2020, https://arxiv.org/abs/2008.00299"
+    cost = "1 forward, 1 backward a target"
+    use = "classification with a cluttered map: keeps its main component"
 
     def contributions(self, activations: Tensor, gradients: Tensor) -> Tensor:
         return gradients * activations

@@ -31,6 +31,8 @@ class FEM(BaseCAM):
 
     name = "fem"
     paper = "Fuad et al., Features Understanding in 3D CNNs, IPTA 2020, https://hal.science/hal-02963298"
+    cost = "1 forward"
+    use = "a look at the strongest features; ignores the target"
     uses_gradients = False
     class_discriminative = False
 

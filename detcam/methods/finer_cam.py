@@ -41,6 +41,8 @@ class FinerCAM(BaseCAM):
 
     name = "finercam"
     paper = "Zhang et al., Finer-CAM, CVPR 2025, https://arxiv.org/abs/2501.11309"
+    cost = "1 forward, 1 backward a target"
+    use = "what tells a class from the ones most like it"
 
     def __init__(
         self,

@@ -28,6 +28,8 @@ class GCAME(BaseCAM):
 
     name = "gcame"
     paper = "Nguyen et al., G-CAME, 2023, https://arxiv.org/abs/2306.03400"
+    cost = "1 forward, 1 backward a target"
+    use = "boxes on one-stage detectors, as its paper does it"
     input_size_hw: tuple[int, int]
     """Of the last pass, in pixels."""
 

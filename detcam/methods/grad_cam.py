@@ -19,6 +19,8 @@ class GradCAM(BaseCAM):
 
     name = "gradcam"
     paper = "Selvaraju et al., Grad-CAM, ICCV 2017, https://arxiv.org/abs/1610.02391"
+    cost = "1 forward, 1 backward a target"
+    use = "classification; on boxes it loses the place, as its weights are spatial means"
 
     def weights(self, activations: Tensor, gradients: Tensor) -> Tensor:
         return gradients.mean((2, 3))

@@ -21,6 +21,8 @@ class GradCAMElementWise(BaseCAM):
 
     name = "gradcamelementwise"
     paper = "after Pillai and Pirsiavash, Explainable Models with Consistent Interpretations, AAAI 2021"
+    cost = "1 forward, 1 backward a target"
+    use = "boxes, and fine maps at early layers; leaves out what speaks against"
 
     def contributions(self, activations: Tensor, gradients: Tensor) -> Tensor:
         return (gradients * activations).clamp(min=0)

@@ -18,6 +18,8 @@ class HiResCAM(BaseCAM):
 
     name = "hirescam"
     paper = "Draelos and Carin, HiResCAM, 2020, https://arxiv.org/abs/2011.08891"
+    cost = "1 forward, 1 backward a target"
+    use = "boxes and masks: keeps the place, exact where a linear head follows"
 
     def contributions(self, activations: Tensor, gradients: Tensor) -> Tensor:
         return gradients * activations

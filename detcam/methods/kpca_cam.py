@@ -43,6 +43,8 @@ class KPCA_CAM(BaseCAM):
 
     name = "kpcacam"
     paper = "Karmani et al., KPCA-CAM, MMSP 2024, https://arxiv.org/abs/2410.00267"
+    cost = "1 forward"
+    use = "a look at the features that is not linear; ignores the target"
     uses_gradients = False
     class_discriminative = False
 

@@ -18,6 +18,8 @@ class LayerCAM(BaseCAM):
 
     name = "layercam"
     paper = "Jiang et al., LayerCAM, IEEE TIP 2021, https://mmcheng.net/mftp/Papers/21TIP_LayerCAM.pdf"
+    cost = "1 forward, 1 backward a target"
+    use = "boxes, and fine maps at early layers"
 
     def contributions(self, activations: Tensor, gradients: Tensor) -> Tensor:
         return gradients.clamp(min=0) * activations

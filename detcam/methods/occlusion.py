@@ -41,6 +41,8 @@ class Occlusion(InputCAM):
 
     name = "occlusion"
     paper = "Zeiler and Fergus, Visualizing and Understanding CNNs, ECCV 2014, https://arxiv.org/abs/1311.2901"
+    cost = "1 forward a window for all targets"
+    use = "checking another map: what the score loses without each place"
 
     def __init__(
         self,

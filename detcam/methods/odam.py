@@ -19,3 +19,5 @@ class ODAM(HiResCAM):
 
     name = "odam"
     paper = "Zhao and Chan, ODAM, ICLR 2023, https://arxiv.org/abs/2304.06354"
+    cost = "1 forward, 1 backward a target"
+    use = "boxes: the default; one map per box, local and smooth"

@@ -29,6 +29,8 @@ class RandomCAM(BaseCAM):
 
     name = "randomcam"
     paper = "a control; after Gildenblat et al., PyTorch library for CAM methods, 2021"
+    cost = "1 forward"
+    use = "a control that every method must beat"
     uses_gradients = False
     class_discriminative = False
     rectified = False

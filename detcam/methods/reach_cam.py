@@ -53,6 +53,8 @@ class ReachCAM(BaseCAM):
 
     name = "reachcam"
     paper = "after Sundararajan et al., Integrated Gradients, ICML 2017, https://arxiv.org/abs/1703.01365"
+    cost = "4 forwards and backwards a layer"
+    use = "causes beyond the box: integrated, at layers that see the scene; tells how complete it is"
 
     def __init__(
         self,

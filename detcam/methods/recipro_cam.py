@@ -41,6 +41,8 @@ class ReciproCAM(PerturbationCAM):
 
     name = "reciprocam"
     paper = "Byun and Lee, ReciproCAM, CVPR Workshops 2024, https://arxiv.org/abs/2209.14074"
+    cost = "1 forward, 1 a place behind the layer for all targets"
+    use = "fast maps without gradients, of ViT tokens too"
     rectified = False
 
     def __init__(

@@ -35,6 +35,8 @@ class RefineCAM(BaseCAM):
 
     name = "refinecam"
     paper = "RefineCAM, https://arxiv.org/abs/2605.14641"
+    cost = "1 forward, 1 backward a target"
+    use = "finer maps from several layers together"
 
     def __init__(
         self,

@@ -42,6 +42,8 @@ class RISE(InputCAM):
 
     name = "rise"
     paper = "Petsiuk et al., RISE, BMVC 2018, https://arxiv.org/abs/1806.07421"
+    cost = "tens to thousands of forwards for all targets"
+    use = "any black box that gives scores; smooth maps"
     rectified = False
     most = 4000
     """How many masks at most if ``passes="auto"``: the paper's number for VGG-16."""

@@ -48,6 +48,8 @@ class ScoreCAM(WeightedCAM):
 
     name = "scorecam"
     paper = "Wang et al., Score-CAM, CVPR Workshops 2020, https://arxiv.org/abs/1910.01279"
+    cost = "1 forward a channel for all targets"
+    use = "classification without gradients; `top_channels` saves most of it"
 
     def __init__(
         self,

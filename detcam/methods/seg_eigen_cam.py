@@ -23,6 +23,8 @@ class SegEigenCAM(BaseCAM):
 
     name = "segeigencam"
     paper = "Chung and Ying, Seg-Eigen-CAM, Applied Sciences 2025, https://doi.org/10.3390/app15137562"
+    cost = "1 forward, 1 backward a target"
+    use = "regions: the main component, its sign set by the gradient"
 
     def contributions(self, activations: Tensor, gradients: Tensor) -> Tensor:
         return gradients.abs() * activations

@@ -19,3 +19,5 @@ class SegGradCAM(GradCAM):
 
     name = "seggradcam"
     paper = "Vinogradova et al., Seg-Grad-CAM, AAAI 2020, https://arxiv.org/abs/2002.11434"
+    cost = "1 forward, 1 backward a target"
+    use = "a class over a region, as its paper does it"

@@ -18,3 +18,5 @@ class SegHiResCAM(HiResCAM):
 
     name = "seghirescam"
     paper = "Rheude et al., Seg-HiRes-Grad CAM, MELBA 2024, https://arxiv.org/abs/2409.20287"
+    cost = "1 forward, 1 backward a target"
+    use = "a class over a region: keeps the place"

@@ -36,6 +36,8 @@ class SegXResCAM(BaseCAM):
 
     name = "segxrescam"
     paper = "Hasany et al., Seg-XRes-CAM, CVPR Workshops 2023 (XAI4CV)"
+    cost = "1 forward, 1 backward a target"
+    use = "a class over a region: between Seg-Grad-CAM and Seg-HiRes-CAM by pool size"
 
     def __init__(
         self,

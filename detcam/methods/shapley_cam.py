@@ -29,6 +29,8 @@ class ShapleyCAM(BaseCAM):
 
     name = "shapleycam"
     paper = "Cai, CAMs as Shapley Value-based Explainers, 2025, https://arxiv.org/abs/2501.06261"
+    cost = "2 forwards, 2 backwards a target"
+    use = "classification: weights of second order"
 
     def measure(self, run: Pass) -> Measured:
         adapter = run.adapter

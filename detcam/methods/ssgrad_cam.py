@@ -30,6 +30,8 @@ class SSGradCAM(BaseCAM):
     paper = (
         "Yamauchi and Ishikawa, Spatial Sensitive Grad-CAM, ICIP 2022, https://doi.org/10.1109/ICIP46576.2022.9897350"
     )
+    cost = "1 forward, 1 backward a target"
+    use = "boxes: Grad-CAM weighted by place"
 
     def contributions(self, activations: Tensor, gradients: Tensor) -> Tensor:
         return gradients.mean((2, 3), keepdim=True) * space_map(gradients) * activations

@@ -26,6 +26,8 @@ class SSGradCAMPlusPlus(BaseCAM):
 
     name = "ssgradcamplusplus"
     paper = "Yamauchi, Spatial Sensitive Grad-CAM++, CVPR Workshops 2024 (XAI4CV)"
+    cost = "1 forward, 1 backward a target"
+    use = "boxes: Grad-CAM++ weighted by place"
 
     def contributions(self, activations: Tensor, gradients: Tensor) -> Tensor:
         read = gradients != 0

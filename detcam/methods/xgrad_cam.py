@@ -22,6 +22,8 @@ class XGradCAM(BaseCAM):
 
     name = "xgradcam"
     paper = "Fu et al., Axiom-based Grad-CAM, BMVC 2020, https://arxiv.org/abs/2008.02312"
+    cost = "1 forward, 1 backward a target"
+    use = "classification, with weights that make the map's sum follow the score"
 
     def weights(self, activations: Tensor, gradients: Tensor) -> Tensor:
         total = activations.sum((2, 3), keepdim=True)
