@@ -7,6 +7,7 @@ earliest target layer, and targets on different images share it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
@@ -71,6 +72,7 @@ class Pass:
         targets: per image, the targets, as seen in this view.
         eigen_smooth: whether the first principal component over channels replaces their sum.
         pictures: gives per image (3, H, W) in [0, 1], as seen in this view; of a ready input, what it shows.
+        watched: what `BaseCAM.watching` opened around the pass.
     """
 
     adapter: Adapter
@@ -80,6 +82,7 @@ class Pass:
     targets: list[list[Target]]
     eigen_smooth: bool
     pictures: Callable[[], Sequence[Tensor]]
+    watched: Any = None
 
 
 @dataclass(frozen=True)
@@ -252,7 +255,7 @@ class BaseCAM:
                 gradients=self.uses_gradients,
                 reshape_transform=adapter.reshape_for(batch),
             )
-            with trace:
+            with trace, self.watching(batch) as watched:
                 raw = adapter.forward(batch)
             self.outputs = raw
             outputs = adapter.outputs(raw, batch)
@@ -264,7 +267,7 @@ class BaseCAM:
                 detections = [request.detections[index] for index in group]
             viewed = [[view.target(t, g) for t in row] for row, g in zip(asked, batch.geometries, strict=True)]
             pictures = partial(request.pictures, adapter, group, view)
-            found = self.measure(Pass(adapter, batch, trace, outputs, viewed, eigen_smooth, pictures))
+            found = self.measure(Pass(adapter, batch, trace, outputs, viewed, eigen_smooth, pictures, watched))
         return [
             ImageHeatmaps(
                 heatmaps=view.undo(self.combine([m[i] for m in found.maps], batch.geometries[i])).float().cpu(),
@@ -283,6 +286,10 @@ class BaseCAM:
     def entering(self, batch: Batch) -> Batch:
         """The network's input as the pass takes it; methods that differentiate at the input let it enter autograd."""
         return batch
+
+    def watching(self, batch: Batch) -> AbstractContextManager[Any]:
+        """What else is open while the network runs, for methods that look at more than target layers."""
+        return nullcontext()
 
     def measure(self, run: Pass) -> Measured:
         """Raw maps of every target of a pass. Methods that do not work by gradients or activations replace this."""
