@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from detcam.adapters.base import Batch, DetectorAdapter
 from detcam.geometry import Geometry
+from detcam.guidance import guided
 
 REGIONS_AT_ONCE = 64
 """How many regions go through a head together, so that memory stays bounded for any number of boxes."""
@@ -101,7 +102,9 @@ def scores_of_regions(regions: Sequence[Tensor], scalars: Callable[[Tensor, slic
             continue
         leaf = torch.cat([region.detach() for region in own]).requires_grad_(True)
         values = scalars(leaf.clone(), part)  # a clone, because a head may begin with an in-place operation
-        (gradients,) = torch.autograd.grad(torch.stack(list(values)).sum(), leaf)
+        total = torch.stack(list(values)).sum()
+        with guided(total):
+            (gradients,) = torch.autograd.grad(total, leaf)
         for position, (value, region) in enumerate(zip(values, own, strict=True)):
             alone = partial(_alone, scalars, start + position)
             scores.append(_Score.apply(region, value.detach(), gradients[position : position + 1], alone))
