@@ -87,8 +87,12 @@ def find_target_layers(
 
 
 def probe_picture(model: nn.Module, input_size_hw: tuple[int, int], device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Seeded noise in [0, 1], (1, C, H, W), asking for a gradient, with the channels of the first convolution."""
-    channels = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), 3)
+    """Seeded noise in [0, 1], (1, C, H, W), asking for a gradient.
+
+    It has three channels where some convolution reads three, else as many as the first one to be defined reads.
+    """
+    counts = [m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)]
+    channels = 3 if 3 in counts or not counts else counts[0]
     noise = torch.rand((1, channels, *input_size_hw), generator=torch.Generator().manual_seed(0))
     return noise.to(device, dtype).requires_grad_(True)
 
