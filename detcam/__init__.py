@@ -14,6 +14,7 @@ from detcam.methods import (
     METHODS,
     ODAM,
     RISE,
+    VPS,
     AblationCAM,
     EigenCAM,
     EigenGradCAM,
@@ -22,6 +23,8 @@ from detcam.methods import (
     GradCAM,
     GradCAMElementWise,
     GradCAMPlusPlus,
+    GuidedBackprop,
+    GuidedGradCAM,
     HiResCAM,
     LayerCAM,
     Occlusion,
@@ -35,12 +38,15 @@ from detcam.methods import (
     SegHiResCAM,
     SegXResCAM,
     ShapleyCAM,
+    Sobel,
     SSGradCAM,
     SSGradCAMPlusPlus,
     XGradCAM,
     get_method,
 )
 from detcam.methods.drise import drise
+from detcam.methods.guided_backprop import GuidedBackpropReLUModel, guided_backprop
+from detcam.methods.sobel import sobel_cam
 from detcam.visualize import deprocess_image, preprocess_image, show_cam_on_image
 
 try:
@@ -56,6 +62,7 @@ __all__ = [
     "METHODS",
     "ODAM",
     "RISE",
+    "VPS",
     "AblationCAM",
     "ClassAgnosticWarning",
     "CompletenessWarning",
@@ -70,6 +77,9 @@ __all__ = [
     "GradCAM",
     "GradCAMElementWise",
     "GradCAMPlusPlus",
+    "GuidedBackprop",
+    "GuidedBackpropReLUModel",
+    "GuidedGradCAM",
     "HiResCAM",
     "LayerCAM",
     "Occlusion",
@@ -86,6 +96,7 @@ __all__ = [
     "SegHiResCAM",
     "SegXResCAM",
     "ShapleyCAM",
+    "Sobel",
     "Source",
     "XGradCAM",
     "adapt",
@@ -93,6 +104,8 @@ __all__ = [
     "drise",
     "explain",
     "get_method",
+    "guided_backprop",
     "preprocess_image",
     "show_cam_on_image",
+    "sobel_cam",
 ]

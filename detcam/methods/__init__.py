@@ -14,6 +14,8 @@ from detcam.methods.g_came import GCAME
 from detcam.methods.grad_cam import GradCAM
 from detcam.methods.grad_cam_elementwise import GradCAMElementWise
 from detcam.methods.grad_cam_plusplus import GradCAMPlusPlus
+from detcam.methods.guided_backprop import GuidedBackprop
+from detcam.methods.guided_grad_cam import GuidedGradCAM
 from detcam.methods.hires_cam import HiResCAM
 from detcam.methods.kpca_cam import KPCA_CAM
 from detcam.methods.layer_cam import LayerCAM
@@ -30,8 +32,10 @@ from detcam.methods.seg_grad_cam import SegGradCAM
 from detcam.methods.seg_hires_cam import SegHiResCAM
 from detcam.methods.seg_xres_cam import SegXResCAM
 from detcam.methods.shapley_cam import ShapleyCAM
+from detcam.methods.sobel import Sobel
 from detcam.methods.ssgrad_cam import SSGradCAM
 from detcam.methods.ssgrad_cam_plusplus import SSGradCAMPlusPlus
+from detcam.methods.vps import VPS
 from detcam.methods.xgrad_cam import XGradCAM
 
 METHODS: dict[str, type[BaseCAM]] = {
@@ -50,6 +54,7 @@ METHODS: dict[str, type[BaseCAM]] = {
         ScoreCAM,
         RISE,
         DRISE,
+        VPS,
         Occlusion,
         ReciproCAM,
         ReachCAM,
@@ -67,6 +72,9 @@ METHODS: dict[str, type[BaseCAM]] = {
         ShapleyCAM,
         SSGradCAM,
         SSGradCAMPlusPlus,
+        GuidedBackprop,
+        GuidedGradCAM,
+        Sobel,
     )
 }
 """Every method by its name."""
@@ -92,6 +100,7 @@ __all__ = [
     "METHODS",
     "ODAM",
     "RISE",
+    "VPS",
     "AblationCAM",
     "EigenCAM",
     "EigenGradCAM",
@@ -100,6 +109,8 @@ __all__ = [
     "GradCAM",
     "GradCAMElementWise",
     "GradCAMPlusPlus",
+    "GuidedBackprop",
+    "GuidedGradCAM",
     "HiResCAM",
     "LayerCAM",
     "Occlusion",
@@ -115,6 +126,7 @@ __all__ = [
     "SegHiResCAM",
     "SegXResCAM",
     "ShapleyCAM",
+    "Sobel",
     "XGradCAM",
     "get_method",
 ]

@@ -24,6 +24,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "rise": {"passes": 20},
     "drise": {"passes": 20},
     "occlusion": {"grid": 4},
+    "vps": {"regions": 4},
 }
 """For methods of many passes, how to take few."""
 

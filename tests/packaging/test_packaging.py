@@ -32,6 +32,7 @@ DISTRIBUTIONS = {
     "cv2": "opencv-python-headless",
     "huggingface_hub": "huggingface-hub",
     "segmentation_models_pytorch": "segmentation-models-pytorch",
+    "skimage": "scikit-image",
     "ultralytics": "ultralytics-opencv-headless",
 }
 
