@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detcam.adapters.base import Adapter, Batch, Target
+from detcam.adapters.base import Batch, Target
 from detcam.attention import Attention, Recorder
-from detcam.cam import BaseCAM, Measured, Pass, value_of
+from detcam.cam import Measured, Pass, value_of
+from detcam.layerless import LayerlessCAM
 from detcam.outputs import DetectorOutput, work_dtype
 from detcam.targets.box import DetectionTarget
-from detcam.trace import ReshapeTransform, flatten_tensors
+from detcam.trace import flatten_tensors
 
 
 class NoAttentionError(RuntimeError):
@@ -167,7 +168,7 @@ def gradients(total: Tensor, attentions: Sequence[Attention], model: nn.Module) 
     return filled
 
 
-class AttentionCAM(BaseCAM):
+class AttentionCAM(LayerlessCAM):
     """A method that reads a transformer's attention; its map has the tokens' grid.
 
     Args:
@@ -177,17 +178,6 @@ class AttentionCAM(BaseCAM):
     """
 
     tasks: ClassVar[frozenset[str]] = frozenset({"classification", "embedding", "detection"})
-
-    def __init__(
-        self,
-        model: Adapter | nn.Module,
-        target_layers: Sequence[nn.Module | str] | nn.Module | str | None = None,
-        reshape_transform: ReshapeTransform | None = None,
-    ) -> None:
-        whole = [""]  # the network itself: no layer is looked for, so none has to be found
-        super().__init__(model, target_layers if isinstance(model, Adapter) else whole, reshape_transform)
-        self.adapter = self.adapter.without_layers()
-        self.target_layers = self.adapter.target_layers
 
     @abstractmethod
     def relevance(self, run: Pass, layers: Layers, scalars: list[list[Tensor]]) -> list[Tensor]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from detcam.cam import BaseCAM
 from detcam.methods.ablation_cam import AblationCAM
+from detcam.methods.attention_rollout import AttentionRollout
+from detcam.methods.chefer_cam import CheferCAM
 from detcam.methods.drise import DRISE
 from detcam.methods.eigen_cam import EigenCAM
 from detcam.methods.eigen_grad_cam import EigenGradCAM
@@ -19,6 +21,7 @@ from detcam.methods.guided_grad_cam import GuidedGradCAM
 from detcam.methods.hires_cam import HiResCAM
 from detcam.methods.kpca_cam import KPCA_CAM
 from detcam.methods.layer_cam import LayerCAM
+from detcam.methods.legrad import LeGrad
 from detcam.methods.occlusion import Occlusion
 from detcam.methods.odam import ODAM
 from detcam.methods.random_cam import RandomCAM
@@ -58,6 +61,9 @@ METHODS: dict[str, type[BaseCAM]] = {
         Occlusion,
         ReciproCAM,
         ReachCAM,
+        LeGrad,
+        CheferCAM,
+        AttentionRollout,
         FEM,
         FinerCAM,
         FullGrad,
@@ -102,6 +108,8 @@ __all__ = [
     "RISE",
     "VPS",
     "AblationCAM",
+    "AttentionRollout",
+    "CheferCAM",
     "EigenCAM",
     "EigenGradCAM",
     "FinerCAM",
@@ -113,6 +121,7 @@ __all__ = [
     "GuidedGradCAM",
     "HiResCAM",
     "LayerCAM",
+    "LeGrad",
     "Occlusion",
     "RandomCAM",
     "ReciproCAM",

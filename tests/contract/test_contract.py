@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from detcam import METHODS
 from detcam.cam import BaseCAM
+from detcam.relevance import AttentionCAM, NoAttentionError
 from detcam.targets import SimilarityToConceptTarget
 from tests.helpers import Snapshot
 from tests.zoo import ZOO, Example, example
@@ -25,6 +26,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "drise": {"passes": 20},
     "occlusion": {"grid": 4},
     "vps": {"regions": 4},
+    "sess": {"scales": 2},
 }
 """For methods of many passes, how to take few."""
 
@@ -34,6 +36,11 @@ def make(method: str, case: Example) -> BaseCAM:
     cam = METHODS[method](case.adapter, **QUICK.get(method, {}))
     if case.adapter.task not in getattr(cam, "tasks", TASKS):
         pytest.skip(f"{method} does not explain {case.adapter.task}")
+    if isinstance(cam, AttentionCAM):
+        try:
+            cam.explain(case.images, asked(case))
+        except NoAttentionError as reason:
+            pytest.skip(str(reason))
     return cam
 
 
