@@ -3,8 +3,10 @@
 from importlib.metadata import PackageNotFoundError, version
 
 from detcam.adapters import adapt
+from detcam.concepts import create_labels_legend, show_factorization_on_image
 from detcam.detections import Detections, Source
 from detcam.explain import Explanation, Explanations, explain
+from detcam.factorization import DeepFeatureFactorization
 from detcam.honesty import ClassAgnosticWarning, CompletenessWarning, EmptyMapWarning, ReachWarning
 from detcam.methods import (
     DRISE,
@@ -71,6 +73,7 @@ __all__ = [
     "CheferCAM",
     "ClassAgnosticWarning",
     "CompletenessWarning",
+    "DeepFeatureFactorization",
     "Detections",
     "EigenCAM",
     "EigenGradCAM",
@@ -106,6 +109,7 @@ __all__ = [
     "Source",
     "XGradCAM",
     "adapt",
+    "create_labels_legend",
     "deprocess_image",
     "drise",
     "explain",
@@ -113,5 +117,6 @@ __all__ = [
     "guided_backprop",
     "preprocess_image",
     "show_cam_on_image",
+    "show_factorization_on_image",
     "sobel_cam",
 ]

@@ -33,6 +33,7 @@ DISTRIBUTIONS = {
     "huggingface_hub": "huggingface-hub",
     "segmentation_models_pytorch": "segmentation-models-pytorch",
     "skimage": "scikit-image",
+    "sklearn": "scikit-learn",
     "ultralytics": "ultralytics-opencv-headless",
 }
 
