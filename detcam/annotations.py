@@ -27,6 +27,7 @@ class Annotations:
         images: one entry per picture that is there and whose size fits, in the file's order.
         categories: category id to name.
         names: class index to name: the categories' until `for_classes`, then the model's.
+        labels: the class indices that the file's categories stand for: what of a model can be judged by this file.
         problems: what was wrong with the file or the pictures, and what was left out.
     """
 
@@ -34,6 +35,7 @@ class Annotations:
     images: tuple[TrueObjects, ...]
     categories: Mapping[int, str]
     names: Mapping[int, str]
+    labels: tuple[int, ...]
     problems: Problems
 
     @classmethod
@@ -58,7 +60,7 @@ class Annotations:
         path = Path(path)
         images, categories, problems = read_coco(path, Path(images_dir))
         _warn(problems, path)
-        return cls(path, images, categories, categories, problems)
+        return cls(path, images, categories, categories, tuple(sorted(categories)), problems)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -112,7 +114,8 @@ class Annotations:
         images = tuple(_relabel(image, labels, shown, problems) for image in self.images)
         found = Problems(problems)
         _warn(found, self.path)
-        return replace(self, images=images, names=shown, problems=self.problems + found)
+        known = tuple(sorted(set(labels.values())))
+        return replace(self, images=images, names=shown, labels=known, problems=self.problems + found)
 
 
 def _labels_of(

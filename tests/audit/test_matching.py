@@ -1,0 +1,130 @@
+"""Matching by COCO's rules: known answers by hand, and the corners of the rules."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from detcam.audit import average_precision, match, overlaps
+from detcam.audit.average_precision import Ranking
+from tests.audit.made_up import BOX, RIGHT, found_of, truth_of
+
+
+def test_the_best_score_takes_the_object_and_classes_stay_apart() -> None:
+    found = found_of([BOX, [0, 0, 10, 9], BOX, RIGHT], [1, 1, 2, 2], [0.5, 0.9, 0.8, 0.1])
+    matched = match(found, truth_of([BOX, RIGHT], [1, 2]))
+    assert matched.truth.tolist() == [-1, 0, -1, 1]
+    assert matched.detection.tolist() == [1, 3]
+    assert matched.true_positive.tolist() == [False, True, False, True]
+    assert matched.false_positive.tolist() == [True, False, True, False]
+    assert not matched.missed.any() and not matched.ignored.any()
+    np.testing.assert_allclose(matched.iou[:, 0], [1, 0.9, 1, 0])
+
+
+def test_the_threshold_itself_is_enough() -> None:
+    truth = truth_of([BOX], [1])
+    half = found_of([[0, 0, 10, 5]], [1], [0.9])
+    assert match(half, truth).truth.tolist() == [0]
+    assert match(half, truth, iou_threshold=0.51).missed.tolist() == [True]
+    assert match(found_of([BOX], [1], [0.9]), truth, iou_threshold=1.0).truth.tolist() == [0]
+
+
+def test_crowd_regions_swallow_any_number_and_need_not_be_found() -> None:
+    truth = truth_of([BOX, [0, 0, 40, 20]], [1, 1], crowd=[False, True])
+    found = found_of([BOX, [11, 0, 15, 10], [30, 15, 34, 25], [30, 16, 34, 26]], [1] * 4, [0.9, 0.8, 0.7, 0.6])
+    matched = match(found, truth)
+    np.testing.assert_allclose(matched.iou[:, 1], [1, 1, 0.5, 0.4])
+    assert matched.ignored.tolist() == [False, True, True, False]
+    assert matched.true_positive.tolist() == [True, False, False, False]
+    assert matched.false_positive.tolist() == [False, False, False, True]
+    assert matched.truth.tolist() == [0, 1, 1, -1] and matched.detection.tolist() == [0, -1]
+    assert matched.missed.tolist() == [False, False]
+    other = match(found_of([[11, 0, 15, 10]], [2], [0.9]), truth)
+    assert other.false_positive.all() and other.missed.tolist() == [True, False]
+
+
+def test_equal_overlaps_take_the_last_object() -> None:
+    truth = truth_of([BOX, [4, 0, 14, 10]], [1, 1])
+    matched = match(found_of([[2, 0, 12, 10], BOX], [1, 1], [0.9, 0.8]), truth)
+    assert matched.truth.tolist() == [1, 0]
+
+
+def test_areas_out_of_range_are_ignored() -> None:
+    truth = truth_of([BOX, [20, 20, 22, 22]], [1, 1])
+    found = found_of([BOX, [20, 20, 22, 22], [30, 30, 31, 31], [30, 0, 40, 10]], [1] * 4, [0.9, 0.8, 0.7, 0.6])
+    matched = match(found, truth, area_range=(50, 1000))
+    assert matched.truth_ignored.tolist() == [False, True]
+    assert matched.ignored.tolist() == [False, True, True, False]
+    assert matched.false_positive.tolist() == [False, False, False, True]
+    assert not matched.missed.any()
+
+
+def test_detections_beyond_the_most_and_of_other_classes_are_dropped() -> None:
+    found = found_of([BOX, BOX, BOX, RIGHT], [1, 1, 2, 1], [0.1, 0.9, 0.05, 0.5])
+    matched = match(found, truth_of([BOX, RIGHT], [1, 1]), max_detections=2)
+    assert matched.dropped.tolist() == [True, False, False, False]
+    assert matched.false_positive.tolist() == [False, False, True, False]
+    matched = match(found, truth_of([BOX, RIGHT], [1, 1]), judged=[1])
+    assert matched.dropped.tolist() == [False, False, True, False]
+    assert matched.false_positive.tolist() == [True, False, False, False]
+
+
+def test_nothing_found_and_nothing_there() -> None:
+    empty = found_of([], [], [])
+    matched = match(empty, truth_of([BOX], [1]))
+    assert matched.missed.tolist() == [True] and matched.iou.shape == (0, 1)
+    matched = match(found_of([BOX], [1], [0.9]), truth_of([], []))
+    assert matched.false_positive.tolist() == [True] and matched.iou.shape == (1, 0)
+    assert len(match(empty, truth_of([], [])).truth) == 0
+
+
+def test_masks_are_compared_where_asked() -> None:
+    masks = torch.zeros(1, 40, 40)
+    masks[0, 0:10, 0:5] = 1
+    truth = truth_of([BOX], [1])
+    assert overlaps(found_of([BOX], [1], [0.9]), truth).tolist() == [[1.0]]
+    assert overlaps(found_of([BOX], [1], [0.9], masks=masks), truth, "segm").tolist() == [[0.5]]
+    with pytest.raises(ValueError, match="no masks"):
+        overlaps(found_of([BOX], [1], [0.9]), truth, "segm")
+    with pytest.raises(ValueError, match=r"of the picture's size \(40, 40\); got \(20, 40\)"):
+        overlaps(found_of([BOX], [1], [0.9], masks=masks[:, :20]), truth, "segm")
+
+
+def test_average_precision_by_hand() -> None:
+    # Ranks 1 and 3 of two objects: precision 1 up to recall 1/2 (51 of 101 points), then 2/3.
+    assert average_precision(np.array([True, False, True]), 2) == pytest.approx((51 + 50 * 2 / 3) / 101)
+    assert average_precision(np.array([False, True]), 1) == 0.5
+    assert average_precision(np.array([True, True]), 2) == 1
+    assert average_precision(np.array([True]), 4) == pytest.approx(26 / 101)
+    assert average_precision(np.array([False]), 3) == average_precision(np.zeros(0, bool), 3) == 0
+    assert np.isnan(average_precision(np.array([False]), 0))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_average_precision_without_each_equals_one_by_one(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    hits = random.random(40) < [0.5, 0.1, 0.9, 0.0, 1.0][seed]
+    ranking = Ranking(hits, np.zeros((40, 2), dtype=np.int64), 45)
+    each = ranking.without_each()
+    for place in range(40):
+        gone = np.arange(40) == place
+        if hits[place]:
+            assert np.isnan(each[place])
+        else:
+            assert each[place] == pytest.approx(literal_average_precision(hits[~gone], 45), abs=1e-12)
+            assert ranking.without(gone) == pytest.approx(each[place], abs=1e-12)
+
+
+def literal_average_precision(hits: np.ndarray, truths: int) -> float:
+    """As pycocotools' loop: every rank's precision, made falling, read off at 101 recalls."""
+    precision, recall, right = [], [], 0
+    for place, hit in enumerate(hits, start=1):
+        right += bool(hit)
+        precision.append(right / place)
+        recall.append(right / truths)
+    total = 0.0
+    for wanted in np.linspace(0, 1, 101):
+        reached = [i for i, value in enumerate(recall) if value >= wanted]
+        total += max(precision[reached[0] :]) if reached else 0.0
+    return total / 101

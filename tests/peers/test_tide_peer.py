@@ -1,0 +1,230 @@
+"""Error types, their counts and their costs against tidecv; average precision against pycocotools."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from detcam.adapters import adapt
+from detcam.annotations import Annotations
+from detcam.audit import ERROR_TYPES, ErrorAnalysis, analyze_errors
+from detcam.audit.average_precision import mean_average_precision, rank
+from detcam.audit.matching import match
+from detcam.detections import Detections
+from tests.audit.made_up import make_up, polygon, results
+
+pytestmark = pytest.mark.peers
+
+NAMES = {
+    "classification": "Cls",
+    "localization": "Loc",
+    "both": "Both",
+    "duplicate": "Dupe",
+    "background": "Bkg",
+    "missed": "Miss",
+}
+KINDS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "crowded": {"crowd": 0.5},
+    "classes without objects": {"detected": 7},
+    "ties": {"ties": True},
+    "more than a hundred": {"many": 130},
+    "more than a hundred of one class": {"many": 130, "classes": 1},
+    "few": {"pictures": 2, "classes": 2},
+}
+
+
+def coco_average_precision(truth_file: Path, entries: list[Any], iou_type: str = "bbox", area: int = 0) -> float:
+    """pycocotools' mean average precision at an overlap of 0.5."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(str(truth_file))
+        known = set(truth.getCatIds())
+        evaluation = COCOeval(truth, truth.loadRes([e for e in entries if e["category_id"] in known]), iou_type)
+        evaluation.evaluate()
+        evaluation.accumulate()
+    values = evaluation.eval["precision"][0, :, :, area, 2]
+    return float(values[values > -1].mean())
+
+
+def check_against_tide(analysis: ErrorAnalysis, truth_file: Path, results_file: Path, mode: str = "bbox") -> Any:
+    tidecv = pytest.importorskip("tidecv")
+    tide = tidecv.TIDE(mode=mode)
+    run = tide.evaluate(tidecv.datasets.COCO(str(truth_file)), tidecv.datasets.COCOResult(str(results_file)))
+    counts = {kind.short_name: number for kind, number in run.count_errors().items()}
+    assert {NAMES[kind]: number for kind, number in analysis.counts().items()} == counts
+    lost = analysis.ap_lost
+    assert lost.average_precision * 100 == pytest.approx(run.ap, abs=1e-9)
+    costs = {kind.short_name: value for kind, value in run.fix_main_errors().items()}
+    for kind in ERROR_TYPES:
+        assert lost.by_type[kind] * 100 == pytest.approx(costs[NAMES[kind]], abs=1e-9), kind
+    special = {kind.short_name: value for kind, value in run.fix_special_errors().items()}
+    assert lost.false_positive * 100 == pytest.approx(special["FalsePos"], abs=1e-9)
+    assert lost.false_negative * 100 == pytest.approx(special["FalseNeg"], abs=1e-9)
+    return run
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("seed", range(4))
+def test_errors_and_their_costs_equal_tides(tmp_path: Path, kind: str, seed: int) -> None:
+    made = make_up(tmp_path, seed, **KINDS[kind])
+    analysis = analyze_errors(made.detections, made.annotations)
+    run = check_against_tide(analysis, made.truth_file, made.results_file)
+    entries = json.loads(made.results_file.read_text())
+    by_tide = {}
+    for error in run.errors:
+        if hasattr(error, "pred"):
+            by_tide[error.pred["_id"]] = error
+    position = {
+        key: number for number, key in enumerate((e["image_id"], tuple(e["bbox"]), e["score"]) for e in entries)
+    }
+    for case in analysis.cases:
+        if case.detection is None:
+            continue
+        found = made.detections[case.image]
+        box = found.boxes_xyxy[case.detection].double()
+        key = (case.image_id, (*box[:2].tolist(), *(box[2:] - box[:2]).tolist()), case.score)
+        error = by_tide[position[key]]
+        assert error.short_name == NAMES[case.type]
+        if hasattr(error, "gt") and kind != "ties":
+            assert int(made.annotations[case.image].ids[case.truth]) == error.gt["_id"] + 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("seed", range(4))
+def test_average_precision_equals_pycocotools(tmp_path: Path, kind: str, seed: int) -> None:
+    made = make_up(tmp_path, seed, **KINDS[kind])
+    entries = json.loads(made.results_file.read_text())
+    analysis = analyze_errors(made.detections, made.annotations)
+    assert analysis.average_precision == pytest.approx(coco_average_precision(made.truth_file, entries), abs=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_average_precision_by_area_equals_pycocotools(tmp_path: Path, seed: int, monkeypatch: Any) -> None:
+    made = make_up(tmp_path, seed, ties=seed % 2 == 1)
+    entries = json.loads(made.results_file.read_text())
+    ranges = [(0.0, 200.0), (200.0, 450.0), (450.0, 1e10)]
+    monkeypatch.setattr(
+        "pycocotools.cocoeval.Params.setDetParams",
+        _with_areas(ranges),
+    )
+    for area, span in enumerate(ranges):
+        pairs = list(zip(made.detections, made.annotations, strict=True))
+        matches = [match(found, truth, area_range=span) for found, truth in pairs]
+        ours = rank(made.detections, list(made.annotations), matches)
+        value = mean_average_precision(one.average_precision for one in ours.values())
+        expected = coco_average_precision(made.truth_file, entries, area=area)
+        assert value == pytest.approx(expected, abs=1e-12), span
+
+
+def _with_areas(ranges: list[tuple[float, float]]) -> Any:
+    from pycocotools.cocoeval import Params
+
+    original = Params.setDetParams
+
+    def changed(params: Any) -> None:
+        original(params)
+        params.areaRng, params.areaRngLbl = ranges, [str(span) for span in ranges]
+
+    return changed
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_average_precision_without_cases_equals_pycocotools_on_what_is_left(tmp_path: Path, seed: int) -> None:
+    made = make_up(tmp_path, seed, ties=seed == 2)
+    analysis = analyze_errors(made.detections, made.annotations)
+    images = [{"id": image.image_id} for image in made.annotations]
+    random = np.random.default_rng(seed)
+    wrong = analysis.indices(false_positives_only=True)
+    groups = [random.choice(wrong, 12, replace=False).tolist(), [wrong[0]], wrong]
+    for group in groups:
+        left = []
+        for number, found in enumerate(made.detections):
+            gone = [analysis[i].detection for i in group if analysis[i].image == number]
+            left.append(found[torch.tensor([d not in gone for d in range(len(found))], dtype=torch.bool)])
+        expected = coco_average_precision(made.truth_file, results(images, left))
+        assert analysis.average_precision_without(group) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_masks_equal_tides_and_pycocotools(tmp_path: Path, seed: int) -> None:
+    from pycocotools import mask as coco_masks
+
+    made = make_up(tmp_path, seed)
+    entries = json.loads(made.results_file.read_text())
+    found, start = [], 0
+    for one in made.detections:
+        rles = []
+        for entry in entries[start : start + len(one)]:
+            x, y, w, h = entry["bbox"]
+            slanted = [[x, y, x + w, y + h / 3, x + w, y + h, x + w / 4, y + h]]
+            rle = coco_masks.merge(coco_masks.frPyObjects(slanted, *one.image_size_hw))
+            rles.append(rle)
+            entry["segmentation"] = {"size": rle["size"], "counts": rle["counts"].decode()}
+        start += len(one)
+        masks = np.zeros((0, *one.image_size_hw), np.uint8)
+        if rles:
+            masks = coco_masks.decode(rles).transpose(2, 0, 1)
+        found.append(replace(one, masks=torch.from_numpy(masks.copy()).bool()))
+    made.results_file.write_text(json.dumps(entries))
+    analysis = analyze_errors(found, made.annotations, iou_type="segm")
+    check_against_tide(analysis, made.truth_file, made.results_file, mode="mask")
+    assert analysis.average_precision == pytest.approx(
+        coco_average_precision(made.truth_file, entries, "segm"), abs=1e-12
+    )
+    assert analysis.average_precision != analyze_errors(found, made.annotations).average_precision
+
+
+def _detect(
+    reference: ModuleType, data: Path, folder: Path, name: str, pictures: int
+) -> tuple[Path, Path, Annotations, list[Detections]]:
+    """A model's detections on the first pictures of BCCD's test split, with both files as tidecv reads them."""
+    if name == "fasterrcnn":
+        offset, names = 0, {1: "RBC", 2: "WBC", 3: "Platelets"}
+        adapter = adapt(reference.bccd_fasterrcnn(), names=names)
+    else:  # low scores too: average precision is about all of them
+        offset, names = 1, {0: "RBC", 1: "WBC", 2: "Platelets"}
+        adapter = adapt(reference.bccd_yolo(), names=names, image_size=320, conf=0.01)
+    file = json.loads((data / "bccd" / "test.json").read_text())
+    file["images"] = file["images"][:pictures]
+    kept = {image["id"] for image in file["images"]}
+    file["annotations"] = [
+        {**entry, "segmentation": polygon(entry["bbox"])} for entry in file["annotations"] if entry["image_id"] in kept
+    ]
+    truth_file, results_file = folder / "truth.json", folder / "results.json"
+    truth_file.write_text(json.dumps(file))
+    annotations = Annotations.load(truth_file, data / "bccd" / "images").for_classes(names)
+    found = adapter.predict(annotations.paths, batch_size=4)
+    results_file.write_text(json.dumps(results(file["images"], found, offset)))
+    return truth_file, results_file, annotations, found
+
+
+@pytest.mark.parametrize(
+    ("name", "pictures"),
+    [
+        ("fasterrcnn", 6),
+        ("yolo", 6),
+        pytest.param("fasterrcnn", 72, marks=pytest.mark.slow),
+        pytest.param("yolo", 72, marks=pytest.mark.slow),
+    ],
+)
+def test_blood_cell_detectors(reference: ModuleType, data: Path, tmp_path: Path, name: str, pictures: int) -> None:
+    if name == "yolo" and importlib.util.find_spec("ultralytics") is None:
+        pytest.skip("ultralytics is not installed")
+    truth_file, results_file, annotations, found = _detect(reference, data, tmp_path, name, pictures)
+    analysis = analyze_errors(found, annotations)
+    check_against_tide(analysis, truth_file, results_file)
+    expected = coco_average_precision(truth_file, json.loads(results_file.read_text()))
+    assert analysis.average_precision == pytest.approx(expected, abs=1e-12)
+    assert 0.5 < expected < 1 and sum(analysis.counts().values()) > 20
