@@ -34,6 +34,7 @@ from detcam.methods.seg_eigen_cam import SegEigenCAM
 from detcam.methods.seg_grad_cam import SegGradCAM
 from detcam.methods.seg_hires_cam import SegHiResCAM
 from detcam.methods.seg_xres_cam import SegXResCAM
+from detcam.methods.sess import SESS
 from detcam.methods.shapley_cam import ShapleyCAM
 from detcam.methods.sobel import Sobel
 from detcam.methods.ssgrad_cam import SSGradCAM
@@ -71,6 +72,7 @@ METHODS: dict[str, type[BaseCAM]] = {
         KPCA_CAM,
         RandomCAM,
         RefineCAM,
+        SESS,
         SegEigenCAM,
         SegGradCAM,
         SegHiResCAM,
@@ -106,6 +108,7 @@ __all__ = [
     "METHODS",
     "ODAM",
     "RISE",
+    "SESS",
     "VPS",
     "AblationCAM",
     "AttentionRollout",
