@@ -37,10 +37,10 @@ class CheferCAM(AttentionCAM):
     use = "transformers: ViT, DETR, RT-DETR; a box by its own query"
 
     def relevance(self, run: Pass, layers: Layers, scalars: list[list[Tensor]]) -> list[Tensor]:
-        found = self.empty(layers, scalars)
+        found = [_wide(tokens) for tokens in self.empty(layers, scalars)]
         for k, images, total in rounds(scalars):
             by_layer = dict(zip(layers.all, gradients(total, layers.all, self.model), strict=True))
-            rows = self.rows(run, layers, by_layer[layers.last], images, k)
+            rows = _wide(self.rows(run, layers, by_layer[layers.last], images, k))
             weighted = {layer: _weighted(layer, gradient, images) for layer, gradient in by_layer.items()}
             tokens = _decoder(layers, weighted, rows) if layers.crosses else _encoder(layers, weighted, rows)
             for row, image in enumerate(images):
@@ -52,7 +52,12 @@ def _weighted(layer: Attention, gradient: Tensor, images: list[int]) -> Tensor:
     """(n, queries, keys): the positive part of probability times gradient, averaged over heads."""
     dtype = work_dtype(gradient)
     both = layer.split(layer.tensor.detach())[images].to(dtype) * layer.split(gradient)[images].to(dtype)
-    return layer.over_keys(both.clamp(min=0)).mean(1)
+    return _wide(layer.over_keys(both.clamp(min=0)).mean(1))
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """In float64, since what a layer adds to the identity may be small; as it is where the device has no float64."""
+    return tensor if tensor.device.type == "mps" else tensor.double()
 
 
 def _encoder(layers: Layers, weighted: dict[Attention, Tensor], rows: Tensor) -> Tensor:
