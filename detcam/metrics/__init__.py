@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from detcam.metrics.base import Metric, MetricWarning, Question, Summary, read_question, read_truth, summarize
+from detcam.metrics.cam_mult_image import CamMultImageConfidenceChange, DropInConfidence, IncreaseInConfidence
+from detcam.metrics.complexity import ADCC, ARCC, Coherency, Complexity, Entropy, Sparseness
 from detcam.metrics.curves import (
     Curve,
     CurveSettings,
@@ -13,23 +15,83 @@ from detcam.metrics.curves import (
     SufficientRegion,
     curves,
 )
+from detcam.metrics.perturbation_confidence import (
+    AveragerAcrossThresholds,
+    PerturbationConfidenceMetric,
+    RemoveLeastRelevantFirst,
+    RemoveLeastRelevantFirstAverage,
+    RemoveMostRelevantFirst,
+    RemoveMostRelevantFirstAverage,
+)
+from detcam.metrics.road import (
+    NoisyLinearImputer,
+    ROADCombined,
+    ROADLeastRelevantFirst,
+    ROADLeastRelevantFirstAverage,
+    ROADMostRelevantFirst,
+    ROADMostRelevantFirstAverage,
+)
 
 METRICS: dict[str, type[Metric]] = {
-    metric.name: metric for metric in (Deletion, Insertion, InsertionMinusDeletion, SufficientRegion, DestroyingRegion)
+    metric.name: metric
+    for metric in (
+        Deletion,
+        Insertion,
+        InsertionMinusDeletion,
+        SufficientRegion,
+        DestroyingRegion,
+        ROADCombined,
+        ROADMostRelevantFirst,
+        ROADMostRelevantFirstAverage,
+        ROADLeastRelevantFirst,
+        ROADLeastRelevantFirstAverage,
+        RemoveMostRelevantFirstAverage,
+        RemoveLeastRelevantFirstAverage,
+        CamMultImageConfidenceChange,
+        DropInConfidence,
+        IncreaseInConfidence,
+        Complexity,
+        Sparseness,
+        Entropy,
+        Coherency,
+        ADCC,
+        ARCC,
+    )
 }
 """Every metric by name; each can be made without arguments."""
 
 __all__ = [
+    "ADCC",
+    "ARCC",
     "METRICS",
+    "AveragerAcrossThresholds",
+    "CamMultImageConfidenceChange",
+    "Coherency",
+    "Complexity",
     "Curve",
     "CurveSettings",
     "Deletion",
     "DestroyingRegion",
+    "DropInConfidence",
+    "Entropy",
+    "IncreaseInConfidence",
     "Insertion",
     "InsertionMinusDeletion",
     "Metric",
     "MetricWarning",
+    "NoisyLinearImputer",
+    "PerturbationConfidenceMetric",
     "Question",
+    "ROADCombined",
+    "ROADLeastRelevantFirst",
+    "ROADLeastRelevantFirstAverage",
+    "ROADMostRelevantFirst",
+    "ROADMostRelevantFirstAverage",
+    "RemoveLeastRelevantFirst",
+    "RemoveLeastRelevantFirstAverage",
+    "RemoveMostRelevantFirst",
+    "RemoveMostRelevantFirstAverage",
+    "Sparseness",
     "SufficientRegion",
     "Summary",
     "curves",

@@ -43,7 +43,7 @@ class Metric(ABC):
     """Title, venue and link."""
     higher_is_better: ClassVar[bool]
     range: ClassVar[tuple[float, float]]
-    """Least and greatest value; infinite where the target's own scale has no end."""
+    """Least and greatest value, for scores in [0, 1]; of other scores (logits, boxes' edges) the scale is theirs."""
     tasks: ClassVar[tuple[str, ...]] = ("class", "box", "mask", "embedding")
     """What kinds of targets it judges: a subset of "class", "box", "mask", "embedding"."""
     needs: ClassVar[frozenset[Need]] = frozenset({"model"})

@@ -155,8 +155,7 @@ class Deletion(CurveMetric):
     name = "deletion"
     paper = RISE_PAPER
     higher_is_better = False
-    range = (float("-inf"), float("inf"))
-
+    range = (0.0, 1.0)
     kind: ClassVar[Kind] = "deletion"
 
     def measure(
@@ -188,7 +187,7 @@ class InsertionMinusDeletion(CurveMetric):
     name = "overall"
     paper = "Zhang et al., Group-CAM, 2021, https://arxiv.org/abs/2103.13859; areas after " + RISE_PAPER
     higher_is_better = True
-    range = (float("-inf"), float("inf"))
+    range = (-1.0, 1.0)
 
     def measure(
         self,

@@ -1,6 +1,12 @@
-"""Linear systems of a picture's missing pixels, each the weighted mean of its neighbours."""
+"""Linear systems of a picture's missing pixels, each the weighted mean of its neighbours, and their solution.
+
+Small systems are factorised. Large ones are solved by conjugate gradients, preconditioned with a multigrid cycle on the
+picture's own grid, which costs a few filters per iteration and takes about a dozen of them whatever the size.
+"""
 
 from __future__ import annotations
+
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -9,10 +15,25 @@ from scipy import sparse
 from scipy.sparse.linalg import splu
 from torch import Tensor
 
+from detcam.opencv import cv2
+
 NEIGHBOURS = tuple(
     ((dy, dx), 1 / 6 if 0 in (dy, dx) else 1 / 12) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if (dy, dx) != (0, 0)
 )
 """Offsets (rows, columns) and weights of a pixel's neighbours."""
+TOLERANCE = 1e-6
+"""Estimated error at which iterations stop, as a share of the picture's greatest value."""
+SMALL = 8000
+"""Systems of at most so many pixels are factorised."""
+
+Floats: TypeAlias = npt.NDArray[np.float64]
+Mask: TypeAlias = npt.NDArray[np.bool_]
+
+Singles: TypeAlias = npt.NDArray[np.float32]
+
+_KERNEL = np.array([[1, 2, 1], [2, 0, 2], [1, 2, 1]]) / 12
+_HAT = np.array([1, 2, 1]) / 2
+_CROSS = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], np.uint8)
 
 
 def harmonic_fill(pictures: Tensor, removed: Tensor) -> Tensor:
@@ -31,18 +52,24 @@ def harmonic_fill(pictures: Tensor, removed: Tensor) -> Tensor:
     if removed.flatten(1).all(1).any():
         raise ValueError("every pixel of a picture is removed, so there is nothing to fill it from; keep some")
     filled = pictures.expand(len(removed), -1, -1, -1).clone()
+    solver = Multigrid(filled.shape[-2], filled.shape[-1], filled.shape[1])
     for k in torch.nonzero(removed.flatten(1).any(1))[:, 0].tolist():
         mask = removed[k].cpu().numpy()
         picture = filled[k].double().cpu().numpy()
-        system, known = linear_system(mask, picture)
-        factor = splu(system, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True})
-        filled[k][:, removed[k]] = torch.from_numpy(factor.solve(known).T).to(filled)
+        values = factorized(mask, picture) if mask.sum() <= SMALL else solver.solve(mask, picture)
+        filled[k][:, removed[k]] = torch.from_numpy(values).to(filled)
     return filled
 
 
-def linear_system(
-    mask: npt.NDArray[np.bool_], picture: npt.NDArray[np.float64]
-) -> tuple[sparse.csc_matrix, npt.NDArray[np.float64]]:
+def factorized(mask: Mask, picture: Floats) -> Floats:
+    """The missing pixels (C, M) of a picture (C, h, w), by factorisation."""
+    system, known = linear_system(mask, picture)
+    factor = splu(system, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True})
+    found: Floats = factor.solve(known).T
+    return found
+
+
+def linear_system(mask: Mask, picture: Floats) -> tuple[Any, Floats]:
     """The symmetric positive definite system (M, M) of a picture's M missing pixels, and its right sides (M, C).
 
     Args:
@@ -69,3 +96,145 @@ def linear_system(
     entries.append((own, own, total))
     row, column, value = (np.concatenate(part) for part in zip(*entries, strict=True))
     return sparse.csc_matrix((value, (row, column)), shape=(count, count)), known.T.copy()
+
+
+def total_weights(height: int, width: int, channels: int) -> Floats:
+    """The sum of the weights of each pixel's neighbours, (h, w, C): 1 but at the borders."""
+    ones = np.ones((height, width))
+    return np.repeat(cv2.filter2D(ones, -1, _KERNEL, borderType=cv2.BORDER_CONSTANT)[..., None], channels, 2)
+
+
+class Level:
+    """One grid of the multigrid cycle, with the memory that it works in; every array is (h, w, C) float32.
+
+    Args:
+        height: rows.
+        width: columns.
+        channels: right sides solved together.
+    """
+
+    def __init__(self, height: int, width: int, channels: int) -> None:
+        shape = (height, width, channels)
+        self.size_hw = (height, width)
+        self.total = total_weights(height, width, channels).astype(np.float32)
+        self.missing, self.inverse, self.values, self.work = (np.zeros(shape, np.float32) for _ in range(4))
+        # Grids have a point on every second pixel and one beyond an even side, so that each pixel lies between points.
+        self.between = np.zeros((height | 1, width | 1, channels), np.float32)
+        self.weighted = np.zeros_like(self.between)
+
+    def cover(self, mask: npt.NDArray[np.uint8]) -> None:
+        """Take over a mask (h, w), 1 where a pixel is missing."""
+        self.missing[:] = mask[..., None]
+        np.divide(self.missing, self.total, out=self.inverse)
+
+    def neighbours(self, values: Singles) -> Singles:
+        """The weighted sum of each pixel's neighbours, in this level's working memory."""
+        cv2.filter2D(values, -1, _KERNEL, dst=self.work, borderType=cv2.BORDER_CONSTANT)
+        return self.work
+
+
+class Multigrid:
+    """Solves for the missing pixels of pictures of one size.
+
+    Conjugate gradients on the symmetric system D u - K u = K known, D the sum of weights of a pixel's neighbours; one
+    V-cycle in single precision, a Jacobi step before and after, preconditions it. A coarse grid has the points around which nothing is
+    known, and the same stencil: in two dimensions it keeps its scale.
+
+    Args:
+        height: of the pictures.
+        width: of the pictures.
+        channels: of the pictures, solved together.
+    """
+
+    def __init__(self, height: int, width: int, channels: int) -> None:
+        self.levels = [Level(height, width, channels)]
+        while min(height, width) > 3:
+            height, width = height // 2 + 1, width // 2 + 1
+            self.levels.append(Level(height, width, channels))
+        self.depth = len(self.levels)
+        self._total = total_weights(*self.levels[0].values.shape)
+        self._memory = [np.zeros_like(self._total) for _ in range(6)]
+        self._single = np.zeros_like(self.levels[0].values)
+
+    def solve(self, mask: Mask, picture: Floats, most: int = 200) -> Floats:
+        """The missing pixels (C, M) of a picture (C, h, w), M the pixels of the mask (h, w)."""
+        self._cover(mask)
+        known, solution, residual, direction, applied, missing = self._memory
+        missing[:] = mask[..., None]
+        np.multiply(picture.transpose(1, 2, 0), 1 - missing, out=known)
+        scale = float(max(known.max(), -known.min()))
+        solution.fill(0)
+        cv2.filter2D(known, -1, _KERNEL, dst=residual, borderType=cv2.BORDER_CONSTANT)
+        residual *= missing
+        step = self._precondition(residual)
+        direction[:] = step
+        strength = float(np.vdot(residual, step))
+        for _ in range(most):
+            cv2.filter2D(direction, -1, _KERNEL, dst=applied, borderType=cv2.BORDER_CONSTANT)
+            np.multiply(self._total, direction, out=known)  # the known pixels have served: this is working memory now
+            np.subtract(known, applied, out=applied)
+            applied *= missing
+            curvature = float(np.vdot(direction, applied))
+            if curvature <= 0:
+                break
+            length = strength / curvature
+            np.multiply(direction, length, out=known)
+            solution += known
+            applied *= length
+            residual -= applied
+            step = self._precondition(residual)
+            if max(step.max(), -step.min()) < TOLERANCE * scale:
+                solution += step
+                break
+            before, strength = strength, float(np.vdot(residual, step))
+            direction *= strength / before
+            direction += step
+        found: Floats = np.ascontiguousarray(solution[mask].T)
+        return found
+
+    def _precondition(self, residual: Floats) -> Singles:
+        """About the solution for a residual."""
+        self._single[:] = residual
+        return self._cycle(0, self._single)
+
+    def _cover(self, mask: Mask) -> None:
+        """Lay a mask on every grid."""
+        covered = mask.astype(np.uint8)
+        self.depth = 0
+        for level in self.levels:
+            if not covered.any():
+                break
+            level.cover(covered)
+            self.depth += 1
+            height, width = level.size_hw
+            wider = cv2.copyMakeBorder(covered, 0, 1 - height % 2, 0, 1 - width % 2, cv2.BORDER_REPLICATE)
+            covered = cv2.erode(wider, _CROSS, borderType=cv2.BORDER_REPLICATE)[::2, ::2]
+
+    def _cycle(self, depth: int, residual: Singles) -> Singles:
+        """One V-cycle. The answer lies in the level's own memory."""
+        level = self.levels[depth]
+        height, width = level.size_hw
+        values = level.values
+        np.multiply(level.inverse, residual, out=values)
+        if depth + 1 < self.depth:
+            left = level.between[:height, :width]  # what a Jacobi step leaves of the residual
+            np.multiply(level.neighbours(values), level.missing, out=left)
+            level.between[height:], level.between[:, width:] = 0, 0
+            cv2.sepFilter2D(level.between, -1, _HAT, _HAT, dst=level.weighted, borderType=cv2.BORDER_CONSTANT)
+            coarse = self._cycle(depth + 1, level.weighted[::2, ::2])
+            level.between.fill(0)
+            level.between[::2, ::2] = coarse
+            cv2.sepFilter2D(level.between, -1, _HAT, _HAT, dst=level.weighted, borderType=cv2.BORDER_CONSTANT)
+            values += level.weighted[:height, :width]
+            values *= level.missing
+        else:
+            for _ in range(6):
+                self._smooth(level, residual)
+        self._smooth(level, residual)
+        return values
+
+    @staticmethod
+    def _smooth(level: Level, residual: Singles) -> None:
+        """One Jacobi step."""
+        np.add(level.neighbours(level.values), residual, out=level.values)
+        level.values *= level.inverse

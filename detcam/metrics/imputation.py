@@ -84,7 +84,7 @@ class LinearFill(Fill):
 
     Args:
         noise: standard deviation, in the network input's units.
-        seed: of the noise, which is the same for each call.
+        seed: of the noise, which is the same for each picture.
     """
 
     name = "linear"
@@ -104,7 +104,7 @@ class LinearFill(Fill):
         if not self.noise:
             return filled
         generator = torch.Generator().manual_seed(self.seed)
-        noise = torch.randn(filled.shape, generator=generator, dtype=work_dtype(filled)).to(filled)
+        noise = torch.randn(filled.shape[1:], generator=generator, dtype=work_dtype(filled)).to(filled)
         return torch.where(removed[:, None], filled + self.noise * noise, filled)
 
 

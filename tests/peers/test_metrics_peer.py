@@ -1,0 +1,135 @@
+"""Metrics against grad-cam's on the same inputs: equal, apart from the noise of ROAD's imputation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import gaussian_filter
+from torch import Tensor, nn
+from torchvision.models import mobilenet_v3_small
+
+from detcam import GradCAM
+from detcam.metrics import arcc, cam_mult_image, road
+from detcam.targets import ClassifierOutputSoftmaxTarget, ClassifierOutputTarget
+
+peer_road = pytest.importorskip("pytorch_grad_cam.metrics.road")
+peer_mult = pytest.importorskip("pytorch_grad_cam.metrics.cam_mult_image")
+peer_arcc = pytest.importorskip("pytorch_grad_cam.metrics.arcc")
+
+
+@pytest.fixture(scope="module")
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return mobilenet_v3_small().eval()
+
+
+@pytest.fixture(scope="module")
+def inputs() -> Tensor:
+    return torch.randn((2, 3, 64, 80), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def cams() -> np.ndarray:
+    noise = np.random.default_rng(0).random((2, 64, 80))
+    maps = np.stack([gaussian_filter(each, 4) for each in noise])
+    maps -= maps.min((1, 2), keepdims=True)
+    return np.float32(maps / maps.max((1, 2), keepdims=True))
+
+
+TARGETS = [ClassifierOutputTarget(3), ClassifierOutputSoftmaxTarget(7)]
+
+
+@pytest.mark.parametrize("name", ["CamMultImageConfidenceChange", "DropInConfidence", "IncreaseInConfidence"])
+def test_confidence_change(name: str, model: nn.Module, inputs: Tensor, cams: np.ndarray) -> None:
+    theirs, seen = getattr(peer_mult, name)(), None
+    ours = getattr(cam_mult_image, name)()
+    if name == "CamMultImageConfidenceChange":
+        wanted, seen = theirs(inputs, cams, TARGETS, model, return_visualization=True)
+        found, shown = ours(inputs, cams, TARGETS, model, return_visualization=True)
+        torch.testing.assert_close(shown, seen)
+    else:
+        wanted, found = theirs(inputs, cams, TARGETS, model), ours(inputs, cams, TARGETS, model)
+    np.testing.assert_allclose(found, wanted, atol=1e-6)
+    assert found.dtype == wanted.dtype
+
+
+@pytest.mark.parametrize("share", [0.05, 0.3, 0.6, 0.9, 0.99])
+@pytest.mark.parametrize("smooth", [0.0, 6.0])
+def test_the_imputation_without_noise_is_the_same(share: float, smooth: float) -> None:
+    rng = np.random.default_rng(3)
+    order = gaussian_filter(rng.random((101, 128)), smooth) if smooth else rng.random((101, 128))
+    keep = torch.from_numpy(np.float32(order < np.quantile(order, 1 - share)))
+    picture = torch.from_numpy(np.float32(rng.random((3, 101, 128))))
+    wanted = peer_road.NoisyLinearImputer(noise=0)(picture, keep)
+    found = road.NoisyLinearImputer(noise=0)(picture, keep)
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["ROADMostRelevantFirst", "ROADLeastRelevantFirst"])
+@pytest.mark.parametrize("percentile", [15, 80])
+def test_road_removes_and_fills_the_same(
+    name: str, percentile: float, model: nn.Module, inputs: Tensor, cams: np.ndarray
+) -> None:
+    theirs = getattr(peer_road, name)(percentile)
+    theirs.perturbation.imputer.noise = 0
+    wanted, seen = theirs(inputs, cams, TARGETS, model, return_visualization=True)
+    ours = getattr(road, name)(percentile, noise=0)
+    found, shown = ours(inputs, cams, TARGETS, model, return_visualization=True)
+    torch.testing.assert_close(shown, seen, atol=2e-5, rtol=0)
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["ROADCombined", "ROADMostRelevantFirstAverage", "ROADLeastRelevantFirstAverage"])
+def test_averages_over_percentiles(name: str, model: nn.Module, inputs: Tensor, cams: np.ndarray) -> None:
+    percentiles = [20, 50, 80]
+    theirs = getattr(peer_road, name)(percentiles)
+    wanted = without_noise(theirs)(inputs, cams, TARGETS, model)
+    found = getattr(road, name)(percentiles, noise=0)(input_tensor=inputs, cams=cams, targets=TARGETS, model=model)
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+def test_noise_has_the_same_size() -> None:
+    picture, keep = torch.rand(3, 64, 64), torch.ones(64, 64)
+    keep[8:56, 8:56] = 0
+    hole = keep == 0
+    ours = road.NoisyLinearImputer(0.05)(picture, keep) - road.NoisyLinearImputer(0)(picture, keep)
+    theirs = peer_road.NoisyLinearImputer(0.05)(picture, keep) - peer_road.NoisyLinearImputer(0)(picture, keep)
+    assert not ours[:, ~hole].any()
+    assert float(ours[:, hole].std()) == pytest.approx(float(theirs[:, hole].std()), rel=0.05)
+    assert abs(float(ours[:, hole].mean())) < 0.003
+
+
+def test_arcc_and_its_parts(model: nn.Module, inputs: Tensor, cams: np.ndarray) -> None:
+    targets = [ClassifierOutputTarget(3), ClassifierOutputTarget(7)]
+    layer = [model.features[6]]  # type: ignore[index]
+
+    def method(input_tensor: Tensor, targets: Any) -> np.ndarray:
+        found: np.ndarray = GradCAM(model, layer)(input_tensor, targets).numpy()
+        return found
+
+    np.testing.assert_allclose(arcc.Complexity()(cams), peer_arcc.Complexity()(cams), atol=1e-6)
+    wanted = peer_arcc.Coherency()(inputs, cams, targets, model, method)
+    np.testing.assert_allclose(arcc.Coherency()(inputs, cams, targets, model, method), wanted, atol=1e-5)
+    theirs, ours = peer_arcc.ARCC(method, [20, 80]), arcc.ARCC(method, [20, 80])
+    without_noise(theirs.road)
+    ours.road = road.ROADCombined([20, 80], noise=0)
+    np.testing.assert_allclose(
+        ours(inputs, cams, targets, model), theirs(inputs, cams, targets, model), atol=1e-4, rtol=1e-3
+    )
+
+
+def without_noise(metric: Any) -> Any:
+    """A metric of the peer that averages over percentiles, its imputer's noise off."""
+    for averager in (getattr(metric, "morf_averager", metric), getattr(metric, "lerf_averager", metric)):
+        make = averager.imputer
+
+        def quiet(percentile: float, make: Any = make) -> Any:
+            made = make(percentile)
+            made.perturbation.imputer.noise = 0
+            return made
+
+        averager.imputer = quiet
+    return metric
