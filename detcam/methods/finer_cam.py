@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from detcam.adapters.base import Adapter, Target
+from detcam.adapters.base import Adapter, Batch, Target
 from detcam.cam import BaseCAM, Measured, Pass, value_of
 from detcam.geometry import Geometry
 from detcam.methods.grad_cam import GradCAM
@@ -63,6 +64,9 @@ class FinerCAM(BaseCAM):
         self.uses_gradients = self.base.uses_gradients  # type: ignore[misc]
         self.alpha = alpha
         self.comparisons = comparisons
+
+    def watching(self, batch: Batch) -> AbstractContextManager[Any]:
+        return self.base.watching(batch)
 
     def measure(self, run: Pass) -> Measured:
         scores = run.adapter.score(run.outputs, run.targets)

@@ -17,6 +17,7 @@ from detcam.geometry import normalize
 from detcam.honesty import ClassAgnosticWarning
 from detcam.methods.attention_rollout import AttentionRollout
 from detcam.methods.chefer_cam import CheferCAM
+from detcam.methods.finer_cam import FinerCAM
 from detcam.methods.legrad import LeGrad
 from detcam.relevance import AttentionCAM, NoAttentionError
 from detcam.targets import ClassifierOutputTarget, SimilarityToConceptTarget
@@ -345,6 +346,18 @@ def test_what_attention_has_no_use_for_is_refused() -> None:
         CheferCAM(torchvision_vit())(PICTURES, [ClassifierOutputTarget(0)] * 3, eigen_smooth=True)
     with pytest.raises(ValueError, match="expected reshape_transform to turn tokens"):
         CheferCAM(torchvision_vit(), reshape_transform=lambda x: x)(PICTURES, [ClassifierOutputTarget(0)] * 3)
+
+
+@pytest.mark.parametrize("method", [LeGrad, CheferCAM])
+def test_finer_cam_compares_classes_by_attention(method: type[AttentionCAM]) -> None:
+    model = torchvision_vit()
+    finer = FinerCAM(model, base_method=method, comparisons=1)
+    result = finer.explain(PICTURES[:1], [ClassifierOutputTarget(2)])[0]
+    logits = model(PICTURES[:1])[0].detach()
+    nearest = min((i for i in range(4) if i != 2), key=lambda i: abs(float(logits[i] - logits[2])))
+    expected = method(model).explain(PICTURES[:1], [lambda output: output[2] - output[nearest]])[0]
+    torch.testing.assert_close(result.heatmaps, expected.heatmaps, atol=1e-4, rtol=0)
+    assert float(result.scores[0]) == pytest.approx(float(logits[2]), abs=1e-4)
 
 
 def test_pictures_of_any_size_and_a_given_reshape_transform() -> None:
