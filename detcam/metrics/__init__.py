@@ -15,6 +15,13 @@ from detcam.metrics.curves import (
     SufficientRegion,
     curves,
 )
+from detcam.metrics.localization import (
+    Compactness,
+    EnergyPointingGame,
+    HeatmapIoU,
+    ObjectDiscrimination,
+    PointingGame,
+)
 from detcam.metrics.perturbation_confidence import (
     AveragerAcrossThresholds,
     PerturbationConfidenceMetric,
@@ -23,6 +30,7 @@ from detcam.metrics.perturbation_confidence import (
     RemoveMostRelevantFirst,
     RemoveMostRelevantFirstAverage,
 )
+from detcam.metrics.regions import TrueRegions, true_regions
 from detcam.metrics.road import (
     NoisyLinearImputer,
     ROADCombined,
@@ -56,6 +64,11 @@ METRICS: dict[str, type[Metric]] = {
         Coherency,
         ADCC,
         ARCC,
+        PointingGame,
+        EnergyPointingGame,
+        HeatmapIoU,
+        ObjectDiscrimination,
+        Compactness,
     )
 }
 """Every metric by name; each can be made without arguments."""
@@ -67,20 +80,25 @@ __all__ = [
     "AveragerAcrossThresholds",
     "CamMultImageConfidenceChange",
     "Coherency",
+    "Compactness",
     "Complexity",
     "Curve",
     "CurveSettings",
     "Deletion",
     "DestroyingRegion",
     "DropInConfidence",
+    "EnergyPointingGame",
     "Entropy",
+    "HeatmapIoU",
     "IncreaseInConfidence",
     "Insertion",
     "InsertionMinusDeletion",
     "Metric",
     "MetricWarning",
     "NoisyLinearImputer",
+    "ObjectDiscrimination",
     "PerturbationConfidenceMetric",
+    "PointingGame",
     "Question",
     "ROADCombined",
     "ROADLeastRelevantFirst",
@@ -94,8 +112,10 @@ __all__ = [
     "Sparseness",
     "SufficientRegion",
     "Summary",
+    "TrueRegions",
     "curves",
     "read_question",
     "read_truth",
     "summarize",
+    "true_regions",
 ]

@@ -229,3 +229,8 @@ def test_missing_files_and_folders_are_named(tmp_path: Path) -> None:
     (tmp_path / "labels.json").write_text('{"images": [], "annotations": []}')
     with pytest.raises(ValueError, match="no folder of pictures at"):
         Annotations.load(tmp_path / "labels.json", tmp_path / "gone")
+
+
+def test_a_box_covers_the_pixels_whose_centres_it_holds(tmp_path: Path) -> None:
+    mask = only(load(tmp_path, [thing(bbox=[1.4, 2, 2.2, 1.4])])).masks()[0]
+    assert torch.nonzero(mask).tolist() == [[2, 1], [2, 2], [2, 3]]
