@@ -3,6 +3,7 @@
 from importlib.metadata import PackageNotFoundError, version
 
 from detcam.adapters import adapt
+from detcam.benchmark import Benchmark, benchmark
 from detcam.concepts import create_labels_legend, show_factorization_on_image
 from detcam.detections import Detections, Source
 from detcam.explain import Explanation, Explanations, explain
@@ -72,6 +73,7 @@ __all__ = [
     "VPS",
     "AblationCAM",
     "AttentionRollout",
+    "Benchmark",
     "CheferCAM",
     "ClassAgnosticWarning",
     "CompletenessWarning",
@@ -111,6 +113,7 @@ __all__ = [
     "Source",
     "XGradCAM",
     "adapt",
+    "benchmark",
     "create_labels_legend",
     "deprocess_image",
     "drise",

@@ -14,6 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 import detcam
+from detcam.benchmark import command as benchmark_command
 from detcam.options import Debug, Device, ImageSize, Model, Names, NumClasses, Trust, Weights
 
 ERRORS = (TypeError, ValueError, RuntimeError, OSError, ImportError)
@@ -249,7 +250,7 @@ def explain(
         )
         code = run(
             job,
-            lambda: _adapter(
+            lambda: load_adapter(
                 model, weights, num_classes, names, image_size, device, trust_checkpoint, target_layers=target_layer
             ),
             model_name=model if weights is None else f"{model} {Path(weights).name}",
@@ -290,7 +291,7 @@ def layers(
         from detcam.console import layers_table
 
         chosen = weights or (None if Path(model).is_file() else "none")
-        adapter = _adapter(model, chosen, num_classes, None, image_size, "cpu", trust_checkpoint)
+        adapter = load_adapter(model, chosen, num_classes, None, image_size, "cpu", trust_checkpoint)
         print(layers_table(adapter, depth))
 
 
@@ -308,7 +309,10 @@ def demo(
         run_demo(out)
 
 
-def _adapter(
+app.command("benchmark", epilog=benchmark_command.EPILOG)(benchmark_command.benchmark)
+
+
+def load_adapter(
     model: str,
     weights: str | None,
     num_classes: int | None,
@@ -318,6 +322,7 @@ def _adapter(
     trust_checkpoint: bool,
     **options: Any,
 ) -> Any:
+    """The adapter of a model that the command line names; options of `detcam.options`."""
     from detcam.console import parse_size
     from detcam.loading import load_model, read_names
 
