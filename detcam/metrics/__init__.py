@@ -39,6 +39,8 @@ from detcam.metrics.road import (
     ROADMostRelevantFirst,
     ROADMostRelevantFirstAverage,
 )
+from detcam.metrics.sanity import RandomizationCheck
+from detcam.metrics.stability import StabilityCheck
 
 METRICS: dict[str, type[Metric]] = {
     metric.name: metric
@@ -69,6 +71,8 @@ METRICS: dict[str, type[Metric]] = {
         HeatmapIoU,
         ObjectDiscrimination,
         Compactness,
+        RandomizationCheck,
+        StabilityCheck,
     )
 }
 """Every metric by name; each can be made without arguments."""
@@ -105,11 +109,13 @@ __all__ = [
     "ROADLeastRelevantFirstAverage",
     "ROADMostRelevantFirst",
     "ROADMostRelevantFirstAverage",
+    "RandomizationCheck",
     "RemoveLeastRelevantFirst",
     "RemoveLeastRelevantFirstAverage",
     "RemoveMostRelevantFirst",
     "RemoveMostRelevantFirstAverage",
     "Sparseness",
+    "StabilityCheck",
     "SufficientRegion",
     "Summary",
     "TrueRegions",
