@@ -89,7 +89,7 @@ def told_apart(attentions: Sequence[Attention], model: nn.Module, *, detector: b
         raise NoAttentionError(f"the cross-attention of {name} differs in size from layer to layer; use HiResCAM")
     homes = _homes(crosses)
     squares = [a for a in attentions if a not in crosses]
-    queries = [a for a in squares if a.queries == counts and homes.intersection(a.modules)]
+    queries = [a for a in squares if a.queries == counts and (not homes or homes.intersection(a.modules))]
     picture = [a for a in squares if a not in queries and a.queries == keys]
     if not detector and len(queries) + len(picture) < len(squares):
         _chained([*squares, crosses[-1]], name)
@@ -125,7 +125,10 @@ def _chained(attentions: Sequence[Attention], name: str) -> tuple[Attention, ...
 
 
 def _homes(crosses: Sequence[Attention]) -> set[nn.Module]:
-    """The decoder layer of each cross-attention: all that runs around it and around no other; of one, its parent."""
+    """The decoder layer of each cross-attention: all that runs around it and around no other; of one, its parent.
+
+    Empty where one layer runs several times.
+    """
     if len(crosses) == 1:
         return set(crosses[0].modules[-2:-1])
     return {module for block in blocks(crosses) for module in block}

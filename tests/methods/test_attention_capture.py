@@ -160,7 +160,7 @@ def test_timm_fused_or_not() -> None:
 
 
 class Gate(nn.Module):
-    """A softmax that weighs channels, and one that is never multiplied as a matrix: no attention."""
+    """Softmaxes that weigh channels, are never multiplied as a matrix, or run over the rows: no attention."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -168,7 +168,8 @@ class Gate(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.convolution(x)
-        return x * x.softmax(1) + x.flatten(2).softmax(-1).view(x.shape)
+        x = x * x.softmax(1) + x.flatten(2).softmax(-1).view(x.shape)
+        return x.softmax(2) @ x.mT
 
 
 def test_other_softmaxes_are_no_attention() -> None:
@@ -207,6 +208,27 @@ def test_sampling_points_are_shared_out_to_the_cells_that_they_read() -> None:
     assert (attention.queries, attention.keys) == (5, tokens)
     dense = attention.over_keys(attention.split(attention.tensor))
     torch.testing.assert_close(dense, output.view(2, 3, tokens, 5).mT, atol=1e-6, rtol=0)
+
+
+class Twice(nn.Module):
+    """The same deformable attention at two sets of places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shared = Deformable(((3, 4), (2, 2)))
+
+    def forward(self, values: Tensor, places: Tensor, scores: Tensor) -> Tensor:
+        return self.shared(values, places, scores) + self.shared(values, 1 - places, scores)
+
+
+def test_a_deformable_layer_that_runs_twice() -> None:
+    generator = torch.Generator().manual_seed(4)
+    places, scores = torch.rand(2, 5, 3, 6, 2, generator=generator), torch.randn(2, 5, 3, 6, generator=generator)
+    values = torch.eye(16)[None, :, None].expand(2, 16, 3, 16).contiguous()
+    output, attentions = recorded(Twice(), values, places, scores)
+    assert len(attentions) == 2
+    both = sum(one.over_keys(one.split(one.tensor)) for one in attentions)
+    torch.testing.assert_close(both, output.view(2, 3, 16, 5).mT, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize(

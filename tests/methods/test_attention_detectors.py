@@ -155,6 +155,21 @@ def test_a_box_that_nobody_found_and_a_coordinate() -> None:
         torch.testing.assert_close(saliency, expected, atol=2e-4 * float(expected.max()), rtol=0)
 
 
+@pytest.mark.parametrize("method", [LeGrad, CheferCAM])
+def test_a_decoder_layer_that_runs_several_times(method: type[BaseCAM]) -> None:
+    model, adapter = tiny_detr()
+    model.decoder.layers = nn.ModuleList([model.decoder.layers[0]] * 3)
+    found = adapter.predict(PICTURES[1])[0].filter(top_k=1)
+    if method is LeGrad:  # what the head would read of each run cannot be told apart
+        with pytest.raises(NoAttentionError, match="runs the same attention several times"):
+            method(adapter)(PICTURES[1], [found])
+        return
+    result = method(adapter).explain(PICTURES[1], [found])[0]
+    slow, own = Slow(model, inputs_of(adapter, PICTURES[1])), found.source[0].anchor
+    expected = slow.chefer(slow.read(own, int(found.labels[0])), own).detach().view(4, 6)
+    torch.testing.assert_close(result.saliency[0][0], expected, atol=2e-4 * float(expected.max()), rtol=0)
+
+
 def test_a_score_that_several_queries_share_is_explained_by_its_source() -> None:
     model, _ = tiny_detr()
 
