@@ -84,7 +84,7 @@ class TrueObjects:
     def _rle(self, index: int) -> dict[str, Any]:
         segmentation = self.segmentations[index]
         if segmentation is None:
-            return _encode(_box_mask(self.boxes_xyxy[index].tolist(), self.image_size_hw)[None])
+            return _encode(box_mask(self.boxes_xyxy[index].tolist(), self.image_size_hw)[None])
         height, width = self.size.stored_hw if self.size else self.image_size_hw
         rle = as_rle(segmentation, height, width)
         if self.size is None:
@@ -106,7 +106,7 @@ def _encode(mask: np.ndarray) -> dict[str, Any]:
     return coco_masks.encode(np.asfortranarray(mask[0].astype(np.uint8)))
 
 
-def _box_mask(box_xyxy: Sequence[float], size_hw: tuple[int, int]) -> np.ndarray:
+def box_mask(box_xyxy: Sequence[float], size_hw: tuple[int, int]) -> np.ndarray:
     """The pixels whose centres lie in a box."""
     rows, columns = (np.arange(length) + 0.5 for length in size_hw)
     left, top, right, bottom = box_xyxy

@@ -245,3 +245,10 @@ def test_nothing_explained() -> None:
     nothing = HeatmapIoU().measure(None, None, None, [torch.zeros(0, 4, 6)], truth=[torch.zeros(0, 4, 6)])
     assert nothing.shape == (0,) and nothing.dtype == torch.float64
     assert true_regions(truth_of([], []), []).own.shape == (0, 40, 40)
+
+
+def test_a_crowd_as_hot_as_the_object_does_not_count_as_a_miss() -> None:
+    heat = HEAT.copy()
+    heat[1, 2] = 1
+    assert value(PointingGame(), heat, region((1, 2)), ignored=region((1, 1))) == 1
+    assert value(PointingGame(), heat, region((1, 2))) == 0.5
