@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import importlib
 import json
+import re
 import socket
 import sys
 from collections.abc import Callable, Iterator
@@ -19,6 +22,7 @@ import torch
 from PIL import Image
 from torchvision.ops import box_iou
 
+from detcam.concepts import concept_colors
 from detcam.demo.scenes import Scene, draw_scene
 from detcam.saving import read_heatmap
 
@@ -67,6 +71,16 @@ def modules() -> Iterator[Callable[[str], ModuleType]]:
     for name in set(sys.modules) - before:
         if name in NAMES or name == "_common":
             del sys.modules[name]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_fit(modules: Callable[[str], ModuleType]) -> None:
+    """Three examples fit the same classifier to the same cut-outs; here it is fitted once."""
+    module: Any = modules("classification")
+    fit, cut_outs = module.fit, functools.cache(module.cut_outs)
+    fitted = functools.cache(lambda steps: fit(module.small_network(), *cut_outs(), steps=steps))
+    module.cut_outs = cut_outs
+    module.fit = lambda net, pictures, classes, steps: copy.deepcopy(fitted(steps))
 
 
 @pytest.fixture
@@ -293,3 +307,67 @@ def test_yolo_learns_one_harbour_by_heart_and_looks_at_its_boats(run: Callable[.
         assert is_drawn(target, zoomed(scene))
         # A boat takes 2 % of the picture; the net also reads the wake beside it, so not all heat is in the box.
         assert inside(target) > 0.3
+
+
+def test_guided_grad_cam_keeps_to_the_class_and_guided_backpropagation_does_not(run: Callable[..., Run]) -> None:
+    done = run("guided_backprop")
+    targets = {(target["heatmap"].split(".")[1], target["name"]): target["heat"] for target in done.targets()}
+    assert len(targets) == 6
+    for name in ("boat", "buoy", "gull"):
+        own = three_things(name)
+        lift = {
+            method: share(targets[method, name], own) / own.mean() for method in ("guidedbackprop", "guidedgradcam")
+        }
+        assert lift["guidedgradcam"] > max(2.0, lift["guidedbackprop"])
+    picture = done.module.three_things()
+    figure = np.array(Image.open(done.figure))
+    assert figure.shape[0] > 2 * picture.shape[0] and figure.shape[1] > 4 * picture.shape[1]
+    colors = figure[: figure.shape[0] // 2, figure.shape[1] // 4 :].astype(int)
+    assert (np.ptp(colors, axis=2) > 60).mean() > 0.01, "gradients are shown in colour"
+
+
+def test_concepts_are_what_was_drawn(run: Callable[..., Run], capsys: pytest.CaptureFixture[str]) -> None:
+    done = run("deep_feature_factorization")
+    lines = capsys.readouterr().out.splitlines()
+    labels = [line.split()[1] for line in lines if re.match(r" ?\d+  ", line)]
+    assert len(labels) == 5 and {"boat", "buoy", "gull", "water"} == set(labels)
+    (left,) = [int(line.split("%")[0].split()[-1]) for line in lines if line.endswith("left over")]
+    assert 0 < left < 50
+    # The first panel's picture begins behind the grid's margin; each number's colour is that of the package.
+    picture = done.module.three_things()
+    size = picture.shape[0]
+    margin = max(4, round(size * 0.025))
+    shown = np.array(Image.open(done.figure))[margin : margin + size, margin : margin + size].astype(int)
+    for name in ("buoy", "gull"):
+        tint = np.array(concept_colors(5)[labels.index(name)])
+        towards = np.abs(picture.astype(int) - tint).sum(-1) - np.abs(shown - tint).sum(-1)
+        assert np.median(towards[three_things(name)]) > 30 + max(np.median(towards[~three_things(name)]), 0)
+
+
+def test_a_function_is_explained_by_the_wakes_it_looks_at(
+    run: Callable[..., Run], capsys: pytest.CaptureFixture[str]
+) -> None:
+    scene = draw_scene(28)
+    run("drise_any_black_box", "--passes", "400")
+    pattern = re.compile(r"(\w+) [\d.]+ in \[(.*)\] is hottest at (\d+), (\d+)")
+    found = [match.groups() for match in map(pattern.match, capsys.readouterr().out.splitlines()) if match]
+    assert sorted(name for name, *_ in found) == ["boat"] * 4 + ["buoy"] * 2
+    wakes = cv2.dilate(region(scene, "wake", zoom=1).astype(np.uint8), np.ones((17, 17), np.uint8)) > 0
+    for name, box, x, y in found:
+        x1, y1, x2, y2 = (int(side) for side in box.split(","))
+        beside = not (x1 <= int(x) < x2 and y1 <= int(y) < y2)
+        assert wakes[int(y), int(x)] and beside if name == "boat" else abs(int(x) - (x1 + x2) / 2) < 12
+
+
+def test_a_network_that_opencv_runs_is_explained(
+    run: Callable[..., Run], data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = data / "fastestdet"
+    arguments = ["--onnx", str(files / "fastestdet.onnx"), "--names", str(files / "coco.names"), "--passes", "200"]
+    run("drise_any_black_box", "--image", str(data / "photos" / "dog_cat.png"), *arguments)
+    lines = capsys.readouterr().out.splitlines()
+    for name in ("dog", "cat"):
+        line = next(line for line in lines if line.startswith(name))
+        x1, y1, x2, y2 = (int(side) for side in line.split("[")[1].split("]")[0].split(","))
+        x, y = (int(part) for part in line.split("hottest at ")[1].split(","))
+        assert x1 <= x < x2 and y1 <= y < y2

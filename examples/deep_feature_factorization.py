@@ -1,0 +1,55 @@
+"""What does a layer tell apart? Its features as a few concepts, where each of them is, and what it means to the model.
+
+    python examples/deep_feature_factorization.py                                      # offline, see below
+    python examples/deep_feature_factorization.py --image dog.jpg cat.jpg --weights published --concepts 6
+    python examples/deep_feature_factorization.py --image dog.jpg --weights published --layer layer3
+
+The pictures share their concepts: the same number is the same concept in each. A concept's label is what the
+classifier says where it sees nothing else.
+
+Without --weights a network of four convolutions is fitted in seconds to cut-outs of drawn harbours: boat, buoy or gull?
+"""
+
+import argparse
+from pathlib import Path
+
+from _common import three_things
+from classification import load_classifier
+
+from detcam import DeepFeatureFactorization, show_factorization_on_image
+from detcam.demo.scenes import draw_scene
+from detcam.images import load_image, to_uint8
+from detcam.visualize import grid, save_image
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--image", nargs="+", help="pictures; by default two drawn ones")
+    parser.add_argument("--model", default="resnet50", help="a name of torchvision's, or timm:NAME; with --weights")
+    parser.add_argument("--weights", help="a .pth or .safetensors file, or 'published', which may download them")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps")
+    parser.add_argument("--layer", help="where to look; by default the last one with a map")
+    parser.add_argument("--concepts", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=Path("explanations"))
+    args = parser.parse_args(argv)
+
+    second = draw_scene(1007, demo=False).image[56:184, 36:164].repeat(3, axis=0).repeat(3, axis=1)
+    pictures = [to_uint8(load_image(image)) for image in args.image or [three_things(), second]]
+    dff = DeepFeatureFactorization(load_classifier(args), args.layer, max_iter=1000)
+    _, maps = dff(pictures, args.concepts)
+    labels = dff.label_concepts(top_k=2)
+
+    print(f"{len(labels)} concepts at {dff.adapter.layer_names[0]}; {dff.factorization.error:.0%} is left over")
+    for number, label in enumerate(labels, 1):
+        print(f"{number:2}  {', '.join(label.splitlines())}")
+    panels = [
+        show_factorization_on_image(picture, explanation, image_weight=0.3, concept_labels=labels)
+        for picture, explanation in zip(pictures, maps, strict=True)
+    ]
+    figure = save_image(args.out / "deep_feature_factorization.png", grid(panels))
+    print(f"See {figure}")
+    return figure
+
+
+if __name__ == "__main__":
+    main()
