@@ -15,6 +15,7 @@ from detcam.adapters.base import Adapter, Batch, Target
 from detcam.cam import BaseCAM, Measured, Pass, levels_of, value_of
 from detcam.folding import Folding
 from detcam.geometry import Geometry
+from detcam.layerless import LayerlessCAM
 from detcam.outputs import DetectorOutput, work_dtype
 from detcam.projection import first_principal_component
 from detcam.sampling import Sampling, pieces
@@ -234,7 +235,7 @@ class WeightedCAM(PerturbationCAM):
         return torch.tensordot(weights, level, 1)
 
 
-class InputCAM(PerturbationCAM):
+class InputCAM(LayerlessCAM, PerturbationCAM):
     """A method that changes the picture and looks at no layer; its maps are as fine as the network's input.
 
     Args:
@@ -252,10 +253,7 @@ class InputCAM(PerturbationCAM):
         target_layers: Sequence[nn.Module | str] | nn.Module | str | None = None,
         reshape_transform: ReshapeTransform | None = None,
     ) -> None:
-        whole = [""]  # the network itself: no layer is looked for, so none has to be found
-        super().__init__(model, target_layers if isinstance(model, Adapter) else whole, reshape_transform)
-        self.adapter = self.adapter.without_layers()
-        self.target_layers = self.adapter.target_layers
+        super().__init__(model, target_layers, reshape_transform)
         self.batch_size = masked_batch_size(self.adapter.device)
 
     def empty(self, levels: Sequence[Tensor], batch: Batch) -> list[Tensor]:

@@ -17,7 +17,7 @@ from detcam import GradCAM, GuidedBackprop, GuidedBackpropReLUModel, GuidedGradC
 from detcam.geometry import Geometry
 from detcam.layerless import to_pixels
 from detcam.methods.guided_backprop import brightened
-from detcam.targets import ClassifierOutputTarget, MaskTarget
+from detcam.targets import ClassifierOutputTarget, InstanceMaskTarget, MaskTarget
 from tests.helpers import Snapshot, TinyCNN
 from tests.zoo import example
 
@@ -169,6 +169,8 @@ def test_boxes_and_regions_by_the_rule(name: str, monkeypatch: pytest.MonkeyPatc
     image = case.images[0]
     found = case.adapter.predict(image)[0].filter(top_k=2)
     targets = case.adapter.targets_of(found)
+    if name == "mask_rcnn":
+        targets.append(InstanceMaskTarget(targets[0].box_xyxy, targets[0].label, targets[0].source))
     if name == "own_segmenter":
         targets.append(MaskTarget(1))
     result = GuidedBackprop(case.adapter).explain(image, [targets])[0]
@@ -261,6 +263,16 @@ def test_pictures_of_any_size_and_a_network_that_works_in_place() -> None:
     assert torch.equal(tensor, IMAGES[:1]) and abs(found).max() > 0
     colors = guided_backprop(example("classifier").adapter, torch.rand(3, 50, 40))
     assert colors.shape == (50, 40, 3) and colors.min() < 0 < colors.max()
+
+
+@pytest.mark.parametrize("method", [GuidedBackprop, GuidedGradCAM])
+def test_a_picture_without_findings_has_no_maps(method: type[GuidedBackprop]) -> None:
+    case = example("faster_rcnn")
+    found = [one.filter(top_k=count) for one, count in zip(case.adapter.predict(case.images), (0, 1), strict=True)]
+    cam = method(case.adapter)
+    nothing, something = cam.explain(case.images, found)
+    assert nothing.heatmaps.shape == (0, *case.images[0].shape[-2:]) and cam.colors(nothing).shape[0] == 0
+    assert cam.colors(something).shape == (1, *case.images[1].shape[-2:], 3) and cam.colors(something).any()
 
 
 def test_wrong_input_is_named(tmp_path: Path) -> None:
