@@ -98,7 +98,6 @@ class _View:
     iou: np.ndarray
     same: np.ndarray
     taken: np.ndarray
-    by: np.ndarray
     iou_threshold: float
     background_threshold: float
 
@@ -150,7 +149,8 @@ def find_errors(
     order = order[of_labels(labels[order], judged)][:max_detections]
     found, by = take_greedily(iou, same & (iou >= iou_threshold), order, last=False)
     in_crowd = ((matched.iou > iou_threshold) & (labels[:, None] == true_labels[None]) & crowd[None]).any(1)
-    view = _View(iou, same, by >= 0, by, iou_threshold, background_threshold)
+    view = _View(iou, same, by >= 0, iou_threshold, background_threshold)
+    wrong = matched.false_positive
     own, other = _best(iou * same, 1), _best(iou * ~same, 1)
     cases, becomes_right = [], []
     mended: set[int] = set()
@@ -170,7 +170,7 @@ def find_errors(
             score=float(detections.scores[d]),
             iou_same_class=float(own[d]),
             iou_other_class=float(other[d]),
-            is_false_positive=bool(matched.false_positive[d]),
+            is_false_positive=bool(wrong[d]),
         )
         cases.append(case)
     missed = [at for at in np.flatnonzero(by < 0).tolist() if at not in mended]

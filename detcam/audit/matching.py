@@ -87,7 +87,8 @@ def match(
 
     Best score first, each detection takes the free object of its class that it overlaps most, where that reaches the
     threshold; equal overlaps take the last object of the file. A detection left over that lies in a crowd region of its
-    class is ignored, and any number may.
+    class is ignored, and any number may. (An annotation with the id 0 is as good as any other here; pycocotools takes
+    a detection that found it for one that found nothing.)
 
     Args:
         detections: what the model found.

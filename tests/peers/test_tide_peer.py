@@ -23,7 +23,7 @@ from detcam.audit import ERROR_TYPES, ErrorAnalysis, analyze_errors
 from detcam.audit.average_precision import mean_average_precision, rank
 from detcam.audit.matching import match
 from detcam.detections import Detections
-from tests.audit.made_up import make_up, polygon, results
+from tests.audit.made_up import detections_of, make_up, polygon, results, write
 
 pytestmark = pytest.mark.peers
 
@@ -184,6 +184,22 @@ def test_masks_equal_tides_and_pycocotools(tmp_path: Path, seed: int) -> None:
         coco_average_precision(made.truth_file, entries, "segm"), abs=1e-12
     )
     assert analysis.average_precision != analyze_errors(found, made.annotations).average_precision
+
+
+def test_equal_overlaps_part_coco_and_tide(tmp_path: Path) -> None:
+    images = [{"id": 1, "file_name": "a.png", "height": 40, "width": 40}]
+    boxes = [[0, 0, 10, 10], [4, 0, 10, 10]]
+    truths = [
+        {"id": i, "image_id": 1, "category_id": 1, "bbox": box, "segmentation": polygon(box), "area": 100, "iscrowd": 0}
+        for i, box in enumerate(boxes, start=1)
+    ]
+    found = [detections_of([[2, 0, 12, 10], [0, 0, 10, 10]], [1, 1], [0.9, 0.8], (40, 40))]
+    made = write(tmp_path, images, truths, 1, found)
+    analysis = analyze_errors(found, made.annotations)
+    check_against_tide(analysis, made.truth_file, made.results_file)
+    expected = coco_average_precision(made.truth_file, results(images, found))
+    assert analysis.average_precision == pytest.approx(expected, abs=1e-12) == 1
+    assert analysis.counts()["duplicate"] == analysis.counts()["missed"] == 1
 
 
 def _detect(
