@@ -96,9 +96,16 @@ class TwoStageRaw:
     @cached_property
     def proposals(self) -> list[Tensor]:
         """Per image (N, 4), input pixels; places, not evidence: scores are differentiated at fixed ones."""
+        levels = {name: level.detach() for name, level in self.pyramid.items()}
+        half = any(level.dtype in (torch.float16, torch.bfloat16) for level in levels.values())
         with torch.no_grad():
-            found, _ = self.model.rpn(self.images, {name: level.detach() for name, level in self.pyramid.items()})
-        return list(found)
+            if not half:
+                return list(self.model.rpn(self.images, levels)[0])
+            # The CPU suppresses boxes in float32 only, and half precision would move them by pixels.
+            rpn = self.model.rpn
+            state = {name: at_least_float(tensor) for name, tensor in rpn.state_dict().items()}
+            levels = {name: at_least_float(level) for name, level in levels.items()}
+            return list(torch.func.functional_call(rpn, state, (self.images, levels))[0])
 
     def pooler(self, name: str) -> Any:
         """A region pooling of the heads; a copy, as torchvision's keeps the scales of its first image."""
@@ -126,8 +133,12 @@ class TwoStageOutput(DetectorOutput):
 
     def pool(self, name: str, boxes: Tensor) -> Tensor:
         """(K, C, p, p) features of boxes (K, 4), input pixels."""
-        pooled: Tensor = self.raw.pooler(name)(self.features, [boxes], [self.size_hw])
-        return pooled
+        pooled: Tensor = self.raw.pooler(name)(self._wide(), [at_least_float(boxes)], [self.size_hw])
+        return pooled.to(self.raw.images.tensors.dtype)
+
+    def _wide(self) -> dict[str, Tensor]:
+        """The pyramid in float32 at least: the CPU does not pool bfloat16, and boxes need their fractions."""
+        return {name: at_least_float(level) for name, level in self.features.items()}
 
     def pool_each(self, name: str, boxes: Tensor) -> list[Tensor]:
         """As `pool`, but K tensors (1, C, p, p) whose backward passes visit their own box and level only."""
@@ -139,11 +150,13 @@ class TwoStageOutput(DetectorOutput):
         if pooler.scales is None:
             with torch.no_grad():
                 self.pool(name, boxes[:1])
-        levels = [level for key, level in self.features.items() if key in pooler.featmap_names]
+        levels = [level for key, level in self._wide().items() if key in pooler.featmap_names]
         chosen = pooler.map_levels([boxes]).tolist() if len(levels) > 1 else [0] * len(boxes)
         return [
-            roi_align(levels[level], [box[None]], pooler.output_size, pooler.scales[level], pooler.sampling_ratio)
-            for level, box in zip(chosen, boxes, strict=True)
+            roi_align(levels[level], [box[None]], pooler.output_size, pooler.scales[level], pooler.sampling_ratio).to(
+                self.raw.images.tensors.dtype
+            )
+            for level, box in zip(chosen, at_least_float(boxes), strict=True)
         ]
 
     def candidates(self, targets: Sequence[DetectionTarget]) -> Candidates:
@@ -193,13 +206,14 @@ class TwoStageOutput(DetectorOutput):
         boxes = [(t.source.box_xyxy if t.source and proposed else None) or t.box_xyxy for t in targets]
         pixels = self.raw.images.tensors
         boxes_xyxy = torch.tensor(boxes, dtype=torch.float64, device=pixels.device).reshape(-1, 4)
-        return self.geometry.boxes_to_input(boxes_xyxy).to(pixels.dtype)
+        return self.geometry.boxes_to_input(boxes_xyxy).to(torch.promote_types(pixels.dtype, torch.float32))
 
     def _read(self, pooled: Tensor, proposals: Tensor, targets: Sequence[DetectionTarget]) -> Candidates:
         logits, regression = self.heads.box_predictor(self.heads.box_head(pooled))
         boxes = self.heads.box_coder.decode(regression, [proposals])
         labels = torch.tensor([target.label for target in targets], device=boxes.device)
         chosen = boxes[torch.arange(len(targets), device=boxes.device), labels]
+        logits = at_least_float(logits)
         return Candidates(self.geometry.boxes_to_image(chosen), F.softmax(logits, -1), logits)
 
     def _image(self) -> ImageList:
@@ -209,7 +223,7 @@ class TwoStageOutput(DetectorOutput):
     def proposals(self) -> tuple[Tensor, Tensor]:
         places = self.raw.proposals[self.index]
         logits, regression = self.heads.box_predictor(self.heads.box_head(self.pool("box_roi_pool", places)))
-        scores = F.softmax(logits, -1)
+        scores = F.softmax(at_least_float(logits), -1)
         best = scores[:, 1:].argmax(1) + 1
         boxes = self.heads.box_coder.decode(regression, [places])[torch.arange(len(best), device=best.device), best]
         return self.geometry.clip(self.geometry.boxes_to_image(boxes)), scores
@@ -253,7 +267,7 @@ class TwoStageOutput(DetectorOutput):
         heads = self.heads
         boxes = heads.box_coder.decode(regression, [proposals])
         boxes = clip_boxes_to_image(boxes, self.size_hw)[:, 1:].reshape(-1, 4)
-        table = F.softmax(logits, -1)[:, 1:]
+        table = F.softmax(at_least_float(logits), -1)[:, 1:]
         scores = table.reshape(-1)
         keep = torch.where(scores > heads.score_thresh)[0]
         keep = keep[remove_small_boxes(boxes[keep], min_size=1e-2)]

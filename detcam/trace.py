@@ -20,6 +20,9 @@ ReshapeTransform = Callable[[Any], Any]
 Replace = Callable[[int, int, Any], Any]
 """From a layer's index, how often it ran before in the pass, and its output, to what follows gets instead."""
 
+HALF_SCALE = 2.0**12
+"""By how much gradients in float16 are scaled up, which reaches 6e-8 only."""
+
 
 class Trace:
     """Holds the activations of some layers during a model's forward pass, and asks autograd for their gradients.
@@ -109,10 +112,26 @@ class Trace:
         held = self.held()
         if not scalar.requires_grad:
             raise RuntimeError(self._no_path())
-        found = torch.autograd.grad(scalar, held, retain_graph=retain_graph, allow_unused=True)
+        found = self._scaled_up(scalar, held)
+        if found is None:
+            found = torch.autograd.grad(scalar, held, retain_graph=retain_graph, allow_unused=True)
         if all(gradient is None for gradient in found):
             raise RuntimeError(self._no_path())
         return self._in_place_of(found)
+
+    def _scaled_up(self, scalar: Tensor, held: Sequence[Tensor]) -> Sequence[Tensor | None] | None:
+        """Gradients of a model in float16, in float32: scaled up on the way, where small ones would vanish.
+
+        Returns:
+            None where nothing is in float16, or where the scaled ones are too large for it.
+        """
+        if not any(tensor.dtype == torch.float16 for tensor in held):
+            return None
+        up = torch.full_like(scalar, HALF_SCALE)
+        found = torch.autograd.grad(scalar, held, up, retain_graph=True, allow_unused=True)
+        if not all(gradient is None or bool(torch.isfinite(gradient).all()) for gradient in found):
+            return None
+        return [None if gradient is None else gradient.float() / HALF_SCALE for gradient in found]
 
     def second_order(self, scalar: Tensor) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
         """The gradient, and the Hessian's product with the activation, at each layer and level, as `gradients`.

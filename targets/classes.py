@@ -110,6 +110,8 @@ class FinerWeightedTarget:
         self.alpha = float(alpha)
 
     def __call__(self, model_output: Tensor) -> Tensor:
+        _pick(model_output, self.main_category)
+        model_output = model_output.to(torch.promote_types(model_output.dtype, torch.float32))  # weights may be tiny
         main = _pick(model_output, self.main_category)
         others = torch.stack([_pick(model_output, category) for category in self.comparison_categories], -1)
         weights = torch.softmax(model_output, dim=-1)[..., self.comparison_categories]

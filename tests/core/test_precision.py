@@ -1,0 +1,132 @@
+"""Models in half precision, on the CPU: every method runs, and its maps are near those in float32."""
+
+from __future__ import annotations
+
+import warnings
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision.models import VisionTransformer
+
+from detcam import METHODS, GradCAM, HiResCAM, adapt
+from detcam.adapters.base import Adapter
+from detcam.relevance import NoAttentionError
+from detcam.targets import ClassifierOutputTarget, FinerWeightedTarget
+from tests.contract.test_contract import QUICK
+from tests.helpers import Snapshot, TinyCNN
+from tests.zoo import example
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+LIKE = 0.95
+"""Least correlation with the map in float32."""
+ROUNDED = {
+    # What counts as strong is decided by a threshold, which rounding crosses.
+    ("fem", "cnn"): 0.85,
+    # Its weights divide by a channel's sum, which behind a normalisation is next to nothing.
+    ("xgradcam", "vit"): None,
+    # The bfloat16 network does not find the same boxes in masked pictures.
+    ("drise", "faster_rcnn"): 0.85,
+}
+
+
+def vit() -> nn.Module:
+    torch.manual_seed(0)
+    model = VisionTransformer(32, 8, 2, 2, 32, 64, num_classes=3).eval()
+    nn.init.normal_(model.heads[0].weight)
+    return model
+
+
+def build(kind: str) -> tuple[Adapter, Tensor]:
+    picture = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(2))
+    if kind == "cnn":
+        return adapt(TinyCNN(), image_size=32), picture
+    if kind == "vit":
+        return adapt(vit()), picture
+    case = example(kind)
+    return case.adapter, case.images[0]
+
+
+@cache
+def targets(kind: str) -> list[Any]:
+    adapter, picture = build(kind)
+    if adapter.task == "classification":
+        return [ClassifierOutputTarget(1)]
+    return adapter.targets_of(adapter.predict(picture)[0].filter(top_k=1))
+
+
+def explained(kind: str, name: str, dtype: torch.dtype) -> Tensor:
+    adapter, picture = build(kind)
+    adapter.model.to(dtype)
+    cam = METHODS[name](adapter, **QUICK.get(name, {}))
+    if adapter.task not in cam.tasks:
+        pytest.skip(f"{name} does not explain {adapter.task}")
+    asked = targets(kind)
+    before = Snapshot(adapter.model)
+    result = cam.explain(picture, [asked])[0]
+    before.check()
+    assert result.heatmaps.dtype == torch.float32
+    assert all(level.dtype.itemsize >= 4 for level in result.saliency), "sums were taken in half precision"
+    return result.heatmaps[0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [("cnn", torch.float16), ("cnn", torch.bfloat16), ("vit", torch.float16), ("faster_rcnn", torch.bfloat16)],
+    ids=lambda value: str(value).removeprefix("torch."),
+)
+@pytest.mark.parametrize("name", list(METHODS))
+def test_every_method_explains_models_in_half_precision(kind: str, dtype: torch.dtype, name: str) -> None:
+    try:
+        expected = explained(kind, name, torch.float32)
+    except NoAttentionError as reason:
+        pytest.skip(str(reason))
+    found = explained(kind, name, dtype)
+    least = ROUNDED.get((name, kind), LIKE)
+    if least is not None:
+        assert float(torch.corrcoef(torch.stack([expected.flatten(), found.flatten()]))[0, 1]) > least
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_two_stage_detector_finds_in_half_precision_what_it_finds_in_float32(dtype: torch.dtype) -> None:
+    adapter, picture = build("faster_rcnn")
+    expected = adapter.predict(picture)[0]
+    adapter.model.to(dtype)
+    found = adapter.predict(picture)[0]
+    assert found.boxes_xyxy.dtype == torch.float32 and len(found) == len(expected)
+    torch.testing.assert_close(found.scores, expected.scores, atol=0.02, rtol=0)
+
+
+def test_gradients_that_float16_cannot_hold_are_scaled_up_on_the_way() -> None:
+    picture = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(2))
+
+    def faint(output: Tensor) -> Tensor:
+        return output[1] * 2e-7  # the gradient of a saturated score
+
+    expected = GradCAM(TinyCNN()).explain(picture, [[faint]])[0]
+    half = TinyCNN().half()
+    found = GradCAM(half).explain(picture, [[faint]])[0]
+    torch.testing.assert_close(found.heatmaps, expected.heatmaps, atol=0.05, rtol=0)
+    # Gradients too large to be scaled up are taken as they are.
+    strong = HiResCAM(half).explain(picture, [[lambda output: output[1] * 600]])[0]
+    plain = HiResCAM(TinyCNN()).explain(picture, [[lambda output: output[1] * 600]])[0]
+    torch.testing.assert_close(strong.heatmaps, plain.heatmaps, atol=0.05, rtol=0)
+
+
+def test_comparisons_with_unlikely_classes_stay_finite_in_float16() -> None:
+    logits = torch.tensor([30.0, 2.0, 1.0]).half().requires_grad_(True)
+    value = FinerWeightedTarget(0, [1, 2], 0.6)(logits)
+    value.backward()
+    expected = FinerWeightedTarget(0, [1, 2], 0.6)(torch.tensor([30.0, 2.0, 1.0]))
+    torch.testing.assert_close(float(value.detach()), float(expected), rtol=1e-3, atol=0)
+    assert logits.grad is not None and torch.isfinite(logits.grad).all()
+
+
+def test_half_precision_warns_of_nothing() -> None:
+    model = TinyCNN().bfloat16()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        GradCAM(model)(torch.rand(1, 3, 32, 32), [ClassifierOutputTarget(0)])
