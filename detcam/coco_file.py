@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -62,8 +62,8 @@ def _read_json(path: Path) -> dict[str, list[Any]]:
     shape = 'a COCO file: {"images": [...], "annotations": [...], "categories": [...]}'
     if not isinstance(data, dict):
         raise ValueError(f"{path}: expected {shape}; got a {type(data).__name__} at the top")
-    lists = {name: data.get(name, [] if name == "categories" else None) for name in ("images", "annotations")}
-    lists["categories"] = data.get("categories") or []
+    lists: dict[str, Any] = {name: data.get(name) for name in ("images", "annotations", "categories")}
+    lists["categories"] = lists["categories"] or []  # a file of one class may do without
     for name, value in lists.items():
         if not isinstance(value, list):
             got = "nothing" if value is None else f"a {type(value).__name__}"
@@ -272,7 +272,7 @@ def _is_index(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 

@@ -209,7 +209,8 @@ def analyze_errors(
         )
     cases = tuple(case for image in errors for case in image.cases)
     rankings = rank(detections, truths, matches)
-    names = {label: name for known in (*truths, *detections) for label, name in known.names.items()}
+    names = dict(pair for truth in truths for pair in truth.names.items())
+    names |= dict(pair for found in detections for pair in found.names.items())
     missed = Counter(
         int(label)
         for truth, matched in zip(truths, matches, strict=True)

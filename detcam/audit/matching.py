@@ -137,9 +137,10 @@ def take_greedily(
     """
     found = np.full(len(iou), -1, dtype=np.int64)
     by = np.full(close.shape[1], -1, dtype=np.int64)
-    some = close.any(1)
+    some: np.ndarray = np.logical_or.reduce(close, axis=1)
     for detection in order[some[order]].tolist():
-        near = np.flatnonzero(close[detection] & ((by < 0) if shared is None else ((by < 0) | shared)))
+        free = by < 0 if shared is None else (by < 0) | shared
+        near = np.flatnonzero(close[detection] & free)
         if not len(near):
             continue
         values = iou[detection, near]
