@@ -388,6 +388,12 @@ def guarded(model: nn.Module, *, gradients: bool) -> Iterator[None]:
             stacklevel=3,
         )
     with ExitStack() as stack:
+        if any(_is_compiled(module) for module in model.modules()):
+            # Compiled code does not look for hooks again; torch below 2.6 cannot be asked to run without it.
+            set_stance = getattr(torch.compiler, "set_stance", None)
+            if set_stance is None:
+                raise RuntimeError("part of the model is compiled; explain the model as it was before, or update torch")
+            stack.enter_context(set_stance("force_eager"))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.set_grad_enabled(gradients))
         devices = {tensor.device for tensor in model.parameters() if tensor.device.type == "cuda"}
@@ -409,6 +415,11 @@ def guarded(model: nn.Module, *, gradients: bool) -> Iterator[None]:
                 parameter.requires_grad_(True)
             for module in training:
                 module.training = True
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    """Whether a module runs as compiled code: by `module.compile()`, or as what `torch.compile` handed back."""
+    return getattr(module, "_compiled_call_impl", None) is not None or hasattr(module, "_orig_mod")
 
 
 def _swap_inference_tensors(model: nn.Module) -> list[tuple[dict[str, Any], str, Tensor]]:
