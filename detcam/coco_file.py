@@ -235,9 +235,33 @@ def _segmentation(value: Any, size_hw: tuple[int, int]) -> tuple[Any, str]:
     if value.get("size") != list(size_hw):
         return None, f"its run lengths are for {value.get('size')} (height, width) and the picture has {list(size_hw)}"
     counts = value["counts"]
-    if isinstance(counts, list) and (not all(_is_index(n) for n in counts) or sum(counts) != size_hw[0] * size_hw[1]):
+    runs = run_lengths(counts) if isinstance(counts, str) else counts
+    if runs is None or not all(_is_index(run) and run >= 0 for run in runs) or sum(runs) != size_hw[0] * size_hw[1]:
         return None, "its run lengths do not add up to the picture"
     return value, ""
+
+
+def run_lengths(text: str) -> list[int] | None:
+    """COCO's compressed run lengths as numbers; None where the text is none. pycocotools draws anything it is given.
+
+    Each number takes characters of five bits, the lowest first, from "0" on; 32 says that more follow. From the fourth
+    on, numbers are differences to the last but one.
+    """
+    runs: list[int] = []
+    number = shift = 0
+    for character in text:
+        bits = ord(character) - 48
+        if not 0 <= bits < 64:
+            return None
+        number |= (bits & 31) << shift
+        shift += 5
+        if bits & 32:
+            continue
+        if bits & 16:
+            number -= 1 << shift
+        runs.append(number + (runs[-2] if len(runs) > 2 else 0))
+        number = shift = 0
+    return runs if shift == 0 else None
 
 
 def _true_objects(picture: _Picture, rows: Sequence[Mapping[str, Any]], categories: Mapping[int, str]) -> TrueObjects:

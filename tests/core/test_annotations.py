@@ -14,6 +14,7 @@ from PIL import Image
 from pycocotools import mask as coco_masks
 
 from detcam.annotations import Annotations, TrueObjects
+from detcam.coco_file import run_lengths
 from detcam.images import load_image
 
 CATEGORIES = [{"id": 1, "name": "cat"}, {"id": 3, "name": "traffic light"}]
@@ -164,11 +165,12 @@ def test_what_is_odd_but_usable_is_kept_and_told(tmp_path: Path) -> None:
     same_id = thing(bbox=[1, 1, 3, 3], iscrowd=0)
     wrong_rle = thing(id=4, segmentation={"size": [5, 5], "counts": [25]})
     short = thing(id=5, segmentation=[[1, 1, 2, 2]])
-    annotations = load(tmp_path, [beyond, same_id, wrong_rle, short])
+    torn = [thing(id=6 + i, segmentation={"size": [20, 30], "counts": text}) for i, text in enumerate(["0", "~~", "o"])]
+    annotations = load(tmp_path, [beyond, same_id, wrong_rle, short, *torn])
     assert only(annotations).boxes_xyxy.tolist()[:2] == [[25, 1, 35, 5], [1, 1, 4, 4]]
-    assert only(annotations).masks()[2].sum() == only(annotations).masks()[3].sum() == 50
+    assert only(annotations).masks()[2:].flatten(1).sum(1).tolist() == [50] * 5
     assert annotations.problems.counts() == {
-        "unreadable segmentation": 2,
+        "unreadable segmentation": 5,
         "box partly outside the picture": 1,
         "duplicate annotation id": 1,
     }
@@ -234,3 +236,13 @@ def test_missing_files_and_folders_are_named(tmp_path: Path) -> None:
 def test_a_box_covers_the_pixels_whose_centres_it_holds(tmp_path: Path) -> None:
     mask = only(load(tmp_path, [thing(bbox=[1.4, 2, 2.2, 1.4])])).masks()[0]
     assert torch.nonzero(mask).tolist() == [[2, 1], [2, 2], [2, 3]]
+
+
+@pytest.mark.parametrize("density", [0.0, 0.02, 0.5, 1.0])
+def test_compressed_run_lengths_are_read_as_pycocotools_wrote_them(density: float) -> None:
+    mask = np.random.default_rng(0).random((37, 41)) < density
+    text = coco_masks.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"].decode()
+    runs = run_lengths(text)
+    assert runs is not None and sum(runs) == mask.size
+    drawn = np.repeat(np.arange(len(runs)) % 2, runs).reshape(mask.shape, order="F")
+    assert np.array_equal(drawn, mask)

@@ -81,3 +81,16 @@ def test_without_names_ids_are_indices_and_a_warning_says_so(annotations: Annota
 def test_pictures_are_counted_and_cut(annotations: Annotations) -> None:
     assert len(annotations) == 1 and len(annotations[:0]) == 0
     assert [image.image_id for image in annotations[:1]] == [7]
+
+
+def test_a_file_without_categories_goes_by_number(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(tmp_path / "a.png")
+    objects = [{"id": i, "image_id": 7, "category_id": i, "bbox": [2, 3, 10, 5]} for i in (0, 5)]
+    path = tmp_path / "labels.json"
+    path.write_text(json.dumps({"images": [{"id": 7, "file_name": "a.png"}], "annotations": objects}))
+    annotations = Annotations.load(path, tmp_path)
+    assert annotations[0].labels.tolist() == [0, 5] and not annotations.problems
+    with pytest.raises(ValueError, match="none of the categories class 0, class 5; its classes are cat, dog"):
+        annotations.for_classes(["cat", "dog"])
+    mapped = annotations.for_classes(["cat", "dog"], {0: "dog", 5: 0})
+    assert mapped[0].labels.tolist() == [1, 0] and mapped.labels == (0, 1)
