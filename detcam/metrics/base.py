@@ -137,7 +137,8 @@ def read_question(model: Any, images: Any, targets: Any, heatmaps: Any) -> Quest
         explained = [entry for entry in heatmaps if isinstance(entry, ImageHeatmaps)]
         if explained and len(explained) == len(heatmaps):
             targets = [list(entry.targets) for entry in explained]
-    adapter = model if isinstance(model, Adapter) else adapt(model)
+    whole = [""]  # the network itself: no layer is looked for, so none has to be found
+    adapter = model if isinstance(model, Adapter) else adapt(model, target_layers=whole)
     request = read_request(adapter, images, targets, None)
     maps = read_heatmaps(heatmaps, picture_sizes(request))
     if request.targets is not None:

@@ -271,14 +271,16 @@ class RegionMetric(CurveMetric):
         first = self._first(case, chosen, ends.expand(len(chosen), -1), limits)
         found = [(i, share) for i, share in zip(chosen, first, strict=True) if share is not None]
         if found:
-            within = torch.stack([share - apart + ends * apart for _, share in found])
+            within = torch.stack([(share - apart + ends * apart).clamp(min=0) for _, share in found])
             finer = self._first(case, [i for i, _ in found], within, limits)
             for (i, coarse), fine in zip(found, finer, strict=True):
                 values[i] = coarse if fine is None else fine
         return values
 
     def _first(self, case: Case, chosen: Sequence[int], shares: Tensor, limits: Tensor) -> list[float | None]:
-        """The first share of each row that does it, or None."""
+        """The first share of each row that does it, in whole pixels, or None."""
+        size = case.heatmaps[0].numel()
+        shares = (shares * size).round() / size
         scores = curve_scores(case, chosen, shares, self.kind, self.settings)
         done = self.reached(scores, limits[list(chosen), None])
         rows = zip(shares.tolist(), done.tolist(), strict=True)

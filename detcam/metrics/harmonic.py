@@ -21,7 +21,7 @@ NEIGHBOURS = tuple(
     ((dy, dx), 1 / 6 if 0 in (dy, dx) else 1 / 12) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if (dy, dx) != (0, 0)
 )
 """Offsets (rows, columns) and weights of a pixel's neighbours."""
-TOLERANCE = 1e-6
+TOLERANCE = 2e-6
 """Estimated error at which iterations stop, as a share of the picture's greatest value."""
 SMALL = 8000
 """Systems of at most so many pixels are factorised."""
@@ -119,8 +119,9 @@ class Level:
         self.total = total_weights(height, width, channels).astype(np.float32)
         self.missing, self.inverse, self.values, self.work = (np.zeros(shape, np.float32) for _ in range(4))
         # Grids have a point on every second pixel and one beyond an even side, so that each pixel lies between points.
-        self.between = np.zeros((height | 1, width | 1, channels), np.float32)
-        self.weighted = np.zeros_like(self.between)
+        self.between, self.points, self.weighted = (
+            np.zeros((height | 1, width | 1, channels), np.float32) for _ in range(3)
+        )
 
     def cover(self, mask: npt.NDArray[np.uint8]) -> None:
         """Take over a mask (h, w), 1 where a pixel is missing."""
@@ -136,9 +137,9 @@ class Level:
 class Multigrid:
     """Solves for the missing pixels of pictures of one size.
 
-    Conjugate gradients on the symmetric system D u - K u = K known, D the sum of weights of a pixel's neighbours; one
-    V-cycle in single precision, a Jacobi step before and after, preconditions it. A coarse grid has the points around which nothing is
-    known, and the same stencil: in two dimensions it keeps its scale.
+    Conjugate gradients on the symmetric system D u - K u = K known, D the sum of weights of a pixel's neighbours,
+    preconditioned by one V-cycle in single precision with a Jacobi step before and after. A coarse grid has the points
+    around which nothing is known, and the same stencil: in two dimensions it keeps its scale.
 
     Args:
         height: of the pictures.
@@ -153,20 +154,20 @@ class Multigrid:
             self.levels.append(Level(height, width, channels))
         self.depth = len(self.levels)
         self._total = total_weights(*self.levels[0].values.shape)
-        self._memory = [np.zeros_like(self._total) for _ in range(6)]
+        self._memory = [np.zeros_like(self._total) for _ in range(7)]
         self._single = np.zeros_like(self.levels[0].values)
 
     def solve(self, mask: Mask, picture: Floats, most: int = 200) -> Floats:
         """The missing pixels (C, M) of a picture (C, h, w), M the pixels of the mask (h, w)."""
         self._cover(mask)
-        known, solution, residual, direction, applied, missing = self._memory
+        known, solution, residual, direction, applied, missing, step = self._memory
         missing[:] = mask[..., None]
         np.multiply(picture.transpose(1, 2, 0), 1 - missing, out=known)
         scale = float(max(known.max(), -known.min()))
         solution.fill(0)
         cv2.filter2D(known, -1, _KERNEL, dst=residual, borderType=cv2.BORDER_CONSTANT)
         residual *= missing
-        step = self._precondition(residual)
+        self._precondition(residual, step)
         direction[:] = step
         strength = float(np.vdot(residual, step))
         for _ in range(most):
@@ -182,7 +183,7 @@ class Multigrid:
             solution += known
             applied *= length
             residual -= applied
-            step = self._precondition(residual)
+            self._precondition(residual, step)
             if max(step.max(), -step.min()) < TOLERANCE * scale:
                 solution += step
                 break
@@ -192,10 +193,10 @@ class Multigrid:
         found: Floats = np.ascontiguousarray(solution[mask].T)
         return found
 
-    def _precondition(self, residual: Floats) -> Singles:
-        """About the solution for a residual."""
+    def _precondition(self, residual: Floats, step: Floats) -> None:
+        """Put about the solution for a residual into `step`."""
         self._single[:] = residual
-        return self._cycle(0, self._single)
+        step[:] = self._cycle(0, self._single)
 
     def _cover(self, mask: Mask) -> None:
         """Lay a mask on every grid."""
@@ -219,12 +220,10 @@ class Multigrid:
         if depth + 1 < self.depth:
             left = level.between[:height, :width]  # what a Jacobi step leaves of the residual
             np.multiply(level.neighbours(values), level.missing, out=left)
-            level.between[height:], level.between[:, width:] = 0, 0
             cv2.sepFilter2D(level.between, -1, _HAT, _HAT, dst=level.weighted, borderType=cv2.BORDER_CONSTANT)
             coarse = self._cycle(depth + 1, level.weighted[::2, ::2])
-            level.between.fill(0)
-            level.between[::2, ::2] = coarse
-            cv2.sepFilter2D(level.between, -1, _HAT, _HAT, dst=level.weighted, borderType=cv2.BORDER_CONSTANT)
+            level.points[::2, ::2] = coarse
+            cv2.sepFilter2D(level.points, -1, _HAT, _HAT, dst=level.weighted, borderType=cv2.BORDER_CONSTANT)
             values += level.weighted[:height, :width]
             values *= level.missing
         else:

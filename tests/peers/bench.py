@@ -320,6 +320,32 @@ def scorecam_memory(repeats: int) -> list[Row]:
     return [Row("peak of ScoreCAM, ResNet-50", "detcam", peak, "allowed", 400.0, "<= 1.0", "MiB")]
 
 
+@bench
+def road(repeats: int) -> list[Row]:
+    """ROADCombined on four pictures of 224 x 224 and smooth maps; a small network, so that the imputation shows."""
+    import numpy as np
+    from pytorch_grad_cam.metrics.road import ROADCombined as Peer
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget as PeerTarget
+    from scipy.ndimage import gaussian_filter
+    from torchvision.models import mobilenet_v3_small
+
+    from detcam.metrics import ROADCombined
+    from detcam.targets import ClassifierOutputTarget
+
+    model = mobilenet_v3_small().eval()
+    images = torch.randn(4, 3, 224, 224)
+    noise = np.random.default_rng(0).random((4, 224, 224))
+    cams = np.float32([gaussian_filter(each, 16) for each in noise])
+    cams -= cams.min((1, 2), keepdims=True)
+    cams /= cams.max((1, 2), keepdims=True)
+    slow, fast = medians(
+        min(repeats, 3),
+        lambda: Peer()(images, cams, [PeerTarget(1)] * 4, model),
+        lambda: ROADCombined()(images, cams, [ClassifierOutputTarget(1)] * 4, model),
+    )
+    return [Row("ROADCombined, four 224 x 224 images", "grad-cam", slow, "detcam", fast, ">= 10")]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=5)

@@ -1,0 +1,164 @@
+"""Fills against literal versions: dense systems, pixel loops, and what must not change."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import gaussian_filter
+from torch import Tensor
+
+from detcam.metrics.harmonic import Multigrid, factorized, harmonic_fill
+from detcam.metrics.imputation import BlurFill, LinearFill, MeanFill, fill_of
+
+
+def literal_fill(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Every missing pixel (C, h, w) the weighted mean of its neighbours, by a dense system built pixel by pixel."""
+    _, height, width = picture.shape
+    places = [(int(y), int(x)) for y, x in zip(*np.nonzero(mask), strict=True)]
+    number = {place: index for index, place in enumerate(places)}
+    system, known = np.zeros((len(places), len(places))), np.zeros((len(places), len(picture)))
+    for (y, x), row in number.items():
+        for dy in (-1, 0, 1):
+            for dx in (-1, 0, 1):
+                there = (y + dy, x + dx)
+                if (dy, dx) == (0, 0) or not (0 <= there[0] < height and 0 <= there[1] < width):
+                    continue
+                weight = 1 / 6 if dy == 0 or dx == 0 else 1 / 12
+                system[row, row] += weight
+                if there in number:
+                    system[row, number[there]] -= weight
+                else:
+                    known[row] += weight * picture[:, there[0], there[1]]
+    filled = picture.copy()
+    filled[:, mask] = np.linalg.solve(system, known).T
+    return filled
+
+
+def masks(height: int, width: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    blob, checker = np.zeros((height, width), bool), np.zeros((height, width), bool)
+    blob[1 : height - 3, 2 : width - 1] = True
+    checker[::2, ::2] = True
+    corner = np.ones((height, width), bool)
+    corner[height // 2, width // 3] = False
+    border = np.ones((height, width), bool)
+    border[3 : height - 2, 2 : width - 4] = False
+    smooth = gaussian_filter(rng.random((height, width)), 3)
+    return {
+        "blob": blob,
+        "checker": checker,
+        "all but one": corner,
+        "border": border,
+        "noise": rng.random((height, width)) < 0.8,
+        "hills": smooth > np.quantile(smooth, 0.3),
+    }
+
+
+@pytest.mark.parametrize("name", list(masks(9, 9)))
+@pytest.mark.parametrize("size", [(12, 15), (17, 10)])
+def test_both_solvers_match_the_dense_system(name: str, size: tuple[int, int]) -> None:
+    mask, picture = masks(*size)[name], np.random.default_rng(1).random((3, *size))
+    wanted = literal_fill(picture, mask)[:, mask]
+    np.testing.assert_allclose(factorized(mask, picture), wanted, atol=1e-10)
+    np.testing.assert_allclose(Multigrid(*size, 3).solve(mask, picture), wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(96, 131), (130, 64)])
+def test_multigrid_matches_factorisation_and_forgets_the_last_mask(size: tuple[int, int]) -> None:
+    solver, rng = Multigrid(*size, 2), np.random.default_rng(2)
+    for mask in masks(*size).values():
+        picture = rng.random((2, *size)) * 2 - 0.5
+        np.testing.assert_allclose(solver.solve(mask, picture), factorized(mask, picture), atol=1e-5)
+
+
+def test_large_and_small_holes_of_a_batch_are_exact() -> None:
+    pictures, removed = torch.rand(3, 3, 120, 110), torch.zeros(3, 120, 110, dtype=torch.bool)
+    removed[0, 10:115, 5:105] = True
+    removed[1, 40:60, 40:60] = True
+    filled = harmonic_fill(pictures, removed)
+    for k in range(2):
+        mask = removed[k].numpy()
+        wanted = torch.from_numpy(factorized(mask, pictures[k].double().numpy())).float()
+        torch.testing.assert_close(filled[k][:, removed[k]], wanted, atol=1e-5, rtol=0)
+    assert torch.equal(filled[2], pictures[2])
+    assert torch.equal(filled[0][:, ~removed[0]], pictures[0][:, ~removed[0]])
+
+
+def test_a_ramp_is_filled_as_a_ramp() -> None:
+    ramp = torch.linspace(0, 1, 40).expand(1, 1, 30, 40)
+    removed = torch.zeros(1, 30, 40, dtype=torch.bool)
+    removed[0, 5:25, 6:33] = True
+    torch.testing.assert_close(LinearFill(noise=0)(ramp, removed), ramp.clone(), atol=1e-5, rtol=0)
+
+
+def test_noise_comes_from_the_seed_alone() -> None:
+    picture, removed = torch.rand(1, 3, 20, 20), torch.rand(4, 20, 20) < 0.4
+    state = torch.get_rng_state()
+    whole = LinearFill(0.1, seed=3)(picture, removed)
+    assert torch.equal(torch.get_rng_state(), state)
+    apart = torch.cat([LinearFill(0.1, seed=3)(picture, part) for part in removed.split(1)])
+    torch.testing.assert_close(whole, apart)
+    assert not torch.allclose(whole, LinearFill(0.1, seed=4)(picture, removed))
+    added = (whole - LinearFill(0)(picture, removed)).permute(0, 2, 3, 1)
+    assert not added[~removed].any()
+    assert float(added[removed].std()) == pytest.approx(0.1, rel=0.2)
+
+
+def test_a_picture_of_which_nothing_is_left_takes_its_mean() -> None:
+    picture = torch.rand(1, 3, 8, 8)
+    filled = LinearFill(noise=0)(picture, torch.ones(1, 8, 8, dtype=torch.bool))
+    torch.testing.assert_close(filled, picture.mean((-2, -1), keepdim=True).expand_as(picture))
+    with pytest.raises(ValueError, match="nothing to fill it from"):
+        harmonic_fill(picture, torch.ones(1, 8, 8, dtype=torch.bool))
+
+
+def literal_blur(picture: Tensor, sigma: float) -> Tensor:
+    """Each pixel the Gaussian mean of all pixels of the picture, by loops."""
+    _, height, width = picture.shape
+    out = torch.zeros_like(picture)
+    for y in range(height):
+        for x in range(width):
+            rows = (-((torch.arange(height) - y) ** 2) / (2 * sigma**2)).double().exp()
+            columns = (-((torch.arange(width) - x) ** 2) / (2 * sigma**2)).double().exp()
+            weights = rows[:, None] * columns
+            out[:, y, x] = (picture * weights).sum((1, 2)) / weights.sum()
+    return out
+
+
+def test_blur_and_mean() -> None:
+    pictures, removed = torch.rand(2, 3, 9, 12), torch.rand(2, 9, 12) < 0.5
+    blurred, flat = BlurFill(1.5)(pictures, removed), MeanFill()(pictures, removed)
+    for k in range(2):
+        wanted = literal_blur(pictures[k].double(), 1.5).float()
+        torch.testing.assert_close(blurred[k][:, removed[k]], wanted[:, removed[k]])
+        mean = pictures[k].mean((1, 2))
+        torch.testing.assert_close(flat[k][:, removed[k]], mean[:, None].expand(-1, int(removed[k].sum())))
+        for filled in (blurred, flat):
+            assert torch.equal(filled[k][:, ~removed[k]], pictures[k][:, ~removed[k]])
+
+
+@pytest.mark.parametrize("name", ["blur", "mean", "linear"])
+def test_fills_follow_a_change_of_scale_per_channel(name: str) -> None:
+    picture, removed = torch.rand(1, 3, 16, 16), torch.rand(2, 16, 16) < 0.6
+    scale, shift = torch.tensor([2.0, 0.5, 3.0])[:, None, None], torch.tensor([1.0, -2.0, 0.3])[:, None, None]
+    fill = LinearFill(noise=0) if name == "linear" else fill_of(name)
+    torch.testing.assert_close(fill(picture * scale + shift, removed), fill(picture, removed) * scale + shift)
+
+
+def test_wrong_calls_say_what_is_wrong() -> None:
+    picture, removed = torch.rand(1, 3, 8, 8), torch.zeros(1, 8, 8, dtype=torch.bool)
+    with pytest.raises(TypeError, match="bool"):
+        MeanFill()(picture, removed.float())
+    with pytest.raises(ValueError, match="size"):
+        BlurFill()(picture, torch.zeros(1, 8, 9, dtype=torch.bool))
+    with pytest.raises(ValueError, match="expected pictures"):
+        LinearFill()(picture[0], removed)
+    with pytest.raises(ValueError, match="blur, mean, linear"):
+        fill_of("grey")
+    with pytest.raises(TypeError, match="fill or its name"):
+        fill_of(3)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="sigma"):
+        BlurFill(0)
+    with pytest.raises(ValueError, match="noise"):
+        LinearFill(-1)

@@ -1,0 +1,201 @@
+"""Scores of changed pictures: the protocols against literal versions, and places on the network's input."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision.ops import box_iou
+
+from detcam.adapters import adapt, detector
+from detcam.adapters.base import Adapter
+from detcam.demo.model import load_demo_detector
+from detcam.demo.scenes import draw_scene
+from detcam.images import load_image
+from detcam.metrics import CamMultImageConfidenceChange, Deletion, MetricWarning, ROADCombined
+from detcam.metrics.base import read_question
+from detcam.metrics.scoring import Case, examine
+from detcam.targets import BoxTarget, MaskTarget, SemanticSegmentationTarget
+from tests.helpers import Snapshot
+
+SCENE = draw_scene(3)
+OTHER = draw_scene(10)
+
+
+@pytest.fixture(scope="module")
+def adapter() -> Adapter:
+    return adapt(load_demo_detector())
+
+
+def literal(protocol: str, output: Any, plain: Any, target: BoxTarget) -> float:
+    """A box's score, detection by detection."""
+
+    def iou(box: Tensor) -> float:
+        return float(box_iou(torch.tensor([target.box_xyxy]), box[None].float())[0, 0])
+
+    def vector(where: Any, box: Tensor, label: int, source: Any) -> Tensor:
+        return where.candidates([BoxTarget(tuple(box.tolist()), label, source)]).class_scores[0].float()
+
+    if protocol == "pinned":
+        return float(output.score([target])[0])
+    if protocol in ("matched", "vps"):
+        best, score = 0.0, 0.0
+        for box, classes in zip(*output.proposals(), strict=True):
+            fit = iou(box) * float(classes[target.label])
+            if fit > best:
+                best, score = fit, float(classes[target.label])
+        return best if protocol == "vps" else score
+    if protocol == "odam":
+
+        def match(where: Any) -> float:
+            found = where.detections()
+            rows = zip(found.boxes_xyxy, found.labels.tolist(), found.scores.tolist(), strict=True)
+            return max((s for box, label, s in rows if label == target.label and iou(box) > 0.5), default=0.0)
+
+        return match(output) / match(plain)
+    found = output.detections()
+    own = vector(plain, torch.tensor(target.box_xyxy), target.label, target.source)
+    values = [0.0]
+    for box, label, source in zip(found.boxes_xyxy, found.labels.tolist(), found.source, strict=True):
+        other = vector(output, box, label, source)
+        values.append(iou(box) * float(own @ other / (own.norm() * other.norm())))
+    return max(values)
+
+
+@pytest.mark.parametrize("protocol", ["pinned", "matched", "odam", "vps", "drise"])
+def test_protocols_match_literal_versions(protocol: Any, adapter: Adapter) -> None:
+    detections = adapter.predict(SCENE.image)[0]
+    count = len(detections)
+    targets: list[Any] = adapter.targets_of(detections)
+    question = read_question(adapter, [SCENE.image], [targets], [torch.rand(count, 192, 256)])
+    batch = adapter.prepare([load_image(SCENE.image)])
+    dims = torch.tensor([1.0, 0.7, 0.35, 0.0])
+    snapshot = Snapshot(adapter.model)
+
+    def ask(case: Case) -> Tensor:
+        which = [i for i in range(count) for _ in dims]
+        pictures = (case.picture * dims[:, None, None, None]).repeat(count, 1, 1, 1)
+        return torch.cat([case.scores(which, lambda part: pictures[part]).view(count, -1), case.original[:, None]], 1)
+
+    found = examine(question, ask, protocol=protocol, batch_size=5)[0]
+    snapshot.check()
+    with torch.no_grad():
+        outputs = [
+            adapter.outputs(adapter.forward(one), one)[0]
+            for one in (type(batch)(batch.inputs * dim, batch.geometries) for dim in dims)
+        ]
+        wanted = [[literal(protocol, out, outputs[0], target) for out in [*outputs, outputs[0]]] for target in targets]
+    torch.testing.assert_close(found, torch.tensor(wanted, dtype=torch.float64), atol=1e-4, rtol=0)
+    assert float(found.max() - found.min()) > 0.5, "the dimmed pictures must matter"
+
+
+def test_a_box_that_the_protocol_does_not_find_has_no_value(adapter: Adapter) -> None:
+    nowhere = BoxTarget((2.0, 2.0, 30.0, 20.0), 1)
+    with pytest.warns(MetricWarning, match="1 of 1"):
+        value = Deletion(protocol="odam", steps=2).measure(
+            adapter, [SCENE.image], [[nowhere]], [torch.rand(1, 192, 256)]
+        )
+    assert value.isnan().all()
+
+
+def test_images_of_several_sizes_without_detections_and_many_boxes(adapter: Adapter) -> None:
+    """Values belong to their own image and target, whatever else is in the call."""
+    blank = np.full((100, 140, 3), 90, np.uint8)
+    images = [SCENE.image, blank, OTHER.image]
+    targets = [adapter.targets_of(found) for found in adapter.predict(images)]
+    assert [len(row) > 0 for row in targets] == [True, False, True]
+    heatmaps = [torch.rand(len(t), *i.shape[:2]) for t, i in zip(targets, images, strict=True)]
+    metric = Deletion(steps=3)
+    together = metric.measure(adapter, images, targets, heatmaps)
+    apart = [
+        metric.measure(adapter, [image], [[target]], [heatmap[None]])
+        for image, row, maps in zip(images, targets, heatmaps, strict=True)
+        for target, heatmap in zip(row, maps, strict=True)
+    ]
+    torch.testing.assert_close(together, torch.cat(apart), atol=1e-5, rtol=0)
+    assert len(metric.measure(adapter, [blank], [[]], [torch.zeros(0, 100, 140)])) == 0
+
+
+class Corner(nn.Module):
+    """One box over the left half of the picture; its score is the mean of the input's pixels that are not -1."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([(x[:, 0] * (x[:, 0] >= 0)).sum((1, 2)), (x[:, 0] == -1).sum((1, 2)).float()], 1)
+
+
+def corner_adapter() -> Adapter:
+    """Pictures of any size letterboxed into 32 x 32; padding is -1 on the network's input."""
+
+    def decode(raw: Tensor) -> tuple[Tensor, Tensor]:
+        boxes = torch.tensor([[[4.0, 4.0, 20.0, 20.0]]]).expand(len(raw), -1, -1)
+        return boxes, (raw[:, :1] / 1024)[:, None]
+
+    return detector(
+        Corner().eval(),
+        decode,
+        image_size=32,
+        letterbox=True,
+        preprocess=lambda x: torch.where(x == 114 / 255, -1.0, x),
+        target_layers=[""],
+        score_threshold=0.0,
+    )
+
+
+def test_padding_stays_and_shares_count_the_picture_alone() -> None:
+    adapter = corner_adapter()
+    picture = torch.ones(3, 16, 64)  # becomes 8 x 32 pixels of the input
+    target = BoxTarget((8.0, 0.0, 40.0, 16.0), 0)
+    left = torch.zeros(1, 16, 64)
+    left[:, :, :32] = 1
+    seen: list[Tensor] = []
+
+    def ask(case: Case) -> Tensor:
+        seen.append(case.heatmaps)
+        black = case.picture * (case.heatmaps <= 0.5)[:, None]
+        whole = case.inputs(black)
+        seen.append(whole)
+        return case.scores([0], lambda part: black[part])
+
+    question = read_question(adapter, [picture], [[target]], [left])
+    score = examine(question, ask)[0]
+    assert seen[0].shape == (1, 8, 32)
+    torch.testing.assert_close(seen[0][0, :, :16], torch.ones(8, 16))
+    torch.testing.assert_close(seen[0][0, :, 16:], torch.zeros(8, 16))
+    plain = adapter.prepare([picture]).inputs
+    assert torch.equal(seen[1][:, :, :12], plain[:, :, :12]) and torch.equal(seen[1][:, :, 20:], plain[:, :, 20:])
+    assert float(score) == pytest.approx(8 * 16 / 1024)  # half of the picture's 8 x 32 pixels is left
+
+
+class Halves(nn.Module):
+    """A segmenter whose one class is the picture's red."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 2, 1, bias=False)
+        self.conv.weight.data = torch.tensor([[1.0, 0, 0], [0, 1.0, 0]])[:, :, None, None]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x)
+
+
+def test_masks() -> None:
+    """A mask's evidence is where it is: removing it costs the whole logit, removing the rest nothing."""
+    from detcam.adapters import segmenter
+
+    adapter = segmenter(Halves().eval(), image_size=(16, 16), mean=(0, 0, 0), std=(1, 1, 1), target_layers=[""])
+    picture = torch.zeros(3, 16, 16)
+    picture[0, 4:12, 4:12] = 1
+    region = torch.zeros(16, 16, dtype=torch.bool)
+    region[4:12, 4:12] = True
+    maps = torch.stack([region.float(), 1 - region.float()])
+    found = CamMultImageConfidenceChange().measure(adapter, [picture], [[MaskTarget(0, region)] * 2], [maps])
+    torch.testing.assert_close(found, torch.tensor([0.0, -1.0], dtype=torch.float64))
+    tensor = picture[None]
+    for target in (SemanticSegmentationTarget(0, region), MaskTarget(0, region)):
+        road = ROADCombined([75], noise=0)
+        good = road.measure(adapter, tensor, [target], maps[:1]).item()
+        bad = road.measure(adapter, tensor, [target], maps[1:]).item()
+        assert good > 0 > bad
