@@ -224,3 +224,21 @@ def own_segmenter() -> tuple[nn.Module, Adapter]:
 
     model = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(inplace=True), nn.Conv2d(8, 3, 3, 2, 1)).eval()
     return model, segmenter(model, image_size=64)
+
+
+@register
+def own_detr() -> tuple[nn.Module, Adapter]:
+    from tests.methods.transformers import tiny_detr
+
+    return tiny_detr()
+
+
+@register
+def vit() -> tuple[nn.Module, Adapter]:
+    from torchvision.models.vision_transformer import ConvStemConfig, VisionTransformer
+
+    from tests.methods.transformers import loud
+
+    stem = [ConvStemConfig(8, 3, 2)] * 3
+    model = loud(VisionTransformer(32, 8, 2, 2, 16, 24, num_classes=5, conv_stem_configs=stem))
+    return model, adapt(model, image_size=32)

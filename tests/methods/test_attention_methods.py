@@ -341,6 +341,29 @@ def test_layers_with_other_tokens_are_refused(method: type[AttentionCAM]) -> Non
         method(Merging().eval())(PICTURES, [ClassifierOutputTarget(0)] * 3)
 
 
+class InPlace(nn.Module):
+    """Two blocks, the second of which adds to what the first put out, in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Conv2d(3, 8, 8, 8)
+        self.blocks = nn.ModuleList(nn.TransformerEncoderLayer(8, 2, 8, batch_first=True) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.blocks[0](self.embed(x).flatten(2).mT)
+        tokens += 1
+        return self.blocks[1](tokens).mean(1)
+
+
+def test_what_is_lost_or_never_read_is_said() -> None:
+    model, targets = InPlace().eval(), [ClassifierOutputTarget(0)] * 3
+    with pytest.raises(RuntimeError, match="changes in place what its TransformerEncoderLayer puts out"):
+        LeGrad(model)(PICTURES, targets)
+    assert float(LeGrad(model, depth=1)(PICTURES, targets).amax()) > 0.999
+    with pytest.raises(RuntimeError, match="does not depend on the attention of InPlace"):
+        CheferCAM(model)(PICTURES, [lambda output: torch.ones(())] * 3)
+
+
 def test_what_attention_has_no_use_for_is_refused() -> None:
     with pytest.raises(ValueError, match="eigen_smooth needs a layer's channels"):
         CheferCAM(torchvision_vit())(PICTURES, [ClassifierOutputTarget(0)] * 3, eigen_smooth=True)

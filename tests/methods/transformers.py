@@ -36,11 +36,13 @@ def timm_vit(**options: Any) -> Any:
 
 
 class TinyDETR(nn.Module):
-    """A convolution of stride 8, one encoder layer, two decoder layers, class and box heads for each query."""
+    """Convolutions to stride 8, two encoder layers, three decoder layers, class and box heads for each query."""
 
     def __init__(self, queries: int = 5, classes: int = 3, width: int = 16) -> None:
         super().__init__()
-        self.backbone = nn.Sequential(nn.Conv2d(3, width, 8, 8), nn.ReLU(inplace=True))
+        self.backbone = nn.Sequential(
+            nn.Conv2d(3, 8, 4, 4), nn.ReLU(inplace=True), nn.Conv2d(8, width, 2, 2), nn.ReLU(inplace=True)
+        )
         encoder = nn.TransformerEncoderLayer(width, 2, 24, dropout=0.1, batch_first=True)
         decoder = nn.TransformerDecoderLayer(width, 2, 24, dropout=0.1, batch_first=True)
         self.encoder = nn.TransformerEncoder(encoder, 2, enable_nested_tensor=False)
