@@ -207,21 +207,33 @@ def test_it_equals_grad_cam(category: int | None) -> None:
     assert deprocess_image(found).shape == (64, 48, 3)
 
 
-def test_guided_grad_cam_is_the_product() -> None:
+@pytest.mark.parametrize("layer", ["conv1", "relu2"])
+def test_guided_grad_cam_is_the_product(layer: str) -> None:
     model = TinyCNN()
-    results = GuidedGradCAM(model, [model.relu2]).explain(IMAGES, TARGETS)
+    results = GuidedGradCAM(model, [layer]).explain(IMAGES, TARGETS)
     for result, warm, fine in zip(
         results,
-        GradCAM(model, [model.relu2]).explain(IMAGES, TARGETS),
+        GradCAM(model, [layer]).explain(IMAGES, TARGETS),
         GuidedBackprop(model).explain(IMAGES, TARGETS),
         strict=True,
     ):
         colors = torch.stack(fine.saliency, -1)
         product = warm.heatmaps[..., None] * colors
-        torch.testing.assert_close(GuidedGradCAM(model, [model.relu2]).colors(result), product)
+        torch.testing.assert_close(GuidedGradCAM(model, [layer]).colors(result), product)
         torch.testing.assert_close(result.heatmaps, brightened(warm.heatmaps * colors.abs().amax(-1)))
         torch.testing.assert_close(result.saliency[0], warm.saliency[0])
         torch.testing.assert_close(result.scores, warm.scores)
+
+
+@pytest.mark.parametrize("name", ["faster_rcnn", "retinanet", "yolo"])
+def test_the_rule_stays_out_of_grad_cam(name: str) -> None:
+    case = example(name)
+    found = [one.filter(top_k=2) for one in case.adapter.predict(case.images)]
+    layer = {"yolo": "model.4"}.get(name, "backbone.stem")
+    both = (GradCAM(case.adapter, [layer]).explain(case.images, found), GuidedGradCAM(case.adapter, [layer]))
+    for warm, result in zip(both[0], both[1].explain(case.images, found), strict=True):
+        scale = float(warm.saliency[0].abs().max())
+        torch.testing.assert_close(result.saliency[0], warm.saliency[0], atol=1e-4 * scale, rtol=1e-3)
 
 
 def test_one_channel_in_and_one_channel_out() -> None:
