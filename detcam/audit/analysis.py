@@ -217,7 +217,8 @@ def analyze_errors(
         for label in truth.labels[torch.from_numpy(matched.missed)].tolist()
     )
     outside = sum(int((~of_labels(as_array(found.labels), labels)).sum()) for found in detections)
-    summaries = {label: _summarize(label, rankings[label], cases, names, missed[label]) for label in rankings}
+    errors_of = Counter((case.label, case.type) for case in cases)
+    summaries = {label: _summarize(label, rankings[label], errors_of, names, missed[label]) for label in rankings}
     return ErrorAnalysis(
         cases=cases,
         average_precision=mean_average_precision(summary.average_precision for summary in summaries.values()),
@@ -232,9 +233,8 @@ def analyze_errors(
 
 
 def _summarize(
-    label: int, ranking: Ranking, cases: Sequence[ErrorCase], names: Mapping[int, str], missed: int
+    label: int, ranking: Ranking, errors: Counter[tuple[int, ErrorType]], names: Mapping[int, str], missed: int
 ) -> ClassSummary:
-    found = Counter(case.type for case in cases if case.label == label)
     right = int(ranking.hits.sum())
     return ClassSummary(
         label=label,
@@ -244,5 +244,5 @@ def _summarize(
         true_positives=right,
         false_positives=len(ranking.hits) - right,
         missed=missed,
-        errors={kind: found[kind] for kind in ERROR_TYPES},
+        errors={kind: errors[label, kind] for kind in ERROR_TYPES},
     )

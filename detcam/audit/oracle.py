@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
 
 import numpy as np
 
@@ -51,10 +50,6 @@ class _Points:
     score: np.ndarray
     hit: np.ndarray
 
-    def __add__(self, other: _Points) -> _Points:
-        parts = zip((self.label, self.score, self.hit), (other.label, other.score, other.hit), strict=True)
-        return _Points(*(np.concatenate(part) for part in parts))
-
     def __getitem__(self, chosen: np.ndarray) -> _Points:
         return _Points(self.label[chosen], self.score[chosen], self.hit[chosen])
 
@@ -70,8 +65,10 @@ def ap_lost(errors: Sequence[ImageErrors], detections: Sequence[Detections], tru
     wanted = _count(as_array(truth.labels)[~as_array(truth.crowd)] for truth in truths)
     unfound = _count(as_array(truth.labels)[image.unfound] for truth, image in zip(truths, errors, strict=True))
     ranked = _concatenate(
-        _Points(as_array(found.labels)[image.ranked], _scores(found)[image.ranked], image.hits)
-        for found, image in zip(detections, errors, strict=True)
+        [
+            _Points(as_array(found.labels)[image.ranked], _scores(found)[image.ranked], image.hits)
+            for found, image in zip(detections, errors, strict=True)
+        ]
     )
     base = _mean(ranked, wanted)
     # From here on equal scores come wrong ones first, because the published tool puts them into its ranking first.
@@ -85,8 +82,8 @@ def ap_lost(errors: Sequence[ImageErrors], detections: Sequence[Detections], tru
         label = np.where(here, mended.label, wrong.label)
         changed = _Points(label, wrong.score, here & mended.hit)[np.where(here, mended.hit, in_ranking)]
         fewer = _count([wrong.label[here]]) if kind == "missed" else {}
-        by_type[kind] = max(_mean(changed + right, _less(wanted, fewer)) - base, 0.0)
-    everything = wrong[in_ranking] + right
+        by_type[kind] = max(_mean(_concatenate([changed, right]), _less(wanted, fewer)) - base, 0.0)
+    everything = _concatenate([wrong[in_ranking], right])
     perfect = _Points(everything.label, everything.hit.astype(np.float64), everything.hit)
     return ApLost(
         average_precision=base,
@@ -128,9 +125,12 @@ def _mean(points: _Points, wanted: Mapping[int, int]) -> float:
     return float(np.mean(values)) if values else float("nan")
 
 
-def _concatenate(parts: Iterable[_Points]) -> _Points:
-    total = _Points(np.zeros(0, dtype=np.int64), np.zeros(0), np.zeros(0, dtype=bool))
-    return reduce(_Points.__add__, parts, total)
+def _concatenate(parts: Sequence[_Points]) -> _Points:
+    return _Points(
+        np.concatenate([np.zeros(0, dtype=np.int64), *(part.label for part in parts)]),
+        np.concatenate([np.zeros(0), *(part.score for part in parts)]),
+        np.concatenate([np.zeros(0, dtype=bool), *(part.hit for part in parts)]),
+    )
 
 
 def _scores(detections: Detections) -> np.ndarray:
