@@ -96,9 +96,9 @@ def factorize(
         for levels, geometry in zip(features, geometries, strict=True)
     ]
     places = [
-        level[(slice(None), *window)].flatten(1)
+        level[:, rows, columns].flatten(1)
         for levels, own in zip(features, windows, strict=True)
-        for level, window in zip(levels, own, strict=True)
+        for level, (rows, columns) in zip(levels, own, strict=True)
     ]
     values = torch.cat(places, 1).cpu().numpy()
     offset = values.min(axis=-1)
