@@ -185,4 +185,6 @@ def _listed(names: Any, most: int = 12) -> str:
 
 def _warn(problems: Problems, path: Path) -> None:
     if problems:
-        warnings.warn(f"{path.name}: {len(problems)} problem{'s' * (len(problems) > 1)}\n{problems.summary()}", stacklevel=3)
+        warnings.warn(
+            f"{path.name}: {len(problems)} problem{'s' * (len(problems) > 1)}\n{problems.summary()}", stacklevel=3
+        )
