@@ -22,7 +22,7 @@ from detcam.geometry import Geometry
 from detcam.outputs import Candidates, DetectorOutput, best_fit, nearest_source
 from detcam.targets import BoxTarget, DetectionTarget
 
-SIDES = ("x1", "y1", "x2", "y2", "width", "height")
+SIDES = ("x1", "y1", "x2", "y2", "width", "height", "edges")
 """Quantities of a target that are read from its box."""
 
 HeadOutput = Mapping[str, Tensor]

@@ -3,6 +3,7 @@
 from importlib.metadata import PackageNotFoundError, version
 
 from detcam.adapters import adapt
+from detcam.audit import Audit, audit
 from detcam.benchmark import Benchmark, benchmark
 from detcam.concepts import create_labels_legend, show_factorization_on_image
 from detcam.detections import Detections, Source
@@ -72,6 +73,7 @@ __all__ = [
     "SESS",
     "VPS",
     "AblationCAM",
+    "Audit",
     "AttentionRollout",
     "Benchmark",
     "CheferCAM",
@@ -113,6 +115,7 @@ __all__ = [
     "Source",
     "XGradCAM",
     "adapt",
+    "audit",
     "benchmark",
     "create_labels_legend",
     "deprocess_image",

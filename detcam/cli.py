@@ -14,6 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 import detcam
+from detcam.audit import command as audit_command
 from detcam.benchmark import command as benchmark_command
 from detcam.options import Debug, Device, ImageSize, Model, Names, NumClasses, Trust, Weights
 
@@ -310,6 +311,7 @@ def demo(
 
 
 app.command("benchmark", epilog=benchmark_command.EPILOG)(benchmark_command.benchmark)
+app.command("audit", epilog=audit_command.EPILOG)(audit_command.audit)
 
 
 def load_adapter(

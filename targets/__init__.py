@@ -11,6 +11,7 @@ from detcam.targets.classes import (
     RawScoresOutputTarget,
     SoftmaxOutputTarget,
 )
+from detcam.targets.edges import EdgesTarget
 from detcam.targets.embedding import DifferenceFromConceptTarget, SimilarityToConceptTarget
 from detcam.targets.mask import InstanceMaskTarget, MaskTarget, SemanticSegmentationTarget
 
@@ -24,6 +25,7 @@ __all__ = [
     "ClassifierOutputTarget",
     "DetectionTarget",
     "DifferenceFromConceptTarget",
+    "EdgesTarget",
     "FasterRCNNBoxScoreTarget",
     "FinerWeightedTarget",
     "InstanceMaskTarget",

@@ -18,9 +18,9 @@ from detcam.metrics.imputation import BlurFill, Fill, LinearFill
 from detcam.perturbation import Canvas, Subject
 from detcam.sampling import pieces
 
-LADDER = (0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16)
+LADDER = (0.0025, 0.01, 0.03, 0.08, 0.2)
 """Shares of the picture that are taken away, strongest evidence first."""
-UNDECIDED = 0.04
+UNDECIDED = 0.03
 """The share that is shown as evidence where no region of the ladder removes the error."""
 RANDOM_CONTROLS = 2
 
@@ -198,7 +198,8 @@ class Verifier:
         tries = [_Try(number, "only evidence", ~region, fill) for fill in each]
         randoms = [elsewhere(region, generator) for _ in range(RANDOM_CONTROLS)]
         if removes:  # nothing has to be compared where taking the evidence away did nothing
-            tries += [_Try(number, "random control", r, fill) for r in randoms if r is not None for fill in each]
+            given = [r for r in randoms if r is not None]
+            tries += [_Try(number, "random control", r, i % len(self.fills)) for i, r in enumerate(given)]
             beside = elsewhere(region, generator, inside=doubt.box)
             if beside is not None:
                 tries += [_Try(number, "box control", beside, fill) for fill in each]

@@ -1,0 +1,95 @@
+"""Cases and groups in one line each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from detcam.audit.case import Case, Place
+
+WHERE: dict[Place, str] = {
+    "predicted box": "in the predicted box",
+    "true object": "on the true object",
+    "same class": "on another {name}",
+    "ring": "just around the box",
+    "scene": "elsewhere in the scene",
+}
+"""Where evidence lies, in words."""
+
+
+def plural(count: int, word: str) -> str:
+    """A count and its word."""
+    return f"{count} {word}" if count == 1 else f"{count} {word}s"
+
+
+def outside(case: Case) -> float:
+    """Share of a case's evidence that lies outside its box and outside the true object concerned, in [0, 1]."""
+    found = case.shares or {}
+    return sum(found.get(place, 0.0) for place in ("same class", "ring", "scene"))
+
+
+def case_reading(case: Case) -> str:
+    """What a case comes to, in one line: what is wrong, where its evidence lies, whether that is the cause."""
+    return "; ".join(part for part in (_what(case), _where(case), _really(case)) if part)
+
+
+def group_reading(cases: Sequence[Case], ap_lost: float) -> str:
+    """What a group comes to: how many, where they fired, and what they cost."""
+    first = cases[0]
+    confirmed = sum(case.verdict == "confirmed" for case in cases)
+    count = plural(len(cases), first.name)
+    price = f"{ap_lost:.3f} AP"
+    if first.type == "missed":
+        stages = {case.stage for case in cases if case.stage}
+        return f"{count} missed{': ' + ', '.join(sorted(stages)) if stages else ''}; {price}"
+    wrong = {
+        "background": "fired on nothing",
+        "classification": f"found on a {_true_names(cases)}",
+        "localization": "with a box in the wrong place",
+        "both": f"near a {_true_names(cases)}, misplaced",
+        "duplicate": "found a second time",
+    }[first.type]
+    place = "" if first.place is None else f", evidence {WHERE[first.place].format(name=first.name)}"
+    return f"{count} {wrong}{place}; {confirmed} of {len(cases)} confirmed; {price}"
+
+
+def _true_names(cases: Sequence[Case]) -> str:
+    return " or ".join(sorted({case.truth.name for case in cases if case.truth is not None}))
+
+
+def _what(case: Case) -> str:
+    true = "object" if case.truth is None else case.truth.name
+    if case.type == "missed":
+        return f"missed {case.name}" + (f": {case.stage}" if case.stage else "")
+    return {
+        "background": f"{case.name} where nothing of it is labelled",
+        "classification": f"{case.name} on a {true}",
+        "localization": f"{case.name} whose box overlaps its object by {_iou(case)} only",
+        "both": f"{case.name} that overlaps a {true} by {_iou(case)}",
+        "duplicate": f"second {case.name} on one object" + (f", resting on {case.stage}" if case.stage else ""),
+    }[case.type]
+
+
+def _iou(case: Case) -> str:
+    return "0 %" if case.truth is None else f"{case.truth.iou:.0%}".replace("%", " %")
+
+
+def _where(case: Case) -> str:
+    if case.shares is None:
+        return ""
+    beyond = outside(case)
+    if beyond >= 0.5 and case.place is not None:
+        return f"{beyond:.0%}".replace("%", " %") + f" of the evidence lies outside the box, {_most(case)}"
+    return f"{1 - beyond:.0%}".replace("%", " %") + " of the evidence lies in the box"
+
+
+def _most(case: Case) -> str:
+    found = case.shares or {}
+    places: list[Place] = ["same class", "ring", "scene"]
+    place = max(places, key=lambda each: found.get(each, 0.0))
+    return f"most of it {WHERE[place].format(name=case.name)}"
+
+
+def _really(case: Case) -> str:
+    if case.verdict == "confirmed":
+        return f"confirmed: {case.reason}"
+    return f"not confirmed: {case.reason}" if case.verdict == "unconfirmed" else case.reason

@@ -1,0 +1,140 @@
+"""What an audit has done so far, on disk, so that an interrupted one goes on where it stopped.
+
+Each finished picture is one line of JSON, written whole and flushed; a line that an interruption cut off is dropped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pycocotools import mask as coco_masks
+
+from detcam.audit.case import Case
+from detcam.audit.examine import Examined
+from detcam.detections import Detections, Source
+from detcam.saving import replace_file
+
+FOLDER = "unfinished"
+SETTINGS, DETECTIONS, CASES = "settings.json", "detections.jsonl", "cases.jsonl"
+
+
+class Store:
+    """The working files of an audit, in a folder inside the report's.
+
+    Args:
+        out: the report's folder.
+        settings: what the audit was asked for; an audit goes on only with the same.
+        resume: whether to go on.
+
+    Raises:
+        ValueError: the folder has an audit already and `resume` was not asked for, or it was asked for other settings.
+    """
+
+    def __init__(self, out: Path, settings: Mapping[str, Any], *, resume: bool) -> None:
+        self.folder = out / FOLDER
+        wanted = json.loads(json.dumps(settings))
+        path = self.folder / SETTINGS
+        if path.exists():
+            if not resume:
+                raise ValueError(
+                    f"{out} has an audit already; go on with it by resume (--resume), or name a new folder"
+                )
+            before = json.loads(path.read_text(encoding="utf-8"))
+            other = sorted(name for name in {*before, *wanted} if before.get(name) != wanted.get(name))
+            if other:
+                shown = ", ".join(f"{name}: {before.get(name)!r} then, {wanted.get(name)!r} now" for name in other)
+                raise ValueError(f"the audit in {out} was asked for otherwise ({shown}); name a new folder")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        replace_file(path, json.dumps(wanted, indent=1).encode())
+
+    def detections(self, names: Mapping[int, str]) -> dict[str, Detections | str]:
+        """What was found in each picture already, by its id; a text where the picture could not be read."""
+        return {
+            line["image"]: line["unreadable"] if "unreadable" in line else _detections(line, names)
+            for line in self._lines(DETECTIONS)
+        }
+
+    def add_detections(self, image: str, found: Detections | str) -> None:
+        """Keep what was found in a picture, or why it could not be read."""
+        line = {"unreadable": found} if isinstance(found, str) else _plain(found)
+        self._append(DETECTIONS, {"image": image, **line})
+
+    def cases(self) -> dict[str, Examined]:
+        """The cases that were explained already, by their id, without their maps, which are in the report's folder."""
+        return {
+            line["case"]["id"]: Examined(Case.from_json(line["case"]), None, _array(line["features"]))
+            for line in self._lines(CASES)
+        }
+
+    def add_case(self, examined: Examined) -> None:
+        """Keep a case."""
+        features = examined.features
+        listed = None if features is None else [float(f"{value:.6g}") for value in features.tolist()]
+        self._append(CASES, {"case": examined.case.to_json(), "features": listed})
+
+    def _append(self, name: str, line: Mapping[str, Any]) -> None:
+        with open(self.folder / name, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _lines(self, name: str) -> Iterator[dict[str, Any]]:
+        """The whole lines of a file; what an interruption left of the last one is cut off."""
+        path = self.folder / name
+        if not path.exists():
+            return
+        content = path.read_bytes()
+        end = content.rfind(b"\n") + 1
+        if end < len(content):
+            replace_file(path, content[:end])
+        for line in content[:end].decode("utf-8").splitlines():
+            yield json.loads(line)
+
+
+def _array(values: list[float] | None) -> np.ndarray | None:
+    return None if values is None else np.asarray(values, dtype=np.float32)
+
+
+def _plain(found: Detections) -> dict[str, Any]:
+    """Detections as JSON; numbers come back to the last bit."""
+    masks = None
+    if found.masks is not None:
+        encoded = [coco_masks.encode(np.asfortranarray(mask.numpy().astype(np.uint8))) for mask in found.masks]
+        masks = [{"size": list(one["size"]), "counts": one["counts"].decode("ascii")} for one in encoded]
+    return {
+        "size": list(found.image_size_hw),
+        "boxes": found.boxes_xyxy.tolist(),
+        "labels": found.labels.tolist(),
+        "scores": found.scores.tolist(),
+        "sources": [[s.kind, s.level, s.anchor, s.center_xy, s.box_xyxy] for s in found.source],
+        "masks": masks,
+    }
+
+
+def _detections(line: Mapping[str, Any], names: Mapping[int, str]) -> Detections:
+    masks = None
+    if line["masks"] is not None:
+        decoded = [torch.from_numpy(coco_masks.decode(one)).bool() for one in line["masks"]]
+        masks = torch.stack(decoded) if decoded else torch.zeros((0, *line["size"]), dtype=torch.bool)
+    sources = tuple(
+        Source(kind, level, anchor, _tuple(center), _tuple(box)) for kind, level, anchor, center, box in line["sources"]
+    )
+    return Detections(
+        torch.tensor(line["boxes"], dtype=torch.float32).reshape(-1, 4),
+        torch.tensor(line["labels"], dtype=torch.int64),
+        torch.tensor(line["scores"], dtype=torch.float32),
+        (line["size"][0], line["size"][1]),
+        sources,
+        masks,
+        names,
+    )
+
+
+def _tuple(values: list[float] | None) -> Any:
+    return None if values is None else tuple(values)
