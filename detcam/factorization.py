@@ -15,13 +15,15 @@ from detcam.adapters import adapt
 from detcam.adapters.base import Adapter, Batch
 from detcam.adapters.classification import ClassificationAdapter, class_scores
 from detcam.cam import levels_of
-from detcam.concepts import create_labels_legend
+from detcam.concepts import create_labels_legend, show_factorization_on_image
 from detcam.geometry import Geometry, normalize
 from detcam.outputs import work_dtype
 from detcam.perturbation import single
+from detcam.pictures import Picture
 from detcam.request import Request, read_request
 from detcam.smoothing import View
 from detcam.trace import ReshapeTransform, Trace, guarded, map_tensors
+from detcam.visualize import grid
 
 Floats = NDArray[np.floating[Any]]
 
@@ -276,6 +278,41 @@ class DeepFeatureFactorization:
             As `concept_scores`.
         """
         return create_labels_legend(self.concept_scores(), self.adapter.names, top_k)
+
+
+def run_dff_on_image(
+    model: nn.Module,
+    target_layer: nn.Module,
+    classifier: Callable[[Tensor], Tensor],
+    img_pil: Any,
+    img_tensor: Tensor,
+    reshape_transform: ReshapeTransform | None = None,
+    n_components: int = 5,
+    top_k: int = 2,
+) -> Picture:
+    """One picture beside its concepts, labelled by a classifier's last layer, as `pytorch_grad_cam` has it.
+
+    Args:
+        model: as in `DeepFeatureFactorization`; class names come from its ``config.id2label``, if it has one.
+        target_layer: likewise.
+        classifier: from concepts (K, C) to logits (K, classes).
+        img_pil: the picture.
+        img_tensor: (C, H, W) the network's input, of the picture's size.
+        reshape_transform: as in `DeepFeatureFactorization`.
+        n_components: how many concepts.
+        top_k: classes for each.
+
+    Returns:
+        HxWx3 uint8.
+    """
+    dff = DeepFeatureFactorization(model, target_layer, reshape_transform)
+    concepts, (maps,) = dff(img_tensor[None], n_components)[:2]
+    with guarded(model, gradients=False):
+        vectors = torch.from_numpy(np.ascontiguousarray(concepts.T)).to(dff.adapter.device, dff.adapter.dtype)
+        scores = classifier(vectors).float().softmax(-1)
+    names = getattr(getattr(model, "config", None), "id2label", None) or dff.adapter.names
+    labels = create_labels_legend(scores, names, top_k)
+    return grid([img_pil, show_factorization_on_image(img_pil, maps, image_weight=0.3, concept_labels=labels)])
 
 
 def _filled(tensor: Tensor, vector: Tensor) -> Tensor:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from torchvision.models import resnet18
 
 from detcam import DeepFeatureFactorization, create_labels_legend, show_factorization_on_image
+from detcam.factorization import run_dff_on_image
 from detcam.layers import vit_reshape_transform
+from detcam.visualize import grid
 
 peer = pytest.importorskip("pytorch_grad_cam.feature_factorization.deep_feature_factorization", reason="no grad-cam")
 peer_image = pytest.importorskip("pytorch_grad_cam.utils.image", reason="no grad-cam")
@@ -54,6 +58,20 @@ def test_it_equals_grad_cam_on_tokens() -> None:
         concepts, explanations = DeepFeatureFactorization(model, layer, transform)(batch, 4)
         np.testing.assert_allclose(concepts, wanted[0], atol=1e-4)
         np.testing.assert_allclose(np.stack(explanations), np.stack(wanted[1]), atol=1e-3)
+
+
+def test_run_dff_on_image() -> None:
+    torch.manual_seed(0)
+    model = resnet18(num_classes=10).eval()
+    model.config = SimpleNamespace(id2label={index: f"thing {index}, stuff" for index in range(10)})  # type: ignore[assignment]
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (384, 320, 3), dtype=np.uint8))
+    tensor = torch.from_numpy(np.array(image).transpose(2, 0, 1)).float() / 255
+    figure = run_dff_on_image(model, model.layer4, model.fc, image, tensor, reshape_transform=None, n_components=3)
+    dff = DeepFeatureFactorization(model, model.layer4, computation_on_concepts=model.fc)
+    _, maps, outputs = dff(tensor[None], 3)
+    labels = create_labels_legend(torch.from_numpy(outputs).softmax(-1), model.config.id2label)  # type: ignore[arg-type]
+    shown = show_factorization_on_image(image, maps[0], image_weight=0.3, concept_labels=labels)
+    np.testing.assert_array_equal(figure, grid([image, shown]))
 
 
 def test_a_users_script_runs_on() -> None:
