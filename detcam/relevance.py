@@ -93,6 +93,11 @@ def told_apart(attentions: Sequence[Attention], model: nn.Module, *, detector: b
     picture = [a for a in squares if a not in queries and a.queries == keys]
     if not detector and len(queries) + len(picture) < len(squares):
         _chained([*squares, crosses[-1]], name)
+    if not detector and not squares and len(crosses) > 1:
+        raise NoAttentionError(
+            f"in each layer of {name}, {counts} tokens attend to {keys} others (a coarser grid, or tokens that are "
+            "added), so that the layers make no chain from the output to the picture; use HiResCAM"
+        )
     order = [a for a in attentions if a in queries or a in crosses]
     return Layers(tuple(picture), tuple(queries), tuple(crosses), tuple(order))
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.ops import box_iou
 
 from detcam.adapters import adapt, detector
 from detcam.cam import BaseCAM
@@ -145,14 +146,41 @@ def test_a_box_that_nobody_found_and_a_coordinate() -> None:
     slow = Slow(model, inputs_of(adapter, PICTURES[1]))
     with torch.no_grad():
         boxes, scores = decode(model(inputs_of(adapter, PICTURES[1])))
-    from torchvision.ops import box_iou
-
     own = int((box_iou(torch.tensor([box]), boxes[0])[0] * scores[0, :, 1]).argmax())
     extent = slow.model.boxes(slow.outputs[-1])[own, 2].sigmoid() * 0.4 * 48
     for index, score in enumerate((slow.read(own, 1), extent)):
         expected = slow.chefer(score, own).detach().view(4, 6)
         saliency = result.saliency[0][index].double()
         torch.testing.assert_close(saliency, expected, atol=2e-4 * float(expected.max()), rtol=0)
+
+
+def test_a_box_that_nobody_found_stays_with_its_query_in_every_layer() -> None:
+    model, adapter = tiny_detr()
+    inputs = inputs_of(adapter, PICTURES[1])
+    slow = Slow(model, inputs)
+    with torch.no_grad():
+        per_layer = [decode((model.boxes(x).sigmoid(), model.classes(x))) for x in _behind_each_layer(model, inputs)]
+    found = []
+    for x1, y1 in ((0.0, 15.0), (0.0, 20.0), (3.0, 22.0), (0.0, 25.0), (-6.0, 21.0)):
+        box = (x1, y1, x1 + 18, y1 + 10)
+        best = [int((box_iou(torch.tensor([box]), b[0])[0] * s[0, :, 1]).argmax()) for b, s in per_layer]
+        found.append((BoxTarget(box, 1), best[-1], len(set(best)) > 1))
+    assert any(differs for _, _, differs in found), "another query fits at an earlier layer, or nothing was tested"
+    result = LeGrad(adapter).explain(PICTURES[1], [[target for target, _, _ in found]])[0]
+    for index, (_, own, _) in enumerate(found):
+        expected = slow.legrad(own, 1).view(4, 6)
+        saliency = result.saliency[0][index].double()
+        torch.testing.assert_close(saliency, expected, atol=2e-4 * float(expected.max()), rtol=0)
+
+
+def _behind_each_layer(model: TinyDETR, inputs: Tensor) -> list[Tensor]:
+    """What each decoder layer puts out (1, Q, C)."""
+    held: list[Tensor] = []
+    handles = [layer.register_forward_hook(lambda m, i, output: held.append(output)) for layer in model.decoder.layers]
+    model(inputs)
+    for handle in handles:
+        handle.remove()
+    return held
 
 
 @pytest.mark.parametrize("method", [LeGrad, CheferCAM])
