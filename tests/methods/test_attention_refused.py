@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from detcam.methods.attention_rollout import AttentionRollout
 from detcam.methods.chefer_cam import CheferCAM
 from detcam.methods.legrad import LeGrad
+from detcam.methods.refine_cam import RefineCAM
 from detcam.relevance import AttentionCAM, NoAttentionError
 from detcam.targets import ClassifierOutputTarget
 from tests.helpers import Snapshot, TinyCNN
@@ -109,3 +110,5 @@ def test_what_attention_has_no_use_for_is_refused() -> None:
         CheferCAM(torchvision_vit())(PICTURES, [ClassifierOutputTarget(0)] * 3, eigen_smooth=True)
     with pytest.raises(ValueError, match="expected reshape_transform to turn tokens"):
         CheferCAM(torchvision_vit(), reshape_transform=lambda x: x)(PICTURES, [ClassifierOutputTarget(0)] * 3)
+    with pytest.raises(TypeError, match="CheferCAM cannot be the base of another method"):
+        RefineCAM(torchvision_vit(), base_method=CheferCAM)(PICTURES, [ClassifierOutputTarget(0)] * 3)
