@@ -159,11 +159,17 @@ class PerturbationConfidenceMetric(ConfidenceMetric):
 
 
 def threshold(heatmap: npt.NDArray[Any], percentile: Percentile) -> float:
-    """The value from which a heatmap's pixels count among the most salient."""
-    if percentile != "auto":
-        return float(np.percentile(heatmap, percentile))
-    level, _ = cv2.threshold(np.uint8(heatmap * 255), 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
-    return (float(level) + 1) / 255  # Otsu's threshold is the last grey level of the lower class
+    """The value from which a heatmap's pixels count among the most salient.
+
+    Pixels of equal value go together. Where the percentile is the least value (a rectified map may have most pixels at
+    0), all would go; then those at the least value stay.
+    """
+    if percentile == "auto":
+        otsu, _ = cv2.threshold(np.uint8(heatmap * 255), 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
+        return (float(otsu) + 1) / 255  # Otsu's threshold is the last grey level of the lower class
+    level, least = float(np.percentile(heatmap, percentile)), heatmap.min()
+    above = heatmap[heatmap > least]
+    return float(above.min()) if level <= least and above.size else level
 
 
 def removed_pixels(heatmaps: Tensor, percentile: Percentile, *, least: bool) -> Tensor:

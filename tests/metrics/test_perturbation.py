@@ -145,6 +145,17 @@ def test_removal_of_one_picture(least: bool) -> None:
     assert torch.equal(found, picture * kept[0])
 
 
+def test_equal_pixels_go_together_and_the_lowest_stay() -> None:
+    cam = torch.zeros(10, 10)
+    cam[:2], cam[2:4] = 1.0, 0.5
+    for percentile, gone in ((90, cam == 1), (70, cam >= 0.5), (50, cam >= 0.5), (5, cam >= 0.5)):
+        kept = RemoveMostRelevantFirst(percentile, lambda image, mask: mask)(torch.rand(3, 10, 10), cam)
+        assert torch.equal(kept == 0, gone)
+    for percentile, gone in ((80, cam == 0), (30, cam <= 0.5), (5, cam <= 0.5)):
+        kept = RemoveLeastRelevantFirst(percentile, lambda image, mask: mask)(torch.rand(3, 10, 10), cam)
+        assert torch.equal(kept == 0, gone)
+
+
 def test_otsu_removes_the_salient_blob() -> None:
     cam = torch.full((10, 10), 0.1)
     cam[2:5, 3:7] = 0.9
