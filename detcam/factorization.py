@@ -54,23 +54,36 @@ class Factorization:
     @property
     def typical(self) -> Floats:
         """(C, K) the features at each concept's strongest place, if they were of that concept alone."""
-        peaks = [[level.reshape(len(level), -1).max(1) for level in image] for image in self.strengths]
-        strongest: Floats = np.max([peak for image in peaks for peak in image], axis=0)
-        return self.basis * strongest + self.offset[:, None]
+        return self.basis * self._strongest + self.offset[:, None]
 
-    def maps(self, image: int) -> Floats:
-        """Where each concept is in an image: (K, H, W) float32 in [0, 1], each scaled by itself, image pixels."""
+    @property
+    def _strongest(self) -> Floats:
+        """(K,) each concept's greatest strength in any image."""
+        peaks = [level.reshape(len(level), -1).max(1) for image in self.strengths for level in image]
+        strongest: Floats = np.max(peaks, axis=0)
+        return strongest
+
+    def maps(self, image: int, *, shared: bool = False) -> Floats:
+        """Where each concept is in an image: (K, H, W) float32 in [0, 1], image pixels.
+
+        Args:
+            image: its number.
+            shared: whether 1 is the concept's greatest strength in any image, so that a concept that is not in this
+                one stays dark; else each map is scaled by its own range, as by `pytorch_grad_cam`.
+        """
         geometry = self.geometries[image]
         levels = [torch.from_numpy(np.ascontiguousarray(level)) for level in self.strengths[image]]
-        if len(levels) == 1:  # scaled before it is resized, as by `pytorch_grad_cam`
+        if shared:
+            strongest = torch.from_numpy(self._strongest)[:, None, None].clamp(min=1e-30)
+            scaled = torch.stack([geometry.to_image(level / strongest) for level in levels]).mean(0)
+        elif len(levels) == 1:  # scaled before it is resized
             rows, columns = geometry.valid_cells((levels[0].shape[-2], levels[0].shape[-1]))
             inside = levels[0][:, rows, columns]
             low, high = inside.amin((1, 2), keepdim=True), inside.amax((1, 2), keepdim=True)
-            scaled = torch.where(high > low, (levels[0] - low) / (high - low).clamp(min=1e-30), 0)
-            found: Floats = geometry.to_image(scaled).clamp(0, 1).float().numpy()
-            return found
-        total = torch.stack([geometry.to_image(level) for level in levels]).mean(0)
-        found = normalize(total).float().numpy()
+            scaled = geometry.to_image(torch.where(high > low, (levels[0] - low) / (high - low).clamp(min=1e-30), 0))
+        else:
+            scaled = normalize(torch.stack([geometry.to_image(level) for level in levels]).mean(0))
+        found: Floats = scaled.clamp(0, 1).float().numpy()
         return found
 
 
@@ -181,7 +194,8 @@ class DeepFeatureFactorization:
         Returns:
             the concepts (C, K) as features of the layer; per image, where each of them is, (K, H, W) float32 in [0, 1],
             each map scaled by itself, pixels of the picture; and, if there is one, what `computation_on_concepts` made
-            of the concepts.
+            of the concepts. A concept that is hardly in one of the pictures is scaled up there like any other;
+            `factorization.maps(image, shared=True)` tells.
 
         Raises:
             TypeError, ValueError: the input or the number is not as expected, or the layer's levels have different

@@ -33,18 +33,19 @@ def main(argv=None):
     parser.add_argument("--out", type=Path, default=Path("explanations"))
     args = parser.parse_args(argv)
 
-    second = draw_scene(1007, demo=False).image[56:184, 36:164].repeat(3, axis=0).repeat(3, axis=1)
+    second = draw_scene(1002, demo=False).image[96:192, :96].repeat(4, axis=0).repeat(4, axis=1)
     pictures = [to_uint8(load_image(image)) for image in args.image or [three_things(), second]]
     dff = DeepFeatureFactorization(load_classifier(args), args.layer, max_iter=1000)
-    _, maps = dff(pictures, args.concepts)
+    dff(pictures, args.concepts)
     labels = dff.label_concepts(top_k=2)
 
     print(f"{len(labels)} concepts at {dff.adapter.layer_names[0]}; {dff.factorization.error:.0%} is left over")
     for number, label in enumerate(labels, 1):
         print(f"{number:2}  {', '.join(label.splitlines())}")
     panels = [
-        show_factorization_on_image(picture, explanation, image_weight=0.3, concept_labels=labels)
-        for picture, explanation in zip(pictures, maps, strict=True)
+        # On one scale for all pictures: a concept that is not in a picture stays dark there.
+        show_factorization_on_image(picture, dff.factorization.maps(i, shared=True), None, 0.3, labels)
+        for i, picture in enumerate(pictures)
     ]
     figure = save_image(args.out / "deep_feature_factorization.png", grid(panels))
     print(f"See {figure}")

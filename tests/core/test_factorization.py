@@ -74,6 +74,20 @@ def test_planted_concepts_come_back() -> None:
             np.testing.assert_allclose(maps[k], resized[0, 0], atol=0.02)
 
 
+def test_a_concept_that_is_elsewhere_stays_dark_on_a_shared_scale() -> None:
+    model = Planted()
+    pictures = patches()
+    pictures[1, 2] *= 0.1  # hardly any blue in the second one
+    dff = DeepFeatureFactorization(model, model.layer, max_iter=2000)
+    concepts, explanations = dff(pictures, 3)
+    blue = matched(concepts, model.concepts.numpy())[2]
+    found = dff.factorization
+    assert found is not None
+    assert explanations[1][blue].max() > 0.99
+    np.testing.assert_allclose([found.maps(i, shared=True)[blue].max() for i in (0, 1)], [1, 0.1], atol=0.02)
+    np.testing.assert_allclose(found.maps(0, shared=True)[blue], explanations[0][blue], atol=0.02)
+
+
 def test_what_is_left_over_and_what_may_not_be_negative() -> None:
     generator = torch.Generator().manual_seed(0)
     features = [[torch.randn(7, 5, 6, generator=generator)], [torch.randn(7, 5, 6, generator=generator)]]
