@@ -155,11 +155,11 @@ class Coherency(Metric):
         """Values (N,) of a checked call."""
         if method is None:
             raise ValueError(f"{self.name} needs method=, the method that explains the changed pictures")
-        if question.request.targets is None:
+        request, rows, values = question.request, question.request.targets, []
+        if rows is None:
             raise ValueError(f"{self.name} explains changed pictures: say with targets= what the heatmaps explain")
-        request, values = question.request, []
         sources = request.images if request.tensor is None else request.tensor.cpu()
-        for picture, maps, asked in zip(sources, question.heatmaps, request.targets, strict=True):
+        for picture, maps, asked in zip(sources, question.heatmaps, rows, strict=True):
             for heatmap, target in zip(maps, asked, strict=True):
                 kept = picture.cpu() * heatmap.to(picture.dtype)
                 again = self._again(question.adapter, kept, request.tensor is not None, target, method)

@@ -89,7 +89,7 @@ def linear_system(mask: Mask, picture: Floats) -> tuple[Any, Floats]:
     for (dy, dx), weight in NEIGHBOURS:
         there = rows + dy, columns + dx
         total += weight * inside[there]
-        known += weight * seen[(slice(None), *there)]
+        known += weight * seen[:, there[0], there[1]]
         neighbour = number[there]
         missing = neighbour >= 0
         entries.append((own[missing], neighbour[missing], np.full(int(missing.sum()), -weight)))
@@ -200,7 +200,7 @@ class Multigrid:
 
     def _cover(self, mask: Mask) -> None:
         """Lay a mask on every grid."""
-        covered = mask.astype(np.uint8)
+        covered: Any = mask.astype(np.uint8)
         self.depth = 0
         for level in self.levels:
             if not covered.any():

@@ -82,7 +82,8 @@ class ConfidenceMetric(Metric):
             if shown is not None:
                 pictures = case.inputs(case.picture.expand(len(found), -1, -1, -1).clone())
                 if chosen:
-                    pictures[chosen] = case.inputs(change(rows, variants)).view(-1, count, *pictures.shape[1:])[:, 0]
+                    first = torch.arange(len(chosen))
+                    pictures[chosen] = case.inputs(change(first, torch.zeros_like(first)))
                 shown.append(pictures)
             return found
 
@@ -294,7 +295,7 @@ class AveragerAcrossThresholds:
 
     def __call__(self, input_tensor: Any, cams: Any, targets: Any, model: Any) -> npt.NDArray[np.float32]:
         scores = [self.imputer(percentile)(input_tensor, cams, targets, model) for percentile in self.percentiles]
-        found: npt.NDArray[np.float32] = np.mean(np.float32(scores), axis=0)
+        found: npt.NDArray[np.float32] = np.mean(np.stack(scores), axis=0)
         return found
 
 

@@ -113,21 +113,22 @@ class Wanted:
     Args:
         protocol: any but ``"pinned"``.
         output: of the unchanged picture.
-        targets: boxes.
+        targets: boxes, at least one.
     """
 
     def __init__(self, protocol: Protocol, output: Any, targets: Sequence[Target]) -> None:
-        other = [target for target in targets if not isinstance(target, DetectionTarget)]
-        if not isinstance(output, DetectorOutput) or other:
+        boxes: list[DetectionTarget] = [target for target in targets if isinstance(target, DetectionTarget)]
+        if not isinstance(output, DetectorOutput) or len(boxes) < len(targets):
+            other = [target for target in targets if not isinstance(target, DetectionTarget)]
             got = type(other[0]).__name__ if other else type(output).__name__
             raise TypeError(f"protocol {protocol!r} compares boxes of a detector; got {got}: use protocol='pinned'")
         self.protocol = protocol
-        self.boxes = torch.tensor([target.box_xyxy for target in targets]).reshape(-1, 4)
-        self.labels = [target.label for target in targets]
-        self.classes = output.candidates(targets).class_scores.float().cpu() if targets else torch.zeros(0, 0)
-        self.original = [1.0] * len(targets)
+        self.boxes = torch.tensor([target.box_xyxy for target in boxes])
+        self.labels = [target.label for target in boxes]
+        self.classes = output.candidates(boxes).class_scores.float().cpu()
+        self.original = [1.0] * len(boxes)
         if protocol == "odam":
-            self.original = [float(self.score(output, i)) for i in range(len(targets))]
+            self.original = [float(self.score(output, i)) for i in range(len(boxes))]
 
     def score(self, output: DetectorOutput, index: int) -> Tensor:
         """One box's score in a changed picture."""

@@ -104,7 +104,7 @@ def test_noise_has_the_same_size() -> None:
 
 def test_arcc_and_its_parts(model: nn.Module, inputs: Tensor, cams: np.ndarray) -> None:
     targets = [ClassifierOutputTarget(3), ClassifierOutputTarget(7)]
-    layer = [model.features[6]]  # type: ignore[index]
+    layer = ["features.6"]
 
     def method(input_tensor: Tensor, targets: Any) -> np.ndarray:
         found: np.ndarray = GradCAM(model, layer)(input_tensor, targets).numpy()
