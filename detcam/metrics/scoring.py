@@ -117,7 +117,8 @@ class Wanted:
     """
 
     def __init__(self, protocol: Protocol, output: Any, targets: Sequence[Target]) -> None:
-        boxes: list[DetectionTarget] = [target for target in targets if isinstance(target, DetectionTarget)]
+        asked: Sequence[Any] = targets
+        boxes: list[DetectionTarget] = [target for target in asked if isinstance(target, DetectionTarget)]
         if not isinstance(output, DetectorOutput) or len(boxes) < len(targets):
             other = [target for target in targets if not isinstance(target, DetectionTarget)]
             got = type(other[0]).__name__ if other else type(output).__name__
