@@ -15,6 +15,8 @@ from detcam.metrics.scoring import Case, Protocol, collected, examine
 
 Kind = Literal["deletion", "insertion"]
 
+RANKED = 2**24
+"""Pixels of heatmaps that are put in order at once."""
 RISE_PAPER = "Petsiuk et al., RISE, BMVC 2018, https://arxiv.org/abs/1806.07421"
 
 
@@ -45,7 +47,7 @@ class CurveSettings:
         steps: how many pixels' shares are scored, 1/steps apart.
         protocol: how boxes are scored, see `detcam.metrics.scoring.Protocol`.
         relative: divide scores by the unchanged picture's.
-        probability: read a class's logit as its probability.
+        probability: read the logit of a class, or of a class over a region, as a probability.
         batch_size: changed pictures per forward pass; None takes what suits the device.
         seed: of the order among pixels of equal saliency.
     """
@@ -78,8 +80,12 @@ def ranks(heatmaps: Tensor, seed: int = 0) -> Tensor:
 
 def curve_scores(case: Case, chosen: Sequence[int], shares: Tensor, kind: Kind, settings: CurveSettings) -> Tensor:
     """Scores (n, S) of some heatmaps' targets with shares (n, S) of the pixels deleted, or inserted into the fill."""
+    size = case.heatmaps[0].numel()
+    together = max(1, RANKED // size)
+    if len(chosen) > together:
+        parts = [slice(start, start + together) for start in range(0, len(chosen), together)]
+        return torch.cat([curve_scores(case, chosen[part], shares[part], kind, settings) for part in parts])
     places = ranks(case.heatmaps[list(chosen)], settings.seed)
-    size = places[0].numel()
     counts = (shares * size).round().long()
     rows = torch.arange(len(chosen)).repeat_interleave(shares.shape[1])
     fill = fill_of(settings.fill)

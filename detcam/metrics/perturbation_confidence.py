@@ -28,7 +28,7 @@ class ConfidenceMetric(Metric):
     """The change of the score when the picture is changed as each heatmap says.
 
     Called like its namesake in ``pytorch_grad_cam``, it reads targets as they are and answers with an array; asked
-    through `measure`, it reads a class's logit as its probability.
+    through `measure`, it reads the logit of a class, or of a class over a region, as a probability.
 
     Args:
         protocol: how boxes are scored, see `detcam.metrics.scoring.Protocol`.

@@ -17,11 +17,11 @@ from torchvision.ops import box_iou
 from detcam.adapters.base import Batch, Target
 from detcam.cam import value_of
 from detcam.metrics.base import Question
-from detcam.outputs import DetectorOutput
+from detcam.outputs import DetectorOutput, SegmenterOutput, work_dtype
 from detcam.perturbation import Canvas, Subject, checked, masked_batch_size, pinned, single
 from detcam.sampling import pieces
 from detcam.smoothing import View
-from detcam.targets import ClassifierOutputTarget, ClassTarget
+from detcam.targets import ClassifierOutputTarget, ClassTarget, MaskTarget
 from detcam.targets.box import DetectionTarget
 from detcam.trace import guarded
 
@@ -238,10 +238,27 @@ class ClassProbability(ClassTarget):
         return value.sigmoid() if single_logit else (value - torch.logsumexp(model_output, -1)).exp()
 
 
+class MaskProbability(MaskTarget):
+    """A class's mean probability over a region: softmax, or the sigmoid where classes are independent."""
+
+    def __call__(self, output: SegmenterOutput) -> Tensor:
+        super().__call__(output)  # says what is wrong
+        independent = output.binary or output.multilabel
+        logits = output.class_map(self.label) if independent else output.logits
+        logits = logits.to(work_dtype(logits))
+        likely = logits.sigmoid() if independent else logits.softmax(0)[self.label]
+        weights = output.cells(self.mask)
+        return (likely * weights).sum() / weights.sum()
+
+
 def as_probability(target: Target) -> Target:
-    """A target for a class's logit as one for its probability; any other target as it is."""
-    plain = type(target) in (ClassTarget, ClassifierOutputTarget)
-    return ClassProbability(target.category) if plain else target  # type: ignore[attr-defined]
+    """A target for a logit, of a class or of a class over a region, as one for the probability; others as they are."""
+    asked: Any = target
+    if type(asked) in (ClassTarget, ClassifierOutputTarget):
+        return ClassProbability(asked.category)
+    if type(asked) is MaskTarget and asked.against is None:
+        return MaskProbability(asked.label, asked.mask)
+    return target
 
 
 def collected(answers: Sequence[Any]) -> Tensor:

@@ -140,6 +140,14 @@ def test_equal_pixels_go_in_random_order_and_others_in_theirs() -> None:
     assert torch.equal(places, ranks(maps)) and not torch.equal(places, ranks(maps, seed=1))
 
 
+def test_many_heatmaps_are_ordered_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, inputs, heatmaps = TinyCNN(), torch.rand(1, 3, 12, 16), torch.rand(5, 12, 16)
+    targets = [[ClassifierOutputTarget(index % 3) for index in range(5)]]
+    whole = Deletion(steps=3).measure(model, inputs, targets, [heatmaps])
+    monkeypatch.setattr("detcam.metrics.curves.RANKED", 2 * 12 * 16)
+    torch.testing.assert_close(Deletion(steps=3).measure(model, inputs, targets, [heatmaps]), whole)
+
+
 def test_maps_without_an_order_have_no_value_and_do_not_move_the_mean(patch: nn.Module) -> None:
     broken = TRUE.clone()
     broken[0, 5, 5] = float("nan")

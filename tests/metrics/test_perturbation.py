@@ -58,6 +58,7 @@ def test_confidence_by_hand() -> None:
     brighter = CamMultImageConfidenceChange()(dim, TRUE * 2, TARGET, model).item()
     assert brighter == pytest.approx(0.5)
     assert IncreaseInConfidence()(dim, TRUE * 2, TARGET, model).item() == 1
+    assert DropInConfidence()(dim, TRUE * 2, TARGET, model).item() == 0
     assert CamMultImageConfidenceChange()(dim, TRUE * 2, TARGET, model, return_diff=False).item() == pytest.approx(1)
     with pytest.warns(MetricWarning):
         assert np.isnan(DropInConfidence(relative=True)(PICTURE * 0, TRUE, TARGET, model)).all()

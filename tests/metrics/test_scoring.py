@@ -14,10 +14,12 @@ from detcam.adapters import adapt, detector
 from detcam.adapters.base import Adapter
 from detcam.demo.model import load_demo_detector
 from detcam.demo.scenes import draw_scene
+from detcam.geometry import Geometry
 from detcam.images import load_image
 from detcam.metrics import CamMultImageConfidenceChange, Deletion, MetricWarning, ROADCombined
 from detcam.metrics.base import read_question
-from detcam.metrics.scoring import Case, examine
+from detcam.metrics.scoring import Case, as_probability, examine
+from detcam.outputs import SegmenterOutput
 from detcam.targets import BoxTarget, MaskTarget, SemanticSegmentationTarget
 from tests.helpers import Snapshot
 
@@ -181,6 +183,24 @@ class Halves(nn.Module):
         return self.conv(x)
 
 
+@pytest.mark.parametrize("kind", ["exclusive", "multilabel", "binary"])
+def test_probability_over_a_region(kind: str) -> None:
+    logits = torch.randn((1 if kind == "binary" else 3, 4, 6), generator=torch.Generator().manual_seed(0))
+    output = SegmenterOutput(
+        logits, Geometry.identity((4, 6)), binary=kind == "binary", multilabel=kind == "multilabel"
+    )
+    region = torch.rand((4, 6), generator=torch.Generator().manual_seed(1)) < 0.4
+    values = []
+    for y, x in torch.nonzero(region).tolist():
+        pixel = logits[:, y, x].double()
+        alone = float(1 / (1 + torch.exp(-pixel[0 if kind == "binary" else 1])))
+        values.append(alone if kind != "exclusive" else float(pixel[1].exp() / pixel.exp().sum()))
+    found = as_probability(MaskTarget(1, region))(output)
+    assert float(found) == pytest.approx(sum(values) / len(values), abs=1e-6)
+    whole = MaskTarget(1, region, against=0)
+    assert as_probability(whole) is whole
+
+
 def test_masks() -> None:
     """A mask's evidence is where it is: removing it costs the whole logit, removing the rest nothing."""
     from detcam.adapters import segmenter
@@ -191,8 +211,11 @@ def test_masks() -> None:
     region = torch.zeros(16, 16, dtype=torch.bool)
     region[4:12, 4:12] = True
     maps = torch.stack([region.float(), 1 - region.float()])
-    found = CamMultImageConfidenceChange().measure(adapter, [picture], [[MaskTarget(0, region)] * 2], [maps])
-    torch.testing.assert_close(found, torch.tensor([0.0, -1.0], dtype=torch.float64))
+    found = CamMultImageConfidenceChange()([picture], [maps], [[MaskTarget(0, region)] * 2], adapter)
+    np.testing.assert_allclose(found, [0.0, -1.0], atol=1e-6)
+    sure = CamMultImageConfidenceChange().measure(adapter, [picture], [[MaskTarget(0, region)] * 2], [maps])
+    drop = 0.5 - 1 / (1 + np.exp(-1))  # softmax of (1, 0), and of (0, 0) without the evidence
+    np.testing.assert_allclose(sure, [0.0, drop], atol=1e-6)
     tensor = picture[None]
     for target in (SemanticSegmentationTarget(0, region), MaskTarget(0, region)):
         road = ROADCombined([75], noise=0)
