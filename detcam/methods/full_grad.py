@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from detcam.adapters.base import Adapter
+from detcam.adapters.base import Adapter, Batch
 from detcam.cam import BaseCAM, Measured, Pass, value_of
 from detcam.geometry import Geometry, normalize
 from detcam.honesty import Reach
@@ -55,13 +55,21 @@ class FullGrad(BaseCAM):
         if target_layers:
             warnings.warn("FullGrad takes all layers with a bias; target_layers is not used", UserWarning, stacklevel=2)
 
+    def entering(self, batch: Batch) -> Batch:
+        return replace(batch, inputs=batch.inputs.detach().clone().requires_grad_(True))
+
+    def watching(self, batch: Batch) -> AbstractContextManager[_Ran]:
+        return self._watched(len(batch.inputs))
+
     def measure(self, run: Pass) -> Measured:
         if run.eigen_smooth:
             raise ValueError("FullGrad adds up layers of different channels, which have no common principal component")
-        batch = replace(run.batch, inputs=run.batch.inputs.detach().clone().requires_grad_(True))
-        with self._watched(len(run.targets)) as ran:
-            raw = run.adapter.forward(batch)
-        scalars = run.adapter.score(run.adapter.outputs(raw, batch), run.targets)
+        batch, outputs, ran = run.batch, run.outputs, run.watched
+        if not isinstance(ran, _Ran):  # the pass is another method's
+            batch = self.entering(batch)
+            with self.watching(batch) as ran:
+                outputs = run.adapter.outputs(run.adapter.forward(batch), batch)
+        scalars = run.adapter.score(outputs, run.targets)
         values = [[value_of(scalar) for scalar in row] for row in scalars]
         sizes = sorted({tuple(tensor.shape[-2:]) for tensor in (batch.inputs, *(output for _, output in ran))})
         dtype = work_dtype(batch.inputs)
@@ -86,9 +94,9 @@ class FullGrad(BaseCAM):
         return normalize(total) if len(total) else total
 
     @contextmanager
-    def _watched(self, images: int) -> Iterator[list[tuple[Tensor, Tensor]]]:
-        """Inside, each run of a layer with a bias leaves its bias (C,) and its output (B, C, h, w)."""
-        ran: list[tuple[Tensor, Tensor]] = []
+    def _watched(self, images: int) -> Iterator[_Ran]:
+        """Inside, each run of a layer with a bias leaves a record."""
+        ran = _Ran()
         biases = dict(_biases(self.model))
 
         def watch(module: nn.Module, inputs: Any, output: Any) -> Any:
@@ -113,6 +121,10 @@ class FullGrad(BaseCAM):
         if not all(bool(torch.isfinite(g).all()) for g in filled):
             raise RuntimeError("a gradient is NaN or infinite; use float32")
         return filled
+
+
+class _Ran(list[tuple[Tensor, Tensor]]):
+    """The bias (C,) and the output (B, C, h, w) of each run of a layer with a bias."""
 
 
 def _biases(model: nn.Module) -> Iterator[tuple[nn.Module, Tensor]]:
