@@ -346,6 +346,56 @@ def road(repeats: int) -> list[Row]:
     return [Row("ROADCombined, four 224 x 224 images", "grad-cam", slow, "detcam", fast, ">= 10")]
 
 
+def _sides(
+    method: str, model: nn.Module, layer: nn.Module, images: torch.Tensor
+) -> tuple[Callable[[], object], Callable[[], object], Callable[[], object]]:
+    """A method of the peer and ours on the same model and pictures, and what lets go of the peer's hooks."""
+    import pytorch_grad_cam as peers
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget as PeerTarget
+
+    import detcam
+    from detcam.targets import ClassifierOutputTarget
+
+    layers = [] if method == "FullGrad" else [layer]
+    theirs = getattr(peers, method)(model, layers)
+    ours = getattr(detcam, method)(model, layers or None)
+    count = len(images)
+
+    def peer() -> None:
+        for parameter in model.parameters():
+            parameter.requires_grad_(True)
+        theirs(images, [PeerTarget(1)] * count)
+        model.zero_grad(set_to_none=True)
+        theirs.activations_and_grads.clear()
+
+    return peer, lambda: ours(images, [ClassifierOutputTarget(1)] * count), theirs.activations_and_grads.release
+
+
+@bench
+def components(repeats: int) -> list[Row]:
+    """Principal components of activations, and FullGrad's sums over all layers."""
+    from torchvision.models import resnet18, resnet50
+
+    torch.manual_seed(0)
+    wide = nn.Sequential(
+        nn.Conv2d(3, 256, 7, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(256, 9)
+    )
+    deep, shallow = resnet50().eval(), resnet18().eval()
+    work = (
+        ("EigenCAM, 256 channels of 56 x 56", "EigenCAM", wide.eval(), wide[1], 1, ">= 50"),
+        ("EigenGradCAM, ResNet-50, batch 8", "EigenGradCAM", deep, deep.layer4[-1], 8, ">= 3"),
+        ("KPCA-CAM, ResNet-50, batch 8", "KPCA_CAM", deep, deep.layer4[-1], 8, ">= 3"),
+        ("FullGrad, ResNet-18, batch 4", "FullGrad", shallow, shallow.layer4[-1], 4, ">= 2"),
+    )
+    rows = []
+    for name, method, model, layer, count, goal in work:
+        peer, ours, release = _sides(method, model, layer, torch.randn(count, 3, 224, 224))
+        slow, fast = medians(repeats, peer, ours)
+        release()
+        rows.append(Row(name, "grad-cam", slow, "detcam", fast, goal))
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=5)
