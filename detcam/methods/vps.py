@@ -104,7 +104,7 @@ class VPS(InputCAM):
         """From a pass to every target's y (K, N)."""
         matched = [index for index, target in enumerate(subject.targets) if _is_matched(subject.output, target)]
         plain = [index for index in range(len(subject.targets)) if index not in matched]
-        boxes = [subject.targets[index] for index in matched]
+        boxes: list[Any] = [subject.targets[index] for index in matched]
         others = [subject.targets[index] for index in plain]
 
         def read(raw: Any, batch: Batch) -> Tensor:

@@ -190,12 +190,13 @@ def test_scores_of_windows() -> None:
 
 def test_wrong_arguments_are_refused() -> None:
     model = TinyCNN()
-    for options, words in (
+    cases: tuple[tuple[dict[str, Any], str], ...] = (
         ({"scales": 0}, "at least 1 scale"),
         ({"step": 0.0}, "step above 0"),
         ({"pre_filter": 1.0}, "from 0 to below 1"),
         ({"theta": -0.1}, "from 0 to below 1"),
         ({"pool": "sum"}, "pool to be one of mean, max"),
-    ):
+    )
+    for options, words in cases:
         with pytest.raises(ValueError, match=words):
-            SESS(model, **options)  # type: ignore[arg-type]
+            SESS(model, **options)

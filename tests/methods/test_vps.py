@@ -206,10 +206,9 @@ def test_boxes_masks_and_coordinates_are_searched_together() -> None:
 def test_a_mask_is_searched() -> None:
     from detcam.adapters import segmenter
 
-    network = nn.Sequential(nn.Identity(), nn.Conv2d(3, 2, 1)).eval()
-    with torch.no_grad():
-        network[1].weight.fill_(1.0)  # type: ignore[union-attr]
-        network[1].bias.zero_()  # type: ignore[union-attr]
+    last = nn.Conv2d(3, 2, 1, bias=False)
+    nn.init.ones_(last.weight)
+    network = nn.Sequential(nn.Identity(), last).eval()
     mask = torch.zeros(64, 64, dtype=torch.bool)
     mask[:16, 48:] = True
     adapter = segmenter(network, target_layers="0", image_size=64, mean=(0, 0, 0), std=(1, 1, 1))
