@@ -13,7 +13,7 @@ from detcam.metrics.curves import (
     Insertion,
     InsertionMinusDeletion,
     SufficientRegion,
-    curves,
+    score_curves,
 )
 from detcam.metrics.localization import (
     Compactness,
@@ -119,7 +119,7 @@ __all__ = [
     "SufficientRegion",
     "Summary",
     "TrueRegions",
-    "curves",
+    "score_curves",
     "read_question",
     "read_truth",
     "summarize",

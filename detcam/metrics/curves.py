@@ -99,7 +99,7 @@ def curve_scores(case: Case, chosen: Sequence[int], shares: Tensor, kind: Kind, 
     return scores / case.original[list(chosen), None] if settings.relative else scores
 
 
-def curves(
+def score_curves(
     adapter: Any,
     images: Any,
     targets: Any,
@@ -174,7 +174,7 @@ class Deletion(CurveMetric):
         truth: Sequence[Tensor] | None = None,
         method: Explainer | None = None,
     ) -> Tensor:
-        found = curves(adapter, images, targets, heatmaps, kind=self.kind, settings=self.settings)
+        found = score_curves(adapter, images, targets, heatmaps, kind=self.kind, settings=self.settings)
         values = torch.tensor([curve.auc for curve in found], dtype=torch.float64)
         return warn_about_skipped(self.name, values)
 
@@ -207,7 +207,7 @@ class InsertionMinusDeletion(CurveMetric):
     ) -> Tensor:
         areas = [
             torch.tensor(
-                [c.auc for c in curves(adapter, images, targets, heatmaps, kind=kind, settings=self.settings)],
+                [c.auc for c in score_curves(adapter, images, targets, heatmaps, kind=kind, settings=self.settings)],
                 dtype=torch.float64,
             )
             for kind in ("insertion", "deletion")

@@ -15,7 +15,7 @@ from detcam.metrics import (
     InsertionMinusDeletion,
     MetricWarning,
     SufficientRegion,
-    curves,
+    score_curves,
     summarize,
 )
 from detcam.metrics.curves import ranks
@@ -108,7 +108,7 @@ def test_curves_match_loops_over_pixels(kind: str) -> None:
     snapshot = Snapshot(model)
     settings = CurveSettings(fill="mean", steps=7, batch_size=3)
     targets = [ClassifierOutputTarget(0), ClassifierOutputSoftmaxTarget(2)]
-    found = curves(model, inputs, targets, heatmaps, kind=kind, settings=settings)  # type: ignore[arg-type]
+    found = score_curves(model, inputs, targets, heatmaps, kind=kind, settings=settings)  # type: ignore[arg-type]
     snapshot.check()
     for index, category in enumerate((0, 2)):
         wanted = literal_curve(model, inputs[index], heatmaps[index], category, kind=kind, steps=7)
@@ -120,11 +120,15 @@ def test_curves_match_loops_over_pixels(kind: str) -> None:
 def test_logits_and_relative_scores() -> None:
     model, inputs, heatmap = TinyCNN(), torch.rand(1, 3, 12, 16), torch.rand(1, 12, 16)
     target = [ClassifierOutputTarget(1)]
-    plain = curves(model, inputs, target, heatmap, kind="deletion", settings=CurveSettings(steps=4, probability=False))
+    plain = score_curves(
+        model, inputs, target, heatmap, kind="deletion", settings=CurveSettings(steps=4, probability=False)
+    )
     with torch.no_grad():
         assert float(plain[0].scores[0]) == pytest.approx(float(model(inputs)[0, 1]), abs=1e-5)
-    share = curves(model, inputs, target, heatmap, kind="deletion", settings=CurveSettings(steps=4, relative=True))
-    absolute = curves(model, inputs, target, heatmap, kind="deletion", settings=CurveSettings(steps=4))
+    share = score_curves(
+        model, inputs, target, heatmap, kind="deletion", settings=CurveSettings(steps=4, relative=True)
+    )
+    absolute = score_curves(model, inputs, target, heatmap, kind="deletion", settings=CurveSettings(steps=4))
     assert float(share[0].scores[0]) == pytest.approx(1, abs=1e-6)
     torch.testing.assert_close(share[0].scores, absolute[0].scores / absolute[0].scores[0])
 
@@ -186,4 +190,4 @@ def test_wrong_calls_say_what_is_wrong(patch: nn.Module) -> None:
     with pytest.raises(ValueError, match="fraction"):
         SufficientRegion(0.0)
     with pytest.raises(ValueError, match="kind"):
-        curves(patch, WHITE, TARGET, TRUE, kind="erosion")  # type: ignore[arg-type]
+        score_curves(patch, WHITE, TARGET, TRUE, kind="erosion")  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ import torch
 
 from detcam.adapters import embed
 from detcam.adapters.base import Batch
-from detcam.metrics import CurveSettings, curves
+from detcam.metrics import CurveSettings, score_curves
 from detcam.metrics.imputation import BlurFill
 from detcam.perturbation import pinned
 from detcam.targets import BoxTarget, InstanceMaskTarget, SimilarityToConceptTarget
@@ -40,7 +40,7 @@ def test_curves_start_and_end_at_scores_of_whole_pictures(family: str) -> None:
     heatmaps = [torch.rand(len(row), *image.shape[-2:]) for row, image in zip(targets, case.images, strict=True)]
     settings = CurveSettings(fill=BlurFill(3), steps=1, probability=False)
     snapshot = Snapshot(case.model)
-    found = curves(adapter, case.images, targets, heatmaps, kind="deletion", settings=settings)
+    found = score_curves(adapter, case.images, targets, heatmaps, kind="deletion", settings=settings)
     snapshot.check()
     wanted = []
     for image, row in zip(case.images, targets, strict=True):

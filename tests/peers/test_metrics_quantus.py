@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from detcam.metrics import CurveSettings, Entropy, Sparseness, curves
+from detcam.metrics import CurveSettings, Entropy, Sparseness, score_curves
 from detcam.metrics.imputation import Fill
 from detcam.targets import ClassifierOutputTarget
 from tests.helpers import TinyCNN
@@ -65,6 +65,8 @@ def test_deletion_is_pixel_flipping() -> None:
         )
     )
     targets = [ClassifierOutputTarget(int(label)) for label in CLASSES]
-    ours = curves(TinyCNN(), INPUTS, targets, MAPS, kind="deletion", settings=CurveSettings(fill=Zero(), steps=steps))
+    ours = score_curves(
+        TinyCNN(), INPUTS, targets, MAPS, kind="deletion", settings=CurveSettings(fill=Zero(), steps=steps)
+    )
     found = torch.stack([curve.scores for curve in ours])
     np.testing.assert_allclose(found[:, 1:], theirs, atol=1e-5)
