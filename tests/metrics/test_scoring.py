@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import box_iou
 
-from detcam.adapters import adapt, detector
+from detcam import GradCAM
+from detcam.adapters import adapt, detector, segmenter
 from detcam.adapters.base import Adapter
 from detcam.demo.model import load_demo_detector
 from detcam.demo.scenes import draw_scene
@@ -203,8 +204,6 @@ def test_probability_over_a_region(kind: str) -> None:
 
 def test_masks() -> None:
     """A mask's evidence is where it is: removing it costs the whole logit, removing the rest nothing."""
-    from detcam.adapters import segmenter
-
     adapter = segmenter(Halves().eval(), image_size=(16, 16), mean=(0, 0, 0), std=(1, 1, 1), target_layers=[""])
     picture = torch.zeros(3, 16, 16)
     picture[0, 4:12, 4:12] = 1
@@ -222,3 +221,28 @@ def test_masks() -> None:
         good = road.measure(adapter, tensor, [target], maps[:1]).item()
         bad = road.measure(adapter, tensor, [target], maps[1:]).item()
         assert good > 0 > bad
+
+
+def test_targets_come_from_the_explanation_or_from_the_model(adapter: Adapter) -> None:
+    explained = GradCAM(adapter).explain([SCENE.image])
+    heatmaps, metric = explained[0].heatmaps, Deletion(steps=2)
+    wanted = metric.measure(adapter, [SCENE.image], [list(explained[0].targets)], [heatmaps])
+    assert len(wanted) == len(adapter.predict(SCENE.image)[0]) > 1
+    for targets, maps in ((None, explained), (None, [heatmaps]), (adapter.predict(SCENE.image), [heatmaps.numpy()])):
+        torch.testing.assert_close(metric.measure(adapter, [SCENE.image], targets, maps), wanted)
+    torch.testing.assert_close(metric.measure(adapter.model, SCENE.image, None, explained), wanted)
+    with pytest.raises(ValueError, match="findings; got 1"):
+        metric.measure(adapter, [SCENE.image], None, [heatmaps[:1]])
+
+
+def test_half_precision_models_are_scored() -> None:
+    model, heatmap = Halves().eval().to(torch.bfloat16), torch.rand(1, 16, 16)
+    picture = torch.rand(1, 3, 16, 16)
+    region = torch.ones(16, 16, dtype=torch.bool)
+    for fill in ("blur", "mean", "linear"):
+        target = [SemanticSegmentationTarget(0, region)]
+        value = Deletion(steps=3, fill=fill).measure(segmenter(model, target_layers=[""]), picture, target, heatmap)
+        exact = Deletion(steps=3, fill=fill).measure(
+            segmenter(Halves().eval(), target_layers=[""]), picture, target, heatmap
+        )
+        assert float(value) == pytest.approx(float(exact), rel=0.02)
