@@ -13,12 +13,10 @@ from detcam import LayerCAM
 from detcam.metrics import (
     ADCC,
     ARCC,
-    METRICS,
     Coherency,
     Complexity,
     DropInConfidence,
     Entropy,
-    Metric,
     MetricWarning,
     ROADCombined,
     Sparseness,
@@ -134,14 +132,3 @@ def test_harmonic_means() -> None:
     road = (2 * arcc.road.measure(*call)).clamp(0, 1) + 1e-8
     found = arcc.measure(*call, method=explainer)
     torch.testing.assert_close(found, 3 / (1 / coherency + 1 / simple + 1 / road), atol=1e-6, rtol=1e-6)
-
-
-@pytest.mark.parametrize("kind", METRICS.values())
-def test_every_metric_says_what_it_is(kind: type[Metric]) -> None:
-    assert METRICS[kind.name] is kind and kind.name == kind.name.lower()
-    assert kind.__doc__ and kind.paper
-    low, high = kind.range
-    assert low < high
-    assert set(kind.tasks) <= {"class", "box", "mask", "embedding"}
-    assert set(kind.needs) <= {"model", "truth", "method"}
-    assert isinstance(kind.higher_is_better, bool)
