@@ -34,7 +34,7 @@ def problems(kind: str) -> list[str]:
             found.append(f"{name} was imported from {file}, which is wrong for a {kind} install")
     installed = Path(sys.modules["detcam"].__file__ or "").parent
     for data in (REPOSITORY / "detcam").rglob("*"):
-        if data.suffix in {".pt", ".html", ".typed"}:
+        if data.suffix in {".pt", ".css", ".html", ".js", ".typed"}:
             copy = installed / data.relative_to(REPOSITORY / "detcam")
             if not copy.is_file():
                 found.append(f"{data.name} is not installed: {copy} is missing")

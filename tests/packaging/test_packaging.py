@@ -227,7 +227,7 @@ def test_the_wheel_holds_the_package_and_nothing_beside_it(tmp_path: Path) -> No
     wanted = set()
     for package, folder in FOLDERS.items():
         for file in (REPOSITORY / folder).rglob("*"):
-            if file.suffix in {".py", ".pt", ".html", ".typed"}:
+            if file.suffix in {".py", ".pt", ".css", ".html", ".js", ".typed"}:
                 wanted.add(f"{package.replace('.', '/')}/{file.relative_to(REPOSITORY / folder).as_posix()}")
     assert wanted == {file for file in files if file.startswith("detcam/")}
     assert f"detcam-{version}.dist-info/licenses/LICENSE" in files

@@ -1,0 +1,91 @@
+// Which view is shown (the part of the address after #), keys, and light or dark.
+
+const plainTitle = document.title;
+let scrolled = 0;
+
+function wanted() {
+  const found = /^#case=(.*)$/.exec(location.hash);
+  if (!found) return null;
+  try {
+    return decodeURIComponent(found[1]);
+  } catch { // not an address that this page made
+    return found[1];
+  }
+}
+
+function route() {
+  const id = wanted(), one = id === null ? null : byId.get(id);
+  const wasList = !$("overview").hidden;
+  if (id !== null && wasList) scrolled = scrollY;
+  $("overview").hidden = id !== null;
+  $("case").hidden = id === null;
+  if (one) {
+    showCase(one);
+  } else if (id !== null) {
+    opened = null;
+    $("case").replaceChildren(el("p", {class: "notice"}, "There is no case " + id + " in this audit."), el("a", {class: "button", href: "#"}, "All cases"));
+  }
+  if (id !== null) {
+    scrollTo(0, 0);
+    $("case").focus({preventScroll: true});
+    return;
+  }
+  opened = null;
+  document.title = plainTitle;
+  $("case").replaceChildren();
+  if (!wasList) {
+    scrollTo(0, scrolled);
+    if (current) focusCard(current);
+  } else if (location.hash === "#cases") {
+    $("cases").scrollIntoView();
+  }
+}
+
+function step(by) {
+  if (!shown.length) return;
+  const onCard = document.activeElement && document.activeElement.dataset ? document.activeElement.dataset.id : null;
+  const from = opened ? current : byId.get(onCard);
+  const at = from ? position(from) : -1;
+  const next = at < 0 ? shown[0] : shown[at + by];
+  if (!next) return;
+  if (opened) location.hash = caseLink(next.id);
+  else focusCard(next);
+}
+
+const KEYS = {
+  j: () => step(1), k: () => step(-1),
+  ArrowRight: () => opened && step(1), ArrowLeft: () => opened && step(-1),
+  "/": () => { location.hash = ""; $("overview").hidden || controls.text.focus(); setTimeout(() => controls.text.focus()); },
+  "?": () => $("help").showModal(),
+  Escape: () => { if (!$("case").hidden) location.hash = ""; },
+};
+for (const [name, , key] of LAYERS) KEYS[key] = () => opened && opened.toggle(name);
+
+function pressed(event) {
+  if (event.ctrlKey || event.metaKey || event.altKey || $("help").open) return;
+  const field = event.target.closest && event.target.closest("input, select, textarea");
+  if (field && field.type !== "checkbox") { // keys belong to the field; Esc leaves it
+    if (event.key === "Escape") field.blur();
+    return;
+  }
+  const action = KEYS[event.key];
+  if (!action) return;
+  if (event.key !== "Escape") event.preventDefault();
+  action();
+}
+
+function showTheme(theme) {
+  const dark = theme ? theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+  document.documentElement.dataset.theme = dark ? "dark" : "light";
+  $("theme").textContent = dark ? "Light" : "Dark";
+}
+
+showTheme(remember("theme"));
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => showTheme(remember("theme")));
+$("theme").addEventListener("click", () => showTheme(remember("theme", document.documentElement.dataset.theme === "dark" ? "light" : "dark")));
+$("help-button").addEventListener("click", () => $("help").showModal());
+document.addEventListener("keydown", pressed);
+addEventListener("hashchange", route);
+showOverview();
+showList();
+route();

@@ -1,0 +1,226 @@
+"""An audit made up over harbour scenes: every type of error, maps for some, and names that nobody should trust."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from detcam.audit.analysis import ClassSummary
+from detcam.audit.case import Box, Case, Change, Group, Maps, Place, Trial, Truth, Verdict
+from detcam.audit.errors import ERROR_TYPES, ErrorType
+from detcam.demo.scenes import DEMO_NAMES, Scene, draw_scene
+from detcam.problems import Problem, Problems
+from detcam.report import ReportWriter, Summary
+from detcam.true_objects import TrueObjects
+
+NAMES = dict(enumerate(DEMO_NAMES))
+HOSTILE = '</script><script>window.hacked = 1</script><img src=x onerror="window.hacked=1"> \'ü→中 & "quoted"'
+REASONS: dict[Verdict, str] = {
+    "confirmed": "gone without the evidence with both fills, there with both controls",
+    "unconfirmed": "gone without the evidence, and also with a random control",
+    "not tested": "",
+}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture of the audit, and its cases with their maps."""
+
+    scene: Scene
+    truths: TrueObjects
+    cases: list[tuple[Case, Maps | None]]
+
+
+def truths_of(scene: Scene, image_id: int | str, file_name: str, names: dict[int, str]) -> TrueObjects:
+    boxes = torch.from_numpy(scene.boxes_xyxy)
+    count = len(boxes)
+    return TrueObjects(
+        image_id=image_id,
+        file_name=file_name,
+        path=Path(file_name),
+        image_size_hw=scene.image.shape[:2],
+        boxes_xyxy=boxes,
+        boxes_xywh=np.zeros((count, 4)),
+        labels=torch.from_numpy(scene.labels),
+        category_ids=torch.from_numpy(scene.labels + 10),
+        crowd=torch.zeros(count, dtype=torch.bool),
+        area=torch.ones(count),
+        ids=torch.arange(count) + 100,
+        segmentations=(None,) * count,
+        names=names,
+    )
+
+
+def blob(size_hw: tuple[int, int], box: Box, rng: np.random.Generator) -> np.ndarray:
+    """A heatmap that is warm around a box and a little elsewhere: (H, W) uint8 whose maximum is 255."""
+    rows, columns = np.mgrid[: size_hw[0], : size_hw[1]] + 0.5
+    left, top, right, bottom = box
+    x, y = (columns - (left + right) / 2) / (right - left), (rows - (top + bottom) / 2) / (bottom - top)
+    heat = np.exp(-2 * (x**2 + y**2))
+    for _ in range(3):
+        x, y = columns - rng.uniform(0, size_hw[1]), rows - rng.uniform(0, size_hw[0])
+        heat += rng.uniform(0.05, 0.25) * np.exp(-(x**2 + y**2) / 300)
+    return np.rint(255 * heat / heat.max()).astype(np.uint8)
+
+
+def pictures(
+    seeds: Iterator[int] | range, *, names: dict[int, str] | None = None, hostile: bool = False
+) -> list[Picture]:
+    """Scenes with their cases; the same seeds give the same."""
+    return [_picture(seed, names or NAMES, hostile) for seed in seeds]
+
+
+def _picture(seed: int, names: dict[int, str], hostile: bool) -> Picture:
+    scene, rng = draw_scene(seed), np.random.default_rng(seed)
+    file_name = f"{HOSTILE}/{seed}.png" if hostile else f"harbour/scene {seed:03d}.png"
+    truths = truths_of(scene, seed, file_name, names)
+    found: list[tuple[Case, Maps | None]] = []
+
+    def add(kind: ErrorType, label: int, box: np.ndarray, cause: np.ndarray, truth: Truth | None, place: Place) -> None:
+        number = len(found)
+        case = Case(
+            id=f"image-{seed}-{'missed' if kind == 'missed' else 'detection'}-{number}",
+            image_id=seed,
+            file_name=file_name,
+            image_size_hw=scene.image.shape[:2],
+            type=kind,
+            label=label,
+            name=names[label],
+            score=round(float(rng.uniform(0.1, 0.99)), 4),
+            box_xyxy=tuple(box.tolist()),
+            is_false_positive=kind != "missed",
+            truth=truth,
+            ap_lost=0.0 if kind == "missed" else round(float(rng.gamma(1, 0.004)), 6),
+            stage="suppressed by another box" if kind == "missed" else "",
+        )
+        explained = number % 4 != 3
+        maps = _maps(scene, tuple(cause.tolist()), rng) if explained else None
+        found.append((_explained(case, maps, place, rng) if maps is not None else case, maps))
+
+    for ghost, box in scene.ghost_boxes_xyxy.items():
+        add("background", 1, box, scene.thing(ghost).box_xyxy, None, "scene" if seed % 3 else "ring")
+    for at, (box, label) in enumerate(zip(scene.boxes_xyxy, scene.labels.tolist(), strict=True)):
+        truth = Truth(tuple(box.tolist()), label, names[label], 0.62, 100 + at)
+        shift = 0.45 * (box[2] - box[0])
+        moved = np.clip(box + np.float32([shift, 0, shift, 0]), 0, 256)
+        if (seed + at) % 3 == 0:
+            add("localization", label, moved, box, replace(truth, iou=0.38), "true object")
+        elif (seed + at) % 3 == 1:
+            add("classification", 3 - label, box, box, truth, "true object")
+        else:
+            add("duplicate", label, box + 2, box, replace(truth, iou=0.9), "predicted box")
+    for at, thing in enumerate(scene.of_kind("anchored")):
+        truth = Truth(tuple(thing.box_xyxy.tolist()), 1, names[1], 0.0, 200 + at)
+        add("missed", 1, thing.box_xyxy, thing.box_xyxy, truth, "same class")
+    return Picture(scene, truths, found)
+
+
+def _maps(scene: Scene, cause: Box, rng: np.random.Generator) -> Maps:
+    heat = blob(scene.image.shape[:2], cause, rng)
+    evidence = heat >= 140
+    return Maps(heat, evidence, np.roll(evidence, (37, 90), axis=(0, 1)))
+
+
+def _explained(case: Case, maps: Maps, place: Place, rng: np.random.Generator) -> Case:
+    verdict: Verdict = "confirmed" if rng.random() < 0.65 else "unconfirmed"
+    rest = rng.dirichlet(np.ones(4)) * 0.4
+    others: list[Place] = [
+        each for each in ("predicted box", "true object", "same class", "ring", "scene") if each != place
+    ]
+    changes: list[tuple[Change, float]] = [
+        ("without evidence", 0.08), ("only evidence", 0.8), ("random control", 0.97), ("box control", 0.85),
+    ]  # fmt: skip
+    trials = tuple(
+        Trial(change, fill, round(case.score * part, 4), "vanished" if part < 0.3 else "unchanged")
+        for change, part in changes
+        for fill in ("blur", "linear")
+    )
+    row, column = np.unravel_index(int(maps.heatmap.argmax()), maps.heatmap.shape)
+    return replace(
+        case,
+        question=f"why {case.name} here?",
+        method="ReachCAM",
+        shares={place: 0.6, **dict(zip(others, rest.tolist(), strict=True))},
+        place=place,
+        area=float(maps.evidence.mean()),
+        smallest=float(maps.evidence.mean()) if verdict == "confirmed" else None,
+        peak_xy=(int(column), int(row)),
+        trials=trials,
+        verdict=verdict,
+        reason=REASONS[verdict],
+        reading=f"{case.name} that rests on the {place}; {verdict}: {REASONS[verdict]}",
+        passes=38.5,
+    )
+
+
+def summary_of(found: list[Picture], **changed: object) -> Summary:
+    """The summary of these pictures, with the cases grouped by type, class and place."""
+    cases = [case for picture in found for case, _ in picture.cases]
+    keys = Counter((case.type, case.label, case.place) for case in cases if case.method)
+    groups = []
+    for number, ((kind, label, place), size) in enumerate(keys.most_common()):
+        inside = [case for case in cases if (case.type, case.label, case.place) == (kind, label, place)]
+        confirmed = sum(case.verdict == "confirmed" for case in inside)
+        groups.append(
+            Group(
+                number=number,
+                type=kind,
+                label=label,
+                name=inside[0].name,
+                place=place,
+                cases=tuple(case.id for case in inside),
+                ap_lost=round(sum(case.ap_lost for case in inside), 6),
+                confirmed=confirmed,
+                reading=f"{size} x {inside[0].name} ({kind}), evidence: {place}; {confirmed} confirmed",
+            )
+        )
+        cases = [replace(case, group=number) if case in inside else case for case in cases]
+    counts = Counter(case.type for case in cases)
+    labels = {case.label: case.name for case in cases}
+    values: dict[str, object] = {
+        "model": "harbour detector",
+        "adapter": "torchvision FCOS",
+        "annotations": "harbour.json",
+        "images": len(found),
+        "objects": sum(len(picture.truths) for picture in found),
+        "iou_threshold": 0.5,
+        "average_precision": 0.712,
+        "false_positives": sum(case.is_false_positive for case in cases),
+        "false_positive_ap": 0.1372,
+        "counts": {kind: counts[kind] for kind in ERROR_TYPES},
+        "ap_lost": {kind: 0.0011 * counts[kind] + 0.001 for kind in ERROR_TYPES},
+        "classes": tuple(class_summary(label, name, cases) for label, name in sorted(labels.items())),
+        "category_ids": {label: label + 10 for label in labels},
+        "settings": {"method": "ReachCAM", "fills": ["blur", "linear"], "explained": 200},
+        "groups": tuple(groups),
+        "cases": tuple(cases),
+        "problems": Problems([Problem("picture is missing", "no image file at pictures/12.png: left out", 12)]),
+        "seconds": 812.4,
+    }
+    return Summary(**{**values, **changed})  # type: ignore[arg-type]
+
+
+def class_summary(label: int, name: str, cases: list[Case]) -> ClassSummary:
+    inside = [case for case in cases if case.label == label]
+    counts = Counter(case.type for case in inside)
+    wrong = sum(case.is_false_positive for case in inside)
+    errors = {kind: counts[kind] for kind in ERROR_TYPES}
+    return ClassSummary(label, name, 0.7, 40, 31, wrong, counts["missed"], errors)
+
+
+def write(out: Path, found: list[Picture], summary: Summary | None = None) -> Path:
+    """Write the report as an audit does."""
+    summary = summary or summary_of(found)
+    writer = ReportWriter(out)
+    for picture in found:
+        if picture.cases:
+            truths = picture.truths
+            writer.picture(truths.image_id, truths.file_name, picture.scene.image, truths)
+        for case, maps in picture.cases:
+            writer.case(case, picture.scene.image, maps)
+    return writer.finish(summary)

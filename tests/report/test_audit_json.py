@@ -1,0 +1,166 @@
+"""audit.json: what the document says is what is written."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from detcam.annotations import Annotations
+from detcam.audit import analyze_errors
+from detcam.audit.case import Case
+from detcam.report import Summary
+from detcam.report.summary import rests_outside
+from tests.audit.made_up import make_up
+from tests.report.made_up import pictures, summary_of, write
+
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "audit-json.md"
+KINDS = {"text": str, "integer": int, "number": (int, float), "boolean": bool, "object": dict, "list": list}
+OPEN = ("settings", "shares", "errors")
+
+
+@pytest.fixture(scope="module")
+def audit(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    found = pictures(range(5))
+    return json.loads((write(tmp_path_factory.mktemp("report"), found).parent / "audit.json").read_text("utf-8"))
+
+
+def documented() -> dict[str, str]:
+    rows = re.findall(r"^\| `([^`]+)` \| ([^|]+) \| [^|]+ \|$", DOCUMENT.read_text("utf-8"), re.MULTILINE)
+    return {path: kind.strip() for path, kind in rows}
+
+
+def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        name = path.rsplit(".", 1)[-1]
+        for key, inner in value.items():
+            yield from leaves(inner, f"{path}.{'*' if name in OPEN else key}".lstrip("."))
+    elif isinstance(value, list) and not path.endswith(".*"):
+        for inner in value:
+            yield from leaves(inner, f"{path}[]")
+    else:
+        yield path, value
+
+
+def test_every_field_is_documented_and_every_documented_field_is_written(audit: dict[str, Any]) -> None:
+    written = {path for path, _ in leaves(audit)}
+    # An object or list that may be null has a line of its own, beside those of what is in it.
+    assert written <= documented().keys()
+    inner = {path for path in documented() if path.endswith(("shares", "truth", "peak_xy"))}
+    assert documented().keys() - inner <= written
+
+
+def test_the_document_states_every_field_s_type(audit: dict[str, Any]) -> None:
+    for path, value in leaves(audit):
+        kinds = re.split(r", | or ", documented()[path])
+        if "any" in kinds:
+            continue
+        if value is None:
+            assert "null" in kinds, path
+        else:
+            assert any(isinstance(value, KINDS[kind]) for kind in kinds if kind != "null"), (path, value)
+            assert not isinstance(value, bool) or kinds == ["boolean"], path
+
+
+def test_cases_come_back_from_the_file(audit: dict[str, Any]) -> None:
+    cases = summary_of(pictures(range(5))).cases
+    for entry, case in zip(audit["cases"], cases, strict=True):
+        again = Case.from_json(entry)
+        assert again.to_json() == case.to_json()
+        assert (again.trials, again.verdict, again.truth is None) == (case.trials, case.verdict, case.truth is None)
+        assert again.box_xyxy == pytest.approx(case.box_xyxy, rel=1e-6)
+
+
+def test_what_is_not_a_number_becomes_null(tmp_path: Path) -> None:
+    found = pictures(range(1))
+    summary = summary_of(
+        found,
+        average_precision=float("nan"),
+        settings={"limit": float("inf"), "folder": Path("a"), "count": np.int64(3), "part": np.float32(0.5)},
+    )
+    audit = json.loads((write(tmp_path, found, summary).parent / "audit.json").read_text("utf-8"))
+    assert audit["average_precision"] is None
+    assert audit["settings"] == {"limit": None, "folder": "a", "count": 3, "part": 0.5}
+
+
+def test_a_summary_of_a_real_analysis(tmp_path: Path) -> None:
+    made = make_up(tmp_path, 3)
+    annotations: Annotations = made.annotations
+    analysis = analyze_errors(made.detections, annotations)
+    summary = Summary.from_analysis(
+        analysis, annotations, model="m", adapter="a", iou_threshold=0.5, cases=(), seconds=1.5
+    )
+    wrong = [index for index, case in enumerate(analysis.cases) if case.is_false_positive]
+    assert summary.false_positives == len(wrong) > 3
+    assert summary.false_positive_ap == pytest.approx(
+        analysis.average_precision_without(wrong) - analysis.average_precision
+    )
+    assert summary.average_precision == analysis.average_precision
+    assert summary.objects == sum(item.objects for item in analysis.classes.values())
+    assert summary.images == len(annotations) and summary.annotations == "truth.json"
+    # The file's categories and the made-up model's classes have the same numbers.
+    assert summary.category_ids == {label: label for label in summary.category_ids}
+    assert sum(entry["count"] for entry in summary.to_json()["types"]) == len(analysis)
+    assert tuple(summary.problems) == tuple(annotations.problems)
+
+
+def test_the_headline_in_words() -> None:
+    found = pictures(range(6))
+    summary = summary_of(found)
+    explained = [case for case in summary.cases if case.is_false_positive and case.shares]
+    outside = [c for c in explained if c.shares["same class"] + c.shares["ring"] + c.shares["scene"] >= 0.5]
+    assert 0 < len(outside) < len(explained)
+    confirmed = sum(case.verdict == "confirmed" for case in summary.cases)
+    tested = sum(case.verdict != "not tested" for case in summary.cases)
+    assert summary.headline() == [
+        f"{summary.false_positives} false positives cost 0.14 AP.",
+        f"{round(100 * len(outside) / len(explained))} % of the explained ones rest on something outside the box.",
+        f"{confirmed} of {tested} tested explanations are confirmed.",
+    ]
+
+
+def test_the_headline_s_corners() -> None:
+    found = pictures(range(1))
+    first = next(case for case, maps in found[0].cases if maps is not None and case.is_false_positive)
+    for ap, words in ((0.5, "costs 0.50 AP."), (0.0042, "costs 0.004 AP."), (0.0001, "costs less than 0.001 AP.")):
+        one = summary_of(found, cases=(first,), groups=(), false_positives=1, false_positive_ap=ap)
+        assert one.headline()[0] == f"1 false positive {words}"
+    inside = replace(first, shares={"predicted box": 0.7, "scene": 0.3})
+    outside = replace(first, shares={"predicted box": 0.5, "ring": 0.3, "scene": 0.2}, id="other")
+    assert not rests_outside(inside) and rests_outside(outside)
+    lines = (
+        ((inside,), "None of the explained ones rests"),
+        ((outside,), "The one that was explained rests"),
+        ((outside, replace(outside, id="third")), "All of the explained ones rest"),
+        ((inside, outside), "50 % of the explained ones rest"),
+    )
+    for cases, words in lines:
+        summary = summary_of(found, cases=cases, groups=())
+        assert summary.headline()[1] == f"{words} on something outside the box."
+    none = summary_of(found, cases=(), groups=(), false_positives=0, false_positive_ap=0.0)
+    assert none.headline() == ["No false positives."]
+    undefined = summary_of(found, cases=(), groups=(), false_positives=2, false_positive_ap=float("nan"))
+    assert undefined.headline() == ["2 false positives, and no objects to find: average precision is not defined."]
+
+
+def test_a_percentage_never_rounds_to_none_or_all() -> None:
+    found = pictures(range(1))
+    first = next(case for case, maps in found[0].cases if maps is not None and case.is_false_positive)
+    inside = [replace(first, id=f"case-{i}", shares={"true object": 1.0}) for i in range(300)]
+    summary = summary_of(found, cases=(*inside, replace(first, id="x", shares={"scene": 1.0})), groups=())
+    assert summary.headline()[1].startswith("1 % of")
+
+
+def test_cases_that_cannot_be_told_apart_are_refused() -> None:
+    found = pictures(range(1))
+    summary = summary_of(found)
+    with pytest.raises(ValueError, match="unique"):
+        replace(summary, cases=(*summary.cases, summary.cases[0]))
+    with pytest.raises(ValueError, match="none of the audit's cases"):
+        replace(summary, cases=())

@@ -1,0 +1,121 @@
+"""The table and the COCO file of the false positives."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from contextlib import redirect_stdout
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from pycocotools.coco import COCO
+
+from detcam.annotations import Annotations
+from detcam.report.tables import COLUMNS, false_positives_coco, false_positives_csv
+from tests.report.made_up import HOSTILE, Picture, pictures, summary_of, write
+
+
+@pytest.fixture(scope="module")
+def found() -> list[Picture]:
+    return pictures(range(6))
+
+
+def rows_of(content: bytes) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline="")))
+
+
+def test_the_table_has_one_line_per_false_positive_the_costliest_first(found: list[Picture]) -> None:
+    summary = summary_of(found)
+    content = false_positives_csv(summary)
+    assert content.startswith(b"\xef\xbb\xbfid,")
+    rows = rows_of(content)
+    wrong = {case.id: case for case in summary.cases if case.is_false_positive}
+    assert len(rows) == len(wrong) < len(summary.cases) and {row["id"] for row in rows} == wrong.keys()
+    assert [float(row["ap_lost"]) for row in rows] == sorted((case.ap_lost for case in wrong.values()), reverse=True)
+    for row in rows:
+        case = wrong[row["id"]]
+        assert tuple(row) == COLUMNS
+        corners = [float(row[name]) for name in ("left", "top", "right", "bottom")]
+        assert corners == pytest.approx(case.box_xyxy, rel=1e-6)
+        assert (row["class"], row["label"], row["type"]) == (case.name, str(case.label), case.type)
+        assert float(row["score"]) == pytest.approx(case.score)
+        assert (row["place"], row["verdict"]) == (case.place or "", case.verdict)
+        assert row["true_class"] == ("" if case.truth is None else case.truth.name)
+        assert row["iou"] == ("" if case.truth is None else str(case.truth.iou))
+        assert (row["group"] == "") == (case.group is None) and (row["evidence_area"] == "") == (not case.method)
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@x", "\t=1", "\r=1", "\n=1", '=HYPERLINK("a")'])
+def test_what_a_spreadsheet_would_execute_is_defused(found: list[Picture], text: str) -> None:
+    case = replace(found[0].cases[0][0], file_name=text, name=text, image_id=text, box_xyxy=(-3.5, 0.0, 4.0, 4.0))
+    row = rows_of(false_positives_csv(summary_of(found, cases=(case,), groups=())))[0]
+    assert row["file_name"] == row["class"] == row["image_id"] == "'" + text
+    assert row["left"] == "-3.5", "numbers stay numbers"
+
+
+def test_texts_with_quotes_and_line_breaks_come_back(found: list[Picture]) -> None:
+    name = HOSTILE + ',;"\n'
+    case = replace(found[0].cases[0][0], name=name)
+    assert rows_of(false_positives_csv(summary_of(found, cases=(case,), groups=())))[0]["class"] == name
+
+
+def load(path: Path) -> COCO:
+    with redirect_stdout(io.StringIO()):
+        return COCO(str(path))
+
+
+def test_pycocotools_reads_the_false_positives(tmp_path: Path, found: list[Picture]) -> None:
+    summary = summary_of(found)
+    coco = load(write(tmp_path, found, summary).parent / "false_positives.coco.json")
+    wrong = [case for case in summary.cases if case.is_false_positive]
+    assert sorted(coco.getImgIds()) == sorted({case.image_id for case in wrong})
+    assert {cat["id"]: cat["name"] for cat in coco.loadCats(coco.getCatIds())} == {11: "boat", 12: "buoy"}
+    assert len(coco.getAnnIds()) == len(wrong)
+    for annotation in coco.loadAnns(coco.getAnnIds()):
+        case = next(case for case in wrong if case.id == annotation["attributes"]["case"])
+        left, top, width, height = annotation["bbox"]
+        assert (left, top, left + width, top + height) == pytest.approx(case.box_xyxy, rel=1e-5)
+        assert annotation["area"] == pytest.approx(width * height, rel=1e-5)
+        assert annotation["score"] == pytest.approx(case.score) and annotation["iscrowd"] == 0
+        assert annotation["category_id"] == case.label + 10 and annotation["image_id"] == case.image_id
+        image = coco.loadImgs([annotation["image_id"]])[0]
+        assert (image["file_name"], image["height"], image["width"]) == (case.file_name, *case.image_size_hw)
+        attributes = annotation["attributes"]
+        assert (attributes["type"], attributes["verdict"]) == (case.type, case.verdict)
+
+
+def test_detcam_reads_the_false_positives_as_annotations(tmp_path: Path, found: list[Picture]) -> None:
+    path = write(tmp_path / "report", found).parent / "false_positives.coco.json"
+    from PIL import Image
+
+    for picture in found:
+        file = tmp_path / "images" / picture.truths.file_name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture.scene.image).save(file)
+    read = Annotations.load(path, tmp_path / "images")
+    wrong = [case for case in summary_of(found).cases if case.is_false_positive]
+    assert sum(len(image) for image in read) == len(wrong) and not len(read.problems)
+    first = read[0].boxes_xyxy[0].tolist()
+    assert first == pytest.approx(wrong[0].box_xyxy, rel=1e-5)
+
+
+def test_ids_that_labelling_tools_refuse_are_replaced(found: list[Picture]) -> None:
+    cases = tuple(replace(case, image_id=f"id {case.image_id}") for case in summary_of(found).cases)
+    coco = false_positives_coco(summary_of(found, cases=cases, groups=(), category_ids={1: 11}))
+    wrong = [case for case in cases if case.is_false_positive]
+    assert [image["id"] for image in coco["images"]] == list(range(1, len({case.image_id for case in wrong}) + 1))
+    by_id = {image["id"]: image["file_name"] for image in coco["images"]}
+    for annotation, case in zip(coco["annotations"], wrong, strict=True):
+        assert by_id[annotation["image_id"]] == case.file_name
+        # One class has no category in the file: all take class indices, so that no two get one id.
+        assert annotation["category_id"] == case.label
+    assert {category["id"] for category in coco["categories"]} == {1, 2}
+
+
+def test_an_audit_without_errors_has_empty_tables(tmp_path: Path, found: list[Picture]) -> None:
+    out = write(tmp_path, [], summary_of(found, cases=(), groups=(), false_positives=0)).parent
+    assert rows_of((out / "false_positives.csv").read_bytes()) == []
+    coco = json.loads((out / "false_positives.coco.json").read_text("utf-8"))
+    assert coco["annotations"] == coco["images"] == []

@@ -1,0 +1,255 @@
+"""What the writer puts on disk: pictures, maps and thumbnails that are right, whole files, the same every time."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from detcam.audit.case import Case, Maps
+from detcam.demo.scenes import draw_scene
+from detcam.report import ReportWriter, images, layout
+from tests.report.made_up import HOSTILE, Picture, pictures, summary_of, write
+
+
+@pytest.fixture(scope="module")
+def found() -> list[Picture]:
+    return pictures(range(4))
+
+
+def files_in(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def explained(found: list[Picture]) -> tuple[Picture, Case, Maps]:
+    for picture in found:
+        for case, maps in picture.cases:
+            if maps is not None and case.is_false_positive:
+                return picture, case, maps
+    raise LookupError
+
+
+def test_files_that_the_audit_names_are_there_and_no_others(tmp_path: Path, found: list[Picture]) -> None:
+    write(tmp_path, found)
+    audit = json.loads((tmp_path / "audit.json").read_text("utf-8"))
+    named = {path for case in audit["cases"] for path in case["files"].values() if path}
+    named |= {picture["file"] for picture in audit["pictures"]}
+    described = {picture["file"].replace(".jpg", ".json") for picture in audit["pictures"]}
+    top = {layout.INDEX, layout.AUDIT, layout.TABLE, layout.COCO}
+    assert set(files_in(tmp_path)) == named | described | top
+    for case, entry in zip(summary_of(found).cases, audit["cases"], strict=True):
+        assert entry["files"]["thumbnail"] and entry["files"]["picture"]
+        assert all(bool(entry["files"][kind]) == bool(case.method) for kind in ("heatmap", "evidence", "control"))
+    assert {bool(case.method) for case in summary_of(found).cases} == {True, False}
+
+
+def test_maps_come_back_as_they_were(tmp_path: Path, found: list[Picture]) -> None:
+    picture, case, maps = explained(found)
+    ReportWriter(tmp_path).case(case, picture.scene.image, maps)
+    stored = {
+        kind: Image.open(tmp_path / "cases" / f"{case.id}.{kind}.png") for kind in ("heatmap", "evidence", "control")
+    }
+    assert {kind: image.mode for kind, image in stored.items()} == {"heatmap": "L", "evidence": "1", "control": "1"}
+    assert np.array_equal(stored["heatmap"], maps.heatmap)
+    assert np.array_equal(stored["evidence"], maps.evidence)
+    assert maps.control is not None and np.array_equal(stored["control"], maps.control)
+
+
+def test_large_pictures_and_maps_are_made_smaller(tmp_path: Path, found: list[Picture]) -> None:
+    picture, case, _ = explained(found)
+    height, width = 1000, 2400
+    large = np.zeros((height, width, 3), np.uint8)
+    large[:, 1200:] = 200
+    evidence = np.zeros((height, width), bool)
+    evidence[300:600, 900:1500] = True
+    heatmap = np.tile(np.linspace(0, 255, width).astype(np.uint8), (height, 1))
+    case = replace(case, image_size_hw=(height, width))
+    writer = ReportWriter(tmp_path)
+    writer.case(case, large, Maps(heatmap, evidence, None))
+    path = writer.picture(7, "large.png", large, replace(picture.truths, image_size_hw=(height, width)))
+    shown = np.asarray(Image.open(path))
+    assert shown.shape == (667, 1600, 3)
+    assert shown[:, :780].max() < 20 and shown[:, 820:].min() > 180
+    small = np.asarray(Image.open(tmp_path / "cases" / f"{case.id}.heatmap.png"))
+    assert small.shape == (267, 640) and np.abs(small[100].astype(int) - np.linspace(0, 255, 640)).max() < 2
+    mask = np.asarray(Image.open(tmp_path / "cases" / f"{case.id}.evidence.png"))
+    expected = np.zeros((667, 1600), bool)
+    expected[200:400, 600:1000] = True
+    assert mask.shape == expected.shape and (mask != expected).mean() < 0.002
+    assert not (tmp_path / "cases" / f"{case.id}.control.png").exists()
+
+
+def test_a_second_run_over_the_folder_gives_the_same_files(tmp_path: Path, found: list[Picture]) -> None:
+    write(tmp_path, found)
+    before = files_in(tmp_path)
+    write(tmp_path, found)
+    assert files_in(tmp_path) == before
+
+
+def test_an_interrupted_run_goes_on(tmp_path: Path, found: list[Picture]) -> None:
+    write(tmp_path / "whole", found)
+    broken = tmp_path / "broken"
+    writer = ReportWriter(broken)
+    first = found[0]
+    writer.picture(first.truths.image_id, first.truths.file_name, first.scene.image, first.truths)
+    for case, maps in first.cases:
+        writer.case(case, first.scene.image, maps)
+    (broken / "cases" / f".{'0' * 32}.tmp").write_bytes(b"half")
+    (broken / "cases" / ".own notes.tmp").write_bytes(b"kept")
+    again = ReportWriter(broken)
+    for picture in found[1:]:
+        again.picture(picture.truths.image_id, picture.truths.file_name, picture.scene.image, picture.truths)
+        for case, maps in picture.cases:
+            again.case(case, picture.scene.image, maps)
+    again.finish(summary_of(found))
+    got = files_in(broken)
+    assert got.pop("cases/.own notes.tmp") == b"kept"
+    assert got == files_in(tmp_path / "whole")
+
+
+def test_a_picture_that_is_there_is_not_written_again(tmp_path: Path, found: list[Picture]) -> None:
+    truths, image = found[0].truths, found[0].scene.image
+    writer = ReportWriter(tmp_path)
+    path = writer.picture(0, "a.png", image, truths)
+    path.write_bytes(b"there")
+    assert writer.picture(0, "a.png", image, truths) == path
+    assert path.read_bytes() == b"there"
+
+
+def test_a_case_that_is_no_longer_explained_loses_its_maps(tmp_path: Path, found: list[Picture]) -> None:
+    picture, case, maps = explained(found)
+    writer = ReportWriter(tmp_path)
+    writer.case(case, picture.scene.image, maps)
+    writer.case(replace(case, method=""), picture.scene.image, None)
+    assert set(files_in(tmp_path)) == {f"cases/{case.id}.thumbnail.jpg"}
+
+
+def test_nobody_sees_half_a_file(tmp_path: Path, found: list[Picture], monkeypatch: pytest.MonkeyPatch) -> None:
+    replaced: list[str] = []
+    real = os.replace
+
+    def seen(source: str, target: str) -> None:
+        assert Path(source).parent == Path(target).parent
+        assert layout.INDEX not in Path(source).name
+        replaced.append(str(Path(target).relative_to(tmp_path)))
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", seen)
+    write(tmp_path, found)
+    assert set(replaced) == set(files_in(tmp_path))
+
+
+def test_names_of_the_data_set_never_become_paths(tmp_path: Path) -> None:
+    hostile = pictures(range(1), hostile=True)
+    case, maps = hostile[0].cases[0]
+    wild = replace(case, id="../../../x/<b>.Ü")
+    hostile[0].cases[0] = (wild, maps)
+    write(tmp_path / "report", hostile)
+    assert {path.name for path in tmp_path.iterdir()} == {"report"}
+    for name in files_in(tmp_path / "report"):
+        assert re.fullmatch(r"((cases|pictures)/)?[a-z0-9_-]+(\.[a-z]+){1,2}", name), name
+    long = layout.picture_stem(1, HOSTILE * 20)
+    assert len(long) <= 80 and layout.picture_stem(1, "a/x.png") != layout.picture_stem(1, "b/x.png")
+    assert layout.picture_stem(1, "x.png") != layout.picture_stem("1", "x.png")
+    assert layout.case_stem("image-A") != layout.case_stem("image-a") == "image-a"
+
+
+def test_names_that_are_no_unicode_are_written(tmp_path: Path) -> None:
+    found = pictures(range(1))
+    found[0].cases[:] = [(replace(case, file_name="bad\udcff.png"), maps) for case, maps in found[0].cases]
+    write(tmp_path, found)
+    assert json.loads((tmp_path / "audit.json").read_bytes())["cases"][0]["file_name"] == "bad\udcff.png"
+
+
+def test_the_outline_runs_along_the_region_s_edge(tmp_path: Path) -> None:
+    mask = np.zeros((60, 80), bool)
+    mask[10:30, 20:50] = True
+    mask[15:25, 30:40] = False
+    mask[50, 70] = True
+    path = tmp_path / "mask.png"
+    path.write_bytes(images.mask_png(mask))
+    rings = [
+        np.array([[float(n) for n in point.split()] for point in part.split("L")])
+        for part in re.findall(r"M([^MZ]+)Z", images.outline(path, (120, 160)))
+    ]
+    # In a picture twice as large as the mask: the region, its hole, and the single pixel.
+    expected = [(40, 20, 100, 60), (60, 30, 80, 50), (140, 100, 142, 102)]
+    got = sorted((*ring.min(0), *ring.max(0)) for ring in rings)
+    assert len(got) == 3
+    for ring, box in zip(got, sorted(expected), strict=True):
+        assert np.abs(np.array(ring) - box).max() <= 1
+
+
+def test_a_thumbnail_shows_box_heat_and_surroundings(tmp_path: Path) -> None:
+    image = np.full((300, 600, 3), 90, np.uint8)
+    heatmap = np.zeros((300, 600), np.uint8)
+    heatmap[140:160, 300:320] = 255
+    maps = Maps(heatmap, heatmap > 0, None)
+    box = (200.0, 130.0, 240.0, 170.0)
+    left, top, right, bottom = images.window((300, 600), box, maps.evidence)
+    assert left < 200 - 11 and right > 320 + 11 and top < 130 and bottom > 170
+    assert abs((right - left) / (bottom - top) - 4 / 3) < 0.03
+    path = tmp_path / "thumbnail.jpg"
+    path.write_bytes(images.thumbnail_jpeg(image, box, maps))
+    thumbnail = np.asarray(Image.open(path)).astype(int)
+    assert thumbnail.shape == (240, 320, 3)
+    scale = 320 / (right - left)
+
+    def at(x: float, y: float) -> np.ndarray:
+        return thumbnail[round((y - top) * scale), round((x - left) * scale)]
+
+    assert np.abs(at(220, 150) - 90).max() < 12, "inside the box, without heat"
+    assert at(310, 150).max() > 200, "heat"
+    assert at(200, 150)[2] > 180 and at(200, 150)[2] - at(200, 150)[0] > 60, "the box's blue line"
+    # Without maps the window is about the box alone; at the picture's edge it moves inside.
+    near = images.window((300, 600), (0.0, 0.0, 30.0, 30.0), None)
+    assert near[:2] == (0, 0) and near[2] < 90
+    assert images.window((40, 500), (100.0, 0.0, 400.0, 40.0), None)[1::2] == (0, 40)
+
+
+def test_a_thumbnail_of_a_missed_object_has_the_colour_of_true_boxes(tmp_path: Path) -> None:
+    scene = draw_scene(0)
+    found = pictures(range(1))
+    case = next(case for case, _ in found[0].cases if case.type == "missed")
+    ReportWriter(tmp_path).case(case, scene.image, None)
+    expected = images.thumbnail_jpeg(scene.image, case.box_xyxy, None, images.TRUE_COLOR)
+    assert (tmp_path / "cases" / f"{case.id}.thumbnail.jpg").read_bytes() == expected
+    assert expected != images.thumbnail_jpeg(scene.image, case.box_xyxy, None)
+
+
+def test_wrong_pictures_and_maps_are_refused(tmp_path: Path, found: list[Picture]) -> None:
+    picture, case, maps = explained(found)
+    image, writer = picture.scene.image, ReportWriter(tmp_path)
+    with pytest.raises(TypeError, match="uint8"):
+        writer.picture(1, "a.png", image.astype(np.float32), picture.truths)
+    with pytest.raises(ValueError, match="another picture"):
+        writer.picture(1, "a.png", image[:-1], picture.truths)
+    with pytest.raises(ValueError, match="another picture"):
+        writer.case(case, image[:, :-1], None)
+    with pytest.raises(TypeError, match="heatmap as an array of uint8"):
+        writer.case(case, image, replace(maps, heatmap=maps.heatmap / 255))
+    with pytest.raises(TypeError, match="evidence as an array of bool"):
+        writer.case(case, image, replace(maps, evidence=maps.heatmap))
+    with pytest.raises(ValueError, match="control of the picture's size"):
+        writer.case(case, image, replace(maps, control=np.zeros((3, 3), bool)))
+    assert not files_in(tmp_path)
+
+
+def test_a_damaged_file_is_named(tmp_path: Path, found: list[Picture]) -> None:
+    write(tmp_path, found)
+    damaged = next((tmp_path / "pictures").glob("*.json"))
+    whole = damaged.read_bytes()
+    damaged.write_bytes(b"{")
+    with pytest.raises(ValueError, match=f"{damaged.name}.*delete it"):
+        ReportWriter(tmp_path).finish(summary_of(found))
+    damaged.write_bytes(whole)
+    evidence = next((tmp_path / "cases").glob("*.evidence.png"))
+    evidence.write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=f"{evidence.name}.*delete it"):
+        ReportWriter(tmp_path).finish(summary_of(found))
