@@ -172,6 +172,41 @@ def test_padding_stays_and_shares_count_the_picture_alone() -> None:
     assert float(score) == pytest.approx(8 * 16 / 1024)  # half of the picture's 8 x 32 pixels is left
 
 
+def test_heatmaps_are_averaged_into_the_input() -> None:
+    heatmap = torch.rand(1, 16, 64)
+    seen: list[Tensor] = []
+
+    def ask(case: Case) -> Tensor:
+        seen.append(case.heatmaps)
+        return case.original
+
+    target = BoxTarget((8.0, 0.0, 40.0, 16.0), 0)
+    examine(read_question(corner_adapter(), [torch.ones(3, 16, 64)], [[target]], [heatmap]), ask)
+    torch.testing.assert_close(seen[0], torch.nn.functional.avg_pool2d(heatmap, 2))
+
+
+class Rivals(nn.Module):
+    """Two boxes that fit the same object: one scores by the brightness of the left half, the other scores 0.5."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([x[:, 0, :, :16].mean((1, 2)), torch.full((len(x),), 0.5)], 1)
+
+
+def test_a_box_drawn_by_hand_stays_with_the_candidate_that_fitted_the_plain_picture() -> None:
+    def decode(raw: Tensor) -> tuple[Tensor, Tensor]:
+        boxes = torch.tensor([[[4.0, 4.0, 20.0, 20.0], [5.0, 4.0, 21.0, 20.0]]])
+        return boxes.expand(len(raw), -1, -1), raw[..., None]
+
+    adapter = detector(Rivals().eval(), decode, image_size=32, target_layers=[""])
+    left = torch.zeros(1, 32, 32)
+    left[:, :, :16] = 1
+    target = BoxTarget((4.0, 4.0, 21.0, 20.0), 0)
+    for protocol, after in (("pinned", 0.0), ("matched", 0.5)):
+        metric = CamMultImageConfidenceChange(protocol=protocol)  # type: ignore[arg-type]
+        value = metric.measure(adapter, [torch.ones(3, 32, 32)], [[target]], [1 - left])
+        assert float(value) == pytest.approx(after - 1, abs=1e-6)
+
+
 class Halves(nn.Module):
     """A segmenter whose one class is the picture's red."""
 
@@ -223,6 +258,7 @@ def test_masks() -> None:
         assert good > 0 > bad
 
 
+@pytest.mark.filterwarnings("ignore::detcam.ReachWarning")
 def test_targets_come_from_the_explanation_or_from_the_model(adapter: Adapter) -> None:
     explained = GradCAM(adapter).explain([SCENE.image])
     heatmaps, metric = explained[0].heatmaps, Deletion(steps=2)
@@ -231,6 +267,8 @@ def test_targets_come_from_the_explanation_or_from_the_model(adapter: Adapter) -
     for targets, maps in ((None, explained), (None, [heatmaps]), (adapter.predict(SCENE.image), [heatmaps.numpy()])):
         torch.testing.assert_close(metric.measure(adapter, [SCENE.image], targets, maps), wanted)
     torch.testing.assert_close(metric.measure(adapter.model, SCENE.image, None, explained), wanted)
+    two = GradCAM(adapter).explain([SCENE.image], [list(explained[0].targets[3:5])])
+    torch.testing.assert_close(metric.measure(adapter, [SCENE.image], None, two), wanted[3:5])
     with pytest.raises(ValueError, match="findings; got 1"):
         metric.measure(adapter, [SCENE.image], None, [heatmaps[:1]])
 
