@@ -66,7 +66,7 @@ const tag = (kind, text) => el("span", {class: "tag " + kebab(kind)}, text || ki
 // A stacked bar: parts are {kind, value, title}; the whole bar is as long as `most` stands for.
 function bar(parts, most, label) {
   const total = parts.reduce((sum, part) => sum + part.value, 0);
-  const node = el("span", {class: "bar", role: "img", "aria-label": label || null});
+  const node = el("span", {class: "bar", role: label ? "img" : null, "aria-label": label || null});
   const filled = el("span", {class: "filled"});
   filled.style.width = (most > 0 ? 100 * total / most : 0) + "%";
   for (const part of parts) {

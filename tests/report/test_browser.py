@@ -1,0 +1,315 @@
+"""The page in a real browser, opened from disk."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from detcam.audit.case import Case
+from detcam.report import Summary
+from detcam.visualize import overlay_heatmap
+from tests.report.browser import Open, browser, ids, opener, shown_layers, until
+from tests.report.made_up import HOSTILE, Picture, pictures, summary_of, write
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    with browser() as started:
+        yield started
+
+
+@pytest.fixture
+def look(chromium: Any) -> Iterator[Open]:
+    with opener(chromium) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def found() -> list[Picture]:
+    return pictures(range(16))
+
+
+@pytest.fixture(scope="module")
+def summary(found: list[Picture]) -> Summary:
+    return summary_of(found)
+
+
+@pytest.fixture(scope="module")
+def index(found: list[Picture], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(tmp_path_factory.mktemp("report"), found)
+
+
+def explained(summary: Summary) -> Case:
+    return next(case for case in summary.cases if case.method and case.truth is not None and case.is_false_positive)
+
+
+def test_the_page_tells_what_was_found(look: Open, index: Path, summary: Summary) -> None:
+    page = look(index)
+    assert page.inner_text("h1") == summary.headline()[0]
+    assert page.inner_text("#headline .lead") == " ".join(summary.headline()[1:])
+    figures = dict(
+        zip(page.locator(".figures dt").all_inner_texts(), page.locator(".figures dd").all_inner_texts(), strict=True)
+    )
+    assert figures["AP at IoU 0.50"] == "0.712" and figures["confirmed"] == summary.headline()[2].split()[0]
+    rows = page.locator("#charts .card:first-child tbody tr")
+    lost = {row.split()[0]: row.split()[1:] for row in rows.all_inner_texts()}
+    assert lost == {kind: [str(summary.counts[kind]), f"{summary.ap_lost[kind]:.3f}"] for kind in summary.counts}
+    most = max(summary.ap_lost.values())
+    widths = rows.locator(".filled").evaluate_all(
+        "all => all.map(one => one.getBoundingClientRect().width / one.parentNode.getBoundingClientRect().width)"
+    )
+    assert widths == pytest.approx([value / most for value in summary.ap_lost.values()], abs=0.01)
+    readings = page.locator(".group .reading").all_inner_texts()
+    assert (
+        readings == [g.reading for g in sorted(summary.groups, key=lambda g: -g.ap_lost)][: len(readings)] and readings
+    )
+    assert "Settings" in page.inner_text("#about") and "1 problem" in page.inner_text("#about")
+    until(page, "[...document.querySelectorAll('.group img')].slice(0, 6).every(one => one.naturalWidth > 300)")
+
+
+def test_stacked_bars_are_as_long_as_the_counts(look: Open, index: Path, summary: Summary) -> None:
+    page = look(index)
+    boat = next(item for item in summary.classes if item.name == "boat")
+    bar = page.locator("#charts .card:nth-child(2) tbody tr", has_text="boat").locator(".filled")
+    pieces = bar.locator(".piece").evaluate_all(
+        "all => all.map(one => [one.className.split(' ')[1], one.getBoundingClientRect().width])"
+    )
+    total = sum(boat.errors.values())
+    width = sum(width for _, width in pieces)
+    assert {kind: width_ / width for kind, width_ in pieces} == pytest.approx(
+        {kind: count / total for kind, count in boat.errors.items() if count}, abs=0.01
+    )
+
+
+def test_filters_and_orders(look: Open, index: Path, summary: Summary) -> None:
+    page = look(index)
+    cases = summary.cases
+
+    def expect(wanted: list[str]) -> None:
+        assert sorted(ids(page)) == sorted(wanted)
+        shown = page.inner_text("#count").split()
+        assert shown[0] == str(len(wanted))
+        page.click("#clear")
+
+    assert len(ids(page)) == len(cases)
+    for name, value in (("type", "background"), ("verdict", "confirmed"), ("place", "true object")):
+        page.select_option(f"#by-{name}", value)
+        expect([case.id for case in cases if getattr(case, name) == value])
+    page.select_option("#by-place", "none")
+    expect([case.id for case in cases if case.place is None])
+    page.select_option("#by-label", "2")
+    page.select_option("#by-type", "duplicate")
+    expect([case.id for case in cases if case.label == 2 and case.type == "duplicate"])
+    page.select_option("#by-group", "0")
+    expect([case.id for case in cases if case.group == 0])
+    page.fill("#by-low", "0.3")
+    page.fill("#by-high", "0.6")
+    expect([case.id for case in cases if 0.3 <= case.score <= 0.6])
+    page.fill("#by-text", "SCENE 00")
+    expect([case.id for case in cases if "scene 00" in case.file_name])
+    page.select_option("#by-order", "score")
+    assert ids(page) == [case.id for case in sorted(cases, key=lambda case: -case.score)]
+    page.select_option("#by-order", "AP lost")
+    assert ids(page) == [case.id for case in sorted(cases, key=lambda case: (-case.ap_lost, -case.score))]
+    page.select_option("#by-order", "file name")
+    names = [next(c.file_name for c in cases if c.id == each) for each in ids(page)]
+    assert names == sorted(names)
+    page.fill("#by-text", "nothing like it")
+    assert page.inner_text("#count") == "No case fits these filters." and not ids(page)
+
+
+def test_charts_and_groups_filter_the_list(look: Open, index: Path, summary: Summary) -> None:
+    page = look(index)
+    page.click("#charts button:has-text('confirmed') >> nth=0")
+    assert set(ids(page)) == {case.id for case in summary.cases if case.verdict == "confirmed"}
+    first = max(summary.groups, key=lambda group: group.ap_lost)
+    page.click(".group >> nth=0 >> button")
+    assert set(ids(page)) == set(first.cases)
+    page.click(".group >> nth=0 >> a >> nth=1")
+    assert page.evaluate("decodeURIComponent(location.hash)") == f"#case={first.cases[1]}"
+
+
+def test_a_case_shows_everything_that_is_known(look: Open, index: Path, summary: Summary) -> None:
+    case = explained(summary)
+    page = look(index, f"#case={case.id}")
+    text = page.inner_text("#case")
+    assert case.truth is not None and case.shares is not None
+    for part in (
+        case.reading,
+        case.question,
+        case.reason,
+        case.file_name,
+        case.id,
+        f"{case.score:.3f}",
+        f"{case.truth.iou:.3f}",
+    ):
+        assert part in text
+    rows = [row.split("\t") for row in page.locator(".trials tbody tr").all_inner_texts()][1:]
+    assert [(r[0].strip(), r[1].strip(), r[2].strip(), r[4].strip()) for r in rows] == [
+        (trial.change, trial.fill, f"{trial.score:.3f}", trial.outcome) for trial in case.trials
+    ]
+    pieces = page.locator(".findings section:has-text('Where the evidence lies') .piece")
+    widths = pieces.evaluate_all("all => all.map(one => one.getBoundingClientRect().width)")
+    assert [w / sum(widths) for w in widths] == pytest.approx(
+        [case.shares[place] for place in ("predicted box", "true object", "same class", "ring", "scene")], abs=0.01
+    )
+    line = page.locator("[data-layer=box] .predicted")
+    left, top, right, bottom = case.box_xyxy
+    placed = [float(line.get_attribute(name)) for name in ("x", "y", "width", "height")]
+    assert placed == pytest.approx([left, top, right - left, bottom - top], rel=1e-5)
+
+
+def test_all_true_boxes_of_the_picture_are_drawn(
+    look: Open, index: Path, found: list[Picture], summary: Summary
+) -> None:
+    case = explained(summary)
+    page = look(index, f"#case={case.id}")
+    picture = next(picture for picture in found if picture.truths.image_id == case.image_id)
+    assert page.locator("[data-layer=truths] rect.line").count() == len(picture.truths)
+    assert page.locator("[data-layer=truths] rect.concerned").count() == 1
+
+
+def test_lines_are_thin_and_hide_nothing(look: Open, index: Path, summary: Summary) -> None:
+    page = look(index, f"#case={explained(summary).id}")
+    styles = page.eval_on_selector_all(
+        "[data-layer] rect, [data-layer] path",
+        "all => all.map(one => getComputedStyle(one)).map(s => [s.fill, s.vectorEffect, parseFloat(s.strokeWidth)])",
+    )
+    assert len(styles) > 6
+    for fill, effect, width in styles:
+        assert (fill, effect) == ("none", "non-scaling-stroke") and width <= 3
+
+
+def test_keys_switch_layers_and_zoom(look: Open, index: Path, summary: Summary) -> None:
+    case = explained(summary)
+    page = look(index, f"#case={case.id}")
+    start = {"box", "truths", "heat", "evidence"}
+    assert shown_layers(page) == start
+    for key, layer in (("b", "box"), ("t", "truths"), ("h", "heat"), ("e", "evidence"), ("c", "control")):
+        page.keyboard.press(key)
+        assert shown_layers(page) == start ^ {layer}
+        assert page.is_checked(f"#layer-{layer}") == (layer == "control")
+        page.keyboard.press(key)
+        assert shown_layers(page) == start
+    page.click("label:has(#layer-heat)")
+    assert shown_layers(page) == start - {"heat"}
+    view = [float(part) for part in page.get_attribute(".stage-picture", "viewBox").split()]
+    assert view == [0, 0, 256, 192]
+    page.keyboard.press("z")
+    x, y, width, height = (float(part) for part in page.get_attribute(".stage-picture", "viewBox").split())
+    left, top, right, bottom = case.box_xyxy
+    assert x <= left and y <= top and x + width >= right and y + height >= bottom and width < 200
+    assert width / height == pytest.approx(256 / 192)
+
+
+def test_the_heatmap_is_drawn_as_detcam_draws_overlays(
+    look: Open, index: Path, found: list[Picture], summary: Summary
+) -> None:
+    case = explained(summary)
+    page = look(index, f"#case={case.id}")
+    for key in "bte":
+        page.keyboard.press(key)
+    picture = np.asarray(Image.open(next((index.parent / "pictures").glob(f"*{case.image_id:03d}-*.jpg"))))
+    maps = next(maps for one in found for known, maps in one.cases if known.id == case.id)
+    assert maps is not None
+    heat = maps.heatmap / np.float32(255)
+
+    def error(alpha: float) -> float:
+        page.wait_for_timeout(150)
+        shot = Image.open(io.BytesIO(page.locator(".stage-picture").screenshot())).convert("RGB")
+        small = np.asarray(shot.resize((256, 192), Image.Resampling.BOX)).astype(float)
+        hot = heat > 0.3
+        return float(np.abs(small - overlay_heatmap(picture, heat, alpha=alpha))[hot].mean())
+
+    for alpha in (0.8, 0.4):
+        page.evaluate(
+            "value => { const slider = document.getElementById('opacity');"
+            " slider.value = value; slider.dispatchEvent(new Event('input')); }",
+            alpha,
+        )
+        assert error(alpha) < 6 < 15 < error(alpha - 0.4)
+    page.keyboard.press("h")
+    assert error(0.0) < 6 < 15 < error(0.8)
+
+
+def test_the_opacity_slider_works_from_the_keyboard(look: Open, index: Path, summary: Summary) -> None:
+    page = look(index, f"#case={explained(summary).id}")
+    page.focus("#opacity")
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("ArrowLeft")
+    assert float(page.eval_on_selector("[data-layer=heat]", "one => one.style.opacity")) == pytest.approx(0.7)
+    assert page.inner_text(".opacity output").split() == ["70", "%"]
+    assert page.evaluate("location.hash").endswith(explained(summary).id), "arrows belong to the slider then"
+
+
+def test_going_through_the_cases(look: Open, index: Path, summary: Summary) -> None:
+    page = look(index)
+    order = [case.id for case in sorted(summary.cases, key=lambda case: (-case.ap_lost, -case.score))]
+
+    def at() -> str:
+        return str(page.evaluate("location.hash")).removeprefix("#case=")
+
+    page.click(".case-card >> nth=1")
+    assert at() == order[1] and page.inner_text(".steps .of") == f"2 of {len(order)}"
+    for press, place in (("j", 2), ("ArrowRight", 3), ("k", 2), ("ArrowLeft", 1)):
+        page.keyboard.press(press)
+        until(page, f"location.hash === '#case={order[place]}'")
+        until(page, f"document.querySelector('.steps .of').innerText === '{place + 1} of {len(order)}'")
+    page.click("text=Previous")
+    assert at() == order[0] and page.get_attribute("text=Previous", "aria-disabled") == "true"
+    page.keyboard.press("k")
+    assert at() == order[0]
+    page.keyboard.press("Escape")
+    page.wait_for_selector("#overview:not([hidden])")
+    assert page.evaluate("document.activeElement.dataset.id") == order[0], "back where one was"
+    page.keyboard.press("j")
+    assert page.evaluate("document.activeElement.dataset.id") == order[1]
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#case:not([hidden])")
+    assert at() == order[1]
+    page.go_back()
+    page.wait_for_selector("#overview:not([hidden])")
+
+
+def test_search_help_and_what_keys_leave_alone(look: Open, index: Path) -> None:
+    page = look(index)
+    page.keyboard.press("/")
+    until(page, "document.activeElement.id === 'by-text'")
+    page.keyboard.type("jk?/")
+    assert page.input_value("#by-text") == "jk?/", "keys belong to the field"
+    page.keyboard.press("Escape")
+    assert page.evaluate("document.activeElement.id") != "by-text"
+    page.keyboard.press("?")
+    assert page.locator("#help").is_visible() and page.locator("#help kbd").count() > 10
+    page.keyboard.press("Escape")
+    assert not page.locator("#help").is_visible()
+
+
+def test_a_link_to_a_case_that_is_not_there(look: Open, index: Path) -> None:
+    page = look(index, "#case=%3Cb%3Enobody%E0")
+    assert "There is no case" in page.inner_text("#case")
+    page.click("text=All cases")
+    assert page.locator("#overview").is_visible()
+
+
+def test_names_are_texts_in_the_browser_too(look: Open, tmp_path: Path) -> None:
+    found = pictures(range(3), hostile=True, names={1: HOSTILE, 2: HOSTILE + "2"})
+    known = summary_of(found, model=HOSTILE, settings={HOSTILE: HOSTILE}).cases
+    wild = replace(known[0], id=HOSTILE, reading=HOSTILE, question=HOSTILE, reason=HOSTILE)
+    found[0].cases[0] = (wild, found[0].cases[0][1])
+    page = look(write(tmp_path, found, summary_of(found, model=HOSTILE, annotations=HOSTILE, groups=())))
+    assert HOSTILE in page.inner_text("#subject")
+    page.click(".case-card[data-id^='</script>']")
+    assert page.inner_text(".case-head .file") == wild.file_name and HOSTILE in page.inner_text(".findings")
+    assert page.evaluate("decodeURIComponent(location.hash)") == "#case=" + HOSTILE
+    page.reload()
+    assert HOSTILE in page.inner_text(".findings")
+    assert page.evaluate("window.hacked") is None and page.locator("img[onerror], #case b").count() == 0
+    assert page.locator("script").count() == 2

@@ -1,0 +1,164 @@
+"""The page's looks and manners in a real browser: light and dark, narrow windows, thousands of cases, access."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.report.browser import Open, browser, opener, overflow, until
+from tests.report.made_up import HOSTILE, pictures, summary_of, write
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    with browser() as started:
+        yield started
+
+
+@pytest.fixture
+def look(chromium: Any) -> Iterator[Open]:
+    with opener(chromium) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(tmp_path_factory.mktemp("report"), pictures(range(8)))
+
+
+CONTRAST = """() => {
+  const numbers = text => text.match(/[\\d.]+/g).map(Number);
+  const linear = c => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4;
+  const light = ([r, g, b]) => [r, g, b].map(c => linear(c / 255))
+    .reduce((sum, c, at) => sum + c * [0.2126, 0.7152, 0.0722][at], 0);
+  const ground = node => { for (; node; node = node.parentElement) {
+    const [r, g, b, a = 1] = numbers(getComputedStyle(node).backgroundColor);
+    if (a > 0) return [r, g, b]; } return [255, 255, 255]; };
+  const worst = {};
+  for (const node of document.querySelectorAll('body *')) {
+    const own = [...node.childNodes].some(child => child.nodeType === 3 && child.data.trim());
+    if (!own || !node.checkVisibility() || node.closest('[aria-disabled], .off, script, option')) continue;
+    const [high, low] = [light(numbers(getComputedStyle(node).color)), light(ground(node))].sort((a, b) => b - a);
+    const name = node.tagName + '.' + node.className;
+    worst[name] = Math.min(worst[name] ?? 99, (high + 0.05) / (low + 0.05));
+  }
+  return worst;
+}"""
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_all_text_can_be_read(look: Open, index: Path, dark: bool) -> None:
+    page = look(index, dark=dark)
+    for _ in range(2):
+        contrast = page.evaluate(CONTRAST)
+        assert len(contrast) > 10
+        assert {name: ratio for name, ratio in contrast.items() if ratio < 4.5} == {}
+        page.evaluate("location.hash = document.querySelector('.case-card').hash")
+        page.wait_for_selector("#case:not([hidden])")
+
+
+def test_dark_follows_the_system_and_the_switch(look: Open, index: Path) -> None:
+    def ground(page: Any) -> int:
+        color = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        return int(color.removeprefix("rgb(").split(",")[0])
+
+    assert ground(look(index)) > 200
+    page = look(index, dark=True)
+    assert ground(page) < 60 and page.inner_text("#theme") == "Light"
+    page.click("#theme")
+    assert ground(page) > 200 and page.inner_text("#theme") == "Dark"
+    page.reload()
+    assert ground(page) > 200, "the choice is remembered"
+    page.emulate_media(color_scheme="light")
+    page.click("#theme")
+    assert ground(page) < 60
+
+
+@pytest.mark.parametrize("width", [320, 375, 600, 900])
+def test_narrow_windows_need_no_sideways_scrolling(look: Open, index: Path, width: int) -> None:
+    page = look(index, width=width, height=780)
+    assert overflow(page) == 0
+    page.click(".case-card:has-text('confirmed') >> nth=0")
+    page.wait_for_selector(".trials")
+    assert overflow(page) == 0
+    picture = page.locator(".stage-picture").bounding_box()
+    assert picture["width"] > 0.5 * width and picture["x"] >= 0
+
+
+def test_long_names_need_none_either(look: Open, tmp_path: Path) -> None:
+    found = pictures(range(2), names={1: "Donaudampfschifffahrtsgesellschaft" * 4, 2: HOSTILE}, hostile=True)
+    page = look(write(tmp_path, found), width=375)
+    assert overflow(page) == 0
+    page.click(".case-card >> nth=0")
+    assert overflow(page) == 0
+
+
+def test_every_control_and_picture_has_a_name(look: Open, index: Path) -> None:
+    page = look(index)
+    nameless = """() => [...document.querySelectorAll('button, a[href], select, input, [role], dialog')]
+      .filter(one => !(one.getAttribute('aria-label') || one.getAttribute('aria-labelledby') || one.textContent.trim()
+        || (one.labels && [...one.labels].some(label => label.textContent.trim())) || one.title))
+      .map(one => one.outerHTML.slice(0, 120))"""
+    doubled = (
+        "() => [...document.querySelectorAll('[id]')].map(o => o.id).filter((id, at, all) => all.indexOf(id) !== at)"
+    )
+    for _ in range(2):
+        assert page.evaluate(nameless) == []
+        assert page.evaluate(doubled) == []
+        assert page.locator("main:not([hidden])").count() == 1 and page.locator("main:not([hidden]) h1").count() == 1
+        assert page.locator("img:not([alt])").count() == 0
+        page.evaluate("location.hash = document.querySelector('.case-card').hash")
+        page.wait_for_selector("#case:not([hidden])")
+
+
+def test_the_focus_can_be_seen(look: Open, index: Path) -> None:
+    page = look(index)
+    for _ in range(6):
+        page.keyboard.press("Tab")
+        style = page.evaluate(
+            "(s => [s.outlineStyle, parseFloat(s.outlineWidth)])(getComputedStyle(document.activeElement))"
+        )
+        assert style == ["solid", 2]
+
+
+def test_thousands_of_cases_are_drawn_as_they_come_into_sight(look: Open, tmp_path: Path) -> None:
+    found = pictures(range(2))
+    few = summary_of(found).cases
+    many = tuple(
+        replace(few[at % len(few)], id=f"case-{at}", ap_lost=1 - at / 5000, file_name=f"{at}.png", group=None)
+        for at in range(5000)
+    )
+    page = look(write(tmp_path, found, summary_of(found, cases=many, groups=())))
+    assert page.locator(".case-card").count() < 300
+    before = page.locator(".case-card").count()
+    page.evaluate("document.getElementById('end').scrollIntoView()")
+    until(page, f"document.querySelectorAll('.case-card').length > {before}")
+    assert page.locator(".case-card").count() < 600
+    page.fill("#by-text", "4999")
+    assert page.locator(".case-card").count() == 1
+    page.click(".case-card")
+    page.keyboard.press("Escape")
+    page.click("#clear")
+    page.evaluate("location.hash = '#case=case-1234'")
+    page.wait_for_selector("#case:not([hidden])")
+    assert page.inner_text(".steps .of").replace("\u202f", "") == "1235 of 5000"
+    page.keyboard.press("Escape")
+    until(page, "document.activeElement.dataset.id === 'case-1234'")
+    box = page.locator("[data-id=case-1234]").bounding_box()
+    assert -50 < box["y"] < 900
+
+
+def test_an_audit_without_errors(look: Open, tmp_path: Path) -> None:
+    found = pictures(range(1))
+    zero = dict.fromkeys(summary_of(found).counts, 0)
+    empty = summary_of(
+        found, cases=(), groups=(), false_positives=0, false_positive_ap=0.0, counts=zero, classes=(),
+        ap_lost=dict.fromkeys(zero, 0.0), average_precision=1.0,
+    )  # fmt: skip
+    page = look(write(tmp_path, [], empty))
+    assert page.inner_text("h1") == "No false positives." and page.inner_text("#count") == "No errors were found."
+    assert not page.locator("#groups").is_visible()
