@@ -53,7 +53,7 @@ function trials(one) {
     el("td", {class: "wide"}, bar([{kind: one.type, value: trial.score}], 1)),
     el("td", {}, tag(trial.outcome)));
   const head = ["picture", "filled with", "score", "", "detection"].map((word) =>
-    word ? el("th", {scope: "col", class: word === "score" ? "number" : null}, word) : el("td", {}));
+    word ? el("th", {scope: "col", class: word === "score" ? "number" : null}, word) : el("td", {class: "wide"}));
   const before = el("tr", {class: "before"}, el("th", {scope: "row"}, "as it is"), el("td", {}, ""), el("td", {class: "number"}, score(one.score)),
     el("td", {class: "wide"}, bar([{kind: one.type, value: one.score}], 1)), el("td", {}));
   return el("div", {class: "scroll", tabindex: 0, role: "region", "aria-label": "Trials"},

@@ -34,9 +34,9 @@ def heatmap_png(heatmap: NDArray[np.uint8]) -> bytes:
 
 
 def mask_png(mask: NDArray[np.bool_]) -> bytes:
-    """A region as 1-bit PNG, its longest side at most 1600 pixels; a pixel counts where half of it does."""
-    shares = _at_most(mask.astype(np.uint8) * 255, LONGEST_PICTURE)
-    return _png(Image.fromarray(shares >= 128))
+    """A region as 1-bit PNG, its longest side at most 1600 pixels; a pixel counts where most of it does."""
+    # Averages of 0 and 1 are rounded to whole numbers.
+    return _png(Image.fromarray(_at_most(mask.astype(np.uint8), LONGEST_PICTURE) > 0))
 
 
 def thumbnail_jpeg(

@@ -22,6 +22,10 @@ OUTSIDE: tuple[Place, ...] = ("same class", "ring", "scene")
 """Places of evidence that are neither in the detection's box nor in the true object that it is about."""
 
 
+def _version() -> str:
+    return detcam.__version__
+
+
 @dataclass(frozen=True)
 class Summary:
     """What an audit found.
@@ -66,7 +70,7 @@ class Summary:
     cases: tuple[Case, ...] = ()
     problems: Problems = field(default_factory=Problems)
     seconds: float = 0.0
-    version: str = field(default_factory=lambda: detcam.__version__)
+    version: str = field(default_factory=_version)
 
     def __post_init__(self) -> None:
         known = {case.id for case in self.cases}

@@ -77,7 +77,7 @@ def pictures(
 
 def _picture(seed: int, names: dict[int, str], hostile: bool) -> Picture:
     scene, rng = draw_scene(seed), np.random.default_rng(seed)
-    file_name = f"{HOSTILE}/{seed}.png" if hostile else f"harbour/scene {seed:03d}.png"
+    file_name = f"{HOSTILE}/{seed}.png" if hostile else f"harbour/Scene {seed:03d}.png"
     truths = truths_of(scene, seed, file_name, names)
     found: list[tuple[Case, Maps | None]] = []
 

@@ -90,7 +90,7 @@ def test_what_is_not_a_number_becomes_null(tmp_path: Path) -> None:
 
 
 def test_a_summary_of_a_real_analysis(tmp_path: Path) -> None:
-    made = make_up(tmp_path, 3)
+    made = make_up(tmp_path, 3, detected=6)
     annotations: Annotations = made.annotations
     analysis = analyze_errors(made.detections, annotations)
     summary = Summary.from_analysis(

@@ -205,11 +205,13 @@ def test_a_thumbnail_shows_box_heat_and_surroundings(tmp_path: Path) -> None:
         return thumbnail[round((y - top) * scale), round((x - left) * scale)]
 
     assert np.abs(at(220, 150) - 90).max() < 12, "inside the box, without heat"
-    assert at(310, 150).max() > 200, "heat"
+    assert at(310, 150)[0] > 200 and at(310, 150)[0] - at(310, 150)[2] > 30, "heat, yellow"
     assert at(200, 150)[2] > 180 and at(200, 150)[2] - at(200, 150)[0] > 60, "the box's blue line"
     # Without maps the window is about the box alone; at the picture's edge it moves inside.
     near = images.window((300, 600), (0.0, 0.0, 30.0, 30.0), None)
     assert near[:2] == (0, 0) and near[2] < 90
+    far = images.window((300, 600), (570.0, 270.0, 600.0, 300.0), None)
+    assert far == (600 - near[2], 300 - near[3], 600, 300)
     assert images.window((40, 500), (100.0, 0.0, 400.0, 40.0), None)[1::2] == (0, 40)
 
 
