@@ -263,7 +263,8 @@ def test_going_through_the_cases(look: Open, index: Path, summary: Summary) -> N
         until(page, f"location.hash === '#case={order[place]}'")
         until(page, f"document.querySelector('.steps .of').innerText === '{place + 1} of {len(order)}'")
     page.click("text=Previous")
-    assert at() == order[0] and page.get_attribute("text=Previous", "aria-disabled") == "true"
+    page.wait_for_selector("text=Previous >> xpath=self::*[@aria-disabled='true']")
+    assert at() == order[0]
     page.keyboard.press("k")
     assert at() == order[0]
     page.keyboard.press("Escape")
@@ -296,7 +297,7 @@ def test_a_link_to_a_case_that_is_not_there(look: Open, index: Path) -> None:
     page = look(index, "#case=%3Cb%3Enobody%E0")
     assert "There is no case" in page.inner_text("#case")
     page.click("text=All cases")
-    assert page.locator("#overview").is_visible()
+    page.wait_for_selector("#overview:not([hidden])")
 
 
 def test_names_are_texts_in_the_browser_too(look: Open, tmp_path: Path) -> None:

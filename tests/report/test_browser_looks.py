@@ -94,6 +94,7 @@ def test_long_names_need_none_either(look: Open, tmp_path: Path) -> None:
     page = look(write(tmp_path, found), width=375)
     assert overflow(page) == 0
     page.click(".case-card >> nth=0")
+    page.wait_for_selector("#case:not([hidden])")
     assert overflow(page) == 0
 
 
@@ -141,6 +142,7 @@ def test_thousands_of_cases_are_drawn_as_they_come_into_sight(look: Open, tmp_pa
     page.fill("#by-text", "4999")
     assert page.locator(".case-card").count() == 1
     page.click(".case-card")
+    page.wait_for_selector("#case:not([hidden])")
     page.keyboard.press("Escape")
     page.click("#clear")
     page.evaluate("location.hash = '#case=case-1234'")
