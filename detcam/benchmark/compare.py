@@ -318,7 +318,9 @@ def _conclude(
     rows = make_rows(outcomes, signs, resamples=resamples, seed=seed)
     main = rulers[0]
     references = references_of(adapter.task)
-    words = verdicts(outcomes, rows, signs, references, resamples=resamples, seed=seed)
+    lonely = sum(len(facts["targets"]) - facts["annotated"] for _, _, facts in tally.pictures)
+    unannotated = {ruler.name: lonely for ruler in rulers if "truth" in ruler.metric.needs}
+    words = verdicts(outcomes, rows, signs, references, unannotated=unannotated, resamples=resamples, seed=seed)
     for outcome in outcomes:
         words += [f"{outcome.name}, {picture}: {error}" for picture, error in list(outcome.errors.items())[:3]]
         if outcome.warnings and outcome.kind == "method":

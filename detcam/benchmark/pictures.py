@@ -18,6 +18,7 @@ from detcam.detections import Detections
 from detcam.explain import choose
 from detcam.folder import find_pictures
 from detcam.images import is_single, load_image, to_uint8
+from detcam.metrics.regions import TrueRegions, true_regions
 from detcam.targets.box import DetectionTarget
 from detcam.trace import guarded
 
@@ -105,27 +106,32 @@ def find_targets(adapter: Adapter, picture: Tensor, **choosing: Any) -> tuple[De
         return choose(adapter, found[0], outputs[0], **choosing)
 
 
-def true_regions(objects: TrueObjects | None, found: Detections, targets: Sequence[Target]) -> Tensor:
-    """Where each target's heatmap should be hot: (N, H, W) bool, nowhere for a target without an annotation.
+def truth_of(objects: TrueObjects | None, found: Detections, targets: Sequence[Target]) -> TrueRegions:
+    """Where each target's heatmap should be hot, and where not; nowhere for a target without an annotation.
 
     A box is compared with the annotated object of its class that it overlaps most, by an IoU of at least 0.5; a false
     positive has none. A class, in a picture or over a region, is compared with all objects of it together. Crowd
-    regions are nobody's. An object's region is its mask, or its box where it has none.
+    regions are nobody's object. An object's region is its mask, or its box where it has none.
     """
-    height, width = found.image_size_hw
-    regions = torch.zeros(len(targets), height, width, dtype=torch.bool)
-    single = None if objects is None else objects[~objects.crowd]
-    if single is None or not len(single):
-        return regions
-    masks = single.masks()
-    for row, target in enumerate(targets):
-        same = single.labels == int(found.labels[row])
-        if not same.any():
-            continue
-        if isinstance(target, DetectionTarget):
-            overlap = box_iou(torch.tensor([target.box_xyxy]), single.boxes_xyxy)[0] * same
-            if float(overlap.max()) >= SAME_OBJECT:
-                regions[row] = masks[int(overlap.argmax())]
-        else:
-            regions[row] = masks[same].any(0)
-    return regions
+    if objects is None or not len(objects):
+        empty = torch.zeros(len(targets), *found.image_size_hw, dtype=torch.bool)
+        return TrueRegions(empty, empty, empty)
+    if all(isinstance(target, DetectionTarget) for target in targets):
+        return true_regions(objects, [_object_of(objects, target) for target in targets])
+    masks = objects.masks()
+    regions: list[list[Tensor]] = [[], [], []]
+    for label in found.labels.tolist():
+        same = objects.labels == label
+        for rows, chosen in zip(
+            regions, (same & ~objects.crowd, ~same & ~objects.crowd, same & objects.crowd), strict=True
+        ):
+            rows.append(masks[chosen].any(0))
+    return TrueRegions(*(torch.stack(rows) for rows in regions))
+
+
+def _object_of(objects: TrueObjects, target: Any) -> int | None:
+    """The annotated object that a box is, or None."""
+    overlap = box_iou(torch.tensor([target.box_xyxy]), objects.boxes_xyxy)[0]
+    overlap[(objects.labels != target.label) | objects.crowd] = 0
+    best = int(overlap.argmax())
+    return best if float(overlap[best]) >= SAME_OBJECT else None

@@ -12,13 +12,14 @@ import numpy as np
 from torch import Tensor
 
 from detcam.adapters.base import Adapter, Target
-from detcam.benchmark.pictures import Subject, find_targets, true_regions
+from detcam.benchmark.pictures import Subject, find_targets, truth_of
 from detcam.benchmark.plan import Entry, Ruler
 from detcam.benchmark.statistics import Outcome
 from detcam.benchmark.store import Store, plain
 from detcam.explain import describe
 from detcam.metrics.base import MetricWarning, read_heatmaps
 from detcam.metrics.cost import count_work, measure_cost
+from detcam.metrics.regions import TrueRegions
 from detcam.saving import number
 
 PICTURE = "picture"
@@ -126,19 +127,19 @@ class Asked:
     """What is asked in a picture: its targets, where their heat belongs, and the facts that are kept."""
 
     targets: list[Target]
-    truth: Tensor
+    truth: TrueRegions
     facts: dict[str, Any]
 
 
 def _ask(adapter: Adapter, subject: Subject, picture: Tensor, choosing: Mapping[str, Any]) -> Asked:
     found, targets = find_targets(adapter, picture, **choosing)
-    truth = true_regions(subject.objects, found, targets)
+    truth = truth_of(subject.objects, found, targets)
     box = getattr(targets[0], "box_xyxy", None) if targets else None
     facts = {
         "picture": subject.name,
         "targets": [describe(target, adapter.names) for target in targets],
         "scores": plain(found.scores),
-        "annotated": int(truth.flatten(1).any(1).sum()) if len(truth) else 0,
+        "annotated": int(truth.own.flatten(1).any(1).sum()) if targets else 0,
         "box_xyxy": None if box is None else plain(box),
     }
     return Asked(targets, truth, facts)

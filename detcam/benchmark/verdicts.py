@@ -15,10 +15,11 @@ def verdicts(
     signs: Mapping[str, int],
     references: Sequence[str],
     *,
+    unannotated: Mapping[str, int],
     resamples: int,
     seed: int,
 ) -> list[str]:
-    """The best method by each metric, which are not told apart from it, and which do not beat the reference controls."""
+    """The best method by each metric, what is not told apart from it, and what does not beat the reference controls."""
     by_name = {row.name: row for row in rows}
     scores = {row.name: row.scores for row in rows}
     found: list[str] = []
@@ -40,7 +41,7 @@ def verdicts(
             found.append(f"{words}, significantly better than every other method.")
         for reference in references:
             found += _against(outcomes, metric, sign, reference, resamples=resamples, seed=seed)
-    return found + _incomplete(rows)
+    return found + _incomplete(rows, unannotated)
 
 
 def _against(
@@ -71,10 +72,16 @@ def _against(
     return found
 
 
-def _incomplete(rows: Sequence[Row]) -> list[str]:
+def _incomplete(rows: Sequence[Row], unannotated: Mapping[str, int]) -> list[str]:
     found = []
+    if any(unannotated.values()):
+        count = max(unannotated.values())
+        words = "finding has" if count == 1 else "findings have"
+        found.append(
+            f"{count} {words} no annotated object: {listed(list(unannotated))} {'leaves' if len(unannotated) == 1 else 'leave'} {'it' if count == 1 else 'them'} out."
+        )
     for row in rows:
-        missing = {m: e.undefined for m, e in row.scores.items() if e.undefined and e.targets}
+        missing = {m: e.undefined for m, e in row.scores.items() if e.undefined > unannotated.get(m, 0) and e.targets}
         if missing and row.kind == "method":
             parts = listed([f"{count} by {metric}" for metric, count in missing.items()])
             found.append(f"{row.name}: maps without a value are left out of its means: {parts}.")
