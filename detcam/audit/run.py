@@ -33,7 +33,7 @@ from detcam.true_objects import TrueObjects
 
 METHOD = "reachcam"
 """What explains errors unless the user says otherwise: it found certified causes, inside the box and far from it."""
-UNREADABLE = "picture cannot be read"
+UNREADABLE = "unreadable picture"
 
 
 @dataclass(frozen=True)

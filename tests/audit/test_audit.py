@@ -1,0 +1,178 @@
+"""The whole audit on scenes whose false positives have a known cause: a wake without a boat."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import detcam
+from detcam import adapt
+from detcam.adapters import Adapter
+from detcam.audit import Audit, Case
+from detcam.audit.case import Maps
+from detcam.audit.run import UNREADABLE
+from detcam.audit.store import FOLDER
+from detcam.demo.model import load_demo_detector
+from detcam.demo.scenes import DEMO_NAMES, draw_scene
+from detcam.report import ReportWriter
+from tests.audit.scenes import write_scenes
+from tests.helpers import Snapshot
+
+SEEDS = (1_000_000, 1_000_001, 1_000_003)
+
+
+@pytest.fixture(scope="module")
+def adapter() -> Adapter:
+    return adapt(load_demo_detector(), names=DEMO_NAMES)
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_scenes(tmp_path_factory.mktemp("scenes"), SEEDS)
+
+
+def run(adapter: Adapter, scenes: Path, out: Path | None, **options: Any) -> Audit:
+    return detcam.audit(adapter, scenes.parent / "images", scenes, out=out, score_threshold=0.5, **options)
+
+
+@pytest.fixture(scope="module")
+def whole(adapter: Adapter, scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Audit:
+    before = Snapshot(adapter.model)
+    found = run(adapter, scenes, tmp_path_factory.mktemp("whole"))
+    before.check()
+    return found
+
+
+def report(found: Audit) -> dict[str, Any]:
+    """The report's ``audit.json`` without what differs from run to run."""
+    assert found.report is not None
+    data: dict[str, Any] = json.loads((found.report.parent / "audit.json").read_text())
+    return {key: value for key, value in data.items() if key not in ("seconds", "created")}
+
+
+def test_every_false_positive_is_traced_to_its_wake(whole: Audit) -> None:
+    explained = whole.explained
+    assert len(explained) >= 4 and {case.type for case in explained} == {"background"}
+    for case in explained:
+        scene = draw_scene(SEEDS[int(case.image_id) - 1])
+        wakes = np.any([scene.thing(name).mask for name in scene.ghost_boxes_xyxy], axis=0)
+        assert case.peak_xy is not None and case.shares is not None
+        x, y = case.peak_xy
+        assert wakes[y, x], "the strongest evidence lies on the wake"
+        assert case.verdict == "confirmed" and case.place == "ring"
+        assert case.shares["predicted box"] < 0.25 and sum(case.shares.values()) == pytest.approx(1)
+        assert case.smallest is not None and case.smallest < 0.011
+        assert {trial.change for trial in case.trials} >= {"without evidence", "only evidence", "random control"}
+        assert "outside the box" in case.reading and "confirmed" in case.reading
+        assert case.question == "why a boat here?" and 10 < case.passes < 40
+
+
+def test_groups_hold_every_explained_case_once(whole: Audit) -> None:
+    held = [name for group in whole.groups for name in group.cases]
+    assert sorted(held) == sorted(case.id for case in whole.explained)
+    for group in whole.groups:
+        assert group.confirmed == len(group) and f"{len(group)} boat" in group.reading
+    by_id = {case.id: case for case in whole.cases}
+    assert all(by_id[name].group == group.number for group in whole.groups for name in group.cases)
+
+
+def test_evidence_files_cover_the_wake(whole: Audit) -> None:
+    assert whole.report is not None
+    data = report(whole)
+    assert [Case.from_json(case).to_json() for case in data["cases"]] == [
+        {key: value for key, value in case.items() if key in Case.__dataclass_fields__} for case in data["cases"]
+    ]
+    assert len(data["cases"]) == len(whole.cases)
+
+
+class Killed(Exception):
+    """Raised half-way on purpose."""
+
+
+@pytest.mark.parametrize("after", [0, 1, 3])
+def test_an_interrupted_audit_goes_on_and_ends_the_same(
+    adapter: Adapter, scenes: Path, whole: Audit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    write = ReportWriter.case
+    written: list[str] = []
+
+    def failing(self: ReportWriter, case: Case, picture: np.ndarray, maps: Maps | None) -> None:
+        if len(written) == after:
+            raise Killed
+        write(self, case, picture, maps)
+        written.append(case.id)
+
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(ReportWriter, "case", failing)
+        run(adapter, scenes, tmp_path, batch_size=1)
+    assert not (tmp_path / "index.html").exists()
+    with open(tmp_path / FOLDER / "cases.jsonl", "a") as file:
+        file.write('{"case": {"id": "cut off')
+    again: list[str] = []
+
+    def counting(self: ReportWriter, case: Case, picture: np.ndarray, maps: Maps | None) -> None:
+        write(self, case, picture, maps)
+        again.append(case.id)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ReportWriter, "case", counting)
+        found = run(adapter, scenes, tmp_path, resume=True, batch_size=1)
+    assert sorted(written + again) == sorted(case.id for case in whole.explained), "nothing is done twice"
+    first, second = report(whole), report(found)
+    assert [case["id"] for case in first["cases"]] == [case["id"] for case in second["cases"]]
+    for one, other in zip(first["cases"], second["cases"], strict=True):
+        assert one["verdict"] == other["verdict"] and one["place"] == other["place"]
+        assert one["score"] == pytest.approx(other["score"], abs=1e-5)
+
+
+def test_a_folder_is_not_overwritten(adapter: Adapter, scenes: Path, whole: Audit) -> None:
+    assert whole.report is not None
+    out = whole.report.parent
+    with pytest.raises(ValueError, match="has an audit already; go on with it"):
+        run(adapter, scenes, out)
+    with pytest.raises(ValueError, match="explain: 200 then, 3 now"):
+        run(adapter, scenes, out, resume=True, explain=3)
+    same = run(adapter, scenes, out, resume=True)
+    assert [case.to_json() for case in same.cases] == [case.to_json() for case in whole.cases]
+
+
+def test_pictures_that_cannot_be_read_are_left_out_and_counted(adapter: Adapter, tmp_path: Path) -> None:
+    path = write_scenes(tmp_path, SEEDS[:2])
+    broken = tmp_path / "images" / f"scene-{SEEDS[0]}.png"
+    broken.write_bytes(broken.read_bytes()[:-20_000])
+    with pytest.warns(UserWarning, match="."):
+        data = json.loads(path.read_text())
+        data["images"].append({"id": 9, "file_name": "nowhere.png", "height": 10, "width": 10})
+        path.write_text(json.dumps(data))
+        found = run(adapter, path, None, explain=0, explain_missed=0)
+    assert len(found.problems.of(UNREADABLE)) == 1 and len(found.problems.of("picture is missing")) == 1
+    assert {case.image_id for case in found.cases} == {2} and not found.explained
+
+
+def test_nothing_found_and_nothing_annotated(adapter: Adapter, tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (64, 48)).save(tmp_path / "images" / "black.png")
+    path = tmp_path / "empty.json"
+    path.write_text(
+        json.dumps(
+            {
+                "images": [{"id": 1, "file_name": "black.png", "height": 48, "width": 64}],
+                "annotations": [],
+                "categories": [{"id": 1, "name": "boat"}],
+            }
+        )
+    )
+    found = run(adapter, path, tmp_path / "out")
+    assert not found.cases and not found.groups and found.report is not None and found.report.exists()
+
+
+def test_a_classifier_is_refused(scenes: Path) -> None:
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    with pytest.raises(TypeError, match="an audit is of a detector"):
+        detcam.audit(model, scenes.parent / "images", scenes)

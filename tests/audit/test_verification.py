@@ -1,0 +1,196 @@
+"""Regions, controls, the ladder and the verdict: by hand, and where the evidence is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from detcam import adapt
+from detcam.audit.case import Change, Outcome, Trial
+from detcam.audit.following import Followed
+from detcam.audit.regions import box_region, elsewhere, places, shares, strongest
+from detcam.audit.verification import Doubt, Verifier, _Ladder, judge
+from detcam.demo.model import load_demo_detector
+from detcam.demo.scenes import draw_scene
+from detcam.detections import Detections
+from detcam.outputs import Candidates, DetectorOutput
+from detcam.perturbation import Subject
+from detcam.targets import BoxTarget
+from detcam.trace import guarded
+
+
+def test_the_strongest_pixels_are_a_share_of_the_picture_around_the_peak() -> None:
+    heat = torch.zeros(40, 50)
+    heat[10:20, 30:40] = 1
+    small, large = strongest(heat, (0.01, 0.05))
+    assert int(small.sum()) == 20 and int(large.sum()) == 100
+    assert bool(heat[small].all()) and float(heat[large].mean()) > 0.9
+    assert not strongest(torch.zeros(40, 50), (0.1,)).any(), "a map of nothing has no evidence"
+
+
+def test_places_do_not_overlap_and_fill_the_picture() -> None:
+    truth = box_region((20, 0, 40, 10), (40, 60))
+    other = box_region((50, 30, 60, 40), (40, 60))
+    found = places((40, 60), (10, 0, 30, 20), truth, [other])
+    total = torch.stack(list(found.values())).sum(0)
+    assert bool((total == 1).all())
+    # By hand: the truth has 20 x 10; the box 20 x 20 less the 10 x 10 that the truth has of it; the ring reaches 10
+    # pixels further and is cut by the picture, 40 x 30 less 400 less the 10 x 10 of the truth beyond the box.
+    sizes = {name: int(region.sum()) for name, region in found.items()}
+    assert sizes == {
+        "true object": 200, "predicted box": 300, "same class": 100, "ring": 700, "scene": 2400 - 1300
+    }  # fmt: skip
+    strength = torch.zeros(40, 60)
+    strength[0, 0], strength[5, 15], strength[35, 55] = 1.0, 2.0, 5.0
+    assert shares(strength, found) == pytest.approx(
+        {"predicted box": 0.25, "true object": 0.0, "same class": 0.625, "ring": 0.125, "scene": 0.0}
+    )
+
+
+def test_controls_are_as_large_and_off_the_evidence() -> None:
+    region = torch.zeros(40, 60, dtype=torch.bool)
+    region[5:12, 8:20] = True
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(5):
+        moved = elsewhere(region, generator)
+        assert moved is not None and int(moved.sum()) == int(region.sum())
+        assert int((moved & region).sum()) <= 0.1 * int(region.sum())
+    box = box_region((0, 0, 30, 20), (40, 60))
+    beside = elsewhere(region, generator, inside=box)
+    assert beside is not None and int(beside.sum()) == int(region.sum())
+    assert not (beside & region).any() and not (beside & ~box).any()
+    assert elsewhere(torch.ones(4, 4, dtype=torch.bool), generator) is None
+    assert elsewhere(region, generator, inside=box_region((8, 5, 20, 13), (40, 60))) is None, "no room beside it"
+
+
+def trial(change: Change, outcome: Outcome, fill: str = "blur") -> Trial:
+    return Trial(change, fill, 0.9 if outcome == "unchanged" else 0.1, outcome)
+
+
+@pytest.mark.parametrize(
+    ("trials", "verdict", "words"),
+    [
+        ([("without evidence", "vanished"), ("random control", "unchanged")], "confirmed", "vanished without the"),
+        ([("without evidence", "class flipped"), ("box control", "unchanged")], "confirmed", "class flipped without"),
+        ([("without evidence", "unchanged"), ("random control", "unchanged")], "unconfirmed", "it stays"),
+        ([("without evidence", "vanished"), ("random control", "vanished")], "unconfirmed", "a random region"),
+        ([("without evidence", "vanished"), ("box control", "moved")], "unconfirmed", "another part of the box"),
+        ([("without evidence", "vanished")], "unconfirmed", "nothing of its size"),
+        ([], "not tested", "nothing was taken away"),
+    ],
+)
+def test_verdicts(trials: Sequence[tuple[Change, Outcome]], verdict: str, words: str) -> None:
+    found, reason = judge([trial(*each) for each in trials])
+    assert found == verdict and words in reason
+
+
+def test_one_fill_alone_proves_nothing() -> None:
+    trials = [trial("without evidence", "vanished"), trial("without evidence", "unchanged", "linear")]
+    assert judge([*trials, trial("random control", "unchanged")])[0] == "unconfirmed"
+
+
+def test_the_ladder_finds_the_smallest_rung_that_removes_with_every_fill() -> None:
+    truth = {(rung, fill): "vanished" if rung >= (1, 3)[fill] else "unchanged" for rung in range(5) for fill in (0, 1)}
+    ladder = _Ladder(5, 2)
+    rounds = 0
+    while asked := ladder.next():
+        rounds += 1
+        for key in asked:
+            ladder.answers[key] = (0.5, truth[key])  # type: ignore[assignment]
+    assert ladder.found == 3 and rounds == 4 and len(ladder.answers) == 8
+    never = _Ladder(3, 2)
+    while asked := never.next():
+        for key in asked:
+            never.answers[key] = (0.9, "unchanged")
+    assert never.found is None and len(never.answers) == 3, "where the first fill does nothing, the other is spared"
+
+
+class Said(DetectorOutput):
+    """A detector's output that is given: the candidate itself, then all others."""
+
+    def __init__(self, own: tuple[Sequence[float], Sequence[float]], others: Sequence[tuple]) -> None:  # type: ignore[type-arg]
+        self.own, self.others = own, others
+
+    def candidates(self, targets: Sequence[BoxTarget]) -> Candidates:  # type: ignore[override]
+        scores = torch.tensor([self.own[1]])
+        return Candidates(torch.tensor([self.own[0]]), scores, scores.logit(), None)
+
+    def detections(self) -> Detections:
+        raise NotImplementedError
+
+    def proposals(self) -> tuple[Tensor, Tensor]:
+        return (
+            torch.tensor([box for box, _ in self.others]).reshape(-1, 4),
+            torch.tensor([scores for _, scores in self.others]).reshape(-1, 2),
+        )
+
+
+BOX, NEAR, FAR = (0.0, 0.0, 10.0, 10.0), (6.0, 0.0, 16.0, 10.0), (50.0, 50.0, 60.0, 60.0)
+
+
+@pytest.mark.parametrize(
+    ("own", "others", "outcome"),
+    [
+        ((BOX, (0.8, 0.1)), [], "unchanged"),
+        ((BOX, (0.2, 0.1)), [], "vanished"),
+        ((BOX, (0.2, 0.1)), [(BOX, (0.7, 0.1))], "unchanged"),
+        ((BOX, (0.2, 0.7)), [], "class flipped"),
+        ((NEAR, (0.8, 0.1)), [], "moved"),
+        ((BOX, (0.2, 0.1)), [(NEAR, (0.8, 0.1))], "moved"),
+        ((BOX, (0.2, 0.1)), [(FAR, (0.8, 0.1))], "vanished"),
+    ],
+)
+def test_what_becomes_of_a_detection(own: tuple, others: list[tuple], outcome: Outcome) -> None:  # type: ignore[type-arg]
+    target = BoxTarget(BOX, 0)
+    followed = Followed.start(Said((BOX, (0.9, 0.0)), [(BOX, (0.9, 0.0))]), target, 0.5)
+    assert followed.find(Said(own, others))[1] == outcome
+
+
+def test_a_neighbour_that_was_there_before_is_no_move() -> None:
+    before = Said((BOX, (0.9, 0.0)), [(NEAR, (0.8, 0.0))])
+    followed = Followed.start(before, BoxTarget(BOX, 0), 0.5)
+    assert followed.find(Said((BOX, (0.2, 0.0)), [(NEAR, (0.8, 0.0))]))[1] == "vanished"
+
+
+def test_a_duplicate_is_its_own_candidate_alone() -> None:
+    before = Said((BOX, (0.9, 0.0)), [(BOX, (0.9, 0.0))])
+    alone = Followed.start(before, BoxTarget(BOX, 0), 0.5, alone=True)
+    assert alone.find(Said((BOX, (0.2, 0.0)), [(BOX, (0.9, 0.0))]))[1] == "vanished"
+
+
+def test_a_box_in_the_wrong_place_is_mended_when_it_reaches_its_object() -> None:
+    before = Said((BOX, (0.9, 0.0)), [])
+    followed = Followed.start(before, BoxTarget(BOX, 0), 0.5, alone=True, truth_xyxy=(4.0, 0.0, 14.0, 10.0))
+    assert followed.find(Said((BOX, (0.9, 0.0)), []))[1] == "unchanged"
+    assert followed.find(Said(((3.0, 0.0, 13.0, 10.0), (0.9, 0.0)), []))[1] == "moved"
+
+
+def test_evidence_at_the_wrong_place_is_not_confirmed() -> None:
+    """The boat is seen because of its wake; a map on the sky, or on the empty box, must not pass."""
+    adapter = adapt(load_demo_detector()).without_layers()
+    scene = draw_scene(1_000_000)
+    found = adapter.predict(scene.image)[0]
+    (name,) = list(scene.ghost_boxes_xyxy)[:1]
+    ghost = torch.as_tensor(scene.ghost_boxes_xyxy[name])
+    at = int((found.boxes_xyxy - ghost).abs().sum(1).argmin())
+    target = adapter.targets_of(found)[at]
+    assert isinstance(target, BoxTarget)
+    size = scene.image.shape[:2]
+    wake = torch.from_numpy(scene.thing(name).mask)
+    sky = torch.zeros(size)
+    sky[:30] = torch.rand(30, size[1], generator=torch.Generator().manual_seed(0))
+    box = box_region(target.box_xyxy, (size[0], size[1]))
+    with guarded(adapter.model, gradients=False), torch.no_grad():
+        batch = adapter.prepare([torch.from_numpy(scene.image).permute(2, 0, 1) / 255])
+        output = adapter.outputs(adapter.forward(batch), batch)[0]
+        subject = Subject(adapter, batch, output, [target], torch.zeros(1), (), (), 8, False)
+        followed = Followed.start(output, target, 0.5)
+        heats = {"wake": wake.float(), "sky": sky}
+        doubts = [Doubt(name, followed, heat, box) for name, heat in heats.items()]
+        verdicts = dict(zip(heats, Verifier(subject).verify(doubts), strict=True))
+    assert verdicts["wake"].verdict == "confirmed" and verdicts["wake"].smallest is not None
+    assert verdicts["sky"].verdict == "unconfirmed" and verdicts["sky"].smallest is None
+    assert float((verdicts["wake"].evidence & wake).sum()) > 0.5 * float(verdicts["wake"].evidence.sum())
