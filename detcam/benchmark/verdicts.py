@@ -77,9 +77,7 @@ def _incomplete(rows: Sequence[Row], unannotated: Mapping[str, int]) -> list[str
     if any(unannotated.values()):
         count = max(unannotated.values())
         words = "finding has" if count == 1 else "findings have"
-        found.append(
-            f"{count} {words} no annotated object: {listed(list(unannotated))} {'leaves' if len(unannotated) == 1 else 'leave'} {'it' if count == 1 else 'them'} out."
-        )
+        found.append(f"{count} {words} no annotated object; left out by {listed(list(unannotated))}.")
     for row in rows:
         missing = {m: e.undefined for m, e in row.scores.items() if e.undefined > unannotated.get(m, 0) and e.targets}
         if missing and row.kind == "method":

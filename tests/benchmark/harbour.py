@@ -1,0 +1,82 @@
+"""The demo harbour as a benchmark's ground: boats are found by their wakes, so the true map is known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from detcam.adapters import adapt
+from detcam.adapters.base import Adapter
+from detcam.cam import BaseCAM
+from detcam.demo.model import load_demo_detector
+from detcam.demo.scenes import DEMO_NAMES, Scene, draw_scene
+from detcam.images import load_images, to_uint8
+
+SEEDS = (28, 3, 31, 10, 42, 45, 7, 12)
+METRICS = ("insertion:steps=10", "deletion:steps=10")
+
+
+def harbour_detector() -> Adapter:
+    return adapt(load_demo_detector(), names=DEMO_NAMES)
+
+
+def write_scenes(folder: Path, seeds: tuple[int, ...] = SEEDS) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for seed in seeds:
+        Image.fromarray(draw_scene(seed).image).save(folder / f"scene-{seed:02d}.png")
+    return folder
+
+
+def wake_of(scene: Scene, box_xyxy: tuple[float, ...]) -> np.ndarray:
+    """The wake nearest to a box: (H, W) float, with a soft edge of a few pixels."""
+    center = np.array([box_xyxy[0] + box_xyxy[2], box_xyxy[1] + box_xyxy[3]]) / 2
+    near = min(
+        scene.of_kind("wake"), key=lambda t: np.hypot(*((t.box_xyxy[:2] + t.box_xyxy[2:]) / 2 - center)), default=None
+    )
+    if near is None:
+        return np.zeros(scene.image.shape[:2], np.float32)
+    return cv2.GaussianBlur(cv2.dilate(near.mask.astype(np.float32), np.ones((5, 5), np.uint8)), (0, 0), 2)
+
+
+class Planted(BaseCAM):
+    """Draws maps by a rule of its own; counts how often it was asked."""
+
+    name = "planted"
+    paper = "none"
+    uses_gradients = False
+    asked = 0
+
+    def __init__(self, adapter: Adapter, draw: Any) -> None:
+        super().__init__(adapter)
+        self.draw = draw
+
+    def explain(self, images: Any, targets: Any = None, **options: Any) -> Any:
+        answers = []
+        for picture, row in zip(load_images(images), targets, strict=True):
+            type(self).asked += 1
+            maps = [torch.as_tensor(self.draw(picture, target)) for target in row]
+            answers.append(SimpleNamespace(heatmaps=torch.stack(maps).float()))
+        return answers
+
+
+def scene_of(picture: Tensor, seeds: tuple[int, ...] = SEEDS) -> Scene:
+    pixels = to_uint8(picture)
+    return next(scene for scene in map(draw_scene, seeds) if np.array_equal(scene.image, pixels))
+
+
+def truth(picture: Tensor, target: Any) -> np.ndarray:
+    return wake_of(scene_of(picture), target.box_xyxy)
+
+
+def corner(picture: Tensor, target: Any) -> np.ndarray:
+    """A map that is certainly wrong: the picture's upper left corner."""
+    found = np.zeros(tuple(picture.shape[-2:]), np.float32)
+    found[:40, :40] = np.linspace(1, 0.5, 40)
+    return found

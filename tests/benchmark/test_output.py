@@ -1,0 +1,196 @@
+"""Tables, figures and the command."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from detcam.benchmark.compare import Benchmark
+from detcam.benchmark.plan import split_list
+from detcam.benchmark.plots import Shown
+from detcam.benchmark.statistics import Outcome, make_rows
+from detcam.cli import app
+from detcam.demo.model import load_demo_detector
+from tests.benchmark.harbour import SEEDS, write_scenes
+
+SIGNS = {"score": 1, "loss": -1}
+
+
+def made() -> Benchmark:
+    def outcome(name: str, kind: str, level: float, seconds: float) -> Outcome:
+        pictures = [np.array([level + 0.01 * i]) for i in range(8)]
+        nothing = [np.array([np.nan])] * 8
+        passes = [] if kind == "control" else [seconds * 20]
+        return Outcome(
+            name, kind, {"score": pictures, "loss": nothing if name == "b|ad" else pictures}, passes, passes, [seconds]
+        )
+
+    rows = make_rows(
+        [
+            outcome("good", "method", 0.8, 1.5),
+            outcome("b|ad", "method", 0.3, 0.02),
+            outcome("noise", "control", 0.4, 0),
+        ],
+        SIGNS,
+    )
+    image = np.full((30, 40, 3), 128, np.uint8)
+    maps = {"good": np.eye(30, 40, dtype=np.float32), "noise": np.zeros((30, 40), np.float32)}
+    shown = (Shown("a.png", image, "boat", (5.0, 5.0, 20.0, 25.0), maps),)
+    return Benchmark(tuple(rows), SIGNS, ("a note",), "net", "noise", 8, 9, (), {}, shown)
+
+
+def test_csv_has_a_line_a_row_and_a_column_a_figure() -> None:
+    lines = list(csv.DictReader(io.StringIO(made().to_csv())))
+    assert [line["method"] for line in lines] == ["good", "b|ad", "noise"]
+    assert list(lines[0])[:9] == [
+        "method",
+        "kind",
+        "score",
+        "score low",
+        "score high",
+        "score pictures",
+        "score targets",
+        "score undefined",
+        "score best",
+    ]
+    assert list(lines[0])[-5:] == ["passes", "backward", "seconds", "peak_mib", "failed"]
+    assert float(lines[0]["score"]) == pytest.approx(0.835)
+    assert (lines[0]["score best"], lines[1]["score best"]) == ("1", "0")
+    assert (lines[1]["loss"], lines[1]["loss undefined"], lines[2]["passes"]) == ("", "8", "")
+
+
+def test_markdown_marks_the_best_and_escapes_names() -> None:
+    lines = made().to_markdown().splitlines()
+    assert lines[0] == "**net: 9 findings in 8 pictures**"
+    assert lines[2] == "| method | score ↑ | loss ↓ | passes | backward | seconds | MiB |"
+    assert lines[4].startswith("| good | **0.835** [0.8")
+    assert lines[5] == "| b\\|ad | 0.335 " + lines[5].split("0.335 ")[1]
+    assert "| - |" in lines[5]
+    assert lines[6].startswith("| *noise* | 0.435")
+    assert lines[-1] == "* a note"
+
+
+def test_the_terminal_shows_every_row_with_its_interval() -> None:
+    text = made().to_text(100)
+    for words in (
+        "net: 9 findings in 8 pictures",
+        "score ↑",
+        "loss ↓",
+        "good",
+        "0.835",
+        "[0.8",
+        "30.0",
+        "1.50",
+        "noise",
+    ):
+        assert words in text
+    assert max(map(len, text.splitlines())) <= 100
+
+
+def test_the_scatter_names_all_rows_and_the_better_is_higher() -> None:
+    found = made()
+    figure = found.scatter()
+    (axes,) = figure.axes
+    words = [text.get_text() for text in axes.texts]
+    assert sorted(words) == ["b|ad", "good", "noise"]
+    assert axes.get_xscale() == "log"
+    low, high = axes.get_ylim()
+    assert low < high
+    low, high = found.scatter("loss").axes[0].get_ylim()
+    assert low > high
+    boxes = [text.get_window_extent() for text in axes.texts]
+    assert all(box.x0 >= 0 and box.x1 <= figure.bbox.x1 and 0 <= box.y0 and box.y1 <= figure.bbox.y1 for box in boxes)
+    with pytest.raises(ValueError, match="expected one of the metrics score, loss"):
+        found.scatter("beauty")
+
+
+def test_the_figure_of_maps_has_a_row_for_each_and_says_what_failed() -> None:
+    found = made()
+    figure = found.grid()
+    single = Benchmark(found.rows[:1], SIGNS, (), "net", "noise", 8, 9, (), {}, found.shown).grid()
+    assert figure.shape[1] == single.shape[1]
+    assert figure.shape[0] == pytest.approx(single.shape[0] * 2, rel=0.02)
+    # the hot diagonal of the first method is not there in the plain picture above it
+    assert np.abs(single[: single.shape[0] // 2].astype(int) - single[-(single.shape[0] // 2) :]).max() > 60
+
+
+def test_names_with_settings_are_told_apart_by_commas() -> None:
+    assert split_list("gradcam, drise:passes=10,seed=2,odam") == ["gradcam", "drise:passes=10,seed=2", "odam"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "harbour.pt"
+    torch.save(load_demo_detector(), path)
+    return path
+
+
+def call(model: Path, *arguments: str) -> tuple[int, str, str]:
+    names = ["--trust-checkpoint", "--names", "background,boat,buoy"]
+    result = CliRunner().invoke(app, ["benchmark", "--model", str(model), *names, *arguments])
+    return result.exit_code, result.stdout, result.stderr
+
+
+def test_the_command_prints_the_table_and_writes_the_folder(whole: Path, tmp_path: Path) -> None:
+    pictures, out = write_scenes(tmp_path / "in", SEEDS[:2]), tmp_path / "out"
+    arguments = ["--images", str(pictures), "--methods", "odam,occlusion:grid=4,window=2", "--top-k", "1"]
+    arguments += ["--metrics", "insertion:steps=2,sparseness", "--out", str(out)]
+    code, text, _ = call(whole, *arguments)
+    assert code == 0
+    head = next(line for line in text.splitlines() if "method" in line)
+    assert head.split() == [
+        "method",
+        "insertion:steps=2",
+        "↑",
+        "sparseness",
+        "↑",
+        "passes",
+        "backward",
+        "seconds",
+        "MiB",
+    ]
+    for name in ("odam", "occlusion:grid=4,window=2", "filled box", "random, blurred", "randomcam"):
+        assert name in text
+    assert "harbour.pt: 2 findings in 2 pictures" in text
+    rows = {line["method"]: line for line in csv.DictReader((out / "benchmark.csv").open())}
+    assert float(rows["occlusion:grid=4,window=2"]["passes"]) > 8
+    assert float(rows["odam"]["backward"]) >= 1
+    assert json.loads((out / "benchmark.json").read_text())["pictures"] == 2
+    assert (out / "benchmark.md").read_text().count("\n| ") >= 8
+    assert np.asarray(Image.open(out / "scatter.png")).std() > 5
+    assert np.asarray(Image.open(out / "maps.png")).std() > 20
+    assert not (set(rows) - {row["method"] for row in json.loads((out / "benchmark.json").read_text())["rows"]})
+
+    (pictures / "broken.jpg").write_bytes(b"nothing")
+    code, text, _ = call(whole, *arguments)
+    assert code == 1
+    assert "failed: broken.jpg" in text
+    code, _, errors = call(whole, *arguments, "--seed", "3")
+    assert code == 2
+    assert "holds results of other settings" in errors.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--metrics", "beauty"], "expected one of the metrics"),
+        (["--methods", "beauty"], "expected one of the methods"),
+        (["--class-map", "boat"], "--class-map as category=class"),
+        (["--metrics", "pointing_game"], "give them (COCO JSON)"),
+        (["--annotations", "nowhere.json"], "nowhere.json"),
+    ],
+)
+def test_wrong_arguments_take_one_line(whole: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
+    pictures = write_scenes(tmp_path / "in", SEEDS[:1])
+    code, _, errors = call(whole, "--images", str(pictures), "--out", str(tmp_path / "out"), *arguments)
+    assert code == 2
+    assert message in errors
+    assert len([line for line in errors.splitlines() if line.startswith("detcam:")]) == 1

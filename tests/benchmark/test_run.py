@@ -1,0 +1,268 @@
+"""Runs: what stops goes on, what is bad costs itself alone, and the map that is known to be true comes first."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+import detcam
+from detcam.benchmark import Benchmark, benchmark
+from detcam.metrics.base import Metric
+from tests.benchmark.harbour import METRICS, SEEDS, Planted, corner, harbour_detector, truth, write_scenes
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+
+class Middle(Metric):
+    """The mean heat of a map's left half: cheap, and known."""
+
+    name, paper, higher_is_better, range = "middle", "none", True, (0.0, 1.0)
+    asked = 0
+
+    def measure(self, adapter: Any, images: Any, targets: Any, heatmaps: Any, **options: Any) -> Tensor:
+        type(self).asked += 1
+        return torch.cat([maps[:, :, : maps.shape[2] // 2].double().mean((1, 2)) for maps in heatmaps])
+
+
+def slope(picture: Tensor, target: Any) -> np.ndarray:
+    height, width = picture.shape[-2:]
+    value = 0.5 + 0.4 * float(picture.mean())
+    return np.full((height, width), value, np.float32) * np.linspace(1, 0, width, dtype=np.float32)
+
+
+def compare(images: Any, out: Path | None = None, draw: Any = slope, **options: Any) -> Benchmark:
+    methods = options.pop("methods", None) or {"mine": lambda adapter: Planted(adapter, draw)}
+    metrics = options.pop("metrics", [Middle()])
+    return benchmark(harbour_detector(), images, methods, metrics, out=out, top_k=2, **options)
+
+
+def facts(found: Benchmark) -> list[Any]:
+    """All that does not depend on the clock."""
+    return [(row.name, row.kind, dict(row.scores), row.tied, row.failed) for row in found]
+
+
+def test_the_planted_truth_is_the_best_row(tmp_path: Path) -> None:
+    found = compare(
+        write_scenes(tmp_path, SEEDS[:6]),
+        methods={
+            "corner": lambda adapter: Planted(adapter, corner),
+            "gradcam": "gradcam",
+            "truth": lambda adapter: Planted(adapter, truth),
+        },
+        metrics=METRICS,
+        labels=["boat"],
+        score_threshold=0.5,
+        controls=False,
+    )
+    assert [row.name for row in found][0] == "truth"
+    best = found.row("truth").scores
+    for row in found[1:]:
+        assert best[METRICS[0]].mean > row.scores[METRICS[0]].mean + 0.2
+        assert best[METRICS[1]].mean < row.scores[METRICS[1]].mean - 0.2
+        assert not row.tied
+    assert found.row("truth").tied == set(METRICS)
+    assert (found.pictures, found.targets) == (6, 12)
+    assert found.recommend()[0].name == "truth"
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    pictures = write_scenes(tmp_path / "in", SEEDS[:4])
+    whole = compare(pictures)
+    Planted.asked = Middle.asked = 0
+
+    def stops(picture: Tensor, target: Any) -> np.ndarray:
+        if Planted.asked == 3:
+            raise KeyboardInterrupt
+        return slope(picture, target)
+
+    with pytest.raises(KeyboardInterrupt):
+        compare(pictures, tmp_path / "out", stops)
+    assert not (tmp_path / "out" / "benchmark.csv").exists()
+    Planted.asked = 0
+    rest = compare(pictures, tmp_path / "out")
+    rows = len(whole)
+    # the first of four pictures was done (asked twice there: its work is counted apart); the method stopped in the second
+    assert rest.computed == 3 * rows
+    assert Planted.asked == 3
+    assert facts(rest) == facts(whole)
+    Planted.asked = Middle.asked = 0
+    again = compare(pictures, tmp_path / "out")
+    assert (again.computed, Planted.asked, Middle.asked) == (0, 0, 0)
+    assert facts(again) == facts(whole)
+    assert not list((tmp_path / "out").rglob("*.tmp"))
+
+
+def test_half_a_result_is_computed_again(tmp_path: Path) -> None:
+    pictures = write_scenes(tmp_path / "in", SEEDS[:2])
+    whole = compare(pictures, tmp_path / "out")
+    victim = sorted((tmp_path / "out" / "cells").rglob("mine-*.json"))[0]
+    victim.write_bytes(victim.read_bytes()[:40])
+    again = compare(pictures, tmp_path / "out")
+    assert again.computed == 1
+    assert facts(again) == facts(whole)
+
+
+def test_methods_and_pictures_may_be_added_but_settings_not_changed(tmp_path: Path) -> None:
+    pictures = write_scenes(tmp_path / "in", SEEDS[:2])
+    one = compare(pictures, tmp_path / "out")
+    two = compare(
+        pictures,
+        tmp_path / "out",
+        methods={
+            "mine": lambda adapter: Planted(adapter, slope),
+            "corner": lambda adapter: Planted(adapter, corner),
+        },
+    )
+    assert two.computed == 2
+    assert two.row("mine").scores == one.row("mine").scores
+    write_scenes(tmp_path / "in", SEEDS[:3])
+    assert compare(pictures, tmp_path / "out").computed == len(one)
+    with pytest.raises(ValueError, match="score_threshold was None and is now 0.9"):
+        compare(pictures, tmp_path / "out", score_threshold=0.9)
+    with pytest.raises(ValueError, match="metrics was"):
+        compare(pictures, tmp_path / "out", metrics=["sparseness"])
+    (tmp_path / "out" / "settings.json").write_text("{}")
+    with pytest.raises(ValueError, match="was not written by a benchmark"):
+        compare(pictures, tmp_path / "out")
+
+
+def test_a_picture_that_changed_is_explained_again(tmp_path: Path) -> None:
+    pictures = write_scenes(tmp_path / "in", SEEDS[:2])
+    before = compare(pictures, tmp_path / "out")
+    first = sorted(pictures.iterdir())[0]
+    image = Image.open(first)
+    image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(first)
+    assert compare(pictures, tmp_path / "out").computed == len(before)
+
+
+def test_one_bad_picture_costs_itself_alone(tmp_path: Path) -> None:
+    pictures = write_scenes(tmp_path / "in", SEEDS[:3])
+    good = compare(pictures)
+    (pictures / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n not at all")
+    Image.new("RGB", (64, 48), (120, 130, 140)).save(pictures / "empty.png")
+    found = compare([*sorted(pictures.iterdir()), tmp_path / "absent.png"])
+    assert facts(found) == facts(good)
+    assert set(found.failed) == {"broken.png", "absent.png"}
+    assert found.empty == ("empty.png",)
+    assert "1 picture without findings at or above 0.3 left out: empty.png." in found.notes
+    assert any(note.startswith("failed: broken.png: cannot read") for note in found.notes)
+    with pytest.raises(
+        ValueError, match="not one picture could be explained: 1 without findings, 1 failed; broken.png"
+    ):
+        compare([pictures / "broken.png", pictures / "empty.png"])
+
+
+def test_maps_of_another_size_and_with_nan_never_reach_a_mean(tmp_path: Path) -> None:
+    pictures = write_scenes(tmp_path, SEEDS[:3])
+    good = compare(pictures)
+    first: list[int] = []
+
+    def small_once(picture: Tensor, target: Any) -> np.ndarray:
+        mean = round(float(picture.sum()))
+        first.append(mean)
+        return slope(picture[:, ::2] if mean == first[0] else picture, target)
+
+    found = compare(pictures, draw=small_once)
+    row = found.row("mine")
+    assert row.failed == 1
+    assert row.scores["middle"].pictures == 2
+    others = compare(sorted(pictures.iterdir())[1:]).row("mine").scores["middle"].mean
+    assert row.scores["middle"].mean == pytest.approx(others)
+    assert found.row("filled box").scores == good.row("filled box").scores
+    assert any("expected heatmaps of shape (N, 192, 256)" in note for note in found.notes)
+    assert "mine: failed on 1 picture." in found.notes
+
+    def nan_once(picture: Tensor, target: Any) -> np.ndarray:
+        drawn = slope(picture, target)
+        if target.source is not None and target.box_xyxy == best[0]:
+            drawn[5, 5] = math.nan
+        return drawn
+
+    adapter = harbour_detector()
+    best = [adapter.targets_of(adapter.predict(p, top_k=1)[0])[0].box_xyxy for p in sorted(pictures.iterdir())]
+    own = compare(pictures, draw=nan_once).row("mine").scores["middle"]
+    assert (own.undefined, own.targets, own.pictures) == (1, 5, 3)
+    assert math.isfinite(own.mean)
+
+
+def test_controls_are_rows_and_the_filled_box_is_the_box(tmp_path: Path) -> None:
+    pictures = write_scenes(tmp_path, SEEDS[:2])
+    found = compare(pictures)
+    names = {row.name for row in found if row.kind == "control"}
+    assert {"random", "random, blurred", "filled box", "filled box, blurred", "randomcam", "sobel"} <= names
+    adapter = harbour_detector()
+    means = []
+    for path in sorted(pictures.iterdir()):
+        shares = []
+        for x1, y1, x2, y2 in adapter.predict(path, score_threshold=0.3, top_k=2)[0].boxes_xyxy.tolist():
+            hot = 0
+            for row in range(192):
+                for column in range(128):
+                    hot += x1 <= column + 0.5 < x2 and y1 <= row + 0.5 < y2
+            shares.append(hot / (192 * 128))
+        means.append(sum(shares) / 2)
+    assert found.row("filled box").scores["middle"].mean == pytest.approx(sum(means) / 2, abs=1e-6)
+    assert found.row("random").scores["middle"].mean == pytest.approx(0.5, abs=0.01)
+    assert found.row("random").scores == compare(pictures).row("random").scores
+    assert found.row("random").scores != compare(pictures, seed=1).row("random").scores
+    assert [row.kind for row in found] == sorted((row.kind for row in found), reverse=True)
+    assert {row.kind for row in compare(pictures, controls=False)} == {"method"}
+    named = compare(pictures, methods=["gradcam", "randomcam"])
+    assert [row.name for row in named if row.name.startswith("randomcam")] == ["randomcam"]
+    assert named.row("randomcam").kind == "control"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"methods": ["odam", "odam"]}, "odam is given twice"),
+        ({"methods": ["grandcam"]}, "expected one of the methods"),
+        ({"methods": ["drise:masks=9"]}, "drise has no setting 'masks'"),
+        ({"methods": ["attentionrollout"]}, "this model does detection: leave it out"),
+        ({"methods": ["randomcam"]}, "at least one method that is no control"),
+        ({"methods": {"filled box": "odam"}}, "filled box is the name of a control"),
+        ({"metrics": ["beauty"]}, "expected one of the metrics"),
+        ({"metrics": ["insertion:step=3"]}, "insertion:step=3"),
+        ({"metrics": ["pointing_game"]}, "compares with annotations"),
+        ({"metrics": []}, "at least one metric"),
+        ({"limit": 0}, "limit of at least 1"),
+    ],
+)
+def test_what_cannot_be_compared_is_said_before_anything_runs(
+    tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        compare(write_scenes(tmp_path, SEEDS[:1]), tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_model_comes_back_and_names_are_public(tmp_path: Path) -> None:
+    from tests.helpers import Snapshot
+
+    assert detcam.benchmark is benchmark
+    adapter = harbour_detector()
+    before = Snapshot(adapter.model)
+    benchmark(adapter, write_scenes(tmp_path, SEEDS[:1]), ["gradcam:eigen_smooth=true"], [Middle()], controls=False)
+    before.check()
+
+
+def test_a_classifier_is_compared_with_a_blob_in_the_middle() -> None:
+    from detcam.adapters import adapt
+    from tests.helpers import TinyCNN
+
+    adapter = adapt(TinyCNN(), image_size=32, target_layers=["conv2"])
+    images = [torch.rand(3, 40, 48, generator=torch.Generator().manual_seed(i)) for i in range(2)]
+    found = benchmark(adapter, images, ["gradcam", "layercam"], ["insertion:steps=4", "sparseness"], title="tiny")
+    assert found.reference == "blob in the middle"
+    assert found.title == "tiny: 2 findings in 2 pictures"
+    assert found.row("gradcam").passes > 0.99
+    assert {shown.name for shown in found.shown} == {"image-1", "image-2"}
+    assert json.loads(found.to_json())["rows"][0]["method"] == found[0].name

@@ -1,0 +1,130 @@
+"""Intervals and differences against a bootstrap written out in loops, and against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from detcam.benchmark.statistics import Outcome, bootstrap, difference, estimate, make_rows
+from detcam.benchmark.verdicts import recommend, verdicts
+
+NAN = float("nan")
+
+
+def rows_of(*pictures: list[float]) -> list[np.ndarray]:
+    return [np.array(picture, np.float64) for picture in pictures]
+
+
+def test_the_interval_is_that_of_a_literal_bootstrap() -> None:
+    values = np.array([0.3, 0.9, 0.1, 0.55, 0.7, 0.2, 0.45])
+    generator = np.random.default_rng(4)
+    draws = generator.integers(0, 7, (500, 7))
+    means = []
+    for draw in draws:
+        total = 0.0
+        for index in draw:
+            total += values[index]
+        means.append(total / 7)
+    means.sort()
+
+    def percentile(share: float) -> float:
+        place = share * (len(means) - 1)
+        low = math.floor(place)
+        return means[low] + (place - low) * (means[min(low + 1, len(means) - 1)] - means[low])
+
+    low, high = bootstrap(values, resamples=500, seed=4)
+    assert (low, high) == pytest.approx((percentile(0.025), percentile(0.975)), abs=1e-12)
+    theirs = stats.bootstrap((values,), np.mean, n_resamples=20000, method="percentile").confidence_interval
+    assert bootstrap(values, resamples=20000) == pytest.approx((theirs.low, theirs.high), abs=0.02)
+    assert all(map(math.isnan, bootstrap(values[:1])))
+
+
+def test_pictures_weigh_alike_and_targets_without_value_are_counted() -> None:
+    found = estimate(rows_of([1, 1, 1, 1], [0, NAN], [NAN], []))
+    assert (found.mean, found.pictures, found.targets, found.undefined) == (0.5, 2, 5, 2)
+    assert (found.low, found.high) == (0, 1)
+    nothing = estimate(rows_of([NAN], []))
+    assert math.isnan(nothing.mean)
+    assert (nothing.pictures, nothing.undefined) == (0, 1)
+
+
+def test_differences_are_of_the_same_targets() -> None:
+    one = rows_of([1, 5], [2, NAN], [3], [])
+    other = rows_of([0, NAN], [1, 9], [1], [7])
+    gap = difference(one, other)
+    # the targets that both have: 1 - 0, 2 - 1, 3 - 1
+    assert gap.mean == pytest.approx(4 / 3)
+    assert gap.pictures == 3
+    assert gap.scale == pytest.approx(2)
+    assert difference(rows_of([NAN]), rows_of([1])).pictures == 0
+
+
+def test_a_difference_counts_if_it_is_sure_large_enough_and_seen_often_enough() -> None:
+    steady = [[float(i)] for i in range(8)]
+    above = [[float(i) + 1] for i in range(8)]
+    barely = [[100 + float(i) + 0.01] for i in range(8)]
+    hundred = [[100 + float(i)] for i in range(8)]
+    mixed = [[float(i) + (-1) ** i] for i in range(8)]
+    assert difference(rows_of(*above), rows_of(*steady)).significant
+    assert not difference(rows_of(*above[:5]), rows_of(*steady[:5])).significant
+    assert difference(rows_of(*above[:6]), rows_of(*steady[:6])).significant
+    assert not difference(rows_of(*barely), rows_of(*hundred)).significant
+    assert not difference(rows_of(*mixed), rows_of(*steady)).significant
+
+
+def outcomes() -> list[Outcome]:
+    base = np.linspace(0, 0.2, 8)
+    noise = np.array([0.1, -0.1] * 4)
+
+    def made(name: str, kind: str, values: np.ndarray, seconds: float) -> Outcome:
+        pictures = rows_of(*[[value] for value in values])
+        return Outcome(name, kind, {"score": pictures}, seconds=[seconds] * 8, passes=[seconds * 10], backward=[2])
+
+    return [
+        made("slow", "method", base + 0.8, 5.0),
+        made("quick", "method", base + 0.79 + noise, 0.5),
+        made("poor", "method", base + 0.1, 0.1),
+        made("filled box", "control", base + 0.5, 0.0),
+        made("filled box, blurred", "control", base + 0.79 - noise, 0.0),
+    ]
+
+
+def test_the_best_and_what_is_not_told_apart_from_it() -> None:
+    rows = {row.name: row for row in make_rows(outcomes(), {"score": 1})}
+    assert {name for name, row in rows.items() if "score" in row.tied} == {"slow", "quick"}
+    assert rows["slow"].scores["score"].mean == pytest.approx(0.9)
+    assert (rows["quick"].seconds, rows["quick"].passes, rows["quick"].backward) == (0.5, 5, 2)
+    lower = {row.name: row for row in make_rows(outcomes(), {"score": -1})}
+    assert {name for name, row in lower.items() if "score" in row.tied} == {"poor"}
+
+
+def test_words_say_who_loses_to_the_filled_box() -> None:
+    found = outcomes()
+    rows = make_rows(found, {"score": 1})
+    words = verdicts(
+        found, rows, {"score": 1}, ("filled box", "filled box, blurred"), unannotated={}, resamples=2000, seed=0
+    )
+    assert words[0] == "score: slow is best with 0.9; the difference to quick is not significant."
+    assert any(word.startswith("score: poor loses to the filled box (difference -0.4") for word in words)
+    assert "score: slow and quick cannot be told from the filled box, blurred." in words
+    assert not any("slow loses" in word for word in words)
+    few = [Outcome(o.name, o.kind, {"score": o.values["score"][:4]}, seconds=o.seconds) for o in found]
+    words = verdicts(
+        few, make_rows(few, {"score": 1}), {"score": 1}, ("filled box",), unannotated={}, resamples=100, seed=0
+    )
+    assert words == [
+        "score: slow is best with 0.843, on 4 pictures: too few to tell methods apart, 6 at least are needed."
+    ]
+
+
+def test_the_cheapest_of_the_best_is_recommended() -> None:
+    rows = make_rows(outcomes(), {"score": 1})
+    pick, reason = recommend(rows, "score", "filled box")
+    assert pick.name == "quick"
+    assert "no significant difference to slow, which takes 10 times as long" in reason
+    assert "The filled box reaches 0.6" in reason
+    with pytest.raises(ValueError, match="none can be recommended"):
+        recommend([row for row in rows if row.kind == "control"], "score", "filled box")

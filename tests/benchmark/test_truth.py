@@ -1,0 +1,120 @@
+"""What each map is compared with: the object that a detection is, and nothing for what is no object."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from detcam.annotations import Annotations
+from detcam.benchmark import benchmark
+from detcam.benchmark.pictures import truth_of
+from detcam.detections import Detections, Source
+from detcam.targets import BoxTarget, ClassTarget
+from tests.benchmark.harbour import SEEDS, Planted, draw_scene, harbour_detector, write_scenes
+
+
+def coco(folder: Path, annotations: list[dict[str, Any]], files: list[str]) -> Path:
+    path = folder / "truth.json"
+    path.write_text(
+        json.dumps(
+            {
+                "images": [
+                    {"id": number, "file_name": name, "width": 256, "height": 192} for number, name in enumerate(files)
+                ],
+                "annotations": [
+                    {"id": number, "area": 1, "iscrowd": 0, "image_id": 0, **annotation}
+                    for number, annotation in enumerate(annotations, 1)
+                ],
+                "categories": [{"id": 1, "name": "boat"}, {"id": 2, "name": "buoy"}],
+            }
+        )
+    )
+    return path
+
+
+def box(x: float, y: float, side: float, category: int, **more: Any) -> dict[str, Any]:
+    return {"bbox": [x, y, side, side], "category_id": category, **more}
+
+
+def findings(*targets: BoxTarget) -> Detections:
+    return Detections(
+        torch.tensor([target.box_xyxy for target in targets]),
+        torch.tensor([target.label for target in targets]),
+        torch.ones(len(targets)),
+        (192, 256),
+        (Source("image"),) * len(targets),
+    )
+
+
+def test_a_box_is_compared_with_the_object_of_its_class_that_it_overlaps(tmp_path: Path) -> None:
+    write_scenes(tmp_path, SEEDS[:1])
+    name = f"scene-{SEEDS[0]:02d}.png"
+    crowd = {"iscrowd": 1, "segmentation": {"size": [192, 256], "counts": [0, 192 * 256]}}
+    path = coco(
+        tmp_path, [box(10, 20, 40, 1), box(12, 20, 40, 2), box(100, 100, 20, 1), box(0, 0, 256, 1, **crowd)], [name]
+    )
+    objects = Annotations.load(path, tmp_path).for_classes({1: "boat", 2: "buoy"})[0]
+    targets = [
+        BoxTarget((12, 22, 50, 60), 1),  # the first boat, though the buoy's box fits as well
+        BoxTarget((12, 22, 50, 60), 2),
+        BoxTarget((100, 100, 120, 109), 1),  # IoU 0.45: not it
+        BoxTarget((1, 1, 255, 191), 1),  # the crowd region is nobody's object
+    ]
+    found = truth_of(objects, findings(*targets), targets)
+    assert found.own[0].nonzero().amin(0).tolist() == [20, 10]
+    assert found.own[0].sum() == found.own[1].sum() == 1600
+    assert found.own[1].nonzero().amin(0).tolist() == [20, 12]
+    assert not found.own[2:].any()
+    assert found.ignored[0].all()
+    assert not found.ignored[1].any()
+    whole = truth_of(objects, findings(*targets[:1]), [ClassTarget(1)])
+    assert whole.own[0].sum() == 1600 + 400
+    nothing = truth_of(None, findings(*targets), targets)
+    assert nothing.own.shape == (4, 192, 256)
+    assert not nothing.own.any()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_annotated_pictures_alone_are_taken_and_false_positives_told(tmp_path: Path) -> None:
+    folder = write_scenes(tmp_path / "in", SEEDS[:3])
+    adapter = harbour_detector()
+    names = [f"scene-{seed:02d}.png" for seed in SEEDS[:2]]
+    scene = draw_scene(SEEDS[0])
+    objects = [
+        {"bbox": [x1, y1, x2 - x1, y2 - y1], "category_id": int(label)}
+        for (x1, y1, x2, y2), label in zip(scene.boxes_xyxy.tolist(), scene.labels.tolist(), strict=True)
+    ]
+    # the second picture has no object, the third is not annotated, the fourth does not exist
+    path = coco(tmp_path, objects, [*names, "gone.png"])
+
+    def box_map(picture: Any, target: BoxTarget) -> Any:
+        drawn = torch.zeros(picture.shape[-2:])
+        x1, y1, x2, y2 = (round(value) for value in target.box_xyxy)
+        drawn[y1:y2, x1:x2] = 1
+        return drawn
+
+    methods = {"box": lambda adapter: Planted(adapter, box_map)}
+    found = benchmark(
+        adapter, folder, methods, ["pointing_game", "energy_pointing_game"], path, controls=False, top_k=20
+    )
+    detected = [len(adapter.predict(folder / name, score_threshold=0.3)[0]) for name in names]
+    own = found.row("box").scores["energy_pointing_game"]
+    assert found.pictures == 2
+    assert own.targets + own.undefined == sum(detected)
+    assert own.pictures == 1
+    assert 0 < own.targets <= len(objects)
+    assert own.mean > 0.6
+    assert (
+        f"{own.undefined} findings have no annotated object; left out by pointing_game and energy_pointing_game."
+        in (found.notes)
+    )
+    assert "1 pictures that are not in truth.json were left out." in found.notes
+    assert any("gone.png" in note or "missing" in note for note in found.notes)
+    assert found.failed == {}
+    with pytest.raises(ValueError, match="none of the 1 pictures is annotated"):
+        alone = write_scenes(tmp_path / "alone", SEEDS[3:4])
+        benchmark(adapter, alone, methods, ["pointing_game"], Annotations.load(path, folder))
