@@ -63,9 +63,9 @@ class Folding:
 
     def _reads(self, module: nn.Module, inputs: Any) -> None:
         value: Any = inputs[0]
-        maker, made, version = self._made.get(id(value), (None, None, 0))
-        same = made is not None and made() is value and value._version == version
-        self._pairs.setdefault(module, []).append(maker if same else None)
+        found = self._made.get(id(value))
+        same = found is not None and found[1]() is value and inputs[0]._version == found[2]
+        self._pairs.setdefault(module, []).append(found[0] if found is not None and same else None)
 
     @contextmanager
     def applied(self) -> Iterator[None]:

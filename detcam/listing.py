@@ -19,7 +19,7 @@ PIPED_WIDTH = 400
 
 def rows() -> list[tuple[str, ...]]:
     """Each method's cells under `HEADER`."""
-    found = []
+    found: list[tuple[str, ...]] = []
     for name, method in METHODS.items():
         tasks = "all" if method.tasks == TASKS else ", ".join(sorted(method.tasks))
         own = "yes" if method.class_discriminative else "no"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from detcam.adapters.base import Adapter, Target
-from detcam.audit.case import Case, Maps
+from detcam.audit.case import PLACES, Case, Maps, Place
 from detcam.audit.errors import ErrorCase
 from detcam.audit.following import Followed
 from detcam.audit.questions import Question, question_of, stage_of
@@ -184,12 +184,13 @@ class Examiner:
         region = to_canvas.back(verified.evidence) if verified is not None else _brightest(heat)
         control = None if verified is None or verified.control is None else to_canvas.back(verified.control)
         held = shares(region.float(), where)
+        mostly: Place = max(PLACES, key=held.__getitem__)
         peak = int(heat.argmax())
         case = replace(
             case,
             method=self.cam.name,
             shares=share,
-            place=max(held, key=lambda place: held[place]),
+            place=mostly,
             area=float(region.float().mean()),
             peak_xy=(peak % size[1], peak // size[1]),
         )

@@ -56,7 +56,7 @@ class Metric(ABC):
         targets: Any,
         heatmaps: Any,
         *,
-        truth: Sequence[Tensor] | None = None,
+        truth: Sequence[Any] | None = None,
         method: Explainer | None = None,
     ) -> Tensor:
         """The value of each heatmap.
