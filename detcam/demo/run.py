@@ -41,6 +41,7 @@ TRUE_COLOR, FALSE_COLOR = (120, 230, 140), (255, 150, 40)
 WIDEST = 88
 NEXT = (
     ("detcam explain --help", "a model and pictures of your own"),
+    ("detcam audit --help", "all mistakes of a detector on annotated pictures, each with its cause"),
     ("detcam methods", "what else can be asked, and who thought of it"),
     ("detcam layers --help", "where in a model to look"),
 )
