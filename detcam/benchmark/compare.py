@@ -104,8 +104,9 @@ class Benchmark(Sequence[Row]):
         return f"{self.model}: {self.targets} findings in {_count(self.pictures, 'picture')}"
 
     def recommend(self, metric: str | None = None) -> tuple[Row, str]:
-        """The cheapest of the methods that are not told apart from the best by a metric (the first one), and why."""
-        return recommend(self.rows, self._metric(metric), self.reference)
+        """The cheapest of the methods that are as good as the best by a metric (the first one), and why."""
+        chosen = self._metric(metric)
+        return recommend(self.rows, chosen, self.signs[chosen], self.reference)
 
     def to_text(self, width: int | None = None) -> str:
         """The table as the terminal shows it, without colours."""

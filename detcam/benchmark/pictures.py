@@ -80,7 +80,8 @@ def find_subjects(images: Any, annotations: Annotations | None) -> tuple[list[Su
     if not chosen:
         raise ValueError(f"none of the {len(subjects)} pictures is annotated in {annotations.path}; check both paths")
     left = len(subjects) - len(chosen)
-    return chosen, [f"{left} pictures that are not in {annotations.path.name} were left out."] if left else []
+    words = "picture that is" if left == 1 else "pictures that are"
+    return chosen, [f"{left} {words} not in {annotations.path.name} left out."] if left else []
 
 
 def _named(images: Any) -> Iterator[Subject]:

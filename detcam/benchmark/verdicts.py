@@ -91,8 +91,17 @@ def _incomplete(rows: Sequence[Row], unannotated: Mapping[str, int]) -> list[str
     return found
 
 
-def recommend(rows: Sequence[Row], metric: str, reference: str) -> tuple[Row, str]:
-    """The method to take by one metric: the cheapest of those that are not told apart from the best.
+def recommend(rows: Sequence[Row], metric: str, sign: int, reference: str) -> tuple[Row, str]:
+    """The method to take by one metric: the cheapest of those that are as good as the best.
+
+    As good are those that are not told apart from the best and whose mean lies in its interval: few pictures alone,
+    which tell nothing apart, do not make a method good.
+
+    Args:
+        rows: of the table.
+        metric: what decides.
+        sign: 1 where higher is better, else -1.
+        reference: a control to compare with.
 
     Returns:
         its row, and the reason in words.
@@ -100,9 +109,12 @@ def recommend(rows: Sequence[Row], metric: str, reference: str) -> tuple[Row, st
     Raises:
         ValueError: no method has a value.
     """
-    choice = [row for row in rows if metric in row.tied]
-    if not choice:
+    tied = [row for row in rows if metric in row.tied]
+    if not tied:
         raise ValueError(f"no method has a value by {metric}, so none can be recommended")
+    best = max(tied, key=lambda row: sign * row.scores[metric].mean)
+    low, high = best.scores[metric].low, best.scores[metric].high
+    choice = [row for row in tied if row is best or low <= row.scores[metric].mean <= high]
     pictures = max(row.scores[metric].pictures for row in choice)
     pick = min(choice, key=lambda row: row.seconds)
     own = pick.scores[metric]
@@ -114,7 +126,7 @@ def recommend(rows: Sequence[Row], metric: str, reference: str) -> tuple[Row, st
         longer = f", which {'take up to' if len(others) > 1 else 'takes'} {times:.2g} times as long"
         reason += f"; no significant difference to {names}{longer}"
     else:
-        reason += "; significantly better than every other method"
+        reason += "; the best, and no other comes near it"
     control = next((row for row in rows if row.name == reference), None)
     if control is not None:
         reason += f". The {reference} reaches {control.scores[metric].mean:.3g}"

@@ -89,7 +89,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
     Planted.asked = 0
     rest = compare(pictures, tmp_path / "out")
     rows = len(whole)
-    # the first of four pictures was done (asked twice there: its work is counted apart); the method stopped in the second
+    # the first of four pictures was done (asked twice: its work is counted apart), the method stopped in the second
     assert rest.computed == 3 * rows
     assert Planted.asked == 3
     assert facts(rest) == facts(whole)

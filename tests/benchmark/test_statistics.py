@@ -122,9 +122,20 @@ def test_words_say_who_loses_to_the_filled_box() -> None:
 
 def test_the_cheapest_of_the_best_is_recommended() -> None:
     rows = make_rows(outcomes(), {"score": 1})
-    pick, reason = recommend(rows, "score", "filled box")
+    pick, reason = recommend(rows, "score", 1, "filled box")
     assert pick.name == "quick"
     assert "no significant difference to slow, which takes 10 times as long" in reason
     assert "The filled box reaches 0.6" in reason
     with pytest.raises(ValueError, match="none can be recommended"):
-        recommend([row for row in rows if row.kind == "control"], "score", "filled box")
+        recommend([row for row in rows if row.kind == "control"], "score", 1, "filled box")
+
+
+def test_what_few_pictures_cannot_tell_apart_is_not_recommended_for_being_cheap() -> None:
+    def made(name: str, values: list[float], seconds: float) -> Outcome:
+        return Outcome(name, "method", {"loss": rows_of(*[[value] for value in values])}, seconds=[seconds])
+
+    rows = make_rows([made("sure", [0.1, 0.1, 0.11], 9.0), made("cheap", [0.1, 0.9, 0.1], 0.1)], {"loss": -1})
+    assert all("loss" in row.tied for row in rows)
+    pick, reason = recommend(rows, "loss", -1, "filled box")
+    assert pick.name == "sure"
+    assert reason.endswith("With 3 pictures nothing is certain; take 6 at least.")

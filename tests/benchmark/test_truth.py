@@ -112,7 +112,7 @@ def test_annotated_pictures_alone_are_taken_and_false_positives_told(tmp_path: P
         f"{own.undefined} findings have no annotated object; left out by pointing_game and energy_pointing_game."
         in (found.notes)
     )
-    assert "1 pictures that are not in truth.json were left out." in found.notes
+    assert "1 picture that is not in truth.json left out." in found.notes
     assert any("gone.png" in note or "missing" in note for note in found.notes)
     assert found.failed == {}
     with pytest.raises(ValueError, match="none of the 1 pictures is annotated"):

@@ -371,3 +371,32 @@ def test_a_network_that_opencv_runs_is_explained(
         x1, y1, x2, y2 = (int(side) for side in line.split("[")[1].split("]")[0].split(","))
         x, y = (int(part) for part in line.split("hottest at ")[1].split(","))
         assert x1 <= x < x2 and y1 <= y < y2
+
+
+def test_metrics_tell_a_heatmap_from_its_opposite(run: Callable[..., Run], capsys: pytest.CaptureFixture[str]) -> None:
+    done = run("metrics")
+    said = capsys.readouterr().out
+    combined = float(said.split("halved: ")[1].split(";")[0])
+    assert combined > 0
+    boxes = {line.split()[0]: line for line in said.splitlines() if "is better)" in line}
+    insertion, deletion = (
+        [float(cell.split()[-1]) for cell in boxes[name].split("better)  ")[1].split("  ")]
+        for name in ("insertion", "deletion")
+    )
+    assert len(insertion) == len(deletion) == 6
+    assert min(insertion) > 0.6 > 0.3 > max(deletion)
+    assert np.array(Image.open(done.figure)).std() > 10
+
+
+def test_choosing_a_method_ends_in_a_recommendation_and_its_reason(
+    run: Callable[..., Run], capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = run("choose_a_method", "--methods", "odam,gradcam,reachcam")
+    said = capsys.readouterr().out
+    name = said.split("\nTake ")[1].split(".")[0]
+    assert name == "reachcam"
+    assert said.split("\nTake ")[1].splitlines()[1].startswith("reachcam: insertion:steps=12 0.9")
+    assert "gradcam loses to the filled box" in said
+    rows = json.loads((done.figure.parent / "benchmark.json").read_text())["rows"]
+    assert {"odam", "gradcam", "reachcam", "filled box", "random", "randomcam"} <= {row["method"] for row in rows}
+    assert len(list((done.out / "pictures").glob("*.png"))) == 12
