@@ -181,9 +181,9 @@ def tell(found: Audit) -> None:
     if shown:
         console.print("\nshared causes, the costliest first")
         for group in shown:
-            console.print(f"  {printable(group.reading)}")
+            console.print(f"  {printable(group.reading)}", soft_wrap=True)
         if len(found.groups) > len(shown):
             console.print(f"  and {len(found.groups) - len(shown)} more in the report")
     for line in found.problems.summary().splitlines():
-        console.print(f"note: {printable(line)}")
+        console.print(f"note: {printable(line)}", soft_wrap=True)
     console.print(f"\n{found.report}  ({found.seconds:.0f} s)", soft_wrap=True)

@@ -297,7 +297,7 @@ class _Work:
             self.store.add_case(result)
 
     def _bar(self, batches: Iterable[list[Any]], words: str, total: int, size: Any) -> Iterator[list[Any]]:
-        with tqdm(total=total, desc=words, disable=not self.progress, leave=False) as bar:
+        with tqdm(total=total, desc=words, disable=None if self.progress else True, leave=False) as bar:
             for batch in batches:
                 yield batch
                 bar.update(size(batch))
