@@ -234,9 +234,10 @@ def test_a_method_that_draws_at_random_is_not_reproducible() -> None:
     class Dice(Edges):
         def explain(self, images: Any, targets: Any = None, **options: Any) -> Any:
             results = super().explain(images, targets if targets is not None else [TARGETS])
-            return [
-                SimpleNamespace(heatmaps=torch.rand_like(result.heatmaps), targets=result.targets) for result in results
-            ]
+            with torch.random.fork_rng(devices=[]):  # as the package does around a model: the state comes back
+                for result in results:
+                    result.heatmaps = torch.rand_like(result.heatmaps)
+            return results
 
     state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()
     assert reproducibility(cam, picture, TARGETS).equal
