@@ -56,7 +56,7 @@ def _against(
     control = next((outcome for outcome in outcomes if outcome.name == reference), None)
     if control is None:
         return []
-    found, even = [], []
+    found, lost, even = [], [], []
     for outcome in outcomes:
         if outcome.kind != "method":
             continue
@@ -64,9 +64,12 @@ def _against(
         if not np.isfinite(gap.mean) or not np.isfinite(gap.low):
             continue
         if gap.significant and sign * gap.mean < 0:
-            found.append(f"{metric}: {outcome.name} loses to the {reference} ({_span(gap)}).")
+            lost.append(f"{outcome.name} {_span(gap)}")
         elif not gap.significant:
             even.append(outcome.name)
+    if lost:
+        loses = "loses" if len(lost) == 1 else "lose"
+        found.append(f"{metric}: {listed(lost)} {loses} to the {reference} (difference, 95 % interval).")
     if even:
         found.append(f"{metric}: {listed(even)} cannot be told from the {reference}.")
     return found
@@ -141,4 +144,4 @@ def listed(names: Sequence[str]) -> str:
 
 
 def _span(gap: Difference) -> str:
-    return f"difference {gap.mean:+.3g}, 95 % interval {gap.low:+.3g} to {gap.high:+.3g}"
+    return f"({gap.mean:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}])"
