@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -181,7 +180,7 @@ def tell(found: Benchmark, out: Path) -> None:
     from detcam.console import printable
 
     # A file or a pipe takes the table as wide as it is; a terminal wraps it.
-    console = Console() if sys.stdout.isatty() or "COLUMNS" in os.environ else Console(width=160)
+    console = Console() if sys.stdout.isatty() else Console(width=160)
     console.print(rich_table(found.rows, found.signs, printable(found.title)))
     console.print(LEGEND, style="dim", markup=False, highlight=False)
     for note in found.notes:
