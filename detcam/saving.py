@@ -52,6 +52,7 @@ import re
 import time
 import unicodedata
 import uuid
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -307,3 +308,16 @@ def files_of(entry: dict[str, Any]) -> list[str]:
 def _stem_key(name: str) -> str:
     """Equal for file names with one stem, on file systems that ignore case too; stems hold one dot."""
     return ".".join(unicodedata.normalize("NFC", name).casefold().split(".")[:2])
+
+
+def plain(value: Any) -> Any:
+    """What JSON can hold: lists, texts, numbers as `number` writes them, texts of all else."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(inner) for inner in value]
+    if value is None or isinstance(value, (bool, str, int)):
+        return value
+    if isinstance(value, np.integer):
+        return int(value)
+    return number(value) if hasattr(value, "__float__") else str(value)

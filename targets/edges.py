@@ -60,9 +60,9 @@ class EdgesTarget(DetectionTarget):
 
     @property
     def words(self) -> str:
-        """The edges in words: ``left edge``, ``left and top edges``, ``all edges``."""
+        """The edges in words: ``left edge``, ``left and top edges``, ``edges`` for all."""
         if len(self.edges) == len(EDGES):
-            return "all edges"
+            return "edges"
         return f"{' and '.join(self.edges)} edge{'s' if len(self.edges) > 1 else ''}"
 
     def hflip(self, width: int) -> EdgesTarget:

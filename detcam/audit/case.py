@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeAlias, get_args
 import numpy as np
 
 from detcam.audit.errors import ErrorType
+from detcam.saving import plain
 
 Place: TypeAlias = Literal["predicted box", "true object", "same class", "ring", "scene"]
 """Where evidence can lie, each pixel in the first that holds it.
@@ -146,7 +147,7 @@ class Case:
 
     def to_json(self) -> dict[str, Any]:
         """The case for ``audit.json``."""
-        return _plain(asdict(self))
+        return plain(asdict(self))
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Case:
@@ -194,16 +195,4 @@ class Group:
 
     def to_json(self) -> dict[str, Any]:
         """The group for ``audit.json``."""
-        return _plain(asdict(self))
-
-
-def _plain(value: Any) -> Any:
-    """What JSON can hold: no NaN, no tuples, numbers of seven digits."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(inner) for inner in value]
-    if isinstance(value, bool) or value is None or isinstance(value, (str, int)):
-        return value
-    number = float(value)
-    return float(f"{number:.7g}") if math.isfinite(number) else None
+        return plain(asdict(self))

@@ -14,6 +14,8 @@ WHERE: dict[Place, str] = {
     "scene": "elsewhere in the scene",
 }
 """Where evidence lies, in words."""
+BEYOND: tuple[Place, ...] = ("same class", "ring", "scene")
+"""Places that are neither in the detection's box nor on the true object that it is about."""
 
 
 def plural(count: int, word: str) -> str:
@@ -24,7 +26,12 @@ def plural(count: int, word: str) -> str:
 def outside(case: Case) -> float:
     """Share of a case's evidence that lies outside its box and outside the true object concerned, in [0, 1]."""
     found = case.shares or {}
-    return sum(found.get(place, 0.0) for place in ("same class", "ring", "scene"))
+    return sum(found.get(place, 0.0) for place in BEYOND)
+
+
+def rests_outside(case: Case) -> bool:
+    """Whether at least half of a case's evidence lies there."""
+    return outside(case) >= 0.5
 
 
 def case_reading(case: Case) -> str:
@@ -77,15 +84,14 @@ def _where(case: Case) -> str:
     if case.shares is None:
         return ""
     beyond = outside(case)
-    if beyond >= 0.5 and case.place is not None:
+    if rests_outside(case):
         return f"{beyond:.0%}".replace("%", " %") + f" of the evidence lies outside the box, {_most(case)}"
     return f"{1 - beyond:.0%}".replace("%", " %") + " of the evidence lies in the box"
 
 
 def _most(case: Case) -> str:
     found = case.shares or {}
-    places: list[Place] = ["same class", "ring", "scene"]
-    place = max(places, key=lambda each: found.get(each, 0.0))
+    place = max(BEYOND, key=lambda each: found.get(each, 0.0))
     return f"most of it {WHERE[place].format(name=case.name)}"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from detcam.report import ReportWriter, Summary
 from detcam.true_objects import TrueObjects
 
 METHOD = "reachcam"
-"""What explains errors unless the user says otherwise: it found certified causes, inside the box and far from it."""
+"""What explains errors unless the user says otherwise: its peaks lie on certified causes outside the box."""
 UNREADABLE = "unreadable picture"
 
 
@@ -215,7 +215,6 @@ class _Work:
     batch_size: int
     store: Store | None = None
     writer: ReportWriter | None = None
-    shown: set[object] = field(default_factory=set)
 
     def detect(self, truth: Annotations) -> tuple[Annotations, list[Detections]]:
         """What the detector finds in each picture; pictures that cannot be read are left out and counted."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from detcam.adapters.base import Adapter, Target
 from detcam.cam import BaseCAM
 from detcam.explain import Method, make_cam
 from detcam.methods import METHODS
-from detcam.methods.spec import method_from
+from detcam.methods.spec import method_with, split_settings
 from detcam.metrics import METRICS, Metric
 from detcam.metrics.base import Explainer
 
@@ -98,9 +97,9 @@ def read_method(text: str) -> tuple[Callable[..., BaseCAM], dict[str, Any]]:
     Raises:
         ValueError: no such method or setting.
     """
-    name, options = split_options(text)
+    name, options = split_settings(text)
     call = {key: options.pop(key) for key in CALL_OPTIONS if key in options}
-    return method_from(f"{name}:{','.join(f'{key}={value}' for key, value in options.items())}"), call
+    return method_with(name, options), call
 
 
 def read_metrics(metrics: Iterable[str | Metric], task: str, *, truth: bool) -> list[Ruler]:
@@ -139,7 +138,7 @@ def read_metric(text: str) -> Metric:
     Raises:
         ValueError: no such metric, option or value.
     """
-    name, options = split_options(text)
+    name, options = split_settings(text)
     wanted = name.lower().replace("-", "_")
     known = {key.replace("_", ""): metric for key, metric in METRICS.items()}
     if wanted.replace("_", "") not in known:
@@ -153,22 +152,6 @@ def read_metric(text: str) -> Metric:
     return made
 
 
-def split_options(text: str) -> tuple[str, dict[str, Any]]:
-    """A name and its options from ``name:option=value,option=value``.
-
-    Raises:
-        ValueError: an option without a value.
-    """
-    name, _, rest = text.partition(":")
-    options: dict[str, Any] = {}
-    for part in filter(None, (part.strip() for part in rest.split(","))):
-        key, equals, value = part.partition("=")
-        if not equals or not key.strip():
-            raise ValueError(f"expected {name}:option=value,option=value; got {part!r} in {text!r}")
-        options[key.strip()] = _value(value.strip())
-    return name.strip(), options
-
-
 def split_list(text: str) -> list[str]:
     """Names with options from one text: ``gradcam,drise:passes=1000,seed=1,odam`` are three."""
     found: list[str] = []
@@ -178,16 +161,6 @@ def split_list(text: str) -> list[str]:
         else:
             found.append(part)
     return found
-
-
-def _value(text: str) -> Any:
-    words: dict[str, Any] = {"true": True, "false": False, "none": None}
-    if text.lower() in words:
-        return words[text.lower()]
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
 
 
 def _check_options(maker: Any, options: Mapping[str, Any]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -20,32 +20,42 @@ def settings_of(method: type[BaseCAM]) -> dict[str, Any]:
     return {parameter.name: parameter.default for parameter in parameters if parameter.name not in COMMON}
 
 
-def method_from(text: str) -> Callable[..., BaseCAM]:
-    """A method with settings.
+def split_settings(text: str) -> tuple[str, dict[str, Any]]:
+    """A name and its settings from ``name:setting=value,setting=value``.
 
-    Args:
-        text: the method's name, then perhaps a colon and settings, ``name=value`` with commas between them. Values are
-            numbers, ``none``, ``true``, ``false`` or words.
+    Values are numbers, ``none``, ``true``, ``false`` or words.
 
-    Returns:
-        what makes the method from a model.
+    Raises:
+        ValueError: a setting without a name or a value.
+    """
+    name, _, rest = text.partition(":")
+    given: dict[str, Any] = {}
+    for part in filter(None, (part.strip() for part in rest.split(","))):
+        key, equals, value = (piece.strip() for piece in part.partition("="))
+        if not equals or not key or not value:
+            raise ValueError(f"expected settings as name=value after the colon; got {part!r} in {text!r}")
+        given[key] = _value(value)
+    return name.strip(), given
+
+
+def method_with(name: str, given: Mapping[str, Any]) -> Callable[..., BaseCAM]:
+    """What makes a method with settings from a model.
 
     Raises:
         ValueError: no such method, or it has no such setting.
     """
-    name, _, rest = text.partition(":")
-    method = get_method(name.strip())
-    given: dict[str, Any] = {}
-    for part in rest.split(",") if rest.strip() else []:
-        key, equals, value = (piece.strip() for piece in part.partition("="))
-        if not equals or not value:
-            raise ValueError(f"expected settings as name=value after the colon; got {part.strip()!r} in {text!r}")
-        known = settings_of(method)
-        if key not in known:
-            has = f"it has {', '.join(known)}" if known else "it has none"
-            raise ValueError(f"{method.name} has no setting {key!r}; {has}")
-        given[key] = _value(value)
+    method = get_method(name)
+    known = settings_of(method)
+    wrong = [key for key in given if key not in known]
+    if wrong:
+        has = f"it has {', '.join(known)}" if known else "it has none"
+        raise ValueError(f"{method.name} has no setting {wrong[0]!r}; {has}")
     return partial(method, **given) if given else method
+
+
+def method_from(text: str) -> Callable[..., BaseCAM]:
+    """As `method_with`, from one word as `split_settings` reads it."""
+    return method_with(*split_settings(text))
 
 
 def with_setting(text: str, name: str, value: str | None) -> str:

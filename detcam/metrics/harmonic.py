@@ -98,6 +98,11 @@ def linear_system(mask: Mask, picture: Floats) -> tuple[Any, Floats]:
     return sparse.csc_matrix((value, (row, column)), shape=(count, count)), known.T.copy()
 
 
+def _dot(one: Floats, other: Floats) -> float:
+    """The sum of products (h, w, C). Not by BLAS, whose threads would fight those of PyTorch over so little work."""
+    return float(np.einsum("ijk,ijk->", one, other))
+
+
 def total_weights(height: int, width: int, channels: int) -> Floats:
     """The sum of the weights of each pixel's neighbours, (h, w, C): 1 but at the borders."""
     ones = np.ones((height, width))
@@ -169,13 +174,13 @@ class Multigrid:
         residual *= missing
         self._precondition(residual, step)
         direction[:] = step
-        strength = float(np.vdot(residual, step))
+        strength = _dot(residual, step)
         for _ in range(most):
             cv2.filter2D(direction, -1, _KERNEL, dst=applied, borderType=cv2.BORDER_CONSTANT)
             np.multiply(self._total, direction, out=known)  # the known pixels have served: this is working memory now
             np.subtract(known, applied, out=applied)
             applied *= missing
-            curvature = float(np.vdot(direction, applied))
+            curvature = _dot(direction, applied)
             if curvature <= 0:
                 break
             length = strength / curvature
@@ -187,7 +192,7 @@ class Multigrid:
             if max(step.max(), -step.min()) < TOLERANCE * scale:
                 solution += step
                 break
-            before, strength = strength, float(np.vdot(residual, step))
+            before, strength = strength, _dot(residual, step)
             direction *= strength / before
             direction += step
         found: Floats = np.ascontiguousarray(solution[mask].T)

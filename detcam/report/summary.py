@@ -7,19 +7,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import numpy as np
-
 import detcam
 from detcam.annotations import Annotations
 from detcam.audit.analysis import ClassSummary, ErrorAnalysis
-from detcam.audit.case import Case, Group, Place
+from detcam.audit.case import Case, Group
 from detcam.audit.errors import ErrorType
+from detcam.audit.reading import rests_outside
 from detcam.problems import Problems
+from detcam.saving import plain
 
 SCHEMA = "detcam/audit"
 VERSION = 1
-OUTSIDE: tuple[Place, ...] = ("same class", "ring", "scene")
-"""Places of evidence that are neither in the detection's box nor in the true object that it is about."""
 
 
 def _version() -> str:
@@ -190,28 +188,6 @@ class Summary:
             "cases": [case.to_json() for case in self.cases],
             "problems": [plain(asdict(problem)) for problem in self.problems],
         }
-
-
-def rests_outside(case: Case) -> bool:
-    """Whether at least half of the strength of a case's evidence lies outside box and true object."""
-    shares = case.shares or {}
-    return sum(shares.get(place, 0.0) for place in OUTSIDE) >= 0.5
-
-
-def plain(value: Any) -> Any:
-    """What JSON can hold: lists, texts, numbers of seven digits, null for what is not finite, texts of all else."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(inner) for inner in value]
-    if value is None or isinstance(value, (bool, str, int)):
-        return value
-    if isinstance(value, np.integer):
-        return int(value)
-    if hasattr(value, "__float__"):
-        number = float(value)
-        return float(f"{number:.7g}") if math.isfinite(number) else None
-    return str(value)
 
 
 def _ap(value: float) -> str:

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from detcam.audit.case import Case
-from detcam.report.summary import Summary, plain
+from detcam.report.summary import Summary
+from detcam.saving import plain
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 COLUMNS = (

@@ -16,9 +16,9 @@ from detcam.audit.case import Case, Maps
 from detcam.pictures import Picture
 from detcam.report import images, layout
 from detcam.report.page import page
-from detcam.report.summary import Summary, plain
+from detcam.report.summary import Summary
 from detcam.report.tables import false_positives_coco, false_positives_csv
-from detcam.saving import replace_file
+from detcam.saving import plain, replace_file
 from detcam.true_objects import TrueObjects
 
 TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.tmp")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
 import detcam
 from detcam import adapt
@@ -18,6 +19,7 @@ from detcam.audit import Audit, Case
 from detcam.audit.case import Maps
 from detcam.audit.run import UNREADABLE
 from detcam.audit.store import FOLDER
+from detcam.cli import app
 from detcam.demo.model import load_demo_detector
 from detcam.demo.scenes import DEMO_NAMES, draw_scene
 from detcam.report import ReportWriter
@@ -82,13 +84,38 @@ def test_groups_hold_every_explained_case_once(whole: Audit) -> None:
     assert all(by_id[name].group == group.number for group in whole.groups for name in group.cases)
 
 
-def test_evidence_files_cover_the_wake(whole: Audit) -> None:
+def test_the_report_has_every_case_and_its_evidence(whole: Audit) -> None:
     assert whole.report is not None
     data = report(whole)
-    assert [Case.from_json(case).to_json() for case in data["cases"]] == [
-        {key: value for key, value in case.items() if key in Case.__dataclass_fields__} for case in data["cases"]
-    ]
-    assert len(data["cases"]) == len(whole.cases)
+    read = [Case.from_json(found) for found in data["cases"]]
+    assert [found.to_json() for found in read] == [found.to_json() for found in whole.cases]
+    for found in data["cases"]:
+        if not found["method"]:
+            continue
+        scene = draw_scene(SEEDS[found["image_id"] - 1])
+        wakes = np.any([scene.thing(name).mask for name in scene.ghost_boxes_xyxy], axis=0)
+        files = [whole.report.parent / "cases" / f"{found['id']}.{name}.png" for name in ("evidence", "control")]
+        evidence, control = (np.asarray(Image.open(path)) > 0 for path in files)
+        assert evidence.mean() == pytest.approx(found["area"], abs=0.001) and found["area"] < 0.02
+        assert wakes[evidence].mean() > 0.3 > wakes[control].mean()
+        assert abs(int(control.sum()) - int(evidence.sum())) <= 0.1 * evidence.sum()
+
+
+def test_the_command_tells_what_it_found(scenes: Path, tmp_path: Path) -> None:
+    model = tmp_path / "harbour.pt"
+    torch.save(load_demo_detector(), model)
+    arguments = ["audit", "--model", str(model), "--trust-checkpoint", "--images", str(scenes.parent / "images")]
+    arguments += ["--annotations", str(scenes), "--out", str(tmp_path / "out"), "--score-threshold", "0.5"]
+    named = [*arguments, "--names", "background,vessel,buoy", "--class-map", "boat=vessel", "--explain", "2"]
+    told = CliRunner().invoke(app, named)
+    assert told.exit_code == 0, told.stderr
+    (row,) = [line.split() for line in told.stdout.splitlines() if line.startswith("background")]
+    assert row[0] == "background" and row[3:] == ["2", "2"] and int(row[1]) >= 4
+    assert "vessel" in told.stdout and "confirmed" in told.stdout and "index.html" in told.stdout
+    again = CliRunner().invoke(app, named)
+    assert again.exit_code == 2 and "--resume" in again.stderr
+    unknown = CliRunner().invoke(app, [*arguments, "--names", "a,b,c", "--class-map", "boat"])
+    assert unknown.exit_code == 2 and "CATEGORY=CLASS" in unknown.stderr
 
 
 class Killed(Exception):

@@ -15,8 +15,8 @@ import pytest
 from detcam.annotations import Annotations
 from detcam.audit import analyze_errors
 from detcam.audit.case import Case
+from detcam.audit.reading import rests_outside
 from detcam.report import Summary
-from detcam.report.summary import rests_outside
 from tests.audit.made_up import make_up
 from tests.report.made_up import pictures, summary_of, write
 
