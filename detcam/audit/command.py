@@ -114,8 +114,8 @@ def audit(
     from detcam.cli import load_adapter, one_line_errors
 
     with one_line_errors(debug):
-        from detcam.audit.run import UNREADABLE
         from detcam.audit.run import audit as run
+        from detcam.audit.work import UNREADABLE
 
         adapter = load_adapter(
             model, weights, num_classes, names, image_size, device, trust_checkpoint, target_layers=target_layer

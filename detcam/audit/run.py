@@ -4,36 +4,32 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from detcam.adapters import Adapter, adapt
 from detcam.annotations import Annotations
 from detcam.audit.analysis import ErrorAnalysis, analyze_errors
 from detcam.audit.case import Case, Group, Truth
 from detcam.audit.errors import ErrorCase
-from detcam.audit.examine import Examined, Examiner, Picture
+from detcam.audit.examine import Examined, Examiner
 from detcam.audit.grouping import group_cases
 from detcam.audit.matching import IouType
 from detcam.audit.reading import case_reading
 from detcam.audit.store import Store
+from detcam.audit.work import Work
 from detcam.detections import Detections, class_name
 from detcam.explain import Method, make_cam
-from detcam.images import load_image, to_uint8
-from detcam.pictures import Picture as Pixels
-from detcam.problems import Problem, Problems
+from detcam.problems import Problems
 from detcam.report import ReportWriter, Summary
-from detcam.true_objects import TrueObjects
 
 METHOD = "reachcam"
 """What explains errors unless the user says otherwise: its peaks lie on certified causes outside the box."""
-UNREADABLE = "unreadable picture"
 
 
 @dataclass(frozen=True)
@@ -77,6 +73,8 @@ class Audit:
         problems: what was wrong with the data, and what was left out because of it.
         report: the report's ``index.html``, or None where no folder was given.
         seconds: how long it took.
+        timings: seconds of that spent ``detecting``, ``matching``, ``explaining``, ``writing`` and ``grouping``; what
+            an earlier, interrupted run did is in none of them.
     """
 
     analysis: ErrorAnalysis
@@ -85,6 +83,7 @@ class Audit:
     problems: Problems
     report: Path | None
     seconds: float
+    timings: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def explained(self) -> list[Case]:
@@ -166,140 +165,48 @@ def audit(
         "pictures": len(truth),
         "weights": digest(adapter.model),
     }
-    work = _Work(adapter, settings, progress, batch_size)
+    work = Work(adapter, iou_type == "segm", progress, batch_size)
     if out is not None:
         work.store = Store(Path(out), asked, resume=resume)
         work.writer = ReportWriter(Path(out))
     elif resume:
         raise ValueError("resume goes on with the audit in a folder; say which with out=")
-    truth, found = work.detect(truth)
-    analysis = analyze_errors(
-        found,
-        truth,
-        iou_threshold=iou_threshold,
-        background_threshold=background_threshold,
-        iou_type=iou_type,
-        labels=truth.labels,
-    )
+    with work.timed("detecting"):
+        truth, found = work.detect(truth)
+    with work.timed("matching"):
+        analysis = analyze_errors(
+            found,
+            truth,
+            iou_threshold=iou_threshold,
+            background_threshold=background_threshold,
+            iou_type=iou_type,
+            labels=truth.labels,
+        )
     plain = [_case(analysis, position, found, truth) for position in range(len(analysis))]
     chosen = _choose(analysis, truth, settings)
-    examined = work.explain(Examiner(adapter, cam, truth.names, score_threshold), analysis, found, truth, plain, chosen)
-    cases, groups = _grouped(analysis, plain, examined)
+    examiner = Examiner(adapter, cam, truth.names, score_threshold)
+    with work.timed("explaining"):
+        examined = work.explain(examiner, analysis, found, truth, plain, chosen)
+    with work.timed("grouping"):
+        cases, groups = _grouped(analysis, plain, examined)
     seconds = time.perf_counter() - start
     report = None
     if work.writer is not None:
-        report = work.writer.finish(
-            Summary.from_analysis(
-                analysis,
-                truth,
-                model=name,
-                adapter=adapter.family,
-                iou_threshold=iou_threshold,
-                cases=cases,
-                groups=groups,
-                settings=asked,
-                problems=Problems(()),
-                seconds=seconds,
-            )
+        summary = Summary.from_analysis(
+            analysis,
+            truth,
+            model=name,
+            adapter=adapter.family,
+            iou_threshold=iou_threshold,
+            cases=cases,
+            groups=groups,
+            settings=asked,
+            problems=Problems(()),
+            seconds=seconds,
         )
-    return Audit(analysis, tuple(cases), tuple(groups), truth.problems, report, seconds)
-
-
-@dataclass
-class _Work:
-    """The parts that take time, each of which goes on where it was interrupted."""
-
-    adapter: Adapter
-    settings: Settings
-    progress: bool
-    batch_size: int
-    store: Store | None = None
-    writer: ReportWriter | None = None
-
-    def detect(self, truth: Annotations) -> tuple[Annotations, list[Detections]]:
-        """What the detector finds in each picture; pictures that cannot be read are left out and counted."""
-        known = {} if self.store is None else self.store.detections(self.adapter.names)
-        waiting = [image for image in truth if repr(image.image_id) not in known]
-        for some in self._bar(_batches(waiting, self.batch_size), "detecting", len(waiting), len):
-            readable: list[tuple[TrueObjects, Tensor]] = []
-            for image in some:
-                try:
-                    readable.append((image, load_image(image.path)))
-                except ValueError as error:
-                    self._keep(known, image, str(error))
-            if not readable:
-                continue
-            found = self.adapter.predict([picture for _, picture in readable], batch_size=self.batch_size)
-            for (image, _), one in zip(readable, found, strict=True):
-                self._keep(known, image, one if self.settings.iou_type == "segm" else replace(one, masks=None))
-        problems = [
-            Problem(UNREADABLE, f"{image.file_name}: {known[repr(image.image_id)]}; left out", image.image_id)
-            for image in truth
-            if isinstance(known[repr(image.image_id)], str)
-        ]
-        kept = [image for image in truth if not isinstance(known[repr(image.image_id)], str)]
-        truth = replace(truth, images=tuple(kept), problems=truth.problems + Problems(problems))
-        found_all = [known[repr(image.image_id)] for image in kept]
-        return truth, [one for one in found_all if isinstance(one, Detections)]
-
-    def _keep(self, known: dict[str, Detections | str], image: TrueObjects, found: Detections | str) -> None:
-        if not isinstance(found, str):
-            found = replace(found, extras={})
-        known[repr(image.image_id)] = found
-        if self.store is not None:
-            self.store.add_detections(repr(image.image_id), found)
-
-    def explain(
-        self,
-        examiner: Examiner,
-        analysis: ErrorAnalysis,
-        found: Sequence[Detections],
-        truth: Annotations,
-        plain: Sequence[Case],
-        chosen: Sequence[int],
-    ) -> dict[str, Examined]:
-        """Explain and verify the chosen errors, picture by picture."""
-        done = {} if self.store is None else self.store.cases()
-        by_image: dict[int, list[int]] = {}
-        for position in chosen:
-            if plain[position].id not in done:
-                by_image.setdefault(analysis[position].image, []).append(position)
-        total = sum(len(positions) for positions in by_image.values())
-        batches = _batches(sorted(by_image), self.batch_size)
-        for some in self._bar(batches, "explaining", total, lambda some: sum(len(by_image[i]) for i in some)):
-            pictures = []
-            for image in some:
-                own = by_image[image]
-                pictures.append(
-                    Picture(
-                        load_image(truth[image].path),
-                        found[image],
-                        truth[image],
-                        [analysis[position] for position in own],
-                        [plain[position] for position in own],
-                    )
-                )
-            for picture, results in zip(pictures, examiner.examine(pictures), strict=True):
-                self._write(picture, results)
-                for result in results:
-                    done[result.case.id] = replace(result, maps=None)
-        return done
-
-    def _write(self, picture: Picture, results: Sequence[Examined]) -> None:
-        """Put a picture's cases into the report and, once they are there, on record."""
-        if self.writer is None or self.store is None:
-            return
-        pixels: Pixels = to_uint8(picture.image)
-        self.writer.picture(picture.truth.image_id, picture.truth.file_name, pixels, picture.truth)
-        for result in results:
-            self.writer.case(result.case, pixels, result.maps)
-            self.store.add_case(result)
-
-    def _bar(self, batches: Iterable[list[Any]], words: str, total: int, size: Any) -> Iterator[list[Any]]:
-        with tqdm(total=total, desc=words, disable=None if self.progress else True, leave=False) as bar:
-            for batch in batches:
-                yield batch
-                bar.update(size(batch))
+        with work.timed("writing"):
+            report = work.writer.finish(summary)
+    return Audit(analysis, tuple(cases), tuple(groups), truth.problems, report, seconds, dict(work.timings))
 
 
 def digest(model: nn.Module) -> str:
@@ -310,11 +217,6 @@ def digest(model: nn.Module) -> str:
         if isinstance(value, Tensor):
             found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return found.hexdigest()[:16]
-
-
-def _batches(items: Sequence[Any], size: int) -> Iterator[list[Any]]:
-    for start in range(0, len(items), size):
-        yield list(items[start : start + size])
 
 
 def _choose(analysis: ErrorAnalysis, truth: Annotations, settings: Settings) -> list[int]:

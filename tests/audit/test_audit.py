@@ -17,8 +17,8 @@ from detcam import adapt
 from detcam.adapters import Adapter
 from detcam.audit import Audit, Case
 from detcam.audit.case import Maps
-from detcam.audit.run import UNREADABLE
 from detcam.audit.store import FOLDER
+from detcam.audit.work import UNREADABLE
 from detcam.cli import app
 from detcam.demo.model import load_demo_detector
 from detcam.demo.scenes import DEMO_NAMES, draw_scene

@@ -1,0 +1,139 @@
+"""The parts of an audit that take time, each of which goes on where an interrupted run stopped."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import Tensor
+from tqdm import tqdm
+
+from detcam.adapters import Adapter
+from detcam.annotations import Annotations
+from detcam.audit.analysis import ErrorAnalysis
+from detcam.audit.case import Case
+from detcam.audit.examine import Examined, Examiner, Picture
+from detcam.audit.store import Store
+from detcam.detections import Detections
+from detcam.images import load_image, to_uint8
+from detcam.pictures import Picture as Pixels
+from detcam.problems import Problem, Problems
+from detcam.report import ReportWriter
+from detcam.true_objects import TrueObjects
+
+UNREADABLE = "unreadable picture"
+
+
+@dataclass
+class Work:
+    """The parts that take time, each of which goes on where it was interrupted."""
+
+    adapter: Adapter
+    keep_masks: bool
+    progress: bool
+    batch_size: int
+    store: Store | None = None
+    writer: ReportWriter | None = None
+    timings: Counter[str] = field(default_factory=Counter)
+
+    @contextmanager
+    def timed(self, what: str) -> Iterator[None]:
+        """Add the seconds that something takes to `timings`, and leave them out of what it is a part of."""
+        start, before = time.perf_counter(), sum(self.timings.values())
+        yield
+        self.timings[what] += time.perf_counter() - start - (sum(self.timings.values()) - before)
+
+    def detect(self, truth: Annotations) -> tuple[Annotations, list[Detections]]:
+        """What the detector finds in each picture; pictures that cannot be read are left out and counted."""
+        known = {} if self.store is None else self.store.detections(self.adapter.names)
+        waiting = [image for image in truth if repr(image.image_id) not in known]
+        for some in self._bar(_batches(waiting, self.batch_size), "detecting", len(waiting), len):
+            readable: list[tuple[TrueObjects, Tensor]] = []
+            for image in some:
+                try:
+                    readable.append((image, load_image(image.path)))
+                except ValueError as error:
+                    self._keep(known, image, str(error))
+            if not readable:
+                continue
+            found = self.adapter.predict([picture for _, picture in readable], batch_size=self.batch_size)
+            for (image, _), one in zip(readable, found, strict=True):
+                self._keep(known, image, one if self.keep_masks else replace(one, masks=None))
+        problems = [
+            Problem(UNREADABLE, f"{image.file_name}: {known[repr(image.image_id)]}; left out", image.image_id)
+            for image in truth
+            if isinstance(known[repr(image.image_id)], str)
+        ]
+        kept = [image for image in truth if not isinstance(known[repr(image.image_id)], str)]
+        truth = replace(truth, images=tuple(kept), problems=truth.problems + Problems(problems))
+        found_all = [known[repr(image.image_id)] for image in kept]
+        return truth, [one for one in found_all if isinstance(one, Detections)]
+
+    def _keep(self, known: dict[str, Detections | str], image: TrueObjects, found: Detections | str) -> None:
+        if not isinstance(found, str):
+            found = replace(found, extras={})
+        known[repr(image.image_id)] = found
+        if self.store is not None:
+            self.store.add_detections(repr(image.image_id), found)
+
+    def explain(
+        self,
+        examiner: Examiner,
+        analysis: ErrorAnalysis,
+        found: Sequence[Detections],
+        truth: Annotations,
+        plain: Sequence[Case],
+        chosen: Sequence[int],
+    ) -> dict[str, Examined]:
+        """Explain and verify the chosen errors, picture by picture."""
+        done = {} if self.store is None else self.store.cases()
+        by_image: dict[int, list[int]] = {}
+        for position in chosen:
+            if plain[position].id not in done:
+                by_image.setdefault(analysis[position].image, []).append(position)
+        total = sum(len(positions) for positions in by_image.values())
+        batches = _batches(sorted(by_image), self.batch_size)
+        for some in self._bar(batches, "explaining", total, lambda some: sum(len(by_image[i]) for i in some)):
+            pictures = []
+            for image in some:
+                own = by_image[image]
+                pictures.append(
+                    Picture(
+                        load_image(truth[image].path),
+                        found[image],
+                        truth[image],
+                        [analysis[position] for position in own],
+                        [plain[position] for position in own],
+                    )
+                )
+            for picture, results in zip(pictures, examiner.examine(pictures), strict=True):
+                self._write(picture, results)
+                for result in results:
+                    done[result.case.id] = replace(result, maps=None)
+        return done
+
+    def _write(self, picture: Picture, results: Sequence[Examined]) -> None:
+        """Put a picture's cases into the report and, once they are there, on record."""
+        if self.writer is None or self.store is None:
+            return
+        pixels: Pixels = to_uint8(picture.image)
+        with self.timed("writing"):
+            self.writer.picture(picture.truth.image_id, picture.truth.file_name, pixels, picture.truth)
+            for result in results:
+                self.writer.case(result.case, pixels, result.maps)
+                self.store.add_case(result)
+
+    def _bar(self, batches: Iterable[list[Any]], words: str, total: int, size: Any) -> Iterator[list[Any]]:
+        with tqdm(total=total, desc=words, disable=None if self.progress else True, leave=False) as bar:
+            for batch in batches:
+                yield batch
+                bar.update(size(batch))
+
+
+def _batches(items: Sequence[Any], size: int) -> Iterator[list[Any]]:
+    for start in range(0, len(items), size):
+        yield list(items[start : start + size])
