@@ -164,9 +164,8 @@ def tell(found: Audit, bare: float, pictures: int) -> None:
     print(f"average precision {found.analysis.average_precision:.3f}; {found.seconds:.1f} s in all")
     print(f"a bare pass takes {1000 * bare:.1f} ms a picture")
     print(f"detection: {spent['detecting']:.1f} s, {spent['detecting'] / pictures / bare:.2f} bare passes a picture")
-    print(
-        f"a case: {spent['explaining'] / count / bare:.1f} bare passes; counted {sum(c.passes for c in cases) / count:.1f}"
-    )
+    counted = sum(case.passes for case in cases) / count
+    print(f"a case: {spent['explaining'] / count / bare:.1f} bare passes in time; {counted:.1f} forward passes counted")
     print(f"matching: {spent['matching'] / max(spent['detecting'], 1e-9):.2%} of detection")
     print(f"writing: {100 * spent['writing'] / count:.2f} s per hundred cases; grouping {spent['grouping']:.2f} s")
 
