@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import scipy.linalg
 import torch
+from scipy.sparse.linalg import ArpackError, eigsh
+from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 FULL_SOLVER_SIDE = 640
-"""Up to this size of the eigenproblem all eigenvectors at once are faster than a search for the first one."""
+"""Up to this size of the eigenproblem, reducing the whole matrix is faster than a search for the first pair."""
+
+BAND = 64
+"""Rows of a Gram matrix that are computed at once."""
 
 
 def first_principal_component(maps: Tensor) -> Tensor:
@@ -26,45 +36,75 @@ def first_principal_component(maps: Tensor) -> Tensor:
         (n, h, w), same dtype; zero where all places are alike.
     """
     count, channels, height, width = maps.shape
-    vectors = maps.flatten(2).transpose(1, 2).double()
-    centred = vectors - vectors.mean(1, keepdim=True)
+    centred = maps.flatten(2).to(torch.float64, copy=True)
+    centred -= centred.mean(2, keepdim=True)
     if channels <= height * width:
-        _, axis = first_eigenpair(centred.transpose(1, 2) @ centred)
-        projected = (centred @ axis[:, :, None])[:, :, 0]
+        _, axis = first_eigenpair(_gram(centred))
+        projected = (axis[:, None] @ centred)[:, 0]
     else:
-        value, axis = first_eigenpair(centred @ centred.transpose(1, 2))
+        value, axis = first_eigenpair(_gram(centred.transpose(1, 2)))
         projected = axis * value.clamp(min=0).sqrt()[:, None]
     return oriented(projected, centred).reshape(count, height, width).to(maps.dtype)
 
 
+def _gram(rows: Tensor) -> Tensor:
+    """All products of rows (n, s, length): (n, s, s)."""
+    side = rows.shape[1]
+    if side < 2 * BAND:
+        return rows @ rows.transpose(1, 2)
+    products = rows.new_empty((len(rows), side, side))
+    for start in range(0, side, BAND):  # what lies beyond the diagonal is mirrored: half of the work
+        stop = min(start + BAND, side)
+        band = rows[:, start:stop] @ rows[:, :stop].transpose(1, 2)
+        products[:, start:stop, :stop] = band
+        products[:, :start, start:stop] = band[:, :, :start].transpose(1, 2)
+    return products
+
+
 def oriented(projected: Tensor, centred: Tensor) -> Tensor:
-    """Projections (n, hw) of centred vectors (n, hw, C) with their sign fixed."""
-    agreement = (projected * centred.sum(2)).sum(1)
+    """Projections (n, hw) of centred vectors (n, C, hw) with their sign fixed."""
+    agreement = (projected * centred.sum(1)).sum(1)
     peak = projected.gather(1, projected.abs().argmax(1, keepdim=True))[:, 0]
     # By Cauchy-Schwarz |agreement| is at most this; what is below 1e-5 of it is rounding of float32 activations.
-    most = projected.norm(dim=1) * centred.flatten(1).norm(dim=1) * centred.shape[2] ** 0.5
+    most = projected.norm(dim=1) * torch.linalg.vector_norm(centred, dim=(1, 2)) * centred.shape[1] ** 0.5
     sign = torch.where(agreement.abs() > 1e-5 * most, agreement, peak).sign()
     return projected * torch.where(sign == 0, 1.0, sign)[:, None]
 
 
 def first_eigenpair(gram: Tensor) -> tuple[Tensor, Tensor]:
-    """Largest eigenvalue (n,) and its unit eigenvector (n, s) of symmetric matrices (n, s, s)."""
-    if gram.shape[1] <= FULL_SOLVER_SIDE:
-        values, vectors = torch.linalg.eigh(gram)
-        return values[:, -1], vectors[:, :, -1]
-    pairs = [_search(matrix) for matrix in gram]
-    return torch.stack([value for value, _ in pairs]), torch.stack([vector for _, vector in pairs])
+    """Largest eigenvalue (n,) and its unit eigenvector (n, s) of symmetric float64 matrices (n, s, s).
+
+    Solved by LAPACK on the CPU, which can stop at one pair; the solver of torch finds all, several times slower.
+    """
+    # So little work for each step leaves threads waiting for each other: on a busy machine a hundred times longer.
+    with _blas().limit(limits=1):
+        pairs = [_first_pair(matrix) for matrix in gram.detach().cpu().numpy()]
+    values, vectors = gram.new_zeros(len(gram)), gram.new_zeros(gram.shape[:2])
+    for row, (value, vector) in enumerate(pairs):
+        values[row], vectors[row] = value, torch.from_numpy(vector)
+    return values, vectors
 
 
-def _search(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """First eigenpair of one large matrix by LOBPCG, or by the full solver where that has not converged."""
-    scale = matrix.diagonal().sum().clamp(min=torch.finfo(matrix.dtype).tiny)
-    # A column of a positive matrix leans to its first eigenvector; the ramp keeps the start from being orthogonal.
-    start = matrix[:, matrix.diagonal().argmax()] / scale
-    start = start + 1e-3 * torch.linspace(1, 2, len(matrix)).to(matrix)
-    value, vector = torch.lobpcg(matrix / scale, k=1, X=start[:, None], niter=200, tol=1e-10)
-    value, vector = value[0], vector[:, 0]
-    if not (matrix @ vector / scale - value * vector).norm() <= 1e-9 * value:
-        values, vectors = torch.linalg.eigh(matrix)
-        return values[-1], vectors[:, -1]
-    return value * scale, vector
+@lru_cache(maxsize=1)
+def _blas() -> Any:
+    """What limits the threads of the libraries below NumPy and SciPy."""
+    return ThreadpoolController().select(user_api="blas")
+
+
+def _first_pair(matrix: np.ndarray) -> tuple[float, np.ndarray]:
+    """First eigenpair of one matrix: by a Lanczos search where it is large."""
+    scale = float(matrix.trace())
+    if not scale > 0:
+        return 0.0, np.eye(1, len(matrix))[0]
+    matrix = matrix / scale  # away from the ends of what LAPACK is right for
+    if len(matrix) > FULL_SOLVER_SIDE:
+        try:
+            # A column of a positive matrix leans to its first eigenvector; the ramp keeps it from being orthogonal.
+            start = matrix[int(matrix.diagonal().argmax())] + 1e-3 * np.linspace(1, 2, len(matrix))
+            values, vectors = eigsh(matrix, k=1, which="LA", v0=start, tol=0)
+            return float(values[0]) * scale, vectors[:, 0]
+        except ArpackError:  # not converged: all of the matrix, then
+            pass
+    last = len(matrix) - 1
+    values, vectors = scipy.linalg.eigh(matrix, subset_by_index=[last, last], check_finite=False)
+    return float(values[0]) * scale, vectors[:, 0]

@@ -80,7 +80,7 @@ class KPCA_CAM(BaseCAM):
         mean = kernel.mean(1, keepdim=True)
         kernel = kernel - mean - mean.transpose(1, 2) + mean.mean()
         value, vector = first_eigenpair(kernel)
-        return oriented(vector * value.clamp(min=0).sqrt()[:, None], centred)
+        return oriented(vector * value.clamp(min=0).sqrt()[:, None], centred.transpose(1, 2))
 
     def _kernel(self, x: Tensor) -> Tensor:
         """Every place's vector against every other's: (1, hw, hw)."""
