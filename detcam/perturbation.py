@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from detcam.adapters.base import Adapter, Batch, Target
 from detcam.cam import BaseCAM, Measured, Pass, levels_of, value_of
-from detcam.folding import Folding
+from detcam.folding import CACHED, Folding
 from detcam.geometry import Geometry
 from detcam.layerless import LayerlessCAM
 from detcam.outputs import DetectorOutput, work_dtype
@@ -36,7 +36,7 @@ class Subject:
         levels: what the target layers put out, each (C, h, w), all levels of all layers; empty for methods that look
             at no layer.
         runs: how often each target layer ran.
-        batch_size: images per forward pass.
+        batch_size: images per forward pass at most.
         eigen_smooth: whether the first principal component over channels replaces their sum.
         channels_last: whether inputs are laid out channels last, which is faster on a CPU.
         folding: convolutions that take over their normalisation while other inputs are scored; None until asked for.
@@ -69,14 +69,22 @@ class Subject:
             raise RuntimeError("a changed picture scores NaN or infinity; check the model, or use float32")
         return scores
 
+    @property
+    def together(self) -> int:
+        """Changed versions that make a pass: `batch_size`, or as many as stay in a CPU's cache."""
+        largest = self._folding().largest
+        if not largest or self.batch.inputs.device.type != "cpu":
+            return self.batch_size
+        return max(1, min(self.batch_size, CACHED // largest))
+
     def scores(self, count: int, change: Callable[[slice], Tensor]) -> Tensor:
-        """Every target's score (count, N) on changed versions of the image, `batch_size` of them in a pass.
+        """Every target's score (count, N) on changed versions of the image, `together` of them in a pass.
 
         Args:
             count: how many versions.
             change: from some of them, by number, to the network's inputs (k, C, H, W).
         """
-        return torch.cat([self.score(change(part)) for part in pieces(count, self.batch_size)])
+        return torch.cat([self.score(change(part)) for part in pieces(count, self.together)])
 
     def score(self, inputs: Tensor, read: Callable[[Any, Batch], Tensor] | None = None) -> Tensor:
         """One pass of K network inputs (K, C, H, W) in the image's place.
@@ -85,10 +93,13 @@ class Subject:
             inputs: the changed versions.
             read: from the model's raw output to (K, N); None takes every target's score.
         """
+        with self._folding().applied():
+            return self._pass(inputs, read or self.read)
+
+    def _folding(self) -> Folding:
         if self.folding is None:
             self.folding = self._fold()
-        with self.folding.applied():
-            return self._pass(inputs, read or self.read)
+        return self.folding
 
     def _fold(self) -> Folding:
         """Find what can be folded, and see that the image scores the same with it."""
@@ -100,7 +111,7 @@ class Subject:
         with folding.applied():
             folded = self._pass(self.batch.inputs, self.read)
         if ((folded - plain).abs() > 1e-4 * (1 + plain.abs())).any():
-            return Folding(self.adapter.model)  # somebody reads what is between: nothing is folded
+            folding.forget()  # somebody reads what is between: nothing is folded
         return folding
 
     def _pass(self, inputs: Tensor, read: Callable[[Any, Batch], Tensor]) -> Tensor:

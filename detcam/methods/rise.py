@@ -75,7 +75,7 @@ class RISE(InputCAM):
             lambda painted: score(canvas.masked(painted)),
             passes=self.passes,
             most=self.most,
-            batch_size=subject.batch_size,
+            batch_size=subject.together,
             seed=self.seed,
         )
         return [canvas.spread(found).to(work_dtype(inputs))]

@@ -90,7 +90,7 @@ class VPS(InputCAM):
 
         def look(visible: Tensor) -> Tensor:
             shown = visible.to(labels.device)
-            parts = pieces(len(shown), subject.batch_size)
+            parts = pieces(len(shown), subject.together)
             found = [subject.score(canvas.masked(shown[part][:, labels]), read) for part in parts]
             return torch.cat(found).double().cpu()
 

@@ -88,12 +88,12 @@ def curve_scores(case: Case, chosen: Sequence[int], shares: Tensor, kind: Kind, 
     places = ranks(case.heatmaps[list(chosen)], settings.seed)
     counts = (shares * size).round().long()
     rows = torch.arange(len(chosen)).repeat_interleave(shares.shape[1])
-    fill = fill_of(settings.fill)
+    fill = fill_of(settings.fill).of(case.picture)
 
     def change(part: slice) -> Tensor:
         first = places[rows[part]] < counts.flatten()[part, None, None]
         removed = first if kind == "deletion" else ~first
-        return fill(case.picture, removed.to(case.picture.device))
+        return fill(removed.to(case.picture.device))
 
     scores = case.scores([chosen[row] for row in rows.tolist()], change).view_as(counts)
     return scores / case.original[list(chosen), None] if settings.relative else scores

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import ClassVar
 
 import torch
@@ -36,8 +37,36 @@ class Fill(ABC):
             ValueError: the shapes do not go together.
         """
 
+    def of(self, picture: Tensor) -> Callable[[Tensor], Tensor]:
+        """The fill of one picture (1, C, h, w): from removed (K, h, w) to pictures, as when called.
 
-class BlurFill(Fill):
+        What does not depend on the removed pixels is computed once.
+        """
+        return lambda removed: self(picture, removed)
+
+
+class UniformFill(Fill):
+    """A fill that looks at the picture alone, not at which of its pixels are removed."""
+
+    @abstractmethod
+    def backdrop(self, pictures: Tensor) -> Tensor:
+        """What shows where pixels of pictures (K, C, h, w) are removed; broadcasts to them."""
+
+    def __call__(self, pictures: Tensor, removed: Tensor) -> Tensor:
+        check_masks(pictures, removed)
+        return torch.where(removed[:, None], self.backdrop(pictures), pictures)
+
+    def of(self, picture: Tensor) -> Callable[[Tensor], Tensor]:
+        behind = self.backdrop(picture)
+
+        def fill(removed: Tensor) -> Tensor:
+            check_masks(picture, removed)
+            return torch.where(removed[:, None], behind, picture)
+
+        return fill
+
+
+class BlurFill(UniformFill):
     """The picture, blurred.
 
     Args:
@@ -51,22 +80,18 @@ class BlurFill(Fill):
             raise ValueError(f"expected sigma above 0 pixels; got {sigma}")
         self.sigma = sigma
 
-    def __call__(self, pictures: Tensor, removed: Tensor) -> Tensor:
-        check_masks(pictures, removed)
+    def backdrop(self, pictures: Tensor) -> Tensor:
         sigma = self.sigma or BLUR * max(pictures.shape[-2:])
-        blurred = blur(pictures.flatten(0, 1).to(work_dtype(pictures)), sigma).view_as(pictures).to(pictures.dtype)
-        return torch.where(removed[:, None], blurred, pictures)
+        return blur(pictures.flatten(0, 1).to(work_dtype(pictures)), sigma).view_as(pictures).to(pictures.dtype)
 
 
-class MeanFill(Fill):
+class MeanFill(UniformFill):
     """The picture's mean colour."""
 
     name = "mean"
 
-    def __call__(self, pictures: Tensor, removed: Tensor) -> Tensor:
-        check_masks(pictures, removed)
-        mean = pictures.to(work_dtype(pictures)).mean((-2, -1), keepdim=True).to(pictures.dtype)
-        return torch.where(removed[:, None], mean, pictures)
+    def backdrop(self, pictures: Tensor) -> Tensor:
+        return pictures.to(work_dtype(pictures)).mean((-2, -1), keepdim=True).to(pictures.dtype)
 
 
 class LinearFill(Fill):

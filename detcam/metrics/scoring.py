@@ -73,13 +73,13 @@ class Case:
         return [i for i in self.finite if bool(self.heatmaps[i].min() < self.heatmaps[i].max())]
 
     def scores(self, which: Sequence[int], change: Callable[[slice], Tensor]) -> Tensor:
-        """Scores (K,) float64 of changed pictures, each for one target; `batch_size` of them in a pass.
+        """Scores (K,) float64 of changed pictures, each for one target; `Subject.together` of them in a pass.
 
         Args:
             which: K target numbers, the one for which each changed picture is scored.
             change: from some of the K, by number, to pictures (k, C, h, w) on the picture's place on the input.
         """
-        found = [self._score(list(which[part]), change(part)) for part in pieces(len(which), self.subject.batch_size)]
+        found = [self._score(list(which[part]), change(part)) for part in pieces(len(which), self.subject.together)]
         return torch.cat(found) if found else torch.zeros(0, dtype=torch.float64)
 
     def inputs(self, pictures: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -39,7 +41,7 @@ def test_folding_keeps_what_comes_out(leak: bool) -> None:
     model.leak = leak
     images = torch.rand(2, 3, 8, 8)
     folding = Folding(model)
-    assert folding.possible and not Folding(nn.Conv2d(3, 3, 1)).possible
+    assert folding.possible and not Folding(nn.Conv2d(3, 3, 3)).possible
     before = Snapshot(model)
     with torch.no_grad():
         expected = model(images)
@@ -67,3 +69,63 @@ def test_maps_are_those_of_the_network_as_it_is(leak: bool) -> None:
                 hidden = image.clone()
                 hidden[:, :, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2] = 0
                 assert float(found[i, j]) == pytest.approx(float((model(image) - model(hidden))[0, 1]), abs=1e-4)
+
+
+def _recorded(model: nn.Module, images: Tensor) -> Folding:
+    folding = Folding(model)
+    with torch.no_grad(), folding.record():
+        model(images)
+    return folding
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("settings", [{}, {"groups": 2}, {"stride": 2, "padding": 1}, {"bias": False}])
+def test_convolutions_of_single_pixels_give_what_they_gave(
+    settings: dict[str, Any], layout: torch.memory_format
+) -> None:
+    model = nn.Sequential(nn.Conv2d(6, 4, 1, **settings)).eval()
+    images = torch.randn(3, 6, 9, 7).contiguous(memory_format=layout)
+    folding = _recorded(model, images)
+    with torch.no_grad():
+        expected = model(images)
+        with folding.applied():
+            assert "forward" in vars(model[0])
+            assert torch.allclose(model(images), expected, rtol=1e-5, atol=1e-6)
+            assert torch.allclose(model(images[0]), expected[0], rtol=1e-5, atol=1e-6), "one picture without a batch"
+            assert model(images[:0]).shape == (0, *expected.shape[1:])
+    assert not vars(model[0]).get("forward")
+
+
+def test_timms_normalisation_with_its_activation_is_folded() -> None:
+    timm = pytest.importorskip("timm", reason="timm is not installed")
+    model = timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=7).eval()
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            getattr(norm, name).data = torch.rand_like(norm.weight) + 0.5
+    images = torch.randn(2, 3, 64, 64)
+    before = Snapshot(model)
+    folding = _recorded(model, images[:1])
+    ran: list[nn.Module] = []
+    with torch.no_grad():
+        expected = model(images)
+        with folding.applied():
+            assert torch.allclose(model(images), expected, rtol=1e-4, atol=1e-5)
+            ran = [norm for norm in norms if "forward" in vars(norm)]
+    before.check()
+    assert len(ran) == len(norms) == 49, "those behind convolutions that pad by themselves too"
+
+
+def test_a_pass_holds_as_many_pictures_as_the_cache() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 2, 1)).eval()
+    image = torch.rand(1, 3, 512, 1024)
+    assert _recorded(model, image).largest == 8 * 512 * 1024 * 4
+    sizes: list[int] = []
+    cam = Occlusion(model, grid=2, window=1)
+    handle = model[1].register_forward_hook(lambda module, inputs, output: sizes.append(len(output)))
+    cam.explain(image, [lambda y: y[1].mean()])
+    assert sizes.count(1) >= 4 and max(sizes) == 1, "a layer's output is 16 MiB already"
+    sizes.clear()
+    cam.explain(image[..., :128, :256], [lambda y: y[1].mean()])
+    assert max(sizes) == 4
+    handle.remove()
