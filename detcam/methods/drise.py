@@ -200,10 +200,9 @@ def drise(
         batch_size=batch_size,
         seed=seed,
     )
-    saliency = maps.float()
     given = targets if isinstance(targets, Detections) else None
     return ImageHeatmaps(
-        normalize(saliency), (saliency,), tuple(asked), scores([plain])[0], None, given, geometry, sampling=sampling
+        normalize(maps).float(), (maps,), tuple(asked), scores([plain])[0], None, given, geometry, sampling=sampling
     )
 
 

@@ -78,7 +78,7 @@ class RISE(InputCAM):
             batch_size=subject.together,
             seed=self.seed,
         )
-        return [canvas.spread(found).to(work_dtype(inputs))]
+        return [canvas.spread(found)]  # in float64: what tells places apart is small beside the mean score
 
     def scorer(self, subject: Subject) -> Callable[[Tensor], Tensor]:
         """From network inputs (K, C, H, W) to the weights (K, N) of their masks for each target."""

@@ -74,7 +74,7 @@ def test_rise_is_its_formula() -> None:
         for target, found in zip(targets, result.saliency[0], strict=True):
             with torch.no_grad():
                 expected = estimate([float(target(slow((image * mask)[None])[0])) for mask in masks], masks, 0.4)
-            torch.testing.assert_close(found, expected.float(), atol=1e-5 * float(expected.abs().max()), rtol=0)
+            torch.testing.assert_close(found, expected, atol=1e-5 * float(expected.abs().max()), rtol=0)
 
 
 def test_rise_by_hand() -> None:
@@ -87,7 +87,9 @@ def test_rise_by_hand() -> None:
         light, dark = float(result.scores[0]), float(model(torch.zeros(1, 3, 20, 28))[0, 0])
     mean = (shown * light + (40 - shown) * dark) / 40
     expected = mean + shown * (light - mean) / (40 * 0.5)
-    torch.testing.assert_close(result.saliency[0], torch.full((1, 20, 28), expected), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        result.saliency[0], torch.full((1, 20, 28), expected, dtype=torch.float64), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_rise_estimates_what_the_paper_does() -> None:
@@ -198,7 +200,7 @@ def test_drise_is_its_formula() -> None:
             weights[k].append(slow_similarity(boxes[k], vectors[k], places, scores, 0))
     expected = torch.stack([estimate(row, masks, 0.5) for row in weights])
     inside = result.saliency[0][:, rows, columns]
-    torch.testing.assert_close(inside, expected.float(), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(inside, expected, atol=1e-5, rtol=1e-4)
     assert result.saliency[0].shape[-2:] == batch.inputs.shape[-2:]
     assert result.scores[:2].tolist() == pytest.approx(found.scores.tolist(), abs=1e-4)
 
