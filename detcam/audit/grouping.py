@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from scipy.cluster.hierarchy import fcluster, linkage
+from scipy.spatial.distance import squareform
 
 from detcam.audit.case import Case, Group
 from detcam.audit.reading import group_reading
@@ -71,10 +73,9 @@ def _clusters(features: Sequence[np.ndarray | None]) -> list[list[int]]:
     table /= np.maximum(np.linalg.norm(table, axis=1, keepdims=True), 1e-12)
     labels = np.zeros(len(known), dtype=np.int64)
     if len(known) > 1:
-        from sklearn.cluster import AgglomerativeClustering  # slow to import
-
-        model = AgglomerativeClustering(n_clusters=None, metric="cosine", linkage="average", distance_threshold=APART)
-        labels[:MOST] = model.fit_predict(table[:MOST])
+        apart = np.clip(1 - table[:MOST] @ table[:MOST].T, 0, 2)
+        tree = linkage(squareform(apart, checks=False), "average")
+        labels[:MOST] = fcluster(tree, APART, "distance")
     for index in range(MOST, len(known)):
         labels[index] = labels[int((table[:MOST] @ table[index]).argmax())]
     for label in np.unique(labels):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,15 +72,17 @@ class Store:
             for line in self._lines(CASES)
         }
 
-    def add_case(self, examined: Examined) -> None:
-        """Keep a case."""
-        features = examined.features
-        listed = None if features is None else [float(f"{value:.6g}") for value in features.tolist()]
-        self._append(CASES, {"case": examined.case.to_json(), "features": listed})
+    def add_cases(self, examined: Sequence[Examined]) -> None:
+        """Keep a picture's cases."""
+        lines = []
+        for one in examined:
+            features = None if one.features is None else [float(f"{value:.6g}") for value in one.features.tolist()]
+            lines.append({"case": one.case.to_json(), "features": features})
+        self._append(CASES, *lines)
 
-    def _append(self, name: str, line: Mapping[str, Any]) -> None:
+    def _append(self, name: str, *lines: Mapping[str, Any]) -> None:
         with open(self.folder / name, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write("".join(json.dumps(line) + "\n" for line in lines))
             file.flush()
             os.fsync(file.fileno())
 

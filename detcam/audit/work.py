@@ -125,7 +125,7 @@ class Work:
             self.writer.picture(picture.truth.image_id, picture.truth.file_name, pixels, picture.truth)
             for result in results:
                 self.writer.case(result.case, pixels, result.maps)
-                self.store.add_case(result)
+            self.store.add_cases(results)
 
     def _bar(self, batches: Iterable[list[Any]], words: str, total: int, size: Any) -> Iterator[list[Any]]:
         with tqdm(total=total, desc=words, disable=None if self.progress else True, leave=False) as bar:

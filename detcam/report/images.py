@@ -97,13 +97,17 @@ def outline(path: Path, image_size_hw: tuple[int, int]) -> str:
     stored = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_GRAYSCALE)
     if stored is None:
         raise ValueError(f"{path} is not a PNG file; delete it and run the audit again")
+    scale = np.array(image_size_hw[::-1]) / np.array(stored.shape[::-1])
+    rows, columns = np.flatnonzero(stored.any(axis=1)), np.flatnonzero(stored.any(axis=0))
+    if not len(rows):
+        return ""
+    part = stored[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     # Contours run through the centres of pixels: in a picture twice as large, a quarter of a pixel inside the edge.
-    fine = (stored > 0).astype(np.uint8).repeat(2, axis=0).repeat(2, axis=1)
+    fine = (part > 0).astype(np.uint8).repeat(2, axis=0).repeat(2, axis=1)
     edges, _ = cv2.findContours(fine, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-    scale = np.array(image_size_hw[::-1]) / np.array(fine.shape[::-1])
     parts = []
     for edge in edges:
-        corners = (cv2.approxPolyDP(edge, 1.0, True)[:, 0] + 0.5) * scale
+        corners = ((cv2.approxPolyDP(edge, 1.0, True)[:, 0] + 0.5) / 2 + (columns[0], rows[0])) * scale
         parts.append("M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in corners.tolist()) + "Z")
     return "".join(parts)
 

@@ -5,9 +5,10 @@
 
 ``demo`` audits the package's own detector on scenes that it draws, and needs nothing else; ``fasterrcnn`` and ``yolo``
 are the reference detectors of blood cells in ../shared/data. Printed are: what explanation, verification and controls
-take a case, in bare passes (one picture's share of a batch of eight, in inference mode); the passes that were counted;
-matching against detection; writing a hundred cases; and with ``--memory`` the peak memory with half of the pictures and
-with all of them, each in a process of its own.
+take a case, in bare passes (one picture's share of a batch of eight, in inference mode, timed after every batch of
+pictures, so that a busy machine slows both alike); the passes that were counted; matching against detection; writing a
+hundred cases; and with ``--memory`` the peak memory with half of the pictures and with all of them, each in a process
+of its own.
 """
 
 from __future__ import annotations
@@ -23,8 +24,11 @@ import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
+from unittest import mock
 
 import torch
 
@@ -34,6 +38,7 @@ import detcam
 from detcam.adapters import Adapter, adapt
 from detcam.annotations import Annotations
 from detcam.audit import Audit
+from detcam.audit.examine import Examiner
 from detcam.images import load_image
 from tests.audit.scenes import write_scenes
 
@@ -69,19 +74,39 @@ def subject(detector: str, scratch: Path) -> tuple[Adapter, Annotations]:
     return adapt(models.bccd_fasterrcnn(), names=["background", *names]), truth
 
 
-def bare_pass(adapter: Adapter, truth: Annotations, repeats: int = 5) -> float:
-    """Seconds that a bare pass takes for one picture in a batch of eight, median."""
-    pictures = [load_image(path) for path in truth.paths[:BATCH]]
-    plain = adapter.without_layers()
-    batch = plain.prepare(pictures)
-    times = []
-    for number in range(repeats + 1):
+class Bare:
+    """Times bare passes of eight pictures between the parts of an audit."""
+
+    def __init__(self, adapter: Adapter, truth: Annotations) -> None:
+        self.plain = adapter.without_layers()
+        self.batch = self.plain.prepare([load_image(path) for path in truth.paths[:BATCH]])
+        self.times: list[float] = []
+        self.inside = 0.0
+        self.run()
+        self.times.clear()
+
+    def run(self) -> float:
+        """One pass, timed; its seconds."""
         start = time.perf_counter()
         with torch.inference_mode():
-            plain.forward(batch)
-        if number:
-            times.append(time.perf_counter() - start)
-    return statistics.median(times) / len(pictures)
+            self.plain.forward(self.batch)
+        self.times.append(time.perf_counter() - start)
+        return self.times[-1]
+
+    def after_each(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, with a bare pass after each call."""
+
+        def called(*arguments: Any, **options: Any) -> Any:
+            found = function(*arguments, **options)
+            self.inside += self.run()
+            return found
+
+        return called
+
+    @property
+    def picture(self) -> float:
+        """Seconds a picture, mean: what the whole audit is compared with."""
+        return statistics.mean(self.times) / BATCH
 
 
 def run(adapter: Adapter, truth: Annotations, out: Path, arguments: argparse.Namespace) -> Audit:
@@ -140,32 +165,34 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         adapter, truth = subject(arguments.detector, Path(folder) / "data")
         truth = truth[: arguments.pictures]
-        before = bare_pass(adapter, truth)
+        bare = Bare(adapter, truth)
         profile = cProfile.Profile()
-        if arguments.profile:
-            profile.enable()
-        found = run(adapter, truth, arguments.out or Path(folder) / "out", arguments)
-        profile.disable()
+        with mock.patch.object(Examiner, "examine", bare.after_each(Examiner.examine)):
+            if arguments.profile:
+                profile.enable()
+            found = run(adapter, truth, arguments.out or Path(folder) / "out", arguments)
+            profile.disable()
         if arguments.profile:
             profile.dump_stats(arguments.profile)
-        bare = (before + bare_pass(adapter, truth)) / 2  # a shared machine is not always as busy
     tell(found, bare, len(truth))
     if arguments.memory:
         half, whole = peaks(len(truth), arguments)
         print(f"peak memory: {half:.0f} MiB with {len(truth) // 2} pictures, {whole:.0f} MiB with {len(truth)}")
 
 
-def tell(found: Audit, bare: float, pictures: int) -> None:
+def tell(found: Audit, bare: Bare, pictures: int) -> None:
     """Print what was measured."""
     cases, spent = found.explained, found.timings
     count = max(len(cases), 1)
     kinds = {kind: sum(case.type == kind for case in cases) for kind in sorted({case.type for case in cases})}
     print(f"{pictures} pictures, {len(cases)} cases explained {json.dumps(kinds)}, {len(found.confirmed)} confirmed")
     print(f"average precision {found.analysis.average_precision:.3f}; {found.seconds:.1f} s in all")
-    print(f"a bare pass takes {1000 * bare:.1f} ms a picture")
-    print(f"detection: {spent['detecting']:.1f} s, {spent['detecting'] / pictures / bare:.2f} bare passes a picture")
+    one = bare.picture
+    print(f"a bare pass takes {1000 * one:.1f} ms a picture")
+    print(f"detection: {spent['detecting']:.1f} s, {spent['detecting'] / pictures / one:.2f} bare passes a picture")
     counted = sum(case.passes for case in cases) / count
-    print(f"a case: {spent['explaining'] / count / bare:.1f} bare passes in time; {counted:.1f} forward passes counted")
+    passes = (spent["explaining"] - bare.inside) / count / one
+    print(f"a case: {passes:.1f} bare passes in time; {counted:.1f} forward passes counted")
     print(f"matching: {spent['matching'] / max(spent['detecting'], 1e-9):.2%} of detection")
     print(f"writing: {100 * spent['writing'] / count:.2f} s per hundred cases; grouping {spent['grouping']:.2f} s")
 
