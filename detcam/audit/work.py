@@ -96,7 +96,9 @@ class Work:
             if plain[position].id not in done:
                 by_image.setdefault(analysis[position].image, []).append(position)
         total = sum(len(positions) for positions in by_image.values())
-        batches = _batches(sorted(by_image), self.batch_size)
+        # Pictures with as many cases as each other go together: a batch takes as long as the one that has the most.
+        ordered = sorted(by_image, key=lambda image: (-len(by_image[image]), image))
+        batches = _batches(ordered, self.batch_size)
         for some in self._bar(batches, "explaining", total, lambda some: sum(len(by_image[i]) for i in some)):
             pictures = []
             for image in some:
