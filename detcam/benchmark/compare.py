@@ -324,8 +324,10 @@ def _conclude(
     words = verdicts(outcomes, rows, signs, references, unannotated=unannotated, resamples=resamples, seed=seed)
     for outcome in outcomes:
         words += [f"{outcome.name}, {picture}: {error}" for picture, error in list(outcome.errors.items())[:3]]
-        if outcome.warnings and outcome.kind == "method":
-            words.append(f"{outcome.name} warned: {listed(outcome.warnings)}.")
+    kinds = sorted({kind for outcome in outcomes for kind in outcome.warnings})
+    for kind in kinds:
+        names = [outcome.name for outcome in outcomes if outcome.kind == "method" and kind in outcome.warnings]
+        words += [f"{kind} from {listed(names)}."] if names else []
     if tally.empty:
         at = ""
         if adapter.task == "detection":

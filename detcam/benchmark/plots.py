@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 METHOD_COLOR, TIED_COLOR, CONTROL_COLOR = "#7a8fb3", "#1b4fa3", "#b3541e"
 LINE, LETTER = 15.0, 7.5  # pixels that a line of names takes, and a letter
+NEAR, ASIDE = 70.0, 34.0  # pixels within which points lie together, and from them to their names
 PANEL = 240  # pixels: the longer side of a panel of the figure of maps
 
 
@@ -92,23 +93,50 @@ def _name_controls(axes: Axes, controls: Sequence[Row], metric: str) -> None:
 
 
 def _name_methods(axes: Axes, methods: Sequence[Row], metric: str) -> None:
-    """Names beside the points, moved up or down where they would cover one another or a point."""
-    points = {row.name: axes.transData.transform((row.seconds, row.scores[metric].mean)) for row in methods}
-    taken = [(float(x) - 5, float(x) + 5, float(y)) for x, y in points.values()]
-    for name, (x, y) in sorted(points.items(), key=lambda item: (item[1][0], item[1][1])):
-        start, stop = float(x) + 9, float(x) + 9 + LETTER * len(name)
-        for step in sorted(range(-8, 9), key=abs):
-            height = float(y) + step * LINE * 0.75
-            if all(abs(height - other) >= LINE * 0.9 or start > end or stop < begin for begin, end, other in taken):
+    """Names beside the points; those of points that lie together stand above one another, in the points' order."""
+    points = {}
+    for row in methods:
+        x, y = axes.transData.transform((row.seconds, row.scores[metric].mean))
+        points[row.name] = (float(x), float(y))
+    taken = [(x - 5, x + 5, y) for x, y in points.values()]
+    for names in _together(points):
+        names = sorted(names, key=lambda name: (-round(points[name][1] / LINE), -points[name][0]))
+        start = max(points[name][0] for name in names) + (9 if len(names) == 1 else ASIDE)
+        stop = start + LETTER * max(len(name) for name in names)
+        middle = sum(points[name][1] for name in names) / len(names)
+        for step in sorted(range(-12, 13), key=lambda step: (abs(step), -step)):
+            top = middle + step * LINE * 0.75 + (len(names) - 1) / 2 * LINE
+            heights = [top - place * LINE for place in range(len(names))]
+            free = [(begin, end, y) for begin, end, y in taken if start <= end and stop >= begin]
+            if all(abs(height - y) >= LINE * 0.9 for height in heights for _, _, y in free):
                 break
-        taken.append((start, stop, height))
-        _write(axes, name, (float(x), float(y)), (start, height), "black")
+        for name, height in zip(names, heights, strict=True):
+            taken.append((start, stop, height))
+            _write(axes, name, points[name], (start, height), "black")
+
+
+def _together(points: Mapping[str, tuple[float, float]]) -> list[list[str]]:
+    """Names of points in groups, from left to right; a point whose name would cover another is in its group."""
+    groups: list[list[str]] = []
+    for name, (x, y) in sorted(points.items(), key=lambda item: item[1]):
+        near = [
+            group
+            for group in groups
+            if any(x - points[one][0] < NEAR and abs(y - points[one][1]) < LINE for one in group)
+        ]
+        groups = [group for group in groups if group not in near]
+        groups.append([*(one for group in near for one in group), name])
+    return groups
 
 
 def _write(axes: Axes, text: str, point: tuple[float, float], place: tuple[float, float], color: str) -> None:
     """A name at a place, with a thin line to its point where it had to move; pixels of the figure."""
-    moved = abs(place[1] - point[1]) > LINE / 2
-    line = {"arrowstyle": "-", "color": color, "linewidth": 0.4, "alpha": 0.6} if moved else None
+    moved = abs(place[1] - point[1]) > LINE / 2 or place[0] - point[0] > ASIDE / 2
+    line = (
+        {"arrowstyle": "-", "color": color, "linewidth": 0.6, "alpha": 0.8, "shrinkA": 0, "shrinkB": 2}
+        if moved
+        else None
+    )
     axes.annotate(
         text,
         xy=point,
