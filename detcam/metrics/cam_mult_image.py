@@ -18,9 +18,11 @@ def multiply_tensor_with_cam(input_tensor: Tensor, cam: Tensor) -> Tensor:
 
 
 class CamMultImageConfidenceChange(PerturbationConfidenceMetric):
-    """score(x * cam) - score(x), x on the network's input: the higher, the better.
+    r"""The change of the score where only the salient pixels stay: :math:`y(X \odot H) - y(X)`.
 
-    A map of ones changes nothing and gives 0: read it beside a measure of how much the map keeps (`Complexity`).
+    X is the picture on the network's input, H the heatmap. In [-1, 1] for scores in [0, 1], higher is better. A map of
+    ones changes nothing and gives 0: read it beside a measure of how much the map keeps (`Complexity`). After
+    Chattopadhay et al., *Grad-CAM++*, WACV 2018, https://arxiv.org/abs/1710.11063.
 
     Args:
         **options: as in `ConfidenceMetric`.
@@ -35,7 +37,10 @@ class CamMultImageConfidenceChange(PerturbationConfidenceMetric):
 
 
 class DropInConfidence(CamMultImageConfidenceChange):
-    """max(0, score(x) - score(x * cam)): the lower, the better.
+    r"""The score's loss where only the salient pixels stay: :math:`\max(0,\; y(X) - y(X \odot H))`.
+
+    In [0, 1] for scores in [0, 1], lower is better. Chattopadhay et al., *Grad-CAM++*, WACV 2018,
+    https://arxiv.org/abs/1710.11063.
 
     Args:
         relative: divide by score(x), as the paper does; a score that is not above 0 then has no value.
@@ -56,7 +61,14 @@ class DropInConfidence(CamMultImageConfidenceChange):
 
 
 class IncreaseInConfidence(CamMultImageConfidenceChange):
-    """1 where score(x * cam) > score(x), else 0: the higher, the better; its mean is the rate of increase."""
+    r"""Whether the score rises where only the salient pixels stay: 1 if :math:`y(X \odot H) > y(X)`, else 0.
+
+    In [0, 1], higher is better; the mean over pictures is the rate of increase. Chattopadhay et al., *Grad-CAM++*,
+    WACV 2018, https://arxiv.org/abs/1710.11063.
+
+    Args:
+        **options: as in `ConfidenceMetric`.
+    """
 
     name = "increase_in_confidence"
     range = (0.0, 1.0)

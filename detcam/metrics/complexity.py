@@ -74,7 +74,11 @@ class MapMetric(Metric):
 
 
 class Complexity(MapMetric):
-    """Mean magnitude of the heatmap: 0 for a map of zeros, 1 for a map of ones; the lower, the better."""
+    r"""Mean magnitude of the heatmap: :math:`\frac{1}{n} \sum_i |H_i|`.
+
+    In [0, 1], lower is better: 0 for a map of zeros, 1 for a map of ones. Poppi et al., *Revisiting The Evaluation of
+    Class Activation Mapping*, CVPRW 2021, https://arxiv.org/abs/2104.10252.
+    """
 
     name = "complexity"
     paper = ADCC_PAPER
@@ -86,11 +90,13 @@ class Complexity(MapMetric):
 
 
 class Sparseness(MapMetric):
-    r"""Gini index of the heatmap's magnitudes: 0 where all are equal, near 1 for one pixel; the higher, the sparser.
+    r"""Gini index of the heatmap's magnitudes: how few pixels hold the heat.
 
     .. math:: G = \frac{\sum_{i=1}^n (2i - n - 1)\, a_{(i)}}{n \sum_i a_i}, \quad a_{(1)} \le \dots \le a_{(n)}
 
-    Without a value for a map of zeros.
+    In [0, 1], higher is better (sparser): 0 where all are equal, near 1 for one pixel. Without a value for a map of
+    zeros. Chalasani et al., *Concise Explanations of Neural Networks using Adversarial Training*, ICML 2020,
+    https://arxiv.org/abs/1810.06583.
     """
 
     name = "sparseness"
@@ -108,11 +114,13 @@ class Sparseness(MapMetric):
 
 
 class Entropy(MapMetric):
-    r"""Entropy of the heatmap's magnitudes as shares, over its greatest value log n: 0 for one pixel, 1 for all equal.
+    r"""Entropy of the heatmap's magnitudes as shares, over its greatest value log n.
 
     .. math:: -\frac{1}{\log n} \sum_i p_i \log p_i, \quad p_i = a_i / \sum_j a_j
 
-    Called complexity in the paper, and not divided there. Without a value for a map of zeros.
+    In [0, 1], lower is better: 0 for one pixel, 1 for all equal. Called complexity in the paper, and not divided
+    there. Without a value for a map of zeros. Bhatt et al., *Evaluating and Aggregating Feature-based Model
+    Explanations*, IJCAI 2020, https://arxiv.org/abs/2005.00631.
     """
 
     name = "entropy"
@@ -126,7 +134,12 @@ class Entropy(MapMetric):
 
 
 class Coherency(Metric):
-    """How alike the heatmap is to that of the picture times the heatmap: (Pearson's correlation + 1) / 2.
+    r"""How alike the heatmap is to that of the picture times the heatmap.
+
+    .. math:: \tfrac12 \left( \rho(H(X), H(X \odot H(X))) + 1 \right)
+
+    :math:`\rho` is Pearson's correlation. In [0, 1], higher is better. Poppi et al., *Revisiting The Evaluation of
+    Class Activation Mapping*, CVPRW 2021, https://arxiv.org/abs/2104.10252.
 
     A (B, C, H, W) tensor is multiplied as it is; pictures are multiplied before they are prepared for the network, so
     that what the map does not keep is black. Without a value where either map is constant.
@@ -229,7 +242,13 @@ class HarmonicMean(Metric):
 
 
 class ADCC(HarmonicMean):
-    """Harmonic mean of coherency, 1 - complexity and 1 - average drop (relative to the unchanged score).
+    r"""Harmonic mean of coherency, 1 - complexity and 1 - average drop (relative to the unchanged score).
+
+    .. math:: 3 \left( \frac{1}{\text{coherency}} + \frac{1}{1 - \text{complexity}} + \frac{1}{1 - \text{drop}}
+        \right)^{-1}
+
+    In [0, 1], higher is better. Poppi et al., *Revisiting The Evaluation of Class Activation Mapping*, CVPRW 2021,
+    https://arxiv.org/abs/2104.10252.
 
     Args:
         base_method: a CAM that explains changed pictures; None takes the `method` that `measure` is given.
@@ -242,7 +261,13 @@ class ADCC(HarmonicMean):
 
 
 class ARCC(HarmonicMean):
-    """ADCC with ROAD in place of the average drop: harmonic mean of coherency, 1 - complexity and 2 ROAD in [0, 1].
+    r"""ADCC with ROAD in place of the average drop: harmonic mean of coherency, 1 - complexity and 2 ROAD.
+
+    .. math:: 3 \left( \frac{1}{\text{coherency}} + \frac{1}{1 - \text{complexity}} + \frac{1}{2\,\text{ROAD}}
+        \right)^{-1}, \quad 2\,\text{ROAD cut to } [0, 1]
+
+    In [0, 1], higher is better. As in ``pytorch_grad_cam`` 1.5.7, after Poppi et al., *Revisiting The Evaluation of
+    Class Activation Mapping*, CVPRW 2021, https://arxiv.org/abs/2104.10252.
 
     Args:
         base_method: a CAM that explains changed pictures; None takes the `method` that `measure` is given.

@@ -156,7 +156,18 @@ class CurveMetric(Metric):
 
 
 class Deletion(CurveMetric):
-    """Area under the score as pixels are deleted, most salient first: low where the map finds what the score needs."""
+    r"""Area under the score as pixels are deleted, most salient first: low where the map finds what the score needs.
+
+    .. math:: \sum_{s=1}^{S} \frac{y(X_{s-1}) + y(X_s)}{2S}, \quad X_s = X \text{ with the first } s/S
+        \text{ of its pixels filled}
+
+    In [0, 1] for scores in [0, 1], lower is better. Petsiuk et al., *RISE*, BMVC 2018,
+    https://arxiv.org/abs/1806.07421.
+
+    Args:
+        settings: how curves are made.
+        **changes: settings by name, as in `CurveSettings`.
+    """
 
     name = "deletion"
     paper = RISE_PAPER
@@ -180,7 +191,18 @@ class Deletion(CurveMetric):
 
 
 class Insertion(Deletion):
-    """Area under the score as pixels come into the filled picture, most salient first: high for a faithful map."""
+    r"""Area under the score as pixels come into the filled picture, most salient first: high for a faithful map.
+
+    .. math:: \sum_{s=1}^{S} \frac{y(X_{s-1}) + y(X_s)}{2S}, \quad X_s = \text{the fill with the first } s/S
+        \text{ of } X \text{'s pixels in it}
+
+    In [0, 1] for scores in [0, 1], higher is better. Petsiuk et al., *RISE*, BMVC 2018,
+    https://arxiv.org/abs/1806.07421.
+
+    Args:
+        settings: how curves are made.
+        **changes: settings by name, as in `CurveSettings`.
+    """
 
     name = "insertion"
     higher_is_better = True
@@ -188,7 +210,15 @@ class Insertion(Deletion):
 
 
 class InsertionMinusDeletion(CurveMetric):
-    """Insertion's area minus deletion's."""
+    """The area of `Insertion` minus that of `Deletion`.
+
+    In [-1, 1] for scores in [0, 1], higher is better; a random order is near 0. Zhang et al., *Group-CAM*, 2021,
+    https://arxiv.org/abs/2103.13859.
+
+    Args:
+        settings: how curves are made.
+        **changes: settings by name, as in `CurveSettings`.
+    """
 
     name = "overall"
     paper = "Zhang et al., Group-CAM, 2021, https://arxiv.org/abs/2103.13859; areas after " + RISE_PAPER
@@ -294,11 +324,20 @@ class RegionMetric(CurveMetric):
 
 
 class SufficientRegion(RegionMetric):
-    """Smallest share of pixels, most salient first, that alone keeps the score at a fraction of what it was.
+    r"""Smallest share of pixels, most salient first, that alone keeps the score at a fraction of what it was.
 
-    After the smallest sufficient region of Dabkowski and Gal, *Real Time Image Saliency for Black Box Classifiers*,
-    NeurIPS 2017, https://arxiv.org/abs/1705.07857, with the heatmap's order in place of a mask. NaN where the
-    unchanged picture does not reach the threshold.
+    .. math:: \min \{ a : y(X^{+}_a) \ge f\, y(X) \}, \quad X^{+}_a = \text{the fill with the first share } a
+        \text{ of } X \text{'s pixels in it}
+
+    In [0, 1], lower is better. After the smallest sufficient region of Dabkowski and Gal, *Real Time Image Saliency
+    for Black Box Classifiers*, NeurIPS 2017, https://arxiv.org/abs/1705.07857, with the heatmap's order in place of a
+    mask. NaN where the unchanged picture does not reach the threshold.
+
+    Args:
+        fraction: f, of the unchanged picture's score, in (0, 1].
+        threshold: the score itself, in place of a fraction.
+        settings: how curves are made; shares are first tried 1/steps apart, then 1/steps^2.
+        **changes: settings by name.
     """
 
     name = "sufficient_region"
@@ -307,10 +346,19 @@ class SufficientRegion(RegionMetric):
 
 
 class DestroyingRegion(RegionMetric):
-    """Smallest share of pixels, most salient first, without which the score falls below a fraction of what it was.
+    r"""Smallest share of pixels, most salient first, without which the score falls below a fraction of what it was.
 
-    After the smallest destroying region of Dabkowski and Gal, NeurIPS 2017, https://arxiv.org/abs/1705.07857. NaN
-    where the score never falls so low.
+    .. math:: \min \{ a : y(X^{-}_a) < f\, y(X) \}, \quad X^{-}_a = X \text{ with the first share } a
+        \text{ of its pixels filled}
+
+    In [0, 1], lower is better. After the smallest destroying region of Dabkowski and Gal, *Real Time Image Saliency
+    for Black Box Classifiers*, NeurIPS 2017, https://arxiv.org/abs/1705.07857. NaN where the score never falls so low.
+
+    Args:
+        fraction: f, as in `SufficientRegion`.
+        threshold: likewise.
+        settings: likewise.
+        **changes: likewise.
     """
 
     name = "destroying_region"

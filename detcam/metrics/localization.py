@@ -107,7 +107,8 @@ class PointingGame(Localization):
     """Whether the hottest pixel lies on the object: 1 if it is at most `tolerance` pixels away, else 0.
 
     Of several hottest pixels, the share that hits. In [0, 1], higher is better. Undefined for false positives: their
-    explanation may rightly point elsewhere.
+    explanation may rightly point elsewhere. Zhang et al., *Top-down Neural Attention by Excitation Backprop*, ECCV
+    2016, https://arxiv.org/abs/1608.00507.
 
     Args:
         tolerance: pixels by which the hottest pixel may miss; the paper takes 15, in pictures of about 500 pixels and
@@ -141,7 +142,7 @@ class EnergyPointingGame(Localization):
 
     In [0, 1], higher is better; a uniform map has the object's share of the picture. ``shape="box"`` is the paper's
     form, ``"mask"`` the stricter one. Inverted for false positives: an explanation by context scores low because it is
-    right.
+    right. Wang et al., *Score-CAM*, CVPR Workshops 2020, https://arxiv.org/abs/1910.01279.
     """
 
     name = "energy_pointing_game"
@@ -154,10 +155,11 @@ class EnergyPointingGame(Localization):
 class HeatmapIoU(Localization):
     r"""Overlap of the hot region with the object at the best threshold: :math:`\max_t IoU(\{H \ge t\}, object)`.
 
-    Every value of the map is tried as threshold, so none has to be chosen. In (0, 1], higher is better, 1 where some
+    Every value of the map is tried as threshold, so none has to be chosen. In [0, 1], higher is better, 1 where some
     threshold cuts out the object exactly; never below the object's share of the picture, which the lowest threshold
     reaches. (ODAM's visual explanation accuracy averages over heatmaps first and then takes the best of nine
-    thresholds.) Inverted for false positives, as are all overlaps with a box that should not be there.
+    thresholds.) Inverted for false positives, as are all overlaps with a box that should not be there. After Zhao and
+    Chan, *ODAM*, ICLR 2023, https://arxiv.org/abs/2304.06354.
     """
 
     name = "heatmap_iou"
@@ -180,7 +182,7 @@ class ObjectDiscrimination(Localization):
     Pixels that the object shares with another count as the other's, as in the authors' evaluation. In [0, 1], lower is
     better. NaN where the picture has no other object (the authors count 0) or no heat lies on objects. Which objects
     are others (all, or those of the same class) is said in `true_regions`. Undefined for false positives: they are of
-    no object.
+    no object. Zhao and Chan, *ODAM*, ICLR 2023, https://arxiv.org/abs/2304.06354.
     """
 
     name = "object_discrimination"
@@ -197,9 +199,9 @@ class Compactness(Localization):
 
     .. math:: \sqrt{\frac{\sum_p H_p \, \|p - p^*\|^2}{\tfrac14 (w^2 + h^2) \sum_p H_p}}, \quad p^* = \arg\max_p H_p
 
-    At least 0 (all heat in one pixel), lower is more compact; of several hottest pixels the first is taken. It says
-    nothing about place: a sharp map beside the object is compact too. Undefined for false positives, whose box is no
-    measure of anything true.
+    In [0, inf), lower is better (more compact), 0 where all heat is in one pixel; of several hottest pixels the first
+    is taken. It says nothing about place: a sharp map beside the object is compact too. Undefined for false positives,
+    whose box is no measure of anything true. Zhao and Chan, *ODAM*, ICLR 2023, https://arxiv.org/abs/2304.06354.
     """
 
     name = "compactness"

@@ -256,7 +256,18 @@ class RemovalMetric(ConfidenceMetric):
 
 
 class RemoveMostRelevantFirstAverage(RemovalMetric):
-    """The mean change of the score as the most salient pixels go, over percentiles: below 0 for a faithful map."""
+    r"""The mean change of the score as the most salient pixels go, over percentiles: below 0 for a faithful map.
+
+    .. math:: \frac{1}{|P|} \sum_{p \in P} y(X \text{ without the pixels at or above percentile } p) - y(X)
+
+    In [-1, 1] for scores in [0, 1], lower is better. Samek et al., *Evaluating the Visualization of What a Deep Neural
+    Network Has Learned*, 2015, https://arxiv.org/abs/1509.06321.
+
+    Args:
+        percentiles: from 0 to 100 each; at percentile p the upper 100 - p percent of the pixels go.
+        fill: what takes their place: ``"blur"``, ``"mean"``, ``"linear"`` or a `Fill`.
+        **options: as in `ConfidenceMetric`.
+    """
 
     name = "most_relevant_first"
     paper = (
@@ -272,7 +283,17 @@ class RemoveMostRelevantFirstAverage(RemovalMetric):
 
 
 class RemoveLeastRelevantFirstAverage(RemoveMostRelevantFirstAverage):
-    """The mean change of the score as the least salient pixels go, over percentiles: near 0 for a faithful map."""
+    r"""The mean change of the score as the least salient pixels go, over percentiles: near 0 for a faithful map.
+
+    As `RemoveMostRelevantFirstAverage`, with percentiles of one minus the heatmap. In [-1, 1] for scores in [0, 1],
+    higher is better. Samek et al., *Evaluating the Visualization of What a Deep Neural Network Has Learned*, 2015,
+    https://arxiv.org/abs/1509.06321.
+
+    Args:
+        percentiles: as in `RemoveMostRelevantFirstAverage`.
+        fill: likewise.
+        **options: likewise.
+    """
 
     name = "least_relevant_first"
     higher_is_better = True

@@ -56,7 +56,17 @@ class ROADAverage(RemovalMetric):
 
 
 class ROADMostRelevantFirstAverage(ROADAverage):
-    """Mean change of the score without the upper 100 - p percent of the pixels: the lower, the better."""
+    r"""Mean change of the score without the upper 100 - p percent of the pixels, over percentiles p.
+
+    .. math:: \frac{1}{|P|} \sum_{p \in P} y(X \text{ imputed at or above percentile } p) - y(X)
+
+    In [-1, 1] for scores in [0, 1], lower is better. Rong et al., *A Consistent and Efficient Evaluation Strategy for
+    Attribution Methods* (ROAD), ICML 2022, https://arxiv.org/abs/2202.00449.
+
+    Args:
+        percentiles: as in `ROADAverage`.
+        **options: likewise.
+    """
 
     name = "road_most_relevant"
     higher_is_better = False
@@ -64,7 +74,15 @@ class ROADMostRelevantFirstAverage(ROADAverage):
 
 
 class ROADLeastRelevantFirstAverage(ROADAverage):
-    """Mean change of the score without the lower 100 - p percent of the pixels: the higher, the better."""
+    r"""Mean change of the score without the lower 100 - p percent of the pixels, over percentiles p.
+
+    As `ROADMostRelevantFirstAverage`, with percentiles of one minus the heatmap. In [-1, 1] for scores in [0, 1],
+    higher is better. Rong et al., ROAD, ICML 2022, https://arxiv.org/abs/2202.00449.
+
+    Args:
+        percentiles: as in `ROADAverage`.
+        **options: likewise.
+    """
 
     name = "road_least_relevant"
     higher_is_better = True
@@ -72,7 +90,10 @@ class ROADLeastRelevantFirstAverage(ROADAverage):
 
 
 class ROADMostRelevantFirst(ROADMostRelevantFirstAverage):
-    """Change of the score without the pixels at or above a percentile of the heatmap: the lower, the better.
+    r"""Change of the score without the salient pixels: :math:`y(X \text{ imputed where } H \ge h_p) - y(X)`.
+
+    :math:`h_p` is the p-th percentile of the heatmap H. In [-1, 1] for scores in [0, 1], lower is better. Rong et al.,
+    ROAD, ICML 2022, https://arxiv.org/abs/2202.00449.
 
     Args:
         percentile: from 0 to 100, or ``"auto"``.
@@ -86,7 +107,10 @@ class ROADMostRelevantFirst(ROADMostRelevantFirstAverage):
 
 
 class ROADLeastRelevantFirst(ROADLeastRelevantFirstAverage):
-    """Change of the score without the pixels at or above a percentile of one minus the heatmap: the higher, the better.
+    r"""Change of the score without the other pixels: :math:`y(X \text{ imputed where } 1 - H \ge h_p) - y(X)`.
+
+    :math:`h_p` is the p-th percentile of one minus the heatmap H. In [-1, 1] for scores in [0, 1], higher is better.
+    Rong et al., ROAD, ICML 2022, https://arxiv.org/abs/2202.00449.
 
     Args:
         percentile: from 0 to 100, or ``"auto"``; 20 takes away the four fifths that matter least.
@@ -100,9 +124,17 @@ class ROADLeastRelevantFirst(ROADLeastRelevantFirstAverage):
 
 
 class ROADCombined(ROADAverage):
-    """(least relevant first - most relevant first) / 2, over percentiles: the higher, the better.
+    r"""Least relevant first minus most relevant first, halved: how much more the salient pixels matter.
 
-    Where the score moves between 0 and 1, it lies in [-0.5, 0.5]; a random order is near 0.
+    .. math:: \frac{1}{2 |P|} \sum_{p \in P} y(X \text{ imputed where } 1 - H \ge h'_p)
+        - y(X \text{ imputed where } H \ge h_p)
+
+    In [-0.5, 0.5] for scores in [0, 1], higher is better; a random order is near 0. Rong et al., ROAD, ICML 2022,
+    https://arxiv.org/abs/2202.00449, combined as in ``pytorch_grad_cam``.
+
+    Args:
+        percentiles: as in `ROADAverage`.
+        **options: likewise.
     """
 
     name = "road"

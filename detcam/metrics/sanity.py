@@ -111,10 +111,14 @@ def randomization(
 
 
 class RandomizationCheck(Metric):
-    """How alike the map stays when the network's weights are randomised from the top down (`randomization`).
+    r"""How alike the map stays when the network's weights are randomised from the top down (`randomization`).
 
-    The mean, over the steps, of Spearman's rank correlation with the map of the intact network. Near 0, the map shows
-    what the network has learnt; near 1, it would look the same without.
+    .. math:: \frac{1}{S} \sum_{s=1}^{S} \rho(H, H_s)
+
+    over the steps s, with Spearman's rank correlation :math:`\rho` of the map :math:`H_s` after the step with the map
+    H of the intact network. In [-1, 1], lower is better: near 0, the map shows what the network has learnt; near 1, it
+    would look the same without. Adebayo et al., *Sanity Checks for Saliency Maps*, NeurIPS 2018,
+    https://arxiv.org/abs/1810.03292.
 
     Args:
         steps: as in `randomization`; each costs the method's passes once more.

@@ -148,16 +148,23 @@ def stability(
 
 
 class StabilityCheck(Metric):
-    """How alike the map stays when the picture changes a little and the finding stays in place (`stability`).
+    r"""How alike the map stays when the picture changes a little and the finding stays in place (`stability`).
 
-    The mean of Spearman's rank correlation over the perturbations that leave the finding in place; NaN where none does.
+    .. math:: \frac{1}{|P|} \sum_{p \in P} \rho(H(X), H(X_p))
+
+    over the perturbations p that leave the finding in place, with Spearman's rank correlation :math:`\rho`; NaN where
+    none does. In [-1, 1], higher is better. After Alvarez-Melis and Jaakkola, *On the Robustness of Interpretability
+    Methods*, 2018, https://arxiv.org/abs/1806.08049.
 
     Args:
         seed: of the changes that are drawn.
     """
 
     name = "stability"
-    paper = "after Alvarez-Melis and Jaakkola, On the Robustness of Interpretability Methods, 2018, arXiv 1806.08049"
+    paper = (
+        "after Alvarez-Melis and Jaakkola, On the Robustness of Interpretability Methods, 2018, "
+        "https://arxiv.org/abs/1806.08049"
+    )
     higher_is_better = True
     range = (-1.0, 1.0)
     needs = frozenset({"model", "method"})

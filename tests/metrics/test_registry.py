@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
@@ -26,6 +28,20 @@ def test_every_metric_says_what_it_is(kind: type[Metric]) -> None:
     assert set(kind.needs) <= {"model", "truth", "method"}
     assert isinstance(kind.higher_is_better, bool)
     kind()
+
+
+@pytest.mark.parametrize("kind", METRICS.values(), ids=METRICS)
+def test_the_docstring_has_formula_range_direction_and_paper(kind: type[Metric]) -> None:
+    words = " ".join((kind.__doc__ or "").split())
+    low, high = (f"{end:g}" for end in kind.range)
+    assert f"In [{low}, {high}{')' if high == 'inf' else ']'}" in words
+    better, worse = ("higher", "lower") if kind.higher_is_better else ("lower", "higher")
+    assert f"{better} is better" in words and f"{worse} is better" not in words
+    link = re.search(r"https://[^\s,;]+", kind.paper)
+    assert link and link[0] in words
+    # In words where it is a case distinction, or one formula with another order of the pixels.
+    spoken = {"pointing_game", "overall", "least_relevant_first", "road_least_relevant"}
+    assert ":math:`" in words or ".. math::" in words or kind.name in spoken
 
 
 @pytest.mark.parametrize("kind", ALONE, ids=lambda kind: kind.name)
