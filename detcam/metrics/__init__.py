@@ -5,14 +5,13 @@ from __future__ import annotations
 from detcam.metrics.base import Metric, MetricWarning, Question, Summary, read_question, read_truth, summarize
 from detcam.metrics.cam_mult_image import CamMultImageConfidenceChange, DropInConfidence, IncreaseInConfidence
 from detcam.metrics.complexity import ADCC, ARCC, Coherency, Complexity, Entropy, Sparseness
+from detcam.metrics.cost import count_work, measure_cost
 from detcam.metrics.curves import (
     Curve,
     CurveSettings,
     Deletion,
-    DestroyingRegion,
     Insertion,
     InsertionMinusDeletion,
-    SufficientRegion,
     score_curves,
 )
 from detcam.metrics.localization import (
@@ -39,7 +38,8 @@ from detcam.metrics.road import (
     ROADMostRelevantFirst,
     ROADMostRelevantFirstAverage,
 )
-from detcam.metrics.sanity import RandomizationCheck
+from detcam.metrics.sanity import RandomizationCheck, independence, randomization, reproducibility
+from detcam.metrics.smallest import DestroyingRegion, SufficientRegion
 from detcam.metrics.stability import StabilityCheck
 
 METRICS: dict[str, type[Metric]] = {
@@ -119,9 +119,14 @@ __all__ = [
     "SufficientRegion",
     "Summary",
     "TrueRegions",
-    "score_curves",
+    "count_work",
+    "independence",
+    "measure_cost",
+    "randomization",
     "read_question",
     "read_truth",
+    "reproducibility",
+    "score_curves",
     "summarize",
     "true_regions",
 ]
