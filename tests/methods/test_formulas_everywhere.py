@@ -190,10 +190,8 @@ def kpca_cam(a: Tensor, g: Tensor, size: tuple[int, int]) -> Tensor:
     values, vectors = np.linalg.eigh(centred)
     projected = vectors[:, -1] * math.sqrt(values[-1])
     sums = table.sum(1)
-    if np.abs(sums).max() < 1e-6:  # behind a LayerNorm channels add up to the same everywhere
-        sign = projected[np.abs(projected).argmax()]
-    else:
-        sign = (projected * sums).sum()
+    alike = np.abs(sums).max() < 1e-6  # as behind a LayerNorm, where channels add up to the same everywhere
+    sign = projected[np.abs(projected).argmax()] if alike else (projected * sums).sum()
     return torch.tensor(projected * np.sign(sign)).reshape(a.shape[1:])
 
 
