@@ -20,7 +20,9 @@ class GCAME(BaseCAM):
 
     with the means over the map of the positive and of the negative part of the gradient, each centred where that
     part is greatest, and a Gaussian scaled to [0, 1], at least one cell wide. Where a dense head reads one cell, one
-    of the two parts is 0, and this is the paper's formula for one-stage detectors.
+    of the two parts is 0, and this is the paper's formula for one-stage detectors. For two-stage detectors the
+    authors' code adds the magnitude of the negative part, around the place where it is weakest, and cuts each channel
+    at 0; here what speaks against the box is subtracted.
 
     Nguyen et al., *G-CAME: Gaussian-Class Activation Mapping Explainer for Object Detectors*, 2023,
     https://arxiv.org/abs/2306.03400.

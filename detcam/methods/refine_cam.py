@@ -23,7 +23,7 @@ class RefineCAM(BaseCAM):
     with the maps L_l of another method, each resized to the picture. A level that says nothing for a target (of a
     pyramid, those that the box does not come from) is left out of its product.
 
-    *RefineCAM*, https://arxiv.org/abs/2605.14641.
+    *How to Evaluate and Refine your CAM*, 2026, https://arxiv.org/abs/2605.14641.
 
     Args:
         model: as in `BaseCAM`.
@@ -34,7 +34,7 @@ class RefineCAM(BaseCAM):
     """
 
     name = "refinecam"
-    paper = "RefineCAM, https://arxiv.org/abs/2605.14641"
+    paper = "How to Evaluate and Refine your CAM, 2026, https://arxiv.org/abs/2605.14641"
     cost = "1 forward, 1 backward a target"
     use = "finer maps from several layers together"
 
