@@ -43,7 +43,7 @@ $(VENV)/.installed-all: setup.cfg | $(VENV)/bin/pip
 
 $(VENV)/.installed-dev: setup.cfg | $(VENV)/bin/pip
 	$(BIN)/python -m pip install -e '.[all,test,dev]'
-	$(BIN)/python -m pip install --no-deps tidecv==1.0.1
+	$(BIN)/python -m pip install --no-deps tidecv==1.0.1 quantus==0.6.0
 	@touch $@ $(VENV)/.installed-all
 
 env: $(VENV)/.installed-dev

@@ -102,6 +102,66 @@ def test_noise_has_the_same_size() -> None:
     assert abs(float(ours[:, hole].mean())) < 0.003
 
 
+def test_the_imputation_with_the_same_noise_is_the_same(monkeypatch: pytest.MonkeyPatch, cams: np.ndarray) -> None:
+    keep = torch.from_numpy(np.float32(cams[0] < 0.6))
+    picture, noise = torch.rand(3, 64, 80), torch.randn(3, 64, 80)
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "randn_like", lambda values: noise[:, keep == 0])
+        wanted = peer_road.NoisyLinearImputer(noise=0.2)(picture, keep)
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "randn", lambda *shape, **options: noise)
+        found = road.NoisyLinearImputer(noise=0.2)(picture, keep)
+    assert float((wanted - picture).abs().max()) > 0.3
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
+
+
+README = """
+metric_target = ClassifierOutputSoftmaxTarget(281)
+scores, batch_visualizations = CamMultImageConfidenceChange()(input_tensor,
+  inverse_cams, targets, model, return_visualization=True)
+visualization = deprocess_image(batch_visualizations[0, :])
+found.append(scores)
+cam_metric = ROADMostRelevantFirst(percentile=75)
+scores, perturbation_visualizations = cam_metric(input_tensor,
+  grayscale_cams, targets, model, return_visualization=True)
+found.append(scores)
+cam_metric = ROADCombined(percentiles=[20, 40, 60, 80])
+scores = cam_metric(input_tensor, grayscale_cams, targets, model)
+found.append(scores)
+cam_metric = ARCC(base_method=cam)
+arcc_score = cam_metric(input_tensor, grayscale_cams, targets, model)
+found.append(arcc_score)
+"""
+THEIRS = """
+from pytorch_grad_cam import GradCAM
+from pytorch_grad_cam.utils.model_targets import ClassifierOutputSoftmaxTarget
+from pytorch_grad_cam.utils.image import deprocess_image
+from pytorch_grad_cam.metrics.cam_mult_image import CamMultImageConfidenceChange
+from pytorch_grad_cam.metrics.road import ROADMostRelevantFirst, ROADMostRelevantFirstAverage
+from pytorch_grad_cam.metrics.road import ROADLeastRelevantFirst, ROADLeastRelevantFirstAverage, ROADCombined
+from pytorch_grad_cam.metrics.arcc import ARCC
+"""
+
+
+def test_the_known_snippet_runs_with_its_imports_changed(model: nn.Module, inputs: Tensor, cams: np.ndarray) -> None:
+    ours = THEIRS.replace("pytorch_grad_cam.utils.model_targets", "detcam.targets")
+    ours = ours.replace("pytorch_grad_cam.utils.image", "detcam").replace("pytorch_grad_cam", "detcam")
+    answers = []
+    for imports in (THEIRS, ours):
+        space: dict[str, Any] = {"model": model, "input_tensor": inputs[:1], "found": []}
+        space.update(grayscale_cams=cams[:1], inverse_cams=1 - cams[:1])
+        exec(imports, space)
+        if imports is THEIRS:  # theirs cannot take the mean of a tensor with today's NumPy
+            space["deprocess_image"] = lambda picture, turn=space["deprocess_image"]: turn(picture.numpy())
+        space["targets"] = [space["ClassifierOutputSoftmaxTarget"](281)]
+        with space["GradCAM"](model=model, target_layers=[model.features[6]]) as space["cam"]:
+            exec(README, space)
+        answers.append(space["found"])
+    assert space["visualization"].shape == (64, 80, 3) and space["visualization"].dtype == np.uint8
+    for wanted, found in zip(*answers, strict=True):
+        np.testing.assert_allclose(found, wanted, atol=2e-4, rtol=2e-3)  # the imputation's noise is theirs and ours
+
+
 def test_arcc_and_its_parts(model: nn.Module, inputs: Tensor, cams: np.ndarray) -> None:
     targets = [ClassifierOutputTarget(3), ClassifierOutputTarget(7)]
     layer = ["features.6"]
