@@ -367,6 +367,15 @@ def test_seg_eigen_cam_by_hand(sign: float) -> None:
     torch.testing.assert_close(found, torch.tensor([[[-1.0, 2.0, -1.0]]]), atol=1e-6, rtol=0)
 
 
+def test_g_cames_bell_is_a_cell_wide_at_least() -> None:
+    """A mean gradient of 1 has logarithm 0: the bell falls to exp(-1/2) and exp(-2), less the last."""
+    cam: Any = GCAME(TinyCNN(), ["conv2"])
+    cam.input_size_hw = (8, 24)
+    found = cam.saliency(torch.ones(1, 1, 1, 3), torch.tensor([[[[3.0, 0.0, 0.0]]]]))
+    second = (math.exp(-0.5) - math.exp(-2)) / (1 - math.exp(-2))
+    torch.testing.assert_close(found, torch.tensor([[[1.0, second, 0.0]]]), atol=1e-6, rtol=0)
+
+
 def test_refine_cam_by_hand() -> None:
     """(0, 1/3, 1) times (0, 1, 1/2) is (0, 1/3, 1/2)."""
     levels = [torch.tensor([[[1.0, 2.0, 4.0]]]), torch.tensor([[[0.0, 1.0, 0.5]]])]
