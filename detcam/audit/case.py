@@ -31,6 +31,12 @@ and shape taken away elsewhere, or one inside the predicted box but beside the e
 Verdict: TypeAlias = Literal["confirmed", "unconfirmed", "not tested"]
 """``confirmed``: the error vanishes without the evidence, with every fill, and with no control."""
 
+Nature: TypeAlias = Literal["context", "look-alike", "unlabelled"]
+"""What a detection of nothing is: made up from its surroundings (most of its evidence lies outside the box), a
+look-alike (inside, and it does not look like the right detections of its class), or perhaps an object that nobody
+labelled (inside, and it does)."""
+NATURES: tuple[Nature, ...] = get_args(Nature)
+
 Box: TypeAlias = tuple[float, float, float, float]
 
 
@@ -105,7 +111,7 @@ class Case:
         question: what was asked, in words: "why platelet rather than red cell?".
         method: what answered it; empty where nothing was explained.
         shares: share of the evidence's strength at each place, in [0, 1], in sum 1; empty where unexplained.
-        place: where most of the evidence region lies; None where unexplained.
+        place: where most of the evidence in the region that was taken away lies; None where unexplained.
         area: the evidence region's share of the picture, in [0, 1]; NaN where unexplained.
         smallest: the smallest tried region's share of the picture that removes the error; None where none did.
         peak_xy: the pixel of the strongest evidence; None where unexplained.
@@ -113,6 +119,9 @@ class Case:
         verdict: whether the evidence is the cause.
         reason: the verdict in words.
         stage: for a missed object, where it died; for a duplicate, whether it rests on the winner's evidence; else "".
+        nature: what a background error is; None for other errors, and where nothing tells.
+        likeness: of a background error with its evidence in the box, the share of the right detections of its class
+            that look less like the class to the network, in [0, 1]; NaN where nothing was compared.
         reading: the case in one line.
         group: number of its group, or None.
         passes: forward passes that it took, its share of those that it had together with others.
@@ -141,6 +150,8 @@ class Case:
     verdict: Verdict = "not tested"
     reason: str = ""
     stage: str = ""
+    nature: Nature | None = None
+    likeness: float = math.nan
     reading: str = ""
     group: int | None = None
     passes: float = 0.0
@@ -160,7 +171,8 @@ class Case:
         if truth is not None:
             values["truth"] = Truth(**{**truth, "box_xyxy": tuple(truth["box_xyxy"])})
         values["trials"] = tuple(Trial(**trial) for trial in values.get("trials", ()))
-        values["area"] = math.nan if values.get("area") is None else values["area"]
+        for name in ("area", "likeness"):
+            values[name] = math.nan if values.get(name) is None else values[name]
         return cls(**values)
 
 
@@ -174,6 +186,7 @@ class Group:
         label: class index of the detections.
         name: that class.
         place: where their evidence lies.
+        nature: what they are, of background errors; else None.
         cases: ids, the nearest to the group's centre first.
         ap_lost: how much higher average precision would be without all of them.
         confirmed: how many of them are confirmed.
@@ -189,6 +202,7 @@ class Group:
     ap_lost: float
     confirmed: int
     reading: str
+    nature: Nature | None = None
 
     def __len__(self) -> int:
         return len(self.cases)

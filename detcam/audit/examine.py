@@ -183,7 +183,7 @@ class Examiner:
         share = shares(heat, where)
         region = to_canvas.back(verified.evidence) if verified is not None else _brightest(heat)
         control = None if verified is None or verified.control is None else to_canvas.back(verified.control)
-        held = shares(region.float(), where)
+        held = shares(heat * region, where)
         mostly: Place = max(PLACES, key=held.__getitem__)
         peak = int(heat.argmax())
         case = replace(

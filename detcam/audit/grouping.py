@@ -22,8 +22,8 @@ def group_cases(
 ) -> list[tuple[Group, list[int]]]:
     """Group errors by shared cause.
 
-    Cases of one type, class (both classes, where a true one is concerned) and place of evidence are clustered by the
-    cosine distance of the network's features pooled over their evidence (average linkage).
+    Cases of one type, class (both classes, where a true one is concerned), nature and place of evidence are clustered
+    by the cosine distance of the network's features pooled over their evidence (average linkage).
 
     Args:
         cases: explained errors.
@@ -37,7 +37,7 @@ def group_cases(
     for position, case in enumerate(cases):
         true = None if case.truth is None or case.type == "background" else case.truth.label
         stage = case.stage if case.type == "missed" else ""
-        kinds.setdefault((case.type, case.label, true, case.place, stage), []).append(position)
+        kinds.setdefault((case.type, case.label, true, case.nature, case.place, stage), []).append(position)
     found: list[tuple[float, list[int]]] = []
     for members in kinds.values():
         for cluster in _clusters([features[position] for position in members]):
@@ -59,6 +59,7 @@ def _group(number: int, cases: Sequence[Case], lost: float, members: Sequence[in
         lost,
         sum(case.verdict == "confirmed" for case in own),
         group_reading(own, lost),
+        own[0].nature,
     )
 
 

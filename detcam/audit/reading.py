@@ -19,8 +19,8 @@ BEYOND: tuple[Place, ...] = ("same class", "ring", "scene")
 
 
 def plural(count: int, word: str) -> str:
-    """A count and its word."""
-    return f"{count} {word}" if count == 1 else f"{count} {word}s"
+    """A count and its word; names that end in s are plural already, as far as anyone can tell."""
+    return f"{count} {word}" if count == 1 or word.endswith("s") else f"{count} {word}s"
 
 
 def outside(case: Case) -> float:
@@ -49,14 +49,32 @@ def group_reading(cases: Sequence[Case], ap_lost: float) -> str:
         stages = {case.stage for case in cases if case.stage}
         return f"{count} missed{': ' + ', '.join(sorted(stages)) if stages else ''}; {price}"
     wrong = {
-        "background": "fired on nothing",
+        "background": _background(first, len(cases)),
         "classification": f"found on a {_true_names(cases)}",
         "localization": "with a box in the wrong place",
         "both": f"near a {_true_names(cases)}, misplaced",
         "duplicate": "found a second time",
     }[first.type]
-    place = "" if first.place is None else f", evidence {WHERE[first.place].format(name=first.name)}"
+    place = "" if first.place is None else f", evidence {_place_words(first.place, cases)}"
     return f"{count} {wrong}{place}; {confirmed} of {len(cases)} confirmed; {price}"
+
+
+def _background(first: Case, count: int) -> str:
+    """What detections of nothing are, after their name."""
+    one = count == 1
+    return {
+        None: "fired on nothing",
+        "context": "made up from its surroundings" if one else "made up from their surroundings",
+        "look-alike": "fired on a look-alike" if one else "fired on look-alikes",
+        "unlabelled": "that may be an object nobody labelled" if one else "that may be objects nobody labelled",
+    }[first.nature]
+
+
+def _place_words(place: Place, cases: Sequence[Case]) -> str:
+    """Where evidence lies, in words; a detection of nothing has no object of its own, only one that it touches."""
+    if place == "true object" and cases[0].type == "background":
+        return f"on a {_true_names(cases)} that it touches"
+    return WHERE[place].format(name=cases[0].name)
 
 
 def _true_names(cases: Sequence[Case]) -> str:
@@ -68,12 +86,23 @@ def _what(case: Case) -> str:
     if case.type == "missed":
         return f"missed {case.name}" + (f": {case.stage}" if case.stage else "")
     return {
-        "background": f"{case.name} where nothing of it is labelled",
+        "background": f"{case.name} where nothing of it is labelled{_nature(case)}",
         "classification": f"{case.name} on a {true}",
         "localization": f"{case.name} whose box overlaps its object by {_iou(case)} only",
         "both": f"{case.name} that overlaps a {true} by {_iou(case)}",
         "duplicate": f"second {case.name} on one object" + (f", resting on {case.stage}" if case.stage else ""),
     }[case.type]
+
+
+def _nature(case: Case) -> str:
+    """What a detection of nothing is, in careful words."""
+    compared = f"{case.likeness:.0%} of the right ones look less like it".replace("%", " %")
+    return {
+        None: "",
+        "context": ", made up from its surroundings",
+        "look-alike": f": a look-alike, or an unusual {case.name} ({compared})",
+        "unlabelled": f": may be an unlabelled {case.name} ({compared})",
+    }[case.nature]
 
 
 def _iou(case: Case) -> str:
@@ -92,7 +121,7 @@ def _where(case: Case) -> str:
 def _most(case: Case) -> str:
     found = case.shares or {}
     place = max(BEYOND, key=lambda each: found.get(each, 0.0))
-    return f"most of it {WHERE[place].format(name=case.name)}"
+    return f"most of it {_place_words(place, [case])}"
 
 
 def _really(case: Case) -> str:

@@ -20,6 +20,7 @@ from detcam.audit.errors import ErrorCase
 from detcam.audit.examine import Examined, Examiner
 from detcam.audit.grouping import group_cases
 from detcam.audit.matching import IouType
+from detcam.audit.nature import Natures
 from detcam.audit.reading import case_reading
 from detcam.audit.store import Store
 from detcam.audit.work import Work
@@ -73,8 +74,8 @@ class Audit:
         problems: what was wrong with the data, and what was left out because of it.
         report: the report's ``index.html``, or None where no folder was given.
         seconds: how long it took.
-        timings: seconds of that spent ``detecting``, ``matching``, ``explaining``, ``writing`` and ``grouping``; what
-            an earlier, interrupted run did is in none of them.
+        timings: seconds of that spent ``detecting``, ``matching``, ``explaining``, ``comparing``, ``writing`` and
+            ``grouping``; what an earlier, interrupted run did is in none of them.
     """
 
     analysis: ErrorAnalysis
@@ -187,6 +188,9 @@ def audit(
     examiner = Examiner(adapter, cam, truth.names, score_threshold)
     with work.timed("explaining"):
         examined = work.explain(examiner, analysis, found, truth, plain, chosen)
+    with work.timed("comparing"):
+        natures = Natures(adapter, analysis, found, truth, score_threshold, batch_size)
+        examined = _natured(natures, plain, examined)
     with work.timed("grouping"):
         cases, groups = _grouped(analysis, plain, examined)
     seconds = time.perf_counter() - start
@@ -269,6 +273,16 @@ def _case(analysis: ErrorAnalysis, position: int, found: Sequence[Detections], t
         ap_lost=float(analysis.lost_by_case[position]),
     )
     return replace(case, reading=case_reading(case))
+
+
+def _natured(natures: Natures, plain: Sequence[Case], examined: Mapping[str, Examined]) -> dict[str, Examined]:
+    """The explained errors, those of nothing with what they are."""
+    explained = {at: examined[case.id].case for at, case in enumerate(plain) if case.id in examined}
+    changed = dict(examined)
+    for at, (nature, value) in natures.tell(explained).items():
+        case = replace(explained[at], nature=nature, likeness=value)
+        changed[case.id] = replace(changed[case.id], case=replace(case, reading=case_reading(case)))
+    return changed
 
 
 def _grouped(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -72,19 +72,22 @@ class Store:
             for line in self._lines(CASES)
         }
 
-    def add_cases(self, examined: Sequence[Examined]) -> None:
-        """Keep a picture's cases."""
-        lines = []
-        for one in examined:
-            features = None if one.features is None else [float(f"{value:.6g}") for value in one.features.tolist()]
-            lines.append({"case": one.case.to_json(), "features": features})
-        self._append(CASES, *lines)
+    def add_case(self, examined: Examined) -> None:
+        """Keep a case: from here on a killed process does not lose it, and after `sync` a power failure does not."""
+        features = examined.features
+        listed = None if features is None else [float(f"{value:.9g}") for value in features.tolist()]
+        self._append(CASES, {"case": examined.case.to_json(), "features": listed})
 
-    def _append(self, name: str, *lines: Mapping[str, Any]) -> None:
+    def sync(self) -> None:
+        """Have the system write what was kept to the disk."""
+        for name in (DETECTIONS, CASES):
+            if (self.folder / name).exists():
+                with open(self.folder / name, "rb") as file:
+                    os.fsync(file.fileno())
+
+    def _append(self, name: str, line: Mapping[str, Any]) -> None:
         with open(self.folder / name, "a", encoding="utf-8") as file:
-            file.write("".join(json.dumps(line) + "\n" for line in lines))
-            file.flush()
-            os.fsync(file.fileno())
+            file.write(json.dumps(line) + "\n")
 
     def _lines(self, name: str) -> Iterator[dict[str, Any]]:
         """The whole lines of a file; what an interruption left of the last one is cut off."""

@@ -50,10 +50,11 @@ class Work:
     def detect(self, truth: Annotations) -> tuple[Annotations, list[Detections]]:
         """What the detector finds in each picture; pictures that cannot be read are left out and counted."""
         known = {} if self.store is None else self.store.detections(self.adapter.names)
-        waiting = [image for image in truth if repr(image.image_id) not in known]
-        for some in self._bar(_batches(waiting, self.batch_size), "detecting", len(waiting), len):
+        for some in self._bar(_batches(list(truth), self.batch_size), "detecting", len(truth), len):
+            if all(repr(image.image_id) in known for image in some):
+                continue
             readable: list[tuple[TrueObjects, Tensor]] = []
-            for image in some:
+            for image in some:  # also those that are known: a network's last digits depend on what shares its batch
                 try:
                     readable.append((image, load_image(image.path)))
                 except ValueError as error:
@@ -63,6 +64,8 @@ class Work:
             found = self.adapter.predict([picture for _, picture in readable], batch_size=self.batch_size)
             for (image, _), one in zip(readable, found, strict=True):
                 self._keep(known, image, one if self.keep_masks else replace(one, masks=None))
+            if self.store is not None:
+                self.store.sync()
         problems = [
             Problem(UNREADABLE, f"{image.file_name}: {known[repr(image.image_id)]}; left out", image.image_id)
             for image in truth
@@ -74,6 +77,8 @@ class Work:
         return truth, [one for one in found_all if isinstance(one, Detections)]
 
     def _keep(self, known: dict[str, Detections | str], image: TrueObjects, found: Detections | str) -> None:
+        if repr(image.image_id) in known:
+            return
         if not isinstance(found, str):
             found = replace(found, extras={})
         known[repr(image.image_id)] = found
@@ -93,13 +98,14 @@ class Work:
         done = {} if self.store is None else self.store.cases()
         by_image: dict[int, list[int]] = {}
         for position in chosen:
-            if plain[position].id not in done:
-                by_image.setdefault(analysis[position].image, []).append(position)
+            by_image.setdefault(analysis[position].image, []).append(position)
         total = sum(len(positions) for positions in by_image.values())
         # Pictures with as many cases as each other go together: a batch takes as long as the one that has the most.
         ordered = sorted(by_image, key=lambda image: (-len(by_image[image]), image))
         batches = _batches(ordered, self.batch_size)
         for some in self._bar(batches, "explaining", total, lambda some: sum(len(by_image[i]) for i in some)):
+            if all(plain[position].id in done for image in some for position in by_image[image]):
+                continue  # a batch that an interruption left half done is examined whole, to the same last digit
             pictures = []
             for image in some:
                 own = by_image[image]
@@ -113,21 +119,22 @@ class Work:
                     )
                 )
             for picture, results in zip(pictures, examiner.examine(pictures), strict=True):
-                self._write(picture, results)
-                for result in results:
-                    done[result.case.id] = replace(result, maps=None)
+                new = [result for result in results if result.case.id not in done]
+                self._write(picture, new)
+                done |= {one.case.id: replace(one, case=Case.from_json(one.case.to_json()), maps=None) for one in new}
         return done
 
     def _write(self, picture: Picture, results: Sequence[Examined]) -> None:
         """Put a picture's cases into the report and, once they are there, on record."""
-        if self.writer is None or self.store is None:
+        if self.writer is None or self.store is None or not results:
             return
         pixels: Pixels = to_uint8(picture.image)
         with self.timed("writing"):
             self.writer.picture(picture.truth.image_id, picture.truth.file_name, pixels, picture.truth)
             for result in results:
                 self.writer.case(result.case, pixels, result.maps)
-            self.store.add_cases(results)
+                self.store.add_case(result)
+            self.store.sync()
 
     def _bar(self, batches: Iterable[list[Any]], words: str, total: int, size: Any) -> Iterator[list[Any]]:
         with tqdm(total=total, desc=words, disable=None if self.progress else True, leave=False) as bar:

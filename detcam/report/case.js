@@ -20,7 +20,7 @@ function showCase(one) {
       step(-1, "Previous", "k"), step(1, "Next", "j")),
     el("div", {class: "case-head"},
       el("h1", {}, one.name, " ", el("span", {class: "number"}, score(one.score))),
-      el("p", {class: "facts"}, tag(one.type), tag(one.verdict), el("span", {class: "file"}, one.file_name))),
+      el("p", {class: "facts"}, tag(one.type), tag(one.verdict), one.nature && tag(one.nature, NATURE_WORDS[one.nature]), el("span", {class: "file"}, one.file_name))),
     el("div", {class: "case-body"}, opened.node, el("div", {class: "findings"}, findings(one))));
   document.title = one.name + " " + score(one.score) + ", " + one.file_name;
 }
@@ -31,7 +31,7 @@ function findings(one) {
     one.question && block("Asked", el("p", {}, one.question)),
     one.method ? block("Verdict", el("p", {}, tag(one.verdict), " ", one.reason || "")) :
       el("p", {class: "note"}, "This error was counted, not explained."),
-    one.shares && block("Where the evidence lies", shares(one.shares)),
+    one.shares && block("Where the evidence lies", shares(one)),
     one.trials && block("Trials", trials(one)),
     block("Numbers", numbers(one)),
   ];
@@ -39,11 +39,14 @@ function findings(one) {
 
 const block = (title, ...content) => el("section", {}, el("h2", {}, title), content);
 
-function shares(found) {
+function shares(one) {
+  const found = one.shares;
+  // A detection of nothing has no object of its own, only one that it touches.
+  const words = (place) => (place === "true object" && one.type === "background" && one.truth ? "on a " + one.truth.name + " that it touches" : PLACE_WORDS[place]);
   const parts = PLACES.filter((place) => found[place] > 0).map((place) => ({kind: place, value: found[place], title: place + ": " + percent(found[place])}));
   return [bar(parts, 1, parts.map((part) => part.title).join(", ")),
     el("ul", {class: "legend column"}, parts.map((part) => el("li", {},
-      el("span", {class: "dot " + kebab(part.kind)}), PLACE_WORDS[part.kind], el("span", {class: "number"}, percent(part.value)))))];
+      el("span", {class: "dot " + kebab(part.kind)}), words(part.kind), el("span", {class: "number"}, percent(part.value)))))];
 }
 
 function trials(one) {
@@ -66,8 +69,9 @@ function numbers(one) {
   const rows = [
     ["AP lost", ap(one.ap_lost)],
     ["counts as wrong", one.is_false_positive ? "yes" : one.type === "missed" ? "no, a missed object" : "no"],
-    ["true object", truth && truth.name],
+    [one.type === "background" ? "true object nearby" : "true object", truth && truth.name],
     ["overlap with it (IoU)", truth && digits(truth.iou, 3)],
+    ["right ones that look less like it", known(one.likeness) ? percent(one.likeness) : null],
     ["evidence, share of the picture", known(one.area) ? percent(one.area) : null],
     ["smallest that undoes it", one.method ? (known(one.smallest) ? percent(one.smallest) : "none did") : null],
     ["strongest evidence at", one.peak_xy && one.peak_xy.join(", ")],

@@ -14,6 +14,12 @@ const PLACE_WORDS = {
   "ring": "in the ring around the box",
   "scene": "elsewhere in the scene",
 };
+const NATURES = ["unlabelled", "look-alike", "context"];
+const NATURE_WORDS = {
+  "unlabelled": "may be an unlabelled object",
+  "look-alike": "look-alike",
+  "context": "made up from its surroundings",
+};
 const TYPE_WORDS = {
   classification: "right place, wrong class",
   localization: "right class, wrong place",

@@ -1,7 +1,7 @@
 // The list of cases: filters, order, and cards that are made only when they come into sight.
 
 const CHUNK = 60;
-const FILTERS = ["type", "label", "verdict", "place", "group"];
+const FILTERS = ["type", "label", "verdict", "place", "nature", "group"];
 const ORDERS = {
   "AP lost": (a, b) => b.ap_lost - a.ap_lost || b.score - a.score,
   "score": (a, b) => b.score - a.score,
@@ -15,7 +15,7 @@ const ORDERS = {
 const rank = (list, value) => (list.indexOf(value) < 0 ? list.length : list.indexOf(value));
 
 const byId = new Map(data.cases.map((one) => [one.id, one]));
-const state = {type: "", label: "", verdict: "", place: "", group: "", text: "", low: 0, high: 1, order: "AP lost"};
+const state = {type: "", label: "", verdict: "", place: "", nature: "", group: "", text: "", low: 0, high: 1, order: "AP lost"};
 let shown = [], drawn = 0, current = null;
 const controls = {};
 
@@ -26,9 +26,10 @@ function showList() {
     label: [["", "all classes"], ...[...names].sort((a, b) => a[1].localeCompare(b[1]))],
     verdict: [["", "all verdicts"], ...VERDICTS.map((verdict) => [verdict, verdict])],
     place: [["", "anywhere"], ...PLACES.map((place) => [place, PLACE_WORDS[place]]), ["none", "not explained"]],
+    nature: [["", "all"], ...NATURES.map((nature) => [nature, NATURE_WORDS[nature]]), ["none", "not told"]],
     group: [["", "all groups"], ...(data.groups || []).map((group) => [String(group.number), (group.number + 1) + ": " + group.reading]), ["none", "in no group"]],
   };
-  const titles = {type: "Type", label: "Class", verdict: "Verdict", place: "Evidence", group: "Group", order: "Sort by"};
+  const titles = {type: "Type", label: "Class", verdict: "Verdict", place: "Evidence", nature: "Background", group: "Group", order: "Sort by"};
   const select = (name, options) => {
     controls[name] = el("select", {id: "by-" + name, change: (event) => { state[name] = event.target.value; refresh(); }},
       options.map(([value, text]) => el("option", {value}, text)));
@@ -87,7 +88,7 @@ function drawMore(least = 0) {
 }
 
 function filterBy(filter, scroll = true) {
-  Object.assign(state, {type: "", label: "", verdict: "", place: "", group: "", text: "", low: 0, high: 1}, filter);
+  Object.assign(state, {type: "", label: "", verdict: "", place: "", nature: "", group: "", text: "", low: 0, high: 1}, filter);
   for (const name of [...FILTERS, "text", "low", "high"]) controls[name].value = state[name];
   refresh();
   if (scroll) {
@@ -107,7 +108,7 @@ function cardOf(one) {
     thumbnail(one),
     el("span", {class: "case-text"},
       el("span", {class: "case-name"}, el("b", {}, one.name), el("span", {class: "number"}, score(one.score))),
-      el("span", {class: "facts"}, tag(one.type), one.method && tag(one.verdict)),
+      el("span", {class: "facts"}, tag(one.type), one.method && tag(one.verdict), one.nature && tag(one.nature)),
       el("span", {class: "reading"}, one.reading || TYPE_WORDS[one.type]),
       el("span", {class: "file"}, one.file_name))));
 }

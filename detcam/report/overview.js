@@ -88,6 +88,7 @@ function evidenceChart() {
   };
   return card("What the explained errors rest on", null,
     el("table", {class: "chart"}, el("caption", {}, "where most of the evidence lies"), el("tbody", {}, rows("place", PLACES, PLACE_WORDS))),
+    of("type", "background") ? el("table", {class: "chart"}, el("caption", {}, "what those of type background are"), el("tbody", {}, rows("nature", NATURES, NATURE_WORDS))) : "",
     el("table", {class: "chart"}, el("caption", {}, "whether it is the cause"), el("tbody", {}, rows("verdict", VERDICTS, {}))));
 }
 
@@ -111,7 +112,7 @@ function groupItem(group) {
   return el("li", {class: "group"},
     el("div", {class: "group-text"},
       el("p", {class: "reading"}, group.reading),
-      el("p", {class: "facts"}, tag(group.type), group.name,
+      el("p", {class: "facts"}, tag(group.type), group.nature && tag(group.nature), group.name,
         el("span", {class: "number"}, ap(group.ap_lost) + " AP"),
         el("span", {}, group.confirmed + " of " + cases.length + " confirmed"),
         el("button", {type: "button", class: "text", click: () => filterBy({group: String(group.number)})}, "show " + plural(cases.length, "case")))),

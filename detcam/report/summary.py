@@ -145,6 +145,13 @@ class Summary:
         if explained:
             outside = sum(rests_outside(case) for case in explained)
             lines.append(f"{_share(outside, len(explained))} on something outside the box.")
+        background = [case for case in explained if case.nature is not None]
+        unlabelled = sum(case.nature == "unlabelled" for case in background)
+        if unlabelled:
+            lines.append(
+                f"{unlabelled} of {len(background)} detections of nothing may be objects that nobody labelled: look at "
+                "them before you call them wrong."
+            )
         tested = [case for case in self.cases if case.verdict != "not tested"]
         if tested:
             confirmed = sum(case.verdict == "confirmed" for case in tested)

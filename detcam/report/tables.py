@@ -14,8 +14,8 @@ from detcam.saving import plain
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 COLUMNS = (
     "id", "file_name", "image_id", "type", "class", "label", "score", "left", "top", "right", "bottom", "ap_lost",
-    "verdict", "place", "evidence_area", "smallest_area", "true_class", "iou", "group", "method", "question", "reason",
-    "reading",
+    "verdict", "place", "evidence_area", "smallest_area", "true_class", "iou", "nature", "likeness", "group",
+    "method", "question", "reason", "reading",
 )  # fmt: skip
 
 
@@ -37,7 +37,7 @@ def _row(case: Case) -> list[Any]:
     return [
         case.id, case.file_name, case.image_id, case.type, case.name, case.label, case.score, *case.box_xyxy,
         case.ap_lost, case.verdict, case.place, case.area, case.smallest, truth and truth.name, truth and truth.iou,
-        case.group, case.method, case.question, case.reason, case.reading,
+        case.nature, case.likeness, case.group, case.method, case.question, case.reason, case.reading,
     ]  # fmt: skip
 
 
@@ -105,6 +105,7 @@ def _annotation(number: int, case: Case, image_id: int | str, category_id: int) 
             "type": case.type,
             "verdict": case.verdict,
             "place": case.place or "",
+            "nature": case.nature or "",
             "ap_lost": plain(case.ap_lost),
         },
     }

@@ -191,7 +191,7 @@ def tell(found: Audit, bare: Bare, pictures: int) -> None:
     print(f"a bare pass takes {1000 * one:.1f} ms a picture")
     print(f"detection: {spent['detecting']:.1f} s, {spent['detecting'] / pictures / one:.2f} bare passes a picture")
     counted = sum(case.passes for case in cases) / count
-    passes = (spent["explaining"] - bare.inside) / count / one
+    passes = (spent["explaining"] - bare.inside + spent["comparing"]) / count / one
     print(f"a case: {passes:.1f} bare passes in time; {counted:.1f} forward passes counted")
     print(f"matching: {spent['matching'] / max(spent['detecting'], 1e-9):.2%} of detection")
     print(f"writing: {100 * spent['writing'] / count:.2f} s per hundred cases; grouping {spent['grouping']:.2f} s")

@@ -154,6 +154,8 @@ def _explained(case: Case, maps: Maps, place: Place, rng: np.random.Generator) -
         verdict=verdict,
         reason=REASONS[verdict],
         reading=f"{case.name} that rests on the {place}; {verdict}: {REASONS[verdict]}",
+        nature=None if case.type != "background" else "context" if rng.random() < 0.5 else "unlabelled",
+        likeness=0.42 if case.type == "background" else float("nan"),
         passes=38.5,
     )
 
@@ -176,6 +178,7 @@ def summary_of(found: list[Picture], **changed: object) -> Summary:
                 cases=tuple(case.id for case in inside),
                 ap_lost=round(sum(case.ap_lost for case in inside), 6),
                 confirmed=confirmed,
+                nature=inside[0].nature,
                 reading=f"{size} x {inside[0].name} ({kind}), evidence: {place}; {confirmed} confirmed",
             )
         )

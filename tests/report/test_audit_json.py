@@ -118,9 +118,12 @@ def test_the_headline_in_words() -> None:
     assert 0 < len(outside) < len(explained)
     confirmed = sum(case.verdict == "confirmed" for case in summary.cases)
     tested = sum(case.verdict != "not tested" for case in summary.cases)
+    kinds = [case.nature for case in explained if case.nature]
     assert summary.headline() == [
         f"{summary.false_positives} false positives cost 0.14 AP.",
         f"{round(100 * len(outside) / len(explained))} % of the explained ones rest on something outside the box.",
+        f"{kinds.count('unlabelled')} of {len(kinds)} detections of nothing may be objects that nobody labelled: "
+        "look at them before you call them wrong.",
         f"{confirmed} of {tested} tested explanations are confirmed.",
     ]
 

@@ -57,7 +57,7 @@ def test_the_page_tells_what_was_found(look: Open, index: Path, summary: Summary
     figures = dict(
         zip(page.locator(".figures dt").all_inner_texts(), page.locator(".figures dd").all_inner_texts(), strict=True)
     )
-    assert figures["AP at IoU 0.50"] == "0.712" and figures["confirmed"] == summary.headline()[2].split()[0]
+    assert figures["AP at IoU 0.50"] == "0.712" and figures["confirmed"] == summary.headline()[-1].split()[0]
     rows = page.locator("#charts .card:first-child tbody tr")
     lost = {row.split()[0]: row.split()[1:] for row in rows.all_inner_texts()}
     assert lost == {kind: [str(summary.counts[kind]), f"{summary.ap_lost[kind]:.3f}"] for kind in summary.counts}

@@ -1,0 +1,146 @@
+"""Look-alikes and unlabelled objects: the number, its features, and detections whose nature is known."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from detcam import adapt
+from detcam.annotations import Annotations
+from detcam.audit import Case, analyze_errors
+from detcam.audit.case import PLACES, Place
+from detcam.audit.likeness import LEAST_RIGHT, NEAREST, likeness, pool_boxes
+from detcam.audit.nature import UNLABELLED, Natures
+from detcam.audit.reading import case_reading
+from detcam.demo.model import load_demo_detector
+from detcam.demo.scenes import DEMO_NAMES
+from tests.audit.scenes import write_scenes
+
+
+def made_up(rng: np.random.Generator, right: int, wrong: int, apart: float) -> tuple[np.ndarray, ...]:
+    """Features and scores of right and wrong detections, the wrong ones so far apart, in pictures of three each."""
+    count = right + wrong
+    is_right = np.arange(count) < right
+    features = rng.normal(size=(count, 6)) + np.where(is_right, 0, apart)[:, None] * np.eye(6)[0] + 2 * np.eye(6)[1]
+    scores = np.clip(rng.normal(0.8, 0.1, count) - 0.2 * apart * ~is_right, 0.01, 0.99)
+    return features, scores, is_right, rng.permutation(count) // 3
+
+
+def slowly(features: np.ndarray, scores: np.ndarray, right: np.ndarray, pictures: np.ndarray) -> list[float]:
+    def nearness(i: int, among: np.ndarray) -> float:
+        cosines = [
+            float(features[i] @ features[j] / np.linalg.norm(features[i]) / np.linalg.norm(features[j]))
+            for j in np.flatnonzero(among)
+            if pictures[j] != pictures[i]
+        ]
+        return sum(sorted(cosines)[-NEAREST:]) / NEAREST
+
+    def rank(values: list[float], i: int) -> float:
+        good = [values[j] for j in np.flatnonzero(right)]
+        return (sum(v < values[i] for v in good) + sum(v <= values[i] for v in good)) / (2 * len(good))
+
+    everyone = range(len(scores))
+    looks = [nearness(i, right) - nearness(i, ~right) for i in everyone]
+    summed = [rank(scores.tolist(), i) + rank(looks, i) for i in everyone]
+    return [rank(summed, i) for i in everyone]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_likeness_equals_its_literal_version(seed: int) -> None:
+    given = made_up(np.random.default_rng(seed), 25, 14, 1.0)
+    assert likeness(*given).tolist() == pytest.approx(slowly(*given), abs=1e-12)
+
+
+def test_unlabelled_objects_lie_as_right_ones_do_and_look_alikes_below() -> None:
+    rng = np.random.default_rng(3)
+    hidden = []
+    for _ in range(20):  # right ones that are taken for wrong, among others that are wrong
+        features, scores, right, pictures = made_up(rng, 120, 40, 2.0)
+        taken = rng.permutation(120)[:20]
+        believed = right.copy()
+        believed[taken] = False
+        found = likeness(features, scores, believed, pictures)
+        hidden += found[taken].tolist()
+        assert (found[~right] >= UNLABELLED).mean() < 0.25
+    for threshold in (0.1, 0.3, 0.5):
+        assert np.mean(np.array(hidden) >= threshold) == pytest.approx(1 - threshold, abs=0.12)
+
+
+def test_without_enough_right_detections_nothing_is_compared() -> None:
+    rng = np.random.default_rng(0)
+    assert np.isnan(likeness(*made_up(rng, LEAST_RIGHT - 1, 10, 1.0))).all()
+    features, scores, right, _ = made_up(rng, 40, 10, 1.0)
+    assert np.isnan(likeness(features, scores, right, np.zeros(50))).all(), "no other picture to find neighbours in"
+    few = likeness(*made_up(rng, 40, 2, 3.0))
+    assert np.isfinite(few).all() and few[-2:].max() < few[:40].mean(), "too few wrong ones: the right ones alone tell"
+
+
+def test_features_are_the_mean_over_the_box() -> None:
+    level = torch.rand(5, 6, 8, generator=torch.Generator().manual_seed(0))
+    size = (60, 80)  # each cell is 10 pixels
+    boxes = np.array([[3, 4, 47, 31], [70, 50, 80, 60], [-20, -20, 5, 5], [12, 12, 12, 12]], dtype=float)
+    fine = F.interpolate(level[None], size, mode="nearest")[0].numpy()
+    found = pool_boxes(level.numpy(), boxes, size)
+    for row, (x1, y1, x2, y2) in zip(found, boxes.clip(0).astype(int).tolist(), strict=True):
+        mean = fine[:, y1 : max(y2, y1 + 1), x1 : max(x2, x1 + 1)].mean((1, 2))
+        assert row.tolist() == pytest.approx((mean / np.linalg.norm(mean)).tolist(), rel=1e-5)
+
+
+def explained(case: Case, place: Place) -> Case:
+    return replace(case, shares={each: float(each == place) for each in PLACES}, place=place)
+
+
+def case_of(position: int, label: int) -> Case:
+    return Case(f"{position}", 1, "a.png", (10, 10), "background", label, "boat", 0.9, (0, 0, 1, 1), True, None, 0.0)
+
+
+def test_hidden_boats_are_told_from_wakes(tmp_path: Path) -> None:
+    """A fifth of the labels is hidden; on the demonstration's scenes all other background errors are wakes."""
+    whole = Annotations.load(write_scenes(tmp_path, range(1_000_000, 1_000_040)), tmp_path / "images")
+    adapter = adapt(load_demo_detector(), names=DEMO_NAMES)
+    whole = whole.for_classes(adapter.names)
+    rng = np.random.default_rng(0)
+    kept = [torch.from_numpy(rng.random(len(image)) >= 0.2) for image in whole]
+    truth = replace(whole, images=tuple(image[keep] for image, keep in zip(whole, kept, strict=True)))
+    found = adapter.predict(whole.paths)
+    before, analysis = analyze_errors(found, whole), analyze_errors(found, truth)
+    always = {(error.image, error.detection) for error in before if error.type == "background"}
+    cases, hidden = {}, {}
+    for at, error in enumerate(analysis):
+        if error.type == "background" and error.score is not None and error.score >= 0.3:
+            cases[at] = explained(case_of(at, error.label), "predicted box")
+            hidden[at] = (error.image, error.detection) not in always
+    told = Natures(adapter, analysis, found, truth, 0.3, 4).tell(cases)
+    natures = {kind: [told[at][0] for at in cases if hidden[at] == kind] for kind in (True, False)}
+    assert len(natures[True]) >= 12 and len(natures[False]) >= 30
+    assert natures[True].count("unlabelled") >= 0.75 * len(natures[True])
+    assert natures[False].count("unlabelled") <= 0.05 * len(natures[False])
+    elsewhere = {at: explained(case, "ring") for at, case in cases.items()}
+    told = Natures(adapter, analysis, found, truth, 0.3, 4).tell(elsewhere)
+    assert {nature for nature, _ in told.values()} == {"context"}
+    few = analyze_errors(found[:2], truth[:2])
+    some = {at: case_of(at, error.label) for at, error in enumerate(few) if error.type == "background"}
+    told = Natures(adapter, few, found[:2], truth[:2], 0.3, 4).tell(
+        {at: explained(case, "predicted box") for at, case in some.items()}
+    )
+    assert some and all(nature is None and math.isnan(value) for nature, value in told.values())
+
+
+@pytest.mark.parametrize(
+    ("nature", "value", "words"),
+    [
+        ("unlabelled", 0.42, "boat where nothing of it is labelled: may be an unlabelled boat (42 % of the right ones"),
+        ("look-alike", 0.02, "a look-alike, or an unusual boat (2 % of the right ones look less like it)"),
+        ("context", math.nan, "boat where nothing of it is labelled, made up from its surroundings"),
+        (None, math.nan, "boat where nothing of it is labelled;"),
+    ],
+)
+def test_the_reading_says_what_it_is(nature: str | None, value: float, words: str) -> None:
+    case = explained(case_of(0, 1), "ring" if nature == "context" else "predicted box")
+    assert words in case_reading(replace(case, nature=nature, likeness=value))  # type: ignore[arg-type]
