@@ -104,7 +104,7 @@ def test_the_true_evidence_is_best_and_its_inverse_worst(metric: Metric, planted
     values = planted.values(metric)
     assert not values.isnan().any()
     true, inverse, others = values[:, :1], values[:, 1:2], values[:, 2:]
-    assert (true > others + 0.01).sum() >= 0.9 * others.numel() and (true >= others - 0.01).all()
+    assert (true > others + 0.01).all()
     assert (inverse <= others + 0.05).all()
     assert (true > inverse + 0.5).all()
 
@@ -113,4 +113,4 @@ def test_the_true_evidence_is_best_and_its_inverse_worst(metric: Metric, planted
 def test_noise_is_near_chance(metric: Metric, planted: Planted) -> None:
     values = planted.values(metric)
     chance = float(values[:, 3:].mean())
-    assert abs(chance) < 0.35 * float(values[:, 0].mean())
+    assert abs(chance) < 0.2 * float(values[:, 0].mean())
