@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from detcam.caller import warn
 from detcam.geometry import Geometry
 
 if TYPE_CHECKING:
@@ -100,28 +100,25 @@ def warn_about_maps(cam: BaseCAM, results: Sequence[ImageHeatmaps], adapter: Ada
     """Say once per call what the maps cannot show."""
     layers = ", ".join(adapter.layer_names) or "the input"
     if not cam.class_discriminative and any(len(result.targets) > 1 for result in results):
-        warnings.warn(
+        warn(
             f"{type(cam).__name__} ignores the target: all targets of an image get the same map. Use a gradient "
             "method such as GradCAM or ODAM to tell them apart",
             ClassAgnosticWarning,
-            stacklevel=4,
         )
     total = sum(len(result.targets) for result in results)
     dead = sum(1 for r in results for reach in r.reach or () if reach.fraction == 0)
     if dead:
-        warnings.warn(
+        warn(
             f"the gradient of {dead} of {total} targets is zero everywhere at {layers}: their maps are empty. The "
             "score is saturated (quantity='logit' helps), underflows in half precision, or the layer has no part in it",
             EmptyMapWarning,
-            stacklevel=4,
         )
     empty = sum(int((r.heatmaps.flatten(1).amax(1) == 0).sum()) for r in results if len(r.targets)) - dead
     if empty > 0:
-        warnings.warn(
+        warn(
             f"{empty} of {total} maps are empty at {layers}: nothing there speaks for the target, or the map is "
             "constant",
             EmptyMapWarning,
-            stacklevel=4,
         )
     if not cam.reaches_all:
         _warn_about_reach(results, layers)
@@ -138,12 +135,11 @@ def _warn_about_reach(results: Sequence[ImageHeatmaps], layers: str) -> None:
     if short:
         low, high = min(short), max(short)
         span = f"{low:.0%}" if high - low < 0.01 else f"{low:.0%} to {high:.0%}"
-        warnings.warn(
+        warn(
             f"at {layers} the gradients of {len(short)} targets reach only {span} of the picture: evidence elsewhere "
             "cannot show, so do not read the map as 'the evidence is in the box'. An earlier target layer (with "
             "HiResCAM or LayerCAM) sees further",
             ReachWarning,
-            stacklevel=5,
         )
 
 
@@ -155,9 +151,10 @@ def _warn_about_completeness(results: Sequence[ImageHeatmaps], layer_names: Sequ
     off = errors > LARGEST_ERROR
     if off.any():
         layers = ", ".join(name for name, column in zip(layer_names, off.T, strict=True) if column.any())
-        warnings.warn(
+        worst = float(errors.max())
+        amount = f"{worst:.0%}" if worst < 2 else f"{worst:.0f} times what is owed"
+        warn(
             f"the maps of {int(off.any(1).sum())} of {len(errors)} targets sum to something else than what their "
-            f"score owes to the picture: off by up to {float(errors.max()):.0%} at {layers}. More steps help",
+            f"score owes to the picture: off by up to {amount} at {layers}. More steps help",
             CompletenessWarning,
-            stacklevel=5,
         )

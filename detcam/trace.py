@@ -6,13 +6,14 @@ the earliest target layer, where the activation becomes a leaf.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from detcam.caller import warn
 
 ReshapeTransform = Callable[[Any], Any]
 """From what a layer put out to (B, C, h, w), or a list of such levels."""
@@ -381,11 +382,10 @@ def guarded(model: nn.Module, *, gradients: bool) -> Iterator[None]:
     random state and autograd mode are as they were.
     """
     if model.training:
-        warnings.warn(
+        warn(
             f"{type(model).__name__} is in training mode; it is explained in eval mode and put back. Call model.eval() "
             "to say that this is meant",
             UserWarning,
-            stacklevel=3,
         )
     with ExitStack() as stack:
         if any(_is_compiled(module) for module in model.modules()):

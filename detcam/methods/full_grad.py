@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from detcam.adapters.base import Adapter, Batch
+from detcam.caller import warn
 from detcam.cam import BaseCAM, Measured, Pass, value_of
 from detcam.geometry import Geometry, normalize
 from detcam.honesty import Reach
@@ -53,7 +53,7 @@ class FullGrad(BaseCAM):
     ) -> None:
         super().__init__(model, target_layers or None, reshape_transform)
         if target_layers:
-            warnings.warn("FullGrad takes all layers with a bias; target_layers is not used", UserWarning, stacklevel=2)
+            warn("FullGrad takes all layers with a bias; target_layers is not used", UserWarning)
 
     def entering(self, batch: Batch) -> Batch:
         return replace(batch, inputs=batch.inputs.detach().clone().requires_grad_(True))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from detcam.adapters.base import Adapter, Batch, Target
+from detcam.caller import warn
 from detcam.cam import ImageHeatmaps, Measured, Pass, value_of
 from detcam.geometry import Geometry, normalize
 from detcam.guidance import guided, guiding
@@ -99,11 +99,10 @@ def guided_gradients(run: Pass) -> Measured:
                 found[image][k] = gradient[image]
                 reach[image].append(Reach.measure([(gradient[image] != 0).any(0)], run.batch.geometries[image]))
     if any(run.targets) and not any(met):
-        warnings.warn(
+        warn(
             "no ReLU or its like was met on the way from the score to the picture, so the gradient is the plain one: "
             "does the model rectify in another way, or is it compiled?",
             UserWarning,
-            stacklevel=6,
         )
     levels = [[gradient[:, channel] for gradient in found] for channel in range(inputs.shape[1])]
     return Measured(levels, [[value_of(scalar) for scalar in row] for row in scalars], reach)

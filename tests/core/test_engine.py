@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detcam import METHODS, ClassAgnosticWarning, EmptyMapWarning, GradCAM, HiResCAM, LayerCAM, adapt
+from detcam import METHODS, ClassAgnosticWarning, EigenCAM, EmptyMapWarning, GradCAM, HiResCAM, LayerCAM, adapt, explain
 from detcam.cam import BaseCAM
 from detcam.geometry import normalize
 from detcam.relevance import AttentionCAM
@@ -166,6 +167,43 @@ def test_dead_gradients_and_empty_maps_are_named() -> None:
     with pytest.warns(EmptyMapWarning, match="nothing there speaks for the target"):
         maps = GradCAM(model, [model.relu2])(IMAGES[:1], nothing_speaks_for)
     assert float(maps.max()) == 0
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda model, targets: GradCAM(model, [model.conv2])(IMAGES[:1], targets),
+        lambda model, targets: GradCAM(model, [model.conv2]).explain(IMAGES[:1], targets),
+        lambda model, targets: explain(model, list(IMAGES[:1]), "gradcam", [targets], target_layers=[model.conv2]),
+    ],
+    ids=["call", "explain", "explain()"],
+)
+def test_warnings_point_at_the_users_line(call: Callable[[TinyCNN, Any], Any]) -> None:
+    model = TinyCNN()
+    model.train()
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        call(model, [lambda out: out[0] * 0])
+    assert {warning.category for warning in heard} == {UserWarning, EmptyMapWarning}  # training mode, dead gradient
+    assert {warning.filename for warning in heard} == {__file__}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_a_layer_should_not_put_out_is_named(value: float) -> None:
+    model = TinyCNN()
+    with torch.no_grad():
+        model.conv1.bias[1] = value
+    with pytest.raises(RuntimeError, match="target layer conv1 put out NaN or infinity"):
+        GradCAM(model, [model.conv1])(IMAGES[:1], [ClassifierOutputTarget(0)])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_layers_sum_may_overflow() -> None:
+    model = nn.Sequential(nn.Identity(), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    images = IMAGES[:1] + 1e36
+    assert not torch.isfinite((images * 100).sum())
+    found = EigenCAM(model, ["0"])(images * 100, [ClassifierOutputTarget(0)])
+    assert torch.isfinite(found).all()
 
 
 @pytest.mark.parametrize(
