@@ -275,6 +275,21 @@ def methods(
 
 
 @app.command()
+def metrics(
+    markdown: Annotated[bool, typer.Option("--markdown", help="As a Markdown table.")] = False,
+    debug: Debug = False,
+) -> None:
+    """List the metrics of 'detcam benchmark': what they are, their range, what they ask for, and their papers."""
+    with one_line_errors(debug):
+        from detcam.benchmark.listing import metrics_markdown, print_metrics
+
+        if markdown:
+            print(metrics_markdown())
+        else:
+            print_metrics()
+
+
+@app.command()
 def layers(
     model: Model,
     weights: Weights = None,

@@ -65,7 +65,8 @@ def benchmark(
         typer.Option(
             metavar="A,B,...",
             rich_help_panel=WHAT,
-            help="Metrics with settings, e.g. insertion:steps=10,deletion; the first one orders the table.",
+            help="Metrics with settings, e.g. insertion:steps=10,deletion; 'detcam metrics' lists them. The first one "
+            "orders the table.",
         ),
     ] = "insertion,deletion",
     annotations: Annotated[

@@ -61,7 +61,9 @@ class DropInConfidence(CamMultImageConfidenceChange):
 
 
 class IncreaseInConfidence(CamMultImageConfidenceChange):
-    r"""Whether the score rises where only the salient pixels stay: 1 if :math:`y(X \odot H) > y(X)`, else 0.
+    r"""Whether the score rises where only the salient pixels stay: 1 or 0.
+
+    .. math:: [y(X \odot H) > y(X)]
 
     In [0, 1], higher is better; the mean over pictures is the rate of increase. Chattopadhay et al., *Grad-CAM++*,
     WACV 2018, https://arxiv.org/abs/1710.11063.

@@ -221,7 +221,7 @@ class InsertionMinusDeletion(CurveMetric):
     """
 
     name = "overall"
-    paper = "Zhang et al., Group-CAM, 2021, https://arxiv.org/abs/2103.13859; areas after " + RISE_PAPER
+    paper = "Zhang et al., Group-CAM, 2021, https://arxiv.org/abs/2103.13859"
     higher_is_better = True
     range = (-1.0, 1.0)
 

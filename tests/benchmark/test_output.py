@@ -19,6 +19,7 @@ from detcam.benchmark.plots import Shown
 from detcam.benchmark.statistics import Outcome, make_rows
 from detcam.cli import app
 from detcam.demo.model import load_demo_detector
+from detcam.metrics import METRICS
 from tests.benchmark.harbour import SEEDS, write_scenes
 
 SIGNS = {"score": 1, "loss": -1}
@@ -194,3 +195,16 @@ def test_wrong_arguments_take_one_line(whole: Path, tmp_path: Path, arguments: l
     assert code == 2
     assert message in errors
     assert len([line for line in errors.splitlines() if line.startswith("detcam:")]) == 1
+
+
+def test_metrics_are_listed_and_the_documentation_quotes_the_list() -> None:
+    listed = CliRunner().invoke(app, ["metrics", "--markdown"])
+    assert listed.exit_code == 0
+    text = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
+    quoted = text.partition("<!-- detcam metrics --markdown -->\n")[2].partition("<!-- end -->")[0]
+    assert quoted == listed.stdout, "put what `detcam metrics --markdown` prints between the marks"
+    lines = CliRunner().invoke(app, ["metrics"]).stdout.splitlines()
+    starts = {line.split()[0]: number for number, line in enumerate(lines) if line and not line.startswith(" ")}
+    assert list(starts) == list(METRICS)
+    said = " ".join(" ".join(lines[starts["compactness"] : starts["randomization"]]).split())
+    assert "0 to inf, lower is better; asks for annotations; class, box, mask only" in said

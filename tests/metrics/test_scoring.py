@@ -95,6 +95,18 @@ def test_protocols_match_literal_versions(protocol: Any, adapter: Adapter) -> No
     assert float(found.max() - found.min()) > 0.5, "the dimmed pictures must matter"
 
 
+def test_odams_protocol_wants_more_than_half_an_overlap_and_the_class(adapter: Adapter) -> None:
+    found = adapter.predict(SCENE.image)[0]
+    x1, y1, x2, y2 = found.boxes_xyxy[0].tolist()
+    label, wide = int(found.labels[0]), x2 - x1
+    asked: list[Any] = [
+        BoxTarget((x1 + share * wide, y1, x2 + share * wide, y2), kind)  # IoU (1 - share) / (1 + share)
+        for share, kind in ((0.25, label), (0.42, label), (0.25, 3 - label))
+    ]
+    question = read_question(adapter, [SCENE.image], [asked], [torch.rand(3, 192, 256)])
+    assert examine(question, lambda case: case.original, protocol="odam")[0].tolist() == [1, 0, 0]
+
+
 def test_a_box_that_the_protocol_does_not_find_has_no_value(adapter: Adapter) -> None:
     nowhere = BoxTarget((2.0, 2.0, 30.0, 20.0), 1)
     with pytest.warns(MetricWarning, match="1 of 1"):
