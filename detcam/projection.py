@@ -93,18 +93,17 @@ def _blas() -> Any:
 
 def _first_pair(matrix: np.ndarray) -> tuple[float, np.ndarray]:
     """First eigenpair of one matrix: by a Lanczos search where it is large."""
-    scale = float(matrix.trace())
-    if not scale > 0:
+    if not matrix.trace() > 0:
         return 0.0, np.eye(1, len(matrix))[0]
-    matrix = matrix / scale  # away from the ends of what LAPACK is right for
     if len(matrix) > FULL_SOLVER_SIDE:
         try:
             # A column of a positive matrix leans to its first eigenvector; the ramp keeps it from being orthogonal.
-            start = matrix[int(matrix.diagonal().argmax())] + 1e-3 * np.linspace(1, 2, len(matrix))
+            start = matrix[int(matrix.diagonal().argmax())]
+            start = start / np.abs(start).max() + 1e-3 * np.linspace(1, 2, len(matrix))
             values, vectors = eigsh(matrix, k=1, which="LA", v0=start, tol=0)
-            return float(values[0]) * scale, vectors[:, 0]
+            return float(values[0]), vectors[:, 0]
         except ArpackError:  # not converged: all of the matrix, then
             pass
     last = len(matrix) - 1
     values, vectors = scipy.linalg.eigh(matrix, subset_by_index=[last, last], check_finite=False)
-    return float(values[0]) * scale, vectors[:, 0]
+    return float(values[0]), vectors[:, 0]

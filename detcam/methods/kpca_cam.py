@@ -78,7 +78,8 @@ class KPCA_CAM(BaseCAM):
         """(1, hw) projections of (1, hw, C) centred channel vectors."""
         kernel = self._kernel(centred)
         mean = kernel.mean(1, keepdim=True)
-        kernel = kernel - mean - mean.transpose(1, 2) + mean.mean()
+        kernel -= mean  # in place: it may take 2 GiB
+        kernel -= mean.transpose(1, 2) - mean.mean()
         value, vector = first_eigenpair(kernel)
         return oriented(vector * value.clamp(min=0).sqrt()[:, None], centred.transpose(1, 2))
 
@@ -91,5 +92,5 @@ class KPCA_CAM(BaseCAM):
             x = F.normalize(x, dim=2)
         products = x @ x.transpose(1, 2)
         if self.kernel == "sigmoid":
-            return torch.tanh(gamma * products + 1)
-        return (gamma * products + 1) ** 3 if self.kernel == "poly" else products
+            return products.mul_(gamma).add_(1).tanh_()
+        return products.mul_(gamma).add_(1).pow_(3) if self.kernel == "poly" else products
