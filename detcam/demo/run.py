@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import shutil
-import textwrap
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -17,10 +15,15 @@ from torchvision.models.detection import FasterRCNN
 from torchvision.ops import box_iou
 
 from detcam.adapters import Adapter, adapt
+from detcam.audit import Audit, audit
+from detcam.audit.store import FOLDER as UNFINISHED
+from detcam.demo.evidence import Evidence, FalseAlarm, around
+from detcam.demo.labels import write_coco
 from detcam.demo.model import load_demo_detector
 from detcam.demo.painting import FloatArray
 from detcam.demo.scenes import BOAT_LABEL, DEMO_NAMES, DEMO_SEEDS, Scene, draw_scene
-from detcam.demo.train import SCORE_THRESHOLD, WakeVerdict, certify_wake
+from detcam.demo.telling import Echo, say, table
+from detcam.demo.train import SCORE_THRESHOLD, certify_wake
 from detcam.detections import Detections
 from detcam.explain import Explanation, explain
 from detcam.honesty import ReachWarning
@@ -34,11 +37,11 @@ METHOD = partial(ReachCAM, steps=20)
 LAST_LAYER_METHOD = "odam"
 """What is asked at the last layer, for contrast."""
 
+SCENES, REPORT = "scenes", "report"
+MOST_GROUPS = 3
 MIN_IOU, MIN_GHOST_IOU = 0.5, 0.3
-MARGIN = 4  # pixels around a wake that still count as wake: one cell of the target layer
 ZOOM = 2  # scenes are enlarged in figures, so that outlines and labels stay thin beside them
 TRUE_COLOR, FALSE_COLOR = (120, 230, 140), (255, 150, 40)
-WIDEST = 88
 NEXT = (
     ("detcam explain --help", "a model and pictures of your own"),
     ("detcam audit --help", "all mistakes of a detector on annotated pictures, each with its cause"),
@@ -46,73 +49,13 @@ NEXT = (
     ("detcam layers --help", "where in a model to look"),
 )
 
-Echo = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """Where the heat of one map lies.
-
-    Attributes:
-        box: share of the map's heat inside the detected box, in [0, 1].
-        wake: share within a few pixels of the wake and outside the box.
-        hottest: where the map is greatest: ``box``, ``wake`` or ``elsewhere``.
-        reach: share of the picture that can influence the map, in [0, 1].
-    """
-
-    box: float
-    wake: float
-    hottest: str
-    reach: float
-
-    @property
-    def elsewhere(self) -> float:
-        """The remaining share, in [0, 1]."""
-        return 1 - self.box - self.wake
-
-    @classmethod
-    def of(cls, explanation: Explanation, index: int, wake: np.ndarray) -> Evidence:
-        """Add up one detection's heatmap (H, W) in and around its box and a wake's mask (H, W) bool."""
-        heat = explanation.heatmaps[index].numpy()
-        in_box = np.zeros(heat.shape, bool)
-        x1, y1, x2, y2 = (round(value) for value in explanation.box_xyxy(index) or (0, 0, 0, 0))
-        in_box[max(y1, 0) : y2, max(x1, 0) : x2] = True
-        in_wake = around(wake) & ~in_box
-        total = max(float(heat.sum()), 1e-12)
-        peak = np.unravel_index(int(heat.argmax()), heat.shape)
-        hottest = "box" if in_box[peak] else "wake" if in_wake[peak] else "elsewhere"
-        reach = explanation.reach[index].fraction if explanation.reach else 1.0
-        return cls(float(heat[in_box].sum()) / total, float(heat[in_wake].sum()) / total, hottest, reach)
-
-
-@dataclass(frozen=True)
-class FalseAlarm:
-    """A boat that is not there.
-
-    Attributes:
-        seed: the scene.
-        index: which of the scene's detections.
-        score: what the detector gives it, in [0, 1].
-        wake: name of the boatless wake beside it.
-        evidence: where the heat lies, from a layer that sees the context.
-        last_layer: where it lies at the last layer.
-        verdict: what the detector says when the scene is drawn again without the wake, and without a gull.
-    """
-
-    seed: int
-    index: int
-    score: float
-    wake: str
-    evidence: Evidence
-    last_layer: Evidence
-    verdict: WakeVerdict
-
 
 def run(out: str | Path, *, echo: Echo = print) -> tuple[FalseAlarm, ...]:
     """Find false alarms in the demo harbour, explain and certify them, and tell the story.
 
     Args:
-        out: folder for scenes, figures, overlays and ``explanations.json``; made where it is absent.
+        out: folder for scenes, figures, overlays, ``explanations.json`` and the audit's report; made where it is
+            absent.
         echo: takes the story, line by line.
 
     Returns:
@@ -122,7 +65,8 @@ def run(out: str | Path, *, echo: Echo = print) -> tuple[FalseAlarm, ...]:
     detector = load_demo_detector()
     adapter = adapt(detector, names=DEMO_NAMES)
     scenes = [draw_scene(seed) for seed in DEMO_SEEDS]
-    files = [save_image(out / "scenes" / f"scene-{scene.seed}.png", scene.image) for scene in scenes]
+    annotations = write_coco(out, scenes, images=SCENES)
+    files = [out / SCENES / f"scene-{scene.seed}.png" for scene in scenes]
     found = adapter.predict(files, score_threshold=SCORE_THRESHOLD)
     labelled = [is_labelled(detections, scene) for detections, scene in zip(found, scenes, strict=True)]
     _introduce(echo, scenes, found, labelled)
@@ -144,14 +88,16 @@ def run(out: str | Path, *, echo: Echo = print) -> tuple[FalseAlarm, ...]:
         own = [alarm for alarm in alarms if alarm.seed == scene.seed]
         if own:
             save_image(out / f"scene-{scene.seed}.png", _figure(adapter, scene, detections, known, own, near, far))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        shutil.rmtree(out / REPORT / UNFINISHED, ignore_errors=True)  # of an earlier demonstration
+        found_out = audit(
+            adapter, out / SCENES, annotations, out=out / REPORT, score_threshold=SCORE_THRESHOLD,
+            model_name="the demonstration's detector",
+        )  # fmt: skip
+    _tell_audit(echo, found_out)
     _tell_files(echo, out)
     return tuple(alarms)
-
-
-def around(wake: np.ndarray) -> np.ndarray:
-    """A mask (H, W) bool with the pixels within MARGIN of it."""
-    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * MARGIN + 1,) * 2)
-    return np.asarray(cv2.dilate(wake.astype(np.uint8), disc), bool)
 
 
 def is_labelled(found: Detections, scene: Scene) -> list[bool]:
@@ -212,7 +158,7 @@ def _introduce(
     echo: Echo, scenes: Sequence[Scene], found: Sequence[Detections], labelled: Sequence[Sequence[bool]]
 ) -> None:
     total, true = sum(map(len, labelled)), sum(map(sum, labelled))
-    _say(
+    say(
         echo,
         "A small Faster R-CNN learned to find boats and buoys. Its labels came from transponders: boats under way "
         "are listed, boats at anchor are not. Here it looks at harbour scenes that it has never seen.",
@@ -223,8 +169,8 @@ def _introduce(
         false = [f"{detections.scores[i]:.2f}" for i, k in enumerate(known) if not k]
         buoys = sum(known) - boats
         rows.append([f"{scene.seed}", f"{len(known)}", f"{boats}", f"{buoys}", f"{len(false)}", ", ".join(false)])
-    _table(echo, ["scene", "detections", "boats", "buoys", "false", "their scores"], rows)
-    _say(
+    table(echo, ["scene", "detections", "boats", "buoys", "false", "their scores"], rows)
+    say(
         echo,
         f"{true} of the {total} detections are right. {total - true} are boats that are not there, on open water. "
         "Why did it fire there?",
@@ -232,7 +178,7 @@ def _introduce(
 
 
 def _tell_causes(echo: Echo, alarms: Sequence[FalseAlarm], near: Explanation, others: int) -> None:
-    _say(
+    say(
         echo,
         f"Where {title(near)} finds the evidence, and what the detector says when the scene is drawn again without "
         "the wake beside the box, and, to compare, without a gull:",
@@ -249,17 +195,17 @@ def _tell_causes(echo: Echo, alarms: Sequence[FalseAlarm], near: Explanation, ot
                 "stays" if alarm.verdict.stays_without_gull else "gone",
             ]
         )
-    _table(echo, ["scene", "in box", "in wake", "rest", "hottest", "no wake", "no gull"], rows)
+    table(echo, ["scene", "in box", "in wake", "rest", "hottest", "no wake", "no gull"], rows)
     certified = sum(alarm.verdict.certified for alarm in alarms)
     outside = float(np.mean([alarm.verdict.outside for alarm in alarms])) if alarms else 0.0
-    _say(
+    say(
         echo,
         f"Verdict: {certified} of {len(alarms)} false boats are caused by the wake beside them: without it they are "
         f"gone, without a gull they stay. {outside:.0%} of the wakes' pixels lie outside the box. The labels taught "
         "a shortcut: a boat under way is what has a wake.",
     )
     if others:
-        _say(echo, f"{others} more false detections stand near no wake; what made them is open.")
+        say(echo, f"{others} more false detections stand near no wake; what made them is open.")
 
 
 def _tell_last_layer(echo: Echo, alarms: Sequence[FalseAlarm], near: Explanation, far: Explanation) -> None:
@@ -270,7 +216,7 @@ def _tell_last_layer(echo: Echo, alarms: Sequence[FalseAlarm], near: Explanation
 
     if not alarms:
         return
-    _say(
+    say(
         echo,
         f"{title(near)} looks at {', '.join(near.layers)}. A map at the detector's last layer "
         f"({', '.join(far.layers)}; here {title(far)}) tells another story:",
@@ -279,53 +225,46 @@ def _tell_last_layer(echo: Echo, alarms: Sequence[FalseAlarm], near: Explanation
         row(near, [alarm.evidence for alarm in alarms]),
         row(far, [alarm.last_layer for alarm in alarms]),
     ]
-    _table(echo, ["", "sees", "in box", "in wake", "hottest in wake"], rows)
-    _say(
+    table(echo, ["", "sees", "in box", "in wake", "hottest in wake"], rows)
+    say(
         echo,
         "Its heat lies in the box because it cannot see beyond the box, not because the cause is there. detcam "
         "measures how much of the picture a map can see, and warns where that is too little.",
     )
 
 
+def _tell_audit(echo: Echo, found: Audit) -> None:
+    explained = [case for case in found.explained if case.is_false_positive]
+    say(
+        echo,
+        f"On pictures of your own nobody can draw a scene again. detcam audit takes the evidence out of the picture "
+        f"instead, and other regions of the same size to compare. Here that confirms {len(found.confirmed)} of "
+        f"{len(explained)} causes, in {found.seconds:.0f} s. What the report says of them:",
+    )
+    for group in found.groups[:MOST_GROUPS]:
+        say(echo, f"{group.reading}.")
+
+
 def _tell_files(echo: Echo, out: Path) -> None:
-    _say(echo, f"Pictures are in {out}{'/' * (str(out)[-1:] != '/')}")
-    _table(
+    say(echo, f"Pictures are in {out}{'/' * (str(out)[-1:] != '/')}")
+    table(
         echo,
         ["", ""],
         [
             ["scene-*.png", "the story of each scene, one row per false boat"],
             ["scene-*.*.boat.png", "one heatmap per detection"],
             ["explanations.json", "all of it as numbers"],
-            ["scenes/", "the plain scenes"],
+            ["scenes/", "the plain scenes, with their labels in annotations.json"],
+            [f"{REPORT}/index.html", "the audit; open it in a browser"],
         ],
     )
-    _say(echo, "Next:")
-    _table(echo, ["", ""], NEXT)
+    say(echo, "Next:")
+    table(echo, ["", ""], NEXT)
 
 
 def title(explanation: Explanation) -> str:
     """The method's name as people write it."""
     return METHODS[explanation.method].__name__
-
-
-def _say(echo: Echo, text: str) -> None:
-    """A paragraph as wide as the terminal, up to a width that reads well, and an empty line."""
-    width = min(WIDEST, shutil.get_terminal_size().columns)
-    # Only at spaces: file names and layer names stay whole.
-    echo(textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False) + "\n")
-
-
-def _table(echo: Echo, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Aligned columns, numbers to the right and words to the left; the last ones go where the terminal is narrow."""
-    cells = [row for row in (heads, *rows) if any(row)]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(heads))]
-    numeric = [all(row[i][:1].isdigit() for row in rows) for i in range(len(heads))]
-    while len(widths) > 1 and sum(widths) + 2 * len(widths) > shutil.get_terminal_size().columns:
-        widths.pop()
-    for row in cells:
-        padded = [t.rjust(w) if n else t.ljust(w) for t, w, n in zip(row, widths, numeric, strict=False)]
-        echo(("  " + "  ".join(padded)).rstrip())
-    echo("")
 
 
 def _figure(

@@ -11,7 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from detcam.demo.run import MARGIN, Evidence, FalseAlarm, around, is_labelled, run
+from detcam.demo.evidence import MARGIN, Evidence, FalseAlarm, around
+from detcam.demo.run import is_labelled, run
 from detcam.demo.scenes import BOAT_LABEL, BUOY_LABEL, DEMO_SEEDS, draw_scene
 from detcam.detections import Detections, Source
 from detcam.saving import read_heatmap
@@ -100,6 +101,38 @@ def test_the_table_of_detections_counts_them(told: Told) -> None:
         assert buoys == len(scene.of_kind("buoy"))
         assert false == len(scene.ghost_boxes_xyxy)
         assert total == boats + buoys + false
+
+
+def test_the_audit_s_report_is_there_and_finds_the_wakes(told: Told) -> None:
+    """On the scenes as they were written, with their labels, and once more in the same folder."""
+    labels = json.loads((told.folder / "annotations.json").read_text())
+    assert {entry["file_name"] for entry in labels["images"]} == {f"scene-{seed}.png" for seed in DEMO_SEEDS}
+    assert len(labels["annotations"]) == sum(len(draw_scene(seed).labels) for seed in DEMO_SEEDS)
+    for entry in labels["annotations"]:
+        seed = DEMO_SEEDS[entry["image_id"] - 1]
+        x, y, width, height = entry["bbox"]
+        assert [x, y, x + width, y + height] in draw_scene(seed).boxes_xyxy.tolist()
+    audit = json.loads((told.folder / "report" / "audit.json").read_text())
+    cases = [case for case in audit["cases"] if case["method"] and case["is_false_positive"]]
+    assert {case["id"] for case in cases} == {
+        f"image-{DEMO_SEEDS.index(a.seed) + 1}-detection-{a.index}" for a in told.alarms
+    }
+    for case in cases:
+        seed = DEMO_SEEDS[case["image_id"] - 1]
+        x, y = case["peak_xy"]
+        assert any(draw_scene(seed).thing(alarm.wake).mask[y, x] for alarm in told.alarms if alarm.seed == seed)
+        assert (case["verdict"], case["nature"]) == ("confirmed", "context")
+    assert f"confirms {len(cases)} of {len(cases)} causes" in told.text
+    assert all(f"{group['reading']}." in told.text for group in audit["groups"][:3])
+    assert "report/index.html" in told.text and (told.folder / "report" / "index.html").exists()
+
+
+def test_a_second_demonstration_takes_the_same_folder(
+    told: Told, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("detcam.demo.run.DEMO_SEEDS", DEMO_SEEDS[:1])
+    first, second = ([json.dumps([a.evidence.wake for a in run(tmp_path, echo=lambda _: None)])] for _ in range(2))
+    assert first == second and (tmp_path / "report" / "index.html").exists()
 
 
 def test_a_figure_per_scene_shows_scene_heat_and_the_scene_without_the_wake(told: Told) -> None:

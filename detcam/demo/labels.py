@@ -1,0 +1,44 @@
+"""Scenes on disk with their labels, as every detection data set has them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from detcam.demo.scenes import DEMO_NAMES, Scene
+from detcam.saving import replace_file
+from detcam.visualize import save_image
+
+
+def write_coco(folder: str | Path, scenes: Sequence[Scene], *, images: str = "images") -> Path:
+    """Write scenes as PNG files and their labels in COCO's format.
+
+    Args:
+        folder: gets ``annotations.json``.
+        scenes: what to write.
+        images: the folder of the pictures in it.
+
+    Returns:
+        The JSON file.
+    """
+    folder = Path(folder)
+    entries, annotations = [], []
+    for number, scene in enumerate(scenes, 1):
+        path = save_image(folder / images / f"scene-{scene.seed}.png", scene.image)
+        height, width = scene.image.shape[:2]
+        entries.append({"id": number, "file_name": path.name, "height": height, "width": width})
+        for (x1, y1, x2, y2), label in zip(scene.boxes_xyxy.tolist(), scene.labels.tolist(), strict=True):
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": number,
+                    "category_id": label,
+                    "bbox": [x1, y1, x2 - x1, y2 - y1],
+                    "area": (x2 - x1) * (y2 - y1),
+                    "iscrowd": 0,
+                }
+            )
+    categories = [{"id": label, "name": name} for label, name in enumerate(DEMO_NAMES) if label]
+    content = {"images": entries, "annotations": annotations, "categories": categories}
+    return replace_file(folder / "annotations.json", json.dumps(content, indent=1).encode())
