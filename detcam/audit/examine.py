@@ -20,6 +20,7 @@ from detcam.audit.regions import box_region, places, shares
 from detcam.audit.verification import Doubt, Verified, Verifier
 from detcam.cam import BaseCAM
 from detcam.detections import Detections
+from detcam.folding import Folding
 from detcam.geometry import Geometry
 from detcam.perturbation import Subject, masked_batch_size
 from detcam.targets import BoxTarget
@@ -80,6 +81,7 @@ class Examiner:
         self.cam = cam
         self.names = names
         self.threshold = threshold
+        self._foldings: dict[tuple[int, ...], Folding | None] = {}
 
     def examine(self, pictures: Sequence[Picture]) -> list[list[Examined]]:
         """Explain every error of some pictures; heatmaps are made for all of them together."""
@@ -132,6 +134,8 @@ class Examiner:
             subject = Subject(
                 self.plain, batch, output, asked, torch.zeros(0), (), (), masked_batch_size(self.adapter.device), False
             )
+            size = tuple(batch.inputs.shape)
+            subject.folding = self._foldings.get(size)  # found once for all pictures of a size
             verifier = Verifier(subject)
             to_canvas = _ToCanvas(batch.geometries[0], verifier)
             doubts: dict[int, Doubt] = {}
@@ -141,6 +145,7 @@ class Examiner:
                     box = to_canvas(box_region(question.followed.box_xyxy, picture.truth.image_size_hw).float()) > 0.5
                     doubts[number] = Doubt(picture.cases[number].id, followed, to_canvas(heat), box)
             verified = dict(zip(doubts, verifier.verify(list(doubts.values())), strict=True))
+            self._foldings[size] = subject.folding
             stages = [
                 stage_of(error, output, picture.truth, self.threshold) if error.detection is None else ("", 0.0)
                 for error in picture.errors

@@ -1,6 +1,7 @@
 """What an audit has done so far, on disk, so that an interrupted one goes on where it stopped.
 
-Each finished picture is one line of JSON, written whole and flushed; a line that an interruption cut off is dropped.
+Each picture's detections and each finished case are one line of JSON, appended; a line that an interruption cut off is
+dropped, and what it held is done again.
 """
 
 from __future__ import annotations
@@ -73,33 +74,32 @@ class Store:
         }
 
     def add_case(self, examined: Examined) -> None:
-        """Keep a case: from here on a killed process does not lose it, and after `sync` a power failure does not."""
+        """Keep a case: from here on a killed process does not lose it."""
         features = examined.features
         listed = None if features is None else [float(f"{value:.9g}") for value in features.tolist()]
         self._append(CASES, {"case": examined.case.to_json(), "features": listed})
-
-    def sync(self) -> None:
-        """Have the system write what was kept to the disk."""
-        for name in (DETECTIONS, CASES):
-            if (self.folder / name).exists():
-                with open(self.folder / name, "rb") as file:
-                    os.fsync(file.fileno())
 
     def _append(self, name: str, line: Mapping[str, Any]) -> None:
         with open(self.folder / name, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
     def _lines(self, name: str) -> Iterator[dict[str, Any]]:
-        """The whole lines of a file; what an interruption left of the last one is cut off."""
+        """The lines of a file up to the first that is none: what a killed process or a lost disk block left is cut."""
         path = self.folder / name
         if not path.exists():
             return
-        content = path.read_bytes()
-        end = content.rfind(b"\n") + 1
-        if end < len(content):
-            replace_file(path, content[:end])
-        for line in content[:end].decode("utf-8").splitlines():
-            yield json.loads(line)
+        good = 0
+        for line in path.read_bytes().splitlines(keepends=True):
+            try:
+                found = json.loads(line) if line.endswith(b"\n") else None
+            except ValueError:
+                found = None
+            if not isinstance(found, dict):
+                break
+            good += len(line)
+            yield found
+        if good < path.stat().st_size:
+            os.truncate(path, good)
 
 
 def _array(values: list[float] | None) -> np.ndarray | None:

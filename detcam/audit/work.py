@@ -64,8 +64,6 @@ class Work:
             found = self.adapter.predict([picture for _, picture in readable], batch_size=self.batch_size)
             for (image, _), one in zip(readable, found, strict=True):
                 self._keep(known, image, one if self.keep_masks else replace(one, masks=None))
-            if self.store is not None:
-                self.store.sync()
         problems = [
             Problem(UNREADABLE, f"{image.file_name}: {known[repr(image.image_id)]}; left out", image.image_id)
             for image in truth
@@ -134,7 +132,6 @@ class Work:
             for result in results:
                 self.writer.case(result.case, pixels, result.maps)
                 self.store.add_case(result)
-            self.store.sync()
 
     def _bar(self, batches: Iterable[list[Any]], words: str, total: int, size: Any) -> Iterator[list[Any]]:
         with tqdm(total=total, desc=words, disable=None if self.progress else True, leave=False) as bar:
