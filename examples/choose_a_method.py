@@ -14,6 +14,7 @@ from pathlib import Path
 from faster_rcnn import load_detector
 
 from detcam import benchmark
+from detcam.benchmark.plan import split_list
 from detcam.demo.scenes import draw_scene
 from detcam.visualize import save_image
 
@@ -32,7 +33,7 @@ def main(argv=None):
     parser.add_argument("--images", help="a folder of pictures; by default drawn harbours")
     parser.add_argument("--weights", help="a .pth or .safetensors file, or 'published', which may download them")
     parser.add_argument("--names", help="class names of the file's weights, with commas between them")
-    parser.add_argument("--methods", default=METHODS, help="see 'detcam methods'")
+    parser.add_argument("--methods", default=METHODS, help="with settings; see 'detcam methods'")
     parser.add_argument("--metric", default="insertion:steps=12", help="what decides")
     parser.add_argument("--limit", type=int, default=12, help="so many pictures")
     parser.add_argument("--out", type=Path, default=Path("explanations"))
@@ -42,7 +43,7 @@ def main(argv=None):
     found = benchmark(
         load_detector(args.weights, args.names and args.names.split(",")),
         images,
-        args.methods.split(","),
+        split_list(args.methods),
         [args.metric],
         out=args.out / "choose_a_method",
         top_k=1,

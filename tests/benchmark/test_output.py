@@ -5,17 +5,19 @@ from __future__ import annotations
 import csv
 import io
 import json
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.text import Text
 from PIL import Image
 from typer.testing import CliRunner
 
 from detcam.benchmark.compare import Benchmark
 from detcam.benchmark.plan import split_list
-from detcam.benchmark.plots import Shown
+from detcam.benchmark.plots import Shown, scatter
 from detcam.benchmark.statistics import Outcome, make_rows
 from detcam.cli import app
 from detcam.demo.model import load_demo_detector
@@ -111,6 +113,23 @@ def test_the_scatter_names_all_rows_and_the_better_is_higher() -> None:
     assert all(box.x0 >= 0 and box.x1 <= figure.bbox.x1 and 0 <= box.y0 and box.y1 <= figure.bbox.y1 for box in boxes)
     with pytest.raises(ValueError, match="expected one of the metrics score, loss"):
         found.scatter("beauty")
+
+
+def test_names_of_points_that_lie_together_do_not_cover_one_another() -> None:
+    names = ["odam", "hirescam", "layercam", "ssgradcam", "eigencam", "occlusion"]
+    places = [(0.80, 0.040), (0.80, 0.041), (0.801, 0.042), (0.799, 0.043), (0.79, 0.05), (0.9, 6.0)]
+    outcomes = [
+        Outcome(name, "method", {"score": [np.array([level + 0.01 * i]) for i in range(8)]}, seconds=[seconds])
+        for name, (level, seconds) in zip(names, places, strict=True)
+    ]
+    drawn = scatter(make_rows(outcomes, {"score": 1}), "score", 1)
+    drawn.draw_without_rendering()
+    texts = [text for text in drawn.axes[0].texts if text.get_text() in names]
+    assert len(texts) == len(names)
+    areas = {text.get_text(): Text.get_window_extent(text) for text in texts}  # without the line to the point
+    for one, other in combinations(names, 2):
+        assert not areas[one].overlaps(areas[other]), (one, other)
+    assert areas["odam"].x0 - drawn.axes[0].transData.transform((0.041, 0.8))[0] > 10
 
 
 def test_the_figure_of_maps_has_a_row_for_each_and_says_what_failed() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from torch import Tensor
 
 import detcam
 from detcam.benchmark import Benchmark, benchmark
+from detcam.benchmark.controls import controls_for
 from detcam.metrics.base import Metric
+from detcam.targets import BoxTarget
 from tests.benchmark.harbour import METRICS, SEEDS, Planted, corner, harbour_detector, truth, write_scenes
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -110,6 +113,25 @@ def test_half_a_result_is_computed_again(tmp_path: Path) -> None:
     assert facts(again) == facts(whole)
 
 
+def test_what_failed_is_tried_again(tmp_path: Path) -> None:
+    pictures = write_scenes(tmp_path / "in", SEEDS[:2])
+    whole = compare(pictures)
+    broken = [True]
+
+    def sometimes(picture: Tensor, target: Any) -> np.ndarray:
+        if broken[0]:
+            raise RuntimeError("out of memory")
+        return slope(picture, target)
+
+    found = compare(pictures, tmp_path / "out", draw=sometimes)
+    assert found.row("mine").failed == 2
+    assert any("out of memory" in note for note in found.notes)
+    broken[0] = False
+    again = compare(pictures, tmp_path / "out", draw=sometimes)
+    assert again.computed == 2
+    assert facts(again) == facts(whole)
+
+
 def test_methods_and_pictures_may_be_added_but_settings_not_changed(tmp_path: Path) -> None:
     pictures = write_scenes(tmp_path / "in", SEEDS[:2])
     one = compare(pictures, tmp_path / "out")
@@ -191,6 +213,19 @@ def test_maps_of_another_size_and_with_nan_never_reach_a_mean(tmp_path: Path) ->
     own = compare(pictures, draw=nan_once).row("mine").scores["middle"]
     assert (own.undefined, own.targets, own.pictures) == (1, 5, 3)
     assert math.isfinite(own.mean)
+
+
+def test_noise_is_another_for_each_picture_and_target_and_the_same_again() -> None:
+    pictures = [torch.rand(3, 20, 30), torch.rand(3, 20, 30)]
+    asked = [[BoxTarget((2.0, 2.0, 9.0, 9.0), 1), BoxTarget((2.0, 2.0, 9.0, 9.0), 2)]] * 2
+    for name in ("random", "random, blurred"):
+        drawn = [
+            torch.cat(next(e for e in controls_for("detection", seed) if e.name == name).explain(None, pictures, asked))
+            for seed in (0, 0, 1)
+        ]
+        assert torch.equal(drawn[0], drawn[1])
+        maps = [*drawn[0], *drawn[2]]
+        assert all(not torch.equal(one, other) for one, other in combinations(maps, 2))
 
 
 def test_controls_are_rows_and_the_filled_box_is_the_box(tmp_path: Path) -> None:
