@@ -126,7 +126,7 @@ def _is_convolution(module: Any) -> bool:
 
 def _is_pointwise(module: Any) -> bool:
     """Whether PyTorch might not use oneDNN for a convolution that it can do."""
-    return (
+    return bool(
         type(module) is nn.Conv2d
         and module.kernel_size == (1, 1)
         and not isinstance(module.padding, str)
