@@ -73,14 +73,18 @@ class Examiner:
         cam: what makes the heatmaps.
         names: class index to name.
         threshold: least score of a detection, in [0, 1].
+        masks: whether true objects are what their masks cover, rather than their boxes.
     """
 
-    def __init__(self, adapter: Adapter, cam: BaseCAM, names: Mapping[int, str], threshold: float) -> None:
+    def __init__(
+        self, adapter: Adapter, cam: BaseCAM, names: Mapping[int, str], threshold: float, *, masks: bool = False
+    ) -> None:
         self.adapter = adapter
         self.plain = adapter.without_layers()
         self.cam = cam
         self.names = names
         self.threshold = threshold
+        self.masks = masks
         self._foldings: dict[tuple[int, ...], Folding | None] = {}
 
     def examine(self, pictures: Sequence[Picture]) -> list[list[Examined]]:
@@ -151,6 +155,7 @@ class Examiner:
                 for error in picture.errors
             ]
         found = []
+        regions = _object_regions(picture.truth, self.masks)
         for number, error in enumerate(picture.errors):
             case = replace(picture.cases[number], question=questions[number].words, passes=passes)
             if error.detection is None:
@@ -162,7 +167,10 @@ class Examiner:
                 continue
             if beside is not None:
                 case = replace(case, stage=_compared(heat, beside))
-            found.append(self._conclude(case, error, picture, heat, verified.get(number), to_canvas, levels))
+            where = places(
+                picture.truth.image_size_hw, case.box_xyxy, *_true_regions(error, picture.truth.labels, regions)
+            )
+            found.append(self._conclude(case, where, heat, verified.get(number), to_canvas, levels))
         return found
 
     def _followed(self, output: Any, target: BoxTarget, error: ErrorCase, truth: TrueObjects) -> Followed:
@@ -176,15 +184,12 @@ class Examiner:
     def _conclude(
         self,
         case: Case,
-        error: ErrorCase,
-        picture: Picture,
+        where: Mapping[Place, Tensor],
         heat: Tensor,
         verified: Verified | None,
         to_canvas: _ToCanvas,
         levels: Sequence[Tensor],
     ) -> Examined:
-        size = picture.truth.image_size_hw
-        where = places(size, case.box_xyxy, *_true_regions(error, picture))
         share = shares(heat, where)
         region = to_canvas.back(verified.evidence) if verified is not None else _brightest(heat)
         control = None if verified is None or verified.control is None else to_canvas.back(verified.control)
@@ -197,7 +202,7 @@ class Examiner:
             shares=share,
             place=mostly,
             area=float(region.float().mean()),
-            peak_xy=(peak % size[1], peak // size[1]),
+            peak_xy=(peak % heat.shape[1], peak // heat.shape[1]),
         )
         if verified is not None:
             case = replace(
@@ -297,15 +302,19 @@ def _compared(heat: Tensor, beside: Tensor) -> str:
     return f"{words} the first detection (correlation {alike:.2f})"
 
 
-def _true_regions(error: ErrorCase, picture: Picture) -> tuple[Tensor | None, list[Tensor]]:
-    """The true object that an error is about, and the other objects of the predicted class, as regions (H, W)."""
-    truth = picture.truth
-    size = truth.image_size_hw
-    boxes = [box_region((x1, y1, x2, y2), size) for x1, y1, x2, y2 in truth.boxes_xyxy.tolist()]
-    own = None if error.truth is None else boxes[error.truth]
+def _object_regions(truth: TrueObjects, masks: bool) -> list[Tensor]:
+    """The pixels (H, W) bool of each true object: of its mask, or of its box."""
+    if masks:
+        return list(truth.masks())
+    return [box_region((x1, y1, x2, y2), truth.image_size_hw) for x1, y1, x2, y2 in truth.boxes_xyxy.tolist()]
+
+
+def _true_regions(error: ErrorCase, labels: Tensor, regions: Sequence[Tensor]) -> tuple[Tensor | None, list[Tensor]]:
+    """The region of the true object that an error is about, and those of the other objects of the predicted class."""
+    own = None if error.truth is None else regions[error.truth]
     same = [
-        box
-        for index, (box, label) in enumerate(zip(boxes, truth.labels.tolist(), strict=True))
+        region
+        for index, (region, label) in enumerate(zip(regions, labels.tolist(), strict=True))
         if label == error.label and index != error.truth
     ]
     return own, same

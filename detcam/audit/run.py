@@ -185,7 +185,7 @@ def audit(
         )
     plain = [_case(analysis, position, found, truth) for position in range(len(analysis))]
     chosen = _choose(analysis, truth, settings)
-    examiner = Examiner(adapter, cam, truth.names, score_threshold)
+    examiner = Examiner(adapter, cam, truth.names, score_threshold, masks=iou_type == "segm")
     with work.timed("explaining"):
         examined = work.explain(examiner, analysis, found, truth, plain, chosen)
     with work.timed("comparing"):
