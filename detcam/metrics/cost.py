@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch.overrides import TorchFunctionMode
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from detcam.adapters.base import Adapter
 from detcam.images import ImageLike, load_image
@@ -53,6 +53,14 @@ class Cost:
     peak_mib: float | None
 
 
+def _onednn_convolution(value: Any, weight: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+    """Operations of a convolution that was asked of oneDNN directly, which PyTorch's counter does not know."""
+    return int(conv_flop_count(value, weight, out_shape))
+
+
+MORE = {torch.ops.aten.mkldnn_convolution: _onednn_convolution}
+
+
 class _BackwardCalls(TorchFunctionMode):
     """Counts the calls that ask autograd for gradients."""
 
@@ -75,13 +83,13 @@ def count_work(adapter: Adapter, image: ImageLike, call: Callable[[], object]) -
         ValueError: the model computes nothing that is counted.
     """
     picture = load_image(image)
-    with guarded(adapter.model, gradients=False), FlopCounterMode(display=False) as plain:
+    with guarded(adapter.model, gradients=False), FlopCounterMode(display=False, custom_mapping=MORE) as plain:
         batch = adapter.prepare([picture])
         adapter.default_targets(adapter.outputs(adapter.forward(batch), batch), batch)
     unit = plain.get_total_flops()
     if not unit:
         raise ValueError(f"{type(adapter.model).__name__} runs no convolution, matrix product or attention to count")
-    with _BackwardCalls() as backward, FlopCounterMode(display=False) as counted:
+    with _BackwardCalls() as backward, FlopCounterMode(display=False, custom_mapping=MORE) as counted:
         call()
     return Work(counted.get_total_flops() / unit, backward.count)
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from detcam import GradCAM, adapt
+from detcam import GradCAM, Occlusion, adapt
 from detcam.cam import BaseCAM
 from detcam.demo.model import load_demo_detector
 from detcam.demo.scenes import DEMO_NAMES, draw_scene
@@ -179,6 +180,15 @@ def test_work_is_counted_in_plain_passes_and_calls_of_autograd() -> None:
     assert grad.backward == 1
     resize = 2 * (32 * 8 * 8 + 32 * 8 * 32)
     assert grad.passes == pytest.approx((conv + 2 * head + resize) / (conv + head), abs=1e-6)
+
+
+def test_convolutions_of_single_pixels_count_in_changed_pictures_too() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 6, 1, groups=2), nn.AdaptiveAvgPool2d(1))
+    adapter = adapt(nn.Sequential(model, nn.Flatten()).eval(), image_size=32, target_layers=["0.2"])
+    call = partial(Occlusion(adapter, grid=4, window=1).explain, [torch.rand(3, 32, 32)], [[ClassTarget(0)]])
+    folding = 2  # the picture as it is, and again as changed ones run
+    work = count_work(adapter, torch.rand(3, 32, 32), call)
+    assert work.passes == pytest.approx(1 + folding + 16, abs=0.5)
 
 
 def test_memory_is_what_the_call_adds() -> None:
