@@ -182,8 +182,9 @@ def test_work_is_counted_in_plain_passes_and_calls_of_autograd() -> None:
     assert grad.passes == pytest.approx((conv + 2 * head + resize) / (conv + head), abs=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_convolutions_of_single_pixels_count_in_changed_pictures_too() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 6, 1, groups=2), nn.AdaptiveAvgPool2d(1))
+    model = nn.Sequential(nn.Conv2d(3, 32, 1), nn.ReLU(), nn.Conv2d(32, 32, 1, groups=2), nn.AdaptiveAvgPool2d(1))
     adapter = adapt(nn.Sequential(model, nn.Flatten()).eval(), image_size=32, target_layers=["0.2"])
     call = partial(Occlusion(adapter, grid=4, window=1).explain, [torch.rand(3, 32, 32)], [[ClassTarget(0)]])
     folding = 2  # the picture as it is, and again as changed ones run
