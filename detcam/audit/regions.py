@@ -12,6 +12,8 @@ from detcam.smoothing import blur
 
 SMOOTHING = 0.008
 """Standard deviation of the smoothing of a map before it is cut, as a share of the picture's longer side."""
+FAINT = 0.01
+"""Share of a map's maximum below which nothing is called evidence."""
 TRIES = 48
 """Places that are tried for a control region."""
 OVERLAP = 0.1
@@ -28,11 +30,11 @@ def strongest(heatmap: Tensor, shares: Sequence[float]) -> Tensor:
         shares: of the picture, in (0, 1).
 
     Returns:
-        (len(shares), h, w) bool; nothing where the map is zero.
+        (len(shares), h, w) bool; fewer pixels where the rest of the map is faint, nothing where it is zero.
     """
     smooth = blur(heatmap[None].double(), max(SMOOTHING * max(heatmap.shape), 0.1))[0]
     order = smooth.flatten().argsort(descending=True, stable=True)
-    positive = int((smooth > 1e-6 * smooth.amax().clamp(min=1e-30)).sum())
+    positive = int((smooth > FAINT * smooth.amax().clamp(min=1e-30)).sum())
     found = torch.zeros((len(shares), smooth.numel()), dtype=torch.bool)
     for row, share in zip(found, shares, strict=True):
         row[order[: min(max(round(share * smooth.numel()), 1), positive)]] = True

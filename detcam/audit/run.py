@@ -28,8 +28,9 @@ from detcam.detections import Detections, class_name
 from detcam.explain import Method, make_cam
 from detcam.problems import Problems
 from detcam.report import ReportWriter, Summary
+from detcam.true_objects import TrueObjects
 
-METHOD = "reachcam"
+METHOD = "probecam"
 """What explains errors unless the user says otherwise: its peaks lie on certified causes outside the box."""
 
 
@@ -183,7 +184,7 @@ def audit(
             iou_type=iou_type,
             labels=truth.labels,
         )
-    plain = [_case(analysis, position, found, truth) for position in range(len(analysis))]
+    plain = [plain_case(analysis, position, found, truth) for position in range(len(analysis))]
     chosen = _choose(analysis, truth, settings)
     examiner = Examiner(adapter, cam, truth.names, score_threshold, masks=iou_type == "segm")
     with work.timed("explaining"):
@@ -219,7 +220,8 @@ def digest(model: nn.Module) -> str:
     for name, value in model.state_dict().items():
         found.update(name.encode())
         if isinstance(value, Tensor):
-            found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+            plain = value.detach().cpu().flatten().clone(memory_format=torch.contiguous_format)
+            found.update(plain.view(torch.uint8).numpy().tobytes())
     return found.hexdigest()[:16]
 
 
@@ -240,7 +242,9 @@ def _choose(analysis: ErrorAnalysis, truth: Annotations, settings: Settings) -> 
     ]
 
 
-def _case(analysis: ErrorAnalysis, position: int, found: Sequence[Detections], truth: Annotations) -> Case:
+def plain_case(
+    analysis: ErrorAnalysis, position: int, found: Sequence[Detections], truth: Sequence[TrueObjects] | Annotations
+) -> Case:
     """An error as a case, not yet explained."""
     error: ErrorCase = analysis[position]
     image, own = truth[error.image], found[error.image]

@@ -18,7 +18,7 @@ from detcam.metrics.imputation import BlurFill, Fill, LinearFill
 from detcam.perturbation import Canvas, Subject
 from detcam.sampling import pieces
 
-LADDER = (0.0025, 0.01, 0.03, 0.08, 0.2)
+LADDER = (0.0015, 0.003, 0.006, 0.0125, 0.025, 0.05, 0.1, 0.2)
 """Shares of the picture that are taken away, strongest evidence first."""
 UNDECIDED = 0.03
 """The share that is shown as evidence where no region of the ladder removes the error."""
@@ -79,22 +79,29 @@ class _Try:
 class _Ladder:
     """Looks for the smallest region without which a detection is gone, whatever takes the region's place.
 
-    The first fill is tried on all rungs, the others where the first one has removed the detection, from the smallest.
+    With the first fill the rungs are halved again and again, as a greater region takes away more; the other fills are
+    tried where that has found a rung, and further up while they do not agree.
     """
 
     def __init__(self, rungs: int, fills: int) -> None:
         self.rungs, self.fills = rungs, fills
         self.answers: dict[tuple[int, int], tuple[float, Outcome]] = {}
+        self._below, self._above = -1, rungs  # of the first fill: the last rung that fails, the first that removes
 
     def next(self) -> list[tuple[int, int]]:
         """What to try now, as (rung, fill); nothing where the search is over."""
-        if not self.answers:
-            return [(rung, 0) for rung in range(self.rungs)]
+        for rung in range(self._below + 1, self._above):
+            if (rung, 0) in self.answers:
+                self._below, self._above = (self._below, rung) if self._removes(rung, 0) else (rung, self._above)
+        if self._above - self._below > 1:
+            # The greatest region first: where it removes nothing, no smaller one is tried.
+            return [((self._below + self._above) // 2 if self.answers else self.rungs - 1, 0)]
         if self.found is not None:
             return []
-        for rung in range(self.rungs):
-            if self._removes(rung, 0) and (rung, 1) not in self.answers and self.fills > 1:
-                return [(rung, fill) for fill in range(1, self.fills)]
+        for rung in range(self._above, self.rungs):
+            missing = [(rung, fill) for fill in range(self.fills) if (rung, fill) not in self.answers]
+            if missing:
+                return missing
         return []
 
     @property

@@ -24,6 +24,7 @@ from detcam.methods.layer_cam import LayerCAM
 from detcam.methods.legrad import LeGrad
 from detcam.methods.occlusion import Occlusion
 from detcam.methods.odam import ODAM
+from detcam.methods.probe_cam import ProbeCAM
 from detcam.methods.random_cam import RandomCAM
 from detcam.methods.reach_cam import ReachCAM
 from detcam.methods.recipro_cam import ReciproCAM
@@ -62,6 +63,7 @@ METHODS: dict[str, type[BaseCAM]] = {
         Occlusion,
         ReciproCAM,
         ReachCAM,
+        ProbeCAM,
         LeGrad,
         CheferCAM,
         AttentionRollout,
@@ -126,6 +128,7 @@ __all__ = [
     "LayerCAM",
     "LeGrad",
     "Occlusion",
+    "ProbeCAM",
     "RandomCAM",
     "ReciproCAM",
     "ReachCAM",

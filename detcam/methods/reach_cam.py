@@ -22,7 +22,7 @@ from detcam.targets import BoxTarget
 from detcam.trace import ReshapeTransform, Trace
 
 RIVAL = 0.1
-"""Least score of a rival class, as a share of the explained class's own."""
+"""Least score of a rival class, as a share of the explained class's own, where scores are independent."""
 SMOOTHING = 0.5
 """Standard deviation of the smoothing, in cells of the coarsest layer."""
 
@@ -46,9 +46,10 @@ class ReachCAM(BaseCAM):
         target_layers: as in `BaseCAM`; None takes the layers whose measured reach covers the scene.
         reshape_transform: as in `BaseCAM`; it may only pick and rearrange values.
         steps: midpoints S of the path; each costs a forward pass per layer, shared by all targets.
-        contrast: walk a box's class score as its logit, minus the logit of the strongest other class (background
-            included) where that class scores at least a tenth as much: a saturated score would hide its reasons, and
-            what two classes share does not tell them apart. False walks every target as it is.
+        contrast: walk a box's class score as its logit, for a saturated score would hide its reasons, minus the logit
+            of the strongest other class: under a softmax, background included, always, since only differences of its
+            logits mean anything; else where that class scores at least a tenth as much. False walks every target as
+            it is.
     """
 
     name = "reachcam"
@@ -92,7 +93,7 @@ class ReachCAM(BaseCAM):
         scalars = run.adapter.score(run.outputs, run.targets)
         values = [[value_of(scalar) for scalar in row] for row in scalars]
         if self.contrast:
-            run = replace(run, targets=[_contrasted(*both) for both in zip(run.outputs, run.targets, strict=True)])
+            run = replace(run, targets=[contrasted(*both) for both in zip(run.outputs, run.targets, strict=True)])
             scalars = run.adapter.score(run.outputs, run.targets)
         run.trace.check_depends([scalar for row in scalars for scalar in row])
         ends = [[value_of(scalar) for scalar in row] for row in scalars]
@@ -118,8 +119,8 @@ class ReachCAM(BaseCAM):
         return product_of_levels(levels, geometry, SMOOTHING)
 
 
-def _contrasted(output: Any, targets: Sequence[Target]) -> list[Target]:
-    """One image's targets with class scores as logits, against the strongest rival class where there is one."""
+def contrasted(output: Any, targets: Sequence[Target]) -> list[Target]:
+    """One image's targets with class scores as logits, against the strongest rival class (see `ReachCAM`)."""
     asked = [t for t in targets if isinstance(t, BoxTarget) and t.quantity in ("score", "logit")]
     if not asked:
         return list(targets)
@@ -130,7 +131,7 @@ def _contrasted(output: Any, targets: Sequence[Target]) -> list[Target]:
         own, others = scores[target.label], scores.clone()
         others[target.label] = -1
         against = target.against
-        if against is None and others.max() >= RIVAL * own:
+        if against is None and (output.background is not None or others.max() >= RIVAL * own):
             against = int(others.argmax())
         rivals[id(target)] = replace(target, quantity="logit", against=against)
     return [rivals.get(id(target), target) for target in targets]

@@ -25,9 +25,10 @@ from detcam.trace import guarded
 def test_the_strongest_pixels_are_a_share_of_the_picture_around_the_peak() -> None:
     heat = torch.zeros(40, 50)
     heat[10:20, 30:40] = 1
-    small, large = strongest(heat, (0.01, 0.05))
+    small, large, most = strongest(heat, (0.01, 0.05, 0.5))
     assert int(small.sum()) == 20 and int(large.sum()) == 100
     assert bool(heat[small].all()) and float(heat[large].mean()) > 0.9
+    assert 100 < int(most.sum()) < 14 * 14, "no more than the map points to, smoothed by less than half a pixel"
     assert not strongest(torch.zeros(40, 50), (0.1,)).any(), "a map of nothing has no evidence"
 
 
@@ -100,12 +101,15 @@ def test_the_ladder_finds_the_smallest_rung_that_removes_with_every_fill() -> No
         rounds += 1
         for key in asked:
             ladder.answers[key] = (0.5, truth[key])  # type: ignore[assignment]
-    assert ladder.found == 3 and rounds == 4 and len(ladder.answers) == 8
+    assert ladder.found == 3 and rounds == 6 and len(ladder.answers) == 8
+    assert list(ladder.answers)[:3] == [(4, 0), (1, 0), (0, 0)], "halved from the greatest region on"
     never = _Ladder(3, 2)
     while asked := never.next():
         for key in asked:
             never.answers[key] = (0.9, "unchanged")
-    assert never.found is None and len(never.answers) == 3, "where the first fill does nothing, the other is spared"
+    assert never.found is None and list(never.answers) == [(2, 0)], (
+        "where the greatest region does nothing, all else is spared"
+    )
 
 
 class Said(DetectorOutput):
