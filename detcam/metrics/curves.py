@@ -87,15 +87,17 @@ def curve_scores(case: Case, chosen: Sequence[int], shares: Tensor, kind: Kind, 
         return torch.cat([curve_scores(case, chosen[part], shares[part], kind, settings) for part in parts])
     places = ranks(case.heatmaps[list(chosen)], settings.seed)
     counts = (shares * size).round().long()
-    rows = torch.arange(len(chosen)).repeat_interleave(shares.shape[1])
+    scores = case.original[list(chosen), None].expand(counts.shape).clone()
+    asked = (counts != (0 if kind == "deletion" else size)).nonzero()  # else the picture is as it was
+    rows, steps = asked.unbind(1)
     fill = fill_of(settings.fill).of(case.picture)
 
     def change(part: slice) -> Tensor:
-        first = places[rows[part]] < counts.flatten()[part, None, None]
+        first = places[rows[part]] < counts[rows[part], steps[part]][:, None, None]
         removed = first if kind == "deletion" else ~first
         return fill(removed.to(case.picture.device))
 
-    scores = case.scores([chosen[row] for row in rows.tolist()], change).view_as(counts)
+    scores[rows, steps] = case.scores([chosen[row] for row in rows.tolist()], change)
     return scores / case.original[list(chosen), None] if settings.relative else scores
 
 
