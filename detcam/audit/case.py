@@ -110,7 +110,8 @@ class Case:
         ap_lost: how much higher average precision (COCO's, at the audit's overlap) would be without this case.
         question: what was asked, in words: "why platelet rather than red cell?".
         method: what answered it; empty where nothing was explained.
-        shares: share of the evidence's strength at each place, in [0, 1], in sum 1; empty where unexplained.
+        shares: share of the evidence's strength at each place, in [0, 1], in sum 1: of the map in the region that was
+            taken away; None where unexplained.
         place: where most of the evidence in the region that was taken away lies; None where unexplained.
         area: the evidence region's share of the picture, in [0, 1]; NaN where unexplained.
         smallest: the smallest tried region's share of the picture that removes the error; None where none did.

@@ -135,9 +135,8 @@ class Examiner:
             output = self.plain.outputs(raw, batch)[0]
             levels = [level[0] for layer in trace.activations() for level in layer if len(level) == 1]
             asked = [question.followed for question in questions if question.followed is not None]
-            subject = Subject(
-                self.plain, batch, output, asked, torch.zeros(0), (), (), masked_batch_size(self.adapter.device), False
-            )
+            most = min(masked_batch_size(self.adapter.device), getattr(self.adapter, "max_batch_size", None) or 1024)
+            subject = Subject(self.plain, batch, output, asked, torch.zeros(0), (), (), most, False)
             size = tuple(batch.inputs.shape)
             subject.folding = self._foldings.get(size)  # found once for all pictures of a size
             verifier = Verifier(subject)
@@ -190,16 +189,15 @@ class Examiner:
         to_canvas: _ToCanvas,
         levels: Sequence[Tensor],
     ) -> Examined:
-        share = shares(heat, where)
         region = to_canvas.back(verified.evidence) if verified is not None else _brightest(heat)
         control = None if verified is None or verified.control is None else to_canvas.back(verified.control)
-        held = shares(heat * region, where)
+        held = shares(heat * region, where)  # faint heat beyond the region is no evidence: nothing was tried there
         mostly: Place = max(PLACES, key=held.__getitem__)
         peak = int(heat.argmax())
         case = replace(
             case,
             method=self.cam.name,
-            shares=share,
+            shares=held,
             place=mostly,
             area=float(region.float().mean()),
             peak_xy=(peak % heat.shape[1], peak // heat.shape[1]),
