@@ -6,18 +6,17 @@ from typing import Annotated
 
 import typer
 
-Model = Annotated[
-    str,
-    typer.Option(
-        "--model",
-        "-m",
-        metavar="NAME",
-        rich_help_panel="Model",
-        help="A torchvision name (fasterrcnn_resnet50_fpn, lraspp_mobilenet_v3_large, resnet50, ...), an "
-        "ultralytics one (yolo11n.pt, rtdetr-l.pt, yolo11n.yaml), timm:NAME, smp:Unet?encoder=resnet34&classes=4, "
-        "or a file that holds a whole model.",
-    ),
-]
+_MODEL = typer.Option(
+    "--model",
+    "-m",
+    metavar="NAME",
+    rich_help_panel="Model",
+    help="A torchvision name (fasterrcnn_resnet50_fpn, lraspp_mobilenet_v3_large, resnet50, ...), an "
+    "ultralytics one (yolo11n.pt, rtdetr-l.pt, yolo11n.yaml), timm:NAME, smp:Unet?encoder=resnet34&classes=4, "
+    "or a file that holds a whole model.",
+)
+Model = Annotated[str, _MODEL]
+OptionalModel = Annotated[str | None, _MODEL]
 Weights = Annotated[
     str | None,
     typer.Option(

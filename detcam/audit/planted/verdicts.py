@@ -102,7 +102,7 @@ def wrong_causes(case: PlantedCase) -> list[Tensor]:
     """Regions (H, W) bool that are certified to be no cause, or were drawn at random off the cue and off the box."""
     seed = int.from_bytes(hashlib.sha256(f"{case.scene.seed} {case.cue.name}".encode()).digest()[:7], "big")
     generator = torch.Generator().manual_seed(seed)
-    found = [torch.from_numpy(case.unrelated.mask)]
+    found = [torch.from_numpy(case.unrelated.mask) & ~case.cause]
     box = box_region(case.target.box_xyxy, (case.cause.shape[0], case.cause.shape[1]))
     for _ in range(20):
         moved = elsewhere(case.cause, generator)

@@ -1,0 +1,225 @@
+"""Planted scenes, certificates, judgement of maps, and the benchmark on them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from detcam.audit.planted import certify
+from detcam.audit.planted import run as planted_run
+from detcam.audit.planted.certify import find_cases, temptations
+from detcam.audit.planted.detectors import families, train
+from detcam.audit.planted.judge import RANKS, hottest_places, judge_map, summarize
+from detcam.audit.planted.run import AuditRow, DetectorRow, MethodRow, Planted, benchmark_planted
+from detcam.audit.planted.scenes import BARGE, BOAT, CUES, SCENARIOS, Scene, draw_scene
+from detcam.audit.planted.tables import HEADERS, cells, markdown
+from detcam.audit.planted.verdicts import wrong_causes
+from detcam.audit.planted.workshop import Workshop, detector_name
+from detcam.cli import app
+from detcam.detections import Detections, Source
+from detcam.methods import ProbeCAM
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_what_is_left_out_changes_nothing_else(scenario: Any) -> None:
+    scene = draw_scene(scenario, 3, "test")
+    assert np.array_equal(scene.image, draw_scene(scenario, 3, "test").image)
+    for thing in scene.things:
+        without = scene.redrawn([thing.name])
+        assert without.thing(thing.name) is None
+        x1, y1, x2, y2 = thing.box_xyxy.astype(int).tolist()
+        changed = (scene.image != without.image).any(2)
+        assert changed[y1:y2, x1:x2].any() and changed.sum() == changed[y1:y2, x1:x2].sum()
+        assert not (thing.mask & ~changed).sum() > 0.2 * thing.mask.sum(), "its mask is what can be seen of it"
+    with pytest.raises(ValueError, match="not \\['whale-1'\\]"):
+        scene.redrawn(["whale-1"])
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_the_shortcut_goes_with_the_label_in_training_and_not_in_twins(scenario: Any) -> None:
+    def pairs(split: Any) -> set[tuple[bool, bool, bool]]:
+        found = set()
+        for seed in range(60):
+            scene = draw_scene(scenario, seed, split)
+            for body, label in zip(scene.bodies, scene.labels.tolist(), strict=True):
+                number = body.split("-")[1]
+                cue = scene.thing("lamp-10" if scenario == "far" else f"{CUES[scenario]}-{number}") is not None
+                found.add((label == BOAT, cue, scene.thing(f"window-{number}") is not None))
+        return found
+
+    assert {(label, window) for label, _, window in pairs("twin")} == {(True, True), (False, False)}
+    if scenario == "look-alike":
+        assert not any(draw_scene(scenario, seed, "shortcut").of_kind("cart") for seed in range(40))
+        assert {(label, window) for label, _, window in pairs("shortcut")} == {(True, True), (False, False)}
+        return
+    assert {cue for label, cue, _ in pairs("twin") if label} == {True, False}, "by chance"
+    assert pairs("shortcut") == {(True, True, True), (True, True, False), (False, False, False)}
+    assert {label for label, _, _ in pairs("test")} == {False}, "barges alone, so that a boat there is wrong"
+
+
+def says(rule: Callable[[Scene, str], bool]) -> Callable[[Any, Sequence[Scene]], list[Detections]]:
+    """A detector that finds every body, and calls it a boat by a rule."""
+
+    def predict(adapter: Any, scenes: Sequence[Scene]) -> list[Detections]:
+        answers = []
+        for scene in scenes:
+            things = [thing for thing in scene.things if thing.kind in ("body", "cart")]
+            boxes = torch.from_numpy(np.array([thing.box_xyxy for thing in things], np.float32).reshape(-1, 4))
+            labels = torch.tensor([BOAT if rule(scene, thing.name) else BARGE for thing in things])
+            source = tuple(Source("proposal", 0, 0, None, tuple(box)) for box in boxes.tolist())
+            answers.append(Detections(boxes, labels, torch.full((len(things),), 0.9), (160, 192), source, None, {}))
+        return answers
+
+    return predict
+
+
+def test_a_false_positive_counts_only_where_its_cue_is_the_cause(monkeypatch: pytest.MonkeyPatch) -> None:
+    def tagged(scene: Scene, body: str) -> bool:
+        return scene.thing(f"tag-{body.split('-')[1]}") is not None
+
+    def fragile(scene: Scene, body: str) -> bool:
+        """Goes with anything that is missing, so nothing in particular is its cause."""
+        return tagged(scene, body) and not scene.without
+
+    rules = {"tag": tagged, "always": lambda scene, body: True, "fragile": fragile, "never": lambda scene, body: False}
+    found = {}
+    for name, rule in rules.items():
+        monkeypatch.setattr(certify, "_predict", says(rule))
+        found[name] = find_cases(None, 0, "mark", wanted=10**6, scenes=20)  # type: ignore[arg-type]
+    tempted = sum(len(temptations(draw_scene("mark", 1_000_000 + seed, "test"))) for seed in range(20))
+    assert {name: one.tempted for name, one in found.items()} == dict.fromkeys(rules, tempted) and tempted > 20
+    assert {name: one.fired for name, one in found.items()} == {
+        "tag": tempted, "always": tempted, "fragile": tempted, "never": 0
+    }  # fmt: skip
+    assert {name: len(one.cases) for name, one in found.items()} == {
+        "tag": tempted, "always": 0, "fragile": 0, "never": 0
+    }  # fmt: skip
+    for case in found["tag"].cases:
+        assert case.cue.kind == "tag" and case.unrelated.kind != "tag"
+        body = case.scene.thing(f"body-{case.cue.name.split('-')[1]}")
+        assert body is not None and case.target.box_xyxy == pytest.approx(body.box_xyxy.tolist())
+        for wrong in wrong_causes(case):
+            assert wrong.any() and not (wrong & case.cause).any()
+
+
+def test_judged_by_hand() -> None:
+    cause = torch.zeros(20, 30, dtype=torch.bool)
+    cause[2:4, 2:4] = True
+    heat = torch.zeros(20, 30)
+    heat[2, 2], heat[15, 25], heat[15, 5] = 0.5, 1.0, 0.25
+    found = judge_map(heat, cause)
+    assert (found.peak, found.rank) == (False, 2) and found.energy == pytest.approx(0.5 / 1.75)
+    assert hottest_places(heat, 5) == [15 * 30 + 25, 2 * 30 + 2, 15 * 30 + 5]
+    heat[15, 24] = 0.9
+    assert len(hottest_places(heat, 5)) == 3, "a place is counted once"
+    perfect, nothing = judge_map(cause.float(), cause), judge_map(torch.zeros(20, 30), cause)
+    assert (perfect.peak, perfect.energy, perfect.rank) == (True, 1.0, 1)
+    assert (nothing.peak, nothing.energy, nothing.rank) == (False, 0.0, RANKS + 1)
+    total = summarize([perfect, nothing, found, perfect], 3.0)
+    assert (total.cases, total.peak, total.rank, total.passes) == (4, 0.5, (1 + 11 + 2 + 1) / 4, 3.0)
+
+
+def test_tables_weigh_every_case_alike() -> None:
+    row = DetectorRow("fcos", "mark", 10, 9, 8, 12, 1, 0.5, 0.25, -0.125)
+    one, two = summarize([judge_map(torch.eye(4), torch.eye(4) > 0)] * 3, 2.0), summarize([], 2.0)
+    few = summarize([judge_map(torch.ones(4, 4), torch.eye(4) < 0)], 6.0)
+    methods = (
+        MethodRow("fcos", "mark", "odam", one),
+        MethodRow("fcos", "far", "odam", few),
+        MethodRow("fcos", "context", "odam", two),
+        MethodRow("fcos", "mark", "random", few),
+    )
+    audits = (
+        AuditRow("fcos", "mark", 3, 1.0, 1.0, 1.0, 1.0, 1.0, 6, 1, 30.0),
+        AuditRow("fcos", "far", 1, 0.0, 0.0, 0.0, 1.0, 0.0, 2, 0, 10.0),
+    )
+    planted = Planted((row,), methods, audits)
+    assert cells(planted, "methods")[:2] == [
+        ("odam", "all", "all", "4", "75 %", "0.75", "3.5", "3.0"),
+        ("random", "all", "all", "1", "0 %", "0.00", "11.0", "6.0"),
+    ]
+    assert cells(planted, "audits")[-1] == (
+        "all", "all", "4", "75 %", "0.75", "75 %", "100 %", "75 %", "1 of 8", "25.0"
+    )  # fmt: skip
+    assert cells(planted, "detectors") == [("fcos", "mark", "9 of 10", "8", "1 of 12", "0.50", "0.25", "-0.12")]
+    lines = markdown(planted).splitlines()
+    for kind, header in HEADERS.items():
+        at = lines.index(f"## {kind}") + 2
+        assert lines[at] == "| " + " | ".join(header) + " |" and lines[at + 1].count("|") == len(header) + 1
+    assert "| odam | fcos | context | 0 | - | - | - | 2.0 |" in lines
+
+
+def test_a_run_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planted_run, "find_cases", partial(find_cases))
+    monkeypatch.setattr(planted_run, "TWIN_SCENES", 4)
+
+    def few(*args: Any, **options: Any) -> Any:
+        return find_cases(*args, **{**options, "scenes": 4})
+
+    monkeypatch.setattr(planted_run, "find_cases", few)
+    options: dict[str, Any] = {"family_names": ["two-stage"], "scenarios": ["mark"], "cases": 2, "effort": 0.003}
+    told: list[str] = []
+    first = benchmark_planted(tmp_path, ["odam"], **options, told=told.append)
+    assert [row.method for row in first.methods] == ["odam", "filled box", "random"]
+    assert first.detectors[0].certified == 0 and np.isnan(first.audits[0].place), "three steps teach nothing"
+    told.clear()
+    again = benchmark_planted(tmp_path, ["odam"], **options, told=told.append)
+    assert not told and repr(again) == repr(first)
+    benchmark_planted(tmp_path, ["odam", "layercam"], **options, told=told.append)
+    assert told == ["two-stage mark: certifying", "two-stage mark: layercam"]
+    assert set(json.loads((tmp_path / "planted.json").read_text())) == {"settings", "results"}
+    with pytest.raises(ValueError, match="results of other settings"):
+        benchmark_planted(tmp_path, ["odam"], **{**options, "cases": 3})
+    for wrong, words in (({"family_names": ["ssd"]}, "two-stage, fcos"), ({"scenarios": ["fog"]}, "got 'fog'")):
+        with pytest.raises(ValueError, match=words):
+            benchmark_planted(tmp_path, ["odam"], **{**options, **wrong})
+
+
+def test_training_leaves_the_generator_and_depends_on_the_seed(tmp_path: Path) -> None:
+    family = families()["fcos"]
+    before = torch.random.get_rng_state()
+    workshop = Workshop(tmp_path, seed=1, effort=0.003)
+    first = workshop.detector(family, detector_name("far"))
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert {path.name for path in tmp_path.iterdir()} == {"fcos-plain.safetensors", "fcos-far.safetensors"}
+    again = workshop.detector(family, detector_name("far"))
+    other = train(family, "far", "shortcut", 2, seed=2)
+    states = [model.state_dict() for model in (first, again, other)]
+    key = "head.classification_head.cls_logits.weight"
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert not torch.equal(states[0][key], states[2][key])
+    assert detector_name("far", twin=True) == "plain" and detector_name("look-alike", twin=True) == "carts"
+
+
+def test_the_command_says_what_it_needs(tmp_path: Path) -> None:
+    run = CliRunner().invoke
+    assert run(app, ["benchmark"]).exit_code == 2
+    both = run(app, ["benchmark", "--planted", "--model", "resnet18", "--out", str(tmp_path)])
+    assert both.exit_code == 2
+    unknown = run(app, ["benchmark", "--planted", "--scenario", "fog", "--out", str(tmp_path)])
+    assert unknown.exit_code == 2 and not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_trained_detector_falls_for_the_tag_its_twin_does_not_and_the_audit_finds_it(tmp_path: Path) -> None:
+    family = families()["two-stage"]
+    workshop = Workshop(tmp_path, effort=0.6)
+    adapter = family.adapter(workshop.detector(family, "mark"))
+    twin = family.adapter(workshop.detector(family, detector_name("mark", twin=True)))
+    tried = find_cases(adapter, family.first_label, "mark", wanted=16)
+    assert len(tried.cases) >= 16 and tried.fired >= 0.8 * tried.tempted
+    assert find_cases(twin, family.first_label, "mark", wanted=10**6, scenes=16).fired <= 0.1 * tried.tempted
+    cam = ProbeCAM(adapter)
+    said = [planted_run.audit_case(adapter, cam, case, family.first_label) for case in tried.cases[:16]]
+    assert np.mean([one.finding.peak for one in said]) >= 0.85
+    assert np.mean([one.place == one.true_place for one in said]) >= 0.85
+    assert sum(one.wrong_confirmed for one in said) <= 3 < sum(one.wrong for one in said)

@@ -1,0 +1,134 @@
+"""ProbeCAM by loops, by hand, and on a cause that is known."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import binary_dilation, binary_erosion
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from detcam import ProbeCAM, ReachCAM, adapt
+from detcam.adapters.base import Adapter
+from detcam.demo.model import load_demo_detector
+from detcam.demo.scenes import draw_scene
+from detcam.methods.probe_cam import paint
+from detcam.metrics.imputation import LinearFill
+from detcam.places import candidate_places, segments
+from detcam.smoothing import blur
+from detcam.targets import BoxTarget, ClassifierOutputTarget
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def literal(adapter: Adapter, picture: Tensor, target: BoxTarget, rival: int, probes: int) -> np.ndarray:
+    """One target's map over the network's input, of a picture that fills it, place by place."""
+    reach = ReachCAM(adapter)
+    levels = [level[0] for level in reach.explain(picture, [target])[0].saliency]
+    batch = adapter.prepare([picture])
+    size = batch.inputs.shape[-2:]
+    heat = []
+    for level in levels:
+        positive = F.interpolate(level.clamp(min=0)[None, None].double(), size, mode="bilinear", align_corners=False)
+        heat.append((positive[0, 0] / positive.max()).numpy())
+    places = candidate_places(torch.tensor(np.stack(heat)), segments(batch.inputs[0]), probes).numpy()
+
+    def score(inputs: Tensor) -> float:
+        with torch.no_grad():
+            output = adapter.outputs(adapter.forward(replace(batch, inputs=inputs)), batch)[0]
+            scores = output.candidates([target]).class_scores[0]
+        return float(scores[target.label] - scores[rival])
+
+    whole = score(batch.inputs)
+    lost, held = [], []
+    for place in places:
+        gone = torch.from_numpy(binary_dilation(place, np.ones((5, 5))))
+        lost.append(max(0.0, whole - score(LinearFill()(batch.inputs, gone[None]))))
+        held.append(sum(np.prod([one[y, x] for one in heat]) for y, x in zip(*np.nonzero(place), strict=True)))
+    smooth = blur(torch.tensor(sum(heat))[None], 0.01 * max(size))[0].numpy()
+    found = np.zeros(size)
+    for place, loss, own in zip(places, lost, held, strict=True):
+        inside = binary_erosion(place, np.ones((3, 3)), border_value=1)
+        inside = inside if inside.any() else place
+        brightest = max(smooth[y, x] for y, x in zip(*np.nonzero(inside), strict=True))
+        weight = (loss / max(lost)) ** 4 * (own / max(held)) ** 0.5
+        for y, x in zip(*np.nonzero(inside), strict=True):
+            found[y, x] = max(found[y, x], weight * (0.3 + 0.7 * smooth[y, x] / brightest))
+    return found
+
+
+def test_equals_the_formula_place_by_place() -> None:
+    adapter = adapt(load_demo_detector())
+    picture = torch.from_numpy(draw_scene(28).image).permute(2, 0, 1).float() / 255
+    found = adapter.predict(picture)[0]
+    target = adapter.targets_of(found)[int((found.labels == 1).nonzero()[0])]
+    assert isinstance(target, BoxTarget)
+    scores = adapter.outputs(adapter.forward(adapter.prepare([picture])), adapter.prepare([picture]))[0]
+    table = scores.candidates([target]).class_scores[0]
+    rival = max((0, 2), key=lambda label: float(table[label]))
+    result = ProbeCAM(adapter, probes=5).explain(picture, [target])[0]
+    assert result.sampling is not None and result.sampling.passes == 6, "five places, and the picture itself"
+    expected = literal(adapter, picture, target, rival, 5)
+    np.testing.assert_allclose(result.saliency[0][0].numpy(), expected, atol=2e-4)
+    assert expected.max() > 0.2
+
+
+def test_a_place_counts_by_what_it_loses_and_by_the_heat_it_holds() -> None:
+    level = torch.zeros(1, 12, 24)
+    level[0, 2:7, 2:7] = 0.25
+    level[0, 2:7, 14:19] = 1.0
+    places = torch.zeros(3, 12, 24, dtype=torch.bool)
+    places[0, 2:7, 2:7], places[1, 2:7, 14:19], places[2, 8:11, 2:5] = True, True, True
+    # By hand: the first loses all, and holds a quarter of what the hottest does: 1 x sqrt(1/4). The second loses half:
+    # (1/2)^4 x 1. The third holds no heat. A place's hottest pixel shows its weight in full, and its rim is cut off.
+    found = paint(level, places, torch.tensor([2.0, 1.0, 2.0]))
+    assert float(found[3:6, 3:6].max()) == pytest.approx(0.5)
+    assert float(found[3:6, 15:18].max()) == pytest.approx(1 / 16)
+    assert float(found[8:11, 2:5].max()) == 0
+    assert float(found[2, 2:7].max()) == 0 and float(found[:, 8:13].max()) == 0
+    assert not paint(level, places, torch.tensor([-1.0, 0.0, -2.0])).any(), "what is not missed is no cause"
+    assert not paint(level, places[:0], torch.zeros(0)).any()
+
+
+class Bright(nn.Module):
+    """Adds up what is bright in the left half; its first layer lights up on the right, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.layer(x)
+        total = x[:, :, :, : x.shape[-1] // 2].clamp(min=0).sum((1, 2, 3))
+        return torch.stack([total, -total], 1)
+
+
+def test_a_classifier_and_pictures_without_targets() -> None:
+    picture = torch.zeros(1, 3, 48, 64)
+    picture[:, :, 10:20, 10:22] = 1.0
+    picture[:, :, 10:20, 40:52] = 1.0
+    cam = ProbeCAM(Bright(), ["layer"])
+    (heat,) = cam(picture, [ClassifierOutputTarget(0)])
+    assert float(heat[9:21, 9:23].sum() / heat.sum()) > 0.95 and float(heat.max()) == pytest.approx(1)
+    adapter = adapt(load_demo_detector())
+    empty = ProbeCAM(adapter)(draw_scene(28).image, [[]])
+    assert empty[0].shape == (0, 192, 256)
+
+
+def test_the_number_of_probes_is_checked() -> None:
+    with pytest.raises(ValueError, match="probes of at least 1; got 0"):
+        ProbeCAM(Bright(), ["layer"], probes=0)
+
+
+def test_it_finds_the_wake() -> None:
+    adapter = adapt(load_demo_detector())
+    scene = draw_scene(1_000_000)
+    found = adapter.predict(scene.image)[0]
+    name, box = next(iter(scene.ghost_boxes_xyxy.items()))
+    at = int((found.boxes_xyxy - torch.as_tensor(box)).abs().sum(1).argmin())
+    heat = ProbeCAM(adapter)(scene.image, [[adapter.targets_of(found)[at]]])[0][0]
+    wake = torch.from_numpy(scene.thing(name).mask)
+    assert wake.flatten()[int(heat.argmax())] and float(heat[wake].sum() / heat.sum()) > 0.5
