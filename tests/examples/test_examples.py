@@ -400,3 +400,28 @@ def test_choosing_a_method_ends_in_a_recommendation_and_its_reason(
     rows = json.loads((done.figure.parent / "benchmark.json").read_text())["rows"]
     assert {"odam", "gradcam", "reachcam", "filled box", "random", "randomcam"} <= {row["method"] for row in rows}
     assert len(list((done.out / "pictures").glob("*.png"))) == 12
+
+
+def test_false_positives_are_traced_to_their_wakes(run: Callable[..., Run], capsys: pytest.CaptureFixture[str]) -> None:
+    done = run("false_positives", "--explain", "4")
+    said = capsys.readouterr().out
+    audit = json.loads((done.figure.parent / "audit.json").read_text())
+    explained = [case for case in audit["cases"] if case["method"] and case["is_false_positive"]]
+    assert len(explained) == 4 and all(case["nature"] == "context" for case in explained)
+    assert "4 of 4 confirmed" in said or said.count("confirmed; ") > 1
+    surest = max(explained, key=lambda case: case["score"])
+    assert f"{surest['file_name']}: {surest['reading']}" in said
+    assert "made up from" in said and "background" in said
+
+
+@pytest.mark.slow
+def test_a_shortcut_is_found_and_trained_away(run: Callable[..., Run], capsys: pytest.CaptureFixture[str]) -> None:
+    done = run("train_then_explain", "--quick", "--steps", "300", "--scenes", "150")
+    said = capsys.readouterr().out
+    before, after = (
+        [case for case in json.loads((done.out / name / "audit.json").read_text())["cases"] if case["method"]]
+        for name in ("before", "after")
+    )
+    assert len(before) >= 15 and sum(case["nature"] == "context" for case in before) >= 0.9 * len(before)
+    assert len(after) <= 0.2 * len(before)
+    assert f"False positives above 0.5: {len(before)} before, {len(after)} after." in said
