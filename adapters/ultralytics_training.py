@@ -25,10 +25,10 @@ def trainable(config: str, names: Sequence[str]) -> nn.Module:
     Raises:
         ImportError: ultralytics is not installed.
     """
-    network: Any = build(config, num_classes=len(names))
-    network.names = dict(enumerate(names))
-    network.args = SimpleNamespace(**GAINS)
-    return network  # type: ignore[no-any-return]
+    network = build(config, num_classes=len(names))
+    known: Any = network
+    known.names, known.args = dict(enumerate(names)), SimpleNamespace(**GAINS)
+    return network
 
 
 def network_loss(model: nn.Module, images: Sequence[Tensor], targets: Sequence[dict[str, Tensor]]) -> Tensor:

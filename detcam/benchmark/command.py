@@ -141,7 +141,9 @@ def benchmark(
     family: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME", rich_help_panel=PLANTED, help="two-stage, fcos, yolo; may be repeated. Default: all."
+            metavar="NAME",
+            rich_help_panel=PLANTED,
+            help="two-stage, fcos, yolo (the default), two-stage-resnet50, yolo11s; may be repeated.",
         ),
     ] = None,
     scenario: Annotated[

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from detcam import ODAM, GradCAM, HiResCAM, LayerCAM, ReachCAM, adapt
+from detcam import ODAM, GradCAM, HiResCAM, LayerCAM, ProbeCAM, ReachCAM, adapt
 from detcam.cam import BaseCAM
 from detcam.demo.model import load_demo_detector
 from detcam.demo.scenes import Scene, draw_scene
@@ -90,6 +90,7 @@ def main() -> None:
     for method in (GradCAM, LayerCAM, HiResCAM, ODAM):
         cams[f"{method.__name__} at its default layer"] = method(detector)
         cams |= {f"{method.__name__} at {layer}": method(detector, [layer]) for layer in early[1:]}
+    cams["ProbeCAM"] = ProbeCAM(detector)
     cams |= {f"ReachCAM, {steps} steps": ReachCAM(detector, steps=steps) for steps in (1, 2, 4, 8)}
     cams["ReachCAM without contrast"] = ReachCAM(detector, contrast=False)
     cams |= {f"ReachCAM at {layer}": ReachCAM(detector, [layer]) for layer in early}

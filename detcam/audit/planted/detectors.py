@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchvision.models.detection import FCOS, FasterRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.resnet import resnet50
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 
 from detcam.adapters import Adapter, adapt
@@ -38,7 +39,7 @@ class Family:
         base_steps: optimiser steps on scenes in which windows tell, from which all detectors of the family start.
         steps: optimiser steps on a scenario's own scenes.
         learning_rate: the greatest.
-        options: what `adapt` must know of it.
+        usual: whether it is measured unless the user says otherwise; large ones take hours on a CPU.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Family:
     base_steps: int = 800
     steps: int = 500
     learning_rate: float = LEARNING_RATE
+    usual: bool = True
 
     def adapter(self, model: nn.Module) -> Adapter:
         """The adapter of a detector of this family, whose classes are NAMES."""
@@ -107,6 +109,24 @@ class PlantedBackbone(nn.Module):
         return {"0": levels["0"], "1": levels["1"]}
 
 
+class _Resnet50(nn.Module):
+    """ResNet-50 and a feature pyramid at strides 8 and 16, with random weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = resnet50(weights=None)
+        self.body.fc = nn.Identity()
+        self.pyramid = FeaturePyramidNetwork([512, 1024, 2048], PYRAMID_CHANNELS)
+        self.out_channels = PYRAMID_CHANNELS
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        body = self.body
+        fine = body.layer2(body.layer1(body.maxpool(body.relu(body.bn1(body.conv1(images))))))
+        middle = body.layer3(fine)
+        levels: dict[str, Tensor] = self.pyramid({"0": fine, "1": middle, "2": body.layer4(middle)})
+        return {"0": levels["0"], "1": levels["1"]}
+
+
 def two_stage(backbone: nn.Module | None = None) -> FasterRCNN:
     """Builds a Faster R-CNN with random weights; labels start from 1."""
     backbone = backbone or PlantedBackbone()
@@ -155,20 +175,15 @@ def torchvision_loss(model: nn.Module, images: Sequence[Tensor], targets: Sequen
 def families() -> dict[str, Family]:
     """The families that can be trained here, by name; YOLO where ultralytics is installed."""
     found = [
-        Family("two-stage", two_stage, torchvision_loss, first_label=1),
-        Family("fcos", one_stage, torchvision_loss, first_label=1),
+        Family("two-stage", two_stage, torchvision_loss, 1),
+        Family("fcos", one_stage, torchvision_loss, 1),
+        Family("two-stage-resnet50", lambda: two_stage(_Resnet50()), torchvision_loss, 1, 700, 400, 1e-3, usual=False),
     ]
-    if importlib.util.find_spec("ultralytics") is None:
-        return {family.name: family for family in found}
-    found.append(
-        Family(
-            "yolo",
-            lambda: trainable("yolo11n.yaml", NAMES),
-            network_loss,
-            first_label=0,
-            base_steps=1100,
+    if importlib.util.find_spec("ultralytics") is not None:
+        found.append(Family("yolo", lambda: trainable("yolo11n.yaml", NAMES), network_loss, 0, 1100))
+        found.append(
+            Family("yolo11s", lambda: trainable("yolo11s.yaml", NAMES), network_loss, 0, 1100, 400, 1e-3, usual=False)
         )
-    )
     return {family.name: family for family in found}
 
 

@@ -144,7 +144,7 @@ def benchmark_planted(
     Args:
         out: the folder of detectors and results.
         methods: names, with settings if need be, as in `detcam.explain`.
-        family_names: some of `families()`; None takes all.
+        family_names: some of `families()`; None takes the usual ones.
         scenarios: some of `SCENARIOS`.
         cases: certified false positives of each scenario and family.
         seed: of training.
@@ -156,7 +156,8 @@ def benchmark_planted(
         ValueError: a family, scenario or method that there is not, or results of other settings in the folder.
     """
     known = families()
-    names = list(known) if family_names is None else list(family_names)
+    usual = [name for name, family in known.items() if family.usual]
+    names = usual if family_names is None else list(family_names)
     for given, among in ((names, list(known)), (list(scenarios), list(SCENARIOS))):
         unknown = [name for name in given if name not in among]
         if unknown:
@@ -260,7 +261,7 @@ class _Bench:
 
     def _method(self, adapter: Adapter, name: str, cases: Sequence[PlantedCase]) -> Summary:
         findings: list[Finding] = []
-        work = []
+        work: list[float] = []
         for own in by_scene(cases):
             targets = [self.target(case) for case in own]
             if name in CONTROLS:
