@@ -81,7 +81,10 @@ class ProbeCAM(ReachCAM):
             for image, targets in enumerate(run.targets)
         ]
         return replace(
-            proposed, maps=[[found for found, _ in probed]], sampling=[Sampling(passes) for _, passes in probed]
+            proposed,
+            maps=[[found for found, _ in probed]],
+            completeness=None,  # this map owes no sum
+            sampling=[Sampling(passes) for _, passes in probed],
         )
 
     def combine(self, levels: Sequence[Tensor], geometry: Geometry) -> Tensor:
