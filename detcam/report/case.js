@@ -73,7 +73,7 @@ function numbers(one) {
     ["overlap with it (IoU)", truth && digits(truth.iou, 3)],
     ["right ones that look less like it", known(one.likeness) ? percent(one.likeness) : null],
     ["evidence, share of the picture", known(one.area) ? percent(one.area) : null],
-    ["smallest that undoes it", one.method ? (known(one.smallest) ? percent(one.smallest) : "none did") : null],
+    ["smallest that undoes it", one.trials ? (known(one.smallest) ? percent(one.smallest) : "none did") : null],
     ["strongest evidence at", one.peak_xy && one.peak_xy.join(", ")],
     [one.type === "missed" ? "died at" : "rests on", one.stage],
     ["group", group && el("button", {type: "button", class: "text", click: () => { filterBy({group: String(group.number)}, false); location.hash = ""; }}, group.reading)],

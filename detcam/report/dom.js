@@ -16,9 +16,9 @@ const PLACE_WORDS = {
 };
 const NATURES = ["unlabelled", "look-alike", "context"];
 const NATURE_WORDS = {
-  "unlabelled": "may be an unlabelled object",
+  "unlabelled": "perhaps unlabelled",
   "look-alike": "look-alike",
-  "context": "made up from its surroundings",
+  "context": "from its surroundings",
 };
 const TYPE_WORDS = {
   classification: "right place, wrong class",
