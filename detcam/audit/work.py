@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -38,14 +37,15 @@ class Work:
     batch_size: int
     store: Store | None = None
     writer: ReportWriter | None = None
-    timings: Counter[str] = field(default_factory=Counter)
+    timings: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
     def timed(self, what: str) -> Iterator[None]:
         """Add the seconds that something takes to `timings`, and leave them out of what it is a part of."""
         start, before = time.perf_counter(), sum(self.timings.values())
         yield
-        self.timings[what] += time.perf_counter() - start - (sum(self.timings.values()) - before)
+        own = time.perf_counter() - start - (sum(self.timings.values()) - before)
+        self.timings[what] = self.timings.get(what, 0.0) + own
 
     def detect(self, truth: Annotations) -> tuple[Annotations, list[Detections]]:
         """What the detector finds in each picture; pictures that cannot be read are left out and counted."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from detcam.demo.scenes import DEMO_NAMES, Scene
 from detcam.saving import replace_file
@@ -23,7 +24,8 @@ def write_coco(folder: str | Path, scenes: Sequence[Scene], *, images: str = "im
         The JSON file.
     """
     folder = Path(folder)
-    entries, annotations = [], []
+    entries: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for number, scene in enumerate(scenes, 1):
         path = save_image(folder / images / f"scene-{scene.seed}.png", scene.image)
         height, width = scene.image.shape[:2]
