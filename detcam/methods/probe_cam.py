@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from detcam.adapters.base import Adapter, Target
 from detcam.cam import BaseCAM, Measured, Pass
+from detcam.folding import Folding
 from detcam.geometry import Geometry
 from detcam.methods.reach_cam import ReachCAM, contrasted
 from detcam.metrics.imputation import LinearFill
@@ -76,10 +77,13 @@ class ProbeCAM(ReachCAM):
 
     def measure(self, run: Pass) -> Measured:
         proposed = super().measure(run)
-        probed = [
-            self._probe(run, image, targets, [level[image] for level in proposed.maps])
-            for image, targets in enumerate(run.targets)
-        ]
+        probed = []
+        folding: Folding | None = None  # found once for all pictures of the pass
+        for image, targets in enumerate(run.targets):
+            found, passes, folding = self._probe(
+                run, image, targets, [level[image] for level in proposed.maps], folding
+            )
+            probed.append((found, passes))
         return replace(
             proposed,
             maps=[[found for found, _ in probed]],
@@ -90,23 +94,26 @@ class ProbeCAM(ReachCAM):
     def combine(self, levels: Sequence[Tensor], geometry: Geometry) -> Tensor:
         return BaseCAM.combine(self, levels, geometry)
 
-    def _probe(self, run: Pass, image: int, targets: Sequence[Target], levels: Sequence[Tensor]) -> tuple[Tensor, int]:
-        """One image's maps (N, H, W) over the network's input, and how many pictures they took."""
+    def _probe(
+        self, run: Pass, image: int, targets: Sequence[Target], levels: Sequence[Tensor], folding: Folding | None
+    ) -> tuple[Tensor, int, Folding | None]:
+        """One image's maps (N, H, W) over the network's input, how many pictures they took, and what can be folded."""
         batch = single(run.batch, image)
         found = torch.zeros((len(targets), *batch.inputs.shape[-2:]), device=batch.inputs.device)
         if not targets:
-            return found, 0
-        target_list = contrasted(run.outputs[image], targets) if self.contrast else list(targets)
+            return found, 0, folding
+        asked = contrasted(run.outputs[image], targets) if self.contrast else targets
         subject = Subject(
             run.adapter,
             batch,
             run.outputs[image],
-            pinned(run.outputs[image], [_as_score(target) for target in target_list]),
+            pinned(run.outputs[image], [_as_score(target) for target in asked]),
             torch.zeros(0),
             (),
             (),
             masked_batch_size(batch.inputs.device),
             False,
+            folding=folding,
         )
         canvas = Canvas(subject)
         heat = _on_canvas(levels, canvas)
@@ -115,7 +122,7 @@ class ProbeCAM(ReachCAM):
         lost = _losses(subject, canvas, places)
         for row, (own, drops) in enumerate(zip(places, lost, strict=True)):
             found[row, canvas.rows, canvas.columns] = paint(heat[:, row], own, drops).to(found)
-        return found, sum(len(own) for own in places) + 1
+        return found, sum(len(own) for own in places) + 1, subject.folding
 
 
 def paint(levels: Tensor, places: Tensor, lost: Tensor) -> Tensor:
@@ -173,7 +180,7 @@ def _losses(subject: Subject, canvas: Canvas, places: Sequence[Tensor]) -> list[
     fill = LinearFill().of(subject.batch.inputs[:, :, canvas.rows, canvas.columns])
     before = subject.score(subject.batch.inputs)[0].double().cpu()
     scores = []
-    for part in pieces(len(grown), subject.batch_size):
+    for part in pieces(len(grown), subject.together):
         inputs = subject.batch.inputs.repeat(part.stop - part.start, 1, 1, 1)
         inputs[:, :, canvas.rows, canvas.columns] = fill(grown[part].to(device)).to(inputs.dtype)
         scores.append(subject.score(inputs).double().cpu())
