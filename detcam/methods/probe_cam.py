@@ -58,6 +58,7 @@ class ProbeCAM(ReachCAM):
 
     name = "probecam"
     paper = "after Zeiler and Fergus, Visualizing and Understanding CNNs, ECCV 2014, https://arxiv.org/abs/1311.2901"
+    owes_sum = False
     cost = "4 forwards and backwards a layer, 7 forwards a target"
     use = "what caused a detection: places that ReachCAM points to, each tried by taking it away; what an audit asks"
 
@@ -87,7 +88,6 @@ class ProbeCAM(ReachCAM):
         return replace(
             proposed,
             maps=[[found for found, _ in probed]],
-            completeness=None,  # this map owes no sum
             sampling=[Sampling(passes) for _, passes in probed],
         )
 

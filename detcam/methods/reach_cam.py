@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +55,8 @@ class ReachCAM(BaseCAM):
     name = "reachcam"
     paper = "after Sundararajan et al., Integrated Gradients, ICML 2017, https://arxiv.org/abs/1703.01365"
     cost = "4 forwards and backwards a layer"
+    owes_sum: ClassVar[bool] = True
+    """Whether the map's sum is compared with what the score owes to the picture: a forward pass per layer."""
     use = "causes beyond the box: integrated, at layers that see the scene; tells how complete it is"
 
     def __init__(
@@ -88,7 +90,7 @@ class ReachCAM(BaseCAM):
                 empty,
                 [[] for _ in counts],
                 [[] for _ in counts],
-                [torch.zeros(0, len(run.adapter.target_layers)) for _ in counts],
+                [torch.zeros(0, len(run.adapter.target_layers)) for _ in counts] if self.owes_sum else None,
             )
         scalars = run.adapter.score(run.outputs, run.targets)
         values = [[value_of(scalar) for scalar in row] for row in scalars]
@@ -104,15 +106,17 @@ class ReachCAM(BaseCAM):
             walk = _Walk(run, index)
             for step in range(self.steps):
                 walk.step((step + 0.5) / self.steps, 1 / self.steps, self.contributions)
-            for image, error in enumerate(walk.errors(ends)):
-                errors[image].append(error)
+            if self.owes_sum:
+                for image, error in enumerate(walk.errors(ends)):
+                    errors[image].append(error)
             maps += walk.maps()
             supports += walk.supports
         reach = [
             [Reach.measure([level[i][k] for level in supports], geometry) for k in range(counts[i])]
             for i, geometry in enumerate(run.batch.geometries)
         ]
-        return Measured(maps, values, reach, [torch.stack(found, 1) for found in errors])
+        complete = [torch.stack(found, 1) for found in errors] if self.owes_sum else None
+        return Measured(maps, values, reach, complete)
 
     def combine(self, levels: Sequence[Tensor], geometry: Geometry) -> Tensor:
         """One image's heatmaps: the product of the levels' smoothed positive parts, without those that say nothing."""
