@@ -416,12 +416,12 @@ def test_false_positives_are_traced_to_their_wakes(run: Callable[..., Run], caps
 
 @pytest.mark.slow
 def test_a_shortcut_is_found_and_trained_away(run: Callable[..., Run], capsys: pytest.CaptureFixture[str]) -> None:
-    done = run("train_then_explain", "--quick", "--steps", "300", "--scenes", "150")
+    done = run("train_then_explain", "--quick", "--steps", "200", "--scenes", "120")
     said = capsys.readouterr().out
     before, after = (
         [case for case in json.loads((done.out / name / "audit.json").read_text())["cases"] if case["method"]]
         for name in ("before", "after")
     )
     assert len(before) >= 15 and sum(case["nature"] == "context" for case in before) >= 0.9 * len(before)
-    assert len(after) <= 0.2 * len(before)
+    assert len(after) <= 0.4 * len(before), "a hundred steps take most of them away"
     assert f"False positives above 0.5: {len(before)} before, {len(after)} after." in said
