@@ -14,11 +14,12 @@ from detcam import adapt
 from detcam.demo.labels import write_coco
 from detcam.demo.model import load_demo_detector
 from detcam.demo.scenes import DEMO_NAMES, DEMO_SEEDS, draw_scene
+from detcam.loading import load_model
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", help="a YOLO's .pt file of your own; by default the package's detector of boats")
+    parser.add_argument("--model", help="a file, or a name that detcam knows; by default the package's detector")
     parser.add_argument("--images", type=Path, help="folder of the pictures")
     parser.add_argument("--annotations", type=Path, help="COCO JSON file")
     parser.add_argument("--score-threshold", type=float, default=0.5, help="least score that matters")
@@ -27,9 +28,8 @@ def main(argv=None):
     args = parser.parse_args(argv)
 
     if args.model:
-        from ultralytics import YOLO  # a trusted file: it holds code
-
-        adapter, images, annotations = adapt(YOLO(args.model)), args.images, args.annotations
+        adapter = load_model(args.model, trust_checkpoint=True)  # ultralytics' files hold code: only those you trust
+        images, annotations = args.images, args.annotations
     else:
         print("Using the detector and the harbours that come with detcam; --model takes your own.")
         adapter = adapt(load_demo_detector(), names=DEMO_NAMES)
