@@ -71,11 +71,12 @@ class Subject:
 
     @property
     def together(self) -> int:
-        """Changed versions that make a pass: `batch_size`, or as many as stay in a CPU's cache."""
+        """Changed versions that make a pass: `batch_size`, or as many as the model takes, or stay in a CPU's cache."""
+        most = min(self.batch_size, getattr(self.adapter, "max_batch_size", None) or self.batch_size)
         largest = self._folding().largest
         if not largest or self.batch.inputs.device.type != "cpu":
-            return self.batch_size
-        return max(1, min(self.batch_size, CACHED // largest))
+            return most
+        return max(1, min(most, CACHED // largest))
 
     def scores(self, count: int, change: Callable[[slice], Tensor]) -> Tensor:
         """Every target's score (count, N) on changed versions of the image, `together` of them in a pass.

@@ -135,7 +135,7 @@ class Examiner:
             output = self.plain.outputs(raw, batch)[0]
             levels = [level[0] for layer in trace.activations() for level in layer if len(level) == 1]
             asked = [question.followed for question in questions if question.followed is not None]
-            most = min(masked_batch_size(self.adapter.device), getattr(self.adapter, "max_batch_size", None) or 1024)
+            most = masked_batch_size(self.adapter.device)
             subject = Subject(self.plain, batch, output, asked, torch.zeros(0), (), (), most, False)
             size = tuple(batch.inputs.shape)
             subject.folding = self._foldings.get(size)  # found once for all pictures of a size

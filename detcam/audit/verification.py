@@ -215,7 +215,7 @@ class Verifier:
     def _ask(self, doubts: Sequence[Doubt], tries: Sequence[_Try]) -> list[tuple[float, Outcome]]:
         """What became of each doubt's detection in its changed picture."""
         answers: list[tuple[float, Outcome]] = []
-        for part in pieces(len(tries), self.subject.batch_size):
+        for part in pieces(len(tries), self.subject.together):
             some = tries[part]
             inputs = self.subject.batch.inputs.repeat(len(some), 1, 1, 1)
             for fill, function in enumerate(self.fills):

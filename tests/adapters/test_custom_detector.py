@@ -225,3 +225,26 @@ def test_a_real_detector_by_other_people(data: Path) -> None:
             assert inside > min(2 * share, share + 0.2 * (1 - share)), (
                 f"{photo}: {name} {inside:.2f} of a share of {share:.2f}"
             )
+
+
+class OneAtATime(SquareFinder):
+    """As exported networks often are: the number of pictures is fixed."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) != 1:
+            raise RuntimeError(f"expected one picture; got {len(x)}")
+        return super().forward(x)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["occlusion", "drise", "probecam", "reachcam", "scorecam"])
+def test_networks_that_take_one_picture_at_a_time_get_one(name: str) -> None:
+    options: dict[str, Any] = {"drise": {"passes": 8}, "occlusion": {"grid": 4, "window": 1}}.get(name, {})
+    maps = []
+    for network, most in ((SquareFinder(), None), (OneAtATime(), 1)):
+        adapter = detector(network, decode, names=["red", "green"], target_layers=["pool"], max_batch_size=most)
+        target = BoxTarget((16, 24, 40, 48), 0, adapter.predict(SCENES[0])[0][:1].source[0])
+        maps.append(METHODS[name](adapter, **options)([SCENES[0], SCENES[0]], [[target], [target]]))
+    for one, other in zip(*maps, strict=True):
+        assert bool(one.any())
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
