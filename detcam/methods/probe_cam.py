@@ -15,7 +15,7 @@ from detcam.folding import Folding
 from detcam.geometry import Geometry
 from detcam.methods.reach_cam import ReachCAM, contrasted
 from detcam.metrics.imputation import LinearFill
-from detcam.perturbation import Canvas, Subject, masked_batch_size, pinned, single
+from detcam.perturbation import Canvas, Subject, checked, masked_batch_size, pinned, single
 from detcam.places import candidate_places, segments
 from detcam.sampling import Sampling, pieces
 from detcam.smoothing import blur
@@ -122,7 +122,7 @@ class ProbeCAM(ReachCAM):
         lost = _losses(subject, canvas, places)
         for row, (own, drops) in enumerate(zip(places, lost, strict=True)):
             found[row, canvas.rows, canvas.columns] = paint(heat[:, row], own, drops).to(found)
-        return found, sum(len(own) for own in places) + 1, subject.folding
+        return found, sum(len(own) for own in places), subject.folding
 
 
 def paint(levels: Tensor, places: Tensor, lost: Tensor) -> Tensor:
@@ -178,7 +178,9 @@ def _losses(subject: Subject, canvas: Canvas, places: Sequence[Tensor]) -> list[
     grown = F.max_pool2d(removed[:, None].float(), 2 * MARGIN + 1, 1, MARGIN)[:, 0] > 0 if len(removed) else removed
     device = subject.batch.inputs.device
     fill = LinearFill().of(subject.batch.inputs[:, :, canvas.rows, canvas.columns])
-    before = subject.score(subject.batch.inputs)[0].double().cpu()
+    with torch.enable_grad():  # the picture's own pass was recorded, and dense heads read it so
+        rows = subject.adapter.score([subject.output], [subject.targets])
+    before = torch.stack([checked(scalar) for scalar in rows[0]]).double().cpu()
     scores = []
     for part in pieces(len(grown), subject.together):
         inputs = subject.batch.inputs.repeat(part.stop - part.start, 1, 1, 1)

@@ -70,7 +70,7 @@ def test_equals_the_formula_place_by_place() -> None:
     table = scores.candidates([target]).class_scores[0]
     rival = max((0, 2), key=lambda label: float(table[label]))
     result = ProbeCAM(adapter, probes=5).explain(picture, [target])[0]
-    assert result.sampling is not None and result.sampling.passes == 6, "five places, and the picture itself"
+    assert result.sampling is not None and result.sampling.passes == 5
     expected = literal(adapter, picture, target, rival, 5)
     np.testing.assert_allclose(result.saliency[0][0].numpy(), expected, atol=2e-4)
     assert expected.max() > 0.2
