@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from detcam.demo.scenes import DEMO_NAMES, Scene
+import numpy as np
+
+from detcam.demo.scenes import BOAT_LABEL, DEMO_NAMES, Scene
 from detcam.saving import replace_file
 from detcam.visualize import save_image
 
@@ -44,3 +47,10 @@ def write_coco(folder: str | Path, scenes: Sequence[Scene], *, images: str = "im
     categories = [{"id": label, "name": name} for label, name in enumerate(DEMO_NAMES) if label]
     content = {"images": entries, "annotations": annotations, "categories": categories}
     return replace_file(folder / "annotations.json", json.dumps(content, indent=1).encode())
+
+
+def every_boat_labelled(scene: Scene) -> Scene:
+    """The scene with labels for boats at anchor too, which the harbour's own labels leave out."""
+    anchored = [thing.box_xyxy[None] for thing in scene.of_kind("anchored")]
+    labels = np.append(scene.labels, np.full(len(anchored), BOAT_LABEL))
+    return replace(scene, boxes_xyxy=np.concatenate([scene.boxes_xyxy, *anchored]), labels=labels)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,14 +52,29 @@ def train_demo_detector(seed: int, steps: int) -> FasterRCNN:
         The detector, in evaluation mode.
     """
     torch.manual_seed(seed)
-    order = random.Random(seed)
     scenes = [draw_scene(index, demo=False) for index in tqdm(range(TRAINING_SCENES), "drawing")]
-    detector = build_demo_detector().train()
+    return train_on(build_demo_detector(), scenes, steps, seed)
+
+
+def train_on(detector: FasterRCNN, scenes: Sequence[Scene], steps: int, seed: int = 0) -> FasterRCNN:
+    """Trains a detector on scenes, mirrored at random, from the weights that it has.
+
+    Args:
+        detector: Is trained in place.
+        scenes: At least BATCH_SIZE of them.
+        steps: Optimiser steps of BATCH_SIZE scenes each.
+        seed: Of the order of the scenes.
+
+    Returns:
+        The same detector, in evaluation mode.
+    """
+    order = random.Random(seed)
+    detector.train()
     optimiser = torch.optim.AdamW(detector.parameters(), lr=2e-3, weight_decay=1e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=2e-3, total_steps=steps, pct_start=0.1)
     progress = tqdm(range(steps), "training")
     for _ in progress:
-        pairs = [_training_pair(scene, order.random() < 0.5) for scene in order.sample(scenes, BATCH_SIZE)]
+        pairs = [_training_pair(scene, order.random() < 0.5) for scene in order.sample(list(scenes), BATCH_SIZE)]
         images, targets = zip(*pairs, strict=True)
         loss = torch.stack(list(detector(list(images), list(targets)).values())).sum()
         optimiser.zero_grad(set_to_none=True)

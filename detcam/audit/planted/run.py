@@ -205,13 +205,20 @@ class _Notes:
             for key, value in self.content["results"].items():
                 family, planted, kind, *_ = key.split("/")
                 if (family, planted) == (name, scenario):
-                    value = {k: float("nan") if v is None else v for k, v in value.items()}
-                    rows[kind].append(value)
+                    rows[kind].append(_numbers(value))
         return Planted(
             tuple(DetectorRow(**row) for row in rows["detector"]),
             tuple(MethodRow(**{**row, "summary": Summary(**row["summary"])}) for row in rows["method"]),
             tuple(AuditRow(**row) for row in rows["audit"]),
         )
+
+
+def _numbers(value: Mapping[str, Any]) -> dict[str, Any]:
+    """What was kept, with NaN where JSON has null."""
+    return {
+        name: _numbers(one) if isinstance(one, Mapping) else float("nan") if one is None else one
+        for name, one in value.items()
+    }
 
 
 def _pairs(names: Sequence[str], scenarios: Sequence[ScenarioName]) -> Iterator[tuple[str, ScenarioName]]:
