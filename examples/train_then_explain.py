@@ -4,7 +4,7 @@
     python examples/train_then_explain.py --quick  # begin with the detector that comes with detcam, trained so
 
 In the first training set every boat under way has a wake, and boats at anchor are not labelled: a boat is what has a
-wake. The audit says so. In the second set the wakes are gone and every boat is labelled; training goes on with it.
+wake. The audit says so. In the second set some wakes have no boat and every boat is labelled; training goes on with it.
 """
 
 import argparse
@@ -25,8 +25,7 @@ def with_shortcut(seed):
 
 
 def without_shortcut(seed):
-    scene = draw_scene(seed, demo=False)
-    return every_boat_labelled(scene.redrawn([wake.name for wake in scene.of_kind("wake")]))
+    return every_boat_labelled(draw_scene(5000 + seed))  # some of the wakes here have no boat
 
 
 def audit(model, folder, out):
@@ -59,7 +58,7 @@ def main(argv=None):
     context = [case for case in first.explained if case.nature == "context" and case.verdict == "confirmed"]
     print(f"{len(context)} of {len(first.explained)} false positives are confirmed to rest on their surroundings.\n")
 
-    print("Training goes on without wakes, every boat labelled")
+    print("Training goes on: wakes without boats, every boat labelled")
     train_on(model, [without_shortcut(seed) for seed in range(args.scenes)], args.steps // 2)
     second = audit(model, args.out, args.out / "after")
     print(f"\nFalse positives above 0.5: {len(first.explained)} before, {len(second.explained)} after.")
