@@ -1,6 +1,6 @@
 """Train a detector, find its shortcut with the audit, take the shortcut out of the data, and train again.
 
-    python examples/train_then_explain.py  # offline, a few minutes: drawn harbours, see below
+    python examples/train_then_explain.py  # offline, on drawn harbours, see below
     python examples/train_then_explain.py --quick  # begin with the detector that comes with detcam, trained so
 
 In the first training set every boat under way has a wake, and boats at anchor are not labelled: a boat is what has a

@@ -38,7 +38,7 @@ insertion,deletion --top-k 2 --limit 50
 detcam benchmark --planted --out planted
 
 trains detectors with one shortcut each, certifies their false positives by drawing the scene again without the \
-shortcut, and tells how often each method and the audit find it. Training takes about an hour on two cores; detectors \
+shortcut, and tells how often each method and the audit find it. Training took under two hours of one core; detectors \
 and results stay in the folder, and an interrupted run goes on.
 
 [bold]Exit codes[/bold]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +157,6 @@ def test_tables_weigh_every_case_alike() -> None:
 
 
 def test_a_run_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planted_run, "find_cases", partial(find_cases))
     monkeypatch.setattr(planted_run, "TWIN_SCENES", 4)
 
     def few(*args: Any, **options: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 
 import torch
@@ -12,7 +12,6 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from detcam.adapters import Adapter
-from detcam.adapters.base import Target
 from detcam.audit.planted.scenes import BOAT, CUES, ScenarioName, Scene, Thing, draw_scene
 from detcam.detections import Detections
 from detcam.targets import BoxTarget
@@ -145,11 +144,6 @@ def still_there(target: BoxTarget, found: Detections) -> bool:
     overlap = box_iou(torch.tensor([target.box_xyxy]), found.boxes_xyxy)[0]
     same = (overlap >= SAME) & (found.labels == target.label) & (found.scores >= THRESHOLD)
     return bool(same.any())
-
-
-def twin_target(case: PlantedCase) -> Target:
-    """The same box and class, asked of a detector that did not report it."""
-    return replace(case.target, source=None)
 
 
 def _deceived(found: Detections, body: Thing, label: int | None) -> int | None:
