@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
-CACHED = 16 * 2**20
-"""Bytes of one layer's output that a pass on a CPU should not exceed: more leaves the cache, and from 32 MiB on
-Linux's allocator takes fresh pages from the system for every layer."""
+CACHED = 28 * 2**20
+"""Bytes of one layer's output that a pass on a CPU should not exceed: from 32 MiB on Linux's allocator takes fresh pages
+from the system for every layer, and where the cache is small, more leaves it."""
 
 
 class Folding:
@@ -40,6 +40,7 @@ class Folding:
         self._pairs: dict[nn.Module, list[nn.Module | None]] = {}
         self._runs: dict[nn.Module, int] = {}
         self._forwards: list[tuple[nn.Module, Callable[..., Tensor]]] = []
+        self._convolutions: list[Any] = []
 
     @property
     def possible(self) -> bool:
@@ -62,21 +63,32 @@ class Folding:
             for handle in handles:
                 handle.remove()
             self._made.clear()
-        changed: dict[nn.Module, Any] = {module: module for module in self._runs}
+        changed: dict[nn.Module, Any] = {module: copy.copy(module) for module in self._runs}
         for norm, makers in self._pairs.items():
             maker = makers[0]
             if maker is not None and set(makers) == {maker} and len(makers) == self._runs[maker]:
                 changed[maker] = _folded(maker, norm)
                 self._forwards.append((norm, _rest(norm)))
         for module, convolution in changed.items():
-            if _is_pointwise(convolution):
-                self._forwards.append((module, _Pointwise(convolution)))
-            elif convolution is not module:
-                self._forwards.append((module, convolution.forward))
+            quick = _is_pointwise(convolution)
+            self._forwards.append((module, _Pointwise(convolution) if quick else convolution.forward))
+        self._convolutions = list(changed.values())
+        self.lay_out(torch.channels_last)
+
+    def lay_out(self, memory_format: torch.memory_format) -> None:
+        """Lay the weights out as inputs will be; the convolutions would do so in every pass."""
+        for convolution in self._convolutions:
+            if convolution.weight.dtype == torch.float32 and convolution.weight.device.type == "cpu":
+                weight = convolution.weight.detach().contiguous(memory_format=memory_format)
+                convolution._parameters = {
+                    **convolution._parameters,
+                    "weight": nn.Parameter(weight, requires_grad=False),
+                }
 
     def forget(self) -> None:
         """Leave all modules as they are; what was measured stays known."""
         self._forwards.clear()
+        self._convolutions.clear()
 
     def _makes(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
         self._runs[module] = self._runs.get(module, 0) + 1

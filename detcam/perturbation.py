@@ -99,21 +99,20 @@ class Subject:
 
     def _folding(self) -> Folding:
         if self.folding is None:
-            self.folding = self._fold()
+            self.folding = Folding(self.adapter.model)
+            self._fold(self.folding)
         return self.folding
 
-    def _fold(self) -> Folding:
+    def _fold(self, folding: Folding) -> None:
         """Find what can be folded, and see that the image scores the same with it."""
-        folding = Folding(self.adapter.model)
         if not folding.possible:
-            return folding
+            return
         with folding.record():
             plain = self._run(self.batch.inputs, self.read)
         with folding.applied():
             folded = self._pass(self.batch.inputs, self.read)
         if ((folded - plain).abs() > 1e-4 * (1 + plain.abs())).any():
             folding.forget()  # somebody reads what is between: nothing is folded
-        return folding
 
     def _pass(self, inputs: Tensor, read: Callable[[Any, Batch], Tensor]) -> Tensor:
         if not self.channels_last or inputs.device.type != "cpu":
@@ -124,6 +123,7 @@ class Subject:
             if "view size is not compatible" not in str(error):
                 raise
             self.channels_last = False  # the model flattens with view(), which knows one layout only
+            self._folding().lay_out(torch.contiguous_format)
             return self._run(inputs, read)
 
     def _run(self, inputs: Tensor, read: Callable[[Any, Batch], Tensor]) -> Tensor:

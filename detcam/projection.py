@@ -39,12 +39,16 @@ def first_principal_component(maps: Tensor) -> Tensor:
     centred = maps.flatten(2).to(torch.float64, copy=True)
     centred -= centred.mean(2, keepdim=True)
     if channels <= height * width:
-        _, axis = first_eigenpair(_gram(centred))
+        gram = _gram(centred)
+        _, axis = first_eigenpair(gram)
         projected = (axis[:, None] @ centred)[:, 0]
+        # The projection times the sum over channels, without another walk through all of the activations.
+        agreement = (axis[:, None] @ gram).sum((1, 2))
+        found = _oriented(projected, agreement, gram.diagonal(dim1=1, dim2=2).sum(1), channels)
     else:
         value, axis = first_eigenpair(_gram(centred.transpose(1, 2)))
-        projected = axis * value.clamp(min=0).sqrt()[:, None]
-    return oriented(projected, centred).reshape(count, height, width).to(maps.dtype)
+        found = oriented(axis * value.clamp(min=0).sqrt()[:, None], centred)
+    return found.reshape(count, height, width).to(maps.dtype)
 
 
 def _gram(rows: Tensor) -> Tensor:
@@ -63,10 +67,16 @@ def _gram(rows: Tensor) -> Tensor:
 
 def oriented(projected: Tensor, centred: Tensor) -> Tensor:
     """Projections (n, hw) of centred vectors (n, C, hw) with their sign fixed."""
-    agreement = (projected * centred.sum(1)).sum(1)
+    square = torch.linalg.vector_norm(centred, dim=(1, 2)).square()
+    return _oriented(projected, (projected * centred.sum(1)).sum(1), square, centred.shape[1])
+
+
+def _oriented(projected: Tensor, agreement: Tensor, square: Tensor, channels: int) -> Tensor:
+    """Projections (n, hw) with their sign fixed, from their products (n,) with the sum over channels of what was
+    projected, whose sum of squares is `square` (n,)."""
     peak = projected.gather(1, projected.abs().argmax(1, keepdim=True))[:, 0]
     # By Cauchy-Schwarz |agreement| is at most this; what is below 1e-5 of it is rounding of float32 activations.
-    most = projected.norm(dim=1) * torch.linalg.vector_norm(centred, dim=(1, 2)) * centred.shape[1] ** 0.5
+    most = projected.norm(dim=1) * (square * channels).sqrt()
     sign = torch.where(agreement.abs() > 1e-5 * most, agreement, peak).sign()
     return projected * torch.where(sign == 0, 1.0, sign)[:, None]
 
