@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 CACHED = 28 * 2**20
-"""Bytes of one layer's output that a pass on a CPU should not exceed: from 32 MiB on Linux's allocator takes fresh pages
-from the system for every layer, and where the cache is small, more leaves it."""
+"""Bytes of one layer's output that a pass on a CPU should not exceed: from 32 MiB on Linux's allocator takes fresh
+pages from the system for every layer, and where the cache is small, more leaves it."""
 
 
 class Folding:

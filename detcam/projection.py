@@ -72,8 +72,14 @@ def oriented(projected: Tensor, centred: Tensor) -> Tensor:
 
 
 def _oriented(projected: Tensor, agreement: Tensor, square: Tensor, channels: int) -> Tensor:
-    """Projections (n, hw) with their sign fixed, from their products (n,) with the sum over channels of what was
-    projected, whose sum of squares is `square` (n,)."""
+    """Projections (n, hw) with their sign fixed.
+
+    Args:
+        projected: (n, hw).
+        agreement: (n,), their products with the sum over channels of what was projected.
+        square: (n,), the sum of squares of what was projected.
+        channels: of what was projected.
+    """
     peak = projected.gather(1, projected.abs().argmax(1, keepdim=True))[:, 0]
     # By Cauchy-Schwarz |agreement| is at most this; what is below 1e-5 of it is rounding of float32 activations.
     most = projected.norm(dim=1) * (square * channels).sqrt()

@@ -6,6 +6,7 @@ picture's own grid, which costs a few filters per iteration and takes about a do
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -21,8 +22,9 @@ NEIGHBOURS = tuple(
     ((dy, dx), 1 / 6 if 0 in (dy, dx) else 1 / 12) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if (dy, dx) != (0, 0)
 )
 """Offsets (rows, columns) and weights of a pixel's neighbours."""
-TOLERANCE = 2e-6
-"""Estimated error at which iterations stop, as a share of the picture's greatest value."""
+GOALS = (1e-3, 2e-6)
+"""Estimated errors at which iterations stop, as shares of the picture's greatest value: those of the first round, which
+leaves rounding errors of single precision, and of the last."""
 SMALL = 8000
 """Systems of at most so many pixels are factorised."""
 
@@ -52,12 +54,27 @@ def harmonic_fill(pictures: Tensor, removed: Tensor) -> Tensor:
     if removed.flatten(1).all(1).any():
         raise ValueError("every pixel of a picture is removed, so there is nothing to fill it from; keep some")
     filled = pictures.expand(len(removed), -1, -1, -1).clone()
-    solver = Multigrid(filled.shape[-2], filled.shape[-1], filled.shape[1])
-    for k in torch.nonzero(removed.flatten(1).any(1))[:, 0].tolist():
-        mask = removed[k].cpu().numpy()
-        picture = filled[k].double().cpu().numpy()
-        values = factorized(mask, picture) if mask.sum() <= SMALL else solver.solve(mask, picture)
-        filled[k][:, removed[k]] = torch.from_numpy(values).to(filled)
+    waiting = torch.nonzero(removed.flatten(1).any(1))[:, 0].tolist()
+    if not waiting:
+        return filled
+    known, masks = filled.double().cpu().numpy(), removed.cpu().numpy()
+
+    left = iter(waiting)
+
+    def work(_: int) -> list[tuple[int, Floats]]:
+        """Take pictures as long as there are any."""
+        solver = Multigrid(filled.shape[-2], filled.shape[-1], filled.shape[1])
+        return [
+            (k, factorized(masks[k], known[k]) if masks[k].sum() <= SMALL else solver.solve(masks[k], known[k]))
+            for k in left
+        ]
+
+    # As many threads as PyTorch may take: nearly all of the work is done outside of the interpreter's lock.
+    workers = min(torch.get_num_threads(), len(waiting))
+    with ThreadPoolExecutor(workers) as pool:
+        for found in pool.map(work, range(workers)):
+            for k, values in found:
+                filled[k][:, removed[k]] = torch.from_numpy(values).to(filled)
     return filled
 
 
@@ -98,7 +115,7 @@ def linear_system(mask: Mask, picture: Floats) -> tuple[Any, Floats]:
     return sparse.csc_matrix((value, (row, column)), shape=(count, count)), known.T.copy()
 
 
-def _dot(one: Floats, other: Floats) -> float:
+def _dot(one: Singles, other: Singles) -> float:
     """The sum of products (h, w, C). Not by BLAS, whose threads would fight those of PyTorch over so little work."""
     return float(np.einsum("ijk,ijk->", one, other))
 
@@ -143,7 +160,8 @@ class Multigrid:
     """Solves for the missing pixels of pictures of one size.
 
     Conjugate gradients on the symmetric system D u - K u = K known, D the sum of weights of a pixel's neighbours,
-    preconditioned by one V-cycle in single precision with a Jacobi step before and after. A coarse grid has the points
+    preconditioned by one V-cycle with a Jacobi step before and after. All of that is in single precision; a second
+    round solves for what the first one leaves, which is computed in double precision. A coarse grid has the points
     around which nothing is known, and the same stencil: in two dimensions it keeps its scale.
 
     Args:
@@ -159,49 +177,61 @@ class Multigrid:
             self.levels.append(Level(height, width, channels))
         self.depth = len(self.levels)
         self._total = total_weights(*self.levels[0].values.shape)
-        self._memory = [np.zeros_like(self._total) for _ in range(7)]
-        self._single = np.zeros_like(self.levels[0].values)
+        self._memory = [np.zeros_like(self._total) for _ in range(3)]
+        self._singles = [np.zeros_like(self.levels[0].values) for _ in range(5)]
 
-    def solve(self, mask: Mask, picture: Floats, most: int = 200) -> Floats:
+    def solve(self, mask: Mask, picture: Floats) -> Floats:
         """The missing pixels (C, M) of a picture (C, h, w), M the pixels of the mask (h, w)."""
         self._cover(mask)
-        known, solution, residual, direction, applied, missing, step = self._memory
-        missing[:] = mask[..., None]
-        np.multiply(picture.transpose(1, 2, 0), 1 - missing, out=known)
+        solution, residual, total = self._memory
+        missing = self.levels[0].missing
+        known = np.ascontiguousarray(picture.transpose(1, 2, 0))
+        known[mask] = 0
         scale = float(max(known.max(), -known.min()))
-        solution.fill(0)
         cv2.filter2D(known, -1, _KERNEL, dst=residual, borderType=cv2.BORDER_CONSTANT)
         residual *= missing
-        self._precondition(residual, step)
-        direction[:] = step
-        strength = _dot(residual, step)
-        for _ in range(most):
-            cv2.filter2D(direction, -1, _KERNEL, dst=applied, borderType=cv2.BORDER_CONSTANT)
-            np.multiply(self._total, direction, out=known)  # the known pixels have served: this is working memory now
-            np.subtract(known, applied, out=applied)
-            applied *= missing
-            curvature = _dot(direction, applied)
-            if curvature <= 0:
-                break
-            length = strength / curvature
-            np.multiply(direction, length, out=known)
-            solution += known
-            applied *= length
-            residual -= applied
-            self._precondition(residual, step)
-            if max(step.max(), -step.min()) < TOLERANCE * scale:
-                solution += step
-                break
-            before, strength = strength, _dot(residual, step)
-            direction *= strength / before
-            direction += step
+        solution.fill(0)
+        for number, goal in enumerate(GOALS):
+            if number:  # what single precision left
+                known[mask] = solution[mask]
+                cv2.filter2D(known, -1, _KERNEL, dst=residual, borderType=cv2.BORDER_CONSTANT)
+                np.multiply(self._total, solution, out=total)
+                residual -= total
+                residual *= missing
+            solution += self._improve(residual, goal * scale)
         found: Floats = np.ascontiguousarray(solution[mask].T)
         return found
 
-    def _precondition(self, residual: Floats, step: Floats) -> None:
-        """Put about the solution for a residual into `step`."""
-        self._single[:] = residual
-        step[:] = self._cycle(0, self._single)
+    def _improve(self, left: Floats, goal: float, most: int = 200) -> Singles:
+        """Solve for a residual (h, w, C) by conjugate gradients, up to an estimated error of `goal`."""
+        solution, residual, direction, applied, work = self._singles
+        finest = self.levels[0]
+        residual[:] = left
+        solution.fill(0)
+        step = self._cycle(0, residual)
+        direction[:] = step
+        strength = _dot(residual, step)
+        for _ in range(most):
+            cv2.filter2D(direction, -1, _KERNEL, dst=work, borderType=cv2.BORDER_CONSTANT)
+            np.multiply(finest.total, direction, out=applied)
+            applied -= work
+            applied *= finest.missing
+            curvature = _dot(direction, applied)
+            if curvature <= 0:
+                break
+            length = np.float32(strength / curvature)
+            np.multiply(direction, length, out=work)
+            solution += work
+            applied *= length
+            residual -= applied
+            step = self._cycle(0, residual)
+            if max(step.max(), -step.min()) < goal:
+                solution += step
+                break
+            before, strength = strength, _dot(residual, step)
+            direction *= np.float32(strength / before)
+            direction += step
+        return solution
 
     def _cover(self, mask: Mask) -> None:
         """Lay a mask on every grid."""
