@@ -200,7 +200,7 @@ class CustomOutput(DetectorOutput):
         return Source("query", anchor=self._row(target))
 
     @torch.no_grad()
-    def proposals(self) -> tuple[Tensor, Tensor]:
+    def proposals(self, label: int | None = None) -> tuple[Tensor, Tensor]:
         return self.geometry.clip(self.geometry.boxes_to_image(self.boxes)), self.scores
 
     @torch.no_grad()

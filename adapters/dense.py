@@ -246,7 +246,7 @@ class DenseOutput(DetectorOutput):
         centers = _centers(self.geometry.boxes_to_image(anchors.double()))
         return source.level, nearest_source(centers, source) * per_cell + source.anchor
 
-    def proposals(self) -> tuple[Tensor, Tensor]:
+    def proposals(self, label: int | None = None) -> tuple[Tensor, Tensor]:
         return self._everything
 
     def source_of(self, target: DetectionTarget) -> Source:

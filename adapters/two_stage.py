@@ -220,12 +220,13 @@ class TwoStageOutput(DetectorOutput):
         return ImageList(self.raw.images.tensors[:1], [self.size_hw])  # only its size is read
 
     @torch.no_grad()
-    def proposals(self) -> tuple[Tensor, Tensor]:
+    def proposals(self, label: int | None = None) -> tuple[Tensor, Tensor]:
         places = self.raw.proposals[self.index]
         logits, regression = self.heads.box_predictor(self.heads.box_head(self.pool("box_roi_pool", places)))
         scores = F.softmax(at_least_float(logits), -1)
-        best = scores[:, 1:].argmax(1) + 1
-        boxes = self.heads.box_coder.decode(regression, [places])[torch.arange(len(best), device=best.device), best]
+        drawn = scores[:, 1:].argmax(1) + 1 if label is None else torch.full((len(scores),), label)
+        each = torch.arange(len(scores), device=scores.device)
+        boxes = self.heads.box_coder.decode(regression, [places])[each, drawn.to(scores.device)]
         return self.geometry.clip(self.geometry.boxes_to_image(boxes)), scores
 
     @torch.no_grad()

@@ -153,7 +153,7 @@ class DenseOutput(DetectorOutput):
         return self.cells.source("cell", 0, self._cell(target))
 
     @torch.no_grad()
-    def proposals(self) -> tuple[Tensor, Tensor]:
+    def proposals(self, label: int | None = None) -> tuple[Tensor, Tensor]:
         boxes_xywh, angles, scores, _ = self._everywhere
         return self.geometry.clip(self._to_image(boxes_xywh, angles)[0]), scores
 

@@ -89,7 +89,7 @@ class QueryOutput(DetectorOutput):
         return self.cells.source("query", query, int(self.tokens[query]))
 
     @torch.no_grad()
-    def proposals(self) -> tuple[Tensor, Tensor]:
+    def proposals(self, label: int | None = None) -> tuple[Tensor, Tensor]:
         return self.geometry.clip(self._to_image(self.boxes)), self.logits.sigmoid()
 
     @torch.no_grad()

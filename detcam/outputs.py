@@ -64,8 +64,12 @@ class DetectorOutput(ABC):
         return target.source
 
     @torch.no_grad()
-    def proposals(self) -> tuple[Tensor, Tensor]:
+    def proposals(self, label: int | None = None) -> tuple[Tensor, Tensor]:
         """All that the head says about this image, before any of it is suppressed, detached.
+
+        Args:
+            label: where a head draws a box for every class, the class whose boxes are meant; None takes each
+                candidate's best one. Other heads say the same for all.
 
         Returns:
             boxes (K, 4), original image pixels, clipped to the image, and their class scores (K, C).

@@ -19,10 +19,11 @@ class GCAME(BaseCAM):
         \frac{3}{\lfloor (\sqrt{hw} - 1) / 2 \rfloor}
 
     with the means over the map of the positive and of the negative part of the gradient, each centred where that
-    part is greatest, and a Gaussian scaled to [0, 1], at least one cell wide. Where a dense head reads one cell, one
-    of the two parts is 0, and this is the paper's formula for one-stage detectors. For two-stage detectors the
-    authors' code adds the magnitude of the negative part, around the place where it is weakest, and cuts each channel
-    at 0; here what speaks against the box is subtracted.
+    part is greatest, and a Gaussian scaled to [0, 1], at least one cell wide. At the last layer of a dense head's class
+    branch, where the score reads one cell, one of the two parts is 0, and this is the paper's formula for one-stage
+    detectors; the authors sum over the branch's layers. For two-stage detectors their code adds the magnitude of the
+    negative part, around the place where it is weakest, cuts each channel at 0 and skips channels in which either sign
+    is missing; here what speaks against the box is subtracted.
 
     Nguyen et al., *G-CAME: Gaussian-Class Activation Mapping Explainer for Object Detectors*, 2023,
     https://arxiv.org/abs/2306.03400.

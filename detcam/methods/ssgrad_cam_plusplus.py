@@ -17,7 +17,8 @@ class SSGradCAMPlusPlus(BaseCAM):
         \alpha^k_{ij} = \frac{(g^k_{ij})^2}{2 (g^k_{ij})^2 M^k_{ij} + \sum_{ab} A^k_{ab} M^k_{ab} (g^k_{ij})^3}
 
     with g the gradient of the score (its exponential's derivatives are taken, as in GradCAM++), S the space map of
-    SSGrad-CAM, and M the places of a channel that the detection reads: those at which the gradient is not 0.
+    SSGrad-CAM, and M the places of a channel that the detection reads: those at which the gradient is not 0. Both sides
+    of the fraction are divided by the square, so that small gradients do not vanish behind a constant.
 
     Yamauchi, *Spatial Sensitive Grad-CAM++: Improved Visual Explanation for Object Detectors via Weighted Combination
     of Gradient Map*, CVPR Workshops 2024,
@@ -31,8 +32,7 @@ class SSGradCAMPlusPlus(BaseCAM):
 
     def contributions(self, activations: Tensor, gradients: Tensor) -> Tensor:
         read = gradients != 0
-        squared = gradients**2
         total = (activations * read).sum((2, 3), keepdim=True)
-        alpha = squared / (2 * squared + total * squared * gradients + 1e-6)
-        weights = torch.where(read, alpha * gradients.clamp(min=0), 0).sum((2, 3), keepdim=True)
+        positive = gradients.clamp(min=0)
+        weights = (positive / (2 + total * positive)).sum((2, 3), keepdim=True)
         return weights * space_map(gradients) * activations

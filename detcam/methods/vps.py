@@ -31,8 +31,9 @@ class VPS(InputCAM):
 
     with V the regions of the picture, y(S) the target's score in the picture that shows the regions S alone (the clue
     score), and 1 - y(V \\ S) what is lost without them (the collaboration score). What is hidden becomes 0 in the
-    network's input: the mean colour where the input is normalised, else black. A region's saliency is its
-    :math:`\alpha`.
+    network's input: the mean colour where the input is normalised, else black. (The authors' code does so for Grounding
+    DINO, and blackens the picture for the detectors of MMDetection; its superpixels are OpenCV's.) A region's saliency
+    is its :math:`\alpha`.
 
     For a box, y is the greatest product of IoU with the box and score of its class over all that the detector says
     before suppression; with `pinned`, that product at the box's own source. Every other target is its own y.
@@ -52,8 +53,9 @@ class VPS(InputCAM):
         reshape_transform: likewise.
         regions: about how many superpixels (SLIC without a compactness to choose); the paper has 50 to 100.
         select: the search ends after so many regions, and the others have saliency 0; None orders them all.
-        lazy: look again only at regions whose last known gain might be the best: the same order where gains never
-            grow, and a fraction of the passes. False looks at all remaining regions in every step, as in the paper.
+        lazy: look again only at regions whose last known gain might be the best, which takes a fraction of the passes.
+            Where gains never grow the order is the same. What the collaboration score gains may grow, and then the
+            order may differ from the paper's. False looks at all remaining regions in every step.
         pinned: ask a box at its source instead of wherever it fits best.
         own_gain: whether a region's saliency counts its own gain.
     """
@@ -70,7 +72,7 @@ class VPS(InputCAM):
         reshape_transform: ReshapeTransform | None = None,
         regions: int = 50,
         select: int | None = None,
-        lazy: bool = True,
+        lazy: bool = False,
         pinned: bool = False,
         own_gain: bool = True,
     ) -> None:
@@ -148,11 +150,14 @@ def box_fit(output: DetectorOutput, targets: Sequence[BoxTarget], *, pinned: boo
             said = output.candidates(list(targets))
         overlap = box_iou(wanted, output.geometry.clip(said.boxes_xyxy).float().cpu()).nan_to_num(0.0).diagonal()
         return overlap * said.class_scores.float().cpu()[torch.arange(len(targets)), labels]
-    boxes, scores = output.proposals()
-    if not len(boxes):
-        return torch.zeros(len(targets))
-    overlap = box_iou(wanted, boxes.float().cpu()).nan_to_num(0.0)  # of two boxes without area it is 0 / 0
-    return (overlap * scores.float().cpu()[:, labels].T).amax(1)
+    found = torch.zeros(len(targets))
+    for label in labels.unique().tolist():
+        boxes, scores = (part.float().cpu() for part in output.proposals(label))
+        if len(boxes):
+            own = labels == label
+            overlap = box_iou(wanted[own], boxes).nan_to_num(0.0)  # of two boxes without area it is 0 / 0
+            found[own] = (overlap * scores[:, label]).amax(1)
+    return found
 
 
 def superpixels(picture: Tensor, regions: int) -> Tensor:

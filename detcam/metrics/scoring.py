@@ -135,7 +135,7 @@ class Wanted:
         """One box's score in a changed picture."""
         box, label = self.boxes[index : index + 1], self.labels[index]
         if self.protocol in ("matched", "vps"):
-            boxes, classes = (part.float().cpu() for part in output.proposals())
+            boxes, classes = (part.float().cpu() for part in output.proposals(label))
             fit = box_iou(box, boxes)[0] * classes[:, label]
             if not len(fit) or float(fit.max()) <= 0:
                 return torch.zeros(())

@@ -201,6 +201,28 @@ def test_box_without_source_is_scored_as_a_proposal(model: Any) -> None:
     assert abs(values[0] - float(wanted)) < 1e-5
 
 
+def test_proposals_are_drawn_for_the_class_that_is_asked(model: Any) -> None:
+    image = pictures()[0]
+    adapter = adapt(model)
+    batch = adapter.prepare([image])
+    with torch.no_grad():
+        output: Any = adapter.outputs(adapter.forward(batch), batch)[0]
+    best, scores = output.proposals()
+    drawn = torch.stack([output.proposals(label)[0] for label in range(1, CLASSES)])
+    assert (scores.sum(1) - 1).abs().max() < 1e-5
+    row = torch.arange(len(best))
+    torch.testing.assert_close(best, drawn[scores[:, 1:].argmax(1), row])
+    # What the model reports of a class, with no score too low and none suppressed, is that class's box.
+    model.roi_heads.nms_thresh, model.roi_heads.detections_per_img = 1.0, 10**6
+    with torch.no_grad():
+        (reported,) = model([image])
+    for label in range(1, CLASSES):
+        boxes = reported["boxes"][reported["labels"] == label]
+        assert len(boxes) and torch.cdist(boxes, drawn[label - 1]).amin(1).max() < 1e-2
+        others = torch.cat([drawn[other - 1] for other in range(1, CLASSES) if other != label])
+        assert torch.cdist(boxes, others).amin(1).max() > 1e-1
+
+
 def test_objectness_is_the_proposals_own(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     image = pictures()[0]
     adapter = adapt(model)

@@ -125,7 +125,7 @@ class Said(DetectorOutput):
     def detections(self) -> Detections:
         raise NotImplementedError
 
-    def proposals(self) -> tuple[Tensor, Tensor]:
+    def proposals(self, label: int | None = None) -> tuple[Tensor, Tensor]:
         return (
             torch.tensor([box for box, _ in self.others]).reshape(-1, 4),
             torch.tensor([scores for _, scores in self.others]).reshape(-1, 2),

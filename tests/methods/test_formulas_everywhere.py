@@ -218,7 +218,7 @@ def ssgrad_cam_plusplus(a: Tensor, g: Tensor, size: tuple[int, int]) -> Tensor:
         for i, j in places(a):
             d = slopes[i][j]
             if d != 0:
-                weight += d**2 / (2 * d**2 + read * d**3 + 1e-6) * max(d, 0.0)
+                weight += d**2 / (2 * d**2 + read * d**3) * max(d, 0.0)
         for i, j in places(a):
             total[i, j] += weight * near[i][j] * act[i][j]
     return total

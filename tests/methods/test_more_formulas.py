@@ -176,7 +176,7 @@ def test_ssgrad_cam_plusplus_counts_only_what_the_score_reads() -> None:
         for i in range(2):
             for j in range(5):
                 d = float(g[0, k, i, j])
-                weight += d**2 / (2 * d**2 + read * d**3 + 1e-6) * max(d, 0)
+                weight += d**2 / (2 * d**2 + read * d**3) * max(d, 0)
         expected += weight * slow_space_map(g[0])[k] * a[0, k]
     torch.testing.assert_close(make(SSGradCAMPlusPlus).contributions(a, g).sum(1)[0], expected)
 

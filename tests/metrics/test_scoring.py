@@ -46,7 +46,7 @@ def literal(protocol: str, output: Any, plain: Any, target: BoxTarget) -> float:
         return float(output.score([target])[0])
     if protocol in ("matched", "vps"):
         best, score = 0.0, 0.0
-        for box, classes in zip(*output.proposals(), strict=True):
+        for box, classes in zip(*output.proposals(target.label), strict=True):
             fit = iou(box) * float(classes[target.label])
             if fit > best:
                 best, score = fit, float(classes[target.label])
