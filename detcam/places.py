@@ -13,7 +13,7 @@ from detcam.smoothing import blur
 
 LONGEST = 256
 """Pictures are cut into segments at this length of their longer side, pixels."""
-SCALE, SIGMA, LEAST = 600, 1.0, 0.0013
+SCALE, SIGMA, LEAST = 600, 0.6, 0.0013
 """Of the segmentation: how readily segments grow, smoothing in pixels, and the least share of the picture. With these a
 thing of one colour is one segment in the package's drawn scenes, whatever its size."""
 SPOT = 0.035

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from detcam.audit.planted.scenes import draw_scene
+from detcam.audit.planted.scenes import CUES, draw_scene
 from detcam.places import LARGEST, candidate_places, segments
 
 
@@ -21,16 +21,20 @@ def test_a_thing_of_one_colour_is_one_segment() -> None:
     assert torch.equal(segments(picture * 7 - 3), labels), "the range does not matter"
 
 
-def test_planted_things_are_found_whole() -> None:
-    for scenario, kind in (("context", "pond"), ("mark", "tag"), ("far", "lamp"), ("look-alike", "cart")):
-        covered = []
+def test_planted_things_are_segments() -> None:
+    for scenario, kind in CUES.items():
+        covered, own = [], []
         for seed in range(6):
-            scene = draw_scene(scenario, seed, "test")  # type: ignore[arg-type]
+            scene = draw_scene(scenario, seed, "test")
             labels = segments(torch.from_numpy(scene.image).permute(2, 0, 1).float())
             for thing in scene.of_kind(kind):
                 mask = torch.from_numpy(thing.mask)
-                covered.append(float((labels == labels[mask].mode().values)[mask].float().mean()))
-        assert sum(covered) / len(covered) > 0.8, kind
+                segment = labels == labels[mask].mode().values
+                covered.append(float((segment & mask).sum() / mask.sum()))
+                own.append(float((segment & mask).sum() / segment.sum()))
+        # A cart's wheels, and a lamp's post, may be segments of their own; what a pond surrounds must not be part of it.
+        assert sum(covered) / len(covered) > (0.6 if kind in ("cart", "lamp") else 0.8), kind
+        assert sum(own) / len(own) > (0.95 if kind == "pond" else 0.7), kind
 
 
 def test_large_pictures_are_cut_at_a_smaller_size() -> None:

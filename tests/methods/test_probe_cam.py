@@ -45,7 +45,7 @@ def literal(adapter: Adapter, picture: Tensor, target: BoxTarget, rival: int, pr
     whole = score(batch.inputs)
     lost, held = [], []
     for place in places:
-        gone = torch.from_numpy(binary_dilation(place, np.ones((5, 5))))
+        gone = torch.from_numpy(binary_dilation(place, np.ones((3, 3))))
         lost.append(max(0.0, whole - score(LinearFill()(batch.inputs, gone[None]))))
         held.append(sum(np.prod([one[y, x] for one in heat]) for y, x in zip(*np.nonzero(place), strict=True)))
     smooth = blur(torch.tensor(sum(heat))[None], 0.01 * max(size))[0].numpy()
@@ -53,10 +53,12 @@ def literal(adapter: Adapter, picture: Tensor, target: BoxTarget, rival: int, pr
     for place, loss, own in zip(places, lost, held, strict=True):
         inside = binary_erosion(place, np.ones((3, 3)), border_value=1)
         inside = inside if inside.any() else place
-        brightest = max(smooth[y, x] for y, x in zip(*np.nonzero(inside), strict=True))
+        outside = np.argwhere(~inside)
+        deep = {(y, x): np.hypot(*(outside - (y, x)).T).min() for y, x in zip(*np.nonzero(inside), strict=True)}
+        brightest = max(smooth[at] * far for at, far in deep.items())
         weight = (loss / max(lost)) ** 4 * (own / max(held)) ** 0.5
-        for y, x in zip(*np.nonzero(inside), strict=True):
-            found[y, x] = max(found[y, x], weight * (0.3 + 0.7 * smooth[y, x] / brightest))
+        for at, far in deep.items():
+            found[at] = max(found[at], weight * (0.3 + 0.7 * smooth[at] * far / brightest))
     return found
 
 
