@@ -94,6 +94,11 @@ class Behind:
         return torch.cat(found)
 
     def _pass(self, replaced: int, whole: Tensor) -> Tensor:
+        """The targets' scores with a tensor's variants (K, ...), as many at once as the model takes."""
+        most = getattr(self.subject.adapter, "max_batch_size", None) or len(whole)
+        return torch.cat([self._part(replaced, whole[part]) for part in pieces(len(whole), most)])
+
+    def _part(self, replaced: int, whole: Tensor) -> Tensor:
         try:
             return self._replay(replaced, whole, copies=self._copies)
         except RuntimeError as error:

@@ -237,7 +237,9 @@ class OneAtATime(SquareFinder):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", ["occlusion", "drise", "probecam", "reachcam", "scorecam"])
+@pytest.mark.parametrize(
+    "name", ["occlusion", "drise", "probecam", "reachcam", "scorecam", "ablationcam", "reciprocam"]
+)
 def test_networks_that_take_one_picture_at_a_time_get_one(name: str) -> None:
     options: dict[str, Any] = {"drise": {"passes": 8}, "occlusion": {"grid": 4, "window": 1}}.get(name, {})
     maps = []

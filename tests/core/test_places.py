@@ -32,7 +32,7 @@ def test_planted_things_are_segments() -> None:
                 segment = labels == labels[mask].mode().values
                 covered.append(float((segment & mask).sum() / mask.sum()))
                 own.append(float((segment & mask).sum() / segment.sum()))
-        # A cart's wheels, and a lamp's post, may be segments of their own; what a pond surrounds must not be part of it.
+        # A cart's wheels and a lamp's post may be segments of their own; what a pond surrounds must not be part of it.
         assert sum(covered) / len(covered) > (0.6 if kind in ("cart", "lamp") else 0.8), kind
         assert sum(own) / len(own) > (0.95 if kind == "pond" else 0.7), kind
 
