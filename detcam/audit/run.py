@@ -64,9 +64,9 @@ class Settings:
             )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Audit:
-    """What an audit found.
+    """What an audit found; printed, it tells the essentials.
 
     Attributes:
         analysis: every error, named, counted and priced.
@@ -86,6 +86,14 @@ class Audit:
     report: Path | None
     seconds: float
     timings: Mapping[str, float] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        lines = [
+            f"Audit of {len(self.cases)} errors: {len(self.explained)} explained, {len(self.confirmed)} confirmed; "
+            f"AP {self.analysis.average_precision:.3f}",
+            *(f"  {group.reading}" for group in self.groups if group.type != "missed"),
+        ]
+        return "\n".join([*lines, f"  {self.report}"] if self.report else lines)
 
     @property
     def explained(self) -> list[Case]:
