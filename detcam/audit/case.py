@@ -46,7 +46,7 @@ class Trial:
 
     Attributes:
         change: what was taken away.
-        fill: what took its place: ``"blur"`` or ``"linear"``.
+        fill: what took its place: ``"blur"``, of what is left around, or ``"linear"`` imputation.
         score: the detection's score then, in [0, 1]: the best among its own raw candidate and those that overlap it.
         outcome: what became of it.
     """

@@ -14,7 +14,7 @@ from detcam.adapters.base import Batch
 from detcam.audit.case import Change, Outcome, Trial, Verdict
 from detcam.audit.following import Followed
 from detcam.audit.regions import elsewhere, strongest
-from detcam.metrics.imputation import BlurFill, Fill, LinearFill
+from detcam.metrics.imputation import Fill, LinearFill, SurroundingsFill
 from detcam.perturbation import Canvas, Subject
 from detcam.sampling import pieces
 
@@ -132,7 +132,7 @@ class Verifier:
     ) -> None:
         self.subject = subject
         self.canvas = Canvas(subject)
-        self.fills = tuple(fills) if fills is not None else (BlurFill(), LinearFill())
+        self.fills = tuple(fills) if fills is not None else (SurroundingsFill(), LinearFill())
         self.ladder = tuple(sorted(ladder))
         rows, columns = self.canvas.rows, self.canvas.columns
         self.picture = subject.batch.inputs[:, :, rows, columns]

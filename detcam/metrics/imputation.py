@@ -85,6 +85,36 @@ class BlurFill(UniformFill):
         return blur(pictures.flatten(0, 1).to(work_dtype(pictures)), sigma).view_as(pictures).to(pictures.dtype)
 
 
+class SurroundingsFill(Fill):
+    """A blur of what is left around: unlike in `BlurFill`, the removed pixels' own colours have no part in it.
+
+    The blur is as wide as it must be for every removed pixel to get a tenth of the weight from pixels that are left:
+    `BLUR` of the picture's longer side, or 2, 4, 8, ... times as much. Where nothing is left it is the mean colour.
+    """
+
+    name = "blur"
+
+    def __call__(self, pictures: Tensor, removed: Tensor) -> Tensor:
+        check_masks(pictures, removed)
+        pictures = pictures.expand(len(removed), -1, -1, -1)
+        filled = pictures.clone()
+        for row, (picture, gone) in enumerate(zip(pictures.to(work_dtype(pictures)), removed, strict=True)):
+            if not bool(gone.any()):
+                continue
+            if bool(gone.all()):
+                filled[row] = MeanFill()(pictures[row : row + 1], gone[None])[0]
+                continue
+            left = (~gone).to(picture)
+            sigma = BLUR * max(gone.shape)
+            weight = blur(left[None], sigma)
+            while float(weight[0, gone].min()) < 0.1 and sigma < max(gone.shape):
+                sigma *= 2
+                weight = blur(left[None], sigma)
+            around = blur(picture * left, sigma) / weight
+            filled[row] = torch.where(gone, around.to(filled), filled[row])
+        return filled
+
+
 class MeanFill(UniformFill):
     """The picture's mean colour."""
 

@@ -9,7 +9,7 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from detcam.metrics.harmonic import Multigrid, factorized, harmonic_fill
-from detcam.metrics.imputation import BlurFill, LinearFill, MeanFill, fill_of
+from detcam.metrics.imputation import BLUR, BlurFill, LinearFill, MeanFill, SurroundingsFill, fill_of
 
 
 def literal_fill(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -162,3 +162,42 @@ def test_wrong_calls_say_what_is_wrong() -> None:
         BlurFill(0)
     with pytest.raises(ValueError, match="noise"):
         LinearFill(-1)
+
+
+def test_a_fill_from_the_surroundings_is_their_weighted_mean_pixel_by_pixel() -> None:
+    generator = torch.Generator().manual_seed(0)
+    pictures = torch.rand(1, 2, 20, 24, generator=generator, dtype=torch.float64)
+    removed = torch.zeros(3, 20, 24, dtype=torch.bool)
+    removed[0, 4:7, 5:9] = True  # a small hole, a large one, and none
+    removed[1, 2:17, 3:20] = True
+    found = SurroundingsFill()(pictures, removed)
+    rows, columns = torch.meshgrid(torch.arange(20.0), torch.arange(24.0), indexing="ij")
+    for mask, filled in zip(removed[:2], found[:2], strict=True):
+
+        def weights(y: int, x: int, sigma: float) -> Tensor:
+            bell = torch.exp(-((rows - y) ** 2 + (columns - x) ** 2) / (2 * sigma**2)).double()
+            return bell / bell.sum()
+
+        holes = mask.nonzero().tolist()
+        sigma = BLUR * 24
+        while min(float(weights(y, x, sigma)[~mask].sum()) for y, x in holes) < 0.1:
+            sigma *= 2
+        for y, x in holes:
+            kept = weights(y, x, sigma) * ~mask
+            expected = (pictures[0] * kept).sum((1, 2)) / kept.sum()
+            torch.testing.assert_close(filled[:, y, x], expected)
+        torch.testing.assert_close(filled[:, ~mask], pictures[0][:, ~mask])
+    assert torch.equal(found[2], pictures[0])
+
+
+def test_a_fill_from_the_surroundings_keeps_nothing_of_what_was_removed() -> None:
+    picture = torch.zeros(1, 3, 40, 40)
+    removed = torch.zeros(1, 40, 40, dtype=torch.bool)
+    removed[:, 10:30, 10:30] = True
+    blue = picture.clone()
+    blue[:, 2, 10:30, 10:30] = 1
+    torch.testing.assert_close(SurroundingsFill()(blue, removed), picture)
+    assert float(BlurFill()(blue, removed)[0, 2, 20, 20]) > 0.9, "which a blurred picture does"
+    torch.testing.assert_close(
+        SurroundingsFill()(blue, torch.ones_like(removed)), torch.tensor([0, 0, 0.25])[:, None, None].expand_as(blue)
+    )
