@@ -425,7 +425,7 @@ def test_as_a_process(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C cannot be sent to one process there")
 def test_control_c_in_a_process(tmp_path: Path) -> None:
-    for number in range(100):
+    for number in range(400):  # more than are done before the signal comes on a busy machine
         save_picture(tmp_path / "in" / f"{number:03}.png", size_hw=(300, 300))
     command = [sys.executable, "-m", "detcam.cli", "explain", "in", *CLASSIFIER, "--batch-size", "1", "--out", "out"]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -439,6 +439,6 @@ def test_control_c_in_a_process(tmp_path: Path) -> None:
         process.kill()
     assert process.returncode == 130, err
     done = entries(tmp_path / "out")
-    assert 1 <= len(done) < 100
+    assert 1 <= len(done) < 400
     assert all((tmp_path / "out" / target["overlay"]).is_file() for entry in done for target in entry["targets"])
     assert "Traceback" not in err
