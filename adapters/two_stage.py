@@ -219,21 +219,29 @@ class TwoStageOutput(DetectorOutput):
     def _image(self) -> ImageList:
         return ImageList(self.raw.images.tensors[:1], [self.size_hw])  # only its size is read
 
+    @cached_property
+    @torch.no_grad()
+    def _everything(self) -> tuple[Tensor, Tensor]:
+        """What the box head says of all proposals, detached: logits (K, C) and regression (K, 4 C)."""
+        pooled = self.pool("box_roi_pool", self.raw.proposals[self.index])
+        logits, regression = self.heads.box_predictor(self.heads.box_head(pooled))
+        return logits, regression
+
     @torch.no_grad()
     def proposals(self, label: int | None = None) -> tuple[Tensor, Tensor]:
-        places = self.raw.proposals[self.index]
-        logits, regression = self.heads.box_predictor(self.heads.box_head(self.pool("box_roi_pool", places)))
+        logits, regression = self._everything
         scores = F.softmax(at_least_float(logits), -1)
-        drawn = scores[:, 1:].argmax(1) + 1 if label is None else torch.full((len(scores),), label)
-        each = torch.arange(len(scores), device=scores.device)
-        boxes = self.heads.box_coder.decode(regression, [places])[each, drawn.to(scores.device)]
+        boxes = self.heads.box_coder.decode(regression, [self.raw.proposals[self.index]])
+        if label is None:
+            boxes = boxes[torch.arange(len(boxes), device=boxes.device), scores[:, 1:].argmax(1) + 1]
+        else:
+            boxes = boxes[:, label]
         return self.geometry.clip(self.geometry.boxes_to_image(boxes)), scores
 
     @torch.no_grad()
     def detections(self) -> Detections:
         heads, proposals = self.heads, self.raw.proposals[self.index]
-        logits, regression = heads.box_predictor(heads.box_head(self.pool("box_roi_pool", proposals)))
-        boxes, labels, scores, origin = self._suppress(logits, regression, proposals)
+        boxes, labels, scores, origin = self._suppress(*self._everything, proposals)
         found: dict[str, Tensor] = {"boxes": boxes, "labels": labels, "scores": scores}
         if heads.has_mask():
             maps = heads.mask_predictor(heads.mask_head(self.pool("mask_roi_pool", boxes)))

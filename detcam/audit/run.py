@@ -88,12 +88,10 @@ class Audit:
     timings: Mapping[str, float] = field(default_factory=dict)
 
     def __repr__(self) -> str:
-        lines = [
-            f"Audit of {len(self.cases)} errors: {len(self.explained)} explained, {len(self.confirmed)} confirmed; "
-            f"AP {self.analysis.average_precision:.3f}",
-            *(f"  {group.reading}" for group in self.groups if group.type != "missed"),
-        ]
-        return "\n".join([*lines, f"  {self.report}"] if self.report else lines)
+        return (
+            f"Audit({len(self.cases)} errors, {len(self.explained)} explained, {len(self.confirmed)} confirmed, "
+            f"{len(self.groups)} groups, AP {self.analysis.average_precision:.3f}, report={str(self.report)!r})"
+        )
 
     @property
     def explained(self) -> list[Case]:

@@ -58,7 +58,6 @@ def harmonic_fill(pictures: Tensor, removed: Tensor) -> Tensor:
     if not waiting:
         return filled
     known, masks = filled.double().cpu().numpy(), removed.cpu().numpy()
-
     left = iter(waiting)
 
     def work(_: int) -> list[tuple[int, Floats]]:
@@ -185,7 +184,7 @@ class Multigrid:
         self._cover(mask)
         solution, residual, total = self._memory
         missing = self.levels[0].missing
-        known = np.ascontiguousarray(picture.transpose(1, 2, 0))
+        known = picture.transpose(1, 2, 0).copy()
         known[mask] = 0
         scale = float(max(known.max(), -known.min()))
         cv2.filter2D(known, -1, _KERNEL, dst=residual, borderType=cv2.BORDER_CONSTANT)

@@ -15,12 +15,14 @@ from torchvision.models import detection
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import TwoMLPHead
-from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
+from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign, box_iou
 
 from detcam import GradCAM, adapt
 from detcam.adapters.two_stage import TwoStageAdapter
 from detcam.images import load_image
 from detcam.methods import get_method
+from detcam.methods.vps import box_fit
+from detcam.metrics.scoring import Wanted
 from detcam.targets import BoxTarget, InstanceMaskTarget
 from tests.adapters import torchvision_contract as contract
 from tests.adapters.torchvision_contract import CLASSES, pictures
@@ -212,6 +214,18 @@ def test_proposals_are_drawn_for_the_class_that_is_asked(model: Any) -> None:
     assert (scores.sum(1) - 1).abs().max() < 1e-5
     row = torch.arange(len(best))
     torch.testing.assert_close(best, drawn[scores[:, 1:].argmax(1), row])
+    # A box is compared with those that are drawn for its class, also where another class is likelier.
+    targets = [BoxTarget(tuple(box.tolist()), label) for label in range(1, CLASSES) for box in drawn[label - 1]]
+
+    def fit(target: BoxTarget, boxes: Tensor) -> float:
+        overlap = box_iou(torch.tensor([target.box_xyxy]), boxes)[0].nan_to_num(0)
+        return float((overlap * scores[:, target.label]).max())
+
+    wanted = [fit(target, drawn[target.label - 1]) for target in targets]
+    assert max(abs(value - fit(target, best)) for value, target in zip(wanted, targets, strict=True)) > 1e-3
+    assert box_fit(output, targets).tolist() == pytest.approx(wanted, abs=1e-5)
+    asked = Wanted("vps", output, targets)
+    assert [float(asked.score(output, index)) for index in range(len(targets))] == pytest.approx(wanted, abs=1e-5)
     # What the model reports of a class, with no score too low and none suppressed, is that class's box.
     model.roi_heads.nms_thresh, model.roi_heads.detections_per_img = 1.0, 10**6
     with torch.no_grad():

@@ -73,5 +73,4 @@ def test_masks_decide_what_is_an_error(adapter: Adapter, tmp_path: Path) -> None
     assert audit.analysis.average_precision > 0.2 > boxes.analysis.average_precision
     assert len(audit.explained) == min(2, len(wrong)) and all(case.trials for case in audit.explained)
     assert (tmp_path / "report" / "index.html").is_file()
-    told_of = repr(audit)
-    assert f"{len(audit.cases)} errors: {len(audit.explained)} explained" in told_of and len(told_of) < 1000
+    assert repr(audit).startswith(f"Audit({len(audit.cases)} errors, {len(audit.explained)} explained, ")

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from detcam import adapt
+from detcam.adapters import detector
 from detcam.audit.case import Change, Outcome, Trial
 from detcam.audit.following import Followed
 from detcam.audit.regions import box_region, elsewhere, places, shares, strongest
@@ -170,6 +171,46 @@ def test_a_box_in_the_wrong_place_is_mended_when_it_reaches_its_object() -> None
     followed = Followed.start(before, BoxTarget(BOX, 0), 0.5, alone=True, truth_xyxy=(4.0, 0.0, 14.0, 10.0))
     assert followed.find(Said((BOX, (0.9, 0.0)), []))[1] == "unchanged"
     assert followed.find(Said(((3.0, 0.0, 13.0, 10.0), (0.9, 0.0)), []))[1] == "moved"
+
+
+POND = (25.0, 25.0, 35.0, 35.0)
+
+
+class Blueness(nn.Module):
+    """Says one boat, as surely as what is around it is blue."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = (self.seen(x)[:, 2, 10:50, 10:50] - x[:, 0, 10:50, 10:50]).mean((1, 2))
+        return found
+
+
+def decode_blueness(raw: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.tensor(POND).expand(len(raw), 1, 4), torch.stack([raw, torch.zeros_like(raw)], 1)[:, None].clamp(0, 1)
+
+
+def test_a_large_thing_of_one_colour_leaves_nothing_of_it_behind() -> None:
+    """A blur of the picture would fill a pond with its own blue, and the detection that rests on it would stay."""
+    adapter = detector(Blueness().eval(), decode_blueness, names=["boat", "barge"], target_layers="seen")
+    adapter = adapter.without_layers()
+    box = POND
+    picture = torch.zeros(3, 64, 64)
+    pond = torch.zeros(64, 64)
+    pond[10:50, 10:50] = 1
+    picture[2] = pond
+    with guarded(adapter.model, gradients=False), torch.no_grad():
+        batch = adapter.prepare([picture])
+        output = adapter.outputs(adapter.forward(batch), batch)[0]
+        target = BoxTarget(box, 0)
+        subject = Subject(adapter, batch, output, [target], torch.zeros(1), (), (), 8, False)
+        doubt = Doubt("pond", Followed.start(output, target, 0.5), pond, box_region(box, (64, 64)))
+        (said,) = Verifier(subject, ladder=(0.4,)).verify([doubt])
+    without = {trial.fill: trial for trial in said.trials if trial.change == "without evidence"}
+    assert set(without) == {"blur", "linear"}
+    assert all(trial.score < 0.05 and trial.outcome != "unchanged" for trial in without.values())
 
 
 def test_evidence_at_the_wrong_place_is_not_confirmed() -> None:

@@ -71,6 +71,34 @@ def test_maps_are_those_of_the_network_as_it_is(leak: bool) -> None:
                 assert float(found[i, j]) == pytest.approx(float((model(image) - model(hidden))[0, 1]), abs=1e-4)
 
 
+class Flat(nn.Module):
+    """Flattens with view(), which takes one memory layout only; `view` may be taken for reshape()."""
+
+    def __init__(self, view: bool) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.conv, self.norm, self.last = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4 * 36, 2)
+        for parameter in self.parameters():
+            parameter.data = torch.randn(parameter.shape, generator=generator)
+        self.view = view
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = self.norm(self.conv(x)).relu()
+        found: Tensor = self.last(maps.view(len(x), -1) if self.view else maps.reshape(len(x), -1))
+        return found
+
+
+def test_networks_that_know_one_memory_layout_get_it() -> None:
+    images = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    plain, viewed = (
+        Occlusion(Flat(view), grid=4, window=1).explain(images, [[lambda y: y[1]]] * 2) for view in (False, True)
+    )
+    for one, other in zip(plain, viewed, strict=True):
+        assert float(one.saliency[0].std()) > 0.1
+        torch.testing.assert_close(one.saliency[0], other.saliency[0], atol=1e-5, rtol=0)
+
+
 def _recorded(model: nn.Module, images: Tensor) -> Folding:
     folding = Folding(model)
     with torch.no_grad(), folding.record():

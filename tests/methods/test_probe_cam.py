@@ -62,9 +62,10 @@ def literal(adapter: Adapter, picture: Tensor, target: BoxTarget, rival: int, pr
     return found
 
 
-def test_equals_the_formula_place_by_place() -> None:
+@pytest.mark.parametrize("seed", [28, 2])
+def test_equals_the_formula_place_by_place(seed: int) -> None:
     adapter = adapt(load_demo_detector())
-    picture = torch.from_numpy(draw_scene(28).image).permute(2, 0, 1).float() / 255
+    picture = torch.from_numpy(draw_scene(seed).image).permute(2, 0, 1).float() / 255
     found = adapter.predict(picture)[0]
     target = adapter.targets_of(found)[int((found.labels == 1).nonzero()[0])]
     assert isinstance(target, BoxTarget)

@@ -85,6 +85,17 @@ def test_large_and_small_holes_of_a_batch_are_exact() -> None:
     assert torch.equal(filled[0][:, ~removed[0]], pictures[0][:, ~removed[0]])
 
 
+def test_grey_pictures_are_filled_and_the_given_ones_left_alone() -> None:
+    pictures, removed = torch.rand(2, 1, 120, 110, dtype=torch.float64), torch.zeros(2, 120, 110, dtype=torch.bool)
+    removed[:, 10:115, 5:105] = True
+    before = pictures.clone()
+    filled = harmonic_fill(pictures, removed)
+    assert torch.equal(pictures, before)
+    for k in range(2):
+        wanted = torch.from_numpy(factorized(removed[k].numpy(), pictures[k].numpy()))
+        torch.testing.assert_close(filled[k][:, removed[k]], wanted, atol=1e-5, rtol=0)
+
+
 def test_a_ramp_is_filled_as_a_ramp() -> None:
     ramp = torch.linspace(0, 1, 40).expand(1, 1, 30, 40)
     removed = torch.zeros(1, 30, 40, dtype=torch.bool)
