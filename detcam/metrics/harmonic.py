@@ -7,6 +7,7 @@ picture's own grid, which costs a few filters per iteration and takes about a do
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -57,23 +58,26 @@ def harmonic_fill(pictures: Tensor, removed: Tensor) -> Tensor:
     waiting = torch.nonzero(removed.flatten(1).any(1))[:, 0].tolist()
     if not waiting:
         return filled
-    known, masks = filled.double().cpu().numpy(), removed.cpu().numpy()
     left = iter(waiting)
+
+    def solved(k: int, solver: Multigrid) -> Floats:
+        mask, picture = removed[k].cpu().numpy(), filled[k].double().cpu().numpy()
+        return factorized(mask, picture) if mask.sum() <= SMALL else solver.solve(mask, picture)
 
     def work(_: int) -> list[tuple[int, Floats]]:
         """Take pictures as long as there are any."""
         solver = Multigrid(filled.shape[-2], filled.shape[-1], filled.shape[1])
-        return [
-            (k, factorized(masks[k], known[k]) if masks[k].sum() <= SMALL else solver.solve(masks[k], known[k]))
-            for k in left
-        ]
+        return [(k, solved(k, solver)) for k in left]
 
     # As many threads as PyTorch may take: nearly all of the work is done outside of the interpreter's lock.
     workers = min(torch.get_num_threads(), len(waiting))
-    with ThreadPoolExecutor(workers) as pool:
-        for found in pool.map(work, range(workers)):
-            for k, values in found:
-                filled[k][:, removed[k]] = torch.from_numpy(values).to(filled)
+    if workers == 1:
+        shares = [work(0)]
+    else:
+        with ThreadPoolExecutor(workers) as pool:
+            shares = list(pool.map(work, range(workers)))
+    for k, values in chain.from_iterable(shares):
+        filled[k][:, removed[k]] = torch.from_numpy(values).to(filled)
     return filled
 
 

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from detcam.metrics.harmonic import harmonic_fill
 from detcam.outputs import work_dtype
@@ -15,6 +16,8 @@ from detcam.smoothing import blur
 
 BLUR = 0.045
 """Standard deviation of the blur as a share of the picture's longer side: 10 pixels of 224."""
+COARSE = 160
+"""Longer side in pixels at which a blur of the surroundings is computed."""
 
 
 class Fill(ABC):
@@ -89,7 +92,8 @@ class SurroundingsFill(Fill):
     """A blur of what is left around: unlike in `BlurFill`, the removed pixels' own colours have no part in it.
 
     The blur is as wide as it must be for every removed pixel to get a tenth of the weight from pixels that are left:
-    `BLUR` of the picture's longer side, or 2, 4, 8, ... times as much. Where nothing is left it is the mean colour.
+    `BLUR` of the picture's longer side, or 2, 4, 8, ... times as much. Being that wide, it is computed on the picture
+    at `COARSE` pixels at most. Where nothing is left it is the mean colour.
     """
 
     name = "blur"
@@ -99,20 +103,28 @@ class SurroundingsFill(Fill):
         pictures = pictures.expand(len(removed), -1, -1, -1)
         filled = pictures.clone()
         for row, (picture, gone) in enumerate(zip(pictures.to(work_dtype(pictures)), removed, strict=True)):
-            if not bool(gone.any()):
-                continue
             if bool(gone.all()):
                 filled[row] = MeanFill()(pictures[row : row + 1], gone[None])[0]
-                continue
-            left = (~gone).to(picture)
-            sigma = BLUR * max(gone.shape)
-            weight = blur(left[None], sigma)
-            while float(weight[0, gone].min()) < 0.1 and sigma < max(gone.shape):
-                sigma *= 2
-                weight = blur(left[None], sigma)
-            around = blur(picture * left, sigma) / weight
-            filled[row] = torch.where(gone, around.to(filled), filled[row])
+            elif bool(gone.any()):
+                filled[row] = torch.where(gone, _around(picture, gone).to(filled), filled[row])
         return filled
+
+
+def _around(picture: Tensor, gone: Tensor) -> Tensor:
+    """A blur (C, h, w) of what is left of a picture (C, h, w)."""
+    height, width = gone.shape
+    factor = min(1.0, COARSE / max(height, width))
+    size = (max(1, round(height * factor)), max(1, round(width * factor)))
+    left = (~gone)[None].to(picture)
+    both = F.interpolate(torch.cat([picture * left, left])[None], size, mode="area")[0]  # colours, and what they weigh
+    touched = both[-1] < 1
+    sigma = BLUR * max(size)
+    blurred = blur(both, sigma)
+    while float(blurred[-1, touched].min()) < 0.1 and sigma < max(size):
+        sigma *= 2
+        blurred = blur(both, sigma)
+    colours = blurred[:-1] / blurred[-1:]
+    return F.interpolate(colours[None], (height, width), mode="bilinear", align_corners=False)[0]
 
 
 class MeanFill(UniformFill):

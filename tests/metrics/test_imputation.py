@@ -7,6 +7,7 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
+from torch.nn import functional as F
 
 from detcam.metrics.harmonic import Multigrid, factorized, harmonic_fill
 from detcam.metrics.imputation import BLUR, BlurFill, LinearFill, MeanFill, SurroundingsFill, fill_of
@@ -199,6 +200,23 @@ def test_a_fill_from_the_surroundings_is_their_weighted_mean_pixel_by_pixel() ->
             torch.testing.assert_close(filled[:, y, x], expected)
         torch.testing.assert_close(filled[:, ~mask], pictures[0][:, ~mask])
     assert torch.equal(found[2], pictures[0])
+
+
+def test_a_fill_from_the_surroundings_of_a_large_picture_is_that_of_a_small_one() -> None:
+    small = torch.rand(1, 3, 15, 20, generator=torch.Generator().manual_seed(0))
+    picture = F.interpolate(small, (120, 160), mode="bicubic")
+    removed = torch.zeros(1, 120, 160, dtype=torch.bool)
+    removed[:, 20:100, 40:110] = True
+    found = SurroundingsFill()(picture, removed)
+    large = (
+        F.interpolate(picture, (480, 640), mode="bilinear"),
+        removed.repeat_interleave(4, 1).repeat_interleave(4, 2),
+    )
+    again = F.interpolate(SurroundingsFill()(*large), (120, 160), mode="area")
+    inside = removed[0].clone()
+    inside[:, 39:42] = inside[:, 108:111] = inside[19:22] = inside[98:101] = False  # the edge is not where pixels end
+    assert float((again - found)[0][:, inside].abs().max()) < 0.01
+    assert float(found[0][:, inside].std()) > 0.02
 
 
 def test_a_fill_from_the_surroundings_keeps_nothing_of_what_was_removed() -> None:
