@@ -208,6 +208,22 @@ class DetectorAdapter(Adapter):
     """An adapter whose outputs are `DetectorOutput`s; detections and their targets follow from those."""
 
     task: ClassVar[Task] = "detection"
+    least_score_name: ClassVar[str | None] = None
+    """The attribute that holds the least score of a detection, where the adapter and not the model sets it."""
+
+    def from_score(self, least: float) -> DetectorAdapter:
+        """This adapter, or a copy of it that reports detections of lower scores, as average precision needs them.
+
+        Args:
+            least: score in [0, 1] from which on detections are reported. A threshold of the model's own, such as
+                torchvision's ``score_thresh``, stays.
+        """
+        name = self.least_score_name
+        if name is None or getattr(self, name) <= least:
+            return self
+        changed = copy.copy(self)
+        setattr(changed, name, least)
+        return changed
 
     @abstractmethod
     def outputs(self, raw: Any, batch: Batch) -> list[DetectorOutput]: ...

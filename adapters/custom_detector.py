@@ -27,6 +27,8 @@ class CustomDetectorAdapter(DetectorAdapter):
 
     family = "custom detector"
 
+    least_score_name = "score_threshold"
+
     def __init__(
         self,
         model: nn.Module,

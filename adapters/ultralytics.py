@@ -42,6 +42,7 @@ class UltralyticsDetector(DetectorAdapter):
     """
 
     stretches = False
+    least_score_name = "conf"
 
     def __init__(
         self,

@@ -68,7 +68,19 @@ def _read_json(path: Path) -> dict[str, list[Any]]:
         if not isinstance(value, list):
             got = "nothing" if value is None else f"a {type(value).__name__}"
             raise ValueError(f"{path}: expected {shape}; got {got} under {name!r}")
-    return lists
+    return {name: [_with_ids(entry, name) for entry in value] for name, value in lists.items()}
+
+
+def _with_ids(entry: Any, kind: str) -> Any:
+    """An entry with ids that were written as floats (as pandas does) or, of categories, as text as whole numbers."""
+    if not isinstance(entry, dict):
+        return entry
+    found = {key: _as_index(entry[key]) for key in ("id", "image_id", "category_id") if key in entry}
+    category = "id" if kind == "categories" else "category_id"
+    value = found.get(category)
+    if isinstance(value, str) and value.isascii() and value.isdigit():
+        found[category] = int(value)
+    return entry | found
 
 
 def _categories(entries: list[Any], problems: list[Problem]) -> dict[int, str]:
@@ -90,6 +102,7 @@ def _pictures(
     """The pictures that can be used, by id, and the ids of all that the file lists."""
     pictures: dict[int | str, _Picture] = {}
     known: set[int | str] = set()
+    written: set[str] = set()
     places: set[Path] = set()
     for entry in entries:
         if not _names_a_picture(entry):
@@ -98,11 +111,12 @@ def _pictures(
             continue
         image_id, file_name = entry["id"], entry["file_name"]
         path = folder / file_name
-        if image_id in known:
+        if image_id in known or str(image_id) in written:
             message = f"id {image_id} stands for several entries, also {file_name}: the first is kept"
             problems.append(Problem("duplicate image id", message, image_id))
             continue
         known.add(image_id)
+        written.add(str(image_id))  # 1 and "1" would be one picture to whoever reads the report
         if path in places:
             message = f"{file_name} is listed again under id {image_id}: left out"
             problems.append(Problem("picture listed twice", message, image_id))
@@ -146,12 +160,14 @@ def _annotations(
 ) -> dict[int | str, list[dict[str, Any]]]:
     """Checked annotations by picture: id, category_id, box (x, y, w, h), crowd, area, segmentation."""
     rows: dict[int | str, list[dict[str, Any]]] = {image_id: [] for image_id in pictures}
+    written = {str(image_id): image_id for image_id in known}  # "7" may mean picture 7
     seen: dict[Any, Any] = {}
     for position, entry in enumerate(entries):
         if not isinstance(entry, dict) or not isinstance(entry.get("image_id"), (int, str)):
             problems.append(Problem("unreadable annotation", f"expected image_id; got {_short(entry)}: left out"))
             continue
-        image_id, own = entry["image_id"], entry.get("id")
+        image_id: int | str = written.get(str(entry["image_id"]), entry["image_id"])
+        own = entry.get("id")
         own = own if _is_index(own) else None
 
         tell = partial(_tell, problems, image_id, own)
@@ -211,8 +227,16 @@ def _shape(
         "box": (x, y, w, h),
         "segmentation": segmentation,
         "area": float(area) if _is_number(area) else w * h,
-        "crowd": bool(entry.get("iscrowd", 0)),
+        "crowd": _is_crowd(entry.get("iscrowd"), tell),
     }
+
+
+def _is_crowd(value: Any, tell: Callable[[str, str], None]) -> bool:
+    """Whether an annotation is of a crowd; some programs write the flag as text."""
+    if value is None or value in (0, 1, "0", "1"):
+        return value in (1, "1")
+    tell("unreadable crowd flag", f"expected iscrowd 0 or 1; got {_short(value)}: taken as one object")
+    return False
 
 
 def _segmentation(value: Any, size_hw: tuple[int, int]) -> tuple[Any, str]:
@@ -293,7 +317,12 @@ def _xyxy(xywh: np.ndarray) -> np.ndarray:
 
 
 def _is_index(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
+
+
+def _as_index(value: Any) -> Any:
+    """A whole number that was written as a float as an integer; anything else as it is."""
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else value
 
 
 def _is_number(value: Any) -> TypeGuard[float]:

@@ -81,6 +81,10 @@ class TrueObjects:
             return torch.zeros(0, *self.image_size_hw, dtype=torch.bool)
         return torch.from_numpy(coco_masks.decode(self.rles()).transpose(2, 0, 1).copy()).bool()
 
+    def mask(self, index: int) -> Tensor:
+        """(H, W) bool, one object's own of `masks`."""
+        return torch.from_numpy(coco_masks.decode(self._rle(index))).bool()
+
     def _rle(self, index: int) -> dict[str, Any]:
         segmentation = self.segmentations[index]
         if segmentation is None:

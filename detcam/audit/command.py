@@ -97,7 +97,7 @@ def audit(
         typer.Option(
             metavar="NAME", rich_help_panel=HOW, help="What makes the heatmaps; 'detcam methods' lists the choice."
         ),
-    ] = "reachcam",
+    ] = "probecam",
     target_layer: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME", rich_help_panel=HOW, help="Layer to look at instead of the method's own choice."),

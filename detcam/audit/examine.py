@@ -14,7 +14,7 @@ from detcam.adapters.base import Adapter, Target
 from detcam.audit.case import PLACES, Case, Maps, Place
 from detcam.audit.errors import ErrorCase
 from detcam.audit.following import Followed
-from detcam.audit.questions import Question, question_of, stage_of
+from detcam.audit.questions import Question, question_of, stage_of, true_box
 from detcam.audit.reading import case_reading
 from detcam.audit.regions import box_region, places, shares
 from detcam.audit.verification import Doubt, Verified, Verifier
@@ -74,10 +74,18 @@ class Examiner:
         names: class index to name.
         threshold: least score of a detection, in [0, 1].
         masks: whether true objects are what their masks cover, rather than their boxes.
+        iou_threshold: least overlap of a right detection.
     """
 
     def __init__(
-        self, adapter: Adapter, cam: BaseCAM, names: Mapping[int, str], threshold: float, *, masks: bool = False
+        self,
+        adapter: Adapter,
+        cam: BaseCAM,
+        names: Mapping[int, str],
+        threshold: float,
+        *,
+        masks: bool = False,
+        iou_threshold: float = 0.5,
     ) -> None:
         self.adapter = adapter
         self.plain = adapter.without_layers()
@@ -85,6 +93,7 @@ class Examiner:
         self.names = names
         self.threshold = threshold
         self.masks = masks
+        self.iou_threshold = iou_threshold
         self._foldings: dict[tuple[int, ...], Folding | None] = {}
 
     def examine(self, pictures: Sequence[Picture]) -> list[list[Examined]]:
@@ -150,11 +159,12 @@ class Examiner:
             verified = dict(zip(doubts, verifier.verify(list(doubts.values())), strict=True))
             self._foldings[size] = subject.folding
             stages = [
-                stage_of(error, output, picture.truth, self.threshold) if error.detection is None else ("", 0.0)
+                stage_of(error, output, picture.truth, self.threshold, self.iou_threshold)
+                if error.detection is None
+                else ("", 0.0)
                 for error in picture.errors
             ]
         found = []
-        regions = _object_regions(picture.truth, self.masks)
         for number, error in enumerate(picture.errors):
             case = replace(picture.cases[number], question=questions[number].words, passes=passes)
             if error.detection is None:
@@ -166,9 +176,8 @@ class Examiner:
                 continue
             if beside is not None:
                 case = replace(case, stage=_compared(heat, beside))
-            where = places(
-                picture.truth.image_size_hw, case.box_xyxy, *_true_regions(error, picture.truth.labels, regions)
-            )
+            own, others = true_regions(error, picture.truth, masks=self.masks)
+            where = places(picture.truth.image_size_hw, case.box_xyxy, own, others)
             found.append(self._conclude(case, where, heat, verified.get(number), to_canvas, levels))
         return found
 
@@ -178,7 +187,9 @@ class Examiner:
             x1, y1, x2, y2 = truth.boxes_xyxy[error.truth].tolist()
             at = (x1, y1, x2, y2)
         alone = error.type in ("localization", "duplicate")
-        return Followed.start(output, target, self.threshold, alone=alone, truth_xyxy=at)
+        return Followed.start(
+            output, target, self.threshold, alone=alone, truth_xyxy=at, iou_threshold=self.iou_threshold
+        )
 
     def _conclude(
         self,
@@ -282,7 +293,10 @@ def _joined(
         start += len(question.targets)
         good = [each for each in own if isinstance(each, Tensor)]
         failed = [each for each in own if isinstance(each, RuntimeError)]
-        heats.append(torch.stack(good).mean(0) if good else failed[0])
+        heat = torch.stack(good).mean(0) if good else failed[0]
+        if isinstance(heat, Tensor) and not bool(heat.amax() > 0):
+            heat = RuntimeError("nothing in the picture speaks for it, the map is zero everywhere")
+        heats.append(heat)
         beside = None
         if question.beside is not None:
             other = maps[start]
@@ -300,22 +314,18 @@ def _compared(heat: Tensor, beside: Tensor) -> str:
     return f"{words} the first detection (correlation {alike:.2f})"
 
 
-def _object_regions(truth: TrueObjects, masks: bool) -> list[Tensor]:
-    """The pixels (H, W) bool of each true object: of its mask, or of its box."""
-    if masks:
-        return list(truth.masks())
-    return [box_region((x1, y1, x2, y2), truth.image_size_hw) for x1, y1, x2, y2 in truth.boxes_xyxy.tolist()]
+def true_regions(error: ErrorCase, truth: TrueObjects, *, masks: bool) -> tuple[Tensor | None, Tensor]:
+    """The pixels (H, W) bool of the true object that an error is about, and of the others of the predicted class."""
+    others = torch.zeros(truth.image_size_hw, dtype=torch.bool)
+    for index, label in enumerate(truth.labels.tolist()):
+        if label == error.label and index != error.truth:
+            others |= _object_region(truth, index, masks)
+    return None if error.truth is None else _object_region(truth, error.truth, masks), others
 
 
-def _true_regions(error: ErrorCase, labels: Tensor, regions: Sequence[Tensor]) -> tuple[Tensor | None, list[Tensor]]:
-    """The region of the true object that an error is about, and those of the other objects of the predicted class."""
-    own = None if error.truth is None else regions[error.truth]
-    same = [
-        region
-        for index, (region, label) in enumerate(zip(regions, labels.tolist(), strict=True))
-        if label == error.label and index != error.truth
-    ]
-    return own, same
+def _object_region(truth: TrueObjects, index: int, masks: bool) -> Tensor:
+    """The pixels (H, W) bool of a true object's mask, or of its box."""
+    return truth.mask(index) if masks else box_region(true_box(truth, index), truth.image_size_hw)
 
 
 def _brightest(heat: Tensor) -> Tensor:

@@ -32,6 +32,7 @@ class Followed:
         alone: whether its own candidate alone is followed.
         before: (K, 4) boxes that said its class near it in the unchanged picture, above the threshold.
         truth_xyxy: the true object that it is too far off, for a box in the wrong place; else None.
+        fits: least overlap with that object, in (0, 1], at which the box has moved onto it.
     """
 
     target: BoxTarget
@@ -39,6 +40,7 @@ class Followed:
     alone: bool
     before: Tensor
     truth_xyxy: Box | None = None
+    fits: float = SAME
 
     @classmethod
     def start(
@@ -49,12 +51,21 @@ class Followed:
         *,
         alone: bool = False,
         truth_xyxy: Box | None = None,
+        iou_threshold: float = SAME,
     ) -> Followed:
-        """Follow a detection from what the detector says of the unchanged picture."""
+        """Follow a detection from what the detector says of the unchanged picture.
+
+        A box in the wrong place has moved onto its object where it overlaps it by the threshold of a right detection;
+        one that does so already (of masks that do not) where it has come half of the way to the object's own box.
+        """
         boxes, scores = (part.float().cpu() for part in output.proposals())
         overlap = _overlap(target, boxes)
         near = (overlap >= NEAR) & (overlap < SAME) & (scores[:, target.label] >= threshold)
-        return cls(target, threshold, alone, boxes[near], truth_xyxy)
+        fits = iou_threshold
+        if truth_xyxy is not None:
+            now = float(_overlap(target, torch.tensor([truth_xyxy], dtype=torch.float32))[0])
+            fits = iou_threshold if now < iou_threshold else (1 + now) / 2
+        return cls(target, threshold, alone, boxes[near], truth_xyxy, fits)
 
     def find(self, output: DetectorOutput) -> tuple[float, Outcome]:
         """Its score in [0, 1] in a changed picture, and what became of it."""
@@ -72,7 +83,7 @@ class Followed:
         score = float(scores[here, label].max()) if bool(here.any()) else 0.0
         if score >= self.threshold and self.truth_xyxy is not None:
             onto = float(box_iou(torch.tensor([self.truth_xyxy], dtype=torch.float32), box)[0, 0])
-            return score, "moved" if onto >= SAME else "unchanged"
+            return score, "moved" if onto >= self.fits else "unchanged"
         if score >= self.threshold:
             return score, "unchanged"
         if float(row[label]) >= self.threshold and own_overlap < SAME:

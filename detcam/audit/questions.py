@@ -15,9 +15,6 @@ from detcam.outputs import DetectorOutput
 from detcam.targets import BoxTarget, EdgesTarget
 from detcam.true_objects import TrueObjects
 
-FITS = 0.5
-"""Least overlap with a missed object of a raw candidate that was after it."""
-
 
 @dataclass(frozen=True)
 class Question:
@@ -88,7 +85,9 @@ def question_of(error: ErrorCase, found: Detections, truth: TrueObjects, names: 
     return Question((target,), f"does this second {name} rest on what the first rests on?", target, winner)
 
 
-def stage_of(error: ErrorCase, output: DetectorOutput, truth: TrueObjects, threshold: float) -> tuple[str, float]:
+def stage_of(
+    error: ErrorCase, output: DetectorOutput, truth: TrueObjects, threshold: float, iou_threshold: float = 0.5
+) -> tuple[str, float]:
     """Where a missed object died in the detector, and the score of its class there.
 
     Args:
@@ -96,15 +95,16 @@ def stage_of(error: ErrorCase, output: DetectorOutput, truth: TrueObjects, thres
         output: what the detector says of the picture.
         truth: what is there.
         threshold: least score of a detection.
+        iou_threshold: least overlap of a candidate that was after it.
 
     Returns:
-        ``"no candidate"`` (no proposal, anchor or query overlaps it by half), ``"another class"`` (the best candidate
+        ``"no candidate"`` (no proposal, anchor or query overlaps it so far), ``"another class"`` (the best candidate
         says another class above the threshold), ``"below threshold"``, or ``"suppressed"`` (a good candidate was
         there, and another detection took its place); and the class score, in [0, 1], of the best candidate.
     """
     boxes, scores = (part.float().cpu() for part in output.proposals())
     overlap = box_iou(torch.tensor([true_box(truth, missed(error))]), boxes)[0]
-    near = overlap >= FITS
+    near = overlap >= iou_threshold
     if not bool(near.any()):
         best = float(scores[int(overlap.argmax()), error.label]) if len(boxes) else 0.0
         return "no candidate", best

@@ -52,24 +52,21 @@ def box_region(box: Box, size_hw: tuple[int, int]) -> Tensor:
     return region
 
 
-def places(
-    size_hw: tuple[int, int], predicted: Box, truth: Tensor | None, same_class: Sequence[Tensor]
-) -> dict[Place, Tensor]:
+def places(size_hw: tuple[int, int], predicted: Box, truth: Tensor | None, same_class: Tensor) -> dict[Place, Tensor]:
     """Each place's pixels (H, W) bool, without overlap, as `Place` orders them.
 
     Args:
         size_hw: of the picture.
         predicted: the detection's box.
         truth: (H, W) bool, the true object concerned, or None.
-        same_class: (H, W) bool each, the other objects of the predicted class.
+        same_class: (H, W) bool, the other objects of the predicted class.
     """
     x1, y1, x2, y2 = predicted
     dx, dy = RING * (x2 - x1), RING * (y2 - y1)
     nothing = torch.zeros(size_hw, dtype=torch.bool)
-    others = torch.stack(list(same_class)).any(0) if len(same_class) else nothing
     layers: list[tuple[Place, Tensor]] = [
         ("true object", nothing if truth is None else truth),
-        ("same class", others),
+        ("same class", same_class),
         ("predicted box", box_region(predicted, size_hw)),
         ("ring", box_region((x1 - dx, y1 - dy, x2 + dx, y2 + dy), size_hw)),
         ("scene", ~nothing),

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from detcam.adapters import Adapter, adapt
 from detcam.annotations import Annotations
@@ -19,8 +17,10 @@ from detcam.audit.case import Case, Group, Truth
 from detcam.audit.errors import ErrorCase
 from detcam.audit.examine import Examined, Examiner
 from detcam.audit.grouping import group_cases
+from detcam.audit.inputs import adapter_digest, digest, judged, truth_digest
 from detcam.audit.matching import IouType
 from detcam.audit.nature import Natures
+from detcam.audit.packed import Unpacked
 from detcam.audit.reading import case_reading
 from detcam.audit.store import Store
 from detcam.audit.work import Work
@@ -58,6 +58,13 @@ class Settings:
     def __post_init__(self) -> None:
         if not 0 < self.score_threshold < 1:
             raise ValueError(f"expected score_threshold between 0 and 1; got {self.score_threshold}")
+        if not 0 < self.background_threshold < self.iou_threshold <= 1:
+            raise ValueError(
+                "expected 0 < background_threshold < iou_threshold <= 1; got "
+                f"{self.background_threshold} and {self.iou_threshold}"
+            )
+        if self.iou_type not in ("bbox", "segm"):
+            raise ValueError(f'expected iou_type "bbox" or "segm"; got {self.iou_type!r}')
         if self.explain < 0 or self.explain_missed < 0:
             raise ValueError(
                 f"expected explain and explain_missed of at least 0; got {self.explain} and {self.explain_missed}"
@@ -161,7 +168,7 @@ def audit(
     if adapter.task != "detection":
         raise TypeError(f"an audit is of a detector; {type(adapter.model).__name__} does {adapter.task}")
     truth = annotations if isinstance(annotations, Annotations) else Annotations.load(annotations, images)
-    truth = truth.for_classes(adapter.names, class_map)
+    truth = judged(adapter, truth, class_map)
     name = model_name or type(adapter.model).__name__
     cam = make_cam(adapter, method)
     asked = {
@@ -171,7 +178,9 @@ def audit(
         "model": name,
         "annotations": truth.path.name,
         "pictures": len(truth),
+        "truth": truth_digest(truth),
         "weights": digest(adapter.model),
+        "adapter_options": adapter_digest(adapter),
     }
     work = Work(adapter, iou_type == "segm", progress, batch_size)
     if out is not None:
@@ -180,10 +189,11 @@ def audit(
     elif resume:
         raise ValueError("resume goes on with the audit in a folder; say which with out=")
     with work.timed("detecting"):
-        truth, found = work.detect(truth)
+        truth, packed = work.detect(truth)
+    found = [one.found for one in packed]
     with work.timed("matching"):
         analysis = analyze_errors(
-            found,
+            Unpacked(packed) if iou_type == "segm" else found,
             truth,
             iou_threshold=iou_threshold,
             background_threshold=background_threshold,
@@ -192,7 +202,9 @@ def audit(
         )
     plain = [plain_case(analysis, position, found, truth) for position in range(len(analysis))]
     chosen = _choose(analysis, truth, settings)
-    examiner = Examiner(adapter, cam, truth.names, score_threshold, masks=iou_type == "segm")
+    examiner = Examiner(
+        adapter, cam, truth.names, score_threshold, masks=iou_type == "segm", iou_threshold=iou_threshold
+    )
     with work.timed("explaining"):
         examined = work.explain(examiner, analysis, found, truth, plain, chosen)
     with work.timed("comparing"):
@@ -218,17 +230,6 @@ def audit(
         with work.timed("writing"):
             report = work.writer.finish(summary)
     return Audit(analysis, tuple(cases), tuple(groups), truth.problems, report, seconds, dict(work.timings))
-
-
-def digest(model: nn.Module) -> str:
-    """A short name for a model's weights: an audit is not gone on with by another model."""
-    found = hashlib.sha256()
-    for name, value in model.state_dict().items():
-        found.update(name.encode())
-        if isinstance(value, Tensor):
-            plain = value.detach().cpu().flatten().clone(memory_format=torch.contiguous_format)
-            found.update(plain.view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()[:16]
 
 
 def _choose(analysis: ErrorAnalysis, truth: Annotations, settings: Settings) -> list[int]:
@@ -299,14 +300,14 @@ def _grouped(
     analysis: ErrorAnalysis, plain: Sequence[Case], examined: Mapping[str, Examined]
 ) -> tuple[list[Case], list[Group]]:
     """All cases, the explained ones with the number of their group; and the groups."""
-    positions = [position for position, case in enumerate(plain) if case.id in examined]
+    cases = [examined[case.id].case if case.id in examined else case for case in plain]
+    positions = [position for position, case in enumerate(cases) if case.method]  # without a map there is no cause
     explained = [examined[plain[position].id] for position in positions]
     groups = group_cases(
         [one.case for one in explained],
         [one.features for one in explained],
         lambda members: analysis.average_precision_lost([positions[member] for member in members]),
     )
-    cases = list(plain)
     for group, members in groups:
         for member in members:
             cases[positions[member]] = replace(explained[member].case, group=group.number)

@@ -14,15 +14,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from pycocotools import mask as coco_masks
 
 from detcam.audit.case import Case
 from detcam.audit.examine import Examined
+from detcam.audit.packed import Packed
 from detcam.detections import Detections, Source
 from detcam.saving import replace_file
 
 FOLDER = "unfinished"
 SETTINGS, DETECTIONS, CASES = "settings.json", "detections.jsonl", "cases.jsonl"
+FILES = ("index.html", "audit.json", "false_positives.csv", "false_positives.coco.json")
+"""What a report writes beside them, and nobody else's file is written over."""
 
 
 class Store:
@@ -34,14 +36,19 @@ class Store:
         resume: whether to go on.
 
     Raises:
-        ValueError: the folder has an audit already and `resume` was not asked for, or it was asked for other settings.
+        ValueError: the folder has an audit already and `resume` was not asked for, or it was asked for other settings,
+            or it has files that are no audit's.
     """
 
     def __init__(self, out: Path, settings: Mapping[str, Any], *, resume: bool) -> None:
         self.folder = out / FOLDER
         wanted = json.loads(json.dumps(settings))
         path = self.folder / SETTINGS
-        if path.exists():
+        begun = path.exists() and any((self.folder / name).exists() for name in (DETECTIONS, CASES))
+        strange = [name for name in FILES if (out / name).exists()]
+        if strange and not path.exists():
+            raise ValueError(f"{out} has {strange[0]} that is no audit's; name a new folder (out=, --out)")
+        if begun:
             if not resume:
                 raise ValueError(
                     f"{out} has an audit already; go on with it by resume (--resume), or name a new folder"
@@ -54,14 +61,14 @@ class Store:
         self.folder.mkdir(parents=True, exist_ok=True)
         replace_file(path, json.dumps(wanted, indent=1).encode())
 
-    def detections(self, names: Mapping[int, str]) -> dict[str, Detections | str]:
+    def detections(self, names: Mapping[int, str]) -> dict[str, Packed | str]:
         """What was found in each picture already, by its id; a text where the picture could not be read."""
         return {
             line["image"]: line["unreadable"] if "unreadable" in line else _detections(line, names)
             for line in self._lines(DETECTIONS)
         }
 
-    def add_detections(self, image: str, found: Detections | str) -> None:
+    def add_detections(self, image: str, found: Packed | str) -> None:
         """Keep what was found in a picture, or why it could not be read."""
         line = {"unreadable": found} if isinstance(found, str) else _plain(found)
         self._append(DETECTIONS, {"image": image, **line})
@@ -106,12 +113,11 @@ def _array(values: list[float] | None) -> np.ndarray | None:
     return None if values is None else np.asarray(values, dtype=np.float32)
 
 
-def _plain(found: Detections) -> dict[str, Any]:
+def _plain(packed: Packed) -> dict[str, Any]:
     """Detections as JSON; numbers come back to the last bit."""
-    masks = None
-    if found.masks is not None:
-        encoded = [coco_masks.encode(np.asfortranarray(mask.numpy().astype(np.uint8))) for mask in found.masks]
-        masks = [{"size": list(one["size"]), "counts": one["counts"].decode("ascii")} for one in encoded]
+    found, masks = packed.found, None
+    if packed.masks is not None:
+        masks = [{"size": list(one["size"]), "counts": one["counts"].decode("ascii")} for one in packed.masks]
     return {
         "size": list(found.image_size_hw),
         "boxes": found.boxes_xyxy.tolist(),
@@ -122,23 +128,22 @@ def _plain(found: Detections) -> dict[str, Any]:
     }
 
 
-def _detections(line: Mapping[str, Any], names: Mapping[int, str]) -> Detections:
+def _detections(line: Mapping[str, Any], names: Mapping[int, str]) -> Packed:
     masks = None
     if line["masks"] is not None:
-        decoded = [torch.from_numpy(coco_masks.decode(one)).bool() for one in line["masks"]]
-        masks = torch.stack(decoded) if decoded else torch.zeros((0, *line["size"]), dtype=torch.bool)
+        masks = tuple({"size": one["size"], "counts": one["counts"].encode("ascii")} for one in line["masks"])
     sources = tuple(
         Source(kind, level, anchor, _tuple(center), _tuple(box)) for kind, level, anchor, center, box in line["sources"]
     )
-    return Detections(
+    found = Detections(
         torch.tensor(line["boxes"], dtype=torch.float32).reshape(-1, 4),
         torch.tensor(line["labels"], dtype=torch.int64),
         torch.tensor(line["scores"], dtype=torch.float32),
         (line["size"][0], line["size"][1]),
         sources,
-        masks,
-        names,
+        names=names,
     )
+    return Packed(found, masks)
 
 
 def _tuple(values: list[float] | None) -> Any:

@@ -165,8 +165,12 @@ class Summary:
             return "No false positives."
         plural = self.false_positives != 1
         count = f"{self.false_positives} false positive{'s' if plural else ''}"
+        least = self.settings.get("score_threshold")
+        sure = sum(case.is_false_positive and case.score >= least for case in self.cases) if least else 0
+        if least and sure < self.false_positives:
+            count += f", {sure} of them at a score of {least:g} or more,"
         if not math.isfinite(self.false_positive_ap):
-            return f"{count}, and no objects to find: average precision is not defined."
+            return f"{count.rstrip(',')}, and no objects to find: average precision is not defined."
         return f"{count} cost{'' if plural else 's'} {_ap(self.false_positive_ap)} AP."
 
     def to_json(self) -> dict[str, Any]:

@@ -87,5 +87,9 @@ def test_settings_that_an_interruption_left_half_written_do_not_stand_in_the_way
     (tmp_path / FOLDER).mkdir()
     (tmp_path / FOLDER / f".{'0' * 32}.tmp").write_text('{"half')
     Store(tmp_path, {"model": "a"}, resume=False)
+    store = Store(tmp_path, {"model": "b"}, resume=False)  # where nothing was found yet nothing can be mixed up
+    store.add_detections("1", "unreadable")
     with pytest.raises(ValueError, match="has an audit already"):
-        Store(tmp_path, {"model": "a"}, resume=False)
+        Store(tmp_path, {"model": "b"}, resume=False)
+    with pytest.raises(ValueError, match="asked for otherwise"):
+        Store(tmp_path, {"model": "a"}, resume=True)

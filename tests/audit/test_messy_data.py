@@ -19,7 +19,7 @@ from detcam import adapt
 from detcam.adapters import detector
 from detcam.annotations import Annotations
 from detcam.audit import Audit
-from detcam.audit.examine import _object_regions, _true_regions
+from detcam.audit.examine import true_regions
 from detcam.audit.regions import box_region
 from detcam.demo.model import load_demo_detector
 from detcam.demo.scenes import DEMO_NAMES, draw_scene
@@ -190,13 +190,17 @@ def test_true_regions_are_masks_where_masks_are_matched(tmp_path: Path) -> None:
     data["annotations"][0]["segmentation"] = [triangle]
     path.write_text(json.dumps(data))
     truth = Annotations.load(path, tmp_path / "images").for_classes(DEMO_NAMES)[0]
-    boxes, masks = _object_regions(truth, False), _object_regions(truth, True)
-    assert torch.equal(boxes[0], box_region(tuple(truth.boxes_xyxy[0].tolist()), truth.image_size_hw))  # type: ignore[arg-type]
-    assert 0.4 < float(masks[0].sum() / boxes[0].sum()) < 0.6, "half of the box lies under a triangle"
-    assert bool(masks[0][round(y) + 2, round(x) + 2]) and not masks[0][round(y + height) - 2, round(x + width) - 2]
     from detcam.audit.errors import ErrorCase
 
     error = ErrorCase(0, 1, "localization", 0, 0, None, int(truth.labels[0]), 0.9, 0.3, 0.0, True)
-    own, same = _true_regions(error, truth.labels, masks)
-    assert own is masks[0] and len(same) == int((truth.labels == truth.labels[0]).sum()) - 1
-    assert _true_regions(replace(error, truth=None), truth.labels, masks)[0] is None
+    (box, boxes), (mask, masks) = (true_regions(error, truth, masks=masks) for masks in (False, True))
+    assert box is not None and mask is not None
+    assert torch.equal(box, box_region(tuple(truth.boxes_xyxy[0].tolist()), truth.image_size_hw))  # type: ignore[arg-type]
+    assert 0.4 < float(mask.sum() / box.sum()) < 0.6, "half of the box lies under a triangle"
+    assert bool(mask[round(y) + 2, round(x) + 2]) and not mask[round(y + height) - 2, round(x + width) - 2]
+    others = [own for own, label in zip(truth.boxes_xyxy.tolist(), truth.labels.tolist(), strict=True)][1:]
+    others = [own for own, label in zip(others, truth.labels.tolist()[1:], strict=True) if label == error.label]
+    assert len(others) and torch.equal(boxes, torch.stack([box_region(o, truth.image_size_hw) for o in others]).any(0))
+    assert torch.equal(masks, boxes), "what has no mask is its box"
+    nobody, all_boats = true_regions(replace(error, truth=None), truth, masks=True)
+    assert nobody is None and torch.equal(all_boats, masks | mask)

@@ -13,7 +13,7 @@ from torch import nn
 import detcam
 from detcam.adapters import detector
 from detcam.audit import Audit
-from detcam.audit.run import digest
+from detcam.audit.inputs import digest
 from tests.adapters.test_custom_detector import fastestdet_decode
 from tests.audit.photographs import OBJECTS, write_labels
 

@@ -36,7 +36,7 @@ def test_the_strongest_pixels_are_a_share_of_the_picture_around_the_peak() -> No
 def test_places_do_not_overlap_and_fill_the_picture() -> None:
     truth = box_region((20, 0, 40, 10), (40, 60))
     other = box_region((50, 30, 60, 40), (40, 60))
-    found = places((40, 60), (10, 0, 30, 20), truth, [other])
+    found = places((40, 60), (10, 0, 30, 20), truth, other)
     total = torch.stack(list(found.values())).sum(0)
     assert bool((total == 1).all())
     # By hand: the truth has 20 x 10; the box 20 x 20 less the 10 x 10 that the truth has of it; the ring reaches 10

@@ -246,3 +246,31 @@ def test_compressed_run_lengths_are_read_as_pycocotools_wrote_them(density: floa
     assert runs is not None and sum(runs) == mask.size
     drawn = np.repeat(np.arange(len(runs)) % 2, runs).reshape(mask.shape, order="F")
     assert np.array_equal(drawn, mask)
+
+
+def test_ids_that_programs_write_in_their_own_way_are_understood(tmp_path: Path) -> None:
+    """Floats from pandas, text where the picture has a number, text for categories; and crowds as text."""
+    objects = [
+        thing(id=1.0, image_id=7.0, category_id=3.0, iscrowd="0"),
+        thing(id=2, image_id="7", category_id="3", iscrowd="1"),
+        thing(id=2**63, iscrowd=True),
+        thing(id=9, iscrowd=None),
+    ]
+    loaded = load(tmp_path, objects, categories=[{"id": "1", "name": "cat"}, {"id": 3.0, "name": "traffic light"}])
+    found = only(loaded)
+    assert found.labels.tolist() == [3, 3, 1, 1] and dict(loaded.categories) == {1: "cat", 3: "traffic light"}
+    assert found.crowd.tolist() == [False, True, True, False]
+    assert found.ids.tolist()[:2] == [1, 2] and found.ids[2] < 0 and len(set(found.ids.tolist())) == 4
+    assert not loaded.problems
+
+
+def test_a_crowd_flag_that_is_none_is_told(tmp_path: Path) -> None:
+    loaded = load(tmp_path, [thing(iscrowd="yes")])
+    assert only(loaded).crowd.tolist() == [False]
+    assert "iscrowd 0 or 1; got 'yes'" in loaded.problems.of("unreadable crowd flag")[0].message
+
+
+def test_a_number_and_its_text_are_not_two_pictures(tmp_path: Path) -> None:
+    other = {**picture(tmp_path, "b.png"), "id": "7"}
+    loaded = load(tmp_path, [thing()], images=[picture(tmp_path), other])
+    assert only(loaded).file_name == "a.png" and loaded.problems.of("duplicate image id")

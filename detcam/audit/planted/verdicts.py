@@ -16,7 +16,7 @@ from torch import Tensor
 from detcam.adapters import Adapter
 from detcam.audit.analysis import analyze_errors
 from detcam.audit.case import PLACES, Place
-from detcam.audit.examine import Examined, Examiner, Picture
+from detcam.audit.examine import Examined, Examiner, Picture, true_regions
 from detcam.audit.planted.certify import THRESHOLD, PlantedCase
 from detcam.audit.planted.judge import Finding, judge_map
 from detcam.audit.regions import box_region, elsewhere, places, shares
@@ -78,10 +78,7 @@ def audit_case(adapter: Adapter, cam: BaseCAM, case: PlantedCase, first_label: i
     if found.maps is None:
         raise RuntimeError(f"the audit could not explain scene {case.scene.seed}: {found.case.reason}")
     truth = picture.truth
-    own = picture.errors[0].truth
-    regions = [box_region(tuple(box), truth.image_size_hw) for box in truth.boxes_xyxy.tolist()]
-    same = [r for i, r in enumerate(regions) if i != own and int(truth.labels[i]) == picture.errors[0].label]
-    where = places(truth.image_size_hw, found.case.box_xyxy, None if own is None else regions[own], same)
+    where = places(truth.image_size_hw, found.case.box_xyxy, *true_regions(picture.errors[0], truth, masks=False))
     held = shares(case.cause.float(), where)
     evidence = torch.from_numpy(np.asarray(found.maps.evidence))
     wrong = wrong_causes(case)

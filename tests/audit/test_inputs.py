@@ -1,0 +1,238 @@
+"""What an audit is given: what cannot be judged is refused before anything is detected, and nothing is mixed up."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from typer.testing import CliRunner
+
+import detcam
+from detcam import adapt
+from detcam.adapters import Adapter, detector
+from detcam.audit.command import audit as command
+from detcam.audit.examine import Examiner
+from detcam.audit.packed import Packed, Unpacked
+from detcam.audit.run import METHOD, Settings
+from detcam.audit.work import LEAST_SCORE
+from detcam.cli import app
+from detcam.demo.model import load_demo_detector
+from detcam.demo.scenes import DEMO_NAMES
+from detcam.detections import Detections, Source
+from tests.audit.scenes import write_scenes
+
+SEEDS = (1_000_000, 1_000_001)
+work = importlib.import_module("detcam.audit.work")  # `detcam.audit` is the function
+
+
+@pytest.fixture(scope="module")
+def adapter() -> Adapter:
+    return adapt(load_demo_detector(), names=DEMO_NAMES)
+
+
+@pytest.fixture
+def scenes(tmp_path: Path) -> Path:
+    return write_scenes(tmp_path, SEEDS)
+
+
+def run(adapter: Adapter, scenes: Path, **options: Any) -> detcam.audit.Audit:
+    options = {"score_threshold": 0.5, "explain_missed": 0, **options}
+    return detcam.audit(adapter, scenes.parent / "images", scenes, **options)
+
+
+def change(path: Path, changed: Callable[[dict[str, Any]], Any]) -> None:
+    data = json.loads(path.read_text())
+    changed(data)
+    path.write_text(json.dumps(data))
+
+
+def no_detecting(adapter: Adapter, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*arguments: Any, **options: Any) -> Any:
+        raise AssertionError("nothing was to be detected")
+
+    monkeypatch.setattr(type(adapter), "predict", never)
+
+
+def test_the_command_asks_for_what_the_function_does() -> None:
+    """Every default of the command is the function's; the method is the one that was measured."""
+    function, own = (inspect.signature(each).parameters for each in (detcam.audit, command))
+    shared = {name for name in own if name in function} - {"model", "images", "annotations", "out", "class_map"}
+    assert {"method", "score_threshold", "explain", "iou_threshold", "batch_size"} <= shared
+    assert {name: own[name].default for name in shared} == {name: function[name].default for name in shared}
+    assert own["method"].default == METHOD
+
+
+def cells(boxes: Tensor, scores: Tensor, least: float) -> Adapter:
+    """A detector that says the same of every picture."""
+
+    class Fixed(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = torch.nn.Conv2d(3, 4, 3, padding=1)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            zero = self.conv(x).sum() * 0
+            return boxes + zero, scores + zero
+
+    torch.manual_seed(0)
+    return detector(
+        Fixed().eval(),
+        lambda raw: tuple(part[None] for part in raw),
+        score_threshold=least,
+        names=["boat", "buoy"],
+        target_layers="conv",
+    )
+
+
+def test_average_precision_counts_what_the_adapter_would_not_report(scenes: Path) -> None:
+    """By hand: of a picture's one boat, a wrong box at 0.9 and the right one at 0.1: precision 1/2 at full recall."""
+
+    def one_boat(data: dict[str, Any]) -> None:
+        data["images"] = data["images"][:1]
+        boat = {"id": 1, "image_id": data["images"][0]["id"], "category_id": 10, "bbox": [10, 10, 20, 20]}
+        data["annotations"] = [{**boat, "area": 400, "iscrowd": 0}]
+
+    change(scenes, one_boat)
+    boxes = torch.tensor([[60.0, 60, 80, 80], [10, 10, 30, 30], [40, 40, 50, 50]])
+    scores = torch.tensor([[0.9, 0.0], [0.1, 0.0], [LEAST_SCORE / 2, 0.0]])
+    own = cells(boxes, scores, 0.25)
+    found = run(own, scenes, explain=0)
+    assert found.analysis.average_precision == pytest.approx(0.5, abs=1e-6)
+    assert found.analysis.counts()["missed"] == 0 and len(found.cases) == 1
+    assert own.score_threshold == 0.25, "the user's adapter is as it was"  # type: ignore[attr-defined]
+    assert own.from_score(0.5) is own  # type: ignore[attr-defined]
+
+
+def test_boxes_that_overlap_by_half_have_not_moved_where_more_is_asked(adapter: Adapter, scenes: Path) -> None:
+    """True boxes a fifth beside the detections: wrong at 0.75, and a change elsewhere must not set them right."""
+
+    def beside(data: dict[str, Any]) -> None:
+        for entry in data["annotations"]:
+            x, y, width, height = entry["bbox"]
+            entry["bbox"] = [x + 0.22 * width, y, width, height]
+
+    change(scenes, beside)
+    found = run(adapter, scenes, iou_threshold=0.75, explain=12)
+    cases = [case for case in found.explained if case.type == "localization"]
+    assert len(cases) >= 4
+    assert all(case.truth is not None and 0.5 < case.truth.iou < 0.75 for case in cases)
+    controls = [trial for case in cases for trial in case.trials if trial.change == "random control"]
+    assert sum(trial.outcome == "moved" for trial in controls) <= 0.2 * len(controls)
+
+
+def test_an_audit_is_not_gone_on_with_after_its_inputs_changed(adapter: Adapter, scenes: Path, tmp_path: Path) -> None:
+    out = tmp_path / "report"
+    first = run(adapter, scenes, out=out, explain=1)
+    assert run(adapter, scenes, out=out, explain=1, resume=True).cases == first.cases
+    before = (out / "audit.json").read_bytes()
+    change(scenes, lambda data: data["annotations"][0].update(bbox=[1, 1, 9, 9]))
+    with pytest.raises(ValueError, match="asked for otherwise .*truth"):
+        run(adapter, scenes, out=out, explain=1, resume=True)
+    assert (out / "audit.json").read_bytes() == before
+
+
+def test_wrong_settings_are_refused_before_detecting_and_do_not_block_the_folder(
+    adapter: Adapter, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        no_detecting(adapter, patch)
+        for wrong in ({"iou_type": "mask"}, {"iou_threshold": 0.1}, {"background_threshold": 0.6}):
+            with pytest.raises(ValueError, match="expected"):
+                run(adapter, scenes, out=tmp_path / "report", **wrong)  # type: ignore[arg-type]
+    assert Settings(iou_threshold=0.75).iou_threshold == 0.75
+    with pytest.raises(ValueError, match="no masks"):
+        run(adapter, scenes, out=tmp_path / "report", iou_type="segm")
+    assert run(adapter, scenes, out=tmp_path / "report", explain=0).report is not None
+
+
+def test_a_folder_with_other_peoples_files_is_left_alone(adapter: Adapter, scenes: Path, tmp_path: Path) -> None:
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "index.html").write_text("mine")
+    with pytest.raises(ValueError, match=r"index\.html that is no audit's"):
+        run(adapter, scenes, out=tmp_path / "site")
+    assert (tmp_path / "site" / "index.html").read_text() == "mine"
+    assert [file.name for file in (tmp_path / "site").iterdir()] == ["index.html"]
+
+
+def test_a_folder_without_the_pictures_is_no_success(adapter: Adapter, scenes: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.warns(UserWarning, match="missing"), pytest.raises(ValueError, match="none of the pictures"):
+        detcam.audit(adapter, tmp_path / "empty", scenes, out=tmp_path / "report")
+    torch.save(load_demo_detector(), tmp_path / "demo.pt")
+    arguments = ["--model", str(tmp_path / "demo.pt"), "--trust-checkpoint", "--names", "water,boat,buoy"]
+    arguments += ["--images", str(tmp_path / "empty"), "--annotations", str(scenes), "--out", str(tmp_path / "r")]
+    assert CliRunner().invoke(app, ["audit", *arguments]).exit_code == 2
+
+
+def test_annotations_that_fit_nothing_are_no_success(adapter: Adapter, scenes: Path) -> None:
+    change(
+        scenes, lambda data: [entry.update(image_id=f"picture {entry['image_id']}") for entry in data["annotations"]]
+    )
+    with pytest.warns(UserWarning), pytest.raises(ValueError, match="none of the objects"):
+        run(adapter, scenes)
+
+
+def test_a_model_without_names_is_not_asked_for_classes_that_it_has_not(scenes: Path) -> None:
+    nameless = adapt(load_demo_detector(), names={})
+    assert not nameless.names
+    with pytest.warns(UserWarning, match="category ids"), pytest.raises(ValueError, match="categories 10, 20 are none"):
+        run(nameless, scenes)
+
+
+def test_a_map_of_nothing_is_not_evidence(
+    adapter: Adapter, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Examiner._heat
+
+    def nothing(self: Examiner, *arguments: Any) -> Any:
+        return [[heat * 0 if isinstance(heat, Tensor) else heat for heat in row] for row in real(self, *arguments)]
+
+    monkeypatch.setattr(Examiner, "_heat", nothing)
+    found = run(adapter, scenes, out=tmp_path / "report", explain=2)
+    assert not found.explained and not found.groups
+    told = [case for case in found.cases if "no heatmap" in case.reading]
+    assert len(told) == 2
+    for case in told:
+        assert case.shares is None and case.place is None and case.verdict == "not tested"
+        assert "the map is zero everywhere" in case.reading and "lies in the box" not in case.reading
+
+
+def test_cases_of_a_large_picture_are_examined_in_parts(
+    adapter: Adapter, scenes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run(adapter, scenes, explain=6)
+    sizes: list[int] = []
+    real = Examiner.examine
+
+    def counted(self: Examiner, pictures: Any) -> Any:
+        sizes.extend(len(picture.cases) for picture in pictures)
+        return real(self, pictures)
+
+    monkeypatch.setattr(Examiner, "examine", counted)
+    monkeypatch.setattr(work, "MOST_PIXELS", 192 * 256)
+    parts = run(adapter, scenes, explain=6)
+    assert set(sizes) == {1} and len(sizes) == len(whole.explained) > len({case.image_id for case in whole.explained})
+    assert [case.verdict for case in parts.cases] == [case.verdict for case in whole.cases]
+    assert [case.peak_xy for case in parts.cases] == [case.peak_xy for case in whole.cases]
+
+
+def test_masks_are_kept_as_run_lengths_and_come_back() -> None:
+    generator = torch.Generator().manual_seed(0)
+    masks = torch.rand(3, 40, 30, generator=generator) > 0.7
+    found = Detections(
+        torch.rand(3, 4), torch.arange(3), torch.rand(3), (40, 30), (Source("query"),) * 3, masks, {0: "a"}
+    )
+    packed = Packed.of(found)
+    assert packed.found.masks is None
+    back = Unpacked([packed, Packed.of(found[[]]), Packed.of(Detections.empty((4, 5)))])
+    assert back[0].masks is not None and torch.equal(back[0].masks, masks)
+    assert back[1].masks is not None and back[1].masks.shape == (0, 40, 30)
+    assert back[1:][1].masks is None and len(back) == 3
+    assert torch.equal(back[0].scores, found.scores) and back[0].names == found.names
