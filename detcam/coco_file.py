@@ -160,15 +160,15 @@ def _annotations(
 ) -> dict[int | str, list[dict[str, Any]]]:
     """Checked annotations by picture: id, category_id, box (x, y, w, h), crowd, area, segmentation."""
     rows: dict[int | str, list[dict[str, Any]]] = {image_id: [] for image_id in pictures}
-    written = {str(image_id): image_id for image_id in known}  # "7" may mean picture 7
+    written: dict[str, int | str] = {str(image_id): image_id for image_id in known}  # "7" may mean picture 7
     seen: dict[Any, Any] = {}
     for position, entry in enumerate(entries):
         if not isinstance(entry, dict) or not isinstance(entry.get("image_id"), (int, str)):
             problems.append(Problem("unreadable annotation", f"expected image_id; got {_short(entry)}: left out"))
             continue
-        image_id: int | str = written.get(str(entry["image_id"]), entry["image_id"])
-        own = entry.get("id")
-        own = own if _is_index(own) else None
+        image_id: int | str = entry["image_id"]
+        image_id = written.get(str(image_id), image_id)
+        own = entry["id"] if _is_index(entry.get("id")) else None
 
         tell = partial(_tell, problems, image_id, own)
         content = (image_id, entry.get("category_id"), str(entry.get("bbox")), str(entry.get("segmentation")))

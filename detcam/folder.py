@@ -52,6 +52,9 @@ def find_pictures(places: Iterable[str]) -> list[Path]:
 
 def _pictures_below(folder: Path) -> Iterator[Path]:
     for place, folders, files in os.walk(folder):
+        if Path(place) != folder and _is_written_by_us(Path(place)):
+            folders.clear()
+            continue
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         own = (
             {name for entry in read_index(Path(place, INDEX)) for name in files_of(entry)} if INDEX in files else set()
@@ -59,6 +62,15 @@ def _pictures_below(folder: Path) -> Iterator[Path]:
         for name in sorted(files):
             if name not in own and not name.startswith(".") and Path(name).suffix.lower() in PICTURE_SUFFIXES:
                 yield Path(place, name)
+
+
+def _is_written_by_us(folder: Path) -> bool:
+    """Whether a folder holds a benchmark or an audit: its figures are nobody's pictures."""
+    return (
+        (folder / "settings.json").is_file()
+        and (folder / "cells").is_dir()
+        or ((folder / "audit.json").is_file() or (folder / "unfinished" / "settings.json").is_file())
+    )
 
 
 def explain_files(

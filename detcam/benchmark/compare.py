@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from detcam.annotations import Annotations
 from detcam.benchmark import plots, tables
 from detcam.benchmark.controls import controls_for, references_of
 from detcam.benchmark.pictures import find_subjects
-from detcam.benchmark.plan import CONTROLS, Entry, Ruler, read_methods, read_metrics
+from detcam.benchmark.plan import CONTROLS, Entry, Ruler, described, read_methods, read_metrics
 from detcam.benchmark.run import Runner, Tally, outcomes_of
 from detcam.benchmark.statistics import RESAMPLES, Row, make_rows
 from detcam.benchmark.store import Store, fingerprint
@@ -154,8 +153,9 @@ class Benchmark(Sequence[Row]):
             "benchmark.csv": self.to_csv().encode(),
             "benchmark.json": self.to_json().encode(),
             "scatter.png": plots.png(self.scatter()),
-            "maps.png": to_png_bytes(self.grid()),
         }
+        if self.shown:
+            contents["maps.png"] = to_png_bytes(self.grid())
         return [replace_file(folder / name, content) for name, content in contents.items()]
 
     def _metric(self, metric: str | None) -> str:
@@ -361,8 +361,8 @@ def _conclude(
 
 
 def _identity(ruler: Ruler) -> str:
-    settings = re.sub(r" at 0x[0-9a-f]+", "", repr(sorted(vars(ruler.metric).items(), key=lambda item: item[0])))
-    return f"{ruler.metric.name} {settings}"
+    """A metric with all its settings: results of other settings are not taken for its own."""
+    return f"{ruler.name} {described(ruler.metric)}"
 
 
 def _silent(picture: str, name: str) -> None:

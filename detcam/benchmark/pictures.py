@@ -118,7 +118,7 @@ def truth_of(objects: TrueObjects | None, found: Detections, targets: Sequence[T
         empty = torch.zeros(len(targets), *found.image_size_hw, dtype=torch.bool)
         return TrueRegions(empty, empty, empty)
     if all(isinstance(target, DetectionTarget) for target in targets):
-        return true_regions(objects, [_object_of(objects, target) for target in targets])
+        return true_regions(objects, [_object_of(objects, target) for target in targets], same_class=True)
     masks = objects.masks()
     regions: list[list[Tensor]] = [[], [], []]
     for label in found.labels.tolist():

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import inspect
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from torch import Tensor
+import numpy as np
+import torch
+from torch import Tensor, nn
 
 from detcam.adapters.base import Adapter, Target
 from detcam.cam import BaseCAM
@@ -36,11 +41,13 @@ class Entry:
         name: as shown, and as results are kept under.
         kind: ``method``, or ``control`` for a map that knows nothing of the network.
         explain: from adapter, pictures and targets to heatmaps.
+        made_by: what makes them, so that results of another method of the same name are not taken for its own.
     """
 
     name: str
     kind: Kind
     explain: Explainer
+    made_by: str = ""
 
 
 @dataclass(frozen=True)
@@ -82,7 +89,9 @@ def read_methods(
                 f"{name} explains {', '.join(sorted(tasks))}; this model does {adapter.task}: leave it out"
             )
         kind: Kind = "control" if _base(name) in CONTROLS else "method"
-        entries.append(Entry(name, kind, _explainer(make, options, adapter)))
+        entries.append(Entry(name, kind, _explainer(make, options, adapter), described(make)))
+    if any(entry.name == "picture" for entry in entries):
+        raise ValueError("'picture' is the name of what is kept of a picture; give your method another one")
     _check_names([entry.name for entry in entries], "methods")
     if alone and not any(entry.kind == "method" for entry in entries):
         raise ValueError("expected at least one method that is no control; got none")
@@ -171,6 +180,37 @@ def _check_options(maker: Any, options: Mapping[str, Any]) -> None:
     if wrong:
         has = f"it has {', '.join(parameters)}" if parameters else "it has none"
         raise ValueError(f"{maker.name} has no setting {wrong[0]!r}; {has}")
+
+
+def described(value: Any) -> str:
+    """A thing with its settings, the same in every run: no addresses, and objects by what they hold."""
+    if isinstance(value, (torch.Tensor, np.ndarray)):
+        return f"array {hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()[:16]}"
+    if isinstance(value, functools.partial):
+        return f"{described(value.func)}{described(value.args)}{described(value.keywords)}"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key!r}: {described(value[key])}" for key in sorted(value, key=repr)) + "}"
+    if isinstance(value, (list, tuple, set, frozenset)):
+        parts = [described(item) for item in value]
+        return f"({', '.join(sorted(parts) if isinstance(value, (set, frozenset)) else parts)})"
+    if isinstance(value, type):
+        return f"{value.__module__}.{value.__qualname__}"
+    if inspect.isroutine(value):
+        code = getattr(value, "__code__", None)  # a function is what it does, wherever it was written
+        held = [cell.cell_contents for cell in getattr(value, "__closure__", None) or ()]
+        plain = [
+            getattr(item, "__qualname__", "") if inspect.isroutine(item) else item
+            for item in held
+            if inspect.isroutine(item) or isinstance(item, (int, float, str, bool, type))
+        ]
+        if code is None:
+            return str(getattr(value, "__qualname__", type(value).__qualname__))
+        body = hashlib.sha256(code.co_code + repr(code.co_names).encode()).hexdigest()[:16]
+        constants = [item for item in code.co_consts if not inspect.iscode(item)]
+        return f"function {body} {constants!r} {described(plain)}"
+    if hasattr(value, "__dict__") and not isinstance(value, nn.Module):
+        return f"{described(type(value))}{described(vars(value))}"
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
 
 
 def _base(name: str) -> str:

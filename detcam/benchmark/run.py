@@ -24,7 +24,7 @@ from detcam.saving import number
 
 PICTURE = "picture"
 """The name under which a picture's own facts are kept."""
-BAD_PICTURE = (ValueError, RuntimeError)
+BAD_PICTURE = (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
 """What one picture, or one method on it, may fail with while the rest goes on."""
 
 Told = Callable[[str, str], None]
@@ -86,9 +86,18 @@ class Runner:
                     done += 1
             except BAD_PICTURE as error:
                 self.tally.failed[subject.name] = _one_line(error)
+                self._leave_out(subject)
             for entry in self.entries[done:]:
                 self.told(subject.name, entry.name)
         return self.tally
+
+    def _leave_out(self, subject: Subject) -> None:
+        """Count no half of a picture: some entries' values would be of more pictures than others'."""
+        for key, known, _ in list(self.tally.pictures):
+            if known is subject:
+                self.tally.pictures = [each for each in self.tally.pictures if each[0] != key]
+                for cells in self.tally.cells.values():
+                    cells.pop(key, None)
 
     def _results(self, subject: Subject, key: str, picture: Tensor) -> Iterator[Entry]:
         """Fill in one picture's cells, entry by entry.
@@ -110,7 +119,8 @@ class Runner:
         self.tally.pictures.append((key, subject, facts))
         for entry in self.entries:
             cell = self.store.get(key, entry.name)
-            if cell is None or cell["error"] or (wanted and self.store.get_map(key, entry.name) is None):
+            other = cell is not None and cell.get("made_by", entry.made_by) != entry.made_by
+            if cell is None or other or cell["error"] or (wanted and self.store.get_map(key, entry.name) is None):
                 asked = asked or _ask(self.adapter, subject, picture, self.choosing)
                 counted = first and entry.kind == "method"
                 cell, maps = _measure(self.adapter, picture, asked, entry, self.rulers, counted=counted)
@@ -150,7 +160,7 @@ def _measure(
 ) -> tuple[dict[str, Any], Tensor | None]:
     """One result: values by every metric, cost, and the heatmaps; or the error."""
     cell: dict[str, Any] = {"values": {}, "seconds": None, "peak_mib": None, "passes": None, "backward": None}
-    cell.update(warnings=[], error=None)
+    cell.update(warnings=[], error=None, made_by=entry.made_by)
     doing = entry.name
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -218,4 +228,6 @@ def _known(cells: Sequence[Mapping[str, Any]], name: str) -> list[float]:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    words = " ".join(str(error).split())
+    plain_words = bool(words) and isinstance(error, (OSError, RuntimeError, ValueError))
+    return words if plain_words else f"{type(error).__name__} {words}".strip()

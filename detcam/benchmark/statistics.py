@@ -14,6 +14,8 @@ FEWEST = 6
 """Pictures below which no difference counts as significant: five of the same sign come by chance once in sixteen."""
 NEGLIGIBLE = 1e-3
 """Share of the greater of two means below which a difference is none, however sure it is."""
+COVERAGE = 0.8
+"""Share of the findings that the best covered method has values of, which another one needs to be compared with it."""
 
 Values = Sequence[np.ndarray]
 """Per picture, (N_i,) float64: one value per target, NaN where there is none."""
@@ -190,14 +192,13 @@ def make_rows(
     }
     tied: dict[str, set[str]] = {outcome.name: set() for outcome in outcomes}
     for metric, sign in signs.items():
-        best = best_of(outcomes, scores, metric, sign)
+        best = best_of(outcomes, scores, metric, sign, resamples=resamples, seed=seed)
         if best is None:
             continue
-        for outcome in outcomes:
-            if outcome.kind == "method" and np.isfinite(scores[outcome.name][metric].mean):
-                gap = difference(best.values[metric], outcome.values[metric], resamples=resamples, seed=seed)
-                if outcome is best or not gap.significant:
-                    tied[outcome.name].add(metric)
+        for outcome in comparable(outcomes, scores, metric):
+            gap = difference(best.values[metric], outcome.values[metric], resamples=resamples, seed=seed)
+            if outcome is best or not gap.significant:
+                tied[outcome.name].add(metric)
     return [
         Row(
             outcome.name,
@@ -214,12 +215,35 @@ def make_rows(
     ]
 
 
-def best_of(
-    outcomes: Sequence[Outcome], scores: Mapping[str, Mapping[str, Estimate]], metric: str, sign: int
-) -> Outcome | None:
-    """The method with the best mean; controls are no choice. None where no method has a value."""
+def comparable(outcomes: Sequence[Outcome], scores: Mapping[str, Mapping[str, Estimate]], metric: str) -> list[Outcome]:
+    """The methods with values of nearly as many targets as any has: a mean over the few that remain is no mean."""
     known = [o for o in outcomes if o.kind == "method" and np.isfinite(scores[o.name][metric].mean)]
-    return max(known, key=lambda outcome: sign * scores[outcome.name][metric].mean, default=None)
+    most = max((scores[o.name][metric].targets for o in known), default=0)
+    return [o for o in known if scores[o.name][metric].targets >= COVERAGE * most]
+
+
+def best_of(
+    outcomes: Sequence[Outcome],
+    scores: Mapping[str, Mapping[str, Estimate]],
+    metric: str,
+    sign: int,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Outcome | None:
+    """The method with the best mean that none beats significantly on the targets of both; controls are no choice.
+
+    None where no method has a value.
+    """
+    ranked = sorted(comparable(outcomes, scores, metric), key=lambda o: -sign * scores[o.name][metric].mean)
+    if not ranked:
+        return None
+    best = ranked[0]
+    for other in ranked[1:]:
+        gap = difference(other.values[metric], best.values[metric], resamples=resamples, seed=seed)
+        if gap.significant and sign * gap.mean > 0:
+            best = other
+    return best
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -79,7 +79,10 @@ class Store:
         if self.folder is None:
             return self._maps.get((picture, name))
         file = self._file(picture, name, "png")
-        return read_heatmap(file) if file.is_file() else None
+        try:
+            return read_heatmap(file) if file.is_file() else None
+        except (OSError, ValueError):  # damaged: it is made again
+            return None
 
     def _file(self, picture: str, name: str, suffix: str) -> Path:
         if self.folder is None:

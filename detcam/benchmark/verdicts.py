@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from detcam.benchmark.statistics import FEWEST, Difference, Outcome, Row, best_of, difference
+from detcam.benchmark.statistics import FEWEST, Difference, Outcome, Row, best_of, comparable, difference
 
 
 def verdicts(
@@ -24,10 +24,16 @@ def verdicts(
     scores = {row.name: row.scores for row in rows}
     found: list[str] = []
     for metric, sign in signs.items():
-        best = best_of(outcomes, scores, metric, sign)
+        best = best_of(outcomes, scores, metric, sign, resamples=resamples, seed=seed)
         if best is None:
             found.append(f"{metric}: no method has a value.")
             continue
+        compared = [outcome.name for outcome in comparable(outcomes, scores, metric)]
+        valued = [row.name for row in rows if row.kind == "method" and row.scores[metric].targets]
+        few = [name for name in valued if name not in compared]
+        if few:
+            has = "has values" if len(few) == 1 else "have values"
+            found.append(f"{metric}: {listed(few)} {has} of too few findings to be compared.")
         alike = [row.name for row in rows if metric in row.tied and row.name != best.name]
         count = by_name[best.name].scores[metric].pictures
         words = f"{metric}: {best.name} is best with {scores[best.name][metric].mean:.3g}"
@@ -35,6 +41,9 @@ def verdicts(
             pictures = "one picture" if count == 1 else f"{count} pictures"
             found.append(f"{words}, on {pictures}: too few to tell methods apart, {FEWEST} at least are needed.")
             continue
+        elif len(compared) == 1:
+            reached = scores[best.name][metric].mean
+            found.append(f"{metric}: {best.name} reaches {reached:.3g}; there is no other to compare with.")
         elif alike:
             found.append(f"{words}; the difference to {listed(alike)} is not significant.")
         else:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from detcam.metrics.base import Explainer, Metric, Need, read_question, warn_about_skipped
 from detcam.metrics.imputation import Fill, fill_of
-from detcam.metrics.scoring import Case, Protocol, examine
+from detcam.metrics.scoring import Case, Protocol, check_asking, examine
 
 Kind = Literal["deletion", "insertion"]
 
@@ -62,8 +62,9 @@ class CurveSettings:
 
     def __post_init__(self) -> None:
         fill_of(self.fill)
-        if self.steps < 1:
-            raise ValueError(f"expected at least 1 step; got {self.steps}")
+        if not isinstance(self.steps, int) or self.steps < 1:
+            raise ValueError(f"expected steps as a whole number of at least 1; got {self.steps!r}")
+        check_asking(self.protocol, self.batch_size)
 
 
 def ranks(heatmaps: Tensor, seed: int = 0) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from detcam.metrics.base import Explainer, Metric, Question, read_question, warn_about_skipped
 from detcam.metrics.imputation import Fill, fill_of
-from detcam.metrics.scoring import Case, Protocol, collected, examine
+from detcam.metrics.scoring import Case, Protocol, check_asking, collected, examine
 from detcam.opencv import cv2
 
 Percentile: TypeAlias = "float | Literal['auto']"
@@ -41,6 +41,7 @@ class ConfidenceMetric(Metric):
     def __init__(self, *, protocol: Protocol = "pinned", batch_size: int | None = None) -> None:
         self.protocol: Protocol = protocol
         self.batch_size = batch_size
+        check_asking(protocol, batch_size)
 
     @abstractmethod
     def plan(self, picture: Tensor, heatmaps: Tensor) -> tuple[int, Change]:

@@ -148,7 +148,8 @@ class RandomizationCheck(Metric):
 
         def correlations(picture: Tensor, asked: list[Target], maps: Tensor) -> Tensor:
             found = _randomize(question.adapter, explain, picture, asked, maps, self.steps, self.seed)
-            return found.rank_correlation.mean(0)
+            flat = maps.flatten(1).amax(1) == maps.flatten(1).amin(1)  # it is like nothing, not unlike everything
+            return found.rank_correlation.mean(0).masked_fill(flat, float("nan"))
 
         return per_target(self.name, question, correlations)
 
@@ -255,7 +256,8 @@ def reproducibility(cam: BaseCAM, image: ImageLike, targets: Sequence[Target] | 
     first = cam.explain([picture], None if targets is None else [list(targets)])[0]
     state = np.random.get_state()
     try:
-        with torch.random.fork_rng(devices=[]):
+        device = cam.adapter.device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(torch.initial_seed() + 1)
             np.random.seed((int(state[1][0]) + 1) % 2**32)  # type: ignore[index]
             second = cam.explain([picture], [list(first.targets)])[0]
@@ -279,7 +281,9 @@ def layers_top_down(adapter: Adapter, image: Tensor, targets: Sequence[Target]) 
     names = {module: name for name, module in adapter.model.named_modules()}
 
     def note(module: nn.Module, inputs: Any) -> None:
-        name = names[module]
+        name = names.get(module)
+        if name is None:  # a copy that an adapter runs in a part's place shares its hooks
+            return
         started.pop(name, None)
         started[name] = len(started)
 

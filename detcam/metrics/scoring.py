@@ -36,6 +36,18 @@ nothing matches.
 """
 
 
+def check_asking(protocol: str, batch_size: int | None) -> None:
+    """Check how targets are to be scored, before anything is.
+
+    Raises:
+        ValueError: an unknown protocol, or a batch size that is none.
+    """
+    if protocol not in get_args(Protocol):
+        raise ValueError(f"expected protocol as one of {', '.join(get_args(Protocol))}; got {protocol!r}")
+    if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
+        raise ValueError(f"expected batch_size of at least 1, or None; got {batch_size!r}")
+
+
 @dataclass
 class Case:
     """One image with its targets, their heatmaps, and the means to score it again.

@@ -41,8 +41,12 @@ def slope(picture: Tensor, target: Any) -> np.ndarray:
     return np.full((height, width), value, np.float32) * np.linspace(1, 0, width, dtype=np.float32)
 
 
+def planted(draw: Any) -> Any:
+    return lambda adapter: Planted(adapter, draw)
+
+
 def compare(images: Any, out: Path | None = None, draw: Any = slope, **options: Any) -> Benchmark:
-    methods = options.pop("methods", None) or {"mine": lambda adapter: Planted(adapter, draw)}
+    methods = options.pop("methods", None) or {"mine": planted(draw)}
     metrics = options.pop("metrics", [Middle()])
     return benchmark(harbour_detector(), images, methods, metrics, out=out, top_k=2, **options)
 
@@ -81,23 +85,25 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
     whole = compare(pictures)
     Planted.asked = Middle.asked = 0
 
+    stopping = [True]
+
     def stops(picture: Tensor, target: Any) -> np.ndarray:
-        if Planted.asked == 3:
+        if Planted.asked == 3 and stopping.pop():
             raise KeyboardInterrupt
         return slope(picture, target)
 
     with pytest.raises(KeyboardInterrupt):
         compare(pictures, tmp_path / "out", stops)
     assert not (tmp_path / "out" / "benchmark.csv").exists()
-    Planted.asked = 0
-    rest = compare(pictures, tmp_path / "out")
+    Planted.asked, stopping[:] = 0, [False]
+    rest = compare(pictures, tmp_path / "out", stops)
     rows = len(whole)
     # the first of four pictures was done (asked twice: its work is counted apart), the method stopped in the second
     assert rest.computed == 3 * rows
     assert Planted.asked == 3
     assert facts(rest) == facts(whole)
     Planted.asked = Middle.asked = 0
-    again = compare(pictures, tmp_path / "out")
+    again = compare(pictures, tmp_path / "out", stops)
     assert (again.computed, Planted.asked, Middle.asked) == (0, 0, 0)
     assert facts(again) == facts(whole)
     assert not list((tmp_path / "out").rglob("*.tmp"))
@@ -138,13 +144,13 @@ def test_methods_and_pictures_may_be_added_but_settings_not_changed(tmp_path: Pa
     two = compare(
         pictures,
         tmp_path / "out",
-        methods={
-            "mine": lambda adapter: Planted(adapter, slope),
-            "corner": lambda adapter: Planted(adapter, corner),
-        },
+        methods={"mine": planted(slope), "corner": planted(corner)},
     )
     assert two.computed == 2
     assert two.row("mine").scores == one.row("mine").scores
+    other = compare(pictures, tmp_path / "out", methods={"mine": planted(corner)}, controls=False)
+    assert other.computed == 2 and other.row("mine").scores == two.row("corner").scores
+    assert compare(pictures, tmp_path / "out", controls=False).row("mine").scores == one.row("mine").scores
     write_scenes(tmp_path / "in", SEEDS[:3])
     assert compare(pictures, tmp_path / "out").computed == len(one)
     with pytest.raises(ValueError, match="score_threshold was None and is now 0.9"):

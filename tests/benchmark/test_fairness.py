@@ -1,0 +1,150 @@
+"""A table never names the loser, never takes old numbers for new ones, and never explains its own figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import detcam
+from detcam import adapt
+from detcam.adapters import Adapter
+from detcam.benchmark.plan import described
+from detcam.benchmark.statistics import Outcome, make_rows
+from detcam.benchmark.verdicts import verdicts
+from detcam.demo.model import load_demo_detector
+from detcam.demo.scenes import DEMO_NAMES
+from detcam.metrics import Deletion, ROADMostRelevantFirst
+from detcam.metrics.imputation import BlurFill
+from detcam.metrics.sanity import RandomizationCheck, randomization
+from tests.audit.scenes import write_scenes
+
+
+@pytest.fixture(scope="module")
+def adapter() -> Adapter:
+    return adapt(load_demo_detector(), names=DEMO_NAMES)
+
+
+def outcome(name: str, values: list[float]) -> Outcome:
+    return Outcome(name, "method", {"score": [np.array([value]) for value in values]}, seconds=[1.0] * len(values))
+
+
+def words_of(found: list[Outcome]) -> list[str]:
+    rows = make_rows(found, {"score": 1})
+    return verdicts(found, rows, {"score": 1}, (), unannotated={}, resamples=2000, seed=0)
+
+
+def test_a_method_that_leaves_the_hard_pictures_out_is_not_the_best() -> None:
+    """A is worse by 0.05 wherever both have a value, and has none on the ten hard pictures."""
+    easy, hard = [0.9] * 10, [0.4] * 10
+    found = [outcome("A", [value - 0.05 for value in easy] + [np.nan] * 10), outcome("B", easy + hard)]
+    rows = {row.name: row for row in make_rows(found, {"score": 1})}
+    assert rows["A"].scores["score"].mean > rows["B"].scores["score"].mean
+    assert "score" in rows["B"].tied and "score" not in rows["A"].tied
+    words = words_of(found)
+    assert words[0] == "score: A has values of too few findings to be compared."
+    assert words[1] == "score: B reaches 0.65; there is no other to compare with."
+
+
+def test_the_best_is_not_beaten_on_what_both_have() -> None:
+    """A has no value of two hard pictures of twenty and is worse by 0.01 everywhere else: B is best."""
+    b = [0.9] * 18 + [0.1] * 2
+    found = [outcome("A", [value - 0.01 for value in b[:18]] + [np.nan] * 2), outcome("B", b)]
+    rows = {row.name: row for row in make_rows(found, {"score": 1})}
+    assert rows["A"].scores["score"].mean > rows["B"].scores["score"].mean
+    assert [name for name, row in rows.items() if "score" in row.tied] == ["B"]
+    assert words_of(found)[0] == "score: B is best with 0.82, significantly better than every other method."
+
+
+def run(adapter: Adapter, pictures: Path, out: Path, metrics: list[Any], **options: Any) -> Any:
+    options = {"methods": ["gradcam"], "controls": False, "top_k": 1, "resamples": 50, **options}
+    methods = options.pop("methods")
+    return detcam.benchmark(adapter, pictures, methods, metrics, out=out, **options)
+
+
+def test_results_of_other_settings_are_not_taken_for_new_ones(adapter: Adapter, tmp_path: Path) -> None:
+    pictures = write_scenes(tmp_path, [1_000_000]).parent / "images"
+    for number, (one, other) in enumerate(
+        [
+            (ROADMostRelevantFirst(75), ROADMostRelevantFirst(75, noise=3.0, seed=1)),
+            (Deletion(fill=BlurFill(1), steps=2), Deletion(fill=BlurFill(30), steps=2)),
+            ("insertion:steps=2", "insertion:steps=3"),
+        ]
+    ):
+        out = tmp_path / f"out-{number}"
+        run(adapter, pictures, out, [one])
+        assert run(adapter, pictures, out, [one]).computed == 0
+        with pytest.raises(ValueError, match="metrics was"):
+            run(adapter, pictures, out, [other])
+    mine = {"mine": lambda adapter: detcam.methods.GradCAM(adapter)}
+    other_one = {"mine": lambda adapter: detcam.methods.HiResCAM(adapter)}
+    out = tmp_path / "named"
+    first = run(adapter, pictures, out, ["sparseness"], methods=mine)
+    assert run(adapter, pictures, out, ["sparseness"], methods=mine).computed == 0
+    second = run(adapter, pictures, out, ["sparseness"], methods=other_one)
+    assert second.computed == 1 and second.row("mine").scores != first.row("mine").scores
+    assert described(BlurFill(2)) == described(BlurFill(2)) != described(BlurFill(3))
+
+
+def test_figures_of_an_earlier_run_are_no_pictures(adapter: Adapter, tmp_path: Path) -> None:
+    pictures = write_scenes(tmp_path, [1_000_000, 1_000_001]).parent / "images"
+    first = run(adapter, pictures, pictures / "benchmark", ["sparseness"])
+    again = run(adapter, pictures, pictures / "benchmark", ["sparseness"])
+    assert first.pictures == again.pictures == 2 and again.computed == 0 and not again.empty
+
+
+def test_a_broken_map_on_disk_and_a_method_that_fails_somewhere_cost_themselves_alone(
+    adapter: Adapter, tmp_path: Path
+) -> None:
+    pictures = write_scenes(tmp_path, [1_000_000, 1_000_001]).parent / "images"
+    before = run(adapter, pictures, tmp_path / "out", ["sparseness"])
+    for file in (tmp_path / "out" / "cells").rglob("*.png"):
+        file.write_bytes(b"broken")
+    assert (
+        run(adapter, pictures, tmp_path / "out", ["sparseness"]).row("gradcam").scores == before.row("gradcam").scores
+    )
+
+    class Absent(detcam.methods.GradCAM):
+        def explain(self, *arguments: Any, **options: Any) -> Any:
+            raise KeyError("absent")
+
+    found = run(
+        adapter, pictures, tmp_path / "new", ["sparseness"], methods={"bad": Absent, "good": "gradcam"}, shown=0
+    )
+    assert found.row("bad").failed == 2 and np.isfinite(found.row("good").scores["sparseness"].mean)
+    assert not (tmp_path / "new" / "maps.png").exists() and (tmp_path / "new" / "scatter.png").exists()
+    with pytest.raises(ValueError, match="'picture' is the name"):
+        run(adapter, pictures, tmp_path / "x", ["sparseness"], methods={"picture": "gradcam"})
+
+
+def test_what_cannot_be_asked_for_is_refused_at_once() -> None:
+    for wrong in ({"batch_size": -1}, {"batch_size": 0}, {"protocol": "foo"}, {"steps": 2.5}):
+        with pytest.raises(ValueError, match="expected"):
+            Deletion(**wrong)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="expected protocol"):
+        ROADMostRelevantFirst(75, protocol="foo")  # type: ignore[arg-type]
+
+
+def test_weights_of_a_two_stage_detector_are_randomised(adapter: Adapter, tmp_path: Path) -> None:
+    picture = write_scenes(tmp_path, [1_000_000]).parent / "images" / "scene-1000000.png"
+    found = randomization(detcam.methods.GradCAM(adapter), str(picture), steps=2)
+    assert len(found.rank_correlation) == 2 and bool(found.rank_correlation.isfinite().all())
+    assert float(found.rank_correlation[-1].abs().mean()) < 0.9
+
+
+def test_a_map_of_nothing_does_not_pass_for_sane(adapter: Adapter, tmp_path: Path) -> None:
+    picture = write_scenes(tmp_path, [1_000_000]).parent / "images" / "scene-1000000.png"
+    (found,) = adapter.predict(str(picture))
+    targets = adapter.targets_of(found)[:2]
+    size = found.image_size_hw
+    maps = torch.zeros(2, *size)
+    maps[1, 5:9, 5:9] = 1
+
+    def method(adapter: Any, images: Any, targets: Any) -> list[torch.Tensor]:
+        return [maps]
+
+    values = RandomizationCheck(steps=1).measure(adapter, [str(picture)], [targets], [maps], method=method)
+    assert bool(values[0].isnan()) and float(values[1]) == pytest.approx(1)
