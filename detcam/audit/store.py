@@ -46,7 +46,7 @@ class Store:
         path = self.folder / SETTINGS
         begun = path.exists() and any((self.folder / name).exists() for name in (DETECTIONS, CASES))
         strange = [name for name in FILES if (out / name).exists()]
-        if strange and not path.exists():
+        if strange and not path.exists() and not _is_an_audit(out):
             raise ValueError(f"{out} has {strange[0]} that is no audit's; name a new folder (out=, --out)")
         if begun:
             if not resume:
@@ -107,6 +107,15 @@ class Store:
             yield found
         if good < path.stat().st_size:
             os.truncate(path, good)
+
+
+def _is_an_audit(out: Path) -> bool:
+    """Whether a folder's files are those of an audit whose working files are gone."""
+    file = out / "audit.json"
+    if not file.is_file():
+        return False
+    with open(file, "rb") as opened:
+        return b'"detcam/audit"' in opened.read(200)
 
 
 def _array(values: list[float] | None) -> np.ndarray | None:

@@ -157,6 +157,10 @@ def test_a_folder_with_other_peoples_files_is_left_alone(adapter: Adapter, scene
     (tmp_path / "site" / "index.html").write_text("mine")
     with pytest.raises(ValueError, match=r"index\.html that is no audit's"):
         run(adapter, scenes, out=tmp_path / "site")
+    (tmp_path / "site" / "audit.json").write_text('{"schema": "somebody else\'s"}')
+    with pytest.raises(ValueError, match=r"index\.html that is no audit's"):
+        run(adapter, scenes, out=tmp_path / "site")
+    (tmp_path / "site" / "audit.json").unlink()
     assert (tmp_path / "site" / "index.html").read_text() == "mine"
     assert [file.name for file in (tmp_path / "site").iterdir()] == ["index.html"]
 
