@@ -102,7 +102,7 @@ function showGroups() {
   }}, "all " + groups.length + " groups");
   $("groups").hidden = false;
   $("groups").append(el("h2", {id: "groups-title"}, "Errors that share a cause"),
-    el("p", {class: "note"}, "groups, the costliest first"), list, more);
+    el("p", {class: "note"}, "groups, the costliest first"), list, ...(more ? [more] : []));
 }
 
 function groupItem(group) {

@@ -125,6 +125,18 @@ def test_filters_and_orders(look: Open, index: Path, summary: Summary) -> None:
     assert page.inner_text("#count") == "No case fits these filters." and not ids(page)
 
 
+@pytest.mark.parametrize("count", [2, 16])
+def test_no_value_of_the_program_shows_as_text(look: Open, tmp_path: Path, count: int) -> None:
+    """Few groups or many, what is absent is not written as "false", "null" or "undefined"."""
+    some = pictures(range(count))
+    page = look(write(tmp_path, some))
+    whole = page.inner_text("body")
+    case = explained(summary_of(some))
+    for text in (whole, look(tmp_path / "index.html", f"#case={case.id}").inner_text("#case")):
+        lines = {line.strip() for line in text.splitlines()}
+        assert not lines & {"false", "true", "null", "undefined", "NaN"}
+
+
 def test_charts_and_groups_filter_the_list(look: Open, index: Path, summary: Summary) -> None:
     page = look(index)
     page.click("#charts button:has-text('confirmed') >> nth=0")
