@@ -66,11 +66,17 @@ def _pictures_below(folder: Path) -> Iterator[Path]:
 
 def _is_written_by_us(folder: Path) -> bool:
     """Whether a folder holds a benchmark or an audit: its figures are nobody's pictures."""
-    return (
-        (folder / "settings.json").is_file()
-        and (folder / "cells").is_dir()
-        or ((folder / "audit.json").is_file() or (folder / "unfinished" / "settings.json").is_file())
-    )
+    compared = (folder / "settings.json").is_file() and (folder / "cells").is_dir()
+    return compared or (folder / "unfinished" / "settings.json").is_file() or is_audit(folder)
+
+
+def is_audit(folder: Path) -> bool:
+    """Whether a folder holds the report of an audit."""
+    file = folder / "audit.json"
+    if not file.is_file():
+        return False
+    with open(file, "rb") as opened:
+        return b'"detcam/audit"' in opened.read(200)
 
 
 def explain_files(

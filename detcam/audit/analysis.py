@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -201,29 +201,30 @@ def analyze_errors(
         "max_detections": max_detections,
         "judged": None if labels is None else list(labels),
     }
-    matches, errors = [], []
+    matches, errors, light = [], [], []
     for image, found, truth in paired(detections, truths):
+        light.append(replace(found, masks=None))  # masks may be unpacked anew at every look; only matching needs them
         matches.append(match(found, truth, iou_type=iou_type, **options))
         errors.append(
             find_errors(image, found, truth, matches[-1], background_threshold=background_threshold, **options)
         )
     cases = tuple(case for image in errors for case in image.cases)
-    rankings = rank(detections, truths, matches)
+    rankings = rank(light, truths, matches)
     names = dict(pair for truth in truths for pair in truth.names.items())
-    names |= dict(pair for found in detections for pair in found.names.items())
+    names |= dict(pair for found in light for pair in found.names.items())
     missed = Counter(
         int(label)
         for truth, matched in zip(truths, matches, strict=True)
         for label in truth.labels[torch.from_numpy(matched.missed)].tolist()
     )
-    outside = sum(int((~of_labels(as_array(found.labels), labels)).sum()) for found in detections)
+    outside = sum(int((~of_labels(as_array(found.labels), labels)).sum()) for found in light)
     errors_of = Counter((case.label, case.type) for case in cases)
     summaries = {label: _summarize(label, rankings[label], errors_of, names, missed[label]) for label in rankings}
     return ErrorAnalysis(
         cases=cases,
         average_precision=mean_average_precision(summary.average_precision for summary in summaries.values()),
         classes=summaries,
-        ap_lost=ap_lost(errors, detections, truths),
+        ap_lost=ap_lost(errors, light, truths),
         rankings=rankings,
         matches=tuple(matches),
         dropped=sum(int(matched.dropped.sum()) for matched in matches) - outside,

@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
 
 from detcam.adapters import Adapter
 from detcam.annotations import Annotations
@@ -53,17 +52,6 @@ def judged(adapter: Adapter, truth: Annotations, class_map: Mapping[str | int, s
     return truth
 
 
-def digest(model: nn.Module) -> str:
-    """A short name for a model's weights: an audit is not gone on with by another model."""
-    found = hashlib.sha256()
-    for name, value in model.state_dict().items():
-        found.update(name.encode())
-        if isinstance(value, Tensor):
-            plain = value.detach().cpu().flatten().clone(memory_format=torch.contiguous_format)
-            found.update(plain.view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()[:16]
-
-
 def truth_digest(truth: Annotations) -> str:
     """A short name for what is to be found and in which pictures: an audit is not gone on with after either changed."""
     found = hashlib.sha256(repr((sorted(truth.names.items()), truth.labels)).encode())
@@ -74,10 +62,3 @@ def truth_digest(truth: Annotations) -> str:
         found.update(image.boxes_xywh.tobytes())
         found.update(repr(image.segmentations).encode())
     return found.hexdigest()[:16]
-
-
-def adapter_digest(adapter: Adapter) -> str:
-    """A short name for what an adapter does to pictures and boxes, as far as it is plain values."""
-    plain = (int, float, str, bool, tuple, type(None))
-    own = {name: value for name, value in vars(adapter).items() if isinstance(value, plain)}
-    return hashlib.sha256(repr(sorted(own.items())).encode()).hexdigest()[:16]

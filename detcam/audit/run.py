@@ -17,7 +17,7 @@ from detcam.audit.case import Case, Group, Truth
 from detcam.audit.errors import ErrorCase
 from detcam.audit.examine import Examined, Examiner
 from detcam.audit.grouping import group_cases
-from detcam.audit.inputs import adapter_digest, digest, judged, truth_digest
+from detcam.audit.inputs import judged, truth_digest
 from detcam.audit.matching import IouType
 from detcam.audit.nature import Natures
 from detcam.audit.packed import Unpacked
@@ -26,6 +26,7 @@ from detcam.audit.store import Store
 from detcam.audit.work import Work
 from detcam.detections import Detections, class_name
 from detcam.explain import Method, make_cam
+from detcam.fingerprint import adapter_digest, weights_digest
 from detcam.problems import Problems
 from detcam.report import ReportWriter, Summary
 from detcam.true_objects import TrueObjects
@@ -179,7 +180,7 @@ def audit(
         "annotations": truth.path.name,
         "pictures": len(truth),
         "truth": truth_digest(truth),
-        "weights": digest(adapter.model),
+        "weights": weights_digest(adapter.model),
         "adapter_options": adapter_digest(adapter),
     }
     work = Work(adapter, iou_type == "segm", progress, batch_size)

@@ -19,6 +19,7 @@ from detcam.audit.case import Case
 from detcam.audit.examine import Examined
 from detcam.audit.packed import Packed
 from detcam.detections import Detections, Source
+from detcam.folder import is_audit
 from detcam.saving import replace_file
 
 FOLDER = "unfinished"
@@ -46,7 +47,7 @@ class Store:
         path = self.folder / SETTINGS
         begun = path.exists() and any((self.folder / name).exists() for name in (DETECTIONS, CASES))
         strange = [name for name in FILES if (out / name).exists()]
-        if strange and not path.exists() and not _is_an_audit(out):
+        if strange and not path.exists() and not is_audit(out):
             raise ValueError(f"{out} has {strange[0]} that is no audit's; name a new folder (out=, --out)")
         if begun:
             if not resume:
@@ -107,15 +108,6 @@ class Store:
             yield found
         if good < path.stat().st_size:
             os.truncate(path, good)
-
-
-def _is_an_audit(out: Path) -> bool:
-    """Whether a folder's files are those of an audit whose working files are gone."""
-    file = out / "audit.json"
-    if not file.is_file():
-        return False
-    with open(file, "rb") as opened:
-        return b'"detcam/audit"' in opened.read(200)
 
 
 def _array(values: list[float] | None) -> np.ndarray | None:

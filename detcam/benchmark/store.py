@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from detcam.adapters.base import Adapter
+from detcam.fingerprint import adapter_digest, weights_digest
 from detcam.saving import encode_heatmap, number, read_heatmap, replace_file, slug
 
 SETTINGS, CELLS = "settings.json", "cells"
@@ -98,15 +98,9 @@ def picture_key(name: str, content: bytes) -> str:
 
 def fingerprint(adapter: Adapter) -> str:
     """A hash of the model's weights and of what the adapter says about itself."""
-    digest = hashlib.sha256(repr(adapter).encode())
-    for name in ("image_size", "mean", "std", "conf", "iou", "max_det"):
-        digest.update(f"{name}={getattr(adapter, name, None)!r}".encode())
-    digest.update(repr(sorted(adapter.names.items())).encode())
-    for name, tensor in adapter.model.state_dict().items():
-        if isinstance(tensor, torch.Tensor):
-            digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
+    names = repr(sorted(adapter.names.items()))
+    whole = f"{adapter_digest(adapter)} {names} {weights_digest(adapter.model)}"
+    return hashlib.sha256(whole.encode()).hexdigest()[:16]
 
 
 def plain(values: Any) -> list[float | None]:

@@ -13,7 +13,7 @@ from torch import nn
 import detcam
 from detcam.adapters import detector
 from detcam.audit import Audit
-from detcam.audit.inputs import digest
+from detcam.fingerprint import weights_digest
 from tests.adapters.test_custom_detector import fastestdet_decode
 from tests.audit.photographs import OBJECTS, write_labels
 
@@ -84,6 +84,6 @@ def test_weights_of_every_layout_have_a_digest() -> None:
     model.register_buffer("expanded", torch.ones(()).expand(1))
     model.register_buffer("transposed", torch.arange(6.0).reshape(2, 3).t().to(torch.bfloat16))
     model.register_buffer("empty", torch.zeros(0, 3))
-    first = digest(model)
+    first = weights_digest(model)
     model.get_buffer("transposed")[0, 0] += 1
-    assert digest(model) != first
+    assert weights_digest(model) != first

@@ -11,12 +11,13 @@ import torch
 
 import detcam
 from detcam import adapt
-from detcam.adapters import Adapter
+from detcam.adapters import Adapter, detector
 from detcam.benchmark.plan import described
 from detcam.benchmark.statistics import Outcome, make_rows
 from detcam.benchmark.verdicts import verdicts
 from detcam.demo.model import load_demo_detector
 from detcam.demo.scenes import DEMO_NAMES
+from detcam.fingerprint import adapter_digest
 from detcam.metrics import Deletion, ROADMostRelevantFirst
 from detcam.metrics.imputation import BlurFill
 from detcam.metrics.sanity import RandomizationCheck, randomization
@@ -87,6 +88,16 @@ def test_results_of_other_settings_are_not_taken_for_new_ones(adapter: Adapter, 
     second = run(adapter, pictures, out, ["sparseness"], methods=other_one)
     assert second.computed == 1 and second.row("mine").scores != first.row("mine").scores
     assert described(BlurFill(2)) == described(BlurFill(2)) != described(BlurFill(3))
+
+
+def test_an_adapter_that_treats_pictures_otherwise_is_another() -> None:
+    def made(**options: Any) -> Adapter:
+        return detector(torch.nn.Conv2d(3, 4, 1), lambda raw: raw, names=["boat"], target_layers="", **options)
+
+    whole = made(image_size=64)
+    assert adapter_digest(whole) == adapter_digest(made(image_size=64))
+    for other in (made(image_size=96), made(image_size=64, letterbox=True), made(image_size=64, score_threshold=0.1)):
+        assert adapter_digest(other) != adapter_digest(whole)
 
 
 def test_figures_of_an_earlier_run_are_no_pictures(adapter: Adapter, tmp_path: Path) -> None:
