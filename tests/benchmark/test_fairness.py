@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -159,3 +160,20 @@ def test_a_map_of_nothing_does_not_pass_for_sane(adapter: Adapter, tmp_path: Pat
 
     values = RandomizationCheck(steps=1).measure(adapter, [str(picture)], [targets], [maps], method=method)
     assert bool(values[0].isnan()) and float(values[1]) == pytest.approx(1)
+
+
+def test_half_of_a_picture_is_not_counted(adapter: Adapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A picture that fails when a lost result is made again counts in no row, so that all rows are of the same ones."""
+    pictures = write_scenes(tmp_path, [1_000_000, 1_000_001]).parent / "images"
+    methods = ["gradcam", "hirescam"]
+    run(adapter, pictures, tmp_path / "out", ["sparseness"], methods=methods)
+    (lost, *_) = sorted((tmp_path / "out" / "cells").glob("scene-1000000*/hirescam*.json"))
+    lost.unlink()
+
+    def fails(*arguments: Any) -> Any:
+        raise ValueError("no longer to be read")
+
+    monkeypatch.setattr(importlib.import_module("detcam.benchmark.run"), "_ask", fails)
+    found = run(adapter, pictures, tmp_path / "out", ["sparseness"], methods=methods)
+    assert found.pictures == 1 and list(found.failed.values()) == ["no longer to be read"]
+    assert {found.row(name).scores["sparseness"].pictures for name in methods} == {1}
