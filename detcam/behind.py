@@ -78,7 +78,7 @@ class Behind:
             count: how many variants.
             vary: from some of them, by number, to the level's values (k, C, h, w) in each; new memory every time.
         """
-        if not self._matters[level]:
+        if not count or not self._matters[level]:
             return self.subject.values.expand(count, -1)
         chosen = self.levels[level]
         tensor = self._tensors[chosen.tensor]

@@ -63,6 +63,8 @@ class Subject:
 
     def read(self, raw: Any, batch: Batch) -> Tensor:
         """Every target's score (K, N) in the model's raw output for K changed versions of the image."""
+        if not self.targets:
+            return torch.zeros(len(batch.geometries), 0, device=batch.inputs.device)
         rows = self.adapter.score(self.adapter.outputs(raw, batch), [self.targets] * len(batch.geometries))
         scores = torch.stack([torch.stack([checked(scalar) for scalar in row]) for row in rows])
         if not torch.isfinite(scores).all():
@@ -85,6 +87,8 @@ class Subject:
             count: how many versions.
             change: from some of them, by number, to the network's inputs (k, C, H, W).
         """
+        if not count:
+            return torch.zeros(0, len(self.targets), device=self.batch.inputs.device)
         return torch.cat([self.score(change(part)) for part in pieces(count, self.together)])
 
     def score(self, inputs: Tensor, read: Callable[[Any, Batch], Tensor] | None = None) -> Tensor:
@@ -104,8 +108,8 @@ class Subject:
         return self.folding
 
     def _fold(self, folding: Folding) -> None:
-        """Find what can be folded, and see that the image scores the same with it."""
-        if not folding.possible:
+        """Find what can be folded, and see that the image's targets, of which it needs some, score the same with it."""
+        if not folding.possible or not self.targets:
             return
         with folding.record():
             plain = self._run(self.batch.inputs, self.read)

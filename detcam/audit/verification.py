@@ -138,7 +138,9 @@ class Verifier:
         self.picture = subject.batch.inputs[:, :, rows, columns]
 
     def verify(self, doubts: Sequence[Doubt]) -> list[Verified]:
-        """Verify each, in rounds of changed pictures for all of them together."""
+        """Verify each, in rounds of changed pictures for all of them together; without doubts nothing runs."""
+        if not doubts:
+            return []
         regions = [strongest(doubt.heat, self.ladder) for doubt in doubts]
         ladders = [_Ladder(len(self.ladder), len(self.fills)) for _ in doubts]
         while True:
@@ -214,6 +216,8 @@ class Verifier:
 
     def _ask(self, doubts: Sequence[Doubt], tries: Sequence[_Try]) -> list[tuple[float, Outcome]]:
         """What became of each doubt's detection in its changed picture."""
+        if not tries:
+            return []
         answers: list[tuple[float, Outcome]] = []
         for part in pieces(len(tries), self.subject.together):
             some = tries[part]

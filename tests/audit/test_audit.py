@@ -199,6 +199,25 @@ def test_nothing_found_and_nothing_annotated(adapter: Adapter, tmp_path: Path) -
     assert not found.cases and not found.groups and found.report is not None and found.report.exists()
 
 
+@pytest.mark.parametrize("options", [{}, {"explain": 0}], ids=["default", "missed objects alone"])
+def test_a_size_of_which_only_missed_objects_are_examined(
+    adapter: Adapter, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    """The first picture of its size has nothing to verify: an object that the detector does not see at all."""
+    path = write_scenes(tmp_path, SEEDS[2:])
+    Image.new("RGB", (256, 90), (120, 120, 120)).save(tmp_path / "images" / "grey.png")
+    data = json.loads(path.read_text())
+    data["images"].append({"id": 9, "file_name": "grey.png", "height": 90, "width": 256})
+    missed = {"id": 99, "image_id": 9, "category_id": 10, "bbox": [50, 20, 40, 40], "area": 1600, "iscrowd": 0}
+    data["annotations"].append(missed)
+    path.write_text(json.dumps(data))
+    found = run(adapter, path, tmp_path / "out", **options)
+    (case,) = [case for case in found.cases if case.image_id == 9]
+    assert case.type == "missed" and case.stage
+    assert found.report is not None and found.report.exists()
+    assert {case.image_id for case in found.explained if case.is_false_positive} == (set() if options else {1})
+
+
 def test_a_classifier_is_refused(scenes: Path) -> None:
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
     with pytest.raises(TypeError, match="an audit is of a detector"):

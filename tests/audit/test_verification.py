@@ -213,6 +213,20 @@ def test_a_large_thing_of_one_colour_leaves_nothing_of_it_behind() -> None:
     assert all(trial.score < 0.05 and trial.outcome != "unchanged" for trial in without.values())
 
 
+def test_nothing_to_verify_asks_nothing() -> None:
+    """A picture's first folding compares its targets' scores, of which there are none here."""
+    adapter = adapt(load_demo_detector()).without_layers()
+    with guarded(adapter.model, gradients=False), torch.no_grad():
+        batch = adapter.prepare([torch.rand(3, 96, 128)])
+        output = adapter.outputs(adapter.forward(batch), batch)[0]
+        subject = Subject(adapter, batch, output, [], torch.zeros(0), (), (), 8, False)
+        verifier = Verifier(subject)
+        assert verifier.verify([]) == [] and verifier._ask([], []) == []
+        assert subject.folding is None, "nothing ran"
+        assert subject.scores(0, lambda part: batch.inputs).shape == (0, 0)
+        assert subject.scores(3, lambda part: batch.inputs.repeat(part.stop - part.start, 1, 1, 1)).shape == (3, 0)
+
+
 def test_evidence_at_the_wrong_place_is_not_confirmed() -> None:
     """The boat is seen because of its wake; a map on the sky, or on the empty box, must not pass."""
     adapter = adapt(load_demo_detector()).without_layers()
