@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from detcam.adapters.base import Batch, DetectorAdapter, as_names
+from detcam.adapters.ultralytics_architecture import check_architecture
 from detcam.adapters.ultralytics_network import class_names, head_names, inner_module, input_size, is_ultralytics
 from detcam.adapters.ultralytics_outputs import DenseOutput, Level, Pyramid
 from detcam.adapters.windows import reach
@@ -291,13 +292,26 @@ def build(name: str, *, num_classes: int | None = None, pretrained: bool = False
     Raises:
         ImportError: ultralytics is not installed.
         OSError: no such file, and none within reach.
+        ValueError: the architecture would run code.
     """
     try:
         from ultralytics import RTDETR, YOLO
+        from ultralytics.nn import tasks
     except ImportError as error:
         raise missing("ultralytics", error) from error
+    if not pretrained:
+        check_architecture(name, tasks.yaml_model_load(name), tasks)
     wrapper = (RTDETR if Path(name).name.lower().startswith("rtdetr") else YOLO)(name)
     if pretrained or num_classes is None:
         return inner_module(wrapper)
     architecture = {**wrapper.model.yaml, "nc": num_classes}
     return type(wrapper.model)(architecture, verbose=False)
+
+
+def is_published(name: str) -> bool:
+    """Whether ultralytics publishes a file of weights of this name."""
+    try:
+        from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES
+    except ImportError as error:
+        raise missing("ultralytics", error) from error
+    return name in GITHUB_ASSETS_NAMES

@@ -145,6 +145,8 @@ def _load(name: str, weights: str | Path | None, num_classes: int | None, trust:
         # A published .pt has its weights in it; weights of another file need the bare architecture.
         stem = rest if Path(rest).suffix else f"{rest}.pt"
         rest = stem if weights is None else str(Path(stem).with_suffix(".yaml"))
+        if weights is None and Path(rest).is_file() and Path(rest).suffix in SUFFIXES:
+            return _whole_model(Path(rest), trust)  # the user's own, whatever it is called
     random = str(weights) == RANDOM
     if weights is None or random:
         return _named(library, rest, num_classes, pretrained=not random)
@@ -241,7 +243,7 @@ def _whole_model(path: Path, trust: bool) -> Built:
     content: Any = None
     if path.suffix != ".safetensors":
         if trust and _is_ultralytics(path):
-            return build_ultralytics(str(path), None, True)
+            return build_ultralytics(str(path), None, True, trust=True)
         content = read_checkpoint(path, trust=trust)
     model = content.get("model") if isinstance(content, Mapping) else content
     if not isinstance(model, nn.Module):

@@ -91,15 +91,34 @@ def build_smp(spec: str, num_classes: int | None, pretrained: bool) -> Built:
     return Built(smp.build(spec, num_classes=num_classes), {}, num_classes)
 
 
-def build_ultralytics(name: str, num_classes: int | None, pretrained: bool) -> Built:
-    """An ultralytics network, from an architecture or a file of weights."""
+def build_ultralytics(name: str, num_classes: int | None, pretrained: bool, *, trust: bool = False) -> Built:
+    """An ultralytics network, from an architecture, from published weights, or with `trust` from a file of weights."""
     from detcam.adapters import ultralytics
 
     if pretrained and not name.endswith(".pt"):
         raise ValueError(f"{name} is an architecture without weights; pass --weights FILE, or --weights {RANDOM}")
-    if pretrained and not Path(name).is_file():  # beside torchvision's downloads, not in the current folder
-        name = str(Path(torch.hub.get_dir(), "checkpoints", name))
+    if pretrained and not trust:
+        name = str(_download_of(name))
     return Built(ultralytics.build(name, num_classes=num_classes, pretrained=pretrained))
+
+
+def _download_of(name: str) -> Path:
+    """Where published weights of ultralytics are, or go: beside torchvision's downloads, not in the current folder.
+
+    Raises:
+        ValueError: no name but a path, or a file there that ultralytics does not publish: reading it runs its code.
+    """
+    from detcam.adapters import ultralytics
+
+    if Path(name).name != name:
+        raise ValueError(f"no model file at {name}; check the path")
+    place = Path(torch.hub.get_dir(), "checkpoints", name).absolute()
+    if place.is_file() and not ultralytics.is_published(name):
+        raise ValueError(
+            f"expected published weights; ultralytics publishes no {name}, and reading {place} runs code from it. If "
+            "you trust its source, pass its path as --model with --trust-checkpoint (trust_checkpoint=True in Python)"
+        )
+    return place
 
 
 BUILDERS: dict[str, Callable[..., Built]] = {
