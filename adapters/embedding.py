@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from detcam.adapters.base import Adapter, Batch, Target, Task, layer_name, resolve_layers
 from detcam.adapters.classification import FixedSizeAdapter
 from detcam.detections import Detections
+from detcam.exclusive import exclusive
 from detcam.layers import all_paths_pass, find_target_layers, first_tensor, infer_reshape, probe_picture
 from detcam.request import read_request
 from detcam.smoothing import View
@@ -74,7 +75,7 @@ class EmbeddingAdapter(FixedSizeAdapter):
         return find_embedding(self.model, self.image_size, self.device, self.dtype)
 
     def default_target_layers(self) -> Sequence[nn.Module]:
-        with self._held() as held:
+        with exclusive(self.model), self._held() as held:
             return find_target_layers(
                 self.model, self.image_size, self.device, self.dtype, lambda _: self._vectors(held, self.image_size, 1)
             )

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from detcam.adapters import adapt
 from detcam.adapters.base import Adapter, Batch, Target
 from detcam.detections import Detections
+from detcam.exclusive import exclusive
 from detcam.geometry import Geometry, normalize
 from detcam.honesty import Reach, warn_about_maps
 from detcam.outputs import work_dtype
@@ -114,7 +115,7 @@ class BaseCAM:
 
     Attributes:
         batch_size: images per forward pass.
-        outputs: the model's raw output of the last pass.
+        outputs: the model's raw output of the last pass, whichever thread made it.
     """
 
     name: ClassVar[str]
@@ -222,21 +223,22 @@ class BaseCAM:
         eigen_smooth: bool = False,
         progress: Progress | None = None,
     ) -> list[ImageHeatmaps]:
-        """Run a checked request; one result per image, in order."""
-        results: dict[int, ImageHeatmaps] = {}
-        groups = request.groups(self.adapter, self.batch_size)
-        for group in progress(groups) if progress else groups:
-            per_view = []
-            asked: list[list[Target]] | None = request.targets_for(group)
-            for view in views(aug_smooth):
-                found = self._run(request, group, asked, view, eigen_smooth)
-                per_view.append(found)
-                if asked is None:  # the other views are asked for what the plain picture showed
-                    asked = [list(result.targets) for result in found]
-            results.update(zip(group, [_mean(list(same)) for same in zip(*per_view, strict=True)], strict=True))
-        ordered = [results[index] for index in range(len(results))]
-        warn_about_maps(self, ordered, self.adapter)
-        return ordered
+        """Run a checked request; one result per image, in order. No other thread runs the model meanwhile."""
+        with exclusive(self.model):
+            results: dict[int, ImageHeatmaps] = {}
+            groups = request.groups(self.adapter, self.batch_size)
+            for group in progress(groups) if progress else groups:
+                per_view = []
+                asked: list[list[Target]] | None = request.targets_for(group)
+                for view in views(aug_smooth):
+                    found = self._run(request, group, asked, view, eigen_smooth)
+                    per_view.append(found)
+                    if asked is None:  # the other views are asked for what the plain picture showed
+                        asked = [list(result.targets) for result in found]
+                results.update(zip(group, [_mean(list(same)) for same in zip(*per_view, strict=True)], strict=True))
+            ordered = [results[index] for index in range(len(results))]
+            warn_about_maps(self, ordered, self.adapter)
+            return ordered
 
     def _run(
         self,

@@ -207,7 +207,7 @@ class DeepFeatureFactorization:
         if n_components < 1:
             raise ValueError(f"expected at least one component; got {n_components}")
         request = read_request(self.adapter, input_tensor, None, model_kwargs)
-        features, geometries = self._features(request)
+        features, geometries, example = self._features(request)
         channels = {len(level) for levels in features for level in levels}
         if len(channels) > 1:
             raise ValueError(
@@ -215,7 +215,7 @@ class DeepFeatureFactorization:
                 "in common; choose a layer with maps of one kind"
             )
         found = factorize(features, geometries, n_components, seed=self.seed, max_iter=self.max_iter)
-        self.factorization = found
+        self.factorization, self._example = found, example  # together: another thread may read them
         explanations = [found.maps(image) for image in range(len(features))]
         if self.computation_on_concepts is None:
             return found.concepts, explanations
@@ -230,11 +230,11 @@ class DeepFeatureFactorization:
     def __exit__(self, *exc_info: object) -> None:
         """Nothing to release: hooks live only during a call."""
 
-    def _features(self, request: Request) -> tuple[list[list[Tensor]], list[Geometry]]:
-        """Per image the layer's levels (C, h, w), and where the image lies."""
+    def _features(self, request: Request) -> tuple[list[list[Tensor]], list[Geometry], Batch | None]:
+        """Per image the layer's levels (C, h, w), and where the image lies; and the first image's input."""
         features: dict[int, list[Tensor]] = {}
         geometries: dict[int, Geometry] = {}
-        self._example = None
+        example: Batch | None = None
         for group in request.groups(self.adapter, self.batch_size):
             with guarded(self.model, gradients=False):
                 batch = request.batch(self.adapter, group, View())
@@ -244,8 +244,9 @@ class DeepFeatureFactorization:
             for position, image in enumerate(group):
                 features[image] = [level[position].to(work_dtype(level)) for level in levels]
                 geometries[image] = batch.geometries[position]
-            self._example = self._example or single(batch, 0)
-        return [features[image] for image in sorted(features)], [geometries[image] for image in sorted(geometries)]
+            example = example or single(batch, 0)
+        order = sorted(features)
+        return [features[image] for image in order], [geometries[image] for image in order], example
 
     def _trace(self, batch: Batch, replace: Callable[[int, int, Any], Any] | None = None) -> Trace:
         reshape = self.adapter.reshape_for(batch)
@@ -264,15 +265,16 @@ class DeepFeatureFactorization:
             TypeError: the model is no classifier.
             ValueError: the layer's output is neither a map nor tokens.
         """
-        if self.factorization is None or self._example is None:
+        factorization, example = self.factorization, self._example
+        if factorization is None or example is None:
             raise RuntimeError("there are no concepts yet: call with pictures first")
         if not isinstance(self.adapter, ClassificationAdapter):
             raise TypeError(
                 f"expected a classifier; {type(self.model).__name__} is explained as {self.adapter.task}: give "
                 "computation_on_concepts= what should be computed of the concepts"
             )
-        vectors = torch.from_numpy(np.ascontiguousarray(self.factorization.typical.T))
-        return torch.stack([self._scores_of(self.adapter, self._example, vector) for vector in vectors])
+        vectors = torch.from_numpy(np.ascontiguousarray(factorization.typical.T))
+        return torch.stack([self._scores_of(self.adapter, example, vector) for vector in vectors])
 
     def _scores_of(self, adapter: ClassificationAdapter, batch: Batch, vector: Tensor) -> Tensor:
         """The class scores (classes,) of one feature vector everywhere."""

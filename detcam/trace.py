@@ -8,18 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from threading import RLock
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from detcam.caller import warn
+from detcam.exclusive import exclusive
 
 ReshapeTransform = Callable[[Any], Any]
 """From what a layer put out to (B, C, h, w), or a list of such levels."""
 
 Replace = Callable[[int, int, Any], Any]
 """From a layer's index, how often it ran before in the pass, and its output, to what follows gets instead."""
+
+_STANCE = RLock()
+"""Held while compiled code is told to step aside, which is said for the whole process."""
 
 HALF_SCALE = 2.0**12
 """By how much gradients in float16 are scaled up, which reaches 6e-8 only."""
@@ -375,24 +380,26 @@ def flatten_tensors(value: Any) -> list[Tensor]:
 
 @contextmanager
 def guarded(model: nn.Module, *, gradients: bool) -> Iterator[None]:
-    """Run a model without leaving a trace on it.
+    """Run a model without leaving a trace on it, one thread at a time (`detcam.exclusive`).
 
     Inside: eval mode, no parameter asks for gradients, inference tensors are replaced by ordinary ones, autograd is
     on or off as asked. After, also when the block raises: training flags per module, ``requires_grad``, parameters,
     random state and autograd mode are as they were.
     """
-    if model.training:
-        warn(
-            f"{type(model).__name__} is in training mode; it is explained in eval mode and put back. Call model.eval() "
-            "to say that this is meant",
-            UserWarning,
-        )
     with ExitStack() as stack:
+        stack.enter_context(exclusive(model))  # before anything is read: another call may have changed it meanwhile
+        if model.training:
+            warn(
+                f"{type(model).__name__} is in training mode; it is explained in eval mode and put back. Call "
+                "model.eval() to say that this is meant",
+                UserWarning,
+            )
         if any(_is_compiled(module) for module in model.modules()):
             # Compiled code does not look for hooks again; torch below 2.6 cannot be asked to run without it.
             set_stance = getattr(torch.compiler, "set_stance", None)
             if set_stance is None:
                 raise RuntimeError("part of the model is compiled; explain the model as it was before, or update torch")
+            stack.enter_context(_STANCE)
             stack.enter_context(set_stance("force_eager"))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.set_grad_enabled(gradients))

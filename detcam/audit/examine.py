@@ -20,6 +20,7 @@ from detcam.audit.regions import box_region, places, shares
 from detcam.audit.verification import Doubt, Verified, Verifier
 from detcam.cam import BaseCAM
 from detcam.detections import Detections
+from detcam.exclusive import exclusive
 from detcam.folding import Folding
 from detcam.geometry import Geometry
 from detcam.perturbation import Subject, masked_batch_size
@@ -103,7 +104,8 @@ class Examiner:
             for picture in pictures
         ]
         asked = [[target for question in row for target in _targets(question)] for row in questions]
-        with _Passes(self.adapter.target_layers[0]) as counted:
+        # No other thread's passes may be counted.
+        with exclusive(self.adapter.model), _Passes(self.adapter.target_layers[0]) as counted:
             heat = self._heat([picture.image for picture in pictures], asked)
         share = counted.pictures / max(sum(len(row) for row in questions), 1)
         return [

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from detcam.adapters.base import Adapter, Target
 from detcam.cam import BaseCAM
+from detcam.exclusive import exclusive
 from detcam.images import ImageLike, load_image
 from detcam.metrics.base import Explainer, Metric, Question, read_question, warn_about_skipped
 from detcam.metrics.likeness import check_maps, rank_correlation, ssim
@@ -196,7 +197,8 @@ def _randomize(
     groups = np.array_split(np.arange(len(layers)), len(layers) if steps is None else min(steps, len(layers)))
     generator = torch.Generator().manual_seed(seed)
     found: list[tuple[list[float], list[float]]] = []
-    with _restored([parameter for _, parameters in layers for parameter in parameters]):
+    weights = [parameter for _, parameters in layers for parameter in parameters]
+    with exclusive(adapter.model), _restored(weights):  # other threads must not meet random weights
         for group in groups:
             for index in group.tolist():
                 for parameter in layers[index][1]:
@@ -287,14 +289,14 @@ def layers_top_down(adapter: Adapter, image: Tensor, targets: Sequence[Target]) 
         started.pop(name, None)
         started[name] = len(started)
 
-    handles = [module.register_forward_pre_hook(note) for module in names]
-    try:
-        with guarded(adapter.model, gradients=False):
+    with guarded(adapter.model, gradients=False):
+        handles = [module.register_forward_pre_hook(note) for module in names]
+        try:
             batch = adapter.prepare([image])
             adapter.score(adapter.outputs(adapter.forward(batch), batch), [list(targets)])
-    finally:
-        for handle in handles:
-            handle.remove()
+        finally:
+            for handle in handles:
+                handle.remove()
     order = {name: place for place, name in enumerate(started)}
 
     def place(name: str) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,23 @@ def test_an_interrupted_audit_goes_on_and_ends_the_same(
     for one, other in zip(first["cases"], second["cases"], strict=True):
         assert one["verdict"] == other["verdict"] and one["place"] == other["place"]
         assert one["score"] == pytest.approx(other["score"], abs=1e-5)
+
+
+def test_two_audits_of_one_model_at_once(adapter: Adapter, scenes: Path, whole: Audit, tmp_path: Path) -> None:
+    before = Snapshot(adapter.model)
+    found: dict[str, Audit] = {}
+
+    def work(name: str) -> None:
+        found[name] = run(adapter, scenes, tmp_path / name)
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in ("one", "other")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    before.check()
+    for name in ("one", "other"):
+        assert [case.to_json() for case in found[name].cases] == [case.to_json() for case in whole.cases]
 
 
 def test_a_folder_is_not_overwritten(adapter: Adapter, scenes: Path, whole: Audit) -> None:

@@ -1,0 +1,211 @@
+"""Several threads with one model: each gets the maps that it would get alone, and the model stays as it was."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import os
+import pickle
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from detcam import exclusive as module
+from detcam.adapters import adapt
+from detcam.exclusive import exclusive
+from detcam.explain import make_cam
+from detcam.metrics.sanity import randomization
+from detcam.trace import guarded
+from tests.helpers import Snapshot, TinyCNN
+from tests.zoo import Example, example
+
+METHODS = [
+    "rise:passes=16",
+    "occlusion",
+    "scorecam",
+    "probecam",
+    "reachcam",
+    "ablationcam",
+    "fullgrad",
+    "gradcam",
+    "layercam",
+    "odam",
+    "guidedbackprop",
+    "refinecam",
+    "sess:scales=2",
+]
+THREADS = 2
+WAIT = 0.2
+"""Seconds after which a thread that still waits is held to be waiting for a lock."""
+
+
+@pytest.fixture
+def _many_switches() -> Iterator[None]:
+    """Let threads take turns so often that they meet."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.fixture(scope="module")
+def one() -> Example:
+    return example("faster_rcnn")
+
+
+def side_by_side(work: Callable[[int], Any], count: int) -> list[Any]:
+    """What `work` returns, or raises, for each number; dealt out among threads that start together."""
+    found: list[Any] = [None] * count
+    start = threading.Barrier(THREADS)
+
+    def run(thread: int) -> None:
+        start.wait()
+        for number in range(thread, count, THREADS):
+            try:
+                found[number] = work(number)
+            except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError, AttributeError) as error:
+                found[number] = error
+
+    threads = [threading.Thread(target=run, args=(thread,)) for thread in range(THREADS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return found
+
+
+def pictures(count: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    return [torch.rand(3, 96, 128, generator=generator) for _ in range(count)]
+
+
+@pytest.mark.usefixtures("_many_switches")
+@pytest.mark.parametrize("shared", ["model", "adapter", "method"])
+@pytest.mark.parametrize("name", METHODS)
+def test_threads_get_what_one_gets(one: Example, name: str, shared: str) -> None:
+    given = pictures(6)
+    cams = [make_cam(one.adapter if shared == "adapter" else adapt(one.model), name) for _ in range(THREADS)]
+    cams = [cams[0]] * THREADS if shared == "method" else cams
+    asked = [[list(cams[0].explain([picture])[0].targets[:1])] for picture in given]
+    alone = [cams[0].explain([picture], targets)[0].heatmaps for picture, targets in zip(given, asked, strict=True)]
+    assert all(len(maps) == 1 for maps in alone)
+    before = Snapshot(one.model)
+    found = side_by_side(lambda i: cams[i % THREADS].explain([given[i]], asked[i])[0].heatmaps, len(given))
+    for maps, wanted in zip(found, alone, strict=True):
+        assert isinstance(maps, Tensor), repr(maps)
+        assert torch.allclose(maps, wanted, atol=1e-5)
+    before.check()
+
+
+@pytest.mark.usefixtures("_many_switches")
+def test_a_sanity_check_beside_a_method(one: Example) -> None:
+    """Randomised weights are put back before anybody else sees them."""
+    cam = make_cam(one.adapter, "gradcam")
+    (picture,) = pictures(1)
+    first = cam.explain([picture])[0]
+    targets = list(first.targets[:1])
+
+    def work(number: int) -> Any:
+        if number % THREADS:
+            return randomization(cam, picture, targets, steps=2).ssim
+        return cam.explain([picture], [targets])[0].heatmaps
+
+    found = side_by_side(work, 8)
+    assert all(torch.equal(maps, first.heatmaps[:1]) for maps in found[::2])
+    assert all(torch.equal(likeness, found[1]) for likeness in found[1::2])
+
+
+def waits_for(held: nn.Module, asked: nn.Module) -> bool:
+    """Whether a thread cannot enter with one model while this one is inside with another."""
+    entered = threading.Event()
+
+    def enter() -> None:
+        with guarded(asked, gradients=False):
+            entered.set()
+
+    thread = threading.Thread(target=enter)
+    with guarded(held, gradients=True):
+        thread.start()
+        waited = not entered.wait(WAIT)
+    thread.join()
+    assert entered.is_set(), "it goes on once it may"
+    return waited
+
+
+def test_models_wait_for_what_they_share_and_for_nothing_else() -> None:
+    model, other = TinyCNN(), TinyCNN()
+    assert waits_for(model, model) and not waits_for(model, other)
+    wrapper = nn.Sequential(model, nn.Identity()).eval()
+    assert waits_for(model, wrapper) and waits_for(wrapper, model) and not waits_for(wrapper, other)
+    both = nn.ModuleList([other, model]).eval()
+    assert waits_for(both, model) and waits_for(both, other) and waits_for(other, both) and waits_for(wrapper, both)
+    assert not waits_for(model, other), "they keep a lock each"
+    head = nn.Sequential(other.head).eval()
+    assert waits_for(other, head) and not waits_for(model, head)
+
+
+def test_a_thread_may_enter_again() -> None:
+    model = TinyCNN()
+    before = Snapshot(model)
+    with exclusive(model), guarded(model, gradients=False), guarded(model, gradients=True):
+        assert not any(parameter.requires_grad for parameter in model.parameters())
+    before.check()
+    assert not waits_for(TinyCNN(), model)
+
+
+def test_an_error_lets_the_next_one_in() -> None:
+    model = TinyCNN()
+    with pytest.raises(KeyError), guarded(model, gradients=False):
+        raise KeyError
+    assert waits_for(model, model), "and out again"
+
+
+def test_copies_and_pickles_know_nothing_of_locks() -> None:
+    model = TinyCNN()
+    with guarded(model, gradients=False):
+        twin, read = copy.deepcopy(model), pickle.loads(pickle.dumps(model))
+    assert vars(twin).keys() == vars(TinyCNN()).keys() == vars(read).keys()
+    assert not waits_for(model, twin) and not waits_for(model, read)
+
+
+def test_a_lock_lives_as_long_as_its_model() -> None:
+    gc.collect()
+    before = len(module._registry._locks)
+    model = TinyCNN()
+    with guarded(model, gradients=False):
+        pass
+    assert len(module._registry._locks) == before + len(list(model.modules()))
+    del model
+    gc.collect()
+    assert len(module._registry._locks) <= before
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not forked here")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_process_does_not_wait_for_threads_that_it_has_not() -> None:
+    model = TinyCNN()
+    inside, done = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with exclusive(model):
+            inside.set()
+            done.wait()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    inside.wait()
+    child = os.fork()
+    if not child:
+        signal.alarm(5)  # ends it where it waits
+        with exclusive(model):
+            os._exit(0)
+    _, status = os.waitpid(child, 0)
+    done.set()
+    thread.join()
+    assert status == 0
