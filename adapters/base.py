@@ -12,9 +12,9 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from detcam.data.images import ImageLike, load_images
 from detcam.detections import Detections
 from detcam.geometry import Geometry
-from detcam.images import ImageLike, load_images
 from detcam.layers import infer_reshape
 from detcam.outputs import DetectorOutput
 from detcam.targets import BoxTarget

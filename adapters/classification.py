@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from detcam.adapters.base import Adapter, Batch, Target, Task
+from detcam.data.images import ImageLike, load_images
 from detcam.detections import Detections, Source
 from detcam.geometry import Geometry
-from detcam.images import ImageLike, load_images
 from detcam.layers import find_target_layers
 from detcam.targets import ClassTarget
 from detcam.targets.box import check_label

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from detcam.adapters.base import Adapter, Batch, Target, Task, layer_name, resolve_layers
 from detcam.adapters.classification import FixedSizeAdapter
 from detcam.detections import Detections
-from detcam.exclusive import exclusive
+from detcam.inputs import read_request
 from detcam.layers import all_paths_pass, find_target_layers, first_tensor, infer_reshape, probe_picture
-from detcam.request import read_request
 from detcam.smoothing import View
 from detcam.trace import ReshapeTransform, guarded
+from detcam.utils.model_lock import exclusive
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from detcam.adapters.base import Batch
 from detcam.adapters.segmentation import IMAGENET_MEAN, IMAGENET_STD, SegmentationAdapter
-from detcam.extras import missing
 from detcam.geometry import Geometry
 from detcam.layers import InferredReshape, all_paths_pass, infer_reshape
 from detcam.trace import flatten_tensors, guarded
+from detcam.utils.optional import missing
 
 logger = logging.getLogger("detcam")
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from detcam.adapters.base import Batch, DetectorAdapter
 from detcam.geometry import Geometry
-from detcam.guidance import guided
+from detcam.guided_relu import guided
 
 REGIONS_AT_ONCE = 64
 """How many regions go through a head together, so that memory stays bounded for any number of boxes."""

@@ -19,10 +19,10 @@ from detcam.adapters.ultralytics_architecture import check_architecture
 from detcam.adapters.ultralytics_network import class_names, head_names, inner_module, input_size, is_ultralytics
 from detcam.adapters.ultralytics_outputs import DenseOutput, Level, Pyramid
 from detcam.adapters.windows import reach
-from detcam.extras import missing
 from detcam.geometry import Geometry
 from detcam.outputs import DetectorOutput
 from detcam.trace import ReshapeTransform
+from detcam.utils.optional import missing
 
 
 class UltralyticsDetector(DetectorAdapter):

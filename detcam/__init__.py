@@ -3,13 +3,12 @@
 from importlib.metadata import PackageNotFoundError, version
 
 from detcam.adapters import adapt
-from detcam.audit import Audit, audit
-from detcam.benchmark import Benchmark, benchmark
-from detcam.concepts import create_labels_legend, show_factorization_on_image
+from detcam.auditing import Audit, audit
+from detcam.benchmarking import Benchmark, benchmark
 from detcam.detections import Detections, Source
-from detcam.explain import Explanation, Explanations, explain
+from detcam.diagnostics import ClassAgnosticWarning, CompletenessWarning, EmptyMapWarning, ReachWarning
+from detcam.explanation.explain import Explanation, Explanations, explain
 from detcam.factorization import DeepFeatureFactorization
-from detcam.honesty import ClassAgnosticWarning, CompletenessWarning, EmptyMapWarning, ReachWarning
 from detcam.methods import (
     DRISE,
     FEM,
@@ -56,7 +55,8 @@ from detcam.methods import (
 from detcam.methods.drise import drise
 from detcam.methods.guided_backprop import GuidedBackpropReLUModel, guided_backprop
 from detcam.methods.sobel import sobel_cam
-from detcam.visualize import deprocess_image, preprocess_image, show_cam_on_image
+from detcam.visualize.concepts import create_labels_legend, show_factorization_on_image
+from detcam.visualize.overlay import deprocess_image, preprocess_image, show_cam_on_image
 
 try:
     __version__ = version("detcam")

@@ -1,6 +1,6 @@
 """``python -m detcam``."""
 
-from detcam.cli import main
+from detcam.cli.main import main
 
 if __name__ == "__main__":
     main()

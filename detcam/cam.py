@@ -18,15 +18,15 @@ from torch import Tensor, nn
 from detcam.adapters import adapt
 from detcam.adapters.base import Adapter, Batch, Target
 from detcam.detections import Detections
-from detcam.exclusive import exclusive
+from detcam.diagnostics import Reach, warn_about_maps
 from detcam.geometry import Geometry, normalize
-from detcam.honesty import Reach, warn_about_maps
+from detcam.inputs import Choose, Request, read_request
 from detcam.outputs import work_dtype
-from detcam.projection import first_principal_component
-from detcam.request import Choose, Request, read_request
-from detcam.sampling import Sampling
+from detcam.perturbation.random_masks import Sampling
 from detcam.smoothing import View, views
 from detcam.trace import ReshapeTransform, Trace, guarded
+from detcam.utils.model_lock import exclusive
+from detcam.utils.pca import first_principal_component
 
 Progress = Callable[[Iterable[Any]], Iterable[Any]]
 
@@ -172,7 +172,7 @@ class BaseCAM:
         """Heatmaps for targets.
 
         Args:
-            input_tensor: one picture or a list of them (see `detcam.images.ImageLike`), or an already normalised
+            input_tensor: one picture or a list of them (see `detcam.data.images.ImageLike`), or an already normalised
                 (B, C, H, W) tensor; a tuple of tensors for a model with several inputs, the picture first.
             targets: None (the top class, or every detection), one target per image, a list of targets per image, or
                 `Detections`, one per image.

@@ -15,15 +15,15 @@ from detcam.adapters import adapt
 from detcam.adapters.base import Adapter, Batch
 from detcam.adapters.classification import ClassificationAdapter, class_scores
 from detcam.cam import levels_of
-from detcam.concepts import create_labels_legend, show_factorization_on_image
 from detcam.geometry import Geometry, normalize
+from detcam.inputs import Request, read_request
 from detcam.outputs import work_dtype
-from detcam.perturbation import single
-from detcam.pictures import Picture
-from detcam.request import Request, read_request
+from detcam.perturbation.base import single
 from detcam.smoothing import View
 from detcam.trace import ReshapeTransform, Trace, guarded, map_tensors
-from detcam.visualize import grid
+from detcam.visualize.concepts import create_labels_legend, show_factorization_on_image
+from detcam.visualize.convert import Picture
+from detcam.visualize.overlay import grid
 
 Floats = NDArray[np.floating[Any]]
 
@@ -186,7 +186,7 @@ class DeepFeatureFactorization:
         """Factorise the features of one picture or of several together.
 
         Args:
-            input_tensor: one picture or a list of them (see `detcam.images.ImageLike`), or an already normalised
+            input_tensor: one picture or a list of them (see `detcam.data.images.ImageLike`), or an already normalised
                 (B, C, H, W) tensor.
             n_components: how many concepts.
             model_kwargs: keyword arguments for the model.

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from detcam.caller import warn
-from detcam.exclusive import exclusive
+from detcam.utils.model_lock import exclusive
+from detcam.utils.warnings import warn
 
 ReshapeTransform = Callable[[Any], Any]
 """From what a layer put out to (B, C, h, w), or a list of such levels."""
@@ -380,7 +380,7 @@ def flatten_tensors(value: Any) -> list[Tensor]:
 
 @contextmanager
 def guarded(model: nn.Module, *, gradients: bool) -> Iterator[None]:
-    """Run a model without leaving a trace on it, one thread at a time (`detcam.exclusive`).
+    """Run a model without leaving a trace on it, one thread at a time (`detcam.utils.model_lock`).
 
     Inside: eval mode, no parameter asks for gradients, inference tensors are replaced by ordinary ones, autograd is
     on or off as asked. After, also when the block raises: training flags per module, ``requires_grad``, parameters,

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from detcam.demo.scenes import draw_scene
+from detcam.synthetic.harbour import draw_scene
 
 NAMES = ["boat", "buoy", "gull", "water"]
 MEAN, STD = [0.5] * 3, [0.25] * 3

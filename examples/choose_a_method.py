@@ -14,9 +14,9 @@ from pathlib import Path
 from faster_rcnn import load_detector
 
 from detcam import benchmark
-from detcam.benchmark.plan import split_list
-from detcam.demo.scenes import draw_scene
-from detcam.visualize import save_image
+from detcam.benchmarking.specs import split_list
+from detcam.synthetic.harbour import draw_scene
+from detcam.visualize.overlay import save_image
 
 METHODS = "odam,gradcam,layercam,reachcam,eigencam"
 

@@ -16,8 +16,8 @@ from _common import MEAN, NAMES, STD, cut_outs, fit, three_things
 from torch import nn
 
 from detcam import METHODS, adapt, explain
-from detcam.loading import load_model
-from detcam.visualize import save_image
+from detcam.models.load import load_model
+from detcam.visualize.overlay import save_image
 
 
 def small_network():

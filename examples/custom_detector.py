@@ -15,8 +15,8 @@ from torch import nn
 from detcam import explain
 from detcam.adapters import detector
 from detcam.demo.model import load_demo_detector
-from detcam.demo.scenes import draw_scene
-from detcam.visualize import save_image
+from detcam.synthetic.harbour import draw_scene
+from detcam.visualize.overlay import save_image
 
 
 class SmallDetector(nn.Module):

@@ -17,9 +17,9 @@ from _common import three_things
 from classification import load_classifier
 
 from detcam import DeepFeatureFactorization, show_factorization_on_image
-from detcam.demo.scenes import draw_scene
-from detcam.images import load_image, to_uint8
-from detcam.visualize import grid, save_image
+from detcam.data.images import load_image, to_uint8
+from detcam.synthetic.harbour import draw_scene
+from detcam.visualize.overlay import grid, save_image
 
 
 def main(argv=None):

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 
 from detcam import drise
+from detcam.data.images import load_image, to_uint8
 from detcam.demo.model import load_demo_detector
-from detcam.demo.scenes import DEMO_NAMES, draw_scene
-from detcam.images import load_image, to_uint8
-from detcam.opencv import cv2
+from detcam.synthetic.harbour import DEMO_NAMES, draw_scene
 from detcam.targets import BoxTarget
-from detcam.visualize import grid, render, save_image
+from detcam.utils.opencv import cv2
+from detcam.visualize.overlay import grid, render, save_image
 
 
 def detect_in_harbours(network, pictures):

@@ -18,9 +18,9 @@ from classification import small_network
 
 from detcam import explain
 from detcam.adapters import embed, embedder
-from detcam.loading import load_model
+from detcam.models.load import load_model
 from detcam.targets import SimilarityToConceptTarget
-from detcam.visualize import grid, save_image
+from detcam.visualize.overlay import grid, save_image
 
 
 def drawn_concepts():

@@ -13,8 +13,8 @@ import detcam
 from detcam import adapt
 from detcam.demo.labels import write_coco
 from detcam.demo.model import load_demo_detector
-from detcam.demo.scenes import DEMO_NAMES, DEMO_SEEDS, draw_scene
-from detcam.loading import load_model
+from detcam.models.load import load_model
+from detcam.synthetic.harbour import DEMO_NAMES, DEMO_SEEDS, draw_scene
 
 
 def main(argv=None):

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from detcam import adapt, explain
 from detcam.demo.model import load_demo_detector
-from detcam.demo.scenes import DEMO_NAMES, draw_scene
-from detcam.loading import load_model
-from detcam.visualize import save_image
+from detcam.models.load import load_model
+from detcam.synthetic.harbour import DEMO_NAMES, draw_scene
+from detcam.visualize.overlay import save_image
 
 
 def load_detector(weights, names):

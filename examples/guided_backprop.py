@@ -18,9 +18,9 @@ from _common import three_things
 from classification import load_classifier
 
 from detcam import GuidedBackprop, GuidedGradCAM, deprocess_image, explain, sobel_cam
+from detcam.data.images import load_image, to_uint8
 from detcam.detections import class_name
-from detcam.images import load_image, to_uint8
-from detcam.visualize import grid, save_image
+from detcam.visualize.overlay import grid, save_image
 
 
 def main(argv=None):

@@ -17,9 +17,9 @@ from torchvision.ops import MultiScaleRoIAlign, roi_align
 
 from detcam import adapt, explain
 from detcam.demo.model import PYRAMID_CHANNELS, load_demo_detector
-from detcam.demo.scenes import DEMO_NAMES, draw_scene
-from detcam.loading import load_model
-from detcam.visualize import grid, save_image
+from detcam.models.load import load_model
+from detcam.synthetic.harbour import DEMO_NAMES, draw_scene
+from detcam.visualize.overlay import grid, save_image
 
 
 def fit_masks(steps=80, scenes=40):

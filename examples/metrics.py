@@ -14,14 +14,14 @@ from _common import three_things
 from classification import load_classifier
 
 from detcam import METHODS, GradCAM, adapt, deprocess_image
+from detcam.data.images import load_image
 from detcam.demo.model import load_demo_detector
-from detcam.demo.scenes import DEMO_NAMES, draw_scene
-from detcam.images import load_image
 from detcam.metrics import METRICS
 from detcam.metrics.cam_mult_image import CamMultImageConfidenceChange
 from detcam.metrics.road import ROADCombined, ROADMostRelevantFirst
+from detcam.synthetic.harbour import DEMO_NAMES, draw_scene
 from detcam.targets import ClassifierOutputSoftmaxTarget, ClassifierOutputTarget
-from detcam.visualize import grid, save_image
+from detcam.visualize.overlay import grid, save_image
 
 
 def measure_class(args):

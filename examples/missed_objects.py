@@ -12,11 +12,11 @@ from pathlib import Path
 
 from detcam import adapt, explain
 from detcam.demo.model import load_demo_detector
-from detcam.demo.scenes import DEMO_NAMES, draw_scene
 from detcam.detections import label_index
-from detcam.loading import load_model
+from detcam.models.load import load_model
+from detcam.synthetic.harbour import DEMO_NAMES, draw_scene
 from detcam.targets import BoxTarget
-from detcam.visualize import grid, save_image
+from detcam.visualize.overlay import grid, save_image
 
 ZOOM = 3
 BACKGROUND = 0

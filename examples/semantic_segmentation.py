@@ -16,9 +16,9 @@ from torch.nn import functional as F
 from detcam import explain
 from detcam.adapters import segmenter
 from detcam.demo.model import load_demo_detector
-from detcam.demo.scenes import draw_scene
-from detcam.loading import load_model
-from detcam.visualize import save_image
+from detcam.models.load import load_model
+from detcam.synthetic.harbour import draw_scene
+from detcam.visualize.overlay import save_image
 
 NAMES = ["background", "boat", "buoy"]
 

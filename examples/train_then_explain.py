@@ -16,8 +16,8 @@ import detcam
 from detcam import adapt
 from detcam.demo.labels import every_boat_labelled, write_coco
 from detcam.demo.model import build_demo_detector, load_demo_detector
-from detcam.demo.scenes import DEMO_NAMES, draw_scene
 from detcam.demo.train import train_on
+from detcam.synthetic.harbour import DEMO_NAMES, draw_scene
 
 
 def with_shortcut(seed):

@@ -18,8 +18,8 @@ from _common import MEAN, NAMES, SIZE, STD, cut_outs, fit, three_things
 from torchvision.models import SwinTransformer, VisionTransformer
 
 from detcam import adapt, explain
-from detcam.loading import load_model
-from detcam.visualize import grid, save_image
+from detcam.models.load import load_model
+from detcam.visualize.overlay import grid, save_image
 
 
 def small_transformers():

@@ -15,9 +15,9 @@ from types import SimpleNamespace
 import torch
 
 from detcam import explain
-from detcam.demo.scenes import DEMO_NAMES, draw_scene
-from detcam.loading import load_model
-from detcam.visualize import save_image
+from detcam.models.load import load_model
+from detcam.synthetic.harbour import DEMO_NAMES, draw_scene
+from detcam.visualize.overlay import save_image
 
 
 def fit_yolo(scene, steps=50):

@@ -19,14 +19,14 @@ from PIL import Image
 from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
 from torchvision.models.segmentation import lraspp_mobilenet_v3_large
 
-import detcam.folder
+import detcam.explanation.batch
 from detcam import METHODS, __version__
-from detcam.cli import app
-from detcam.console import parse_box, parse_size, printable, shorten
-from detcam.explain import explain
-from detcam.folder import find_pictures
-from detcam.loading import load_model
-from detcam.saving import INDEX, read_heatmap
+from detcam.cli.explain import parse_box, parse_size, printable, shorten
+from detcam.cli.main import app
+from detcam.explanation.batch import find_pictures
+from detcam.explanation.explain import explain
+from detcam.explanation.writer import INDEX, read_heatmap
+from detcam.models.load import load_model
 
 DETECTOR = "fasterrcnn_mobilenet_v3_large_320_fpn"
 CLASSIFIER = ("--model", "mobilenet_v3_small", "--weights", "none", "--image-size", "64")
@@ -225,7 +225,7 @@ def test_an_interrupted_run_leaves_what_is_done(
             raise KeyboardInterrupt
         return explain(*arguments, **options)
 
-    monkeypatch.setattr(detcam.folder, "explain", interrupted)
+    monkeypatch.setattr(detcam.explanation.batch, "explain", interrupted)
     code, _, err = detcam_command("explain", "in", *CLASSIFIER, "--batch-size", "1")
     assert code == 130
     assert "interrupted; 1 of 3 pictures are done" in err
@@ -416,7 +416,7 @@ def test_parts() -> None:
 
 def test_as_a_process(tmp_path: Path) -> None:
     save_picture(tmp_path / "dog.png")
-    command = [sys.executable, "-m", "detcam.cli", "explain", "dog.png", *CLASSIFIER, "--out", "out"]
+    command = [sys.executable, "-m", "detcam.cli.main", "explain", "dog.png", *CLASSIFIER, "--out", "out"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert "1 picture, 1 finding" in done.stdout
@@ -427,7 +427,18 @@ def test_as_a_process(tmp_path: Path) -> None:
 def test_control_c_in_a_process(tmp_path: Path) -> None:
     for number in range(400):  # more than are done before the signal comes on a busy machine
         save_picture(tmp_path / "in" / f"{number:03}.png", size_hw=(300, 300))
-    command = [sys.executable, "-m", "detcam.cli", "explain", "in", *CLASSIFIER, "--batch-size", "1", "--out", "out"]
+    command = [
+        sys.executable,
+        "-m",
+        "detcam.cli.main",
+        "explain",
+        "in",
+        *CLASSIFIER,
+        "--batch-size",
+        "1",
+        "--out",
+        "out",
+    ]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         deadline = time.monotonic() + 200

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from detcam import drawing
-from detcam.visualize import draw_boxes
+from detcam.visualize import drawing
+from detcam.visualize.overlay import draw_boxes
 from tests.drawn import GREY, bounds, colored, plain
 
 

@@ -15,10 +15,10 @@ from torchvision.models.detection import FasterRCNN, fasterrcnn_mobilenet_v3_lar
 
 from detcam import ODAM, HiResCAM, adapt
 from detcam.adapters import Adapter
-from detcam.explain import Explanation, Explanations, asked, explain
-from detcam.saving import INDEX, ExplanationWriter, read_heatmap, slug
+from detcam.explanation.explain import Explanation, Explanations, asked, explain
+from detcam.explanation.writer import INDEX, ExplanationWriter, read_heatmap, slug
 from detcam.targets import BoxTarget, ClassifierOutputTarget, InstanceMaskTarget, MaskTarget
-from detcam.visualize import grid
+from detcam.visualize.overlay import grid
 
 NAMES = ["cat", "dog", "bus"]
 

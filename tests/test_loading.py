@@ -20,9 +20,9 @@ from torch import nn
 from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
 from torchvision.ops import FrozenBatchNorm2d
 
-from detcam.adapters import timm
-from detcam.checkpoints import infer_num_classes
-from detcam.loading import load_model, pick_device, read_names
+from detcam.models import timm
+from detcam.models.checkpoints import infer_num_classes
+from detcam.models.load import load_model, pick_device, read_names
 
 TINY = "mobilenet_v3_small"
 DETECTOR = "fasterrcnn_mobilenet_v3_large_320_fpn"

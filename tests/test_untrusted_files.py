@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from detcam.adapters.ultralytics_architecture import check_architecture, is_plain_module
-from detcam.loading import load_model
+from detcam.models.load import load_model
 from tests.test_loading import Marker
 
 

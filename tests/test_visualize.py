@@ -14,8 +14,9 @@ import pytest
 import torch
 from PIL import Image
 
-from detcam import drawing, pictures
-from detcam.visualize import (
+from detcam.visualize import convert as pictures
+from detcam.visualize import drawing
+from detcam.visualize.overlay import (
     deprocess_image,
     draw_boxes,
     grid,
@@ -339,5 +340,5 @@ def test_rounding_errors_past_one_are_clipped() -> None:
 
 
 def test_import_needs_no_plotting_library() -> None:
-    code = "import sys, detcam.visualize; sys.exit(any(m.split('.')[0] == 'matplotlib' for m in sys.modules))"
+    code = "import sys, detcam.visualize.overlay; sys.exit(any(m.split('.')[0] == 'matplotlib' for m in sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

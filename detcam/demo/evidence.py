@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from detcam.demo.train import WakeVerdict
-from detcam.explain import Explanation
-from detcam.opencv import cv2
+from detcam.explanation.explain import Explanation
+from detcam.utils.opencv import cv2
 
 MARGIN = 4  # pixels around a wake that still count as wake: one cell of the target layer
 

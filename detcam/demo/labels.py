@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from detcam.demo.scenes import BOAT_LABEL, DEMO_NAMES, Scene
-from detcam.saving import replace_file
-from detcam.visualize import save_image
+from detcam.explanation.writer import replace_file
+from detcam.synthetic.harbour import BOAT_LABEL, DEMO_NAMES, Scene
+from detcam.visualize.overlay import save_image
 
 
 def write_coco(folder: str | Path, scenes: Sequence[Scene], *, images: str = "images") -> Path:

@@ -15,22 +15,22 @@ from torchvision.models.detection import FasterRCNN
 from torchvision.ops import box_iou
 
 from detcam.adapters import Adapter, adapt
-from detcam.audit import Audit, audit
-from detcam.audit.store import FOLDER as UNFINISHED
+from detcam.auditing import Audit, audit
+from detcam.auditing.run_state import FOLDER as UNFINISHED
 from detcam.demo.evidence import Evidence, FalseAlarm, around
 from detcam.demo.labels import write_coco
 from detcam.demo.model import load_demo_detector
-from detcam.demo.painting import FloatArray
-from detcam.demo.scenes import BOAT_LABEL, DEMO_NAMES, DEMO_SEEDS, Scene, draw_scene
-from detcam.demo.telling import Echo, say, table
+from detcam.demo.text import Echo, say, table
 from detcam.demo.train import SCORE_THRESHOLD, certify_wake
 from detcam.detections import Detections
-from detcam.explain import Explanation, explain
-from detcam.honesty import ReachWarning
+from detcam.diagnostics import ReachWarning
+from detcam.explanation.explain import Explanation, explain
 from detcam.methods import METHODS, ReachCAM
-from detcam.opencv import cv2
-from detcam.pictures import Picture
-from detcam.visualize import draw_boxes, grid, render, save_image
+from detcam.synthetic.canvas import FloatArray
+from detcam.synthetic.harbour import BOAT_LABEL, DEMO_NAMES, DEMO_SEEDS, Scene, draw_scene
+from detcam.utils.opencv import cv2
+from detcam.visualize.convert import Picture
+from detcam.visualize.overlay import draw_boxes, grid, render, save_image
 
 METHOD = partial(ReachCAM, steps=20)
 """What points at the context: it finds early layers by itself, from which gradients reach far beyond the box."""

@@ -19,8 +19,8 @@ from torchvision.ops import box_iou
 from tqdm import tqdm
 
 from detcam.demo.model import build_demo_detector
-from detcam.demo.painting import FloatArray
-from detcam.demo.scenes import BOAT_LABEL, Scene, draw_scene
+from detcam.synthetic.canvas import FloatArray
+from detcam.synthetic.harbour import BOAT_LABEL, Scene, draw_scene
 
 SCORE_THRESHOLD = 0.5
 HELD_OUT_SEEDS = range(1000, 1050)

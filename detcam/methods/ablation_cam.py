@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from detcam.adapters.base import Adapter
-from detcam.behind import Behind, all_behind
-from detcam.perturbation import Subject, WeightedCAM
+from detcam.perturbation.base import Subject, WeightedCAM
+from detcam.perturbation.replay import Behind, all_behind
 from detcam.trace import ReshapeTransform
 
 

@@ -13,13 +13,13 @@ from torchvision.ops import box_iou
 
 from detcam.adapters.base import Adapter, Batch
 from detcam.cam import ImageHeatmaps
+from detcam.data.images import ImageLike, load_image
 from detcam.detections import Detections
 from detcam.geometry import Geometry, normalize
-from detcam.images import ImageLike, load_image
 from detcam.methods.rise import RISE
 from detcam.outputs import DetectorOutput
-from detcam.perturbation import Subject
-from detcam.sampling import Passes, RandomMasks, check_passes, weighted_masks
+from detcam.perturbation.base import Subject
+from detcam.perturbation.random_masks import Passes, RandomMasks, check_passes, weighted_masks
 from detcam.targets import BoxTarget
 from detcam.targets.box import DetectionTarget
 from detcam.trace import ReshapeTransform

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from detcam.cam import BaseCAM
-from detcam.projection import first_principal_component
+from detcam.utils.pca import first_principal_component
 
 
 class EigenCAM(BaseCAM):
@@ -14,7 +14,7 @@ class EigenCAM(BaseCAM):
     .. math:: L = \mathrm{ReLU}(\bar A v_1), \quad \bar A^T \bar A\, v_1 = \lambda_1 v_1
 
     with A the (hw x C) activations, centred over places as in ``pytorch_grad_cam`` (the paper does not centre
-    them). The sign, which is arbitrary there, is fixed by the rule in `detcam.projection`.
+    them). The sign, which is arbitrary there, is fixed by the rule in `detcam.utils.pca`.
 
     Muhammad and Yeasin, *Eigen-CAM: Class Activation Map using Principal Components*, IJCNN 2020,
     https://arxiv.org/abs/2008.00299.

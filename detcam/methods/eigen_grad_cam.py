@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from detcam.cam import BaseCAM
-from detcam.projection import first_principal_component
+from detcam.utils.pca import first_principal_component
 
 
 class EigenGradCAM(BaseCAM):
@@ -13,7 +13,7 @@ class EigenGradCAM(BaseCAM):
 
     .. math:: L = \mathrm{ReLU}(\bar M v_1), \quad M = \frac{\partial y}{\partial A} \odot A
 
-    with M the (hw x C) products centred over places. The sign is fixed by the rule in `detcam.projection`.
+    with M the (hw x C) products centred over places. The sign is fixed by the rule in `detcam.utils.pca`.
 
     Named in Gildenblat et al., *PyTorch library for CAM methods*, 2021, after Muhammad and Yeasin,
     *Eigen-CAM*, IJCNN 2020, https://arxiv.org/abs/2008.00299.

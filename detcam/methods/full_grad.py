@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from detcam.adapters.base import Adapter, Batch
-from detcam.caller import warn
 from detcam.cam import BaseCAM, Measured, Pass, value_of
+from detcam.diagnostics import Reach
 from detcam.geometry import Geometry, normalize
-from detcam.honesty import Reach
 from detcam.outputs import work_dtype
 from detcam.trace import ReshapeTransform
+from detcam.utils.warnings import warn
 
 
 class FullGrad(BaseCAM):

@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from detcam.adapters.base import Adapter, Batch, Target
-from detcam.caller import warn
 from detcam.cam import ImageHeatmaps, Measured, Pass, value_of
+from detcam.diagnostics import Reach
 from detcam.geometry import Geometry, normalize
-from detcam.guidance import guided, guiding
-from detcam.honesty import Reach
+from detcam.guided_relu import guided, guiding
 from detcam.layerless import LayerlessCAM, to_pixels
 from detcam.outputs import work_dtype
 from detcam.targets import ClassifierOutputTarget
+from detcam.utils.warnings import warn
 
 BRIGHTEST = 0.01
 
@@ -143,7 +143,7 @@ def guided_backprop(model: Adapter | nn.Module, image: Any, target: Target | Non
 
     Args:
         model: any supported model, or its adapter.
-        image: a picture (see `detcam.images.ImageLike`), or a normalised (1, C, H, W) tensor.
+        image: a picture (see `detcam.data.images.ImageLike`), or a normalised (1, C, H, W) tensor.
         target: what is explained; None takes the top class, or the best detection.
 
     Returns:

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from detcam.adapters.base import Adapter
 from detcam.cam import BaseCAM
-from detcam.projection import first_eigenpair, oriented
 from detcam.trace import ReshapeTransform
+from detcam.utils.pca import first_eigenpair, oriented
 
 Kernel = Literal["sigmoid", "rbf", "poly", "cosine", "linear"]
 
@@ -27,7 +27,7 @@ class KPCA_CAM(BaseCAM):
         K_{pq} = \tanh(\gamma\, \bar A_p \cdot \bar A_q + 1)
 
     with the channel vectors of the places p and q centred, and the kernel centred too. The sign, which is arbitrary,
-    is fixed by the rule in `detcam.projection`.
+    is fixed by the rule in `detcam.utils.pca`.
 
     Karmani et al., *KPCA-CAM: Visual Explainability of Deep Computer Vision Models using Kernel PCA*, MMSP 2024,
     https://arxiv.org/abs/2410.00267.

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from detcam.adapters.base import Adapter
-from detcam.attention import Attention, Recorder
 from detcam.cam import Pass
+from detcam.methods.common.attention_base import AttentionCAM, Layers, NoAttentionError, blocks, gradients, rounds
+from detcam.methods.common.attention_capture import Attention, Recorder
 from detcam.outputs import work_dtype
-from detcam.perturbation import pinned
-from detcam.relevance import AttentionCAM, Layers, NoAttentionError, blocks, gradients, rounds
+from detcam.perturbation.base import pinned
 from detcam.trace import ReshapeTransform, Variants, map_tensors
 
 

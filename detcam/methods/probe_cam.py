@@ -12,17 +12,17 @@ from torch.nn import functional as F
 
 from detcam.adapters.base import Adapter, Target
 from detcam.cam import BaseCAM, Measured, Pass
-from detcam.folding import Folding
 from detcam.geometry import Geometry
+from detcam.methods.common.region_proposals import candidate_places, segments
 from detcam.methods.reach_cam import ReachCAM, contrasted
-from detcam.metrics.imputation import LinearFill
-from detcam.opencv import cv2
-from detcam.perturbation import Canvas, Subject, checked, masked_batch_size, pinned, single
-from detcam.places import candidate_places, segments
-from detcam.sampling import Sampling, pieces
+from detcam.perturbation.base import Canvas, Subject, checked, masked_batch_size, pinned, single
+from detcam.perturbation.bn_folding import Folding
+from detcam.perturbation.fills import LinearFill
+from detcam.perturbation.random_masks import Sampling, pieces
 from detcam.smoothing import blur
 from detcam.targets import BoxTarget
 from detcam.trace import ReshapeTransform
+from detcam.utils.opencv import cv2
 
 SHARPNESS = 4
 """Power of what a place loses: places that lose half as much are all but left out."""

@@ -11,15 +11,15 @@ from torch import Tensor, nn
 
 from detcam.adapters.base import Adapter, Target
 from detcam.cam import BaseCAM, Measured, Pass, levels_of, value_of
-from detcam.combination import product_of_levels
+from detcam.diagnostics import Reach
 from detcam.geometry import Geometry
-from detcam.honesty import Reach
+from detcam.methods.common.feature_path import FeaturePath
+from detcam.methods.common.layer_search import with_reaching_layers
+from detcam.methods.common.level_product import product_of_levels
 from detcam.outputs import work_dtype
-from detcam.path import FeaturePath
-from detcam.projection import first_principal_component
-from detcam.reach import with_reaching_layers
 from detcam.targets import BoxTarget
 from detcam.trace import ReshapeTransform, Trace
+from detcam.utils.pca import first_principal_component
 
 RIVAL = 0.1
 """Least score of a rival class, as a share of the explained class's own, where scores are independent."""

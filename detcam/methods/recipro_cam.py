@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from detcam.adapters.base import Adapter
-from detcam.behind import Behind, all_behind
 from detcam.outputs import work_dtype
-from detcam.perturbation import PerturbationCAM, Subject
+from detcam.perturbation.base import PerturbationCAM, Subject
+from detcam.perturbation.replay import Behind, all_behind
 from detcam.trace import ReshapeTransform
 
 KERNEL = (0.5, 1.0, 0.5)

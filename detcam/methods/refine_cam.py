@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from detcam.adapters.base import Adapter
 from detcam.cam import BaseCAM, Measured, Pass
-from detcam.combination import product_of_levels
 from detcam.geometry import Geometry
+from detcam.methods.common.level_product import product_of_levels
 from detcam.methods.grad_cam_plusplus import GradCAMPlusPlus
 from detcam.trace import ReshapeTransform
 

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from detcam.adapters.base import Adapter
 from detcam.outputs import work_dtype
-from detcam.perturbation import Canvas, InputCAM, Subject
-from detcam.sampling import Passes, RandomMasks, check_passes, weighted_masks
+from detcam.perturbation.base import Canvas, InputCAM, Subject
+from detcam.perturbation.random_masks import Passes, RandomMasks, check_passes, weighted_masks
 from detcam.trace import ReshapeTransform
 
 
@@ -19,9 +19,10 @@ class RISE(InputCAM):
     .. math:: L(\lambda) = \frac{1}{N p} \sum_{i=1}^N y(X \odot M_i)\, M_i(\lambda)
 
     an estimate of the score's mean over masks that show pixel :math:`\lambda`; here with the mean score's known part
-    put in as known (`detcam.sampling.weighted_masks`), which changes the noise and not what is estimated. A mask is a
-    grid of zeros and ones (one with probability p), enlarged bilinearly and shifted at random by up to a cell. What
-    is masked becomes 0 in the network's input: the mean colour where the input is normalised, else black.
+    put in as known (`detcam.perturbation.random_masks.weighted_masks`), which changes the noise and not what is
+    estimated. A mask is a grid of zeros and ones (one with probability p), enlarged bilinearly and shifted at random
+    by up to a cell. What is masked becomes 0 in the network's input: the mean colour where the input is normalised,
+    else black.
 
     Petsiuk et al., *RISE: Randomized Input Sampling for Explanation of Black-box Models*, BMVC 2018,
     https://arxiv.org/abs/1806.07421.

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from detcam.adapters.base import Adapter
-from detcam.behind import Behind, all_behind
 from detcam.geometry import Geometry
-from detcam.perturbation import Subject, WeightedCAM, masked_batch_size
+from detcam.perturbation.base import Subject, WeightedCAM, masked_batch_size
+from detcam.perturbation.replay import Behind, all_behind
 from detcam.trace import ReshapeTransform
 
 CHEAP_SHARE = 0.05

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from detcam.cam import BaseCAM
-from detcam.projection import first_principal_component
+from detcam.utils.pca import first_principal_component
 
 
 class SegEigenCAM(BaseCAM):

@@ -19,8 +19,8 @@ from detcam.geometry import Geometry
 from detcam.methods.grad_cam import GradCAM
 from detcam.methods.odam import ODAM
 from detcam.outputs import DetectorOutput, SegmenterOutput, work_dtype
-from detcam.perturbation import repeated, single
-from detcam.sampling import Sampling, pieces
+from detcam.perturbation.base import repeated, single
+from detcam.perturbation.random_masks import Sampling, pieces
 from detcam.smoothing import blur
 from detcam.targets import BoxTarget, ClassifierOutputTarget, MaskTarget
 from detcam.targets.box import DetectionTarget

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from detcam.cam import Measured, Pass, value_of
+from detcam.data.images import to_uint8
 from detcam.geometry import Geometry, normalize
-from detcam.images import to_uint8
 from detcam.layerless import LayerlessCAM
-from detcam.opencv import cv2
-from detcam.pictures import as_picture
+from detcam.utils.opencv import cv2
+from detcam.visualize.convert import as_picture
 
 
 class Sobel(LayerlessCAM):

@@ -12,8 +12,8 @@ from torchvision.ops import box_iou
 
 from detcam.adapters.base import Adapter, Batch
 from detcam.outputs import DetectorOutput, work_dtype
-from detcam.perturbation import Canvas, InputCAM, Subject
-from detcam.sampling import Sampling, pieces
+from detcam.perturbation.base import Canvas, InputCAM, Subject
+from detcam.perturbation.random_masks import Sampling, pieces
 from detcam.targets import BoxTarget
 from detcam.trace import ReshapeTransform
 

@@ -6,21 +6,8 @@ from detcam.metrics.base import Metric, MetricWarning, Question, Summary, read_q
 from detcam.metrics.cam_mult_image import CamMultImageConfidenceChange, DropInConfidence, IncreaseInConfidence
 from detcam.metrics.complexity import ADCC, ARCC, Coherency, Complexity, Entropy, Sparseness
 from detcam.metrics.cost import count_work, measure_cost
-from detcam.metrics.curves import (
-    Curve,
-    CurveSettings,
-    Deletion,
-    Insertion,
-    InsertionMinusDeletion,
-    score_curves,
-)
-from detcam.metrics.localization import (
-    Compactness,
-    EnergyPointingGame,
-    HeatmapIoU,
-    ObjectDiscrimination,
-    PointingGame,
-)
+from detcam.metrics.curves import Curve, CurveSettings, Deletion, Insertion, InsertionMinusDeletion, score_curves
+from detcam.metrics.localization import Compactness, EnergyPointingGame, HeatmapIoU, ObjectDiscrimination, PointingGame
 from detcam.metrics.perturbation_confidence import (
     AveragerAcrossThresholds,
     PerturbationConfidenceMetric,
@@ -29,7 +16,7 @@ from detcam.metrics.perturbation_confidence import (
     RemoveMostRelevantFirst,
     RemoveMostRelevantFirstAverage,
 )
-from detcam.metrics.regions import TrueRegions, true_regions
+from detcam.metrics.region_size import DestroyingRegion, SufficientRegion
 from detcam.metrics.road import (
     NoisyLinearImputer,
     ROADCombined,
@@ -39,8 +26,8 @@ from detcam.metrics.road import (
     ROADMostRelevantFirstAverage,
 )
 from detcam.metrics.sanity import RandomizationCheck, independence, randomization, reproducibility
-from detcam.metrics.smallest import DestroyingRegion, SufficientRegion
 from detcam.metrics.stability import StabilityCheck
+from detcam.metrics.target_regions import TrueRegions, true_regions
 
 METRICS: dict[str, type[Metric]] = {
     metric.name: metric

@@ -15,7 +15,7 @@ from torch import Tensor
 from detcam.adapters import adapt
 from detcam.adapters.base import Adapter, Target
 from detcam.cam import ImageHeatmaps
-from detcam.request import Request, read_request
+from detcam.inputs import Request, read_request
 
 Need = Literal["model", "truth", "method"]
 """What a metric needs besides heatmaps: passes of the model; annotations; the method, to explain again."""

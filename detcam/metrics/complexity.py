@@ -12,15 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from detcam.adapters.base import Adapter, Target
-from detcam.metrics.base import (
-    Explainer,
-    Metric,
-    Need,
-    Question,
-    read_heatmaps,
-    read_question,
-    warn_about_skipped,
-)
+from detcam.metrics.base import Explainer, Metric, Need, Question, read_heatmaps, read_question, warn_about_skipped
 from detcam.metrics.cam_mult_image import DropInConfidence
 from detcam.metrics.perturbation_confidence import Percentile
 from detcam.metrics.road import ROADCombined

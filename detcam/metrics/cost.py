@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from detcam.adapters.base import Adapter
-from detcam.images import ImageLike, load_image
+from detcam.data.images import ImageLike, load_image
 from detcam.trace import guarded
 
 BACKWARD = (torch.autograd.grad, torch.autograd.backward, torch.Tensor.backward)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from detcam.metrics.base import Explainer, Metric, Need, read_question, warn_about_skipped
-from detcam.metrics.imputation import Fill, fill_of
 from detcam.metrics.scoring import Case, Protocol, check_asking, examine
+from detcam.perturbation.fills import Fill, fill_of
 
 Kind = Literal["deletion", "insertion"]
 

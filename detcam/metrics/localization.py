@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from detcam.metrics.base import Explainer, Metric, Need, warn_about_skipped
-from detcam.metrics.regions import Shape, TrueRegions, bounding_box, read_regions
-from detcam.opencv import cv2
+from detcam.metrics.target_regions import Shape, TrueRegions, bounding_box, read_regions
+from detcam.utils.opencv import cv2
 
 NAN = float("nan")
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from detcam.metrics.base import Explainer, Metric, Question, read_question, warn_about_skipped
-from detcam.metrics.imputation import Fill, fill_of
 from detcam.metrics.scoring import Case, Protocol, check_asking, collected, examine
-from detcam.opencv import cv2
+from detcam.perturbation.fills import Fill, fill_of
+from detcam.utils.opencv import cv2
 
 Percentile: TypeAlias = "float | Literal['auto']"
 """From 0 to 100; ``"auto"`` takes Otsu's threshold of the heatmap, which must lie in [0, 1]."""

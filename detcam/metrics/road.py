@@ -7,15 +7,15 @@ from typing import Any
 
 from torch import Tensor
 
-from detcam.metrics.imputation import LinearFill
 from detcam.metrics.perturbation_confidence import PERCENTILES, Percentile, RemovalMetric
 from detcam.metrics.scoring import Protocol
+from detcam.perturbation.fills import LinearFill
 
 ROAD_PAPER = "Rong et al., ROAD, ICML 2022, https://arxiv.org/abs/2202.00449"
 
 
 class NoisyLinearImputer:
-    """Noisy linear imputation of one picture, see `detcam.metrics.imputation.LinearFill`.
+    """Noisy linear imputation of one picture, see `detcam.perturbation.fills.LinearFill`.
 
     Args:
         noise: standard deviation of the noise on filled pixels.

@@ -16,11 +16,11 @@ from torch.nn import functional as F
 
 from detcam.adapters.base import Adapter, Target
 from detcam.cam import BaseCAM
-from detcam.exclusive import exclusive
-from detcam.images import ImageLike, load_image
+from detcam.data.images import ImageLike, load_image
 from detcam.metrics.base import Explainer, Metric, Question, read_question, warn_about_skipped
-from detcam.metrics.likeness import check_maps, rank_correlation, ssim
+from detcam.metrics.similarity import check_maps, rank_correlation, ssim
 from detcam.trace import guarded
+from detcam.utils.model_lock import exclusive
 
 COMPARED_AT = 64  # pixels a side to which maps of different pictures are brought
 MOST_PAIRS = 500

@@ -18,8 +18,8 @@ from detcam.adapters.base import Batch, Target
 from detcam.cam import value_of
 from detcam.metrics.base import Question
 from detcam.outputs import DetectorOutput, SegmenterOutput, work_dtype
-from detcam.perturbation import Canvas, Subject, checked, masked_batch_size, pinned, single
-from detcam.sampling import pieces
+from detcam.perturbation.base import Canvas, Subject, checked, masked_batch_size, pinned, single
+from detcam.perturbation.random_masks import pieces
 from detcam.smoothing import View
 from detcam.targets import ClassifierOutputTarget, ClassTarget, MaskTarget
 from detcam.targets.box import DetectionTarget

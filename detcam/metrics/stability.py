@@ -15,15 +15,15 @@ from torchvision.ops import box_iou
 from detcam.adapters.base import Adapter, Target
 from detcam.adapters.classification import ClassificationAdapter
 from detcam.cam import BaseCAM
+from detcam.data.images import ImageLike, load_image, to_uint8
 from detcam.detections import Detections
-from detcam.images import ImageLike, load_image, to_uint8
 from detcam.metrics.base import Explainer, Metric
-from detcam.metrics.likeness import rank_correlation, ssim
 from detcam.metrics.sanity import ask_again, per_target
-from detcam.opencv import cv2
+from detcam.metrics.similarity import rank_correlation, ssim
 from detcam.targets import ClassifierOutputTarget, MaskTarget
 from detcam.targets.box import DetectionTarget
 from detcam.trace import guarded
+from detcam.utils.opencv import cv2
 
 IN_PLACE = 0.5
 """Least overlap (IoU) at which a box or a region counts as still there."""

@@ -17,7 +17,7 @@ from torchvision.models import segmentation
 from detcam import GradCAM, HiResCAM, LayerCAM, ReachWarning
 from detcam.adapters import adapt, segmenter
 from detcam.adapters.segmentation import IMAGENET_MEAN, IMAGENET_STD, TorchvisionSegmentationAdapter
-from detcam.images import load_image
+from detcam.data.images import load_image
 from detcam.targets import BoxTarget, MaskTarget
 from tests.helpers import Snapshot
 

@@ -19,7 +19,7 @@ from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign, box_iou
 
 from detcam import GradCAM, adapt
 from detcam.adapters.two_stage import TwoStageAdapter
-from detcam.images import load_image
+from detcam.data.images import load_image
 from detcam.methods import get_method
 from detcam.methods.vps import box_fit
 from detcam.metrics.scoring import Wanted

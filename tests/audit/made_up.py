@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from detcam.annotations import Annotations, TrueObjects
+from detcam.data.annotations import Annotations, TrueObjects
 from detcam.detections import Detections, Source
 
 HEIGHT, WIDTH = 90, 120

@@ -16,14 +16,14 @@ from typer.testing import CliRunner
 import detcam
 from detcam import adapt
 from detcam.adapters import Adapter
-from detcam.audit import Audit, Case
-from detcam.audit.case import Maps
-from detcam.audit.store import FOLDER
-from detcam.audit.work import UNREADABLE
-from detcam.cli import app
+from detcam.auditing import Audit, Case
+from detcam.auditing.case import Maps
+from detcam.auditing.report import ReportWriter
+from detcam.auditing.run_state import FOLDER
+from detcam.auditing.stages import UNREADABLE
+from detcam.cli.main import app
 from detcam.demo.model import load_demo_detector
-from detcam.demo.scenes import DEMO_NAMES, draw_scene
-from detcam.report import ReportWriter
+from detcam.synthetic.harbour import DEMO_NAMES, draw_scene
 from tests.audit.scenes import write_scenes
 from tests.helpers import Snapshot
 

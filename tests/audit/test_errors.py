@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from detcam.audit import ErrorAnalysis, ErrorCase, analyze_errors
+from detcam.auditing import ErrorAnalysis, ErrorCase, analyze_errors
 from detcam.detections import Detections
 from tests.audit.made_up import BOX, RIGHT, found_of, make_up, truth_of
 

@@ -17,19 +17,19 @@ from typer.testing import CliRunner
 import detcam
 from detcam import adapt
 from detcam.adapters import Adapter, detector
-from detcam.audit.command import audit as command
-from detcam.audit.examine import Examiner
-from detcam.audit.packed import Packed, Unpacked
-from detcam.audit.run import METHOD, Settings
-from detcam.audit.work import LEAST_SCORE
-from detcam.cli import app
+from detcam.auditing.explainer import Examiner
+from detcam.auditing.pipeline import METHOD, Settings
+from detcam.auditing.stages import LEAST_SCORE
+from detcam.cli.audit import audit as command
+from detcam.cli.main import app
+from detcam.data.rle import Packed, Unpacked
 from detcam.demo.model import load_demo_detector
-from detcam.demo.scenes import DEMO_NAMES
 from detcam.detections import Detections, Source
+from detcam.synthetic.harbour import DEMO_NAMES
 from tests.audit.scenes import write_scenes
 
 SEEDS = (1_000_000, 1_000_001)
-work = importlib.import_module("detcam.audit.work")  # `detcam.audit` is the function
+work = importlib.import_module("detcam.auditing.stages")  # `detcam.audit` is the function
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def scenes(tmp_path: Path) -> Path:
     return write_scenes(tmp_path, SEEDS)
 
 
-def run(adapter: Adapter, scenes: Path, **options: Any) -> detcam.audit.Audit:
+def run(adapter: Adapter, scenes: Path, **options: Any) -> detcam.auditing.Audit:
     options = {"score_threshold": 0.5, "explain_missed": 0, **options}
     return detcam.audit(adapter, scenes.parent / "images", scenes, **options)
 

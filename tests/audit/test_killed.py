@@ -19,7 +19,7 @@ import torch
 import detcam
 from detcam import adapt
 from detcam.demo.model import load_demo_detector
-from detcam.demo.scenes import DEMO_NAMES
+from detcam.synthetic.harbour import DEMO_NAMES
 
 torch.set_num_threads(1)
 images, annotations, out, resume = sys.argv[1:]
@@ -82,7 +82,7 @@ def test_a_killed_audit_goes_on_and_ends_with_the_same_report(tmp_path: Path) ->
 
 def test_settings_that_an_interruption_left_half_written_do_not_stand_in_the_way(tmp_path: Path) -> None:
     """Files are renamed into place: a temporary one that is left over is no audit."""
-    from detcam.audit.store import FOLDER, Store
+    from detcam.auditing.run_state import FOLDER, Store
 
     (tmp_path / FOLDER).mkdir()
     (tmp_path / FOLDER / f".{'0' * 32}.tmp").write_text('{"half')

@@ -12,14 +12,14 @@ import torch
 from torch.nn import functional as F
 
 from detcam import adapt
-from detcam.annotations import Annotations
-from detcam.audit import Case, analyze_errors
-from detcam.audit.case import PLACES, Place
-from detcam.audit.likeness import LEAST_RIGHT, NEAREST, likeness, pool_boxes
-from detcam.audit.nature import UNLABELLED, Natures
-from detcam.audit.reading import case_reading
+from detcam.auditing import Case, analyze_errors
+from detcam.auditing.background_type import UNLABELLED, Natures
+from detcam.auditing.case import PLACES, Place
+from detcam.auditing.conformal import LEAST_RIGHT, NEAREST, likeness, pool_boxes
+from detcam.auditing.sentences import case_reading
+from detcam.data.annotations import Annotations
 from detcam.demo.model import load_demo_detector
-from detcam.demo.scenes import DEMO_NAMES
+from detcam.synthetic.harbour import DEMO_NAMES
 from tests.audit.scenes import write_scenes
 
 

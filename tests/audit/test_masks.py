@@ -18,8 +18,8 @@ from torchvision.ops import MultiScaleRoIAlign
 import detcam
 from detcam import adapt
 from detcam.adapters import Adapter
-from detcam.audit.planted.detectors import PlantedBackbone
-from detcam.demo.scenes import draw_scene
+from detcam.benchmarking.planted.detectors import PlantedBackbone
+from detcam.synthetic.harbour import draw_scene
 from tests.helpers import Snapshot
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from detcam.audit import average_precision, match, overlaps
-from detcam.audit.average_precision import Ranking
+from detcam.auditing import average_precision, match, overlaps
+from detcam.auditing.average_precision import Ranking
 from tests.audit.made_up import BOX, RIGHT, found_of, truth_of
 
 

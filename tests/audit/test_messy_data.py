@@ -17,12 +17,12 @@ from pycocotools import mask as coco_masks
 import detcam
 from detcam import adapt
 from detcam.adapters import detector
-from detcam.annotations import Annotations
-from detcam.audit import Audit
-from detcam.audit.examine import true_regions
-from detcam.audit.regions import box_region
+from detcam.auditing import Audit
+from detcam.auditing.evidence import box_region
+from detcam.auditing.explainer import true_regions
+from detcam.data.annotations import Annotations
 from detcam.demo.model import load_demo_detector
-from detcam.demo.scenes import DEMO_NAMES, draw_scene
+from detcam.synthetic.harbour import DEMO_NAMES, draw_scene
 from tests.audit.scenes import write_scenes
 
 SCENE = draw_scene(28)  # four boats, of which two are wakes alone
@@ -190,7 +190,7 @@ def test_true_regions_are_masks_where_masks_are_matched(tmp_path: Path) -> None:
     data["annotations"][0]["segmentation"] = [triangle]
     path.write_text(json.dumps(data))
     truth = Annotations.load(path, tmp_path / "images").for_classes(DEMO_NAMES)[0]
-    from detcam.audit.errors import ErrorCase
+    from detcam.auditing.errors import ErrorCase
 
     error = ErrorCase(0, 1, "localization", 0, 0, None, int(truth.labels[0]), 0.9, 0.3, 0.0, True)
     (box, boxes), (mask, masks) = (true_regions(error, truth, masks=masks) for masks in (False, True))

@@ -12,8 +12,8 @@ from torch import nn
 
 import detcam
 from detcam.adapters import detector
-from detcam.audit import Audit
-from detcam.fingerprint import weights_digest
+from detcam.auditing import Audit
+from detcam.utils.hashing import weights_digest
 from tests.adapters.test_custom_detector import fastestdet_decode
 from tests.audit.photographs import OBJECTS, write_labels
 

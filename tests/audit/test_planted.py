@@ -12,19 +12,19 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from detcam.audit.planted import certify
-from detcam.audit.planted import run as planted_run
-from detcam.audit.planted.certify import find_cases, temptations
-from detcam.audit.planted.detectors import families, train
-from detcam.audit.planted.judge import RANKS, hottest_places, judge_map, summarize
-from detcam.audit.planted.run import AuditRow, DetectorRow, MethodRow, Planted, benchmark_planted
-from detcam.audit.planted.scenes import BARGE, BOAT, CUES, SCENARIOS, Scene, draw_scene
-from detcam.audit.planted.tables import HEADERS, cells, markdown
-from detcam.audit.planted.verdicts import wrong_causes
-from detcam.audit.planted.workshop import Workshop, detector_name
-from detcam.cli import app
+from detcam.benchmarking.planted import certify
+from detcam.benchmarking.planted import run as planted_run
+from detcam.benchmarking.planted.audit_check import wrong_causes
+from detcam.benchmarking.planted.certify import find_cases, temptations
+from detcam.benchmarking.planted.detectors import families, train
+from detcam.benchmarking.planted.hit_metrics import RANKS, hottest_places, judge_map, summarize
+from detcam.benchmarking.planted.run import AuditRow, DetectorRow, MethodRow, Planted, benchmark_planted
+from detcam.benchmarking.planted.tables import HEADERS, cells, markdown
+from detcam.benchmarking.planted.training_cache import Workshop, detector_name
+from detcam.cli.main import app
 from detcam.detections import Detections, Source
 from detcam.methods import ProbeCAM
+from detcam.synthetic.shortcuts import BARGE, BOAT, CUES, SCENARIOS, Scene, draw_scene
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from detcam.audit.case import Case, Truth
-from detcam.audit.errors import ErrorCase, ErrorType
-from detcam.audit.grouping import group_cases
-from detcam.audit.questions import question_of, stage_of
+from detcam.auditing.case import Case, Truth
+from detcam.auditing.clustering import group_cases
+from detcam.auditing.error_targets import question_of, stage_of
+from detcam.auditing.errors import ErrorCase, ErrorType
+from detcam.data.ground_truth import TrueObjects
 from detcam.detections import Detections, Source
 from detcam.outputs import Candidates
 from detcam.targets import BoxTarget, EdgesTarget
-from detcam.true_objects import TrueObjects
 from tests.audit.test_verification import BOX, FAR, NEAR, Said
 
 NAMES = {0: "cat", 1: "dog"}

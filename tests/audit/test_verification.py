@@ -10,15 +10,15 @@ from torch import Tensor, nn
 
 from detcam import adapt
 from detcam.adapters import detector
-from detcam.audit.case import Change, Outcome, Trial
-from detcam.audit.following import Followed
-from detcam.audit.regions import box_region, elsewhere, places, shares, strongest
-from detcam.audit.verification import Doubt, Verifier, _Ladder, judge
+from detcam.auditing.case import Change, Outcome, Trial
+from detcam.auditing.evidence import box_region, elsewhere, places, shares, strongest
+from detcam.auditing.persistence import Followed
+from detcam.auditing.verification import Doubt, Verifier, _Ladder, judge
 from detcam.demo.model import load_demo_detector
-from detcam.demo.scenes import draw_scene
 from detcam.detections import Detections
 from detcam.outputs import Candidates, DetectorOutput
-from detcam.perturbation import Subject
+from detcam.perturbation.base import Subject
+from detcam.synthetic.harbour import draw_scene
 from detcam.targets import BoxTarget
 from detcam.trace import guarded
 

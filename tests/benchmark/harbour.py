@@ -15,9 +15,9 @@ from torch import Tensor
 from detcam.adapters import adapt
 from detcam.adapters.base import Adapter
 from detcam.cam import BaseCAM
+from detcam.data.images import load_images, to_uint8
 from detcam.demo.model import load_demo_detector
-from detcam.demo.scenes import DEMO_NAMES, Scene, draw_scene
-from detcam.images import load_images, to_uint8
+from detcam.synthetic.harbour import DEMO_NAMES, Scene, draw_scene
 
 SEEDS = (28, 3, 31, 10, 42, 45, 7, 12)
 METRICS = ("insertion:steps=10", "deletion:steps=10")

@@ -13,15 +13,15 @@ import torch
 import detcam
 from detcam import adapt
 from detcam.adapters import Adapter, detector
-from detcam.benchmark.plan import described
-from detcam.benchmark.statistics import Outcome, make_rows
-from detcam.benchmark.verdicts import verdicts
+from detcam.benchmarking.conclusions import verdicts
+from detcam.benchmarking.specs import described
+from detcam.benchmarking.statistics import Outcome, make_rows
 from detcam.demo.model import load_demo_detector
-from detcam.demo.scenes import DEMO_NAMES
-from detcam.fingerprint import adapter_digest
 from detcam.metrics import Deletion, ROADMostRelevantFirst
-from detcam.metrics.imputation import BlurFill
 from detcam.metrics.sanity import RandomizationCheck, randomization
+from detcam.perturbation.fills import BlurFill
+from detcam.synthetic.harbour import DEMO_NAMES
+from detcam.utils.hashing import adapter_digest
 from tests.audit.scenes import write_scenes
 
 
@@ -173,7 +173,7 @@ def test_half_of_a_picture_is_not_counted(adapter: Adapter, tmp_path: Path, monk
     def fails(*arguments: Any) -> Any:
         raise ValueError("no longer to be read")
 
-    monkeypatch.setattr(importlib.import_module("detcam.benchmark.run"), "_ask", fails)
+    monkeypatch.setattr(importlib.import_module("detcam.benchmarking.runner"), "_ask", fails)
     found = run(adapter, pictures, tmp_path / "out", ["sparseness"], methods=methods)
     assert found.pictures == 1 and list(found.failed.values()) == ["no longer to be read"]
     assert {found.row(name).scores["sparseness"].pictures for name in methods} == {1}

@@ -15,11 +15,11 @@ from matplotlib.text import Text
 from PIL import Image
 from typer.testing import CliRunner
 
-from detcam.benchmark.compare import Benchmark
-from detcam.benchmark.plan import split_list
-from detcam.benchmark.plots import Shown, scatter
-from detcam.benchmark.statistics import Outcome, make_rows
-from detcam.cli import app
+from detcam.benchmarking.compare import Benchmark
+from detcam.benchmarking.plots import Shown, scatter
+from detcam.benchmarking.specs import split_list
+from detcam.benchmarking.statistics import Outcome, make_rows
+from detcam.cli.main import app
 from detcam.demo.model import load_demo_detector
 from detcam.metrics import METRICS
 from tests.benchmark.harbour import SEEDS, write_scenes

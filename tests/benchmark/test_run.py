@@ -15,8 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 import detcam
-from detcam.benchmark import Benchmark, benchmark
-from detcam.benchmark.controls import controls_for
+from detcam.benchmarking import Benchmark, benchmark
+from detcam.benchmarking.controls import controls_for
 from detcam.metrics.base import Metric
 from detcam.targets import BoxTarget
 from tests.benchmark.harbour import METRICS, SEEDS, Planted, corner, harbour_detector, truth, write_scenes

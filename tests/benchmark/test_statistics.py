@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from detcam.benchmark.statistics import Outcome, bootstrap, difference, estimate, make_rows
-from detcam.benchmark.verdicts import recommend, verdicts
+from detcam.benchmarking.conclusions import recommend, verdicts
+from detcam.benchmarking.statistics import Outcome, bootstrap, difference, estimate, make_rows
 
 NAN = float("nan")
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from detcam.annotations import Annotations
-from detcam.benchmark import benchmark
-from detcam.benchmark.pictures import truth_of
+from detcam.benchmarking import benchmark
+from detcam.benchmarking.samples import truth_of
+from detcam.data.annotations import Annotations
 from detcam.detections import Detections, Source
 from detcam.targets import BoxTarget, ClassTarget
 from tests.benchmark.harbour import SEEDS, Planted, draw_scene, harbour_detector, write_scenes

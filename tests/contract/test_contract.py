@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from detcam import METHODS
 from detcam.cam import BaseCAM
-from detcam.relevance import AttentionCAM, NoAttentionError
+from detcam.methods.common.attention_base import AttentionCAM, NoAttentionError
 from detcam.targets import SimilarityToConceptTarget
 from tests.helpers import Snapshot
 from tests.zoo import ZOO, Example, example

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-import detcam.behind
+import detcam.perturbation.replay
 from detcam import METHODS
 from detcam.cam import BaseCAM, ImageHeatmaps
-from detcam.perturbation import PerturbationCAM
-from detcam.relevance import NoAttentionError
+from detcam.methods.common.attention_base import NoAttentionError
+from detcam.perturbation.base import PerturbationCAM
 from tests.contract.test_contract import QUICK, asked
 from tests.zoo import Example, example
 
@@ -60,7 +60,7 @@ def maps(results: list[ImageHeatmaps]) -> list[Tensor]:
 @pytest.fixture
 def one_variant_at_a_time(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Methods that re-run what lies behind a layer do so for one variant after the other."""
-    monkeypatch.setattr(detcam.behind, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(detcam.perturbation.replay, "CHUNK_BYTES", 1)
     yield
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from detcam import METHODS
 from detcam.cam import BaseCAM
-from detcam.relevance import NoAttentionError
+from detcam.methods.common.attention_base import NoAttentionError
 from tests.contract.test_contract import QUICK, asked
 from tests.zoo import Example, example
 

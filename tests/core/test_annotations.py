@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 from pycocotools import mask as coco_masks
 
-from detcam.annotations import Annotations, TrueObjects
-from detcam.coco_file import run_lengths
-from detcam.images import load_image
+from detcam.data.annotations import Annotations, TrueObjects
+from detcam.data.coco import run_lengths
+from detcam.data.images import load_image
 
 CATEGORIES = [{"id": 1, "name": "cat"}, {"id": 3, "name": "traffic light"}]
 

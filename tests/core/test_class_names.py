@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detcam.annotations import Annotations
+from detcam.data.annotations import Annotations
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from detcam import create_labels_legend, show_factorization_on_image
-from detcam.concepts import concept_colors
-from detcam.drawing import INK
+from detcam.visualize.concepts import concept_colors
+from detcam.visualize.drawing import INK
 
 RED, BLUE = (200, 30, 40), (20, 60, 220)
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from detcam import METHODS, ClassAgnosticWarning, EigenCAM, EmptyMapWarning, GradCAM, HiResCAM, LayerCAM, adapt, explain
 from detcam.cam import BaseCAM
 from detcam.geometry import normalize
-from detcam.relevance import AttentionCAM
+from detcam.methods.common.attention_base import AttentionCAM
 from detcam.targets import ClassifierOutputTarget
 from tests.helpers import TinyCNN
 

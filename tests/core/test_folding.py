@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from detcam import Occlusion
-from detcam.folding import Folding
+from detcam.perturbation.bn_folding import Folding
 from tests.helpers import Snapshot
 
 

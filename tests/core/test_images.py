@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from detcam.images import load_image, load_images, to_uint8
+from detcam.data.images import load_image, load_images, to_uint8
 
 ARRAY = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3) * 3
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from detcam.audit.planted.scenes import CUES, draw_scene
-from detcam.places import LARGEST, candidate_places, segments
+from detcam.methods.common.region_proposals import LARGEST, candidate_places, segments
+from detcam.synthetic.shortcuts import CUES, draw_scene
 
 
 def test_a_thing_of_one_colour_is_one_segment() -> None:

@@ -13,7 +13,7 @@ from torchvision.models import VisionTransformer
 
 from detcam import METHODS, GradCAM, HiResCAM, adapt
 from detcam.adapters.base import Adapter
-from detcam.relevance import NoAttentionError
+from detcam.methods.common.attention_base import NoAttentionError
 from detcam.targets import ClassifierOutputTarget, FinerWeightedTarget
 from tests.contract.test_contract import QUICK
 from tests.helpers import Snapshot, TinyCNN

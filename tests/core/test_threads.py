@@ -16,12 +16,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from detcam import exclusive as module
 from detcam.adapters import adapt
-from detcam.exclusive import exclusive
-from detcam.explain import make_cam
+from detcam.explanation.explain import make_cam
 from detcam.metrics.sanity import randomization
 from detcam.trace import guarded
+from detcam.utils import model_lock as module
+from detcam.utils.model_lock import exclusive
 from tests.helpers import Snapshot, TinyCNN
 from tests.zoo import Example, example
 

@@ -10,15 +10,8 @@ import torch
 from torchvision.models.detection import FasterRCNN
 
 from detcam.demo.model import WEIGHTS_FILE, build_demo_detector, load_demo_detector
-from detcam.demo.scenes import BOAT_LABEL, BUOY_LABEL, DEMO_NAMES, DEMO_SEEDS, draw_scene
-from detcam.demo.train import (
-    certify_wake,
-    detect,
-    evaluate_demo_detector,
-    fires_at,
-    save_demo_detector,
-    scene_tensor,
-)
+from detcam.demo.train import certify_wake, detect, evaluate_demo_detector, fires_at, save_demo_detector, scene_tensor
+from detcam.synthetic.harbour import BOAT_LABEL, BUOY_LABEL, DEMO_NAMES, DEMO_SEEDS, draw_scene
 
 
 @pytest.fixture(scope="module")

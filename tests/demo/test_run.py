@@ -13,9 +13,9 @@ from PIL import Image
 
 from detcam.demo.evidence import MARGIN, Evidence, FalseAlarm, around
 from detcam.demo.run import is_labelled, run
-from detcam.demo.scenes import BOAT_LABEL, BUOY_LABEL, DEMO_SEEDS, draw_scene
 from detcam.detections import Detections, Source
-from detcam.saving import read_heatmap
+from detcam.explanation.writer import read_heatmap
+from detcam.synthetic.harbour import BOAT_LABEL, BUOY_LABEL, DEMO_SEEDS, draw_scene
 
 
 @dataclass

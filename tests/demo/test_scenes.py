@@ -5,15 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from detcam.demo.scenes import (
-    BOAT_LABEL,
-    BUOY_LABEL,
-    DEMO_NAMES,
-    DEMO_SEEDS,
-    SCENE_SIZE_HW,
-    Scene,
-    draw_scene,
-)
+from detcam.synthetic.harbour import BOAT_LABEL, BUOY_LABEL, DEMO_NAMES, DEMO_SEEDS, SCENE_SIZE_HW, Scene, draw_scene
 
 SEEDS = (0, 1, 7, 42)
 

@@ -22,9 +22,9 @@ import torch
 from PIL import Image
 from torchvision.ops import box_iou
 
-from detcam.concepts import concept_colors
-from detcam.demo.scenes import Scene, draw_scene
-from detcam.saving import read_heatmap
+from detcam.explanation.writer import read_heatmap
+from detcam.synthetic.harbour import Scene, draw_scene
+from detcam.visualize.concepts import concept_colors
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 NAMES = sorted(path.stem for path in EXAMPLES.glob("*.py") if not path.stem.startswith("_"))

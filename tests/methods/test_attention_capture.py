@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detcam.attention import Attention, Points, Recorder
+from detcam.methods.common.attention_capture import Attention, Points, Recorder
 from detcam.trace import guarded
 from tests.helpers import Snapshot
 from tests.methods.transformers import TinyDETR, loud, timm_vit, torchvision_vit

@@ -15,8 +15,8 @@ from detcam.adapters import adapt, detector
 from detcam.cam import BaseCAM
 from detcam.methods.attention_rollout import AttentionRollout
 from detcam.methods.chefer_cam import CheferCAM
+from detcam.methods.common.attention_base import NoAttentionError
 from detcam.methods.legrad import LeGrad
-from detcam.relevance import NoAttentionError
 from detcam.targets import BoxTarget
 from tests.helpers import Snapshot
 from tests.methods.transformers import TinyDETR, decode, tiny_detr

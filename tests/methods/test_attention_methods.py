@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from detcam.adapters import adapt, embedder
+from detcam.diagnostics import ClassAgnosticWarning
 from detcam.geometry import normalize
-from detcam.honesty import ClassAgnosticWarning
 from detcam.methods.attention_rollout import AttentionRollout
 from detcam.methods.chefer_cam import CheferCAM
+from detcam.methods.common.attention_base import AttentionCAM
 from detcam.methods.finer_cam import FinerCAM
 from detcam.methods.legrad import LeGrad
-from detcam.relevance import AttentionCAM
 from detcam.targets import ClassifierOutputTarget, SimilarityToConceptTarget
 from tests.helpers import Snapshot
 from tests.methods.transformers import timm_vit, torchvision_vit

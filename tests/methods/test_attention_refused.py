@@ -9,9 +9,9 @@ from torch.nn import functional as F
 
 from detcam.methods.attention_rollout import AttentionRollout
 from detcam.methods.chefer_cam import CheferCAM
+from detcam.methods.common.attention_base import AttentionCAM, NoAttentionError
 from detcam.methods.legrad import LeGrad
 from detcam.methods.refine_cam import RefineCAM
-from detcam.relevance import AttentionCAM, NoAttentionError
 from detcam.targets import ClassifierOutputTarget
 from tests.helpers import Snapshot, TinyCNN
 from tests.methods.transformers import torchvision_vit

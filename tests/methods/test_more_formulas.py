@@ -35,9 +35,9 @@ from detcam import (
 )
 from detcam.cam import BaseCAM
 from detcam.demo.model import load_demo_detector
-from detcam.demo.scenes import draw_scene
 from detcam.geometry import normalize
 from detcam.methods.full_grad import _biases
+from detcam.synthetic.harbour import draw_scene
 from detcam.targets import ClassifierOutputReST, ClassifierOutputTarget, FinerWeightedTarget
 from tests.helpers import Snapshot, TinyCNN
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import detcam.behind
+import detcam.perturbation.replay
 from detcam import AblationCAM, ReciproCAM, ScoreCAM
 from detcam.targets import BoxTarget, ClassifierOutputTarget
 from tests.helpers import Snapshot, TinyCNN
@@ -139,7 +139,7 @@ def test_chunks_change_nothing(method: Any, monkeypatch: pytest.MonkeyPatch) -> 
         found = case.adapter.predict(image)[0].filter(top_k=2)
         cam = method(case.adapter, layers)
         together = cam.explain(image, [found])[0]
-        monkeypatch.setattr(detcam.behind, "CHUNK_BYTES", 2**19)
+        monkeypatch.setattr(detcam.perturbation.replay, "CHUNK_BYTES", 2**19)
         cam.batch_size = 3
         torch.testing.assert_close(cam.explain(image, [found])[0].heatmaps, together.heatmaps, atol=1e-5, rtol=0)
         monkeypatch.undo()
@@ -148,7 +148,7 @@ def test_chunks_change_nothing(method: Any, monkeypatch: pytest.MonkeyPatch) -> 
 def test_only_what_lies_behind_the_layer_runs_again(monkeypatch: pytest.MonkeyPatch) -> None:
     model = TinyCNN()
     runs = count_runs(model)
-    monkeypatch.setattr(detcam.behind, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(detcam.perturbation.replay, "CHUNK_BYTES", 1)
     AblationCAM(model, ["relu1"]).explain(IMAGES[:1], TARGETS[:1])
     assert runs["conv1"] == runs["relu1"] == 2, "once for the maps, once to record"
     assert model.conv1.forward.__name__ == "counted", "a forward method of the user's own is put back"

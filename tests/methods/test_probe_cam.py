@@ -14,11 +14,11 @@ from torch.nn import functional as F
 from detcam import ProbeCAM, ReachCAM, adapt
 from detcam.adapters.base import Adapter
 from detcam.demo.model import load_demo_detector
-from detcam.demo.scenes import draw_scene
+from detcam.methods.common.region_proposals import candidate_places, segments
 from detcam.methods.probe_cam import paint
-from detcam.metrics.imputation import LinearFill
-from detcam.places import candidate_places, segments
+from detcam.perturbation.fills import LinearFill
 from detcam.smoothing import blur
+from detcam.synthetic.harbour import draw_scene
 from detcam.targets import BoxTarget, ClassifierOutputTarget
 
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -14,11 +14,11 @@ from torch.nn import functional as F
 
 from detcam import CompletenessWarning, HiResCAM, ReachCAM, ReachWarning, adapt
 from detcam.demo.model import load_demo_detector
-from detcam.demo.scenes import draw_scene
 from detcam.demo.train import certify_wake
 from detcam.geometry import Geometry, normalize
-from detcam.path import FeaturePath
-from detcam.reach import reaching_layers
+from detcam.methods.common.feature_path import FeaturePath
+from detcam.methods.common.layer_search import reaching_layers
+from detcam.synthetic.harbour import draw_scene
 from detcam.targets import BoxTarget, ClassifierOutputTarget
 from detcam.trace import Trace, guarded
 from tests.helpers import Snapshot, TinyCNN

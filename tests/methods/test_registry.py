@@ -14,7 +14,7 @@ from torch import Tensor
 
 from detcam import DRISE, METHODS, Occlusion, adapt
 from detcam.cam import TASKS
-from detcam.listing import methods_markdown
+from detcam.cli.tables import methods_markdown
 from detcam.methods.spec import method_from, with_setting
 from detcam.targets import ClassifierOutputTarget
 from tests.helpers import TinyCNN

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from detcam import DRISE, RISE
 from detcam.adapters import detector
 from detcam.methods.drise import drise, similarity
-from detcam.sampling import BLOCK, FEWEST, RandomMasks, rank_correlation
+from detcam.perturbation.random_masks import BLOCK, FEWEST, RandomMasks, rank_correlation
 from detcam.targets import BoxTarget, ClassifierOutputTarget
 from tests.helpers import Snapshot, TinyCNN
 from tests.zoo import ZOO, example

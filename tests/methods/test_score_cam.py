@@ -17,7 +17,7 @@ from torchvision.models import resnet18
 
 from detcam import AblationCAM, Occlusion, ScoreCAM
 from detcam.adapters import detector
-from detcam.images import load_image
+from detcam.data.images import load_image
 from detcam.targets import BoxTarget, ClassifierOutputTarget, FasterRCNNBoxScoreTarget
 from tests.helpers import Snapshot, TinyCNN
 from tests.methods.perturbing import IMAGES, TARGETS, activation, count_runs

@@ -19,7 +19,7 @@ from detcam.metrics import (
     summarize,
 )
 from detcam.metrics.curves import ranks
-from detcam.metrics.imputation import Fill
+from detcam.perturbation.fills import Fill
 from detcam.targets import ClassifierOutputSoftmaxTarget, ClassifierOutputTarget, RawScoresOutputTarget
 from tests.helpers import Snapshot, TinyCNN
 

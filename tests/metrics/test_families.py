@@ -10,8 +10,8 @@ import torch
 from detcam.adapters import embed
 from detcam.adapters.base import Batch
 from detcam.metrics import CurveSettings, score_curves
-from detcam.metrics.imputation import BlurFill
-from detcam.perturbation import pinned
+from detcam.perturbation.base import pinned
+from detcam.perturbation.fills import BlurFill
 from detcam.targets import BoxTarget, InstanceMaskTarget, SimilarityToConceptTarget
 from detcam.trace import guarded
 from tests.helpers import Snapshot

@@ -9,8 +9,8 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 from torch.nn import functional as F
 
-from detcam.metrics.harmonic import Multigrid, factorized, harmonic_fill
-from detcam.metrics.imputation import BLUR, BlurFill, LinearFill, MeanFill, SurroundingsFill, fill_of
+from detcam.perturbation.fills import BLUR, BlurFill, LinearFill, MeanFill, SurroundingsFill, fill_of
+from detcam.perturbation.harmonic_solver import Multigrid, factorized, harmonic_fill
 
 
 def literal_fill(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:

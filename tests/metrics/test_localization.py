@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from detcam.audit import match
+from detcam.auditing import match
 from detcam.metrics import METRICS, summarize
 from detcam.metrics.base import MetricWarning
 from detcam.metrics.localization import (
@@ -22,7 +22,7 @@ from detcam.metrics.localization import (
     ObjectDiscrimination,
     PointingGame,
 )
-from detcam.metrics.regions import TrueRegions, bounding_box, read_regions, true_regions
+from detcam.metrics.target_regions import TrueRegions, bounding_box, read_regions, true_regions
 from tests.audit.made_up import BOX, RIGHT, found_of, truth_of
 
 ALL = (PointingGame, EnergyPointingGame, HeatmapIoU, ObjectDiscrimination, Compactness)

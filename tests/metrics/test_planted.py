@@ -19,7 +19,6 @@ from torchvision.ops import box_iou
 from detcam.adapters import adapt
 from detcam.adapters.base import Adapter
 from detcam.demo.model import load_demo_detector
-from detcam.demo.scenes import draw_scene
 from detcam.demo.train import certify_wake
 from detcam.metrics import (
     CamMultImageConfidenceChange,
@@ -36,6 +35,7 @@ from detcam.metrics import (
     ROADMostRelevantFirst,
     SufficientRegion,
 )
+from detcam.synthetic.harbour import draw_scene
 
 CASES = ((28, "wake-1"), (3, "wake-0"), (31, "wake-0"))
 RANDOM = 4

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from detcam import GradCAM, RandomCAM, adapt
 from detcam.cam import BaseCAM
-from detcam.metrics.likeness import rank_correlation, ssim
 from detcam.metrics.sanity import RandomizationCheck, independence, layers_top_down, randomization, reproducibility
+from detcam.metrics.similarity import rank_correlation, ssim
 from detcam.targets import ClassTarget
 from tests.helpers import Snapshot, TinyCNN
 

@@ -13,14 +13,14 @@ from torchvision.ops import box_iou
 from detcam import GradCAM
 from detcam.adapters import adapt, detector, segmenter
 from detcam.adapters.base import Adapter
+from detcam.data.images import load_image
 from detcam.demo.model import load_demo_detector
-from detcam.demo.scenes import draw_scene
 from detcam.geometry import Geometry
-from detcam.images import load_image
 from detcam.metrics import CamMultImageConfidenceChange, Deletion, MetricWarning, ROADCombined
 from detcam.metrics.base import read_question
 from detcam.metrics.scoring import Case, as_probability, examine
 from detcam.outputs import SegmenterOutput
+from detcam.synthetic.harbour import draw_scene
 from detcam.targets import BoxTarget, MaskTarget, SemanticSegmentationTarget
 from tests.helpers import Snapshot
 

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from detcam import GradCAM, Occlusion, adapt
 from detcam.cam import BaseCAM
+from detcam.data.images import load_image
 from detcam.demo.model import load_demo_detector
-from detcam.demo.scenes import DEMO_NAMES, draw_scene
-from detcam.images import load_image
 from detcam.metrics.cost import count_work, measure_cost
 from detcam.metrics.stability import PERTURBATIONS, Perturbation, StabilityCheck, found_again, stability
+from detcam.synthetic.harbour import DEMO_NAMES, draw_scene
 from detcam.targets import BoxTarget, ClassTarget, MaskTarget
 from tests.helpers import TinyCNN
 

@@ -20,9 +20,9 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 FOLDERS = {"detcam": "detcam", "detcam.adapters": "adapters", "detcam.targets": "targets"}
 OPTIONAL = ("segmentation_models_pytorch", "timm", "ultralytics")
 ONE_USER = {
-    "cv2": "detcam/opencv.py",
+    "cv2": "detcam/utils/opencv.py",
     "segmentation_models_pytorch": "adapters/smp.py",
-    "timm": "adapters/timm.py",
+    "timm": "detcam/models/timm.py",
     "ultralytics": "adapters/ultralytics.py",
 }
 
@@ -96,7 +96,7 @@ def test_the_version_is_the_metadata_version() -> None:
 
 def test_the_command_is_installed() -> None:
     scripts = importlib.metadata.entry_points(group="console_scripts", name="detcam")
-    assert {script.value for script in scripts} == {"detcam.cli:main"}
+    assert {script.value for script in scripts} == {"detcam.cli.main:main"}
     assert all(callable(script.load()) for script in scripts)
 
 
@@ -197,7 +197,7 @@ class NoDisplay:
         if name == "cv2":
             raise ImportError("libGL.so.1: cannot open shared object file")
 sys.meta_path.insert(0, NoDisplay())
-import detcam.opencv
+import detcam.utils.opencv
 """
     result = run_python(code)
     message = result.stderr.strip().splitlines()[-1]

@@ -36,10 +36,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import detcam
 from detcam.adapters import Adapter, adapt
-from detcam.annotations import Annotations
-from detcam.audit import Audit
-from detcam.audit.examine import Examiner
-from detcam.images import load_image
+from detcam.auditing import Audit
+from detcam.auditing.explainer import Examiner
+from detcam.data.annotations import Annotations
+from detcam.data.images import load_image
 from tests.audit.scenes import write_scenes
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -62,7 +62,7 @@ def subject(detector: str, scratch: Path) -> tuple[Adapter, Annotations]:
     """A detector, and the pictures that it is audited on."""
     if detector == "demo":
         from detcam.demo.model import load_demo_detector
-        from detcam.demo.scenes import DEMO_NAMES
+        from detcam.synthetic.harbour import DEMO_NAMES
 
         file = write_scenes(scratch, DEMO_SCENES)
         return adapt(load_demo_detector(), names=DEMO_NAMES), Annotations.load(file, scratch / "images")
@@ -154,7 +154,7 @@ def main() -> None:
     parser.add_argument("--explain", type=int, default=200, help="how many false positives are explained")
     parser.add_argument("--pictures", type=int, help="only the first so many")
     parser.add_argument("--score-threshold", type=float, default=0.3)
-    parser.add_argument("--method", default=detcam.audit.__kwdefaults__["method"])
+    parser.add_argument("--method", default=detcam.auditing.__kwdefaults__["method"])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--memory", action="store_true", help="measure peak memory as well")
     parser.add_argument("--out", type=Path, help="keep the report in this folder")

@@ -20,8 +20,8 @@ from torchvision.ops import box_iou
 from detcam import ODAM, GradCAM, HiResCAM, LayerCAM, ProbeCAM, ReachCAM, adapt
 from detcam.cam import BaseCAM
 from detcam.demo.model import load_demo_detector
-from detcam.demo.scenes import Scene, draw_scene
 from detcam.demo.train import HELD_OUT_SEEDS, certify_wake
+from detcam.synthetic.harbour import Scene, draw_scene
 from detcam.targets import BoxTarget
 
 

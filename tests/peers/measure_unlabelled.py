@@ -24,10 +24,10 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from detcam.adapters import Adapter
-from detcam.annotations import Annotations
-from detcam.audit import Case, analyze_errors
-from detcam.audit.case import PLACES
-from detcam.audit.nature import UNLABELLED, Natures
+from detcam.auditing import Case, analyze_errors
+from detcam.auditing.background_type import UNLABELLED, Natures
+from detcam.auditing.case import PLACES
+from detcam.data.annotations import Annotations
 from detcam.detections import Detections
 from tests.peers.measure_audit import DATA, subject
 

@@ -15,7 +15,7 @@ from torchvision.models import resnet18
 from detcam import DeepFeatureFactorization, create_labels_legend, show_factorization_on_image
 from detcam.factorization import run_dff_on_image
 from detcam.layers import vit_reshape_transform
-from detcam.visualize import grid
+from detcam.visualize.overlay import grid
 
 peer = pytest.importorskip("pytorch_grad_cam.feature_factorization.deep_feature_factorization", reason="no grad-cam")
 peer_image = pytest.importorskip("pytorch_grad_cam.utils.image", reason="no grad-cam")

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from detcam.metrics import CurveSettings, EnergyPointingGame, Entropy, PointingGame, Sparseness, score_curves
-from detcam.metrics.imputation import Fill
+from detcam.perturbation.fills import Fill
 from detcam.targets import ClassifierOutputTarget
 from tests.helpers import TinyCNN
 

@@ -18,10 +18,10 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from detcam.adapters import adapt
-from detcam.annotations import Annotations
-from detcam.audit import ERROR_TYPES, ErrorAnalysis, analyze_errors
-from detcam.audit.average_precision import mean_average_precision, rank
-from detcam.audit.matching import match
+from detcam.auditing import ERROR_TYPES, ErrorAnalysis, analyze_errors
+from detcam.auditing.average_precision import mean_average_precision, rank
+from detcam.auditing.matching import match
+from detcam.data.annotations import Annotations
 from detcam.detections import Detections
 from tests.audit.made_up import detections_of, make_up, polygon, results, write
 

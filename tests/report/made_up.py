@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from detcam.audit.analysis import ClassSummary
-from detcam.audit.case import Box, Case, Change, Group, Maps, Place, Trial, Truth, Verdict
-from detcam.audit.errors import ERROR_TYPES, ErrorType
-from detcam.demo.scenes import DEMO_NAMES, Scene, draw_scene
-from detcam.problems import Problem, Problems
-from detcam.report import ReportWriter, Summary
-from detcam.true_objects import TrueObjects
+from detcam.auditing.analysis import ClassSummary
+from detcam.auditing.case import Box, Case, Change, Group, Maps, Place, Trial, Truth, Verdict
+from detcam.auditing.errors import ERROR_TYPES, ErrorType
+from detcam.auditing.report import ReportWriter, Summary
+from detcam.data.ground_truth import TrueObjects
+from detcam.data.issues import Problem, Problems
+from detcam.synthetic.harbour import DEMO_NAMES, Scene, draw_scene
 
 NAMES = dict(enumerate(DEMO_NAMES))
 HOSTILE = '</script><script>window.hacked = 1</script><img src=x onerror="window.hacked=1"> \'ü→中 & "quoted"'

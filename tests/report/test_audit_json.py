@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from detcam.annotations import Annotations
-from detcam.audit import analyze_errors
-from detcam.audit.case import Case
-from detcam.audit.reading import rests_outside
-from detcam.report import Summary
+from detcam.auditing import analyze_errors
+from detcam.auditing.case import Case
+from detcam.auditing.report import Summary
+from detcam.auditing.sentences import rests_outside
+from detcam.data.annotations import Annotations
 from tests.audit.made_up import make_up
 from tests.report.made_up import pictures, summary_of, write
 

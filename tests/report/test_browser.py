@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detcam.audit.case import Case
-from detcam.report import Summary
-from detcam.visualize import overlay_heatmap
+from detcam.auditing.case import Case
+from detcam.auditing.report import Summary
+from detcam.visualize.overlay import overlay_heatmap
 from tests.report.browser import Open, browser, ids, opener, shown_layers, until
 from tests.report.made_up import HOSTILE, Picture, pictures, summary_of, write
 

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from detcam.report.page import heat_colors, script_json
-from detcam.visualize import overlay_heatmap
+from detcam.auditing.report.page import heat_colors, script_json
+from detcam.visualize.overlay import overlay_heatmap
 from tests.report.made_up import HOSTILE, pictures, summary_of, write
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from pycocotools.coco import COCO
 
-from detcam.annotations import Annotations
-from detcam.report.tables import COLUMNS, false_positives_coco, false_positives_csv
+from detcam.auditing.report.tables import COLUMNS, false_positives_coco, false_positives_csv
+from detcam.data.annotations import Annotations
 from tests.report.made_up import HOSTILE, Picture, pictures, summary_of, write
 
 

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detcam.audit.case import Case, Maps
-from detcam.demo.scenes import draw_scene
-from detcam.report import ReportWriter, images, layout
+from detcam.auditing.case import Case, Maps
+from detcam.auditing.report import ReportWriter, images, layout
+from detcam.synthetic.harbour import draw_scene
 from tests.report.made_up import HOSTILE, Picture, pictures, summary_of, write
 
 

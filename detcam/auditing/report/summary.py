@@ -1,0 +1,217 @@
+"""All that an audit found, in one object: what the report is made of."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import detcam
+from detcam.auditing.analysis import ClassSummary, ErrorAnalysis
+from detcam.auditing.case import Case, Group
+from detcam.auditing.errors import ErrorType
+from detcam.auditing.sentences import rests_outside
+from detcam.data.annotations import Annotations
+from detcam.data.issues import Problems
+from detcam.explanation.writer import plain
+
+SCHEMA = "detcam/audit"
+VERSION = 1
+
+
+def _version() -> str:
+    return detcam.__version__
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What an audit found.
+
+    Attributes:
+        model: the model's name.
+        adapter: the family that it was explained as.
+        annotations: name of the annotation file.
+        images: how many pictures were judged.
+        objects: how many objects there were to find, crowd regions aside.
+        iou_threshold: least overlap of a right detection, in (0, 1].
+        average_precision: COCO's mean over classes at that overlap, in [0, 1]; NaN where there was nothing to find.
+        false_positives: how many detections count as wrong.
+        false_positive_ap: how much higher average precision would be without them; NaN as above.
+        counts: how many cases of each type.
+        ap_lost: what mending all errors of a type would add to TIDE's average precision.
+        classes: a summary per class.
+        category_ids: class index to the annotation file's category id, of the classes whose objects it has.
+        settings: what the audit was asked for, by name.
+        groups: errors that share a cause, the costliest first.
+        cases: every error.
+        problems: what was wrong with the data, and what was left out because of it.
+        seconds: how long the audit took.
+        version: of detcam.
+    """
+
+    model: str
+    adapter: str
+    annotations: str
+    images: int
+    objects: int
+    iou_threshold: float
+    average_precision: float
+    false_positives: int
+    false_positive_ap: float
+    counts: Mapping[ErrorType, int]
+    ap_lost: Mapping[ErrorType, float]
+    classes: tuple[ClassSummary, ...]
+    category_ids: Mapping[int, int] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    groups: tuple[Group, ...] = ()
+    cases: tuple[Case, ...] = ()
+    problems: Problems = field(default_factory=Problems)
+    seconds: float = 0.0
+    version: str = field(default_factory=_version)
+
+    def __post_init__(self) -> None:
+        known = {case.id for case in self.cases}
+        if len(known) < len(self.cases):
+            raise ValueError(f"ids of cases must be unique; got {len(self.cases)} cases with {len(known)} ids")
+        for group in self.groups:
+            strangers = [case for case in group.cases if case not in known]
+            if strangers:
+                raise ValueError(f"group {group.number} names {strangers[0]!r}, which is none of the audit's cases")
+
+    @classmethod
+    def from_analysis(
+        cls,
+        analysis: ErrorAnalysis,
+        annotations: Annotations,
+        *,
+        model: str,
+        adapter: str,
+        iou_threshold: float,
+        cases: Sequence[Case],
+        groups: Sequence[Group] = (),
+        settings: Mapping[str, Any] | None = None,
+        problems: Problems | None = None,
+        seconds: float = 0.0,
+    ) -> Summary:
+        """Put together what was found.
+
+        Args:
+            analysis: of the detections.
+            annotations: what they were compared with; its problems come first.
+            model: the model's name.
+            adapter: the family that it was explained as.
+            iou_threshold: what the analysis was made with.
+            cases: all of the analysis, explained or not.
+            groups: errors that share a cause.
+            settings: what the audit was asked for: texts, numbers, lists, mappings.
+            problems: that the audit itself met.
+            seconds: how long the audit took.
+
+        Raises:
+            ValueError: two cases have one id, or a group names a case that is not among them.
+        """
+        wrong = analysis.indices(false_positives_only=True)
+        categories = {
+            label: category
+            for image in annotations
+            for label, category in zip(image.labels.tolist(), image.category_ids.tolist(), strict=True)
+        }
+        return cls(
+            model=model,
+            adapter=adapter,
+            annotations=annotations.path.name,
+            images=len(annotations),
+            objects=sum(int((~image.crowd).sum()) for image in annotations),
+            iou_threshold=iou_threshold,
+            average_precision=analysis.average_precision,
+            false_positives=len(wrong),
+            false_positive_ap=analysis.average_precision_lost(wrong),
+            counts=analysis.counts(),
+            ap_lost=analysis.ap_lost.by_type,
+            classes=tuple(analysis.classes[label] for label in sorted(analysis.classes)),
+            category_ids=categories,
+            settings=dict(settings or {}),
+            groups=tuple(groups),
+            cases=tuple(cases),
+            problems=annotations.problems + (problems or Problems()),
+            seconds=seconds,
+        )
+
+    def headline(self) -> list[str]:
+        """The audit in sentences, the most important first."""
+        explained = [case for case in self.cases if case.is_false_positive and case.shares is not None]
+        lines = [self._cost()]
+        if explained:
+            outside = sum(rests_outside(case) for case in explained)
+            lines.append(f"{_share(outside, len(explained))} on something outside the box.")
+        background = [case for case in explained if case.nature is not None]
+        unlabelled = sum(case.nature == "unlabelled" for case in background)
+        if unlabelled:
+            lines.append(
+                f"{unlabelled} of {len(background)} detections of nothing may be objects that nobody labelled: look at "
+                "them before you call them wrong."
+            )
+        tested = [case for case in self.cases if case.verdict != "not tested"]
+        if tested:
+            confirmed = sum(case.verdict == "confirmed" for case in tested)
+            lines.append(
+                f"{confirmed} of {len(tested)} tested explanations {'is' if confirmed == 1 else 'are'} confirmed."
+            )
+        return lines
+
+    def _cost(self) -> str:
+        if not self.false_positives:
+            return "No false positives."
+        plural = self.false_positives != 1
+        count = f"{self.false_positives} false positive{'s' if plural else ''}"
+        least = self.settings.get("score_threshold")
+        sure = sum(case.is_false_positive and case.score >= least for case in self.cases) if least else 0
+        if least and sure < self.false_positives:
+            count += f", {sure} of them at a score of {least:g} or more,"
+        if not math.isfinite(self.false_positive_ap):
+            return f"{count.rstrip(',')}, and no objects to find: average precision is not defined."
+        return f"{count} cost{'' if plural else 's'} {_ap(self.false_positive_ap)} AP."
+
+    def to_json(self) -> dict[str, Any]:
+        """The summary for ``audit.json``, without the cases' and pictures' files."""
+        return {
+            "schema": SCHEMA,
+            "version": VERSION,
+            "detcam": self.version,
+            "model": self.model,
+            "adapter": self.adapter,
+            "annotations": self.annotations,
+            "images": self.images,
+            "objects": self.objects,
+            "iou_threshold": plain(self.iou_threshold),
+            "average_precision": plain(self.average_precision),
+            "false_positives": self.false_positives,
+            "false_positive_ap": plain(self.false_positive_ap),
+            "headline": self.headline(),
+            "types": [
+                {"type": kind, "count": self.counts[kind], "ap_lost": plain(self.ap_lost[kind])} for kind in self.counts
+            ],
+            "classes": [plain(asdict(summary)) for summary in self.classes],
+            "settings": plain(self.settings),
+            "seconds": plain(self.seconds),
+            "groups": [group.to_json() for group in self.groups],
+            "cases": [case.to_json() for case in self.cases],
+            "problems": [plain(asdict(problem)) for problem in self.problems],
+        }
+
+
+def _ap(value: float) -> str:
+    if value >= 0.01:
+        return f"{value:.2f}"
+    return f"{value:.3f}" if value >= 0.001 else "less than 0.001"
+
+
+def _share(part: int, whole: int) -> str:
+    if not part:
+        return "None of the explained ones rests"
+    if part == whole:
+        return "All of the explained ones rest" if whole > 1 else "The one that was explained rests"
+    # Rounding must not make all or nothing of what is neither.
+    percent = min(max(round(100 * part / whole), 1), 99)
+    return f"{percent} % of the explained ones rest"

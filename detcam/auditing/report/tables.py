@@ -1,0 +1,111 @@
+"""The false positives for other programs: a table for spreadsheets, and a COCO file for labelling tools."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from detcam.auditing.case import Case
+from detcam.auditing.report.summary import Summary
+from detcam.explanation.writer import plain
+
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+COLUMNS = (
+    "id", "file_name", "image_id", "type", "class", "label", "score", "left", "top", "right", "bottom", "ap_lost",
+    "verdict", "place", "evidence_area", "smallest_area", "true_class", "iou", "nature", "likeness", "group",
+    "method", "question", "reason", "reading",
+)  # fmt: skip
+
+
+def false_positives_csv(summary: Summary) -> bytes:
+    """One line per false positive, the costliest first: UTF-8 with a mark that spreadsheets know, comma-separated.
+
+    Texts that a spreadsheet would take for a formula begin with an apostrophe.
+    """
+    stream = io.StringIO(newline="")
+    table = csv.writer(stream, lineterminator="\r\n")
+    table.writerow(COLUMNS)
+    for case in costliest_first(summary.cases):
+        table.writerow([_cell(value) for value in _row(case)])
+    return stream.getvalue().encode("utf-8-sig", "backslashreplace")
+
+
+def _row(case: Case) -> list[Any]:
+    truth = case.truth
+    return [
+        case.id, case.file_name, case.image_id, case.type, case.name, case.label, case.score, *case.box_xyxy,
+        case.ap_lost, case.verdict, case.place, case.area, case.smallest, truth and truth.name, truth and truth.iou,
+        case.nature, case.likeness, case.group, case.method, case.question, case.reason, case.reading,
+    ]  # fmt: skip
+
+
+def _cell(value: Any) -> Any:
+    value = plain(value)
+    if isinstance(value, str):
+        return "'" + value if value.startswith(FORMULA) else value
+    return "" if value is None else value
+
+
+def costliest_first(cases: Sequence[Case]) -> list[Case]:
+    """The false positives among the cases, by what each costs, then by score."""
+    return sorted((case for case in cases if case.is_false_positive), key=lambda case: (-case.ap_lost, -case.score))
+
+
+def false_positives_coco(summary: Summary) -> dict[str, Any]:
+    """The false positives as COCO annotations with scores, and with what was found out as attributes.
+
+    Pictures keep their ids where all are whole numbers, and are numbered from 1 otherwise. Categories keep the ids of
+    the annotation file where it has all of them, and take the model's class indices otherwise.
+    """
+    wrong = [case for case in summary.cases if case.is_false_positive]
+    pictures = {case.image_id: case for case in wrong}
+    whole = all(isinstance(image_id, int) for image_id in pictures)
+    image_ids = {image_id: image_id if whole else at for at, image_id in enumerate(pictures, 1)}
+    names = {item.label: item.name for item in summary.classes} | {case.label: case.name for case in wrong}
+    known = names.keys() <= summary.category_ids.keys()
+    category_ids: Mapping[int, int] = summary.category_ids if known else {label: label for label in names}
+    return {
+        "info": {"description": f"False positives of {summary.model} on {summary.annotations}", "version": "1"},
+        "licenses": [],
+        "categories": [
+            {"id": category_ids[label], "name": names[label], "supercategory": ""}
+            for label in sorted(names, key=lambda label: category_ids[label])
+        ],
+        "images": [
+            {
+                "id": image_ids[image_id],
+                "file_name": case.file_name,
+                "width": case.image_size_hw[1],
+                "height": case.image_size_hw[0],
+            }
+            for image_id, case in pictures.items()
+        ],
+        "annotations": [
+            _annotation(number, case, image_ids[case.image_id], category_ids[case.label])
+            for number, case in enumerate(wrong, 1)
+        ],
+    }
+
+
+def _annotation(number: int, case: Case, image_id: int | str, category_id: int) -> dict[str, Any]:
+    left, top, right, bottom = (float(value) for value in case.box_xyxy)
+    return {
+        "id": number,
+        "image_id": image_id,
+        "category_id": category_id,
+        "bbox": plain([left, top, right - left, bottom - top]),
+        "area": plain((right - left) * (bottom - top)),
+        "segmentation": [],
+        "iscrowd": 0,
+        "score": plain(case.score),
+        "attributes": {
+            "case": case.id,
+            "type": case.type,
+            "verdict": case.verdict,
+            "place": case.place or "",
+            "nature": case.nature or "",
+            "ap_lost": plain(case.ap_lost),
+        },
+    }

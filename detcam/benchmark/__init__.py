@@ -1,6 +1,0 @@
-"""Compares methods on pictures of one's own: how faithful their maps are, at what cost, and against which controls."""
-
-from detcam.benchmark.compare import Benchmark, benchmark
-from detcam.benchmark.statistics import Difference, Estimate, Row
-
-__all__ = ["Benchmark", "Difference", "Estimate", "Row", "benchmark"]

@@ -1,0 +1,83 @@
+"""Planted detectors on disk: trained where they are missing, read where they are there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors.torch import load, save
+from torch import nn
+
+from detcam.benchmarking.planted.detectors import Family, train
+from detcam.explanation.writer import replace_file
+from detcam.synthetic.shortcuts import ScenarioName, Split
+
+PLAIN = "plain"
+"""The detector without a shortcut: the twin of those that have one, and the one that carts deceive."""
+
+Told = Callable[[str, int, int], None]
+"""Is told what is trained, the step, and of how many."""
+
+
+def detector_name(scenario: ScenarioName, *, twin: bool = False) -> str:
+    """Which detector a scenario deceives, or its twin, which the same scenes do not deceive."""
+    if scenario == "look-alike":
+        return "carts" if twin else PLAIN
+    return PLAIN if twin else scenario
+
+
+def _scenes_of(name: str) -> tuple[ScenarioName, Split]:
+    """The training scenes of a detector."""
+    if name == PLAIN:
+        return "look-alike", "shortcut"
+    if name == "carts":
+        return "look-alike", "twin"
+    return name, "shortcut"  # type: ignore[return-value]
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """A folder of planted detectors.
+
+    Attributes:
+        folder: where their weights are.
+        seed: of their training.
+        effort: factor on the steps of training; below 1 for trials.
+    """
+
+    folder: Path
+    seed: int = 0
+    effort: float = 1.0
+
+    def detector(self, family: Family, name: str, told: Told | None = None) -> nn.Module:
+        """A detector in evaluation mode, read from the folder or trained and put there.
+
+        Args:
+            family: its family.
+            name: as `detector_name` says.
+            told: is told of the progress of training.
+        """
+        path = self.folder / f"{family.name}-{name}.safetensors"
+        if path.exists():
+            model = family.build()
+            model.load_state_dict(load(path.read_bytes()))
+            return model.eval()
+        start = None if name == PLAIN else self.detector(family, PLAIN, told)
+        scenario, split = _scenes_of(name)
+        wanted = family.base_steps if start is None else family.steps
+        steps = max(2, round(wanted * self.effort))
+        losses: list[float] = []
+
+        def step_done(step: int, loss: float) -> None:
+            losses.append(loss)
+            if told is not None:
+                told(f"{family.name} {name}", step + 1, steps)
+
+        model = train(family, scenario, split, steps, seed=self.seed, start=start, told=step_done)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        facts = {"steps": str(steps), "seed": str(self.seed), "losses": json.dumps([round(x, 3) for x in losses[::25]])}
+        state = {key: value.contiguous() for key, value in model.state_dict().items()}
+        replace_file(path, save(state, metadata=facts))
+        return model

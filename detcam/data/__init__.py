@@ -1,0 +1,1 @@
+"""Images, annotations and ground truth, read and checked."""

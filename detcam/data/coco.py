@@ -1,0 +1,334 @@
+"""Read a COCO file and look at its pictures; whatever is wrong with one entry leaves the others as they are."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import numpy as np
+import torch
+from pycocotools import mask as coco_masks
+
+from detcam.data.exif import PictureSize, boxes_upright, picture_size
+from detcam.data.ground_truth import TrueObjects, as_rle
+from detcam.data.issues import Problem, Problems
+
+Found = tuple[tuple[TrueObjects, ...], dict[int, str], Problems]
+
+
+@dataclass(frozen=True)
+class _Picture:
+    image_id: int | str
+    file_name: str
+    path: Path
+    image_size_hw: tuple[int, int]
+    drawn_hw: tuple[int, int]
+    size: PictureSize | None
+
+
+def read_coco(path: Path, images_dir: Path) -> Found:
+    """Pictures with their objects, categories by id, and what was wrong.
+
+    Raises:
+        ValueError: no such file or folder, not JSON, or not of COCO's shape.
+    """
+    data = _read_json(path)
+    if not images_dir.is_dir():
+        raise ValueError(f"no folder of pictures at {images_dir}; check the path")
+    problems: list[Problem] = []
+    categories = _categories(data["categories"], problems)
+    pictures, known = _pictures(data["images"], images_dir, problems)
+    rows = _annotations(data["annotations"], pictures, known, categories, bool(data["categories"]), problems)
+    images = tuple(_true_objects(picture, rows[image_id], categories) for image_id, picture in pictures.items())
+    for image in images:
+        if not len(image):
+            message = f"{image.file_name} has no true objects: whatever is found there counts as wrong"
+            problems.append(Problem("empty ground truth", message, image.image_id))
+    return images, categories, Problems(problems)
+
+
+def _read_json(path: Path) -> dict[str, list[Any]]:
+    if not path.is_file():
+        raise ValueError(f"no annotation file at {path}; check the path")
+    try:
+        data = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON ({error}); is the file complete?") from error
+    shape = 'a COCO file: {"images": [...], "annotations": [...], "categories": [...]}'
+    if not isinstance(data, dict):
+        raise ValueError(f"{path}: expected {shape}; got a {type(data).__name__} at the top")
+    lists: dict[str, Any] = {name: data.get(name) for name in ("images", "annotations", "categories")}
+    lists["categories"] = lists["categories"] or []  # a file of one class may do without
+    for name, value in lists.items():
+        if not isinstance(value, list):
+            got = "nothing" if value is None else f"a {type(value).__name__}"
+            raise ValueError(f"{path}: expected {shape}; got {got} under {name!r}")
+    return {name: [_with_ids(entry, name) for entry in value] for name, value in lists.items()}
+
+
+def _with_ids(entry: Any, kind: str) -> Any:
+    """An entry with ids that were written as floats (as pandas does) or, of categories, as text as whole numbers."""
+    if not isinstance(entry, dict):
+        return entry
+    found = {key: _as_index(entry[key]) for key in ("id", "image_id", "category_id") if key in entry}
+    category = "id" if kind == "categories" else "category_id"
+    value = found.get(category)
+    if isinstance(value, str) and value.isascii() and value.isdigit():
+        found[category] = int(value)
+    return entry | found
+
+
+def _categories(entries: list[Any], problems: list[Problem]) -> dict[int, str]:
+    found: dict[int, str] = {}
+    for entry in entries:
+        if not isinstance(entry, dict) or not _is_index(entry.get("id")) or "name" not in entry:
+            problems.append(Problem("unreadable category", f"expected id and name; got {_short(entry)}: left out"))
+        elif entry["id"] in found and found[entry["id"]] != str(entry["name"]):
+            message = f"category {entry['id']} is {found[entry['id']]!r} and also {entry['name']!r}: the first is kept"
+            problems.append(Problem("duplicate category id", message))
+        else:
+            found[entry["id"]] = str(entry["name"])
+    return found
+
+
+def _pictures(
+    entries: list[Any], folder: Path, problems: list[Problem]
+) -> tuple[dict[int | str, _Picture], set[int | str]]:
+    """The pictures that can be used, by id, and the ids of all that the file lists."""
+    pictures: dict[int | str, _Picture] = {}
+    known: set[int | str] = set()
+    written: set[str] = set()
+    places: set[Path] = set()
+    for entry in entries:
+        if not _names_a_picture(entry):
+            message = f"expected id and file_name; got {_short(entry)}: left out"
+            problems.append(Problem("unreadable picture entry", message))
+            continue
+        image_id, file_name = entry["id"], entry["file_name"]
+        path = folder / file_name
+        if image_id in known or str(image_id) in written:
+            message = f"id {image_id} stands for several entries, also {file_name}: the first is kept"
+            problems.append(Problem("duplicate image id", message, image_id))
+            continue
+        known.add(image_id)
+        written.add(str(image_id))  # 1 and "1" would be one picture to whoever reads the report
+        if path in places:
+            message = f"{file_name} is listed again under id {image_id}: left out"
+            problems.append(Problem("picture listed twice", message, image_id))
+            continue
+        places.add(path)
+        if not path.is_file():
+            problems.append(Problem("picture is missing", f"no image file at {path}: left out", image_id))
+            continue
+        try:
+            size = picture_size(path)
+        except ValueError as error:
+            problems.append(Problem("unreadable picture", f"{error} Left out", image_id))
+            continue
+        stated = (entry.get("height"), entry.get("width"))
+        if all(stated) and stated not in (size.upright_hw, size.stored_hw):
+            message = (
+                f"{file_name} is {size.upright_hw[1]}x{size.upright_hw[0]} pixels and the file says "
+                f"{stated[1]}x{stated[0]}: left out, because its boxes would not fit"
+            )
+            problems.append(Problem("size differs from the file's", message, image_id))
+            continue
+        lying = all(stated) and stated != size.upright_hw
+        drawn = size.stored_hw if lying else size.upright_hw
+        pictures[image_id] = _Picture(image_id, file_name, path, size.upright_hw, drawn, size if lying else None)
+    return pictures, known
+
+
+def _names_a_picture(entry: Any) -> bool:
+    if not isinstance(entry, dict) or not isinstance(entry.get("file_name"), str):
+        return False
+    return _is_index(entry.get("id")) or isinstance(entry.get("id"), str)
+
+
+def _annotations(
+    entries: list[Any],
+    pictures: Mapping[int | str, _Picture],
+    known: set[int | str],
+    categories: Mapping[int, str],
+    named: bool,
+    problems: list[Problem],
+) -> dict[int | str, list[dict[str, Any]]]:
+    """Checked annotations by picture: id, category_id, box (x, y, w, h), crowd, area, segmentation."""
+    rows: dict[int | str, list[dict[str, Any]]] = {image_id: [] for image_id in pictures}
+    written: dict[str, int | str] = {str(image_id): image_id for image_id in known}  # "7" may mean picture 7
+    seen: dict[Any, Any] = {}
+    for position, entry in enumerate(entries):
+        if not isinstance(entry, dict) or not isinstance(entry.get("image_id"), (int, str)):
+            problems.append(Problem("unreadable annotation", f"expected image_id; got {_short(entry)}: left out"))
+            continue
+        image_id: int | str = entry["image_id"]
+        image_id = written.get(str(image_id), image_id)
+        own = entry["id"] if _is_index(entry.get("id")) else None
+
+        tell = partial(_tell, problems, image_id, own)
+        content = (image_id, entry.get("category_id"), str(entry.get("bbox")), str(entry.get("segmentation")))
+        if own is not None and own in seen:
+            if seen[own] == content:
+                tell("duplicate annotation id", "the same object again: left out")
+                continue
+            tell("duplicate annotation id", "the id stands for another object as well: both are kept")
+        seen.setdefault(own, content)
+        if image_id not in pictures:
+            if image_id not in known:
+                tell("annotation of an unlisted picture", f"no picture has the id {image_id!r}: left out")
+            else:
+                tell("annotation of a picture left out", f"picture {image_id!r} could not be used: left out")
+            continue
+        category = entry.get("category_id")
+        if not _is_index(category) or (named and category not in categories):
+            tell("category not in the file", f"no category has the id {category!r}: left out")
+            continue
+        shape = _shape(entry, pictures[image_id].drawn_hw, tell)
+        if shape is not None:
+            rows[image_id].append({"id": -1 - position if own is None else own, "category_id": category, **shape})
+    return rows
+
+
+def _tell(problems: list[Problem], image_id: int | str, own: int | None, kind: str, message: str) -> None:
+    who = "an annotation without id" if own is None else f"annotation {own}"
+    problems.append(Problem(kind, f"{who}: {message}", image_id, own))
+
+
+def _shape(
+    entry: Mapping[str, Any], size_hw: tuple[int, int], tell: Callable[[str, str], None]
+) -> dict[str, Any] | None:
+    """An annotation's box (x, y, w, h), segmentation, area and crowd flag; None where there is nothing to be found."""
+    height, width = size_hw
+    segmentation, wrong = _segmentation(entry.get("segmentation"), size_hw)
+    box = entry.get("bbox")
+    if wrong:
+        tell("unreadable segmentation", f"{wrong}: {'its box' if segmentation is None else 'the rest'} is taken")
+    if box is None and segmentation is not None:
+        box = coco_masks.toBbox(as_rle(segmentation, height, width)).tolist()
+    if not isinstance(box, list) or len(box) != 4 or not all(_is_number(value) for value in box):
+        tell("unreadable box", f"expected x, y, width, height; got {_short(box)}: left out")
+        return None
+    x, y, w, h = (float(value) for value in box)
+    if w <= 0 or h <= 0:
+        tell("box of zero size", f"{w:g} wide, {h:g} high: left out")
+        return None
+    if x >= width or y >= height or x + w <= 0 or y + h <= 0:
+        tell("box outside the picture", f"{box} in a picture of {width}x{height}: left out")
+        return None
+    if x < -1 or y < -1 or x + w > width + 1 or y + h > height + 1:
+        tell("box partly outside the picture", f"{box} in a picture of {width}x{height}: kept as it is")
+    area = entry.get("area")
+    return {
+        "box": (x, y, w, h),
+        "segmentation": segmentation,
+        "area": float(area) if _is_number(area) else w * h,
+        "crowd": _is_crowd(entry.get("iscrowd"), tell),
+    }
+
+
+def _is_crowd(value: Any, tell: Callable[[str, str], None]) -> bool:
+    """Whether an annotation is of a crowd; some programs write the flag as text."""
+    if value is None or value in (0, 1, "0", "1"):
+        return value in (1, "1")
+    tell("unreadable crowd flag", f"expected iscrowd 0 or 1; got {_short(value)}: taken as one object")
+    return False
+
+
+def _segmentation(value: Any, size_hw: tuple[int, int]) -> tuple[Any, str]:
+    """A segmentation that can be drawn, or None; and what is wrong with the one given."""
+    if not value:
+        return None, ""
+    if isinstance(value, list):
+        polygons = [value] if _is_number(value[0]) else value
+        good = [
+            polygon
+            for polygon in polygons
+            if isinstance(polygon, list)
+            and len(polygon) >= 6
+            and len(polygon) % 2 == 0
+            and all(_is_number(number) for number in polygon)
+        ]
+        return (good, "") if len(good) == len(polygons) else (good or None, "a polygon without three points")
+    if not isinstance(value, dict) or not isinstance(value.get("counts"), (list, str)):
+        return None, f"expected polygons or run lengths; got {_short(value)}"
+    if value.get("size") != list(size_hw):
+        return None, f"its run lengths are for {value.get('size')} (height, width) and the picture has {list(size_hw)}"
+    counts = value["counts"]
+    runs = run_lengths(counts) if isinstance(counts, str) else counts
+    if runs is None or not all(_is_index(run) and run >= 0 for run in runs) or sum(runs) != size_hw[0] * size_hw[1]:
+        return None, "its run lengths do not add up to the picture"
+    return value, ""
+
+
+def run_lengths(text: str) -> list[int] | None:
+    """COCO's compressed run lengths as numbers; None where the text is none. pycocotools draws anything it is given.
+
+    Each number takes characters of five bits, the lowest first, from "0" on; 32 says that more follow. From the fourth
+    on, numbers are differences to the last but one.
+    """
+    runs: list[int] = []
+    number = shift = 0
+    for character in text:
+        bits = ord(character) - 48
+        if not 0 <= bits < 64:
+            return None
+        number |= (bits & 31) << shift
+        shift += 5
+        if bits & 32:
+            continue
+        if bits & 16:
+            number -= 1 << shift
+        runs.append(number + (runs[-2] if len(runs) > 2 else 0))
+        number = shift = 0
+    return runs if shift == 0 else None
+
+
+def _true_objects(picture: _Picture, rows: Sequence[Mapping[str, Any]], categories: Mapping[int, str]) -> TrueObjects:
+    xywh = np.array([row["box"] for row in rows], dtype=np.float64).reshape(-1, 4)
+    if picture.size is not None:
+        turned = boxes_upright(_xyxy(xywh), picture.size)
+        xywh = np.concatenate([turned[:, :2], turned[:, 2:] - turned[:, :2]], axis=1)
+    ids = torch.tensor([row["category_id"] for row in rows], dtype=torch.int64)
+    return TrueObjects(
+        image_id=picture.image_id,
+        file_name=picture.file_name,
+        path=picture.path,
+        image_size_hw=picture.image_size_hw,
+        boxes_xyxy=torch.from_numpy(_xyxy(xywh)).float(),
+        boxes_xywh=xywh,
+        labels=ids,
+        category_ids=ids,
+        crowd=torch.tensor([row["crowd"] for row in rows], dtype=torch.bool),
+        area=torch.tensor([row["area"] for row in rows], dtype=torch.float64),
+        ids=torch.tensor([row["id"] for row in rows], dtype=torch.int64),
+        segmentations=tuple(row["segmentation"] for row in rows),
+        size=picture.size,
+        names=categories,
+    )
+
+
+def _xyxy(xywh: np.ndarray) -> np.ndarray:
+    return np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
+
+
+def _is_index(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
+
+
+def _as_index(value: Any) -> Any:
+    """A whole number that was written as a float as an integer; anything else as it is."""
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else value
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,76 @@
+"""Cameras store a picture lying on its side and note how to turn it: what annotations drawn on either must know."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+_ORIENTATION = 0x0112
+
+
+@dataclass(frozen=True)
+class PictureSize:
+    """A picture file's size, from its header alone.
+
+    Attributes:
+        stored_hw: height and width of the pixels as they stand in the file.
+        orientation: the EXIF tag, 1 to 8; 5 to 8 exchange height and width when the picture is set upright.
+    """
+
+    stored_hw: tuple[int, int]
+    orientation: int = 1
+
+    @property
+    def upright_hw(self) -> tuple[int, int]:
+        """Height and width as `detcam.data.images.load_image` returns the picture."""
+        return self.stored_hw[::-1] if self.orientation >= 5 else self.stored_hw
+
+
+def picture_size(path: Path) -> PictureSize:
+    """Read a picture file's size without reading its pixels.
+
+    Raises:
+        ValueError: no file, or not a picture.
+    """
+    if not path.is_file():
+        raise ValueError(f"no image file at {path}; check the path")
+    try:
+        with Image.open(path) as image:
+            orientation = image.getexif().get(_ORIENTATION, 1)
+            size_hw = (image.height, image.width)
+    except ImportError as error:  # ultralytics replaces Image.open, and then asks for a package at what is no picture
+        raise ValueError(f"cannot read {path} as an image (unknown format); is the file complete?") from error
+    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"cannot read {path} as an image ({error}); is the file complete?") from error
+    known = isinstance(orientation, int) and 1 <= orientation <= 8
+    return PictureSize(size_hw, orientation if known else 1)
+
+
+def boxes_upright(boxes_xyxy: np.ndarray, size: PictureSize) -> np.ndarray:
+    """Boxes (N, 4) from the stored pixels' frame into the upright picture's."""
+    height, width = size.stored_hw
+    x, y = boxes_xyxy[:, 0::2], boxes_xyxy[:, 1::2]
+    new_x, new_y = {
+        1: (x, y),
+        2: (width - x, y),
+        3: (width - x, height - y),
+        4: (x, height - y),
+        5: (y, x),
+        6: (height - y, x),
+        7: (height - y, width - x),
+        8: (y, width - x),
+    }[size.orientation]
+    return np.stack([new_x.min(1), new_y.min(1), new_x.max(1), new_y.max(1)], axis=1)
+
+
+def masks_upright(masks: np.ndarray, size: PictureSize) -> np.ndarray:
+    """Masks (N, H, W) from the stored pixels' frame into the upright picture's."""
+    turned = masks.transpose(0, 2, 1) if size.orientation >= 5 else masks
+    if size.orientation in (2, 3, 6, 7):
+        turned = turned[:, :, ::-1]
+    if size.orientation in (3, 4, 7, 8):
+        turned = turned[:, ::-1]
+    return np.ascontiguousarray(turned)

@@ -1,0 +1,117 @@
+"""What is truly in one picture: boxes, classes and masks, as people drew them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pycocotools import mask as coco_masks
+from torch import Tensor
+
+from detcam.data.exif import PictureSize, masks_upright
+from detcam.detections import class_name
+
+
+@dataclass(frozen=True)
+class TrueObjects:
+    """What is truly in one picture.
+
+    Attributes:
+        image_id: the picture's id in the file.
+        file_name: its name in the file.
+        path: where it is on disk.
+        image_size_hw: height and width, EXIF rotation applied, as `detcam.data.images.load_image` reads it.
+        boxes_xyxy: (N, 4) float32, pixels of that picture, half-open, not clipped.
+        boxes_xywh: (N, 4) float64, the same as left, top, width, height, to the file's full precision.
+        labels: (N,) int64, the model's class indices; the file's category ids until `Annotations.for_classes`.
+        category_ids: (N,) int64, the file's category ids.
+        crowd: (N,) bool, regions with many objects that were not told apart.
+        area: (N,) float64, pixels, as the file says (of the segmentation), else the box's.
+        ids: (N,) int64, the annotations' ids; negative where the file has none.
+        segmentations: N polygons, run-length encodings or None, as in the file.
+        size: how the picture lies in its file, where boxes and masks were drawn on it unrotated; else None.
+        names: class index to name.
+    """
+
+    image_id: int | str
+    file_name: str
+    path: Path
+    image_size_hw: tuple[int, int]
+    boxes_xyxy: Tensor
+    boxes_xywh: np.ndarray
+    labels: Tensor
+    category_ids: Tensor
+    crowd: Tensor
+    area: Tensor
+    ids: Tensor
+    segmentations: tuple[Any, ...]
+    size: PictureSize | None = None
+    names: Mapping[int, str] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int | slice | Sequence[int] | Tensor) -> TrueObjects:
+        """Some of the objects: an index, a slice, a list of indices or a bool mask (N,)."""
+        chosen = torch.arange(len(self))[index if not isinstance(index, list) else torch.tensor(index).long()]
+        chosen = chosen.reshape(-1)
+        names = ("boxes_xyxy", "labels", "category_ids", "crowd", "area", "ids")
+        return replace(
+            self,
+            boxes_xywh=self.boxes_xywh[chosen.numpy()],
+            segmentations=tuple(self.segmentations[i] for i in chosen.tolist()),
+            **{name: getattr(self, name)[chosen] for name in names},
+        )
+
+    def name(self, index: int) -> str:
+        """The class name of one object."""
+        return class_name(self.names, int(self.labels[index]))
+
+    def rles(self) -> list[dict[str, Any]]:
+        """Each object's mask as COCO's compressed run lengths, in the upright picture; boxes where there is none."""
+        return [self._rle(index) for index in range(len(self))]
+
+    def masks(self) -> Tensor:
+        """(N, H, W) bool, from polygons or run lengths; the box's pixels where an object has no segmentation."""
+        if not len(self):
+            return torch.zeros(0, *self.image_size_hw, dtype=torch.bool)
+        return torch.from_numpy(coco_masks.decode(self.rles()).transpose(2, 0, 1).copy()).bool()
+
+    def mask(self, index: int) -> Tensor:
+        """(H, W) bool, one object's own of `masks`."""
+        return torch.from_numpy(coco_masks.decode(self._rle(index))).bool()
+
+    def _rle(self, index: int) -> dict[str, Any]:
+        segmentation = self.segmentations[index]
+        if segmentation is None:
+            return _encode(box_mask(self.boxes_xyxy[index].tolist(), self.image_size_hw)[None])
+        height, width = self.size.stored_hw if self.size else self.image_size_hw
+        rle = as_rle(segmentation, height, width)
+        if self.size is None:
+            return rle
+        return _encode(masks_upright(coco_masks.decode(rle)[None], self.size))
+
+
+def as_rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:
+    """Polygons or run lengths of either kind, as COCO's compressed run lengths."""
+    if isinstance(segmentation, list):
+        return coco_masks.merge(coco_masks.frPyObjects(segmentation, height, width))
+    if isinstance(segmentation["counts"], list):
+        return coco_masks.frPyObjects(segmentation, height, width)
+    return segmentation
+
+
+def _encode(mask: np.ndarray) -> dict[str, Any]:
+    """The run lengths of one mask (1, H, W)."""
+    return coco_masks.encode(np.asfortranarray(mask[0].astype(np.uint8)))
+
+
+def box_mask(box_xyxy: Sequence[float], size_hw: tuple[int, int]) -> np.ndarray:
+    """The pixels whose centres lie in a box."""
+    rows, columns = (np.arange(length) + 0.5 for length in size_hw)
+    left, top, right, bottom = box_xyxy
+    return ((rows >= top) & (rows < bottom))[:, None] & ((columns >= left) & (columns < right))

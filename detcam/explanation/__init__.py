@@ -1,0 +1,1 @@
+"""Explanations of images: computed, held, drawn and saved."""

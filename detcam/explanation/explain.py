@@ -1,0 +1,255 @@
+"""From pictures to heatmaps in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from detcam.adapters import Adapter, adapt
+from detcam.adapters.base import Target
+from detcam.adapters.classification import ClassificationAdapter
+from detcam.cam import BaseCAM, ImageHeatmaps
+from detcam.data.images import is_single, load_image, load_images, to_uint8
+from detcam.detections import Detections, class_name, label_index
+from detcam.explanation.result import Explanation, Explanations
+from detcam.inputs import pictures_of
+from detcam.methods.spec import method_from
+from detcam.targets import BoxTarget, ClassifierOutputTarget, FinerWeightedTarget, InstanceMaskTarget, MaskTarget
+from detcam.visualize.convert import Picture
+
+SCORE_THRESHOLD = 0.3
+"""Least score of a box that is explained unless the user says otherwise."""
+MOST_BOXES = 10
+"""Boxes per picture that are explained unless the user says otherwise, best first."""
+
+BOX_METHOD = "odam"
+"""What explains boxes unless the user says otherwise: GradCAM's weights are spatial means, which lose a box's place."""
+
+Method = str | Callable[[Adapter], BaseCAM]
+"""A method's name, its class, or anything that makes one from an adapter."""
+
+
+def explain(
+    model: Adapter | nn.Module | Any,
+    images: Any,
+    method: Method = "auto",
+    targets: Any = None,
+    *,
+    target_layers: Sequence[nn.Module | str] | nn.Module | str | None = None,
+    score_threshold: float | None = None,
+    top_k: int | None = None,
+    labels: Sequence[int | str] | None = None,
+    quantity: str = "score",
+    against: int | str | None = None,
+    aug_smooth: bool = False,
+    eigen_smooth: bool = False,
+    batch_size: int = 8,
+    progress: bool = False,
+    **adapter_options: Any,
+) -> Explanations:
+    """Explain what a model finds in pictures: one forward pass per batch, one heatmap per finding.
+
+    Args:
+        model: a detector, segmentation network or classifier of a supported family, or an adapter.
+        images: one picture or a list of them (see `detcam.data.images.ImageLike`), sizes free; or an already normalised
+            (B, C, H, W) tensor for a plain module.
+        method: ``auto``, which is ODAM for boxes and GradCAM for masks and classes; a name in
+            `detcam.methods.METHODS`, with settings if need be (``drise:passes=1000``); a method's class, or
+            ``partial(DRISE, ...)``.
+        targets: as in a method's call; None explains what the model finds, as the next five arguments choose.
+        target_layers: modules or dotted names; None takes the family's default.
+        score_threshold: least score in [0, 1]; None takes 0.3 for boxes and none for classes and regions.
+        top_k: at most so many findings per picture, best first; None takes ten boxes, every region, and of a
+            classifier the top class, or all of `labels`.
+        labels: class names or indices to explain; a classifier is asked for them whether or not they came first.
+        quantity: what of a box to explain: ``score``, ``logit``, ``objectness``, ``x1``, ``y1``, ``x2``, ``y2``,
+            ``width``, ``height``, or ``mask``, the instance's mask.
+        against: class name or index: explain the difference of the two classes (*why a dog rather than a cat?*).
+        aug_smooth: mean over six views of the picture.
+        eigen_smooth: first principal component over the channels instead of their sum.
+        batch_size: pictures per forward pass.
+        progress: whether to show a progress bar on stderr.
+        **adapter_options: further arguments of `detcam.adapters.adapt`, such as `names`, `image_size`.
+
+    Raises:
+        TypeError, ValueError: an argument is not as expected.
+        RuntimeError: a target layer never ran, or the score does not depend on it.
+    """
+    reshape = adapter_options.pop("reshape_transform", None)
+    if isinstance(model, Adapter) and adapter_options:
+        given = ", ".join(sorted(adapter_options))
+        raise TypeError(f"{given}: give these where the adapter is made, adapt(model, ...); it is ready already")
+    adapter = adapt(model, target_layers=target_layers, reshape_transform=reshape, **adapter_options)
+    cam = make_cam(adapter, method)
+    cam.batch_size = batch_size
+    choosing = {"score_threshold": score_threshold, "top_k": top_k, "labels": labels, "against": against}
+    given = ", ".join(name for name, value in choosing.items() if value is not None)
+    if targets is not None and (given or quantity != "score"):
+        raise ValueError(f"{given or 'quantity'} chooses among the model's findings; with targets= there is no choice")
+    pictures, paths = _read(adapter, images)
+    results = cam.explain(
+        images if pictures is None else pictures[0] if is_single(images) else pictures,
+        targets,
+        choose=partial(choose, adapter, quantity=quantity, **choosing),  # type: ignore[arg-type]
+        aug_smooth=aug_smooth,
+        eigen_smooth=eigen_smooth,
+        progress=partial(tqdm, desc=cam.name, unit="batch") if progress else None,
+    )
+    shown = (
+        _displayable(adapter, ready_input(images)) if pictures is None else [to_uint8(picture) for picture in pictures]
+    )
+    plain = quantity == "score" and against is None
+    smoothing = tuple(name for name, used in (("aug_smooth", aug_smooth), ("eigen_smooth", eigen_smooth)) if used)
+    return Explanations(
+        _explanation(cam, result, picture, path, number, smoothing, plain)
+        for number, (result, picture, path) in enumerate(zip(results, shown, paths, strict=True), 1)
+    )
+
+
+def make_cam(adapter: Adapter, method: Method) -> BaseCAM:
+    """The method, ready for an adapter.
+
+    Raises:
+        TypeError, ValueError: not a method.
+    """
+    if method == "auto":
+        method = BOX_METHOD if adapter.task == "detection" else "gradcam"
+    maker = method_from(method) if isinstance(method, str) else method
+    cam = maker(adapter) if callable(maker) and not isinstance(maker, nn.Module) else None
+    if not isinstance(cam, BaseCAM):
+        raise TypeError(f"expected a method's name, its class, or a function from an adapter to one; got {method!r}")
+    return cam
+
+
+def choose(
+    adapter: Adapter,
+    found: Detections,
+    output: Any,
+    *,
+    score_threshold: float | None = None,
+    top_k: int | None = None,
+    labels: Sequence[int | str] | None = None,
+    quantity: str = "score",
+    against: int | str | None = None,
+) -> tuple[Detections, list[Target]]:
+    """Of one image's findings those that are explained, and a target for each; arguments as in `explain`."""
+    indices = None if labels is None else [label_index(adapter.names, label) for label in labels]
+    boxes = adapter.task == "detection"
+    threshold = (SCORE_THRESHOLD if boxes else 0.0) if score_threshold is None else score_threshold
+    if isinstance(adapter, ClassificationAdapter):
+        most = top_k if top_k is not None else 1 if indices is None else None
+        found = adapter.ranked(output, found.image_size_hw, labels=indices, top_k=most)
+        indices = None
+    elif boxes and top_k is None:
+        top_k = MOST_BOXES
+    kept = found.filter(score_threshold=threshold, labels=indices, top_k=top_k)
+    other = None if against is None else label_index(adapter.names, against)
+    return kept, [asked(target, quantity, other) for target in adapter.targets_of(kept)]
+
+
+def asked(target: Target, quantity: str, against: int | None) -> Target:
+    """A target that asks for another quantity, or for the difference to another class.
+
+    Raises:
+        ValueError: the target has no such quantity, or is compared with its own class.
+    """
+    if quantity == "score" and against is None:
+        return target
+    if against is not None and against in (getattr(target, "label", None), getattr(target, "category", None)):
+        raise ValueError(f"expected another class to compare with; got class {against} against itself")
+    if isinstance(target, BoxTarget):
+        if quantity == "mask" and against is None:
+            return InstanceMaskTarget(target.box_xyxy, target.label, target.source)
+        return replace(target, quantity=quantity, against=against)  # type: ignore[arg-type]
+    if quantity == "score" and isinstance(target, MaskTarget):
+        return replace(target, against=against)
+    if quantity == "score" and against is not None and isinstance(target, ClassifierOutputTarget):
+        return FinerWeightedTarget(target.category, [against], alpha=1.0)
+    raise ValueError(f"quantity={quantity!r} is for boxes; this model is explained with quantity='score'")
+
+
+def describe(target: Target, names: Mapping[int, str]) -> str:
+    """A target in words."""
+    if hasattr(target, "describe"):
+        words: str = target.describe(names)
+        return words
+    if isinstance(target, FinerWeightedTarget):
+        others = ", ".join(class_name(names, other) for other in target.comparison_categories)
+        return f"{class_name(names, target.main_category)} rather than {others}"
+    category = getattr(target, "category", None)
+    return (
+        class_name(names, category) if isinstance(category, int) else getattr(target, "__name__", type(target).__name__)
+    )
+
+
+def _explanation(
+    cam: BaseCAM,
+    result: ImageHeatmaps,
+    picture: Picture,
+    path: Path | None,
+    number: int,
+    smoothing: tuple[str, ...],
+    plain: bool,
+) -> Explanation:
+    adapter, found = cam.adapter, result.detections
+    captions = tuple(
+        found.caption(index)
+        if plain and found is not None
+        else f"{describe(target, adapter.names)} {float(result.scores[index]):.3g}"
+        for index, target in enumerate(result.targets)
+    )
+    return Explanation(
+        image=picture,
+        name=f"image-{number}" if path is None else path.name,
+        path=path,
+        targets=result.targets,
+        captions=captions,
+        heatmaps=result.heatmaps,
+        saliency=result.saliency,
+        scores=result.scores,
+        reach=result.reach,
+        sampling=result.sampling,
+        detections=found,
+        names=adapter.names,
+        method=cam.name,
+        layers=tuple(adapter.layer_names),
+        smoothing=smoothing,
+        model=type(adapter.model).__name__,
+        family=adapter.family,
+    )
+
+
+def _read(adapter: Adapter, images: Any) -> tuple[list[Tensor] | None, list[Path | None]]:
+    """Pictures as tensors, None for a network's ready input; and their files."""
+    ready = ready_input(images)
+    if ready is not None:
+        return None, [None] * len(ready)
+    items = [images] if is_single(images) else list(images)
+    pictures = [load_image(images)] if is_single(images) else load_images(images)
+    return pictures, [Path(item) if isinstance(item, (str, Path)) else None for item in items]
+
+
+def ready_input(images: Any) -> Tensor | None:
+    """The network's own (B, C, H, W) input, alone or first of several inputs; None where pictures were given."""
+    first = images[0] if isinstance(images, tuple) and images else images
+    return first if isinstance(first, Tensor) and first.ndim == 4 else None
+
+
+def _displayable(adapter: Adapter, inputs: Tensor | None) -> list[Picture]:
+    """A network's ready input as pictures to draw on."""
+    if inputs is None:
+        return []
+    pictures = pictures_of(adapter, inputs)
+    if pictures.shape[1] != 3:
+        pictures = pictures.mean(1, keepdim=True).expand(-1, 3, -1, -1)
+    return [np.ascontiguousarray(to_uint8(picture)) for picture in pictures]
+
+
+__all__ = ["Explanation", "Explanations", "explain"]

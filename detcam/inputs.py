@@ -1,0 +1,163 @@
+"""Check what a user asks for, once: images, targets and how they belong together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from detcam.adapters.base import Adapter, Batch, Target
+from detcam.data.images import check_finite, is_single, load_images
+from detcam.detections import Detections
+from detcam.geometry import normalize
+from detcam.smoothing import View
+
+Choose: TypeAlias = Callable[[Detections, Any], "tuple[Detections, list[Target]]"]
+"""From what a model found in one image, and its output for that image, to what is explained: findings and targets."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """A checked call: pictures and, per picture, its targets.
+
+    Attributes:
+        images: (3, H, W) tensors in [0, 1]; empty where `tensor` is given.
+        tensor: the user's own (B, C, H, W) batch, or None.
+        targets: per image a list of targets; None asks for the model's own findings.
+        detections: where the targets came from, or None.
+        choose: which of the model's own findings to explain, and by what targets; None explains them all.
+        stacked: whether the answer is one (B, H, W) tensor rather than a list.
+        extra_inputs: further positional inputs of the model.
+        model_kwargs: keyword arguments of the model.
+    """
+
+    images: tuple[Tensor, ...] = ()
+    tensor: Tensor | None = None
+    targets: list[list[Target]] | None = None
+    detections: list[Detections] | None = None
+    choose: Choose | None = None
+    stacked: bool = False
+    extra_inputs: tuple[Any, ...] = ()
+    model_kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.images) if self.tensor is None else len(self.tensor)
+
+    def groups(self, adapter: Adapter, batch_size: int) -> list[list[int]]:
+        """Image indices, one list per forward pass."""
+        if self.tensor is None:
+            return adapter.groups(self.images, batch_size)
+        if self.extra_inputs or self.model_kwargs:  # what belongs to which image is the model's own affair
+            return [list(range(len(self)))]
+        return [list(range(len(self)))[start : start + batch_size] for start in range(0, len(self), batch_size)]
+
+    def targets_for(self, group: Sequence[int]) -> list[list[Target]] | None:
+        """The targets of some images."""
+        return None if self.targets is None else [self.targets[index] for index in group]
+
+    def findings(
+        self, adapter: Adapter, outputs: Sequence[Any], batch: Batch
+    ) -> tuple[list[Detections], list[list[Target]]]:
+        """Where no targets were given: per image what the model found, and a target for each finding."""
+        found, targets = adapter.default_targets(outputs, batch)
+        if self.choose is None:
+            return found, targets
+        chosen = [self.choose(*both) for both in zip(found, outputs, strict=True)]
+        return [detections for detections, _ in chosen], [row for _, row in chosen]
+
+    def batch(self, adapter: Adapter, group: Sequence[int], view: View) -> Batch:
+        """The network's input for some images in one view."""
+        if self.tensor is None:
+            batch = adapter.prepare([view.image(self.images[index]) for index in group])
+        else:
+            batch = adapter.prepare_tensor(view.image(self.tensor[list(group)]))
+        return replace(batch, extra_inputs=self.extra_inputs, model_kwargs=self.model_kwargs)
+
+    def pictures(self, adapter: Adapter, group: Sequence[int], view: View) -> list[Tensor]:
+        """Some pictures in one view, each (C, H, W) in [0, 1]."""
+        if self.tensor is None:
+            return [view.image(self.images[index]) for index in group]
+        return list(pictures_of(adapter, view.image(self.tensor[list(group)])))
+
+
+def pictures_of(adapter: Adapter, inputs: Tensor) -> Tensor:
+    """A network's ready input as pictures (B, C, H, W): the adapter's normalisation undone, else each stretched."""
+    pictures = inputs.detach().float().cpu()
+    mean, std = getattr(adapter, "mean", None), getattr(adapter, "std", None)
+    if 0 <= float(pictures.min()) and float(pictures.max()) <= 1:
+        return pictures
+    if mean is not None and std is not None and len(mean) == pictures.shape[1]:
+        return pictures * torch.tensor(std)[:, None, None] + torch.tensor(mean)[:, None, None]
+    return torch.stack([normalize(picture.flatten(1)[None]).reshape(picture.shape) for picture in pictures])
+
+
+def read_request(adapter: Adapter, images: Any, targets: Any, model_kwargs: Mapping[str, Any] | None) -> Request:
+    """Check images and targets.
+
+    Raises:
+        TypeError, ValueError: what was expected, what came, and the remedy.
+    """
+    kwargs = dict(model_kwargs or {})
+    extra: tuple[Any, ...] = ()
+    if isinstance(images, tuple) and images and isinstance(images[0], Tensor) and images[0].ndim == 4:
+        images, extra = images[0], images[1:]
+    if isinstance(images, Tensor) and images.ndim == 4:
+        if 0 in images.shape:
+            raise ValueError(f"expected a batch of at least one image with pixels; got shape {tuple(images.shape)}")
+        if not images.is_floating_point():
+            raise TypeError(f"expected a float batch, normalised for the model; got {images.dtype}")
+        check_finite(images, "input tensor")
+        request = Request(tensor=images.detach(), extra_inputs=extra, model_kwargs=kwargs)
+        single = False
+    else:
+        single = is_single(images)
+        request = Request(images=tuple(load_images(images)), model_kwargs=kwargs)
+    asked, flat, detections = _read_targets(adapter, targets, len(request), single)
+    one_each = flat or (targets is None and adapter.task in ("classification", "embedding"))
+    return replace(request, targets=asked, detections=detections, stacked=request.tensor is not None and one_each)
+
+
+def _read_targets(
+    adapter: Adapter, targets: Any, count: int, single: bool
+) -> tuple[list[list[Target]] | None, bool, list[Detections] | None]:
+    """Targets per image, whether they were given one per image, and the detections that they came from."""
+    if targets is None:
+        return None, False, None
+    if isinstance(targets, Detections) or callable(targets):
+        if count != 1:
+            raise ValueError(f"expected targets for {count} images, one entry per image; got a single one")
+        targets = [targets]
+    if not isinstance(targets, (list, tuple)):
+        raise TypeError(f"expected targets as a list, one entry per image, or None; got {type(targets).__name__}")
+    items = list(targets)
+    if items and all(isinstance(item, Detections) for item in items):
+        _check_count(len(items), count)
+        return [adapter.targets_of(item) for item in items], False, items
+    if all(callable(item) for item in items):
+        if single and len(items) != 1:
+            return [items], False, None
+        _check_count(len(items), count)
+        return [[item] for item in items], True, None
+    rows: list[list[Target]] = []
+    for item in items:
+        row = adapter.targets_of(item) if isinstance(item, Detections) else item
+        row = [row] if callable(row) else row
+        if not isinstance(row, (list, tuple)) or not all(callable(target) for target in row):
+            raise TypeError(
+                "expected each entry of targets to be a target, a list of targets, or Detections; "
+                f"got {type(item).__name__} {item!r:.60}. A class index goes in as ClassifierOutputTarget(index)"
+            )
+        rows.append(list(row))
+    _check_count(len(rows), count)
+    return rows, False, None
+
+
+def _check_count(entries: int, images: int) -> None:
+    if entries != images:
+        raise ValueError(
+            f"expected targets for {images} image{'s' * (images != 1)}, one entry per image; got {entries}. "
+            "Several targets for one image go in as a list of lists"
+        )

@@ -1,0 +1,55 @@
+"""Classifiers of timm by name. Any timm model is explained by the classification adapter."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from detcam.utils.optional import missing
+
+
+def available() -> list[str]:
+    """Every architecture's name."""
+    names: list[str] = _timm().list_models()
+    return names
+
+
+def build(name: str, *, num_classes: int | None = None, pretrained: bool = False) -> nn.Module:
+    """A model by timm's name, such as ``tf_efficientnet_lite0`` or ``resnet50.a1_in1k``.
+
+    Args:
+        name: as `timm.create_model` takes it.
+        num_classes: None takes the published weights' number.
+        pretrained: whether to load the published weights, from the cache or by download.
+
+    Raises:
+        ImportError: timm is not installed.
+        ValueError: timm has no such model.
+        OSError: the weights are neither in the cache nor within reach.
+    """
+    timm = _timm()
+    head = {} if num_classes is None else {"num_classes": num_classes}
+    try:
+        model: nn.Module = timm.create_model(name, pretrained=pretrained, **head)
+    except RuntimeError as error:
+        if "Unknown model" in str(error) or "Invalid pretrained tag" in str(error):
+            raise ValueError(f"timm has no model {name!r}: {error}") from error
+        raise
+    return model
+
+
+def published_file(model: nn.Module) -> str:
+    """Where the published weights of a model are, in words."""
+    config: Any = getattr(model, "pretrained_cfg", {})
+    if config.get("hf_hub_id"):
+        return f"model.safetensors of {config['hf_hub_id']} on the Hugging Face hub"
+    return str(config.get("url") or "the published weights")
+
+
+def _timm() -> Any:
+    try:
+        import timm
+    except ImportError as error:
+        raise missing("timm", error) from error
+    return timm

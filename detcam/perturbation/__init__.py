@@ -1,0 +1,1 @@
+"""Scores of changed images and of changed activations, and what changes them."""

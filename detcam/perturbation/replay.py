@@ -1,0 +1,188 @@
+"""What lies behind a layer: an image's targets scored on variants of what the layer puts out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from detcam.perturbation.base import Subject, repeated
+from detcam.perturbation.random_masks import pieces
+from detcam.trace import Variants, flatten_tensors, map_tensors
+
+CHUNK_BYTES = 64 * 2**20
+"""How much memory the variants of one pass may take, roughly."""
+
+
+@dataclass(frozen=True)
+class Level:
+    """One map among what a layer puts out.
+
+    Attributes:
+        values: (C, h, w).
+        tensor: which of the output's floating-point tensors holds it.
+        positions: (C, h, w) where in that tensor, for one image and flattened, each value stands; None where the
+            tensor is the map, in the same order.
+    """
+
+    values: Tensor
+    tensor: int
+    positions: Tensor | None
+
+    def into(self, tensor: Tensor, variants: Tensor) -> Tensor:
+        """The layer's tensor (1, ...) once for each variant (K, C, h, w) of the map, which replaces the map in it."""
+        if self.positions is None:
+            return variants.reshape(len(variants), *tensor.shape[1:])
+        whole = tensor.repeat(len(variants), *[1] * (tensor.ndim - 1))
+        places = self.positions.flatten().expand(len(variants), -1)
+        whole.flatten(1).scatter_(1, places, variants.flatten(1))
+        return whole
+
+
+class Behind:
+    """What lies behind a target layer: scores an image's targets for variants of what the layer puts out.
+
+    Args:
+        subject: the image.
+        layer: index of the target layer.
+        nth: which of the layer's runs in a pass.
+
+    Attributes:
+        levels: the maps that the layer puts out in that run.
+        share: how much of the network lies behind the layer, in [0, 1], counted in values put out.
+
+    Raises:
+        RuntimeError: handed its own activation among others, the model does not answer as it did.
+        ValueError: the reshape transform computes values that are not in the layer's output.
+    """
+
+    def __init__(self, subject: Subject, layer: int, nth: int) -> None:
+        self.subject = subject
+        self.name = subject.adapter.layer_names[layer]
+        self._copies = False
+        self._variants = Variants(subject.adapter.model, subject.adapter.target_layers[layer], nth)
+        with self._variants.record():
+            subject.adapter.forward(subject.batch)
+        self.share = self._variants.share_behind
+        self._tensors = flatten_tensors(self._variants.output)
+        self.levels = self._find_levels()
+        self._matters = [self._probe(level) for level in range(len(self.levels))]
+
+    def scores(self, level: int, count: int, vary: Callable[[slice], Tensor]) -> Tensor:
+        """Every target's score (count, N) for variants of a level.
+
+        Args:
+            level: index into `levels`.
+            count: how many variants.
+            vary: from some of them, by number, to the level's values (k, C, h, w) in each; new memory every time.
+        """
+        if not count or not self._matters[level]:
+            return self.subject.values.expand(count, -1)
+        chosen = self.levels[level]
+        tensor = self._tensors[chosen.tensor]
+        copies = 2 if chosen.positions is None else 3
+        inputs = self.subject.batch.inputs
+        each = copies * tensor.numel() * tensor.element_size() + 3 * self._variants.largest
+        each += inputs.numel() * inputs.element_size()
+        size = max(CHUNK_BYTES // each, 1)
+        found = []
+        for part in pieces(count, size):
+            whole = chosen.into(tensor, vary(part).to(tensor.dtype))
+            found.append(self._pass(chosen.tensor, whole))
+        return torch.cat(found)
+
+    def _pass(self, replaced: int, whole: Tensor) -> Tensor:
+        """The targets' scores with a tensor's variants (K, ...), as many at once as the model takes."""
+        most = getattr(self.subject.adapter, "max_batch_size", None) or len(whole)
+        return torch.cat([self._part(replaced, whole[part]) for part in pieces(len(whole), most)])
+
+    def _part(self, replaced: int, whole: Tensor) -> Tensor:
+        try:
+            return self._replay(replaced, whole, copies=self._copies)
+        except RuntimeError as error:
+            if self._copies or "single memory location" not in str(error):
+                raise
+            self._copies = True  # the model works in place on what the variants share
+            return self._replay(replaced, whole, copies=True)
+
+    def _replay(self, replaced: int, whole: Tensor, *, copies: bool) -> Tensor:
+        count = len(whole)
+
+        def repeat(tensor: Tensor) -> Tensor:
+            if tensor is self._tensors[replaced]:
+                return whole.clone() if copies else whole
+            shared = tensor.expand(count, *tensor.shape[1:])
+            return shared.clone() if copies or count == 1 else shared
+
+        subject = self.subject
+        inputs = subject.batch.inputs.expand(count, -1, -1, -1)
+        batch = repeated(subject.batch, inputs.clone() if copies or count == 1 else inputs)
+        output = map_tensors(self._variants.output, lambda x: repeat(x) if x.is_floating_point() else x)
+        with self._variants.replay(output, count, copies=copies):
+            raw = subject.adapter.forward(batch)
+        return subject.read(raw, batch)
+
+    def _find_levels(self) -> list[Level]:
+        """The maps, and where their values stand: the reshape transform is shown numbered places."""
+        subject, tensors = self.subject, self._tensors
+        if any(len(tensor) != 1 for tensor in tensors):
+            raise ValueError(
+                f"expected target layer {self.name} to put out tensors whose first dimension is the batch; got "
+                f"{[tuple(tensor.shape) for tensor in tensors]} for one image"
+            )
+        reshape = subject.adapter.reshape_for(subject.batch)
+        ends = torch.tensor([tensor.numel() for tensor in tensors]).cumsum(0)
+        starts = iter([0, *ends.tolist()])
+
+        def number(tensor: Tensor) -> Tensor:
+            first = next(starts)
+            places = torch.arange(first, first + tensor.numel(), dtype=torch.float64, device=tensor.device)
+            return places.reshape(tensor.shape)
+
+        output = self._variants.output
+        maps = flatten_tensors(reshape(output))
+        numbered = flatten_tensors(reshape(map_tensors(output, lambda x: number(x) if x.is_floating_point() else x)))
+        levels = []
+        for values, places in zip(maps, numbered, strict=True):
+            owner = int(torch.bucketize(places.min().long().cpu(), ends, right=True))
+            tensor = tensors[min(owner, len(tensors) - 1)]
+            positions = places.long() - (int(ends[owner - 1]) if owner else 0)
+            inside = 0 <= int(positions.min()) and int(positions.max()) < tensor.numel()
+            if not inside or not torch.equal(tensor.flatten()[positions], values):
+                raise ValueError(
+                    f"the reshape transform of target layer {self.name} computes new values; changing the layer's "
+                    "output needs one that only picks and rearranges. Leave it out, and choose the layers themselves"
+                )
+            in_order = torch.arange(tensor.numel(), device=tensor.device).reshape(tensor.shape)
+            plain = torch.equal(positions, in_order)
+            levels.append(Level(values[0], owner, None if plain else positions[0]))
+        return levels
+
+    def _probe(self, level: int) -> bool:
+        """Whether any target depends on a level: whether a score moves when the level is zero, negated, or noise.
+
+        The level's own values go along: there the targets must score what they scored.
+        """
+        values = self.levels[level].values
+        noise = torch.randn(values.shape, generator=torch.Generator().manual_seed(0)).to(values)
+        variants = torch.stack([values, torch.zeros_like(values), -values, noise * 2 * values.std()])
+        tensor = self.levels[level].tensor
+        scores = self._pass(tensor, self.levels[level].into(self._tensors[tensor], variants)).double().cpu()
+        known = self.subject.values
+        tolerance = 10 * torch.finfo(values.dtype).eps ** 0.5
+        if ((scores[0] - known).abs() > tolerance * (1 + known.abs())).any():
+            raise RuntimeError(
+                f"what lies behind target layer {self.name} does not repeat itself: handed the layer's own output, it "
+                f"scores {scores[0].tolist()} instead of {known.tolist()}. Do the items of a batch influence one "
+                "another (batch statistics), or does the model keep state between calls?"
+            )
+        return not bool((scores[1:] == scores[0]).all())
+
+
+def all_behind(subject: Subject) -> Iterator[Behind]:
+    """What lies behind each run of each target layer; together they have the levels of `Subject.levels`, in order."""
+    for layer, runs in enumerate(subject.runs):
+        for nth in range(runs):
+            yield Behind(subject, layer, nth)

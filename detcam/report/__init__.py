@@ -1,6 +1,0 @@
-"""The report of an audit: one page that opens from disk, a JSON file, a table and a COCO file."""
-
-from detcam.report.summary import Summary
-from detcam.report.writer import ReportWriter
-
-__all__ = ["ReportWriter", "Summary"]

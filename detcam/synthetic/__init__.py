@@ -1,0 +1,1 @@
+"""Drawn scenes whose content is known."""
