@@ -15,8 +15,8 @@ from detcam.data.images import ImageLike, load_images
 from detcam.detections import Detections, Source
 from detcam.geometry import Geometry
 from detcam.layers import find_target_layers
+from detcam.outputs import check_label
 from detcam.targets import ClassTarget
-from detcam.targets.box import check_label
 from detcam.trace import ReshapeTransform, guarded
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -14,8 +14,13 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import batched_nms, clip_boxes_to_image
 
 from detcam.adapters.base import Batch
-from detcam.adapters.coco import coco_names
-from detcam.adapters.torchvision_detector import TorchvisionDetector, at_least_float, input_size, scores_of_regions
+from detcam.adapters.torchvision_detector import (
+    TorchvisionDetector,
+    at_least_float,
+    coco_names,
+    input_size,
+    scores_of_regions,
+)
 from detcam.adapters.windows import by_level, cut, restore_order
 from detcam.detections import Detections, Source
 from detcam.geometry import Geometry

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from detcam.adapters.base import Adapter, Batch, Target, Task, layer_name, resolve_layers
 from detcam.adapters.classification import FixedSizeAdapter
+from detcam.adapters.registry import unwrap
 from detcam.detections import Detections
 from detcam.inputs import read_request
 from detcam.layers import all_paths_pass, find_target_layers, first_tensor, infer_reshape, probe_picture
@@ -176,8 +177,6 @@ def embedder(model: nn.Module, **options: Any) -> EmbeddingAdapter:
         >>> concept = embed(adapter, ["dog1.jpg", "dog2.jpg"])
         >>> heatmaps = GradCAM(adapter)(["scene.jpg"], targets=[SimilarityToConceptTarget(concept)])
     """
-    from detcam.adapters import unwrap
-
     model = unwrap(model)
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected a torch.nn.Module; got {type(model).__name__}")

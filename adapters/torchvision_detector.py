@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -131,3 +131,16 @@ class _Score(torch.autograd.Function):
         if torch.is_grad_enabled():  # the graph of the gradient is wanted
             (gradient,) = torch.autograd.grad(ctx.alone(region), region, create_graph=True)
         return received[0] * gradient, None, None, None
+
+
+def coco_names(classes: int, *, keypoints: bool = False) -> Mapping[int, str]:
+    """Names by class index for a head of torchvision's reference size; empty for any other head."""
+    from torchvision.models.detection import (
+        FasterRCNN_ResNet50_FPN_Weights,
+        KeypointRCNN_ResNet50_FPN_Weights,
+    )
+
+    weights = KeypointRCNN_ResNet50_FPN_Weights.COCO_V1 if keypoints else FasterRCNN_ResNet50_FPN_Weights.COCO_V1
+    names = weights.meta["categories"]
+    known = dict(enumerate(names)) if len(names) == classes else {}
+    return {index: name for index, name in known.items() if name != "N/A"}

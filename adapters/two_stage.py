@@ -21,10 +21,15 @@ from torchvision.ops import (
 )
 
 from detcam.adapters.base import Batch
-from detcam.adapters.coco import coco_names
 from detcam.adapters.pooling import roi_align
 from detcam.adapters.proposals import objectness_scores
-from detcam.adapters.torchvision_detector import TorchvisionDetector, at_least_float, input_size, scores_of_regions
+from detcam.adapters.torchvision_detector import (
+    TorchvisionDetector,
+    at_least_float,
+    coco_names,
+    input_size,
+    scores_of_regions,
+)
 from detcam.detections import Detections, Source
 from detcam.geometry import Geometry
 from detcam.outputs import Candidates, DetectorOutput

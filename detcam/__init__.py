@@ -1,7 +1,5 @@
 """Explain object detectors and segmentation networks: which pixels made the detector fire there?"""
 
-from importlib.metadata import PackageNotFoundError, version
-
 from detcam.adapters import adapt
 from detcam.auditing import Audit, audit
 from detcam.benchmarking import Benchmark, benchmark
@@ -55,15 +53,12 @@ from detcam.methods import (
 from detcam.methods.drise import drise
 from detcam.methods.guided_backprop import GuidedBackpropReLUModel, guided_backprop
 from detcam.methods.sobel import sobel_cam
+from detcam.utils.version import __version__
 from detcam.visualize.concepts import create_labels_legend, show_factorization_on_image
 from detcam.visualize.overlay import deprocess_image, preprocess_image, show_cam_on_image
 
-try:
-    __version__ = version("detcam")
-except PackageNotFoundError:  # a source tree that was never installed
-    __version__ = "0+unknown"
-
 __all__ = [
+    "__version__",
     "FEM",
     "GCAME",
     "KPCA_CAM",

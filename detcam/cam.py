@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from detcam.adapters import adapt
 from detcam.adapters.base import Adapter, Batch, Target
 from detcam.detections import Detections
-from detcam.diagnostics import Reach, warn_about_maps
+from detcam.diagnostics import warn_about_maps
 from detcam.geometry import Geometry, normalize
 from detcam.inputs import Choose, Request, read_request
 from detcam.outputs import work_dtype
-from detcam.perturbation.random_masks import Sampling
+from detcam.results import ImageHeatmaps, Measured, Pass, Reach
 from detcam.smoothing import View, views
 from detcam.trace import ReshapeTransform, Trace, guarded
 from detcam.utils.model_lock import exclusive
@@ -31,78 +31,6 @@ from detcam.utils.pca import first_principal_component
 Progress = Callable[[Iterable[Any]], Iterable[Any]]
 
 TASKS = frozenset({"classification", "detection", "segmentation", "embedding"})
-
-
-@dataclass(frozen=True)
-class ImageHeatmaps:
-    """The explanation of one image.
-
-    Attributes:
-        heatmaps: (N, H, W) float32 in [0, 1], original image pixels, one per target, on the CPU.
-        saliency: per target layer and level, (N, h, w) raw signed saliency over the whole network input, on the CPU.
-        targets: the N targets.
-        scores: (N,) float32, the value that each target had and that was differentiated.
-        reach: per target, how much of the picture could have shown; None for methods without gradients.
-        completeness: (N, layers) float32, how far the sum of each target's saliency is from what it should be,
-            relative to that; None for methods whose map owes no sum.
-        detections: what the model found, where the targets came from it, else None.
-        geometry: how the image lay on the network's input.
-        sampling: how many changed versions of the picture were scored, for methods that change it.
-    """
-
-    heatmaps: Tensor
-    saliency: tuple[Tensor, ...]
-    targets: tuple[Target, ...]
-    scores: Tensor
-    reach: tuple[Reach, ...] | None
-    detections: Detections | None
-    geometry: Geometry
-    completeness: Tensor | None = None
-    sampling: Sampling | None = None
-
-
-@dataclass(frozen=True)
-class Pass:
-    """One forward pass and what is asked of it.
-
-    Attributes:
-        adapter: says what the model's output means.
-        batch: the network's input.
-        trace: holds the target layers' activations, and differentiates.
-        outputs: per image, what targets are called with.
-        targets: per image, the targets, as seen in this view.
-        eigen_smooth: whether the first principal component over channels replaces their sum.
-        pictures: gives per image (3, H, W) in [0, 1], as seen in this view; of a ready input, what it shows.
-        watched: what `BaseCAM.watching` opened around the pass.
-    """
-
-    adapter: Adapter
-    batch: Batch
-    trace: Trace
-    outputs: Sequence[Any]
-    targets: list[list[Target]]
-    eigen_smooth: bool
-    pictures: Callable[[], Sequence[Tensor]]
-    watched: Any = None
-
-
-@dataclass(frozen=True)
-class Measured:
-    """Raw maps of a pass.
-
-    Attributes:
-        maps: per level, per image, (N_i, h, w) signed saliency over the network's input.
-        values: per image, each target's value.
-        reach: per image, each target's reach; None where no gradient was taken.
-        completeness: per image, (N_i, layers) relative error of the maps' sums; None where they owe none.
-        sampling: per image, how it was sampled; None where nothing was.
-    """
-
-    maps: list[list[Tensor]]
-    values: list[list[float]]
-    reach: list[list[Reach]] | None
-    completeness: list[Tensor] | None = None
-    sampling: list[Sampling | None] | None = None
 
 
 class BaseCAM:
@@ -371,6 +299,27 @@ class BaseCAM:
             scaled = torch.where(span > 0, (rectified - low) / span.clamp(min=torch.finfo(level.dtype).tiny), 0)
             total += geometry.to_image(scaled)
         return normalize(total) if len(total) else total
+
+
+class LayerlessCAM(BaseCAM):
+    """A method without target layers: its map is made of the image, or of the gradient at the network's input.
+
+    Args:
+        model: as in `BaseCAM`.
+        target_layers: accepted so that methods can be swapped; the map does not depend on it.
+        reshape_transform: likewise.
+    """
+
+    def __init__(
+        self,
+        model: Adapter | nn.Module,
+        target_layers: Sequence[nn.Module | str] | nn.Module | str | None = None,
+        reshape_transform: ReshapeTransform | None = None,
+    ) -> None:
+        whole = [""]  # the network itself: no layer is looked for, so none has to be found
+        super().__init__(model, target_layers if isinstance(model, Adapter) else whole, reshape_transform)
+        self.adapter = self.adapter.without_layers()
+        self.target_layers = self.adapter.target_layers
 
 
 def levels_of(trace: Trace, images: int) -> list[Tensor]:

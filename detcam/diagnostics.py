@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
-from detcam.geometry import Geometry
 from detcam.utils.warnings import warn
 
 if TYPE_CHECKING:
     from detcam.adapters.base import Adapter
-    from detcam.cam import BaseCAM, ImageHeatmaps
+    from detcam.cam import BaseCAM
+    from detcam.results import ImageHeatmaps
 
 
 LARGEST_ERROR = 0.2
@@ -35,65 +33,6 @@ class CompletenessWarning(UserWarning):
 
 class ClassAgnosticWarning(UserWarning):
     """The method gives the same map for every target of an image."""
-
-
-@dataclass(frozen=True)
-class Reach:
-    """From where on the picture the gradient at the target layer could come.
-
-    Attributes:
-        fraction: share of the picture, in [0, 1], that can influence the map.
-        box_xyxy: bounding box of that share, original image pixels; all zero where nothing can.
-    """
-
-    fraction: float
-    box_xyxy: tuple[float, float, float, float]
-
-    @classmethod
-    def measure(cls, supports: Sequence[Tensor], geometry: Geometry) -> Reach:
-        """Measure the support of one target's gradient.
-
-        Args:
-            supports: per level, (h, w) bool over the network's input, True where any channel's gradient is not 0.
-            geometry: where the image lies on that input.
-        """
-        fraction, corners = 0.0, []
-        for support in supports:
-            rows, columns = geometry.valid_cells((support.shape[-2], support.shape[-1]))
-            inside = support[rows, columns]
-            hit = torch.nonzero(inside)
-            if not len(hit):
-                continue
-            fraction = max(fraction, float(inside.float().mean()))
-            top, left = hit.amin(0).tolist()
-            bottom, right = hit.amax(0).tolist()
-            cell_h = geometry.input_size_hw[0] / support.shape[-2]
-            cell_w = geometry.input_size_hw[1] / support.shape[-1]
-            corners.append(
-                [
-                    (columns.start + left) * cell_w,
-                    (rows.start + top) * cell_h,
-                    (columns.start + right + 1) * cell_w,
-                    (rows.start + bottom + 1) * cell_h,
-                ]
-            )
-        if not corners:
-            return cls(0.0, (0.0, 0.0, 0.0, 0.0))
-        boxes = torch.tensor(corners)
-        box = torch.cat([boxes[:, :2].amin(0), boxes[:, 2:].amax(0)])
-        x1, y1, x2, y2 = geometry.clip(geometry.boxes_to_image(box)).tolist()
-        return cls(fraction, (x1, y1, x2, y2))
-
-    def sees_outside(self, box_xyxy: Sequence[float], image_size_hw: tuple[int, int]) -> float:
-        """Share of the picture outside a box, in [0, 1], that the support's bounding box covers."""
-        height, width = image_size_hw
-        x1, y1, x2, y2 = box_xyxy
-        rx1, ry1, rx2, ry2 = self.box_xyxy
-        reach = max(0.0, rx2 - rx1) * max(0.0, ry2 - ry1)
-        shared = max(0.0, min(x2, rx2) - max(x1, rx1)) * max(0.0, min(y2, ry2) - max(y1, ry1))
-        box = max(0.0, min(x2, width) - max(x1, 0)) * max(0.0, min(y2, height) - max(y1, 0))
-        outside = width * height - box
-        return 1.0 if outside <= 0 else (reach - shared) / outside
 
 
 def warn_about_maps(cam: BaseCAM, results: Sequence[ImageHeatmaps], adapter: Adapter) -> None:

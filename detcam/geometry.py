@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 @dataclass(frozen=True)
@@ -141,3 +142,16 @@ def _binning_matrix(maps: Tensor, geometry: Geometry, axis: int, cells: int) -> 
     overlap = torch.minimum(edges[None, 1:], starts + 1) - torch.maximum(edges[None, :-1], starts)
     overlap = overlap.clamp(min=0)
     return (overlap / overlap.sum(1, keepdim=True).clamp(min=1e-12)).to(maps.dtype)
+
+
+def to_pixels(maps: Tensor, geometry: Geometry) -> Tensor:
+    """Maps as fine as the network's input (N, H, W) in the pixels of the original picture.
+
+    Where the input is finer than the picture, each pixel takes the mean of what falls into it: single lines of such
+    maps would otherwise be hit or missed by chance.
+    """
+    kernel = [2 * int(scale / 2 + 0.25) + 1 for scale in reversed(geometry.scale_xy)]
+    if max(kernel) > 1:
+        around = [side // 2 for side in kernel]
+        maps = F.avg_pool2d(maps[:, None], kernel, 1, around, count_include_pad=False)[:, 0]
+    return geometry.to_image(maps)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from detcam.adapters.base import Adapter, Batch, Target
 from detcam.data.images import check_finite, is_single, load_images
 from detcam.detections import Detections
 from detcam.geometry import normalize
 from detcam.smoothing import View
+
+if TYPE_CHECKING:
+    from detcam.adapters.base import Adapter, Batch, Target
 
 Choose: TypeAlias = Callable[[Detections, Any], "tuple[Detections, list[Target]]"]
 """From what a model found in one image, and its output for that image, to what is explained: findings and targets."""

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from detcam.detections import Detections, Source
+from detcam.detections import Detections, Source, class_name
 from detcam.geometry import Geometry
 
 if TYPE_CHECKING:
-    from detcam.targets.box import BoxTarget, DetectionTarget
+    from detcam.targets.box import BoxTarget
     from detcam.targets.mask import InstanceMaskTarget
 
 Quantity = Literal["score", "logit", "objectness", "x1", "y1", "x2", "y2", "width", "height"]
@@ -83,13 +83,11 @@ class DetectorOutput(ABC):
         Returns:
             boxes (K, 4), original image pixels, clipped to the image, and their class scores (K, C).
         """
-        from detcam.targets import BoxTarget
-
         found = self.detections()
         if not len(found):
             return torch.zeros(0, 4), torch.zeros(0, self.classes)
         places = zip(found.boxes_xyxy.tolist(), found.labels.tolist(), found.source, strict=True)
-        candidates = self.candidates([BoxTarget(tuple(box), label, source) for box, label, source in places])
+        candidates = self.candidates([DetectionTarget(tuple(box), label, source) for box, label, source in places])
         return self.geometry.clip(candidates.boxes_xyxy), candidates.class_scores
 
     def mask_scores(self, targets: Sequence[InstanceMaskTarget]) -> list[Tensor]:
@@ -276,3 +274,60 @@ def nearest_source(sources_xy: Tensor, source: Source) -> int:
         raise ValueError(f"source {source} has no centre; it comes from another kind of detector")
     wanted = sources_xy.new_tensor(source.center_xy)
     return int((sources_xy - wanted).square().sum(1).argmin())
+
+
+@dataclass(frozen=True)
+class DetectionTarget:
+    """One box of one class: the common part of box and instance-mask targets.
+
+    Attributes:
+        box_xyxy: the box, pixels of the original image, half-open.
+        label: the model's class index.
+        source: what produced the box; None for a box that no detection produced (a missed object, a region drawn by
+            hand). Then a two-stage head scores the box as a proposal, and a dense head is asked at the cell, anchor
+            or query whose predicted box times class score fits best.
+    """
+
+    part: ClassVar[Literal["box", "mask"]] = "box"
+
+    box_xyxy: tuple[float, float, float, float]
+    label: int
+    source: Source | None = None
+
+    def __post_init__(self) -> None:
+        box = tuple(float(value) for value in torch.as_tensor(self.box_xyxy).flatten().tolist())
+        if len(box) != 4:
+            raise ValueError(f"expected a box of 4 numbers x1, y1, x2, y2; got {self.box_xyxy!r}")
+        if not all(torch.isfinite(torch.tensor(box))):
+            raise ValueError(f"expected finite box coordinates; got {box}")
+        # A detector may report a box without area (clipped at the border); pinned to its source it can be explained.
+        flat = box[2] < box[0] or box[3] < box[1] if self.source else box[2] <= box[0] or box[3] <= box[1]
+        if flat:
+            raise ValueError(f"expected a box with x1 < x2 and y1 < y2 (xyxy, not xywh); got {box}")
+        object.__setattr__(self, "box_xyxy", box)
+        object.__setattr__(self, "label", int(self.label))
+
+    def hflip(self, width: int) -> DetectionTarget:
+        """The same target in the picture mirrored left to right."""
+        x1, y1, x2, y2 = self.box_xyxy
+        source = self.source and self.source.hflip(width)
+        return replace(self, box_xyxy=(width - x2, y1, width - x1, y2), source=source)
+
+    def check(self, image_size_hw: tuple[int, int], names: Mapping[int, str], classes: int) -> None:
+        """Raise ValueError where the box misses the image or the model has no such class."""
+        height, width = image_size_hw
+        x1, y1, x2, y2 = self.box_xyxy
+        if self.source is None and (x1 >= width or y1 >= height or x2 <= 0 or y2 <= 0):
+            raise ValueError(f"box {self.box_xyxy} lies outside the image, which is {width} x {height} pixels")
+        check_label(self.label, names, classes)
+
+    def describe(self, names: Mapping[int, str]) -> str:
+        """The target in words, for captions."""
+        return class_name(names, self.label)
+
+
+def check_label(label: int, names: Mapping[int, str], classes: int) -> None:
+    """Raise ValueError where a class index is not one of the model's."""
+    if not 0 <= label < classes:
+        known = f", e.g. {', '.join(f'{i} {n}' for i, n in list(names.items())[:3])}" if names else ""
+        raise ValueError(f"expected a class index from 0 to {classes - 1}{known}; got {label}")

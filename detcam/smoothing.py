@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from detcam.geometry import Geometry
@@ -39,14 +38,3 @@ def views(smooth: bool) -> list[View]:
     if not smooth:
         return [View()]
     return [View(mirrored, factor) for mirrored in (False, True) for factor in (1.0, 0.9, 1.1)]
-
-
-def blur(maps: Tensor, sigma: float) -> Tensor:
-    """Gaussian blur of maps (N, h, w) by sigma cells; at the border the kernel's weight falls on what is there."""
-    return torch.matmul(torch.matmul(_gaussian(maps, 1, sigma), maps), _gaussian(maps, 2, sigma).T)
-
-
-def _gaussian(maps: Tensor, axis: int, sigma: float) -> Tensor:
-    """(n, n) weights along an axis, rows summing to 1."""
-    cells = torch.arange(maps.shape[axis], device=maps.device, dtype=maps.dtype)
-    return torch.softmax(-((cells[:, None] - cells[None]) ** 2) / (2 * sigma**2), 1)

@@ -1,6 +1,7 @@
 """What to explain: a target is a callable from one image's model output to a scalar."""
 
-from detcam.targets.box import QUANTITIES, BoxTarget, DetectionTarget, FasterRCNNBoxScoreTarget
+from detcam.outputs import DetectionTarget
+from detcam.targets.box import QUANTITIES, BoxTarget, FasterRCNNBoxScoreTarget
 from detcam.targets.classes import (
     BinaryClassifierOutputTarget,
     ClassifierOutputReST,

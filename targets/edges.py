@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from detcam.detections import class_name
-from detcam.outputs import Candidates, DetectorOutput
-from detcam.targets.box import DetectionTarget
+from detcam.outputs import Candidates, DetectionTarget, DetectorOutput
 
 EDGES = ("left", "top", "right", "bottom")
 

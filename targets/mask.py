@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from detcam.detections import class_name
-from detcam.outputs import DetectorOutput, SegmenterOutput, mask_to_box, work_dtype
-from detcam.targets.box import DetectionTarget, check_label
+from detcam.outputs import DetectionTarget, DetectorOutput, SegmenterOutput, check_label, mask_to_box, work_dtype
 
 
 @dataclass(frozen=True, eq=False)

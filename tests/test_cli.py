@@ -21,7 +21,8 @@ from torchvision.models.segmentation import lraspp_mobilenet_v3_large
 
 import detcam.explanation.batch
 from detcam import METHODS, __version__
-from detcam.cli.explain import parse_box, parse_size, printable, shorten
+from detcam.cli.common import parse_size, printable, shorten
+from detcam.cli.explain import parse_box
 from detcam.cli.main import app
 from detcam.explanation.batch import find_pictures
 from detcam.explanation.explain import explain

@@ -16,8 +16,9 @@ from torchvision.models.detection import FasterRCNN, fasterrcnn_mobilenet_v3_lar
 from detcam import ODAM, HiResCAM, adapt
 from detcam.adapters import Adapter
 from detcam.explanation.explain import Explanation, Explanations, asked, explain
-from detcam.explanation.writer import INDEX, ExplanationWriter, read_heatmap, slug
+from detcam.explanation.writer import INDEX, ExplanationWriter, read_heatmap
 from detcam.targets import BoxTarget, ClassifierOutputTarget, InstanceMaskTarget, MaskTarget
+from detcam.utils.files import slug
 from detcam.visualize.overlay import grid
 
 NAMES = ["cat", "dog", "bus"]

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeAlias, get_args
 import numpy as np
 
 from detcam.auditing.errors import ErrorType
-from detcam.explanation.writer import plain
+from detcam.utils.files import plain
 
 Place: TypeAlias = Literal["predicted box", "true object", "same class", "ring", "scene"]
 """Where evidence can lie, each pixel in the first that holds it.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from detcam.auditing.case import PLACES, Box, Place
-from detcam.smoothing import blur
+from detcam.utils.filters import blur
 
 SMOOTHING = 0.008
 """Standard deviation of the smoothing of a map before it is cut, as a share of the picture's longer side."""

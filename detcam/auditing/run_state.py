@@ -19,8 +19,7 @@ from detcam.auditing.case import Case
 from detcam.auditing.explainer import Examined
 from detcam.data.rle import Packed
 from detcam.detections import Detections, Source
-from detcam.explanation.batch import is_audit
-from detcam.explanation.writer import replace_file
+from detcam.utils.files import is_audit, replace_file
 
 FOLDER = "unfinished"
 SETTINGS, DETECTIONS, CASES = "settings.json", "detections.jsonl", "cases.jsonl"

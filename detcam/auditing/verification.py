@@ -16,7 +16,7 @@ from detcam.auditing.evidence import elsewhere, strongest
 from detcam.auditing.persistence import Followed
 from detcam.perturbation.base import Canvas, Subject
 from detcam.perturbation.fills import Fill, LinearFill, SurroundingsFill
-from detcam.perturbation.random_masks import pieces
+from detcam.utils.batching import pieces
 
 LADDER = (0.0015, 0.003, 0.006, 0.0125, 0.025, 0.05, 0.1, 0.2)
 """Shares of the picture that are taken away, strongest evidence first."""

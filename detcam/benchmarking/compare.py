@@ -22,9 +22,9 @@ from detcam.benchmarking.statistics import RESAMPLES, Row, make_rows
 from detcam.data.annotations import Annotations
 from detcam.data.images import load_image, to_uint8
 from detcam.explanation.explain import SCORE_THRESHOLD, Method
-from detcam.explanation.writer import replace_file
 from detcam.methods import METHODS
 from detcam.metrics import Metric
+from detcam.utils.files import replace_file
 from detcam.visualize.convert import Picture
 from detcam.visualize.overlay import to_png_bytes
 

@@ -15,7 +15,7 @@ from detcam.adapters.base import Adapter, Target
 from detcam.benchmarking.specs import Entry
 from detcam.data.images import load_images
 from detcam.geometry import normalize
-from detcam.targets.box import DetectionTarget
+from detcam.outputs import DetectionTarget
 from detcam.utils.opencv import cv2
 
 BLUR = 0.05

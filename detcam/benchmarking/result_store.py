@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from detcam.adapters.base import Adapter
-from detcam.explanation.writer import encode_heatmap, number, read_heatmap, replace_file, slug
+from detcam.explanation.writer import encode_heatmap, read_heatmap
+from detcam.utils.files import number, replace_file, slug
 from detcam.utils.hashing import adapter_digest, weights_digest
 
 SETTINGS, CELLS = "settings.json", "cells"

@@ -17,10 +17,10 @@ from detcam.benchmarking.samples import Subject, find_targets, truth_of
 from detcam.benchmarking.specs import Entry, Ruler
 from detcam.benchmarking.statistics import Outcome
 from detcam.explanation.explain import describe
-from detcam.explanation.writer import number
 from detcam.metrics.base import MetricWarning, read_heatmaps
 from detcam.metrics.cost import count_work, measure_cost
 from detcam.metrics.target_regions import TrueRegions
+from detcam.utils.files import number
 
 PICTURE = "picture"
 """The name under which a picture's own facts are kept."""

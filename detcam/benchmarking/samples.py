@@ -19,7 +19,7 @@ from detcam.detections import Detections
 from detcam.explanation.batch import find_pictures
 from detcam.explanation.explain import choose
 from detcam.metrics.target_regions import TrueRegions, true_regions
-from detcam.targets.box import DetectionTarget
+from detcam.outputs import DetectionTarget
 from detcam.trace import guarded
 
 SAME_OBJECT = 0.5

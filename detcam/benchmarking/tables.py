@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from detcam.benchmarking.statistics import Estimate, Row
-from detcam.explanation.writer import number
+from detcam.utils.files import number
 
 COSTS = ("passes", "backward", "seconds", "MiB")
 LEGEND = (

@@ -111,7 +111,7 @@ def audit(
     debug: Debug = False,
 ) -> None:
     """Why did it fire there? Name a detector's errors, find what each rests on, and prove it by taking it away."""
-    from detcam.cli.main import load_adapter, one_line_errors
+    from detcam.cli.common import load_adapter, one_line_errors
 
     with one_line_errors(debug):
         from detcam.auditing.pipeline import audit as run
@@ -163,7 +163,7 @@ def tell(found: Audit) -> None:
     from rich.table import Table
 
     from detcam.auditing.errors import ERROR_TYPES
-    from detcam.cli.explain import printable
+    from detcam.cli.common import printable
 
     console = Console(highlight=False, markup=False)
     analysis, counts = found.analysis, found.analysis.counts()

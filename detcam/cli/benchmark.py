@@ -166,7 +166,7 @@ def benchmark(
     debug: Debug = False,
 ) -> None:
     """Compare methods on pictures of yours: how faithful their maps are, at what cost, against controls."""
-    from detcam.cli.main import load_adapter, one_line_errors
+    from detcam.cli.common import load_adapter, one_line_errors
 
     code = 0
     if planted:
@@ -229,7 +229,7 @@ def tell(found: Benchmark, out: Path) -> None:
     from rich.console import Console
 
     from detcam.benchmarking.tables import LEGEND, rich_table
-    from detcam.cli.explain import printable
+    from detcam.cli.common import printable
 
     # A file or a pipe takes the table as wide as it is; a terminal wraps it.
     console = Console() if sys.stdout.isatty() else Console(width=160)
@@ -246,7 +246,7 @@ def _progress() -> Iterator[Callable[[int, Sequence[Entry]], Callable[[str, str]
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from detcam.cli.explain import printable, shorten
+    from detcam.cli.common import printable, shorten
 
     columns: list[Any] = [
         TextColumn("{task.description}", markup=False),

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from detcam.adapters import Adapter
 from detcam.adapters.base import Target
+from detcam.cli.common import printable, shorten
 from detcam.cli.layers import map_layers
 from detcam.detections import label_index
 from detcam.explanation.batch import explain_files, find_pictures
@@ -165,18 +166,6 @@ def parse_box(text: str) -> tuple[float, float, float, float]:
     return BoxTarget((x1, y1, x2, y2), 0).box_xyxy
 
 
-def parse_size(text: str) -> int | tuple[int, int]:
-    """A size from ``N`` or ``HxW``.
-
-    Raises:
-        ValueError: not one or two positive whole numbers.
-    """
-    sides = text.lower().split("x")
-    if len(sides) > 2 or not all(side.isdecimal() and int(side) > 0 for side in sides):
-        raise ValueError(f"expected --image-size as a number of pixels, or height x width as in 256x320; got {text!r}")
-    return int(sides[0]) if len(sides) == 1 else (int(sides[0]), int(sides[1]))
-
-
 def find_label(adapter: Adapter, text: str) -> int:
     """The class index of a name or index.
 
@@ -248,18 +237,6 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     widths = [max(len(row[column]) for row in everything) for column in range(len(header))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in everything]
     return "\n".join(printable(line.rstrip()) for line in lines)
-
-
-def shorten(text: str, width: int) -> str:
-    """The text, its middle left out where it is too wide."""
-    if len(text) <= width:
-        return text
-    return f"{text[: width // 2 - 1]}…{text[len(text) - (width - width // 2) :]}"
-
-
-def printable(text: str) -> str:
-    """Without control characters, which names of files and classes could smuggle into a terminal."""
-    return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def _check_choices(job: Job) -> None:

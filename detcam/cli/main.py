@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-import re
 import sys
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-import detcam
 from detcam.cli import audit as audit_command
 from detcam.cli import benchmark as benchmark_command
+from detcam.cli.common import _one_line, load_adapter, one_line_errors
 from detcam.cli.options import Debug, Device, ImageSize, Model, Names, NumClasses, Trust, Weights
+from detcam.utils.version import __version__
 
-ERRORS = (TypeError, ValueError, RuntimeError, OSError, ImportError)
 UsageError: Any = typer.BadParameter.__mro__[1]
 
 EXAMPLES = """
@@ -85,7 +81,7 @@ WHAT, HOW, OUTPUT = "What to explain", "How to explain it", "Output"
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        print(f"detcam {detcam.__version__}")
+        print(f"detcam {__version__}")
         raise typer.Exit()
 
 
@@ -281,7 +277,7 @@ def metrics(
 ) -> None:
     """List the metrics of 'detcam benchmark': what they are, their range, what they ask for, and their papers."""
     with one_line_errors(debug):
-        from detcam.benchmarking.listing import metrics_markdown, print_metrics
+        from detcam.cli.tables import metrics_markdown, print_metrics
 
         if markdown:
             print(metrics_markdown())
@@ -327,73 +323,6 @@ def demo(
 
 app.command("benchmark", epilog=benchmark_command.EPILOG)(benchmark_command.benchmark)
 app.command("audit", epilog=audit_command.EPILOG)(audit_command.audit)
-
-
-def load_adapter(
-    model: str,
-    weights: str | None,
-    num_classes: int | None,
-    names: str | None,
-    image_size: str | None,
-    device: str,
-    trust_checkpoint: bool,
-    **options: Any,
-) -> Any:
-    """The adapter of a model that the command line names; options of `detcam.cli.options`."""
-    from detcam.cli.explain import parse_size
-    from detcam.models.load import load_model, read_names
-
-    return load_model(
-        model,
-        weights=weights,
-        num_classes=num_classes,
-        device=device,
-        trust_checkpoint=trust_checkpoint,
-        names=None if names is None else read_names(names),
-        image_size=None if image_size is None else parse_size(image_size),
-        **options,
-    )
-
-
-@contextlib.contextmanager
-def one_line_errors(debug: bool) -> Iterator[None]:
-    """Tell an error in one line on stderr and exit with 2, Ctrl-C with 130. Warnings are told at the end, once."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        try:
-            yield
-        except typer.Exit:
-            raise
-        except KeyboardInterrupt:
-            print("detcam: interrupted", file=sys.stderr)
-            raise typer.Exit(130) from None
-        except ERRORS as error:
-            if debug:
-                raise
-            _fail(error)
-        finally:
-            tell_warnings(caught)
-
-
-def tell_warnings(caught: list[warnings.WarningMessage]) -> None:
-    """Each warning once; those that differ in their numbers alone count as one, told for the first batch."""
-    kinds: dict[tuple[type[Warning], str], list[str]] = {}
-    for warning in caught:
-        if issubclass(warning.category, UserWarning):
-            message = _one_line(str(warning.message))
-            kinds.setdefault((warning.category, re.sub(r"\d+", "#", message)), []).append(message)
-    for messages in kinds.values():
-        more = f" (and the like for {len(messages) - 1} more batches)" if len(messages) > 1 else ""
-        print(f"note: {messages[0]}{more}", file=sys.stderr)
-
-
-def _fail(error: BaseException) -> NoReturn:
-    print(f"detcam: {_one_line(str(error)) or type(error).__name__}", file=sys.stderr)
-    raise typer.Exit(2) from error
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
 
 
 def main() -> None:

@@ -13,8 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from detcam.benchmarking.planted.run import METHODS, benchmark_planted
 from detcam.benchmarking.planted.tables import markdown, rich_tables
 from detcam.benchmarking.specs import split_list
-from detcam.explanation.writer import replace_file
 from detcam.synthetic.shortcuts import SCENARIOS, ScenarioName
+from detcam.utils.files import replace_file
 
 
 def run(

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from detcam.explanation.writer import replace_file
 from detcam.synthetic.harbour import BOAT_LABEL, DEMO_NAMES, Scene
+from detcam.utils.files import replace_file
 from detcam.visualize.overlay import save_image
 
 

@@ -16,6 +16,7 @@ from detcam.adapters.base import Target
 from detcam.data.images import load_image
 from detcam.explanation.explain import Explanation, Method, explain
 from detcam.explanation.writer import INDEX, ExplanationWriter, files_of, read_index
+from detcam.utils.files import is_audit
 
 PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
 
@@ -68,15 +69,6 @@ def _is_written_by_us(folder: Path) -> bool:
     """Whether a folder holds a benchmark or an audit: its figures are nobody's pictures."""
     compared = (folder / "settings.json").is_file() and (folder / "cells").is_dir()
     return compared or (folder / "unfinished" / "settings.json").is_file() or is_audit(folder)
-
-
-def is_audit(folder: Path) -> bool:
-    """Whether a folder holds the report of an audit."""
-    file = folder / "audit.json"
-    if not file.is_file():
-        return False
-    with open(file, "rb") as opened:
-        return b'"detcam/audit"' in opened.read(200)
 
 
 def explain_files(

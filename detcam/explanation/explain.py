@@ -15,12 +15,13 @@ from tqdm import tqdm
 from detcam.adapters import Adapter, adapt
 from detcam.adapters.base import Target
 from detcam.adapters.classification import ClassificationAdapter
-from detcam.cam import BaseCAM, ImageHeatmaps
+from detcam.cam import BaseCAM
 from detcam.data.images import is_single, load_image, load_images, to_uint8
 from detcam.detections import Detections, class_name, label_index
 from detcam.explanation.result import Explanation, Explanations
 from detcam.inputs import pictures_of
 from detcam.methods.spec import method_from
+from detcam.results import ImageHeatmaps
 from detcam.targets import BoxTarget, ClassifierOutputTarget, FinerWeightedTarget, InstanceMaskTarget, MaskTarget
 from detcam.visualize.convert import Picture
 

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from detcam.adapters.base import Target
 from detcam.detections import Detections
-from detcam.diagnostics import Reach
-from detcam.perturbation.random_masks import Sampling
+from detcam.results import Reach, Sampling
 from detcam.targets import DetectionTarget, InstanceMaskTarget, MaskTarget
 from detcam.visualize.convert import Picture, to_png_bytes
 from detcam.visualize.overlay import DEFAULT_COLORMAP, grid, render

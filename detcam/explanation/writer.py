@@ -46,23 +46,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
-import re
 import time
 import unicodedata
-import uuid
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-import detcam
 from detcam.detections import class_name
-from detcam.explanation.result import Explanation
 from detcam.targets import (
     BoxTarget,
     ClassifierOutputSoftmaxTarget,
@@ -73,16 +67,20 @@ from detcam.targets import (
     InstanceMaskTarget,
     MaskTarget,
 )
+from detcam.utils.files import number, replace_file, slug
 from detcam.utils.opencv import cv2
+from detcam.utils.version import __version__
 from detcam.visualize.convert import to_png_bytes
 from detcam.visualize.overlay import DEFAULT_COLORMAP
+
+if TYPE_CHECKING:
+    from detcam.explanation.result import Explanation
 
 SCHEMA = "detcam/explanations"
 VERSION = 1
 INDEX = "explanations.json"
 HEATMAP_MAXIMUM = 65535
 SECONDS_BETWEEN_INDICES = 2.0
-LONGEST_NAME = 80  # bytes; file systems allow 255 for the whole file name
 
 
 class ExplanationWriter:
@@ -164,7 +162,7 @@ class ExplanationWriter:
         content = {
             "schema": SCHEMA,
             "version": VERSION,
-            "detcam": detcam.__version__,
+            "detcam": __version__,
             "pictures": list(self._entries.values()),
         }
         replace_file(self.index, json.dumps(content, ensure_ascii=False, indent=1, allow_nan=False).encode())
@@ -212,23 +210,6 @@ def read_heatmap(path: str | Path) -> np.ndarray:
     return heatmap
 
 
-def replace_file(path: Path, content: bytes) -> Path:
-    """Write a file so that nobody sees half of it."""
-    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
-
-
-def slug(text: str) -> str:
-    """Letters, digits, ``_`` and ``-`` of any script; all else becomes ``_``, so no path can be built from it."""
-    name = re.sub(r"[^\w-]+", "_", unicodedata.normalize("NFC", text)).strip("_")
-    return name.encode()[:LONGEST_NAME].decode(errors="ignore") or "unnamed"
-
-
 def describe_target(explanation: Explanation, index: int) -> dict[str, Any]:
     """One target's entry in ``explanations.json``, without its files."""
     target, found = explanation.targets[index], explanation.detections
@@ -255,12 +236,6 @@ def describe_target(explanation: Explanation, index: int) -> dict[str, Any]:
         else {"fraction": number(reach.fraction), "box_xyxy": [number(value) for value in reach.box_xyxy]},
         "saliency_range": [number(min(low for low, _ in ranges)), number(max(high for _, high in ranges))],
     }
-
-
-def number(value: Any) -> float | None:
-    """A number for JSON: seven digits, null where it is not finite."""
-    value = float(value)
-    return float(f"{value:.7g}") if math.isfinite(value) else None
 
 
 def _quantity(target: Any) -> str | None:
@@ -308,16 +283,3 @@ def files_of(entry: dict[str, Any]) -> list[str]:
 def _stem_key(name: str) -> str:
     """Equal for file names with one stem, on file systems that ignore case too; stems hold one dot."""
     return ".".join(unicodedata.normalize("NFC", name).casefold().split(".")[:2])
-
-
-def plain(value: Any) -> Any:
-    """What JSON can hold: lists, texts, numbers as `number` writes them, texts of all else."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(inner) for inner in value]
-    if value is None or isinstance(value, (bool, str, int)):
-        return value
-    if isinstance(value, np.integer):
-        return int(value)
-    return number(value) if hasattr(value, "__float__") else str(value)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from detcam.cam import Pass
 from detcam.methods.common.attention_base import AttentionCAM, Layers, gradients, rounds
 from detcam.methods.common.attention_capture import Attention
 from detcam.outputs import work_dtype
+from detcam.results import Pass
 
 
 class CheferCAM(AttentionCAM):

@@ -12,16 +12,15 @@ from torch.nn import functional as F
 from torchvision.ops import box_iou
 
 from detcam.adapters.base import Adapter, Batch
-from detcam.cam import ImageHeatmaps
 from detcam.data.images import ImageLike, load_image
 from detcam.detections import Detections
 from detcam.geometry import Geometry, normalize
 from detcam.methods.rise import RISE
-from detcam.outputs import DetectorOutput
+from detcam.outputs import DetectionTarget, DetectorOutput
 from detcam.perturbation.base import Subject
 from detcam.perturbation.random_masks import Passes, RandomMasks, check_passes, weighted_masks
+from detcam.results import ImageHeatmaps
 from detcam.targets import BoxTarget
-from detcam.targets.box import DetectionTarget
 from detcam.trace import ReshapeTransform
 
 BlackBox: TypeAlias = Callable[[list[np.ndarray]], Sequence["Detections | Mapping[str, Any]"]]

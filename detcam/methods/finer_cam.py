@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from detcam.adapters.base import Adapter, Batch, Target
-from detcam.cam import BaseCAM, Measured, Pass, value_of
+from detcam.cam import BaseCAM, value_of
 from detcam.geometry import Geometry
 from detcam.methods.grad_cam import GradCAM
 from detcam.outputs import Candidates, SegmenterOutput
+from detcam.results import Measured, Pass
 from detcam.targets import BoxTarget, ClassifierOutputTarget, ClassTarget, FinerWeightedTarget, MaskTarget
 from detcam.trace import ReshapeTransform
 

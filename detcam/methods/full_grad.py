@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from detcam.adapters.base import Adapter, Batch
-from detcam.cam import BaseCAM, Measured, Pass, value_of
-from detcam.diagnostics import Reach
+from detcam.cam import BaseCAM, value_of
 from detcam.geometry import Geometry, normalize
 from detcam.outputs import work_dtype
+from detcam.results import Measured, Pass, Reach
 from detcam.trace import ReshapeTransform
 from detcam.utils.warnings import warn
 

@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from detcam.cam import BaseCAM, Measured, Pass
+from detcam.cam import BaseCAM
+from detcam.results import Measured, Pass
 
 
 class GCAME(BaseCAM):

@@ -12,12 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from detcam.adapters.base import Adapter, Batch, Target
-from detcam.cam import ImageHeatmaps, Measured, Pass, value_of
-from detcam.diagnostics import Reach
-from detcam.geometry import Geometry, normalize
+from detcam.cam import LayerlessCAM, value_of
+from detcam.geometry import Geometry, normalize, to_pixels
 from detcam.guided_relu import guided, guiding
-from detcam.layerless import LayerlessCAM, to_pixels
 from detcam.outputs import work_dtype
+from detcam.results import ImageHeatmaps, Measured, Pass, Reach
 from detcam.targets import ClassifierOutputTarget
 from detcam.utils.warnings import warn
 

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from detcam.adapters.base import Batch
-from detcam.cam import ImageHeatmaps, Measured, Pass
-from detcam.geometry import Geometry
-from detcam.layerless import to_pixels
+from detcam.geometry import Geometry, to_pixels
 from detcam.methods.grad_cam import GradCAM
 from detcam.methods.guided_backprop import brightened, differentiable, guided_gradients, strength
+from detcam.results import ImageHeatmaps, Measured, Pass
 
 
 class GuidedGradCAM(GradCAM):

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from detcam.adapters.base import Adapter
-from detcam.cam import Pass
 from detcam.methods.common.attention_base import AttentionCAM, Layers, NoAttentionError, blocks, gradients, rounds
 from detcam.methods.common.attention_capture import Attention, Recorder
 from detcam.outputs import work_dtype
 from detcam.perturbation.base import pinned
-from detcam.trace import ReshapeTransform, Variants, map_tensors
+from detcam.perturbation.replay import Variants
+from detcam.results import Pass
+from detcam.trace import ReshapeTransform, map_tensors
 
 
 class LeGrad(AttentionCAM):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from detcam.adapters.base import Adapter
 from detcam.outputs import work_dtype
 from detcam.perturbation.base import Canvas, InputCAM, Subject
-from detcam.perturbation.random_masks import Sampling
+from detcam.results import Sampling
 from detcam.trace import ReshapeTransform
 
 

@@ -11,17 +11,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from detcam.adapters.base import Adapter, Target
-from detcam.cam import BaseCAM, Measured, Pass
+from detcam.cam import BaseCAM
 from detcam.geometry import Geometry
 from detcam.methods.common.region_proposals import candidate_places, segments
 from detcam.methods.reach_cam import ReachCAM, contrasted
 from detcam.perturbation.base import Canvas, Subject, checked, masked_batch_size, pinned, single
 from detcam.perturbation.bn_folding import Folding
 from detcam.perturbation.fills import LinearFill
-from detcam.perturbation.random_masks import Sampling, pieces
-from detcam.smoothing import blur
+from detcam.results import Measured, Pass, Sampling
 from detcam.targets import BoxTarget
 from detcam.trace import ReshapeTransform
+from detcam.utils.batching import pieces
+from detcam.utils.filters import blur
 from detcam.utils.opencv import cv2
 
 SHARPNESS = 4

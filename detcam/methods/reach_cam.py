@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from detcam.adapters.base import Adapter, Target
-from detcam.cam import BaseCAM, Measured, Pass, levels_of, value_of
-from detcam.diagnostics import Reach
+from detcam.cam import BaseCAM, levels_of, value_of
 from detcam.geometry import Geometry
 from detcam.methods.common.feature_path import FeaturePath
 from detcam.methods.common.layer_search import with_reaching_layers
 from detcam.methods.common.level_product import product_of_levels
 from detcam.outputs import work_dtype
+from detcam.results import Measured, Pass, Reach
 from detcam.targets import BoxTarget
 from detcam.trace import ReshapeTransform, Trace
 from detcam.utils.pca import first_principal_component

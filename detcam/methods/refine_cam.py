@@ -8,10 +8,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from detcam.adapters.base import Adapter
-from detcam.cam import BaseCAM, Measured, Pass
+from detcam.cam import BaseCAM
 from detcam.geometry import Geometry
 from detcam.methods.common.level_product import product_of_levels
 from detcam.methods.grad_cam_plusplus import GradCAMPlusPlus
+from detcam.results import Measured, Pass
 from detcam.trace import ReshapeTransform
 
 

@@ -14,17 +14,17 @@ from torch.nn import functional as F
 from torchvision.ops import box_iou
 
 from detcam.adapters.base import Adapter, Batch, Target
-from detcam.cam import BaseCAM, Measured, Pass, value_of
+from detcam.cam import BaseCAM, value_of
 from detcam.geometry import Geometry
 from detcam.methods.grad_cam import GradCAM
 from detcam.methods.odam import ODAM
-from detcam.outputs import DetectorOutput, SegmenterOutput, work_dtype
+from detcam.outputs import DetectionTarget, DetectorOutput, SegmenterOutput, work_dtype
 from detcam.perturbation.base import repeated, single
-from detcam.perturbation.random_masks import Sampling, pieces
-from detcam.smoothing import blur
+from detcam.results import Measured, Pass, Sampling
 from detcam.targets import BoxTarget, ClassifierOutputTarget, MaskTarget
-from detcam.targets.box import DetectionTarget
 from detcam.trace import ReshapeTransform, Trace
+from detcam.utils.batching import pieces
+from detcam.utils.filters import blur
 
 Pool = Literal["mean", "max"]
 

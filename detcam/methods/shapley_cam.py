@@ -10,7 +10,8 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
-from detcam.cam import BaseCAM, Measured, Pass
+from detcam.cam import BaseCAM
+from detcam.results import Measured, Pass
 from detcam.trace import Trace
 
 

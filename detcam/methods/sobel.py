@@ -10,10 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from detcam.cam import Measured, Pass, value_of
+from detcam.cam import LayerlessCAM, value_of
 from detcam.data.images import to_uint8
 from detcam.geometry import Geometry, normalize
-from detcam.layerless import LayerlessCAM
+from detcam.results import Measured, Pass
 from detcam.utils.opencv import cv2
 from detcam.visualize.convert import as_picture
 

@@ -13,9 +13,10 @@ from torchvision.ops import box_iou
 from detcam.adapters.base import Adapter, Batch
 from detcam.outputs import DetectorOutput, work_dtype
 from detcam.perturbation.base import Canvas, InputCAM, Subject
-from detcam.perturbation.random_masks import Sampling, pieces
+from detcam.results import Sampling
 from detcam.targets import BoxTarget
 from detcam.trace import ReshapeTransform
+from detcam.utils.batching import pieces
 
 AHEAD = 4
 """A lazy search looks at so many regions at a time, so that passes come in batches."""

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from detcam.adapters import adapt
 from detcam.adapters.base import Adapter, Target
-from detcam.cam import ImageHeatmaps
 from detcam.inputs import Request, read_request
+from detcam.results import ImageHeatmaps
 
 Need = Literal["model", "truth", "method"]
 """What a metric needs besides heatmaps: passes of the model; annotations; the method, to explain again."""

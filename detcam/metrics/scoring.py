@@ -17,13 +17,12 @@ from torchvision.ops import box_iou
 from detcam.adapters.base import Batch, Target
 from detcam.cam import value_of
 from detcam.metrics.base import Question
-from detcam.outputs import DetectorOutput, SegmenterOutput, work_dtype
+from detcam.outputs import DetectionTarget, DetectorOutput, SegmenterOutput, work_dtype
 from detcam.perturbation.base import Canvas, Subject, checked, masked_batch_size, pinned, single
-from detcam.perturbation.random_masks import pieces
 from detcam.smoothing import View
 from detcam.targets import ClassifierOutputTarget, ClassTarget, MaskTarget
-from detcam.targets.box import DetectionTarget
 from detcam.trace import guarded
+from detcam.utils.batching import pieces
 
 Protocol = Literal["pinned", "matched", "odam", "vps", "drise"]
 """How a box is scored in a changed picture; targets that are no boxes know only ``"pinned"``.

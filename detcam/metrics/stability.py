@@ -20,8 +20,8 @@ from detcam.detections import Detections
 from detcam.metrics.base import Explainer, Metric
 from detcam.metrics.sanity import ask_again, per_target
 from detcam.metrics.similarity import rank_correlation, ssim
+from detcam.outputs import DetectionTarget
 from detcam.targets import ClassifierOutputTarget, MaskTarget
-from detcam.targets.box import DetectionTarget
 from detcam.trace import guarded
 from detcam.utils.opencv import cv2
 

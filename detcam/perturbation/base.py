@@ -12,14 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from detcam.adapters.base import Adapter, Batch, Target
-from detcam.cam import BaseCAM, Measured, Pass, levels_of, value_of
+from detcam.cam import BaseCAM, LayerlessCAM, levels_of, value_of
 from detcam.geometry import Geometry
-from detcam.layerless import LayerlessCAM
-from detcam.outputs import DetectorOutput, work_dtype
+from detcam.outputs import DetectionTarget, DetectorOutput, work_dtype
 from detcam.perturbation.bn_folding import CACHED, Folding
-from detcam.perturbation.random_masks import Sampling, pieces
-from detcam.targets.box import DetectionTarget
+from detcam.results import Measured, Pass, Sampling
 from detcam.trace import ReshapeTransform, map_tensors
+from detcam.utils.batching import pieces
 from detcam.utils.pca import first_principal_component
 
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from detcam.outputs import work_dtype
 from detcam.perturbation.harmonic_solver import harmonic_fill
-from detcam.smoothing import blur
+from detcam.utils.filters import blur
 
 BLUR = 0.045
 """Standard deviation of the blur as a share of the picture's longer side: 10 pixels of 224."""

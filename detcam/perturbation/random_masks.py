@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from detcam.results import Sampling
+from detcam.utils.batching import pieces
 
 AGREEMENT = 0.8
 """Rank correlation between two halves of the samples above which sampling stops."""
@@ -22,22 +24,6 @@ COARSE = 32
 """Halves are compared on a grid of at most so many cells a side."""
 
 Passes = int | Literal["auto"]
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How a sampled explanation came about.
-
-    Attributes:
-        passes: how many changed versions of the picture were scored.
-        seed: of the generator that drew them; None where nothing was drawn.
-        agreement: per target, how alike the maps of even and odd samples are, in [-1, 1] (`rank_correlation`); None
-            where nothing was drawn.
-    """
-
-    passes: int
-    seed: int | None = None
-    agreement: tuple[float, ...] | None = None
 
 
 class RandomMasks:
@@ -168,12 +154,6 @@ class _Sums:
             return torch.zeros_like(self.products)
         mean = self.scores / self.count
         return self.first.double()[:, None] + mean + (self.products - mean * self.masks) / (self.count * probability)
-
-
-def pieces(count: int, size: int) -> Iterator[slice]:
-    """0 to count in slices of at most `size`."""
-    for start in range(0, count, size):
-        yield slice(start, min(start + size, count))
 
 
 def rank_correlation(one: Tensor, other: Tensor, flat: float = FLAT) -> Tensor:

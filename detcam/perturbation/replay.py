@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from detcam.perturbation.base import Subject, repeated
-from detcam.perturbation.random_masks import pieces
-from detcam.trace import Variants, flatten_tensors, map_tensors
+from detcam.trace import flatten_tensors, map_tensors
+from detcam.utils.batching import pieces
 
 CHUNK_BYTES = 64 * 2**20
 """How much memory the variants of one pass may take, roughly."""
@@ -186,3 +188,139 @@ def all_behind(subject: Subject) -> Iterator[Behind]:
     for layer, runs in enumerate(subject.runs):
         for nth in range(runs):
             yield Behind(subject, layer, nth)
+
+
+class Variants:
+    """Re-runs only what lies behind a layer, on many variants of what the layer put out for one image.
+
+    In the pass that is recorded, every module that ends before the layer does leaves a copy of its output. In the
+    passes that follow, those modules hand that copy back, repeated for each variant, instead of running.
+
+    Args:
+        model: the whole network, inside `guarded`.
+        layer: the layer whose output varies.
+        nth: which of the layer's runs in a pass varies, counted from 0 (a head shared by pyramid levels has several).
+
+    Attributes:
+        output: what the layer put out in the recorded pass, detached.
+        largest: bytes of the largest tensor that the layer or a module behind it put out for one image.
+        share_behind: how many of all values that the model's innermost modules put out lie behind the layer, in [0, 1].
+    """
+
+    def __init__(self, model: nn.Module, layer: nn.Module, nth: int = 0) -> None:
+        self.model = model
+        self.layer = layer
+        self.nth = nth
+        self.output: Any = None
+        self.largest = 0
+        self._values = [0, 0]
+        self._kept: list[tuple[nn.Module, Any]] = []
+        self._open: list[tuple[nn.Module, int]] = []
+        self._runs = 0
+        self._past = False
+
+    @property
+    def share_behind(self) -> float:
+        return self._values[True] / max(sum(self._values), 1)
+
+    @contextmanager
+    def record(self) -> Iterator[None]:
+        """Around one pass of one image."""
+        modules = list(self.model.modules())
+        handles: list[Any] = [module.register_forward_pre_hook(self._starts) for module in modules]
+        handles += [module.register_forward_hook(self._ends) for module in modules]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _starts(self, module: nn.Module, inputs: Any) -> None:
+        self._open.append((module, len(self._kept)))
+
+    def _ends(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        start = len(self._kept)
+        while self._open:  # a module that raised, and whose caller went on, started but never ended
+            opened, start = self._open.pop()
+            if opened is module:
+                break
+        if next(module.children(), None) is None:
+            self._values[self._past] += sum(tensor.numel() for tensor in flatten_tensors(output))
+        if self._past:
+            self._weigh(output)
+            return
+        varies = module is self.layer and self._runs == self.nth
+        self._runs += module is self.layer
+        if not varies and not _is_plain(output):
+            return  # what it put out cannot be repeated, but what the modules inside it put out can
+        del self._kept[start:]
+        copy = map_tensors(output, lambda tensor: tensor.detach().clone())
+        self._kept.append((module, copy))
+        if varies:
+            self._past = True
+            self.output = copy
+            self._weigh(copy)
+
+    def _weigh(self, output: Any) -> None:
+        for tensor in flatten_tensors(output):
+            self.largest = max(self.largest, tensor.numel() * tensor.element_size())
+
+    @contextmanager
+    def replay(self, output: Any, count: int, *, copies: bool = False) -> Iterator[None]:
+        """Around one pass of `count` variants: of the same image, repeated so often.
+
+        Args:
+            output: what the layer puts out instead, in its own form, first dimension `count`.
+            count: number of variants.
+            copies: whether what other modules put out is copied for each variant; else the variants share it, and
+                torch refuses in-place operations on it.
+        """
+
+        def repeat(tensor: Tensor) -> Tensor:
+            if not tensor.ndim or len(tensor) != 1:
+                return tensor.clone()
+            shared = tensor.expand(count, *tensor.shape[1:])
+            return shared.clone() if copies or count == 1 else shared
+
+        own = {module: module.__dict__.get("forward") for module, _ in self._kept}
+        try:
+            for module in own:
+                kept = [map_tensors(value, repeat) for other, value in self._kept[:-1] if other is module]
+                if module is self.layer:
+                    kept.append(output)
+                module.forward = _stand_in(kept, module.forward)
+            yield
+        finally:
+            for module, forward in own.items():
+                if forward is None:
+                    module.__dict__.pop("forward", None)
+                else:
+                    module.forward = forward
+
+
+def _stand_in(kept: list[Any], forward: Callable[..., Any]) -> Callable[..., Any]:
+    """A forward method that first hands out what is kept, one by one, and then runs."""
+    waiting = list(reversed(kept))
+
+    def stand_in(*inputs: Any, **kwargs: Any) -> Any:
+        return waiting.pop() if waiting else forward(*inputs, **kwargs)
+
+    return stand_in
+
+
+def _is_plain(output: Any) -> bool:
+    """Whether an output is made of tensors, numbers and the usual containers, with at least one tensor."""
+    found = False
+
+    def visit(value: Any) -> bool:
+        nonlocal found
+        if isinstance(value, Tensor):
+            found = True
+            return True
+        if isinstance(value, Mapping):
+            return all(visit(item) for item in value.values())
+        if isinstance(value, (list, tuple)):
+            return all(visit(item) for item in value)
+        return value is None or isinstance(value, (bool, int, float, str))
+
+    return visit(output) and found

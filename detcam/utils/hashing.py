@@ -7,8 +7,6 @@ import hashlib
 import torch
 from torch import Tensor, nn
 
-from detcam.adapters import Adapter
-
 PLAIN = (int, float, str, bool, tuple, type(None))
 
 
@@ -23,7 +21,7 @@ def weights_digest(model: nn.Module) -> str:
     return found.hexdigest()[:16]
 
 
-def adapter_digest(adapter: Adapter) -> str:
+def adapter_digest(adapter: object) -> str:
     """A short name for what an adapter does to pictures and boxes, as far as it is plain values: sizes, thresholds."""
     own = {n: v for n, v in vars(adapter).items() if isinstance(v, PLAIN) and not n.startswith("_")}
     return hashlib.sha256(f"{adapter!r}{sorted(own.items())}".encode()).hexdigest()[:16]

@@ -11,9 +11,10 @@ from torch import Tensor
 
 import detcam.perturbation.replay
 from detcam import METHODS
-from detcam.cam import BaseCAM, ImageHeatmaps
+from detcam.cam import BaseCAM
 from detcam.methods.common.attention_base import NoAttentionError
 from detcam.perturbation.base import PerturbationCAM
+from detcam.results import ImageHeatmaps
 from tests.contract.test_contract import QUICK, asked
 from tests.zoo import Example, example
 

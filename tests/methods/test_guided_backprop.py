@@ -14,8 +14,7 @@ from torch.nn import functional as F
 from torchvision.models import resnet18
 
 from detcam import GradCAM, GuidedBackprop, GuidedBackpropReLUModel, GuidedGradCAM, deprocess_image, guided_backprop
-from detcam.geometry import Geometry
-from detcam.layerless import to_pixels
+from detcam.geometry import Geometry, to_pixels
 from detcam.methods.guided_backprop import brightened
 from detcam.targets import ClassifierOutputTarget, InstanceMaskTarget, MaskTarget
 from tests.helpers import Snapshot, TinyCNN

@@ -17,9 +17,9 @@ from detcam.demo.model import load_demo_detector
 from detcam.methods.common.region_proposals import candidate_places, segments
 from detcam.methods.probe_cam import paint
 from detcam.perturbation.fills import LinearFill
-from detcam.smoothing import blur
 from detcam.synthetic.harbour import draw_scene
 from detcam.targets import BoxTarget, ClassifierOutputTarget
+from detcam.utils.filters import blur
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -7,21 +7,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import detcam
 from detcam.auditing.analysis import ClassSummary, ErrorAnalysis
 from detcam.auditing.case import Case, Group
 from detcam.auditing.errors import ErrorType
 from detcam.auditing.sentences import rests_outside
 from detcam.data.annotations import Annotations
 from detcam.data.issues import Problems
-from detcam.explanation.writer import plain
+from detcam.utils.files import plain
+from detcam.utils.version import __version__
 
 SCHEMA = "detcam/audit"
 VERSION = 1
-
-
-def _version() -> str:
-    return detcam.__version__
 
 
 @dataclass(frozen=True)
@@ -68,7 +64,7 @@ class Summary:
     cases: tuple[Case, ...] = ()
     problems: Problems = field(default_factory=Problems)
     seconds: float = 0.0
-    version: str = field(default_factory=_version)
+    version: str = __version__
 
     def __post_init__(self) -> None:
         known = {case.id for case in self.cases}

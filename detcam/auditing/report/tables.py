@@ -9,7 +9,7 @@ from typing import Any
 
 from detcam.auditing.case import Case
 from detcam.auditing.report.summary import Summary
-from detcam.explanation.writer import plain
+from detcam.utils.files import plain
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 COLUMNS = (

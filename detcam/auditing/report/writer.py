@@ -18,7 +18,7 @@ from detcam.auditing.report.page import page
 from detcam.auditing.report.summary import Summary
 from detcam.auditing.report.tables import false_positives_coco, false_positives_csv
 from detcam.data.ground_truth import TrueObjects
-from detcam.explanation.writer import plain, replace_file
+from detcam.utils.files import plain, replace_file
 from detcam.visualize.convert import Picture
 
 TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.tmp")

@@ -23,10 +23,10 @@ from detcam.benchmarking.planted.detectors import Family, families
 from detcam.benchmarking.planted.hit_metrics import Finding, Summary, judge_map, summarize
 from detcam.benchmarking.planted.training_cache import Told, Workshop, detector_name
 from detcam.explanation.explain import make_cam
-from detcam.explanation.writer import plain, replace_file
 from detcam.methods.spec import method_from
 from detcam.metrics.cost import count_work
 from detcam.synthetic.shortcuts import BARGE, SCENARIOS, ScenarioName
+from detcam.utils.files import plain, replace_file
 
 METHODS = (
     "probecam",

@@ -11,8 +11,8 @@ from safetensors.torch import load, save
 from torch import nn
 
 from detcam.benchmarking.planted.detectors import Family, train
-from detcam.explanation.writer import replace_file
 from detcam.synthetic.shortcuts import ScenarioName, Split
+from detcam.utils.files import replace_file
 
 PLAIN = "plain"
 """The detector without a shortcut: the twin of those that have one, and the one that carts deceive."""

@@ -13,11 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from detcam.adapters.base import Batch, Target
-from detcam.cam import Measured, Pass, value_of
-from detcam.layerless import LayerlessCAM
+from detcam.cam import LayerlessCAM, value_of
 from detcam.methods.common.attention_capture import Attention, Recorder
-from detcam.outputs import DetectorOutput, work_dtype
-from detcam.targets.box import DetectionTarget
+from detcam.outputs import DetectionTarget, DetectorOutput, work_dtype
+from detcam.results import Measured, Pass
 from detcam.trace import flatten_tensors
 
 

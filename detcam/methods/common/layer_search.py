@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from detcam.adapters.base import Adapter, Batch, Target
-from detcam.diagnostics import Reach
 from detcam.outputs import DetectorOutput, SegmenterOutput
+from detcam.results import Reach
 from detcam.targets import BoxTarget, MaskTarget
 from detcam.trace import flatten_tensors, guarded
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from detcam.geometry import Geometry, normalize
-from detcam.smoothing import blur
+from detcam.utils.filters import blur
 
 
 def product_of_levels(levels: Sequence[Tensor], geometry: Geometry, smoothing: float = 0.0) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from detcam.smoothing import blur
+from detcam.utils.filters import blur
 
 LONGEST = 256
 """Pictures are cut into segments at this length of their longer side, pixels."""

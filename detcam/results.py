@@ -1,0 +1,164 @@
+"""What a call computes: the explanation of one image, and the raw maps of one forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from detcam.detections import Detections
+from detcam.geometry import Geometry
+from detcam.trace import Trace
+
+if TYPE_CHECKING:
+    from detcam.adapters.base import Adapter, Batch, Target
+
+
+@dataclass(frozen=True)
+class ImageHeatmaps:
+    """The explanation of one image.
+
+    Attributes:
+        heatmaps: (N, H, W) float32 in [0, 1], original image pixels, one per target, on the CPU.
+        saliency: per target layer and level, (N, h, w) raw signed saliency over the whole network input, on the CPU.
+        targets: the N targets.
+        scores: (N,) float32, the value that each target had and that was differentiated.
+        reach: per target, how much of the picture could have shown; None for methods without gradients.
+        completeness: (N, layers) float32, how far the sum of each target's saliency is from what it should be,
+            relative to that; None for methods whose map owes no sum.
+        detections: what the model found, where the targets came from it, else None.
+        geometry: how the image lay on the network's input.
+        sampling: how many changed versions of the picture were scored, for methods that change it.
+    """
+
+    heatmaps: Tensor
+    saliency: tuple[Tensor, ...]
+    targets: tuple[Target, ...]
+    scores: Tensor
+    reach: tuple[Reach, ...] | None
+    detections: Detections | None
+    geometry: Geometry
+    completeness: Tensor | None = None
+    sampling: Sampling | None = None
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One forward pass and what is asked of it.
+
+    Attributes:
+        adapter: says what the model's output means.
+        batch: the network's input.
+        trace: holds the target layers' activations, and differentiates.
+        outputs: per image, what targets are called with.
+        targets: per image, the targets, as seen in this view.
+        eigen_smooth: whether the first principal component over channels replaces their sum.
+        pictures: gives per image (3, H, W) in [0, 1], as seen in this view; of a ready input, what it shows.
+        watched: what `BaseCAM.watching` opened around the pass.
+    """
+
+    adapter: Adapter
+    batch: Batch
+    trace: Trace
+    outputs: Sequence[Any]
+    targets: list[list[Target]]
+    eigen_smooth: bool
+    pictures: Callable[[], Sequence[Tensor]]
+    watched: Any = None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Raw maps of a pass.
+
+    Attributes:
+        maps: per level, per image, (N_i, h, w) signed saliency over the network's input.
+        values: per image, each target's value.
+        reach: per image, each target's reach; None where no gradient was taken.
+        completeness: per image, (N_i, layers) relative error of the maps' sums; None where they owe none.
+        sampling: per image, how it was sampled; None where nothing was.
+    """
+
+    maps: list[list[Tensor]]
+    values: list[list[float]]
+    reach: list[list[Reach]] | None
+    completeness: list[Tensor] | None = None
+    sampling: list[Sampling | None] | None = None
+
+
+@dataclass(frozen=True)
+class Reach:
+    """From where on the picture the gradient at the target layer could come.
+
+    Attributes:
+        fraction: share of the picture, in [0, 1], that can influence the map.
+        box_xyxy: bounding box of that share, original image pixels; all zero where nothing can.
+    """
+
+    fraction: float
+    box_xyxy: tuple[float, float, float, float]
+
+    @classmethod
+    def measure(cls, supports: Sequence[Tensor], geometry: Geometry) -> Reach:
+        """Measure the support of one target's gradient.
+
+        Args:
+            supports: per level, (h, w) bool over the network's input, True where any channel's gradient is not 0.
+            geometry: where the image lies on that input.
+        """
+        fraction, corners = 0.0, []
+        for support in supports:
+            rows, columns = geometry.valid_cells((support.shape[-2], support.shape[-1]))
+            inside = support[rows, columns]
+            hit = torch.nonzero(inside)
+            if not len(hit):
+                continue
+            fraction = max(fraction, float(inside.float().mean()))
+            top, left = hit.amin(0).tolist()
+            bottom, right = hit.amax(0).tolist()
+            cell_h = geometry.input_size_hw[0] / support.shape[-2]
+            cell_w = geometry.input_size_hw[1] / support.shape[-1]
+            corners.append(
+                [
+                    (columns.start + left) * cell_w,
+                    (rows.start + top) * cell_h,
+                    (columns.start + right + 1) * cell_w,
+                    (rows.start + bottom + 1) * cell_h,
+                ]
+            )
+        if not corners:
+            return cls(0.0, (0.0, 0.0, 0.0, 0.0))
+        boxes = torch.tensor(corners)
+        box = torch.cat([boxes[:, :2].amin(0), boxes[:, 2:].amax(0)])
+        x1, y1, x2, y2 = geometry.clip(geometry.boxes_to_image(box)).tolist()
+        return cls(fraction, (x1, y1, x2, y2))
+
+    def sees_outside(self, box_xyxy: Sequence[float], image_size_hw: tuple[int, int]) -> float:
+        """Share of the picture outside a box, in [0, 1], that the support's bounding box covers."""
+        height, width = image_size_hw
+        x1, y1, x2, y2 = box_xyxy
+        rx1, ry1, rx2, ry2 = self.box_xyxy
+        reach = max(0.0, rx2 - rx1) * max(0.0, ry2 - ry1)
+        shared = max(0.0, min(x2, rx2) - max(x1, rx1)) * max(0.0, min(y2, ry2) - max(y1, ry1))
+        box = max(0.0, min(x2, width) - max(x1, 0)) * max(0.0, min(y2, height) - max(y1, 0))
+        outside = width * height - box
+        return 1.0 if outside <= 0 else (reach - shared) / outside
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a sampled explanation came about.
+
+    Attributes:
+        passes: how many changed versions of the picture were scored.
+        seed: of the generator that drew them; None where nothing was drawn.
+        agreement: per target, how alike the maps of even and odd samples are, in [-1, 1] (`rank_correlation`); None
+            where nothing was drawn.
+    """
+
+    passes: int
+    seed: int | None = None
+    agreement: tuple[float, ...] | None = None

@@ -1,0 +1,17 @@
+"""Filters over maps."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def blur(maps: Tensor, sigma: float) -> Tensor:
+    """Gaussian blur of maps (N, h, w) by sigma cells; at the border the kernel's weight falls on what is there."""
+    return torch.matmul(torch.matmul(_gaussian(maps, 1, sigma), maps), _gaussian(maps, 2, sigma).T)
+
+
+def _gaussian(maps: Tensor, axis: int, sigma: float) -> Tensor:
+    """(n, n) weights along an axis, rows summing to 1."""
+    cells = torch.arange(maps.shape[axis], device=maps.device, dtype=maps.dtype)
+    return torch.softmax(-((cells[:, None] - cells[None]) ** 2) / (2 * sigma**2), 1)
