@@ -23,7 +23,7 @@ from detcam.metrics.localization import (
     PointingGame,
 )
 from detcam.metrics.target_regions import TrueRegions, bounding_box, read_regions, true_regions
-from tests.audit.made_up import BOX, RIGHT, found_of, truth_of
+from tests.auditing.made_up import BOX, RIGHT, found_of, truth_of
 
 ALL = (PointingGame, EnergyPointingGame, HeatmapIoU, ObjectDiscrimination, Compactness)
 

@@ -40,7 +40,7 @@ from detcam.auditing import Audit
 from detcam.auditing.explainer import Examiner
 from detcam.data.annotations import Annotations
 from detcam.data.images import load_image
-from tests.audit.scenes import write_scenes
+from tests.auditing.scenes import write_scenes
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 DEMO_SCENES = range(1_000_000, 1_000_072)

@@ -23,7 +23,7 @@ from detcam.auditing.average_precision import mean_average_precision, rank
 from detcam.auditing.matching import match
 from detcam.data.annotations import Annotations
 from detcam.detections import Detections
-from tests.audit.made_up import detections_of, make_up, polygon, results, write
+from tests.auditing.made_up import detections_of, make_up, polygon, results, write
 
 pytestmark = pytest.mark.peers
 

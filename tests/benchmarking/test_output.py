@@ -22,7 +22,7 @@ from detcam.benchmarking.statistics import Outcome, make_rows
 from detcam.cli.main import app
 from detcam.demo.model import load_demo_detector
 from detcam.metrics import METRICS
-from tests.benchmark.harbour import SEEDS, write_scenes
+from tests.benchmarking.harbour import SEEDS, write_scenes
 
 SIGNS = {"score": 1, "loss": -1}
 

@@ -19,7 +19,7 @@ from detcam.benchmarking import Benchmark, benchmark
 from detcam.benchmarking.controls import controls_for
 from detcam.metrics.base import Metric
 from detcam.targets import BoxTarget
-from tests.benchmark.harbour import METRICS, SEEDS, Planted, corner, harbour_detector, truth, write_scenes
+from tests.benchmarking.harbour import METRICS, SEEDS, Planted, corner, harbour_detector, truth, write_scenes
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 

@@ -17,10 +17,10 @@ from detcam.auditing.case import Case
 from detcam.auditing.report import Summary
 from detcam.auditing.sentences import rests_outside
 from detcam.data.annotations import Annotations
-from tests.audit.made_up import make_up
-from tests.report.made_up import pictures, summary_of, write
+from tests.auditing.made_up import make_up
+from tests.auditing.report.made_up import pictures, summary_of, write
 
-DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "audit-json.md"
+DOCUMENT = Path(__file__).resolve().parents[3] / "docs" / "audit-json.md"
 KINDS = {"text": str, "integer": int, "number": (int, float), "boolean": bool, "object": dict, "list": list}
 OPEN = ("settings", "shares", "errors")
 

@@ -20,7 +20,7 @@ from detcam.auditing.sentences import case_reading
 from detcam.data.annotations import Annotations
 from detcam.demo.model import load_demo_detector
 from detcam.synthetic.harbour import DEMO_NAMES
-from tests.audit.scenes import write_scenes
+from tests.auditing.scenes import write_scenes
 
 
 def made_up(rng: np.random.Generator, right: int, wrong: int, apart: float) -> tuple[np.ndarray, ...]:

@@ -26,7 +26,7 @@ from detcam.data.rle import Packed, Unpacked
 from detcam.demo.model import load_demo_detector
 from detcam.detections import Detections, Source
 from detcam.synthetic.harbour import DEMO_NAMES
-from tests.audit.scenes import write_scenes
+from tests.auditing.scenes import write_scenes
 
 SEEDS = (1_000_000, 1_000_001)
 work = importlib.import_module("detcam.auditing.stages")  # `detcam.audit` is the function

@@ -16,7 +16,7 @@ import pytest
 
 from detcam.auditing.report.page import heat_colors, script_json
 from detcam.visualize.overlay import overlay_heatmap
-from tests.report.made_up import HOSTILE, pictures, summary_of, write
+from tests.auditing.report.made_up import HOSTILE, pictures, summary_of, write
 
 
 class Reader(HTMLParser):

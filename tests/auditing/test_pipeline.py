@@ -24,7 +24,7 @@ from detcam.auditing.stages import UNREADABLE
 from detcam.cli.main import app
 from detcam.demo.model import load_demo_detector
 from detcam.synthetic.harbour import DEMO_NAMES, draw_scene
-from tests.audit.scenes import write_scenes
+from tests.auditing.scenes import write_scenes
 from tests.helpers import Snapshot
 
 SEEDS = (1_000_000, 1_000_001, 1_000_003)

@@ -15,7 +15,7 @@ from PIL import Image
 from detcam.auditing.case import Case, Maps
 from detcam.auditing.report import ReportWriter, images, layout
 from detcam.synthetic.harbour import draw_scene
-from tests.report.made_up import HOSTILE, Picture, pictures, summary_of, write
+from tests.auditing.report.made_up import HOSTILE, Picture, pictures, summary_of, write
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,8 @@ from PIL import Image
 from detcam.auditing.case import Case
 from detcam.auditing.report import Summary
 from detcam.visualize.overlay import overlay_heatmap
-from tests.report.browser import Open, browser, ids, opener, shown_layers, until
-from tests.report.made_up import HOSTILE, Picture, pictures, summary_of, write
+from tests.auditing.report.browser import Open, browser, ids, opener, shown_layers, until
+from tests.auditing.report.made_up import HOSTILE, Picture, pictures, summary_of, write
 
 
 @pytest.fixture(scope="module")

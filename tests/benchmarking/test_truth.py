@@ -14,7 +14,7 @@ from detcam.benchmarking.samples import truth_of
 from detcam.data.annotations import Annotations
 from detcam.detections import Detections, Source
 from detcam.targets import BoxTarget, ClassTarget
-from tests.benchmark.harbour import SEEDS, Planted, draw_scene, harbour_detector, write_scenes
+from tests.benchmarking.harbour import SEEDS, Planted, draw_scene, harbour_detector, write_scenes
 
 
 def coco(folder: Path, annotations: list[dict[str, Any]], files: list[str]) -> Path:

@@ -15,7 +15,7 @@ from detcam.adapters import detector
 from detcam.auditing import Audit
 from detcam.utils.hashing import weights_digest
 from tests.adapters.test_custom_detector import fastestdet_decode
-from tests.audit.photographs import OBJECTS, write_labels
+from tests.auditing.photographs import OBJECTS, write_labels
 
 
 @pytest.fixture(scope="module")

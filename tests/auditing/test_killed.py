@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.audit.scenes import write_scenes
+from tests.auditing.scenes import write_scenes
 
 PROGRAM = """
 import sys

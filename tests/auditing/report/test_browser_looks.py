@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.report.browser import Open, browser, opener, overflow, until
-from tests.report.made_up import HOSTILE, pictures, summary_of, write
+from tests.auditing.report.browser import Open, browser, opener, overflow, until
+from tests.auditing.report.made_up import HOSTILE, pictures, summary_of, write
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from pycocotools.coco import COCO
 
 from detcam.auditing.report.tables import COLUMNS, false_positives_coco, false_positives_csv
 from detcam.data.annotations import Annotations
-from tests.report.made_up import HOSTILE, Picture, pictures, summary_of, write
+from tests.auditing.report.made_up import HOSTILE, Picture, pictures, summary_of, write
 
 
 @pytest.fixture(scope="module")

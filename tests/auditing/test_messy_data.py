@@ -23,7 +23,7 @@ from detcam.auditing.explainer import true_regions
 from detcam.data.annotations import Annotations
 from detcam.demo.model import load_demo_detector
 from detcam.synthetic.harbour import DEMO_NAMES, draw_scene
-from tests.audit.scenes import write_scenes
+from tests.auditing.scenes import write_scenes
 
 SCENE = draw_scene(28)  # four boats, of which two are wakes alone
 HEIGHT, WIDTH = SCENE.image.shape[:2]

@@ -8,7 +8,7 @@ import torch
 
 from detcam.auditing import average_precision, match, overlaps
 from detcam.auditing.average_precision import Ranking
-from tests.audit.made_up import BOX, RIGHT, found_of, truth_of
+from tests.auditing.made_up import BOX, RIGHT, found_of, truth_of
 
 
 def test_the_best_score_takes_the_object_and_classes_stay_apart() -> None:

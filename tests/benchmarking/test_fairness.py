@@ -22,7 +22,7 @@ from detcam.metrics.sanity import RandomizationCheck, randomization
 from detcam.perturbation.fills import BlurFill
 from detcam.synthetic.harbour import DEMO_NAMES
 from detcam.utils.hashing import adapter_digest
-from tests.audit.scenes import write_scenes
+from tests.auditing.scenes import write_scenes
 
 
 @pytest.fixture(scope="module")

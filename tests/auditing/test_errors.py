@@ -11,7 +11,7 @@ import torch
 
 from detcam.auditing import ErrorAnalysis, ErrorCase, analyze_errors
 from detcam.detections import Detections
-from tests.audit.made_up import BOX, RIGHT, found_of, make_up, truth_of
+from tests.auditing.made_up import BOX, RIGHT, found_of, make_up, truth_of
 
 
 def only(found: Detections, truth: Any, **options: Any) -> ErrorCase:
