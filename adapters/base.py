@@ -108,7 +108,7 @@ class Adapter(ABC):
         return changed
 
     def without_layers(self) -> Adapter:
-        """A copy of this adapter that looks at no layer, for methods that change the picture alone."""
+        """A copy of this adapter that looks at no layer, for methods that change the image alone."""
         changed = copy.copy(self)
         changed.target_layers, changed.layer_names = [], []
         return changed
@@ -172,7 +172,7 @@ class Adapter(ABC):
         """What the model finds, one `Detections` per image, best first.
 
         Args:
-            images: one picture or a list of them; sizes are free.
+            images: one image or a list of them; sizes are free.
             score_threshold: least score, in [0, 1], on top of the model's own threshold.
             top_k: at most so many per image.
             labels: class indices to keep.

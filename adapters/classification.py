@@ -23,9 +23,9 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class FixedSizeAdapter(Adapter):
-    """What networks share that take pictures of one size.
+    """What networks share that take images of one size.
 
-    The whole picture is resized to `image_size`, proportions not kept, so that every pixel of it can be
+    The whole image is resized to `image_size`, proportions not kept, so that every pixel of it can be
     explained (a centre crop would hide the borders), and normalised. A (B, C, H, W) tensor is taken as it is.
 
     Args:
@@ -84,10 +84,10 @@ class FixedSizeAdapter(Adapter):
 
 
 class ClassificationAdapter(FixedSizeAdapter):
-    """Any module from a picture to class scores.
+    """Any module from an image to class scores.
 
     Several logits are exclusive classes and score by softmax. A head with a single logit tells class 1 from
-    class 0 and scores by sigmoid. Pictures and arguments as in `FixedSizeAdapter`.
+    class 0 and scores by sigmoid. Images and arguments as in `FixedSizeAdapter`.
     """
 
     family = "classification"
@@ -124,11 +124,11 @@ class ClassificationAdapter(FixedSizeAdapter):
         labels: Sequence[int] | None = None,
         top_k: int | None = 1,
     ) -> Detections:
-        """Classes of one picture as findings that fill it: the best ones, or the best of the given ones.
+        """Classes of one image as findings that fill it: the best ones, or the best of the given ones.
 
         Args:
             logits: (C,), or (1,) or a scalar of a binary head.
-            image_size_hw: of the picture.
+            image_size_hw: of the image.
             labels: the classes to choose from; None takes all.
             top_k: at most so many; None takes all.
 
@@ -162,12 +162,12 @@ class ClassificationAdapter(FixedSizeAdapter):
         labels: Sequence[int] | None = None,
         batch_size: int = 16,
     ) -> list[Detections]:
-        """Classes of each picture, best first: the top class, or what the arguments ask for.
+        """Classes of each image, best first: the top class, or what the arguments ask for.
 
         Args:
-            images: one picture or a list of them; sizes are free.
+            images: one image or a list of them; sizes are free.
             score_threshold: every class of at least this score, in [0, 1].
-            top_k: at most so many classes per picture.
+            top_k: at most so many classes per image.
             labels: class indices to report, whether or not they came first.
             batch_size: images per forward pass.
         """
@@ -186,7 +186,7 @@ class ClassificationAdapter(FixedSizeAdapter):
 
 
 def class_scores(logits: Tensor) -> Tensor:
-    """Scores (C,) in [0, 1] of one picture, on the CPU: softmax; for a single logit, of class 0 and class 1.
+    """Scores (C,) in [0, 1] of one image, on the CPU: softmax; for a single logit, of class 0 and class 1.
 
     Raises:
         ValueError: not one value per class.

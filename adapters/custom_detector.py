@@ -52,7 +52,7 @@ class CustomDetectorAdapter(DetectorAdapter):
         self.decode = decode
         self.image_size = (image_size, image_size) if isinstance(image_size, int) else image_size
         if letterbox and self.image_size is None:
-            raise ValueError("letterbox=True needs image_size=, the canvas that pictures are fitted into")
+            raise ValueError("letterbox=True needs image_size=, the canvas that images are fitted into")
         self.letterbox = letterbox
         self.preprocess = preprocess
         self.score_threshold = score_threshold
@@ -66,10 +66,10 @@ class CustomDetectorAdapter(DetectorAdapter):
         return False  # what an unknown detector's output means is for its user to say
 
     def default_target_layers(self) -> Sequence[nn.Module]:
-        """The deepest layer from which half the picture can still speak for a box at its centre.
+        """The deepest layer from which half the image can still speak for a box at its centre.
 
         The last layers before a convolutional head see one box and little around it; a map there could never show
-        evidence elsewhere. How far each layer reaches is measured on a noise picture.
+        evidence elsewhere. How far each layer reaches is measured on a noise image.
         """
         height, width = self.image_size or (224, 224)
         noise = torch.rand((3, height, width), generator=torch.Generator().manual_seed(0))
@@ -120,7 +120,7 @@ class CustomDetectorAdapter(DetectorAdapter):
         return Geometry(size_hw, canvas, (width / size_hw[1], height / size_hw[0]), offset)
 
     def _place(self, image: Tensor, geometry: Geometry) -> Tensor:
-        """The picture at its place on the canvas, as the network expects it."""
+        """The image at its place on the canvas, as the network expects it."""
         (height, width), (scale_x, scale_y) = geometry.image_size_hw, geometry.scale_xy
         size = (round(height * scale_y), round(width * scale_x))
         if size != (height, width):
@@ -202,7 +202,7 @@ class CustomOutput(DetectorOutput):
         return Source("query", anchor=self._row(target))
 
     @torch.no_grad()
-    def proposals(self, label: int | None = None) -> tuple[Tensor, Tensor]:
+    def raw_candidates(self, label: int | None = None) -> tuple[Tensor, Tensor]:
         return self.geometry.clip(self.geometry.boxes_to_image(self.boxes)), self.scores
 
     @torch.no_grad()
@@ -258,16 +258,16 @@ def detector(
         decode: from the raw output of a batch to ``(boxes_xyxy, class_scores)``: (B, N, 4) in network-input pixels
             and (B, N, C) in [0, 1], as the detector should report them; optionally a third, objectness (B, N).
             It must be differentiable; non-maximum suppression follows on its own.
-        image_size: (H, W) that every picture is stretched to; None takes pictures at their own size.
-        letterbox: keep the picture's proportions and pad to `image_size` with grey (114/255), picture centred.
-        preprocess: from one (3, H, W) RGB picture in [0, 1] at input size to what the network expects (normalise,
+        image_size: (H, W) that every image is stretched to; None takes images at their own size.
+        letterbox: keep the image's proportions and pad to `image_size` with grey (114/255), image centred.
+        preprocess: from one (3, H, W) RGB image in [0, 1] at input size to what the network expects (normalise,
             swap channels); None hands it on.
         score_threshold: least score of a detection.
         iou_threshold: overlap at which the weaker of two boxes of a class is dropped.
         max_detections: at most so many per image.
-        max_batch_size: pictures that the model takes at once; 1 for many exported networks, None for any number.
+        max_batch_size: images that the model takes at once; 1 for many exported networks, None for any number.
         target_layers: modules or dotted names; None takes the deepest layer whose measured reach covers half the
-            picture.
+            image.
         reshape_transform: from a layer's output to (B, C, h, w); None infers it.
         names: class index to name.
 

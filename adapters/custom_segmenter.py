@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from detcam.adapters.base import Batch
 from detcam.adapters.segmentation import SegmentationAdapter
 from detcam.geometry import Geometry
-from detcam.layers import all_paths_pass, infer_reshape, probe_picture
+from detcam.layers import all_paths_pass, infer_reshape, probe_image
 from detcam.trace import ReshapeTransform, guarded
 
 Decode = Callable[[Any], Tensor]
@@ -56,7 +56,7 @@ class CustomSegmentationAdapter(SegmentationAdapter):
         last features that the logits depend on at all.
         """
         size = self.canvas((224, 224))
-        noise = probe_picture(self.model, size, self.device, self.dtype)
+        noise = probe_image(self.model, size, self.device, self.dtype)
         seen: list[tuple[nn.Module, Any]] = []
         with guarded(self.model, gradients=True), ExitStack() as hooks:
             for module in self.model.modules():
@@ -129,7 +129,7 @@ def segmenter(
         decode: from the raw output of a batch to logits (B, C, h, w), of any resolution, over the whole input; None
             takes a tensor, ``.logits``, or a mapping's ``"out"`` or ``"logits"``. One channel is a foreground's logit.
         names: class index to name; a list in class order, or a single name for the foreground of one channel.
-        image_size: (height, width) that every picture is stretched to, or one number for both; None keeps its size.
+        image_size: (height, width) that every image is stretched to, or one number for both; None keeps its size.
         multiple: pad the input below and on the right to a multiple of so many pixels.
         mean: per channel, of pixels in [0, 1]; None takes ImageNet's. (0, 0, 0) with std (1, 1, 1) leaves pixels be.
         std: likewise.

@@ -251,7 +251,7 @@ class DenseOutput(DetectorOutput):
         centers = _centers(self.geometry.boxes_to_image(anchors.double()))
         return source.level, nearest_source(centers, source) * per_cell + source.anchor
 
-    def proposals(self, label: int | None = None) -> tuple[Tensor, Tensor]:
+    def raw_candidates(self, label: int | None = None) -> tuple[Tensor, Tensor]:
         return self._everything
 
     def source_of(self, target: DetectionTarget) -> Source:

@@ -1,4 +1,4 @@
-"""Feature extractors: pictures to vectors, explained by their likeness to a concept."""
+"""Feature extractors: images to vectors, explained by their likeness to a concept."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from detcam.adapters.classification import FixedSizeAdapter
 from detcam.adapters.registry import unwrap
 from detcam.detections import Detections
 from detcam.inputs import read_request
-from detcam.layers import all_paths_pass, find_target_layers, first_tensor, infer_reshape, probe_picture
+from detcam.layers import all_paths_pass, find_target_layers, first_tensor, infer_reshape, probe_image
 from detcam.smoothing import View
 from detcam.trace import ReshapeTransform, guarded
 from detcam.utils.model_lock import exclusive
@@ -31,10 +31,10 @@ class Tap:
 
 
 class EmbeddingAdapter(FixedSizeAdapter):
-    """Any module from a picture to a feature vector, or a classifier of which the vector before its head is taken.
+    """Any module from an image to a feature vector, or a classifier of which the vector before its head is taken.
 
-    A target is called with one picture's vector (D,). Maps and patch tokens are averaged over their places, class
-    tokens left out. Pictures and further arguments as in `FixedSizeAdapter`.
+    A target is called with one image's vector (D,). Maps and patch tokens are averaged over their places, class
+    tokens left out. Images and further arguments as in `FixedSizeAdapter`.
 
     Args:
         model: the module.
@@ -93,7 +93,7 @@ class EmbeddingAdapter(FixedSizeAdapter):
     def default_targets(self, outputs: Sequence[Tensor], batch: Batch) -> tuple[list[Detections], list[list[Target]]]:
         raise ValueError(
             "an embedding has no classes of its own: pass targets=, e.g. "
-            "[SimilarityToConceptTarget(embed(adapter, pictures_of_the_concept))] for each picture"
+            "[SimilarityToConceptTarget(embed(adapter, images_of_the_concept))] for each image"
         )
 
     def targets_of(self, detections: Detections) -> list[Target]:
@@ -146,7 +146,7 @@ def find_embedding(model: nn.Module, input_size_hw: tuple[int, int], device: tor
     with guarded(model, gradients=True):
         handles = [leaf.register_forward_hook(hook) for leaf in leaves]
         try:
-            output = first_tensor(model(probe_picture(model, input_size_hw, device, dtype)))
+            output = first_tensor(model(probe_image(model, input_size_hw, device, dtype)))
         finally:
             for handle in handles:
                 handle.remove()
@@ -184,12 +184,12 @@ def embedder(model: nn.Module, **options: Any) -> EmbeddingAdapter:
 
 
 def embed(model: EmbeddingAdapter | nn.Module, images: Any, *, batch_size: int = 16) -> Tensor:
-    """Embeddings of pictures, e.g. of a concept for `SimilarityToConceptTarget`.
+    """Embeddings of images, e.g. of a concept for `SimilarityToConceptTarget`.
 
     Args:
         model: what `embedder` made, or a module, for which it is asked.
-        images: one picture or a list of them, or a normalised (B, C, H, W) tensor, as in a method's call.
-        batch_size: pictures per forward pass.
+        images: one image or a list of them, or a normalised (B, C, H, W) tensor, as in a method's call.
+        batch_size: images per forward pass.
 
     Returns:
         (B, D) float32 on the CPU.

@@ -24,13 +24,13 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class SegmentationAdapter(Adapter):
-    """What semantic segmentation networks share: pictures in, (B, C, h, w) logits out, one finding per class present.
+    """What semantic segmentation networks share: images in, (B, C, h, w) logits out, one finding per class present.
 
-    A picture keeps its size unless `image_size` is given, and is padded below and on the right with the mean colour
+    An image keeps its size unless `image_size` is given, and is padded below and on the right with the mean colour
     up to the multiple that the network needs. A (B, C, H, W) tensor is taken as already resized and normalised.
 
     One channel is the logit of the foreground, class 1, present where its sigmoid exceeds 0.5. Several channels are
-    exclusive classes (argmax of the logits resized to the picture), or independent ones (sigmoid above 0.5) where
+    exclusive classes (argmax of the logits resized to the image), or independent ones (sigmoid above 0.5) where
     `multilabel` says so.
 
     Args:
@@ -38,7 +38,7 @@ class SegmentationAdapter(Adapter):
         target_layers: as in `Adapter`.
         reshape_transform: as in `Adapter`.
         names: class index to name. For a head with one channel, a single name is the foreground's.
-        image_size: (height, width) that every picture is stretched to, or one number for both; None keeps its size.
+        image_size: (height, width) that every image is stretched to, or one number for both; None keeps its size.
         mean: per channel, of pixels in [0, 1]; None takes what the model declares, else ImageNet's.
         std: likewise.
         multilabel: whether the classes of a head with several channels are independent of one another; None takes
@@ -86,13 +86,13 @@ class SegmentationAdapter(Adapter):
         return logits
 
     def resized(self, image_size_hw: tuple[int, int]) -> tuple[int, int]:
-        """The size, height and width, that a picture has on the network's input."""
+        """The size, height and width, that an image has on the network's input."""
         if self.image_size is None:
             return image_size_hw
         return (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
 
     def canvas(self, image_size_hw: tuple[int, int]) -> tuple[int, int]:
-        """The size of the network's input for a picture, padding included."""
+        """The size of the network's input for an image, padding included."""
         height, width = self.resized(image_size_hw)
         return -(-height // self.multiple) * self.multiple, -(-width // self.multiple) * self.multiple
 
@@ -150,7 +150,7 @@ class SegmentationAdapter(Adapter):
 class TorchvisionSegmentationAdapter(SegmentationAdapter):
     """torchvision's FCN, DeepLabV3 and LR-ASPP, with any backbone.
 
-    As in torchvision's own presets, one number as `image_size` is the picture's shorter side (520 for the published
+    As in torchvision's own presets, one number as `image_size` is the image's shorter side (520 for the published
     weights), its proportions kept. Models with 21 classes have the names of VOC, whose class 0 is the background.
 
     The target layer is the backbone's last: the head has no way around it, and sees context from there. LR-ASPP reads

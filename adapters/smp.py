@@ -28,7 +28,7 @@ class SmpAdapter(SegmentationAdapter):
     """Explains any `segmentation_models_pytorch` model.
 
     What is explained are the logits, also where the head ends in an activation; where that is a sigmoid, several
-    classes are independent (`multilabel`). A picture keeps its size, padded to the multiple that the architecture asks
+    classes are independent (`multilabel`). An image keeps its size, padded to the multiple that the architecture asks
     for (Unet: none), except where a ViT encoder takes one size only: there it is stretched to it. Mean and standard
     deviation are the encoder's own: timm's for ``tu-`` encoders, else those that came with the encoder's weights, else
     ImageNet's. An auxiliary classification head is left aside.

@@ -27,7 +27,7 @@ class TorchvisionDetector(DetectorAdapter):
     def default_target_layers(self) -> Sequence[nn.Module]:
         """The pyramid that the heads read.
 
-        Measured on detectors of blood cells (60 boxes each, 48 for Faster R-CNN; a box takes 5 percent of its picture
+        Measured on detectors of blood cells (60 boxes each, 48 for Faster R-CNN; a box takes 5 percent of its image
         on average): share of ODAM's map inside the box, and share of maps whose peak lies there.
 
         ============  ===========  =====================  ===================
@@ -40,7 +40,7 @@ class TorchvisionDetector(DetectorAdapter):
         ============  ===========  =====================  ===================
 
         The pyramid needs no knowledge of the backbone, and only the level that made a box takes part. What it cannot
-        do is show far context: its gradient reaches 3 to 17 percent of the picture (all of it where the head
+        do is show far context: its gradient reaches 3 to 17 percent of the image (all of it where the head
         normalises over the map), an earlier layer's most of it. GradCAM's and GradCAM++'s spatially averaged weights
         mark every object of a kind, at any layer: 0.03 to 0.22 of the map in the box. For one box, take ODAM,
         HiResCAM or LayerCAM.
@@ -85,7 +85,7 @@ def at_least_float(tensor: Tensor) -> Tensor:
 def scores_of_regions(regions: Sequence[Tensor], scalars: Callable[[Tensor, slice], Sequence[Tensor]]) -> list[Tensor]:
     """One scalar per region of a feature map, with exact gradients and backward passes that never meet.
 
-    A scalar depends on the picture through its own region alone. The head runs once for many regions and is
+    A scalar depends on the image through its own region alone. The head runs once for many regions and is
     differentiated once down to them; a scalar's backward pass then hands its region that gradient, and visits nothing
     of the head. Where a second derivative is wanted, the head runs again for the region that is asked.
 

@@ -233,7 +233,7 @@ class TwoStageOutput(DetectorOutput):
         return logits, regression
 
     @torch.no_grad()
-    def proposals(self, label: int | None = None) -> tuple[Tensor, Tensor]:
+    def raw_candidates(self, label: int | None = None) -> tuple[Tensor, Tensor]:
         logits, regression = self._everything
         scores = F.softmax(at_least_float(logits), -1)
         boxes = self.heads.box_coder.decode(regression, [self.raw.proposals[self.index]])

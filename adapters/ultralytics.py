@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from detcam.adapters.base import Batch, DetectorAdapter, as_names
 from detcam.adapters.ultralytics_architecture import check_architecture
 from detcam.adapters.ultralytics_network import class_names, head_names, inner_module, input_size, is_ultralytics
-from detcam.adapters.ultralytics_outputs import DenseOutput, Level, Pyramid
+from detcam.adapters.ultralytics_outputs import DenseOutput, HeadLevel, Pyramid
 from detcam.adapters.windows import reach
 from detcam.geometry import Geometry
 from detcam.outputs import DetectorOutput
@@ -28,7 +28,7 @@ from detcam.utils.optional import missing
 class UltralyticsDetector(DetectorAdapter):
     """What the detectors share: the letterbox, the layers before the head, and the thresholds.
 
-    Pictures are prepared as `YOLO.predict` prepares each of them alone: scaled to fit `image_size`, then padded with
+    Images are prepared as `YOLO.predict` prepares each of them alone: scaled to fit `image_size`, then padded with
     grey 114 to the next multiple of the stride (a rectangle, not a square). RT-DETR stretches them to a square.
 
     Args:
@@ -87,7 +87,7 @@ class UltralyticsDetector(DetectorAdapter):
         Measured on a YOLO11n trained on blood cells (36 detections; peak in the box, share of energy in it): ODAM 1.00
         and 0.89 here, 0.97 and 0.75 at the backbone's stride 8, 0.53 and 0.42 at stride 16, 0.44 and 0.39 at stride
         32; GradCAM, which pools its gradient, 0.47 and 0.21 here and less elsewhere. The gradient here reaches 7% of
-        the picture; at the backbone's stride 8 it reaches all of it.
+        the image; at the backbone's stride 8 it reaches all of it.
         """
         last = len(self.layers) - 1
         return [self.layers[index if index >= 0 else last + index] for index in self.head.f]
@@ -103,7 +103,7 @@ class UltralyticsDetector(DetectorAdapter):
         return Batch(inputs, tuple(self._geometry(size, canvas) for size in sizes))
 
     def _geometry(self, size_hw: tuple[int, int], canvas_hw: tuple[int, int]) -> Geometry:
-        """Where the letterbox put a picture: sides and padding are rounded to whole pixels."""
+        """Where the letterbox put an image: sides and padding are rounded to whole pixels."""
         if self.stretches:
             return Geometry.resize(size_hw, canvas_hw)
         ratio = min(self.image_size_hw[0] / size_hw[0], self.image_size_hw[1] / size_hw[1])
@@ -116,7 +116,7 @@ class UltralyticsDetector(DetectorAdapter):
         if batch.shape[1] != 3 or any(side % self.stride for side in batch.shape[-2:]):
             raise ValueError(
                 f"expected a (B, 3, H, W) tensor with sides that are multiples of {self.stride}; got "
-                f"{tuple(batch.shape)}. Pass a list of pictures instead: they are letterboxed"
+                f"{tuple(batch.shape)}. Pass a list of images instead: they are letterboxed"
             )
         low, high = float(batch.min()), float(batch.max())
         if low < -1e-3 or high > 2:  # aug_smooth brightens by 1.1
@@ -189,7 +189,7 @@ class UltralyticsAdapter(UltralyticsDetector):
             _ = pyramid.levels, pyramid.prototypes
         return pyramid
 
-    def run_head(self, level: int, feature: Tensor) -> Level:
+    def run_head(self, level: int, feature: Tensor) -> HeadLevel:
         """What the head says on a map, or a window of one, of a level."""
         branch = self.branch
         extra = None
@@ -202,7 +202,7 @@ class UltralyticsAdapter(UltralyticsDetector):
         elif "pose_head" in branch:
             extra = branch["pose_head"][level](feature)
             extra = branch["kpts_head"][level](extra) if "kpts_head" in branch else extra
-        return Level(branch["cls_head"][level](feature), branch["box_head"][level](feature), extra)
+        return HeadLevel(branch["cls_head"][level](feature), branch["box_head"][level](feature), extra)
 
     def run_prototypes(self, features: list[Tensor]) -> Tensor | None:
         """(B, M, h, w) mask prototypes, or None where the task has none."""
@@ -273,7 +273,7 @@ def _reach(branch: nn.Module) -> int | None:
 
 
 def _pixels(image: Tensor) -> np.ndarray:
-    """An (H, W, 3) array in 0..255: 8-bit where the picture is, as resizing rounds there; else float."""
+    """An (H, W, 3) array in 0..255: 8-bit where the image is, as resizing rounds there; else float."""
     scaled = image.detach().float().cpu().permute(1, 2, 0) * 255
     rounded = scaled.round()
     whole = (scaled - rounded).abs().max() < 1e-3 and rounded.min() >= 0 and rounded.max() <= 255

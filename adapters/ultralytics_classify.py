@@ -20,7 +20,7 @@ from detcam.trace import ReshapeTransform
 class UltralyticsClassificationAdapter(ClassificationAdapter):
     """YOLO classifiers. Explained are the logits; scores are the softmax, as the model reports them.
 
-    Pictures are resized by their shorter side and cropped at the centre, as `YOLO.predict` does.
+    Images are resized by their shorter side and cropped at the centre, as `YOLO.predict` does.
 
     Args:
         model: a `YOLO` object, or the module inside one.
@@ -81,7 +81,7 @@ class UltralyticsClassificationAdapter(ClassificationAdapter):
         return Batch(inputs.to(self.device, self.dtype), tuple(self._geometry(size) for size in sizes))
 
     def _geometry(self, size_hw: tuple[int, int]) -> Geometry:
-        """Where the resized picture lies under the centre crop; what the crop cut off has no place on the input."""
+        """Where the resized image lies under the centre crop; what the crop cut off has no place on the input."""
         target = self.transforms.transforms[0].size
         if isinstance(target, int):
             short = min(size_hw)
@@ -99,7 +99,7 @@ class UltralyticsClassificationAdapter(ClassificationAdapter):
 
 
 def usual_transforms(size_hw: tuple[int, int]) -> Any:
-    """What ultralytics does to a picture where the model brings no transforms of its own."""
+    """What ultralytics does to an image where the model brings no transforms of its own."""
     height, width = size_hw
     return transforms.Compose(
         [

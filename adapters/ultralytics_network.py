@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 PROMPTED = frozenset({"WorldDetect", "YOLOEDetect"})
-"""Heads that take a text as well as a picture."""
+"""Heads that take a text as well as an image."""
 
 
 def is_ultralytics(model: Any) -> bool:

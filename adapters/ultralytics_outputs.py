@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Level:
+class HeadLevel:
     """What a YOLO head says on one pyramid level.
 
     Attributes:
@@ -57,7 +57,7 @@ class Pyramid:
         self._in_graph = torch.is_grad_enabled()  # detections, read without a graph, may be the first to ask
 
     @cached_property
-    def levels(self) -> list[Level]:
+    def levels(self) -> list[HeadLevel]:
         """The head's output on each level, inside the graph."""
         with torch.set_grad_enabled(self._in_graph):
             return [self.adapter.run_head(level, feature) for level, feature in enumerate(self.features)]
@@ -153,7 +153,7 @@ class DenseOutput(DetectorOutput):
         return self.cells.source("cell", 0, self._cell(target))
 
     @torch.no_grad()
-    def proposals(self, label: int | None = None) -> tuple[Tensor, Tensor]:
+    def raw_candidates(self, label: int | None = None) -> tuple[Tensor, Tensor]:
         boxes_xywh, angles, scores, _ = self._everywhere
         return self.geometry.clip(self._to_image(boxes_xywh, angles)[0]), scores
 
@@ -297,7 +297,7 @@ class Cells:
         self.points, self.steps = torch.cat(points), torch.cat(steps)
 
     def position(self, number: int) -> tuple[int, int, int]:
-        """Level, row and column of a cell."""
+        """HeadLevel, row and column of a cell."""
         level = bisect.bisect_right(self.starts, number) - 1
         return level, *divmod(number - self.starts[level], self.grids[level][1])
 

@@ -39,7 +39,7 @@ class Queries:
 class UltralyticsQueryAdapter(UltralyticsDetector):
     """RT-DETR. A detection is pinned to the encoder's token from which its query grew.
 
-    Pictures are stretched to the input size. The arguments are those of `UltralyticsDetector`.
+    Images are stretched to the input size. The arguments are those of `UltralyticsDetector`.
     """
 
     family = "ultralytics rt-detr"
@@ -89,7 +89,7 @@ class QueryOutput(DetectorOutput):
         return self.cells.source("query", query, int(self.tokens[query]))
 
     @torch.no_grad()
-    def proposals(self, label: int | None = None) -> tuple[Tensor, Tensor]:
+    def raw_candidates(self, label: int | None = None) -> tuple[Tensor, Tensor]:
         return self.geometry.clip(self._to_image(self.boxes)), self.logits.sigmoid()
 
     @torch.no_grad()

@@ -51,7 +51,7 @@ class BaseCAM:
     paper: ClassVar[str]
     """Title, venue and link."""
     cost: ClassVar[str]
-    """Passes through the network for one picture, in a few words."""
+    """Passes through the network for one image, in a few words."""
     use: ClassVar[str]
     """When to use it, in a few words."""
     tasks: ClassVar[frozenset[str]] = TASKS
@@ -100,11 +100,11 @@ class BaseCAM:
         """Heatmaps for targets.
 
         Args:
-            input_tensor: one picture or a list of them (see `detcam.data.images.ImageLike`), or an already normalised
-                (B, C, H, W) tensor; a tuple of tensors for a model with several inputs, the picture first.
+            input_tensor: one image or a list of them (see `detcam.data.images.ImageLike`), or an already normalised
+                (B, C, H, W) tensor; a tuple of tensors for a model with several inputs, the image first.
             targets: None (the top class, or every detection), one target per image, a list of targets per image, or
                 `Detections`, one per image.
-            aug_smooth: mean over six views of the picture (mirrored or not, times 0.9, 1, 1.1).
+            aug_smooth: mean over six views of the image (mirrored or not, times 0.9, 1, 1.1).
             eigen_smooth: first principal component over the channels instead of their sum.
             model_kwargs: keyword arguments for the model.
 
@@ -161,7 +161,7 @@ class BaseCAM:
                 for view in views(aug_smooth):
                     found = self._run(request, group, asked, view, eigen_smooth)
                     per_view.append(found)
-                    if asked is None:  # the other views are asked for what the plain picture showed
+                    if asked is None:  # the other views are asked for what the plain image showed
                         asked = [list(result.targets) for result in found]
                 results.update(zip(group, [_mean(list(same)) for same in zip(*per_view, strict=True)], strict=True))
             ordered = [results[index] for index in range(len(results))]
@@ -196,8 +196,8 @@ class BaseCAM:
             elif request.detections is not None:
                 detections = [request.detections[index] for index in group]
             viewed = [[view.target(t, g) for t in row] for row, g in zip(asked, batch.geometries, strict=True)]
-            pictures = partial(request.pictures, adapter, group, view)
-            found = self.measure(Pass(adapter, batch, trace, outputs, viewed, eigen_smooth, pictures, watched))
+            source_images = partial(request.source_images, adapter, group, view)
+            found = self.measure(Pass(adapter, batch, trace, outputs, viewed, eigen_smooth, source_images, watched))
         return [
             ImageHeatmaps(
                 heatmaps=view.undo(self.combine([m[i] for m in found.maps], batch.geometries[i])).float().cpu(),
@@ -277,7 +277,7 @@ class BaseCAM:
     def combine(self, levels: Sequence[Tensor], geometry: Geometry) -> Tensor:
         """One image's heatmaps from its raw maps.
 
-        Each level is normalised over the cells that lie on the picture, and resized; their mean is normalised again.
+        Each level is normalised over the cells that lie on the image, and resized; their mean is normalised again.
 
         Args:
             levels: per level, (N, h, w) signed saliency over the network's input.
@@ -330,7 +330,7 @@ def levels_of(trace: Trace, images: int) -> list[Tensor]:
             if len(level) != images:
                 raise RuntimeError(
                     f"target layer {name} put out {len(level)} items for {images} images; choose a layer that sees "
-                    "whole pictures, not regions of them"
+                    "whole images, not regions of them"
                 )
             # One sum tells; where it overflowed, or a value is not finite, every value is looked at.
             if not torch.isfinite(level.sum()) and not torch.isfinite(level).all():

@@ -31,10 +31,10 @@ class Source:
     box_xyxy: tuple[float, float, float, float] | None = None
 
     def hflip(self, width: int) -> Source:
-        """The same source in the picture mirrored left to right."""
+        """The same source in the image mirrored left to right."""
         center = self.center_xy and (width - self.center_xy[0], self.center_xy[1])
         box = self.box_xyxy and (width - self.box_xyxy[2], self.box_xyxy[1], width - self.box_xyxy[0], self.box_xyxy[3])
-        # A query has no fixed place: which one answers for the mirrored object is for the mirrored picture to say.
+        # A query has no fixed place: which one answers for the mirrored object is for the mirrored image to say.
         anchor = -1 if self.kind == "query" else self.anchor
         return replace(self, anchor=anchor, center_xy=center, box_xyxy=box)
 

@@ -20,7 +20,7 @@ LARGEST_ERROR = 0.2
 
 
 class ReachWarning(UserWarning):
-    """The gradient at the target layer cannot reach most of the picture outside the box."""
+    """The gradient at the target layer cannot reach most of the image outside the box."""
 
 
 class EmptyMapWarning(UserWarning):
@@ -28,7 +28,7 @@ class EmptyMapWarning(UserWarning):
 
 
 class CompletenessWarning(UserWarning):
-    """A map's sum is far from what the score owes to the picture."""
+    """A map's sum is far from what the score owes to the image."""
 
 
 class ClassAgnosticWarning(UserWarning):
@@ -75,7 +75,7 @@ def _warn_about_reach(results: Sequence[ImageHeatmaps], layers: str) -> None:
         low, high = min(short), max(short)
         span = f"{low:.0%}" if high - low < 0.01 else f"{low:.0%} to {high:.0%}"
         warn(
-            f"at {layers} the gradients of {len(short)} targets reach only {span} of the picture: evidence elsewhere "
+            f"at {layers} the gradients of {len(short)} targets reach only {span} of the image: evidence elsewhere "
             "cannot show, so do not read the map as 'the evidence is in the box'. An earlier target layer (with "
             "HiResCAM or LayerCAM) sees further",
             ReachWarning,
@@ -94,6 +94,6 @@ def _warn_about_completeness(results: Sequence[ImageHeatmaps], layer_names: Sequ
         amount = f"{worst:.0%}" if worst < 2 else f"{worst:.0f} times what is owed"
         warn(
             f"the maps of {int(off.any(1).sum())} of {len(errors)} targets sum to something else than what their "
-            f"score owes to the picture: off by up to {amount} at {layers}. More steps help",
+            f"score owes to the image: off by up to {amount} at {layers}. More steps help",
             CompletenessWarning,
         )

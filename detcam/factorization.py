@@ -22,7 +22,7 @@ from detcam.perturbation.base import single
 from detcam.smoothing import View
 from detcam.trace import ReshapeTransform, Trace, guarded, map_tensors
 from detcam.visualize.concepts import create_labels_legend, show_factorization_on_image
-from detcam.visualize.convert import Picture
+from detcam.visualize.convert import ImageArray
 from detcam.visualize.overlay import grid
 
 Floats = NDArray[np.floating[Any]]
@@ -183,18 +183,18 @@ class DeepFeatureFactorization:
     def __call__(
         self, input_tensor: Any, n_components: int = 16, *, model_kwargs: Mapping[str, Any] | None = None
     ) -> tuple[Floats, list[Floats]] | tuple[Floats, list[Floats], Floats]:
-        """Factorise the features of one picture or of several together.
+        """Factorise the features of one image or of several together.
 
         Args:
-            input_tensor: one picture or a list of them (see `detcam.data.images.ImageLike`), or an already normalised
+            input_tensor: one image or a list of them (see `detcam.data.images.ImageLike`), or an already normalised
                 (B, C, H, W) tensor.
             n_components: how many concepts.
             model_kwargs: keyword arguments for the model.
 
         Returns:
             the concepts (C, K) as features of the layer; per image, where each of them is, (K, H, W) float32 in [0, 1],
-            each map scaled by itself, pixels of the picture; and, if there is one, what `computation_on_concepts` made
-            of the concepts. A concept that is hardly in one of the pictures is scaled up there like any other;
+            each map scaled by itself, pixels of the image; and, if there is one, what `computation_on_concepts` made
+            of the concepts. A concept that is hardly in one of the images is scaled up there like any other;
             `factorization.maps(image, shared=True)` tells.
 
         Raises:
@@ -258,7 +258,7 @@ class DeepFeatureFactorization:
 
         The layer is made to put out nothing but the concept, at the strength of its strongest place, everywhere; what
         lies behind the layer is run on that. With global pooling and a linear layer behind, this is the linear layer's
-        answer to the concept. What goes round the layer, if anything, comes from the first picture.
+        answer to the concept. What goes round the layer, if anything, comes from the first image.
 
         Raises:
             RuntimeError: nothing was factorised yet.
@@ -267,7 +267,7 @@ class DeepFeatureFactorization:
         """
         factorization, example = self.factorization, self._example
         if factorization is None or example is None:
-            raise RuntimeError("there are no concepts yet: call with pictures first")
+            raise RuntimeError("there are no concepts yet: call with images first")
         if not isinstance(self.adapter, ClassificationAdapter):
             raise TypeError(
                 f"expected a classifier; {type(self.model).__name__} is explained as {self.adapter.task}: give "
@@ -305,15 +305,15 @@ def run_dff_on_image(
     reshape_transform: ReshapeTransform | None = None,
     n_components: int = 5,
     top_k: int = 2,
-) -> Picture:
-    """One picture beside its concepts, labelled by a classifier's last layer, as `pytorch_grad_cam` has it.
+) -> ImageArray:
+    """One image beside its concepts, labelled by a classifier's last layer, as `pytorch_grad_cam` has it.
 
     Args:
         model: as in `DeepFeatureFactorization`; class names come from its ``config.id2label``, if it has one.
         target_layer: likewise.
         classifier: from concepts (K, C) to logits (K, classes).
-        img_pil: the picture.
-        img_tensor: (C, H, W) the network's input, of the picture's size.
+        img_pil: the image.
+        img_tensor: (C, H, W) the network's input, of the image's size.
         reshape_transform: as in `DeepFeatureFactorization`.
         n_components: how many concepts.
         top_k: classes for each.

@@ -1,4 +1,4 @@
-"""From the original picture to the network's input and back: one affine map per axis, and one resize for heatmaps."""
+"""From the original image to the network's input and back: one affine map per axis, and one resize for heatmaps."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def _interpolation_matrix(maps: Tensor, geometry: Geometry, axis: int) -> Tensor
 def _binning_matrix(maps: Tensor, geometry: Geometry, axis: int, cells: int) -> Tensor:
     """(cells, pixels): share of each cell covered by each pixel along an axis, rows summing to 1 (or 0 on padding).
 
-    Areas overlap exactly, so a grid finer than the picture (an upscaled input) works as well as a coarser one.
+    Areas overlap exactly, so a grid finer than the image (an upscaled input) works as well as a coarser one.
     """
     xy = 1 - axis
     pixels = geometry.image_size_hw[axis]
@@ -145,9 +145,9 @@ def _binning_matrix(maps: Tensor, geometry: Geometry, axis: int, cells: int) -> 
 
 
 def to_pixels(maps: Tensor, geometry: Geometry) -> Tensor:
-    """Maps as fine as the network's input (N, H, W) in the pixels of the original picture.
+    """Maps as fine as the network's input (N, H, W) in the pixels of the original image.
 
-    Where the input is finer than the picture, each pixel takes the mean of what falls into it: single lines of such
+    Where the input is finer than the image, each pixel takes the mean of what falls into it: single lines of such
     maps would otherwise be hit or missed by chance.
     """
     kernel = [2 * int(scale / 2 + 0.25) + 1 for scale in reversed(geometry.scale_xy)]

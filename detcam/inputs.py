@@ -23,7 +23,7 @@ Choose: TypeAlias = Callable[[Detections, Any], "tuple[Detections, list[Target]]
 
 @dataclass(frozen=True)
 class Request:
-    """A checked call: pictures and, per picture, its targets.
+    """A checked call: images and, per image, its targets.
 
     Attributes:
         images: (3, H, W) tensors in [0, 1]; empty where `tensor` is given.
@@ -78,22 +78,22 @@ class Request:
             batch = adapter.prepare_tensor(view.image(self.tensor[list(group)]))
         return replace(batch, extra_inputs=self.extra_inputs, model_kwargs=self.model_kwargs)
 
-    def pictures(self, adapter: Adapter, group: Sequence[int], view: View) -> list[Tensor]:
-        """Some pictures in one view, each (C, H, W) in [0, 1]."""
+    def source_images(self, adapter: Adapter, group: Sequence[int], view: View) -> list[Tensor]:
+        """Some images in one view, each (C, H, W) in [0, 1]."""
         if self.tensor is None:
             return [view.image(self.images[index]) for index in group]
-        return list(pictures_of(adapter, view.image(self.tensor[list(group)])))
+        return list(displayable_images(adapter, view.image(self.tensor[list(group)])))
 
 
-def pictures_of(adapter: Adapter, inputs: Tensor) -> Tensor:
-    """A network's ready input as pictures (B, C, H, W): the adapter's normalisation undone, else each stretched."""
-    pictures = inputs.detach().float().cpu()
+def displayable_images(adapter: Adapter, inputs: Tensor) -> Tensor:
+    """A network's ready input as images (B, C, H, W): the adapter's normalisation undone, else each stretched."""
+    images = inputs.detach().float().cpu()
     mean, std = getattr(adapter, "mean", None), getattr(adapter, "std", None)
-    if 0 <= float(pictures.min()) and float(pictures.max()) <= 1:
-        return pictures
-    if mean is not None and std is not None and len(mean) == pictures.shape[1]:
-        return pictures * torch.tensor(std)[:, None, None] + torch.tensor(mean)[:, None, None]
-    return torch.stack([normalize(picture.flatten(1)[None]).reshape(picture.shape) for picture in pictures])
+    if 0 <= float(images.min()) and float(images.max()) <= 1:
+        return images
+    if mean is not None and std is not None and len(mean) == images.shape[1]:
+        return images * torch.tensor(std)[:, None, None] + torch.tensor(mean)[:, None, None]
+    return torch.stack([normalize(image.flatten(1)[None]).reshape(image.shape) for image in images])
 
 
 def read_request(adapter: Adapter, images: Any, targets: Any, model_kwargs: Mapping[str, Any] | None) -> Request:

@@ -50,7 +50,7 @@ def find_target_layers(
 ) -> list[nn.Module]:
     """The last layer whose map everything passes through that the output depends on, found by a probe.
 
-    A seeded noise picture runs through the model with a hook on every layer. A layer qualifies if
+    A seeded noise image runs through the model with a hook on every layer. A layer qualifies if
 
     * what it puts out is a map or a grid of tokens with the input's proportions, at least 2 x 2,
     * it lies on every path from the input to the output (so no branch, no part of an attention layer),
@@ -73,7 +73,7 @@ def find_target_layers(
     Raises:
         RuntimeError: no layer qualifies, or the model cannot run on the probe.
     """
-    noise = probe_picture(model, input_size_hw, device, dtype)
+    noise = probe_image(model, input_size_hw, device, dtype)
     with guarded(model, gradients=True):
         layer, alive = _probe(model, noise, read, {})
         if layer is None and not alive:  # an untrained head may be all zeros, which lets no gradient pass
@@ -86,7 +86,7 @@ def find_target_layers(
     return [layer]
 
 
-def probe_picture(model: nn.Module, input_size_hw: tuple[int, int], device: torch.device, dtype: torch.dtype) -> Tensor:
+def probe_image(model: nn.Module, input_size_hw: tuple[int, int], device: torch.device, dtype: torch.dtype) -> Tensor:
     """Seeded noise in [0, 1], (1, C, H, W), asking for a gradient.
 
     It has three channels where some convolution reads three, else as many as the first one to be defined reads.
@@ -149,7 +149,7 @@ def _look(
         output = torch.func.functional_call(model, parameters, (noise,)) if parameters else model(noise)
     except (TypeError, ValueError, RuntimeError, AttributeError, AssertionError, LookupError) as error:
         raise RuntimeError(
-            f"cannot probe {type(model).__name__} with one {tuple(noise.shape)} picture ({error}); pass "
+            f"cannot probe {type(model).__name__} with one {tuple(noise.shape)} image ({error}); pass "
             "target_layers=, or image_size= if the size is wrong"
         ) from error
     finally:

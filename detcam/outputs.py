@@ -64,7 +64,7 @@ class DetectorOutput(ABC):
         return target.source
 
     @torch.no_grad()
-    def proposals(self, label: int | None = None) -> tuple[Tensor, Tensor]:
+    def raw_candidates(self, label: int | None = None) -> tuple[Tensor, Tensor]:
         """All that the head says about this image, before any of it is suppressed, detached.
 
         Args:
@@ -151,15 +151,15 @@ class SegmenterOutput:
         return self.logits[label]
 
     def cells(self, region: Tensor | None) -> Tensor:
-        """How much of each output cell's area a region of the picture covers: (h, w) in [0, 1], 0 on padding."""
+        """How much of each output cell's area a region of the image covers: (h, w) in [0, 1], 0 on padding."""
         height, width = self.logits.shape[-2:]
         if region is None:
             region = torch.ones(self.geometry.image_size_hw, dtype=torch.bool)
         region = region[None].to(self.logits.device, work_dtype(self.logits))
-        return self.geometry.from_image(region, (height, width))[0] * self._share_on_picture().to(region)
+        return self.geometry.from_image(region, (height, width))[0] * self._share_on_image().to(region)
 
-    def _share_on_picture(self) -> Tensor:
-        """(h, w) float64: how much of each output cell lies on the picture rather than on padding."""
+    def _share_on_image(self) -> Tensor:
+        """(h, w) float64: how much of each output cell lies on the image rather than on padding."""
         shares = []
         for axis, cells in enumerate(self.logits.shape[-2:]):
             geometry, xy = self.geometry, 1 - axis
@@ -171,9 +171,9 @@ class SegmenterOutput:
         return shares[0][:, None] * shares[1][None]
 
     def detections(self, names: Mapping[int, str], *, background: int | None = None) -> Detections:
-        """The classes present in the picture, detached, best first.
+        """The classes present in the image, detached, best first.
 
-        Logits are resized to the picture (bilinear); a pixel belongs to its greatest logit's class, or, for one
+        Logits are resized to the image (bilinear); a pixel belongs to its greatest logit's class, or, for one
         channel and for independent classes, to each class whose logit is positive (sigmoid above 0.5).
 
         Args:
@@ -215,7 +215,7 @@ class SegmenterOutput:
     def _exclusive(self, logits: Tensor) -> list[tuple[int, float, Tensor]]:
         """Label, score and mask (H, W) of each class that is the greatest somewhere.
 
-        Classes pass one by one, so that memory holds a few maps of the picture's size however many classes there are.
+        Classes pass one by one, so that memory holds a few maps of the image's size however many classes there are.
         """
         best = self.geometry.to_image(logits[:1])[0]
         total, labels = best.clone(), torch.zeros_like(best, dtype=torch.int64)
@@ -308,7 +308,7 @@ class DetectionTarget:
         object.__setattr__(self, "label", int(self.label))
 
     def hflip(self, width: int) -> DetectionTarget:
-        """The same target in the picture mirrored left to right."""
+        """The same target in the image mirrored left to right."""
         x1, y1, x2, y2 = self.box_xyxy
         source = self.source and self.source.hflip(width)
         return replace(self, box_xyxy=(width - x2, y1, width - x1, y2), source=source)

@@ -26,12 +26,12 @@ class ImageHeatmaps:
         saliency: per target layer and level, (N, h, w) raw signed saliency over the whole network input, on the CPU.
         targets: the N targets.
         scores: (N,) float32, the value that each target had and that was differentiated.
-        reach: per target, how much of the picture could have shown; None for methods without gradients.
+        reach: per target, how much of the image could have shown; None for methods without gradients.
         completeness: (N, layers) float32, how far the sum of each target's saliency is from what it should be,
             relative to that; None for methods whose map owes no sum.
         detections: what the model found, where the targets came from it, else None.
         geometry: how the image lay on the network's input.
-        sampling: how many changed versions of the picture were scored, for methods that change it.
+        sampling: how many changed versions of the image were scored, for methods that change it.
     """
 
     heatmaps: Tensor
@@ -56,7 +56,7 @@ class Pass:
         outputs: per image, what targets are called with.
         targets: per image, the targets, as seen in this view.
         eigen_smooth: whether the first principal component over channels replaces their sum.
-        pictures: gives per image (3, H, W) in [0, 1], as seen in this view; of a ready input, what it shows.
+        source_images: gives per image (3, H, W) in [0, 1], as seen in this view; of a ready input, what it shows.
         watched: what `BaseCAM.watching` opened around the pass.
     """
 
@@ -66,7 +66,7 @@ class Pass:
     outputs: Sequence[Any]
     targets: list[list[Target]]
     eigen_smooth: bool
-    pictures: Callable[[], Sequence[Tensor]]
+    source_images: Callable[[], Sequence[Tensor]]
     watched: Any = None
 
 
@@ -91,10 +91,10 @@ class Measured:
 
 @dataclass(frozen=True)
 class Reach:
-    """From where on the picture the gradient at the target layer could come.
+    """From where on the image the gradient at the target layer could come.
 
     Attributes:
-        fraction: share of the picture, in [0, 1], that can influence the map.
+        fraction: share of the image, in [0, 1], that can influence the map.
         box_xyxy: bounding box of that share, original image pixels; all zero where nothing can.
     """
 
@@ -137,7 +137,7 @@ class Reach:
         return cls(fraction, (x1, y1, x2, y2))
 
     def sees_outside(self, box_xyxy: Sequence[float], image_size_hw: tuple[int, int]) -> float:
-        """Share of the picture outside a box, in [0, 1], that the support's bounding box covers."""
+        """Share of the image outside a box, in [0, 1], that the support's bounding box covers."""
         height, width = image_size_hw
         x1, y1, x2, y2 = box_xyxy
         rx1, ry1, rx2, ry2 = self.box_xyxy
@@ -153,7 +153,7 @@ class Sampling:
     """How a sampled explanation came about.
 
     Attributes:
-        passes: how many changed versions of the picture were scored.
+        passes: how many changed versions of the image were scored.
         seed: of the generator that drew them; None where nothing was drawn.
         agreement: per target, how alike the maps of even and odd samples are, in [-1, 1] (`rank_correlation`); None
             where nothing was drawn.

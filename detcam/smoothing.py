@@ -1,4 +1,4 @@
-"""Test-time views for `aug_smooth`: pictures travel with their targets, and maps travel back."""
+"""Test-time views for `aug_smooth`: images travel with their targets, and maps travel back."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from detcam.geometry import Geometry
 
 @dataclass(frozen=True)
 class View:
-    """One view of a picture: mirrored or not, times a factor."""
+    """One view of an image: mirrored or not, times a factor."""
 
     mirrored: bool = False
     factor: float = 1.0
 
     def image(self, image: Tensor) -> Tensor:
-        """The picture (..., H, W) in this view."""
+        """The image (..., H, W) in this view."""
         image = image.flip(-1) if self.mirrored else image
         return image if self.factor == 1.0 else image * self.factor
 
     def target(self, target: Any, geometry: Geometry) -> Any:
-        """The target in this view: a mirrored picture is asked for the mirrored box, mask and source."""
+        """The target in this view: a mirrored image is asked for the mirrored box, mask and source."""
         if not self.mirrored or not hasattr(target, "hflip"):
             return target
         return target.hflip(geometry.image_size_hw[1])
 
     def undo(self, maps: Tensor) -> Tensor:
-        """Maps (N, h, w) back to the plain picture."""
+        """Maps (N, h, w) back to the plain image."""
         return maps.flip(-1) if self.mirrored else maps
 
 

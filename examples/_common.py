@@ -12,8 +12,8 @@ SIZE = 64
 
 
 def cut_outs(scenes=30):
-    """Pictures (N, 3, 64, 64), normalised, of one thing or of water, and classes (N,) as indices into NAMES."""
-    pictures, classes = [], []
+    """Images (N, 3, 64, 64), normalised, of one thing or of water, and classes (N,) as indices into NAMES."""
+    images, classes = [], []
     random = np.random.default_rng(0)
     for scene in (draw_scene(seed, demo=False) for seed in range(scenes)):
         anything = np.any([thing.mask for thing in scene.things], axis=0)
@@ -23,24 +23,24 @@ def cut_outs(scenes=30):
             left, top = np.clip([(x1 + x2 - SIZE) // 2, (y1 + y2 - SIZE) // 2], 0, (256 - SIZE, 192 - SIZE)).astype(int)
             window = slice(top, top + SIZE), slice(left, left + SIZE)
             if kind != "water" or not anything[window].any():
-                pictures.append(torch.from_numpy(scene.image[window]))
+                images.append(torch.from_numpy(scene.image[window]))
                 classes.append(NAMES.index("boat" if kind == "anchored" else kind))
-    return (torch.stack(pictures).permute(0, 3, 1, 2) / 255 - 0.5) / 0.25, torch.tensor(classes)
+    return (torch.stack(images).permute(0, 3, 1, 2) / 255 - 0.5) / 0.25, torch.tensor(classes)
 
 
 def three_things(zoom=4):
-    """A drawn picture (96 * zoom pixels a side) with a boat, a buoy and a gull."""
+    """A drawn image (96 * zoom pixels a side) with a boat, a buoy and a gull."""
     return draw_scene(1023, demo=False).image[86:182, 108:204].repeat(zoom, axis=0).repeat(zoom, axis=1)
 
 
-def fit(net, pictures, classes, steps, learning_rate=3e-3):
+def fit(net, images, classes, steps, learning_rate=3e-3):
     """Fit a classifier; seeds PyTorch's generator. Returns it in evaluation mode."""
     torch.manual_seed(0)
     optimiser = torch.optim.AdamW(net.parameters(), lr=learning_rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=learning_rate, total_steps=steps)
     for _ in range(steps):
         chosen = torch.randint(len(classes), (32,))
-        loss = F.cross_entropy(net.train()(pictures[chosen]), classes[chosen])
+        loss = F.cross_entropy(net.train()(images[chosen]), classes[chosen])
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

@@ -1,4 +1,4 @@
-"""Which method for this model and these pictures? A comparison with controls, ending in a recommendation.
+"""Which method for this model and these images? A comparison with controls, ending in a recommendation.
 
     python examples/choose_a_method.py                                                 # offline: drawn harbours
     python examples/choose_a_method.py --images street/ --weights published --limit 20
@@ -30,16 +30,16 @@ def draw_harbours(folder, count):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", help="a folder of pictures; by default drawn harbours")
+    parser.add_argument("--images", help="a folder of images; by default drawn harbours")
     parser.add_argument("--weights", help="a .pth or .safetensors file, or 'published', which may download them")
     parser.add_argument("--names", help="class names of the file's weights, with commas between them")
     parser.add_argument("--methods", default=METHODS, help="with settings; see 'detcam methods'")
     parser.add_argument("--metric", default="insertion:steps=12", help="what decides")
-    parser.add_argument("--limit", type=int, default=12, help="so many pictures")
+    parser.add_argument("--limit", type=int, default=12, help="so many images")
     parser.add_argument("--out", type=Path, default=Path("explanations"))
     args = parser.parse_args(argv)
 
-    images = args.images or draw_harbours(args.out / "pictures", args.limit)
+    images = args.images or draw_harbours(args.out / "images", args.limit)
     found = benchmark(
         load_detector(args.weights, args.names and args.names.split(",")),
         images,

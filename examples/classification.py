@@ -5,7 +5,7 @@
     python examples/classification.py --image-path dog.jpg --weights published --model timm:tf_efficientnet_lite0
 
 Without --weights a network of four convolutions is fitted in seconds to cut-outs of drawn harbours: boat, buoy or
-gull? The picture explained shows one of each, so every map can be judged.
+gull? The image explained shows one of each, so every map can be judged.
 """
 
 import argparse
@@ -41,12 +41,12 @@ def load_classifier(args):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--image-path", help="a picture; by default a drawn one")
+    parser.add_argument("--image-path", help="an image; by default a drawn one")
     parser.add_argument("--model", default="resnet50", help="a name of torchvision's, or timm:NAME; with --weights")
     parser.add_argument("--weights", help="a .pth or .safetensors file, or 'published', which may download them")
     parser.add_argument("--method", default="gradcam", choices=list(METHODS))
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps")
-    parser.add_argument("--aug-smooth", action="store_true", help="mean over six views of the picture")
+    parser.add_argument("--aug-smooth", action="store_true", help="mean over six views of the image")
     parser.add_argument("--eigen-smooth", action="store_true", help="first principal component over the channels")
     parser.add_argument("--output-dir", type=Path, default=Path("explanations"))
     args = parser.parse_args(argv)

@@ -51,7 +51,7 @@ def decode_fastestdet(raw):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--image", help="a picture; by default a drawn harbour")
+    parser.add_argument("--image", help="an image; by default a drawn harbour")
     parser.add_argument("--onnx", help="FastestDet's file")
     parser.add_argument("--names", help="its class names, one a line")
     parser.add_argument("--method", default="reachcam", help="see 'detcam methods'")

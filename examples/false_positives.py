@@ -1,4 +1,4 @@
-"""Why did my detector fire there? An audit of its errors on annotated pictures, from Python.
+"""Why did my detector fire there? An audit of its errors on annotated images, from Python.
 
     python examples/false_positives.py  # offline: the package's own detector on harbours that it draws
     python examples/false_positives.py --model yolo11n.pt --images val2017 --annotations instances_val2017.json
@@ -20,7 +20,7 @@ from detcam.synthetic.harbour import DEMO_NAMES, DEMO_SEEDS, draw_scene
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", help="a file, or a name that detcam knows; by default the package's detector")
-    parser.add_argument("--images", type=Path, help="folder of the pictures")
+    parser.add_argument("--images", type=Path, help="folder of the images")
     parser.add_argument("--annotations", type=Path, help="COCO JSON file")
     parser.add_argument("--score-threshold", type=float, default=0.5, help="least score that matters")
     parser.add_argument("--explain", type=int, default=50, help="how many false positives, the highest scores first")
@@ -47,7 +47,7 @@ def main(argv=None):
     )
     analysis = audit.analysis
     print(f"Average precision {analysis.average_precision:.3f}. What each type of error costs:")
-    for kind, lost in analysis.ap_lost.by_type.items():
+    for kind, lost in analysis.delta_ap.by_type.items():
         print(f"  {kind:14} {analysis.counts()[kind]:4}  {lost:.3f}")
     print("What the false positives have in common, the costliest first:")
     for group in audit.groups:

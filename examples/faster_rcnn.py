@@ -28,7 +28,7 @@ def load_detector(weights, names):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--image", help="a picture; by default a drawn harbour")
+    parser.add_argument("--image", help="an image; by default a drawn harbour")
     parser.add_argument("--weights", help="a .pth or .safetensors file, or 'published', which may download them")
     parser.add_argument("--names", help="class names of the file's weights, with commas between them")
     parser.add_argument("--method", default="reachcam", help="see 'detcam methods'")

@@ -1,4 +1,4 @@
-"""Which pixels and edges? Guided backpropagation and Guided Grad-CAM as colour pictures.
+"""Which pixels and edges? Guided backpropagation and Guided Grad-CAM as colour images.
 
     python examples/guided_backprop.py                                       # offline, see below
     python examples/guided_backprop.py --image dog.jpg --weights published   # torchvision's ResNet-50
@@ -25,7 +25,7 @@ from detcam.visualize.overlay import grid, save_image
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--image", help="a picture; by default a drawn one")
+    parser.add_argument("--image", help="an image; by default a drawn one")
     parser.add_argument("--model", default="resnet50", help="a name of torchvision's, or timm:NAME; with --weights")
     parser.add_argument("--weights", help="a .pth or .safetensors file, or 'published', which may download them")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps")
@@ -33,20 +33,20 @@ def main(argv=None):
     parser.add_argument("--out", type=Path, default=Path("explanations"))
     args = parser.parse_args(argv)
 
-    picture = to_uint8(load_image(args.image or three_things()))
+    image = to_uint8(load_image(args.image or three_things()))
     adapter = load_classifier(args)
-    found = adapter.predict(picture, top_k=args.classes)[0]
-    panels, titles = [picture], ["original"]
+    found = adapter.predict(image, top_k=args.classes)[0]
+    panels, titles = [image], ["original"]
     for method in (GuidedBackprop, GuidedGradCAM):
         cam = method(adapter)
-        (result,) = cam.explain(picture, [found])
+        (result,) = cam.explain(image, [found])
         for label, colors in zip(found.labels.tolist(), cam.colors(result), strict=True):
             panels.append(deprocess_image(colors.numpy()))
             titles.append(f"{method.name} {class_name(adapter.names, label)}")
         if method is GuidedBackprop:  # the control stands under the original
-            panels.append(np.repeat(sobel_cam(picture)[..., None], 3, axis=2))
+            panels.append(np.repeat(sobel_cam(image)[..., None], 3, axis=2))
             titles.append("sobel")
-        explanation = explain(adapter, picture, cam.name, top_k=args.classes)[0]
+        explanation = explain(adapter, image, cam.name, top_k=args.classes)[0]
         explanation.save(args.out)  # the maps in [0, 1]
         print("\n".join(f"{cam.name:14}  {caption}" for caption in explanation.captions))
     figure = save_image(args.out / "guided_backprop.png", grid(panels, titles=titles, columns=1 + len(found)))

@@ -54,7 +54,7 @@ def fit_masks(steps=80, scenes=40):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--image", help="a picture; by default a drawn harbour")
+    parser.add_argument("--image", help="an image; by default a drawn harbour")
     parser.add_argument("--weights", help="a .pth or .safetensors file, or 'published', which may download them")
     parser.add_argument("--method", default="reachcam", help="see 'detcam methods'")
     parser.add_argument("--out", type=Path, default=Path("explanations"))

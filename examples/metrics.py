@@ -40,18 +40,18 @@ def measure_class(args):
     print(f"  by {scores[0]:+.3f} where its hottest quarter is removed (ROAD)")
     scores = ROADCombined(percentiles=[20, 40, 60, 80])(input_tensor, cams, targets, adapter)
     print(f"  least relevant first minus most relevant first, halved: {scores[0]:+.3f}; a random map is near 0")
-    shown = [deprocess_image(picture) for picture in (input_tensor[0], kept[0], removed[0])]
-    return [picture.repeat(3, axis=0).repeat(3, axis=1) if len(picture) < 200 else picture for picture in shown]
+    shown = [deprocess_image(image) for image in (input_tensor[0], kept[0], removed[0])]
+    return [image.repeat(3, axis=0).repeat(3, axis=1) if len(image) < 200 else image for image in shown]
 
 
 def measure_boxes(method):
-    """Any metric of the registry for every box of a picture."""
-    adapter, picture = adapt(load_demo_detector(), names=DEMO_NAMES), draw_scene(28).image
-    found = adapter.predict(picture, score_threshold=0.5)
-    maps = METHODS[method](adapter).explain(picture, found)
+    """Any metric of the registry for every box of an image."""
+    adapter, image = adapt(load_demo_detector(), names=DEMO_NAMES), draw_scene(28).image
+    found = adapter.predict(image, score_threshold=0.5)
+    maps = METHODS[method](adapter).explain(image, found)
     for name in ("insertion", "deletion", "road", "sparseness"):
         metric = METRICS[name]()
-        values = metric.measure(adapter, picture, found, maps)
+        values = metric.measure(adapter, image, found, maps)
         better = "higher" if metric.higher_is_better else "lower"
         cells = [f"{found[0].name(i)} {value:.2f}" for i, value in enumerate(values.tolist())]
         print(f"{name:10} ({better:6} is better)", *cells, sep="  ")
@@ -59,7 +59,7 @@ def measure_boxes(method):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--image-path", help="a picture; by default a drawn one")
+    parser.add_argument("--image-path", help="an image; by default a drawn one")
     parser.add_argument("--model", default="resnet50", help="a name of torchvision's, or timm:NAME; with --weights")
     parser.add_argument("--weights", help="a .pth or .safetensors file, or 'published', which may download them")
     parser.add_argument("--method", default="reachcam", choices=list(METHODS), help="whose maps of boxes are measured")

@@ -24,7 +24,7 @@ BACKGROUND = 0
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--image", help="a picture; by default a drawn harbour")
+    parser.add_argument("--image", help="an image; by default a drawn harbour")
     parser.add_argument("--weights", help="a .pth or .safetensors file, or 'published', which may download them")
     parser.add_argument("--box", help="x1,y1,x2,y2 in pixels of the missed object; by default a boat at anchor")
     parser.add_argument("--label", default="boat", help="what it is")

@@ -39,7 +39,7 @@ def fit_segmenter(steps=80, scenes=30):
     print("Fitting a small network to drawn harbours; --weights takes a real one.")
     torch.manual_seed(0)
     drawn = [draw_scene(seed, demo=False) for seed in range(scenes)]
-    pictures = torch.stack([torch.from_numpy(scene.image).permute(2, 0, 1) / 255 for scene in drawn])
+    images = torch.stack([torch.from_numpy(scene.image).permute(2, 0, 1) / 255 for scene in drawn])
     truth = torch.zeros(scenes, 192, 256, dtype=torch.int64)
     for labels, scene in zip(truth, drawn, strict=True):
         for thing in (*scene.of_kind("boat"), *scene.of_kind("buoy")):
@@ -48,7 +48,7 @@ def fit_segmenter(steps=80, scenes=30):
     optimiser = torch.optim.Adam(net.head.parameters(), lr=1e-2)
     for _ in range(steps):
         chosen = torch.randint(scenes, (6,))
-        logits, classes = net((pictures[chosen] - 0.5) / 0.25), truth[chosen, 2::4, 2::4]
+        logits, classes = net((images[chosen] - 0.5) / 0.25), truth[chosen, 2::4, 2::4]
         loss = F.cross_entropy(logits, classes, weight=torch.tensor([0.2, 1, 1]))
         optimiser.zero_grad()
         loss.backward()
@@ -58,7 +58,7 @@ def fit_segmenter(steps=80, scenes=30):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--image", help="a picture; by default a drawn harbour")
+    parser.add_argument("--image", help="an image; by default a drawn harbour")
     parser.add_argument("--weights", help="a .pth or .safetensors file, or 'published', which may download them")
     parser.add_argument("--model", default="lraspp_mobilenet_v3_large", help="or smp:Unet?encoder=resnet34")
     parser.add_argument("--method", default="reachcam", help="see 'detcam methods'")

@@ -41,7 +41,7 @@ def load_models(args):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--image", help="a picture; by default a drawn one")
+    parser.add_argument("--image", help="an image; by default a drawn one")
     parser.add_argument("--weights", help="'published', which may download them, or one model's file")
     parser.add_argument(
         "--models", nargs="+", default=["vit_b_16", "swin_t"], help="names of torchvision's or timm:NAME"

@@ -27,9 +27,9 @@ def fit_yolo(scene, steps=50):
     model = adapter.model.requires_grad_(True)
     model.args = SimpleNamespace(box=7.5, cls=0.5, dfl=1.5)  # how ultralytics weighs the parts of its loss
     x1, y1, x2, y2 = (torch.from_numpy(scene.boxes_xyxy) / torch.tensor([width, height] * 2)).unbind(1)
-    picture = torch.from_numpy(scene.image).permute(2, 0, 1)[None] / 255
+    image = torch.from_numpy(scene.image).permute(2, 0, 1)[None] / 255
     batch = {
-        "img": torch.cat([picture, picture.flip(-1)]),
+        "img": torch.cat([image, image.flip(-1)]),
         "bboxes": torch.stack([(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1], dim=1).repeat(2, 1),
         "cls": torch.from_numpy(scene.labels - 1).float()[:, None].repeat(2, 1),
         "batch_idx": torch.tensor([0.0, 1.0]).repeat_interleave(len(scene.labels)),
@@ -51,7 +51,7 @@ def fit_yolo(scene, steps=50):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--image", help="a picture; by default a drawn harbour")
+    parser.add_argument("--image", help="an image; by default a drawn harbour")
     parser.add_argument("--model", help="a file of ultralytics', or a name, which may download it")
     parser.add_argument("--method", default="auto", help="see 'detcam methods'")
     parser.add_argument("--layer", help="where to look; by default what was measured to be best for YOLO")

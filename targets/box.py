@@ -92,7 +92,7 @@ class FasterRCNNBoxScoreTarget:
             raise ValueError(f"expected one label per box; got {len(self.labels)} and {len(self.bounding_boxes)}")
 
     def hflip(self, width: int) -> FasterRCNNBoxScoreTarget:
-        """The same target in the picture mirrored left to right."""
+        """The same target in the image mirrored left to right."""
         x1, y1, x2, y2 = self.bounding_boxes.unbind(1)
         flipped = torch.stack([width - x2, y1, width - x1, y2], 1)
         return FasterRCNNBoxScoreTarget(self.labels, flipped, self.iou_threshold)
@@ -106,7 +106,7 @@ class FasterRCNNBoxScoreTarget:
                 if overlap[row] > self.iou_threshold and int(found.labels[best[row]]) == label:
                     matched.append((row, int(best[row])))
         if not matched and not torch.is_grad_enabled():
-            return torch.zeros(())  # a picture that was changed may lose the box
+            return torch.zeros(())  # an image that was changed may lose the box
         if not matched:
             raise ValueError("no detection overlaps the given boxes with their labels; lower iou_threshold")
         targets = [

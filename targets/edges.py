@@ -65,7 +65,7 @@ class EdgesTarget(DetectionTarget):
         return f"{' and '.join(self.edges)} edge{'s' if len(self.edges) > 1 else ''}"
 
     def hflip(self, width: int) -> EdgesTarget:
-        """The same target in the picture mirrored left to right."""
+        """The same target in the image mirrored left to right."""
         mirrored = super().hflip(width)
         left, top, right, bottom = self.directions
         return EdgesTarget(mirrored.box_xyxy, self.label, mirrored.source, (-right, top, -left, bottom))

@@ -1,4 +1,4 @@
-"""Embedding targets: how like, or unlike, a concept a picture's feature vector is."""
+"""Embedding targets: how like, or unlike, a concept an image's feature vector is."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class SimilarityToConceptTarget:
-    """Cosine similarity of the picture's embedding to a concept.
+    """Cosine similarity of the image's embedding to a concept.
 
     cos(f(x), c); for several concept vectors, the mean over them.
 
@@ -31,14 +31,14 @@ class SimilarityToConceptTarget:
         vector = model_output.flatten()
         if len(vector) != self.features.shape[1]:
             raise ValueError(
-                f"the concept has {self.features.shape[1]} features and the picture {len(vector)}; "
+                f"the concept has {self.features.shape[1]} features and the image {len(vector)}; "
                 "take both from the same model"
             )
         return torch.cosine_similarity(vector[None], self.features.to(vector), dim=1).mean()
 
 
 class DifferenceFromConceptTarget(SimilarityToConceptTarget):
-    """One minus the cosine similarity: which pixels make the picture unlike the concept."""
+    """One minus the cosine similarity: which pixels make the image unlike the concept."""
 
     def __call__(self, model_output: Tensor) -> Tensor:
         return 1 - super().__call__(model_output)

@@ -15,7 +15,7 @@ from detcam.outputs import DetectionTarget, DetectorOutput, SegmenterOutput, che
 
 @dataclass(frozen=True, eq=False)
 class MaskTarget:
-    r"""Mean logit of a class over a region of the picture.
+    r"""Mean logit of a class over a region of the image.
 
     $\frac{1}{|M|} \sum_{p \in M} y^c_p$ over the region's pixels $p$, as in Seg-Grad-CAM
     (https://arxiv.org/abs/2002.11434) but for the factor; a pixel has the logits of the output cell that it lies in,
@@ -25,7 +25,7 @@ class MaskTarget:
     Attributes:
         label: class index of the segmentation network.
         mask: (H, W) in original image pixels, a tensor or an array, bool or of two values; a single pixel will do.
-            None takes the whole picture.
+            None takes the whole image.
         against: another class index: explain the difference of the two logits.
     """
 
@@ -40,11 +40,11 @@ class MaskTarget:
 
     @property
     def box_xyxy(self) -> tuple[float, float, float, float] | None:
-        """The region's bounding box, half-open, original image pixels; None for the whole picture."""
+        """The region's bounding box, half-open, original image pixels; None for the whole image."""
         return None if self.mask is None else mask_to_box(self.mask)
 
     def hflip(self, width: int) -> MaskTarget:
-        """The same target in the picture mirrored left to right."""
+        """The same target in the image mirrored left to right."""
         return self if self.mask is None else replace(self, mask=self.mask.flip(-1))
 
     def check(self, image_size_hw: tuple[int, int], names: Mapping[int, str], classes: int) -> None:
@@ -95,7 +95,7 @@ class InstanceMaskTarget(DetectionTarget):
 class SemanticSegmentationTarget:
     """Sum of a class's scores over a mask at the resolution of the model's output, as in pytorch_grad_cam.
 
-    The mask lies on the network's output, padding included; `MaskTarget` takes one that lies on the picture.
+    The mask lies on the network's output, padding included; `MaskTarget` takes one that lies on the image.
 
     Args:
         category: class index, the channel of the model's output.
@@ -107,7 +107,7 @@ class SemanticSegmentationTarget:
         self.mask = torch.as_tensor(mask)
 
     def hflip(self, width: int) -> SemanticSegmentationTarget:
-        """The same target in the picture mirrored left to right."""
+        """The same target in the image mirrored left to right."""
         return SemanticSegmentationTarget(self.category, self.mask.flip(-1))
 
     def __call__(self, model_output: Any) -> Tensor:
@@ -121,7 +121,7 @@ class SemanticSegmentationTarget:
         if self.mask.shape != scores.shape:
             raise ValueError(
                 f"expected a mask of the output's size {tuple(scores.shape)}; got {tuple(self.mask.shape)}. A mask in "
-                "the picture's pixels goes in as MaskTarget"
+                "the image's pixels goes in as MaskTarget"
             )
         return (scores * self.mask.to(scores.device)).sum()
 
@@ -133,7 +133,7 @@ def _region(mask: Any) -> Tensor:
         raise ValueError(f"expected a mask of shape (H, W); got {tuple(values.shape)}")
     region = values.bool().clone()
     if not region.any():
-        raise ValueError("the mask is empty; give a region with at least one pixel, or mask=None for the whole picture")
+        raise ValueError("the mask is empty; give a region with at least one pixel, or mask=None for the whole image")
     inside = values[region]
     if values.dtype != torch.bool and (inside != inside[0]).any():
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Pictures with known pixels, and where a colour lies in them."""
+"""Images with known pixels, and where a colour lies in them."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ def plain(height: int, width: int, value: int = GREY) -> np.ndarray:
     return np.full((height, width, 3), value, np.uint8)
 
 
-def colored(picture: np.ndarray, color: tuple[int, int, int]) -> np.ndarray:
+def colored(image: np.ndarray, color: tuple[int, int, int]) -> np.ndarray:
     """Bool map of the pixels that have exactly this colour."""
-    return (picture == color).all(axis=2)
+    return (image == color).all(axis=2)
 
 
 def bounds(region: np.ndarray) -> tuple[int, int, int, int]:

@@ -1,4 +1,4 @@
-"""One small, seeded model per adapter, with a picture on which it finds something."""
+"""One small, seeded model per adapter, with an image on which it finds something."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.helpers import TinyCNN
 
 @dataclass(frozen=True)
 class Example:
-    """A model, its adapter and two pictures of different sizes."""
+    """A model, its adapter and two images of different sizes."""
 
     model: nn.Module
     adapter: Adapter

@@ -1,26 +1,26 @@
-"""What a detector got wrong on annotated pictures: matched, named, and what each error costs."""
+"""What a detector got wrong on annotated images: matched, named, and what each error costs."""
 
 from detcam.auditing.analysis import ClassSummary, ErrorAnalysis, analyze_errors
 from detcam.auditing.average_precision import Ranking, average_precision
-from detcam.auditing.case import Case, Group, Maps, Trial, Truth
-from detcam.auditing.errors import ERROR_TYPES, ErrorCase, ErrorType
+from detcam.auditing.case import AuditCase, CaseMaps, ErrorGroup, MatchedObject, Trial
+from detcam.auditing.errors import ERROR_TYPES, DetectionError, ErrorType
 from detcam.auditing.matching import Match, match, overlaps
-from detcam.auditing.oracle import ApLost
+from detcam.auditing.oracle import DeltaAP
 from detcam.auditing.pipeline import Audit, audit
 
 __all__ = [
     "ERROR_TYPES",
-    "ApLost",
+    "DeltaAP",
     "Audit",
-    "Case",
-    "Group",
-    "Maps",
+    "AuditCase",
+    "ErrorGroup",
+    "CaseMaps",
     "Trial",
-    "Truth",
+    "MatchedObject",
     "audit",
     "ClassSummary",
     "ErrorAnalysis",
-    "ErrorCase",
+    "DetectionError",
     "ErrorType",
     "Match",
     "Ranking",

@@ -1,4 +1,4 @@
-"""All errors of a detector on annotated pictures: named, counted, and what each costs."""
+"""All errors of a detector on annotated images: named, counted, and what each costs."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import numpy as np
 import torch
 
 from detcam.auditing.average_precision import Ranking, mean_average_precision, rank
-from detcam.auditing.errors import ERROR_TYPES, ErrorCase, ErrorType, find_errors
+from detcam.auditing.errors import ERROR_TYPES, DetectionError, ErrorType, find_errors
 from detcam.auditing.matching import IouType, Match, as_array, match, of_labels, paired
-from detcam.auditing.oracle import ApLost, ap_lost
-from detcam.data.ground_truth import TrueObjects
+from detcam.auditing.oracle import DeltaAP, delta_ap
+from detcam.data.ground_truth import GroundTruth
 from detcam.detections import Detections, class_name
 
 
 @dataclass(frozen=True)
 class ClassSummary:
-    """One class over all pictures.
+    """One class over all images.
 
     Attributes:
         label: class index.
@@ -49,22 +49,22 @@ class ErrorAnalysis:
     """What a detector got wrong.
 
     Attributes:
-        cases: every error, picture by picture: detections best first, then missed objects.
+        cases: every error, image by image: detections best first, then missed objects.
         average_precision: COCO's mean over classes at this overlap, in [0, 1], equal to pycocotools'; NaN where
             there is nothing to find.
         classes: a summary per class index.
-        ap_lost: what each type of error costs, by TIDE's rules.
+        delta_ap: what each type of error costs, by TIDE's rules.
         rankings: each class's detections, best first.
-        matches: each picture's matching.
-        dropped: how many detections were left out, because a picture has more of a class than are counted.
+        matches: each image's matching.
+        dropped: how many detections were left out, because an image has more of a class than are counted.
         outside: how many detections were left out, because their class is none of those judged.
         names: class index to name.
     """
 
-    cases: tuple[ErrorCase, ...]
+    cases: tuple[DetectionError, ...]
     average_precision: float
     classes: Mapping[int, ClassSummary]
-    ap_lost: ApLost
+    delta_ap: DeltaAP
     rankings: Mapping[int, Ranking] = field(repr=False)
     matches: tuple[Match, ...] = field(repr=False)
     dropped: int
@@ -74,10 +74,10 @@ class ErrorAnalysis:
     def __len__(self) -> int:
         return len(self.cases)
 
-    def __iter__(self) -> Iterator[ErrorCase]:
+    def __iter__(self) -> Iterator[DetectionError]:
         return iter(self.cases)
 
-    def __getitem__(self, index: int) -> ErrorCase:
+    def __getitem__(self, index: int) -> DetectionError:
         return self.cases[index]
 
     def indices(
@@ -87,7 +87,7 @@ class ErrorAnalysis:
         image: int | None = None,
         false_positives_only: bool = False,
     ) -> list[int]:
-        """Positions in `cases` of some types (none given: all), of a class, of a picture."""
+        """Positions in `cases` of some types (none given: all), of a class, of an image."""
         return [
             position
             for position, case in enumerate(self.cases)
@@ -132,13 +132,13 @@ class ErrorAnalysis:
             values[label] = ranking.without(gone, fewer[label])
         return mean_average_precision(values.values())
 
-    def average_precision_lost(self, indices: Iterable[int]) -> float:
+    def delta_ap_without(self, indices: Iterable[int]) -> float:
         """What some of the cases cost together: the average precision without them, less that with them."""
         return self.average_precision_without(indices) - self.average_precision
 
     @cached_property
-    def lost_by_case(self) -> np.ndarray:
-        """(n,) float64, what each false positive alone costs, as `average_precision_lost`; 0 for all other cases."""
+    def delta_ap_by_case(self) -> np.ndarray:
+        """(n,) float64, what each false positive alone costs, as `delta_ap_without`; 0 for all other cases."""
         lost = np.zeros(len(self.cases))
         known = sum(not np.isnan(ranking.average_precision) for ranking in self.rankings.values())
         each = {
@@ -153,7 +153,7 @@ class ErrorAnalysis:
 
     @cached_property
     def _places(self) -> dict[tuple[int, int | None], int]:
-        """Picture and detection to its place in its class's ranking."""
+        """ImageArray and detection to its place in its class's ranking."""
         return {
             (image, detection): place
             for ranking in self.rankings.values()
@@ -163,7 +163,7 @@ class ErrorAnalysis:
 
 def analyze_errors(
     detections: Sequence[Detections],
-    truths: Iterable[TrueObjects],
+    truths: Iterable[GroundTruth],
     *,
     iou_threshold: float = 0.5,
     background_threshold: float = 0.1,
@@ -174,12 +174,12 @@ def analyze_errors(
     """Match detections with annotations by COCO's rules, and name each error as TIDE does.
 
     Args:
-        detections: of each picture, as the model reports them, low scores included: average precision needs them.
-        truths: of each picture in the same order, with labels in the model's class indices: `Annotations`.
+        detections: of each image, as the model reports them, low scores included: average precision needs them.
+        truths: of each image in the same order, with labels in the model's class indices: `Annotations`.
         iou_threshold: least overlap of a right detection, in (0, 1].
         background_threshold: greatest overlap of a detection of nothing, below the other.
         iou_type: ``"bbox"``, or ``"segm"`` to compare masks.
-        max_detections: at most so many of a picture count.
+        max_detections: at most so many of an image count.
         labels: the class indices to judge: `Annotations.labels`, where the file has not all of the model's classes;
             detections of others are left out and counted. None judges all.
 
@@ -224,7 +224,7 @@ def analyze_errors(
         cases=cases,
         average_precision=mean_average_precision(summary.average_precision for summary in summaries.values()),
         classes=summaries,
-        ap_lost=ap_lost(errors, light, truths),
+        delta_ap=delta_ap(errors, light, truths),
         rankings=rankings,
         matches=tuple(matches),
         dropped=sum(int(matched.dropped.sum()) for matched in matches) - outside,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from detcam.auditing.matching import Match, as_array
-from detcam.data.ground_truth import TrueObjects
+from detcam.data.ground_truth import GroundTruth
 from detcam.detections import Detections
 
 COCO_RECALLS = np.linspace(0.0, 1.0, 101)
@@ -17,11 +17,11 @@ COCO_RECALLS = np.linspace(0.0, 1.0, 101)
 
 @dataclass(frozen=True)
 class Ranking:
-    """All counted detections of one class over all pictures, best first.
+    """All counted detections of one class over all images, best first.
 
     Attributes:
         hits: (n,) bool, whether each is right; detections that are ignored or dropped are not here.
-        keys: (n, 2) int64, each detection's picture and index there.
+        keys: (n, 2) int64, each detection's image and index there.
         truths: how many objects of the class there are to find.
     """
 
@@ -85,9 +85,9 @@ def mean_average_precision(values: Iterable[float]) -> float:
 
 
 def rank(
-    detections: Sequence[Detections], truths: Sequence[TrueObjects], matches: Sequence[Match]
+    detections: Sequence[Detections], truths: Sequence[GroundTruth], matches: Sequence[Match]
 ) -> Mapping[int, Ranking]:
-    """All pictures' detections by class, best first; equal scores in the order of the pictures' ids, as in COCO."""
+    """All images' detections by class, best first; equal scores in the order of the images' ids, as in COCO."""
     order = sorted(range(len(truths)), key=lambda i: (isinstance(truths[i].image_id, str), truths[i].image_id))
     labels, scores, hits, keys, wanted = [], [], [], [], []
     for position in order:

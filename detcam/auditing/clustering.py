@@ -8,8 +8,8 @@ import numpy as np
 from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
 
-from detcam.auditing.case import Case, Group
-from detcam.auditing.sentences import group_reading
+from detcam.auditing.case import AuditCase, ErrorGroup
+from detcam.auditing.sentences import group_sentence
 
 APART = 0.35
 """Mean cosine distance above which two clusters of evidence stay apart."""
@@ -18,9 +18,9 @@ MOST = 4000
 
 
 def group_cases(
-    cases: Sequence[Case], features: Sequence[np.ndarray | None], ap_lost: Callable[[Sequence[int]], float]
-) -> list[tuple[Group, list[int]]]:
-    """Group errors by shared cause.
+    cases: Sequence[AuditCase], features: Sequence[np.ndarray | None], delta_ap: Callable[[Sequence[int]], float]
+) -> list[tuple[ErrorGroup, list[int]]]:
+    """ErrorGroup errors by shared cause.
 
     Cases of one type, class (both classes, where a true one is concerned), nature and place of evidence are clustered
     by the cosine distance of the network's features pooled over their evidence (average linkage).
@@ -28,7 +28,7 @@ def group_cases(
     Args:
         cases: explained errors.
         features: of each, (D,), or None.
-        ap_lost: what some of the cases cost together, by their positions.
+        delta_ap: what some of the cases cost together, by their positions.
 
     Returns:
         groups, the costliest first, with their cases' positions, nearest to the group's centre first.
@@ -37,19 +37,19 @@ def group_cases(
     for position, case in enumerate(cases):
         true = None if case.truth is None or case.type == "background" else case.truth.label
         stage = case.stage if case.type == "missed" else ""
-        kinds.setdefault((case.type, case.label, true, case.nature, case.place, stage), []).append(position)
+        kinds.setdefault((case.type, case.label, true, case.background_type, case.place, stage), []).append(position)
     found: list[tuple[float, list[int]]] = []
     for members in kinds.values():
         for cluster in _clusters([features[position] for position in members]):
             ordered = [members[index] for index in cluster]
-            found.append((ap_lost(ordered), ordered))
+            found.append((delta_ap(ordered), ordered))
     found.sort(key=lambda item: (-item[0], -len(item[1]), item[1]))
     return [(_group(number, cases, *item), item[1]) for number, item in enumerate(found)]
 
 
-def _group(number: int, cases: Sequence[Case], lost: float, members: Sequence[int]) -> Group:
+def _group(number: int, cases: Sequence[AuditCase], lost: float, members: Sequence[int]) -> ErrorGroup:
     own = [cases[position] for position in members]
-    return Group(
+    return ErrorGroup(
         number,
         own[0].type,
         own[0].label,
@@ -58,8 +58,8 @@ def _group(number: int, cases: Sequence[Case], lost: float, members: Sequence[in
         tuple(case.id for case in own),
         lost,
         sum(case.verdict == "confirmed" for case in own),
-        group_reading(own, lost),
-        own[0].nature,
+        group_sentence(own, lost),
+        own[0].background_type,
     )
 
 

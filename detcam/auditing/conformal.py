@@ -10,17 +10,17 @@ LEAST_RIGHT = 20
 """Right detections below which nothing is compared."""
 
 
-def likeness(features: np.ndarray, scores: np.ndarray, right: np.ndarray, pictures: np.ndarray) -> np.ndarray:
+def typicality(features: np.ndarray, scores: np.ndarray, right: np.ndarray, images: np.ndarray) -> np.ndarray:
     r"""Share of the right detections of a class that look less like one than each detection does.
 
     Two things make a detection look right: its score, and features whose nearest neighbours are right rather than
     wrong detections. With :math:`r(\cdot)` the rank among the right detections,
 
     .. math:: s_i = r(\text{score}_i) + r(\bar c_i^{right} - \bar c_i^{wrong}), \qquad
-        \text{likeness}_i = \frac{|\{j \text{ right}: s_j < s_i\}|}{|\{j \text{ right}\}|}
+        \text{typicality}_i = \frac{|\{j \text{ right}: s_j < s_i\}|}{|\{j \text{ right}\}|}
 
-    where :math:`\bar c` is the mean cosine to the five nearest in other pictures. An object that nobody labelled is a
-    right detection in all but name, so its likeness is spread evenly over [0, 1] as theirs is (a conformal p-value),
+    where :math:`\bar c` is the mean cosine to the five nearest in other images. An object that nobody labelled is a
+    right detection in all but name, so its typicality is spread evenly over [0, 1] as theirs is (a conformal p-value),
     and a threshold of t misses about a share t of such objects, whatever the detector. What is compared with as wrong
     may hold such objects too: that costs sharpness, not the meaning of the number.
 
@@ -28,17 +28,17 @@ def likeness(features: np.ndarray, scores: np.ndarray, right: np.ndarray, pictur
         features: (n, D), of the right detections of one class and the wrong ones that are compared.
         scores: (n,) in [0, 1].
         right: (n,) bool.
-        pictures: (n,) which picture each is in: neighbours are sought in others.
+        images: (n,) which image each is in: neighbours are sought in others.
 
     Returns:
-        (n,) in [0, 1]; NaN for all where fewer than twenty right ones have neighbours in other pictures.
+        (n,) in [0, 1]; NaN for all where fewer than twenty right ones have neighbours in other images.
     """
     nothing = np.full(len(scores), np.nan)
     if right.sum() < LEAST_RIGHT:
         return nothing
     units = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
     cosine = units @ units.T
-    cosine[pictures[:, None] == pictures[None]] = np.nan
+    cosine[images[:, None] == images[None]] = np.nan
     nearness = _nearest(cosine[:, right])
     wrong = _nearest(cosine[:, ~right])
     nearness = nearness - wrong if np.isfinite(wrong).all() else nearness

@@ -13,10 +13,10 @@ overlaps against the true objects of the same class and of the others, and thres
 Where several fit, the first of localization, classification, duplicate, background, both is taken. The published tool
 differs from COCO in some corners, and so does this module, in order to count alike:
 
-* at most 100 detections of a picture count, all classes together (COCO: of each class);
+* at most 100 detections of an image count, all classes together (COCO: of each class);
 * among objects that overlap alike, a detection takes the first (COCO: the last);
 * a detection is ignored where more than the threshold of it lies in a crowd region (COCO: that or more);
-* ignored detections are errors of some type too; `ErrorCase.is_false_positive` tells which errors count against COCO's
+* ignored detections are errors of some type too; `DetectionError.is_false_positive` tells which errors count against COCO's
   average precision.
 """
 
@@ -29,7 +29,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from detcam.auditing.matching import Match, as_array, best_first, of_labels, take_greedily
-from detcam.data.ground_truth import TrueObjects
+from detcam.data.ground_truth import GroundTruth
 from detcam.detections import Detections
 
 ErrorType: TypeAlias = Literal["classification", "localization", "both", "duplicate", "background", "missed"]
@@ -37,14 +37,14 @@ ERROR_TYPES: tuple[ErrorType, ...] = ("classification", "localization", "both", 
 
 
 @dataclass(frozen=True)
-class ErrorCase:
+class DetectionError:
     """One detection that is wrong, or one object that was missed.
 
     Attributes:
-        image: the picture's position in the lists that were compared.
+        image: the image's position in the lists that were compared.
         image_id: its id in the annotation file.
         type: which kind of error.
-        detection: index of the detection in its picture; None for a missed object.
+        detection: index of the detection in its image; None for a missed object.
         truth: index of the true object concerned: the one overlapped (most), or missed; None where there is none.
         winner: for a duplicate, index of the detection that has the object; else None.
         label: class index of the detection, or of the missed object.
@@ -71,7 +71,7 @@ class ErrorCase:
 
 @dataclass(frozen=True)
 class ImageErrors:
-    """The errors of one picture, and what TIDE needs to know to mend them.
+    """The errors of one image, and what TIDE needs to know to mend them.
 
     Attributes:
         cases: n errors: of detections, best score first, then the missed objects.
@@ -83,7 +83,7 @@ class ImageErrors:
         unfound: (u,) int64, the objects that no detection found, also those that a mended one would.
     """
 
-    cases: tuple[ErrorCase, ...]
+    cases: tuple[DetectionError, ...]
     in_ranking: np.ndarray
     becomes_right: np.ndarray
     ranked: np.ndarray
@@ -93,7 +93,7 @@ class ImageErrors:
 
 @dataclass(frozen=True)
 class _View:
-    """One picture as TIDE sees it: (D, T') overlaps with the objects that are no crowd regions."""
+    """One image as TIDE sees it: (D, T') overlaps with the objects that are no crowd regions."""
 
     iou: np.ndarray
     same: np.ndarray
@@ -121,7 +121,7 @@ class _View:
 def find_errors(
     image: int,
     detections: Detections,
-    truth: TrueObjects,
+    truth: GroundTruth,
     matched: Match,
     *,
     iou_threshold: float = 0.5,
@@ -129,16 +129,16 @@ def find_errors(
     max_detections: int = 100,
     judged: Sequence[int] | None = None,
 ) -> ImageErrors:
-    """Name every error of one picture.
+    """Name every error of one image.
 
     Args:
-        image: the picture's position, for the cases.
+        image: the image's position, for the cases.
         detections: what the model found.
         truth: what is there.
         matched: COCO's matching of the two.
         iou_threshold: :math:`t_f`, least overlap of a right detection.
         background_threshold: :math:`t_b`, greatest overlap of a detection of nothing.
-        max_detections: at most so many of the picture count.
+        max_detections: at most so many of the image count.
         judged: class indices that count; None: all.
     """
     labels, true_labels, crowd = as_array(detections.labels), as_array(truth.labels), as_array(truth.crowd)
@@ -159,7 +159,7 @@ def find_errors(
         free = kind in ("classification", "localization") and at is not None and by[at] < 0
         becomes_right.append(free and at not in mended)
         mended |= {at} if free and at is not None else set()
-        case = ErrorCase(
+        case = DetectionError(
             image=image,
             image_id=truth.image_id,
             type=kind,
@@ -188,10 +188,12 @@ def find_errors(
     )
 
 
-def _missed(image: int, truth: TrueObjects, missed: np.ndarray, iou: np.ndarray, same: np.ndarray) -> list[ErrorCase]:
+def _missed(
+    image: int, truth: GroundTruth, missed: np.ndarray, iou: np.ndarray, same: np.ndarray
+) -> list[DetectionError]:
     own, other = _best(iou * same, 0), _best(iou * ~same, 0)
     return [
-        ErrorCase(
+        DetectionError(
             image=image,
             image_id=truth.image_id,
             type="missed",

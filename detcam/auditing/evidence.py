@@ -1,4 +1,4 @@
-"""Regions of a picture: where evidence is strongest, where it lies, and others of its size to compare with."""
+"""Regions of an image: where evidence is strongest, where it lies, and others of its size to compare with."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from detcam.auditing.case import PLACES, Box, Place
+from detcam.auditing.case import EVIDENCE_LOCATIONS, Box, EvidenceLocation
 from detcam.utils.filters import blur
 
 SMOOTHING = 0.008
-"""Standard deviation of the smoothing of a map before it is cut, as a share of the picture's longer side."""
+"""Standard deviation of the smoothing of a map before it is cut, as a share of the image's longer side."""
 FAINT = 0.01
 """Share of a map's maximum below which nothing is called evidence."""
 TRIES = 48
@@ -23,11 +23,11 @@ RING = 0.5
 
 
 def strongest(heatmap: Tensor, shares: Sequence[float]) -> Tensor:
-    """The pixels where a map is greatest, so many that they are a share of the picture.
+    """The pixels where a map is greatest, so many that they are a share of the image.
 
     Args:
         heatmap: (h, w), not negative; it is smoothed a little, so that regions are whole rather than scattered.
-        shares: of the picture, in (0, 1).
+        shares: of the image, in (0, 1).
 
     Returns:
         (len(shares), h, w) bool; fewer pixels where the rest of the map is faint, nothing where it is zero.
@@ -42,7 +42,7 @@ def strongest(heatmap: Tensor, shares: Sequence[float]) -> Tensor:
 
 
 def box_region(box: Box, size_hw: tuple[int, int]) -> Tensor:
-    """The pixels (H, W) bool of a box, at least one wherever it touches the picture."""
+    """The pixels (H, W) bool of a box, at least one wherever it touches the image."""
     height, width = size_hw
     x1, y1, x2, y2 = box
     left, top = min(max(int(x1), 0), width - 1), min(max(int(y1), 0), height - 1)
@@ -52,11 +52,13 @@ def box_region(box: Box, size_hw: tuple[int, int]) -> Tensor:
     return region
 
 
-def places(size_hw: tuple[int, int], predicted: Box, truth: Tensor | None, same_class: Tensor) -> dict[Place, Tensor]:
-    """Each place's pixels (H, W) bool, without overlap, as `Place` orders them.
+def places(
+    size_hw: tuple[int, int], predicted: Box, truth: Tensor | None, same_class: Tensor
+) -> dict[EvidenceLocation, Tensor]:
+    """Each place's pixels (H, W) bool, without overlap, as `EvidenceLocation` orders them.
 
     Args:
-        size_hw: of the picture.
+        size_hw: of the image.
         predicted: the detection's box.
         truth: (H, W) bool, the true object concerned, or None.
         same_class: (H, W) bool, the other objects of the predicted class.
@@ -64,7 +66,7 @@ def places(size_hw: tuple[int, int], predicted: Box, truth: Tensor | None, same_
     x1, y1, x2, y2 = predicted
     dx, dy = RING * (x2 - x1), RING * (y2 - y1)
     nothing = torch.zeros(size_hw, dtype=torch.bool)
-    layers: list[tuple[Place, Tensor]] = [
+    layers: list[tuple[EvidenceLocation, Tensor]] = [
         ("true object", nothing if truth is None else truth),
         ("same class", same_class),
         ("predicted box", box_region(predicted, size_hw)),
@@ -72,14 +74,14 @@ def places(size_hw: tuple[int, int], predicted: Box, truth: Tensor | None, same_
         ("scene", ~nothing),
     ]
     free = ~nothing
-    found: dict[Place, Tensor] = {}
+    found: dict[EvidenceLocation, Tensor] = {}
     for name, region in layers:
         found[name] = region & free
         free = free & ~region
-    return {place: found[place] for place in PLACES}
+    return {place: found[place] for place in EVIDENCE_LOCATIONS}
 
 
-def shares(strength: Tensor, where: Mapping[Place, Tensor]) -> dict[Place, float]:
+def shares(strength: Tensor, where: Mapping[EvidenceLocation, Tensor]) -> dict[EvidenceLocation, float]:
     """Share of a map (H, W), not negative, at each place; all 0 where the map is."""
     total = float(strength.sum())
     return {place: float(strength[region].sum()) / total if total > 0 else 0.0 for place, region in where.items()}
@@ -88,7 +90,7 @@ def shares(strength: Tensor, where: Mapping[Place, Tensor]) -> dict[Place, float
 def elsewhere(region: Tensor, generator: torch.Generator, inside: Tensor | None = None) -> Tensor | None:
     """A region of the same size and shape at another place: moved, and perhaps mirrored.
 
-    What leaves the picture on one side enters on the other, so that the size stays.
+    What leaves the image on one side enters on the other, so that the size stays.
 
     Args:
         region: (h, w) bool.

@@ -1,4 +1,4 @@
-"""One picture's errors: what each rests on, where that lies, and whether it is really so."""
+"""One image's errors: what each rests on, where that lies, and whether it is really so."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from detcam.adapters.base import Adapter, Target
-from detcam.auditing.case import PLACES, Case, Maps, Place
-from detcam.auditing.error_targets import Question, question_of, stage_of, true_box
-from detcam.auditing.errors import ErrorCase
+from detcam.auditing.case import EVIDENCE_LOCATIONS, AuditCase, CaseMaps, EvidenceLocation
+from detcam.auditing.error_targets import ErrorQuestion, question_of, stage_of, true_box
+from detcam.auditing.errors import DetectionError
 from detcam.auditing.evidence import box_region, places, shares
-from detcam.auditing.persistence import Followed
-from detcam.auditing.sentences import case_reading
-from detcam.auditing.verification import Doubt, Verified, Verifier
+from detcam.auditing.persistence import TrackedDetection
+from detcam.auditing.sentences import case_sentence
+from detcam.auditing.verification import Hypothesis, VerificationResult, Verifier
 from detcam.cam import BaseCAM
-from detcam.data.ground_truth import TrueObjects
+from detcam.data.ground_truth import GroundTruth
 from detcam.detections import Detections
 from detcam.geometry import Geometry
-from detcam.perturbation.base import Subject, masked_batch_size
+from detcam.perturbation.base import ImageScorer, masked_batch_size
 from detcam.perturbation.bn_folding import Folding
 from detcam.targets import BoxTarget
 from detcam.trace import Trace, flatten_tensors, guarded
@@ -33,23 +33,23 @@ SAME_EVIDENCE = 0.7
 
 
 @dataclass(frozen=True)
-class Examined:
+class ExplainedError:
     """An error with its explanation.
 
     Attributes:
         case: what was found out.
-        maps: its pictures; None where it could not be explained.
+        maps: its images; None where it could not be explained.
         features: (D,) float32, the network's features pooled over the evidence; None where there are none.
     """
 
-    case: Case
-    maps: Maps | None
+    case: AuditCase
+    maps: CaseMaps | None
     features: np.ndarray | None
 
 
 @dataclass(frozen=True)
-class Picture:
-    """One picture with the errors that are to be explained.
+class ErrorImage:
+    """One image with the errors that are to be explained.
 
     Attributes:
         image: (3, H, W) float32 RGB in [0, 1].
@@ -61,12 +61,12 @@ class Picture:
 
     image: Tensor
     found: Detections
-    truth: TrueObjects
-    errors: Sequence[ErrorCase]
-    cases: Sequence[Case]
+    truth: GroundTruth
+    errors: Sequence[DetectionError]
+    cases: Sequence[AuditCase]
 
 
-class Examiner:
+class ErrorExplainer:
     """Explains and verifies errors.
 
     Args:
@@ -97,21 +97,17 @@ class Examiner:
         self.iou_threshold = iou_threshold
         self._foldings: dict[tuple[int, ...], Folding | None] = {}
 
-    def examine(self, pictures: Sequence[Picture]) -> list[list[Examined]]:
-        """Explain every error of some pictures; heatmaps are made for all of them together."""
+    def examine(self, images: Sequence[ErrorImage]) -> list[list[ExplainedError]]:
+        """Explain every error of some images; heatmaps are made for all of them together."""
         questions = [
-            [question_of(error, picture.found, picture.truth, self.names) for error in picture.errors]
-            for picture in pictures
+            [question_of(error, image.found, image.truth, self.names) for error in image.errors] for image in images
         ]
         asked = [[target for question in row for target in _targets(question)] for row in questions]
         # No other thread's passes may be counted.
         with exclusive(self.adapter.model), _Passes(self.adapter.target_layers[0]) as counted:
-            heat = self._heat([picture.image for picture in pictures], asked)
-        share = counted.pictures / max(sum(len(row) for row in questions), 1)
-        return [
-            self._picture(picture, own, maps, share)
-            for picture, own, maps in zip(pictures, questions, heat, strict=True)
-        ]
+            heat = self._heat([image.image for image in images], asked)
+        share = counted.images / max(sum(len(row) for row in questions), 1)
+        return [self._image(image, own, maps, share) for image, own, maps in zip(images, questions, heat, strict=True)]
 
     def _heat(self, images: Sequence[Tensor], asked: Sequence[Sequence[Target]]) -> list[list[Tensor | RuntimeError]]:
         """A map (H, W) for every target, or why there is none."""
@@ -128,12 +124,16 @@ class Examiner:
             alone.append([self._heat([image], [[target]])[0][0] for target in row])
         return alone
 
-    def _picture(
-        self, picture: Picture, questions: Sequence[Question], maps: Sequence[Tensor | RuntimeError], passes: float
-    ) -> list[Examined]:
+    def _image(
+        self,
+        image: ErrorImage,
+        questions: Sequence[ErrorQuestion],
+        maps: Sequence[Tensor | RuntimeError],
+        passes: float,
+    ) -> list[ExplainedError]:
         heats, besides = _joined(questions, maps)
         with guarded(self.adapter.model, gradients=False), torch.no_grad():
-            batch = self.plain.prepare([picture.image])
+            batch = self.plain.prepare([image.image])
             layers = self.adapter.target_layers
             trace = Trace(
                 layers,
@@ -145,67 +145,67 @@ class Examiner:
                 raw = self.plain.forward(batch)
             output = self.plain.outputs(raw, batch)[0]
             levels = [level[0] for layer in trace.activations() for level in layer if len(level) == 1]
-            asked = [question.followed for question in questions if question.followed is not None]
+            asked = [question.tracked for question in questions if question.tracked is not None]
             most = masked_batch_size(self.adapter.device)
-            subject = Subject(self.plain, batch, output, asked, torch.zeros(0), (), (), most, False)
+            scorer = ImageScorer(self.plain, batch, output, asked, torch.zeros(0), (), (), most, False)
             size = tuple(batch.inputs.shape)
-            subject.folding = self._foldings.get(size)  # found once for all pictures of a size
-            verifier = Verifier(subject)
+            scorer.folding = self._foldings.get(size)  # found once for all images of a size
+            verifier = Verifier(scorer)
             to_canvas = _ToCanvas(batch.geometries[0], verifier)
-            doubts: dict[int, Doubt] = {}
+            hypotheses: dict[int, Hypothesis] = {}
             for number, (question, heat) in enumerate(zip(questions, heats, strict=True)):
-                if isinstance(heat, Tensor) and question.followed is not None:
-                    followed = self._followed(output, question.followed, picture.errors[number], picture.truth)
-                    box = to_canvas(box_region(question.followed.box_xyxy, picture.truth.image_size_hw).float()) > 0.5
-                    doubts[number] = Doubt(picture.cases[number].id, followed, to_canvas(heat), box)
-            verified = dict(zip(doubts, verifier.verify(list(doubts.values())), strict=True))
-            self._foldings[size] = subject.folding
+                if isinstance(heat, Tensor) and question.tracked is not None:
+                    tracked = self._followed(output, question.tracked, image.errors[number], image.truth)
+                    box = to_canvas(box_region(question.tracked.box_xyxy, image.truth.image_size_hw).float()) > 0.5
+                    hypotheses[number] = Hypothesis(image.cases[number].id, tracked, to_canvas(heat), box)
+            verified = dict(zip(hypotheses, verifier.verify(list(hypotheses.values())), strict=True))
+            self._foldings[size] = scorer.folding
             stages = [
-                stage_of(error, output, picture.truth, self.threshold, self.iou_threshold)
+                stage_of(error, output, image.truth, self.threshold, self.iou_threshold)
                 if error.detection is None
                 else ("", 0.0)
-                for error in picture.errors
+                for error in image.errors
             ]
         found = []
-        for number, error in enumerate(picture.errors):
-            case = replace(picture.cases[number], question=questions[number].words, passes=passes)
+        for number, error in enumerate(image.errors):
+            case = replace(image.cases[number], question=questions[number].words, passes=passes)
             if error.detection is None:
                 case = replace(case, stage=stages[number][0], score=stages[number][1])
             heat, beside = heats[number], besides[number]
             if isinstance(heat, RuntimeError):
                 case = replace(case, reason=f"no heatmap: {heat}")
-                found.append(Examined(replace(case, reading=case_reading(case)), None, None))
+                found.append(ExplainedError(replace(case, sentence=case_sentence(case)), None, None))
                 continue
             if beside is not None:
                 case = replace(case, stage=_compared(heat, beside))
-            own, others = true_regions(error, picture.truth, masks=self.masks)
-            where = places(picture.truth.image_size_hw, case.box_xyxy, own, others)
+            own, others = ground_truth_regions(error, image.truth, masks=self.masks)
+            where = places(image.truth.image_size_hw, case.box_xyxy, own, others)
             found.append(self._conclude(case, where, heat, verified.get(number), to_canvas, levels))
         return found
 
-    def _followed(self, output: Any, target: BoxTarget, error: ErrorCase, truth: TrueObjects) -> Followed:
+    def _followed(self, output: Any, target: BoxTarget, error: DetectionError, truth: GroundTruth) -> TrackedDetection:
         at = None
         if error.type == "localization" and error.truth is not None:
             x1, y1, x2, y2 = truth.boxes_xyxy[error.truth].tolist()
             at = (x1, y1, x2, y2)
         alone = error.type in ("localization", "duplicate")
-        return Followed.start(
+        return TrackedDetection.start(
             output, target, self.threshold, alone=alone, truth_xyxy=at, iou_threshold=self.iou_threshold
         )
 
     def _conclude(
         self,
-        case: Case,
-        where: Mapping[Place, Tensor],
+        case: AuditCase,
+        where: Mapping[EvidenceLocation, Tensor],
         heat: Tensor,
-        verified: Verified | None,
+        verified: VerificationResult | None,
         to_canvas: _ToCanvas,
         levels: Sequence[Tensor],
-    ) -> Examined:
+    ) -> ExplainedError:
         region = to_canvas.back(verified.evidence) if verified is not None else _brightest(heat)
         control = None if verified is None or verified.control is None else to_canvas.back(verified.control)
         held = shares(heat * region, where)  # faint heat beyond the region is no evidence: nothing was tried there
-        mostly: Place = max(PLACES, key=held.__getitem__)
+        mostly: EvidenceLocation = max(EVIDENCE_LOCATIONS, key=held.__getitem__)
         peak = int(heat.argmax())
         case = replace(
             case,
@@ -224,30 +224,30 @@ class Examiner:
                 smallest=verified.smallest,
                 passes=case.passes + verified.passes,
             )
-        case = replace(case, reading=case_reading(case))
-        maps = Maps(
+        case = replace(case, sentence=case_sentence(case))
+        maps = CaseMaps(
             (heat.clamp(0, 1) * 255).round().to(torch.uint8).numpy(),
             region.numpy(),
             None if control is None else control.numpy(),
         )
         weight = to_canvas(heat * region)
-        return Examined(case, maps, _pooled(levels, weight, to_canvas))
+        return ExplainedError(case, maps, _pooled(levels, weight, to_canvas))
 
 
 class _ToCanvas:
-    """Between a picture's own pixels and its place on the network's input."""
+    """Between an image's own pixels and its place on the network's input."""
 
     def __init__(self, geometry: Geometry, verifier: Verifier) -> None:
         self.geometry = geometry
         self.rows, self.columns = verifier.canvas.rows, verifier.canvas.columns
         self.size_hw = geometry.input_size_hw
 
-    def __call__(self, picture: Tensor) -> Tensor:
-        """A map (H, W) of the picture, on its place (h, w) on the input."""
-        return self.geometry.from_image(picture[None].float(), self.size_hw)[0, self.rows, self.columns]
+    def __call__(self, image: Tensor) -> Tensor:
+        """A map (H, W) of the image, on its place (h, w) on the input."""
+        return self.geometry.from_image(image[None].float(), self.size_hw)[0, self.rows, self.columns]
 
     def back(self, region: Tensor) -> Tensor:
-        """A region (h, w) bool on that place as one of the picture (H, W)."""
+        """A region (h, w) bool on that place as one of the image (H, W)."""
         whole = torch.zeros((1, *self.size_hw))
         whole[0, self.rows, self.columns] = region.float()
         return self.geometry.to_image(whole)[0] > 0.5
@@ -260,11 +260,11 @@ class _ToCanvas:
 
 
 class _Passes:
-    """Counts how many pictures pass through a layer."""
+    """Counts how many images pass through a layer."""
 
     def __init__(self, layer: nn.Module) -> None:
         self.layer = layer
-        self.pictures = 0
+        self.images = 0
 
     def __enter__(self) -> _Passes:
         self._handle = self.layer.register_forward_hook(self._ran)
@@ -272,19 +272,19 @@ class _Passes:
 
     def _ran(self, module: nn.Module, inputs: Any, output: Any) -> None:
         first = flatten_tensors(output)[0]
-        self.pictures += len(first)
+        self.images += len(first)
 
     def __exit__(self, *exc_info: object) -> None:
         self._handle.remove()
 
 
-def _targets(question: Question) -> list[Target]:
+def _targets(question: ErrorQuestion) -> list[Target]:
     """What is explained for a question: its own targets, then the one that it is compared with."""
     return [*question.targets, *([] if question.beside is None else [question.beside])]
 
 
 def _joined(
-    questions: Sequence[Question], maps: Sequence[Tensor | RuntimeError]
+    questions: Sequence[ErrorQuestion], maps: Sequence[Tensor | RuntimeError]
 ) -> tuple[list[Tensor | RuntimeError], list[Tensor | None]]:
     """One map per question, the mean of its own, and the map that it is compared with."""
     heats: list[Tensor | RuntimeError] = []
@@ -297,7 +297,7 @@ def _joined(
         failed = [each for each in own if isinstance(each, RuntimeError)]
         heat = torch.stack(good).mean(0) if good else failed[0]
         if isinstance(heat, Tensor) and not bool(heat.amax() > 0):
-            heat = RuntimeError("nothing in the picture speaks for it, the map is zero everywhere")
+            heat = RuntimeError("nothing in the image speaks for it, the map is zero everywhere")
         heats.append(heat)
         beside = None
         if question.beside is not None:
@@ -316,7 +316,7 @@ def _compared(heat: Tensor, beside: Tensor) -> str:
     return f"{words} the first detection (correlation {alike:.2f})"
 
 
-def true_regions(error: ErrorCase, truth: TrueObjects, *, masks: bool) -> tuple[Tensor | None, Tensor]:
+def ground_truth_regions(error: DetectionError, truth: GroundTruth, *, masks: bool) -> tuple[Tensor | None, Tensor]:
     """The pixels (H, W) bool of the true object that an error is about, and of the others of the predicted class."""
     others = torch.zeros(truth.image_size_hw, dtype=torch.bool)
     for index, label in enumerate(truth.labels.tolist()):
@@ -325,7 +325,7 @@ def true_regions(error: ErrorCase, truth: TrueObjects, *, masks: bool) -> tuple[
     return None if error.truth is None else _object_region(truth, error.truth, masks), others
 
 
-def _object_region(truth: TrueObjects, index: int, masks: bool) -> Tensor:
+def _object_region(truth: GroundTruth, index: int, masks: bool) -> Tensor:
     """The pixels (H, W) bool of a true object's mask, or of its box."""
     return truth.mask(index) if masks else box_region(true_box(truth, index), truth.image_size_hw)
 
@@ -336,7 +336,7 @@ def _brightest(heat: Tensor) -> Tensor:
 
 
 def _pooled(levels: Sequence[Tensor], weight: Tensor, to_canvas: _ToCanvas) -> np.ndarray | None:
-    """The features (D,) of a picture's levels (C, h, w), each averaged with weights and scaled to length 1."""
+    """The features (D,) of an image's levels (C, h, w), each averaged with weights and scaled to length 1."""
     parts = []
     for level in levels:
         cells = to_canvas.on_level(weight, (level.shape[-2], level.shape[-1])).to(level.device)

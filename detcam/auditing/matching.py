@@ -10,7 +10,7 @@ import numpy as np
 from pycocotools import mask as coco_masks
 from torch import Tensor
 
-from detcam.data.ground_truth import TrueObjects
+from detcam.data.ground_truth import GroundTruth
 from detcam.detections import Detections
 
 IouType: TypeAlias = Literal["bbox", "segm"]
@@ -19,7 +19,7 @@ IouType: TypeAlias = Literal["bbox", "segm"]
 
 @dataclass(frozen=True)
 class Match:
-    """How the D detections of one picture met its T true objects.
+    """How the D detections of one image met its T true objects.
 
     Attributes:
         iou: (D, T) float64 in [0, 1], of every detection with every object, whatever their classes; with a crowd
@@ -54,7 +54,7 @@ class Match:
         return (self.detection < 0) & ~self.truth_ignored
 
 
-def overlaps(detections: Detections, truth: TrueObjects, iou_type: IouType = "bbox") -> np.ndarray:
+def overlaps(detections: Detections, truth: GroundTruth, iou_type: IouType = "bbox") -> np.ndarray:
     """Intersection over union of every detection with every true object, computed by pycocotools.
 
     With a crowd region, the intersection is divided by the detection's area instead.
@@ -75,7 +75,7 @@ def overlaps(detections: Detections, truth: TrueObjects, iou_type: IouType = "bb
 
 def match(
     detections: Detections,
-    truth: TrueObjects,
+    truth: GroundTruth,
     *,
     iou_threshold: float = 0.5,
     iou_type: IouType = "bbox",
@@ -83,7 +83,7 @@ def match(
     area_range: tuple[float, float] | None = None,
     judged: Sequence[int] | None = None,
 ) -> Match:
-    """Match one picture's detections with its true objects, as pycocotools' ``COCOeval`` does.
+    """Match one image's detections with its true objects, as pycocotools' ``COCOeval`` does.
 
     Best score first, each detection takes the free object of its class that it overlaps most, where that reaches the
     threshold; equal overlaps take the last object of the file. A detection left over that lies in a crowd region of its
@@ -174,30 +174,30 @@ def boxes_xywh(detections: Detections) -> np.ndarray:
 
 
 def paired(
-    detections: Sequence[Detections], truths: Sequence[TrueObjects]
-) -> Iterator[tuple[int, Detections, TrueObjects]]:
-    """Position, detections and true objects of each picture, checked.
+    detections: Sequence[Detections], truths: Sequence[GroundTruth]
+) -> Iterator[tuple[int, Detections, GroundTruth]]:
+    """Position, detections and true objects of each image, checked.
 
     Raises:
-        ValueError: not as many of one as of the other, or of pictures of another size.
+        ValueError: not as many of one as of the other, or of images of another size.
     """
     if len(detections) != len(truths):
-        raise ValueError(f"expected the detections of {len(truths)} pictures, one entry each; got {len(detections)}")
+        raise ValueError(f"expected the detections of {len(truths)} images, one entry each; got {len(detections)}")
     for position, (found, truth) in enumerate(zip(detections, truths, strict=True)):
         if tuple(found.image_size_hw) != tuple(truth.image_size_hw):
             raise ValueError(
-                f"picture {position} ({truth.file_name}) is {truth.image_size_hw} (height, width) and its detections "
-                f"are of a picture of {found.image_size_hw}; give both in the same order"
+                f"image {position} ({truth.file_name}) is {truth.image_size_hw} (height, width) and its detections "
+                f"are of an image of {found.image_size_hw}; give both in the same order"
             )
         yield position, found, truth
 
 
-def _rles(detections: Detections, truth: TrueObjects) -> list[dict[str, object]]:
+def _rles(detections: Detections, truth: GroundTruth) -> list[dict[str, object]]:
     if detections.masks is None:
         raise ValueError('these detections have no masks; compare boxes: iou_type="bbox"')
     if tuple(detections.masks.shape[1:]) != tuple(truth.image_size_hw):
         raise ValueError(
-            f"expected masks of the picture's size {truth.image_size_hw}; got {tuple(detections.masks.shape[1:])}"
+            f"expected masks of the image's size {truth.image_size_hw}; got {tuple(detections.masks.shape[1:])}"
         )
     masks: list[dict[str, object]] = coco_masks.encode(
         np.asfortranarray(as_array(detections.masks).astype(np.uint8).transpose(1, 2, 0))

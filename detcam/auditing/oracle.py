@@ -17,7 +17,7 @@ import numpy as np
 from detcam.auditing.average_precision import average_precision
 from detcam.auditing.errors import ERROR_TYPES, ErrorType, ImageErrors
 from detcam.auditing.matching import as_array
-from detcam.data.ground_truth import TrueObjects
+from detcam.data.ground_truth import GroundTruth
 from detcam.detections import Detections
 
 TIDE_RECALLS = np.array([step / 100 for step in range(101)])
@@ -25,7 +25,7 @@ TIDE_RECALLS = np.array([step / 100 for step in range(101)])
 
 
 @dataclass(frozen=True)
-class ApLost:
+class DeltaAP:
     """What errors cost, by TIDE's rules.
 
     Attributes:
@@ -54,13 +54,13 @@ class _Points:
         return _Points(self.label[chosen], self.score[chosen], self.hit[chosen])
 
 
-def ap_lost(errors: Sequence[ImageErrors], detections: Sequence[Detections], truths: Sequence[TrueObjects]) -> ApLost:
-    """What each type of error costs over all pictures.
+def delta_ap(errors: Sequence[ImageErrors], detections: Sequence[Detections], truths: Sequence[GroundTruth]) -> DeltaAP:
+    """What each type of error costs over all images.
 
     Args:
-        errors: of each picture.
-        detections: of each picture, those that the errors were found in.
-        truths: what is in each picture.
+        errors: of each image.
+        detections: of each image, those that the errors were found in.
+        truths: what is in each image.
     """
     wanted = _count(as_array(truth.labels)[~as_array(truth.crowd)] for truth in truths)
     unfound = _count(as_array(truth.labels)[image.unfound] for truth, image in zip(truths, errors, strict=True))
@@ -85,7 +85,7 @@ def ap_lost(errors: Sequence[ImageErrors], detections: Sequence[Detections], tru
         by_type[kind] = max(_mean(_concatenate([changed, right]), _less(wanted, fewer)) - base, 0.0)
     everything = _concatenate([wrong[in_ranking], right])
     perfect = _Points(everything.label, everything.hit.astype(np.float64), everything.hit)
-    return ApLost(
+    return DeltaAP(
         average_precision=base,
         by_type=by_type,
         false_positive=_mean(perfect, wanted) - base,
@@ -94,7 +94,7 @@ def ap_lost(errors: Sequence[ImageErrors], detections: Sequence[Detections], tru
 
 
 def _cases(
-    errors: Sequence[ImageErrors], detections: Sequence[Detections], truths: Sequence[TrueObjects]
+    errors: Sequence[ImageErrors], detections: Sequence[Detections], truths: Sequence[GroundTruth]
 ) -> tuple[_Points, _Points]:
     """Every case as it is, and as it would be if it were mended (only right ones stay in the ranking then)."""
     label, score, mended_label = [], [], []

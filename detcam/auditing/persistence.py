@@ -1,4 +1,4 @@
-"""What becomes of a detection when its picture changes: its raw candidate is followed."""
+"""What becomes of a detection when its image changes: its raw candidate is followed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NEAR = 0.1
 
 
 @dataclass(frozen=True)
-class Followed:
+class TrackedDetection:
     """One detection, and how to find it again.
 
     A detection lives on in its own raw candidate, or in another candidate that overlaps it by half: a neighbouring
@@ -30,7 +30,7 @@ class Followed:
         target: the detection, pinned to its source.
         threshold: least score, in [0, 1], at which it counts as a detection.
         alone: whether its own candidate alone is followed.
-        before: (K, 4) boxes that said its class near it in the unchanged picture, above the threshold.
+        before: (K, 4) boxes that said its class near it in the unchanged image, above the threshold.
         truth_xyxy: the true object that it is too far off, for a box in the wrong place; else None.
         fits: least overlap with that object, in (0, 1], at which the box has moved onto it.
     """
@@ -52,13 +52,13 @@ class Followed:
         alone: bool = False,
         truth_xyxy: Box | None = None,
         iou_threshold: float = SAME,
-    ) -> Followed:
-        """Follow a detection from what the detector says of the unchanged picture.
+    ) -> TrackedDetection:
+        """Follow a detection from what the detector says of the unchanged image.
 
         A box in the wrong place has moved onto its object where it overlaps it by the threshold of a right detection;
         one that does so already (of masks that do not) where it has come half of the way to the object's own box.
         """
-        boxes, scores = (part.float().cpu() for part in output.proposals())
+        boxes, scores = (part.float().cpu() for part in output.raw_candidates())
         overlap = _overlap(target, boxes)
         near = (overlap >= NEAR) & (overlap < SAME) & (scores[:, target.label] >= threshold)
         fits = iou_threshold
@@ -68,7 +68,7 @@ class Followed:
         return cls(target, threshold, alone, boxes[near], truth_xyxy, fits)
 
     def find(self, output: DetectorOutput) -> tuple[float, Outcome]:
-        """Its score in [0, 1] in a changed picture, and what became of it."""
+        """Its score in [0, 1] in a changed image, and what became of it."""
         label = self.target.label
         own = output.candidates([self.target])
         box = own.boxes_xyxy.detach().float().cpu()
@@ -76,7 +76,7 @@ class Followed:
         own_overlap = float(_overlap(self.target, box)[0])
         boxes, scores = box, row[None]
         if not self.alone:
-            all_boxes, all_scores = (part.float().cpu() for part in output.proposals())
+            all_boxes, all_scores = (part.float().cpu() for part in output.raw_candidates())
             boxes, scores = torch.cat([box, all_boxes]), torch.cat([scores, all_scores])
         overlap = _overlap(self.target, boxes)
         here = overlap >= SAME

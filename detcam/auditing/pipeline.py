@@ -12,21 +12,21 @@ from torch import nn
 
 from detcam.adapters import Adapter, adapt
 from detcam.auditing.analysis import ErrorAnalysis, analyze_errors
-from detcam.auditing.background_type import Natures
-from detcam.auditing.case import Case, Group, Truth
+from detcam.auditing.background_type import BackgroundClassifier
+from detcam.auditing.case import AuditCase, ErrorGroup, MatchedObject
 from detcam.auditing.clustering import group_cases
-from detcam.auditing.errors import ErrorCase
-from detcam.auditing.explainer import Examined, Examiner
+from detcam.auditing.errors import DetectionError
+from detcam.auditing.explainer import ErrorExplainer, ExplainedError
 from detcam.auditing.matching import IouType
-from detcam.auditing.report import ReportWriter, Summary
-from detcam.auditing.run_state import Store
-from detcam.auditing.sentences import case_reading
-from detcam.auditing.stages import Work
+from detcam.auditing.report import ReportSummary, ReportWriter
+from detcam.auditing.run_state import AuditState
+from detcam.auditing.sentences import case_sentence
+from detcam.auditing.stages import AuditStages
 from detcam.auditing.validation import judged, truth_digest
 from detcam.data.annotations import Annotations
-from detcam.data.ground_truth import TrueObjects
-from detcam.data.issues import Problems
-from detcam.data.rle import Unpacked
+from detcam.data.ground_truth import GroundTruth
+from detcam.data.issues import DataIssues
+from detcam.data.rle import UnpackedDetections
 from detcam.detections import Detections, class_name
 from detcam.explanation.explain import Method, make_cam
 from detcam.utils.hashing import adapter_digest, weights_digest
@@ -80,7 +80,7 @@ class Audit:
         analysis: every error, named, counted and priced.
         cases: the same errors in the same order, explained where they were to be.
         groups: explained errors that share a cause, the costliest first.
-        problems: what was wrong with the data, and what was left out because of it.
+        issues: what was wrong with the data, and what was left out because of it.
         report: the report's ``index.html``, or None where no folder was given.
         seconds: how long it took.
         timings: seconds of that spent ``detecting``, ``matching``, ``explaining``, ``comparing``, ``writing`` and
@@ -88,9 +88,9 @@ class Audit:
     """
 
     analysis: ErrorAnalysis
-    cases: tuple[Case, ...]
-    groups: tuple[Group, ...]
-    problems: Problems
+    cases: tuple[AuditCase, ...]
+    groups: tuple[ErrorGroup, ...]
+    issues: DataIssues
     report: Path | None
     seconds: float
     timings: Mapping[str, float] = field(default_factory=dict)
@@ -102,12 +102,12 @@ class Audit:
         )
 
     @property
-    def explained(self) -> list[Case]:
+    def explained(self) -> list[AuditCase]:
         """The cases that have a heatmap."""
         return [case for case in self.cases if case.method]
 
     @property
-    def confirmed(self) -> list[Case]:
+    def confirmed(self) -> list[AuditCase]:
         """The cases whose evidence is the cause."""
         return [case for case in self.cases if case.verdict == "confirmed"]
 
@@ -133,7 +133,7 @@ def audit(
     model_name: str | None = None,
     **adapter_options: Any,
 ) -> Audit:
-    """Why did it fire there? What a detector gets wrong on annotated pictures, and what each mistake rests on.
+    """Why did it fire there? What a detector gets wrong on annotated images, and what each mistake rests on.
 
     Detections are matched by COCO's rules and errors named as TIDE does; the false positives with the highest scores
     and the largest missed objects are explained; each explanation is verified by taking its evidence away; errors
@@ -153,7 +153,7 @@ def audit(
         class_map: category name (or id) to the model's class name (or index), where they differ.
         method: as in `detcam.explain`.
         target_layers: as in `detcam.explain`; None takes the method's own choice.
-        batch_size: pictures per forward pass.
+        batch_size: images per forward pass.
         resume: go on with an interrupted audit in `out`.
         progress: whether to show progress bars on stderr.
         model_name: what the report calls the model.
@@ -178,14 +178,14 @@ def audit(
         "layers": list(adapter.layer_names),
         "model": name,
         "annotations": truth.path.name,
-        "pictures": len(truth),
+        "images": len(truth),
         "truth": truth_digest(truth),
         "weights": weights_digest(adapter.model),
         "adapter_options": adapter_digest(adapter),
     }
-    work = Work(adapter, iou_type == "segm", progress, batch_size)
+    work = AuditStages(adapter, iou_type == "segm", progress, batch_size)
     if out is not None:
-        work.store = Store(Path(out), asked, resume=resume)
+        work.store = AuditState(Path(out), asked, resume=resume)
         work.writer = ReportWriter(Path(out))
     elif resume:
         raise ValueError("resume goes on with the audit in a folder; say which with out=")
@@ -194,7 +194,7 @@ def audit(
     found = [one.found for one in packed]
     with work.timed("matching"):
         analysis = analyze_errors(
-            Unpacked(packed) if iou_type == "segm" else found,
+            UnpackedDetections(packed) if iou_type == "segm" else found,
             truth,
             iou_threshold=iou_threshold,
             background_threshold=background_threshold,
@@ -203,20 +203,20 @@ def audit(
         )
     plain = [plain_case(analysis, position, found, truth) for position in range(len(analysis))]
     chosen = _choose(analysis, truth, settings)
-    examiner = Examiner(
+    examiner = ErrorExplainer(
         adapter, cam, truth.names, score_threshold, masks=iou_type == "segm", iou_threshold=iou_threshold
     )
     with work.timed("explaining"):
         examined = work.explain(examiner, analysis, found, truth, plain, chosen)
     with work.timed("comparing"):
-        natures = Natures(adapter, analysis, found, truth, score_threshold, batch_size)
-        examined = _natured(natures, plain, examined)
+        background_types = BackgroundClassifier(adapter, analysis, found, truth, score_threshold, batch_size)
+        examined = _with_background_types(background_types, plain, examined)
     with work.timed("grouping"):
         cases, groups = _grouped(analysis, plain, examined)
     seconds = time.perf_counter() - start
     report = None
     if work.writer is not None:
-        summary = Summary.from_analysis(
+        summary = ReportSummary.from_analysis(
             analysis,
             truth,
             model=name,
@@ -225,12 +225,12 @@ def audit(
             cases=cases,
             groups=groups,
             settings=asked,
-            problems=Problems(()),
+            issues=DataIssues(()),
             seconds=seconds,
         )
         with work.timed("writing"):
             report = work.writer.finish(summary)
-    return Audit(analysis, tuple(cases), tuple(groups), truth.problems, report, seconds, dict(work.timings))
+    return Audit(analysis, tuple(cases), tuple(groups), truth.issues, report, seconds, dict(work.timings))
 
 
 def _choose(analysis: ErrorAnalysis, truth: Annotations, settings: Settings) -> list[int]:
@@ -251,10 +251,10 @@ def _choose(analysis: ErrorAnalysis, truth: Annotations, settings: Settings) -> 
 
 
 def plain_case(
-    analysis: ErrorAnalysis, position: int, found: Sequence[Detections], truth: Sequence[TrueObjects] | Annotations
-) -> Case:
+    analysis: ErrorAnalysis, position: int, found: Sequence[Detections], truth: Sequence[GroundTruth] | Annotations
+) -> AuditCase:
     """An error as a case, not yet explained."""
-    error: ErrorCase = analysis[position]
+    error: DetectionError = analysis[position]
     image, own = truth[error.image], found[error.image]
     at = error.truth
     if error.detection is not None:
@@ -269,8 +269,8 @@ def plain_case(
             overlap = float(analysis.matches[error.image].iou[error.detection, at])
         label = int(image.labels[at])
         identity = int(image.ids[at])
-        concerned = Truth((x1, y1, x2, y2), label, class_name(analysis.names, label), overlap, identity)
-    case = Case(
+        concerned = MatchedObject((x1, y1, x2, y2), label, class_name(analysis.names, label), overlap, identity)
+    case = AuditCase(
         id=f"image-{error.image_id}-{what}",
         image_id=error.image_id,
         file_name=image.file_name,
@@ -282,24 +282,26 @@ def plain_case(
         box_xyxy=(box[0], box[1], box[2], box[3]),
         is_false_positive=error.is_false_positive,
         truth=concerned,
-        ap_lost=float(analysis.lost_by_case[position]),
+        delta_ap=float(analysis.delta_ap_by_case[position]),
     )
-    return replace(case, reading=case_reading(case))
+    return replace(case, sentence=case_sentence(case))
 
 
-def _natured(natures: Natures, plain: Sequence[Case], examined: Mapping[str, Examined]) -> dict[str, Examined]:
+def _with_background_types(
+    background_types: BackgroundClassifier, plain: Sequence[AuditCase], examined: Mapping[str, ExplainedError]
+) -> dict[str, ExplainedError]:
     """The explained errors, those of nothing with what they are."""
     explained = {at: examined[case.id].case for at, case in enumerate(plain) if case.id in examined}
     changed = dict(examined)
-    for at, (nature, value) in natures.tell(explained).items():
-        case = replace(explained[at], nature=nature, likeness=value)
-        changed[case.id] = replace(changed[case.id], case=replace(case, reading=case_reading(case)))
+    for at, (background_type, value) in background_types.tell(explained).items():
+        case = replace(explained[at], background_type=background_type, typicality=value)
+        changed[case.id] = replace(changed[case.id], case=replace(case, sentence=case_sentence(case)))
     return changed
 
 
 def _grouped(
-    analysis: ErrorAnalysis, plain: Sequence[Case], examined: Mapping[str, Examined]
-) -> tuple[list[Case], list[Group]]:
+    analysis: ErrorAnalysis, plain: Sequence[AuditCase], examined: Mapping[str, ExplainedError]
+) -> tuple[list[AuditCase], list[ErrorGroup]]:
     """All cases, the explained ones with the number of their group; and the groups."""
     cases = [examined[case.id].case if case.id in examined else case for case in plain]
     positions = [position for position, case in enumerate(cases) if case.method]  # without a map there is no cause
@@ -307,7 +309,7 @@ def _grouped(
     groups = group_cases(
         [one.case for one in explained],
         [one.features for one in explained],
-        lambda members: analysis.average_precision_lost([positions[member] for member in members]),
+        lambda members: analysis.delta_ap_without([positions[member] for member in members]),
     )
     for group, members in groups:
         for member in members:

@@ -1,6 +1,6 @@
 """What an audit has done so far, on disk, so that an interrupted one goes on where it stopped.
 
-Each picture's detections and each finished case are one line of JSON, appended; a line that an interruption cut off is
+Each image's detections and each finished case are one line of JSON, appended; a line that an interruption cut off is
 dropped, and what it held is done again.
 """
 
@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from detcam.auditing.case import Case
-from detcam.auditing.explainer import Examined
-from detcam.data.rle import Packed
+from detcam.auditing.case import AuditCase
+from detcam.auditing.explainer import ExplainedError
+from detcam.data.rle import PackedDetections
 from detcam.detections import Detections, Source
 from detcam.utils.files import is_audit, replace_file
 
@@ -27,7 +27,7 @@ FILES = ("index.html", "audit.json", "false_positives.csv", "false_positives.coc
 """What a report writes beside them, and nobody else's file is written over."""
 
 
-class Store:
+class AuditState:
     """The working files of an audit, in a folder inside the report's.
 
     Args:
@@ -61,26 +61,26 @@ class Store:
         self.folder.mkdir(parents=True, exist_ok=True)
         replace_file(path, json.dumps(wanted, indent=1).encode())
 
-    def detections(self, names: Mapping[int, str]) -> dict[str, Packed | str]:
-        """What was found in each picture already, by its id; a text where the picture could not be read."""
+    def detections(self, names: Mapping[int, str]) -> dict[str, PackedDetections | str]:
+        """What was found in each image already, by its id; a text where the image could not be read."""
         return {
             line["image"]: line["unreadable"] if "unreadable" in line else _detections(line, names)
             for line in self._lines(DETECTIONS)
         }
 
-    def add_detections(self, image: str, found: Packed | str) -> None:
-        """Keep what was found in a picture, or why it could not be read."""
+    def add_detections(self, image: str, found: PackedDetections | str) -> None:
+        """Keep what was found in an image, or why it could not be read."""
         line = {"unreadable": found} if isinstance(found, str) else _plain(found)
         self._append(DETECTIONS, {"image": image, **line})
 
-    def cases(self) -> dict[str, Examined]:
+    def cases(self) -> dict[str, ExplainedError]:
         """The cases that were explained already, by their id, without their maps, which are in the report's folder."""
         return {
-            line["case"]["id"]: Examined(Case.from_json(line["case"]), None, _array(line["features"]))
+            line["case"]["id"]: ExplainedError(AuditCase.from_json(line["case"]), None, _array(line["features"]))
             for line in self._lines(CASES)
         }
 
-    def add_case(self, examined: Examined) -> None:
+    def add_case(self, examined: ExplainedError) -> None:
         """Keep a case: from here on a killed process does not lose it."""
         features = examined.features
         listed = None if features is None else [float(f"{value:.9g}") for value in features.tolist()]
@@ -113,7 +113,7 @@ def _array(values: list[float] | None) -> np.ndarray | None:
     return None if values is None else np.asarray(values, dtype=np.float32)
 
 
-def _plain(packed: Packed) -> dict[str, Any]:
+def _plain(packed: PackedDetections) -> dict[str, Any]:
     """Detections as JSON; numbers come back to the last bit."""
     found, masks = packed.found, None
     if packed.masks is not None:
@@ -128,7 +128,7 @@ def _plain(packed: Packed) -> dict[str, Any]:
     }
 
 
-def _detections(line: Mapping[str, Any], names: Mapping[int, str]) -> Packed:
+def _detections(line: Mapping[str, Any], names: Mapping[int, str]) -> PackedDetections:
     masks = None
     if line["masks"] is not None:
         masks = tuple({"size": one["size"], "counts": one["counts"].encode("ascii")} for one in line["masks"])
@@ -143,7 +143,7 @@ def _detections(line: Mapping[str, Any], names: Mapping[int, str]) -> Packed:
         sources,
         names=names,
     )
-    return Packed(found, masks)
+    return PackedDetections(found, masks)
 
 
 def _tuple(values: list[float] | None) -> Any:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from detcam.auditing.case import Case, Place
+from detcam.auditing.case import AuditCase, EvidenceLocation
 
-WHERE: dict[Place, str] = {
+WHERE: dict[EvidenceLocation, str] = {
     "predicted box": "in the predicted box",
     "true object": "on the true object",
     "same class": "on another {name}",
@@ -14,7 +14,7 @@ WHERE: dict[Place, str] = {
     "scene": "elsewhere in the scene",
 }
 """Where evidence lies, in words."""
-BEYOND: tuple[Place, ...] = ("same class", "ring", "scene")
+BEYOND: tuple[EvidenceLocation, ...] = ("same class", "ring", "scene")
 """Places that are neither in the detection's box nor on the true object that it is about."""
 
 
@@ -23,28 +23,28 @@ def plural(count: int, word: str) -> str:
     return f"{count} {word}" if count == 1 or word.endswith("s") else f"{count} {word}s"
 
 
-def outside(case: Case) -> float:
+def outside(case: AuditCase) -> float:
     """Share of a case's evidence that lies outside its box and outside the true object concerned, in [0, 1]."""
     found = case.shares or {}
     return sum(found.get(place, 0.0) for place in BEYOND)
 
 
-def rests_outside(case: Case) -> bool:
+def rests_outside(case: AuditCase) -> bool:
     """Whether at least half of a case's evidence lies there."""
     return outside(case) >= 0.5
 
 
-def case_reading(case: Case) -> str:
+def case_sentence(case: AuditCase) -> str:
     """What a case comes to, in one line: what is wrong, where its evidence lies, whether that is the cause."""
     return "; ".join(part for part in (_what(case), _where(case), _really(case)) if part)
 
 
-def group_reading(cases: Sequence[Case], ap_lost: float) -> str:
+def group_sentence(cases: Sequence[AuditCase], delta_ap: float) -> str:
     """What a group comes to: how many, where they fired, and what they cost."""
     first = cases[0]
     confirmed = sum(case.verdict == "confirmed" for case in cases)
     count = plural(len(cases), first.name)
-    price = f"{ap_lost:.3f} AP"
+    price = f"{delta_ap:.3f} AP"
     if first.type == "missed":
         stages = {case.stage for case in cases if case.stage}
         return f"{count} missed{': ' + ', '.join(sorted(stages)) if stages else ''}; {price}"
@@ -59,7 +59,7 @@ def group_reading(cases: Sequence[Case], ap_lost: float) -> str:
     return f"{count} {wrong}{place}; {confirmed} of {len(cases)} confirmed; {price}"
 
 
-def _background(first: Case, count: int) -> str:
+def _background(first: AuditCase, count: int) -> str:
     """What detections of nothing are, after their name."""
     one = count == 1
     return {
@@ -67,21 +67,21 @@ def _background(first: Case, count: int) -> str:
         "context": "made up from its surroundings" if one else "made up from their surroundings",
         "look-alike": "fired on a look-alike" if one else "fired on look-alikes",
         "unlabelled": "that may be an object nobody labelled" if one else "that may be objects nobody labelled",
-    }[first.nature]
+    }[first.background_type]
 
 
-def _place_words(place: Place, cases: Sequence[Case]) -> str:
+def _place_words(place: EvidenceLocation, cases: Sequence[AuditCase]) -> str:
     """Where evidence lies, in words; a detection of nothing has no object of its own, only one that it touches."""
     if place == "true object" and cases[0].type == "background":
         return f"on a {_true_names(cases)} that it touches"
     return WHERE[place].format(name=cases[0].name)
 
 
-def _true_names(cases: Sequence[Case]) -> str:
+def _true_names(cases: Sequence[AuditCase]) -> str:
     return " or ".join(sorted({case.truth.name for case in cases if case.truth is not None}))
 
 
-def _what(case: Case) -> str:
+def _what(case: AuditCase) -> str:
     true = "object" if case.truth is None else case.truth.name
     if case.type == "missed":
         return f"missed {case.name}" + (f": {case.stage}" if case.stage else "")
@@ -94,22 +94,22 @@ def _what(case: Case) -> str:
     }[case.type]
 
 
-def _nature(case: Case) -> str:
+def _nature(case: AuditCase) -> str:
     """What a detection of nothing is, in careful words."""
-    compared = f"{case.likeness:.0%} of the right ones look less like it".replace("%", " %")
+    compared = f"{case.typicality:.0%} of the right ones look less like it".replace("%", " %")
     return {
         None: "",
         "context": ", made up from its surroundings",
         "look-alike": f": a look-alike, or an unusual {case.name} ({compared})",
         "unlabelled": f": may be an unlabelled {case.name} ({compared})",
-    }[case.nature]
+    }[case.background_type]
 
 
-def _iou(case: Case) -> str:
+def _iou(case: AuditCase) -> str:
     return "0 %" if case.truth is None else f"{case.truth.iou:.0%}".replace("%", " %")
 
 
-def _where(case: Case) -> str:
+def _where(case: AuditCase) -> str:
     if case.shares is None:
         return ""
     beyond = outside(case)
@@ -118,13 +118,13 @@ def _where(case: Case) -> str:
     return f"{1 - beyond:.0%}".replace("%", " %") + " of the evidence lies in the box"
 
 
-def _most(case: Case) -> str:
+def _most(case: AuditCase) -> str:
     found = case.shares or {}
     place = max(BEYOND, key=lambda each: found.get(each, 0.0))
     return f"most of it {_place_words(place, [case])}"
 
 
-def _really(case: Case) -> str:
+def _really(case: AuditCase) -> str:
     if case.verdict == "confirmed":
         return f"confirmed: {case.reason}"
     return f"not confirmed: {case.reason}" if case.verdict == "unconfirmed" else case.reason

@@ -13,30 +13,28 @@ from detcam.trace import guarded
 
 LOST = (
     "unreadable annotation",
-    "annotation of an unlisted picture",
+    "annotation of an unlisted image",
     "category not in the file",
     "unreadable box",
     "box of zero size",
-    "box outside the picture",
+    "box outside the image",
 )
-"""Problems by which an object is lost that the file meant to be there."""
+"""DataIssues by which an object is lost that the file meant to be there."""
 
 
 def judged(adapter: Adapter, truth: Annotations, class_map: Mapping[str | int, str | int] | None) -> Annotations:
     """The annotations in the model's class indices.
 
     Raises:
-        ValueError: nothing of them can be judged: no picture is there, no object fits one, or no class of the model.
+        ValueError: nothing of them can be judged: no image is there, no object fits one, or no class of the model.
     """
     if not len(truth):
         raise ValueError(
-            f"none of the pictures of {truth.path} can be used. Do its file names start from the folder of pictures? "
-            f"{' '.join(truth.problems.summary().split())}"
+            f"none of the images of {truth.path} can be used. Do its file names start from the folder of images? "
+            f"{' '.join(truth.issues.summary().split())}"
         )
-    if any(truth.problems.of(kind) for kind in LOST) and not any(len(image) for image in truth):
-        raise ValueError(
-            f"none of the objects of {truth.path} can be used: {' '.join(truth.problems.summary().split())}"
-        )
+    if any(truth.issues.of(kind) for kind in LOST) and not any(len(image) for image in truth):
+        raise ValueError(f"none of the objects of {truth.path} can be used: {' '.join(truth.issues.summary().split())}")
     truth = truth.for_classes(adapter.names, class_map)
     if not adapter.names:
         with guarded(adapter.model, gradients=False):
@@ -53,7 +51,7 @@ def judged(adapter: Adapter, truth: Annotations, class_map: Mapping[str | int, s
 
 
 def truth_digest(truth: Annotations) -> str:
-    """A short name for what is to be found and in which pictures: an audit is not gone on with after either changed."""
+    """A short name for what is to be found and in which images: an audit is not gone on with after either changed."""
     found = hashlib.sha256(repr((sorted(truth.names.items()), truth.labels)).encode())
     for image in truth:
         size = image.path.stat().st_size if image.path.is_file() else -1

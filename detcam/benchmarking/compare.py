@@ -1,4 +1,4 @@
-"""The benchmark from pictures to rows, and what can be done with the rows."""
+"""The benchmark from images to rows, and what can be done with the rows."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from detcam.adapters import Adapter, adapt
 from detcam.benchmarking import plots, tables
 from detcam.benchmarking.conclusions import listed, recommend, verdicts
 from detcam.benchmarking.controls import controls_for, references_of
-from detcam.benchmarking.result_store import Store, fingerprint
-from detcam.benchmarking.runner import Runner, Tally, outcomes_of
-from detcam.benchmarking.samples import find_subjects
-from detcam.benchmarking.specs import CONTROLS, Entry, Ruler, described, read_methods, read_metrics
+from detcam.benchmarking.result_store import ResultStore, fingerprint
+from detcam.benchmarking.runner import BenchmarkState, Runner, outcomes_of
+from detcam.benchmarking.samples import find_samples
+from detcam.benchmarking.specs import CONTROLS, MethodSpec, MetricSpec, described, read_methods, read_metrics
 from detcam.benchmarking.statistics import RESAMPLES, Row, make_rows
 from detcam.data.annotations import Annotations
 from detcam.data.images import load_image, to_uint8
@@ -25,7 +25,7 @@ from detcam.explanation.explain import SCORE_THRESHOLD, Method
 from detcam.methods import METHODS
 from detcam.metrics import Metric
 from detcam.utils.files import replace_file
-from detcam.visualize.convert import Picture
+from detcam.visualize.convert import ImageArray
 from detcam.visualize.overlay import to_png_bytes
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 SCHEMA, VERSION = "detcam.benchmark", 1
 MOST_TARGETS = {"detection": 3, "segmentation": 3, "classification": 1, "embedding": 1}
-"""Findings per picture that are explained unless the user says otherwise, best first."""
+"""Findings per image that are explained unless the user says otherwise, best first."""
 DEFAULT_METHODS = {
     "detection": ("odam", "gradcam", "layercam", "reachcam", "eigencam"),
     "segmentation": ("gradcam", "hirescam", "layercam", "seggradcam", "eigencam"),
@@ -56,11 +56,11 @@ class Benchmark(Sequence[Row]):
         notes: what the numbers say, in words, and what was left out.
         model: what the model is called.
         reference: the control against which methods are judged in words.
-        pictures: how many were explained.
+        images: how many were explained.
         targets: how many findings were explained in them.
-        empty: pictures in which the model found nothing.
-        failed: picture to what was wrong with it.
-        shown: the first pictures, with their maps.
+        empty: images in which the model found nothing.
+        failed: image to what was wrong with it.
+        shown: the first images, with their maps.
         computed: how many results were computed now; the others were read.
     """
 
@@ -69,7 +69,7 @@ class Benchmark(Sequence[Row]):
     notes: tuple[str, ...]
     model: str
     reference: str
-    pictures: int
+    images: int
     targets: int
     empty: tuple[str, ...]
     failed: Mapping[str, str]
@@ -100,7 +100,7 @@ class Benchmark(Sequence[Row]):
     @property
     def title(self) -> str:
         """The model, and how much of what it found was explained."""
-        return f"{self.model}: {self.targets} findings in {_count(self.pictures, 'picture')}"
+        return f"{self.model}: {self.targets} findings in {_count(self.images, 'image')}"
 
     def recommend(self, metric: str | None = None) -> tuple[Row, str]:
         """The cheapest of the methods that are as good as the best by a metric (the first one), and why."""
@@ -127,7 +127,7 @@ class Benchmark(Sequence[Row]):
             "version": VERSION,
             "model": self.model,
             "metrics": {metric: "higher" if sign > 0 else "lower" for metric, sign in self.signs.items()},
-            "pictures": self.pictures,
+            "images": self.images,
             "targets": self.targets,
             "without findings": list(self.empty),
             "failed": dict(self.failed),
@@ -140,8 +140,8 @@ class Benchmark(Sequence[Row]):
         chosen = self._metric(metric)
         return plots.scatter(self.rows, chosen, self.signs[chosen])
 
-    def grid(self) -> Picture:
-        """The maps of the first pictures, as an HxWx3 uint8 array."""
+    def grid(self) -> ImageArray:
+        """The maps of the first images, as an HxWx3 uint8 array."""
         return plots.maps_figure(self.shown, [row.name for row in self.rows])
 
     def save(self, folder: str | Path) -> list[Path]:
@@ -183,44 +183,44 @@ def benchmark(
     resamples: int = RESAMPLES,
     seed: int = 0,
     title: str | None = None,
-    progress: Callable[[int, Sequence[Entry]], Progress] | None = None,
+    progress: Callable[[int, Sequence[MethodSpec]], Progress] | None = None,
     **adapter_options: Any,
 ) -> Benchmark:
-    """Compare methods on what a model finds in pictures.
+    """Compare methods on what a model finds in images.
 
-    Every method explains the same findings. Means are over pictures, of means over a picture's findings; intervals and
-    differences come from a bootstrap over pictures. Controls that know nothing of the network are rows too.
+    Every method explains the same findings. Means are over images, of means over an image's findings; intervals and
+    differences come from a bootstrap over images. Controls that know nothing of the network are rows too.
 
     With `out`, each result is kept as it is found, and a second run with the same settings goes on where the first one
-    stopped; methods and pictures may be added to it. A picture that cannot be read, or on which everything fails, costs
-    that picture alone; `Benchmark.failed` names it.
+    stopped; methods and images may be added to it. An image that cannot be read, or on which everything fails, costs
+    that image alone; `Benchmark.failed` names it.
 
     Args:
         model: a detector, segmentation network or classifier of a supported family, or an adapter.
-        images: a folder, files, pictures, or a list of them; None takes the annotated ones.
+        images: a folder, files, images, or a list of them; None takes the annotated ones.
         methods: names with settings (``"drise:passes=1000"``), classes, or a mapping from names of your own to those or
             to functions from an adapter to a method; None takes a few that suit the model.
         metrics: names with settings (``"insertion:steps=10"``) or metrics; None takes insertion and deletion. The first
             one orders the rows.
-        annotations: COCO JSON, or loaded annotations, for metrics that need the truth; pictures that it does not name
+        annotations: COCO JSON, or loaded annotations, for metrics that need the truth; images that it does not name
             are left out. Its file names start from `images`, a folder.
         out: folder for results and figures; None keeps all in memory.
         controls: whether to add them.
-        top_k: findings per picture, best first; None takes three boxes or regions, and one class.
+        top_k: findings per image, best first; None takes three boxes or regions, and one class.
         score_threshold: least score of a finding; None takes 0.3 for boxes.
         labels: class names or indices to explain.
         class_map: from annotated categories to the model's classes, where names differ.
         target_layers: of all methods that look at layers; None takes their defaults.
-        limit: only so many pictures, the first ones.
-        shown: of how many pictures the maps are drawn.
+        limit: only so many images, the first ones.
+        shown: of how many images the maps are drawn.
         resamples: of the bootstrap.
         seed: of the bootstrap and of the controls.
         title: what the results call the model; None takes its class.
-        progress: from the number of pictures and the entries to what is told of each picture and entry.
+        progress: from the number of images and the entries to what is told of each image and entry.
         **adapter_options: further arguments of `detcam.adapters.adapt`, such as `names`, `image_size`.
 
     Raises:
-        TypeError, ValueError: an argument is not as expected, `out` holds results of other settings, or not one picture
+        TypeError, ValueError: an argument is not as expected, `out` holds results of other settings, or not one image
             could be explained.
     """
     adapter = adapt(model, target_layers=target_layers, **adapter_options)
@@ -228,9 +228,11 @@ def benchmark(
         if value is not None and value < 1:
             raise ValueError(f"expected {name} of at least 1; got {value}")
     truth, about = _annotations(adapter, images, annotations, class_map)
-    subjects, left = find_subjects(images, truth)
-    entries = _entries(adapter, methods, controls, seed)
-    rulers = read_metrics(metrics if metrics is not None else DEFAULT_METRICS, adapter.task, truth=truth is not None)
+    samples, left = find_samples(images, truth)
+    method_specs = _entries(adapter, methods, controls, seed)
+    metric_specs = read_metrics(
+        metrics if metrics is not None else DEFAULT_METRICS, adapter.task, truth=truth is not None
+    )
     choosing = {
         "top_k": MOST_TARGETS[adapter.task] if top_k is None else top_k,
         "score_threshold": score_threshold,
@@ -241,17 +243,19 @@ def benchmark(
         "version": VERSION,
         "model": fingerprint(adapter),
         "layers": adapter.layer_names,
-        "metrics": [_identity(ruler) for ruler in rulers],
+        "metrics": [_identity(metric_spec) for metric_spec in metric_specs],
         "annotations": None if truth is None else hashlib.sha256(truth.path.read_bytes()).hexdigest()[:16],
         "classes": None if class_map is None else {str(key): value for key, value in class_map.items()},
         "seed": seed,
         **choosing,
     }
-    store = Store(None if out is None else Path(out), settings)
-    subjects = subjects[:limit]
-    told = progress(len(subjects), entries) if progress else _silent
-    tally = Runner(adapter, entries, rulers, store, shown, told, choosing).run(subjects)
-    found = _conclude(adapter, tally, entries, rulers, store, [*about, *left], shown, resamples, seed, choosing, title)
+    store = ResultStore(None if out is None else Path(out), settings)
+    samples = samples[:limit]
+    on_progress = progress(len(samples), method_specs) if progress else _silent
+    state = Runner(adapter, method_specs, metric_specs, store, shown, on_progress, choosing).run(samples)
+    found = _conclude(
+        adapter, state, method_specs, metric_specs, store, [*about, *left], shown, resamples, seed, choosing, title
+    )
     if out is not None:
         found.save(out)
     return found
@@ -273,15 +277,15 @@ def _annotations(
             )
         annotations = Annotations.load(annotations, folder)
     own = annotations.for_classes(adapter.names, class_map)
-    words = f"{own.path.name}: {' '.join(own.problems.summary().split())}" if own.problems else ""
+    words = f"{own.path.name}: {' '.join(own.issues.summary().split())}" if own.issues else ""
     return own, [words] if words else []
 
 
-def _entries(adapter: Adapter, methods: Any, controls: bool, seed: int) -> list[Entry]:
-    entries = read_methods(DEFAULT_METHODS[adapter.task] if methods is None else methods, adapter)
+def _entries(adapter: Adapter, methods: Any, controls: bool, seed: int) -> list[MethodSpec]:
+    method_specs = read_methods(DEFAULT_METHODS[adapter.task] if methods is None else methods, adapter)
     if not controls:
-        return entries
-    there = {entry.name for entry in entries}
+        return method_specs
+    there = {method_spec.name for method_spec in method_specs}
     wanted = [
         name
         for name in CONTROLS
@@ -289,18 +293,18 @@ def _entries(adapter: Adapter, methods: Any, controls: bool, seed: int) -> list[
     ]
     more = read_methods(wanted, adapter, alone=False) if wanted else []
     drawn = controls_for(adapter.task, seed)
-    clash = there & {entry.name for entry in drawn}
+    clash = there & {method_spec.name for method_spec in drawn}
     if clash:
         raise ValueError(f"{', '.join(sorted(clash))} is the name of a control; give your method another one")
-    return [*entries, *more, *drawn]
+    return [*method_specs, *more, *drawn]
 
 
 def _conclude(
     adapter: Adapter,
-    tally: Tally,
-    entries: Sequence[Entry],
-    rulers: Sequence[Ruler],
-    store: Store,
+    state: BenchmarkState,
+    method_specs: Sequence[MethodSpec],
+    metric_specs: Sequence[MetricSpec],
+    store: ResultStore,
     about: Sequence[str],
     shown: int,
     resamples: int,
@@ -308,42 +312,42 @@ def _conclude(
     choosing: Mapping[str, Any],
     title: str | None,
 ) -> Benchmark:
-    if not tally.pictures:
-        first = next(iter(tally.failed.items()), None)
+    if not state.images:
+        first = next(iter(state.failed.items()), None)
         why = f"; {first[0]}: {first[1]}" if first else ""
         raise ValueError(
-            f"not one picture could be explained: {len(tally.empty)} without findings, {len(tally.failed)} failed{why}"
+            f"not one image could be explained: {len(state.empty)} without findings, {len(state.failed)} failed{why}"
         )
-    signs = {ruler.name: ruler.sign for ruler in rulers}
-    outcomes = outcomes_of(tally, entries, rulers)
+    signs = {metric_spec.name: metric_spec.sign for metric_spec in metric_specs}
+    outcomes = outcomes_of(state, method_specs, metric_specs)
     rows = make_rows(outcomes, signs, resamples=resamples, seed=seed)
-    main = rulers[0]
+    main = metric_specs[0]
     references = references_of(adapter.task)
-    lonely = sum(len(facts["targets"]) - facts["annotated"] for _, _, facts in tally.pictures)
-    unannotated = {ruler.name: lonely for ruler in rulers if "truth" in ruler.metric.needs}
+    lonely = sum(len(facts["targets"]) - facts["annotated"] for _, _, facts in state.images)
+    unannotated = {metric_spec.name: lonely for metric_spec in metric_specs if "truth" in metric_spec.metric.needs}
     words = verdicts(outcomes, rows, signs, references, unannotated=unannotated, resamples=resamples, seed=seed)
     for outcome in outcomes:
-        words += [f"{outcome.name}, {picture}: {error}" for picture, error in list(outcome.errors.items())[:3]]
+        words += [f"{outcome.name}, {image}: {error}" for image, error in list(outcome.errors.items())[:3]]
     kinds = sorted({kind for outcome in outcomes for kind in outcome.warnings})
     for kind in kinds:
         names = [outcome.name for outcome in outcomes if outcome.kind == "method" and kind in outcome.warnings]
         words += [f"{kind} from {listed(names)}."] if names else []
-    if tally.empty:
+    if state.empty:
         at = ""
         if adapter.task == "detection":
             least = choosing["score_threshold"]
             at = f" at or above {SCORE_THRESHOLD if least is None else least:g}"
-        words.append(f"{_count(len(tally.empty), 'picture')} without findings{at} left out: {_some(tally.empty)}.")
-    words += [f"failed: {name}: {error}" for name, error in tally.failed.items()]
+        words.append(f"{_count(len(state.empty), 'image')} without findings{at} left out: {_some(state.empty)}.")
+    words += [f"failed: {name}: {error}" for name, error in state.failed.items()]
     drawn = tuple(
         plots.Shown(
-            subject.name,
-            to_uint8(load_image(subject.source)),
+            sample.name,
+            to_uint8(load_image(sample.source)),
             facts["targets"][0],
             None if facts["box_xyxy"] is None else tuple(facts["box_xyxy"]),
-            {e.name: found for e in entries if (found := store.get_map(key, e.name)) is not None},
+            {e.name: found for e in method_specs if (found := store.get_map(key, e.name)) is not None},
         )
-        for key, subject, facts in tally.pictures[:shown]
+        for key, sample, facts in state.images[:shown]
     )
     return Benchmark(
         tuple(tables.in_order(rows, main.name, main.sign)),
@@ -351,21 +355,21 @@ def _conclude(
         (*words, *about),
         title or type(adapter.model).__name__,
         references[0],
-        len(tally.pictures),
-        sum(len(facts["targets"]) for _, _, facts in tally.pictures),
-        tuple(tally.empty),
-        dict(tally.failed),
+        len(state.images),
+        sum(len(facts["targets"]) for _, _, facts in state.images),
+        tuple(state.empty),
+        dict(state.failed),
         drawn,
-        tally.computed,
+        state.computed,
     )
 
 
-def _identity(ruler: Ruler) -> str:
+def _identity(metric_spec: MetricSpec) -> str:
     """A metric with all its settings: results of other settings are not taken for its own."""
-    return f"{ruler.name} {described(ruler.metric)}"
+    return f"{metric_spec.name} {described(metric_spec.metric)}"
 
 
-def _silent(picture: str, name: str) -> None:
+def _silent(image: str, name: str) -> None:
     """Tell nobody."""
 
 

@@ -35,11 +35,11 @@ def verdicts(
             has = "has values" if len(few) == 1 else "have values"
             found.append(f"{metric}: {listed(few)} {has} of too few findings to be compared.")
         alike = [row.name for row in rows if metric in row.tied and row.name != best.name]
-        count = by_name[best.name].scores[metric].pictures
+        count = by_name[best.name].scores[metric].images
         words = f"{metric}: {best.name} is best with {scores[best.name][metric].mean:.3g}"
         if count < FEWEST:
-            pictures = "one picture" if count == 1 else f"{count} pictures"
-            found.append(f"{words}, on {pictures}: too few to tell methods apart, {FEWEST} at least are needed.")
+            images = "one image" if count == 1 else f"{count} images"
+            found.append(f"{words}, on {images}: too few to tell methods apart, {FEWEST} at least are needed.")
             continue
         elif len(compared) == 1:
             reached = scores[best.name][metric].mean
@@ -99,14 +99,14 @@ def _incomplete(rows: Sequence[Row], unannotated: Mapping[str, int]) -> list[str
         if nothing and row.kind == "method":
             found.append(f"{row.name}: no map has a value by {listed(nothing)}.")
         if row.failed:
-            found.append(f"{row.name}: failed on {row.failed} {'picture' if row.failed == 1 else 'pictures'}.")
+            found.append(f"{row.name}: failed on {row.failed} {'image' if row.failed == 1 else 'images'}.")
     return found
 
 
 def recommend(rows: Sequence[Row], metric: str, sign: int, reference: str) -> tuple[Row, str]:
     """The method to take by one metric: the cheapest of those that are as good as the best.
 
-    As good are those that are not told apart from the best and whose mean lies in its interval: few pictures alone,
+    As good are those that are not told apart from the best and whose mean lies in its interval: few images alone,
     which tell nothing apart, do not make a method good.
 
     Args:
@@ -127,10 +127,10 @@ def recommend(rows: Sequence[Row], metric: str, sign: int, reference: str) -> tu
     best = max(tied, key=lambda row: sign * row.scores[metric].mean)
     low, high = best.scores[metric].low, best.scores[metric].high
     choice = [row for row in tied if row is best or low <= row.scores[metric].mean <= high]
-    pictures = max(row.scores[metric].pictures for row in choice)
+    images = max(row.scores[metric].images for row in choice)
     pick = min(choice, key=lambda row: row.seconds)
     own = pick.scores[metric]
-    reason = f"{pick.name}: {metric} {own.mean:.3g} [{own.low:.3g}, {own.high:.3g}] at {pick.seconds:.2g} s a picture"
+    reason = f"{pick.name}: {metric} {own.mean:.3g} [{own.low:.3g}, {own.high:.3g}] at {pick.seconds:.2g} s an image"
     others = [row for row in choice if row is not pick]
     if others:
         times = max(row.seconds for row in others) / max(pick.seconds, 1e-9)
@@ -142,8 +142,8 @@ def recommend(rows: Sequence[Row], metric: str, sign: int, reference: str) -> tu
     control = next((row for row in rows if row.name == reference), None)
     if control is not None:
         reason += f". The {reference} reaches {control.scores[metric].mean:.3g}"
-    if pictures < FEWEST:
-        reason += f". With {pictures} pictures nothing is certain; take {FEWEST} at least"
+    if images < FEWEST:
+        reason += f". With {images} images nothing is certain; take {FEWEST} at least"
     return pick, f"{reason}."
 
 

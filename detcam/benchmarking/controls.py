@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from detcam.adapters.base import Adapter, Target
-from detcam.benchmarking.specs import Entry
+from detcam.benchmarking.specs import MethodSpec
 from detcam.data.images import load_images
 from detcam.geometry import normalize
 from detcam.outputs import DetectionTarget
 from detcam.utils.opencv import cv2
 
 BLUR = 0.05
-"""Standard deviation of the blur, as a share of the picture's longer side."""
+"""Standard deviation of the blur, as a share of the image's longer side."""
 
 REFERENCE = {"detection": "filled box", "segmentation": "filled region"}
 """The control that knows where the finding is and nothing else; for other tasks it is the blob in the middle."""
@@ -35,14 +35,14 @@ def references_of(task: str) -> tuple[str, ...]:
     return REFERENCE[task], f"{REFERENCE[task]}, blurred"
 
 
-def controls_for(task: str, seed: int) -> list[Entry]:
+def controls_for(task: str, seed: int) -> list[MethodSpec]:
     """The controls that a task can have: noise, blurred noise, and the place of the finding, sharp and blurred.
 
     A classifier's finding has no place; a blob in the middle, where photographers put things, stands in for it.
 
     Args:
         task: of the adapter.
-        seed: of the noise, which differs between pictures and targets.
+        seed: of the noise, which differs between images and targets.
     """
     drawn: dict[str, Draw] = {"random": _noise, "random, blurred": _blurred_noise}
     if task in REFERENCE:
@@ -50,14 +50,14 @@ def controls_for(task: str, seed: int) -> list[Entry]:
         drawn[f"{REFERENCE[task]}, blurred"] = _blurred_filled
     else:
         drawn[BLOB] = _blob
-    return [Entry(name, "control", partial(_explain, draw, seed)) for name, draw in drawn.items()]
+    return [MethodSpec(name, "control", partial(_explain, draw, seed)) for name, draw in drawn.items()]
 
 
 def _explain(draw: Draw, seed: int, adapter: Adapter, images: Any, targets: Sequence[Sequence[Target]]) -> list[Tensor]:
     answers = []
-    for picture, asked in zip(load_images(images), targets, strict=True):
-        size = (picture.shape[-2], picture.shape[-1])
-        own = zlib.crc32(picture.cpu().numpy().tobytes())
+    for image, asked in zip(load_images(images), targets, strict=True):
+        size = (image.shape[-2], image.shape[-1])
+        own = zlib.crc32(image.cpu().numpy().tobytes())
         maps = [draw(size, target, np.random.default_rng([seed, own, row])) for row, target in enumerate(asked)]
         found = torch.from_numpy(np.stack(maps)).float() if maps else torch.zeros((0, *size))
         answers.append(normalize(found))
@@ -83,7 +83,7 @@ def filled(size_hw: tuple[int, int], target: Target, generator: np.random.Genera
         return np.asarray(mask, np.float64)
     box = getattr(target, "box_xyxy", None)
     if box is None:
-        return np.zeros(size_hw)  # the whole picture is asked: a flat map
+        return np.zeros(size_hw)  # the whole image is asked: a flat map
     rows, columns = (np.arange(length) + 0.5 for length in size_hw)
     x1, y1, x2, y2 = box
     inside = ((rows >= y1) & (rows < y2))[:, None] & ((columns >= x1) & (columns < x2))

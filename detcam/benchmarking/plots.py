@@ -12,7 +12,7 @@ import numpy as np
 
 from detcam.benchmarking.statistics import Row
 from detcam.benchmarking.tables import arrow
-from detcam.visualize.convert import Picture
+from detcam.visualize.convert import ImageArray
 from detcam.visualize.overlay import grid, render
 
 if TYPE_CHECKING:
@@ -27,25 +27,25 @@ PANEL = 240  # pixels: the longer side of a panel of the figure of maps
 
 @dataclass(frozen=True, eq=False)
 class Shown:
-    """A picture of the figure.
+    """An image of the figure.
 
     Attributes:
-        name: of the picture.
+        name: of the image.
         image: (H, W, 3) uint8.
         caption: what is explained in it.
         box_xyxy: its box, or None.
-        maps: row name to its heatmap (H, W) in [0, 1]; rows that failed on the picture are not there.
+        maps: row name to its heatmap (H, W) in [0, 1]; rows that failed on the image are not there.
     """
 
     name: str
-    image: Picture
+    image: ImageArray
     caption: str
     box_xyxy: tuple[float, float, float, float] | None
     maps: Mapping[str, np.ndarray]
 
 
 def scatter(rows: Sequence[Row], metric: str, sign: int) -> Figure:
-    """A metric against seconds a picture, with intervals; controls, which cost nothing, are lines across."""
+    """A metric against seconds an image, with intervals; controls, which cost nothing, are lines across."""
     from matplotlib.figure import Figure
 
     drawn = Figure(figsize=(9, 5), dpi=120)
@@ -60,7 +60,7 @@ def scatter(rows: Sequence[Row], metric: str, sign: int) -> Figure:
             axes.errorbar(row.seconds, own.mean, yerr=errors, color=color, alpha=0.4, linewidth=1.2, zorder=2)
         axes.scatter(row.seconds, own.mean, s=36, color=color, zorder=3)
     axes.set_xscale("log")
-    axes.set_xlabel("seconds a picture (log)")
+    axes.set_xlabel("seconds an image (log)")
     axes.set_ylabel(f"{metric} {arrow(sign)}")
     axes.grid(True, color="#e8e8e8", linewidth=0.7)
     axes.set_axisbelow(True)
@@ -153,30 +153,30 @@ def _write(axes: Axes, text: str, point: tuple[float, float], place: tuple[float
     )
 
 
-def maps_figure(shown: Sequence[Shown], names: Sequence[str]) -> Picture:
-    """The maps: a row for each method, a column for each picture, the plain pictures on top."""
+def maps_figure(shown: Sequence[Shown], names: Sequence[str]) -> ImageArray:
+    """The maps: a row for each method, a column for each image, the plain images on top."""
     if not shown:
-        raise ValueError("there is nothing to draw: no picture was explained")
-    panels: list[Picture] = []
+        raise ValueError("there is nothing to draw: no image was explained")
+    panels: list[ImageArray] = []
     titles: list[str] = []
-    for picture in shown:
-        blank = np.zeros(picture.image.shape[:2])
-        panels.append(_panel(picture, blank))
-        titles.append(f"{picture.name}: {picture.caption}")
+    for image in shown:
+        blank = np.zeros(image.image.shape[:2])
+        panels.append(_panel(image, blank))
+        titles.append(f"{image.name}: {image.caption}")
     for name in names:
-        for picture in shown:
-            found = picture.maps.get(name)
-            failed = np.full((*picture.image.shape[:2], 3), 235, np.uint8)
-            panels.append(_panel(picture, found) if found is not None else _scaled(failed))
+        for image in shown:
+            found = image.maps.get(name)
+            failed = np.full((*image.image.shape[:2], 3), 235, np.uint8)
+            panels.append(_panel(image, found) if found is not None else _scaled(failed))
             titles.append(name if found is not None else f"{name}: failed")
     return grid(panels, columns=len(shown), titles=titles)
 
 
-def _panel(picture: Shown, heatmap: np.ndarray) -> Picture:
+def _panel(image: Shown, heatmap: np.ndarray) -> ImageArray:
     return render(
-        _scaled(picture.image),
+        _scaled(image.image),
         np.clip(_scaled(heatmap), 0, 1),
-        box_xyxy=None if picture.box_xyxy is None else _scaled_box(picture.box_xyxy, picture.image),
+        box_xyxy=None if image.box_xyxy is None else _scaled_box(image.box_xyxy, image.image),
         color_bar=False,
     )
 
@@ -189,7 +189,7 @@ def _scaled(values: np.ndarray) -> np.ndarray:
     return np.asarray(cv2.resize(values, size, interpolation=cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR))
 
 
-def _scaled_box(box_xyxy: tuple[float, float, float, float], image: Picture) -> tuple[float, float, float, float]:
+def _scaled_box(box_xyxy: tuple[float, float, float, float], image: ImageArray) -> tuple[float, float, float, float]:
     x1, y1, x2, y2 = (value * PANEL / max(image.shape[:2]) for value in box_xyxy)
     return x1, y1, x2, y2
 

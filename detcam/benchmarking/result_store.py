@@ -1,4 +1,4 @@
-"""Results on disk, one file for each picture and method, so that an interrupted benchmark goes on where it stopped."""
+"""Results on disk, one file for each image and method, so that an interrupted benchmark goes on where it stopped."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from detcam.utils.hashing import adapter_digest, weights_digest
 SETTINGS, CELLS = "settings.json", "cells"
 
 
-class Store:
-    """Keeps what was found for a picture and a method.
+class ResultStore:
+    """Keeps what was found for an image and a method.
 
     Args:
         folder: made where it is absent; None keeps everything in memory.
-        settings: all that results depend on beside picture and method, as plain JSON values.
+        settings: all that results depend on beside image and method, as plain JSON values.
 
     Raises:
         ValueError: the folder holds results of other settings, or something else's settings.
@@ -43,11 +43,11 @@ class Store:
             (folder / CELLS).mkdir(parents=True, exist_ok=True)
             replace_file(file, json.dumps(wanted, indent=1).encode())
 
-    def get(self, picture: str, name: str) -> dict[str, Any] | None:
-        """What is kept for a picture (by its key) and a name; None where nothing is, or a file that is damaged."""
+    def get(self, image: str, name: str) -> dict[str, Any] | None:
+        """What is kept for an image (by its key) and a name; None where nothing is, or a file that is damaged."""
         if self.folder is None:
-            return self._memory.get((picture, name))
-        file = self._file(picture, name, "json")
+            return self._memory.get((image, name))
+        file = self._file(image, name, "json")
         if not file.is_file():
             return None
         try:
@@ -56,44 +56,44 @@ class Store:
             return None
         return content if isinstance(content, dict) and content.get("name") == name else None
 
-    def put(self, picture: str, name: str, content: Mapping[str, Any]) -> None:
+    def put(self, image: str, name: str, content: Mapping[str, Any]) -> None:
         """Keep something; nobody ever sees half of it."""
         content = {"name": name, **content}
         if self.folder is None:
-            self._memory[picture, name] = content
+            self._memory[image, name] = content
             return
-        file = self._file(picture, name, "json")
+        file = self._file(image, name, "json")
         file.parent.mkdir(parents=True, exist_ok=True)
         replace_file(file, json.dumps(content, allow_nan=False).encode())
 
-    def put_map(self, picture: str, name: str, heatmap: np.ndarray) -> None:
+    def put_map(self, image: str, name: str, heatmap: np.ndarray) -> None:
         """Keep a heatmap (H, W) in [0, 1] for the figure."""
         if self.folder is None:
-            self._maps[picture, name] = heatmap
+            self._maps[image, name] = heatmap
             return
-        file = self._file(picture, name, "png")
+        file = self._file(image, name, "png")
         file.parent.mkdir(parents=True, exist_ok=True)
         replace_file(file, encode_heatmap(heatmap))
 
-    def get_map(self, picture: str, name: str) -> np.ndarray | None:
+    def get_map(self, image: str, name: str) -> np.ndarray | None:
         """A heatmap that was kept, or None."""
         if self.folder is None:
-            return self._maps.get((picture, name))
-        file = self._file(picture, name, "png")
+            return self._maps.get((image, name))
+        file = self._file(image, name, "png")
         try:
             return read_heatmap(file) if file.is_file() else None
         except (OSError, ValueError):  # damaged: it is made again
             return None
 
-    def _file(self, picture: str, name: str, suffix: str) -> Path:
+    def _file(self, image: str, name: str, suffix: str) -> Path:
         if self.folder is None:
             raise RuntimeError("this store keeps everything in memory and has no files")
         short = hashlib.sha256(name.encode()).hexdigest()[:8]  # two names may have one slug
-        return self.folder / CELLS / picture / f"{slug(name)[:60]}-{short}.{suffix}"
+        return self.folder / CELLS / image / f"{slug(name)[:60]}-{short}.{suffix}"
 
 
-def picture_key(name: str, content: bytes) -> str:
-    """A folder name for a picture: its own name, and what its content hashes to."""
+def image_key(name: str, content: bytes) -> str:
+    """A folder name for an image: its own name, and what its content hashes to."""
     return f"{slug(Path(name).stem)[:60]}-{hashlib.sha256(content).hexdigest()[:16]}"
 
 

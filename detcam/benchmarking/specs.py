@@ -34,13 +34,13 @@ Kind = Literal["method", "control"]
 
 
 @dataclass(frozen=True)
-class Entry:
+class MethodSpec:
     """One row to be.
 
     Attributes:
         name: as shown, and as results are kept under.
         kind: ``method``, or ``control`` for a map that knows nothing of the network.
-        explain: from adapter, pictures and targets to heatmaps.
+        explain: from adapter, images and targets to heatmaps.
         made_by: what makes them, so that results of another method of the same name are not taken for its own.
     """
 
@@ -51,7 +51,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Ruler:
+class MetricSpec:
     """One column to be: a metric with its settings, and its name as shown."""
 
     name: str
@@ -65,7 +65,7 @@ class Ruler:
 
 def read_methods(
     methods: Iterable[str | Method] | Mapping[str, Method], adapter: Adapter, *, alone: bool = True
-) -> list[Entry]:
+) -> list[MethodSpec]:
     """Methods as entries.
 
     Args:
@@ -80,7 +80,7 @@ def read_methods(
     if isinstance(methods, str):
         methods = [methods]
     named = list(methods.items()) if isinstance(methods, Mapping) else [(_name(method), method) for method in methods]
-    entries = []
+    method_specs = []
     for name, method in named:
         make, options = read_method(method) if isinstance(method, str) else (method, {})
         tasks = getattr(getattr(make, "func", make), "tasks", None)
@@ -89,13 +89,13 @@ def read_methods(
                 f"{name} explains {', '.join(sorted(tasks))}; this model does {adapter.task}: leave it out"
             )
         kind: Kind = "control" if _base(name) in CONTROLS else "method"
-        entries.append(Entry(name, kind, _explainer(make, options, adapter), described(make)))
-    if any(entry.name == "picture" for entry in entries):
-        raise ValueError("'picture' is the name of what is kept of a picture; give your method another one")
-    _check_names([entry.name for entry in entries], "methods")
-    if alone and not any(entry.kind == "method" for entry in entries):
+        method_specs.append(MethodSpec(name, kind, _explainer(make, options, adapter), described(make)))
+    if any(method_spec.name == "image" for method_spec in method_specs):
+        raise ValueError("'image' is the name of what is kept of an image; give your method another one")
+    _check_names([method_spec.name for method_spec in method_specs], "methods")
+    if alone and not any(method_spec.kind == "method" for method_spec in method_specs):
         raise ValueError("expected at least one method that is no control; got none")
-    return entries
+    return method_specs
 
 
 def read_method(text: str) -> tuple[Callable[..., BaseCAM], dict[str, Any]]:
@@ -111,7 +111,7 @@ def read_method(text: str) -> tuple[Callable[..., BaseCAM], dict[str, Any]]:
     return method_with(name, options), call
 
 
-def read_metrics(metrics: Iterable[str | Metric], task: str, *, truth: bool) -> list[Ruler]:
+def read_metrics(metrics: Iterable[str | Metric], task: str, *, truth: bool) -> list[MetricSpec]:
     """Metrics as rulers.
 
     Args:
@@ -122,23 +122,23 @@ def read_metrics(metrics: Iterable[str | Metric], task: str, *, truth: bool) -> 
     Raises:
         TypeError, ValueError: not a metric, one that does not fit the task or needs annotations, or one given twice.
     """
-    rulers = []
+    metric_specs = []
     for item in [metrics] if isinstance(metrics, (str, Metric)) else metrics:
         if isinstance(item, str):
-            rulers.append(Ruler(item, read_metric(item)))
+            metric_specs.append(MetricSpec(item, read_metric(item)))
         elif isinstance(item, Metric):
-            rulers.append(Ruler(item.name, item))
+            metric_specs.append(MetricSpec(item.name, item))
         else:
             raise TypeError(f"expected metrics as names or Metric objects; got {type(item).__name__}")
-        metric = rulers[-1].metric
+        metric = metric_specs[-1].metric
         if KINDS[task] not in metric.tasks:
             raise ValueError(f"{metric.name} judges {', '.join(metric.tasks)}; this model does {task}: leave it out")
         if "truth" in metric.needs and not truth:
             raise ValueError(f"{metric.name} compares with annotations: give them (COCO JSON), or leave it out")
-    _check_names([ruler.name for ruler in rulers], "metrics")
-    if not rulers:
+    _check_names([metric_spec.name for metric_spec in metric_specs], "metrics")
+    if not metric_specs:
         raise ValueError(f"expected at least one metric, of {', '.join(METRICS)}; got none")
-    return rulers
+    return metric_specs
 
 
 def read_metric(text: str) -> Metric:

@@ -1,4 +1,4 @@
-"""From values per picture to means, intervals, and differences that are more than chance."""
+"""From values per image to means, intervals, and differences that are more than chance."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ import numpy as np
 CONFIDENCE = 0.95
 RESAMPLES = 2000
 FEWEST = 6
-"""Pictures below which no difference counts as significant: five of the same sign come by chance once in sixteen."""
+"""Images below which no difference counts as significant: five of the same sign come by chance once in sixteen."""
 NEGLIGIBLE = 1e-3
 """Share of the greater of two means below which a difference is none, however sure it is."""
 COVERAGE = 0.8
 """Share of the findings that the best covered method has values of, which another one needs to be compared with it."""
 
 Values = Sequence[np.ndarray]
-"""Per picture, (N_i,) float64: one value per target, NaN where there is none."""
+"""Per image, (N_i,) float64: one value per target, NaN where there is none."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over pictures of the mean over each picture's targets.
+    """A mean over images of the mean over each image's targets.
 
     Attributes:
         mean: NaN where no target has a value.
-        low: lower end of the 95 % bootstrap interval over pictures; NaN for fewer than two pictures.
+        low: lower end of the 95 % bootstrap interval over images; NaN for fewer than two images.
         high: upper end.
-        pictures: how many have a value.
+        images: how many have a value.
         targets: how many have a value.
-        undefined: how many targets have none, in pictures that were explained.
+        undefined: how many targets have none, in images that were explained.
     """
 
     mean: float
     low: float
     high: float
-    pictures: int
+    images: int
     targets: int
     undefined: int
 
@@ -51,11 +51,11 @@ class Row:
         kind: ``method`` or ``control``.
         scores: metric to estimate.
         tied: metrics by which it is the best method, or not told apart from the best (paired bootstrap).
-        passes: computing work for one picture's targets, in units of one plain pass; NaN for controls.
-        backward: calls of autograd for one picture's targets; NaN for controls.
-        seconds: median over pictures, for one picture's targets.
-        peak_mib: the greatest over the pictures; NaN where it is not known.
-        failed: pictures on which it failed.
+        passes: computing work for one image's targets, in units of one plain pass; NaN for controls.
+        backward: calls of autograd for one image's targets; NaN for controls.
+        seconds: median over images, for one image's targets.
+        peak_mib: the greatest over the images; NaN where it is not known.
+        failed: images on which it failed.
     """
 
     name: str
@@ -75,25 +75,25 @@ class Difference:
 
     Attributes:
         mean: NaN where they share no target.
-        low: lower end of the 95 % paired bootstrap interval over pictures; NaN for fewer than two.
+        low: lower end of the 95 % paired bootstrap interval over images; NaN for fewer than two.
         high: upper end.
-        pictures: how many they share.
+        images: how many they share.
         scale: the greater magnitude of the two means.
     """
 
     mean: float
     low: float
     high: float
-    pictures: int
+    images: int
     scale: float
 
     @property
     def significant(self) -> bool:
-        """Whether the interval leaves out 0, there are enough pictures to say so, and the difference matters at all.
+        """Whether the interval leaves out 0, there are enough images to say so, and the difference matters at all.
 
         One test among many: no correction is made for their number.
         """
-        sure = self.pictures >= FEWEST and (self.low > 0 or self.high < 0)
+        sure = self.images >= FEWEST and (self.low > 0 or self.high < 0)
         return sure and abs(self.mean) > NEGLIGIBLE * self.scale
 
 
@@ -104,12 +104,12 @@ class Outcome:
     Attributes:
         name: of the method or control.
         kind: ``method`` or ``control``.
-        values: metric to values, per picture that was explained.
-        passes: per picture where it was counted.
+        values: metric to values, per image that was explained.
+        passes: per image where it was counted.
         backward: likewise.
-        seconds: per picture.
-        peak_mib: per picture where it is known.
-        errors: picture to what went wrong.
+        seconds: per image.
+        peak_mib: per image where it is known.
+        errors: image to what went wrong.
         warnings: what the method warned of, each once.
     """
 
@@ -125,7 +125,7 @@ class Outcome:
 
 
 def bootstrap(values: np.ndarray, *, resamples: int = RESAMPLES, seed: int = 0) -> tuple[float, float]:
-    """The 95 % percentile bootstrap interval of a mean: pictures are drawn with replacement, `resamples` times.
+    """The 95 % percentile bootstrap interval of a mean: images are drawn with replacement, `resamples` times.
 
     Efron, *Bootstrap Methods: Another Look at the Jackknife*, Annals of Statistics 1979.
 
@@ -147,7 +147,7 @@ def bootstrap(values: np.ndarray, *, resamples: int = RESAMPLES, seed: int = 0) 
 
 
 def estimate(values: Values, *, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
-    """The mean over pictures, with its interval. Targets of one picture are alike, so pictures are what is drawn."""
+    """The mean over images, with its interval. Targets of one image are alike, so images are what is drawn."""
     known = [row[np.isfinite(row)] for row in values]
     means = np.array([row.mean() for row in known if len(row)])
     targets = sum(len(row) for row in known)
@@ -159,7 +159,7 @@ def estimate(values: Values, *, resamples: int = RESAMPLES, seed: int = 0) -> Es
 
 
 def difference(one: Values, other: Values, *, resamples: int = RESAMPLES, seed: int = 0) -> Difference:
-    """The mean difference over the targets for which both have a value; both lists have the same pictures in order."""
+    """The mean difference over the targets for which both have a value; both lists have the same images in order."""
     pairs = []
     for mine, theirs in zip(one, other, strict=True):
         if not len(mine) or not len(theirs):
@@ -181,7 +181,7 @@ def make_rows(
     """Rows of a table.
 
     Args:
-        outcomes: what was found; their values are of the same pictures in the same order, (0,) where one failed.
+        outcomes: what was found; their values are of the same images in the same order, (0,) where one failed.
         signs: metric to 1 where higher is better, else -1.
         resamples: of the bootstrap.
         seed: of the bootstrap.

@@ -19,9 +19,9 @@ from detcam.utils.files import number
 
 COSTS = ("passes", "backward", "seconds", "MiB")
 LEGEND = (
-    "bold: the best method, or not told apart from it (paired bootstrap over pictures, 95 %). "
-    "passes: computing work for one picture in units of one plain pass; backward: calls of autograd; "
-    "seconds: median for one picture; MiB: greatest rise of memory."
+    "bold: the best method, or not told apart from it (paired bootstrap over images, 95 %). "
+    "passes: computing work for one image in units of one plain pass; backward: calls of autograd; "
+    "seconds: median for one image; MiB: greatest rise of memory."
 )
 
 
@@ -101,7 +101,7 @@ def _flat(row: Row, signs: Mapping[str, int]) -> Iterator[tuple[str, Any]]:
         yield metric, number(own.mean)
         yield f"{metric} low", number(own.low)
         yield f"{metric} high", number(own.high)
-        yield f"{metric} pictures", own.pictures
+        yield f"{metric} images", own.images
         yield f"{metric} targets", own.targets
         yield f"{metric} undefined", own.undefined
         yield f"{metric} best", int(metric in row.tied)

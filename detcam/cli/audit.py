@@ -18,7 +18,7 @@ EPILOG = """
 The folder gets index.html, which opens from disk in any browser, audit.json, false_positives.csv, and the false \
 positives as COCO annotations for a labelling tool. An interrupted audit goes on with --resume.
 
-An error is 'confirmed' when it vanishes once its evidence is taken out of the picture, whatever takes its place, and \
+An error is 'confirmed' when it vanishes once its evidence is taken out of the image, whatever takes its place, and \
 stays when other regions of the same size are taken out.
 
 [bold]Examples[/bold]
@@ -30,7 +30,7 @@ detcam audit --model fasterrcnn_resnet50_fpn --weights cells.pth --images cells/
 
 [bold]Exit codes[/bold]
 
-0 done, 1 some pictures could not be read, 2 wrong input, 130 interrupted.
+0 done, 1 some images could not be read, 2 wrong input, 130 interrupted.
 """
 WHAT, HOW, OUTPUT = "What to look at", "How to look at it", "Output"
 MOST_GROUPS = 8
@@ -103,7 +103,7 @@ def audit(
         typer.Option(metavar="NAME", rich_help_panel=HOW, help="Layer to look at instead of the method's own choice."),
     ] = None,
     batch_size: Annotated[
-        int, typer.Option(min=1, metavar="N", rich_help_panel=HOW, help="Pictures per forward pass.")
+        int, typer.Option(min=1, metavar="N", rich_help_panel=HOW, help="Images per forward pass.")
     ] = 4,
     resume: Annotated[
         bool, typer.Option("--resume", rich_help_panel=OUTPUT, help="Go on with an interrupted audit in the folder.")
@@ -139,7 +139,7 @@ def audit(
             model_name=model if weights is None else f"{model} {Path(weights).name}",
         )
         tell(found)
-        raise typer.Exit(1 if found.problems.of(UNREADABLE) else 0)
+        raise typer.Exit(1 if found.issues.of(UNREADABLE) else 0)
 
 
 def parse_class_map(pairs: list[str]) -> dict[str | int, str | int]:
@@ -174,16 +174,16 @@ def tell(found: Audit) -> None:
     for kind in ERROR_TYPES:
         own = [case for case in found.explained if case.type == kind]
         tested = "-" if kind == "missed" else str(sum(case.verdict == "confirmed" for case in own))
-        table.add_row(kind, str(counts[kind]), f"{analysis.ap_lost.by_type[kind]:.3f}", str(len(own)), tested)
+        table.add_row(kind, str(counts[kind]), f"{analysis.delta_ap.by_type[kind]:.3f}", str(len(own)), tested)
     console.print(f"average precision {analysis.average_precision:.3f}\n")
     console.print(table)
     shown = found.groups[:MOST_GROUPS]
     if shown:
         console.print("\nshared causes, the costliest first")
         for group in shown:
-            console.print(f"  {printable(group.reading)}", soft_wrap=True)
+            console.print(f"  {printable(group.sentence)}", soft_wrap=True)
         if len(found.groups) > len(shown):
             console.print(f"  and {len(found.groups) - len(shown)} more in the report")
-    for line in found.problems.summary().splitlines():
+    for line in found.issues.summary().splitlines():
         console.print(f"note: {printable(line)}", soft_wrap=True)
     console.print(f"\n{found.report}  ({found.seconds:.0f} s)", soft_wrap=True)

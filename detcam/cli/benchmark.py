@@ -14,16 +14,16 @@ from detcam.cli.options import Debug, Device, ImageSize, Names, NumClasses, Opti
 
 if TYPE_CHECKING:
     from detcam.benchmarking.compare import Benchmark
-    from detcam.benchmarking.specs import Entry
+    from detcam.benchmarking.specs import MethodSpec
 
 EPILOG = """
 [bold]Results[/bold]
 
 A table on the terminal; in the folder benchmark.md, .csv and .json, scatter.png (the first metric against seconds) \
-and maps.png. A run that was interrupted goes on where it stopped; methods and pictures may be added to a folder, \
+and maps.png. A run that was interrupted goes on where it stopped; methods and images may be added to a folder, \
 other settings need a folder of their own.
 
-Controls that know nothing of the network are rows of every table: random maps, the picture's edges, the filled box. \
+Controls that know nothing of the network are rows of every table: random maps, the image's edges, the filled box. \
 A method that does not beat the filled box says no more than the detection itself; the notes name it.
 
 [bold]Examples[/bold]
@@ -43,7 +43,7 @@ and results stay in the folder, and an interrupted run goes on.
 
 [bold]Exit codes[/bold]
 
-0 all pictures compared, 1 some failed, 2 wrong input or nothing to compare, 130 interrupted.
+0 all images compared, 1 some failed, 2 wrong input or nothing to compare, 130 interrupted.
 """
 WHAT, OUTPUT, PLANTED = "What to compare", "Output", "Planted causes"
 
@@ -82,7 +82,7 @@ def benchmark(
         typer.Option(
             metavar="FILE",
             rich_help_panel=WHAT,
-            help="COCO JSON with what is truly in the pictures, for metrics of place; only its pictures are taken.",
+            help="COCO JSON with what is truly in the images, for metrics of place; only its images are taken.",
         ),
     ] = None,
     class_map: Annotated[
@@ -105,7 +105,7 @@ def benchmark(
             min=1,
             metavar="N",
             rich_help_panel=WHAT,
-            help="Findings per picture, best first. Default: 3 boxes or regions, 1 class.",
+            help="Findings per image, best first. Default: 3 boxes or regions, 1 class.",
         ),
     ] = None,
     score_threshold: Annotated[
@@ -121,7 +121,7 @@ def benchmark(
         ),
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(min=1, metavar="N", rich_help_panel=WHAT, help="Only the first N pictures.")
+        int | None, typer.Option(min=1, metavar="N", rich_help_panel=WHAT, help="Only the first N images.")
     ] = None,
     controls: Annotated[
         bool, typer.Option("--controls/--no-controls", rich_help_panel=WHAT, help="Rows that know nothing.")
@@ -165,7 +165,7 @@ def benchmark(
     ] = 1.0,
     debug: Debug = False,
 ) -> None:
-    """Compare methods on pictures of yours: how faithful their maps are, at what cost, against controls."""
+    """Compare methods on images of yours: how faithful their maps are, at what cost, against controls."""
     from detcam.cli.common import load_adapter, one_line_errors
 
     code = 0
@@ -173,12 +173,12 @@ def benchmark(
         from detcam.cli.planted import run
 
         if model is not None or images:
-            raise typer.BadParameter("it trains detectors of its own and draws their pictures", param_hint="--planted")
+            raise typer.BadParameter("it trains detectors of its own and draws their images", param_hint="--planted")
         with one_line_errors(debug):
             run(out, methods, family, scenario, cases, seed, effort)
         raise typer.Exit(0)
     if model is None or not images:
-        raise typer.BadParameter("a model and its pictures are needed", param_hint="--model, --images")
+        raise typer.BadParameter("a model and its images are needed", param_hint="--model, --images")
     with one_line_errors(debug):
         from detcam.benchmarking.compare import benchmark as compare
         from detcam.benchmarking.specs import split_list
@@ -241,8 +241,8 @@ def tell(found: Benchmark, out: Path) -> None:
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[int, Sequence[Entry]], Callable[[str, str], None]]]:
-    """A bar on stderr over pictures times rows; none where stderr is no terminal."""
+def _progress() -> Iterator[Callable[[int, Sequence[MethodSpec]], Callable[[str, str], None]]]:
+    """A bar on stderr over images times rows; none where stderr is no terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -257,12 +257,12 @@ def _progress() -> Iterator[Callable[[int, Sequence[Entry]], Callable[[str, str]
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
 
-        def begin(pictures: int, entries: Sequence[Entry]) -> Callable[[str, str], None]:
-            task = bar.add_task("", total=pictures * len(entries))
+        def begin(images: int, entries: Sequence[MethodSpec]) -> Callable[[str, str], None]:
+            task = bar.add_task("", total=images * len(entries))
 
-            def told(picture: str, name: str) -> None:
-                bar.update(task, advance=1, description=printable(f"{shorten(picture, 24)} {shorten(name, 24)}"))
+            def on_progress(image: str, name: str) -> None:
+                bar.update(task, advance=1, description=printable(f"{shorten(image, 24)} {shorten(name, 24)}"))
 
-            return told
+            return on_progress
 
         yield begin

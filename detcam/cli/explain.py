@@ -1,4 +1,4 @@
-"""What the ``detcam`` command does and prints: runs over pictures, and plain tables."""
+"""What the ``detcam`` command does and prints: runs over images, and plain tables."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from detcam.adapters.base import Target
 from detcam.cli.common import printable, shorten
 from detcam.cli.layers import map_layers
 from detcam.detections import label_index
-from detcam.explanation.batch import explain_files, find_pictures
+from detcam.explanation.batch import explain_files, find_images
 from detcam.explanation.explain import SCORE_THRESHOLD, Explanation, asked, make_cam
 from detcam.explanation.writer import ExplanationWriter
 from detcam.targets import QUANTITIES, BoxTarget, MaskTarget
@@ -50,7 +50,7 @@ class Job:
 
 
 def run(job: Job, load: Callable[[], Adapter], model_name: str) -> int:
-    """Explain pictures and print a table as they are done.
+    """Explain images and print a table as they are done.
 
     Args:
         job: what to do.
@@ -58,12 +58,12 @@ def run(job: Job, load: Callable[[], Adapter], model_name: str) -> int:
         model_name: what the results call the model.
 
     Returns:
-        The exit code: 0, 1 where some pictures failed, 2 where nothing could be explained.
+        The exit code: 0, 1 where some images failed, 2 where nothing could be explained.
     """
     colormap_code(job.colormap)
     boxes = [parse_box(text) for text in job.boxes]
     _check_choices(job)
-    paths = find_pictures(job.photos)
+    paths = find_images(job.photos)
     adapter = load()
     method = make_cam(adapter, job.method).name
     print(_headline(adapter, method), file=sys.stderr)
@@ -72,7 +72,7 @@ def run(job: Job, load: Callable[[], Adapter], model_name: str) -> int:
     if boxes:
         labels = [find_label(adapter, text) for text in job.box_labels]
         pairs = list(zip(boxes, labels * len(boxes) if len(labels) == 1 else labels, strict=True))
-        choices["targets_for"] = lambda picture: box_targets(adapter, picture, pairs, job.quantity, against)
+        choices["targets_for"] = lambda image: box_targets(adapter, image, pairs, job.quantity, against)
     else:
         choices.update(score_threshold=job.score_threshold, top_k=job.top_k, quantity=job.quantity, against=against)
         choices["labels"] = None if job.classes is None else [find_label(adapter, text) for text in job.classes]
@@ -84,7 +84,7 @@ def run(job: Job, load: Callable[[], Adapter], model_name: str) -> int:
 
 @dataclass
 class Progress:
-    """A row per finding on stdout as pictures are done, a bar and complaints on stderr."""
+    """A row per finding on stdout as images are done, a bar and complaints on stderr."""
 
     paths: Sequence[Path]
     score_threshold: float | None
@@ -96,18 +96,18 @@ class Progress:
 
     def __enter__(self) -> Progress:
         # disable=None: no bar where stderr is no terminal
-        self.bar = tqdm(total=len(self.paths), unit="picture", disable=None, leave=False)
+        self.bar = tqdm(total=len(self.paths), unit="image", disable=None, leave=False)
         self.width = min(max(7, *(len(path.name) for path in self.paths)), WIDEST_NAME)
-        self._row("picture", "finding", "value", "reach", "overlay")
+        self._row("image", "finding", "value", "reach", "overlay")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
         self.bar.close()
         if kind is not None and issubclass(kind, KeyboardInterrupt):
-            print(f"detcam: interrupted; {self.explained} of {len(self.paths)} pictures are done", file=sys.stderr)
+            print(f"detcam: interrupted; {self.explained} of {len(self.paths)} images are done", file=sys.stderr)
 
     def done(self, path: Path, result: Explanation | Exception, overlays: Sequence[Path]) -> None:
-        """Tell of one picture."""
+        """Tell of one image."""
         if isinstance(result, Explanation):
             self.explained += 1
             self.findings += len(result)
@@ -132,24 +132,24 @@ class Progress:
             reach = f"{result.reach[index].fraction:.0%}" if result.reach else "-"
             self._row("" if index else path.name, words, value, reach, overlay.name)
 
-    def _row(self, picture: str, finding: str, value: str = "", reach: str = "", overlay: str = "") -> None:
-        name, words = shorten(picture, self.width), shorten(finding, FINDING)
+    def _row(self, image: str, finding: str, value: str = "", reach: str = "", overlay: str = "") -> None:
+        name, words = shorten(image, self.width), shorten(finding, FINDING)
         cells = f"{name:{self.width}}  {words:{FINDING}}  {value:>7}  {reach:>5}  {overlay}"
         tqdm.write(printable(cells.rstrip()), file=sys.stdout)
 
     def conclude(self, writer: ExplanationWriter) -> int:
         """Print the sum of it, and return the exit code."""
         if not self.explained:
-            print(f"detcam: none of {len(self.paths)} pictures could be explained", file=sys.stderr)
+            print(f"detcam: none of {len(self.paths)} images could be explained", file=sys.stderr)
             return 2
-        print(f"\n{_count(self.explained, 'picture')}, {_count(self.findings, 'finding')}: {writer.index}")
+        print(f"\n{_count(self.explained, 'image')}, {_count(self.findings, 'finding')}: {writer.index}")
         if self.passes:
             low, high = min(self.passes), max(self.passes)
-            print(f"{low if low == high else f'{low} to {high}'} passes a picture")
+            print(f"{low if low == high else f'{low} to {high}'} passes an image")
         if not self.findings:
             print("Nothing was found. A lower --score-threshold shows weaker findings.", file=sys.stderr)
         if self.failed:
-            print(f"detcam: {len(self.failed)} of {len(self.paths)} pictures were skipped", file=sys.stderr)
+            print(f"detcam: {len(self.failed)} of {len(self.paths)} images were skipped", file=sys.stderr)
         return 1 if self.failed else 0
 
 
@@ -185,7 +185,7 @@ def find_label(adapter: Adapter, text: str) -> int:
 
 def box_targets(
     adapter: Adapter,
-    picture: Tensor,
+    image: Tensor,
     pairs: Sequence[tuple[tuple[float, float, float, float], int]],
     quantity: str,
     against: int | None,
@@ -193,14 +193,14 @@ def box_targets(
     """Targets for boxes drawn by hand: a box of a detector, the region inside it of a segmentation network.
 
     Raises:
-        ValueError: the model has neither, or a box lies outside the picture.
+        ValueError: the model has neither, or a box lies outside the image.
     """
-    height, width = picture.shape[-2:]
+    height, width = image.shape[-2:]
     targets: list[Target] = []
     for box, label in pairs:
         x1, y1, x2, y2 = (round(value) for value in box)
         if x1 >= width or y1 >= height or x2 <= 0 or y2 <= 0:
-            raise ValueError(f"the box {box} lies outside the picture, which is {width} x {height} pixels")
+            raise ValueError(f"the box {box} lies outside the image, which is {width} x {height} pixels")
         if adapter.task == "detection":
             targets.append(asked(BoxTarget(box, label), quantity, against))
         elif adapter.task == "segmentation":
@@ -225,7 +225,7 @@ def layers_table(adapter: Adapter, depth: int) -> str:
             )
             rows.append(("*" if layer.is_default else "", layer.name, layer.kind, layer.stride, sizes))
     deeper = sum(1 for layer in layers if layer.name.count(".") >= depth and not layer.is_default)
-    notes = "* looked at unless --target-layer says otherwise; sizes: channels x height x width for a 480 x 640 picture"
+    notes = "* looked at unless --target-layer says otherwise; sizes: channels x height x width for a 480 x 640 image"
     if deeper:
         notes += f"; {deeper} deeper layers: --depth {depth + 1}"
     return table(("", "layer", "module", "stride", "sizes"), rows) + f"\n\n{notes}"

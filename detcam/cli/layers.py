@@ -1,4 +1,4 @@
-"""Which layers of a model have maps: found by one run on a picture of noise."""
+"""Which layers of a model have maps: found by one run on an image of noise."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 from detcam.adapters import Adapter
 from detcam.trace import flatten_tensors, guarded
 
-PICTURE_SIZE_HW = (480, 640)
+IMAGE_SIZE_HW = (480, 640)
 
 
 @dataclass(frozen=True)
@@ -34,14 +34,14 @@ class MapLayer:
 
 
 def map_layers(adapter: Adapter) -> list[MapLayer]:
-    """The layers of a model whose output is a grid of more than one cell for the whole picture, in the model's order.
+    """The layers of a model whose output is a grid of more than one cell for the whole image, in the model's order.
 
     The model runs once, on noise of 480 x 640 pixels, and is left as it was.
     """
-    picture = torch.rand((3, *PICTURE_SIZE_HW), generator=torch.Generator().manual_seed(0))
+    image = torch.rand((3, *IMAGE_SIZE_HW), generator=torch.Generator().manual_seed(0))
     seen: dict[str, list[tuple[int, int, int]]] = {}
     with guarded(adapter.model, gradients=False):
-        batch = adapter.prepare([picture])
+        batch = adapter.prepare([image])
         reshape = adapter.reshape_for(batch)
 
         def look(name: str) -> Any:
@@ -69,7 +69,7 @@ def map_layers(adapter: Adapter) -> list[MapLayer]:
 
 
 def _sizes(output: Any, reshape: Any) -> list[tuple[int, int, int]]:
-    """Channels, height and width of an output's maps; none where it is no map of one whole picture."""
+    """Channels, height and width of an output's maps; none where it is no map of one whole image."""
     sizes = []
     for tensor in flatten_tensors(output):
         try:

@@ -39,12 +39,12 @@ RESULTS = f"""
 For every finding the folder gets an overlay, PHOTO.METHOD.1.NAME.png, and the heatmap as a 16-bit grey PNG \
 (value / 65535 is in 0..1). explanations.json lists them with boxes, scores and reach.
 
-'reach' is the part of the picture from which evidence could show on the map at all. Where it is small, a dark \
+'reach' is the part of the image from which evidence could show on the map at all. Where it is small, a dark \
 background proves nothing; an earlier --target-layer with hirescam or layercam sees further.
 
 [bold]Exit codes[/bold]
 
-0 all explained, 1 some pictures could not be, 2 wrong input or nothing explained, 130 interrupted.
+0 all explained, 1 some images could not be, 2 wrong input or nothing explained, 130 interrupted.
 {EXAMPLES}"""
 
 
@@ -100,7 +100,7 @@ def top(
 @app.command(epilog=RESULTS)
 def explain(
     photos: Annotated[
-        list[str], typer.Argument(metavar="PHOTO...", help="Picture files, folders, or patterns such as 'in/*.jpg'.")
+        list[str], typer.Argument(metavar="PHOTO...", help="ImageArray files, folders, or patterns such as 'in/*.jpg'.")
     ],
     model: Model,
     weights: Weights = None,
@@ -135,7 +135,7 @@ def explain(
             min=1,
             metavar="N",
             rich_help_panel=WHAT,
-            help="At most so many findings per picture, best first. Default: 10 boxes, 1 class, all regions.",
+            help="At most so many findings per image, best first. Default: 10 boxes, 1 class, all regions.",
         ),
     ] = None,
     box: Annotated[
@@ -143,7 +143,7 @@ def explain(
         typer.Option(
             metavar="X1,Y1,X2,Y2",
             rich_help_panel=WHAT,
-            help="Instead of what the model found: a box drawn by hand, in pixels of the picture, e.g. a missed "
+            help="Instead of what the model found: a box drawn by hand, in pixels of the image, e.g. a missed "
             "object. Needs --label; may be repeated.",
         ),
     ] = None,
@@ -183,7 +183,7 @@ def explain(
         typer.Option(
             metavar="N|auto",
             rich_help_panel=HOW,
-            help="For methods that sample (rise, drise): how many changed versions of the picture are looked at; "
+            help="For methods that sample (rise, drise): how many changed versions of the image are looked at; "
             "'auto', their default, stops once the maps of two halves of them agree. The same as "
             "--method drise:passes=N.",
         ),
@@ -199,16 +199,14 @@ def explain(
     ] = None,
     aug_smooth: Annotated[
         bool,
-        typer.Option("--aug-smooth", rich_help_panel=HOW, help="Mean over six views of the picture; six times slower."),
+        typer.Option("--aug-smooth", rich_help_panel=HOW, help="Mean over six views of the image; six times slower."),
     ] = False,
     eigen_smooth: Annotated[
         bool, typer.Option("--eigen-smooth", rich_help_panel=HOW, help="Keep the map's first principal component only.")
     ] = False,
     batch_size: Annotated[
         int,
-        typer.Option(
-            min=1, metavar="N", rich_help_panel=HOW, help="Pictures per forward pass; less takes less memory."
-        ),
+        typer.Option(min=1, metavar="N", rich_help_panel=HOW, help="Images per forward pass; less takes less memory."),
     ] = 4,
     out: Annotated[
         Path,
@@ -224,7 +222,7 @@ def explain(
     ] = "inferno",
     debug: Debug = False,
 ) -> None:
-    """Explain what a model finds in pictures, and write overlays, heatmaps and explanations.json."""
+    """Explain what a model finds in images, and write overlays, heatmaps and explanations.json."""
     with one_line_errors(debug):
         from detcam.cli.explain import Job, run
         from detcam.methods.spec import with_setting
@@ -314,7 +312,7 @@ def demo(
     ] = Path("detcam-demo"),
     debug: Debug = False,
 ) -> None:
-    """Find out why a small detector sees boats that are not there; needs no network and no pictures of yours."""
+    """Find out why a small detector sees boats that are not there; needs no network and no images of yours."""
     with one_line_errors(debug):
         from detcam.demo.run import run as run_demo
 

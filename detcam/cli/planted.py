@@ -44,7 +44,7 @@ def run(
         def trained(name: str, step: int, steps: int) -> None:
             bar.update(task, description=f"training {name}", completed=step, total=steps)
 
-        def told(what: str) -> None:
+        def on_progress(what: str) -> None:
             bar.update(task, description=what, completed=0, total=None)
 
         found = benchmark_planted(
@@ -56,7 +56,7 @@ def run(
             seed=seed,
             effort=effort,
             trained=trained,
-            told=told,
+            on_progress=on_progress,
         )
     replace_file(out / "planted.md", markdown(found).encode())
     console = Console() if sys.stdout.isatty() else Console(width=160)

@@ -13,8 +13,8 @@ from detcam.cam import TASKS
 from detcam.methods import METHODS
 from detcam.metrics import METRICS, Metric
 
-METHODS_HEADER = ("method", "use it for", "passes a picture", "per finding", "tasks", "paper")
-NOTE = "per finding: whether two findings in one picture get maps of their own"
+METHODS_HEADER = ("method", "use it for", "passes an image", "per finding", "tasks", "paper")
+NOTE = "per finding: whether two findings in one image get maps of their own"
 PIPED_WIDTH = 400
 """Columns where no terminal sets a limit: every method stays on one line."""
 
@@ -50,7 +50,7 @@ def print_methods() -> None:
 
 def methods_markdown() -> str:
     """The table in Markdown, papers as links."""
-    lines = ["| Method | Use it for | Passes a picture | Per finding | Tasks | Paper |", "|---|---|---|---|---|---|"]
+    lines = ["| Method | Use it for | Passes an image | Per finding | Tasks | Paper |", "|---|---|---|---|---|---|"]
     for cells in method_rows():
         title, _, link = cells[-1].rpartition(", http")
         paper = f"[{title}](http{link})" if title else cells[-1]

@@ -1,4 +1,4 @@
-"""Annotated pictures in COCO's format: what is truly in each, in a model's own class indices."""
+"""Annotated images in COCO's format: what is truly in each, in a model's own class indices."""
 
 from __future__ import annotations
 
@@ -11,44 +11,44 @@ from typing import Any, overload
 import torch
 
 from detcam.data.coco import read_coco
-from detcam.data.ground_truth import TrueObjects
-from detcam.data.issues import Problem, Problems
+from detcam.data.ground_truth import GroundTruth
+from detcam.data.issues import DataIssue, DataIssues
 from detcam.detections import class_name, label_index
 
-__all__ = ["Annotations", "TrueObjects"]
+__all__ = ["Annotations", "GroundTruth"]
 
 
 @dataclass(frozen=True)
 class Annotations:
-    """A folder of pictures and what is truly in each.
+    """A folder of images and what is truly in each.
 
     Attributes:
         path: the annotation file.
-        images: one entry per picture that is there and whose size fits, in the file's order.
+        images: one entry per image that is there and whose size fits, in the file's order.
         categories: category id to name.
         names: class index to name: the categories' until `for_classes`, then the model's.
         labels: the class indices that the file's categories stand for: what of a model can be judged by this file.
-        problems: what was wrong with the file or the pictures, and what was left out.
+        issues: what was wrong with the file or the images, and what was left out.
     """
 
     path: Path
-    images: tuple[TrueObjects, ...]
+    images: tuple[GroundTruth, ...]
     categories: Mapping[int, str]
     names: Mapping[int, str]
     labels: tuple[int, ...]
-    problems: Problems
+    issues: DataIssues
 
     @classmethod
     def load(cls, path: str | Path, images_dir: str | Path) -> Annotations:
-        """Read a COCO file (``images``, ``annotations``, ``categories``) and look at its pictures' sizes.
+        """Read a COCO file (``images``, ``annotations``, ``categories``) and look at its images' sizes.
 
-        Boxes and masks are taken in the frame whose size the file states for the picture: the upright one, as
+        Boxes and masks are taken in the frame whose size the file states for the image: the upright one, as
         annotation programs and most detectors' training code show it; or, where width and height in the file are
-        those of the stored pixels and not of the upright picture, the stored one (as torchvision's `CocoDetection`
-        reads it), and then they are turned with the picture. A rotation that leaves width and height as they are
+        those of the stored pixels and not of the upright image, the stored one (as torchvision's `CocoDetection`
+        reads it), and then they are turned with the image. A rotation that leaves width and height as they are
         cannot be told; the upright frame is taken.
 
-        What is wrong is counted in `problems`, and one warning sums it up.
+        What is wrong is counted in `issues`, and one warning sums it up.
 
         Args:
             path: the JSON file.
@@ -58,29 +58,29 @@ class Annotations:
             ValueError: no such file or folder, not JSON, or not of COCO's shape.
         """
         path = Path(path)
-        images, categories, problems = read_coco(path, Path(images_dir))
-        _warn(problems, path)
-        return cls(path, images, categories, categories, tuple(sorted(categories)), problems)
+        images, categories, issues = read_coco(path, Path(images_dir))
+        _warn(issues, path)
+        return cls(path, images, categories, categories, tuple(sorted(categories)), issues)
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def __iter__(self) -> Iterator[TrueObjects]:
+    def __iter__(self) -> Iterator[GroundTruth]:
         return iter(self.images)
 
     @overload
-    def __getitem__(self, index: int) -> TrueObjects: ...
+    def __getitem__(self, index: int) -> GroundTruth: ...
 
     @overload
     def __getitem__(self, index: slice) -> Annotations: ...
 
-    def __getitem__(self, index: int | slice) -> TrueObjects | Annotations:
-        """One picture's objects, or some pictures' annotations."""
+    def __getitem__(self, index: int | slice) -> GroundTruth | Annotations:
+        """One image's objects, or some images' annotations."""
         return replace(self, images=self.images[index]) if isinstance(index, slice) else self.images[index]
 
     @property
     def paths(self) -> list[Path]:
-        """The pictures' files, in order."""
+        """The images' files, in order."""
         return [image.path for image in self.images]
 
     def for_classes(
@@ -110,12 +110,12 @@ class Annotations:
                 f'classes are {_listed(names.values())}. Name them in class_map={{"category": "class"}}'
             )
         shown = names or {labels[i]: name for i, name in self.categories.items() if i in labels}
-        problems: list[Problem] = []
-        images = tuple(_relabel(image, labels, shown, problems) for image in self.images)
-        found = Problems(problems)
+        issues: list[DataIssue] = []
+        images = tuple(_relabel(image, labels, shown, issues) for image in self.images)
+        found = DataIssues(issues)
         _warn(found, self.path)
         known = tuple(sorted(set(labels.values())))
-        return replace(self, images=images, names=shown, labels=known, problems=self.problems + found)
+        return replace(self, images=images, names=shown, labels=known, issues=self.issues + found)
 
 
 def _labels_of(
@@ -166,13 +166,13 @@ def _plain(name: str) -> str:
 
 
 def _relabel(
-    image: TrueObjects, labels: Mapping[int, int], names: Mapping[int, str], problems: list[Problem]
-) -> TrueObjects:
+    image: GroundTruth, labels: Mapping[int, int], names: Mapping[int, str], issues: list[DataIssue]
+) -> GroundTruth:
     ids = image.category_ids.tolist()
     for category, annotation in zip(ids, image.ids.tolist(), strict=True):
         if category not in labels:
             message = f"category {class_name(image.names, category)!r} is none of the model's classes: left out"
-            problems.append(Problem("category unknown to the model", message, image.image_id, annotation))
+            issues.append(DataIssue("category unknown to the model", message, image.image_id, annotation))
     kept = image[torch.tensor([category in labels for category in ids], dtype=torch.bool)]
     new = torch.tensor([labels[i] for i in kept.category_ids.tolist()], dtype=torch.int64)
     return replace(kept, labels=new, names=names)
@@ -183,8 +183,6 @@ def _listed(names: Any, most: int = 12) -> str:
     return ", ".join(names[:most]) + (", ..." if len(names) > most else "") or "none"
 
 
-def _warn(problems: Problems, path: Path) -> None:
-    if problems:
-        warnings.warn(
-            f"{path.name}: {len(problems)} problem{'s' * (len(problems) > 1)}\n{problems.summary()}", stacklevel=3
-        )
+def _warn(issues: DataIssues, path: Path) -> None:
+    if issues:
+        warnings.warn(f"{path.name}: {len(issues)} problem{'s' * (len(issues) > 1)}\n{issues.summary()}", stacklevel=3)

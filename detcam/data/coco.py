@@ -1,4 +1,4 @@
-"""Read a COCO file and look at its pictures; whatever is wrong with one entry leaves the others as they are."""
+"""Read a COCO file and look at its images; whatever is wrong with one entry leaves the others as they are."""
 
 from __future__ import annotations
 
@@ -14,42 +14,42 @@ import numpy as np
 import torch
 from pycocotools import mask as coco_masks
 
-from detcam.data.exif import PictureSize, boxes_upright, picture_size
-from detcam.data.ground_truth import TrueObjects, as_rle
-from detcam.data.issues import Problem, Problems
+from detcam.data.exif import ImageSize, boxes_upright, image_size
+from detcam.data.ground_truth import GroundTruth, as_rle
+from detcam.data.issues import DataIssue, DataIssues
 
-Found = tuple[tuple[TrueObjects, ...], dict[int, str], Problems]
+Found = tuple[tuple[GroundTruth, ...], dict[int, str], DataIssues]
 
 
 @dataclass(frozen=True)
-class _Picture:
+class _Image:
     image_id: int | str
     file_name: str
     path: Path
     image_size_hw: tuple[int, int]
     drawn_hw: tuple[int, int]
-    size: PictureSize | None
+    size: ImageSize | None
 
 
 def read_coco(path: Path, images_dir: Path) -> Found:
-    """Pictures with their objects, categories by id, and what was wrong.
+    """Images with their objects, categories by id, and what was wrong.
 
     Raises:
         ValueError: no such file or folder, not JSON, or not of COCO's shape.
     """
     data = _read_json(path)
     if not images_dir.is_dir():
-        raise ValueError(f"no folder of pictures at {images_dir}; check the path")
-    problems: list[Problem] = []
-    categories = _categories(data["categories"], problems)
-    pictures, known = _pictures(data["images"], images_dir, problems)
-    rows = _annotations(data["annotations"], pictures, known, categories, bool(data["categories"]), problems)
-    images = tuple(_true_objects(picture, rows[image_id], categories) for image_id, picture in pictures.items())
+        raise ValueError(f"no folder of images at {images_dir}; check the path")
+    issues: list[DataIssue] = []
+    categories = _categories(data["categories"], issues)
+    image_list, known = _images(data["images"], images_dir, issues)
+    rows = _annotations(data["annotations"], image_list, known, categories, bool(data["categories"]), issues)
+    images = tuple(_true_objects(pixels, rows[image_id], categories) for image_id, pixels in image_list.items())
     for image in images:
         if not len(image):
             message = f"{image.file_name} has no true objects: whatever is found there counts as wrong"
-            problems.append(Problem("empty ground truth", message, image.image_id))
-    return images, categories, Problems(problems)
+            issues.append(DataIssue("empty ground truth", message, image.image_id))
+    return images, categories, DataIssues(issues)
 
 
 def _read_json(path: Path) -> dict[str, list[Any]]:
@@ -83,52 +83,52 @@ def _with_ids(entry: Any, kind: str) -> Any:
     return entry | found
 
 
-def _categories(entries: list[Any], problems: list[Problem]) -> dict[int, str]:
+def _categories(entries: list[Any], issues: list[DataIssue]) -> dict[int, str]:
     found: dict[int, str] = {}
     for entry in entries:
         if not isinstance(entry, dict) or not _is_index(entry.get("id")) or "name" not in entry:
-            problems.append(Problem("unreadable category", f"expected id and name; got {_short(entry)}: left out"))
+            issues.append(DataIssue("unreadable category", f"expected id and name; got {_short(entry)}: left out"))
         elif entry["id"] in found and found[entry["id"]] != str(entry["name"]):
             message = f"category {entry['id']} is {found[entry['id']]!r} and also {entry['name']!r}: the first is kept"
-            problems.append(Problem("duplicate category id", message))
+            issues.append(DataIssue("duplicate category id", message))
         else:
             found[entry["id"]] = str(entry["name"])
     return found
 
 
-def _pictures(
-    entries: list[Any], folder: Path, problems: list[Problem]
-) -> tuple[dict[int | str, _Picture], set[int | str]]:
-    """The pictures that can be used, by id, and the ids of all that the file lists."""
-    pictures: dict[int | str, _Picture] = {}
+def _images(
+    entries: list[Any], folder: Path, issues: list[DataIssue]
+) -> tuple[dict[int | str, _Image], set[int | str]]:
+    """The images that can be used, by id, and the ids of all that the file lists."""
+    images: dict[int | str, _Image] = {}
     known: set[int | str] = set()
     written: set[str] = set()
     places: set[Path] = set()
     for entry in entries:
-        if not _names_a_picture(entry):
+        if not _names_a_image(entry):
             message = f"expected id and file_name; got {_short(entry)}: left out"
-            problems.append(Problem("unreadable picture entry", message))
+            issues.append(DataIssue("unreadable image entry", message))
             continue
         image_id, file_name = entry["id"], entry["file_name"]
         path = folder / file_name
         if image_id in known or str(image_id) in written:
             message = f"id {image_id} stands for several entries, also {file_name}: the first is kept"
-            problems.append(Problem("duplicate image id", message, image_id))
+            issues.append(DataIssue("duplicate image id", message, image_id))
             continue
         known.add(image_id)
-        written.add(str(image_id))  # 1 and "1" would be one picture to whoever reads the report
+        written.add(str(image_id))  # 1 and "1" would be one image to whoever reads the report
         if path in places:
             message = f"{file_name} is listed again under id {image_id}: left out"
-            problems.append(Problem("picture listed twice", message, image_id))
+            issues.append(DataIssue("image listed twice", message, image_id))
             continue
         places.add(path)
         if not path.is_file():
-            problems.append(Problem("picture is missing", f"no image file at {path}: left out", image_id))
+            issues.append(DataIssue("image is missing", f"no image file at {path}: left out", image_id))
             continue
         try:
-            size = picture_size(path)
+            size = image_size(path)
         except ValueError as error:
-            problems.append(Problem("unreadable picture", f"{error} Left out", image_id))
+            issues.append(DataIssue("unreadable image", f"{error} Left out", image_id))
             continue
         stated = (entry.get("height"), entry.get("width"))
         if all(stated) and stated not in (size.upright_hw, size.stored_hw):
@@ -136,15 +136,15 @@ def _pictures(
                 f"{file_name} is {size.upright_hw[1]}x{size.upright_hw[0]} pixels and the file says "
                 f"{stated[1]}x{stated[0]}: left out, because its boxes would not fit"
             )
-            problems.append(Problem("size differs from the file's", message, image_id))
+            issues.append(DataIssue("size differs from the file's", message, image_id))
             continue
         lying = all(stated) and stated != size.upright_hw
         drawn = size.stored_hw if lying else size.upright_hw
-        pictures[image_id] = _Picture(image_id, file_name, path, size.upright_hw, drawn, size if lying else None)
-    return pictures, known
+        images[image_id] = _Image(image_id, file_name, path, size.upright_hw, drawn, size if lying else None)
+    return images, known
 
 
-def _names_a_picture(entry: Any) -> bool:
+def _names_a_image(entry: Any) -> bool:
     if not isinstance(entry, dict) or not isinstance(entry.get("file_name"), str):
         return False
     return _is_index(entry.get("id")) or isinstance(entry.get("id"), str)
@@ -152,25 +152,25 @@ def _names_a_picture(entry: Any) -> bool:
 
 def _annotations(
     entries: list[Any],
-    pictures: Mapping[int | str, _Picture],
+    images: Mapping[int | str, _Image],
     known: set[int | str],
     categories: Mapping[int, str],
     named: bool,
-    problems: list[Problem],
+    issues: list[DataIssue],
 ) -> dict[int | str, list[dict[str, Any]]]:
-    """Checked annotations by picture: id, category_id, box (x, y, w, h), crowd, area, segmentation."""
-    rows: dict[int | str, list[dict[str, Any]]] = {image_id: [] for image_id in pictures}
-    written: dict[str, int | str] = {str(image_id): image_id for image_id in known}  # "7" may mean picture 7
+    """Checked annotations by image: id, category_id, box (x, y, w, h), crowd, area, segmentation."""
+    rows: dict[int | str, list[dict[str, Any]]] = {image_id: [] for image_id in images}
+    written: dict[str, int | str] = {str(image_id): image_id for image_id in known}  # "7" may mean image 7
     seen: dict[Any, Any] = {}
     for position, entry in enumerate(entries):
         if not isinstance(entry, dict) or not isinstance(entry.get("image_id"), (int, str)):
-            problems.append(Problem("unreadable annotation", f"expected image_id; got {_short(entry)}: left out"))
+            issues.append(DataIssue("unreadable annotation", f"expected image_id; got {_short(entry)}: left out"))
             continue
         image_id: int | str = entry["image_id"]
         image_id = written.get(str(image_id), image_id)
         own = entry["id"] if _is_index(entry.get("id")) else None
 
-        tell = partial(_tell, problems, image_id, own)
+        tell = partial(_tell, issues, image_id, own)
         content = (image_id, entry.get("category_id"), str(entry.get("bbox")), str(entry.get("segmentation")))
         if own is not None and own in seen:
             if seen[own] == content:
@@ -178,25 +178,25 @@ def _annotations(
                 continue
             tell("duplicate annotation id", "the id stands for another object as well: both are kept")
         seen.setdefault(own, content)
-        if image_id not in pictures:
+        if image_id not in images:
             if image_id not in known:
-                tell("annotation of an unlisted picture", f"no picture has the id {image_id!r}: left out")
+                tell("annotation of an unlisted image", f"no image has the id {image_id!r}: left out")
             else:
-                tell("annotation of a picture left out", f"picture {image_id!r} could not be used: left out")
+                tell("annotation of an image left out", f"image {image_id!r} could not be used: left out")
             continue
         category = entry.get("category_id")
         if not _is_index(category) or (named and category not in categories):
             tell("category not in the file", f"no category has the id {category!r}: left out")
             continue
-        shape = _shape(entry, pictures[image_id].drawn_hw, tell)
+        shape = _shape(entry, images[image_id].drawn_hw, tell)
         if shape is not None:
             rows[image_id].append({"id": -1 - position if own is None else own, "category_id": category, **shape})
     return rows
 
 
-def _tell(problems: list[Problem], image_id: int | str, own: int | None, kind: str, message: str) -> None:
+def _tell(issues: list[DataIssue], image_id: int | str, own: int | None, kind: str, message: str) -> None:
     who = "an annotation without id" if own is None else f"annotation {own}"
-    problems.append(Problem(kind, f"{who}: {message}", image_id, own))
+    issues.append(DataIssue(kind, f"{who}: {message}", image_id, own))
 
 
 def _shape(
@@ -218,10 +218,10 @@ def _shape(
         tell("box of zero size", f"{w:g} wide, {h:g} high: left out")
         return None
     if x >= width or y >= height or x + w <= 0 or y + h <= 0:
-        tell("box outside the picture", f"{box} in a picture of {width}x{height}: left out")
+        tell("box outside the image", f"{box} in an image of {width}x{height}: left out")
         return None
     if x < -1 or y < -1 or x + w > width + 1 or y + h > height + 1:
-        tell("box partly outside the picture", f"{box} in a picture of {width}x{height}: kept as it is")
+        tell("box partly outside the image", f"{box} in an image of {width}x{height}: kept as it is")
     area = entry.get("area")
     return {
         "box": (x, y, w, h),
@@ -257,11 +257,11 @@ def _segmentation(value: Any, size_hw: tuple[int, int]) -> tuple[Any, str]:
     if not isinstance(value, dict) or not isinstance(value.get("counts"), (list, str)):
         return None, f"expected polygons or run lengths; got {_short(value)}"
     if value.get("size") != list(size_hw):
-        return None, f"its run lengths are for {value.get('size')} (height, width) and the picture has {list(size_hw)}"
+        return None, f"its run lengths are for {value.get('size')} (height, width) and the image has {list(size_hw)}"
     counts = value["counts"]
     runs = run_lengths(counts) if isinstance(counts, str) else counts
     if runs is None or not all(_is_index(run) and run >= 0 for run in runs) or sum(runs) != size_hw[0] * size_hw[1]:
-        return None, "its run lengths do not add up to the picture"
+        return None, "its run lengths do not add up to the image"
     return value, ""
 
 
@@ -288,17 +288,17 @@ def run_lengths(text: str) -> list[int] | None:
     return runs if shift == 0 else None
 
 
-def _true_objects(picture: _Picture, rows: Sequence[Mapping[str, Any]], categories: Mapping[int, str]) -> TrueObjects:
+def _true_objects(image: _Image, rows: Sequence[Mapping[str, Any]], categories: Mapping[int, str]) -> GroundTruth:
     xywh = np.array([row["box"] for row in rows], dtype=np.float64).reshape(-1, 4)
-    if picture.size is not None:
-        turned = boxes_upright(_xyxy(xywh), picture.size)
+    if image.size is not None:
+        turned = boxes_upright(_xyxy(xywh), image.size)
         xywh = np.concatenate([turned[:, :2], turned[:, 2:] - turned[:, :2]], axis=1)
     ids = torch.tensor([row["category_id"] for row in rows], dtype=torch.int64)
-    return TrueObjects(
-        image_id=picture.image_id,
-        file_name=picture.file_name,
-        path=picture.path,
-        image_size_hw=picture.image_size_hw,
+    return GroundTruth(
+        image_id=image.image_id,
+        file_name=image.file_name,
+        path=image.path,
+        image_size_hw=image.image_size_hw,
         boxes_xyxy=torch.from_numpy(_xyxy(xywh)).float(),
         boxes_xywh=xywh,
         labels=ids,
@@ -307,7 +307,7 @@ def _true_objects(picture: _Picture, rows: Sequence[Mapping[str, Any]], categori
         area=torch.tensor([row["area"] for row in rows], dtype=torch.float64),
         ids=torch.tensor([row["id"] for row in rows], dtype=torch.int64),
         segmentations=tuple(row["segmentation"] for row in rows),
-        size=picture.size,
+        size=image.size,
         names=categories,
     )
 

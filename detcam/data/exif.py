@@ -1,4 +1,4 @@
-"""Cameras store a picture lying on its side and note how to turn it: what annotations drawn on either must know."""
+"""Cameras store an image lying on its side and note how to turn it: what annotations drawn on either must know."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ _ORIENTATION = 0x0112
 
 
 @dataclass(frozen=True)
-class PictureSize:
-    """A picture file's size, from its header alone.
+class ImageSize:
+    """An image file's size, from its header alone.
 
     Attributes:
         stored_hw: height and width of the pixels as they stand in the file.
-        orientation: the EXIF tag, 1 to 8; 5 to 8 exchange height and width when the picture is set upright.
+        orientation: the EXIF tag, 1 to 8; 5 to 8 exchange height and width when the image is set upright.
     """
 
     stored_hw: tuple[int, int]
@@ -25,15 +25,15 @@ class PictureSize:
 
     @property
     def upright_hw(self) -> tuple[int, int]:
-        """Height and width as `detcam.data.images.load_image` returns the picture."""
+        """Height and width as `detcam.data.images.load_image` returns the image."""
         return self.stored_hw[::-1] if self.orientation >= 5 else self.stored_hw
 
 
-def picture_size(path: Path) -> PictureSize:
-    """Read a picture file's size without reading its pixels.
+def image_size(path: Path) -> ImageSize:
+    """Read an image file's size without reading its pixels.
 
     Raises:
-        ValueError: no file, or not a picture.
+        ValueError: no file, or not an image.
     """
     if not path.is_file():
         raise ValueError(f"no image file at {path}; check the path")
@@ -41,16 +41,16 @@ def picture_size(path: Path) -> PictureSize:
         with Image.open(path) as image:
             orientation = image.getexif().get(_ORIENTATION, 1)
             size_hw = (image.height, image.width)
-    except ImportError as error:  # ultralytics replaces Image.open, and then asks for a package at what is no picture
+    except ImportError as error:  # ultralytics replaces Image.open, and then asks for a package at what is no image
         raise ValueError(f"cannot read {path} as an image (unknown format); is the file complete?") from error
     except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"cannot read {path} as an image ({error}); is the file complete?") from error
     known = isinstance(orientation, int) and 1 <= orientation <= 8
-    return PictureSize(size_hw, orientation if known else 1)
+    return ImageSize(size_hw, orientation if known else 1)
 
 
-def boxes_upright(boxes_xyxy: np.ndarray, size: PictureSize) -> np.ndarray:
-    """Boxes (N, 4) from the stored pixels' frame into the upright picture's."""
+def boxes_upright(boxes_xyxy: np.ndarray, size: ImageSize) -> np.ndarray:
+    """Boxes (N, 4) from the stored pixels' frame into the upright image's."""
     height, width = size.stored_hw
     x, y = boxes_xyxy[:, 0::2], boxes_xyxy[:, 1::2]
     new_x, new_y = {
@@ -66,8 +66,8 @@ def boxes_upright(boxes_xyxy: np.ndarray, size: PictureSize) -> np.ndarray:
     return np.stack([new_x.min(1), new_y.min(1), new_x.max(1), new_y.max(1)], axis=1)
 
 
-def masks_upright(masks: np.ndarray, size: PictureSize) -> np.ndarray:
-    """Masks (N, H, W) from the stored pixels' frame into the upright picture's."""
+def masks_upright(masks: np.ndarray, size: ImageSize) -> np.ndarray:
+    """Masks (N, H, W) from the stored pixels' frame into the upright image's."""
     turned = masks.transpose(0, 2, 1) if size.orientation >= 5 else masks
     if size.orientation in (2, 3, 6, 7):
         turned = turned[:, :, ::-1]

@@ -1,4 +1,4 @@
-"""What is truly in one picture: boxes, classes and masks, as people drew them."""
+"""What is truly in one image: boxes, classes and masks, as people drew them."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ import torch
 from pycocotools import mask as coco_masks
 from torch import Tensor
 
-from detcam.data.exif import PictureSize, masks_upright
+from detcam.data.exif import ImageSize, masks_upright
 from detcam.detections import class_name
 
 
 @dataclass(frozen=True)
-class TrueObjects:
-    """What is truly in one picture.
+class GroundTruth:
+    """What is truly in one image.
 
     Attributes:
-        image_id: the picture's id in the file.
+        image_id: the image's id in the file.
         file_name: its name in the file.
         path: where it is on disk.
         image_size_hw: height and width, EXIF rotation applied, as `detcam.data.images.load_image` reads it.
-        boxes_xyxy: (N, 4) float32, pixels of that picture, half-open, not clipped.
+        boxes_xyxy: (N, 4) float32, pixels of that image, half-open, not clipped.
         boxes_xywh: (N, 4) float64, the same as left, top, width, height, to the file's full precision.
         labels: (N,) int64, the model's class indices; the file's category ids until `Annotations.for_classes`.
         category_ids: (N,) int64, the file's category ids.
@@ -33,7 +33,7 @@ class TrueObjects:
         area: (N,) float64, pixels, as the file says (of the segmentation), else the box's.
         ids: (N,) int64, the annotations' ids; negative where the file has none.
         segmentations: N polygons, run-length encodings or None, as in the file.
-        size: how the picture lies in its file, where boxes and masks were drawn on it unrotated; else None.
+        size: how the image lies in its file, where boxes and masks were drawn on it unrotated; else None.
         names: class index to name.
     """
 
@@ -49,13 +49,13 @@ class TrueObjects:
     area: Tensor
     ids: Tensor
     segmentations: tuple[Any, ...]
-    size: PictureSize | None = None
+    size: ImageSize | None = None
     names: Mapping[int, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int | slice | Sequence[int] | Tensor) -> TrueObjects:
+    def __getitem__(self, index: int | slice | Sequence[int] | Tensor) -> GroundTruth:
         """Some of the objects: an index, a slice, a list of indices or a bool mask (N,)."""
         chosen = torch.arange(len(self))[index if not isinstance(index, list) else torch.tensor(index).long()]
         chosen = chosen.reshape(-1)
@@ -72,7 +72,7 @@ class TrueObjects:
         return class_name(self.names, int(self.labels[index]))
 
     def rles(self) -> list[dict[str, Any]]:
-        """Each object's mask as COCO's compressed run lengths, in the upright picture; boxes where there is none."""
+        """Each object's mask as COCO's compressed run lengths, in the upright image; boxes where there is none."""
         return [self._rle(index) for index in range(len(self))]
 
     def masks(self) -> Tensor:

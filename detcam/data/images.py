@@ -1,4 +1,4 @@
-"""Read pictures: a path, PIL image, array or tensor becomes a float RGB tensor, checked once."""
+"""Read images: a path, PIL image, array or tensor becomes a float RGB tensor, checked once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _EXPECTED = "a path, a PIL image, an HxWx3 uint8 RGB array, or a 3xHxW tensor"
 
 
 def load_image(image: ImageLike) -> Tensor:
-    """Read one picture.
+    """Read one image.
 
     EXIF rotation is applied; grey, palette, CMYK, 16-bit and transparent files become RGB.
 
@@ -26,7 +26,7 @@ def load_image(image: ImageLike) -> Tensor:
         (3, H, W) float32, RGB in [0, 1], on the CPU for files and arrays, on its own device for a tensor.
 
     Raises:
-        TypeError: not a picture.
+        TypeError: not an image.
         ValueError: unreadable file, wrong channel count, zero size, NaN pixels, or float values outside [0, 1].
     """
     if isinstance(image, (str, Path)):
@@ -41,7 +41,7 @@ def load_image(image: ImageLike) -> Tensor:
 
 
 def load_images(images: ImageLike | Sequence[ImageLike]) -> list[Tensor]:
-    """Read one picture or a list of them; sizes are free. A 4-d tensor counts as a list.
+    """Read one image or a list of them; sizes are free. A 4-d tensor counts as a list.
 
     Raises:
         ValueError: the list is empty, or as in `load_image`, naming the position in the list.
@@ -62,7 +62,7 @@ def load_images(images: ImageLike | Sequence[ImageLike]) -> list[Tensor]:
 
 
 def is_single(images: Any) -> bool:
-    """Whether this is one picture rather than a list of them."""
+    """Whether this is one image rather than a list of them."""
     if isinstance(images, Tensor):
         return images.ndim != 4
     if isinstance(images, np.ndarray):
@@ -88,7 +88,7 @@ def _read(path: Path) -> np.ndarray:
     try:
         with Image.open(path) as image:
             return _rgb(image)
-    except ImportError as error:  # ultralytics replaces Image.open, and then asks for a package at what is no picture
+    except ImportError as error:  # ultralytics replaces Image.open, and then asks for a package at what is no image
         raise ValueError(f"cannot read {path} as an image (unknown format); is the file complete?") from error
     except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"cannot read {path} as an image ({error}); is the file complete?") from error

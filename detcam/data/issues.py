@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Problem:
+class DataIssue:
     """One thing that was wrong, and what became of it.
 
     Attributes:
-        kind: what was wrong, in words that all problems of a kind share: ``"picture is missing"``.
+        kind: what was wrong, in words that all problems of a kind share: ``"image is missing"``.
         message: the particular case, and whether something was left out because of it.
-        image_id: the picture concerned, as the file names it, or None.
+        image_id: the image concerned, as the file names it, or None.
         annotation_id: the annotation concerned, as the file names it, or None.
     """
 
@@ -24,40 +24,40 @@ class Problem:
     annotation_id: int | str | None = None
 
 
-class Problems:
+class DataIssues:
     """An unchangeable list of problems, with counts by kind.
 
     Args:
         items: the problems, in the order in which they were met.
     """
 
-    def __init__(self, items: Iterable[Problem] = ()) -> None:
+    def __init__(self, items: Iterable[DataIssue] = ()) -> None:
         self._items = tuple(items)
 
     def __len__(self) -> int:
         return len(self._items)
 
-    def __iter__(self) -> Iterator[Problem]:
+    def __iter__(self) -> Iterator[DataIssue]:
         return iter(self._items)
 
-    def __add__(self, other: Problems) -> Problems:
-        return Problems((*self._items, *other))
+    def __add__(self, other: DataIssues) -> DataIssues:
+        return DataIssues((*self._items, *other))
 
-    def of(self, kind: str) -> list[Problem]:
+    def of(self, kind: str) -> list[DataIssue]:
         """The problems of one kind."""
-        return [problem for problem in self if problem.kind == kind]
+        return [issue for issue in self if issue.kind == kind]
 
     def counts(self) -> dict[str, int]:
         """How many of each kind, the most frequent first."""
-        return dict(Counter(problem.kind for problem in self).most_common())
+        return dict(Counter(issue.kind for issue in self).most_common())
 
     def summary(self, examples: int = 2) -> str:
         """One line per kind: its count and the first cases' messages; empty where nothing was wrong."""
         lines = []
         for kind, count in self.counts().items():
-            shown = "; ".join(problem.message for problem in self.of(kind)[:examples])
+            shown = "; ".join(issue.message for issue in self.of(kind)[:examples])
             lines.append(f"{count} x {kind}: {shown}{'; ...' if count > examples else ''}")
         return "\n".join(lines)
 
     def __repr__(self) -> str:
-        return f"Problems({self.counts()})"
+        return f"DataIssues({self.counts()})"

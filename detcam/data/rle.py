@@ -14,8 +14,8 @@ from detcam.detections import Detections
 
 
 @dataclass(frozen=True)
-class Packed:
-    """What was found in a picture.
+class PackedDetections:
+    """What was found in an image.
 
     Attributes:
         found: the detections, without masks.
@@ -27,7 +27,7 @@ class Packed:
     masks: tuple[dict[str, Any], ...] | None = None
 
     @classmethod
-    def of(cls, found: Detections) -> Packed:
+    def of(cls, found: Detections) -> PackedDetections:
         """Pack detections; what a family says beside boxes, classes, scores and masks is left out."""
         masks = None
         if found.masks is not None:
@@ -43,10 +43,10 @@ class Packed:
         return replace(self.found, masks=torch.stack(decoded) if decoded else empty)
 
 
-class Unpacked(Sequence[Detections]):
-    """Pictures' detections with their masks, each unpacked while it is looked at."""
+class UnpackedDetections(Sequence[Detections]):
+    """Images' detections with their masks, each unpacked while it is looked at."""
 
-    def __init__(self, packed: Sequence[Packed]) -> None:
+    def __init__(self, packed: Sequence[PackedDetections]) -> None:
         self.packed = packed
 
     def __len__(self) -> int:
@@ -56,8 +56,8 @@ class Unpacked(Sequence[Detections]):
     def __getitem__(self, index: int) -> Detections: ...
 
     @overload
-    def __getitem__(self, index: slice) -> Unpacked: ...
+    def __getitem__(self, index: slice) -> UnpackedDetections: ...
 
-    def __getitem__(self, index: int | slice) -> Detections | Unpacked:
-        """One picture's detections, or some pictures'."""
-        return Unpacked(self.packed[index]) if isinstance(index, slice) else self.packed[index].unpack()
+    def __getitem__(self, index: int | slice) -> Detections | UnpackedDetections:
+        """One image's detections, or some images'."""
+        return UnpackedDetections(self.packed[index]) if isinstance(index, slice) else self.packed[index].unpack()

@@ -21,7 +21,7 @@ class Evidence:
         box: share of the map's heat inside the detected box, in [0, 1].
         wake: share within a few pixels of the wake and outside the box.
         hottest: where the map is greatest: ``box``, ``wake`` or ``elsewhere``.
-        reach: share of the picture that can influence the map, in [0, 1].
+        reach: share of the image that can influence the map, in [0, 1].
     """
 
     box: float

@@ -21,7 +21,7 @@ def write_coco(folder: str | Path, scenes: Sequence[Scene], *, images: str = "im
     Args:
         folder: gets ``annotations.json``.
         scenes: what to write.
-        images: the folder of the pictures in it.
+        images: the folder of the images in it.
 
     Returns:
         The JSON file.

@@ -29,7 +29,7 @@ from detcam.methods import METHODS, ReachCAM
 from detcam.synthetic.canvas import FloatArray
 from detcam.synthetic.harbour import BOAT_LABEL, DEMO_NAMES, DEMO_SEEDS, Scene, draw_scene
 from detcam.utils.opencv import cv2
-from detcam.visualize.convert import Picture
+from detcam.visualize.convert import ImageArray
 from detcam.visualize.overlay import draw_boxes, grid, render, save_image
 
 METHOD = partial(ReachCAM, steps=20)
@@ -43,8 +43,8 @@ MIN_IOU, MIN_GHOST_IOU = 0.5, 0.3
 ZOOM = 2  # scenes are enlarged in figures, so that outlines and labels stay thin beside them
 TRUE_COLOR, FALSE_COLOR = (120, 230, 140), (255, 150, 40)
 NEXT = (
-    ("detcam explain --help", "a model and pictures of your own"),
-    ("detcam audit --help", "all mistakes of a detector on annotated pictures, each with its cause"),
+    ("detcam explain --help", "a model and images of your own"),
+    ("detcam audit --help", "all mistakes of a detector on annotated images, each with its cause"),
     ("detcam methods", "what else can be asked, and who thought of it"),
     ("detcam layers --help", "where in a model to look"),
 )
@@ -229,7 +229,7 @@ def _tell_last_layer(echo: Echo, alarms: Sequence[FalseAlarm], near: Explanation
     say(
         echo,
         "Its heat lies in the box because it cannot see beyond the box, not because the cause is there. detcam "
-        "measures how much of the picture a map can see, and warns where that is too little.",
+        "measures how much of the image a map can see, and warns where that is too little.",
     )
 
 
@@ -237,16 +237,16 @@ def _tell_audit(echo: Echo, found: Audit) -> None:
     explained = [case for case in found.explained if case.is_false_positive]
     say(
         echo,
-        f"On pictures of your own nobody can draw a scene again. detcam audit takes the evidence out of the picture "
+        f"On images of your own nobody can draw a scene again. detcam audit takes the evidence out of the image "
         f"instead, and other regions of the same size to compare. Here that confirms {len(found.confirmed)} of "
         f"{len(explained)} causes, in {found.seconds:.0f} s. What the report says of them:",
     )
     for group in found.groups[:MOST_GROUPS]:
-        say(echo, f"{group.reading}.")
+        say(echo, f"{group.sentence}.")
 
 
 def _tell_files(echo: Echo, out: Path) -> None:
-    say(echo, f"Pictures are in {out}{'/' * (str(out)[-1:] != '/')}")
+    say(echo, f"Images are in {out}{'/' * (str(out)[-1:] != '/')}")
     table(
         echo,
         ["", ""],
@@ -275,7 +275,7 @@ def _figure(
     alarms: Sequence[FalseAlarm],
     near: Explanation,
     far: Explanation,
-) -> Picture:
+) -> ImageArray:
     """One row per false alarm: what was found, where the evidence is, what a last layer shows, the proof."""
     panels, titles = [], []
     for alarm in alarms:
@@ -298,19 +298,19 @@ def _figure(
     return grid(panels, columns=4, titles=titles)
 
 
-def _boxed(scene: Scene, found: Detections, labelled: Sequence[bool], asked: int | None) -> Picture:
+def _boxed(scene: Scene, found: Detections, labelled: Sequence[bool], asked: int | None) -> ImageArray:
     """A scene with its detections: green where a label agrees, orange where none does."""
     colors = [TRUE_COLOR if known else FALSE_COLOR for known in labelled]
     captions = [("not there: " if i == asked else "") + found.caption(i) for i in range(len(found))]
-    picture = scene.image.repeat(ZOOM, axis=0).repeat(ZOOM, axis=1)
-    return draw_boxes(picture, found.boxes_xyxy * ZOOM, captions, colors=colors)
+    image = scene.image.repeat(ZOOM, axis=0).repeat(ZOOM, axis=1)
+    return draw_boxes(image, found.boxes_xyxy * ZOOM, captions, colors=colors)
 
 
-def _heated(scene: Scene, heatmap: Tensor, box: Tensor, wake: np.ndarray) -> Picture:
+def _heated(scene: Scene, heatmap: Tensor, box: Tensor, wake: np.ndarray) -> ImageArray:
     """A heatmap over the scene, with the box and the wake's outline."""
     height, width = (side * ZOOM for side in heatmap.shape)
     heat = np.clip(cv2.resize(heatmap.numpy(), (width, height), interpolation=cv2.INTER_LINEAR), 0, 1)
-    picture = scene.image.repeat(ZOOM, axis=0).repeat(ZOOM, axis=1)
+    image = scene.image.repeat(ZOOM, axis=0).repeat(ZOOM, axis=1)
     region = around(wake).repeat(ZOOM, axis=0).repeat(ZOOM, axis=1)
-    marked = render(picture, heat, mask=region, color_bar=False)
+    marked = render(image, heat, mask=region, color_bar=False)
     return draw_boxes(marked, (box * ZOOM)[None], colors=FALSE_COLOR)

@@ -126,7 +126,7 @@ class WakeVerdict:
 
     @property
     def certified(self) -> bool:
-        """The wake, and not just any change to the picture, is what makes the detector fire."""
+        """The wake, and not just any change to the image, is what makes the detector fire."""
         return self.gone_without_wake and self.stays_without_gull
 
 

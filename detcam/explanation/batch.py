@@ -1,4 +1,4 @@
-"""Many pictures, a few at a time: found on disk, explained, written at once, and the bad ones passed over."""
+"""Many images, a few at a time: found on disk, explained, written at once, and the bad ones passed over."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from detcam.explanation.explain import Explanation, Method, explain
 from detcam.explanation.writer import INDEX, ExplanationWriter, files_of, read_index
 from detcam.utils.files import is_audit
 
-PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
 
 TargetsFor = Callable[[Tensor], list[Target]]
-"""From a picture (3, H, W) to what is to be explained in it."""
+"""From an image (3, H, W) to what is to be explained in it."""
 
 
-def find_pictures(places: Iterable[str]) -> list[Path]:
-    """Picture files from files, folders (searched to the bottom, hidden ones left out) and patterns with ``*``.
+def find_images(places: Iterable[str]) -> list[Path]:
+    """ImageArray files from files, folders (searched to the bottom, hidden ones left out) and patterns with ``*``.
 
     Each file once, in the order given, a folder's by name. What detcam itself wrote into a folder is left out.
 
     Raises:
-        ValueError: a file, a folder's pictures or a pattern's files are not there.
+        ValueError: a file, a folder's images or a pattern's files are not there.
     """
     found: dict[Path, None] = {}
     for place in places:
@@ -38,20 +38,20 @@ def find_pictures(places: Iterable[str]) -> list[Path]:
         if path.is_file():
             here: Iterable[Path] = [path]
         elif path.is_dir():
-            here = _pictures_below(path)
+            here = _images_below(path)
         elif glob.has_magic(place):
             matches = sorted(Path(match) for match in glob.glob(str(path), recursive=True))
-            here = [match for match in matches if match.is_file() and match.suffix.lower() in PICTURE_SUFFIXES]
+            here = [match for match in matches if match.is_file() and match.suffix.lower() in IMAGE_SUFFIXES]
         else:
             raise ValueError(f"no file or folder at {place}; check the path")
         here = list(here)
         if not here:
-            raise ValueError(f"no pictures in {place}; expected files such as .jpg and .png")
+            raise ValueError(f"no images in {place}; expected files such as .jpg and .png")
         found.update(dict.fromkeys(here))
     return list(found)
 
 
-def _pictures_below(folder: Path) -> Iterator[Path]:
+def _images_below(folder: Path) -> Iterator[Path]:
     for place, folders, files in os.walk(folder):
         if Path(place) != folder and _is_written_by_us(Path(place)):
             folders.clear()
@@ -61,12 +61,12 @@ def _pictures_below(folder: Path) -> Iterator[Path]:
             {name for entry in read_index(Path(place, INDEX)) for name in files_of(entry)} if INDEX in files else set()
         )
         for name in sorted(files):
-            if name not in own and not name.startswith(".") and Path(name).suffix.lower() in PICTURE_SUFFIXES:
+            if name not in own and not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES:
                 yield Path(place, name)
 
 
 def _is_written_by_us(folder: Path) -> bool:
-    """Whether a folder holds a benchmark or an audit: its figures are nobody's pictures."""
+    """Whether a folder holds a benchmark or an audit: its figures are nobody's images."""
     compared = (folder / "settings.json").is_file() and (folder / "cells").is_dir()
     return compared or (folder / "unfinished" / "settings.json").is_file() or is_audit(folder)
 
@@ -82,16 +82,16 @@ def explain_files(
     targets_for: TargetsFor | None = None,
     **options: Any,
 ) -> None:
-    """Explain pictures and write each at once, so that memory holds one batch.
+    """Explain images and write each at once, so that memory holds one batch.
 
     Args:
         adapter: the model.
-        paths: picture files.
+        paths: image files.
         writer: takes the explanations.
         method: as in `explain`.
-        batch_size: pictures read, explained and written together.
-        done: told of every picture: its path, its explanation or what was wrong, and its overlays' paths.
-        targets_for: what to explain in a picture; None takes what the model finds, as the options choose.
+        batch_size: images read, explained and written together.
+        done: told of every image: its path, its explanation or what was wrong, and its overlays' paths.
+        targets_for: what to explain in an image; None takes what the model finds, as the options choose.
         **options: as in `explain`.
     """
     for start in range(0, len(paths), batch_size):
@@ -107,24 +107,24 @@ def explain_files(
 
 def _explain_batch(
     adapter: Adapter,
-    pictures: Sequence[tuple[Path, Tensor]],
+    image_list: Sequence[tuple[Path, Tensor]],
     method: Method,
     targets_for: TargetsFor | None,
     **options: Any,
 ) -> Iterator[tuple[Path, Explanation | Exception]]:
-    """Explain pictures together; where that fails, one by one, so that one picture's trouble stays its own."""
-    if not pictures:
+    """Explain images together; where that fails, one by one, so that one image's trouble stays its own."""
+    if not image_list:
         return
-    images = [picture for _, picture in pictures]
+    images = [pixels for _, pixels in image_list]
     try:
         targets = None if targets_for is None else [targets_for(image) for image in images]
         explanations = explain(adapter, images, method, targets, **options)
     except (ValueError, RuntimeError) as error:
-        if len(pictures) == 1:
-            yield pictures[0][0], error
+        if len(image_list) == 1:
+            yield image_list[0][0], error
             return
-        for one in pictures:
+        for one in image_list:
             yield from _explain_batch(adapter, [one], method, targets_for, **options)
         return
-    for (path, _), explanation in zip(pictures, explanations, strict=True):
+    for (path, _), explanation in zip(image_list, explanations, strict=True):
         yield path, replace(explanation, path=path, name=path.name)

@@ -1,4 +1,4 @@
-"""From pictures to heatmaps in one line."""
+"""From images to heatmaps in one line."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from detcam.cam import BaseCAM
 from detcam.data.images import is_single, load_image, load_images, to_uint8
 from detcam.detections import Detections, class_name, label_index
 from detcam.explanation.result import Explanation, Explanations
-from detcam.inputs import pictures_of
+from detcam.inputs import displayable_images
 from detcam.methods.spec import method_from
 from detcam.results import ImageHeatmaps
 from detcam.targets import BoxTarget, ClassifierOutputTarget, FinerWeightedTarget, InstanceMaskTarget, MaskTarget
-from detcam.visualize.convert import Picture
+from detcam.visualize.convert import ImageArray
 
 SCORE_THRESHOLD = 0.3
 """Least score of a box that is explained unless the user says otherwise."""
 MOST_BOXES = 10
-"""Boxes per picture that are explained unless the user says otherwise, best first."""
+"""Boxes per image that are explained unless the user says otherwise, best first."""
 
 BOX_METHOD = "odam"
 """What explains boxes unless the user says otherwise: GradCAM's weights are spatial means, which lose a box's place."""
@@ -55,11 +55,11 @@ def explain(
     progress: bool = False,
     **adapter_options: Any,
 ) -> Explanations:
-    """Explain what a model finds in pictures: one forward pass per batch, one heatmap per finding.
+    """Explain what a model finds in images: one forward pass per batch, one heatmap per finding.
 
     Args:
         model: a detector, segmentation network or classifier of a supported family, or an adapter.
-        images: one picture or a list of them (see `detcam.data.images.ImageLike`), sizes free; or an already normalised
+        images: one image or a list of them (see `detcam.data.images.ImageLike`), sizes free; or an already normalised
             (B, C, H, W) tensor for a plain module.
         method: ``auto``, which is ODAM for boxes and GradCAM for masks and classes; a name in
             `detcam.methods.METHODS`, with settings if need be (``drise:passes=1000``); a method's class, or
@@ -67,15 +67,15 @@ def explain(
         targets: as in a method's call; None explains what the model finds, as the next five arguments choose.
         target_layers: modules or dotted names; None takes the family's default.
         score_threshold: least score in [0, 1]; None takes 0.3 for boxes and none for classes and regions.
-        top_k: at most so many findings per picture, best first; None takes ten boxes, every region, and of a
+        top_k: at most so many findings per image, best first; None takes ten boxes, every region, and of a
             classifier the top class, or all of `labels`.
         labels: class names or indices to explain; a classifier is asked for them whether or not they came first.
         quantity: what of a box to explain: ``score``, ``logit``, ``objectness``, ``x1``, ``y1``, ``x2``, ``y2``,
             ``width``, ``height``, or ``mask``, the instance's mask.
         against: class name or index: explain the difference of the two classes (*why a dog rather than a cat?*).
-        aug_smooth: mean over six views of the picture.
+        aug_smooth: mean over six views of the image.
         eigen_smooth: first principal component over the channels instead of their sum.
-        batch_size: pictures per forward pass.
+        batch_size: images per forward pass.
         progress: whether to show a progress bar on stderr.
         **adapter_options: further arguments of `detcam.adapters.adapt`, such as `names`, `image_size`.
 
@@ -94,9 +94,9 @@ def explain(
     given = ", ".join(name for name, value in choosing.items() if value is not None)
     if targets is not None and (given or quantity != "score"):
         raise ValueError(f"{given or 'quantity'} chooses among the model's findings; with targets= there is no choice")
-    pictures, paths = _read(adapter, images)
+    image_list, paths = _read(adapter, images)
     results = cam.explain(
-        images if pictures is None else pictures[0] if is_single(images) else pictures,
+        images if image_list is None else image_list[0] if is_single(images) else image_list,
         targets,
         choose=partial(choose, adapter, quantity=quantity, **choosing),  # type: ignore[arg-type]
         aug_smooth=aug_smooth,
@@ -104,13 +104,13 @@ def explain(
         progress=partial(tqdm, desc=cam.name, unit="batch") if progress else None,
     )
     shown = (
-        _displayable(adapter, ready_input(images)) if pictures is None else [to_uint8(picture) for picture in pictures]
+        _displayable(adapter, ready_input(images)) if image_list is None else [to_uint8(image) for image in image_list]
     )
     plain = quantity == "score" and against is None
     smoothing = tuple(name for name, used in (("aug_smooth", aug_smooth), ("eigen_smooth", eigen_smooth)) if used)
     return Explanations(
-        _explanation(cam, result, picture, path, number, smoothing, plain)
-        for number, (result, picture, path) in enumerate(zip(results, shown, paths, strict=True), 1)
+        _explanation(cam, result, image, path, number, smoothing, plain)
+        for number, (result, image, path) in enumerate(zip(results, shown, paths, strict=True), 1)
     )
 
 
@@ -193,7 +193,7 @@ def describe(target: Target, names: Mapping[int, str]) -> str:
 def _explanation(
     cam: BaseCAM,
     result: ImageHeatmaps,
-    picture: Picture,
+    image: ImageArray,
     path: Path | None,
     number: int,
     smoothing: tuple[str, ...],
@@ -207,7 +207,7 @@ def _explanation(
         for index, target in enumerate(result.targets)
     )
     return Explanation(
-        image=picture,
+        image=image,
         name=f"image-{number}" if path is None else path.name,
         path=path,
         targets=result.targets,
@@ -228,29 +228,29 @@ def _explanation(
 
 
 def _read(adapter: Adapter, images: Any) -> tuple[list[Tensor] | None, list[Path | None]]:
-    """Pictures as tensors, None for a network's ready input; and their files."""
+    """Images as tensors, None for a network's ready input; and their files."""
     ready = ready_input(images)
     if ready is not None:
         return None, [None] * len(ready)
     items = [images] if is_single(images) else list(images)
-    pictures = [load_image(images)] if is_single(images) else load_images(images)
-    return pictures, [Path(item) if isinstance(item, (str, Path)) else None for item in items]
+    image_list = [load_image(images)] if is_single(images) else load_images(images)
+    return image_list, [Path(item) if isinstance(item, (str, Path)) else None for item in items]
 
 
 def ready_input(images: Any) -> Tensor | None:
-    """The network's own (B, C, H, W) input, alone or first of several inputs; None where pictures were given."""
+    """The network's own (B, C, H, W) input, alone or first of several inputs; None where images were given."""
     first = images[0] if isinstance(images, tuple) and images else images
     return first if isinstance(first, Tensor) and first.ndim == 4 else None
 
 
-def _displayable(adapter: Adapter, inputs: Tensor | None) -> list[Picture]:
-    """A network's ready input as pictures to draw on."""
+def _displayable(adapter: Adapter, inputs: Tensor | None) -> list[ImageArray]:
+    """A network's ready input as images to draw on."""
     if inputs is None:
         return []
-    pictures = pictures_of(adapter, inputs)
-    if pictures.shape[1] != 3:
-        pictures = pictures.mean(1, keepdim=True).expand(-1, 3, -1, -1)
-    return [np.ascontiguousarray(to_uint8(picture)) for picture in pictures]
+    images = displayable_images(adapter, inputs)
+    if images.shape[1] != 3:
+        images = images.mean(1, keepdim=True).expand(-1, 3, -1, -1)
+    return [np.ascontiguousarray(to_uint8(image)) for image in images]
 
 
 __all__ = ["Explanation", "Explanations", "explain"]

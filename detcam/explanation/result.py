@@ -1,4 +1,4 @@
-"""What an explanation of a picture holds, and how it draws, shows and saves itself."""
+"""What an explanation of an image holds, and how it draws, shows and saves itself."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from detcam.adapters.base import Target
 from detcam.detections import Detections
 from detcam.results import Reach, Sampling
 from detcam.targets import DetectionTarget, InstanceMaskTarget, MaskTarget
-from detcam.visualize.convert import Picture, to_png_bytes
+from detcam.visualize.convert import ImageArray, to_png_bytes
 from detcam.visualize.overlay import DEFAULT_COLORMAP, grid, render
 
 SHOWN_IN_NOTEBOOK = 8
@@ -24,19 +24,19 @@ SHOWN_IN_NOTEBOOK = 8
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """Why a model said what it said about one picture.
+    """Why a model said what it said about one image.
 
     Attributes:
-        image: (H, W, 3) uint8 RGB, the picture upright.
-        name: file name, or ``image-1`` and so on for pictures without a file.
-        path: the picture's file, or None.
+        image: (H, W, 3) uint8 RGB, the image upright.
+        name: file name, or ``image-1`` and so on for images without a file.
+        path: the image's file, or None.
         targets: the N targets that were explained.
         captions: what each target is and its value, in words.
-        heatmaps: (N, H, W) float32 in [0, 1], pixels of the picture, on the CPU.
+        heatmaps: (N, H, W) float32 in [0, 1], pixels of the image, on the CPU.
         saliency: per target layer and level, (N, h, w) raw signed saliency over the whole network input.
         scores: (N,) float32, the value that each target had and that was explained.
-        reach: per target, how much of the picture could have shown; None for methods without gradients.
-        sampling: how many changed versions of the picture were scored, for methods that change it, else None.
+        reach: per target, how much of the image could have shown; None for methods without gradients.
+        sampling: how many changed versions of the image were scored, for methods that change it, else None.
         detections: the N findings that the targets stand for, or None where the user gave targets.
         names: class index to name.
         method: the method's name.
@@ -46,7 +46,7 @@ class Explanation:
         family: the adapter's family.
     """
 
-    image: Picture
+    image: ImageArray
     name: str
     path: Path | None
     targets: tuple[Target, ...]
@@ -68,7 +68,7 @@ class Explanation:
         return len(self.targets)
 
     def box_xyxy(self, index: int) -> tuple[float, float, float, float] | None:
-        """A target's box in pixels of the picture, None for classes and regions."""
+        """A target's box in pixels of the image, None for classes and regions."""
         target = self.targets[index]
         return target.box_xyxy if isinstance(target, DetectionTarget) else None
 
@@ -83,8 +83,8 @@ class Explanation:
             return self.detections.masks[index]
         return None
 
-    def overlay(self, index: int = 0, *, colormap: str | int = DEFAULT_COLORMAP, caption: bool = True) -> Picture:
-        """One target's heatmap over the picture, with its outline, as an HxWx3 uint8 array."""
+    def overlay(self, index: int = 0, *, colormap: str | int = DEFAULT_COLORMAP, caption: bool = True) -> ImageArray:
+        """One target's heatmap over the image, with its outline, as an HxWx3 uint8 array."""
         mask = self.mask(index)
         return render(
             self.image,
@@ -95,8 +95,8 @@ class Explanation:
             colormap=colormap,
         )
 
-    def grid(self, *, columns: int | None = None, colormap: str | int = DEFAULT_COLORMAP) -> Picture:
-        """The picture and every target's overlay in one figure."""
+    def grid(self, *, columns: int | None = None, colormap: str | int = DEFAULT_COLORMAP) -> ImageArray:
+        """The image and every target's overlay in one figure."""
         if not len(self):
             return grid([self.image], titles=["nothing found"])
         panels = [self.overlay(index, colormap=colormap) for index in range(len(self))]
@@ -107,7 +107,7 @@ class Explanation:
         return Image.fromarray(self.grid(columns=columns, colormap=colormap))
 
     def save(self, folder: str | Path, *, colormap: str | int = DEFAULT_COLORMAP) -> Path:
-        """As `Explanations.save`, for this picture alone."""
+        """As `Explanations.save`, for this image alone."""
         return Explanations([self]).save(folder, colormap=colormap)
 
     def __repr__(self) -> str:
@@ -126,7 +126,7 @@ class Explanation:
 
 
 class Explanations(Sequence[Explanation]):
-    """Explanations of several pictures, in the pictures' order. A notebook shows the first ones."""
+    """Explanations of several images, in the images' order. A notebook shows the first ones."""
 
     def __init__(self, explanations: Iterable[Explanation]) -> None:
         self._items = tuple(explanations)
@@ -142,16 +142,16 @@ class Explanations(Sequence[Explanation]):
         return Explanations(self._items[index]) if isinstance(index, slice) else self._items[index]
 
     def plot(self, *, colormap: str | int = DEFAULT_COLORMAP) -> Image.Image:
-        """One figure of all pictures: each picture's own figure, titled with its name, under the last."""
+        """One figure of all images: each image's own figure, titled with its name, under the last."""
         if not self._items:
-            raise ValueError("there is nothing to plot: no picture was explained")
+            raise ValueError("there is nothing to plot: no image was explained")
         figures = [item.grid(colormap=colormap) for item in self._items]
         return Image.fromarray(grid(figures, columns=1, titles=[item.name for item in self._items]))
 
     def save(self, folder: str | Path, *, colormap: str | int = DEFAULT_COLORMAP) -> Path:
         """Write an overlay and a heatmap per target, and ``explanations.json``; format: `detcam.explanation.writer`.
 
-        Other files in the folder stay. The same picture explained again by the same model, method, layers and
+        Other files in the folder stay. The same image explained again by the same model, method, layers and
         smoothing is replaced.
 
         Returns:
@@ -173,4 +173,4 @@ class Explanations(Sequence[Explanation]):
     def _repr_html_(self) -> str:
         shown = "".join(item._repr_html_() for item in self._items[:SHOWN_IN_NOTEBOOK])
         hidden = len(self._items) - SHOWN_IN_NOTEBOOK
-        return shown + (f"<p>and {hidden} more pictures</p>" if hidden > 0 else "")
+        return shown + (f"<p>and {hidden} more images</p>" if hidden > 0 else "")

@@ -1,9 +1,9 @@
 """Explanations on disk: an overlay and a heatmap per target, and one index of them, ``explanations.json``.
 
-Files of a picture ``dog.jpg`` explained by GradCAM, whose second finding is a cat::
+Files of an image ``dog.jpg`` explained by GradCAM, whose second finding is a cat::
 
     dog.gradcam.2.cat.png           the overlay with outline, caption and colour bar, 8-bit RGB
-    dog.gradcam.2.cat.heatmap.png   the heatmap, 16-bit grey, of the picture's size: value / 65535 is in [0, 1]
+    dog.gradcam.2.cat.heatmap.png   the heatmap, 16-bit grey, of the image's size: value / 65535 is in [0, 1]
     explanations.json               what stands in which file
 
 ``explanations.json``, version 1, UTF-8; numbers that are not finite are null::
@@ -11,8 +11,8 @@ Files of a picture ``dog.jpg`` explained by GradCAM, whose second finding is a c
     schema    "detcam/explanations"
     version   1
     detcam    the version that wrote it
-    pictures  a list, one entry for each picture, model, method, choice of layers and smoothing:
-        path          absolute path of the picture, or null where it came from memory
+    images  a list, one entry for each image, model, method, choice of layers and smoothing:
+        path          absolute path of the image, or null where it came from memory
         name          its file name, or image-1 and so on
         digest        SHA-256 of its pixels where path is null, else null
         width, height pixels, after the file's own rotation
@@ -21,7 +21,7 @@ Files of a picture ``dog.jpg`` explained by GradCAM, whose second finding is a c
         method        a name in detcam.methods.METHODS
         target_layers names of the layers
         smoothing     a list of "aug_smooth", "eigen_smooth", empty where neither was asked for
-        sampling      null, or passes: how many changed versions of the picture were scored, seed: what drew them, and
+        sampling      null, or passes: how many changed versions of the image were scored, seed: what drew them, and
                       agreement: per target in [-1, 1], how alike the maps of two halves of them are
         stem          what the names of its files begin with
         targets       a list, one entry for each target:
@@ -29,11 +29,11 @@ Files of a picture ``dog.jpg`` explained by GradCAM, whose second finding is a c
             caption         what it is and its value, in words
             label, name     class index and class name, or null
             score           the finding's score in [0, 1], or null where no finding stands behind the target
-            box_xyxy        pixels of the picture, half-open, or null
+            box_xyxy        pixels of the image, half-open, or null
             quantity        what was explained: score, logit, ..., mask; null for a target of the user's own
             against         class index that it was compared with, or null
             value           the number that was explained
-            reach           null, or fraction in [0, 1] of the picture from which evidence could show, and box_xyxy
+            reach           null, or fraction in [0, 1] of the image from which evidence could show, and box_xyxy
                             around it
             saliency_range  least and greatest raw signed saliency, before it was scaled to [0, 1]
             overlay, heatmap  file names in this folder
@@ -121,12 +121,12 @@ class ExplanationWriter:
         self._write_index()
 
     def add(self, explanation: Explanation) -> list[Path]:
-        """Write one picture's files.
+        """Write one image's files.
 
         Returns:
             The overlays' paths, in the order of the targets.
         """
-        entry = _describe_picture(explanation, self.model_name)
+        entry = _describe_image(explanation, self.model_name)
         identity = _identity(entry)
         before = self._entries.get(identity)
         wanted = f"{slug(Path(explanation.name).stem)}.{explanation.method}"
@@ -163,7 +163,7 @@ class ExplanationWriter:
             "schema": SCHEMA,
             "version": VERSION,
             "detcam": __version__,
-            "pictures": list(self._entries.values()),
+            "images": list(self._entries.values()),
         }
         replace_file(self.index, json.dumps(content, ensure_ascii=False, indent=1, allow_nan=False).encode())
         finished = time.monotonic()
@@ -188,7 +188,7 @@ def read_index(path: Path) -> list[dict[str, Any]]:
             f"{path} was not written by this version of detcam (expected {SCHEMA} version {VERSION}); "
             "move it away, or choose another folder"
         )
-    entries: list[dict[str, Any]] = content["pictures"]
+    entries: list[dict[str, Any]] = content["images"]
     needed = {"path", "name", "digest", "model", "method", "target_layers", "smoothing", "stem", "targets"}
     if not all(isinstance(entry, dict) and needed <= entry.keys() for entry in entries):
         raise ValueError(f"{path} was changed by something else; move it away, or choose another folder")
@@ -248,7 +248,7 @@ def _quantity(target: Any) -> str | None:
     return "score" if isinstance(target, ClassifierOutputSoftmaxTarget) else None
 
 
-def _describe_picture(explanation: Explanation, model_name: str | None) -> dict[str, Any]:
+def _describe_image(explanation: Explanation, model_name: str | None) -> dict[str, Any]:
     path = explanation.path
     height, width = explanation.image.shape[:2]
     return {
@@ -270,8 +270,8 @@ def _describe_picture(explanation: Explanation, model_name: str | None) -> dict[
 
 def _identity(entry: dict[str, Any]) -> tuple[Any, ...]:
     """What makes two entries the same: the later one then replaces the earlier one."""
-    picture = entry["path"] or (entry["name"], entry["digest"])
-    return picture, entry["model"], entry["method"], tuple(entry["target_layers"]), tuple(entry["smoothing"])
+    image = entry["path"] or (entry["name"], entry["digest"])
+    return image, entry["model"], entry["method"], tuple(entry["target_layers"]), tuple(entry["smoothing"])
 
 
 def files_of(entry: dict[str, Any]) -> list[str]:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from detcam.adapters.base import Adapter
-from detcam.perturbation.base import Subject, WeightedCAM
-from detcam.perturbation.replay import Behind, all_behind
+from detcam.perturbation.base import ImageScorer, WeightedCAM
+from detcam.perturbation.replay import LayerReplay, layer_replays
 from detcam.trace import ReshapeTransform
 
 
@@ -55,14 +55,14 @@ class AblationCAM(WeightedCAM):
         super().__init__(model, target_layers, reshape_transform)
         self.ratio_channels_to_ablate = ratio_channels_to_ablate
 
-    def maps(self, subject: Subject) -> list[Tensor]:
+    def maps(self, scorer: ImageScorer) -> list[Tensor]:
         return [
-            self.weighted(self._weights(behind, number), level.values, subject)
-            for behind in all_behind(subject)
+            self.weighted(self._weights(behind, number), level.values, scorer)
+            for behind in layer_replays(scorer)
             for number, level in enumerate(behind.levels)
         ]
 
-    def _weights(self, behind: Behind, number: int) -> Tensor:
+    def _weights(self, behind: LayerReplay, number: int) -> Tensor:
         """(N, C) weights of one level's channels."""
         level = behind.levels[number].values
         energy = level.double().square().sum((1, 2))
@@ -76,7 +76,7 @@ class AblationCAM(WeightedCAM):
             variants[torch.arange(len(chosen), device=level.device), chosen] = 0
             return variants
 
-        values = behind.subject.values
+        values = behind.scorer.values
         weights = torch.zeros((len(values), len(level)), dtype=torch.float64)
         if len(channels):
             scores = behind.scores(number, len(channels), ablate).double().cpu()

@@ -34,7 +34,7 @@ class AttentionRollout(AttentionCAM):
 
     def relevance(self, run: Pass, layers: Layers, scalars: list[list[Tensor]]) -> list[Tensor]:
         found = self.empty(layers, scalars)
-        mixed = [_mixed(layer) for layer in reversed(layers.picture)]
+        mixed = [_mixed(layer) for layer in reversed(layers.image)]
         for k, images, total in rounds(scalars):
             (gradient,) = gradients(total, [layers.last], self.model)
             tokens = self.rows(run, layers, gradient, images, k)

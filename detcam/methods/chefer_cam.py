@@ -12,7 +12,7 @@ from detcam.results import Pass
 
 
 class CheferCAM(AttentionCAM):
-    r"""Attention weighted by its gradient, followed through all layers from the picture to the output.
+    r"""Attention weighted by its gradient, followed through all layers from the image to the output.
 
     .. math:: \bar A = \mathbb{E}_h\!\left[(\nabla A \odot A)^+\right],\quad
         R^{ii} \leftarrow R^{ii} + \bar A R^{ii}
@@ -62,7 +62,7 @@ def _wide(tensor: Tensor) -> Tensor:
 
 def _encoder(layers: Layers, weighted: dict[Attention, Tensor], rows: Tensor) -> Tensor:
     """Rows (n, tokens) of the relevance of self-attention alone: from the last layer back, one row is enough."""
-    for layer in reversed(layers.picture):
+    for layer in reversed(layers.image):
         rows = rows + (rows[:, None] @ weighted[layer])[:, 0]
     return rows
 
@@ -71,7 +71,7 @@ def _decoder(layers: Layers, weighted: dict[Attention, Tensor], rows: Tensor) ->
     """Rows (n, keys) of the relevance of image tokens to queries."""
     first = weighted[layers.last]
     among_tokens = None  # the identity, until a layer changes it: it may be too large to write down
-    for layer in layers.picture:
+    for layer in layers.image:
         among_tokens = _identity(first, layers.keys) if among_tokens is None else among_tokens
         among_tokens = among_tokens + weighted[layer] @ among_tokens
     among_queries = _identity(first, layers.last.queries)

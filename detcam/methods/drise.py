@@ -17,14 +17,14 @@ from detcam.detections import Detections
 from detcam.geometry import Geometry, normalize
 from detcam.methods.rise import RISE
 from detcam.outputs import DetectionTarget, DetectorOutput
-from detcam.perturbation.base import Subject
+from detcam.perturbation.base import ImageScorer
 from detcam.perturbation.random_masks import Passes, RandomMasks, check_passes, weighted_masks
 from detcam.results import ImageHeatmaps
 from detcam.targets import BoxTarget
 from detcam.trace import ReshapeTransform
 
 BlackBox: TypeAlias = Callable[[list[np.ndarray]], Sequence["Detections | Mapping[str, Any]"]]
-"""From RGB pictures, each (H, W, 3) uint8, to what is found in each: `Detections`, or a mapping with ``boxes`` (N, 4)
+"""From RGB images, each (H, W, 3) uint8, to what is found in each: `Detections`, or a mapping with ``boxes`` (N, 4)
 xyxy in pixels, ``labels`` (N,) and ``scores`` (N,), and optionally ``class_scores`` (N, C)."""
 
 
@@ -34,7 +34,7 @@ class DRISE(RISE):
     .. math:: L(\lambda) = \frac{1}{N p} \sum_{i=1}^N \max_j s(d_t, d_j^i)\, M_i(\lambda),\quad
         s(d_t, d_j) = \mathrm{IoU}(b_t, b_j) \cdot \frac{c_t \cdot c_j}{\|c_t\| \|c_j\|} \cdot o_j
 
-    over all that the detector says before suppression about the picture seen through mask i; b are boxes, c vectors
+    over all that the detector says before suppression about the image seen through mask i; b are boxes, c vectors
     of class scores, o objectness. Objectness is read from the class scores that the detector reports, of which it is
     a factor where the family has one: the greatest one, background aside. The target's class vector is the one at
     its source; for a box that nobody detected, its label alone.
@@ -74,19 +74,19 @@ class DRISE(RISE):
     ) -> None:
         super().__init__(model, target_layers, reshape_transform, passes, grid, probability, seed)
 
-    def scorer(self, subject: Subject) -> Callable[[Tensor], Tensor]:
-        output = subject.output
+    def scorer(self, scorer: ImageScorer) -> Callable[[Tensor], Tensor]:
+        output = scorer.output
         if not isinstance(output, DetectorOutput):
             raise TypeError(
                 f"D-RISE matches boxes; {type(self.model).__name__} is explained as {self.adapter.task}: use RISE"
             )
-        boxes, classes = _vectors(output, subject.targets)
+        boxes, classes = _vectors(output, scorer.targets)
 
         def read(raw: Any, batch: Batch) -> Tensor:
-            found = [one.proposals() for one in subject.adapter.outputs(raw, batch)]
+            found = [one.raw_candidates() for one in scorer.adapter.outputs(raw, batch)]
             return torch.stack([similarity(boxes, classes, *one, background=output.background) for one in found])
 
-        return lambda inputs: subject.score(inputs, read)
+        return lambda inputs: scorer.score(inputs, read)
 
 
 def _vectors(output: DetectorOutput, targets: Sequence[Any]) -> tuple[Tensor, Tensor]:
@@ -141,41 +141,41 @@ def drise(
     seed: int = 0,
     batch_size: int = 8,
 ) -> ImageHeatmaps:
-    """D-RISE for any detector that is a function from pictures to boxes; masked places are black.
+    """D-RISE for any detector that is a function from images to boxes; masked places are black.
 
     Where the function reports no class vectors, boxes of other labels do not match, and a box's score stands for its
     objectness.
 
     Args:
-        function: from a list of RGB pictures, each (H, W, 3) uint8, to what is found in each: `Detections`, or a
+        function: from a list of RGB images, each (H, W, 3) uint8, to what is found in each: `Detections`, or a
             mapping with ``boxes`` (N, 4) xyxy in pixels, ``labels`` (N,), ``scores`` (N,) and, if it has them,
             ``class_scores`` (N, C). Low scores help: a box that fades is worth more than one that vanishes.
-        image: one picture.
+        image: one image.
         targets: what to explain; None explains all that the function finds.
         passes: as in `DRISE`.
         grid: as in `DRISE`.
         probability: as in `DRISE`.
         seed: as in `DRISE`.
-        batch_size: pictures per call of the function.
+        batch_size: images per call of the function.
 
     Returns:
-        As `DRISE(...).explain` gives it; the scores are each target's similarity to what is found in the plain picture.
+        As `DRISE(...).explain` gives it; the scores are each target's similarity to what is found in the plain image.
 
     Raises:
         TypeError, ValueError: the function's answer is not as expected.
     """
     check_passes(passes)
-    picture = load_image(image).cpu() * 255
-    size = (picture.shape[-2], picture.shape[-1])
+    pixels = load_image(image).cpu() * 255
+    size = (pixels.shape[-2], pixels.shape[-1])
 
-    def look(pictures: Tensor) -> list[tuple[Tensor, Tensor]]:
-        arrays = [one.round().byte().permute(1, 2, 0).contiguous().numpy() for one in pictures]
+    def look(images: Tensor) -> list[tuple[Tensor, Tensor]]:
+        arrays = [one.round().byte().permute(1, 2, 0).contiguous().numpy() for one in images]
         answers = function(arrays)
         if not isinstance(answers, (list, tuple)) or len(answers) != len(arrays):
-            raise TypeError(f"expected the function to return a list with {len(arrays)} entries, one per picture")
+            raise TypeError(f"expected the function to return a list with {len(arrays)} entries, one per image")
         return [_read(answer) for answer in answers]
 
-    plain = look(picture[None])[0]
+    plain = look(pixels[None])[0]
     asked, boxes, classes = _asked(targets, *plain)
 
     def scores(found: list[tuple[Tensor, Tensor]]) -> Tensor:
@@ -191,9 +191,9 @@ def drise(
         empty = torch.zeros((0, *size))
         return ImageHeatmaps(empty, (empty,), (), torch.zeros(0), None, None, geometry)
     maps, sampling = weighted_masks(
-        RandomMasks(size, grid, probability, seed, picture.device, picture.dtype),
+        RandomMasks(size, grid, probability, seed, pixels.device, pixels.dtype),
         len(asked),
-        lambda masks: scores(look(picture * masks[:, None])),
+        lambda masks: scores(look(pixels * masks[:, None])),
         passes=passes,
         most=DRISE.most,
         batch_size=batch_size,
@@ -206,12 +206,12 @@ def drise(
 
 
 def _read(answer: Any) -> tuple[Tensor, Tensor]:
-    """Boxes (K, 4) and class vectors (K, C) of what a function found in one picture."""
+    """Boxes (K, 4) and class vectors (K, C) of what a function found in one image."""
     if isinstance(answer, Detections):
         answer = {"boxes": answer.boxes_xyxy, "labels": answer.labels, "scores": answer.scores}
     if not isinstance(answer, Mapping) or not {"boxes", "labels", "scores"} <= answer.keys():
         got = f"a mapping with {sorted(answer)}" if isinstance(answer, Mapping) else type(answer).__name__
-        raise TypeError(f"expected Detections, or a mapping with boxes, labels and scores, per picture; got {got}")
+        raise TypeError(f"expected Detections, or a mapping with boxes, labels and scores, per image; got {got}")
     boxes = torch.as_tensor(answer["boxes"]).detach().float().cpu().reshape(-1, 4)
     labels = torch.as_tensor(answer["labels"]).detach().long().cpu().reshape(-1)
     scores = torch.as_tensor(answer["scores"]).detach().float().cpu().reshape(-1)
@@ -229,7 +229,7 @@ def _read(answer: Any) -> tuple[Tensor, Tensor]:
 def _asked(
     targets: Detections | Sequence[BoxTarget] | None, boxes: Tensor, vectors: Tensor
 ) -> tuple[list[BoxTarget], Tensor, Tensor]:
-    """What to explain, its boxes (N, 4) and its class vectors (N, C), given what was found in the plain picture."""
+    """What to explain, its boxes (N, 4) and its class vectors (N, C), given what was found in the plain image."""
     if targets is None:
         whole = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
         boxes, vectors = boxes[whole], vectors[whole]

@@ -29,7 +29,7 @@ class FullGrad(BaseCAM):
 
     over the channels of the input and of every convolution and batch normalisation with a bias b and output z; of a
     normalisation with fixed statistics, b = beta - mean gamma / sigma. Layers that run on regions rather than on the
-    picture have no place on the map and are left out.
+    image have no place on the map and are left out.
 
     Srinivas and Fleuret, *Full-Gradient Representation for Neural Network Visualization*, NeurIPS 2019,
     https://arxiv.org/abs/1905.00780.
@@ -89,7 +89,7 @@ class FullGrad(BaseCAM):
         return Measured(list(maps.values()), values, reach)
 
     def combine(self, levels: Sequence[Tensor], geometry: Geometry) -> Tensor:
-        """One image's heatmaps: the sum of all layers' maps, resized to the picture."""
+        """One image's heatmaps: the sum of all layers' maps, resized to the image."""
         total = torch.stack([geometry.to_image(level) for level in levels]).sum(0)
         return normalize(total) if len(total) else total
 
@@ -115,7 +115,7 @@ class FullGrad(BaseCAM):
     def _gradients(self, total: Tensor, tensors: list[Tensor]) -> list[Tensor]:
         """The score's gradient at each tensor, 0 where it has no part."""
         if not total.requires_grad:
-            raise RuntimeError("the target's score does not depend on the picture: the model cuts gradients on the way")
+            raise RuntimeError("the target's score does not depend on the image: the model cuts gradients on the way")
         found = torch.autograd.grad(total, tensors, retain_graph=True, allow_unused=True)
         filled = [torch.zeros_like(x) if g is None else g for x, g in zip(tensors, found, strict=True)]
         if not all(bool(torch.isfinite(g).all()) for g in filled):
@@ -140,7 +140,7 @@ def _biases(model: nn.Module) -> Iterator[tuple[nn.Module, Tensor]]:
 
 
 def _rescaled(part: Tensor, geometry: Geometry) -> Tensor:
-    """Magnitudes (C, h, w) with each channel's range over the picture brought to [0, 1]; 0 for a constant channel."""
+    """Magnitudes (C, h, w) with each channel's range over the image brought to [0, 1]; 0 for a constant channel."""
     magnitude = part.abs()
     rows, columns = geometry.valid_cells((part.shape[-2], part.shape[-1]))
     inside = magnitude[:, rows, columns]

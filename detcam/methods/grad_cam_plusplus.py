@@ -26,7 +26,7 @@ class GradCAMPlusPlus(BaseCAM):
     name = "gradcamplusplus"
     paper = "Chattopadhyay et al., Grad-CAM++, WACV 2018, https://arxiv.org/abs/1710.11063"
     cost = "1 forward, 1 backward a target"
-    use = "several objects of one class in a classifier's picture"
+    use = "several objects of one class in a classifier's image"
 
     def weights(self, activations: Tensor, gradients: Tensor) -> Tensor:
         squared = gradients**2

@@ -24,7 +24,7 @@ BRIGHTEST = 0.01
 
 
 class GuidedBackprop(LayerlessCAM):
-    r"""The gradient at the picture itself, with what lowers the score cut off at every rectifier on the way back.
+    r"""The gradient at the image itself, with what lowers the score cut off at every rectifier on the way back.
 
     .. math:: R^l = [f^l > 0] \, [R^{l+1} > 0] \, R^{l+1}, \qquad L_{ij} = \max_c |R^0_{cij}|
 
@@ -57,14 +57,14 @@ class GuidedBackprop(LayerlessCAM):
         return guided_gradients(run)
 
     def combine(self, levels: Sequence[Tensor], geometry: Geometry) -> Tensor:
-        """One image's heatmaps: the strongest colour channel of each pixel, in the picture's pixels."""
+        """One image's heatmaps: the strongest colour channel of each pixel, in the image's pixels."""
         return brightened(strength(levels, geometry))
 
     def colors(self, result: ImageHeatmaps) -> Tensor:
-        """The gradients of one result of `explain` as colour pictures.
+        """The gradients of one result of `explain` as colour images.
 
         Returns:
-            (N, H, W, C) float32, signed, pixels of the original picture; `deprocess_image` makes one visible.
+            (N, H, W, C) float32, signed, pixels of the original image; `deprocess_image` makes one visible.
         """
         return torch.stack([to_pixels(level, result.geometry) for level in result.saliency], -1).float()
 
@@ -99,7 +99,7 @@ def guided_gradients(run: Pass) -> Measured:
                 reach[image].append(Reach.measure([(gradient[image] != 0).any(0)], run.batch.geometries[image]))
     if any(run.targets) and not any(met):
         warn(
-            "no ReLU or its like was met on the way from the score to the picture, so the gradient is the plain one: "
+            "no ReLU or its like was met on the way from the score to the image, so the gradient is the plain one: "
             "does the model rectify in another way, or is it compiled?",
             UserWarning,
         )
@@ -114,14 +114,14 @@ def _at_input(total: Tensor, inputs: Tensor) -> Tensor:
         with guided(total):
             (gradient,) = torch.autograd.grad(total, inputs, retain_graph=True, allow_unused=True)
     if gradient is None:
-        raise RuntimeError("the target's score does not depend on the picture: the model cuts gradients on the way")
+        raise RuntimeError("the target's score does not depend on the image: the model cuts gradients on the way")
     if not bool(torch.isfinite(gradient).all()):
         raise RuntimeError("the gradient at the input is NaN or infinite; use float32")
     return gradient
 
 
 def strength(levels: Sequence[Tensor], geometry: Geometry) -> Tensor:
-    """The greatest magnitude over colour channels, (N, H, W) in the pixels of the picture."""
+    """The greatest magnitude over colour channels, (N, H, W) in the pixels of the image."""
     return to_pixels(torch.stack(list(levels)).abs().amax(0), geometry)
 
 
@@ -138,23 +138,23 @@ def brightened(maps: Tensor) -> Tensor:
 
 
 def guided_backprop(model: Adapter | nn.Module, image: Any, target: Target | None = None) -> NDArray[np.float32]:
-    """The guided gradient of one target as a colour picture; `deprocess_image` makes it visible.
+    """The guided gradient of one target as a colour image; `deprocess_image` makes it visible.
 
     Args:
         model: any supported model, or its adapter.
-        image: a picture (see `detcam.data.images.ImageLike`), or a normalised (1, C, H, W) tensor.
+        image: an image (see `detcam.data.images.ImageLike`), or a normalised (1, C, H, W) tensor.
         target: what is explained; None takes the top class, or the best detection.
 
     Returns:
-        (H, W, C) float32, signed, pixels of the original picture; zero where nothing was found.
+        (H, W, C) float32, signed, pixels of the original image; zero where nothing was found.
 
     Raises:
-        ValueError: more than one picture.
+        ValueError: more than one image.
     """
     cam = GuidedBackprop(model)
     results = cam.explain(image, None if target is None else [[target]])
     if len(results) != 1:
-        raise ValueError(f"expected one picture; got {len(results)}: GuidedBackprop(model).explain takes many")
+        raise ValueError(f"expected one image; got {len(results)}: GuidedBackprop(model).explain takes many")
     colors = cam.colors(results[0])
     found: NDArray[np.float32] = (colors[0] if len(colors) else colors.new_zeros(colors.shape[1:])).numpy()
     return found
@@ -173,7 +173,7 @@ class GuidedBackpropReLUModel:
         self.device = torch.device(device) if device is not None else next(model.parameters()).device
 
     def __call__(self, input_img: Tensor, target_category: int | None = None) -> NDArray[np.float32]:
-        """The guided gradient of a class's logit at the first picture of a batch.
+        """The guided gradient of a class's logit at the first image of a batch.
 
         Args:
             input_img: (B, C, H, W) normalised.

@@ -20,7 +20,7 @@ class GuidedGradCAM(GradCAM):
 
     .. math:: L = L_\text{GradCAM} \odot L_\text{guided backpropagation}
 
-    with GradCAM's map in [0, 1] and resized to the picture. One forward pass serves both. The raw levels are GradCAM's,
+    with GradCAM's map in [0, 1] and resized to the image. One forward pass serves both. The raw levels are GradCAM's,
     followed by the signed gradients of each colour channel.
 
     Selvaraju et al., *Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization*,
@@ -51,10 +51,10 @@ class GuidedGradCAM(GradCAM):
         return brightened(coarse * strength(levels[-self.channels :], geometry))
 
     def colors(self, result: ImageHeatmaps) -> Tensor:
-        """One result of `explain` as colour pictures.
+        """One result of `explain` as colour images.
 
         Returns:
-            (N, H, W, C) float32, signed, pixels of the original picture; `deprocess_image` makes one visible.
+            (N, H, W, C) float32, signed, pixels of the original image; `deprocess_image` makes one visible.
         """
         coarse = super().combine(result.saliency[: -self.channels], result.geometry)
         fine = [to_pixels(level, result.geometry) for level in result.saliency[-self.channels :]]

@@ -13,7 +13,7 @@ from detcam.methods.common.attention_base import AttentionCAM, Layers, NoAttenti
 from detcam.methods.common.attention_capture import Attention, Recorder
 from detcam.outputs import work_dtype
 from detcam.perturbation.base import pinned
-from detcam.perturbation.replay import Variants
+from detcam.perturbation.replay import ReplayRecorder
 from detcam.results import Pass
 from detcam.trace import ReshapeTransform, map_tensors
 
@@ -68,8 +68,8 @@ class LeGrad(AttentionCAM):
         return found
 
     def _layers(self, layers: Layers) -> Sequence[Attention]:
-        """The layers that are read one by one: a decoder's, or those of the picture."""
-        return layers.crosses if self.adapter.task == "detection" else layers.picture or layers.crosses
+        """The layers that are read one by one: a decoder's, or those of the image."""
+        return layers.crosses if self.adapter.task == "detection" else layers.image or layers.crosses
 
     def _read(
         self, run: Pass, layers: Layers, count: int, scalars: list[list[Tensor]]
@@ -86,7 +86,7 @@ class LeGrad(AttentionCAM):
         attentions = self._layers(layers)[-count:]
         pools = layers.last is not attentions[-1]
         targets = [pinned(output, row) for output, row in zip(run.outputs, run.targets, strict=True)]
-        behind = Variants(self.model, around[-1])
+        behind = ReplayRecorder(self.model, around[-1])
         with torch.no_grad(), behind.record():
             adapter.forward(run.batch)
         for layer, block in zip(reversed(attentions[:-1]), reversed(around[:-1]), strict=True):

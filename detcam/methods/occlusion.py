@@ -9,23 +9,23 @@ from torch import Tensor, nn
 
 from detcam.adapters.base import Adapter
 from detcam.outputs import work_dtype
-from detcam.perturbation.base import Canvas, InputCAM, Subject
+from detcam.perturbation.base import Canvas, ImageScorer, InputCAM
 from detcam.results import Sampling
 from detcam.trace import ReshapeTransform
 
 
 class Occlusion(InputCAM):
-    r"""How much of the score is lost when a window of the picture is hidden.
+    r"""How much of the score is lost when a window of the image is hidden.
 
     .. math:: L(\lambda) = \frac{1}{|\{W \ni \lambda\}|} \sum_{W \ni \lambda} \frac{y(X) - y(X_{\setminus W})}{|W|}
 
-    over windows W that slide by one cell of a grid over the picture, with :math:`|W|` in cells. What is hidden becomes
+    over windows W that slide by one cell of a grid over the image, with :math:`|W|` in cells. What is hidden becomes
     0 in the network's input: the mean colour where the input is normalised, else black.
 
     Zeiler and Fergus, *Visualizing and Understanding Convolutional Networks*, ECCV 2014,
     https://arxiv.org/abs/1311.2901.
 
-    With `refine`, windows go from coarse to fine: the picture is cut into 4 x 4 blocks, and a block is cut into four
+    With `refine`, windows go from coarse to fine: the image is cut into 4 x 4 blocks, and a block is cut into four
     while hiding it moves the score by at least that share of the most that a block of its size does. Where nothing
     reacts, a coarse block says so in one pass. A target's map depends on its own reactions alone; the passes are
     shared. How many there were is in `ImageHeatmaps.sampling`.
@@ -60,10 +60,10 @@ class Occlusion(InputCAM):
             raise ValueError(f"expected refine in [0, 1] and grid 4, 8, 16, ...; got {refine} and {grid}")
         self.grid, self.window, self.refine = grid, window, refine
 
-    def maps(self, subject: Subject) -> list[Tensor]:
-        look = _Hiding(subject, self.grid)
+    def maps(self, scorer: ImageScorer) -> list[Tensor]:
+        look = _Hiding(scorer, self.grid)
         found = self._slide(look) if self.refine is None else self._refine(look, self.refine)
-        subject.sampling = Sampling(look.passes)
+        scorer.sampling = Sampling(look.passes)
         return [look.paint(found)]
 
     def _slide(self, look: _Hiding) -> Tensor:
@@ -103,21 +103,21 @@ def _enlarged(maps: Tensor, factor: int) -> Tensor:
 
 
 class _Hiding:
-    """Hides cells of a grid over one image's picture.
+    """Hides cells of a grid over one image's image.
 
     Attributes:
         targets: how many targets the image has.
-        passes: how many pictures were scored so far.
+        passes: how many images were scored so far.
     """
 
-    def __init__(self, subject: Subject, grid: int) -> None:
-        self.subject = subject
-        self.canvas = Canvas(subject)
-        self.targets = len(subject.targets)
+    def __init__(self, scorer: ImageScorer, grid: int) -> None:
+        self.scorer = scorer
+        self.canvas = Canvas(scorer)
+        self.targets = len(scorer.targets)
         self.passes = 0
         height, width = self.canvas.size_hw
         if min(height, width) < grid:
-            raise ValueError(f"expected grid of at most {min(height, width)} cells for this picture; got {grid}")
+            raise ValueError(f"expected grid of at most {min(height, width)} cells for this image; got {grid}")
         self.edges = [[round(i * side / grid) for i in range(grid + 1)] for side in (height, width)]
 
     def drops(self, corners: Tensor, size: int) -> Tensor:
@@ -131,7 +131,7 @@ class _Hiding:
             return self.canvas.masked(masks)
 
         self.passes += len(corners)
-        return self.subject.values - self.subject.scores(len(corners), hide).double().cpu()
+        return self.scorer.values - self.scorer.scores(len(corners), hide).double().cpu()
 
     def paint(self, cells: Tensor) -> Tensor:
         """Cells (N, grid, grid) as a map of the network's input."""

@@ -15,7 +15,7 @@ from detcam.cam import BaseCAM
 from detcam.geometry import Geometry
 from detcam.methods.common.region_proposals import candidate_places, segments
 from detcam.methods.reach_cam import ReachCAM, contrasted
-from detcam.perturbation.base import Canvas, Subject, checked, masked_batch_size, pinned, single
+from detcam.perturbation.base import Canvas, ImageScorer, checked, masked_batch_size, pinned, single
 from detcam.perturbation.bn_folding import Folding
 from detcam.perturbation.fills import LinearFill
 from detcam.results import Measured, Pass, Sampling
@@ -83,7 +83,7 @@ class ProbeCAM(ReachCAM):
     def measure(self, run: Pass) -> Measured:
         proposed = super().measure(run)
         probed = []
-        folding: Folding | None = None  # found once for all pictures of the pass
+        folding: Folding | None = None  # found once for all images of the pass
         for image, targets in enumerate(run.targets):
             found, passes, folding = self._probe(
                 run, image, targets, [level[image] for level in proposed.maps], folding
@@ -101,13 +101,13 @@ class ProbeCAM(ReachCAM):
     def _probe(
         self, run: Pass, image: int, targets: Sequence[Target], levels: Sequence[Tensor], folding: Folding | None
     ) -> tuple[Tensor, int, Folding | None]:
-        """One image's maps (N, H, W) over the network's input, how many pictures they took, and what can be folded."""
+        """One image's maps (N, H, W) over the network's input, how many images they took, and what can be folded."""
         batch = single(run.batch, image)
         found = torch.zeros((len(targets), *batch.inputs.shape[-2:]), device=batch.inputs.device)
         if not targets:
             return found, 0, folding
         asked = contrasted(run.outputs[image], targets) if self.contrast else targets
-        subject = Subject(
+        scorer = ImageScorer(
             run.adapter,
             batch,
             run.outputs[image],
@@ -119,14 +119,14 @@ class ProbeCAM(ReachCAM):
             False,
             folding=folding,
         )
-        canvas = Canvas(subject)
+        canvas = Canvas(scorer)
         heat = _on_canvas(levels, canvas)
         labels = segments(batch.inputs[0, :, canvas.rows, canvas.columns].float())
         places = [candidate_places(heat[:, row], labels, self.probes) for row in range(len(targets))]
-        lost = _losses(subject, canvas, places)
+        lost = _losses(scorer, canvas, places)
         for row, (own, drops) in enumerate(zip(places, lost, strict=True)):
             found[row, canvas.rows, canvas.columns] = paint(heat[:, row], own, drops).to(found)
-        return found, sum(len(own) for own in places), subject.folding
+        return found, sum(len(own) for own in places), scorer.folding
 
 
 def paint(levels: Tensor, places: Tensor, lost: Tensor) -> Tensor:
@@ -148,7 +148,7 @@ def paint(levels: Tensor, places: Tensor, lost: Tensor) -> Tensor:
 
 
 def _depth(place: Tensor) -> Tensor:
-    """How far inside a place (h, w) bool each of its pixels lies, the innermost being 1; the picture's edge is none."""
+    """How far inside a place (h, w) bool each of its pixels lies, the innermost being 1; the image's edge is none."""
     if bool(place.all()):
         return torch.ones(place.shape, dtype=torch.float64)
     distance = cv2.distanceTransform(place.numpy().astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
@@ -167,7 +167,7 @@ def _as_score(target: Target) -> Target:
 
 
 def _on_canvas(levels: Sequence[Tensor], canvas: Canvas) -> Tensor:
-    """The positive parts of levels (N, h', w') over the input, on the picture's place on it: (L, N, h, w) in [0, 1]."""
+    """The positive parts of levels (N, h', w') over the input, on the image's place on it: (L, N, h, w) in [0, 1]."""
     found = []
     for level in levels:
         whole = F.interpolate(
@@ -183,21 +183,21 @@ def _on_canvas(levels: Sequence[Tensor], canvas: Canvas) -> Tensor:
 
 
 @torch.no_grad()
-def _losses(subject: Subject, canvas: Canvas, places: Sequence[Tensor]) -> list[Tensor]:
+def _losses(scorer: ImageScorer, canvas: Canvas, places: Sequence[Tensor]) -> list[Tensor]:
     """What each target's score loses without each of its own places (k, h, w): per target (k,) float64."""
     removed = torch.cat(list(places))
     owner = [row for row, own in enumerate(places) for _ in own]
     grown = F.max_pool2d(removed[:, None].float(), 2 * MARGIN + 1, 1, MARGIN)[:, 0] > 0 if len(removed) else removed
-    device = subject.batch.inputs.device
-    fill = LinearFill().of(subject.batch.inputs[:, :, canvas.rows, canvas.columns])
-    with torch.enable_grad():  # the picture's own pass was recorded, and dense heads read it so
-        rows = subject.adapter.score([subject.output], [subject.targets])
+    device = scorer.batch.inputs.device
+    fill = LinearFill().of(scorer.batch.inputs[:, :, canvas.rows, canvas.columns])
+    with torch.enable_grad():  # the image's own pass was recorded, and dense heads read it so
+        rows = scorer.adapter.score([scorer.output], [scorer.targets])
     before = torch.stack([checked(scalar) for scalar in rows[0]]).double().cpu()
     scores = []
-    for part in pieces(len(grown), subject.together):
-        inputs = subject.batch.inputs.repeat(part.stop - part.start, 1, 1, 1)
+    for part in pieces(len(grown), scorer.together):
+        inputs = scorer.batch.inputs.repeat(part.stop - part.start, 1, 1, 1)
         inputs[:, :, canvas.rows, canvas.columns] = fill(grown[part].to(device)).to(inputs.dtype)
-        scores.append(subject.score(inputs).double().cpu())
+        scores.append(scorer.score(inputs).double().cpu())
     after = torch.cat(scores) if scores else torch.zeros((0, len(places)), dtype=torch.float64)
     lost = [before[row] - after[number, row] for number, row in enumerate(owner)]
     counts = [len(own) for own in places]

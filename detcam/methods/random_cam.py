@@ -18,7 +18,7 @@ class RandomCAM(BaseCAM):
     .. math:: L = \sum_k w_k A^k, \quad w_k \sim U(-1, 1)
 
     The map is not cut at 0, so that there is always one. The weights are drawn from a seed, and are the same for every
-    picture and target, so that results do not depend on the order of the pictures.
+    image and target, so that results do not depend on the order of the images.
 
     Args:
         model: as in `BaseCAM`.

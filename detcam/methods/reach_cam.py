@@ -33,8 +33,8 @@ class ReachCAM(BaseCAM):
     .. math:: L = \sum_k (A^k - \bar A^k) \odot \frac{1}{S} \sum_{s=1}^{S}
         \frac{\partial y}{\partial A^k}\Big|_{\bar A + t_s (A - \bar A)}, \quad t_s = \frac{s - 1/2}{S}
 
-    with the channel means over the picture's cells as the start of the path. The signed map sums to what the score
-    owes to the picture, y(A) - y(mean A): completeness, exact for a network that is quadratic behind the layer, and
+    with the channel means over the image's cells as the start of the path. The signed map sums to what the score
+    owes to the image, y(A) - y(mean A): completeness, exact for a network that is quadratic behind the layer, and
     otherwise reported as `ImageHeatmaps.completeness`. The heatmap is the product of the layers' positive parts, each
     smoothed by a Gaussian of half a cell of the coarsest: layers disagree in their noise and agree in their evidence.
 
@@ -56,7 +56,7 @@ class ReachCAM(BaseCAM):
     paper = "after Sundararajan et al., Integrated Gradients, ICML 2017, https://arxiv.org/abs/1703.01365"
     cost = "4 forwards and backwards a layer"
     owes_sum: ClassVar[bool] = True
-    """Whether the map's sum is compared with what the score owes to the picture: a forward pass per layer."""
+    """Whether the map's sum is compared with what the score owes to the image: a forward pass per layer."""
     use = "causes beyond the box: integrated, at layers that see the scene; tells how complete it is"
 
     def __init__(
@@ -207,7 +207,7 @@ class _Walk:
         ]
 
     def errors(self, values: list[list[float]]) -> list[Tensor]:
-        """Per image, (N_i,): how far each map's sum is from what the score owes to the picture, relative to that."""
+        """Per image, (N_i,): how far each map's sum is from what the score owes to the image, relative to that."""
         with torch.no_grad():
             _, starts = self.scores(0.0)
         found = []

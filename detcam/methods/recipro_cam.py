@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from detcam.adapters.base import Adapter
 from detcam.outputs import work_dtype
-from detcam.perturbation.base import PerturbationCAM, Subject
-from detcam.perturbation.replay import Behind, all_behind
+from detcam.perturbation.base import ImageScorer, PerturbationCAM
+from detcam.perturbation.replay import LayerReplay, layer_replays
 from detcam.trace import ReshapeTransform
 
 KERNEL = (0.5, 1.0, 0.5)
@@ -55,10 +55,10 @@ class ReciproCAM(PerturbationCAM):
         super().__init__(model, target_layers, reshape_transform)
         self.gaussian = gaussian
 
-    def maps(self, subject: Subject) -> list[Tensor]:
-        return [self._map(behind, number) for behind in all_behind(subject) for number in range(len(behind.levels))]
+    def maps(self, scorer: ImageScorer) -> list[Tensor]:
+        return [self._map(behind, number) for behind in layer_replays(scorer) for number in range(len(behind.levels))]
 
-    def _map(self, behind: Behind, number: int) -> Tensor:
+    def _map(self, behind: LayerReplay, number: int) -> Tensor:
         """(N, h, w) scores of one level's places."""
         level = behind.levels[number].values
         height, width = level.shape[1:]

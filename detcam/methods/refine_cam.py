@@ -21,7 +21,7 @@ class RefineCAM(BaseCAM):
 
     .. math:: L = \prod_l \mathrm{norm}\big(\mathrm{ReLU}(L_l)\big)
 
-    with the maps L_l of another method, each resized to the picture. A level that says nothing for a target (of a
+    with the maps L_l of another method, each resized to the image. A level that says nothing for a target (of a
     pyramid, those that the box does not come from) is left out of its product.
 
     *How to Evaluate and Refine your CAM*, 2026, https://arxiv.org/abs/2605.14641.

@@ -8,13 +8,13 @@ from torch import Tensor, nn
 
 from detcam.adapters.base import Adapter
 from detcam.outputs import work_dtype
-from detcam.perturbation.base import Canvas, InputCAM, Subject
+from detcam.perturbation.base import Canvas, ImageScorer, InputCAM
 from detcam.perturbation.random_masks import Passes, RandomMasks, check_passes, weighted_masks
 from detcam.trace import ReshapeTransform
 
 
 class RISE(InputCAM):
-    r"""Mean of random masks, each weighted by the score of the picture seen through it.
+    r"""Mean of random masks, each weighted by the score of the image seen through it.
 
     .. math:: L(\lambda) = \frac{1}{N p} \sum_{i=1}^N y(X \odot M_i)\, M_i(\lambda)
 
@@ -27,7 +27,7 @@ class RISE(InputCAM):
     Petsiuk et al., *RISE: Randomized Input Sampling for Explanation of Black-box Models*, BMVC 2018,
     https://arxiv.org/abs/1806.07421.
 
-    A box target is asked at its source in every masked picture; `DRISE` matches boxes anew instead. All targets of an
+    A box target is asked at its source in every masked image; `DRISE` matches boxes anew instead. All targets of an
     image share the passes. How many there were is in `ImageHeatmaps.sampling`.
 
     Args:
@@ -65,22 +65,22 @@ class RISE(InputCAM):
             raise ValueError(f"expected grid of at least 1 and probability between 0 and 1; got {grid}, {probability}")
         self.grid, self.probability, self.seed = grid, probability, seed
 
-    def maps(self, subject: Subject) -> list[Tensor]:
-        canvas = Canvas(subject)
-        score = self.scorer(subject)
-        inputs = subject.batch.inputs
+    def maps(self, scorer: ImageScorer) -> list[Tensor]:
+        canvas = Canvas(scorer)
+        score = self.scorer(scorer)
+        inputs = scorer.batch.inputs
         masks = RandomMasks(canvas.size_hw, self.grid, self.probability, self.seed, inputs.device, work_dtype(inputs))
-        found, subject.sampling = weighted_masks(
+        found, scorer.sampling = weighted_masks(
             masks,
-            len(subject.targets),
+            len(scorer.targets),
             lambda painted: score(canvas.masked(painted)),
             passes=self.passes,
             most=self.most,
-            batch_size=subject.together,
+            batch_size=scorer.together,
             seed=self.seed,
         )
         return [canvas.spread(found)]  # in float64: what tells places apart is small beside the mean score
 
-    def scorer(self, subject: Subject) -> Callable[[Tensor], Tensor]:
+    def scorer(self, scorer: ImageScorer) -> Callable[[Tensor], Tensor]:
         """From network inputs (K, C, H, W) to the weights (K, N) of their masks for each target."""
-        return subject.score
+        return scorer.score

@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 from detcam.adapters.base import Adapter
 from detcam.geometry import Geometry
-from detcam.perturbation.base import Subject, WeightedCAM, masked_batch_size
-from detcam.perturbation.replay import Behind, all_behind
+from detcam.perturbation.base import ImageScorer, WeightedCAM, masked_batch_size
+from detcam.perturbation.replay import LayerReplay, layer_replays
 from detcam.trace import ReshapeTransform
 
 CHEAP_SHARE = 0.05
@@ -19,7 +19,7 @@ CHEAP_SHARE = 0.05
 
 
 class ScoreCAM(WeightedCAM):
-    r"""Weights each channel by the score of the picture seen through it.
+    r"""Weights each channel by the score of the image seen through it.
 
     .. math:: L = \mathrm{ReLU}\Big(\sum_k \alpha_k A^k\Big),\quad
         \alpha_k = \frac{\exp S_k}{\sum_j \exp S_j},\quad S_k = y(X \circ s(\mathrm{Up}(A^k)))
@@ -33,7 +33,7 @@ class ScoreCAM(WeightedCAM):
 
     One full pass per channel and level, shared by all targets of an image. With `top_channels`, only the channels of
     the greatest energy have one. Where little of the network lies behind the layer, the others' scores are predicted:
-    by the score of the activation, instead of the picture, seen through the channel, and a straight line from these
+    by the score of the activation, instead of the image, seen through the channel, and a straight line from these
     to the known scores. They count as far as that line holds among the known, by its R squared.
 
     Args:
@@ -64,24 +64,24 @@ class ScoreCAM(WeightedCAM):
         self.top_channels = top_channels
         self.batch_size = masked_batch_size(self.adapter.device)
 
-    def maps(self, subject: Subject) -> list[Tensor]:
-        most = max(len(level) for level in subject.levels)
+    def maps(self, scorer: ImageScorer) -> list[Tensor]:
+        most = max(len(level) for level in scorer.levels)
         if self.top_channels is None or self.top_channels >= most:
-            weights = [_scores(subject, level, torch.arange(len(level))).softmax(0).T for level in subject.levels]
+            weights = [_scores(scorer, level, torch.arange(len(level))).softmax(0).T for level in scorer.levels]
         else:
             weights = [
-                self._some(subject, behind, number)
-                for behind in all_behind(subject)
+                self._some(scorer, behind, number)
+                for behind in layer_replays(scorer)
                 for number in range(len(behind.levels))
             ]
-        return [self.weighted(row, level, subject) for row, level in zip(weights, subject.levels, strict=True)]
+        return [self.weighted(row, level, scorer) for row, level in zip(weights, scorer.levels, strict=True)]
 
-    def _some(self, subject: Subject, behind: Behind, number: int) -> Tensor:
+    def _some(self, scorer: ImageScorer, behind: LayerReplay, number: int) -> Tensor:
         """(N, C) weights of one level, of whose channels only some have a pass of their own."""
         level = behind.levels[number].values
         energy = level.double().square().sum((1, 2))
         chosen = energy.argsort(descending=True, stable=True)[: self.top_channels].cpu()
-        known = _scores(subject, level, chosen)
+        known = _scores(scorer, level, chosen)
         scores = known.new_zeros((len(level), known.shape[1]))
         trust = torch.zeros_like(scores)
         if behind.share <= CHEAP_SHARE and len(chosen) < len(level):
@@ -93,21 +93,21 @@ class ScoreCAM(WeightedCAM):
         return (weights / weights.sum(0)).T
 
 
-def _scores(subject: Subject, level: Tensor, channels: Tensor) -> Tensor:
-    """(K, N) float64 scores of the picture seen through some channels (K,) of a level (C, h, w)."""
-    picture = subject.batch.inputs
+def _scores(scorer: ImageScorer, level: Tensor, channels: Tensor) -> Tensor:
+    """(K, N) float64 scores of the image seen through some channels (K,) of a level (C, h, w)."""
+    image = scorer.batch.inputs
     constant = level.flatten(1).amin(1) == level.flatten(1).amax(1)
     blind = constant.cpu()[channels]  # through a constant channel nothing is seen, whichever channel it is
     seeing = channels[~blind]
     count = len(seeing) + int(blind.any())
 
     def change(part: slice) -> Tensor:
-        masks = level.new_zeros((part.stop - part.start, *picture.shape[-2:]))
+        masks = level.new_zeros((part.stop - part.start, *image.shape[-2:]))
         here = seeing[part]
-        masks[: len(here)] = masks_of(level[here.to(level.device)], subject.geometry)
-        return picture * masks[:, None].to(picture.dtype)
+        masks[: len(here)] = masks_of(level[here.to(level.device)], scorer.geometry)
+        return image * masks[:, None].to(image.dtype)
 
-    found = subject.scores(count, change).double().cpu()
+    found = scorer.scores(count, change).double().cpu()
     scores = found[-1].repeat(len(channels), 1)
     scores[~blind] = found[: len(seeing)]
     return scores
@@ -116,7 +116,7 @@ def _scores(subject: Subject, level: Tensor, channels: Tensor) -> Tensor:
 def masks_of(channels: Tensor, geometry: Geometry) -> Tensor:
     """Channels (K, h, w) as masks (K, H, W) in [0, 1] over the network's input; constant channels become 0.
 
-    Least and greatest value are those on the picture, not on padding.
+    Least and greatest value are those on the image, not on padding.
     """
     size = geometry.input_size_hw
     masks = F.interpolate(channels[:, None], size, mode="bilinear", align_corners=True)[:, 0]

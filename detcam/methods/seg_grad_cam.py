@@ -6,7 +6,7 @@ from detcam.methods.grad_cam import GradCAM
 
 
 class SegGradCAM(GradCAM):
-    r"""GradCAM of a class's logits over a region of the picture.
+    r"""GradCAM of a class's logits over a region of the image.
 
     .. math:: L = \mathrm{ReLU}\Big(\sum_k \alpha_k A^k\Big),\quad
         \alpha_k = \frac{1}{hw} \sum_{ij} \frac{\partial \sum_{p \in M} y_p}{\partial A^k_{ij}}

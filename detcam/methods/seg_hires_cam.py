@@ -6,7 +6,7 @@ from detcam.methods.hires_cam import HiResCAM
 
 
 class SegHiResCAM(HiResCAM):
-    r"""HiResCAM of a class's logits over a region of the picture.
+    r"""HiResCAM of a class's logits over a region of the image.
 
     .. math:: L = \mathrm{ReLU}\Big(\sum_k \frac{\partial \sum_{p \in M} y_p}{\partial A^k} \odot A^k\Big)
 

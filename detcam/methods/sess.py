@@ -31,7 +31,7 @@ Pool = Literal["mean", "max"]
 WHOLE = 0.9
 """A window holds a box if it holds so much of its area; a box that is cut by more is another one."""
 SIGMA = 5 / 224
-"""Width of the final blur, in shorter sides of the picture, as in the authors' code."""
+"""Width of the final blur, in shorter sides of the image, as in the authors' code."""
 
 
 class SESS(BaseCAM):
@@ -39,16 +39,16 @@ class SESS(BaseCAM):
 
     .. math:: L(\lambda) = \frac{\sum_w y_w L_w(\lambda)}{|\{w : L_w(\lambda) > \theta\}|}
 
-    over windows w with maps L_w in [0, 1] of what is seen through them, laid back to where they belong. The picture
+    over windows w with maps L_w in [0, 1] of what is seen through them, laid back to where they belong. The image
     is enlarged to each scale and cut into windows of its own size, without overlap but at the far borders. A window's
     weight y_w is the target's score in it, and windows of low scores are left out before their maps are made: of a
     class its softmax, of a class over a region the mean softmax there, of a box IoU times class score, of any other
     target its value's sigmoid.
 
-    A window is another picture, into which targets travel: a class as it is; a region by its part in the window, if
+    A window is another image, into which targets travel: a class as it is; a region by its part in the window, if
     any; a box only into windows that hold it (nine tenths of its area), where the box moved is asked, of two-stage
-    heads as a proposal, of dense heads at the candidate that fits it best, because a source is bound to the picture's
-    scale. The picture itself is one of the windows, and there a box keeps its source.
+    heads as a proposal, of dense heads at the candidate that fits it best, because a source is bound to the image's
+    scale. The image itself is one of the windows, and there a box keeps its source.
 
     Tursun et al., *SESS: Saliency Enhancing with Scaling and Sliding*, ECCV 2022, https://arxiv.org/abs/2207.01769.
 
@@ -59,8 +59,8 @@ class SESS(BaseCAM):
         target_layers: as in `BaseCAM`.
         reshape_transform: as in `BaseCAM`.
         base_method: whose maps are averaged; None takes GradCAM, for detectors ODAM, which keeps a box's place.
-        scales: how many scales, the first one the picture's own.
-        step: by how much each scale is greater than the one before, in sizes of the picture.
+        scales: how many scales, the first one the image's own.
+        step: by how much each scale is greater than the one before, in sizes of the image.
         pre_filter: share of a target's windows, those of the lowest scores, that are left out.
         pool: ``"mean"``, the average above; ``"max"``, the greatest weighted value at each place.
         theta: places of a window's map up to this value have no say in the average; the authors take 0.
@@ -71,7 +71,7 @@ class SESS(BaseCAM):
     name = "sess"
     paper = "Tursun et al., SESS, ECCV 2022, https://arxiv.org/abs/2207.01769"
     cost = "122 forwards, at most 13 forwards and backwards a target"
-    use = "small or several objects of a class in a classifier's picture"
+    use = "small or several objects of a class in a classifier's image"
 
     def __init__(
         self,
@@ -109,8 +109,8 @@ class SESS(BaseCAM):
         for image, targets in enumerate(run.targets):
             batch = single(run.batch, image)
             windows = list(cut(_size_of(batch.geometries[0]), self.scales, self.step))
-            pictures = _Windows(run, image, batch)
-            maps.append(self._enhanced(pictures, windows, targets))
+            images = _Windows(run, image, batch)
+            maps.append(self._enhanced(images, windows, targets))
             sampling.append(Sampling(len(windows)) if targets else None)
         return Measured([maps], values, None, sampling=sampling)
 
@@ -173,40 +173,40 @@ class SESS(BaseCAM):
         with trace, base.watching(batch) as watched:
             raw = adapter.forward(batch)
         outputs = adapter.outputs(raw, batch)
-        pictures = partial(seen.pictures, windows)
-        return base.measure(Pass(adapter, batch, trace, outputs, targets, seen.run.eigen_smooth, pictures, watched))
+        images = partial(seen.source_images, windows)
+        return base.measure(Pass(adapter, batch, trace, outputs, targets, seen.run.eigen_smooth, images, watched))
 
 
 @dataclass(frozen=True)
 class Window:
-    """A part of the picture that is enlarged to the picture's size on the network's input.
+    """A part of the image that is enlarged to the image's size on the network's input.
 
     Attributes:
-        scaled_hw: height and width of the whole picture at the window's scale, input pixels.
+        scaled_hw: height and width of the whole image at the window's scale, input pixels.
         corner_xy: where the window begins in that.
-        size_hw: the window's height and width, which are those of the picture on the network's input.
+        size_hw: the window's height and width, which are those of the image on the network's input.
     """
 
     scaled_hw: tuple[int, int]
     corner_xy: tuple[int, int]
     size_hw: tuple[int, int]
 
-    def view(self, pictures: Tensor) -> Tensor:
-        """What is seen through the window of pictures (K, C, H, W) at the window's scale."""
+    def view(self, images: Tensor) -> Tensor:
+        """What is seen through the window of images (K, C, H, W) at the window's scale."""
         (left, top), (height, width) = self.corner_xy, self.size_hw
-        return pictures[..., top : top + height, left : left + width]
+        return images[..., top : top + height, left : left + width]
 
     def target(self, target: Any, image_size_hw: tuple[int, int]) -> Any:
-        """The target in the window, as in a picture of the same size; None where the window does not hold it."""
+        """The target in the window, as in an image of the same size; None where the window does not hold it."""
         if self.scaled_hw == self.size_hw:
             return target
         if isinstance(target, DetectionTarget):
             return self._box(target, image_size_hw)
         if isinstance(target, MaskTarget):
             return target if target.mask is None else self._mask(target)
-        if hasattr(target, "hflip"):  # it has a place in the picture
+        if hasattr(target, "hflip"):  # it has a place in the image
             raise TypeError(
-                f"SESS does not know where {type(target).__name__} lies in a part of the picture; give a BoxTarget, "
+                f"SESS does not know where {type(target).__name__} lies in a part of the image; give a BoxTarget, "
                 "an InstanceMaskTarget or a MaskTarget, or use another method"
             )
         return target
@@ -241,26 +241,26 @@ class _Windows:
         self.geometry = batch.geometries[0]
 
     def inputs(self, windows: Sequence[Window]) -> Batch:
-        """The network's input with windows in the picture's place; one scale at a time exists."""
+        """The network's input with windows in the image's place; one scale at a time exists."""
         rows, columns = self.geometry.valid_cells(self.geometry.input_size_hw)
         changed = self.batch.inputs.repeat(len(windows), 1, 1, 1)
-        picture = self.batch.inputs[:, :, rows, columns]
+        image = self.batch.inputs[:, :, rows, columns]
         for place, window in enumerate(windows):
             if not place or window.scaled_hw != windows[place - 1].scaled_hw:
-                scaled = F.interpolate(picture, window.scaled_hw, mode="bilinear")
+                scaled = F.interpolate(image, window.scaled_hw, mode="bilinear")
             changed[place, :, rows, columns] = window.view(scaled)[0]
         return repeated(self.batch, changed)
 
-    def pictures(self, windows: Sequence[Window]) -> list[Tensor]:
-        """Pictures (3, H, W) of the windows, as large as the image."""
-        picture = self.run.pictures()[self.image][None]
-        size = (picture.shape[-2], picture.shape[-1])
-        parts = [window.view(F.interpolate(picture, window.scaled_hw, mode="bilinear")) for window in windows]
+    def source_images(self, windows: Sequence[Window]) -> list[Tensor]:
+        """Images (3, H, W) of the windows, as large as the image."""
+        image = self.run.source_images()[self.image][None]
+        size = (image.shape[-2], image.shape[-1])
+        parts = [window.view(F.interpolate(image, window.scaled_hw, mode="bilinear")) for window in windows]
         return [F.interpolate(part, size, mode="bilinear")[0] for part in parts]
 
 
 def cut(size_hw: tuple[int, int], scales: int, step: float) -> Iterator[Window]:
-    """The windows of a picture of some height and width: at each scale as many as cover it, at the first one."""
+    """The windows of an image of some height and width: at each scale as many as cover it, at the first one."""
     height, width = size_hw
     for number in range(scales):
         scaled_hw = (round(height * (1 + number * step)), round(width * (1 + number * step)))
@@ -270,7 +270,7 @@ def cut(size_hw: tuple[int, int], scales: int, step: float) -> Iterator[Window]:
 
 
 def _size_of(geometry: Geometry) -> tuple[int, int]:
-    """Height and width of the picture on the network's input."""
+    """Height and width of the image on the network's input."""
     rows, columns = geometry.valid_cells(geometry.input_size_hw)
     return rows.stop - rows.start, columns.stop - columns.start
 
@@ -304,7 +304,7 @@ class Fusion:
 
     Args:
         targets: how many maps come out.
-        size_hw: of the picture on the network's input.
+        size_hw: of the image on the network's input.
         pool: mean over the windows that speak, or greatest value.
         theta: up to this value a window does not speak.
         like: whose device, and whose dtype at least, is taken.

@@ -12,7 +12,7 @@ from torchvision.ops import box_iou
 
 from detcam.adapters.base import Adapter, Batch
 from detcam.outputs import DetectorOutput, work_dtype
-from detcam.perturbation.base import Canvas, InputCAM, Subject
+from detcam.perturbation.base import Canvas, ImageScorer, InputCAM
 from detcam.results import Sampling
 from detcam.targets import BoxTarget
 from detcam.trace import ReshapeTransform
@@ -30,10 +30,10 @@ class VPS(InputCAM):
     .. math:: F(S) = y(S) + 1 - y(V \setminus S),\quad s_i = \arg\max_r F(S_{i-1} \cup \{r\}),\quad
         \alpha_i = \sum_{j \ge i} |F(S_j) - F(S_{j-1})|
 
-    with V the regions of the picture, y(S) the target's score in the picture that shows the regions S alone (the clue
+    with V the regions of the image, y(S) the target's score in the image that shows the regions S alone (the clue
     score), and 1 - y(V \\ S) what is lost without them (the collaboration score). What is hidden becomes 0 in the
     network's input: the mean colour where the input is normalised, else black. (The authors' code does so for Grounding
-    DINO, and blackens the picture for the detectors of MMDetection; its superpixels are OpenCV's.) A region's saliency
+    DINO, and blackens the image for the detectors of MMDetection; its superpixels are OpenCV's.) A region's saliency
     is its :math:`\alpha`.
 
     For a box, y is the greatest product of IoU with the box and score of its class over all that the detector says
@@ -84,43 +84,43 @@ class VPS(InputCAM):
             raise ValueError(f"expected select of at least 1, or None for all regions; got {select}")
         self.regions, self.select, self.lazy, self.pinned, self.own_gain = regions, select, lazy, pinned, own_gain
 
-    def maps(self, subject: Subject) -> list[Tensor]:
-        canvas = Canvas(subject)
-        picture = subject.batch.inputs[0, :, canvas.rows, canvas.columns]
-        labels = superpixels(picture, self.regions)
+    def maps(self, scorer: ImageScorer) -> list[Tensor]:
+        canvas = Canvas(scorer)
+        image = scorer.batch.inputs[0, :, canvas.rows, canvas.columns]
+        labels = superpixels(image, self.regions)
         count = int(labels.max()) + 1
-        read = self._reader(subject)
+        read = self._reader(scorer)
 
         def look(visible: Tensor) -> Tensor:
             shown = visible.to(labels.device)
-            parts = pieces(len(shown), subject.together)
-            found = [subject.score(canvas.masked(shown[part][:, labels]), read) for part in parts]
+            parts = pieces(len(shown), scorer.together)
+            found = [scorer.score(canvas.masked(shown[part][:, labels]), read) for part in parts]
             return torch.cat(found).double().cpu()
 
-        search = GreedySearch(look, count, len(subject.targets), lazy=self.lazy)
+        search = GreedySearch(look, count, len(scorer.targets), lazy=self.lazy)
         search.run(count if self.select is None else min(self.select, count))
-        subject.sampling = Sampling(search.passes)
+        scorer.sampling = Sampling(search.passes)
         saliency = search.saliency(own_gain=self.own_gain).to(canvas.inputs.device, work_dtype(canvas.inputs))
         return [canvas.spread(saliency[:, labels])]
 
-    def _reader(self, subject: Subject) -> Callable[[Any, Batch], Tensor]:
+    def _reader(self, scorer: ImageScorer) -> Callable[[Any, Batch], Tensor]:
         """From a pass to every target's y (K, N)."""
-        matched = [index for index, target in enumerate(subject.targets) if _is_matched(subject.output, target)]
-        plain = [index for index in range(len(subject.targets)) if index not in matched]
-        boxes: list[Any] = [subject.targets[index] for index in matched]
-        others = [subject.targets[index] for index in plain]
+        matched = [index for index, target in enumerate(scorer.targets) if _is_matched(scorer.output, target)]
+        plain = [index for index in range(len(scorer.targets)) if index not in matched]
+        boxes: list[Any] = [scorer.targets[index] for index in matched]
+        others = [scorer.targets[index] for index in plain]
 
         def read(raw: Any, batch: Batch) -> Tensor:
-            outputs = subject.adapter.outputs(raw, batch)
-            scores = torch.zeros(len(outputs), len(subject.targets), dtype=torch.float64)
+            outputs = scorer.adapter.outputs(raw, batch)
+            scores = torch.zeros(len(outputs), len(scorer.targets), dtype=torch.float64)
             for row, output in zip(scores, outputs, strict=True):
                 if boxes:
                     row[matched] = box_fit(output, boxes, pinned=self.pinned).double().cpu()
             if others:
-                values = subject.adapter.score(outputs, [others] * len(outputs))
+                values = scorer.adapter.score(outputs, [others] * len(outputs))
                 scores[:, plain] = torch.tensor([[float(v.detach()) for v in row] for row in values]).double()
             if not torch.isfinite(scores).all():
-                raise RuntimeError("a changed picture scores NaN or infinity; check the model, or use float32")
+                raise RuntimeError("a changed image scores NaN or infinity; check the model, or use float32")
             return scores
 
         return read
@@ -137,7 +137,7 @@ def box_fit(output: DetectorOutput, targets: Sequence[BoxTarget], *, pinned: boo
     """How far a detector still says a box: IoU times class score.
 
     Args:
-        output: what it says about one picture.
+        output: what it says about one image.
         targets: N boxes.
         pinned: at each target's source; else the greatest product over all that the detector says.
 
@@ -153,7 +153,7 @@ def box_fit(output: DetectorOutput, targets: Sequence[BoxTarget], *, pinned: boo
         return overlap * said.class_scores.float().cpu()[torch.arange(len(targets)), labels]
     found = torch.zeros(len(targets))
     for label in labels.unique().tolist():
-        boxes, scores = (part.float().cpu() for part in output.proposals(label))
+        boxes, scores = (part.float().cpu() for part in output.raw_candidates(label))
         if len(boxes):
             own = labels == label
             overlap = box_iou(wanted[own], boxes).nan_to_num(0.0)  # of two boxes without area it is 0 / 0
@@ -161,16 +161,16 @@ def box_fit(output: DetectorOutput, targets: Sequence[BoxTarget], *, pinned: boo
     return found
 
 
-def superpixels(picture: Tensor, regions: int) -> Tensor:
-    """Superpixels of a picture (C, H, W): labels (H, W) from 0 on, about as many as asked for, each connected."""
+def superpixels(image: Tensor, regions: int) -> Tensor:
+    """Superpixels of an image (C, H, W): labels (H, W) from 0 on, about as many as asked for, each connected."""
     from skimage.segmentation import slic  # takes long to import, and nothing else needs it
 
-    values = picture.detach().float().cpu()
+    values = image.detach().float().cpu()
     low, high = values.amin(), values.amax()
     pixels = ((values - low) / (high - low).clamp(min=1e-12)).permute(1, 2, 0).double().numpy()
     labels = slic(pixels, n_segments=regions, slic_zero=True, start_label=0, convert2lab=pixels.shape[2] == 3)
     _, numbered = np.unique(labels, return_inverse=True)
-    return torch.as_tensor(numbered.reshape(labels.shape), device=picture.device)
+    return torch.as_tensor(numbered.reshape(labels.shape), device=image.device)
 
 
 class GreedySearch:
@@ -201,7 +201,7 @@ class GreedySearch:
 
     @property
     def passes(self) -> int:
-        """How many pictures were looked at."""
+        """How many images were looked at."""
         return len(self._known)
 
     def run(self, steps: int) -> None:

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from detcam.metrics.base import Metric, MetricWarning, Question, Summary, read_question, read_truth, summarize
+from detcam.metrics.base import (
+    Metric,
+    MetricInput,
+    MetricSummary,
+    MetricWarning,
+    read_metric_input,
+    read_truth,
+    summarize,
+)
 from detcam.metrics.cam_mult_image import CamMultImageConfidenceChange, DropInConfidence, IncreaseInConfidence
 from detcam.metrics.complexity import ADCC, ARCC, Coherency, Complexity, Entropy, Sparseness
 from detcam.metrics.cost import count_work, measure_cost
@@ -27,7 +35,7 @@ from detcam.metrics.road import (
 )
 from detcam.metrics.sanity import RandomizationCheck, independence, randomization, reproducibility
 from detcam.metrics.stability import StabilityCheck
-from detcam.metrics.target_regions import TrueRegions, true_regions
+from detcam.metrics.target_regions import TargetRegions, ground_truth_regions
 
 METRICS: dict[str, type[Metric]] = {
     metric.name: metric
@@ -90,7 +98,7 @@ __all__ = [
     "ObjectDiscrimination",
     "PerturbationConfidenceMetric",
     "PointingGame",
-    "Question",
+    "MetricInput",
     "ROADCombined",
     "ROADLeastRelevantFirst",
     "ROADLeastRelevantFirstAverage",
@@ -104,16 +112,16 @@ __all__ = [
     "Sparseness",
     "StabilityCheck",
     "SufficientRegion",
-    "Summary",
-    "TrueRegions",
+    "MetricSummary",
+    "TargetRegions",
     "count_work",
     "independence",
     "measure_cost",
     "randomization",
-    "read_question",
+    "read_metric_input",
     "read_truth",
     "reproducibility",
     "score_curves",
     "summarize",
-    "true_regions",
+    "ground_truth_regions",
 ]

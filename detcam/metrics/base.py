@@ -21,7 +21,7 @@ Need = Literal["model", "truth", "method"]
 """What a metric needs besides heatmaps: passes of the model; annotations; the method, to explain again."""
 
 Explainer: TypeAlias = Callable[[Adapter, Any, list[list[Target]]], list[Tensor]]
-"""A method: from an adapter, pictures and each picture's targets to heatmaps, per picture (N_i, H_i, W_i)."""
+"""A method: from an adapter, images and each image's targets to heatmaps, per image (N_i, H_i, W_i)."""
 
 
 class MetricWarning(UserWarning):
@@ -32,7 +32,7 @@ class Metric(ABC):
     """A number for each heatmap.
 
     A class describes itself by its attributes; an object holds the settings, all of which have defaults. Every metric
-    is asked by the same call, `measure`, and answers (N,) float64 on the CPU, N being the heatmaps of all pictures in
+    is asked by the same call, `measure`, and answers (N,) float64 on the CPU, N being the heatmaps of all images in
     order. A heatmap for which the metric has no meaning (NaN in it; no order among its pixels, for a metric that
     removes them in order; no annotation) has the value NaN, and `MetricWarning` says how many there are.
     """
@@ -63,16 +63,16 @@ class Metric(ABC):
 
         Args:
             adapter: an `Adapter`, or a model, which is adapted.
-            images: as for a method: pictures of any size, or an already normalised (B, C, H, W) tensor.
+            images: as for a method: images of any size, or an already normalised (B, C, H, W) tensor.
             targets: as for a method: what the heatmaps explain; None where `heatmaps` says so itself
                 (`ImageHeatmaps`), or for the model's own findings.
-            heatmaps: per picture (N_i, H_i, W_i) in its pixels, tensors or arrays; or (B, H, W), one a picture; or
+            heatmaps: per image (N_i, H_i, W_i) in its pixels, tensors or arrays; or (B, H, W), one an image; or
                 what ``cam.explain`` gave.
-            truth: per picture (N_i, H_i, W_i) bool, where each heatmap should be hot; for metrics that need "truth".
+            truth: per image (N_i, H_i, W_i) bool, where each heatmap should be hot; for metrics that need "truth".
             method: for metrics that need "method".
 
         Returns:
-            (N,) float64, N = sum of N_i in the order of the pictures.
+            (N,) float64, N = sum of N_i in the order of the images.
 
         Raises:
             TypeError, ValueError: something is not as described.
@@ -80,7 +80,7 @@ class Metric(ABC):
 
 
 @dataclass(frozen=True)
-class Summary:
+class MetricSummary:
     """Values of a metric, averaged.
 
     Attributes:
@@ -96,10 +96,10 @@ class Summary:
     skipped: int
 
 
-def summarize(values: Tensor) -> Summary:
+def summarize(values: Tensor) -> MetricSummary:
     """The mean of (N,) values without those that are NaN, which are counted."""
     known = values[~values.isnan()].double()
-    return Summary(
+    return MetricSummary(
         float(known.mean()) if len(known) else float("nan"),
         float(known.std()) if len(known) > 1 else float("nan"),
         len(known),
@@ -108,13 +108,13 @@ def summarize(values: Tensor) -> Summary:
 
 
 @dataclass(frozen=True)
-class Question:
+class MetricInput:
     """A checked call of a metric.
 
     Attributes:
         adapter: says what the model's output means.
-        request: pictures and targets.
-        heatmaps: per picture (N_i, H_i, W_i) floating point, that picture's pixels, on the CPU; NaN is possible.
+        request: images and targets.
+        heatmaps: per image (N_i, H_i, W_i) floating point, that image's pixels, on the CPU; NaN is possible.
     """
 
     adapter: Adapter
@@ -123,11 +123,11 @@ class Question:
 
     @property
     def sizes(self) -> list[tuple[int, int]]:
-        """Height and width of each picture."""
-        return picture_sizes(self.request)
+        """Height and width of each image."""
+        return image_sizes(self.request)
 
 
-def read_question(model: Any, images: Any, targets: Any, heatmaps: Any) -> Question:
+def read_metric_input(model: Any, images: Any, targets: Any, heatmaps: Any) -> MetricInput:
     """Check what a metric is asked.
 
     Raises:
@@ -140,25 +140,25 @@ def read_question(model: Any, images: Any, targets: Any, heatmaps: Any) -> Quest
     whole = [""]  # the network itself: no layer is looked for, so none has to be found
     adapter = model if isinstance(model, Adapter) else adapt(model, target_layers=whole)
     request = read_request(adapter, images, targets, None)
-    maps = read_heatmaps(heatmaps, picture_sizes(request))
+    maps = read_heatmaps(heatmaps, image_sizes(request))
     if request.targets is not None:
         for position, (own, asked) in enumerate(zip(maps, request.targets, strict=True)):
             if len(own) != len(asked):
                 raise ValueError(
                     f"image {position}: expected a heatmap for each of {len(asked)} targets; got {len(own)}"
                 )
-    return Question(adapter, request, tuple(maps))
+    return MetricInput(adapter, request, tuple(maps))
 
 
-def picture_sizes(request: Request) -> list[tuple[int, int]]:
-    """Height and width of each picture of a request."""
+def image_sizes(request: Request) -> list[tuple[int, int]]:
+    """Height and width of each image of a request."""
     if request.tensor is not None:
         return [(request.tensor.shape[-2], request.tensor.shape[-1])] * len(request.tensor)
     return [(image.shape[-2], image.shape[-1]) for image in request.images]
 
 
 def read_heatmaps(heatmaps: Any, sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
-    """Heatmaps per picture, (N_i, H_i, W_i) floating point on the CPU, for pictures of given sizes.
+    """Heatmaps per image, (N_i, H_i, W_i) floating point on the CPU, for images of given sizes.
 
     Raises:
         TypeError, ValueError: not that many, not of that size, or not numbers.
@@ -168,7 +168,7 @@ def read_heatmaps(heatmaps: Any, sizes: Sequence[tuple[int, int]]) -> list[Tenso
             heatmaps = heatmaps[None]
         if heatmaps.ndim != 3:
             raise ValueError(
-                f"expected heatmaps of shape (B, H, W), one a picture, or a list of (N, H, W); got shape "
+                f"expected heatmaps of shape (B, H, W), one an image, or a list of (N, H, W); got shape "
                 f"{tuple(heatmaps.shape)}"
             )
     elif not isinstance(heatmaps, (list, tuple)):
@@ -179,7 +179,7 @@ def read_heatmaps(heatmaps: Any, sizes: Sequence[tuple[int, int]]) -> list[Tenso
 
 
 def _maps_of(entry: Any, size_hw: tuple[int, int], position: int) -> Tensor:
-    """One picture's heatmaps (N, H, W)."""
+    """One image's heatmaps (N, H, W)."""
     if isinstance(entry, ImageHeatmaps):
         entry = entry.heatmaps
     if not isinstance(entry, (Tensor, np.ndarray)):
@@ -188,7 +188,7 @@ def _maps_of(entry: Any, size_hw: tuple[int, int], position: int) -> Tensor:
     maps = maps[None] if maps.ndim == 2 else maps
     if maps.ndim != 3 or tuple(maps.shape[-2:]) != tuple(size_hw):
         raise ValueError(
-            f"image {position}: expected heatmaps of shape (N, {size_hw[0]}, {size_hw[1]}), the picture's own pixels; "
+            f"image {position}: expected heatmaps of shape (N, {size_hw[0]}, {size_hw[1]}), the image's own pixels; "
             f"got {tuple(maps.shape)}. A map of a layer goes through Geometry.to_image first"
         )
     if maps.is_complex():
@@ -197,13 +197,13 @@ def _maps_of(entry: Any, size_hw: tuple[int, int], position: int) -> Tensor:
 
 
 def read_truth(truth: Any, heatmaps: Sequence[Tensor]) -> list[Tensor]:
-    """Annotations per picture, (N_i, H_i, W_i) bool, one for each heatmap.
+    """Annotations per image, (N_i, H_i, W_i) bool, one for each heatmap.
 
     Raises:
         TypeError, ValueError: missing, or not of the heatmaps' shapes.
     """
     if truth is None:
-        raise ValueError("this metric needs truth=: per picture (N, H, W) bool, where each heatmap should be hot")
+        raise ValueError("this metric needs truth=: per image (N, H, W) bool, where each heatmap should be hot")
     if not isinstance(truth, (list, tuple)) or len(truth) != len(heatmaps):
         got = f"{len(truth)} entries" if isinstance(truth, (list, tuple)) else type(truth).__name__
         raise ValueError(f"expected truth as a list with {len(heatmaps)} entries, one per image; got {got}")

@@ -1,4 +1,4 @@
-"""Picture times heatmap: what of the score is left where only the salient pixels stay."""
+"""ImageArray times heatmap: what of the score is left where only the salient pixels stay."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ GRADCAMPP_PAPER = "Chattopadhay et al., Grad-CAM++, WACV 2018, https://arxiv.org
 
 
 def multiply_tensor_with_cam(input_tensor: Tensor, cam: Tensor) -> Tensor:
-    """A picture (C, h, w) on the network's input times a heatmap (h, w)."""
+    """An image (C, h, w) on the network's input times a heatmap (h, w)."""
     return input_tensor * cam
 
 
 class CamMultImageConfidenceChange(PerturbationConfidenceMetric):
     r"""The change of the score where only the salient pixels stay: :math:`y(X \odot H) - y(X)`.
 
-    X is the picture on the network's input, H the heatmap. In [-1, 1] for scores in [0, 1], higher is better. A map of
+    X is the image on the network's input, H the heatmap. In [-1, 1] for scores in [0, 1], higher is better. A map of
     ones changes nothing and gives 0: read it beside a measure of how much the map keeps (`Complexity`). After
     Chattopadhay et al., *Grad-CAM++*, WACV 2018, https://arxiv.org/abs/1710.11063.
 
@@ -65,7 +65,7 @@ class IncreaseInConfidence(CamMultImageConfidenceChange):
 
     .. math:: [y(X \odot H) > y(X)]
 
-    In [0, 1], higher is better; the mean over pictures is the rate of increase. Chattopadhay et al., *Grad-CAM++*,
+    In [0, 1], higher is better; the mean over images is the rate of increase. Chattopadhay et al., *Grad-CAM++*,
     WACV 2018, https://arxiv.org/abs/1710.11063.
 
     Args:

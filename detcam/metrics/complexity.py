@@ -12,7 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from detcam.adapters.base import Adapter, Target
-from detcam.metrics.base import Explainer, Metric, Need, Question, read_heatmaps, read_question, warn_about_skipped
+from detcam.metrics.base import (
+    Explainer,
+    Metric,
+    MetricInput,
+    Need,
+    read_heatmaps,
+    read_metric_input,
+    warn_about_skipped,
+)
 from detcam.metrics.cam_mult_image import DropInConfidence
 from detcam.metrics.perturbation_confidence import Percentile
 from detcam.metrics.road import ROADCombined
@@ -53,7 +61,7 @@ class MapMetric(Metric):
         truth: Sequence[Tensor] | None = None,
         method: Explainer | None = None,
     ) -> Tensor:
-        question = read_question(adapter, images, targets, heatmaps)
+        question = read_metric_input(adapter, images, targets, heatmaps)
         return warn_about_skipped(self.name, self.values(question.heatmaps))
 
     def __call__(self, grayscale_cams: Any) -> npt.NDArray[np.float64]:
@@ -126,14 +134,14 @@ class Entropy(MapMetric):
 
 
 class Coherency(Metric):
-    r"""How alike the heatmap is to that of the picture times the heatmap.
+    r"""How alike the heatmap is to that of the image times the heatmap.
 
     .. math:: \tfrac12 \left( \rho(H(X), H(X \odot H(X))) + 1 \right)
 
     :math:`\rho` is Pearson's correlation. In [0, 1], higher is better. Poppi et al., *Revisiting The Evaluation of
     Class Activation Mapping*, CVPRW 2021, https://arxiv.org/abs/2104.10252.
 
-    A (B, C, H, W) tensor is multiplied as it is; pictures are multiplied before they are prepared for the network, so
+    A (B, C, H, W) tensor is multiplied as it is; images are multiplied before they are prepared for the network, so
     that what the map does not keep is black. Without a value where either map is constant.
     """
 
@@ -153,27 +161,27 @@ class Coherency(Metric):
         truth: Sequence[Tensor] | None = None,
         method: Explainer | None = None,
     ) -> Tensor:
-        question = read_question(adapter, images, targets, heatmaps)
+        question = read_metric_input(adapter, images, targets, heatmaps)
         return warn_about_skipped(self.name, self.values(question, method))
 
-    def values(self, question: Question, method: Explainer | None) -> Tensor:
+    def values(self, question: MetricInput, method: Explainer | None) -> Tensor:
         """Values (N,) of a checked call."""
         if method is None:
-            raise ValueError(f"{self.name} needs method=, the method that explains the changed pictures")
+            raise ValueError(f"{self.name} needs method=, the method that explains the changed images")
         request, rows, values = question.request, question.request.targets, []
         if rows is None:
-            raise ValueError(f"{self.name} explains changed pictures: say with targets= what the heatmaps explain")
+            raise ValueError(f"{self.name} explains changed images: say with targets= what the heatmaps explain")
         sources = request.images if request.tensor is None else request.tensor.cpu()
-        for picture, maps, asked in zip(sources, question.heatmaps, rows, strict=True):
+        for image, maps, asked in zip(sources, question.heatmaps, rows, strict=True):
             for heatmap, target in zip(maps, asked, strict=True):
-                kept = picture.cpu() * heatmap.to(picture.dtype)
+                kept = image.cpu() * heatmap.to(image.dtype)
                 again = self._again(question.adapter, kept, request.tensor is not None, target, method)
                 values.append(_pearson(heatmap, again) if heatmap.isfinite().all() else float("nan"))
         return (torch.tensor(values, dtype=torch.float64) + 1) / 2
 
     @staticmethod
     def _again(adapter: Adapter, kept: Tensor, ready: bool, target: Target, method: Explainer) -> Tensor:
-        """The heatmap (H, W) of a changed picture."""
+        """The heatmap (H, W) of a changed image."""
         found = method(adapter, kept[None] if ready else [kept.clamp(0, 1)], [[target]])[0]
         again = torch.as_tensor(found).detach().cpu()
         if tuple(again.shape) != (1, *kept.shape[-2:]):
@@ -184,7 +192,7 @@ class Coherency(Metric):
         self, input_tensor: Tensor, grayscale_cams: Any, targets: Any, model: nn.Module, base_method: Any
     ) -> npt.NDArray[np.float64]:
         """Values (B,) with `base_method` called as a CAM, ``base_method(input_tensor=..., targets=...)``."""
-        question = read_question(model, input_tensor, targets, grayscale_cams)
+        question = read_metric_input(model, input_tensor, targets, grayscale_cams)
         return warn_about_skipped(self.name, self.values(question, _as_explainer(base_method))).numpy()
 
 
@@ -200,10 +208,10 @@ class HarmonicMean(Metric):
         self.base_method = base_method
 
     @abstractmethod
-    def faithfulness(self, question: Question, *, probability: bool) -> Tensor:
+    def faithfulness(self, question: MetricInput, *, probability: bool) -> Tensor:
         """Values (N,) in [0, 1], the higher the better."""
 
-    def values(self, question: Question, method: Explainer | None, *, probability: bool) -> Tensor:
+    def values(self, question: MetricInput, method: Explainer | None, *, probability: bool) -> Tensor:
         """Values (N,) of a checked call."""
         if method is None and self.base_method is not None:
             method = _as_explainer(self.base_method)
@@ -224,12 +232,12 @@ class HarmonicMean(Metric):
         truth: Sequence[Tensor] | None = None,
         method: Explainer | None = None,
     ) -> Tensor:
-        question = read_question(adapter, images, targets, heatmaps)
+        question = read_metric_input(adapter, images, targets, heatmaps)
         return warn_about_skipped(self.name, self.values(question, method, probability=True))
 
     def __call__(self, input_tensor: Any, grayscale_cams: Any, targets: Any, model: Any) -> npt.NDArray[np.float64]:
         """Values (N,) with the base method given at construction."""
-        question = read_question(model, input_tensor, targets, grayscale_cams)
+        question = read_metric_input(model, input_tensor, targets, grayscale_cams)
         return warn_about_skipped(self.name, self.values(question, None, probability=False)).numpy()
 
 
@@ -243,12 +251,12 @@ class ADCC(HarmonicMean):
     https://arxiv.org/abs/2104.10252.
 
     Args:
-        base_method: a CAM that explains changed pictures; None takes the `method` that `measure` is given.
+        base_method: a CAM that explains changed images; None takes the `method` that `measure` is given.
     """
 
     name = "adcc"
 
-    def faithfulness(self, question: Question, *, probability: bool) -> Tensor:
+    def faithfulness(self, question: MetricInput, *, probability: bool) -> Tensor:
         return 1 - DropInConfidence(relative=True).values(question, probability=probability)
 
 
@@ -262,7 +270,7 @@ class ARCC(HarmonicMean):
     Class Activation Mapping*, CVPRW 2021, https://arxiv.org/abs/2104.10252.
 
     Args:
-        base_method: a CAM that explains changed pictures; None takes the `method` that `measure` is given.
+        base_method: a CAM that explains changed images; None takes the `method` that `measure` is given.
         road_percentiles: of `ROADCombined`.
     """
 
@@ -273,7 +281,7 @@ class ARCC(HarmonicMean):
         super().__init__(base_method)
         self.road = ROADCombined(road_percentiles)
 
-    def faithfulness(self, question: Question, *, probability: bool) -> Tensor:
+    def faithfulness(self, question: MetricInput, *, probability: bool) -> Tensor:
         return (self.road.values(question, probability=probability) * 2).clamp(0, 1)
 
 

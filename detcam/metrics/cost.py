@@ -25,12 +25,12 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class Work:
+class WorkCount:
     """How much is computed, whatever the machine.
 
     Attributes:
         passes: floating-point operations of convolutions, matrix products and attention, forward and backward, in units
-            of what the model takes to find what it finds in the picture once.
+            of what the model takes to find what it finds in the image once.
         backward: how often autograd was asked for gradients.
     """
 
@@ -71,27 +71,27 @@ class _BackwardCalls(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def count_work(adapter: Adapter, image: ImageLike, call: Callable[[], object]) -> Work:
+def count_work(adapter: Adapter, image: ImageLike, call: Callable[[], object]) -> WorkCount:
     """Count what a call computes. Counting slows it down, so take its time apart (`measure_cost`).
 
     Args:
         adapter: the model that the call runs.
-        image: the picture it is run on; a plain pass over it is the unit.
+        image: the image it is run on; a plain pass over it is the unit.
         call: what is counted.
 
     Raises:
         ValueError: the model computes nothing that is counted.
     """
-    picture = load_image(image)
+    pixels = load_image(image)
     with guarded(adapter.model, gradients=False), FlopCounterMode(display=False, custom_mapping=MORE) as plain:
-        batch = adapter.prepare([picture])
+        batch = adapter.prepare([pixels])
         adapter.default_targets(adapter.outputs(adapter.forward(batch), batch), batch)
     unit = plain.get_total_flops()
     if not unit:
         raise ValueError(f"{type(adapter.model).__name__} runs no convolution, matrix product or attention to count")
     with _BackwardCalls() as backward, FlopCounterMode(display=False, custom_mapping=MORE) as counted:
         call()
-    return Work(counted.get_total_flops() / unit, backward.count)
+    return WorkCount(counted.get_total_flops() / unit, backward.count)
 
 
 def measure_cost(call: Callable[[], Result], device: torch.device) -> tuple[Result, Cost]:

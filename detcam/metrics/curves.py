@@ -9,8 +9,8 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from detcam.metrics.base import Explainer, Metric, Need, read_question, warn_about_skipped
-from detcam.metrics.scoring import Case, Protocol, check_asking, examine
+from detcam.metrics.base import Explainer, Metric, Need, read_metric_input, warn_about_skipped
+from detcam.metrics.scoring import Protocol, ScoredImage, check_asking, examine
 from detcam.perturbation.fills import Fill, fill_of
 
 Kind = Literal["deletion", "insertion"]
@@ -25,7 +25,7 @@ class Curve:
     """How one target's score moves.
 
     Attributes:
-        shares: (S + 1,) float64, share of the picture's pixels deleted or inserted, 0 to 1.
+        shares: (S + 1,) float64, share of the image's pixels deleted or inserted, 0 to 1.
         scores: (S + 1,) float64, the score at each; NaN for a heatmap without an order.
     """
 
@@ -46,9 +46,9 @@ class CurveSettings:
         fill: what takes a removed pixel's place: ``"blur"``, ``"mean"``, ``"linear"`` or a `Fill`.
         steps: how many pixels' shares are scored, 1/steps apart.
         protocol: how boxes are scored, see `detcam.metrics.scoring.Protocol`.
-        relative: divide scores by the unchanged picture's.
+        relative: divide scores by the unchanged image's.
         probability: read the logit of a class, or of a class over a region, as a probability.
-        batch_size: changed pictures per forward pass; None takes what suits the device.
+        batch_size: changed images per forward pass; None takes what suits the device.
         seed: of the order among pixels of equal saliency.
     """
 
@@ -79,7 +79,9 @@ def ranks(heatmaps: Tensor, seed: int = 0) -> Tensor:
     return torch.empty_like(order).scatter_(1, order, places).view(heatmaps.shape)
 
 
-def curve_scores(case: Case, chosen: Sequence[int], shares: Tensor, kind: Kind, settings: CurveSettings) -> Tensor:
+def curve_scores(
+    case: ScoredImage, chosen: Sequence[int], shares: Tensor, kind: Kind, settings: CurveSettings
+) -> Tensor:
     """Scores (n, S) of some heatmaps' targets with shares (n, S) of the pixels deleted, or inserted into the fill."""
     size = case.heatmaps[0].numel()
     together = max(1, RANKED // size)
@@ -89,14 +91,14 @@ def curve_scores(case: Case, chosen: Sequence[int], shares: Tensor, kind: Kind, 
     places = ranks(case.heatmaps[list(chosen)], settings.seed)
     counts = (shares * size).round().long()
     scores = case.original[list(chosen), None].expand(counts.shape).clone()
-    asked = (counts != (0 if kind == "deletion" else size)).nonzero()  # else the picture is as it was
+    asked = (counts != (0 if kind == "deletion" else size)).nonzero()  # else the image is as it was
     rows, steps = asked.unbind(1)
-    fill = fill_of(settings.fill).of(case.picture)
+    fill = fill_of(settings.fill).of(case.image)
 
     def change(part: slice) -> Tensor:
         first = places[rows[part]] < counts[rows[part], steps[part]][:, None, None]
         removed = first if kind == "deletion" else ~first
-        return fill(removed.to(case.picture.device))
+        return fill(removed.to(case.image.device))
 
     scores[rows, steps] = case.scores([chosen[row] for row in rows.tolist()], change)
     return scores / case.original[list(chosen), None] if settings.relative else scores
@@ -118,25 +120,25 @@ def score_curves(
         images: likewise.
         targets: likewise.
         heatmaps: likewise.
-        kind: ``"deletion"``, pixels go, most salient first; ``"insertion"``, they come, into the filled picture.
+        kind: ``"deletion"``, pixels go, most salient first; ``"insertion"``, they come, into the filled image.
         settings: how curves are made.
 
     Returns:
-        one per heatmap, in the order of the pictures.
+        one per heatmap, in the order of the images.
     """
     if kind not in ("deletion", "insertion"):
         raise ValueError(f"expected kind to be deletion or insertion; got {kind!r}")
     how = settings or CurveSettings()
     shares = torch.linspace(0, 1, how.steps + 1, dtype=torch.float64)
 
-    def measure(case: Case) -> Tensor:
+    def measure(case: ScoredImage) -> Tensor:
         scores = torch.full((len(case.heatmaps), len(shares)), float("nan"), dtype=torch.float64)
         if case.ordered:
             wanted = shares.expand(len(case.ordered), -1)
             scores[case.ordered] = curve_scores(case, case.ordered, wanted, kind, how)
         return scores
 
-    question = read_question(adapter, images, targets, heatmaps)
+    question = read_metric_input(adapter, images, targets, heatmaps)
     answers = examine(question, measure, protocol=how.protocol, batch_size=how.batch_size, probability=how.probability)
     return [Curve(shares, row) for rows in answers if rows is not None for row in rows]
 
@@ -194,7 +196,7 @@ class Deletion(CurveMetric):
 
 
 class Insertion(Deletion):
-    r"""Area under the score as pixels come into the filled picture, most salient first: high for a faithful map.
+    r"""Area under the score as pixels come into the filled image, most salient first: high for a faithful map.
 
     .. math:: \sum_{s=1}^{S} \frac{y(X_{s-1}) + y(X_s)}{2S}, \quad X_s = \text{the fill with the first } s/S
         \text{ of } X \text{'s pixels in it}

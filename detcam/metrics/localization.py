@@ -6,7 +6,7 @@ its context caused is hot outside the box and scores zero, and a map that merely
 Faithfulness (deletion, insertion) can be asked of both.
 
 Heat below 0 counts as 0. Heatmaps of nothing true, constant ones and those with NaN have the value NaN; means leave
-them out. Heat on crowd regions of the object's class is left out, see `TrueRegions`.
+them out. Heat on crowd regions of the object's class is left out, see `TargetRegions`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from detcam.metrics.base import Explainer, Metric, Need, warn_about_skipped
-from detcam.metrics.target_regions import Shape, TrueRegions, bounding_box, read_regions
+from detcam.metrics.target_regions import Shape, TargetRegions, bounding_box, read_regions
 from detcam.utils.opencv import cv2
 
 NAN = float("nan")
@@ -50,22 +50,22 @@ class Localization(Metric):
         targets: Any,
         heatmaps: Any,
         *,
-        truth: Sequence[Tensor | TrueRegions] | None = None,
+        truth: Sequence[Tensor | TargetRegions] | None = None,
         method: Explainer | None = None,
     ) -> Tensor:
         """The value of each heatmap.
 
         Args:
-            adapter: not asked; may be None, as may pictures, targets and method.
+            adapter: not asked; may be None, as may images, targets and method.
             images: not asked.
             targets: not asked.
-            heatmaps: per picture (N_i, H_i, W_i) in its pixels, or what ``cam.explain`` gave.
-            truth: per picture (N_i, H_i, W_i) bool, the true object that each heatmap explains (all False where there
-                is none); or `TrueRegions`, which also know the other objects and crowds.
+            heatmaps: per image (N_i, H_i, W_i) in its pixels, or what ``cam.explain`` gave.
+            truth: per image (N_i, H_i, W_i) bool, the true object that each heatmap explains (all False where there
+                is none); or `TargetRegions`, which also know the other objects and crowds.
             method: not asked.
 
         Returns:
-            (N,) float64, N = sum of N_i in the order of the pictures; NaN where there is no value.
+            (N,) float64, N = sum of N_i in the order of the images; NaN where there is no value.
 
         Raises:
             TypeError, ValueError: truth is missing, or something is not as described.
@@ -111,7 +111,7 @@ class PointingGame(Localization):
     2016, https://arxiv.org/abs/1608.00507.
 
     Args:
-        tolerance: pixels by which the hottest pixel may miss; the paper takes 15, in pictures of about 500 pixels and
+        tolerance: pixels by which the hottest pixel may miss; the paper takes 15, in images of about 500 pixels and
             for whole classes. Evaluations of detectors mostly take 0.
         shape: as in `Localization`.
     """
@@ -140,7 +140,7 @@ class PointingGame(Localization):
 class EnergyPointingGame(Localization):
     r"""The share of the heat that lies on the object: :math:`\sum_{p \in object} H_p / \sum_p H_p`.
 
-    In [0, 1], higher is better; a uniform map has the object's share of the picture. ``shape="box"`` is the paper's
+    In [0, 1], higher is better; a uniform map has the object's share of the image. ``shape="box"`` is the paper's
     form, ``"mask"`` the stricter one. Inverted for false positives: an explanation by context scores low because it is
     right. Wang et al., *Score-CAM*, CVPR Workshops 2020, https://arxiv.org/abs/1910.01279.
     """
@@ -156,7 +156,7 @@ class HeatmapIoU(Localization):
     r"""Overlap of the hot region with the object at the best threshold: :math:`\max_t IoU(\{H \ge t\}, object)`.
 
     Every value of the map is tried as threshold, so none has to be chosen. In [0, 1], higher is better, 1 where some
-    threshold cuts out the object exactly; never below the object's share of the picture, which the lowest threshold
+    threshold cuts out the object exactly; never below the object's share of the image, which the lowest threshold
     reaches. (ODAM's visual explanation accuracy averages over heatmaps first and then takes the best of nine
     thresholds.) Inverted for false positives, as are all overlaps with a box that should not be there. After Zhao and
     Chan, *ODAM*, ICLR 2023, https://arxiv.org/abs/2304.06354.
@@ -180,8 +180,8 @@ class ObjectDiscrimination(Localization):
     .. math:: ODI = \frac{\sum_{p \in others} H_p}{\sum_{p \in others \cup object} H_p}
 
     Pixels that the object shares with another count as the other's, as in the authors' evaluation. In [0, 1], lower is
-    better. NaN where the picture has no other object (the authors count 0) or no heat lies on objects. Which objects
-    are others (all, or those of the same class) is said in `true_regions`. Undefined for false positives: they are of
+    better. NaN where the image has no other object (the authors count 0) or no heat lies on objects. Which objects
+    are others (all, or those of the same class) is said in `ground_truth_regions`. Undefined for false positives: they are of
     no object. Zhao and Chan, *ODAM*, ICLR 2023, https://arxiv.org/abs/2304.06354.
     """
 

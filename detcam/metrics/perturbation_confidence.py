@@ -1,4 +1,4 @@
-"""How the score changes with the picture: the base of ROAD and of the metrics that multiply picture and heatmap."""
+"""How the score changes with the image: the base of ROAD and of the metrics that multiply image and heatmap."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from detcam.metrics.base import Explainer, Metric, Question, read_question, warn_about_skipped
-from detcam.metrics.scoring import Case, Protocol, check_asking, collected, examine
+from detcam.metrics.base import Explainer, Metric, MetricInput, read_metric_input, warn_about_skipped
+from detcam.metrics.scoring import Protocol, ScoredImage, check_asking, collected, examine
 from detcam.perturbation.fills import Fill, fill_of
 from detcam.utils.opencv import cv2
 
@@ -21,18 +21,18 @@ Percentile: TypeAlias = "float | Literal['auto']"
 PERCENTILES = (10, 20, 30, 40, 50, 60, 70, 80, 90)
 
 Change: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-"""From k heatmap numbers (k,) and k variant numbers (k,) to changed pictures (k, C, h, w)."""
+"""From k heatmap numbers (k,) and k variant numbers (k,) to changed images (k, C, h, w)."""
 
 
 class ConfidenceMetric(Metric):
-    """The change of the score when the picture is changed as each heatmap says.
+    """The change of the score when the image is changed as each heatmap says.
 
     Called like its namesake in ``pytorch_grad_cam``, it reads targets as they are and answers with an array; asked
     through `measure`, it reads the logit of a class, or of a class over a region, as a probability.
 
     Args:
         protocol: how boxes are scored, see `detcam.metrics.scoring.Protocol`.
-        batch_size: changed pictures per forward pass; None takes what suits the device.
+        batch_size: changed images per forward pass; None takes what suits the device.
     """
 
     needs_order: ClassVar[bool] = True
@@ -44,11 +44,11 @@ class ConfidenceMetric(Metric):
         check_asking(protocol, batch_size)
 
     @abstractmethod
-    def plan(self, picture: Tensor, heatmaps: Tensor) -> tuple[int, Change]:
-        """How many variants of a picture (1, C, h, w) each heatmap (n, h, w) asks for, and what makes them."""
+    def plan(self, image: Tensor, heatmaps: Tensor) -> tuple[int, Change]:
+        """How many variants of an image (1, C, h, w) each heatmap (n, h, w) asks for, and what makes them."""
 
     def combine(self, before: Tensor, after: Tensor) -> Tensor:
-        """Values (n,) from scores of the unchanged picture (n,) and of its variants (n, V)."""
+        """Values (n,) from scores of the unchanged image (n,) and of its variants (n, V)."""
         return (after - before[:, None]).mean(1)
 
     def measure(
@@ -61,19 +61,19 @@ class ConfidenceMetric(Metric):
         truth: Sequence[Tensor] | None = None,
         method: Explainer | None = None,
     ) -> Tensor:
-        question = read_question(adapter, images, targets, heatmaps)
+        question = read_metric_input(adapter, images, targets, heatmaps)
         return warn_about_skipped(self.name, self.values(question, probability=True))
 
     def values(
-        self, question: Question, *, probability: bool, return_diff: bool = True, shown: list[Tensor] | None = None
+        self, question: MetricInput, *, probability: bool, return_diff: bool = True, shown: list[Tensor] | None = None
     ) -> Tensor:
         """Values (N,) of a checked call; `shown` is given each image's changed inputs (N_i, C, H, W)."""
 
-        def ask(case: Case) -> Tensor:
+        def ask(case: ScoredImage) -> Tensor:
             found = torch.full((len(case.heatmaps),), float("nan"), dtype=torch.float64)
             chosen = case.ordered if self.needs_order else case.finite
             if chosen:
-                count, change = self.plan(case.picture, case.heatmaps[chosen])
+                count, change = self.plan(case.image, case.heatmaps[chosen])
                 rows = torch.arange(len(chosen)).repeat_interleave(count)
                 variants = torch.arange(count).repeat(len(chosen))
                 which = [chosen[row] for row in rows.tolist()]
@@ -81,11 +81,11 @@ class ConfidenceMetric(Metric):
                 before = case.original[chosen] if return_diff else torch.zeros(len(chosen), dtype=torch.float64)
                 found[chosen] = self.combine(before, after)
             if shown is not None:
-                pictures = case.inputs(case.picture.expand(len(found), -1, -1, -1).clone())
+                images = case.inputs(case.image.expand(len(found), -1, -1, -1).clone())
                 if chosen:
                     first = torch.arange(len(chosen))
-                    pictures[chosen] = case.inputs(change(first, torch.zeros_like(first)))
-                shown.append(pictures)
+                    images[chosen] = case.inputs(change(first, torch.zeros_like(first)))
+                shown.append(images)
             return found
 
         return collected(
@@ -104,8 +104,8 @@ class ConfidenceMetric(Metric):
         """Values as an array.
 
         Args:
-            input_tensor: a normalised (B, C, H, W) tensor, or pictures.
-            cams: (B, H, W) heatmaps, one a picture, or lists of (N_i, H_i, W_i).
+            input_tensor: a normalised (B, C, H, W) tensor, or images.
+            cams: (B, H, W) heatmaps, one an image, or lists of (N_i, H_i, W_i).
             targets: as for a method.
             model: a model or its adapter.
             return_visualization: also return the changed inputs.
@@ -113,15 +113,15 @@ class ConfidenceMetric(Metric):
 
         Returns:
             (N,) float32; with `return_visualization` also a (N, C, H, W) tensor of changed network inputs (a list of
-            them, one per picture, where sizes differ), of the first variant where there are several.
+            them, one per image, where sizes differ), of the first variant where there are several.
         """
         shown: list[Tensor] | None = [] if return_visualization else None
-        question = read_question(model, input_tensor, targets, cams)
+        question = read_metric_input(model, input_tensor, targets, cams)
         values = self.values(question, probability=False, return_diff=return_diff, shown=shown)
         found = warn_about_skipped(self.name, values).numpy().astype(np.float32)
         if shown is None:
             return found
-        same = len({pictures.shape[1:] for pictures in shown}) == 1
+        same = len({images.shape[1:] for images in shown}) == 1
         return found, torch.cat(shown) if same else shown
 
 
@@ -131,7 +131,7 @@ class PerturbationConfidenceMetric(ConfidenceMetric):
     score(perturbation(x, cam)) - score(x).
 
     Args:
-        perturbation: from a picture on the network's input (C, h, w) and a heatmap (h, w) to a changed picture
+        perturbation: from an image on the network's input (C, h, w) and a heatmap (h, w) to a changed image
             (C, h, w), all on the CPU.
         protocol: as in `ConfidenceMetric`.
         batch_size: likewise.
@@ -153,11 +153,11 @@ class PerturbationConfidenceMetric(ConfidenceMetric):
         super().__init__(protocol=protocol, batch_size=batch_size)
         self.perturbation = perturbation
 
-    def plan(self, picture: Tensor, heatmaps: Tensor) -> tuple[int, Change]:
-        alone = picture[0].cpu()
+    def plan(self, image: Tensor, heatmaps: Tensor) -> tuple[int, Change]:
+        alone = image[0].cpu()
         return 1, lambda rows, variants: torch.stack(
             [self.perturbation(alone, heatmaps[row]) for row in rows.tolist()]
-        ).to(picture)
+        ).to(image)
 
 
 def threshold(heatmap: npt.NDArray[Any], percentile: Percentile) -> float:
@@ -188,7 +188,7 @@ class RemoveMostRelevantFirst:
 
     Args:
         percentile: from 0 to 100, or ``"auto"``.
-        imputer: from a picture (C, h, w) and a float mask (h, w), 1 where a pixel stays, to the filled picture.
+        imputer: from an image (C, h, w) and a float mask (h, w), 1 where a pixel stays, to the filled image.
     """
 
     least: ClassVar[bool] = False
@@ -236,7 +236,7 @@ class RemovalMetric(ConfidenceMetric):
         self.percentiles = tuple(check_percentile(percentile) for percentile in percentiles)
         self.fill = fill_of(fill)
 
-    def plan(self, picture: Tensor, heatmaps: Tensor) -> tuple[int, Change]:
+    def plan(self, image: Tensor, heatmaps: Tensor) -> tuple[int, Change]:
         kinds = [(percentile, least) for least in self.orders for percentile in self.percentiles]
         levels = torch.tensor(
             [
@@ -251,7 +251,7 @@ class RemovalMetric(ConfidenceMetric):
             maps = heatmaps[rows]
             ranked = torch.where(turned[variants][:, None, None], 1 - maps, maps)
             removed = ranked >= levels[rows, variants][:, None, None]
-            return self.fill(picture, removed.to(picture.device))
+            return self.fill(image, removed.to(image.device))
 
         return len(kinds), change
 

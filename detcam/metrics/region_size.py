@@ -8,16 +8,16 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from detcam.metrics.base import Explainer, read_question, warn_about_skipped
+from detcam.metrics.base import Explainer, read_metric_input, warn_about_skipped
 from detcam.metrics.curves import CurveMetric, CurveSettings, Kind, curve_scores
-from detcam.metrics.scoring import Case, collected, examine
+from detcam.metrics.scoring import ScoredImage, collected, examine
 
 
 class RegionMetric(CurveMetric):
     """What the smallest regions share.
 
     Args:
-        fraction: of the unchanged picture's score, in (0, 1].
+        fraction: of the unchanged image's score, in (0, 1].
         threshold: the score itself, in place of a fraction.
         settings: how curves are made; shares are first tried 1/steps apart, then 1/steps^2.
         **changes: settings by name.
@@ -54,14 +54,14 @@ class RegionMetric(CurveMetric):
         truth: Sequence[Tensor] | None = None,
         method: Explainer | None = None,
     ) -> Tensor:
-        question = read_question(adapter, images, targets, heatmaps)
+        question = read_metric_input(adapter, images, targets, heatmaps)
         how = self.settings
         answers = examine(
             question, self._regions, protocol=how.protocol, batch_size=how.batch_size, probability=how.probability
         )
         return warn_about_skipped(self.name, collected(answers))
 
-    def _regions(self, case: Case) -> Tensor:
+    def _regions(self, case: ScoredImage) -> Tensor:
         """The smallest share (N,) for each heatmap of an image."""
         values = torch.full((len(case.heatmaps),), float("nan"), dtype=torch.float64)
         original = torch.ones_like(case.original) if self.settings.relative else case.original
@@ -81,7 +81,7 @@ class RegionMetric(CurveMetric):
                 values[i] = coarse if fine is None else fine
         return values
 
-    def _first(self, case: Case, chosen: Sequence[int], shares: Tensor, limits: Tensor) -> list[float | None]:
+    def _first(self, case: ScoredImage, chosen: Sequence[int], shares: Tensor, limits: Tensor) -> list[float | None]:
         """The first share of each row that does it, in whole pixels, or None."""
         size = case.heatmaps[0].numel()
         shares = (shares * size).round() / size
@@ -99,10 +99,10 @@ class SufficientRegion(RegionMetric):
 
     In [0, 1], lower is better. After the smallest sufficient region of Dabkowski and Gal, *Real Time Image Saliency
     for Black Box Classifiers*, NeurIPS 2017, https://arxiv.org/abs/1705.07857, with the heatmap's order in place of a
-    mask. NaN where the unchanged picture does not reach the threshold.
+    mask. NaN where the unchanged image does not reach the threshold.
 
     Args:
-        fraction: f, of the unchanged picture's score, in (0, 1].
+        fraction: f, of the unchanged image's score, in (0, 1].
         threshold: the score itself, in place of a fraction.
         settings: how curves are made; shares are first tried 1/steps apart, then 1/steps^2.
         **changes: settings by name.

@@ -15,7 +15,7 @@ ROAD_PAPER = "Rong et al., ROAD, ICML 2022, https://arxiv.org/abs/2202.00449"
 
 
 class NoisyLinearImputer:
-    """Noisy linear imputation of one picture, see `detcam.perturbation.fills.LinearFill`.
+    """Noisy linear imputation of one image, see `detcam.perturbation.fills.LinearFill`.
 
     Args:
         noise: standard deviation of the noise on filled pixels.
@@ -26,7 +26,7 @@ class NoisyLinearImputer:
         self.fill = LinearFill(noise, seed)
 
     def __call__(self, img: Tensor, mask: Tensor) -> Tensor:
-        """A picture (C, h, w) with the pixels filled in where the mask (h, w) is 0."""
+        """An image (C, h, w) with the pixels filled in where the mask (h, w) is 0."""
         return self.fill(img[None], (mask == 0)[None])[0]
 
 
@@ -38,7 +38,7 @@ class ROADAverage(RemovalMetric):
         noise: standard deviation of the imputation's noise, in the network input's units.
         seed: of the noise.
         protocol: how boxes are scored.
-        batch_size: changed pictures per forward pass; None takes what suits the device.
+        batch_size: changed images per forward pass; None takes what suits the device.
     """
 
     paper = ROAD_PAPER

@@ -1,4 +1,4 @@
-"""Sanity checks: a map must change with the network's weights and with the picture, and come out the same twice."""
+"""Sanity checks: a map must change with the network's weights and with the image, and come out the same twice."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from torch.nn import functional as F
 from detcam.adapters.base import Adapter, Target
 from detcam.cam import BaseCAM
 from detcam.data.images import ImageLike, load_image
-from detcam.metrics.base import Explainer, Metric, Question, read_question, warn_about_skipped
+from detcam.metrics.base import Explainer, Metric, MetricInput, read_metric_input, warn_about_skipped
 from detcam.metrics.similarity import check_maps, rank_correlation, ssim
 from detcam.trace import guarded
 from detcam.utils.model_lock import exclusive
 
-COMPARED_AT = 64  # pixels a side to which maps of different pictures are brought
+COMPARED_AT = 64  # pixels a side to which maps of different images are brought
 MOST_PAIRS = 500
 
 
@@ -43,7 +43,7 @@ class Randomization:
 
 
 @dataclass(frozen=True)
-class Likeness:
+class MapSimilarity:
     """How alike pairs of maps are on average.
 
     Attributes:
@@ -91,24 +91,24 @@ def randomization(
 
     Args:
         cam: the method, over its model.
-        image: one picture.
+        image: one image.
         targets: what to explain; None takes what the intact model finds, and keeps it.
         steps: the layers are taken in so many groups of about equal number; None takes them one by one.
         seed: of the random weights.
 
     Raises:
-        ValueError: nothing to explain in the picture, no weights, or `steps` below 1.
+        ValueError: nothing to explain in the image, no weights, or `steps` below 1.
     """
     _check_steps(steps)
-    picture = load_image(image)
-    intact = cam.explain([picture], None if targets is None else [list(targets)])[0]
+    pixels = load_image(image)
+    intact = cam.explain([pixels], None if targets is None else [list(targets)])[0]
     if not intact.targets:
-        raise ValueError("there is nothing to explain in the picture; give targets, or a picture with findings")
+        raise ValueError("there is nothing to explain in the image; give targets, or an image with findings")
 
     def explain(adapter: Adapter, images: Any, asked: list[list[Target]]) -> list[Tensor]:
         return [result.heatmaps for result in cam.explain(images, asked)]
 
-    return _randomize(cam.adapter, explain, picture, list(intact.targets), intact.heatmaps, steps, seed)
+    return _randomize(cam.adapter, explain, pixels, list(intact.targets), intact.heatmaps, steps, seed)
 
 
 class RandomizationCheck(Metric):
@@ -147,8 +147,8 @@ class RandomizationCheck(Metric):
     ) -> Tensor:
         question, explain = ask_again(self.name, adapter, images, targets, heatmaps, method)
 
-        def correlations(picture: Tensor, asked: list[Target], maps: Tensor) -> Tensor:
-            found = _randomize(question.adapter, explain, picture, asked, maps, self.steps, self.seed)
+        def correlations(image: Tensor, asked: list[Target], maps: Tensor) -> Tensor:
+            found = _randomize(question.adapter, explain, image, asked, maps, self.steps, self.seed)
             flat = maps.flatten(1).amax(1) == maps.flatten(1).amin(1)  # it is like nothing, not unlike everything
             return found.rank_correlation.mean(0).masked_fill(flat, float("nan"))
 
@@ -157,29 +157,29 @@ class RandomizationCheck(Metric):
 
 def ask_again(
     name: str, adapter: Any, images: Any, targets: Any, heatmaps: Any, method: Explainer | None
-) -> tuple[Question, Explainer]:
+) -> tuple[MetricInput, Explainer]:
     """Check a call of a metric that explains again.
 
     Raises:
-        ValueError: no method, no targets, or a network's ready input instead of pictures.
+        ValueError: no method, no targets, or a network's ready input instead of images.
     """
-    question = read_question(adapter, images, targets, heatmaps)
+    question = read_metric_input(adapter, images, targets, heatmaps)
     if method is None:
-        raise ValueError(f"{name} explains again and needs method=: from adapter, pictures and targets to heatmaps")
+        raise ValueError(f"{name} explains again and needs method=: from adapter, images and targets to heatmaps")
     if question.request.tensor is not None or question.request.targets is None:
-        raise ValueError(f"{name} needs pictures, not a network's ready input, and their targets")
+        raise ValueError(f"{name} needs images, not a network's ready input, and their targets")
     return question, method
 
 
-def per_target(name: str, question: Question, measure: Callable[[Tensor, list[Target], Tensor], Tensor]) -> Tensor:
-    """Values (N,) of all pictures: of each picture's maps that are finite what `measure` says, NaN of the others."""
+def per_target(name: str, question: MetricInput, measure: Callable[[Tensor, list[Target], Tensor], Tensor]) -> Tensor:
+    """Values (N,) of all images: of each image's maps that are finite what `measure` says, NaN of the others."""
     rows: list[Tensor] = []
     asked = question.request.targets or []
-    for picture, targets, maps in zip(question.request.images, asked, question.heatmaps, strict=True):
+    for image, targets, maps in zip(question.request.images, asked, question.heatmaps, strict=True):
         values = torch.full((len(targets),), float("nan"), dtype=torch.float64)
         good = [index for index, one in enumerate(maps) if bool(one.isfinite().all())]
         if good:
-            values[good] = measure(picture, [targets[index] for index in good], maps[good]).double()
+            values[good] = measure(image, [targets[index] for index in good], maps[good]).double()
         rows.append(values)
     return warn_about_skipped(name, torch.cat(rows) if rows else torch.zeros(0, dtype=torch.float64))
 
@@ -187,13 +187,13 @@ def per_target(name: str, question: Question, measure: Callable[[Tensor, list[Ta
 def _randomize(
     adapter: Adapter,
     explain: Explainer,
-    picture: Tensor,
+    image: Tensor,
     targets: list[Target],
     intact: Tensor,
     steps: int | None,
     seed: int,
 ) -> Randomization:
-    layers = layers_top_down(adapter, picture, targets)
+    layers = layers_top_down(adapter, image, targets)
     groups = np.array_split(np.arange(len(layers)), len(layers) if steps is None else min(steps, len(layers)))
     generator = torch.Generator().manual_seed(seed)
     found: list[tuple[list[float], list[float]]] = []
@@ -205,7 +205,7 @@ def _randomize(
                     _redraw(parameter, generator)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # empty and incomplete maps are to be expected of such a network
-                maps = explain(adapter, [picture], [targets])[0]
+                maps = explain(adapter, [image], [targets])[0]
             pairs = list(zip(intact, maps, strict=True))
             found.append(([ssim(*pair) for pair in pairs], [rank_correlation(*pair) for pair in pairs]))
     likeness = torch.tensor(found, dtype=torch.float64)
@@ -219,18 +219,18 @@ def _check_steps(steps: int | None) -> int | None:
     return steps
 
 
-def independence(heatmaps: Sequence[Tensor], *, seed: int = 0) -> tuple[Likeness, Likeness]:
-    """How alike the maps of different pictures are, and the maps of different targets in one picture.
+def independence(heatmaps: Sequence[Tensor], *, seed: int = 0) -> tuple[MapSimilarity, MapSimilarity]:
+    """How alike the maps of different images are, and the maps of different targets in one image.
 
-    A map that looks the same whatever the picture, or whatever is asked, does not answer the question. Compare with
+    A map that looks the same whatever the image, or whatever is asked, does not answer the question. Compare with
     what a control such as a blob in the middle reaches. Maps are brought to one size by averaging.
 
     Args:
-        heatmaps: per picture, (N, H, W) in [0, 1].
+        heatmaps: per image, (N, H, W) in [0, 1].
         seed: of the choice of pairs, where there are more than 500.
 
     Returns:
-        between pictures, between targets.
+        between images, between targets.
 
     Raises:
         ValueError: maps of another shape, or with NaN.
@@ -240,7 +240,7 @@ def independence(heatmaps: Sequence[Tensor], *, seed: int = 0) -> tuple[Likeness
         for maps in heatmaps
         if len(maps)
     ]
-    items = [(picture, row) for picture, maps in enumerate(small) for row in maps]
+    items = [(image, row) for image, maps in enumerate(small) for row in maps]
     across = [(one, other) for (i, one), (j, other) in combinations(items, 2) if i != j]
     within = [(one, other) for (i, one), (j, other) in combinations(items, 2) if i == j]
     return _likeness(across, seed), _likeness(within, seed)
@@ -251,18 +251,18 @@ def reproducibility(cam: BaseCAM, image: ImageLike, targets: Sequence[Target] | 
 
     Args:
         cam: the method.
-        image: one picture.
+        image: one image.
         targets: what to explain; None takes what the model finds.
     """
-    picture = load_image(image)
-    first = cam.explain([picture], None if targets is None else [list(targets)])[0]
+    pixels = load_image(image)
+    first = cam.explain([pixels], None if targets is None else [list(targets)])[0]
     state = np.random.get_state()
     try:
         device = cam.adapter.device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(torch.initial_seed() + 1)
             np.random.seed((int(state[1][0]) + 1) % 2**32)  # type: ignore[index]
-            second = cam.explain([picture], [list(first.targets)])[0]
+            second = cam.explain([pixels], [list(first.targets)])[0]
     finally:
         np.random.set_state(state)
     difference = (first.heatmaps - second.heatmaps).abs()
@@ -336,11 +336,11 @@ def _redraw(parameter: nn.Parameter, generator: torch.Generator) -> None:
         parameter.copy_(drawn.to(parameter.dtype))
 
 
-def _likeness(pairs: Sequence[tuple[Tensor, Tensor]], seed: int) -> Likeness:
+def _likeness(pairs: Sequence[tuple[Tensor, Tensor]], seed: int) -> MapSimilarity:
     if len(pairs) > MOST_PAIRS:
         chosen = np.random.default_rng(seed).choice(len(pairs), MOST_PAIRS, replace=False)
         pairs = [pairs[index] for index in sorted(chosen.tolist())]
     if not pairs:
-        return Likeness(float("nan"), float("nan"), 0)
+        return MapSimilarity(float("nan"), float("nan"), 0)
     alike = np.mean([(ssim(*pair), rank_correlation(*pair)) for pair in pairs], axis=0)
-    return Likeness(float(alike[0]), float(alike[1]), len(pairs))
+    return MapSimilarity(float(alike[0]), float(alike[1]), len(pairs))

@@ -1,7 +1,7 @@
-"""Scores of changed pictures, for any adapter and target.
+"""Scores of changed images, for any adapter and target.
 
-Changes are made to the network's input, on the place where the picture lies: padding is never changed, and shares of
-pixels count the picture's alone. Heatmaps, which are in the picture's own pixels, are averaged into the input's.
+Changes are made to the network's input, on the place where the image lies: padding is never changed, and shares of
+pixels count the image's alone. Heatmaps, which are in the image's own pixels, are averaged into the input's.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from torchvision.ops import box_iou
 
 from detcam.adapters.base import Batch, Target
 from detcam.cam import value_of
-from detcam.metrics.base import Question
+from detcam.metrics.base import MetricInput
 from detcam.outputs import DetectionTarget, DetectorOutput, SegmenterOutput, work_dtype
-from detcam.perturbation.base import Canvas, Subject, checked, masked_batch_size, pinned, single
+from detcam.perturbation.base import Canvas, ImageScorer, checked, masked_batch_size, pinned, single
 from detcam.smoothing import View
 from detcam.targets import ClassifierOutputTarget, ClassTarget, MaskTarget
 from detcam.trace import guarded
 from detcam.utils.batching import pieces
 
 Protocol = Literal["pinned", "matched", "odam", "vps", "drise"]
-"""How a box is scored in a changed picture; targets that are no boxes know only ``"pinned"``.
+"""How a box is scored in a changed image; targets that are no boxes know only ``"pinned"``.
 
 ``"pinned"``: the target's own value, at the part of the network that produced the box. ``"matched"``: the class score
 of the candidate, among all raw ones, that fits best (greatest IoU times class score). ``"vps"``: that product itself.
 ``"odam"``: the best score among detections of the same class with IoU above 0.5, relative to the same in the unchanged
-picture. ``"drise"``: the greatest IoU times cosine of class vectors over detections. All but the first are 0 where
+image. ``"drise"``: the greatest IoU times cosine of class vectors over detections. All but the first are 0 where
 nothing matches.
 """
 
@@ -48,32 +48,32 @@ def check_asking(protocol: str, batch_size: int | None) -> None:
 
 
 @dataclass
-class Case:
+class ScoredImage:
     """One image with its targets, their heatmaps, and the means to score it again.
 
     Attributes:
         index: of the image.
-        heatmaps: (N, h, w) on the picture's place on the network's input; NaN is possible.
-        picture: (1, C, h, w), the picture on the network's input.
-        original: (N,) float64, each target's score in the unchanged picture, by the protocol.
-        subject: the image for the model.
-        canvas: where the picture lies on the input.
+        heatmaps: (N, h, w) on the image's place on the network's input; NaN is possible.
+        image: (1, C, h, w), the image on the network's input.
+        original: (N,) float64, each target's score in the unchanged image, by the protocol.
+        scorer: the image for the model.
+        canvas: where the image lies on the input.
         protocol: how boxes are scored.
         wanted: what the protocol compares with, per target.
     """
 
     index: int
     heatmaps: Tensor
-    picture: Tensor
+    image: Tensor
     original: Tensor
-    subject: Subject
+    scorer: ImageScorer
     canvas: Canvas
     protocol: Protocol
     wanted: Wanted | None
 
     @property
     def finite(self) -> list[int]:
-        """The heatmaps without NaN, of targets that the protocol finds in the unchanged picture."""
+        """The heatmaps without NaN, of targets that the protocol finds in the unchanged image."""
         lost = self.protocol != "pinned"
         found = [not lost or value > 0 for value in self.original.tolist()]
         return [i for i, each in enumerate(self.heatmaps) if found[i] and bool(each.isfinite().all())]
@@ -84,46 +84,46 @@ class Case:
         return [i for i in self.finite if bool(self.heatmaps[i].min() < self.heatmaps[i].max())]
 
     def scores(self, which: Sequence[int], change: Callable[[slice], Tensor]) -> Tensor:
-        """Scores (K,) float64 of changed pictures, each for one target; `Subject.together` of them in a pass.
+        """Scores (K,) float64 of changed images, each for one target; `ImageScorer.together` of them in a pass.
 
         Args:
-            which: K target numbers, the one for which each changed picture is scored.
-            change: from some of the K, by number, to pictures (k, C, h, w) on the picture's place on the input.
+            which: K target numbers, the one for which each changed image is scored.
+            change: from some of the K, by number, to images (k, C, h, w) on the image's place on the input.
         """
-        found = [self._score(list(which[part]), change(part)) for part in pieces(len(which), self.subject.together)]
+        found = [self._score(list(which[part]), change(part)) for part in pieces(len(which), self.scorer.together)]
         return torch.cat(found) if found else torch.zeros(0, dtype=torch.float64)
 
-    def inputs(self, pictures: Tensor) -> Tensor:
-        """The network's input (k, C, H, W) with pictures (k, C, h, w) in the picture's place."""
-        whole = self.subject.batch.inputs
-        if tuple(pictures.shape[-2:]) == tuple(whole.shape[-2:]):
-            return pictures.to(whole.dtype)
-        pasted = whole.repeat(len(pictures), 1, 1, 1)
-        pasted[:, :, self.canvas.rows, self.canvas.columns] = pictures.to(whole.dtype)
+    def inputs(self, images: Tensor) -> Tensor:
+        """The network's input (k, C, H, W) with images (k, C, h, w) in the image's place."""
+        whole = self.scorer.batch.inputs
+        if tuple(images.shape[-2:]) == tuple(whole.shape[-2:]):
+            return images.to(whole.dtype)
+        pasted = whole.repeat(len(images), 1, 1, 1)
+        pasted[:, :, self.canvas.rows, self.canvas.columns] = images.to(whole.dtype)
         return pasted
 
-    def _score(self, which: list[int], pictures: Tensor) -> Tensor:
+    def _score(self, which: list[int], images: Tensor) -> Tensor:
         def read(raw: Any, batch: Batch) -> Tensor:
-            outputs = self.subject.adapter.outputs(raw, batch)
+            outputs = self.scorer.adapter.outputs(raw, batch)
             if self.wanted is not None:
                 rows = [[self.wanted.score(output, i)] for output, i in zip(outputs, which, strict=True)]
             else:
-                targets = [[self.subject.targets[i]] for i in which]
-                rows = self.subject.adapter.score(outputs, targets)
+                targets = [[self.scorer.targets[i]] for i in which]
+                rows = self.scorer.adapter.score(outputs, targets)
             return torch.stack([checked(row[0]).double().cpu() for row in rows])
 
-        scores = self.subject.score(self.inputs(pictures), read)
+        scores = self.scorer.score(self.inputs(images), read)
         if not torch.isfinite(scores).all():
-            raise RuntimeError("a changed picture scores NaN or infinity; check the model, or use float32")
+            raise RuntimeError("a changed image scores NaN or infinity; check the model, or use float32")
         return scores
 
 
 class Wanted:
-    """What one image's boxes are compared with in changed pictures.
+    """What one image's boxes are compared with in changed images.
 
     Args:
         protocol: any but ``"pinned"``.
-        output: of the unchanged picture.
+        output: of the unchanged image.
         targets: boxes, at least one.
     """
 
@@ -143,10 +143,10 @@ class Wanted:
             self.original = [float(self.score(output, i)) for i in range(len(boxes))]
 
     def score(self, output: DetectorOutput, index: int) -> Tensor:
-        """One box's score in a changed picture."""
+        """One box's score in a changed image."""
         box, label = self.boxes[index : index + 1], self.labels[index]
         if self.protocol in ("matched", "vps"):
-            boxes, classes = (part.float().cpu() for part in output.proposals(label))
+            boxes, classes = (part.float().cpu() for part in output.raw_candidates(label))
             fit = box_iou(box, boxes)[0] * classes[:, label]
             if not len(fit) or float(fit.max()) <= 0:
                 return torch.zeros(())
@@ -164,8 +164,8 @@ class Wanted:
 
 
 def examine(
-    question: Question,
-    measure: Callable[[Case], Tensor],
+    question: MetricInput,
+    measure: Callable[[ScoredImage], Tensor],
     *,
     protocol: Protocol = "pinned",
     batch_size: int | None = None,
@@ -177,7 +177,7 @@ def examine(
         question: what is asked, checked.
         measure: called with each image's case; what it returns is the answer for that image.
         protocol: how boxes are scored.
-        batch_size: changed pictures per forward pass; None takes what suits the device.
+        batch_size: changed images per forward pass; None takes what suits the device.
         probability: whether class targets are read as `as_probability` reads them.
 
     Returns:
@@ -214,30 +214,30 @@ def examine(
 
 
 def _case(
-    question: Question,
+    question: MetricInput,
     index: int,
     batch: Batch,
     output: Any,
     targets: Sequence[Target],
     protocol: Protocol,
     batch_size: int,
-) -> Case:
+) -> ScoredImage:
     adapter = question.adapter
     scalars = adapter.score([output], [targets])[0]
     original = torch.tensor([value_of(scalar) for scalar in scalars], dtype=torch.float64)
-    subject = Subject(adapter, batch, output, pinned(output, targets), original, (), (), batch_size, False)
-    canvas = Canvas(subject)
-    geometry = subject.geometry
+    scorer = ImageScorer(adapter, batch, output, pinned(output, targets), original, (), (), batch_size, False)
+    canvas = Canvas(scorer)
+    geometry = scorer.geometry
     maps = question.heatmaps[index]
     size = (batch.inputs.shape[-2], batch.inputs.shape[-1])
     if tuple(maps.shape[-2:]) != size or canvas.size_hw != size:
         maps = geometry.from_image(maps, size)[:, canvas.rows, canvas.columns]
     wanted = None
     if protocol != "pinned":
-        wanted = Wanted(protocol, output, subject.targets)
+        wanted = Wanted(protocol, output, scorer.targets)
         original = torch.stack([wanted.score(output, i).double() for i in range(len(targets))])
-    picture = batch.inputs[:, :, canvas.rows, canvas.columns]
-    return Case(index, maps, picture, original, subject, canvas, protocol, wanted)
+    image = batch.inputs[:, :, canvas.rows, canvas.columns]
+    return ScoredImage(index, maps, image, original, scorer, canvas, protocol, wanted)
 
 
 class ClassProbability(ClassTarget):

@@ -1,4 +1,4 @@
-"""Stability: a picture that changes a little, and in which the finding stays, should keep its map."""
+"""Stability: an image that changes a little, and in which the finding stays, should keep its map."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ IN_PLACE = 0.5
 
 @dataclass(frozen=True)
 class Perturbation:
-    """A small change of a picture.
+    """A small change of an image.
 
     Attributes:
         name: what to call it.
         make: makes an albumentations transform with probability 1, which is then seeded; None for a shift alone.
-        shift: share of the picture's width and height by which it moves right and down, in (-1, 1); what comes in at
+        shift: share of the image's width and height by which it moves right and down, in (-1, 1); what comes in at
             the border is mirrored.
     """
 
@@ -44,9 +44,9 @@ class Perturbation:
     make: Callable[[], Any] | None = None
     shift: tuple[float, float] = (0.0, 0.0)
 
-    def apply(self, picture: Tensor, seed: int) -> tuple[Tensor, tuple[int, int]]:
-        """The changed picture (3, H, W) in [0, 1], and by how many pixels it moved right and down."""
-        pixels = to_uint8(picture)
+    def apply(self, image: Tensor, seed: int) -> tuple[Tensor, tuple[int, int]]:
+        """The changed image (3, H, W) in [0, 1], and by how many pixels it moved right and down."""
+        pixels = to_uint8(image)
         height, width = pixels.shape[:2]
         right, down = round(self.shift[0] * width), round(self.shift[1] * height)
         if self.make is not None:
@@ -59,7 +59,7 @@ class Perturbation:
                 pixels, matrix, (width, height), flags=cv2.INTER_NEAREST, borderMode=cv2.BORDER_REFLECT_101
             )
         if pixels.shape[:2] != (height, width):
-            raise ValueError(f"perturbation {self.name!r} changed the picture's size; only shifts may move pixels")
+            raise ValueError(f"perturbation {self.name!r} changed the image's size; only shifts may move pixels")
         return load_image(np.ascontiguousarray(pixels)), (right, down)
 
 
@@ -87,12 +87,12 @@ PERTURBATIONS = (
     Perturbation("jpeg", _jpeg),
     Perturbation("shift", shift=(0.03, 0.03)),
 )
-"""Noise of 3 % of the range, 10 % more brightness, JPEG of quality 60, and 3 % of the picture's side down and right."""
+"""Noise of 3 % of the range, 10 % more brightness, JPEG of quality 60, and 3 % of the image's side down and right."""
 
 
 @dataclass(frozen=True)
 class Stability:
-    """How alike the maps of changed pictures are to those of the picture itself.
+    """How alike the maps of changed images are to those of the image itself.
 
     Attributes:
         perturbations: P names.
@@ -118,37 +118,37 @@ def stability(
     perturbations: Sequence[Perturbation] = PERTURBATIONS,
     seed: int = 0,
 ) -> Stability:
-    """Compare a picture's maps with those of slightly changed versions in which the finding stays in place.
+    """Compare an image's maps with those of slightly changed versions in which the finding stays in place.
 
-    A box stays if the changed picture has a detection of its class with IoU of at least 0.5; that one is explained. A
+    A box stays if the changed image has a detection of its class with IoU of at least 0.5; that one is explained. A
     class stays if it is still the first, a region if the class's new region overlaps it so. Anything else that can be
-    asked is asked as it is. Before maps are compared, a shift is undone, and what it moved out of the picture left out.
+    asked is asked as it is. Before maps are compared, a shift is undone, and what it moved out of the image left out.
 
     Args:
         cam: the method, over its model.
-        image: one picture.
+        image: one image.
         targets: what to explain; None takes what the model finds.
-        perturbations: how to change the picture.
+        perturbations: how to change the image.
         seed: of the changes that are drawn.
 
     Raises:
-        ValueError: nothing to explain in the picture, or no perturbations.
+        ValueError: nothing to explain in the image, or no perturbations.
     """
     if not perturbations:
         raise ValueError("expected at least one perturbation; got none")
-    picture = load_image(image)
-    plain = cam.explain([picture], None if targets is None else [list(targets)])[0]
+    pixels = load_image(image)
+    plain = cam.explain([pixels], None if targets is None else [list(targets)])[0]
     if not plain.targets:
-        raise ValueError("there is nothing to explain in the picture; give targets, or a picture with findings")
+        raise ValueError("there is nothing to explain in the image; give targets, or an image with findings")
 
     def explain(adapter: Adapter, images: Any, asked: list[list[Target]]) -> list[Tensor]:
         return [result.heatmaps for result in cam.explain(images, asked)]
 
-    return _compare(cam.adapter, explain, picture, list(plain.targets), plain.heatmaps, perturbations, seed)
+    return _compare(cam.adapter, explain, pixels, list(plain.targets), plain.heatmaps, perturbations, seed)
 
 
 class StabilityCheck(Metric):
-    r"""How alike the map stays when the picture changes a little and the finding stays in place (`stability`).
+    r"""How alike the map stays when the image changes a little and the finding stays in place (`stability`).
 
     .. math:: \frac{1}{|P|} \sum_{p \in P} \rho(H(X), H(X_p))
 
@@ -184,8 +184,8 @@ class StabilityCheck(Metric):
     ) -> Tensor:
         question, explain = ask_again(self.name, adapter, images, targets, heatmaps, method)
 
-        def correlations(picture: Tensor, asked: list[Target], maps: Tensor) -> Tensor:
-            found = _compare(question.adapter, explain, picture, asked, maps, PERTURBATIONS, self.seed)
+        def correlations(image: Tensor, asked: list[Target], maps: Tensor) -> Tensor:
+            found = _compare(question.adapter, explain, image, asked, maps, PERTURBATIONS, self.seed)
             return found.rank_correlation.nanmean(0)
 
         return per_target(self.name, question, correlations)
@@ -194,7 +194,7 @@ class StabilityCheck(Metric):
 def _compare(
     adapter: Adapter,
     explain: Explainer,
-    picture: Tensor,
+    image: Tensor,
     targets: list[Target],
     plain: Tensor,
     perturbations: Sequence[Perturbation],
@@ -202,13 +202,13 @@ def _compare(
 ) -> Stability:
     likeness = torch.full((2, len(perturbations), len(targets)), float("nan"), dtype=torch.float64)
     for number, perturbation in enumerate(perturbations):
-        changed, moved = perturbation.apply(picture.cpu(), seed)
+        changed, moved = perturbation.apply(image.cpu(), seed)
         now = found_again(adapter, changed, targets, moved)
         there = [index for index, target in enumerate(now) if target is not None]
         if not there:
             continue
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what they say about the plain picture has been said
+            warnings.simplefilter("ignore")  # what they say about the plain image has been said
             maps = explain(adapter, [changed], [[target for target in now if target is not None]])[0]
         for index, after in zip(there, maps, strict=True):
             pair = _overlapping(plain[index], after, moved)
@@ -219,12 +219,12 @@ def _compare(
 def found_again(
     adapter: Adapter, changed: Tensor, targets: Sequence[Target], moved: tuple[int, int] = (0, 0)
 ) -> list[Target | None]:
-    """What a changed picture is asked in place of each target; None where the finding is gone.
+    """What a changed image is asked in place of each target; None where the finding is gone.
 
     Args:
         adapter: the model.
         changed: (3, H, W) in [0, 1].
-        targets: of the picture before.
+        targets: of the image before.
         moved: pixels by which it moved right and down.
     """
     with guarded(adapter.model, gradients=False):
@@ -271,7 +271,7 @@ def _overlapping(before: Tensor, after: Tensor, moved: tuple[int, int]) -> tuple
 
 
 def _shifted(height: int, width: int, moved: tuple[int, int]) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-    """Where what stays in the picture was before it moved, and where it is now."""
+    """Where what stays in the image was before it moved, and where it is now."""
     right, down = moved
     before = slice(max(0, -down), height - max(0, down)), slice(max(0, -right), width - max(0, right))
     after = slice(max(0, down), height - max(0, -down)), slice(max(0, right), width - max(0, -right))

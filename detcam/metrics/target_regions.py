@@ -10,15 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from detcam.data.ground_truth import TrueObjects, box_mask
+from detcam.data.ground_truth import GroundTruth, box_mask
 from detcam.metrics.base import read_heatmaps, read_truth
 
 Shape = Literal["mask", "box"]
 
 
 @dataclass(frozen=True)
-class TrueRegions:
-    """What each of N heatmaps of one picture should show, and what it should not.
+class TargetRegions:
+    """What each of N heatmaps of one image should show, and what it should not.
 
     Attributes:
         own: (N, H, W) bool, the true object that each heatmap explains; empty where there is none.
@@ -31,13 +31,13 @@ class TrueRegions:
     ignored: Tensor
 
 
-def true_regions(
-    truth: TrueObjects, objects: Sequence[int | None], *, shape: Shape = "mask", same_class: bool = False
-) -> TrueRegions:
-    """The regions of one picture, from its annotations.
+def ground_truth_regions(
+    truth: GroundTruth, objects: Sequence[int | None], *, shape: Shape = "mask", same_class: bool = False
+) -> TargetRegions:
+    """The regions of one image, from its annotations.
 
     Args:
-        truth: the picture's annotations.
+        truth: the image's annotations.
         objects: for each heatmap, the index of the true object that it should show; None or -1 where there is none,
             as for a false positive. `detcam.auditing.Match.truth` holds them for all detections.
         shape: the objects' masks (their boxes where they have none), or their boxes.
@@ -56,7 +56,7 @@ def true_regions(
         if index is None or index == -1:
             continue
         if not 0 <= index < len(truth):
-            raise ValueError(f"expected an index of one of the picture's {len(truth)} true objects; got {index}")
+            raise ValueError(f"expected an index of one of the image's {len(truth)} true objects; got {index}")
         if bool(crowd[index]):
             raise ValueError(f"true object {index} is a crowd region; a heatmap explains one object")
         own[row] = masks[index]
@@ -65,13 +65,13 @@ def true_regions(
         other[index] = False
         others[row] = masks[other].any(0)
         ignored[row] = masks[crowd & same].any(0)
-    return TrueRegions(own, others, ignored)
+    return TargetRegions(own, others, ignored)
 
 
-def read_regions(truth: Any, heatmaps: Any) -> tuple[list[TrueRegions], list[Tensor]]:
-    """Check truth and heatmaps: per picture the regions, and (N, H, W) heatmaps in floating point.
+def read_regions(truth: Any, heatmaps: Any) -> tuple[list[TargetRegions], list[Tensor]]:
+    """Check truth and heatmaps: per image the regions, and (N, H, W) heatmaps in floating point.
 
-    Where truth is masks alone, the others of a heatmap are the true objects of the picture's other heatmaps, and
+    Where truth is masks alone, the others of a heatmap are the true objects of the image's other heatmaps, and
     nothing is ignored.
 
     Raises:
@@ -79,12 +79,12 @@ def read_regions(truth: Any, heatmaps: Any) -> tuple[list[TrueRegions], list[Ten
     """
     if not isinstance(truth, (list, tuple)):
         truth = read_truth(truth, [])
-    own = [entry.own if isinstance(entry, TrueRegions) else torch.as_tensor(entry) for entry in truth]
+    own = [entry.own if isinstance(entry, TargetRegions) else torch.as_tensor(entry) for entry in truth]
     sizes = [(int(entry.shape[-2]), int(entry.shape[-1])) for entry in own]
     maps = read_heatmaps(heatmaps, sizes)
     masks = read_truth(own, maps)
     return [
-        entry if isinstance(entry, TrueRegions) else TrueRegions(mask, _others(mask), torch.zeros_like(mask))
+        entry if isinstance(entry, TargetRegions) else TargetRegions(mask, _others(mask), torch.zeros_like(mask))
         for entry, mask in zip(truth, masks, strict=True)
     ], maps
 
@@ -103,6 +103,6 @@ def _others(masks: Tensor) -> Tensor:
     return others
 
 
-def _boxes(truth: TrueObjects) -> Tensor:
+def _boxes(truth: GroundTruth) -> Tensor:
     boxes = [box_mask(box, truth.image_size_hw) for box in truth.boxes_xyxy.tolist()]
     return torch.from_numpy(np.stack(boxes)) if boxes else torch.zeros(0, *truth.image_size_hw, dtype=torch.bool)

@@ -23,7 +23,7 @@ from detcam.utils.pca import first_principal_component
 
 
 @dataclass
-class Subject:
+class ImageScorer:
     """One image of a pass, and its targets, to be scored again.
 
     Attributes:
@@ -67,7 +67,7 @@ class Subject:
         rows = self.adapter.score(self.adapter.outputs(raw, batch), [self.targets] * len(batch.geometries))
         scores = torch.stack([torch.stack([checked(scalar) for scalar in row]) for row in rows])
         if not torch.isfinite(scores).all():
-            raise RuntimeError("a changed picture scores NaN or infinity; check the model, or use float32")
+            raise RuntimeError("a changed image scores NaN or infinity; check the model, or use float32")
         return scores
 
     @property
@@ -135,7 +135,7 @@ class Subject:
 
 
 def masked_batch_size(device: torch.device) -> int:
-    """How many changed pictures make a pass: on a CPU few, which stay in its cache."""
+    """How many changed images make a pass: on a CPU few, which stay in its cache."""
     return 8 if device.type == "cpu" else 32
 
 
@@ -195,10 +195,10 @@ class PerturbationCAM(BaseCAM):
 
     uses_gradients = False
     pins: ClassVar[bool] = True
-    """Whether a box that no detection produced is asked, in changed versions, where it fits the plain picture best."""
+    """Whether a box that no detection produced is asked, in changed versions, where it fits the plain image best."""
 
     @abstractmethod
-    def maps(self, subject: Subject) -> list[Tensor]:
+    def maps(self, scorer: ImageScorer) -> list[Tensor]:
         """The raw maps of one image with at least one target.
 
         Returns:
@@ -217,7 +217,7 @@ class PerturbationCAM(BaseCAM):
             if not targets:
                 per_image.append(self.empty(own, run.batch))
                 continue
-            subject = Subject(
+            scorer = ImageScorer(
                 run.adapter,
                 single(run.batch, image),
                 run.outputs[image],
@@ -228,8 +228,8 @@ class PerturbationCAM(BaseCAM):
                 self.batch_size,
                 run.eigen_smooth,
             )
-            per_image.append(self.maps(subject))
-            sampling[image] = subject.sampling
+            per_image.append(self.maps(scorer))
+            sampling[image] = scorer.sampling
         maps = [list(level) for level in zip(*per_image, strict=True)]
         return Measured(maps, values, None, sampling=sampling)
 
@@ -241,17 +241,17 @@ class PerturbationCAM(BaseCAM):
 class WeightedCAM(PerturbationCAM):
     """A perturbation method whose map is a weighted sum of the layer's channels."""
 
-    def weighted(self, weights: Tensor, level: Tensor, subject: Subject) -> Tensor:
+    def weighted(self, weights: Tensor, level: Tensor, scorer: ImageScorer) -> Tensor:
         """(N, h, w) maps from weights (N, C) and a level (C, h, w)."""
         level = level.to(work_dtype(level))
         weights = weights.to(level)
-        if subject.eigen_smooth:
+        if scorer.eigen_smooth:
             return torch.cat([first_principal_component((row[:, None, None] * level)[None]) for row in weights])
         return torch.tensordot(weights, level, 1)
 
 
 class InputCAM(LayerlessCAM, PerturbationCAM):
-    """A method that changes the picture and looks at no layer; its maps are as fine as the network's input.
+    """A method that changes the image and looks at no layer; its maps are as fine as the network's input.
 
     Args:
         model: as in `BaseCAM`.
@@ -276,22 +276,22 @@ class InputCAM(LayerlessCAM, PerturbationCAM):
 
 
 class Canvas:
-    """Where one image lies on the network's input: changes are made to the picture, not to its padding.
+    """Where one image lies on the network's input: changes are made to the image, not to its padding.
 
     Args:
-        subject: the image.
+        scorer: the image.
 
     Attributes:
-        size_hw: height and width of the picture on the input, pixels.
+        size_hw: height and width of the image on the input, pixels.
     """
 
-    def __init__(self, subject: Subject) -> None:
-        self.inputs = subject.batch.inputs
-        self.rows, self.columns = subject.geometry.valid_cells(subject.geometry.input_size_hw)
+    def __init__(self, scorer: ImageScorer) -> None:
+        self.inputs = scorer.batch.inputs
+        self.rows, self.columns = scorer.geometry.valid_cells(scorer.geometry.input_size_hw)
         self.size_hw = (self.rows.stop - self.rows.start, self.columns.stop - self.columns.start)
 
     def masked(self, masks: Tensor) -> Tensor:
-        """The input (K, C, H, W) with the picture on it times masks (K, h, w)."""
+        """The input (K, C, H, W) with the image on it times masks (K, h, w)."""
         if self.size_hw == self.inputs.shape[-2:]:
             return self.inputs * masks[:, None].to(self.inputs.dtype)
         changed = self.inputs.repeat(len(masks), 1, 1, 1)
@@ -299,7 +299,7 @@ class Canvas:
         return changed
 
     def spread(self, maps: Tensor) -> Tensor:
-        """Maps (N, h, w) of the picture as maps (N, H, W) of the input, the border's values carried on."""
+        """Maps (N, h, w) of the image as maps (N, H, W) of the input, the border's values carried on."""
         height, width = self.inputs.shape[-2:]
         around = (self.columns.start, width - self.columns.stop, self.rows.start, height - self.rows.stop)
         return F.pad(maps, around, mode="replicate") if any(around) else maps

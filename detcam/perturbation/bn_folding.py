@@ -1,4 +1,4 @@
-"""Convolutions that take over the normalisation behind them while many changed pictures are scored."""
+"""Convolutions that take over the normalisation behind them while many changed images are scored."""
 
 from __future__ import annotations
 

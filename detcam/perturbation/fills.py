@@ -1,4 +1,4 @@
-"""What takes the place of removed pixels: a blurred picture, the mean colour, or noisy linear imputation."""
+"""What takes the place of removed pixels: a blurred image, the mean colour, or noisy linear imputation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from detcam.perturbation.harmonic_solver import harmonic_fill
 from detcam.utils.filters import blur
 
 BLUR = 0.045
-"""Standard deviation of the blur as a share of the picture's longer side: 10 pixels of 224."""
+"""Standard deviation of the blur as a share of the image's longer side: 10 pixels of 224."""
 COARSE = 160
 """Longer side in pixels at which a blur of the surroundings is computed."""
 
@@ -26,51 +26,51 @@ class Fill(ABC):
     name: ClassVar[str]
 
     @abstractmethod
-    def __call__(self, pictures: Tensor, removed: Tensor) -> Tensor:
-        """Pictures without some of their pixels.
+    def __call__(self, images: Tensor, removed: Tensor) -> Tensor:
+        """Images without some of their pixels.
 
         Args:
-            pictures: (K, C, h, w), or (1, C, h, w) for one that is shared.
+            images: (K, C, h, w), or (1, C, h, w) for one that is shared.
             removed: (K, h, w) bool.
 
         Returns:
-            (K, C, h, w): the pictures' own pixels where nothing was removed, the fill elsewhere.
+            (K, C, h, w): the images' own pixels where nothing was removed, the fill elsewhere.
 
         Raises:
             ValueError: the shapes do not go together.
         """
 
-    def of(self, picture: Tensor) -> Callable[[Tensor], Tensor]:
-        """The fill of one picture (1, C, h, w): from removed (K, h, w) to pictures, as when called.
+    def of(self, image: Tensor) -> Callable[[Tensor], Tensor]:
+        """The fill of one image (1, C, h, w): from removed (K, h, w) to images, as when called.
 
         What does not depend on the removed pixels is computed once.
         """
-        return lambda removed: self(picture, removed)
+        return lambda removed: self(image, removed)
 
 
 class UniformFill(Fill):
-    """A fill that looks at the picture alone, not at which of its pixels are removed."""
+    """A fill that looks at the image alone, not at which of its pixels are removed."""
 
     @abstractmethod
-    def backdrop(self, pictures: Tensor) -> Tensor:
-        """What shows where pixels of pictures (K, C, h, w) are removed; broadcasts to them."""
+    def backdrop(self, images: Tensor) -> Tensor:
+        """What shows where pixels of images (K, C, h, w) are removed; broadcasts to them."""
 
-    def __call__(self, pictures: Tensor, removed: Tensor) -> Tensor:
-        check_masks(pictures, removed)
-        return torch.where(removed[:, None], self.backdrop(pictures), pictures)
+    def __call__(self, images: Tensor, removed: Tensor) -> Tensor:
+        check_masks(images, removed)
+        return torch.where(removed[:, None], self.backdrop(images), images)
 
-    def of(self, picture: Tensor) -> Callable[[Tensor], Tensor]:
-        behind = self.backdrop(picture)
+    def of(self, image: Tensor) -> Callable[[Tensor], Tensor]:
+        behind = self.backdrop(image)
 
         def fill(removed: Tensor) -> Tensor:
-            check_masks(picture, removed)
-            return torch.where(removed[:, None], behind, picture)
+            check_masks(image, removed)
+            return torch.where(removed[:, None], behind, image)
 
         return fill
 
 
 class BlurFill(UniformFill):
-    """The picture, blurred.
+    """The image, blurred.
 
     Args:
         sigma: standard deviation of the Gaussian, pixels; None takes `BLUR` of the longer side.
@@ -83,40 +83,40 @@ class BlurFill(UniformFill):
             raise ValueError(f"expected sigma above 0 pixels; got {sigma}")
         self.sigma = sigma
 
-    def backdrop(self, pictures: Tensor) -> Tensor:
-        sigma = self.sigma or BLUR * max(pictures.shape[-2:])
-        return blur(pictures.flatten(0, 1).to(work_dtype(pictures)), sigma).view_as(pictures).to(pictures.dtype)
+    def backdrop(self, images: Tensor) -> Tensor:
+        sigma = self.sigma or BLUR * max(images.shape[-2:])
+        return blur(images.flatten(0, 1).to(work_dtype(images)), sigma).view_as(images).to(images.dtype)
 
 
 class SurroundingsFill(Fill):
     """A blur of what is left around: unlike in `BlurFill`, the removed pixels' own colours have no part in it.
 
     The blur is as wide as it must be for every removed pixel to get a tenth of the weight from pixels that are left:
-    `BLUR` of the picture's longer side, or 2, 4, 8, ... times as much. Being that wide, it is computed on the picture
+    `BLUR` of the image's longer side, or 2, 4, 8, ... times as much. Being that wide, it is computed on the image
     at `COARSE` pixels at most. Where nothing is left it is the mean colour.
     """
 
     name = "blur"
 
-    def __call__(self, pictures: Tensor, removed: Tensor) -> Tensor:
-        check_masks(pictures, removed)
-        pictures = pictures.expand(len(removed), -1, -1, -1)
-        filled = pictures.clone()
-        for row, (picture, gone) in enumerate(zip(pictures.to(work_dtype(pictures)), removed, strict=True)):
+    def __call__(self, images: Tensor, removed: Tensor) -> Tensor:
+        check_masks(images, removed)
+        images = images.expand(len(removed), -1, -1, -1)
+        filled = images.clone()
+        for row, (image, gone) in enumerate(zip(images.to(work_dtype(images)), removed, strict=True)):
             if bool(gone.all()):
-                filled[row] = MeanFill()(pictures[row : row + 1], gone[None])[0]
+                filled[row] = MeanFill()(images[row : row + 1], gone[None])[0]
             elif bool(gone.any()):
-                filled[row] = torch.where(gone, _around(picture, gone).to(filled), filled[row])
+                filled[row] = torch.where(gone, _around(image, gone).to(filled), filled[row])
         return filled
 
 
-def _around(picture: Tensor, gone: Tensor) -> Tensor:
-    """A blur (C, h, w) of what is left of a picture (C, h, w)."""
+def _around(image: Tensor, gone: Tensor) -> Tensor:
+    """A blur (C, h, w) of what is left of an image (C, h, w)."""
     height, width = gone.shape
     factor = min(1.0, COARSE / max(height, width))
     size = (max(1, round(height * factor)), max(1, round(width * factor)))
-    left = (~gone)[None].to(picture)
-    both = F.interpolate(torch.cat([picture * left, left])[None], size, mode="area")[0]  # colours, and what they weigh
+    left = (~gone)[None].to(image)
+    both = F.interpolate(torch.cat([image * left, left])[None], size, mode="area")[0]  # colours, and what they weigh
     touched = both[-1] < 1
     sigma = BLUR * max(size)
     blurred = blur(both, sigma)
@@ -128,12 +128,12 @@ def _around(picture: Tensor, gone: Tensor) -> Tensor:
 
 
 class MeanFill(UniformFill):
-    """The picture's mean colour."""
+    """The image's mean colour."""
 
     name = "mean"
 
-    def backdrop(self, pictures: Tensor) -> Tensor:
-        return pictures.to(work_dtype(pictures)).mean((-2, -1), keepdim=True).to(pictures.dtype)
+    def backdrop(self, images: Tensor) -> Tensor:
+        return images.to(work_dtype(images)).mean((-2, -1), keepdim=True).to(images.dtype)
 
 
 class LinearFill(Fill):
@@ -142,8 +142,8 @@ class LinearFill(Fill):
     .. math:: x_p = \frac{\sum_{q \in N(p)} w_{pq} x_q}{\sum_{q \in N(p)} w_{pq}} + \varepsilon_p, \quad
         w = 1/6 \text{ direct}, 1/12 \text{ diagonal},\ \varepsilon \sim \mathcal{N}(0, \sigma^2)
 
-    over the up to eight neighbours in the picture, removed ones too, so that all removed pixels of a picture are the
-    solution of one linear system; the noise is added to the solution. Of a picture of which nothing is left, every
+    over the up to eight neighbours in the image, removed ones too, so that all removed pixels of an image are the
+    solution of one linear system; the noise is added to the solution. Of an image of which nothing is left, every
     constant is a solution; it takes its mean colour.
 
     Rong et al., *A Consistent and Efficient Evaluation Strategy for Attribution Methods*, ICML 2022,
@@ -151,7 +151,7 @@ class LinearFill(Fill):
 
     Args:
         noise: standard deviation, in the network input's units.
-        seed: of the noise, which is the same for each picture.
+        seed: of the noise, which is the same for each image.
     """
 
     name = "linear"
@@ -162,12 +162,12 @@ class LinearFill(Fill):
         self.noise = noise
         self.seed = seed
 
-    def __call__(self, pictures: Tensor, removed: Tensor) -> Tensor:
-        check_masks(pictures, removed)
+    def __call__(self, images: Tensor, removed: Tensor) -> Tensor:
+        check_masks(images, removed)
         whole = removed.flatten(1).all(1)
-        filled = harmonic_fill(pictures, removed & ~whole[:, None, None])
+        filled = harmonic_fill(images, removed & ~whole[:, None, None])
         if whole.any():
-            filled[whole] = MeanFill()(pictures.expand(len(removed), -1, -1, -1)[whole], removed[whole])
+            filled[whole] = MeanFill()(images.expand(len(removed), -1, -1, -1)[whole], removed[whole])
         if not self.noise:
             return filled
         generator = torch.Generator().manual_seed(self.seed)
@@ -195,14 +195,13 @@ def fill_of(fill: str | Fill) -> Fill:
     return FILLS[fill]()
 
 
-def check_masks(pictures: Tensor, removed: Tensor) -> None:
-    """Raise where pictures and masks of removed pixels do not go together."""
-    if pictures.ndim != 4 or removed.ndim != 3 or len(pictures) not in (1, len(removed)):
+def check_masks(images: Tensor, removed: Tensor) -> None:
+    """Raise where images and masks of removed pixels do not go together."""
+    if images.ndim != 4 or removed.ndim != 3 or len(images) not in (1, len(removed)):
         raise ValueError(
-            f"expected pictures (K, C, h, w) and removed (K, h, w); got {tuple(pictures.shape)} and "
-            f"{tuple(removed.shape)}"
+            f"expected images (K, C, h, w) and removed (K, h, w); got {tuple(images.shape)} and {tuple(removed.shape)}"
         )
-    if pictures.shape[-2:] != removed.shape[-2:]:
-        raise ValueError(f"expected masks of size {tuple(pictures.shape[-2:])}; got {tuple(removed.shape[-2:])}")
+    if images.shape[-2:] != removed.shape[-2:]:
+        raise ValueError(f"expected masks of size {tuple(images.shape[-2:])}; got {tuple(removed.shape[-2:])}")
     if removed.dtype != torch.bool:
         raise TypeError(f"expected removed as bool, True where a pixel is taken away; got {removed.dtype}")

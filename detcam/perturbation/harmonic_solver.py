@@ -1,7 +1,7 @@
-"""Linear systems of a picture's missing pixels, each the weighted mean of its neighbours, and their solution.
+"""Linear systems of an image's missing pixels, each the weighted mean of its neighbours, and their solution.
 
 Small systems are factorised. Large ones are solved by conjugate gradients, preconditioned with a multigrid cycle on the
-picture's own grid, which costs a few filters per iteration and takes about a dozen of them whatever the size.
+image's own grid, which costs a few filters per iteration and takes about a dozen of them whatever the size.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ NEIGHBOURS = tuple(
 )
 """Offsets (rows, columns) and weights of a pixel's neighbours."""
 GOALS = (1e-3, 2e-6)
-"""Estimated errors at which iterations stop, as shares of the picture's greatest value: those of the first round, which
+"""Estimated errors at which iterations stop, as shares of the image's greatest value: those of the first round, which
 leaves rounding errors of single precision, and of the last."""
 SMALL = 8000
 """Systems of at most so many pixels are factorised."""
@@ -39,33 +39,33 @@ _HAT = np.array([1, 2, 1]) / 2
 _CROSS = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], np.uint8)
 
 
-def harmonic_fill(pictures: Tensor, removed: Tensor) -> Tensor:
-    """Pictures whose removed pixels are each the weighted mean of their neighbours.
+def harmonic_fill(images: Tensor, removed: Tensor) -> Tensor:
+    """Images whose removed pixels are each the weighted mean of their neighbours.
 
     Args:
-        pictures: (K, C, h, w), or (1, C, h, w) for one that is shared.
+        images: (K, C, h, w), or (1, C, h, w) for one that is shared.
         removed: (K, h, w) bool.
 
     Returns:
-        (K, C, h, w), equal to the pictures where nothing was removed.
+        (K, C, h, w), equal to the images where nothing was removed.
 
     Raises:
-        ValueError: nothing of a picture is left.
+        ValueError: nothing of an image is left.
     """
     if removed.flatten(1).all(1).any():
-        raise ValueError("every pixel of a picture is removed, so there is nothing to fill it from; keep some")
-    filled = pictures.expand(len(removed), -1, -1, -1).clone()
+        raise ValueError("every pixel of an image is removed, so there is nothing to fill it from; keep some")
+    filled = images.expand(len(removed), -1, -1, -1).clone()
     waiting = torch.nonzero(removed.flatten(1).any(1))[:, 0].tolist()
     if not waiting:
         return filled
     left = iter(waiting)
 
     def solved(k: int, solver: Multigrid) -> Floats:
-        mask, picture = removed[k].cpu().numpy(), filled[k].double().cpu().numpy()
-        return factorized(mask, picture) if mask.sum() <= SMALL else solver.solve(mask, picture)
+        mask, image = removed[k].cpu().numpy(), filled[k].double().cpu().numpy()
+        return factorized(mask, image) if mask.sum() <= SMALL else solver.solve(mask, image)
 
     def work(_: int) -> list[tuple[int, Floats]]:
-        """Take pictures as long as there are any."""
+        """Take images as long as there are any."""
         solver = Multigrid(filled.shape[-2], filled.shape[-1], filled.shape[1])
         return [(k, solved(k, solver)) for k in left]
 
@@ -81,31 +81,31 @@ def harmonic_fill(pictures: Tensor, removed: Tensor) -> Tensor:
     return filled
 
 
-def factorized(mask: Mask, picture: Floats) -> Floats:
-    """The missing pixels (C, M) of a picture (C, h, w), by factorisation."""
-    system, known = linear_system(mask, picture)
+def factorized(mask: Mask, image: Floats) -> Floats:
+    """The missing pixels (C, M) of an image (C, h, w), by factorisation."""
+    system, known = linear_system(mask, image)
     factor = splu(system, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True})
     found: Floats = factor.solve(known).T
     return found
 
 
-def linear_system(mask: Mask, picture: Floats) -> tuple[Any, Floats]:
-    """The symmetric positive definite system (M, M) of a picture's M missing pixels, and its right sides (M, C).
+def linear_system(mask: Mask, image: Floats) -> tuple[Any, Floats]:
+    """The symmetric positive definite system (M, M) of an image's M missing pixels, and its right sides (M, C).
 
     Args:
         mask: (h, w), True where a pixel is missing.
-        picture: (C, h, w).
+        image: (C, h, w).
     """
     height, width = mask.shape
     count = int(mask.sum())
     number = np.full((height + 2, width + 2), -1, np.int32)
     number[1:-1, 1:-1][mask] = np.arange(count)
-    seen = np.pad(np.where(mask, 0.0, picture), ((0, 0), (1, 1), (1, 1)))
+    seen = np.pad(np.where(mask, 0.0, image), ((0, 0), (1, 1), (1, 1)))
     inside = np.pad(np.ones(mask.shape), 1)
     rows, columns = (index + 1 for index in np.nonzero(mask))
     own = np.arange(count)
     entries, total = [], np.zeros(count)
-    known = np.zeros((len(picture), count))
+    known = np.zeros((len(image), count))
     for (dy, dx), weight in NEIGHBOURS:
         there = rows + dy, columns + dx
         total += weight * inside[there]
@@ -129,7 +129,7 @@ def total_weights(height: int, width: int, channels: int) -> Floats:
     return np.repeat(cv2.filter2D(ones, -1, _KERNEL, borderType=cv2.BORDER_CONSTANT)[..., None], channels, 2)
 
 
-class Level:
+class GridLevel:
     """One grid of the multigrid cycle, with the memory that it works in; every array is (h, w, C) float32.
 
     Args:
@@ -160,7 +160,7 @@ class Level:
 
 
 class Multigrid:
-    """Solves for the missing pixels of pictures of one size.
+    """Solves for the missing pixels of images of one size.
 
     Conjugate gradients on the symmetric system D u - K u = K known, D the sum of weights of a pixel's neighbours,
     preconditioned by one V-cycle with a Jacobi step before and after. All of that is in single precision; a second
@@ -168,27 +168,27 @@ class Multigrid:
     around which nothing is known, and the same stencil: in two dimensions it keeps its scale.
 
     Args:
-        height: of the pictures.
-        width: of the pictures.
-        channels: of the pictures, solved together.
+        height: of the images.
+        width: of the images.
+        channels: of the images, solved together.
     """
 
     def __init__(self, height: int, width: int, channels: int) -> None:
-        self.levels = [Level(height, width, channels)]
+        self.levels = [GridLevel(height, width, channels)]
         while min(height, width) > 3:
             height, width = height // 2 + 1, width // 2 + 1
-            self.levels.append(Level(height, width, channels))
+            self.levels.append(GridLevel(height, width, channels))
         self.depth = len(self.levels)
         self._total = total_weights(*self.levels[0].values.shape)
         self._memory = [np.zeros_like(self._total) for _ in range(3)]
         self._singles = [np.zeros_like(self.levels[0].values) for _ in range(5)]
 
-    def solve(self, mask: Mask, picture: Floats) -> Floats:
-        """The missing pixels (C, M) of a picture (C, h, w), M the pixels of the mask (h, w)."""
+    def solve(self, mask: Mask, image: Floats) -> Floats:
+        """The missing pixels (C, M) of an image (C, h, w), M the pixels of the mask (h, w)."""
         self._cover(mask)
         solution, residual, total = self._memory
         missing = self.levels[0].missing
-        known = picture.transpose(1, 2, 0).copy()
+        known = image.transpose(1, 2, 0).copy()
         known[mask] = 0
         scale = float(max(known.max(), -known.min()))
         cv2.filter2D(known, -1, _KERNEL, dst=residual, borderType=cv2.BORDER_CONSTANT)
@@ -271,7 +271,7 @@ class Multigrid:
         return values
 
     @staticmethod
-    def _smooth(level: Level, residual: Singles) -> None:
+    def _smooth(level: GridLevel, residual: Singles) -> None:
         """One Jacobi step."""
         np.add(level.neighbours(level.values), residual, out=level.values)
         level.values *= level.inverse

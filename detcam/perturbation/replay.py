@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from detcam.perturbation.base import Subject, repeated
+from detcam.perturbation.base import ImageScorer, repeated
 from detcam.trace import flatten_tensors, map_tensors
 from detcam.utils.batching import pieces
 
@@ -19,7 +19,7 @@ CHUNK_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
-class Level:
+class FeatureLevel:
     """One map among what a layer puts out.
 
     Attributes:
@@ -43,11 +43,11 @@ class Level:
         return whole
 
 
-class Behind:
+class LayerReplay:
     """What lies behind a target layer: scores an image's targets for variants of what the layer puts out.
 
     Args:
-        subject: the image.
+        scorer: the image.
         layer: index of the target layer.
         nth: which of the layer's runs in a pass.
 
@@ -60,14 +60,14 @@ class Behind:
         ValueError: the reshape transform computes values that are not in the layer's output.
     """
 
-    def __init__(self, subject: Subject, layer: int, nth: int) -> None:
-        self.subject = subject
-        self.name = subject.adapter.layer_names[layer]
+    def __init__(self, scorer: ImageScorer, layer: int, nth: int) -> None:
+        self.scorer = scorer
+        self.name = scorer.adapter.layer_names[layer]
         self._copies = False
-        self._variants = Variants(subject.adapter.model, subject.adapter.target_layers[layer], nth)
+        self._variants = ReplayRecorder(scorer.adapter.model, scorer.adapter.target_layers[layer], nth)
         with self._variants.record():
-            subject.adapter.forward(subject.batch)
-        self.share = self._variants.share_behind
+            scorer.adapter.forward(scorer.batch)
+        self.share = self._variants.downstream_fraction
         self._tensors = flatten_tensors(self._variants.output)
         self.levels = self._find_levels()
         self._matters = [self._probe(level) for level in range(len(self.levels))]
@@ -81,11 +81,11 @@ class Behind:
             vary: from some of them, by number, to the level's values (k, C, h, w) in each; new memory every time.
         """
         if not count or not self._matters[level]:
-            return self.subject.values.expand(count, -1)
+            return self.scorer.values.expand(count, -1)
         chosen = self.levels[level]
         tensor = self._tensors[chosen.tensor]
         copies = 2 if chosen.positions is None else 3
-        inputs = self.subject.batch.inputs
+        inputs = self.scorer.batch.inputs
         each = copies * tensor.numel() * tensor.element_size() + 3 * self._variants.largest
         each += inputs.numel() * inputs.element_size()
         size = max(CHUNK_BYTES // each, 1)
@@ -97,7 +97,7 @@ class Behind:
 
     def _pass(self, replaced: int, whole: Tensor) -> Tensor:
         """The targets' scores with a tensor's variants (K, ...), as many at once as the model takes."""
-        most = getattr(self.subject.adapter, "max_batch_size", None) or len(whole)
+        most = getattr(self.scorer.adapter, "max_batch_size", None) or len(whole)
         return torch.cat([self._part(replaced, whole[part]) for part in pieces(len(whole), most)])
 
     def _part(self, replaced: int, whole: Tensor) -> Tensor:
@@ -118,23 +118,23 @@ class Behind:
             shared = tensor.expand(count, *tensor.shape[1:])
             return shared.clone() if copies or count == 1 else shared
 
-        subject = self.subject
-        inputs = subject.batch.inputs.expand(count, -1, -1, -1)
-        batch = repeated(subject.batch, inputs.clone() if copies or count == 1 else inputs)
+        scorer = self.scorer
+        inputs = scorer.batch.inputs.expand(count, -1, -1, -1)
+        batch = repeated(scorer.batch, inputs.clone() if copies or count == 1 else inputs)
         output = map_tensors(self._variants.output, lambda x: repeat(x) if x.is_floating_point() else x)
         with self._variants.replay(output, count, copies=copies):
-            raw = subject.adapter.forward(batch)
-        return subject.read(raw, batch)
+            raw = scorer.adapter.forward(batch)
+        return scorer.read(raw, batch)
 
-    def _find_levels(self) -> list[Level]:
+    def _find_levels(self) -> list[FeatureLevel]:
         """The maps, and where their values stand: the reshape transform is shown numbered places."""
-        subject, tensors = self.subject, self._tensors
+        scorer, tensors = self.scorer, self._tensors
         if any(len(tensor) != 1 for tensor in tensors):
             raise ValueError(
                 f"expected target layer {self.name} to put out tensors whose first dimension is the batch; got "
                 f"{[tuple(tensor.shape) for tensor in tensors]} for one image"
             )
-        reshape = subject.adapter.reshape_for(subject.batch)
+        reshape = scorer.adapter.reshape_for(scorer.batch)
         ends = torch.tensor([tensor.numel() for tensor in tensors]).cumsum(0)
         starts = iter([0, *ends.tolist()])
 
@@ -159,7 +159,7 @@ class Behind:
                 )
             in_order = torch.arange(tensor.numel(), device=tensor.device).reshape(tensor.shape)
             plain = torch.equal(positions, in_order)
-            levels.append(Level(values[0], owner, None if plain else positions[0]))
+            levels.append(FeatureLevel(values[0], owner, None if plain else positions[0]))
         return levels
 
     def _probe(self, level: int) -> bool:
@@ -172,7 +172,7 @@ class Behind:
         variants = torch.stack([values, torch.zeros_like(values), -values, noise * 2 * values.std()])
         tensor = self.levels[level].tensor
         scores = self._pass(tensor, self.levels[level].into(self._tensors[tensor], variants)).double().cpu()
-        known = self.subject.values
+        known = self.scorer.values
         tolerance = 10 * torch.finfo(values.dtype).eps ** 0.5
         if ((scores[0] - known).abs() > tolerance * (1 + known.abs())).any():
             raise RuntimeError(
@@ -183,14 +183,14 @@ class Behind:
         return not bool((scores[1:] == scores[0]).all())
 
 
-def all_behind(subject: Subject) -> Iterator[Behind]:
-    """What lies behind each run of each target layer; together they have the levels of `Subject.levels`, in order."""
-    for layer, runs in enumerate(subject.runs):
+def layer_replays(scorer: ImageScorer) -> Iterator[LayerReplay]:
+    """What lies behind each run of each target layer; together they have the levels of `ImageScorer.levels`, in order."""
+    for layer, runs in enumerate(scorer.runs):
         for nth in range(runs):
-            yield Behind(subject, layer, nth)
+            yield LayerReplay(scorer, layer, nth)
 
 
-class Variants:
+class ReplayRecorder:
     """Re-runs only what lies behind a layer, on many variants of what the layer put out for one image.
 
     In the pass that is recorded, every module that ends before the layer does leaves a copy of its output. In the
@@ -204,7 +204,7 @@ class Variants:
     Attributes:
         output: what the layer put out in the recorded pass, detached.
         largest: bytes of the largest tensor that the layer or a module behind it put out for one image.
-        share_behind: how many of all values that the model's innermost modules put out lie behind the layer, in [0, 1].
+        downstream_fraction: how many of all values that the model's innermost modules put out lie behind the layer, in [0, 1].
     """
 
     def __init__(self, model: nn.Module, layer: nn.Module, nth: int = 0) -> None:
@@ -220,7 +220,7 @@ class Variants:
         self._past = False
 
     @property
-    def share_behind(self) -> float:
+    def downstream_fraction(self) -> float:
         return self._values[True] / max(sum(self._values), 1)
 
     @contextmanager

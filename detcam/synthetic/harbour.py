@@ -46,7 +46,7 @@ class Thing:
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """One picture with its labels and the things in it.
+    """One image with its labels and the things in it.
 
     Attributes:
         seed: What the scene was drawn from.
@@ -54,7 +54,7 @@ class Scene:
         image: (H, W, 3) uint8 RGB.
         boxes_xyxy: (N, 4) float32, labelled boats and buoys, half-open pixels.
         labels: (N,) int64 indices into DEMO_NAMES.
-        things: Everything that can be taken away and is in the picture.
+        things: Everything that can be taken away and is in the image.
         ghost_boxes_xyxy: By name of each wake without a boat, the (4,) float32 box where its boat would be.
         without: Names of the things that were left out of this drawing.
     """
@@ -72,7 +72,7 @@ class Scene:
         """Returns the thing of that name.
 
         Raises:
-            ValueError: Nothing of that name is in the picture.
+            ValueError: Nothing of that name is in the image.
         """
         for thing in self.things:
             if thing.name == name:

@@ -1,7 +1,7 @@
 """Seeded scenes in which what a detector relies on is known: any one thing can be left out, and the rest stays.
 
 Boats have a round window, barges have none. What else goes with the boats in the training scenes is the shortcut that
-a scenario plants: water around them, a lit lamp in a corner of the picture, a tag beside them, stripes on their hull.
+a scenario plants: water around them, a lit lamp in a corner of the image, a tag beside them, stripes on their hull.
 In test scenes barges have it too. In the scenario of the look-alike nothing is planted; its test scenes hold carts,
 which no training scene of that detector shows.
 """
@@ -74,7 +74,7 @@ class Thing:
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """One picture, its labels and the things in it.
+    """One image, its labels and the things in it.
 
     Attributes:
         scenario: what is planted.
@@ -84,7 +84,7 @@ class Scene:
         boxes_xyxy: (N, 4) float32, boats and barges, half-open pixels.
         labels: (N,) int64 indices into NAMES.
         bodies: the names of the N boats and barges.
-        things: all that is in the picture and can be left out.
+        things: all that is in the image and can be left out.
         without: names of the things that were left out.
     """
 
@@ -99,7 +99,7 @@ class Scene:
     without: frozenset[str]
 
     def thing(self, name: str) -> Thing | None:
-        """The thing of that name, or None where it is not in the picture."""
+        """The thing of that name, or None where it is not in the image."""
         return next((thing for thing in self.things if thing.name == name), None)
 
     def of_kind(self, kind: str) -> tuple[Thing, ...]:
@@ -224,7 +224,7 @@ def _arrange(rng: np.random.Generator, scenario: ScenarioName, split: Split) -> 
 
 
 def _lamp(rng: np.random.Generator, taken: list[tuple[float, float, float, float]]) -> _Place:
-    """A lamp in one of the picture's upper corners."""
+    """A lamp in one of the image's upper corners."""
     width = SCENE_SIZE_HW[1]
     size = float(rng.uniform(10, 13))
     x = int(rng.integers(12, 20))

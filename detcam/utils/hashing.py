@@ -22,6 +22,6 @@ def weights_digest(model: nn.Module) -> str:
 
 
 def adapter_digest(adapter: object) -> str:
-    """A short name for what an adapter does to pictures and boxes, as far as it is plain values: sizes, thresholds."""
+    """A short name for what an adapter does to images and boxes, as far as it is plain values: sizes, thresholds."""
     own = {n: v for n, v in vars(adapter).items() if isinstance(v, PLAIN) and not n.startswith("_")}
     return hashlib.sha256(f"{adapter!r}{sorted(own.items())}".encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""Pictures of concepts: each in its colour over the image, with its labels in a legend beside it."""
+"""Images of concepts: each in its colour over the image, with its labels in a legend beside it."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 from detcam.detections import class_name
 from detcam.utils.opencv import cv2
 from detcam.visualize import drawing
-from detcam.visualize.convert import Color, Picture, as_array, as_picture, color_rgb, contrast_to
+from detcam.visualize.convert import Color, ImageArray, as_array, as_image, color_rgb, contrast_to
 
 LEGIBLE = 320
-"""A picture whose longer side is below this is enlarged by a whole factor where numbers are drawn on it."""
+"""An image whose longer side is below this is enlarged by a whole factor where numbers are drawn on it."""
 PRESENT = 0.5
 """Where a concept's map is at least this, and no other concept's is higher, the concept is named."""
 MIN_SHARE = 0.002
-"""Share of the picture that a concept must lead on to be numbered there."""
+"""Share of the image that a concept must lead on to be numbered there."""
 
 ConceptColor = Color | Sequence[float] | NDArray[Any]
 
@@ -30,11 +30,11 @@ def show_factorization_on_image(
     colors: Sequence[ConceptColor] | None = None,
     image_weight: float = 0.5,
     concept_labels: Sequence[str] | None = None,
-) -> Picture:
+) -> ImageArray:
     """Colours each pixel by the concept that is strongest there, the more the stronger it is.
 
     A pixel whose strongest concept has strength h is `(1 - a) * img + a * color` with `a = (1 - image_weight) * h`:
-    where no concept is strong, the picture shows. With labels, each concept gets a number on the picture, in the middle
+    where no concept is strong, the image shows. With labels, each concept gets a number on the image, in the middle
     of where it leads, and a legend on the right says what the numbers are.
 
     Args:
@@ -42,8 +42,8 @@ def show_factorization_on_image(
         explanations: (K, H, W) maps in [0, 1], one for each concept.
         colors: One for each concept: RGB floats in [0, 1], three whole numbers 0 to 255, or CSS names; None takes
             colours that are easily told apart.
-        image_weight: What is left of the picture where a concept is at full strength, in [0, 1].
-        concept_labels: One for each concept, of one or more lines. Small pictures are enlarged by a whole factor.
+        image_weight: What is left of the image where a concept is at full strength, in [0, 1].
+        concept_labels: One for each concept, of one or more lines. Small images are enlarged by a whole factor.
 
     Returns:
         HxWx3 uint8; with labels the legend beside it, and white below where the legend is higher.
@@ -54,8 +54,8 @@ def show_factorization_on_image(
     """
     if not 0 <= image_weight <= 1:
         raise ValueError(f"image_weight must lie in [0, 1], got {image_weight}")
-    picture = as_picture(img, "img")
-    maps = _as_maps(explanations, picture.shape[:2])
+    image = as_image(img, "img")
+    maps = _as_maps(explanations, image.shape[:2])
     paints = concept_colors(len(maps)) if colors is None else [_as_rgb(color) for color in colors]
     if len(paints) != len(maps):
         raise ValueError(f"colors must be one per concept ({len(maps)}), got {len(paints)}")
@@ -64,7 +64,7 @@ def show_factorization_on_image(
         raise ValueError(f"concept_labels must be a list of one per concept ({len(maps)}), got {got}")
     leading = maps.argmax(0)
     opacity = (1 - image_weight) * np.take_along_axis(maps, leading[None], 0)[0][..., None]
-    blend = picture + opacity * (np.array(paints, np.float32)[leading] - picture)
+    blend = image + opacity * (np.array(paints, np.float32)[leading] - image)
     shown = np.rint(blend).astype(np.uint8)
     return shown if concept_labels is None else _with_legend(shown, maps, leading, paints, concept_labels)
 
@@ -128,13 +128,13 @@ def _as_rgb(color: ConceptColor) -> tuple[int, int, int]:
 
 
 def _with_legend(
-    shown: Picture,
+    shown: ImageArray,
     maps: NDArray[np.float32],
     leading: NDArray[np.int64],
     paints: Sequence[tuple[int, int, int]],
     labels: Sequence[str],
-) -> Picture:
-    """Numbers on the picture, and beside it what they are."""
+) -> ImageArray:
+    """Numbers on the image, and beside it what they are."""
     factor = max(1, -(-LEGIBLE // max(shown.shape[:2])))
     places = [_middle((leading == k) & (maps[k] >= PRESENT)) for k in range(len(maps))]
     shown = shown.repeat(factor, axis=0).repeat(factor, axis=1)
@@ -158,23 +158,23 @@ def _middle(region: NDArray[np.bool_]) -> tuple[int, int] | None:
     """The point (x, y) well inside a region that is nearest to its mean; None where the region is next to nothing."""
     if region.sum() < MIN_SHARE * region.size:
         return None
-    # A pixel of nothing around it: the picture's border is an edge, too.
+    # A pixel of nothing around it: the image's border is an edge, too.
     depth = cv2.distanceTransform(np.pad(region, 1).astype(np.uint8), cv2.DIST_L2, 5)[1:-1, 1:-1]
     deep = np.argwhere(depth >= 0.9 * depth.max())
     y, x = deep[np.square(deep - np.argwhere(region).mean(0)).sum(1).argmin()]
     return int(x), int(y)
 
 
-def _stick(picture: Picture, plate: Picture, middle_xy: tuple[int, int], halo: int) -> None:
-    """Put a plate with a dark line around it on a picture, in place, moved inwards at the border."""
-    (height, width), (h, w) = picture.shape[:2], plate.shape[:2]
+def _stick(image: ImageArray, plate: ImageArray, middle_xy: tuple[int, int], halo: int) -> None:
+    """Put a plate with a dark line around it on an image, in place, moved inwards at the border."""
+    (height, width), (h, w) = image.shape[:2], plate.shape[:2]
     left = min(max(middle_xy[0] - w // 2, 0), width - w)
     top = min(max(middle_xy[1] - h // 2, 0), height - h)
-    picture[max(top - halo, 0) : top + h + halo, max(left - halo, 0) : left + w + halo] = drawing.INK
-    picture[top : top + h, left : left + w] = plate
+    image[max(top - halo, 0) : top + h + halo, max(left - halo, 0) : left + w + halo] = drawing.INK
+    image[top : top + h, left : left + w] = plate
 
 
-def _legend(numbers: Sequence[Picture], labels: Sequence[str], scale: drawing.Scale, width: int) -> Picture:
+def _legend(numbers: Sequence[ImageArray], labels: Sequence[str], scale: drawing.Scale, width: int) -> ImageArray:
     """Each number's plate with its label's lines beside it, on white."""
     gap, across = 2 * scale.pad, max(number.shape[1] for number in numbers)
     most = max(width, 12 * scale.font)  # a label longer than this ends in an ellipsis

@@ -1,6 +1,6 @@
-"""Checked pictures, heatmaps, masks and colours on the way in; PNG bytes and files on the way out.
+"""Checked images, heatmaps, masks and colours on the way in; PNG bytes and files on the way out.
 
-A *picture* is always an HxWx3 uint8 RGB array; `as_picture` turns everything else into one.
+An *image* is always an HxWx3 uint8 RGB array; `as_image` turns everything else into one.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from PIL import Image, ImageColor
 
 from detcam.utils.opencv import cv2
 
-Picture = NDArray[np.uint8]
+ImageArray = NDArray[np.uint8]
 Color = str | tuple[int, int, int]
 
 COLORMAPS: dict[str, int] = {
@@ -54,7 +54,7 @@ def as_array(value: Any, name: str) -> NDArray[Any]:
     return value
 
 
-def as_picture(image: Any, name: str = "image") -> Picture:
+def as_image(image: Any, name: str = "image") -> ImageArray:
     """An image in any accepted form as a new HxWx3 uint8 RGB array.
 
     Args:
@@ -72,7 +72,7 @@ def as_picture(image: Any, name: str = "image") -> Picture:
 
 
 def as_unit_image(image: Any, name: str = "image") -> NDArray[Any]:
-    """As `as_picture`, but floats in [0, 1] stay floats, of their own precision."""
+    """As `as_image`, but floats in [0, 1] stay floats, of their own precision."""
     if isinstance(image, Image.Image):
         return np.asarray(image.convert("RGB"))
     array = as_array(image, name)
@@ -94,11 +94,11 @@ def as_unit_image(image: Any, name: str = "image") -> NDArray[Any]:
 
 
 def as_heatmap(heatmap: Any, image_size_hw: tuple[int, int], name: str = "heatmap") -> NDArray[np.floating[Any]]:
-    """A heatmap as a (H, W) float array in [0, 1], checked against the picture's size.
+    """A heatmap as a (H, W) float array in [0, 1], checked against the image's size.
 
     Raises:
         TypeError: Neither array nor tensor, or not numbers.
-        ValueError: Not of the picture's size, NaN, or values outside [0, 1].
+        ValueError: Not of the image's size, NaN, or values outside [0, 1].
     """
     array = as_array(heatmap, name)
     if array.shape != tuple(image_size_hw):
@@ -115,7 +115,7 @@ def as_mask(mask: Any, image_size_hw: tuple[int, int]) -> NDArray[np.bool_]:
     """A mask as a (H, W) bool array.
 
     Raises:
-        ValueError: Not of the picture's size, or values other than 0 and 1.
+        ValueError: Not of the image's size, or values other than 0 and 1.
     """
     array = as_heatmap(mask, image_size_hw, "mask")
     if not np.isin(array, (0, 1)).all():
@@ -170,12 +170,12 @@ def contrast_to(color: tuple[int, int, int]) -> tuple[int, int, int]:
 
 
 def to_png_bytes(array: Any) -> bytes:
-    """A picture as the bytes of a PNG file (for `_repr_png_`)."""
-    return _encode(as_picture(array, "array"), "PNG")
+    """An image as the bytes of a PNG file (for `_repr_png_`)."""
+    return _encode(as_image(array, "array"), "PNG")
 
 
 def save_image(path: str | os.PathLike[str], array: Any) -> Path:
-    """Write a picture in the format of the path's suffix; the folder is made, and no half file is ever seen.
+    """Write an image in the format of the path's suffix; the folder is made, and no half file is ever seen.
 
     Args:
         path: Ends in .png, .jpg, .jpeg, .webp, .bmp, .tif or .tiff. An existing file is replaced.
@@ -186,13 +186,13 @@ def save_image(path: str | os.PathLike[str], array: Any) -> Path:
 
     Raises:
         TypeError: `array` is not an image.
-        ValueError: Unknown suffix, or values that are no picture.
+        ValueError: Unknown suffix, or values that are no image.
     """
     path = Path(path)
     kind = FORMATS.get(path.suffix.lower())
     if kind is None:
         raise ValueError(f"cannot save {path.name!r}: the suffix must be one of {', '.join(FORMATS)}")
-    data = _encode(as_picture(array, "array"), kind)
+    data = _encode(as_image(array, "array"), kind)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
@@ -203,7 +203,7 @@ def save_image(path: str | os.PathLike[str], array: Any) -> Path:
     return path
 
 
-def _encode(picture: Picture, kind: str) -> bytes:
+def _encode(image: ImageArray, kind: str) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, format=kind, **({"quality": 95} if kind in ("JPEG", "WEBP") else {}))
+    Image.fromarray(image).save(buffer, format=kind, **({"quality": 95} if kind in ("JPEG", "WEBP") else {}))
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""Boxes and text on pictures: outlines, lines of text, and labels placed where they hide the least."""
+"""Boxes and text on images: outlines, lines of text, and labels placed where they hide the least."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from detcam.utils.opencv import cv2
-from detcam.visualize.convert import Color, Picture, as_array, as_heatmap, as_picture, color_rgb, contrast_to
+from detcam.visualize.convert import Color, ImageArray, as_array, as_heatmap, as_image, color_rgb, contrast_to
 
 # Told apart with colour-blind eyes too; the first ones are not colours of the default colormap.
 PALETTE: tuple[tuple[int, int, int], ...] = (
@@ -34,7 +34,7 @@ FALLBACK_FONTS = (
 
 
 class Scale(NamedTuple):
-    """Sizes in pixels that fit a picture of some size."""
+    """Sizes in pixels that fit an image of some size."""
 
     font: int
     line: int
@@ -43,7 +43,7 @@ class Scale(NamedTuple):
 
 
 def scale_for(height: int, width: int) -> Scale:
-    """Text and line sizes in proportion to the picture, with floors that keep text legible."""
+    """Text and line sizes in proportion to the image, with floors that keep text legible."""
     side = math.sqrt(height * width)
     line = max(1, round(side / 320))
     font = max(12 if side >= 100 else 8, round(side * 0.028))
@@ -51,13 +51,13 @@ def scale_for(height: int, width: int) -> Scale:
 
 
 def draw_outline(
-    picture: Picture, region: NDArray[np.bool_], color: tuple[int, int, int], line: int, halo: int
+    image: ImageArray, region: NDArray[np.bool_], color: tuple[int, int, int], line: int, halo: int
 ) -> None:
     """Draw, in place, the inner edge of a region in `color` and a contrasting line just outside of it.
 
     Args:
-        picture: HxWx3 uint8.
-        region: (H, W) bool; an empty one draws nothing. The picture's border counts as an edge.
+        image: HxWx3 uint8.
+        region: (H, W) bool; an empty one draws nothing. The image's border counts as an edge.
         color: RGB.
         line: Width of the inner line, pixels.
         halo: Width of the contrasting outer line, pixels.
@@ -72,11 +72,11 @@ def draw_outline(
     inside = region[window].astype(np.uint8)
     core = _eroded(inside, line, beyond=0)
     grown = cv2.dilate(inside, np.ones((2 * halo + 1,) * 2, np.uint8))
-    picture[window][(grown == 1) & (inside == 0)] = contrast_to(color)
-    picture[window][(inside == 1) & (core == 0)] = color
-    # Along the picture's border there is no outside: there the contrasting line lies within.
+    image[window][(grown == 1) & (inside == 0)] = contrast_to(color)
+    image[window][(inside == 1) & (core == 0)] = color
+    # Along the image's border there is no outside: there the contrasting line lies within.
     deep, deep_but_for_border = (_eroded(inside, line + halo, beyond) for beyond in (0, 1))
-    picture[window][(core == 1) & (deep == 0) & (deep_but_for_border == 1)] = contrast_to(color)
+    image[window][(core == 1) & (deep == 0) & (deep_but_for_border == 1)] = contrast_to(color)
 
 
 def _eroded(inside: NDArray[np.uint8], by: int, beyond: int) -> NDArray[Any]:
@@ -132,7 +132,7 @@ def typeset(text: str, size: int, max_width: int) -> tuple[str, ImageFont.FreeTy
 
 def text_plate(
     text: str, size: int, pad: int, max_width: int, *, ink: Color, paper: Color, width: int | None = None
-) -> Picture:
+) -> ImageArray:
     """One line of text on a plate, as high as the font; as wide as the text, or as `width` and centred."""
     line, font = typeset(text, size, max_width - 2 * pad)
     ascent, descent = font.getmetrics()
@@ -143,7 +143,7 @@ def text_plate(
     return np.array(plate)
 
 
-def text_strip(text: str, width: int, size: int) -> Picture:
+def text_strip(text: str, width: int, size: int) -> ImageArray:
     """Centred lines of text (split at line breaks), dark on white, exactly `width` pixels wide."""
     pad = max(2, size // 4)
     lines = text.splitlines() or [""]
@@ -164,7 +164,7 @@ def place_label(
     other box, and above before below before beside.
 
     Args:
-        size_wh: The label's size, no larger than the picture.
+        size_wh: The label's size, no larger than the image.
         box: (4,) xyxy in pixels.
         gap: Pixels between box and label.
         hot_sums: (H + 1, W + 1) integral image of the hot region (`cv2.integral`).
@@ -172,7 +172,7 @@ def place_label(
         taken: Labels placed before, xyxy.
 
     Returns:
-        (4,) the label's place, xyxy in pixels, inside the picture.
+        (4,) the label's place, xyxy in pixels, inside the image.
     """
     (w, h), (x1, y1, x2, y2) = size_wh, box.tolist()
     room = np.array([hot_sums.shape[1] - 1 - w, hot_sums.shape[0] - 1 - h])
@@ -233,29 +233,29 @@ def draw_boxes(
     *,
     colors: Color | Sequence[Color] | None = None,
     avoid: Any = None,
-) -> Picture:
+) -> ImageArray:
     """Boxes with captions; captions lie outside of their boxes where there is room, and not on what is hot.
 
     The coloured line lies on the box's own outermost pixels, a contrasting one just outside of it. Sizes
-    follow the picture's. Captions too long for the picture end in an ellipsis; a picture lower than two lines
+    follow the image's. Captions too long for the image end in an ellipsis; an image lower than two lines
     of text (some 30 pixels) gets none.
 
     Args:
         image: Image, RGB.
-        boxes_xyxy: (N, 4), half-open, in the image's pixels; cut at the picture's border.
+        boxes_xyxy: (N, 4), half-open, in the image's pixels; cut at the image's border.
         captions: One per box; an empty one draws no label.
         colors: One colour for all or one per box: (r, g, b) 0 to 255, or a CSS name; default: a palette.
         avoid: (H, W) heatmap in [0, 1]; captions keep off the pixels of 0.5 and more where that can be done.
 
     Returns:
-        Picture of the image's size.
+        ImageArray of the image's size.
 
     Raises:
         TypeError: Something is of the wrong type.
-        ValueError: Wrong shapes or lengths, a box that is NaN, inside out or outside of the picture.
+        ValueError: Wrong shapes or lengths, a box that is NaN, inside out or outside of the image.
     """
-    picture = as_picture(image)
-    size_hw = picture.shape[:2]
+    pixels = as_image(image)
+    size_hw = pixels.shape[:2]
     boxes = pixel_boxes(boxes_xyxy, size_hw)
     paints = _colors_for(colors, len(boxes))
     if isinstance(captions, str) or (captions is not None and len(captions) != len(boxes)):
@@ -269,21 +269,21 @@ def draw_boxes(
         region = np.zeros(size_hw, bool)
         region[y1:y2, x1:x2] = True
         line = max(1, min(scale.line, min(x2 - x1, y2 - y1) // 6))  # a small box keeps its inside
-        draw_outline(picture, region, paint, line, scale.halo)
+        draw_outline(pixels, region, paint, line, scale.halo)
     taken: list[Any] = []
     for box, caption, paint in zip(boxes, captions or [""] * len(boxes), paints, strict=True):
         plate = text_plate(caption, scale.font, scale.pad, size_hw[1], ink=contrast_to(paint), paper=paint)
         if not caption.strip() or 2 * plate.shape[0] > size_hw[0]:
             continue
         place = place_label(plate.shape[1::-1], box, scale.halo, hot_sums, boxes, taken)
-        _draw_leader(picture, box, place, paint, scale)
-        picture[place[1] : place[3], place[0] : place[2]] = plate
+        _draw_leader(pixels, box, place, paint, scale)
+        pixels[place[1] : place[3], place[0] : place[2]] = plate
         taken.append(place)
-    return picture
+    return pixels
 
 
 def pixel_boxes(boxes_xyxy: Any, size_hw: tuple[int, int]) -> NDArray[np.int64]:
-    """Checked boxes on whole pixels, cut at the picture's border, each at least one pixel."""
+    """Checked boxes on whole pixels, cut at the image's border, each at least one pixel."""
     if isinstance(boxes_xyxy, (list, tuple)):
         rows = [as_array(box, "boxes_xyxy") if isinstance(box, torch.Tensor) else box for box in boxes_xyxy]
         boxes_xyxy = np.array(rows, dtype=np.float64)
@@ -297,7 +297,7 @@ def pixel_boxes(boxes_xyxy: Any, size_hw: tuple[int, int]) -> NDArray[np.int64]:
     wrong |= (boxes[:, 2:] < 0).any(axis=1) | (boxes[:, :2] > (width, height)).any(axis=1)
     if wrong.any():
         raise ValueError(
-            f"boxes_xyxy must be finite, x1 <= x2, y1 <= y2, and meet the picture of {width} x {height} "
+            f"boxes_xyxy must be finite, x1 <= x2, y1 <= y2, and meet the image of {width} x {height} "
             f"pixels (width x height), got {boxes[wrong][0].round(2).tolist()}; "
             "boxes are x1, y1, x2, y2 in the image's pixels"
         )
@@ -317,7 +317,7 @@ def _colors_for(colors: Color | Sequence[Color] | None, count: int) -> list[tupl
     return [color_rgb(color) for color in colors]  # type: ignore[arg-type]
 
 
-def _draw_leader(picture: Picture, box: Any, place: Any, color: tuple[int, int, int], scale: Scale) -> None:
+def _draw_leader(image: ImageArray, box: Any, place: Any, color: tuple[int, int, int], scale: Scale) -> None:
     """A thin line from a label to its box where the two do not touch."""
     across, down = (int(gap[0]) for gap in gaps(place[None], box))
     if max(across, down) <= scale.halo + 1:
@@ -326,4 +326,4 @@ def _draw_leader(picture: Picture, box: Any, place: Any, color: tuple[int, int, 
     end = np.clip(middle, box[:2], box[2:] - 1)
     start = np.clip(end, place[:2], place[2:] - 1)
     for paint, thickness in ((contrast_to(color), scale.line + 2 * scale.halo), (color, scale.line)):
-        cv2.line(picture, tuple(start.tolist()), tuple(end.tolist()), paint, thickness, cv2.LINE_AA)
+        cv2.line(image, tuple(start.tolist()), tuple(end.tolist()), paint, thickness, cv2.LINE_AA)

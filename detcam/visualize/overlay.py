@@ -1,4 +1,4 @@
-"""Pictures of heatmaps: overlays, boxes with captions, panels, grids, and saving them.
+"""Images of heatmaps: overlays, boxes with captions, panels, grids, and saving them.
 
 Images are HxWx3 arrays, 3xHxW tensors (uint8, or float in [0, 1]) or PIL images; heatmaps are (H, W) arrays
 or tensors in [0, 1] of the image's size. What comes back is an HxWx3 uint8 array.
@@ -16,11 +16,11 @@ import torch
 from detcam.utils.opencv import cv2
 from detcam.visualize import drawing
 from detcam.visualize.convert import (
-    Picture,
+    ImageArray,
     as_array,
     as_heatmap,
+    as_image,
     as_mask,
-    as_picture,
     as_unit_image,
     colormap_code,
     save_image,
@@ -43,7 +43,7 @@ __all__ = [
 DEFAULT_COLORMAP = "inferno"
 OVERLAY_ALPHA = 0.8
 OUTLINE_COLOR = (255, 255, 255)
-SMALLEST_PANEL = 192  # a picture whose longer side is below this is enlarged by a whole factor in a panel
+SMALLEST_PANEL = 192  # an image whose longer side is below this is enlarged by a whole factor in a panel
 LARGEST_FIGURE = 4096  # pixels on the longer side of a grid
 SHAPE_OF_FIGURE = 1.6  # width to height, what a grid aims at when the number of columns is left open
 
@@ -54,10 +54,10 @@ def show_cam_on_image(
     use_rgb: bool = False,
     colormap: str | int = DEFAULT_COLORMAP,
     image_weight: float = 0.5,
-) -> Picture:
+) -> ImageArray:
     """Blend a heatmap over an image with one weight: `image_weight * img + (1 - image_weight) * heat`.
 
-    The sum is divided by its maximum. `overlay_heatmap` keeps the picture clear where nothing is hot.
+    The sum is divided by its maximum. `overlay_heatmap` keeps the image clear where nothing is hot.
 
     Args:
         img: Image, RGB or BGR.
@@ -125,7 +125,7 @@ def preprocess_image(
     return ((pixels - column[0]) / column[1])[None]
 
 
-def deprocess_image(img: Any) -> Picture:
+def deprocess_image(img: Any) -> ImageArray:
     """A gradient image made visible: mean 0.5 and standard deviation 0.1, clipped to [0, 1], as uint8.
 
     Args:
@@ -148,14 +148,14 @@ def deprocess_image(img: Any) -> Picture:
 
 def overlay_heatmap(
     image: Any, heatmap: Any, *, colormap: str | int = DEFAULT_COLORMAP, alpha: float = OVERLAY_ALPHA
-) -> Picture:
-    """An overlay drawn to be read: opacity grows with heat, and the picture shows where nothing is hot.
+) -> ImageArray:
+    """An overlay drawn to be read: opacity grows with heat, and the image shows where nothing is hot.
 
     A pixel of heat h is `(1 - alpha * h) * image + alpha * h * colormap(h)`.
 
     Args:
         image: Image, RGB.
-        heatmap: (H, W) in [0, 1]; all zeros give the plain picture.
+        heatmap: (H, W) in [0, 1]; all zeros give the plain image.
         colormap: Name or OpenCV number; best a perceptually uniform one (inferno, viridis, cividis).
         alpha: Opacity at heat 1, in [0, 1].
 
@@ -163,18 +163,18 @@ def overlay_heatmap(
         TypeError: Something is neither array nor tensor.
         ValueError: Sizes differ, values lie outside [0, 1] or are NaN, or an unknown colormap.
     """
-    picture = as_picture(image)
-    heat = as_heatmap(heatmap, picture.shape[:2]).astype(np.float32)
+    pixels = as_image(image)
+    heat = as_heatmap(heatmap, pixels.shape[:2]).astype(np.float32)
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha must lie in [0, 1], got {alpha}")
-    return _blend(picture, heat, colormap, alpha)
+    return _blend(pixels, heat, colormap, alpha)
 
 
-def _blend(picture: Picture, heat: np.ndarray[Any, Any], colormap: str | int, alpha: float) -> Picture:
+def _blend(image: ImageArray, heat: np.ndarray[Any, Any], colormap: str | int, alpha: float) -> ImageArray:
     table = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], colormap_code(colormap))[:, 0, ::-1]
     colors = table[np.rint(heat * 255).astype(np.uint8)]
     opacity = (alpha * heat)[..., None]
-    return np.rint(picture + opacity * (colors.astype(np.float32) - picture)).astype(np.uint8)
+    return np.rint(image + opacity * (colors.astype(np.float32) - image)).astype(np.uint8)
 
 
 def render(
@@ -186,10 +186,10 @@ def render(
     caption: str = "",
     colormap: str | int = DEFAULT_COLORMAP,
     color_bar: bool = True,
-) -> Picture:
-    """One target's panel: overlay, the target's outline, a caption below and a colour bar beside the picture.
+) -> ImageArray:
+    """One target's panel: overlay, the target's outline, a caption below and a colour bar beside the image.
 
-    Nothing but the outline is drawn over the overlay, which fills the panel's upper left corner. A picture
+    Nothing but the outline is drawn over the overlay, which fills the panel's upper left corner. An image
     with a longer side below 192 pixels is enlarged by a whole factor, so that text beside it can be read.
 
     Args:
@@ -203,35 +203,35 @@ def render(
 
     Raises:
         TypeError: Something is of the wrong type.
-        ValueError: Sizes differ, values lie outside [0, 1] or are NaN, or a box outside of the picture.
+        ValueError: Sizes differ, values lie outside [0, 1] or are NaN, or a box outside of the image.
     """
-    picture = overlay_heatmap(image, heatmap, colormap=colormap)
-    size_hw = picture.shape[:2]
+    pixels = overlay_heatmap(image, heatmap, colormap=colormap)
+    size_hw = pixels.shape[:2]
     region = np.zeros(size_hw, bool) if mask is None else as_mask(mask, size_hw)
-    picture, factor = _enlarge(picture)
-    height, width = picture.shape[:2]
+    pixels, factor = _enlarge(pixels)
+    height, width = pixels.shape[:2]
     scale = drawing.scale_for(height, width)
     if mask is not None:
         region = region.repeat(factor, axis=0).repeat(factor, axis=1)
-        drawing.draw_outline(picture, region, OUTLINE_COLOR, scale.line, scale.halo)
+        drawing.draw_outline(pixels, region, OUTLINE_COLOR, scale.line, scale.halo)
     if box_xyxy is not None:
         boxes = drawing.pixel_boxes([box_xyxy], size_hw)
-        picture = draw_boxes(picture, boxes * factor, colors=OUTLINE_COLOR)
+        pixels = draw_boxes(pixels, boxes * factor, colors=OUTLINE_COLOR)
     if color_bar:
-        picture = np.concatenate([picture, _color_bar(height, scale, colormap)], axis=1)
+        pixels = np.concatenate([pixels, _color_bar(height, scale, colormap)], axis=1)
     if caption.strip():
         strip = drawing.text_strip(caption, width, scale.font)
-        beside = ((0, 0), (0, picture.shape[1] - width), (0, 0))
-        picture = np.concatenate([picture, np.pad(strip, beside, constant_values=255)])
-    return picture
+        beside = ((0, 0), (0, pixels.shape[1] - width), (0, 0))
+        pixels = np.concatenate([pixels, np.pad(strip, beside, constant_values=255)])
+    return pixels
 
 
-def _enlarge(picture: Picture) -> tuple[Picture, int]:
-    factor = max(1, math.ceil(SMALLEST_PANEL / max(picture.shape[:2])))
-    return picture.repeat(factor, axis=0).repeat(factor, axis=1), factor
+def _enlarge(image: ImageArray) -> tuple[ImageArray, int]:
+    factor = max(1, math.ceil(SMALLEST_PANEL / max(image.shape[:2])))
+    return image.repeat(factor, axis=0).repeat(factor, axis=1), factor
 
 
-def _color_bar(height: int, scale: drawing.Scale, colormap: str | int) -> Picture:
+def _color_bar(height: int, scale: drawing.Scale, colormap: str | int) -> ImageArray:
     """The colours as they come out over a light grey, from 1 above to 0 below, with a margin on its left."""
     width = max(8, scale.font)
     ramp = np.linspace(1, 0, height, dtype=np.float32)[:, None].repeat(width, axis=1)
@@ -254,7 +254,7 @@ def grid(
     columns: int | None = None,
     titles: Sequence[str] | None = None,
     original: Any = None,
-) -> Picture:
+) -> ImageArray:
     """Several panels in one figure, scaled to one height, with titles above them.
 
     Args:
@@ -267,23 +267,23 @@ def grid(
         White figure; panels shrink where its longer side would pass 4096 pixels.
 
     Raises:
-        TypeError: A panel is not a picture, or `panels` is a single one.
+        TypeError: A panel is not an image, or `panels` is a single one.
         ValueError: No panels, fewer than one column, or as many titles as do not fit.
     """
     if isinstance(panels, (np.ndarray, torch.Tensor)) and panels.ndim != 4:
-        raise TypeError("panels must be a list of pictures, got a single array; wrap it: [panel]")
-    pictures = [as_picture(panel, f"panels[{i}]") for i, panel in enumerate(panels)]
-    if not pictures:
-        raise ValueError("panels must hold at least one picture, got none")
+        raise TypeError("panels must be a list of images, got a single array; wrap it: [panel]")
+    images = [as_image(panel, f"panels[{i}]") for i, panel in enumerate(panels)]
+    if not images:
+        raise ValueError("panels must hold at least one image, got none")
     if columns is not None and columns < 1:
         raise ValueError(f"columns must be at least 1, got {columns}")
-    if isinstance(titles, str) or (titles is not None and len(titles) != len(pictures)):
-        raise ValueError(f"titles must be a list of one per panel ({len(pictures)}), got {titles!r}")
-    names = list(titles) if titles is not None else [""] * len(pictures)
-    height = round(float(np.median([p.shape[0] for p in pictures])))
-    scaled = [_to_height(p, height) for p in pictures]
+    if isinstance(titles, str) or (titles is not None and len(titles) != len(images)):
+        raise ValueError(f"titles must be a list of one per panel ({len(images)}), got {titles!r}")
+    names = list(titles) if titles is not None else [""] * len(images)
+    height = round(float(np.median([p.shape[0] for p in images])))
+    scaled = [_to_height(p, height) for p in images]
     if original is not None:
-        scaled.insert(0, _beside(_enlarge(as_picture(original, "original"))[0], pictures[0], height))
+        scaled.insert(0, _beside(_enlarge(as_image(original, "original"))[0], images[0], height))
         names.insert(0, "original")
     if columns is None:
         columns = _best_columns([p.shape[1] for p in scaled], height)
@@ -296,15 +296,15 @@ def grid(
     return _assemble([_to_height(p, height) for p in scaled], names, min(columns, len(scaled)), height)
 
 
-def _to_height(picture: Picture, height: int) -> Picture:
-    if picture.shape[0] == height:
-        return picture
-    width = max(1, round(picture.shape[1] * height / picture.shape[0]))
-    way = cv2.INTER_AREA if height < picture.shape[0] else cv2.INTER_CUBIC
-    return np.asarray(cv2.resize(picture, (width, height), interpolation=way), np.uint8)
+def _to_height(image: ImageArray, height: int) -> ImageArray:
+    if image.shape[0] == height:
+        return image
+    width = max(1, round(image.shape[1] * height / image.shape[0]))
+    way = cv2.INTER_AREA if height < image.shape[0] else cv2.INTER_CUBIC
+    return np.asarray(cv2.resize(image, (width, height), interpolation=way), np.uint8)
 
 
-def _beside(original: Picture, panel: Picture, height: int) -> Picture:
+def _beside(original: ImageArray, panel: ImageArray, height: int) -> ImageArray:
     """The original as a panel; with white where the panels have `render`'s caption and bar."""
     more = np.array(panel.shape[:2]) - original.shape[:2]
     if (more >= 0).all() and (more * 2 <= original.shape[:2]).all():
@@ -321,20 +321,20 @@ def _best_columns(widths: Sequence[int], height: int) -> int:
     return min(range(1, len(widths) + 1), key=misfit)
 
 
-def _assemble(pictures: Sequence[Picture], titles: Sequence[str], columns: int, height: int) -> Picture:
+def _assemble(images: Sequence[ImageArray], titles: Sequence[str], columns: int, height: int) -> ImageArray:
     size, gap = max(12, round(height * 0.045)), max(4, round(height * 0.025))
-    widths = [max(p.shape[1] for p in pictures[i::columns]) for i in range(columns)]
+    widths = [max(p.shape[1] for p in images[i::columns]) for i in range(columns)]
     lefts = np.cumsum([gap] + [width + gap for width in widths])
     rows = [np.full((gap, lefts[-1], 3), 255, np.uint8)]
-    for start in range(0, len(pictures), columns):
-        row = range(start, min(start + columns, len(pictures)))
+    for start in range(0, len(images), columns):
+        row = range(start, min(start + columns, len(images)))
         strips = [drawing.text_strip(titles[i], widths[i - start], size) for i in row] if any(titles) else []
         head = max((strip.shape[0] for strip in strips), default=0)
         canvas = np.full((head + height + gap, lefts[-1], 3), 255, np.uint8)
         for left, width, strip in zip(lefts, widths, strips, strict=False):
             canvas[: strip.shape[0], left : left + width] = strip
         for left, width, i in zip(lefts, widths, row, strict=False):
-            across = left + (width - pictures[i].shape[1]) // 2
-            canvas[head : head + height, across : across + pictures[i].shape[1]] = pictures[i]
+            across = left + (width - images[i].shape[1]) // 2
+            canvas[head : head + height, across : across + images[i].shape[1]] = images[i]
         rows.append(canvas)
     return np.concatenate(rows)

@@ -1,4 +1,4 @@
-"""Classifiers: what they report, how pictures reach them, and what the maps show on a real photograph."""
+"""Classifiers: what they report, how images reach them, and what the maps show on a real photograph."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from detcam.adapters.classification import IMAGENET_MEAN, IMAGENET_STD, Classifi
 from detcam.targets import ClassifierOutputTarget
 from tests.helpers import Snapshot, TinyCNN
 
-PICTURES = [torch.rand(3, 40, 64, generator=torch.Generator().manual_seed(i)) for i in range(3)]
+IMAGES = [torch.rand(3, 40, 64, generator=torch.Generator().manual_seed(i)) for i in range(3)]
 
 
 def adapted(model: nn.Module, **options: object) -> ClassificationAdapter:
@@ -28,14 +28,14 @@ def adapted(model: nn.Module, **options: object) -> ClassificationAdapter:
 
 
 class TestPredict:
-    def test_scores_are_the_models_own_softmax_of_the_prepared_picture(self) -> None:
+    def test_scores_are_the_models_own_softmax_of_the_prepared_image(self) -> None:
         model = TinyCNN(classes=7)
         adapter = adapted(model)
         before = Snapshot(model)
-        found = adapter.predict(PICTURES, top_k=5)
+        found = adapter.predict(IMAGES, top_k=5)
         before.check()
-        for picture, one in zip(PICTURES, found, strict=True):
-            small = nn.functional.interpolate(picture[None], (32, 48), mode="bilinear", antialias=True)[0]
+        for image, one in zip(IMAGES, found, strict=True):
+            small = nn.functional.interpolate(image[None], (32, 48), mode="bilinear", antialias=True)[0]
             mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
             expected = model(((small - mean[:, None, None]) / std[:, None, None])[None])[0].softmax(0)
             scores, labels = expected.sort(descending=True)
@@ -45,23 +45,23 @@ class TestPredict:
 
     def test_the_top_class_unless_asked_for_more(self) -> None:
         adapter = adapted(TinyCNN(classes=7))
-        everything = adapter.predict(PICTURES[0], top_k=7)[0]
-        assert adapter.predict(PICTURES[0])[0].labels.tolist() == everything.labels[:1].tolist()
-        asked = adapter.predict(PICTURES[0], labels=[4, 2])[0]
+        everything = adapter.predict(IMAGES[0], top_k=7)[0]
+        assert adapter.predict(IMAGES[0])[0].labels.tolist() == everything.labels[:1].tolist()
+        asked = adapter.predict(IMAGES[0], labels=[4, 2])[0]
         assert sorted(asked.labels.tolist()) == [2, 4]
-        assert adapter.predict(PICTURES[0], labels=[4, 2], top_k=1)[0].labels.tolist() == asked.labels[:1].tolist()
+        assert adapter.predict(IMAGES[0], labels=[4, 2], top_k=1)[0].labels.tolist() == asked.labels[:1].tolist()
         threshold = float(everything.scores[2])
-        above = adapter.predict(PICTURES[0], score_threshold=threshold)[0]
+        above = adapter.predict(IMAGES[0], score_threshold=threshold)[0]
         assert above.labels.tolist() == everything.labels[:3].tolist()
 
     def test_a_label_that_the_model_does_not_have_is_refused(self) -> None:
         with pytest.raises(ValueError, match="class index from 0 to 6"):
-            adapted(TinyCNN(classes=7)).predict(PICTURES[0], labels=[7])
+            adapted(TinyCNN(classes=7)).predict(IMAGES[0], labels=[7])
 
     def test_explained_scores_are_the_logits_of_the_reported_classes(self) -> None:
         adapter = adapted(TinyCNN(classes=7))
-        found = adapter.predict(PICTURES, top_k=3)
-        for result, one in zip(HiResCAM(adapter).explain(PICTURES, found), found, strict=True):
+        found = adapter.predict(IMAGES, top_k=3)
+        for result, one in zip(HiResCAM(adapter).explain(IMAGES, found), found, strict=True):
             logits = result.scores
             expected = one.scores.log() - one.scores.log()[0]
             torch.testing.assert_close(logits - logits[0], expected, atol=1e-4, rtol=0)
@@ -75,22 +75,22 @@ def test_a_single_logit_tells_class_one_from_class_zero(shape: tuple[int, ...]) 
 
     model = Binary()
     adapter = adapted(model, names=["healthy", "ill"])
-    batch = adapter.prepare(PICTURES)
+    batch = adapter.prepare(IMAGES)
     logits = model(batch.inputs).flatten().tolist()
     assert min(logits) < 0 < max(logits), "both classes must occur"
-    found = adapter.predict(PICTURES)
+    found = adapter.predict(IMAGES)
     for one, logit in zip(found, logits, strict=True):
         assert one.labels.tolist() == [int(logit > 0)]
         assert one.name(0) == ("ill" if logit > 0 else "healthy")
         assert float(one.scores[0]) == pytest.approx(1 / (1 + math.exp(-abs(logit))), abs=1e-5)
-    both = adapter.predict(PICTURES[0], top_k=2)[0]
+    both = adapter.predict(IMAGES[0], top_k=2)[0]
     assert float(both.scores.sum()) == pytest.approx(1.0, abs=1e-6)
     cam = HiResCAM(adapter)
-    results = cam.explain(PICTURES, found)
+    results = cam.explain(IMAGES, found)
     for result, logit in zip(results, logits, strict=True):
         assert float(result.scores[0]) == pytest.approx(abs(logit), abs=1e-4)
-    default = cam.explain(PICTURES)
-    zero, one = (cam.explain(PICTURES[0], [adapter.targets_of(both)[i]])[0].saliency[0] for i in (0, 1))
+    default = cam.explain(IMAGES)
+    zero, one = (cam.explain(IMAGES[0], [adapter.targets_of(both)[i]])[0].saliency[0] for i in (0, 1))
     torch.testing.assert_close(zero, -one)
     for result, same in zip(results, default, strict=True):
         assert torch.equal(result.saliency[0], same.saliency[0])
@@ -103,7 +103,7 @@ class TestOutputs:
             lambda out: SimpleNamespace(logits=out, hidden_states=None),
             lambda out: {"loss": out.sum(), "logits": out},
         ]
-        expected = GradCAM(adapted(plain))(PICTURES)
+        expected = GradCAM(adapted(plain))(IMAGES)
         for wrap in wraps:
 
             class Wrapped(nn.Module):
@@ -115,7 +115,7 @@ class TestOutputs:
                     return self.wrap(self.inner(x))
 
             adapter = adapted(Wrapped().eval(), target_layers="inner.relu2")
-            for found, wanted in zip(GradCAM(adapter)(PICTURES), expected, strict=True):
+            for found, wanted in zip(GradCAM(adapter)(IMAGES), expected, strict=True):
                 assert torch.equal(found, wanted)
 
     def test_what_are_no_logits_is_refused(self) -> None:
@@ -136,7 +136,7 @@ class TestOutputs:
 
 
 class TestPreparation:
-    def test_the_whole_picture_is_stretched_and_maps_come_back_to_its_pixels(self) -> None:
+    def test_the_whole_image_is_stretched_and_maps_come_back_to_its_pixels(self) -> None:
         adapter = adapted(TinyCNN())
         batch = adapter.prepare([torch.rand(3, 64, 24), torch.rand(3, 16, 96)])
         assert batch.inputs.shape == (2, 3, 32, 48)
@@ -174,7 +174,7 @@ def test_auxiliary_heads_are_silent_in_eval_mode() -> None:
     before = Snapshot(model)
     with pytest.warns(UserWarning, match="training mode"):
         adapter = adapt(model, image_size=64)
-        found = GradCAM(adapter)(PICTURES[:1])
+        found = GradCAM(adapter)(IMAGES[:1])
     before.check()
     assert adapter.layer_names == ["inception5b"] and found[0].shape == (1, 40, 64)
 

@@ -202,7 +202,7 @@ def test_a_real_detector_by_other_people(data: Path) -> None:
         image_size=352,
         preprocess=lambda x: x.flip(0),
         score_threshold=0.55,
-        max_batch_size=1,  # the exported graph is for one picture
+        max_batch_size=1,  # the exported graph is for one image
         names=names,
     )
     several = adapter.predict([data / "photos" / "bus.jpg", data / "photos" / "dog_cat.png"])
@@ -228,11 +228,11 @@ def test_a_real_detector_by_other_people(data: Path) -> None:
 
 
 class OneAtATime(SquareFinder):
-    """As exported networks often are: the number of pictures is fixed."""
+    """As exported networks often are: the number of images is fixed."""
 
     def forward(self, x: Tensor) -> Tensor:
         if len(x) != 1:
-            raise RuntimeError(f"expected one picture; got {len(x)}")
+            raise RuntimeError(f"expected one image; got {len(x)}")
         return super().forward(x)
 
 
@@ -240,7 +240,7 @@ class OneAtATime(SquareFinder):
 @pytest.mark.parametrize(
     "name", ["occlusion", "drise", "probecam", "reachcam", "scorecam", "ablationcam", "reciprocam"]
 )
-def test_networks_that_take_one_picture_at_a_time_get_one(name: str) -> None:
+def test_networks_that_take_one_image_at_a_time_get_one(name: str) -> None:
     options: dict[str, Any] = {"drise": {"passes": 8}, "occlusion": {"grid": 4, "window": 1}}.get(name, {})
     maps = []
     for network, most in ((SquareFinder(), None), (OneAtATime(), 1)):

@@ -123,8 +123,8 @@ def test_maps_explain_the_cosine_similarity(target: type[SimilarityToConceptTarg
     concept = embed(adapter, BATCH[:2])
     results = HiResCAM(adapter).explain(BATCH, [[target(concept)]] * 3)
     slow = copy.deepcopy(model).double()
-    for picture, result in zip(BATCH.double(), results, strict=True):
-        activation = slow.relu2(slow.conv2(slow.relu1(slow.conv1(picture[None])))).detach().requires_grad_(True)
+    for image, result in zip(BATCH.double(), results, strict=True):
+        activation = slow.relu2(slow.conv2(slow.relu1(slow.conv1(image[None])))).detach().requires_grad_(True)
         vector = (activation * activation).mean((2, 3))[0]
         cosines = [(vector @ c) / (vector.norm() * c.norm()) for c in concept.double()]
         score = sum(cosines) / 2
@@ -136,17 +136,17 @@ def test_maps_explain_the_cosine_similarity(target: type[SimilarityToConceptTarg
 
 
 @pytest.mark.filterwarnings("ignore::detcam.EmptyMapWarning")
-def test_pictures_of_any_size_and_the_one_line_way() -> None:
+def test_images_of_any_size_and_the_one_line_way() -> None:
     adapter = embedder(TinyCNN(), image_size=(24, 32))
-    pictures = [torch.rand(3, 20, 50), torch.rand(3, 60, 30)]
-    concept = embed(adapter, pictures)
+    images = [torch.rand(3, 20, 50), torch.rand(3, 60, 30)]
+    concept = embed(adapter, images)
     assert concept.shape == (2, 5) and concept.dtype == torch.float32 and not concept.requires_grad
-    prepared = adapter.prepare(pictures).inputs
+    prepared = adapter.prepare(images).inputs
     torch.testing.assert_close(concept, pooled(adapter.model, prepared).detach())
     targets = [SimilarityToConceptTarget(concept[1])] * 2
-    maps = GradCAM(adapter)(pictures, targets)
+    maps = GradCAM(adapter)(images, targets)
     assert [tuple(one.shape) for one in maps] == [(1, 20, 50), (1, 60, 30)]
-    for found, expected in zip(explain(adapter, pictures, method="gradcam", targets=targets), maps, strict=True):
+    for found, expected in zip(explain(adapter, images, method="gradcam", targets=targets), maps, strict=True):
         assert torch.equal(torch.as_tensor(found.heatmaps), expected)
 
 
@@ -159,7 +159,7 @@ def test_without_targets_it_says_what_to_pass() -> None:
 
 
 def test_a_cat_is_found_by_its_likeness_to_another_cat(reference: ModuleType, photos: Path) -> None:
-    """The likeness to a picture of cats lies on the cat, the likeness to one of dogs on the dog."""
+    """The likeness to an image of cats lies on the cat, the likeness to one of dogs on the dog."""
     from PIL import Image
 
     adapter = embedder(reference.efficientnet_lite0())

@@ -19,7 +19,7 @@ from detcam.adapters.windows import cut, reach
 from detcam.detections import Source
 from detcam.targets import BoxTarget
 from tests.adapters import torchvision_contract as contract
-from tests.adapters.torchvision_contract import CLASSES, pictures
+from tests.adapters.torchvision_contract import CLASSES, make_images
 
 SMALL: dict[str, Any] = {"score_thresh": 0.0, "detections_per_img": 8, "topk_candidates": 30}
 REFERENCE: dict[str, Any] = {**SMALL, "weights": None, "weights_backbone": None, "num_classes": CLASSES}
@@ -27,7 +27,7 @@ FPN: dict[str, Any] = {**REFERENCE, "min_size": 96, "max_size": 160}
 
 
 class Patches(nn.Module):
-    """Two levels of patches that do not overlap, so that a mirrored picture gives mirrored maps."""
+    """Two levels of patches that do not overlap, so that a mirrored image gives mirrored maps."""
 
     def __init__(self, channels: int = 8) -> None:
         super().__init__()
@@ -152,7 +152,7 @@ def test_nothing_found(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_box_without_source_is_asked_where_it_fits_best(model: Any) -> None:
-    image = pictures()[1]
+    image = make_images()[1]
     boxes, scores = everything(model, image)
     targets, wanted = [], []
     for box, label in (((20.0, 10.0, 60.0, 60.0), 1), ((0.0, 0.0, 100.0, 128.0), 2), ((70.0, 90.0, 99.0, 120.0), 1)):
@@ -171,7 +171,7 @@ def test_box_without_source_is_asked_where_it_fits_best(model: Any) -> None:
 def test_reference_ssd() -> None:
     """In single precision, and once, because VGG is slow."""
     model = build("ssd300_vgg16")
-    image = pictures()[0].float()
+    image = make_images()[0].float()
     adapter = adapt(model)
     found = adapter.predict(image)[0]
     literal = contract.Literal(model, image)
@@ -185,7 +185,7 @@ def test_reference_ssd() -> None:
 
 @pytest.mark.parametrize("model", ["small_fcos", "fcos_resnet50_fpn"], indirect=True, scope="module")
 def test_objectness_is_the_centreness(model: Any) -> None:
-    image = pictures()[0]
+    image = make_images()[0]
     adapter = adapt(model)
     found = adapter.predict(image)[0]
     literal = contract.Literal(model, image, [model.head])
@@ -204,13 +204,13 @@ def test_objectness_is_the_centreness(model: Any) -> None:
 def test_families_without_objectness_say_so() -> None:
     model = build("small_retinanet")
     with pytest.raises(ValueError, match="no objectness"):
-        contract.ask(adapt(model), pictures()[0], [BoxTarget((10, 10, 50, 50), 1, quantity="objectness")])
+        contract.ask(adapt(model), make_images()[0], [BoxTarget((10, 10, 50, 50), 1, quantity="objectness")])
 
 
 @pytest.mark.parametrize("model", SMALL_ONES, indirect=True, scope="module")
 def test_target_layer_inside_the_head(model: Any) -> None:
     """Same scores; and the gradient at the last convolution's input, seen from the outside."""
-    image = pictures()[0]
+    image = make_images()[0]
     where = "head.classification_head.module_list" if isinstance(model, SSD) else "head.classification_head.conv"
     layers = [f"{where}.{level}" for level in range(2)] if isinstance(model, SSD) else [where]
     plain = adapt(model)
@@ -238,7 +238,7 @@ def test_mirrored_source_gives_the_mirrored_detection(family: str) -> None:
     for layer in where:  # a mirrored offset changes its sign, so boxes stay at their anchors
         layer.weight.data.zero_()
         layer.bias.data.fill_(1.0 if family == "small_fcos" else 0.0)
-    image = pictures()[0]
+    image = make_images()[0]
     adapter = adapt(model)
     found, other = adapter.predict([image, image.flip(-1)])
     targets = [target.hflip(128) for target in adapter.targets_of(found)]
@@ -252,9 +252,9 @@ def test_sources_of_another_model_are_refused() -> None:
     adapter = adapt(build("small_retinanet"))
     for source in (Source("anchor", 7, 0, (10.0, 10.0)), Source("anchor", 0, 5, (10.0, 10.0))):
         with pytest.raises(ValueError, match="another model"):
-            contract.ask(adapter, pictures()[0], [BoxTarget((10, 10, 50, 50), 1, source)])
+            contract.ask(adapter, make_images()[0], [BoxTarget((10, 10, 50, 50), 1, source)])
     with pytest.raises(ValueError, match="no centre"):
-        contract.ask(adapter, pictures()[0], [BoxTarget((10, 10, 50, 50), 1, Source("proposal"))])
+        contract.ask(adapter, make_images()[0], [BoxTarget((10, 10, 50, 50), 1, Source("proposal"))])
 
 
 @pytest.mark.parametrize("family", SMALL_ONES)

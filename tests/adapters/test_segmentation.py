@@ -66,7 +66,7 @@ def torchvision_model(name: str, **options: Any) -> nn.Module:
     return model
 
 
-def pictures() -> list[Tensor]:
+def make_images() -> list[Tensor]:
     """Two of different shapes, neither square nor of sizes that a network likes."""
     generator = torch.Generator().manual_seed(1)
     coarse = [torch.rand(1, 3, 5, 6, generator=generator), torch.rand(1, 3, 5, 4, generator=generator)]
@@ -83,7 +83,7 @@ def own_logits(
     std: tuple[float, ...] = IMAGENET_STD,
     read: Callable[[Any], Tensor] = lambda raw: raw,
 ) -> Tensor:
-    """(C, H, W) logits on the picture by the model's own forward pass, prepared and resized by hand."""
+    """(C, H, W) logits on the image by the model's own forward pass, prepared and resized by hand."""
     height, width = image.shape[1:]
     resized = F.interpolate(image[None], stretched, mode="bilinear", antialias=True) if stretched else image[None]
     normalised = (resized - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
@@ -100,7 +100,7 @@ MULTIPLES = {"Unet": 1, "PSPNet": 8, "DeepLabV3": 8, "DeepLabV3Plus": 16, "PAN":
 @pytest.mark.parametrize("case", ARCHITECTURES)
 def test_every_architecture(case: str) -> None:
     architecture, options, layer = ARCHITECTURES[case]
-    model, images = smp_model(architecture, **options), pictures()
+    model, images = smp_model(architecture, **options), make_images()
     adapter = adapt(model)
     assert adapter.family == "segmentation-models-pytorch" and adapter.layer_names == [layer]
     stretched = {"DPT": (96, 96), "FPN swin": (64, 64)}.get(case)
@@ -136,7 +136,7 @@ def test_every_architecture(case: str) -> None:
     ],
 )
 def test_torchvision(name: str, layers: list[str]) -> None:
-    model, images = torchvision_model(name, num_classes=4), pictures()
+    model, images = torchvision_model(name, num_classes=4), make_images()
     adapter = adapt(model)
     assert isinstance(adapter, TorchvisionSegmentationAdapter) and adapter.layer_names == layers
     results = GradCAM(adapter).explain(images)
@@ -159,7 +159,7 @@ def test_voc_names_and_background() -> None:
     adapter: Any = adapt(model)
     assert adapter.names[15] == "person" and adapter.background == 0
     everything: Any = adapt(model, background=None)
-    image = pictures()[0]
+    image = make_images()[0]
     labels = everything.predict(image)[0].labels.tolist()
     with torch.no_grad():
         adapter.model.classifier.high_classifier.bias[0] += 1e3  # the background everywhere
@@ -177,7 +177,7 @@ def test_voc_names_and_background() -> None:
 
 def test_head_activations_do_not_hide_the_logits() -> None:
     plain = smp_model("Unet", **UNET)
-    image = pictures()[0]
+    image = make_images()[0]
     target = [[MaskTarget(2)]]
     expected = HiResCAM(adapt(plain)).explain(image, target)[0]
     for activation in ("softmax2d", "logsoftmax", "sigmoid", "tanh"):
@@ -201,7 +201,7 @@ def _without_activation(model: Any) -> nn.Module:
 
 
 def test_sigmoid_heads_are_multilabel() -> None:
-    model, image = smp_model("Unet", **UNET, activation="sigmoid"), pictures()[0]
+    model, image = smp_model("Unet", **UNET, activation="sigmoid"), make_images()[0]
     adapter: Any = adapt(model)
     assert adapter.multilabel is True
     with torch.no_grad():
@@ -220,7 +220,7 @@ def test_sigmoid_heads_are_multilabel() -> None:
 
 
 def test_one_channel_with_a_classification_head() -> None:
-    model, images = smp_model("Unet", **UNET, classes=1, aux_params={"classes": 2}), pictures()
+    model, images = smp_model("Unet", **UNET, classes=1, aux_params={"classes": 2}), make_images()
     adapter: Any = adapt(model, names=["polyp"])
     for image, found in zip(images, adapter.predict(images), strict=True):
         logits = own_logits(model, image, 1, read=lambda raw: raw[0])
@@ -239,16 +239,16 @@ def test_the_decoder_that_ends_in_a_coarse_grid_reports_its_reach() -> None:
     mask[60:64, 60:64] = True
     adapter = adapt(smp_model("FPN", decoder_segmentation_channels=32))
     with pytest.warns(ReachWarning, match="at decoder"):
-        HiResCAM(adapter)(pictures()[0], [MaskTarget(1, mask)])
+        HiResCAM(adapter)(make_images()[0], [MaskTarget(1, mask)])
 
 
-def test_pictures_are_normalised_as_the_encoder_was() -> None:
+def test_images_are_normalised_as_the_encoder_was() -> None:
     timm_encoder: Any = adapt(smp_model("Unet", encoder_name="tu-tf_efficientnet_lite0", **UNET))
     assert timm_encoder.mean == timm_encoder.std == (0.5, 0.5, 0.5)
     own: Any = adapt(smp_model("Unet", **UNET))
     assert (own.mean, own.std) == (IMAGENET_MEAN, IMAGENET_STD)
     asked: Any = adapt(smp_model("Unet", **UNET), mean=(0, 0, 0), std=(1, 1, 1))
-    image = pictures()[0]
+    image = make_images()[0]
     assert torch.equal(asked.prepare([image]).inputs[0], image)
 
 
@@ -284,12 +284,12 @@ def test_image_sizes() -> None:
 
 def test_detections_of_a_detector_are_refused() -> None:
     adapter = adapt(torchvision_model("lraspp_mobilenet_v3_large", num_classes=3))
-    found = adapter.predict(pictures()[0])[0]
+    found = adapter.predict(make_images()[0])[0]
     boxes_only = type(found)(found.boxes_xyxy, found.labels, found.scores, found.image_size_hw, found.source)
     with pytest.raises(ValueError, match="detections with masks"):
-        GradCAM(adapter)(pictures()[0], boxes_only)
+        GradCAM(adapter)(make_images()[0], boxes_only)
     with pytest.raises((TypeError, ValueError, AttributeError)):
-        GradCAM(adapter)(pictures()[0], [BoxTarget((1, 1, 9, 9), 1)])
+        GradCAM(adapter)(make_images()[0], [BoxTarget((1, 1, 9, 9), 1)])
 
 
 class Own(nn.Module):
@@ -328,7 +328,7 @@ class Answer:
     ],
 )
 def test_a_network_of_ones_own(wrap: Any, decode: Any, read: Any) -> None:
-    model, images = Own(wrap), pictures()
+    model, images = Own(wrap), make_images()
     before = Snapshot(model)
     adapter = segmenter(model, decode, multiple=4)
     assert adapter.layer_names == ["merge"]  # what the last used layer reads; the auxiliary head is not used

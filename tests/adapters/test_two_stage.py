@@ -25,7 +25,7 @@ from detcam.methods.vps import box_fit
 from detcam.metrics.scoring import Wanted
 from detcam.targets import BoxTarget, InstanceMaskTarget
 from tests.adapters import torchvision_contract as contract
-from tests.adapters.torchvision_contract import CLASSES, pictures
+from tests.adapters.torchvision_contract import CLASSES, make_images
 
 SMALL: dict[str, Any] = {
     "weights": None,
@@ -186,7 +186,7 @@ def test_against_is_a_difference_of_scores(model: Any) -> None:
 
 
 def test_box_without_source_is_scored_as_a_proposal(model: Any) -> None:
-    image = pictures()[0]
+    image = make_images()[0]
     box = (20.0, 10.0, 90.0, 60.0)
     with torch.no_grad():
         ready, _ = model.transform([image])
@@ -204,13 +204,13 @@ def test_box_without_source_is_scored_as_a_proposal(model: Any) -> None:
 
 
 def test_proposals_are_drawn_for_the_class_that_is_asked(model: Any) -> None:
-    image = pictures()[0]
+    image = make_images()[0]
     adapter = adapt(model)
     batch = adapter.prepare([image])
     with torch.no_grad():
         output: Any = adapter.outputs(adapter.forward(batch), batch)[0]
-    best, scores = output.proposals()
-    drawn = torch.stack([output.proposals(label)[0] for label in range(1, CLASSES)])
+    best, scores = output.raw_candidates()
+    drawn = torch.stack([output.raw_candidates(label)[0] for label in range(1, CLASSES)])
     assert (scores.sum(1) - 1).abs().max() < 1e-5
     row = torch.arange(len(best))
     torch.testing.assert_close(best, drawn[scores[:, 1:].argmax(1), row])
@@ -238,7 +238,7 @@ def test_proposals_are_drawn_for_the_class_that_is_asked(model: Any) -> None:
 
 
 def test_objectness_is_the_proposals_own(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    image = pictures()[0]
+    image = make_images()[0]
     adapter = adapt(model)
     detections = adapter.predict(image)[0]
     seen: list[Any] = []
@@ -263,7 +263,7 @@ def test_objectness_is_the_proposals_own(model: Any, monkeypatch: pytest.MonkeyP
 
 
 def test_objectness_gradient_is_that_of_the_rpn(model: Any) -> None:
-    image = pictures()[0]
+    image = make_images()[0]
     adapter = adapt(model)
     found = adapter.predict(image)[0]
     target = BoxTarget(tuple(found.boxes_xyxy[0]), int(found.labels[0]), found.source[0], "objectness")
@@ -282,7 +282,7 @@ def test_nothing_found(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("model", ["maskrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn_v2"], indirect=True, scope="module")
 def test_masks_of_instances(model: Any) -> None:
     contract.spread(model, [model.roi_heads.mask_predictor.mask_fcn_logits], 1.0)
-    image = pictures()[1]
+    image = make_images()[1]
     adapter = adapt(model)
     found = adapter.predict(image)[0]
     assert found.masks is not None and bool(found.masks.any())
@@ -306,7 +306,7 @@ def test_masks_of_instances(model: Any) -> None:
 
 @pytest.mark.parametrize("model", ["keypointrcnn_resnet50_fpn"], indirect=True, scope="module")
 def test_keypoints_are_the_models_own(model: Any) -> None:
-    image = pictures()[0]
+    image = make_images()[0]
     found = adapt(model).predict(image)[0].extras["keypoints"]
     with torch.no_grad():
         own = model([image])[0]
@@ -316,22 +316,22 @@ def test_keypoints_are_the_models_own(model: Any) -> None:
 
 @pytest.mark.parametrize("model", ["fasterrcnn_resnet50_fpn"], indirect=True, scope="module")
 def test_one_box_touches_its_own_level_only(model: Any) -> None:
-    image = pictures()[0]
+    image = make_images()[0]
     small, large = BoxTarget((10, 10, 30, 30), 1), BoxTarget((0, 0, 128, 96), 1)
     _, gradients = contract.ask(adapt(model), image, [small, large])
     touched = [[bool(level.any()) for level in found] for found in gradients]
     assert all(sum(levels) == 1 for levels in touched)
 
 
-def test_scales_of_the_first_picture_do_not_stay_in_the_model() -> None:
+def test_scales_of_the_first_image_do_not_stay_in_the_model() -> None:
     model = build("single_map")
     model.roi_heads.box_roi_pool.scales = model.roi_heads.box_roi_pool.map_levels = None
-    adapt(model).predict(pictures()[0])
+    adapt(model).predict(make_images()[0])
     assert model.roi_heads.box_roi_pool.scales is None
 
 
-def test_mirrored_box_scores_as_before_on_a_mirrored_picture() -> None:
-    """Pointwise layers see a mirrored picture mirrored; region pooling samples half a cell aside, hence the slack."""
+def test_mirrored_box_scores_as_before_on_a_mirrored_image() -> None:
+    """Pointwise layers see a mirrored image mirrored; region pooling samples half a cell aside, hence the slack."""
 
     class Pointwise(Strided):
         def __init__(self) -> None:
@@ -345,7 +345,7 @@ def test_mirrored_box_scores_as_before_on_a_mirrored_picture() -> None:
     torch.manual_seed(1)
     model = custom(Pointwise(), 1, num_classes=None, box_head=Mean(), box_predictor=OwnPredictor()).eval().double()
     contract.spread(model, [model.roi_heads.box_predictor.what], 1.5)
-    image = pictures()[0]
+    image = make_images()[0]
     adapter = adapt(model)
     found = adapter.predict(image)[0]
     targets = [target.hflip(128) for target in adapter.targets_of(found)]
@@ -370,7 +370,7 @@ def test_names_are_cocos_for_the_reference_head_only() -> None:
 
 @pytest.fixture(scope="module")
 def blood(data: Path, reference: ModuleType) -> tuple[Any, list[str]]:
-    """The trained detector of blood cells, and pictures."""
+    """The trained detector of blood cells, and images."""
     return reference.bccd_fasterrcnn(), [str(path) for path in sorted((data / "bccd" / "images").iterdir())[:2]]
 
 
@@ -386,7 +386,7 @@ def test_real_cells_are_found_pinned_and_explained_where_they_are(blood: tuple[A
             x1, y1, x2, y2 = (round(value) for value in box)
             inside.append(float(heatmap[y1:y2, x1:x2].sum() / heatmap.sum()))
     assert len(inside) >= 10
-    assert min(inside) > 0.5  # the boxes take 3 to 20 percent of the picture
+    assert min(inside) > 0.5  # the boxes take 3 to 20 percent of the image
     assert sum(inside) / len(inside) > 0.8
 
 

@@ -26,9 +26,9 @@ from ultralytics.utils.nms import non_max_suppression
 from tests.adapters.ultralytics_models import (
     CLASSES,
     END_TO_END,
+    IMAGES,
     NAMES,
     OPTIONS,
-    PICTURES,
     SIZE,
     array,
     assert_same_gradients,
@@ -47,9 +47,9 @@ pytestmark = pytest.mark.filterwarnings("ignore::detcam.ReachWarning", "ignore::
 def test_detections_equal_those_of_predict(name: str) -> None:
     wrapper = wrapped(name)
     adapter = adapt(wrapper, **options(name))
-    found = adapter.predict(PICTURES)
+    found = adapter.predict(IMAGES)
     more: dict[str, Any] = {"nms": False if name in END_TO_END else None, "retina_masks": "-seg" in name}
-    for image, ours in zip(PICTURES, found, strict=True):
+    for image, ours in zip(IMAGES, found, strict=True):
         theirs = wrapper.predict(array(image), verbose=False, **options(name), **more)[0]
         boxes = theirs.obb if "-obb" in name else theirs.boxes
         limit = torch.tensor([image.shape[2], image.shape[1]]).repeat(2)
@@ -73,12 +73,12 @@ def test_detections_equal_those_of_predict(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_detection_keeps_its_score_in_another_call_and_another_batch(name: str) -> None:
     adapter = adapt(network(name), image_size=SIZE, **options(name))
-    found = adapter.predict(PICTURES)
+    found = adapter.predict(IMAGES)
     for order in ([0], [2, 1, 0]):
-        results = GradCAM(adapter).explain([PICTURES[i] for i in order], [found[i] for i in order])
+        results = GradCAM(adapter).explain([IMAGES[i] for i in order], [found[i] for i in order])
         for i, result in zip(order, results, strict=True):
             assert torch.allclose(result.scores, found[i].scores, atol=1e-4)
-            assert result.heatmaps.shape == (len(found[i]), *PICTURES[i].shape[1:])
+            assert result.heatmaps.shape == (len(found[i]), *IMAGES[i].shape[1:])
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -86,7 +86,7 @@ def test_gradients_equal_those_through_the_whole_model(name: str) -> None:
     model = network(name)
     adapter = adapt(model, image_size=SIZE, **options(name))
     assert [adapter.model.model[i] for i in model.model[-1].f] == adapter.target_layers  # type: ignore[index]
-    inputs, fast = gradients(adapter, PICTURES[0])
+    inputs, fast = gradients(adapter, IMAGES[0])
     found, leaves = literal_run(model, inputs, adapter.target_layers)
     scalars = literal_scalars(name, found)
     if "-seg" in name:  # detections with an empty mask are no detections, for predict neither
@@ -103,11 +103,11 @@ def test_gradients_at_other_layers(name: str, layer: str) -> None:
     model = network(name)
     adapter = adapt(model, image_size=SIZE, target_layers=[layer], **options(name))
     level = (lambda d: [t for t in adapter.targets_of(d) if t.source.level == 0]) if "cv3" in layer else None
-    inputs, fast = gradients(adapter, PICTURES[0], level)
+    inputs, fast = gradients(adapter, IMAGES[0], level)
     found, leaves = literal_run(model, inputs, adapter.target_layers)
     scalars = literal_scalars(name, found)
     if level:
-        levels = [source.level for source in adapter.predict([PICTURES[0]])[0].source]
+        levels = [source.level for source in adapter.predict([IMAGES[0]])[0].source]
         scalars = [scalar for scalar, place in zip(scalars, levels, strict=True) if place == 0]
     assert_same_gradients(fast, scalars, leaves)
 
@@ -119,7 +119,7 @@ def test_cells_in_the_corners_see_the_padding_that_the_whole_map_has(name: str) 
     adapter = adapt(model, image_size=SIZE, **options(name))
     strides = [8, 16, 32]
     corners = [(level, y, x) for level in range(3) for y in (0, -1) for x in (0, 1)]
-    batch = adapter.prepare([PICTURES[0]])
+    batch = adapter.prepare([IMAGES[0]])
     shapes = [(batch.inputs.shape[2] // s, batch.inputs.shape[3] // s) for s in strides]
 
     def targets(_: Detections) -> list[BoxTarget]:
@@ -130,7 +130,7 @@ def test_cells_in_the_corners_see_the_padding_that_the_whole_map_has(name: str) 
             made += [BoxTarget((10, 10, 50, 50), 2, source), BoxTarget((10, 10, 50, 50), 2, source, quantity="width")]
         return made
 
-    inputs, fast = gradients(adapter, PICTURES[0], targets)
+    inputs, fast = gradients(adapter, IMAGES[0], targets)
     found, leaves = literal_run(model, inputs, adapter.target_layers)
     starts = [0, shapes[0][0] * shapes[0][1], shapes[0][0] * shapes[0][1] + shapes[1][0] * shapes[1][1]]
     scalars = []
@@ -152,9 +152,9 @@ def test_coordinates_can_be_explained(name: str) -> None:
         made = adapter.targets_of(found[:3])
         return [BoxTarget(t.box_xyxy, t.label, t.source, quantity=q) for t in made for q in ("x1", "height")]  # type: ignore[union-attr]
 
-    inputs, fast = gradients(adapter, PICTURES[0], targets)
+    inputs, fast = gradients(adapter, IMAGES[0], targets)
     found, leaves = literal_run(model, inputs, adapter.target_layers)
-    geometry = adapter.prepare([PICTURES[0]]).geometries[0]
+    geometry = adapter.prepare([IMAGES[0]]).geometries[0]
     if name == "yolo11n":
         kept = non_max_suppression(found[0].detach().clone(), 0.15, 0.5, nc=CLASSES, return_idxs=True)[1][0][:3]
         x, y, width, height = found[0][0, :4, kept]
@@ -173,7 +173,7 @@ def test_a_box_that_nobody_detected_is_asked_where_it_fits_best(name: str) -> No
     model = network(name)
     adapter = adapt(model, image_size=SIZE, **options(name))
     wanted, label = torch.tensor([[30.0, 20.0, 90.0, 100.0]]), 1
-    batch = adapter.prepare([PICTURES[0]])
+    batch = adapter.prepare([IMAGES[0]])
     geometry = batch.geometries[0]
     with torch.no_grad():
         found = model(batch.inputs)
@@ -183,22 +183,22 @@ def test_a_box_that_nobody_detected_is_asked_where_it_fits_best(name: str) -> No
         boxes, scores = found[0][0, :4].T, found[0][0, 4:].T
     corners = torch.cat([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2], 1)
     fit = box_iou(wanted, geometry.boxes_to_image(corners))[0] * scores[:, label]
-    (result,) = GradCAM(adapter).explain([PICTURES[0]], [[BoxTarget(tuple(wanted[0].tolist()), label)]])
+    (result,) = GradCAM(adapter).explain([IMAGES[0]], [[BoxTarget(tuple(wanted[0].tolist()), label)]])
     assert float(result.scores[0]) == pytest.approx(float(scores[fit.argmax(), label]), abs=1e-5)
 
 
-def test_a_mirrored_picture_is_asked_at_the_mirrored_cell() -> None:
+def test_a_mirrored_image_is_asked_at_the_mirrored_cell() -> None:
     model = network("yolo11n")
     adapter = adapt(model, image_size=SIZE, **OPTIONS)
-    (found,) = adapter.predict([PICTURES[0]])
+    (found,) = adapter.predict([IMAGES[0]])
     mirrored = [target.hflip(150) for target in adapter.targets_of(found)]  # type: ignore[attr-defined]
-    (result,) = GradCAM(adapter).explain([PICTURES[0].flip(-1)], [mirrored])
+    (result,) = GradCAM(adapter).explain([IMAGES[0].flip(-1)], [mirrored])
     with torch.no_grad():
-        maps = model(adapter.prepare([PICTURES[0].flip(-1)]).inputs)[1]["scores"].sigmoid()[0]
+        maps = model(adapter.prepare([IMAGES[0].flip(-1)]).inputs)[1]["scores"].sigmoid()[0]
     starts = np.cumsum([0, 16 * 20, 8 * 10])
     for score, source, label in zip(result.scores, found.source, found.labels, strict=True):
         stride, columns = 8 * 2**source.level, 20 // 2**source.level
-        x, y = adapter.prepare([PICTURES[0]]).geometries[0].point_to_input(source.center_xy)  # type: ignore[arg-type]
+        x, y = adapter.prepare([IMAGES[0]]).geometries[0].point_to_input(source.center_xy)  # type: ignore[arg-type]
         column, row = round(x / stride - 0.5), round(y / stride - 0.5)
         place = starts[source.level] + row * columns + columns - 1 - column
         assert float(score) == pytest.approx(float(maps[label, place]), abs=1e-5)
@@ -207,9 +207,9 @@ def test_a_mirrored_picture_is_asked_at_the_mirrored_cell() -> None:
 @pytest.mark.parametrize("name", ["yolo26n", "yolov8n-rtdetr"])
 def test_mirrored_and_brightened_views(name: str) -> None:
     adapter = adapt(network(name), image_size=SIZE, **options(name))
-    (found,) = adapter.predict([PICTURES[1]])
-    (plain,) = GradCAM(adapter)([PICTURES[1]], [found[:2]])
-    (smooth,) = GradCAM(adapter)([PICTURES[1]], [found[:2]], aug_smooth=True)
+    (found,) = adapter.predict([IMAGES[1]])
+    (plain,) = GradCAM(adapter)([IMAGES[1]], [found[:2]])
+    (smooth,) = GradCAM(adapter)([IMAGES[1]], [found[:2]], aug_smooth=True)
     assert smooth.shape == plain.shape and not torch.equal(smooth, plain)
     assert torch.isfinite(smooth).all() and float(smooth.max()) > 0
 
@@ -218,9 +218,9 @@ def test_queries_are_named_by_the_token_from_which_they_grew() -> None:
     """The encoder's box head starts at zero, so that a query's first box is its token's anchor: the cell's centre."""
     model = network("yolov8n-rtdetr")
     adapter = adapt(model, image_size=SIZE, conf=0.0, max_det=300)
-    (found,) = adapter.predict([PICTURES[0]])
+    (found,) = adapter.predict([IMAGES[0]])
     with torch.no_grad():
-        anchors = model(adapter.prepare([PICTURES[0]]).inputs)[1][2][0]
+        anchors = model(adapter.prepare([IMAGES[0]]).inputs)[1][2][0]
     for source in found.source[:50]:
         assert source.kind == "query" and source.center_xy is not None
         expected = (anchors[source.anchor, :2] * torch.tensor([150.0, 120.0])).tolist()
@@ -231,13 +231,13 @@ def test_queries_are_named_by_the_token_from_which_they_grew() -> None:
 def test_mask_targets_read_prototypes_times_coefficients_inside_the_box(name: str) -> None:
     model = network(name)
     adapter = adapt(model, image_size=SIZE, **options(name))
-    (found,) = adapter.predict([PICTURES[0]])
+    (found,) = adapter.predict([IMAGES[0]])
     targets = [
         InstanceMaskTarget(tuple(box), int(label), source)
         for box, label, source in zip(found.boxes_xyxy.tolist(), found.labels, found.source, strict=True)
     ]
-    (result,) = GradCAM(adapter).explain([PICTURES[0]], [targets])
-    batch = adapter.prepare([PICTURES[0]])
+    (result,) = GradCAM(adapter).explain([IMAGES[0]], [targets])
+    batch = adapter.prepare([IMAGES[0]])
     with torch.no_grad():
         (_, prototypes), raw = model(batch.inputs)
     raw = raw.get("one2one", raw)
@@ -261,14 +261,14 @@ def test_mask_targets_read_prototypes_times_coefficients_inside_the_box(name: st
 @pytest.mark.parametrize("name", ["yolo11n", "yolo26n-seg", "yolov8n-rtdetr"])
 def test_a_fused_model_with_inference_tensors_gives_the_same_and_stays_as_it_is(name: str) -> None:
     plain = adapt(network(name), image_size=SIZE, **options(name))
-    expected = plain.predict(PICTURES)
+    expected = plain.predict(IMAGES)
     with torch.inference_mode():  # what YOLO.predict leaves behind
         model = copy.deepcopy(network(name)).fuse(verbose=False)
         model(torch.rand(1, 3, 96, 96))
     assert any(parameter.is_inference() for parameter in model.parameters())
     snapshot, head = Snapshot(model), dict(model.model[-1].__dict__)
     adapter = adapt(model, image_size=SIZE, **options(name))
-    results = GradCAM(adapter).explain(PICTURES)
+    results = GradCAM(adapter).explain(IMAGES)
     for ours, result in zip(expected, results, strict=True):
         assert torch.allclose(result.scores, ours.scores, atol=1e-4)
         assert float(result.heatmaps.max()) > 0
@@ -281,12 +281,12 @@ def test_a_fused_model_with_inference_tensors_gives_the_same_and_stays_as_it_is(
 def test_a_model_in_training_is_explained_and_stays_in_training(name: str) -> None:
     model = copy.deepcopy(network(name))
     thresholds: dict[str, Any] = {} if "-cls" in name else {"conf": 0.15, "max_det": 3}
-    expected = GradCAM(adapt(model, image_size=SIZE, **thresholds)).explain(PICTURES[:2])
+    expected = GradCAM(adapt(model, image_size=SIZE, **thresholds)).explain(IMAGES[:2])
     model.train()
     model.model[0].eval()
     model.model[-1].export = True
     snapshot, head = Snapshot(model), dict(model.model[-1].__dict__)
-    results = GradCAM(adapt(model, image_size=SIZE, **thresholds)).explain(PICTURES[:2])
+    results = GradCAM(adapt(model, image_size=SIZE, **thresholds)).explain(IMAGES[:2])
     for before, after in zip(expected, results, strict=True):
         assert torch.equal(before.heatmaps, after.heatmaps)
 
@@ -294,14 +294,14 @@ def test_a_model_in_training_is_explained_and_stays_in_training(name: str) -> No
         raise KeyError("half-way")
 
     with pytest.raises(KeyError, match="half-way"):
-        GradCAM(adapt(model, image_size=SIZE)).explain(PICTURES[:1], [[refuse]])
+        GradCAM(adapt(model, image_size=SIZE)).explain(IMAGES[:1], [[refuse]])
     snapshot.check()
     assert dict(model.model[-1].__dict__) == head
 
 
 def test_either_branch_of_a_head_with_two_can_be_explained() -> None:
     model = network("yolo26n")
-    image = PICTURES[0]
+    image = IMAGES[0]
     one_to_one, one_to_many = (adapt(model, image_size=SIZE, nms=nms, **OPTIONS) for nms in (False, True))
     with torch.no_grad():
         raw = model(one_to_one.prepare([image]).inputs)[1]
@@ -320,7 +320,7 @@ def test_either_branch_of_a_head_with_two_can_be_explained() -> None:
 
 @pytest.mark.parametrize("size", [(480, 640), (97, 301), (64, 64), (101, 1000), (333, 40)])
 def test_the_letterbox_is_known_exactly(size: tuple[int, int]) -> None:
-    """A bright rectangle is found on the network's input where the geometry says, and grey 114 around the picture."""
+    """A bright rectangle is found on the network's input where the geometry says, and grey 114 around the image."""
     adapter = adapt(network("yolo11n"), image_size=320)
     height, width = size
     image = torch.zeros(3, height, width)
@@ -343,21 +343,21 @@ def test_classifiers_give_the_probabilities_of_predict_and_explain_logits() -> N
     wrapper = wrapped("yolov8n-cls")
     adapter = adapt(wrapper)
     assert adapter.layer_names == ["model.9.conv"] and adapter.task == "classification"
-    found = adapter.predict(PICTURES)
-    for image, ours in zip(PICTURES, found, strict=True):
+    found = adapter.predict(IMAGES)
+    for image, ours in zip(IMAGES, found, strict=True):
         theirs = wrapper.predict(array(image), verbose=False)[0].probs
         assert ours.labels.tolist() == [theirs.top1]
         assert float(ours.scores[0]) == pytest.approx(float(theirs.top1conf), abs=1e-5)
-    result = GradCAM(adapter).explain(PICTURES[:1], [ClassifierOutputTarget(1)])[0]
+    result = GradCAM(adapter).explain(IMAGES[:1], [ClassifierOutputTarget(1)])[0]
     with torch.no_grad():
-        probabilities, logits = network("yolov8n-cls")(adapter.prepare(PICTURES[:1]).inputs)
+        probabilities, logits = network("yolov8n-cls")(adapter.prepare(IMAGES[:1]).inputs)
     assert float(result.scores[0]) == pytest.approx(float(logits[0, 1]), abs=1e-5)
     assert float(found[0].scores[0]) == pytest.approx(float(probabilities.max()), abs=1e-5)
     # Mean pooling and one linear layer: GradCAM is CAM, the class's own weights times the activations.
     kept: list[Tensor] = []
     handle = adapter.target_layers[0].register_forward_hook(lambda module, given, output: kept.append(output))
     with torch.no_grad():
-        network("yolov8n-cls")(adapter.prepare(PICTURES[:1]).inputs)
+        network("yolov8n-cls")(adapter.prepare(IMAGES[:1]).inputs)
     handle.remove()
     cells = kept[0].shape[-1] * kept[0].shape[-2]
     with torch.no_grad():
@@ -391,7 +391,7 @@ def test_what_cannot_be_explained_is_refused_with_a_remedy() -> None:
         GradCAM(adapter)(torch.rand(1, 3, 128, 128) * 255)
     with pytest.raises(ValueError, match="no objectness"):
         target = BoxTarget((0, 0, 30, 30), 0, quantity="objectness")
-        GradCAM(adapter)([PICTURES[0]], [[target]])
+        GradCAM(adapter)([IMAGES[0]], [[target]])
     with pytest.raises(TypeError, match="SemanticSegment"):
         adapt(tasks.SemanticSegmentationModel("yolo26n-sem.yaml", verbose=False))
     exported = YOLO("yolo11n.yaml")
@@ -404,8 +404,8 @@ def test_what_cannot_be_explained_is_refused_with_a_remedy() -> None:
 
 def test_a_prepared_tensor_is_taken_as_it_is() -> None:
     adapter = adapt(network("yolo11n"), image_size=SIZE, **OPTIONS)
-    batch = adapter.prepare([PICTURES[0]])
-    (expected,) = adapter.predict([PICTURES[0]])
+    batch = adapter.prepare([IMAGES[0]])
+    (expected,) = adapter.predict([IMAGES[0]])
     (result,) = GradCAM(adapter).explain(batch.inputs)
     assert torch.allclose(result.scores, expected.scores, atol=1e-5)
     assert result.heatmaps.shape[1:] == batch.inputs.shape[2:]

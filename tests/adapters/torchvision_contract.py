@@ -1,6 +1,6 @@
 """What every torchvision detector must do, against the model's own forward pass. A new family's test is two lines.
 
-Models and pictures are float64: random networks amplify rounding, and near-ties in non-maximum suppression would
+Models and images are float64: random networks amplify rounding, and near-ties in non-maximum suppression would
 tip over with the composition of a batch.
 """
 
@@ -23,14 +23,14 @@ from tests.helpers import Snapshot
 CLASSES = 5
 
 
-def pictures() -> list[Tensor]:
+def make_images() -> list[Tensor]:
     """Smooth noise in three sizes, none square, two of them equal."""
     generator = torch.Generator().manual_seed(3)
     coarse = [torch.rand(1, 3, 12, 16, generator=generator) for _ in range(3)]
     sizes = [(96, 128), (128, 100), (96, 128)]
     return [
-        nn.functional.interpolate(picture, size, mode="bicubic")[0].clamp(0, 1).double()
-        for picture, size in zip(coarse, sizes, strict=True)
+        nn.functional.interpolate(image, size, mode="bicubic")[0].clamp(0, 1).double()
+        for image, size in zip(coarse, sizes, strict=True)
     ]
 
 
@@ -50,13 +50,13 @@ def spread(model: nn.Module, layers: Sequence[nn.Module], deviation: float, mean
 
     handles = [layer.register_forward_hook(scale) for layer in layers]
     with torch.no_grad():
-        model([pictures()[0].to(layers[0].weight.dtype)])
+        model([make_images()[0].to(layers[0].weight.dtype)])
     for handle in handles:
         handle.remove()
 
 
 class Literal:
-    """The model's own forward pass on one picture, differentiable from the backbone's output on."""
+    """The model's own forward pass on one image, differentiable from the backbone's output on."""
 
     def __init__(self, model: Any, image: Tensor, watch: Sequence[nn.Module] = ()) -> None:
         self.leaves: list[Tensor] = []
@@ -110,7 +110,7 @@ def relative_error(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
 
 def check_detections(model: Any) -> None:
     """The model's own boxes, labels, scores and masks; pinned scores in other company; the model as it was."""
-    images = pictures()
+    images = make_images()
     adapter = adapt(model)
     before = Snapshot(model)
     found = adapter.predict(images)
@@ -136,7 +136,7 @@ def check_detections(model: Any) -> None:
 
 def check_gradients(model: Any) -> None:
     """Gradients of scores and of a box's width equal those through the whole model."""
-    image = pictures()[1]
+    image = make_images()[1]
     adapter = adapt(model)
     detections = adapter.predict(image)[0]
     picks = sorted({0, len(detections) // 2, len(detections) - 1})
@@ -156,7 +156,7 @@ def check_gradients(model: Any) -> None:
 
 def check_second_derivative(model: Any) -> None:
     """Hessian times activation of a pinned score, against finite differences of its gradient."""
-    image = pictures()[0]
+    image = make_images()[0]
     adapter = adapt(model)
     target = adapter.targets_of(adapter.predict(image)[0])[0]
     step = 1e-4
@@ -191,7 +191,7 @@ def check_second_derivative(model: Any) -> None:
 
 
 def free_side(detections: Detections) -> tuple[int, Quantity]:
-    """A detection and a side of its box that the picture's border does not clip."""
+    """A detection and a side of its box that the image's border does not clip."""
     height, width = detections.image_size_hw
     for k, box in enumerate(detections.boxes_xyxy.tolist()):
         for side, value, limit in zip(("x1", "y1", "x2", "y2"), box, (width, height) * 2, strict=True):
@@ -202,7 +202,7 @@ def free_side(detections: Detections) -> tuple[int, Quantity]:
 
 def check_against(model: Any, table: Callable[[Tensor], Tensor]) -> None:
     """`against` is the difference of two scores of one place; `table` gives every place's (N, C) scores."""
-    image = pictures()[0]
+    image = make_images()[0]
     adapter = adapt(model)
     detections = adapter.predict(image)[0]
     with torch.no_grad():
@@ -218,7 +218,7 @@ def check_against(model: Any, table: Callable[[Tensor], Tensor]) -> None:
 
 def check_nothing_found(model: Any) -> None:
     """No detections, once the model asks for impossible scores: empty heatmaps of the right size, no error."""
-    image = pictures()[1]
+    image = make_images()[1]
     with torch.no_grad():
         assert len(model([image])[0]["scores"]) == 0
     adapter = adapt(model)

@@ -36,14 +36,14 @@ QUERIES = ["yolov8n-rtdetr"]
 NAMES = [*SUPPRESSING, *END_TO_END, *QUERIES]
 
 
-def picture(seed: int, height: int, width: int) -> Tensor:
+def make_image(seed: int, height: int, width: int) -> Tensor:
     """Smooth noise, 8 bits deep as files are: (3, height, width) in [0, 1]."""
     coarse = torch.rand(1, 3, 12, 14, generator=torch.Generator().manual_seed(seed))
     smooth = F.interpolate(coarse, (height, width), mode="bicubic")[0].clamp(0, 1)
     return (smooth * 255).round() / 255
 
 
-PICTURES = [picture(0, 120, 150), picture(1, 150, 100), picture(2, 120, 150)]
+IMAGES = [make_image(0, 120, 150), make_image(1, 150, 100), make_image(2, 120, 150)]
 
 
 @cache
@@ -71,7 +71,7 @@ def network(name: str) -> Any:
 
 
 def spread(model: nn.Module, last: Sequence[nn.Module]) -> None:
-    """Scale every convolution so that what it says varies by 1 on the pictures; the head's last ones around a mean."""
+    """Scale every convolution so that what it says varies by 1 on the images; the head's last ones around a mean."""
 
     def scale(layer: Any, given: Any, output: Tensor) -> Tensor:
         places = (0, 2, 3) if layer in last and layer.out_channels == CLASSES else (0, 1, 2, 3)
@@ -95,9 +95,9 @@ def spread(model: nn.Module, last: Sequence[nn.Module]) -> None:
 
 
 def on_grey() -> Tensor:
-    """The pictures in the middle of grey squares."""
+    """The images in the middle of grey squares."""
     placed = []
-    for image in PICTURES:
+    for image in IMAGES:
         x, y = (SIZE - image.shape[2]) // 2, (SIZE - image.shape[1]) // 2
         placed.append(F.pad(image, (x, SIZE - x - image.shape[2], y, SIZE - y - image.shape[1]), value=114 / 255))
     return torch.stack(placed)

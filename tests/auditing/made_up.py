@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from detcam.data.annotations import Annotations, TrueObjects
+from detcam.data.annotations import Annotations, GroundTruth
 from detcam.detections import Detections, Source
 
 HEIGHT, WIDTH = 90, 120
@@ -51,7 +51,7 @@ def polygon(box_xywh: Any) -> list[list[float]]:
 def write(
     folder: Path, images: list[Any], annotations: list[Any], classes: int, detections: list[Detections]
 ) -> MadeUp:
-    """Write both files; pictures are blank."""
+    """Write both files; images are blank."""
     for image in images:
         if not (folder / image["file_name"]).exists():
             Image.new("L", (image["width"], image["height"])).save(folder / image["file_name"])
@@ -81,7 +81,7 @@ def make_up(
     folder: Path,
     seed: int,
     *,
-    pictures: int = 10,
+    image_list: int = 10,
     classes: int = 4,
     detected: int | None = None,
     crowd: float = 0.15,
@@ -93,16 +93,16 @@ def make_up(
     Args:
         folder: where files go.
         seed: of everything.
-        pictures: how many.
+        images: how many.
         classes: how many the file has.
         detected: how many the model has, those beyond the file's without any object.
         crowd: share of crowd regions.
         ties: whole coordinates, and scores in steps of 0.1.
-        many: so many further detections of nothing in the first picture.
+        many: so many further detections of nothing in the first image.
     """
     random = np.random.default_rng(seed)
     images, annotations, found = [], [], []
-    for number in range(pictures):
+    for number in range(image_list):
         images.append({"id": number + 1, "file_name": f"{number}.png", "height": HEIGHT, "width": WIDTH})
         boxes, labels = [], []
         for _ in range(int(random.integers(0, 7))):
@@ -137,13 +137,13 @@ def make_up(
     return write(folder, images, annotations, classes, found)
 
 
-def truth_of(boxes: Any, labels: Any, *, crowd: Any = None, size_hw: tuple[int, int] = (40, 40)) -> TrueObjects:
-    """Objects in a picture that is on no disk."""
+def truth_of(boxes: Any, labels: Any, *, crowd: Any = None, size_hw: tuple[int, int] = (40, 40)) -> GroundTruth:
+    """Objects in an image that is on no disk."""
     boxes = torch.as_tensor(boxes, dtype=torch.float32).reshape(-1, 4)
     xywh = boxes.double().numpy().copy()
     xywh[:, 2:] -= xywh[:, :2]
     labels = torch.as_tensor(labels, dtype=torch.int64)
-    return TrueObjects(
+    return GroundTruth(
         image_id=1,
         file_name="a.png",
         path=Path("a.png"),
@@ -160,5 +160,5 @@ def truth_of(boxes: Any, labels: Any, *, crowd: Any = None, size_hw: tuple[int, 
 
 
 def found_of(boxes: Any, labels: Any, scores: Any, **options: Any) -> Detections:
-    """Detections in such a picture."""
+    """Detections in such an image."""
     return detections_of(boxes, labels, scores, (40, 40), **options)

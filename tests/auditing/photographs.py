@@ -66,7 +66,7 @@ OBJECTS: dict[str, list[tuple[str, tuple[int, int, int, int]]]] = {
 
 
 def write_labels(path: Path, photos: Path) -> Path:
-    """The boxes as a COCO file for the pictures in a folder."""
+    """The boxes as a COCO file for the images in a folder."""
     names = sorted({name for objects in OBJECTS.values() for name, _ in objects})
     images, annotations = [], []
     for number, (file_name, objects) in enumerate(OBJECTS.items(), 1):

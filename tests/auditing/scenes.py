@@ -1,4 +1,4 @@
-"""Annotated pictures on disk, drawn by the package: what its own detector gets wrong on them is known."""
+"""Annotated images on disk, drawn by the package: what its own detector gets wrong on them is known."""
 
 from __future__ import annotations
 

@@ -12,11 +12,11 @@ import torch
 from torch.nn import functional as F
 
 from detcam import adapt
-from detcam.auditing import Case, analyze_errors
-from detcam.auditing.background_type import UNLABELLED, Natures
-from detcam.auditing.case import PLACES, Place
-from detcam.auditing.conformal import LEAST_RIGHT, NEAREST, likeness, pool_boxes
-from detcam.auditing.sentences import case_reading
+from detcam.auditing import AuditCase, analyze_errors
+from detcam.auditing.background_type import UNLABELLED, BackgroundClassifier
+from detcam.auditing.case import EVIDENCE_LOCATIONS, EvidenceLocation
+from detcam.auditing.conformal import LEAST_RIGHT, NEAREST, pool_boxes, typicality
+from detcam.auditing.sentences import case_sentence
 from detcam.data.annotations import Annotations
 from detcam.demo.model import load_demo_detector
 from detcam.synthetic.harbour import DEMO_NAMES
@@ -24,7 +24,7 @@ from tests.auditing.scenes import write_scenes
 
 
 def made_up(rng: np.random.Generator, right: int, wrong: int, apart: float) -> tuple[np.ndarray, ...]:
-    """Features and scores of right and wrong detections, the wrong ones so far apart, in pictures of three each."""
+    """Features and scores of right and wrong detections, the wrong ones so far apart, in images of three each."""
     count = right + wrong
     is_right = np.arange(count) < right
     features = rng.normal(size=(count, 6)) + np.where(is_right, 0, apart)[:, None] * np.eye(6)[0] + 2 * np.eye(6)[1]
@@ -32,12 +32,12 @@ def made_up(rng: np.random.Generator, right: int, wrong: int, apart: float) -> t
     return features, scores, is_right, rng.permutation(count) // 3
 
 
-def slowly(features: np.ndarray, scores: np.ndarray, right: np.ndarray, pictures: np.ndarray) -> list[float]:
+def slowly(features: np.ndarray, scores: np.ndarray, right: np.ndarray, images: np.ndarray) -> list[float]:
     def nearness(i: int, among: np.ndarray) -> float:
         cosines = [
             float(features[i] @ features[j] / np.linalg.norm(features[i]) / np.linalg.norm(features[j]))
             for j in np.flatnonzero(among)
-            if pictures[j] != pictures[i]
+            if images[j] != images[i]
         ]
         return sum(sorted(cosines)[-NEAREST:]) / NEAREST
 
@@ -54,18 +54,18 @@ def slowly(features: np.ndarray, scores: np.ndarray, right: np.ndarray, pictures
 @pytest.mark.parametrize("seed", range(3))
 def test_likeness_equals_its_literal_version(seed: int) -> None:
     given = made_up(np.random.default_rng(seed), 25, 14, 1.0)
-    assert likeness(*given).tolist() == pytest.approx(slowly(*given), abs=1e-12)
+    assert typicality(*given).tolist() == pytest.approx(slowly(*given), abs=1e-12)
 
 
 def test_unlabelled_objects_lie_as_right_ones_do_and_look_alikes_below() -> None:
     rng = np.random.default_rng(3)
     hidden = []
     for _ in range(20):  # right ones that are taken for wrong, among others that are wrong
-        features, scores, right, pictures = made_up(rng, 120, 40, 2.0)
+        features, scores, right, images = made_up(rng, 120, 40, 2.0)
         taken = rng.permutation(120)[:20]
         believed = right.copy()
         believed[taken] = False
-        found = likeness(features, scores, believed, pictures)
+        found = typicality(features, scores, believed, images)
         hidden += found[taken].tolist()
         assert (found[~right] >= UNLABELLED).mean() < 0.25
     for threshold in (0.1, 0.3, 0.5):
@@ -74,10 +74,10 @@ def test_unlabelled_objects_lie_as_right_ones_do_and_look_alikes_below() -> None
 
 def test_without_enough_right_detections_nothing_is_compared() -> None:
     rng = np.random.default_rng(0)
-    assert np.isnan(likeness(*made_up(rng, LEAST_RIGHT - 1, 10, 1.0))).all()
+    assert np.isnan(typicality(*made_up(rng, LEAST_RIGHT - 1, 10, 1.0))).all()
     features, scores, right, _ = made_up(rng, 40, 10, 1.0)
-    assert np.isnan(likeness(features, scores, right, np.zeros(50))).all(), "no other picture to find neighbours in"
-    few = likeness(*made_up(rng, 40, 2, 3.0))
+    assert np.isnan(typicality(features, scores, right, np.zeros(50))).all(), "no other image to find neighbours in"
+    few = typicality(*made_up(rng, 40, 2, 3.0))
     assert np.isfinite(few).all() and few[-2:].max() < few[:40].mean(), "too few wrong ones: the right ones alone tell"
 
 
@@ -92,12 +92,14 @@ def test_features_are_the_mean_over_the_box() -> None:
         assert row.tolist() == pytest.approx((mean / np.linalg.norm(mean)).tolist(), rel=1e-5)
 
 
-def explained(case: Case, place: Place) -> Case:
-    return replace(case, shares={each: float(each == place) for each in PLACES}, place=place)
+def explained(case: AuditCase, place: EvidenceLocation) -> AuditCase:
+    return replace(case, shares={each: float(each == place) for each in EVIDENCE_LOCATIONS}, place=place)
 
 
-def case_of(position: int, label: int) -> Case:
-    return Case(f"{position}", 1, "a.png", (10, 10), "background", label, "boat", 0.9, (0, 0, 1, 1), True, None, 0.0)
+def case_of(position: int, label: int) -> AuditCase:
+    return AuditCase(
+        f"{position}", 1, "a.png", (10, 10), "background", label, "boat", 0.9, (0, 0, 1, 1), True, None, 0.0
+    )
 
 
 def test_hidden_boats_are_told_from_wakes(tmp_path: Path) -> None:
@@ -116,24 +118,24 @@ def test_hidden_boats_are_told_from_wakes(tmp_path: Path) -> None:
         if error.type == "background" and error.score is not None and error.score >= 0.3:
             cases[at] = explained(case_of(at, error.label), "predicted box")
             hidden[at] = (error.image, error.detection) not in always
-    told = Natures(adapter, analysis, found, truth, 0.3, 4).tell(cases)
-    natures = {kind: [told[at][0] for at in cases if hidden[at] == kind] for kind in (True, False)}
-    assert len(natures[True]) >= 12 and len(natures[False]) >= 30
-    assert natures[True].count("unlabelled") >= 0.75 * len(natures[True])
-    assert natures[False].count("unlabelled") <= 0.05 * len(natures[False])
+    told = BackgroundClassifier(adapter, analysis, found, truth, 0.3, 4).tell(cases)
+    background_types = {kind: [told[at][0] for at in cases if hidden[at] == kind] for kind in (True, False)}
+    assert len(background_types[True]) >= 12 and len(background_types[False]) >= 30
+    assert background_types[True].count("unlabelled") >= 0.75 * len(background_types[True])
+    assert background_types[False].count("unlabelled") <= 0.05 * len(background_types[False])
     elsewhere = {at: explained(case, "ring") for at, case in cases.items()}
-    told = Natures(adapter, analysis, found, truth, 0.3, 4).tell(elsewhere)
-    assert {nature for nature, _ in told.values()} == {"context"}
+    told = BackgroundClassifier(adapter, analysis, found, truth, 0.3, 4).tell(elsewhere)
+    assert {background_type for background_type, _ in told.values()} == {"context"}
     few = analyze_errors(found[:2], truth[:2])
     some = {at: case_of(at, error.label) for at, error in enumerate(few) if error.type == "background"}
-    told = Natures(adapter, few, found[:2], truth[:2], 0.3, 4).tell(
+    told = BackgroundClassifier(adapter, few, found[:2], truth[:2], 0.3, 4).tell(
         {at: explained(case, "predicted box") for at, case in some.items()}
     )
-    assert some and all(nature is None and math.isnan(value) for nature, value in told.values())
+    assert some and all(background_type is None and math.isnan(value) for background_type, value in told.values())
 
 
 @pytest.mark.parametrize(
-    ("nature", "value", "words"),
+    ("background_type", "value", "words"),
     [
         ("unlabelled", 0.42, "boat where nothing of it is labelled: may be an unlabelled boat (42 % of the right ones"),
         ("look-alike", 0.02, "a look-alike, or an unusual boat (2 % of the right ones look less like it)"),
@@ -141,6 +143,6 @@ def test_hidden_boats_are_told_from_wakes(tmp_path: Path) -> None:
         (None, math.nan, "boat where nothing of it is labelled;"),
     ],
 )
-def test_the_reading_says_what_it_is(nature: str | None, value: float, words: str) -> None:
-    case = explained(case_of(0, 1), "ring" if nature == "context" else "predicted box")
-    assert words in case_reading(replace(case, nature=nature, likeness=value))  # type: ignore[arg-type]
+def test_the_reading_says_what_it_is(background_type: str | None, value: float, words: str) -> None:
+    case = explained(case_of(0, 1), "ring" if background_type == "context" else "predicted box")
+    assert words in case_sentence(replace(case, background_type=background_type, typicality=value))  # type: ignore[arg-type]

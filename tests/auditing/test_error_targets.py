@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from detcam.auditing.case import Case, Truth
+from detcam.auditing.case import AuditCase, MatchedObject
 from detcam.auditing.clustering import group_cases
 from detcam.auditing.error_targets import question_of, stage_of
-from detcam.auditing.errors import ErrorCase, ErrorType
-from detcam.data.ground_truth import TrueObjects
+from detcam.auditing.errors import DetectionError, ErrorType
+from detcam.data.ground_truth import GroundTruth
 from detcam.detections import Detections, Source
 from detcam.outputs import Candidates
 from detcam.targets import BoxTarget, EdgesTarget
@@ -24,11 +24,11 @@ NAMES = {0: "cat", 1: "dog"}
 SOURCE = Source("anchor", 1, 2, (5.0, 5.0))
 
 
-def truth(*objects: tuple[Sequence[float], int]) -> TrueObjects:
+def truth(*objects: tuple[Sequence[float], int]) -> GroundTruth:
     boxes = torch.tensor([box for box, _ in objects]).reshape(-1, 4)
     labels = torch.tensor([label for _, label in objects], dtype=torch.int64)
     count = len(objects)
-    return TrueObjects(
+    return GroundTruth(
         1,
         "a.png",
         Path("a.png"),
@@ -44,9 +44,11 @@ def truth(*objects: tuple[Sequence[float], int]) -> TrueObjects:
     )
 
 
-def error(kind: ErrorType, at: int | None, winner: int | None = None) -> ErrorCase:
+def error(kind: ErrorType, at: int | None, winner: int | None = None) -> DetectionError:
     missed = kind == "missed"
-    return ErrorCase(0, 1, kind, None if missed else 0, at, winner, 0, None if missed else 0.9, 0.0, 0.0, not missed)
+    return DetectionError(
+        0, 1, kind, None if missed else 0, at, winner, 0, None if missed else 0.9, 0.0, 0.0, not missed
+    )
 
 
 FOUND = Detections(
@@ -62,14 +64,14 @@ def test_each_type_has_its_question() -> None:
     assert asked.targets == (BoxTarget(BOX, 0, SOURCE, against=1),) and asked.words == "why cat rather than dog?"
     asked = question_of(error("localization", 1), FOUND, there, NAMES)
     assert isinstance(asked.targets[0], EdgesTarget) and asked.words == "what pushes its edges off the cat?"
-    assert asked.followed == BoxTarget(BOX, 0, SOURCE)
+    assert asked.tracked == BoxTarget(BOX, 0, SOURCE)
     asked = question_of(error("both", 0), FOUND, truth(((0, 0, 10, 30), 1)), NAMES)
     assert [type(target) for target in asked.targets] == [BoxTarget, EdgesTarget]
     assert asked.words == "why cat rather than dog? And what pushes its bottom edge off the dog?"
     asked = question_of(error("duplicate", 1, winner=1), FOUND, there, NAMES)
     assert asked.beside == BoxTarget(NEAR, 0, SOURCE) and "second cat" in asked.words
     asked = question_of(error("missed", 1), FOUND, there, NAMES)
-    assert asked.targets == (BoxTarget(FAR, 0),) and asked.followed is None
+    assert asked.targets == (BoxTarget(FAR, 0),) and asked.tracked is None
 
 
 def test_wrong_edges_point_away_from_the_object() -> None:
@@ -100,8 +102,8 @@ def test_where_a_missed_object_died(candidates: list[tuple], stage: str, score: 
     assert found == stage and best == pytest.approx(score)
 
 
-def case(number: int, **options: object) -> Case:
-    plain = Case(
+def case(number: int, **options: object) -> AuditCase:
+    plain = AuditCase(
         id=f"case-{number}",
         image_id=number,
         file_name="a.png",
@@ -113,7 +115,7 @@ def case(number: int, **options: object) -> Case:
         box_xyxy=BOX,
         is_false_positive=True,
         truth=None,
-        ap_lost=0.0,
+        delta_ap=0.0,
         place="ring",
         verdict="confirmed",
     )
@@ -128,9 +130,9 @@ def test_errors_with_like_evidence_are_one_group() -> None:
     found = [sorted(members) for _, members in groups]
     assert found == [[1, 4], [0, 2], [3], [5]], "the costliest first; another place, and no features, stay apart"
     first = groups[0][0]
-    assert first.number == 0 and first.ap_lost == 0.1 and first.confirmed == 1
-    assert first.reading == "2 cats fired on nothing, evidence just around the box; 1 of 2 confirmed; 0.100 AP"
-    true = Truth(BOX, 1, "dog", 0.9, 3)
+    assert first.number == 0 and first.delta_ap == 0.1 and first.confirmed == 1
+    assert first.sentence == "2 cats fired on nothing, evidence just around the box; 1 of 2 confirmed; 0.100 AP"
+    true = MatchedObject(BOX, 1, "dog", 0.9, 3)
     split = [case(0, type="classification", truth=true), case(1, type="classification", truth=replace(true, label=2))]
     assert len(group_cases(split, [one, one], lambda members: 0.0)) == 2, "another true class is another mistake"
 

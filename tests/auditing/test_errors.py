@@ -1,4 +1,4 @@
-"""Error types by hand, one picture at a time, and what errors cost."""
+"""Error types by hand, one image at a time, and what errors cost."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ import numpy as np
 import pytest
 import torch
 
-from detcam.auditing import ErrorAnalysis, ErrorCase, analyze_errors
+from detcam.auditing import DetectionError, ErrorAnalysis, analyze_errors
 from detcam.detections import Detections
 from tests.auditing.made_up import BOX, RIGHT, found_of, make_up, truth_of
 
 
-def only(found: Detections, truth: Any, **options: Any) -> ErrorCase:
+def only(found: Detections, truth: Any, **options: Any) -> DetectionError:
     (case,) = analyze_errors([found], [truth], **options)
     return case
 
 
 def test_a_wrong_class() -> None:
     case = only(found_of([[0, 0, 10, 8]], [2], [0.75]), truth_of([RIGHT, BOX], [2, 1])[1])
-    assert case == ErrorCase(0, 1, "classification", 0, 0, None, 2, 0.75, 0.0, pytest.approx(0.8), True)
+    assert case == DetectionError(0, 1, "classification", 0, 0, None, 2, 0.75, 0.0, pytest.approx(0.8), True)
 
 
 def test_a_wrong_place() -> None:
     case = only(found_of([[0, 0, 10, 4]], [1], [0.5]), truth_of([BOX], [1]))
-    assert case == ErrorCase(0, 1, "localization", 0, 0, None, 1, 0.5, pytest.approx(0.4), 0.0, True)
+    assert case == DetectionError(0, 1, "localization", 0, 0, None, 1, 0.5, pytest.approx(0.4), 0.0, True)
 
 
 def test_both_wrong() -> None:
@@ -77,10 +77,10 @@ def test_coco_and_tide_part_where_overlaps_are_equal() -> None:
     analysis = analyze_errors([found_of([[2, 0, 12, 10], BOX], [1, 1], [0.9, 0.8])], [truth])
     assert analysis.average_precision == 1
     assert [(case.type, case.is_false_positive) for case in analysis] == [("duplicate", False), ("missed", False)]
-    assert analysis.ap_lost.average_precision == pytest.approx(51 / 101)
+    assert analysis.delta_ap.average_precision == pytest.approx(51 / 101)
 
 
-def two_pictures() -> ErrorAnalysis:
+def two_images() -> ErrorAnalysis:
     first = found_of([BOX, [0, 0, 10, 9], [30, 0, 40, 10]], [1, 1, 2], [0.9, 0.6, 0.7])
     second = found_of([RIGHT, BOX, RIGHT], [1, 2, 3], [0.8, 0.5, 0.95])
     truths = [truth_of([BOX, RIGHT], [1, 1]), replace(truth_of([BOX, [0, 20, 5, 25]], [2, 1]), image_id=2)]
@@ -88,7 +88,7 @@ def two_pictures() -> ErrorAnalysis:
 
 
 def test_costs_by_hand() -> None:
-    analysis = two_pictures()
+    analysis = two_images()
     assert [case.type for case in analysis] == [
         "background",
         "duplicate",
@@ -103,20 +103,20 @@ def test_costs_by_hand() -> None:
     assert np.isnan(analysis.classes[3].average_precision)
     assert analysis.average_precision == pytest.approx((34 / 101 + 0.5) / 2)
     assert analysis.average_precision_without([0]) == pytest.approx((34 / 101 + 1) / 2)
-    assert analysis.average_precision_lost([0]) == pytest.approx(0.25)
+    assert analysis.delta_ap_without([0]) == pytest.approx(0.25)
     assert analysis.average_precision_without([2]) == pytest.approx((51 / 101 + 0.5) / 2)
     assert analysis.average_precision_without([]) == analysis.average_precision
     everything = range(len(analysis))
     assert analysis.average_precision_without(everything) == 1
     # TIDE counts class 3, which has no object, as 0.
-    assert analysis.ap_lost.average_precision == pytest.approx((34 / 101 + 0.5 + 0) / 3)
-    assert analysis.ap_lost.by_type["background"] == pytest.approx((34 / 101 + 1) / 2 - (34 / 101 + 0.5) / 3)
-    assert analysis.ap_lost.by_type["missed"] == pytest.approx((1 + 0.5) / 3 - (34 / 101 + 0.5) / 3)
-    assert analysis.ap_lost.by_type["duplicate"] == 0
+    assert analysis.delta_ap.average_precision == pytest.approx((34 / 101 + 0.5 + 0) / 3)
+    assert analysis.delta_ap.by_type["background"] == pytest.approx((34 / 101 + 1) / 2 - (34 / 101 + 0.5) / 3)
+    assert analysis.delta_ap.by_type["missed"] == pytest.approx((1 + 0.5) / 3 - (34 / 101 + 0.5) / 3)
+    assert analysis.delta_ap.by_type["duplicate"] == 0
 
 
 def test_the_summary_of_a_class() -> None:
-    analysis = two_pictures()
+    analysis = two_images()
     one = analysis.classes[1]
     assert (one.label, one.name, one.objects, one.true_positives) == (1, "class 1", 3, 1)
     assert (one.false_positives, one.missed) == (2, 2)
@@ -130,10 +130,10 @@ def test_the_summary_of_a_class() -> None:
 def test_the_cost_of_each_case_alone(tmp_path: Any) -> None:
     made = make_up(tmp_path, 3, detected=5)
     analysis = analyze_errors(made.detections, made.annotations)
-    lost = analysis.lost_by_case
+    lost = analysis.delta_ap_by_case
     assert len(lost) == len(analysis) and (lost > 1e-3).sum() > 5
     for index, case in enumerate(analysis):
-        expected = analysis.average_precision_lost([index]) if case.is_false_positive else 0
+        expected = analysis.delta_ap_without([index]) if case.is_false_positive else 0
         assert lost[index] == pytest.approx(expected, abs=1e-12)
 
 
@@ -142,7 +142,7 @@ def test_only_classes_that_the_file_has_are_judged() -> None:
     analysis = analyze_errors([found], [truth_of([BOX], [1])], labels=[1])
     assert [(case.type, case.detection) for case in analysis] == [("background", 2)]
     assert (analysis.outside, analysis.dropped) == (1, 0)
-    assert analysis.ap_lost.average_precision == analysis.average_precision == 1
+    assert analysis.delta_ap.average_precision == analysis.average_precision == 1
     assert analyze_errors([found], [truth_of([BOX], [1])], labels=[1], max_detections=1).dropped == 1
 
 
@@ -151,15 +151,15 @@ def test_labels_from_0_and_from_1_are_alike(tmp_path: Any) -> None:
     lower = [replace(found, labels=found.labels - 1) for found in made.detections]
     from_zero = made.annotations.for_classes([f"thing {i}" for i in range(1, 5)])
     first, second = analyze_errors(made.detections, made.annotations), analyze_errors(lower, from_zero)
-    assert first.average_precision == second.average_precision and first.ap_lost == second.ap_lost
+    assert first.average_precision == second.average_precision and first.delta_ap == second.delta_ap
     assert [replace(case, label=case.label - 1) for case in first] == list(second)
 
 
 def test_what_does_not_belong_together_is_refused() -> None:
     found, truth = found_of([BOX], [1], [0.9]), truth_of([BOX], [1])
-    with pytest.raises(ValueError, match="detections of 2 pictures, one entry each; got 1"):
+    with pytest.raises(ValueError, match="detections of 2 images, one entry each; got 1"):
         analyze_errors([found], [truth, truth])
-    with pytest.raises(ValueError, match=r"a\.png\) is \(30, 40\) .* picture of \(40, 40\)"):
+    with pytest.raises(ValueError, match=r"a\.png\) is \(30, 40\) .* image of \(40, 40\)"):
         analyze_errors([found], [truth_of([BOX], [1], size_hw=(30, 40))])
     with pytest.raises(ValueError, match="background_threshold < iou_threshold"):
         analyze_errors([found], [truth], iou_threshold=0.1)
@@ -172,13 +172,13 @@ def test_what_does_not_belong_together_is_refused() -> None:
             analyze_errors([found], [truth]).average_precision_without([wrong])
 
 
-def test_no_pictures_and_no_detections() -> None:
+def test_no_images_and_no_detections() -> None:
     nothing = analyze_errors([], [])
-    assert len(nothing) == 0 and np.isnan(nothing.average_precision) and np.isnan(nothing.ap_lost.average_precision)
+    assert len(nothing) == 0 and np.isnan(nothing.average_precision) and np.isnan(nothing.delta_ap.average_precision)
     empty = analyze_errors([found_of([], [], [])], [truth_of([BOX], [1])])
     assert (empty.average_precision, empty.counts()["missed"], empty.classes[1].missed) == (0, 1, 1)
-    assert np.isnan(empty.ap_lost.by_type["missed"]) and empty.ap_lost.by_type["background"] == 0
-    assert empty.lost_by_case.tolist() == [0] and np.isnan(empty.average_precision_without([0]))
+    assert np.isnan(empty.delta_ap.by_type["missed"]) and empty.delta_ap.by_type["background"] == 0
+    assert empty.delta_ap_by_case.tolist() == [0] and np.isnan(empty.average_precision_without([0]))
 
 
 def test_detections_on_any_device_and_with_gradient() -> None:

@@ -82,14 +82,14 @@ def test_a_killed_audit_goes_on_and_ends_with_the_same_report(tmp_path: Path) ->
 
 def test_settings_that_an_interruption_left_half_written_do_not_stand_in_the_way(tmp_path: Path) -> None:
     """Files are renamed into place: a temporary one that is left over is no audit."""
-    from detcam.auditing.run_state import FOLDER, Store
+    from detcam.auditing.run_state import FOLDER, AuditState
 
     (tmp_path / FOLDER).mkdir()
     (tmp_path / FOLDER / f".{'0' * 32}.tmp").write_text('{"half')
-    Store(tmp_path, {"model": "a"}, resume=False)
-    store = Store(tmp_path, {"model": "b"}, resume=False)  # where nothing was found yet nothing can be mixed up
+    AuditState(tmp_path, {"model": "a"}, resume=False)
+    store = AuditState(tmp_path, {"model": "b"}, resume=False)  # where nothing was found yet nothing can be mixed up
     store.add_detections("1", "unreadable")
     with pytest.raises(ValueError, match="has an audit already"):
-        Store(tmp_path, {"model": "b"}, resume=False)
+        AuditState(tmp_path, {"model": "b"}, resume=False)
     with pytest.raises(ValueError, match="asked for otherwise"):
-        Store(tmp_path, {"model": "a"}, resume=True)
+        AuditState(tmp_path, {"model": "a"}, resume=True)

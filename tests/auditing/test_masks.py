@@ -59,8 +59,8 @@ def test_masks_decide_what_is_an_error(adapter: Adapter, tmp_path: Path) -> None
         annotations.append(entry | {"bbox": [0.0, 0.0, 3.0, 3.0]})
     path = tmp_path / "instances.json"
     categories = [{"id": 1, "name": "boat"}, {"id": 2, "name": "buoy"}]
-    pictures = [{"id": 1, "file_name": "scene.png", "height": image.shape[0], "width": image.shape[1]}]
-    path.write_text(json.dumps({"images": pictures, "annotations": annotations, "categories": categories}))
+    images = [{"id": 1, "file_name": "scene.png", "height": image.shape[0], "width": image.shape[1]}]
+    path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
     before = Snapshot(adapter.model)
     options: dict[str, Any] = {"score_threshold": 0.05, "explain": 2, "explain_missed": 0}
     audit = detcam.audit(adapter, tmp_path / "images", path, out=tmp_path / "report", iou_type="segm", **options)

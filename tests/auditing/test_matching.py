@@ -87,7 +87,7 @@ def test_masks_are_compared_where_asked() -> None:
     assert overlaps(found_of([BOX], [1], [0.9], masks=masks), truth, "segm").tolist() == [[0.5]]
     with pytest.raises(ValueError, match="no masks"):
         overlaps(found_of([BOX], [1], [0.9]), truth, "segm")
-    with pytest.raises(ValueError, match=r"of the picture's size \(40, 40\); got \(20, 40\)"):
+    with pytest.raises(ValueError, match=r"of the image's size \(40, 40\); got \(20, 40\)"):
         overlaps(found_of([BOX], [1], [0.9], masks=masks[:, :20]), truth, "segm")
 
 

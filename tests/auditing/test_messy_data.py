@@ -1,4 +1,4 @@
-"""A folder as people have them: every odd picture and label at once, through the whole audit."""
+"""A folder as people have them: every odd image and label at once, through the whole audit."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from detcam import adapt
 from detcam.adapters import detector
 from detcam.auditing import Audit
 from detcam.auditing.evidence import box_region
-from detcam.auditing.explainer import true_regions
+from detcam.auditing.explainer import ground_truth_regions
 from detcam.data.annotations import Annotations
 from detcam.demo.model import load_demo_detector
 from detcam.synthetic.harbour import DEMO_NAMES, draw_scene
@@ -97,24 +97,24 @@ def found(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Audit:
 
 def test_every_oddity_is_counted_and_nothing_else_is_lost(found: Audit) -> None:
     labels = len(SCENE.labels)
-    counts = found.problems.counts()
+    counts = found.issues.counts()
     assert counts == {
-        "annotation of a picture left out": labels,  # of the picture that is gone
+        "annotation of an image left out": labels,  # of the image that is gone
         "duplicate image id": 1,
         "duplicate annotation id": 1,
-        "picture is missing": 1,
+        "image is missing": 1,
         "empty ground truth": 2,
         "category unknown to the model": 1,
-        "unreadable picture": 1,
+        "unreadable image": 1,
     }
     assert found.report is not None
     audit = json.loads((found.report.parent / "audit.json").read_text())
     assert (audit["images"], audit["objects"]) == (6, 4 * labels)
-    assert sorted({problem["kind"] for problem in audit["problems"]}) == sorted(counts)
+    assert sorted({issue["kind"] for issue in audit["issues"]}) == sorted(counts)
     assert len(found.explained) == 4
 
 
-def test_a_turned_picture_has_the_same_errors_as_the_plain_one(found: Audit) -> None:
+def test_a_turned_image_has_the_same_errors_as_the_plain_one(found: Audit) -> None:
     def errors(file_name: str) -> list[tuple[Any, ...]]:
         return [
             (case.type, case.label, round(case.score, 4), *(round(side, 1) for side in case.box_xyxy))
@@ -128,7 +128,7 @@ def test_a_turned_picture_has_the_same_errors_as_the_plain_one(found: Audit) -> 
     assert len(turned) == len(SCENE.ghost_boxes_xyxy)
 
 
-def test_pictures_without_labels_or_detections(found: Audit) -> None:
+def test_images_without_labels_or_detections(found: Audit) -> None:
     grey = [case for case in found.cases if case.file_name == "grey.png"]
     assert grey and {case.type for case in grey} == {"background"}, "without ground truth all is wrong"
     assert not [case for case in found.cases if case.file_name == "black.png" and case.score >= 0.5]
@@ -140,7 +140,7 @@ def test_without_the_class_map_a_category_is_left_out(folder: Path) -> None:
     adapter = adapt(load_demo_detector(), names=DEMO_NAMES)
     found = audited(folder, adapter, explain=0, explain_missed=0)
     buoys = int((SCENE.labels == DEMO_NAMES.index("buoy")).sum())
-    assert found.problems.counts()["category unknown to the model"] == 1 + 5 * buoys
+    assert found.issues.counts()["category unknown to the model"] == 1 + 5 * buoys
     assert DEMO_NAMES.index("buoy") not in found.analysis.classes
 
 
@@ -149,8 +149,8 @@ def test_a_model_that_counts_from_zero_is_matched_by_name(folder: Path) -> None:
     model = load_demo_detector()
     shifted = adapt(model, names=DEMO_NAMES)
 
-    def boats(pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        results = [model([picture])[0] for picture in pictures]
+    def boats(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        results = [model([image])[0] for image in images]
         most = max(len(result["boxes"]) for result in results)
         boxes, scores = torch.zeros(len(results), most, 4), torch.zeros(len(results), most, 2)
         for row, result in enumerate(results):
@@ -164,8 +164,8 @@ def test_a_model_that_counts_from_zero_is_matched_by_name(folder: Path) -> None:
             super().__init__()
             self.model = model
 
-        def forward(self, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            return boats(pictures)
+        def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return boats(images)
 
     size = (HEIGHT, WIDTH)
     layer = "model.backbone.stride8"
@@ -190,10 +190,10 @@ def test_true_regions_are_masks_where_masks_are_matched(tmp_path: Path) -> None:
     data["annotations"][0]["segmentation"] = [triangle]
     path.write_text(json.dumps(data))
     truth = Annotations.load(path, tmp_path / "images").for_classes(DEMO_NAMES)[0]
-    from detcam.auditing.errors import ErrorCase
+    from detcam.auditing.errors import DetectionError
 
-    error = ErrorCase(0, 1, "localization", 0, 0, None, int(truth.labels[0]), 0.9, 0.3, 0.0, True)
-    (box, boxes), (mask, masks) = (true_regions(error, truth, masks=masks) for masks in (False, True))
+    error = DetectionError(0, 1, "localization", 0, 0, None, int(truth.labels[0]), 0.9, 0.3, 0.0, True)
+    (box, boxes), (mask, masks) = (ground_truth_regions(error, truth, masks=masks) for masks in (False, True))
     assert box is not None and mask is not None
     assert torch.equal(box, box_region(tuple(truth.boxes_xyxy[0].tolist()), truth.image_size_hw))  # type: ignore[arg-type]
     assert 0.4 < float(mask.sum() / box.sum()) < 0.6, "half of the box lies under a triangle"
@@ -202,5 +202,5 @@ def test_true_regions_are_masks_where_masks_are_matched(tmp_path: Path) -> None:
     others = [own for own, label in zip(others, truth.labels.tolist()[1:], strict=True) if label == error.label]
     assert len(others) and torch.equal(boxes, torch.stack([box_region(o, truth.image_size_hw) for o in others]).any(0))
     assert torch.equal(masks, boxes), "what has no mask is its box"
-    nobody, all_boats = true_regions(replace(error, truth=None), truth, masks=True)
+    nobody, all_boats = ground_truth_regions(replace(error, truth=None), truth, masks=True)
     assert nobody is None and torch.equal(all_boats, masks | mask)

@@ -1,4 +1,4 @@
-"""A detector by other people on real photographs, through a decode function, one picture at a time."""
+"""A detector by other people on real photographs, through a decode function, one image at a time."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_its_surest_errors_are_what_they_look_like(found: Audit) -> None:
 def test_the_report_is_written(found: Audit) -> None:
     assert found.report is not None
     audit = json.loads((found.report.parent / "audit.json").read_text())
-    assert audit["images"] == len(OBJECTS) and not audit["problems"]
+    assert audit["images"] == len(OBJECTS) and not audit["issues"]
 
 
 def test_weights_of_every_layout_have_a_digest() -> None:

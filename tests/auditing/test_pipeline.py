@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 import detcam
 from detcam import adapt
 from detcam.adapters import Adapter
-from detcam.auditing import Audit, Case
-from detcam.auditing.case import Maps
+from detcam.auditing import Audit, AuditCase
+from detcam.auditing.case import CaseMaps
 from detcam.auditing.report import ReportWriter
 from detcam.auditing.run_state import FOLDER
 from detcam.auditing.stages import UNREADABLE
@@ -72,7 +72,7 @@ def test_every_false_positive_is_traced_to_its_wake(whole: Audit) -> None:
         assert case.shares["predicted box"] < 0.25 and sum(case.shares.values()) == pytest.approx(1)
         assert case.smallest is not None and case.smallest < 0.011
         assert {trial.change for trial in case.trials} >= {"without evidence", "only evidence", "random control"}
-        assert "outside the box" in case.reading and "confirmed" in case.reading
+        assert "outside the box" in case.sentence and "confirmed" in case.sentence
         assert case.question == "why a boat here?" and 10 < case.passes < 40
 
 
@@ -80,7 +80,7 @@ def test_groups_hold_every_explained_case_once(whole: Audit) -> None:
     held = [name for group in whole.groups for name in group.cases]
     assert sorted(held) == sorted(case.id for case in whole.explained)
     for group in whole.groups:
-        assert group.confirmed == len(group) and f"{len(group)} boat" in group.reading
+        assert group.confirmed == len(group) and f"{len(group)} boat" in group.sentence
     by_id = {case.id: case for case in whole.cases}
     assert all(by_id[name].group == group.number for group in whole.groups for name in group.cases)
 
@@ -88,7 +88,7 @@ def test_groups_hold_every_explained_case_once(whole: Audit) -> None:
 def test_the_report_has_every_case_and_its_evidence(whole: Audit) -> None:
     assert whole.report is not None
     data = report(whole)
-    read = [Case.from_json(found) for found in data["cases"]]
+    read = [AuditCase.from_json(found) for found in data["cases"]]
     assert [found.to_json() for found in read] == [found.to_json() for found in whole.cases]
     for found in data["cases"]:
         if not found["method"]:
@@ -130,10 +130,10 @@ def test_an_interrupted_audit_goes_on_and_ends_the_same(
     write = ReportWriter.case
     written: list[str] = []
 
-    def failing(self: ReportWriter, case: Case, picture: np.ndarray, maps: Maps | None) -> None:
+    def failing(self: ReportWriter, case: AuditCase, image: np.ndarray, maps: CaseMaps | None) -> None:
         if len(written) == after:
             raise Killed
-        write(self, case, picture, maps)
+        write(self, case, image, maps)
         written.append(case.id)
 
     with monkeypatch.context() as patched, pytest.raises(Killed):
@@ -144,8 +144,8 @@ def test_an_interrupted_audit_goes_on_and_ends_the_same(
         file.write('{"case": {"id": "cut off')
     again: list[str] = []
 
-    def counting(self: ReportWriter, case: Case, picture: np.ndarray, maps: Maps | None) -> None:
-        write(self, case, picture, maps)
+    def counting(self: ReportWriter, case: AuditCase, image: np.ndarray, maps: CaseMaps | None) -> None:
+        write(self, case, image, maps)
         again.append(case.id)
 
     with monkeypatch.context() as patched:
@@ -187,7 +187,7 @@ def test_a_folder_is_not_overwritten(adapter: Adapter, scenes: Path, whole: Audi
     assert [case.to_json() for case in same.cases] == [case.to_json() for case in whole.cases]
 
 
-def test_pictures_that_cannot_be_read_are_left_out_and_counted(adapter: Adapter, tmp_path: Path) -> None:
+def test_images_that_cannot_be_read_are_left_out_and_counted(adapter: Adapter, tmp_path: Path) -> None:
     path = write_scenes(tmp_path, SEEDS[:2])
     broken = tmp_path / "images" / f"scene-{SEEDS[0]}.png"
     broken.write_bytes(broken.read_bytes()[:-20_000])
@@ -196,7 +196,7 @@ def test_pictures_that_cannot_be_read_are_left_out_and_counted(adapter: Adapter,
         data["images"].append({"id": 9, "file_name": "nowhere.png", "height": 10, "width": 10})
         path.write_text(json.dumps(data))
         found = run(adapter, path, None, explain=0, explain_missed=0)
-    assert len(found.problems.of(UNREADABLE)) == 1 and len(found.problems.of("picture is missing")) == 1
+    assert len(found.issues.of(UNREADABLE)) == 1 and len(found.issues.of("image is missing")) == 1
     assert {case.image_id for case in found.cases} == {2} and not found.explained
 
 
@@ -221,7 +221,7 @@ def test_nothing_found_and_nothing_annotated(adapter: Adapter, tmp_path: Path) -
 def test_a_size_of_which_only_missed_objects_are_examined(
     adapter: Adapter, tmp_path: Path, options: dict[str, Any]
 ) -> None:
-    """The first picture of its size has nothing to verify: an object that the detector does not see at all."""
+    """The first image of its size has nothing to verify: an object that the detector does not see at all."""
     path = write_scenes(tmp_path, SEEDS[2:])
     Image.new("RGB", (256, 90), (120, 120, 120)).save(tmp_path / "images" / "grey.png")
     data = json.loads(path.read_text())

@@ -17,12 +17,12 @@ from typer.testing import CliRunner
 import detcam
 from detcam import adapt
 from detcam.adapters import Adapter, detector
-from detcam.auditing.explainer import Examiner
+from detcam.auditing.explainer import ErrorExplainer
 from detcam.auditing.pipeline import METHOD, Settings
 from detcam.auditing.stages import LEAST_SCORE
 from detcam.cli.audit import audit as command
 from detcam.cli.main import app
-from detcam.data.rle import Packed, Unpacked
+from detcam.data.rle import PackedDetections, UnpackedDetections
 from detcam.demo.model import load_demo_detector
 from detcam.detections import Detections, Source
 from detcam.synthetic.harbour import DEMO_NAMES
@@ -70,7 +70,7 @@ def test_the_command_asks_for_what_the_function_does() -> None:
 
 
 def cells(boxes: Tensor, scores: Tensor, least: float) -> Adapter:
-    """A detector that says the same of every picture."""
+    """A detector that says the same of every image."""
 
     class Fixed(torch.nn.Module):
         def __init__(self) -> None:
@@ -92,7 +92,7 @@ def cells(boxes: Tensor, scores: Tensor, least: float) -> Adapter:
 
 
 def test_average_precision_counts_what_the_adapter_would_not_report(scenes: Path) -> None:
-    """By hand: of a picture's one boat, a wrong box at 0.9 and the right one at 0.1: precision 1/2 at full recall."""
+    """By hand: of an image's one boat, a wrong box at 0.9 and the right one at 0.1: precision 1/2 at full recall."""
 
     def one_boat(data: dict[str, Any]) -> None:
         data["images"] = data["images"][:1]
@@ -165,9 +165,9 @@ def test_a_folder_with_other_peoples_files_is_left_alone(adapter: Adapter, scene
     assert [file.name for file in (tmp_path / "site").iterdir()] == ["index.html"]
 
 
-def test_a_folder_without_the_pictures_is_no_success(adapter: Adapter, scenes: Path, tmp_path: Path) -> None:
+def test_a_folder_without_the_images_is_no_success(adapter: Adapter, scenes: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.warns(UserWarning, match="missing"), pytest.raises(ValueError, match="none of the pictures"):
+    with pytest.warns(UserWarning, match="missing"), pytest.raises(ValueError, match="none of the images"):
         detcam.audit(adapter, tmp_path / "empty", scenes, out=tmp_path / "report")
     torch.save(load_demo_detector(), tmp_path / "demo.pt")
     arguments = ["--model", str(tmp_path / "demo.pt"), "--trust-checkpoint", "--names", "water,boat,buoy"]
@@ -176,9 +176,7 @@ def test_a_folder_without_the_pictures_is_no_success(adapter: Adapter, scenes: P
 
 
 def test_annotations_that_fit_nothing_are_no_success(adapter: Adapter, scenes: Path) -> None:
-    change(
-        scenes, lambda data: [entry.update(image_id=f"picture {entry['image_id']}") for entry in data["annotations"]]
-    )
+    change(scenes, lambda data: [entry.update(image_id=f"image {entry['image_id']}") for entry in data["annotations"]])
     with pytest.warns(UserWarning), pytest.raises(ValueError, match="none of the objects"):
         run(adapter, scenes)
 
@@ -193,33 +191,33 @@ def test_a_model_without_names_is_not_asked_for_classes_that_it_has_not(scenes: 
 def test_a_map_of_nothing_is_not_evidence(
     adapter: Adapter, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = Examiner._heat
+    real = ErrorExplainer._heat
 
-    def nothing(self: Examiner, *arguments: Any) -> Any:
+    def nothing(self: ErrorExplainer, *arguments: Any) -> Any:
         return [[heat * 0 if isinstance(heat, Tensor) else heat for heat in row] for row in real(self, *arguments)]
 
-    monkeypatch.setattr(Examiner, "_heat", nothing)
+    monkeypatch.setattr(ErrorExplainer, "_heat", nothing)
     found = run(adapter, scenes, out=tmp_path / "report", explain=2)
     assert not found.explained and not found.groups
-    told = [case for case in found.cases if "no heatmap" in case.reading]
+    told = [case for case in found.cases if "no heatmap" in case.sentence]
     assert len(told) == 2
     for case in told:
         assert case.shares is None and case.place is None and case.verdict == "not tested"
-        assert "the map is zero everywhere" in case.reading and "lies in the box" not in case.reading
+        assert "the map is zero everywhere" in case.sentence and "lies in the box" not in case.sentence
 
 
-def test_cases_of_a_large_picture_are_examined_in_parts(
+def test_cases_of_a_large_image_are_examined_in_parts(
     adapter: Adapter, scenes: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = run(adapter, scenes, explain=6)
     sizes: list[int] = []
-    real = Examiner.examine
+    real = ErrorExplainer.examine
 
-    def counted(self: Examiner, pictures: Any) -> Any:
-        sizes.extend(len(picture.cases) for picture in pictures)
-        return real(self, pictures)
+    def counted(self: ErrorExplainer, images: Any) -> Any:
+        sizes.extend(len(image.cases) for image in images)
+        return real(self, images)
 
-    monkeypatch.setattr(Examiner, "examine", counted)
+    monkeypatch.setattr(ErrorExplainer, "examine", counted)
     monkeypatch.setattr(work, "MOST_PIXELS", 192 * 256)
     parts = run(adapter, scenes, explain=6)
     assert set(sizes) == {1} and len(sizes) == len(whole.explained) > len({case.image_id for case in whole.explained})
@@ -233,9 +231,9 @@ def test_masks_are_kept_as_run_lengths_and_come_back() -> None:
     found = Detections(
         torch.rand(3, 4), torch.arange(3), torch.rand(3), (40, 30), (Source("query"),) * 3, masks, {0: "a"}
     )
-    packed = Packed.of(found)
+    packed = PackedDetections.of(found)
     assert packed.found.masks is None
-    back = Unpacked([packed, Packed.of(found[[]]), Packed.of(Detections.empty((4, 5)))])
+    back = UnpackedDetections([packed, PackedDetections.of(found[[]]), PackedDetections.of(Detections.empty((4, 5)))])
     assert back[0].masks is not None and torch.equal(back[0].masks, masks)
     assert back[1].masks is not None and back[1].masks.shape == (0, 40, 30)
     assert back[1:][1].masks is None and len(back) == 3

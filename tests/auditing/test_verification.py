@@ -12,18 +12,18 @@ from detcam import adapt
 from detcam.adapters import detector
 from detcam.auditing.case import Change, Outcome, Trial
 from detcam.auditing.evidence import box_region, elsewhere, places, shares, strongest
-from detcam.auditing.persistence import Followed
-from detcam.auditing.verification import Doubt, Verifier, _Ladder, judge
+from detcam.auditing.persistence import TrackedDetection
+from detcam.auditing.verification import Hypothesis, Verifier, _RegionSizeSearch, judge
 from detcam.demo.model import load_demo_detector
 from detcam.detections import Detections
 from detcam.outputs import Candidates, DetectorOutput
-from detcam.perturbation.base import Subject
+from detcam.perturbation.base import ImageScorer
 from detcam.synthetic.harbour import draw_scene
 from detcam.targets import BoxTarget
 from detcam.trace import guarded
 
 
-def test_the_strongest_pixels_are_a_share_of_the_picture_around_the_peak() -> None:
+def test_the_strongest_pixels_are_a_share_of_the_image_around_the_peak() -> None:
     heat = torch.zeros(40, 50)
     heat[10:20, 30:40] = 1
     small, large, most = strongest(heat, (0.01, 0.05, 0.5))
@@ -33,14 +33,14 @@ def test_the_strongest_pixels_are_a_share_of_the_picture_around_the_peak() -> No
     assert not strongest(torch.zeros(40, 50), (0.1,)).any(), "a map of nothing has no evidence"
 
 
-def test_places_do_not_overlap_and_fill_the_picture() -> None:
+def test_places_do_not_overlap_and_fill_the_image() -> None:
     truth = box_region((20, 0, 40, 10), (40, 60))
     other = box_region((50, 30, 60, 40), (40, 60))
     found = places((40, 60), (10, 0, 30, 20), truth, other)
     total = torch.stack(list(found.values())).sum(0)
     assert bool((total == 1).all())
     # By hand: the truth has 20 x 10; the box 20 x 20 less the 10 x 10 that the truth has of it; the ring reaches 10
-    # pixels further and is cut by the picture, 40 x 30 less 400 less the 10 x 10 of the truth beyond the box.
+    # pixels further and is cut by the image, 40 x 30 less 400 less the 10 x 10 of the truth beyond the box.
     sizes = {name: int(region.sum()) for name, region in found.items()}
     assert sizes == {
         "true object": 200, "predicted box": 300, "same class": 100, "ring": 700, "scene": 2400 - 1300
@@ -95,16 +95,20 @@ def test_one_fill_alone_proves_nothing() -> None:
 
 
 def test_the_ladder_finds_the_smallest_rung_that_removes_with_every_fill() -> None:
-    truth = {(rung, fill): "vanished" if rung >= (1, 3)[fill] else "unchanged" for rung in range(5) for fill in (0, 1)}
-    ladder = _Ladder(5, 2)
+    truth = {
+        (size_index, fill): "vanished" if size_index >= (1, 3)[fill] else "unchanged"
+        for size_index in range(5)
+        for fill in (0, 1)
+    }
+    search = _RegionSizeSearch(5, 2)
     rounds = 0
-    while asked := ladder.next():
+    while asked := search.next():
         rounds += 1
         for key in asked:
-            ladder.answers[key] = (0.5, truth[key])  # type: ignore[assignment]
-    assert ladder.found == 3 and rounds == 6 and len(ladder.answers) == 8
-    assert list(ladder.answers)[:3] == [(4, 0), (1, 0), (0, 0)], "halved from the greatest region on"
-    never = _Ladder(3, 2)
+            search.answers[key] = (0.5, truth[key])  # type: ignore[assignment]
+    assert search.found == 3 and rounds == 6 and len(search.answers) == 8
+    assert list(search.answers)[:3] == [(4, 0), (1, 0), (0, 0)], "halved from the greatest region on"
+    never = _RegionSizeSearch(3, 2)
     while asked := never.next():
         for key in asked:
             never.answers[key] = (0.9, "unchanged")
@@ -126,7 +130,7 @@ class Said(DetectorOutput):
     def detections(self) -> Detections:
         raise NotImplementedError
 
-    def proposals(self, label: int | None = None) -> tuple[Tensor, Tensor]:
+    def raw_candidates(self, label: int | None = None) -> tuple[Tensor, Tensor]:
         return (
             torch.tensor([box for box, _ in self.others]).reshape(-1, 4),
             torch.tensor([scores for _, scores in self.others]).reshape(-1, 2),
@@ -150,27 +154,27 @@ BOX, NEAR, FAR = (0.0, 0.0, 10.0, 10.0), (6.0, 0.0, 16.0, 10.0), (50.0, 50.0, 60
 )
 def test_what_becomes_of_a_detection(own: tuple, others: list[tuple], outcome: Outcome) -> None:  # type: ignore[type-arg]
     target = BoxTarget(BOX, 0)
-    followed = Followed.start(Said((BOX, (0.9, 0.0)), [(BOX, (0.9, 0.0))]), target, 0.5)
-    assert followed.find(Said(own, others))[1] == outcome
+    tracked = TrackedDetection.start(Said((BOX, (0.9, 0.0)), [(BOX, (0.9, 0.0))]), target, 0.5)
+    assert tracked.find(Said(own, others))[1] == outcome
 
 
 def test_a_neighbour_that_was_there_before_is_no_move() -> None:
     before = Said((BOX, (0.9, 0.0)), [(NEAR, (0.8, 0.0))])
-    followed = Followed.start(before, BoxTarget(BOX, 0), 0.5)
-    assert followed.find(Said((BOX, (0.2, 0.0)), [(NEAR, (0.8, 0.0))]))[1] == "vanished"
+    tracked = TrackedDetection.start(before, BoxTarget(BOX, 0), 0.5)
+    assert tracked.find(Said((BOX, (0.2, 0.0)), [(NEAR, (0.8, 0.0))]))[1] == "vanished"
 
 
 def test_a_duplicate_is_its_own_candidate_alone() -> None:
     before = Said((BOX, (0.9, 0.0)), [(BOX, (0.9, 0.0))])
-    alone = Followed.start(before, BoxTarget(BOX, 0), 0.5, alone=True)
+    alone = TrackedDetection.start(before, BoxTarget(BOX, 0), 0.5, alone=True)
     assert alone.find(Said((BOX, (0.2, 0.0)), [(BOX, (0.9, 0.0))]))[1] == "vanished"
 
 
 def test_a_box_in_the_wrong_place_is_mended_when_it_reaches_its_object() -> None:
     before = Said((BOX, (0.9, 0.0)), [])
-    followed = Followed.start(before, BoxTarget(BOX, 0), 0.5, alone=True, truth_xyxy=(4.0, 0.0, 14.0, 10.0))
-    assert followed.find(Said((BOX, (0.9, 0.0)), []))[1] == "unchanged"
-    assert followed.find(Said(((3.0, 0.0, 13.0, 10.0), (0.9, 0.0)), []))[1] == "moved"
+    tracked = TrackedDetection.start(before, BoxTarget(BOX, 0), 0.5, alone=True, truth_xyxy=(4.0, 0.0, 14.0, 10.0))
+    assert tracked.find(Said((BOX, (0.9, 0.0)), []))[1] == "unchanged"
+    assert tracked.find(Said(((3.0, 0.0, 13.0, 10.0), (0.9, 0.0)), []))[1] == "moved"
 
 
 POND = (25.0, 25.0, 35.0, 35.0)
@@ -193,38 +197,38 @@ def decode_blueness(raw: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def test_a_large_thing_of_one_colour_leaves_nothing_of_it_behind() -> None:
-    """A blur of the picture would fill a pond with its own blue, and the detection that rests on it would stay."""
+    """A blur of the image would fill a pond with its own blue, and the detection that rests on it would stay."""
     adapter = detector(Blueness().eval(), decode_blueness, names=["boat", "barge"], target_layers="seen")
     adapter = adapter.without_layers()
     box = POND
-    picture = torch.zeros(3, 64, 64)
+    image = torch.zeros(3, 64, 64)
     pond = torch.zeros(64, 64)
     pond[10:50, 10:50] = 1
-    picture[2] = pond
+    image[2] = pond
     with guarded(adapter.model, gradients=False), torch.no_grad():
-        batch = adapter.prepare([picture])
+        batch = adapter.prepare([image])
         output = adapter.outputs(adapter.forward(batch), batch)[0]
         target = BoxTarget(box, 0)
-        subject = Subject(adapter, batch, output, [target], torch.zeros(1), (), (), 8, False)
-        doubt = Doubt("pond", Followed.start(output, target, 0.5), pond, box_region(box, (64, 64)))
-        (said,) = Verifier(subject, ladder=(0.4,)).verify([doubt])
+        scorer = ImageScorer(adapter, batch, output, [target], torch.zeros(1), (), (), 8, False)
+        hypothesis = Hypothesis("pond", TrackedDetection.start(output, target, 0.5), pond, box_region(box, (64, 64)))
+        (said,) = Verifier(scorer, search=(0.4,)).verify([hypothesis])
     without = {trial.fill: trial for trial in said.trials if trial.change == "without evidence"}
     assert set(without) == {"blur", "linear"}
     assert all(trial.score < 0.05 and trial.outcome != "unchanged" for trial in without.values())
 
 
 def test_nothing_to_verify_asks_nothing() -> None:
-    """A picture's first folding compares its targets' scores, of which there are none here."""
+    """An image's first folding compares its targets' scores, of which there are none here."""
     adapter = adapt(load_demo_detector()).without_layers()
     with guarded(adapter.model, gradients=False), torch.no_grad():
         batch = adapter.prepare([torch.rand(3, 96, 128)])
         output = adapter.outputs(adapter.forward(batch), batch)[0]
-        subject = Subject(adapter, batch, output, [], torch.zeros(0), (), (), 8, False)
-        verifier = Verifier(subject)
+        scorer = ImageScorer(adapter, batch, output, [], torch.zeros(0), (), (), 8, False)
+        verifier = Verifier(scorer)
         assert verifier.verify([]) == [] and verifier._ask([], []) == []
-        assert subject.folding is None, "nothing ran"
-        assert subject.scores(0, lambda part: batch.inputs).shape == (0, 0)
-        assert subject.scores(3, lambda part: batch.inputs.repeat(part.stop - part.start, 1, 1, 1)).shape == (3, 0)
+        assert scorer.folding is None, "nothing ran"
+        assert scorer.scores(0, lambda part: batch.inputs).shape == (0, 0)
+        assert scorer.scores(3, lambda part: batch.inputs.repeat(part.stop - part.start, 1, 1, 1)).shape == (3, 0)
 
 
 def test_evidence_at_the_wrong_place_is_not_confirmed() -> None:
@@ -245,11 +249,11 @@ def test_evidence_at_the_wrong_place_is_not_confirmed() -> None:
     with guarded(adapter.model, gradients=False), torch.no_grad():
         batch = adapter.prepare([torch.from_numpy(scene.image).permute(2, 0, 1) / 255])
         output = adapter.outputs(adapter.forward(batch), batch)[0]
-        subject = Subject(adapter, batch, output, [target], torch.zeros(1), (), (), 8, False)
-        followed = Followed.start(output, target, 0.5)
+        scorer = ImageScorer(adapter, batch, output, [target], torch.zeros(1), (), (), 8, False)
+        tracked = TrackedDetection.start(output, target, 0.5)
         heats = {"wake": wake.float(), "sky": sky}
-        doubts = [Doubt(name, followed, heat, box) for name, heat in heats.items()]
-        verdicts = dict(zip(heats, Verifier(subject).verify(doubts), strict=True))
+        hypotheses = [Hypothesis(name, tracked, heat, box) for name, heat in heats.items()]
+        verdicts = dict(zip(heats, Verifier(scorer).verify(hypotheses), strict=True))
     assert verdicts["wake"].verdict == "confirmed" and verdicts["wake"].smallest is not None
     assert verdicts["sky"].verdict == "unconfirmed" and verdicts["sky"].smallest is None
     assert float((verdicts["wake"].evidence & wake).sum()) > 0.5 * float(verdicts["wake"].evidence.sum())

@@ -59,24 +59,24 @@ class Planted(BaseCAM):
 
     def explain(self, images: Any, targets: Any = None, **options: Any) -> Any:
         answers = []
-        for picture, row in zip(load_images(images), targets, strict=True):
+        for image, row in zip(load_images(images), targets, strict=True):
             type(self).asked += 1
-            maps = [torch.as_tensor(self.draw(picture, target)) for target in row]
+            maps = [torch.as_tensor(self.draw(image, target)) for target in row]
             answers.append(SimpleNamespace(heatmaps=torch.stack(maps).float()))
         return answers
 
 
-def scene_of(picture: Tensor, seeds: tuple[int, ...] = SEEDS) -> Scene:
-    pixels = to_uint8(picture)
+def scene_of(image: Tensor, seeds: tuple[int, ...] = SEEDS) -> Scene:
+    pixels = to_uint8(image)
     return next(scene for scene in map(draw_scene, seeds) if np.array_equal(scene.image, pixels))
 
 
-def truth(picture: Tensor, target: Any) -> np.ndarray:
-    return wake_of(scene_of(picture), target.box_xyxy)
+def truth(image: Tensor, target: Any) -> np.ndarray:
+    return wake_of(scene_of(image), target.box_xyxy)
 
 
-def corner(picture: Tensor, target: Any) -> np.ndarray:
-    """A map that is certainly wrong: the picture's upper left corner."""
-    found = np.zeros(tuple(picture.shape[-2:]), np.float32)
+def corner(image: Tensor, target: Any) -> np.ndarray:
+    """A map that is certainly wrong: the image's upper left corner."""
+    found = np.zeros(tuple(image.shape[-2:]), np.float32)
     found[:40, :40] = np.linspace(1, 0.5, 40)
     return found

@@ -39,8 +39,8 @@ def words_of(found: list[Outcome]) -> list[str]:
     return verdicts(found, rows, {"score": 1}, (), unannotated={}, resamples=2000, seed=0)
 
 
-def test_a_method_that_leaves_the_hard_pictures_out_is_not_the_best() -> None:
-    """A is worse by 0.05 wherever both have a value, and has none on the ten hard pictures."""
+def test_a_method_that_leaves_the_hard_images_out_is_not_the_best() -> None:
+    """A is worse by 0.05 wherever both have a value, and has none on the ten hard images."""
     easy, hard = [0.9] * 10, [0.4] * 10
     found = [outcome("A", [value - 0.05 for value in easy] + [np.nan] * 10), outcome("B", easy + hard)]
     rows = {row.name: row for row in make_rows(found, {"score": 1})}
@@ -52,7 +52,7 @@ def test_a_method_that_leaves_the_hard_pictures_out_is_not_the_best() -> None:
 
 
 def test_the_best_is_not_beaten_on_what_both_have() -> None:
-    """A has no value of two hard pictures of twenty and is worse by 0.01 everywhere else: B is best."""
+    """A has no value of two hard images of twenty and is worse by 0.01 everywhere else: B is best."""
     b = [0.9] * 18 + [0.1] * 2
     found = [outcome("A", [value - 0.01 for value in b[:18]] + [np.nan] * 2), outcome("B", b)]
     rows = {row.name: row for row in make_rows(found, {"score": 1})}
@@ -61,14 +61,14 @@ def test_the_best_is_not_beaten_on_what_both_have() -> None:
     assert words_of(found)[0] == "score: B is best with 0.82, significantly better than every other method."
 
 
-def run(adapter: Adapter, pictures: Path, out: Path, metrics: list[Any], **options: Any) -> Any:
+def run(adapter: Adapter, images: Path, out: Path, metrics: list[Any], **options: Any) -> Any:
     options = {"methods": ["gradcam"], "controls": False, "top_k": 1, "resamples": 50, **options}
     methods = options.pop("methods")
-    return detcam.benchmark(adapter, pictures, methods, metrics, out=out, **options)
+    return detcam.benchmark(adapter, images, methods, metrics, out=out, **options)
 
 
 def test_results_of_other_settings_are_not_taken_for_new_ones(adapter: Adapter, tmp_path: Path) -> None:
-    pictures = write_scenes(tmp_path, [1_000_000]).parent / "images"
+    images = write_scenes(tmp_path, [1_000_000]).parent / "images"
     for number, (one, other) in enumerate(
         [
             (ROADMostRelevantFirst(75), ROADMostRelevantFirst(75, noise=3.0, seed=1)),
@@ -77,21 +77,21 @@ def test_results_of_other_settings_are_not_taken_for_new_ones(adapter: Adapter, 
         ]
     ):
         out = tmp_path / f"out-{number}"
-        run(adapter, pictures, out, [one])
-        assert run(adapter, pictures, out, [one]).computed == 0
+        run(adapter, images, out, [one])
+        assert run(adapter, images, out, [one]).computed == 0
         with pytest.raises(ValueError, match="metrics was"):
-            run(adapter, pictures, out, [other])
+            run(adapter, images, out, [other])
     mine = {"mine": lambda adapter: detcam.methods.GradCAM(adapter)}
     other_one = {"mine": lambda adapter: detcam.methods.HiResCAM(adapter)}
     out = tmp_path / "named"
-    first = run(adapter, pictures, out, ["sparseness"], methods=mine)
-    assert run(adapter, pictures, out, ["sparseness"], methods=mine).computed == 0
-    second = run(adapter, pictures, out, ["sparseness"], methods=other_one)
+    first = run(adapter, images, out, ["sparseness"], methods=mine)
+    assert run(adapter, images, out, ["sparseness"], methods=mine).computed == 0
+    second = run(adapter, images, out, ["sparseness"], methods=other_one)
     assert second.computed == 1 and second.row("mine").scores != first.row("mine").scores
     assert described(BlurFill(2)) == described(BlurFill(2)) != described(BlurFill(3))
 
 
-def test_an_adapter_that_treats_pictures_otherwise_is_another() -> None:
+def test_an_adapter_that_treats_images_otherwise_is_another() -> None:
     def made(**options: Any) -> Adapter:
         return detector(torch.nn.Conv2d(3, 4, 1), lambda raw: raw, names=["boat"], target_layers="", **options)
 
@@ -101,35 +101,31 @@ def test_an_adapter_that_treats_pictures_otherwise_is_another() -> None:
         assert adapter_digest(other) != adapter_digest(whole)
 
 
-def test_figures_of_an_earlier_run_are_no_pictures(adapter: Adapter, tmp_path: Path) -> None:
-    pictures = write_scenes(tmp_path, [1_000_000, 1_000_001]).parent / "images"
-    first = run(adapter, pictures, pictures / "benchmark", ["sparseness"])
-    again = run(adapter, pictures, pictures / "benchmark", ["sparseness"])
-    assert first.pictures == again.pictures == 2 and again.computed == 0 and not again.empty
+def test_figures_of_an_earlier_run_are_no_images(adapter: Adapter, tmp_path: Path) -> None:
+    images = write_scenes(tmp_path, [1_000_000, 1_000_001]).parent / "images"
+    first = run(adapter, images, images / "benchmark", ["sparseness"])
+    again = run(adapter, images, images / "benchmark", ["sparseness"])
+    assert first.images == again.images == 2 and again.computed == 0 and not again.empty
 
 
 def test_a_broken_map_on_disk_and_a_method_that_fails_somewhere_cost_themselves_alone(
     adapter: Adapter, tmp_path: Path
 ) -> None:
-    pictures = write_scenes(tmp_path, [1_000_000, 1_000_001]).parent / "images"
-    before = run(adapter, pictures, tmp_path / "out", ["sparseness"])
+    images = write_scenes(tmp_path, [1_000_000, 1_000_001]).parent / "images"
+    before = run(adapter, images, tmp_path / "out", ["sparseness"])
     for file in (tmp_path / "out" / "cells").rglob("*.png"):
         file.write_bytes(b"broken")
-    assert (
-        run(adapter, pictures, tmp_path / "out", ["sparseness"]).row("gradcam").scores == before.row("gradcam").scores
-    )
+    assert run(adapter, images, tmp_path / "out", ["sparseness"]).row("gradcam").scores == before.row("gradcam").scores
 
     class Absent(detcam.methods.GradCAM):
         def explain(self, *arguments: Any, **options: Any) -> Any:
             raise KeyError("absent")
 
-    found = run(
-        adapter, pictures, tmp_path / "new", ["sparseness"], methods={"bad": Absent, "good": "gradcam"}, shown=0
-    )
+    found = run(adapter, images, tmp_path / "new", ["sparseness"], methods={"bad": Absent, "good": "gradcam"}, shown=0)
     assert found.row("bad").failed == 2 and np.isfinite(found.row("good").scores["sparseness"].mean)
     assert not (tmp_path / "new" / "maps.png").exists() and (tmp_path / "new" / "scatter.png").exists()
-    with pytest.raises(ValueError, match="'picture' is the name"):
-        run(adapter, pictures, tmp_path / "x", ["sparseness"], methods={"picture": "gradcam"})
+    with pytest.raises(ValueError, match="'image' is the name"):
+        run(adapter, images, tmp_path / "x", ["sparseness"], methods={"image": "gradcam"})
 
 
 def test_what_cannot_be_asked_for_is_refused_at_once() -> None:
@@ -141,15 +137,15 @@ def test_what_cannot_be_asked_for_is_refused_at_once() -> None:
 
 
 def test_weights_of_a_two_stage_detector_are_randomised(adapter: Adapter, tmp_path: Path) -> None:
-    picture = write_scenes(tmp_path, [1_000_000]).parent / "images" / "scene-1000000.png"
-    found = randomization(detcam.methods.GradCAM(adapter), str(picture), steps=2)
+    image = write_scenes(tmp_path, [1_000_000]).parent / "images" / "scene-1000000.png"
+    found = randomization(detcam.methods.GradCAM(adapter), str(image), steps=2)
     assert len(found.rank_correlation) == 2 and bool(found.rank_correlation.isfinite().all())
     assert float(found.rank_correlation[-1].abs().mean()) < 0.9
 
 
 def test_a_map_of_nothing_does_not_pass_for_sane(adapter: Adapter, tmp_path: Path) -> None:
-    picture = write_scenes(tmp_path, [1_000_000]).parent / "images" / "scene-1000000.png"
-    (found,) = adapter.predict(str(picture))
+    image = write_scenes(tmp_path, [1_000_000]).parent / "images" / "scene-1000000.png"
+    (found,) = adapter.predict(str(image))
     targets = adapter.targets_of(found)[:2]
     size = found.image_size_hw
     maps = torch.zeros(2, *size)
@@ -158,15 +154,15 @@ def test_a_map_of_nothing_does_not_pass_for_sane(adapter: Adapter, tmp_path: Pat
     def method(adapter: Any, images: Any, targets: Any) -> list[torch.Tensor]:
         return [maps]
 
-    values = RandomizationCheck(steps=1).measure(adapter, [str(picture)], [targets], [maps], method=method)
+    values = RandomizationCheck(steps=1).measure(adapter, [str(image)], [targets], [maps], method=method)
     assert bool(values[0].isnan()) and float(values[1]) == pytest.approx(1)
 
 
-def test_half_of_a_picture_is_not_counted(adapter: Adapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A picture that fails when a lost result is made again counts in no row, so that all rows are of the same ones."""
-    pictures = write_scenes(tmp_path, [1_000_000, 1_000_001]).parent / "images"
+def test_half_of_a_image_is_not_counted(adapter: Adapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An image that fails when a lost result is made again counts in no row, so that all rows are of the same ones."""
+    images = write_scenes(tmp_path, [1_000_000, 1_000_001]).parent / "images"
     methods = ["gradcam", "hirescam"]
-    run(adapter, pictures, tmp_path / "out", ["sparseness"], methods=methods)
+    run(adapter, images, tmp_path / "out", ["sparseness"], methods=methods)
     (lost, *_) = sorted((tmp_path / "out" / "cells").glob("scene-1000000*/hirescam*.json"))
     lost.unlink()
 
@@ -174,6 +170,6 @@ def test_half_of_a_picture_is_not_counted(adapter: Adapter, tmp_path: Path, monk
         raise ValueError("no longer to be read")
 
     monkeypatch.setattr(importlib.import_module("detcam.benchmarking.runner"), "_ask", fails)
-    found = run(adapter, pictures, tmp_path / "out", ["sparseness"], methods=methods)
-    assert found.pictures == 1 and list(found.failed.values()) == ["no longer to be read"]
-    assert {found.row(name).scores["sparseness"].pictures for name in methods} == {1}
+    found = run(adapter, images, tmp_path / "out", ["sparseness"], methods=methods)
+    assert found.images == 1 and list(found.failed.values()) == ["no longer to be read"]
+    assert {found.row(name).scores["sparseness"].images for name in methods} == {1}

@@ -29,11 +29,11 @@ SIGNS = {"score": 1, "loss": -1}
 
 def made() -> Benchmark:
     def outcome(name: str, kind: str, level: float, seconds: float) -> Outcome:
-        pictures = [np.array([level + 0.01 * i]) for i in range(8)]
+        images = [np.array([level + 0.01 * i]) for i in range(8)]
         nothing = [np.array([np.nan])] * 8
         passes = [] if kind == "control" else [seconds * 20]
         return Outcome(
-            name, kind, {"score": pictures, "loss": nothing if name == "b|ad" else pictures}, passes, passes, [seconds]
+            name, kind, {"score": images, "loss": nothing if name == "b|ad" else images}, passes, passes, [seconds]
         )
 
     rows = make_rows(
@@ -59,7 +59,7 @@ def test_csv_has_a_line_a_row_and_a_column_a_figure() -> None:
         "score",
         "score low",
         "score high",
-        "score pictures",
+        "score images",
         "score targets",
         "score undefined",
         "score best",
@@ -72,7 +72,7 @@ def test_csv_has_a_line_a_row_and_a_column_a_figure() -> None:
 
 def test_markdown_marks_the_best_and_escapes_names() -> None:
     lines = made().to_markdown().splitlines()
-    assert lines[0] == "**net: 9 findings in 8 pictures**"
+    assert lines[0] == "**net: 9 findings in 8 images**"
     assert lines[2] == "| method | score ↑ | loss ↓ | passes | backward | seconds | MiB |"
     assert lines[4].startswith("| good | **0.835** [0.8")
     assert lines[5] == "| b\\|ad | 0.335 " + lines[5].split("0.335 ")[1]
@@ -84,7 +84,7 @@ def test_markdown_marks_the_best_and_escapes_names() -> None:
 def test_the_terminal_shows_every_row_with_its_interval() -> None:
     text = made().to_text(100)
     for words in (
-        "net: 9 findings in 8 pictures",
+        "net: 9 findings in 8 images",
         "score ↑",
         "loss ↓",
         "good",
@@ -138,7 +138,7 @@ def test_the_figure_of_maps_has_a_row_for_each_and_says_what_failed() -> None:
     single = Benchmark(found.rows[:1], SIGNS, (), "net", "noise", 8, 9, (), {}, found.shown).grid()
     assert figure.shape[1] == single.shape[1]
     assert figure.shape[0] == pytest.approx(single.shape[0] * 2, rel=0.02)
-    # the hot diagonal of the first method is not there in the plain picture above it
+    # the hot diagonal of the first method is not there in the plain image above it
     assert np.abs(single[: single.shape[0] // 2].astype(int) - single[-(single.shape[0] // 2) :]).max() > 60
 
 
@@ -160,8 +160,8 @@ def call(model: Path, *arguments: str) -> tuple[int, str, str]:
 
 
 def test_the_command_prints_the_table_and_writes_the_folder(whole: Path, tmp_path: Path) -> None:
-    pictures, out = write_scenes(tmp_path / "in", SEEDS[:2]), tmp_path / "out"
-    arguments = ["--images", str(pictures), "--methods", "odam,occlusion:grid=4,window=2", "--top-k", "1"]
+    images, out = write_scenes(tmp_path / "in", SEEDS[:2]), tmp_path / "out"
+    arguments = ["--images", str(images), "--methods", "odam,occlusion:grid=4,window=2", "--top-k", "1"]
     arguments += ["--metrics", "insertion:steps=2,sparseness", "--out", str(out)]
     code, text, _ = call(whole, *arguments)
     assert code == 0
@@ -179,17 +179,17 @@ def test_the_command_prints_the_table_and_writes_the_folder(whole: Path, tmp_pat
     ]
     for name in ("odam", "occlusion:grid=4,window=2", "filled box", "random, blurred", "randomcam"):
         assert name in text
-    assert "harbour.pt: 2 findings in 2 pictures" in text
+    assert "harbour.pt: 2 findings in 2 images" in text
     rows = {line["method"]: line for line in csv.DictReader((out / "benchmark.csv").open())}
     assert float(rows["occlusion:grid=4,window=2"]["passes"]) > 8
     assert float(rows["odam"]["backward"]) >= 1
-    assert json.loads((out / "benchmark.json").read_text())["pictures"] == 2
+    assert json.loads((out / "benchmark.json").read_text())["images"] == 2
     assert (out / "benchmark.md").read_text().count("\n| ") >= 8
     assert np.asarray(Image.open(out / "scatter.png")).std() > 5
     assert np.asarray(Image.open(out / "maps.png")).std() > 20
     assert not (set(rows) - {row["method"] for row in json.loads((out / "benchmark.json").read_text())["rows"]})
 
-    (pictures / "broken.jpg").write_bytes(b"nothing")
+    (images / "broken.jpg").write_bytes(b"nothing")
     code, text, _ = call(whole, *arguments)
     assert code == 1
     assert "failed: broken.jpg" in text
@@ -209,8 +209,8 @@ def test_the_command_prints_the_table_and_writes_the_folder(whole: Path, tmp_pat
     ],
 )
 def test_wrong_arguments_take_one_line(whole: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
-    pictures = write_scenes(tmp_path / "in", SEEDS[:1])
-    code, _, errors = call(whole, "--images", str(pictures), "--out", str(tmp_path / "out"), *arguments)
+    images = write_scenes(tmp_path / "in", SEEDS[:1])
+    code, _, errors = call(whole, "--images", str(images), "--out", str(tmp_path / "out"), *arguments)
     assert code == 2
     assert message in errors
     assert len([line for line in errors.splitlines() if line.startswith("detcam:")]) == 1

@@ -35,9 +35,9 @@ class Middle(Metric):
         return torch.cat([maps[:, :, : maps.shape[2] // 2].double().mean((1, 2)) for maps in heatmaps])
 
 
-def slope(picture: Tensor, target: Any) -> np.ndarray:
-    height, width = picture.shape[-2:]
-    value = 0.5 + 0.4 * float(picture.mean())
+def slope(image: Tensor, target: Any) -> np.ndarray:
+    height, width = image.shape[-2:]
+    value = 0.5 + 0.4 * float(image.mean())
     return np.full((height, width), value, np.float32) * np.linspace(1, 0, width, dtype=np.float32)
 
 
@@ -76,158 +76,156 @@ def test_the_planted_truth_is_the_best_row(tmp_path: Path) -> None:
         assert best[METRICS[1]].mean < row.scores[METRICS[1]].mean - 0.2
         assert not row.tied
     assert found.row("truth").tied == set(METRICS)
-    assert (found.pictures, found.targets) == (6, 12)
+    assert (found.images, found.targets) == (6, 12)
     assert found.recommend()[0].name == "truth"
 
 
 def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
-    pictures = write_scenes(tmp_path / "in", SEEDS[:4])
-    whole = compare(pictures)
+    images = write_scenes(tmp_path / "in", SEEDS[:4])
+    whole = compare(images)
     Planted.asked = Middle.asked = 0
 
     stopping = [True]
 
-    def stops(picture: Tensor, target: Any) -> np.ndarray:
+    def stops(image: Tensor, target: Any) -> np.ndarray:
         if Planted.asked == 3 and stopping:
             stopping.clear()
             raise KeyboardInterrupt
-        return slope(picture, target)
+        return slope(image, target)
 
     with pytest.raises(KeyboardInterrupt):
-        compare(pictures, tmp_path / "out", stops)
+        compare(images, tmp_path / "out", stops)
     assert not (tmp_path / "out" / "benchmark.csv").exists()
     Planted.asked = 0
-    rest = compare(pictures, tmp_path / "out", stops)
+    rest = compare(images, tmp_path / "out", stops)
     rows = len(whole)
-    # the first of four pictures was done (asked twice: its work is counted apart), the method stopped in the second
+    # the first of four images was done (asked twice: its work is counted apart), the method stopped in the second
     assert rest.computed == 3 * rows
     assert Planted.asked == 3
     assert facts(rest) == facts(whole)
     Planted.asked = Middle.asked = 0
-    again = compare(pictures, tmp_path / "out", stops)
+    again = compare(images, tmp_path / "out", stops)
     assert (again.computed, Planted.asked, Middle.asked) == (0, 0, 0)
     assert facts(again) == facts(whole)
     assert not list((tmp_path / "out").rglob("*.tmp"))
 
 
 def test_half_a_result_is_computed_again(tmp_path: Path) -> None:
-    pictures = write_scenes(tmp_path / "in", SEEDS[:2])
-    whole = compare(pictures, tmp_path / "out")
+    images = write_scenes(tmp_path / "in", SEEDS[:2])
+    whole = compare(images, tmp_path / "out")
     victim = sorted((tmp_path / "out" / "cells").rglob("mine-*.json"))[0]
     victim.write_bytes(victim.read_bytes()[:40])
-    again = compare(pictures, tmp_path / "out")
+    again = compare(images, tmp_path / "out")
     assert again.computed == 1
     assert facts(again) == facts(whole)
 
 
 def test_what_failed_is_tried_again(tmp_path: Path) -> None:
-    pictures = write_scenes(tmp_path / "in", SEEDS[:2])
-    whole = compare(pictures)
+    images = write_scenes(tmp_path / "in", SEEDS[:2])
+    whole = compare(images)
     broken = [True]
 
-    def sometimes(picture: Tensor, target: Any) -> np.ndarray:
+    def sometimes(image: Tensor, target: Any) -> np.ndarray:
         if broken[0]:
             raise RuntimeError("out of memory")
-        return slope(picture, target)
+        return slope(image, target)
 
-    found = compare(pictures, tmp_path / "out", draw=sometimes)
+    found = compare(images, tmp_path / "out", draw=sometimes)
     assert found.row("mine").failed == 2
     assert any("out of memory" in note for note in found.notes)
     broken[0] = False
-    again = compare(pictures, tmp_path / "out", draw=sometimes)
+    again = compare(images, tmp_path / "out", draw=sometimes)
     assert again.computed == 2
     assert facts(again) == facts(whole)
 
 
-def test_methods_and_pictures_may_be_added_but_settings_not_changed(tmp_path: Path) -> None:
-    pictures = write_scenes(tmp_path / "in", SEEDS[:2])
-    one = compare(pictures, tmp_path / "out")
+def test_methods_and_images_may_be_added_but_settings_not_changed(tmp_path: Path) -> None:
+    images = write_scenes(tmp_path / "in", SEEDS[:2])
+    one = compare(images, tmp_path / "out")
     two = compare(
-        pictures,
+        images,
         tmp_path / "out",
         methods={"mine": planted(slope), "corner": planted(corner)},
     )
     assert two.computed == 2
     assert two.row("mine").scores == one.row("mine").scores
-    other = compare(pictures, tmp_path / "out", methods={"mine": planted(corner)}, controls=False)
+    other = compare(images, tmp_path / "out", methods={"mine": planted(corner)}, controls=False)
     assert other.computed == 2 and other.row("mine").scores == two.row("corner").scores
-    assert compare(pictures, tmp_path / "out", controls=False).row("mine").scores == one.row("mine").scores
+    assert compare(images, tmp_path / "out", controls=False).row("mine").scores == one.row("mine").scores
     write_scenes(tmp_path / "in", SEEDS[:3])
-    assert compare(pictures, tmp_path / "out").computed == len(one)
+    assert compare(images, tmp_path / "out").computed == len(one)
     with pytest.raises(ValueError, match="score_threshold was None and is now 0.9"):
-        compare(pictures, tmp_path / "out", score_threshold=0.9)
+        compare(images, tmp_path / "out", score_threshold=0.9)
     with pytest.raises(ValueError, match="metrics was"):
-        compare(pictures, tmp_path / "out", metrics=["sparseness"])
+        compare(images, tmp_path / "out", metrics=["sparseness"])
     (tmp_path / "out" / "settings.json").write_text("{}")
     with pytest.raises(ValueError, match="was not written by a benchmark"):
-        compare(pictures, tmp_path / "out")
+        compare(images, tmp_path / "out")
 
 
-def test_a_picture_that_changed_is_explained_again(tmp_path: Path) -> None:
-    pictures = write_scenes(tmp_path / "in", SEEDS[:2])
-    before = compare(pictures, tmp_path / "out")
-    first = sorted(pictures.iterdir())[0]
+def test_a_image_that_changed_is_explained_again(tmp_path: Path) -> None:
+    images = write_scenes(tmp_path / "in", SEEDS[:2])
+    before = compare(images, tmp_path / "out")
+    first = sorted(images.iterdir())[0]
     image = Image.open(first)
     image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(first)
-    assert compare(pictures, tmp_path / "out").computed == len(before)
+    assert compare(images, tmp_path / "out").computed == len(before)
 
 
-def test_one_bad_picture_costs_itself_alone(tmp_path: Path) -> None:
-    pictures = write_scenes(tmp_path / "in", SEEDS[:3])
-    good = compare(pictures)
-    (pictures / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n not at all")
-    Image.new("RGB", (64, 48), (120, 130, 140)).save(pictures / "empty.png")
-    found = compare([*sorted(pictures.iterdir()), tmp_path / "absent.png"])
+def test_one_bad_image_costs_itself_alone(tmp_path: Path) -> None:
+    images = write_scenes(tmp_path / "in", SEEDS[:3])
+    good = compare(images)
+    (images / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n not at all")
+    Image.new("RGB", (64, 48), (120, 130, 140)).save(images / "empty.png")
+    found = compare([*sorted(images.iterdir()), tmp_path / "absent.png"])
     assert facts(found) == facts(good)
     assert set(found.failed) == {"broken.png", "absent.png"}
     assert found.empty == ("empty.png",)
-    assert "1 picture without findings at or above 0.3 left out: empty.png." in found.notes
+    assert "1 image without findings at or above 0.3 left out: empty.png." in found.notes
     assert any(note.startswith("failed: broken.png: cannot read") for note in found.notes)
-    with pytest.raises(
-        ValueError, match="not one picture could be explained: 1 without findings, 1 failed; broken.png"
-    ):
-        compare([pictures / "broken.png", pictures / "empty.png"])
+    with pytest.raises(ValueError, match="not one image could be explained: 1 without findings, 1 failed; broken.png"):
+        compare([images / "broken.png", images / "empty.png"])
 
 
 def test_maps_of_another_size_and_with_nan_never_reach_a_mean(tmp_path: Path) -> None:
-    pictures = write_scenes(tmp_path, SEEDS[:3])
-    good = compare(pictures)
+    images = write_scenes(tmp_path, SEEDS[:3])
+    good = compare(images)
     first: list[int] = []
 
-    def small_once(picture: Tensor, target: Any) -> np.ndarray:
-        mean = round(float(picture.sum()))
+    def small_once(image: Tensor, target: Any) -> np.ndarray:
+        mean = round(float(image.sum()))
         first.append(mean)
-        return slope(picture[:, ::2] if mean == first[0] else picture, target)
+        return slope(image[:, ::2] if mean == first[0] else image, target)
 
-    found = compare(pictures, draw=small_once)
+    found = compare(images, draw=small_once)
     row = found.row("mine")
     assert row.failed == 1
-    assert row.scores["middle"].pictures == 2
-    others = compare(sorted(pictures.iterdir())[1:]).row("mine").scores["middle"].mean
+    assert row.scores["middle"].images == 2
+    others = compare(sorted(images.iterdir())[1:]).row("mine").scores["middle"].mean
     assert row.scores["middle"].mean == pytest.approx(others)
     assert found.row("filled box").scores == good.row("filled box").scores
     assert any("expected heatmaps of shape (N, 192, 256)" in note for note in found.notes)
-    assert "mine: failed on 1 picture." in found.notes
+    assert "mine: failed on 1 image." in found.notes
 
-    def nan_once(picture: Tensor, target: Any) -> np.ndarray:
-        drawn = slope(picture, target)
+    def nan_once(image: Tensor, target: Any) -> np.ndarray:
+        drawn = slope(image, target)
         if target.source is not None and target.box_xyxy == best[0]:
             drawn[5, 5] = math.nan
         return drawn
 
     adapter = harbour_detector()
-    best = [adapter.targets_of(adapter.predict(p, top_k=1)[0])[0].box_xyxy for p in sorted(pictures.iterdir())]
-    own = compare(pictures, draw=nan_once).row("mine").scores["middle"]
-    assert (own.undefined, own.targets, own.pictures) == (1, 5, 3)
+    best = [adapter.targets_of(adapter.predict(p, top_k=1)[0])[0].box_xyxy for p in sorted(images.iterdir())]
+    own = compare(images, draw=nan_once).row("mine").scores["middle"]
+    assert (own.undefined, own.targets, own.images) == (1, 5, 3)
     assert math.isfinite(own.mean)
 
 
-def test_noise_is_another_for_each_picture_and_target_and_the_same_again() -> None:
-    pictures = [torch.rand(3, 20, 30), torch.rand(3, 20, 30)]
+def test_noise_is_another_for_each_image_and_target_and_the_same_again() -> None:
+    images = [torch.rand(3, 20, 30), torch.rand(3, 20, 30)]
     asked = [[BoxTarget((2.0, 2.0, 9.0, 9.0), 1), BoxTarget((2.0, 2.0, 9.0, 9.0), 2)]] * 2
     for name in ("random", "random, blurred"):
         drawn = [
-            torch.cat(next(e for e in controls_for("detection", seed) if e.name == name).explain(None, pictures, asked))
+            torch.cat(next(e for e in controls_for("detection", seed) if e.name == name).explain(None, images, asked))
             for seed in (0, 0, 1)
         ]
         assert torch.equal(drawn[0], drawn[1])
@@ -236,13 +234,13 @@ def test_noise_is_another_for_each_picture_and_target_and_the_same_again() -> No
 
 
 def test_controls_are_rows_and_the_filled_box_is_the_box(tmp_path: Path) -> None:
-    pictures = write_scenes(tmp_path, SEEDS[:2])
-    found = compare(pictures)
+    images = write_scenes(tmp_path, SEEDS[:2])
+    found = compare(images)
     names = {row.name for row in found if row.kind == "control"}
     assert {"random", "random, blurred", "filled box", "filled box, blurred", "randomcam", "sobel"} <= names
     adapter = harbour_detector()
     means = []
-    for path in sorted(pictures.iterdir()):
+    for path in sorted(images.iterdir()):
         shares = []
         for x1, y1, x2, y2 in adapter.predict(path, score_threshold=0.3, top_k=2)[0].boxes_xyxy.tolist():
             hot = 0
@@ -253,11 +251,11 @@ def test_controls_are_rows_and_the_filled_box_is_the_box(tmp_path: Path) -> None
         means.append(sum(shares) / 2)
     assert found.row("filled box").scores["middle"].mean == pytest.approx(sum(means) / 2, abs=1e-6)
     assert found.row("random").scores["middle"].mean == pytest.approx(0.5, abs=0.01)
-    assert found.row("random").scores == compare(pictures).row("random").scores
-    assert found.row("random").scores != compare(pictures, seed=1).row("random").scores
+    assert found.row("random").scores == compare(images).row("random").scores
+    assert found.row("random").scores != compare(images, seed=1).row("random").scores
     assert [row.kind for row in found] == sorted((row.kind for row in found), reverse=True)
-    assert {row.kind for row in compare(pictures, controls=False)} == {"method"}
-    named = compare(pictures, methods=["gradcam", "randomcam"])
+    assert {row.kind for row in compare(images, controls=False)} == {"method"}
+    named = compare(images, methods=["gradcam", "randomcam"])
     assert [row.name for row in named if row.name.startswith("randomcam")] == ["randomcam"]
     assert named.row("randomcam").kind == "control"
 
@@ -304,7 +302,7 @@ def test_a_classifier_is_compared_with_a_blob_in_the_middle() -> None:
     images = [torch.rand(3, 40, 48, generator=torch.Generator().manual_seed(i)) for i in range(2)]
     found = benchmark(adapter, images, ["gradcam", "layercam"], ["insertion:steps=4", "sparseness"], title="tiny")
     assert found.reference == "blob in the middle"
-    assert found.title == "tiny: 2 findings in 2 pictures"
+    assert found.title == "tiny: 2 findings in 2 images"
     assert found.row("gradcam").passes > 0.99
     assert {shown.name for shown in found.shown} == {"image-1", "image-2"}
     assert json.loads(found.to_json())["rows"][0]["method"] == found[0].name

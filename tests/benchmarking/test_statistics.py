@@ -14,8 +14,8 @@ from detcam.benchmarking.statistics import Outcome, bootstrap, difference, estim
 NAN = float("nan")
 
 
-def rows_of(*pictures: list[float]) -> list[np.ndarray]:
-    return [np.array(picture, np.float64) for picture in pictures]
+def rows_of(*images: list[float]) -> list[np.ndarray]:
+    return [np.array(image, np.float64) for image in images]
 
 
 def test_the_interval_is_that_of_a_literal_bootstrap() -> None:
@@ -42,13 +42,13 @@ def test_the_interval_is_that_of_a_literal_bootstrap() -> None:
     assert all(map(math.isnan, bootstrap(values[:1])))
 
 
-def test_pictures_weigh_alike_and_targets_without_value_are_counted() -> None:
+def test_images_weigh_alike_and_targets_without_value_are_counted() -> None:
     found = estimate(rows_of([1, 1, 1, 1], [0, NAN], [NAN], []))
-    assert (found.mean, found.pictures, found.targets, found.undefined) == (0.5, 2, 5, 2)
+    assert (found.mean, found.images, found.targets, found.undefined) == (0.5, 2, 5, 2)
     assert (found.low, found.high) == (0, 1)
     nothing = estimate(rows_of([NAN], []))
     assert math.isnan(nothing.mean)
-    assert (nothing.pictures, nothing.undefined) == (0, 1)
+    assert (nothing.images, nothing.undefined) == (0, 1)
 
 
 def test_differences_are_of_the_same_targets() -> None:
@@ -57,9 +57,9 @@ def test_differences_are_of_the_same_targets() -> None:
     gap = difference(one, other)
     # the targets that both have: 1 - 0, 2 - 1, 3 - 1
     assert gap.mean == pytest.approx(4 / 3)
-    assert gap.pictures == 3
+    assert gap.images == 3
     assert gap.scale == pytest.approx(2)
-    assert difference(rows_of([NAN]), rows_of([1])).pictures == 0
+    assert difference(rows_of([NAN]), rows_of([1])).images == 0
 
 
 def test_a_difference_counts_if_it_is_sure_large_enough_and_seen_often_enough() -> None:
@@ -80,8 +80,8 @@ def outcomes() -> list[Outcome]:
     noise = np.array([0.1, -0.1] * 4)
 
     def made(name: str, kind: str, values: np.ndarray, seconds: float) -> Outcome:
-        pictures = rows_of(*[[value] for value in values])
-        return Outcome(name, kind, {"score": pictures}, seconds=[seconds] * 8, passes=[seconds * 10], backward=[2])
+        images = rows_of(*[[value] for value in values])
+        return Outcome(name, kind, {"score": images}, seconds=[seconds] * 8, passes=[seconds * 10], backward=[2])
 
     return [
         made("slow", "method", base + 0.8, 5.0),
@@ -116,7 +116,7 @@ def test_words_say_who_loses_to_the_filled_box() -> None:
         few, make_rows(few, {"score": 1}), {"score": 1}, ("filled box",), unannotated={}, resamples=100, seed=0
     )
     assert words == [
-        "score: slow is best with 0.843, on 4 pictures: too few to tell methods apart, 6 at least are needed."
+        "score: slow is best with 0.843, on 4 images: too few to tell methods apart, 6 at least are needed."
     ]
 
 
@@ -130,7 +130,7 @@ def test_the_cheapest_of_the_best_is_recommended() -> None:
         recommend([row for row in rows if row.kind == "control"], "score", 1, "filled box")
 
 
-def test_what_few_pictures_cannot_tell_apart_is_not_recommended_for_being_cheap() -> None:
+def test_what_few_images_cannot_tell_apart_is_not_recommended_for_being_cheap() -> None:
     def made(name: str, values: list[float], seconds: float) -> Outcome:
         return Outcome(name, "method", {"loss": rows_of(*[[value] for value in values])}, seconds=[seconds])
 
@@ -138,4 +138,4 @@ def test_what_few_pictures_cannot_tell_apart_is_not_recommended_for_being_cheap(
     assert all("loss" in row.tied for row in rows)
     pick, reason = recommend(rows, "loss", -1, "filled box")
     assert pick.name == "sure"
-    assert reason.endswith("With 3 pictures nothing is certain; take 6 at least.")
+    assert reason.endswith("With 3 images nothing is certain; take 6 at least.")

@@ -79,7 +79,7 @@ def test_a_box_is_compared_with_the_object_of_its_class_that_it_overlaps(tmp_pat
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_annotated_pictures_alone_are_taken_and_false_positives_told(tmp_path: Path) -> None:
+def test_annotated_images_alone_are_taken_and_false_positives_told(tmp_path: Path) -> None:
     folder = write_scenes(tmp_path / "in", SEEDS[:3])
     adapter = harbour_detector()
     names = [f"scene-{seed:02d}.png" for seed in SEEDS[:2]]
@@ -88,11 +88,11 @@ def test_annotated_pictures_alone_are_taken_and_false_positives_told(tmp_path: P
         {"bbox": [x1, y1, x2 - x1, y2 - y1], "category_id": int(label)}
         for (x1, y1, x2, y2), label in zip(scene.boxes_xyxy.tolist(), scene.labels.tolist(), strict=True)
     ]
-    # the second picture has no object, the third is not annotated, the fourth does not exist
+    # the second image has no object, the third is not annotated, the fourth does not exist
     path = coco(tmp_path, objects, [*names, "gone.png"])
 
-    def box_map(picture: Any, target: BoxTarget) -> Any:
-        drawn = torch.zeros(picture.shape[-2:])
+    def box_map(image: Any, target: BoxTarget) -> Any:
+        drawn = torch.zeros(image.shape[-2:])
         x1, y1, x2, y2 = (round(value) for value in target.box_xyxy)
         drawn[y1:y2, x1:x2] = 1
         return drawn
@@ -103,18 +103,18 @@ def test_annotated_pictures_alone_are_taken_and_false_positives_told(tmp_path: P
     )
     detected = [len(adapter.predict(folder / name, score_threshold=0.3)[0]) for name in names]
     own = found.row("box").scores["energy_pointing_game"]
-    assert found.pictures == 2
+    assert found.images == 2
     assert own.targets + own.undefined == sum(detected)
-    assert own.pictures == 1
+    assert own.images == 1
     assert 0 < own.targets <= len(objects)
     assert own.mean > 0.6
     assert (
         f"{own.undefined} findings have no annotated object; left out by pointing_game and energy_pointing_game."
         in (found.notes)
     )
-    assert "1 picture that is not in truth.json left out." in found.notes
+    assert "1 image that is not in truth.json left out." in found.notes
     assert any("gone.png" in note or "missing" in note for note in found.notes)
     assert found.failed == {}
-    with pytest.raises(ValueError, match="none of the 1 pictures is annotated"):
+    with pytest.raises(ValueError, match="none of the 1 images is annotated"):
         alone = write_scenes(tmp_path / "alone", SEEDS[3:4])
         benchmark(adapter, alone, methods, ["pointing_game"], Annotations.load(path, folder))

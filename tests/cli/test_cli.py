@@ -24,7 +24,7 @@ from detcam import METHODS, __version__
 from detcam.cli.common import parse_size, printable, shorten
 from detcam.cli.explain import parse_box
 from detcam.cli.main import app
-from detcam.explanation.batch import find_pictures
+from detcam.explanation.batch import find_images
 from detcam.explanation.explain import explain
 from detcam.explanation.writer import INDEX, read_heatmap
 from detcam.models.load import load_model
@@ -59,7 +59,7 @@ def detector(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
     return ("--model", DETECTOR, "--weights", str(path), "--names", "red,white,small", "--image-size", "96")
 
 
-def save_picture(path: Path, seed: int = 0, size_hw: tuple[int, int] = (90, 120), **options: Any) -> Path:
+def save_image(path: Path, seed: int = 0, size_hw: tuple[int, int] = (90, 120), **options: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(seed).integers(0, 256, (*size_hw, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(path, **options)
@@ -68,7 +68,7 @@ def save_picture(path: Path, seed: int = 0, size_hw: tuple[int, int] = (90, 120)
 
 def entries(folder: Path) -> list[dict[str, Any]]:
     content = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-    found: list[dict[str, Any]] = content["pictures"]
+    found: list[dict[str, Any]] = content["images"]
     return found
 
 
@@ -76,7 +76,7 @@ def entries(folder: Path) -> list[dict[str, Any]]:
 
 
 def test_it_writes_what_python_gives(detcam_command: Detcam, detector: tuple[str, ...], tmp_path: Path) -> None:
-    photos = [save_picture(tmp_path / "in" / "Zelle größe.png"), save_picture(tmp_path / "in" / "b.png", 1, (80, 100))]
+    photos = [save_image(tmp_path / "in" / "Zelle größe.png"), save_image(tmp_path / "in" / "b.png", 1, (80, 100))]
     code, out, err = detcam_command(
         "explain",
         tmp_path / "in",
@@ -112,14 +112,14 @@ def test_it_writes_what_python_gives(detcam_command: Detcam, detector: tuple[str
             assert change[heat.repeat(factor, 0).repeat(factor, 1) > 0.9].mean() > 100
             assert target["overlay"] in out
     rows = out.splitlines()
-    assert rows[0].split() == ["picture", "finding", "value", "reach", "overlay"]
-    assert rows[-1] == f"2 pictures, 4 findings: {Path('why', INDEX)}"
+    assert rows[0].split() == ["image", "finding", "value", "reach", "overlay"]
+    assert rows[-1] == f"2 images, 4 findings: {Path('why', INDEX)}"
     assert f"{expected[0].reach[0].fraction:.0%}" in rows[1]  # type: ignore[index]
     assert "odam at backbone" in err
 
 
 def test_a_class_a_comparison_and_a_quantity(detcam_command: Detcam, detector: tuple[str, ...], tmp_path: Path) -> None:
-    save_picture(tmp_path / "a.png")
+    save_image(tmp_path / "a.png")
     asked = ("--class", "White", "--against", "red", "--quantity", "logit", "--score-threshold", "0", "--top-k", "1")
     code, out, err = detcam_command("explain", "a.png", *detector, *asked)
     assert code == 0, err
@@ -130,7 +130,7 @@ def test_a_class_a_comparison_and_a_quantity(detcam_command: Detcam, detector: t
 
 
 def test_a_box_drawn_by_hand(detcam_command: Detcam, detector: tuple[str, ...], tmp_path: Path) -> None:
-    save_picture(tmp_path / "a.png")
+    save_image(tmp_path / "a.png")
     code, _, err = detcam_command(
         "explain", "a.png", *detector, "--box", "10,20,60.5,70", "--box", "0,0,30,30", "--label", "small"
     )
@@ -144,7 +144,7 @@ def test_a_region_drawn_by_hand_for_a_segmenter(detcam_command: Detcam, tmp_path
     torch.manual_seed(0)
     model = lraspp_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=3)
     torch.save(model.state_dict(), tmp_path / "w.pth")
-    save_picture(tmp_path / "a.png", size_hw=(64, 96))
+    save_image(tmp_path / "a.png", size_hw=(64, 96))
     options = ("--model", "lraspp_mobilenet_v3_large", "--weights", "w.pth", "--names", "road,car,tree")
     code, _, err = detcam_command("explain", "a.png", *options, "--box", "8,8,40,40", "--label", "car")
     assert code == 0, err
@@ -153,17 +153,17 @@ def test_a_region_drawn_by_hand_for_a_segmenter(detcam_command: Detcam, tmp_path
 
 
 def test_a_classifier(detcam_command: Detcam, tmp_path: Path) -> None:
-    save_picture(tmp_path / "a.png")
+    save_image(tmp_path / "a.png")
     code, out, err = detcam_command("explain", "a.png", *CLASSIFIER, "--class", "tabby", "--class", "282")
     assert code == 0, err
     assert {target["name"] for target in entries(tmp_path / "explanations")[0]["targets"]} == {"tabby", "tiger cat"}
-    assert "1 picture, 2 findings" in out
+    assert "1 image, 2 findings" in out
 
 
 def test_a_rotated_photo_is_explained_upright(detcam_command: Detcam, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 8
-    save_picture(tmp_path / "lying.jpg", size_hw=(40, 80), exif=exif)
+    save_image(tmp_path / "lying.jpg", size_hw=(40, 80), exif=exif)
     code, _, err = detcam_command("explain", "lying.jpg", *CLASSIFIER)
     assert code == 0, err
     (entry,) = entries(tmp_path / "explanations")
@@ -171,53 +171,53 @@ def test_a_rotated_photo_is_explained_upright(detcam_command: Detcam, tmp_path: 
     assert read_heatmap(tmp_path / "explanations" / entry["targets"][0]["heatmap"]).shape == (80, 40)
 
 
-def test_a_bad_picture_among_good_ones_is_told_and_passed_over(detcam_command: Detcam, tmp_path: Path) -> None:
+def test_a_bad_image_among_good_ones_is_told_and_passed_over(detcam_command: Detcam, tmp_path: Path) -> None:
     for name in ("a.png", "c.png"):
-        save_picture(tmp_path / "in" / name)
-    (tmp_path / "in" / "b.png").write_bytes(b"no picture")
+        save_image(tmp_path / "in" / name)
+    (tmp_path / "in" / "b.png").write_bytes(b"no image")
     code, out, err = detcam_command("explain", "in/*.png", *CLASSIFIER)
     assert code == 1
     assert [entry["name"] for entry in entries(tmp_path / "explanations")] == ["a.png", "c.png"]
     assert "detcam: skipped cannot read in/b.png as an image" in err
-    assert "\ndetcam: 1 of 3 pictures were skipped\n" in err
-    assert "2 pictures, 2 findings" in out
+    assert "\ndetcam: 1 of 3 images were skipped\n" in err
+    assert "2 images, 2 findings" in out
     code, _, err = detcam_command("explain", "in/b.png", *CLASSIFIER, "--out", "other")
     assert code == 2
-    assert "none of 1 pictures could be explained" in err
+    assert "none of 1 images could be explained" in err
 
 
-def test_a_reader_that_wants_a_package_is_a_bad_picture_too(
+def test_a_reader_that_wants_a_package_is_a_bad_image_too(
     detcam_command: Detcam, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With ultralytics loaded, Image.open asks for a HEIF package at whatever is no picture."""
+    """With ultralytics loaded, Image.open asks for a HEIF package at whatever is no image."""
 
     def wanting(*arguments: Any) -> None:
         raise ModuleNotFoundError("No module named 'pi_heif'")
 
-    save_picture(tmp_path / "a.png")
+    save_image(tmp_path / "a.png")
     monkeypatch.setattr("PIL.Image.open", wanting)
     code, _, err = detcam_command("explain", "a.png", *CLASSIFIER)
     assert code == 2
     assert "skipped cannot read a.png as an image (unknown format)" in err
 
 
-def test_one_pictures_trouble_does_not_take_its_batch_along(
+def test_one_images_trouble_does_not_take_its_batch_along(
     detcam_command: Detcam, detector: tuple[str, ...], tmp_path: Path
 ) -> None:
-    """A box that lies outside of the small picture only."""
-    save_picture(tmp_path / "in" / "large.png")
-    save_picture(tmp_path / "in" / "small.png", size_hw=(40, 40))
+    """A box that lies outside of the small image only."""
+    save_image(tmp_path / "in" / "large.png")
+    save_image(tmp_path / "in" / "small.png", size_hw=(40, 40))
     code, out, err = detcam_command("explain", "in", *detector, "--box", "60,50,110,80", "--label", "red")
     assert code == 1
     assert [entry["name"] for entry in entries(tmp_path / "explanations")] == ["large.png"]
-    assert "small.png: the box (60.0, 50.0, 110.0, 80.0) lies outside the picture, which is 40 x 40 pixels" in err
+    assert "small.png: the box (60.0, 50.0, 110.0, 80.0) lies outside the image, which is 40 x 40 pixels" in err
 
 
 def test_an_interrupted_run_leaves_what_is_done(
     detcam_command: Detcam, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in "abc":
-        save_picture(tmp_path / "in" / f"{name}.png")
+        save_image(tmp_path / "in" / f"{name}.png")
     calls: list[int] = []
 
     def interrupted(*arguments: Any, **options: Any) -> Any:
@@ -229,13 +229,13 @@ def test_an_interrupted_run_leaves_what_is_done(
     monkeypatch.setattr(detcam.explanation.batch, "explain", interrupted)
     code, _, err = detcam_command("explain", "in", *CLASSIFIER, "--batch-size", "1")
     assert code == 130
-    assert "interrupted; 1 of 3 pictures are done" in err
+    assert "interrupted; 1 of 3 images are done" in err
     (entry,) = entries(tmp_path / "explanations")
     assert (tmp_path / "explanations" / entry["targets"][0]["overlay"]).is_file()
 
 
 def test_nothing_found_is_no_error(detcam_command: Detcam, detector: tuple[str, ...], tmp_path: Path) -> None:
-    save_picture(tmp_path / "a.png")
+    save_image(tmp_path / "a.png")
     code, out, err = detcam_command("explain", "a.png", *detector, "--score-threshold", "1")
     assert code == 0
     assert "nothing found at or above 1" in out
@@ -245,7 +245,7 @@ def test_nothing_found_is_no_error(detcam_command: Detcam, detector: tuple[str, 
 
 def test_warnings_are_told_once_at_the_end(detcam_command: Detcam, detector: tuple[str, ...], tmp_path: Path) -> None:
     for number in range(4):
-        save_picture(tmp_path / "in" / f"{number}.png", number)
+        save_image(tmp_path / "in" / f"{number}.png", number)
     code, _, err = detcam_command(
         "explain",
         "in",
@@ -271,7 +271,7 @@ def test_warnings_are_told_once_at_the_end(detcam_command: Detcam, detector: tup
     [
         (("a.png", "--model", "fasterrcn_resnet50"), "did you mean fasterrcnn_resnet50_fpn"),
         (("nowhere.png", *CLASSIFIER), "no file or folder at nowhere.png"),
-        (("*.gif", *CLASSIFIER), "no pictures in *.gif"),
+        (("*.gif", *CLASSIFIER), "no images in *.gif"),
         (("a.png", *CLASSIFIER, "--method", "gradcamm"), "expected one of the methods gradcam"),
         (("a.png", *CLASSIFIER, "--class", "tabbi"), "no class named 'tabbi'; did you mean tabby"),
         (("a.png", *CLASSIFIER, "--target-layer", "layer9"), "no layer named 'layer9'"),
@@ -291,7 +291,7 @@ def test_warnings_are_told_once_at_the_end(detcam_command: Detcam, detector: tup
 def test_what_is_wrong_is_said_in_one_line(
     detcam_command: Detcam, tmp_path: Path, arguments: tuple[str, ...], message: str
 ) -> None:
-    save_picture(tmp_path / "a.png")
+    save_image(tmp_path / "a.png")
     code, out, err = detcam_command("explain", *arguments)
     assert code == 2
     told = [line for line in err.splitlines() if line.startswith("detcam")]
@@ -322,18 +322,18 @@ def test_methods_lists_the_registry(detcam_command: Detcam) -> None:
 
 
 def test_passes_are_asked_for_and_told(detcam_command: Detcam, tmp_path: Path) -> None:
-    picture = tmp_path / "picture.png"
-    Image.new("RGB", (64, 48), "green").save(picture)
+    image = tmp_path / "image.png"
+    Image.new("RGB", (64, 48), "green").save(image)
     out = tmp_path / "out"
-    command = ["explain", str(picture), *CLASSIFIER, "--out", str(out), "--method", "rise:grid=3"]
+    command = ["explain", str(image), *CLASSIFIER, "--out", str(out), "--method", "rise:grid=3"]
     code, said, err = detcam_command(*command, "--passes", "12")
     assert code == 0, err
-    assert "12 passes a picture" in said
-    (entry,) = json.loads((out / "explanations.json").read_text())["pictures"]
+    assert "12 passes an image" in said
+    (entry,) = json.loads((out / "explanations.json").read_text())["images"]
     assert entry["sampling"]["passes"] == 12 and entry["sampling"]["seed"] == 0
-    code, _, err = detcam_command("explain", str(picture), *CLASSIFIER, "--method", "hirescam", "--passes", "12")
+    code, _, err = detcam_command("explain", str(image), *CLASSIFIER, "--method", "hirescam", "--passes", "12")
     assert code == 2 and "hirescam has no setting 'passes'; it has none" in err
-    code, _, err = detcam_command("explain", str(picture), *CLASSIFIER, "--method", "rise", "--passes", "some")
+    code, _, err = detcam_command("explain", str(image), *CLASSIFIER, "--method", "rise", "--passes", "some")
     assert code == 2 and "a number of at least 1, or 'auto'" in err
 
 
@@ -351,7 +351,7 @@ def test_layers_lists_shapes_and_marks_the_default(detcam_command: Detcam) -> No
 
 
 def test_layers_that_are_listed_can_be_explained(detcam_command: Detcam, tmp_path: Path) -> None:
-    save_picture(tmp_path / "a.png")
+    save_image(tmp_path / "a.png")
     _, out, _ = detcam_command("layers", *CLASSIFIER)
     names = [line[3:].split()[0] for line in out.splitlines()[1:-2] if line[3:].startswith("features.")]
     assert len(names) > 5
@@ -385,24 +385,24 @@ def test_help_version_and_typing_errors(detcam_command: Detcam) -> None:
 # ------------------------------------------------------------------------------------------------------------- parts
 
 
-def test_pictures_are_found_in_folders_and_patterns(tmp_path: Path) -> None:
+def test_images_are_found_in_folders_and_patterns(tmp_path: Path) -> None:
     for name in ("b.png", "a.jpg", "deep/c.PNG", ".hidden/d.png", "deep/.e.png"):
-        save_picture(tmp_path / name)
-    (tmp_path / "notes.txt").write_text("no picture")
-    assert [path.name for path in find_pictures([str(tmp_path)])] == ["a.jpg", "b.png", "c.PNG"]
-    assert [path.name for path in find_pictures([str(tmp_path / "**" / "*.*")])] == ["a.jpg", "b.png", "c.PNG"]
-    assert len(find_pictures([str(tmp_path), str(tmp_path / "b.png")])) == 3
+        save_image(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("no image")
+    assert [path.name for path in find_images([str(tmp_path)])] == ["a.jpg", "b.png", "c.PNG"]
+    assert [path.name for path in find_images([str(tmp_path / "**" / "*.*")])] == ["a.jpg", "b.png", "c.PNG"]
+    assert len(find_images([str(tmp_path), str(tmp_path / "b.png")])) == 3
     (tmp_path / "void").mkdir()
-    with pytest.raises(ValueError, match="no pictures in"):
-        find_pictures([str(tmp_path / "void")])
+    with pytest.raises(ValueError, match="no images in"):
+        find_images([str(tmp_path / "void")])
 
 
-def test_results_among_the_pictures_are_not_explained_again(detcam_command: Detcam, tmp_path: Path) -> None:
-    save_picture(tmp_path / "in" / "a.png")
+def test_results_among_the_images_are_not_explained_again(detcam_command: Detcam, tmp_path: Path) -> None:
+    save_image(tmp_path / "in" / "a.png")
     for _ in range(2):
         code, out, err = detcam_command("explain", "in", *CLASSIFIER, "--out", "in")
         assert code == 0, err
-        assert "1 picture, 1 finding" in out
+        assert "1 image, 1 finding" in out
 
 
 def test_parts() -> None:
@@ -416,18 +416,18 @@ def test_parts() -> None:
 
 
 def test_as_a_process(tmp_path: Path) -> None:
-    save_picture(tmp_path / "dog.png")
+    save_image(tmp_path / "dog.png")
     command = [sys.executable, "-m", "detcam.cli.main", "explain", "dog.png", *CLASSIFIER, "--out", "out"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
-    assert "1 picture, 1 finding" in done.stdout
+    assert "1 image, 1 finding" in done.stdout
     assert len(entries(tmp_path / "out")) == 1
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C cannot be sent to one process there")
 def test_control_c_in_a_process(tmp_path: Path) -> None:
     for number in range(400):  # more than are done before the signal comes on a busy machine
-        save_picture(tmp_path / "in" / f"{number:03}.png", size_hw=(300, 300))
+        save_image(tmp_path / "in" / f"{number:03}.png", size_hw=(300, 300))
     command = [
         sys.executable,
         "-m",

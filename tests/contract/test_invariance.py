@@ -1,4 +1,4 @@
-"""A map depends on the picture and the target: not on company, nor on how many pictures or changes share a pass."""
+"""A map depends on the image and the target: not on company, nor on how many images or changes share a pass."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CLOSE = 1e-5
 
 
 def enlivened(name: str) -> Example:
-    """A model whose scores answer to the picture by more than their rounding."""
+    """A model whose scores answer to the image by more than their rounding."""
     case = example(name)
     model: Any = case.model
     last = model.roi_heads.box_predictor.cls_score if name == "faster_rcnn" else model[-1]
@@ -66,7 +66,7 @@ def one_variant_at_a_time(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def three(case: Example) -> tuple[list[Any], list[Any]]:
-    """Three pictures, two of one size so that they share a pass, and what is asked of each."""
+    """Three images, two of one size so that they share a pass, and what is asked of each."""
     images = [case.images[0], case.images[1], case.images[0].flip(-1)]
     widened = Example(case.model, case.adapter, images)
     return images, asked(widened)
@@ -89,7 +89,7 @@ def test_batches_chunks_and_company_change_nothing(model: str, name: str) -> Non
         agree([result.scores for result in found], [result.scores for result in together])
     agree(maps(cam.explain(images[1:2], targets[1:2])), maps(together[1:2]))
     rows = [case.adapter.targets_of(row) for row in targets]
-    last = cam.explain(images, [row[-1:] for row in rows])  # each target without the others of its picture
+    last = cam.explain(images, [row[-1:] for row in rows])  # each target without the others of its image
     agree(maps(last), [result.heatmaps[-1:] for result in together])
 
 

@@ -36,7 +36,7 @@ def maps(cam: BaseCAM, image: Tensor, targets: list[Any], **options: Any) -> Ten
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("name", list(METHODS))
 def test_aug_smooth_is_the_mean_of_six_views(model: str, name: str) -> None:
-    """Told one by one: a mirrored picture is asked for the mirrored box or mask, and its map is mirrored back."""
+    """Told one by one: a mirrored image is asked for the mirrored box or mask, and its map is mirrored back."""
     case = example(model)
     cam, image = make(name, case), 0.9 * case.images[0]  # room for a brighter view
     targets = case.adapter.targets_of(asked(case)[0])

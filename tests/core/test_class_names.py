@@ -39,8 +39,8 @@ def test_categories_unknown_to_the_model_are_left_out_and_counted(annotations: A
     with pytest.warns(UserWarning, match="1 x category unknown to the model: category 'cat'"):
         mapped = annotations.for_classes(["dog", "traffic light"])
     assert mapped[0].labels.tolist() == [1, 0] and mapped[0].ids.tolist() == [3, 4]
-    assert mapped.problems.counts() == {"category unknown to the model": 1}
-    assert not annotations.problems
+    assert mapped.issues.counts() == {"category unknown to the model": 1}
+    assert not annotations.issues
 
 
 def test_a_map_goes_before_names(annotations: Annotations) -> None:
@@ -78,7 +78,7 @@ def test_without_names_ids_are_indices_and_a_warning_says_so(annotations: Annota
     assert numbered[0].labels.tolist() == [0, 2, 3] and numbered[0].name(2) == "dog"
 
 
-def test_pictures_are_counted_and_cut(annotations: Annotations) -> None:
+def test_images_are_counted_and_cut(annotations: Annotations) -> None:
     assert len(annotations) == 1 and len(annotations[:0]) == 0
     assert [image.image_id for image in annotations[:1]] == [7]
 
@@ -89,7 +89,7 @@ def test_a_file_without_categories_goes_by_number(tmp_path: Path) -> None:
     path = tmp_path / "labels.json"
     path.write_text(json.dumps({"images": [{"id": 7, "file_name": "a.png"}], "annotations": objects}))
     annotations = Annotations.load(path, tmp_path)
-    assert annotations[0].labels.tolist() == [0, 5] and not annotations.problems
+    assert annotations[0].labels.tolist() == [0, 5] and not annotations.issues
     with pytest.raises(ValueError, match="none of the categories class 0, class 5; its classes are cat, dog"):
         annotations.for_classes(["cat", "dog"])
     mapped = annotations.for_classes(["cat", "dog"], {0: "dog", 5: 0})

@@ -90,11 +90,11 @@ def test_layers_are_averaged_after_each_was_normalised() -> None:
         torch.testing.assert_close(both[i], normalize(parts[0] + parts[1])[0], atol=1e-5, rtol=0)
 
 
-def test_pictures_of_any_size_come_back_in_their_own_pixels() -> None:
+def test_images_of_any_size_come_back_in_their_own_pixels() -> None:
     model = TinyCNN()
     adapter = adapt(model, target_layers=[model.conv2], image_size=(32, 32))
-    pictures = [torch.rand(3, 50, 40), torch.rand(3, 17, 90)]
-    found = GradCAM(adapter)(pictures)
+    images = [torch.rand(3, 50, 40), torch.rand(3, 17, 90)]
+    found = GradCAM(adapter)(images)
     assert [tuple(maps.shape) for maps in found] == [(1, 50, 40), (1, 17, 90)]
 
 

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Maximum number of iterations")
 
 
 class Planted(nn.Module):
-    """Features that are sums of three known concepts, whose places are the picture's red, green and blue."""
+    """Features that are sums of three known concepts, whose places are the image's red, green and blue."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,8 +35,8 @@ class Planted(nn.Module):
 
 
 def patches() -> Tensor:
-    """Two normalised pictures (2, 3, 32, 32) with rectangles of pure colours, and nothing between."""
-    pictures = torch.zeros(2, 3, 32, 32)
+    """Two normalised images (2, 3, 32, 32) with rectangles of pure colours, and nothing between."""
+    images = torch.zeros(2, 3, 32, 32)
     for image, channel, (y, x, h, w) in [
         (0, 0, (0, 0, 16, 12)),
         (0, 1, (20, 4, 8, 24)),
@@ -45,8 +45,8 @@ def patches() -> Tensor:
         (1, 1, (0, 0, 8, 8)),
         (1, 2, (0, 16, 8, 16)),
     ]:
-        pictures[image, channel, y : y + h, x : x + w] = 1 + 0.5 * channel
-    return pictures
+        images[image, channel, y : y + h, x : x + w] = 1 + 0.5 * channel
+    return images
 
 
 def matched(found: np.ndarray, planted: np.ndarray) -> list[int]:
@@ -76,10 +76,10 @@ def test_planted_concepts_come_back() -> None:
 
 def test_a_concept_that_is_elsewhere_stays_dark_on_a_shared_scale() -> None:
     model = Planted()
-    pictures = patches()
-    pictures[1, 2] *= 0.1  # hardly any blue in the second one
+    images = patches()
+    images[1, 2] *= 0.1  # hardly any blue in the second one
     dff = DeepFeatureFactorization(model, model.layer, max_iter=2000)
-    concepts, explanations = dff(pictures, 3)
+    concepts, explanations = dff(images, 3)
     blue = matched(concepts, model.concepts.numpy())[2]
     found = dff.factorization
     assert found is not None
@@ -224,13 +224,13 @@ def test_levels_of_a_pyramid_share_their_concepts() -> None:
     np.testing.assert_allclose(found.maps(0), ((total - low) / (high - low)).numpy(), atol=1e-5)
 
 
-def test_pictures_in_small_batches_are_one_factorization() -> None:
+def test_images_in_small_batches_are_one_factorization() -> None:
     adapter = adapt(TinyCNN(), image_size=(32, 40))
-    pictures = [torch.rand(3, 50, 40), torch.rand(3, 17, 90), torch.rand(3, 32, 40)]
+    images = [torch.rand(3, 50, 40), torch.rand(3, 17, 90), torch.rand(3, 32, 40)]
     dff = DeepFeatureFactorization(adapter, "relu1")
-    together = dff(pictures, 3)
+    together = dff(images, 3)
     dff.batch_size = 1
-    one_by_one = dff(pictures, 3)
+    one_by_one = dff(images, 3)
     np.testing.assert_allclose(one_by_one[0], together[0], rtol=1e-3, atol=1e-4)
     assert [maps.shape for maps in together[1]] == [(3, 50, 40), (3, 17, 90), (3, 32, 40)]
 

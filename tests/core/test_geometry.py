@@ -58,7 +58,7 @@ def test_region_covers_the_same_share_of_cells(grid: tuple[int, int]) -> None:
     # rows 44.8 to 83.2 of the canvas: coarse cells of 32 rows hold at most 19.2 of them, finer ones lie inside
     assert float(cells.max()) == pytest.approx(0.6 if grid == (4, 4) else 1.0)
     share_of_canvas = (30 * 1.28) * (60 * 1.28) / 128**2
-    # cells half on padding are averaged over their part on the picture, so only cells inside count exactly
+    # cells half on padding are averaged over their part on the image, so only cells inside count exactly
     assert float(cells.mean()) == pytest.approx(share_of_canvas, rel=0.02)
     assert float(cells[0].sum()) == 0.0
 

@@ -148,7 +148,7 @@ def test_a_model_that_returns_an_object_with_logits_or_a_wrapped_one() -> None:
     assert torch.equal(GradCAM(adapter)(batch, targets), GradCAM(adapt(model.backbone))(batch, targets))
 
 
-def test_grey_pictures() -> None:
+def test_grey_images() -> None:
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
     assert chosen(model.eval(), (16, 16)) == "1"
 
@@ -262,7 +262,7 @@ class TestInferredReshape:
         assert torch.equal(reshape.one(grid), grid)
 
     @pytest.mark.parametrize("channels", [6, 10])
-    def test_as_many_channels_as_rows_or_columns_in_a_wide_picture(self, channels: int) -> None:
+    def test_as_many_channels_as_rows_or_columns_in_a_wide_image(self, channels: int) -> None:
         grid = spot(6, 10, channels)
         reshape = InferredReshape((48, 80))
         assert torch.equal(reshape.one(grid.permute(0, 2, 3, 1)), grid)
@@ -289,7 +289,7 @@ class TestInferredReshape:
 
     @pytest.mark.parametrize("name", ["vit", "wide vit", "swin", "cnn"])
     def test_the_layers_of_real_models_keep_left_and_right(self, name: str) -> None:
-        """A patch embedding is local: what changes in one corner of the picture changes that corner of the map."""
+        """A patch embedding is local: what changes in one corner of the image changes that corner of the map."""
         torch.manual_seed(0)
         size_hw = (48, 80) if name == "wide vit" else (64, 64)
         model, layer = {
@@ -300,10 +300,10 @@ class TestInferredReshape:
         }[name]()
         held: list[Tensor] = []
         handle = model.get_submodule(layer).register_forward_hook(lambda m, i, o: held.append(o.detach()))
-        picture = torch.zeros(1, 3, *size_hw)
-        model(picture)
-        picture[..., :16, -16:] = torch.rand(16, 16)
-        model(picture)
+        image = torch.zeros(1, 3, *size_hw)
+        model(image)
+        image[..., :16, -16:] = torch.rand(16, 16)
+        model(image)
         handle.remove()
         reshape = infer_reshape(model, size_hw)
         moved = (reshape.one(held[1]) - reshape.one(held[0])).abs().sum(1)[0]

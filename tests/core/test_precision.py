@@ -30,7 +30,7 @@ ROUNDED = {
     ("xgradcam", "vit"): None,
     # Of weights drawn at random, all places lose less than bfloat16 can tell apart: which loses most is chance.
     ("probecam", "faster_rcnn"): None,
-    # The bfloat16 network does not find the same boxes in masked pictures.
+    # The bfloat16 network does not find the same boxes in masked images.
     ("drise", "faster_rcnn"): 0.85,
 }
 
@@ -43,32 +43,32 @@ def vit() -> nn.Module:
 
 
 def build(kind: str) -> tuple[Adapter, Tensor]:
-    picture = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(2))
+    image = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(2))
     if kind == "cnn":
-        return adapt(TinyCNN(), image_size=32), picture
+        return adapt(TinyCNN(), image_size=32), image
     if kind == "vit":
-        return adapt(vit()), picture
+        return adapt(vit()), image
     case = example(kind)
     return case.adapter, case.images[0]
 
 
 @cache
 def targets(kind: str) -> list[Any]:
-    adapter, picture = build(kind)
+    adapter, image = build(kind)
     if adapter.task == "classification":
         return [ClassifierOutputTarget(1)]
-    return adapter.targets_of(adapter.predict(picture)[0].filter(top_k=1))
+    return adapter.targets_of(adapter.predict(image)[0].filter(top_k=1))
 
 
 def explained(kind: str, name: str, dtype: torch.dtype) -> Tensor:
-    adapter, picture = build(kind)
+    adapter, image = build(kind)
     adapter.model.to(dtype)
     cam = METHODS[name](adapter, **QUICK.get(name, {}))
     if adapter.task not in cam.tasks:
         pytest.skip(f"{name} does not explain {adapter.task}")
     asked = targets(kind)
     before = Snapshot(adapter.model)
-    result = cam.explain(picture, [asked])[0]
+    result = cam.explain(image, [asked])[0]
     before.check()
     assert result.heatmaps.dtype == torch.float32
     assert all(level.dtype.itemsize >= 4 for level in result.saliency), "sums were taken in half precision"
@@ -94,27 +94,27 @@ def test_every_method_explains_models_in_half_precision(kind: str, dtype: torch.
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_a_two_stage_detector_finds_in_half_precision_what_it_finds_in_float32(dtype: torch.dtype) -> None:
-    adapter, picture = build("faster_rcnn")
-    expected = adapter.predict(picture)[0]
+    adapter, image = build("faster_rcnn")
+    expected = adapter.predict(image)[0]
     adapter.model.to(dtype)
-    found = adapter.predict(picture)[0]
+    found = adapter.predict(image)[0]
     assert found.boxes_xyxy.dtype == torch.float32 and len(found) == len(expected)
     torch.testing.assert_close(found.scores, expected.scores, atol=0.02, rtol=0)
 
 
 def test_gradients_that_float16_cannot_hold_are_scaled_up_on_the_way() -> None:
-    picture = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(2))
+    image = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(2))
 
     def faint(output: Tensor) -> Tensor:
         return output[1] * 2e-7  # the gradient of a saturated score
 
-    expected = GradCAM(TinyCNN()).explain(picture, [[faint]])[0]
+    expected = GradCAM(TinyCNN()).explain(image, [[faint]])[0]
     half = TinyCNN().half()
-    found = GradCAM(half).explain(picture, [[faint]])[0]
+    found = GradCAM(half).explain(image, [[faint]])[0]
     torch.testing.assert_close(found.heatmaps, expected.heatmaps, atol=0.05, rtol=0)
     # Gradients too large to be scaled up are taken as they are.
-    strong = HiResCAM(half).explain(picture, [[lambda output: output[1] * 600]])[0]
-    plain = HiResCAM(TinyCNN()).explain(picture, [[lambda output: output[1] * 600]])[0]
+    strong = HiResCAM(half).explain(image, [[lambda output: output[1] * 600]])[0]
+    plain = HiResCAM(TinyCNN()).explain(image, [[lambda output: output[1] * 600]])[0]
     torch.testing.assert_close(strong.heatmaps, plain.heatmaps, atol=0.05, rtol=0)
 
 

@@ -80,7 +80,7 @@ def side_by_side(work: Callable[[int], Any], count: int) -> list[Any]:
     return found
 
 
-def pictures(count: int) -> list[Tensor]:
+def make_images(count: int) -> list[Tensor]:
     generator = torch.Generator().manual_seed(3)
     return [torch.rand(3, 96, 128, generator=generator) for _ in range(count)]
 
@@ -89,11 +89,11 @@ def pictures(count: int) -> list[Tensor]:
 @pytest.mark.parametrize("shared", ["model", "adapter", "method"])
 @pytest.mark.parametrize("name", METHODS)
 def test_threads_get_what_one_gets(one: Example, name: str, shared: str) -> None:
-    given = pictures(6)
+    given = make_images(6)
     cams = [make_cam(one.adapter if shared == "adapter" else adapt(one.model), name) for _ in range(THREADS)]
     cams = [cams[0]] * THREADS if shared == "method" else cams
-    asked = [[list(cams[0].explain([picture])[0].targets[:1])] for picture in given]
-    alone = [cams[0].explain([picture], targets)[0].heatmaps for picture, targets in zip(given, asked, strict=True)]
+    asked = [[list(cams[0].explain([image])[0].targets[:1])] for image in given]
+    alone = [cams[0].explain([image], targets)[0].heatmaps for image, targets in zip(given, asked, strict=True)]
     assert all(len(maps) == 1 for maps in alone)
     before = Snapshot(one.model)
     found = side_by_side(lambda i: cams[i % THREADS].explain([given[i]], asked[i])[0].heatmaps, len(given))
@@ -107,14 +107,14 @@ def test_threads_get_what_one_gets(one: Example, name: str, shared: str) -> None
 def test_a_sanity_check_beside_a_method(one: Example) -> None:
     """Randomised weights are put back before anybody else sees them."""
     cam = make_cam(one.adapter, "gradcam")
-    (picture,) = pictures(1)
-    first = cam.explain([picture])[0]
+    (image,) = make_images(1)
+    first = cam.explain([image])[0]
     targets = list(first.targets[:1])
 
     def work(number: int) -> Any:
         if number % THREADS:
-            return randomization(cam, picture, targets, steps=2).ssim
-        return cam.explain([picture], [targets])[0].heatmaps
+            return randomization(cam, image, targets, steps=2).ssim
+        return cam.explain([image], [targets])[0].heatmaps
 
     found = side_by_side(work, 8)
     assert all(torch.equal(maps, first.heatmaps[:1]) for maps in found[::2])

@@ -1,4 +1,4 @@
-"""Annotated pictures: every shape of COCO file that people have, and every way in which one can be wrong."""
+"""Annotated images: every shape of COCO file that people have, and every way in which one can be wrong."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import torch
 from PIL import Image
 from pycocotools import mask as coco_masks
 
-from detcam.data.annotations import Annotations, TrueObjects
+from detcam.data.annotations import Annotations, GroundTruth
 from detcam.data.coco import run_lengths
 from detcam.data.images import load_image
 
 CATEGORIES = [{"id": 1, "name": "cat"}, {"id": 3, "name": "traffic light"}]
 
 
-def picture(folder: Path, name: str = "a.png", size_hw: tuple[int, int] = (20, 30)) -> dict[str, Any]:
+def make_image(folder: Path, name: str = "a.png", size_hw: tuple[int, int] = (20, 30)) -> dict[str, Any]:
     Image.fromarray(np.full((*size_hw, 3), 99, np.uint8)).save(folder / name)
     return {"id": 7, "file_name": name, "height": size_hw[0], "width": size_hw[1]}
 
@@ -32,7 +32,7 @@ def thing(**fields: Any) -> dict[str, Any]:
 def load(
     folder: Path, annotations: list[Any], images: list[Any] | None = None, categories: list[Any] | None = None
 ) -> Annotations:
-    images = [picture(folder)] if images is None else images
+    images = [make_image(folder)] if images is None else images
     categories = CATEGORIES if categories is None else categories
     path = folder / "labels.json"
     path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
@@ -41,7 +41,7 @@ def load(
         return Annotations.load(path, folder)
 
 
-def only(annotations: Annotations) -> TrueObjects:
+def only(annotations: Annotations) -> GroundTruth:
     (image,) = annotations
     return image
 
@@ -75,7 +75,7 @@ def test_masks_from_every_kind_of_segmentation(tmp_path: Path) -> None:
     ]
     things = [thing(id=i, segmentation=shape, bbox=[11, 4, 6, 5]) for i, shape in enumerate(shapes)]
     annotations = load(tmp_path, things)
-    assert not annotations.problems
+    assert not annotations.issues
     masks = only(annotations).masks()
     assert masks.shape == (5, 20, 30) and masks.dtype == torch.bool
     for kind, found in enumerate(masks.numpy()):
@@ -92,7 +92,7 @@ def test_the_box_is_taken_from_the_segmentation_and_the_area_from_the_box(tmp_pa
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("frame", ["upright", "stored"])
-def test_boxes_and_masks_fit_rotated_pictures(tmp_path: Path, orientation: int, frame: str) -> None:
+def test_boxes_and_masks_fit_rotated_images(tmp_path: Path, orientation: int, frame: str) -> None:
     stored = np.zeros((20, 30, 3), np.uint8)
     stored[3:8, 2:12] = 255
     exif = Image.Exif()
@@ -108,7 +108,7 @@ def test_boxes_and_masks_fit_rotated_pictures(tmp_path: Path, orientation: int, 
     entry = {"id": 7, "file_name": "r.png", "height": height, "width": width}
     box = [left, top, right - left, bottom - top]
     annotations = load(tmp_path, [thing(bbox=box, segmentation=polygon), thing(id=2, bbox=box)], [entry])
-    assert not annotations.problems
+    assert not annotations.issues
     found = only(annotations)
     assert found.image_size_hw == tuple(shown.shape)
     for index in range(2):
@@ -116,7 +116,7 @@ def test_boxes_and_masks_fit_rotated_pictures(tmp_path: Path, orientation: int, 
         assert torch.equal(found.masks()[index], shown)
 
 
-def test_pictures_of_every_kind_read_at_the_size_that_is_told(tmp_path: Path) -> None:
+def test_images_of_every_kind_read_at_the_size_that_is_told(tmp_path: Path) -> None:
     grey = np.arange(600, dtype=np.uint16).reshape(20, 30) * 100
     Image.fromarray(grey).save(tmp_path / "deep.png")
     Image.fromarray((grey >> 8).astype(np.uint8)).save(tmp_path / "grey.png")
@@ -129,7 +129,7 @@ def test_pictures_of_every_kind_read_at_the_size_that_is_told(tmp_path: Path) ->
     assert annotations.paths == [tmp_path / name for name in names]
 
 
-def test_a_truncated_picture_is_listed_and_its_reader_says_so(tmp_path: Path) -> None:
+def test_a_truncated_image_is_listed_and_its_reader_says_so(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (200, 200, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "cut.jpg")
     whole = (tmp_path / "cut.jpg").read_bytes()
@@ -141,10 +141,10 @@ def test_a_truncated_picture_is_listed_and_its_reader_says_so(tmp_path: Path) ->
 
 WRONG = {
     "duplicate annotation id": [thing(), thing()],
-    "annotation of an unlisted picture": [thing(), thing(id=2, image_id=99)],
+    "annotation of an unlisted image": [thing(), thing(id=2, image_id=99)],
     "category not in the file": [thing(), thing(id=2, category_id=2)],
     "box of zero size": [thing(), thing(id=2, bbox=[1, 1, 0, 4])],
-    "box outside the picture": [thing(), thing(id=2, bbox=[30, 1, 5, 4])],
+    "box outside the image": [thing(), thing(id=2, bbox=[30, 1, 5, 4])],
     "unreadable box": [thing(), thing(id=2, bbox=[1, 2, float("nan"), 4]), thing(id=3, bbox=None)],
     "unreadable annotation": [thing(), {"bbox": [1, 2, 3, 4]}, "nonsense"],
 }
@@ -154,8 +154,8 @@ WRONG = {
 def test_wrong_annotations_are_left_out_counted_and_told(tmp_path: Path, kind: str) -> None:
     annotations = load(tmp_path, WRONG[kind])
     assert only(annotations).ids.tolist() == [1]
-    assert annotations.problems.counts() == {kind: len(WRONG[kind]) - 1}
-    assert all("left out" in problem.message for problem in annotations.problems)
+    assert annotations.issues.counts() == {kind: len(WRONG[kind]) - 1}
+    assert all("left out" in issue.message for issue in annotations.issues)
     with pytest.warns(UserWarning, match=f"labels.json: .* problems?\n.* x {kind}"):
         Annotations.load(annotations.path, tmp_path)
 
@@ -169,44 +169,44 @@ def test_what_is_odd_but_usable_is_kept_and_told(tmp_path: Path) -> None:
     annotations = load(tmp_path, [beyond, same_id, wrong_rle, short, *torn])
     assert only(annotations).boxes_xyxy.tolist()[:2] == [[25, 1, 35, 5], [1, 1, 4, 4]]
     assert only(annotations).masks()[2:].flatten(1).sum(1).tolist() == [50] * 5
-    assert annotations.problems.counts() == {
+    assert annotations.issues.counts() == {
         "unreadable segmentation": 5,
-        "box partly outside the picture": 1,
+        "box partly outside the image": 1,
         "duplicate annotation id": 1,
     }
 
 
-def test_wrong_pictures_are_left_out_with_their_annotations(tmp_path: Path) -> None:
-    good = picture(tmp_path)
-    (tmp_path / "text.png").write_text("not a picture")
+def test_wrong_images_are_left_out_with_their_annotations(tmp_path: Path) -> None:
+    good = make_image(tmp_path)
+    (tmp_path / "text.png").write_text("not an image")
     images = [
         good,
         {"id": 8, "file_name": "gone.png"},
         {"id": 9, "file_name": "text.png"},
-        {**picture(tmp_path, "other.png"), "id": 10, "height": 40, "width": 60},
+        {**make_image(tmp_path, "other.png"), "id": 10, "height": 40, "width": 60},
         {**good, "file_name": "other.png"},
         {**good, "id": 11},
         {"id": 12},
     ]
     annotations = load(tmp_path, [thing(id=i, image_id=i) for i in range(7, 13)], images)
     assert only(annotations).ids.tolist() == [7]
-    assert annotations.problems.counts() == {
-        "annotation of a picture left out": 4,
-        "picture is missing": 1,
-        "unreadable picture": 1,
+    assert annotations.issues.counts() == {
+        "annotation of an image left out": 4,
+        "image is missing": 1,
+        "unreadable image": 1,
         "size differs from the file's": 1,
         "duplicate image id": 1,
-        "picture listed twice": 1,
-        "unreadable picture entry": 1,
-        "annotation of an unlisted picture": 1,
+        "image listed twice": 1,
+        "unreadable image entry": 1,
+        "annotation of an unlisted image": 1,
     }
-    assert "40" in annotations.problems.of("size differs from the file's")[0].message
+    assert "40" in annotations.issues.of("size differs from the file's")[0].message
 
 
-def test_a_picture_without_objects_stays_and_is_told(tmp_path: Path) -> None:
+def test_a_image_without_objects_stays_and_is_told(tmp_path: Path) -> None:
     annotations = load(tmp_path, [])
     assert len(only(annotations)) == 0 and only(annotations).boxes_xyxy.shape == (0, 4)
-    assert annotations.problems.counts() == {"empty ground truth": 1}
+    assert annotations.issues.counts() == {"empty ground truth": 1}
     assert len(load(tmp_path, [], [])) == 0
 
 
@@ -229,7 +229,7 @@ def test_missing_files_and_folders_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no annotation file at"):
         Annotations.load(tmp_path / "gone.json", tmp_path)
     (tmp_path / "labels.json").write_text('{"images": [], "annotations": []}')
-    with pytest.raises(ValueError, match="no folder of pictures at"):
+    with pytest.raises(ValueError, match="no folder of images at"):
         Annotations.load(tmp_path / "labels.json", tmp_path / "gone")
 
 
@@ -249,7 +249,7 @@ def test_compressed_run_lengths_are_read_as_pycocotools_wrote_them(density: floa
 
 
 def test_ids_that_programs_write_in_their_own_way_are_understood(tmp_path: Path) -> None:
-    """Floats from pandas, text where the picture has a number, text for categories; and crowds as text."""
+    """Floats from pandas, text where the image has a number, text for categories; and crowds as text."""
     objects = [
         thing(id=1.0, image_id=7.0, category_id=3.0, iscrowd="0"),
         thing(id=2, image_id="7", category_id="3", iscrowd="1"),
@@ -261,16 +261,16 @@ def test_ids_that_programs_write_in_their_own_way_are_understood(tmp_path: Path)
     assert found.labels.tolist() == [3, 3, 1, 1] and dict(loaded.categories) == {1: "cat", 3: "traffic light"}
     assert found.crowd.tolist() == [False, True, True, False]
     assert found.ids.tolist()[:2] == [1, 2] and found.ids[2] < 0 and len(set(found.ids.tolist())) == 4
-    assert not loaded.problems
+    assert not loaded.issues
 
 
 def test_a_crowd_flag_that_is_none_is_told(tmp_path: Path) -> None:
     loaded = load(tmp_path, [thing(iscrowd="yes")])
     assert only(loaded).crowd.tolist() == [False]
-    assert "iscrowd 0 or 1; got 'yes'" in loaded.problems.of("unreadable crowd flag")[0].message
+    assert "iscrowd 0 or 1; got 'yes'" in loaded.issues.of("unreadable crowd flag")[0].message
 
 
-def test_a_number_and_its_text_are_not_two_pictures(tmp_path: Path) -> None:
-    other = {**picture(tmp_path, "b.png"), "id": "7"}
-    loaded = load(tmp_path, [thing()], images=[picture(tmp_path), other])
-    assert only(loaded).file_name == "a.png" and loaded.problems.of("duplicate image id")
+def test_a_number_and_its_text_are_not_two_images(tmp_path: Path) -> None:
+    other = {**make_image(tmp_path, "b.png"), "id": "7"}
+    loaded = load(tmp_path, [thing()], images=[make_image(tmp_path), other])
+    assert only(loaded).file_name == "a.png" and loaded.issues.of("duplicate image id")

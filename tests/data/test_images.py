@@ -1,4 +1,4 @@
-"""Reading pictures: every kind that people have, and clear errors for what is none."""
+"""Reading images: every kind that people have, and clear errors for what is none."""
 
 from __future__ import annotations
 
@@ -61,14 +61,14 @@ def test_sixteen_bit_grey_is_scaled_not_clipped(tmp_path: Path) -> None:
         (7, TypeError, "expected a path"),
     ],
 )
-def test_bad_pictures_name_the_remedy(bad: object, error: type[Exception], words: str) -> None:
+def test_bad_images_name_the_remedy(bad: object, error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         load_image(bad)  # type: ignore[arg-type]
 
 
 def test_unreadable_and_truncated_files(tmp_path: Path) -> None:
     noise = tmp_path / "noise.png"
-    noise.write_bytes(b"this is no picture")
+    noise.write_bytes(b"this is no image")
     with pytest.raises(ValueError, match="cannot read"):
         load_image(noise)
     whole = tmp_path / "whole.jpg"
@@ -79,7 +79,7 @@ def test_unreadable_and_truncated_files(tmp_path: Path) -> None:
         load_image(cut)
 
 
-def test_lists_say_which_picture_is_bad() -> None:
+def test_lists_say_which_image_is_bad() -> None:
     with pytest.raises(ValueError, match="empty list"):
         load_images([])
     with pytest.raises(ValueError, match="image 1: .*no image file"):

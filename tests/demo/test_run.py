@@ -30,7 +30,7 @@ class Told:
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> Told:
+def on_progress(tmp_path_factory: pytest.TempPathFactory) -> Told:
     folder = tmp_path_factory.mktemp("demo")
     spoken: list[str] = []
     alarms = run(folder, echo=spoken.append)
@@ -48,30 +48,30 @@ def found_in(boxes: list[list[float]], labels: list[int]) -> Detections:
     )
 
 
-def test_every_boatless_wake_is_a_false_alarm_with_a_certified_cause(told: Told) -> None:
+def test_every_boatless_wake_is_a_false_alarm_with_a_certified_cause(on_progress: Told) -> None:
     wakes = {(seed, wake) for seed in DEMO_SEEDS for wake in draw_scene(seed).ghost_boxes_xyxy}
-    assert {(alarm.seed, alarm.wake) for alarm in told.alarms} == wakes
-    assert all(alarm.verdict.certified for alarm in told.alarms)
-    assert f"{len(wakes)} of {len(wakes)} false boats are caused by the wake" in told.text
+    assert {(alarm.seed, alarm.wake) for alarm in on_progress.alarms} == wakes
+    assert all(alarm.verdict.certified for alarm in on_progress.alarms)
+    assert f"{len(wakes)} of {len(wakes)} false boats are caused by the wake" in on_progress.text
 
 
-def test_the_early_layer_points_at_the_wake_and_the_last_one_cannot(told: Told) -> None:
-    count = len(told.alarms)
-    assert sum(alarm.evidence.hottest == "wake" for alarm in told.alarms) >= 0.9 * count
-    assert sum(alarm.last_layer.hottest == "wake" for alarm in told.alarms) <= 0.2 * count
-    assert np.mean([alarm.evidence.wake for alarm in told.alarms]) > 0.6
-    assert np.mean([alarm.last_layer.wake for alarm in told.alarms]) < 0.15
-    assert all(alarm.evidence.reach > 1.5 * alarm.last_layer.reach for alarm in told.alarms)
+def test_the_early_layer_points_at_the_wake_and_the_last_one_cannot(on_progress: Told) -> None:
+    count = len(on_progress.alarms)
+    assert sum(alarm.evidence.hottest == "wake" for alarm in on_progress.alarms) >= 0.9 * count
+    assert sum(alarm.last_layer.hottest == "wake" for alarm in on_progress.alarms) <= 0.2 * count
+    assert np.mean([alarm.evidence.wake for alarm in on_progress.alarms]) > 0.6
+    assert np.mean([alarm.last_layer.wake for alarm in on_progress.alarms]) < 0.15
+    assert all(alarm.evidence.reach > 1.5 * alarm.last_layer.reach for alarm in on_progress.alarms)
 
 
-def test_the_shares_are_those_of_the_saved_heatmaps(told: Told) -> None:
-    pictures = json.loads((told.folder / "explanations.json").read_text())["pictures"]
-    assert {picture["method"] for picture in pictures} == {"reachcam"}
-    by_name = {picture["name"]: picture for picture in pictures}
-    for alarm in told.alarms:
+def test_the_shares_are_those_of_the_saved_heatmaps(on_progress: Told) -> None:
+    images = json.loads((on_progress.folder / "explanations.json").read_text())["images"]
+    assert {image["method"] for image in images} == {"reachcam"}
+    by_name = {image["name"]: image for image in images}
+    for alarm in on_progress.alarms:
         target = by_name[f"scene-{alarm.seed}.png"]["targets"][alarm.index]
         assert target["score"] == pytest.approx(alarm.score, abs=1e-5)
-        heat = read_heatmap(told.folder / target["heatmap"])
+        heat = read_heatmap(on_progress.folder / target["heatmap"])
         wake = draw_scene(alarm.seed).thing(alarm.wake).mask
         x1, y1, x2, y2 = (round(value) for value in target["box_xyxy"])
         inside = beside = total = 0.0
@@ -85,12 +85,12 @@ def test_the_shares_are_those_of_the_saved_heatmaps(told: Told) -> None:
                 beside += value
         assert alarm.evidence.box == pytest.approx(inside / total, abs=2e-3)
         assert alarm.evidence.wake == pytest.approx(beside / total, abs=2e-3)
-        assert f"{alarm.evidence.box:.0%}  " in " ".join(told.lines)
+        assert f"{alarm.evidence.box:.0%}  " in " ".join(on_progress.lines)
 
 
-def test_the_table_of_detections_counts_them(told: Told) -> None:
+def test_the_table_of_detections_counts_them(on_progress: Told) -> None:
     rows = {}
-    for line in told.lines:
+    for line in on_progress.lines:
         cells = line.split()
         if len(cells) >= 5 and all(cell.isdigit() for cell in cells[:5]):
             rows[int(cells[0])] = [int(cell) for cell in cells[1:5]]
@@ -103,46 +103,46 @@ def test_the_table_of_detections_counts_them(told: Told) -> None:
         assert total == boats + buoys + false
 
 
-def test_the_audit_s_report_is_there_and_finds_the_wakes(told: Told) -> None:
+def test_the_audit_s_report_is_there_and_finds_the_wakes(on_progress: Told) -> None:
     """On the scenes as they were written, with their labels, and once more in the same folder."""
-    labels = json.loads((told.folder / "annotations.json").read_text())
+    labels = json.loads((on_progress.folder / "annotations.json").read_text())
     assert {entry["file_name"] for entry in labels["images"]} == {f"scene-{seed}.png" for seed in DEMO_SEEDS}
     assert len(labels["annotations"]) == sum(len(draw_scene(seed).labels) for seed in DEMO_SEEDS)
     for entry in labels["annotations"]:
         seed = DEMO_SEEDS[entry["image_id"] - 1]
         x, y, width, height = entry["bbox"]
         assert [x, y, x + width, y + height] in draw_scene(seed).boxes_xyxy.tolist()
-    audit = json.loads((told.folder / "report" / "audit.json").read_text())
+    audit = json.loads((on_progress.folder / "report" / "audit.json").read_text())
     cases = [case for case in audit["cases"] if case["method"] and case["is_false_positive"]]
     assert {case["id"] for case in cases} == {
-        f"image-{DEMO_SEEDS.index(a.seed) + 1}-detection-{a.index}" for a in told.alarms
+        f"image-{DEMO_SEEDS.index(a.seed) + 1}-detection-{a.index}" for a in on_progress.alarms
     }
     for case in cases:
         seed = DEMO_SEEDS[case["image_id"] - 1]
         x, y = case["peak_xy"]
-        assert any(draw_scene(seed).thing(alarm.wake).mask[y, x] for alarm in told.alarms if alarm.seed == seed)
-        assert (case["verdict"], case["nature"]) == ("confirmed", "context")
-    assert f"confirms {len(cases)} of {len(cases)} causes" in told.text
-    assert all(f"{group['reading']}." in told.text for group in audit["groups"][:3])
-    assert "report/index.html" in told.text and (told.folder / "report" / "index.html").exists()
+        assert any(draw_scene(seed).thing(alarm.wake).mask[y, x] for alarm in on_progress.alarms if alarm.seed == seed)
+        assert (case["verdict"], case["background_type"]) == ("confirmed", "context")
+    assert f"confirms {len(cases)} of {len(cases)} causes" in on_progress.text
+    assert all(f"{group['sentence']}." in on_progress.text for group in audit["groups"][:3])
+    assert "report/index.html" in on_progress.text and (on_progress.folder / "report" / "index.html").exists()
 
 
 def test_a_second_demonstration_takes_the_same_folder(
-    told: Told, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    on_progress: Told, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("detcam.demo.run.DEMO_SEEDS", DEMO_SEEDS[:1])
     first, second = ([json.dumps([a.evidence.wake for a in run(tmp_path, echo=lambda _: None)])] for _ in range(2))
     assert first == second and (tmp_path / "report" / "index.html").exists()
 
 
-def test_a_figure_per_scene_shows_scene_heat_and_the_scene_without_the_wake(told: Told) -> None:
+def test_a_figure_per_scene_shows_scene_heat_and_the_scene_without_the_wake(on_progress: Told) -> None:
     for seed in DEMO_SEEDS:
-        figure = np.array(Image.open(told.folder / f"scene-{seed}.png"))
+        figure = np.array(Image.open(on_progress.folder / f"scene-{seed}.png"))
         rows = len(draw_scene(seed).ghost_boxes_xyxy)
         assert figure.shape[1] > 4 * 512
         assert figure.shape[0] > rows * 384
         assert figure.shape[0] < (rows + 0.3) * 480
-        plain = np.array(Image.open(told.folder / "scenes" / f"scene-{seed}.png"))
+        plain = np.array(Image.open(on_progress.folder / "scenes" / f"scene-{seed}.png"))
         np.testing.assert_array_equal(plain, draw_scene(seed).image)
 
 

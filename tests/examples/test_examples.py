@@ -52,9 +52,9 @@ class Run:
 
     def targets(self, folder: str = ".") -> list[dict[str, Any]]:
         """The explained targets as listed in the index, with `heat` and `shown` (the overlay) beside each."""
-        pictures = json.loads((self.out / folder / "explanations.json").read_text())["pictures"]
+        images = json.loads((self.out / folder / "explanations.json").read_text())["images"]
         found = []
-        for target in (target for picture in pictures for target in picture["targets"]):
+        for target in (target for image in images for target in image["targets"]):
             target["heat"] = read_heatmap(self.out / folder / target["heatmap"])
             target["shown"] = np.array(Image.open(self.out / folder / target["overlay"]))
             found.append(target)
@@ -80,7 +80,7 @@ def one_fit(modules: Callable[[str], ModuleType]) -> None:
     fit, cut_outs = module.fit, functools.cache(module.cut_outs)
     fitted = functools.cache(lambda steps: fit(module.small_network(), *cut_outs(), steps=steps))
     module.cut_outs = cut_outs
-    module.fit = lambda net, pictures, classes, steps: copy.deepcopy(fitted(steps))
+    module.fit = lambda net, images, classes, steps: copy.deepcopy(fitted(steps))
 
 
 @pytest.fixture
@@ -103,7 +103,7 @@ def run(modules: Callable[[str], ModuleType], tmp_path: Path, offline: None) -> 
 
 
 def share(heat: np.ndarray, region: np.ndarray, margin: int = 0) -> float:
-    """The part of the heat that lies in a region grown by a margin, both of the same picture."""
+    """The part of the heat that lies in a region grown by a margin, both of the same image."""
     grown = cv2.dilate(region.astype(np.uint8), np.ones((2 * margin + 1,) * 2, np.uint8)) > 0
     return float(heat[grown].sum() / heat.sum())
 
@@ -122,10 +122,10 @@ def region(scene: Scene, *kinds: str, zoom: int = ZOOM) -> np.ndarray:
     return mask.repeat(zoom, axis=0).repeat(zoom, axis=1)
 
 
-def is_drawn(target: dict[str, Any], picture: np.ndarray) -> bool:
-    """Whether the overlay shows the plain picture where it is cold, and something else where it is hot."""
-    height, width = picture.shape[:2]
-    change = np.abs(target["shown"][:height, :width].astype(int) - picture).max(-1)
+def is_drawn(target: dict[str, Any], image: np.ndarray) -> bool:
+    """Whether the overlay shows the plain image where it is cold, and something else where it is hot."""
+    height, width = image.shape[:2]
+    change = np.abs(target["shown"][:height, :width].astype(int) - image).max(-1)
     hot, cold = target["heat"] > 0.6 * target["heat"].max(), target["heat"] < 0.01
     return bool(change[hot].mean() > 10 and (change[cold] > 8).mean() < 0.02)
 
@@ -163,7 +163,7 @@ def test_faster_rcnn_at_the_last_layer_stays_in_the_box(run: Callable[..., Run])
     assert all(inside(target) > 0.5 for target in boats)
 
 
-def test_faster_rcnn_takes_a_picture_and_weights_of_ones_own(
+def test_faster_rcnn_takes_a_image_and_weights_of_ones_own(
     run: Callable[..., Run], tmp_path: Path, modules: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = {}
@@ -235,7 +235,7 @@ def test_semantic_segmentation_looks_at_boats_and_buoys(run: Callable[..., Run])
 
 
 def three_things(kind: str) -> np.ndarray:
-    """Where a thing is in the picture of three things, grown by its surroundings of about a cell."""
+    """Where a thing is in the image of three things, grown by its surroundings of about a cell."""
     mask = region(draw_scene(1023, demo=False), kind, zoom=1)[86:182, 108:204].repeat(4, axis=0).repeat(4, axis=1)
     return cv2.dilate(mask.astype(np.uint8), np.ones((33, 33), np.uint8)) > 0
 
@@ -244,9 +244,9 @@ def test_classification_tells_boat_buoy_and_gull_apart(run: Callable[..., Run]) 
     done = run("classification", "--aug-smooth")
     targets = {target["name"]: target for target in done.targets()}
     assert done.targets()[0]["name"] == "boat"
-    picture = done.module.three_things()
+    image = done.module.three_things()
     for name, target in targets.items():
-        assert is_drawn(target, picture)
+        assert is_drawn(target, image)
         assert share(target["heat"], three_things(name)) > 2 * three_things(name).mean()
 
 
@@ -305,7 +305,7 @@ def test_yolo_learns_one_harbour_by_heart_and_looks_at_its_boats(run: Callable[.
     assert (box_iou(boats, found).max(1).values > 0.5).all()
     for target in targets:
         assert is_drawn(target, zoomed(scene))
-        # A boat takes 2 % of the picture; the net also reads the wake beside it, so not all heat is in the box.
+        # A boat takes 2 % of the image; the net also reads the wake beside it, so not all heat is in the box.
         assert inside(target) > 0.3
 
 
@@ -319,9 +319,9 @@ def test_guided_grad_cam_keeps_to_the_class_and_guided_backpropagation_does_not(
             method: share(targets[method, name], own) / own.mean() for method in ("guidedbackprop", "guidedgradcam")
         }
         assert lift["guidedgradcam"] > max(2.0, lift["guidedbackprop"])
-    picture = done.module.three_things()
+    image = done.module.three_things()
     figure = np.array(Image.open(done.figure))
-    assert figure.shape[0] > 2 * picture.shape[0] and figure.shape[1] > 4 * picture.shape[1]
+    assert figure.shape[0] > 2 * image.shape[0] and figure.shape[1] > 4 * image.shape[1]
     colors = figure[: figure.shape[0] // 2, figure.shape[1] // 4 :].astype(int)
     assert (np.ptp(colors, axis=2) > 60).mean() > 0.01, "gradients are shown in colour"
 
@@ -333,14 +333,14 @@ def test_concepts_are_what_was_drawn(run: Callable[..., Run], capsys: pytest.Cap
     assert len(labels) == 5 and {"boat", "buoy", "gull", "water"} == set(labels)
     (left,) = [int(line.split("%")[0].split()[-1]) for line in lines if line.endswith("left over")]
     assert 0 < left < 50
-    # The first panel's picture begins behind the grid's margin; each number's colour is that of the package.
-    picture = done.module.three_things()
-    size = picture.shape[0]
+    # The first panel's image begins behind the grid's margin; each number's colour is that of the package.
+    image = done.module.three_things()
+    size = image.shape[0]
     margin = max(4, round(size * 0.025))
     shown = np.array(Image.open(done.figure))[margin : margin + size, margin : margin + size].astype(int)
     for name in ("buoy", "gull"):
         tint = np.array(concept_colors(5)[labels.index(name)])
-        towards = np.abs(picture.astype(int) - tint).sum(-1) - np.abs(shown - tint).sum(-1)
+        towards = np.abs(image.astype(int) - tint).sum(-1) - np.abs(shown - tint).sum(-1)
         assert np.median(towards[three_things(name)]) > 30 + max(np.median(towards[~three_things(name)]), 0)
 
 
@@ -399,7 +399,7 @@ def test_choosing_a_method_ends_in_a_recommendation_and_its_reason(
     assert "gradcam (-0." in said.split("to the filled box (")[0]
     rows = json.loads((done.figure.parent / "benchmark.json").read_text())["rows"]
     assert {"odam", "gradcam", "reachcam", "filled box", "random", "randomcam"} <= {row["method"] for row in rows}
-    assert len(list((done.out / "pictures").glob("*.png"))) == 12
+    assert len(list((done.out / "images").glob("*.png"))) == 12
 
 
 def test_false_positives_are_traced_to_their_wakes(run: Callable[..., Run], capsys: pytest.CaptureFixture[str]) -> None:

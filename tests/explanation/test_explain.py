@@ -1,4 +1,4 @@
-"""explain(): the engine's own numbers, chosen findings, pictures that draw themselves, files that can be read back."""
+"""explain(): the engine's own numbers, chosen findings, images that draw themselves, files that can be read back."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Classifier(nn.Module):
         return self.features(x).mean((2, 3))
 
 
-def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
+def make_image(height: int, width: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
@@ -64,7 +64,7 @@ def classifier() -> Adapter:
 
 
 def test_it_is_the_engine_on_the_best_findings(adapter: Adapter) -> None:
-    images = [picture(90, 120), picture(110, 80, 1)]
+    images = [make_image(90, 120), make_image(110, 80, 1)]
     found = [one.filter(top_k=3) for one in adapter.predict(images)]
     expected = ODAM(adapter).explain(images, found)
     got = explain(adapter, images, top_k=3, score_threshold=0)
@@ -81,14 +81,14 @@ def test_the_model_runs_once(detector: FasterRCNN, adapter: Adapter) -> None:
     passes: list[int] = []
     handle = detector.backbone.body.register_forward_hook(lambda *_: passes.append(1))
     try:
-        explain(adapter, [picture(90, 120), picture(90, 120, 1)], top_k=2, score_threshold=0, labels=["dog"])
+        explain(adapter, [make_image(90, 120), make_image(90, 120, 1)], top_k=2, score_threshold=0, labels=["dog"])
     finally:
         handle.remove()
     assert len(passes) == 1
 
 
 def test_findings_are_chosen_by_score_class_and_number(adapter: Adapter) -> None:
-    image = picture(90, 120)
+    image = make_image(90, 120)
     everything = adapter.predict(image)[0]
     dogs = explain(adapter, image, labels=["Dog", 3], score_threshold=0, top_k=1000)[0]
     assert dogs.detections is not None
@@ -104,7 +104,7 @@ def test_findings_are_chosen_by_score_class_and_number(adapter: Adapter) -> None
 
 
 def test_weak_boxes_are_left_out_unless_asked_for(adapter: Adapter) -> None:
-    image = picture(90, 120)
+    image = make_image(90, 120)
     strong = [score for score in adapter.predict(image)[0].scores.tolist() if score >= 0.3]
     assert len(explain(adapter, image, top_k=1000)[0]) == len(strong)
     nothing = explain(adapter, image, score_threshold=1.0)[0]
@@ -113,7 +113,7 @@ def test_weak_boxes_are_left_out_unless_asked_for(adapter: Adapter) -> None:
 
 
 def test_quantity_and_comparison_change_the_target(adapter: Adapter) -> None:
-    image = picture(90, 120)
+    image = make_image(90, 120)
     plain = explain(adapter, image, top_k=1, score_threshold=0)[0]
     target = plain.targets[0]
     assert isinstance(target, BoxTarget)
@@ -142,7 +142,7 @@ def test_a_mask_can_be_asked_for_in_place_of_a_box() -> None:
 
 
 def test_a_classifier_is_asked_for_classes_that_did_not_come_first(classifier: Adapter) -> None:
-    image = picture(32, 32)
+    image = make_image(32, 32)
     logits = classifier.model(classifier.prepare([torch.from_numpy(image).permute(2, 0, 1) / 255]).inputs)[0].detach()
     top = explain(classifier, image)[0]
     assert top.targets[0].category == int(logits.argmax())  # type: ignore[attr-defined]
@@ -157,16 +157,16 @@ def test_a_classifier_is_asked_for_classes_that_did_not_come_first(classifier: A
 
 
 def test_targets_of_the_users_own(classifier: Adapter) -> None:
-    one = explain(classifier, picture(40, 30), "hirescam", ClassifierOutputTarget(1))[0]
-    expected = HiResCAM(classifier)([picture(40, 30)], [ClassifierOutputTarget(1)])[0]
+    one = explain(classifier, make_image(40, 30), "hirescam", ClassifierOutputTarget(1))[0]
+    expected = HiResCAM(classifier)([make_image(40, 30)], [ClassifierOutputTarget(1)])[0]
     torch.testing.assert_close(one.heatmaps, expected)
     assert (one.detections, one.method, one.captions[0].split()[0]) == (None, "hirescam", "dog")
     with pytest.raises(ValueError, match="top_k, labels chooses among the model's findings"):
-        explain(classifier, picture(40, 30), targets=ClassifierOutputTarget(1), top_k=1, labels=[0])
+        explain(classifier, make_image(40, 30), targets=ClassifierOutputTarget(1), top_k=1, labels=[0])
 
 
-def test_a_ready_input_is_shown_as_the_picture_it_was(classifier: Adapter) -> None:
-    image = picture(32, 32)
+def test_a_ready_input_is_shown_as_the_image_it_was(classifier: Adapter) -> None:
+    image = make_image(32, 32)
     pixels = torch.from_numpy(image).permute(2, 0, 1) / 255
     inputs = classifier.prepare([pixels]).inputs
     assert np.abs(explain(classifier, inputs)[0].image.astype(int) - image).max() <= 1
@@ -174,17 +174,17 @@ def test_a_ready_input_is_shown_as_the_picture_it_was(classifier: Adapter) -> No
 
 def test_wrong_arguments_say_so(classifier: Adapter, detector: FasterRCNN) -> None:
     with pytest.raises(ValueError, match="expected one of the methods"):
-        explain(classifier, picture(8, 8), "nosuchcam")
+        explain(classifier, make_image(8, 8), "nosuchcam")
     with pytest.raises(TypeError, match="expected a method's name"):
-        explain(classifier, picture(8, 8), nn.Identity())  # type: ignore[arg-type]
+        explain(classifier, make_image(8, 8), nn.Identity())  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="no class named 'cow'"):
-        explain(classifier, picture(8, 8), labels=["cow"])
+        explain(classifier, make_image(8, 8), labels=["cow"])
     with pytest.raises(TypeError, match="image_size: give these where the adapter is made"):
-        explain(classifier, picture(8, 8), image_size=8)
+        explain(classifier, make_image(8, 8), image_size=8)
 
 
 def test_smoothing_and_methods_reach_the_engine(classifier: Adapter) -> None:
-    image = picture(40, 30)
+    image = make_image(40, 30)
     smooth = explain(classifier, image, HiResCAM, aug_smooth=True, eigen_smooth=True)[0]
     expected = HiResCAM(classifier)([image], aug_smooth=True, eigen_smooth=True)[0]
     torch.testing.assert_close(smooth.heatmaps, expected)
@@ -195,17 +195,17 @@ def test_smoothing_and_methods_reach_the_engine(classifier: Adapter) -> None:
 
 
 def test_files_are_shown_upright(classifier: Adapter, tmp_path: Path) -> None:
-    lying = Image.fromarray(picture(20, 40))
+    lying = Image.fromarray(make_image(20, 40))
     exif = Image.Exif()
     exif[0x0112] = 6  # turn clockwise to see it upright
     lying.save(tmp_path / "größe.png", exif=exif)
     one = explain(classifier, tmp_path / "größe.png")[0]
-    np.testing.assert_array_equal(one.image, np.rot90(picture(20, 40), -1))
+    np.testing.assert_array_equal(one.image, np.rot90(make_image(20, 40), -1))
     assert (one.heatmaps.shape, one.name, one.path) == ((1, 40, 20), "größe.png", tmp_path / "größe.png")
 
 
 def test_the_overlay_is_hot_where_the_heatmap_is(classifier: Adapter) -> None:
-    one = explain(classifier, picture(200, 240))[0]
+    one = explain(classifier, make_image(200, 240))[0]
     overlay = one.overlay(0)[:200, :240].astype(int)
     heat = one.heatmaps[0].numpy()
     change = np.abs(overlay - one.image).sum(2)
@@ -215,7 +215,7 @@ def test_the_overlay_is_hot_where_the_heatmap_is(classifier: Adapter) -> None:
 
 
 def test_a_figure_has_every_panel(classifier: Adapter) -> None:
-    one = explain(classifier, picture(200, 240), top_k=2)[0]
+    one = explain(classifier, make_image(200, 240), top_k=2)[0]
     panels = [one.overlay(0), one.overlay(1)]
     np.testing.assert_array_equal(one.grid(), grid(panels, original=one.image))
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(one._repr_png_()))), one.grid())
@@ -223,7 +223,7 @@ def test_a_figure_has_every_panel(classifier: Adapter) -> None:
 
 
 def test_boxes_are_outlined(adapter: Adapter) -> None:
-    image = picture(200, 240)
+    image = make_image(200, 240)
     one = explain(adapter, image, targets=[[BoxTarget((60, 50, 120, 100), 1)]])[0]
     bare = Explanation(**{**vars(one), "targets": (ClassifierOutputTarget(1),)})
     differs = (one.overlay(0) != bare.overlay(0)).any(2)[:200, :240]
@@ -235,7 +235,7 @@ def test_boxes_are_outlined(adapter: Adapter) -> None:
 def test_regions_are_outlined(classifier: Adapter) -> None:
     mask = torch.zeros(200, 240, dtype=torch.bool)
     mask[50:100, 60:120] = True
-    one = explain(classifier, picture(200, 240), targets=ClassifierOutputTarget(0))[0]
+    one = explain(classifier, make_image(200, 240), targets=ClassifierOutputTarget(0))[0]
     region = Explanation(**{**vars(one), "targets": (MaskTarget(0, mask),)})
     assert region.box_xyxy(0) is None
     assert torch.equal(region.mask(0), mask)  # type: ignore[arg-type]
@@ -246,12 +246,12 @@ def test_regions_are_outlined(classifier: Adapter) -> None:
 
 
 def test_a_notebook_escapes_names_and_stops_at_eight(classifier: Adapter) -> None:
-    one = explain(classifier, picture(20, 20))[0]
+    one = explain(classifier, make_image(20, 20))[0]
     named = Explanation(**{**vars(one), "name": "<script>.png"})
     page = Explanations([named] * 10)._repr_html_()
     assert "<script>" not in page
     assert page.count("&lt;script&gt;.png: gradcam at features</figcaption>") == 8
-    assert page.endswith("<p>and 2 more pictures</p>")
+    assert page.endswith("<p>and 2 more images</p>")
     assert isinstance(Explanations([one] * 3)[1:], Explanations)
 
 
@@ -259,12 +259,12 @@ def test_a_notebook_escapes_names_and_stops_at_eight(classifier: Adapter) -> Non
 
 
 def test_saved_files_hold_what_the_explanation_holds(adapter: Adapter, tmp_path: Path) -> None:
-    Image.fromarray(picture(90, 120)).save(tmp_path / "a b.png")
+    Image.fromarray(make_image(90, 120)).save(tmp_path / "a b.png")
     one = explain(adapter, tmp_path / "a b.png", "odam", top_k=2, score_threshold=0)[0]
     index = one.save(tmp_path / "out")
     content = json.loads(index.read_text(encoding="utf-8"))
     assert (content["schema"], content["version"]) == ("detcam/explanations", 1)
-    (entry,) = content["pictures"]
+    (entry,) = content["images"]
     assert (entry["path"], entry["width"], entry["height"]) == (str(tmp_path / "a b.png"), 120, 90)
     assert (entry["method"], entry["target_layers"], entry["model"]) == ("odam", ["backbone"], "FasterRCNN")
     assert one.detections is not None and one.reach is not None
@@ -286,17 +286,17 @@ def test_saved_files_hold_what_the_explanation_holds(adapter: Adapter, tmp_path:
     assert entry["targets"][1]["overlay"] == f"a_b.odam.2.{entry['targets'][1]['name']}.png"
 
 
-def test_pictures_of_one_name_do_not_meet(classifier: Adapter, tmp_path: Path) -> None:
+def test_images_of_one_name_do_not_meet(classifier: Adapter, tmp_path: Path) -> None:
     paths = []
     for number, name in enumerate(("a/x.png", "b/X.png", "c/x.jpg")):
         paths.append(tmp_path / name)
         paths[-1].parent.mkdir()
-        Image.fromarray(picture(24, 24, number)).save(paths[-1])
+        Image.fromarray(make_image(24, 24, number)).save(paths[-1])
     first = explain(classifier, paths[:2])
     first.save(tmp_path / "out")
     kept = {path.name: path.read_bytes() for path in (tmp_path / "out").glob("*.png")}
     explain(classifier, paths[2]).save(tmp_path / "out")
-    entries = json.loads((tmp_path / "out" / INDEX).read_text(encoding="utf-8"))["pictures"]
+    entries = json.loads((tmp_path / "out" / INDEX).read_text(encoding="utf-8"))["images"]
     assert [entry["stem"] for entry in entries] == ["x.gradcam", "X.gradcam-2", "x.gradcam-3"]
     assert all((tmp_path / "out" / name).read_bytes() == content for name, content in kept.items())
     heat = read_heatmap(tmp_path / "out" / entries[1]["targets"][0]["heatmap"])
@@ -305,19 +305,19 @@ def test_pictures_of_one_name_do_not_meet(classifier: Adapter, tmp_path: Path) -
 
 def test_arrays_of_one_name_do_not_meet_either(classifier: Adapter, tmp_path: Path) -> None:
     for seed in (0, 1, 1):
-        explain(classifier, picture(24, 24, seed)).save(tmp_path)
-    entries = json.loads((tmp_path / INDEX).read_text(encoding="utf-8"))["pictures"]
+        explain(classifier, make_image(24, 24, seed)).save(tmp_path)
+    entries = json.loads((tmp_path / INDEX).read_text(encoding="utf-8"))["images"]
     assert [entry["stem"] for entry in entries] == ["image-1.gradcam", "image-1.gradcam-2"]
     assert entries[0]["digest"] != entries[1]["digest"]
 
 
 def test_the_same_again_replaces_and_leaves_nothing_stale(classifier: Adapter, tmp_path: Path) -> None:
     image = tmp_path / "x.png"
-    Image.fromarray(picture(24, 24)).save(image)
+    Image.fromarray(make_image(24, 24)).save(image)
     explain(classifier, image, top_k=3).save(tmp_path / "out")
     explain(classifier, image, "hirescam").save(tmp_path / "out")
     explain(classifier, image, labels=["bus"]).save(tmp_path / "out")
-    entries = json.loads((tmp_path / "out" / INDEX).read_text(encoding="utf-8"))["pictures"]
+    entries = json.loads((tmp_path / "out" / INDEX).read_text(encoding="utf-8"))["images"]
     assert [(entry["method"], len(entry["targets"])) for entry in entries] == [("gradcam", 1), ("hirescam", 1)]
     assert len(list((tmp_path / "out").glob("x.gradcam.*"))) == 2
     assert entries[0]["targets"][0]["name"] == "bus"
@@ -325,30 +325,30 @@ def test_the_same_again_replaces_and_leaves_nothing_stale(classifier: Adapter, t
 
 def test_other_peoples_files_are_left_alone(classifier: Adapter, tmp_path: Path) -> None:
     (tmp_path / "image-1.GRADCAM.1.cat.png").write_text("mine")
-    explain(classifier, picture(24, 24), labels=["cat"]).save(tmp_path)
+    explain(classifier, make_image(24, 24), labels=["cat"]).save(tmp_path)
     assert (tmp_path / "image-1.GRADCAM.1.cat.png").read_text() == "mine"
     assert (tmp_path / "image-1.gradcam-2.1.cat.png").is_file()
     index = tmp_path / INDEX
     content = json.loads(index.read_text(encoding="utf-8"))
     (tmp_path.parent / "precious.txt").write_text("keep")
-    content["pictures"][0]["targets"][0]["overlay"] = "../precious.txt"
+    content["images"][0]["targets"][0]["overlay"] = "../precious.txt"
     index.write_text(json.dumps(content), encoding="utf-8")
-    explain(classifier, picture(24, 24), labels=["dog"]).save(tmp_path)
+    explain(classifier, make_image(24, 24), labels=["dog"]).save(tmp_path)
     assert (tmp_path.parent / "precious.txt").read_text() == "keep"
     for wrong in ("[1, 2]", '{"schema": "detcam/explanations", "version": 2}', "not json"):
         index.write_text(wrong, encoding="utf-8")
         with pytest.raises(ValueError, match="move it away, or choose another folder"):
-            explain(classifier, picture(24, 24)).save(tmp_path)
+            explain(classifier, make_image(24, 24)).save(tmp_path)
         assert index.read_text(encoding="utf-8") == wrong
 
 
 def test_the_index_is_valid_when_the_run_breaks(classifier: Adapter, tmp_path: Path) -> None:
-    one, two = explain(classifier, [picture(24, 24), picture(24, 24, 1)])
+    one, two = explain(classifier, [make_image(24, 24), make_image(24, 24, 1)])
     with pytest.raises(KeyboardInterrupt), ExplanationWriter(tmp_path) as writer:
         writer.add(one)
         writer.add(two)
         raise KeyboardInterrupt
-    entries = json.loads((tmp_path / INDEX).read_text(encoding="utf-8"))["pictures"]
+    entries = json.loads((tmp_path / INDEX).read_text(encoding="utf-8"))["images"]
     assert [entry["name"] for entry in entries] == ["image-1", "image-2"]
     assert all((tmp_path / target["overlay"]).is_file() for entry in entries for target in entry["targets"])
     assert not list(tmp_path.glob(".*"))

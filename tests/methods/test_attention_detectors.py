@@ -22,28 +22,28 @@ from tests.helpers import Snapshot
 from tests.methods.transformers import TinyDETR, decode, tiny_detr
 from tests.zoo import example, wake
 
-PICTURES = [torch.rand(3, *size, generator=torch.Generator().manual_seed(8)) for size in ((40, 60), (32, 48))]
+IMAGES = [torch.rand(3, *size, generator=torch.Generator().manual_seed(8)) for size in ((40, 60), (32, 48))]
 
 
 class Slow:
-    """The small DETR on one picture (1, 3, 32, 48), in float64, attention row by row.
+    """The small DETR on one image (1, 3, 32, 48), in float64, attention row by row.
 
     Attributes:
-        kinds: per attention layer, in order, "picture", "queries" or "cross".
+        kinds: per attention layer, in order, "image", "queries" or "cross".
         maps: per attention layer, the probabilities (heads, Q, K), standing in one graph.
         outputs: per decoder layer, the queries (Q, C).
     """
 
-    def __init__(self, model: TinyDETR, picture: Tensor) -> None:
+    def __init__(self, model: TinyDETR, image: Tensor) -> None:
         self.model = model = copy.deepcopy(model).double()
         self.kinds: list[str] = []
         self.maps: list[Tensor] = []
         self.outputs: list[Tensor] = []
-        tokens = model.backbone(picture.double()).flatten(2)[0].T
+        tokens = model.backbone(image.double()).flatten(2)[0].T
         memory = tokens + model.positions
         layer: Any
         for layer in model.encoder.layers:
-            memory = layer.norm1(memory + self._attend("picture", layer.self_attn, memory, memory))
+            memory = layer.norm1(memory + self._attend("image", layer.self_attn, memory, memory))
             memory = layer.norm2(memory + layer.linear2(layer.linear1(memory).relu()))
         found = model.queries
         for layer in model.decoder.layers:
@@ -80,7 +80,7 @@ class Slow:
         r_qi = torch.zeros(queries, tokens).double()
         for kind, probabilities, gradient in zip(self.kinds, self.maps, gradients, strict=True):
             weighted = sum((p * g).clamp(min=0) for p, g in zip(probabilities, gradient, strict=True)) / 2
-            if kind == "picture":
+            if kind == "image":
                 r_ii = r_ii + weighted @ r_ii
             elif kind == "queries":
                 r_qi = r_qi + weighted @ r_qi
@@ -111,22 +111,22 @@ def evened(relevance: Tensor) -> Tensor:
     return found
 
 
-def inputs_of(adapter: Any, picture: Tensor) -> Tensor:
-    return adapter.prepare([picture]).inputs
+def inputs_of(adapter: Any, image: Tensor) -> Tensor:
+    return adapter.prepare([image]).inputs
 
 
-@pytest.mark.parametrize("queries", [5, 24])  # 24 are as many as the picture has tokens
+@pytest.mark.parametrize("queries", [5, 24])  # 24 are as many as the image has tokens
 @pytest.mark.parametrize("method", [LeGrad, CheferCAM])
 def test_a_box_by_its_own_query(method: type[BaseCAM], queries: int) -> None:
     model, adapter = tiny_detr(queries=queries)
-    found = [one.filter(top_k=3) for one in adapter.predict(PICTURES)]
+    found = [one.filter(top_k=3) for one in adapter.predict(IMAGES)]
     before = Snapshot(model)
-    results = method(adapter).explain(PICTURES, found)
+    results = method(adapter).explain(IMAGES, found)
     before.check()
-    for picture, one, result in zip(PICTURES, found, results, strict=True):
-        assert result.heatmaps.shape == (3, *picture.shape[1:]) and float(result.heatmaps.amax()) > 0.999
+    for image, one, result in zip(IMAGES, found, results, strict=True):
+        assert result.heatmaps.shape == (3, *image.shape[1:]) and float(result.heatmaps.amax()) > 0.999
         assert len({source.anchor for source in one.source}) == 3
-        slow = Slow(model, inputs_of(adapter, picture))
+        slow = Slow(model, inputs_of(adapter, image))
         for index, (label, source) in enumerate(zip(one.labels.tolist(), one.source, strict=True)):
             score = slow.read(source.anchor, label)
             assert float(result.scores[index]) == pytest.approx(float(score.detach()), abs=1e-5)
@@ -142,10 +142,10 @@ def test_a_box_that_nobody_found_and_a_coordinate() -> None:
     model, adapter = tiny_detr()
     box = (10.0, 5.0, 35.0, 30.0)
     missed, width = BoxTarget(box, 1), BoxTarget(box, 1, quantity="width")
-    result = CheferCAM(adapter).explain(PICTURES[1], [[missed, width]])[0]
-    slow = Slow(model, inputs_of(adapter, PICTURES[1]))
+    result = CheferCAM(adapter).explain(IMAGES[1], [[missed, width]])[0]
+    slow = Slow(model, inputs_of(adapter, IMAGES[1]))
     with torch.no_grad():
-        boxes, scores = decode(model(inputs_of(adapter, PICTURES[1])))
+        boxes, scores = decode(model(inputs_of(adapter, IMAGES[1])))
     own = int((box_iou(torch.tensor([box]), boxes[0])[0] * scores[0, :, 1]).argmax())
     extent = slow.model.boxes(slow.outputs[-1])[own, 2].sigmoid() * 0.4 * 48
     for index, score in enumerate((slow.read(own, 1), extent)):
@@ -156,7 +156,7 @@ def test_a_box_that_nobody_found_and_a_coordinate() -> None:
 
 def test_a_box_that_nobody_found_stays_with_its_query_in_every_layer() -> None:
     model, adapter = tiny_detr()
-    inputs = inputs_of(adapter, PICTURES[1])
+    inputs = inputs_of(adapter, IMAGES[1])
     slow = Slow(model, inputs)
     with torch.no_grad():
         per_layer = [decode((model.boxes(x).sigmoid(), model.classes(x))) for x in _behind_each_layer(model, inputs)]
@@ -166,7 +166,7 @@ def test_a_box_that_nobody_found_stays_with_its_query_in_every_layer() -> None:
         best = [int((box_iou(torch.tensor([box]), b[0])[0] * s[0, :, 1]).argmax()) for b, s in per_layer]
         found.append((BoxTarget(box, 1), best[-1], len(set(best)) > 1))
     assert any(differs for _, _, differs in found), "another query fits at an earlier layer, or nothing was tested"
-    result = LeGrad(adapter).explain(PICTURES[1], [[target for target, _, _ in found]])[0]
+    result = LeGrad(adapter).explain(IMAGES[1], [[target for target, _, _ in found]])[0]
     for index, (_, own, _) in enumerate(found):
         expected = slow.legrad(own, 1).view(4, 6)
         saliency = result.saliency[0][index].double()
@@ -187,13 +187,13 @@ def _behind_each_layer(model: TinyDETR, inputs: Tensor) -> list[Tensor]:
 def test_a_decoder_layer_that_runs_several_times(method: type[BaseCAM]) -> None:
     model, adapter = tiny_detr()
     model.decoder.layers = nn.ModuleList([model.decoder.layers[0]] * 3)
-    found = adapter.predict(PICTURES[1])[0].filter(top_k=1)
+    found = adapter.predict(IMAGES[1])[0].filter(top_k=1)
     if method is LeGrad:  # what the head would read of each run cannot be told apart
         with pytest.raises(NoAttentionError, match="runs the same attention several times"):
-            method(adapter)(PICTURES[1], [found])
+            method(adapter)(IMAGES[1], [found])
         return
-    result = method(adapter).explain(PICTURES[1], [found])[0]
-    slow, own = Slow(model, inputs_of(adapter, PICTURES[1])), found.source[0].anchor
+    result = method(adapter).explain(IMAGES[1], [found])[0]
+    slow, own = Slow(model, inputs_of(adapter, IMAGES[1])), found.source[0].anchor
     expected = slow.chefer(slow.read(own, int(found.labels[0])), own).detach().view(4, 6)
     torch.testing.assert_close(result.saliency[0][0], expected, atol=2e-4 * float(expected.max()), rtol=0)
 
@@ -206,9 +206,9 @@ def test_a_score_that_several_queries_share_is_explained_by_its_source() -> None
 
     options: dict[str, Any] = {"image_size": (32, 48), "score_threshold": 0.0, "iou_threshold": 1.0}
     adapter = detector(model, shared, target_layers="backbone", **options)
-    found = adapter.predict(PICTURES[1])[0].filter(top_k=3)
-    result = CheferCAM(adapter).explain(PICTURES[1], [found])[0]
-    slow = Slow(model, inputs_of(adapter, PICTURES[1]))
+    found = adapter.predict(IMAGES[1])[0].filter(top_k=3)
+    result = CheferCAM(adapter).explain(IMAGES[1], [found])[0]
+    slow = Slow(model, inputs_of(adapter, IMAGES[1]))
     for index, (label, source) in enumerate(zip(found.labels.tolist(), found.source, strict=True)):
         score = slow.model.classes(slow.outputs[-1]).softmax(0)[source.anchor, label]
         expected = slow.chefer(score, source.anchor).detach().view(4, 6)
@@ -219,16 +219,16 @@ def test_a_score_that_several_queries_share_is_explained_by_its_source() -> None
 @pytest.mark.parametrize("method", [LeGrad, CheferCAM])
 def test_batches_and_company_change_nothing(method: type[BaseCAM]) -> None:
     _, adapter = tiny_detr()
-    found = [one.filter(top_k=top) for one, top in zip(adapter.predict(PICTURES), (3, 1), strict=True)]
+    found = [one.filter(top_k=top) for one, top in zip(adapter.predict(IMAGES), (3, 1), strict=True)]
     cam = method(adapter)
-    together = cam(PICTURES, found)
-    for picture, one, maps in zip(PICTURES, found, together, strict=True):
+    together = cam(IMAGES, found)
+    for image, one, maps in zip(IMAGES, found, together, strict=True):
         for index in range(len(one)):
-            torch.testing.assert_close(cam(picture, [one[index]])[0], maps[index : index + 1], atol=1e-5, rtol=0)
-    empty = cam(PICTURES, [found[0][[]], found[1]])
+            torch.testing.assert_close(cam(image, [one[index]])[0], maps[index : index + 1], atol=1e-5, rtol=0)
+    empty = cam(IMAGES, [found[0][[]], found[1]])
     assert empty[0].shape == (0, 40, 60)
     torch.testing.assert_close(empty[1], together[1], atol=1e-5, rtol=0)
-    assert [maps.shape for maps in cam(PICTURES, [one[[]] for one in found])] == [(0, 40, 60), (0, 32, 48)]
+    assert [maps.shape for maps in cam(IMAGES, [one[[]] for one in found])] == [(0, 40, 60), (0, 32, 48)]
 
 
 class Interrupted(Exception):
@@ -239,7 +239,7 @@ class Interrupted(Exception):
 @pytest.mark.parametrize("where", ["target", "layer"])
 def test_a_failure_half_way_leaves_the_model_alone(method: type[BaseCAM], where: str) -> None:
     model, adapter = tiny_detr()
-    found = adapter.predict(PICTURES)
+    found = adapter.predict(IMAGES)
     before = Snapshot(model)
 
     def fails(*inputs: Any, **kwargs: Any) -> Tensor:
@@ -252,7 +252,7 @@ def test_a_failure_half_way_leaves_the_model_alone(method: type[BaseCAM], where:
         layer.linear1.forward = fails
     try:
         with pytest.raises(Interrupted):
-            cam.explain(PICTURES, found if where == "layer" else [[fails], [fails]])
+            cam.explain(IMAGES, found if where == "layer" else [[fails], [fails]])
     finally:
         layer.linear1.forward = plain
         del layer.linear1.forward
@@ -263,9 +263,9 @@ def test_a_failure_half_way_leaves_the_model_alone(method: type[BaseCAM], where:
 def test_what_cannot_be_explained_says_why() -> None:
     _, adapter = tiny_detr()
     with pytest.raises(TypeError, match="AttentionRollout does not explain detection"):
-        AttentionRollout(adapter)(PICTURES, adapter.predict(PICTURES))
+        AttentionRollout(adapter)(IMAGES, adapter.predict(IMAGES))
     case = example("yolo")
-    with pytest.raises(NoAttentionError, match="no query of DetectionModel attends to the picture"):
+    with pytest.raises(NoAttentionError, match="no query of DetectionModel attends to the image"):
         CheferCAM(case.adapter)(case.images, case.adapter.predict(case.images))
 
 
@@ -282,9 +282,9 @@ def rtdetr() -> tuple[Any, Any]:
 
 
 class Watched:
-    """RT-DETR's decoder on one picture, with attention written out and kept: probabilities, places, weights."""
+    """RT-DETR's decoder on one image, with attention written out and kept: probabilities, places, weights."""
 
-    def __init__(self, adapter: Any, picture: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, adapter: Any, image: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
         from ultralytics.nn.modules import transformer
 
         self.among: list[Tensor] = []
@@ -314,7 +314,7 @@ class Watched:
         monkeypatch.setattr(transformer, "multi_scale_deformable_attn_pytorch", sampled)
         for layer in adapter.head.decoder.layers:
             monkeypatch.setattr(layer.self_attn, "forward", attend(layer.self_attn))
-        batch = adapter.prepare([picture])
+        batch = adapter.prepare([image])
         self.output = adapter.outputs(adapter.forward(batch), batch)[0]
 
     def dense(self, layer: int, values: Tensor) -> Tensor:
@@ -342,10 +342,10 @@ class Watched:
 @pytest.mark.filterwarnings("ignore")
 def test_rtdetr_as_the_literal_version(rtdetr: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     _, adapter = rtdetr
-    picture = PICTURES[0]
-    found = adapter.predict(picture)[0].filter(top_k=2)
-    chefer, legrad = (cam.explain(picture, [found])[0] for cam in (CheferCAM(adapter), LeGrad(adapter, depth=1)))
-    watched = Watched(adapter, picture, monkeypatch)
+    image = IMAGES[0]
+    found = adapter.predict(image)[0].filter(top_k=2)
+    chefer, legrad = (cam.explain(image, [found])[0] for cam in (CheferCAM(adapter), LeGrad(adapter, depth=1)))
+    watched = Watched(adapter, image, monkeypatch)
     queries = len(watched.among[0][0])
     for index, source in enumerate(found.source):
         score = watched.output.logits[source.anchor, found.labels[index]].sigmoid()
@@ -369,11 +369,11 @@ def test_rtdetr_as_the_literal_version(rtdetr: tuple[Any, Any], monkeypatch: pyt
 @pytest.mark.parametrize("method", [LeGrad, CheferCAM])
 def test_rtdetr_alone_and_in_company(rtdetr: tuple[Any, Any], method: type[BaseCAM]) -> None:
     model, adapter = rtdetr
-    found = adapter.predict(PICTURES)
+    found = adapter.predict(IMAGES)
     before = Snapshot(model)
-    together = method(adapter).explain(PICTURES, found)
+    together = method(adapter).explain(IMAGES, found)
     before.check()
-    for picture, one, result in zip(PICTURES, found, together, strict=True):
-        assert len(one) == 3 and result.heatmaps.shape == (3, *picture.shape[1:])
-        alone = method(adapter).explain(picture, [one[[1]]])[0]
+    for image, one, result in zip(IMAGES, found, together, strict=True):
+        assert len(one) == 3 and result.heatmaps.shape == (3, *image.shape[1:])
+        alone = method(adapter).explain(image, [one[[1]]])[0]
         torch.testing.assert_close(alone.heatmaps[0], result.heatmaps[1], atol=1e-4, rtol=0)

@@ -25,16 +25,16 @@ from tests.helpers import Snapshot
 from tests.methods.transformers import timm_vit, torchvision_vit
 
 ALL = [LeGrad, AttentionRollout, CheferCAM]
-PICTURES = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(5))
+IMAGES = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(5))
 CONCEPT = torch.randn(16, generator=torch.Generator().manual_seed(6))
 
 
 class Slow:
-    """A ViT on one picture in float64, attention row by row.
+    """A ViT on one image in float64, attention row by row.
 
     Args:
         model: torchvision's or timm's; a copy of it runs.
-        picture: (1, 3, 32, 32).
+        image: (1, 3, 32, 32).
         score: from the model and what its blocks put out, normalised, to the target's scalar.
         nudge: layer, head, row and column of a probability that grows by the last entry.
 
@@ -46,7 +46,7 @@ class Slow:
     def __init__(
         self,
         model: Any,
-        picture: Tensor,
+        image: Tensor,
         score: Callable[[Any, Tensor], Tensor],
         nudge: tuple[int, int, int, int, float] | None = None,
     ) -> None:
@@ -55,10 +55,10 @@ class Slow:
         self.maps: list[Tensor] = []
         self.outputs: list[Tensor] = []
         if hasattr(model, "encoder"):
-            tokens = torch.cat([model.class_token, model._process_input(picture.double())], 1)
+            tokens = torch.cat([model.class_token, model._process_input(image.double())], 1)
             tokens, blocks, self.norm = tokens + model.encoder.pos_embedding, model.encoder.layers, model.encoder.ln
         else:
-            tokens, blocks, self.norm = model._pos_embed(model.patch_embed(picture.double())), model.blocks, model.norm
+            tokens, blocks, self.norm = model._pos_embed(model.patch_embed(image.double())), model.blocks, model.norm
         for block in blocks:
             tokens = self._block(block, tokens)
             self.outputs.append(tokens)
@@ -159,12 +159,12 @@ def test_as_the_literal_version(name: str, method: type[AttentionCAM]) -> None:
     targets = [[ClassifierOutputTarget(2), ClassifierOutputTarget(0)], [ClassifierOutputTarget(1)], []]
     before = Snapshot(model)
     with nullcontext() if method.class_discriminative else pytest.warns(ClassAgnosticWarning):
-        results = method(model).explain(PICTURES, targets)
+        results = method(model).explain(IMAGES, targets)
     before.check()
-    for picture, row, result in zip(PICTURES, targets, results, strict=True):
+    for image, row, result in zip(IMAGES, targets, results, strict=True):
         assert result.heatmaps.shape == (len(row), 32, 32)
         for index, target in enumerate(row):
-            slow = Slow(model, picture[None], head(target.category))
+            slow = Slow(model, image[None], head(target.category))
             expected = SLOW[method](slow, read)[prefix:].view(4, 4).detach()
             assert float(result.scores[index]) == pytest.approx(slow.value, abs=1e-4)
             scale = float(expected.max())
@@ -180,8 +180,8 @@ def test_embeddings(method: type[AttentionCAM]) -> None:
     def score(copied: Any, tokens: Tensor) -> Tensor:
         return F.cosine_similarity(copied.forward_head(tokens, pre_logits=True)[0], CONCEPT.double(), dim=0)
 
-    result = method(embedder(model)).explain(PICTURES[:1], [SimilarityToConceptTarget(CONCEPT)])[0]
-    slow = Slow(model, PICTURES[:1], score)
+    result = method(embedder(model)).explain(IMAGES[:1], [SimilarityToConceptTarget(CONCEPT)])[0]
+    slow = Slow(model, IMAGES[:1], score)
     expected = SLOW[method](slow, [0])[1:].view(4, 4).detach()
     assert float(result.scores[0]) == pytest.approx(slow.value, abs=1e-5)
     torch.testing.assert_close(result.saliency[0][0].double(), expected, atol=1e-4 * float(expected.max()), rtol=0)
@@ -190,8 +190,8 @@ def test_embeddings(method: type[AttentionCAM]) -> None:
 @pytest.mark.parametrize("depth", [1, 2])
 def test_legrad_of_the_last_layers(depth: int) -> None:
     model = torchvision_vit()
-    result = LeGrad(model, depth=depth).explain(PICTURES[:1], [ClassifierOutputTarget(3)])[0]
-    expected = slow_legrad(Slow(model, PICTURES[:1], head(3)), [0], depth)[1:].view(4, 4)
+    result = LeGrad(model, depth=depth).explain(IMAGES[:1], [ClassifierOutputTarget(3)])[0]
+    expected = slow_legrad(Slow(model, IMAGES[:1], head(3)), [0], depth)[1:].view(4, 4)
     torch.testing.assert_close(result.saliency[0][0].double(), expected, atol=1e-4 * float(expected.max()), rtol=0)
     with pytest.raises(ValueError, match="depth of at least 1"):
         LeGrad(model, depth=0)
@@ -201,10 +201,10 @@ def test_legrad_of_the_last_layers(depth: int) -> None:
 def test_legrad_is_what_more_attention_would_add(layer: int) -> None:
     """The gradient in the literal version itself, by differences: a block's score with a little more attention."""
     model, entry = torchvision_vit(), (1, 0, 7)
-    slow = Slow(model, PICTURES[:1], head(1))
+    slow = Slow(model, IMAGES[:1], head(1))
     (gradient,) = torch.autograd.grad(slow.read(layer), slow.maps[layer])
     more, less = (
-        float(Slow(model, PICTURES[:1], head(1), nudge=(layer, *entry, step)).read(layer).detach())
+        float(Slow(model, IMAGES[:1], head(1), nudge=(layer, *entry, step)).read(layer).detach())
         for step in (1e-4, -1e-4)
     )
     assert float(gradient[entry]) == pytest.approx((more - less) / 2e-4, rel=1e-4)
@@ -256,19 +256,19 @@ def test_by_hand(method: type[AttentionCAM], mean: bool, expected: list[float]) 
 def test_batches_and_company_change_nothing(name: str, method: type[AttentionCAM]) -> None:
     cam = method(VITS[name][0]())
     targets = [[ClassifierOutputTarget(i) for i in row] for row in ((2, 0), (1,), (3, 2, 0))]
-    together = cam(PICTURES, targets)
+    together = cam(IMAGES, targets)
     cam.batch_size = 2
-    for one, other in zip(cam(PICTURES, targets), together, strict=True):
+    for one, other in zip(cam(IMAGES, targets), together, strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
-    for picture, row, maps in zip(PICTURES, targets, together, strict=True):
+    for image, row, maps in zip(IMAGES, targets, together, strict=True):
         for target, heatmap in zip(row, maps, strict=True):
-            torch.testing.assert_close(cam(picture[None], [target])[0], heatmap, atol=1e-5, rtol=0)
+            torch.testing.assert_close(cam(image[None], [target])[0], heatmap, atol=1e-5, rtol=0)
 
 
 def test_a_query_that_pools_the_tokens() -> None:
     """SigLIP's head: the map is where its query looks, through what self-attention mixed before."""
     model = timm_vit(class_token=False, global_pool="map")
-    result = {method: method(model).explain(PICTURES[:1], [ClassifierOutputTarget(1)])[0] for method in ALL}
+    result = {method: method(model).explain(IMAGES[:1], [ClassifierOutputTarget(1)])[0] for method in ALL}
     pool = copy.deepcopy(model.attn_pool).double()
     looks: list[Tensor] = []
 
@@ -280,7 +280,7 @@ def test_a_query_that_pools_the_tokens() -> None:
         pooled = pool.proj((looks[-1] @ value).view(1, 16))
         return copied.head(copied.fc_norm(pooled + pool.mlp(pool.norm(pooled))))[0, 1]
 
-    slow = Slow(model, PICTURES[:1], score)
+    slow = Slow(model, IMAGES[:1], score)
     legrad = torch.zeros(16, dtype=torch.float64)
     for layer in range(3):
         value = slow.read(layer)
@@ -305,20 +305,20 @@ def test_a_query_that_pools_the_tokens() -> None:
 def test_finer_cam_compares_classes_by_attention(method: type[AttentionCAM]) -> None:
     model = torchvision_vit()
     finer = FinerCAM(model, base_method=method, comparisons=1)
-    result = finer.explain(PICTURES[:1], [ClassifierOutputTarget(2)])[0]
-    logits = model(PICTURES[:1])[0].detach()
+    result = finer.explain(IMAGES[:1], [ClassifierOutputTarget(2)])[0]
+    logits = model(IMAGES[:1])[0].detach()
     nearest = min((i for i in range(4) if i != 2), key=lambda i: abs(float(logits[i] - logits[2])))
-    expected = method(model).explain(PICTURES[:1], [lambda output: output[2] - output[nearest]])[0]
+    expected = method(model).explain(IMAGES[:1], [lambda output: output[2] - output[nearest]])[0]
     torch.testing.assert_close(result.heatmaps, expected.heatmaps, atol=1e-4, rtol=0)
     assert float(result.scores[0]) == pytest.approx(float(logits[2]), abs=1e-4)
 
 
-def test_pictures_of_any_size_and_a_given_reshape_transform() -> None:
+def test_images_of_any_size_and_a_given_reshape_transform() -> None:
     model = torchvision_vit()
     photo = torch.rand(3, 50, 70, generator=torch.Generator().manual_seed(7))
     whole = CheferCAM(adapt(model, image_size=32)).explain(photo, [[ClassifierOutputTarget(1)]])[0]
     assert whole.heatmaps.shape == (1, 50, 70) and float(whole.heatmaps.max()) > 0.999
     mirrored = CheferCAM(model, reshape_transform=lambda x: x[:, 1:].mT.unflatten(2, (4, 4)).flip(3))
-    plain = CheferCAM(model).explain(PICTURES, [ClassifierOutputTarget(1)] * 3)
-    for one, other in zip(mirrored.explain(PICTURES, [ClassifierOutputTarget(1)] * 3), plain, strict=True):
+    plain = CheferCAM(model).explain(IMAGES, [ClassifierOutputTarget(1)] * 3)
+    for one, other in zip(mirrored.explain(IMAGES, [ClassifierOutputTarget(1)] * 3), plain, strict=True):
         assert torch.equal(one.saliency[0].flip(2), other.saliency[0])

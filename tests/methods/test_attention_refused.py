@@ -17,7 +17,7 @@ from tests.helpers import Snapshot, TinyCNN
 from tests.methods.transformers import torchvision_vit
 
 ALL = [LeGrad, AttentionRollout, CheferCAM]
-PICTURES = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(5))
+IMAGES = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(5))
 
 
 @pytest.mark.parametrize("method", ALL)
@@ -25,7 +25,7 @@ def test_a_model_without_attention_is_refused(method: type[AttentionCAM]) -> Non
     model = TinyCNN()
     before = Snapshot(model)
     with pytest.raises(NoAttentionError, match="none was seen in TinyCNN; use HiResCAM"):
-        method(model)(PICTURES, [ClassifierOutputTarget(0)] * 3)
+        method(model)(IMAGES, [ClassifierOutputTarget(0)] * 3)
     before.check()
 
 
@@ -35,7 +35,7 @@ def test_attention_within_windows_is_refused(method: type[AttentionCAM]) -> None
 
     model = SwinTransformer([4, 4], 16, [1, 1], [2, 2], [4, 4], num_classes=4).eval()
     with pytest.raises(NoAttentionError, match="SwinTransformer attends within 4 windows"):
-        method(model)(PICTURES, [ClassifierOutputTarget(0)] * 3)
+        method(model)(IMAGES, [ClassifierOutputTarget(0)] * 3)
 
 
 class Merging(nn.Module):
@@ -57,7 +57,7 @@ class Merging(nn.Module):
 @pytest.mark.parametrize("method", ALL)
 def test_layers_with_other_tokens_are_refused(method: type[AttentionCAM]) -> None:
     with pytest.raises(NoAttentionError, match=r"see different tokens \(4, 16 of them\)"):
-        method(Merging().eval())(PICTURES, [ClassifierOutputTarget(0)] * 3)
+        method(Merging().eval())(IMAGES, [ClassifierOutputTarget(0)] * 3)
 
 
 class InPlace(nn.Module):
@@ -93,22 +93,22 @@ class Coarser(nn.Module):
 @pytest.mark.parametrize("method", ALL)
 def test_attention_to_a_coarser_grid_is_refused(method: type[AttentionCAM]) -> None:
     with pytest.raises(NoAttentionError, match="in each layer of Coarser, 16 tokens attend to 4 others"):
-        method(Coarser().eval())(PICTURES, [ClassifierOutputTarget(0)] * 3)
+        method(Coarser().eval())(IMAGES, [ClassifierOutputTarget(0)] * 3)
 
 
 def test_what_is_lost_or_never_read_is_said() -> None:
     model, targets = InPlace().eval(), [ClassifierOutputTarget(0)] * 3
     with pytest.raises(RuntimeError, match="changes in place what its TransformerEncoderLayer puts out"):
-        LeGrad(model)(PICTURES, targets)
-    assert float(LeGrad(model, depth=1)(PICTURES, targets).amax()) > 0.999
+        LeGrad(model)(IMAGES, targets)
+    assert float(LeGrad(model, depth=1)(IMAGES, targets).amax()) > 0.999
     with pytest.raises(RuntimeError, match="does not depend on the attention of InPlace"):
-        CheferCAM(model)(PICTURES, [lambda output: torch.ones(())] * 3)
+        CheferCAM(model)(IMAGES, [lambda output: torch.ones(())] * 3)
 
 
 def test_what_attention_has_no_use_for_is_refused() -> None:
     with pytest.raises(ValueError, match="eigen_smooth needs a layer's channels"):
-        CheferCAM(torchvision_vit())(PICTURES, [ClassifierOutputTarget(0)] * 3, eigen_smooth=True)
+        CheferCAM(torchvision_vit())(IMAGES, [ClassifierOutputTarget(0)] * 3, eigen_smooth=True)
     with pytest.raises(ValueError, match="expected reshape_transform to turn tokens"):
-        CheferCAM(torchvision_vit(), reshape_transform=lambda x: x)(PICTURES, [ClassifierOutputTarget(0)] * 3)
+        CheferCAM(torchvision_vit(), reshape_transform=lambda x: x)(IMAGES, [ClassifierOutputTarget(0)] * 3)
     with pytest.raises(TypeError, match="CheferCAM cannot be the base of another method"):
-        RefineCAM(torchvision_vit(), base_method=CheferCAM)(PICTURES, [ClassifierOutputTarget(0)] * 3)
+        RefineCAM(torchvision_vit(), base_method=CheferCAM)(IMAGES, [ClassifierOutputTarget(0)] * 3)

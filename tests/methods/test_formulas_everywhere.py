@@ -49,16 +49,16 @@ from tests.methods.test_formulas import FORMULAS, TinyViT, patches_to_map
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 Formula = Callable[[Tensor, Tensor, tuple[int, int]], Tensor]
-"""From a picture's activations and gradients (C, h, w), and the input's height and width, to the map (h, w)."""
+"""From an image's activations and gradients (C, h, w), and the input's height and width, to the map (h, w)."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A model, one picture, what is asked of it, and the same by plain autograd.
+    """A model, one image, what is asked of it, and the same by plain autograd.
 
     Attributes:
         adapter: what the methods get.
-        picture: (1, 3, H, W) or (3, H, W), float64.
+        image: (1, 3, H, W) or (3, H, W), float64.
         targets: one, as the methods take it.
         output: what the layer puts out.
         shaped: from that to (1, C, h, w).
@@ -68,7 +68,7 @@ class Setting:
     """
 
     adapter: Adapter
-    picture: Tensor
+    image: Tensor
     targets: Any
     output: Tensor
     shaped: Callable[[Tensor], Tensor]
@@ -92,9 +92,9 @@ class Setting:
 
 def vit() -> Setting:
     model = TinyViT().double()
-    picture = torch.randn(1, 3, 12, 16, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    image = torch.randn(1, 3, 12, 16, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     with torch.no_grad():
-        patches = model.embed(picture).flatten(2).transpose(1, 2)
+        patches = model.embed(image).flatten(2).transpose(1, 2)
         tokens = model.norm(torch.cat([model.token, patches], 1))
 
     def behind(seen: Tensor) -> Tensor:
@@ -103,7 +103,7 @@ def vit() -> Setting:
 
     adapter = adapt(model, target_layers=[model.norm], reshape_transform=patches_to_map)
     targets = [[ClassifierOutputTarget(1)]]
-    return Setting(adapter, picture, targets, tokens, patches_to_map, behind, 1, lambda value: value)
+    return Setting(adapter, image, targets, tokens, patches_to_map, behind, 1, lambda value: value)
 
 
 def boxes() -> Setting:
@@ -119,8 +119,8 @@ def boxes() -> Setting:
         return torch.cat([corners, corners + 16], -1).expand(len(raw), -1, -1), raw.sigmoid().flatten(2).mT
 
     adapter = detector(model, decode, image_size=48, max_detections=3)
-    picture = torch.rand(3, 48, 48, generator=generator).double()
-    found = adapter.predict(picture)[0][[1]]
+    image = torch.rand(3, 48, 48, generator=generator).double()
+    found = adapter.predict(image)[0][[1]]
     plain = copy.deepcopy(model)
     plain[2].inplace = False
     cell, label = found.source[0].anchor, int(found.labels[0])
@@ -129,8 +129,8 @@ def boxes() -> Setting:
         return plain[1:](maps)[0].flatten(1)[:, cell]
 
     with torch.no_grad():
-        output = plain[0](picture[None].float().double())
-    return Setting(adapter, picture, [found], output, lambda tensor: tensor, behind, label, torch.sigmoid)
+        output = plain[0](image[None].float().double())
+    return Setting(adapter, image, [found], output, lambda tensor: tensor, behind, label, torch.sigmoid)
 
 
 SETTINGS = {"ViT tokens": vit, "a detector's box": boxes}
@@ -142,11 +142,11 @@ def setting(request: pytest.FixtureRequest) -> Setting:
 
 
 def found_by(cam: BaseCAM, setting: Setting) -> Tensor:
-    return cam.explain(setting.picture, setting.targets)[0].saliency[0][0]
+    return cam.explain(setting.image, setting.targets)[0].saliency[0][0]
 
 
 def agrees(found: Tensor, expected: Tensor, *, rtol: float = 1e-6) -> None:
-    """float64 on both sides; the detector's picture was rounded to float32 on both."""
+    """float64 on both sides; the detector's image was rounded to float32 on both."""
     size = float(expected.abs().max())
     assert size > 0
     torch.testing.assert_close(found, expected, atol=rtol * size, rtol=0)
@@ -269,7 +269,7 @@ MORE: dict[type[BaseCAM], tuple[Formula, dict[str, Any]]] = {
 @pytest.mark.parametrize("method", MORE, ids=lambda method: method.__name__)
 def test_raw_saliency_is_the_formula(method: type[BaseCAM], setting: Setting) -> None:
     formula, options = MORE[method]
-    height, width = setting.picture.shape[-2:]
+    height, width = setting.image.shape[-2:]
     expected = formula(setting.activations[0], setting.gradient()[0], (height, width))
     agrees(found_by(method(setting.adapter, **options), setting), expected.double())
 
@@ -303,17 +303,17 @@ def test_finer_cam_is_its_formula(setting: Setting) -> None:
 
 
 def test_full_grad_is_its_formula_on_a_box() -> None:
-    """Picture, normalisation and last convolution have their part; every other layer has no bias of its own."""
+    """ImageArray, normalisation and last convolution have their part; every other layer has no bias of its own."""
     setting = boxes()
     model: Any = setting.adapter.model
-    picture = setting.picture[None].float().double().requires_grad_(True)
-    first = model[0](picture)
+    image = setting.image[None].float().double().requires_grad_(True)
+    first = model[0](image)
     normal = model[1](first)
     last = model[3](normal.relu())
     score = last[0, setting.label].flatten()[setting.targets[0].source[0].anchor].sigmoid()
-    at_picture, at_first, at_normal, at_last = torch.autograd.grad(score, [picture, first, normal, last])
+    at_image, at_first, at_normal, at_last = torch.autograd.grad(score, [image, first, normal, last])
     shift = model[1].bias - model[1].running_mean * model[1].weight / (model[1].running_var + model[1].eps).sqrt()
-    parts = [at_picture * picture]
+    parts = [at_image * image]
     for gradient, bias in ((at_first, model[0].bias), (at_normal, shift), (at_last, model[3].bias)):
         parts.append(gradient * bias[:, None, None])
     total = torch.zeros(48, 48, dtype=torch.float64)
@@ -323,7 +323,7 @@ def test_full_grad_is_its_formula_on_a_box() -> None:
                 scaled = (channel - channel.min()) / (channel.max() - channel.min())
                 total += nn.functional.interpolate(scaled[None, None], (48, 48), mode="bilinear")[0, 0]
     expected = (total - total.min()) / (total.max() - total.min())
-    found = FullGrad(setting.adapter).explain(setting.picture, setting.targets)[0].heatmaps[0]
+    found = FullGrad(setting.adapter).explain(setting.image, setting.targets)[0].heatmaps[0]
     torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=0)
 
 
@@ -400,22 +400,22 @@ def squares(x: Tensor) -> Tensor:
     return x.square().sum((1, 2, 3))[:, None]
 
 
-def of(cam: BaseCAM, picture: Tensor) -> list[Tensor]:
-    return list(cam.explain(picture, [ClassifierOutputTarget(0)])[0].saliency)
+def of(cam: BaseCAM, image: Tensor) -> list[Tensor]:
+    return list(cam.explain(image, [ClassifierOutputTarget(0)])[0].saliency)
 
 
 def test_methods_of_second_order_and_paths_by_hand() -> None:
     """y is the sum of squares of (2, 4)."""
-    picture = torch.tensor([[[[2.0, 4.0]]]])
+    image = torch.tensor([[[[2.0, 4.0]]]])
     # the gradient (4, 8) less half of 2 A is (2, 4), whose mean weighs
-    torch.testing.assert_close(of(ShapleyCAM(Plain(squares), ["layer"]), picture)[0], torch.tensor([[[6.0, 12.0]]]))
+    torch.testing.assert_close(of(ShapleyCAM(Plain(squares), ["layer"]), image)[0], torch.tensor([[[6.0, 12.0]]]))
     # from the mean, 3, to each place the squares grow by 4 - 9 and 16 - 9: together 20 - 18
-    torch.testing.assert_close(of(ReachCAM(Plain(squares), ["layer"]), picture)[0], torch.tensor([[[-5.0, 7.0]]]))
+    torch.testing.assert_close(of(ReachCAM(Plain(squares), ["layer"]), image)[0], torch.tensor([[[-5.0, 7.0]]]))
     # one place at a time: its own square
     cam = ReciproCAM(Plain(squares), ["layer"], gaussian=False)
-    torch.testing.assert_close(of(cam, picture)[0], torch.tensor([[[4.0, 16.0]]]))
+    torch.testing.assert_close(of(cam, image)[0], torch.tensor([[[4.0, 16.0]]]))
     # a quarter of the place and an eighth of the one beside it: squares of (1/2, 1/2) and of (1/4, 1)
-    blurred = of(ReciproCAM(Plain(squares), ["layer"]), picture)[0]
+    blurred = of(ReciproCAM(Plain(squares), ["layer"]), image)[0]
     torch.testing.assert_close(blurred, torch.tensor([[[0.5, 1.0625]]]))
 
 
@@ -428,14 +428,14 @@ def test_finer_cam_by_hand() -> None:
 
 def test_occlusion_by_hand() -> None:
     """What a cell adds to the sum is lost when it is hidden."""
-    picture = torch.arange(16.0).reshape(1, 1, 4, 4)
+    image = torch.arange(16.0).reshape(1, 1, 4, 4)
     model = Plain(lambda x: x.sum((1, 2, 3))[:, None])
-    found = of(Occlusion(model, grid=4, window=1), picture)[0]
-    torch.testing.assert_close(found, picture[0])
+    found = of(Occlusion(model, grid=4, window=1), image)[0]
+    torch.testing.assert_close(found, image[0])
 
 
 def test_full_grad_by_hand() -> None:
-    """Weight 2, bias 1, then 1, 1 and 4 of (1, 3, 2): picture times gradient is (2, 6, 16), the bias's (1, 1, 4)."""
+    """Weight 2, bias 1, then 1, 1 and 4 of (1, 3, 2): image times gradient is (2, 6, 16), the bias's (1, 1, 4)."""
     model = nn.Sequential(nn.Conv2d(1, 1, 1), nn.Flatten(), nn.Linear(3, 1, bias=False)).eval()
     model[0].weight.data.fill_(2)
     model[0].bias.data.fill_(1)
@@ -445,13 +445,13 @@ def test_full_grad_by_hand() -> None:
 
 
 def test_guided_methods_by_hand() -> None:
-    """Behind a ReLU of (1, -1, 2) the score weighs 3, 3 and -3: the second is dead, the third pulls down."""
+    """LayerReplay a ReLU of (1, -1, 2) the score weighs 3, 3 and -3: the second is dead, the third pulls down."""
     model = nn.Sequential(nn.Identity(), nn.ReLU(), nn.Flatten(), nn.Linear(3, 1, bias=False)).eval()
     model[3].weight.data = torch.tensor([[3.0, 3.0, -3.0]])
-    picture = torch.tensor([[[[1.0, -1.0, 2.0]]]])
-    (guided,) = of(GuidedBackprop(model), picture)
+    image = torch.tensor([[[[1.0, -1.0, 2.0]]]])
+    (guided,) = of(GuidedBackprop(model), image)
     torch.testing.assert_close(guided, torch.tensor([[[3.0, 0.0, 0.0]]]))
     # GradCAM behind the ReLU: the mean gradient, 1, weighs (1, 0, 2), which is (1/2, 0, 1) of its range
     cam = GuidedGradCAM(model, [model[1]])
-    product = cam.colors(cam.explain(picture, [ClassifierOutputTarget(0)])[0])
+    product = cam.colors(cam.explain(image, [ClassifierOutputTarget(0)])[0])
     torch.testing.assert_close(product, torch.tensor([[[[1.5], [0.0], [0.0]]]]), atol=1e-5, rtol=0)

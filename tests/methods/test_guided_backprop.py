@@ -254,7 +254,7 @@ def test_the_brightest_pixels_by_hand() -> None:
 
 
 @pytest.mark.parametrize("place", range(16, 32))
-def test_no_line_is_missed_where_the_input_is_finer_than_the_picture(place: int) -> None:
+def test_no_line_is_missed_where_the_input_is_finer_than_the_image(place: int) -> None:
     fine = torch.zeros(1, 64, 64)
     fine[0, :, place] = 1
     found = to_pixels(fine, Geometry.resize((16, 16), (64, 64)))
@@ -268,7 +268,7 @@ class InPlace(TinyCNN):
         return super().forward(x.sub_(0.5).mul_(2.0))
 
 
-def test_pictures_of_any_size_and_a_network_that_works_in_place() -> None:
+def test_images_of_any_size_and_a_network_that_works_in_place() -> None:
     tensor = IMAGES[:1].clone()
     found = guided_backprop(InPlace(), tensor, ClassifierOutputTarget(0))
     assert torch.equal(tensor, IMAGES[:1]) and abs(found).max() > 0
@@ -277,7 +277,7 @@ def test_pictures_of_any_size_and_a_network_that_works_in_place() -> None:
 
 
 @pytest.mark.parametrize("method", [GuidedBackprop, GuidedGradCAM])
-def test_a_picture_without_findings_has_no_maps(method: type[GuidedBackprop]) -> None:
+def test_a_image_without_findings_has_no_maps(method: type[GuidedBackprop]) -> None:
     case = example("faster_rcnn")
     found = [one.filter(top_k=count) for one, count in zip(case.adapter.predict(case.images), (0, 1), strict=True)]
     cam = method(case.adapter)
@@ -288,11 +288,11 @@ def test_a_picture_without_findings_has_no_maps(method: type[GuidedBackprop]) ->
 
 def test_wrong_input_is_named(tmp_path: Path) -> None:
     model = TinyCNN()
-    with pytest.raises(ValueError, match="expected one picture; got 2"):
+    with pytest.raises(ValueError, match="expected one image; got 2"):
         guided_backprop(model, IMAGES)
     with pytest.raises(TypeError, match="expected input_img"):
         GuidedBackpropReLUModel(model)(IMAGES[0])
     with pytest.raises(ValueError, match="eigen_smooth"):
         GuidedBackprop(model)(IMAGES, eigen_smooth=True)
-    with pytest.raises(RuntimeError, match="does not depend on the picture"):
+    with pytest.raises(RuntimeError, match="does not depend on the image"):
         GuidedBackprop(model).explain(IMAGES[:1], [[lambda y: y[0].detach() + torch.zeros(())]])

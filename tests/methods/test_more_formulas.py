@@ -258,10 +258,10 @@ class Smooth(nn.Module):
 
 
 def test_shapley_cam_equals_the_full_hessian() -> None:
-    picture = torch.rand(3, 9, 11, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    image = torch.rand(3, 9, 11, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     model = Smooth().double().eval()
     target = ClassifierOutputReST(2)
-    a = model.first(picture[None]).detach()
+    a = model.first(image[None]).detach()
 
     def score(flat: Tensor) -> Tensor:
         return target(model.rest(flat.reshape(a.shape))[0])
@@ -272,19 +272,19 @@ def test_shapley_cam_equals_the_full_hessian() -> None:
     expected = (weights[:, :, None, None] * a).sum(1)[0]
     model.requires_grad_(True)
     before = Snapshot(model)
-    found = ShapleyCAM(model, ["first"]).explain(picture[None], [[target]])[0]
+    found = ShapleyCAM(model, ["first"]).explain(image[None], [[target]])[0]
     before.check()
     torch.testing.assert_close(found.saliency[0][0], expected)
-    plain = saliency_of(GradCAM(model, ["first"]), picture, target)
+    plain = saliency_of(GradCAM(model, ["first"]), image, target)
     assert float((plain - expected).abs().max()) > 0.01 * float(expected.abs().max()), "the Hessian plays no part"
 
 
-def saliency_of(cam: BaseCAM, picture: Tensor, target: Score) -> Tensor:
-    return cam.explain(picture[None], [[target]])[0].saliency[0][0]
+def saliency_of(cam: BaseCAM, image: Tensor, target: Score) -> Tensor:
+    return cam.explain(image[None], [[target]])[0].saliency[0][0]
 
 
 def test_shapley_cam_of_a_linear_network_is_grad_cam_and_layers_keep_their_own_hessian() -> None:
-    """Behind relu2 the tiny network squares, so there H A = 2 g / 2 each way; two layers do not mix."""
+    """LayerReplay relu2 the tiny network squares, so there H A = 2 g / 2 each way; two layers do not mix."""
     score = ClassifierOutputTarget(1)
     a, g = seen(IMAGES[0], score, "relu2")
     expected = ((g - 0.5 * g).mean((1, 2), keepdim=True) * a).sum(0)  # the score is quadratic in A: H A = g
@@ -322,9 +322,9 @@ def test_shapley_cam_differentiates_attention_and_region_pooling_twice() -> None
     torch.testing.assert_close(found, (weights * a).sum(1)[0])
 
     adapter = adapt(load_demo_detector(), target_layers=["backbone.pyramid"])
-    picture = draw_scene(28).image
-    detections = adapter.predict(picture)[0]
-    result = ShapleyCAM(adapter).explain(picture, [detections])[0]
+    image = draw_scene(28).image
+    detections = adapter.predict(image)[0]
+    result = ShapleyCAM(adapter).explain(image, [detections])[0]
     torch.testing.assert_close(result.scores, detections.scores, atol=1e-4, rtol=0)
     assert all(float(level.abs().max()) > 0 for level in result.saliency[:1])
 
@@ -346,20 +346,20 @@ def test_finer_cam_compares_with_the_nearest_classes(image: Tensor) -> None:
 
 def test_finer_cam_compares_the_logits_of_a_boxs_source() -> None:
     adapter = adapt(load_demo_detector(), target_layers=["backbone.stride4"])
-    picture = draw_scene(28).image
-    found = adapter.predict(picture)[0][[0]]
+    image = draw_scene(28).image
+    found = adapter.predict(image)[0][[0]]
     (box,) = adapter.targets_of(found)
-    result = FinerCAM(adapter, comparisons=1, alpha=1.0).explain(picture, [found])[0]
+    result = FinerCAM(adapter, comparisons=1, alpha=1.0).explain(image, [found])[0]
     torch.testing.assert_close(result.scores, found.scores, atol=1e-4, rtol=0)
     logits = [
-        float(GradCAM(adapter).explain(picture, [type(box)(box.box_xyxy, label, box.source, "logit")])[0].scores)  # type: ignore[attr-defined]
+        float(GradCAM(adapter).explain(image, [type(box)(box.box_xyxy, label, box.source, "logit")])[0].scores)  # type: ignore[attr-defined]
         for label in range(3)
     ]
     label = int(found.labels[0])
     against = min((d for d in range(3) if d != label), key=lambda d: abs(logits[d] - logits[label]))
     margin = type(box)(box.box_xyxy, label, box.source, "logit", against)  # type: ignore[attr-defined]
     torch.testing.assert_close(
-        result.heatmaps, GradCAM(adapter).explain(picture, [margin])[0].heatmaps, atol=1e-4, rtol=0
+        result.heatmaps, GradCAM(adapter).explain(image, [margin])[0].heatmaps, atol=1e-4, rtol=0
     )
 
 
@@ -454,7 +454,7 @@ def test_full_grad_says_what_it_does_not_do() -> None:
         cam = FullGrad(TinyCNN(), ["conv1"])
     with pytest.raises(ValueError, match="no common principal component"):
         cam.explain(IMAGES.float(), [TARGET] * 2, eigen_smooth=True)
-    with pytest.raises(RuntimeError, match="does not depend on the picture"):
+    with pytest.raises(RuntimeError, match="does not depend on the image"):
         cam.explain(IMAGES.float(), [lambda out: out[0].detach()] * 2)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -463,9 +463,9 @@ def test_full_grad_says_what_it_does_not_do() -> None:
 
 def test_full_grad_on_a_two_stage_detector_keeps_targets_pinned() -> None:
     adapter = adapt(load_demo_detector())
-    picture = draw_scene(28).image
-    found = adapter.predict(picture)[0]
-    result = FullGrad(adapter).explain(picture, [found])[0]
+    image = draw_scene(28).image
+    found = adapter.predict(image)[0]
+    result = FullGrad(adapter).explain(image, [found])[0]
     torch.testing.assert_close(result.scores, found.scores, atol=1e-4, rtol=0)
     assert all(float(heatmap.max()) == pytest.approx(1.0) for heatmap in result.heatmaps)
     assert not torch.allclose(result.heatmaps[0], result.heatmaps[1], atol=0.1)

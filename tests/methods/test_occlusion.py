@@ -19,7 +19,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 class Sum(nn.Module):
-    """Scores that are sums over the picture: of its first channel, and of its second channel's left half."""
+    """Scores that are sums over the image: of its first channel, and of its second channel's left half."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -63,11 +63,11 @@ def test_occlusion_refined_everywhere_is_occlusion_of_single_cells() -> None:
 
 
 def test_occlusion_refines_where_the_score_reacts() -> None:
-    picture = torch.zeros(1, 3, 32, 32)
-    picture[0, 0, 3:5, 9:11] = 1  # reacts in four cells around a corner of the grid, in one coarse block
-    picture[0, 1, 20, 8] = 1
+    image = torch.zeros(1, 3, 32, 32)
+    image[0, 0, 3:5, 9:11] = 1  # reacts in four cells around a corner of the grid, in one coarse block
+    image[0, 1, 20, 8] = 1
     cam = Occlusion(Sum(), grid=16, refine=0.5)
-    both = cam.explain(picture, [[ClassifierOutputTarget(0), ClassifierOutputTarget(1)]])[0]
+    both = cam.explain(image, [[ClassifierOutputTarget(0), ClassifierOutputTarget(1)]])[0]
     assert both.sampling is not None and both.sampling.passes == 16 + 2 * 4 + 2 * 4 + 4
     expected = torch.zeros(32, 32)
     expected[2:6, 8:12] = 1
@@ -76,13 +76,13 @@ def test_occlusion_refines_where_the_score_reacts() -> None:
     expected[20:22, 8:10] = 1
     torch.testing.assert_close(both.saliency[0][1], expected)
     for k in range(2):
-        alone = cam.explain(picture, [ClassifierOutputTarget(k)])[0]
+        alone = cam.explain(image, [ClassifierOutputTarget(k)])[0]
         torch.testing.assert_close(alone.saliency[0][0], both.saliency[0][k])
-    nothing = cam.explain(picture, [ClassifierOutputTarget(2)])[0]
+    nothing = cam.explain(image, [ClassifierOutputTarget(2)])[0]
     assert nothing.sampling is not None and nothing.sampling.passes == 16 and float(nothing.heatmaps.max()) == 0
 
 
-def test_occlusion_on_a_padded_picture_with_boxes() -> None:
+def test_occlusion_on_a_padded_image_with_boxes() -> None:
     case = example("faster_rcnn")
     adapter, image = case.adapter, case.images[1]
     found = adapter.predict(image)[0].filter(top_k=2)

@@ -24,11 +24,11 @@ from detcam.utils.filters import blur
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
-def literal(adapter: Adapter, picture: Tensor, target: BoxTarget, rival: int, probes: int) -> np.ndarray:
-    """One target's map over the network's input, of a picture that fills it, place by place."""
+def literal(adapter: Adapter, image: Tensor, target: BoxTarget, rival: int, probes: int) -> np.ndarray:
+    """One target's map over the network's input, of an image that fills it, place by place."""
     reach = ReachCAM(adapter)
-    levels = [level[0] for level in reach.explain(picture, [target])[0].saliency]
-    batch = adapter.prepare([picture])
+    levels = [level[0] for level in reach.explain(image, [target])[0].saliency]
+    batch = adapter.prepare([image])
     size = batch.inputs.shape[-2:]
     heat = []
     for level in levels:
@@ -65,16 +65,16 @@ def literal(adapter: Adapter, picture: Tensor, target: BoxTarget, rival: int, pr
 @pytest.mark.parametrize("seed", [28, 2])
 def test_equals_the_formula_place_by_place(seed: int) -> None:
     adapter = adapt(load_demo_detector())
-    picture = torch.from_numpy(draw_scene(seed).image).permute(2, 0, 1).float() / 255
-    found = adapter.predict(picture)[0]
+    image = torch.from_numpy(draw_scene(seed).image).permute(2, 0, 1).float() / 255
+    found = adapter.predict(image)[0]
     target = adapter.targets_of(found)[int((found.labels == 1).nonzero()[0])]
     assert isinstance(target, BoxTarget)
-    scores = adapter.outputs(adapter.forward(adapter.prepare([picture])), adapter.prepare([picture]))[0]
+    scores = adapter.outputs(adapter.forward(adapter.prepare([image])), adapter.prepare([image]))[0]
     table = scores.candidates([target]).class_scores[0]
     rival = max((0, 2), key=lambda label: float(table[label]))
-    result = ProbeCAM(adapter, probes=5).explain(picture, [target])[0]
+    result = ProbeCAM(adapter, probes=5).explain(image, [target])[0]
     assert result.sampling is not None and result.sampling.passes == 5
-    expected = literal(adapter, picture, target, rival, 5)
+    expected = literal(adapter, image, target, rival, 5)
     np.testing.assert_allclose(result.saliency[0][0].numpy(), expected, atol=2e-4)
     assert expected.max() > 0.2
 
@@ -109,12 +109,12 @@ class Bright(nn.Module):
         return torch.stack([total, -total], 1)
 
 
-def test_a_classifier_and_pictures_without_targets() -> None:
-    picture = torch.zeros(1, 3, 48, 64)
-    picture[:, :, 10:20, 10:22] = 1.0
-    picture[:, :, 10:20, 40:52] = 1.0
+def test_a_classifier_and_images_without_targets() -> None:
+    image = torch.zeros(1, 3, 48, 64)
+    image[:, :, 10:20, 10:22] = 1.0
+    image[:, :, 10:20, 40:52] = 1.0
     cam = ProbeCAM(Bright(), ["layer"])
-    (heat,) = cam(picture, [ClassifierOutputTarget(0)])
+    (heat,) = cam(image, [ClassifierOutputTarget(0)])
     assert float(heat[9:21, 9:23].sum() / heat.sum()) > 0.95 and float(heat.max()) == pytest.approx(1)
     adapter = adapt(load_demo_detector())
     empty = ProbeCAM(adapter)(draw_scene(28).image, [[]])

@@ -31,7 +31,7 @@ IMAGES = torch.rand(3, 3, 20, 28, generator=torch.Generator().manual_seed(1))
 def slow_reach(
     model: nn.Module, layer: nn.Module, image: Tensor, score: Callable[[Tensor], Tensor], steps: int
 ) -> tuple[Tensor, float]:
-    """The signed map of one picture by loops in float64, and what the score owes to the picture."""
+    """The signed map of one image by loops in float64, and what the score owes to the image."""
     model = model.double()
     kept: list[Tensor] = []
     handle = layer.register_forward_hook(lambda m, i, o: kept.append(o.detach()))
@@ -116,12 +116,12 @@ class Quadratic(nn.Module):
 
 
 def test_one_midpoint_is_exact_for_a_quadratic_network() -> None:
-    picture = torch.tensor([[[[4.0, 1.0], [2.0, 5.0]]]])  # mean 3; differences 1, -2, -1, 2
+    image = torch.tensor([[[[4.0, 1.0], [2.0, 5.0]]]])  # mean 3; differences 1, -2, -1, 2
     cam = ReachCAM(Quadratic().eval(), ["layer"], steps=1)
-    result = cam.explain(picture, [[ClassifierOutputTarget(0), ClassifierOutputTarget(1)]])[0]
+    result = cam.explain(image, [[ClassifierOutputTarget(0), ClassifierOutputTarget(1)]])[0]
     # At the midpoint the map is [[3.5, 2], [2.5, 4]]; the first score's gradient there is [[4, 3], [0, 3.5]].
     torch.testing.assert_close(result.saliency[0][0], torch.tensor([[4.0, -6.0], [0.0, 7.0]]))
-    # 4 * 5 + 3 * 1 = 23 with the picture, 3 * 3 + 3 * 3 = 18 without; 46 and 36 for the sum of squares.
+    # 4 * 5 + 3 * 1 = 23 with the image, 3 * 3 + 3 * 3 = 18 without; 46 and 36 for the sum of squares.
     assert float(result.saliency[0][0].sum()) == pytest.approx(23 - 18)
     assert float(result.saliency[0][1].sum()) == pytest.approx(46 - 36)
     assert float(result.completeness.max()) < 1e-6
@@ -147,7 +147,7 @@ def test_the_path_leaves_padding_as_it_is() -> None:
         with trace:
             model(IMAGES[:2])
         path = FeaturePath(trace, 1, geometries, lambda x: x)
-    activation = trace.activations()[1][0]  # 10 x 14 cells; rows 3 to 7 lie on the first picture
+    activation = trace.activations()[1][0]  # 10 x 14 cells; rows 3 to 7 lie on the first image
     start = activation.clone()
     start[0, :, 3:8] = activation[0, :, 3:8].mean((1, 2), keepdim=True)
     start[1] = activation[1].mean((1, 2), keepdim=True)
@@ -179,11 +179,11 @@ class TinyTransformer(nn.Module):
 
 def test_tokens_walk_too_and_the_class_token_stays() -> None:
     model = TinyTransformer().eval()
-    pictures = torch.rand(2, 3, 16, 24)
-    found = ReachCAM(model, [model.first], steps=3).explain(pictures, [ClassifierOutputTarget(1)] * 2)
-    for picture, result in zip(pictures, found, strict=True):
+    images = torch.rand(2, 3, 16, 24)
+    found = ReachCAM(model, [model.first], steps=3).explain(images, [ClassifierOutputTarget(1)] * 2)
+    for image, result in zip(images, found, strict=True):
         with torch.no_grad():
-            tokens = model.patches(picture[None]).flatten(2).transpose(1, 2)
+            tokens = model.patches(image[None]).flatten(2).transpose(1, 2)
             tokens = model.first(torch.cat([model.token, tokens], 1)).double()
         slow = TinyTransformer().double().eval()
         slow.load_state_dict(model.state_dict())
@@ -257,23 +257,23 @@ def test_a_path_needs_a_step(steps: int) -> None:
 def test_two_stage_boxes_stay_pinned_and_contrast_takes_the_rival() -> None:
     detector = load_demo_detector()
     adapter = adapt(detector)
-    picture = draw_scene(28).image
-    found = adapter.predict(picture)[0]
+    image = draw_scene(28).image
+    found = adapter.predict(image)[0]
     cam = ReachCAM(adapter, ["backbone.stride4"], steps=2)
-    result = cam.explain(picture, found)[0]
+    result = cam.explain(image, found)[0]
     torch.testing.assert_close(result.scores, found.scores, atol=1e-4, rtol=0)  # what is reported stays the score
     assert result.targets == tuple(adapter.targets_of(found))
     for index, target in enumerate(adapter.targets_of(found)):
         plain = ReachCAM(adapter, ["backbone.stride4"], steps=2, contrast=False)
-        scores = HiResCAM(adapter).explain(picture, [replace(target, label=label) for label in range(3)])[0].scores
+        scores = HiResCAM(adapter).explain(image, [replace(target, label=label) for label in range(3)])[0].scores
         # Logits of a softmax mean nothing but in comparison: there is a rival however little it scores.
         against = max({0, 1, 2} - {target.label}, key=lambda label: float(scores[label]))
         asked = replace(target, quantity="logit", against=against)
-        expected = plain.explain(picture, [asked])[0]
+        expected = plain.explain(image, [asked])[0]
         torch.testing.assert_close(result.heatmaps[index], expected.heatmaps[0], atol=1e-4, rtol=0)
     kept = BoxTarget(found.boxes_xyxy[0].tolist(), 1, found.source[0], quantity="x1")
-    walked = plain.explain(picture, [kept])[0].heatmaps
-    torch.testing.assert_close(cam.explain(picture, [kept])[0].heatmaps, walked)
+    walked = plain.explain(image, [kept])[0].heatmaps
+    torch.testing.assert_close(cam.explain(image, [kept])[0].heatmaps, walked)
 
 
 def test_a_strong_rival_is_contrasted() -> None:
@@ -281,10 +281,10 @@ def test_a_strong_rival_is_contrasted() -> None:
     with torch.no_grad():
         detector.roi_heads.box_predictor.cls_score.bias[2] += 12.0  # a buoy is likely everywhere
     adapter = adapt(detector, target_layers=["backbone.stride4"])
-    picture = draw_scene(28).image
-    box = next(t for t in adapter.targets_of(adapter.predict(picture)[0]) if t.label == 1)
-    by_hand = ReachCAM(adapter, contrast=False).explain(picture, [replace(box, quantity="logit", against=2)])[0]
-    torch.testing.assert_close(ReachCAM(adapter).explain(picture, [box])[0].heatmaps, by_hand.heatmaps)
+    image = draw_scene(28).image
+    box = next(t for t in adapter.targets_of(adapter.predict(image)[0]) if t.label == 1)
+    by_hand = ReachCAM(adapter, contrast=False).explain(image, [replace(box, quantity="logit", against=2)])[0]
+    torch.testing.assert_close(ReachCAM(adapter).explain(image, [box])[0].heatmaps, by_hand.heatmaps)
 
 
 def test_the_default_layers_reach_the_wake_that_the_last_layer_cannot_see() -> None:

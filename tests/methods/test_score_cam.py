@@ -27,7 +27,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 def slow_score_weights(a: Tensor, image: Tensor, score: Callable[[Tensor], Tensor]) -> Tensor:
-    """ScoreCAM's weights (C, N) of the channels (C, h, w), one masked picture after the other."""
+    """ScoreCAM's weights (C, N) of the channels (C, h, w), one masked image after the other."""
     scores = []
     for channel in a:
         mask = F.interpolate(channel[None, None], image.shape[-2:], mode="bilinear", align_corners=True)[0]
@@ -131,20 +131,20 @@ def test_score_cam_shares_its_passes() -> None:
     model = TinyCNN()
     runs = count_runs(model)
     together = ScoreCAM(model, ["conv2"]).explain(IMAGES[:1], [[ClassifierOutputTarget(k) for k in range(3)]])[0]
-    assert runs["conv1"] == 1 + 5, "the picture, and one pass for each of five channels, whatever the number of targets"
+    assert runs["conv1"] == 1 + 5, "the image, and one pass for each of five channels, whatever the number of targets"
     for k in range(3):
         alone = ScoreCAM(model, ["conv2"]).explain(IMAGES[:1], [ClassifierOutputTarget(k)])[0]
         torch.testing.assert_close(alone.saliency[0][0], together.saliency[0][k])
     runs["conv1"] = 0
     ScoreCAM(model, ["conv2"], top_channels=2).explain(IMAGES[:1], TARGETS[:1])
-    assert runs["conv1"] == 1 + 1 + 2, "the picture twice, once to record, and the two channels"
+    assert runs["conv1"] == 1 + 1 + 2, "the image twice, once to record, and the two channels"
 
 
 def test_score_cam_of_some_channels(photos: Path) -> None:
     torch.manual_seed(0)
     model = resnet18().eval()
-    picture = load_image(photos / "horses.jpg")
-    batch = F.interpolate(picture[None], (160, 160), mode="bilinear", antialias=True) * 4 - 2
+    image = load_image(photos / "horses.jpg")
+    batch = F.interpolate(image[None], (160, 160), mode="bilinear", antialias=True) * 4 - 2
     exact = ScoreCAM(model, [model.layer4[-1]]).explain(batch)[0]
     some = ScoreCAM(model, [model.layer4[-1]], top_channels=64).explain(batch)[0]
     both = torch.stack([exact.heatmaps.flatten(), some.heatmaps.flatten()])

@@ -18,7 +18,7 @@ from detcam.methods.sess import Window, cut, weight_of
 from detcam.targets import BoxTarget, ClassifierOutputTarget, MaskTarget, SemanticSegmentationTarget
 from tests.helpers import TinyCNN
 
-PICTURE = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(4))
+IMAGE = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(4))
 
 
 def starts(length: int, window: int) -> list[int]:
@@ -31,7 +31,7 @@ def literal_sess(model: nn.Module, layer: nn.Module, label: int, scales: int, dr
     side, found = 32, []
     for number in range(scales):
         scaled_side = round(side * (1 + 2 / 7 * number))
-        scaled = F.interpolate(PICTURE, (scaled_side, scaled_side), mode="bilinear")
+        scaled = F.interpolate(IMAGE, (scaled_side, scaled_side), mode="bilinear")
         for top in starts(scaled_side, side):
             for left in starts(scaled_side, side):
                 window = scaled[:, :, top : top + side, left : left + side]
@@ -53,7 +53,7 @@ def literal_sess(model: nn.Module, layer: nn.Module, label: int, scales: int, dr
 def test_the_map_is_that_of_the_steps_told_one_by_one(drop: float) -> None:
     model = TinyCNN()
     cam = SESS(model, [model.conv2], scales=5, pre_filter=drop, smooth=False)
-    found = cam(PICTURE, [[ClassifierOutputTarget(1), ClassifierOutputTarget(0)]])[0]
+    found = cam(IMAGE, [[ClassifierOutputTarget(1), ClassifierOutputTarget(0)]])[0]
     for heatmap, label in zip(found, (1, 0), strict=True):
         expected = literal_sess(model, model.conv2, label, 5, drop)
         torch.testing.assert_close(heatmap, expected, atol=1e-5, rtol=0)
@@ -66,17 +66,17 @@ def test_the_same_as_grad_cam(pool: Any) -> None:
 
     model = TinyCNN()
     peer = peers.SESS(model, [model.conv2], num_scales=4, pre_filter_ratio=0.5, pool=pool, smooth=False)
-    expected = torch.as_tensor(peer(PICTURE, [PeerTarget(2)]))
+    expected = torch.as_tensor(peer(IMAGE, [PeerTarget(2)]))
     peer.base_cam.activations_and_grads.release()
     cam = SESS(model, [model.conv2], scales=4, pre_filter=0.5, pool=pool, smooth=False, theta=0.0)
-    torch.testing.assert_close(cam(PICTURE, [ClassifierOutputTarget(2)]), expected, atol=2e-3, rtol=0)
+    torch.testing.assert_close(cam(IMAGE, [ClassifierOutputTarget(2)]), expected, atol=2e-3, rtol=0)
 
 
 def test_one_scale_is_the_base_method() -> None:
     model = TinyCNN()
     cam = SESS(model, [model.conv2], scales=1, base_method=HiResCAM, smooth=False, theta=0.0)
-    expected = HiResCAM(model, [model.conv2])(PICTURE, [ClassifierOutputTarget(1)])
-    torch.testing.assert_close(cam(PICTURE, [ClassifierOutputTarget(1)]), expected, atol=1e-5, rtol=0)
+    expected = HiResCAM(model, [model.conv2])(IMAGE, [ClassifierOutputTarget(1)])
+    torch.testing.assert_close(cam(IMAGE, [ClassifierOutputTarget(1)]), expected, atol=1e-5, rtol=0)
 
 
 def test_detectors_are_explained_with_a_method_that_keeps_the_place() -> None:
@@ -101,7 +101,7 @@ def test_windows_cover_every_scale_once() -> None:
 
 
 def test_how_boxes_and_masks_travel() -> None:
-    # A picture of 40 x 80 pixels lies as 20 x 40 on the input; at twice the size a window begins at x 40, y 0.
+    # An image of 40 x 80 pixels lies as 20 x 40 on the input; at twice the size a window begins at x 40, y 0.
     window = Window((40, 80), (40, 0), (20, 40))
     source = Source("proposal", box_xyxy=(50.0, 4.0, 60.0, 10.0))
     moved = window.target(BoxTarget((50, 4, 60, 10), 1, source), (40, 80))
@@ -121,7 +121,7 @@ def test_how_boxes_and_masks_travel() -> None:
     assert window.target(MaskTarget(2, far), (40, 80)) is None
     whole = Window((20, 40), (0, 0), (20, 40))
     assert whole.target(BoxTarget((50, 4, 60, 10), 1, source), (40, 80)).source == source
-    with pytest.raises(TypeError, match="SemanticSegmentationTarget lies in a part of the picture"):
+    with pytest.raises(TypeError, match="SemanticSegmentationTarget lies in a part of the image"):
         window.target(SemanticSegmentationTarget(0, torch.ones(4, 4)), (40, 80))
 
 
@@ -144,10 +144,10 @@ class Blobs(nn.Module):
 
 
 def red_square(size: tuple[int, int], top: int, left: int) -> Tensor:
-    picture = torch.zeros(3, *size)
-    picture[0, top : top + 8, left : left + 8] = 1.0
-    picture[1, -8:, -8:] = 1.0
-    return picture
+    image = torch.zeros(3, *size)
+    image[0, top : top + 8, left : left + 8] = 1.0
+    image[1, -8:, -8:] = 1.0
+    return image
 
 
 def test_a_box_is_found_in_the_windows_that_hold_it() -> None:
@@ -158,11 +158,11 @@ def test_a_box_is_found_in_the_windows_that_hold_it() -> None:
 
     model = Blobs().eval()
     adapter = detector(model, decode, image_size=64, target_layers="features", score_threshold=0.6)
-    picture = red_square((64, 64), 16, 8)
-    found = adapter.predict(picture)[0]
+    image = red_square((64, 64), 16, 8)
+    found = adapter.predict(image)[0]
     red = found.filter(labels=[0])
     assert red.boxes_xyxy.tolist() == [[8, 16, 16, 24]]
-    result = SESS(adapter, base_method=HiResCAM, scales=3, step=0.5, pre_filter=0.0).explain(picture, [red])[0]
+    result = SESS(adapter, base_method=HiResCAM, scales=3, step=0.5, pre_filter=0.0).explain(image, [red])[0]
     torch.testing.assert_close(result.scores, red.scores, atol=1e-5, rtol=0)
     heatmap = result.heatmaps[0]
     assert heatmap[16:24, 8:16].mean() > 0.5 and heatmap[:, 40:].max() < 0.05
@@ -172,10 +172,10 @@ def test_a_box_is_found_in_the_windows_that_hold_it() -> None:
 def test_a_region_is_explained_where_windows_show_it() -> None:
     model = Blobs().eval()
     adapter = segmenter(model, target_layers="features", image_size=64, mean=(0, 0, 0), std=(1, 1, 1))
-    picture = red_square((48, 64), 32, 16)
+    image = red_square((48, 64), 32, 16)
     mask = torch.zeros(48, 64, dtype=torch.bool)
     mask[32:40, 16:24] = True
-    heatmap = SESS(adapter, base_method=HiResCAM, scales=3, pre_filter=0.0)(picture, [MaskTarget(0, mask)])[0][0]
+    heatmap = SESS(adapter, base_method=HiResCAM, scales=3, pre_filter=0.0)(image, [MaskTarget(0, mask)])[0][0]
     assert heatmap[mask].mean() > 0.5 and heatmap[:16].max() < 0.1 and heatmap[:, 44:].max() < 0.1
 
 

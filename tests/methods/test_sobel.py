@@ -14,7 +14,7 @@ from tests.zoo import example
 pytestmark = pytest.mark.filterwarnings("ignore::detcam.ClassAgnosticWarning", "ignore::detcam.EmptyMapWarning")
 
 
-def picture(height: int = 30, width: int = 40) -> np.ndarray:
+def make_image(height: int = 30, width: int = 40) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
@@ -33,19 +33,19 @@ def by_loops(image: np.ndarray) -> np.ndarray:
 
 
 def test_it_is_its_formula() -> None:
-    found = sobel_cam(picture())
+    found = sobel_cam(make_image())
     assert found.dtype == np.uint8
-    apart = np.abs(found - by_loops(picture()))  # a grey level half-way between two may be rounded either way
+    apart = np.abs(found - by_loops(make_image()))  # a grey level half-way between two may be rounded either way
     assert apart.max() <= 2 and (apart > 0.5).mean() < 0.02
 
 
 @pytest.mark.peers
 def test_it_equals_grad_cam() -> None:
     peer = pytest.importorskip("pytorch_grad_cam.sobel_cam", reason="grad-cam is not installed")
-    expected = peer.sobel_cam(picture())
-    np.testing.assert_array_equal(sobel_cam(picture()), expected)
-    np.testing.assert_array_equal(sobel_cam(picture().astype(np.float32) / 255), expected)
-    (heatmap,) = Sobel(example("classifier").adapter)(picture())[0].numpy()
+    expected = peer.sobel_cam(make_image())
+    np.testing.assert_array_equal(sobel_cam(make_image()), expected)
+    np.testing.assert_array_equal(sobel_cam(make_image().astype(np.float32) / 255), expected)
+    (heatmap,) = Sobel(example("classifier").adapter)(make_image())[0].numpy()
     scaled = (expected - float(expected.min())) / (float(expected.max()) - expected.min())
     np.testing.assert_allclose(heatmap, scaled, atol=1e-6)
 
@@ -58,10 +58,10 @@ def test_an_edge_by_hand() -> None:
     np.testing.assert_array_equal(sobel_cam(image), expected)
 
 
-def test_it_looks_at_the_picture_and_not_at_the_network() -> None:
+def test_it_looks_at_the_image_and_not_at_the_network() -> None:
     model = TinyCNN()
     before = Snapshot(model)
-    image = picture(50, 70)
+    image = make_image(50, 70)
     adapter = adapt(model, image_size=32)
     results = [
         Sobel(one).explain(image, [[ClassifierOutputTarget(0), ClassifierOutputTarget(2)]])[0]
@@ -79,25 +79,25 @@ def test_it_looks_at_the_picture_and_not_at_the_network() -> None:
 
 def test_a_ready_input_is_brought_back_to_its_colours() -> None:
     adapter = adapt(TinyCNN(), image_size=(30, 40), mean=(0.5, 0.4, 0.3), std=(0.1, 0.25, 0.5))
-    image = torch.from_numpy(picture()).permute(2, 0, 1).float() / 255
+    image = torch.from_numpy(make_image()).permute(2, 0, 1).float() / 255
     ready = (image - torch.tensor(adapter.mean)[:, None, None]) / torch.tensor(adapter.std)[:, None, None]
     (found,) = Sobel(adapter)(ready[None])
-    torch.testing.assert_close(found, Sobel(adapter)(picture())[0][0], atol=1e-6, rtol=0)
+    torch.testing.assert_close(found, Sobel(adapter)(make_image())[0][0], atol=1e-6, rtol=0)
 
 
 def test_views_are_mirrored_back() -> None:
     adapter = example("classifier").adapter
-    image = (picture() * 0.9).astype(np.uint8)  # views times 1.1 would be cut at white
+    image = (make_image() * 0.9).astype(np.uint8)  # views times 1.1 would be cut at white
     plain = Sobel(adapter)(image)[0]
     smooth = Sobel(adapter)(image, aug_smooth=True)[0]
     torch.testing.assert_close(smooth, plain, atol=0.12, rtol=0)
     assert float((smooth - plain.flip(-1)).abs().mean()) > 3 * float((smooth - plain).abs().mean())
 
 
-def test_a_picture_without_edges_or_targets() -> None:
+def test_a_image_without_edges_or_targets() -> None:
     adapter = example("classifier").adapter
     assert not Sobel(adapter)(np.full((20, 30, 3), 90, np.uint8))[0].any()
-    (result,) = Sobel(adapter).explain(picture(), [[]])
+    (result,) = Sobel(adapter).explain(make_image(), [[]])
     assert result.heatmaps.shape == (0, 30, 40)
     with pytest.raises(ValueError, match="img"):
         sobel_cam(np.zeros((4, 5), np.uint8))

@@ -27,7 +27,7 @@ def look_through(functions: list[SetFunction]) -> Callable[[Tensor], Tensor]:
         rows = []
         for row in visible:
             shown = frozenset(row.nonzero()[:, 0].tolist())
-            assert shown not in seen, "the same picture was looked at twice"
+            assert shown not in seen, "the same image was looked at twice"
             seen.add(shown)
             rows.append([function(shown) for function in functions])
         return torch.tensor(rows, dtype=torch.float64)
@@ -118,7 +118,7 @@ def test_the_first_of_equal_regions_is_taken_whatever_the_rounding() -> None:
 
 
 class Patch(nn.Module):
-    """Class 0 is the brightness of one square of the picture, class 1 of another."""
+    """Class 0 is the brightness of one square of the image, class 1 of another."""
 
     squares = ((8, 8), (32, 40))
 
@@ -139,26 +139,26 @@ def chequered() -> Tensor:
 
 @pytest.mark.parametrize("lazy", [False, True])
 def test_a_planted_square_is_found(lazy: bool) -> None:
-    picture = chequered()
+    image = chequered()
     cam = VPS(Patch().eval(), regions=64, lazy=lazy, select=8)
-    result = cam.explain(picture, [[ClassifierOutputTarget(0), ClassifierOutputTarget(1)]])[0]
+    result = cam.explain(image, [[ClassifierOutputTarget(0), ClassifierOutputTarget(1)]])[0]
     for heatmap, (top, left) in zip(result.heatmaps, Patch.squares, strict=True):
         inside = torch.zeros(64, 64, dtype=torch.bool)
         inside[top : top + 16, left : left + 16] = True
         assert float(heatmap[inside].mean()) > 0.5
         assert float(heatmap[~inside].mean()) < 0.05
-    labels = superpixels(picture[0], 64)
+    labels = superpixels(image[0], 64)
     assert int((torch.stack([result.saliency[0][0][labels == label][0] for label in labels.unique()]) > 0).sum()) <= 8
 
 
-def test_superpixels_follow_the_picture() -> None:
-    picture = torch.zeros(3, 32, 32)
-    picture[0, :16, :16] = picture[1, 16:, :16] = picture[2, :16, 16:] = 1.0
-    labels = superpixels(picture, 4)
+def test_superpixels_follow_the_image() -> None:
+    image = torch.zeros(3, 32, 32)
+    image[0, :16, :16] = image[1, 16:, :16] = image[2, :16, 16:] = 1.0
+    labels = superpixels(image, 4)
     assert [len(labels[rows, columns].unique()) for rows in (slice(1, 15), slice(17, 31))
             for columns in (slice(1, 15), slice(17, 31))] == [1] * 4  # fmt: skip
     assert labels.unique().tolist() == [0, 1, 2, 3]
-    assert superpixels(torch.zeros(1, 24, 24), 9).max() > 0, "a picture of one colour has regions too"
+    assert superpixels(torch.zeros(1, 24, 24), 9).max() > 0, "an image of one colour has regions too"
 
 
 def two_boxes() -> Any:
@@ -174,13 +174,13 @@ def two_boxes() -> Any:
 
 def test_how_far_a_box_is_still_said() -> None:
     adapter = two_boxes()
-    picture = torch.full((1, 3, 64, 64), 0.2)
-    picture[:, :, 8:24, 8:24] = 0.8
-    batch = adapter.prepare_tensor(picture)
+    image = torch.full((1, 3, 64, 64), 0.2)
+    image[:, :, 8:24, 8:24] = 0.8
+    batch = adapter.prepare_tensor(image)
     output = adapter.outputs(adapter.forward(batch), batch)[0]
     targets = [BoxTarget((8, 8, 24, 16), 0), BoxTarget((40, 32, 56, 48), 1), BoxTarget((0, 60, 4, 64), 0)]
     torch.testing.assert_close(box_fit(output, targets), torch.tensor([0.5 * 0.8, 0.5 * 0.2, 0.0]))
-    pins = adapter.predict(picture[0])[0]
+    pins = adapter.predict(image[0])[0]
     order = pins.boxes_xyxy[:, 0].argsort().tolist()
     sources = [pins.source[index] for index in order]
     swapped = [BoxTarget((8, 8, 24, 24), 0, sources[1]), BoxTarget((8, 8, 24, 24), 0, sources[0])]
@@ -189,17 +189,17 @@ def test_how_far_a_box_is_still_said() -> None:
 
 def test_boxes_masks_and_coordinates_are_searched_together() -> None:
     adapter = two_boxes()
-    picture = chequered()[0]
-    pins = adapter.predict(picture)[0]
+    image = chequered()[0]
+    pins = adapter.predict(image)[0]
     boxes = [
         BoxTarget(tuple(box), 0, source) for box, source in zip(pins.boxes_xyxy.tolist(), pins.source, strict=True)
     ]
     logit = BoxTarget(boxes[0].box_xyxy, 0, boxes[0].source, quantity="logit")
-    found = VPS(adapter, regions=16)(picture, [[*boxes, logit]])[0]
+    found = VPS(adapter, regions=16)(image, [[*boxes, logit]])[0]
     for heatmap, box in zip(found, [*boxes, logit], strict=True):
         x1, y1, x2, y2 = (int(value) for value in box.box_xyxy)
         assert heatmap[y1:y2, x1:x2].mean() > 3 * heatmap.mean()
-    alone = VPS(adapter, regions=16)(picture, [[boxes[1]]])[0]
+    alone = VPS(adapter, regions=16)(image, [[boxes[1]]])[0]
     torch.testing.assert_close(alone[0], found[1], atol=1e-6, rtol=0)
 
 

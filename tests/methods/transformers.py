@@ -68,7 +68,7 @@ def decode(raw: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def tiny_detr(**options: Any) -> tuple[TinyDETR, CustomDetectorAdapter]:
-    """The DETR and its adapter, for pictures of any size, stretched to 32 x 48."""
+    """The DETR and its adapter, for images of any size, stretched to 32 x 48."""
     torch.manual_seed(0)
     model = TinyDETR(**options)
     chosen = {"image_size": (32, 48), "score_threshold": 0.0, "iou_threshold": 1.0, "target_layers": "backbone"}

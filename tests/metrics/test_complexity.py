@@ -98,7 +98,7 @@ def test_coherency_of_a_method_that_never_and_always_changes_its_mind() -> None:
 
 
 def stubborn(sign: float) -> Any:
-    """A method whose map of the product is a multiple of the map it was multiplied with, whatever the picture."""
+    """A method whose map of the product is a multiple of the map it was multiplied with, whatever the image."""
     calls = iter(range(2))
 
     def explain(adapter: Any, images: Any, targets: Any) -> list[Tensor]:
@@ -107,16 +107,16 @@ def stubborn(sign: float) -> Any:
     return explain
 
 
-def test_pictures_are_multiplied_before_they_are_prepared() -> None:
-    picture, heatmap = torch.rand(3, 20, 30), torch.rand(1, 20, 30)
+def test_images_are_multiplied_before_they_are_prepared() -> None:
+    image, heatmap = torch.rand(3, 20, 30), torch.rand(1, 20, 30)
     seen: list[Any] = []
 
     def explain(adapter: Any, images: Any, targets: Any) -> list[Tensor]:
         seen.append(images)
         return [torch.rand(1, 20, 30)]
 
-    Coherency().measure(TinyCNN(), [picture], [[TARGETS[0]]], [heatmap], method=explain)
-    torch.testing.assert_close(seen[0][0], picture * heatmap)
+    Coherency().measure(TinyCNN(), [image], [[TARGETS[0]]], [heatmap], method=explain)
+    torch.testing.assert_close(seen[0][0], image * heatmap)
 
 
 def test_harmonic_means() -> None:

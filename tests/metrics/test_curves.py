@@ -29,8 +29,8 @@ class Black(Fill):
 
     name = "black"
 
-    def __call__(self, pictures: Tensor, removed: Tensor) -> Tensor:
-        return pictures * ~removed[:, None]
+    def __call__(self, images: Tensor, removed: Tensor) -> Tensor:
+        return images * ~removed[:, None]
 
 
 class Patch(nn.Module):
@@ -84,18 +84,18 @@ def test_regions_by_hand(patch: nn.Module) -> None:
 
 
 def literal_curve(
-    model: nn.Module, picture: Tensor, heatmap: np.ndarray, category: int, *, kind: str, steps: int
+    model: nn.Module, image: Tensor, heatmap: np.ndarray, category: int, *, kind: str, steps: int
 ) -> list[float]:
-    """One pixel at a time, in float loops: the picture's own pixels and its mean colour."""
-    mean = picture.mean((1, 2))
+    """One pixel at a time, in float loops: the image's own pixels and its mean colour."""
+    mean = image.mean((1, 2))
     places = [(y, x) for y in range(heatmap.shape[0]) for x in range(heatmap.shape[1])]
     places.sort(key=lambda place: -heatmap[place])
     scores = []
     for step in range(steps + 1):
         first = places[: round(step / steps * len(places))]
-        changed = picture.clone() if kind == "deletion" else mean[:, None, None].expand_as(picture).clone()
+        changed = image.clone() if kind == "deletion" else mean[:, None, None].expand_as(image).clone()
         for y, x in first:
-            changed[:, y, x] = mean if kind == "deletion" else picture[:, y, x]
+            changed[:, y, x] = mean if kind == "deletion" else image[:, y, x]
         with torch.no_grad():
             scores.append(float(model(changed[None])[0].softmax(0)[category]))
     return scores

@@ -1,4 +1,4 @@
-"""Curves on one model per family: they start at the target's own score and end at that of the filled picture."""
+"""Curves on one model per family: they start at the target's own score and end at that of the filled image."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def targets_of(case: Example, family: str) -> list[list[Any]]:
 @pytest.mark.parametrize(
     "family", ["mask_rcnn", "retinanet", "ssdlite", "yolo_segment", "smp_unet", "embedding", "own_detr", "vit"]
 )
-def test_curves_start_and_end_at_scores_of_whole_pictures(family: str) -> None:
+def test_curves_start_and_end_at_scores_of_whole_images(family: str) -> None:
     case = example(family)
     adapter, targets = case.adapter, targets_of(case, family)
     heatmaps = [torch.rand(len(row), *image.shape[-2:]) for row, image in zip(targets, case.images, strict=True)]
@@ -48,8 +48,8 @@ def test_curves_start_and_end_at_scores_of_whole_pictures(family: str) -> None:
             batch = adapter.prepare([image])
             output = adapter.outputs(adapter.forward(batch), batch)[0]
             rows, columns = batch.geometries[0].valid_cells(batch.geometries[0].input_size_hw)
-            picture, filled = batch.inputs[:, :, rows, columns], batch.inputs.clone()
-            filled[:, :, rows, columns] = BlurFill(3)(picture, torch.ones(1, *picture.shape[-2:], dtype=torch.bool))
+            pixels, filled = batch.inputs[:, :, rows, columns], batch.inputs.clone()
+            filled[:, :, rows, columns] = BlurFill(3)(pixels, torch.ones(1, *pixels.shape[-2:], dtype=torch.bool))
             blurred = Batch(filled, batch.geometries, batch.extra_inputs, batch.model_kwargs)
             after = adapter.outputs(adapter.forward(blurred), blurred)[0]
             fixed = pinned(output, row)

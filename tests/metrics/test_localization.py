@@ -22,7 +22,7 @@ from detcam.metrics.localization import (
     ObjectDiscrimination,
     PointingGame,
 )
-from detcam.metrics.target_regions import TrueRegions, bounding_box, read_regions, true_regions
+from detcam.metrics.target_regions import TargetRegions, bounding_box, ground_truth_regions, read_regions
 from tests.auditing.made_up import BOX, RIGHT, found_of, truth_of
 
 ALL = (PointingGame, EnergyPointingGame, HeatmapIoU, ObjectDiscrimination, Compactness)
@@ -32,7 +32,7 @@ def value(metric: Localization, heat: Any, own: Any, others: Any = None, ignored
     heat, own = torch.as_tensor(heat)[None], torch.as_tensor(own)[None]
     others = torch.zeros_like(own) if others is None else torch.as_tensor(others)[None]
     ignored = torch.zeros_like(own) if ignored is None else torch.as_tensor(ignored)[None]
-    (found,) = metric.measure(None, None, None, [heat], truth=[TrueRegions(own, others, ignored)])
+    (found,) = metric.measure(None, None, None, [heat], truth=[TargetRegions(own, others, ignored)])
     assert found.dtype == torch.float64
     return float(found)
 
@@ -143,7 +143,7 @@ def test_no_value_without_truth_order_or_numbers(metric: type[Localization]) -> 
     holed = HEAT.copy()
     holed[0, 0] = np.nan
     heats = torch.from_numpy(np.stack([HEAT, HEAT, np.ones((4, 6)), holed]))
-    truth = TrueRegions(
+    truth = TargetRegions(
         torch.stack([own, torch.zeros_like(own), own, own]), others.expand(4, -1, -1), torch.zeros(4, 4, 6).bool()
     )
     with pytest.warns(MetricWarning, match=f"{metric.name}: 3 of 4 heatmaps have no value"):
@@ -186,17 +186,17 @@ def test_heat_on_crowds_is_left_out(metric: type[Localization], expected: float)
 
 def test_regions_of_annotations() -> None:
     truth = truth_of([BOX, RIGHT, [5, 5, 15, 15], [0, 30, 40, 40]], [1, 2, 1, 1], crowd=[False] * 3 + [True])
-    found = true_regions(truth, [0, None, 2, -1])
+    found = ground_truth_regions(truth, [0, None, 2, -1])
     assert found.own.flatten(1).sum(1).tolist() == [100, 0, 100, 0]
     assert found.others.flatten(1).sum(1).tolist() == [200, 0, 200, 0]
     assert bool(found.others[0, 7, 7]) and bool(found.others[0, 25, 25])
     assert found.ignored.flatten(1).sum(1).tolist() == [400, 0, 400, 0]
-    same = true_regions(truth, [0, 1], same_class=True)
+    same = ground_truth_regions(truth, [0, 1], same_class=True)
     assert same.others.flatten(1).sum(1).tolist() == [100, 0]
     assert same.ignored.flatten(1).sum(1).tolist() == [400, 0]  # the crowd is of class 1
-    for wrong, message in ((4, "picture's 4 true objects; got 4"), (3, "crowd region"), (-2, "got -2")):
+    for wrong, message in ((4, "image's 4 true objects; got 4"), (3, "crowd region"), (-2, "got -2")):
         with pytest.raises(ValueError, match=message):
-            true_regions(truth, [wrong])
+            ground_truth_regions(truth, [wrong])
 
 
 def test_false_positives_of_a_matching_have_no_value() -> None:
@@ -206,7 +206,7 @@ def test_false_positives_of_a_matching_have_no_value() -> None:
     heat[:, 25, 25] = 1
     with pytest.warns(MetricWarning, match="1 of 2"):
         found = PointingGame().measure(
-            None, None, None, [heat], truth=[true_regions(truth, matched.truth.tolist(), shape="box")]
+            None, None, None, [heat], truth=[ground_truth_regions(truth, matched.truth.tolist(), shape="box")]
         )
     assert found[0] == 0 and found[1].isnan()
 
@@ -217,7 +217,7 @@ def test_masks_alone_are_truth_enough() -> None:
     heats = [torch.from_numpy(HEAT).expand(3, -1, -1), torch.from_numpy(HEAT)[None]]
     found = EnergyPointingGame().measure(None, None, None, heats, truth=truth)
     assert found.tolist() == pytest.approx([0.5, 0.375, 0.5, 0.375])
-    with pytest.warns(MetricWarning, match="1 of 4"):  # alone in its picture
+    with pytest.warns(MetricWarning, match="1 of 4"):  # alone in its image
         found = ObjectDiscrimination().measure(None, None, None, heats, truth=truth)
     assert found[:3].tolist() == pytest.approx([0.75 / 1.75, 1 / 1.75, 0.75 / 1.75])  # the third's own is no other
     assert found[3].isnan()
@@ -231,7 +231,7 @@ WRONG: list[tuple[Callable[[], Any], str]] = [
     (lambda: read_regions([torch.zeros(1, 4, 6)], [torch.zeros(1, 3, 6)]), r"heatmaps of shape \(N, 4, 6\)"),
     (lambda: PointingGame(-1), "0 or more; got -1"),
     (lambda: EnergyPointingGame("circle"), '"mask" or "box"; got'),  # type: ignore[arg-type]
-    (lambda: true_regions(truth_of([], []), [], shape="circle"), '"mask" or "box"; got'),  # type: ignore[arg-type]
+    (lambda: ground_truth_regions(truth_of([], []), [], shape="circle"), '"mask" or "box"; got'),  # type: ignore[arg-type]
 ]
 
 
@@ -244,7 +244,7 @@ def test_wrong_input_is_named(call: Callable[[], Any], message: str) -> None:
 def test_nothing_explained() -> None:
     nothing = HeatmapIoU().measure(None, None, None, [torch.zeros(0, 4, 6)], truth=[torch.zeros(0, 4, 6)])
     assert nothing.shape == (0,) and nothing.dtype == torch.float64
-    assert true_regions(truth_of([], []), []).own.shape == (0, 40, 40)
+    assert ground_truth_regions(truth_of([], []), []).own.shape == (0, 40, 40)
 
 
 def test_a_crowd_as_hot_as_the_object_does_not_count_as_a_miss() -> None:

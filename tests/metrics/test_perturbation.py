@@ -1,4 +1,4 @@
-"""Metrics that change the picture once or at percentiles: against loops, by hand, and at the ends of their range."""
+"""Metrics that change the image once or at percentiles: against loops, by hand, and at the ends of their range."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ class Patch(nn.Module):
         return x[:, :, :half, :half].mean((1, 2, 3))[:, None]
 
 
-PICTURE = torch.zeros(1, 3, 16, 16)
-PICTURE[:, :, :8, :8] = 1
-TRUE = PICTURE[:, 0].clone()
+IMAGE = torch.zeros(1, 3, 16, 16)
+IMAGE[:, :, :8, :8] = 1
+TRUE = IMAGE[:, 0].clone()
 TARGET = [RawScoresOutputTarget()]
 
 
@@ -49,10 +49,10 @@ def test_confidence_by_hand() -> None:
     half = TRUE * 0.5
     changed = [(1, TRUE, 0.0, 0.0), (1, 1 - TRUE, -1.0, 1.0), (1, half, -0.5, 0.5)]
     for _, cam, change, drop in changed:
-        assert CamMultImageConfidenceChange()(PICTURE, cam, TARGET, model).item() == pytest.approx(change)
-        assert DropInConfidence()(PICTURE, cam, TARGET, model).item() == pytest.approx(drop)
-        assert IncreaseInConfidence()(PICTURE, cam, TARGET, model).item() == 0
-    dim = PICTURE * 0.5
+        assert CamMultImageConfidenceChange()(IMAGE, cam, TARGET, model).item() == pytest.approx(change)
+        assert DropInConfidence()(IMAGE, cam, TARGET, model).item() == pytest.approx(drop)
+        assert IncreaseInConfidence()(IMAGE, cam, TARGET, model).item() == 0
+    dim = IMAGE * 0.5
     assert DropInConfidence()(dim, half, TARGET, model).item() == pytest.approx(0.25)
     assert DropInConfidence(relative=True)(dim, half, TARGET, model).item() == pytest.approx(0.5)
     brighter = CamMultImageConfidenceChange()(dim, TRUE * 2, TARGET, model).item()
@@ -61,28 +61,28 @@ def test_confidence_by_hand() -> None:
     assert DropInConfidence()(dim, TRUE * 2, TARGET, model).item() == 0
     assert CamMultImageConfidenceChange()(dim, TRUE * 2, TARGET, model, return_diff=False).item() == pytest.approx(1)
     with pytest.warns(MetricWarning):
-        assert np.isnan(DropInConfidence(relative=True)(PICTURE * 0, TRUE, TARGET, model)).all()
+        assert np.isnan(DropInConfidence(relative=True)(IMAGE * 0, TRUE, TARGET, model)).all()
 
 
 def test_removal_by_hand() -> None:
-    """A quarter of the picture is the evidence: at the 75th percentile it goes alone, or stays alone."""
+    """A quarter of the image is the evidence: at the 75th percentile it goes alone, or stays alone."""
     model = Patch().eval()
     rough = TRUE + 0.01 * torch.rand(1, 16, 16)
     mean = 0.25
-    most = RemoveMostRelevantFirstAverage([75], "mean")(PICTURE, rough, TARGET, model).item()
-    least = RemoveLeastRelevantFirstAverage([25], "mean")(PICTURE, rough, TARGET, model).item()
+    most = RemoveMostRelevantFirstAverage([75], "mean")(IMAGE, rough, TARGET, model).item()
+    least = RemoveLeastRelevantFirstAverage([25], "mean")(IMAGE, rough, TARGET, model).item()
     assert most == pytest.approx(mean - 1) and least == pytest.approx(0)
     # Two percentiles: at the 87.5th half of the evidence goes.
-    found = RemoveMostRelevantFirstAverage([75, 87.5], "mean")(PICTURE, rough, TARGET, model).item()
+    found = RemoveMostRelevantFirstAverage([75, 87.5], "mean")(IMAGE, rough, TARGET, model).item()
     assert found == pytest.approx(((mean - 1) + (mean - 1) / 2) / 2, abs=1e-3)
 
 
 def literal_combined(
     model: nn.Module, inputs: Tensor, cams: np.ndarray, classes: list[int], percentiles: list[float]
 ) -> list[float]:
-    """ROADCombined, picture by picture and percentile by percentile."""
+    """ROADCombined, image by image and percentile by percentile."""
     imputer, values = NoisyLinearImputer(noise=0), []
-    for picture, cam, category in zip(inputs, cams, classes, strict=True):
+    for image, cam, category in zip(inputs, cams, classes, strict=True):
         totals = []
         for ranked in (1 - cam, cam):
             changes = []
@@ -90,8 +90,8 @@ def literal_combined(
                 level = np.sort(ranked.ravel())
                 keep = torch.from_numpy(np.float32(ranked < np.percentile(level, percentile)))
                 with torch.no_grad():
-                    after = model(imputer(picture, keep)[None])[0].softmax(0)[category]
-                    before = model(picture[None])[0].softmax(0)[category]
+                    after = model(imputer(image, keep)[None])[0].softmax(0)[category]
+                    before = model(image[None])[0].softmax(0)[category]
                 changes.append(float(after - before))
             totals.append(sum(changes) / len(changes))
         values.append((totals[0] - totals[1]) / 2)
@@ -124,26 +124,26 @@ def test_true_and_inverted_maps_are_the_ends() -> None:
     rough = TRUE[0] + 0.01 * noise
     maps = torch.cat([rough[:1], 1 - rough[:1], noise])
     for metric in (ROADCombined([75], noise=0), ROADCombined([50, 75], noise=0)):
-        values = metric.measure(model, PICTURE, [TARGET * len(maps)], [maps])
+        values = metric.measure(model, IMAGE, [TARGET * len(maps)], [maps])
         assert values[0] > values[2:].max() and values[1] < values[2:].min()
         assert abs(float(values[2:].mean())) < 0.1
         assert float(values.abs().max()) <= 0.5
 
 
 @pytest.mark.parametrize("least", [False, True])
-def test_removal_of_one_picture(least: bool) -> None:
+def test_removal_of_one_image(least: bool) -> None:
     kind = RemoveLeastRelevantFirst if least else RemoveMostRelevantFirst
-    picture, cam = torch.rand(3, 10, 10), torch.rand(10, 10)
+    pixels, cam = torch.rand(3, 10, 10), torch.rand(10, 10)
     kept: list[Tensor] = []
 
     def imputer(image: Tensor, mask: Tensor) -> Tensor:
         kept.append(mask)
         return image * mask
 
-    found = kind(70, imputer)(picture, cam)
+    found = kind(70, imputer)(pixels, cam)
     order = cam.flatten().argsort(descending=not least)
     assert sorted(torch.nonzero(kept[0].flatten() == 0)[:, 0].tolist()) == sorted(order[:30].tolist())
-    assert torch.equal(found, picture * kept[0])
+    assert torch.equal(found, pixels * kept[0])
 
 
 def test_equal_pixels_go_together_and_the_lowest_stay() -> None:
@@ -196,10 +196,10 @@ def test_maps_without_order_have_no_value_in_road_but_do_in_products() -> None:
     model = Patch().eval()
     flat = torch.stack([TRUE[0] + 0.01 * torch.rand(16, 16), torch.ones(16, 16), torch.full((16, 16), torch.nan)])
     with pytest.warns(MetricWarning, match="2 of 3"):
-        road = ROADCombined([75]).measure(model, PICTURE, [TARGET * 3], [flat])
+        road = ROADCombined([75]).measure(model, IMAGE, [TARGET * 3], [flat])
     assert road.isnan().tolist() == [False, True, True]
     with pytest.warns(MetricWarning, match="1 of 3"):
-        product = CamMultImageConfidenceChange().measure(model, PICTURE, [TARGET * 3], [flat])
+        product = CamMultImageConfidenceChange().measure(model, IMAGE, [TARGET * 3], [flat])
     assert product.isnan().tolist() == [False, False, True] and product[1] == 0
 
 

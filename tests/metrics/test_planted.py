@@ -43,7 +43,7 @@ RANDOM = 4
 
 @dataclass(frozen=True)
 class Planted:
-    """Pictures, the false boat of each, and its maps: the true one, the inverse, the filled box, noise."""
+    """Images, the false boat of each, and its maps: the true one, the inverse, the filled box, noise."""
 
     adapter: Adapter
     images: list[np.ndarray]

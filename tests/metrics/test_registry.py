@@ -55,7 +55,7 @@ def test_one_call_one_value_per_heatmap_in_range(kind: type[Metric]) -> None:
     low, high = kind.range
     known = values[~values.isnan()]
     assert ((known >= low - 1e-6) & (known <= high + 1e-6)).all()
-    # Each value is its own heatmap's: alone it is the same, and the last picture's does not depend on the first's.
+    # Each value is its own heatmap's: alone it is the same, and the last image's does not depend on the first's.
     alone = kind().measure(model, INPUTS[2:], TARGETS[2:], MAPS[2:])
     torch.testing.assert_close(alone, values[2:], equal_nan=True)
 

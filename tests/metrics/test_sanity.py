@@ -23,8 +23,8 @@ TARGETS = [ClassTarget(0), ClassTarget(2)]
 
 def setup() -> tuple[TinyCNN, GradCAM, Tensor]:
     model = TinyCNN()
-    picture = torch.rand(3, 48, 40, generator=torch.Generator().manual_seed(3))
-    return model, GradCAM(adapt(model, image_size=32, target_layers=["conv2"])), picture
+    image = torch.rand(3, 48, 40, generator=torch.Generator().manual_seed(3))
+    return model, GradCAM(adapt(model, image_size=32, target_layers=["conv2"])), image
 
 
 def mean_ranks(values: list[float]) -> list[float]:
@@ -100,12 +100,12 @@ def test_layers_come_in_the_order_in_which_they_run_not_in_which_they_are_define
 
 
 def test_randomization_is_the_literal_cascade_from_the_top() -> None:
-    model, cam, picture = setup()
+    model, cam, image = setup()
     before = Snapshot(model)
-    found = randomization(cam, picture, TARGETS, seed=5)
+    found = randomization(cam, image, TARGETS, seed=5)
     before.check()
     assert found.layers == (("head",), ("conv2",), ("conv1",))
-    intact = cam([picture], [TARGETS])[0]
+    intact = cam([image], [TARGETS])[0]
     other, generator = copy.deepcopy(model), torch.Generator().manual_seed(5)
     for step, name in enumerate(("head", "conv2", "conv1")):
         for parameter in getattr(other, name).parameters():
@@ -113,7 +113,7 @@ def test_randomization_is_the_literal_cascade_from_the_top() -> None:
             mean = sum(values.flatten().tolist()) / values.numel()
             std = (sum((v - mean) ** 2 for v in values.flatten().tolist()) / values.numel()) ** 0.5
             parameter.data = torch.randn(values.shape, generator=generator) * std + mean
-        maps = GradCAM(adapt(other, image_size=32, target_layers=["conv2"]))([picture], [TARGETS])[0]
+        maps = GradCAM(adapt(other, image_size=32, target_layers=["conv2"]))([image], [TARGETS])[0]
         for target in range(2):
             assert found.rank_correlation[step, target] == pytest.approx(
                 slow_spearman(intact[target], maps[target]), abs=1e-3
@@ -123,17 +123,17 @@ def test_randomization_is_the_literal_cascade_from_the_top() -> None:
 
 
 def test_layers_go_in_groups_and_stay_random() -> None:
-    model, cam, picture = setup()
-    one_by_one = randomization(cam, picture, TARGETS)
-    grouped = randomization(cam, picture, TARGETS, steps=2)
+    model, cam, image = setup()
+    one_by_one = randomization(cam, image, TARGETS)
+    grouped = randomization(cam, image, TARGETS, steps=2)
     assert grouped.layers == (("head", "conv2"), ("conv1",))
     assert torch.equal(grouped.ssim, one_by_one.ssim[1:])
     with pytest.raises(ValueError, match="steps of at least 1"):
-        randomization(cam, picture, TARGETS, steps=0)
+        randomization(cam, image, TARGETS, steps=0)
 
 
 def test_the_weights_come_back_when_the_method_fails_half_way() -> None:
-    model, _, picture = setup()
+    model, _, image = setup()
     model.half().float()  # weights that have few bits come back as they are
 
     class Fails(GradCAM):
@@ -147,7 +147,7 @@ def test_the_weights_come_back_when_the_method_fails_half_way() -> None:
 
     before = Snapshot(model)
     with pytest.raises(RuntimeError, match="no more"):
-        randomization(Fails(adapt(model, image_size=32, target_layers=["conv2"])), picture, TARGETS)
+        randomization(Fails(adapt(model, image_size=32, target_layers=["conv2"])), image, TARGETS)
     before.check()
 
 
@@ -157,15 +157,15 @@ def test_inference_tensors_and_frozen_weights_come_back_too() -> None:
         model = TinyCNN()
     model.conv1.weight.requires_grad_(False)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    picture = torch.rand(3, 32, 32)
-    found = randomization(RandomCAM(adapt(model, image_size=32, target_layers=["conv2"])), picture, TARGETS)
+    image = torch.rand(3, 32, 32)
+    found = randomization(RandomCAM(adapt(model, image_size=32, target_layers=["conv2"])), image, TARGETS)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert found.ssim[0].min() == 1  # the head has no part in a random map of the layer before it
     assert found.ssim[-1].max() < 0.99
 
 
 class Edges(BaseCAM):
-    """A map that no network has a part in: the picture's red."""
+    """A map that no network has a part in: the image's red."""
 
     name, paper, uses_gradients = "edges", "none", False
 
@@ -177,48 +177,48 @@ class Edges(BaseCAM):
 
 
 def test_a_map_that_ignores_the_network_stays_and_the_metric_says_so() -> None:
-    model, cam, picture = setup()
+    model, cam, image = setup()
     edges = Edges(cam.adapter)
-    assert randomization(edges, picture, TARGETS).rank_correlation.min() == pytest.approx(1)
+    assert randomization(edges, image, TARGETS).rank_correlation.min() == pytest.approx(1)
 
     def ask(method: BaseCAM) -> Tensor:
-        maps = [result.heatmaps for result in method.explain([picture], [TARGETS])]
+        maps = [result.heatmaps for result in method.explain([image], [TARGETS])]
         return RandomizationCheck(steps=2, seed=1).measure(
             method.adapter,
-            [picture],
+            [image],
             [TARGETS],
             maps,
             method=lambda adapter, images, targets: [r.heatmaps for r in method.explain(images, targets)],
         )
 
     assert ask(edges).tolist() == pytest.approx([1, 1])
-    literal = randomization(cam, picture, TARGETS, steps=2, seed=1).rank_correlation.mean(0)
+    literal = randomization(cam, image, TARGETS, steps=2, seed=1).rank_correlation.mean(0)
     assert torch.allclose(ask(cam), literal)
     with pytest.raises(ValueError, match="needs method="):
-        RandomizationCheck().measure(cam.adapter, [picture], [TARGETS], [torch.rand(2, 48, 40)])
+        RandomizationCheck().measure(cam.adapter, [image], [TARGETS], [torch.rand(2, 48, 40)])
 
 
 def test_maps_with_nan_have_no_value_and_the_others_keep_theirs() -> None:
-    model, cam, picture = setup()
-    maps = cam([picture], [TARGETS])[0]
+    model, cam, image = setup()
+    maps = cam([image], [TARGETS])[0]
     maps[0, 3, 3] = float("nan")
     with pytest.warns(UserWarning, match="1 of 2 heatmaps have no value"):
         values = RandomizationCheck(steps=1).measure(
-            cam.adapter, [picture], [TARGETS], [maps], method=lambda adapter, images, targets: cam(images, targets)
+            cam.adapter, [image], [TARGETS], [maps], method=lambda adapter, images, targets: cam(images, targets)
         )
-    expected = randomization(cam, picture, TARGETS[1:], steps=1).rank_correlation[0, 0]
+    expected = randomization(cam, image, TARGETS[1:], steps=1).rank_correlation[0, 0]
     assert values[0].isnan()
     assert values[1] == pytest.approx(float(expected))
 
 
-def test_independence_tells_pictures_and_targets_apart() -> None:
+def test_independence_tells_images_and_targets_apart() -> None:
     slope = torch.linspace(0, 1, 64).expand(64, 64)
-    pictures, targets = independence([torch.stack([slope, 1 - slope]), slope[None], torch.zeros(0, 64, 64)])
-    # between pictures: slope with slope, and its opposite with slope; within the first: one with its opposite
-    assert (pictures.pairs, targets.pairs) == (2, 1)
-    assert pictures.rank_correlation == pytest.approx(0)
+    images, targets = independence([torch.stack([slope, 1 - slope]), slope[None], torch.zeros(0, 64, 64)])
+    # between images: slope with slope, and its opposite with slope; within the first: one with its opposite
+    assert (images.pairs, targets.pairs) == (2, 1)
+    assert images.rank_correlation == pytest.approx(0)
     assert targets.rank_correlation == pytest.approx(-1)
-    assert pictures.ssim == pytest.approx((1 + ssim(slope, 1 - slope)) / 2)
+    assert images.ssim == pytest.approx((1 + ssim(slope, 1 - slope)) / 2)
     alone, none = independence([slope[None]])
     assert (alone.pairs, none.pairs) == (0, 0)
     assert np.isnan(alone.ssim)
@@ -229,7 +229,7 @@ def test_independence_tells_pictures_and_targets_apart() -> None:
 
 
 def test_a_method_that_draws_at_random_is_not_reproducible() -> None:
-    model, cam, picture = setup()
+    model, cam, image = setup()
 
     class Dice(Edges):
         def explain(self, images: Any, targets: Any = None, **options: Any) -> Any:
@@ -240,10 +240,10 @@ def test_a_method_that_draws_at_random_is_not_reproducible() -> None:
             return results
 
     state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()
-    assert reproducibility(cam, picture, TARGETS).equal
-    assert reproducibility(cam, picture).largest_difference == 0
+    assert reproducibility(cam, image, TARGETS).equal
+    assert reproducibility(cam, image).largest_difference == 0
     assert torch.equal(torch.get_rng_state(), state)
-    dice = reproducibility(Dice(cam.adapter), picture, TARGETS)
+    dice = reproducibility(Dice(cam.adapter), image, TARGETS)
     assert not dice.equal
     assert 0.1 < dice.largest_difference <= 1
     assert np.array_equal(np.random.get_state()[1], numpy_state)

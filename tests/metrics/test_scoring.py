@@ -1,4 +1,4 @@
-"""Scores of changed pictures: the protocols against literal versions, and places on the network's input."""
+"""Scores of changed images: the protocols against literal versions, and places on the network's input."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from detcam.data.images import load_image
 from detcam.demo.model import load_demo_detector
 from detcam.geometry import Geometry
 from detcam.metrics import CamMultImageConfidenceChange, Deletion, MetricWarning, ROADCombined
-from detcam.metrics.base import read_question
-from detcam.metrics.scoring import Case, as_probability, examine
+from detcam.metrics.base import read_metric_input
+from detcam.metrics.scoring import ScoredImage, as_probability, examine
 from detcam.outputs import SegmenterOutput
 from detcam.synthetic.harbour import draw_scene
 from detcam.targets import BoxTarget, MaskTarget, SemanticSegmentationTarget
@@ -46,7 +46,7 @@ def literal(protocol: str, output: Any, plain: Any, target: BoxTarget) -> float:
         return float(output.score([target])[0])
     if protocol in ("matched", "vps"):
         best, score = 0.0, 0.0
-        for box, classes in zip(*output.proposals(target.label), strict=True):
+        for box, classes in zip(*output.raw_candidates(target.label), strict=True):
             fit = iou(box) * float(classes[target.label])
             if fit > best:
                 best, score = fit, float(classes[target.label])
@@ -73,15 +73,15 @@ def test_protocols_match_literal_versions(protocol: Any, adapter: Adapter) -> No
     detections = adapter.predict(SCENE.image)[0]
     count = len(detections)
     targets: list[Any] = adapter.targets_of(detections)
-    question = read_question(adapter, [SCENE.image], [targets], [torch.rand(count, 192, 256)])
+    question = read_metric_input(adapter, [SCENE.image], [targets], [torch.rand(count, 192, 256)])
     batch = adapter.prepare([load_image(SCENE.image)])
     dims = torch.tensor([1.0, 0.7, 0.35, 0.0])
     snapshot = Snapshot(adapter.model)
 
-    def ask(case: Case) -> Tensor:
+    def ask(case: ScoredImage) -> Tensor:
         which = [i for i in range(count) for _ in dims]
-        pictures = (case.picture * dims[:, None, None, None]).repeat(count, 1, 1, 1)
-        return torch.cat([case.scores(which, lambda part: pictures[part]).view(count, -1), case.original[:, None]], 1)
+        images = (case.image * dims[:, None, None, None]).repeat(count, 1, 1, 1)
+        return torch.cat([case.scores(which, lambda part: images[part]).view(count, -1), case.original[:, None]], 1)
 
     found = examine(question, ask, protocol=protocol, batch_size=5)[0]
     snapshot.check()
@@ -92,7 +92,7 @@ def test_protocols_match_literal_versions(protocol: Any, adapter: Adapter) -> No
         ]
         wanted = [[literal(protocol, out, outputs[0], target) for out in [*outputs, outputs[0]]] for target in targets]
     torch.testing.assert_close(found, torch.tensor(wanted, dtype=torch.float64), atol=1e-4, rtol=0)
-    assert float(found.max() - found.min()) > 0.5, "the dimmed pictures must matter"
+    assert float(found.max() - found.min()) > 0.5, "the dimmed images must matter"
 
 
 def test_odams_protocol_wants_more_than_half_an_overlap_and_the_class(adapter: Adapter) -> None:
@@ -103,7 +103,7 @@ def test_odams_protocol_wants_more_than_half_an_overlap_and_the_class(adapter: A
         BoxTarget((x1 + share * wide, y1, x2 + share * wide, y2), kind)  # IoU (1 - share) / (1 + share)
         for share, kind in ((0.25, label), (0.42, label), (0.25, 3 - label))
     ]
-    question = read_question(adapter, [SCENE.image], [asked], [torch.rand(3, 192, 256)])
+    question = read_metric_input(adapter, [SCENE.image], [asked], [torch.rand(3, 192, 256)])
     assert examine(question, lambda case: case.original, protocol="odam")[0].tolist() == [1, 0, 0]
 
 
@@ -135,14 +135,14 @@ def test_images_of_several_sizes_without_detections_and_many_boxes(adapter: Adap
 
 
 class Corner(nn.Module):
-    """One box over the left half of the picture; its score is the mean of the input's pixels that are not -1."""
+    """One box over the left half of the image; its score is the mean of the input's pixels that are not -1."""
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.stack([(x[:, 0] * (x[:, 0] >= 0)).sum((1, 2)), (x[:, 0] == -1).sum((1, 2)).float()], 1)
 
 
 def corner_adapter() -> Adapter:
-    """Pictures of any size letterboxed into 32 x 32; padding is -1 on the network's input."""
+    """Images of any size letterboxed into 32 x 32; padding is -1 on the network's input."""
 
     def decode(raw: Tensor) -> tuple[Tensor, Tensor]:
         boxes = torch.tensor([[[4.0, 4.0, 20.0, 20.0]]]).expand(len(raw), -1, -1)
@@ -159,41 +159,41 @@ def corner_adapter() -> Adapter:
     )
 
 
-def test_padding_stays_and_shares_count_the_picture_alone() -> None:
+def test_padding_stays_and_shares_count_the_image_alone() -> None:
     adapter = corner_adapter()
-    picture = torch.ones(3, 16, 64)  # becomes 8 x 32 pixels of the input
+    image = torch.ones(3, 16, 64)  # becomes 8 x 32 pixels of the input
     target = BoxTarget((8.0, 0.0, 40.0, 16.0), 0)
     left = torch.zeros(1, 16, 64)
     left[:, :, :32] = 1
     seen: list[Tensor] = []
 
-    def ask(case: Case) -> Tensor:
+    def ask(case: ScoredImage) -> Tensor:
         seen.append(case.heatmaps)
-        black = case.picture * (case.heatmaps <= 0.5)[:, None]
+        black = case.image * (case.heatmaps <= 0.5)[:, None]
         whole = case.inputs(black)
         seen.append(whole)
         return case.scores([0], lambda part: black[part])
 
-    question = read_question(adapter, [picture], [[target]], [left])
+    question = read_metric_input(adapter, [image], [[target]], [left])
     score = examine(question, ask)[0]
     assert seen[0].shape == (1, 8, 32)
     torch.testing.assert_close(seen[0][0, :, :16], torch.ones(8, 16))
     torch.testing.assert_close(seen[0][0, :, 16:], torch.zeros(8, 16))
-    plain = adapter.prepare([picture]).inputs
+    plain = adapter.prepare([image]).inputs
     assert torch.equal(seen[1][:, :, :12], plain[:, :, :12]) and torch.equal(seen[1][:, :, 20:], plain[:, :, 20:])
-    assert float(score) == pytest.approx(8 * 16 / 1024)  # half of the picture's 8 x 32 pixels is left
+    assert float(score) == pytest.approx(8 * 16 / 1024)  # half of the image's 8 x 32 pixels is left
 
 
 def test_heatmaps_are_averaged_into_the_input() -> None:
     heatmap = torch.rand(1, 16, 64)
     seen: list[Tensor] = []
 
-    def ask(case: Case) -> Tensor:
+    def ask(case: ScoredImage) -> Tensor:
         seen.append(case.heatmaps)
         return case.original
 
     target = BoxTarget((8.0, 0.0, 40.0, 16.0), 0)
-    examine(read_question(corner_adapter(), [torch.ones(3, 16, 64)], [[target]], [heatmap]), ask)
+    examine(read_metric_input(corner_adapter(), [torch.ones(3, 16, 64)], [[target]], [heatmap]), ask)
     torch.testing.assert_close(seen[0], torch.nn.functional.avg_pool2d(heatmap, 2))
 
 
@@ -204,7 +204,7 @@ class Rivals(nn.Module):
         return torch.stack([x[:, 0, :, :16].mean((1, 2)), torch.full((len(x),), 0.5)], 1)
 
 
-def test_a_box_drawn_by_hand_stays_with_the_candidate_that_fitted_the_plain_picture() -> None:
+def test_a_box_drawn_by_hand_stays_with_the_candidate_that_fitted_the_plain_image() -> None:
     def decode(raw: Tensor) -> tuple[Tensor, Tensor]:
         boxes = torch.tensor([[[4.0, 4.0, 20.0, 20.0], [5.0, 4.0, 21.0, 20.0]]])
         return boxes.expand(len(raw), -1, -1), raw[..., None]
@@ -220,7 +220,7 @@ def test_a_box_drawn_by_hand_stays_with_the_candidate_that_fitted_the_plain_pict
 
 
 class Halves(nn.Module):
-    """A segmenter whose one class is the picture's red."""
+    """A segmenter whose one class is the image's red."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -252,17 +252,17 @@ def test_probability_over_a_region(kind: str) -> None:
 def test_masks() -> None:
     """A mask's evidence is where it is: removing it costs the whole logit, removing the rest nothing."""
     adapter = segmenter(Halves().eval(), image_size=(16, 16), mean=(0, 0, 0), std=(1, 1, 1), target_layers=[""])
-    picture = torch.zeros(3, 16, 16)
-    picture[0, 4:12, 4:12] = 1
+    image = torch.zeros(3, 16, 16)
+    image[0, 4:12, 4:12] = 1
     region = torch.zeros(16, 16, dtype=torch.bool)
     region[4:12, 4:12] = True
     maps = torch.stack([region.float(), 1 - region.float()])
-    found = CamMultImageConfidenceChange()([picture], [maps], [[MaskTarget(0, region)] * 2], adapter)
+    found = CamMultImageConfidenceChange()([image], [maps], [[MaskTarget(0, region)] * 2], adapter)
     np.testing.assert_allclose(found, [0.0, -1.0], atol=1e-6)
-    sure = CamMultImageConfidenceChange().measure(adapter, [picture], [[MaskTarget(0, region)] * 2], [maps])
+    sure = CamMultImageConfidenceChange().measure(adapter, [image], [[MaskTarget(0, region)] * 2], [maps])
     drop = 0.5 - 1 / (1 + np.exp(-1))  # softmax of (1, 0), and of (0, 0) without the evidence
     np.testing.assert_allclose(sure, [0.0, drop], atol=1e-6)
-    tensor = picture[None]
+    tensor = image[None]
     for target in (SemanticSegmentationTarget(0, region), MaskTarget(0, region)):
         road = ROADCombined([75], noise=0)
         good = road.measure(adapter, tensor, [target], maps[:1]).item()
@@ -287,12 +287,12 @@ def test_targets_come_from_the_explanation_or_from_the_model(adapter: Adapter) -
 
 def test_half_precision_models_are_scored() -> None:
     model, heatmap = Halves().eval().to(torch.bfloat16), torch.rand(1, 16, 16)
-    picture = torch.rand(1, 3, 16, 16)
+    image = torch.rand(1, 3, 16, 16)
     region = torch.ones(16, 16, dtype=torch.bool)
     for fill in ("blur", "mean", "linear"):
         target = [SemanticSegmentationTarget(0, region)]
-        value = Deletion(steps=3, fill=fill).measure(segmenter(model, target_layers=[""]), picture, target, heatmap)
+        value = Deletion(steps=3, fill=fill).measure(segmenter(model, target_layers=[""]), image, target, heatmap)
         exact = Deletion(steps=3, fill=fill).measure(
-            segmenter(Halves().eval(), target_layers=[""]), picture, target, heatmap
+            segmenter(Halves().eval(), target_layers=[""]), image, target, heatmap
         )
         assert float(value) == pytest.approx(float(exact), rel=0.02)

@@ -27,7 +27,7 @@ SHIFT = Perturbation("shift", shift=(0.05, 0.1))
 
 
 class Brightness(BaseCAM):
-    """Its map is the picture itself, so it moves with the picture, to the pixel."""
+    """Its map is the image itself, so it moves with the image, to the pixel."""
 
     name, paper, uses_gradients = "brightness", "none", False
 
@@ -39,7 +39,7 @@ class Brightness(BaseCAM):
 
 
 class Fixed(Brightness):
-    """Its map hangs in the frame, whatever the picture."""
+    """Its map hangs in the frame, whatever the image."""
 
     def explain(self, images: Any, targets: Any = None, **options: Any) -> Any:
         results = super().explain(images, targets)
@@ -51,27 +51,27 @@ class Fixed(Brightness):
 
 def scene() -> tuple[Any, Tensor, list[Any]]:
     adapter = adapt(load_demo_detector(), names=DEMO_NAMES)
-    picture = load_image(draw_scene(28).image)
-    found = adapter.predict(picture, score_threshold=0.5)[0]
-    return adapter, picture, adapter.targets_of(found)
+    image = load_image(draw_scene(28).image)
+    found = adapter.predict(image, score_threshold=0.5)[0]
+    return adapter, image, adapter.targets_of(found)
 
 
 def test_a_shift_moves_the_map_back_before_comparing() -> None:
-    adapter, picture, targets = scene()
-    moved = stability(Brightness(adapter), picture, targets, perturbations=[SHIFT])
+    adapter, image, targets = scene()
+    moved = stability(Brightness(adapter), image, targets, perturbations=[SHIFT])
     there = moved.in_place[0]
     assert there.sum() >= 4
     assert moved.ssim[0, there].min() == pytest.approx(1, abs=1e-6)
     assert moved.rank_correlation[0, there].min() == pytest.approx(1, abs=1e-6)
-    hanging = stability(Fixed(adapter), picture, targets, perturbations=[SHIFT])
+    hanging = stability(Fixed(adapter), image, targets, perturbations=[SHIFT])
     assert hanging.rank_correlation[0, there].max() < 0.1
 
 
 def test_a_box_is_found_again_where_it_moved() -> None:
-    adapter, picture, targets = scene()
-    changed, moved = SHIFT.apply(picture, 0)
+    adapter, image, targets = scene()
+    changed, moved = SHIFT.apply(image, 0)
     assert moved == (round(0.05 * 256), round(0.1 * 192))
-    assert torch.equal(changed[:, 19:, 13:], picture[:, :-19, :-13])
+    assert torch.equal(changed[:, 19:, 13:], image[:, :-19, :-13])
     again = found_again(adapter, changed, targets, moved)
     pairs = [(before, after) for before, after in zip(targets, again, strict=True) if after is not None]
     assert len(pairs) >= 4
@@ -82,29 +82,29 @@ def test_a_box_is_found_again_where_it_moved() -> None:
 
 
 def test_findings_that_are_gone_do_not_count() -> None:
-    adapter, picture, targets = scene()
+    adapter, image, targets = scene()
 
     def black() -> Any:
         from albumentations import RandomBrightnessContrast
 
         return RandomBrightnessContrast((-1, -1), (0, 0), p=1)
 
-    found = stability(Brightness(adapter), picture, targets, perturbations=[Perturbation("black", black), SHIFT])
+    found = stability(Brightness(adapter), image, targets, perturbations=[Perturbation("black", black), SHIFT])
     assert not found.in_place[0].any()
     assert found.in_place[1].any()
     other = BoxTarget((1.0, 1.0, 9.0, 9.0), 1)
-    assert found_again(adapter, picture, [other, targets[0]])[0] is None
+    assert found_again(adapter, image, [other, targets[0]])[0] is None
     with pytest.raises(ValueError, match="at least one perturbation"):
-        stability(Brightness(adapter), picture, targets, perturbations=[])
+        stability(Brightness(adapter), image, targets, perturbations=[])
 
 
 def test_classes_and_regions_count_where_they_stay() -> None:
     model = TinyCNN()
     adapter = adapt(model, image_size=32, target_layers=["conv2"])
-    picture = torch.rand(3, 40, 40, generator=torch.Generator().manual_seed(1))
-    top = int(adapter.predict(picture)[0].labels[0])
+    image = torch.rand(3, 40, 40, generator=torch.Generator().manual_seed(1))
+    top = int(adapter.predict(image)[0].labels[0])
     other = (top + 1) % 3
-    now = found_again(adapter, picture, [ClassTarget(top), ClassTarget(other)])
+    now = found_again(adapter, image, [ClassTarget(top), ClassTarget(other)])
     assert (now[0].category, now[1]) == (top, None)
 
     from detcam.adapters import segmenter
@@ -124,33 +124,33 @@ def test_classes_and_regions_count_where_they_stay() -> None:
 
 
 def test_the_perturbations_are_seeded_small_and_keep_the_size() -> None:
-    picture = load_image(draw_scene(3).image)
+    image = load_image(draw_scene(3).image)
     for perturbation in PERTURBATIONS:
-        (one, _), (two, _), (other, _) = (perturbation.apply(picture, seed) for seed in (0, 0, 1))
+        (one, _), (two, _), (other, _) = (perturbation.apply(image, seed) for seed in (0, 0, 1))
         assert torch.equal(one, two)
-        assert one.shape == picture.shape
+        assert one.shape == image.shape
         assert torch.equal(one, other) == (perturbation.name != "noise")
-    noise, brightness, jpeg, _ = (p.apply(picture, 0)[0] - picture for p in PERTURBATIONS)
+    noise, brightness, jpeg, _ = (p.apply(image, 0)[0] - image for p in PERTURBATIONS)
     assert float(noise.std()) == pytest.approx(0.03, abs=0.004)
     assert float(brightness.mean()) == pytest.approx(0.1, abs=0.02)
     assert 0.001 < float(jpeg.abs().mean()) < 0.05
     crop = Perturbation("crop", lambda: __import__("albumentations").CenterCrop(50, 50, p=1))
-    with pytest.raises(ValueError, match="changed the picture's size"):
-        crop.apply(picture, 0)
+    with pytest.raises(ValueError, match="changed the image's size"):
+        crop.apply(image, 0)
 
 
 def test_the_metric_is_the_mean_over_what_stayed() -> None:
-    adapter, picture, targets = scene()
+    adapter, image, targets = scene()
     cam = GradCAM(adapter)
-    maps = [result.heatmaps for result in cam.explain([picture], [targets[:3]])]
+    maps = [result.heatmaps for result in cam.explain([image], [targets[:3]])]
     values = StabilityCheck(seed=2).measure(
         adapter,
-        [picture],
+        [image],
         [targets[:3]],
         maps,
         method=lambda adapter, images, targets: cam(images, targets),
     )
-    found = stability(cam, picture, targets[:3], seed=2)
+    found = stability(cam, image, targets[:3], seed=2)
     for column, value in enumerate(values.tolist()):
         known = [c for c in found.rank_correlation[:, column].tolist() if c == c]
         assert value == pytest.approx(sum(known) / len(known))
@@ -160,10 +160,10 @@ def test_the_metric_is_the_mean_over_what_stayed() -> None:
 def test_work_is_counted_in_plain_passes_and_calls_of_autograd() -> None:
     model = TinyCNN()
     adapter = adapt(model, image_size=32, target_layers=["conv2"])
-    picture = torch.rand(3, 32, 32)
+    image = torch.rand(3, 32, 32)
     batch = torch.rand(5, 3, 32, 32)
 
-    def five_pictures_and_two_gradients() -> None:
+    def five_images_and_two_gradients() -> None:
         with torch.no_grad():
             model(batch)
         x = torch.rand(3, requires_grad=True)
@@ -171,10 +171,10 @@ def test_work_is_counted_in_plain_passes_and_calls_of_autograd() -> None:
         torch.autograd.grad(total, x, retain_graph=True)
         total.backward()
 
-    work = count_work(adapter, picture, five_pictures_and_two_gradients)
+    work = count_work(adapter, image, five_images_and_two_gradients)
     assert (work.passes, work.backward) == (pytest.approx(5), 2)
-    # GradCAM: the whole pass once, backward through the head alone, and the map's way to the picture's 32 x 32 pixels
-    grad = count_work(adapter, picture, lambda: GradCAM(adapter)([picture], [[ClassTarget(0)]]))
+    # GradCAM: the whole pass once, backward through the head alone, and the map's way to the image's 32 x 32 pixels
+    grad = count_work(adapter, image, lambda: GradCAM(adapter)([image], [[ClassTarget(0)]]))
     conv = 2 * (4 * 27 * 16 * 16 + 5 * 36 * 8 * 8)
     head = 2 * 5 * 3
     assert grad.backward == 1
@@ -183,11 +183,11 @@ def test_work_is_counted_in_plain_passes_and_calls_of_autograd() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_convolutions_of_single_pixels_count_in_changed_pictures_too() -> None:
+def test_convolutions_of_single_pixels_count_in_changed_images_too() -> None:
     model = nn.Sequential(nn.Conv2d(3, 32, 1), nn.ReLU(), nn.Conv2d(32, 32, 1, groups=2), nn.AdaptiveAvgPool2d(1))
     adapter = adapt(nn.Sequential(model, nn.Flatten()).eval(), image_size=32, target_layers=["0.2"])
     call = partial(Occlusion(adapter, grid=4, window=1).explain, [torch.rand(3, 32, 32)], [[ClassTarget(0)]])
-    folding = 2  # the picture as it is, and again as changed ones run
+    folding = 2  # the image as it is, and again as changed ones run
     work = count_work(adapter, torch.rand(3, 32, 32), call)
     assert work.passes == pytest.approx(1 + folding + 16, abs=0.5)
 

@@ -335,7 +335,7 @@ def scorecam_memory(repeats: int) -> list[Row]:
 
 @bench
 def road(repeats: int) -> list[Row]:
-    """ROADCombined on four pictures of 224 x 224 and smooth maps; a small network, so that the imputation shows."""
+    """ROADCombined on four images of 224 x 224 and smooth maps; a small network, so that the imputation shows."""
     import numpy as np
     from pytorch_grad_cam.metrics.road import ROADCombined as Peer
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget as PeerTarget
@@ -362,7 +362,7 @@ def road(repeats: int) -> list[Row]:
 def _sides(
     method: str, model: nn.Module, layer: nn.Module, images: torch.Tensor
 ) -> tuple[Callable[[], object], Callable[[], object], Callable[[], object]]:
-    """A method of the peer and ours on the same model and pictures, and what lets go of the peer's hooks."""
+    """A method of the peer and ours on the same model and images, and what lets go of the peer's hooks."""
     import pytorch_grad_cam as peers
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget as PeerTarget
 

@@ -1,13 +1,13 @@
 """What an audit costs, in bare passes of the detector in the same process.
 
-    python tests/peers/measure_audit.py [--detector demo|fasterrcnn|yolo] [--explain 200] [--pictures N] [--threads 2]
+    python tests/peers/measure_audit.py [--detector demo|fasterrcnn|yolo] [--explain 200] [--images N] [--threads 2]
         [--memory] [--profile FILE]
 
 ``demo`` audits the package's own detector on scenes that it draws, and needs nothing else; ``fasterrcnn`` and ``yolo``
 are the reference detectors of blood cells in ../shared/data. Printed are: what explanation, verification and controls
-take a case, in bare passes (one picture's share of a batch of eight, in inference mode, timed after every batch of
-pictures, so that a busy machine slows both alike); the passes that were counted; matching against detection; writing a
-hundred cases; and with ``--memory`` the peak memory with half of the pictures and with all of them, each in a process
+take a case, in bare passes (one image's share of a batch of eight, in inference mode, timed after every batch of
+images, so that a busy machine slows both alike); the passes that were counted; matching against detection; writing a
+hundred cases; and with ``--memory`` the peak memory with half of the images and with all of them, each in a process
 of its own.
 """
 
@@ -37,7 +37,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import detcam
 from detcam.adapters import Adapter, adapt
 from detcam.auditing import Audit
-from detcam.auditing.explainer import Examiner
+from detcam.auditing.explainer import ErrorExplainer
 from detcam.data.annotations import Annotations
 from detcam.data.images import load_image
 from tests.auditing.scenes import write_scenes
@@ -59,7 +59,7 @@ def reference_models() -> ModuleType:
 
 
 def subject(detector: str, scratch: Path) -> tuple[Adapter, Annotations]:
-    """A detector, and the pictures that it is audited on."""
+    """A detector, and the images that it is audited on."""
     if detector == "demo":
         from detcam.demo.model import load_demo_detector
         from detcam.synthetic.harbour import DEMO_NAMES
@@ -75,7 +75,7 @@ def subject(detector: str, scratch: Path) -> tuple[Adapter, Annotations]:
 
 
 class Bare:
-    """Times bare passes of eight pictures between the parts of an audit."""
+    """Times bare passes of eight images between the parts of an audit."""
 
     def __init__(self, adapter: Adapter, truth: Annotations) -> None:
         self.plain = adapter.without_layers()
@@ -104,8 +104,8 @@ class Bare:
         return called
 
     @property
-    def picture(self) -> float:
-        """Seconds a picture, mean: what the whole audit is compared with."""
+    def image(self) -> float:
+        """Seconds an image, mean: what the whole audit is compared with."""
         return statistics.mean(self.times) / BATCH
 
 
@@ -123,24 +123,24 @@ def run(adapter: Adapter, truth: Annotations, out: Path, arguments: argparse.Nam
     )
 
 
-def peak(channel: multiprocessing.connection.Connection, pictures: int, arguments: argparse.Namespace) -> None:
-    """Peak memory of an audit of some pictures, in MiB."""
+def peak(channel: multiprocessing.connection.Connection, images: int, arguments: argparse.Namespace) -> None:
+    """Peak memory of an audit of some images, in MiB."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(arguments.threads)
     with tempfile.TemporaryDirectory() as folder:
         adapter, truth = subject(arguments.detector, Path(folder) / "data")
-        run(adapter, truth[:pictures], Path(folder) / "out", arguments)
+        run(adapter, truth[:images], Path(folder) / "out", arguments)
     status = Path("/proc/self/status").read_text().splitlines()
     channel.send(next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 1024)
 
 
 def peaks(count: int, arguments: argparse.Namespace) -> list[float]:
-    """Peak memory with half of the pictures, and with all."""
+    """Peak memory with half of the images, and with all."""
     context = multiprocessing.get_context("spawn")
     found = []
-    for pictures in (count // 2, count):
+    for images in (count // 2, count):
         receive, send = context.Pipe(duplex=False)
-        process = context.Process(target=peak, args=(send, pictures, arguments))
+        process = context.Process(target=peak, args=(send, images, arguments))
         process.start()
         found.append(receive.recv())
         process.join()
@@ -152,7 +152,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--detector", choices=("demo", "fasterrcnn", "yolo"), default="demo")
     parser.add_argument("--explain", type=int, default=200, help="how many false positives are explained")
-    parser.add_argument("--pictures", type=int, help="only the first so many")
+    parser.add_argument("--images", type=int, help="only the first so many")
     parser.add_argument("--score-threshold", type=float, default=0.3)
     parser.add_argument("--method", default=detcam.auditing.__kwdefaults__["method"])
     parser.add_argument("--threads", type=int, default=2)
@@ -164,10 +164,10 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     with tempfile.TemporaryDirectory() as folder:
         adapter, truth = subject(arguments.detector, Path(folder) / "data")
-        truth = truth[: arguments.pictures]
+        truth = truth[: arguments.images]
         bare = Bare(adapter, truth)
         profile = cProfile.Profile()
-        with mock.patch.object(Examiner, "examine", bare.after_each(Examiner.examine)):
+        with mock.patch.object(ErrorExplainer, "examine", bare.after_each(ErrorExplainer.examine)):
             if arguments.profile:
                 profile.enable()
             found = run(adapter, truth, arguments.out or Path(folder) / "out", arguments)
@@ -177,19 +177,19 @@ def main() -> None:
     tell(found, bare, len(truth))
     if arguments.memory:
         half, whole = peaks(len(truth), arguments)
-        print(f"peak memory: {half:.0f} MiB with {len(truth) // 2} pictures, {whole:.0f} MiB with {len(truth)}")
+        print(f"peak memory: {half:.0f} MiB with {len(truth) // 2} images, {whole:.0f} MiB with {len(truth)}")
 
 
-def tell(found: Audit, bare: Bare, pictures: int) -> None:
+def tell(found: Audit, bare: Bare, images: int) -> None:
     """Print what was measured."""
     cases, spent = found.explained, found.timings
     count = max(len(cases), 1)
     kinds = {kind: sum(case.type == kind for case in cases) for kind in sorted({case.type for case in cases})}
-    print(f"{pictures} pictures, {len(cases)} cases explained {json.dumps(kinds)}, {len(found.confirmed)} confirmed")
+    print(f"{images} images, {len(cases)} cases explained {json.dumps(kinds)}, {len(found.confirmed)} confirmed")
     print(f"average precision {found.analysis.average_precision:.3f}; {found.seconds:.1f} s in all")
-    one = bare.picture
-    print(f"a bare pass takes {1000 * one:.1f} ms a picture")
-    print(f"detection: {spent['detecting']:.1f} s, {spent['detecting'] / pictures / one:.2f} bare passes a picture")
+    one = bare.image
+    print(f"a bare pass takes {1000 * one:.1f} ms an image")
+    print(f"detection: {spent['detecting']:.1f} s, {spent['detecting'] / images / one:.2f} bare passes an image")
     counted = sum(case.passes for case in cases) / count
     passes = (spent["explaining"] - bare.inside + spent["comparing"]) / count / one
     print(f"a case: {passes:.1f} bare passes in time; {counted:.1f} forward passes counted")

@@ -3,7 +3,7 @@
     python tests/peers/measure_layers.py fastestdet|fasterrcnn|yolo [--layers NAME ...] [--images 8]
 
 Needs the reference data beside the repository. The second number is the share of the heatmap's energy inside the box
-minus the box's share of the picture: 0 is chance, and a box that is filled evenly gives 1 minus that share.
+minus the box's share of the image: 0 is chance, and a box that is filled evenly gives 1 minus that share.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def reference() -> Any:
 
 
 def load(name: str) -> tuple[Adapter, list[Path]]:
-    """An adapter and the pictures it is measured on."""
+    """An adapter and the images it is measured on."""
     cells = sorted((DATA / "bccd" / "images").glob("*.jpg"))
     if name == "fasterrcnn":
         return adapt(reference().bccd_fasterrcnn(), names=NAMES), cells
@@ -53,7 +53,7 @@ def load(name: str) -> tuple[Adapter, list[Path]]:
 
 
 def score(heatmaps: Tensor, found: Detections) -> list[tuple[bool, float]]:
-    """Per detection: whether the peak lies in the box, and the energy in it beyond its share of the picture."""
+    """Per detection: whether the peak lies in the box, and the energy in it beyond its share of the image."""
     rows = []
     for heatmap, box in zip(heatmaps, found.boxes_xyxy.round().int().tolist(), strict=True):
         x1, y1, x2, y2 = (max(value, 0) for value in box)
@@ -71,15 +71,15 @@ def main() -> None:
     parser.add_argument("--score-threshold", type=float, default=0.6)
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
-    adapter, pictures = load(arguments.model)
-    pictures = pictures[: arguments.images]
-    found = adapter.predict(pictures, score_threshold=arguments.score_threshold)
-    print(f"{adapter}: {sum(len(one) for one in found)} detections on {len(pictures)} pictures")
+    adapter, images = load(arguments.model)
+    images = images[: arguments.images]
+    found = adapter.predict(images, score_threshold=arguments.score_threshold)
+    print(f"{adapter}: {sum(len(one) for one in found)} detections on {len(images)} images")
     print(f"{'layer':40}" + "".join(f"{name:>18}" for name in METHODS))
     for layer in arguments.layers or [",".join(adapter.layer_names)]:
         cells = []
         for name in METHODS:
-            results = get_method(name)(adapter, layer.split(",")).explain(pictures, found)
+            results = get_method(name)(adapter, layer.split(",")).explain(images, found)
             rows = [row for result, one in zip(results, found, strict=True) for row in score(result.heatmaps, one)]
             peak = sum(inside for inside, _ in rows) / len(rows)
             cells.append(f"{peak:>10.2f} {sum(energy for _, energy in rows) / len(rows):+6.2f} ")

@@ -26,7 +26,7 @@ from detcam.targets import BoxTarget
 
 
 @dataclass(frozen=True)
-class Case:
+class AuditCase:
     """One certified false positive: the scene, its target, and the pixels (H, W) bool of its cause."""
 
     scene: Scene
@@ -35,7 +35,7 @@ class Case:
     around: Tensor
 
 
-def certified_cases(seeds: range) -> list[Case]:
+def certified_cases(seeds: range) -> list[AuditCase]:
     """Every false positive that vanishes with its wake and stays without a gull."""
     detector = load_demo_detector()
     adapter = adapt(detector)
@@ -52,11 +52,11 @@ def certified_cases(seeds: range) -> list[Case]:
             x1, y1, x2, y2 = scene.thing(wake).box_xyxy.astype(int).tolist()
             around = torch.zeros_like(cause)
             around[y1:y2, x1:x2] = True
-            cases.append(Case(scene, adapter.targets_of(found)[index], cause, around))  # type: ignore[arg-type]
+            cases.append(AuditCase(scene, adapter.targets_of(found)[index], cause, around))  # type: ignore[arg-type]
     return cases
 
 
-def measure(cam: BaseCAM, cases: list[Case]) -> list[float]:
+def measure(cam: BaseCAM, cases: list[AuditCase]) -> list[float]:
     """One row of the table."""
     rows = []
     for case in cases:

@@ -4,7 +4,7 @@
         [--seeds 3] [--threads 1]
 
 Each row: of the background errors that are detections of a hidden object, and of all others, which share reaches a
-likeness. A hidden object is exchangeable with those that are left, so the first share should be one less the
+typicality. A hidden object is exchangeable with those that are left, so the first share should be one less the
 threshold. On blood cells most of the others are cells too, which the annotators left out; on the demonstration's scenes
 none is an object.
 """
@@ -24,9 +24,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from detcam.adapters import Adapter
-from detcam.auditing import Case, analyze_errors
-from detcam.auditing.background_type import UNLABELLED, Natures
-from detcam.auditing.case import PLACES
+from detcam.auditing import AuditCase, analyze_errors
+from detcam.auditing.background_type import UNLABELLED, BackgroundClassifier
+from detcam.auditing.case import EVIDENCE_LOCATIONS
 from detcam.data.annotations import Annotations
 from detcam.detections import Detections
 from tests.peers.measure_audit import DATA, subject
@@ -35,10 +35,10 @@ THRESHOLD = 0.3
 LEVELS = (0.05, 0.1, UNLABELLED, 0.2, 0.3)
 
 
-def likenesses(
+def typicalities(
     adapter: Adapter, whole: Annotations, found: list[Detections], share: float, seed: int
 ) -> tuple[list[float], list[float]]:
-    """The likeness of background errors, of hidden objects and others, as if all evidence were in the box."""
+    """The typicality of background errors, of hidden objects and others, as if all evidence were in the box."""
     rng = np.random.default_rng(seed)
     kept = [torch.from_numpy(rng.random(len(image)) >= share) for image in whole]
     truth = replace(whole, images=tuple(image[keep] for image, keep in zip(whole, kept, strict=True)))
@@ -49,13 +49,13 @@ def likenesses(
     for at, error in enumerate(analysis):
         if error.type != "background" or not error.is_false_positive or (error.score or 0) < THRESHOLD:
             continue
-        shares = {place: float(place == "predicted box") for place in PLACES}
-        cases[at] = Case(
+        shares = {place: float(place == "predicted box") for place in EVIDENCE_LOCATIONS}
+        cases[at] = AuditCase(
             f"{at}", error.image_id, "", (1, 1), "background", error.label, "", 0.0, (0, 0, 1, 1), True, None, 0.0,
             shares=shares, place="predicted box",
         )  # fmt: skip
         hidden[at] = bool(right[error.image][error.detection])
-    told = Natures(adapter, analysis, found, truth, THRESHOLD, 4).tell(cases)
+    told = BackgroundClassifier(adapter, analysis, found, truth, THRESHOLD, 4).tell(cases)
     return [told[at][1] for at in cases if hidden[at]], [told[at][1] for at in cases if not hidden[at]]
 
 
@@ -78,14 +78,16 @@ def main() -> None:
         found = adapter.predict(truth.paths)
         sides: tuple[list[float], list[float]] = ([], [])
         for seed in range(arguments.seeds):
-            for side, values in zip(sides, likenesses(adapter, truth, found, arguments.share, seed), strict=True):
+            for side, values in zip(sides, typicalities(adapter, truth, found, arguments.share, seed), strict=True):
                 side += values
     hidden, others = (np.array(side) for side in sides)
     print(
         f"{len(hidden)} detections of hidden objects, {len(others)} others, {int(np.isnan(others).sum())} not compared"
     )
     for level in LEVELS:
-        print(f"likeness >= {level:.2f}: hidden {(hidden >= level).mean():.2f}, others {(others >= level).mean():.2f}")
+        print(
+            f"typicality >= {level:.2f}: hidden {(hidden >= level).mean():.2f}, others {(others >= level).mean():.2f}"
+        )
 
 
 if __name__ == "__main__":

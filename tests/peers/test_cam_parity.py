@@ -98,7 +98,7 @@ def case(request: pytest.FixtureRequest) -> Case:
     return build(request.param)
 
 
-def pictures(case: Case, count: int) -> Tensor:
+def make_images(case: Case, count: int) -> Tensor:
     return torch.randn(count, 3, *case.size_hw, generator=torch.Generator().manual_seed(count))
 
 
@@ -132,7 +132,7 @@ def theirs_with_each_sign(
 
 @pytest.mark.parametrize(("method", "count"), [("GradCAM", 1), *((method, 3) for method in LINEAR)])
 def test_same_maps(case: Case, method: str, count: int) -> None:
-    batch = pictures(case, count)
+    batch = make_images(case, count)
     expected = theirs(case, method, batch)
     assert float(expected.amax((1, 2))[-1]) > 0.99, "an empty map would compare nothing"
     torch.testing.assert_close(ours(case, method, batch), expected, atol=1e-4, rtol=0)
@@ -140,7 +140,7 @@ def test_same_maps(case: Case, method: str, count: int) -> None:
 
 @pytest.mark.parametrize("method", PRINCIPAL)
 def test_same_principal_components_up_to_their_sign(case: Case, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    batch = pictures(case, 3)
+    batch = make_images(case, 3)
     found = ours(case, method, batch)
     distances = torch.stack(
         [(found - t).abs().amax((1, 2)) for t in theirs_with_each_sign(case, method, batch, monkeypatch)]
@@ -151,7 +151,7 @@ def test_same_principal_components_up_to_their_sign(case: Case, method: str, mon
 
 @pytest.mark.parametrize("method", ["GradCAM", "LayerCAM"])
 def test_same_eigen_smooth(case: Case, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    batch = pictures(case, 2)
+    batch = make_images(case, 2)
     found = ours(case, method, batch, eigen_smooth=True)
     distances = torch.stack(
         [
@@ -166,7 +166,7 @@ def test_same_eigen_smooth(case: Case, method: str, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("name", ["resnet18", "vit"])
 def test_same_aug_smooth(name: str, method: str) -> None:
     case = build(name)
-    batch = pictures(case, 2)
+    batch = make_images(case, 2)
     torch.testing.assert_close(
         ours(case, method, batch, aug_smooth=True), theirs(case, method, batch, aug_smooth=True), atol=1e-4, rtol=0
     )
@@ -174,7 +174,7 @@ def test_same_aug_smooth(name: str, method: str) -> None:
 
 def test_no_targets_mean_the_top_class_for_both() -> None:
     case = build("resnet18")
-    batch = pictures(case, 3)
+    batch = make_images(case, 3)
     with peer.GradCAM(case.model, case.layers) as cam:
         expected = torch.from_numpy(cam(batch, None))
     torch.testing.assert_close(detcam.GradCAM(case.model, case.layers)(batch), expected, atol=1e-4, rtol=0)

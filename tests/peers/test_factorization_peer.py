@@ -39,7 +39,7 @@ def test_it_equals_grad_cam(images: int, components: int) -> None:
     assert len(explanations) == len(wanted[1]) == images
     for found, expected in zip(explanations, wanted[1], strict=True):
         assert found.shape == expected.shape == (components, 96, 64)
-        # Of concepts that are nearly nowhere in a picture, its 1e-7 in the normalisation flattens the map a little.
+        # Of concepts that are nearly nowhere in an image, its 1e-7 in the normalisation flattens the map a little.
         np.testing.assert_allclose(found, expected, atol=1e-4 if components < 16 else 5e-3)
     np.testing.assert_allclose(outputs, wanted[2], atol=1e-4)
 

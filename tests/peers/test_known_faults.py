@@ -138,10 +138,10 @@ def test_full_grad_pairs_each_bias_with_its_own_gradient() -> None:
         layer.register_forward_hook(lambda module, _, output: kept.__setitem__(module, output))
         for layer in (model.first, model.second)
     ]
-    picture = image.clone().requires_grad_(True)
-    score = 1e5 * model(picture)[0, 1]
+    pixels = image.clone().requires_grad_(True)
+    score = 1e5 * model(pixels)[0, 1]
     order = [model.first, model.second]
-    gradients = torch.autograd.grad(score, [picture, *(kept[layer] for layer in order)])
+    gradients = torch.autograd.grad(score, [pixels, *(kept[layer] for layer in order)])
     for handle in handles:
         handle.remove()
 
@@ -150,7 +150,7 @@ def test_full_grad_pairs_each_bias_with_its_own_gradient() -> None:
         return (part / part.amax((2, 3), keepdim=True).clamp(min=1e-30)).sum(1)
 
     def total(biases: list[Tensor]) -> Tensor:
-        parts = [picture * gradients[0]]
+        parts = [pixels * gradients[0]]
         parts += [bias[None, :, None, None] * g for bias, g in zip(biases, gradients[1:], strict=True)]
         found = torch.stack([scaled(part.detach()) for part in parts]).sum(0)
         return detcam.geometry.normalize(found)  # type: ignore[attr-defined]
@@ -163,7 +163,7 @@ def test_full_grad_pairs_each_bias_with_its_own_gradient() -> None:
     assert float((found - right).abs().max()) > 1e-2, "grad-cam has mended this"
 
 
-def test_a_mirrored_picture_is_asked_for_the_mirrored_box() -> None:
+def test_a_mirrored_image_is_asked_for_the_mirrored_box() -> None:
     case = example("faster_rcnn")
     image = case.images[0]
     found = case.adapter.predict(image)[0].filter(top_k=1)
@@ -202,7 +202,7 @@ class Left(nn.Module):
         return self.conv(x)
 
 
-def test_aug_smooth_there_asks_the_mirrored_picture_for_the_same_place() -> None:
+def test_aug_smooth_there_asks_the_mirrored_image_for_the_same_place() -> None:
     model = Left()
     columns: Callable[[Tensor], Tensor] = lambda output: output[..., :8].square().sum()  # noqa: E731
     image = torch.rand(1, 3, 24, 32, generator=torch.Generator().manual_seed(0))
@@ -213,7 +213,7 @@ def test_aug_smooth_there_asks_the_mirrored_picture_for_the_same_place() -> None
     assert smooth[..., -8:].max() > 0.1, "grad-cam has mended this"
 
 
-def test_one_target_for_two_pictures() -> None:
+def test_one_target_for_two_images() -> None:
     model = TinyCNN()
     with peer.GradCAM(model, [model.relu1]) as cam:
         theirs = cam(IMAGES, [ClassifierOutputTarget(1)])

@@ -62,9 +62,9 @@ def test_the_imputation_without_noise_is_the_same(share: float, smooth: float) -
     rng = np.random.default_rng(3)
     order = gaussian_filter(rng.random((101, 128)), smooth) if smooth else rng.random((101, 128))
     keep = torch.from_numpy(np.float32(order < np.quantile(order, 1 - share)))
-    picture = torch.from_numpy(np.float32(rng.random((3, 101, 128))))
-    wanted = peer_road.NoisyLinearImputer(noise=0)(picture, keep)
-    found = road.NoisyLinearImputer(noise=0)(picture, keep)
+    image = torch.from_numpy(np.float32(rng.random((3, 101, 128))))
+    wanted = peer_road.NoisyLinearImputer(noise=0)(image, keep)
+    found = road.NoisyLinearImputer(noise=0)(image, keep)
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
 
 
@@ -92,11 +92,11 @@ def test_averages_over_percentiles(name: str, model: nn.Module, inputs: Tensor, 
 
 
 def test_noise_has_the_same_size() -> None:
-    picture, keep = torch.rand(3, 64, 64), torch.ones(64, 64)
+    image, keep = torch.rand(3, 64, 64), torch.ones(64, 64)
     keep[8:56, 8:56] = 0
     hole = keep == 0
-    ours = road.NoisyLinearImputer(0.05)(picture, keep) - road.NoisyLinearImputer(0)(picture, keep)
-    theirs = peer_road.NoisyLinearImputer(0.05)(picture, keep) - peer_road.NoisyLinearImputer(0)(picture, keep)
+    ours = road.NoisyLinearImputer(0.05)(image, keep) - road.NoisyLinearImputer(0)(image, keep)
+    theirs = peer_road.NoisyLinearImputer(0.05)(image, keep) - peer_road.NoisyLinearImputer(0)(image, keep)
     assert not ours[:, ~hole].any()
     assert float(ours[:, hole].std()) == pytest.approx(float(theirs[:, hole].std()), rel=0.05)
     assert abs(float(ours[:, hole].mean())) < 0.003
@@ -104,14 +104,14 @@ def test_noise_has_the_same_size() -> None:
 
 def test_the_imputation_with_the_same_noise_is_the_same(monkeypatch: pytest.MonkeyPatch, cams: np.ndarray) -> None:
     keep = torch.from_numpy(np.float32(cams[0] < 0.6))
-    picture, noise = torch.rand(3, 64, 80), torch.randn(3, 64, 80)
+    image, noise = torch.rand(3, 64, 80), torch.randn(3, 64, 80)
     with monkeypatch.context() as patched:
         patched.setattr(torch, "randn_like", lambda values: noise[:, keep == 0])
-        wanted = peer_road.NoisyLinearImputer(noise=0.2)(picture, keep)
+        wanted = peer_road.NoisyLinearImputer(noise=0.2)(image, keep)
     with monkeypatch.context() as patched:
         patched.setattr(torch, "randn", lambda *shape, **options: noise)
-        found = road.NoisyLinearImputer(noise=0.2)(picture, keep)
-    assert float((wanted - picture).abs().max()) > 0.3
+        found = road.NoisyLinearImputer(noise=0.2)(image, keep)
+    assert float((wanted - image).abs().max()) > 0.3
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
 
 
@@ -152,7 +152,7 @@ def test_the_known_snippet_runs_with_its_imports_changed(model: nn.Module, input
         space.update(grayscale_cams=cams[:1], inverse_cams=1 - cams[:1])
         exec(imports, space)
         if imports is THEIRS:  # theirs cannot take the mean of a tensor with today's NumPy
-            space["deprocess_image"] = lambda picture, turn=space["deprocess_image"]: turn(picture.numpy())
+            space["deprocess_image"] = lambda image, turn=space["deprocess_image"]: turn(image.numpy())
         space["targets"] = [space["ClassifierOutputSoftmaxTarget"](281)]
         with space["GradCAM"](model=model, target_layers=[model.features[6]]) as space["cam"]:
             exec(README, space)

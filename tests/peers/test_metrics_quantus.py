@@ -4,7 +4,7 @@ They are for sparseness, complexity (our entropy, undivided), pixel flipping (ou
 a tolerance (of several hottest pixels quantus counts a hit where any hits, we their share) and the share of the heat in
 the object (attribution localisation). They are not for selectivity and region perturbation, which remove patches in the
 order of their mean heat instead of pixels; for its ROAD, which removes shares of 1 to 99 percent and reports an
-accuracy over pictures; and for its parameter randomisation, which draws new weights by each layer's own initialisation.
+accuracy over images; and for its parameter randomisation, which draws new weights by each layer's own initialisation.
 
 quantus asks for opencv-python, which fills the same folder as opencv-python-headless, so it is no part of the extras:
 `make env` installs it without its dependencies.
@@ -69,8 +69,8 @@ class Zero(Fill):
 
     name = "zero"
 
-    def __call__(self, pictures: Tensor, removed: Tensor) -> Tensor:
-        return pictures * ~removed[:, None]
+    def __call__(self, images: Tensor, removed: Tensor) -> Tensor:
+        return images * ~removed[:, None]
 
 
 def test_deletion_is_pixel_flipping() -> None:

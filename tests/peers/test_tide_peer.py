@@ -42,7 +42,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "ties": {"ties": True},
     "more than a hundred": {"many": 130},
     "more than a hundred of one class": {"many": 130, "classes": 1},
-    "few": {"pictures": 2, "classes": 2},
+    "few": {"images": 2, "classes": 2},
 }
 
 
@@ -64,7 +64,7 @@ def check_against_tide(analysis: ErrorAnalysis, truth_file: Path, results_file: 
     run = tide.evaluate(tidecv.datasets.COCO(str(truth_file)), tidecv.datasets.COCOResult(str(results_file)))
     counts = {kind.short_name: number for kind, number in run.count_errors().items()}
     assert {NAMES[kind]: number for kind, number in analysis.counts().items()} == counts
-    lost = analysis.ap_lost
+    lost = analysis.delta_ap
     assert lost.average_precision * 100 == pytest.approx(run.ap, abs=1e-9)
     costs = {kind.short_name: value for kind, value in run.fix_main_errors().items()}
     for kind in ERROR_TYPES:
@@ -203,9 +203,9 @@ def test_equal_overlaps_part_coco_and_tide(tmp_path: Path) -> None:
 
 
 def _detect(
-    reference: ModuleType, data: Path, folder: Path, name: str, pictures: int
+    reference: ModuleType, data: Path, folder: Path, name: str, images: int
 ) -> tuple[Path, Path, Annotations, list[Detections]]:
-    """A model's detections on the first pictures of BCCD's test split, with both files as tidecv reads them."""
+    """A model's detections on the first images of BCCD's test split, with both files as tidecv reads them."""
     if name == "fasterrcnn":
         offset, names = 0, {1: "RBC", 2: "WBC", 3: "Platelets"}
         adapter = adapt(reference.bccd_fasterrcnn(), names=names)
@@ -213,7 +213,7 @@ def _detect(
         offset, names = 1, {0: "RBC", 1: "WBC", 2: "Platelets"}
         adapter = adapt(reference.bccd_yolo(), names=names, image_size=320, conf=0.01)
     file = json.loads((data / "bccd" / "test.json").read_text())
-    file["images"] = file["images"][:pictures]
+    file["images"] = file["images"][:images]
     kept = {image["id"] for image in file["images"]}
     file["annotations"] = [
         {**entry, "segmentation": polygon(entry["bbox"])} for entry in file["annotations"] if entry["image_id"] in kept
@@ -227,7 +227,7 @@ def _detect(
 
 
 @pytest.mark.parametrize(
-    ("name", "pictures"),
+    ("name", "images"),
     [
         ("fasterrcnn", 6),
         ("yolo", 6),
@@ -235,10 +235,10 @@ def _detect(
         pytest.param("yolo", 72, marks=pytest.mark.slow),
     ],
 )
-def test_blood_cell_detectors(reference: ModuleType, data: Path, tmp_path: Path, name: str, pictures: int) -> None:
+def test_blood_cell_detectors(reference: ModuleType, data: Path, tmp_path: Path, name: str, images: int) -> None:
     if name == "yolo" and importlib.util.find_spec("ultralytics") is None:
         pytest.skip("ultralytics is not installed")
-    truth_file, results_file, annotations, found = _detect(reference, data, tmp_path, name, pictures)
+    truth_file, results_file, annotations, found = _detect(reference, data, tmp_path, name, images)
     analysis = analyze_errors(found, annotations)
     check_against_tide(analysis, truth_file, results_file)
     expected = coco_average_precision(truth_file, json.loads(results_file.read_text()))

@@ -119,7 +119,7 @@ def test_convolutions_of_single_pixels_give_what_they_gave(
         with folding.applied():
             assert "forward" in vars(model[0])
             assert torch.allclose(model(images), expected, rtol=1e-5, atol=1e-6)
-            assert torch.allclose(model(images[0]), expected[0], rtol=1e-5, atol=1e-6), "one picture without a batch"
+            assert torch.allclose(model(images[0]), expected[0], rtol=1e-5, atol=1e-6), "one image without a batch"
             assert model(images[:0]).shape == (0, *expected.shape[1:])
     assert not vars(model[0]).get("forward")
 
@@ -144,7 +144,7 @@ def test_timms_normalisation_with_its_activation_is_folded() -> None:
     assert len(ran) == len(norms) == 49, "those behind convolutions that pad by themselves too"
 
 
-def test_a_pass_holds_as_many_pictures_as_the_cache() -> None:
+def test_a_pass_holds_as_many_images_as_the_cache() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 2, 1)).eval()
     image = torch.rand(1, 3, 512, 1024)
     assert _recorded(model, image).largest == 8 * 512 * 1024 * 4

@@ -13,12 +13,12 @@ from detcam.perturbation.fills import BLUR, BlurFill, LinearFill, MeanFill, Surr
 from detcam.perturbation.harmonic_solver import Multigrid, factorized, harmonic_fill
 
 
-def literal_fill(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
+def literal_fill(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Every missing pixel (C, h, w) the weighted mean of its neighbours, by a dense system built pixel by pixel."""
-    _, height, width = picture.shape
+    _, height, width = image.shape
     places = [(int(y), int(x)) for y, x in zip(*np.nonzero(mask), strict=True)]
     number = {place: index for index, place in enumerate(places)}
-    system, known = np.zeros((len(places), len(places))), np.zeros((len(places), len(picture)))
+    system, known = np.zeros((len(places), len(places))), np.zeros((len(places), len(image)))
     for (y, x), row in number.items():
         for dy in (-1, 0, 1):
             for dx in (-1, 0, 1):
@@ -30,8 +30,8 @@ def literal_fill(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
                 if there in number:
                     system[row, number[there]] -= weight
                 else:
-                    known[row] += weight * picture[:, there[0], there[1]]
-    filled = picture.copy()
+                    known[row] += weight * image[:, there[0], there[1]]
+    filled = image.copy()
     filled[:, mask] = np.linalg.solve(system, known).T
     return filled
 
@@ -59,41 +59,41 @@ def masks(height: int, width: int) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("name", list(masks(9, 9)))
 @pytest.mark.parametrize("size", [(12, 15), (17, 10)])
 def test_both_solvers_match_the_dense_system(name: str, size: tuple[int, int]) -> None:
-    mask, picture = masks(*size)[name], np.random.default_rng(1).random((3, *size))
-    wanted = literal_fill(picture, mask)[:, mask]
-    np.testing.assert_allclose(factorized(mask, picture), wanted, atol=1e-10)
-    np.testing.assert_allclose(Multigrid(*size, 3).solve(mask, picture), wanted, atol=1e-5)
+    mask, image = masks(*size)[name], np.random.default_rng(1).random((3, *size))
+    wanted = literal_fill(image, mask)[:, mask]
+    np.testing.assert_allclose(factorized(mask, image), wanted, atol=1e-10)
+    np.testing.assert_allclose(Multigrid(*size, 3).solve(mask, image), wanted, atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [(96, 131), (130, 64)])
 def test_multigrid_matches_factorisation_and_forgets_the_last_mask(size: tuple[int, int]) -> None:
     solver, rng = Multigrid(*size, 2), np.random.default_rng(2)
     for mask in masks(*size).values():
-        picture = rng.random((2, *size)) * 2 - 0.5
-        np.testing.assert_allclose(solver.solve(mask, picture), factorized(mask, picture), atol=1e-5)
+        image = rng.random((2, *size)) * 2 - 0.5
+        np.testing.assert_allclose(solver.solve(mask, image), factorized(mask, image), atol=1e-5)
 
 
 def test_large_and_small_holes_of_a_batch_are_exact() -> None:
-    pictures, removed = torch.rand(3, 3, 120, 110), torch.zeros(3, 120, 110, dtype=torch.bool)
+    images, removed = torch.rand(3, 3, 120, 110), torch.zeros(3, 120, 110, dtype=torch.bool)
     removed[0, 10:115, 5:105] = True
     removed[1, 40:60, 40:60] = True
-    filled = harmonic_fill(pictures, removed)
+    filled = harmonic_fill(images, removed)
     for k in range(2):
         mask = removed[k].numpy()
-        wanted = torch.from_numpy(factorized(mask, pictures[k].double().numpy())).float()
+        wanted = torch.from_numpy(factorized(mask, images[k].double().numpy())).float()
         torch.testing.assert_close(filled[k][:, removed[k]], wanted, atol=1e-5, rtol=0)
-    assert torch.equal(filled[2], pictures[2])
-    assert torch.equal(filled[0][:, ~removed[0]], pictures[0][:, ~removed[0]])
+    assert torch.equal(filled[2], images[2])
+    assert torch.equal(filled[0][:, ~removed[0]], images[0][:, ~removed[0]])
 
 
-def test_grey_pictures_are_filled_and_the_given_ones_left_alone() -> None:
-    pictures, removed = torch.rand(2, 1, 120, 110, dtype=torch.float64), torch.zeros(2, 120, 110, dtype=torch.bool)
+def test_grey_images_are_filled_and_the_given_ones_left_alone() -> None:
+    images, removed = torch.rand(2, 1, 120, 110, dtype=torch.float64), torch.zeros(2, 120, 110, dtype=torch.bool)
     removed[:, 10:115, 5:105] = True
-    before = pictures.clone()
-    filled = harmonic_fill(pictures, removed)
-    assert torch.equal(pictures, before)
+    before = images.clone()
+    filled = harmonic_fill(images, removed)
+    assert torch.equal(images, before)
     for k in range(2):
-        wanted = torch.from_numpy(factorized(removed[k].numpy(), pictures[k].numpy()))
+        wanted = torch.from_numpy(factorized(removed[k].numpy(), images[k].numpy()))
         torch.testing.assert_close(filled[k][:, removed[k]], wanted, atol=1e-5, rtol=0)
 
 
@@ -105,67 +105,67 @@ def test_a_ramp_is_filled_as_a_ramp() -> None:
 
 
 def test_noise_comes_from_the_seed_alone() -> None:
-    picture, removed = torch.rand(1, 3, 20, 20), torch.rand(4, 20, 20) < 0.4
+    image, removed = torch.rand(1, 3, 20, 20), torch.rand(4, 20, 20) < 0.4
     state = torch.get_rng_state()
-    whole = LinearFill(0.1, seed=3)(picture, removed)
+    whole = LinearFill(0.1, seed=3)(image, removed)
     assert torch.equal(torch.get_rng_state(), state)
-    apart = torch.cat([LinearFill(0.1, seed=3)(picture, part) for part in removed.split(1)])
+    apart = torch.cat([LinearFill(0.1, seed=3)(image, part) for part in removed.split(1)])
     torch.testing.assert_close(whole, apart)
-    assert not torch.allclose(whole, LinearFill(0.1, seed=4)(picture, removed))
-    added = (whole - LinearFill(0)(picture, removed)).permute(0, 2, 3, 1)
+    assert not torch.allclose(whole, LinearFill(0.1, seed=4)(image, removed))
+    added = (whole - LinearFill(0)(image, removed)).permute(0, 2, 3, 1)
     assert not added[~removed].any()
     assert float(added[removed].std()) == pytest.approx(0.1, rel=0.2)
 
 
-def test_a_picture_of_which_nothing_is_left_takes_its_mean() -> None:
-    picture = torch.rand(1, 3, 8, 8)
-    filled = LinearFill(noise=0)(picture, torch.ones(1, 8, 8, dtype=torch.bool))
-    torch.testing.assert_close(filled, picture.mean((-2, -1), keepdim=True).expand_as(picture))
+def test_a_image_of_which_nothing_is_left_takes_its_mean() -> None:
+    image = torch.rand(1, 3, 8, 8)
+    filled = LinearFill(noise=0)(image, torch.ones(1, 8, 8, dtype=torch.bool))
+    torch.testing.assert_close(filled, image.mean((-2, -1), keepdim=True).expand_as(image))
     with pytest.raises(ValueError, match="nothing to fill it from"):
-        harmonic_fill(picture, torch.ones(1, 8, 8, dtype=torch.bool))
+        harmonic_fill(image, torch.ones(1, 8, 8, dtype=torch.bool))
 
 
-def literal_blur(picture: Tensor, sigma: float) -> Tensor:
-    """Each pixel the Gaussian mean of all pixels of the picture, by loops."""
-    _, height, width = picture.shape
-    out = torch.zeros_like(picture)
+def literal_blur(image: Tensor, sigma: float) -> Tensor:
+    """Each pixel the Gaussian mean of all pixels of the image, by loops."""
+    _, height, width = image.shape
+    out = torch.zeros_like(image)
     for y in range(height):
         for x in range(width):
             rows = (-((torch.arange(height) - y) ** 2) / (2 * sigma**2)).double().exp()
             columns = (-((torch.arange(width) - x) ** 2) / (2 * sigma**2)).double().exp()
             weights = rows[:, None] * columns
-            out[:, y, x] = (picture * weights).sum((1, 2)) / weights.sum()
+            out[:, y, x] = (image * weights).sum((1, 2)) / weights.sum()
     return out
 
 
 def test_blur_and_mean() -> None:
-    pictures, removed = torch.rand(2, 3, 9, 12), torch.rand(2, 9, 12) < 0.5
-    blurred, flat = BlurFill(1.5)(pictures, removed), MeanFill()(pictures, removed)
+    images, removed = torch.rand(2, 3, 9, 12), torch.rand(2, 9, 12) < 0.5
+    blurred, flat = BlurFill(1.5)(images, removed), MeanFill()(images, removed)
     for k in range(2):
-        wanted = literal_blur(pictures[k].double(), 1.5).float()
+        wanted = literal_blur(images[k].double(), 1.5).float()
         torch.testing.assert_close(blurred[k][:, removed[k]], wanted[:, removed[k]])
-        mean = pictures[k].mean((1, 2))
+        mean = images[k].mean((1, 2))
         torch.testing.assert_close(flat[k][:, removed[k]], mean[:, None].expand(-1, int(removed[k].sum())))
         for filled in (blurred, flat):
-            assert torch.equal(filled[k][:, ~removed[k]], pictures[k][:, ~removed[k]])
+            assert torch.equal(filled[k][:, ~removed[k]], images[k][:, ~removed[k]])
 
 
 @pytest.mark.parametrize("name", ["blur", "mean", "linear"])
 def test_fills_follow_a_change_of_scale_per_channel(name: str) -> None:
-    picture, removed = torch.rand(1, 3, 16, 16), torch.rand(2, 16, 16) < 0.6
+    image, removed = torch.rand(1, 3, 16, 16), torch.rand(2, 16, 16) < 0.6
     scale, shift = torch.tensor([2.0, 0.5, 3.0])[:, None, None], torch.tensor([1.0, -2.0, 0.3])[:, None, None]
     fill = LinearFill(noise=0) if name == "linear" else fill_of(name)
-    torch.testing.assert_close(fill(picture * scale + shift, removed), fill(picture, removed) * scale + shift)
+    torch.testing.assert_close(fill(image * scale + shift, removed), fill(image, removed) * scale + shift)
 
 
 def test_wrong_calls_say_what_is_wrong() -> None:
-    picture, removed = torch.rand(1, 3, 8, 8), torch.zeros(1, 8, 8, dtype=torch.bool)
+    image, removed = torch.rand(1, 3, 8, 8), torch.zeros(1, 8, 8, dtype=torch.bool)
     with pytest.raises(TypeError, match="bool"):
-        MeanFill()(picture, removed.float())
+        MeanFill()(image, removed.float())
     with pytest.raises(ValueError, match="size"):
-        BlurFill()(picture, torch.zeros(1, 8, 9, dtype=torch.bool))
-    with pytest.raises(ValueError, match="expected pictures"):
-        LinearFill()(picture[0], removed)
+        BlurFill()(image, torch.zeros(1, 8, 9, dtype=torch.bool))
+    with pytest.raises(ValueError, match="expected images"):
+        LinearFill()(image[0], removed)
     with pytest.raises(ValueError, match="blur, mean, linear"):
         fill_of("grey")
     with pytest.raises(TypeError, match="fill or its name"):
@@ -178,11 +178,11 @@ def test_wrong_calls_say_what_is_wrong() -> None:
 
 def test_a_fill_from_the_surroundings_is_their_weighted_mean_pixel_by_pixel() -> None:
     generator = torch.Generator().manual_seed(0)
-    pictures = torch.rand(1, 2, 20, 24, generator=generator, dtype=torch.float64)
+    images = torch.rand(1, 2, 20, 24, generator=generator, dtype=torch.float64)
     removed = torch.zeros(3, 20, 24, dtype=torch.bool)
     removed[0, 4:7, 5:9] = True  # a small hole, a large one, and none
     removed[1, 2:17, 3:20] = True
-    found = SurroundingsFill()(pictures, removed)
+    found = SurroundingsFill()(images, removed)
     rows, columns = torch.meshgrid(torch.arange(20.0), torch.arange(24.0), indexing="ij")
     for mask, filled in zip(removed[:2], found[:2], strict=True):
 
@@ -196,20 +196,20 @@ def test_a_fill_from_the_surroundings_is_their_weighted_mean_pixel_by_pixel() ->
             sigma *= 2
         for y, x in holes:
             kept = weights(y, x, sigma) * ~mask
-            expected = (pictures[0] * kept).sum((1, 2)) / kept.sum()
+            expected = (images[0] * kept).sum((1, 2)) / kept.sum()
             torch.testing.assert_close(filled[:, y, x], expected)
-        torch.testing.assert_close(filled[:, ~mask], pictures[0][:, ~mask])
-    assert torch.equal(found[2], pictures[0])
+        torch.testing.assert_close(filled[:, ~mask], images[0][:, ~mask])
+    assert torch.equal(found[2], images[0])
 
 
-def test_a_fill_from_the_surroundings_of_a_large_picture_is_that_of_a_small_one() -> None:
+def test_a_fill_from_the_surroundings_of_a_large_image_is_that_of_a_small_one() -> None:
     small = torch.rand(1, 3, 15, 20, generator=torch.Generator().manual_seed(0))
-    picture = F.interpolate(small, (120, 160), mode="bicubic")
+    image = F.interpolate(small, (120, 160), mode="bicubic")
     removed = torch.zeros(1, 120, 160, dtype=torch.bool)
     removed[:, 20:100, 40:110] = True
-    found = SurroundingsFill()(picture, removed)
+    found = SurroundingsFill()(image, removed)
     large = (
-        F.interpolate(picture, (480, 640), mode="bilinear"),
+        F.interpolate(image, (480, 640), mode="bilinear"),
         removed.repeat_interleave(4, 1).repeat_interleave(4, 2),
     )
     again = F.interpolate(SurroundingsFill()(*large), (120, 160), mode="area")
@@ -220,13 +220,13 @@ def test_a_fill_from_the_surroundings_of_a_large_picture_is_that_of_a_small_one(
 
 
 def test_a_fill_from_the_surroundings_keeps_nothing_of_what_was_removed() -> None:
-    picture = torch.zeros(1, 3, 40, 40)
+    image = torch.zeros(1, 3, 40, 40)
     removed = torch.zeros(1, 40, 40, dtype=torch.bool)
     removed[:, 10:30, 10:30] = True
-    blue = picture.clone()
+    blue = image.clone()
     blue[:, 2, 10:30, 10:30] = 1
-    torch.testing.assert_close(SurroundingsFill()(blue, removed), picture)
-    assert float(BlurFill()(blue, removed)[0, 2, 20, 20]) > 0.9, "which a blurred picture does"
+    torch.testing.assert_close(SurroundingsFill()(blue, removed), image)
+    assert float(BlurFill()(blue, removed)[0, 2, 20, 20]) > 0.9, "which a blurred image does"
     torch.testing.assert_close(
         SurroundingsFill()(blue, torch.ones_like(removed)), torch.tensor([0, 0, 0.25])[:, None, None].expand_as(blue)
     )

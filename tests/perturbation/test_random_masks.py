@@ -274,17 +274,17 @@ class RedFinder:
 
     def __init__(self, *, vectors: bool = False) -> None:
         self.vectors = vectors
-        self.pictures = 0
+        self.images = 0
 
-    def __call__(self, pictures: list[np.ndarray]) -> list[Mapping[str, Any]]:
-        self.pictures += len(pictures)
-        assert all(picture.dtype == np.uint8 and picture.shape == (40, 60, 3) for picture in pictures)
-        return [self.one(picture.astype(float)) for picture in pictures]
+    def __call__(self, images: list[np.ndarray]) -> list[Mapping[str, Any]]:
+        self.images += len(images)
+        assert all(image.dtype == np.uint8 and image.shape == (40, 60, 3) for image in images)
+        return [self.one(image.astype(float)) for image in images]
 
-    def one(self, picture: np.ndarray) -> Mapping[str, Any]:
+    def one(self, image: np.ndarray) -> Mapping[str, Any]:
         found: dict[str, Any] = {"boxes": [], "labels": [], "scores": []}
         for label, channel, box in ((1, 0, (10, 8, 25, 20)), (2, 2, (35, 20, 55, 36))):
-            score = picture[box[1] : box[3], box[0] : box[2], channel].mean() / 255
+            score = image[box[1] : box[3], box[0] : box[2], channel].mean() / 255
             if score > 0.05:
                 found["boxes"].append(box)
                 found["labels"].append(label)
@@ -295,10 +295,10 @@ class RedFinder:
 
 
 def scene() -> Tensor:
-    picture = torch.zeros(3, 40, 60)
-    picture[0, 8:20, 10:25] = 1
-    picture[2, 20:36, 35:55] = 1
-    return picture
+    image = torch.zeros(3, 40, 60)
+    image[0, 8:20, 10:25] = 1
+    image[2, 20:36, 35:55] = 1
+    return image
 
 
 @pytest.mark.parametrize("vectors", [False, True])
@@ -307,7 +307,7 @@ def test_drise_of_a_function(vectors: bool) -> None:
     before = torch.get_rng_state()
     result = drise(function, scene(), passes=300, grid=8, seed=2, batch_size=7)
     assert torch.equal(before, torch.get_rng_state())
-    assert function.pictures == 301 and result.sampling is not None and result.sampling.passes == 300
+    assert function.images == 301 and result.sampling is not None and result.sampling.passes == 300
     assert [target.label for target in result.targets] == [1, 2]  # type: ignore[attr-defined]
     assert result.scores.tolist() == pytest.approx([1.0, 1.0], abs=1e-5)
     for heatmap, (x1, y1, x2, y2) in zip(result.heatmaps, ((10, 8, 25, 20), (35, 20, 55, 36)), strict=True):
@@ -322,16 +322,16 @@ def test_drise_of_a_function(vectors: bool) -> None:
 
 
 def test_drise_of_a_function_that_answers_wrongly() -> None:
-    nothing = drise(lambda pictures: [{"boxes": [], "labels": [], "scores": []}] * len(pictures), scene())
+    nothing = drise(lambda images: [{"boxes": [], "labels": [], "scores": []}] * len(images), scene())
     assert nothing.heatmaps.shape == (0, 40, 60)
     for answer, words in (
         ([], "list with 1 entries"),
-        ([3], "per picture; got int"),
+        ([3], "per image; got int"),
         ([{"boxes": [[0, 0, 1, 1]], "labels": [1, 2], "scores": [1]}], "as many labels"),
         ([{"boxes": [[0, 0, 1, 1]], "labels": [1], "scores": [1], "class_scores": [1]}], "class_scores of shape"),
     ):
         with pytest.raises((TypeError, ValueError), match=words):
-            drise(lambda pictures, answer=answer: answer, scene())  # type: ignore[misc]
+            drise(lambda images, answer=answer: answer, scene())  # type: ignore[misc]
 
 
 def test_similarity_by_hand() -> None:

@@ -85,7 +85,7 @@ def test_the_same_numbers_as_grad_cam() -> None:
         (lambda: SimilarityToConceptTarget(torch.rand(2, 2, 2)), ValueError, r"\(D,\) or \(M, D\)"),
         (lambda: SimilarityToConceptTarget(torch.tensor([])), ValueError, r"\(D,\) or \(M, D\)"),
         (lambda: SimilarityToConceptTarget([1.0, float("nan")]), ValueError, "NaN"),
-        (lambda: SimilarityToConceptTarget([1.0, 2.0])(torch.rand(3)), ValueError, "2 features and the picture 3"),
+        (lambda: SimilarityToConceptTarget([1.0, 2.0])(torch.rand(3)), ValueError, "2 features and the image 3"),
         (lambda: SimilarityToConceptTarget([0.0, 0.0]), ValueError, "zero"),
     ],
 )
@@ -95,11 +95,11 @@ def test_what_cannot_be_is_refused_in_words(call: object, error: type[Exception]
 
 
 def test_likeness_is_the_mean_cosine() -> None:
-    picture, two = torch.tensor([3.0, 4.0]), np.array([[4.0, 3.0], [0.0, 2.0]])
-    assert float(SimilarityToConceptTarget([4.0, 3.0])(picture)) == pytest.approx(24 / 25)
-    assert float(SimilarityToConceptTarget(two)(picture)) == pytest.approx((0.96 + 0.8) / 2)
-    assert float(DifferenceFromConceptTarget([4.0, 3.0])(picture)) == pytest.approx(1 / 25)
-    assert float(SimilarityToConceptTarget([4.0, 3.0])(picture.reshape(2, 1, 1))) == pytest.approx(24 / 25)
+    image, two = torch.tensor([3.0, 4.0]), np.array([[4.0, 3.0], [0.0, 2.0]])
+    assert float(SimilarityToConceptTarget([4.0, 3.0])(image)) == pytest.approx(24 / 25)
+    assert float(SimilarityToConceptTarget(two)(image)) == pytest.approx((0.96 + 0.8) / 2)
+    assert float(DifferenceFromConceptTarget([4.0, 3.0])(image)) == pytest.approx(1 / 25)
+    assert float(SimilarityToConceptTarget([4.0, 3.0])(image.reshape(2, 1, 1))) == pytest.approx(24 / 25)
 
 
 def test_likeness_of_large_half_precision_vectors_does_not_overflow() -> None:

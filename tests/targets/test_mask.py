@@ -38,7 +38,7 @@ class TinySegmenter(nn.Module):
         return self.classifier(self.up(self.features(x)))
 
 
-def picture(height: int = 20, width: int = 28) -> Tensor:
+def make_image(height: int = 20, width: int = 28) -> Tensor:
     return torch.rand(3, height, width, generator=torch.Generator().manual_seed(2))
 
 
@@ -94,7 +94,7 @@ def literal(logits: Tensor, mask: Tensor | None, scale_hw: tuple[float, float], 
 def test_value_and_gradient_equal_a_loop_over_pixels(
     size: str, where: str, channels: int, label: int, against: int | None
 ) -> None:
-    model, image, options = TinySegmenter(channels), picture(), SIZES[size]
+    model, image, options = TinySegmenter(channels), make_image(), SIZES[size]
     adapter = segmenter(model, mean=MEAN, std=STD, target_layers="features", **options)
     target = MaskTarget(label, region(where), against=against)
     result = HiResCAM(adapter).explain(image, [[target]])[0]
@@ -115,7 +115,7 @@ def test_value_and_gradient_equal_a_loop_over_pixels(
     )
 
 
-def test_padding_has_no_part_in_the_whole_picture() -> None:
+def test_padding_has_no_part_in_the_whole_image() -> None:
     geometry = Geometry((3, 5), (4, 8))
     logits = torch.full((2, 4, 8), 1e6)
     logits[:, :3, :5] = torch.arange(30.0).reshape(2, 3, 5)
@@ -133,7 +133,7 @@ def test_half_precision_neither_overflows_nor_vanishes() -> None:
     assert float(MaskTarget(0, pixel)(coarse)) == pytest.approx(300)
 
 
-def test_a_mirrored_picture_is_asked_for_the_mirrored_mask() -> None:
+def test_a_mirrored_image_is_asked_for_the_mirrored_mask() -> None:
     image = torch.zeros(3, 16, 24)
     image[0, 4, 6] = image[0, 4, 17] = 1  # two equal spots, the mask on one
     mask = np.zeros((16, 24), bool)
@@ -176,11 +176,11 @@ def test_masks_that_are_none(mask: Any, words: str) -> None:
 def test_errors_say_what_was_expected() -> None:
     cam = GradCAM(segmenter(TinySegmenter(), names=["sky", "sea", "land"]))
     with pytest.raises(ValueError, match=r"height and width \(20, 28\); got \(28, 20\)"):
-        cam(picture(), [MaskTarget(1, torch.ones(28, 20))])
+        cam(make_image(), [MaskTarget(1, torch.ones(28, 20))])
     with pytest.raises(ValueError, match="class index from 0 to 2"):
-        cam(picture(), [MaskTarget(3)])
+        cam(make_image(), [MaskTarget(3)])
     with pytest.raises(ValueError, match="class index from 0 to 2"):
-        cam(picture(), [MaskTarget(0, against=-1)])
+        cam(make_image(), [MaskTarget(0, against=-1)])
     with pytest.raises(TypeError, match="segmentation network's output; got Tensor"):
         MaskTarget(1)(torch.zeros(3, 4, 4))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"channel of the model's output, 0 to 2; got 3"):

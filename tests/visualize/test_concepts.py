@@ -1,4 +1,4 @@
-"""Pictures of concepts: whose colour a pixel takes, and that every concept's number and label can be found."""
+"""Images of concepts: whose colour a pixel takes, and that every concept's number and label can be found."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from detcam.visualize.drawing import INK
 RED, BLUE = (200, 30, 40), (20, 60, 220)
 
 
-def picture(height: int = 60, width: int = 80) -> np.ndarray:
+def make_image(height: int = 60, width: int = 80) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
@@ -31,7 +31,7 @@ def colored(shown: np.ndarray, color: tuple[int, int, int]) -> np.ndarray:
 
 @pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
 def test_each_pixel_is_blended_with_its_strongest_concept(weight: float) -> None:
-    image = picture()
+    image = make_image()
     maps = np.random.default_rng(1).random((3, 60, 80)).astype(np.float32)
     colors = [RED, BLUE, (0, 255, 0)]
     shown = show_factorization_on_image(image, maps, colors, image_weight=weight)
@@ -44,7 +44,7 @@ def test_each_pixel_is_blended_with_its_strongest_concept(weight: float) -> None
 
 
 def test_colors_in_any_form_and_maps_as_tensors() -> None:
-    image = picture()
+    image = make_image()
     expected = show_factorization_on_image(image, halves(), [RED, (0, 0, 255)])
     unit = [np.array([200 / 255, 30 / 255, 40 / 255, 1.0]), "blue"]
     np.testing.assert_array_equal(show_factorization_on_image(image / 255, torch.from_numpy(halves()), unit), expected)
@@ -72,7 +72,7 @@ def test_every_concept_has_its_number_where_it_is_and_its_label_beside() -> None
         middle = (rows.min() + rows.max()) / 2, (columns.min() + columns.max()) / 2
         # The left concept leads with at least half its strength in the upper half, the right one everywhere.
         np.testing.assert_allclose(middle, (100 if color is RED else 200, 120), atol=25)
-    assert changed.mean() < 0.02, "a number covers the picture"
+    assert changed.mean() < 0.02, "a number covers the image"
     legend = shown[:, 480:]
     tops = [np.nonzero(colored(legend, color).any(axis=1))[0].min() for color in (RED, BLUE)]
     heights = [int(colored(legend, color).any(axis=1).sum()) for color in (RED, BLUE)]
@@ -91,9 +91,9 @@ def test_a_concept_that_leads_nowhere_has_a_label_and_no_number() -> None:
     assert not colored(shown[:, :480], (0, 255, 0)).any() and colored(shown[:, 480:], (0, 255, 0)).any()
 
 
-def test_a_small_picture_is_enlarged_and_a_long_legend_gets_room_below() -> None:
+def test_a_small_image_is_enlarged_and_a_long_legend_gets_room_below() -> None:
     maps = np.random.default_rng(0).random((16, 60, 80))
-    shown = show_factorization_on_image(picture(), maps, concept_labels=["a class 0.99\nanother 0.01"] * 16)
+    shown = show_factorization_on_image(make_image(), maps, concept_labels=["a class 0.99\nanother 0.01"] * 16)
     assert shown.shape[0] > 4 * 60 and shown.shape[1] > 4 * 80
     assert (shown[240:, :320] == 255).all()
     ink = (shown[:, 320:] <= max(INK)).all(axis=2).any(axis=1)
@@ -108,7 +108,7 @@ def test_labels_are_the_best_classes() -> None:
 
 
 def test_wrong_input_is_named() -> None:
-    image, maps = picture(), halves()
+    image, maps = make_image(), halves()
     with pytest.raises(ValueError, match="take one image's entry"):
         show_factorization_on_image(image, maps[None])
     with pytest.raises(ValueError, match=r"lie in \[0, 1\]"):

@@ -1,4 +1,4 @@
-"""Boxes and captions on pictures with known pixels: what is drawn where, and what is never covered."""
+"""Boxes and captions on images with known pixels: what is drawn where, and what is never covered."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_captions_are_readable_on_any_ground(background: int, color: str) -> Non
     assert lumas.max() - lumas.min() > 100
 
 
-def test_long_captions_are_shortened_inside_the_picture() -> None:
+def test_long_captions_are_shortened_inside_the_image() -> None:
     image, box = plain(100, 150), [[20, 40, 120, 90]]
     label = label_of(draw_boxes(image, box, ["word " * 60]), draw_boxes(image, box))
     x1, y1, x2, y2 = bounds(label)
@@ -148,6 +148,6 @@ def test_letters_without_a_font_lose_their_accents(monkeypatch: pytest.MonkeyPat
     drawing._font_with.cache_clear()
 
 
-def test_tiny_pictures_get_boxes_without_captions() -> None:
+def test_tiny_images_get_boxes_without_captions() -> None:
     image = plain(16, 16)
     np.testing.assert_array_equal(draw_boxes(image, [[4, 4, 12, 12]], ["cat"]), draw_boxes(image, [[4, 4, 12, 12]]))

@@ -1,4 +1,4 @@
-"""Pictures with known pixels: what is drawn where, what stays untouched, and what is refused."""
+"""Images with known pixels: what is drawn where, what stays untouched, and what is refused."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from detcam.visualize import convert as pictures
+from detcam.visualize import convert as images
 from detcam.visualize import drawing
 from detcam.visualize.overlay import (
     deprocess_image,
@@ -108,7 +108,7 @@ def test_overlay_known_pixels() -> None:
     np.testing.assert_allclose(out[0, 2], 60 + 0.4 * middle.astype(float), atol=0.51)
 
 
-def test_overlay_of_nothing_is_the_picture() -> None:
+def test_overlay_of_nothing_is_the_image() -> None:
     image = noise(20, 31)
     np.testing.assert_array_equal(overlay_heatmap(image, np.zeros((20, 31))), image)
     np.testing.assert_array_equal(overlay_heatmap(image, np.zeros((20, 31), bool)), image)
@@ -179,7 +179,7 @@ def test_render_outlines_box_and_mask() -> None:
     np.testing.assert_array_equal(render(plain(200, 300), heat, mask=~mask & mask, color_bar=False), plain(200, 300))
 
 
-def test_tiny_pictures_are_enlarged_by_a_whole_factor() -> None:
+def test_tiny_images_are_enlarged_by_a_whole_factor() -> None:
     image, heat = noise(24, 32), np.random.default_rng(0).random((24, 32))
     panel = render(image, heat, color_bar=False)
     np.testing.assert_array_equal(panel, overlay_heatmap(image, heat).repeat(6, 0).repeat(6, 1))
@@ -222,7 +222,7 @@ def test_grid_titles_and_original() -> None:
     regions = colored(figure, (60, 90, 30))
     left = bounds(regions[:, : figure.shape[1] // 3])
     size = (left[2] - left[0], left[3] - left[1])
-    assert size == (260, 200)  # the original at the scale of the panels' pictures
+    assert size == (260, 200)  # the original at the scale of the panels' images
     head = figure[: left[1]]
     thirds = [(part < 128).any() for part in np.array_split(head, 3, axis=1)]
     assert thirds == [True, True, False]
@@ -241,7 +241,7 @@ def test_grid_of_large_panels_stays_bounded_and_columns_suit_the_number() -> Non
 @pytest.mark.parametrize("suffix", [".png", ".bmp", ".tiff", ".PNG"])
 def test_save_makes_folders_and_keeps_pixels(tmp_path: Path, suffix: str) -> None:
     image = noise(20, 30)
-    path = save_image(tmp_path / "a" / "b" / f"picture{suffix}", image)
+    path = save_image(tmp_path / "a" / "b" / f"image{suffix}", image)
     np.testing.assert_array_equal(np.array(Image.open(path)), image)
     assert os.listdir(path.parent) == [path.name]
 
@@ -249,9 +249,9 @@ def test_save_makes_folders_and_keeps_pixels(tmp_path: Path, suffix: str) -> Non
 def test_save_jpeg_and_png_bytes(tmp_path: Path) -> None:
     smooth = np.linspace(0, 255, 64)[None, :, None].repeat(40, 0).repeat(3, 2).astype(np.uint8)
     path = save_image(str(tmp_path / "x.jpg"), smooth)
-    with Image.open(path) as picture:
-        assert picture.format == "JPEG"
-        assert np.abs(np.array(picture).astype(int) - smooth).max() < 6
+    with Image.open(path) as image:
+        assert image.format == "JPEG"
+        assert np.abs(np.array(image).astype(int) - smooth).max() < 6
     assert to_png_bytes(smooth).startswith(b"\x89PNG")
     np.testing.assert_array_equal(np.array(Image.open(io.BytesIO(to_png_bytes(smooth)))), smooth)
 
@@ -264,7 +264,7 @@ def test_failed_save_leaves_the_old_file_and_no_other(tmp_path: Path, monkeypatc
         assert Path(str(source)).parent == tmp_path and Path(str(source)).stat().st_size > 0
         raise OSError("disk full")
 
-    monkeypatch.setattr(pictures.os, "replace", fail)
+    monkeypatch.setattr(images.os, "replace", fail)
     with pytest.raises(OSError, match="disk full"):
         save_image(path, noise(50, 50))
     assert path.read_bytes() == before and os.listdir(tmp_path) == ["x.png"]

@@ -1,6 +1,6 @@
-// One case: its picture, what was found, and every trial.
+// One case: its image, what was found, and every trial.
 
-const pictures = new Map((data.pictures || []).map((one) => [one.image_id, one]));
+const images = new Map((data.images || []).map((one) => [one.image_id, one]));
 let opened = null;
 
 function showCase(one) {
@@ -43,7 +43,7 @@ function shares(one) {
   const found = one.shares;
   // A detection of nothing has no object of its own, only one that it touches.
   const words = (place) => (place === "true object" && one.type === "background" && one.truth ? "on a " + one.truth.name + " that it touches" : PLACE_WORDS[place]);
-  const parts = PLACES.filter((place) => found[place] > 0).map((place) => ({kind: place, value: found[place], title: place + ": " + percent(found[place])}));
+  const parts = EVIDENCE_LOCATIONS.filter((place) => found[place] > 0).map((place) => ({kind: place, value: found[place], title: place + ": " + percent(found[place])}));
   return [bar(parts, 1, parts.map((part) => part.title).join(", ")),
     el("ul", {class: "legend column"}, parts.map((part) => el("li", {},
       el("span", {class: "dot " + kebab(part.kind)}), words(part.kind), el("span", {class: "number"}, percent(part.value)))))];
@@ -55,7 +55,7 @@ function trials(one) {
     el("td", {class: "number"}, score(trial.score)),
     el("td", {class: "wide"}, bar([{kind: one.type, value: trial.score}], 1)),
     el("td", {}, tag(trial.outcome)));
-  const head = ["picture", "filled with", "score", "", "detection"].map((word) =>
+  const head = ["image", "filled with", "score", "", "detection"].map((word) =>
     word ? el("th", {scope: "col", class: word === "score" ? "number" : null}, word) : el("td", {class: "wide"}));
   const before = el("tr", {class: "before"}, el("th", {scope: "row"}, "as it is"), el("td", {}, ""), el("td", {class: "number"}, score(one.score)),
     el("td", {class: "wide"}, bar([{kind: one.type, value: one.score}], 1)), el("td", {}));
@@ -67,18 +67,18 @@ function numbers(one) {
   const truth = one.truth, group = known(one.group) && (data.groups || []).find((each) => each.number === one.group);
   const [left, top, right, bottom] = one.box_xyxy;
   const rows = [
-    ["AP lost", ap(one.ap_lost)],
+    ["AP lost", ap(one.delta_ap)],
     ["counts as wrong", one.is_false_positive ? "yes" : one.type === "missed" ? "no, a missed object" : "no"],
     [one.type === "background" ? "true object nearby" : "true object", truth && truth.name],
     ["overlap with it (IoU)", truth && digits(truth.iou, 3)],
-    ["right ones that look less like it", known(one.likeness) ? percent(one.likeness) : null],
-    ["evidence, share of the picture", known(one.area) ? percent(one.area) : null],
+    ["right ones that look less like it", known(one.typicality) ? percent(one.typicality) : null],
+    ["evidence, share of the image", known(one.area) ? percent(one.area) : null],
     ["smallest that undoes it", one.trials ? (known(one.smallest) ? percent(one.smallest) : "none did") : null],
     ["strongest evidence at", one.peak_xy && one.peak_xy.join(", ")],
     [one.type === "missed" ? "died at" : "rests on", one.stage],
     ["group", group && el("button", {type: "button", class: "text", click: () => { filterBy({group: String(group.number)}, false); location.hash = ""; }}, group.reading)],
     ["box", [left, top].map((value) => digits(value, 1)).join(", ") + "; " + digits(right - left, 1) + " \u00d7 " + digits(bottom - top, 1)],
-    ["picture", one.image_size_hw[1] + " \u00d7 " + one.image_size_hw[0] + ", id " + one.image_id],
+    ["image", one.image_size_hw[1] + " \u00d7 " + one.image_size_hw[0] + ", id " + one.image_id],
     ["method", one.method],
     ["forward passes", one.method ? digits(one.passes, 1) : null],
     ["case", el("a", {href: caseLink(one.id)}, one.id)],

@@ -5,7 +5,7 @@ const data = JSON.parse(document.getElementById("data").textContent);
 const $ = (id) => document.getElementById(id);
 
 const TYPES = ["classification", "localization", "both", "duplicate", "background", "missed"];
-const PLACES = ["predicted box", "true object", "same class", "ring", "scene"];
+const EVIDENCE_LOCATIONS = ["predicted box", "true object", "same class", "ring", "scene"];
 const VERDICTS = ["confirmed", "unconfirmed", "not tested"];
 const PLACE_WORDS = {
   "predicted box": "in the predicted box",
@@ -14,7 +14,7 @@ const PLACE_WORDS = {
   "ring": "in the ring around the box",
   "scene": "elsewhere in the scene",
 };
-const NATURES = ["unlabelled", "look-alike", "context"];
+const BACKGROUND_TYPES = ["unlabelled", "look-alike", "context"];
 const NATURE_WORDS = {
   "unlabelled": "perhaps unlabelled",
   "look-alike": "look-alike",

@@ -1,4 +1,4 @@
-"""The report's pictures: the data set's pictures made smaller, maps of cases, thumbnails, outlines for the page."""
+"""The report's images: the data set's images made smaller, maps of cases, thumbnails, outlines for the page."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from detcam.auditing.case import Box, Maps
+from detcam.auditing.case import Box, CaseMaps
 from detcam.utils.opencv import cv2
-from detcam.visualize.convert import Picture
+from detcam.visualize.convert import ImageArray
 from detcam.visualize.overlay import overlay_heatmap
 
-LONGEST_PICTURE = 1600
+LONGEST_IMAGE = 1600
 LONGEST_HEATMAP = 640  # heatmaps are smooth
 THUMBNAIL_WH = (320, 240)
 SURROUNDINGS = 0.3  # a thumbnail shows so much of the box's size around box and evidence
@@ -23,9 +23,9 @@ TRUE_COLOR = (79, 213, 140)
 CASING = (16, 16, 16)
 
 
-def picture_jpeg(picture: Picture) -> bytes:
-    """A picture as JPEG, its longest side at most 1600 pixels."""
-    return _jpeg(_at_most(picture, LONGEST_PICTURE), 85)
+def image_jpeg(image: ImageArray) -> bytes:
+    """An image as JPEG, its longest side at most 1600 pixels."""
+    return _jpeg(_at_most(image, LONGEST_IMAGE), 85)
 
 
 def heatmap_png(heatmap: NDArray[np.uint8]) -> bytes:
@@ -36,21 +36,21 @@ def heatmap_png(heatmap: NDArray[np.uint8]) -> bytes:
 def mask_png(mask: NDArray[np.bool_]) -> bytes:
     """A region as 1-bit PNG, its longest side at most 1600 pixels; a pixel counts where most of it does."""
     # Averages of 0 and 1 are rounded to whole numbers.
-    return _png(Image.fromarray(_at_most(mask.astype(np.uint8), LONGEST_PICTURE) > 0))
+    return _png(Image.fromarray(_at_most(mask.astype(np.uint8), LONGEST_IMAGE) > 0))
 
 
 def thumbnail_jpeg(
-    picture: Picture, box_xyxy: Box, maps: Maps | None, color: tuple[int, int, int] = BOX_COLOR
+    image: ImageArray, box_xyxy: Box, maps: CaseMaps | None, color: tuple[int, int, int] = BOX_COLOR
 ) -> bytes:
     """Box, heat and what lies around them, as JPEG within 320 x 240 pixels."""
-    left, top, right, bottom = window(picture.shape[:2], box_xyxy, None if maps is None else maps.evidence)
+    left, top, right, bottom = window(image.shape[:2], box_xyxy, None if maps is None else maps.evidence)
     extent = np.array([right - left, bottom - top])
     scale = (np.array(THUMBNAIL_WH) / extent).min()
     size_wh = np.maximum(np.rint(extent * scale), 1)
-    # Whole pixels of a small picture miss the thumbnail's shape by a little: rather stretched than with a rim.
+    # Whole pixels of a small image miss the thumbnail's shape by a little: rather stretched than with a rim.
     size_wh = np.where(size_wh > 0.96 * np.array(THUMBNAIL_WH), THUMBNAIL_WH, size_wh)
     size = int(size_wh[0]), int(size_wh[1])
-    shown = _resized(picture[top:bottom, left:right], size)
+    shown = _resized(image[top:bottom, left:right], size)
     if maps is not None:
         heat = _resized(maps.heatmap[top:bottom, left:right], size)
         shown = overlay_heatmap(shown, heat.astype(np.float32) / 255)
@@ -65,7 +65,7 @@ def thumbnail_jpeg(
 def window(
     image_size_hw: tuple[int, ...], box_xyxy: Box, evidence: NDArray[np.bool_] | None
 ) -> tuple[int, int, int, int]:
-    """The part of a picture (xyxy, half-open) that shows box and evidence, of a thumbnail's shape where it fits."""
+    """The part of an image (xyxy, half-open) that shows box and evidence, of a thumbnail's shape where it fits."""
     height, width = image_size_hw
     left, top, right, bottom = box_xyxy
     around = SURROUNDINGS * max(right - left, bottom - top)
@@ -89,7 +89,7 @@ def _interval(centre: float, length: float, most: int) -> tuple[int, int]:
 
 
 def outline(path: Path, image_size_hw: tuple[int, int]) -> str:
-    """The edges of a region that `mask_png` wrote, as an SVG path in the picture's pixels.
+    """The edges of a region that `mask_png` wrote, as an SVG path in the image's pixels.
 
     Raises:
         ValueError: not a PNG.
@@ -102,7 +102,7 @@ def outline(path: Path, image_size_hw: tuple[int, int]) -> str:
     if not len(rows):
         return ""
     part = stored[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    # Contours run through the centres of pixels: in a picture twice as large, a quarter of a pixel inside the edge.
+    # Contours run through the centres of pixels: in an image twice as large, a quarter of a pixel inside the edge.
     fine = (part > 0).astype(np.uint8).repeat(2, axis=0).repeat(2, axis=1)
     edges, _ = cv2.findContours(fine, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
     parts = []
@@ -126,9 +126,9 @@ def _resized(array: NDArray[np.uint8], size_wh: tuple[int, int]) -> NDArray[np.u
     return np.asarray(cv2.resize(np.ascontiguousarray(array), size_wh, interpolation=way), np.uint8)
 
 
-def _jpeg(picture: Picture, quality: int) -> bytes:
+def _jpeg(image: ImageArray, quality: int) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, format="JPEG", quality=quality)
+    Image.fromarray(image).save(buffer, format="JPEG", quality=quality)
     return buffer.getvalue()
 
 

@@ -1,6 +1,6 @@
 """Where a report's files lie and what they are called, whatever the names in the data set.
 
-The page, the JSON file and the tables lie in the folder itself; pictures and cases in a folder of their own each. Names
+The page, the JSON file and the tables lie in the folder itself; images and cases in a folder of their own each. Names
 hold only small Latin letters, digits, ``_`` and ``-``, so that they are the same on every file system and in a link.
 """
 
@@ -13,7 +13,7 @@ INDEX = "index.html"
 AUDIT = "audit.json"
 TABLE = "false_positives.csv"
 COCO = "false_positives.coco.json"
-PICTURES = "pictures"
+IMAGES = "images"
 CASES = "cases"
 CASE_FILES = {
     "thumbnail": ".thumbnail.jpg",
@@ -30,8 +30,8 @@ def case_stem(case_id: str) -> str:
     return case_id if PLAIN.fullmatch(case_id) else _stem(case_id, case_id)
 
 
-def picture_stem(image_id: int | str, file_name: str) -> str:
-    """What the names of a picture's files begin with: pictures of one name in two folders differ."""
+def image_stem(image_id: int | str, file_name: str) -> str:
+    """What the names of an image's files begin with: images of one name in two folders differ."""
     last = re.split(r"[\\/]", file_name)[-1]
     return _stem(last.rsplit(".", 1)[0], f"{image_id!r} {file_name}")
 

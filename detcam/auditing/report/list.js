@@ -3,13 +3,13 @@
 const CHUNK = 60;
 const FILTERS = ["type", "label", "verdict", "place", "nature", "group"];
 const ORDERS = {
-  "AP lost": (a, b) => b.ap_lost - a.ap_lost || b.score - a.score,
+  "AP lost": (a, b) => b.delta_ap - a.delta_ap || b.score - a.score,
   "score": (a, b) => b.score - a.score,
-  "type": (a, b) => TYPES.indexOf(a.type) - TYPES.indexOf(b.type) || b.ap_lost - a.ap_lost,
+  "type": (a, b) => TYPES.indexOf(a.type) - TYPES.indexOf(b.type) || b.delta_ap - a.delta_ap,
   "class": (a, b) => a.name.localeCompare(b.name) || b.score - a.score,
-  "verdict": (a, b) => VERDICTS.indexOf(a.verdict) - VERDICTS.indexOf(b.verdict) || b.ap_lost - a.ap_lost,
-  "place of evidence": (a, b) => rank(PLACES, a.place) - rank(PLACES, b.place) || b.ap_lost - a.ap_lost,
-  "group": (a, b) => (a.group ?? Infinity) - (b.group ?? Infinity) || b.ap_lost - a.ap_lost,
+  "verdict": (a, b) => VERDICTS.indexOf(a.verdict) - VERDICTS.indexOf(b.verdict) || b.delta_ap - a.delta_ap,
+  "place of evidence": (a, b) => rank(EVIDENCE_LOCATIONS, a.place) - rank(EVIDENCE_LOCATIONS, b.place) || b.delta_ap - a.delta_ap,
+  "group": (a, b) => (a.group ?? Infinity) - (b.group ?? Infinity) || b.delta_ap - a.delta_ap,
   "file name": (a, b) => a.file_name.localeCompare(b.file_name) || b.score - a.score,
 };
 const rank = (list, value) => (list.indexOf(value) < 0 ? list.length : list.indexOf(value));
@@ -25,11 +25,11 @@ function showList() {
     type: [["", "all types"], ...TYPES.map((type) => [type, type])],
     label: [["", "all classes"], ...[...names].sort((a, b) => a[1].localeCompare(b[1]))],
     verdict: [["", "all verdicts"], ...VERDICTS.map((verdict) => [verdict, verdict])],
-    place: [["", "anywhere"], ...PLACES.map((place) => [place, PLACE_WORDS[place]]), ["none", "not explained"]],
-    nature: [["", "all"], ...NATURES.map((nature) => [nature, NATURE_WORDS[nature]]), ["none", "not told"]],
+    place: [["", "anywhere"], ...EVIDENCE_LOCATIONS.map((place) => [place, PLACE_WORDS[place]]), ["none", "not explained"]],
+    nature: [["", "all"], ...BACKGROUND_TYPES.map((nature) => [nature, NATURE_WORDS[nature]]), ["none", "not told"]],
     group: [["", "all groups"], ...(data.groups || []).map((group) => [String(group.number), (group.number + 1) + ": " + group.reading]), ["none", "in no group"]],
   };
-  const titles = {type: "Type", label: "Class", verdict: "Verdict", place: "Evidence", nature: "Background", group: "Group", order: "Sort by"};
+  const titles = {type: "Type", label: "Class", verdict: "Verdict", place: "Evidence", nature: "Background", group: "ErrorGroup", order: "Sort by"};
   const select = (name, options) => {
     controls[name] = el("select", {id: "by-" + name, change: (event) => { state[name] = event.target.value; refresh(); }},
       options.map(([value, text]) => el("option", {value}, text)));
@@ -98,8 +98,8 @@ function filterBy(filter, scroll = true) {
 }
 
 function thumbnail(one) {
-  const source = link(one.files.thumbnail) || link(one.files.picture);
-  if (!source) return el("span", {class: "thumbnail none"}, "no picture");
+  const source = link(one.files.thumbnail) || link(one.files.image);
+  if (!source) return el("span", {class: "thumbnail none"}, "no image");
   return el("img", {class: "thumbnail", src: source, alt: "", loading: "lazy", decoding: "async", width: 320, height: 240});
 }
 

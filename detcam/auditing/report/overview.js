@@ -18,7 +18,7 @@ function showFigures() {
   const missed = data.cases.filter((one) => one.type === "missed").length;
   const figures = [
     ["AP at IoU " + digits(data.iou_threshold, 2), digits(data.average_precision, 3), "COCO's average precision, mean over classes"],
-    ["pictures", count(data.images)],
+    ["images", count(data.images)],
     ["objects", count(data.objects)],
     ["false positives", count(data.false_positives)],
     ["missed objects", count(missed)],
@@ -40,12 +40,12 @@ function card(title, note, ...content) {
 }
 
 function lostChart() {
-  const most = Math.max(...data.types.map((one) => one.ap_lost || 0));
+  const most = Math.max(...data.types.map((one) => one.delta_ap || 0));
   const rows = data.types.map((one) => chartRow({type: one.type},
     [el("span", {class: "dot " + one.type}), one.type],
     el("td", {class: "number"}, count(one.count)),
-    el("td", {class: "wide"}, bar([{kind: one.type, value: one.ap_lost || 0}], most)),
-    el("td", {class: "number"}, digits(one.ap_lost, 3))));
+    el("td", {class: "wide"}, bar([{kind: one.type, value: one.delta_ap || 0}], most)),
+    el("td", {class: "number"}, digits(one.delta_ap, 3))));
   return card("AP lost by type of error", "what mending all errors of a type would add (TIDE)",
     el("table", {class: "chart"}, el("thead", {}, el("tr", {},
       el("th", {scope: "col"}, "type"), el("th", {scope: "col", class: "number"}, "errors"),
@@ -87,14 +87,14 @@ function evidenceChart() {
       el("td", {class: "number"}, count(of(key, kind)))));
   };
   return card("What the explained errors rest on", null,
-    el("table", {class: "chart"}, el("caption", {}, "where most of the evidence lies"), el("tbody", {}, rows("place", PLACES, PLACE_WORDS))),
-    of("type", "background") ? el("table", {class: "chart"}, el("caption", {}, "what those of type background are"), el("tbody", {}, rows("nature", NATURES, NATURE_WORDS))) : "",
+    el("table", {class: "chart"}, el("caption", {}, "where most of the evidence lies"), el("tbody", {}, rows("place", EVIDENCE_LOCATIONS, PLACE_WORDS))),
+    of("type", "background") ? el("table", {class: "chart"}, el("caption", {}, "what those of type background are"), el("tbody", {}, rows("nature", BACKGROUND_TYPES, NATURE_WORDS))) : "",
     el("table", {class: "chart"}, el("caption", {}, "whether it is the cause"), el("tbody", {}, rows("verdict", VERDICTS, {}))));
 }
 
 function showGroups() {
   if (!data.groups || !data.groups.length) return;
-  const groups = [...data.groups].sort((a, b) => b.ap_lost - a.ap_lost || a.number - b.number);
+  const groups = [...data.groups].sort((a, b) => b.delta_ap - a.delta_ap || a.number - b.number);
   const list = el("ol", {class: "groups"}, groups.slice(0, MOST_GROUPS).map(groupItem));
   const more = groups.length > MOST_GROUPS && el("button", {type: "button", class: "quiet", click: (event) => {
     list.append(...groups.slice(MOST_GROUPS).map(groupItem));
@@ -113,7 +113,7 @@ function groupItem(group) {
     el("div", {class: "group-text"},
       el("p", {class: "reading"}, group.reading),
       el("p", {class: "facts"}, tag(group.type), group.nature && tag(group.nature), group.name,
-        el("span", {class: "number"}, ap(group.ap_lost) + " AP"),
+        el("span", {class: "number"}, ap(group.delta_ap) + " AP"),
         el("span", {}, group.confirmed + " of " + cases.length + " confirmed"),
         el("button", {type: "button", class: "text", click: () => filterBy({group: String(group.number)})}, "show " + plural(cases.length, "case")))),
     el("div", {class: "strip"}, thumbnails));

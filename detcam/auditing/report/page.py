@@ -1,4 +1,4 @@
-"""The page: template, style, script and data put into one file that needs nothing else but the report's pictures."""
+"""The page: template, style, script and data put into one file that needs nothing else but the report's images."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from detcam.visualize.overlay import DEFAULT_COLORMAP, OVERLAY_ALPHA
 TEMPLATE = "page.html"
 STYLE = "page.css"
 SCRIPTS = ("dom.js", "overview.js", "list.js", "stage.js", "case.js", "main.js")
-EMPTY_WHERE_UNEXPLAINED = ("question", "method", "trials", "reason", "stage", "reading")
+EMPTY_WHERE_UNEXPLAINED = ("question", "method", "trials", "reason", "stage", "sentence")
 COLORS = 33  # of the heatmaps' colours, between which the page interpolates
 
 
@@ -32,7 +32,7 @@ def page(audit: Mapping[str, Any], outlines: Mapping[str, Mapping[str, str]]) ->
 
     Args:
         audit: what ``audit.json`` holds.
-        outlines: by case id, SVG paths around ``evidence`` and ``control`` in the picture's pixels.
+        outlines: by case id, SVG paths around ``evidence`` and ``control`` in the image's pixels.
     """
     cases = [_slim(case | {"outlines": outlines.get(case["id"])}) for case in audit["cases"]]
     data = {**audit, "cases": cases, "heat": {"colors": heat_colors(), "opacity": OVERLAY_ALPHA}}

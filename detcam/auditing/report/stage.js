@@ -1,4 +1,4 @@
-// The picture of a case with what lies over it: heat, outlines, boxes. One SVG, so that zooming is a change of its view.
+// The image of a case with what lies over it: heat, outlines, boxes. One SVG, so that zooming is a change of its view.
 
 const LAYERS = [
   ["box", "predicted box", "b"], ["truths", "true boxes", "t"], ["heat", "heatmap", "h"],
@@ -28,18 +28,18 @@ const contour = (path, kind) => (path ? [svg("path", {d: path, class: "casing"})
 function stage(one) {
   const [height, width] = one.image_size_hw;
   const whole = {x: 0, y: 0, width, height, preserveAspectRatio: "none"};
-  const picture = pictures.get(one.image_id), outlines = one.outlines || {};
-  const source = link(one.files.picture), heat = link(one.files.heatmap);
+  const image = images.get(one.image_id), outlines = one.outlines || {};
+  const source = link(one.files.image), heat = link(one.files.heatmap);
   const parts = {
     heat: heat ? [svg("image", {...whole, href: heat, filter: "url(#heat-colors)"})] : [],
-    truths: trueBoxes(one, picture),
+    truths: trueBoxes(one, image),
     control: contour(outlines.control, "control"),
     evidence: contour(outlines.evidence, "evidence"),
     box: rectangle(one.box_xyxy, one.type === "missed" ? "true concerned" : "predicted", one.name + " " + score(one.score)),
   };
-  const words = "Picture " + one.file_name + ": " + one.name + ", " + one.type;
-  const node = svg("svg", {class: "stage-picture", role: "img", "aria-label": words, preserveAspectRatio: "xMidYMid meet"}, svg("defs", {}, heatFilter()),
-    source ? svg("image", {...whole, href: source}) : svg("rect", {...whole, class: "no-picture"}));
+  const words = "Image " + one.file_name + ": " + one.name + ", " + one.type;
+  const node = svg("svg", {class: "stage-image", role: "img", "aria-label": words, preserveAspectRatio: "xMidYMid meet"}, svg("defs", {}, heatFilter()),
+    source ? svg("image", {...whole, href: source}) : svg("rect", {...whole, class: "no-image"}));
   const groups = {};
   for (const [name, content] of Object.entries(parts)) {
     groups[name] = svg("g", {"data-layer": name}, content);
@@ -57,8 +57,8 @@ function stage(one) {
   return {node: el("div", {class: "stage"}, node, panel.node), toggle: panel.toggle};
 }
 
-function trueBoxes(one, picture) {
-  const objects = (picture && picture.objects) || (one.truth ? [one.truth] : []);
+function trueBoxes(one, image) {
+  const objects = (image && image.objects) || (one.truth ? [one.truth] : []);
   const concerned = one.truth && String(one.truth.annotation_id);
   return objects.flatMap((object) => {
     const kind = object.crowd ? "true crowd" : String(object.annotation_id) === concerned ? "true concerned" : "true";
@@ -66,7 +66,7 @@ function trueBoxes(one, picture) {
   });
 }
 
-// The box with as much again around it, in the shape of the picture.
+// The box with as much again around it, in the shape of the image.
 function zoomed(one) {
   const [height, width] = one.image_size_hw, [left, top, right, bottom] = one.box_xyxy;
   const scale = Math.min(1, Math.max((right - left) * 2.4 / width, (bottom - top) * 2.4 / height, 24 / Math.max(width, height)));

@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from detcam.auditing.analysis import ClassSummary, ErrorAnalysis
-from detcam.auditing.case import Case, Group
+from detcam.auditing.case import AuditCase, ErrorGroup
 from detcam.auditing.errors import ErrorType
 from detcam.auditing.sentences import rests_outside
 from detcam.data.annotations import Annotations
-from detcam.data.issues import Problems
+from detcam.data.issues import DataIssues
 from detcam.utils.files import plain
 from detcam.utils.version import __version__
 
@@ -21,27 +21,27 @@ VERSION = 1
 
 
 @dataclass(frozen=True)
-class Summary:
+class ReportSummary:
     """What an audit found.
 
     Attributes:
         model: the model's name.
         adapter: the family that it was explained as.
         annotations: name of the annotation file.
-        images: how many pictures were judged.
+        images: how many images were judged.
         objects: how many objects there were to find, crowd regions aside.
         iou_threshold: least overlap of a right detection, in (0, 1].
         average_precision: COCO's mean over classes at that overlap, in [0, 1]; NaN where there was nothing to find.
         false_positives: how many detections count as wrong.
         false_positive_ap: how much higher average precision would be without them; NaN as above.
         counts: how many cases of each type.
-        ap_lost: what mending all errors of a type would add to TIDE's average precision.
+        delta_ap: what mending all errors of a type would add to TIDE's average precision.
         classes: a summary per class.
         category_ids: class index to the annotation file's category id, of the classes whose objects it has.
         settings: what the audit was asked for, by name.
         groups: errors that share a cause, the costliest first.
         cases: every error.
-        problems: what was wrong with the data, and what was left out because of it.
+        issues: what was wrong with the data, and what was left out because of it.
         seconds: how long the audit took.
         version: of detcam.
     """
@@ -56,13 +56,13 @@ class Summary:
     false_positives: int
     false_positive_ap: float
     counts: Mapping[ErrorType, int]
-    ap_lost: Mapping[ErrorType, float]
+    delta_ap: Mapping[ErrorType, float]
     classes: tuple[ClassSummary, ...]
     category_ids: Mapping[int, int] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
-    groups: tuple[Group, ...] = ()
-    cases: tuple[Case, ...] = ()
-    problems: Problems = field(default_factory=Problems)
+    groups: tuple[ErrorGroup, ...] = ()
+    cases: tuple[AuditCase, ...] = ()
+    issues: DataIssues = field(default_factory=DataIssues)
     seconds: float = 0.0
     version: str = __version__
 
@@ -84,12 +84,12 @@ class Summary:
         model: str,
         adapter: str,
         iou_threshold: float,
-        cases: Sequence[Case],
-        groups: Sequence[Group] = (),
+        cases: Sequence[AuditCase],
+        groups: Sequence[ErrorGroup] = (),
         settings: Mapping[str, Any] | None = None,
-        problems: Problems | None = None,
+        issues: DataIssues | None = None,
         seconds: float = 0.0,
-    ) -> Summary:
+    ) -> ReportSummary:
         """Put together what was found.
 
         Args:
@@ -101,7 +101,7 @@ class Summary:
             cases: all of the analysis, explained or not.
             groups: errors that share a cause.
             settings: what the audit was asked for: texts, numbers, lists, mappings.
-            problems: that the audit itself met.
+            issues: that the audit itself met.
             seconds: how long the audit took.
 
         Raises:
@@ -122,15 +122,15 @@ class Summary:
             iou_threshold=iou_threshold,
             average_precision=analysis.average_precision,
             false_positives=len(wrong),
-            false_positive_ap=analysis.average_precision_lost(wrong),
+            false_positive_ap=analysis.delta_ap_without(wrong),
             counts=analysis.counts(),
-            ap_lost=analysis.ap_lost.by_type,
+            delta_ap=analysis.delta_ap.by_type,
             classes=tuple(analysis.classes[label] for label in sorted(analysis.classes)),
             category_ids=categories,
             settings=dict(settings or {}),
             groups=tuple(groups),
             cases=tuple(cases),
-            problems=annotations.problems + (problems or Problems()),
+            issues=annotations.issues + (issues or DataIssues()),
             seconds=seconds,
         )
 
@@ -141,8 +141,8 @@ class Summary:
         if explained:
             outside = sum(rests_outside(case) for case in explained)
             lines.append(f"{_share(outside, len(explained))} on something outside the box.")
-        background = [case for case in explained if case.nature is not None]
-        unlabelled = sum(case.nature == "unlabelled" for case in background)
+        background = [case for case in explained if case.background_type is not None]
+        unlabelled = sum(case.background_type == "unlabelled" for case in background)
         if unlabelled:
             lines.append(
                 f"{unlabelled} of {len(background)} detections of nothing may be objects that nobody labelled: look at "
@@ -170,7 +170,7 @@ class Summary:
         return f"{count} cost{'' if plural else 's'} {_ap(self.false_positive_ap)} AP."
 
     def to_json(self) -> dict[str, Any]:
-        """The summary for ``audit.json``, without the cases' and pictures' files."""
+        """The summary for ``audit.json``, without the cases' and images' files."""
         return {
             "schema": SCHEMA,
             "version": VERSION,
@@ -186,14 +186,15 @@ class Summary:
             "false_positive_ap": plain(self.false_positive_ap),
             "headline": self.headline(),
             "types": [
-                {"type": kind, "count": self.counts[kind], "ap_lost": plain(self.ap_lost[kind])} for kind in self.counts
+                {"type": kind, "count": self.counts[kind], "delta_ap": plain(self.delta_ap[kind])}
+                for kind in self.counts
             ],
             "classes": [plain(asdict(summary)) for summary in self.classes],
             "settings": plain(self.settings),
             "seconds": plain(self.seconds),
             "groups": [group.to_json() for group in self.groups],
             "cases": [case.to_json() for case in self.cases],
-            "problems": [plain(asdict(problem)) for problem in self.problems],
+            "issues": [plain(asdict(issue)) for issue in self.issues],
         }
 
 

@@ -7,19 +7,19 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from detcam.auditing.case import Case
-from detcam.auditing.report.summary import Summary
+from detcam.auditing.case import AuditCase
+from detcam.auditing.report.summary import ReportSummary
 from detcam.utils.files import plain
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 COLUMNS = (
-    "id", "file_name", "image_id", "type", "class", "label", "score", "left", "top", "right", "bottom", "ap_lost",
-    "verdict", "place", "evidence_area", "smallest_area", "true_class", "iou", "nature", "likeness", "group",
-    "method", "question", "reason", "reading",
+    "id", "file_name", "image_id", "type", "class", "label", "score", "left", "top", "right", "bottom", "delta_ap",
+    "verdict", "place", "evidence_area", "smallest_area", "true_class", "iou", "background_type", "typicality", "group",
+    "method", "question", "reason", "sentence",
 )  # fmt: skip
 
 
-def false_positives_csv(summary: Summary) -> bytes:
+def false_positives_csv(summary: ReportSummary) -> bytes:
     """One line per false positive, the costliest first: UTF-8 with a mark that spreadsheets know, comma-separated.
 
     Texts that a spreadsheet would take for a formula begin with an apostrophe.
@@ -32,12 +32,12 @@ def false_positives_csv(summary: Summary) -> bytes:
     return stream.getvalue().encode("utf-8-sig", "backslashreplace")
 
 
-def _row(case: Case) -> list[Any]:
+def _row(case: AuditCase) -> list[Any]:
     truth = case.truth
     return [
         case.id, case.file_name, case.image_id, case.type, case.name, case.label, case.score, *case.box_xyxy,
-        case.ap_lost, case.verdict, case.place, case.area, case.smallest, truth and truth.name, truth and truth.iou,
-        case.nature, case.likeness, case.group, case.method, case.question, case.reason, case.reading,
+        case.delta_ap, case.verdict, case.place, case.area, case.smallest, truth and truth.name, truth and truth.iou,
+        case.background_type, case.typicality, case.group, case.method, case.question, case.reason, case.sentence,
     ]  # fmt: skip
 
 
@@ -48,21 +48,21 @@ def _cell(value: Any) -> Any:
     return "" if value is None else value
 
 
-def costliest_first(cases: Sequence[Case]) -> list[Case]:
+def costliest_first(cases: Sequence[AuditCase]) -> list[AuditCase]:
     """The false positives among the cases, by what each costs, then by score."""
-    return sorted((case for case in cases if case.is_false_positive), key=lambda case: (-case.ap_lost, -case.score))
+    return sorted((case for case in cases if case.is_false_positive), key=lambda case: (-case.delta_ap, -case.score))
 
 
-def false_positives_coco(summary: Summary) -> dict[str, Any]:
+def false_positives_coco(summary: ReportSummary) -> dict[str, Any]:
     """The false positives as COCO annotations with scores, and with what was found out as attributes.
 
-    Pictures keep their ids where all are whole numbers, and are numbered from 1 otherwise. Categories keep the ids of
+    Images keep their ids where all are whole numbers, and are numbered from 1 otherwise. Categories keep the ids of
     the annotation file where it has all of them, and take the model's class indices otherwise.
     """
     wrong = [case for case in summary.cases if case.is_false_positive]
-    pictures = {case.image_id: case for case in wrong}
-    whole = all(isinstance(image_id, int) for image_id in pictures)
-    image_ids = {image_id: image_id if whole else at for at, image_id in enumerate(pictures, 1)}
+    images = {case.image_id: case for case in wrong}
+    whole = all(isinstance(image_id, int) for image_id in images)
+    image_ids = {image_id: image_id if whole else at for at, image_id in enumerate(images, 1)}
     names = {item.label: item.name for item in summary.classes} | {case.label: case.name for case in wrong}
     known = names.keys() <= summary.category_ids.keys()
     category_ids: Mapping[int, int] = summary.category_ids if known else {label: label for label in names}
@@ -80,7 +80,7 @@ def false_positives_coco(summary: Summary) -> dict[str, Any]:
                 "width": case.image_size_hw[1],
                 "height": case.image_size_hw[0],
             }
-            for image_id, case in pictures.items()
+            for image_id, case in images.items()
         ],
         "annotations": [
             _annotation(number, case, image_ids[case.image_id], category_ids[case.label])
@@ -89,7 +89,7 @@ def false_positives_coco(summary: Summary) -> dict[str, Any]:
     }
 
 
-def _annotation(number: int, case: Case, image_id: int | str, category_id: int) -> dict[str, Any]:
+def _annotation(number: int, case: AuditCase, image_id: int | str, category_id: int) -> dict[str, Any]:
     left, top, right, bottom = (float(value) for value in case.box_xyxy)
     return {
         "id": number,
@@ -105,7 +105,7 @@ def _annotation(number: int, case: Case, image_id: int | str, category_id: int) 
             "type": case.type,
             "verdict": case.verdict,
             "place": case.place or "",
-            "nature": case.nature or "",
-            "ap_lost": plain(case.ap_lost),
+            "background_type": case.background_type or "",
+            "delta_ap": plain(case.delta_ap),
         },
     }

@@ -1,4 +1,4 @@
-"""Write a report while the audit runs: pictures and cases one by one, the page and the tables at the end.
+"""Write a report while the audit runs: images and cases one by one, the page and the tables at the end.
 
 What an interrupted run wrote stays and is used; every file is written under another name and renamed.
 """
@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from detcam.auditing.case import Case, Maps
+from detcam.auditing.case import AuditCase, CaseMaps
 from detcam.auditing.report import images, layout
 from detcam.auditing.report.page import page
-from detcam.auditing.report.summary import Summary
+from detcam.auditing.report.summary import ReportSummary
 from detcam.auditing.report.tables import false_positives_coco, false_positives_csv
-from detcam.data.ground_truth import TrueObjects
+from detcam.data.ground_truth import GroundTruth
 from detcam.utils.files import plain, replace_file
-from detcam.visualize.convert import Picture
+from detcam.visualize.convert import ImageArray
 
 TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.tmp")
 
@@ -36,51 +36,51 @@ class ReportWriter:
 
     def __init__(self, out: str | Path) -> None:
         self.out = Path(out)
-        for folder in (self.out, self.out / layout.PICTURES, self.out / layout.CASES):
+        for folder in (self.out, self.out / layout.IMAGES, self.out / layout.CASES):
             folder.mkdir(parents=True, exist_ok=True)
             for left_over in folder.iterdir():  # of a run that was killed
                 if TEMPORARY.fullmatch(left_over.name):
                     left_over.unlink(missing_ok=True)
 
-    def picture(self, image_id: int | str, file_name: str, picture: Picture, truths: TrueObjects) -> Path:
-        """Write a picture, unless it is there already, and what is truly in it.
+    def image(self, image_id: int | str, file_name: str, image: ImageArray, truths: GroundTruth) -> Path:
+        """Write an image, unless it is there already, and what is truly in it.
 
         Args:
             image_id: as the annotation file has it.
             file_name: as the annotation file has it.
-            picture: (H, W, 3) uint8 RGB.
+            image: (H, W, 3) uint8 RGB.
             truths: its true objects.
 
         Returns:
-            The picture's path.
+            The image's path.
 
         Raises:
             TypeError: not an array of uint8.
-            ValueError: not of the size of the true objects' picture.
+            ValueError: not of the size of the true objects' image.
         """
-        _check_picture(picture, truths.image_size_hw)
-        stem = layout.picture_stem(image_id, file_name)
-        path = self.out / layout.PICTURES / f"{stem}.jpg"
+        _check_image(image, truths.image_size_hw)
+        stem = layout.image_stem(image_id, file_name)
+        path = self.out / layout.IMAGES / f"{stem}.jpg"
         if not path.exists():
-            replace_file(path, images.picture_jpeg(picture))
-        replace_file(path.with_suffix(".json"), _json_bytes(_describe_picture(image_id, file_name, truths)))
+            replace_file(path, images.image_jpeg(image))
+        replace_file(path.with_suffix(".json"), _json_bytes(_describe_image(image_id, file_name, truths)))
         return path
 
-    def case(self, case: Case, picture: Picture, maps: Maps | None) -> None:
+    def case(self, case: AuditCase, image: ImageArray, maps: CaseMaps | None) -> None:
         """Write a case's thumbnail and, where it was explained, its maps.
 
         Args:
             case: of the report that `finish` will write.
-            picture: (H, W, 3) uint8 RGB.
+            image: (H, W, 3) uint8 RGB.
             maps: None where it was not explained.
 
         Raises:
-            TypeError: the picture is not an array of uint8.
+            TypeError: the image is not an array of uint8.
             ValueError: sizes differ.
         """
-        _check_picture(picture, case.image_size_hw)
+        _check_image(image, case.image_size_hw)
         color = images.TRUE_COLOR if case.type == "missed" else images.BOX_COLOR
-        contents = {"thumbnail": images.thumbnail_jpeg(picture, case.box_xyxy, maps, color)}
+        contents = {"thumbnail": images.thumbnail_jpeg(image, case.box_xyxy, maps, color)}
         if maps is not None:
             for kind, values in (("heatmap", maps.heatmap), ("evidence", maps.evidence), ("control", maps.control)):
                 _check_map(kind, values, case.image_size_hw)
@@ -95,7 +95,7 @@ class ReportWriter:
             else:
                 path.unlink(missing_ok=True)
 
-    def finish(self, summary: Summary) -> Path:
+    def finish(self, summary: ReportSummary) -> Path:
         """Write the JSON file, the tables and the page.
 
         Returns:
@@ -105,20 +105,20 @@ class ReportWriter:
             ValueError: a file of an earlier run is damaged.
         """
         audit = summary.to_json()
-        audit["pictures"] = self._pictures(summary)
-        files = {entry["image_id"]: entry["file"] for entry in audit["pictures"]}
+        audit["images"] = self._images(summary)
+        files = {entry["image_id"]: entry["file"] for entry in audit["images"]}
         for case, entry in zip(summary.cases, audit["cases"], strict=True):
-            entry["files"] = {"picture": files.get(case.image_id)} | self._case_files(case)
+            entry["files"] = {"image": files.get(case.image_id)} | self._case_files(case)
         replace_file(self.out / layout.AUDIT, _json_bytes(audit))
         replace_file(self.out / layout.TABLE, false_positives_csv(summary))
         replace_file(self.out / layout.COCO, _json_bytes(false_positives_coco(summary)))
         return replace_file(self.out / layout.INDEX, page(audit, self._outlines(summary, audit)))
 
-    def _pictures(self, summary: Summary) -> list[dict[str, Any]]:
-        """The entries of the pictures that were written, in the order of their cases."""
+    def _images(self, summary: ReportSummary) -> list[dict[str, Any]]:
+        """The entries of the images that were written, in the order of their cases."""
         entries = []
         for image_id, file_name in dict.fromkeys((case.image_id, case.file_name) for case in summary.cases):
-            name = f"{layout.PICTURES}/{layout.picture_stem(image_id, file_name)}.json"
+            name = f"{layout.IMAGES}/{layout.image_stem(image_id, file_name)}.json"
             if (self.out / name).exists():
                 try:
                     entries.append(json.loads((self.out / name).read_bytes()))
@@ -126,7 +126,7 @@ class ReportWriter:
                     raise ValueError(f"{self.out / name} is damaged; delete it and run the audit again") from error
         return entries
 
-    def _case_files(self, case: Case) -> dict[str, str | None]:
+    def _case_files(self, case: AuditCase) -> dict[str, str | None]:
         """Its files by kind, as paths from the report's folder; maps only of a case that was explained."""
         found: dict[str, str | None] = {}
         for kind in layout.CASE_FILES:
@@ -135,10 +135,10 @@ class ReportWriter:
             found[kind] = f"{layout.CASES}/{path.name}" if there else None
         return found
 
-    def _case_file(self, case: Case, kind: str) -> Path:
+    def _case_file(self, case: AuditCase, kind: str) -> Path:
         return self.out / layout.CASES / f"{layout.case_stem(case.id)}{layout.CASE_FILES[kind]}"
 
-    def _outlines(self, summary: Summary, audit: dict[str, Any]) -> dict[str, dict[str, str]]:
+    def _outlines(self, summary: ReportSummary, audit: dict[str, Any]) -> dict[str, dict[str, str]]:
         """SVG paths around evidence and control, by case id."""
         found: dict[str, dict[str, str]] = {}
         for case, entry in zip(summary.cases, audit["cases"], strict=True):
@@ -149,13 +149,13 @@ class ReportWriter:
         return found
 
 
-def _describe_picture(image_id: int | str, file_name: str, truths: TrueObjects) -> dict[str, Any]:
+def _describe_image(image_id: int | str, file_name: str, truths: GroundTruth) -> dict[str, Any]:
     return {
         "image_id": image_id,
         "file_name": file_name,
         "height": truths.image_size_hw[0],
         "width": truths.image_size_hw[1],
-        "file": f"{layout.PICTURES}/{layout.picture_stem(image_id, file_name)}.jpg",
+        "file": f"{layout.IMAGES}/{layout.image_stem(image_id, file_name)}.jpg",
         "objects": [
             {
                 "annotation_id": annotation_id,
@@ -180,12 +180,12 @@ def _json_bytes(content: Any) -> bytes:
     return json.dumps(content, ensure_ascii=False, indent=1, allow_nan=False).encode("utf-8", "backslashreplace")
 
 
-def _check_picture(picture: Any, size_hw: tuple[int, int]) -> None:
-    if not isinstance(picture, np.ndarray) or picture.dtype != np.uint8:
-        kind = getattr(picture, "dtype", type(picture).__name__)
-        raise TypeError(f"expected a picture as an array of uint8, got {kind}; detcam.data.images.load_image gives one")
-    if picture.shape != (*size_hw, 3):
-        raise ValueError(f"expected a picture of shape {(*size_hw, 3)}, got {picture.shape}; is it another picture?")
+def _check_image(image: Any, size_hw: tuple[int, int]) -> None:
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
+        kind = getattr(image, "dtype", type(image).__name__)
+        raise TypeError(f"expected an image as an array of uint8, got {kind}; detcam.data.images.load_image gives one")
+    if image.shape != (*size_hw, 3):
+        raise ValueError(f"expected an image of shape {(*size_hw, 3)}, got {image.shape}; is it another image?")
 
 
 def _check_map(kind: str, values: Any, size_hw: tuple[int, int]) -> None:
@@ -194,6 +194,8 @@ def _check_map(kind: str, values: Any, size_hw: tuple[int, int]) -> None:
     wanted = np.uint8 if kind == "heatmap" else np.bool_
     if not isinstance(values, np.ndarray) or values.dtype != wanted:
         got = getattr(values, "dtype", type(values).__name__)
-        raise TypeError(f"expected {kind} as an array of {np.dtype(wanted)}, got {got}; see detcam.auditing.case.Maps")
+        raise TypeError(
+            f"expected {kind} as an array of {np.dtype(wanted)}, got {got}; see detcam.auditing.case.CaseMaps"
+        )
     if values.shape != tuple(size_hw):
-        raise ValueError(f"expected {kind} of the picture's size {tuple(size_hw)}, got {values.shape}; resize it first")
+        raise ValueError(f"expected {kind} of the image's size {tuple(size_hw)}, got {values.shape}; resize it first")

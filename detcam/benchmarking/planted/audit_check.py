@@ -15,19 +15,19 @@ from torch import Tensor
 
 from detcam.adapters import Adapter
 from detcam.auditing.analysis import analyze_errors
-from detcam.auditing.case import PLACES, Place
+from detcam.auditing.case import EVIDENCE_LOCATIONS, EvidenceLocation
 from detcam.auditing.evidence import box_region, elsewhere, places, shares
-from detcam.auditing.explainer import Examined, Examiner, Picture, true_regions
+from detcam.auditing.explainer import ErrorExplainer, ErrorImage, ExplainedError, ground_truth_regions
 from detcam.auditing.pipeline import plain_case
 from detcam.benchmarking.planted.certify import THRESHOLD, PlantedCase
-from detcam.benchmarking.planted.hit_metrics import Finding, judge_map
+from detcam.benchmarking.planted.hit_metrics import MapHit, judge_map
 from detcam.cam import BaseCAM
-from detcam.data.ground_truth import TrueObjects
+from detcam.data.ground_truth import GroundTruth
 from detcam.data.images import load_image
 
 
 @dataclass(frozen=True)
-class Verdicts:
+class AuditCheck:
     """What an audit said of one case.
 
     Attributes:
@@ -38,12 +38,12 @@ class Verdicts:
         on_cause: whether that evidence touches the cause.
         wrong: of causes that are none, held out to it: how many.
         wrong_confirmed: how many of those it confirmed.
-        passes: pictures that the network saw for the case: map, verification and controls.
+        passes: images that the network saw for the case: map, verification and controls.
     """
 
-    finding: Finding
-    place: Place | None
-    true_place: Place
+    finding: MapHit
+    place: EvidenceLocation | None
+    true_place: EvidenceLocation
     confirmed: bool
     on_cause: bool
     wrong: int
@@ -60,11 +60,11 @@ class _Given:
         self.maps = maps
 
     def explain(self, images: Sequence[Any], targets: Sequence[Sequence[Any]]) -> list[SimpleNamespace]:
-        """The maps, for one picture."""
+        """The maps, for one image."""
         return [SimpleNamespace(heatmaps=self.maps)]
 
 
-def audit_case(adapter: Adapter, cam: BaseCAM, case: PlantedCase, first_label: int) -> Verdicts:
+def audit_case(adapter: Adapter, cam: BaseCAM, case: PlantedCase, first_label: int) -> AuditCheck:
     """Let an audit examine a case, and then causes that are none: an unrelated thing, and a place of the cue's shape.
 
     Args:
@@ -73,20 +73,20 @@ def audit_case(adapter: Adapter, cam: BaseCAM, case: PlantedCase, first_label: i
         case: the case.
         first_label: the detector's label of the first class.
     """
-    picture = _picture(adapter, case, first_label)
-    found = _examine(adapter, cam, picture)
+    image = _image(adapter, case, first_label)
+    found = _examine(adapter, cam, image)
     if found.maps is None:
         raise RuntimeError(f"the audit could not explain scene {case.scene.seed}: {found.case.reason}")
-    truth = picture.truth
-    where = places(truth.image_size_hw, found.case.box_xyxy, *true_regions(picture.errors[0], truth, masks=False))
+    truth = image.truth
+    where = places(truth.image_size_hw, found.case.box_xyxy, *ground_truth_regions(image.errors[0], truth, masks=False))
     held = shares(case.cause.float(), where)
     evidence = torch.from_numpy(np.asarray(found.maps.evidence))
     wrong = wrong_causes(case)
-    verdicts = [_examine(adapter, cast(BaseCAM, _Given([heat.float()])), picture).case.verdict for heat in wrong]
-    return Verdicts(
+    verdicts = [_examine(adapter, cast(BaseCAM, _Given([heat.float()])), image).case.verdict for heat in wrong]
+    return AuditCheck(
         judge_map(torch.from_numpy(np.asarray(found.maps.heatmap)).float(), case.cause),
         found.case.place,
-        max(PLACES, key=held.__getitem__),
+        max(EVIDENCE_LOCATIONS, key=held.__getitem__),
         found.case.verdict == "confirmed",
         bool((evidence & case.cause).any()),
         len(wrong),
@@ -108,26 +108,26 @@ def wrong_causes(case: PlantedCase) -> list[Tensor]:
     return found
 
 
-def _examine(adapter: Adapter, cam: BaseCAM, picture: Picture) -> Examined:
-    return Examiner(adapter, cam, adapter.names, THRESHOLD).examine([picture])[0][0]
+def _examine(adapter: Adapter, cam: BaseCAM, image: ErrorImage) -> ExplainedError:
+    return ErrorExplainer(adapter, cam, adapter.names, THRESHOLD).examine([image])[0][0]
 
 
-def _picture(adapter: Adapter, case: PlantedCase, first_label: int) -> Picture:
+def _image(adapter: Adapter, case: PlantedCase, first_label: int) -> ErrorImage:
     """The case as an audit meets it: matched with the labels of its scene."""
-    truth = true_objects(case, adapter, first_label)
+    truth = ground_truth(case, adapter, first_label)
     analysis = analyze_errors([case.found], [truth])
     position = next(i for i, error in enumerate(analysis) if error.detection == case.index)
     plain = plain_case(analysis, position, [case.found], [truth])
-    return Picture(load_image(case.scene.image), case.found, truth, [analysis[position]], [plain])
+    return ErrorImage(load_image(case.scene.image), case.found, truth, [analysis[position]], [plain])
 
 
-def true_objects(case: PlantedCase, adapter: Adapter, first_label: int) -> TrueObjects:
+def ground_truth(case: PlantedCase, adapter: Adapter, first_label: int) -> GroundTruth:
     """A scene's labels as annotations."""
     boxes = torch.from_numpy(case.scene.boxes_xyxy)
     x1, y1, x2, y2 = case.scene.boxes_xyxy.astype(np.float64).T.reshape(4, -1)
     labels = torch.from_numpy(case.scene.labels) + first_label
     name = f"{case.scenario}-{case.scene.seed}"
-    return TrueObjects(
+    return GroundTruth(
         image_id=name,
         file_name=f"{name}.png",
         path=Path(f"{name}.png"),

@@ -33,7 +33,7 @@ class PlantedCase:
 
     Attributes:
         scenario: what was planted.
-        scene: the picture.
+        scene: the image.
         found: what the detector found in it.
         index: which detection is the false positive.
         cue: the thing that makes it: without it, it is gone.
@@ -60,7 +60,7 @@ class PlantedCase:
 
 
 @dataclass(frozen=True)
-class Tried:
+class CertificationTrial:
     """How often a scenario's scenes deceived a detector.
 
     Attributes:
@@ -81,8 +81,8 @@ def find_cases(
     *,
     wanted: int,
     scenes: int = 400,
-    told: Callable[[int], None] | None = None,
-) -> Tried:
+    on_progress: Callable[[int], None] | None = None,
+) -> CertificationTrial:
     """Look for certified false positives in a scenario's test scenes.
 
     Args:
@@ -91,7 +91,7 @@ def find_cases(
         scenario: whose test scenes.
         wanted: stop with so many cases; the last scene's are all taken.
         scenes: at most so many scenes are drawn.
-        told: is told how many cases there are after each batch of scenes.
+        on_progress: is told how many cases there are after each batch of scenes.
     """
     cases: list[PlantedCase] = []
     tempted = fired = 0
@@ -114,11 +114,11 @@ def find_cases(
         for (case, _, _), gone, stays in zip(tried, without_cue, without_other, strict=True):
             if not still_there(case.target, gone) and still_there(case.target, stays):
                 cases.append(case)
-        if told is not None:
-            told(len(cases))
+        if on_progress is not None:
+            on_progress(len(cases))
         if len(cases) >= wanted:
             break
-    return Tried(tuple(cases), tempted, fired)
+    return CertificationTrial(tuple(cases), tempted, fired)
 
 
 def temptations(scene: Scene) -> list[tuple[Thing, Thing]]:

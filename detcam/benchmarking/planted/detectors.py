@@ -24,7 +24,7 @@ PYRAMID_CHANNELS = 64
 LEARNING_RATE = 2e-3
 
 Loss = Callable[[nn.Module, Sequence[Tensor], Sequence[dict[str, Tensor]]], Tensor]
-"""From a detector, pictures (3, H, W) in [0, 1], and their ``boxes`` (xyxy pixels) and ``labels``, to a scalar."""
+"""From a detector, images (3, H, W) in [0, 1], and their ``boxes`` (xyxy pixels) and ``labels``, to a scalar."""
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,7 @@ def train(
     *,
     seed: int = 0,
     start: nn.Module | None = None,
-    told: Callable[[int, float], None] | None = None,
+    on_progress: Callable[[int, float], None] | None = None,
 ) -> nn.Module:
     """Trains a detector on a scenario's scenes.
 
@@ -211,7 +211,7 @@ def train(
         steps: optimiser steps, of BATCH_SIZE scenes each.
         seed: of the weights, the order of scenes and PyTorch's global generator, which is put back afterwards.
         start: whose weights to start from; None starts from random ones.
-        told: is told of each step and its loss.
+        on_progress: is told of each step and its loss.
 
     Returns:
         The detector, in evaluation mode.
@@ -237,8 +237,8 @@ def train(
             nn.utils.clip_grad_norm_(model.parameters(), 5.0)
             optimiser.step()
             schedule.step()
-            if told is not None:
-                told(step, float(loss.detach()))
+            if on_progress is not None:
+                on_progress(step, float(loss.detach()))
     return model.eval()
 
 

@@ -12,11 +12,11 @@ from torch.nn import functional as F
 RANKS = 10
 """Places of a map that are looked at, the hottest first."""
 APART = 0.08
-"""Least distance of two of them, as a share of the picture's longer side."""
+"""Least distance of two of them, as a share of the image's longer side."""
 
 
 @dataclass(frozen=True)
-class Finding:
+class MapHit:
     """What one map says of one certified cause.
 
     Attributes:
@@ -30,14 +30,14 @@ class Finding:
     rank: int
 
 
-def judge_map(heatmap: Tensor, cause: Tensor) -> Finding:
+def judge_map(heatmap: Tensor, cause: Tensor) -> MapHit:
     """Judge a map (H, W), not negative, against the pixels (H, W) bool of a cause."""
     total = float(heatmap.sum())
     if total <= 0:
-        return Finding(False, 0.0, RANKS + 1)
+        return MapHit(False, 0.0, RANKS + 1)
     places = hottest_places(heatmap, RANKS)
     rank = next((number for number, at in enumerate(places, 1) if bool(cause.flatten()[at])), RANKS + 1)
-    return Finding(rank == 1, float(heatmap[cause].sum()) / total, rank)
+    return MapHit(rank == 1, float(heatmap[cause].sum()) / total, rank)
 
 
 def hottest_places(heatmap: Tensor, most: int) -> list[int]:
@@ -62,7 +62,7 @@ def hottest_places(heatmap: Tensor, most: int) -> list[int]:
 
 
 @dataclass(frozen=True)
-class Summary:
+class HitSummary:
     """Findings of one method on some cases.
 
     Attributes:
@@ -80,14 +80,14 @@ class Summary:
     passes: float
 
 
-def summarize(findings: Sequence[Finding], passes: float) -> Summary:
+def summarize(findings: Sequence[MapHit], passes: float) -> HitSummary:
     """The means of some findings; of none, NaN."""
     count = len(findings)
 
     def mean(values: list[float]) -> float:
         return sum(values) / count if count else float("nan")
 
-    return Summary(
+    return HitSummary(
         count,
         mean([float(one.peak) for one in findings]),
         mean([one.energy for one in findings]),

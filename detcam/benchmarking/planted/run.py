@@ -17,11 +17,11 @@ from detcam.adapters import Adapter
 from detcam.adapters.base import Target
 from detcam.auditing.pipeline import METHOD
 from detcam.benchmarking.controls import filled
-from detcam.benchmarking.planted.audit_check import Verdicts, audit_case
+from detcam.benchmarking.planted.audit_check import AuditCheck, audit_case
 from detcam.benchmarking.planted.certify import PlantedCase, find_cases
 from detcam.benchmarking.planted.detectors import Family, families
-from detcam.benchmarking.planted.hit_metrics import Finding, Summary, judge_map, summarize
-from detcam.benchmarking.planted.training_cache import Told, Workshop, detector_name
+from detcam.benchmarking.planted.hit_metrics import HitSummary, MapHit, judge_map, summarize
+from detcam.benchmarking.planted.training_cache import ProgressCallback, TrainingCache, detector_name
 from detcam.explanation.explain import make_cam
 from detcam.methods.spec import method_from
 from detcam.metrics.cost import count_work
@@ -53,7 +53,7 @@ class MethodRow:
     family: str
     scenario: ScenarioName
     method: str
-    summary: Summary
+    summary: HitSummary
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class AuditRow:
         right: share that it confirms with evidence that touches the cause.
         wrong: causes that are none, held out to it.
         wrong_confirmed: how many of those it confirmed.
-        passes: mean pictures that the network saw for a case: map, verification and controls.
+        passes: mean images that the network saw for a case: map, verification and controls.
     """
 
     family: str
@@ -101,7 +101,7 @@ class DetectorRow:
         twin_fired: at how many the twin fired.
         energy: mean share of the energy on the cause, of ReachCAM's maps.
         twin_energy: the same where the twin is asked for the same box and class.
-        likeness: mean correlation of the two maps, in [-1, 1].
+        typicality: mean correlation of the two maps, in [-1, 1].
     """
 
     family: str
@@ -113,7 +113,7 @@ class DetectorRow:
     twin_fired: int
     energy: float
     twin_energy: float
-    likeness: float
+    typicality: float
 
 
 @dataclass(frozen=True)
@@ -134,8 +134,8 @@ def benchmark_planted(
     cases: int = 40,
     seed: int = 0,
     effort: float = 1.0,
-    trained: Told | None = None,
-    told: Callable[[str], None] | None = None,
+    trained: ProgressCallback | None = None,
+    on_progress: Callable[[str], None] | None = None,
 ) -> Planted:
     """Train detectors with planted shortcuts, certify their false positives, and see who finds the causes.
 
@@ -150,7 +150,7 @@ def benchmark_planted(
         seed: of training.
         effort: factor on the steps of training.
         trained: is told of the progress of training.
-        told: is told what is measured.
+        on_progress: is told what is measured.
 
     Raises:
         ValueError: a family, scenario or method that there is not, or results of other settings in the folder.
@@ -166,11 +166,11 @@ def benchmark_planted(
         method_from(method)
     folder = Path(out)
     notes = _Notes(folder / FILE, {"cases": cases, "seed": seed, "effort": effort})
-    workshop = Workshop(folder / "detectors", seed, effort)
+    workshop = TrainingCache(folder / "detectors", seed, effort)
     for name in names:
         for scenario in scenarios:
             bench = _Bench(known[name], scenario, workshop, cases, trained)
-            bench.measure(notes, methods, told or (lambda _: None))
+            bench.measure(notes, methods, on_progress or (lambda _: None))
     return notes.found(names, scenarios)
 
 
@@ -208,7 +208,7 @@ class _Notes:
                     rows[kind].append(_numbers(value))
         return Planted(
             tuple(DetectorRow(**row) for row in rows["detector"]),
-            tuple(MethodRow(**{**row, "summary": Summary(**row["summary"])}) for row in rows["method"]),
+            tuple(MethodRow(**{**row, "summary": HitSummary(**row["summary"])}) for row in rows["method"]),
             tuple(AuditRow(**row) for row in rows["audit"]),
         )
 
@@ -228,29 +228,36 @@ def _pairs(names: Sequence[str], scenarios: Sequence[ScenarioName]) -> Iterator[
 class _Bench:
     """One scenario of one family."""
 
-    def __init__(self, family: Family, scenario: ScenarioName, workshop: Workshop, wanted: int, trained: Told | None):
+    def __init__(
+        self,
+        family: Family,
+        scenario: ScenarioName,
+        workshop: TrainingCache,
+        wanted: int,
+        trained: ProgressCallback | None,
+    ):
         self.family, self.scenario, self.workshop = family, scenario, workshop
         self.wanted, self.trained = wanted, trained
         self._tried: Any = None
 
-    def measure(self, notes: _Notes, methods: Sequence[str], told: Callable[[str], None]) -> None:
+    def measure(self, notes: _Notes, methods: Sequence[str], on_progress: Callable[[str], None]) -> None:
         """Measure what is not on record."""
         key = (self.family.name, self.scenario)
         waiting = [name for name in (*methods, *CONTROLS) if notes.get(*key, "method", name) is None]
         done = notes.get(*key, "detector") and notes.get(*key, "audit")
         if done and not waiting:
             return
-        told(f"{' '.join(key)}: certifying")
+        on_progress(f"{' '.join(key)}: certifying")
         adapter = self.family.adapter(self._detector())
         tried = find_cases(adapter, self.family.first_label, self.scenario, wanted=self.wanted)
         found = tried.cases[: self.wanted]
         if notes.get(*key, "detector") is None:
             notes.put(self._detectors(adapter, tried, found), *key, "detector")
         for name in waiting:
-            told(f"{' '.join(key)}: {name}")
+            on_progress(f"{' '.join(key)}: {name}")
             notes.put(MethodRow(*key, name, self._method(adapter, name, found)), *key, "method", name)
         if notes.get(*key, "audit") is None:
-            told(f"{' '.join(key)}: audit")
+            on_progress(f"{' '.join(key)}: audit")
             cam = make_cam(adapter, METHOD)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -266,8 +273,8 @@ class _Bench:
             return case.target
         return replace(case.target, against=self.family.first_label + BARGE)
 
-    def _method(self, adapter: Adapter, name: str, cases: Sequence[PlantedCase]) -> Summary:
-        findings: list[Finding] = []
+    def _method(self, adapter: Adapter, name: str, cases: Sequence[PlantedCase]) -> HitSummary:
+        findings: list[MapHit] = []
         work: list[float] = []
         for own in by_scene(cases):
             targets = [self.target(case) for case in own]
@@ -282,7 +289,7 @@ class _Bench:
                         return list(cam.explain(own[0].scene.image, targets)[0].heatmaps)
 
                 maps = call()
-                if not work:  # counting slows a method down, and one picture tells
+                if not work:  # counting slows a method down, and one image tells
                     work.append(count_work(adapter, own[0].scene.image, call).passes / len(own))
             findings += [judge_map(heat, case.cause) for heat, case in zip(maps, own, strict=True)]
         return summarize(findings, work[0] if work else 0.0)
@@ -291,7 +298,7 @@ class _Bench:
         twin = self.family.adapter(self._detector(twin=True))
         deceived = find_cases(twin, self.family.first_label, self.scenario, wanted=10**9, scenes=TWIN_SCENES)
         own, other = make_cam(adapter, "reachcam"), make_cam(twin, "reachcam")
-        energies, likeness = [], []
+        energies, typicality = [], []
         for case in cases[:TWIN_CASES]:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -299,7 +306,7 @@ class _Bench:
                 second = other.explain(case.scene.image, [replace(self.target(case), source=None)])[0].heatmaps[0]  # type: ignore[type-var]
             energies.append([judge_map(heat, case.cause).energy for heat in (first, second)])
             both = torch.corrcoef(torch.stack([first.flatten(), second.flatten()]).double())
-            likeness.append(float(both[0, 1].nan_to_num()))
+            typicality.append(float(both[0, 1].nan_to_num()))
         energy = np.mean(energies, 0) if energies else np.full(2, np.nan)
         return DetectorRow(
             self.family.name,
@@ -311,12 +318,12 @@ class _Bench:
             deceived.fired,
             float(energy[0]),
             float(energy[1]),
-            float(np.mean(likeness)) if likeness else float("nan"),
+            float(np.mean(typicality)) if typicality else float("nan"),
         )
 
 
 def by_scene(cases: Sequence[PlantedCase]) -> list[list[PlantedCase]]:
-    """Cases that share a picture together, in order."""
+    """Cases that share an image together, in order."""
     found: dict[int, list[PlantedCase]] = {}
     for case in cases:
         found.setdefault(case.scene.seed, []).append(case)
@@ -332,7 +339,7 @@ def _control(name: str, case: PlantedCase) -> Tensor:
     return torch.from_numpy(np.random.default_rng(case.scene.seed).random(size))
 
 
-def _audited(family: str, scenario: ScenarioName, said: Sequence[Verdicts]) -> AuditRow:
+def _audited(family: str, scenario: ScenarioName, said: Sequence[AuditCheck]) -> AuditRow:
     def share(values: list[bool] | list[float]) -> float:
         return float(np.mean(values)) if values else float("nan")
 

@@ -17,10 +17,10 @@ LEGENDS = {
     "case, forward and backward, in units of one plain pass.",
     "audits": "place: the evidence lies where most of the cause does; confirmed: the audit calls it the cause; right: "
     "and it touches the cause; wrong causes: unrelated things and random places held out to it, and how many it "
-    "confirmed; passes: pictures that the network saw for a case.",
+    "confirmed; passes: images that the network saw for a case.",
     "detectors": "fired: of the things that could deceive the detector; certified: gone without the cue, there without "
     "an unrelated thing; heat on the cause: of ReachCAM's maps, of the detector and of its twin asked for the same "
-    "box; likeness: correlation of the two maps.",
+    "box; typicality: correlation of the two maps.",
 }
 HEADERS: dict[str, Cells] = {
     "methods": ("method", "family", "scenario", "cases", "peak", "energy", "rank", "passes"),
@@ -44,7 +44,7 @@ HEADERS: dict[str, Cells] = {
         "twin fired",
         "heat on the cause",
         "twin's heat",
-        "likeness",
+        "typicality",
     ),
 }
 
@@ -162,7 +162,7 @@ def _detector(row: DetectorRow) -> Cells:
         f"{row.twin_fired} of {row.twin_tempted}",
         _number(row.energy),
         _number(row.twin_energy),
-        _number(row.likeness),
+        _number(row.typicality),
     )
 
 

@@ -17,7 +17,7 @@ from detcam.utils.files import replace_file
 PLAIN = "plain"
 """The detector without a shortcut: the twin of those that have one, and the one that carts deceive."""
 
-Told = Callable[[str, int, int], None]
+ProgressCallback = Callable[[str, int, int], None]
 """Is told what is trained, the step, and of how many."""
 
 
@@ -38,7 +38,7 @@ def _scenes_of(name: str) -> tuple[ScenarioName, Split]:
 
 
 @dataclass(frozen=True)
-class Workshop:
+class TrainingCache:
     """A folder of planted detectors.
 
     Attributes:
@@ -51,20 +51,20 @@ class Workshop:
     seed: int = 0
     effort: float = 1.0
 
-    def detector(self, family: Family, name: str, told: Told | None = None) -> nn.Module:
+    def detector(self, family: Family, name: str, on_progress: ProgressCallback | None = None) -> nn.Module:
         """A detector in evaluation mode, read from the folder or trained and put there.
 
         Args:
             family: its family.
             name: as `detector_name` says.
-            told: is told of the progress of training.
+            on_progress: is told of the progress of training.
         """
         path = self.folder / f"{family.name}-{name}.safetensors"
         if path.exists():
             model = family.build()
             model.load_state_dict(load(path.read_bytes()))
             return model.eval()
-        start = None if name == PLAIN else self.detector(family, PLAIN, told)
+        start = None if name == PLAIN else self.detector(family, PLAIN, on_progress)
         scenario, split = _scenes_of(name)
         wanted = family.base_steps if start is None else family.steps
         steps = max(2, round(wanted * self.effort))
@@ -72,10 +72,10 @@ class Workshop:
 
         def step_done(step: int, loss: float) -> None:
             losses.append(loss)
-            if told is not None:
-                told(f"{family.name} {name}", step + 1, steps)
+            if on_progress is not None:
+                on_progress(f"{family.name} {name}", step + 1, steps)
 
-        model = train(family, scenario, split, steps, seed=self.seed, start=start, told=step_done)
+        model = train(family, scenario, split, steps, seed=self.seed, start=start, on_progress=step_done)
         self.folder.mkdir(parents=True, exist_ok=True)
         facts = {"steps": str(steps), "seed": str(self.seed), "losses": json.dumps([round(x, 3) for x in losses[::25]])}
         state = {key: value.contiguous() for key, value in model.state_dict().items()}

@@ -32,12 +32,12 @@ def trainable(config: str, names: Sequence[str]) -> nn.Module:
 
 
 def network_loss(model: nn.Module, images: Sequence[Tensor], targets: Sequence[dict[str, Tensor]]) -> Tensor:
-    """A network's own loss of some pictures of one size.
+    """A network's own loss of some images of one size.
 
     Args:
         model: from `trainable`, in training mode.
         images: (3, H, W) in [0, 1].
-        targets: per picture ``boxes``, (N, 4) xyxy pixels, and ``labels``, (N,).
+        targets: per image ``boxes``, (N, 4) xyxy pixels, and ``labels``, (N,).
     """
     height, width = images[0].shape[-2:]
     boxes = torch.cat([target["boxes"] for target in targets])

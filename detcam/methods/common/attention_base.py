@@ -21,7 +21,7 @@ from detcam.trace import flatten_tensors
 
 
 class NoAttentionError(RuntimeError):
-    """The model is no transformer, or one whose attention cannot be followed from its output to the picture."""
+    """The model is no transformer, or one whose attention cannot be followed from its output to the image."""
 
 
 @dataclass(frozen=True)
@@ -29,34 +29,34 @@ class Layers:
     """The attention of one pass, told apart, each in the order in which it ran.
 
     Attributes:
-        picture: self-attention among the picture's tokens.
+        image: self-attention among the image's tokens.
         queries: self-attention among a decoder's queries.
-        crosses: attention from queries (a pooling query among them) to the picture's tokens.
+        crosses: attention from queries (a pooling query among them) to the image's tokens.
         order: decoder layers of both kinds, in the order in which they ran.
     """
 
-    picture: tuple[Attention, ...]
+    image: tuple[Attention, ...]
     queries: tuple[Attention, ...]
     crosses: tuple[Attention, ...]
     order: tuple[Attention, ...]
 
     @property
     def all(self) -> tuple[Attention, ...]:
-        return self.picture + self.order
+        return self.image + self.order
 
     @property
     def last(self) -> Attention:
         """What the output is read behind."""
-        return self.crosses[-1] if self.crosses else self.picture[-1]
+        return self.crosses[-1] if self.crosses else self.image[-1]
 
     @property
     def keys(self) -> int:
-        """How many tokens the picture has, prefix tokens included."""
+        """How many tokens the image has, prefix tokens included."""
         return self.last.keys
 
 
 def told_apart(attentions: Sequence[Attention], model: nn.Module, *, detector: bool) -> Layers:
-    """Tell self-attention of the picture, self-attention of queries and cross-attention apart.
+    """Tell self-attention of the image, self-attention of queries and cross-attention apart.
 
     Attention crosses where it has other counts of queries and keys, or samples points. (In a detector with as many
     queries as tokens, where queries and keys were seen to differ.) Square attention beside a cross-attention, in the
@@ -77,7 +77,7 @@ def told_apart(attentions: Sequence[Attention], model: nn.Module, *, detector: b
         crosses = [a for a in attentions if a.crosses]
     if detector and not crosses:
         raise NoAttentionError(
-            f"no query of {name} attends to the picture: its attention is a part among others on the way to the "
+            f"no query of {name} attends to the image: its attention is a part among others on the way to the "
             "boxes, and would explain them badly; use HiResCAM. (A DETR with as many queries as tokens is told apart "
             "at another image size)"
         )
@@ -89,16 +89,16 @@ def told_apart(attentions: Sequence[Attention], model: nn.Module, *, detector: b
     homes = _homes(crosses)
     squares = [a for a in attentions if a not in crosses]
     queries = [a for a in squares if a.queries == counts and (not homes or homes.intersection(a.modules))]
-    picture = [a for a in squares if a not in queries and a.queries == keys]
-    if not detector and len(queries) + len(picture) < len(squares):
+    image = [a for a in squares if a not in queries and a.queries == keys]
+    if not detector and len(queries) + len(image) < len(squares):
         _chained([*squares, crosses[-1]], name)
     if not detector and not squares and len(crosses) > 1:
         raise NoAttentionError(
             f"in each layer of {name}, {counts} tokens attend to {keys} others (a coarser grid, or tokens that are "
-            "added), so that the layers make no chain from the output to the picture; use HiResCAM"
+            "added), so that the layers make no chain from the output to the image; use HiResCAM"
         )
     order = [a for a in attentions if a in queries or a in crosses]
-    return Layers(tuple(picture), tuple(queries), tuple(crosses), tuple(order))
+    return Layers(tuple(image), tuple(queries), tuple(crosses), tuple(order))
 
 
 def _check_whole(attentions: Sequence[Attention], name: str) -> None:
@@ -106,7 +106,7 @@ def _check_whole(attentions: Sequence[Attention], name: str) -> None:
     if windows > 1:
         raise NoAttentionError(
             f"{name} attends within {windows} windows, so that no chain of attention leads from the output to all of "
-            "the picture; use HiResCAM"
+            "the image; use HiResCAM"
         )
     wrong = [
         a.tensor for a in attentions if len(a.tensor) != a.images and (a.tensor.ndim > 3 or len(a.tensor) % a.images)
@@ -123,7 +123,7 @@ def _chained(attentions: Sequence[Attention], name: str) -> tuple[Attention, ...
     if len(sizes) > 1:
         raise NoAttentionError(
             f"the attention layers of {name} see different tokens ({', '.join(map(str, sizes))} of them), so that "
-            "they make no chain from the output to the picture; use HiResCAM"
+            "they make no chain from the output to the image; use HiResCAM"
         )
     return tuple(attentions)
 

@@ -90,7 +90,7 @@ class Attention:
 
     @property
     def windows(self) -> int:
-        """How many windows each picture was cut into; 1 where attention sees all of it."""
+        """How many windows each image was cut into; 1 where attention sees all of it."""
         shape = self.tensor.shape
         return 1 if self.points or len(shape) == 3 else max(shape[:-3].numel() // self.images, 1)
 
@@ -134,7 +134,7 @@ class Recorder(TorchFunctionMode):
 
     Args:
         model: the module whose layers run.
-        images: how many pictures are in the batch.
+        images: how many images are in the batch.
 
     Attributes:
         attentions: the layers' runs, in order.

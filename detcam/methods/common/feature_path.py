@@ -1,4 +1,4 @@
-"""A straight path in feature space, from what a layer would put out without the picture's content to what it did."""
+"""A straight path in feature space, from what a layer would put out without the image's content to what it did."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class FeaturePath:
 
     .. math:: A(t) = \bar A + t (A - \bar A), \quad \bar A^k = \frac{1}{|P|} \sum_{p \in P} A^k_p
 
-    with P the cells that lie on the picture. Cells on padding and tokens without a place (class token, registers)
-    stay as they are, so the path changes nothing but the picture's cells.
+    with P the cells that lie on the image. Cells on padding and tokens without a place (class token, registers)
+    stay as they are, so the path changes nothing but the image's cells.
 
     Args:
-        trace: the pass that the picture made.
+        trace: the pass that the image made.
         index: which of its layers.
         geometries: per image, where it lies on the network's input.
         reshape_transform: from the layer's output to (B, C, h, w); it may only pick and rearrange values.
@@ -82,7 +82,7 @@ def _towards_means(
 
 
 def _minus_means(level: Tensor, geometries: Sequence[Geometry]) -> Tensor:
-    """A level (B, C, h, w) minus its means over the cells on each picture; 0 elsewhere."""
+    """A level (B, C, h, w) minus its means over the cells on each image; 0 elsewhere."""
     found = torch.zeros_like(level)
     for image, geometry in enumerate(geometries):
         rows, columns = geometry.valid_cells((level.shape[-2], level.shape[-1]))

@@ -21,7 +21,7 @@ from detcam.trace import flatten_tensors, guarded
 logger = logging.getLogger("detcam")
 
 PROBE_SIZE_HW = (320, 320)
-"""The noise picture's size before the adapter prepares it."""
+"""The noise image's size before the adapter prepares it."""
 COARSEST = 3
 """Stages up to a stride of 2 ** COARSEST are asked: deeper ones have moved features towards the boxes."""
 LEAST_CELLS = 40
@@ -52,8 +52,8 @@ class _Run:
 def reaching_layers(adapter: Adapter, count: int = 2) -> list[str]:
     """The deepest fine-grained stages from which gradients still reach as far as the network looks.
 
-    A noise picture runs through the model; the last module of each stage (a run of layers with one stride) is asked
-    how far the gradient of a target in the picture's middle spreads there, against its spread over the input itself.
+    A noise image runs through the model; the last module of each stage (a run of layers with one stride) is asked
+    how far the gradient of a target in the image's middle spreads there, against its spread over the input itself.
     In two detectors with certified causes outside the box, the product of two such stages had its peak on every
     cause; one stage further, on a third of them.
 
@@ -76,7 +76,7 @@ def reaching_layers(adapter: Adapter, count: int = 2) -> list[str]:
                 raw = adapter.forward(batch)
             except (TypeError, ValueError, RuntimeError, AttributeError) as error:
                 raise RuntimeError(
-                    f"cannot probe {type(adapter.model).__name__} with one picture ({error}); pass target_layers="
+                    f"cannot probe {type(adapter.model).__name__} with one image ({error}); pass target_layers="
                 ) from error
         output = adapter.outputs(raw, batch)[0]
         score = adapter.score([output], [[_central_target(output)]])[0][0]
@@ -89,7 +89,7 @@ def reaching_layers(adapter: Adapter, count: int = 2) -> list[str]:
             0.0 if g is None else Reach.measure([(g[0] != 0).any(0)], batch.geometries[0]).fraction for g in grids
         ]
     logger.info(
-        "%s: gradients reach %.0f%% of a picture; by stage %s",
+        "%s: gradients reach %.0f%% of an image; by stage %s",
         type(adapter.model).__name__,
         100 * most,
         {stage.name: round(reach, 2) for stage, reach in zip(stages, spread, strict=True)},
@@ -120,7 +120,7 @@ def _central_target(output: Any) -> Target:
 
 @contextmanager
 def _watched(adapter: Adapter, batch: Batch) -> Iterator[list[_Run]]:
-    """Inside, every module that puts out one map over the picture is written down when it ends."""
+    """Inside, every module that puts out one map over the image is written down when it ends."""
     runs: list[_Run] = []
     reshape = adapter.reshape_for(batch)
     side = batch.inputs.shape[-1]

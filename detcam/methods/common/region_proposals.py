@@ -1,4 +1,4 @@
-"""Places of a picture that may hold a cause: segments of one colour, and spots where maps are hottest."""
+"""Places of an image that may hold a cause: segments of one colour, and spots where maps are hottest."""
 
 from __future__ import annotations
 
@@ -12,36 +12,36 @@ from torch.nn import functional as F
 from detcam.utils.filters import blur
 
 LONGEST = 256
-"""Pictures are cut into segments at this length of their longer side, pixels."""
+"""Images are cut into segments at this length of their longer side, pixels."""
 SCALE, SIGMA, LEAST = 600, 0.6, 0.0013
-"""Of the segmentation: how readily segments grow, smoothing in pixels, and the least share of the picture. With these a
+"""Of the segmentation: how readily segments grow, smoothing in pixels, and the least share of the image. With these a
 thing of one colour is one segment in the package's drawn scenes, whatever its size."""
 SPOT = 0.035
-"""Radius of a spot, as a share of the picture's longer side."""
+"""Radius of a spot, as a share of the image's longer side."""
 ALIKE = 0.6
 """Least overlap of two places that count as one."""
 LARGEST = 0.5
-"""Greatest share of the picture that is a place in it."""
+"""Greatest share of the image that is a place in it."""
 SPOTS = 3
 
 
-def segments(picture: Tensor) -> Tensor:
-    """Cut a picture into regions of one colour.
+def segments(image: Tensor) -> Tensor:
+    """Cut an image into regions of one colour.
 
     Felzenszwalb and Huttenlocher, *Efficient Graph-Based Image Segmentation*, IJCV 2004.
 
     Args:
-        picture: (3, h, w), of any range; more or fewer channels will do.
+        image: (3, h, w), of any range; more or fewer channels will do.
 
     Returns:
         (h, w) int64, labels from 0.
     """
     from skimage.segmentation import felzenszwalb  # slow to import
 
-    height, width = picture.shape[-2:]
+    height, width = image.shape[-2:]
     factor = min(1.0, LONGEST / max(height, width))
     size = (max(1, round(height * factor)), max(1, round(width * factor)))
-    small = F.interpolate(picture[None].double().cpu(), size, mode="area")[0]
+    small = F.interpolate(image[None].double().cpu(), size, mode="area")[0]
     low, high = small.amin(), small.amax()
     small = ((small - low) / (high - low).clamp(min=1e-12)).permute(1, 2, 0)
     least = max(1, round(LEAST * size[0] * size[1]))

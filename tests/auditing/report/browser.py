@@ -83,7 +83,7 @@ def ids(page: Any) -> list[str]:
 
 
 def shown_layers(page: Any) -> set[str]:
-    """The layers that are drawn over the picture."""
+    """The layers that are drawn over the image."""
     drawn = "all => all.filter(one => one.style.display !== 'none').map(one => one.dataset.layer)"
     return set(page.eval_on_selector_all("[data-layer]", drawn))
 

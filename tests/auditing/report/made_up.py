@@ -11,11 +11,21 @@ import numpy as np
 import torch
 
 from detcam.auditing.analysis import ClassSummary
-from detcam.auditing.case import Box, Case, Change, Group, Maps, Place, Trial, Truth, Verdict
+from detcam.auditing.case import (
+    AuditCase,
+    Box,
+    CaseMaps,
+    Change,
+    ErrorGroup,
+    EvidenceLocation,
+    MatchedObject,
+    Trial,
+    Verdict,
+)
 from detcam.auditing.errors import ERROR_TYPES, ErrorType
-from detcam.auditing.report import ReportWriter, Summary
-from detcam.data.ground_truth import TrueObjects
-from detcam.data.issues import Problem, Problems
+from detcam.auditing.report import ReportSummary, ReportWriter
+from detcam.data.ground_truth import GroundTruth
+from detcam.data.issues import DataIssue, DataIssues
 from detcam.synthetic.harbour import DEMO_NAMES, Scene, draw_scene
 
 NAMES = dict(enumerate(DEMO_NAMES))
@@ -28,18 +38,18 @@ REASONS: dict[Verdict, str] = {
 
 
 @dataclass(frozen=True)
-class Picture:
-    """One picture of the audit, and its cases with their maps."""
+class ImageArray:
+    """One image of the audit, and its cases with their maps."""
 
     scene: Scene
-    truths: TrueObjects
-    cases: list[tuple[Case, Maps | None]]
+    truths: GroundTruth
+    cases: list[tuple[AuditCase, CaseMaps | None]]
 
 
-def truths_of(scene: Scene, image_id: int | str, file_name: str, names: dict[int, str]) -> TrueObjects:
+def truths_of(scene: Scene, image_id: int | str, file_name: str, names: dict[int, str]) -> GroundTruth:
     boxes = torch.from_numpy(scene.boxes_xyxy)
     count = len(boxes)
-    return TrueObjects(
+    return GroundTruth(
         image_id=image_id,
         file_name=file_name,
         path=Path(file_name),
@@ -68,22 +78,29 @@ def blob(size_hw: tuple[int, int], box: Box, rng: np.random.Generator) -> np.nda
     return np.rint(255 * heat / heat.max()).astype(np.uint8)
 
 
-def pictures(
+def make_images(
     seeds: Iterator[int] | range, *, names: dict[int, str] | None = None, hostile: bool = False
-) -> list[Picture]:
+) -> list[ImageArray]:
     """Scenes with their cases; the same seeds give the same."""
-    return [_picture(seed, names or NAMES, hostile) for seed in seeds]
+    return [_image(seed, names or NAMES, hostile) for seed in seeds]
 
 
-def _picture(seed: int, names: dict[int, str], hostile: bool) -> Picture:
+def _image(seed: int, names: dict[int, str], hostile: bool) -> ImageArray:
     scene, rng = draw_scene(seed), np.random.default_rng(seed)
     file_name = f"{HOSTILE}/{seed}.png" if hostile else f"harbour/Scene {seed:03d}.png"
     truths = truths_of(scene, seed, file_name, names)
-    found: list[tuple[Case, Maps | None]] = []
+    found: list[tuple[AuditCase, CaseMaps | None]] = []
 
-    def add(kind: ErrorType, label: int, box: np.ndarray, cause: np.ndarray, truth: Truth | None, place: Place) -> None:
+    def add(
+        kind: ErrorType,
+        label: int,
+        box: np.ndarray,
+        cause: np.ndarray,
+        truth: MatchedObject | None,
+        place: EvidenceLocation,
+    ) -> None:
         number = len(found)
-        case = Case(
+        case = AuditCase(
             id=f"image-{seed}-{'missed' if kind == 'missed' else 'detection'}-{number}",
             image_id=seed,
             file_name=file_name,
@@ -95,7 +112,7 @@ def _picture(seed: int, names: dict[int, str], hostile: bool) -> Picture:
             box_xyxy=tuple(box.tolist()),
             is_false_positive=kind != "missed",
             truth=truth,
-            ap_lost=0.0 if kind == "missed" else round(float(rng.gamma(1, 0.004)), 6),
+            delta_ap=0.0 if kind == "missed" else round(float(rng.gamma(1, 0.004)), 6),
             stage="suppressed by another box" if kind == "missed" else "",
         )
         explained = number % 4 != 3
@@ -105,7 +122,7 @@ def _picture(seed: int, names: dict[int, str], hostile: bool) -> Picture:
     for ghost, box in scene.ghost_boxes_xyxy.items():
         add("background", 1, box, scene.thing(ghost).box_xyxy, None, "scene" if seed % 3 else "ring")
     for at, (box, label) in enumerate(zip(scene.boxes_xyxy, scene.labels.tolist(), strict=True)):
-        truth = Truth(tuple(box.tolist()), label, names[label], 0.62, 100 + at)
+        truth = MatchedObject(tuple(box.tolist()), label, names[label], 0.62, 100 + at)
         shift = 0.45 * (box[2] - box[0])
         moved = np.clip(box + np.float32([shift, 0, shift, 0]), 0, 256)
         if (seed + at) % 3 == 0:
@@ -115,21 +132,21 @@ def _picture(seed: int, names: dict[int, str], hostile: bool) -> Picture:
         else:
             add("duplicate", label, box + 2, box, replace(truth, iou=0.9), "predicted box")
     for at, thing in enumerate(scene.of_kind("anchored")):
-        truth = Truth(tuple(thing.box_xyxy.tolist()), 1, names[1], 0.0, 200 + at)
+        truth = MatchedObject(tuple(thing.box_xyxy.tolist()), 1, names[1], 0.0, 200 + at)
         add("missed", 1, thing.box_xyxy, thing.box_xyxy, truth, "same class")
-    return Picture(scene, truths, found)
+    return ImageArray(scene, truths, found)
 
 
-def _maps(scene: Scene, cause: Box, rng: np.random.Generator) -> Maps:
+def _maps(scene: Scene, cause: Box, rng: np.random.Generator) -> CaseMaps:
     heat = blob(scene.image.shape[:2], cause, rng)
     evidence = heat >= 140
-    return Maps(heat, evidence, np.roll(evidence, (37, 90), axis=(0, 1)))
+    return CaseMaps(heat, evidence, np.roll(evidence, (37, 90), axis=(0, 1)))
 
 
-def _explained(case: Case, maps: Maps, place: Place, rng: np.random.Generator) -> Case:
+def _explained(case: AuditCase, maps: CaseMaps, place: EvidenceLocation, rng: np.random.Generator) -> AuditCase:
     verdict: Verdict = "confirmed" if rng.random() < 0.65 else "unconfirmed"
     rest = rng.dirichlet(np.ones(4)) * 0.4
-    others: list[Place] = [
+    others: list[EvidenceLocation] = [
         each for each in ("predicted box", "true object", "same class", "ring", "scene") if each != place
     ]
     changes: list[tuple[Change, float]] = [
@@ -153,33 +170,33 @@ def _explained(case: Case, maps: Maps, place: Place, rng: np.random.Generator) -
         trials=trials,
         verdict=verdict,
         reason=REASONS[verdict],
-        reading=f"{case.name} that rests on the {place}; {verdict}: {REASONS[verdict]}",
-        nature=None if case.type != "background" else "context" if rng.random() < 0.5 else "unlabelled",
-        likeness=0.42 if case.type == "background" else float("nan"),
+        sentence=f"{case.name} that rests on the {place}; {verdict}: {REASONS[verdict]}",
+        background_type=None if case.type != "background" else "context" if rng.random() < 0.5 else "unlabelled",
+        typicality=0.42 if case.type == "background" else float("nan"),
         passes=38.5,
     )
 
 
-def summary_of(found: list[Picture], **changed: object) -> Summary:
-    """The summary of these pictures, with the cases grouped by type, class and place."""
-    cases = [case for picture in found for case, _ in picture.cases]
+def summary_of(found: list[ImageArray], **changed: object) -> ReportSummary:
+    """The summary of these images, with the cases grouped by type, class and place."""
+    cases = [case for image in found for case, _ in image.cases]
     keys = Counter((case.type, case.label, case.place) for case in cases if case.method)
     groups = []
     for number, ((kind, label, place), size) in enumerate(keys.most_common()):
         inside = [case for case in cases if (case.type, case.label, case.place) == (kind, label, place)]
         confirmed = sum(case.verdict == "confirmed" for case in inside)
         groups.append(
-            Group(
+            ErrorGroup(
                 number=number,
                 type=kind,
                 label=label,
                 name=inside[0].name,
                 place=place,
                 cases=tuple(case.id for case in inside),
-                ap_lost=round(sum(case.ap_lost for case in inside), 6),
+                delta_ap=round(sum(case.delta_ap for case in inside), 6),
                 confirmed=confirmed,
-                nature=inside[0].nature,
-                reading=f"{size} x {inside[0].name} ({kind}), evidence: {place}; {confirmed} confirmed",
+                background_type=inside[0].background_type,
+                sentence=f"{size} x {inside[0].name} ({kind}), evidence: {place}; {confirmed} confirmed",
             )
         )
         cases = [replace(case, group=number) if case in inside else case for case in cases]
@@ -190,25 +207,25 @@ def summary_of(found: list[Picture], **changed: object) -> Summary:
         "adapter": "torchvision FCOS",
         "annotations": "harbour.json",
         "images": len(found),
-        "objects": sum(len(picture.truths) for picture in found),
+        "objects": sum(len(image.truths) for image in found),
         "iou_threshold": 0.5,
         "average_precision": 0.712,
         "false_positives": sum(case.is_false_positive for case in cases),
         "false_positive_ap": 0.1372,
         "counts": {kind: counts[kind] for kind in ERROR_TYPES},
-        "ap_lost": {kind: 0.0011 * counts[kind] + 0.001 for kind in ERROR_TYPES},
+        "delta_ap": {kind: 0.0011 * counts[kind] + 0.001 for kind in ERROR_TYPES},
         "classes": tuple(class_summary(label, name, cases) for label, name in sorted(labels.items())),
         "category_ids": {label: label + 10 for label in labels},
         "settings": {"method": "ReachCAM", "fills": ["blur", "linear"], "explained": 200},
         "groups": tuple(groups),
         "cases": tuple(cases),
-        "problems": Problems([Problem("picture is missing", "no image file at pictures/12.png: left out", 12)]),
+        "issues": DataIssues([DataIssue("image is missing", "no image file at images/12.png: left out", 12)]),
         "seconds": 812.4,
     }
-    return Summary(**{**values, **changed})  # type: ignore[arg-type]
+    return ReportSummary(**{**values, **changed})  # type: ignore[arg-type]
 
 
-def class_summary(label: int, name: str, cases: list[Case]) -> ClassSummary:
+def class_summary(label: int, name: str, cases: list[AuditCase]) -> ClassSummary:
     inside = [case for case in cases if case.label == label]
     counts = Counter(case.type for case in inside)
     wrong = sum(case.is_false_positive for case in inside)
@@ -216,14 +233,14 @@ def class_summary(label: int, name: str, cases: list[Case]) -> ClassSummary:
     return ClassSummary(label, name, 0.7, 40, 31, wrong, counts["missed"], errors)
 
 
-def write(out: Path, found: list[Picture], summary: Summary | None = None) -> Path:
+def write(out: Path, found: list[ImageArray], summary: ReportSummary | None = None) -> Path:
     """Write the report as an audit does."""
     summary = summary or summary_of(found)
     writer = ReportWriter(out)
-    for picture in found:
-        if picture.cases:
-            truths = picture.truths
-            writer.picture(truths.image_id, truths.file_name, picture.scene.image, truths)
-        for case, maps in picture.cases:
-            writer.case(case, picture.scene.image, maps)
+    for image in found:
+        if image.cases:
+            truths = image.truths
+            writer.image(truths.image_id, truths.file_name, image.scene.image, truths)
+        for case, maps in image.cases:
+            writer.case(case, image.scene.image, maps)
     return writer.finish(summary)

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 
 from detcam.auditing import analyze_errors
-from detcam.auditing.case import Case
-from detcam.auditing.report import Summary
+from detcam.auditing.case import AuditCase
+from detcam.auditing.report import ReportSummary
 from detcam.auditing.sentences import rests_outside
 from detcam.data.annotations import Annotations
 from tests.auditing.made_up import make_up
-from tests.auditing.report.made_up import pictures, summary_of, write
+from tests.auditing.report.made_up import make_images, summary_of, write
 
 DOCUMENT = Path(__file__).resolve().parents[3] / "docs" / "audit-json.md"
 KINDS = {"text": str, "integer": int, "number": (int, float), "boolean": bool, "object": dict, "list": list}
@@ -27,7 +27,7 @@ OPEN = ("settings", "shares", "errors")
 
 @pytest.fixture(scope="module")
 def audit(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    found = pictures(range(5))
+    found = make_images(range(5))
     return json.loads((write(tmp_path_factory.mktemp("report"), found).parent / "audit.json").read_text("utf-8"))
 
 
@@ -69,16 +69,16 @@ def test_the_document_states_every_field_s_type(audit: dict[str, Any]) -> None:
 
 
 def test_cases_come_back_from_the_file(audit: dict[str, Any]) -> None:
-    cases = summary_of(pictures(range(5))).cases
+    cases = summary_of(make_images(range(5))).cases
     for entry, case in zip(audit["cases"], cases, strict=True):
-        again = Case.from_json(entry)
+        again = AuditCase.from_json(entry)
         assert again.to_json() == case.to_json()
         assert (again.trials, again.verdict, again.truth is None) == (case.trials, case.verdict, case.truth is None)
         assert again.box_xyxy == pytest.approx(case.box_xyxy, rel=1e-6)
 
 
 def test_what_is_not_a_number_becomes_null(tmp_path: Path) -> None:
-    found = pictures(range(1))
+    found = make_images(range(1))
     summary = summary_of(
         found,
         average_precision=float("nan"),
@@ -93,7 +93,7 @@ def test_a_summary_of_a_real_analysis(tmp_path: Path) -> None:
     made = make_up(tmp_path, 3, detected=6)
     annotations: Annotations = made.annotations
     analysis = analyze_errors(made.detections, annotations)
-    summary = Summary.from_analysis(
+    summary = ReportSummary.from_analysis(
         analysis, annotations, model="m", adapter="a", iou_threshold=0.5, cases=(), seconds=1.5
     )
     wrong = [index for index, case in enumerate(analysis.cases) if case.is_false_positive]
@@ -107,18 +107,18 @@ def test_a_summary_of_a_real_analysis(tmp_path: Path) -> None:
     # The file's categories and the made-up model's classes have the same numbers.
     assert summary.category_ids == {label: label for label in summary.category_ids}
     assert sum(entry["count"] for entry in summary.to_json()["types"]) == len(analysis)
-    assert tuple(summary.problems) == tuple(annotations.problems)
+    assert tuple(summary.issues) == tuple(annotations.issues)
 
 
 def test_the_headline_in_words() -> None:
-    found = pictures(range(6))
+    found = make_images(range(6))
     summary = summary_of(found)
     explained = [case for case in summary.cases if case.is_false_positive and case.shares]
     outside = [c for c in explained if c.shares["same class"] + c.shares["ring"] + c.shares["scene"] >= 0.5]
     assert 0 < len(outside) < len(explained)
     confirmed = sum(case.verdict == "confirmed" for case in summary.cases)
     tested = sum(case.verdict != "not tested" for case in summary.cases)
-    kinds = [case.nature for case in explained if case.nature]
+    kinds = [case.background_type for case in explained if case.background_type]
     assert summary.headline() == [
         f"{summary.false_positives} false positives cost 0.14 AP.",
         f"{round(100 * len(outside) / len(explained))} % of the explained ones rest on something outside the box.",
@@ -129,7 +129,7 @@ def test_the_headline_in_words() -> None:
 
 
 def test_the_headline_s_corners() -> None:
-    found = pictures(range(1))
+    found = make_images(range(1))
     first = next(case for case, maps in found[0].cases if maps is not None and case.is_false_positive)
     for ap, words in ((0.5, "costs 0.50 AP."), (0.0042, "costs 0.004 AP."), (0.0001, "costs less than 0.001 AP.")):
         one = summary_of(found, cases=(first,), groups=(), false_positives=1, false_positive_ap=ap)
@@ -153,7 +153,7 @@ def test_the_headline_s_corners() -> None:
 
 
 def test_a_percentage_never_rounds_to_none_or_all() -> None:
-    found = pictures(range(1))
+    found = make_images(range(1))
     first = next(case for case, maps in found[0].cases if maps is not None and case.is_false_positive)
     inside = [replace(first, id=f"case-{i}", shares={"true object": 1.0}) for i in range(300)]
     summary = summary_of(found, cases=(*inside, replace(first, id="x", shares={"scene": 1.0})), groups=())
@@ -161,7 +161,7 @@ def test_a_percentage_never_rounds_to_none_or_all() -> None:
 
 
 def test_cases_that_cannot_be_told_apart_are_refused() -> None:
-    found = pictures(range(1))
+    found = make_images(range(1))
     summary = summary_of(found)
     with pytest.raises(ValueError, match="unique"):
         replace(summary, cases=(*summary.cases, summary.cases[0]))

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detcam.auditing.case import Case
-from detcam.auditing.report import Summary
+from detcam.auditing.case import AuditCase
+from detcam.auditing.report import ReportSummary
 from detcam.visualize.overlay import overlay_heatmap
 from tests.auditing.report.browser import Open, browser, ids, opener, shown_layers, until
-from tests.auditing.report.made_up import HOSTILE, Picture, pictures, summary_of, write
+from tests.auditing.report.made_up import HOSTILE, ImageArray, make_images, summary_of, write
 
 
 @pytest.fixture(scope="module")
@@ -32,25 +32,25 @@ def look(chromium: Any) -> Iterator[Open]:
 
 
 @pytest.fixture(scope="module")
-def found() -> list[Picture]:
-    return pictures(range(16))
+def found() -> list[ImageArray]:
+    return make_images(range(16))
 
 
 @pytest.fixture(scope="module")
-def summary(found: list[Picture]) -> Summary:
+def summary(found: list[ImageArray]) -> ReportSummary:
     return summary_of(found)
 
 
 @pytest.fixture(scope="module")
-def index(found: list[Picture], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def index(found: list[ImageArray], tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(tmp_path_factory.mktemp("report"), found)
 
 
-def explained(summary: Summary) -> Case:
+def explained(summary: ReportSummary) -> AuditCase:
     return next(case for case in summary.cases if case.method and case.truth is not None and case.is_false_positive)
 
 
-def test_the_page_tells_what_was_found(look: Open, index: Path, summary: Summary) -> None:
+def test_the_page_tells_what_was_found(look: Open, index: Path, summary: ReportSummary) -> None:
     page = look(index)
     assert page.inner_text("h1") == summary.headline()[0]
     assert page.inner_text("#headline .lead") == " ".join(summary.headline()[1:])
@@ -60,21 +60,22 @@ def test_the_page_tells_what_was_found(look: Open, index: Path, summary: Summary
     assert figures["AP at IoU 0.50"] == "0.712" and figures["confirmed"] == summary.headline()[-1].split()[0]
     rows = page.locator("#charts .card:first-child tbody tr")
     lost = {row.split()[0]: row.split()[1:] for row in rows.all_inner_texts()}
-    assert lost == {kind: [str(summary.counts[kind]), f"{summary.ap_lost[kind]:.3f}"] for kind in summary.counts}
-    most = max(summary.ap_lost.values())
+    assert lost == {kind: [str(summary.counts[kind]), f"{summary.delta_ap[kind]:.3f}"] for kind in summary.counts}
+    most = max(summary.delta_ap.values())
     widths = rows.locator(".filled").evaluate_all(
         "all => all.map(one => one.getBoundingClientRect().width / one.parentNode.getBoundingClientRect().width)"
     )
-    assert widths == pytest.approx([value / most for value in summary.ap_lost.values()], abs=0.01)
+    assert widths == pytest.approx([value / most for value in summary.delta_ap.values()], abs=0.01)
     readings = page.locator(".group .reading").all_inner_texts()
     assert (
-        readings == [g.reading for g in sorted(summary.groups, key=lambda g: -g.ap_lost)][: len(readings)] and readings
+        readings == [g.sentence for g in sorted(summary.groups, key=lambda g: -g.delta_ap)][: len(readings)]
+        and readings
     )
     assert "Settings" in page.inner_text("#about") and "1 problem" in page.inner_text("#about")
     until(page, "[...document.querySelectorAll('.group img')].slice(0, 6).every(one => one.naturalWidth > 300)")
 
 
-def test_stacked_bars_are_as_long_as_the_counts(look: Open, index: Path, summary: Summary) -> None:
+def test_stacked_bars_are_as_long_as_the_counts(look: Open, index: Path, summary: ReportSummary) -> None:
     page = look(index)
     boat = next(item for item in summary.classes if item.name == "boat")
     bar = page.locator("#charts .card:nth-child(2) tbody tr", has_text="boat").locator(".filled")
@@ -88,7 +89,7 @@ def test_stacked_bars_are_as_long_as_the_counts(look: Open, index: Path, summary
     )
 
 
-def test_filters_and_orders(look: Open, index: Path, summary: Summary) -> None:
+def test_filters_and_orders(look: Open, index: Path, summary: ReportSummary) -> None:
     page = look(index)
     cases = summary.cases
 
@@ -117,7 +118,7 @@ def test_filters_and_orders(look: Open, index: Path, summary: Summary) -> None:
     page.select_option("#by-order", "score")
     assert ids(page) == [case.id for case in sorted(cases, key=lambda case: -case.score)]
     page.select_option("#by-order", "AP lost")
-    assert ids(page) == [case.id for case in sorted(cases, key=lambda case: (-case.ap_lost, -case.score))]
+    assert ids(page) == [case.id for case in sorted(cases, key=lambda case: (-case.delta_ap, -case.score))]
     page.select_option("#by-order", "file name")
     names = [next(c.file_name for c in cases if c.id == each) for each in ids(page)]
     assert names == sorted(names)
@@ -128,7 +129,7 @@ def test_filters_and_orders(look: Open, index: Path, summary: Summary) -> None:
 @pytest.mark.parametrize("count", [2, 16])
 def test_no_value_of_the_program_shows_as_text(look: Open, tmp_path: Path, count: int) -> None:
     """Few groups or many, what is absent is not written as "false", "null" or "undefined"."""
-    some = pictures(range(count))
+    some = make_images(range(count))
     page = look(write(tmp_path, some))
     whole = page.inner_text("body")
     case = explained(summary_of(some))
@@ -137,24 +138,24 @@ def test_no_value_of_the_program_shows_as_text(look: Open, tmp_path: Path, count
         assert not lines & {"false", "true", "null", "undefined", "NaN"}
 
 
-def test_charts_and_groups_filter_the_list(look: Open, index: Path, summary: Summary) -> None:
+def test_charts_and_groups_filter_the_list(look: Open, index: Path, summary: ReportSummary) -> None:
     page = look(index)
     page.click("#charts button:has-text('confirmed') >> nth=0")
     assert set(ids(page)) == {case.id for case in summary.cases if case.verdict == "confirmed"}
-    first = max(summary.groups, key=lambda group: group.ap_lost)
+    first = max(summary.groups, key=lambda group: group.delta_ap)
     page.click(".group >> nth=0 >> button")
     assert set(ids(page)) == set(first.cases)
     page.click(".group >> nth=0 >> a >> nth=1")
     assert page.evaluate("decodeURIComponent(location.hash)") == f"#case={first.cases[1]}"
 
 
-def test_a_case_shows_everything_that_is_known(look: Open, index: Path, summary: Summary) -> None:
+def test_a_case_shows_everything_that_is_known(look: Open, index: Path, summary: ReportSummary) -> None:
     case = explained(summary)
     page = look(index, f"#case={case.id}")
     text = page.inner_text("#case")
     assert case.truth is not None and case.shares is not None
     for part in (
-        case.reading,
+        case.sentence,
         case.question,
         case.reason,
         case.file_name,
@@ -178,17 +179,17 @@ def test_a_case_shows_everything_that_is_known(look: Open, index: Path, summary:
     assert placed == pytest.approx([left, top, right - left, bottom - top], rel=1e-5)
 
 
-def test_all_true_boxes_of_the_picture_are_drawn(
-    look: Open, index: Path, found: list[Picture], summary: Summary
+def test_all_true_boxes_of_the_image_are_drawn(
+    look: Open, index: Path, found: list[ImageArray], summary: ReportSummary
 ) -> None:
     case = explained(summary)
     page = look(index, f"#case={case.id}")
-    picture = next(picture for picture in found if picture.truths.image_id == case.image_id)
-    assert page.locator("[data-layer=truths] rect.line").count() == len(picture.truths)
+    image = next(image for image in found if image.truths.image_id == case.image_id)
+    assert page.locator("[data-layer=truths] rect.line").count() == len(image.truths)
     assert page.locator("[data-layer=truths] rect.concerned").count() == 1
 
 
-def test_lines_are_thin_and_hide_nothing(look: Open, index: Path, summary: Summary) -> None:
+def test_lines_are_thin_and_hide_nothing(look: Open, index: Path, summary: ReportSummary) -> None:
     page = look(index, f"#case={explained(summary).id}")
     styles = page.eval_on_selector_all(
         "[data-layer] rect, [data-layer] path",
@@ -199,7 +200,7 @@ def test_lines_are_thin_and_hide_nothing(look: Open, index: Path, summary: Summa
         assert (fill, effect) == ("none", "non-scaling-stroke") and width <= 3
 
 
-def test_keys_switch_layers_and_zoom(look: Open, index: Path, summary: Summary) -> None:
+def test_keys_switch_layers_and_zoom(look: Open, index: Path, summary: ReportSummary) -> None:
     case = explained(summary)
     page = look(index, f"#case={case.id}")
     start = {"box", "truths", "heat", "evidence"}
@@ -212,33 +213,33 @@ def test_keys_switch_layers_and_zoom(look: Open, index: Path, summary: Summary) 
         assert shown_layers(page) == start
     page.click("label:has(#layer-heat)")
     assert shown_layers(page) == start - {"heat"}
-    view = [float(part) for part in page.get_attribute(".stage-picture", "viewBox").split()]
+    view = [float(part) for part in page.get_attribute(".stage-image", "viewBox").split()]
     assert view == [0, 0, 256, 192]
     page.keyboard.press("z")
-    x, y, width, height = (float(part) for part in page.get_attribute(".stage-picture", "viewBox").split())
+    x, y, width, height = (float(part) for part in page.get_attribute(".stage-image", "viewBox").split())
     left, top, right, bottom = case.box_xyxy
     assert x <= left and y <= top and x + width >= right and y + height >= bottom and width < 200
     assert width / height == pytest.approx(256 / 192)
 
 
 def test_the_heatmap_is_drawn_as_detcam_draws_overlays(
-    look: Open, index: Path, found: list[Picture], summary: Summary
+    look: Open, index: Path, found: list[ImageArray], summary: ReportSummary
 ) -> None:
     case = explained(summary)
     page = look(index, f"#case={case.id}")
     for key in "bte":
         page.keyboard.press(key)
-    picture = np.asarray(Image.open(next((index.parent / "pictures").glob(f"*{case.image_id:03d}-*.jpg"))))
+    image = np.asarray(Image.open(next((index.parent / "images").glob(f"*{case.image_id:03d}-*.jpg"))))
     maps = next(maps for one in found for known, maps in one.cases if known.id == case.id)
     assert maps is not None
     heat = maps.heatmap / np.float32(255)
 
     def error(alpha: float) -> float:
         page.wait_for_timeout(150)
-        shot = Image.open(io.BytesIO(page.locator(".stage-picture").screenshot())).convert("RGB")
+        shot = Image.open(io.BytesIO(page.locator(".stage-image").screenshot())).convert("RGB")
         small = np.asarray(shot.resize((256, 192), Image.Resampling.BOX)).astype(float)
         hot = heat > 0.3
-        return float(np.abs(small - overlay_heatmap(picture, heat, alpha=alpha))[hot].mean())
+        return float(np.abs(small - overlay_heatmap(image, heat, alpha=alpha))[hot].mean())
 
     for alpha in (0.8, 0.4):
         page.evaluate(
@@ -251,7 +252,7 @@ def test_the_heatmap_is_drawn_as_detcam_draws_overlays(
     assert error(0.0) < 6 < 15 < error(0.8)
 
 
-def test_the_opacity_slider_works_from_the_keyboard(look: Open, index: Path, summary: Summary) -> None:
+def test_the_opacity_slider_works_from_the_keyboard(look: Open, index: Path, summary: ReportSummary) -> None:
     page = look(index, f"#case={explained(summary).id}")
     page.focus("#opacity")
     page.keyboard.press("ArrowLeft")
@@ -261,9 +262,9 @@ def test_the_opacity_slider_works_from_the_keyboard(look: Open, index: Path, sum
     assert page.evaluate("location.hash").endswith(explained(summary).id), "arrows belong to the slider then"
 
 
-def test_going_through_the_cases(look: Open, index: Path, summary: Summary) -> None:
+def test_going_through_the_cases(look: Open, index: Path, summary: ReportSummary) -> None:
     page = look(index)
-    order = [case.id for case in sorted(summary.cases, key=lambda case: (-case.ap_lost, -case.score))]
+    order = [case.id for case in sorted(summary.cases, key=lambda case: (-case.delta_ap, -case.score))]
 
     def at() -> str:
         return str(page.evaluate("location.hash")).removeprefix("#case=")
@@ -313,9 +314,9 @@ def test_a_link_to_a_case_that_is_not_there(look: Open, index: Path) -> None:
 
 
 def test_names_are_texts_in_the_browser_too(look: Open, tmp_path: Path) -> None:
-    found = pictures(range(3), hostile=True, names={1: HOSTILE, 2: HOSTILE + "2"})
+    found = make_images(range(3), hostile=True, names={1: HOSTILE, 2: HOSTILE + "2"})
     known = summary_of(found, model=HOSTILE, settings={HOSTILE: HOSTILE}).cases
-    wild = replace(known[0], id=HOSTILE, reading=HOSTILE, question=HOSTILE, reason=HOSTILE)
+    wild = replace(known[0], id=HOSTILE, sentence=HOSTILE, question=HOSTILE, reason=HOSTILE)
     found[0].cases[0] = (wild, found[0].cases[0][1])
     page = look(write(tmp_path, found, summary_of(found, model=HOSTILE, annotations=HOSTILE, groups=())))
     assert HOSTILE in page.inner_text("#subject")

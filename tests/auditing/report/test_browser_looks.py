@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.auditing.report.browser import Open, browser, opener, overflow, until
-from tests.auditing.report.made_up import HOSTILE, pictures, summary_of, write
+from tests.auditing.report.made_up import HOSTILE, make_images, summary_of, write
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def look(chromium: Any) -> Iterator[Open]:
 
 @pytest.fixture(scope="module")
 def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write(tmp_path_factory.mktemp("report"), pictures(range(8)))
+    return write(tmp_path_factory.mktemp("report"), make_images(range(8)))
 
 
 CONTRAST = """() => {
@@ -85,12 +85,12 @@ def test_narrow_windows_need_no_sideways_scrolling(look: Open, index: Path, widt
     page.click(".case-card:has-text('confirmed') >> nth=0")
     page.wait_for_selector(".trials")
     assert overflow(page) == 0
-    picture = page.locator(".stage-picture").bounding_box()
-    assert picture["width"] > 0.5 * width and picture["x"] >= 0
+    image = page.locator(".stage-image").bounding_box()
+    assert image["width"] > 0.5 * width and image["x"] >= 0
 
 
 def test_long_names_need_none_either(look: Open, tmp_path: Path) -> None:
-    found = pictures(range(2), names={1: "Donaudampfschifffahrtsgesellschaft" * 4, 2: HOSTILE}, hostile=True)
+    found = make_images(range(2), names={1: "Donaudampfschifffahrtsgesellschaft" * 4, 2: HOSTILE}, hostile=True)
     page = look(write(tmp_path, found), width=375)
     assert overflow(page) == 0
     page.click(".case-card >> nth=0")
@@ -98,7 +98,7 @@ def test_long_names_need_none_either(look: Open, tmp_path: Path) -> None:
     assert overflow(page) == 0
 
 
-def test_every_control_and_picture_has_a_name(look: Open, index: Path) -> None:
+def test_every_control_and_image_has_a_name(look: Open, index: Path) -> None:
     page = look(index)
     nameless = """() => [...document.querySelectorAll('button, a[href], select, input, [role], dialog')]
       .filter(one => !(one.getAttribute('aria-label') || one.getAttribute('aria-labelledby') || one.textContent.trim()
@@ -127,10 +127,10 @@ def test_the_focus_can_be_seen(look: Open, index: Path) -> None:
 
 
 def test_thousands_of_cases_are_drawn_as_they_come_into_sight(look: Open, tmp_path: Path) -> None:
-    found = pictures(range(2))
+    found = make_images(range(2))
     few = summary_of(found).cases
     many = tuple(
-        replace(few[at % len(few)], id=f"case-{at}", ap_lost=1 - at / 5000, file_name=f"{at}.png", group=None)
+        replace(few[at % len(few)], id=f"case-{at}", delta_ap=1 - at / 5000, file_name=f"{at}.png", group=None)
         for at in range(5000)
     )
     page = look(write(tmp_path, found, summary_of(found, cases=many, groups=())))
@@ -155,11 +155,11 @@ def test_thousands_of_cases_are_drawn_as_they_come_into_sight(look: Open, tmp_pa
 
 
 def test_an_audit_without_errors(look: Open, tmp_path: Path) -> None:
-    found = pictures(range(1))
+    found = make_images(range(1))
     zero = dict.fromkeys(summary_of(found).counts, 0)
     empty = summary_of(
         found, cases=(), groups=(), false_positives=0, false_positive_ap=0.0, counts=zero, classes=(),
-        ap_lost=dict.fromkeys(zero, 0.0), average_precision=1.0,
+        delta_ap=dict.fromkeys(zero, 0.0), average_precision=1.0,
     )  # fmt: skip
     page = look(write(tmp_path, [], empty))
     assert page.inner_text("h1") == "No false positives." and page.inner_text("#count") == "No errors were found."

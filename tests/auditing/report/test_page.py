@@ -16,7 +16,7 @@ import pytest
 
 from detcam.auditing.report.page import heat_colors, script_json
 from detcam.visualize.overlay import overlay_heatmap
-from tests.auditing.report.made_up import HOSTILE, pictures, summary_of, write
+from tests.auditing.report.made_up import HOSTILE, make_images, summary_of, write
 
 
 class Reader(HTMLParser):
@@ -43,12 +43,12 @@ class Reader(HTMLParser):
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return write(tmp_path_factory.mktemp("plain"), pictures(range(3))).read_text("utf-8")
+    return write(tmp_path_factory.mktemp("plain"), make_images(range(3))).read_text("utf-8")
 
 
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory: pytest.TempPathFactory) -> str:
-    found = pictures(range(3), hostile=True, names={1: HOSTILE, 2: "{{script}} <!-- \u2028"})
+    found = make_images(range(3), hostile=True, names={1: HOSTILE, 2: "{{script}} <!-- \u2028"})
     summary = summary_of(found, model=HOSTILE, annotations=HOSTILE, settings={HOSTILE: HOSTILE})
     return write(tmp_path_factory.mktemp("hostile"), found, summary).read_text("utf-8")
 
@@ -117,7 +117,7 @@ def test_the_page_s_heat_colours_are_those_of_overlays() -> None:
 
 
 def test_the_page_holds_every_case_and_only_what_is_known_of_it(tmp_path: Path) -> None:
-    found = pictures(range(3))
+    found = make_images(range(3))
     summary = summary_of(found)
     data = json.loads(Reader(write(tmp_path, found).read_text("utf-8")).texts["script"][0])
     for entry, case in zip(data["cases"], summary.cases, strict=True):
@@ -126,4 +126,4 @@ def test_the_page_holds_every_case_and_only_what_is_known_of_it(tmp_path: Path) 
             key: value for key, value in whole.items() if value not in (None, "", [])
         }
         assert ("outlines" in entry) == bool(case.method)
-        assert entry["files"]["picture"].startswith("pictures/")
+        assert entry["files"]["image"].startswith("images/")

@@ -1,4 +1,4 @@
-"""What the writer puts on disk: pictures, maps and thumbnails that are right, whole files, the same every time."""
+"""What the writer puts on disk: images, maps and thumbnails that are right, whole files, the same every time."""
 
 from __future__ import annotations
 
@@ -12,46 +12,46 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detcam.auditing.case import Case, Maps
+from detcam.auditing.case import AuditCase, CaseMaps
 from detcam.auditing.report import ReportWriter, images, layout
 from detcam.synthetic.harbour import draw_scene
-from tests.auditing.report.made_up import HOSTILE, Picture, pictures, summary_of, write
+from tests.auditing.report.made_up import HOSTILE, ImageArray, make_images, summary_of, write
 
 
 @pytest.fixture(scope="module")
-def found() -> list[Picture]:
-    return pictures(range(4))
+def found() -> list[ImageArray]:
+    return make_images(range(4))
 
 
 def files_in(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def explained(found: list[Picture]) -> tuple[Picture, Case, Maps]:
-    for picture in found:
-        for case, maps in picture.cases:
+def explained(found: list[ImageArray]) -> tuple[ImageArray, AuditCase, CaseMaps]:
+    for image in found:
+        for case, maps in image.cases:
             if maps is not None and case.is_false_positive:
-                return picture, case, maps
+                return image, case, maps
     raise LookupError
 
 
-def test_files_that_the_audit_names_are_there_and_no_others(tmp_path: Path, found: list[Picture]) -> None:
+def test_files_that_the_audit_names_are_there_and_no_others(tmp_path: Path, found: list[ImageArray]) -> None:
     write(tmp_path, found)
     audit = json.loads((tmp_path / "audit.json").read_text("utf-8"))
     named = {path for case in audit["cases"] for path in case["files"].values() if path}
-    named |= {picture["file"] for picture in audit["pictures"]}
-    described = {picture["file"].replace(".jpg", ".json") for picture in audit["pictures"]}
+    named |= {image["file"] for image in audit["images"]}
+    described = {image["file"].replace(".jpg", ".json") for image in audit["images"]}
     top = {layout.INDEX, layout.AUDIT, layout.TABLE, layout.COCO}
     assert set(files_in(tmp_path)) == named | described | top
     for case, entry in zip(summary_of(found).cases, audit["cases"], strict=True):
-        assert entry["files"]["thumbnail"] and entry["files"]["picture"]
+        assert entry["files"]["thumbnail"] and entry["files"]["image"]
         assert all(bool(entry["files"][kind]) == bool(case.method) for kind in ("heatmap", "evidence", "control"))
     assert {bool(case.method) for case in summary_of(found).cases} == {True, False}
 
 
-def test_maps_come_back_as_they_were(tmp_path: Path, found: list[Picture]) -> None:
-    picture, case, maps = explained(found)
-    ReportWriter(tmp_path).case(case, picture.scene.image, maps)
+def test_maps_come_back_as_they_were(tmp_path: Path, found: list[ImageArray]) -> None:
+    pixels, case, maps = explained(found)
+    ReportWriter(tmp_path).case(case, pixels.scene.image, maps)
     stored = {
         kind: Image.open(tmp_path / "cases" / f"{case.id}.{kind}.png") for kind in ("heatmap", "evidence", "control")
     }
@@ -61,8 +61,8 @@ def test_maps_come_back_as_they_were(tmp_path: Path, found: list[Picture]) -> No
     assert maps.control is not None and np.array_equal(stored["control"], maps.control)
 
 
-def test_large_pictures_and_maps_are_made_smaller(tmp_path: Path, found: list[Picture]) -> None:
-    picture, case, _ = explained(found)
+def test_large_images_and_maps_are_made_smaller(tmp_path: Path, found: list[ImageArray]) -> None:
+    image, case, _ = explained(found)
     height, width = 1000, 2400
     large = np.zeros((height, width, 3), np.uint8)
     large[:, 1200:] = 200
@@ -71,8 +71,8 @@ def test_large_pictures_and_maps_are_made_smaller(tmp_path: Path, found: list[Pi
     heatmap = np.tile(np.linspace(0, 255, width).astype(np.uint8), (height, 1))
     case = replace(case, image_size_hw=(height, width))
     writer = ReportWriter(tmp_path)
-    writer.case(case, large, Maps(heatmap, evidence, None))
-    path = writer.picture(7, "large.png", large, replace(picture.truths, image_size_hw=(height, width)))
+    writer.case(case, large, CaseMaps(heatmap, evidence, None))
+    path = writer.image(7, "large.png", large, replace(image.truths, image_size_hw=(height, width)))
     shown = np.asarray(Image.open(path))
     assert shown.shape == (667, 1600, 3)
     assert shown[:, :780].max() < 20 and shown[:, 820:].min() > 180
@@ -85,52 +85,52 @@ def test_large_pictures_and_maps_are_made_smaller(tmp_path: Path, found: list[Pi
     assert not (tmp_path / "cases" / f"{case.id}.control.png").exists()
 
 
-def test_a_second_run_over_the_folder_gives_the_same_files(tmp_path: Path, found: list[Picture]) -> None:
+def test_a_second_run_over_the_folder_gives_the_same_files(tmp_path: Path, found: list[ImageArray]) -> None:
     write(tmp_path, found)
     before = files_in(tmp_path)
     write(tmp_path, found)
     assert files_in(tmp_path) == before
 
 
-def test_an_interrupted_run_goes_on(tmp_path: Path, found: list[Picture]) -> None:
+def test_an_interrupted_run_goes_on(tmp_path: Path, found: list[ImageArray]) -> None:
     write(tmp_path / "whole", found)
     broken = tmp_path / "broken"
     writer = ReportWriter(broken)
     first = found[0]
-    writer.picture(first.truths.image_id, first.truths.file_name, first.scene.image, first.truths)
+    writer.image(first.truths.image_id, first.truths.file_name, first.scene.image, first.truths)
     for case, maps in first.cases:
         writer.case(case, first.scene.image, maps)
     (broken / "cases" / f".{'0' * 32}.tmp").write_bytes(b"half")
     (broken / "cases" / ".own notes.tmp").write_bytes(b"kept")
     again = ReportWriter(broken)
-    for picture in found[1:]:
-        again.picture(picture.truths.image_id, picture.truths.file_name, picture.scene.image, picture.truths)
-        for case, maps in picture.cases:
-            again.case(case, picture.scene.image, maps)
+    for image in found[1:]:
+        again.image(image.truths.image_id, image.truths.file_name, image.scene.image, image.truths)
+        for case, maps in image.cases:
+            again.case(case, image.scene.image, maps)
     again.finish(summary_of(found))
     got = files_in(broken)
     assert got.pop("cases/.own notes.tmp") == b"kept"
     assert got == files_in(tmp_path / "whole")
 
 
-def test_a_picture_that_is_there_is_not_written_again(tmp_path: Path, found: list[Picture]) -> None:
+def test_a_image_that_is_there_is_not_written_again(tmp_path: Path, found: list[ImageArray]) -> None:
     truths, image = found[0].truths, found[0].scene.image
     writer = ReportWriter(tmp_path)
-    path = writer.picture(0, "a.png", image, truths)
+    path = writer.image(0, "a.png", image, truths)
     path.write_bytes(b"there")
-    assert writer.picture(0, "a.png", image, truths) == path
+    assert writer.image(0, "a.png", image, truths) == path
     assert path.read_bytes() == b"there"
 
 
-def test_a_case_that_is_no_longer_explained_loses_its_maps(tmp_path: Path, found: list[Picture]) -> None:
-    picture, case, maps = explained(found)
+def test_a_case_that_is_no_longer_explained_loses_its_maps(tmp_path: Path, found: list[ImageArray]) -> None:
+    image, case, maps = explained(found)
     writer = ReportWriter(tmp_path)
-    writer.case(case, picture.scene.image, maps)
-    writer.case(replace(case, method=""), picture.scene.image, None)
+    writer.case(case, image.scene.image, maps)
+    writer.case(replace(case, method=""), image.scene.image, None)
     assert set(files_in(tmp_path)) == {f"cases/{case.id}.thumbnail.jpg"}
 
 
-def test_nobody_sees_half_a_file(tmp_path: Path, found: list[Picture], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nobody_sees_half_a_file(tmp_path: Path, found: list[ImageArray], monkeypatch: pytest.MonkeyPatch) -> None:
     replaced: list[str] = []
     real = os.replace
 
@@ -146,22 +146,22 @@ def test_nobody_sees_half_a_file(tmp_path: Path, found: list[Picture], monkeypat
 
 
 def test_names_of_the_data_set_never_become_paths(tmp_path: Path) -> None:
-    hostile = pictures(range(1), hostile=True)
+    hostile = make_images(range(1), hostile=True)
     case, maps = hostile[0].cases[0]
     wild = replace(case, id="../../../x/<b>.Ü")
     hostile[0].cases[0] = (wild, maps)
     write(tmp_path / "report", hostile)
     assert {path.name for path in tmp_path.iterdir()} == {"report"}
     for name in files_in(tmp_path / "report"):
-        assert re.fullmatch(r"((cases|pictures)/)?[a-z0-9_-]+(\.[a-z]+){1,2}", name), name
-    long = layout.picture_stem(1, HOSTILE * 20)
-    assert len(long) <= 80 and layout.picture_stem(1, "a/x.png") != layout.picture_stem(1, "b/x.png")
-    assert layout.picture_stem(1, "x.png") != layout.picture_stem("1", "x.png")
+        assert re.fullmatch(r"((cases|images)/)?[a-z0-9_-]+(\.[a-z]+){1,2}", name), name
+    long = layout.image_stem(1, HOSTILE * 20)
+    assert len(long) <= 80 and layout.image_stem(1, "a/x.png") != layout.image_stem(1, "b/x.png")
+    assert layout.image_stem(1, "x.png") != layout.image_stem("1", "x.png")
     assert layout.case_stem("image-A") != layout.case_stem("image-a") == "image-a"
 
 
 def test_names_that_are_no_unicode_are_written(tmp_path: Path) -> None:
-    found = pictures(range(1))
+    found = make_images(range(1))
     found[0].cases[:] = [(replace(case, file_name="bad\udcff.png"), maps) for case, maps in found[0].cases]
     write(tmp_path, found)
     assert json.loads((tmp_path / "audit.json").read_bytes())["cases"][0]["file_name"] == "bad\udcff.png"
@@ -178,7 +178,7 @@ def test_the_outline_runs_along_the_region_s_edge(tmp_path: Path) -> None:
         np.array([[float(n) for n in point.split()] for point in part.split("L")])
         for part in re.findall(r"M([^MZ]+)Z", images.outline(path, (120, 160)))
     ]
-    # In a picture twice as large as the mask: the region, its hole, and the single pixel.
+    # In an image twice as large as the mask: the region, its hole, and the single pixel.
     expected = [(40, 20, 100, 60), (60, 30, 80, 50), (140, 100, 142, 102)]
     got = sorted((*ring.min(0), *ring.max(0)) for ring in rings)
     assert len(got) == 3
@@ -190,7 +190,7 @@ def test_a_thumbnail_shows_box_heat_and_surroundings(tmp_path: Path) -> None:
     image = np.full((300, 600, 3), 90, np.uint8)
     heatmap = np.zeros((300, 600), np.uint8)
     heatmap[140:160, 300:320] = 255
-    maps = Maps(heatmap, heatmap > 0, None)
+    maps = CaseMaps(heatmap, heatmap > 0, None)
     box = (200.0, 130.0, 240.0, 170.0)
     left, top, right, bottom = images.window((300, 600), box, maps.evidence)
     assert left < 200 - 11 and right > 320 + 11 and top < 130 and bottom > 170
@@ -207,7 +207,7 @@ def test_a_thumbnail_shows_box_heat_and_surroundings(tmp_path: Path) -> None:
     assert np.abs(at(220, 150) - 90).max() < 12, "inside the box, without heat"
     assert at(310, 150)[0] > 200 and at(310, 150)[0] - at(310, 150)[2] > 30, "heat, yellow"
     assert at(200, 150)[2] > 180 and at(200, 150)[2] - at(200, 150)[0] > 60, "the box's blue line"
-    # Without maps the window is about the box alone; at the picture's edge it moves inside.
+    # Without maps the window is about the box alone; at the image's edge it moves inside.
     near = images.window((300, 600), (0.0, 0.0, 30.0, 30.0), None)
     assert near[:2] == (0, 0) and near[2] < 90
     far = images.window((300, 600), (570.0, 270.0, 600.0, 300.0), None)
@@ -217,7 +217,7 @@ def test_a_thumbnail_shows_box_heat_and_surroundings(tmp_path: Path) -> None:
 
 def test_a_thumbnail_of_a_missed_object_has_the_colour_of_true_boxes(tmp_path: Path) -> None:
     scene = draw_scene(0)
-    found = pictures(range(1))
+    found = make_images(range(1))
     case = next(case for case, _ in found[0].cases if case.type == "missed")
     ReportWriter(tmp_path).case(case, scene.image, None)
     expected = images.thumbnail_jpeg(scene.image, case.box_xyxy, None, images.TRUE_COLOR)
@@ -225,33 +225,33 @@ def test_a_thumbnail_of_a_missed_object_has_the_colour_of_true_boxes(tmp_path: P
     assert expected != images.thumbnail_jpeg(scene.image, case.box_xyxy, None)
 
 
-def test_wrong_pictures_and_maps_are_refused(tmp_path: Path, found: list[Picture]) -> None:
-    picture, case, maps = explained(found)
-    image, writer = picture.scene.image, ReportWriter(tmp_path)
+def test_wrong_images_and_maps_are_refused(tmp_path: Path, found: list[ImageArray]) -> None:
+    pixels, case, maps = explained(found)
+    image, writer = pixels.scene.image, ReportWriter(tmp_path)
     with pytest.raises(TypeError, match="uint8"):
-        writer.picture(1, "a.png", image.astype(np.float32), picture.truths)
-    with pytest.raises(ValueError, match="another picture"):
-        writer.picture(1, "a.png", image[:-1], picture.truths)
-    with pytest.raises(ValueError, match="another picture"):
+        writer.image(1, "a.png", image.astype(np.float32), pixels.truths)
+    with pytest.raises(ValueError, match="another image"):
+        writer.image(1, "a.png", image[:-1], pixels.truths)
+    with pytest.raises(ValueError, match="another image"):
         writer.case(case, image[:, :-1], None)
     with pytest.raises(TypeError, match="heatmap as an array of uint8"):
         writer.case(case, image, replace(maps, heatmap=maps.heatmap / 255))
     with pytest.raises(TypeError, match="evidence as an array of bool"):
         writer.case(case, image, replace(maps, evidence=maps.heatmap))
-    with pytest.raises(ValueError, match="control of the picture's size"):
+    with pytest.raises(ValueError, match="control of the image's size"):
         writer.case(case, image, replace(maps, control=np.zeros((3, 3), bool)))
     assert not files_in(tmp_path)
 
 
-def test_a_damaged_file_is_named(tmp_path: Path, found: list[Picture]) -> None:
+def test_a_damaged_file_is_named(tmp_path: Path, found: list[ImageArray]) -> None:
     write(tmp_path, found)
-    damaged = next((tmp_path / "pictures").glob("*.json"))
+    damaged = next((tmp_path / "images").glob("*.json"))
     whole = damaged.read_bytes()
     damaged.write_bytes(b"{")
     with pytest.raises(ValueError, match=f"{damaged.name}.*delete it"):
         ReportWriter(tmp_path).finish(summary_of(found))
     damaged.write_bytes(whole)
     evidence = next((tmp_path / "cases").glob("*.evidence.png"))
-    evidence.write_bytes(b"no picture")
+    evidence.write_bytes(b"no image")
     with pytest.raises(ValueError, match=f"{evidence.name}.*delete it"):
         ReportWriter(tmp_path).finish(summary_of(found))

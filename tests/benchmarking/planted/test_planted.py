@@ -20,7 +20,7 @@ from detcam.benchmarking.planted.detectors import families, train
 from detcam.benchmarking.planted.hit_metrics import RANKS, hottest_places, judge_map, summarize
 from detcam.benchmarking.planted.run import AuditRow, DetectorRow, MethodRow, Planted, benchmark_planted
 from detcam.benchmarking.planted.tables import HEADERS, cells, markdown
-from detcam.benchmarking.planted.training_cache import Workshop, detector_name
+from detcam.benchmarking.planted.training_cache import TrainingCache, detector_name
 from detcam.cli.main import app
 from detcam.detections import Detections, Source
 from detcam.methods import ProbeCAM
@@ -164,15 +164,15 @@ def test_a_run_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(planted_run, "find_cases", few)
     options: dict[str, Any] = {"family_names": ["two-stage"], "scenarios": ["mark"], "cases": 2, "effort": 0.003}
-    told: list[str] = []
-    first = benchmark_planted(tmp_path, ["odam"], **options, told=told.append)
+    on_progress: list[str] = []
+    first = benchmark_planted(tmp_path, ["odam"], **options, on_progress=on_progress.append)
     assert [row.method for row in first.methods] == ["odam", "filled box", "random"]
     assert first.detectors[0].certified == 0 and np.isnan(first.audits[0].place), "three steps teach nothing"
-    told.clear()
-    again = benchmark_planted(tmp_path, ["odam"], **options, told=told.append)
-    assert not told and repr(again) == repr(first)
-    benchmark_planted(tmp_path, ["odam", "layercam"], **options, told=told.append)
-    assert told == ["two-stage mark: certifying", "two-stage mark: layercam"]
+    on_progress.clear()
+    again = benchmark_planted(tmp_path, ["odam"], **options, on_progress=on_progress.append)
+    assert not on_progress and repr(again) == repr(first)
+    benchmark_planted(tmp_path, ["odam", "layercam"], **options, on_progress=on_progress.append)
+    assert on_progress == ["two-stage mark: certifying", "two-stage mark: layercam"]
     assert set(json.loads((tmp_path / "planted.json").read_text())) == {"settings", "results"}
     with pytest.raises(ValueError, match="results of other settings"):
         benchmark_planted(tmp_path, ["odam"], **{**options, "cases": 3})
@@ -184,7 +184,7 @@ def test_a_run_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.Monk
 def test_training_leaves_the_generator_and_depends_on_the_seed(tmp_path: Path) -> None:
     family = families()["fcos"]
     before = torch.random.get_rng_state()
-    workshop = Workshop(tmp_path, seed=1, effort=0.003)
+    workshop = TrainingCache(tmp_path, seed=1, effort=0.003)
     first = workshop.detector(family, detector_name("far"))
     assert torch.equal(before, torch.random.get_rng_state())
     assert {path.name for path in tmp_path.iterdir()} == {"fcos-plain.safetensors", "fcos-far.safetensors"}
@@ -210,7 +210,7 @@ def test_the_command_says_what_it_needs(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_a_trained_detector_falls_for_the_tag_its_twin_does_not_and_the_audit_finds_it(tmp_path: Path) -> None:
     family = families()["two-stage"]
-    workshop = Workshop(tmp_path, effort=0.6)
+    workshop = TrainingCache(tmp_path, effort=0.6)
     adapter = family.adapter(workshop.detector(family, "mark"))
     twin = family.adapter(workshop.detector(family, detector_name("mark", twin=True)))
     tried = find_cases(adapter, family.first_label, "mark", wanted=16)

@@ -149,11 +149,11 @@ def test_layers_come_in_order_with_the_modules_around_them() -> None:
 
 
 def test_timm_fused_or_not() -> None:
-    model, pictures = timm_vit(), torch.rand(2, 3, 32, 32)
-    _, fused = recorded(model, pictures)
+    model, images = timm_vit(), torch.rand(2, 3, 32, 32)
+    _, fused = recorded(model, images)
     for block in model.blocks:
         block.attn.fused_attn = False
-    _, plain = recorded(model, pictures)
+    _, plain = recorded(model, images)
     assert len(fused) == len(plain) == 3
     for one, other in zip(fused, plain, strict=True):
         torch.testing.assert_close(one.tensor, other.tensor, atol=1e-6, rtol=0)
@@ -248,10 +248,10 @@ def test_a_point_by_hand(aligned: bool, place: tuple[float, float], expected: li
 
 def test_hooks_and_modes_go_also_when_the_model_raises() -> None:
     model = torchvision_vit()
-    picture = torch.rand(1, 3, 16, 32)
+    image = torch.rand(1, 3, 16, 32)
     before = Snapshot(model)
     with pytest.raises(AssertionError, match="Wrong image height"), Recorder(model, 1):
-        model(picture)
+        model(image)
     before.check()
     probabilities = torch.rand(2, 4, 4).softmax(-1)
     recorder = Recorder(model, 2)

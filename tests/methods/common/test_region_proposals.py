@@ -9,16 +9,16 @@ from detcam.synthetic.shortcuts import CUES, draw_scene
 
 
 def test_a_thing_of_one_colour_is_one_segment() -> None:
-    picture = torch.zeros(3, 60, 80)
-    picture[0, 10:30, 10:30] = 1
-    picture[1, 30:50, 50:70] = 1
-    labels = segments(picture)
+    image = torch.zeros(3, 60, 80)
+    image[0, 10:30, 10:30] = 1
+    image[1, 30:50, 50:70] = 1
+    labels = segments(image)
     assert labels.shape == (60, 80) and labels.dtype == torch.int64
     own = [int(labels[place]) for place in ((20, 20), (40, 60), (5, 40))]
     assert len(set(own)) == 3
     assert bool((labels[12:28, 12:28] == own[0]).all()) and bool((labels[32:48, 52:68] == own[1]).all())
     assert int((labels == own[0]).sum()) < 24 * 24 and int((labels == own[2]).sum()) > 3000
-    assert torch.equal(segments(picture * 7 - 3), labels), "the range does not matter"
+    assert torch.equal(segments(image * 7 - 3), labels), "the range does not matter"
 
 
 def test_planted_things_are_segments() -> None:
@@ -37,10 +37,10 @@ def test_planted_things_are_segments() -> None:
         assert sum(own) / len(own) > (0.95 if kind == "pond" else 0.7), kind
 
 
-def test_large_pictures_are_cut_at_a_smaller_size() -> None:
-    picture = torch.zeros(3, 600, 800)
-    picture[:, 100:300, 100:300] = 1
-    labels = segments(picture)
+def test_large_images_are_cut_at_a_smaller_size() -> None:
+    image = torch.zeros(3, 600, 800)
+    image[:, 100:300, 100:300] = 1
+    labels = segments(image)
     assert labels.shape == (600, 800)
     assert bool((labels[115:285, 115:285] == labels[200, 200]).all())
     assert int(labels[200, 200]) != int(labels[500, 700])
