@@ -16,8 +16,8 @@ differs from COCO in some corners, and so does this module, in order to count al
 * at most 100 detections of an image count, all classes together (COCO: of each class);
 * among objects that overlap alike, a detection takes the first (COCO: the last);
 * a detection is ignored where more than the threshold of it lies in a crowd region (COCO: that or more);
-* ignored detections are errors of some type too; `DetectionError.is_false_positive` tells which errors count against COCO's
-  average precision.
+* ignored detections are errors of some type too; `DetectionError.is_false_positive` says which errors count against
+  COCO's average precision.
 """
 
 from __future__ import annotations

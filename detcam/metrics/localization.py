@@ -181,8 +181,8 @@ class ObjectDiscrimination(Localization):
 
     Pixels that the object shares with another count as the other's, as in the authors' evaluation. In [0, 1], lower is
     better. NaN where the image has no other object (the authors count 0) or no heat lies on objects. Which objects
-    are others (all, or those of the same class) is said in `ground_truth_regions`. Undefined for false positives: they are of
-    no object. Zhao and Chan, *ODAM*, ICLR 2023, https://arxiv.org/abs/2304.06354.
+    are others (all, or those of the same class) is said in `ground_truth_regions`. Undefined for false positives: they
+    are of no object. Zhao and Chan, *ODAM*, ICLR 2023, https://arxiv.org/abs/2304.06354.
     """
 
     name = "object_discrimination"

@@ -184,7 +184,7 @@ class LayerReplay:
 
 
 def layer_replays(scorer: ImageScorer) -> Iterator[LayerReplay]:
-    """What lies behind each run of each target layer; together they have the levels of `ImageScorer.levels`, in order."""
+    """A `LayerReplay` for each run of each target layer; their levels are those of `ImageScorer.levels`, in order."""
     for layer, runs in enumerate(scorer.runs):
         for nth in range(runs):
             yield LayerReplay(scorer, layer, nth)
@@ -204,7 +204,8 @@ class ReplayRecorder:
     Attributes:
         output: what the layer put out in the recorded pass, detached.
         largest: bytes of the largest tensor that the layer or a module behind it put out for one image.
-        downstream_fraction: how many of all values that the model's innermost modules put out lie behind the layer, in [0, 1].
+        downstream_fraction: share of the values put out by the model's innermost modules that come after the layer,
+            in [0, 1].
     """
 
     def __init__(self, model: nn.Module, layer: nn.Module, nth: int = 0) -> None:
