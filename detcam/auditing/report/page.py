@@ -73,7 +73,7 @@ def _slim(case: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read(name: str) -> str:
-    return resources.files("detcam.report").joinpath(name).read_text(encoding="utf-8")
+    return resources.files("detcam.auditing.report").joinpath(name).read_text(encoding="utf-8")
 
 
 def _digest(text: str) -> str:
