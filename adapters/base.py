@@ -7,7 +7,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,9 @@ from detcam.targets import BoxTarget
 from detcam.trace import ReshapeTransform, guarded
 
 logger = logging.getLogger("detcam")
+
+ModelLike: TypeAlias = "Adapter | nn.Module"
+"""An adapter, or a model, which is adapted."""
 
 Target = Callable[[Any], Tensor]
 """From one image's model output to a scalar."""

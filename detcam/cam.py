@@ -357,6 +357,11 @@ def value_of(scalar: Any) -> float:
     return float(scalar.detach())
 
 
+def values_of(scalars: Sequence[Sequence[Tensor]]) -> list[list[float]]:
+    """Every target's scalar as a number, per image."""
+    return [[value_of(scalar) for scalar in row] for row in scalars]
+
+
 def _mean(views_of_image: list[ImageHeatmaps]) -> ImageHeatmaps:
     """The plain view's result with the heatmaps of all views averaged; raw saliency stays the plain view's."""
     first = views_of_image[0]

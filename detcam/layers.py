@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from detcam.trace import flatten_tensors, guarded
+
+LayersLike: TypeAlias = Sequence[nn.Module | str] | nn.Module | str | None
+"""Target layers: modules or dotted names, one or several; None takes the default."""
 
 MOST_PREFIX_TOKENS = 8
 """How many tokens may stand before the patches where the model does not say (a class token, registers)."""

@@ -69,6 +69,10 @@ class Pass:
     source_images: Callable[[], Sequence[Tensor]]
     watched: Any = None
 
+    def score(self) -> list[list[Tensor]]:
+        """The scalar of every target, per image."""
+        return self.adapter.score(self.outputs, self.targets) if any(self.targets) else [[] for _ in self.targets]
+
 
 @dataclass(frozen=True)
 class Measured:
