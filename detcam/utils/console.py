@@ -1,0 +1,166 @@
+"""Tables and progress bars in the terminal.
+
+rich is imported when the first table or bar is drawn, which keeps ``import detcam`` fast.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Collection, Iterable, Iterator
+from types import TracebackType
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.progress import Progress
+    from rich.table import Table
+
+T = TypeVar("T")
+
+PIPED_WIDTH = 400
+"""Columns of the output where no terminal sets a limit: a table row stays on one line."""
+
+
+def make_console(*, stderr: bool = False) -> Console:
+    """Return a console as wide as the terminal, or `PIPED_WIDTH` columns wide for a file or a pipe.
+
+    Text is printed as it is: square brackets are no markup and numbers are not highlighted.
+    """
+    from rich.console import Console
+
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(stderr=stderr, markup=False, highlight=False, width=None if stream.isatty() else PIPED_WIDTH)
+
+
+def make_table(*columns: str, title: str = "", right: Collection[str] = ()) -> Table:
+    """Return an empty table in the style of all commands.
+
+    Args:
+        *columns: The headings.
+        title: A line above the table.
+        right: The columns that are aligned to the right, as numbers are.
+    """
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(title=title or None, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    return table
+
+
+class ProgressBar:
+    """A progress bar on stderr, which only a terminal shows. It is removed at the end.
+
+    Args:
+        description: Text before the bar.
+        total: Number of steps; None if it is unknown.
+        enabled: Whether to show the bar.
+
+    Example:
+        >>> from detcam.utils.console import ProgressBar
+        >>> with ProgressBar("explaining", total=2) as bar:
+        ...     bar.advance()
+        ...     bar.advance()
+    """
+
+    def __init__(self, description: str = "", total: float | None = None, *, enabled: bool = True) -> None:
+        self.description = description
+        self.total = total
+        self.enabled = enabled and sys.stderr.isatty()
+        self._progress: Progress | None = None
+
+    def __enter__(self) -> ProgressBar:
+        if self.enabled:
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            self._progress = Progress(
+                TextColumn("{task.description}", markup=False),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                console=make_console(stderr=True),
+                transient=True,
+                redirect_stdout=False,
+                redirect_stderr=False,
+            )
+            self._task = self._progress.add_task(printable(self.description), total=self.total)
+            self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+    def advance(self, steps: float = 1, description: str | None = None) -> None:
+        """Move the bar on by some steps, with another description if one is given."""
+        if self._progress is not None:
+            text = None if description is None else printable(description)
+            self._progress.update(self._task, advance=steps, description=text)
+
+    def restart(self, description: str, total: float | None = None, completed: float = 0) -> None:
+        """Show another activity."""
+        if self._progress is not None:
+            self._progress.reset(
+                self._task, total=total, completed=int(completed), description=printable(description), start=True
+            )
+
+    def print(self, item: RenderableType, *, stderr: bool = False) -> None:
+        """Print a line or a table above the bar, on stdout unless `stderr` is set."""
+        if self._progress is not None and (stderr or sys.stdout.isatty()):
+            self._progress.console.print(item, soft_wrap=isinstance(item, str))
+        else:
+            make_console(stderr=stderr).print(item, soft_wrap=isinstance(item, str))
+
+
+def track(
+    items: Iterable[T], description: str = "", *, total: float | None = None, enabled: bool = True
+) -> Iterator[T]:
+    """Iterate over items with a progress bar.
+
+    Args:
+        items: What to iterate over.
+        description: Text before the bar.
+        total: Number of items; None takes ``len(items)`` if there is one.
+        enabled: Whether to show the bar.
+
+    Example:
+        >>> from detcam.utils.console import track
+        >>> sum(track([1, 2, 3], "adding"))
+        6
+    """
+    if total is None and isinstance(items, Collection):
+        total = len(items)
+    with ProgressBar(description, total, enabled=enabled) as bar:
+        for item in items:
+            yield item
+            bar.advance()
+
+
+def printable(text: str) -> str:
+    """Replace control characters, which names of files and classes could smuggle into a terminal, by ``?``."""
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
+def shorten(text: str, width: int) -> str:
+    """Shorten a text to `width` characters with an ellipsis in its middle."""
+    if len(text) <= width:
+        return text
+    return f"{text[: width // 2 - 1]}…{text[len(text) - (width - width // 2) :]}"
+
+
+def plural(count: int, noun: str, plural_noun: str | None = None) -> str:
+    """Return a count with its noun: ``1 box``, ``2 boxes``.
+
+    Example:
+        >>> from detcam.utils.console import plural
+        >>> plural(1, "target"), plural(2, "box"), plural(0, "category", "categories")
+        ('1 target', '2 boxes', '0 categories')
+    """
+    if count == 1:
+        return f"1 {noun}"
+    ending = "es" if noun.endswith(("s", "x", "ch", "sh")) else "s"
+    return f"{count} {plural_noun or noun + ending}"
