@@ -1,89 +1,174 @@
-"""Explain object detectors and segmentation networks: which pixels made the detector fire there?"""
+"""Explains object detectors and segmentation networks: which pixels made every box, mask and class.
 
-from detcam.adapters import adapt
-from detcam.auditing import Audit, audit
-from detcam.benchmarking import Benchmark, benchmark
-from detcam.detections import Detections, Source
-from detcam.diagnostics import ClassAgnosticWarning, CompletenessWarning, EmptyMapWarning, ReachWarning
-from detcam.explanation.explain import Explanation, Explanations, explain
-from detcam.factorization import DeepFeatureFactorization
-from detcam.methods import (
-    DRISE,
-    FEM,
-    GCAME,
-    KPCA_CAM,
-    METHODS,
-    ODAM,
-    RISE,
-    SESS,
-    VPS,
-    AblationCAM,
-    AttentionRollout,
-    CheferCAM,
-    EigenCAM,
-    EigenGradCAM,
-    FinerCAM,
-    FullGrad,
-    GradCAM,
-    GradCAMElementWise,
-    GradCAMPlusPlus,
-    GuidedBackprop,
-    GuidedGradCAM,
-    HiResCAM,
-    LayerCAM,
-    LeGrad,
-    Occlusion,
-    ProbeCAM,
-    RandomCAM,
-    ReachCAM,
-    ReciproCAM,
-    RefineCAM,
-    ScoreCAM,
-    SegEigenCAM,
-    SegGradCAM,
-    SegHiResCAM,
-    SegXResCAM,
-    ShapleyCAM,
-    Sobel,
-    SSGradCAM,
-    SSGradCAMPlusPlus,
-    XGradCAM,
-    get_method,
+Names and subpackages are imported when they are first used, so that ``import detcam`` itself imports no torch.
+"""
+
+from typing import TYPE_CHECKING
+
+from detcam.methods import CLASSES
+from detcam.utils.lazy import lazy_attributes
+
+if TYPE_CHECKING:
+    from detcam.adapters.base import Adapter, DetectorAdapter
+    from detcam.adapters.registry import adapt
+    from detcam.auditing.pipeline import Audit, audit
+    from detcam.benchmarking.compare import Benchmark, benchmark
+    from detcam.cam import BaseCAM
+    from detcam.detections import Detections, Source
+    from detcam.diagnostics import ClassAgnosticWarning, CompletenessWarning, EmptyMapWarning, ReachWarning
+    from detcam.explanation.explain import explain
+    from detcam.explanation.result import Explanation, Explanations
+    from detcam.factorization import DeepFeatureFactorization
+    from detcam.methods import (
+        DRISE,
+        FEM,
+        GCAME,
+        KPCA_CAM,
+        METHODS,
+        ODAM,
+        RISE,
+        SESS,
+        VPS,
+        AblationCAM,
+        AttentionRollout,
+        CheferCAM,
+        EigenCAM,
+        EigenGradCAM,
+        FinerCAM,
+        FullGrad,
+        GradCAM,
+        GradCAMElementWise,
+        GradCAMPlusPlus,
+        GuidedBackprop,
+        GuidedGradCAM,
+        HiResCAM,
+        LayerCAM,
+        LeGrad,
+        Occlusion,
+        ProbeCAM,
+        RandomCAM,
+        ReachCAM,
+        ReciproCAM,
+        RefineCAM,
+        ScoreCAM,
+        SegEigenCAM,
+        SegGradCAM,
+        SegHiResCAM,
+        SegXResCAM,
+        ShapleyCAM,
+        Sobel,
+        SSGradCAM,
+        SSGradCAMPlusPlus,
+        XGradCAM,
+        get_method,
+        register_method,
+    )
+    from detcam.methods.drise import drise
+    from detcam.methods.guided_backprop import GuidedBackpropReLUModel, guided_backprop
+    from detcam.methods.sobel import sobel_cam
+    from detcam.metrics.base import Metric
+    from detcam.outputs import DetectionTarget, DetectorOutput, SegmenterOutput
+    from detcam.utils.version import __version__
+    from detcam.visualize.concepts import create_labels_legend, show_factorization_on_image
+    from detcam.visualize.overlay import deprocess_image, preprocess_image, show_cam_on_image
+
+_MODULES = {
+    "Adapter": "detcam.adapters.base",
+    "Audit": "detcam.auditing.pipeline",
+    "BaseCAM": "detcam.cam",
+    "Benchmark": "detcam.benchmarking.compare",
+    "ClassAgnosticWarning": "detcam.diagnostics",
+    "CompletenessWarning": "detcam.diagnostics",
+    "DeepFeatureFactorization": "detcam.factorization",
+    "DetectionTarget": "detcam.outputs",
+    "Detections": "detcam.detections",
+    "DetectorAdapter": "detcam.adapters.base",
+    "DetectorOutput": "detcam.outputs",
+    "EmptyMapWarning": "detcam.diagnostics",
+    "Explanation": "detcam.explanation.result",
+    "Explanations": "detcam.explanation.result",
+    "GuidedBackpropReLUModel": "detcam.methods.guided_backprop",
+    "METHODS": "detcam.methods",
+    "Metric": "detcam.metrics.base",
+    "ReachWarning": "detcam.diagnostics",
+    "SegmenterOutput": "detcam.outputs",
+    "Source": "detcam.detections",
+    "__version__": "detcam.utils.version",
+    "adapt": "detcam.adapters.registry",
+    "audit": "detcam.auditing.pipeline",
+    "benchmark": "detcam.benchmarking.compare",
+    "create_labels_legend": "detcam.visualize.concepts",
+    "deprocess_image": "detcam.visualize.overlay",
+    "drise": "detcam.methods.drise",
+    "explain": "detcam.explanation.explain",
+    "get_method": "detcam.methods",
+    "guided_backprop": "detcam.methods.guided_backprop",
+    "preprocess_image": "detcam.visualize.overlay",
+    "register_method": "detcam.methods",
+    "show_cam_on_image": "detcam.visualize.overlay",
+    "show_factorization_on_image": "detcam.visualize.concepts",
+    "sobel_cam": "detcam.methods.sobel",
+    **CLASSES,
+}
+"""The module that defines each public name."""
+
+_SUBMODULES = (
+    "adapters",
+    "auditing",
+    "benchmarking",
+    "cam",
+    "cli",
+    "data",
+    "demo",
+    "detections",
+    "diagnostics",
+    "explanation",
+    "factorization",
+    "geometry",
+    "inputs",
+    "layers",
+    "methods",
+    "metrics",
+    "models",
+    "outputs",
+    "perturbation",
+    "results",
+    "synthetic",
+    "targets",
+    "trace",
+    "utils",
+    "visualize",
 )
-from detcam.methods.drise import drise
-from detcam.methods.guided_backprop import GuidedBackpropReLUModel, guided_backprop
-from detcam.methods.sobel import sobel_cam
-from detcam.utils.version import __version__
-from detcam.visualize.concepts import create_labels_legend, show_factorization_on_image
-from detcam.visualize.overlay import deprocess_image, preprocess_image, show_cam_on_image
+"""Packages and modules that are attributes of the package."""
+
+__getattr__, __dir__ = lazy_attributes(__name__, _MODULES, _SUBMODULES)
 
 __all__ = [
     "__version__",
-    "FEM",
-    "GCAME",
-    "KPCA_CAM",
-    "DRISE",
-    "METHODS",
-    "ODAM",
-    "RISE",
-    "SESS",
-    "VPS",
     "AblationCAM",
-    "Audit",
+    "Adapter",
     "AttentionRollout",
+    "Audit",
+    "BaseCAM",
     "Benchmark",
     "CheferCAM",
     "ClassAgnosticWarning",
     "CompletenessWarning",
+    "DRISE",
     "DeepFeatureFactorization",
+    "DetectionTarget",
     "Detections",
+    "DetectorAdapter",
+    "DetectorOutput",
     "EigenCAM",
     "EigenGradCAM",
     "EmptyMapWarning",
     "Explanation",
     "Explanations",
+    "FEM",
     "FinerCAM",
     "FullGrad",
+    "GCAME",
     "GradCAM",
     "GradCAMElementWise",
     "GradCAMPlusPlus",
@@ -91,15 +176,21 @@ __all__ = [
     "GuidedBackpropReLUModel",
     "GuidedGradCAM",
     "HiResCAM",
+    "KPCA_CAM",
     "LayerCAM",
     "LeGrad",
+    "METHODS",
+    "Metric",
+    "ODAM",
     "Occlusion",
-    "RandomCAM",
-    "ReciproCAM",
     "ProbeCAM",
+    "RISE",
+    "RandomCAM",
     "ReachCAM",
     "ReachWarning",
+    "ReciproCAM",
     "RefineCAM",
+    "SESS",
     "SSGradCAM",
     "SSGradCAMPlusPlus",
     "ScoreCAM",
@@ -107,9 +198,11 @@ __all__ = [
     "SegGradCAM",
     "SegHiResCAM",
     "SegXResCAM",
+    "SegmenterOutput",
     "ShapleyCAM",
     "Sobel",
     "Source",
+    "VPS",
     "XGradCAM",
     "adapt",
     "audit",
@@ -121,6 +214,7 @@ __all__ = [
     "get_method",
     "guided_backprop",
     "preprocess_image",
+    "register_method",
     "show_cam_on_image",
     "show_factorization_on_image",
     "sobel_cam",

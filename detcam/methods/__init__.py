@@ -1,112 +1,174 @@
-"""The methods: one file each, one registry."""
+"""The explanation methods: one module each, and the registry that finds them by name."""
 
 from __future__ import annotations
 
-from detcam.cam import BaseCAM
-from detcam.methods.ablation_cam import AblationCAM
-from detcam.methods.attention_rollout import AttentionRollout
-from detcam.methods.chefer_cam import CheferCAM
-from detcam.methods.drise import DRISE
-from detcam.methods.eigen_cam import EigenCAM
-from detcam.methods.eigen_grad_cam import EigenGradCAM
-from detcam.methods.fem import FEM
-from detcam.methods.finer_cam import FinerCAM
-from detcam.methods.full_grad import FullGrad
-from detcam.methods.g_came import GCAME
-from detcam.methods.grad_cam import GradCAM
-from detcam.methods.grad_cam_elementwise import GradCAMElementWise
-from detcam.methods.grad_cam_plusplus import GradCAMPlusPlus
-from detcam.methods.guided_backprop import GuidedBackprop
-from detcam.methods.guided_grad_cam import GuidedGradCAM
-from detcam.methods.hires_cam import HiResCAM
-from detcam.methods.kpca_cam import KPCA_CAM
-from detcam.methods.layer_cam import LayerCAM
-from detcam.methods.legrad import LeGrad
-from detcam.methods.occlusion import Occlusion
-from detcam.methods.odam import ODAM
-from detcam.methods.probe_cam import ProbeCAM
-from detcam.methods.random_cam import RandomCAM
-from detcam.methods.reach_cam import ReachCAM
-from detcam.methods.recipro_cam import ReciproCAM
-from detcam.methods.refine_cam import RefineCAM
-from detcam.methods.rise import RISE
-from detcam.methods.score_cam import ScoreCAM
-from detcam.methods.seg_eigen_cam import SegEigenCAM
-from detcam.methods.seg_grad_cam import SegGradCAM
-from detcam.methods.seg_hires_cam import SegHiResCAM
-from detcam.methods.seg_xres_cam import SegXResCAM
-from detcam.methods.sess import SESS
-from detcam.methods.shapley_cam import ShapleyCAM
-from detcam.methods.sobel import Sobel
-from detcam.methods.ssgrad_cam import SSGradCAM
-from detcam.methods.ssgrad_cam_plusplus import SSGradCAMPlusPlus
-from detcam.methods.vps import VPS
-from detcam.methods.xgrad_cam import XGradCAM
+from typing import TYPE_CHECKING, TypeVar
 
-METHODS: dict[str, type[BaseCAM]] = {
-    method.name: method
-    for method in (
-        GradCAM,
-        HiResCAM,
-        GradCAMElementWise,
-        GradCAMPlusPlus,
-        XGradCAM,
-        LayerCAM,
-        EigenCAM,
-        EigenGradCAM,
-        ODAM,
-        AblationCAM,
-        ScoreCAM,
-        RISE,
-        DRISE,
-        VPS,
-        Occlusion,
-        ReciproCAM,
-        ReachCAM,
-        ProbeCAM,
-        LeGrad,
-        CheferCAM,
-        AttentionRollout,
-        FEM,
-        FinerCAM,
-        FullGrad,
-        GCAME,
-        KPCA_CAM,
-        RandomCAM,
-        RefineCAM,
-        SESS,
-        SegEigenCAM,
-        SegGradCAM,
-        SegHiResCAM,
-        SegXResCAM,
-        ShapleyCAM,
-        SSGradCAM,
-        SSGradCAMPlusPlus,
-        GuidedBackprop,
-        GuidedGradCAM,
-        Sobel,
-    )
+from detcam.utils.lazy import lazy_attributes
+from detcam.utils.registry import Registry, normalized
+
+if TYPE_CHECKING:
+    from detcam.cam import BaseCAM
+    from detcam.methods.ablation_cam import AblationCAM
+    from detcam.methods.attention_rollout import AttentionRollout
+    from detcam.methods.chefer_cam import CheferCAM
+    from detcam.methods.drise import DRISE
+    from detcam.methods.eigen_cam import EigenCAM
+    from detcam.methods.eigen_grad_cam import EigenGradCAM
+    from detcam.methods.fem import FEM
+    from detcam.methods.finer_cam import FinerCAM
+    from detcam.methods.full_grad import FullGrad
+    from detcam.methods.g_came import GCAME
+    from detcam.methods.grad_cam import GradCAM
+    from detcam.methods.grad_cam_elementwise import GradCAMElementWise
+    from detcam.methods.grad_cam_plusplus import GradCAMPlusPlus
+    from detcam.methods.guided_backprop import GuidedBackprop
+    from detcam.methods.guided_grad_cam import GuidedGradCAM
+    from detcam.methods.hires_cam import HiResCAM
+    from detcam.methods.kpca_cam import KPCA_CAM
+    from detcam.methods.layer_cam import LayerCAM
+    from detcam.methods.legrad import LeGrad
+    from detcam.methods.occlusion import Occlusion
+    from detcam.methods.odam import ODAM
+    from detcam.methods.probe_cam import ProbeCAM
+    from detcam.methods.random_cam import RandomCAM
+    from detcam.methods.reach_cam import ReachCAM
+    from detcam.methods.recipro_cam import ReciproCAM
+    from detcam.methods.refine_cam import RefineCAM
+    from detcam.methods.rise import RISE
+    from detcam.methods.score_cam import ScoreCAM
+    from detcam.methods.seg_eigen_cam import SegEigenCAM
+    from detcam.methods.seg_grad_cam import SegGradCAM
+    from detcam.methods.seg_hires_cam import SegHiResCAM
+    from detcam.methods.seg_xres_cam import SegXResCAM
+    from detcam.methods.sess import SESS
+    from detcam.methods.shapley_cam import ShapleyCAM
+    from detcam.methods.sobel import Sobel
+    from detcam.methods.ssgrad_cam import SSGradCAM
+    from detcam.methods.ssgrad_cam_plusplus import SSGradCAMPlusPlus
+    from detcam.methods.vps import VPS
+    from detcam.methods.xgrad_cam import XGradCAM
+
+Method = TypeVar("Method", bound="type[BaseCAM]")
+
+CLASSES = {
+    "GradCAM": "detcam.methods.grad_cam",
+    "HiResCAM": "detcam.methods.hires_cam",
+    "GradCAMElementWise": "detcam.methods.grad_cam_elementwise",
+    "GradCAMPlusPlus": "detcam.methods.grad_cam_plusplus",
+    "XGradCAM": "detcam.methods.xgrad_cam",
+    "LayerCAM": "detcam.methods.layer_cam",
+    "EigenCAM": "detcam.methods.eigen_cam",
+    "EigenGradCAM": "detcam.methods.eigen_grad_cam",
+    "ODAM": "detcam.methods.odam",
+    "AblationCAM": "detcam.methods.ablation_cam",
+    "ScoreCAM": "detcam.methods.score_cam",
+    "RISE": "detcam.methods.rise",
+    "DRISE": "detcam.methods.drise",
+    "VPS": "detcam.methods.vps",
+    "Occlusion": "detcam.methods.occlusion",
+    "ReciproCAM": "detcam.methods.recipro_cam",
+    "ReachCAM": "detcam.methods.reach_cam",
+    "ProbeCAM": "detcam.methods.probe_cam",
+    "LeGrad": "detcam.methods.legrad",
+    "CheferCAM": "detcam.methods.chefer_cam",
+    "AttentionRollout": "detcam.methods.attention_rollout",
+    "FEM": "detcam.methods.fem",
+    "FinerCAM": "detcam.methods.finer_cam",
+    "FullGrad": "detcam.methods.full_grad",
+    "GCAME": "detcam.methods.g_came",
+    "KPCA_CAM": "detcam.methods.kpca_cam",
+    "RandomCAM": "detcam.methods.random_cam",
+    "RefineCAM": "detcam.methods.refine_cam",
+    "SESS": "detcam.methods.sess",
+    "SegEigenCAM": "detcam.methods.seg_eigen_cam",
+    "SegGradCAM": "detcam.methods.seg_grad_cam",
+    "SegHiResCAM": "detcam.methods.seg_hires_cam",
+    "SegXResCAM": "detcam.methods.seg_xres_cam",
+    "ShapleyCAM": "detcam.methods.shapley_cam",
+    "SSGradCAM": "detcam.methods.ssgrad_cam",
+    "SSGradCAMPlusPlus": "detcam.methods.ssgrad_cam_plusplus",
+    "GuidedBackprop": "detcam.methods.guided_backprop",
+    "GuidedGradCAM": "detcam.methods.guided_grad_cam",
+    "Sobel": "detcam.methods.sobel",
 }
-"""Every method by its name."""
+"""The module of each built-in method, in the order of the tables."""
+
+
+def _check(name: str, method: type[BaseCAM]) -> None:
+    """Raise where an entry of the registry is not a method, or is registered under a name that is not its own."""
+    from detcam.cam import BaseCAM
+
+    if not isinstance(method, type) or not issubclass(method, BaseCAM):
+        raise TypeError(f"expected a subclass of detcam.BaseCAM as the method {name!r}; got {method!r:.60}")
+    if normalized(name) != normalized(method.name):
+        raise ValueError(f"expected {method.__name__} under its own name {method.name!r}; got {name!r}")
+
+
+METHODS: Registry[type[BaseCAM]] = Registry(
+    "method",
+    "detcam.methods",
+    {name.lower().replace("_", ""): f"{module}:{name}" for name, module in CLASSES.items()},
+    check=_check,
+)
+"""Every method by its name. A class is imported when it is first looked up."""
+
+
+def register_method(method: Method) -> Method:
+    """Add a method to the registry under its `name`; use as a decorator.
+
+    The method then works by name in `detcam.explain`, `detcam.audit`, `detcam.benchmark` and on the command line. A
+    package registers a method by an entry point of the group ``detcam.methods`` instead.
+
+    Args:
+        method: A concrete subclass of `BaseCAM`.
+
+    Returns:
+        The class, unchanged.
+
+    Raises:
+        TypeError: `method` is not a subclass of `BaseCAM`.
+        ValueError: Another method has that name.
+
+    Example:
+        >>> from detcam import BaseCAM, get_method, register_method
+        >>> @register_method
+        ... class MeanGradientCAM(BaseCAM):
+        ...     name = "meangradientcam"
+        ...
+        ...     def weights(self, activations, gradients):
+        ...         return gradients.mean((2, 3))
+        >>> get_method("MeanGradientCAM").name
+        'meangradientcam'
+    """
+    METHODS.register(getattr(method, "name", ""), method)
+    return method
 
 
 def get_method(name: str) -> type[BaseCAM]:
-    """A method class by its name; case, ``-`` and ``_`` do not matter, and ``++`` reads as ``plusplus``.
+    """Return a method class by its name.
+
+    Args:
+        name: The method's `name`. Case, ``-`` and ``_`` do not matter, and ``++`` reads as ``plusplus``.
 
     Raises:
-        ValueError: no such method.
-    """
-    wanted = name.lower().replace("++", "plusplus").replace("-", "").replace("_", "")
-    if wanted not in METHODS:
-        raise ValueError(f"expected one of the methods {', '.join(METHODS)}; got {name!r}")
-    return METHODS[wanted]
+        ValueError: No method has that name; the message names the closest ones.
 
+    Example:
+        >>> from detcam import get_method
+        >>> get_method("grad-cam++").__name__
+        'GradCAMPlusPlus'
+    """
+    return METHODS.find(name)
+
+
+__getattr__, __dir__ = lazy_attributes(__name__, CLASSES)
 
 __all__ = [
+    "DRISE",
     "FEM",
     "GCAME",
     "KPCA_CAM",
-    "DRISE",
     "METHODS",
     "ODAM",
     "RISE",
@@ -130,8 +192,8 @@ __all__ = [
     "Occlusion",
     "ProbeCAM",
     "RandomCAM",
-    "ReciproCAM",
     "ReachCAM",
+    "ReciproCAM",
     "RefineCAM",
     "SSGradCAM",
     "SSGradCAMPlusPlus",
@@ -144,4 +206,5 @@ __all__ = [
     "Sobel",
     "XGradCAM",
     "get_method",
+    "register_method",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Generic, TypeVar
@@ -23,11 +23,20 @@ class Registry(Mapping[str, T], Generic[T]):
         kind: the kind of the entries in the singular, for messages: ``"method"``.
         group: the group of entry points that adds to the registry, such as ``"detcam.methods"``.
         builtin: the entries of the package by name; a text ``"module:attribute"`` is imported when it is needed.
+        check: called with the name and the entry before it is added; raises where the entry is not of the kind.
     """
 
-    def __init__(self, kind: str, group: str, builtin: Mapping[str, T | str]) -> None:
+    def __init__(
+        self,
+        kind: str,
+        group: str,
+        builtin: Mapping[str, T | str],
+        *,
+        check: Callable[[str, T], None] | None = None,
+    ) -> None:
         self.kind = kind
         self.group = group
+        self.check = check
         self._entries: dict[str, T | str] = dict(builtin)
         self._keys = {normalized(name): name for name in builtin}
         self._discovered = False
@@ -43,6 +52,8 @@ class Registry(Mapping[str, T], Generic[T]):
         """
         if not isinstance(name, str):
             raise TypeError(f"expected the name of a {self.kind} as a str; got {type(name).__name__}")
+        if self.check is not None:
+            self.check(name, entry)
         key = normalized(name)
         if not key or any(character in name for character in ":,= \t\n"):
             raise ValueError(f"expected a name without spaces, ':', ',' and '=' for a {self.kind}; got {name!r}")
@@ -74,7 +85,7 @@ class Registry(Mapping[str, T], Generic[T]):
             module, _, attribute = entry.partition(":")
             entry = getattr(import_module(module), attribute)
             self._entries[name] = entry
-        return entry  # type: ignore[return-value]
+        return entry
 
     def __contains__(self, name: object) -> bool:
         self._discover()

@@ -202,7 +202,7 @@ def test_the_command_prints_the_table_and_writes_the_folder(whole: Path, tmp_pat
     ("arguments", "message"),
     [
         (["--metrics", "beauty"], "expected one of the metrics"),
-        (["--methods", "beauty"], "expected one of the methods"),
+        (["--methods", "beauty"], "no method is named 'beauty'"),
         (["--class-map", "boat"], "--class-map as category=class"),
         (["--metrics", "pointing_game"], "give them (COCO JSON)"),
         (["--annotations", "nowhere.json"], "nowhere.json"),

@@ -264,7 +264,7 @@ def test_controls_are_rows_and_the_filled_box_is_the_box(tmp_path: Path) -> None
     ("options", "message"),
     [
         ({"methods": ["odam", "odam"]}, "odam is given twice"),
-        ({"methods": ["grandcam"]}, "expected one of the methods"),
+        ({"methods": ["grandcam"]}, "no method is named 'grandcam'; did you mean .*gradcam"),
         ({"methods": ["drise:masks=9"]}, "drise has no setting 'masks'"),
         ({"methods": ["attentionrollout"]}, "this model does detection: leave it out"),
         ({"methods": ["randomcam"]}, "at least one method that is no control"),

@@ -116,7 +116,7 @@ def test_a_method_with_settings_in_one_word() -> None:
         ("occlusion:size=3", "no setting 'size'; it has grid, window, refine"),
         ("hirescam:grid=3", "hirescam has no setting 'grid'; it has none"),
         ("occlusion:grid", "name=value"),
-        ("nothing:grid=3", "expected one of the methods"),
+        ("nothing:grid=3", "no method is named .nothing.; expected one of gradcam"),
     ],
 )
 def test_wrong_settings_are_told(text: str, message: str) -> None:

@@ -1,0 +1,86 @@
+"""The names of `detcam` and `detcam.methods`: lazy, complete, and the same for type checkers."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import detcam
+import detcam.methods
+
+PACKAGES = [detcam, detcam.methods]
+
+
+def checked_names(package: ModuleType) -> dict[str, str]:
+    """The names in a package's `TYPE_CHECKING` block, each with the module that it comes from."""
+    assert package.__file__ is not None
+    tree = ast.parse(Path(package.__file__).read_text(encoding="utf-8"))
+    blocks = [node for node in tree.body if isinstance(node, ast.If)]
+    assert len(blocks) == 1 and ast.unparse(blocks[0].test) == "TYPE_CHECKING"
+    imports = [node for node in blocks[0].body if isinstance(node, ast.ImportFrom)]
+    return {alias.name: str(node.module) for node in imports for alias in node.names}
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda package: package.__name__)
+def test_the_type_checking_block_names_the_same_objects(package: ModuleType) -> None:
+    for name, module in checked_names(package).items():
+        value = getattr(sys.modules.get(module) or __import__(module, fromlist=[name]), name)
+        assert name == "BaseCAM" and package is detcam.methods or getattr(package, name) is value
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda package: package.__name__)
+def test_all_is_complete_and_every_name_resolves(package: ModuleType) -> None:
+    defined = {"METHODS", "get_method", "register_method"} - checked_names(package).keys()
+    expected = set(checked_names(package)) | defined
+    assert set(package.__all__) == expected - ({"BaseCAM"} if package is detcam.methods else set())
+    assert len(package.__all__) == len(set(package.__all__))
+    assert set(package.__all__) <= set(dir(package))
+    for name in package.__all__:
+        assert getattr(package, name) is not None
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="module 'detcam' has no attribute 'nothing'"):
+        detcam.nothing  # noqa: B018
+    assert not hasattr(detcam, "explane")
+
+
+def test_the_calls_are_functions_and_the_packages_importable() -> None:
+    import detcam.auditing.matching
+    import detcam.benchmarking.compare
+    import detcam.explanation.explain
+
+    assert detcam.explain is detcam.explanation.explain.explain
+    assert detcam.audit is detcam.auditing.pipeline.audit
+    assert detcam.benchmark is detcam.benchmarking.compare.benchmark
+    assert callable(detcam.explain) and callable(detcam.audit) and callable(detcam.benchmark)
+
+
+def test_import_detcam_loads_no_torch() -> None:
+    code = """
+import sys
+import detcam
+dir(detcam), list(detcam.METHODS), detcam.__version__
+heavy = {"torch", "torchvision", "numpy", "ultralytics", "timm", "segmentation_models_pytorch"} & set(sys.modules)
+assert not heavy, heavy
+detcam.adapters.adapt, detcam.metrics.__name__, detcam.auditing.matching
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_looking_up_one_method_imports_no_other() -> None:
+    code = """
+import sys
+from detcam import get_method
+get_method("gradcam")
+loaded = {name for name in sys.modules if name.startswith("detcam.methods.")}
+assert loaded == {"detcam.methods.grad_cam"}, loaded
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
