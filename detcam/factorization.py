@@ -18,7 +18,7 @@ from detcam.cam import levels_of
 from detcam.geometry import Geometry, normalize
 from detcam.inputs import Request, read_request
 from detcam.outputs import work_dtype
-from detcam.perturbation.base import single
+from detcam.perturbation.base import select_image
 from detcam.smoothing import View
 from detcam.trace import ReshapeTransform, Trace, guarded, map_tensors
 from detcam.visualize.concepts import create_labels_legend, show_factorization_on_image
@@ -244,7 +244,7 @@ class DeepFeatureFactorization:
             for position, image in enumerate(group):
                 features[image] = [level[position].to(work_dtype(level)) for level in levels]
                 geometries[image] = batch.geometries[position]
-            example = example or single(batch, 0)
+            example = example or select_image(batch, 0)
         order = sorted(features)
         return [features[image] for image in order], [geometries[image] for image in order], example
 

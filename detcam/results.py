@@ -159,8 +159,8 @@ class Sampling:
     Attributes:
         passes: how many changed versions of the image were scored.
         seed: of the generator that drew them; None where nothing was drawn.
-        agreement: per target, how alike the maps of even and odd samples are, in [-1, 1] (`rank_correlation`); None
-            where nothing was drawn.
+        agreement: per target, `peak_rank_correlation` of the maps of even and odd samples, in [-1, 1]; None where
+            nothing was drawn.
     """
 
     passes: int

@@ -22,8 +22,8 @@ from detcam.cam import BaseCAM
 from detcam.data.ground_truth import GroundTruth
 from detcam.detections import Detections
 from detcam.geometry import Geometry
-from detcam.perturbation.base import ImageScorer, masked_batch_size
-from detcam.perturbation.bn_folding import Folding
+from detcam.perturbation.base import ImageScorer, default_batch_size
+from detcam.perturbation.bn_folding import BatchNormFolding
 from detcam.targets import BoxTarget
 from detcam.trace import Trace, flatten_tensors, guarded
 from detcam.utils.model_lock import exclusive
@@ -95,7 +95,7 @@ class ErrorExplainer:
         self.threshold = threshold
         self.masks = masks
         self.iou_threshold = iou_threshold
-        self._foldings: dict[tuple[int, ...], Folding | None] = {}
+        self._foldings: dict[tuple[int, ...], BatchNormFolding | None] = {}
 
     def examine(self, images: Sequence[ErrorImage]) -> list[list[ExplainedError]]:
         """Explain every error of some images; heatmaps are made for all of them together."""
@@ -146,7 +146,7 @@ class ErrorExplainer:
             output = self.plain.outputs(raw, batch)[0]
             levels = [level[0] for layer in trace.activations() for level in layer if len(level) == 1]
             asked = [question.tracked for question in questions if question.tracked is not None]
-            most = masked_batch_size(self.adapter.device)
+            most = default_batch_size(self.adapter.device)
             scorer = ImageScorer(self.plain, batch, output, asked, torch.zeros(0), (), (), most, False)
             size = tuple(batch.inputs.shape)
             scorer.folding = self._foldings.get(size)  # found once for all images of a size

@@ -14,7 +14,7 @@ from detcam.adapters.base import Batch
 from detcam.auditing.case import Change, Outcome, Trial, Verdict
 from detcam.auditing.evidence import elsewhere, strongest
 from detcam.auditing.persistence import TrackedDetection
-from detcam.perturbation.base import Canvas, ImageScorer
+from detcam.perturbation.base import ImageArea, ImageScorer
 from detcam.perturbation.fills import Fill, LinearFill, SurroundingsFill
 from detcam.utils.batching import pieces
 
@@ -137,7 +137,7 @@ class Verifier:
         search: Sequence[float] = REGION_SIZES,
     ) -> None:
         self.scorer = scorer
-        self.canvas = Canvas(scorer)
+        self.canvas = ImageArea(scorer)
         self.fills = tuple(fills) if fills is not None else (SurroundingsFill(), LinearFill())
         self.search = tuple(sorted(search))
         rows, columns = self.canvas.rows, self.canvas.columns
@@ -231,7 +231,7 @@ class Verifier:
         if not tries:
             return []
         answers: list[tuple[float, Outcome]] = []
-        for part in pieces(len(tries), self.scorer.together):
+        for part in pieces(len(tries), self.scorer.images_per_pass):
             some = tries[part]
             inputs = self.scorer.batch.inputs.repeat(len(some), 1, 1, 1)
             for fill, function in enumerate(self.fills):

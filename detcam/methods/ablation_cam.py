@@ -57,7 +57,7 @@ class AblationCAM(WeightedCAM):
 
     def maps(self, scorer: ImageScorer) -> list[Tensor]:
         return [
-            self.weighted(self._weights(behind, number), level.values, scorer)
+            self.weighted_sum(self._weights(behind, number), level.values, scorer)
             for behind in layer_replays(scorer)
             for number, level in enumerate(behind.levels)
         ]
@@ -79,7 +79,7 @@ class AblationCAM(WeightedCAM):
         values = behind.scorer.values
         weights = torch.zeros((len(values), len(level)), dtype=torch.float64)
         if len(channels):
-            scores = behind.scores(number, len(channels), ablate).double().cpu()
+            scores = behind.score_variants(number, len(channels), ablate).double().cpu()
             weights[:, channels.cpu()] = (values - scores).T
         scale = values.abs()
         return weights / torch.where(scale > 0, scale, 1)[:, None]

@@ -18,7 +18,7 @@ from detcam.geometry import Geometry, normalize
 from detcam.methods.rise import RISE
 from detcam.outputs import DetectionTarget, DetectorOutput
 from detcam.perturbation.base import ImageScorer
-from detcam.perturbation.random_masks import Passes, RandomMasks, check_passes, weighted_masks
+from detcam.perturbation.random_masks import Passes, RandomMasks, check_passes, estimate_saliency
 from detcam.results import ImageHeatmaps
 from detcam.targets import BoxTarget
 from detcam.trace import ReshapeTransform
@@ -59,8 +59,8 @@ class DRISE(RISE):
     cost = "tens to thousands of forwards for all targets"
     use = "black-box detectors, plain functions too; shows context"
     tasks: ClassVar[frozenset[str]] = frozenset({"detection"})
-    most = 5000
-    pins = False
+    max_passes = 5000
+    pins_targets = False
 
     def __init__(
         self,
@@ -190,12 +190,12 @@ def drise(
     if not asked:
         empty = torch.zeros((0, *size))
         return ImageHeatmaps(empty, (empty,), (), torch.zeros(0), None, None, geometry)
-    maps, sampling = weighted_masks(
+    maps, sampling = estimate_saliency(
         RandomMasks(size, grid, probability, seed, pixels.device, pixels.dtype),
         len(asked),
         lambda masks: scores(look(pixels * masks[:, None])),
         passes=passes,
-        most=DRISE.most,
+        max_passes=DRISE.max_passes,
         batch_size=batch_size,
         seed=seed,
     )

@@ -12,7 +12,7 @@ from detcam.adapters.base import Adapter
 from detcam.methods.common.attention_base import AttentionCAM, Layers, NoAttentionError, blocks, gradients, rounds
 from detcam.methods.common.attention_capture import Attention, Recorder
 from detcam.outputs import work_dtype
-from detcam.perturbation.base import pinned
+from detcam.perturbation.base import pin_targets
 from detcam.perturbation.replay import ReplayRecorder
 from detcam.results import Pass
 from detcam.trace import ReshapeTransform, map_tensors
@@ -85,7 +85,7 @@ class LeGrad(AttentionCAM):
         around = self._blocks(layers, recorder)[-count:]
         attentions = self._layers(layers)[-count:]
         pools = layers.last is not attentions[-1]
-        targets = [pinned(output, row) for output, row in zip(run.outputs, run.targets, strict=True)]
+        targets = [pin_targets(output, row) for output, row in zip(run.outputs, run.targets, strict=True)]
         behind = ReplayRecorder(self.model, around[-1])
         with torch.no_grad(), behind.record():
             adapter.forward(run.batch)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from detcam.adapters.base import Adapter
 from detcam.outputs import work_dtype
-from detcam.perturbation.base import Canvas, ImageScorer, InputCAM
+from detcam.perturbation.base import ImageArea, ImageScorer, InputCAM
 from detcam.results import Sampling
 from detcam.trace import ReshapeTransform
 
@@ -112,7 +112,7 @@ class _Hiding:
 
     def __init__(self, scorer: ImageScorer, grid: int) -> None:
         self.scorer = scorer
-        self.canvas = Canvas(scorer)
+        self.canvas = ImageArea(scorer)
         self.targets = len(scorer.targets)
         self.passes = 0
         height, width = self.canvas.size_hw
@@ -128,10 +128,10 @@ class _Hiding:
             masks = self.canvas.inputs.new_ones((part.stop - part.start, *self.canvas.size_hw))
             for mask, (top, left) in zip(masks, corners[part].tolist(), strict=True):
                 mask[rows[top] : rows[top + size], columns[left] : columns[left + size]] = 0
-            return self.canvas.masked(masks)
+            return self.canvas.apply_masks(masks)
 
         self.passes += len(corners)
-        return self.scorer.values - self.scorer.scores(len(corners), hide).double().cpu()
+        return self.scorer.values - self.scorer.score_variants(len(corners), hide).double().cpu()
 
     def paint(self, cells: Tensor) -> Tensor:
         """Cells (N, grid, grid) as a map of the network's input."""
@@ -139,4 +139,4 @@ class _Hiding:
             sizes = torch.tensor(edges).diff()
             cells = cells.repeat_interleave(sizes, axis)
         inputs = self.canvas.inputs
-        return self.canvas.spread(cells.to(inputs.device, work_dtype(inputs)))
+        return self.canvas.pad_maps(cells.to(inputs.device, work_dtype(inputs)))

@@ -15,8 +15,15 @@ from detcam.cam import BaseCAM
 from detcam.geometry import Geometry
 from detcam.methods.common.region_proposals import candidate_places, segments
 from detcam.methods.reach_cam import ReachCAM, contrasted
-from detcam.perturbation.base import Canvas, ImageScorer, checked, masked_batch_size, pinned, single
-from detcam.perturbation.bn_folding import Folding
+from detcam.perturbation.base import (
+    ImageArea,
+    ImageScorer,
+    default_batch_size,
+    detached_score,
+    pin_targets,
+    select_image,
+)
+from detcam.perturbation.bn_folding import BatchNormFolding
 from detcam.perturbation.fills import LinearFill
 from detcam.results import Measured, Pass, Sampling
 from detcam.targets import BoxTarget
@@ -83,7 +90,7 @@ class ProbeCAM(ReachCAM):
     def measure(self, run: Pass) -> Measured:
         proposed = super().measure(run)
         probed = []
-        folding: Folding | None = None  # found once for all images of the pass
+        folding: BatchNormFolding | None = None  # found once for all images of the pass
         for image, targets in enumerate(run.targets):
             found, passes, folding = self._probe(
                 run, image, targets, [level[image] for level in proposed.maps], folding
@@ -99,10 +106,15 @@ class ProbeCAM(ReachCAM):
         return BaseCAM.combine(self, levels, geometry)
 
     def _probe(
-        self, run: Pass, image: int, targets: Sequence[Target], levels: Sequence[Tensor], folding: Folding | None
-    ) -> tuple[Tensor, int, Folding | None]:
+        self,
+        run: Pass,
+        image: int,
+        targets: Sequence[Target],
+        levels: Sequence[Tensor],
+        folding: BatchNormFolding | None,
+    ) -> tuple[Tensor, int, BatchNormFolding | None]:
         """One image's maps (N, H, W) over the network's input, how many images they took, and what can be folded."""
-        batch = single(run.batch, image)
+        batch = select_image(run.batch, image)
         found = torch.zeros((len(targets), *batch.inputs.shape[-2:]), device=batch.inputs.device)
         if not targets:
             return found, 0, folding
@@ -111,15 +123,15 @@ class ProbeCAM(ReachCAM):
             run.adapter,
             batch,
             run.outputs[image],
-            pinned(run.outputs[image], [_as_score(target) for target in asked]),
+            pin_targets(run.outputs[image], [_as_score(target) for target in asked]),
             torch.zeros(0),
             (),
             (),
-            masked_batch_size(batch.inputs.device),
+            default_batch_size(batch.inputs.device),
             False,
             folding=folding,
         )
-        canvas = Canvas(scorer)
+        canvas = ImageArea(scorer)
         heat = _on_canvas(levels, canvas)
         labels = segments(batch.inputs[0, :, canvas.rows, canvas.columns].float())
         places = [candidate_places(heat[:, row], labels, self.probes) for row in range(len(targets))]
@@ -166,7 +178,7 @@ def _as_score(target: Target) -> Target:
     return replace(target, quantity="score") if isinstance(target, BoxTarget) and target.quantity == "logit" else target
 
 
-def _on_canvas(levels: Sequence[Tensor], canvas: Canvas) -> Tensor:
+def _on_canvas(levels: Sequence[Tensor], canvas: ImageArea) -> Tensor:
     """The positive parts of levels (N, h', w') over the input, on the image's place on it: (L, N, h, w) in [0, 1]."""
     found = []
     for level in levels:
@@ -183,18 +195,18 @@ def _on_canvas(levels: Sequence[Tensor], canvas: Canvas) -> Tensor:
 
 
 @torch.no_grad()
-def _losses(scorer: ImageScorer, canvas: Canvas, places: Sequence[Tensor]) -> list[Tensor]:
+def _losses(scorer: ImageScorer, canvas: ImageArea, places: Sequence[Tensor]) -> list[Tensor]:
     """What each target's score loses without each of its own places (k, h, w): per target (k,) float64."""
     removed = torch.cat(list(places))
     owner = [row for row, own in enumerate(places) for _ in own]
     grown = F.max_pool2d(removed[:, None].float(), 2 * MARGIN + 1, 1, MARGIN)[:, 0] > 0 if len(removed) else removed
     device = scorer.batch.inputs.device
-    fill = LinearFill().of(scorer.batch.inputs[:, :, canvas.rows, canvas.columns])
+    fill = LinearFill().for_image(scorer.batch.inputs[:, :, canvas.rows, canvas.columns])
     with torch.enable_grad():  # the image's own pass was recorded, and dense heads read it so
         rows = scorer.adapter.score([scorer.output], [scorer.targets])
-    before = torch.stack([checked(scalar) for scalar in rows[0]]).double().cpu()
+    before = torch.stack([detached_score(scalar) for scalar in rows[0]]).double().cpu()
     scores = []
-    for part in pieces(len(grown), scorer.together):
+    for part in pieces(len(grown), scorer.images_per_pass):
         inputs = scorer.batch.inputs.repeat(part.stop - part.start, 1, 1, 1)
         inputs[:, :, canvas.rows, canvas.columns] = fill(grown[part].to(device)).to(inputs.dtype)
         scores.append(scorer.score(inputs).double().cpu())

@@ -69,7 +69,7 @@ class ReciproCAM(PerturbationCAM):
             masks = rows[places // width][:, :, None] * columns[places % width][:, None, :]
             return level * masks[:, None]
 
-        scores = behind.scores(number, height * width, hide)
+        scores = behind.score_variants(number, height * width, hide)
         return scores.T.reshape(-1, height, width).to(level.device, work_dtype(level))
 
     def _around(self, size: int) -> Tensor:

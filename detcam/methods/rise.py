@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from detcam.adapters.base import Adapter
 from detcam.outputs import work_dtype
-from detcam.perturbation.base import Canvas, ImageScorer, InputCAM
-from detcam.perturbation.random_masks import Passes, RandomMasks, check_passes, weighted_masks
+from detcam.perturbation.base import ImageArea, ImageScorer, InputCAM
+from detcam.perturbation.random_masks import Passes, RandomMasks, check_passes, estimate_saliency
 from detcam.trace import ReshapeTransform
 
 
@@ -19,7 +19,7 @@ class RISE(InputCAM):
     .. math:: L(\lambda) = \frac{1}{N p} \sum_{i=1}^N y(X \odot M_i)\, M_i(\lambda)
 
     an estimate of the score's mean over masks that show pixel :math:`\lambda`; here with the mean score's known part
-    put in as known (`detcam.perturbation.random_masks.weighted_masks`), which changes the noise and not what is
+    put in as known (`detcam.perturbation.random_masks.estimate_saliency`), which changes the noise and not what is
     estimated. A mask is a grid of zeros and ones (one with probability p), enlarged bilinearly and shifted at random
     by up to a cell. What is masked becomes 0 in the network's input: the mean colour where the input is normalised,
     else black.
@@ -46,7 +46,7 @@ class RISE(InputCAM):
     cost = "tens to thousands of forwards for all targets"
     use = "any black box that gives scores; smooth maps"
     rectified = False
-    most = 4000
+    max_passes = 4000
     """How many masks at most if ``passes="auto"``: the paper's number for VGG-16."""
 
     def __init__(
@@ -66,20 +66,20 @@ class RISE(InputCAM):
         self.grid, self.probability, self.seed = grid, probability, seed
 
     def maps(self, scorer: ImageScorer) -> list[Tensor]:
-        canvas = Canvas(scorer)
+        canvas = ImageArea(scorer)
         score = self.scorer(scorer)
         inputs = scorer.batch.inputs
         masks = RandomMasks(canvas.size_hw, self.grid, self.probability, self.seed, inputs.device, work_dtype(inputs))
-        found, scorer.sampling = weighted_masks(
+        found, scorer.sampling = estimate_saliency(
             masks,
             len(scorer.targets),
-            lambda painted: score(canvas.masked(painted)),
+            lambda painted: score(canvas.apply_masks(painted)),
             passes=self.passes,
-            most=self.most,
-            batch_size=scorer.together,
+            max_passes=self.max_passes,
+            batch_size=scorer.images_per_pass,
             seed=self.seed,
         )
-        return [canvas.spread(found)]  # in float64: what tells places apart is small beside the mean score
+        return [canvas.pad_maps(found)]  # in float64: what tells places apart is small beside the mean score
 
     def scorer(self, scorer: ImageScorer) -> Callable[[Tensor], Tensor]:
         """From network inputs (K, C, H, W) to the weights (K, N) of their masks for each target."""

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from detcam.adapters.base import Adapter
 from detcam.geometry import Geometry
-from detcam.perturbation.base import ImageScorer, WeightedCAM, masked_batch_size
+from detcam.perturbation.base import ImageScorer, WeightedCAM, default_batch_size
 from detcam.perturbation.replay import LayerReplay, layer_replays
 from detcam.trace import ReshapeTransform
 
@@ -62,7 +62,7 @@ class ScoreCAM(WeightedCAM):
             raise ValueError(f"expected top_channels of at least 1, or None for all; got {top_channels}")
         super().__init__(model, target_layers, reshape_transform)
         self.top_channels = top_channels
-        self.batch_size = masked_batch_size(self.adapter.device)
+        self.batch_size = default_batch_size(self.adapter.device)
 
     def maps(self, scorer: ImageScorer) -> list[Tensor]:
         most = max(len(level) for level in scorer.levels)
@@ -74,7 +74,7 @@ class ScoreCAM(WeightedCAM):
                 for behind in layer_replays(scorer)
                 for number in range(len(behind.levels))
             ]
-        return [self.weighted(row, level, scorer) for row, level in zip(weights, scorer.levels, strict=True)]
+        return [self.weighted_sum(row, level, scorer) for row, level in zip(weights, scorer.levels, strict=True)]
 
     def _some(self, scorer: ImageScorer, behind: LayerReplay, number: int) -> Tensor:
         """(N, C) weights of one level, of whose channels only some have a pass of their own."""
@@ -84,8 +84,10 @@ class ScoreCAM(WeightedCAM):
         known = _scores(scorer, level, chosen)
         scores = known.new_zeros((len(level), known.shape[1]))
         trust = torch.zeros_like(scores)
-        if behind.share <= CHEAP_SHARE and len(chosen) < len(level):
-            predicted = behind.scores(number, len(level), lambda part: _through_itself(level, part)).double().cpu()
+        if behind.downstream_fraction <= CHEAP_SHARE and len(chosen) < len(level):
+            predicted = (
+                behind.score_variants(number, len(level), lambda part: _through_itself(level, part)).double().cpu()
+            )
             scores, trust = _line(predicted[chosen], known, predicted)
         scores[chosen] = known
         trust[chosen] = 1
@@ -107,7 +109,7 @@ def _scores(scorer: ImageScorer, level: Tensor, channels: Tensor) -> Tensor:
         masks[: len(here)] = masks_of(level[here.to(level.device)], scorer.geometry)
         return image * masks[:, None].to(image.dtype)
 
-    found = scorer.scores(count, change).double().cpu()
+    found = scorer.score_variants(count, change).double().cpu()
     scores = found[-1].repeat(len(channels), 1)
     scores[~blind] = found[: len(seeing)]
     return scores

@@ -19,7 +19,7 @@ from detcam.geometry import Geometry
 from detcam.methods.grad_cam import GradCAM
 from detcam.methods.odam import ODAM
 from detcam.outputs import DetectionTarget, DetectorOutput, SegmenterOutput, work_dtype
-from detcam.perturbation.base import repeated, single
+from detcam.perturbation.base import repeat_batch, select_image
 from detcam.results import Measured, Pass, Sampling
 from detcam.targets import BoxTarget, ClassifierOutputTarget, MaskTarget
 from detcam.trace import ReshapeTransform, Trace
@@ -107,7 +107,7 @@ class SESS(BaseCAM):
         values = [[value_of(scalar) for scalar in row] for row in scalars]
         maps, sampling = [], []
         for image, targets in enumerate(run.targets):
-            batch = single(run.batch, image)
+            batch = select_image(run.batch, image)
             windows = list(cut(_size_of(batch.geometries[0]), self.scales, self.step))
             images = _Windows(run, image, batch)
             maps.append(self._enhanced(images, windows, targets))
@@ -249,7 +249,7 @@ class _Windows:
             if not place or window.scaled_hw != windows[place - 1].scaled_hw:
                 scaled = F.interpolate(image, window.scaled_hw, mode="bilinear")
             changed[place, :, rows, columns] = window.view(scaled)[0]
-        return repeated(self.batch, changed)
+        return repeat_batch(self.batch, changed)
 
     def source_images(self, windows: Sequence[Window]) -> list[Tensor]:
         """Images (3, H, W) of the windows, as large as the image."""

@@ -12,7 +12,7 @@ from torchvision.ops import box_iou
 
 from detcam.adapters.base import Adapter, Batch
 from detcam.outputs import DetectorOutput, work_dtype
-from detcam.perturbation.base import Canvas, ImageScorer, InputCAM
+from detcam.perturbation.base import ImageArea, ImageScorer, InputCAM
 from detcam.results import Sampling
 from detcam.targets import BoxTarget
 from detcam.trace import ReshapeTransform
@@ -85,7 +85,7 @@ class VPS(InputCAM):
         self.regions, self.select, self.lazy, self.pinned, self.own_gain = regions, select, lazy, pinned, own_gain
 
     def maps(self, scorer: ImageScorer) -> list[Tensor]:
-        canvas = Canvas(scorer)
+        canvas = ImageArea(scorer)
         image = scorer.batch.inputs[0, :, canvas.rows, canvas.columns]
         labels = superpixels(image, self.regions)
         count = int(labels.max()) + 1
@@ -93,15 +93,15 @@ class VPS(InputCAM):
 
         def look(visible: Tensor) -> Tensor:
             shown = visible.to(labels.device)
-            parts = pieces(len(shown), scorer.together)
-            found = [scorer.score(canvas.masked(shown[part][:, labels]), read) for part in parts]
+            parts = pieces(len(shown), scorer.images_per_pass)
+            found = [scorer.score(canvas.apply_masks(shown[part][:, labels]), read) for part in parts]
             return torch.cat(found).double().cpu()
 
         search = GreedySearch(look, count, len(scorer.targets), lazy=self.lazy)
         search.run(count if self.select is None else min(self.select, count))
         scorer.sampling = Sampling(search.passes)
         saliency = search.saliency(own_gain=self.own_gain).to(canvas.inputs.device, work_dtype(canvas.inputs))
-        return [canvas.spread(saliency[:, labels])]
+        return [canvas.pad_maps(saliency[:, labels])]
 
     def _reader(self, scorer: ImageScorer) -> Callable[[Any, Batch], Tensor]:
         """From a pass to every target's y (K, N)."""

@@ -93,7 +93,7 @@ def curve_scores(
     scores = case.original[list(chosen), None].expand(counts.shape).clone()
     asked = (counts != (0 if kind == "deletion" else size)).nonzero()  # else the image is as it was
     rows, steps = asked.unbind(1)
-    fill = fill_of(settings.fill).of(case.image)
+    fill = fill_of(settings.fill).for_image(case.image)
 
     def change(part: slice) -> Tensor:
         first = places[rows[part]] < counts[rows[part], steps[part]][:, None, None]

@@ -18,7 +18,14 @@ from detcam.adapters.base import Batch, Target
 from detcam.cam import value_of
 from detcam.metrics.base import MetricInput
 from detcam.outputs import DetectionTarget, DetectorOutput, SegmenterOutput, work_dtype
-from detcam.perturbation.base import Canvas, ImageScorer, checked, masked_batch_size, pinned, single
+from detcam.perturbation.base import (
+    ImageArea,
+    ImageScorer,
+    default_batch_size,
+    detached_score,
+    pin_targets,
+    select_image,
+)
 from detcam.smoothing import View
 from detcam.targets import ClassifierOutputTarget, ClassTarget, MaskTarget
 from detcam.trace import guarded
@@ -67,7 +74,7 @@ class ScoredImage:
     image: Tensor
     original: Tensor
     scorer: ImageScorer
-    canvas: Canvas
+    canvas: ImageArea
     protocol: Protocol
     wanted: Wanted | None
 
@@ -84,13 +91,15 @@ class ScoredImage:
         return [i for i in self.finite if bool(self.heatmaps[i].min() < self.heatmaps[i].max())]
 
     def scores(self, which: Sequence[int], change: Callable[[slice], Tensor]) -> Tensor:
-        """Scores (K,) float64 of changed images, each for one target; `ImageScorer.together` of them in a pass.
+        """Scores (K,) float64 of changed images, each for one target; `ImageScorer.images_per_pass` of them in a pass.
 
         Args:
             which: K target numbers, the one for which each changed image is scored.
             change: from some of the K, by number, to images (k, C, h, w) on the image's place on the input.
         """
-        found = [self._score(list(which[part]), change(part)) for part in pieces(len(which), self.scorer.together)]
+        found = [
+            self._score(list(which[part]), change(part)) for part in pieces(len(which), self.scorer.images_per_pass)
+        ]
         return torch.cat(found) if found else torch.zeros(0, dtype=torch.float64)
 
     def inputs(self, images: Tensor) -> Tensor:
@@ -110,7 +119,7 @@ class ScoredImage:
             else:
                 targets = [[self.scorer.targets[i]] for i in which]
                 rows = self.scorer.adapter.score(outputs, targets)
-            return torch.stack([checked(row[0]).double().cpu() for row in rows])
+            return torch.stack([detached_score(row[0]).double().cpu() for row in rows])
 
         scores = self.scorer.score(self.inputs(images), read)
         if not torch.isfinite(scores).all():
@@ -174,7 +183,7 @@ def examine(
     """Ask something about each image that has heatmaps; the model is guarded and autograd is off meanwhile.
 
     Args:
-        question: what is asked, checked.
+        question: what is asked, detached_score.
         measure: called with each image's case; what it returns is the answer for that image.
         protocol: how boxes are scored.
         batch_size: changed images per forward pass; None takes what suits the device.
@@ -190,7 +199,7 @@ def examine(
     if protocol not in get_args(Protocol):
         raise ValueError(f"expected protocol to be one of {', '.join(get_args(Protocol))}; got {protocol!r}")
     adapter, request = question.adapter.without_layers(), question.request
-    count = batch_size or masked_batch_size(adapter.device)
+    count = batch_size or default_batch_size(adapter.device)
     answers: list[Any] = [None] * len(request)
     for group in request.groups(adapter, count):
         with guarded(adapter.model, gradients=False):
@@ -208,7 +217,7 @@ def examine(
                     )
                 if targets:
                     targets = [as_probability(target) for target in targets] if probability else targets
-                    own = single(batch, row)
+                    own = select_image(batch, row)
                     answers[index] = measure(_case(question, index, own, outputs[row], targets, protocol, count))
     return answers
 
@@ -225,8 +234,8 @@ def _case(
     adapter = question.adapter
     scalars = adapter.score([output], [targets])[0]
     original = torch.tensor([value_of(scalar) for scalar in scalars], dtype=torch.float64)
-    scorer = ImageScorer(adapter, batch, output, pinned(output, targets), original, (), (), batch_size, False)
-    canvas = Canvas(scorer)
+    scorer = ImageScorer(adapter, batch, output, pin_targets(output, targets), original, (), (), batch_size, False)
+    canvas = ImageArea(scorer)
     geometry = scorer.geometry
     maps = question.heatmaps[index]
     size = (batch.inputs.shape[-2], batch.inputs.shape[-1])

@@ -1,154 +1,179 @@
-"""What perturbation methods share: one image's targets scored on changed inputs, or on a changed layer's output."""
+"""Scoring of perturbed images, and the base classes of perturbation methods."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from detcam.adapters.base import Adapter, Batch, Target
-from detcam.cam import BaseCAM, LayerlessCAM, levels_of, value_of
+from detcam.adapters.base import Adapter, Batch, ModelLike, Target
+from detcam.cam import BaseCAM, LayerlessCAM, levels_of, value_of, values_of
 from detcam.geometry import Geometry
+from detcam.layers import LayersLike
 from detcam.outputs import DetectionTarget, DetectorOutput, work_dtype
-from detcam.perturbation.bn_folding import CACHED, Folding
+from detcam.perturbation.bn_folding import MAX_OUTPUT_BYTES, BatchNormFolding
 from detcam.results import Measured, Pass, Sampling
 from detcam.trace import ReshapeTransform, map_tensors
 from detcam.utils.batching import pieces
 from detcam.utils.pca import first_principal_component
 
+ReadOutput: TypeAlias = Callable[[Any, Batch], Tensor]
+"""From a model's raw output for K images, and their batch, to scores (K, N)."""
+
 
 @dataclass
 class ImageScorer:
-    """One image of a pass, and its targets, to be scored again.
+    """Scores the targets of one image on perturbed versions of it.
 
     Attributes:
-        adapter: says what the model's output means.
-        batch: the image alone, as the network's input.
-        output: what targets are called with.
-        targets: the image's targets.
-        values: (N,) float64, what each target scored on the image itself.
-        levels: what the target layers put out, each (C, h, w), all levels of all layers; empty for methods that look
-            at no layer.
-        runs: how often each target layer ran.
-        batch_size: images per forward pass at most.
-        eigen_smooth: whether the first principal component over channels replaces their sum.
-        channels_last: whether inputs are laid out channels last, which is faster on a CPU.
-        folding: convolutions that take over their normalisation while other inputs are scored; None until asked for.
-        sampling: how many changed versions were scored, for methods that leave it here.
+        adapter: decodes the model's output.
+        batch: the image as a batch of one, the network's input.
+        output: the decoded output of the unperturbed image, the argument of targets.
+        targets: the N targets of the image.
+        values: (N,) float64, the score of each target on the unperturbed image.
+        levels: activations of the target layers, each (C, h, w), all levels of all layers; empty for methods without
+            target layers.
+        runs: number of runs of each target layer in a pass.
+        batch_size: maximum number of images per forward pass.
+        eigen_smooth: if True, maps are the first principal component over channels instead of their sum.
+        channels_last: if True, inputs on a CPU use the channels-last memory format, which is faster.
+        folding: the batch-norm folding used while scoring; None until the first pass.
+        sampling: statistics of the perturbed versions, set by methods that report them.
     """
 
     adapter: Adapter
     batch: Batch
     output: Any
     targets: Sequence[Target]
-    values: Tensor
-    levels: Sequence[Tensor]
-    runs: Sequence[int]
-    batch_size: int
-    eigen_smooth: bool
+    values: Tensor = field(default_factory=lambda: torch.zeros(0))
+    levels: Sequence[Tensor] = ()
+    runs: Sequence[int] = ()
+    batch_size: int = 8
+    eigen_smooth: bool = False
     channels_last: bool = True
-    folding: Folding | None = None
+    folding: BatchNormFolding | None = None
     sampling: Sampling | None = None
 
     @property
     def geometry(self) -> Geometry:
-        """Where the image lies on the network's input."""
+        """Mapping between the image and the network's input."""
         return self.batch.geometries[0]
 
-    def read(self, raw: Any, batch: Batch) -> Tensor:
-        """Every target's score (K, N) in the model's raw output for K changed versions of the image."""
+    @property
+    def images_per_pass(self) -> int:
+        """Number of perturbed images per pass: `batch_size`, limited by the model and, on a CPU, by its cache."""
+        limit = min(self.batch_size, getattr(self.adapter, "max_batch_size", None) or self.batch_size)
+        largest = self._folding().largest_output
+        if not largest or self.batch.inputs.device.type != "cpu":
+            return limit
+        return max(1, min(limit, MAX_OUTPUT_BYTES // largest))
+
+    def read_scores(self, raw: Any, batch: Batch) -> Tensor:
+        """Read the score of every target from the model's raw output.
+
+        Args:
+            raw: the output for K perturbed versions of the image.
+            batch: the K versions.
+
+        Returns:
+            (K, N) scores.
+
+        Raises:
+            RuntimeError: a score is NaN or infinite.
+        """
         if not self.targets:
             return torch.zeros(len(batch.geometries), 0, device=batch.inputs.device)
         rows = self.adapter.score(self.adapter.outputs(raw, batch), [self.targets] * len(batch.geometries))
-        scores = torch.stack([torch.stack([checked(scalar) for scalar in row]) for row in rows])
+        scores = torch.stack([torch.stack([detached_score(scalar) for scalar in row]) for row in rows])
         if not torch.isfinite(scores).all():
-            raise RuntimeError("a changed image scores NaN or infinity; check the model, or use float32")
+            raise RuntimeError("a perturbed image scores NaN or infinity; check the model, or use float32")
         return scores
 
-    @property
-    def together(self) -> int:
-        """Changed versions that make a pass: `batch_size`, or as many as the model takes, or stay in a CPU's cache."""
-        most = min(self.batch_size, getattr(self.adapter, "max_batch_size", None) or self.batch_size)
-        largest = self._folding().largest
-        if not largest or self.batch.inputs.device.type != "cpu":
-            return most
-        return max(1, min(most, CACHED // largest))
-
-    def scores(self, count: int, change: Callable[[slice], Tensor]) -> Tensor:
-        """Every target's score (count, N) on changed versions of the image, `together` of them in a pass.
+    def score_variants(self, count: int, make_inputs: Callable[[slice], Tensor]) -> Tensor:
+        """Score every target on perturbed versions of the image, `images_per_pass` at a time.
 
         Args:
-            count: how many versions.
-            change: from some of them, by number, to the network's inputs (k, C, H, W).
+            count: number of versions.
+            make_inputs: returns the network inputs (k, C, H, W) of the versions in a slice.
+
+        Returns:
+            (count, N) scores.
         """
         if not count:
             return torch.zeros(0, len(self.targets), device=self.batch.inputs.device)
-        return torch.cat([self.score(change(part)) for part in pieces(count, self.together)])
+        return torch.cat([self.score(make_inputs(part)) for part in pieces(count, self.images_per_pass)])
 
-    def score(self, inputs: Tensor, read: Callable[[Any, Batch], Tensor] | None = None) -> Tensor:
-        """One pass of K network inputs (K, C, H, W) in the image's place.
+    def score(self, inputs: Tensor, read_output: ReadOutput | None = None) -> Tensor:
+        """Run one pass on perturbed inputs.
 
         Args:
-            inputs: the changed versions.
-            read: from the model's raw output to (K, N); None takes every target's score.
+            inputs: (K, C, H, W), replace the image.
+            read_output: from the model's raw output to (K, N); None reads the score of every target.
+
+        Returns:
+            (K, N) scores.
         """
         with self._folding().applied():
-            return self._pass(inputs, read or self.read)
+            return self._forward(inputs, read_output or self.read_scores)
 
-    def _folding(self) -> Folding:
+    def _folding(self) -> BatchNormFolding:
         if self.folding is None:
-            self.folding = Folding(self.adapter.model)
-            self._fold(self.folding)
+            self.folding = BatchNormFolding(self.adapter.model)
+            self._prepare_folding(self.folding)
         return self.folding
 
-    def _fold(self, folding: Folding) -> None:
-        """Find what can be folded, and see that the image's targets, of which it needs some, score the same with it."""
-        if not folding.possible or not self.targets:
+    def _prepare_folding(self, folding: BatchNormFolding) -> None:
+        """Record the foldable layers, and disable the folding if it changes the targets' scores."""
+        if not folding.is_applicable or not self.targets:
             return
         with folding.record():
-            plain = self._run(self.batch.inputs, self.read)
+            plain = self._forward_once(self.batch.inputs, self.read_scores)
         with folding.applied():
-            folded = self._pass(self.batch.inputs, self.read)
+            folded = self._forward(self.batch.inputs, self.read_scores)
         if ((folded - plain).abs() > 1e-4 * (1 + plain.abs())).any():
-            folding.forget()  # somebody reads what is between: nothing is folded
+            folding.disable()  # another module reads the tensor between convolution and normalisation
 
-    def _pass(self, inputs: Tensor, read: Callable[[Any, Batch], Tensor]) -> Tensor:
+    def _forward(self, inputs: Tensor, read_output: ReadOutput) -> Tensor:
         if not self.channels_last or inputs.device.type != "cpu":
-            return self._run(inputs, read)
+            return self._forward_once(inputs, read_output)
         try:
-            return self._run(inputs.contiguous(memory_format=torch.channels_last), read)
+            return self._forward_once(inputs.contiguous(memory_format=torch.channels_last), read_output)
         except RuntimeError as error:
             if "view size is not compatible" not in str(error):
                 raise
-            self.channels_last = False  # the model flattens with view(), which knows one layout only
-            self._folding().lay_out(torch.contiguous_format)
-            return self._run(inputs, read)
+            self.channels_last = False  # the model flattens with view(), which needs contiguous tensors
+            self._folding().set_memory_format(torch.contiguous_format)
+            return self._forward_once(inputs, read_output)
 
-    def _run(self, inputs: Tensor, read: Callable[[Any, Batch], Tensor]) -> Tensor:
-        batch = repeated(self.batch, inputs)
-        return read(self.adapter.forward(batch), batch)
+    def _forward_once(self, inputs: Tensor, read_output: ReadOutput) -> Tensor:
+        batch = repeat_batch(self.batch, inputs)
+        return read_output(self.adapter.forward(batch), batch)
 
 
-def masked_batch_size(device: torch.device) -> int:
-    """How many changed images make a pass: on a CPU few, which stay in its cache."""
+def default_batch_size(device: torch.device) -> int:
+    """Number of perturbed images per pass: small on a CPU, so that a pass stays in its cache."""
     return 8 if device.type == "cpu" else 32
 
 
-def checked(scalar: Any) -> Tensor:
-    """A target's scalar without its autograd history, as a tensor without dimensions."""
+def detached_score(scalar: Any) -> Tensor:
+    """Return a target's scalar as a 0-dimensional tensor without autograd history.
+
+    Raises:
+        ValueError: not a tensor with one element.
+    """
     if not isinstance(scalar, Tensor) or scalar.numel() != 1:
-        value_of(scalar)  # says what is wrong
-    found: Tensor = scalar.detach().reshape(())
-    return found.to(work_dtype(found))
+        value_of(scalar)  # raises with a message
+    score: Tensor = scalar.detach().reshape(())
+    return score.to(work_dtype(score))
 
 
-def pinned(output: Any, targets: Sequence[Target]) -> list[Target]:
-    """Targets that stay with the part of a detector which answers for them now, whatever else changes."""
+def pin_targets(output: Any, targets: Sequence[Target]) -> list[Target]:
+    """Pin box targets to the source (anchor, query, proposal) that produces them in the unperturbed image."""
     if not isinstance(output, DetectorOutput):
         return list(targets)
     return [
@@ -157,23 +182,23 @@ def pinned(output: Any, targets: Sequence[Target]) -> list[Target]:
     ]
 
 
-def single(batch: Batch, image: int) -> Batch:
-    """One image of a batch. Of further inputs, tensors with an entry per image follow it; all else is shared."""
+def select_image(batch: Batch, image: int) -> Batch:
+    """Select one image of a batch; tensors among further inputs with one entry per image are sliced alike."""
     count = len(batch.inputs)
 
-    def pick(tensor: Tensor) -> Tensor:
+    def select(tensor: Tensor) -> Tensor:
         return tensor[image : image + 1] if tensor.ndim and len(tensor) == count else tensor
 
     return Batch(
-        batch.inputs[image : image + 1],
+        select(batch.inputs),
         batch.geometries[image : image + 1],
-        tuple(map_tensors(value, pick) for value in batch.extra_inputs),
-        {name: map_tensors(value, pick) for name, value in batch.model_kwargs.items()},
+        tuple(map_tensors(value, select) for value in batch.extra_inputs),
+        {name: map_tensors(value, select) for name, value in batch.model_kwargs.items()},
     )
 
 
-def repeated(batch: Batch, inputs: Tensor) -> Batch:
-    """A batch of one image with other inputs (K, C, H, W) in its place; all that goes with the image is repeated."""
+def repeat_batch(batch: Batch, inputs: Tensor) -> Batch:
+    """Repeat a batch of one image K times with other inputs (K, C, H, W)."""
     count = len(inputs)
 
     def expand(tensor: Tensor) -> Tensor:
@@ -188,42 +213,41 @@ def repeated(batch: Batch, inputs: Tensor) -> Batch:
 
 
 class PerturbationCAM(BaseCAM):
-    """A method that changes something and looks at the scores: no gradients, one image at a time.
+    """Base class of methods that score perturbed versions of one image at a time, without gradients.
 
     All targets of an image share its passes.
     """
 
     uses_gradients = False
-    pins: ClassVar[bool] = True
-    """Whether a box that no detection produced is asked, in changed versions, where it fits the plain image best."""
+    pins_targets: ClassVar[bool] = True
+    """Whether a box target without a source is pinned to the source that fits it best in the unperturbed image."""
 
     @abstractmethod
     def maps(self, scorer: ImageScorer) -> list[Tensor]:
-        """The raw maps of one image with at least one target.
+        """Compute the raw maps of one image with at least one target.
 
         Returns:
-            per level (or the one map of a method without layers), (N, h, w) signed saliency over the network's input.
+            Per level (one map for methods without target layers), (N, h, w) signed saliency over the network's input.
         """
 
     def measure(self, run: Pass) -> Measured:
         levels = levels_of(run.trace, len(run.targets))
-        scalars = run.adapter.score(run.outputs, run.targets) if any(run.targets) else [[] for _ in run.targets]
-        values = [[value_of(scalar) for scalar in row] for row in scalars]
-        runs = [len(ran) for ran in run.trace.outputs()]
+        values = values_of(run.score())
+        runs = [len(outputs) for outputs in run.trace.outputs()]
         per_image = []
         sampling: list[Sampling | None] = [None] * len(values)
         for image, targets in enumerate(run.targets):
-            own = [level[image] for level in levels]
+            image_levels = [level[image] for level in levels]
             if not targets:
-                per_image.append(self.empty(own, run.batch))
+                per_image.append(self.empty_maps(image_levels, run.batch))
                 continue
             scorer = ImageScorer(
                 run.adapter,
-                single(run.batch, image),
+                select_image(run.batch, image),
                 run.outputs[image],
-                pinned(run.outputs[image], targets) if self.pins else targets,
+                pin_targets(run.outputs[image], targets) if self.pins_targets else targets,
                 torch.tensor(values[image], dtype=torch.float64),
-                own,
+                image_levels,
                 runs,
                 self.batch_size,
                 run.eigen_smooth,
@@ -233,16 +257,16 @@ class PerturbationCAM(BaseCAM):
         maps = [list(level) for level in zip(*per_image, strict=True)]
         return Measured(maps, values, None, sampling=sampling)
 
-    def empty(self, levels: Sequence[Tensor], batch: Batch) -> list[Tensor]:
+    def empty_maps(self, levels: Sequence[Tensor], batch: Batch) -> list[Tensor]:
         """The maps of an image without targets."""
         return [level.new_zeros((0, *level.shape[1:])) for level in levels]
 
 
 class WeightedCAM(PerturbationCAM):
-    """A perturbation method whose map is a weighted sum of the layer's channels."""
+    """Base class of perturbation methods whose map is a weighted sum of the layer's channels."""
 
-    def weighted(self, weights: Tensor, level: Tensor, scorer: ImageScorer) -> Tensor:
-        """(N, h, w) maps from weights (N, C) and a level (C, h, w)."""
+    def weighted_sum(self, weights: Tensor, level: Tensor, scorer: ImageScorer) -> Tensor:
+        """Compute maps (N, h, w) from weights (N, C) and a level (C, h, w)."""
         level = level.to(work_dtype(level))
         weights = weights.to(level)
         if scorer.eigen_smooth:
@@ -251,38 +275,38 @@ class WeightedCAM(PerturbationCAM):
 
 
 class InputCAM(LayerlessCAM, PerturbationCAM):
-    """A method that changes the image and looks at no layer; its maps are as fine as the network's input.
+    """Base class of methods that perturb the image; their maps have the resolution of the network's input.
 
     Args:
         model: as in `BaseCAM`.
-        target_layers: accepted so that methods can be swapped; the map does not depend on it.
+        target_layers: accepted for interchangeability; the map does not depend on it.
         reshape_transform: likewise.
 
     Attributes:
-        batch_size: images, changed ones too, per forward pass.
+        batch_size: images, perturbed ones included, per forward pass.
     """
 
     def __init__(
-        self,
-        model: Adapter | nn.Module,
-        target_layers: Sequence[nn.Module | str] | nn.Module | str | None = None,
-        reshape_transform: ReshapeTransform | None = None,
+        self, model: ModelLike, target_layers: LayersLike = None, reshape_transform: ReshapeTransform | None = None
     ) -> None:
         super().__init__(model, target_layers, reshape_transform)
-        self.batch_size = masked_batch_size(self.adapter.device)
+        self.batch_size = default_batch_size(self.adapter.device)
 
-    def empty(self, levels: Sequence[Tensor], batch: Batch) -> list[Tensor]:
+    def empty_maps(self, levels: Sequence[Tensor], batch: Batch) -> list[Tensor]:
         return [batch.inputs.new_zeros((0, *batch.inputs.shape[-2:]), dtype=work_dtype(batch.inputs))]
 
 
-class Canvas:
-    """Where one image lies on the network's input: changes are made to the image, not to its padding.
+class ImageArea:
+    """The area of the network's input that an image covers, without its padding.
 
     Args:
         scorer: the image.
 
     Attributes:
-        size_hw: height and width of the image on the input, pixels.
+        inputs: (1, C, H, W), the network's input.
+        rows: rows of the input that the image covers.
+        columns: columns of the input that the image covers.
+        size_hw: height and width of the area, input pixels.
     """
 
     def __init__(self, scorer: ImageScorer) -> None:
@@ -290,16 +314,27 @@ class Canvas:
         self.rows, self.columns = scorer.geometry.valid_cells(scorer.geometry.input_size_hw)
         self.size_hw = (self.rows.stop - self.rows.start, self.columns.stop - self.columns.start)
 
-    def masked(self, masks: Tensor) -> Tensor:
-        """The input (K, C, H, W) with the image on it times masks (K, h, w)."""
+    @property
+    def image(self) -> Tensor:
+        """The image (1, C, h, w) on the network's input."""
+        return self.inputs[:, :, self.rows, self.columns]
+
+    def paste(self, images: Tensor) -> Tensor:
+        """Network inputs (K, C, H, W) with images (K, C, h, w) in the area."""
+        inputs = self.inputs.repeat(len(images), 1, 1, 1)
+        inputs[:, :, self.rows, self.columns] = images.to(inputs.dtype)
+        return inputs
+
+    def apply_masks(self, masks: Tensor) -> Tensor:
+        """Network inputs (K, C, H, W) with the area multiplied by masks (K, h, w)."""
         if self.size_hw == self.inputs.shape[-2:]:
             return self.inputs * masks[:, None].to(self.inputs.dtype)
-        changed = self.inputs.repeat(len(masks), 1, 1, 1)
-        changed[:, :, self.rows, self.columns] *= masks[:, None].to(self.inputs.dtype)
-        return changed
+        inputs = self.inputs.repeat(len(masks), 1, 1, 1)
+        inputs[:, :, self.rows, self.columns] *= masks[:, None].to(self.inputs.dtype)
+        return inputs
 
-    def spread(self, maps: Tensor) -> Tensor:
-        """Maps (N, h, w) of the image as maps (N, H, W) of the input, the border's values carried on."""
+    def pad_maps(self, maps: Tensor) -> Tensor:
+        """Pad maps (N, h, w) of the area to maps (N, H, W) of the input by replicating the border."""
         height, width = self.inputs.shape[-2:]
-        around = (self.columns.start, width - self.columns.stop, self.rows.start, height - self.rows.stop)
-        return F.pad(maps, around, mode="replicate") if any(around) else maps
+        padding = (self.columns.start, width - self.columns.stop, self.rows.start, height - self.rows.stop)
+        return F.pad(maps, padding, mode="replicate") if any(padding) else maps

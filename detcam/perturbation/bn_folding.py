@@ -1,4 +1,4 @@
-"""Convolutions that take over the normalisation behind them while many changed images are scored."""
+"""Batch-norm folding: convolutions absorb the normalisation that follows them while perturbed images are scored."""
 
 from __future__ import annotations
 
@@ -12,71 +12,70 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
-CACHED = 28 * 2**20
-"""Bytes of one layer's output that a pass on a CPU should not exceed: from 32 MiB on Linux's allocator takes fresh
-pages from the system for every layer, and where the cache is small, more leaves it."""
+MAX_OUTPUT_BYTES = 28 * 2**20
+"""Maximum size of a layer's output in a pass on a CPU. From 32 MiB on, the Linux allocator requests fresh pages
+from the system for every layer; larger outputs also exceed small caches."""
 
 
-class Folding:
-    """Convolutions that take over the normalisation behind them, for passes without gradients.
+class BatchNormFolding:
+    """Folds normalisation layers into the preceding convolutions, for passes without gradients.
 
-    A normalisation with running statistics that reads a convolution's output and nothing else is a scale and a shift
-    per channel, which go into the convolution's weights. Values stay the same up to rounding, provided that nobody
-    else reads what is between the two: whoever folds compares what comes out. On a CPU, convolutions of single pixels
-    go to oneDNN, which PyTorch leaves out when it runs on one thread.
+    A normalisation with running statistics whose only input is a convolution's output is a scale and a shift per
+    channel, which are merged into the convolution's weights. The result is equal up to rounding if no other module
+    reads the tensor in between; callers must compare the model's outputs. On a CPU, 1 x 1 convolutions are dispatched
+    to oneDNN, which PyTorch does not use when it runs on one thread.
 
     Args:
         model: the whole network, inside `guarded`.
 
     Attributes:
-        largest: bytes of the largest output of a convolution or normalisation in the pass that was recorded; 0 where
-            none ran.
+        largest_output: size in bytes of the largest output of a convolution in the recorded pass; 0 if none ran.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self.largest = 0
-        self._made: dict[int, tuple[nn.Module, weakref.ref[Tensor], int]] = {}
-        self._pairs: dict[nn.Module, list[nn.Module | None]] = {}
+        self.largest_output = 0
+        self._producers: dict[int, tuple[nn.Module, weakref.ref[Tensor], int]] = {}
+        self._inputs_of: dict[nn.Module, list[nn.Module | None]] = {}
         self._runs: dict[nn.Module, int] = {}
         self._forwards: list[tuple[nn.Module, Callable[..., Tensor]]] = []
         self._convolutions: list[Any] = []
 
     @property
-    def possible(self) -> bool:
-        """Whether the model has something that might run faster."""
+    def is_applicable(self) -> bool:
+        """Whether the model has a layer that folding or oneDNN may speed up."""
         return any(_is_affine(module) or _is_pointwise(module) for module in self.model.modules())
 
     @contextmanager
     def record(self) -> Iterator[None]:
-        """Around one pass, in which is seen who reads whose output."""
+        """Record the producer of every normalisation's input during one pass, and prepare the folded layers."""
         handles: list[Any] = []
         for module in self.model.modules():
-            plain = not module._forward_hooks and not module._forward_pre_hooks and "forward" not in vars(module)
-            if plain and _is_convolution(module):
-                handles.append(module.register_forward_hook(self._makes))
-            elif plain and _is_affine(module):
-                handles.append(module.register_forward_pre_hook(self._reads))
+            unhooked = not module._forward_hooks and not module._forward_pre_hooks and "forward" not in vars(module)
+            if unhooked and _is_convolution(module):
+                handles.append(module.register_forward_hook(self._record_output))
+            elif unhooked and _is_affine(module):
+                handles.append(module.register_forward_pre_hook(self._record_input))
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
-            self._made.clear()
-        changed: dict[nn.Module, Any] = {module: copy.copy(module) for module in self._runs}
-        for norm, makers in self._pairs.items():
-            maker = makers[0]
-            if maker is not None and set(makers) == {maker} and len(makers) == self._runs[maker]:
-                changed[maker] = _folded(maker, norm)
-                self._forwards.append((norm, _rest(norm)))
-        for module, convolution in changed.items():
-            quick = _is_pointwise(convolution)
-            self._forwards.append((module, _Pointwise(convolution) if quick else convolution.forward))
-        self._convolutions = list(changed.values())
-        self.lay_out(torch.channels_last)
+            self._producers.clear()
+        folded: dict[nn.Module, Any] = {module: copy.copy(module) for module in self._runs}
+        for norm, producers in self._inputs_of.items():
+            producer = producers[0]
+            if producer is not None and set(producers) == {producer} and len(producers) == self._runs[producer]:
+                folded[producer] = _fold(producer, norm)
+                self._forwards.append((norm, _activation_of(norm)))
+        for module, convolution in folded.items():
+            pointwise = _is_pointwise(convolution)
+            self._forwards.append((module, _OneDNNConvolution(convolution) if pointwise else convolution.forward))
+        self._convolutions = list(folded.values())
+        self.set_memory_format(torch.channels_last)
 
-    def lay_out(self, memory_format: torch.memory_format) -> None:
-        """Lay the weights out as inputs will be; the convolutions would do so in every pass."""
+    def set_memory_format(self, memory_format: torch.memory_format) -> None:
+        """Convert the weights to the memory format of the inputs, instead of a conversion in every pass."""
         for convolution in self._convolutions:
             if convolution.weight.dtype == torch.float32 and convolution.weight.device.type == "cpu":
                 weight = convolution.weight.detach().contiguous(memory_format=memory_format)
@@ -85,25 +84,25 @@ class Folding:
                     "weight": nn.Parameter(weight, requires_grad=False),
                 }
 
-    def forget(self) -> None:
-        """Leave all modules as they are; what was measured stays known."""
+    def disable(self) -> None:
+        """Discard the folded layers; `largest_output` is kept."""
         self._forwards.clear()
         self._convolutions.clear()
 
-    def _makes(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
+    def _record_output(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
         self._runs[module] = self._runs.get(module, 0) + 1
-        self._made[id(output)] = (module, weakref.ref(output), output._version)
-        self.largest = max(self.largest, output.numel() * output.element_size())
+        self._producers[id(output)] = (module, weakref.ref(output), output._version)
+        self.largest_output = max(self.largest_output, output.numel() * output.element_size())
 
-    def _reads(self, module: nn.Module, inputs: Any) -> None:
+    def _record_input(self, module: nn.Module, inputs: Any) -> None:
         value: Any = inputs[0]
-        found = self._made.get(id(value))
-        same = found is not None and found[1]() is value and inputs[0]._version == found[2]
-        self._pairs.setdefault(module, []).append(found[0] if found is not None and same else None)
+        producer, reference, version = self._producers.get(id(value), (None, None, 0))
+        unchanged = reference is not None and reference() is value and inputs[0]._version == version
+        self._inputs_of.setdefault(module, []).append(producer if unchanged else None)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Around passes that run folded."""
+        """Replace the forward methods of the folded layers inside the context."""
         try:
             for module, forward in self._forwards:
                 module.forward = forward
@@ -113,31 +112,31 @@ class Folding:
                 vars(module).pop("forward", None)
 
 
-class _Pointwise:
-    """A convolution of single pixels, by oneDNN."""
+class _OneDNNConvolution:
+    """A 1 x 1 convolution dispatched to oneDNN."""
 
     def __init__(self, convolution: Any) -> None:
         self.convolution = convolution
 
     def __call__(self, value: Tensor) -> Tensor:
-        own = self.convolution
+        conv = self.convolution
         if value.ndim != 4 or value.dtype != torch.float32 or not value.numel():
-            plain: Tensor = type(own).forward(own, value)
+            plain: Tensor = type(conv).forward(conv, value)
             return plain
-        found: Tensor = torch.mkldnn_convolution(
-            value, own.weight, own.bias, own.padding, own.stride, own.dilation, own.groups
+        output: Tensor = torch.mkldnn_convolution(
+            value, conv.weight, conv.bias, conv.padding, conv.stride, conv.dilation, conv.groups
         )
-        return found
+        return output
 
 
 def _is_convolution(module: Any) -> bool:
-    """Whether a module is a convolution of images, linear in its weight. timm's pads its input by itself."""
+    """Whether a module is a 2-d convolution, linear in its weight; timm's variant pads its input itself."""
     known = type(module) is nn.Conv2d or _is_of_timm(module, "Conv2dSame")
     return known and module.weight.dtype in (torch.float32, torch.float64)
 
 
 def _is_pointwise(module: Any) -> bool:
-    """Whether PyTorch might not use oneDNN for a convolution that it can do."""
+    """Whether a module is a 1 x 1 convolution that oneDNN supports."""
     return bool(
         type(module) is nn.Conv2d
         and module.kernel_size == (1, 1)
@@ -151,7 +150,7 @@ def _is_pointwise(module: Any) -> bool:
 
 
 def _is_affine(module: Any) -> bool:
-    """Whether a normalisation scales and shifts each channel by fixed numbers; an activation may be part of it."""
+    """Whether a normalisation applies a fixed scale and shift per channel; it may include an activation."""
     if type(module) is nn.BatchNorm2d or _is_of_timm(module, "BatchNormAct2d"):
         return module.running_mean is not None and module.running_var is not None
     return type(module) is FrozenBatchNorm2d
@@ -161,28 +160,28 @@ def _is_of_timm(module: nn.Module, name: str) -> bool:
     return type(module).__name__ == name and type(module).__module__.startswith("timm.")
 
 
-def _rest(norm: Any) -> Callable[[Tensor], Tensor]:
-    """What a normalisation does beside scaling and shifting."""
+def _activation_of(norm: Any) -> Callable[[Tensor], Tensor]:
+    """The part of a normalisation layer that remains after folding."""
     if _is_of_timm(norm, "BatchNormAct2d"):
         return lambda value: norm.act(norm.drop(value))
-    return _same
+    return _identity
 
 
-def _same(value: Tensor) -> Tensor:
+def _identity(value: Tensor) -> Tensor:
     return value
 
 
-def _folded(convolution: Any, norm: Any) -> Any:
-    """A convolution that does what both did; it shares all but weight and bias with the first."""
+def _fold(convolution: Any, norm: Any) -> Any:
+    """A copy of the convolution that includes the normalisation; it shares all but weight and bias."""
     scale = (norm.running_var.double() + norm.eps).rsqrt()
     scale = scale if norm.weight is None else scale * norm.weight.double()
-    before = 0.0 if convolution.bias is None else convolution.bias.double()
-    bias = (before - norm.running_mean.double()) * scale
+    offset = 0.0 if convolution.bias is None else convolution.bias.double()
+    bias = (offset - norm.running_mean.double()) * scale
     bias = bias if norm.bias is None else bias + norm.bias.double()
     weight = convolution.weight.double() * scale[:, None, None, None]
-    both = copy.copy(convolution)
-    both._parameters = {
+    folded = copy.copy(convolution)
+    folded._parameters = {
         name: nn.Parameter(tensor.to(convolution.weight), requires_grad=False)
         for name, tensor in (("weight", weight), ("bias", bias))
     }
-    return both
+    return folded

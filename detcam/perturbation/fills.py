@@ -1,4 +1,4 @@
-"""What takes the place of removed pixels: a blurred image, the mean colour, or noisy linear imputation."""
+"""Fills for removed pixels: blur, mean colour, and noisy linear imputation."""
 
 from __future__ import annotations
 
@@ -14,66 +14,69 @@ from detcam.outputs import work_dtype
 from detcam.perturbation.harmonic_solver import harmonic_fill
 from detcam.utils.filters import blur
 
-BLUR = 0.045
-"""Standard deviation of the blur as a share of the image's longer side: 10 pixels of 224."""
-COARSE = 160
-"""Longer side in pixels at which a blur of the surroundings is computed."""
+DEFAULT_BLUR = 0.045
+"""Standard deviation of the blur as a fraction of the image's longer side: 10 pixels of 224."""
+MAX_BLUR_SIDE = 160
+"""Maximum longer side, in pixels, at which the blur of the surroundings is computed."""
 
 
 class Fill(ABC):
-    """Fills removed pixels. All fills follow a change of each channel's scale, so they may work on normalised input."""
+    """Replaces removed pixels of images.
+
+    All fills are equivariant to a scale and shift per channel, so they apply to normalised inputs.
+    """
 
     name: ClassVar[str]
 
     @abstractmethod
     def __call__(self, images: Tensor, removed: Tensor) -> Tensor:
-        """Images without some of their pixels.
+        """Fill the removed pixels of images.
 
         Args:
-            images: (K, C, h, w), or (1, C, h, w) for one that is shared.
-            removed: (K, h, w) bool.
+            images: (K, C, h, w), or (1, C, h, w) for one shared image.
+            removed: (K, h, w) bool, True for removed pixels.
 
         Returns:
-            (K, C, h, w): the images' own pixels where nothing was removed, the fill elsewhere.
+            (K, C, h, w): the fill at removed pixels, the images elsewhere.
 
         Raises:
-            ValueError: the shapes do not go together.
+            ValueError: the shapes do not match.
         """
 
-    def of(self, image: Tensor) -> Callable[[Tensor], Tensor]:
-        """The fill of one image (1, C, h, w): from removed (K, h, w) to images, as when called.
+    def for_image(self, image: Tensor) -> Callable[[Tensor], Tensor]:
+        """Bind the fill to one image (1, C, h, w): returns a function from removed (K, h, w) to filled images.
 
-        What does not depend on the removed pixels is computed once.
+        Values that do not depend on the removed pixels are computed once.
         """
         return lambda removed: self(image, removed)
 
 
 class UniformFill(Fill):
-    """A fill that looks at the image alone, not at which of its pixels are removed."""
+    """Base class of fills that depend on the image alone, not on the removed pixels."""
 
     @abstractmethod
-    def backdrop(self, images: Tensor) -> Tensor:
-        """What shows where pixels of images (K, C, h, w) are removed; broadcasts to them."""
+    def baseline(self, images: Tensor) -> Tensor:
+        """The baseline of images (K, C, h, w), shown at removed pixels; broadcasts to their shape."""
 
     def __call__(self, images: Tensor, removed: Tensor) -> Tensor:
         check_masks(images, removed)
-        return torch.where(removed[:, None], self.backdrop(images), images)
+        return torch.where(removed[:, None], self.baseline(images), images)
 
-    def of(self, image: Tensor) -> Callable[[Tensor], Tensor]:
-        behind = self.backdrop(image)
+    def for_image(self, image: Tensor) -> Callable[[Tensor], Tensor]:
+        baseline = self.baseline(image)
 
         def fill(removed: Tensor) -> Tensor:
             check_masks(image, removed)
-            return torch.where(removed[:, None], behind, image)
+            return torch.where(removed[:, None], baseline, image)
 
         return fill
 
 
 class BlurFill(UniformFill):
-    """The image, blurred.
+    """A blurred copy of the image.
 
     Args:
-        sigma: standard deviation of the Gaussian, pixels; None takes `BLUR` of the longer side.
+        sigma: standard deviation of the Gaussian, pixels; None takes `DEFAULT_BLUR` of the longer side.
     """
 
     name = "blur"
@@ -83,17 +86,17 @@ class BlurFill(UniformFill):
             raise ValueError(f"expected sigma above 0 pixels; got {sigma}")
         self.sigma = sigma
 
-    def backdrop(self, images: Tensor) -> Tensor:
-        sigma = self.sigma or BLUR * max(images.shape[-2:])
+    def baseline(self, images: Tensor) -> Tensor:
+        sigma = self.sigma or DEFAULT_BLUR * max(images.shape[-2:])
         return blur(images.flatten(0, 1).to(work_dtype(images)), sigma).view_as(images).to(images.dtype)
 
 
 class SurroundingsFill(Fill):
-    """A blur of what is left around: unlike in `BlurFill`, the removed pixels' own colours have no part in it.
+    """A blur of the remaining pixels; unlike in `BlurFill`, the removed pixels' colours do not contribute.
 
-    The blur is as wide as it must be for every removed pixel to get a tenth of the weight from pixels that are left:
-    `BLUR` of the image's longer side, or 2, 4, 8, ... times as much. Being that wide, it is computed on the image
-    at `COARSE` pixels at most. Where nothing is left it is the mean colour.
+    The standard deviation is the smallest one, `DEFAULT_BLUR` of the image's longer side times a power of 2, at which
+    every removed pixel gets at least a tenth of its weight from remaining pixels. The blur is computed at a longer
+    side of at most `MAX_BLUR_SIDE` pixels. If no pixel remains, the fill is the mean colour.
     """
 
     name = "blur"
@@ -102,37 +105,37 @@ class SurroundingsFill(Fill):
         check_masks(images, removed)
         images = images.expand(len(removed), -1, -1, -1)
         filled = images.clone()
-        for row, (image, gone) in enumerate(zip(images.to(work_dtype(images)), removed, strict=True)):
-            if bool(gone.all()):
-                filled[row] = MeanFill()(images[row : row + 1], gone[None])[0]
-            elif bool(gone.any()):
-                filled[row] = torch.where(gone, _around(image, gone).to(filled), filled[row])
+        for row, (image, mask) in enumerate(zip(images.to(work_dtype(images)), removed, strict=True)):
+            if bool(mask.all()):
+                filled[row] = MeanFill()(images[row : row + 1], mask[None])[0]
+            elif bool(mask.any()):
+                filled[row] = torch.where(mask, _blurred_surroundings(image, mask).to(filled), filled[row])
         return filled
 
 
-def _around(image: Tensor, gone: Tensor) -> Tensor:
-    """A blur (C, h, w) of what is left of an image (C, h, w)."""
-    height, width = gone.shape
-    factor = min(1.0, COARSE / max(height, width))
+def _blurred_surroundings(image: Tensor, mask: Tensor) -> Tensor:
+    """A blur (C, h, w) of the remaining pixels of an image (C, h, w)."""
+    height, width = mask.shape
+    factor = min(1.0, MAX_BLUR_SIDE / max(height, width))
     size = (max(1, round(height * factor)), max(1, round(width * factor)))
-    left = (~gone)[None].to(image)
-    both = F.interpolate(torch.cat([image * left, left])[None], size, mode="area")[0]  # colours, and what they weigh
-    touched = both[-1] < 1
-    sigma = BLUR * max(size)
-    blurred = blur(both, sigma)
-    while float(blurred[-1, touched].min()) < 0.1 and sigma < max(size):
+    kept = (~mask)[None].to(image)
+    weighted = F.interpolate(torch.cat([image * kept, kept])[None], size, mode="area")[0]  # colours and their weights
+    has_removed = weighted[-1] < 1
+    sigma = DEFAULT_BLUR * max(size)
+    blurred = blur(weighted, sigma)
+    while float(blurred[-1, has_removed].min()) < 0.1 and sigma < max(size):
         sigma *= 2
-        blurred = blur(both, sigma)
+        blurred = blur(weighted, sigma)
     colours = blurred[:-1] / blurred[-1:]
     return F.interpolate(colours[None], (height, width), mode="bilinear", align_corners=False)[0]
 
 
 class MeanFill(UniformFill):
-    """The image's mean colour."""
+    """The mean colour of the image."""
 
     name = "mean"
 
-    def backdrop(self, images: Tensor) -> Tensor:
+    def baseline(self, images: Tensor) -> Tensor:
         return images.to(work_dtype(images)).mean((-2, -1), keepdim=True).to(images.dtype)
 
 
@@ -142,16 +145,16 @@ class LinearFill(Fill):
     .. math:: x_p = \frac{\sum_{q \in N(p)} w_{pq} x_q}{\sum_{q \in N(p)} w_{pq}} + \varepsilon_p, \quad
         w = 1/6 \text{ direct}, 1/12 \text{ diagonal},\ \varepsilon \sim \mathcal{N}(0, \sigma^2)
 
-    over the up to eight neighbours in the image, removed ones too, so that all removed pixels of an image are the
-    solution of one linear system; the noise is added to the solution. Of an image of which nothing is left, every
-    constant is a solution; it takes its mean colour.
+    with :math:`N(p)` the up to eight neighbours of pixel p in the image, removed ones included, so the removed pixels
+    are the solution of one linear system; the noise is added to the solution. If no pixel of an image remains, every
+    constant is a solution, and the fill is the mean colour.
 
     Rong et al., *A Consistent and Efficient Evaluation Strategy for Attribution Methods*, ICML 2022,
     https://arxiv.org/abs/2202.00449.
 
     Args:
-        noise: standard deviation, in the network input's units.
-        seed: of the noise, which is the same for each image.
+        noise: standard deviation of the noise, in units of the network's input.
+        seed: seed of the noise, which is the same for every image.
     """
 
     name = "linear"
@@ -176,14 +179,14 @@ class LinearFill(Fill):
 
 
 FILLS: dict[str, type[Fill]] = {fill.name: fill for fill in (BlurFill, MeanFill, LinearFill)}
-"""Every fill by name."""
+"""All fills by name."""
 
 
 def fill_of(fill: str | Fill) -> Fill:
-    """A fill from its name, or as it is.
+    """Return a fill from its name; a fill is returned unchanged.
 
     Raises:
-        ValueError: no fill has that name.
+        ValueError: unknown name.
         TypeError: neither a name nor a fill.
     """
     if isinstance(fill, Fill):
@@ -196,7 +199,12 @@ def fill_of(fill: str | Fill) -> Fill:
 
 
 def check_masks(images: Tensor, removed: Tensor) -> None:
-    """Raise where images and masks of removed pixels do not go together."""
+    """Check that images and masks of removed pixels match.
+
+    Raises:
+        ValueError: the shapes do not match.
+        TypeError: the masks are not bool.
+    """
     if images.ndim != 4 or removed.ndim != 3 or len(images) not in (1, len(removed)):
         raise ValueError(
             f"expected images (K, C, h, w) and removed (K, h, w); got {tuple(images.shape)} and {tuple(removed.shape)}"
@@ -204,4 +212,4 @@ def check_masks(images: Tensor, removed: Tensor) -> None:
     if images.shape[-2:] != removed.shape[-2:]:
         raise ValueError(f"expected masks of size {tuple(images.shape[-2:])}; got {tuple(removed.shape[-2:])}")
     if removed.dtype != torch.bool:
-        raise TypeError(f"expected removed as bool, True where a pixel is taken away; got {removed.dtype}")
+        raise TypeError(f"expected removed as bool, True for removed pixels; got {removed.dtype}")

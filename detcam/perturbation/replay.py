@@ -1,4 +1,4 @@
-"""What lies behind a layer: an image's targets scored on variants of what the layer puts out."""
+"""Layer replay: scoring targets on variants of a layer's output by running only the modules downstream of it."""
 
 from __future__ import annotations
 
@@ -10,128 +10,132 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from detcam.perturbation.base import ImageScorer, repeated
+from detcam.perturbation.base import ImageScorer, repeat_batch
 from detcam.trace import flatten_tensors, map_tensors
 from detcam.utils.batching import pieces
 
-CHUNK_BYTES = 64 * 2**20
-"""How much memory the variants of one pass may take, roughly."""
+MAX_PASS_BYTES = 64 * 2**20
+"""Approximate memory limit of the variants of one pass."""
 
 
 @dataclass(frozen=True)
 class FeatureLevel:
-    """One map among what a layer puts out.
+    """One feature map of a layer's output.
 
     Attributes:
         values: (C, h, w).
-        tensor: which of the output's floating-point tensors holds it.
-        positions: (C, h, w) where in that tensor, for one image and flattened, each value stands; None where the
-            tensor is the map, in the same order.
+        tensor: index of the tensor, among the output's floating-point tensors, that holds the map.
+        positions: (C, h, w) int64, flat index of each value in that tensor for one image; None if the tensor is the
+            map, in the same order.
     """
 
     values: Tensor
     tensor: int
     positions: Tensor | None
 
-    def into(self, tensor: Tensor, variants: Tensor) -> Tensor:
-        """The layer's tensor (1, ...) once for each variant (K, C, h, w) of the map, which replaces the map in it."""
+    def insert(self, variants: Tensor, tensor: Tensor) -> Tensor:
+        """Insert variants (K, C, h, w) of the map into K copies of the layer's tensor (1, ...)."""
         if self.positions is None:
             return variants.reshape(len(variants), *tensor.shape[1:])
-        whole = tensor.repeat(len(variants), *[1] * (tensor.ndim - 1))
-        places = self.positions.flatten().expand(len(variants), -1)
-        whole.flatten(1).scatter_(1, places, variants.flatten(1))
-        return whole
+        copies = tensor.repeat(len(variants), *[1] * (tensor.ndim - 1))
+        index = self.positions.flatten().expand(len(variants), -1)
+        copies.flatten(1).scatter_(1, index, variants.flatten(1))
+        return copies
 
 
 class LayerReplay:
-    """What lies behind a target layer: scores an image's targets for variants of what the layer puts out.
+    """Scores the targets of an image on variants of a target layer's output.
+
+    Only the modules downstream of the layer run again.
 
     Args:
         scorer: the image.
         layer: index of the target layer.
-        nth: which of the layer's runs in a pass.
+        nth: index of the layer's run in a pass.
 
     Attributes:
-        levels: the maps that the layer puts out in that run.
-        share: how much of the network lies behind the layer, in [0, 1], counted in values put out.
+        levels: the feature maps of the layer's output in that run.
+        downstream_fraction: fraction of the network, in [0, 1], that runs after the layer, measured in output values.
 
     Raises:
-        RuntimeError: handed its own activation among others, the model does not answer as it did.
+        RuntimeError: the scores of the layer's unchanged output differ from those of the recorded pass.
         ValueError: the reshape transform computes values that are not in the layer's output.
     """
 
     def __init__(self, scorer: ImageScorer, layer: int, nth: int) -> None:
         self.scorer = scorer
         self.name = scorer.adapter.layer_names[layer]
-        self._copies = False
-        self._variants = ReplayRecorder(scorer.adapter.model, scorer.adapter.target_layers[layer], nth)
-        with self._variants.record():
+        self._clones_shared = False
+        self._recorder = ReplayRecorder(scorer.adapter.model, scorer.adapter.target_layers[layer], nth)
+        with self._recorder.record():
             scorer.adapter.forward(scorer.batch)
-        self.share = self._variants.downstream_fraction
-        self._tensors = flatten_tensors(self._variants.output)
+        self.downstream_fraction = self._recorder.downstream_fraction
+        self._tensors = flatten_tensors(self._recorder.output)
         self.levels = self._find_levels()
-        self._matters = [self._probe(level) for level in range(len(self.levels))]
+        self._is_used = [self._is_read(level) for level in range(len(self.levels))]
 
-    def scores(self, level: int, count: int, vary: Callable[[slice], Tensor]) -> Tensor:
-        """Every target's score (count, N) for variants of a level.
+    def score_variants(self, level: int, count: int, make_variants: Callable[[slice], Tensor]) -> Tensor:
+        """Score every target on variants of a level.
 
         Args:
             level: index into `levels`.
-            count: how many variants.
-            vary: from some of them, by number, to the level's values (k, C, h, w) in each; new memory every time.
+            count: number of variants.
+            make_variants: returns the level's values (k, C, h, w) of the variants in a slice, in new memory.
+
+        Returns:
+            (count, N) scores.
         """
-        if not count or not self._matters[level]:
+        if not count or not self._is_used[level]:
             return self.scorer.values.expand(count, -1)
-        chosen = self.levels[level]
-        tensor = self._tensors[chosen.tensor]
-        copies = 2 if chosen.positions is None else 3
+        feature_level = self.levels[level]
+        tensor = self._tensors[feature_level.tensor]
+        copies = 2 if feature_level.positions is None else 3
         inputs = self.scorer.batch.inputs
-        each = copies * tensor.numel() * tensor.element_size() + 3 * self._variants.largest
-        each += inputs.numel() * inputs.element_size()
-        size = max(CHUNK_BYTES // each, 1)
-        found = []
-        for part in pieces(count, size):
-            whole = chosen.into(tensor, vary(part).to(tensor.dtype))
-            found.append(self._pass(chosen.tensor, whole))
-        return torch.cat(found)
+        variant_bytes = copies * tensor.numel() * tensor.element_size() + 3 * self._recorder.largest_output
+        variant_bytes += inputs.numel() * inputs.element_size()
+        scores = []
+        for part in pieces(count, max(MAX_PASS_BYTES // variant_bytes, 1)):
+            stacked = feature_level.insert(make_variants(part).to(tensor.dtype), tensor)
+            scores.append(self._score(feature_level.tensor, stacked))
+        return torch.cat(scores)
 
-    def _pass(self, replaced: int, whole: Tensor) -> Tensor:
-        """The targets' scores with a tensor's variants (K, ...), as many at once as the model takes."""
-        most = getattr(self.scorer.adapter, "max_batch_size", None) or len(whole)
-        return torch.cat([self._part(replaced, whole[part]) for part in pieces(len(whole), most)])
+    def _score(self, replaced: int, stacked: Tensor) -> Tensor:
+        """Scores with the variants (K, ...) of one tensor, in passes of at most the model's batch size."""
+        limit = getattr(self.scorer.adapter, "max_batch_size", None) or len(stacked)
+        return torch.cat([self._score_pass(replaced, stacked[part]) for part in pieces(len(stacked), limit)])
 
-    def _part(self, replaced: int, whole: Tensor) -> Tensor:
+    def _score_pass(self, replaced: int, stacked: Tensor) -> Tensor:
         try:
-            return self._replay(replaced, whole, copies=self._copies)
+            return self._replay(replaced, stacked, clone=self._clones_shared)
         except RuntimeError as error:
-            if self._copies or "single memory location" not in str(error):
+            if self._clones_shared or "single memory location" not in str(error):
                 raise
-            self._copies = True  # the model works in place on what the variants share
-            return self._replay(replaced, whole, copies=True)
+            self._clones_shared = True  # the model has in-place operations on tensors that the variants share
+            return self._replay(replaced, stacked, clone=True)
 
-    def _replay(self, replaced: int, whole: Tensor, *, copies: bool) -> Tensor:
-        count = len(whole)
+    def _replay(self, replaced: int, stacked: Tensor, *, clone: bool) -> Tensor:
+        count = len(stacked)
 
         def repeat(tensor: Tensor) -> Tensor:
             if tensor is self._tensors[replaced]:
-                return whole.clone() if copies else whole
+                return stacked.clone() if clone else stacked
             shared = tensor.expand(count, *tensor.shape[1:])
-            return shared.clone() if copies or count == 1 else shared
+            return shared.clone() if clone or count == 1 else shared
 
         scorer = self.scorer
         inputs = scorer.batch.inputs.expand(count, -1, -1, -1)
-        batch = repeated(scorer.batch, inputs.clone() if copies or count == 1 else inputs)
-        output = map_tensors(self._variants.output, lambda x: repeat(x) if x.is_floating_point() else x)
-        with self._variants.replay(output, count, copies=copies):
+        batch = repeat_batch(scorer.batch, inputs.clone() if clone or count == 1 else inputs)
+        output = map_tensors(self._recorder.output, lambda x: repeat(x) if x.is_floating_point() else x)
+        with self._recorder.replay(output, count, clone=clone):
             raw = scorer.adapter.forward(batch)
-        return scorer.read(raw, batch)
+        return scorer.read_scores(raw, batch)
 
     def _find_levels(self) -> list[FeatureLevel]:
-        """The maps, and where their values stand: the reshape transform is shown numbered places."""
+        """Find the feature maps and the positions of their values, by reshaping a tensor of indices."""
         scorer, tensors = self.scorer, self._tensors
         if any(len(tensor) != 1 for tensor in tensors):
             raise ValueError(
-                f"expected target layer {self.name} to put out tensors whose first dimension is the batch; got "
+                f"expected target layer {self.name} to return tensors whose first dimension is the batch; got "
                 f"{[tuple(tensor.shape) for tensor in tensors]} for one image"
             )
         reshape = scorer.adapter.reshape_for(scorer.batch)
@@ -140,17 +144,17 @@ class LayerReplay:
 
         def number(tensor: Tensor) -> Tensor:
             first = next(starts)
-            places = torch.arange(first, first + tensor.numel(), dtype=torch.float64, device=tensor.device)
-            return places.reshape(tensor.shape)
+            index = torch.arange(first, first + tensor.numel(), dtype=torch.float64, device=tensor.device)
+            return index.reshape(tensor.shape)
 
-        output = self._variants.output
+        output = self._recorder.output
         maps = flatten_tensors(reshape(output))
         numbered = flatten_tensors(reshape(map_tensors(output, lambda x: number(x) if x.is_floating_point() else x)))
         levels = []
-        for values, places in zip(maps, numbered, strict=True):
-            owner = int(torch.bucketize(places.min().long().cpu(), ends, right=True))
+        for values, indices in zip(maps, numbered, strict=True):
+            owner = int(torch.bucketize(indices.min().long().cpu(), ends, right=True))
             tensor = tensors[min(owner, len(tensors) - 1)]
-            positions = places.long() - (int(ends[owner - 1]) if owner else 0)
+            positions = indices.long() - (int(ends[owner - 1]) if owner else 0)
             inside = 0 <= int(positions.min()) and int(positions.max()) < tensor.numel()
             if not inside or not torch.equal(tensor.flatten()[positions], values):
                 raise ValueError(
@@ -158,54 +162,53 @@ class LayerReplay:
                     "output needs one that only picks and rearranges. Leave it out, and choose the layers themselves"
                 )
             in_order = torch.arange(tensor.numel(), device=tensor.device).reshape(tensor.shape)
-            plain = torch.equal(positions, in_order)
-            levels.append(FeatureLevel(values[0], owner, None if plain else positions[0]))
+            is_tensor = torch.equal(positions, in_order)
+            levels.append(FeatureLevel(values[0], owner, None if is_tensor else positions[0]))
         return levels
 
-    def _probe(self, level: int) -> bool:
-        """Whether any target depends on a level: whether a score moves when the level is zero, negated, or noise.
+    def _is_read(self, level: int) -> bool:
+        """Whether a target depends on a level: whether a score changes for zeros, negated values or noise.
 
-        The level's own values go along: there the targets must score what they scored.
+        The level's unchanged values are scored too, and must give the recorded scores.
         """
         values = self.levels[level].values
         noise = torch.randn(values.shape, generator=torch.Generator().manual_seed(0)).to(values)
         variants = torch.stack([values, torch.zeros_like(values), -values, noise * 2 * values.std()])
         tensor = self.levels[level].tensor
-        scores = self._pass(tensor, self.levels[level].into(self._tensors[tensor], variants)).double().cpu()
-        known = self.scorer.values
+        scores = self._score(tensor, self.levels[level].insert(variants, self._tensors[tensor])).double().cpu()
+        expected = self.scorer.values
         tolerance = 10 * torch.finfo(values.dtype).eps ** 0.5
-        if ((scores[0] - known).abs() > tolerance * (1 + known.abs())).any():
+        if ((scores[0] - expected).abs() > tolerance * (1 + expected.abs())).any():
             raise RuntimeError(
-                f"what lies behind target layer {self.name} does not repeat itself: handed the layer's own output, it "
-                f"scores {scores[0].tolist()} instead of {known.tolist()}. Do the items of a batch influence one "
-                "another (batch statistics), or does the model keep state between calls?"
+                f"the modules downstream of target layer {self.name} do not reproduce their scores: given the layer's "
+                f"unchanged output they score {scores[0].tolist()} instead of {expected.tolist()}. Do the items of a "
+                "batch influence one another (batch statistics), or does the model keep state between calls?"
             )
         return not bool((scores[1:] == scores[0]).all())
 
 
 def layer_replays(scorer: ImageScorer) -> Iterator[LayerReplay]:
-    """A `LayerReplay` for each run of each target layer; their levels are those of `ImageScorer.levels`, in order."""
+    """Yield a `LayerReplay` per run of each target layer; their levels are `ImageScorer.levels`, in order."""
     for layer, runs in enumerate(scorer.runs):
         for nth in range(runs):
             yield LayerReplay(scorer, layer, nth)
 
 
 class ReplayRecorder:
-    """Re-runs only what lies behind a layer, on many variants of what the layer put out for one image.
+    """Records a pass of one image and re-runs only the modules downstream of a layer on variants of its output.
 
-    In the pass that is recorded, every module that ends before the layer does leaves a copy of its output. In the
-    passes that follow, those modules hand that copy back, repeated for each variant, instead of running.
+    In the recorded pass, every module that ends before the layer stores a copy of its output. In replayed passes,
+    these modules return their copies, repeated for each variant, instead of running.
 
     Args:
         model: the whole network, inside `guarded`.
         layer: the layer whose output varies.
-        nth: which of the layer's runs in a pass varies, counted from 0 (a head shared by pyramid levels has several).
+        nth: index of the layer's run that varies, from 0 (a head shared by pyramid levels runs several times).
 
     Attributes:
-        output: what the layer put out in the recorded pass, detached.
-        largest: bytes of the largest tensor that the layer or a module behind it put out for one image.
-        downstream_fraction: share of the values put out by the model's innermost modules that come after the layer,
-            in [0, 1].
+        output: the layer's output in the recorded pass, detached.
+        largest_output: size in bytes of the largest tensor, for one image, that the layer or a downstream module
+            returned.
     """
 
     def __init__(self, model: nn.Module, layer: nn.Module, nth: int = 0) -> None:
@@ -213,110 +216,116 @@ class ReplayRecorder:
         self.layer = layer
         self.nth = nth
         self.output: Any = None
-        self.largest = 0
-        self._values = [0, 0]
-        self._kept: list[tuple[nn.Module, Any]] = []
+        self.largest_output = 0
+        self._upstream_values = 0
+        self._downstream_values = 0
+        self._stored: list[tuple[nn.Module, Any]] = []
         self._open: list[tuple[nn.Module, int]] = []
         self._runs = 0
-        self._past = False
+        self._is_downstream = False
 
     @property
     def downstream_fraction(self) -> float:
-        return self._values[True] / max(sum(self._values), 1)
+        """Fraction of the output values of the model's innermost modules that come after the layer, in [0, 1]."""
+        return self._downstream_values / max(self._upstream_values + self._downstream_values, 1)
 
     @contextmanager
     def record(self) -> Iterator[None]:
-        """Around one pass of one image."""
+        """Record one pass of one image inside the context."""
         modules = list(self.model.modules())
-        handles: list[Any] = [module.register_forward_pre_hook(self._starts) for module in modules]
-        handles += [module.register_forward_hook(self._ends) for module in modules]
+        handles: list[Any] = [module.register_forward_pre_hook(self._on_start) for module in modules]
+        handles += [module.register_forward_hook(self._on_end) for module in modules]
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
 
-    def _starts(self, module: nn.Module, inputs: Any) -> None:
-        self._open.append((module, len(self._kept)))
+    def _on_start(self, module: nn.Module, inputs: Any) -> None:
+        self._open.append((module, len(self._stored)))
 
-    def _ends(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        start = len(self._kept)
+    def _on_end(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        start = len(self._stored)
         while self._open:  # a module that raised, and whose caller went on, started but never ended
             opened, start = self._open.pop()
             if opened is module:
                 break
         if next(module.children(), None) is None:
-            self._values[self._past] += sum(tensor.numel() for tensor in flatten_tensors(output))
-        if self._past:
-            self._weigh(output)
+            count = sum(tensor.numel() for tensor in flatten_tensors(output))
+            if self._is_downstream:
+                self._downstream_values += count
+            else:
+                self._upstream_values += count
+        if self._is_downstream:
+            self._update_largest(output)
             return
         varies = module is self.layer and self._runs == self.nth
         self._runs += module is self.layer
-        if not varies and not _is_plain(output):
-            return  # what it put out cannot be repeated, but what the modules inside it put out can
-        del self._kept[start:]
+        if not varies and not _is_repeatable(output):
+            return  # the output cannot be repeated, but the outputs of the module's children can
+        del self._stored[start:]
         copy = map_tensors(output, lambda tensor: tensor.detach().clone())
-        self._kept.append((module, copy))
+        self._stored.append((module, copy))
         if varies:
-            self._past = True
+            self._is_downstream = True
             self.output = copy
-            self._weigh(copy)
+            self._update_largest(copy)
 
-    def _weigh(self, output: Any) -> None:
+    def _update_largest(self, output: Any) -> None:
         for tensor in flatten_tensors(output):
-            self.largest = max(self.largest, tensor.numel() * tensor.element_size())
+            self.largest_output = max(self.largest_output, tensor.numel() * tensor.element_size())
 
     @contextmanager
-    def replay(self, output: Any, count: int, *, copies: bool = False) -> Iterator[None]:
-        """Around one pass of `count` variants: of the same image, repeated so often.
+    def replay(self, output: Any, count: int, *, clone: bool = False) -> Iterator[None]:
+        """Replay one pass of `count` variants of the recorded image inside the context.
 
         Args:
-            output: what the layer puts out instead, in its own form, first dimension `count`.
+            output: replaces the layer's output, in the same structure, first dimension `count`.
             count: number of variants.
-            copies: whether what other modules put out is copied for each variant; else the variants share it, and
-                torch refuses in-place operations on it.
+            clone: if True, the stored outputs of other modules are cloned for each variant; else the variants share
+                memory, and torch refuses in-place operations on it.
         """
 
         def repeat(tensor: Tensor) -> Tensor:
             if not tensor.ndim or len(tensor) != 1:
                 return tensor.clone()
             shared = tensor.expand(count, *tensor.shape[1:])
-            return shared.clone() if copies or count == 1 else shared
+            return shared.clone() if clone or count == 1 else shared
 
-        own = {module: module.__dict__.get("forward") for module, _ in self._kept}
+        forwards = {module: module.__dict__.get("forward") for module, _ in self._stored}
         try:
-            for module in own:
-                kept = [map_tensors(value, repeat) for other, value in self._kept[:-1] if other is module]
+            for module in forwards:
+                outputs = [map_tensors(value, repeat) for owner, value in self._stored[:-1] if owner is module]
                 if module is self.layer:
-                    kept.append(output)
-                module.forward = _stand_in(kept, module.forward)
+                    outputs.append(output)
+                module.forward = _replayed_forward(outputs, module.forward)
             yield
         finally:
-            for module, forward in own.items():
+            for module, forward in forwards.items():
                 if forward is None:
                     module.__dict__.pop("forward", None)
                 else:
                     module.forward = forward
 
 
-def _stand_in(kept: list[Any], forward: Callable[..., Any]) -> Callable[..., Any]:
-    """A forward method that first hands out what is kept, one by one, and then runs."""
-    waiting = list(reversed(kept))
+def _replayed_forward(outputs: list[Any], forward: Callable[..., Any]) -> Callable[..., Any]:
+    """A forward method that first returns the stored outputs, one per call, and then runs `forward`."""
+    remaining = list(reversed(outputs))
 
-    def stand_in(*inputs: Any, **kwargs: Any) -> Any:
-        return waiting.pop() if waiting else forward(*inputs, **kwargs)
+    def replayed(*inputs: Any, **kwargs: Any) -> Any:
+        return remaining.pop() if remaining else forward(*inputs, **kwargs)
 
-    return stand_in
+    return replayed
 
 
-def _is_plain(output: Any) -> bool:
-    """Whether an output is made of tensors, numbers and the usual containers, with at least one tensor."""
-    found = False
+def _is_repeatable(output: Any) -> bool:
+    """Whether an output consists of tensors, numbers and the usual containers, with at least one tensor."""
+    has_tensor = False
 
     def visit(value: Any) -> bool:
-        nonlocal found
+        nonlocal has_tensor
         if isinstance(value, Tensor):
-            found = True
+            has_tensor = True
             return True
         if isinstance(value, Mapping):
             return all(visit(item) for item in value.values())
@@ -324,4 +333,4 @@ def _is_plain(output: Any) -> bool:
             return all(visit(item) for item in value)
         return value is None or isinstance(value, (bool, int, float, str))
 
-    return visit(output) and found
+    return visit(output) and has_tensor

@@ -227,8 +227,11 @@ def test_nothing_to_verify_asks_nothing() -> None:
         verifier = Verifier(scorer)
         assert verifier.verify([]) == [] and verifier._ask([], []) == []
         assert scorer.folding is None, "nothing ran"
-        assert scorer.scores(0, lambda part: batch.inputs).shape == (0, 0)
-        assert scorer.scores(3, lambda part: batch.inputs.repeat(part.stop - part.start, 1, 1, 1)).shape == (3, 0)
+        assert scorer.score_variants(0, lambda part: batch.inputs).shape == (0, 0)
+        assert scorer.score_variants(3, lambda part: batch.inputs.repeat(part.stop - part.start, 1, 1, 1)).shape == (
+            3,
+            0,
+        )
 
 
 def test_evidence_at_the_wrong_place_is_not_confirmed() -> None:

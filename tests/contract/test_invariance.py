@@ -61,7 +61,7 @@ def maps(results: list[ImageHeatmaps]) -> list[Tensor]:
 @pytest.fixture
 def one_variant_at_a_time(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Methods that re-run what lies behind a layer do so for one variant after the other."""
-    monkeypatch.setattr(detcam.perturbation.replay, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(detcam.perturbation.replay, "MAX_PASS_BYTES", 1)
     yield
 
 

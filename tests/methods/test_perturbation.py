@@ -139,7 +139,7 @@ def test_chunks_change_nothing(method: Any, monkeypatch: pytest.MonkeyPatch) -> 
         found = case.adapter.predict(image)[0].filter(top_k=2)
         cam = method(case.adapter, layers)
         together = cam.explain(image, [found])[0]
-        monkeypatch.setattr(detcam.perturbation.replay, "CHUNK_BYTES", 2**19)
+        monkeypatch.setattr(detcam.perturbation.replay, "MAX_PASS_BYTES", 2**19)
         cam.batch_size = 3
         torch.testing.assert_close(cam.explain(image, [found])[0].heatmaps, together.heatmaps, atol=1e-5, rtol=0)
         monkeypatch.undo()
@@ -148,7 +148,7 @@ def test_chunks_change_nothing(method: Any, monkeypatch: pytest.MonkeyPatch) -> 
 def test_only_what_lies_behind_the_layer_runs_again(monkeypatch: pytest.MonkeyPatch) -> None:
     model = TinyCNN()
     runs = count_runs(model)
-    monkeypatch.setattr(detcam.perturbation.replay, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(detcam.perturbation.replay, "MAX_PASS_BYTES", 1)
     AblationCAM(model, ["relu1"]).explain(IMAGES[:1], TARGETS[:1])
     assert runs["conv1"] == runs["relu1"] == 2, "once for the maps, once to record"
     assert model.conv1.forward.__name__ == "counted", "a forward method of the user's own is put back"
@@ -224,7 +224,7 @@ def test_ablating_some_channels_takes_those_with_the_most_energy() -> None:
 
 def test_models_that_cannot_be_repeated_are_named() -> None:
     coupled = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False), nn.Flatten()).eval()
-    with pytest.raises(RuntimeError, match="behind target layer 0 does not repeat itself"):
+    with pytest.raises(RuntimeError, match="downstream of target layer 0 do not reproduce their scores"):
         AblationCAM(coupled, ["0"]).explain(IMAGES[:1], [[lambda y: y.square().sum()]])
     model = TinyCNN()
     with pytest.raises(ValueError, match="computes new values"):

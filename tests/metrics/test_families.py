@@ -10,7 +10,7 @@ import torch
 from detcam.adapters import embed
 from detcam.adapters.base import Batch
 from detcam.metrics import CurveSettings, score_curves
-from detcam.perturbation.base import pinned
+from detcam.perturbation.base import pin_targets
 from detcam.perturbation.fills import BlurFill
 from detcam.targets import BoxTarget, InstanceMaskTarget, SimilarityToConceptTarget
 from detcam.trace import guarded
@@ -52,7 +52,7 @@ def test_curves_start_and_end_at_scores_of_whole_images(family: str) -> None:
             filled[:, :, rows, columns] = BlurFill(3)(pixels, torch.ones(1, *pixels.shape[-2:], dtype=torch.bool))
             blurred = Batch(filled, batch.geometries, batch.extra_inputs, batch.model_kwargs)
             after = adapter.outputs(adapter.forward(blurred), blurred)[0]
-            fixed = pinned(output, row)
+            fixed = pin_targets(output, row)
             ends = [adapter.score([one], [fixed])[0] for one in (output, after)]
         wanted += [[float(start), float(end)] for start, end in zip(*ends, strict=True)]
     scores = torch.stack([curve.scores for curve in found])

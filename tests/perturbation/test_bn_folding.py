@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from detcam import Occlusion
-from detcam.perturbation.bn_folding import Folding
+from detcam.perturbation.bn_folding import BatchNormFolding
 from tests.helpers import Snapshot
 
 
@@ -40,8 +40,8 @@ def test_folding_keeps_what_comes_out(leak: bool) -> None:
     model = Normalised()
     model.leak = leak
     images = torch.rand(2, 3, 8, 8)
-    folding = Folding(model)
-    assert folding.possible and not Folding(nn.Conv2d(3, 3, 3)).possible
+    folding = BatchNormFolding(model)
+    assert folding.is_applicable and not BatchNormFolding(nn.Conv2d(3, 3, 3)).is_applicable
     before = Snapshot(model)
     with torch.no_grad():
         expected = model(images)
@@ -99,8 +99,8 @@ def test_networks_that_know_one_memory_layout_get_it() -> None:
         torch.testing.assert_close(one.saliency[0], other.saliency[0], atol=1e-5, rtol=0)
 
 
-def _recorded(model: nn.Module, images: Tensor) -> Folding:
-    folding = Folding(model)
+def _recorded(model: nn.Module, images: Tensor) -> BatchNormFolding:
+    folding = BatchNormFolding(model)
     with torch.no_grad(), folding.record():
         model(images)
     return folding
@@ -147,7 +147,7 @@ def test_timms_normalisation_with_its_activation_is_folded() -> None:
 def test_a_pass_holds_as_many_images_as_the_cache() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 2, 1)).eval()
     image = torch.rand(1, 3, 512, 1024)
-    assert _recorded(model, image).largest == 8 * 512 * 1024 * 4
+    assert _recorded(model, image).largest_output == 8 * 512 * 1024 * 4
     sizes: list[int] = []
     cam = Occlusion(model, grid=2, window=1)
     handle = model[1].register_forward_hook(lambda module, inputs, output: sizes.append(len(output)))

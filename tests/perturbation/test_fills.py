@@ -9,8 +9,8 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 from torch.nn import functional as F
 
-from detcam.perturbation.fills import BLUR, BlurFill, LinearFill, MeanFill, SurroundingsFill, fill_of
-from detcam.perturbation.harmonic_solver import Multigrid, factorized, harmonic_fill
+from detcam.perturbation.fills import DEFAULT_BLUR, BlurFill, LinearFill, MeanFill, SurroundingsFill, fill_of
+from detcam.perturbation.harmonic_solver import Multigrid, harmonic_fill, solve_by_factorization
 
 
 def literal_fill(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -61,7 +61,7 @@ def masks(height: int, width: int) -> dict[str, np.ndarray]:
 def test_both_solvers_match_the_dense_system(name: str, size: tuple[int, int]) -> None:
     mask, image = masks(*size)[name], np.random.default_rng(1).random((3, *size))
     wanted = literal_fill(image, mask)[:, mask]
-    np.testing.assert_allclose(factorized(mask, image), wanted, atol=1e-10)
+    np.testing.assert_allclose(solve_by_factorization(mask, image), wanted, atol=1e-10)
     np.testing.assert_allclose(Multigrid(*size, 3).solve(mask, image), wanted, atol=1e-5)
 
 
@@ -70,7 +70,7 @@ def test_multigrid_matches_factorisation_and_forgets_the_last_mask(size: tuple[i
     solver, rng = Multigrid(*size, 2), np.random.default_rng(2)
     for mask in masks(*size).values():
         image = rng.random((2, *size)) * 2 - 0.5
-        np.testing.assert_allclose(solver.solve(mask, image), factorized(mask, image), atol=1e-5)
+        np.testing.assert_allclose(solver.solve(mask, image), solve_by_factorization(mask, image), atol=1e-5)
 
 
 def test_large_and_small_holes_of_a_batch_are_exact() -> None:
@@ -80,7 +80,7 @@ def test_large_and_small_holes_of_a_batch_are_exact() -> None:
     filled = harmonic_fill(images, removed)
     for k in range(2):
         mask = removed[k].numpy()
-        wanted = torch.from_numpy(factorized(mask, images[k].double().numpy())).float()
+        wanted = torch.from_numpy(solve_by_factorization(mask, images[k].double().numpy())).float()
         torch.testing.assert_close(filled[k][:, removed[k]], wanted, atol=1e-5, rtol=0)
     assert torch.equal(filled[2], images[2])
     assert torch.equal(filled[0][:, ~removed[0]], images[0][:, ~removed[0]])
@@ -93,7 +93,7 @@ def test_grey_images_are_filled_and_the_given_ones_left_alone() -> None:
     filled = harmonic_fill(images, removed)
     assert torch.equal(images, before)
     for k in range(2):
-        wanted = torch.from_numpy(factorized(removed[k].numpy(), images[k].numpy()))
+        wanted = torch.from_numpy(solve_by_factorization(removed[k].numpy(), images[k].numpy()))
         torch.testing.assert_close(filled[k][:, removed[k]], wanted, atol=1e-5, rtol=0)
 
 
@@ -191,7 +191,7 @@ def test_a_fill_from_the_surroundings_is_their_weighted_mean_pixel_by_pixel() ->
             return bell / bell.sum()
 
         holes = mask.nonzero().tolist()
-        sigma = BLUR * 24
+        sigma = DEFAULT_BLUR * 24
         while min(float(weights(y, x, sigma)[~mask].sum()) for y, x in holes) < 0.1:
             sigma *= 2
         for y, x in holes:

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from detcam import DRISE, RISE
 from detcam.adapters import detector
 from detcam.methods.drise import drise, similarity
-from detcam.perturbation.random_masks import BLOCK, FEWEST, RandomMasks, rank_correlation
+from detcam.perturbation.random_masks import BLOCK_SIZE, MIN_PASSES, RandomMasks, peak_rank_correlation
 from detcam.targets import BoxTarget, ClassifierOutputTarget
 from tests.helpers import Snapshot, TinyCNN
 from tests.zoo import ZOO, example
@@ -33,7 +33,7 @@ def slow_masks(count: int, size_hw: tuple[int, int], grid: int, probability: flo
     masks = RandomMasks(size_hw, grid, probability, seed, CPU, torch.float64)
     painted: list[Tensor] = []
     while len(painted) < count:
-        for cells, (top, left) in zip(*(values.tolist() for values in masks.draw(BLOCK)), strict=True):
+        for cells, (top, left) in zip(*(values.tolist() for values in masks.draw(BLOCK_SIZE)), strict=True):
             cell = [-(-side // grid) for side in size_hw]
             large = F.interpolate(
                 torch.tensor(cells, dtype=torch.float64)[None, None],
@@ -55,8 +55,8 @@ def estimate(scores: list[float], masks: list[Tensor], probability: float) -> Te
 
 def test_masks_are_those_of_the_paper() -> None:
     masks = RandomMasks((20, 28), 7, 0.3, 5, CPU, torch.float64)
-    found = torch.cat([masks.paint(*masks.draw(BLOCK)) for _ in range(8)])
-    torch.testing.assert_close(found, torch.stack(slow_masks(8 * BLOCK, (20, 28), 7, 0.3, 5)))
+    found = torch.cat([masks.render(*masks.draw(BLOCK_SIZE)) for _ in range(8)])
+    torch.testing.assert_close(found, torch.stack(slow_masks(8 * BLOCK_SIZE, (20, 28), 7, 0.3, 5)))
     assert 0 <= float(found.min()) and float(found.max()) <= 1
     assert float(found.mean()) == pytest.approx(0.3, abs=0.02)
     assert float(found.std(0).min()) > 0.1, "every pixel is hidden at times"
@@ -81,7 +81,7 @@ def test_rise_by_hand() -> None:
     """A grid of one cell shows all or nothing, so the map is constant."""
     model = TinyCNN()
     result = RISE(model, passes=40, grid=1).explain(IMAGES[:1], [ClassifierOutputTarget(0)])[0]
-    shown = int(RandomMasks((20, 28), 1, 0.5, 0, CPU, torch.float32).draw(BLOCK)[0][:40].sum())
+    shown = int(RandomMasks((20, 28), 1, 0.5, 0, CPU, torch.float32).draw(BLOCK_SIZE)[0][:40].sum())
     assert 0 < shown < 40
     with torch.no_grad():
         light, dark = float(result.scores[0]), float(model(torch.zeros(1, 3, 20, 28))[0, 0])
@@ -123,12 +123,12 @@ def test_sampling_stops_when_the_halves_agree() -> None:
     cam = RISE(Spot(), ["unused"])
     one = cam.explain(torch.ones(1, 3, 20, 28), [[ClassifierOutputTarget(0), ClassifierOutputTarget(1)]])[0]
     assert one.sampling is not None and one.sampling.agreement is not None
-    assert FEWEST <= one.sampling.passes < cam.most and one.sampling.passes % BLOCK == 0
+    assert MIN_PASSES <= one.sampling.passes < cam.max_passes and one.sampling.passes % BLOCK_SIZE == 0
     assert min(one.sampling.agreement) >= 0.8
     for heatmap, (y, x) in zip(one.heatmaps, ((3, 4), (12, 20)), strict=True):
         top, left = divmod(int(heatmap.argmax()), 28)
         assert abs(top - y) <= 3 and abs(left - x) <= 4
-    cam.most = 300
+    cam.max_passes = 300
     blind = cam.explain(torch.ones(1, 3, 20, 28), [ClassifierOutputTarget(2)])[0]
     assert blind.sampling is not None and blind.sampling.passes == 300 and blind.sampling.agreement == (0.0,)
 
@@ -136,9 +136,11 @@ def test_sampling_stops_when_the_halves_agree() -> None:
 def test_rank_correlation() -> None:
     one = torch.tensor([[1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 3.0, 4.0], [1.0, 1.0, 1.0, 1.0]])
     other = torch.tensor([[10.0, 20.0, 30.0, 1e6], [4.0, 3.0, 2.0, 1.0], [1.0, 2.0, 3.0, 4.0]])
-    assert rank_correlation(one, other, flat=0).tolist() == pytest.approx([1.0, -1.0, 0.0])
+    assert peak_rank_correlation(one, other, tied_fraction=0).tolist() == pytest.approx([1.0, -1.0, 0.0])
     # The lower half tied: ranks 0.5, 0.5, 2, 3 against 0.5, 0.5, 3, 2.
-    tied = rank_correlation(torch.tensor([[1.0, 2.0, 3.0, 4.0]]), torch.tensor([[2.0, 1.0, 9.0, 8.0]]), flat=0.5)
+    tied = peak_rank_correlation(
+        torch.tensor([[1.0, 2.0, 3.0, 4.0]]), torch.tensor([[2.0, 1.0, 9.0, 8.0]]), tied_fraction=0.5
+    )
     assert float(tied) == pytest.approx(float(np.corrcoef([0.5, 0.5, 2, 3], [0.5, 0.5, 3, 2])[0, 1]))
 
 
@@ -195,7 +197,7 @@ def test_drise_is_its_formula() -> None:
         with torch.no_grad():
             seen = type(batch)(inputs, batch.geometries)
             (output,) = adapter.outputs(adapter.forward(seen), seen)
-            places, scores = output.proposals()
+            places, scores = output.raw_candidates()
         for k in range(3):
             weights[k].append(slow_similarity(boxes[k], vectors[k], places, scores, 0))
     expected = torch.stack([estimate(row, masks, 0.5) for row in weights])
@@ -224,7 +226,7 @@ def test_proposals_hold_the_best_detection(name: str) -> None:
         batch = case.adapter.prepare([image])
         with torch.no_grad():
             (output,) = case.adapter.outputs(case.adapter.forward(batch), batch)
-            best, (boxes, scores) = output.detections()[0], output.proposals()  # type: ignore[attr-defined]
+            best, (boxes, scores) = output.detections()[0], output.raw_candidates()  # type: ignore[attr-defined]
         assert not boxes.requires_grad and scores.shape == (len(boxes), output.classes)
         near = (boxes - best.boxes_xyxy).abs().amax(1) < 1e-2
         reported = scores[near, int(best.labels)]
