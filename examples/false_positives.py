@@ -51,10 +51,10 @@ def main(argv=None):
         print(f"  {kind:14} {analysis.counts()[kind]:4}  {lost:.3f}")
     print("What the false positives have in common, the costliest first:")
     for group in audit.groups:
-        print(f"  {group.reading}")
+        print(f"  {group.sentence}")
     print("The surest of them:")
     for case in sorted(audit.confirmed, key=lambda case: -case.score)[:5]:
-        print(f"  {case.file_name}: {case.reading}")
+        print(f"  {case.file_name}: {case.sentence}")
     print(f"See {audit.report}")
     return audit.report
 

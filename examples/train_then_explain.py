@@ -35,7 +35,7 @@ def audit(model, folder, out):
     counts = found.analysis.counts()
     print(f"average precision {found.analysis.average_precision:.2f}; errors: {dict(counts)}")
     for group in found.groups[:3]:
-        print(f"  {group.reading}")
+        print(f"  {group.sentence}")
     return found
 
 
@@ -55,7 +55,7 @@ def main(argv=None):
         print("Training on boats under way")
         train_on(model, [with_shortcut(seed) for seed in range(args.scenes)], args.steps)
     first = audit(model, args.out, args.out / "before")
-    context = [case for case in first.explained if case.nature == "context" and case.verdict == "confirmed"]
+    context = [case for case in first.explained if case.background_type == "context" and case.verdict == "confirmed"]
     print(f"{len(context)} of {len(first.explained)} false positives are confirmed to rest on their surroundings.\n")
 
     print("Training goes on: wakes without boats, every boat labelled")

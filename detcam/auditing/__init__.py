@@ -2,7 +2,7 @@
 
 from detcam.auditing.analysis import ClassSummary, ErrorAnalysis, analyze_errors
 from detcam.auditing.average_precision import Ranking, average_precision
-from detcam.auditing.case import AuditCase, CaseMaps, ErrorGroup, MatchedObject, Trial
+from detcam.auditing.case import AuditCase, CaseMaps, ErrorGroup, GroundTruthObject, Trial
 from detcam.auditing.errors import ERROR_TYPES, DetectionError, ErrorType
 from detcam.auditing.matching import Match, match, overlaps
 from detcam.auditing.oracle import DeltaAP
@@ -16,7 +16,7 @@ __all__ = [
     "ErrorGroup",
     "CaseMaps",
     "Trial",
-    "MatchedObject",
+    "GroundTruthObject",
     "audit",
     "ClassSummary",
     "ErrorAnalysis",

@@ -70,7 +70,9 @@ class BackgroundClassifier:
         Returns:
             by position; without a nature where the evidence is in the box and there are too few right detections.
         """
-        asked = {at: case for at, case in cases.items() if case.type == "background" and case.shares is not None}
+        asked = {
+            at: case for at, case in cases.items() if case.type == "background" and case.evidence_shares is not None
+        }
         told: dict[int, tuple[BackgroundType | None, float]] = {
             at: ("context", np.nan) for at, case in asked.items() if rests_outside(case)
         }
@@ -80,7 +82,7 @@ class BackgroundClassifier:
             value = typicalities.get(at, np.nan)
             background_type: BackgroundType | None = None
             if not np.isnan(value):
-                background_type = "unlabelled" if value >= UNLABELLED else "look-alike"
+                background_type = "missing annotation" if value >= UNLABELLED else "look-alike"
             told[at] = background_type, value
         return told
 

@@ -1,4 +1,4 @@
-"""What an audit says of one error, of a group of errors, and of a detector: plain data, as reports and JSON hold it."""
+"""Results of an audit as plain data: one `AuditCase` per error, its trials, and the groups of errors."""
 
 from __future__ import annotations
 
@@ -12,61 +12,71 @@ import numpy as np
 from detcam.auditing.errors import ErrorType
 from detcam.utils.files import plain
 
-EvidenceLocation: TypeAlias = Literal["predicted box", "true object", "same class", "ring", "scene"]
-"""Where evidence can lie, each pixel in the first that holds it.
+EvidenceLocation: TypeAlias = Literal["predicted box", "ground truth", "same class", "ring", "scene"]
+"""Location of the evidence. The regions do not overlap; a pixel belongs to the first of these that contains it.
 
-``true object``: the true object that the detection overlaps or that was missed; ``same class``: another object of the
-predicted class; ``predicted box``: what is left of the detection's own box; ``ring``: around that box, up to half its
-size away; ``scene``: everywhere else.
+``ground truth``: the object that the detection overlaps, or that the detector missed; ``same class``: another object of
+the predicted class; ``predicted box``: the rest of the predicted box; ``ring``: up to half the box's size around the
+box; ``scene``: the rest of the image.
 """
 EVIDENCE_LOCATIONS: tuple[EvidenceLocation, ...] = get_args(EvidenceLocation)
 
 Outcome: TypeAlias = Literal["vanished", "moved", "class flipped", "unchanged"]
-"""What became of a detection in a changed image."""
+"""State of a detection in a perturbed image."""
 
-Change: TypeAlias = Literal["without evidence", "only evidence", "random control", "box control"]
-"""How an image was changed: its evidence taken away, all but its evidence taken away, a region of the evidence's size
-and shape taken away elsewhere, or one inside the predicted box but beside the evidence."""
+Intervention: TypeAlias = Literal["without evidence", "only evidence", "random control", "box control"]
+"""Perturbation of an image.
+
+``without evidence``: the evidence region is filled; ``only evidence``: everything else is filled; ``random control``: a
+region of the evidence's size and shape at a random position is filled; ``box control``: a region of the evidence's size
+inside the predicted box, beside the evidence, is filled.
+"""
 
 Verdict: TypeAlias = Literal["confirmed", "unconfirmed", "not tested"]
-"""``confirmed``: the error vanishes without the evidence, with every fill, and with no control."""
+"""``confirmed``: the error disappears without the evidence, with every fill, and persists in every control."""
 
-BackgroundType: TypeAlias = Literal["context", "look-alike", "unlabelled"]
-"""What a detection of nothing is: made up from its surroundings (most of its evidence lies outside the box), a
-look-alike (inside, and it does not look like the right detections of its class), or perhaps an object that nobody
-labelled (inside, and it does)."""
+BackgroundType: TypeAlias = Literal["context", "look-alike", "missing annotation"]
+"""Type of a background error.
+
+``context``: most of the evidence lies outside the box; ``look-alike``: most of it lies inside, and the detection is not
+typical of the correct detections of its class; ``missing annotation``: most of it lies inside, and the detection is
+typical of them, so that the object may be real and lack an annotation.
+"""
 BACKGROUND_TYPES: tuple[BackgroundType, ...] = get_args(BackgroundType)
 
 Box: TypeAlias = tuple[float, float, float, float]
+"""Left, top, right and bottom in pixels of the image, half-open."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """The detector's answer to one changed image.
+    """The detection in one perturbed image.
 
     Attributes:
-        change: what was taken away.
-        fill: what took its place: ``"blur"``, of what is left around, or ``"linear"`` imputation.
-        score: the detection's score then, in [0, 1]: the best among its own raw candidate and those that overlap it.
-        outcome: what became of it.
+        intervention: the perturbation.
+        fill: name of the fill: ``"blur"``, a blur of the remaining pixels around the region, or ``"linear"``,
+            imputation.
+        score: score of the detection in the perturbed image, in [0, 1]: the maximum over its own raw candidate and
+            the candidates that overlap it.
+        outcome: state of the detection.
     """
 
-    change: Change
+    intervention: Intervention
     fill: str
     score: float
     outcome: Outcome
 
 
 @dataclass(frozen=True)
-class MatchedObject:
-    """The true object that an error is about.
+class GroundTruthObject:
+    """The ground-truth object that an error concerns.
 
     Attributes:
         box_xyxy: pixels of the image, half-open.
         label: class index.
-        name: its class.
-        iou: overlap with the detection, in [0, 1].
-        annotation_id: its id in the annotation file.
+        name: class name.
+        iou: intersection over union with the detection, in [0, 1].
+        annotation_id: id in the annotation file.
     """
 
     box_xyxy: Box
@@ -78,12 +88,12 @@ class MatchedObject:
 
 @dataclass(frozen=True)
 class CaseMaps:
-    """A case's images; None for cases that were not explained.
+    """Heatmap and regions of an explained case.
 
     Attributes:
         heatmap: (H, W) uint8, 0 to 255, pixels of the image.
-        evidence: (H, W) bool, the region that was taken away.
-        control: (H, W) bool, the first random region that was taken away instead.
+        evidence: (H, W) bool, the evidence region.
+        control: (H, W) bool, the first random control region; None if no position was free.
     """
 
     heatmap: np.ndarray
@@ -93,39 +103,47 @@ class CaseMaps:
 
 @dataclass(frozen=True)
 class AuditCase:
-    """One error: what it is, what it rests on, and whether that is really so.
+    """An error with its explanation and verification.
+
+    `DetectionError` is the result of matching: it refers to detections and objects by index. An `AuditCase` is
+    self-contained: it holds boxes, names and scores, and the explanation if there is one. ``audit.json`` stores these
+    fields under the same names.
 
     Attributes:
-        id: stable name, unique in the audit: ``image-12-detection-3``, ``image-12-missed-0``.
-        image_id: the image's id in the annotation file.
-        file_name: the image's name in the annotation file.
-        image_size_hw: height and width of the image.
-        type: the kind of error, as TIDE names it.
+        id: unique in the audit and stable between runs: ``image-12-detection-3``, ``image-12-missed-0``.
+        image_id: id of the image in the annotation file.
+        file_name: name of the image in the annotation file.
+        image_size_hw: height and width of the image, pixels.
+        type: TIDE's error type.
         label: class index of the detection, or of the missed object.
-        name: that class.
-        score: the detection's score in [0, 1]; of a missed object, that of the best raw candidate there.
-        box_xyxy: the detection's box, or the missed object's; pixels, half-open.
-        is_false_positive: whether it counts as wrong in COCO's average precision.
-        truth: the true object concerned, or None.
-        delta_ap: how much higher average precision (COCO's, at the audit's overlap) would be without this case.
-        question: what was asked, in words: "why platelet rather than red cell?".
-        method: what answered it; empty where nothing was explained.
-        shares: share of the evidence's strength at each place, in [0, 1], in sum 1: of the map in the region that was
-            taken away; None where unexplained.
-        place: where most of the evidence in the region that was taken away lies; None where unexplained.
-        area: the evidence region's share of the image, in [0, 1]; NaN where unexplained.
-        smallest: the smallest tried region's share of the image that removes the error; None where none did.
-        peak_xy: the pixel of the strongest evidence; None where unexplained.
-        trials: every changed image and what the detector said to it.
-        verdict: whether the evidence is the cause.
-        reason: the verdict in words.
-        stage: for a missed object, where it died; for a duplicate, whether it rests on the winner's evidence; else "".
-        background_type: what a background error is; None for other errors, and where nothing tells.
-        typicality: of a background error with its evidence in the box, the share of the right detections of its class
-            that look less like the class to the network, in [0, 1]; NaN where nothing was compared.
-        sentence: the case in one line.
+        name: name of that class.
+        score: score of the detection in [0, 1]; for an explained missed object, of the best raw candidate there.
+        box_xyxy: box of the detection, or of the missed object; pixels of the image, half-open.
+        is_false_positive: whether the detection counts as a false positive in COCO's average precision.
+        ground_truth: the object that the error concerns, or None.
+        delta_ap: increase of average precision (COCO's, at the audit's IoU threshold) without this case.
+        question: the question that the heatmap answers: ``"why platelet rather than red cell?"``.
+        method: name of the heatmap method; empty if the case is not explained.
+        evidence_shares: share of the evidence at each location, in [0, 1], sum 1: the heatmap's strength within the
+            evidence region; None if the case is not explained.
+        evidence_location: the location with the largest share; None if the case is not explained.
+        evidence_fraction: fraction of the image that the evidence region covers, in [0, 1]; NaN if the case is not
+            explained.
+        minimal_region_fraction: fraction of the image that the smallest tried region covers whose removal ends the
+            error with every fill; None if no region does.
+        peak_xy: column and row of the heatmap's maximum; None if the case is not explained.
+        trials: the perturbed images and their outcomes.
+        verdict: whether the evidence is confirmed as the cause.
+        reason: the reason for the verdict.
+        failure_stage: for an explained missed object, the stage of the detector that lost it; else empty.
+        evidence_comparison: for an explained duplicate, whether it rests on the same evidence as the first detection;
+            else empty.
+        background_type: type of a background error; None for other errors, and if it could not be determined.
+        typicality: for a background error with its evidence in the box, its conformal p-value: the share of correct
+            detections of the class that resemble the class less, in [0, 1]; NaN if not computed.
+        sentence: summary of the case in one line.
         group: number of its group, or None.
-        passes: forward passes that it took, its share of those that it had together with others.
+        forward_passes: forward passes spent on the case, with its share of passes that cases have in common.
     """
 
     id: str
@@ -138,76 +156,78 @@ class AuditCase:
     score: float
     box_xyxy: Box
     is_false_positive: bool
-    truth: MatchedObject | None
+    ground_truth: GroundTruthObject | None
     delta_ap: float
     question: str = ""
     method: str = ""
-    shares: Mapping[EvidenceLocation, float] | None = None
-    place: EvidenceLocation | None = None
-    area: float = math.nan
-    smallest: float | None = None
+    evidence_shares: Mapping[EvidenceLocation, float] | None = None
+    evidence_location: EvidenceLocation | None = None
+    evidence_fraction: float = math.nan
+    minimal_region_fraction: float | None = None
     peak_xy: tuple[int, int] | None = None
     trials: tuple[Trial, ...] = ()
     verdict: Verdict = "not tested"
     reason: str = ""
-    stage: str = ""
+    failure_stage: str = ""
+    evidence_comparison: str = ""
     background_type: BackgroundType | None = None
     typicality: float = math.nan
     sentence: str = ""
     group: int | None = None
-    passes: float = 0.0
+    forward_passes: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
-        """The case for ``audit.json``."""
+        """Convert to the entry of ``audit.json``."""
         return plain(asdict(self))
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> AuditCase:
-        """The case that `to_json` wrote."""
-        known = {field.name for field in fields(cls)}
-        values = {name: value for name, value in data.items() if name in known}
+        """Convert back from the output of `to_json`."""
+        names = {field.name for field in fields(cls)}
+        values = {name: value for name, value in data.items() if name in names}
         for name in ("image_size_hw", "box_xyxy", "peak_xy"):
             values[name] = None if values.get(name) is None else tuple(values[name])
-        truth = values.get("truth")
-        if truth is not None:
-            values["truth"] = MatchedObject(**{**truth, "box_xyxy": tuple(truth["box_xyxy"])})
+        ground_truth = values.get("ground_truth")
+        if ground_truth is not None:
+            box = tuple(ground_truth["box_xyxy"])
+            values["ground_truth"] = GroundTruthObject(**{**ground_truth, "box_xyxy": box})
         values["trials"] = tuple(Trial(**trial) for trial in values.get("trials", ()))
-        for name in ("area", "typicality"):
+        for name in ("evidence_fraction", "typicality"):
             values[name] = math.nan if values.get(name) is None else values[name]
         return cls(**values)
 
 
 @dataclass(frozen=True)
 class ErrorGroup:
-    """Errors that share a cause.
+    """Errors of one type and class whose evidence is at the same location and looks alike to the network.
 
     Attributes:
-        number: from 0, the costliest first.
-        type: the kind of error.
+        number: from 0, in order of decreasing `delta_ap`.
+        type: TIDE's error type.
         label: class index of the detections.
-        name: that class.
-        place: where their evidence lies.
-        background_type: what they are, of background errors; else None.
-        cases: ids, the nearest to the group's centre first.
-        delta_ap: how much higher average precision would be without all of them.
-        confirmed: how many of them are confirmed.
-        sentence: the group in one line.
+        name: name of that class.
+        evidence_location: location of the evidence.
+        case_ids: ids of its cases, the nearest to the group's centre first.
+        delta_ap: increase of average precision without all of them.
+        confirmed_count: number of its cases that are confirmed.
+        sentence: summary of the group in one line.
+        background_type: type of its background errors; else None.
     """
 
     number: int
     type: ErrorType
     label: int
     name: str
-    place: EvidenceLocation | None
-    cases: tuple[str, ...]
+    evidence_location: EvidenceLocation | None
+    case_ids: tuple[str, ...]
     delta_ap: float
-    confirmed: int
+    confirmed_count: int
     sentence: str
     background_type: BackgroundType | None = None
 
     def __len__(self) -> int:
-        return len(self.cases)
+        return len(self.case_ids)
 
     def to_json(self) -> dict[str, Any]:
-        """The group for ``audit.json``."""
+        """Convert to the entry of ``audit.json``."""
         return plain(asdict(self))

@@ -35,9 +35,11 @@ def group_cases(
     """
     kinds: dict[tuple[object, ...], list[int]] = {}
     for position, case in enumerate(cases):
-        true = None if case.truth is None or case.type == "background" else case.truth.label
-        stage = case.stage if case.type == "missed" else ""
-        kinds.setdefault((case.type, case.label, true, case.background_type, case.place, stage), []).append(position)
+        true = None if case.ground_truth is None or case.type == "background" else case.ground_truth.label
+        stage = case.failure_stage if case.type == "missed" else ""
+        kinds.setdefault((case.type, case.label, true, case.background_type, case.evidence_location, stage), []).append(
+            position
+        )
     found: list[tuple[float, list[int]]] = []
     for members in kinds.values():
         for cluster in _clusters([features[position] for position in members]):
@@ -54,7 +56,7 @@ def _group(number: int, cases: Sequence[AuditCase], lost: float, members: Sequen
         own[0].type,
         own[0].label,
         own[0].name,
-        own[0].place,
+        own[0].evidence_location,
         tuple(case.id for case in own),
         lost,
         sum(case.verdict == "confirmed" for case in own),

@@ -67,7 +67,7 @@ def places(
     dx, dy = RING * (x2 - x1), RING * (y2 - y1)
     nothing = torch.zeros(size_hw, dtype=torch.bool)
     layers: list[tuple[EvidenceLocation, Tensor]] = [
-        ("true object", nothing if truth is None else truth),
+        ("ground truth", nothing if truth is None else truth),
         ("same class", same_class),
         ("predicted box", box_region(predicted, size_hw)),
         ("ring", box_region((x1 - dx, y1 - dy, x2 + dx, y2 + dy), size_hw)),

@@ -168,17 +168,17 @@ class ErrorExplainer:
             ]
         found = []
         for number, error in enumerate(image.errors):
-            case = replace(image.cases[number], question=questions[number].words, passes=passes)
+            case = replace(image.cases[number], question=questions[number].words, forward_passes=passes)
             if error.detection is None:
-                case = replace(case, stage=stages[number][0], score=stages[number][1])
+                case = replace(case, failure_stage=stages[number][0], score=stages[number][1])
             heat, beside = heats[number], besides[number]
             if isinstance(heat, RuntimeError):
                 case = replace(case, reason=f"no heatmap: {heat}")
                 found.append(ExplainedError(replace(case, sentence=case_sentence(case)), None, None))
                 continue
             if beside is not None:
-                case = replace(case, stage=_compared(heat, beside))
-            own, others = ground_truth_regions(error, image.truth, masks=self.masks)
+                case = replace(case, evidence_comparison=_compared(heat, beside))
+            own, others = object_regions(error, image.truth, masks=self.masks)
             where = places(image.truth.image_size_hw, case.box_xyxy, own, others)
             found.append(self._conclude(case, where, heat, verified.get(number), to_canvas, levels))
         return found
@@ -210,9 +210,9 @@ class ErrorExplainer:
         case = replace(
             case,
             method=self.cam.name,
-            shares=held,
-            place=mostly,
-            area=float(region.float().mean()),
+            evidence_shares=held,
+            evidence_location=mostly,
+            evidence_fraction=float(region.float().mean()),
             peak_xy=(peak % heat.shape[1], peak // heat.shape[1]),
         )
         if verified is not None:
@@ -221,8 +221,8 @@ class ErrorExplainer:
                 trials=verified.trials,
                 verdict=verified.verdict,
                 reason=verified.reason,
-                smallest=verified.smallest,
-                passes=case.passes + verified.passes,
+                minimal_region_fraction=verified.minimal_region_fraction,
+                forward_passes=case.forward_passes + verified.passes,
             )
         case = replace(case, sentence=case_sentence(case))
         maps = CaseMaps(
@@ -316,7 +316,7 @@ def _compared(heat: Tensor, beside: Tensor) -> str:
     return f"{words} the first detection (correlation {alike:.2f})"
 
 
-def ground_truth_regions(error: DetectionError, truth: GroundTruth, *, masks: bool) -> tuple[Tensor | None, Tensor]:
+def object_regions(error: DetectionError, truth: GroundTruth, *, masks: bool) -> tuple[Tensor | None, Tensor]:
     """The pixels (H, W) bool of the true object that an error is about, and of the others of the predicted class."""
     others = torch.zeros(truth.image_size_hw, dtype=torch.bool)
     for index, label in enumerate(truth.labels.tolist()):

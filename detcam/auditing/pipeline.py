@@ -13,7 +13,7 @@ from torch import nn
 from detcam.adapters import Adapter, adapt
 from detcam.auditing.analysis import ErrorAnalysis, analyze_errors
 from detcam.auditing.background_type import BackgroundClassifier
-from detcam.auditing.case import AuditCase, ErrorGroup, MatchedObject
+from detcam.auditing.case import AuditCase, ErrorGroup, GroundTruthObject
 from detcam.auditing.clustering import group_cases
 from detcam.auditing.errors import DetectionError
 from detcam.auditing.explainer import ErrorExplainer, ExplainedError
@@ -269,7 +269,7 @@ def plain_case(
             overlap = float(analysis.matches[error.image].iou[error.detection, at])
         label = int(image.labels[at])
         identity = int(image.ids[at])
-        concerned = MatchedObject((x1, y1, x2, y2), label, class_name(analysis.names, label), overlap, identity)
+        concerned = GroundTruthObject((x1, y1, x2, y2), label, class_name(analysis.names, label), overlap, identity)
     case = AuditCase(
         id=f"image-{error.image_id}-{what}",
         image_id=error.image_id,
@@ -281,7 +281,7 @@ def plain_case(
         score=error.score or 0.0,
         box_xyxy=(box[0], box[1], box[2], box[3]),
         is_false_positive=error.is_false_positive,
-        truth=concerned,
+        ground_truth=concerned,
         delta_ap=float(analysis.delta_ap_by_case[position]),
     )
     return replace(case, sentence=case_sentence(case))

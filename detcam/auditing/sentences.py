@@ -8,7 +8,7 @@ from detcam.auditing.case import AuditCase, EvidenceLocation
 
 WHERE: dict[EvidenceLocation, str] = {
     "predicted box": "in the predicted box",
-    "true object": "on the true object",
+    "ground truth": "on the true object",
     "same class": "on another {name}",
     "ring": "just around the box",
     "scene": "elsewhere in the scene",
@@ -25,7 +25,7 @@ def plural(count: int, word: str) -> str:
 
 def outside(case: AuditCase) -> float:
     """Share of a case's evidence that lies outside its box and outside the true object concerned, in [0, 1]."""
-    found = case.shares or {}
+    found = case.evidence_shares or {}
     return sum(found.get(place, 0.0) for place in BEYOND)
 
 
@@ -46,7 +46,7 @@ def group_sentence(cases: Sequence[AuditCase], delta_ap: float) -> str:
     count = plural(len(cases), first.name)
     price = f"{delta_ap:.3f} AP"
     if first.type == "missed":
-        stages = {case.stage for case in cases if case.stage}
+        stages = {case.failure_stage for case in cases if case.failure_stage}
         return f"{count} missed{': ' + ', '.join(sorted(stages)) if stages else ''}; {price}"
     wrong = {
         "background": _background(first, len(cases)),
@@ -55,7 +55,7 @@ def group_sentence(cases: Sequence[AuditCase], delta_ap: float) -> str:
         "both": f"near a {_true_names(cases)}, misplaced",
         "duplicate": "found a second time",
     }[first.type]
-    place = "" if first.place is None else f", evidence {_place_words(first.place, cases)}"
+    place = "" if first.evidence_location is None else f", evidence {_place_words(first.evidence_location, cases)}"
     return f"{count} {wrong}{place}; {confirmed} of {len(cases)} confirmed; {price}"
 
 
@@ -66,31 +66,32 @@ def _background(first: AuditCase, count: int) -> str:
         None: "fired on nothing",
         "context": "made up from its surroundings" if one else "made up from their surroundings",
         "look-alike": "fired on a look-alike" if one else "fired on look-alikes",
-        "unlabelled": "that may be an object nobody labelled" if one else "that may be objects nobody labelled",
+        "missing annotation": "that may be an object nobody labelled" if one else "that may be objects nobody labelled",
     }[first.background_type]
 
 
 def _place_words(place: EvidenceLocation, cases: Sequence[AuditCase]) -> str:
     """Where evidence lies, in words; a detection of nothing has no object of its own, only one that it touches."""
-    if place == "true object" and cases[0].type == "background":
+    if place == "ground truth" and cases[0].type == "background":
         return f"on a {_true_names(cases)} that it touches"
     return WHERE[place].format(name=cases[0].name)
 
 
 def _true_names(cases: Sequence[AuditCase]) -> str:
-    return " or ".join(sorted({case.truth.name for case in cases if case.truth is not None}))
+    return " or ".join(sorted({case.ground_truth.name for case in cases if case.ground_truth is not None}))
 
 
 def _what(case: AuditCase) -> str:
-    true = "object" if case.truth is None else case.truth.name
+    true = "object" if case.ground_truth is None else case.ground_truth.name
     if case.type == "missed":
-        return f"missed {case.name}" + (f": {case.stage}" if case.stage else "")
+        return f"missed {case.name}" + (f": {case.failure_stage}" if case.failure_stage else "")
     return {
         "background": f"{case.name} where nothing of it is labelled{_nature(case)}",
         "classification": f"{case.name} on a {true}",
         "localization": f"{case.name} whose box overlaps its object by {_iou(case)} only",
         "both": f"{case.name} that overlaps a {true} by {_iou(case)}",
-        "duplicate": f"second {case.name} on one object" + (f", resting on {case.stage}" if case.stage else ""),
+        "duplicate": f"second {case.name} on one object"
+        + (f", resting on {case.evidence_comparison}" if case.evidence_comparison else ""),
     }[case.type]
 
 
@@ -101,16 +102,16 @@ def _nature(case: AuditCase) -> str:
         None: "",
         "context": ", made up from its surroundings",
         "look-alike": f": a look-alike, or an unusual {case.name} ({compared})",
-        "unlabelled": f": may be an unlabelled {case.name} ({compared})",
+        "missing annotation": f": may be an unlabelled {case.name} ({compared})",
     }[case.background_type]
 
 
 def _iou(case: AuditCase) -> str:
-    return "0 %" if case.truth is None else f"{case.truth.iou:.0%}".replace("%", " %")
+    return "0 %" if case.ground_truth is None else f"{case.ground_truth.iou:.0%}".replace("%", " %")
 
 
 def _where(case: AuditCase) -> str:
-    if case.shares is None:
+    if case.evidence_shares is None:
         return ""
     beyond = outside(case)
     if rests_outside(case):
@@ -119,7 +120,7 @@ def _where(case: AuditCase) -> str:
 
 
 def _most(case: AuditCase) -> str:
-    found = case.shares or {}
+    found = case.evidence_shares or {}
     place = max(BEYOND, key=lambda each: found.get(each, 0.0))
     return f"most of it {_place_words(place, [case])}"
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from detcam.adapters.base import Batch
-from detcam.auditing.case import Change, Outcome, Trial, Verdict
+from detcam.auditing.case import Intervention, Outcome, Trial, Verdict
 from detcam.auditing.evidence import elsewhere, strongest
 from detcam.auditing.persistence import TrackedDetection
 from detcam.perturbation.base import ImageArea, ImageScorer
@@ -35,7 +35,7 @@ class VerificationResult:
         reason: why, in words.
         evidence: (h, w) bool, the region, on the image's place on the network's input.
         control: (h, w) bool, the first random region; None where there was no room.
-        smallest: its share of the image, where it removes the detection with every fill; else None.
+        minimal_region_fraction: its share of the image, where it removes the detection with every fill; else None.
         passes: how many changed images the network saw for it.
     """
 
@@ -44,7 +44,7 @@ class VerificationResult:
     reason: str
     evidence: Tensor
     control: Tensor | None
-    smallest: float | None
+    minimal_region_fraction: float | None
     passes: int
 
 
@@ -70,7 +70,7 @@ class _Try:
     """One image to be changed: which doubt, what is taken away, by which fill."""
 
     hypothesis: int
-    change: Change
+    intervention: Intervention
     removed: Tensor
     fill: int
     size_index: int = -1
@@ -196,7 +196,7 @@ class Verifier:
             Trial("without evidence", fill.name, *search.answers[size_index, number])
             for number, fill in enumerate(self.fills)
         ]
-        trials += [Trial(one.change, self.fills[one.fill].name, *answer) for one, answer in more]
+        trials += [Trial(one.intervention, self.fills[one.fill].name, *answer) for one, answer in more]
         verdict, reason = judge(trials)
         share = None if search.found is None else float(regions[size_index].float().mean())
         return VerificationResult(
@@ -253,16 +253,16 @@ class Verifier:
 
 def judge(trials: Sequence[Trial]) -> tuple[Verdict, str]:
     """The verdict on evidence, and why."""
-    without = [trial for trial in trials if trial.change == "without evidence"]
+    without = [trial for trial in trials if trial.intervention == "without evidence"]
     staying = [trial for trial in without if trial.outcome == "unchanged"]
     if not without:
         return "not tested", "nothing was taken away"
     if staying:
         return "unconfirmed", f"it stays without the evidence (score {staying[0].score:.2f}, {staying[0].fill})"
-    controls = [trial for trial in trials if trial.change in ("random control", "box control")]
+    controls = [trial for trial in trials if trial.intervention in ("random control", "box control")]
     broken = [trial for trial in controls if trial.outcome != "unchanged"]
     if broken:
-        what = "a random region" if broken[0].change == "random control" else "another part of the box"
+        what = "a random region" if broken[0].intervention == "random control" else "another part of the box"
         return "unconfirmed", f"it goes as well without {what} of the same size"
     if not controls:
         return "unconfirmed", "the evidence fills the image, so nothing of its size could be compared"

@@ -93,7 +93,9 @@ def test_features_are_the_mean_over_the_box() -> None:
 
 
 def explained(case: AuditCase, place: EvidenceLocation) -> AuditCase:
-    return replace(case, shares={each: float(each == place) for each in EVIDENCE_LOCATIONS}, place=place)
+    return replace(
+        case, evidence_shares={each: float(each == place) for each in EVIDENCE_LOCATIONS}, evidence_location=place
+    )
 
 
 def case_of(position: int, label: int) -> AuditCase:
@@ -121,8 +123,8 @@ def test_hidden_boats_are_told_from_wakes(tmp_path: Path) -> None:
     told = BackgroundClassifier(adapter, analysis, found, truth, 0.3, 4).tell(cases)
     background_types = {kind: [told[at][0] for at in cases if hidden[at] == kind] for kind in (True, False)}
     assert len(background_types[True]) >= 12 and len(background_types[False]) >= 30
-    assert background_types[True].count("unlabelled") >= 0.75 * len(background_types[True])
-    assert background_types[False].count("unlabelled") <= 0.05 * len(background_types[False])
+    assert background_types[True].count("missing annotation") >= 0.75 * len(background_types[True])
+    assert background_types[False].count("missing annotation") <= 0.05 * len(background_types[False])
     elsewhere = {at: explained(case, "ring") for at, case in cases.items()}
     told = BackgroundClassifier(adapter, analysis, found, truth, 0.3, 4).tell(elsewhere)
     assert {background_type for background_type, _ in told.values()} == {"context"}
@@ -137,7 +139,11 @@ def test_hidden_boats_are_told_from_wakes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("background_type", "value", "words"),
     [
-        ("unlabelled", 0.42, "boat where nothing of it is labelled: may be an unlabelled boat (42 % of the right ones"),
+        (
+            "missing annotation",
+            0.42,
+            "boat where nothing of it is labelled: may be an unlabelled boat (42 % of the right ones",
+        ),
         ("look-alike", 0.02, "a look-alike, or an unusual boat (2 % of the right ones look less like it)"),
         ("context", math.nan, "boat where nothing of it is labelled, made up from its surroundings"),
         (None, math.nan, "boat where nothing of it is labelled;"),

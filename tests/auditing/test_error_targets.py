@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from detcam.auditing.case import AuditCase, MatchedObject
+from detcam.auditing.case import AuditCase, GroundTruthObject
 from detcam.auditing.clustering import group_cases
 from detcam.auditing.error_targets import question_of, stage_of
 from detcam.auditing.errors import DetectionError, ErrorType
@@ -114,9 +114,9 @@ def case(number: int, **options: object) -> AuditCase:
         score=0.9,
         box_xyxy=BOX,
         is_false_positive=True,
-        truth=None,
+        ground_truth=None,
         delta_ap=0.0,
-        place="ring",
+        evidence_location="ring",
         verdict="confirmed",
     )
     return replace(plain, **options)  # type: ignore[arg-type]
@@ -124,16 +124,19 @@ def case(number: int, **options: object) -> AuditCase:
 
 def test_errors_with_like_evidence_are_one_group() -> None:
     one, other = np.array([1.0, 0.0, 0.0]), np.array([0.0, 1.0, 0.0])
-    cases = [case(0), case(1), case(2), case(3, place="scene"), case(4, verdict="unconfirmed"), case(5)]
+    cases = [case(0), case(1), case(2), case(3, evidence_location="scene"), case(4, verdict="unconfirmed"), case(5)]
     features = [one, other, one + 0.1 * other, one, other * 3, None]
     groups = group_cases(cases, features, lambda members: 0.1 if 1 in members else 0.01 * len(members))
     found = [sorted(members) for _, members in groups]
     assert found == [[1, 4], [0, 2], [3], [5]], "the costliest first; another place, and no features, stay apart"
     first = groups[0][0]
-    assert first.number == 0 and first.delta_ap == 0.1 and first.confirmed == 1
+    assert first.number == 0 and first.delta_ap == 0.1 and first.confirmed_count == 1
     assert first.sentence == "2 cats fired on nothing, evidence just around the box; 1 of 2 confirmed; 0.100 AP"
-    true = MatchedObject(BOX, 1, "dog", 0.9, 3)
-    split = [case(0, type="classification", truth=true), case(1, type="classification", truth=replace(true, label=2))]
+    true = GroundTruthObject(BOX, 1, "dog", 0.9, 3)
+    split = [
+        case(0, type="classification", ground_truth=true),
+        case(1, type="classification", ground_truth=replace(true, label=2)),
+    ]
     assert len(group_cases(split, [one, one], lambda members: 0.0)) == 2, "another true class is another mistake"
 
 
@@ -143,4 +146,4 @@ def test_the_case_nearest_to_the_centre_leads() -> None:
     ((group, members),) = group_cases([case(i) for i in range(3)], features, lambda members: 0.0)
     center = sum(features) / 3
     expected = sorted(range(3), key=lambda i: -float(features[i] @ center))
-    assert members == expected and group.cases == tuple(f"case-{i}" for i in expected)
+    assert members == expected and group.case_ids == tuple(f"case-{i}" for i in expected)

@@ -19,7 +19,7 @@ from detcam import adapt
 from detcam.adapters import detector
 from detcam.auditing import Audit
 from detcam.auditing.evidence import box_region
-from detcam.auditing.explainer import ground_truth_regions
+from detcam.auditing.explainer import object_regions
 from detcam.data.annotations import Annotations
 from detcam.demo.model import load_demo_detector
 from detcam.synthetic.harbour import DEMO_NAMES, draw_scene
@@ -109,7 +109,7 @@ def test_every_oddity_is_counted_and_nothing_else_is_lost(found: Audit) -> None:
     }
     assert found.report is not None
     audit = json.loads((found.report.parent / "audit.json").read_text())
-    assert (audit["images"], audit["objects"]) == (6, 4 * labels)
+    assert (audit["image_count"], audit["object_count"]) == (6, 4 * labels)
     assert sorted({issue["kind"] for issue in audit["issues"]}) == sorted(counts)
     assert len(found.explained) == 4
 
@@ -193,7 +193,7 @@ def test_true_regions_are_masks_where_masks_are_matched(tmp_path: Path) -> None:
     from detcam.auditing.errors import DetectionError
 
     error = DetectionError(0, 1, "localization", 0, 0, None, int(truth.labels[0]), 0.9, 0.3, 0.0, True)
-    (box, boxes), (mask, masks) = (ground_truth_regions(error, truth, masks=masks) for masks in (False, True))
+    (box, boxes), (mask, masks) = (object_regions(error, truth, masks=masks) for masks in (False, True))
     assert box is not None and mask is not None
     assert torch.equal(box, box_region(tuple(truth.boxes_xyxy[0].tolist()), truth.image_size_hw))  # type: ignore[arg-type]
     assert 0.4 < float(mask.sum() / box.sum()) < 0.6, "half of the box lies under a triangle"
@@ -202,5 +202,5 @@ def test_true_regions_are_masks_where_masks_are_matched(tmp_path: Path) -> None:
     others = [own for own, label in zip(others, truth.labels.tolist()[1:], strict=True) if label == error.label]
     assert len(others) and torch.equal(boxes, torch.stack([box_region(o, truth.image_size_hw) for o in others]).any(0))
     assert torch.equal(masks, boxes), "what has no mask is its box"
-    nobody, all_boats = ground_truth_regions(replace(error, truth=None), truth, masks=True)
+    nobody, all_boats = object_regions(replace(error, truth=None), truth, masks=True)
     assert nobody is None and torch.equal(all_boats, masks | mask)

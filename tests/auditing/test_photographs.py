@@ -58,24 +58,26 @@ def test_it_is_judged_by_what_is_in_the_photographs(found: Audit) -> None:
 
 def test_its_surest_errors_are_what_they_look_like(found: Audit) -> None:
     cats = [case for case in found.cases if case.file_name == "cat_mirror.jpg" and case.type == "classification"]
-    assert {(case.name, case.truth and case.truth.name) for case in cats if case.score > 0.5} == {("dog", "cat")}
+    assert {(case.name, case.ground_truth and case.ground_truth.name) for case in cats if case.score > 0.5} == {
+        ("dog", "cat")
+    }
     explained = [case for case in found.explained if case.is_false_positive]
     assert len(explained) == 2
     for case in explained:
         x, y = case.peak_xy or (-1, -1)
         if case.type == "classification":
             assert case.question == "why dog rather than cat?"
-            assert case.truth is not None
-            left, top, right, bottom = case.truth.box_xyxy
+            assert case.ground_truth is not None
+            left, top, right, bottom = case.ground_truth.box_xyxy
             assert left <= x < right and top <= y < bottom, "what speaks for a dog is on the cat"
-        assert case.trials and sum((case.shares or {}).values()) == pytest.approx(1)
-    assert sum(case.type == "missed" and case.stage != "" for case in found.explained) == 1
+        assert case.trials and sum((case.evidence_shares or {}).values()) == pytest.approx(1)
+    assert sum(case.type == "missed" and case.failure_stage != "" for case in found.explained) == 1
 
 
 def test_the_report_is_written(found: Audit) -> None:
     assert found.report is not None
     audit = json.loads((found.report.parent / "audit.json").read_text())
-    assert audit["images"] == len(OBJECTS) and not audit["issues"]
+    assert audit["image_count"] == len(OBJECTS) and not audit["issues"]
 
 
 def test_weights_of_every_layout_have_a_digest() -> None:

@@ -65,24 +65,24 @@ def test_every_false_positive_is_traced_to_its_wake(whole: Audit) -> None:
     for case in explained:
         scene = draw_scene(SEEDS[int(case.image_id) - 1])
         wakes = np.any([scene.thing(name).mask for name in scene.ghost_boxes_xyxy], axis=0)
-        assert case.peak_xy is not None and case.shares is not None
+        assert case.peak_xy is not None and case.evidence_shares is not None
         x, y = case.peak_xy
         assert wakes[y, x], "the strongest evidence lies on the wake"
-        assert case.verdict == "confirmed" and case.place == "ring"
-        assert case.shares["predicted box"] < 0.25 and sum(case.shares.values()) == pytest.approx(1)
-        assert case.smallest is not None and case.smallest < 0.011
-        assert {trial.change for trial in case.trials} >= {"without evidence", "only evidence", "random control"}
+        assert case.verdict == "confirmed" and case.evidence_location == "ring"
+        assert case.evidence_shares["predicted box"] < 0.25 and sum(case.evidence_shares.values()) == pytest.approx(1)
+        assert case.minimal_region_fraction is not None and case.minimal_region_fraction < 0.011
+        assert {trial.intervention for trial in case.trials} >= {"without evidence", "only evidence", "random control"}
         assert "outside the box" in case.sentence and "confirmed" in case.sentence
-        assert case.question == "why a boat here?" and 10 < case.passes < 40
+        assert case.question == "why a boat here?" and 10 < case.forward_passes < 40
 
 
 def test_groups_hold_every_explained_case_once(whole: Audit) -> None:
-    held = [name for group in whole.groups for name in group.cases]
+    held = [name for group in whole.groups for name in group.case_ids]
     assert sorted(held) == sorted(case.id for case in whole.explained)
     for group in whole.groups:
-        assert group.confirmed == len(group) and f"{len(group)} boat" in group.sentence
+        assert group.confirmed_count == len(group) and f"{len(group)} boat" in group.sentence
     by_id = {case.id: case for case in whole.cases}
-    assert all(by_id[name].group == group.number for group in whole.groups for name in group.cases)
+    assert all(by_id[name].group == group.number for group in whole.groups for name in group.case_ids)
 
 
 def test_the_report_has_every_case_and_its_evidence(whole: Audit) -> None:
@@ -97,7 +97,10 @@ def test_the_report_has_every_case_and_its_evidence(whole: Audit) -> None:
         wakes = np.any([scene.thing(name).mask for name in scene.ghost_boxes_xyxy], axis=0)
         files = [whole.report.parent / "cases" / f"{found['id']}.{name}.png" for name in ("evidence", "control")]
         evidence, control = (np.asarray(Image.open(path)) > 0 for path in files)
-        assert evidence.mean() == pytest.approx(found["area"], abs=0.001) and found["area"] < 0.02
+        assert (
+            evidence.mean() == pytest.approx(found["evidence_fraction"], abs=0.001)
+            and found["evidence_fraction"] < 0.02
+        )
         assert wakes[evidence].mean() > 0.3 > wakes[control].mean()
         assert abs(int(control.sum()) - int(evidence.sum())) <= 0.1 * evidence.sum()
 
@@ -155,7 +158,7 @@ def test_an_interrupted_audit_goes_on_and_ends_the_same(
     first, second = report(whole), report(found)
     assert [case["id"] for case in first["cases"]] == [case["id"] for case in second["cases"]]
     for one, other in zip(first["cases"], second["cases"], strict=True):
-        assert one["verdict"] == other["verdict"] and one["place"] == other["place"]
+        assert one["verdict"] == other["verdict"] and one["evidence_location"] == other["evidence_location"]
         assert one["score"] == pytest.approx(other["score"], abs=1e-5)
 
 
@@ -231,7 +234,7 @@ def test_a_size_of_which_only_missed_objects_are_examined(
     path.write_text(json.dumps(data))
     found = run(adapter, path, tmp_path / "out", **options)
     (case,) = [case for case in found.cases if case.image_id == 9]
-    assert case.type == "missed" and case.stage
+    assert case.type == "missed" and case.failure_stage
     assert found.report is not None and found.report.exists()
     assert {case.image_id for case in found.explained if case.is_false_positive} == (set() if options else {1})
 

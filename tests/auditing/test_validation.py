@@ -122,8 +122,8 @@ def test_boxes_that_overlap_by_half_have_not_moved_where_more_is_asked(adapter: 
     found = run(adapter, scenes, iou_threshold=0.75, explain=12)
     cases = [case for case in found.explained if case.type == "localization"]
     assert len(cases) >= 4
-    assert all(case.truth is not None and 0.5 < case.truth.iou < 0.75 for case in cases)
-    controls = [trial for case in cases for trial in case.trials if trial.change == "random control"]
+    assert all(case.ground_truth is not None and 0.5 < case.ground_truth.iou < 0.75 for case in cases)
+    controls = [trial for case in cases for trial in case.trials if trial.intervention == "random control"]
     assert sum(trial.outcome == "moved" for trial in controls) <= 0.2 * len(controls)
 
 
@@ -202,7 +202,7 @@ def test_a_map_of_nothing_is_not_evidence(
     told = [case for case in found.cases if "no heatmap" in case.sentence]
     assert len(told) == 2
     for case in told:
-        assert case.shares is None and case.place is None and case.verdict == "not tested"
+        assert case.evidence_shares is None and case.evidence_location is None and case.verdict == "not tested"
         assert "the map is zero everywhere" in case.sentence and "lies in the box" not in case.sentence
 
 

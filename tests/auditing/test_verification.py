@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from detcam import adapt
 from detcam.adapters import detector
-from detcam.auditing.case import Change, Outcome, Trial
+from detcam.auditing.case import Intervention, Outcome, Trial
 from detcam.auditing.evidence import box_region, elsewhere, places, shares, strongest
 from detcam.auditing.persistence import TrackedDetection
 from detcam.auditing.verification import Hypothesis, Verifier, _RegionSizeSearch, judge
@@ -43,12 +43,12 @@ def test_places_do_not_overlap_and_fill_the_image() -> None:
     # pixels further and is cut by the image, 40 x 30 less 400 less the 10 x 10 of the truth beyond the box.
     sizes = {name: int(region.sum()) for name, region in found.items()}
     assert sizes == {
-        "true object": 200, "predicted box": 300, "same class": 100, "ring": 700, "scene": 2400 - 1300
+        "ground truth": 200, "predicted box": 300, "same class": 100, "ring": 700, "scene": 2400 - 1300
     }  # fmt: skip
     strength = torch.zeros(40, 60)
     strength[0, 0], strength[5, 15], strength[35, 55] = 1.0, 2.0, 5.0
     assert shares(strength, found) == pytest.approx(
-        {"predicted box": 0.25, "true object": 0.0, "same class": 0.625, "ring": 0.125, "scene": 0.0}
+        {"predicted box": 0.25, "ground truth": 0.0, "same class": 0.625, "ring": 0.125, "scene": 0.0}
     )
 
 
@@ -68,7 +68,7 @@ def test_controls_are_as_large_and_off_the_evidence() -> None:
     assert elsewhere(region, generator, inside=box_region((8, 5, 20, 13), (40, 60))) is None, "no room beside it"
 
 
-def trial(change: Change, outcome: Outcome, fill: str = "blur") -> Trial:
+def trial(change: Intervention, outcome: Outcome, fill: str = "blur") -> Trial:
     return Trial(change, fill, 0.9 if outcome == "unchanged" else 0.1, outcome)
 
 
@@ -84,7 +84,7 @@ def trial(change: Change, outcome: Outcome, fill: str = "blur") -> Trial:
         ([], "not tested", "nothing was taken away"),
     ],
 )
-def test_verdicts(trials: Sequence[tuple[Change, Outcome]], verdict: str, words: str) -> None:
+def test_verdicts(trials: Sequence[tuple[Intervention, Outcome]], verdict: str, words: str) -> None:
     found, reason = judge([trial(*each) for each in trials])
     assert found == verdict and words in reason
 
@@ -212,7 +212,7 @@ def test_a_large_thing_of_one_colour_leaves_nothing_of_it_behind() -> None:
         scorer = ImageScorer(adapter, batch, output, [target], torch.zeros(1), (), (), 8, False)
         hypothesis = Hypothesis("pond", TrackedDetection.start(output, target, 0.5), pond, box_region(box, (64, 64)))
         (said,) = Verifier(scorer, search=(0.4,)).verify([hypothesis])
-    without = {trial.fill: trial for trial in said.trials if trial.change == "without evidence"}
+    without = {trial.fill: trial for trial in said.trials if trial.intervention == "without evidence"}
     assert set(without) == {"blur", "linear"}
     assert all(trial.score < 0.05 and trial.outcome != "unchanged" for trial in without.values())
 
@@ -257,6 +257,6 @@ def test_evidence_at_the_wrong_place_is_not_confirmed() -> None:
         heats = {"wake": wake.float(), "sky": sky}
         hypotheses = [Hypothesis(name, tracked, heat, box) for name, heat in heats.items()]
         verdicts = dict(zip(heats, Verifier(scorer).verify(hypotheses), strict=True))
-    assert verdicts["wake"].verdict == "confirmed" and verdicts["wake"].smallest is not None
-    assert verdicts["sky"].verdict == "unconfirmed" and verdicts["sky"].smallest is None
+    assert verdicts["wake"].verdict == "confirmed" and verdicts["wake"].minimal_region_fraction is not None
+    assert verdicts["sky"].verdict == "unconfirmed" and verdicts["sky"].minimal_region_fraction is None
     assert float((verdicts["wake"].evidence & wake).sum()) > 0.5 * float(verdicts["wake"].evidence.sum())

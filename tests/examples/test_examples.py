@@ -407,10 +407,10 @@ def test_false_positives_are_traced_to_their_wakes(run: Callable[..., Run], caps
     said = capsys.readouterr().out
     audit = json.loads((done.figure.parent / "audit.json").read_text())
     explained = [case for case in audit["cases"] if case["method"] and case["is_false_positive"]]
-    assert len(explained) == 4 and all(case["nature"] == "context" for case in explained)
+    assert len(explained) == 4 and all(case["background_type"] == "context" for case in explained)
     assert "4 of 4 confirmed" in said or said.count("confirmed; ") > 1
     surest = max(explained, key=lambda case: case["score"])
-    assert f"{surest['file_name']}: {surest['reading']}" in said
+    assert f"{surest['file_name']}: {surest['sentence']}" in said
     assert "made up from" in said and "background" in said
 
 
@@ -422,6 +422,6 @@ def test_a_shortcut_is_found_and_trained_away(run: Callable[..., Run], capsys: p
         [case for case in json.loads((done.out / name / "audit.json").read_text())["cases"] if case["method"]]
         for name in ("before", "after")
     )
-    assert len(before) >= 15 and sum(case["nature"] == "context" for case in before) >= 0.9 * len(before)
+    assert len(before) >= 15 and sum(case["background_type"] == "context" for case in before) >= 0.9 * len(before)
     assert len(after) <= 0.4 * len(before), "a hundred steps take most of them away"
     assert f"False positives above 0.5: {len(before)} before, {len(after)} after." in said

@@ -190,7 +190,7 @@ def tell(found: Audit, bare: Bare, images: int) -> None:
     one = bare.image
     print(f"a bare pass takes {1000 * one:.1f} ms an image")
     print(f"detection: {spent['detecting']:.1f} s, {spent['detecting'] / images / one:.2f} bare passes an image")
-    counted = sum(case.passes for case in cases) / count
+    counted = sum(case.forward_passes for case in cases) / count
     passes = (spent["explaining"] - bare.inside + spent["comparing"]) / count / one
     print(f"a case: {passes:.1f} bare passes in time; {counted:.1f} forward passes counted")
     print(f"matching: {spent['matching'] / max(spent['detecting'], 1e-9):.2%} of detection")

@@ -52,7 +52,7 @@ def typicalities(
         shares = {place: float(place == "predicted box") for place in EVIDENCE_LOCATIONS}
         cases[at] = AuditCase(
             f"{at}", error.image_id, "", (1, 1), "background", error.label, "", 0.0, (0, 0, 1, 1), True, None, 0.0,
-            shares=shares, place="predicted box",
+            evidence_shares=shares, evidence_location="predicted box",
         )  # fmt: skip
         hidden[at] = bool(right[error.image][error.detection])
     told = BackgroundClassifier(adapter, analysis, found, truth, THRESHOLD, 4).tell(cases)

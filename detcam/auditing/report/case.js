@@ -20,18 +20,18 @@ function showCase(one) {
       step(-1, "Previous", "k"), step(1, "Next", "j")),
     el("div", {class: "case-head"},
       el("h1", {}, one.name, " ", el("span", {class: "number"}, score(one.score))),
-      el("p", {class: "facts"}, tag(one.type), tag(one.verdict), one.nature && tag(one.nature, NATURE_WORDS[one.nature]), el("span", {class: "file"}, one.file_name))),
+      el("p", {class: "facts"}, tag(one.type), tag(one.verdict), one.background_type && tag(one.background_type, BACKGROUND_WORDS[one.background_type]), el("span", {class: "file"}, one.file_name))),
     el("div", {class: "case-body"}, opened.node, el("div", {class: "findings"}, findings(one))));
   document.title = one.name + " " + score(one.score) + ", " + one.file_name;
 }
 
 function findings(one) {
   return [
-    one.reading && el("p", {class: "lead"}, one.reading),
-    one.question && block("Asked", el("p", {}, one.question)),
+    one.sentence && el("p", {class: "lead"}, one.sentence),
+    one.question && block("Question", el("p", {}, one.question)),
     one.method ? block("Verdict", el("p", {}, tag(one.verdict), " ", one.reason || "")) :
       el("p", {class: "note"}, "This error was counted, not explained."),
-    one.shares && block("Where the evidence lies", shares(one)),
+    one.evidence_shares && block("Where the evidence lies", shares(one)),
     one.trials && block("Trials", trials(one)),
     block("Numbers", numbers(one)),
   ];
@@ -40,9 +40,9 @@ function findings(one) {
 const block = (title, ...content) => el("section", {}, el("h2", {}, title), content);
 
 function shares(one) {
-  const found = one.shares;
+  const found = one.evidence_shares;
   // A detection of nothing has no object of its own, only one that it touches.
-  const words = (place) => (place === "true object" && one.type === "background" && one.truth ? "on a " + one.truth.name + " that it touches" : PLACE_WORDS[place]);
+  const words = (place) => (place === "ground truth" && one.type === "background" && one.ground_truth ? "on a " + one.ground_truth.name + " that it touches" : LOCATION_WORDS[place]);
   const parts = EVIDENCE_LOCATIONS.filter((place) => found[place] > 0).map((place) => ({kind: place, value: found[place], title: place + ": " + percent(found[place])}));
   return [bar(parts, 1, parts.map((part) => part.title).join(", ")),
     el("ul", {class: "legend column"}, parts.map((part) => el("li", {},
@@ -50,8 +50,8 @@ function shares(one) {
 }
 
 function trials(one) {
-  const row = (trial) => el("tr", {class: trial.change.includes("control") ? "control" : ""},
-    el("th", {scope: "row"}, trial.change), el("td", {}, trial.fill),
+  const row = (trial) => el("tr", {class: trial.intervention.includes("control") ? "control" : ""},
+    el("th", {scope: "row"}, trial.intervention), el("td", {}, trial.fill),
     el("td", {class: "number"}, score(trial.score)),
     el("td", {class: "wide"}, bar([{kind: one.type, value: trial.score}], 1)),
     el("td", {}, tag(trial.outcome)));
@@ -64,23 +64,24 @@ function trials(one) {
 }
 
 function numbers(one) {
-  const truth = one.truth, group = known(one.group) && (data.groups || []).find((each) => each.number === one.group);
+  const truth = one.ground_truth, group = known(one.group) && (data.groups || []).find((each) => each.number === one.group);
   const [left, top, right, bottom] = one.box_xyxy;
   const rows = [
     ["AP lost", ap(one.delta_ap)],
     ["counts as wrong", one.is_false_positive ? "yes" : one.type === "missed" ? "no, a missed object" : "no"],
-    [one.type === "background" ? "true object nearby" : "true object", truth && truth.name],
+    [one.type === "background" ? "true object nearby" : "ground truth", truth && truth.name],
     ["overlap with it (IoU)", truth && digits(truth.iou, 3)],
     ["right ones that look less like it", known(one.typicality) ? percent(one.typicality) : null],
-    ["evidence, share of the image", known(one.area) ? percent(one.area) : null],
-    ["smallest that undoes it", one.trials ? (known(one.smallest) ? percent(one.smallest) : "none did") : null],
+    ["evidence, share of the image", known(one.evidence_fraction) ? percent(one.evidence_fraction) : null],
+    ["smallest that undoes it", one.trials ? (known(one.minimal_region_fraction) ? percent(one.minimal_region_fraction) : "none did") : null],
     ["strongest evidence at", one.peak_xy && one.peak_xy.join(", ")],
-    [one.type === "missed" ? "died at" : "rests on", one.stage],
-    ["group", group && el("button", {type: "button", class: "text", click: () => { filterBy({group: String(group.number)}, false); location.hash = ""; }}, group.reading)],
+    ["failure stage", one.failure_stage],
+    ["rests on", one.evidence_comparison],
+    ["group", group && el("button", {type: "button", class: "text", click: () => { filterBy({group: String(group.number)}, false); location.hash = ""; }}, group.sentence)],
     ["box", [left, top].map((value) => digits(value, 1)).join(", ") + "; " + digits(right - left, 1) + " \u00d7 " + digits(bottom - top, 1)],
     ["image", one.image_size_hw[1] + " \u00d7 " + one.image_size_hw[0] + ", id " + one.image_id],
     ["method", one.method],
-    ["forward passes", one.method ? digits(one.passes, 1) : null],
+    ["forward passes", one.method ? digits(one.forward_passes, 1) : null],
     ["case", el("a", {href: caseLink(one.id)}, one.id)],
   ];
   return el("dl", {class: "numbers"}, rows.filter(([, value]) => known(value) && value !== false && value !== "").map(([name, value]) => [el("dt", {}, name), el("dd", {}, value)]));

@@ -5,18 +5,18 @@ const data = JSON.parse(document.getElementById("data").textContent);
 const $ = (id) => document.getElementById(id);
 
 const TYPES = ["classification", "localization", "both", "duplicate", "background", "missed"];
-const EVIDENCE_LOCATIONS = ["predicted box", "true object", "same class", "ring", "scene"];
+const EVIDENCE_LOCATIONS = ["predicted box", "ground truth", "same class", "ring", "scene"];
 const VERDICTS = ["confirmed", "unconfirmed", "not tested"];
-const PLACE_WORDS = {
+const LOCATION_WORDS = {
   "predicted box": "in the predicted box",
-  "true object": "on the true object",
+  "ground truth": "on the true object",
   "same class": "on another of the class",
   "ring": "in the ring around the box",
   "scene": "elsewhere in the scene",
 };
-const BACKGROUND_TYPES = ["unlabelled", "look-alike", "context"];
-const NATURE_WORDS = {
-  "unlabelled": "perhaps unlabelled",
+const BACKGROUND_TYPES = ["missing annotation", "look-alike", "context"];
+const BACKGROUND_WORDS = {
+  "missing annotation": "perhaps unlabelled",
   "look-alike": "look-alike",
   "context": "from its surroundings",
 };

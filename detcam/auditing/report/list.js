@@ -1,21 +1,21 @@
 // The list of cases: filters, order, and cards that are made only when they come into sight.
 
 const CHUNK = 60;
-const FILTERS = ["type", "label", "verdict", "place", "nature", "group"];
+const FILTERS = ["type", "label", "verdict", "evidence_location", "background_type", "group"];
 const ORDERS = {
   "AP lost": (a, b) => b.delta_ap - a.delta_ap || b.score - a.score,
   "score": (a, b) => b.score - a.score,
   "type": (a, b) => TYPES.indexOf(a.type) - TYPES.indexOf(b.type) || b.delta_ap - a.delta_ap,
   "class": (a, b) => a.name.localeCompare(b.name) || b.score - a.score,
   "verdict": (a, b) => VERDICTS.indexOf(a.verdict) - VERDICTS.indexOf(b.verdict) || b.delta_ap - a.delta_ap,
-  "place of evidence": (a, b) => rank(EVIDENCE_LOCATIONS, a.place) - rank(EVIDENCE_LOCATIONS, b.place) || b.delta_ap - a.delta_ap,
+  "place of evidence": (a, b) => rank(EVIDENCE_LOCATIONS, a.evidence_location) - rank(EVIDENCE_LOCATIONS, b.evidence_location) || b.delta_ap - a.delta_ap,
   "group": (a, b) => (a.group ?? Infinity) - (b.group ?? Infinity) || b.delta_ap - a.delta_ap,
   "file name": (a, b) => a.file_name.localeCompare(b.file_name) || b.score - a.score,
 };
 const rank = (list, value) => (list.indexOf(value) < 0 ? list.length : list.indexOf(value));
 
 const byId = new Map(data.cases.map((one) => [one.id, one]));
-const state = {type: "", label: "", verdict: "", place: "", nature: "", group: "", text: "", low: 0, high: 1, order: "AP lost"};
+const state = {type: "", label: "", verdict: "", evidence_location: "", background_type: "", group: "", text: "", low: 0, high: 1, order: "AP lost"};
 let shown = [], drawn = 0, current = null;
 const controls = {};
 
@@ -25,11 +25,11 @@ function showList() {
     type: [["", "all types"], ...TYPES.map((type) => [type, type])],
     label: [["", "all classes"], ...[...names].sort((a, b) => a[1].localeCompare(b[1]))],
     verdict: [["", "all verdicts"], ...VERDICTS.map((verdict) => [verdict, verdict])],
-    place: [["", "anywhere"], ...EVIDENCE_LOCATIONS.map((place) => [place, PLACE_WORDS[place]]), ["none", "not explained"]],
-    nature: [["", "all"], ...BACKGROUND_TYPES.map((nature) => [nature, NATURE_WORDS[nature]]), ["none", "not told"]],
-    group: [["", "all groups"], ...(data.groups || []).map((group) => [String(group.number), (group.number + 1) + ": " + group.reading]), ["none", "in no group"]],
+    evidence_location: [["", "anywhere"], ...EVIDENCE_LOCATIONS.map((place) => [place, LOCATION_WORDS[place]]), ["none", "not explained"]],
+    background_type: [["", "all"], ...BACKGROUND_TYPES.map((kind) => [kind, BACKGROUND_WORDS[kind]]), ["none", "not told"]],
+    group: [["", "all groups"], ...(data.groups || []).map((group) => [String(group.number), (group.number + 1) + ": " + group.sentence]), ["none", "in no group"]],
   };
-  const titles = {type: "Type", label: "Class", verdict: "Verdict", place: "Evidence", nature: "Background", group: "ErrorGroup", order: "Sort by"};
+  const titles = {type: "Type", label: "Class", verdict: "Verdict", evidence_location: "Evidence", background_type: "Background", group: "Group", order: "Sort by"};
   const select = (name, options) => {
     controls[name] = el("select", {id: "by-" + name, change: (event) => { state[name] = event.target.value; refresh(); }},
       options.map(([value, text]) => el("option", {value}, text)));
@@ -88,7 +88,7 @@ function drawMore(least = 0) {
 }
 
 function filterBy(filter, scroll = true) {
-  Object.assign(state, {type: "", label: "", verdict: "", place: "", nature: "", group: "", text: "", low: 0, high: 1}, filter);
+  Object.assign(state, {type: "", label: "", verdict: "", evidence_location: "", background_type: "", group: "", text: "", low: 0, high: 1}, filter);
   for (const name of [...FILTERS, "text", "low", "high"]) controls[name].value = state[name];
   refresh();
   if (scroll) {
@@ -108,8 +108,8 @@ function cardOf(one) {
     thumbnail(one),
     el("span", {class: "case-text"},
       el("span", {class: "case-name"}, el("b", {}, one.name), el("span", {class: "number"}, score(one.score))),
-      el("span", {class: "facts"}, tag(one.type), one.method && tag(one.verdict), one.nature && tag(one.nature)),
-      el("span", {class: "reading"}, one.reading || TYPE_WORDS[one.type]),
+      el("span", {class: "facts"}, tag(one.type), one.method && tag(one.verdict), one.background_type && tag(one.background_type)),
+      el("span", {class: "reading"}, one.sentence || TYPE_WORDS[one.type]),
       el("span", {class: "file"}, one.file_name))));
 }
 

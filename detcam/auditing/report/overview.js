@@ -1,4 +1,4 @@
-// What stands above the list of cases: headline, figures, charts, groups; and below it: problems and settings.
+// What stands above the list of cases: headline, figures, charts, groups; and below it: issues and settings.
 
 const MOST_CLASSES = 12, MOST_GROUPS = 8, MOST_THUMBNAILS = 6;
 
@@ -18,9 +18,9 @@ function showFigures() {
   const missed = data.cases.filter((one) => one.type === "missed").length;
   const figures = [
     ["AP at IoU " + digits(data.iou_threshold, 2), digits(data.average_precision, 3), "COCO's average precision, mean over classes"],
-    ["images", count(data.images)],
-    ["objects", count(data.objects)],
-    ["false positives", count(data.false_positives)],
+    ["images", count(data.image_count)],
+    ["objects", count(data.object_count)],
+    ["false positives", count(data.false_positive_count)],
     ["missed objects", count(missed)],
     ["explained", count(explained), "errors that were explained and tested; the list below holds all"],
     ["confirmed", count(confirmed), "the error vanishes without the evidence, with every fill, and with no control"],
@@ -77,7 +77,7 @@ function classChart() {
 }
 
 function evidenceChart() {
-  const explained = data.cases.filter((one) => one.place);
+  const explained = data.cases.filter((one) => one.evidence_location);
   if (!explained.length) return "";
   const of = (key, value) => explained.filter((one) => one[key] === value).length;
   const rows = (key, kinds, words) => {
@@ -87,8 +87,8 @@ function evidenceChart() {
       el("td", {class: "number"}, count(of(key, kind)))));
   };
   return card("What the explained errors rest on", null,
-    el("table", {class: "chart"}, el("caption", {}, "where most of the evidence lies"), el("tbody", {}, rows("place", EVIDENCE_LOCATIONS, PLACE_WORDS))),
-    of("type", "background") ? el("table", {class: "chart"}, el("caption", {}, "what those of type background are"), el("tbody", {}, rows("nature", BACKGROUND_TYPES, NATURE_WORDS))) : "",
+    el("table", {class: "chart"}, el("caption", {}, "where most of the evidence lies"), el("tbody", {}, rows("evidence_location", EVIDENCE_LOCATIONS, LOCATION_WORDS))),
+    of("type", "background") ? el("table", {class: "chart"}, el("caption", {}, "what those of type background are"), el("tbody", {}, rows("background_type", BACKGROUND_TYPES, BACKGROUND_WORDS))) : "",
     el("table", {class: "chart"}, el("caption", {}, "whether it is the cause"), el("tbody", {}, rows("verdict", VERDICTS, {}))));
 }
 
@@ -106,30 +106,30 @@ function showGroups() {
 }
 
 function groupItem(group) {
-  const cases = group.cases || [];
+  const cases = group.case_ids || [];
   const thumbnails = cases.slice(0, MOST_THUMBNAILS).map((id) => byId.get(id)).map((one) =>
     el("a", {href: caseLink(one.id), title: one.file_name, click: () => filterBy({group: String(group.number)}, false)}, thumbnail(one)));
   return el("li", {class: "group"},
     el("div", {class: "group-text"},
-      el("p", {class: "reading"}, group.reading),
-      el("p", {class: "facts"}, tag(group.type), group.nature && tag(group.nature), group.name,
+      el("p", {class: "reading"}, group.sentence),
+      el("p", {class: "facts"}, tag(group.type), group.background_type && tag(group.background_type), group.name,
         el("span", {class: "number"}, ap(group.delta_ap) + " AP"),
-        el("span", {}, group.confirmed + " of " + cases.length + " confirmed"),
+        el("span", {}, group.confirmed_count + " of " + cases.length + " confirmed"),
         el("button", {type: "button", class: "text", click: () => filterBy({group: String(group.number)})}, "show " + plural(cases.length, "case")))),
     el("div", {class: "strip"}, thumbnails));
 }
 
 function showAbout() {
-  const problems = data.problems || [], settings = Object.entries(data.settings || {});
-  const items = problems.slice(0, 200).map((one) => el("li", {}, el("b", {}, one.kind), " ", one.message));
-  if (problems.length > items.length) items.push(el("li", {}, "and " + (problems.length - items.length) + " more, in audit.json"));
+  const issues = data.issues || [], settings = Object.entries(data.settings || {});
+  const items = issues.slice(0, 200).map((one) => el("li", {}, el("b", {}, one.kind), " ", one.message));
+  if (issues.length > items.length) items.push(el("li", {}, "and " + (issues.length - items.length) + " more, in audit.json"));
   const written = (value) => (typeof value === "object" && value !== null ? JSON.stringify(value) : String(value));
   $("about").append(...[
-    problems.length && el("details", {}, el("summary", {}, plural(problems.length, "problem") + " with the data"), el("ul", {}, items)),
+    issues.length && el("details", {}, el("summary", {}, plural(issues.length, "issue") + " with the data"), el("ul", {}, items)),
     el("details", {}, el("summary", {}, "Settings"), el("dl", {class: "settings"},
       [["adapter", data.adapter], ...settings].map(([name, value]) => [el("dt", {}, name), el("dd", {}, written(value))]))),
     el("p", {class: "note"}, "Also in this folder: ",
       ["audit.json", "false_positives.csv", "false_positives.coco.json"].flatMap((name, at) => [at ? ", " : "", el("a", {href: name}, name)]),
-      ". Made by detcam " + data.detcam + " in " + seconds(data.seconds) + "."),
+      ". Made by detcam " + data.detcam_version + " in " + seconds(data.seconds) + "."),
   ].filter(Boolean));
 }

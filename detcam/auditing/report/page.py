@@ -20,7 +20,7 @@ from detcam.visualize.overlay import DEFAULT_COLORMAP, OVERLAY_ALPHA
 TEMPLATE = "page.html"
 STYLE = "page.css"
 SCRIPTS = ("dom.js", "overview.js", "list.js", "stage.js", "case.js", "main.js")
-EMPTY_WHERE_UNEXPLAINED = ("question", "method", "trials", "reason", "stage", "sentence")
+EMPTY_WHERE_UNEXPLAINED = ("question", "method", "trials", "reason", "failure_stage", "evidence_comparison", "sentence")
 COLORS = 33  # of the heatmaps' colours, between which the page interpolates
 
 

@@ -58,8 +58,8 @@ function stage(one) {
 }
 
 function trueBoxes(one, image) {
-  const objects = (image && image.objects) || (one.truth ? [one.truth] : []);
-  const concerned = one.truth && String(one.truth.annotation_id);
+  const objects = (image && image.objects) || (one.ground_truth ? [one.ground_truth] : []);
+  const concerned = one.ground_truth && String(one.ground_truth.annotation_id);
   return objects.flatMap((object) => {
     const kind = object.crowd ? "true crowd" : String(object.annotation_id) === concerned ? "true concerned" : "true";
     return rectangle(object.box_xyxy, kind, "true " + object.name);

@@ -17,7 +17,7 @@ from detcam.utils.files import plain
 from detcam.utils.version import __version__
 
 SCHEMA = "detcam/audit"
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -28,14 +28,14 @@ class ReportSummary:
         model: the model's name.
         adapter: the family that it was explained as.
         annotations: name of the annotation file.
-        images: how many images were judged.
-        objects: how many objects there were to find, crowd regions aside.
+        image_count: how many images were judged.
+        object_count: how many objects there were to find, crowd regions aside.
         iou_threshold: least overlap of a right detection, in (0, 1].
         average_precision: COCO's mean over classes at that overlap, in [0, 1]; NaN where there was nothing to find.
-        false_positives: how many detections count as wrong.
-        false_positive_ap: how much higher average precision would be without them; NaN as above.
-        counts: how many cases of each type.
-        delta_ap: what mending all errors of a type would add to TIDE's average precision.
+        false_positive_count: how many detections count as wrong.
+        false_positive_delta_ap: how much higher average precision would be without them; NaN as above.
+        error_counts: how many cases of each type.
+        delta_ap_by_type: what mending all errors of a type would add to TIDE's average precision.
         classes: a summary per class.
         category_ids: class index to the annotation file's category id, of the classes whose objects it has.
         settings: what the audit was asked for, by name.
@@ -43,20 +43,20 @@ class ReportSummary:
         cases: every error.
         issues: what was wrong with the data, and what was left out because of it.
         seconds: how long the audit took.
-        version: of detcam.
+        detcam_version: of detcam.
     """
 
     model: str
     adapter: str
     annotations: str
-    images: int
-    objects: int
+    image_count: int
+    object_count: int
     iou_threshold: float
     average_precision: float
-    false_positives: int
-    false_positive_ap: float
-    counts: Mapping[ErrorType, int]
-    delta_ap: Mapping[ErrorType, float]
+    false_positive_count: int
+    false_positive_delta_ap: float
+    error_counts: Mapping[ErrorType, int]
+    delta_ap_by_type: Mapping[ErrorType, float]
     classes: tuple[ClassSummary, ...]
     category_ids: Mapping[int, int] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -64,14 +64,14 @@ class ReportSummary:
     cases: tuple[AuditCase, ...] = ()
     issues: DataIssues = field(default_factory=DataIssues)
     seconds: float = 0.0
-    version: str = __version__
+    detcam_version: str = __version__
 
     def __post_init__(self) -> None:
         known = {case.id for case in self.cases}
         if len(known) < len(self.cases):
             raise ValueError(f"ids of cases must be unique; got {len(self.cases)} cases with {len(known)} ids")
         for group in self.groups:
-            strangers = [case for case in group.cases if case not in known]
+            strangers = [case for case in group.case_ids if case not in known]
             if strangers:
                 raise ValueError(f"group {group.number} names {strangers[0]!r}, which is none of the audit's cases")
 
@@ -117,14 +117,14 @@ class ReportSummary:
             model=model,
             adapter=adapter,
             annotations=annotations.path.name,
-            images=len(annotations),
-            objects=sum(int((~image.crowd).sum()) for image in annotations),
+            image_count=len(annotations),
+            object_count=sum(int((~image.crowd).sum()) for image in annotations),
             iou_threshold=iou_threshold,
             average_precision=analysis.average_precision,
-            false_positives=len(wrong),
-            false_positive_ap=analysis.delta_ap_without(wrong),
-            counts=analysis.counts(),
-            delta_ap=analysis.delta_ap.by_type,
+            false_positive_count=len(wrong),
+            false_positive_delta_ap=analysis.delta_ap_without(wrong),
+            error_counts=analysis.counts(),
+            delta_ap_by_type=analysis.delta_ap.by_type,
             classes=tuple(analysis.classes[label] for label in sorted(analysis.classes)),
             category_ids=categories,
             settings=dict(settings or {}),
@@ -136,13 +136,13 @@ class ReportSummary:
 
     def headline(self) -> list[str]:
         """The audit in sentences, the most important first."""
-        explained = [case for case in self.cases if case.is_false_positive and case.shares is not None]
+        explained = [case for case in self.cases if case.is_false_positive and case.evidence_shares is not None]
         lines = [self._cost()]
         if explained:
             outside = sum(rests_outside(case) for case in explained)
             lines.append(f"{_share(outside, len(explained))} on something outside the box.")
         background = [case for case in explained if case.background_type is not None]
-        unlabelled = sum(case.background_type == "unlabelled" for case in background)
+        unlabelled = sum(case.background_type == "missing annotation" for case in background)
         if unlabelled:
             lines.append(
                 f"{unlabelled} of {len(background)} detections of nothing may be objects that nobody labelled: look at "
@@ -157,37 +157,37 @@ class ReportSummary:
         return lines
 
     def _cost(self) -> str:
-        if not self.false_positives:
+        if not self.false_positive_count:
             return "No false positives."
-        plural = self.false_positives != 1
-        count = f"{self.false_positives} false positive{'s' if plural else ''}"
+        plural = self.false_positive_count != 1
+        count = f"{self.false_positive_count} false positive{'s' if plural else ''}"
         least = self.settings.get("score_threshold")
         sure = sum(case.is_false_positive and case.score >= least for case in self.cases) if least else 0
-        if least and sure < self.false_positives:
+        if least and sure < self.false_positive_count:
             count += f", {sure} of them at a score of {least:g} or more,"
-        if not math.isfinite(self.false_positive_ap):
+        if not math.isfinite(self.false_positive_delta_ap):
             return f"{count.rstrip(',')}, and no objects to find: average precision is not defined."
-        return f"{count} cost{'' if plural else 's'} {_ap(self.false_positive_ap)} AP."
+        return f"{count} cost{'' if plural else 's'} {_ap(self.false_positive_delta_ap)} AP."
 
     def to_json(self) -> dict[str, Any]:
         """The summary for ``audit.json``, without the cases' and images' files."""
         return {
             "schema": SCHEMA,
             "version": VERSION,
-            "detcam": self.version,
+            "detcam_version": self.detcam_version,
             "model": self.model,
             "adapter": self.adapter,
             "annotations": self.annotations,
-            "images": self.images,
-            "objects": self.objects,
+            "image_count": self.image_count,
+            "object_count": self.object_count,
             "iou_threshold": plain(self.iou_threshold),
             "average_precision": plain(self.average_precision),
-            "false_positives": self.false_positives,
-            "false_positive_ap": plain(self.false_positive_ap),
+            "false_positive_count": self.false_positive_count,
+            "false_positive_delta_ap": plain(self.false_positive_delta_ap),
             "headline": self.headline(),
             "types": [
-                {"type": kind, "count": self.counts[kind], "delta_ap": plain(self.delta_ap[kind])}
-                for kind in self.counts
+                {"type": kind, "count": self.error_counts[kind], "delta_ap": plain(self.delta_ap_by_type[kind])}
+                for kind in self.error_counts
             ],
             "classes": [plain(asdict(summary)) for summary in self.classes],
             "settings": plain(self.settings),

@@ -14,8 +14,8 @@ from detcam.utils.files import plain
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 COLUMNS = (
     "id", "file_name", "image_id", "type", "class", "label", "score", "left", "top", "right", "bottom", "delta_ap",
-    "verdict", "place", "evidence_area", "smallest_area", "true_class", "iou", "background_type", "typicality", "group",
-    "method", "question", "reason", "sentence",
+    "verdict", "evidence_location", "evidence_fraction", "minimal_region_fraction", "ground_truth_class", "iou",
+    "background_type", "typicality", "group", "method", "question", "reason", "sentence",
 )  # fmt: skip
 
 
@@ -33,11 +33,12 @@ def false_positives_csv(summary: ReportSummary) -> bytes:
 
 
 def _row(case: AuditCase) -> list[Any]:
-    truth = case.truth
+    truth = case.ground_truth
     return [
         case.id, case.file_name, case.image_id, case.type, case.name, case.label, case.score, *case.box_xyxy,
-        case.delta_ap, case.verdict, case.place, case.area, case.smallest, truth and truth.name, truth and truth.iou,
-        case.background_type, case.typicality, case.group, case.method, case.question, case.reason, case.sentence,
+        case.delta_ap, case.verdict, case.evidence_location, case.evidence_fraction, case.minimal_region_fraction,
+        truth and truth.name, truth and truth.iou, case.background_type, case.typicality, case.group,
+        case.method, case.question, case.reason, case.sentence,
     ]  # fmt: skip
 
 
@@ -104,7 +105,7 @@ def _annotation(number: int, case: AuditCase, image_id: int | str, category_id: 
             "case": case.id,
             "type": case.type,
             "verdict": case.verdict,
-            "place": case.place or "",
+            "evidence_location": case.evidence_location or "",
             "background_type": case.background_type or "",
             "delta_ap": plain(case.delta_ap),
         },

@@ -17,7 +17,7 @@ from detcam.adapters import Adapter
 from detcam.auditing.analysis import analyze_errors
 from detcam.auditing.case import EVIDENCE_LOCATIONS, EvidenceLocation
 from detcam.auditing.evidence import box_region, elsewhere, places, shares
-from detcam.auditing.explainer import ErrorExplainer, ErrorImage, ExplainedError, ground_truth_regions
+from detcam.auditing.explainer import ErrorExplainer, ErrorImage, ExplainedError, object_regions
 from detcam.auditing.pipeline import plain_case
 from detcam.benchmarking.planted.certify import THRESHOLD, PlantedCase
 from detcam.benchmarking.planted.hit_metrics import MapHit, judge_map
@@ -78,20 +78,20 @@ def audit_case(adapter: Adapter, cam: BaseCAM, case: PlantedCase, first_label: i
     if found.maps is None:
         raise RuntimeError(f"the audit could not explain scene {case.scene.seed}: {found.case.reason}")
     truth = image.truth
-    where = places(truth.image_size_hw, found.case.box_xyxy, *ground_truth_regions(image.errors[0], truth, masks=False))
+    where = places(truth.image_size_hw, found.case.box_xyxy, *object_regions(image.errors[0], truth, masks=False))
     held = shares(case.cause.float(), where)
     evidence = torch.from_numpy(np.asarray(found.maps.evidence))
     wrong = wrong_causes(case)
     verdicts = [_examine(adapter, cast(BaseCAM, _Given([heat.float()])), image).case.verdict for heat in wrong]
     return AuditCheck(
         judge_map(torch.from_numpy(np.asarray(found.maps.heatmap)).float(), case.cause),
-        found.case.place,
+        found.case.evidence_location,
         max(EVIDENCE_LOCATIONS, key=held.__getitem__),
         found.case.verdict == "confirmed",
         bool((evidence & case.cause).any()),
         len(wrong),
         verdicts.count("confirmed"),
-        found.case.passes,
+        found.case.forward_passes,
     )
 
 

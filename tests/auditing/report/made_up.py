@@ -15,10 +15,10 @@ from detcam.auditing.case import (
     AuditCase,
     Box,
     CaseMaps,
-    Change,
     ErrorGroup,
     EvidenceLocation,
-    MatchedObject,
+    GroundTruthObject,
+    Intervention,
     Trial,
     Verdict,
 )
@@ -96,7 +96,7 @@ def _image(seed: int, names: dict[int, str], hostile: bool) -> ImageArray:
         label: int,
         box: np.ndarray,
         cause: np.ndarray,
-        truth: MatchedObject | None,
+        truth: GroundTruthObject | None,
         place: EvidenceLocation,
     ) -> None:
         number = len(found)
@@ -111,9 +111,9 @@ def _image(seed: int, names: dict[int, str], hostile: bool) -> ImageArray:
             score=round(float(rng.uniform(0.1, 0.99)), 4),
             box_xyxy=tuple(box.tolist()),
             is_false_positive=kind != "missed",
-            truth=truth,
+            ground_truth=truth,
             delta_ap=0.0 if kind == "missed" else round(float(rng.gamma(1, 0.004)), 6),
-            stage="suppressed by another box" if kind == "missed" else "",
+            failure_stage="suppressed by another box" if kind == "missed" else "",
         )
         explained = number % 4 != 3
         maps = _maps(scene, tuple(cause.tolist()), rng) if explained else None
@@ -122,17 +122,17 @@ def _image(seed: int, names: dict[int, str], hostile: bool) -> ImageArray:
     for ghost, box in scene.ghost_boxes_xyxy.items():
         add("background", 1, box, scene.thing(ghost).box_xyxy, None, "scene" if seed % 3 else "ring")
     for at, (box, label) in enumerate(zip(scene.boxes_xyxy, scene.labels.tolist(), strict=True)):
-        truth = MatchedObject(tuple(box.tolist()), label, names[label], 0.62, 100 + at)
+        truth = GroundTruthObject(tuple(box.tolist()), label, names[label], 0.62, 100 + at)
         shift = 0.45 * (box[2] - box[0])
         moved = np.clip(box + np.float32([shift, 0, shift, 0]), 0, 256)
         if (seed + at) % 3 == 0:
-            add("localization", label, moved, box, replace(truth, iou=0.38), "true object")
+            add("localization", label, moved, box, replace(truth, iou=0.38), "ground truth")
         elif (seed + at) % 3 == 1:
-            add("classification", 3 - label, box, box, truth, "true object")
+            add("classification", 3 - label, box, box, truth, "ground truth")
         else:
             add("duplicate", label, box + 2, box, replace(truth, iou=0.9), "predicted box")
     for at, thing in enumerate(scene.of_kind("anchored")):
-        truth = MatchedObject(tuple(thing.box_xyxy.tolist()), 1, names[1], 0.0, 200 + at)
+        truth = GroundTruthObject(tuple(thing.box_xyxy.tolist()), 1, names[1], 0.0, 200 + at)
         add("missed", 1, thing.box_xyxy, thing.box_xyxy, truth, "same class")
     return ImageArray(scene, truths, found)
 
@@ -147,9 +147,9 @@ def _explained(case: AuditCase, maps: CaseMaps, place: EvidenceLocation, rng: np
     verdict: Verdict = "confirmed" if rng.random() < 0.65 else "unconfirmed"
     rest = rng.dirichlet(np.ones(4)) * 0.4
     others: list[EvidenceLocation] = [
-        each for each in ("predicted box", "true object", "same class", "ring", "scene") if each != place
+        each for each in ("predicted box", "ground truth", "same class", "ring", "scene") if each != place
     ]
-    changes: list[tuple[Change, float]] = [
+    changes: list[tuple[Intervention, float]] = [
         ("without evidence", 0.08), ("only evidence", 0.8), ("random control", 0.97), ("box control", 0.85),
     ]  # fmt: skip
     trials = tuple(
@@ -162,28 +162,32 @@ def _explained(case: AuditCase, maps: CaseMaps, place: EvidenceLocation, rng: np
         case,
         question=f"why {case.name} here?",
         method="ReachCAM",
-        shares={place: 0.6, **dict(zip(others, rest.tolist(), strict=True))},
-        place=place,
-        area=float(maps.evidence.mean()),
-        smallest=float(maps.evidence.mean()) if verdict == "confirmed" else None,
+        evidence_shares={place: 0.6, **dict(zip(others, rest.tolist(), strict=True))},
+        evidence_location=place,
+        evidence_fraction=float(maps.evidence.mean()),
+        minimal_region_fraction=float(maps.evidence.mean()) if verdict == "confirmed" else None,
         peak_xy=(int(column), int(row)),
         trials=trials,
         verdict=verdict,
         reason=REASONS[verdict],
         sentence=f"{case.name} that rests on the {place}; {verdict}: {REASONS[verdict]}",
-        background_type=None if case.type != "background" else "context" if rng.random() < 0.5 else "unlabelled",
+        background_type=None
+        if case.type != "background"
+        else "context"
+        if rng.random() < 0.5
+        else "missing annotation",
         typicality=0.42 if case.type == "background" else float("nan"),
-        passes=38.5,
+        forward_passes=38.5,
     )
 
 
 def summary_of(found: list[ImageArray], **changed: object) -> ReportSummary:
     """The summary of these images, with the cases grouped by type, class and place."""
     cases = [case for image in found for case, _ in image.cases]
-    keys = Counter((case.type, case.label, case.place) for case in cases if case.method)
+    keys = Counter((case.type, case.label, case.evidence_location) for case in cases if case.method)
     groups = []
     for number, ((kind, label, place), size) in enumerate(keys.most_common()):
-        inside = [case for case in cases if (case.type, case.label, case.place) == (kind, label, place)]
+        inside = [case for case in cases if (case.type, case.label, case.evidence_location) == (kind, label, place)]
         confirmed = sum(case.verdict == "confirmed" for case in inside)
         groups.append(
             ErrorGroup(
@@ -191,10 +195,10 @@ def summary_of(found: list[ImageArray], **changed: object) -> ReportSummary:
                 type=kind,
                 label=label,
                 name=inside[0].name,
-                place=place,
-                cases=tuple(case.id for case in inside),
+                evidence_location=place,
+                case_ids=tuple(case.id for case in inside),
                 delta_ap=round(sum(case.delta_ap for case in inside), 6),
-                confirmed=confirmed,
+                confirmed_count=confirmed,
                 background_type=inside[0].background_type,
                 sentence=f"{size} x {inside[0].name} ({kind}), evidence: {place}; {confirmed} confirmed",
             )
@@ -206,14 +210,14 @@ def summary_of(found: list[ImageArray], **changed: object) -> ReportSummary:
         "model": "harbour detector",
         "adapter": "torchvision FCOS",
         "annotations": "harbour.json",
-        "images": len(found),
-        "objects": sum(len(image.truths) for image in found),
+        "image_count": len(found),
+        "object_count": sum(len(image.truths) for image in found),
         "iou_threshold": 0.5,
         "average_precision": 0.712,
-        "false_positives": sum(case.is_false_positive for case in cases),
-        "false_positive_ap": 0.1372,
-        "counts": {kind: counts[kind] for kind in ERROR_TYPES},
-        "delta_ap": {kind: 0.0011 * counts[kind] + 0.001 for kind in ERROR_TYPES},
+        "false_positive_count": sum(case.is_false_positive for case in cases),
+        "false_positive_delta_ap": 0.1372,
+        "error_counts": {kind: counts[kind] for kind in ERROR_TYPES},
+        "delta_ap_by_type": {kind: 0.0011 * counts[kind] + 0.001 for kind in ERROR_TYPES},
         "classes": tuple(class_summary(label, name, cases) for label, name in sorted(labels.items())),
         "category_ids": {label: label + 10 for label in labels},
         "settings": {"method": "ReachCAM", "fills": ["blur", "linear"], "explained": 200},

@@ -22,7 +22,7 @@ from tests.auditing.report.made_up import make_images, summary_of, write
 
 DOCUMENT = Path(__file__).resolve().parents[3] / "docs" / "audit-json.md"
 KINDS = {"text": str, "integer": int, "number": (int, float), "boolean": bool, "object": dict, "list": list}
-OPEN = ("settings", "shares", "errors")
+OPEN = ("settings", "evidence_shares", "errors")
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def test_every_field_is_documented_and_every_documented_field_is_written(audit: 
     written = {path for path, _ in leaves(audit)}
     # An object or list that may be null has a line of its own, beside those of what is in it.
     assert written <= documented().keys()
-    inner = {path for path in documented() if path.endswith(("shares", "truth", "peak_xy"))}
+    inner = {path for path in documented() if path.endswith(("evidence_shares", "ground_truth", "peak_xy"))}
     assert documented().keys() - inner <= written
 
 
@@ -73,7 +73,11 @@ def test_cases_come_back_from_the_file(audit: dict[str, Any]) -> None:
     for entry, case in zip(audit["cases"], cases, strict=True):
         again = AuditCase.from_json(entry)
         assert again.to_json() == case.to_json()
-        assert (again.trials, again.verdict, again.truth is None) == (case.trials, case.verdict, case.truth is None)
+        assert (again.trials, again.verdict, again.ground_truth is None) == (
+            case.trials,
+            case.verdict,
+            case.ground_truth is None,
+        )
         assert again.box_xyxy == pytest.approx(case.box_xyxy, rel=1e-6)
 
 
@@ -97,13 +101,13 @@ def test_a_summary_of_a_real_analysis(tmp_path: Path) -> None:
         analysis, annotations, model="m", adapter="a", iou_threshold=0.5, cases=(), seconds=1.5
     )
     wrong = [index for index, case in enumerate(analysis.cases) if case.is_false_positive]
-    assert summary.false_positives == len(wrong) > 3
-    assert summary.false_positive_ap == pytest.approx(
+    assert summary.false_positive_count == len(wrong) > 3
+    assert summary.false_positive_delta_ap == pytest.approx(
         analysis.average_precision_without(wrong) - analysis.average_precision
     )
     assert summary.average_precision == analysis.average_precision
-    assert summary.objects == sum(item.objects for item in analysis.classes.values())
-    assert summary.images == len(annotations) and summary.annotations == "truth.json"
+    assert summary.object_count == sum(item.objects for item in analysis.classes.values())
+    assert summary.image_count == len(annotations) and summary.annotations == "truth.json"
     # The file's categories and the made-up model's classes have the same numbers.
     assert summary.category_ids == {label: label for label in summary.category_ids}
     assert sum(entry["count"] for entry in summary.to_json()["types"]) == len(analysis)
@@ -113,17 +117,21 @@ def test_a_summary_of_a_real_analysis(tmp_path: Path) -> None:
 def test_the_headline_in_words() -> None:
     found = make_images(range(6))
     summary = summary_of(found)
-    explained = [case for case in summary.cases if case.is_false_positive and case.shares]
-    outside = [c for c in explained if c.shares["same class"] + c.shares["ring"] + c.shares["scene"] >= 0.5]
+    explained = [case for case in summary.cases if case.is_false_positive and case.evidence_shares]
+    outside = [
+        c
+        for c in explained
+        if c.evidence_shares["same class"] + c.evidence_shares["ring"] + c.evidence_shares["scene"] >= 0.5
+    ]
     assert 0 < len(outside) < len(explained)
     confirmed = sum(case.verdict == "confirmed" for case in summary.cases)
     tested = sum(case.verdict != "not tested" for case in summary.cases)
     kinds = [case.background_type for case in explained if case.background_type]
     assert summary.headline() == [
-        f"{summary.false_positives} false positives cost 0.14 AP.",
+        f"{summary.false_positive_count} false positives cost 0.14 AP.",
         f"{round(100 * len(outside) / len(explained))} % of the explained ones rest on something outside the box.",
-        f"{kinds.count('unlabelled')} of {len(kinds)} detections of nothing may be objects that nobody labelled: "
-        "look at them before you call them wrong.",
+        f"{kinds.count('missing annotation')} of {len(kinds)} detections of nothing may be objects that nobody "
+        "labelled: look at them before you call them wrong.",
         f"{confirmed} of {tested} tested explanations are confirmed.",
     ]
 
@@ -132,10 +140,10 @@ def test_the_headline_s_corners() -> None:
     found = make_images(range(1))
     first = next(case for case, maps in found[0].cases if maps is not None and case.is_false_positive)
     for ap, words in ((0.5, "costs 0.50 AP."), (0.0042, "costs 0.004 AP."), (0.0001, "costs less than 0.001 AP.")):
-        one = summary_of(found, cases=(first,), groups=(), false_positives=1, false_positive_ap=ap)
+        one = summary_of(found, cases=(first,), groups=(), false_positive_count=1, false_positive_delta_ap=ap)
         assert one.headline()[0] == f"1 false positive {words}"
-    inside = replace(first, shares={"predicted box": 0.7, "scene": 0.3})
-    outside = replace(first, shares={"predicted box": 0.5, "ring": 0.3, "scene": 0.2}, id="other")
+    inside = replace(first, evidence_shares={"predicted box": 0.7, "scene": 0.3})
+    outside = replace(first, evidence_shares={"predicted box": 0.5, "ring": 0.3, "scene": 0.2}, id="other")
     assert not rests_outside(inside) and rests_outside(outside)
     lines = (
         ((inside,), "None of the explained ones rests"),
@@ -146,17 +154,17 @@ def test_the_headline_s_corners() -> None:
     for cases, words in lines:
         summary = summary_of(found, cases=cases, groups=())
         assert summary.headline()[1] == f"{words} on something outside the box."
-    none = summary_of(found, cases=(), groups=(), false_positives=0, false_positive_ap=0.0)
+    none = summary_of(found, cases=(), groups=(), false_positive_count=0, false_positive_delta_ap=0.0)
     assert none.headline() == ["No false positives."]
-    undefined = summary_of(found, cases=(), groups=(), false_positives=2, false_positive_ap=float("nan"))
+    undefined = summary_of(found, cases=(), groups=(), false_positive_count=2, false_positive_delta_ap=float("nan"))
     assert undefined.headline() == ["2 false positives, and no objects to find: average precision is not defined."]
 
 
 def test_a_percentage_never_rounds_to_none_or_all() -> None:
     found = make_images(range(1))
     first = next(case for case, maps in found[0].cases if maps is not None and case.is_false_positive)
-    inside = [replace(first, id=f"case-{i}", shares={"true object": 1.0}) for i in range(300)]
-    summary = summary_of(found, cases=(*inside, replace(first, id="x", shares={"scene": 1.0})), groups=())
+    inside = [replace(first, id=f"case-{i}", evidence_shares={"ground truth": 1.0}) for i in range(300)]
+    summary = summary_of(found, cases=(*inside, replace(first, id="x", evidence_shares={"scene": 1.0})), groups=())
     assert summary.headline()[1].startswith("1 % of")
 
 

@@ -47,7 +47,9 @@ def index(found: list[ImageArray], tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def explained(summary: ReportSummary) -> AuditCase:
-    return next(case for case in summary.cases if case.method and case.truth is not None and case.is_false_positive)
+    return next(
+        case for case in summary.cases if case.method and case.ground_truth is not None and case.is_false_positive
+    )
 
 
 def test_the_page_tells_what_was_found(look: Open, index: Path, summary: ReportSummary) -> None:
@@ -60,18 +62,21 @@ def test_the_page_tells_what_was_found(look: Open, index: Path, summary: ReportS
     assert figures["AP at IoU 0.50"] == "0.712" and figures["confirmed"] == summary.headline()[-1].split()[0]
     rows = page.locator("#charts .card:first-child tbody tr")
     lost = {row.split()[0]: row.split()[1:] for row in rows.all_inner_texts()}
-    assert lost == {kind: [str(summary.counts[kind]), f"{summary.delta_ap[kind]:.3f}"] for kind in summary.counts}
-    most = max(summary.delta_ap.values())
+    assert lost == {
+        kind: [str(summary.error_counts[kind]), f"{summary.delta_ap_by_type[kind]:.3f}"]
+        for kind in summary.error_counts
+    }
+    most = max(summary.delta_ap_by_type.values())
     widths = rows.locator(".filled").evaluate_all(
         "all => all.map(one => one.getBoundingClientRect().width / one.parentNode.getBoundingClientRect().width)"
     )
-    assert widths == pytest.approx([value / most for value in summary.delta_ap.values()], abs=0.01)
+    assert widths == pytest.approx([value / most for value in summary.delta_ap_by_type.values()], abs=0.01)
     readings = page.locator(".group .reading").all_inner_texts()
     assert (
         readings == [g.sentence for g in sorted(summary.groups, key=lambda g: -g.delta_ap)][: len(readings)]
         and readings
     )
-    assert "Settings" in page.inner_text("#about") and "1 problem" in page.inner_text("#about")
+    assert "Settings" in page.inner_text("#about") and "1 issue" in page.inner_text("#about")
     until(page, "[...document.querySelectorAll('.group img')].slice(0, 6).every(one => one.naturalWidth > 300)")
 
 
@@ -100,11 +105,11 @@ def test_filters_and_orders(look: Open, index: Path, summary: ReportSummary) -> 
         page.click("#clear")
 
     assert len(ids(page)) == len(cases)
-    for name, value in (("type", "background"), ("verdict", "confirmed"), ("place", "true object")):
+    for name, value in (("type", "background"), ("verdict", "confirmed"), ("evidence_location", "ground truth")):
         page.select_option(f"#by-{name}", value)
         expect([case.id for case in cases if getattr(case, name) == value])
-    page.select_option("#by-place", "none")
-    expect([case.id for case in cases if case.place is None])
+    page.select_option("#by-evidence_location", "none")
+    expect([case.id for case in cases if case.evidence_location is None])
     page.select_option("#by-label", "2")
     page.select_option("#by-type", "duplicate")
     expect([case.id for case in cases if case.label == 2 and case.type == "duplicate"])
@@ -144,16 +149,16 @@ def test_charts_and_groups_filter_the_list(look: Open, index: Path, summary: Rep
     assert set(ids(page)) == {case.id for case in summary.cases if case.verdict == "confirmed"}
     first = max(summary.groups, key=lambda group: group.delta_ap)
     page.click(".group >> nth=0 >> button")
-    assert set(ids(page)) == set(first.cases)
+    assert set(ids(page)) == set(first.case_ids)
     page.click(".group >> nth=0 >> a >> nth=1")
-    assert page.evaluate("decodeURIComponent(location.hash)") == f"#case={first.cases[1]}"
+    assert page.evaluate("decodeURIComponent(location.hash)") == f"#case={first.case_ids[1]}"
 
 
 def test_a_case_shows_everything_that_is_known(look: Open, index: Path, summary: ReportSummary) -> None:
     case = explained(summary)
     page = look(index, f"#case={case.id}")
     text = page.inner_text("#case")
-    assert case.truth is not None and case.shares is not None
+    assert case.ground_truth is not None and case.evidence_shares is not None
     for part in (
         case.sentence,
         case.question,
@@ -161,17 +166,18 @@ def test_a_case_shows_everything_that_is_known(look: Open, index: Path, summary:
         case.file_name,
         case.id,
         f"{case.score:.3f}",
-        f"{case.truth.iou:.3f}",
+        f"{case.ground_truth.iou:.3f}",
     ):
         assert part in text
     rows = [row.split("\t") for row in page.locator(".trials tbody tr").all_inner_texts()][1:]
     assert [(r[0].strip(), r[1].strip(), r[2].strip(), r[4].strip()) for r in rows] == [
-        (trial.change, trial.fill, f"{trial.score:.3f}", trial.outcome) for trial in case.trials
+        (trial.intervention, trial.fill, f"{trial.score:.3f}", trial.outcome) for trial in case.trials
     ]
     pieces = page.locator(".findings section:has-text('Where the evidence lies') .piece")
     widths = pieces.evaluate_all("all => all.map(one => one.getBoundingClientRect().width)")
     assert [w / sum(widths) for w in widths] == pytest.approx(
-        [case.shares[place] for place in ("predicted box", "true object", "same class", "ring", "scene")], abs=0.01
+        [case.evidence_shares[place] for place in ("predicted box", "ground truth", "same class", "ring", "scene")],
+        abs=0.01,
     )
     line = page.locator("[data-layer=box] .predicted")
     left, top, right, bottom = case.box_xyxy

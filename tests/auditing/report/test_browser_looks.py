@@ -156,10 +156,10 @@ def test_thousands_of_cases_are_drawn_as_they_come_into_sight(look: Open, tmp_pa
 
 def test_an_audit_without_errors(look: Open, tmp_path: Path) -> None:
     found = make_images(range(1))
-    zero = dict.fromkeys(summary_of(found).counts, 0)
+    zero = dict.fromkeys(summary_of(found).error_counts, 0)
     empty = summary_of(
-        found, cases=(), groups=(), false_positives=0, false_positive_ap=0.0, counts=zero, classes=(),
-        delta_ap=dict.fromkeys(zero, 0.0), average_precision=1.0,
+        found, cases=(), groups=(), false_positive_count=0, false_positive_delta_ap=0.0, error_counts=zero, classes=(),
+        delta_ap_by_type=dict.fromkeys(zero, 0.0), average_precision=1.0,
     )  # fmt: skip
     page = look(write(tmp_path, [], empty))
     assert page.inner_text("h1") == "No false positives." and page.inner_text("#count") == "No errors were found."

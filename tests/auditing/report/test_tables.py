@@ -41,10 +41,10 @@ def test_the_table_has_one_line_per_false_positive_the_costliest_first(found: li
         assert corners == pytest.approx(case.box_xyxy, rel=1e-6)
         assert (row["class"], row["label"], row["type"]) == (case.name, str(case.label), case.type)
         assert float(row["score"]) == pytest.approx(case.score)
-        assert (row["place"], row["verdict"]) == (case.place or "", case.verdict)
-        assert row["true_class"] == ("" if case.truth is None else case.truth.name)
-        assert row["iou"] == ("" if case.truth is None else str(case.truth.iou))
-        assert (row["group"] == "") == (case.group is None) and (row["evidence_area"] == "") == (not case.method)
+        assert (row["evidence_location"], row["verdict"]) == (case.evidence_location or "", case.verdict)
+        assert row["ground_truth_class"] == ("" if case.ground_truth is None else case.ground_truth.name)
+        assert row["iou"] == ("" if case.ground_truth is None else str(case.ground_truth.iou))
+        assert (row["group"] == "") == (case.group is None) and (row["evidence_fraction"] == "") == (not case.method)
 
 
 @pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@x", "\t=1", "\r=1", "\n=1", '=HYPERLINK("a")'])
@@ -115,7 +115,7 @@ def test_ids_that_labelling_tools_refuse_are_replaced(found: list[ImageArray]) -
 
 
 def test_an_audit_without_errors_has_empty_tables(tmp_path: Path, found: list[ImageArray]) -> None:
-    out = write(tmp_path, [], summary_of(found, cases=(), groups=(), false_positives=0)).parent
+    out = write(tmp_path, [], summary_of(found, cases=(), groups=(), false_positive_count=0)).parent
     assert rows_of((out / "false_positives.csv").read_bytes()) == []
     coco = json.loads((out / "false_positives.coco.json").read_text("utf-8"))
     assert coco["annotations"] == coco["images"] == []
