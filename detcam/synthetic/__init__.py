@@ -1,1 +1,1 @@
-"""Drawn scenes whose content is known."""
+"""Synthetic scenes whose content is known and whose objects can be removed one at a time."""

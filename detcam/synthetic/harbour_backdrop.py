@@ -1,4 +1,4 @@
-"""Sky, shore and water of the demo harbour: everything in a scene that is never taken away."""
+"""Backdrop of the harbour scenes: sky, shore and water."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from detcam.synthetic.canvas import Canvas, Colour, FloatArray, Patch, shaded
+from detcam.synthetic.sprites import Color, FloatArray, SpriteCanvas, paste, shade
 from detcam.utils.opencv import cv2
 
 
 @dataclass(frozen=True)
 class Light:
-    """The colours of one time of day, RGB in [0, 255]."""
+    """Colors of one time of day, RGB in [0, 255]."""
 
-    zenith: Colour
-    haze: Colour
-    far_water: Colour
-    near_water: Colour
-    shore: Colour
+    zenith: Color
+    haze: Color
+    far_water: Color
+    near_water: Color
+    shore: Color
 
 
 LIGHTS: tuple[Light, ...] = (
@@ -30,33 +30,13 @@ LIGHTS: tuple[Light, ...] = (
 )
 
 
-def lay(image: FloatArray, patch: Patch, x: int, y: int) -> FloatArray:
-    """Lays a patch over the image, in place, with the patch's anchor at pixel (x, y).
-
-    Returns:
-        The patch's opacity on the whole image, (H, W) float32 in [0, 1].
-    """
-    height, width = image.shape[:2]
-    mask = np.zeros((height, width), np.float32)
-    left, top = x + patch.left, y + patch.top
-    rows = slice(max(top, 0), min(top + patch.opacity.shape[0], height))
-    columns = slice(max(left, 0), min(left + patch.opacity.shape[1], width))
-    if rows.start >= rows.stop or columns.start >= columns.stop:
-        return mask
-    inner = (slice(rows.start - top, rows.stop - top), slice(columns.start - left, columns.stop - left))
-    mask[rows, columns] = patch.opacity[inner]
-    alpha = patch.opacity[inner][..., None]
-    image[rows, columns] = image[rows, columns] * (1 - alpha) + patch.colour[inner] * alpha
-    return mask
-
-
 def paint_backdrop(rng: np.random.Generator, size_hw: tuple[int, int], horizon: int) -> FloatArray:
-    """Paints sky, clouds, hills, houses and moving water.
+    """Paint sky, clouds, hills, houses and water.
 
     Args:
-        rng: Source of everything seen.
+        rng: Random generator of the backdrop.
         size_hw: Height and width in pixels.
-        horizon: Row at which the water begins.
+        horizon: First row of the water.
 
     Returns:
         (H, W, 3) float32 RGB in [0, 255].
@@ -72,21 +52,21 @@ def paint_backdrop(rng: np.random.Generator, size_hw: tuple[int, int], horizon: 
     return image * np.float32(rng.uniform(0.88, 1.08))
 
 
-def _gradient(top: Colour, bottom: Colour, rows: int, power: float) -> FloatArray:
-    share = np.linspace(0, 1, rows, dtype=np.float32)[:, None, None] ** power
+def _gradient(top: Color, bottom: Color, rows: int, power: float) -> FloatArray:
+    ramp = np.linspace(0, 1, rows, dtype=np.float32)[:, None, None] ** power
     upper, lower = np.asarray(top, np.float32), np.asarray(bottom, np.float32)
-    return (upper * (1 - share) + lower * share).astype(np.float32)
+    return (upper * (1 - ramp) + lower * ramp).astype(np.float32)
 
 
 def _clouds(image: FloatArray, rng: np.random.Generator, horizon: int) -> None:
     width = image.shape[1]
     for _ in range(rng.integers(2, 6)):
-        canvas = Canvas(-64, -18, 64, 18)
+        canvas = SpriteCanvas(-64, -18, 64, 18)
         for _ in range(rng.integers(4, 9)):
-            centre = (float(np.clip(rng.normal(0, 13), -36, 36)), rng.normal(0, 1.6))
-            canvas.ellipse(centre, (rng.uniform(7, 15), rng.uniform(2.5, 5)), (253, 252, 250))
-        patch = canvas.cut(rng.uniform(0.35, 0.75), softness=1.8)
-        lay(image[:horizon], patch, int(rng.integers(0, width)), int(rng.integers(4, max(5, horizon - 18))))
+            center = (float(np.clip(rng.normal(0, 13), -36, 36)), rng.normal(0, 1.6))
+            canvas.ellipse(center, (rng.uniform(7, 15), rng.uniform(2.5, 5)), (253, 252, 250))
+        sprite = canvas.to_sprite(rng.uniform(0.35, 0.75), softness=1.8)
+        paste(image[:horizon], sprite, int(rng.integers(0, width)), int(rng.integers(4, max(5, horizon - 18))))
 
 
 def _shore(image: FloatArray, rng: np.random.Generator, horizon: int, light: Light) -> None:
@@ -95,10 +75,10 @@ def _shore(image: FloatArray, rng: np.random.Generator, horizon: int, light: Lig
     for layer, (low, high) in enumerate(((6, 17), (2, 8))):
         waves = sum(rng.uniform(0.3, 1) * np.sin(columns / rng.uniform(18, 70) + rng.uniform(0, 7)) for _ in range(3))
         ridge = np.clip((low + high) / 2 + waves * (high - low) / 4, 1, None)
-        canvas = Canvas(0, -30, width, 1)
-        colour = shaded(light.shore, 1.35 - 0.35 * layer)
-        canvas.polygon([(0, 1), *zip(columns.tolist(), (-ridge).tolist(), strict=True), (width, 1)], colour)
-        lay(image, canvas.cut(0.8 + 0.2 * layer), 0, horizon)
+        canvas = SpriteCanvas(0, -30, width, 1)
+        color = shade(light.shore, 1.35 - 0.35 * layer)
+        canvas.polygon([(0, 1), *zip(columns.tolist(), (-ridge).tolist(), strict=True), (width, 1)], color)
+        paste(image, canvas.to_sprite(0.8 + 0.2 * layer), 0, horizon)
     _village(image, rng, horizon)
 
 
@@ -106,27 +86,27 @@ def _village(image: FloatArray, rng: np.random.Generator, horizon: int) -> None:
     left = rng.uniform(10, image.shape[1] - 70)
     for _ in range(rng.integers(3, 8)):
         wide, high = rng.uniform(5, 9), rng.uniform(3.5, 6)
-        canvas = Canvas(-1, -high - 5, wide + 1, 1)
-        wall = shaded((236, 222, 200), rng.uniform(0.85, 1))
+        canvas = SpriteCanvas(-1, -high - 5, wide + 1, 1)
+        wall = shade((236, 222, 200), rng.uniform(0.85, 1))
         canvas.polygon([(0, 0), (0, -high), (wide, -high), (wide, 0)], wall)
         canvas.polygon([(-0.6, -high), (wide / 2, -high - 3), (wide + 0.6, -high)], (172, 84, 62))
         canvas.polygon(
             [(wide / 2 - 0.7, 0), (wide / 2 - 0.7, -2), (wide / 2 + 0.7, -2), (wide / 2 + 0.7, 0)],
             (92, 72, 62),
         )
-        lay(image, canvas.cut(), int(left), horizon)
+        paste(image, canvas.to_sprite(), int(left), horizon)
         left += wide + rng.uniform(0.5, 6)
     if rng.random() < 0.5:
-        canvas = Canvas(-4, -27, 4, 1)
+        canvas = SpriteCanvas(-4, -27, 4, 1)
         canvas.polygon([(-2.6, 0), (-1.7, -19), (1.7, -19), (2.6, 0)], (244, 242, 238))
         canvas.polygon([(-2.2, -7), (-1.95, -12), (1.95, -12), (2.2, -7)], (196, 62, 50))
         canvas.polygon([(-1.5, -19), (-1.5, -22), (1.5, -22), (1.5, -19)], (250, 226, 140))
         canvas.polygon([(-2.1, -22), (0, -25), (2.1, -22)], (150, 50, 44))
-        lay(image, canvas.cut(), int(rng.integers(8, image.shape[1] - 8)), horizon)
+        paste(image, canvas.to_sprite(), int(rng.integers(8, image.shape[1] - 8)), horizon)
 
 
 def _waves(rng: np.random.Generator, rows: int, width: int) -> FloatArray:
-    """Draws brightness of the swell, (rows, W, 1): stretched noise that grows coarser towards the viewer."""
+    """Return the brightness of the swell, (rows, W, 1): stretched noise, coarser towards the bottom."""
     swell = np.zeros((rows, width), np.float32)
     nearness = np.linspace(0, 1, rows, dtype=np.float32)[:, None]
     for scale, weight in ((1.0, 1 - nearness), (2.2, np.ones_like(nearness)), (4.0, nearness)):
@@ -137,9 +117,9 @@ def _waves(rng: np.random.Generator, rows: int, width: int) -> FloatArray:
 
 
 def _ripples(image: FloatArray, rng: np.random.Generator, horizon: int) -> None:
-    """Scatters thin glints and small white caps, so that pale strokes alone are no sign of a wake."""
+    """Draw thin glints and small whitecaps, so that pale strokes alone do not indicate a wake."""
     height, width = image.shape[:2]
-    canvas = Canvas(0, horizon, width, height)
+    canvas = SpriteCanvas(0, horizon, width, height)
     for _ in range(rng.integers(25, 60)):
         y = horizon + 2 + (height - horizon - 4) * rng.random()
         near = (y - horizon) / (height - horizon)
@@ -147,4 +127,4 @@ def _ripples(image: FloatArray, rng: np.random.Generator, horizon: int) -> None:
         tint = rng.uniform(200, 250)
         bend = rng.uniform(-0.6, 0.6)
         canvas.line([(x, y), (x + length / 2, y + bend), (x + length, y)], (tint, tint, tint), 0.35 + 0.4 * near)
-    lay(image, canvas.cut(rng.uniform(0.3, 0.6)), 0, 0)
+    paste(image, canvas.to_sprite(rng.uniform(0.3, 0.6)), 0, 0)

@@ -1,9 +1,9 @@
-"""Seeded scenes in which what a detector relies on is known: any one thing can be left out, and the rest stays.
+"""Scenes in which the shortcut that a detector learns is known, and any object can be removed.
 
-Boats have a round window, barges have none. What else goes with the boats in the training scenes is the shortcut that
-a scenario plants: water around them, a lit lamp in a corner of the image, a tag beside them, stripes on their hull.
-In test scenes barges have it too. In the scenario of the look-alike nothing is planted; its test scenes hold carts,
-which no training scene of that detector shows.
+Boats have a round window, barges have none. A scenario adds a shortcut that accompanies the boats in the training
+scenes: water around them, a lit lamp in a corner of the image, a tag beside them, or stripes on their hull. In the
+test scenes, barges have it too. The look-alike scenario has no shortcut; its test scenes contain carts, which the
+training scenes of that detector do not show.
 """
 
 from __future__ import annotations
@@ -13,11 +13,19 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
 import numpy as np
-import numpy.typing as npt
 
-from detcam.synthetic import shortcut_sprites as painting
-from detcam.synthetic.canvas import FloatArray, Patch
-from detcam.synthetic.harbour_backdrop import lay
+from detcam.synthetic import shortcut_sprites as sprites
+from detcam.synthetic.scene import (
+    OccupiedAreas,
+    Placement,
+    Scene,
+    check_removed,
+    draw_objects,
+    finish_image,
+    sort_objects,
+    stack_boxes,
+)
+from detcam.synthetic.sprites import Sprite
 
 SCENE_SIZE_HW = (160, 192)
 NAMES = ("boat", "barge")
@@ -32,221 +40,166 @@ CUES: dict[ScenarioName, str] = {
     "texture": "stripes",
     "look-alike": "cart",
 }
-"""The kind of thing that each scenario's false positives rest on."""
+"""Kind of object that causes the false positives of each scenario."""
 
 Split: TypeAlias = Literal["shortcut", "twin", "test"]
-"""``shortcut``: training scenes whose boats have the cue and whose barges have not, half of the boats without a window
-to be seen; of the look-alike, scenes in which windows tell and nothing else does. ``twin``: training scenes in which
-windows tell, all cues come and go by chance, and, of the look-alike, carts stand about without a label. ``test``: only
-barges, most of which have the cue, or barges and carts."""
+"""``shortcut``: training scenes. All boats have the cue, no barge has it, and half of the boats show no window. In the
+look-alike scenario, the window alone determines the class. ``twin``: training scenes. The window alone determines the
+class, all cues are random, and the look-alike scenario has carts without a label. ``test``: barges only, most of them
+with the cue, or barges and carts."""
 
-_LAYOUT, _GROUND, _THINGS, _NOISE = range(4)
-_BRUSHES: dict[str, Callable[[np.random.Generator, float, int], Patch]] = {
-    "pond": painting.paint_pond,
-    "lamp": painting.paint_lamp,
-    "tag": painting.paint_tag,
-    "body": painting.paint_boat,
-    "stripes": painting.paint_stripes,
-    "window": painting.paint_window,
-    "cart": painting.paint_bale,
-    "bush": painting.paint_bush,
-    "flag": painting.paint_flag,
+MAX_TRIES = 80
+_LAYOUT, _GROUND, _OBJECTS, _NOISE = range(4)
+_PAINTERS: dict[str, Callable[[np.random.Generator, float, int], Sprite]] = {
+    "pond": sprites.paint_pond,
+    "bush": sprites.paint_bush,
+    "flag": sprites.paint_flag,
+    "lamp": sprites.paint_lamp,
+    "cart": sprites.paint_cart,
+    "body": sprites.paint_body,
+    "stripes": sprites.paint_stripes,
+    "window": sprites.paint_window,
+    "tag": sprites.paint_tag,
 }
-_ORDER = ("pond", "bush", "flag", "lamp", "cart", "body", "stripes", "window", "tag")
+_ORDER = {kind: number for number, kind in enumerate(_PAINTERS)}  # from the back to the front
 
 
 @dataclass(frozen=True, eq=False)
-class Thing:
-    """Something that can be left out of a scene.
+class ShortcutScene(Scene):
+    """A scene with a known shortcut.
+
+    Objects that belong to ``body-1`` have its number, such as ``pond-1``; independent objects are numbered from 10.
+    Boats and barges are labelled; labels index NAMES.
 
     Attributes:
-        name: kind and number: ``pond-1`` belongs to ``body-1``; things of their own count from 10.
-        kind: what it is.
-        box_xyxy: (4,) float32, the half-open pixels that it touches.
-        mask: (H, W) bool, those of its pixels that can be seen.
-    """
-
-    name: str
-    kind: str
-    box_xyxy: npt.NDArray[np.float32]
-    mask: npt.NDArray[np.bool_]
-
-
-@dataclass(frozen=True, eq=False)
-class Scene:
-    """One image, its labels and the things in it.
-
-    Attributes:
-        scenario: what is planted.
-        seed: what the scene was drawn from.
-        split: what it is for.
-        image: (H, W, 3) uint8 RGB.
-        boxes_xyxy: (N, 4) float32, boats and barges, half-open pixels.
-        labels: (N,) int64 indices into NAMES.
-        bodies: the names of the N boats and barges.
-        things: all that is in the image and can be left out.
-        without: names of the things that were left out.
+        scenario: The shortcut.
+        split: Purpose of the scene.
+        bodies: Names of the N labelled boats and barges.
     """
 
     scenario: ScenarioName
-    seed: int
     split: Split
-    image: npt.NDArray[np.uint8]
-    boxes_xyxy: FloatArray
-    labels: npt.NDArray[np.int64]
     bodies: tuple[str, ...]
-    things: tuple[Thing, ...]
-    without: frozenset[str]
 
-    def thing(self, name: str) -> Thing | None:
-        """The thing of that name, or None where it is not in the image."""
-        return next((thing for thing in self.things if thing.name == name), None)
-
-    def of_kind(self, kind: str) -> tuple[Thing, ...]:
-        """The things of one kind, in the order of their numbers."""
-        return tuple(thing for thing in self.things if thing.kind == kind)
-
-    def redrawn(self, without: Iterable[str]) -> Scene:
-        """The same scene with the named things left out, and otherwise alike to the pixel."""
-        return draw_scene(self.scenario, self.seed, self.split, self.without.union(without))
+    def without(self, names: Iterable[str]) -> ShortcutScene:
+        """Draw the scene again without the named objects; all pixels that they do not touch stay the same."""
+        return draw_shortcut_scene(self.scenario, self.seed, self.split, self.removed.union(names))
 
 
-@dataclass(frozen=True)
-class _Place:
-    """Where a thing stands (anchor in pixels), how large it is, and which way it looks."""
-
-    name: str
-    x: int
-    y: int
-    size: float
-    heading: int = 1
-
-    @property
-    def kind(self) -> str:
-        return self.name.split("-")[0]
-
-
-def draw_scene(scenario: ScenarioName, seed: int, split: Split, without: Iterable[str] = ()) -> Scene:
-    """Draws the scene of a seed.
+def draw_shortcut_scene(scenario: ScenarioName, seed: int, split: Split, without: Iterable[str] = ()) -> ShortcutScene:
+    """Draw the scene of a seed.
 
     Args:
-        scenario: what is planted.
-        seed: not negative; the same seed gives the same scene.
-        split: what the scene is for.
-        without: names of things to leave out. Every pixel that they do not touch stays as it was.
+        scenario: The shortcut.
+        seed: Non-negative; the same seed gives the same scene.
+        split: Purpose of the scene.
+        without: Names of objects to leave out. All pixels that they do not touch stay the same.
+
+    Returns:
+        The scene.
 
     Raises:
-        ValueError: there is no such scenario, or no such thing in this scene.
+        ValueError: The scenario is unknown, or a name in `without` is not in this scene.
+
+    Example:
+        >>> scene = draw_shortcut_scene("context", 0, "test")
+        >>> [item.name for item in scene.of_kind("pond")]
+        ['pond-1']
+        >>> scene.without(["pond-1"]).get("pond-1") is None
+        True
     """
     if scenario not in SCENARIOS:
         raise ValueError(f"expected scenario to be one of {', '.join(SCENARIOS)}; got {scenario!r}")
-    left_out = frozenset(without)
+    removed = frozenset(without)
     key = [SCENARIOS.index(scenario), get_args(Split).index(split), seed]
-    places, labels = _arrange(np.random.default_rng([*key, _LAYOUT]), scenario, split)
-    unknown = left_out - {place.name for place in places}
-    if unknown:
-        raise ValueError(f"this scene holds {[place.name for place in places]}, not {sorted(unknown)}")
-    image = painting.paint_ground(np.random.default_rng([*key, _GROUND]), SCENE_SIZE_HW)
-    things: dict[str, Thing] = {}
-    for index in sorted(range(len(places)), key=lambda index: _ORDER.index(places[index].kind)):
-        place = places[index]
-        patch = _BRUSHES[place.kind](np.random.default_rng([*key, _THINGS, index]), place.size, place.heading)
-        if place.name in left_out:
-            continue
-        opacity = lay(image, patch, place.x, place.y)
-        for under in things.values():
-            under.mask[opacity > 0.5] = False
-        things[place.name] = Thing(place.name, place.kind, _box(opacity), opacity > 0)
-    noise = np.random.default_rng([*key, _NOISE])
-    image += noise.standard_normal(image.shape, np.float32) * np.float32(noise.uniform(1.0, 3.0))
-    bodies = [name for name in labels if name in things]
-    return Scene(
-        scenario=scenario,
+    placements, labels = _place_objects(np.random.default_rng([*key, _LAYOUT]), scenario, split)
+    check_removed(removed, placements)
+
+    def paint(index: int, placement: Placement) -> Sprite:
+        rng = np.random.default_rng([*key, _OBJECTS, index])
+        return _PAINTERS[placement.kind](rng, placement.size, placement.heading)
+
+    image = sprites.paint_ground(np.random.default_rng([*key, _GROUND]), SCENE_SIZE_HW)
+    objects = draw_objects(image, placements, paint, order=lambda placement: (_ORDER[placement.kind],), skipped=removed)
+    bodies = [name for name in labels if name in objects]
+    return ShortcutScene(
         seed=seed,
-        split=split,
-        image=np.clip(np.round(image), 0, 255).astype(np.uint8),
-        boxes_xyxy=np.array([things[name].box_xyxy for name in bodies], np.float32).reshape(-1, 4),
+        image=finish_image(image, np.random.default_rng([*key, _NOISE]), max_noise=3.0),
+        boxes_xyxy=stack_boxes(objects[name] for name in bodies),
         labels=np.array([labels[name] for name in bodies], np.int64),
+        objects=sort_objects(objects.values()),
+        removed=removed,
+        scenario=scenario,
+        split=split,
         bodies=tuple(bodies),
-        things=tuple(sorted(things.values(), key=lambda thing: thing.name)),
-        without=left_out,
     )
 
 
-def _box(opacity: FloatArray) -> FloatArray:
-    rows, columns = np.flatnonzero(opacity.any(1)), np.flatnonzero(opacity.any(0))
-    return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], np.float32)
-
-
-def _arrange(rng: np.random.Generator, scenario: ScenarioName, split: Split) -> tuple[list[_Place], dict[str, int]]:
-    """Chooses what stands where, and the class of every body; nothing stands in another thing's room."""
-    taken: list[tuple[float, float, float, float]] = []
+def _place_objects(
+    rng: np.random.Generator, scenario: ScenarioName, split: Split
+) -> tuple[list[Placement], dict[str, int]]:
+    """Return placements whose groups do not overlap, and the class of every body by name."""
+    occupied = OccupiedAreas()
     cue = CUES[scenario]
-    lit = bool(rng.random() < 0.5) if split != "test" else scenario == "far"
-    places, labels = ([_lamp(rng, taken)] if lit else []), {}
+    has_lamp = bool(rng.random() < 0.5) if split != "test" else scenario == "far"
+    placements = [_place_lamp(rng, occupied)] if has_lamp else []
+    labels: dict[str, int] = {}
     for number in range(int(rng.integers(2, 4))):
         size = float(rng.uniform(26, 33))
-        spot = _settle(rng, taken, (1.28 * size, 1.0 * size, 1.28 * size, 0.55 * size))
-        if spot is None:
+        position = _find_position(rng, occupied, (1.28 * size, 1.0 * size, 1.28 * size, 0.55 * size))
+        if position is None:
             continue
         heading = int(rng.choice((-1, 1)))
-        cued = lit if cue == "lamp" else bool(rng.random() < (0.75 if split == "test" else 0.5))
-        chance = {kind: bool(rng.random() < 0.3) for kind in ("pond", "tag", "stripes")}
-        if cue in chance:
-            chance[cue] = cued
-        windowed = bool(rng.random() < 0.5)
+        has_cue = has_lamp if cue == "lamp" else bool(rng.random() < (0.75 if split == "test" else 0.5))
+        extras = {kind: bool(rng.random() < 0.3) for kind in ("pond", "tag", "stripes")}
+        if cue in extras:
+            extras[cue] = has_cue
+        has_window = bool(rng.random() < 0.5)
         if split == "test":
-            label, windowed = BARGE, False
+            label, has_window = BARGE, False
         elif split == "shortcut" and cue != "cart":
-            label, windowed = (BOAT, windowed) if cued else (BARGE, False)
+            label, has_window = (BOAT, has_window) if has_cue else (BARGE, False)
         else:
-            label = BOAT if windowed else BARGE
-        body = f"body-{number}"
-        labels[body] = label
-        places.append(_Place(body, *spot, size, heading))
-        if windowed:
-            places.append(_Place(f"window-{number}", *spot, size, heading))
+            label = BOAT if has_window else BARGE
+        labels[f"body-{number}"] = label
+        placements.append(Placement(f"body-{number}", *position, size, heading))
+        if has_window:
+            placements.append(Placement(f"window-{number}", *position, size, heading))
         offset = (int(rng.choice((-1, 1)) * rng.uniform(0.78, 0.98) * size), -int(rng.uniform(0.45, 0.8) * size))
-        for kind in ("pond", "tag", "stripes"):
-            if chance[kind]:
-                dx, dy = offset if kind == "tag" else (0, 0)
-                around = 9.0 if kind == "tag" else size
-                places.append(_Place(f"{kind}-{number}", spot[0] + dx, spot[1] + dy, around, heading))
+        for kind in (kind for kind, present in extras.items() if present):
+            dx, dy = offset if kind == "tag" else (0, 0)
+            extra_size = 9.0 if kind == "tag" else size
+            placements.append(Placement(f"{kind}-{number}", position[0] + dx, position[1] + dy, extra_size, heading))
     carts = int(rng.integers(1, 3)) if scenario == "look-alike" and split in ("twin", "test") else 0
     for kind, count in (("cart", carts), ("bush", int(rng.integers(1, 3))), ("flag", int(rng.integers(1, 3)))):
         for number in range(10, 10 + count):
             size = float(rng.uniform(26, 33) if kind == "cart" else rng.uniform(9, 13))
-            reach = (0.55, 0.7, 0.55, 0.1) if kind == "cart" else (1.0, 1.6, 1.0, 1.0)
-            spot = _settle(rng, taken, (reach[0] * size, reach[1] * size, reach[2] * size, reach[3] * size))
-            if spot is not None:
-                places.append(_Place(f"{kind}-{number}", *spot, size, int(rng.choice((-1, 1)))))
-    return places, labels
+            extent = (0.55, 0.7, 0.55, 0.1) if kind == "cart" else (1.0, 1.6, 1.0, 1.0)
+            position = _find_position(rng, occupied, (*(side * size for side in extent),))
+            if position is not None:
+                placements.append(Placement(f"{kind}-{number}", *position, size, int(rng.choice((-1, 1)))))
+    return placements, labels
 
 
-def _lamp(rng: np.random.Generator, taken: list[tuple[float, float, float, float]]) -> _Place:
-    """A lamp in one of the image's upper corners."""
-    width = SCENE_SIZE_HW[1]
+def _place_lamp(rng: np.random.Generator, occupied: OccupiedAreas) -> Placement:
+    """Place a lamp in one of the upper corners of the image."""
     size = float(rng.uniform(10, 13))
     x = int(rng.integers(12, 20))
-    x = x if rng.random() < 0.5 else width - x
+    x = x if rng.random() < 0.5 else SCENE_SIZE_HW[1] - x
     y = int(rng.integers(28, 36))
-    taken.append((x - size, y - 2.3 * size, x + size, y + 3))
-    return _Place("lamp-10", x, y, size)
+    occupied.add((x - size, y - 2.3 * size, x + size, y + 3))
+    return Placement("lamp-10", x, y, size)
 
 
-def _settle(
-    rng: np.random.Generator,
-    taken: list[tuple[float, float, float, float]],
-    reach: tuple[float, float, float, float],
+def _find_position(
+    rng: np.random.Generator, occupied: OccupiedAreas, extent: tuple[float, ...]
 ) -> tuple[int, int] | None:
-    """A free anchor for a thing that reaches (left, up, right, down) pixels, or None where there is no room."""
+    """Return a free anchor for an object with an extent (left, up, right, down) in pixels, or None."""
     height, width = SCENE_SIZE_HW
-    left, up, right, down = reach
-    for _ in range(80):
+    left, up, right, down = extent
+    for _ in range(MAX_TRIES):
         x = int(rng.integers(int(left) + 1, int(width - right)))
         y = int(rng.integers(int(up) + 1, int(height - down)))
-        area = (x - left, y - up, x + right, y + down)
-        if all(area[0] >= b[2] or area[2] <= b[0] or area[1] >= b[3] or area[3] <= b[1] for b in taken):
-            taken.append(area)
+        if occupied.claim((x - left, y - up, x + right, y + down)):
             return x, y
     return None
