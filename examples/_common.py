@@ -16,8 +16,8 @@ def cut_outs(scenes=30):
     images, classes = [], []
     random = np.random.default_rng(0)
     for scene in (draw_scene(seed, demo=False) for seed in range(scenes)):
-        anything = np.any([thing.mask for thing in scene.things], axis=0)
-        places = [(thing.kind, thing.box_xyxy) for thing in scene.things if thing.kind != "wake"]
+        anything = np.any([thing.mask for thing in scene.objects], axis=0)
+        places = [(thing.kind, thing.box_xyxy) for thing in scene.objects if thing.kind != "wake"]
         places += [("water", random.integers(0, (256, 192, 256, 192))) for _ in range(6)]
         for kind, (x1, y1, x2, y2) in places:
             left, top = np.clip([(x1 + x2 - SIZE) // 2, (y1 + y2 - SIZE) // 2], 0, (256 - SIZE, 192 - SIZE)).astype(int)

@@ -32,7 +32,7 @@ def fit_masks(steps=80, scenes=40):
     heads.mask_predictor = MaskRCNNPredictor(32, 32, len(DEMO_NAMES))
     regions, masks, labels = [], [], []
     for scene in (draw_scene(seed, demo=False) for seed in range(scenes)):
-        things = [thing for thing in scene.things if thing.kind in DEMO_NAMES]
+        things = [thing for thing in scene.objects if thing.kind in DEMO_NAMES]
         boxes = torch.stack([torch.from_numpy(thing.box_xyxy) for thing in things])
         drawn = torch.stack([torch.from_numpy(thing.mask) for thing in things])[:, None].float()
         with torch.no_grad():

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from detcam.synthetic.harbour import BOAT_LABEL, DEMO_NAMES, Scene
+from detcam.synthetic.harbour import BOAT_LABEL, DEMO_NAMES, HarbourScene
 from detcam.utils.files import replace_file
 from detcam.visualize.overlay import save_image
 
 
-def write_coco(folder: str | Path, scenes: Sequence[Scene], *, images: str = "images") -> Path:
+def write_coco(folder: str | Path, scenes: Sequence[HarbourScene], *, images: str = "images") -> Path:
     """Write scenes as PNG files and their labels in COCO's format.
 
     Args:
@@ -49,7 +49,7 @@ def write_coco(folder: str | Path, scenes: Sequence[Scene], *, images: str = "im
     return replace_file(folder / "annotations.json", json.dumps(content, indent=1).encode())
 
 
-def every_boat_labelled(scene: Scene) -> Scene:
+def every_boat_labelled(scene: HarbourScene) -> HarbourScene:
     """The scene with labels for boats at anchor too, which the harbour's own labels leave out."""
     anchored = [thing.box_xyxy[None] for thing in scene.of_kind("anchored")]
     labels = np.append(scene.labels, np.full(len(anchored), BOAT_LABEL))

@@ -26,8 +26,8 @@ from detcam.detections import Detections
 from detcam.diagnostics import ReachWarning
 from detcam.explanation.explain import Explanation, explain
 from detcam.methods import METHODS, ReachCAM
-from detcam.synthetic.canvas import FloatArray
-from detcam.synthetic.harbour import BOAT_LABEL, DEMO_NAMES, DEMO_SEEDS, Scene, draw_scene
+from detcam.synthetic.harbour import BOAT_LABEL, DEMO_NAMES, DEMO_SEEDS, HarbourScene, draw_scene
+from detcam.synthetic.sprites import FloatArray
 from detcam.utils.opencv import cv2
 from detcam.visualize.convert import ImageArray
 from detcam.visualize.overlay import draw_boxes, grid, render, save_image
@@ -100,7 +100,7 @@ def run(out: str | Path, *, echo: Echo = print) -> tuple[FalseAlarm, ...]:
     return tuple(alarms)
 
 
-def is_labelled(found: Detections, scene: Scene) -> list[bool]:
+def is_labelled(found: Detections, scene: HarbourScene) -> list[bool]:
     """Per detection, best first, whether it is the first to fit a labelled object of its class at IoU 0.5."""
     overlap = box_iou(found.boxes_xyxy, torch.from_numpy(scene.boxes_xyxy))
     same = found.labels[:, None] == torch.from_numpy(scene.labels)[None]
@@ -114,7 +114,7 @@ def is_labelled(found: Detections, scene: Scene) -> list[bool]:
     return fits
 
 
-def _ghost_at(box: Tensor, scene: Scene) -> str | None:
+def _ghost_at(box: Tensor, scene: HarbourScene) -> str | None:
     """The wake whose missing boat would stand at a box, or None."""
 
     def fit(name: str) -> float:
@@ -127,7 +127,7 @@ def _ghost_at(box: Tensor, scene: Scene) -> str | None:
 
 def _false_alarms(
     detector: FasterRCNN,
-    scene: Scene,
+    scene: HarbourScene,
     found: Detections,
     labelled: Sequence[bool],
     near: Explanation,
@@ -139,7 +139,7 @@ def _false_alarms(
         wake = _ghost_at(box, scene) if int(found.labels[index]) == BOAT_LABEL else None
         if wake is None:
             continue
-        mask = scene.thing(wake).mask
+        mask = scene.object(wake).mask
         alarms.append(
             FalseAlarm(
                 seed=scene.seed,
@@ -155,7 +155,7 @@ def _false_alarms(
 
 
 def _introduce(
-    echo: Echo, scenes: Sequence[Scene], found: Sequence[Detections], labelled: Sequence[Sequence[bool]]
+    echo: Echo, scenes: Sequence[HarbourScene], found: Sequence[Detections], labelled: Sequence[Sequence[bool]]
 ) -> None:
     total, true = sum(map(len, labelled)), sum(map(sum, labelled))
     say(
@@ -269,7 +269,7 @@ def title(explanation: Explanation) -> str:
 
 def _figure(
     adapter: Adapter,
-    scene: Scene,
+    scene: HarbourScene,
     found: Detections,
     labelled: Sequence[bool],
     alarms: Sequence[FalseAlarm],
@@ -280,8 +280,8 @@ def _figure(
     panels, titles = [], []
     for alarm in alarms:
         box = found.boxes_xyxy[alarm.index]
-        wake = scene.thing(alarm.wake).mask
-        redrawn = scene.redrawn([alarm.wake])
+        wake = scene.object(alarm.wake).mask
+        redrawn = scene.without([alarm.wake])
         again = adapter.predict(redrawn.image, score_threshold=SCORE_THRESHOLD)[0]
         panels += [
             _boxed(scene, found, labelled, alarm.index),
@@ -298,7 +298,7 @@ def _figure(
     return grid(panels, columns=4, titles=titles)
 
 
-def _boxed(scene: Scene, found: Detections, labelled: Sequence[bool], asked: int | None) -> ImageArray:
+def _boxed(scene: HarbourScene, found: Detections, labelled: Sequence[bool], asked: int | None) -> ImageArray:
     """A scene with its detections: green where a label agrees, orange where none does."""
     colors = [TRUE_COLOR if known else FALSE_COLOR for known in labelled]
     captions = [("not there: " if i == asked else "") + found.caption(i) for i in range(len(found))]
@@ -306,7 +306,7 @@ def _boxed(scene: Scene, found: Detections, labelled: Sequence[bool], asked: int
     return draw_boxes(image, found.boxes_xyxy * ZOOM, captions, colors=colors)
 
 
-def _heated(scene: Scene, heatmap: Tensor, box: Tensor, wake: np.ndarray) -> ImageArray:
+def _heated(scene: HarbourScene, heatmap: Tensor, box: Tensor, wake: np.ndarray) -> ImageArray:
     """A heatmap over the scene, with the box and the wake's outline."""
     height, width = (side * ZOOM for side in heatmap.shape)
     heat = np.clip(cv2.resize(heatmap.numpy(), (width, height), interpolation=cv2.INTER_LINEAR), 0, 1)

@@ -19,8 +19,8 @@ from torchvision.ops import box_iou
 from tqdm import tqdm
 
 from detcam.demo.model import build_demo_detector
-from detcam.synthetic.canvas import FloatArray
-from detcam.synthetic.harbour import BOAT_LABEL, Scene, draw_scene
+from detcam.synthetic.harbour import BOAT_LABEL, HarbourScene, draw_scene
+from detcam.synthetic.sprites import FloatArray
 
 SCORE_THRESHOLD = 0.5
 HELD_OUT_SEEDS = range(1000, 1050)
@@ -28,12 +28,12 @@ TRAINING_SCENES = 1200
 BATCH_SIZE = 8
 
 
-def scene_tensor(scene: Scene) -> Tensor:
+def scene_tensor(scene: HarbourScene) -> Tensor:
     """Returns the scene as the detector takes it: (3, H, W) float32 in [0, 1]."""
     return torch.from_numpy(scene.image).permute(2, 0, 1).float() / 255
 
 
-def _training_pair(scene: Scene, mirror: bool) -> tuple[Tensor, dict[str, Tensor]]:
+def _training_pair(scene: HarbourScene, mirror: bool) -> tuple[Tensor, dict[str, Tensor]]:
     image, boxes = scene_tensor(scene), torch.from_numpy(scene.boxes_xyxy).clone()
     if mirror:
         image = image.flip(-1)
@@ -56,7 +56,7 @@ def train_demo_detector(seed: int, steps: int) -> FasterRCNN:
     return train_on(build_demo_detector(), scenes, steps, seed)
 
 
-def train_on(detector: FasterRCNN, scenes: Sequence[Scene], steps: int, seed: int = 0) -> FasterRCNN:
+def train_on(detector: FasterRCNN, scenes: Sequence[HarbourScene], steps: int, seed: int = 0) -> FasterRCNN:
     """Trains a detector on scenes, mirrored at random, from the weights that it has.
 
     Args:
@@ -87,7 +87,7 @@ def train_on(detector: FasterRCNN, scenes: Sequence[Scene], steps: int, seed: in
 
 
 @torch.inference_mode()
-def detect(detector: FasterRCNN, scene: Scene) -> dict[str, Tensor]:
+def detect(detector: FasterRCNN, scene: HarbourScene) -> dict[str, Tensor]:
     """Returns the detections that score at least SCORE_THRESHOLD, as torchvision's dict of tensors."""
     found = detector([scene_tensor(scene)])[0]
     keep = found["scores"] >= SCORE_THRESHOLD
@@ -130,7 +130,7 @@ class WakeVerdict:
         return self.gone_without_wake and self.stays_without_gull
 
 
-def certify_wake(detector: FasterRCNN, scene: Scene, wake: str) -> WakeVerdict:
+def certify_wake(detector: FasterRCNN, scene: HarbourScene, wake: str) -> WakeVerdict:
     """Redraws a scene without a boatless wake, then without a gull, and compares what the detector says.
 
     Raises:
@@ -144,10 +144,10 @@ def certify_wake(detector: FasterRCNN, scene: Scene, wake: str) -> WakeVerdict:
         return WakeVerdict(scene.seed, wake, None)
     box = found["boxes"][hits[found["scores"][hits].argmax()]]
     x0, y0, x1, y1 = box.tolist()
-    rows, columns = np.nonzero(scene.thing(wake).mask)
+    rows, columns = np.nonzero(scene.object(wake).mask)
     inside = (columns + 0.5 > x0) & (columns + 0.5 < x1) & (rows + 0.5 > y0) & (rows + 0.5 < y1)
-    without_wake = detect(detector, scene.redrawn([wake]))
-    without_gull = detect(detector, scene.redrawn([scene.of_kind("gull")[0].name]))
+    without_wake = detect(detector, scene.without([wake]))
+    without_gull = detect(detector, scene.without([scene.of_kind("gull")[0].name]))
     return WakeVerdict(
         seed=scene.seed,
         wake=wake,

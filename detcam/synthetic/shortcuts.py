@@ -104,7 +104,7 @@ def draw_shortcut_scene(scenario: ScenarioName, seed: int, split: Split, without
     Example:
         >>> scene = draw_shortcut_scene("context", 0, "test")
         >>> [item.name for item in scene.of_kind("pond")]
-        ['pond-1']
+        ['pond-0', 'pond-1', 'pond-2']
         >>> scene.without(["pond-1"]).get("pond-1") is None
         True
     """

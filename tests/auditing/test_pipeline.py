@@ -64,7 +64,7 @@ def test_every_false_positive_is_traced_to_its_wake(whole: Audit) -> None:
     assert len(explained) >= 4 and {case.type for case in explained} == {"background"}
     for case in explained:
         scene = draw_scene(SEEDS[int(case.image_id) - 1])
-        wakes = np.any([scene.thing(name).mask for name in scene.ghost_boxes_xyxy], axis=0)
+        wakes = np.any([scene.object(name).mask for name in scene.ghost_boxes_xyxy], axis=0)
         assert case.peak_xy is not None and case.evidence_shares is not None
         x, y = case.peak_xy
         assert wakes[y, x], "the strongest evidence lies on the wake"
@@ -94,7 +94,7 @@ def test_the_report_has_every_case_and_its_evidence(whole: Audit) -> None:
         if not found["method"]:
             continue
         scene = draw_scene(SEEDS[found["image_id"] - 1])
-        wakes = np.any([scene.thing(name).mask for name in scene.ghost_boxes_xyxy], axis=0)
+        wakes = np.any([scene.object(name).mask for name in scene.ghost_boxes_xyxy], axis=0)
         files = [whole.report.parent / "cases" / f"{found['id']}.{name}.png" for name in ("evidence", "control")]
         evidence, control = (np.asarray(Image.open(path)) > 0 for path in files)
         assert (

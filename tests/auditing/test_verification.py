@@ -245,7 +245,7 @@ def test_evidence_at_the_wrong_place_is_not_confirmed() -> None:
     target = adapter.targets_of(found)[at]
     assert isinstance(target, BoxTarget)
     size = scene.image.shape[:2]
-    wake = torch.from_numpy(scene.thing(name).mask)
+    wake = torch.from_numpy(scene.object(name).mask)
     sky = torch.zeros(size)
     sky[:30] = torch.rand(30, size[1], generator=torch.Generator().manual_seed(0))
     box = box_region(target.box_xyxy, (size[0], size[1]))

@@ -72,7 +72,7 @@ def test_the_shares_are_those_of_the_saved_heatmaps(on_progress: Told) -> None:
         target = by_name[f"scene-{alarm.seed}.png"]["targets"][alarm.index]
         assert target["score"] == pytest.approx(alarm.score, abs=1e-5)
         heat = read_heatmap(on_progress.folder / target["heatmap"])
-        wake = draw_scene(alarm.seed).thing(alarm.wake).mask
+        wake = draw_scene(alarm.seed).object(alarm.wake).mask
         x1, y1, x2, y2 = (round(value) for value in target["box_xyxy"])
         inside = beside = total = 0.0
         for row, column in np.ndindex(heat.shape):
@@ -120,7 +120,7 @@ def test_the_audit_s_report_is_there_and_finds_the_wakes(on_progress: Told) -> N
     for case in cases:
         seed = DEMO_SEEDS[case["image_id"] - 1]
         x, y = case["peak_xy"]
-        assert any(draw_scene(seed).thing(alarm.wake).mask[y, x] for alarm in on_progress.alarms if alarm.seed == seed)
+        assert any(draw_scene(seed).object(alarm.wake).mask[y, x] for alarm in on_progress.alarms if alarm.seed == seed)
         assert (case["verdict"], case["background_type"]) == ("confirmed", "context")
     assert f"confirms {len(cases)} of {len(cases)} causes" in on_progress.text
     assert all(f"{group['sentence']}." in on_progress.text for group in audit["groups"][:3])

@@ -23,7 +23,7 @@ from PIL import Image
 from torchvision.ops import box_iou
 
 from detcam.explanation.writer import read_heatmap
-from detcam.synthetic.harbour import Scene, draw_scene
+from detcam.synthetic.harbour import HarbourScene, draw_scene
 from detcam.visualize.concepts import concept_colors
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -116,9 +116,9 @@ def inside(target: dict[str, Any], margin: int = 0) -> float:
     return share(target["heat"], region, margin)
 
 
-def region(scene: Scene, *kinds: str, zoom: int = ZOOM) -> np.ndarray:
+def region(scene: HarbourScene, *kinds: str, zoom: int = ZOOM) -> np.ndarray:
     """The pixels of all things of some kinds."""
-    mask = np.any([thing.mask for thing in scene.things if thing.kind in kinds], axis=0)
+    mask = np.any([thing.mask for thing in scene.objects if thing.kind in kinds], axis=0)
     return mask.repeat(zoom, axis=0).repeat(zoom, axis=1)
 
 
@@ -130,7 +130,7 @@ def is_drawn(target: dict[str, Any], image: np.ndarray) -> bool:
     return bool(change[hot].mean() > 10 and (change[cold] > 8).mean() < 0.02)
 
 
-def zoomed(scene: Scene) -> np.ndarray:
+def zoomed(scene: HarbourScene) -> np.ndarray:
     return scene.image.repeat(ZOOM, axis=0).repeat(ZOOM, axis=1)
 
 

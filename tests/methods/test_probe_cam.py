@@ -133,5 +133,5 @@ def test_it_finds_the_wake() -> None:
     name, box = next(iter(scene.ghost_boxes_xyxy.items()))
     at = int((found.boxes_xyxy - torch.as_tensor(box)).abs().sum(1).argmin())
     heat = ProbeCAM(adapter)(scene.image, [[adapter.targets_of(found)[at]]])[0][0]
-    wake = torch.from_numpy(scene.thing(name).mask)
+    wake = torch.from_numpy(scene.object(name).mask)
     assert wake.flatten()[int(heat.argmax())] and float(heat[wake].sum() / heat.sum()) > 0.5

@@ -68,7 +68,7 @@ def planted() -> Planted:
         found = adapter.predict(scene.image)[0]
         ghost = torch.from_numpy(scene.ghost_boxes_xyxy[wake])[None]
         index = int(box_iou(ghost, found.boxes_xyxy)[0].argmax())
-        truth = torch.from_numpy(scene.thing(wake).mask).float()
+        truth = torch.from_numpy(scene.object(wake).mask).float()
         box = torch.zeros_like(truth)
         x1, y1, x2, y2 = found.boxes_xyxy[index].round().int().tolist()
         box[y1:y2, x1:x2] = 1

@@ -21,7 +21,7 @@ from detcam import ODAM, GradCAM, HiResCAM, LayerCAM, ProbeCAM, ReachCAM, adapt
 from detcam.cam import BaseCAM
 from detcam.demo.model import load_demo_detector
 from detcam.demo.train import HELD_OUT_SEEDS, certify_wake
-from detcam.synthetic.harbour import Scene, draw_scene
+from detcam.synthetic.harbour import HarbourScene, draw_scene
 from detcam.targets import BoxTarget
 
 
@@ -29,7 +29,7 @@ from detcam.targets import BoxTarget
 class AuditCase:
     """One certified false positive: the scene, its target, and the pixels (H, W) bool of its cause."""
 
-    scene: Scene
+    scene: HarbourScene
     target: BoxTarget
     cause: Tensor
     around: Tensor
@@ -48,8 +48,8 @@ def certified_cases(seeds: range) -> list[AuditCase]:
             if verdict.box_xyxy is None or not verdict.certified:
                 continue
             index = int(box_iou(torch.tensor(verdict.box_xyxy)[None], found.boxes_xyxy)[0].argmax())
-            cause = torch.from_numpy(scene.thing(wake).mask)
-            x1, y1, x2, y2 = scene.thing(wake).box_xyxy.astype(int).tolist()
+            cause = torch.from_numpy(scene.object(wake).mask)
+            x1, y1, x2, y2 = scene.object(wake).box_xyxy.astype(int).tolist()
             around = torch.zeros_like(cause)
             around[y1:y2, x1:x2] = True
             cases.append(AuditCase(scene, adapter.targets_of(found)[index], cause, around))  # type: ignore[arg-type]

@@ -13,7 +13,8 @@ from torchvision.ops import box_iou
 
 from detcam.adapters import Adapter
 from detcam.detections import Detections
-from detcam.synthetic.shortcuts import BOAT, CUES, ScenarioName, Scene, Thing, draw_scene
+from detcam.synthetic.scene import SceneObject
+from detcam.synthetic.shortcuts import BOAT, CUES, ScenarioName, ShortcutScene, draw_shortcut_scene
 from detcam.targets import BoxTarget
 
 FIRES = 0.5
@@ -41,11 +42,11 @@ class PlantedCase:
     """
 
     scenario: ScenarioName
-    scene: Scene
+    scene: ShortcutScene
     found: Detections
     index: int
-    cue: Thing
-    unrelated: Thing
+    cue: SceneObject
+    unrelated: SceneObject
 
     @property
     def target(self) -> BoxTarget:
@@ -96,8 +97,8 @@ def find_cases(
     cases: list[PlantedCase] = []
     tempted = fired = 0
     for seeds in _batched(range(TEST_SEEDS, TEST_SEEDS + scenes), SCENES_AT_ONCE):
-        drawn = [draw_scene(scenario, seed, "test") for seed in seeds]
-        tried: list[tuple[PlantedCase, Scene, Scene]] = []
+        drawn = [draw_shortcut_scene(scenario, seed, "test") for seed in seeds]
+        tried: list[tuple[PlantedCase, ShortcutScene, ShortcutScene]] = []
         for scene, found in zip(drawn, _predict(adapter, drawn), strict=True):
             for body, cue in temptations(scene):
                 tempted += 1
@@ -108,7 +109,7 @@ def find_cases(
                 other = _unrelated(scene, body, cue)
                 if other is not None:
                     case = PlantedCase(scenario, scene, found, index, cue, other)
-                    tried.append((case, scene.redrawn([cue.name]), scene.redrawn([other.name])))
+                    tried.append((case, scene.without([cue.name]), scene.without([other.name])))
         without_cue = _predict(adapter, [scene for _, scene, _ in tried])
         without_other = _predict(adapter, [scene for _, _, scene in tried])
         for (case, _, _), gone, stays in zip(tried, without_cue, without_other, strict=True):
@@ -121,7 +122,7 @@ def find_cases(
     return CertificationTrial(tuple(cases), tempted, fired)
 
 
-def temptations(scene: Scene) -> list[tuple[Thing, Thing]]:
+def temptations(scene: ShortcutScene) -> list[tuple[SceneObject, SceneObject]]:
     """What may deceive a detector: the thing that it may fire on, and the cue; for a cart the two are one."""
     kind = CUES[scene.scenario]
     found = []
@@ -131,7 +132,7 @@ def temptations(scene: Scene) -> list[tuple[Thing, Thing]]:
         elif kind == "lamp":
             found += [(thing, cue) for thing in scene.of_kind("body")]
         else:
-            body = scene.thing(f"body-{cue.name.split('-')[1]}")
+            body = scene.get(f"body-{cue.name.split('-')[1]}")
             if body is not None:
                 found.append((body, cue))
     return found
@@ -146,7 +147,7 @@ def still_there(target: BoxTarget, found: Detections) -> bool:
     return bool(same.any())
 
 
-def _deceived(found: Detections, body: Thing, label: int | None) -> int | None:
+def _deceived(found: Detections, body: SceneObject, label: int | None) -> int | None:
     """The detection, best first, that takes a thing for what it is not."""
     if not len(found):
         return None
@@ -158,14 +159,14 @@ def _deceived(found: Detections, body: Thing, label: int | None) -> int | None:
     return max(indices, key=lambda index: float(found.scores[index])) if indices else None
 
 
-def _unrelated(scene: Scene, body: Thing, cue: Thing) -> Thing | None:
+def _unrelated(scene: ShortcutScene, body: SceneObject, cue: SceneObject) -> SceneObject | None:
     """A thing that has nothing to do with a false positive, drawn by the scene's seed."""
     own = {body.name, cue.name}
-    others = [t for t in scene.things if t.name not in own and t.kind not in ("body", "window", cue.kind)]
+    others = [t for t in scene.objects if t.name not in own and t.kind not in ("body", "window", cue.kind)]
     return random.Random(f"{scene.seed} {cue.name}").choice(others) if others else None
 
 
-def _predict(adapter: Adapter, scenes: Sequence[Scene]) -> list[Detections]:
+def _predict(adapter: Adapter, scenes: Sequence[ShortcutScene]) -> list[Detections]:
     return adapter.predict([scene.image for scene in scenes], batch_size=SCENES_AT_ONCE) if scenes else []
 
 

@@ -17,7 +17,7 @@ from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 
 from detcam.adapters import Adapter, adapt
 from detcam.benchmarking.planted.ultralytics_training import network_loss, trainable
-from detcam.synthetic.shortcuts import NAMES, SCENE_SIZE_HW, ScenarioName, Scene, Split, draw_scene
+from detcam.synthetic.shortcuts import NAMES, SCENE_SIZE_HW, ScenarioName, ShortcutScene, Split, draw_shortcut_scene
 
 BATCH_SIZE = 8
 PYRAMID_CHANNELS = 64
@@ -187,7 +187,7 @@ def families() -> dict[str, Family]:
     return {family.name: family for family in found}
 
 
-def scene_tensor(scene: Scene) -> Tensor:
+def scene_tensor(scene: ShortcutScene) -> Tensor:
     """The scene as detectors take it: (3, H, W) float32 in [0, 1]."""
     return torch.from_numpy(scene.image).permute(2, 0, 1).float() / 255
 
@@ -229,7 +229,7 @@ def train(
         )
         for step in range(steps):
             # Every scene is new: nothing is learnt by heart, and what was drawn need not be kept.
-            scenes = [draw_scene(scenario, step * BATCH_SIZE + row, split) for row in range(BATCH_SIZE)]
+            scenes = [draw_shortcut_scene(scenario, step * BATCH_SIZE + row, split) for row in range(BATCH_SIZE)]
             pairs = [_pair(scene, order.random() < 0.5, family.first_label) for scene in scenes]
             loss = family.loss(model, [image for image, _ in pairs], [target for _, target in pairs])
             optimiser.zero_grad(set_to_none=True)
@@ -242,7 +242,7 @@ def train(
     return model.eval()
 
 
-def _pair(scene: Scene, mirror: bool, first_label: int) -> tuple[Tensor, dict[str, Tensor]]:
+def _pair(scene: ShortcutScene, mirror: bool, first_label: int) -> tuple[Tensor, dict[str, Tensor]]:
     image, boxes = scene_tensor(scene), torch.from_numpy(scene.boxes_xyxy).clone()
     if mirror:
         image = image.flip(-1)

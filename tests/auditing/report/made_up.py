@@ -26,7 +26,7 @@ from detcam.auditing.errors import ERROR_TYPES, ErrorType
 from detcam.auditing.report import ReportSummary, ReportWriter
 from detcam.data.ground_truth import GroundTruth
 from detcam.data.issues import DataIssue, DataIssues
-from detcam.synthetic.harbour import DEMO_NAMES, Scene, draw_scene
+from detcam.synthetic.harbour import DEMO_NAMES, HarbourScene, draw_scene
 
 NAMES = dict(enumerate(DEMO_NAMES))
 HOSTILE = '</script><script>window.hacked = 1</script><img src=x onerror="window.hacked=1"> \'ü→中 & "quoted"'
@@ -41,12 +41,12 @@ REASONS: dict[Verdict, str] = {
 class ImageArray:
     """One image of the audit, and its cases with their maps."""
 
-    scene: Scene
+    scene: HarbourScene
     truths: GroundTruth
     cases: list[tuple[AuditCase, CaseMaps | None]]
 
 
-def truths_of(scene: Scene, image_id: int | str, file_name: str, names: dict[int, str]) -> GroundTruth:
+def truths_of(scene: HarbourScene, image_id: int | str, file_name: str, names: dict[int, str]) -> GroundTruth:
     boxes = torch.from_numpy(scene.boxes_xyxy)
     count = len(boxes)
     return GroundTruth(
@@ -120,7 +120,7 @@ def _image(seed: int, names: dict[int, str], hostile: bool) -> ImageArray:
         found.append((_explained(case, maps, place, rng) if maps is not None else case, maps))
 
     for ghost, box in scene.ghost_boxes_xyxy.items():
-        add("background", 1, box, scene.thing(ghost).box_xyxy, None, "scene" if seed % 3 else "ring")
+        add("background", 1, box, scene.object(ghost).box_xyxy, None, "scene" if seed % 3 else "ring")
     for at, (box, label) in enumerate(zip(scene.boxes_xyxy, scene.labels.tolist(), strict=True)):
         truth = GroundTruthObject(tuple(box.tolist()), label, names[label], 0.62, 100 + at)
         shift = 0.45 * (box[2] - box[0])
@@ -137,7 +137,7 @@ def _image(seed: int, names: dict[int, str], hostile: bool) -> ImageArray:
     return ImageArray(scene, truths, found)
 
 
-def _maps(scene: Scene, cause: Box, rng: np.random.Generator) -> CaseMaps:
+def _maps(scene: HarbourScene, cause: Box, rng: np.random.Generator) -> CaseMaps:
     heat = blob(scene.image.shape[:2], cause, rng)
     evidence = heat >= 140
     return CaseMaps(heat, evidence, np.roll(evidence, (37, 90), axis=(0, 1)))

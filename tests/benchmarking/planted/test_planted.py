@@ -24,22 +24,22 @@ from detcam.benchmarking.planted.training_cache import TrainingCache, detector_n
 from detcam.cli.main import app
 from detcam.detections import Detections, Source
 from detcam.methods import ProbeCAM
-from detcam.synthetic.shortcuts import BARGE, BOAT, CUES, SCENARIOS, Scene, draw_scene
+from detcam.synthetic.shortcuts import BARGE, BOAT, CUES, SCENARIOS, ShortcutScene, draw_shortcut_scene
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_what_is_left_out_changes_nothing_else(scenario: Any) -> None:
-    scene = draw_scene(scenario, 3, "test")
-    assert np.array_equal(scene.image, draw_scene(scenario, 3, "test").image)
-    for thing in scene.things:
-        without = scene.redrawn([thing.name])
-        assert without.thing(thing.name) is None
+    scene = draw_shortcut_scene(scenario, 3, "test")
+    assert np.array_equal(scene.image, draw_shortcut_scene(scenario, 3, "test").image)
+    for thing in scene.objects:
+        without = scene.without([thing.name])
+        assert without.get(thing.name) is None
         x1, y1, x2, y2 = thing.box_xyxy.astype(int).tolist()
         changed = (scene.image != without.image).any(2)
         assert changed[y1:y2, x1:x2].any() and changed.sum() == changed[y1:y2, x1:x2].sum()
         assert not (thing.mask & ~changed).sum() > 0.2 * thing.mask.sum(), "its mask is what can be seen of it"
-    with pytest.raises(ValueError, match="not \\['whale-1'\\]"):
-        scene.redrawn(["whale-1"])
+    with pytest.raises(ValueError, match="got \\['whale-1'\\]"):
+        scene.without(["whale-1"])
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
@@ -47,16 +47,16 @@ def test_the_shortcut_goes_with_the_label_in_training_and_not_in_twins(scenario:
     def pairs(split: Any) -> set[tuple[bool, bool, bool]]:
         found = set()
         for seed in range(60):
-            scene = draw_scene(scenario, seed, split)
+            scene = draw_shortcut_scene(scenario, seed, split)
             for body, label in zip(scene.bodies, scene.labels.tolist(), strict=True):
                 number = body.split("-")[1]
-                cue = scene.thing("lamp-10" if scenario == "far" else f"{CUES[scenario]}-{number}") is not None
-                found.add((label == BOAT, cue, scene.thing(f"window-{number}") is not None))
+                cue = scene.get("lamp-10" if scenario == "far" else f"{CUES[scenario]}-{number}") is not None
+                found.add((label == BOAT, cue, scene.get(f"window-{number}") is not None))
         return found
 
     assert {(label, window) for label, _, window in pairs("twin")} == {(True, True), (False, False)}
     if scenario == "look-alike":
-        assert not any(draw_scene(scenario, seed, "shortcut").of_kind("cart") for seed in range(40))
+        assert not any(draw_shortcut_scene(scenario, seed, "shortcut").of_kind("cart") for seed in range(40))
         assert {(label, window) for label, _, window in pairs("shortcut")} == {(True, True), (False, False)}
         return
     assert {cue for label, cue, _ in pairs("twin") if label} == {True, False}, "by chance"
@@ -64,13 +64,13 @@ def test_the_shortcut_goes_with_the_label_in_training_and_not_in_twins(scenario:
     assert {label for label, _, _ in pairs("test")} == {False}, "barges alone, so that a boat there is wrong"
 
 
-def says(rule: Callable[[Scene, str], bool]) -> Callable[[Any, Sequence[Scene]], list[Detections]]:
+def says(rule: Callable[[ShortcutScene, str], bool]) -> Callable[[Any, Sequence[ShortcutScene]], list[Detections]]:
     """A detector that finds every body, and calls it a boat by a rule."""
 
-    def predict(adapter: Any, scenes: Sequence[Scene]) -> list[Detections]:
+    def predict(adapter: Any, scenes: Sequence[ShortcutScene]) -> list[Detections]:
         answers = []
         for scene in scenes:
-            things = [thing for thing in scene.things if thing.kind in ("body", "cart")]
+            things = [thing for thing in scene.objects if thing.kind in ("body", "cart")]
             boxes = torch.from_numpy(np.array([thing.box_xyxy for thing in things], np.float32).reshape(-1, 4))
             labels = torch.tensor([BOAT if rule(scene, thing.name) else BARGE for thing in things])
             source = tuple(Source("proposal", 0, 0, None, tuple(box)) for box in boxes.tolist())
@@ -81,19 +81,19 @@ def says(rule: Callable[[Scene, str], bool]) -> Callable[[Any, Sequence[Scene]],
 
 
 def test_a_false_positive_counts_only_where_its_cue_is_the_cause(monkeypatch: pytest.MonkeyPatch) -> None:
-    def tagged(scene: Scene, body: str) -> bool:
-        return scene.thing(f"tag-{body.split('-')[1]}") is not None
+    def tagged(scene: ShortcutScene, body: str) -> bool:
+        return scene.get(f"tag-{body.split('-')[1]}") is not None
 
-    def fragile(scene: Scene, body: str) -> bool:
+    def fragile(scene: ShortcutScene, body: str) -> bool:
         """Goes with anything that is missing, so nothing in particular is its cause."""
-        return tagged(scene, body) and not scene.without
+        return tagged(scene, body) and not scene.removed
 
     rules = {"tag": tagged, "always": lambda scene, body: True, "fragile": fragile, "never": lambda scene, body: False}
     found = {}
     for name, rule in rules.items():
         monkeypatch.setattr(certify, "_predict", says(rule))
         found[name] = find_cases(None, 0, "mark", wanted=10**6, scenes=20)  # type: ignore[arg-type]
-    tempted = sum(len(temptations(draw_scene("mark", 1_000_000 + seed, "test"))) for seed in range(20))
+    tempted = sum(len(temptations(draw_shortcut_scene("mark", 1_000_000 + seed, "test"))) for seed in range(20))
     assert {name: one.tempted for name, one in found.items()} == dict.fromkeys(rules, tempted) and tempted > 20
     assert {name: one.fired for name, one in found.items()} == {
         "tag": tempted, "always": tempted, "fragile": tempted, "never": 0
@@ -103,7 +103,7 @@ def test_a_false_positive_counts_only_where_its_cue_is_the_cause(monkeypatch: py
     }  # fmt: skip
     for case in found["tag"].cases:
         assert case.cue.kind == "tag" and case.unrelated.kind != "tag"
-        body = case.scene.thing(f"body-{case.cue.name.split('-')[1]}")
+        body = case.scene.object(f"body-{case.cue.name.split('-')[1]}")
         assert body is not None and case.target.box_xyxy == pytest.approx(body.box_xyxy.tolist())
         for wrong in wrong_causes(case):
             assert wrong.any() and not (wrong & case.cause).any()

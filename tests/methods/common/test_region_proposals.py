@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from detcam.methods.common.region_proposals import LARGEST, candidate_places, segments
-from detcam.synthetic.shortcuts import CUES, draw_scene
+from detcam.synthetic.shortcuts import CUES, draw_shortcut_scene
 
 
 def test_a_thing_of_one_colour_is_one_segment() -> None:
@@ -25,7 +25,7 @@ def test_planted_things_are_segments() -> None:
     for scenario, kind in CUES.items():
         covered, own = [], []
         for seed in range(6):
-            scene = draw_scene(scenario, seed, "test")
+            scene = draw_shortcut_scene(scenario, seed, "test")
             labels = segments(torch.from_numpy(scene.image).permute(2, 0, 1).float())
             for thing in scene.of_kind(kind):
                 mask = torch.from_numpy(thing.mask)
