@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from detcam.adapters.base import Adapter, DetectorAdapter
     from detcam.adapters.registry import adapt
     from detcam.auditing.pipeline import Audit, audit
-    from detcam.benchmarking.compare import Benchmark, benchmark
+    from detcam.benchmarking import Benchmark, benchmark
     from detcam.cam import BaseCAM
     from detcam.detections import Detections, Source
     from detcam.diagnostics import ClassAgnosticWarning, CompletenessWarning, EmptyMapWarning, ReachWarning
@@ -76,7 +76,7 @@ _MODULES = {
     "Adapter": "detcam.adapters.base",
     "Audit": "detcam.auditing.pipeline",
     "BaseCAM": "detcam.cam",
-    "Benchmark": "detcam.benchmarking.compare",
+    "Benchmark": "detcam.benchmarking.result",
     "ClassAgnosticWarning": "detcam.diagnostics",
     "CompletenessWarning": "detcam.diagnostics",
     "DeepFeatureFactorization": "detcam.factorization",

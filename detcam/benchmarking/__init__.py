@@ -1,6 +1,7 @@
-"""Compares methods on images of one's own: how faithful their maps are, at what cost, and against which controls."""
+"""Compares methods on a user's images: faithfulness, cost and controls."""
 
-from detcam.benchmarking.compare import Benchmark, benchmark
+from detcam.benchmarking.compare import benchmark
+from detcam.benchmarking.result import Benchmark
 from detcam.benchmarking.statistics import Difference, Estimate, Row
 
 __all__ = ["Benchmark", "Difference", "Estimate", "Row", "benchmark"]

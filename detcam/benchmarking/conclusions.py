@@ -1,4 +1,4 @@
-"""What a benchmark's numbers say, in words."""
+"""Conclusions from the rows of a benchmark, in sentences."""
 
 from __future__ import annotations
 
@@ -6,10 +6,19 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from detcam.benchmarking.statistics import FEWEST, Difference, Outcome, Row, best_of, comparable, difference
+from detcam.benchmarking.statistics import (
+    MIN_IMAGES,
+    Difference,
+    Outcome,
+    Row,
+    best_method,
+    comparable_methods,
+    paired_difference,
+)
+from detcam.utils.console import plural
 
 
-def verdicts(
+def make_notes(
     outcomes: Sequence[Outcome],
     rows: Sequence[Row],
     signs: Mapping[str, int],
@@ -19,104 +28,124 @@ def verdicts(
     resamples: int,
     seed: int,
 ) -> list[str]:
-    """The best method by each metric, what is not told apart from it, and what does not beat the reference controls."""
-    by_name = {row.name: row for row in rows}
-    scores = {row.name: row.scores for row in rows}
-    found: list[str] = []
+    """Describe the best method by each metric, the methods tied with it, and those that fail to beat a control.
+
+    Args:
+        outcomes: measurements of all methods and controls.
+        rows: the rows made from them.
+        signs: mapping from metric to 1 if higher is better, else -1.
+        references: names of the reference controls.
+        unannotated: mapping from metric to the number of targets without an annotated object.
+        resamples: number of bootstrap resamples.
+        seed: seed of the bootstrap.
+    """
+    notes: list[str] = []
     for metric, sign in signs.items():
-        best = best_of(outcomes, scores, metric, sign, resamples=resamples, seed=seed)
-        if best is None:
-            found.append(f"{metric}: no method has a value.")
-            continue
-        compared = [outcome.name for outcome in comparable(outcomes, scores, metric)]
-        valued = [row.name for row in rows if row.kind == "method" and row.scores[metric].targets]
-        few = [name for name in valued if name not in compared]
-        if few:
-            has = "has values" if len(few) == 1 else "have values"
-            found.append(f"{metric}: {listed(few)} {has} of too few findings to be compared.")
-        alike = [row.name for row in rows if metric in row.tied and row.name != best.name]
-        count = by_name[best.name].scores[metric].images
-        words = f"{metric}: {best.name} is best with {scores[best.name][metric].mean:.3g}"
-        if count < FEWEST:
-            images = "one image" if count == 1 else f"{count} images"
-            found.append(f"{words}, on {images}: too few to tell methods apart, {FEWEST} at least are needed.")
-            continue
-        elif len(compared) == 1:
-            reached = scores[best.name][metric].mean
-            found.append(f"{metric}: {best.name} reaches {reached:.3g}; there is no other to compare with.")
-        elif alike:
-            found.append(f"{words}; the difference to {listed(alike)} is not significant.")
-        else:
-            found.append(f"{words}, significantly better than every other method.")
-        for reference in references:
-            found += _against(outcomes, metric, sign, reference, resamples=resamples, seed=seed)
-    return found + _incomplete(rows, unannotated)
+        ranking, is_decided = _describe_best(outcomes, rows, metric, sign, resamples=resamples, seed=seed)
+        notes += ranking
+        for reference in references if is_decided else ():
+            notes += _compare_with_control(outcomes, metric, sign, reference, resamples=resamples, seed=seed)
+    return notes + _describe_missing_values(rows, unannotated)
 
 
-def _against(
-    outcomes: Sequence[Outcome],
-    metric: str,
-    sign: int,
-    reference: str,
-    *,
-    resamples: int,
-    seed: int,
+def _describe_best(
+    outcomes: Sequence[Outcome], rows: Sequence[Row], metric: str, sign: int, *, resamples: int, seed: int
+) -> tuple[list[str], bool]:
+    """Describe the best method by a metric; also whether there are enough images to compare methods."""
+    scores = {row.name: row.scores for row in rows}
+    best = best_method(outcomes, scores, metric, sign, resamples=resamples, seed=seed)
+    if best is None:
+        return [f"{metric}: no method has a value."], False
+    notes = []
+    compared = [outcome.name for outcome in comparable_methods(outcomes, scores, metric)]
+    valued = [row.name for row in rows if row.kind == "method" and row.scores[metric].targets]
+    sparse = [name for name in valued if name not in compared]
+    if sparse:
+        verb = "has" if len(sparse) == 1 else "have"
+        notes.append(f"{metric}: {join_names(sparse)} {verb} values for too few predictions to be compared.")
+    tied = [row.name for row in rows if metric in row.tied and row.name != best.name]
+    reached = scores[best.name][metric]
+    sentence = f"{metric}: {best.name} is best with {reached.mean:.3g}"
+    if reached.images < MIN_IMAGES:
+        notes.append(
+            f"{sentence}, on {plural(reached.images, 'image')}: too few to distinguish methods, "
+            f"which takes at least {MIN_IMAGES}."
+        )
+        return notes, False
+    if len(compared) == 1:
+        notes.append(f"{metric}: {best.name} reaches {reached.mean:.3g}; there is no other method to compare with.")
+    elif tied:
+        notes.append(f"{sentence}; the difference to {join_names(tied)} is not significant.")
+    else:
+        notes.append(f"{sentence}, significantly better than every other method.")
+    return notes, True
+
+
+def _compare_with_control(
+    outcomes: Sequence[Outcome], metric: str, sign: int, reference: str, *, resamples: int, seed: int
 ) -> list[str]:
     control = next((outcome for outcome in outcomes if outcome.name == reference), None)
     if control is None:
         return []
-    found, lost, even = [], [], []
+    notes, worse, tied = [], [], []
     for outcome in outcomes:
         if outcome.kind != "method":
             continue
-        gap = difference(outcome.values[metric], control.values[metric], resamples=resamples, seed=seed)
-        if not np.isfinite(gap.mean) or not np.isfinite(gap.low):
+        lead = paired_difference(outcome.values[metric], control.values[metric], resamples=resamples, seed=seed)
+        if not np.isfinite(lead.mean) or not np.isfinite(lead.low):
             continue
-        if gap.significant and sign * gap.mean < 0:
-            lost.append(f"{outcome.name} {_span(gap)}")
-        elif not gap.significant:
-            even.append(outcome.name)
-    if lost:
-        loses = "loses" if len(lost) == 1 else "lose"
-        found.append(f"{metric}: {listed(lost)} {loses} to the {reference} (difference, 95 % interval).")
-    if even:
-        found.append(f"{metric}: {listed(even)} cannot be told from the {reference}.")
-    return found
+        if lead.significant and sign * lead.mean < 0:
+            worse.append(f"{outcome.name} {_interval(lead)}")
+        elif not lead.significant:
+            tied.append(outcome.name)
+    if worse:
+        verb = "loses" if len(worse) == 1 else "lose"
+        notes.append(f"{metric}: {join_names(worse)} {verb} to the {reference} (difference, 95 % interval).")
+    if tied:
+        verb = "does" if len(tied) == 1 else "do"
+        notes.append(f"{metric}: {join_names(tied)} {verb} not differ significantly from the {reference}.")
+    return notes
 
 
-def _incomplete(rows: Sequence[Row], unannotated: Mapping[str, int]) -> list[str]:
-    found = []
+def _describe_missing_values(rows: Sequence[Row], unannotated: Mapping[str, int]) -> list[str]:
+    notes = []
     if any(unannotated.values()):
         count = max(unannotated.values())
-        words = "finding has" if count == 1 else "findings have"
-        found.append(f"{count} {words} no annotated object; left out by {listed(list(unannotated))}.")
+        verb = "has" if count == 1 else "have"
+        metrics = join_names(list(unannotated))
+        notes.append(f"{plural(count, 'prediction')} {verb} no annotated object; {metrics} exclude them.")
     for row in rows:
-        missing = {m: e.undefined for m, e in row.scores.items() if e.undefined > unannotated.get(m, 0) and e.targets}
-        if missing and row.kind == "method":
-            parts = listed([f"{count} by {metric}" for metric, count in missing.items()])
-            found.append(f"{row.name}: maps without a value are left out of its means: {parts}.")
-        nothing = [metric for metric, e in row.scores.items() if not e.targets and e.undefined]
-        if nothing and row.kind == "method":
-            found.append(f"{row.name}: no map has a value by {listed(nothing)}.")
+        if row.kind == "method":
+            missing = {
+                metric: score.undefined
+                for metric, score in row.scores.items()
+                if score.targets and score.undefined > unannotated.get(metric, 0)
+            }
+            if missing:
+                counts = join_names([f"{count} by {metric}" for metric, count in missing.items()])
+                notes.append(f"{row.name}: heatmaps without a value are excluded from its means: {counts}.")
+            undefined = [metric for metric, score in row.scores.items() if score.undefined and not score.targets]
+            if undefined:
+                notes.append(f"{row.name}: no heatmap has a value by {join_names(undefined)}.")
         if row.failed:
-            found.append(f"{row.name}: failed on {row.failed} {'image' if row.failed == 1 else 'images'}.")
-    return found
+            notes.append(f"{row.name}: failed on {plural(row.failed, 'image')}.")
+    return notes
 
 
 def recommend(rows: Sequence[Row], metric: str, sign: int, reference: str) -> tuple[Row, str]:
-    """The method to take by one metric: the cheapest of those that are as good as the best.
+    """Recommend the cheapest of the methods that are as good as the best one by a metric.
 
-    As good are those that are not told apart from the best and whose mean lies in its interval: few images alone,
-    which tell nothing apart, do not make a method good.
+    A method is as good as the best one if the difference is not significant and its mean lies in the best one's
+    interval. The second condition matters for few images, where no difference is significant.
 
     Args:
-        rows: of the table.
-        metric: what decides.
-        sign: 1 where higher is better, else -1.
-        reference: a control to compare with.
+        rows: the rows of a benchmark.
+        metric: the metric that decides.
+        sign: 1 if higher is better, else -1.
+        reference: name of a control to compare with.
 
     Returns:
-        its row, and the reason in words.
+        The row of the method, and the reason as a sentence.
 
     Raises:
         ValueError: no method has a value.
@@ -126,31 +155,34 @@ def recommend(rows: Sequence[Row], metric: str, sign: int, reference: str) -> tu
         raise ValueError(f"no method has a value by {metric}, so none can be recommended")
     best = max(tied, key=lambda row: sign * row.scores[metric].mean)
     low, high = best.scores[metric].low, best.scores[metric].high
-    choice = [row for row in tied if row is best or low <= row.scores[metric].mean <= high]
-    images = max(row.scores[metric].images for row in choice)
-    pick = min(choice, key=lambda row: row.seconds)
-    own = pick.scores[metric]
-    reason = f"{pick.name}: {metric} {own.mean:.3g} [{own.low:.3g}, {own.high:.3g}] at {pick.seconds:.2g} s an image"
-    others = [row for row in choice if row is not pick]
+    candidates = [row for row in tied if row is best or low <= row.scores[metric].mean <= high]
+    cheapest = min(candidates, key=lambda row: row.seconds)
+    score = cheapest.scores[metric]
+    reason = (
+        f"{cheapest.name}: {metric} {score.mean:.3g} [{score.low:.3g}, {score.high:.3g}] at {cheapest.seconds:.2g} s "
+        "per image"
+    )
+    others = [row for row in candidates if row is not cheapest]
     if others:
-        times = max(row.seconds for row in others) / max(pick.seconds, 1e-9)
-        names = listed([row.name for row in others])
-        longer = f", which {'take up to' if len(others) > 1 else 'takes'} {times:.2g} times as long"
-        reason += f"; no significant difference to {names}{longer}"
+        ratio = max(row.seconds for row in others) / max(cheapest.seconds, 1e-9)
+        verb = "take up to" if len(others) > 1 else "takes"
+        names = join_names([row.name for row in others])
+        reason += f"; no significant difference to {names}, which {verb} {ratio:.2g} times as long"
     else:
-        reason += "; the best, and no other comes near it"
+        reason += "; the best, and no other method is as good"
     control = next((row for row in rows if row.name == reference), None)
     if control is not None:
         reason += f". The {reference} reaches {control.scores[metric].mean:.3g}"
-    if images < FEWEST:
-        reason += f". With {images} images nothing is certain; take {FEWEST} at least"
-    return pick, f"{reason}."
+    images = max(row.scores[metric].images for row in candidates)
+    if images < MIN_IMAGES:
+        reason += f". {plural(images, 'image')} cannot distinguish methods; use at least {MIN_IMAGES}"
+    return cheapest, f"{reason}."
 
 
-def listed(names: Sequence[str]) -> str:
-    """Names with commas, the last with "and"."""
+def join_names(names: Sequence[str]) -> str:
+    """Join names with commas and a final "and"."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def _span(gap: Difference) -> str:
-    return f"({gap.mean:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}])"
+def _interval(difference: Difference) -> str:
+    return f"({difference.mean:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}])"

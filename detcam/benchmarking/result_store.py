@@ -1,10 +1,10 @@
-"""Results on disk, one file for each image and method, so that an interrupted benchmark goes on where it stopped."""
+"""Results on disk, one file per image and method, so that an interrupted benchmark resumes."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,39 +15,41 @@ from detcam.explanation.writer import encode_heatmap, read_heatmap
 from detcam.utils.files import number, replace_file, slug
 from detcam.utils.hashing import adapter_digest, weights_digest
 
-SETTINGS, CELLS = "settings.json", "cells"
+SETTINGS_FILE, CELLS_FOLDER = "settings.json", "cells"
+MAX_NAME_LENGTH = 60
 
 
 class ResultStore:
-    """Keeps what was found for an image and a method.
+    """Keeps the results of each image and method, on disk or in memory.
 
     Args:
-        folder: made where it is absent; None keeps everything in memory.
-        settings: all that results depend on beside image and method, as plain JSON values.
+        folder: folder of the results, created if it does not exist; None keeps everything in memory.
+        settings: everything that the results depend on apart from image and method, as plain JSON values. It has the
+            keys ``schema`` and ``version``.
 
     Raises:
-        ValueError: the folder holds results of other settings, or something else's settings.
+        ValueError: the folder contains results of other settings or of another version.
     """
 
     def __init__(self, folder: Path | None, settings: Mapping[str, Any]) -> None:
         self.folder = folder
-        self._memory: dict[tuple[str, str], dict[str, Any]] = {}
-        self._maps: dict[tuple[str, str], np.ndarray] = {}
+        self._results: dict[tuple[str, str], dict[str, Any]] = {}
+        self._heatmaps: dict[tuple[str, str], np.ndarray] = {}
         if folder is None:
             return
-        file = folder / SETTINGS
-        wanted = json.loads(json.dumps(settings))
+        file = folder / SETTINGS_FILE
+        settings = json.loads(json.dumps(settings))
         if file.is_file():
-            _check_settings(file, wanted)
+            _check_settings(file, settings)
         else:
-            (folder / CELLS).mkdir(parents=True, exist_ok=True)
-            replace_file(file, json.dumps(wanted, indent=1).encode())
+            (folder / CELLS_FOLDER).mkdir(parents=True, exist_ok=True)
+            replace_file(file, json.dumps(settings, indent=1).encode())
 
-    def get(self, image: str, name: str) -> dict[str, Any] | None:
-        """What is kept for an image (by its key) and a name; None where nothing is, or a file that is damaged."""
+    def get(self, image_key: str, name: str) -> dict[str, Any] | None:
+        """Read the result of an image under a name; None if there is none or its file is damaged."""
         if self.folder is None:
-            return self._memory.get((image, name))
-        file = self._file(image, name, "json")
+            return self._results.get((image_key, name))
+        file = self._file(image_key, name, "json")
         if not file.is_file():
             return None
         try:
@@ -56,72 +58,76 @@ class ResultStore:
             return None
         return content if isinstance(content, dict) and content.get("name") == name else None
 
-    def put(self, image: str, name: str, content: Mapping[str, Any]) -> None:
-        """Keep something; nobody ever sees half of it."""
+    def put(self, image_key: str, name: str, content: Mapping[str, Any]) -> None:
+        """Write the result of an image under a name, atomically."""
         content = {"name": name, **content}
         if self.folder is None:
-            self._memory[image, name] = content
+            self._results[image_key, name] = content
             return
-        file = self._file(image, name, "json")
+        file = self._file(image_key, name, "json")
         file.parent.mkdir(parents=True, exist_ok=True)
         replace_file(file, json.dumps(content, allow_nan=False).encode())
 
-    def put_map(self, image: str, name: str, heatmap: np.ndarray) -> None:
-        """Keep a heatmap (H, W) in [0, 1] for the figure."""
+    def put_heatmap(self, image_key: str, name: str, heatmap: np.ndarray) -> None:
+        """Write a heatmap (H, W) in [0, 1] for the figure."""
         if self.folder is None:
-            self._maps[image, name] = heatmap
+            self._heatmaps[image_key, name] = heatmap
             return
-        file = self._file(image, name, "png")
+        file = self._file(image_key, name, "png")
         file.parent.mkdir(parents=True, exist_ok=True)
         replace_file(file, encode_heatmap(heatmap))
 
-    def get_map(self, image: str, name: str) -> np.ndarray | None:
-        """A heatmap that was kept, or None."""
+    def get_heatmap(self, image_key: str, name: str) -> np.ndarray | None:
+        """Read a heatmap (H, W) in [0, 1]; None if there is none or its file is damaged."""
         if self.folder is None:
-            return self._maps.get((image, name))
-        file = self._file(image, name, "png")
+            return self._heatmaps.get((image_key, name))
+        file = self._file(image_key, name, "png")
         try:
             return read_heatmap(file) if file.is_file() else None
-        except (OSError, ValueError):  # damaged: it is made again
+        except (OSError, ValueError):
             return None
 
-    def _file(self, image: str, name: str, suffix: str) -> Path:
+    def _file(self, image_key: str, name: str, suffix: str) -> Path:
         if self.folder is None:
             raise RuntimeError("this store keeps everything in memory and has no files")
-        short = hashlib.sha256(name.encode()).hexdigest()[:8]  # two names may have one slug
-        return self.folder / CELLS / image / f"{slug(name)[:60]}-{short}.{suffix}"
+        digest = hashlib.sha256(name.encode()).hexdigest()[:8]  # two names may have the same slug
+        return self.folder / CELLS_FOLDER / image_key / f"{slug(name)[:MAX_NAME_LENGTH]}-{digest}.{suffix}"
 
 
-def image_key(name: str, content: bytes) -> str:
-    """A folder name for an image: its own name, and what its content hashes to."""
-    return f"{slug(Path(name).stem)[:60]}-{hashlib.sha256(content).hexdigest()[:16]}"
+def make_image_key(name: str, content: bytes) -> str:
+    """Make a folder name for an image from its name and a hash of its content."""
+    return f"{slug(Path(name).stem)[:MAX_NAME_LENGTH]}-{hashlib.sha256(content).hexdigest()[:16]}"
 
 
-def fingerprint(adapter: Adapter) -> str:
-    """A hash of the model's weights and of what the adapter says about itself."""
+def model_digest(adapter: Adapter) -> str:
+    """Hash a model's weights, its class names and the settings of its adapter."""
     names = repr(sorted(adapter.names.items()))
-    whole = f"{adapter_digest(adapter)} {names} {weights_digest(adapter.model)}"
-    return hashlib.sha256(whole.encode()).hexdigest()[:16]
+    text = f"{adapter_digest(adapter)} {names} {weights_digest(adapter.model)}"
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def plain(values: Any) -> list[float | None]:
-    """Numbers for JSON; None where one is not finite."""
+def json_numbers(values: Iterable[Any]) -> list[float | None]:
+    """Convert numbers for JSON, with None for those that are not finite."""
     return [number(value) for value in values]
 
 
-def _check_settings(file: Path, wanted: Mapping[str, Any]) -> None:
+def _check_settings(file: Path, settings: Mapping[str, Any]) -> None:
     try:
-        there = json.loads(file.read_text(encoding="utf-8"))
+        existing = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{file} is not valid JSON ({error}); move it away, or choose another folder") from error
-    if not isinstance(there, dict) or there.get("schema") != wanted.get("schema"):
-        raise ValueError(f"{file} was not written by a benchmark of this version of detcam; choose another folder")
-    differing = [name for name in {**there, **wanted} if there.get(name) != wanted.get(name)]
-    if differing:
-        words = "; ".join(
-            f"{name} was {there.get(name)!r:.80} and is now {wanted.get(name)!r:.80}" for name in differing
+    if not isinstance(existing, dict) or any(existing.get(key) != settings.get(key) for key in ("schema", "version")):
+        version = existing.get("version") if isinstance(existing, dict) else None
+        raise ValueError(
+            f"{file} was not written by a benchmark of this version of detcam: expected schema version "
+            f"{settings.get('version')}, got {version}. Choose another folder"
+        )
+    different = [name for name in {**existing, **settings} if existing.get(name) != settings.get(name)]
+    if different:
+        changes = "; ".join(
+            f"{name} was {existing.get(name)!r:.80} and is now {settings.get(name)!r:.80}" for name in different
         )
         raise ValueError(
-            f"{file.parent} holds results of other settings, which must not be mixed: {words}. Choose another folder, "
-            "or run with the settings of before"
+            f"{file.parent} contains results of other settings, which must not be mixed: {changes}. Choose another "
+            "folder, or repeat the earlier settings"
         )

@@ -1,9 +1,9 @@
-"""Runs a benchmark: every method and control on every image, measured, kept at once, and counted."""
+"""The loop of a benchmark: explains and measures every method on every image, and keeps each result at once."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -12,217 +12,236 @@ import numpy as np
 from torch import Tensor
 
 from detcam.adapters.base import Adapter, Target
-from detcam.benchmarking.result_store import ResultStore, plain
-from detcam.benchmarking.samples import Sample, find_targets, truth_of
-from detcam.benchmarking.specs import MethodSpec, MetricSpec
+from detcam.benchmarking.result_store import ResultStore, json_numbers
+from detcam.benchmarking.samples import Sample, annotated_regions, predict_targets
+from detcam.benchmarking.specs import RESERVED_NAME, MethodSpec, MetricSpec
 from detcam.benchmarking.statistics import Outcome
 from detcam.explanation.explain import describe
 from detcam.metrics.base import MetricWarning, read_heatmaps
 from detcam.metrics.cost import count_work, measure_cost
 from detcam.metrics.target_regions import TargetRegions
+from detcam.utils.console import ProgressBar, shorten
 from detcam.utils.files import number
 
-IMAGE = "image"
-"""The name under which an image's own facts are kept."""
-BAD_IMAGE = (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
-"""What one image, or one method on it, may fail with while the rest goes on."""
-
-ProgressCallback = Callable[[str, str], None]
-"""Is told of each image and entry that is dealt with, also of those that were done before."""
+IMAGE_ERRORS = (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
+"""Exceptions of one image, or of one method on it, that do not stop the benchmark."""
+MAX_LABEL_LENGTH = 24
+"""Characters of an image's or method's name beside the progress bar."""
 
 
 @dataclass
 class BenchmarkState:
-    """What became of the images.
+    """The results of a run so far.
 
     Attributes:
-        images: those that were explained, in order: key in the store, image, and what was asked in it.
-        empty: names of images in which nothing was found.
-        failed: image to what was wrong.
-        cells: per entry name, per image key, what was found.
-        computed: how many results were computed now rather than read.
+        images: explained images in order: key in the result store, sample, and the record of its targets.
+        images_without_predictions: names of the images in which the model predicts nothing.
+        failed: mapping from image name to error message.
+        cells: results by method name and image key.
+        computed: number of results that were computed rather than read from the store.
     """
 
     images: list[tuple[str, Sample, Mapping[str, Any]]] = field(default_factory=list)
-    empty: list[str] = field(default_factory=list)
+    images_without_predictions: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     cells: dict[str, dict[str, Mapping[str, Any]]] = field(default_factory=dict)
     computed: int = 0
 
 
-@dataclass
-class Runner:
-    """Measures every entry on every image; what the store has is not computed again, but for what failed.
+@dataclass(frozen=True)
+class ImageTargets:
+    """The targets of an image.
 
     Attributes:
-        adapter: the model.
-        method_specs: the rows.
-        metric_specs: the columns.
-        store: where results are kept.
-        shown: of how many images, the first ones with findings, heatmaps are kept for the figure.
-        on_progress: of progress.
-        choosing: which findings are explained, as in `explain`.
-        state: what became of the images.
+        targets: targets to explain.
+        regions: annotated region of each target.
+        record: JSON values that the result store keeps for the image.
+    """
+
+    targets: list[Target]
+    regions: TargetRegions
+    record: dict[str, Any]
+
+
+@dataclass
+class Runner:
+    """Measures every method on every image. Results in the store are reused, except failed ones.
+
+    Attributes:
+        adapter: adapter of the model.
+        method_specs: methods and controls, the rows.
+        metric_specs: metrics, the columns.
+        store: store of the results.
+        figure_images: number of images whose heatmaps are kept for the figure.
+        selection: arguments that select predictions, as in `detcam.explain`.
+        progress: whether to show a progress bar on stderr.
+        state: results so far.
     """
 
     adapter: Adapter
     method_specs: Sequence[MethodSpec]
     metric_specs: Sequence[MetricSpec]
     store: ResultStore
-    shown: int
-    on_progress: ProgressCallback
-    choosing: Mapping[str, Any]
+    figure_images: int
+    selection: Mapping[str, Any]
+    progress: bool = False
     state: BenchmarkState = field(default_factory=BenchmarkState)
 
     def run(self, samples: Sequence[Sample]) -> BenchmarkState:
-        """Deal with the images, one after the other."""
-        self.state.cells.update({method_spec.name: {} for method_spec in self.method_specs})
-        for sample in samples:
-            done = 0
-            try:
-                key, image = sample.read()
-                for method_spec in self._results(sample, key, image):
-                    self.on_progress(sample.name, method_spec.name)
-                    done += 1
-            except BAD_IMAGE as error:
-                self.state.failed[sample.name] = _one_line(error)
-                self._leave_out(sample)
-            for method_spec in self.method_specs[done:]:
-                self.on_progress(sample.name, method_spec.name)
+        """Explain and measure the images one after the other."""
+        self.state.cells.update({spec.name: {} for spec in self.method_specs})
+        with ProgressBar(total=len(samples) * len(self.method_specs), enabled=self.progress) as bar:
+            for sample in samples:
+                done = 0
+                try:
+                    key, image = sample.read()
+                    for spec in self._measure_image(sample, key, image):
+                        label = f"{shorten(sample.name, MAX_LABEL_LENGTH)} {shorten(spec.name, MAX_LABEL_LENGTH)}"
+                        bar.advance(1, label)
+                        done += 1
+                except IMAGE_ERRORS as error:
+                    self.state.failed[sample.name] = _describe_error(error)
+                    self._discard(sample)
+                bar.advance(len(self.method_specs) - done)
         return self.state
 
-    def _leave_out(self, sample: Sample) -> None:
-        """Count no half of an image: some entries' values would be of more images than others'."""
-        for key, known, _ in list(self.state.images):
-            if known is sample:
-                self.state.images = [each for each in self.state.images if each[0] != key]
+    def _discard(self, sample: Sample) -> None:
+        """Remove the results of an incomplete image, so that all rows are means over the same images."""
+        for key, other, _ in list(self.state.images):
+            if other is sample:
+                self.state.images = [image for image in self.state.images if image[0] != key]
                 for cells in self.state.cells.values():
                     cells.pop(key, None)
 
-    def _results(self, sample: Sample, key: str, image: Tensor) -> Iterator[MethodSpec]:
-        """Fill in one image's cells, entry by entry.
+    def _measure_image(self, sample: Sample, key: str, image: Tensor) -> Iterator[MethodSpec]:
+        """Fill in the cells of an image; yields each method when its cell is done.
 
         Raises:
-            ValueError, RuntimeError: the model cannot take the image, or it was there before.
+            ValueError, RuntimeError: the model does not accept the image, or the image occurred before.
         """
-        facts, asked = self.store.get(key, IMAGE), None
-        if facts is None:
-            asked = _ask(self.adapter, sample, image, self.choosing)
-            facts = asked.facts
-            self.store.put(key, IMAGE, facts)
-        if not facts["targets"]:
-            self.state.empty.append(sample.name)
+        record, image_targets = self.store.get(key, RESERVED_NAME), None
+        if record is None:
+            image_targets = select_targets(self.adapter, sample, image, self.selection)
+            record = image_targets.record
+            self.store.put(key, RESERVED_NAME, record)
+        if not record["targets"]:
+            self.state.images_without_predictions.append(sample.name)
             return
-        if any(key == known for known, _, _ in self.state.images):
-            raise ValueError("the same image as another one of this name; it counts once")
-        first, wanted = not self.state.images, len(self.state.images) < self.shown
-        self.state.images.append((key, sample, facts))
-        for method_spec in self.method_specs:
-            cell = self.store.get(key, method_spec.name)
-            other = cell is not None and cell.get("made_by", method_spec.made_by) != method_spec.made_by
-            if cell is None or other or cell["error"] or (wanted and self.store.get_map(key, method_spec.name) is None):
-                asked = asked or _ask(self.adapter, sample, image, self.choosing)
-                counted = first and method_spec.kind == "method"
-                cell, maps = _measure(self.adapter, image, asked, method_spec, self.metric_specs, counted=counted)
-                if wanted and maps is not None:
-                    self.store.put_map(key, method_spec.name, maps[0].double().nan_to_num().clamp(0, 1).numpy())
-                self.store.put(key, method_spec.name, cell)
+        if any(key == other for other, _, _ in self.state.images):
+            raise ValueError("an image with the same name and content occurred before; it counts once")
+        is_first, in_figure = not self.state.images, len(self.state.images) < self.figure_images
+        self.state.images.append((key, sample, record))
+        for spec in self.method_specs:
+            cell = self.store.get(key, spec.name)
+            is_missing_heatmap = in_figure and self.store.get_heatmap(key, spec.name) is None
+            if cell is None or cell["error"] or cell["definition"] != spec.definition or is_missing_heatmap:
+                image_targets = image_targets or select_targets(self.adapter, sample, image, self.selection)
+                with_work = is_first and spec.kind == "method"
+                cell, heatmaps = _measure_method(
+                    self.adapter, image, image_targets, spec, self.metric_specs, with_work=with_work
+                )
+                if in_figure and heatmaps is not None:
+                    heatmap = heatmaps[0].double().nan_to_num().clamp(0, 1).numpy()
+                    self.store.put_heatmap(key, spec.name, heatmap)
+                self.store.put(key, spec.name, cell)
                 self.state.computed += 1
-            self.state.cells[method_spec.name][key] = cell
-            yield method_spec
+            self.state.cells[spec.name][key] = cell
+            yield spec
 
 
-@dataclass(frozen=True)
-class ImageTargets:
-    """What is asked in an image: its targets, where their heat belongs, and the facts that are kept."""
+def select_targets(adapter: Adapter, sample: Sample, image: Tensor, selection: Mapping[str, Any]) -> ImageTargets:
+    """Predict in an image and select the targets to explain.
 
-    targets: list[Target]
-    truth: TargetRegions
-    facts: dict[str, Any]
-
-
-def _ask(adapter: Adapter, sample: Sample, image: Tensor, choosing: Mapping[str, Any]) -> ImageTargets:
-    found, targets = find_targets(adapter, image, **choosing)
-    truth = truth_of(sample.objects, found, targets)
+    Args:
+        adapter: adapter of the model.
+        sample: the image's name and annotations.
+        image: pixels (C, H, W) in [0, 1].
+        selection: arguments that select predictions, as in `detcam.explain`.
+    """
+    predictions, targets = predict_targets(adapter, image, **selection)
+    regions = annotated_regions(sample.ground_truth, predictions, targets)
     box = getattr(targets[0], "box_xyxy", None) if targets else None
-    facts = {
+    record = {
         "image": sample.name,
         "targets": [describe(target, adapter.names) for target in targets],
-        "scores": plain(found.scores),
-        "annotated": int(truth.own.flatten(1).any(1).sum()) if targets else 0,
-        "box_xyxy": None if box is None else plain(box),
+        "scores": json_numbers(predictions.scores),
+        "annotated": int(regions.own.flatten(1).any(1).sum()) if targets else 0,
+        "box_xyxy": None if box is None else json_numbers(box),
     }
-    return ImageTargets(targets, truth, facts)
+    return ImageTargets(targets, regions, record)
 
 
-def _measure(
+def _measure_method(
     adapter: Adapter,
     image: Tensor,
-    asked: ImageTargets,
-    method_spec: MethodSpec,
+    image_targets: ImageTargets,
+    spec: MethodSpec,
     metric_specs: Sequence[MetricSpec],
     *,
-    counted: bool,
+    with_work: bool,
 ) -> tuple[dict[str, Any], Tensor | None]:
-    """One result: values by every metric, cost, and the heatmaps; or the error."""
+    """Measure a method on an image: values by every metric, costs and heatmaps, or the error message.
+
+    `with_work` also counts computing work, which slows the method down.
+    """
     cell: dict[str, Any] = {"values": {}, "seconds": None, "peak_mib": None, "passes": None, "backward": None}
-    cell.update(warnings=[], error=None, made_by=method_spec.made_by)
-    doing = method_spec.name
+    cell.update(warnings=[], error=None, definition=spec.definition)
+    targets, activity = image_targets.targets, spec.name
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            call = partial(method_spec.explain, adapter, [image], [list(asked.targets)])
-            found, cost = measure_cost(call, adapter.device)
-            maps = read_heatmaps(found, [(image.shape[-2], image.shape[-1])])[0]
-            if len(maps) != len(asked.targets):
-                raise ValueError(f"expected a heatmap for each of {len(asked.targets)} targets; got {len(maps)}")
+            call = partial(spec.explain, adapter, [image], [list(targets)])
+            results, cost = measure_cost(call, adapter.device)
+            heatmaps = read_heatmaps(results, [(image.shape[-2], image.shape[-1])])[0]
+            if len(heatmaps) != len(targets):
+                raise ValueError(f"expected a heatmap for each of {len(targets)} targets; got {len(heatmaps)}")
             cell.update(seconds=number(cost.seconds), peak_mib=None if cost.peak_mib is None else number(cost.peak_mib))
-            cell["warnings"] = _kinds(caught)
-            if counted:
-                doing = f"counting {method_spec.name}"
+            cell["warnings"] = _warning_names(caught)
+            if with_work:
+                activity = f"counting {spec.name}"
                 work = count_work(adapter, image, call)
                 cell.update(passes=number(work.passes), backward=work.backward)
             for metric_spec in metric_specs:
-                doing = metric_spec.name
+                activity = metric_spec.name
                 values = metric_spec.metric.measure(
-                    adapter, [image], [asked.targets], [maps], truth=[asked.truth], method=method_spec.explain
+                    adapter, [image], [targets], [heatmaps], truth=[image_targets.regions], method=spec.explain
                 )
-                cell["values"][metric_spec.name] = plain(values)
-        except BAD_IMAGE as error:
-            cell["error"] = f"{doing}: {_one_line(error)}"
+                cell["values"][metric_spec.name] = json_numbers(values)
+        except IMAGE_ERRORS as error:
+            cell["error"] = f"{activity}: {_describe_error(error)}"
             return cell, None
-    return cell, maps
+    return cell, heatmaps
 
 
-def _kinds(caught: Iterable[warnings.WarningMessage]) -> list[str]:
-    """The kinds of warnings that the package gave, by name."""
-    own = [w.category for w in caught if issubclass(w.category, UserWarning) and w.category is not MetricWarning]
-    return sorted({category.__name__ for category in own if category is not UserWarning})
+def _warning_names(caught: Iterable[warnings.WarningMessage]) -> list[str]:
+    """Class names of detcam's own warnings, without those of metrics."""
+    categories = {w.category for w in caught if issubclass(w.category, UserWarning)} - {UserWarning, MetricWarning}
+    return sorted(category.__name__ for category in categories)
 
 
-def outcomes_of(
+def make_outcomes(
     state: BenchmarkState, method_specs: Sequence[MethodSpec], metric_specs: Sequence[MetricSpec]
 ) -> list[Outcome]:
-    """What was found for each entry, as the statistics take it."""
-    names = {key: sample.name for key, sample, _ in state.images}
-    found = []
-    for method_spec in method_specs:
-        cells = [state.cells[method_spec.name][key] for key in names]
-        good = [cell for cell in cells if not cell["error"]]
-        found.append(
+    """Collect the measurements of each method and control for the statistics."""
+    image_names = {key: sample.name for key, sample, _ in state.images}
+    outcomes = []
+    for spec in method_specs:
+        cells = {key: state.cells[spec.name][key] for key in image_names}
+        valid = [cell for cell in cells.values() if not cell["error"]]
+        outcomes.append(
             Outcome(
-                method_spec.name,
-                method_spec.kind,
-                {metric_spec.name: [_values(cell, metric_spec.name) for cell in cells] for metric_spec in metric_specs},
-                passes=_known(good, "passes"),
-                backward=_known(good, "backward"),
-                seconds=_known(good, "seconds"),
-                peak_mib=_known(good, "peak_mib"),
-                errors={names[key]: cell["error"] for key, cell in zip(names, cells, strict=True) if cell["error"]},
-                warnings=sorted({kind for cell in good for kind in cell["warnings"]}),
+                spec.name,
+                spec.kind,
+                {metric.name: [_values(cell, metric.name) for cell in cells.values()] for metric in metric_specs},
+                passes=_numbers(valid, "passes"),
+                backward=_numbers(valid, "backward"),
+                seconds=_numbers(valid, "seconds"),
+                peak_mib=_numbers(valid, "peak_mib"),
+                errors={image_names[key]: cell["error"] for key, cell in cells.items() if cell["error"]},
+                warnings=sorted({name for cell in valid for name in cell["warnings"]}),
             )
         )
-    return found
+    return outcomes
 
 
 def _values(cell: Mapping[str, Any], metric: str) -> np.ndarray:
@@ -231,11 +250,11 @@ def _values(cell: Mapping[str, Any], metric: str) -> np.ndarray:
     return np.array([np.nan if value is None else value for value in cell["values"][metric]], np.float64)
 
 
-def _known(cells: Sequence[Mapping[str, Any]], name: str) -> list[float]:
+def _numbers(cells: Sequence[Mapping[str, Any]], name: str) -> list[float]:
     return [float(cell[name]) for cell in cells if cell[name] is not None]
 
 
-def _one_line(error: Exception) -> str:
-    words = " ".join(str(error).split())
-    plain_words = bool(words) and isinstance(error, (OSError, RuntimeError, ValueError))
-    return words if plain_words else f"{type(error).__name__} {words}".strip()
+def _describe_error(error: Exception) -> str:
+    message = " ".join(str(error).split())
+    is_sentence = bool(message) and isinstance(error, (OSError, RuntimeError, ValueError))
+    return message if is_sentence else f"{type(error).__name__} {message}".strip()

@@ -1,4 +1,4 @@
-"""What a benchmark compares: methods and metrics named in text, checked before anything runs."""
+"""Specifications of the methods and metrics of a benchmark, validated before anything runs."""
 
 from __future__ import annotations
 
@@ -22,202 +22,234 @@ from detcam.methods.spec import method_with, split_settings
 from detcam.metrics import METRICS, Metric
 from detcam.metrics.base import Explainer
 
-CALL_OPTIONS = ("aug_smooth", "eigen_smooth")
-KINDS = {"detection": "box", "segmentation": "mask", "classification": "class", "embedding": "embedding"}
-"""What kind of target each task explains, as metrics name it."""
-
-
-CONTROLS = tuple(name for name in ("randomcam", "sobel") if name in METHODS)
-"""Methods that are controls: they are rows of every table where they apply."""
+SMOOTHING_OPTIONS = ("aug_smooth", "eigen_smooth")
+TARGET_KINDS = {"detection": "box", "segmentation": "mask", "classification": "class", "embedding": "embedding"}
+"""The kind of target that metrics evaluate, by the adapter's task."""
+CONTROL_METHODS = ("randomcam", "sobel")
+"""Registered methods that serve as controls: they are rows of every table of their tasks."""
+RESERVED_NAME = "image"
+"""The name of an image's own record in the result store."""
 
 Kind = Literal["method", "control"]
 
 
 @dataclass(frozen=True)
 class MethodSpec:
-    """One row to be.
+    """A method or control, as one row of the benchmark.
 
     Attributes:
-        name: as shown, and as results are kept under.
-        kind: ``method``, or ``control`` for a map that knows nothing of the network.
-        explain: from adapter, images and targets to heatmaps.
-        made_by: what makes them, so that results of another method of the same name are not taken for its own.
+        name: name in tables and in the result store.
+        kind: ``method``, or ``control`` for maps that do not depend on the network.
+        explain: function from adapter, images and targets to heatmaps.
+        definition: text that identifies the method's code and settings; results under the same name with another
+            definition are recomputed.
     """
 
     name: str
     kind: Kind
     explain: Explainer
-    made_by: str = ""
+    definition: str = ""
 
 
 @dataclass(frozen=True)
 class MetricSpec:
-    """One column to be: a metric with its settings, and its name as shown."""
+    """A metric with its settings, as one column of the benchmark.
+
+    Attributes:
+        name: name in tables.
+        metric: the metric.
+    """
 
     name: str
     metric: Metric
 
     @property
     def sign(self) -> int:
-        """1 where higher is better, else -1."""
+        """1 if higher is better, else -1."""
         return 1 if self.metric.higher_is_better else -1
 
+    @property
+    def definition(self) -> str:
+        """Text that identifies the metric's code and settings."""
+        return f"{self.name} {describe_settings(self.metric)}"
 
-def read_methods(
-    methods: Iterable[str | Method] | Mapping[str, Method], adapter: Adapter, *, alone: bool = True
+
+def make_method_specs(
+    methods: Iterable[str | Method] | Mapping[str, Method],
+    adapter: Adapter,
+    *,
+    batch_size: int | None = None,
+    require_method: bool = True,
 ) -> list[MethodSpec]:
-    """Methods as entries.
+    """Make the specifications of methods.
 
     Args:
-        methods: names with options (``"drise:passes=1000"``), classes, or a mapping from a name of your own to a name,
-            a class or a function from an adapter to a method.
-        adapter: what they are to explain.
-        alone: whether one of them at least must be no control.
+        methods: names with settings (``"drise:passes=1000"``), classes, or a mapping from a custom name to a name, a
+            class or a function from an adapter to a method.
+        adapter: adapter of the model to explain.
+        batch_size: images per forward pass; None keeps each method's own.
+        require_method: whether to refuse a list of controls only.
 
     Raises:
-        TypeError, ValueError: not a method, one that does not explain this kind of model, or a name given twice.
+        TypeError: an entry is not a method.
+        ValueError: a method does not support the adapter's task, or a name occurs twice.
     """
     if isinstance(methods, str):
         methods = [methods]
-    named = list(methods.items()) if isinstance(methods, Mapping) else [(_name(method), method) for method in methods]
-    method_specs = []
+    named = list(methods.items()) if isinstance(methods, Mapping) else [(_name_of(item), item) for item in methods]
+    specs = []
     for name, method in named:
-        make, options = read_method(method) if isinstance(method, str) else (method, {})
-        tasks = getattr(getattr(make, "func", make), "tasks", None)
+        maker, options = parse_method(method) if isinstance(method, str) else (method, {})
+        tasks = getattr(getattr(maker, "func", maker), "tasks", None)
         if tasks is not None and adapter.task not in tasks:
             raise ValueError(
                 f"{name} explains {', '.join(sorted(tasks))}; this model does {adapter.task}: leave it out"
             )
-        kind: Kind = "control" if _base(name) in CONTROLS else "method"
-        method_specs.append(MethodSpec(name, kind, _explainer(make, options, adapter), described(make)))
-    if any(method_spec.name == "image" for method_spec in method_specs):
-        raise ValueError("'image' is the name of what is kept of an image; give your method another one")
-    _check_names([method_spec.name for method_spec in method_specs], "methods")
-    if alone and not any(method_spec.kind == "method" for method_spec in method_specs):
+        definition = describe_settings(maker) + ("" if batch_size is None else f" batch_size={batch_size}")
+        explain = _make_explainer(maker, options, adapter, batch_size)
+        specs.append(MethodSpec(name, "control" if _is_control(name) else "method", explain, definition))
+    names = [spec.name for spec in specs]
+    if RESERVED_NAME in names:
+        raise ValueError(f"{RESERVED_NAME!r} is a reserved name; give your method another one")
+    _check_unique(names, "methods")
+    if require_method and not any(spec.kind == "method" for spec in specs):
         raise ValueError("expected at least one method that is no control; got none")
-    return method_specs
+    return specs
 
 
-def read_method(text: str) -> tuple[Callable[..., BaseCAM], dict[str, Any]]:
-    """A method from ``name`` or ``name:setting=value,...``: what makes it, and options of its call.
+def parse_method(text: str) -> tuple[Callable[..., BaseCAM], dict[str, Any]]:
+    """Parse a method from ``name`` or ``name:setting=value,...``.
 
-    Beside the method's own settings there are ``aug_smooth`` and ``eigen_smooth``.
+    Besides the method's own settings, ``aug_smooth`` and ``eigen_smooth`` are accepted.
+
+    Returns:
+        A function from a model to the method, and the options of the method's call.
 
     Raises:
-        ValueError: no such method or setting.
+        ValueError: the method or a setting does not exist.
     """
-    name, options = split_settings(text)
-    call = {key: options.pop(key) for key in CALL_OPTIONS if key in options}
-    return method_with(name, options), call
+    name, settings = split_settings(text)
+    options = {key: settings.pop(key) for key in SMOOTHING_OPTIONS if key in settings}
+    return method_with(name, settings), options
 
 
-def read_metrics(metrics: Iterable[str | Metric], task: str, *, truth: bool) -> list[MetricSpec]:
-    """Metrics as rulers.
+def make_metric_specs(metrics: Iterable[str | Metric], task: str, *, has_annotations: bool) -> list[MetricSpec]:
+    """Make the specifications of metrics.
 
     Args:
-        metrics: names with options (``"insertion:steps=16"``), or metrics.
-        task: of the adapter.
-        truth: whether there are annotations.
+        metrics: names with settings (``"insertion:steps=16"``), or metrics.
+        task: task of the adapter.
+        has_annotations: whether the images have annotations.
 
     Raises:
-        TypeError, ValueError: not a metric, one that does not fit the task or needs annotations, or one given twice.
+        TypeError: an entry is not a metric.
+        ValueError: a metric does not support the task or needs annotations, or a name occurs twice.
     """
-    metric_specs = []
+    specs = []
     for item in [metrics] if isinstance(metrics, (str, Metric)) else metrics:
         if isinstance(item, str):
-            metric_specs.append(MetricSpec(item, read_metric(item)))
+            specs.append(MetricSpec(item, parse_metric(item)))
         elif isinstance(item, Metric):
-            metric_specs.append(MetricSpec(item.name, item))
+            specs.append(MetricSpec(item.name, item))
         else:
             raise TypeError(f"expected metrics as names or Metric objects; got {type(item).__name__}")
-        metric = metric_specs[-1].metric
-        if KINDS[task] not in metric.tasks:
-            raise ValueError(f"{metric.name} judges {', '.join(metric.tasks)}; this model does {task}: leave it out")
-        if "truth" in metric.needs and not truth:
-            raise ValueError(f"{metric.name} compares with annotations: give them (COCO JSON), or leave it out")
-    _check_names([metric_spec.name for metric_spec in metric_specs], "metrics")
-    if not metric_specs:
+        metric = specs[-1].metric
+        if TARGET_KINDS[task] not in metric.tasks:
+            raise ValueError(
+                f"{metric.name} evaluates {', '.join(metric.tasks)} targets; this model does {task}: leave it out"
+            )
+        if "truth" in metric.needs and not has_annotations:
+            raise ValueError(f"{metric.name} needs annotations: pass a COCO JSON file, or leave it out")
+    _check_unique([spec.name for spec in specs], "metrics")
+    if not specs:
         raise ValueError(f"expected at least one metric, of {', '.join(METRICS)}; got none")
-    return metric_specs
+    return specs
 
 
-def read_metric(text: str) -> Metric:
-    """A metric from ``name`` or ``name:option=value,option=value``.
+def parse_metric(text: str) -> Metric:
+    """Make a metric from ``name`` or ``name:setting=value,setting=value``.
 
     Raises:
-        ValueError: no such metric, option or value.
+        ValueError: the metric or a setting does not exist, or a value is invalid.
     """
-    name, options = split_settings(text)
-    wanted = name.lower().replace("-", "_")
-    known = {key.replace("_", ""): metric for key, metric in METRICS.items()}
-    if wanted.replace("_", "") not in known:
+    name, settings = split_settings(text)
+    metrics = {_normalized(key): metric for key, metric in METRICS.items()}
+    if _normalized(name) not in metrics:
         raise ValueError(f"expected one of the metrics {', '.join(METRICS)}; got {name!r}")
-    maker: Any = known[wanted.replace("_", "")]
-    _check_options(maker, options)
+    metric_class: Any = metrics[_normalized(name)]
+    _check_settings(metric_class, settings)
     try:
-        made: Metric = maker(**options)
+        metric: Metric = metric_class(**settings)
     except TypeError as error:
         raise ValueError(f"{text}: {error}") from error
-    return made
+    return metric
 
 
 def split_list(text: str) -> list[str]:
-    """Names with options from one text: ``gradcam,drise:passes=1000,seed=1,odam`` are three."""
-    found: list[str] = []
+    """Split a comma-separated list of names with settings: ``gradcam,drise:passes=1000,seed=1,odam`` has three."""
+    items: list[str] = []
     for part in filter(None, (part.strip() for part in text.split(","))):
-        if "=" in part and ":" not in part and found:
-            found[-1] += f",{part}"
+        if "=" in part and ":" not in part and items:
+            items[-1] += f",{part}"
         else:
-            found.append(part)
-    return found
+            items.append(part)
+    return items
 
 
-def _check_options(maker: Any, options: Mapping[str, Any]) -> None:
-    parameters = inspect.signature(maker).parameters
+def _check_settings(metric_class: Any, settings: Mapping[str, Any]) -> None:
+    parameters = inspect.signature(metric_class).parameters
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-        return  # the constructor says itself what is wrong
-    wrong = [name for name in options if name not in parameters]
-    if wrong:
-        has = f"it has {', '.join(parameters)}" if parameters else "it has none"
-        raise ValueError(f"{maker.name} has no setting {wrong[0]!r}; {has}")
+        return  # the constructor raises its own error
+    unknown = [name for name in settings if name not in parameters]
+    if unknown:
+        known = f"it has {', '.join(parameters)}" if parameters else "it has none"
+        raise ValueError(f"{metric_class.name} has no setting {unknown[0]!r}; {known}")
 
 
-def described(value: Any) -> str:
-    """A thing with its settings, the same in every run: no addresses, and objects by what they hold."""
+def describe_settings(value: Any) -> str:
+    """Describe an object with its settings, identically in every run: without addresses, objects by their content.
+
+    Args:
+        value: any object: a method's class or function, a metric, or a setting of one.
+    """
     if isinstance(value, (torch.Tensor, np.ndarray)):
         return f"array {hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()[:16]}"
     if isinstance(value, functools.partial):
-        return f"{described(value.func)}{described(value.args)}{described(value.keywords)}"
+        return f"{describe_settings(value.func)}{describe_settings(value.args)}{describe_settings(value.keywords)}"
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key!r}: {described(value[key])}" for key in sorted(value, key=repr)) + "}"
+        return "{" + ", ".join(f"{key!r}: {describe_settings(value[key])}" for key in sorted(value, key=repr)) + "}"
     if isinstance(value, (list, tuple, set, frozenset)):
-        parts = [described(item) for item in value]
+        parts = [describe_settings(item) for item in value]
         return f"({', '.join(sorted(parts) if isinstance(value, (set, frozenset)) else parts)})"
     if isinstance(value, type):
         return f"{value.__module__}.{value.__qualname__}"
     if inspect.isroutine(value):
-        code = getattr(value, "__code__", None)  # a function is what it does, wherever it was written
-        held = [cell.cell_contents for cell in getattr(value, "__closure__", None) or ()]
-        plain = [
+        code = getattr(value, "__code__", None)  # a function is described by its code
+        closure = [cell.cell_contents for cell in getattr(value, "__closure__", None) or ()]
+        captured = [
             getattr(item, "__qualname__", "") if inspect.isroutine(item) else item
-            for item in held
+            for item in closure
             if inspect.isroutine(item) or isinstance(item, (int, float, str, bool, type))
         ]
         if code is None:
             return str(getattr(value, "__qualname__", type(value).__qualname__))
         body = hashlib.sha256(code.co_code + repr(code.co_names).encode()).hexdigest()[:16]
         constants = [item for item in code.co_consts if not inspect.iscode(item)]
-        return f"function {body} {constants!r} {described(plain)}"
+        return f"function {body} {constants!r} {describe_settings(captured)}"
     if hasattr(value, "__dict__") and not isinstance(value, nn.Module):
-        return f"{described(type(value))}{described(vars(value))}"
+        return f"{describe_settings(type(value))}{describe_settings(vars(value))}"
     return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
 
 
-def _base(name: str) -> str:
+def _normalized(name: str) -> str:
     return name.partition(":")[0].strip().lower().replace("-", "").replace("_", "")
 
 
-def _name(method: str | Method) -> str:
+def _is_control(name: str) -> bool:
+    return _normalized(name) in CONTROL_METHODS
+
+
+def _name_of(method: str | Method) -> str:
     if isinstance(method, str):
         return method
     if isinstance(method, type) and issubclass(method, BaseCAM):
@@ -228,18 +260,25 @@ def _name(method: str | Method) -> str:
     )
 
 
-def _check_names(names: Sequence[str], what: str) -> None:
-    twice = {name for name in names if names.count(name) > 1}
-    if twice:
-        raise ValueError(f"{what}: {', '.join(sorted(twice))} is given twice; name each once")
+def _check_unique(names: Sequence[str], argument: str) -> None:
+    duplicates = {name for name in names if names.count(name) > 1}
+    if duplicates:
+        raise ValueError(f"{argument}: {', '.join(sorted(duplicates))} is given twice; name each once")
 
 
-def _explainer(make: Method, options: Mapping[str, Any], adapter: Adapter) -> Explainer:
-    """The method made at once, so that what is wrong shows before anything runs and making it takes no one's time."""
-    cam = make_cam(adapter, make)
+def _make_explainer(method: Method, options: Mapping[str, Any], adapter: Adapter, batch_size: int | None) -> Explainer:
+    """Construct the method once, so that an error is raised before the run and construction is not timed."""
 
-    def explain(asked: Adapter, images: Any, targets: list[list[Target]]) -> list[Tensor]:
-        own = cam if asked is adapter else make_cam(asked, make)
-        return [result.heatmaps for result in own.explain(images, targets, **options)]
+    def construct(model: Adapter) -> BaseCAM:
+        cam = make_cam(model, method)
+        if batch_size is not None:
+            cam.batch_size = batch_size
+        return cam
+
+    cam = construct(adapter)
+
+    def explain(model: Adapter, images: Any, targets: list[list[Target]]) -> list[Tensor]:
+        results = (cam if model is adapter else construct(model)).explain(images, targets, **options)
+        return [result.heatmaps for result in results]
 
     return explain

@@ -1,4 +1,4 @@
-"""From values per image to means, intervals, and differences that are more than chance."""
+"""Means, bootstrap intervals and paired differences of metric values."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Literal
 import numpy as np
 
 CONFIDENCE = 0.95
-RESAMPLES = 2000
-FEWEST = 6
-"""Images below which no difference counts as significant: five of the same sign come by chance once in sixteen."""
-NEGLIGIBLE = 1e-3
-"""Share of the greater of two means below which a difference is none, however sure it is."""
-COVERAGE = 0.8
-"""Share of the findings that the best covered method has values of, which another one needs to be compared with it."""
+DEFAULT_RESAMPLES = 2000
+MIN_IMAGES = 6
+"""Fewest images for a significant difference: five differences of one sign occur by chance once in sixteen times."""
+MIN_RELATIVE_DIFFERENCE = 1e-3
+"""Smallest significant difference, as a share of the greater of the two means."""
+MIN_COVERAGE = 0.8
+"""Fewest targets with a value for a comparison, as a share of the targets of the method that has the most."""
 
 Values = Sequence[np.ndarray]
-"""Per image, (N_i,) float64: one value per target, NaN where there is none."""
+"""Per image, (N_i,) float64: one value per target, NaN if it is undefined."""
 
 
 @dataclass(frozen=True)
@@ -26,12 +26,12 @@ class Estimate:
     """A mean over images of the mean over each image's targets.
 
     Attributes:
-        mean: NaN where no target has a value.
-        low: lower end of the 95 % bootstrap interval over images; NaN for fewer than two images.
-        high: upper end.
-        images: how many have a value.
-        targets: how many have a value.
-        undefined: how many targets have none, in images that were explained.
+        mean: NaN if no target has a value.
+        low: lower bound of the 95 % bootstrap interval over images; NaN for fewer than two images.
+        high: upper bound.
+        images: number of images with a value.
+        targets: number of targets with a value.
+        undefined: number of targets without a value in the explained images.
     """
 
     mean: float
@@ -44,18 +44,18 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Row:
-    """One method or control.
+    """One row of a benchmark: a method or a control.
 
     Attributes:
-        name: as given.
+        name: name of the method or control.
         kind: ``method`` or ``control``.
-        scores: metric to estimate.
-        tied: metrics by which it is the best method, or not told apart from the best (paired bootstrap).
-        passes: computing work for one image's targets, in units of one plain pass; NaN for controls.
-        backward: calls of autograd for one image's targets; NaN for controls.
-        seconds: median over images, for one image's targets.
-        peak_mib: the greatest over the images; NaN where it is not known.
-        failed: images on which it failed.
+        scores: mapping from metric to its estimate.
+        tied: metrics by which the method is the best or does not differ significantly from the best.
+        passes: computing work for the targets of one image, in units of one prediction; NaN for controls.
+        backward: number of autograd calls for the targets of one image; NaN for controls.
+        seconds: median time over images for the targets of one image.
+        peak_mib: greatest memory increase over images, in MiB; NaN if it is unknown.
+        failed: number of images on which the method failed.
     """
 
     name: str
@@ -71,14 +71,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Difference:
-    """A difference of two methods over the same targets, the first minus the second.
+    """The mean difference of two methods over the same targets, the first minus the second.
 
     Attributes:
-        mean: NaN where they share no target.
-        low: lower end of the 95 % paired bootstrap interval over images; NaN for fewer than two.
-        high: upper end.
-        images: how many they share.
-        scale: the greater magnitude of the two means.
+        mean: NaN if the methods share no target with a value.
+        low: lower bound of the 95 % paired bootstrap interval over images; NaN for fewer than two images.
+        high: upper bound.
+        images: number of shared images.
+        scale: magnitude of the greater of the two means.
     """
 
     mean: float
@@ -89,28 +89,28 @@ class Difference:
 
     @property
     def significant(self) -> bool:
-        """Whether the interval leaves out 0, there are enough images to say so, and the difference matters at all.
+        """Whether the interval excludes 0, with at least `MIN_IMAGES` images and a relevant size of the difference.
 
-        One test among many: no correction is made for their number.
+        No correction is made for multiple comparisons.
         """
-        sure = self.images >= FEWEST and (self.low > 0 or self.high < 0)
-        return sure and abs(self.mean) > NEGLIGIBLE * self.scale
+        excludes_zero = self.images >= MIN_IMAGES and (self.low > 0 or self.high < 0)
+        return excludes_zero and abs(self.mean) > MIN_RELATIVE_DIFFERENCE * self.scale
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What was found for one row.
+    """The measurements of one method or control.
 
     Attributes:
-        name: of the method or control.
+        name: name of the method or control.
         kind: ``method`` or ``control``.
-        values: metric to values, per image that was explained.
-        passes: per image where it was counted.
-        backward: likewise.
-        seconds: per image.
-        peak_mib: per image where it is known.
-        errors: image to what went wrong.
-        warnings: what the method warned of, each once.
+        values: mapping from metric to values per explained image.
+        passes: computing work per image, for the images on which it was counted.
+        backward: autograd calls per image, for the images on which they were counted.
+        seconds: time per image.
+        peak_mib: memory increase per image, for the images with a known one.
+        errors: mapping from image name to error message.
+        warnings: class names of the warnings, without duplicates.
     """
 
     name: str
@@ -124,18 +124,18 @@ class Outcome:
     warnings: Sequence[str] = ()
 
 
-def bootstrap(values: np.ndarray, *, resamples: int = RESAMPLES, seed: int = 0) -> tuple[float, float]:
-    """The 95 % percentile bootstrap interval of a mean: images are drawn with replacement, `resamples` times.
+def bootstrap_interval(values: np.ndarray, *, resamples: int = DEFAULT_RESAMPLES, seed: int = 0) -> tuple[float, float]:
+    """Compute the 95 % percentile bootstrap interval of a mean.
 
     Efron, *Bootstrap Methods: Another Look at the Jackknife*, Annals of Statistics 1979.
 
     Args:
-        values: (n,) finite.
-        resamples: how often.
-        seed: of the draws, which depend on it and on n alone; so rows of one table share them.
+        values: (n,) finite values, one per image.
+        resamples: number of resamples of the n values, drawn with replacement.
+        seed: seed of the draws, which depend only on it and on n; the rows of a table share them.
 
     Returns:
-        low, high; NaN for fewer than two values.
+        Lower and upper bound; NaN for fewer than two values.
     """
     if len(values) < 2:
         return float("nan"), float("nan")
@@ -146,58 +146,63 @@ def bootstrap(values: np.ndarray, *, resamples: int = RESAMPLES, seed: int = 0) 
     return float(low), float(high)
 
 
-def estimate(values: Values, *, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
-    """The mean over images, with its interval. Targets of one image are alike, so images are what is drawn."""
+def estimate_mean(values: Values, *, resamples: int = DEFAULT_RESAMPLES, seed: int = 0) -> Estimate:
+    """Estimate the mean over images. The interval resamples images, since targets of one image are correlated."""
     known = [row[np.isfinite(row)] for row in values]
     means = np.array([row.mean() for row in known if len(row)])
     targets = sum(len(row) for row in known)
     undefined = sum(len(row) for row in values) - targets
     if not len(means):
         return Estimate(float("nan"), float("nan"), float("nan"), 0, 0, undefined)
-    low, high = bootstrap(means, resamples=resamples, seed=seed)
+    low, high = bootstrap_interval(means, resamples=resamples, seed=seed)
     return Estimate(float(means.mean()), low, high, len(means), targets, undefined)
 
 
-def difference(one: Values, other: Values, *, resamples: int = RESAMPLES, seed: int = 0) -> Difference:
-    """The mean difference over the targets for which both have a value; both lists have the same images in order."""
+def paired_difference(
+    first: Values, second: Values, *, resamples: int = DEFAULT_RESAMPLES, seed: int = 0
+) -> Difference:
+    """Compute the mean difference over the targets with a value in both; both are of the same images in order."""
     pairs = []
-    for mine, theirs in zip(one, other, strict=True):
-        if not len(mine) or not len(theirs):
+    for first_values, second_values in zip(first, second, strict=True):
+        if not len(first_values) or not len(second_values):
             continue
-        both = np.isfinite(mine) & np.isfinite(theirs)
+        both = np.isfinite(first_values) & np.isfinite(second_values)
         if both.any():
-            pairs.append((mine[both].mean(), theirs[both].mean()))
+            pairs.append((first_values[both].mean(), second_values[both].mean()))
     if not pairs:
         return Difference(float("nan"), float("nan"), float("nan"), 0, float("nan"))
     means = np.array(pairs)
-    gaps = means[:, 0] - means[:, 1]
-    low, high = bootstrap(gaps, resamples=resamples, seed=seed)
-    return Difference(float(gaps.mean()), low, high, len(gaps), float(np.abs(means.mean(0)).max()))
+    differences = means[:, 0] - means[:, 1]
+    low, high = bootstrap_interval(differences, resamples=resamples, seed=seed)
+    return Difference(float(differences.mean()), low, high, len(differences), float(np.abs(means.mean(0)).max()))
 
 
 def make_rows(
-    outcomes: Sequence[Outcome], signs: Mapping[str, int], *, resamples: int = RESAMPLES, seed: int = 0
+    outcomes: Sequence[Outcome], signs: Mapping[str, int], *, resamples: int = DEFAULT_RESAMPLES, seed: int = 0
 ) -> list[Row]:
-    """Rows of a table.
+    """Summarize measurements as the rows of a table.
 
     Args:
-        outcomes: what was found; their values are of the same images in the same order, (0,) where one failed.
-        signs: metric to 1 where higher is better, else -1.
-        resamples: of the bootstrap.
-        seed: of the bootstrap.
+        outcomes: measurements of the same images in the same order; an image on which a method failed has values of
+            shape (0,).
+        signs: mapping from metric to 1 if higher is better, else -1.
+        resamples: number of bootstrap resamples.
+        seed: seed of the bootstrap.
     """
     scores = {
-        outcome.name: {metric: estimate(outcome.values[metric], resamples=resamples, seed=seed) for metric in signs}
+        outcome.name: {
+            metric: estimate_mean(outcome.values[metric], resamples=resamples, seed=seed) for metric in signs
+        }
         for outcome in outcomes
     }
     tied: dict[str, set[str]] = {outcome.name: set() for outcome in outcomes}
     for metric, sign in signs.items():
-        best = best_of(outcomes, scores, metric, sign, resamples=resamples, seed=seed)
+        best = best_method(outcomes, scores, metric, sign, resamples=resamples, seed=seed)
         if best is None:
             continue
-        for outcome in comparable(outcomes, scores, metric):
-            gap = difference(best.values[metric], outcome.values[metric], resamples=resamples, seed=seed)
-            if outcome is best or not gap.significant:
+        for outcome in comparable_methods(outcomes, scores, metric):
+            lead = paired_difference(best.values[metric], outcome.values[metric], resamples=resamples, seed=seed)
+            if outcome is best or not lead.significant:
                 tied[outcome.name].add(metric)
     return [
         Row(
@@ -215,33 +220,38 @@ def make_rows(
     ]
 
 
-def comparable(outcomes: Sequence[Outcome], scores: Mapping[str, Mapping[str, Estimate]], metric: str) -> list[Outcome]:
-    """The methods with values of nearly as many targets as any has: a mean over the few that remain is no mean."""
-    known = [o for o in outcomes if o.kind == "method" and np.isfinite(scores[o.name][metric].mean)]
-    most = max((scores[o.name][metric].targets for o in known), default=0)
-    return [o for o in known if scores[o.name][metric].targets >= COVERAGE * most]
+def comparable_methods(
+    outcomes: Sequence[Outcome], scores: Mapping[str, Mapping[str, Estimate]], metric: str
+) -> list[Outcome]:
+    """Select the methods with values of enough targets: a mean over few remaining targets is not comparable."""
+    measured = [o for o in outcomes if o.kind == "method" and np.isfinite(scores[o.name][metric].mean)]
+    max_targets = max((scores[o.name][metric].targets for o in measured), default=0)
+    return [o for o in measured if scores[o.name][metric].targets >= MIN_COVERAGE * max_targets]
 
 
-def best_of(
+def best_method(
     outcomes: Sequence[Outcome],
     scores: Mapping[str, Mapping[str, Estimate]],
     metric: str,
     sign: int,
     *,
-    resamples: int = RESAMPLES,
+    resamples: int = DEFAULT_RESAMPLES,
     seed: int = 0,
 ) -> Outcome | None:
-    """The method with the best mean that none beats significantly on the targets of both; controls are no choice.
+    """Find the method with the best mean that no other method significantly outperforms on their shared targets.
 
-    None where no method has a value.
+    Controls are not considered.
+
+    Returns:
+        The measurements of the method, or None if no method has a value.
     """
-    ranked = sorted(comparable(outcomes, scores, metric), key=lambda o: -sign * scores[o.name][metric].mean)
+    ranked = sorted(comparable_methods(outcomes, scores, metric), key=lambda o: -sign * scores[o.name][metric].mean)
     if not ranked:
         return None
     best = ranked[0]
     for other in ranked[1:]:
-        gap = difference(other.values[metric], best.values[metric], resamples=resamples, seed=seed)
-        if gap.significant and sign * gap.mean > 0:
+        lead = paired_difference(other.values[metric], best.values[metric], resamples=resamples, seed=seed)
+        if lead.significant and sign * lead.mean > 0:
             best = other
     return best
 

@@ -1,4 +1,4 @@
-"""A benchmark's rows as a table: in the terminal, as Markdown, CSV and JSON."""
+"""The rows of a benchmark as a table in the terminal, in Markdown, CSV and JSON."""
 
 from __future__ import annotations
 
@@ -7,26 +7,28 @@ import io
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
-
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+from typing import TYPE_CHECKING, Any
 
 from detcam.benchmarking.statistics import Estimate, Row
+from detcam.utils.console import make_table
 from detcam.utils.files import number
+from detcam.utils.markdown import markdown_table
 
-COSTS = ("passes", "backward", "seconds", "MiB")
+if TYPE_CHECKING:
+    from rich.table import Table
+
+COST_COLUMNS = ("passes", "backward", "seconds", "MiB")
+DEFAULT_WIDTH = 120
+"""Characters per line of a table as text."""
 LEGEND = (
-    "bold: the best method, or not told apart from it (paired bootstrap over images, 95 %). "
-    "passes: computing work for one image in units of one plain pass; backward: calls of autograd; "
-    "seconds: median for one image; MiB: greatest rise of memory."
+    "bold: the best method, or not significantly different from it (paired bootstrap over images, 95 %). "
+    "passes: computing work per image in units of one prediction; backward: autograd calls per image; "
+    "seconds: median per image; MiB: greatest increase of memory."
 )
 
 
-def in_order(rows: Sequence[Row], metric: str, sign: int) -> list[Row]:
-    """Methods, best first, then controls, best first; rows without a value last."""
+def sort_rows(rows: Sequence[Row], metric: str, sign: int) -> list[Row]:
+    """Sort rows: methods before controls, each from best to worst, rows without a value last."""
 
     def key(row: Row) -> tuple[bool, bool, float]:
         mean = row.scores[metric].mean
@@ -35,75 +37,82 @@ def in_order(rows: Sequence[Row], metric: str, sign: int) -> list[Row]:
     return sorted(rows, key=key)
 
 
+def _columns(signs: Mapping[str, int]) -> list[str]:
+    return ["method", *(f"{metric} {arrow(sign)}" for metric, sign in signs.items()), *COST_COLUMNS]
+
+
 def rich_table(rows: Sequence[Row], signs: Mapping[str, int], title: str) -> Table:
-    """The table for a terminal: a mean over its interval in each cell, controls below a line."""
-    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("method", no_wrap=True)
-    for metric, sign in signs.items():
-        table.add_column(f"{metric} {arrow(sign)}", justify="right")
-    for name in COSTS:
-        table.add_column(name, justify="right", no_wrap=True)
-    ordered = list(rows)
-    for place, row in enumerate(ordered):
+    """Make the table for a terminal: each cell is a mean above its interval, a line separates the controls."""
+    from rich.text import Text
+
+    columns = _columns(signs)
+    table = make_table(*columns, title=title, right=columns[1:])
+    for column in (table.columns[0], *table.columns[-len(COST_COLUMNS) :]):
+        column.no_wrap = True
+    for index, row in enumerate(rows):
         cells = [Text(row.name, style="" if row.kind == "method" else "italic")]
         for metric in signs:
-            own = row.scores[metric]
+            score = row.scores[metric]
             style = "bold green" if metric in row.tied else ""
-            cells.append(Text.assemble((figure(own.mean), style), (f"\n{interval(own)}", "dim")))
-        cells += [Text(text) for text in costs(row)]
-        ends = place + 1 < len(ordered) and ordered[place + 1].kind != row.kind
-        table.add_row(*cells, end_section=ends)
+            cells.append(Text.assemble((format_number(score.mean), style), (f"\n{format_interval(score)}", "dim")))
+        cells += [Text(text) for text in format_costs(row)]
+        ends_section = index + 1 < len(rows) and rows[index + 1].kind != row.kind
+        table.add_row(*cells, end_section=ends_section)
     return table
 
 
 def terminal_text(rows: Sequence[Row], signs: Mapping[str, int], title: str, width: int | None = None) -> str:
-    """The terminal's table as plain text."""
-    console = Console(file=io.StringIO(), width=width or 120, color_system=None)
+    """Format the terminal's table as plain text."""
+    from rich.console import Console
+
+    stream = io.StringIO()
+    console = Console(file=stream, width=width or DEFAULT_WIDTH, color_system=None)
     console.print(rich_table(rows, signs, title))
-    return str(console.file.getvalue())  # type: ignore[attr-defined]
+    return stream.getvalue()
 
 
-def markdown(rows: Sequence[Row], signs: Mapping[str, int]) -> str:
-    """The table in Markdown."""
-    header = ["method", *(f"{metric} {arrow(sign)}" for metric, sign in signs.items()), *COSTS]
-    lines = [_line(header), _line(["---", *["---:"] * (len(header) - 1)])]
-    for row in rows:
-        cells = [row.name if row.kind == "method" else f"*{row.name}*"]
-        for metric in signs:
-            own = row.scores[metric]
-            mean = f"**{figure(own.mean)}**" if metric in row.tied else figure(own.mean)
-            cells.append(f"{mean} {interval(own)}".strip())
-        lines.append(_line([*cells, *costs(row)]))
-    return "\n".join(lines) + "\n"
+def markdown_text(rows: Sequence[Row], signs: Mapping[str, int]) -> str:
+    """Format the table in Markdown."""
+    columns = _columns(signs)
+    return markdown_table(columns, [_markdown_cells(row, signs) for row in rows], right=columns[1:]) + "\n"
+
+
+def _markdown_cells(row: Row, signs: Mapping[str, int]) -> list[str]:
+    cells = [row.name if row.kind == "method" else f"*{row.name}*"]
+    for metric in signs:
+        score = row.scores[metric]
+        mean = f"**{format_number(score.mean)}**" if metric in row.tied else format_number(score.mean)
+        cells.append(f"{mean} {format_interval(score)}".strip())
+    return [*cells, *format_costs(row)]
 
 
 def csv_text(rows: Sequence[Row], signs: Mapping[str, int]) -> str:
-    """One line a row, with a header; empty cells are values that do not exist."""
-    records = [dict(_flat(row, signs)) for row in rows]
-    out = io.StringIO()
-    writer = csv.DictWriter(out, list(records[0]) if records else ["method"], lineterminator="\n")
+    """Format the rows as CSV with a header; undefined values are empty cells."""
+    records = [dict(_fields(row, signs)) for row in rows]
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, list(records[0]) if records else ["method"], lineterminator="\n")
     writer.writeheader()
     writer.writerows({name: "" if value is None else value for name, value in record.items()} for record in records)
-    return out.getvalue()
+    return stream.getvalue()
 
 
-def json_text(rows: Sequence[Row], signs: Mapping[str, int], more: Mapping[str, Any]) -> str:
-    """Rows and what else is known, as JSON; null where a value does not exist."""
-    content = {**more, "rows": [dict(_flat(row, signs)) for row in rows]}
+def json_text(rows: Sequence[Row], signs: Mapping[str, int], header: Mapping[str, Any]) -> str:
+    """Format a header and the rows as JSON; undefined values are null."""
+    content = {**header, "rows": [dict(_fields(row, signs)) for row in rows]}
     return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
 
 
-def _flat(row: Row, signs: Mapping[str, int]) -> Iterator[tuple[str, Any]]:
+def _fields(row: Row, signs: Mapping[str, int]) -> Iterator[tuple[str, Any]]:
     yield "method", row.name
     yield "kind", row.kind
     for metric in signs:
-        own = row.scores[metric]
-        yield metric, number(own.mean)
-        yield f"{metric} low", number(own.low)
-        yield f"{metric} high", number(own.high)
-        yield f"{metric} images", own.images
-        yield f"{metric} targets", own.targets
-        yield f"{metric} undefined", own.undefined
+        score = row.scores[metric]
+        yield metric, number(score.mean)
+        yield f"{metric} low", number(score.low)
+        yield f"{metric} high", number(score.high)
+        yield f"{metric} images", score.images
+        yield f"{metric} targets", score.targets
+        yield f"{metric} undefined", score.undefined
         yield f"{metric} best", int(metric in row.tied)
     yield "passes", number(row.passes)
     yield "backward", number(row.backward)
@@ -113,38 +122,34 @@ def _flat(row: Row, signs: Mapping[str, int]) -> Iterator[tuple[str, Any]]:
 
 
 def arrow(sign: int) -> str:
-    """Which way is better."""
+    """An arrow up if higher is better, else down."""
     return "↑" if sign > 0 else "↓"
 
 
-def figure(value: float) -> str:
-    """A number with three figures; a dash where there is none."""
+def format_number(value: float) -> str:
+    """Format a number with three digits; a dash if it is not finite."""
     if not math.isfinite(value):
         return "-"
     return f"{value:.3f}" if abs(value) < 10 else f"{value:.3g}"
 
 
-def interval(own: Estimate) -> str:
-    """The interval, or nothing where there is none."""
-    return f"[{figure(own.low)}, {figure(own.high)}]" if math.isfinite(own.low) else ""
+def format_interval(score: Estimate) -> str:
+    """Format the interval of a mean; empty if there is none."""
+    return f"[{format_number(score.low)}, {format_number(score.high)}]" if math.isfinite(score.low) else ""
 
 
-def costs(row: Row) -> list[str]:
-    """The cells of `COSTS`."""
+def format_costs(row: Row) -> list[str]:
+    """Format the cells of `COST_COLUMNS`."""
     if row.kind == "control":
-        return ["-"] * len(COSTS)
+        return ["-"] * len(COST_COLUMNS)
     return [
-        _amount(row.passes, 1, 100),
-        _amount(row.backward, 0, 100),
-        _amount(row.seconds, 2, 10),
-        _amount(row.peak_mib, 0, 100),
+        _format_cost(row.passes, 1, 100),
+        _format_cost(row.backward, 0, 100),
+        _format_cost(row.seconds, 2, 10),
+        _format_cost(row.peak_mib, 0, 100),
     ]
 
 
-def _amount(value: float, digits: int, large: float) -> str:
-    """A number with so many digits after the point, or none where it is large."""
-    return "-" if math.isnan(value) else f"{value:.{digits if value < large else 0}f}"
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+def _format_cost(value: float, decimals: int, large: float) -> str:
+    """Format a cost with some decimals, or none from `large` on."""
+    return "-" if math.isnan(value) else f"{value:.{decimals if value < large else 0}f}"

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from detcam.cli.options import Debug, Device, ImageSize, Names, NumClasses, OptionalModel, Trust, Weights
 
 if TYPE_CHECKING:
-    from detcam.benchmarking.compare import Benchmark
-    from detcam.benchmarking.specs import MethodSpec
+    from detcam.benchmarking import Benchmark
 
 EPILOG = """
 [bold]Results[/bold]
@@ -186,24 +184,23 @@ def benchmark(
         adapter = load_adapter(
             model, weights, num_classes, names, image_size, device, trust_checkpoint, target_layers=target_layer
         )
-        with _progress() as progress:
-            found = compare(
-                adapter,
-                images[0] if len(images) == 1 else images,
-                None if methods is None else split_list(methods),
-                split_list(metrics),
-                annotations,
-                out,
-                controls=controls,
-                top_k=top_k,
-                score_threshold=score_threshold,
-                labels=classes,
-                class_map=read_class_map(class_map or []),
-                limit=limit,
-                seed=seed,
-                title=Path(model).name if weights is None else f"{model} {Path(weights).name}",
-                progress=progress,
-            )
+        found = compare(
+            adapter,
+            images[0] if len(images) == 1 else images,
+            None if methods is None else split_list(methods),
+            split_list(metrics),
+            annotations,
+            out,
+            controls=controls,
+            top_k=top_k,
+            score_threshold=score_threshold,
+            labels=classes,
+            class_map=read_class_map(class_map or []),
+            limit=limit,
+            seed=seed,
+            title=Path(model).name if weights is None else f"{model} {Path(weights).name}",
+            progress=True,
+        )
         tell(found, out)
         code = 1 if found.failed or any(row.failed for row in found) else 0
     raise typer.Exit(code)
@@ -238,31 +235,3 @@ def tell(found: Benchmark, out: Path) -> None:
     for note in found.notes:
         console.print(f"* {printable(note)}", markup=False, highlight=False)
     console.print(f"\n{out / 'benchmark.md'}, .csv, .json, scatter.png, maps.png", markup=False, highlight=False)
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[int, Sequence[MethodSpec]], Callable[[str, str], None]]]:
-    """A bar on stderr over images times rows; none where stderr is no terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from detcam.cli.common import printable, shorten
-
-    columns: list[Any] = [
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    ]
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-
-        def begin(images: int, entries: Sequence[MethodSpec]) -> Callable[[str, str], None]:
-            task = bar.add_task("", total=images * len(entries))
-
-            def on_progress(image: str, name: str) -> None:
-                bar.update(task, advance=1, description=printable(f"{shorten(image, 24)} {shorten(name, 24)}"))
-
-            return on_progress
-
-        yield begin

@@ -13,8 +13,8 @@ import torch
 import detcam
 from detcam import adapt
 from detcam.adapters import Adapter, detector
-from detcam.benchmarking.conclusions import verdicts
-from detcam.benchmarking.specs import described
+from detcam.benchmarking.conclusions import make_notes
+from detcam.benchmarking.specs import describe_settings
 from detcam.benchmarking.statistics import Outcome, make_rows
 from detcam.demo.model import load_demo_detector
 from detcam.metrics import Deletion, ROADMostRelevantFirst
@@ -36,7 +36,7 @@ def outcome(name: str, values: list[float]) -> Outcome:
 
 def words_of(found: list[Outcome]) -> list[str]:
     rows = make_rows(found, {"score": 1})
-    return verdicts(found, rows, {"score": 1}, (), unannotated={}, resamples=2000, seed=0)
+    return make_notes(found, rows, {"score": 1}, (), unannotated={}, resamples=2000, seed=0)
 
 
 def test_a_method_that_leaves_the_hard_images_out_is_not_the_best() -> None:
@@ -47,8 +47,8 @@ def test_a_method_that_leaves_the_hard_images_out_is_not_the_best() -> None:
     assert rows["A"].scores["score"].mean > rows["B"].scores["score"].mean
     assert "score" in rows["B"].tied and "score" not in rows["A"].tied
     words = words_of(found)
-    assert words[0] == "score: A has values of too few findings to be compared."
-    assert words[1] == "score: B reaches 0.65; there is no other to compare with."
+    assert words[0] == "score: A has values for too few predictions to be compared."
+    assert words[1] == "score: B reaches 0.65; there is no other method to compare with."
 
 
 def test_the_best_is_not_beaten_on_what_both_have() -> None:
@@ -88,7 +88,7 @@ def test_results_of_other_settings_are_not_taken_for_new_ones(adapter: Adapter, 
     assert run(adapter, images, out, ["sparseness"], methods=mine).computed == 0
     second = run(adapter, images, out, ["sparseness"], methods=other_one)
     assert second.computed == 1 and second.row("mine").scores != first.row("mine").scores
-    assert described(BlurFill(2)) == described(BlurFill(2)) != described(BlurFill(3))
+    assert describe_settings(BlurFill(2)) == describe_settings(BlurFill(2)) != describe_settings(BlurFill(3))
 
 
 def test_an_adapter_that_treats_images_otherwise_is_another() -> None:
@@ -105,7 +105,7 @@ def test_figures_of_an_earlier_run_are_no_images(adapter: Adapter, tmp_path: Pat
     images = write_scenes(tmp_path, [1_000_000, 1_000_001]).parent / "images"
     first = run(adapter, images, images / "benchmark", ["sparseness"])
     again = run(adapter, images, images / "benchmark", ["sparseness"])
-    assert first.images == again.images == 2 and again.computed == 0 and not again.empty
+    assert first.images == again.images == 2 and again.computed == 0 and not again.images_without_predictions
 
 
 def test_a_broken_map_on_disk_and_a_method_that_fails_somewhere_cost_themselves_alone(
@@ -121,10 +121,12 @@ def test_a_broken_map_on_disk_and_a_method_that_fails_somewhere_cost_themselves_
         def explain(self, *arguments: Any, **options: Any) -> Any:
             raise KeyError("absent")
 
-    found = run(adapter, images, tmp_path / "new", ["sparseness"], methods={"bad": Absent, "good": "gradcam"}, shown=0)
+    found = run(
+        adapter, images, tmp_path / "new", ["sparseness"], methods={"bad": Absent, "good": "gradcam"}, figure_images=0
+    )
     assert found.row("bad").failed == 2 and np.isfinite(found.row("good").scores["sparseness"].mean)
     assert not (tmp_path / "new" / "maps.png").exists() and (tmp_path / "new" / "scatter.png").exists()
-    with pytest.raises(ValueError, match="'image' is the name"):
+    with pytest.raises(ValueError, match="'image' is a reserved name"):
         run(adapter, images, tmp_path / "x", ["sparseness"], methods={"image": "gradcam"})
 
 
@@ -169,7 +171,7 @@ def test_half_of_a_image_is_not_counted(adapter: Adapter, tmp_path: Path, monkey
     def fails(*arguments: Any) -> Any:
         raise ValueError("no longer to be read")
 
-    monkeypatch.setattr(importlib.import_module("detcam.benchmarking.runner"), "_ask", fails)
+    monkeypatch.setattr(importlib.import_module("detcam.benchmarking.runner"), "select_targets", fails)
     found = run(adapter, images, tmp_path / "out", ["sparseness"], methods=methods)
     assert found.images == 1 and list(found.failed.values()) == ["no longer to be read"]
     assert {found.row(name).scores["sparseness"].images for name in methods} == {1}

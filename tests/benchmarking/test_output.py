@@ -15,8 +15,8 @@ from matplotlib.text import Text
 from PIL import Image
 from typer.testing import CliRunner
 
-from detcam.benchmarking.compare import Benchmark
-from detcam.benchmarking.plots import Shown, scatter
+from detcam.benchmarking import Benchmark
+from detcam.benchmarking.plots import FigureImage, scatter
 from detcam.benchmarking.specs import split_list
 from detcam.benchmarking.statistics import Outcome, make_rows
 from detcam.cli.main import app
@@ -46,8 +46,8 @@ def made() -> Benchmark:
     )
     image = np.full((30, 40, 3), 128, np.uint8)
     maps = {"good": np.eye(30, 40, dtype=np.float32), "noise": np.zeros((30, 40), np.float32)}
-    shown = (Shown("a.png", image, "boat", (5.0, 5.0, 20.0, 25.0), maps),)
-    return Benchmark(tuple(rows), SIGNS, ("a note",), "net", "noise", 8, 9, (), {}, shown)
+    figure_images = (FigureImage("a.png", image, "boat", (5.0, 5.0, 20.0, 25.0), maps),)
+    return Benchmark(tuple(rows), SIGNS, ("a note",), "net", "noise", 8, 9, (), {}, figure_images)
 
 
 def test_csv_has_a_line_a_row_and_a_column_a_figure() -> None:
@@ -72,7 +72,7 @@ def test_csv_has_a_line_a_row_and_a_column_a_figure() -> None:
 
 def test_markdown_marks_the_best_and_escapes_names() -> None:
     lines = made().to_markdown().splitlines()
-    assert lines[0] == "**net: 9 findings in 8 images**"
+    assert lines[0] == "**net: 9 predictions in 8 images**"
     assert lines[2] == "| method | score ↑ | loss ↓ | passes | backward | seconds | MiB |"
     assert lines[4].startswith("| good | **0.835** [0.8")
     assert lines[5] == "| b\\|ad | 0.335 " + lines[5].split("0.335 ")[1]
@@ -84,7 +84,7 @@ def test_markdown_marks_the_best_and_escapes_names() -> None:
 def test_the_terminal_shows_every_row_with_its_interval() -> None:
     text = made().to_text(100)
     for words in (
-        "net: 9 findings in 8 images",
+        "net: 9 predictions in 8 images",
         "score ↑",
         "loss ↓",
         "good",
@@ -135,7 +135,7 @@ def test_names_of_points_that_lie_together_do_not_cover_one_another() -> None:
 def test_the_figure_of_maps_has_a_row_for_each_and_says_what_failed() -> None:
     found = made()
     figure = found.grid()
-    single = Benchmark(found.rows[:1], SIGNS, (), "net", "noise", 8, 9, (), {}, found.shown).grid()
+    single = Benchmark(found.rows[:1], SIGNS, (), "net", "noise", 8, 9, (), {}, found.figure_images).grid()
     assert figure.shape[1] == single.shape[1]
     assert figure.shape[0] == pytest.approx(single.shape[0] * 2, rel=0.02)
     # the hot diagonal of the first method is not there in the plain image above it
@@ -179,7 +179,7 @@ def test_the_command_prints_the_table_and_writes_the_folder(whole: Path, tmp_pat
     ]
     for name in ("odam", "occlusion:grid=4,window=2", "filled box", "random, blurred", "randomcam"):
         assert name in text
-    assert "harbour.pt: 2 findings in 2 images" in text
+    assert "harbour.pt: 2 predictions in 2 images" in text
     rows = {line["method"]: line for line in csv.DictReader((out / "benchmark.csv").open())}
     assert float(rows["occlusion:grid=4,window=2"]["passes"]) > 8
     assert float(rows["odam"]["backward"]) >= 1
@@ -195,7 +195,7 @@ def test_the_command_prints_the_table_and_writes_the_folder(whole: Path, tmp_pat
     assert "failed: broken.jpg" in text
     code, _, errors = call(whole, *arguments, "--seed", "3")
     assert code == 2
-    assert "holds results of other settings" in errors.strip().splitlines()[-1]
+    assert "contains results of other settings" in errors.strip().splitlines()[-1]
 
 
 @pytest.mark.parametrize(
@@ -204,7 +204,7 @@ def test_the_command_prints_the_table_and_writes_the_folder(whole: Path, tmp_pat
         (["--metrics", "beauty"], "expected one of the metrics"),
         (["--methods", "beauty"], "no method is named 'beauty'"),
         (["--class-map", "boat"], "--class-map as category=class"),
-        (["--metrics", "pointing_game"], "give them (COCO JSON)"),
+        (["--metrics", "pointing_game"], "pass a COCO JSON file"),
         (["--annotations", "nowhere.json"], "nowhere.json"),
     ],
 )

@@ -16,7 +16,7 @@ from torch import Tensor
 
 import detcam
 from detcam.benchmarking import Benchmark, benchmark
-from detcam.benchmarking.controls import controls_for
+from detcam.benchmarking.controls import make_controls
 from detcam.metrics.base import Metric
 from detcam.targets import BoxTarget
 from tests.benchmarking.harbour import METRICS, SEEDS, Planted, corner, harbour_detector, truth, write_scenes
@@ -180,10 +180,10 @@ def test_one_bad_image_costs_itself_alone(tmp_path: Path) -> None:
     found = compare([*sorted(images.iterdir()), tmp_path / "absent.png"])
     assert facts(found) == facts(good)
     assert set(found.failed) == {"broken.png", "absent.png"}
-    assert found.empty == ("empty.png",)
-    assert "1 image without findings at or above 0.3 left out: empty.png." in found.notes
+    assert found.images_without_predictions == ("empty.png",)
+    assert "1 image without predictions with a score of at least 0.3 excluded: empty.png." in found.notes
     assert any(note.startswith("failed: broken.png: cannot read") for note in found.notes)
-    with pytest.raises(ValueError, match="not one image could be explained: 1 without findings, 1 failed; broken.png"):
+    with pytest.raises(ValueError, match="no image could be explained: 1 without predictions, 1 failed; broken.png"):
         compare([images / "broken.png", images / "empty.png"])
 
 
@@ -225,7 +225,7 @@ def test_noise_is_another_for_each_image_and_target_and_the_same_again() -> None
     asked = [[BoxTarget((2.0, 2.0, 9.0, 9.0), 1), BoxTarget((2.0, 2.0, 9.0, 9.0), 2)]] * 2
     for name in ("random", "random, blurred"):
         drawn = [
-            torch.cat(next(e for e in controls_for("detection", seed) if e.name == name).explain(None, images, asked))
+            torch.cat(next(e for e in make_controls("detection", seed) if e.name == name).explain(None, images, asked))
             for seed in (0, 0, 1)
         ]
         assert torch.equal(drawn[0], drawn[1])
@@ -271,7 +271,7 @@ def test_controls_are_rows_and_the_filled_box_is_the_box(tmp_path: Path) -> None
         ({"methods": {"filled box": "odam"}}, "filled box is the name of a control"),
         ({"metrics": ["beauty"]}, "expected one of the metrics"),
         ({"metrics": ["insertion:step=3"]}, "insertion:step=3"),
-        ({"metrics": ["pointing_game"]}, "compares with annotations"),
+        ({"metrics": ["pointing_game"]}, "needs annotations"),
         ({"metrics": []}, "at least one metric"),
         ({"limit": 0}, "limit of at least 1"),
     ],
@@ -302,7 +302,7 @@ def test_a_classifier_is_compared_with_a_blob_in_the_middle() -> None:
     images = [torch.rand(3, 40, 48, generator=torch.Generator().manual_seed(i)) for i in range(2)]
     found = benchmark(adapter, images, ["gradcam", "layercam"], ["insertion:steps=4", "sparseness"], title="tiny")
     assert found.reference == "blob in the middle"
-    assert found.title == "tiny: 2 findings in 2 images"
+    assert found.title == "tiny: 2 predictions in 2 images"
     assert found.row("gradcam").passes > 0.99
-    assert {shown.name for shown in found.shown} == {"image-1", "image-2"}
+    assert {image.name for image in found.figure_images} == {"image-1", "image-2"}
     assert json.loads(found.to_json())["rows"][0]["method"] == found[0].name

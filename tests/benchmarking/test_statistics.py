@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from detcam.benchmarking.conclusions import recommend, verdicts
-from detcam.benchmarking.statistics import Outcome, bootstrap, difference, estimate, make_rows
+from detcam.benchmarking.conclusions import make_notes, recommend
+from detcam.benchmarking.statistics import Outcome, bootstrap_interval, estimate_mean, make_rows, paired_difference
 
 NAN = float("nan")
 
@@ -35,18 +35,18 @@ def test_the_interval_is_that_of_a_literal_bootstrap() -> None:
         low = math.floor(place)
         return means[low] + (place - low) * (means[min(low + 1, len(means) - 1)] - means[low])
 
-    low, high = bootstrap(values, resamples=500, seed=4)
+    low, high = bootstrap_interval(values, resamples=500, seed=4)
     assert (low, high) == pytest.approx((percentile(0.025), percentile(0.975)), abs=1e-12)
     theirs = stats.bootstrap((values,), np.mean, n_resamples=20000, method="percentile").confidence_interval
-    assert bootstrap(values, resamples=20000) == pytest.approx((theirs.low, theirs.high), abs=0.02)
-    assert all(map(math.isnan, bootstrap(values[:1])))
+    assert bootstrap_interval(values, resamples=20000) == pytest.approx((theirs.low, theirs.high), abs=0.02)
+    assert all(map(math.isnan, bootstrap_interval(values[:1])))
 
 
 def test_images_weigh_alike_and_targets_without_value_are_counted() -> None:
-    found = estimate(rows_of([1, 1, 1, 1], [0, NAN], [NAN], []))
+    found = estimate_mean(rows_of([1, 1, 1, 1], [0, NAN], [NAN], []))
     assert (found.mean, found.images, found.targets, found.undefined) == (0.5, 2, 5, 2)
     assert (found.low, found.high) == (0, 1)
-    nothing = estimate(rows_of([NAN], []))
+    nothing = estimate_mean(rows_of([NAN], []))
     assert math.isnan(nothing.mean)
     assert (nothing.images, nothing.undefined) == (0, 1)
 
@@ -54,12 +54,12 @@ def test_images_weigh_alike_and_targets_without_value_are_counted() -> None:
 def test_differences_are_of_the_same_targets() -> None:
     one = rows_of([1, 5], [2, NAN], [3], [])
     other = rows_of([0, NAN], [1, 9], [1], [7])
-    gap = difference(one, other)
+    gap = paired_difference(one, other)
     # the targets that both have: 1 - 0, 2 - 1, 3 - 1
     assert gap.mean == pytest.approx(4 / 3)
     assert gap.images == 3
     assert gap.scale == pytest.approx(2)
-    assert difference(rows_of([NAN]), rows_of([1])).images == 0
+    assert paired_difference(rows_of([NAN]), rows_of([1])).images == 0
 
 
 def test_a_difference_counts_if_it_is_sure_large_enough_and_seen_often_enough() -> None:
@@ -68,11 +68,11 @@ def test_a_difference_counts_if_it_is_sure_large_enough_and_seen_often_enough() 
     barely = [[100 + float(i) + 0.01] for i in range(8)]
     hundred = [[100 + float(i)] for i in range(8)]
     mixed = [[float(i) + (-1) ** i] for i in range(8)]
-    assert difference(rows_of(*above), rows_of(*steady)).significant
-    assert not difference(rows_of(*above[:5]), rows_of(*steady[:5])).significant
-    assert difference(rows_of(*above[:6]), rows_of(*steady[:6])).significant
-    assert not difference(rows_of(*barely), rows_of(*hundred)).significant
-    assert not difference(rows_of(*mixed), rows_of(*steady)).significant
+    assert paired_difference(rows_of(*above), rows_of(*steady)).significant
+    assert not paired_difference(rows_of(*above[:5]), rows_of(*steady[:5])).significant
+    assert paired_difference(rows_of(*above[:6]), rows_of(*steady[:6])).significant
+    assert not paired_difference(rows_of(*barely), rows_of(*hundred)).significant
+    assert not paired_difference(rows_of(*mixed), rows_of(*steady)).significant
 
 
 def outcomes() -> list[Outcome]:
@@ -104,19 +104,19 @@ def test_the_best_and_what_is_not_told_apart_from_it() -> None:
 def test_words_say_who_loses_to_the_filled_box() -> None:
     found = outcomes()
     rows = make_rows(found, {"score": 1})
-    words = verdicts(
+    words = make_notes(
         found, rows, {"score": 1}, ("filled box", "filled box, blurred"), unannotated={}, resamples=2000, seed=0
     )
     assert words[0] == "score: slow is best with 0.9; the difference to quick is not significant."
     assert "score: poor (-0.400 [-0.400, -0.400]) loses to the filled box (difference, 95 % interval)." in words
-    assert "score: slow and quick cannot be told from the filled box, blurred." in words
+    assert "score: slow and quick do not differ significantly from the filled box, blurred." in words
     assert not any("slow (" in word for word in words)
     few = [Outcome(o.name, o.kind, {"score": o.values["score"][:4]}, seconds=o.seconds) for o in found]
-    words = verdicts(
+    words = make_notes(
         few, make_rows(few, {"score": 1}), {"score": 1}, ("filled box",), unannotated={}, resamples=100, seed=0
     )
     assert words == [
-        "score: slow is best with 0.843, on 4 images: too few to tell methods apart, 6 at least are needed."
+        "score: slow is best with 0.843, on 4 images: too few to distinguish methods, which takes at least 6."
     ]
 
 
@@ -138,4 +138,4 @@ def test_what_few_images_cannot_tell_apart_is_not_recommended_for_being_cheap() 
     assert all("loss" in row.tied for row in rows)
     pick, reason = recommend(rows, "loss", -1, "filled box")
     assert pick.name == "sure"
-    assert reason.endswith("With 3 images nothing is certain; take 6 at least.")
+    assert reason.endswith("3 images cannot distinguish methods; use at least 6.")

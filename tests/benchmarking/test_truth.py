@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from detcam.benchmarking import benchmark
-from detcam.benchmarking.samples import truth_of
+from detcam.benchmarking.samples import annotated_regions
 from detcam.data.annotations import Annotations
 from detcam.detections import Detections, Source
 from detcam.targets import BoxTarget, ClassTarget
@@ -64,16 +64,16 @@ def test_a_box_is_compared_with_the_object_of_its_class_that_it_overlaps(tmp_pat
         BoxTarget((100, 100, 120, 109), 1),  # IoU 0.45: not it
         BoxTarget((1, 1, 255, 191), 1),  # the crowd region is nobody's object
     ]
-    found = truth_of(objects, findings(*targets), targets)
+    found = annotated_regions(objects, findings(*targets), targets)
     assert found.own[0].nonzero().amin(0).tolist() == [20, 10]
     assert found.own[0].sum() == found.own[1].sum() == 1600
     assert found.own[1].nonzero().amin(0).tolist() == [20, 12]
     assert not found.own[2:].any()
     assert found.ignored[0].all()
     assert not found.ignored[1].any()
-    whole = truth_of(objects, findings(*targets[:1]), [ClassTarget(1)])
+    whole = annotated_regions(objects, findings(*targets[:1]), [ClassTarget(1)])
     assert whole.own[0].sum() == 1600 + 400
-    nothing = truth_of(None, findings(*targets), targets)
+    nothing = annotated_regions(None, findings(*targets), targets)
     assert nothing.own.shape == (4, 192, 256)
     assert not nothing.own.any()
 
@@ -109,10 +109,10 @@ def test_annotated_images_alone_are_taken_and_false_positives_told(tmp_path: Pat
     assert 0 < own.targets <= len(objects)
     assert own.mean > 0.6
     assert (
-        f"{own.undefined} findings have no annotated object; left out by pointing_game and energy_pointing_game."
+        f"{own.undefined} predictions have no annotated object; pointing_game and energy_pointing_game exclude them."
         in (found.notes)
     )
-    assert "1 image that is not in truth.json left out." in found.notes
+    assert "1 image not in truth.json excluded." in found.notes
     assert any("gone.png" in note or "missing" in note for note in found.notes)
     assert found.failed == {}
     with pytest.raises(ValueError, match="none of the 1 images is annotated"):

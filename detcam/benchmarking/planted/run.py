@@ -16,7 +16,7 @@ from torch import Tensor
 from detcam.adapters import Adapter
 from detcam.adapters.base import Target
 from detcam.auditing.pipeline import METHOD
-from detcam.benchmarking.controls import filled
+from detcam.benchmarking.controls import fill_region
 from detcam.benchmarking.planted.audit_check import AuditCheck, audit_case
 from detcam.benchmarking.planted.certify import PlantedCase, find_cases
 from detcam.benchmarking.planted.detectors import Family, families
@@ -335,7 +335,7 @@ def _control(name: str, case: PlantedCase) -> Tensor:
     size = (case.scene.image.shape[0], case.scene.image.shape[1])
     if name == "filled box":
         generator = np.random.default_rng(case.scene.seed)  # its peak is anywhere in the box
-        return torch.from_numpy(filled(size, case.target) * generator.uniform(0.999, 1, size))
+        return torch.from_numpy(fill_region(size, case.target) * generator.uniform(0.999, 1, size))
     return torch.from_numpy(np.random.default_rng(case.scene.seed).random(size))
 
 
