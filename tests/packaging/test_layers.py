@@ -1,0 +1,144 @@
+"""The layer order of the package: lower layers never import higher ones, and no import goes in a circle."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+FOLDERS = {"detcam": "detcam", "detcam.adapters": "adapters", "detcam.targets": "targets"}
+
+LAYERS = (
+    ("utils",),
+    ("detections",),
+    ("geometry", "data", "visualize", "synthetic", "trace", "guided_relu"),
+    ("smoothing", "layers", "outputs"),
+    ("targets", "results"),
+    ("inputs", "diagnostics"),
+    ("adapters",),
+    ("models", "cam"),
+    ("perturbation",),
+    ("methods", "metrics", "factorization"),
+    ("explanation", "testing"),
+    ("auditing",),
+    ("benchmarking", "demo"),
+    ("cli",),
+)
+"""Modules and packages directly in detcam, the lowest layer first; those of one layer do not import one another."""
+
+MAX_MODULES = 14
+MAX_PACKAGES = 15
+
+
+def modules() -> dict[str, Path]:
+    """Every module of the package by its installed name."""
+    found = {}
+    for package, folder in FOLDERS.items():
+        for file in sorted((REPOSITORY / folder).rglob("*.py")):
+            parts = file.relative_to(REPOSITORY / folder).with_suffix("").parts
+            found[".".join((package, *(part for part in parts if part != "__init__")))] = file
+    return found
+
+
+def imports(file: Path, known: dict[str, Path]) -> Iterator[tuple[str, int]]:
+    """The package's modules that a file imports at run time, lazily or not, with the line of each import."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    for_types = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        for statement in node.body
+        for inner in ast.walk(statement)
+    }
+    for node in ast.walk(tree):
+        if id(node) in for_types:
+            continue
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "detcam":
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                yield (full if full in known else node.module), node.lineno
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name.split(".")[0] == "detcam":
+                    yield alias.name, node.lineno
+
+
+def room(module: str) -> str:
+    """The module or package directly in detcam that a module belongs to; empty for detcam itself."""
+    return (module.split(".") + [""])[1]
+
+
+@pytest.fixture(scope="module")
+def graph() -> dict[str, list[tuple[str, int]]]:
+    known = modules()
+    return {name: list(imports(file, known)) for name, file in known.items()}
+
+
+def test_every_module_has_a_layer() -> None:
+    rooms = {room(name) for name in modules()} - {"", "__main__"}
+    assert rooms == {name for layer in LAYERS for name in layer}
+
+
+def test_lower_layers_never_import_higher_ones(graph: dict[str, list[tuple[str, int]]]) -> None:
+    level = {name: index for index, layer in enumerate(LAYERS) for name in layer}
+    wrong = [
+        f"{module}:{line} imports {target}"
+        for module, found in graph.items()
+        for target, line in found
+        if room(module) not in ("", "__main__")
+        and room(target) != room(module)
+        and (room(target) == "" or level[room(target)] >= level[room(module)])
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_no_import_goes_in_a_circle(graph: dict[str, list[tuple[str, int]]]) -> None:
+    state: dict[str, int] = {}
+    circles = []
+
+    def visit(module: str, path: tuple[str, ...]) -> None:
+        state[module] = 1
+        for target, _ in graph.get(module, ()):
+            if state.get(target) == 1:
+                circles.append(" -> ".join((*path[path.index(target) :], target)))
+            elif target in graph and target not in state:
+                visit(target, (*path, target))
+        state[module] = 2
+
+    for module in graph:
+        if module not in state:
+            visit(module, (module,))
+    assert not circles, "\n".join(circles)
+
+
+def test_the_package_has_few_modules_and_packages_at_its_top() -> None:
+    top = REPOSITORY / "detcam"
+    assert len(list(top.glob("*.py"))) <= MAX_MODULES
+    assert len(list(top.glob("*/__init__.py"))) <= MAX_PACKAGES
+
+
+def test_only_the_command_line_imports_typer() -> None:
+    wrong = [
+        name
+        for name, file in modules().items()
+        if room(name) != "cli"
+        and ("import typer" in (text := file.read_text(encoding="utf-8")) or "import click" in text)
+    ]
+    assert not wrong
+
+
+def test_the_architecture_page_lists_the_layers() -> None:
+    text = (REPOSITORY / "docs" / "architecture.md").read_text(encoding="utf-8")
+    listed = text.split("<!-- layers -->")[1].split("<!-- end -->")[0].strip().splitlines()
+    expected = [f"{number}. {', '.join(f'`{name}`' for name in layer)}" for number, layer in enumerate(LAYERS, 1)]
+    assert listed == expected
+
+
+def test_the_architecture_page_lists_every_module_and_package() -> None:
+    text = (REPOSITORY / "docs" / "architecture.md").read_text(encoding="utf-8")
+    for name in {name for layer in LAYERS for name in layer}:
+        paths = (f"`{name}/`", f"`detcam/{name}/`", f"`detcam/{name}.py`")
+        assert any(f"| {path} |" in text for path in paths), f"{name} is missing from the table"
