@@ -1,4 +1,4 @@
-"""EigenCAM."""
+"""Eigen-CAM."""
 
 from __future__ import annotations
 
@@ -9,21 +9,24 @@ from detcam.utils.pca import first_principal_component
 
 
 class EigenCAM(BaseCAM):
-    r"""First principal component of the activations; needs no gradient and ignores the target.
+    r"""First principal component of the activations; independent of the target.
 
     .. math:: L = \mathrm{ReLU}(\bar A v_1), \quad \bar A^T \bar A\, v_1 = \lambda_1 v_1
 
-    with A the (hw x C) activations, centred over places as in ``pytorch_grad_cam`` (the paper does not centre
-    them). The sign, which is arbitrary there, is fixed by the rule in `detcam.utils.pca`.
+    with :math:`\bar A` the (hw x C) activations of the target layer, centred over positions as in ``pytorch_grad_cam``
+    (the paper does not centre them), and :math:`v_1` the first right singular vector. Its sign is arbitrary;
+    `detcam.utils.pca` fixes it.
 
     Muhammad and Yeasin, *Eigen-CAM: Class Activation Map using Principal Components*, IJCNN 2020,
     https://arxiv.org/abs/2008.00299.
+
+    Use it to inspect features; it ignores the target and needs no gradient.
     """
 
     name = "eigencam"
     paper = "Muhammad and Yeasin, Eigen-CAM, IJCNN 2020, https://arxiv.org/abs/2008.00299"
     cost = "1 forward"
-    use = "a look at the features; ignores the target"
+    use = "inspecting features; ignores the target"
     uses_gradients = False
     class_discriminative = False
 

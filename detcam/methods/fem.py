@@ -2,44 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from torch import Tensor
 
-from torch import Tensor, nn
-
-from detcam.adapters.base import Adapter
+from detcam.adapters.base import ModelLike
 from detcam.cam import BaseCAM
+from detcam.layers import LayersLike
 from detcam.trace import ReshapeTransform
 
 
 class FEM(BaseCAM):
-    r"""Where each channel is unusually strong, weighted by the channel's mean; ignores the target.
+    r"""Mask of each channel's unusually large activations, weighted by the channel's mean; independent of the target.
 
     .. math:: L = \sum_k \mu_k \, [A^k \ge \mu_k + K \sigma_k]
 
-    with mean and standard deviation of each channel over places. (``pytorch_grad_cam`` has mask and weight the other
-    way round: the share of strong places weighs the activation.)
+    with :math:`A^k` channel k of the target layer's activation, and :math:`\mu_k`, :math:`\sigma_k` its mean and
+    standard deviation over positions. (``pytorch_grad_cam`` exchanges mask and weight: it weights the activation by the
+    fraction of large values.)
 
     Fuad et al., *Features Understanding in 3D CNNs for Actions Recognition in Video*, IPTA 2020,
     https://hal.science/hal-02963298.
+
+    Use it to inspect the strongest features; it ignores the target and needs no gradient.
 
     Args:
         model: as in `BaseCAM`.
         target_layers: as in `BaseCAM`.
         reshape_transform: as in `BaseCAM`.
-        k: how many standard deviations above its mean a channel counts as strong.
+        k: threshold K, in standard deviations above the mean.
     """
 
     name = "fem"
     paper = "Fuad et al., Features Understanding in 3D CNNs, IPTA 2020, https://hal.science/hal-02963298"
     cost = "1 forward"
-    use = "a look at the strongest features; ignores the target"
+    use = "inspecting the strongest features; ignores the target"
     uses_gradients = False
     class_discriminative = False
 
     def __init__(
         self,
-        model: Adapter | nn.Module,
-        target_layers: Sequence[nn.Module | str] | nn.Module | str | None = None,
+        model: ModelLike,
+        target_layers: LayersLike = None,
         reshape_transform: ReshapeTransform | None = None,
         k: float = 2.0,
     ) -> None:

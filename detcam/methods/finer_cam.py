@@ -1,4 +1,4 @@
-"""FinerCAM."""
+"""Finer-CAM."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from detcam.adapters.base import Adapter, Batch, Target
-from detcam.cam import BaseCAM, value_of
+from detcam.adapters.base import Batch, ModelLike, Target
+from detcam.cam import BaseCAM, values_of
 from detcam.geometry import Geometry
+from detcam.layers import LayersLike
+from detcam.methods.common.wrapper import WrapperCAM
 from detcam.methods.grad_cam import GradCAM
 from detcam.outputs import Candidates, SegmenterOutput
 from detcam.results import Measured, Pass
@@ -20,38 +22,42 @@ from detcam.targets import BoxTarget, ClassifierOutputTarget, ClassTarget, Finer
 from detcam.trace import ReshapeTransform
 
 
-class FinerCAM(BaseCAM):
-    r"""Another method's map of what tells a class from the classes most like it, rather than of the class alone.
+class FinerCAM(WrapperCAM):
+    r"""Map, by a base method, of the difference between a class and the classes most similar to it.
 
     .. math:: y = \frac{\sum_d p_d\, (z_c - \alpha z_d)}{\sum_d p_d}
 
-    is explained instead of the logit z_c, with d the classes whose logits are nearest to it and p the softmax. A box's
-    logits are those of its source, a region's the means over it. Targets of other kinds are explained as they are.
+    replaces the logit :math:`z_c` of class c, with d the classes of the nearest logits, :math:`p_d` their softmax
+    probabilities, and :math:`\alpha` the strength of the comparison. The logits of a box are those of its source, the
+    logits of a region are means over it. Targets of other kinds are explained unchanged.
 
     Zhang et al., *Finer-CAM: Spotting the Difference Reveals Finer Details for Visual Explanation*, CVPR 2025,
     https://arxiv.org/abs/2501.11309.
+
+    Use it for fine-grained classes, and for the confusion of two classes.
 
     Args:
         model: as in `BaseCAM`.
         target_layers: as in `BaseCAM`.
         reshape_transform: as in `BaseCAM`.
-        base_method: makes the map.
+        base_method: class of the method that makes the map.
         alpha: strength of the comparison; 0 explains the logit alone.
-        comparisons: how many classes to compare with, if there are so many.
+        comparisons: maximum number of classes to compare with.
         **options: further arguments of the base method.
     """
 
     name = "finercam"
     paper = "Zhang et al., Finer-CAM, CVPR 2025, https://arxiv.org/abs/2501.11309"
-    cost = "1 forward, 1 backward a target"
-    use = "what tells a class from the ones most like it"
+    cost = "1 forward, 1 backward per target"
+    use = "what distinguishes a class from the most similar ones"
 
     def __init__(
         self,
-        model: Adapter | nn.Module,
-        target_layers: Sequence[nn.Module | str] | nn.Module | str | None = None,
+        model: ModelLike,
+        target_layers: LayersLike = None,
         reshape_transform: ReshapeTransform | None = None,
         base_method: type[BaseCAM] = GradCAM,
+        *,
         alpha: float = 1.0,
         comparisons: int = 3,
         **options: Any,
@@ -61,8 +67,7 @@ class FinerCAM(BaseCAM):
             raise ValueError(f"expected comparisons of at least 1; got {comparisons}")
         if not base_method.class_discriminative:
             raise ValueError(f"{base_method.__name__} ignores the target, so there is nothing to compare; try GradCAM")
-        self.base = base_method(self.adapter, **options)
-        self.uses_gradients = self.base.uses_gradients  # type: ignore[misc]
+        self.wrap(base_method, options)
         self.alpha = alpha
         self.comparisons = comparisons
 
@@ -70,32 +75,31 @@ class FinerCAM(BaseCAM):
         return self.base.watching(batch)
 
     def measure(self, run: Pass) -> Measured:
-        scores = run.adapter.score(run.outputs, run.targets)
+        values = values_of(run.adapter.score(run.outputs, run.targets))
         finer = [
-            [self._finer(output, target) for target in row]
+            [self._comparison_of(output, target) for target in row]
             for output, row in zip(run.outputs, run.targets, strict=True)
         ]
-        found = self.base.measure(replace(run, targets=finer))
-        return replace(found, values=[[value_of(score) for score in row] for row in scores])
+        return replace(self.base.measure(replace(run, targets=finer)), values=values)
 
     def combine(self, levels: Sequence[Tensor], geometry: Geometry) -> Tensor:
         return self.base.combine(levels, geometry)
 
-    def _finer(self, output: Any, target: Target) -> Target:
-        """The comparison that belongs to a target; the target itself where it names no class."""
+    def _comparison_of(self, output: Any, target: Target) -> Target:
+        """The comparison for a target; the target itself if it has no class to compare."""
         if type(target) in (ClassifierOutputTarget, ClassTarget) and isinstance(output, Tensor):
-            return self._against(output, target.category)  # type: ignore[attr-defined]
+            return self._compare(output, target.category)  # type: ignore[attr-defined]
         if isinstance(target, MaskTarget) and isinstance(output, SegmenterOutput) and target.against is None:
-            return _FinerMask(target, self._against(_region_logits(output, target.mask), target.label))
+            return _FinerMaskTarget(target, self._compare(_region_logits(output, target.mask), target.label))
         if isinstance(target, BoxTarget) and target.quantity in ("score", "logit") and target.against is None:
             with torch.no_grad():
                 logits = output.candidates([target]).class_logits[0]
-            comparison = self._against(logits, target.label)
-            return _FinerBox(target.box_xyxy, target.label, target.source, "logit", comparison=comparison)
+            comparison = self._compare(logits, target.label)
+            return _FinerBoxTarget(target.box_xyxy, target.label, target.source, "logit", comparison=comparison)
         return target
 
-    def _against(self, logits: Tensor, label: int) -> Any:
-        """The class against those whose logits are nearest to its own."""
+    def _compare(self, logits: Tensor, label: int) -> Target:
+        """A target that compares the class with those of the nearest logits."""
         if logits.numel() < 2:
             return ClassTarget(label)
         values = logits.detach().flatten()
@@ -106,13 +110,13 @@ class FinerCAM(BaseCAM):
 
 
 def _region_logits(output: SegmenterOutput, mask: Any) -> Tensor:
-    """(C,) mean logits of every class over a region."""
+    """(C,) mean logits of all classes over a region."""
     return torch.stack([MaskTarget(label, mask)(output) for label in range(output.classes)])
 
 
 @dataclass(frozen=True)
-class _FinerBox(BoxTarget):
-    """A box's class compared with others, read where the box comes from."""
+class _FinerBoxTarget(BoxTarget):
+    """Comparison of a box's class, at the source of the box."""
 
     comparison: Any = None
 
@@ -122,12 +126,11 @@ class _FinerBox(BoxTarget):
 
 
 @dataclass(frozen=True)
-class _FinerMask:
-    """A region's class compared with others."""
+class _FinerMaskTarget:
+    """Comparison of a region's class."""
 
     target: MaskTarget
-    comparison: Any
+    comparison: Target
 
     def __call__(self, output: SegmenterOutput) -> Tensor:
-        value: Tensor = self.comparison(_region_logits(output, self.target.mask))
-        return value
+        return self.comparison(_region_logits(output, self.target.mask))

@@ -42,7 +42,7 @@ class FullGrad(BaseCAM):
 
     name = "fullgrad"
     paper = "Srinivas and Fleuret, Full-Gradient Representation, NeurIPS 2019, https://arxiv.org/abs/1905.00780"
-    cost = "1 forward, 1 backward a target"
+    cost = "1 forward, 1 backward per target"
     use = "classification: complete for networks of ReLU, biases counted"
 
     def __init__(

@@ -1,4 +1,4 @@
-"""GradCAM, element by element."""
+"""Element-wise Grad-CAM."""
 
 from __future__ import annotations
 
@@ -8,21 +8,24 @@ from detcam.cam import BaseCAM
 
 
 class GradCAMElementWise(BaseCAM):
-    r"""Gradient times activation with the negative products of each channel cut before the sum.
+    r"""Positive part of the product of gradient and activation, summed over channels.
 
     .. math:: L = \sum_k \mathrm{ReLU}\Big(\frac{\partial y}{\partial A^k} \odot A^k\Big)
 
-    This is the method of that name in ``pytorch_grad_cam``. The paper that it goes back to cuts after the sum,
-    which is `HiResCAM`: here a channel that speaks against the target cannot cancel one that speaks for it.
+    with :math:`A^k` channel k of the target layer's activation and y the target's score. This is the method of that
+    name in ``pytorch_grad_cam``. The paper rectifies after the sum, which is `HiResCAM`; here, negative evidence in one
+    channel does not cancel positive evidence in another.
 
     After Pillai and Pirsiavash, *Explainable Models with Consistent Interpretations*, AAAI 2021,
     https://www.csee.umbc.edu/~hpirsiav/papers/gc_aaai21.pdf.
+
+    Use it for boxes, and for fine maps at early layers.
     """
 
     name = "gradcamelementwise"
     paper = "after Pillai and Pirsiavash, Explainable Models with Consistent Interpretations, AAAI 2021"
-    cost = "1 forward, 1 backward a target"
-    use = "boxes, and fine maps at early layers; leaves out what speaks against"
+    cost = "1 forward, 1 backward per target"
+    use = "boxes, and fine maps at early layers; ignores negative evidence"
 
     def contributions(self, activations: Tensor, gradients: Tensor) -> Tensor:
         return (gradients * activations).clamp(min=0)

@@ -44,7 +44,7 @@ class GuidedBackprop(LayerlessCAM):
 
     name = "guidedbackprop"
     paper = "Springenberg et al., Striving for Simplicity, ICLR 2015, https://arxiv.org/abs/1412.6806"
-    cost = "1 forward, 1 full backward a target"
+    cost = "1 forward, 1 full backward per target"
     use = "single pixels and edges; hardly depends on what was learnt, so not for causes"
     reaches_all = True
 

@@ -32,7 +32,7 @@ class GuidedGradCAM(GradCAM):
 
     name = "guidedgradcam"
     paper = "Selvaraju et al., Grad-CAM, ICCV 2017, https://arxiv.org/abs/1610.02391"
-    cost = "1 forward, 1 backward and 1 full backward a target"
+    cost = "1 forward, 1 backward and 1 full backward per target"
     use = "GradCAM's place with single pixels and edges; classification"
     channels: int = 3
 

@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from detcam.adapters.base import Adapter
+from detcam.adapters.base import ModelLike
 from detcam.cam import BaseCAM
+from detcam.layers import LayersLike
 from detcam.trace import ReshapeTransform
 
 
 class RandomCAM(BaseCAM):
-    r"""Random channel weights: what a map looks like that knows nothing of the score. A control, not an explanation.
+    r"""Control: random channel weights, independent of the score.
 
     .. math:: L = \sum_k w_k A^k, \quad w_k \sim U(-1, 1)
 
-    The map is not cut at 0, so that there is always one. The weights are drawn from a seed, and are the same for every
-    image and target, so that results do not depend on the order of the images.
+    with :math:`A^k` channel k of the target layer's activation. The map is not rectified, so it is never empty. The
+    weights depend on the seed alone and are the same for all images and targets, so results do not depend on the order
+    of the images.
+
+    A control, as in Gildenblat et al., *PyTorch library for CAM methods*, 2021,
+    https://github.com/jacobgil/pytorch-grad-cam.
+
+    Use it as a control: a method must beat it.
 
     Args:
         model: as in `BaseCAM`.
         target_layers: as in `BaseCAM`.
         reshape_transform: as in `BaseCAM`.
-        seed: of the weights.
+        seed: seed of the weights.
     """
 
     name = "randomcam"
@@ -37,14 +42,15 @@ class RandomCAM(BaseCAM):
 
     def __init__(
         self,
-        model: Adapter | nn.Module,
-        target_layers: Sequence[nn.Module | str] | nn.Module | str | None = None,
+        model: ModelLike,
+        target_layers: LayersLike = None,
         reshape_transform: ReshapeTransform | None = None,
+        *,
         seed: int = 0,
     ) -> None:
         super().__init__(model, target_layers, reshape_transform)
         self.seed = seed
 
     def weights(self, activations: Tensor, gradients: Tensor) -> Tensor:
-        drawn = torch.rand(activations.shape[1], generator=torch.Generator().manual_seed(self.seed))
-        return (2 * drawn - 1).to(activations).expand(len(activations), -1)
+        uniform = torch.rand(activations.shape[1], generator=torch.Generator().manual_seed(self.seed))
+        return (2 * uniform - 1).to(activations).expand(len(activations), -1)

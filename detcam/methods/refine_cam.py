@@ -5,52 +5,55 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from detcam.adapters.base import Adapter
+from detcam.adapters.base import ModelLike
 from detcam.cam import BaseCAM
 from detcam.geometry import Geometry
+from detcam.layers import LayersLike
 from detcam.methods.common.level_product import product_of_levels
+from detcam.methods.common.wrapper import WrapperCAM
 from detcam.methods.grad_cam_plusplus import GradCAMPlusPlus
 from detcam.results import Measured, Pass
 from detcam.trace import ReshapeTransform
 
 
-class RefineCAM(BaseCAM):
-    r"""Maps of several layers multiplied: early layers' detail where deep layers agree.
+class RefineCAM(WrapperCAM):
+    r"""Product of the maps of several layers: the detail of early layers where deep layers agree.
 
     .. math:: L = \prod_l \mathrm{norm}\big(\mathrm{ReLU}(L_l)\big)
 
-    with the maps L_l of another method, each resized to the image. A level that says nothing for a target (of a
-    pyramid, those that the box does not come from) is left out of its product.
+    with :math:`L_l` the map of the base method at layer l, resized to the image, and norm the scaling to [0, 1]. A
+    level without saliency for a target (pyramid levels that do not produce the box) is left out of its product.
 
     *How to Evaluate and Refine your CAM*, 2026, https://arxiv.org/abs/2605.14641.
 
+    Use it for finer maps, with several target layers.
+
     Args:
         model: as in `BaseCAM`.
-        target_layers: several layers; with one, this is the base method.
+        target_layers: several layers; with one, the map is that of the base method.
         reshape_transform: as in `BaseCAM`.
-        base_method: whose maps are multiplied.
+        base_method: class of the method whose maps are multiplied.
         **options: further arguments of the base method.
     """
 
     name = "refinecam"
     paper = "How to Evaluate and Refine your CAM, 2026, https://arxiv.org/abs/2605.14641"
-    cost = "1 forward, 1 backward a target"
+    cost = "1 forward, 1 backward per target"
     use = "finer maps from several layers together"
 
     def __init__(
         self,
-        model: Adapter | nn.Module,
-        target_layers: Sequence[nn.Module | str] | nn.Module | str | None = None,
+        model: ModelLike,
+        target_layers: LayersLike = None,
         reshape_transform: ReshapeTransform | None = None,
+        *,
         base_method: type[BaseCAM] = GradCAMPlusPlus,
         **options: Any,
     ) -> None:
         super().__init__(model, target_layers, reshape_transform)
-        self.base = base_method(self.adapter, **options)
-        self.uses_gradients = self.base.uses_gradients  # type: ignore[misc]
-        self.class_discriminative = self.base.class_discriminative  # type: ignore[misc]
+        self.wrap(base_method, options)
 
     def measure(self, run: Pass) -> Measured:
         return self.base.measure(run)

@@ -10,28 +10,31 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
-from detcam.cam import BaseCAM
+from detcam.methods.grad_cam import GradCAM
 from detcam.results import Measured, Pass
 from detcam.trace import Trace
 
 
-class ShapleyCAM(BaseCAM):
-    r"""GradCAM with the score's second derivative: each channel's Shapley value to second order.
+class ShapleyCAM(GradCAM):
+    r"""Grad-CAM with the score's second derivative: each channel's Shapley value to second order.
 
     .. math:: L = \mathrm{ReLU}\Big(\sum_k \alpha_k A^k\Big),\quad
         \alpha_k = \frac{1}{hw} \sum_{ij} \Big(\frac{\partial y}{\partial A} - \frac{1}{2} H A\Big)^k_{ij}
 
-    with H the Hessian of the score in the layer's activation. For a network that is piecewise linear behind the layer
-    H is 0 and this is GradCAM; the paper advises a target with curvature, `ClassifierOutputReST`. The pass is made a
-    second time, with operations that can be differentiated twice.
+    with :math:`A^k` channel k of the target layer's activation, of height h and width w, y the target's score, and H
+    its Hessian with respect to the activation. H is 0 if the network is piecewise linear after the layer, which gives
+    `GradCAM`; the paper recommends a target with curvature, `ClassifierOutputReST`. The forward pass runs a second
+    time with operations that are twice differentiable.
 
     Cai, *CAMs as Shapley Value-based Explainers*, The Visual Computer 2025, https://arxiv.org/abs/2501.06261.
+
+    Use it for classification with a nonlinear head or target.
     """
 
     name = "shapleycam"
     paper = "Cai, CAMs as Shapley Value-based Explainers, 2025, https://arxiv.org/abs/2501.06261"
-    cost = "2 forwards, 2 backwards a target"
-    use = "classification: weights of second order"
+    cost = "2 forwards, 2 backwards per target"
+    use = "classification: second-order weights"
 
     def measure(self, run: Pass) -> Measured:
         adapter = run.adapter
@@ -54,12 +57,9 @@ class ShapleyCAM(BaseCAM):
             for gradient, product in zip(*layer, strict=True)
         ]
 
-    def weights(self, activations: Tensor, gradients: Tensor) -> Tensor:
-        return gradients.mean((2, 3))
-
 
 class _TwiceDifferentiable(TorchFunctionMode):
-    """Inside, operations whose second derivative PyTorch lacks are put together from others."""
+    """Replaces operations whose second derivative PyTorch does not implement by equivalent ones."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.hardsigmoid:
