@@ -1,1 +1,1 @@
-"""The ``detcam`` command."""
+"""The ``detcam`` command: one module per subcommand. Modules that need PyTorch are imported when a command runs."""

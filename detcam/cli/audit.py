@@ -1,25 +1,39 @@
-"""``detcam audit``: the false-positive audit from the command line."""
+"""``detcam audit``: options, and a summary of the audit in the terminal."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from detcam.cli.options import Debug, Device, ImageSize, Model, Names, NumClasses, Trust, Weights
+from detcam.cli.options import (
+    OUTPUT,
+    TARGETS,
+    BatchSize,
+    ClassMap,
+    Method,
+    ModelOptions,
+    Out,
+    TargetLayer,
+    parse_class_map,
+)
+from detcam.utils.console import make_console, make_table, printable
 
 if TYPE_CHECKING:
     from detcam.auditing.pipeline import Audit
 
+HELP = "Explain a detector's errors on annotated images, and verify each explanation by removing its evidence."
 EPILOG = """
 [bold]Results[/bold]
 
-The folder gets index.html, which opens from disk in any browser, audit.json, false_positives.csv, and the false \
-positives as COCO annotations for a labelling tool. An interrupted audit goes on with --resume.
+The folder gets index.html, which opens in any browser, audit.json, false_positives.csv, and the false positives as \
+COCO annotations for a labelling tool. --resume continues an interrupted audit.
 
-An error is 'confirmed' when it vanishes once its evidence is taken out of the image, whatever takes its place, and \
-stays when other regions of the same size are taken out.
+An error is 'confirmed' if it vanishes when its evidence is removed from the image, whatever the fill, and stays when \
+control regions of the same size are removed.
 
 [bold]Examples[/bold]
 
@@ -30,160 +44,128 @@ detcam audit --model fasterrcnn_resnet50_fpn --weights cells.pth --images cells/
 
 [bold]Exit codes[/bold]
 
-0 done, 1 some images could not be read, 2 wrong input, 130 interrupted.
+0 done, 1 some images could not be read, 2 invalid input, 130 interrupted.
 """
-WHAT, HOW, OUTPUT = "What to look at", "How to look at it", "Output"
-MOST_GROUPS = 8
+MAX_GROUPS = 8
 
 
-def audit(
-    model: Model,
+@dataclass(frozen=True, kw_only=True)
+class AuditOptions(ModelOptions):
+    """Options of ``detcam audit``."""
+
     images: Annotated[
-        Path, typer.Option(metavar="DIR", file_okay=False, help="Folder that the annotations' file names start from.")
-    ],
+        Path, typer.Option(metavar="DIR", file_okay=False, help="Folder that contains the annotations' files.")
+    ]
     annotations: Annotated[
         Path, typer.Option(metavar="FILE", dir_okay=False, help="COCO JSON with boxes, polygons or masks.")
-    ],
-    out: Annotated[
-        Path, typer.Option(metavar="DIR", file_okay=False, rich_help_panel=OUTPUT, help="Folder for the report.")
-    ] = Path("report"),
-    weights: Weights = None,
-    num_classes: NumClasses = None,
-    names: Names = None,
-    image_size: ImageSize = None,
-    device: Device = "auto",
-    trust_checkpoint: Trust = False,
-    class_map: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="CATEGORY=CLASS",
-            rich_help_panel=WHAT,
-            help="What the model calls a category of the annotations, where names differ; may be repeated.",
-        ),
-    ] = None,
+    ]
+    class_map: ClassMap = None
     score_threshold: Annotated[
         float,
         typer.Option(
             min=0.001,
             max=0.999,
             metavar="0..1",
-            rich_help_panel=WHAT,
-            help="Least score that matters to you: errors at or above it are explained. Average precision counts all.",
+            rich_help_panel=TARGETS,
+            help="Minimum score of an error that is explained. Average precision includes all detections.",
         ),
-    ] = 0.3,
+    ] = 0.3
     explain: Annotated[
         int,
         typer.Option(
-            min=0, metavar="N", rich_help_panel=WHAT, help="So many false positives, the highest scores first."
+            min=0,
+            metavar="N",
+            rich_help_panel=TARGETS,
+            help="Number of false positives to explain, highest scores first.",
         ),
-    ] = 200,
+    ] = 200
     explain_missed: Annotated[
-        int, typer.Option(min=0, metavar="N", rich_help_panel=WHAT, help="So many missed objects, the largest first.")
-    ] = 50,
+        int,
+        typer.Option(
+            min=0, metavar="N", rich_help_panel=TARGETS, help="Number of missed objects to explain, largest first."
+        ),
+    ] = 50
     iou_threshold: Annotated[
-        float, typer.Option(min=0.01, max=1, metavar="0..1", rich_help_panel=WHAT, help="Least overlap of a hit.")
-    ] = 0.5,
+        float,
+        typer.Option(min=0.01, max=1, metavar="0..1", rich_help_panel=TARGETS, help="Minimum IoU of a true positive."),
+    ] = 0.5
     background_threshold: Annotated[
         float,
         typer.Option(
-            min=0.001, max=1, metavar="0..1", rich_help_panel=WHAT, help="Greatest overlap of a detection of nothing."
+            min=0.001, max=1, metavar="0..1", rich_help_panel=TARGETS, help="Maximum IoU of a background error."
         ),
-    ] = 0.1,
+    ] = 0.1
     iou_type: Annotated[
-        str, typer.Option(metavar="bbox|segm", rich_help_panel=WHAT, help="Whether boxes or masks are matched.")
-    ] = "bbox",
-    method: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME", rich_help_panel=HOW, help="What makes the heatmaps; 'detcam methods' lists the choice."
-        ),
-    ] = "probecam",
-    target_layer: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME", rich_help_panel=HOW, help="Layer to look at instead of the method's own choice."),
-    ] = None,
-    batch_size: Annotated[
-        int, typer.Option(min=1, metavar="N", rich_help_panel=HOW, help="Images per forward pass.")
-    ] = 4,
+        str, typer.Option(metavar="bbox|segm", rich_help_panel=TARGETS, help="Match boxes (bbox) or masks (segm).")
+    ] = "bbox"
+    method: Method = "probecam"
+    target_layer: TargetLayer = None
+    batch_size: BatchSize = 4
+    out: Out = Path("report")
     resume: Annotated[
-        bool, typer.Option("--resume", rich_help_panel=OUTPUT, help="Go on with an interrupted audit in the folder.")
-    ] = False,
-    debug: Debug = False,
-) -> None:
-    """Why did it fire there? Name a detector's errors, find what each rests on, and prove it by taking it away."""
-    from detcam.cli.common import load_adapter, one_line_errors
-
-    with one_line_errors(debug):
-        from detcam.auditing.pipeline import audit as run
-        from detcam.auditing.stages import UNREADABLE
-
-        adapter = load_adapter(
-            model, weights, num_classes, names, image_size, device, trust_checkpoint, target_layers=target_layer
-        )
-        found = run(
-            adapter,
-            images,
-            annotations,
-            out=out,
-            score_threshold=score_threshold,
-            explain=explain,
-            explain_missed=explain_missed,
-            iou_threshold=iou_threshold,
-            background_threshold=background_threshold,
-            iou_type=iou_type,  # type: ignore[arg-type]
-            class_map=parse_class_map(class_map or []),
-            method=method,
-            batch_size=batch_size,
-            resume=resume,
-            progress=True,
-            model_name=model if weights is None else f"{model} {Path(weights).name}",
-        )
-        tell(found)
-        raise typer.Exit(1 if found.issues.of(UNREADABLE) else 0)
+        bool, typer.Option("--resume", rich_help_panel=OUTPUT, help="Continue an interrupted audit in the folder.")
+    ] = False
 
 
-def parse_class_map(pairs: list[str]) -> dict[str | int, str | int]:
-    """Categories and classes from ``CATEGORY=CLASS``.
+# Options that `detcam.audit` takes under the same name.
+SHARED = (
+    "out",
+    "score_threshold",
+    "explain",
+    "explain_missed",
+    "iou_threshold",
+    "background_threshold",
+    "iou_type",
+    "method",
+    "batch_size",
+    "resume",
+)
 
-    Raises:
-        ValueError: a pair without an equals sign.
-    """
-    found: dict[str | int, str | int] = {}
-    for pair in pairs:
-        category, equals, name = (part.strip() for part in pair.partition("="))
-        if not equals or not category or not name:
-            raise ValueError(f"expected --class-map as CATEGORY=CLASS; got {pair!r}")
-        found[category] = name
-    return found
+
+def run(options: AuditOptions) -> int:
+    """Run an audit and print its summary; return the exit code, 1 if some images could not be read."""
+    from detcam.auditing.pipeline import audit
+    from detcam.auditing.stages import UNREADABLE
+
+    result = audit(
+        options.load(target_layers=options.target_layer),
+        options.images,
+        options.annotations,
+        class_map=parse_class_map(options.class_map or []),
+        progress=True,
+        model_name=options.model_name,
+        **{name: getattr(options, name) for name in SHARED},
+    )
+    print_summary(result)
+    return 1 if result.issues.of(UNREADABLE) else 0
 
 
-def tell(found: Audit) -> None:
-    """Print what an audit came to."""
-    from rich.console import Console
-    from rich.table import Table
-
+def print_summary(audit: Audit) -> None:
+    """Print an audit's error types, groups and data issues."""
     from detcam.auditing.errors import ERROR_TYPES
-    from detcam.cli.common import printable
 
-    console = Console(highlight=False, markup=False)
-    analysis, counts = found.analysis, found.analysis.counts()
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("error")
-    for title in ("cases", "AP lost", "explained", "confirmed"):
-        table.add_column(title, justify="right")
-    for kind in ERROR_TYPES:
-        own = [case for case in found.explained if case.type == kind]
-        tested = "-" if kind == "missed" else str(sum(case.verdict == "confirmed" for case in own))
-        table.add_row(kind, str(counts[kind]), f"{analysis.delta_ap.by_type[kind]:.3f}", str(len(own)), tested)
+    console = make_console()
+    analysis, counts = audit.analysis, audit.analysis.counts()
+    columns = ("cases", "delta AP", "explained", "confirmed")
+    table = make_table("error", *columns, right=columns)
+    for error_type in ERROR_TYPES:
+        cases = [case for case in audit.explained if case.type == error_type]
+        confirmed = "-" if error_type == "missed" else str(sum(case.verdict == "confirmed" for case in cases))
+        delta_ap = f"{analysis.delta_ap.by_type[error_type]:.3f}"
+        table.add_row(error_type, str(counts[error_type]), delta_ap, str(len(cases)), confirmed)
     console.print(f"average precision {analysis.average_precision:.3f}\n")
     console.print(table)
-    shown = found.groups[:MOST_GROUPS]
-    if shown:
-        console.print("\nshared causes, the costliest first")
-        for group in shown:
-            console.print(f"  {printable(group.sentence)}", soft_wrap=True)
-        if len(found.groups) > len(shown):
-            console.print(f"  and {len(found.groups) - len(shown)} more in the report")
-    for line in found.issues.summary().splitlines():
+    _print_lines("shared causes, largest delta AP first", [group.sentence for group in audit.groups])
+    for line in audit.issues.summary().splitlines():
         console.print(f"note: {printable(line)}", soft_wrap=True)
-    console.print(f"\n{found.report}  ({found.seconds:.0f} s)", soft_wrap=True)
+    console.print(f"\n{audit.report}  ({audit.seconds:.0f} s)", soft_wrap=True)
+
+
+def _print_lines(title: str, lines: Sequence[str]) -> None:
+    console = make_console()
+    if lines:
+        console.print(title)
+    for line in lines[:MAX_GROUPS]:
+        console.print(f"  {printable(line)}", soft_wrap=True)
+    if len(lines) > MAX_GROUPS:
+        console.print(f"  and {len(lines) - MAX_GROUPS} more in the report")

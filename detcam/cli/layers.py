@@ -1,17 +1,58 @@
-"""Which layers of a model have maps: found by one run on an image of noise."""
+"""``detcam layers``: the layers of a model that can be target layers, found by one forward pass on noise."""
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
-from torch import nn
+import typer
 
-from detcam.adapters import Adapter
-from detcam.trace import flatten_tensors, guarded
+from detcam.cli.options import ModelOptions
+from detcam.utils.console import make_console, make_table, plural, printable
 
+if TYPE_CHECKING:
+    from torch import nn
+
+    from detcam.adapters import Adapter
+
+HELP = """List the layers that --target-layer accepts, with the shapes of their maps; an asterisk marks the default.
+
+No weights are downloaded, since shapes do not depend on them."""
 IMAGE_SIZE_HW = (480, 640)
+MAX_SIZES = 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayersOptions(ModelOptions):
+    """Options of ``detcam layers``."""
+
+    depth: Annotated[int, typer.Option(min=1, metavar="N", help="Maximum number of name parts, separated by dots.")] = 3
+
+
+def run(options: LayersOptions) -> int:
+    """Print the layers of a model; return the exit code."""
+    weights = options.weights or (None if Path(options.model).is_file() else "none")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        layers = map_layers(options.load(weights=weights))
+    table = make_table("", "layer", "module", "stride", "sizes", right=("stride",))
+    hidden = 0
+    for layer in layers:
+        if not layer.is_default and layer.name.count(".") >= options.depth:
+            hidden += 1
+            continue
+        sizes = [f"{c} x {h} x {w}" for c, h, w in layer.sizes[:MAX_SIZES]] + ["..."] * (len(layer.sizes) > MAX_SIZES)
+        mark = "*" if layer.is_default else ""
+        table.add_row(mark, printable(layer.name), layer.module, layer.stride, ", ".join(sizes))
+    console = make_console()
+    console.print(table)
+    console.print("* the default target layer; sizes: channels x height x width for a 480 x 640 image")
+    if hidden:
+        console.print(f"{plural(hidden, 'deeper layer')}: --depth {options.depth + 1}")
+    return 0
 
 
 @dataclass(frozen=True)
@@ -20,40 +61,44 @@ class MapLayer:
 
     Attributes:
         name: dotted name in the model.
-        kind: the module's class.
-        sizes: per level, channels, height and width of its map.
+        module: the module's class.
+        sizes: channels, height and width of its map, per level.
         stride: input pixels per cell, finest level to coarsest.
-        is_default: whether the adapter looks at it unless told otherwise.
+        is_default: whether it is a default target layer.
     """
 
     name: str
-    kind: str
+    module: str
     sizes: tuple[tuple[int, int, int], ...]
     stride: str
     is_default: bool
 
 
 def map_layers(adapter: Adapter) -> list[MapLayer]:
-    """The layers of a model whose output is a grid of more than one cell for the whole image, in the model's order.
+    """Find the layers of a model whose output is a grid of more than one cell for the whole image, in model order.
 
-    The model runs once, on noise of 480 x 640 pixels, and is left as it was.
+    The model runs once on 480 x 640 pixels of noise; its state does not change.
     """
+    import torch
+
+    from detcam.trace import guarded
+
     image = torch.rand((3, *IMAGE_SIZE_HW), generator=torch.Generator().manual_seed(0))
     seen: dict[str, list[tuple[int, int, int]]] = {}
     with guarded(adapter.model, gradients=False):
         batch = adapter.prepare([image])
         reshape = adapter.reshape_for(batch)
 
-        def look(name: str) -> Any:
+        def record(name: str) -> Callable[..., None]:
             def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-                sizes = _sizes(output, reshape)
+                sizes = _map_sizes(output, reshape)
                 if sizes:
                     seen.setdefault(name, []).extend(sizes)
 
             return hook
 
         named = [(name, module) for name, module in adapter.model.named_modules() if name]
-        handles = [module.register_forward_hook(look(name)) for name, module in named]
+        handles = [module.register_forward_hook(record(name)) for name, module in named]
         try:
             adapter.forward(batch)
         finally:
@@ -68,13 +113,15 @@ def map_layers(adapter: Adapter) -> list[MapLayer]:
     ]
 
 
-def _sizes(output: Any, reshape: Any) -> list[tuple[int, int, int]]:
-    """Channels, height and width of an output's maps; none where it is no map of one whole image."""
+def _map_sizes(output: Any, reshape: Any) -> list[tuple[int, int, int]]:
+    """Return channels, height and width of a layer's maps; empty if its output is not a map of one whole image."""
+    from detcam.trace import flatten_tensors
+
     sizes = []
     for tensor in flatten_tensors(output):
         try:
             (grid,) = flatten_tensors(reshape(tensor))
-        except ValueError:  # tokens or vectors that do not lie on a grid
+        except ValueError:  # tokens or vectors without a grid
             return []
         if grid.ndim != 4 or len(grid) != 1 or grid.shape[-1] * grid.shape[-2] < 2:
             return []

@@ -1,70 +1,264 @@
-"""Options that several of the command's subcommands share."""
+"""Options that several subcommands share, and the values that they parse to."""
 
 from __future__ import annotations
 
-from typing import Annotated
+import importlib
+import importlib.util
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-_MODEL = typer.Option(
-    "--model",
-    "-m",
-    metavar="NAME",
-    rich_help_panel="Model",
-    help="A torchvision name (fasterrcnn_resnet50_fpn, lraspp_mobilenet_v3_large, resnet50, ...), an "
-    "ultralytics one (yolo11n.pt, rtdetr-l.pt, yolo11n.yaml), timm:NAME, smp:Unet?encoder=resnet34&classes=4, "
-    "or a file that holds a whole model.",
-)
-Model = Annotated[str, _MODEL]
-OptionalModel = Annotated[str | None, _MODEL]
-Weights = Annotated[
-    str | None,
+if TYPE_CHECKING:
+    from detcam.adapters import Adapter
+
+MODEL, TARGETS, METHOD, OUTPUT = "Model", "What to explain", "How to explain it", "Output"
+
+Debug = Annotated[bool, typer.Option("--debug", help="Show the full traceback of an error.")]
+Imports = Annotated[
+    list[str] | None,
     typer.Option(
-        metavar="FILE",
-        rich_help_panel="Model",
-        help="Your own weights for the named model: a state dict (.pth, .pt, .safetensors). Without it the published "
-        "weights are used, and downloaded if need be; 'none' leaves them random.",
+        "--import",
+        metavar="MODULE|FILE",
+        help="Import a Python module or file that registers methods, adapters, metrics or targets; repeatable.",
     ),
 ]
-NumClasses = Annotated[
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        "-m",
+        metavar="NAME",
+        show_default=False,
+        rich_help_panel=MODEL,
+        help="A torchvision name (fasterrcnn_resnet50_fpn, lraspp_mobilenet_v3_large, resnet50, ...), an ultralytics "
+        "name (yolo11n.pt, rtdetr-l.pt, yolo11n.yaml), timm:NAME, smp:Unet?encoder=resnet34&classes=4, or a file that "
+        "holds a whole model.",
+    ),
+]
+Out = Annotated[
+    Path,
+    typer.Option(
+        metavar="DIR",
+        file_okay=False,
+        rich_help_panel=OUTPUT,
+        help="Folder for the results; it is created if it does not exist.",
+    ),
+]
+Method = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        rich_help_panel=METHOD,
+        help="Name of a method; 'detcam methods' lists them. Settings follow a colon: occlusion:grid=32,window=4.",
+    ),
+]
+TargetLayer = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME",
+        rich_help_panel=METHOD,
+        help="Target layer; repeatable, maps are averaged. 'detcam layers' lists them. Default: the layer measured to "
+        "be best for the model's family.",
+    ),
+]
+BatchSize = Annotated[
     int | None,
     typer.Option(
         min=1,
         metavar="N",
-        rich_help_panel="Model",
-        help="Number of classes of your weights, a background class included. Usually read from the file.",
+        rich_help_panel=METHOD,
+        help="Images per forward pass; a smaller number needs less memory. Default: the method's own.",
     ),
 ]
-ImageSize = Annotated[
-    str | None,
+ClassMap = Annotated[
+    list[str] | None,
     typer.Option(
-        metavar="N|HxW",
-        rich_help_panel="Model",
-        help="Side of the network's input in pixels, or height x width as in 256x320; for torchvision's detectors the "
-        "shorter side.",
+        metavar="CATEGORY=CLASS",
+        rich_help_panel=TARGETS,
+        help="The model's class for a category of the annotations, each by name or index; repeatable. Needed only "
+        "where the names differ.",
     ),
 ]
-Names = Annotated[
-    str | None,
-    typer.Option(
-        metavar="FILE|A,B,C",
-        rich_help_panel="Model",
-        help="Class names in order: a file with one a line or a JSON list, or the names with commas between them.",
-    ),
-]
-Device = Annotated[
-    str,
-    typer.Option(
-        metavar="NAME", rich_help_panel="Model", help="cpu, cuda, cuda:1, mps, or auto: CUDA where there is any."
-    ),
-]
-Trust = Annotated[
-    bool,
-    typer.Option(
-        "--trust-checkpoint",
-        rich_help_panel="Model",
-        help="Allow code in the checkpoint file to run, which a whole model or ultralytics' .pt needs. Only for files "
-        "from people you trust.",
-    ),
-]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the whole traceback of an error.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommonOptions:
+    """Options of every subcommand."""
+
+    imports: Imports = None
+    debug: Debug = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions(CommonOptions):
+    """Options that choose a model."""
+
+    model: Model
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            rich_help_panel=MODEL,
+            help="State dict for the named model (.pth, .pt, .safetensors). Default: the published weights, downloaded "
+            "if necessary; 'none' keeps random weights.",
+        ),
+    ] = None
+    num_classes: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            rich_help_panel=MODEL,
+            help="Number of classes of your weights, including a background class. Usually read from the file.",
+        ),
+    ] = None
+    names: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|A,B,C",
+            rich_help_panel=MODEL,
+            help="Class names in order: a file with one name per line or a JSON list, or names separated by commas.",
+        ),
+    ] = None
+    image_size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N|HxW",
+            rich_help_panel=MODEL,
+            help="Side of the network input in pixels, or height x width as in 256x320; the shorter side for "
+            "torchvision detectors.",
+        ),
+    ] = None
+    device: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", rich_help_panel=MODEL, help="cpu, cuda, cuda:1, mps, or auto: CUDA if it is available."
+        ),
+    ] = "auto"
+    trust_checkpoint: Annotated[
+        bool,
+        typer.Option(
+            "--trust-checkpoint",
+            rich_help_panel=MODEL,
+            help="Allow the checkpoint file to run code, as a whole model or an ultralytics .pt requires. Only for "
+            "files from people you trust.",
+        ),
+    ] = False
+
+    @property
+    def model_name(self) -> str:
+        """The model's name in results."""
+        return self.model if self.weights is None else f"{self.model} {Path(self.weights).name}"
+
+    def load(self, **options: Any) -> Adapter:
+        """Load the model.
+
+        Args:
+            **options: Further arguments of `detcam.models.load.load_model`; they override the command line.
+        """
+        from detcam.models.load import load_model, read_names
+
+        given: dict[str, Any] = {
+            "weights": self.weights,
+            "num_classes": self.num_classes,
+            "device": self.device,
+            "trust_checkpoint": self.trust_checkpoint,
+            "names": None if self.names is None else read_names(self.names),
+            "image_size": None if self.image_size is None else parse_size(self.image_size),
+        }
+        return load_model(self.model, **{**given, **options})
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectionOptions(ModelOptions):
+    """Options that choose among the model's predictions."""
+
+    classes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--class",
+            metavar="NAME",
+            rich_help_panel=TARGETS,
+            help="Explain predictions of this class only, by name or index; repeatable. A classifier is explained for "
+            "the class even if another one ranks first.",
+        ),
+    ] = None
+    score_threshold: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            metavar="0..1",
+            rich_help_panel=TARGETS,
+            help="Minimum score of a prediction. Default: 0.3 for boxes, none for classes and regions.",
+        ),
+    ] = None
+    top_k: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            rich_help_panel=TARGETS,
+            help="Maximum number of predictions per image, best first.",
+        ),
+    ] = None
+
+
+def parse_size(text: str) -> int | tuple[int, int]:
+    """Parse a size from ``N`` or ``HxW``.
+
+    Raises:
+        ValueError: The text is not one or two positive integers.
+    """
+    sides = text.lower().split("x")
+    if len(sides) > 2 or not all(side.isdecimal() and int(side) > 0 for side in sides):
+        raise ValueError(f"expected --image-size as a number of pixels, or height x width as in 256x320; got {text!r}")
+    return int(sides[0]) if len(sides) == 1 else (int(sides[0]), int(sides[1]))
+
+
+def parse_class_map(pairs: Iterable[str]) -> dict[str | int, str | int]:
+    """Parse ``CATEGORY=CLASS`` pairs into a mapping from category to class.
+
+    Raises:
+        ValueError: A pair has no equals sign, or one side is empty.
+    """
+    class_map: dict[str | int, str | int] = {}
+    for pair in pairs:
+        category, equals, name = (part.strip() for part in pair.partition("="))
+        if not equals or not category or not name:
+            raise ValueError(f"expected --class-map as CATEGORY=CLASS; got {pair!r}")
+        class_map[category] = name
+    return class_map
+
+
+def import_modules(names: Sequence[str]) -> None:
+    """Import modules by name or file, which registers the methods, adapters, metrics and targets in them.
+
+    Raises:
+        ImportError: A module or file cannot be found, or fails.
+    """
+    folder = str(Path.cwd())
+    if names and folder not in sys.path:
+        sys.path.insert(0, folder)
+    for name in names:
+        try:
+            if name.endswith(".py"):
+                _run_file(Path(name))
+            else:
+                importlib.import_module(name)
+        except Exception as error:
+            raise ImportError(f"--import {name}: {type(error).__name__}: {error}") from error
+
+
+def _run_file(path: Path) -> None:
+    """Import a file as a module of its own name, unless a module of that name is loaded already."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise ImportError("not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules.setdefault(path.stem, module)
+    spec.loader.exec_module(module)

@@ -1,65 +1,42 @@
-"""``detcam benchmark --planted``."""
+"""``detcam benchmark --planted``: the planted benchmark with a progress bar and its tables."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
-from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-from detcam.benchmarking.planted.run import METHODS, benchmark_planted
-from detcam.benchmarking.planted.tables import markdown, rich_tables
-from detcam.benchmarking.specs import split_list
-from detcam.synthetic.shortcuts import SCENARIOS, ScenarioName
+from detcam.utils.console import ProgressBar, make_console
 from detcam.utils.files import replace_file
 
+if TYPE_CHECKING:
+    from detcam.cli.benchmark import BenchmarkOptions
 
-def run(
-    out: Path,
-    methods: str | None,
-    family_names: Sequence[str] | None,
-    scenarios: Sequence[str] | None,
-    cases: int,
-    seed: int,
-    effort: float,
-) -> None:
-    """Run the planted benchmark, print its tables, and write ``planted.md`` beside ``planted.json``.
+
+def run(options: BenchmarkOptions) -> None:
+    """Run the planted benchmark, print its tables, and write ``planted.md`` next to ``planted.json``.
 
     Raises:
-        ValueError: a family, scenario or method that there is not, or results of other settings in the folder.
+        ValueError: A family, scenario or method does not exist, or the folder holds results of other settings.
     """
-    errors = Console(stderr=True)
-    columns = [
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    ]
-    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bar:
-        task = bar.add_task("", total=None)
+    from detcam.benchmarking.planted.run import METHODS, benchmark_planted
+    from detcam.benchmarking.planted.tables import markdown, rich_tables
+    from detcam.benchmarking.specs import split_list
+    from detcam.synthetic.shortcuts import SCENARIOS, ScenarioName
 
-        def trained(name: str, step: int, steps: int) -> None:
-            bar.update(task, description=f"training {name}", completed=step, total=steps)
-
-        def on_progress(what: str) -> None:
-            bar.update(task, description=what, completed=0, total=None)
-
-        found = benchmark_planted(
-            out,
-            METHODS if methods is None else split_list(methods),
-            family_names=family_names or None,
-            scenarios=cast(Sequence[ScenarioName], scenarios or SCENARIOS),
-            cases=cases,
-            seed=seed,
-            effort=effort,
-            trained=trained,
-            on_progress=on_progress,
+    with ProgressBar() as bar:
+        result = benchmark_planted(
+            options.out,
+            METHODS if options.methods is None else split_list(options.methods),
+            family_names=options.family or None,
+            scenarios=cast("Sequence[ScenarioName]", options.scenario or SCENARIOS),
+            cases=options.cases,
+            seed=options.seed,
+            effort=options.effort,
+            trained=lambda name, step, steps: bar.restart(f"training {name}", steps, step),
+            on_progress=bar.restart,
         )
-    replace_file(out / "planted.md", markdown(found).encode())
-    console = Console() if sys.stdout.isatty() else Console(width=160)
-    for table in rich_tables(found):
+    replace_file(options.out / "planted.md", markdown(result).encode())
+    console = make_console()
+    for table in rich_tables(result):
         console.print(table)
-    console.print(f"{out / 'planted.md'}, planted.json, detectors/", markup=False, highlight=False)
+    console.print(f"{options.out / 'planted.md'}, planted.json, detectors/")

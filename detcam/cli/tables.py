@@ -1,104 +1,120 @@
-"""The registries of methods and metrics as tables: for the terminal, and for the documentation, which quotes them."""
+"""``detcam methods`` and ``detcam metrics``: tables of the registries, which README and docs/metrics.md quote."""
 
 from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+import typer
 
-from detcam.cam import TASKS
-from detcam.methods import METHODS
-from detcam.metrics import METRICS, Metric
+from detcam.cli.options import CommonOptions
+from detcam.utils.console import make_console, make_table
 
-METHODS_HEADER = ("method", "use it for", "passes an image", "per finding", "tasks", "paper")
-NOTE = "per finding: whether two findings in one image get maps of their own"
-PIPED_WIDTH = 400
-"""Columns where no terminal sets a limit: every method stays on one line."""
+if TYPE_CHECKING:
+    from detcam.cam import BaseCAM
+    from detcam.metrics import Metric
 
+METHODS_HELP = "List the methods: when to use them, their cost, and their papers."
+METRICS_HELP = "List the metrics of 'detcam benchmark': their range, their inputs, and their papers."
 
-def method_rows() -> list[tuple[str, ...]]:
-    """Each method's cells under `METHODS_HEADER`."""
-    found: list[tuple[str, ...]] = []
-    for name, method in METHODS.items():
-        tasks = "all" if method.tasks == TASKS else ", ".join(sorted(method.tasks))
-        own = "yes" if method.class_discriminative else "no"
-        found.append((name, method.use, method.cost, own, tasks, method.paper))
-    return found
-
-
-def print_methods() -> None:
-    """Print the methods: a paragraph each in a terminal, a line each where the output goes on to another program."""
-    terminal = sys.stdout.isatty()
-    console = Console(markup=False, highlight=False, width=None if terminal else PIPED_WIDTH)
-    table = Table(box=None, header_style="bold", pad_edge=False, show_header=not terminal)
-    for title in ("", "") if terminal else METHODS_HEADER:
-        table.add_column(title, overflow="fold")
-    for name, use, cost, own, tasks, paper in method_rows():
-        if terminal:
-            maps = "a map per finding" if own == "yes" else "one map, whatever is asked"
-            facts = f"{cost}; {maps}" + ("" if tasks == "all" else f"; {tasks} only")
-            table.add_row(Text(name, style="bold"), Text.assemble(use, "\n", (f"{facts}\n{paper}", "dim")))
-        else:
-            table.add_row(name, use, cost, own, tasks, paper)
-    console.print(table)
-    if not terminal:
-        console.print(f"\n{NOTE}")
-
-
-def methods_markdown() -> str:
-    """The table in Markdown, papers as links."""
-    lines = ["| Method | Use it for | Passes an image | Per finding | Tasks | Paper |", "|---|---|---|---|---|---|"]
-    for cells in method_rows():
-        title, _, link = cells[-1].rpartition(", http")
-        paper = f"[{title}](http{link})" if title else cells[-1]
-        lines.append("| " + " | ".join((f"`{cells[0]}`", *cells[1:-1], paper)) + " |")
-    return "\n".join(lines)
-
-
-METRICS_HEADER = ("Metric", "What it is", "Range", "Better", "Targets", "Asks for", "Paper")
+METHOD_COLUMNS = ("Method", "Use it for", "Passes an image", "Per target", "Tasks", "Paper")
+METRIC_COLUMNS = ("Metric", "Definition", "Range", "Better", "Targets", "Needs", "Paper")
 NEEDS = {"model": "passes", "truth": "annotations", "method": "more maps"}
-KINDS = ("class", "box", "mask", "embedding")
+TARGET_KINDS = ("class", "box", "mask", "embedding")
+NOTE = "Per target: whether two targets in one image get different maps."
 
 
-def metric_rows() -> list[tuple[str, ...]]:
-    """Each metric's cells under `METRICS_HEADER`."""
-    found: list[tuple[str, ...]] = []
-    for name, metric in METRICS.items():
-        low, high = (f"{end:g}" for end in metric.range)
-        targets = "all" if set(metric.tasks) == set(KINDS) else ", ".join(k for k in KINDS if k in metric.tasks)
-        asks = ", ".join(words for need, words in NEEDS.items() if need in metric.needs) or "nothing"
-        better = "higher" if metric.higher_is_better else "lower"
-        found.append((name, first_sentence(metric), f"{low} to {high}", better, targets, asks, metric.paper))
-    return found
+@dataclass(frozen=True, kw_only=True)
+class TableOptions(CommonOptions):
+    """Options of ``detcam methods`` and ``detcam metrics``."""
+
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False
 
 
-def first_sentence(metric: type[Metric]) -> str:
-    """The first line of a metric's docstring, without formula and markup, and without its full stop."""
+def run_methods(options: TableOptions) -> int:
+    """Print the methods; return the exit code."""
+    from detcam.methods import METHODS
+
+    rows = [method_row(name, method) for name, method in METHODS.items()]
+    if options.markdown:
+        print(markdown_table(METHOD_COLUMNS, rows))
+        return 0
+    facts = [
+        f"{cost}; {'one map per target' if per_target == 'yes' else 'one map for all targets'}"
+        + ("" if tasks == "all" else f"; {tasks} only")
+        for _, _, cost, per_target, tasks, _ in rows
+    ]
+    _print(METHOD_COLUMNS, rows, facts)
+    make_console().print(NOTE)
+    return 0
+
+
+def run_metrics(options: TableOptions) -> int:
+    """Print the metrics; return the exit code."""
+    from detcam.metrics import METRICS
+
+    rows = [metric_row(name, metric) for name, metric in METRICS.items()]
+    if options.markdown:
+        print(markdown_table(METRIC_COLUMNS, rows))
+        return 0
+    facts = [
+        f"{span}, {better} is better; needs {needs}" + ("" if targets == "all" else f"; {targets} only")
+        for _, _, span, better, targets, needs, _ in rows
+    ]
+    _print(METRIC_COLUMNS, rows, facts)
+    return 0
+
+
+def method_row(name: str, method: type[BaseCAM]) -> tuple[str, ...]:
+    """Return a method's cells under `METHOD_COLUMNS`."""
+    from detcam.cam import TASKS
+
+    tasks = "all" if method.tasks == TASKS else ", ".join(sorted(method.tasks))
+    return name, method.use, method.cost, "yes" if method.class_discriminative else "no", tasks, method.paper
+
+
+def metric_row(name: str, metric: type[Metric]) -> tuple[str, ...]:
+    """Return a metric's cells under `METRIC_COLUMNS`."""
+    low, high = (f"{end:g}" for end in metric.range)
+    targets = (
+        "all" if set(metric.tasks) == set(TARGET_KINDS) else ", ".join(k for k in TARGET_KINDS if k in metric.tasks)
+    )
+    needs = ", ".join(words for need, words in NEEDS.items() if need in metric.needs) or "nothing"
+    better = "higher" if metric.higher_is_better else "lower"
+    return name, summary_line(metric), f"{low} to {high}", better, targets, needs, metric.paper
+
+
+def summary_line(metric: type[Metric]) -> str:
+    """Return the first line of a metric's docstring without formula, markup and full stop."""
     line = (metric.__doc__ or "").strip().splitlines()[0]
     line = re.sub(r":? :math:`[^`]*`", "", line)
     line = re.sub(r" \(`\w+`\)", "", line)
     return re.sub(r"[*`]", "", line).rstrip(".")
 
 
-def print_metrics() -> None:
-    """Print the metrics, a paragraph each."""
-    console = Console(markup=False, highlight=False)
-    table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_column(no_wrap=True)
-    table.add_column()
-    for name, what, span, better, targets, asks, paper in metric_rows():
-        facts = f"{span}, {better} is better; asks for {asks}" + ("" if targets == "all" else f"; {targets} only")
-        table.add_row(Text(name, style="bold"), Text.assemble(what, "\n", (f"{facts}\n{paper}", "dim")))
-    console.print(table)
-
-
-def metrics_markdown() -> str:
-    """The table in Markdown, papers as links."""
-    lines = ["| " + " | ".join(METRICS_HEADER) + " |", "|" + "---|" * len(METRICS_HEADER)]
-    for cells in metric_rows():
-        title, _, link = cells[-1].rpartition(", https")
-        lines.append("| " + " | ".join((f"`{cells[0]}`", *cells[1:-1], f"[{title}](https{link})")) + " |")
+def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a Markdown table; the last column holds papers, which become links."""
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    for cells in rows:
+        title, _, link = cells[-1].rpartition(", http")
+        paper = f"[{title}](http{link})" if title else cells[-1]
+        lines.append("| " + " | ".join((f"`{cells[0]}`", *cells[1:-1], paper)) + " |")
     return "\n".join(lines)
+
+
+def _print(columns: Sequence[str], rows: Sequence[tuple[str, ...]], facts: Sequence[str]) -> None:
+    """Print a paragraph per row in a terminal, and a line per row elsewhere."""
+    from rich.text import Text
+
+    if not sys.stdout.isatty():
+        table = make_table(*columns)
+        for row in rows:
+            table.add_row(*row)
+    else:
+        table = make_table(columns[0], columns[1])
+        for (name, summary, *_, paper), line in zip(rows, facts, strict=True):
+            table.add_row(Text(name, style="bold"), Text.assemble(summary, "\n", (f"{line}\n{paper}", "dim")))
+    make_console().print(table)

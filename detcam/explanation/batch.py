@@ -1,4 +1,4 @@
-"""Many images, a few at a time: found on disk, explained, written at once, and the bad ones passed over."""
+"""Explanations of image files: finds the files, explains and writes a few at a time, and skips those that fail."""
 
 from __future__ import annotations
 
@@ -7,68 +7,78 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor
 
 from detcam.adapters import Adapter
 from detcam.adapters.base import Target
 from detcam.data.images import load_image
-from detcam.explanation.explain import Explanation, Method, explain
+from detcam.explanation.explain import Explanation, Method, asked, explain
 from detcam.explanation.writer import INDEX, ExplanationWriter, files_of, read_index
+from detcam.targets import BoxTarget, MaskTarget
 from detcam.utils.files import is_audit
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
+IMAGES_IN_MEMORY = 4
+"""Images that are read, explained and written together by default: their heatmaps are in memory at the same time."""
 
-TargetsFor = Callable[[Tensor], list[Target]]
-"""From an image (3, H, W) to what is to be explained in it."""
+TargetsFor: TypeAlias = Callable[[Tensor], "list[Target]"]
+"""A function from an image (3, H, W) to its targets."""
+OnImage: TypeAlias = Callable[[Path, "Explanation | Exception", "list[Path]"], None]
+"""A callback for each image: its path, its explanation or the error, and the paths of its overlays."""
 
 
-def find_images(places: Iterable[str]) -> list[Path]:
-    """ImageArray files from files, folders (searched to the bottom, hidden ones left out) and patterns with ``*``.
+def find_images(paths: Iterable[str]) -> list[Path]:
+    """Find image files in files, folders and patterns with ``*``.
 
-    Each file once, in the order given, a folder's by name. What detcam itself wrote into a folder is left out.
+    Folders are searched recursively, without hidden files and without files that detcam wrote.
+
+    Args:
+        paths: files, folders and patterns.
+
+    Returns:
+        Each file once, in the order of `paths`; the files of a folder are sorted by name.
 
     Raises:
-        ValueError: a file, a folder's images or a pattern's files are not there.
+        ValueError: a file does not exist, or a folder or pattern has no images.
     """
     found: dict[Path, None] = {}
-    for place in places:
-        path = Path(place).expanduser()
+    for text in paths:
+        path = Path(text).expanduser()
         if path.is_file():
-            here: Iterable[Path] = [path]
+            files = [path]
         elif path.is_dir():
-            here = _images_below(path)
-        elif glob.has_magic(place):
+            files = list(_images_below(path))
+        elif glob.has_magic(text):
             matches = sorted(Path(match) for match in glob.glob(str(path), recursive=True))
-            here = [match for match in matches if match.is_file() and match.suffix.lower() in IMAGE_SUFFIXES]
+            files = [match for match in matches if match.is_file() and match.suffix.lower() in IMAGE_SUFFIXES]
         else:
-            raise ValueError(f"no file or folder at {place}; check the path")
-        here = list(here)
-        if not here:
-            raise ValueError(f"no images in {place}; expected files such as .jpg and .png")
-        found.update(dict.fromkeys(here))
+            raise ValueError(f"no file or folder at {text}; check the path")
+        if not files:
+            raise ValueError(f"no images in {text}; expected files such as .jpg and .png")
+        found.update(dict.fromkeys(files))
     return list(found)
 
 
-def _images_below(folder: Path) -> Iterator[Path]:
-    for place, folders, files in os.walk(folder):
-        if Path(place) != folder and _is_written_by_us(Path(place)):
-            folders.clear()
+def _images_below(root: Path) -> Iterator[Path]:
+    for folder, subfolders, files in os.walk(root):
+        if Path(folder) != root and _is_output(Path(folder)):
+            subfolders.clear()
             continue
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        own = (
-            {name for entry in read_index(Path(place, INDEX)) for name in files_of(entry)} if INDEX in files else set()
-        )
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        entries = read_index(Path(folder, INDEX)) if INDEX in files else []
+        written = {name for entry in entries for name in files_of(entry)}
         for name in sorted(files):
-            if name not in own and not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES:
-                yield Path(place, name)
+            if name not in written and not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES:
+                yield Path(folder, name)
 
 
-def _is_written_by_us(folder: Path) -> bool:
-    """Whether a folder holds a benchmark or an audit: its figures are nobody's images."""
-    compared = (folder / "settings.json").is_file() and (folder / "cells").is_dir()
-    return compared or (folder / "unfinished" / "settings.json").is_file() or is_audit(folder)
+def _is_output(folder: Path) -> bool:
+    """Whether a folder holds a benchmark or an audit, whose figures are not explained."""
+    is_benchmark = (folder / "settings.json").is_file() and (folder / "cells").is_dir()
+    return is_benchmark or (folder / "unfinished" / "settings.json").is_file() or is_audit(folder)
 
 
 def explain_files(
@@ -77,54 +87,96 @@ def explain_files(
     writer: ExplanationWriter,
     method: Method,
     *,
-    batch_size: int,
-    done: Callable[[Path, Explanation | Exception, list[Path]], None],
+    on_progress: OnImage,
     targets_for: TargetsFor | None = None,
+    batch_size: int | None = None,
     **options: Any,
 ) -> None:
-    """Explain images and write each at once, so that memory holds one batch.
+    """Explain image files and write each explanation as soon as it is computed, so that memory holds one batch.
 
     Args:
         adapter: the model.
         paths: image files.
-        writer: takes the explanations.
+        writer: writes the explanations.
         method: as in `explain`.
-        batch_size: images read, explained and written together.
-        done: told of every image: its path, its explanation or what was wrong, and its overlays' paths.
-        targets_for: what to explain in an image; None takes what the model finds, as the options choose.
+        on_progress: called after each image, also after one that failed.
+        targets_for: function from an image to its targets; None explains the model's predictions.
+        batch_size: images that are read, explained and written together; None takes `IMAGES_IN_MEMORY` and keeps the
+            method's own number of images per forward pass.
         **options: as in `explain`.
     """
-    for start in range(0, len(paths), batch_size):
-        read: list[tuple[Path, Tensor]] = []
-        for path in paths[start : start + batch_size]:
+    for start in range(0, len(paths), batch_size or IMAGES_IN_MEMORY):
+        images: list[tuple[Path, Tensor]] = []
+        for path in paths[start : start + (batch_size or IMAGES_IN_MEMORY)]:
             try:
-                read.append((path, load_image(path)))
+                images.append((path, load_image(path)))
             except ValueError as error:
-                done(path, error, [])
-        for path, result in _explain_batch(adapter, read, method, targets_for, batch_size=batch_size, **options):
-            done(path, result, writer.add(result) if isinstance(result, Explanation) else [])
+                on_progress(path, error, [])
+        for path, result in _explain_batch(adapter, images, method, targets_for, batch_size=batch_size, **options):
+            on_progress(path, result, writer.add(result) if isinstance(result, Explanation) else [])
 
 
 def _explain_batch(
     adapter: Adapter,
-    image_list: Sequence[tuple[Path, Tensor]],
+    images: Sequence[tuple[Path, Tensor]],
     method: Method,
     targets_for: TargetsFor | None,
     **options: Any,
 ) -> Iterator[tuple[Path, Explanation | Exception]]:
-    """Explain images together; where that fails, one by one, so that one image's trouble stays its own."""
-    if not image_list:
+    """Explain images together; if that fails, one by one, so that an image that fails does not affect the others."""
+    if not images:
         return
-    images = [pixels for _, pixels in image_list]
+    pixels = [image for _, image in images]
     try:
-        targets = None if targets_for is None else [targets_for(image) for image in images]
-        explanations = explain(adapter, images, method, targets, **options)
+        targets = None if targets_for is None else [targets_for(image) for image in pixels]
+        explanations = explain(adapter, pixels, method, targets, **options)
     except (ValueError, RuntimeError) as error:
-        if len(image_list) == 1:
-            yield image_list[0][0], error
+        if len(images) == 1:
+            yield images[0][0], error
             return
-        for one in image_list:
-            yield from _explain_batch(adapter, [one], method, targets_for, **options)
+        for image in images:
+            yield from _explain_batch(adapter, [image], method, targets_for, **options)
         return
-    for (path, _), explanation in zip(image_list, explanations, strict=True):
+    for (path, _), explanation in zip(images, explanations, strict=True):
         yield path, replace(explanation, path=path, name=path.name)
+
+
+def box_targets(
+    adapter: Adapter,
+    image: Tensor,
+    *,
+    boxes: Sequence[tuple[float, float, float, float]],
+    labels: Sequence[int],
+    quantity: str = "score",
+    against: int | None = None,
+) -> list[Target]:
+    """Return targets for boxes that the user gives: boxes of a detector, or regions of a segmentation network.
+
+    Args:
+        adapter: the model.
+        image: (3, H, W).
+        boxes: xyxy in pixels of the image.
+        labels: one class index per box.
+        quantity: as in `explain`.
+        against: class index to compare with, or None.
+
+    Raises:
+        ValueError: the model has neither boxes nor regions, or a box lies outside the image.
+    """
+    height, width = image.shape[-2:]
+    targets: list[Target] = []
+    for box, label in zip(boxes, labels, strict=True):
+        x1, y1, x2, y2 = (round(value) for value in box)
+        if x1 >= width or y1 >= height or x2 <= 0 or y2 <= 0:
+            raise ValueError(f"the box {box} lies outside the image, which is {width} x {height} pixels")
+        if adapter.task == "detection":
+            targets.append(asked(BoxTarget(box, label), quantity, against))
+        elif adapter.task == "segmentation":
+            region = torch.zeros(height, width, dtype=torch.bool)
+            region[max(y1, 0) : max(y2, y1 + 1), max(x1, 0) : max(x2, x1 + 1)] = True
+            targets.append(asked(MaskTarget(label, region), quantity, against))
+        else:
+            raise ValueError(
+                f"--box is for detectors and segmentation networks; the task of this model is {adapter.task}"
+            )
+    return targets

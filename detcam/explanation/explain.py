@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from detcam.adapters import Adapter, adapt
 from detcam.adapters.base import Target
@@ -23,6 +22,7 @@ from detcam.inputs import displayable_images
 from detcam.methods.spec import method_from
 from detcam.results import ImageHeatmaps
 from detcam.targets import BoxTarget, ClassifierOutputTarget, FinerWeightedTarget, InstanceMaskTarget, MaskTarget
+from detcam.utils.console import track
 from detcam.visualize.convert import ImageArray
 
 SCORE_THRESHOLD = 0.3
@@ -51,7 +51,7 @@ def explain(
     against: int | str | None = None,
     aug_smooth: bool = False,
     eigen_smooth: bool = False,
-    batch_size: int = 8,
+    batch_size: int | None = None,
     progress: bool = False,
     **adapter_options: Any,
 ) -> Explanations:
@@ -89,7 +89,10 @@ def explain(
         raise TypeError(f"{given}: give these where the adapter is made, adapt(model, ...); it is ready already")
     adapter = adapt(model, target_layers=target_layers, reshape_transform=reshape, **adapter_options)
     cam = make_cam(adapter, method)
-    cam.batch_size = batch_size
+    if batch_size is not None:
+        if batch_size < 1:
+            raise ValueError(f"expected batch_size of at least 1; got {batch_size}")
+        cam.batch_size = batch_size
     choosing = {"score_threshold": score_threshold, "top_k": top_k, "labels": labels, "against": against}
     given = ", ".join(name for name, value in choosing.items() if value is not None)
     if targets is not None and (given or quantity != "score"):
@@ -101,7 +104,7 @@ def explain(
         choose=partial(choose, adapter, quantity=quantity, **choosing),  # type: ignore[arg-type]
         aug_smooth=aug_smooth,
         eigen_smooth=eigen_smooth,
-        progress=partial(tqdm, desc=cam.name, unit="batch") if progress else None,
+        progress=partial(track, description=cam.name) if progress else None,
     )
     shown = (
         _displayable(adapter, ready_input(images)) if image_list is None else [to_uint8(image) for image in image_list]

@@ -21,13 +21,14 @@ from torchvision.models.segmentation import lraspp_mobilenet_v3_large
 
 import detcam.explanation.batch
 from detcam import METHODS, __version__
-from detcam.cli.common import parse_size, printable, shorten
 from detcam.cli.explain import parse_box
 from detcam.cli.main import app
+from detcam.cli.options import parse_class_map, parse_size
 from detcam.explanation.batch import find_images
 from detcam.explanation.explain import explain
 from detcam.explanation.writer import INDEX, read_heatmap
 from detcam.models.load import load_model
+from detcam.utils.console import plural, printable, shorten
 
 DETECTOR = "fasterrcnn_mobilenet_v3_large_320_fpn"
 CLASSIFIER = ("--model", "mobilenet_v3_small", "--weights", "none", "--image-size", "64")
@@ -112,9 +113,9 @@ def test_it_writes_what_python_gives(detcam_command: Detcam, detector: tuple[str
             assert change[heat.repeat(factor, 0).repeat(factor, 1) > 0.9].mean() > 100
             assert target["overlay"] in out
     rows = out.splitlines()
-    assert rows[0].split() == ["image", "finding", "value", "reach", "overlay"]
-    assert rows[-1] == f"2 images, 4 findings: {Path('why', INDEX)}"
-    assert f"{expected[0].reach[0].fraction:.0%}" in rows[1]  # type: ignore[index]
+    assert rows[0].split() == ["image", "target", "value", "reach", "overlay"]
+    assert rows[-1].strip() == f"2 images, 4 targets: {Path('why', INDEX)}"
+    assert f"{expected[0].reach[0].fraction:.0%}" in rows[2]  # type: ignore[index]
     assert "odam at backbone" in err
 
 
@@ -157,7 +158,7 @@ def test_a_classifier(detcam_command: Detcam, tmp_path: Path) -> None:
     code, out, err = detcam_command("explain", "a.png", *CLASSIFIER, "--class", "tabby", "--class", "282")
     assert code == 0, err
     assert {target["name"] for target in entries(tmp_path / "explanations")[0]["targets"]} == {"tabby", "tiger cat"}
-    assert "1 image, 2 findings" in out
+    assert "1 image, 2 targets" in out
 
 
 def test_a_rotated_photo_is_explained_upright(detcam_command: Detcam, tmp_path: Path) -> None:
@@ -179,11 +180,11 @@ def test_a_bad_image_among_good_ones_is_told_and_passed_over(detcam_command: Det
     assert code == 1
     assert [entry["name"] for entry in entries(tmp_path / "explanations")] == ["a.png", "c.png"]
     assert "detcam: skipped cannot read in/b.png as an image" in err
-    assert "\ndetcam: 1 of 3 images were skipped\n" in err
-    assert "2 images, 2 findings" in out
+    assert "\ndetcam: 1 of 3 images failed\n" in err
+    assert "2 images, 2 targets" in out
     code, _, err = detcam_command("explain", "in/b.png", *CLASSIFIER, "--out", "other")
     assert code == 2
-    assert "none of 1 images could be explained" in err
+    assert "none of 1 image could be explained" in err
 
 
 def test_a_reader_that_wants_a_package_is_a_bad_image_too(
@@ -238,7 +239,7 @@ def test_nothing_found_is_no_error(detcam_command: Detcam, detector: tuple[str, 
     save_image(tmp_path / "a.png")
     code, out, err = detcam_command("explain", "a.png", *detector, "--score-threshold", "1")
     assert code == 0
-    assert "nothing found at or above 1" in out
+    assert "no targets at or above 1" in out
     assert "A lower --score-threshold" in err
     assert entries(tmp_path / "explanations")[0]["targets"] == []
 
@@ -262,7 +263,7 @@ def test_warnings_are_told_once_at_the_end(detcam_command: Detcam, detector: tup
     assert code == 0
     assert err.count("EigenCAM ignores the target") == 1
     assert err.strip().splitlines()[-1].startswith("note: ")
-    assert "(and the like for 3 more batches)" in err
+    assert "(and 3 similar warnings)" in err
     assert "Warning" not in err
 
 
@@ -279,7 +280,7 @@ def test_warnings_are_told_once_at_the_end(detcam_command: Detcam, detector: tup
         (("a.png", *CLASSIFIER, "--box", "9,2,3,4", "--label", "tabby"), "x1 < x2"),
         (("a.png", *CLASSIFIER, "--box", "1,2,3,4"), "--box and --label go together"),
         (("a.png", *CLASSIFIER, "--box", "1,2,3,4", "--label", "tabby"), "--box is for detectors"),
-        (("a.png", *CLASSIFIER, "--quantity", "love"), "expected --quantity to be one of score"),
+        (("a.png", *CLASSIFIER, "--quantity", "love"), "no --quantity is named 'love'; expected one of score"),
         (("a.png", *CLASSIFIER, "--colormap", "beige"), "unknown colormap 'beige'"),
         (("a.png", *CLASSIFIER, "--device", "tpu9"), "device"),
         (("a.png", "--model", "mobilenet_v3_small", "--image-size", "0"), "expected --image-size"),
@@ -328,7 +329,7 @@ def test_passes_are_asked_for_and_told(detcam_command: Detcam, tmp_path: Path) -
     command = ["explain", str(image), *CLASSIFIER, "--out", str(out), "--method", "rise:grid=3"]
     code, said, err = detcam_command(*command, "--passes", "12")
     assert code == 0, err
-    assert "12 passes an image" in said
+    assert "12 passes per image" in said
     (entry,) = json.loads((out / "explanations.json").read_text())["images"]
     assert entry["sampling"]["passes"] == 12 and entry["sampling"]["seed"] == 0
     code, _, err = detcam_command("explain", str(image), *CLASSIFIER, "--method", "hirescam", "--passes", "12")
@@ -353,7 +354,7 @@ def test_layers_lists_shapes_and_marks_the_default(detcam_command: Detcam) -> No
 def test_layers_that_are_listed_can_be_explained(detcam_command: Detcam, tmp_path: Path) -> None:
     save_image(tmp_path / "a.png")
     _, out, _ = detcam_command("layers", *CLASSIFIER)
-    names = [line[3:].split()[0] for line in out.splitlines()[1:-2] if line[3:].startswith("features.")]
+    names = [name for line in out.splitlines() for name in line.split()[:1] if name.startswith("features.")]
     assert len(names) > 5
     for name in names[::4]:
         code, _, err = detcam_command("explain", "a.png", *CLASSIFIER, "--target-layer", name, "--out", name)
@@ -402,7 +403,7 @@ def test_results_among_the_images_are_not_explained_again(detcam_command: Detcam
     for _ in range(2):
         code, out, err = detcam_command("explain", "in", *CLASSIFIER, "--out", "in")
         assert code == 0, err
-        assert "1 image, 1 finding" in out
+        assert "1 image, 1 target" in out
 
 
 def test_parts() -> None:
@@ -420,7 +421,7 @@ def test_as_a_process(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "detcam.cli.main", "explain", "dog.png", *CLASSIFIER, "--out", "out"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
-    assert "1 image, 1 finding" in done.stdout
+    assert "1 image, 1 target" in done.stdout
     assert len(entries(tmp_path / "out")) == 1
 
 

@@ -1,0 +1,124 @@
+"""Turns a dataclass of options and a function into a subcommand, with errors in one line and warnings at the end."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import re
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import MISSING, fields
+from typing import Any, NoReturn, TypeVar, get_type_hints
+
+import typer
+from typer.core import TyperGroup
+
+from detcam.cli.options import CommonOptions, import_modules
+from detcam.utils.version import __version__
+
+ERRORS = (TypeError, ValueError, RuntimeError, OSError, ImportError)
+# The base class of all usage errors; typer vendors click since 0.20 and exports the subclass alone.
+UsageError: Any = typer.BadParameter.__mro__[1]
+
+OptionsT = TypeVar("OptionsT", bound=CommonOptions)
+
+
+def make_callback(options: type[OptionsT], run: Callable[[OptionsT], int]) -> Callable[..., None]:
+    """Return the function that typer calls for a subcommand.
+
+    Args:
+        options: A dataclass whose fields are annotated with `typer.Option` or `typer.Argument`. typer reads the
+            command line from them, and the values become one object.
+        run: The command. It gets that object and returns the exit code.
+    """
+    hints = get_type_hints(options, include_extras=True)
+    parameters = [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if field.default is MISSING else field.default,
+            annotation=hints[field.name],
+        )
+        for field in fields(options)
+    ]
+
+    def callback(**values: Any) -> None:
+        settings = options(**values)
+        with one_line_errors(settings.debug):
+            import_modules(settings.imports or [])
+            code = run(settings)
+        raise typer.Exit(code)
+
+    callback.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    callback.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return callback
+
+
+class OneLineErrorGroup(TyperGroup):
+    """A group of commands that reports a usage error in one line and exits with 2."""
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        """Run the command line; arguments as in the base class."""
+        if not options.pop("standalone_mode", True):
+            return super().main(*args, **{**options, "standalone_mode": False})
+        try:
+            code = super().main(*args, **{**options, "standalone_mode": False})
+        except UsageError as error:
+            context = getattr(error, "ctx", None)
+            command = context.command_path if context else "detcam"
+            print(f"{command}: {_one_line(error.format_message())} (see {command} --help)", file=sys.stderr)
+            sys.exit(2)
+        except typer.Abort:
+            sys.exit(130)
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+@contextlib.contextmanager
+def one_line_errors(debug: bool) -> Iterator[None]:
+    """Report an error in one line on stderr and exit with 2, or with 130 after Ctrl-C; report warnings at the end."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            yield
+        except typer.Exit:
+            raise
+        except KeyboardInterrupt:
+            print("detcam: interrupted", file=sys.stderr)
+            raise typer.Exit(130) from None
+        except UsageError:
+            raise
+        except ERRORS as error:
+            if debug:
+                raise
+            _fail(error)
+        finally:
+            _print_warnings(caught)
+
+
+def _print_warnings(caught: list[warnings.WarningMessage]) -> None:
+    """Print each warning once; warnings that differ only in their numbers count as one."""
+    groups: dict[tuple[type[Warning], str], list[str]] = {}
+    for warning in caught:
+        if issubclass(warning.category, UserWarning):
+            message = _one_line(str(warning.message))
+            groups.setdefault((warning.category, re.sub(r"\d+", "#", message)), []).append(message)
+    for messages in groups.values():
+        more = f" (and {len(messages) - 1} similar warnings)" if len(messages) > 1 else ""
+        print(f"note: {messages[0]}{more}", file=sys.stderr)
+
+
+def _fail(error: BaseException) -> NoReturn:
+    print(f"detcam: {_one_line(str(error)) or type(error).__name__}", file=sys.stderr)
+    raise typer.Exit(2) from error
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def show_version(wanted: bool) -> None:
+    """Print the version and stop, if the option is given."""
+    if wanted:
+        print(f"detcam {__version__}")
+        raise typer.Exit()
