@@ -34,14 +34,28 @@ class TableOptions(CommonOptions):
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False
 
 
+def methods_markdown() -> str:
+    """Return the methods as a Markdown table."""
+    from detcam.methods import METHODS
+
+    return markdown_table(METHOD_COLUMNS, [method_row(name, method) for name, method in METHODS.items()])
+
+
+def metrics_markdown() -> str:
+    """Return the metrics as a Markdown table."""
+    from detcam.metrics import METRICS
+
+    return markdown_table(METRIC_COLUMNS, [metric_row(name, metric) for name, metric in METRICS.items()])
+
+
 def run_methods(options: TableOptions) -> int:
     """Print the methods; return the exit code."""
     from detcam.methods import METHODS
 
-    rows = [method_row(name, method) for name, method in METHODS.items()]
     if options.markdown:
-        print(markdown_table(METHOD_COLUMNS, rows))
+        print(methods_markdown())
         return 0
+    rows = [method_row(name, method) for name, method in METHODS.items()]
     facts = [
         f"{cost}; {'one map per target' if per_target == 'yes' else 'one map for all targets'}"
         + ("" if tasks == "all" else f"; {tasks} only")
@@ -56,10 +70,10 @@ def run_metrics(options: TableOptions) -> int:
     """Print the metrics; return the exit code."""
     from detcam.metrics import METRICS
 
-    rows = [metric_row(name, metric) for name, metric in METRICS.items()]
     if options.markdown:
-        print(markdown_table(METRIC_COLUMNS, rows))
+        print(metrics_markdown())
         return 0
+    rows = [metric_row(name, metric) for name, metric in METRICS.items()]
     facts = [
         f"{span}, {better} is better; needs {needs}" + ("" if targets == "all" else f"; {targets} only")
         for _, _, span, better, targets, needs, _ in rows

@@ -20,7 +20,7 @@ from detcam.adapters import Adapter, detector
 from detcam.auditing.explainer import ErrorExplainer
 from detcam.auditing.pipeline import METHOD, Settings
 from detcam.auditing.stages import LEAST_SCORE
-from detcam.cli.audit import audit as command
+from detcam.cli.audit import AuditOptions
 from detcam.cli.main import app
 from detcam.data.rle import PackedDetections, UnpackedDetections
 from detcam.demo.model import load_demo_detector
@@ -62,7 +62,7 @@ def no_detecting(adapter: Adapter, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_command_asks_for_what_the_function_does() -> None:
     """Every default of the command is the function's; the method is the one that was measured."""
-    function, own = (inspect.signature(each).parameters for each in (detcam.audit, command))
+    function, own = (inspect.signature(each).parameters for each in (detcam.audit, AuditOptions))
     shared = {name for name in own if name in function} - {"model", "images", "annotations", "out", "class_map"}
     assert {"method", "score_threshold", "explain", "iou_threshold", "batch_size"} <= shared
     assert {name: own[name].default for name in shared} == {name: function[name].default for name in shared}

@@ -23,12 +23,12 @@ import detcam.explanation.batch
 from detcam import METHODS, __version__
 from detcam.cli.explain import parse_box
 from detcam.cli.main import app
-from detcam.cli.options import parse_class_map, parse_size
+from detcam.cli.options import parse_size
 from detcam.explanation.batch import find_images
 from detcam.explanation.explain import explain
 from detcam.explanation.writer import INDEX, read_heatmap
 from detcam.models.load import load_model
-from detcam.utils.console import plural, printable, shorten
+from detcam.utils.console import printable, shorten
 
 DETECTOR = "fasterrcnn_mobilenet_v3_large_320_fpn"
 CLASSIFIER = ("--model", "mobilenet_v3_small", "--weights", "none", "--image-size", "64")
