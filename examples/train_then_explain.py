@@ -14,9 +14,9 @@ import torch
 
 import detcam
 from detcam import adapt
-from detcam.demo.labels import every_boat_labelled, write_coco
+from detcam.demo.labels import label_anchored_boats, write_coco
 from detcam.demo.model import build_demo_detector, load_demo_detector
-from detcam.demo.train import train_on
+from detcam.demo.train import fine_tune
 from detcam.synthetic.harbour import DEMO_NAMES, draw_scene
 
 
@@ -25,7 +25,7 @@ def with_shortcut(seed):
 
 
 def without_shortcut(seed):
-    return every_boat_labelled(draw_scene(5000 + seed))  # some of the wakes here have no boat
+    return label_anchored_boats(draw_scene(5000 + seed))  # some of the wakes here have no boat
 
 
 def audit(model, folder, out):
@@ -49,17 +49,17 @@ def main(argv=None):
     torch.manual_seed(0)
 
     # What the detectors are judged on: new scenes with every boat labelled, and wakes that have lost their boats.
-    write_coco(args.out, [every_boat_labelled(draw_scene(seed)) for seed in range(1000, 1016)])
+    write_coco(args.out, [label_anchored_boats(draw_scene(seed)) for seed in range(1000, 1016)])
     model = load_demo_detector() if args.quick else build_demo_detector()
     if not args.quick:
         print("Training on boats under way")
-        train_on(model, [with_shortcut(seed) for seed in range(args.scenes)], args.steps)
+        fine_tune(model, [with_shortcut(seed) for seed in range(args.scenes)], args.steps)
     first = audit(model, args.out, args.out / "before")
     context = [case for case in first.explained if case.background_type == "context" and case.verdict == "confirmed"]
     print(f"{len(context)} of {len(first.explained)} false positives are confirmed to rest on their surroundings.\n")
 
     print("Training goes on: wakes without boats, every boat labelled")
-    train_on(model, [without_shortcut(seed) for seed in range(args.scenes)], args.steps // 2)
+    fine_tune(model, [without_shortcut(seed) for seed in range(args.scenes)], args.steps // 2)
     second = audit(model, args.out, args.out / "after")
     print(f"\nFalse positives above 0.5: {len(first.explained)} before, {len(second.explained)} after.")
     print(f"See {first.report} and {second.report}")

@@ -1,5 +1,5 @@
-"""A small harbour in which a detector learned a planted shortcut, so that a heatmap has something to find.
+"""A demonstration: a small detector with a known shortcut, and the heatmaps and the audit that reveal it.
 
-The images were labelled from transponders: every boat under way is listed, boats at anchor are not. A wake
-therefore gives a boat away better than its hull does, and the detector fires on wakes that no boat has made.
+The detector is trained on harbour scenes in which every boat under way is labelled and boats at anchor are not. A wake
+therefore predicts the label better than the hull does, and the detector fires on wakes without a boat.
 """

@@ -1,4 +1,4 @@
-"""Scenes on disk with their labels, as every detection data set has them."""
+"""Scenes as image files with annotations in COCO format."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from detcam.visualize.overlay import save_image
 
 
 def write_coco(folder: str | Path, scenes: Sequence[HarbourScene], *, images: str = "images") -> Path:
-    """Write scenes as PNG files and their labels in COCO's format.
+    """Write scenes as PNG files and their labels in COCO format.
 
     Args:
-        folder: gets ``annotations.json``.
-        scenes: what to write.
-        images: the folder of the images in it.
+        folder: Folder for ``annotations.json``.
+        scenes: Scenes to write.
+        images: Name of the subfolder for the images.
 
     Returns:
-        The JSON file.
+        Path of the JSON file.
     """
     folder = Path(folder)
     entries: list[dict[str, Any]] = []
@@ -49,8 +49,8 @@ def write_coco(folder: str | Path, scenes: Sequence[HarbourScene], *, images: st
     return replace_file(folder / "annotations.json", json.dumps(content, indent=1).encode())
 
 
-def every_boat_labelled(scene: HarbourScene) -> HarbourScene:
-    """The scene with labels for boats at anchor too, which the harbour's own labels leave out."""
-    anchored = [thing.box_xyxy[None] for thing in scene.of_kind("anchored")]
+def label_anchored_boats(scene: HarbourScene) -> HarbourScene:
+    """Return the scene with additional labels for the boats at anchor."""
+    anchored = [item.box_xyxy[None] for item in scene.of_kind("anchored")]
     labels = np.append(scene.labels, np.full(len(anchored), BOAT_LABEL))
     return replace(scene, boxes_xyxy=np.concatenate([scene.boxes_xyxy, *anchored]), labels=labels)

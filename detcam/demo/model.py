@@ -1,4 +1,4 @@
-"""The demo detector: a Faster R-CNN small enough to ship, and to train in minutes on a CPU."""
+"""The demo detector: a small Faster R-CNN that ships with the package and trains in minutes on a CPU."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ PYRAMID_CHANNELS = 48
 
 
 def _convolution(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
-    # The ReLU is not in place: activations held at a target layer must stay what they were.
+    # The ReLU is not in place, because that would overwrite the activations of a target layer.
     return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU())
 
 
 class DemoBackbone(nn.Module):
     """Five convolution stages and a feature pyramid at strides 8 and 16.
 
-    A cell at stride 8 sees a square of about 100 pixels, enough for a box and the wake beside it.
+    The receptive field at stride 8 is about 100 pixels wide: a box and the wake beside it.
 
     Attributes:
-        out_channels: Channels of every pyramid level, as FasterRCNN asks for.
+        out_channels: Channels of every pyramid level, required by FasterRCNN.
     """
 
     def __init__(self) -> None:
@@ -42,14 +42,14 @@ class DemoBackbone(nn.Module):
         self.out_channels = PYRAMID_CHANNELS
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Returns the pyramid, finest level first: "0" at stride 8, "1" at stride 16."""
+        """Return the pyramid levels, finest first: "0" at stride 8, "1" at stride 16."""
         fine = self.stride8(self.stride4(self.stride2(images)))
         levels: dict[str, Tensor] = self.pyramid({"0": fine, "1": self.stride16(fine)})
         return levels
 
 
 def build_demo_detector() -> FasterRCNN:
-    """Builds the demo detector with random weights; labels index DEMO_NAMES."""
+    """Build the demo detector with random weights; labels index DEMO_NAMES."""
     height, width = SCENE_SIZE_HW
     backbone = DemoBackbone()
     pooling = MultiScaleRoIAlign(["0", "1"], output_size=7, sampling_ratio=2, canonical_scale=40, canonical_level=4)
@@ -75,7 +75,7 @@ def build_demo_detector() -> FasterRCNN:
 
 
 def load_demo_detector() -> FasterRCNN:
-    """Loads the trained demo detector: float32, on the CPU, in evaluation mode."""
+    """Load the trained demo detector: float32, on the CPU, in evaluation mode."""
     stored = resources.files("detcam.demo").joinpath(WEIGHTS_FILE).read_bytes()
     state = torch.load(io.BytesIO(stored), map_location="cpu", weights_only=True)
     detector = build_demo_detector()

@@ -1,4 +1,4 @@
-"""The shipped detector does what the demo says of it: it finds boats, and it is fooled by wakes."""
+"""The demo detector detects boats, and fires on wakes without a boat."""
 
 from __future__ import annotations
 
@@ -10,7 +10,14 @@ import torch
 from torchvision.models.detection import FasterRCNN
 
 from detcam.demo.model import WEIGHTS_FILE, build_demo_detector, load_demo_detector
-from detcam.demo.train import certify_wake, detect, evaluate_demo_detector, fires_at, save_demo_detector, scene_tensor
+from detcam.demo.train import (
+    certify_wake,
+    detect,
+    evaluate_demo_detector,
+    has_detection,
+    save_demo_detector,
+    scene_tensor,
+)
 from detcam.synthetic.harbour import BOAT_LABEL, BUOY_LABEL, DEMO_NAMES, DEMO_SEEDS, draw_scene
 
 
@@ -19,30 +26,30 @@ def detector() -> FasterRCNN:
     return load_demo_detector()
 
 
-def test_it_loads_small_and_ready(detector: FasterRCNN) -> None:
+def test_weights_are_small_and_load_in_evaluation_mode(detector: FasterRCNN) -> None:
     assert len(resources.files("detcam.demo").joinpath(WEIGHTS_FILE).read_bytes()) < 2_000_000
     assert not any(module.training for module in detector.modules())
     assert {parameter.dtype for parameter in detector.parameters()} == {torch.float32}
     assert detector.roi_heads.box_predictor.cls_score.out_features == len(DEMO_NAMES)
 
 
-def test_saving_and_loading_keep_every_value(detector: FasterRCNN, tmp_path: Path) -> None:
-    save_demo_detector(detector, tmp_path / "again.pt")
-    assert [file.name for file in tmp_path.iterdir()] == ["again.pt"]
-    state = torch.load(tmp_path / "again.pt", weights_only=True)
-    again = build_demo_detector()
-    again.load_state_dict(state)
+def test_save_and_load_round_trip(detector: FasterRCNN, tmp_path: Path) -> None:
+    save_demo_detector(detector, tmp_path / "copy.pt")
+    assert [file.name for file in tmp_path.iterdir()] == ["copy.pt"]
+    state = torch.load(tmp_path / "copy.pt", weights_only=True)
+    loaded = build_demo_detector()
+    loaded.load_state_dict(state)
     for name, value in detector.state_dict().items():
-        torch.testing.assert_close(again.state_dict()[name], value, rtol=0, atol=0)
+        torch.testing.assert_close(loaded.state_dict()[name], value, rtol=0, atol=0)
 
 
-def test_scenes_reach_the_network_unresized(detector: FasterRCNN) -> None:
+def test_scenes_are_not_resized(detector: FasterRCNN) -> None:
     image = scene_tensor(draw_scene(0))
     prepared = detector.transform([image])[0].tensors[0]
     torch.testing.assert_close(prepared, (image - 0.5) / 0.25)
 
 
-def test_a_stride_eight_cell_sees_a_box_and_the_wake_beside_it(detector: FasterRCNN) -> None:
+def test_receptive_field_at_stride_8_covers_box_and_wake(detector: FasterRCNN) -> None:
     image = scene_tensor(draw_scene(0))[None].requires_grad_()
     level = detector.backbone(image)["0"]
     (gradient,) = torch.autograd.grad(level[0, :, 12, 16].sum(), image)
@@ -51,22 +58,22 @@ def test_a_stride_eight_cell_sees_a_box_and_the_wake_beside_it(detector: FasterR
 
 
 @pytest.mark.parametrize("seed", DEMO_SEEDS)
-def test_the_chosen_scenes_show_boats_found_and_wakes_mistaken(detector: FasterRCNN, seed: int) -> None:
+def test_demo_scenes_have_detected_boats_and_certified_false_positives(detector: FasterRCNN, seed: int) -> None:
     scene = draw_scene(seed)
-    found = detect(detector, scene)
+    detections = detect(detector, scene)
     for box, label in zip(scene.boxes_xyxy, scene.labels.tolist(), strict=True):
-        assert fires_at(found, box, label, min_iou=0.5)
-        assert not fires_at(found, box, BOAT_LABEL + BUOY_LABEL - label, min_iou=0.5)
-    for thing in scene.of_kind("anchored"):
-        assert not fires_at(found, thing.box_xyxy, BOAT_LABEL)
-    assert len(found["scores"]) == len(scene.labels) + len(scene.ghost_boxes_xyxy)
+        assert has_detection(detections, box, label, min_iou=0.5)
+        assert not has_detection(detections, box, BOAT_LABEL + BUOY_LABEL - label, min_iou=0.5)
+    for item in scene.of_kind("anchored"):
+        assert not has_detection(detections, item.box_xyxy, BOAT_LABEL)
+    assert len(detections["scores"]) == len(scene.labels) + len(scene.ghost_boxes_xyxy)
     for wake in scene.ghost_boxes_xyxy:
-        verdict = certify_wake(detector, scene, wake)
-        assert verdict.certified
-        assert verdict.outside >= 0.9
+        certification = certify_wake(detector, scene, wake)
+        assert certification.certified
+        assert certification.outside_fraction >= 0.9
 
 
-def test_it_behaves_so_on_scenes_nobody_chose(detector: FasterRCNN) -> None:
+def test_other_scenes_give_the_same_behaviour(detector: FasterRCNN) -> None:
     scores = evaluate_demo_detector(detector, range(2000, 2012))
     assert scores.boat_recall >= 0.8
     assert scores.recall >= 0.8
@@ -77,18 +84,18 @@ def test_it_behaves_so_on_scenes_nobody_chose(detector: FasterRCNN) -> None:
     assert scores.anchored <= 0.2
 
 
-def test_certifying_asks_for_a_wake_without_a_boat(detector: FasterRCNN) -> None:
+def test_certify_wake_rejects_the_wake_of_a_boat(detector: FasterRCNN) -> None:
     scene = draw_scene(DEMO_SEEDS[0])
     boat = scene.of_kind("boat")[0].name
     with pytest.raises(ValueError, match="wakes without a boat"):
         certify_wake(detector, scene, boat.replace("boat", "wake"))
 
 
-def test_an_empty_sea_certifies_nothing(detector: FasterRCNN) -> None:
+def test_nothing_is_certified_without_detections(detector: FasterRCNN) -> None:
     untrained = build_demo_detector().eval()
     scene = draw_scene(DEMO_SEEDS[0])
     torch.nn.init.constant_(untrained.roi_heads.box_predictor.cls_score.weight, 0)
     torch.nn.init.constant_(untrained.roi_heads.box_predictor.cls_score.bias, 0)
-    verdict = certify_wake(untrained, scene, next(iter(scene.ghost_boxes_xyxy)))
-    assert verdict.box_xyxy is None
-    assert not verdict.certified
+    certification = certify_wake(untrained, scene, next(iter(scene.ghost_boxes_xyxy)))
+    assert certification.box_xyxy is None
+    assert not certification.certified

@@ -301,7 +301,7 @@ def test_the_default_layers_reach_the_wake_that_the_last_layer_cannot_see() -> N
     index = int((found.boxes_xyxy - torch.tensor(verdict.box_xyxy)).abs().sum(1).argmin())
     heatmap = cam.explain(scene.image, [adapter.targets_of(found)[index]])[0].heatmaps[0]
     mask = torch.from_numpy(scene.object(wake).mask)
-    assert verdict.certified and verdict.outside >= 0.9
+    assert verdict.certified and verdict.outside_fraction >= 0.9
     assert bool(mask.flatten()[heatmap.argmax()])
     assert float(heatmap[mask].sum() / heatmap.sum()) > 0.3
 
