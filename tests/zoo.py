@@ -1,8 +1,10 @@
-"""One small, seeded model per adapter, with an image on which it finds something."""
+"""One small, seeded model per adapter, with images in which it finds something, and the methods that explain it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+import functools
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +14,10 @@ from torch import Tensor, nn
 
 from detcam.adapters import adapt, detector
 from detcam.adapters.base import Adapter
+from detcam.cam import BaseCAM
+from detcam.methods import METHODS
+from detcam.methods.common.attention_base import AttentionCAM
+from detcam.testing.models import random_images
 from tests.helpers import TinyCNN
 
 
@@ -39,21 +45,64 @@ def wake(model: nn.Module, images: Any) -> nn.Module:
     return model
 
 
-ZOO: dict[str, Callable[[], tuple[nn.Module, Adapter]]] = {}
+Maker = Callable[[], tuple[nn.Module, Adapter]]
+
+ZOO: dict[str, Maker] = {}
+TASKS: dict[str, str] = {}
+"""What each model of the zoo does, known without building it."""
+
+TRANSFORMERS = frozenset({"own_detr", "vit"})
+"""Models with attention layers."""
+
+QUICK: dict[str, dict[str, Any]] = {
+    "scorecam": {"top_channels": 4},
+    "rise": {"passes": 20},
+    "drise": {"passes": 20},
+    "occlusion": {"grid": 4},
+    "vps": {"regions": 4},
+    "sess": {"scales": 2},
+}
+"""Settings with which methods of many passes take few."""
 
 
-def register(function: Callable[[], tuple[nn.Module, Adapter]]) -> Callable[[], tuple[nn.Module, Adapter]]:
-    ZOO[function.__name__] = function
-    return function
+def register(task: str) -> Callable[[Maker], Maker]:
+    def add(maker: Maker) -> Maker:
+        ZOO[maker.__name__], TASKS[maker.__name__] = maker, task
+        return maker
+
+    return add
+
+
+@functools.cache
+def shared(name: str) -> Example:
+    """An example that is built once per process, for tests that check that it stays as it is.
+
+    Skips the test where its library is missing.
+    """
+    torch.manual_seed(0)
+    model, adapter = ZOO[name]()
+    return Example(model, adapter, random_images())
 
 
 def example(name: str) -> Example:
-    """Build an example; skips the test where its library is missing."""
-    torch.manual_seed(0)
-    model, adapter = ZOO[name]()
-    generator = torch.Generator().manual_seed(1)
-    images = [torch.rand(3, 96, 128, generator=generator), torch.rand(3, 120, 80, generator=generator)]
-    return Example(model, adapter, images)
+    """A copy of an example that a test may change."""
+    return copy.deepcopy(shared(name))
+
+
+def applies(method: str, model: str) -> bool:
+    """Whether a method explains a model of the zoo."""
+    cls = METHODS[method]
+    return TASKS[model] in cls.tasks and (model in TRANSFORMERS or not issubclass(cls, AttentionCAM))
+
+
+def pairs(models: Iterable[str]) -> list[tuple[str, str]]:
+    """(model, method) of every method that explains each of the models."""
+    return [(model, method) for model in models for method in METHODS if applies(method, model)]
+
+
+def quick(method: str, adapter: Adapter) -> BaseCAM:
+    """A method on an adapter, with few passes."""
+    return METHODS[method](adapter, **QUICK.get(method, {}))
 
 
 class Backbone(nn.Module):
@@ -81,7 +130,7 @@ def anchors(per_cell: int) -> Any:
     return AnchorGenerator(((24,), (48,)), ((0.5, 1.0, 2.0)[:per_cell],) * 2)
 
 
-@register
+@register("detection")
 def faster_rcnn() -> tuple[nn.Module, Adapter]:
     from torchvision.models.detection import FasterRCNN
     from torchvision.ops import MultiScaleRoIAlign
@@ -98,7 +147,7 @@ def faster_rcnn() -> tuple[nn.Module, Adapter]:
     return model, adapt(model)
 
 
-@register
+@register("detection")
 def mask_rcnn() -> tuple[nn.Module, Adapter]:
     from torchvision.models.detection import MaskRCNN
     from torchvision.ops import MultiScaleRoIAlign
@@ -116,7 +165,7 @@ def mask_rcnn() -> tuple[nn.Module, Adapter]:
     return model, adapt(model)
 
 
-@register
+@register("detection")
 def retinanet() -> tuple[nn.Module, Adapter]:
     from torchvision.models.detection import RetinaNet
 
@@ -126,7 +175,7 @@ def retinanet() -> tuple[nn.Module, Adapter]:
     return model, adapt(model)
 
 
-@register
+@register("detection")
 def fcos() -> tuple[nn.Module, Adapter]:
     from torchvision.models.detection import FCOS
 
@@ -134,7 +183,7 @@ def fcos() -> tuple[nn.Module, Adapter]:
     return model, adapt(model)
 
 
-@register
+@register("detection")
 def ssdlite() -> tuple[nn.Module, Adapter]:
     from torchvision.models.detection import ssdlite320_mobilenet_v3_large
 
@@ -154,35 +203,35 @@ def calm(model: nn.Module) -> nn.Module:
     return model
 
 
-@register
+@register("detection")
 def yolo() -> tuple[nn.Module, Adapter]:
     tasks = pytest.importorskip("ultralytics.nn.tasks", reason="ultralytics is not installed")
     model = calm(tasks.DetectionModel("yolo11n.yaml", nc=3, verbose=False).eval())
     return wake(model, torch.rand(16, 3, 96, 128)), adapt(model, image_size=128, conf=0.0, max_det=3)
 
 
-@register
+@register("detection")
 def yolo_segment() -> tuple[nn.Module, Adapter]:
     tasks = pytest.importorskip("ultralytics.nn.tasks", reason="ultralytics is not installed")
     model = calm(tasks.SegmentationModel("yolov8n-seg.yaml", nc=3, verbose=False).eval())
     return wake(model, torch.rand(16, 3, 96, 128)), adapt(model, image_size=128, conf=0.0, max_det=2)
 
 
-@register
+@register("detection")
 def yolo_end_to_end() -> tuple[nn.Module, Adapter]:
     tasks = pytest.importorskip("ultralytics.nn.tasks", reason="ultralytics is not installed")
     model = calm(tasks.DetectionModel("yolov10n.yaml", nc=3, verbose=False).eval())
     return wake(model, torch.rand(16, 3, 96, 128)), adapt(model, image_size=128, conf=0.0, max_det=2)
 
 
-@register
+@register("segmentation")
 def smp_unet() -> tuple[nn.Module, Adapter]:
     smp = pytest.importorskip("segmentation_models_pytorch", reason="segmentation-models-pytorch is not installed")
     model = smp.Unet("resnet18", encoder_weights=None, classes=3).eval()
     return model, adapt(model)
 
 
-@register
+@register("segmentation")
 def lraspp() -> tuple[nn.Module, Adapter]:
     from torchvision.models.segmentation import lraspp_mobilenet_v3_large
 
@@ -190,13 +239,13 @@ def lraspp() -> tuple[nn.Module, Adapter]:
     return model, adapt(model)
 
 
-@register
+@register("classification")
 def classifier() -> tuple[nn.Module, Adapter]:
     model = TinyCNN()
     return model, adapt(model, image_size=64)
 
 
-@register
+@register("embedding")
 def embedding() -> tuple[nn.Module, Adapter]:
     from detcam.adapters import embedder
 
@@ -204,7 +253,7 @@ def embedding() -> tuple[nn.Module, Adapter]:
     return model, embedder(model, image_size=64)
 
 
-@register
+@register("detection")
 def own_detector() -> tuple[nn.Module, Adapter]:
     model = nn.Sequential(
         nn.Conv2d(3, 8, 3, 4, 1), nn.BatchNorm2d(8), nn.ReLU(inplace=True), nn.Conv2d(8, 2, 3, 4, 1)
@@ -218,7 +267,7 @@ def own_detector() -> tuple[nn.Module, Adapter]:
     return model, detector(model, decode, image_size=96, max_detections=3)
 
 
-@register
+@register("segmentation")
 def own_segmenter() -> tuple[nn.Module, Adapter]:
     from detcam.adapters import segmenter
 
@@ -226,14 +275,14 @@ def own_segmenter() -> tuple[nn.Module, Adapter]:
     return model, segmenter(model, image_size=64)
 
 
-@register
+@register("detection")
 def own_detr() -> tuple[nn.Module, Adapter]:
     from tests.methods.transformers import tiny_detr
 
     return tiny_detr()
 
 
-@register
+@register("classification")
 def vit() -> tuple[nn.Module, Adapter]:
     from torchvision.models.vision_transformer import ConvStemConfig, VisionTransformer
 

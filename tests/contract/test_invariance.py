@@ -11,12 +11,10 @@ from torch import Tensor
 
 import detcam.perturbation.replay
 from detcam import METHODS
-from detcam.cam import BaseCAM
-from detcam.methods.common.attention_base import NoAttentionError
 from detcam.perturbation.base import PerturbationCAM
 from detcam.results import ImageHeatmaps
-from tests.contract.test_contract import QUICK, asked
-from tests.zoo import Example, example
+from detcam.testing.methods import default_targets
+from tests.zoo import Example, example, pairs, quick
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -35,18 +33,10 @@ def enlivened(name: str) -> Example:
 
 PAIRS = [
     pytest.param(model, name, marks=[pytest.mark.slow] if heavy else [], id=f"{model}-{name}")
-    for model in ("own_segmenter", "own_detector", "faster_rcnn")
-    for name, method in METHODS.items()
-    for heavy in [model == "faster_rcnn" and issubclass(method, PerturbationCAM)]
+    for model, name in pairs(("own_segmenter", "own_detector", "faster_rcnn"))
+    for heavy in [model == "faster_rcnn" and issubclass(METHODS[name], PerturbationCAM)]
 ]
 """Of each kind of output one model; classifiers are in the engine's tests."""
-
-
-def make(name: str, case: Example) -> BaseCAM:
-    cam = METHODS[name](case.adapter, **QUICK.get(name, {}))
-    if case.adapter.task not in cam.tasks:
-        pytest.skip(f"{name} does not explain {case.adapter.task}")
-    return cam
 
 
 def agree(found: Iterable[Tensor], expected: Iterable[Tensor]) -> None:
@@ -68,20 +58,16 @@ def one_variant_at_a_time(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def three(case: Example) -> tuple[list[Any], list[Any]]:
     """Three images, two of one size so that they share a pass, and what is asked of each."""
     images = [case.images[0], case.images[1], case.images[0].flip(-1)]
-    widened = Example(case.model, case.adapter, images)
-    return images, asked(widened)
+    return images, list(default_targets(case.adapter, images))
 
 
 @pytest.mark.parametrize(("model", "name"), PAIRS)
 def test_batches_chunks_and_company_change_nothing(model: str, name: str) -> None:
     case = enlivened(model)
-    cam = make(name, case)
+    cam = quick(name, case.adapter)
     images, targets = three(case)
     cam.batch_size = 32
-    try:
-        together = cam.explain(images, targets)
-    except NoAttentionError as reason:
-        pytest.skip(str(reason))
+    together = cam.explain(images, targets)
     for size in (1, 2):
         cam.batch_size = size
         found = cam.explain(images, targets)
@@ -100,7 +86,7 @@ def test_chunks_of_what_lies_behind_a_layer_change_nothing(
 ) -> None:
     case = enlivened(model)
     images, targets = three(case)
-    cam = make(name, case)
+    cam = quick(name, case.adapter)
     one_by_one = cam.explain(images[:1], targets[:1])
     monkeypatch.undo()
     agree(maps(cam.explain(images[:1], targets[:1])), maps(one_by_one))

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.contract.test_contract import QUICK
 from torch import Tensor, nn
 from torchvision.models import VisionTransformer
 
@@ -15,7 +16,6 @@ from detcam import METHODS, GradCAM, HiResCAM, adapt
 from detcam.adapters.base import Adapter
 from detcam.methods.common.attention_base import NoAttentionError
 from detcam.targets import ClassifierOutputTarget, FinerWeightedTarget
-from tests.contract.test_contract import QUICK
 from tests.helpers import Snapshot, TinyCNN
 from tests.zoo import example
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from tests.contract.test_contract import QUICK
 from torch import Tensor, nn
 
 from detcam import METHODS, GradCAM, LayerCAM, adapt
 from detcam.targets import ClassifierOutputTarget
-from tests.contract.test_contract import QUICK
 from tests.helpers import Snapshot, TinyCNN
 from tests.zoo import example
 

@@ -1,0 +1,45 @@
+"""The contract of methods: every method on every family of models that it explains."""
+
+from __future__ import annotations
+
+import pytest
+
+from detcam.testing.methods import (
+    check_batch_independence,
+    check_heatmaps,
+    check_interruption,
+    check_name,
+    check_without_targets,
+    default_targets,
+)
+from tests.zoo import METHODS, TASKS, ZOO, pairs, quick, shared
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+def test_every_method_describes_itself(method: str) -> None:
+    check_name(METHODS[method])
+    assert METHODS[method].name == method
+
+
+@pytest.mark.parametrize(("model", "method"), pairs(ZOO))
+def test_heatmaps_and_a_model_left_alone(model: str, method: str) -> None:
+    case = shared(model)
+    case.model.requires_grad_(True)
+    cam = quick(method, case.adapter)
+    targets = default_targets(case.adapter, case.images)
+    check_heatmaps(cam, case.images, targets)
+    check_interruption(cam, case.images, targets)
+
+
+@pytest.mark.parametrize("model", [name for name in ZOO if TASKS[name] in ("detection", "segmentation")])
+def test_images_without_findings(model: str) -> None:
+    case = shared(model)
+    check_without_targets(quick("gradcam", case.adapter), case.images, default_targets(case.adapter, case.images))
+
+
+@pytest.mark.parametrize("model", list(ZOO))
+def test_other_images_and_their_order_change_nothing(model: str) -> None:
+    case = shared(model)
+    check_batch_independence(quick("hirescam", case.adapter), case.images, default_targets(case.adapter, case.images))
