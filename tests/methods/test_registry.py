@@ -1,4 +1,4 @@
-"""What the registry says of each method is true, and is what the README says."""
+"""What the registry says of each method is true, and is what the documentation says."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from detcam.methods.spec import method_from, with_setting
 from detcam.targets import ClassifierOutputTarget
 from tests.helpers import TinyCNN
 
-README = Path(__file__).parents[2] / "README.md"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "methods.md"
 
 
 def test_the_readme_has_the_table_of_the_registry() -> None:
-    text = README.read_text(encoding="utf-8")
+    text = DOCUMENT.read_text(encoding="utf-8")
     _, _, rest = text.partition("<!-- detcam methods --markdown -->\n")
     table, _, _ = rest.partition("\n<!-- end -->")
     assert table == methods_markdown(), "put what `detcam methods --markdown` prints between the marks"
