@@ -1,0 +1,134 @@
+"""The other commands, and the parsers of options."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from detcam import METHODS, __version__
+from detcam.cli.explain import parse_box
+from detcam.cli.options import parse_class_map, parse_size
+from detcam.explanation.batch import find_images
+from detcam.utils.console import plural, printable, shorten
+from tests.cli.files import CLASSIFIER, DETECTOR, Command, read_entries, save_image
+
+
+def test_methods_table(detcam_command: Command) -> None:
+    code, out, _ = detcam_command("methods")
+    assert code == 0
+    rows = {line.split()[0]: re.split("  +", line.strip()) for line in out.splitlines() if line}
+    for name, method in METHODS.items():
+        own = "yes" if method.class_discriminative else "no"
+        assert rows[name][1:4] == [method.use, method.cost, own]
+        assert rows[name][5] == method.paper
+    assert rows["drise"][4] == "detection" and rows["odam"][4] == "all"
+
+
+def test_layers_table(detcam_command: Command) -> None:
+    code, out, err = detcam_command("layers", "--model", DETECTOR, "--image-size", "96")
+    assert code == 0, err
+    rows = {line[3:].split()[0]: line for line in out.splitlines() if line.strip()}
+    assert rows["backbone"].startswith("*")
+    assert "256 x 3 x 4, 256 x 3 x 4, 256 x 2 x 2" in rows["backbone"]
+    assert rows["backbone.body.6"].split() == ["backbone.body.6", "InvertedResidual", "8", "40", "x", "12", "x", "16"]
+    assert "roi_heads.box_head" not in rows
+    assert "backbone.body.6.block" not in rows
+    code, out, _ = detcam_command("layers", "--model", DETECTOR, "--image-size", "96", "--depth", "4")
+    assert "backbone.body.6.block" in out
+
+
+def test_listed_layers_can_be_explained(detcam_command: Command, tmp_path: Path) -> None:
+    save_image(tmp_path / "a.png")
+    _, out, _ = detcam_command("layers", *CLASSIFIER)
+    names = [name for line in out.splitlines() for name in line.split()[:1] if name.startswith("features.")]
+    assert len(names) > 5
+    for name in names[::4]:
+        code, _, err = detcam_command("explain", "a.png", *CLASSIFIER, "--target-layer", name, "--out", name)
+        assert code == 0, err
+        assert read_entries(tmp_path / name)[0]["target_layers"] == [name]
+
+
+def test_demo_gets_its_folder(detcam_command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Path] = []
+    monkeypatch.setattr("detcam.demo.run.run", given.append)
+    assert detcam_command("demo", "--out", "there")[0] == 0
+    assert given == [Path("there")]
+
+
+def test_help_version_and_unknown_commands(detcam_command: Command) -> None:
+    assert detcam_command("--version") == (0, f"detcam {__version__}\n", "")
+    for arguments in ((), ("--help",)):
+        code, out, _ = detcam_command(*arguments)
+        assert code == 0
+        assert all(word in out for word in ("explain", "methods", "layers", "demo", "Examples"))
+    code, out, _ = detcam_command("explain", "-h")
+    assert code == 0
+    assert all(word in out for word in ("What to explain", "Exit codes", "--trust-checkpoint"))
+    code, _, err = detcam_command("explian")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "No such command 'explian'" in err
+
+
+def test_find_images_in_folders_and_patterns(tmp_path: Path) -> None:
+    for name in ("b.png", "a.jpg", "deep/c.PNG", ".hidden/d.png", "deep/.e.png"):
+        save_image(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("no image")
+    assert [path.name for path in find_images([str(tmp_path)])] == ["a.jpg", "b.png", "c.PNG"]
+    assert [path.name for path in find_images([str(tmp_path / "**" / "*.*")])] == ["a.jpg", "b.png", "c.PNG"]
+    assert len(find_images([str(tmp_path), str(tmp_path / "b.png")])) == 3
+    (tmp_path / "void").mkdir()
+    with pytest.raises(ValueError, match="no images in"):
+        find_images([str(tmp_path / "void")])
+
+
+def test_parsers_and_text_helpers() -> None:
+    assert parse_box("1, 2.5,3,4") == (1, 2.5, 3, 4)
+    assert (parse_size("320"), parse_size("256x320")) == (320, (256, 320))
+    assert parse_class_map(["red cell = RBC", "3=boat"]) == {"red cell": "RBC", "3": "boat"}
+    assert (plural(1, "target"), plural(2, "target"), plural(2, "box")) == ("1 target", "2 targets", "2 boxes")
+    assert shorten("a" * 20 + "b" * 20, 11) == "aaaa…bbbbbb"
+    assert printable("evil\x1b[2Jname\n") == "evil?[2Jname?"
+
+
+METHOD_FILE = """
+from detcam.methods import register_method
+from detcam.cam import BaseCAM
+
+@register_method
+class MeanActivationCAM(BaseCAM):
+    name = "meanactivation"
+    paper = "none"
+    cost = "1 forward"
+    use = "a test"
+    uses_gradients = False
+    class_discriminative = False
+
+    def saliency(self, activations, gradients):
+        return activations.mean(1)
+"""
+
+
+@pytest.mark.parametrize("module", ["own_method.py", "own_method"])
+def test_import_option_adds_a_method(tmp_path: Path, module: str) -> None:
+    """Each run is a process of its own, so that the method does not stay in the registry."""
+    (tmp_path / "own_method.py").write_text(METHOD_FILE)
+    save_image(tmp_path / "a.png")
+    command = [sys.executable, "-m", "detcam", "explain", "a.png", *CLASSIFIER]
+    command += ["--method", "MeanActivation", "--import", module]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert read_entries(tmp_path / "explanations")[0]["method"] == "meanactivation"
+
+
+def test_import_option_reports_what_is_missing(detcam_command: Command) -> None:
+    for module, message in (
+        ("no_such_module", "detcam: --import no_such_module: ModuleNotFoundError: No module named 'no_such_module'"),
+        ("no_such_file.py", "detcam: --import no_such_file.py: FileNotFoundError"),
+    ):
+        code, _, err = detcam_command("methods", "--import", module)
+        assert code == 2
+        assert err.startswith(message)
