@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, TypeAlias
 
@@ -16,7 +16,8 @@ from detcam.data.images import ImageLike, load_images
 from detcam.detections import Detections
 from detcam.geometry import Geometry
 from detcam.layers import infer_reshape
-from detcam.outputs import DetectorOutput
+from detcam.outputs import BaseTarget, DetectionTarget, DetectorOutput
+from detcam.outputs import Target as Target
 from detcam.targets import BoxTarget
 from detcam.trace import ReshapeTransform, guarded
 
@@ -24,9 +25,6 @@ logger = logging.getLogger("detcam")
 
 ModelLike: TypeAlias = "Adapter | nn.Module"
 """An adapter, or a model, which is adapted."""
-
-Target = Callable[[Any], Tensor]
-"""From one image's model output to a scalar."""
 
 Task = Literal["detection", "segmentation", "classification", "embedding"]
 
@@ -249,12 +247,12 @@ class DetectorAdapter(Adapter):
         scores: list[list[Tensor]] = []
         for output, asked in zip(outputs, targets, strict=True):
             row: list[Tensor | None] = [None] * len(asked)
-            pinned = [index for index, target in enumerate(asked) if hasattr(target, "part")]
-            for index in pinned:
-                asked[index].check(output.geometry.image_size_hw, self.names, output.classes)  # type: ignore[attr-defined]
-            if pinned:
-                for index, value in zip(pinned, output.score([asked[i] for i in pinned]), strict=True):  # type: ignore[misc]
-                    row[index] = value
+            for target in asked:
+                if isinstance(target, BaseTarget):
+                    target.check(output.geometry.image_size_hw, self.names, output.classes)
+            boxes = {index: target for index, target in enumerate(asked) if isinstance(target, DetectionTarget)}
+            for index, value in zip(boxes, output.score(list(boxes.values())) if boxes else [], strict=True):
+                row[index] = value
             scores.append([asked[i](output) if value is None else value for i, value in enumerate(row)])
         return scores
 

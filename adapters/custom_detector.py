@@ -11,9 +11,10 @@ from torch.nn import functional as F
 from torchvision.ops import batched_nms
 
 from detcam.adapters.base import Batch, DetectorAdapter
+from detcam.adapters.candidates import best_fit
 from detcam.detections import Detections, Source
 from detcam.geometry import Geometry
-from detcam.outputs import Candidates, DetectorOutput, best_fit
+from detcam.outputs import Candidates, DetectorOutput
 from detcam.targets import DetectionTarget
 from detcam.trace import ReshapeTransform, guarded
 

@@ -14,6 +14,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import batched_nms, clip_boxes_to_image
 
 from detcam.adapters.base import Batch
+from detcam.adapters.candidates import best_fit, nearest_source
 from detcam.adapters.torchvision_detector import (
     TorchvisionDetector,
     at_least_float,
@@ -24,11 +25,8 @@ from detcam.adapters.torchvision_detector import (
 from detcam.adapters.windows import by_level, cut, restore_order
 from detcam.detections import Detections, Source
 from detcam.geometry import Geometry
-from detcam.outputs import Candidates, DetectorOutput, best_fit, nearest_source
-from detcam.targets import BoxTarget, DetectionTarget
-
-SIDES = ("x1", "y1", "x2", "y2", "width", "height", "edges")
-"""Quantities of a target that are read from its box."""
+from detcam.outputs import Candidates, DetectorOutput
+from detcam.targets import DetectionTarget
 
 HeadOutput = Mapping[str, Tensor]
 """What a head says, by torchvision's own names: ``cls_logits`` (..., C), ``bbox_regression`` (..., 4), ..."""
@@ -185,7 +183,7 @@ class DenseOutput(DetectorOutput):
             else restore_order([part.objectness for part in parts if part.objectness is not None], positions),
         )
 
-    def box_scores(self, targets: Sequence[BoxTarget]) -> list[Tensor]:
+    def box_scores(self, targets: Sequence[DetectionTarget]) -> list[Tensor]:
         places = [self._place(target) for target in targets]
         scores: list[Tensor] = [torch.empty(0)] * len(targets)
         for level, members in by_level([place[0] for place in places]).items():
@@ -195,13 +193,13 @@ class DenseOutput(DetectorOutput):
                 scores[position] = score
         return scores
 
-    def _level_scores(self, level: int, flat: list[int], targets: Sequence[BoxTarget]) -> list[Tensor]:
+    def _level_scores(self, level: int, flat: list[int], targets: Sequence[DetectionTarget]) -> list[Tensor]:
         """The scalars of targets that one level emitted."""
         radius = self.adapter.head_reach(level)
-        sided = any(target.quantity in SIDES for target in targets)
+        sided = any("boxes_xyxy" in target.reads for target in targets)
         if radius is None or self.raw.live is not None:
             candidates = self._on_whole_level(level, flat, boxes=sided)
-            return [target.of(candidates, row) for row, target in enumerate(targets)]
+            return [target.value(candidates, row) for row, target in enumerate(targets)]
         per_cell = self._anchors_per_cell(level)
         index = torch.tensor(flat, device=self.raw.levels[level].device)
         windows, inside = cut(self.raw.features[level][self.index], index // per_cell, radius)
@@ -212,7 +210,7 @@ class DenseOutput(DetectorOutput):
             each = torch.arange(len(regions), device=regions.device)
             picked = {name: value[each, rows[part]] for name, value in said.items()}
             candidates = self._read(picked, self.raw.anchors[level][index[part]])
-            return [target.of(candidates, row) for row, target in enumerate(targets[part])]
+            return [target.value(candidates, row) for row, target in enumerate(targets[part])]
 
         return scores_of_regions(windows, scalars)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -33,7 +34,7 @@ from detcam.adapters.torchvision_detector import (
 from detcam.detections import Detections, Source
 from detcam.geometry import Geometry
 from detcam.outputs import Candidates, DetectorOutput
-from detcam.targets import BoxTarget, DetectionTarget, InstanceMaskTarget
+from detcam.targets import DetectionTarget
 from detcam.trace import guarded
 
 
@@ -168,29 +169,35 @@ class TwoStageOutput(DetectorOutput):
         proposals = self._places(targets, proposed=True)
         return self._read(self.pool("box_roi_pool", proposals), proposals, targets)
 
-    def box_scores(self, targets: Sequence[BoxTarget]) -> list[Tensor]:
+    def box_scores(self, targets: Sequence[DetectionTarget]) -> list[Tensor]:
         proposals = self._places(targets, proposed=True)
-        asked = [index for index, target in enumerate(targets) if target.quantity == "objectness"]
-        headed = [index for index, target in enumerate(targets) if target.quantity != "objectness"]
         scores: list[Tensor] = [torch.empty(0)] * len(targets)
+        by_rpn = [index for index, target in enumerate(targets) if "objectness" in target.reads]
+        by_head = [index for index, target in enumerate(targets) if target.reads != {"objectness"}]
+        objectness = proposals.new_full((len(targets),), torch.nan).unbind()
+        if by_rpn:
+            pinned = [targets[index].source is not None for index in by_rpn]
+            found = objectness_scores(self.adapter.model.rpn, self.features, self._image(), proposals[by_rpn], pinned)
+            known = dict(zip(by_rpn, found, strict=True))
+            objectness = tuple(known.get(index, missing) for index, missing in enumerate(objectness))
 
         def scalars(regions: Tensor, part: slice) -> list[Tensor]:
-            some = [targets[index] for index in headed[part]]
-            candidates = self._read(regions, proposals[headed[part]], some)
-            return [target.of(candidates, row) for row, target in enumerate(some)]
+            rows = by_head[part]
+            candidates = self._read(regions, proposals[rows], [targets[index] for index in rows])
+            candidates = replace(candidates, objectness=torch.stack([objectness[index] for index in rows]))
+            return [targets[index].value(candidates, row) for row, index in enumerate(rows)]
 
-        if headed:
-            regions = self.pool_each("box_roi_pool", proposals[headed])
-            for index, score in zip(headed, scores_of_regions(regions, scalars), strict=True):
+        if by_head:
+            regions = self.pool_each("box_roi_pool", proposals[by_head])
+            for index, score in zip(by_head, scores_of_regions(regions, scalars), strict=True):
                 scores[index] = score
-        if asked:
-            pinned = [targets[index].source is not None for index in asked]
-            found = objectness_scores(self.adapter.model.rpn, self.features, self._image(), proposals[asked], pinned)
-            for index, score in zip(asked, found, strict=True):
-                scores[index] = score
+        for index in set(by_rpn) - set(by_head):
+            unread = proposals.new_full((1, max(4, self.classes)), torch.nan)
+            candidates = Candidates(unread[:, :4], unread[:, : self.classes], unread, objectness[index][None])
+            scores[index] = targets[index].value(candidates, 0)
         return scores
 
-    def mask_scores(self, targets: Sequence[InstanceMaskTarget]) -> list[Tensor]:
+    def mask_scores(self, targets: Sequence[DetectionTarget]) -> list[Tensor]:
         if not self.heads.has_mask():
             return super().mask_scores(targets)
 

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from detcam.adapters.candidates import best_fit, nearest_source
 from detcam.adapters.torchvision_detector import scores_of_regions
 from detcam.adapters.windows import by_level, cut
 from detcam.detections import Detections, Source
 from detcam.geometry import Geometry
-from detcam.outputs import Candidates, DetectorOutput, best_fit, nearest_source
-from detcam.targets import BoxTarget, DetectionTarget, InstanceMaskTarget
+from detcam.outputs import Candidates, DetectorOutput
+from detcam.targets import DetectionTarget
 
 if TYPE_CHECKING:
     from detcam.adapters.ultralytics import UltralyticsAdapter
@@ -97,7 +98,7 @@ class DenseOutput(DetectorOutput):
             torch.cat([part.class_logits for part in parts]),
         )
 
-    def box_scores(self, targets: Sequence[BoxTarget]) -> list[Tensor]:
+    def box_scores(self, targets: Sequence[DetectionTarget]) -> list[Tensor]:
         numbers = [self._cell(target) for target in targets]
         scores: list[Tensor] = [torch.empty(0)] * len(targets)
         for level, members in by_level([self.cells.position(number)[0] for number in numbers]).items():
@@ -106,7 +107,7 @@ class DenseOutput(DetectorOutput):
                 scores[position] = score
         return scores
 
-    def _level_scores(self, level: int, targets: Sequence[BoxTarget], numbers: Tensor) -> list[Tensor]:
+    def _level_scores(self, level: int, targets: Sequence[DetectionTarget], numbers: Tensor) -> list[Tensor]:
         """The scalars of targets at cells (K,) of one level.
 
         Each is computed from the window of the features that its cell can see. Where that is not known, or a target
@@ -115,7 +116,7 @@ class DenseOutput(DetectorOutput):
         """
         radius = None if self.adapter.watches_head else self.adapter.head_reach(level)
         if radius is None:
-            return [target.of(self.candidates([target]), 0) for target in targets]
+            return [target.value(self.candidates([target]), 0) for target in targets]
         feature = self.raw.features[level][self.index : self.index + 1]
         windows, inside = cut(feature, numbers - self.cells.starts[level], radius)
 
@@ -125,7 +126,7 @@ class DenseOutput(DetectorOutput):
             extra = None if said.extra is None else said.extra.flatten(2).transpose(1, 2)[each]
             boxes, logits = (value.flatten(2).transpose(1, 2)[each] for value in (said.boxes, said.logits))
             candidates = self._read(logits, boxes, extra, numbers[part])
-            return [target.of(candidates, row) for row, target in enumerate(targets[part])]
+            return [target.value(candidates, row) for row, target in enumerate(targets[part])]
 
         return scores_of_regions(windows, scalars)
 
@@ -135,7 +136,7 @@ class DenseOutput(DetectorOutput):
         on_image = self._to_image(self._decode(boxes, numbers, angles), angles)[0]
         return Candidates(on_image, logits.sigmoid(), logits)
 
-    def mask_scores(self, targets: Sequence[InstanceMaskTarget]) -> list[Tensor]:
+    def mask_scores(self, targets: Sequence[DetectionTarget]) -> list[Tensor]:
         if self.raw.prototypes is None:
             return super().mask_scores(targets)
         prototypes = self.raw.prototypes[self.index]

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from detcam.adapters.base import Batch
+from detcam.adapters.candidates import best_fit
 from detcam.adapters.ultralytics import UltralyticsDetector
 from detcam.adapters.ultralytics_network import fresh_attributes, head_names, is_ultralytics
 from detcam.adapters.ultralytics_outputs import Cells
 from detcam.detections import Detections, Source
 from detcam.geometry import Geometry
-from detcam.outputs import Candidates, DetectorOutput, best_fit
+from detcam.outputs import Candidates, DetectorOutput
 from detcam.targets import DetectionTarget
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from detcam.outputs import as_target
 from detcam.utils.warnings import warn
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def _warn_about_reach(results: Sequence[ImageHeatmaps], layers: str) -> None:
     short = []
     for result in results:
         for target, reach in zip(result.targets, result.reach or (), strict=bool(result.reach)):
-            box = getattr(target, "box_xyxy", None)
+            box = as_target(target).box_xyxy
             if box is not None and 0 < reach.fraction and reach.sees_outside(box, result.geometry.image_size_hw) < 0.5:
                 short.append(reach.fraction)
     if short:

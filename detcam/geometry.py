@@ -155,3 +155,9 @@ def to_pixels(maps: Tensor, geometry: Geometry) -> Tensor:
         around = [side // 2 for side in kernel]
         maps = F.avg_pool2d(maps[:, None], kernel, 1, around, count_include_pad=False)[:, 0]
     return geometry.to_image(maps)
+
+
+def mask_to_box(mask: Tensor) -> tuple[float, float, float, float]:
+    """The bounding box, xyxy, half-open, of a mask (H, W) with at least one pixel."""
+    rows, columns = (torch.nonzero(mask.any(axis))[:, 0].tolist() for axis in (1, 0))
+    return float(columns[0]), float(rows[0]), columns[-1] + 1.0, rows[-1] + 1.0

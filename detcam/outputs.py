@@ -1,24 +1,183 @@
-"""One image's model output, as targets see it: a detector's candidates or a segmenter's class maps."""
+"""The interface between models and targets: targets, and the per-image model outputs that they read."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 import torch
 from torch import Tensor
-from torchvision.ops import box_iou
 
 from detcam.detections import Detections, Source, class_name
-from detcam.geometry import Geometry
+from detcam.geometry import Geometry, mask_to_box
 
 if TYPE_CHECKING:
-    from detcam.targets.box import BoxTarget
-    from detcam.targets.mask import InstanceMaskTarget
+    from typing_extensions import Self
 
-Quantity = Literal["score", "logit", "objectness", "x1", "y1", "x2", "y2", "width", "height"]
+Target: TypeAlias = Callable[[Any], Tensor]
+"""A function from one image's model output to a scalar. `BaseTarget` declares what a target may say besides."""
+
+CandidateField: TypeAlias = Literal["boxes_xyxy", "class_scores", "class_logits", "objectness"]
+"""A field of `Candidates`."""
+
+
+class BaseTarget:
+    """A target: a callable from one image's model output to a scalar, with the facts that methods and metrics use.
+
+    A subclass defines `__call__`. The attributes have defaults for a target that refers to the whole image and to no
+    class. A dataclass that overrides one of them by a field without a default writes ``label: int = field()``.
+    """
+
+    label: int | None = None
+    """The class index that the target refers to."""
+    box_xyxy: tuple[float, float, float, float] | None = None
+    """The box that the target refers to, pixels of the original image, half-open."""
+    quantity: str | None = None
+    """The name of the explained quantity, such as ``"score"``, ``"logit"`` or ``"mask"``."""
+    against: int | None = None
+    """The class index that `label` is compared with."""
+    has_position: bool = False
+    """Whether the target refers to a part of the image: then `hflip` changes it."""
+
+    def __call__(self, output: Any) -> Tensor:
+        """Return the scalar of one image's model output."""
+        raise NotImplementedError(f"{type(self).__name__} has no scalar: define __call__(self, output)")
+
+    def hflip(self, width: int) -> Self:
+        """Return the same target in the image mirrored left to right, which is `width` pixels wide."""
+        return self
+
+    def check(self, image_size_hw: tuple[int, int], names: Mapping[int, str], classes: int) -> None:
+        """Raise ValueError if the target does not fit the image or the model has no such class."""
+
+    def describe(self, names: Mapping[int, str]) -> str:
+        """Return the target in words, for captions."""
+        return type(self).__name__ if self.label is None else class_name(names, self.label)
+
+    def pinned(self, output: Any) -> Self:
+        """Return the target bound to the part of the model that produces it in `output`."""
+        return self
+
+
+class _CallableTarget(BaseTarget):
+    """A callable that is not a `BaseTarget`; attributes that it shares with one are taken over."""
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+        label = getattr(target, "label", getattr(target, "category", None))
+        self.label = label if isinstance(label, int) else None
+        self.box_xyxy = getattr(target, "box_xyxy", None)
+        self.against = getattr(target, "against", None)
+        self.has_position = hasattr(target, "hflip")
+
+    def __call__(self, output: Any) -> Tensor:
+        return self.target(output)
+
+    def hflip(self, width: int) -> Any:
+        return self.target.hflip(width) if self.has_position else self.target  # type: ignore[attr-defined]
+
+    def describe(self, names: Mapping[int, str]) -> str:
+        if hasattr(self.target, "describe"):
+            return str(self.target.describe(names))
+        if self.label is not None:
+            return class_name(names, self.label)
+        return str(getattr(self.target, "__name__", type(self.target).__name__))
+
+
+def as_target(target: Target) -> BaseTarget:
+    """Return a target with all attributes of `BaseTarget`; a plain callable is wrapped."""
+    return target if isinstance(target, BaseTarget) else _CallableTarget(target)
+
+
+@dataclass(frozen=True)
+class DetectionTarget(BaseTarget):
+    """A target for one box of one class.
+
+    A subclass defines `value`, which computes the scalar from one row of `Candidates`; it then works on every
+    detector. Another may override `__call__` and set `part` to ``"output"`` to read the whole output.
+
+    Attributes:
+        box_xyxy: The box, pixels of the original image, half-open.
+        label: The model's class index.
+        source: The part of the network that produced the box; None for a box that no detection produced (a missed
+            object, a region drawn by hand). Then a two-stage head scores the box as a proposal, and a dense head is
+            read at the cell, anchor or query whose predicted box times class score fits best.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> @dataclass(frozen=True)
+        ... class AreaTarget(DetectionTarget):
+        ...     def value(self, candidates, row):
+        ...         x1, y1, x2, y2 = candidates.boxes_xyxy[row]
+        ...         return (x2 - x1) * (y2 - y1)
+        >>> AreaTarget((10, 10, 50, 40), label=1).box_xyxy
+        (10.0, 10.0, 50.0, 40.0)
+    """
+
+    part: ClassVar[Literal["box", "mask", "output"]] = "box"
+    """What the target reads: candidates of the box head, the mask of the instance, or the output by itself."""
+    has_position = True
+
+    box_xyxy: tuple[float, float, float, float] = field()
+    label: int = field()
+    source: Source | None = None
+
+    def __post_init__(self) -> None:
+        box = tuple(float(value) for value in torch.as_tensor(self.box_xyxy).flatten().tolist())
+        if len(box) != 4:
+            raise ValueError(f"expected a box of 4 numbers x1, y1, x2, y2; got {self.box_xyxy!r}")
+        if not all(torch.isfinite(torch.tensor(box))):
+            raise ValueError(f"expected finite box coordinates; got {box}")
+        # A detector may report a box without area (clipped at the border); pinned to its source it can be explained.
+        flat = box[2] < box[0] or box[3] < box[1] if self.source else box[2] <= box[0] or box[3] <= box[1]
+        if flat:
+            raise ValueError(f"expected a box with x1 < x2 and y1 < y2 (xyxy, not xywh); got {box}")
+        object.__setattr__(self, "box_xyxy", box)
+        object.__setattr__(self, "label", int(self.label))
+
+    @property
+    def reads(self) -> frozenset[CandidateField]:
+        """The fields of `Candidates` that `value` reads; detectors skip the computation of the others."""
+        return frozenset({"boxes_xyxy", "class_scores", "class_logits", "objectness"})
+
+    def value(self, candidates: Candidates, row: int) -> Tensor:
+        """Compute the scalar.
+
+        Args:
+            candidates: Predictions of the box head; only the fields in `reads` are filled.
+            row: The row that belongs to this target.
+
+        Returns:
+            A tensor with one element, differentiable with respect to the candidates.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no scalar: define value(self, candidates, row)")
+
+    def __call__(self, output: DetectorOutput) -> Tensor:
+        return output.score([self])[0]
+
+    def hflip(self, width: int) -> Self:
+        x1, y1, x2, y2 = self.box_xyxy
+        source = self.source and self.source.hflip(width)
+        return replace(self, box_xyxy=(width - x2, y1, width - x1, y2), source=source)
+
+    def check(self, image_size_hw: tuple[int, int], names: Mapping[int, str], classes: int) -> None:
+        height, width = image_size_hw
+        x1, y1, x2, y2 = self.box_xyxy
+        if self.source is None and (x1 >= width or y1 >= height or x2 <= 0 or y2 <= 0):
+            raise ValueError(f"box {self.box_xyxy} lies outside the image, which is {width} x {height} pixels")
+        check_label(self.label, names, classes)
+
+    def pinned(self, output: Any) -> Self:
+        return replace(self, source=output.source_of(self)) if isinstance(output, DetectorOutput) else self
+
+
+def check_label(label: int, names: Mapping[int, str], classes: int) -> None:
+    """Raise ValueError if a class index is not one of the model's."""
+    if not 0 <= label < classes:
+        known = f", e.g. {', '.join(f'{i} {n}' for i, n in list(names.items())[:3])}" if names else ""
+        raise ValueError(f"expected a class index from 0 to {classes - 1}{known}; got {label}")
 
 
 @dataclass(frozen=True)
@@ -90,27 +249,24 @@ class DetectorOutput(ABC):
         candidates = self.candidates([DetectionTarget(tuple(box), label, source) for box, label, source in places])
         return self.geometry.clip(candidates.boxes_xyxy), candidates.class_scores
 
-    def mask_scores(self, targets: Sequence[InstanceMaskTarget]) -> list[Tensor]:
-        """Mean mask logit of each instance over the pixels its mask covers."""
+    def mask_scores(self, targets: Sequence[DetectionTarget]) -> list[Tensor]:
+        """Mean mask logit of each instance over the pixels that its mask covers."""
         raise ValueError("this detector predicts no masks; explain a box with BoxTarget instead")
 
     def score(self, targets: Sequence[DetectionTarget]) -> list[Tensor]:
-        """One differentiable scalar per target; all targets share the head's work."""
-        scores: list[Tensor | None] = [None] * len(targets)
-        boxes = [index for index, target in enumerate(targets) if target.part == "box"]
-        masks = [index for index, target in enumerate(targets) if target.part == "mask"]
-        if boxes:
-            for index, score in zip(boxes, self.box_scores([targets[i] for i in boxes]), strict=True):  # type: ignore[misc]
-                scores[index] = score
-        if masks:
-            for index, score in zip(masks, self.mask_scores([targets[i] for i in masks]), strict=True):  # type: ignore[misc]
-                scores[index] = score
-        return scores  # type: ignore[return-value]
+        """One differentiable scalar per target; targets of one part share the head's computation."""
+        scores: list[Tensor] = [torch.empty(0)] * len(targets)
+        readers = {"box": self.box_scores, "mask": self.mask_scores, "output": lambda rest: [t(self) for t in rest]}
+        for part, read in readers.items():
+            rows = [row for row, target in enumerate(targets) if target.part == part]
+            for row, score in zip(rows, read([targets[row] for row in rows]) if rows else [], strict=True):
+                scores[row] = score
+        return scores
 
-    def box_scores(self, targets: Sequence[BoxTarget]) -> list[Tensor]:
+    def box_scores(self, targets: Sequence[DetectionTarget]) -> list[Tensor]:
         """One differentiable scalar per box target."""
         candidates = self.candidates(targets)
-        return [target.of(candidates, row) for row, target in enumerate(targets)]
+        return [target.value(candidates, row) for row, target in enumerate(targets)]
 
 
 class SegmenterOutput:
@@ -234,100 +390,3 @@ class SegmenterOutput:
 def work_dtype(tensor: Tensor) -> torch.dtype:
     """Half precision is widened, so that sums over pixels neither overflow nor vanish."""
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
-
-
-def mask_to_box(mask: Tensor) -> tuple[float, float, float, float]:
-    """The bounding box, xyxy, half-open, of a mask (H, W) with at least one pixel."""
-    rows, columns = (torch.nonzero(mask.any(axis))[:, 0].tolist() for axis in (1, 0))
-    return float(columns[0]), float(rows[0]), columns[-1] + 1.0, rows[-1] + 1.0
-
-
-def best_fit(boxes_xyxy: Tensor, class_scores: Tensor, wanted_xyxy: Tensor, *, mask: Tensor | None = None) -> int:
-    """The candidate that fits a box which nobody detected: the greatest IoU times class score.
-
-    Args:
-        boxes_xyxy: (N, 4) candidates, same frame as the wanted box.
-        class_scores: (N,) score of the wanted class at each candidate.
-        wanted_xyxy: (4,).
-        mask: (N,) bool, candidates allowed.
-
-    Returns:
-        Its index; where no candidate overlaps the box at all, the one whose centre is nearest.
-    """
-    boxes = boxes_xyxy.detach().float()
-    wanted = wanted_xyxy.detach().float()[None]
-    fit = box_iou(wanted, boxes)[0] * class_scores.detach().float()
-    if mask is not None:
-        fit = fit.masked_fill(~mask, -1)
-    if float(fit.max()) > 0:
-        return int(fit.argmax())
-    centers = (boxes[:, :2] + boxes[:, 2:]) / 2
-    distance = (centers - (wanted[:, :2] + wanted[:, 2:]) / 2).norm(dim=1)
-    if mask is not None:
-        distance = distance.masked_fill(~mask, float("inf"))
-    return int(distance.argmin())
-
-
-def nearest_source(sources_xy: Tensor, source: Source) -> int:
-    """Index of the cell or anchor centre (N, 2), image pixels, nearest to a source's centre."""
-    if source.center_xy is None:
-        raise ValueError(f"source {source} has no centre; it comes from another kind of detector")
-    wanted = sources_xy.new_tensor(source.center_xy)
-    return int((sources_xy - wanted).square().sum(1).argmin())
-
-
-@dataclass(frozen=True)
-class DetectionTarget:
-    """One box of one class: the common part of box and instance-mask targets.
-
-    Attributes:
-        box_xyxy: the box, pixels of the original image, half-open.
-        label: the model's class index.
-        source: what produced the box; None for a box that no detection produced (a missed object, a region drawn by
-            hand). Then a two-stage head scores the box as a proposal, and a dense head is asked at the cell, anchor
-            or query whose predicted box times class score fits best.
-    """
-
-    part: ClassVar[Literal["box", "mask"]] = "box"
-
-    box_xyxy: tuple[float, float, float, float]
-    label: int
-    source: Source | None = None
-
-    def __post_init__(self) -> None:
-        box = tuple(float(value) for value in torch.as_tensor(self.box_xyxy).flatten().tolist())
-        if len(box) != 4:
-            raise ValueError(f"expected a box of 4 numbers x1, y1, x2, y2; got {self.box_xyxy!r}")
-        if not all(torch.isfinite(torch.tensor(box))):
-            raise ValueError(f"expected finite box coordinates; got {box}")
-        # A detector may report a box without area (clipped at the border); pinned to its source it can be explained.
-        flat = box[2] < box[0] or box[3] < box[1] if self.source else box[2] <= box[0] or box[3] <= box[1]
-        if flat:
-            raise ValueError(f"expected a box with x1 < x2 and y1 < y2 (xyxy, not xywh); got {box}")
-        object.__setattr__(self, "box_xyxy", box)
-        object.__setattr__(self, "label", int(self.label))
-
-    def hflip(self, width: int) -> DetectionTarget:
-        """The same target in the image mirrored left to right."""
-        x1, y1, x2, y2 = self.box_xyxy
-        source = self.source and self.source.hflip(width)
-        return replace(self, box_xyxy=(width - x2, y1, width - x1, y2), source=source)
-
-    def check(self, image_size_hw: tuple[int, int], names: Mapping[int, str], classes: int) -> None:
-        """Raise ValueError where the box misses the image or the model has no such class."""
-        height, width = image_size_hw
-        x1, y1, x2, y2 = self.box_xyxy
-        if self.source is None and (x1 >= width or y1 >= height or x2 <= 0 or y2 <= 0):
-            raise ValueError(f"box {self.box_xyxy} lies outside the image, which is {width} x {height} pixels")
-        check_label(self.label, names, classes)
-
-    def describe(self, names: Mapping[int, str]) -> str:
-        """The target in words, for captions."""
-        return class_name(names, self.label)
-
-
-def check_label(label: int, names: Mapping[int, str], classes: int) -> None:
-    """Raise ValueError where a class index is not one of the model's."""
-    if not 0 <= label < classes:
-        known = f", e.g. {', '.join(f'{i} {n}' for i, n in list(names.items())[:3])}" if names else ""
-        raise ValueError(f"expected a class index from 0 to {classes - 1}{known}; got {label}")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
 from detcam.geometry import Geometry
+from detcam.outputs import Target, as_target
 
 
 @dataclass(frozen=True)
@@ -22,11 +22,9 @@ class View:
         image = image.flip(-1) if self.mirrored else image
         return image if self.factor == 1.0 else image * self.factor
 
-    def target(self, target: Any, geometry: Geometry) -> Any:
+    def target(self, target: Target, geometry: Geometry) -> Target:
         """The target in this view: a mirrored image is asked for the mirrored box, mask and source."""
-        if not self.mirrored or not hasattr(target, "hflip"):
-            return target
-        return target.hflip(geometry.image_size_hw[1])
+        return as_target(target).hflip(geometry.image_size_hw[1]) if self.mirrored else target
 
     def undo(self, maps: Tensor) -> Tensor:
         """Maps (N, h, w) back to the plain image."""

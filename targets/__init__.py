@@ -1,6 +1,6 @@
 """What to explain: a target is a callable from one image's model output to a scalar."""
 
-from detcam.outputs import DetectionTarget
+from detcam.outputs import BaseTarget, DetectionTarget
 from detcam.targets.box import QUANTITIES, BoxTarget, FasterRCNNBoxScoreTarget
 from detcam.targets.classes import (
     BinaryClassifierOutputTarget,
@@ -15,10 +15,14 @@ from detcam.targets.classes import (
 from detcam.targets.edges import EdgesTarget
 from detcam.targets.embedding import DifferenceFromConceptTarget, SimilarityToConceptTarget
 from detcam.targets.mask import InstanceMaskTarget, MaskTarget, SemanticSegmentationTarget
+from detcam.targets.registry import TARGETS, BoxFunctionTarget, FunctionTarget, register_target, with_quantity
 
 __all__ = [
     "QUANTITIES",
+    "TARGETS",
+    "BaseTarget",
     "BinaryClassifierOutputTarget",
+    "BoxFunctionTarget",
     "BoxTarget",
     "ClassTarget",
     "ClassifierOutputReST",
@@ -29,10 +33,13 @@ __all__ = [
     "EdgesTarget",
     "FasterRCNNBoxScoreTarget",
     "FinerWeightedTarget",
+    "FunctionTarget",
     "InstanceMaskTarget",
     "MaskTarget",
     "RawScoresOutputTarget",
     "SemanticSegmentationTarget",
     "SimilarityToConceptTarget",
     "SoftmaxOutputTarget",
+    "register_target",
+    "with_quantity",
 ]

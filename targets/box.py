@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
 from detcam.detections import class_name
-from detcam.outputs import Candidates, DetectionTarget, DetectorOutput, Quantity, check_label
+from detcam.outputs import BaseTarget, CandidateField, Candidates, DetectionTarget, DetectorOutput, check_label
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+Quantity: TypeAlias = Literal["score", "logit", "objectness", "x1", "y1", "x2", "y2", "width", "height"]
 
 QUANTITIES: tuple[Quantity, ...] = get_args(Quantity)
-"""What a box target can explain."""
+"""The quantities of a `BoxTarget`."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +54,16 @@ class BoxTarget(DetectionTarget):
             words += f" rather than {class_name(names, self.against)}"
         return words if self.quantity == "score" else f"{self.quantity} of {words}"
 
-    def of(self, candidates: Candidates, row: int) -> Tensor:
-        """This target's scalar, read from one row of candidates."""
+    @property
+    def reads(self) -> frozenset[CandidateField]:
+        fields: dict[str, CandidateField] = {
+            "score": "class_scores",
+            "logit": "class_logits",
+            "objectness": "objectness",
+        }
+        return frozenset({fields.get(self.quantity, "boxes_xyxy")})
+
+    def value(self, candidates: Candidates, row: int) -> Tensor:
         if self.quantity in ("score", "logit"):
             table = candidates.class_scores if self.quantity == "score" else candidates.class_logits
             value = table[row, self.label]
@@ -68,11 +75,8 @@ class BoxTarget(DetectionTarget):
         x1, y1, x2, y2 = candidates.boxes_xyxy[row].unbind()
         return {"x1": x1, "y1": y1, "x2": x2, "y2": y2, "width": x2 - x1, "height": y2 - y1}[self.quantity]
 
-    def __call__(self, output: DetectorOutput) -> Tensor:
-        return output.score([self])[0]
 
-
-class FasterRCNNBoxScoreTarget:
+class FasterRCNNBoxScoreTarget(BaseTarget):
     """Sum of IoU and score over given boxes, each re-found in the output by overlap.
 
     Kept for code that comes from ``pytorch_grad_cam``; a `BoxTarget` is pinned instead and needs no re-finding. A box
@@ -84,6 +88,8 @@ class FasterRCNNBoxScoreTarget:
         iou_threshold: least overlap that counts as the same box.
     """
 
+    has_position = True
+
     def __init__(self, labels: Sequence[int], bounding_boxes: Any, iou_threshold: float = 0.5) -> None:
         self.labels = [int(label) for label in labels]
         self.bounding_boxes = torch.as_tensor(bounding_boxes, dtype=torch.float32).reshape(-1, 4)
@@ -92,7 +98,6 @@ class FasterRCNNBoxScoreTarget:
             raise ValueError(f"expected one label per box; got {len(self.labels)} and {len(self.bounding_boxes)}")
 
     def hflip(self, width: int) -> FasterRCNNBoxScoreTarget:
-        """The same target in the image mirrored left to right."""
         x1, y1, x2, y2 = self.bounding_boxes.unbind(1)
         flipped = torch.stack([width - x2, y1, width - x1, y2], 1)
         return FasterRCNNBoxScoreTarget(self.labels, flipped, self.iou_threshold)
@@ -115,5 +120,5 @@ class FasterRCNNBoxScoreTarget:
         candidates = output.candidates(targets)
         wanted = self.bounding_boxes[[row for row, _ in matched]].to(candidates.boxes_xyxy)
         overlap = box_iou(wanted, candidates.boxes_xyxy).diagonal()
-        scores = torch.stack([target.of(candidates, row) for row, target in enumerate(targets)])
+        scores = torch.stack([target.value(candidates, row) for row, target in enumerate(targets)])
         return (overlap + scores).sum()

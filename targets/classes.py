@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
+
+from detcam.detections import class_name
+from detcam.outputs import BaseTarget
 
 
 def _pick(output: Tensor, category: int) -> Tensor:
@@ -22,15 +25,17 @@ def _pick(output: Tensor, category: int) -> Tensor:
     return output[..., category]
 
 
-class ClassifierOutputTarget:
+class ClassifierOutputTarget(BaseTarget):
     """The logit of one class.
 
     Args:
         category: class index.
     """
 
+    quantity: str | None = "logit"
+
     def __init__(self, category: int) -> None:
-        self.category = int(category)
+        self.category = self.label = int(category)
 
     def __call__(self, model_output: Tensor) -> Tensor:
         return _pick(model_output, self.category)
@@ -48,6 +53,8 @@ class ClassTarget(ClassifierOutputTarget):
 class ClassifierOutputSoftmaxTarget(ClassifierOutputTarget):
     """The softmax probability of one class."""
 
+    quantity = "score"
+
     def __call__(self, model_output: Tensor) -> Tensor:
         _pick(model_output, self.category)
         return torch.softmax(model_output, dim=-1)[..., self.category]
@@ -56,12 +63,14 @@ class ClassifierOutputSoftmaxTarget(ClassifierOutputTarget):
 class ClassifierOutputReST(ClassifierOutputTarget):
     """Logit plus log-probability of one class: z_c + log softmax(z)_c (https://arxiv.org/abs/2501.06261)."""
 
+    quantity = None
+
     def __call__(self, model_output: Tensor) -> Tensor:
         logit = _pick(model_output, self.category)
         return logit + torch.log_softmax(model_output, dim=-1)[..., self.category]
 
 
-class BinaryClassifierOutputTarget:
+class BinaryClassifierOutputTarget(BaseTarget):
     """A single logit, as it is for class 1 and negated for class 0.
 
     Args:
@@ -71,27 +80,27 @@ class BinaryClassifierOutputTarget:
     def __init__(self, category: int) -> None:
         if category not in (0, 1):
             raise ValueError(f"expected category 0 or 1 of a binary classifier; got {category}")
-        self.category = category
+        self.category = self.label = category
 
     def __call__(self, model_output: Tensor) -> Tensor:
         return model_output if self.category == 1 else -model_output
 
 
-class SoftmaxOutputTarget:
+class SoftmaxOutputTarget(BaseTarget):
     """All softmax probabilities; for metrics that compare whole outputs."""
 
     def __call__(self, model_output: Tensor) -> Tensor:
         return torch.softmax(model_output, dim=-1)
 
 
-class RawScoresOutputTarget:
+class RawScoresOutputTarget(BaseTarget):
     """The output as it is; for metrics that compare whole outputs, and for models with one number."""
 
     def __call__(self, model_output: Tensor) -> Tensor:
         return model_output
 
 
-class FinerWeightedTarget:
+class FinerWeightedTarget(BaseTarget):
     """Finer-CAM's target: how a class stands out from similar ones (https://arxiv.org/abs/2501.11309).
 
     sum_d p_d (z_c - alpha z_d) / sum_d p_d over the comparison classes d, with p the softmax.
@@ -102,12 +111,19 @@ class FinerWeightedTarget:
         alpha: strength of the comparison; 0 gives the plain logit.
     """
 
+    quantity = "logit"
+
     def __init__(self, main_category: int, comparison_categories: Sequence[int], alpha: float) -> None:
         if not len(comparison_categories):
             raise ValueError("expected at least one comparison category; got none")
-        self.main_category = int(main_category)
+        self.main_category = self.label = int(main_category)
         self.comparison_categories = [int(category) for category in comparison_categories]
+        self.against = self.comparison_categories[0]
         self.alpha = float(alpha)
+
+    def describe(self, names: Mapping[int, str]) -> str:
+        others = ", ".join(class_name(names, other) for other in self.comparison_categories)
+        return f"{class_name(names, self.main_category)} rather than {others}"
 
     def __call__(self, model_output: Tensor) -> Tensor:
         _pick(model_output, self.main_category)

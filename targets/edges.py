@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from detcam.detections import class_name
-from detcam.outputs import Candidates, DetectionTarget, DetectorOutput
+from detcam.outputs import CandidateField, Candidates, DetectionTarget
 
 EDGES = ("left", "top", "right", "bottom")
 
@@ -28,7 +27,7 @@ class EdgesTarget(DetectionTarget):
         directions: -1, 0 or 1 for x1, y1, x2, y2.
     """
 
-    quantity: ClassVar[str] = "edges"
+    quantity = "edges"
 
     directions: tuple[float, float, float, float] = (-1.0, -1.0, 1.0, 1.0)
 
@@ -65,19 +64,17 @@ class EdgesTarget(DetectionTarget):
         return f"{' and '.join(self.edges)} edge{'s' if len(self.edges) > 1 else ''}"
 
     def hflip(self, width: int) -> EdgesTarget:
-        """The same target in the image mirrored left to right."""
         mirrored = super().hflip(width)
         left, top, right, bottom = self.directions
         return EdgesTarget(mirrored.box_xyxy, self.label, mirrored.source, (-right, top, -left, bottom))
 
     def describe(self, names: Mapping[int, str]) -> str:
-        """The target in words, for captions."""
         return f"{self.words} of {class_name(names, self.label)}"
 
-    def of(self, candidates: Candidates, row: int) -> Tensor:
-        """This target's scalar, read from one row of candidates."""
+    @property
+    def reads(self) -> frozenset[CandidateField]:
+        return frozenset({"boxes_xyxy"})
+
+    def value(self, candidates: Candidates, row: int) -> Tensor:
         boxes = candidates.boxes_xyxy[row]
         return (boxes * torch.tensor(self.directions, dtype=boxes.dtype, device=boxes.device)).sum()
-
-    def __call__(self, output: DetectorOutput) -> Tensor:
-        return output.score([self])[0]

@@ -7,8 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from detcam.outputs import BaseTarget
 
-class SimilarityToConceptTarget:
+
+class SimilarityToConceptTarget(BaseTarget):
     """Cosine similarity of the image's embedding to a concept.
 
     cos(f(x), c); for several concept vectors, the mean over them.

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from detcam.detections import class_name
-from detcam.outputs import DetectionTarget, DetectorOutput, SegmenterOutput, check_label, mask_to_box, work_dtype
+from detcam.geometry import mask_to_box
+from detcam.outputs import BaseTarget, DetectionTarget, SegmenterOutput, check_label, work_dtype
 
 
 @dataclass(frozen=True, eq=False)
-class MaskTarget:
+class MaskTarget(BaseTarget):
     r"""Mean logit of a class over a region of the image.
 
     $\frac{1}{|M|} \sum_{p \in M} y^c_p$ over the region's pixels $p$, as in Seg-Grad-CAM
@@ -29,7 +30,10 @@ class MaskTarget:
         against: another class index: explain the difference of the two logits.
     """
 
-    label: int
+    quantity = "logit"
+    has_position = True
+
+    label: int = field()
     mask: Any = None
     against: int | None = None
 
@@ -37,18 +41,12 @@ class MaskTarget:
         object.__setattr__(self, "label", int(self.label))
         if self.mask is not None:
             object.__setattr__(self, "mask", _region(self.mask))
-
-    @property
-    def box_xyxy(self) -> tuple[float, float, float, float] | None:
-        """The region's bounding box, half-open, original image pixels; None for the whole image."""
-        return None if self.mask is None else mask_to_box(self.mask)
+            object.__setattr__(self, "box_xyxy", mask_to_box(self.mask))
 
     def hflip(self, width: int) -> MaskTarget:
-        """The same target in the image mirrored left to right."""
         return self if self.mask is None else replace(self, mask=self.mask.flip(-1))
 
     def check(self, image_size_hw: tuple[int, int], names: Mapping[int, str], classes: int) -> None:
-        """Raise ValueError where the mask is not of the image's size or the model has no such class."""
         for label in (self.label, self.against):
             if label is not None:
                 check_label(label, names, classes)
@@ -58,7 +56,6 @@ class MaskTarget:
             )
 
     def describe(self, names: Mapping[int, str]) -> str:
-        """The target in words, for captions."""
         words = class_name(names, self.label)
         return words if self.against is None else f"{words} rather than {class_name(names, self.against)}"
 
@@ -83,16 +80,14 @@ class InstanceMaskTarget(DetectionTarget):
     For Mask R-CNN the mask head's logits in the box, for YOLO's segmentation heads the prototypes times coefficients.
     """
 
-    part: ClassVar[Literal["box", "mask"]] = "mask"
+    part: ClassVar[Literal["box", "mask", "output"]] = "mask"
+    quantity = "mask"
 
     def describe(self, names: Mapping[int, str]) -> str:
         return f"mask of {class_name(names, self.label)}"
 
-    def __call__(self, output: DetectorOutput) -> Tensor:
-        return output.score([self])[0]
 
-
-class SemanticSegmentationTarget:
+class SemanticSegmentationTarget(BaseTarget):
     """Sum of a class's scores over a mask at the resolution of the model's output, as in pytorch_grad_cam.
 
     The mask lies on the network's output, padding included; `MaskTarget` takes one that lies on the image.
@@ -102,12 +97,13 @@ class SemanticSegmentationTarget:
         mask: (h, w), bool or float weights, of the output's size; a tensor or an array.
     """
 
+    has_position = True
+
     def __init__(self, category: int, mask: Any) -> None:
-        self.category = int(category)
+        self.category = self.label = int(category)
         self.mask = torch.as_tensor(mask)
 
     def hflip(self, width: int) -> SemanticSegmentationTarget:
-        """The same target in the image mirrored left to right."""
         return SemanticSegmentationTarget(self.category, self.mask.flip(-1))
 
     def __call__(self, model_output: Any) -> Tensor:

@@ -15,7 +15,7 @@ from detcam.adapters.base import Adapter, Target
 from detcam.benchmarking.specs import MethodSpec
 from detcam.data.images import load_images
 from detcam.geometry import normalize
-from detcam.outputs import DetectionTarget
+from detcam.outputs import DetectionTarget, as_target
 from detcam.utils.opencv import cv2
 
 BLUR_SIGMA = 0.05
@@ -81,7 +81,7 @@ def fill_region(size_hw: tuple[int, int], target: Target, generator: np.random.G
     mask = getattr(target, "mask", None)
     if mask is not None and not isinstance(target, DetectionTarget):
         return np.asarray(mask, np.float64)
-    box = getattr(target, "box_xyxy", None)
+    box = as_target(target).box_xyxy
     if box is None:
         return np.zeros(size_hw)
     rows, columns = (np.arange(length) + 0.5 for length in size_hw)

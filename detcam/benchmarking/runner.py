@@ -16,10 +16,10 @@ from detcam.benchmarking.result_store import ResultStore, json_numbers
 from detcam.benchmarking.samples import Sample, annotated_regions, predict_targets
 from detcam.benchmarking.specs import RESERVED_NAME, MethodSpec, MetricSpec
 from detcam.benchmarking.statistics import Outcome
-from detcam.explanation.explain import describe
 from detcam.metrics.base import MetricWarning, read_heatmaps
 from detcam.metrics.cost import count_work, measure_cost
 from detcam.metrics.target_regions import TargetRegions
+from detcam.outputs import as_target
 from detcam.utils.console import ProgressBar, shorten
 from detcam.utils.files import number
 
@@ -160,10 +160,10 @@ def select_targets(adapter: Adapter, sample: Sample, image: Tensor, selection: M
     """
     predictions, targets = predict_targets(adapter, image, **selection)
     regions = annotated_regions(sample.ground_truth, predictions, targets)
-    box = getattr(targets[0], "box_xyxy", None) if targets else None
+    box = as_target(targets[0]).box_xyxy if targets else None
     record = {
         "image": sample.name,
-        "targets": [describe(target, adapter.names) for target in targets],
+        "targets": [as_target(target).describe(adapter.names) for target in targets],
         "scores": json_numbers(predictions.scores),
         "annotated": int(regions.own.flatten(1).any(1).sum()) if targets else 0,
         "box_xyxy": None if box is None else json_numbers(box),

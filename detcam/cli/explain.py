@@ -138,14 +138,11 @@ class ExplainOptions(SelectionOptions):
         Raises:
             ValueError: An option does not exist or contradicts another one.
         """
-        from detcam.targets import QUANTITIES
+        from detcam.targets import TARGETS
         from detcam.visualize.convert import colormap_code
 
         colormap_code(self.colormap)
-        if self.quantity not in (*QUANTITIES, "mask"):
-            close = difflib.get_close_matches(self.quantity, [*QUANTITIES, "mask"], n=1)
-            hint = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(QUANTITIES)}, mask"
-            raise ValueError(f"no --quantity is named {self.quantity!r}; {hint}")
+        TARGETS.find(self.quantity)
         boxes, labels = self.boxes, self.label or []
         if bool(boxes) != bool(labels):
             raise ValueError("--box and --label go together: a box x1,y1,x2,y2 and the class to explain in it")

@@ -15,9 +15,9 @@ from torch import Tensor
 from detcam.adapters import Adapter
 from detcam.adapters.base import Target
 from detcam.data.images import load_image
-from detcam.explanation.explain import Explanation, Method, asked, explain
+from detcam.explanation.explain import Explanation, Method, explain
 from detcam.explanation.writer import INDEX, ExplanationWriter, files_of, read_index
-from detcam.targets import BoxTarget, MaskTarget
+from detcam.targets import BoxTarget, MaskTarget, with_quantity
 from detcam.utils.files import is_audit
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
@@ -170,11 +170,11 @@ def box_targets(
         if x1 >= width or y1 >= height or x2 <= 0 or y2 <= 0:
             raise ValueError(f"the box {box} lies outside the image, which is {width} x {height} pixels")
         if adapter.task == "detection":
-            targets.append(asked(BoxTarget(box, label), quantity, against))
+            targets.append(with_quantity(BoxTarget(box, label), quantity, against))
         elif adapter.task == "segmentation":
             region = torch.zeros(height, width, dtype=torch.bool)
             region[max(y1, 0) : max(y2, y1 + 1), max(x1, 0) : max(x2, x1 + 1)] = True
-            targets.append(asked(MaskTarget(label, region), quantity, against))
+            targets.append(with_quantity(MaskTarget(label, region), quantity, against))
         else:
             raise ValueError(
                 f"--box is for detectors and segmentation networks; the task of this model is {adapter.task}"

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,13 @@ from detcam.adapters.base import Target
 from detcam.adapters.classification import ClassificationAdapter
 from detcam.cam import BaseCAM
 from detcam.data.images import is_single, load_image, load_images, to_uint8
-from detcam.detections import Detections, class_name, label_index
+from detcam.detections import Detections, label_index
 from detcam.explanation.result import Explanation, Explanations
 from detcam.inputs import displayable_images
 from detcam.methods.spec import method_from
+from detcam.outputs import as_target
 from detcam.results import ImageHeatmaps
-from detcam.targets import BoxTarget, ClassifierOutputTarget, FinerWeightedTarget, InstanceMaskTarget, MaskTarget
+from detcam.targets import with_quantity
 from detcam.utils.console import track
 from detcam.visualize.convert import ImageArray
 
@@ -71,7 +71,8 @@ def explain(
             classifier the top class, or all of `labels`.
         labels: class names or indices to explain; a classifier is asked for them whether or not they came first.
         quantity: what of a box to explain: ``score``, ``logit``, ``objectness``, ``x1``, ``y1``, ``x2``, ``y2``,
-            ``width``, ``height``, or ``mask``, the instance's mask.
+            ``width``, ``height``, ``edges``, ``mask`` (the instance's mask), or a name given to
+            `detcam.targets.register_target`.
         against: class name or index: explain the difference of the two classes (*why a dog rather than a cat?*).
         aug_smooth: mean over six views of the image.
         eigen_smooth: first principal component over the channels instead of their sum.
@@ -155,42 +156,7 @@ def choose(
         top_k = MOST_BOXES
     kept = found.filter(score_threshold=threshold, labels=indices, top_k=top_k)
     other = None if against is None else label_index(adapter.names, against)
-    return kept, [asked(target, quantity, other) for target in adapter.targets_of(kept)]
-
-
-def asked(target: Target, quantity: str, against: int | None) -> Target:
-    """A target that asks for another quantity, or for the difference to another class.
-
-    Raises:
-        ValueError: the target has no such quantity, or is compared with its own class.
-    """
-    if quantity == "score" and against is None:
-        return target
-    if against is not None and against in (getattr(target, "label", None), getattr(target, "category", None)):
-        raise ValueError(f"expected another class to compare with; got class {against} against itself")
-    if isinstance(target, BoxTarget):
-        if quantity == "mask" and against is None:
-            return InstanceMaskTarget(target.box_xyxy, target.label, target.source)
-        return replace(target, quantity=quantity, against=against)  # type: ignore[arg-type]
-    if quantity == "score" and isinstance(target, MaskTarget):
-        return replace(target, against=against)
-    if quantity == "score" and against is not None and isinstance(target, ClassifierOutputTarget):
-        return FinerWeightedTarget(target.category, [against], alpha=1.0)
-    raise ValueError(f"quantity={quantity!r} is for boxes; this model is explained with quantity='score'")
-
-
-def describe(target: Target, names: Mapping[int, str]) -> str:
-    """A target in words."""
-    if hasattr(target, "describe"):
-        words: str = target.describe(names)
-        return words
-    if isinstance(target, FinerWeightedTarget):
-        others = ", ".join(class_name(names, other) for other in target.comparison_categories)
-        return f"{class_name(names, target.main_category)} rather than {others}"
-    category = getattr(target, "category", None)
-    return (
-        class_name(names, category) if isinstance(category, int) else getattr(target, "__name__", type(target).__name__)
-    )
+    return kept, [with_quantity(target, quantity, other) for target in adapter.targets_of(kept)]
 
 
 def _explanation(
@@ -206,7 +172,7 @@ def _explanation(
     captions = tuple(
         found.caption(index)
         if plain and found is not None
-        else f"{describe(target, adapter.names)} {float(result.scores[index]):.3g}"
+        else f"{as_target(target).describe(adapter.names)} {float(result.scores[index]):.3g}"
         for index, target in enumerate(result.targets)
     )
     return Explanation(

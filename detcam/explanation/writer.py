@@ -57,16 +57,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from detcam.detections import class_name
-from detcam.targets import (
-    BoxTarget,
-    ClassifierOutputSoftmaxTarget,
-    ClassifierOutputTarget,
-    ClassTarget,
-    DetectionTarget,
-    FinerWeightedTarget,
-    InstanceMaskTarget,
-    MaskTarget,
-)
+from detcam.outputs import DetectionTarget, as_target
 from detcam.utils.files import number, replace_file, slug
 from detcam.utils.opencv import cv2
 from detcam.utils.version import __version__
@@ -213,8 +204,8 @@ def read_heatmap(path: str | Path) -> np.ndarray:
 def describe_target(explanation: Explanation, index: int) -> dict[str, Any]:
     """One target's entry in ``explanations.json``, without its files."""
     target, found = explanation.targets[index], explanation.detections
-    label = getattr(target, "label", getattr(target, "category", getattr(target, "main_category", None)))
-    label = label if isinstance(label, int) else None
+    facts = as_target(target)
+    label = facts.label
     known = found is not None and label == int(found.labels[index])
     box = target.box_xyxy if isinstance(target, DetectionTarget) else None
     ranges = [(float(level[index].min()), float(level[index].max())) for level in explanation.saliency]
@@ -226,26 +217,14 @@ def describe_target(explanation: Explanation, index: int) -> dict[str, Any]:
         "name": None if label is None else class_name(explanation.names, label),
         "score": number(found.scores[index]) if known and found is not None else None,
         "box_xyxy": None if box is None else [number(value) for value in box],
-        "quantity": _quantity(target),
-        "against": target.comparison_categories[0]
-        if isinstance(target, FinerWeightedTarget)
-        else getattr(target, "against", None),
+        "quantity": facts.quantity,
+        "against": facts.against,
         "value": number(explanation.scores[index]),
         "reach": None
         if reach is None
         else {"fraction": number(reach.fraction), "box_xyxy": [number(value) for value in reach.box_xyxy]},
         "saliency_range": [number(min(low for low, _ in ranges)), number(max(high for _, high in ranges))],
     }
-
-
-def _quantity(target: Any) -> str | None:
-    if isinstance(target, BoxTarget):
-        return target.quantity
-    if isinstance(target, InstanceMaskTarget):
-        return "mask"
-    if isinstance(target, (MaskTarget, FinerWeightedTarget)) or type(target) in (ClassifierOutputTarget, ClassTarget):
-        return "logit"
-    return "score" if isinstance(target, ClassifierOutputSoftmaxTarget) else None
 
 
 def _describe_image(explanation: Explanation, model_name: str | None) -> dict[str, Any]:

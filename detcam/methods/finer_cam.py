@@ -120,7 +120,7 @@ class _FinerBoxTarget(BoxTarget):
 
     comparison: Any = None
 
-    def of(self, candidates: Candidates, row: int) -> Tensor:
+    def value(self, candidates: Candidates, row: int) -> Tensor:
         value: Tensor = self.comparison(candidates.class_logits[row])
         return value
 

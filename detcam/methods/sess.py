@@ -18,7 +18,7 @@ from detcam.cam import BaseCAM, value_of
 from detcam.geometry import Geometry
 from detcam.methods.grad_cam import GradCAM
 from detcam.methods.odam import ODAM
-from detcam.outputs import DetectionTarget, DetectorOutput, SegmenterOutput, work_dtype
+from detcam.outputs import DetectionTarget, DetectorOutput, SegmenterOutput, as_target, work_dtype
 from detcam.perturbation.base import repeat_batch, select_image
 from detcam.results import Measured, Pass, Sampling
 from detcam.targets import BoxTarget, ClassifierOutputTarget, MaskTarget
@@ -204,7 +204,7 @@ class Window:
             return self._box(target, image_size_hw)
         if isinstance(target, MaskTarget):
             return target if target.mask is None else self._mask(target)
-        if hasattr(target, "hflip"):  # it has a place in the image
+        if as_target(target).has_position:
             raise TypeError(
                 f"SESS does not know where {type(target).__name__} lies in a part of the image; give a BoxTarget, "
                 "an InstanceMaskTarget or a MaskTarget, or use another method"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeAlias
 
 import torch
@@ -15,7 +15,7 @@ from detcam.adapters.base import Adapter, Batch, ModelLike, Target
 from detcam.cam import BaseCAM, LayerlessCAM, levels_of, value_of, values_of
 from detcam.geometry import Geometry
 from detcam.layers import LayersLike
-from detcam.outputs import DetectionTarget, DetectorOutput, work_dtype
+from detcam.outputs import BaseTarget, work_dtype
 from detcam.perturbation.bn_folding import MAX_OUTPUT_BYTES, BatchNormFolding
 from detcam.results import Measured, Pass, Sampling
 from detcam.trace import ReshapeTransform, map_tensors
@@ -174,12 +174,7 @@ def detached_score(scalar: Any) -> Tensor:
 
 def pin_targets(output: Any, targets: Sequence[Target]) -> list[Target]:
     """Pin box targets to the source (anchor, query, proposal) that produces them in the unperturbed image."""
-    if not isinstance(output, DetectorOutput):
-        return list(targets)
-    return [
-        replace(target, source=output.source_of(target)) if isinstance(target, DetectionTarget) else target
-        for target in targets
-    ]
+    return [target.pinned(output) if isinstance(target, BaseTarget) else target for target in targets]
 
 
 def select_image(batch: Batch, image: int) -> Batch:

@@ -62,6 +62,14 @@ class Registry(Mapping[str, T], Generic[T]):
         name = self._keys.setdefault(key, name)
         self._entries[name] = entry
 
+    def unregister(self, name: str) -> None:
+        """Remove an entry.
+
+        Raises:
+            KeyError: there is none of that name.
+        """
+        del self._entries[self._keys.pop(normalized(name))]
+
     def find(self, name: str) -> T:
         """The entry of a name.
 

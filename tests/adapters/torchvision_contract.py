@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from detcam import GradCAM, adapt
 from detcam.adapters.base import DetectorAdapter
 from detcam.detections import Detections
-from detcam.outputs import Quantity
 from detcam.targets import BoxTarget
+from detcam.targets.box import Quantity
 from detcam.trace import Trace, guarded
 from tests.helpers import Snapshot
 

@@ -79,7 +79,7 @@ def test_wrong_edges_point_away_from_the_object() -> None:
     # Off by -10, 0, -10, +20 of sides 40 and 20: all but the top by more than a tenth.
     assert target.directions == (-1.0, 0.0, -1.0, 1.0) and target.words == "left and right and bottom edges"
     candidates = Candidates(torch.tensor([[1.0, 2.0, 4.0, 8.0]]), torch.zeros(1, 2), torch.zeros(1, 2), None)
-    assert float(target.of(candidates, 0)) == -1 - 4 + 8
+    assert float(target.value(candidates, 0)) == -1 - 4 + 8
     small = EdgesTarget.off(BoxTarget((10, 20, 50, 60), 0), (11, 20, 50, 60))
     assert small.edges == ["left"], "where none is off by much, the one that is off most"
     mirrored = target.hflip(100)

@@ -231,7 +231,7 @@ def test_similar_warnings_are_printed_once(detcam_command: Command, detector: tu
         (("a.png", *CLASSIFIER, "--box", "9,2,3,4", "--label", "tabby"), "x1 < x2"),
         (("a.png", *CLASSIFIER, "--box", "1,2,3,4"), "--box and --label go together"),
         (("a.png", *CLASSIFIER, "--box", "1,2,3,4", "--label", "tabby"), "--box is for detectors"),
-        (("a.png", *CLASSIFIER, "--quantity", "love"), "no --quantity is named 'love'; expected one of score"),
+        (("a.png", *CLASSIFIER, "--quantity", "love"), "no quantity is named 'love'; expected one of score"),
         (("a.png", *CLASSIFIER, "--colormap", "beige"), "unknown colormap 'beige'"),
         (("a.png", *CLASSIFIER, "--device", "tpu9"), "device"),
         (("a.png", "--model", "mobilenet_v3_small", "--image-size", "0"), "expected --image-size"),

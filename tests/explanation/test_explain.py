@@ -15,9 +15,9 @@ from torchvision.models.detection import FasterRCNN, fasterrcnn_mobilenet_v3_lar
 
 from detcam import ODAM, HiResCAM, adapt
 from detcam.adapters import Adapter
-from detcam.explanation.explain import Explanation, Explanations, asked, explain
+from detcam.explanation.explain import Explanation, Explanations, explain
 from detcam.explanation.writer import INDEX, ExplanationWriter, read_heatmap
-from detcam.targets import BoxTarget, ClassifierOutputTarget, InstanceMaskTarget, MaskTarget
+from detcam.targets import BoxTarget, ClassifierOutputTarget, InstanceMaskTarget, MaskTarget, with_quantity
 from detcam.utils.files import slug
 from detcam.visualize.overlay import grid
 
@@ -133,12 +133,12 @@ def test_quantity_and_comparison_change_the_target(adapter: Adapter) -> None:
 
 def test_a_mask_can_be_asked_for_in_place_of_a_box() -> None:
     box = BoxTarget((1, 2, 3, 4), 1)
-    mask = asked(box, "mask", None)
+    mask = with_quantity(box, "mask", None)
     assert isinstance(mask, InstanceMaskTarget)
     assert mask.box_xyxy == box.box_xyxy
-    assert asked(MaskTarget(1), "score", 2).against == 2  # type: ignore[attr-defined]
+    assert with_quantity(MaskTarget(1), "score", 2).against == 2  # type: ignore[attr-defined]
     with pytest.raises(ValueError, match="quantity='width' is for boxes"):
-        asked(MaskTarget(1), "width", None)
+        with_quantity(MaskTarget(1), "width", None)
 
 
 def test_a_classifier_is_asked_for_classes_that_did_not_come_first(classifier: Adapter) -> None:
