@@ -14,10 +14,10 @@ from detcam.benchmarking.controls import make_controls, reference_controls
 from detcam.benchmarking.plots import FigureImage
 from detcam.benchmarking.result import SCHEMA, VERSION, Benchmark
 from detcam.benchmarking.result_store import ResultStore, model_digest
-from detcam.benchmarking.runner import BenchmarkState, Runner, make_outcomes
+from detcam.benchmarking.runner import BenchmarkState, Runner, collect_method_results
 from detcam.benchmarking.samples import collect_samples
 from detcam.benchmarking.specs import CONTROL_METHODS, MethodSpec, make_method_specs, make_metric_specs
-from detcam.benchmarking.statistics import DEFAULT_RESAMPLES, Outcome, make_rows
+from detcam.benchmarking.statistics import DEFAULT_RESAMPLES, MethodResult, make_rows
 from detcam.benchmarking.tables import sort_rows
 from detcam.data.annotations import Annotations
 from detcam.data.images import ImageLike, load_image, to_uint8
@@ -158,14 +158,14 @@ def benchmark(
         raise ValueError(_describe_empty_run(state))
 
     signs = {spec.name: spec.sign for spec in metric_specs}
-    outcomes = make_outcomes(state, method_specs, metric_specs)
-    rows = make_rows(outcomes, signs, resamples=resamples, seed=seed)
+    method_results = collect_method_results(state, method_specs, metric_specs)
+    rows = make_rows(method_results, signs, resamples=resamples, seed=seed)
     references = reference_controls(adapter.task)
     targets = sum(len(record["targets"]) for _, _, record in state.images)
     annotated = sum(record["annotated"] for _, _, record in state.images)
     unannotated = {spec.name: targets - annotated for spec in metric_specs if "truth" in spec.metric.needs}
-    notes = make_notes(outcomes, rows, signs, references, unannotated=unannotated, resamples=resamples, seed=seed)
-    notes += _run_notes(state, outcomes, adapter.task, score_threshold)
+    notes = make_notes(method_results, rows, signs, references, unannotated=unannotated, resamples=resamples, seed=seed)
+    notes += _run_notes(state, method_results, adapter.task, score_threshold)
     results = Benchmark(
         rows=tuple(sort_rows(rows, metric_specs[0].name, metric_specs[0].sign)),
         signs=signs,
@@ -240,15 +240,15 @@ def _describe_empty_run(state: BenchmarkState) -> str:
 
 
 def _run_notes(
-    state: BenchmarkState, outcomes: Sequence[Outcome], task: str, score_threshold: float | None
+    state: BenchmarkState, method_results: Sequence[MethodResult], task: str, score_threshold: float | None
 ) -> list[str]:
     """Describe errors, warnings and excluded images."""
     notes = []
-    for outcome in outcomes:
-        errors = list(outcome.errors.items())[:MAX_ERRORS_PER_METHOD]
-        notes += [f"{outcome.name}, {image}: {error}" for image, error in errors]
-    for warning in sorted({warning for outcome in outcomes for warning in outcome.warnings}):
-        names = [outcome.name for outcome in outcomes if outcome.kind == "method" and warning in outcome.warnings]
+    for result in method_results:
+        errors = list(result.errors.items())[:MAX_ERRORS_PER_METHOD]
+        notes += [f"{result.name}, {image}: {error}" for image, error in errors]
+    for warning in sorted({warning for result in method_results for warning in result.warnings}):
+        names = [result.name for result in method_results if result.kind == "method" and warning in result.warnings]
         notes += [f"{warning} from {join_names(names)}."] if names else []
     empty = state.images_without_predictions
     if empty:

@@ -9,7 +9,7 @@ import numpy as np
 from detcam.benchmarking.statistics import (
     MIN_IMAGES,
     Difference,
-    Outcome,
+    MethodResult,
     Row,
     best_method,
     comparable_methods,
@@ -19,7 +19,7 @@ from detcam.utils.console import plural
 
 
 def make_notes(
-    outcomes: Sequence[Outcome],
+    method_results: Sequence[MethodResult],
     rows: Sequence[Row],
     signs: Mapping[str, int],
     references: Sequence[str],
@@ -31,7 +31,7 @@ def make_notes(
     """Describe the best method by each metric, the methods tied with it, and those that fail to beat a control.
 
     Args:
-        outcomes: measurements of all methods and controls.
+        method_results: measurements of all methods and controls.
         rows: the rows made from them.
         signs: mapping from metric to 1 if higher is better, else -1.
         references: names of the reference controls.
@@ -41,23 +41,23 @@ def make_notes(
     """
     notes: list[str] = []
     for metric, sign in signs.items():
-        ranking, is_decided = _describe_best(outcomes, rows, metric, sign, resamples=resamples, seed=seed)
+        ranking, is_decided = _describe_best(method_results, rows, metric, sign, resamples=resamples, seed=seed)
         notes += ranking
         for reference in references if is_decided else ():
-            notes += _compare_with_control(outcomes, metric, sign, reference, resamples=resamples, seed=seed)
+            notes += _compare_with_control(method_results, metric, sign, reference, resamples=resamples, seed=seed)
     return notes + _describe_missing_values(rows, unannotated)
 
 
 def _describe_best(
-    outcomes: Sequence[Outcome], rows: Sequence[Row], metric: str, sign: int, *, resamples: int, seed: int
+    method_results: Sequence[MethodResult], rows: Sequence[Row], metric: str, sign: int, *, resamples: int, seed: int
 ) -> tuple[list[str], bool]:
     """Describe the best method by a metric; also whether there are enough images to compare methods."""
     scores = {row.name: row.scores for row in rows}
-    best = best_method(outcomes, scores, metric, sign, resamples=resamples, seed=seed)
+    best = best_method(method_results, scores, metric, sign, resamples=resamples, seed=seed)
     if best is None:
         return [f"{metric}: no method has a value."], False
     notes = []
-    compared = [outcome.name for outcome in comparable_methods(outcomes, scores, metric)]
+    compared = [result.name for result in comparable_methods(method_results, scores, metric)]
     valued = [row.name for row in rows if row.kind == "method" and row.scores[metric].targets]
     sparse = [name for name in valued if name not in compared]
     if sparse:
@@ -82,22 +82,22 @@ def _describe_best(
 
 
 def _compare_with_control(
-    outcomes: Sequence[Outcome], metric: str, sign: int, reference: str, *, resamples: int, seed: int
+    method_results: Sequence[MethodResult], metric: str, sign: int, reference: str, *, resamples: int, seed: int
 ) -> list[str]:
-    control = next((outcome for outcome in outcomes if outcome.name == reference), None)
+    control = next((result for result in method_results if result.name == reference), None)
     if control is None:
         return []
     notes, worse, tied = [], [], []
-    for outcome in outcomes:
-        if outcome.kind != "method":
+    for result in method_results:
+        if result.kind != "method":
             continue
-        lead = paired_difference(outcome.values[metric], control.values[metric], resamples=resamples, seed=seed)
+        lead = paired_difference(result.values[metric], control.values[metric], resamples=resamples, seed=seed)
         if not np.isfinite(lead.mean) or not np.isfinite(lead.low):
             continue
         if lead.significant and sign * lead.mean < 0:
-            worse.append(f"{outcome.name} {_interval(lead)}")
+            worse.append(f"{result.name} {_interval(lead)}")
         elif not lead.significant:
-            tied.append(outcome.name)
+            tied.append(result.name)
     if worse:
         verb = "loses" if len(worse) == 1 else "lose"
         notes.append(f"{metric}: {join_names(worse)} {verb} to the {reference} (difference, 95 % interval).")

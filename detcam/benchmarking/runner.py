@@ -15,7 +15,7 @@ from detcam.adapters.base import Adapter, Target
 from detcam.benchmarking.result_store import ResultStore, json_numbers
 from detcam.benchmarking.samples import Sample, annotated_regions, predict_targets
 from detcam.benchmarking.specs import RESERVED_NAME, MethodSpec, MetricSpec
-from detcam.benchmarking.statistics import Outcome
+from detcam.benchmarking.statistics import MethodResult
 from detcam.metrics.base import MetricWarning, read_heatmaps
 from detcam.metrics.cost import count_work, measure_cost
 from detcam.metrics.target_regions import TargetRegions
@@ -219,17 +219,17 @@ def _warning_names(caught: Iterable[warnings.WarningMessage]) -> list[str]:
     return sorted(category.__name__ for category in categories)
 
 
-def make_outcomes(
+def collect_method_results(
     state: BenchmarkState, method_specs: Sequence[MethodSpec], metric_specs: Sequence[MetricSpec]
-) -> list[Outcome]:
+) -> list[MethodResult]:
     """Collect the measurements of each method and control for the statistics."""
     image_names = {key: sample.name for key, sample, _ in state.images}
-    outcomes = []
+    method_results = []
     for spec in method_specs:
         cells = {key: state.cells[spec.name][key] for key in image_names}
         valid = [cell for cell in cells.values() if not cell["error"]]
-        outcomes.append(
-            Outcome(
+        method_results.append(
+            MethodResult(
                 spec.name,
                 spec.kind,
                 {metric.name: [_values(cell, metric.name) for cell in cells.values()] for metric in metric_specs},
@@ -241,7 +241,7 @@ def make_outcomes(
                 warnings=sorted({name for cell in valid for name in cell["warnings"]}),
             )
         )
-    return outcomes
+    return method_results
 
 
 def _values(cell: Mapping[str, Any], metric: str) -> np.ndarray:

@@ -98,7 +98,7 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class MethodResult:
     """The measurements of one method or control.
 
     Attributes:
@@ -178,66 +178,70 @@ def paired_difference(
 
 
 def make_rows(
-    outcomes: Sequence[Outcome], signs: Mapping[str, int], *, resamples: int = DEFAULT_RESAMPLES, seed: int = 0
+    method_results: Sequence[MethodResult],
+    signs: Mapping[str, int],
+    *,
+    resamples: int = DEFAULT_RESAMPLES,
+    seed: int = 0,
 ) -> list[Row]:
     """Summarize measurements as the rows of a table.
 
     Args:
-        outcomes: measurements of the same images in the same order; an image on which a method failed has values of
-            shape (0,).
+        method_results: measurements of the same images in the same order; an image on which a method failed has values
+            of shape (0,).
         signs: mapping from metric to 1 if higher is better, else -1.
         resamples: number of bootstrap resamples.
         seed: seed of the bootstrap.
     """
     scores = {
-        outcome.name: {
-            metric: estimate_mean(outcome.values[metric], resamples=resamples, seed=seed) for metric in signs
-        }
-        for outcome in outcomes
+        result.name: {metric: estimate_mean(result.values[metric], resamples=resamples, seed=seed) for metric in signs}
+        for result in method_results
     }
-    tied: dict[str, set[str]] = {outcome.name: set() for outcome in outcomes}
+    tied: dict[str, set[str]] = {result.name: set() for result in method_results}
     for metric, sign in signs.items():
-        best = best_method(outcomes, scores, metric, sign, resamples=resamples, seed=seed)
+        best = best_method(method_results, scores, metric, sign, resamples=resamples, seed=seed)
         if best is None:
             continue
-        for outcome in comparable_methods(outcomes, scores, metric):
-            lead = paired_difference(best.values[metric], outcome.values[metric], resamples=resamples, seed=seed)
-            if outcome is best or not lead.significant:
-                tied[outcome.name].add(metric)
+        for result in comparable_methods(method_results, scores, metric):
+            lead = paired_difference(best.values[metric], result.values[metric], resamples=resamples, seed=seed)
+            if result is best or not lead.significant:
+                tied[result.name].add(metric)
     return [
         Row(
-            outcome.name,
-            outcome.kind,
-            scores[outcome.name],
-            frozenset(tied[outcome.name]),
-            _mean(outcome.passes),
-            _mean(outcome.backward),
-            float(np.median(outcome.seconds)) if len(outcome.seconds) else float("nan"),
-            max(outcome.peak_mib, default=float("nan")),
-            len(outcome.errors),
+            result.name,
+            result.kind,
+            scores[result.name],
+            frozenset(tied[result.name]),
+            _mean(result.passes),
+            _mean(result.backward),
+            float(np.median(result.seconds)) if len(result.seconds) else float("nan"),
+            max(result.peak_mib, default=float("nan")),
+            len(result.errors),
         )
-        for outcome in outcomes
+        for result in method_results
     ]
 
 
 def comparable_methods(
-    outcomes: Sequence[Outcome], scores: Mapping[str, Mapping[str, Estimate]], metric: str
-) -> list[Outcome]:
+    method_results: Sequence[MethodResult], scores: Mapping[str, Mapping[str, Estimate]], metric: str
+) -> list[MethodResult]:
     """Select the methods with values of enough targets: a mean over few remaining targets is not comparable."""
-    measured = [o for o in outcomes if o.kind == "method" and np.isfinite(scores[o.name][metric].mean)]
-    max_targets = max((scores[o.name][metric].targets for o in measured), default=0)
-    return [o for o in measured if scores[o.name][metric].targets >= MIN_COVERAGE * max_targets]
+    measured = [
+        result for result in method_results if result.kind == "method" and np.isfinite(scores[result.name][metric].mean)
+    ]
+    max_targets = max((scores[result.name][metric].targets for result in measured), default=0)
+    return [result for result in measured if scores[result.name][metric].targets >= MIN_COVERAGE * max_targets]
 
 
 def best_method(
-    outcomes: Sequence[Outcome],
+    method_results: Sequence[MethodResult],
     scores: Mapping[str, Mapping[str, Estimate]],
     metric: str,
     sign: int,
     *,
     resamples: int = DEFAULT_RESAMPLES,
     seed: int = 0,
-) -> Outcome | None:
+) -> MethodResult | None:
     """Find the method with the best mean that no other method significantly outperforms on their shared targets.
 
     Controls are not considered.
@@ -245,7 +249,9 @@ def best_method(
     Returns:
         The measurements of the method, or None if no method has a value.
     """
-    ranked = sorted(comparable_methods(outcomes, scores, metric), key=lambda o: -sign * scores[o.name][metric].mean)
+    ranked = sorted(
+        comparable_methods(method_results, scores, metric), key=lambda o: -sign * scores[o.name][metric].mean
+    )
     if not ranked:
         return None
     best = ranked[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
-from detcam.utils.console import ProgressBar, make_console
+from detcam.utils.console import make_console
 from detcam.utils.files import replace_file
 
 if TYPE_CHECKING:
@@ -18,24 +18,22 @@ def run(options: BenchmarkOptions) -> None:
     Raises:
         ValueError: A family, scenario or method does not exist, or the folder holds results of other settings.
     """
-    from detcam.benchmarking.planted.run import METHODS, benchmark_planted
-    from detcam.benchmarking.planted.tables import markdown, rich_tables
+    from detcam.benchmarking.planted.run import DEFAULT_METHODS, benchmark_planted
+    from detcam.benchmarking.planted.tables import markdown_tables, rich_tables
     from detcam.benchmarking.specs import split_list
     from detcam.synthetic.shortcuts import SCENARIOS, ScenarioName
 
-    with ProgressBar() as bar:
-        result = benchmark_planted(
-            options.out,
-            METHODS if options.methods is None else split_list(options.methods),
-            family_names=options.family or None,
-            scenarios=cast("Sequence[ScenarioName]", options.scenario or SCENARIOS),
-            cases=options.cases,
-            seed=options.seed,
-            effort=options.effort,
-            trained=lambda name, step, steps: bar.restart(f"training {name}", steps, step),
-            on_progress=bar.restart,
-        )
-    replace_file(options.out / "planted.md", markdown(result).encode())
+    result = benchmark_planted(
+        options.out,
+        DEFAULT_METHODS if options.methods is None else split_list(options.methods),
+        family_names=options.family or None,
+        scenarios=cast("Sequence[ScenarioName]", options.scenario or SCENARIOS),
+        cases=options.cases,
+        seed=options.seed,
+        effort=options.effort,
+        progress=True,
+    )
+    replace_file(options.out / "planted.md", markdown_tables(result).encode())
     console = make_console()
     for table in rich_tables(result):
         console.print(table)

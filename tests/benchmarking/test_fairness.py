@@ -15,7 +15,7 @@ from detcam import adapt
 from detcam.adapters import Adapter, detector
 from detcam.benchmarking.conclusions import make_notes
 from detcam.benchmarking.specs import describe_settings
-from detcam.benchmarking.statistics import Outcome, make_rows
+from detcam.benchmarking.statistics import MethodResult, make_rows
 from detcam.demo.model import load_demo_detector
 from detcam.metrics import Deletion, ROADMostRelevantFirst
 from detcam.metrics.sanity import RandomizationCheck, randomization
@@ -30,11 +30,11 @@ def adapter() -> Adapter:
     return adapt(load_demo_detector(), names=DEMO_NAMES)
 
 
-def outcome(name: str, values: list[float]) -> Outcome:
-    return Outcome(name, "method", {"score": [np.array([value]) for value in values]}, seconds=[1.0] * len(values))
+def outcome(name: str, values: list[float]) -> MethodResult:
+    return MethodResult(name, "method", {"score": [np.array([value]) for value in values]}, seconds=[1.0] * len(values))
 
 
-def words_of(found: list[Outcome]) -> list[str]:
+def words_of(found: list[MethodResult]) -> list[str]:
     rows = make_rows(found, {"score": 1})
     return make_notes(found, rows, {"score": 1}, (), unannotated={}, resamples=2000, seed=0)
 

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from detcam.benchmarking import Benchmark
 from detcam.benchmarking.plots import FigureImage, scatter
 from detcam.benchmarking.specs import split_list
-from detcam.benchmarking.statistics import Outcome, make_rows
+from detcam.benchmarking.statistics import MethodResult, make_rows
 from detcam.cli.main import app
 from detcam.demo.model import load_demo_detector
 from detcam.metrics import METRICS
@@ -28,11 +28,11 @@ SIGNS = {"score": 1, "loss": -1}
 
 
 def made() -> Benchmark:
-    def outcome(name: str, kind: str, level: float, seconds: float) -> Outcome:
+    def outcome(name: str, kind: str, level: float, seconds: float) -> MethodResult:
         images = [np.array([level + 0.01 * i]) for i in range(8)]
         nothing = [np.array([np.nan])] * 8
         passes = [] if kind == "control" else [seconds * 20]
-        return Outcome(
+        return MethodResult(
             name, kind, {"score": images, "loss": nothing if name == "b|ad" else images}, passes, passes, [seconds]
         )
 
@@ -119,7 +119,7 @@ def test_names_of_points_that_lie_together_do_not_cover_one_another() -> None:
     names = ["odam", "hirescam", "layercam", "ssgradcam", "eigencam", "occlusion"]
     places = [(0.80, 0.040), (0.80, 0.041), (0.801, 0.042), (0.799, 0.043), (0.79, 0.05), (0.9, 6.0)]
     outcomes = [
-        Outcome(name, "method", {"score": [np.array([level + 0.01 * i]) for i in range(8)]}, seconds=[seconds])
+        MethodResult(name, "method", {"score": [np.array([level + 0.01 * i]) for i in range(8)]}, seconds=[seconds])
         for name, (level, seconds) in zip(names, places, strict=True)
     ]
     drawn = scatter(make_rows(outcomes, {"score": 1}), "score", 1)

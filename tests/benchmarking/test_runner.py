@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from inspect import signature
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -282,6 +283,53 @@ def test_what_cannot_be_compared_is_said_before_anything_runs(
     with pytest.raises(ValueError, match=message):
         compare(write_scenes(tmp_path, SEEDS[:1]), tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_another_version_is_refused(tmp_path: Path) -> None:
+    images = write_scenes(tmp_path / "in", SEEDS[:1])
+    compare(images, tmp_path / "out")
+    settings = tmp_path / "out" / "settings.json"
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), "version": 1}))
+    with pytest.raises(ValueError, match="expected schema version 2, got 1"):
+        compare(images, tmp_path / "out")
+
+
+def test_arguments_agree_with_those_of_explain() -> None:
+    explain, compared = (signature(function).parameters for function in (detcam.explain, benchmark))
+    for name in ("score_threshold", "top_k", "labels", "quantity", "batch_size", "progress"):
+        assert compared[name].default == explain[name].default, name
+        assert compared[name].annotation == explain[name].annotation, name
+
+
+def test_predictions_are_selected_as_in_explain(tmp_path: Path) -> None:
+    images = write_scenes(tmp_path, SEEDS[:1])
+    (by_name,) = compare(images, labels=["boat"], progress=True).figure_images
+    (by_index,) = compare(images, labels=[1]).figure_images
+    assert by_name.caption == by_index.caption == "boat"
+    assert compare(images, labels=["buoy"]).figure_images[0].caption == "buoy"
+    with pytest.raises(ValueError, match="whale"):
+        compare(images, labels=["whale"])
+    left = compare(images, quantity="x1", methods=["gradcam"], metrics=["sparseness"], controls=False)
+    assert "x1" in left.figure_images[0].caption
+
+
+def test_the_batch_size_reaches_every_method(tmp_path: Path) -> None:
+    images = write_scenes(tmp_path / "in", SEEDS[:1])
+    sizes = []
+
+    class Recorder(Planted):
+        def explain(self, *arguments: Any, **options: Any) -> Any:
+            sizes.append(self.batch_size)
+            return super().explain(*arguments, **options)
+
+    methods = {"mine": lambda adapter: Recorder(adapter, slope)}
+    default = compare(images, methods=methods, controls=False)
+    found = compare(images, tmp_path / "out", methods=methods, controls=False, batch_size=3)
+    assert found.row("mine").scores["middle"].mean == default.row("mine").scores["middle"].mean
+    assert set(sizes[: len(sizes) // 2]) == {Planted(harbour_detector(), slope).batch_size} and sizes[-1] == 3
+    assert compare(images, tmp_path / "out", methods=methods, controls=False, batch_size=5).computed == 1
+    with pytest.raises(ValueError, match="batch_size of at least 1"):
+        compare(images, methods=methods, batch_size=0)
 
 
 def test_the_model_comes_back_and_names_are_public(tmp_path: Path) -> None:

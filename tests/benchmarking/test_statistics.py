@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from detcam.benchmarking.conclusions import make_notes, recommend
-from detcam.benchmarking.statistics import Outcome, bootstrap_interval, estimate_mean, make_rows, paired_difference
+from detcam.benchmarking.statistics import MethodResult, bootstrap_interval, estimate_mean, make_rows, paired_difference
 
 NAN = float("nan")
 
@@ -75,13 +75,13 @@ def test_a_difference_counts_if_it_is_sure_large_enough_and_seen_often_enough() 
     assert not paired_difference(rows_of(*mixed), rows_of(*steady)).significant
 
 
-def outcomes() -> list[Outcome]:
+def outcomes() -> list[MethodResult]:
     base = np.linspace(0, 0.2, 8)
     noise = np.array([0.1, -0.1] * 4)
 
-    def made(name: str, kind: str, values: np.ndarray, seconds: float) -> Outcome:
+    def made(name: str, kind: str, values: np.ndarray, seconds: float) -> MethodResult:
         images = rows_of(*[[value] for value in values])
-        return Outcome(name, kind, {"score": images}, seconds=[seconds] * 8, passes=[seconds * 10], backward=[2])
+        return MethodResult(name, kind, {"score": images}, seconds=[seconds] * 8, passes=[seconds * 10], backward=[2])
 
     return [
         made("slow", "method", base + 0.8, 5.0),
@@ -111,7 +111,7 @@ def test_words_say_who_loses_to_the_filled_box() -> None:
     assert "score: poor (-0.400 [-0.400, -0.400]) loses to the filled box (difference, 95 % interval)." in words
     assert "score: slow and quick do not differ significantly from the filled box, blurred." in words
     assert not any("slow (" in word for word in words)
-    few = [Outcome(o.name, o.kind, {"score": o.values["score"][:4]}, seconds=o.seconds) for o in found]
+    few = [MethodResult(o.name, o.kind, {"score": o.values["score"][:4]}, seconds=o.seconds) for o in found]
     words = make_notes(
         few, make_rows(few, {"score": 1}), {"score": 1}, ("filled box",), unannotated={}, resamples=100, seed=0
     )
@@ -131,8 +131,8 @@ def test_the_cheapest_of_the_best_is_recommended() -> None:
 
 
 def test_what_few_images_cannot_tell_apart_is_not_recommended_for_being_cheap() -> None:
-    def made(name: str, values: list[float], seconds: float) -> Outcome:
-        return Outcome(name, "method", {"loss": rows_of(*[[value] for value in values])}, seconds=[seconds])
+    def made(name: str, values: list[float], seconds: float) -> MethodResult:
+        return MethodResult(name, "method", {"loss": rows_of(*[[value] for value in values])}, seconds=[seconds])
 
     rows = make_rows([made("sure", [0.1, 0.1, 0.11], 9.0), made("cheap", [0.1, 0.9, 0.1], 0.1)], {"loss": -1})
     assert all("loss" in row.tied for row in rows)

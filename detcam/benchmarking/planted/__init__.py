@@ -1,1 +1,1 @@
-"""Scenes and detectors with planted shortcuts: false positives whose cause is known, and what finds it."""
+"""Methods compared on detectors with planted shortcuts, whose false positives have a known cause."""

@@ -1,4 +1,4 @@
-"""Whether an audit says the right thing of a certified false positive, and refuses causes that are none."""
+"""Checks whether an audit confirms the certified cause of a false positive and rejects false causes."""
 
 from __future__ import annotations
 
@@ -19,110 +19,125 @@ from detcam.auditing.case import EVIDENCE_LOCATIONS, EvidenceLocation
 from detcam.auditing.evidence import box_region, elsewhere, places, shares
 from detcam.auditing.explainer import ErrorExplainer, ErrorImage, ExplainedError, object_regions
 from detcam.auditing.pipeline import plain_case
-from detcam.benchmarking.planted.certify import THRESHOLD, PlantedCase
-from detcam.benchmarking.planted.hit_metrics import MapHit, judge_map
+from detcam.benchmarking.planted.certification import DETECTION_THRESHOLD, PlantedCase
+from detcam.benchmarking.planted.hit_metrics import MapHit, measure_hit
 from detcam.cam import BaseCAM
 from detcam.data.ground_truth import GroundTruth
 from detcam.data.images import load_image
 
+MAX_TRIES = 20
+"""Random positions that are tried for a false cause."""
+
 
 @dataclass(frozen=True)
 class AuditCheck:
-    """What an audit said of one case.
+    """The result of an audit of one case.
 
     Attributes:
-        finding: of its map against the cause.
-        place: where it says that the evidence lies; None where it could not tell.
-        true_place: where most of the cause lies.
-        confirmed: whether it calls its evidence the cause.
-        on_cause: whether that evidence touches the cause.
-        wrong: of causes that are none, held out to it: how many.
-        wrong_confirmed: how many of those it confirmed.
-        passes: images that the network saw for the case: map, verification and controls.
+        hit: metrics of the audit's heatmap against the cause.
+        location: location of the evidence according to the audit; None if it is unknown.
+        true_location: location of most of the cause.
+        confirmed: whether the audit confirms its evidence as the cause.
+        on_cause: whether the evidence overlaps the cause.
+        false_causes: number of false causes that the audit verified.
+        false_causes_confirmed: number of false causes that the audit confirmed.
+        passes: number of images that the network processed for heatmap, verification and controls.
     """
 
-    finding: MapHit
-    place: EvidenceLocation | None
-    true_place: EvidenceLocation
+    hit: MapHit
+    location: EvidenceLocation | None
+    true_location: EvidenceLocation
     confirmed: bool
     on_cause: bool
-    wrong: int
-    wrong_confirmed: int
+    false_causes: int
+    false_causes_confirmed: int
     passes: float
 
 
-class _Given:
-    """Stands where a method would, and answers with maps that were made beforehand."""
+class _PrecomputedMaps:
+    """Replaces a method in an `ErrorExplainer` and returns given heatmaps (H, W)."""
 
-    name = "given"
+    name = "precomputed"
 
-    def __init__(self, maps: Sequence[Tensor]) -> None:
-        self.maps = maps
+    def __init__(self, heatmaps: Sequence[Tensor]) -> None:
+        self.heatmaps = heatmaps
 
     def explain(self, images: Sequence[Any], targets: Sequence[Sequence[Any]]) -> list[SimpleNamespace]:
-        """The maps, for one image."""
-        return [SimpleNamespace(heatmaps=self.maps)]
+        """Return the heatmaps as those of one image."""
+        return [SimpleNamespace(heatmaps=self.heatmaps)]
 
 
-def audit_case(adapter: Adapter, cam: BaseCAM, case: PlantedCase, first_label: int) -> AuditCheck:
-    """Let an audit examine a case, and then causes that are none: an unrelated thing, and a place of the cue's shape.
+def check_audit(adapter: Adapter, cam: BaseCAM, case: PlantedCase, first_label: int) -> AuditCheck:
+    """Audit a case, then verify false causes in the same way.
 
     Args:
-        adapter: the detector.
-        cam: what makes the audit's maps.
-        case: the case.
+        adapter: adapter of the detector.
+        cam: method of the audit.
+        case: certified false positive.
         first_label: the detector's label of the first class.
+
+    Raises:
+        RuntimeError: the audit could not explain the case.
     """
-    image = _image(adapter, case, first_label)
-    found = _examine(adapter, cam, image)
-    if found.maps is None:
-        raise RuntimeError(f"the audit could not explain scene {case.scene.seed}: {found.case.reason}")
+    image = _error_image(adapter, case, first_label)
+    explained = _examine(adapter, cam, image)
+    if explained.maps is None:
+        raise RuntimeError(f"the audit could not explain scene {case.scene.seed}: {explained.case.reason}")
     truth = image.truth
-    where = places(truth.image_size_hw, found.case.box_xyxy, *object_regions(image.errors[0], truth, masks=False))
-    held = shares(case.cause.float(), where)
-    evidence = torch.from_numpy(np.asarray(found.maps.evidence))
-    wrong = wrong_causes(case)
-    verdicts = [_examine(adapter, cast(BaseCAM, _Given([heat.float()])), image).case.verdict for heat in wrong]
+    locations = places(
+        truth.image_size_hw, explained.case.box_xyxy, *object_regions(image.errors[0], truth, masks=False)
+    )
+    cause_shares = shares(case.cause.float(), locations)
+    evidence = torch.from_numpy(np.asarray(explained.maps.evidence))
+    regions = false_causes(case)
+    verdicts = [
+        _examine(adapter, cast(BaseCAM, _PrecomputedMaps([region.float()])), image).case.verdict for region in regions
+    ]
     return AuditCheck(
-        judge_map(torch.from_numpy(np.asarray(found.maps.heatmap)).float(), case.cause),
-        found.case.evidence_location,
-        max(EVIDENCE_LOCATIONS, key=held.__getitem__),
-        found.case.verdict == "confirmed",
+        measure_hit(torch.from_numpy(np.asarray(explained.maps.heatmap)).float(), case.cause),
+        explained.case.evidence_location,
+        max(EVIDENCE_LOCATIONS, key=cause_shares.__getitem__),
+        explained.case.verdict == "confirmed",
         bool((evidence & case.cause).any()),
-        len(wrong),
+        len(regions),
         verdicts.count("confirmed"),
-        found.case.forward_passes,
+        explained.case.forward_passes,
     )
 
 
-def wrong_causes(case: PlantedCase) -> list[Tensor]:
-    """Regions (H, W) bool that are certified to be no cause, or were drawn at random off the cue and off the box."""
+def false_causes(case: PlantedCase) -> list[Tensor]:
+    """Make regions that are not the cause.
+
+    Returns:
+        Masks (H, W) bool: the unrelated object, and a region of the cue's shape at a random position outside the cue
+        and the box, if there is room for one.
+    """
     seed = int.from_bytes(hashlib.sha256(f"{case.scene.seed} {case.cue.name}".encode()).digest()[:7], "big")
     generator = torch.Generator().manual_seed(seed)
-    found = [torch.from_numpy(case.unrelated.mask) & ~case.cause]
+    regions = [torch.from_numpy(case.unrelated.mask) & ~case.cause]
     box = box_region(case.target.box_xyxy, (case.cause.shape[0], case.cause.shape[1]))
-    for _ in range(20):
+    for _ in range(MAX_TRIES):
         moved = elsewhere(case.cause, generator)
         if moved is not None and not bool((moved & (box | case.cause)).any()):
-            return [*found, moved]
-    return found
+            return [*regions, moved]
+    return regions
 
 
 def _examine(adapter: Adapter, cam: BaseCAM, image: ErrorImage) -> ExplainedError:
-    return ErrorExplainer(adapter, cam, adapter.names, THRESHOLD).examine([image])[0][0]
+    return ErrorExplainer(adapter, cam, adapter.names, DETECTION_THRESHOLD).examine([image])[0][0]
 
 
-def _image(adapter: Adapter, case: PlantedCase, first_label: int) -> ErrorImage:
-    """The case as an audit meets it: matched with the labels of its scene."""
-    truth = ground_truth(case, adapter, first_label)
-    analysis = analyze_errors([case.found], [truth])
-    position = next(i for i, error in enumerate(analysis) if error.detection == case.index)
-    plain = plain_case(analysis, position, [case.found], [truth])
-    return ErrorImage(load_image(case.scene.image), case.found, truth, [analysis[position]], [plain])
+def _error_image(adapter: Adapter, case: PlantedCase, first_label: int) -> ErrorImage:
+    """Prepare the case as an audit does, with the scene's labels as annotations."""
+    truth = scene_ground_truth(case, adapter, first_label)
+    analysis = analyze_errors([case.detections], [truth])
+    index = next(index for index, error in enumerate(analysis) if error.detection == case.index)
+    audit_case = plain_case(analysis, index, [case.detections], [truth])
+    return ErrorImage(load_image(case.scene.image), case.detections, truth, [analysis[index]], [audit_case])
 
 
-def ground_truth(case: PlantedCase, adapter: Adapter, first_label: int) -> GroundTruth:
-    """A scene's labels as annotations."""
+def scene_ground_truth(case: PlantedCase, adapter: Adapter, first_label: int) -> GroundTruth:
+    """Convert the labels of a scene to annotations."""
     boxes = torch.from_numpy(case.scene.boxes_xyxy)
     x1, y1, x2, y2 = case.scene.boxes_xyxy.astype(np.float64).T.reshape(4, -1)
     labels = torch.from_numpy(case.scene.labels) + first_label

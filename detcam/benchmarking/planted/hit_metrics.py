@@ -1,4 +1,4 @@
-"""How well a map finds a certified cause: its peak, its energy, and at which rank the cause is found."""
+"""Metrics of a heatmap against a certified cause: peak, energy and rank."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-RANKS = 10
-"""Places of a map that are looked at, the hottest first."""
-APART = 0.08
-"""Least distance of two of them, as a share of the image's longer side."""
+MAX_RANK = 10
+"""Number of local maxima that are searched for the cause."""
+MIN_PEAK_DISTANCE = 0.08
+"""Smallest distance of two local maxima, as a share of the image's longer side."""
 
 
 @dataclass(frozen=True)
 class MapHit:
-    """What one map says of one certified cause.
+    """The metrics of one heatmap against one cause.
 
     Attributes:
-        peak: whether the map's greatest pixel lies on the cause.
-        energy: share of the map's sum that does, in [0, 1].
-        rank: the first of the map's hottest places that lies on the cause, from 1; RANKS + 1 where none of them does.
+        peak: whether the maximum lies on the cause.
+        energy: share of the heatmap's sum on the cause, in [0, 1].
+        rank: rank of the first local maximum on the cause, from 1; MAX_RANK + 1 if there is none.
     """
 
     peak: bool
@@ -30,47 +30,51 @@ class MapHit:
     rank: int
 
 
-def judge_map(heatmap: Tensor, cause: Tensor) -> MapHit:
-    """Judge a map (H, W), not negative, against the pixels (H, W) bool of a cause."""
+def measure_hit(heatmap: Tensor, cause: Tensor) -> MapHit:
+    """Measure a non-negative heatmap (H, W) against the mask (H, W) bool of a cause."""
     total = float(heatmap.sum())
     if total <= 0:
-        return MapHit(False, 0.0, RANKS + 1)
-    places = hottest_places(heatmap, RANKS)
-    rank = next((number for number, at in enumerate(places, 1) if bool(cause.flatten()[at])), RANKS + 1)
+        return MapHit(False, 0.0, MAX_RANK + 1)
+    on_cause = [bool(cause.flatten()[index]) for index in local_maxima(heatmap, MAX_RANK)]
+    rank = on_cause.index(True) + 1 if any(on_cause) else MAX_RANK + 1
     return MapHit(rank == 1, float(heatmap[cause].sum()) / total, rank)
 
 
-def hottest_places(heatmap: Tensor, most: int) -> list[int]:
-    """Flat indices of a map's local maxima, the hottest first, no two of them close; the peak is the first.
+def local_maxima(heatmap: Tensor, max_count: int) -> list[int]:
+    """Find the local maxima of a heatmap, greatest first, with a minimum distance; the first is the peak.
 
     Args:
-        heatmap: (H, W), not negative.
-        most: at most so many; zeros are no places.
+        heatmap: (H, W), non-negative.
+        max_count: maximum number of maxima; zeros are not maxima.
+
+    Returns:
+        Indices into the flattened heatmap.
     """
-    radius = max(1, round(APART * max(heatmap.shape)))
-    around = F.max_pool2d(heatmap[None, None].float(), 2 * radius + 1, 1, radius)[0, 0]
-    values = torch.where((heatmap >= around) & (heatmap > 0), heatmap, torch.zeros(())).flatten()
+    radius = max(1, round(MIN_PEAK_DISTANCE * max(heatmap.shape)))
+    neighborhood = F.max_pool2d(heatmap[None, None].float(), 2 * radius + 1, 1, radius)[0, 0]
+    values = torch.where((heatmap >= neighborhood) & (heatmap > 0), heatmap, torch.zeros(())).flatten()
     columns = heatmap.shape[1]
-    found: list[int] = []
+    maxima: list[int] = []
     for index in values.argsort(descending=True, stable=True).tolist():
-        if values[index] <= 0 or len(found) == most:
+        if values[index] <= 0 or len(maxima) == max_count:
             break
         row, column = divmod(index, columns)
-        if all(max(abs(row - at // columns), abs(column - at % columns)) > radius for at in found):
-            found.append(index)
-    return found
+        distances = [max(abs(row - other // columns), abs(column - other % columns)) for other in maxima]
+        if all(distance > radius for distance in distances):
+            maxima.append(index)
+    return maxima
 
 
 @dataclass(frozen=True)
 class HitSummary:
-    """Findings of one method on some cases.
+    """The mean metrics of a method over cases.
 
     Attributes:
-        cases: how many.
-        peak: share of the cases whose peak lies on the cause.
-        energy: mean share of the energy on it.
+        cases: number of cases.
+        peak: share of the cases with the peak on the cause.
+        energy: mean share of the energy on the cause.
         rank: mean rank.
-        passes: forward passes of the whole network that a case took, those shared with other cases counted in part.
+        passes: computing work per case, in units of one prediction; work shared by the cases of an image is divided.
     """
 
     cases: int
@@ -80,17 +84,17 @@ class HitSummary:
     passes: float
 
 
-def summarize(findings: Sequence[MapHit], passes: float) -> HitSummary:
-    """The means of some findings; of none, NaN."""
-    count = len(findings)
-
-    def mean(values: list[float]) -> float:
-        return sum(values) / count if count else float("nan")
-
+def summarize_hits(hits: Sequence[MapHit], passes: float) -> HitSummary:
+    """Average metrics over cases; NaN without cases."""
     return HitSummary(
-        count,
-        mean([float(one.peak) for one in findings]),
-        mean([one.energy for one in findings]),
-        mean([float(one.rank) for one in findings]),
+        len(hits),
+        mean_or_nan([hit.peak for hit in hits]),
+        mean_or_nan([hit.energy for hit in hits]),
+        mean_or_nan([hit.rank for hit in hits]),
         passes,
     )
+
+
+def mean_or_nan(values: Sequence[float]) -> float:
+    """The mean of numbers; NaN without numbers."""
+    return sum(values) / len(values) if values else float("nan")

@@ -1,11 +1,11 @@
-"""The planted benchmark: which method finds causes that are certified, and whether an audit says the right thing."""
+"""The planted benchmark: compares methods and checks the audit on false positives with a certified cause."""
 
 from __future__ import annotations
 
-import json
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +17,19 @@ from detcam.adapters import Adapter
 from detcam.adapters.base import Target
 from detcam.auditing.pipeline import METHOD
 from detcam.benchmarking.controls import fill_region
-from detcam.benchmarking.planted.audit_check import AuditCheck, audit_case
-from detcam.benchmarking.planted.certify import PlantedCase, find_cases
-from detcam.benchmarking.planted.detectors import Family, families
-from detcam.benchmarking.planted.hit_metrics import HitSummary, MapHit, judge_map, summarize
-from detcam.benchmarking.planted.training_cache import ProgressCallback, TrainingCache, detector_name
+from detcam.benchmarking.planted.audit_check import AuditCheck, check_audit
+from detcam.benchmarking.planted.certification import Certification, PlantedCase, certify_cases
+from detcam.benchmarking.planted.detectors import DetectorFamily, detector_families
+from detcam.benchmarking.planted.hit_metrics import HitSummary, MapHit, mean_or_nan, measure_hit, summarize_hits
+from detcam.benchmarking.planted.results import AuditRow, DetectorRow, MethodRow, PlantedResults, PlantedResultStore
+from detcam.benchmarking.planted.training_cache import TrainingCache, detector_name
 from detcam.explanation.explain import make_cam
 from detcam.methods.spec import method_from
 from detcam.metrics.cost import count_work
 from detcam.synthetic.shortcuts import BARGE, SCENARIOS, ScenarioName
-from detcam.utils.files import plain, replace_file
+from detcam.utils.console import ProgressBar
 
-METHODS = (
+DEFAULT_METHODS = (
     "probecam",
     "reachcam",
     "hirescam",
@@ -39,320 +40,194 @@ METHODS = (
     "occlusion",
     "drise:passes=1000",
 )
-"""What is compared unless the user says otherwise."""
 CONTROLS = ("filled box", "random")
-TWIN_SCENES = 32
-TWIN_CASES = 12
-FILE = "planted.json"
-
-
-@dataclass(frozen=True)
-class MethodRow:
-    """One method on one scenario of one family."""
-
-    family: str
-    scenario: ScenarioName
-    method: str
-    summary: HitSummary
-
-
-@dataclass(frozen=True)
-class AuditRow:
-    """What the audit said of the cases of one scenario of one family.
-
-    Attributes:
-        family: of the detector.
-        scenario: what was planted.
-        cases: how many.
-        peak: share whose map has its peak on the cause.
-        energy: mean share of the map's energy on it.
-        place: share whose evidence it puts where most of the cause lies.
-        confirmed: share that it confirms.
-        right: share that it confirms with evidence that touches the cause.
-        wrong: causes that are none, held out to it.
-        wrong_confirmed: how many of those it confirmed.
-        passes: mean images that the network saw for a case: map, verification and controls.
-    """
-
-    family: str
-    scenario: ScenarioName
-    cases: int
-    peak: float
-    energy: float
-    place: float
-    confirmed: float
-    right: float
-    wrong: int
-    wrong_confirmed: int
-    passes: float
-
-
-@dataclass(frozen=True)
-class DetectorRow:
-    """How a scenario's scenes deceive its detector, and not the twin.
-
-    Attributes:
-        family: of the detector.
-        scenario: what was planted.
-        tempted: how many things in the test scenes could deceive it.
-        fired: at how many it fired.
-        certified: how many of those false positives vanish with the cue and stay without an unrelated thing.
-        twin_tempted: the same of the twin, on the first scenes.
-        twin_fired: at how many the twin fired.
-        energy: mean share of the energy on the cause, of ReachCAM's maps.
-        twin_energy: the same where the twin is asked for the same box and class.
-        typicality: mean correlation of the two maps, in [-1, 1].
-    """
-
-    family: str
-    scenario: ScenarioName
-    tempted: int
-    fired: int
-    certified: int
-    twin_tempted: int
-    twin_fired: int
-    energy: float
-    twin_energy: float
-    typicality: float
-
-
-@dataclass(frozen=True)
-class Planted:
-    """What the planted benchmark found."""
-
-    detectors: tuple[DetectorRow, ...]
-    methods: tuple[MethodRow, ...]
-    audits: tuple[AuditRow, ...]
+DEFAULT_CASES = 24
+"""Certified false positives per scenario and family."""
+MAX_TWIN_SCENES = 32
+MAX_TWIN_CASES = 12
+RESULTS_FILE, DETECTORS_FOLDER = "planted.json", "detectors"
 
 
 def benchmark_planted(
     out: str | Path,
-    methods: Sequence[str] = METHODS,
+    methods: Sequence[str] = DEFAULT_METHODS,
     *,
     family_names: Sequence[str] | None = None,
     scenarios: Sequence[ScenarioName] = SCENARIOS,
-    cases: int = 40,
+    cases: int = DEFAULT_CASES,
     seed: int = 0,
     effort: float = 1.0,
-    trained: ProgressCallback | None = None,
-    on_progress: Callable[[str], None] | None = None,
-) -> Planted:
-    """Train detectors with planted shortcuts, certify their false positives, and see who finds the causes.
+    progress: bool = False,
+) -> PlantedResults:
+    """Train detectors with planted shortcuts, certify their false positives, and measure methods and the audit.
 
-    What is in the folder already, detectors and results, is not computed again.
+    Detectors and results that exist in the folder are reused, so that an interrupted run resumes.
 
     Args:
-        out: the folder of detectors and results.
-        methods: names, with settings if need be, as in `detcam.explain`.
-        family_names: some of `families()`; None takes the usual ones.
-        scenarios: some of `SCENARIOS`.
-        cases: certified false positives of each scenario and family.
-        seed: of training.
-        effort: factor on the steps of training.
-        trained: is told of the progress of training.
-        on_progress: is told what is measured.
+        out: folder of detectors and results.
+        methods: names with settings, as in `detcam.explain`.
+        family_names: names of `detector_families()`; None takes the small ones.
+        scenarios: names from `SCENARIOS`.
+        cases: maximum number of certified false positives per scenario and family.
+        seed: seed of the training.
+        effort: factor on the number of training steps.
+        progress: whether to show a progress bar on stderr.
 
     Raises:
-        ValueError: a family, scenario or method that there is not, or results of other settings in the folder.
+        ValueError: a family, scenario or method does not exist, or the folder contains results of other settings.
     """
-    known = families()
-    usual = [name for name, family in known.items() if family.usual]
-    names = usual if family_names is None else list(family_names)
-    for given, among in ((names, list(known)), (list(scenarios), list(SCENARIOS))):
-        unknown = [name for name in given if name not in among]
+    families = detector_families()
+    default_names = [name for name, family in families.items() if family.is_default]
+    names = default_names if family_names is None else list(family_names)
+    for given, known in ((names, list(families)), (list(scenarios), list(SCENARIOS))):
+        unknown = [name for name in given if name not in known]
         if unknown:
-            raise ValueError(f"expected some of {', '.join(among)}; got {unknown[0]!r}")
+            raise ValueError(f"expected names from {', '.join(known)}; got {unknown[0]!r}")
     for method in methods:
         method_from(method)
     folder = Path(out)
-    notes = _Notes(folder / FILE, {"cases": cases, "seed": seed, "effort": effort})
-    workshop = TrainingCache(folder / "detectors", seed, effort)
-    for name in names:
-        for scenario in scenarios:
-            bench = _Bench(known[name], scenario, workshop, cases, trained)
-            bench.measure(notes, methods, on_progress or (lambda _: None))
-    return notes.found(names, scenarios)
+    store = PlantedResultStore(folder / RESULTS_FILE, {"cases": cases, "seed": seed, "effort": effort})
+    cache = TrainingCache(folder / DETECTORS_FOLDER, seed, effort)
+    with ProgressBar(enabled=progress) as bar:
+        for name in names:
+            for scenario in scenarios:
+                _ScenarioRun(families[name], scenario, cache, cases, bar).measure(store, methods)
+    return store.results(names, scenarios)
 
 
-class _Notes:
-    """Results on disk by family, scenario and what was measured, so that an interrupted run goes on."""
+@dataclass(frozen=True)
+class _ScenarioRun:
+    """The measurements of one scenario and family."""
 
-    def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
-        self.path = path
-        self.content: dict[str, Any] = {"settings": dict(settings), "results": {}}
-        if path.exists():
-            self.content = json.loads(path.read_text(encoding="utf-8"))
-            if self.content.get("settings") != dict(settings):
-                raise ValueError(
-                    f"{path} has results of other settings ({self.content.get('settings')}, now {dict(settings)}); "
-                    "choose another folder"
-                )
+    family: DetectorFamily
+    scenario: ScenarioName
+    cache: TrainingCache
+    max_cases: int
+    bar: ProgressBar
 
-    def get(self, *key: str) -> Any:
-        """What was measured before, or None."""
-        return self.content["results"].get("/".join(key))
-
-    def put(self, value: Any, *key: str) -> None:
-        """Keep what was measured."""
-        self.content["results"]["/".join(key)] = plain(asdict(value))
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(self.path, json.dumps(self.content, indent=1).encode())
-
-    def found(self, names: Sequence[str], scenarios: Sequence[ScenarioName]) -> Planted:
-        """Everything that was measured of some families and scenarios."""
-        rows: dict[str, list[Any]] = {"detector": [], "method": [], "audit": []}
-        for name, scenario in _pairs(names, scenarios):
-            for key, value in self.content["results"].items():
-                family, planted, kind, *_ = key.split("/")
-                if (family, planted) == (name, scenario):
-                    rows[kind].append(_numbers(value))
-        return Planted(
-            tuple(DetectorRow(**row) for row in rows["detector"]),
-            tuple(MethodRow(**{**row, "summary": HitSummary(**row["summary"])}) for row in rows["method"]),
-            tuple(AuditRow(**row) for row in rows["audit"]),
-        )
-
-
-def _numbers(value: Mapping[str, Any]) -> dict[str, Any]:
-    """What was kept, with NaN where JSON has null."""
-    return {
-        name: _numbers(one) if isinstance(one, Mapping) else float("nan") if one is None else one
-        for name, one in value.items()
-    }
-
-
-def _pairs(names: Sequence[str], scenarios: Sequence[ScenarioName]) -> Iterator[tuple[str, ScenarioName]]:
-    yield from ((name, scenario) for name in names for scenario in scenarios)
-
-
-class _Bench:
-    """One scenario of one family."""
-
-    def __init__(
-        self,
-        family: Family,
-        scenario: ScenarioName,
-        workshop: TrainingCache,
-        wanted: int,
-        trained: ProgressCallback | None,
-    ):
-        self.family, self.scenario, self.workshop = family, scenario, workshop
-        self.wanted, self.trained = wanted, trained
-        self._tried: Any = None
-
-    def measure(self, notes: _Notes, methods: Sequence[str], on_progress: Callable[[str], None]) -> None:
-        """Measure what is not on record."""
+    def measure(self, store: PlantedResultStore, methods: Sequence[str]) -> None:
+        """Measure the rows that the store does not have."""
         key = (self.family.name, self.scenario)
-        waiting = [name for name in (*methods, *CONTROLS) if notes.get(*key, "method", name) is None]
-        done = notes.get(*key, "detector") and notes.get(*key, "audit")
-        if done and not waiting:
+        missing = [name for name in (*methods, *CONTROLS) if not store.has(*key, "method", name)]
+        if store.has(*key, "detector") and store.has(*key, "audit") and not missing:
             return
-        on_progress(f"{' '.join(key)}: certifying")
-        adapter = self.family.adapter(self._detector())
-        tried = find_cases(adapter, self.family.first_label, self.scenario, wanted=self.wanted)
-        found = tried.cases[: self.wanted]
-        if notes.get(*key, "detector") is None:
-            notes.put(self._detectors(adapter, tried, found), *key, "detector")
-        for name in waiting:
-            on_progress(f"{' '.join(key)}: {name}")
-            notes.put(MethodRow(*key, name, self._method(adapter, name, found)), *key, "method", name)
-        if notes.get(*key, "audit") is None:
-            on_progress(f"{' '.join(key)}: audit")
+        adapter = self._adapter()
+        self.bar.restart(f"{' '.join(key)}: certifying")
+        certification = certify_cases(adapter, self.family.first_label, self.scenario, min_cases=self.max_cases)
+        cases = certification.cases[: self.max_cases]
+        if not store.has(*key, "detector"):
+            store.put(self._compare_with_twin(adapter, certification, cases), *key, "detector")
+        for name in missing:
+            self.bar.restart(f"{' '.join(key)}: {name}")
+            store.put(MethodRow(*key, name, self._measure_method(adapter, name, cases)), *key, "method", name)
+        if not store.has(*key, "audit"):
+            self.bar.restart(f"{' '.join(key)}: audit")
             cam = make_cam(adapter, METHOD)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                said = [audit_case(adapter, cam, case, self.family.first_label) for case in found]
-            notes.put(_audited(*key, said), *key, "audit")
+            with _no_warnings():
+                checks = [check_audit(adapter, cam, case, self.family.first_label) for case in cases]
+            store.put(_summarize_audit(*key, checks), *key, "audit")
 
-    def _detector(self, *, twin: bool = False) -> Any:
-        return self.workshop.detector(self.family, detector_name(self.scenario, twin=twin), self.trained)
+    def _adapter(self, *, twin: bool = False) -> Adapter:
+        name = detector_name(self.scenario, twin=twin)
+        return self.family.adapter(self.cache.detector(self.family, name, self.bar))
 
-    def target(self, case: PlantedCase) -> Target:
-        """What every method is asked, as an audit asks it: why a boat, and, on a barge, why not a barge."""
+    def _target(self, case: PlantedCase) -> Target:
+        """The target of a case as in an audit: boat minus barge for a barge, the predicted class for a cart."""
         if self.scenario == "look-alike":
             return case.target
         return replace(case.target, against=self.family.first_label + BARGE)
 
-    def _method(self, adapter: Adapter, name: str, cases: Sequence[PlantedCase]) -> HitSummary:
-        findings: list[MapHit] = []
-        work: list[float] = []
-        for own in by_scene(cases):
-            targets = [self.target(case) for case in own]
+    def _measure_method(self, adapter: Adapter, name: str, cases: Sequence[PlantedCase]) -> HitSummary:
+        hits: list[MapHit] = []
+        passes: float | None = None
+        for scene_cases in group_by_scene(cases):
             if name in CONTROLS:
-                maps = [_control(name, case) for case in own]
+                heatmaps = [_draw_control(name, case) for case in scene_cases]
             else:
                 cam = method_from(name)(adapter)
+                image, targets = scene_cases[0].scene.image, [self._target(case) for case in scene_cases]
 
-                def call(cam: Any = cam, own: Any = own, targets: Any = targets) -> list[Tensor]:
-                    with warnings.catch_warnings():
-                        warnings.simplefilter("ignore")
-                        return list(cam.explain(own[0].scene.image, targets)[0].heatmaps)
+                def call(cam: Any = cam, image: Any = image, targets: Any = targets) -> list[Tensor]:
+                    with _no_warnings():
+                        return list(cam.explain(image, targets)[0].heatmaps)
 
-                maps = call()
-                if not work:  # counting slows a method down, and one image tells
-                    work.append(count_work(adapter, own[0].scene.image, call).passes / len(own))
-            findings += [judge_map(heat, case.cause) for heat, case in zip(maps, own, strict=True)]
-        return summarize(findings, work[0] if work else 0.0)
+                heatmaps = call()
+                if passes is None:  # counting slows a method down, so only the first image is counted
+                    passes = count_work(adapter, image, call).passes / len(scene_cases)
+            hits += [measure_hit(heatmap, case.cause) for heatmap, case in zip(heatmaps, scene_cases, strict=True)]
+        return summarize_hits(hits, passes or 0.0)
 
-    def _detectors(self, adapter: Adapter, tried: Any, cases: Sequence[PlantedCase]) -> DetectorRow:
-        twin = self.family.adapter(self._detector(twin=True))
-        deceived = find_cases(twin, self.family.first_label, self.scenario, wanted=10**9, scenes=TWIN_SCENES)
-        own, other = make_cam(adapter, "reachcam"), make_cam(twin, "reachcam")
-        energies, typicality = [], []
-        for case in cases[:TWIN_CASES]:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                first = own.explain(case.scene.image, [self.target(case)])[0].heatmaps[0]
-                second = other.explain(case.scene.image, [replace(self.target(case), source=None)])[0].heatmaps[0]  # type: ignore[type-var]
-            energies.append([judge_map(heat, case.cause).energy for heat in (first, second)])
-            both = torch.corrcoef(torch.stack([first.flatten(), second.flatten()]).double())
-            typicality.append(float(both[0, 1].nan_to_num()))
-        energy = np.mean(energies, 0) if energies else np.full(2, np.nan)
+    def _compare_with_twin(
+        self, adapter: Adapter, certification: Certification, cases: Sequence[PlantedCase]
+    ) -> DetectorRow:
+        twin = self._adapter(twin=True)
+        twin_certification = certify_cases(
+            twin, self.family.first_label, self.scenario, min_cases=10**9, max_scenes=MAX_TWIN_SCENES
+        )
+        cams = make_cam(adapter, "reachcam"), make_cam(twin, "reachcam")
+        energies: list[list[float]] = [[], []]
+        correlations = []
+        for case in cases[:MAX_TWIN_CASES]:
+            target = self._target(case)
+            targets = target, replace(target, source=None)  # type: ignore[type-var]
+            with _no_warnings():
+                heatmaps = [
+                    cam.explain(case.scene.image, [target])[0].heatmaps[0]
+                    for cam, target in zip(cams, targets, strict=True)
+                ]
+            for values, heatmap in zip(energies, heatmaps, strict=True):
+                values.append(measure_hit(heatmap, case.cause).energy)
+            correlation = torch.corrcoef(torch.stack([heatmap.flatten() for heatmap in heatmaps]).double())
+            correlations.append(float(correlation[0, 1].nan_to_num()))
         return DetectorRow(
             self.family.name,
             self.scenario,
-            tried.tempted,
-            tried.fired,
-            len(tried.cases),
-            deceived.tempted,
-            deceived.fired,
-            float(energy[0]),
-            float(energy[1]),
-            float(np.mean(typicality)) if typicality else float("nan"),
+            certification.trials,
+            certification.fired,
+            len(certification.cases),
+            twin_certification.trials,
+            twin_certification.fired,
+            mean_or_nan(energies[0]),
+            mean_or_nan(energies[1]),
+            mean_or_nan(correlations),
         )
 
 
-def by_scene(cases: Sequence[PlantedCase]) -> list[list[PlantedCase]]:
-    """Cases that share an image together, in order."""
-    found: dict[int, list[PlantedCase]] = {}
+@contextmanager
+def _no_warnings() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def group_by_scene(cases: Sequence[PlantedCase]) -> list[list[PlantedCase]]:
+    """Group the cases that share an image, in order."""
+    groups: dict[int, list[PlantedCase]] = {}
     for case in cases:
-        found.setdefault(case.scene.seed, []).append(case)
-    return list(found.values())
+        groups.setdefault(case.scene.seed, []).append(case)
+    return list(groups.values())
 
 
-def _control(name: str, case: PlantedCase) -> Tensor:
-    """A map that knows nothing of the network."""
-    size = (case.scene.image.shape[0], case.scene.image.shape[1])
-    if name == "filled box":
-        generator = np.random.default_rng(case.scene.seed)  # its peak is anywhere in the box
-        return torch.from_numpy(fill_region(size, case.target) * generator.uniform(0.999, 1, size))
-    return torch.from_numpy(np.random.default_rng(case.scene.seed).random(size))
+def _draw_control(name: str, case: PlantedCase) -> Tensor:
+    """Draw a map (H, W) that does not depend on the network."""
+    size_hw = (case.scene.image.shape[0], case.scene.image.shape[1])
+    generator = np.random.default_rng(case.scene.seed)
+    if name == "filled box":  # the noise puts the peak at a random position in the box
+        return torch.from_numpy(fill_region(size_hw, case.target) * generator.uniform(0.999, 1, size_hw))
+    return torch.from_numpy(generator.random(size_hw))
 
 
-def _audited(family: str, scenario: ScenarioName, said: Sequence[AuditCheck]) -> AuditRow:
-    def share(values: list[bool] | list[float]) -> float:
-        return float(np.mean(values)) if values else float("nan")
-
+def _summarize_audit(family: str, scenario: ScenarioName, checks: Sequence[AuditCheck]) -> AuditRow:
     return AuditRow(
         family,
         scenario,
-        len(said),
-        share([one.finding.peak for one in said]),
-        share([one.finding.energy for one in said]),
-        share([one.place == one.true_place for one in said]),
-        share([one.confirmed for one in said]),
-        share([one.confirmed and one.on_cause for one in said]),
-        sum(one.wrong for one in said),
-        sum(one.wrong_confirmed for one in said),
-        share([one.passes for one in said]),
+        len(checks),
+        mean_or_nan([check.hit.peak for check in checks]),
+        mean_or_nan([check.hit.energy for check in checks]),
+        mean_or_nan([check.location == check.true_location for check in checks]),
+        mean_or_nan([check.confirmed for check in checks]),
+        mean_or_nan([check.confirmed and check.on_cause for check in checks]),
+        sum(check.false_causes for check in checks),
+        sum(check.false_causes_confirmed for check in checks),
+        mean_or_nan([check.passes for check in checks]),
     )

@@ -1,28 +1,24 @@
-"""The planted benchmark's tables: for a terminal and as Markdown."""
+"""The tables of the planted benchmark in the terminal and in Markdown."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
+from detcam.benchmarking.planted.hit_metrics import HitSummary
+from detcam.benchmarking.planted.results import AuditRow, DetectorRow, MethodRow, PlantedResults
+from detcam.benchmarking.planted.run import CONTROLS
+from detcam.utils.console import make_table
+from detcam.utils.markdown import markdown_table
 
-from detcam.benchmarking.planted.run import CONTROLS, AuditRow, DetectorRow, MethodRow, Planted
+if TYPE_CHECKING:
+    from rich.table import Table
 
 Cells = tuple[str, ...]
-LEGENDS = {
-    "methods": "peak: share of the cases whose hottest pixel lies on the certified cause; energy: share of the heat on "
-    "it; rank: the first of the ten hottest places that lies on it, 11 where none does; passes: computing work for a "
-    "case, forward and backward, in units of one plain pass.",
-    "audits": "place: the evidence lies where most of the cause does; confirmed: the audit calls it the cause; right: "
-    "and it touches the cause; wrong causes: unrelated things and random places held out to it, and how many it "
-    "confirmed; passes: images that the network saw for a case.",
-    "detectors": "fired: of the things that could deceive the detector; certified: gone without the cue, there without "
-    "an unrelated thing; heat on the cause: of ReachCAM's maps, of the detector and of its twin asked for the same "
-    "box; typicality: correlation of the two maps.",
-}
-HEADERS: dict[str, Cells] = {
+TEXT_COLUMNS = ("method", "family", "scenario")
+"""Columns that are aligned to the left."""
+COLUMNS: dict[str, Cells] = {
     "methods": ("method", "family", "scenario", "cases", "peak", "energy", "rank", "passes"),
     "audits": (
         "family",
@@ -30,10 +26,10 @@ HEADERS: dict[str, Cells] = {
         "cases",
         "peak",
         "energy",
-        "place",
+        "location",
         "confirmed",
-        "right",
-        "wrong causes confirmed",
+        "correct",
+        "false causes confirmed",
         "passes",
     ),
     "detectors": (
@@ -42,133 +38,139 @@ HEADERS: dict[str, Cells] = {
         "fired",
         "certified",
         "twin fired",
-        "heat on the cause",
-        "twin's heat",
-        "typicality",
+        "energy",
+        "twin energy",
+        "similarity",
     ),
+}
+LEGENDS = {
+    "methods": "peak: share of the cases whose maximum lies on the certified cause; energy: share of the heatmap's sum "
+    "on the cause; rank: rank of the first of the ten greatest local maxima on the cause, 11 if there is none; passes: "
+    "computing work per case, forward and backward, in units of one prediction.",
+    "audits": "location: the audit reports the location of most of the cause; confirmed: the audit confirms its "
+    "evidence as the cause; correct: and the evidence overlaps the cause; false causes: unrelated objects and random "
+    "regions that are verified in the same way; passes: images that the network processes per case.",
+    "detectors": "fired: false positives at the objects that a cue accompanies; certified: those that vanish without "
+    "the cue and persist without an unrelated object; energy: share on the cause of ReachCAM's heatmaps, of the "
+    "detector and of its twin for the same boxes; similarity: correlation of the two heatmaps.",
 }
 
 
-def cells(planted: Planted, kind: str) -> list[Cells]:
-    """The rows of one of the tables, each as texts; methods with all their cases together first."""
+def table_rows(results: PlantedResults, kind: str) -> list[Cells]:
+    """Format the rows of a table: ``methods`` (totals first), ``audits`` (total last) or ``detectors``."""
     if kind == "methods":
-        return [*_overall(planted.methods), *(_method(row) for row in planted.methods)]
+        return [_method_cells(row) for row in (*_method_totals(results.methods), *results.methods)]
     if kind == "audits":
-        rows = list(planted.audits)
-        return [*(_audit(row) for row in rows), *([_audits_overall(rows)] if len(rows) > 1 else [])]
-    return [_detector(row) for row in planted.detectors]
+        total = [_audit_total(results.audits)] if len(results.audits) > 1 else []
+        return [_audit_cells(row) for row in (*results.audits, *total)]
+    return [_detector_cells(row) for row in results.detectors]
 
 
-def rich_tables(planted: Planted) -> list[Table]:
-    """The tables for a terminal."""
-    found = []
-    for kind, header in HEADERS.items():
-        table = Table(title=kind, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
-        texts = sum(name in ("method", "family", "scenario") for name in header)
-        for number, name in enumerate(header):
-            table.add_column(name, justify="left" if number < texts else "right", no_wrap=number < texts)
-        for row in cells(planted, kind):
-            table.add_row(*row)
+def _number_columns(kind: str) -> list[str]:
+    return [column for column in COLUMNS[kind] if column not in TEXT_COLUMNS]
+
+
+def rich_tables(results: PlantedResults) -> list[Table]:
+    """Make the tables for a terminal."""
+    tables = []
+    for kind, columns in COLUMNS.items():
+        table = make_table(*columns, title=kind, right=_number_columns(kind))
         table.caption, table.caption_justify = LEGENDS[kind], "left"
-        found.append(table)
-    return found
+        for column in table.columns:
+            column.no_wrap = column.justify == "left"
+        for row in table_rows(results, kind):
+            table.add_row(*row)
+        tables.append(table)
+    return tables
 
 
-def markdown(planted: Planted) -> str:
-    """The tables in Markdown."""
-    parts = []
-    for kind, header in HEADERS.items():
-        texts = sum(name in ("method", "family", "scenario") for name in header)
-        rule = ["---"] * texts + ["---:"] * (len(header) - texts)
-        lines = [_line(header), _line(rule), *(_line(row) for row in cells(planted, kind))]
-        parts.append(f"## {kind}\n\n" + "\n".join(lines) + f"\n\n{LEGENDS[kind]}\n")
-    return "\n".join(parts)
+def markdown_tables(results: PlantedResults) -> str:
+    """Format the tables in Markdown."""
+    return "\n".join(
+        f"## {kind}\n\n"
+        f"{markdown_table(columns, table_rows(results, kind), right=_number_columns(kind))}\n\n"
+        f"{LEGENDS[kind]}\n"
+        for kind, columns in COLUMNS.items()
+    )
 
 
-def _line(row: Sequence[str]) -> str:
-    return "| " + " | ".join(row) + " |"
-
-
-def _overall(rows: Sequence[MethodRow]) -> list[Cells]:
-    """Each method over all cases, every case alike; methods with the best peaks first, controls last."""
-    found = []
+def _method_totals(rows: Sequence[MethodRow]) -> list[MethodRow]:
+    """Average each method over all cases, methods with the highest share of peaks first, controls last."""
+    totals = []
     for name in dict.fromkeys(row.method for row in rows):
-        own = [row.summary for row in rows if row.method == name and row.summary.cases]
-        count = sum(one.cases for one in own)
-        if not count:
-            continue
-        means = [
-            sum(value * one.cases for value, one in zip(values, own, strict=True)) / count
-            for values in zip(*((one.peak, one.energy, one.rank, one.passes) for one in own), strict=True)
-        ]
-        found.append((name in CONTROLS, -means[0], -means[1], (name, "all", "all", str(count), *_figures(*means))))
-    return [row for *_, row in sorted(found)]
+        summaries = [row.summary for row in rows if row.method == name and row.summary.cases]
+        if summaries:
+            weights = [summary.cases for summary in summaries]
+            means = {
+                field: _weighted_mean([getattr(summary, field) for summary in summaries], weights)
+                for field in ("peak", "energy", "rank", "passes")
+            }
+            totals.append(MethodRow("all", "all", name, HitSummary(sum(weights), **means)))
+    return sorted(totals, key=lambda row: (row.method in CONTROLS, -row.summary.peak, -row.summary.energy, row.method))
 
 
-def _method(row: MethodRow) -> Cells:
-    own = row.summary
-    figures = _figures(own.peak, own.energy, own.rank, own.passes)
-    return (row.method, row.family, row.scenario, str(own.cases), *figures)
+def _audit_total(rows: Sequence[AuditRow]) -> AuditRow:
+    """Average over all cases."""
+    measured = [row for row in rows if row.cases]
+    weights = [row.cases for row in measured]
+    means = {
+        field: _weighted_mean([getattr(row, field) for row in measured], weights)
+        for field in ("peak", "energy", "location", "confirmed", "correct", "passes")
+    }
+    return AuditRow(
+        family="all",
+        scenario="all",
+        cases=sum(weights),
+        false_causes=sum(row.false_causes for row in measured),
+        false_causes_confirmed=sum(row.false_causes_confirmed for row in measured),
+        **means,
+    )
 
 
-def _figures(peak: float, energy: float, rank: float, passes: float) -> Cells:
-    return _share(peak), _number(energy), _number(rank, 1), _number(passes, 1) if passes else "-"
+def _weighted_mean(values: Sequence[float], weights: Sequence[int]) -> float:
+    if not weights:
+        return float("nan")
+    return sum(value * weight for value, weight in zip(values, weights, strict=True)) / sum(weights)
 
 
-def _audit(row: AuditRow) -> Cells:
+def _method_cells(row: MethodRow) -> Cells:
+    summary = row.summary
+    passes = _number(summary.passes, 1) if summary.passes else "-"
+    figures = _percent(summary.peak), _number(summary.energy), _number(summary.rank, 1), passes
+    return (row.method, row.family, row.scenario, str(summary.cases), *figures)
+
+
+def _audit_cells(row: AuditRow) -> Cells:
     return (
         row.family,
         row.scenario,
         str(row.cases),
-        _share(row.peak),
+        _percent(row.peak),
         _number(row.energy),
-        _share(row.place),
-        _share(row.confirmed),
-        _share(row.right),
-        f"{row.wrong_confirmed} of {row.wrong}",
+        _percent(row.location),
+        _percent(row.confirmed),
+        _percent(row.correct),
+        f"{row.false_causes_confirmed} of {row.false_causes}",
         _number(row.passes, 1),
     )
 
 
-def _audits_overall(rows: Sequence[AuditRow]) -> Cells:
-    some = [row for row in rows if row.cases]
-    count = sum(row.cases for row in some)
-
-    def mean(name: str) -> float:
-        return sum(getattr(row, name) * row.cases for row in some) / count if count else float("nan")
-
-    means = {name: mean(name) for name in ("peak", "energy", "place", "confirmed", "right", "passes")}
-    wrong, confirmed = sum(row.wrong for row in some), sum(row.wrong_confirmed for row in some)
-    return (
-        "all",
-        "all",
-        str(count),
-        _share(means["peak"]),
-        _number(means["energy"]),
-        _share(means["place"]),
-        _share(means["confirmed"]),
-        _share(means["right"]),
-        f"{confirmed} of {wrong}",
-        _number(means["passes"], 1),
-    )
-
-
-def _detector(row: DetectorRow) -> Cells:
+def _detector_cells(row: DetectorRow) -> Cells:
     return (
         row.family,
         row.scenario,
-        f"{row.fired} of {row.tempted}",
+        f"{row.fired} of {row.trials}",
         str(row.certified),
-        f"{row.twin_fired} of {row.twin_tempted}",
+        f"{row.twin_fired} of {row.twin_trials}",
         _number(row.energy),
         _number(row.twin_energy),
-        _number(row.typicality),
+        _number(row.similarity),
     )
 
 
-def _share(value: float) -> str:
+def _percent(value: float) -> str:
     return "-" if math.isnan(value) else f"{100 * value:.0f} %"
 
 
-def _number(value: float, digits: int = 2) -> str:
-    return "-" if math.isnan(value) else f"{value:.{digits}f}"
+def _number(value: float, decimals: int = 2) -> str:
+    return "-" if math.isnan(value) else f"{value:.{decimals}f}"

@@ -1,83 +1,86 @@
-"""Planted detectors on disk: trained where they are missing, read where they are there."""
+"""Trained detectors on disk: trained once, then read."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors.torch import load, save
 from torch import nn
 
-from detcam.benchmarking.planted.detectors import Family, train
+from detcam.benchmarking.planted.detectors import DetectorFamily, train_detector
 from detcam.synthetic.shortcuts import ScenarioName, Split
+from detcam.utils.console import ProgressBar
 from detcam.utils.files import replace_file
 
-PLAIN = "plain"
-"""The detector without a shortcut: the twin of those that have one, and the one that carts deceive."""
-
-ProgressCallback = Callable[[str, int, int], None]
-"""Is told what is trained, the step, and of how many."""
+PLAIN, CARTS = "plain", "carts"
+"""Names of the detector without a shortcut, and of the one trained on scenes with unlabeled carts."""
+LOSS_INTERVAL = 25
+"""Steps between the losses in a file's metadata."""
 
 
 def detector_name(scenario: ScenarioName, *, twin: bool = False) -> str:
-    """Which detector a scenario deceives, or its twin, which the same scenes do not deceive."""
+    """The name of the detector of a scenario, or of its twin without the shortcut."""
     if scenario == "look-alike":
-        return "carts" if twin else PLAIN
+        return CARTS if twin else PLAIN
     return PLAIN if twin else scenario
 
 
-def _scenes_of(name: str) -> tuple[ScenarioName, Split]:
+def _training_scenes(name: str) -> tuple[ScenarioName, Split]:
     """The training scenes of a detector."""
     if name == PLAIN:
         return "look-alike", "shortcut"
-    if name == "carts":
+    if name == CARTS:
         return "look-alike", "twin"
     return name, "shortcut"  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)
 class TrainingCache:
-    """A folder of planted detectors.
+    """A folder of trained detectors.
 
     Attributes:
-        folder: where their weights are.
-        seed: of their training.
-        effort: factor on the steps of training; below 1 for trials.
+        folder: folder of the weights.
+        seed: seed of the training.
+        effort: factor on the number of training steps; below 1 for trials.
     """
 
     folder: Path
     seed: int = 0
     effort: float = 1.0
 
-    def detector(self, family: Family, name: str, on_progress: ProgressCallback | None = None) -> nn.Module:
-        """A detector in evaluation mode, read from the folder or trained and put there.
+    def detector(self, family: DetectorFamily, name: str, bar: ProgressBar | None = None) -> nn.Module:
+        """Read a detector from the folder, or train it and write it there.
 
         Args:
-            family: its family.
-            name: as `detector_name` says.
-            on_progress: is told of the progress of training.
+            family: family of the detector.
+            name: name from `detector_name`.
+            bar: progress bar that shows the training.
+
+        Returns:
+            The detector in evaluation mode.
         """
         path = self.folder / f"{family.name}-{name}.safetensors"
         if path.exists():
             model = family.build()
             model.load_state_dict(load(path.read_bytes()))
             return model.eval()
-        start = None if name == PLAIN else self.detector(family, PLAIN, on_progress)
-        scenario, split = _scenes_of(name)
-        wanted = family.base_steps if start is None else family.steps
-        steps = max(2, round(wanted * self.effort))
+        start = None if name == PLAIN else self.detector(family, PLAIN, bar)
+        scenario, split = _training_scenes(name)
+        steps = max(2, round((family.base_steps if start is None else family.steps) * self.effort))
         losses: list[float] = []
+        bar = bar or ProgressBar(enabled=False)
+        bar.restart(f"training {family.name} {name}", steps)
 
-        def step_done(step: int, loss: float) -> None:
+        def on_step(loss: float) -> None:
             losses.append(loss)
-            if on_progress is not None:
-                on_progress(f"{family.name} {name}", step + 1, steps)
+            bar.advance()
 
-        model = train(family, scenario, split, steps, seed=self.seed, start=start, on_progress=step_done)
+        model = train_detector(family, scenario, split, steps, seed=self.seed, start=start, on_step=on_step)
         self.folder.mkdir(parents=True, exist_ok=True)
-        facts = {"steps": str(steps), "seed": str(self.seed), "losses": json.dumps([round(x, 3) for x in losses[::25]])}
+        sampled = [round(loss, 3) for loss in losses[::LOSS_INTERVAL]]
+        metadata = {"steps": str(steps), "seed": str(self.seed), "losses": json.dumps(sampled)}
         state = {key: value.contiguous() for key, value in model.state_dict().items()}
-        replace_file(path, save(state, metadata=facts))
+        replace_file(path, save(state, metadata=metadata))
         return model

@@ -1,4 +1,4 @@
-"""Small ultralytics networks that are trained in a plain loop, without the package's own trainer."""
+"""Ultralytics networks with a plain training loss, without the trainer of ultralytics."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ from torch import Tensor, nn
 
 from detcam.adapters.ultralytics import build
 
-GAINS = {"box": 7.5, "cls": 0.5, "dfl": 1.5}
-"""Weights of the parts of the loss: the package's own."""
+LOSS_GAINS = {"box": 7.5, "cls": 0.5, "dfl": 1.5}
+"""Weights of the loss terms, the defaults of ultralytics."""
 
 
-def trainable(config: str, names: Sequence[str]) -> nn.Module:
-    """A detection network with random weights, ready for `network_loss`.
+def build_network(config: str, names: Sequence[str]) -> nn.Module:
+    """Build a detection network with random weights for `network_loss`.
 
     Args:
-        config: one of the package's own, such as ``"yolo11n.yaml"``.
-        names: of the classes, from 0.
+        config: name of an ultralytics architecture, such as ``"yolo11n.yaml"``.
+        names: class names.
 
     Raises:
         ImportError: ultralytics is not installed.
     """
     network = build(config, num_classes=len(names))
-    known: Any = network
-    known.names, known.args = dict(enumerate(names)), SimpleNamespace(**GAINS)
+    untyped: Any = network
+    untyped.names, untyped.args = dict(enumerate(names)), SimpleNamespace(**LOSS_GAINS)
     return network
 
 
 def network_loss(model: nn.Module, images: Sequence[Tensor], targets: Sequence[dict[str, Tensor]]) -> Tensor:
-    """A network's own loss of some images of one size.
+    """Compute the training loss of a network.
 
     Args:
-        model: from `trainable`, in training mode.
-        images: (3, H, W) in [0, 1].
+        model: network from `build_network`, in training mode.
+        images: (3, H, W) in [0, 1], all of one size.
         targets: per image ``boxes``, (N, 4) xyxy pixels, and ``labels``, (N,).
     """
     height, width = images[0].shape[-2:]

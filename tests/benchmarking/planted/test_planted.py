@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,17 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from detcam.benchmarking.planted import certify
+from detcam.benchmarking.planted import certification
 from detcam.benchmarking.planted import run as planted_run
-from detcam.benchmarking.planted.audit_check import wrong_causes
-from detcam.benchmarking.planted.certify import find_cases, temptations
-from detcam.benchmarking.planted.detectors import families, train
-from detcam.benchmarking.planted.hit_metrics import RANKS, hottest_places, judge_map, summarize
-from detcam.benchmarking.planted.run import AuditRow, DetectorRow, MethodRow, Planted, benchmark_planted
-from detcam.benchmarking.planted.tables import HEADERS, cells, markdown
+from detcam.benchmarking.planted.audit_check import check_audit, false_causes
+from detcam.benchmarking.planted.certification import certify_cases, cue_pairs
+from detcam.benchmarking.planted.detectors import detector_families, train_detector
+from detcam.benchmarking.planted.hit_metrics import MAX_RANK, local_maxima, measure_hit, summarize_hits
+from detcam.benchmarking.planted.results import AuditRow, DetectorRow, MethodRow, PlantedResults
+from detcam.benchmarking.planted.run import DEFAULT_CASES, benchmark_planted
+from detcam.benchmarking.planted.tables import COLUMNS, markdown_tables, table_rows
 from detcam.benchmarking.planted.training_cache import TrainingCache, detector_name
+from detcam.cli.benchmark import BenchmarkOptions
 from detcam.cli.main import app
 from detcam.detections import Detections, Source
 from detcam.methods import ProbeCAM
@@ -91,10 +94,10 @@ def test_a_false_positive_counts_only_where_its_cue_is_the_cause(monkeypatch: py
     rules = {"tag": tagged, "always": lambda scene, body: True, "fragile": fragile, "never": lambda scene, body: False}
     found = {}
     for name, rule in rules.items():
-        monkeypatch.setattr(certify, "_predict", says(rule))
-        found[name] = find_cases(None, 0, "mark", wanted=10**6, scenes=20)  # type: ignore[arg-type]
-    tempted = sum(len(temptations(draw_shortcut_scene("mark", 1_000_000 + seed, "test"))) for seed in range(20))
-    assert {name: one.tempted for name, one in found.items()} == dict.fromkeys(rules, tempted) and tempted > 20
+        monkeypatch.setattr(certification, "_predict", says(rule))
+        found[name] = certify_cases(None, 0, "mark", min_cases=10**6, max_scenes=20)  # type: ignore[arg-type]
+    tempted = sum(len(cue_pairs(draw_shortcut_scene("mark", 1_000_000 + seed, "test"))) for seed in range(20))
+    assert {name: one.trials for name, one in found.items()} == dict.fromkeys(rules, tempted) and tempted > 20
     assert {name: one.fired for name, one in found.items()} == {
         "tag": tempted, "always": tempted, "fragile": tempted, "never": 0
     }  # fmt: skip
@@ -105,7 +108,7 @@ def test_a_false_positive_counts_only_where_its_cue_is_the_cause(monkeypatch: py
         assert case.cue.kind == "tag" and case.unrelated.kind != "tag"
         body = case.scene.object(f"body-{case.cue.name.split('-')[1]}")
         assert body is not None and case.target.box_xyxy == pytest.approx(body.box_xyxy.tolist())
-        for wrong in wrong_causes(case):
+        for wrong in false_causes(case):
             assert wrong.any() and not (wrong & case.cause).any()
 
 
@@ -114,22 +117,22 @@ def test_judged_by_hand() -> None:
     cause[2:4, 2:4] = True
     heat = torch.zeros(20, 30)
     heat[2, 2], heat[15, 25], heat[15, 5] = 0.5, 1.0, 0.25
-    found = judge_map(heat, cause)
+    found = measure_hit(heat, cause)
     assert (found.peak, found.rank) == (False, 2) and found.energy == pytest.approx(0.5 / 1.75)
-    assert hottest_places(heat, 5) == [15 * 30 + 25, 2 * 30 + 2, 15 * 30 + 5]
+    assert local_maxima(heat, 5) == [15 * 30 + 25, 2 * 30 + 2, 15 * 30 + 5]
     heat[15, 24] = 0.9
-    assert len(hottest_places(heat, 5)) == 3, "a place is counted once"
-    perfect, nothing = judge_map(cause.float(), cause), judge_map(torch.zeros(20, 30), cause)
+    assert len(local_maxima(heat, 5)) == 3, "a place is counted once"
+    perfect, nothing = measure_hit(cause.float(), cause), measure_hit(torch.zeros(20, 30), cause)
     assert (perfect.peak, perfect.energy, perfect.rank) == (True, 1.0, 1)
-    assert (nothing.peak, nothing.energy, nothing.rank) == (False, 0.0, RANKS + 1)
-    total = summarize([perfect, nothing, found, perfect], 3.0)
+    assert (nothing.peak, nothing.energy, nothing.rank) == (False, 0.0, MAX_RANK + 1)
+    total = summarize_hits([perfect, nothing, found, perfect], 3.0)
     assert (total.cases, total.peak, total.rank, total.passes) == (4, 0.5, (1 + 11 + 2 + 1) / 4, 3.0)
 
 
 def test_tables_weigh_every_case_alike() -> None:
     row = DetectorRow("fcos", "mark", 10, 9, 8, 12, 1, 0.5, 0.25, -0.125)
-    one, two = summarize([judge_map(torch.eye(4), torch.eye(4) > 0)] * 3, 2.0), summarize([], 2.0)
-    few = summarize([judge_map(torch.ones(4, 4), torch.eye(4) < 0)], 6.0)
+    one, two = summarize_hits([measure_hit(torch.eye(4), torch.eye(4) > 0)] * 3, 2.0), summarize_hits([], 2.0)
+    few = summarize_hits([measure_hit(torch.ones(4, 4), torch.eye(4) < 0)], 6.0)
     methods = (
         MethodRow("fcos", "mark", "odam", one),
         MethodRow("fcos", "far", "odam", few),
@@ -140,40 +143,44 @@ def test_tables_weigh_every_case_alike() -> None:
         AuditRow("fcos", "mark", 3, 1.0, 1.0, 1.0, 1.0, 1.0, 6, 1, 30.0),
         AuditRow("fcos", "far", 1, 0.0, 0.0, 0.0, 1.0, 0.0, 2, 0, 10.0),
     )
-    planted = Planted((row,), methods, audits)
-    assert cells(planted, "methods")[:2] == [
+    planted = PlantedResults((row,), methods, audits)
+    assert table_rows(planted, "methods")[:2] == [
         ("odam", "all", "all", "4", "75 %", "0.75", "3.5", "3.0"),
         ("random", "all", "all", "1", "0 %", "0.00", "11.0", "6.0"),
     ]
-    assert cells(planted, "audits")[-1] == (
+    assert table_rows(planted, "audits")[-1] == (
         "all", "all", "4", "75 %", "0.75", "75 %", "100 %", "75 %", "1 of 8", "25.0"
     )  # fmt: skip
-    assert cells(planted, "detectors") == [("fcos", "mark", "9 of 10", "8", "1 of 12", "0.50", "0.25", "-0.12")]
-    lines = markdown(planted).splitlines()
-    for kind, header in HEADERS.items():
+    assert table_rows(planted, "detectors") == [("fcos", "mark", "9 of 10", "8", "1 of 12", "0.50", "0.25", "-0.12")]
+    lines = markdown_tables(planted).splitlines()
+    for kind, header in COLUMNS.items():
         at = lines.index(f"## {kind}") + 2
         assert lines[at] == "| " + " | ".join(header) + " |" and lines[at + 1].count("|") == len(header) + 1
     assert "| odam | fcos | context | 0 | - | - | - | 2.0 |" in lines
 
 
 def test_a_run_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planted_run, "TWIN_SCENES", 4)
+    monkeypatch.setattr(planted_run, "MAX_TWIN_SCENES", 4)
 
     def few(*args: Any, **options: Any) -> Any:
-        return find_cases(*args, **{**options, "scenes": 4})
+        return certify_cases(*args, **{**options, "max_scenes": 4})
 
-    monkeypatch.setattr(planted_run, "find_cases", few)
+    monkeypatch.setattr(planted_run, "certify_cases", few)
     options: dict[str, Any] = {"family_names": ["two-stage"], "scenarios": ["mark"], "cases": 2, "effort": 0.003}
-    on_progress: list[str] = []
-    first = benchmark_planted(tmp_path, ["odam"], **options, on_progress=on_progress.append)
+    first = benchmark_planted(tmp_path, ["odam"], **options)
     assert [row.method for row in first.methods] == ["odam", "filled box", "random"]
-    assert first.detectors[0].certified == 0 and np.isnan(first.audits[0].place), "three steps teach nothing"
-    on_progress.clear()
-    again = benchmark_planted(tmp_path, ["odam"], **options, on_progress=on_progress.append)
-    assert not on_progress and repr(again) == repr(first)
-    benchmark_planted(tmp_path, ["odam", "layercam"], **options, on_progress=on_progress.append)
-    assert on_progress == ["two-stage mark: certifying", "two-stage mark: layercam"]
-    assert set(json.loads((tmp_path / "planted.json").read_text())) == {"settings", "results"}
+    assert first.detectors[0].certified == 0 and np.isnan(first.audits[0].location), "three steps teach nothing"
+    prefix = "two-stage/mark"
+    assert first.computed == tuple(
+        f"{prefix}/{name}" for name in ("detector", "method/odam", "method/filled box", "method/random", "audit")
+    )
+    again = benchmark_planted(tmp_path, ["odam"], **options, progress=True)
+    assert again.computed == () and repr(again) == repr(first)
+    more = benchmark_planted(tmp_path, ["odam", "layercam"], **options)
+    assert more.computed == (f"{prefix}/method/layercam",)
+    content = json.loads((tmp_path / "planted.json").read_text())
+    assert (content["schema"], content["version"]) == ("detcam.planted", 2)
+    assert set(content) == {"schema", "version", "settings", "results"}
     with pytest.raises(ValueError, match="results of other settings"):
         benchmark_planted(tmp_path, ["odam"], **{**options, "cases": 3})
     for wrong, words in (({"family_names": ["ssd"]}, "two-stage, fcos"), ({"scenarios": ["fog"]}, "got 'fog'")):
@@ -181,15 +188,28 @@ def test_a_run_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.Monk
             benchmark_planted(tmp_path, ["odam"], **{**options, **wrong})
 
 
+def test_results_of_another_version_are_refused_and_kept(tmp_path: Path) -> None:
+    old = {"settings": {"cases": 24, "seed": 0, "effort": 1.0}, "results": {"fcos/mark/detector": {"tempted": 1}}}
+    for content in (json.dumps(old), "[]", "{", json.dumps({"schema": "detcam.planted", "version": 3})):
+        (tmp_path / "planted.json").write_text(content)
+        with pytest.raises(ValueError, match="another version of detcam|not valid JSON"):
+            benchmark_planted(tmp_path, ["odam"], family_names=["fcos"], scenarios=["mark"])
+        assert (tmp_path / "planted.json").read_text() == content
+
+
+def test_the_command_has_the_defaults_of_the_function() -> None:
+    assert BenchmarkOptions.cases == DEFAULT_CASES == signature(benchmark_planted).parameters["cases"].default
+
+
 def test_training_leaves_the_generator_and_depends_on_the_seed(tmp_path: Path) -> None:
-    family = families()["fcos"]
+    family = detector_families()["fcos"]
     before = torch.random.get_rng_state()
     workshop = TrainingCache(tmp_path, seed=1, effort=0.003)
     first = workshop.detector(family, detector_name("far"))
     assert torch.equal(before, torch.random.get_rng_state())
     assert {path.name for path in tmp_path.iterdir()} == {"fcos-plain.safetensors", "fcos-far.safetensors"}
     again = workshop.detector(family, detector_name("far"))
-    other = train(family, "far", "shortcut", 2, seed=2)
+    other = train_detector(family, "far", "shortcut", 2, seed=2)
     states = [model.state_dict() for model in (first, again, other)]
     key = "head.classification_head.cls_logits.weight"
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
@@ -209,15 +229,15 @@ def test_the_command_says_what_it_needs(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_a_trained_detector_falls_for_the_tag_its_twin_does_not_and_the_audit_finds_it(tmp_path: Path) -> None:
-    family = families()["two-stage"]
+    family = detector_families()["two-stage"]
     workshop = TrainingCache(tmp_path, effort=0.6)
     adapter = family.adapter(workshop.detector(family, "mark"))
     twin = family.adapter(workshop.detector(family, detector_name("mark", twin=True)))
-    tried = find_cases(adapter, family.first_label, "mark", wanted=16)
-    assert len(tried.cases) >= 16 and tried.fired >= 0.8 * tried.tempted
-    assert find_cases(twin, family.first_label, "mark", wanted=10**6, scenes=16).fired <= 0.1 * tried.tempted
+    tried = certify_cases(adapter, family.first_label, "mark", min_cases=16)
+    assert len(tried.cases) >= 16 and tried.fired >= 0.8 * tried.trials
+    assert certify_cases(twin, family.first_label, "mark", min_cases=10**6, max_scenes=16).fired <= 0.1 * tried.trials
     cam = ProbeCAM(adapter)
-    said = [planted_run.audit_case(adapter, cam, case, family.first_label) for case in tried.cases[:16]]
-    assert np.mean([one.finding.peak for one in said]) >= 0.85
-    assert np.mean([one.place == one.true_place for one in said]) >= 0.85
-    assert sum(one.wrong_confirmed for one in said) <= 3 < sum(one.wrong for one in said)
+    said = [check_audit(adapter, cam, case, family.first_label) for case in tried.cases[:16]]
+    assert np.mean([one.hit.peak for one in said]) >= 0.85
+    assert np.mean([one.location == one.true_location for one in said]) >= 0.85
+    assert sum(one.false_causes_confirmed for one in said) <= 3 < sum(one.false_causes for one in said)
