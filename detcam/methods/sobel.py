@@ -14,7 +14,7 @@ from detcam.data.images import to_uint8
 from detcam.geometry import Geometry, normalize
 from detcam.results import Measured, Pass
 from detcam.utils.opencv import cv2
-from detcam.visualize.convert import as_image
+from detcam.visualize.convert import PixelsLike, as_image
 
 
 class Sobel(LayerlessCAM):
@@ -56,7 +56,7 @@ def _to_rgb(image: Tensor) -> NDArray[np.uint8]:
     return to_uint8(image if len(image) == 3 else image.mean(0).expand(3, -1, -1))
 
 
-def sobel_cam(img: object) -> NDArray[np.uint8]:
+def sobel_cam(img: PixelsLike) -> NDArray[np.uint8]:
     """Compute the Sobel edges of an image, as in ``pytorch_grad_cam``.
 
     Args:

@@ -1,1 +1,1 @@
-"""Heatmaps drawn over images."""
+"""Draws heatmaps, boxes and concepts over images."""

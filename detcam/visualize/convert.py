@@ -1,6 +1,6 @@
-"""Checked images, heatmaps, masks and colours on the way in; PNG bytes and files on the way out.
+"""Converts and validates images, heatmaps, masks and colours; encodes and saves images.
 
-An *image* is always an HxWx3 uint8 RGB array; `as_image` turns everything else into one.
+Functions of this package draw on HxWx3 uint8 RGB arrays. `as_image` makes one from any accepted input.
 """
 
 from __future__ import annotations
@@ -9,24 +9,33 @@ import io
 import math
 import operator
 import os
-import uuid
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageColor
 
+from detcam.utils.files import replace_file
 from detcam.utils.opencv import cv2
 
-ImageArray = NDArray[np.uint8]
-Color = str | tuple[int, int, int]
+ImageArray: TypeAlias = NDArray[np.uint8]
+"""An HxWx3 uint8 RGB image."""
+TensorLike: TypeAlias = NDArray[Any] | torch.Tensor
+"""An array or a tensor on any device, with or without a graph."""
+PixelsLike: TypeAlias = NDArray[Any] | torch.Tensor | Image.Image
+"""An HxWx3 array or 3xHxW tensor, uint8 or float in [0, 1]; or a PIL image."""
+BoxesLike: TypeAlias = NDArray[Any] | torch.Tensor | Sequence[Any]
+"""Boxes (N, 4), or one box (4,), xyxy: an array, a tensor, or nested sequences of numbers."""
+Color: TypeAlias = str | tuple[int, int, int]
+"""RGB from 0 to 255, a CSS name, or ``#rrggbb``."""
 
 COLORMAPS: dict[str, int] = {
     name.removeprefix("COLORMAP_").lower(): int(getattr(cv2, name)) for name in dir(cv2) if name.startswith("COLORMAP_")
 }
-RANGE_SLACK = 1e-3  # resizing in half precision overshoots [0, 1] by this much; it is clipped
+RANGE_TOLERANCE = 1e-3  # resizing in half precision leaves [0, 1] by this much; values are clipped
 FORMATS = {
     ".png": "PNG",
     ".jpg": "JPEG",
@@ -38,11 +47,15 @@ FORMATS = {
 }
 
 
-def as_array(value: Any, name: str) -> NDArray[Any]:
-    """A tensor (any device, with or without graph) or array as a real-valued NumPy array.
+def as_array(value: TensorLike, name: str) -> NDArray[Any]:
+    """Convert a tensor or array to a NumPy array of real numbers.
+
+    Args:
+        value: Array, or tensor on any device, with or without a graph.
+        name: Name of the argument in error messages.
 
     Raises:
-        TypeError: `value` is neither, or does not hold real numbers.
+        TypeError: `value` is neither an array nor a tensor, or its dtype is not real.
     """
     if isinstance(value, torch.Tensor):
         value = value.detach().cpu()
@@ -54,16 +67,16 @@ def as_array(value: Any, name: str) -> NDArray[Any]:
     return value
 
 
-def as_image(image: Any, name: str = "image") -> ImageArray:
-    """An image in any accepted form as a new HxWx3 uint8 RGB array.
+def as_image(image: PixelsLike, name: str = "image") -> ImageArray:
+    """Convert an image to a new HxWx3 uint8 RGB array.
 
     Args:
         image: HxWx3 array or 3xHxW tensor, uint8 or float in [0, 1]; or a PIL image.
-        name: What the messages call it.
+        name: Name of the argument in error messages.
 
     Raises:
-        TypeError: Neither array, tensor nor PIL image, or a dtype other than uint8 and float.
-        ValueError: Wrong shape, NaN, or values outside [0, 1].
+        TypeError: `image` is not an array, tensor or PIL image, or its dtype is neither uint8 nor float.
+        ValueError: The shape is wrong, or values are NaN or outside [0, 1].
     """
     unit = as_unit_image(image, name)
     if unit.dtype == np.uint8:
@@ -71,8 +84,8 @@ def as_image(image: Any, name: str = "image") -> ImageArray:
     return np.rint(unit * 255).astype(np.uint8, order="C")
 
 
-def as_unit_image(image: Any, name: str = "image") -> NDArray[Any]:
-    """As `as_image`, but floats in [0, 1] stay floats, of their own precision."""
+def as_unit_image(image: PixelsLike, name: str = "image") -> NDArray[Any]:
+    """Convert an image to an HxWx3 array as `as_image` does, but keep floats in [0, 1] as floats of their dtype."""
     if isinstance(image, Image.Image):
         return np.asarray(image.convert("RGB"))
     array = as_array(image, name)
@@ -93,12 +106,17 @@ def as_unit_image(image: Any, name: str = "image") -> NDArray[Any]:
     return _in_unit_range(array, name, remedy)
 
 
-def as_heatmap(heatmap: Any, image_size_hw: tuple[int, int], name: str = "heatmap") -> NDArray[np.floating[Any]]:
-    """A heatmap as a (H, W) float array in [0, 1], checked against the image's size.
+def as_heatmap(heatmap: TensorLike, image_size_hw: tuple[int, int], name: str = "heatmap") -> NDArray[np.floating[Any]]:
+    """Convert a heatmap to a (H, W) float array in [0, 1].
+
+    Args:
+        heatmap: (H, W) array or tensor in [0, 1].
+        image_size_hw: Height and width of the image.
+        name: Name of the argument in error messages.
 
     Raises:
-        TypeError: Neither array nor tensor, or not numbers.
-        ValueError: Not of the image's size, NaN, or values outside [0, 1].
+        TypeError: `heatmap` is neither an array nor a tensor, or its dtype is not real.
+        ValueError: The size differs from the image's, or values are NaN or outside [0, 1].
     """
     array = as_array(heatmap, name)
     if array.shape != tuple(image_size_hw):
@@ -111,11 +129,11 @@ def as_heatmap(heatmap: Any, image_size_hw: tuple[int, int], name: str = "heatma
     return _in_unit_range(array, name, "divide by its maximum, or clip it")
 
 
-def as_mask(mask: Any, image_size_hw: tuple[int, int]) -> NDArray[np.bool_]:
-    """A mask as a (H, W) bool array.
+def as_mask(mask: TensorLike, image_size_hw: tuple[int, int]) -> NDArray[np.bool_]:
+    """Convert a mask to a (H, W) bool array.
 
     Raises:
-        ValueError: Not of the image's size, or values other than 0 and 1.
+        ValueError: The size differs from the image's, or values are other than 0 and 1.
     """
     array = as_heatmap(mask, image_size_hw, "mask")
     if not np.isin(array, (0, 1)).all():
@@ -126,22 +144,25 @@ def as_mask(mask: Any, image_size_hw: tuple[int, int]) -> NDArray[np.bool_]:
 def _in_unit_range(array: NDArray[Any], name: str, remedy: str) -> NDArray[Any]:
     if array.dtype == np.float16:
         array = array.astype(np.float32)
-    low, high = float(array.min()), float(array.max())  # NaN comes through min and max
+    low, high = float(array.min()), float(array.max())  # min and max propagate NaN
     if not (math.isfinite(low) and math.isfinite(high)):
         raise ValueError(
-            f"{name} holds NaN or infinite values; expected finite values in [0, 1]: find where they arose"
+            f"{name} holds NaN or infinite values; expected finite values in [0, 1]: check the model's output"
         )
-    if low < -RANGE_SLACK or high > 1 + RANGE_SLACK:
+    if low < -RANGE_TOLERANCE or high > 1 + RANGE_TOLERANCE:
         raise ValueError(f"{name} must lie in [0, 1], got values from {low:.4g} to {high:.4g}; {remedy}")
     return np.clip(array, 0, 1)
 
 
 def colormap_code(colormap: str | int) -> int:
-    """The OpenCV number of a colormap given by name ("inferno") or by that number.
+    """Return the OpenCV number of a colormap.
+
+    Args:
+        colormap: Name such as ``"inferno"``, or OpenCV number.
 
     Raises:
-        TypeError: Neither a string nor an integer.
-        ValueError: Unknown; the message lists the names.
+        TypeError: `colormap` is neither a string nor an integer.
+        ValueError: The colormap does not exist; the message lists the names.
     """
     if isinstance(colormap, str):
         code = COLORMAPS.get(colormap.lower(), -1)
@@ -155,7 +176,7 @@ def colormap_code(colormap: str | int) -> int:
 
 
 def color_rgb(color: Color) -> tuple[int, int, int]:
-    """A colour given as three numbers 0 to 255, or as a CSS name or "#rrggbb", as RGB."""
+    """Convert a colour (three integers from 0 to 255, a CSS name, or ``#rrggbb``) to RGB."""
     if isinstance(color, str):
         return ImageColor.getrgb(color)[:3]
     values = tuple(int(part) for part in color)
@@ -165,28 +186,30 @@ def color_rgb(color: Color) -> tuple[int, int, int]:
 
 
 def contrast_to(color: tuple[int, int, int]) -> tuple[int, int, int]:
-    """Black or white, whichever is read better on `color` (by luma)."""
+    """Return black or white, whichever contrasts more with `color` (by luma)."""
     return (0, 0, 0) if np.dot(color, (0.299, 0.587, 0.114)) > 110 else (255, 255, 255)
 
 
-def to_png_bytes(array: Any) -> bytes:
-    """An image as the bytes of a PNG file (for `_repr_png_`)."""
+def to_png_bytes(array: PixelsLike) -> bytes:
+    """Encode an image as PNG."""
     return _encode(as_image(array, "array"), "PNG")
 
 
-def save_image(path: str | os.PathLike[str], array: Any) -> Path:
-    """Write an image in the format of the path's suffix; the folder is made, and no half file is ever seen.
+def save_image(path: str | os.PathLike[str], array: PixelsLike) -> Path:
+    """Save an image in the format of the path's suffix.
+
+    Missing folders are created. The file is written under a temporary name and renamed.
 
     Args:
-        path: Ends in .png, .jpg, .jpeg, .webp, .bmp, .tif or .tiff. An existing file is replaced.
-        array: Image, RGB.
+        path: Path that ends in .png, .jpg, .jpeg, .webp, .bmp, .tif or .tiff. An existing file is replaced.
+        array: RGB image.
 
     Returns:
-        The path written.
+        The path.
 
     Raises:
         TypeError: `array` is not an image.
-        ValueError: Unknown suffix, or values that are no image.
+        ValueError: The suffix is unknown, or the shape or values are not those of an image.
     """
     path = Path(path)
     kind = FORMATS.get(path.suffix.lower())
@@ -194,13 +217,7 @@ def save_image(path: str | os.PathLike[str], array: Any) -> Path:
         raise ValueError(f"cannot save {path.name!r}: the suffix must be one of {', '.join(FORMATS)}")
     data = _encode(as_image(array, "array"), kind)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
+    return replace_file(path, data)
 
 
 def _encode(image: ImageArray, kind: str) -> bytes:

@@ -1,4 +1,4 @@
-"""Boxes and text on images: outlines, lines of text, and labels placed where they hide the least."""
+"""Draws boxes and text on images, with labels placed where they hide the least."""
 
 from __future__ import annotations
 
@@ -14,16 +14,27 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from detcam.utils.opencv import cv2
-from detcam.visualize.convert import Color, ImageArray, as_array, as_heatmap, as_image, color_rgb, contrast_to
+from detcam.visualize.convert import (
+    BoxesLike,
+    Color,
+    ImageArray,
+    PixelsLike,
+    TensorLike,
+    as_array,
+    as_heatmap,
+    as_image,
+    color_rgb,
+    contrast_to,
+)
 
-# Told apart with colour-blind eyes too; the first ones are not colours of the default colormap.
+# Distinguishable with colour vision deficiency; the first ones are not in the default colormap.
 PALETTE: tuple[tuple[int, int, int], ...] = (
     (86, 200, 255), (0, 190, 130), (255, 255, 255), (240, 228, 66),
     (255, 140, 200), (40, 110, 255), (255, 120, 20), (170, 255, 90),
 )  # fmt: skip
-INK = (28, 28, 28)
-PAPER = (255, 255, 255)
-HOT = 0.5  # a label avoids the pixels of a heatmap from here upwards
+TEXT_COLOR = (28, 28, 28)
+BACKGROUND_COLOR = (255, 255, 255)
+AVOID_THRESHOLD = 0.5  # labels avoid pixels with at least this heat
 FALLBACK_FONTS = (
     "DejaVuSans.ttf",
     "NotoSans-Regular.ttf",
@@ -34,7 +45,7 @@ FALLBACK_FONTS = (
 
 
 class Scale(NamedTuple):
-    """Sizes in pixels that fit an image of some size."""
+    """Text and line sizes for an image, in pixels: font size, line width, contrast line width, padding."""
 
     font: int
     line: int
@@ -43,7 +54,7 @@ class Scale(NamedTuple):
 
 
 def scale_for(height: int, width: int) -> Scale:
-    """Text and line sizes in proportion to the image, with floors that keep text legible."""
+    """Return text and line sizes proportional to the image, at least as large as is legible."""
     side = math.sqrt(height * width)
     line = max(1, round(side / 320))
     font = max(12 if side >= 100 else 8, round(side * 0.028))
@@ -53,14 +64,14 @@ def scale_for(height: int, width: int) -> Scale:
 def draw_outline(
     image: ImageArray, region: NDArray[np.bool_], color: tuple[int, int, int], line: int, halo: int
 ) -> None:
-    """Draw, in place, the inner edge of a region in `color` and a contrasting line just outside of it.
+    """Draw the inner edge of a region in `color` and a contrasting line outside it, in place.
 
     Args:
         image: HxWx3 uint8.
-        region: (H, W) bool; an empty one draws nothing. The image's border counts as an edge.
+        region: (H, W) bool; an empty region draws nothing. The image border counts as an edge.
         color: RGB.
-        line: Width of the inner line, pixels.
-        halo: Width of the contrasting outer line, pixels.
+        line: Width of the inner line in pixels.
+        halo: Width of the contrasting outer line in pixels.
     """
     rows, columns = np.flatnonzero(region.any(axis=1)), np.flatnonzero(region.any(axis=0))
     if rows.size == 0:
@@ -70,32 +81,34 @@ def draw_outline(
         slice(max(columns[0] - halo, 0), columns[-1] + 1 + halo),
     )
     inside = region[window].astype(np.uint8)
-    core = _eroded(inside, line, beyond=0)
+    core = _eroded(inside, line, border=0)
     grown = cv2.dilate(inside, np.ones((2 * halo + 1,) * 2, np.uint8))
     image[window][(grown == 1) & (inside == 0)] = contrast_to(color)
     image[window][(inside == 1) & (core == 0)] = color
-    # Along the image's border there is no outside: there the contrasting line lies within.
-    deep, deep_but_for_border = (_eroded(inside, line + halo, beyond) for beyond in (0, 1))
-    image[window][(core == 1) & (deep == 0) & (deep_but_for_border == 1)] = contrast_to(color)
+    # At the image border the contrasting line lies inside, since there are no pixels outside.
+    deep, deep_with_border = (_eroded(inside, line + halo, border) for border in (0, 1))
+    image[window][(core == 1) & (deep == 0) & (deep_with_border == 1)] = contrast_to(color)
 
 
-def _eroded(inside: NDArray[np.uint8], by: int, beyond: int) -> NDArray[Any]:
-    kernel = np.ones((2 * by + 1,) * 2, np.uint8)
-    return cv2.erode(inside, kernel, borderType=cv2.BORDER_CONSTANT, borderValue=beyond)
+def _eroded(inside: NDArray[np.uint8], radius: int, border: int) -> NDArray[Any]:
+    kernel = np.ones((2 * radius + 1,) * 2, np.uint8)
+    return cv2.erode(inside, kernel, borderType=cv2.BORDER_CONSTANT, borderValue=border)
 
 
 @lru_cache(maxsize=32)
 def plain_font(size: int) -> ImageFont.FreeTypeFont:
-    """Pillow's own font, which knows no letters but the English ones."""
+    """Return Pillow's built-in font, which has ASCII letters only."""
     font = ImageFont.load_default(size)
     if not isinstance(font, ImageFont.FreeTypeFont):
-        raise RuntimeError("Pillow was built without FreeType, which text needs; install Pillow from its wheel")
+        raise RuntimeError(
+            "Pillow was built without FreeType, which is required to draw text; install Pillow from its wheel"
+        )
     return font
 
 
 @lru_cache(maxsize=64)
 def _font_with(special: frozenset[str], size: int) -> ImageFont.FreeTypeFont | None:
-    """The first installed font that has all of these characters, None where there is none."""
+    """Return the first installed font with all of these characters, or None."""
     for name in FALLBACK_FONTS:
         try:
             font = ImageFont.truetype(name, size)
@@ -108,9 +121,11 @@ def _font_with(special: frozenset[str], size: int) -> ImageFont.FreeTypeFont | N
 
 
 def typeset(text: str, size: int, max_width: int) -> tuple[str, ImageFont.FreeTypeFont]:
-    """One line of text that fits `max_width` pixels, shortened with an ellipsis, and the font to draw it in.
+    """Fit a line of text to `max_width` pixels.
 
-    Letters that no installed font has lose their accents or become question marks.
+    Returns:
+        The text, shortened with an ellipsis if necessary, and the font to draw it in. Letters that no installed font
+        has lose their accents or become question marks.
     """
     text = " ".join(text.split())
     plain = plain_font(size)
@@ -122,7 +137,7 @@ def typeset(text: str, size: int, max_width: int) -> tuple[str, ImageFont.FreeTy
         font = plain
     if font.getlength(text) <= max_width:
         return text, font
-    low, high = 0, len(text)  # the longest beginning that fits together with the ellipsis
+    low, high = 0, len(text)  # bisection for the longest prefix that fits with the ellipsis
     while low < high:
         middle = (low + high + 1) // 2
         fits = font.getlength(text[:middle].rstrip() + "…") <= max_width
@@ -131,23 +146,25 @@ def typeset(text: str, size: int, max_width: int) -> tuple[str, ImageFont.FreeTy
 
 
 def text_plate(
-    text: str, size: int, pad: int, max_width: int, *, ink: Color, paper: Color, width: int | None = None
+    text: str, size: int, pad: int, max_width: int, *, color: Color, background: Color, width: int | None = None
 ) -> ImageArray:
-    """One line of text on a plate, as high as the font; as wide as the text, or as `width` and centred."""
+    """Draw a line of text on a plate of the font's height, as wide as the text or centred in `width` pixels."""
     line, font = typeset(text, size, max_width - 2 * pad)
     ascent, descent = font.getmetrics()
-    across = width if width is not None else min(max_width, math.ceil(font.getlength(line)) + 2 * pad)
-    plate = Image.new("RGB", (max(across, 1), ascent + descent + pad), paper)
-    left = pad if width is None else (across - font.getlength(line)) / 2
-    ImageDraw.Draw(plate).text((left, ascent + pad / 2), line, fill=ink, font=font, anchor="ls")
+    plate_width = width if width is not None else min(max_width, math.ceil(font.getlength(line)) + 2 * pad)
+    plate = Image.new("RGB", (max(plate_width, 1), ascent + descent + pad), background)
+    left = pad if width is None else (plate_width - font.getlength(line)) / 2
+    ImageDraw.Draw(plate).text((left, ascent + pad / 2), line, fill=color, font=font, anchor="ls")
     return np.array(plate)
 
 
 def text_strip(text: str, width: int, size: int) -> ImageArray:
-    """Centred lines of text (split at line breaks), dark on white, exactly `width` pixels wide."""
+    """Draw centred lines of text, split at line breaks, dark on white and `width` pixels wide."""
     pad = max(2, size // 4)
     lines = text.splitlines() or [""]
-    return np.concatenate([text_plate(t, size, pad, width, ink=INK, paper=PAPER, width=width) for t in lines])
+    return np.concatenate(
+        [text_plate(t, size, pad, width, color=TEXT_COLOR, background=BACKGROUND_COLOR, width=width) for t in lines]
+    )
 
 
 def place_label(
@@ -156,26 +173,26 @@ def place_label(
     gap: int,
     hot_sums: NDArray[Any],
     boxes: NDArray[np.int64],
-    taken: Sequence[NDArray[np.int64]],
+    labels: Sequence[NDArray[np.int64]],
 ) -> NDArray[np.int64]:
-    """The best place for a label of a box.
+    """Choose the position of a box's label.
 
-    In this order of importance: on nothing hot and on no other label, outside of its box, touching it, on no
-    other box, and above before below before beside.
+    In order of importance, the label covers no hot pixels and no other label, lies outside its box, touches it, covers
+    no other box, and lies above rather than below or beside the box.
 
     Args:
-        size_wh: The label's size, no larger than the image.
+        size_wh: Size of the label, at most the image's.
         box: (4,) xyxy in pixels.
         gap: Pixels between box and label.
         hot_sums: (H + 1, W + 1) integral image of the hot region (`cv2.integral`).
-        boxes: (N, 4) all boxes; `box` is one of them.
-        taken: Labels placed before, xyxy.
+        boxes: (N, 4) all boxes, including `box`.
+        labels: Positions of the labels placed so far, xyxy.
 
     Returns:
-        (4,) the label's place, xyxy in pixels, inside the image.
+        (4,) xyxy in pixels, inside the image.
     """
     (w, h), (x1, y1, x2, y2) = size_wh, box.tolist()
-    room = np.array([hot_sums.shape[1] - 1 - w, hot_sums.shape[0] - 1 - h])
+    limit = np.array([hot_sums.shape[1] - 1 - w, hot_sums.shape[0] - 1 - h])
     up, down, left, right = y1 - gap - h, y2 + gap, x1 - gap - w, x2 + gap
     near = [
         (x1, up),
@@ -193,98 +210,105 @@ def place_label(
         (x1 + gap, y2 - gap - h),
         (x2 - gap - w, y2 - gap - h),
     ]
-    steps = [np.unique(np.linspace(0, room[i], 33).astype(np.int64)) for i in (0, 1)]
+    steps = [np.unique(np.linspace(0, limit[i], 33).astype(np.int64)) for i in (0, 1)]
     far = np.stack(np.meshgrid(*steps), axis=-1).reshape(-1, 2)
-    corners = np.concatenate([np.clip(np.array(near), 0, room), far])
-    spots = np.concatenate([corners, corners + (w, h)], axis=1)
+    corners = np.concatenate([np.clip(np.array(near), 0, limit), far])
+    positions = np.concatenate([corners, corners + (w, h)], axis=1)
     area = float(w * h)
 
-    a, b, c, d = spots.T
+    a, b, c, d = positions.T
     hot = (hot_sums[d, c] - hot_sums[b, c] - hot_sums[d, a] + hot_sums[b, a]) / area
     cost = 100 * (hot > 0) + 100 * hot
-    for other in taken:
-        covered = overlap(spots, other) / area
+    for other in labels:
+        covered = overlap(positions, other) / area
         cost += 100 * (covered > 0) + 100 * covered
-    cost += 10 * overlap(spots, box) / area
-    cost += 3 * sum(overlap(spots, other) / area for other in boxes) / max(len(boxes), 1)
-    apart = np.clip(np.hypot(*gaps(spots, box)) - gap, 0, None)
-    cost += 4 * (apart > 1) + 10 * apart / np.hypot(*hot_sums.shape)
-    rank = np.arange(len(spots))
+    cost += 10 * overlap(positions, box) / area
+    cost += 3 * sum(overlap(positions, other) / area for other in boxes) / max(len(boxes), 1)
+    distance = np.clip(np.hypot(*gaps(positions, box)) - gap, 0, None)
+    cost += 4 * (distance > 1) + 10 * distance / np.hypot(*hot_sums.shape)
+    rank = np.arange(len(positions))
     cost += np.where(rank < len(near), 0.01 * rank, 0.5)
-    return spots[int(np.argmin(cost))]
+    return positions[int(np.argmin(cost))]
 
 
-def overlap(spots: NDArray[np.int64], box: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Pixels that each of (N, 4) xyxy rectangles shares with one."""
-    sides = np.minimum(spots[:, 2:], box[2:]) - np.maximum(spots[:, :2], box[:2])
+def overlap(positions: NDArray[np.int64], box: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the number of pixels that each of (N, 4) xyxy rectangles shares with a box."""
+    sides = np.minimum(positions[:, 2:], box[2:]) - np.maximum(positions[:, :2], box[:2])
     return np.clip(sides, 0, None).prod(axis=1).astype(np.float64)
 
 
-def gaps(spots: NDArray[np.int64], box: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Pixels between each of (N, 4) xyxy rectangles and one, across and down; 0 where they meet."""
-    apart = np.maximum(np.maximum(spots[:, :2] - box[2:], box[:2] - spots[:, 2:]), 0)
-    return apart[:, 0], apart[:, 1]
+def gaps(positions: NDArray[np.int64], box: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the horizontal and vertical distance of (N, 4) xyxy rectangles to a box; 0 where they meet."""
+    distance = np.maximum(np.maximum(positions[:, :2] - box[2:], box[:2] - positions[:, 2:]), 0)
+    return distance[:, 0], distance[:, 1]
 
 
 def draw_boxes(
-    image: Any,
-    boxes_xyxy: Any,
+    image: PixelsLike,
+    boxes_xyxy: BoxesLike,
     captions: Sequence[str] | None = None,
     *,
     colors: Color | Sequence[Color] | None = None,
-    avoid: Any = None,
+    avoid: TensorLike | None = None,
 ) -> ImageArray:
-    """Boxes with captions; captions lie outside of their boxes where there is room, and not on what is hot.
+    """Draw boxes with captions.
 
-    The coloured line lies on the box's own outermost pixels, a contrasting one just outside of it. Sizes
-    follow the image's. Captions too long for the image end in an ellipsis; an image lower than two lines
-    of text (some 30 pixels) gets none.
+    The coloured line covers the outermost pixels of a box, a contrasting line the pixels around it. Line width and text
+    size grow with the image. Captions lie outside their boxes if there is room. A caption that is too long ends in an
+    ellipsis; an image with less than two lines of text in height (about 30 pixels) gets no captions.
 
     Args:
-        image: Image, RGB.
-        boxes_xyxy: (N, 4), half-open, in the image's pixels; cut at the image's border.
-        captions: One per box; an empty one draws no label.
-        colors: One colour for all or one per box: (r, g, b) 0 to 255, or a CSS name; default: a palette.
-        avoid: (H, W) heatmap in [0, 1]; captions keep off the pixels of 0.5 and more where that can be done.
+        image: RGB image.
+        boxes_xyxy: (N, 4), half-open, in pixels of the image; clipped to it.
+        captions: One per box; an empty caption draws no label.
+        colors: One colour for all boxes or one per box: (r, g, b) from 0 to 255, or a CSS name. None takes a palette.
+        avoid: (H, W) heatmap in [0, 1]; captions avoid pixels of 0.5 and above if possible.
 
     Returns:
-        ImageArray of the image's size.
+        HxWx3 uint8, a new image.
 
     Raises:
-        TypeError: Something is of the wrong type.
-        ValueError: Wrong shapes or lengths, a box that is NaN, inside out or outside of the image.
+        TypeError: An argument has the wrong type.
+        ValueError: Shapes or lengths do not match, or a box is NaN, inverted or outside the image.
+
+    Example:
+        >>> import numpy as np
+        >>> from detcam.visualize.overlay import draw_boxes
+        >>> image = np.zeros((80, 120, 3), np.uint8)
+        >>> draw_boxes(image, [[10, 20, 60, 70]], ["cat 0.93"]).shape
+        (80, 120, 3)
     """
     pixels = as_image(image)
     size_hw = pixels.shape[:2]
     boxes = pixel_boxes(boxes_xyxy, size_hw)
-    paints = _colors_for(colors, len(boxes))
+    box_colors = _colors_for(colors, len(boxes))
     if isinstance(captions, str) or (captions is not None and len(captions) != len(boxes)):
         got = "a single string" if isinstance(captions, str) else f"{len(captions)}"
         raise ValueError(f"captions must be a list of one per box ({len(boxes)}), got {got}")
-    hot = np.zeros(size_hw) if avoid is None else as_heatmap(avoid, size_hw, "avoid") >= HOT
+    hot = np.zeros(size_hw) if avoid is None else as_heatmap(avoid, size_hw, "avoid") >= AVOID_THRESHOLD
     hot_sums: NDArray[Any] = cv2.integral(hot.astype(np.uint8), sdepth=cv2.CV_64F)
 
     scale = scale_for(*size_hw)
-    for (x1, y1, x2, y2), paint in zip(boxes.tolist(), paints, strict=True):
+    for (x1, y1, x2, y2), color in zip(boxes.tolist(), box_colors, strict=True):
         region = np.zeros(size_hw, bool)
         region[y1:y2, x1:x2] = True
-        line = max(1, min(scale.line, min(x2 - x1, y2 - y1) // 6))  # a small box keeps its inside
-        draw_outline(pixels, region, paint, line, scale.halo)
-    taken: list[Any] = []
-    for box, caption, paint in zip(boxes, captions or [""] * len(boxes), paints, strict=True):
-        plate = text_plate(caption, scale.font, scale.pad, size_hw[1], ink=contrast_to(paint), paper=paint)
+        line = max(1, min(scale.line, min(x2 - x1, y2 - y1) // 6))  # leaves the inside of a small box visible
+        draw_outline(pixels, region, color, line, scale.halo)
+    labels: list[NDArray[np.int64]] = []
+    for box, caption, color in zip(boxes, captions or [""] * len(boxes), box_colors, strict=True):
+        plate = text_plate(caption, scale.font, scale.pad, size_hw[1], color=contrast_to(color), background=color)
         if not caption.strip() or 2 * plate.shape[0] > size_hw[0]:
             continue
-        place = place_label(plate.shape[1::-1], box, scale.halo, hot_sums, boxes, taken)
-        _draw_leader(pixels, box, place, paint, scale)
-        pixels[place[1] : place[3], place[0] : place[2]] = plate
-        taken.append(place)
+        label = place_label(plate.shape[1::-1], box, scale.halo, hot_sums, boxes, labels)
+        _draw_leader(pixels, box, label, color, scale)
+        pixels[label[1] : label[3], label[0] : label[2]] = plate
+        labels.append(label)
     return pixels
 
 
-def pixel_boxes(boxes_xyxy: Any, size_hw: tuple[int, int]) -> NDArray[np.int64]:
-    """Checked boxes on whole pixels, cut at the image's border, each at least one pixel."""
-    if isinstance(boxes_xyxy, (list, tuple)):
+def pixel_boxes(boxes_xyxy: BoxesLike, size_hw: tuple[int, int]) -> NDArray[np.int64]:
+    """Validate boxes, round them to whole pixels and clip them to the image; each has at least one pixel."""
+    if not isinstance(boxes_xyxy, (np.ndarray, torch.Tensor)):
         rows = [as_array(box, "boxes_xyxy") if isinstance(box, torch.Tensor) else box for box in boxes_xyxy]
         boxes_xyxy = np.array(rows, dtype=np.float64)
     boxes = as_array(boxes_xyxy, "boxes_xyxy").astype(np.float64)
@@ -297,7 +321,7 @@ def pixel_boxes(boxes_xyxy: Any, size_hw: tuple[int, int]) -> NDArray[np.int64]:
     wrong |= (boxes[:, 2:] < 0).any(axis=1) | (boxes[:, :2] > (width, height)).any(axis=1)
     if wrong.any():
         raise ValueError(
-            f"boxes_xyxy must be finite, x1 <= x2, y1 <= y2, and meet the image of {width} x {height} "
+            f"boxes_xyxy must be finite, x1 <= x2, y1 <= y2, and overlap the image of {width} x {height} "
             f"pixels (width x height), got {boxes[wrong][0].round(2).tolist()}; "
             "boxes are x1, y1, x2, y2 in the image's pixels"
         )
@@ -317,13 +341,19 @@ def _colors_for(colors: Color | Sequence[Color] | None, count: int) -> list[tupl
     return [color_rgb(color) for color in colors]  # type: ignore[arg-type]
 
 
-def _draw_leader(image: ImageArray, box: Any, place: Any, color: tuple[int, int, int], scale: Scale) -> None:
-    """A thin line from a label to its box where the two do not touch."""
-    across, down = (int(gap[0]) for gap in gaps(place[None], box))
-    if max(across, down) <= scale.halo + 1:
+def _draw_leader(
+    image: ImageArray,
+    box: NDArray[np.int64],
+    label: NDArray[np.int64],
+    color: tuple[int, int, int],
+    scale: Scale,
+) -> None:
+    """Draw a thin line from a label to its box if the two do not touch."""
+    horizontal, vertical = (int(gap[0]) for gap in gaps(label[None], box))
+    if max(horizontal, vertical) <= scale.halo + 1:
         return
-    middle = (place[:2] + place[2:]) // 2
-    end = np.clip(middle, box[:2], box[2:] - 1)
-    start = np.clip(end, place[:2], place[2:] - 1)
-    for paint, thickness in ((contrast_to(color), scale.line + 2 * scale.halo), (color, scale.line)):
-        cv2.line(image, tuple(start.tolist()), tuple(end.tolist()), paint, thickness, cv2.LINE_AA)
+    center = (label[:2] + label[2:]) // 2
+    end = np.clip(center, box[:2], box[2:] - 1)
+    start = np.clip(end, label[:2], label[2:] - 1)
+    for line_color, thickness in ((contrast_to(color), scale.line + 2 * scale.halo), (color, scale.line)):
+        cv2.line(image, tuple(start.tolist()), tuple(end.tolist()), line_color, thickness, cv2.LINE_AA)

@@ -1,7 +1,7 @@
-"""Images of heatmaps: overlays, boxes with captions, panels, grids, and saving them.
+"""Draws heatmaps over images: overlays, panels with outlines and captions, and grids of panels.
 
-Images are HxWx3 arrays, 3xHxW tensors (uint8, or float in [0, 1]) or PIL images; heatmaps are (H, W) arrays
-or tensors in [0, 1] of the image's size. What comes back is an HxWx3 uint8 array.
+Images are HxWx3 arrays, 3xHxW tensors (uint8, or float in [0, 1]) or PIL images. Heatmaps are (H, W) arrays or tensors
+in [0, 1] of the image's size. Functions return HxWx3 uint8 arrays.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ import torch
 from detcam.utils.opencv import cv2
 from detcam.visualize import drawing
 from detcam.visualize.convert import (
+    BoxesLike,
     ImageArray,
+    PixelsLike,
+    TensorLike,
     as_array,
     as_heatmap,
     as_image,
@@ -43,35 +46,44 @@ __all__ = [
 DEFAULT_COLORMAP = "inferno"
 OVERLAY_ALPHA = 0.8
 OUTLINE_COLOR = (255, 255, 255)
-SMALLEST_PANEL = 192  # an image whose longer side is below this is enlarged by a whole factor in a panel
-LARGEST_FIGURE = 4096  # pixels on the longer side of a grid
-SHAPE_OF_FIGURE = 1.6  # width to height, what a grid aims at when the number of columns is left open
+MIN_PANEL_SIDE = 192  # a panel enlarges an image with a shorter longer side by an integer factor
+MAX_FIGURE_SIDE = 4096  # longer side of a grid in pixels
+FIGURE_ASPECT_RATIO = 1.6  # width to height of a grid whose number of columns is not given
 
 
 def show_cam_on_image(
-    img: Any,
-    mask: Any,
+    img: PixelsLike,
+    mask: TensorLike,
     use_rgb: bool = False,
     colormap: str | int = DEFAULT_COLORMAP,
     image_weight: float = 0.5,
 ) -> ImageArray:
-    """Blend a heatmap over an image with one weight: `image_weight * img + (1 - image_weight) * heat`.
+    """Blend a heatmap over an image with a constant weight.
 
-    The sum is divided by its maximum. `overlay_heatmap` keeps the image clear where nothing is hot.
+    The result is `image_weight * img + (1 - image_weight) * colormap(mask)`, divided by its maximum. `overlay_heatmap`
+    keeps the image visible where the heatmap is low.
 
     Args:
-        img: Image, RGB or BGR.
+        img: RGB or BGR image.
         mask: (H, W) heatmap in [0, 1].
         use_rgb: Whether `img` is RGB; otherwise the heatmap is coloured in BGR.
         colormap: Name or OpenCV number.
-        image_weight: In [0, 1].
+        image_weight: Weight of the image in [0, 1].
 
     Returns:
-        HxWx3 uint8, channels in the order of `img`.
+        HxWx3 uint8 in the channel order of `img`.
 
     Raises:
-        TypeError: Something is neither array nor tensor.
-        ValueError: Sizes differ, values or weight lie outside [0, 1] or are NaN, or an unknown colormap.
+        TypeError: An argument is neither an array nor a tensor.
+        ValueError: Sizes differ, values or the weight are NaN or outside [0, 1], or the colormap does not exist.
+
+    Example:
+        >>> import numpy as np
+        >>> from detcam import show_cam_on_image
+        >>> image = np.full((40, 60, 3), 0.5, np.float32)
+        >>> heatmap = np.zeros((40, 60), np.float32)
+        >>> show_cam_on_image(image, heatmap, use_rgb=True).shape
+        (40, 60, 3)
     """
     if not 0 <= image_weight <= 1:
         raise ValueError(f"image_weight must lie in [0, 1], got {image_weight}")
@@ -88,21 +100,27 @@ def show_cam_on_image(
 
 
 def preprocess_image(
-    img: Any, mean: Sequence[float] = (0.5, 0.5, 0.5), std: Sequence[float] = (0.5, 0.5, 0.5)
+    img: TensorLike, mean: Sequence[float] = (0.5, 0.5, 0.5), std: Sequence[float] = (0.5, 0.5, 0.5)
 ) -> torch.Tensor:
-    """An image as a normalised batch of one: `(img - mean) / std`, uint8 scaled to [0, 1] first.
+    """Convert an image to a normalised batch of one: `(img - mean) / std`, with uint8 scaled to [0, 1] first.
 
     Args:
-        img: HxWxC array or CxHxW tensor; uint8, or float in the range that `mean` and `std` are meant for.
-        mean: One value per channel.
-        std: One value per channel, not zero.
+        img: HxWxC array or CxHxW tensor, uint8, or float in the range that `mean` and `std` refer to.
+        mean: Mean per channel.
+        std: Standard deviation per channel, not zero.
 
     Returns:
         1xCxHxW float32 tensor.
 
     Raises:
-        TypeError: Neither array nor tensor, or a dtype other than uint8 and float.
-        ValueError: Wrong shape, or `mean` and `std` do not fit the channels.
+        TypeError: `img` is neither an array nor a tensor, or its dtype is neither uint8 nor float.
+        ValueError: The shape is wrong, or `mean` and `std` do not match the channels.
+
+    Example:
+        >>> import numpy as np
+        >>> from detcam import preprocess_image
+        >>> preprocess_image(np.zeros((40, 60, 3), np.uint8)).shape
+        torch.Size([1, 3, 40, 60])
     """
     array = as_array(img, "img")
     if array.dtype != np.uint8 and array.dtype.kind != "f":
@@ -125,19 +143,28 @@ def preprocess_image(
     return ((pixels - column[0]) / column[1])[None]
 
 
-def deprocess_image(img: Any) -> ImageArray:
-    """A gradient image made visible: mean 0.5 and standard deviation 0.1, clipped to [0, 1], as uint8.
+def deprocess_image(img: TensorLike) -> ImageArray:
+    """Scale a gradient image for display: mean 0.5 and standard deviation 0.1, clipped to [0, 1].
 
     Args:
-        img: Array of any shape, kept; or a tensor, where 3xHxW becomes HxWx3.
+        img: Array or tensor of any shape.
+
+    Returns:
+        uint8 array of the same shape; a 3xHxW tensor becomes HxWx3.
 
     Raises:
-        TypeError: Neither array nor tensor.
-        ValueError: NaN or infinite values, or nothing at all.
+        TypeError: `img` is neither an array nor a tensor.
+        ValueError: `img` is empty, or has NaN or infinite values.
+
+    Example:
+        >>> import torch
+        >>> from detcam import deprocess_image
+        >>> deprocess_image(torch.randn(3, 40, 60)).shape
+        (40, 60, 3)
     """
     array = as_array(img, "img")
     if array.size == 0 or not np.isfinite(array).all():
-        raise ValueError(f"img must hold finite values, got shape {array.shape} with NaN, infinity or nothing in it")
+        raise ValueError(f"img must hold finite values, got shape {array.shape} with NaN, infinity or no values")
     if isinstance(img, torch.Tensor) and array.ndim == 3 and array.shape[0] == 3:
         array = array.transpose(1, 2, 0)
     if array.dtype.kind != "f":
@@ -147,21 +174,30 @@ def deprocess_image(img: Any) -> ImageArray:
 
 
 def overlay_heatmap(
-    image: Any, heatmap: Any, *, colormap: str | int = DEFAULT_COLORMAP, alpha: float = OVERLAY_ALPHA
+    image: PixelsLike, heatmap: TensorLike, *, colormap: str | int = DEFAULT_COLORMAP, alpha: float = OVERLAY_ALPHA
 ) -> ImageArray:
-    """An overlay drawn to be read: opacity grows with heat, and the image shows where nothing is hot.
+    """Draw a heatmap over an image with an opacity that grows with heat.
 
     A pixel of heat h is `(1 - alpha * h) * image + alpha * h * colormap(h)`.
 
     Args:
-        image: Image, RGB.
-        heatmap: (H, W) in [0, 1]; all zeros give the plain image.
-        colormap: Name or OpenCV number; best a perceptually uniform one (inferno, viridis, cividis).
+        image: RGB image.
+        heatmap: (H, W) in [0, 1]; zeros leave the image as it is.
+        colormap: Name or OpenCV number, preferably of a perceptually uniform colormap (inferno, viridis, cividis).
         alpha: Opacity at heat 1, in [0, 1].
 
+    Returns:
+        HxWx3 uint8.
+
     Raises:
-        TypeError: Something is neither array nor tensor.
-        ValueError: Sizes differ, values lie outside [0, 1] or are NaN, or an unknown colormap.
+        TypeError: An argument is neither an array nor a tensor.
+        ValueError: Sizes differ, values are NaN or outside [0, 1], or the colormap does not exist.
+
+    Example:
+        >>> import numpy as np
+        >>> from detcam.visualize.overlay import overlay_heatmap
+        >>> overlay_heatmap(np.zeros((40, 60, 3), np.uint8), np.ones((40, 60), np.float32)).shape
+        (40, 60, 3)
     """
     pixels = as_image(image)
     heat = as_heatmap(heatmap, pixels.shape[:2]).astype(np.float32)
@@ -178,32 +214,43 @@ def _blend(image: ImageArray, heat: np.ndarray[Any, Any], colormap: str | int, a
 
 
 def render(
-    image: Any,
-    heatmap: Any,
+    image: PixelsLike,
+    heatmap: TensorLike,
     *,
-    box_xyxy: Any = None,
-    mask: Any = None,
+    box_xyxy: BoxesLike | None = None,
+    mask: TensorLike | None = None,
     caption: str = "",
     colormap: str | int = DEFAULT_COLORMAP,
     color_bar: bool = True,
 ) -> ImageArray:
-    """One target's panel: overlay, the target's outline, a caption below and a colour bar beside the image.
+    """Draw a panel for one target: overlay, outline, colour bar on the right and caption below.
 
-    Nothing but the outline is drawn over the overlay, which fills the panel's upper left corner. An image
-    with a longer side below 192 pixels is enlarged by a whole factor, so that text beside it can be read.
+    The overlay fills the upper left corner of the panel and is covered by the outline only. An image whose longer side
+    is below 192 pixels is enlarged by an integer factor, so that the text is legible.
 
     Args:
-        image: Image, RGB.
+        image: RGB image.
         heatmap: (H, W) in [0, 1].
-        box_xyxy: (4,) the target's box, in the image's pixels.
+        box_xyxy: (4,) the target's box in pixels of the image.
         mask: (H, W) bool, the target's mask, drawn as a contour.
-        caption: Line breaks start a new line; lines too long end in an ellipsis.
+        caption: Text; line breaks start a new line, and a line that is too long ends in an ellipsis.
         colormap: Name or OpenCV number.
-        color_bar: Whether to draw the bar from 0 to 1.
+        color_bar: Whether to draw the colour bar.
+
+    Returns:
+        HxWx3 uint8, larger than the image.
 
     Raises:
-        TypeError: Something is of the wrong type.
-        ValueError: Sizes differ, values lie outside [0, 1] or are NaN, or a box outside of the image.
+        TypeError: An argument has the wrong type.
+        ValueError: Sizes differ, values are NaN or outside [0, 1], or the box lies outside the image.
+
+    Example:
+        >>> import numpy as np
+        >>> from detcam.visualize.overlay import render
+        >>> image, heatmap = np.zeros((200, 300, 3), np.uint8), np.zeros((200, 300), np.float32)
+        >>> panel = render(image, heatmap, box_xyxy=[20, 30, 120, 150], caption="dog 0.98")
+        >>> panel.shape[0] > 200 and panel.shape[1] > 300
+        True
     """
     pixels = overlay_heatmap(image, heatmap, colormap=colormap)
     size_hw = pixels.shape[:2]
@@ -221,23 +268,25 @@ def render(
         pixels = np.concatenate([pixels, _color_bar(height, scale, colormap)], axis=1)
     if caption.strip():
         strip = drawing.text_strip(caption, width, scale.font)
-        beside = ((0, 0), (0, pixels.shape[1] - width), (0, 0))
-        pixels = np.concatenate([pixels, np.pad(strip, beside, constant_values=255)])
+        padding = ((0, 0), (0, pixels.shape[1] - width), (0, 0))
+        pixels = np.concatenate([pixels, np.pad(strip, padding, constant_values=255)])
     return pixels
 
 
 def _enlarge(image: ImageArray) -> tuple[ImageArray, int]:
-    factor = max(1, math.ceil(SMALLEST_PANEL / max(image.shape[:2])))
+    factor = max(1, math.ceil(MIN_PANEL_SIDE / max(image.shape[:2])))
     return image.repeat(factor, axis=0).repeat(factor, axis=1), factor
 
 
 def _color_bar(height: int, scale: drawing.Scale, colormap: str | int) -> ImageArray:
-    """The colours as they come out over a light grey, from 1 above to 0 below, with a margin on its left."""
+    """Draw the colormap over light grey, from 1 at the top to 0 at the bottom, with a margin on the left."""
     width = max(8, scale.font)
     ramp = np.linspace(1, 0, height, dtype=np.float32)[:, None].repeat(width, axis=1)
     bar = _blend(np.full((height, width, 3), 225, np.uint8), ramp, colormap, OVERLAY_ALPHA)
     ends = [
-        drawing.text_plate(text, scale.font, scale.pad, 10 * width, ink=drawing.INK, paper=drawing.PAPER)[:height]
+        drawing.text_plate(
+            text, scale.font, scale.pad, 10 * width, color=drawing.TEXT_COLOR, background=drawing.BACKGROUND_COLOR
+        )[:height]
         for text in ("1", "0")
     ]
     margin = 2 * scale.pad
@@ -249,26 +298,33 @@ def _color_bar(height: int, scale: drawing.Scale, colormap: str | int) -> ImageA
 
 
 def grid(
-    panels: Sequence[Any],
+    panels: Sequence[PixelsLike],
     *,
     columns: int | None = None,
     titles: Sequence[str] | None = None,
-    original: Any = None,
+    original: PixelsLike | None = None,
 ) -> ImageArray:
-    """Several panels in one figure, scaled to one height, with titles above them.
+    """Arrange panels in one figure, scaled to the same height, with titles above them.
 
     Args:
-        panels: Images or panels of any sizes, at least one.
-        columns: Panels side by side; by default what makes the figure about 1.6 times as wide as high.
-        titles: One per panel; lines too long end in an ellipsis.
-        original: The plain image, which then comes first.
+        panels: At least one image or panel, of any size.
+        columns: Number of panels per row; None makes the figure about 1.6 times as wide as high.
+        titles: One per panel; a title that is too long ends in an ellipsis.
+        original: The plain image, placed before the panels.
 
     Returns:
-        White figure; panels shrink where its longer side would pass 4096 pixels.
+        HxWx3 uint8 with white background. Panels shrink if the figure's longer side would exceed 4096 pixels.
 
     Raises:
-        TypeError: A panel is not an image, or `panels` is a single one.
-        ValueError: No panels, fewer than one column, or as many titles as do not fit.
+        TypeError: A panel is not an image, or `panels` is a single image.
+        ValueError: There are no panels, `columns` is below 1, or the number of titles differs from that of panels.
+
+    Example:
+        >>> import numpy as np
+        >>> from detcam.visualize.overlay import grid
+        >>> panel = np.zeros((100, 150, 3), np.uint8)
+        >>> grid([panel, panel], columns=2, titles=["GradCAM", "ODAM"]).shape[2]
+        3
     """
     if isinstance(panels, (np.ndarray, torch.Tensor)) and panels.ndim != 4:
         raise TypeError("panels must be a list of images, got a single array; wrap it: [panel]")
@@ -283,16 +339,16 @@ def grid(
     height = round(float(np.median([p.shape[0] for p in images])))
     scaled = [_to_height(p, height) for p in images]
     if original is not None:
-        scaled.insert(0, _beside(_enlarge(as_image(original, "original"))[0], images[0], height))
+        scaled.insert(0, _as_panel(_enlarge(as_image(original, "original"))[0], images[0], height))
         names.insert(0, "original")
     if columns is None:
         columns = _best_columns([p.shape[1] for p in scaled], height)
     figure = _assemble(scaled, names, min(columns, len(scaled)), height)
     longest = max(figure.shape[:2])
-    if longest <= LARGEST_FIGURE:
+    if longest <= MAX_FIGURE_SIDE:
         return figure
-    # Put together again rather than shrunk: titles keep the size at which they can be read.
-    height = max(1, int(height * LARGEST_FIGURE / longest * 0.97))
+    # The figure is assembled again rather than resized, so that titles stay legible.
+    height = max(1, int(height * MAX_FIGURE_SIDE / longest * 0.97))
     return _assemble([_to_height(p, height) for p in scaled], names, min(columns, len(scaled)), height)
 
 
@@ -300,23 +356,23 @@ def _to_height(image: ImageArray, height: int) -> ImageArray:
     if image.shape[0] == height:
         return image
     width = max(1, round(image.shape[1] * height / image.shape[0]))
-    way = cv2.INTER_AREA if height < image.shape[0] else cv2.INTER_CUBIC
-    return np.asarray(cv2.resize(image, (width, height), interpolation=way), np.uint8)
+    interpolation = cv2.INTER_AREA if height < image.shape[0] else cv2.INTER_CUBIC
+    return np.asarray(cv2.resize(image, (width, height), interpolation=interpolation), np.uint8)
 
 
-def _beside(original: ImageArray, panel: ImageArray, height: int) -> ImageArray:
-    """The original as a panel; with white where the panels have `render`'s caption and bar."""
-    more = np.array(panel.shape[:2]) - original.shape[:2]
-    if (more >= 0).all() and (more * 2 <= original.shape[:2]).all():
-        original = np.pad(original, ((0, more[0]), (0, more[1]), (0, 0)), constant_values=255)
+def _as_panel(original: ImageArray, panel: ImageArray, height: int) -> ImageArray:
+    """Pad the original with white where the panels have a caption and a colour bar, and scale it."""
+    margin = np.array(panel.shape[:2]) - original.shape[:2]
+    if (margin >= 0).all() and (margin * 2 <= original.shape[:2]).all():
+        original = np.pad(original, ((0, margin[0]), (0, margin[1]), (0, 0)), constant_values=255)
     return _to_height(original, height)
 
 
 def _best_columns(widths: Sequence[int], height: int) -> int:
     def misfit(columns: int) -> float:
         rows = math.ceil(len(widths) / columns)
-        shape = columns * float(np.mean(widths)) / (rows * height)
-        return abs(math.log(shape / SHAPE_OF_FIGURE)) + 0.5 * (rows * columns - len(widths)) / len(widths)
+        aspect_ratio = columns * float(np.mean(widths)) / (rows * height)
+        return abs(math.log(aspect_ratio / FIGURE_ASPECT_RATIO)) + 0.5 * (rows * columns - len(widths)) / len(widths)
 
     return min(range(1, len(widths) + 1), key=misfit)
 
@@ -334,7 +390,7 @@ def _assemble(images: Sequence[ImageArray], titles: Sequence[str], columns: int,
         for left, width, strip in zip(lefts, widths, strips, strict=False):
             canvas[: strip.shape[0], left : left + width] = strip
         for left, width, i in zip(lefts, widths, row, strict=False):
-            across = left + (width - images[i].shape[1]) // 2
-            canvas[head : head + height, across : across + images[i].shape[1]] = images[i]
+            start_x = left + (width - images[i].shape[1]) // 2
+            canvas[head : head + height, start_x : start_x + images[i].shape[1]] = images[i]
         rows.append(canvas)
     return np.concatenate(rows)

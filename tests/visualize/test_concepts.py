@@ -8,7 +8,7 @@ import torch
 
 from detcam import create_labels_legend, show_factorization_on_image
 from detcam.visualize.concepts import concept_colors
-from detcam.visualize.drawing import INK
+from detcam.visualize.drawing import TEXT_COLOR
 
 RED, BLUE = (200, 30, 40), (20, 60, 220)
 
@@ -96,7 +96,7 @@ def test_a_small_image_is_enlarged_and_a_long_legend_gets_room_below() -> None:
     shown = show_factorization_on_image(make_image(), maps, concept_labels=["a class 0.99\nanother 0.01"] * 16)
     assert shown.shape[0] > 4 * 60 and shown.shape[1] > 4 * 80
     assert (shown[240:, :320] == 255).all()
-    ink = (shown[:, 320:] <= max(INK)).all(axis=2).any(axis=1)
+    ink = (shown[:, 320:] <= max(TEXT_COLOR)).all(axis=2).any(axis=1)
     assert ink[-40:].any(), "the last label is drawn"
 
 

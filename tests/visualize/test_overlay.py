@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from detcam.visualize import convert as images
+from detcam.utils import files
 from detcam.visualize import drawing
 from detcam.visualize.overlay import (
     deprocess_image,
@@ -264,7 +264,7 @@ def test_failed_save_leaves_the_old_file_and_no_other(tmp_path: Path, monkeypatc
         assert Path(str(source)).parent == tmp_path and Path(str(source)).stat().st_size > 0
         raise OSError("disk full")
 
-    monkeypatch.setattr(images.os, "replace", fail)
+    monkeypatch.setattr(files.os, "replace", fail)
     with pytest.raises(OSError, match="disk full"):
         save_image(path, noise(50, 50))
     assert path.read_bytes() == before and os.listdir(tmp_path) == ["x.png"]
