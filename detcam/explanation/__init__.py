@@ -1,1 +1,1 @@
-"""Explanations of images: computed, held, drawn and saved."""
+"""Explanations of images: `detcam.explain`, its result, and writing explanations to disk."""

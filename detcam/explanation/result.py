@@ -1,11 +1,11 @@
-"""What an explanation of an image holds, and how it draws, shows and saves itself."""
+"""The result of `detcam.explain`: drawing, display in notebooks, and saving."""
 
 from __future__ import annotations
 
 import base64
 import html
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import overload
 
@@ -19,31 +19,43 @@ from detcam.targets import DetectionTarget, InstanceMaskTarget, MaskTarget
 from detcam.visualize.convert import ImageArray, to_png_bytes
 from detcam.visualize.overlay import DEFAULT_COLORMAP, grid, render
 
-SHOWN_IN_NOTEBOOK = 8
+MAX_NOTEBOOK_IMAGES = 8
 
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """Why a model said what it said about one image.
+    """The explanation of one image: a heatmap for each of N targets.
+
+    An index or a slice selects targets, and iteration yields an `Explanation` per target.
 
     Attributes:
-        image: (H, W, 3) uint8 RGB, the image upright.
-        name: file name, or ``image-1`` and so on for images without a file.
-        path: the image's file, or None.
-        targets: the N targets that were explained.
-        captions: what each target is and its value, in words.
-        heatmaps: (N, H, W) float32 in [0, 1], pixels of the image, on the CPU.
-        saliency: per target layer and level, (N, h, w) raw signed saliency over the whole network input.
-        scores: (N,) float32, the value that each target had and that was explained.
-        reach: per target, how much of the image could have shown; None for methods without gradients.
-        sampling: how many changed versions of the image were scored, for methods that change it, else None.
-        detections: the N findings that the targets stand for, or None where the user gave targets.
-        names: class index to name.
-        method: the method's name.
-        layers: names of the target layers.
-        smoothing: ``aug_smooth`` and ``eigen_smooth``, as far as they were asked for.
-        model: the model's class.
-        family: the adapter's family.
+        image: (H, W, 3) uint8 RGB, after the rotation that its file asks for.
+        name: File name, or ``image-1``, ``image-2``, ... for images without a file.
+        path: The image's file, or None.
+        targets: The N targets.
+        captions: Description and value of each target.
+        heatmaps: (N, H, W) float32 array in [0, 1], pixels of the image.
+        saliency: Per target layer and level, (N, h, w) raw signed saliency over the network's input.
+        scores: (N,) float32, the value of each target.
+        reach: Per target, the part of the image that the gradient covers; None for methods without gradients.
+        sampling: Number of samples and their agreement for methods that sample, else None.
+        detections: The N predictions that the targets stand for, or None if the user gave targets.
+        names: Class index to name.
+        method: Name of the method.
+        layers: Names of the target layers.
+        smoothing: ``"aug_smooth"`` and ``"eigen_smooth"``, if they were used.
+        model: Class name of the model.
+        family: Family of the adapter.
+
+    Example:
+        >>> import detcam, numpy as np
+        >>> from torchvision.models import mobilenet_v3_small
+        >>> image = np.zeros((48, 64, 3), np.uint8)
+        >>> explanation = detcam.explain(mobilenet_v3_small().eval(), image, labels=[3, 7], image_size=64)[0]
+        >>> explanation.heatmaps.shape
+        (2, 48, 64)
+        >>> [one.heatmaps.shape for one in explanation]
+        [(1, 48, 64), (1, 48, 64)]
     """
 
     image: ImageArray
@@ -67,13 +79,36 @@ class Explanation:
     def __len__(self) -> int:
         return len(self.targets)
 
+    def __getitem__(self, index: int | slice) -> Explanation:
+        positions = range(len(self))[index]
+        rows = [positions] if isinstance(positions, int) else list(positions)
+        return replace(
+            self,
+            targets=tuple(self.targets[row] for row in rows),
+            captions=tuple(self.captions[row] for row in rows),
+            heatmaps=self.heatmaps[rows],
+            saliency=tuple(level[rows] for level in self.saliency),
+            scores=self.scores[rows],
+            reach=None if self.reach is None else tuple(self.reach[row] for row in rows),
+            sampling=self._sampling_of(rows),
+            detections=None if self.detections is None else self.detections[rows],
+        )
+
+    def _sampling_of(self, rows: list[int]) -> Sampling | None:
+        if self.sampling is None or self.sampling.agreement is None:
+            return self.sampling
+        return replace(self.sampling, agreement=tuple(self.sampling.agreement[row] for row in rows))
+
+    def __iter__(self) -> Iterator[Explanation]:
+        return (self[index] for index in range(len(self)))
+
     def box_xyxy(self, index: int) -> tuple[float, float, float, float] | None:
-        """A target's box in pixels of the image, None for classes and regions."""
+        """Return a target's box in pixels of the image, or None for a class or region."""
         target = self.targets[index]
         return target.box_xyxy if isinstance(target, DetectionTarget) else None
 
     def mask(self, index: int) -> Tensor | None:
-        """A mask target's region (H, W) bool, None for boxes and classes."""
+        """Return a mask target's region (H, W) bool, or None for a box or class."""
         target = self.targets[index]
         if isinstance(target, MaskTarget) and target.mask is not None:
             region: Tensor = target.mask
@@ -84,7 +119,16 @@ class Explanation:
         return None
 
     def overlay(self, index: int = 0, *, colormap: str | int = DEFAULT_COLORMAP, caption: bool = True) -> ImageArray:
-        """One target's heatmap over the image, with its outline, as an HxWx3 uint8 array."""
+        """Draw one target's heatmap over the image.
+
+        Args:
+            index: Index of the target.
+            colormap: Name or OpenCV number.
+            caption: Whether to draw the caption below.
+
+        Returns:
+            HxWx3 uint8, with the target's outline and a colour bar.
+        """
         mask = self.mask(index)
         return render(
             self.image,
@@ -96,18 +140,18 @@ class Explanation:
         )
 
     def grid(self, *, columns: int | None = None, colormap: str | int = DEFAULT_COLORMAP) -> ImageArray:
-        """The image and every target's overlay in one figure."""
+        """Draw the image and the overlays of all targets in one figure (HxWx3 uint8)."""
         if not len(self):
-            return grid([self.image], titles=["nothing found"])
+            return grid([self.image], titles=["no targets"])
         panels = [self.overlay(index, colormap=colormap) for index in range(len(self))]
         return grid(panels, columns=columns, original=self.image)
 
     def plot(self, *, columns: int | None = None, colormap: str | int = DEFAULT_COLORMAP) -> Image.Image:
-        """The figure as a PIL image, which a notebook shows and ``.show()`` opens."""
+        """Return the figure of `grid` as a PIL image."""
         return Image.fromarray(self.grid(columns=columns, colormap=colormap))
 
     def save(self, folder: str | Path, *, colormap: str | int = DEFAULT_COLORMAP) -> Path:
-        """As `Explanations.save`, for this image alone."""
+        """Save this explanation as `Explanations.save` does; return the path of ``explanations.json``."""
         return Explanations([self]).save(folder, colormap=colormap)
 
     def __repr__(self) -> str:
@@ -118,15 +162,18 @@ class Explanation:
 
     def _repr_html_(self) -> str:
         data = base64.b64encode(self._repr_png_()).decode()
-        words = html.escape(f"{self.name}: {self.method} at {', '.join(self.layers)}")
+        title = html.escape(f"{self.name}: {self.method} at {', '.join(self.layers)}")
         return (
-            f'<figure style="margin:0"><figcaption>{words}</figcaption>'
-            f'<img alt="{words}" style="max-width:100%" src="data:image/png;base64,{data}"></figure>'
+            f'<figure style="margin:0"><figcaption>{title}</figcaption>'
+            f'<img alt="{title}" style="max-width:100%" src="data:image/png;base64,{data}"></figure>'
         )
 
 
 class Explanations(Sequence[Explanation]):
-    """Explanations of several images, in the images' order. A notebook shows the first ones."""
+    """The explanations of several images, in the order of the images.
+
+    A notebook shows the first eight.
+    """
 
     def __init__(self, explanations: Iterable[Explanation]) -> None:
         self._items = tuple(explanations)
@@ -142,23 +189,31 @@ class Explanations(Sequence[Explanation]):
         return Explanations(self._items[index]) if isinstance(index, slice) else self._items[index]
 
     def plot(self, *, colormap: str | int = DEFAULT_COLORMAP) -> Image.Image:
-        """One figure of all images: each image's own figure, titled with its name, under the last."""
+        """Return a PIL image with the figures of all images below each other, titled by their names.
+
+        Raises:
+            ValueError: There are no explanations.
+        """
         if not self._items:
             raise ValueError("there is nothing to plot: no image was explained")
         figures = [item.grid(colormap=colormap) for item in self._items]
         return Image.fromarray(grid(figures, columns=1, titles=[item.name for item in self._items]))
 
     def save(self, folder: str | Path, *, colormap: str | int = DEFAULT_COLORMAP) -> Path:
-        """Write an overlay and a heatmap per target, and ``explanations.json``; format: `detcam.explanation.writer`.
+        """Save an overlay and a heatmap per target, and ``explanations.json``.
 
-        Other files in the folder stay. The same image explained again by the same model, method, layers and
-        smoothing is replaced.
+        `detcam.explanation.writer` describes the format. Other files in the folder are kept. An explanation of the same
+        image by the same model, method, layers and smoothing is replaced.
+
+        Args:
+            folder: Folder for the files; it is created if it does not exist.
+            colormap: Colormap of the overlays.
 
         Returns:
             The path of ``explanations.json``.
 
         Raises:
-            ValueError: the folder holds an ``explanations.json`` of another kind.
+            ValueError: The folder has an ``explanations.json`` that detcam did not write.
         """
         from detcam.explanation.writer import ExplanationWriter
 
@@ -171,6 +226,6 @@ class Explanations(Sequence[Explanation]):
         return f"Explanations({list(self._items)})"
 
     def _repr_html_(self) -> str:
-        shown = "".join(item._repr_html_() for item in self._items[:SHOWN_IN_NOTEBOOK])
-        hidden = len(self._items) - SHOWN_IN_NOTEBOOK
+        shown = "".join(item._repr_html_() for item in self._items[:MAX_NOTEBOOK_IMAGES])
+        hidden = len(self._items) - MAX_NOTEBOOK_IMAGES
         return shown + (f"<p>and {hidden} more images</p>" if hidden > 0 else "")

@@ -1,45 +1,45 @@
-"""Explanations on disk: an overlay and a heatmap per target, and one index of them, ``explanations.json``.
+"""Writes explanations to disk: an overlay and a heatmap per target, and an index, ``explanations.json``.
 
-Files of an image ``dog.jpg`` explained by GradCAM, whose second finding is a cat::
+Files of an image ``dog.jpg`` explained by GradCAM, whose second target is a cat::
 
     dog.gradcam.2.cat.png           the overlay with outline, caption and colour bar, 8-bit RGB
     dog.gradcam.2.cat.heatmap.png   the heatmap, 16-bit grey, of the image's size: value / 65535 is in [0, 1]
-    explanations.json               what stands in which file
+    explanations.json               the index
 
 ``explanations.json``, version 1, UTF-8; numbers that are not finite are null::
 
     schema    "detcam/explanations"
     version   1
-    detcam    the version that wrote it
-    images  a list, one entry for each image, model, method, choice of layers and smoothing:
-        path          absolute path of the image, or null where it came from memory
-        name          its file name, or image-1 and so on
-        digest        SHA-256 of its pixels where path is null, else null
-        width, height pixels, after the file's own rotation
-        model         the model's name, else its class
-        adapter       the family that explained it
-        method        a name in detcam.methods.METHODS
-        target_layers names of the layers
-        smoothing     a list of "aug_smooth", "eigen_smooth", empty where neither was asked for
-        sampling      null, or passes: how many changed versions of the image were scored, seed: what drew them, and
-                      agreement: per target in [-1, 1], how alike the maps of two halves of them are
-        stem          what the names of its files begin with
-        targets       a list, one entry for each target:
-            kind            the target's class
-            caption         what it is and its value, in words
+    detcam    version of detcam that wrote the file
+    images    list with an entry per image, model, method, target layers and smoothing:
+        path           absolute path of the image, or null for an image in memory
+        name           file name, or image-1, image-2, ...
+        digest         SHA-256 of the pixels if path is null, else null
+        width, height  pixels, after the rotation that the file asks for
+        model          name of the model, or its class
+        adapter        family of the adapter
+        method         name of the method
+        target_layers  names of the layers
+        smoothing      list of "aug_smooth", "eigen_smooth", or empty
+        sampling       null, or passes: number of perturbed images that were scored; seed: seed of the sampling; and
+                       agreement: per target in [-1, 1], similarity of the maps of two halves of the samples
+        stem           first part of the names of its files
+        targets        list with an entry per target:
+            kind            class of the target
+            caption         description and value
             label, name     class index and class name, or null
-            score           the finding's score in [0, 1], or null where no finding stands behind the target
+            score           score of the prediction in [0, 1], or null if the target is not a prediction
             box_xyxy        pixels of the image, half-open, or null
-            quantity        what was explained: score, logit, ..., mask; null for a target of the user's own
-            against         class index that it was compared with, or null
-            value           the number that was explained
-            reach           null, or fraction in [0, 1] of the image from which evidence could show, and box_xyxy
-                            around it
-            saliency_range  least and greatest raw signed saliency, before it was scaled to [0, 1]
+            quantity        score, logit, ..., mask, or a registered name; null for other targets of the user
+            against         index of the class that it is compared with, or null
+            value           value of the target
+            reach           null, or fraction: part of the image in [0, 1] that the gradient covers, and box_xyxy: its
+                            bounding box
+            saliency_range  minimum and maximum of the raw signed saliency, before it is scaled to [0, 1]
             overlay, heatmap  file names in this folder
 
-Every file is written under another name and renamed, so that it is never seen half written. The index is written at
-intervals and at the end, also when the run is interrupted, and lists files that are there.
+Every file is written under a temporary name and renamed. The index is written at intervals and at the end, also if the
+run is interrupted, and lists existing files only.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ from detcam.outputs import DetectionTarget, as_target
 from detcam.utils.files import number, replace_file, slug
 from detcam.utils.opencv import cv2
 from detcam.utils.version import __version__
-from detcam.visualize.convert import to_png_bytes
+from detcam.visualize.convert import TensorLike, as_array, to_png_bytes
 from detcam.visualize.overlay import DEFAULT_COLORMAP
 
 if TYPE_CHECKING:
@@ -71,22 +71,24 @@ SCHEMA = "detcam/explanations"
 VERSION = 1
 INDEX = "explanations.json"
 HEATMAP_MAXIMUM = 65535
-SECONDS_BETWEEN_INDICES = 2.0
+SECONDS_BETWEEN_WRITES = 2.0
 
 
 class ExplanationWriter:
-    """Writes explanations into a folder, one at a time, and keeps ``explanations.json`` valid throughout.
+    """Writes explanations to a folder, one at a time; ``explanations.json`` is valid at any time.
+
+    Use it as a context manager.
 
     Args:
-        folder: made where it is absent; what other runs wrote into it stays listed.
-        colormap: of the overlays.
-        model_name: what the index calls the model; None takes its class.
+        folder: Folder for the files; it is created if it does not exist. Entries of other runs stay in the index.
+        colormap: Colormap of the overlays.
+        model_name: Name of the model in the index; None takes its class name.
 
     Attributes:
-        index: path of ``explanations.json``.
+        index: Path of ``explanations.json``.
 
     Raises:
-        ValueError: the folder holds an ``explanations.json`` that is not one of detcam's.
+        ValueError: The folder has an ``explanations.json`` that detcam did not write.
     """
 
     def __init__(
@@ -112,41 +114,37 @@ class ExplanationWriter:
         self._write_index()
 
     def add(self, explanation: Explanation) -> list[Path]:
-        """Write one image's files.
-
-        Returns:
-            The overlays' paths, in the order of the targets.
-        """
+        """Write the files of one image and return the paths of the overlays, in the order of the targets."""
         entry = _describe_image(explanation, self.model_name)
         identity = _identity(entry)
-        before = self._entries.get(identity)
-        wanted = f"{slug(Path(explanation.name).stem)}.{explanation.method}"
-        entry["stem"] = before["stem"] if before else self._free_stem(wanted)
+        previous = self._entries.get(identity)
+        stem = f"{slug(Path(explanation.name).stem)}.{explanation.method}"
+        entry["stem"] = previous["stem"] if previous else self._free_stem(stem)
         overlays = []
         for index in range(len(explanation)):
             target = describe_target(explanation, index)
-            begin = f"{entry['stem']}.{index + 1}.{slug(target['name'] or target['kind'])}"
-            target["overlay"], target["heatmap"] = f"{begin}.png", f"{begin}.heatmap.png"
+            prefix = f"{entry['stem']}.{index + 1}.{slug(target['name'] or target['kind'])}"
+            target["overlay"], target["heatmap"] = f"{prefix}.png", f"{prefix}.heatmap.png"
             overlay = explanation.overlay(index, colormap=self.colormap)
             overlays.append(replace_file(self.folder / target["overlay"], to_png_bytes(overlay)))
-            replace_file(self.folder / target["heatmap"], encode_heatmap(explanation.heatmaps[index].numpy()))
+            replace_file(self.folder / target["heatmap"], encode_heatmap(explanation.heatmaps[index]))
             entry["targets"].append(target)
         self._entries[identity] = entry
-        stale = set(files_of(before)) - set(files_of(entry)) if before else set()
+        stale = set(files_of(previous)) - set(files_of(entry)) if previous else set()
         if stale or time.monotonic() >= self._due:
             self._write_index()
         for name in stale:
             (self.folder / name).unlink(missing_ok=True)
         return overlays
 
-    def _free_stem(self, wanted: str) -> str:
-        """The wanted beginning of file names, or it with a number where other files have it already."""
-        stem, count = wanted, 1
-        while _stem_key(stem) in self._stems:
+    def _free_stem(self, stem: str) -> str:
+        """Return the stem, with a number appended if other files have it already."""
+        free, count = stem, 1
+        while _stem_key(free) in self._stems:
             count += 1
-            stem = f"{wanted}-{count}"
-        self._stems.add(_stem_key(stem))
-        return stem
+            free = f"{stem}-{count}"
+        self._stems.add(_stem_key(free))
+        return free
 
     def _write_index(self) -> None:
         started = time.monotonic()
@@ -158,15 +156,15 @@ class ExplanationWriter:
         }
         replace_file(self.index, json.dumps(content, ensure_ascii=False, indent=1, allow_nan=False).encode())
         finished = time.monotonic()
-        # A long index takes long to write: it never costs more than a twentieth of the time.
-        self._due = finished + max(SECONDS_BETWEEN_INDICES, 20 * (finished - started))
+        # Writing a long index takes at most a twentieth of the time.
+        self._due = finished + max(SECONDS_BETWEEN_WRITES, 20 * (finished - started))
 
 
 def read_index(path: Path) -> list[dict[str, Any]]:
-    """The entries of an ``explanations.json``; none where there is no such file.
+    """Read the entries of an ``explanations.json``; return an empty list if the file does not exist.
 
     Raises:
-        ValueError: not JSON, or not of this schema and version.
+        ValueError: The file is not JSON, or has another schema or version.
     """
     if not path.exists():
         return []
@@ -182,18 +180,25 @@ def read_index(path: Path) -> list[dict[str, Any]]:
     entries: list[dict[str, Any]] = content["images"]
     needed = {"path", "name", "digest", "model", "method", "target_layers", "smoothing", "stem", "targets"}
     if not all(isinstance(entry, dict) and needed <= entry.keys() for entry in entries):
-        raise ValueError(f"{path} was changed by something else; move it away, or choose another folder")
+        raise ValueError(f"{path} lacks keys of this version; move it away, or choose another folder")
     return entries
 
 
-def encode_heatmap(heatmap: np.ndarray) -> bytes:
-    """A heatmap (H, W) in [0, 1] as a 16-bit grey PNG."""
-    levels = np.rint(np.clip(heatmap, 0, 1) * HEATMAP_MAXIMUM).astype(np.uint16)
+def encode_heatmap(heatmap: TensorLike) -> bytes:
+    """Encode a heatmap (H, W) in [0, 1] as a 16-bit grey PNG."""
+    levels = np.rint(np.clip(as_array(heatmap, "heatmap"), 0, 1) * HEATMAP_MAXIMUM).astype(np.uint16)
     return bytes(cv2.imencode(".png", levels)[1])
 
 
 def read_heatmap(path: str | Path) -> np.ndarray:
-    """A heatmap that was saved: (H, W) float32 in [0, 1], to 1/131070 of what it was."""
+    """Read a saved heatmap.
+
+    Returns:
+        (H, W) float32 in [0, 1]; it differs from the heatmap that was saved by at most 1/131070.
+
+    Raises:
+        ValueError: The file is not a 16-bit grey PNG.
+    """
     levels = cv2.imdecode(np.frombuffer(Path(path).read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
     if levels is None or levels.dtype != np.uint16 or levels.ndim != 2:
         raise ValueError(f"{path} is not a heatmap that detcam saved (16-bit grey PNG)")
@@ -202,11 +207,11 @@ def read_heatmap(path: str | Path) -> np.ndarray:
 
 
 def describe_target(explanation: Explanation, index: int) -> dict[str, Any]:
-    """One target's entry in ``explanations.json``, without its files."""
-    target, found = explanation.targets[index], explanation.detections
+    """Return one target's entry in ``explanations.json``, without its files."""
+    target, detections = explanation.targets[index], explanation.detections
     facts = as_target(target)
     label = facts.label
-    known = found is not None and label == int(found.labels[index])
+    is_prediction = detections is not None and label == int(detections.labels[index])
     box = target.box_xyxy if isinstance(target, DetectionTarget) else None
     ranges = [(float(level[index].min()), float(level[index].max())) for level in explanation.saliency]
     reach = explanation.reach[index] if explanation.reach else None
@@ -215,7 +220,7 @@ def describe_target(explanation: Explanation, index: int) -> dict[str, Any]:
         "caption": explanation.captions[index],
         "label": label,
         "name": None if label is None else class_name(explanation.names, label),
-        "score": number(found.scores[index]) if known and found is not None else None,
+        "score": number(detections.scores[index]) if is_prediction and detections is not None else None,
         "box_xyxy": None if box is None else [number(value) for value in box],
         "quantity": facts.quantity,
         "against": facts.against,
@@ -248,17 +253,17 @@ def _describe_image(explanation: Explanation, model_name: str | None) -> dict[st
 
 
 def _identity(entry: dict[str, Any]) -> tuple[Any, ...]:
-    """What makes two entries the same: the later one then replaces the earlier one."""
+    """Return the key of an entry; a new entry replaces the one with the same key."""
     image = entry["path"] or (entry["name"], entry["digest"])
     return image, entry["model"], entry["method"], tuple(entry["target_layers"]), tuple(entry["smoothing"])
 
 
 def files_of(entry: dict[str, Any]) -> list[str]:
-    """The entry's files; a name that leads out of the folder is none of detcam's."""
+    """Return the files of an entry, without names that lead out of the folder."""
     names = [target[kind] for target in entry["targets"] for kind in ("overlay", "heatmap")]
     return [name for name in names if Path(name).name == name]
 
 
 def _stem_key(name: str) -> str:
-    """Equal for file names with one stem, on file systems that ignore case too; stems hold one dot."""
+    """Return the part of a file name up to its second dot, normalised as on file systems that ignore case."""
     return ".".join(unicodedata.normalize("NFC", name).casefold().split(".")[:2])
