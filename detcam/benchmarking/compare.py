@@ -16,7 +16,13 @@ from detcam.benchmarking.result import SCHEMA, VERSION, Benchmark
 from detcam.benchmarking.result_store import ResultStore, model_digest
 from detcam.benchmarking.runner import BenchmarkState, Runner, collect_method_results
 from detcam.benchmarking.samples import collect_samples
-from detcam.benchmarking.specs import CONTROL_METHODS, MethodSpec, make_method_specs, make_metric_specs
+from detcam.benchmarking.specs import (
+    CONTROL_METHODS,
+    MethodSpec,
+    describe_settings,
+    make_method_specs,
+    make_metric_specs,
+)
 from detcam.benchmarking.statistics import DEFAULT_RESAMPLES, MethodResult, make_rows
 from detcam.benchmarking.tables import sort_rows
 from detcam.data.annotations import Annotations
@@ -25,6 +31,7 @@ from detcam.explanation.explain import SCORE_THRESHOLD, Method
 from detcam.layers import LayersLike
 from detcam.methods import METHODS
 from detcam.metrics import Metric
+from detcam.targets.registry import TARGETS, BuiltinQuantity
 from detcam.utils.console import plural
 
 DEFAULT_TOP_K = {"detection": 3, "segmentation": 3, "classification": 1, "embedding": 1}
@@ -91,7 +98,8 @@ def benchmark(
         score_threshold: smallest score in [0, 1]; None takes 0.3 for boxes and no threshold otherwise.
         top_k: maximum number of predictions per image, best first; None takes three boxes or regions, or one class.
         labels: class names or indices to explain.
-        quantity: quantity of a prediction to explain, as in `detcam.explain`: ``score``, ``logit``, ``x1``, ...
+        quantity: quantity of a prediction to explain, as in `detcam.explain`: ``score``, ``logit``, ``x1``,
+            ..., or a name given to `detcam.targets.register_target`.
         class_map: mapping from annotated categories to the model's classes, if names differ.
         target_layers: modules or dotted names, for all methods that use layers; None takes the defaults.
         batch_size: images per forward pass of every method; None keeps each method's own.
@@ -120,8 +128,8 @@ def benchmark(
         >>> sorted(row.name for row in results)
         ['gradcam', 'layercam']
     """
-    if isinstance(model, Adapter) and adapter_options:
-        names = ", ".join(sorted(adapter_options))
+    names = ", ".join(sorted(set(adapter_options) - {"reshape_transform"}))
+    if isinstance(model, Adapter) and names:
         raise TypeError(f"{names}: pass these arguments to adapt(model, ...); the model is an adapter already")
     adapter = adapt(model, target_layers=target_layers, **adapter_options)
     counts = {"top_k": top_k, "batch_size": batch_size, "limit": limit, "resamples": resamples}
@@ -140,6 +148,7 @@ def benchmark(
         "labels": None if labels is None else list(labels),
         "quantity": quantity,
     }
+    function = TARGETS.find(quantity)
     settings = {
         "schema": SCHEMA,
         "version": VERSION,
@@ -150,6 +159,7 @@ def benchmark(
         "class_map": None if class_map is None else {str(key): value for key, value in class_map.items()},
         "seed": seed,
         **selection,
+        "quantity": quantity if isinstance(function, BuiltinQuantity) else f"{quantity} {describe_settings(function)}",
     }
     store = ResultStore(None if out is None else Path(out), settings)
     runner = Runner(adapter, method_specs, metric_specs, store, figure_images, selection, progress)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from inspect import signature
 from itertools import combinations
 from pathlib import Path
@@ -19,7 +20,8 @@ import detcam
 from detcam.benchmarking import Benchmark, benchmark
 from detcam.benchmarking.controls import make_controls
 from detcam.metrics.base import Metric
-from detcam.targets import BoxTarget
+from detcam.targets import BoxTarget, register_target
+from detcam.targets.registry import TARGETS
 from tests.benchmarking.harbour import METRICS, SEEDS, Planted, corner, harbour_detector, truth, write_scenes
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -311,6 +313,27 @@ def test_predictions_are_selected_as_in_explain(tmp_path: Path) -> None:
         compare(images, labels=["whale"])
     left = compare(images, quantity="x1", methods=["gradcam"], metrics=["sparseness"], controls=False)
     assert "x1" in left.figure_images[0].caption
+    with pytest.raises(ValueError, match="no quantity is named 'beauty'"):
+        compare(images, quantity="beauty")
+
+
+@pytest.fixture
+def twice() -> Iterator[str]:
+    @register_target("twice")
+    def function(output: Any, target: Any) -> Tensor:
+        return 2 * target(output)
+
+    yield "twice"
+    TARGETS.unregister("twice")
+
+
+def test_a_registered_target_is_compared_by_name(tmp_path: Path, twice: str) -> None:
+    images = write_scenes(tmp_path, SEEDS[:1])
+    options: dict[str, Any] = {"methods": ["gradcam"], "metrics": ["sparseness"], "controls": False, "labels": [1]}
+    found, plain = compare(images, quantity=twice, **options), compare(images, **options)
+    assert found.failed == {} and found.figure_images[0].caption == "twice of boat"
+    score, other = (result.row("gradcam").scores["sparseness"].mean for result in (plain, found))
+    assert score == pytest.approx(other, abs=1e-4)
 
 
 def test_the_batch_size_reaches_every_method(tmp_path: Path) -> None:
