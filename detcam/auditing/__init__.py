@@ -1,4 +1,4 @@
-"""What a detector got wrong on annotated images: matched, named, and what each error costs."""
+"""Audits of detectors: errors on annotated images, their explanations, and the verification of the explanations."""
 
 from detcam.auditing.analysis import ClassSummary, ErrorAnalysis, analyze_errors
 from detcam.auditing.average_precision import Ranking, average_precision
@@ -6,25 +6,26 @@ from detcam.auditing.case import AuditCase, CaseMaps, ErrorGroup, GroundTruthObj
 from detcam.auditing.errors import ERROR_TYPES, DetectionError, ErrorType
 from detcam.auditing.matching import Match, match, overlaps
 from detcam.auditing.oracle import DeltaAP
-from detcam.auditing.pipeline import Audit, audit
+from detcam.auditing.pipeline import Audit, AuditSettings, audit
 
 __all__ = [
     "ERROR_TYPES",
-    "DeltaAP",
     "Audit",
     "AuditCase",
-    "ErrorGroup",
+    "AuditSettings",
     "CaseMaps",
-    "Trial",
-    "GroundTruthObject",
-    "audit",
     "ClassSummary",
-    "ErrorAnalysis",
+    "DeltaAP",
     "DetectionError",
+    "ErrorAnalysis",
+    "ErrorGroup",
     "ErrorType",
+    "GroundTruthObject",
     "Match",
     "Ranking",
+    "Trial",
     "analyze_errors",
+    "audit",
     "average_precision",
     "match",
     "overlaps",

@@ -1,4 +1,4 @@
-"""All errors of a detector on annotated images: named, counted, and what each costs."""
+"""Error analysis of a detector on annotated images: types, counts and costs."""
 
 from __future__ import annotations
 
@@ -6,32 +6,31 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
 
-from detcam.auditing.average_precision import Ranking, mean_average_precision, rank
+from detcam.auditing.average_precision import Ranking, mean_average_precision, rank_detections
 from detcam.auditing.errors import ERROR_TYPES, DetectionError, ErrorType, find_errors
-from detcam.auditing.matching import IouType, Match, as_array, match, of_labels, paired
-from detcam.auditing.oracle import DeltaAP, delta_ap
+from detcam.auditing.matching import IouType, Match, as_array, is_evaluated, match, paired_images
+from detcam.auditing.oracle import DeltaAP, compute_delta_ap
 from detcam.data.ground_truth import GroundTruth
 from detcam.detections import Detections, class_name
 
 
 @dataclass(frozen=True)
 class ClassSummary:
-    """One class over all images.
+    """Counts and average precision of one class over all images.
 
     Attributes:
         label: class index.
-        name: its name.
-        average_precision: COCO's, in [0, 1]; NaN where there is no object of the class.
-        objects: how many there are to find.
-        true_positives: how many detections are right.
-        false_positives: how many are wrong; ignored and dropped ones are neither.
-        missed: how many objects no detection found, also where one came near.
-        errors: how many cases of each type; those of classification stand under the detection's class.
+        name: class name.
+        average_precision: COCO's, in [0, 1]; NaN if there are no objects of the class.
+        objects: number of objects, without crowd regions.
+        true_positives: number of true positives.
+        false_positives: number of false positives; ignored and dropped detections are neither.
+        missed: number of objects without a match.
+        errors: number of errors by type; classification errors count for the class of the detection.
     """
 
     label: int
@@ -46,22 +45,22 @@ class ClassSummary:
 
 @dataclass(frozen=True)
 class ErrorAnalysis:
-    """What a detector got wrong.
+    """The errors of a detector and their costs.
 
     Attributes:
-        cases: every error, image by image: detections best first, then missed objects.
-        average_precision: COCO's mean over classes at this overlap, in [0, 1], equal to pycocotools'; NaN where
-            there is nothing to find.
-        classes: a summary per class index.
-        delta_ap: what each type of error costs, by TIDE's rules.
-        rankings: each class's detections, best first.
-        matches: each image's matching.
-        dropped: how many detections were left out, because an image has more of a class than are counted.
-        outside: how many detections were left out, because their class is none of those judged.
-        names: class index to name.
+        errors: every error, image by image: detections by decreasing score, then missed objects.
+        average_precision: COCO's mean over classes at the IoU threshold, in [0, 1], equal to pycocotools'; NaN if there
+            are no objects.
+        classes: summaries by class index.
+        delta_ap: cost of each error type by TIDE's rules.
+        rankings: ranked detections by class index.
+        matches: matching of each image.
+        dropped: number of detections left out because they exceed the maximum number per image and class.
+        outside: number of detections left out because their class is not evaluated.
+        names: class names by index.
     """
 
-    cases: tuple[DetectionError, ...]
+    errors: tuple[DetectionError, ...]
     average_precision: float
     classes: Mapping[int, ClassSummary]
     delta_ap: DeltaAP
@@ -72,98 +71,102 @@ class ErrorAnalysis:
     names: Mapping[int, str] = field(repr=False)
 
     def __len__(self) -> int:
-        return len(self.cases)
+        return len(self.errors)
 
     def __iter__(self) -> Iterator[DetectionError]:
-        return iter(self.cases)
+        return iter(self.errors)
 
     def __getitem__(self, index: int) -> DetectionError:
-        return self.cases[index]
+        return self.errors[index]
 
     def indices(
         self,
         *types: ErrorType,
         label: int | None = None,
-        image: int | None = None,
+        image_index: int | None = None,
         false_positives_only: bool = False,
     ) -> list[int]:
-        """Positions in `cases` of some types (none given: all), of a class, of an image."""
+        """Indices in `errors` of the given types (default: all), class and image."""
         return [
-            position
-            for position, case in enumerate(self.cases)
-            if (not types or case.type in types)
-            and label in (None, case.label)
-            and image in (None, case.image)
-            and (case.is_false_positive or not false_positives_only)
+            index
+            for index, error in enumerate(self.errors)
+            if (not types or error.type in types)
+            and label in (None, error.label)
+            and image_index in (None, error.image_index)
+            and (error.is_false_positive or not false_positives_only)
         ]
 
     def counts(self) -> dict[ErrorType, int]:
-        """How many cases of each type, detections in crowd regions included, as TIDE counts."""
-        found = Counter(case.type for case in self.cases)
-        return {kind: found[kind] for kind in ERROR_TYPES}
+        """Number of errors by type; like TIDE, includes detections in crowd regions."""
+        counts = Counter(error.type for error in self.errors)
+        return {kind: counts[kind] for kind in ERROR_TYPES}
 
     def average_precision_without(self, indices: Iterable[int]) -> float:
-        """The average precision if some of the cases were not there, by COCO's rules, in [0, 1].
+        """Compute COCO's average precision without some of the errors.
 
-        The false positives among them are taken out of the detections, and missed objects out of the annotations.
-        Nothing else is matched anew: a false positive stands in nobody's way.
+        False positives are removed from the detections, and missed objects from the annotations. No other match
+        changes, because a false positive is matched with nothing.
 
         Args:
-            indices: positions in `cases`.
+            indices: indices in `errors`.
+
+        Returns:
+            In [0, 1].
 
         Raises:
-            ValueError: no such case.
+            ValueError: an index is out of range.
         """
         removed: dict[int, list[int]] = {}
-        fewer: Counter[int] = Counter()
+        removed_objects: Counter[int] = Counter()
         for index in set(indices):
-            if not 0 <= index < len(self.cases):
-                raise ValueError(f"expected positions in the {len(self.cases)} cases, from 0; got {index}")
-            case = self.cases[index]
-            if case.is_false_positive:
-                removed.setdefault(case.label, []).append(self._places[case.image, case.detection])
-            elif case.detection is None:
-                fewer[case.label] += 1
+            if not 0 <= index < len(self.errors):
+                raise ValueError(f"expected indices of the {len(self.errors)} errors, from 0; got {index}")
+            error = self.errors[index]
+            if error.is_false_positive:
+                rank = self._ranks[error.image_index, error.detection_index]
+                removed.setdefault(error.label, []).append(rank)
+            elif error.detection_index is None:
+                removed_objects[error.label] += 1
         values = {label: summary.average_precision for label, summary in self.classes.items()}
-        for label in removed.keys() | fewer.keys():
+        for label in removed.keys() | removed_objects.keys():
             ranking = self.rankings[label]
-            gone = np.zeros(len(ranking.hits), dtype=bool)
-            gone[removed.get(label, [])] = True
-            values[label] = ranking.without(gone, fewer[label])
+            mask = np.zeros(len(ranking.hits), dtype=bool)
+            mask[removed.get(label, [])] = True
+            values[label] = ranking.without(mask, removed_objects[label])
         return mean_average_precision(values.values())
 
     def delta_ap_without(self, indices: Iterable[int]) -> float:
-        """What some of the cases cost together: the average precision without them, less that with them."""
+        """Compute the joint cost of some errors: average precision without them, minus that with them."""
         return self.average_precision_without(indices) - self.average_precision
 
     @cached_property
-    def delta_ap_by_case(self) -> np.ndarray:
-        """(n,) float64, what each false positive alone costs, as `delta_ap_without`; 0 for all other cases."""
-        lost = np.zeros(len(self.cases))
-        known = sum(not np.isnan(ranking.average_precision) for ranking in self.rankings.values())
-        each = {
-            label: (ranking.without_each() - ranking.average_precision) / known
+    def delta_ap_by_error(self) -> np.ndarray:
+        """(n,) float64, the cost of each single false positive, as `delta_ap_without`; 0 for other errors."""
+        costs = np.zeros(len(self.errors))
+        class_count = sum(not np.isnan(ranking.average_precision) for ranking in self.rankings.values())
+        by_rank = {
+            label: (ranking.without_each() - ranking.average_precision) / class_count
             for label, ranking in self.rankings.items()
-            if ranking.truths
+            if ranking.object_count
         }
-        for position, case in enumerate(self.cases):
-            if case.is_false_positive and case.label in each:
-                lost[position] = each[case.label][self._places[case.image, case.detection]]
-        return lost
+        for index, error in enumerate(self.errors):
+            if error.is_false_positive and error.label in by_rank:
+                costs[index] = by_rank[error.label][self._ranks[error.image_index, error.detection_index]]
+        return costs
 
     @cached_property
-    def _places(self) -> dict[tuple[int, int | None], int]:
-        """ImageArray and detection to its place in its class's ranking."""
+    def _ranks(self) -> dict[tuple[int, int | None], int]:
+        """Rank of a detection in its class, by image index and detection index."""
         return {
-            (image, detection): place
+            (image, detection): rank
             for ranking in self.rankings.values()
-            for place, (image, detection) in enumerate(ranking.keys.tolist())
+            for rank, (image, detection) in enumerate(ranking.keys.tolist())
         }
 
 
 def analyze_errors(
     detections: Sequence[Detections],
-    truths: Iterable[GroundTruth],
+    ground_truths: Iterable[GroundTruth],
     *,
     iou_threshold: float = 0.5,
     background_threshold: float = 0.1,
@@ -171,60 +174,76 @@ def analyze_errors(
     max_detections: int = 100,
     labels: Sequence[int] | None = None,
 ) -> ErrorAnalysis:
-    """Match detections with annotations by COCO's rules, and name each error as TIDE does.
+    """Match detections with annotations by COCO's rules and classify the errors as TIDE does.
 
     Args:
-        detections: of each image, as the model reports them, low scores included: average precision needs them.
-        truths: of each image in the same order, with labels in the model's class indices: `Annotations`.
-        iou_threshold: least overlap of a right detection, in (0, 1].
-        background_threshold: greatest overlap of a detection of nothing, below the other.
+        detections: the model's detections of each image, including low scores, which average precision needs.
+        ground_truths: the objects of each image in the same order, with labels in the model's class indices, for
+            example `Annotations`.
+        iou_threshold: minimum IoU of a true positive, in (0, 1].
+        background_threshold: maximum IoU of a background error, below `iou_threshold`.
         iou_type: ``"bbox"``, or ``"segm"`` to compare masks.
-        max_detections: at most so many of an image count.
-        labels: the class indices to judge: `Annotations.labels`, where the file has not all of the model's classes;
-            detections of others are left out and counted. None judges all.
+        max_detections: maximum number of detections per image.
+        labels: class indices to evaluate, for example `Annotations.labels` if the file lacks some of the model's
+            classes; detections of other classes are left out and counted. None evaluates all.
 
     Raises:
-        ValueError: the lists do not belong together, a threshold is out of range, or masks are asked for where there
-            are none.
+        ValueError: the lists do not correspond, a threshold is out of range, or masks are required and missing.
+
+    Example:
+        >>> import torch
+        >>> from pathlib import Path
+        >>> from detcam.auditing import analyze_errors
+        >>> from detcam.data.ground_truth import GroundTruth
+        >>> from detcam.detections import Detections, Source
+        >>> boxes, size = torch.tensor([[10.0, 10, 30, 30]]), (64, 64)
+        >>> ground_truth = GroundTruth(
+        ...     1, "a.png", Path("a.png"), size, boxes, torch.tensor([[10, 10, 20, 20]]).numpy(), torch.tensor([1]),
+        ...     torch.tensor([1]), torch.tensor([False]), torch.tensor([400.0]), torch.tensor([1]), (None,),
+        ... )
+        >>> detected = Detections(boxes + 15, torch.tensor([1]), torch.tensor([0.9]), size, (Source("region"),))
+        >>> analyze_errors([detected], [ground_truth]).counts()["background"]
+        1
     """
-    truths = list(truths)
-    if not 0 < background_threshold < iou_threshold <= 1:
-        raise ValueError(
-            f"expected 0 < background_threshold < iou_threshold <= 1; got {background_threshold} and {iou_threshold}"
-        )
-    if iou_type not in ("bbox", "segm"):
-        raise ValueError(f'expected iou_type "bbox" or "segm"; got {iou_type!r}')
+    ground_truths = list(ground_truths)
+    check_thresholds(iou_threshold, background_threshold, iou_type)
     if max_detections < 1:
         raise ValueError(f"expected max_detections of at least 1; got {max_detections}")
-    options: dict[str, Any] = {
-        "iou_threshold": iou_threshold,
-        "max_detections": max_detections,
-        "judged": None if labels is None else list(labels),
-    }
-    matches, errors, light = [], [], []
-    for image, found, truth in paired(detections, truths):
-        light.append(replace(found, masks=None))  # masks may be unpacked anew at every look; only matching needs them
-        matches.append(match(found, truth, iou_type=iou_type, **options))
-        errors.append(
-            find_errors(image, found, truth, matches[-1], background_threshold=background_threshold, **options)
+    evaluated = None if labels is None else list(labels)
+    matches, image_errors, without_masks = [], [], []
+    for index, detected, truth in paired_images(detections, ground_truths):
+        without_masks.append(replace(detected, masks=None))  # only matching needs masks, which may be unpacked lazily
+        matched = match(
+            detected,
+            truth,
+            iou_threshold=iou_threshold,
+            iou_type=iou_type,
+            max_detections=max_detections,
+            labels=evaluated,
         )
-    cases = tuple(case for image in errors for case in image.cases)
-    rankings = rank(light, truths, matches)
-    names = dict(pair for truth in truths for pair in truth.names.items())
-    names |= dict(pair for found in light for pair in found.names.items())
-    missed = Counter(
-        int(label)
-        for truth, matched in zip(truths, matches, strict=True)
-        for label in truth.labels[torch.from_numpy(matched.missed)].tolist()
-    )
-    outside = sum(int((~of_labels(as_array(found.labels), labels)).sum()) for found in light)
-    errors_of = Counter((case.label, case.type) for case in cases)
-    summaries = {label: _summarize(label, rankings[label], errors_of, names, missed[label]) for label in rankings}
+        errors = find_errors(
+            index,
+            detected,
+            truth,
+            matched,
+            iou_threshold=iou_threshold,
+            background_threshold=background_threshold,
+            max_detections=max_detections,
+            labels=evaluated,
+        )
+        matches.append(matched)
+        image_errors.append(errors)
+    names = dict(pair for truth in ground_truths for pair in truth.names.items())
+    names |= dict(pair for detected in without_masks for pair in detected.names.items())
+    outside = sum(int((~is_evaluated(as_array(detected.labels), labels)).sum()) for detected in without_masks)
+    all_errors = tuple(error for image in image_errors for error in image.errors)
+    rankings = rank_detections(without_masks, ground_truths, matches)
+    classes = _summarize_classes(rankings, all_errors, names, _count_missed(ground_truths, matches))
     return ErrorAnalysis(
-        cases=cases,
-        average_precision=mean_average_precision(summary.average_precision for summary in summaries.values()),
-        classes=summaries,
-        delta_ap=delta_ap(errors, light, truths),
+        errors=all_errors,
+        average_precision=mean_average_precision(summary.average_precision for summary in classes.values()),
+        classes=classes,
+        delta_ap=compute_delta_ap(image_errors, without_masks, ground_truths),
         rankings=rankings,
         matches=tuple(matches),
         dropped=sum(int(matched.dropped.sum()) for matched in matches) - outside,
@@ -233,17 +252,45 @@ def analyze_errors(
     )
 
 
-def _summarize(
-    label: int, ranking: Ranking, errors: Counter[tuple[int, ErrorType]], names: Mapping[int, str], missed: int
-) -> ClassSummary:
-    right = int(ranking.hits.sum())
-    return ClassSummary(
-        label=label,
-        name=class_name(names, label),
-        average_precision=ranking.average_precision,
-        objects=ranking.truths,
-        true_positives=right,
-        false_positives=len(ranking.hits) - right,
-        missed=missed,
-        errors={kind: errors[label, kind] for kind in ERROR_TYPES},
+def check_thresholds(iou_threshold: float, background_threshold: float, iou_type: str) -> None:
+    """Check the options of matching.
+
+    Raises:
+        ValueError: a threshold is out of range, or the IoU type is unknown.
+    """
+    if not 0 < background_threshold < iou_threshold <= 1:
+        raise ValueError(
+            f"expected 0 < background_threshold < iou_threshold <= 1; got {background_threshold} and {iou_threshold}"
+        )
+    if iou_type not in ("bbox", "segm"):
+        raise ValueError(f'expected iou_type "bbox" or "segm"; got {iou_type!r}')
+
+
+def _count_missed(ground_truths: Sequence[GroundTruth], matches: Sequence[Match]) -> Counter[int]:
+    return Counter(
+        int(label)
+        for truth, matched in zip(ground_truths, matches, strict=True)
+        for label in truth.labels[torch.from_numpy(matched.missed)].tolist()
     )
+
+
+def _summarize_classes(
+    rankings: Mapping[int, Ranking],
+    errors: Sequence[DetectionError],
+    names: Mapping[int, str],
+    missed: Mapping[int, int],
+) -> dict[int, ClassSummary]:
+    counts = Counter((error.label, error.type) for error in errors)
+    return {
+        label: ClassSummary(
+            label=label,
+            name=class_name(names, label),
+            average_precision=ranking.average_precision,
+            objects=ranking.object_count,
+            true_positives=int(ranking.hits.sum()),
+            false_positives=int((~ranking.hits).sum()),
+            missed=missed[label],
+            errors={kind: counts[label, kind] for kind in ERROR_TYPES},
+        )
+        for label, ranking in rankings.items()
+    }

@@ -1,4 +1,4 @@
-"""COCO's average precision, kept so that it is cheap to ask what it would be without some detections."""
+"""COCO's average precision, stored so that it can be recomputed cheaply without given detections."""
 
 from __future__ import annotations
 
@@ -12,100 +12,116 @@ from detcam.data.ground_truth import GroundTruth
 from detcam.detections import Detections
 
 COCO_RECALLS = np.linspace(0.0, 1.0, 101)
-"""Where pycocotools reads precision off, to its last bit."""
+"""Recalls at which pycocotools reads precision, equal to the last bit."""
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """All counted detections of one class over all images, best first.
+    """The counted detections of one class over all images, by decreasing score.
 
     Attributes:
-        hits: (n,) bool, whether each is right; detections that are ignored or dropped are not here.
-        keys: (n, 2) int64, each detection's image and index there.
-        truths: how many objects of the class there are to find.
+        hits: (n,) bool, whether each detection is a true positive; ignored and dropped detections are not included.
+        keys: (n, 2) int64, image index and detection index of each detection.
+        object_count: number of objects of the class.
     """
 
     hits: np.ndarray
     keys: np.ndarray
-    truths: int
+    object_count: int
 
     @property
     def average_precision(self) -> float:
-        """In [0, 1]; NaN where there is nothing to find."""
-        return average_precision(self.hits, self.truths)
+        """In [0, 1]; NaN if there are no objects."""
+        return average_precision(self.hits, self.object_count)
 
-    def without(self, removed: np.ndarray, found_for: int = 0) -> float:
-        """The average precision without some detections (n,) bool, and with fewer objects to find."""
-        return average_precision(self.hits[~removed], self.truths - found_for)
+    def without(self, removed: np.ndarray, removed_objects: int = 0) -> float:
+        """Compute the average precision without some detections (n,) bool and with fewer objects."""
+        return average_precision(self.hits[~removed], self.object_count - removed_objects)
 
     def without_each(self) -> np.ndarray:
-        """(n,) the average precision without each single detection that is wrong; NaN for those that are right.
+        """Compute the average precision without each single false positive.
 
-        Wrong detections between the same two right ones change it alike, so one computation serves them all.
+        False positives between the same two true positives change it alike, so they share one computation.
+
+        Returns:
+            (n,) float64; NaN for true positives.
         """
         ranks = np.flatnonzero(self.hits) + 1
-        behind = np.cumsum(self.hits)  # right detections up to each: the first right one behind it, as an index
+        hits_before = np.cumsum(self.hits)  # index of the first true positive after each false positive
         result = np.full(len(self.hits), np.nan)
-        for first in np.unique(behind[~self.hits]):
-            closer = ranks - (np.arange(len(ranks)) >= first)
-            result[~self.hits & (behind == first)] = _from_ranks(closer, self.truths, COCO_RECALLS)
+        for first in np.unique(hits_before[~self.hits]):
+            shifted = ranks - (np.arange(len(ranks)) >= first)
+            result[~self.hits & (hits_before == first)] = _from_ranks(shifted, self.object_count, COCO_RECALLS)
         return result
 
 
-def average_precision(hits: np.ndarray, truths: int, recalls: np.ndarray = COCO_RECALLS) -> float:
-    r"""Precision interpolated at 101 recalls, and their mean: :math:`\frac{1}{101}\sum_r \max_{r' \ge r} p(r')`.
+def average_precision(hits: np.ndarray, object_count: int, recalls: np.ndarray = COCO_RECALLS) -> float:
+    r"""Compute the mean of interpolated precision at 101 recalls: :math:`\frac{1}{101}\sum_r \max_{r' \ge r} p(r')`.
 
     Args:
-        hits: (n,) bool, whether each detection is right, best score first.
-        truths: how many objects there are to find.
-        recalls: where precision is read off, rising.
+        hits: (n,) bool, whether each detection is a true positive, by decreasing score.
+        object_count: number of objects.
+        recalls: increasing recalls at which precision is read.
 
     Returns:
-        In [0, 1]; NaN where there is nothing to find.
+        In [0, 1]; NaN if there are no objects.
     """
-    return _from_ranks(np.flatnonzero(hits) + 1, truths, recalls)
+    return _from_ranks(np.flatnonzero(hits) + 1, object_count, recalls)
 
 
-def _from_ranks(ranks: np.ndarray, truths: int, recalls: np.ndarray) -> float:
-    """From the ranks (from 1) of the right detections: precision peaks at them, so the wrong ones need no place."""
-    if truths <= 0:
+def _from_ranks(ranks: np.ndarray, object_count: int, recalls: np.ndarray) -> float:
+    """Compute average precision from the ranks (from 1) of the true positives, where precision has its maxima."""
+    if object_count <= 0:
         return float("nan")
     if not len(ranks):
         return 0.0
-    right = np.arange(1, len(ranks) + 1)
-    best_from_here = np.maximum.accumulate((right / ranks)[::-1])[::-1]
-    at = np.searchsorted(right / truths, recalls, side="left")
-    return float(best_from_here[at[at < len(ranks)]].sum() / len(recalls))
+    hit_counts = np.arange(1, len(ranks) + 1)
+    interpolated = np.maximum.accumulate((hit_counts / ranks)[::-1])[::-1]
+    positions = np.searchsorted(hit_counts / object_count, recalls, side="left")
+    return float(interpolated[positions[positions < len(ranks)]].sum() / len(recalls))
 
 
 def mean_average_precision(values: Iterable[float]) -> float:
-    """The mean over classes that have something to find; NaN where none has."""
-    known = [value for value in values if not np.isnan(value)]
-    return float(np.mean(known)) if known else float("nan")
+    """The mean over classes that have objects; NaN if none has."""
+    defined = [value for value in values if not np.isnan(value)]
+    return float(np.mean(defined)) if defined else float("nan")
 
 
-def rank(
-    detections: Sequence[Detections], truths: Sequence[GroundTruth], matches: Sequence[Match]
+def rank_detections(
+    detections: Sequence[Detections], ground_truths: Sequence[GroundTruth], matches: Sequence[Match]
 ) -> Mapping[int, Ranking]:
-    """All images' detections by class, best first; equal scores in the order of the images' ids, as in COCO."""
-    order = sorted(range(len(truths)), key=lambda i: (isinstance(truths[i].image_id, str), truths[i].image_id))
-    labels, scores, hits, keys, wanted = [], [], [], [], []
-    for position in order:
-        found, truth, matched = detections[position], truths[position], matches[position]
-        counted = matched.true_positive | matched.false_positive
-        chosen = np.flatnonzero(counted)
-        chosen = chosen[np.argsort(-as_array(found.scores)[chosen].astype(np.float64), kind="stable")]
-        labels.append(as_array(found.labels)[chosen])
-        scores.append(as_array(found.scores)[chosen].astype(np.float64))
-        hits.append(matched.true_positive[chosen])
-        keys.append(np.stack([np.full_like(chosen, position), chosen], axis=1))
-        wanted.append(as_array(truth.labels)[~matched.truth_ignored])
+    """Rank the detections of all images by class.
+
+    As in COCO, equal scores are ordered by image id.
+
+    Args:
+        detections: the detections of each image.
+        ground_truths: the objects of each image.
+        matches: the matching of each image.
+
+    Returns:
+        Rankings by class index.
+    """
+    order = sorted(
+        range(len(ground_truths)),
+        key=lambda i: (isinstance(ground_truths[i].image_id, str), ground_truths[i].image_id),
+    )
+    labels, scores, hits, keys, true_labels = [], [], [], [], []
+    for image in order:
+        detected, matched = detections[image], matches[image]
+        counted = np.flatnonzero(matched.true_positive | matched.false_positive)
+        counted = counted[np.argsort(-as_array(detected.scores)[counted].astype(np.float64), kind="stable")]
+        labels.append(as_array(detected.labels)[counted])
+        scores.append(as_array(detected.scores)[counted].astype(np.float64))
+        hits.append(matched.true_positive[counted])
+        keys.append(np.stack([np.full_like(counted, image), counted], axis=1))
+        true_labels.append(as_array(ground_truths[image].labels)[~matched.ground_truth_ignored])
     if not order:
         return {}
-    label, score, hit, key, want = (np.concatenate(part) for part in (labels, scores, hits, keys, wanted))
-    ranked = np.argsort(-score, kind="stable")
+    label, score, hit, key, true_label = (np.concatenate(part) for part in (labels, scores, hits, keys, true_labels))
+    by_score = np.argsort(-score, kind="stable")
     rankings = {}
-    for one in np.union1d(label, want).tolist():
-        own = ranked[label[ranked] == one]
-        rankings[int(one)] = Ranking(hit[own], key[own], int((want == one).sum()))
+    for each in np.union1d(label, true_label).tolist():
+        of_class = by_score[label[by_score] == each]
+        rankings[int(each)] = Ranking(hit[of_class], key[of_class], int((true_label == each).sum()))
     return rankings

@@ -1,8 +1,9 @@
-"""What a detection of nothing is: made up from its surroundings, a look-alike, or an object that nobody labelled."""
+"""Types of background errors: context, look-alike, missing annotation."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -18,30 +19,30 @@ from detcam.data.images import load_image
 from detcam.detections import Detections
 from detcam.trace import Trace, guarded
 
-UNLABELLED = 0.15
-"""Least typicality of what may be an object that nobody labelled: one in seven of such objects lies below.
+MIN_TYPICALITY = 0.15
+"""Minimum typicality of a possible missing annotation: rejects about one in seven objects without an annotation.
 
-Chosen on blood cells with a fifth of the annotations hidden (training and validation images, two detectors): 86 % of
-the detections of hidden objects lie above; of detections whose cause is certified to be no object, 0 %.
+Chosen on images of blood cells with a fifth of the annotations hidden (training and validation images, two detectors):
+86 % of the detections of hidden objects reach it; of detections that are certified to have another cause, 0 %.
 """
-MOST = 200
-"""So many right detections of a class are compared with, and so many wrong ones."""
-IMAGES = 64
-"""So many further images are looked at for them, or as many as there are cases, where those are more."""
+MAX_COMPARED = 200
+"""Maximum number of correct detections of a class, and of wrong ones, that are compared."""
+EXTRA_IMAGES = 64
+"""Number of further images searched for them, or the number of cases if that is larger."""
 
-At = tuple[int, int]
-"""A detection: its image's position, and its index there."""
+DetectionKey: TypeAlias = tuple[int, int]
+"""A detection: index of its image, and index of the detection in the image."""
 
 
 class BackgroundClassifier:
-    """Tells what background errors are.
+    """Determines the types of background errors.
 
     Args:
-        adapter: the detector; its target layers give the features.
-        analysis: the matching.
-        found: each image's detections.
-        truth: each image's true objects.
-        threshold: least score of the detections that are compared.
+        adapter: the detector; its target layers provide the features.
+        analysis: the error analysis.
+        detections: detections of each image.
+        annotations: ground truth of each image.
+        score_threshold: minimum score of the detections that are compared.
         batch_size: images per forward pass.
     """
 
@@ -49,163 +50,173 @@ class BackgroundClassifier:
         self,
         adapter: Adapter,
         analysis: ErrorAnalysis,
-        found: Sequence[Detections],
-        truth: Annotations,
-        threshold: float,
+        detections: Sequence[Detections],
+        annotations: Annotations,
+        score_threshold: float,
         batch_size: int,
     ) -> None:
         self.adapter = adapter
         self.analysis = analysis
-        self.found = found
-        self.truth = truth
-        self.threshold = threshold
+        self.detections = detections
+        self.annotations = annotations
+        self.score_threshold = score_threshold
         self.batch_size = batch_size
 
-    def tell(self, cases: Mapping[int, AuditCase]) -> dict[int, tuple[BackgroundType | None, float]]:
-        """What each explained background error is, and its typicality to right detections, NaN where not compared.
+    def classify(self, cases: Mapping[int, AuditCase]) -> dict[int, tuple[BackgroundType | None, float]]:
+        """Determine type and typicality of the background errors among explained cases.
 
         Args:
-            cases: explained errors, by their position in the analysis.
+            cases: explained cases, by their index in the analysis.
 
         Returns:
-            by position; without a nature where the evidence is in the box and there are too few right detections.
+            Type and typicality by index. The typicality is NaN if most of the evidence lies outside the box; type None
+            and typicality NaN if there are too few correct detections of the class to compare with.
         """
-        asked = {
-            at: case for at, case in cases.items() if case.type == "background" and case.evidence_shares is not None
+        background = {
+            index: case
+            for index, case in cases.items()
+            if case.type == "background" and case.evidence_shares is not None
         }
-        told: dict[int, tuple[BackgroundType | None, float]] = {
-            at: ("context", np.nan) for at, case in asked.items() if rests_outside(case)
-        }
-        inside = [at for at in asked if at not in told]
-        typicalities = self._typicalities(inside) if inside else {}
-        for at in inside:
-            value = typicalities.get(at, np.nan)
-            background_type: BackgroundType | None = None
-            if not np.isnan(value):
-                background_type = "missing annotation" if value >= UNLABELLED else "look-alike"
-            told[at] = background_type, value
-        return told
+        inside = [index for index, case in background.items() if not rests_outside(case)]
+        values = self._typicalities(inside) if inside else {}
+        types: dict[int, tuple[BackgroundType | None, float]] = {}
+        for index in background:
+            value = values.get(index, np.nan)
+            if index not in inside:
+                types[index] = "context", np.nan
+            elif np.isnan(value):
+                types[index] = None, np.nan
+            else:
+                types[index] = "missing annotation" if value >= MIN_TYPICALITY else "look-alike", value
+        return types
 
-    def _typicalities(self, asked: Sequence[int]) -> dict[int, float]:
-        """Each error's typicality to the right detections of its class."""
-        places = {at: self._place(at) for at in asked}
-        labels = sorted({self.analysis[at].label for at in asked})
-        right = {label: self._right(label) for label in labels}
-        wrong = {label: self._wrong(label) for label in labels}
-        chosen = self._images({place[0] for place in places.values()}, right, len(asked))
-        compared = {
-            label: (_some(right[label], chosen), list(dict.fromkeys(_some(wrong[label], chosen)))) for label in labels
-        }
-        for at, place in places.items():
-            own = compared[self.analysis[at].label][1]
-            if place not in own:
-                own.append(place)
-        wanted: dict[int, set[int]] = {}
-        for sides in compared.values():
-            for image, index in (*sides[0], *sides[1]):
-                wanted.setdefault(image, set()).add(index)
-        features = self._features({image: sorted(indices) for image, indices in wanted.items()})
-        values: dict[At, float] = {}
-        for good, bad in compared.values():
-            members = [place for place in (*good, *bad) if place in features]
+    def _typicalities(self, indices: Sequence[int]) -> dict[int, float]:
+        """Typicality of errors with their evidence in the box, by their index in the analysis."""
+        keys = {index: self._key(index) for index in indices}
+        compared = self._choose_compared(keys)
+        by_image: dict[int, set[int]] = {}
+        for correct, wrong in compared.values():
+            for image, detection in (*correct, *wrong):
+                by_image.setdefault(image, set()).add(detection)
+        features = self._features({image: sorted(detections) for image, detections in by_image.items()})
+        values: dict[DetectionKey, float] = {}
+        for correct, wrong in compared.values():
+            members = [key for key in (*correct, *wrong) if key in features]
             if not members:
                 continue
-            found = typicality(
-                np.stack([features[place] for place in members]),
-                np.array([float(self.found[image].scores[index]) for image, index in members]),
-                np.array([place in set(good) for place in members]),
+            correct_keys = set(correct)
+            of_class = typicality(
+                np.stack([features[key] for key in members]),
+                np.array([float(self.detections[image].scores[detection]) for image, detection in members]),
+                np.array([key in correct_keys for key in members]),
                 np.array([image for image, _ in members]),
             )
-            values |= dict(zip(members, found.tolist(), strict=True))
-        return {at: values[place] for at, place in places.items() if place in values}
+            values |= dict(zip(members, of_class.tolist(), strict=True))
+        return {index: values[key] for index, key in keys.items() if key in values}
 
-    def _place(self, at: int) -> At:
-        error = self.analysis[at]
-        if error.detection is None:
-            raise ValueError(f"expected a detection; got {error}")
-        return error.image, error.detection
+    def _choose_compared(
+        self, keys: Mapping[int, DetectionKey]
+    ) -> dict[int, tuple[list[DetectionKey], list[DetectionKey]]]:
+        """By class index, the correct and the wrong detections that are compared; the errors are among the wrong."""
+        labels = sorted({self.analysis[index].label for index in keys})
+        correct = {label: self._correct(label) for label in labels}
+        images = self._choose_images({image for image, _ in keys.values()}, correct, len(keys))
+        compared = {
+            label: (
+                _spread(correct[label], images),
+                list(dict.fromkeys(_spread(self._wrong(label), images))),
+            )
+            for label in labels
+        }
+        for index, key in keys.items():
+            wrong = compared[self.analysis[index].label][1]
+            if key not in wrong:
+                wrong.append(key)
+        return compared
 
-    def _right(self, label: int) -> list[At]:
-        """The right detections of a class, image by image."""
+    def _key(self, index: int) -> DetectionKey:
+        error = self.analysis[index]
+        if error.detection_index is None:
+            raise ValueError(f"expected the error of a detection; got {error}")
+        return error.image_index, error.detection_index
+
+    def _correct(self, label: int) -> list[DetectionKey]:
+        """The true positives of a class above the threshold, image by image."""
         return [
             (image, int(index))
-            for image, (match, own) in enumerate(zip(self.analysis.matches, self.found, strict=True))
-            for index in np.flatnonzero(match.true_positive & self._counts(own, label))
+            for image, (match, detected) in enumerate(zip(self.analysis.matches, self.detections, strict=True))
+            for index in np.flatnonzero(
+                match.true_positive & ((detected.labels == label) & (detected.scores >= self.score_threshold)).numpy()
+            )
         ]
 
-    def _wrong(self, label: int) -> list[At]:
-        """The detections of a class where there is none of it."""
+    def _wrong(self, label: int) -> list[DetectionKey]:
+        """The false positives of a class above the threshold that overlap no object of the class."""
         return [
-            (error.image, error.detection)
+            (error.image_index, error.detection_index)
             for error in self.analysis
             if error.label == label
-            and error.detection is not None
+            and error.detection_index is not None
             and error.is_false_positive
             and error.type in ("background", "classification", "both")
-            and (error.score or 0.0) >= self.threshold
+            and (error.score or 0.0) >= self.score_threshold
         ]
 
-    def _counts(self, found: Detections, label: int) -> np.ndarray:
-        chosen: np.ndarray = ((found.labels == label) & (found.scores >= self.threshold)).numpy()
-        return chosen
-
-    def _images(self, own: set[int], right: Mapping[int, Sequence[At]], cases: int) -> set[int]:
-        """The errors' images, and others that hold right detections of each class in turn."""
-        chosen, budget = set(own), max(IMAGES, cases)
-        order = np.random.default_rng(0).permutation(len(self.truth)).tolist()
-        per_class = {label: {image for image, _ in places} for label, places in right.items()}
-        waiting = {label: [image for image in order if image in images] for label, images in per_class.items()}
-        held = {label: sum(image in chosen for image, _ in places) for label, places in right.items()}
-        while budget and any(waiting[label] and held[label] < MOST for label in waiting):
+    def _choose_images(
+        self, error_images: set[int], correct: Mapping[int, Sequence[DetectionKey]], case_count: int
+    ) -> set[int]:
+        """The images of the errors, and further ones that contain correct detections, taking the classes in turn."""
+        chosen, budget = set(error_images), max(EXTRA_IMAGES, case_count)
+        order = np.random.default_rng(0).permutation(len(self.annotations)).tolist()
+        images_of = {label: {image for image, _ in keys} for label, keys in correct.items()}
+        waiting = {label: [image for image in order if image in images] for label, images in images_of.items()}
+        counts = {label: sum(image in chosen for image, _ in keys) for label, keys in correct.items()}
+        while budget and any(waiting[label] and counts[label] < MAX_COMPARED for label in waiting):
             for label in sorted(waiting):
-                if not budget or not waiting[label] or held[label] >= MOST:
+                if not budget or not waiting[label] or counts[label] >= MAX_COMPARED:
                     continue
                 image = waiting[label].pop(0)
                 if image in chosen:
                     continue
                 chosen.add(image)
                 budget -= 1
-                for other, places in right.items():
-                    held[other] += sum(at == image for at, _ in places)
+                for other, keys in correct.items():
+                    counts[other] += sum(each == image for each, _ in keys)
         return chosen
 
-    def _features(self, wanted: Mapping[int, Sequence[int]]) -> dict[At, np.ndarray]:
-        """The network's features over some detections' boxes, (D,) each."""
-        features: dict[At, np.ndarray] = {}
-        images = sorted(wanted)
+    def _features(self, detections: Mapping[int, Sequence[int]]) -> dict[DetectionKey, np.ndarray]:
+        """(D,) features of detections, given as detection indices by image index."""
+        features: dict[DetectionKey, np.ndarray] = {}
+        images = sorted(detections)
         for start in range(0, len(images), self.batch_size):
-            some = images[start : start + self.batch_size]
-            image_list = [load_image(self.truth[image].path) for image in some]
-            for group in self.adapter.groups(image_list, self.batch_size):
-                pooled = self._pooled(
-                    [image_list[at] for at in group],
-                    [self.found[some[at]].boxes_xyxy[wanted[some[at]]] for at in group],
-                )
-                for at, rows in zip(group, pooled, strict=True):
-                    features |= {
-                        (some[at], index): row for index, row in zip(wanted[some[at]], rows, strict=True) if len(row)
-                    }
+            chunk = images[start : start + self.batch_size]
+            pixels = [load_image(self.annotations[image].path) for image in chunk]
+            for group in self.adapter.groups(pixels, self.batch_size):
+                boxes = [self.detections[chunk[row]].boxes_xyxy[detections[chunk[row]]] for row in group]
+                for row, pooled in zip(group, self._pool([pixels[row] for row in group], boxes), strict=True):
+                    keys = [(chunk[row], detection) for detection in detections[chunk[row]]]
+                    features |= {key: values for key, values in zip(keys, pooled, strict=True) if len(values)}
         return features
 
-    def _pooled(self, images: Sequence[Tensor], boxes: Sequence[Tensor]) -> Iterator[np.ndarray]:
-        """Per image, (n, D) features over its boxes: every level of the target layers, one after the other."""
-        plain = self.adapter.without_layers()
+    def _pool(self, images: Sequence[Tensor], boxes: Sequence[Tensor]) -> Iterator[np.ndarray]:
+        """Per image, (n, D) features over its boxes (n, 4): all levels of the target layers, concatenated."""
+        adapter = self.adapter.without_layers()
         with guarded(self.adapter.model, gradients=False), torch.no_grad():
-            batch = plain.prepare(images)
+            batch = adapter.prepare(images)
             layers, names = self.adapter.target_layers, self.adapter.layer_names
             trace = Trace(layers, names, gradients=False, reshape_transform=self.adapter.reshape_for(batch))
             with trace:
-                plain.forward(batch)
+                adapter.forward(batch)
             levels = [level for layer in trace.activations() for level in layer if len(level) == len(images)]
-        for row, (geometry, own) in enumerate(zip(batch.geometries, boxes, strict=True)):
-            corners = geometry.boxes_to_input(geometry.clip(own)).double().numpy()
+        for row, (geometry, of_image) in enumerate(zip(batch.geometries, boxes, strict=True)):
+            corners = geometry.boxes_to_input(geometry.clip(of_image)).double().numpy()
             parts = [pool_boxes(level[row].float().cpu().numpy(), corners, geometry.input_size_hw) for level in levels]
             yield np.concatenate(parts, axis=1) if parts else np.zeros((len(corners), 0))
 
 
-def _some(places: Sequence[At], images: set[int]) -> list[At]:
-    """Of the detections in some images so many as are compared, spread evenly."""
-    own = [place for place in places if place[0] in images]
-    if len(own) <= MOST:
-        return own
-    return [own[at] for at in np.linspace(0, len(own) - 1, MOST).round().astype(int).tolist()]
+def _spread(keys: Sequence[DetectionKey], images: set[int]) -> list[DetectionKey]:
+    """At most `MAX_COMPARED` of the detections in some images, spread evenly."""
+    in_images = [key for key in keys if key[0] in images]
+    if len(in_images) <= MAX_COMPARED:
+        return in_images
+    return [in_images[index] for index in np.linspace(0, len(in_images) - 1, MAX_COMPARED).round().astype(int).tolist()]

@@ -1,4 +1,4 @@
-"""Errors that share a cause: of one type and class, with evidence at one place that looks alike to the network."""
+"""Groups of errors with similar evidence."""
 
 from __future__ import annotations
 
@@ -11,78 +11,86 @@ from scipy.spatial.distance import squareform
 from detcam.auditing.case import AuditCase, ErrorGroup
 from detcam.auditing.sentences import group_sentence
 
-APART = 0.35
-"""Mean cosine distance above which two clusters of evidence stay apart."""
-MOST = 4000
-"""Clusters are sought among so many cases at most; further ones join the nearest."""
+MAX_DISTANCE = 0.35
+"""Maximum mean cosine distance between the features of two clusters that are merged."""
+MAX_CLUSTERED = 4000
+"""Maximum number of cases that are clustered; further cases join the cluster of their nearest neighbour."""
 
 
 def group_cases(
     cases: Sequence[AuditCase], features: Sequence[np.ndarray | None], delta_ap: Callable[[Sequence[int]], float]
 ) -> list[tuple[ErrorGroup, list[int]]]:
-    """ErrorGroup errors by shared cause.
+    """Group errors with similar evidence.
 
-    Cases of one type, class (both classes, where a true one is concerned), nature and place of evidence are clustered
-    by the cosine distance of the network's features pooled over their evidence (average linkage).
+    Cases with the same error type, class, true class, background type, evidence location and failure stage are
+    clustered by the cosine distance between the network's features over their evidence (average linkage).
 
     Args:
         cases: explained errors.
-        features: of each, (D,), or None.
-        delta_ap: what some of the cases cost together, by their positions.
+        features: (D,) features of each case, or None.
+        delta_ap: increase of average precision without some of the cases, given by index.
 
     Returns:
-        groups, the costliest first, with their cases' positions, nearest to the group's centre first.
+        Groups by decreasing `delta_ap`, with the indices of their cases, the nearest to the group's centre first.
     """
-    kinds: dict[tuple[object, ...], list[int]] = {}
-    for position, case in enumerate(cases):
-        true = None if case.ground_truth is None or case.type == "background" else case.ground_truth.label
-        stage = case.failure_stage if case.type == "missed" else ""
-        kinds.setdefault((case.type, case.label, true, case.background_type, case.evidence_location, stage), []).append(
-            position
-        )
-    found: list[tuple[float, list[int]]] = []
-    for members in kinds.values():
-        for cluster in _clusters([features[position] for position in members]):
-            ordered = [members[index] for index in cluster]
-            found.append((delta_ap(ordered), ordered))
-    found.sort(key=lambda item: (-item[0], -len(item[1]), item[1]))
-    return [(_group(number, cases, *item), item[1]) for number, item in enumerate(found)]
+    by_key: dict[tuple[object, ...], list[int]] = {}
+    for index, case in enumerate(cases):
+        by_key.setdefault(_key(case), []).append(index)
+    clusters = [
+        [members[position] for position in cluster]
+        for members in by_key.values()
+        for cluster in _clusters([features[index] for index in members])
+    ]
+    ranked = sorted(((delta_ap(cluster), cluster) for cluster in clusters), key=lambda x: (-x[0], -len(x[1]), x[1]))
+    return [
+        (_group(number, [cases[index] for index in cluster], cost), cluster)
+        for number, (cost, cluster) in enumerate(ranked)
+    ]
 
 
-def _group(number: int, cases: Sequence[AuditCase], lost: float, members: Sequence[int]) -> ErrorGroup:
-    own = [cases[position] for position in members]
+def _key(case: AuditCase) -> tuple[object, ...]:
+    """The properties that the cases of a group have in common."""
+    true_label = None if case.ground_truth is None or case.type == "background" else case.ground_truth.label
+    stage = case.failure_stage if case.type == "missed" else ""
+    return case.type, case.label, true_label, case.background_type, case.evidence_location, stage
+
+
+def _group(number: int, cases: Sequence[AuditCase], delta_ap: float) -> ErrorGroup:
+    first = cases[0]
     return ErrorGroup(
-        number,
-        own[0].type,
-        own[0].label,
-        own[0].name,
-        own[0].evidence_location,
-        tuple(case.id for case in own),
-        lost,
-        sum(case.verdict == "confirmed" for case in own),
-        group_sentence(own, lost),
-        own[0].background_type,
+        number=number,
+        type=first.type,
+        label=first.label,
+        name=first.name,
+        evidence_location=first.evidence_location,
+        case_ids=tuple(case.id for case in cases),
+        delta_ap=delta_ap,
+        confirmed_count=sum(case.verdict == "confirmed" for case in cases),
+        sentence=group_sentence(cases, delta_ap),
+        background_type=first.background_type,
     )
 
 
 def _clusters(features: Sequence[np.ndarray | None]) -> list[list[int]]:
-    """Clusters of positions, nearest to the centre first; those without features are a cluster of their own."""
-    known = [index for index, each in enumerate(features) if each is not None]
-    without = [index for index, each in enumerate(features) if each is None]
-    clusters = [without] if without else []
-    if not known:
+    """Clusters of indices, the nearest to the centre first; cases without features form a cluster of their own."""
+    with_features = [index for index, each in enumerate(features) if each is not None]
+    without_features = [index for index, each in enumerate(features) if each is None]
+    clusters = [without_features] if without_features else []
+    if not with_features:
         return clusters
-    table = np.stack([np.asarray(features[index], dtype=np.float64) for index in known])
+    table = np.stack([np.asarray(features[index], dtype=np.float64) for index in with_features])
     table /= np.maximum(np.linalg.norm(table, axis=1, keepdims=True), 1e-12)
-    labels = np.zeros(len(known), dtype=np.int64)
-    if len(known) > 1:
-        apart = np.clip(1 - table[:MOST] @ table[:MOST].T, 0, 2)
-        tree = linkage(squareform(apart, checks=False), "average")
-        labels[:MOST] = fcluster(tree, APART, "distance")
-    for index in range(MOST, len(known)):
-        labels[index] = labels[int((table[:MOST] @ table[index]).argmax())]
+    labels = np.zeros(len(table), dtype=np.int64)
+    clustered = table[:MAX_CLUSTERED]
+    if len(table) > 1:
+        distances = np.clip(1 - clustered @ clustered.T, 0, 2)
+        tree = linkage(squareform(distances, checks=False), "average")
+        labels[:MAX_CLUSTERED] = fcluster(tree, MAX_DISTANCE, "distance")
+    for row in range(MAX_CLUSTERED, len(table)):
+        labels[row] = labels[int((clustered @ table[row]).argmax())]
     for label in np.unique(labels):
         rows = np.flatnonzero(labels == label)
         center = table[rows].mean(0)
-        clusters.append([known[row] for row in rows[np.argsort(-(table[rows] @ center), kind="stable")]])
+        nearest_first = rows[np.argsort(-(table[rows] @ center), kind="stable")]
+        clusters.append([with_features[row] for row in nearest_first])
     return clusters

@@ -1,94 +1,95 @@
-"""How much a detection looks, to the network, like what it rightly finds: for detections where nothing is labelled."""
+"""Typicality of a detection: a conformal p-value against the correct detections of its class."""
 
 from __future__ import annotations
 
 import numpy as np
 
-NEAREST = 5
-"""So many neighbours say how near a detection is to right ones, and how near to wrong ones."""
-LEAST_RIGHT = 20
-"""Right detections below which nothing is compared."""
+NEIGHBOURS = 5
+"""Number of nearest neighbours among correct detections, and among wrong ones."""
+MIN_CORRECT = 20
+"""Minimum number of correct detections."""
 
 
-def typicality(features: np.ndarray, scores: np.ndarray, right: np.ndarray, images: np.ndarray) -> np.ndarray:
-    r"""Share of the right detections of a class that look less like one than each detection does.
+def typicality(features: np.ndarray, scores: np.ndarray, correct: np.ndarray, images: np.ndarray) -> np.ndarray:
+    r"""Compute the share of the correct detections of a class that are less typical than each detection.
 
-    Two things make a detection look right: its score, and features whose nearest neighbours are right rather than
-    wrong detections. With :math:`r(\cdot)` the rank among the right detections,
+    A detection is typical if its score is high and the nearest neighbours of its features are correct rather than
+    wrong detections. With :math:`r(\cdot)` the rank among the correct detections,
 
-    .. math:: s_i = r(\text{score}_i) + r(\bar c_i^{right} - \bar c_i^{wrong}), \qquad
-        \text{typicality}_i = \frac{|\{j \text{ right}: s_j < s_i\}|}{|\{j \text{ right}\}|}
+    .. math:: s_i = r(\text{score}_i) + r(\bar c_i^{correct} - \bar c_i^{wrong}), \qquad
+        \text{typicality}_i = \frac{|\{j \text{ correct}: s_j < s_i\}|}{|\{j \text{ correct}\}|}
 
-    where :math:`\bar c` is the mean cosine to the five nearest in other images. An object that nobody labelled is a
-    right detection in all but name, so its typicality is spread evenly over [0, 1] as theirs is (a conformal p-value),
-    and a threshold of t misses about a share t of such objects, whatever the detector. What is compared with as wrong
-    may hold such objects too: that costs sharpness, not the meaning of the number.
+    where :math:`\bar c` is the mean cosine similarity to the five nearest neighbours in other images. If a detection of
+    an object without an annotation is exchangeable with the correct detections, its typicality is uniform on [0, 1] (a
+    conformal p-value), and a threshold of t rejects a share t of such detections. The wrong detections may include
+    such objects; this lowers the power of the test, not its validity.
 
     Args:
-        features: (n, D), of the right detections of one class and the wrong ones that are compared.
+        features: (n, D), of the correct detections of one class and of wrong ones.
         scores: (n,) in [0, 1].
-        right: (n,) bool.
-        images: (n,) which image each is in: neighbours are sought in others.
+        correct: (n,) bool.
+        images: (n,) image index of each detection.
 
     Returns:
-        (n,) in [0, 1]; NaN for all where fewer than twenty right ones have neighbours in other images.
+        (n,) in [0, 1]; NaN for all if fewer than twenty correct detections have neighbours in other images.
     """
-    nothing = np.full(len(scores), np.nan)
-    if right.sum() < LEAST_RIGHT:
-        return nothing
+    undefined = np.full(len(scores), np.nan)
+    if correct.sum() < MIN_CORRECT:
+        return undefined
     units = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
     cosine = units @ units.T
     cosine[images[:, None] == images[None]] = np.nan
-    nearness = _nearest(cosine[:, right])
-    wrong = _nearest(cosine[:, ~right])
-    nearness = nearness - wrong if np.isfinite(wrong).all() else nearness
-    usable = np.isfinite(nearness)
-    if (usable & right).sum() < LEAST_RIGHT:
-        return nothing
-    summed = _rank(scores, right & usable) + _rank(nearness, right & usable)
-    return np.where(usable, _rank(summed, right & usable), np.nan)
+    similarity = _mean_nearest(cosine[:, correct])
+    wrong_similarity = _mean_nearest(cosine[:, ~correct])
+    similarity = similarity - wrong_similarity if np.isfinite(wrong_similarity).all() else similarity
+    defined = np.isfinite(similarity)
+    reference = correct & defined
+    if reference.sum() < MIN_CORRECT:
+        return undefined
+    statistic = _rank(scores, reference) + _rank(similarity, reference)
+    return np.where(defined, _rank(statistic, reference), np.nan)
 
 
-def _nearest(cosine: np.ndarray) -> np.ndarray:
-    """(n,) mean of each row's greatest few that are known; NaN where there are not as many."""
-    if cosine.shape[1] < NEAREST:
+def _mean_nearest(cosine: np.ndarray) -> np.ndarray:
+    """(n,) mean of the largest similarities in each row that are not NaN; NaN if there are fewer than `NEIGHBOURS`."""
+    if cosine.shape[1] < NEIGHBOURS:
         return np.full(len(cosine), np.nan)
     known = np.where(np.isnan(cosine), -np.inf, cosine)
-    mean = np.sort(known, axis=1)[:, -NEAREST:].mean(1)
+    mean = np.sort(known, axis=1)[:, -NEIGHBOURS:].mean(1)
     return np.where(np.isfinite(mean), mean, np.nan)
 
 
-def _rank(values: np.ndarray, among: np.ndarray) -> np.ndarray:
-    """(n,) share of some of the values that lie below each; of equal ones, half."""
-    ordered = np.sort(values[among])
+def _rank(values: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """(n,) share of the reference values (a bool mask) below each value; ties count half."""
+    ordered = np.sort(values[reference])
     below = np.searchsorted(ordered, values, side="left") + np.searchsorted(ordered, values, side="right")
     return below / (2 * len(ordered))
 
 
 def pool_boxes(level: np.ndarray, boxes_xyxy: np.ndarray, input_size_hw: tuple[int, int]) -> np.ndarray:
-    """The mean of a layer's output over each box, cells counted by how much of them the box covers.
+    """Average a feature map over boxes, with cells weighted by the area that the box covers.
 
     Args:
-        level: (C, h, w), over the network's input.
-        boxes_xyxy: (n, 4) in input pixels.
-        input_size_hw: of the input.
+        level: (C, h, w), covers the network's input.
+        boxes_xyxy: (n, 4), input pixels.
+        input_size_hw: size of the input.
 
     Returns:
-        (n, C), each scaled to length 1.
+        (n, C), rows of length 1.
     """
-    cells = level.shape[1:]
-    rows = _covered(boxes_xyxy[:, [1, 3]] * (cells[0] / input_size_hw[0]), cells[0])
-    columns = _covered(boxes_xyxy[:, [0, 2]] * (cells[1] / input_size_hw[1]), cells[1])
+    rows_count, columns_count = level.shape[1:]
+    rows = _cell_weights(boxes_xyxy[:, [1, 3]] * (rows_count / input_size_hw[0]), rows_count)
+    columns = _cell_weights(boxes_xyxy[:, [0, 2]] * (columns_count / input_size_hw[1]), columns_count)
     pooled = np.einsum("nh,chw,nw->nc", rows, level, columns, optimize=True)
     return pooled / np.maximum(np.linalg.norm(pooled, axis=1, keepdims=True), 1e-12)
 
 
-def _covered(intervals: np.ndarray, cells: int) -> np.ndarray:
-    """(n, cells): how much of each cell an interval covers, in sum 1; at least the cell that holds its middle."""
+def _cell_weights(intervals: np.ndarray, cells: int) -> np.ndarray:
+    """(n, cells) share of each interval (n, 2) that each cell covers; at least the cell of its centre, sum 1."""
     starts = np.arange(cells)[None]
     covered = np.minimum(intervals[:, 1:], starts + 1) - np.maximum(intervals[:, :1], starts)
     covered = covered.clip(min=0)
-    middle = intervals.mean(1).astype(int).clip(0, cells - 1)
+    center = intervals.mean(1).astype(int).clip(0, cells - 1)
     empty = covered.sum(1) <= 1e-6
-    covered[empty, middle[empty]] = 1
+    covered[empty, center[empty]] = 1
     return covered / covered.sum(1, keepdims=True)

@@ -1,4 +1,4 @@
-"""The question that each type of error asks, as targets for a heatmap method."""
+"""Questions that explain detection errors, as targets of a heatmap method; and the stage that loses a missed object."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torchvision.ops import box_iou
 
 from detcam.adapters.base import Target
+from detcam.auditing.case import Box
 from detcam.auditing.errors import DetectionError
 from detcam.data.ground_truth import GroundTruth
 from detcam.detections import Detections, class_name
@@ -18,102 +19,120 @@ from detcam.targets import BoxTarget, EdgesTarget
 
 @dataclass(frozen=True)
 class ErrorQuestion:
-    """What is asked about one error.
+    """The question that explains an error.
 
     Attributes:
-        targets: what the heatmap method explains; several maps are joined, the first leads.
-        words: the question in words.
-        tracked: the detection whose fate tells whether an explanation is right; None for a missed object.
-        beside: a target whose map is compared with the first, for a duplicate: the winner.
+        text: the question in words.
+        targets: targets of the heatmap method, whose heatmaps are averaged.
+        detection: the detection whose persistence verifies the explanation; None for a missed object.
+        reference: for a duplicate, the first detection, whose heatmap is compared; else None.
     """
 
+    text: str
     targets: tuple[Target, ...]
-    words: str
-    tracked: BoxTarget | None
-    beside: BoxTarget | None = None
+    detection: BoxTarget | None
+    reference: BoxTarget | None = None
+
+    @property
+    def all_targets(self) -> tuple[Target, ...]:
+        """The targets, followed by the reference if there is one."""
+        return self.targets if self.reference is None else (*self.targets, self.reference)
 
 
-def detection_target(found: Detections, index: int) -> BoxTarget:
-    """A detection, pinned to what made it."""
-    box = found.boxes_xyxy[index].tolist()
-    return BoxTarget(tuple(box), int(found.labels[index]), found.source[index])
+def detection_target(detections: Detections, index: int) -> BoxTarget:
+    """The box target of a detection, pinned to its source."""
+    box = detections.boxes_xyxy[index].tolist()
+    return BoxTarget(tuple(box), int(detections.labels[index]), detections.source[index])
 
 
-def true_box(truth: GroundTruth, index: int) -> tuple[float, float, float, float]:
-    """A true object's box, pixels of the image."""
-    x1, y1, x2, y2 = truth.boxes_xyxy[index].tolist()
+def object_box(ground_truth: GroundTruth, index: int) -> Box:
+    """The box of a ground-truth object, pixels of the image."""
+    x1, y1, x2, y2 = ground_truth.boxes_xyxy[index].tolist()
     return x1, y1, x2, y2
 
 
-def missed(error: DetectionError) -> int:
-    """The index of the true object that an error is about.
-
-    Raises:
-        ValueError: it is about none.
-    """
-    if error.truth is None:
-        raise ValueError(f"expected an error about a true object; got {error}")
-    return error.truth
-
-
-def question_of(
-    error: DetectionError, found: Detections, truth: GroundTruth, names: Mapping[int, str]
+def question_for(
+    error: DetectionError, detections: Detections, ground_truth: GroundTruth, names: Mapping[int, str]
 ) -> ErrorQuestion:
-    """What to ask about an error.
+    """Choose the question for an error.
 
-    Classification: why this class rather than the true one. Localization: what pushes the edges off the object. Both:
-    the two together. Duplicate: whether it rests on what the winner rests on. Background: what the score rests on.
-    Missed: what speaks for the object where a candidate came nearest.
+    * classification: the predicted class contrasted with the true class;
+    * localization: the displacement of the edges that are off the object;
+    * both: the two together;
+    * duplicate: the score, compared with that of the first detection;
+    * background: the score;
+    * missed: the score of the class for the object's box.
+
+    Args:
+        error: the error.
+        detections: the detections of its image.
+        ground_truth: the objects of its image.
+        names: class names by index.
     """
     name = class_name(names, error.label)
-    if error.detection is None:
-        target = BoxTarget(true_box(truth, missed(error)), error.label)
-        return ErrorQuestion((target,), f"what speaks for the {name} that was missed?", None)
-    target = detection_target(found, error.detection)
-    if error.truth is None or error.type == "background":
-        return ErrorQuestion((target,), f"why a {name} here?", target)
-    other = int(truth.labels[error.truth])
-    rather = BoxTarget(target.box_xyxy, target.label, target.source, against=other) if other != target.label else target
-    why = f"why {name} rather than {class_name(names, other)}?"
+    if error.detection_index is None:
+        target = BoxTarget(object_box(ground_truth, _object_index(error)), error.label)
+        return ErrorQuestion(f"what supports the missed {name}?", (target,), None)
+    target = detection_target(detections, error.detection_index)
+    if error.ground_truth_index is None or error.type == "background":
+        return ErrorQuestion(f"why a {name} here?", (target,), target)
+    true_label = int(ground_truth.labels[error.ground_truth_index])
+    true_name = class_name(names, true_label)
+    against = true_label if true_label != target.label else None
+    contrast = BoxTarget(target.box_xyxy, target.label, target.source, against=against)
+    why = f"why {name} rather than {true_name}?"
     if error.type == "classification":
-        return ErrorQuestion((rather,), why, target)
-    edges = EdgesTarget.off(target, true_box(truth, error.truth))
-    pushed = f"what pushes its {edges.words} off the {class_name(names, other)}?"
+        return ErrorQuestion(why, (contrast,), target)
+    edges = EdgesTarget.off(target, object_box(ground_truth, error.ground_truth_index))
+    displacement = f"what moves its {edges.words} off the {true_name}?"
     if error.type == "localization":
-        return ErrorQuestion((edges,), pushed, target)
+        return ErrorQuestion(displacement, (edges,), target)
     if error.type == "both":
-        return ErrorQuestion((rather, edges), f"{why} And {pushed}", target)
-    winner = None if error.winner is None else detection_target(found, error.winner)
-    return ErrorQuestion((target,), f"does this second {name} rest on what the first rests on?", target, winner)
+        return ErrorQuestion(f"{why} And {displacement}", (contrast, edges), target)
+    first = None if error.duplicate_of is None else detection_target(detections, error.duplicate_of)
+    return ErrorQuestion(
+        f"does this duplicate {name} rest on the same evidence as the first?", (target,), target, first
+    )
 
 
-def stage_of(
-    error: DetectionError, output: DetectorOutput, truth: GroundTruth, threshold: float, iou_threshold: float = 0.5
+def failure_stage(
+    error: DetectionError,
+    output: DetectorOutput,
+    ground_truth: GroundTruth,
+    score_threshold: float,
+    iou_threshold: float = 0.5,
 ) -> tuple[str, float]:
-    """Where a missed object died in the detector, and the score of its class there.
+    """Determine the stage of the detector that loses a missed object.
 
     Args:
         error: the missed object.
-        output: what the detector says of the image.
-        truth: what is there.
-        threshold: least score of a detection.
-        iou_threshold: least overlap of a candidate that was after it.
+        output: the detector's output for the image.
+        ground_truth: the objects of the image.
+        score_threshold: minimum score of a detection, in [0, 1].
+        iou_threshold: minimum IoU of a raw candidate of the object.
 
     Returns:
-        ``"no candidate"`` (no proposal, anchor or query overlaps it so far), ``"another class"`` (the best candidate
-        says another class above the threshold), ``"below threshold"``, or ``"suppressed"`` (a good candidate was
-        there, and another detection took its place); and the class score, in [0, 1], of the best candidate.
+        The stage: ``"no candidate"`` (no proposal, anchor or query reaches the IoU), ``"another class"`` (the best
+        candidate scores another class above the threshold), ``"below threshold"``, or ``"suppressed"`` (a candidate
+        scores above the threshold, and non-maximum suppression or the maximum number of detections removes it); and
+        the score of the object's class, in [0, 1], of the best candidate.
     """
     boxes, scores = (part.float().cpu() for part in output.raw_candidates())
-    overlap = box_iou(torch.tensor([true_box(truth, missed(error))]), boxes)[0]
-    near = overlap >= iou_threshold
-    if not bool(near.any()):
-        best = float(scores[int(overlap.argmax()), error.label]) if len(boxes) else 0.0
-        return "no candidate", best
-    own = float(scores[near, error.label].max())
-    if own >= threshold:
-        return "suppressed", own
-    others = torch.ones(scores.shape[1], dtype=torch.bool)
-    others[[error.label] if output.background is None else [error.label, output.background]] = False
-    rival = scores[near][:, others]
-    return ("another class" if rival.numel() and float(rival.max()) >= threshold else "below threshold"), own
+    iou = box_iou(torch.tensor([object_box(ground_truth, _object_index(error))]), boxes)[0]
+    candidates = iou >= iou_threshold
+    if not bool(candidates.any()):
+        return "no candidate", float(scores[int(iou.argmax()), error.label]) if len(boxes) else 0.0
+    score = float(scores[candidates, error.label].max())
+    if score >= score_threshold:
+        return "suppressed", score
+    other_classes = torch.ones(scores.shape[1], dtype=torch.bool)
+    other_classes[[error.label] if output.background is None else [error.label, output.background]] = False
+    rivals = scores[candidates][:, other_classes]
+    is_rivalled = rivals.numel() > 0 and float(rivals.max()) >= score_threshold
+    return ("another class" if is_rivalled else "below threshold"), score
+
+
+def _object_index(error: DetectionError) -> int:
+    if error.ground_truth_index is None:
+        raise ValueError(f"expected an error with a ground-truth object; got {error}")
+    return error.ground_truth_index

@@ -1,23 +1,24 @@
-r"""Why each detection is wrong: the six error types of TIDE.
+r"""Detection errors by the six types of TIDE.
 
 Bolya et al., *TIDE: A General Toolbox for Identifying Object Detection Errors*, ECCV 2020, arXiv:2008.08115. With
-overlaps against the true objects of the same class and of the others, and thresholds :math:`t_f` and :math:`t_b`:
+the maximum IoU with ground-truth objects of the same class and of other classes, and thresholds :math:`t_f` and
+:math:`t_b`:
 
-* classification: :math:`IoU_{other} \ge t_f`: right place, wrong class;
-* localization: :math:`t_b \le IoU_{same} \le t_f`: right class, wrong place;
-* both: :math:`t_b \le IoU_{other} \le t_f`, and nothing better;
-* duplicate: :math:`IoU_{same} \ge t_f`, and a better detection has the object;
-* background: no overlap above :math:`t_b`;
-* missed: an object that no detection found and no correction of the types above would find.
+* classification: :math:`IoU_{other} \ge t_f`: correct location, wrong class;
+* localization: :math:`t_b \le IoU_{same} \le t_f`: correct class, wrong location;
+* both: :math:`t_b \le IoU_{other} \le t_f`, and no better IoU;
+* duplicate: :math:`IoU_{same} \ge t_f`, but a detection with a higher score is matched with the object;
+* background: no IoU above :math:`t_b`;
+* missed: an object that is not matched, and would not be if the errors above were corrected.
 
-Where several fit, the first of localization, classification, duplicate, background, both is taken. The published tool
-differs from COCO in some corners, and so does this module, in order to count alike:
+If several apply, the first of localization, classification, duplicate, background, both is assigned. The published tool
+differs from COCO in some details, which this module follows so that the counts agree:
 
 * at most 100 detections of an image count, all classes together (COCO: of each class);
-* among objects that overlap alike, a detection takes the first (COCO: the last);
-* a detection is ignored where more than the threshold of it lies in a crowd region (COCO: that or more);
-* ignored detections are errors of some type too; `DetectionError.is_false_positive` says which errors count against
-  COCO's average precision.
+* among objects with equal IoU, a detection takes the first (COCO: the last);
+* a detection is ignored if more than the threshold of it lies in a crowd region (COCO: at least the threshold);
+* ignored detections are errors of some type as well; `DetectionError.is_false_positive` tells which errors count
+  against COCO's average precision.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from detcam.auditing.matching import Match, as_array, best_first, of_labels, take_greedily
+from detcam.auditing.matching import Match, as_array, is_evaluated, match_greedily, order_by_score
 from detcam.data.ground_truth import GroundTruth
 from detcam.detections import Detections
 
@@ -38,30 +39,32 @@ ERROR_TYPES: tuple[ErrorType, ...] = ("classification", "localization", "both", 
 
 @dataclass(frozen=True)
 class DetectionError:
-    """One detection that is wrong, or one object that was missed.
+    """A wrong detection or a missed object, as matching finds it.
+
+    It refers to images, detections and objects by index. `AuditCase` is the same error with its explanation.
 
     Attributes:
-        image: the image's position in the lists that were compared.
-        image_id: its id in the annotation file.
-        type: which kind of error.
-        detection: index of the detection in its image; None for a missed object.
-        truth: index of the true object concerned: the one overlapped (most), or missed; None where there is none.
-        winner: for a duplicate, index of the detection that has the object; else None.
+        image_index: index of the image in the lists that were compared.
+        image_id: id of the image in the annotation file.
+        type: error type.
+        detection_index: index of the detection in its image; None for a missed object.
+        ground_truth_index: index of the object concerned: the one overlapped most, or missed; None if there is none.
+        duplicate_of: for a duplicate, index of the detection that is matched with the object; else None.
         label: class index of the detection, or of the missed object.
-        score: the detection's score in [0, 1]; None for a missed object.
-        iou_same_class: greatest overlap with a true object of its class (crowd regions aside), in [0, 1]; for a
-            missed object, with a detection of its class.
+        score: score of the detection in [0, 1]; None for a missed object.
+        iou_same_class: maximum IoU with an object of its class (crowd regions excluded), in [0, 1]; for a missed
+            object, with a detection of its class.
         iou_other_class: the same with other classes.
-        is_false_positive: whether the detection counts as wrong in COCO's average precision; False for missed
-            objects, for detections in crowd regions, and for those beyond the most that count.
+        is_false_positive: whether the detection counts as a false positive in COCO's average precision; False for
+            missed objects, detections in crowd regions, and detections beyond the maximum number.
     """
 
-    image: int
+    image_index: int
     image_id: int | str
     type: ErrorType
-    detection: int | None
-    truth: int | None
-    winner: int | None
+    detection_index: int | None
+    ground_truth_index: int | None
+    duplicate_of: int | None
     label: int
     score: float | None
     iou_same_class: float
@@ -71,146 +74,157 @@ class DetectionError:
 
 @dataclass(frozen=True)
 class ImageErrors:
-    """The errors of one image, and what TIDE needs to know to mend them.
+    """The errors of one image, with the data that TIDE's oracle needs to correct them.
 
     Attributes:
-        cases: n errors: of detections, best score first, then the missed objects.
-        in_ranking: (n,) bool, whether a case is a detection that takes part in TIDE's average precision.
-        becomes_right: (n,) bool, whether a detection would find a free object if its class or place were right, and
-            is the best-scored one that would.
-        ranked: (k,) int64, the detections in TIDE's average precision, best first.
-        hits: (k,) bool, whether each of them is right.
-        unfound: (u,) int64, the objects that no detection found, also those that a mended one would.
+        errors: n errors: of detections by decreasing score, then the missed objects.
+        in_ranking: (n,) bool, whether an error is a detection that counts in TIDE's average precision.
+        becomes_correct: (n,) bool, whether a detection with the correct class and location would be matched, being the
+            first of those that would be matched with the same object.
+        ranked: (k,) int64, the detections in TIDE's average precision, by decreasing score.
+        hits: (k,) bool, whether each of them is a true positive.
+        unmatched_objects: (u,) int64, indices of the objects without a match, also those that a corrected detection
+            would match.
     """
 
-    cases: tuple[DetectionError, ...]
+    errors: tuple[DetectionError, ...]
     in_ranking: np.ndarray
-    becomes_right: np.ndarray
+    becomes_correct: np.ndarray
     ranked: np.ndarray
     hits: np.ndarray
-    unfound: np.ndarray
+    unmatched_objects: np.ndarray
 
 
 @dataclass(frozen=True)
-class _View:
-    """One image as TIDE sees it: (D, T') overlaps with the objects that are no crowd regions."""
+class _ErrorTyper:
+    """Assigns TIDE's error types in one image.
+
+    Attributes:
+        iou: (D, T) with the objects that are no crowd regions.
+        same_class: (D, T) bool.
+        is_matched: (T,) bool, whether each object is matched.
+        iou_threshold: :math:`t_f`.
+        background_threshold: :math:`t_b`.
+    """
 
     iou: np.ndarray
-    same: np.ndarray
-    taken: np.ndarray
+    same_class: np.ndarray
+    is_matched: np.ndarray
     iou_threshold: float
     background_threshold: float
 
-    def name(self, d: int) -> tuple[ErrorType, int | None]:
-        """The error type of a detection that found nothing, and the object concerned."""
-        if not self.iou.shape[1]:
+    def error_type(self, detection: int) -> tuple[ErrorType, int | None]:
+        """The error type of an unmatched detection, and the index of the object concerned."""
+        iou = self.iou[detection]
+        if not len(iou):
             return "background", None
-        own, other = self.iou[d] * self.same[d], self.iou[d] * ~self.same[d]
-        best_own, best_other, best = int(own.argmax()), int(other.argmax()), int(self.iou[d].argmax())
-        if self.background_threshold <= own[best_own] <= self.iou_threshold:
-            return "localization", best_own
+        same, other = iou * self.same_class[detection], iou * ~self.same_class[detection]
+        best_same, best_other, best = int(same.argmax()), int(other.argmax()), int(iou.argmax())
+        if self.background_threshold <= same[best_same] <= self.iou_threshold:
+            return "localization", best_same
         if other[best_other] >= self.iou_threshold:
             return "classification", best_other
-        used = own * self.taken
-        if used.max() >= self.iou_threshold:
-            return "duplicate", int(used.argmax())
-        kind: ErrorType = "background" if self.iou[d, best] <= self.background_threshold else "both"
-        return kind, best if self.iou[d, best] > 0 else None
+        matched = same * self.is_matched
+        if matched.max() >= self.iou_threshold:
+            return "duplicate", int(matched.argmax())
+        kind: ErrorType = "background" if iou[best] <= self.background_threshold else "both"
+        return kind, best if iou[best] > 0 else None
 
 
 def find_errors(
-    image: int,
+    image_index: int,
     detections: Detections,
-    truth: GroundTruth,
+    ground_truth: GroundTruth,
     matched: Match,
     *,
     iou_threshold: float = 0.5,
     background_threshold: float = 0.1,
     max_detections: int = 100,
-    judged: Sequence[int] | None = None,
+    labels: Sequence[int] | None = None,
 ) -> ImageErrors:
-    """Name every error of one image.
+    """Find the errors of one image and assign their types.
 
     Args:
-        image: the image's position, for the cases.
-        detections: what the model found.
-        truth: what is there.
+        image_index: index of the image, stored in the errors.
+        detections: the model's detections.
+        ground_truth: the objects.
         matched: COCO's matching of the two.
-        iou_threshold: :math:`t_f`, least overlap of a right detection.
-        background_threshold: :math:`t_b`, greatest overlap of a detection of nothing.
-        max_detections: at most so many of the image count.
-        judged: class indices that count; None: all.
+        iou_threshold: :math:`t_f`, minimum IoU of a true positive.
+        background_threshold: :math:`t_b`, maximum IoU of a background error.
+        max_detections: maximum number of detections per image.
+        labels: class indices to evaluate; None evaluates all.
     """
-    labels, true_labels, crowd = as_array(detections.labels), as_array(truth.labels), as_array(truth.crowd)
-    plain = np.flatnonzero(~crowd)
-    iou = matched.iou[:, plain]
-    same = labels[:, None] == true_labels[None, plain]
-    order = best_first(detections)
-    order = order[of_labels(labels[order], judged)][:max_detections]
-    found, by = take_greedily(iou, same & (iou >= iou_threshold), order, last=False)
-    in_crowd = ((matched.iou > iou_threshold) & (labels[:, None] == true_labels[None]) & crowd[None]).any(1)
-    view = _View(iou, same, by >= 0, iou_threshold, background_threshold)
-    wrong = matched.false_positive
-    own, other = _best(iou * same, 1), _best(iou * ~same, 1)
-    cases, becomes_right = [], []
-    mended: set[int] = set()
-    for d in order[found[order] < 0].tolist():
-        kind, at = view.name(d)
-        free = kind in ("classification", "localization") and at is not None and by[at] < 0
-        becomes_right.append(free and at not in mended)
-        mended |= {at} if free and at is not None else set()
-        case = DetectionError(
-            image=image,
-            image_id=truth.image_id,
+    detected_labels, true_labels = as_array(detections.labels), as_array(ground_truth.labels)
+    crowd = as_array(ground_truth.crowd)
+    objects = np.flatnonzero(~crowd)
+    iou = matched.iou[:, objects]
+    same_class = detected_labels[:, None] == true_labels[None, objects]
+    order = order_by_score(detections)
+    order = order[is_evaluated(detected_labels[order], labels)][:max_detections]
+    hit, matched_by = match_greedily(iou, same_class & (iou >= iou_threshold), order, prefer_last=False)
+    same_class_as_crowd = (detected_labels[:, None] == true_labels[None]) & crowd[None]
+    in_crowd = ((matched.iou > iou_threshold) & same_class_as_crowd).any(1)
+    typer = _ErrorTyper(iou, same_class, matched_by >= 0, iou_threshold, background_threshold)
+    iou_same, iou_other = _maximum(iou * same_class, 1), _maximum(iou * ~same_class, 1)
+    errors, becomes_correct = [], []
+    corrected: set[int] = set()
+    for detection in order[hit[order] < 0].tolist():
+        kind, column = typer.error_type(detection)
+        correctable = kind in ("classification", "localization") and column is not None and matched_by[column] < 0
+        becomes_correct.append(correctable and column not in corrected)
+        corrected |= {column} if correctable and column is not None else set()
+        error = DetectionError(
+            image_index=image_index,
+            image_id=ground_truth.image_id,
             type=kind,
-            detection=d,
-            truth=None if at is None else int(plain[at]),
-            winner=int(by[at]) if kind == "duplicate" and at is not None else None,
-            label=int(labels[d]),
-            score=float(detections.scores[d]),
-            iou_same_class=float(own[d]),
-            iou_other_class=float(other[d]),
-            is_false_positive=bool(wrong[d]),
+            detection_index=detection,
+            ground_truth_index=None if column is None else int(objects[column]),
+            duplicate_of=int(matched_by[column]) if kind == "duplicate" and column is not None else None,
+            label=int(detected_labels[detection]),
+            score=float(detections.scores[detection]),
+            iou_same_class=float(iou_same[detection]),
+            iou_other_class=float(iou_other[detection]),
+            is_false_positive=bool(matched.false_positive[detection]),
         )
-        cases.append(case)
-    missed = [at for at in np.flatnonzero(by < 0).tolist() if at not in mended]
-    in_ranking = [case.detection is not None and not in_crowd[case.detection] for case in cases]
-    cases += _missed(image, truth, plain[missed], iou[order][:, missed], same[order][:, missed])
-    ranked = order[(found[order] >= 0) | ~in_crowd[order]]
-    none = [False] * len(missed)
+        errors.append(error)
+    in_ranking = [error.detection_index is not None and not in_crowd[error.detection_index] for error in errors]
+    missed = [column for column in np.flatnonzero(matched_by < 0).tolist() if column not in corrected]
+    errors += _missed(image_index, ground_truth, objects[missed], iou[order][:, missed], same_class[order][:, missed])
+    ranked = order[(hit[order] >= 0) | ~in_crowd[order]]
+    padding = [False] * len(missed)
     return ImageErrors(
-        cases=tuple(cases),
-        in_ranking=np.array(in_ranking + none, dtype=bool),
-        becomes_right=np.array(becomes_right + none, dtype=bool),
+        errors=tuple(errors),
+        in_ranking=np.array(in_ranking + padding, dtype=bool),
+        becomes_correct=np.array(becomes_correct + padding, dtype=bool),
         ranked=ranked,
-        hits=found[ranked] >= 0,
-        unfound=plain[by < 0],
+        hits=hit[ranked] >= 0,
+        unmatched_objects=objects[matched_by < 0],
     )
 
 
 def _missed(
-    image: int, truth: GroundTruth, missed: np.ndarray, iou: np.ndarray, same: np.ndarray
+    image_index: int, ground_truth: GroundTruth, missed: np.ndarray, iou: np.ndarray, same_class: np.ndarray
 ) -> list[DetectionError]:
-    own, other = _best(iou * same, 0), _best(iou * ~same, 0)
+    iou_same, iou_other = _maximum(iou * same_class, 0), _maximum(iou * ~same_class, 0)
     return [
         DetectionError(
-            image=image,
-            image_id=truth.image_id,
+            image_index=image_index,
+            image_id=ground_truth.image_id,
             type="missed",
-            detection=None,
-            truth=int(at),
-            winner=None,
-            label=int(truth.labels[at]),
+            detection_index=None,
+            ground_truth_index=int(index),
+            duplicate_of=None,
+            label=int(ground_truth.labels[index]),
             score=None,
-            iou_same_class=float(own[column]),
-            iou_other_class=float(other[column]),
+            iou_same_class=float(iou_same[column]),
+            iou_other_class=float(iou_other[column]),
             is_false_positive=False,
         )
-        for column, at in enumerate(missed)
+        for column, index in enumerate(missed)
     ]
 
 
-def _best(values: np.ndarray, axis: int) -> np.ndarray:
-    """The greatest value along an axis; 0 where there is none."""
-    best: np.ndarray = values.max(axis=axis, initial=0.0)
-    return best
+def _maximum(values: np.ndarray, axis: int) -> np.ndarray:
+    """The maximum along an axis; 0 if the axis is empty."""
+    maximum: np.ndarray = values.max(axis=axis, initial=0.0)
+    return maximum

@@ -1,4 +1,4 @@
-"""Regions of an image: where evidence is strongest, where it lies, and others of its size to compare with."""
+"""Regions of an image: the strongest evidence, its location, and control regions of the same size."""
 
 from __future__ import annotations
 
@@ -11,38 +11,38 @@ from detcam.auditing.case import EVIDENCE_LOCATIONS, Box, EvidenceLocation
 from detcam.utils.filters import blur
 
 SMOOTHING = 0.008
-"""Standard deviation of the smoothing of a map before it is cut, as a share of the image's longer side."""
-FAINT = 0.01
-"""Share of a map's maximum below which nothing is called evidence."""
-TRIES = 48
-"""Places that are tried for a control region."""
-OVERLAP = 0.1
-"""Greatest share of a control region that may lie on the evidence."""
-RING = 0.5
-"""How far the ring around a box reaches, as a share of the box's sides."""
+"""Standard deviation of the smoothing of a heatmap before thresholding, relative to the image's longer side."""
+MIN_STRENGTH = 0.01
+"""Minimum strength of evidence, relative to the heatmap's maximum."""
+MAX_TRIES = 48
+"""Maximum number of positions tried for a control region."""
+MAX_OVERLAP = 0.1
+"""Maximum fraction of a control region that overlaps the evidence."""
+RING_WIDTH = 0.5
+"""Width of the ring around a box, relative to the box's sides."""
 
 
-def strongest(heatmap: Tensor, shares: Sequence[float]) -> Tensor:
-    """The pixels where a map is greatest, so many that they are a share of the image.
+def strongest_regions(heatmap: Tensor, fractions: Sequence[float]) -> Tensor:
+    """Select the strongest pixels of a heatmap that cover given fractions of the image.
 
     Args:
-        heatmap: (h, w), not negative; it is smoothed a little, so that regions are whole rather than scattered.
-        shares: of the image, in (0, 1).
+        heatmap: (h, w), >= 0. It is smoothed slightly, which keeps the regions connected.
+        fractions: of the image, in (0, 1).
 
     Returns:
-        (len(shares), h, w) bool; fewer pixels where the rest of the map is faint, nothing where it is zero.
+        (len(fractions), h, w) bool; fewer pixels if the rest of the map is below `MIN_STRENGTH`, none if it is zero.
     """
     smooth = blur(heatmap[None].double(), max(SMOOTHING * max(heatmap.shape), 0.1))[0]
     order = smooth.flatten().argsort(descending=True, stable=True)
-    positive = int((smooth > FAINT * smooth.amax().clamp(min=1e-30)).sum())
-    found = torch.zeros((len(shares), smooth.numel()), dtype=torch.bool)
-    for row, share in zip(found, shares, strict=True):
-        row[order[: min(max(round(share * smooth.numel()), 1), positive)]] = True
-    return found.view(-1, *heatmap.shape)
+    max_count = int((smooth > MIN_STRENGTH * smooth.amax().clamp(min=1e-30)).sum())
+    regions = torch.zeros((len(fractions), smooth.numel()), dtype=torch.bool)
+    for region, fraction in zip(regions, fractions, strict=True):
+        region[order[: min(max(round(fraction * smooth.numel()), 1), max_count)]] = True
+    return regions.view(-1, *heatmap.shape)
 
 
 def box_region(box: Box, size_hw: tuple[int, int]) -> Tensor:
-    """The pixels (H, W) bool of a box, at least one wherever it touches the image."""
+    """The pixels (H, W) bool of a box, at least one if it touches the image."""
     height, width = size_hw
     x1, y1, x2, y2 = box
     left, top = min(max(int(x1), 0), width - 1), min(max(int(y1), 0), height - 1)
@@ -52,67 +52,78 @@ def box_region(box: Box, size_hw: tuple[int, int]) -> Tensor:
     return region
 
 
-def places(
-    size_hw: tuple[int, int], predicted: Box, truth: Tensor | None, same_class: Tensor
+def location_regions(
+    size_hw: tuple[int, int], predicted_box: Box, ground_truth: Tensor | None, same_class: Tensor
 ) -> dict[EvidenceLocation, Tensor]:
-    """Each place's pixels (H, W) bool, without overlap, as `EvidenceLocation` orders them.
+    """Partition an image into the regions of `EvidenceLocation`.
 
     Args:
-        size_hw: of the image.
-        predicted: the detection's box.
-        truth: (H, W) bool, the true object concerned, or None.
+        size_hw: size of the image.
+        predicted_box: box of the detection, pixels of the image.
+        ground_truth: (H, W) bool, the object concerned, or None.
         same_class: (H, W) bool, the other objects of the predicted class.
+
+    Returns:
+        (H, W) bool by location, disjoint, covering the image.
     """
-    x1, y1, x2, y2 = predicted
-    dx, dy = RING * (x2 - x1), RING * (y2 - y1)
-    nothing = torch.zeros(size_hw, dtype=torch.bool)
-    layers: list[tuple[EvidenceLocation, Tensor]] = [
-        ("ground truth", nothing if truth is None else truth),
+    x1, y1, x2, y2 = predicted_box
+    dx, dy = RING_WIDTH * (x2 - x1), RING_WIDTH * (y2 - y1)
+    empty = torch.zeros(size_hw, dtype=torch.bool)
+    by_priority: list[tuple[EvidenceLocation, Tensor]] = [
+        ("ground truth", empty if ground_truth is None else ground_truth),
         ("same class", same_class),
-        ("predicted box", box_region(predicted, size_hw)),
+        ("predicted box", box_region(predicted_box, size_hw)),
         ("ring", box_region((x1 - dx, y1 - dy, x2 + dx, y2 + dy), size_hw)),
-        ("scene", ~nothing),
+        ("scene", ~empty),
     ]
-    free = ~nothing
-    found: dict[EvidenceLocation, Tensor] = {}
-    for name, region in layers:
-        found[name] = region & free
+    free = ~empty
+    regions: dict[EvidenceLocation, Tensor] = {}
+    for location, region in by_priority:
+        regions[location] = region & free
         free = free & ~region
-    return {place: found[place] for place in EVIDENCE_LOCATIONS}
+    return {location: regions[location] for location in EVIDENCE_LOCATIONS}
 
 
-def shares(strength: Tensor, where: Mapping[EvidenceLocation, Tensor]) -> dict[EvidenceLocation, float]:
-    """Share of a map (H, W), not negative, at each place; all 0 where the map is."""
+def location_shares(strength: Tensor, regions: Mapping[EvidenceLocation, Tensor]) -> dict[EvidenceLocation, float]:
+    """Share of a map (H, W), >= 0, in each region; all 0 if the map is zero."""
     total = float(strength.sum())
-    return {place: float(strength[region].sum()) / total if total > 0 else 0.0 for place, region in where.items()}
+    return {
+        location: float(strength[region].sum()) / total if total > 0 else 0.0 for location, region in regions.items()
+    }
 
 
-def elsewhere(region: Tensor, generator: torch.Generator, inside: Tensor | None = None) -> Tensor | None:
-    """A region of the same size and shape at another place: moved, and perhaps mirrored.
+def move_region(region: Tensor, generator: torch.Generator) -> Tensor | None:
+    """Move a region to a random position that barely overlaps it, possibly mirrored.
 
-    What leaves the image on one side enters on the other, so that the size stays.
+    Pixels that leave the image on one side enter on the other, which keeps the size.
 
     Args:
         region: (h, w) bool.
-        generator: draws the places that are tried.
-        inside: (h, w) bool, where it must lie instead; then it is a round spot of the same size, off the region.
+        generator: draws the positions.
 
     Returns:
-        (h, w) bool; None where no place is free enough of the region itself.
+        (h, w) bool; None if no tried position overlaps the region by less than `MAX_OVERLAP`.
     """
-    if inside is not None:
-        return _beside(region, inside, generator)
-    for _ in range(TRIES):
+    for _ in range(MAX_TRIES):
         shift = [int(torch.randint(side, (), generator=generator)) for side in region.shape]
         flips = [axis for axis in (0, 1) if bool(torch.randint(2, (), generator=generator))]
         moved = region.flip(flips).roll(shift, (0, 1))
-        if float((moved & region).sum()) <= OVERLAP * float(region.sum()):
+        if float((moved & region).sum()) <= MAX_OVERLAP * float(region.sum()):
             return moved
     return None
 
 
-def _beside(region: Tensor, inside: Tensor, generator: torch.Generator) -> Tensor | None:
-    """As many pixels as a region has, off it but inside another one, those nearest to a random one of them."""
+def region_beside(region: Tensor, inside: Tensor, generator: torch.Generator) -> Tensor | None:
+    """Draw a compact region of the same size that lies inside another region and does not overlap the first.
+
+    Args:
+        region: (h, w) bool.
+        inside: (h, w) bool, the region to stay in.
+        generator: draws the centre.
+
+    Returns:
+        (h, w) bool, the free pixels nearest to the centre; None if there are fewer than the region has.
+    """
     free = inside & ~region
     size = int(region.sum())
     if int(free.sum()) < size or not size:
@@ -120,7 +131,7 @@ def _beside(region: Tensor, inside: Tensor, generator: torch.Generator) -> Tenso
     rows, columns = torch.nonzero(free, as_tuple=True)
     seed = int(torch.randint(len(rows), (), generator=generator))
     distance = (rows - rows[seed]).square() + (columns - columns[seed]).square()
-    chosen = distance.argsort(stable=True)[:size]
-    found = torch.zeros_like(region)
-    found[rows[chosen], columns[chosen]] = True
-    return found
+    nearest = distance.argsort(stable=True)[:size]
+    beside = torch.zeros_like(region)
+    beside[rows[nearest], columns[nearest]] = True
+    return beside

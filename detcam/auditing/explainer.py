@@ -1,4 +1,4 @@
-"""One image's errors: what each rests on, where that lies, and whether it is really so."""
+"""Explanation and verification of the errors of an image."""
 
 from __future__ import annotations
 
@@ -9,27 +9,29 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from detcam.adapters.base import Adapter, Target
+from detcam.adapters.base import Adapter, Batch
 from detcam.auditing.case import EVIDENCE_LOCATIONS, AuditCase, CaseMaps, EvidenceLocation
-from detcam.auditing.error_targets import ErrorQuestion, question_of, stage_of, true_box
+from detcam.auditing.error_targets import ErrorQuestion, failure_stage, object_box, question_for
 from detcam.auditing.errors import DetectionError
-from detcam.auditing.evidence import box_region, places, shares
-from detcam.auditing.persistence import TrackedDetection
+from detcam.auditing.evidence import box_region, location_regions, location_shares
+from detcam.auditing.persistence import PersistenceCriterion
 from detcam.auditing.sentences import case_sentence
 from detcam.auditing.verification import Hypothesis, VerificationResult, Verifier
 from detcam.cam import BaseCAM
 from detcam.data.ground_truth import GroundTruth
 from detcam.detections import Detections
 from detcam.geometry import Geometry
-from detcam.perturbation.base import ImageScorer, default_batch_size
+from detcam.outputs import DetectorOutput
+from detcam.perturbation.base import ImageArea, ImageScorer, default_batch_size
 from detcam.perturbation.bn_folding import BatchNormFolding
 from detcam.targets import BoxTarget
 from detcam.trace import Trace, flatten_tensors, guarded
 from detcam.utils.model_lock import exclusive
 
-SAME_EVIDENCE = 0.7
-"""Least correlation of two maps that rest on the same evidence."""
+MIN_CORRELATION = 0.7
+"""Minimum correlation of two heatmaps that show the same evidence."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +39,9 @@ class ExplainedError:
     """An error with its explanation.
 
     Attributes:
-        case: what was found out.
-        maps: its images; None where it could not be explained.
-        features: (D,) float32, the network's features pooled over the evidence; None where there are none.
+        case: the case.
+        maps: heatmap and regions; None if the error could not be explained.
+        features: (D,) float32, the network's features averaged over the evidence; None if there are none.
     """
 
     case: AuditCase
@@ -49,21 +51,38 @@ class ExplainedError:
 
 @dataclass(frozen=True)
 class ErrorImage:
-    """One image with the errors that are to be explained.
+    """An image with the errors to explain.
 
     Attributes:
         image: (3, H, W) float32 RGB in [0, 1].
-        found: what the detector found.
-        truth: what is there.
-        errors: the errors.
-        cases: the same as cases, without an explanation.
+        detections: the model's detections.
+        ground_truth: the objects.
+        errors: the errors to explain.
+        cases: the same errors as cases without an explanation.
     """
 
     image: Tensor
-    found: Detections
-    truth: GroundTruth
+    detections: Detections
+    ground_truth: GroundTruth
     errors: Sequence[DetectionError]
     cases: Sequence[AuditCase]
+
+
+@dataclass(frozen=True)
+class _ForwardPass:
+    """Results for one image apart from its heatmaps.
+
+    Attributes:
+        mapping: between the image and the network's input.
+        levels: activations of the target layers, each (C, h, w).
+        verified: verification results by index of the error.
+        stages: failure stage and best score of missed objects, by index of the error.
+    """
+
+    mapping: _InputMapping
+    levels: Sequence[Tensor]
+    verified: Mapping[int, VerificationResult]
+    stages: Mapping[int, tuple[str, float]]
 
 
 class ErrorExplainer:
@@ -71,11 +90,11 @@ class ErrorExplainer:
 
     Args:
         adapter: the detector.
-        cam: what makes the heatmaps.
-        names: class index to name.
-        threshold: least score of a detection, in [0, 1].
-        masks: whether true objects are what their masks cover, rather than their boxes.
-        iou_threshold: least overlap of a right detection.
+        cam: the heatmap method.
+        names: class names by index.
+        score_threshold: minimum score of a detection, in [0, 1].
+        masks: whether ground-truth objects are their masks instead of their boxes.
+        iou_threshold: minimum IoU of a true positive.
     """
 
     def __init__(
@@ -83,263 +102,302 @@ class ErrorExplainer:
         adapter: Adapter,
         cam: BaseCAM,
         names: Mapping[int, str],
-        threshold: float,
+        score_threshold: float,
         *,
         masks: bool = False,
         iou_threshold: float = 0.5,
     ) -> None:
         self.adapter = adapter
-        self.plain = adapter.without_layers()
         self.cam = cam
         self.names = names
-        self.threshold = threshold
+        self.score_threshold = score_threshold
         self.masks = masks
         self.iou_threshold = iou_threshold
+        self._layerless = adapter.without_layers()
         self._foldings: dict[tuple[int, ...], BatchNormFolding | None] = {}
 
-    def examine(self, images: Sequence[ErrorImage]) -> list[list[ExplainedError]]:
-        """Explain every error of some images; heatmaps are made for all of them together."""
+    def explain(self, images: Sequence[ErrorImage]) -> list[list[ExplainedError]]:
+        """Explain every error of some images; the heatmaps of all images share forward passes."""
         questions = [
-            [question_of(error, image.found, image.truth, self.names) for error in image.errors] for image in images
+            [question_for(error, image.detections, image.ground_truth, self.names) for error in image.errors]
+            for image in images
         ]
-        asked = [[target for question in row for target in _targets(question)] for row in questions]
-        # No other thread's passes may be counted.
-        with exclusive(self.adapter.model), _Passes(self.adapter.target_layers[0]) as counted:
-            heat = self._heat([image.image for image in images], asked)
-        share = counted.images / max(sum(len(row) for row in questions), 1)
-        return [self._image(image, own, maps, share) for image, own, maps in zip(images, questions, heat, strict=True)]
+        # The lock keeps the passes of other threads out of the count.
+        with exclusive(self.adapter.model), _PassCounter(self.adapter.target_layers[0]) as counter:
+            heatmaps = self.heatmaps([image.image for image in images], questions)
+        passes = counter.images / max(sum(len(row) for row in questions), 1)
+        return [
+            self._explain_image(image, of_image, maps, passes)
+            for image, of_image, maps in zip(images, questions, heatmaps, strict=True)
+        ]
 
-    def _heat(self, images: Sequence[Tensor], asked: Sequence[Sequence[Target]]) -> list[list[Tensor | RuntimeError]]:
-        """A map (H, W) for every target, or why there is none."""
-        if not any(asked):
-            return [[] for _ in asked]
+    def heatmaps(
+        self, images: Sequence[Tensor], questions: Sequence[Sequence[ErrorQuestion]]
+    ) -> list[list[Tensor | RuntimeError]]:
+        """Compute the heatmap of every target of the questions of each image.
+
+        If a batch fails, its targets are explained one by one, so that one target does not affect the others.
+
+        Returns:
+            Per image, a heatmap (H, W) for each target in `ErrorQuestion.all_targets`, or the error.
+        """
+        targets = [[target for question in row for target in question.all_targets] for row in questions]
+        if not any(targets):
+            return [[] for _ in targets]
         try:
-            results = self.cam.explain(list(images), [list(row) for row in asked])
-            return [list(result.heatmaps) for result in results]
+            return [list(result.heatmaps) for result in self.cam.explain(list(images), targets)]
         except RuntimeError as error:
-            if sum(len(row) for row in asked) == 1:
-                return [[error] * len(row) for row in asked]
-        alone = []  # one target that cannot be explained must not cost the others
-        for image, row in zip(images, asked, strict=True):
-            alone.append([self._heat([image], [[target]])[0][0] for target in row])
-        return alone
+            if sum(len(row) for row in targets) == 1:
+                return [[error] * len(row) for row in targets]
+            return [
+                [self._single_heatmap(image, target) for target in row]
+                for image, row in zip(images, targets, strict=True)
+            ]
 
-    def _image(
+    def _single_heatmap(self, image: Tensor, target: Any) -> Tensor | RuntimeError:
+        try:
+            heatmap: Tensor = self.cam.explain([image], [[target]])[0].heatmaps[0]
+            return heatmap
+        except RuntimeError as error:
+            return error
+
+    def _explain_image(
         self,
         image: ErrorImage,
         questions: Sequence[ErrorQuestion],
         maps: Sequence[Tensor | RuntimeError],
         passes: float,
     ) -> list[ExplainedError]:
-        heats, besides = _joined(questions, maps)
+        joined = _join_heatmaps(questions, maps)
+        results = self._forward(image, questions, [heatmap for heatmap, _ in joined])
+        explained = []
+        for number, (heatmap, reference) in enumerate(joined):
+            case = replace(image.cases[number], question=questions[number].text, forward_passes=passes)
+            if number in results.stages:
+                stage, score = results.stages[number]
+                case = replace(case, failure_stage=stage, score=score)
+            if isinstance(heatmap, RuntimeError):
+                case = replace(case, reason=f"no heatmap: {heatmap}")
+                explained.append(ExplainedError(replace(case, sentence=case_sentence(case)), None, None))
+                continue
+            if reference is not None:
+                case = replace(case, evidence_comparison=_compare(heatmap, reference))
+            regions = self._location_regions(case, image.errors[number], image.ground_truth)
+            explained.append(_conclude(case, self.cam.name, heatmap, regions, results, results.verified.get(number)))
+        return explained
+
+    def _location_regions(
+        self, case: AuditCase, error: DetectionError, ground_truth: GroundTruth
+    ) -> dict[EvidenceLocation, Tensor]:
+        concerned, others = object_regions(error, ground_truth, masks=self.masks)
+        return location_regions(ground_truth.image_size_hw, case.box_xyxy, concerned, others)
+
+    def _forward(
+        self, image: ErrorImage, questions: Sequence[ErrorQuestion], heatmaps: Sequence[Tensor | RuntimeError]
+    ) -> _ForwardPass:
+        """Run the detector on an image, verify its heatmaps, and find the failure stages of missed objects."""
         with guarded(self.adapter.model, gradients=False), torch.no_grad():
-            batch = self.plain.prepare([image.image])
-            layers = self.adapter.target_layers
+            batch = self._layerless.prepare([image.image])
             trace = Trace(
-                layers,
+                self.adapter.target_layers,
                 self.adapter.layer_names,
                 gradients=False,
                 reshape_transform=self.adapter.reshape_for(batch),
             )
             with trace:
-                raw = self.plain.forward(batch)
-            output = self.plain.outputs(raw, batch)[0]
+                raw = self._layerless.forward(batch)
+            output = self._layerless.outputs(raw, batch)[0]
             levels = [level[0] for layer in trace.activations() for level in layer if len(level) == 1]
-            asked = [question.tracked for question in questions if question.tracked is not None]
-            most = default_batch_size(self.adapter.device)
-            scorer = ImageScorer(self.plain, batch, output, asked, torch.zeros(0), (), (), most, False)
-            size = tuple(batch.inputs.shape)
-            scorer.folding = self._foldings.get(size)  # found once for all images of a size
-            verifier = Verifier(scorer)
-            to_canvas = _ToCanvas(batch.geometries[0], verifier)
-            hypotheses: dict[int, Hypothesis] = {}
-            for number, (question, heat) in enumerate(zip(questions, heats, strict=True)):
-                if isinstance(heat, Tensor) and question.tracked is not None:
-                    tracked = self._followed(output, question.tracked, image.errors[number], image.truth)
-                    box = to_canvas(box_region(question.tracked.box_xyxy, image.truth.image_size_hw).float()) > 0.5
-                    hypotheses[number] = Hypothesis(image.cases[number].id, tracked, to_canvas(heat), box)
-            verified = dict(zip(hypotheses, verifier.verify(list(hypotheses.values())), strict=True))
-            self._foldings[size] = scorer.folding
-            stages = [
-                stage_of(error, output, image.truth, self.threshold, self.iou_threshold)
-                if error.detection is None
-                else ("", 0.0)
-                for error in image.errors
-            ]
-        found = []
-        for number, error in enumerate(image.errors):
-            case = replace(image.cases[number], question=questions[number].words, forward_passes=passes)
-            if error.detection is None:
-                case = replace(case, failure_stage=stages[number][0], score=stages[number][1])
-            heat, beside = heats[number], besides[number]
-            if isinstance(heat, RuntimeError):
-                case = replace(case, reason=f"no heatmap: {heat}")
-                found.append(ExplainedError(replace(case, sentence=case_sentence(case)), None, None))
-                continue
-            if beside is not None:
-                case = replace(case, evidence_comparison=_compared(heat, beside))
-            own, others = object_regions(error, image.truth, masks=self.masks)
-            where = places(image.truth.image_size_hw, case.box_xyxy, own, others)
-            found.append(self._conclude(case, where, heat, verified.get(number), to_canvas, levels))
-        return found
+            scorer = self._scorer(batch, output, questions)
+            mapping = _InputMapping(scorer)
+            hypotheses = {
+                number: self._hypothesis(image, number, question.detection, heatmap, output, mapping)
+                for number, (question, heatmap) in enumerate(zip(questions, heatmaps, strict=True))
+                if isinstance(heatmap, Tensor) and question.detection is not None
+            }
+            verified = dict(zip(hypotheses, Verifier(scorer).verify(list(hypotheses.values())), strict=True))
+            self._foldings[tuple(batch.inputs.shape)] = scorer.folding
+            stages = {
+                number: failure_stage(error, output, image.ground_truth, self.score_threshold, self.iou_threshold)
+                for number, error in enumerate(image.errors)
+                if error.detection_index is None
+            }
+        return _ForwardPass(mapping, levels, verified, stages)
 
-    def _followed(self, output: Any, target: BoxTarget, error: DetectionError, truth: GroundTruth) -> TrackedDetection:
-        at = None
-        if error.type == "localization" and error.truth is not None:
-            x1, y1, x2, y2 = truth.boxes_xyxy[error.truth].tolist()
-            at = (x1, y1, x2, y2)
-        alone = error.type in ("localization", "duplicate")
-        return TrackedDetection.start(
-            output, target, self.threshold, alone=alone, truth_xyxy=at, iou_threshold=self.iou_threshold
+    def _scorer(self, batch: Batch, output: DetectorOutput, questions: Sequence[ErrorQuestion]) -> ImageScorer:
+        """A scorer of perturbed versions of an image; images of one size share the batch-norm folding."""
+        return ImageScorer(
+            self._layerless,
+            batch,
+            output,
+            [question.detection for question in questions if question.detection is not None],
+            batch_size=default_batch_size(self.adapter.device),
+            folding=self._foldings.get(tuple(batch.inputs.shape)),
         )
 
-    def _conclude(
+    def _hypothesis(
         self,
-        case: AuditCase,
-        where: Mapping[EvidenceLocation, Tensor],
-        heat: Tensor,
-        verified: VerificationResult | None,
-        to_canvas: _ToCanvas,
-        levels: Sequence[Tensor],
-    ) -> ExplainedError:
-        region = to_canvas.back(verified.evidence) if verified is not None else _brightest(heat)
-        control = None if verified is None or verified.control is None else to_canvas.back(verified.control)
-        held = shares(heat * region, where)  # faint heat beyond the region is no evidence: nothing was tried there
-        mostly: EvidenceLocation = max(EVIDENCE_LOCATIONS, key=held.__getitem__)
-        peak = int(heat.argmax())
-        case = replace(
-            case,
-            method=self.cam.name,
-            evidence_shares=held,
-            evidence_location=mostly,
-            evidence_fraction=float(region.float().mean()),
-            peak_xy=(peak % heat.shape[1], peak // heat.shape[1]),
+        image: ErrorImage,
+        number: int,
+        detection: BoxTarget,
+        heatmap: Tensor,
+        output: DetectorOutput,
+        mapping: _InputMapping,
+    ) -> Hypothesis:
+        error, ground_truth = image.errors[number], image.ground_truth
+        is_localization = error.type == "localization" and error.ground_truth_index is not None
+        criterion = PersistenceCriterion.from_output(
+            output,
+            detection,
+            self.score_threshold,
+            own_candidate_only=error.type in ("localization", "duplicate"),
+            ground_truth_xyxy=object_box(ground_truth, error.ground_truth_index or 0) if is_localization else None,
+            iou_threshold=self.iou_threshold,
         )
-        if verified is not None:
-            case = replace(
-                case,
-                trials=verified.trials,
-                verdict=verified.verdict,
-                reason=verified.reason,
-                minimal_region_fraction=verified.minimal_region_fraction,
-                forward_passes=case.forward_passes + verified.passes,
-            )
-        case = replace(case, sentence=case_sentence(case))
-        maps = CaseMaps(
-            (heat.clamp(0, 1) * 255).round().to(torch.uint8).numpy(),
-            region.numpy(),
-            None if control is None else control.numpy(),
-        )
-        weight = to_canvas(heat * region)
-        return ExplainedError(case, maps, _pooled(levels, weight, to_canvas))
+        box = mapping.to_input(box_region(detection.box_xyxy, ground_truth.image_size_hw).float()) > 0.5
+        return Hypothesis(image.cases[number].id, criterion, mapping.to_input(heatmap), box)
 
 
-class _ToCanvas:
-    """Between an image's own pixels and its place on the network's input."""
+class _InputMapping:
+    """Maps between the pixels of an image and the area of the network's input that it covers."""
 
-    def __init__(self, geometry: Geometry, verifier: Verifier) -> None:
-        self.geometry = geometry
-        self.rows, self.columns = verifier.canvas.rows, verifier.canvas.columns
-        self.size_hw = geometry.input_size_hw
+    def __init__(self, scorer: ImageScorer) -> None:
+        area = ImageArea(scorer)
+        self.geometry: Geometry = scorer.geometry
+        self.rows, self.columns = area.rows, area.columns
+        self.size_hw = self.geometry.input_size_hw
 
-    def __call__(self, image: Tensor) -> Tensor:
-        """A map (H, W) of the image, on its place (h, w) on the input."""
-        return self.geometry.from_image(image[None].float(), self.size_hw)[0, self.rows, self.columns]
+    def to_input(self, image_map: Tensor) -> Tensor:
+        """Resize a map (H, W) of the image to the area (h, w)."""
+        return self.geometry.from_image(image_map[None].float(), self.size_hw)[0, self.rows, self.columns]
 
-    def back(self, region: Tensor) -> Tensor:
-        """A region (h, w) bool on that place as one of the image (H, W)."""
-        whole = torch.zeros((1, *self.size_hw))
-        whole[0, self.rows, self.columns] = region.float()
-        return self.geometry.to_image(whole)[0] > 0.5
+    def to_image(self, region: Tensor) -> Tensor:
+        """Resize a region (h, w) bool of the area to the image (H, W)."""
+        return self.geometry.to_image(self._pad(region.float())[None])[0] > 0.5
 
-    def on_level(self, weight: Tensor, size_hw: tuple[int, int]) -> Tensor:
-        """A map (h, w) on that place as weights (h', w') of a layer's cells."""
-        whole = torch.zeros((1, 1, *self.size_hw))
-        whole[0, 0, self.rows, self.columns] = weight
-        return torch.nn.functional.adaptive_avg_pool2d(whole, size_hw)[0, 0]
+    def to_level(self, weights: Tensor, size_hw: tuple[int, int]) -> Tensor:
+        """Average a map (h, w) of the area over the cells (h', w') of a layer."""
+        return F.adaptive_avg_pool2d(self._pad(weights)[None, None], size_hw)[0, 0]
+
+    def _pad(self, area_map: Tensor) -> Tensor:
+        padded = torch.zeros(self.size_hw)
+        padded[self.rows, self.columns] = area_map
+        return padded
 
 
-class _Passes:
-    """Counts how many images pass through a layer."""
+class _PassCounter:
+    """Counts the images that pass through a layer."""
 
     def __init__(self, layer: nn.Module) -> None:
         self.layer = layer
         self.images = 0
 
-    def __enter__(self) -> _Passes:
-        self._handle = self.layer.register_forward_hook(self._ran)
+    def __enter__(self) -> _PassCounter:
+        self._handle = self.layer.register_forward_hook(self._count)
         return self
 
-    def _ran(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        first = flatten_tensors(output)[0]
-        self.images += len(first)
+    def _count(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        self.images += len(flatten_tensors(output)[0])
 
     def __exit__(self, *exc_info: object) -> None:
         self._handle.remove()
 
 
-def _targets(question: ErrorQuestion) -> list[Target]:
-    """What is explained for a question: its own targets, then the one that it is compared with."""
-    return [*question.targets, *([] if question.beside is None else [question.beside])]
+def object_regions(error: DetectionError, ground_truth: GroundTruth, *, masks: bool) -> tuple[Tensor | None, Tensor]:
+    """The pixels (H, W) bool of the object that an error concerns, and of the other objects of the predicted class.
+
+    Args:
+        error: the error.
+        ground_truth: the objects of its image.
+        masks: whether objects are their masks instead of their boxes.
+    """
+
+    def region(index: int) -> Tensor:
+        box = object_box(ground_truth, index)
+        return ground_truth.mask(index) if masks else box_region(box, ground_truth.image_size_hw)
+
+    others = torch.zeros(ground_truth.image_size_hw, dtype=torch.bool)
+    for index, label in enumerate(ground_truth.labels.tolist()):
+        if label == error.label and index != error.ground_truth_index:
+            others |= region(index)
+    return None if error.ground_truth_index is None else region(error.ground_truth_index), others
 
 
-def _joined(
+def _join_heatmaps(
     questions: Sequence[ErrorQuestion], maps: Sequence[Tensor | RuntimeError]
-) -> tuple[list[Tensor | RuntimeError], list[Tensor | None]]:
-    """One map per question, the mean of its own, and the map that it is compared with."""
-    heats: list[Tensor | RuntimeError] = []
-    besides: list[Tensor | None] = []
-    start = 0
+) -> list[tuple[Tensor | RuntimeError, Tensor | None]]:
+    """Per question, the mean heatmap of its targets, or the error, and the heatmap of its reference."""
+    remaining = iter(maps)
+    joined: list[tuple[Tensor | RuntimeError, Tensor | None]] = []
     for question in questions:
-        own = maps[start : start + len(question.targets)]
-        start += len(question.targets)
-        good = [each for each in own if isinstance(each, Tensor)]
-        failed = [each for each in own if isinstance(each, RuntimeError)]
-        heat = torch.stack(good).mean(0) if good else failed[0]
-        if isinstance(heat, Tensor) and not bool(heat.amax() > 0):
-            heat = RuntimeError("nothing in the image speaks for it, the map is zero everywhere")
-        heats.append(heat)
-        beside = None
-        if question.beside is not None:
-            other = maps[start]
-            beside = other if isinstance(other, Tensor) else None
-            start += 1
-        besides.append(beside)
-    return heats, besides
+        of_targets = [next(remaining) for _ in question.targets]
+        valid = [each for each in of_targets if isinstance(each, Tensor)]
+        failed = [each for each in of_targets if isinstance(each, RuntimeError)]
+        heatmap = torch.stack(valid).mean(0) if valid else failed[0]
+        if isinstance(heatmap, Tensor) and not bool(heatmap.amax() > 0):
+            heatmap = RuntimeError("it is zero everywhere, no pixel supports the target")
+        reference = None if question.reference is None else next(remaining)
+        joined.append((heatmap, reference if isinstance(reference, Tensor) else None))
+    return joined
 
 
-def _compared(heat: Tensor, beside: Tensor) -> str:
-    """Whether two maps rest on the same evidence, in words."""
-    both = torch.corrcoef(torch.stack([heat.flatten().double(), beside.flatten().double()]))
-    alike = float(both[0, 1]) if bool(torch.isfinite(both[0, 1])) else 0.0
-    words = "the same evidence as" if alike >= SAME_EVIDENCE else "other evidence than"
-    return f"{words} the first detection (correlation {alike:.2f})"
+def _compare(heatmap: Tensor, reference: Tensor) -> str:
+    """Whether two heatmaps show the same evidence, in words."""
+    matrix = torch.corrcoef(torch.stack([heatmap.flatten().double(), reference.flatten().double()]))
+    correlation = float(matrix[0, 1]) if bool(torch.isfinite(matrix[0, 1])) else 0.0
+    words = "the same evidence as" if correlation >= MIN_CORRELATION else "other evidence than"
+    return f"{words} the first detection (correlation {correlation:.2f})"
 
 
-def object_regions(error: DetectionError, truth: GroundTruth, *, masks: bool) -> tuple[Tensor | None, Tensor]:
-    """The pixels (H, W) bool of the true object that an error is about, and of the others of the predicted class."""
-    others = torch.zeros(truth.image_size_hw, dtype=torch.bool)
-    for index, label in enumerate(truth.labels.tolist()):
-        if label == error.label and index != error.truth:
-            others |= _object_region(truth, index, masks)
-    return None if error.truth is None else _object_region(truth, error.truth, masks), others
+def _conclude(
+    case: AuditCase,
+    method: str,
+    heatmap: Tensor,
+    regions: Mapping[EvidenceLocation, Tensor],
+    results: _ForwardPass,
+    verified: VerificationResult | None,
+) -> ExplainedError:
+    """Complete a case with its evidence and, if it was verified, with the result."""
+    mapping = results.mapping
+    evidence = heatmap >= 0.5 * heatmap.amax().clamp(min=1e-12)
+    control = None
+    if verified is not None:
+        evidence = mapping.to_image(verified.evidence)
+        control = None if verified.control is None else mapping.to_image(verified.control)
+        case = replace(
+            case,
+            trials=verified.trials,
+            verdict=verified.verdict,
+            reason=verified.reason,
+            minimal_region_fraction=verified.minimal_region_fraction,
+            forward_passes=case.forward_passes + verified.forward_passes,
+        )
+    strength = heatmap * evidence  # the rest of the heatmap is not verified
+    shares = location_shares(strength, regions)
+    location: EvidenceLocation = max(EVIDENCE_LOCATIONS, key=shares.__getitem__)
+    row, column = divmod(int(heatmap.argmax()), heatmap.shape[1])
+    case = replace(
+        case,
+        method=method,
+        evidence_shares=shares,
+        evidence_location=location,
+        evidence_fraction=float(evidence.float().mean()),
+        peak_xy=(column, row),
+    )
+    maps = CaseMaps(
+        (heatmap.clamp(0, 1) * 255).round().to(torch.uint8).numpy(),
+        evidence.numpy(),
+        None if control is None else control.numpy(),
+    )
+    features = _pool_features(results.levels, mapping.to_input(strength), mapping)
+    return ExplainedError(replace(case, sentence=case_sentence(case)), maps, features)
 
 
-def _object_region(truth: GroundTruth, index: int, masks: bool) -> Tensor:
-    """The pixels (H, W) bool of a true object's mask, or of its box."""
-    return truth.mask(index) if masks else box_region(true_box(truth, index), truth.image_size_hw)
-
-
-def _brightest(heat: Tensor) -> Tensor:
-    """The region of a map above half of its maximum."""
-    return heat >= 0.5 * heat.amax().clamp(min=1e-12)
-
-
-def _pooled(levels: Sequence[Tensor], weight: Tensor, to_canvas: _ToCanvas) -> np.ndarray | None:
-    """The features (D,) of an image's levels (C, h, w), each averaged with weights and scaled to length 1."""
+def _pool_features(levels: Sequence[Tensor], weights: Tensor, mapping: _InputMapping) -> np.ndarray | None:
+    """(D,) features: the weighted mean of each level (C, h, w), scaled to length 1, concatenated."""
     parts = []
     for level in levels:
-        cells = to_canvas.on_level(weight, (level.shape[-2], level.shape[-1])).to(level.device)
+        cells = mapping.to_level(weights, (level.shape[-2], level.shape[-1])).to(level.device)
         total = float(cells.sum())
         if total > 0:
             pooled = (level.float() * cells).sum((1, 2)) / total

@@ -1,4 +1,4 @@
-"""Which detection found which true object, by COCO's rules."""
+"""Matching of detections with ground-truth objects by COCO's rules."""
 
 from __future__ import annotations
 
@@ -19,185 +19,197 @@ IouType: TypeAlias = Literal["bbox", "segm"]
 
 @dataclass(frozen=True)
 class Match:
-    """How the D detections of one image met its T true objects.
+    """Matching of the D detections of an image with its T ground-truth objects.
 
     Attributes:
-        iou: (D, T) float64 in [0, 1], of every detection with every object, whatever their classes; with a crowd
-            region, the share of the detection that lies in it.
-        truth: (D,) int64, the object that a detection found, or -1.
-        detection: (T,) int64, the detection that found an object, or -1; -1 for crowd regions.
-        ignored: (D,) bool, neither right nor wrong: in a crowd region, or out of the range of areas.
-        dropped: (D,) bool, beyond the most detections that are counted, or of a class that is not judged.
-        truth_ignored: (T,) bool, crowd regions and objects out of the range of areas: nobody has to find them.
+        iou: (D, T) float64 in [0, 1], IoU of every detection with every object, of any class; for a crowd region, the
+            fraction of the detection that lies in it.
+        ground_truth_index: (D,) int64, index of the object that a detection is matched with, or -1.
+        detection_index: (T,) int64, index of the detection that an object is matched with, or -1; -1 for crowd regions.
+        ignored: (D,) bool, neither true nor false positive: in a crowd region, or outside the area range.
+        dropped: (D,) bool, beyond `max_detections`, or of a class that is not evaluated.
+        ground_truth_ignored: (T,) bool, crowd regions and objects outside the area range.
     """
 
     iou: np.ndarray
-    truth: np.ndarray
-    detection: np.ndarray
+    ground_truth_index: np.ndarray
+    detection_index: np.ndarray
     ignored: np.ndarray
     dropped: np.ndarray
-    truth_ignored: np.ndarray
+    ground_truth_ignored: np.ndarray
 
     @property
     def true_positive(self) -> np.ndarray:
-        """(D,) bool."""
-        return (self.truth >= 0) & ~self.ignored
+        """(D,) bool, whether each detection is a true positive."""
+        return (self.ground_truth_index >= 0) & ~self.ignored
 
     @property
     def false_positive(self) -> np.ndarray:
-        """(D,) bool."""
-        return (self.truth < 0) & ~self.ignored & ~self.dropped
+        """(D,) bool, whether each detection is a false positive."""
+        return (self.ground_truth_index < 0) & ~self.ignored & ~self.dropped
 
     @property
     def missed(self) -> np.ndarray:
-        """(T,) bool, objects that should have been found and were not."""
-        return (self.detection < 0) & ~self.truth_ignored
+        """(T,) bool, whether each object is a false negative."""
+        return (self.detection_index < 0) & ~self.ground_truth_ignored
 
 
-def overlaps(detections: Detections, truth: GroundTruth, iou_type: IouType = "bbox") -> np.ndarray:
-    """Intersection over union of every detection with every true object, computed by pycocotools.
+def overlaps(detections: Detections, ground_truth: GroundTruth, iou_type: IouType = "bbox") -> np.ndarray:
+    """Compute the IoU of every detection with every ground-truth object with pycocotools.
 
-    With a crowd region, the intersection is divided by the detection's area instead.
+    For a crowd region, the intersection is divided by the detection's area instead of the union.
+
+    Args:
+        detections: D detections of an image.
+        ground_truth: T objects of the same image.
+        iou_type: whether boxes or masks are compared.
 
     Returns:
         (D, T) float64 in [0, 1].
 
     Raises:
-        ValueError: masks are to be compared and there are none, or they are of another size.
+        ValueError: `iou_type` is ``"segm"`` and the detections have no masks, or masks of another size.
     """
-    if not len(detections) or not len(truth):
-        return np.zeros((len(detections), len(truth)))
-    crowd = as_array(truth.crowd).astype(np.uint8)
+    if not len(detections) or not len(ground_truth):
+        return np.zeros((len(detections), len(ground_truth)))
+    crowd = as_array(ground_truth.crowd).astype(np.uint8)
     if iou_type == "bbox":
-        return np.ascontiguousarray(coco_masks.iou(boxes_xywh(detections), truth.boxes_xywh, crowd))
-    return np.ascontiguousarray(coco_masks.iou(_rles(detections, truth), truth.rles(), crowd))
+        return np.ascontiguousarray(coco_masks.iou(boxes_xywh(detections), ground_truth.boxes_xywh, crowd))
+    return np.ascontiguousarray(coco_masks.iou(_rles(detections, ground_truth), ground_truth.rles(), crowd))
 
 
 def match(
     detections: Detections,
-    truth: GroundTruth,
+    ground_truth: GroundTruth,
     *,
     iou_threshold: float = 0.5,
     iou_type: IouType = "bbox",
     max_detections: int = 100,
     area_range: tuple[float, float] | None = None,
-    judged: Sequence[int] | None = None,
+    labels: Sequence[int] | None = None,
 ) -> Match:
-    """Match one image's detections with its true objects, as pycocotools' ``COCOeval`` does.
+    """Match the detections of one image with its ground truth, as pycocotools' ``COCOeval`` does.
 
-    Best score first, each detection takes the free object of its class that it overlaps most, where that reaches the
-    threshold; equal overlaps take the last object of the file. A detection left over that lies in a crowd region of its
-    class is ignored, and any number may. (An annotation with the id 0 is as good as any other here; pycocotools takes
-    a detection that found it for one that found nothing.)
+    In order of decreasing score, each detection takes the unmatched object of its class with the highest IoU, if the
+    IoU reaches the threshold; among equal IoUs, the last object of the file. Remaining detections in a crowd region of
+    their class are ignored. Unlike pycocotools, an annotation with the id 0 is matched as any other.
 
     Args:
-        detections: what the model found.
-        truth: what is there, with labels in the model's class indices.
-        iou_threshold: least overlap, in (0, 1].
+        detections: the model's detections.
+        ground_truth: the objects, with labels in the model's class indices.
+        iou_threshold: minimum IoU of a match, in (0, 1].
         iou_type: whether boxes or masks are compared.
-        max_detections: at most so many of each class count; the others are dropped.
-        area_range: least and greatest area in pixels: objects outside are ignored, and so are detections outside that
-            found nothing. None takes all.
-        judged: class indices that count; detections of others are dropped. None: all.
+        max_detections: maximum number of detections per class; further ones are dropped.
+        area_range: minimum and maximum area in pixels: objects outside are ignored, and so are unmatched detections
+            outside. None means no limits.
+        labels: class indices to evaluate; detections of other classes are dropped. None evaluates all.
     """
-    iou = overlaps(detections, truth, iou_type)
-    labels, crowd = as_array(detections.labels), as_array(truth.crowd)
-    order = best_first(detections)
-    dropped = ~of_labels(labels, judged)
-    for label in np.unique(labels):
-        dropped[order[labels[order] == label][max_detections:]] = True
-    low, high = area_range or (0.0, np.inf)
-    areas = as_array(truth.area)
-    truth_ignored = crowd | (areas < low) | (areas > high)
-    close = (iou >= min(iou_threshold, 1 - 1e-10)) & (labels[:, None] == as_array(truth.labels)[None])
-    found, by = take_greedily(iou, close & ~truth_ignored[None], order[~dropped[order]], last=True)
-    left = order[~dropped[order] & (found[order] < 0)]
-    aside, _ = take_greedily(iou, close & truth_ignored[None], left, last=True, shared=crowd)
-    ignored = aside >= 0
+    iou = overlaps(detections, ground_truth, iou_type)
+    detected_labels, crowd = as_array(detections.labels), as_array(ground_truth.crowd)
+    order = order_by_score(detections)
+    dropped = ~is_evaluated(detected_labels, labels)
+    for label in np.unique(detected_labels):
+        dropped[order[detected_labels[order] == label][max_detections:]] = True
+    min_area, max_area = area_range or (0.0, np.inf)
+    areas = as_array(ground_truth.area)
+    ground_truth_ignored = crowd | (areas < min_area) | (areas > max_area)
+    allowed = (iou >= min(iou_threshold, 1 - 1e-10)) & (detected_labels[:, None] == as_array(ground_truth.labels)[None])
+    counted = order[~dropped[order]]
+    matched, matched_by = match_greedily(iou, allowed & ~ground_truth_ignored[None], counted, prefer_last=True)
+    unmatched = counted[matched[counted] < 0]
+    ignored_match, _ = match_greedily(
+        iou, allowed & ground_truth_ignored[None], unmatched, prefer_last=True, reusable=crowd
+    )
+    ignored = ignored_match >= 0
     if area_range is not None:
-        own = _areas(detections, iou_type)
-        ignored |= (found < 0) & ~dropped & ((own < low) | (own > high))
-    return Match(iou, np.where(found < 0, aside, found), by, ignored, dropped, truth_ignored)
+        detected_areas = _areas(detections, iou_type)
+        ignored |= (matched < 0) & ~dropped & ((detected_areas < min_area) | (detected_areas > max_area))
+    return Match(iou, np.where(matched < 0, ignored_match, matched), matched_by, ignored, dropped, ground_truth_ignored)
 
 
-def take_greedily(
-    iou: np.ndarray, close: np.ndarray, order: np.ndarray, *, last: bool, shared: np.ndarray | None = None
+def match_greedily(
+    iou: np.ndarray,
+    allowed: np.ndarray,
+    order: np.ndarray,
+    *,
+    prefer_last: bool,
+    reusable: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """In the order given, each detection takes the free object close to it that it overlaps most.
+    """Match each detection, in the order given, with the free object of highest IoU.
 
     Args:
         iou: (D, T).
-        close: (D, T) bool, the pairs that may be made.
-        order: detections' indices, those that may take first.
-        last: whether equal overlaps take the last object, or the first.
-        shared: (T,) bool, objects that stay free.
+        allowed: (D, T) bool, the pairs that may be matched.
+        order: indices of the detections to match.
+        prefer_last: whether the last or the first of objects with equal IoU is taken.
+        reusable: (T,) bool, objects that may be matched more than once.
 
     Returns:
-        (D,) the object taken or -1; (T,) the detection that took it or -1 (the first, for shared objects).
+        (D,) index of each detection's object or -1; (T,) index of each object's (first) detection or -1.
     """
-    found = np.full(len(iou), -1, dtype=np.int64)
-    by = np.full(close.shape[1], -1, dtype=np.int64)
-    some: np.ndarray = np.logical_or.reduce(close, axis=1)
-    for detection in order[some[order]].tolist():
-        free = by < 0 if shared is None else (by < 0) | shared
-        near = np.flatnonzero(close[detection] & free)
-        if not len(near):
+    matched = np.full(len(iou), -1, dtype=np.int64)
+    matched_by = np.full(allowed.shape[1], -1, dtype=np.int64)
+    has_candidates: np.ndarray = np.logical_or.reduce(allowed, axis=1)
+    for detection in order[has_candidates[order]].tolist():
+        free = matched_by < 0 if reusable is None else (matched_by < 0) | reusable
+        candidates = np.flatnonzero(allowed[detection] & free)
+        if not len(candidates):
             continue
-        values = iou[detection, near]
-        chosen = near[len(near) - 1 - values[::-1].argmax() if last else values.argmax()]
-        found[detection] = chosen
-        if by[chosen] < 0:
-            by[chosen] = detection
-    return found, by
+        values = iou[detection, candidates]
+        best = candidates[len(candidates) - 1 - values[::-1].argmax() if prefer_last else values.argmax()]
+        matched[detection] = best
+        if matched_by[best] < 0:
+            matched_by[best] = detection
+    return matched, matched_by
 
 
 def as_array(tensor: Tensor) -> np.ndarray:
-    """A tensor, wherever it is, as an array."""
+    """Convert a tensor on any device to an array."""
     array: np.ndarray = tensor.detach().cpu().numpy()
     return array
 
 
-def of_labels(labels: np.ndarray, judged: Sequence[int] | None) -> np.ndarray:
-    """(n,) bool, whether each label is one of those judged; None judges all."""
-    return np.ones(len(labels), dtype=bool) if judged is None else np.isin(labels, list(judged))
+def is_evaluated(labels: np.ndarray, evaluated: Sequence[int] | None) -> np.ndarray:
+    """(n,) bool, whether each label is among the evaluated ones; None evaluates all."""
+    return np.ones(len(labels), dtype=bool) if evaluated is None else np.isin(labels, list(evaluated))
 
 
-def best_first(detections: Detections) -> np.ndarray:
-    """(D,) int64: detections' indices by falling score, equal scores in their order."""
+def order_by_score(detections: Detections) -> np.ndarray:
+    """(D,) int64, indices by decreasing score; equal scores keep their order."""
     return np.argsort(-as_array(detections.scores).astype(np.float64), kind="stable")
 
 
 def boxes_xywh(detections: Detections) -> np.ndarray:
-    """(D, 4) float64, left, top, width, height: what a COCO results file holds."""
+    """(D, 4) float64, left, top, width, height, as in COCO results files."""
     boxes = as_array(detections.boxes_xyxy).astype(np.float64)
     return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
 
 
-def paired(
-    detections: Sequence[Detections], truths: Sequence[GroundTruth]
+def paired_images(
+    detections: Sequence[Detections], ground_truths: Sequence[GroundTruth]
 ) -> Iterator[tuple[int, Detections, GroundTruth]]:
-    """Position, detections and true objects of each image, checked.
+    """Iterate over index, detections and ground truth of each image.
 
     Raises:
-        ValueError: not as many of one as of the other, or of images of another size.
+        ValueError: the lists differ in length, or the entries in image size.
     """
-    if len(detections) != len(truths):
-        raise ValueError(f"expected the detections of {len(truths)} images, one entry each; got {len(detections)}")
-    for position, (found, truth) in enumerate(zip(detections, truths, strict=True)):
-        if tuple(found.image_size_hw) != tuple(truth.image_size_hw):
+    if len(detections) != len(ground_truths):
+        raise ValueError(f"expected one Detections for each of the {len(ground_truths)} images; got {len(detections)}")
+    for index, (detected, ground_truth) in enumerate(zip(detections, ground_truths, strict=True)):
+        if tuple(detected.image_size_hw) != tuple(ground_truth.image_size_hw):
             raise ValueError(
-                f"image {position} ({truth.file_name}) is {truth.image_size_hw} (height, width) and its detections "
-                f"are of an image of {found.image_size_hw}; give both in the same order"
+                f"image {index} ({ground_truth.file_name}) has size {ground_truth.image_size_hw} (height, width), but "
+                f"its detections are of an image of size {detected.image_size_hw}; give both in the same order"
             )
-        yield position, found, truth
+        yield index, detected, ground_truth
 
 
-def _rles(detections: Detections, truth: GroundTruth) -> list[dict[str, object]]:
+def _rles(detections: Detections, ground_truth: GroundTruth) -> list[dict[str, object]]:
     if detections.masks is None:
         raise ValueError('these detections have no masks; compare boxes: iou_type="bbox"')
-    if tuple(detections.masks.shape[1:]) != tuple(truth.image_size_hw):
+    if tuple(detections.masks.shape[1:]) != tuple(ground_truth.image_size_hw):
         raise ValueError(
-            f"expected masks of the image's size {truth.image_size_hw}; got {tuple(detections.masks.shape[1:])}"
+            f"expected masks of the image's size {ground_truth.image_size_hw}; got {tuple(detections.masks.shape[1:])}"
         )
     masks: list[dict[str, object]] = coco_masks.encode(
         np.asfortranarray(as_array(detections.masks).astype(np.uint8).transpose(1, 2, 0))

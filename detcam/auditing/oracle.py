@@ -1,9 +1,10 @@
-"""What each type of error costs: TIDE's oracle mends one type and reads off the average precision again.
+"""TIDE's oracle: increase of average precision when all errors of one type are corrected.
 
-Right class and place for classification and localization errors (the best-scored of those that would find the same free
-object becomes right, the others go), nothing left of duplicates, background and both, and missed objects no longer
-looked for. As in the published tool, and unlike pycocotools, a class that was detected and has no object counts with
-an average precision of 0 in the mean over classes, and equal scores come wrong ones first.
+For classification and localization errors, class or location is corrected (of the detections that would match the same
+free object, the first becomes a true positive and the others are removed); duplicates, background and both errors are
+removed; missed objects are no longer counted. As in the published tool, and unlike pycocotools, a class that is
+detected but has no objects counts with an average precision of 0 in the mean over classes, and among equal scores false
+positives come first.
 """
 
 from __future__ import annotations
@@ -21,19 +22,19 @@ from detcam.data.ground_truth import GroundTruth
 from detcam.detections import Detections
 
 TIDE_RECALLS = np.array([step / 100 for step in range(101)])
-"""Where TIDE reads precision off: differs from pycocotools' in the last bit, and so which side of a step is read."""
+"""Recalls at which TIDE reads precision. They differ from pycocotools' in the last bit, which can change the result."""
 
 
 @dataclass(frozen=True)
 class DeltaAP:
-    """What errors cost, by TIDE's rules.
+    """Cost of the errors by TIDE's rules.
 
     Attributes:
-        average_precision: the mean over classes as TIDE counts it, in [0, 1]; NaN where there is nothing at all.
-        by_type: what mending all errors of a type would add, >= 0; NaN where nothing would be left to judge, as when
-            a detector found nothing at all and every object is missed.
-        false_positive: what scoring every wrong detection 0 and every right one 1 would add.
-        false_negative: what not looking for the objects that nothing found would add.
+        average_precision: TIDE's mean over classes, in [0, 1]; NaN if there are no detections and no objects.
+        by_type: increase of average precision when all errors of a type are corrected, >= 0; NaN if nothing would be
+            left to evaluate, for example if there are no detections and every object is missed.
+        false_positive: increase when every false positive scores 0 and every true positive 1.
+        false_negative: increase when objects without a match are not counted.
     """
 
     average_precision: float
@@ -43,90 +44,96 @@ class DeltaAP:
 
 
 @dataclass(frozen=True)
-class _Points:
-    """Entries of the ranking: class, score and whether right, (n,) each."""
+class _Entries:
+    """Entries of a ranking: class index, score and whether a true positive, (n,) each."""
 
     label: np.ndarray
     score: np.ndarray
     hit: np.ndarray
 
-    def __getitem__(self, chosen: np.ndarray) -> _Points:
-        return _Points(self.label[chosen], self.score[chosen], self.hit[chosen])
+    def __getitem__(self, chosen: np.ndarray) -> _Entries:
+        return _Entries(self.label[chosen], self.score[chosen], self.hit[chosen])
 
 
-def delta_ap(errors: Sequence[ImageErrors], detections: Sequence[Detections], truths: Sequence[GroundTruth]) -> DeltaAP:
-    """What each type of error costs over all images.
+def compute_delta_ap(
+    image_errors: Sequence[ImageErrors], detections: Sequence[Detections], ground_truths: Sequence[GroundTruth]
+) -> DeltaAP:
+    """Compute the cost of each error type over all images.
 
     Args:
-        errors: of each image.
-        detections: of each image, those that the errors were found in.
-        truths: what is in each image.
+        image_errors: the errors of each image.
+        detections: the detections of each image.
+        ground_truths: the objects of each image.
     """
-    wanted = _count(as_array(truth.labels)[~as_array(truth.crowd)] for truth in truths)
-    unfound = _count(as_array(truth.labels)[image.unfound] for truth, image in zip(truths, errors, strict=True))
+    objects = _count(as_array(truth.labels)[~as_array(truth.crowd)] for truth in ground_truths)
+    unmatched = _count(
+        as_array(truth.labels)[image.unmatched_objects]
+        for truth, image in zip(ground_truths, image_errors, strict=True)
+    )
     ranked = _concatenate(
         [
-            _Points(as_array(found.labels)[image.ranked], _scores(found)[image.ranked], image.hits)
-            for found, image in zip(detections, errors, strict=True)
+            _Entries(as_array(detected.labels)[image.ranked], _scores(detected)[image.ranked], image.hits)
+            for detected, image in zip(detections, image_errors, strict=True)
         ]
     )
-    base = _mean(ranked, wanted)
-    # From here on equal scores come wrong ones first, because the published tool puts them into its ranking first.
-    wrong, mended = _cases(errors, detections, truths)
-    right = ranked[ranked.hit]
-    kinds = np.array([case.type for image in errors for case in image.cases], dtype=object)
-    in_ranking = np.concatenate([np.zeros(0, dtype=bool), *(image.in_ranking for image in errors)])
+    baseline = _mean_over_classes(ranked, objects)
+    # From here on false positives come first among equal scores, because the published tool ranks them first.
+    wrong, corrected = _error_entries(image_errors, detections, ground_truths)
+    correct = ranked[ranked.hit]
+    types = np.array([error.type for image in image_errors for error in image.errors], dtype=object)
+    in_ranking = np.concatenate([np.zeros(0, dtype=bool), *(image.in_ranking for image in image_errors)])
     by_type: dict[ErrorType, float] = {}
     for kind in ERROR_TYPES:
-        here = kinds == kind
-        label = np.where(here, mended.label, wrong.label)
-        changed = _Points(label, wrong.score, here & mended.hit)[np.where(here, mended.hit, in_ranking)]
-        fewer = _count([wrong.label[here]]) if kind == "missed" else {}
-        by_type[kind] = max(_mean(_concatenate([changed, right]), _less(wanted, fewer)) - base, 0.0)
-    everything = _concatenate([wrong[in_ranking], right])
-    perfect = _Points(everything.label, everything.hit.astype(np.float64), everything.hit)
+        of_type = types == kind
+        label = np.where(of_type, corrected.label, wrong.label)
+        kept = np.where(of_type, corrected.hit, in_ranking)
+        entries = _concatenate([_Entries(label, wrong.score, of_type & corrected.hit)[kept], correct])
+        missed = _count([wrong.label[of_type]]) if kind == "missed" else {}
+        by_type[kind] = max(_mean_over_classes(entries, _subtract(objects, missed)) - baseline, 0.0)
+    everything = _concatenate([wrong[in_ranking], correct])
+    perfect = _Entries(everything.label, everything.hit.astype(np.float64), everything.hit)
     return DeltaAP(
-        average_precision=base,
+        average_precision=baseline,
         by_type=by_type,
-        false_positive=_mean(perfect, wanted) - base,
-        false_negative=_mean(everything, _less(wanted, unfound)) - base,
+        false_positive=_mean_over_classes(perfect, objects) - baseline,
+        false_negative=_mean_over_classes(everything, _subtract(objects, unmatched)) - baseline,
     )
 
 
-def _cases(
-    errors: Sequence[ImageErrors], detections: Sequence[Detections], truths: Sequence[GroundTruth]
-) -> tuple[_Points, _Points]:
-    """Every case as it is, and as it would be if it were mended (only right ones stay in the ranking then)."""
-    label, score, mended_label = [], [], []
-    for image, found, truth in zip(errors, detections, truths, strict=True):
-        scores = _scores(found)
-        for case in image.cases:
-            label.append(case.label)
-            score.append(0.0 if case.detection is None else float(scores[case.detection]))
-            right_class = case.type == "classification" and case.truth is not None
-            mended_label.append(int(truth.labels[case.truth]) if right_class else case.label)
-    hits = np.concatenate([np.zeros(0, dtype=bool), *(image.becomes_right for image in errors)])
-    labels, scores_ = np.array(label, dtype=np.int64), np.array(score, dtype=np.float64)
+def _error_entries(
+    image_errors: Sequence[ImageErrors], detections: Sequence[Detections], ground_truths: Sequence[GroundTruth]
+) -> tuple[_Entries, _Entries]:
+    """The entry of every error, and its corrected entry, which stays in the ranking only as a true positive."""
+    labels, scores, corrected_labels = [], [], []
+    for image, detected, truth in zip(image_errors, detections, ground_truths, strict=True):
+        detected_scores = _scores(detected)
+        for error in image.errors:
+            labels.append(error.label)
+            scores.append(0.0 if error.detection_index is None else float(detected_scores[error.detection_index]))
+            correct_class = error.type == "classification" and error.ground_truth_index is not None
+            corrected_labels.append(int(truth.labels[error.ground_truth_index]) if correct_class else error.label)
+    hits = np.concatenate([np.zeros(0, dtype=bool), *(image.becomes_correct for image in image_errors)])
+    score = np.array(scores, dtype=np.float64)
     return (
-        _Points(labels, scores_, np.zeros_like(hits)),
-        _Points(np.array(mended_label, dtype=np.int64), scores_, hits),
+        _Entries(np.array(labels, dtype=np.int64), score, np.zeros_like(hits)),
+        _Entries(np.array(corrected_labels, dtype=np.int64), score, hits),
     )
 
 
-def _mean(points: _Points, wanted: Mapping[int, int]) -> float:
-    """The mean over classes that were found or are to be found."""
-    order = np.argsort(-points.score, kind="stable")
-    labels, hits = points.label[order], points.hit[order]
-    classes = {int(label) for label in np.unique(labels)} | {label for label, count in wanted.items() if count}
+def _mean_over_classes(entries: _Entries, objects: Mapping[int, int]) -> float:
+    """The mean average precision over classes that are detected or have objects."""
+    order = np.argsort(-entries.score, kind="stable")
+    labels, hits = entries.label[order], entries.hit[order]
+    classes = {int(label) for label in np.unique(labels)} | {label for label, count in objects.items() if count}
     values = [
-        average_precision(hits[labels == label], wanted[label], TIDE_RECALLS) if wanted.get(label) else 0.0
+        average_precision(hits[labels == label], objects[label], TIDE_RECALLS) if objects.get(label) else 0.0
         for label in sorted(classes)
     ]
     return float(np.mean(values)) if values else float("nan")
 
 
-def _concatenate(parts: Sequence[_Points]) -> _Points:
-    return _Points(
+def _concatenate(parts: Sequence[_Entries]) -> _Entries:
+    return _Entries(
         np.concatenate([np.zeros(0, dtype=np.int64), *(part.label for part in parts)]),
         np.concatenate([np.zeros(0), *(part.score for part in parts)]),
         np.concatenate([np.zeros(0, dtype=bool), *(part.hit for part in parts)]),
@@ -141,5 +148,5 @@ def _count(labels: Iterable[np.ndarray]) -> dict[int, int]:
     return dict(Counter(int(label) for part in labels for label in part))
 
 
-def _less(counts: Mapping[int, int], fewer: Mapping[int, int]) -> dict[int, int]:
-    return {label: count - fewer.get(label, 0) for label, count in counts.items()}
+def _subtract(counts: Mapping[int, int], removed: Mapping[int, int]) -> dict[int, int]:
+    return {label: count - removed.get(label, 0) for label, count in counts.items()}

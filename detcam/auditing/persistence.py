@@ -1,4 +1,4 @@
-"""What becomes of a detection when its image changes: its raw candidate is followed."""
+"""Persistence of a detection: whether it remains in a perturbed image."""
 
 from __future__ import annotations
 
@@ -12,98 +12,110 @@ from detcam.auditing.case import Box, Outcome
 from detcam.outputs import DetectorOutput
 from detcam.targets import BoxTarget
 
-SAME = 0.5
-"""Least overlap with the detection of what counts as being where it was."""
-NEAR = 0.1
-"""Least overlap with the detection of what it may have moved to."""
+MIN_SAME_IOU = 0.5
+"""Minimum IoU with the detection of candidates at the same location."""
+MIN_NEAR_IOU = 0.1
+"""Minimum IoU with the detection of candidates that it may have moved to."""
 
 
 @dataclass(frozen=True)
-class TrackedDetection:
-    """One detection, and how to find it again.
+class PersistenceCriterion:
+    """Decides whether a detection persists in a perturbed image.
 
-    A detection lives on in its own raw candidate, or in another candidate that overlaps it by half: a neighbouring
-    anchor or proposal that says the same. A duplicate, and a box in the wrong place, are their own candidate alone,
-    for the candidates beside them say something else.
+    A detection persists if its own raw candidate, or another candidate with an IoU of at least 0.5 (a neighbouring
+    anchor or proposal), keeps its class and score. For duplicates and boxes at the wrong location only the own
+    candidate counts, because the neighbouring candidates belong to other detections.
 
     Attributes:
         target: the detection, pinned to its source.
-        threshold: least score, in [0, 1], at which it counts as a detection.
-        alone: whether its own candidate alone is followed.
-        before: (K, 4) boxes that said its class near it in the unchanged image, above the threshold.
-        truth_xyxy: the true object that it is too far off, for a box in the wrong place; else None.
-        fits: least overlap with that object, in (0, 1], at which the box has moved onto it.
+        score_threshold: minimum score of a detection, in [0, 1].
+        own_candidate_only: whether other candidates are ignored.
+        neighbours: (K, 4) boxes of its class near it in the unperturbed image, with scores above the threshold.
+        ground_truth_xyxy: for a localization error, the box of the object; else None.
+        iou_threshold: minimum IoU with that object, in (0, 1], at which the location is correct.
     """
 
     target: BoxTarget
-    threshold: float
-    alone: bool
-    before: Tensor
-    truth_xyxy: Box | None = None
-    fits: float = SAME
+    score_threshold: float
+    own_candidate_only: bool
+    neighbours: Tensor
+    ground_truth_xyxy: Box | None = None
+    iou_threshold: float = MIN_SAME_IOU
 
     @classmethod
-    def start(
+    def from_output(
         cls,
         output: DetectorOutput,
         target: BoxTarget,
-        threshold: float,
+        score_threshold: float,
         *,
-        alone: bool = False,
-        truth_xyxy: Box | None = None,
-        iou_threshold: float = SAME,
-    ) -> TrackedDetection:
-        """Follow a detection from what the detector says of the unchanged image.
+        own_candidate_only: bool = False,
+        ground_truth_xyxy: Box | None = None,
+        iou_threshold: float = MIN_SAME_IOU,
+    ) -> PersistenceCriterion:
+        """Create the criterion from the output for the unperturbed image.
 
-        A box in the wrong place has moved onto its object where it overlaps it by the threshold of a right detection;
-        one that does so already (of masks that do not) where it has come half of the way to the object's own box.
+        The location of a localization error is correct from `iou_threshold` on. A box that reaches it already (when
+        masks are compared, which do not) has to halve its distance to an IoU of 1.
+
+        Args:
+            output: output for the unperturbed image.
+            target: the detection.
+            score_threshold: minimum score of a detection, in [0, 1].
+            own_candidate_only: whether other candidates are ignored.
+            ground_truth_xyxy: for a localization error, the box of the object, pixels of the image.
+            iou_threshold: minimum IoU of a true positive.
         """
         boxes, scores = (part.float().cpu() for part in output.raw_candidates())
-        overlap = _overlap(target, boxes)
-        near = (overlap >= NEAR) & (overlap < SAME) & (scores[:, target.label] >= threshold)
-        fits = iou_threshold
-        if truth_xyxy is not None:
-            now = float(_overlap(target, torch.tensor([truth_xyxy], dtype=torch.float32))[0])
-            fits = iou_threshold if now < iou_threshold else (1 + now) / 2
-        return cls(target, threshold, alone, boxes[near], truth_xyxy, fits)
+        iou = _iou(target.box_xyxy, boxes)
+        near = (iou >= MIN_NEAR_IOU) & (iou < MIN_SAME_IOU) & (scores[:, target.label] >= score_threshold)
+        if ground_truth_xyxy is not None:
+            current = float(_iou(target.box_xyxy, torch.tensor([ground_truth_xyxy], dtype=torch.float32))[0])
+            iou_threshold = iou_threshold if current < iou_threshold else (1 + current) / 2
+        return cls(target, score_threshold, own_candidate_only, boxes[near], ground_truth_xyxy, iou_threshold)
 
-    def find(self, output: DetectorOutput) -> tuple[float, Outcome]:
-        """Its score in [0, 1] in a changed image, and what became of it."""
+    def evaluate(self, output: DetectorOutput) -> tuple[float, Outcome]:
+        """Evaluate the detection in a perturbed image.
+
+        Returns:
+            The score in [0, 1], and the outcome.
+        """
         label = self.target.label
-        own = output.candidates([self.target])
-        box = own.boxes_xyxy.detach().float().cpu()
-        row = own.class_scores.detach().float().cpu()[0]
-        own_overlap = float(_overlap(self.target, box)[0])
-        boxes, scores = box, row[None]
-        if not self.alone:
+        candidate = output.candidates([self.target])
+        own_box = candidate.boxes_xyxy.detach().float().cpu()
+        own_scores = candidate.class_scores.detach().float().cpu()[0]
+        boxes, scores = own_box, own_scores[None]
+        if not self.own_candidate_only:
             all_boxes, all_scores = (part.float().cpu() for part in output.raw_candidates())
-            boxes, scores = torch.cat([box, all_boxes]), torch.cat([scores, all_scores])
-        overlap = _overlap(self.target, boxes)
-        here = overlap >= SAME
-        score = float(scores[here, label].max()) if bool(here.any()) else 0.0
-        if score >= self.threshold and self.truth_xyxy is not None:
-            onto = float(box_iou(torch.tensor([self.truth_xyxy], dtype=torch.float32), box)[0, 0])
-            return score, "moved" if onto >= self.fits else "unchanged"
-        if score >= self.threshold:
-            return score, "unchanged"
-        if float(row[label]) >= self.threshold and own_overlap < SAME:
+            boxes, scores = torch.cat([own_box, all_boxes]), torch.cat([scores, all_scores])
+        iou = _iou(self.target.box_xyxy, boxes)
+        same_location = iou >= MIN_SAME_IOU
+        score = float(scores[same_location, label].max()) if bool(same_location.any()) else 0.0
+        if score >= self.score_threshold:
+            return score, "moved" if self._reaches_object(own_box) else "unchanged"
+        own_moved = float(own_scores[label]) >= self.score_threshold and float(iou[0]) < MIN_SAME_IOU
+        if own_moved or self._appears_nearby(boxes, scores[:, label], iou):
             return score, "moved"
-        if self._arrived(boxes, scores[:, label], overlap):
-            return score, "moved"
-        others = torch.ones(scores.shape[1], dtype=torch.bool)
-        others[[label] if output.background is None else [label, output.background]] = False
-        rivals = scores[here][:, others]
-        flipped = rivals.numel() > 0 and float(rivals.max()) >= self.threshold
+        other_classes = torch.ones(scores.shape[1], dtype=torch.bool)
+        other_classes[[label] if output.background is None else [label, output.background]] = False
+        rivals = scores[same_location][:, other_classes]
+        flipped = rivals.numel() > 0 and float(rivals.max()) >= self.score_threshold
         return score, "class flipped" if flipped else "vanished"
 
-    def _arrived(self, boxes: Tensor, scores: Tensor, overlap: Tensor) -> bool:
-        """Whether the class is now said near the detection, where nothing said it before."""
-        near = boxes[(overlap >= NEAR) & (overlap < SAME) & (scores >= self.threshold)]
+    def _reaches_object(self, own_box: Tensor) -> bool:
+        """Whether the box (1, 4) of a localization error reaches its object."""
+        if self.ground_truth_xyxy is None:
+            return False
+        return float(_iou(self.ground_truth_xyxy, own_box)[0]) >= self.iou_threshold
+
+    def _appears_nearby(self, boxes: Tensor, scores: Tensor, iou: Tensor) -> bool:
+        """Whether a candidate of the class appears near the detection that was not there before."""
+        near = boxes[(iou >= MIN_NEAR_IOU) & (iou < MIN_SAME_IOU) & (scores >= self.score_threshold)]
         if not len(near):
             return False
-        return not len(self.before) or bool((box_iou(near, self.before).amax(1) < SAME).any())
+        return not len(self.neighbours) or bool((box_iou(near, self.neighbours).amax(1) < MIN_SAME_IOU).any())
 
 
-def _overlap(target: BoxTarget, boxes: Tensor) -> Tensor:
-    """(K,) overlaps of boxes with the target's."""
-    return box_iou(torch.tensor([target.box_xyxy], dtype=torch.float32), boxes)[0]
+def _iou(box: Box, boxes: Tensor) -> Tensor:
+    """(K,) IoU of a box with boxes (K, 4)."""
+    return box_iou(torch.tensor([box], dtype=torch.float32), boxes)[0]

@@ -1,20 +1,20 @@
-"""The false-positive audit from end to end: find, match, explain, verify, group, report."""
+"""The audit of a detector: detection, matching, explanation, verification, grouping, report."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from detcam.adapters import Adapter, adapt
-from detcam.auditing.analysis import ErrorAnalysis, analyze_errors
+from detcam.adapters.base import ModelLike
+from detcam.auditing.analysis import ErrorAnalysis, analyze_errors, check_thresholds
 from detcam.auditing.background_type import BackgroundClassifier
 from detcam.auditing.case import AuditCase, ErrorGroup, GroundTruthObject
 from detcam.auditing.clustering import group_cases
+from detcam.auditing.error_targets import object_box
 from detcam.auditing.errors import DetectionError
 from detcam.auditing.explainer import ErrorExplainer, ExplainedError
 from detcam.auditing.matching import IouType
@@ -22,31 +22,35 @@ from detcam.auditing.report import ReportSummary, ReportWriter
 from detcam.auditing.run_state import AuditState
 from detcam.auditing.sentences import case_sentence
 from detcam.auditing.stages import AuditStages
-from detcam.auditing.validation import judged, truth_digest
+from detcam.auditing.validation import annotations_digest, prepare_annotations
+from detcam.cam import BaseCAM
 from detcam.data.annotations import Annotations
 from detcam.data.ground_truth import GroundTruth
 from detcam.data.issues import DataIssues
 from detcam.data.rle import UnpackedDetections
-from detcam.detections import Detections, class_name
+from detcam.detections import Detections, class_name, label_index
 from detcam.explanation.explain import Method, make_cam
+from detcam.layers import LayersLike
+from detcam.utils.console import plural
 from detcam.utils.hashing import adapter_digest, weights_digest
 
 METHOD = "probecam"
-"""What explains errors unless the user says otherwise: its peaks lie on certified causes outside the box."""
+"""Default heatmap method: of those compared, the one whose peaks lie on certified causes outside the box."""
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What an audit was asked for.
+class AuditSettings:
+    """Settings of an audit.
 
     Attributes:
-        score_threshold: least score of a detection that matters to the user, in [0, 1]; errors at or above it are
-            explained, and an error is gone when its score falls below it. Average precision counts all detections.
-        explain: so many false positives are explained and verified, the highest scores first.
-        explain_missed: so many missed objects are explained, the largest first.
-        iou_threshold: least overlap of a right detection, in (0, 1].
-        background_threshold: greatest overlap of a detection of nothing.
-        iou_type: ``"bbox"`` or ``"segm"``.
+        score_threshold: minimum score of a relevant detection, in (0, 1): errors from this score on are explained, and
+            an error ends when its score falls below it. Average precision counts all detections.
+        explain: maximum number of false positives to explain, by decreasing score.
+        explain_missed: maximum number of missed objects to explain, by decreasing area.
+        iou_threshold: minimum IoU of a true positive, in (0, 1].
+        background_threshold: maximum IoU of a background error.
+        iou_type: ``"bbox"``, or ``"segm"`` to match masks.
+        labels: class indices whose errors are explained; None explains all classes.
     """
 
     score_threshold: float = 0.3
@@ -55,17 +59,12 @@ class Settings:
     iou_threshold: float = 0.5
     background_threshold: float = 0.1
     iou_type: IouType = "bbox"
+    labels: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.score_threshold < 1:
             raise ValueError(f"expected score_threshold between 0 and 1; got {self.score_threshold}")
-        if not 0 < self.background_threshold < self.iou_threshold <= 1:
-            raise ValueError(
-                "expected 0 < background_threshold < iou_threshold <= 1; got "
-                f"{self.background_threshold} and {self.iou_threshold}"
-            )
-        if self.iou_type not in ("bbox", "segm"):
-            raise ValueError(f'expected iou_type "bbox" or "segm"; got {self.iou_type!r}')
+        check_thresholds(self.iou_threshold, self.background_threshold, self.iou_type)
         if self.explain < 0 or self.explain_missed < 0:
             raise ValueError(
                 f"expected explain and explain_missed of at least 0; got {self.explain} and {self.explain_missed}"
@@ -74,17 +73,17 @@ class Settings:
 
 @dataclass(frozen=True, repr=False)
 class Audit:
-    """What an audit found; printed, it tells the essentials.
+    """Result of an audit.
 
     Attributes:
-        analysis: every error, named, counted and priced.
-        cases: the same errors in the same order, explained where they were to be.
-        groups: explained errors that share a cause, the costliest first.
-        issues: what was wrong with the data, and what was left out because of it.
-        report: the report's ``index.html``, or None where no folder was given.
-        seconds: how long it took.
-        timings: seconds of that spent ``detecting``, ``matching``, ``explaining``, ``comparing``, ``writing`` and
-            ``grouping``; what an earlier, interrupted run did is in none of them.
+        analysis: the errors found by matching, with counts and costs.
+        cases: the same errors in the same order, with explanations where they were made.
+        groups: explained errors with similar evidence, by decreasing cost.
+        issues: issues of the data, and what was left out because of them.
+        report: path of the report's ``index.html``, or None.
+        seconds: duration.
+        timings: seconds spent ``detecting``, ``matching``, ``explaining``, ``comparing``, ``writing`` and ``grouping``,
+            without those of an earlier, interrupted run.
     """
 
     analysis: ErrorAnalysis
@@ -96,24 +95,26 @@ class Audit:
     timings: Mapping[str, float] = field(default_factory=dict)
 
     def __repr__(self) -> str:
+        report = "" if self.report is None else f", report: {self.report}"
         return (
-            f"Audit({len(self.cases)} errors, {len(self.explained)} explained, {len(self.confirmed)} confirmed, "
-            f"{len(self.groups)} groups, AP {self.analysis.average_precision:.3f}, report={str(self.report)!r})"
+            f"Audit({plural(len(self.cases), 'error')}, {len(self.explained)} explained, {len(self.confirmed)} "
+            f"confirmed, {plural(len(self.groups), 'group')}, "
+            f"average precision {self.analysis.average_precision:.3f}{report})"
         )
 
     @property
     def explained(self) -> list[AuditCase]:
-        """The cases that have a heatmap."""
+        """The cases with a heatmap."""
         return [case for case in self.cases if case.method]
 
     @property
     def confirmed(self) -> list[AuditCase]:
-        """The cases whose evidence is the cause."""
+        """The cases whose evidence is confirmed as the cause."""
         return [case for case in self.cases if case.verdict == "confirmed"]
 
 
 def audit(
-    model: Adapter | nn.Module | Any,
+    model: ModelLike,
     images: str | Path,
     annotations: str | Path | Annotations,
     *,
@@ -124,194 +125,267 @@ def audit(
     iou_threshold: float = 0.5,
     background_threshold: float = 0.1,
     iou_type: IouType = "bbox",
+    labels: Sequence[int | str] | None = None,
     class_map: Mapping[str | int, str | int] | None = None,
     method: Method = METHOD,
-    target_layers: Sequence[nn.Module | str] | nn.Module | str | None = None,
+    target_layers: LayersLike = None,
     batch_size: int = 4,
     resume: bool = False,
     progress: bool = False,
     model_name: str | None = None,
     **adapter_options: Any,
 ) -> Audit:
-    """Why did it fire there? What a detector gets wrong on annotated images, and what each mistake rests on.
+    """Find the errors of a detector on annotated images, explain them, and verify the explanations.
 
-    Detections are matched by COCO's rules and errors named as TIDE does; the false positives with the highest scores
-    and the largest missed objects are explained; each explanation is verified by taking its evidence away; errors
-    that share a cause are grouped by what they cost.
+    Detections are matched with annotations by COCO's rules, and errors are classified as in TIDE. The false positives
+    with the highest scores and the largest missed objects are explained. Each explanation of a detection is verified by
+    removing its evidence from the image, and control regions of the same size. Errors with similar evidence are grouped
+    and ranked by their cost in average precision.
 
     Args:
         model: a detector of a supported family, or an adapter.
-        images: the folder that the annotations' file names start from.
-        annotations: a COCO JSON file, or what was read from one.
-        out: the report's folder; None makes no report.
-        score_threshold: the least score that matters to you; see `Settings`.
-        explain: so many false positives are explained, the highest scores first.
-        explain_missed: so many missed objects are explained, the largest first.
-        iou_threshold: least overlap of a right detection.
-        background_threshold: greatest overlap of a detection of nothing.
+        images: folder that the annotations' file names are relative to.
+        annotations: path of a COCO JSON file, or annotations loaded from one.
+        out: folder of the report; None writes no report.
+        score_threshold: minimum score of a relevant detection, in (0, 1); see `AuditSettings`.
+        explain: maximum number of false positives to explain, by decreasing score.
+        explain_missed: maximum number of missed objects to explain, by decreasing area.
+        iou_threshold: minimum IoU of a true positive, in (0, 1].
+        background_threshold: maximum IoU of a background error.
         iou_type: ``"bbox"``, or ``"segm"`` to match masks.
+        labels: class names or indices whose errors are explained; None explains all classes. Errors of all classes are
+            counted.
         class_map: category name (or id) to the model's class name (or index), where they differ.
-        method: as in `detcam.explain`.
-        target_layers: as in `detcam.explain`; None takes the method's own choice.
+        method: heatmap method, as in `detcam.explain`.
+        target_layers: modules or dotted names; None takes the method's default.
         batch_size: images per forward pass.
-        resume: go on with an interrupted audit in `out`.
+        resume: whether to resume an interrupted audit in `out`.
         progress: whether to show progress bars on stderr.
-        model_name: what the report calls the model.
-        **adapter_options: further arguments of `detcam.adapters.adapt`.
+        model_name: name of the model in the report; None takes its class name.
+        **adapter_options: further arguments of `detcam.adapters.adapt`, such as `names` and `image_size`.
+
+    Returns:
+        The errors, their explanations and groups, and the path of the report.
 
     Raises:
-        TypeError: the model is no detector.
-        ValueError: an argument, the annotations or the folder are not as expected.
+        TypeError: the model is not a detector.
+        ValueError: an argument, the annotations or the folder are invalid.
+
+    Example:
+        >>> import json, tempfile
+        >>> from pathlib import Path
+        >>> import torch, detcam
+        >>> from PIL import Image
+        >>> from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> Image.new("RGB", (64, 64)).save(folder / "a.png")
+        >>> coco = {
+        ...     "images": [{"id": 1, "file_name": "a.png", "width": 64, "height": 64}],
+        ...     "categories": [{"id": 1, "name": "cat"}],
+        ...     "annotations": [
+        ...         {"id": 1, "image_id": 1, "category_id": 1, "bbox": [8, 8, 32, 32], "area": 1024, "iscrowd": 0}
+        ...     ],
+        ... }
+        >>> _ = (folder / "labels.json").write_text(json.dumps(coco))
+        >>> model = fasterrcnn_mobilenet_v3_large_320_fpn(weights=None, weights_backbone=None, num_classes=2).eval()
+        >>> found = detcam.audit(
+        ...     model, folder, folder / "labels.json", names=["background", "cat"], explain=0, explain_missed=0
+        ... )
+        >>> found.analysis.classes[1].objects
+        1
     """
     start = time.perf_counter()
-    settings = Settings(score_threshold, explain, explain_missed, iou_threshold, background_threshold, iou_type)
+    settings = AuditSettings(score_threshold, explain, explain_missed, iou_threshold, background_threshold, iou_type)
     adapter = adapt(model, target_layers=target_layers, **adapter_options)
     if adapter.task != "detection":
-        raise TypeError(f"an audit is of a detector; {type(adapter.model).__name__} does {adapter.task}")
-    truth = annotations if isinstance(annotations, Annotations) else Annotations.load(annotations, images)
-    truth = judged(adapter, truth, class_map)
+        raise TypeError(f"expected a detector; {type(adapter.model).__name__} is a model for {adapter.task}")
+    if labels is not None:
+        settings = replace(settings, labels=tuple(sorted({label_index(adapter.names, label) for label in labels})))
+    if not isinstance(annotations, Annotations):
+        annotations = Annotations.load(annotations, images)
+    annotations = prepare_annotations(adapter, annotations, class_map)
     name = model_name or type(adapter.model).__name__
     cam = make_cam(adapter, method)
-    asked = {
-        **vars(settings),
-        "method": cam.name,
-        "layers": list(adapter.layer_names),
-        "model": name,
-        "annotations": truth.path.name,
-        "images": len(truth),
-        "truth": truth_digest(truth),
-        "weights": weights_digest(adapter.model),
-        "adapter_options": adapter_digest(adapter),
-    }
-    work = AuditStages(adapter, iou_type == "segm", progress, batch_size)
+    recorded = _recorded_settings(settings, adapter, cam, annotations, name)
+    stages = AuditStages(adapter, iou_type == "segm", progress, batch_size)
     if out is not None:
-        work.store = AuditState(Path(out), asked, resume=resume)
-        work.writer = ReportWriter(Path(out))
+        stages.state = AuditState(Path(out), recorded, resume=resume)
+        stages.writer = ReportWriter(Path(out))
     elif resume:
-        raise ValueError("resume goes on with the audit in a folder; say which with out=")
-    with work.timed("detecting"):
-        truth, packed = work.detect(truth)
-    found = [one.found for one in packed]
-    with work.timed("matching"):
-        analysis = analyze_errors(
-            UnpackedDetections(packed) if iou_type == "segm" else found,
-            truth,
-            iou_threshold=iou_threshold,
-            background_threshold=background_threshold,
-            iou_type=iou_type,
-            labels=truth.labels,
-        )
-    plain = [plain_case(analysis, position, found, truth) for position in range(len(analysis))]
-    chosen = _choose(analysis, truth, settings)
-    examiner = ErrorExplainer(
-        adapter, cam, truth.names, score_threshold, masks=iou_type == "segm", iou_threshold=iou_threshold
-    )
-    with work.timed("explaining"):
-        examined = work.explain(examiner, analysis, found, truth, plain, chosen)
-    with work.timed("comparing"):
-        background_types = BackgroundClassifier(adapter, analysis, found, truth, score_threshold, batch_size)
-        examined = _with_background_types(background_types, plain, examined)
-    with work.timed("grouping"):
-        cases, groups = _grouped(analysis, plain, examined)
+        raise ValueError("resume=True needs the folder of the interrupted audit: out=")
+    analysis, cases, groups, annotations = _run(stages, settings, cam, annotations)
     seconds = time.perf_counter() - start
     report = None
-    if work.writer is not None:
+    if stages.writer is not None:
         summary = ReportSummary.from_analysis(
             analysis,
-            truth,
+            annotations,
             model=name,
             adapter=adapter.family,
             iou_threshold=iou_threshold,
             cases=cases,
             groups=groups,
-            settings=asked,
-            issues=DataIssues(()),
+            settings=recorded,
             seconds=seconds,
         )
-        with work.timed("writing"):
-            report = work.writer.finish(summary)
-    return Audit(analysis, tuple(cases), tuple(groups), truth.issues, report, seconds, dict(work.timings))
+        with stages.timed("writing"):
+            report = stages.writer.finish(summary)
+    return Audit(analysis, tuple(cases), tuple(groups), annotations.issues, report, seconds, dict(stages.timings))
 
 
-def _choose(analysis: ErrorAnalysis, truth: Annotations, settings: Settings) -> list[int]:
-    """Positions of the errors that are explained."""
-    wrong = [
-        (-(case.score or 0.0), position)
-        for position, case in enumerate(analysis)
-        if case.is_false_positive and (case.score or 0.0) >= settings.score_threshold
+def _recorded_settings(
+    settings: AuditSettings, adapter: Adapter, cam: BaseCAM, annotations: Annotations, model_name: str
+) -> dict[str, Any]:
+    """The settings that the report shows, and that an audit must share with the one it resumes."""
+    return {
+        **asdict(settings),
+        "method": cam.name,
+        "layers": list(adapter.layer_names),
+        "model": model_name,
+        "annotations": annotations.path.name,
+        "images": len(annotations),
+        "annotations_digest": annotations_digest(annotations),
+        "weights": weights_digest(adapter.model),
+        "adapter_options": adapter_digest(adapter),
+    }
+
+
+def _run(
+    stages: AuditStages, settings: AuditSettings, cam: BaseCAM, annotations: Annotations
+) -> tuple[ErrorAnalysis, list[AuditCase], list[ErrorGroup], Annotations]:
+    """Run all stages; the annotations returned lack the images that cannot be read."""
+    adapter, masks = stages.adapter, settings.iou_type == "segm"
+    with stages.timed("detecting"):
+        annotations, packed = stages.detect(annotations)
+    detections = [each.found for each in packed]
+    with stages.timed("matching"):
+        analysis = analyze_errors(
+            UnpackedDetections(packed) if masks else detections,
+            annotations,
+            iou_threshold=settings.iou_threshold,
+            background_threshold=settings.background_threshold,
+            iou_type=settings.iou_type,
+            labels=annotations.labels,
+        )
+    unexplained = [unexplained_case(analysis, index, detections, annotations) for index in range(len(analysis))]
+    explainer = ErrorExplainer(
+        adapter,
+        cam,
+        annotations.names,
+        settings.score_threshold,
+        masks=masks,
+        iou_threshold=settings.iou_threshold,
+    )
+    with stages.timed("explaining"):
+        chosen = _choose_errors(analysis, annotations, settings)
+        explained = stages.explain(explainer, analysis, detections, annotations, unexplained, chosen)
+    with stages.timed("comparing"):
+        classifier = BackgroundClassifier(
+            adapter, analysis, detections, annotations, settings.score_threshold, stages.batch_size
+        )
+        explained = _classify_background(classifier, unexplained, explained)
+    with stages.timed("grouping"):
+        cases, groups = _group(analysis, unexplained, explained)
+    return analysis, cases, groups, annotations
+
+
+def _choose_errors(analysis: ErrorAnalysis, annotations: Annotations, settings: AuditSettings) -> list[int]:
+    """Indices of the errors to explain."""
+    candidates = [
+        (index, error)
+        for index, error in enumerate(analysis)
+        if settings.labels is None or error.label in settings.labels
     ]
-    missed = [
-        (-float(truth[case.image].area[case.truth]), position)
-        for position, case in enumerate(analysis)
-        if case.detection is None and case.truth is not None
-    ]
-    return [position for _, position in sorted(wrong)[: settings.explain]] + [
-        position for _, position in sorted(missed)[: settings.explain_missed]
-    ]
+    false_positives = sorted(
+        (-(error.score or 0.0), index)
+        for index, error in candidates
+        if error.is_false_positive and (error.score or 0.0) >= settings.score_threshold
+    )
+    missed = sorted(
+        (-float(annotations[error.image_index].area[error.ground_truth_index]), index)
+        for index, error in candidates
+        if error.detection_index is None and error.ground_truth_index is not None
+    )
+    chosen = [*false_positives[: settings.explain], *missed[: settings.explain_missed]]
+    return [index for _, index in chosen]
 
 
-def plain_case(
-    analysis: ErrorAnalysis, position: int, found: Sequence[Detections], truth: Sequence[GroundTruth] | Annotations
+def unexplained_case(
+    analysis: ErrorAnalysis,
+    index: int,
+    detections: Sequence[Detections],
+    ground_truths: Sequence[GroundTruth] | Annotations,
 ) -> AuditCase:
-    """An error as a case, not yet explained."""
-    error: DetectionError = analysis[position]
-    image, own = truth[error.image], found[error.image]
-    at = error.truth
-    if error.detection is not None:
-        box, what = own.boxes_xyxy[error.detection].tolist(), f"detection-{error.detection}"
+    """Convert an error to a case without an explanation.
+
+    Args:
+        analysis: the errors.
+        index: index of the error in the analysis.
+        detections: detections of each image.
+        ground_truths: objects of each image.
+    """
+    error = analysis[index]
+    ground_truth = ground_truths[error.image_index]
+    if error.detection_index is None:
+        box, suffix = object_box(ground_truth, error.ground_truth_index or 0), f"missed-{error.ground_truth_index}"
     else:
-        box, what = image.boxes_xyxy[at].tolist(), f"missed-{at}"
-    concerned = None
-    if at is not None:
-        x1, y1, x2, y2 = image.boxes_xyxy[at].tolist()
-        overlap = max(error.iou_same_class, error.iou_other_class)
-        if error.detection is not None:
-            overlap = float(analysis.matches[error.image].iou[error.detection, at])
-        label = int(image.labels[at])
-        identity = int(image.ids[at])
-        concerned = GroundTruthObject((x1, y1, x2, y2), label, class_name(analysis.names, label), overlap, identity)
+        x1, y1, x2, y2 = detections[error.image_index].boxes_xyxy[error.detection_index].tolist()
+        box, suffix = (x1, y1, x2, y2), f"detection-{error.detection_index}"
     case = AuditCase(
-        id=f"image-{error.image_id}-{what}",
+        id=f"image-{error.image_id}-{suffix}",
         image_id=error.image_id,
-        file_name=image.file_name,
-        image_size_hw=image.image_size_hw,
+        file_name=ground_truth.file_name,
+        image_size_hw=ground_truth.image_size_hw,
         type=error.type,
         label=error.label,
         name=class_name(analysis.names, error.label),
         score=error.score or 0.0,
-        box_xyxy=(box[0], box[1], box[2], box[3]),
+        box_xyxy=box,
         is_false_positive=error.is_false_positive,
-        ground_truth=concerned,
-        delta_ap=float(analysis.delta_ap_by_case[position]),
+        ground_truth=_concerned_object(analysis, error, ground_truth),
+        delta_ap=float(analysis.delta_ap_by_error[index]),
     )
     return replace(case, sentence=case_sentence(case))
 
 
-def _with_background_types(
-    background_types: BackgroundClassifier, plain: Sequence[AuditCase], examined: Mapping[str, ExplainedError]
+def _concerned_object(
+    analysis: ErrorAnalysis, error: DetectionError, ground_truth: GroundTruth
+) -> GroundTruthObject | None:
+    index = error.ground_truth_index
+    if index is None:
+        return None
+    iou = max(error.iou_same_class, error.iou_other_class)
+    if error.detection_index is not None:
+        iou = float(analysis.matches[error.image_index].iou[error.detection_index, index])
+    label = int(ground_truth.labels[index])
+    name = class_name(analysis.names, label)
+    return GroundTruthObject(object_box(ground_truth, index), label, name, iou, int(ground_truth.ids[index]))
+
+
+def _classify_background(
+    classifier: BackgroundClassifier, unexplained: Sequence[AuditCase], explained: Mapping[str, ExplainedError]
 ) -> dict[str, ExplainedError]:
-    """The explained errors, those of nothing with what they are."""
-    explained = {at: examined[case.id].case for at, case in enumerate(plain) if case.id in examined}
-    changed = dict(examined)
-    for at, (background_type, value) in background_types.tell(explained).items():
-        case = replace(explained[at], background_type=background_type, typicality=value)
-        changed[case.id] = replace(changed[case.id], case=replace(case, sentence=case_sentence(case)))
-    return changed
+    """Add the types of background errors to the explained errors."""
+    cases = {index: explained[case.id].case for index, case in enumerate(unexplained) if case.id in explained}
+    classified = dict(explained)
+    for index, (background_type, typicality) in classifier.classify(cases).items():
+        case = replace(cases[index], background_type=background_type, typicality=typicality)
+        classified[case.id] = replace(classified[case.id], case=replace(case, sentence=case_sentence(case)))
+    return classified
 
 
-def _grouped(
-    analysis: ErrorAnalysis, plain: Sequence[AuditCase], examined: Mapping[str, ExplainedError]
+def _group(
+    analysis: ErrorAnalysis, unexplained: Sequence[AuditCase], explained: Mapping[str, ExplainedError]
 ) -> tuple[list[AuditCase], list[ErrorGroup]]:
-    """All cases, the explained ones with the number of their group; and the groups."""
-    cases = [examined[case.id].case if case.id in examined else case for case in plain]
-    positions = [position for position, case in enumerate(cases) if case.method]  # without a map there is no cause
-    explained = [examined[plain[position].id] for position in positions]
+    """All cases, with the numbers of their groups, and the groups of those with a heatmap."""
+    cases = [explained[case.id].case if case.id in explained else case for case in unexplained]
+    indices = [index for index, case in enumerate(cases) if case.method]
     groups = group_cases(
-        [one.case for one in explained],
-        [one.features for one in explained],
-        lambda members: analysis.delta_ap_without([positions[member] for member in members]),
+        [cases[index] for index in indices],
+        [explained[cases[index].id].features for index in indices],
+        lambda members: analysis.delta_ap_without([indices[member] for member in members]),
     )
     for group, members in groups:
         for member in members:
-            cases[positions[member]] = replace(explained[member].case, group=group.number)
+            cases[indices[member]] = replace(cases[indices[member]], group=group.number)
     return cases, [group for group, _ in groups]

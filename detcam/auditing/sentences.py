@@ -1,131 +1,117 @@
-"""Cases and groups in one line each."""
+"""Summaries of cases and groups in one line each."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from detcam.auditing.case import AuditCase, EvidenceLocation
+from detcam.utils.console import plural
 
-WHERE: dict[EvidenceLocation, str] = {
+LOCATION_PHRASES: dict[EvidenceLocation, str] = {
     "predicted box": "in the predicted box",
-    "ground truth": "on the true object",
+    "ground truth": "on the ground-truth object",
     "same class": "on another {name}",
-    "ring": "just around the box",
+    "ring": "in the ring around the box",
     "scene": "elsewhere in the scene",
 }
-"""Where evidence lies, in words."""
-BEYOND: tuple[EvidenceLocation, ...] = ("same class", "ring", "scene")
-"""Places that are neither in the detection's box nor on the true object that it is about."""
+"""Location of the evidence in words; ``{name}`` is the predicted class."""
+OUTSIDE_LOCATIONS: tuple[EvidenceLocation, ...] = ("same class", "ring", "scene")
+"""Locations outside both the box and the ground-truth object concerned."""
 
 
-def plural(count: int, word: str) -> str:
-    """A count and its word; names that end in s are plural already, as far as anyone can tell."""
-    return f"{count} {word}" if count == 1 or word.endswith("s") else f"{count} {word}s"
-
-
-def outside(case: AuditCase) -> float:
-    """Share of a case's evidence that lies outside its box and outside the true object concerned, in [0, 1]."""
-    found = case.evidence_shares or {}
-    return sum(found.get(place, 0.0) for place in BEYOND)
+def outside_share(case: AuditCase) -> float:
+    """Share of the evidence outside the box and the ground-truth object concerned, in [0, 1]."""
+    shares = case.evidence_shares or {}
+    return sum(shares.get(location, 0.0) for location in OUTSIDE_LOCATIONS)
 
 
 def rests_outside(case: AuditCase) -> bool:
-    """Whether at least half of a case's evidence lies there."""
-    return outside(case) >= 0.5
+    """Whether at least half of the evidence lies outside the box and the ground-truth object concerned."""
+    return outside_share(case) >= 0.5
 
 
 def case_sentence(case: AuditCase) -> str:
-    """What a case comes to, in one line: what is wrong, where its evidence lies, whether that is the cause."""
-    return "; ".join(part for part in (_what(case), _where(case), _really(case)) if part)
+    """Summarise a case: error, location of the evidence, result of the verification."""
+    return "; ".join(part for part in (_error(case), _evidence(case), _verification(case)) if part)
 
 
 def group_sentence(cases: Sequence[AuditCase], delta_ap: float) -> str:
-    """What a group comes to: how many, where they fired, and what they cost."""
-    first = cases[0]
-    confirmed = sum(case.verdict == "confirmed" for case in cases)
-    count = plural(len(cases), first.name)
-    price = f"{delta_ap:.3f} AP"
+    """Summarise a group: number and type of errors, location of the evidence, confirmed cases, cost.
+
+    Args:
+        cases: the cases of the group.
+        delta_ap: increase of average precision without all of them.
+    """
+    first, count = cases[0], len(cases)
+    cost = f"delta AP {delta_ap:.3f}"
     if first.type == "missed":
-        stages = {case.failure_stage for case in cases if case.failure_stage}
-        return f"{count} missed{': ' + ', '.join(sorted(stages)) if stages else ''}; {price}"
-    wrong = {
-        "background": _background(first, len(cases)),
-        "classification": f"found on a {_true_names(cases)}",
-        "localization": "with a box in the wrong place",
-        "both": f"near a {_true_names(cases)}, misplaced",
-        "duplicate": "found a second time",
+        stages = sorted({case.failure_stage for case in cases if case.failure_stage})
+        suffix = f" ({', '.join(stages)})" if stages else ""
+        return f"{first.name}: {plural(count, 'missed object')}{suffix}; {cost}"
+    errors = {
+        "background": plural(count, "background error"),
+        "classification": f"{plural(count, 'detection')} on {_object_names(cases)}",
+        "localization": plural(count, "localization error"),
+        "both": f"{plural(count, 'error')} of class and location on {_object_names(cases)}",
+        "duplicate": plural(count, "duplicate"),
     }[first.type]
-    place = "" if first.evidence_location is None else f", evidence {_place_words(first.evidence_location, cases)}"
-    return f"{count} {wrong}{place}; {confirmed} of {len(cases)} confirmed; {price}"
+    background_type = f" ({first.background_type})" if first.background_type else ""
+    location = "" if first.evidence_location is None else f", evidence {_location(first.evidence_location, cases)}"
+    confirmed = sum(case.verdict == "confirmed" for case in cases)
+    return f"{first.name}: {errors}{background_type}{location}; {confirmed} of {count} confirmed; {cost}"
 
 
-def _background(first: AuditCase, count: int) -> str:
-    """What detections of nothing are, after their name."""
-    one = count == 1
-    return {
-        None: "fired on nothing",
-        "context": "made up from its surroundings" if one else "made up from their surroundings",
-        "look-alike": "fired on a look-alike" if one else "fired on look-alikes",
-        "missing annotation": "that may be an object nobody labelled" if one else "that may be objects nobody labelled",
-    }[first.background_type]
+def percent(share: float) -> str:
+    """A share as a percentage: ``42 %``."""
+    return f"{share:.0%}".replace("%", " %")
 
 
-def _place_words(place: EvidenceLocation, cases: Sequence[AuditCase]) -> str:
-    """Where evidence lies, in words; a detection of nothing has no object of its own, only one that it touches."""
-    if place == "ground truth" and cases[0].type == "background":
-        return f"on a {_true_names(cases)} that it touches"
-    return WHERE[place].format(name=cases[0].name)
-
-
-def _true_names(cases: Sequence[AuditCase]) -> str:
-    return " or ".join(sorted({case.ground_truth.name for case in cases if case.ground_truth is not None}))
-
-
-def _what(case: AuditCase) -> str:
-    true = "object" if case.ground_truth is None else case.ground_truth.name
+def _error(case: AuditCase) -> str:
+    true_name = "object" if case.ground_truth is None else case.ground_truth.name
+    iou = 0.0 if case.ground_truth is None else case.ground_truth.iou
     if case.type == "missed":
-        return f"missed {case.name}" + (f": {case.failure_stage}" if case.failure_stage else "")
+        return f"{case.name} missed" + (f": {case.failure_stage}" if case.failure_stage else "")
+    comparison = f" that rests on {case.evidence_comparison}" if case.evidence_comparison else ""
     return {
-        "background": f"{case.name} where nothing of it is labelled{_nature(case)}",
-        "classification": f"{case.name} on a {true}",
-        "localization": f"{case.name} whose box overlaps its object by {_iou(case)} only",
-        "both": f"{case.name} that overlaps a {true} by {_iou(case)}",
-        "duplicate": f"second {case.name} on one object"
-        + (f", resting on {case.evidence_comparison}" if case.evidence_comparison else ""),
+        "background": f"{case.name} without a matching annotation{_background_type(case)}",
+        "classification": f"{case.name} on an object of class {true_name}",
+        "localization": f"{case.name} with an IoU of {iou:.2f} with its object",
+        "both": f"{case.name} with an IoU of {iou:.2f} with an object of class {true_name}",
+        "duplicate": f"duplicate {case.name}{comparison}",
     }[case.type]
 
 
-def _nature(case: AuditCase) -> str:
-    """What a detection of nothing is, in careful words."""
-    compared = f"{case.typicality:.0%} of the right ones look less like it".replace("%", " %")
+def _background_type(case: AuditCase) -> str:
+    typicality = f"{percent(case.typicality)} of the correct detections are less typical of the class"
     return {
         None: "",
-        "context": ", made up from its surroundings",
-        "look-alike": f": a look-alike, or an unusual {case.name} ({compared})",
-        "missing annotation": f": may be an unlabelled {case.name} ({compared})",
+        "context": " (context)",
+        "look-alike": f", look-alike or unusual object: {typicality}",
+        "missing annotation": f", possibly a missing annotation: {typicality}",
     }[case.background_type]
 
 
-def _iou(case: AuditCase) -> str:
-    return "0 %" if case.ground_truth is None else f"{case.ground_truth.iou:.0%}".replace("%", " %")
-
-
-def _where(case: AuditCase) -> str:
+def _evidence(case: AuditCase) -> str:
     if case.evidence_shares is None:
         return ""
-    beyond = outside(case)
+    outside = outside_share(case)
     if rests_outside(case):
-        return f"{beyond:.0%}".replace("%", " %") + f" of the evidence lies outside the box, {_most(case)}"
-    return f"{1 - beyond:.0%}".replace("%", " %") + " of the evidence lies in the box"
+        main = max(OUTSIDE_LOCATIONS, key=lambda location: (case.evidence_shares or {}).get(location, 0.0))
+        return f"{percent(outside)} of the evidence lies outside the box, most of it {_location(main, [case])}"
+    on_object = case.evidence_shares.get("ground truth", 0.0) > 0
+    return f"{percent(1 - outside)} of the evidence lies in the box" + (" or on the object" if on_object else "")
 
 
-def _most(case: AuditCase) -> str:
-    found = case.evidence_shares or {}
-    place = max(BEYOND, key=lambda each: found.get(each, 0.0))
-    return f"most of it {_place_words(place, [case])}"
+def _verification(case: AuditCase) -> str:
+    return f"{case.verdict}: {case.reason}" if case.verdict != "not tested" else case.reason
 
 
-def _really(case: AuditCase) -> str:
-    if case.verdict == "confirmed":
-        return f"confirmed: {case.reason}"
-    return f"not confirmed: {case.reason}" if case.verdict == "unconfirmed" else case.reason
+def _location(location: EvidenceLocation, cases: Sequence[AuditCase]) -> str:
+    """The location of the evidence in words; the object that a background error overlaps is not its own."""
+    if location == "ground truth" and cases[0].type == "background":
+        return f"on an overlapping {_object_names(cases)}"
+    return LOCATION_PHRASES[location].format(name=cases[0].name)
+
+
+def _object_names(cases: Sequence[AuditCase]) -> str:
+    return " or ".join(sorted({case.ground_truth.name for case in cases if case.ground_truth is not None}))

@@ -1,15 +1,14 @@
-"""The parts of an audit that take time, each of which goes on where an interrupted run stopped."""
+"""The long stages of an audit, detection and explanation, which resume after an interruption."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TypeVar
 
 from torch import Tensor
-from tqdm import tqdm
 
 from detcam.adapters import Adapter
 from detcam.adapters.base import DetectorAdapter
@@ -24,138 +23,181 @@ from detcam.data.images import load_image, to_uint8
 from detcam.data.issues import DataIssue, DataIssues
 from detcam.data.rle import PackedDetections
 from detcam.detections import Detections
+from detcam.utils.console import ProgressBar
 from detcam.visualize.convert import ImageArray
 
+T = TypeVar("T")
+
 UNREADABLE = "unreadable image"
-LEAST_SCORE = 0.01
-"""Detections are asked for from this score on, where the adapter and not the model sets it: average precision needs
-those that nobody would act on. A YOLO11n's is 0.747 from 0.25 on, 0.790 from 0.05, and 0.797 from 0.01 and 0.001."""
-MOST_PIXELS = 40_000_000
-"""Cases of an image that are examined together, times its pixels: each holds some fifteen bytes a pixel."""
+"""Kind of data issue of an image that cannot be read."""
+MIN_DETECTION_SCORE = 0.01
+"""Minimum score of detections if the adapter, not the model, sets it. Average precision needs low scores: for a YOLO11n
+it is 0.747 with scores from 0.25 on, 0.790 from 0.05 on, and 0.797 from 0.01 and from 0.001 on."""
+MAX_PIXELS = 40_000_000
+"""Maximum number of cases of an image that are explained together, times its pixels: each takes about 15 bytes a
+pixel."""
 
 
 @dataclass
 class AuditStages:
-    """The parts that take time, each of which goes on where it was interrupted."""
+    """Detection and explanation, which resume after an interruption.
+
+    Attributes:
+        adapter: the detector.
+        keep_masks: whether detections keep their masks.
+        progress: whether to show progress bars on stderr.
+        batch_size: images per forward pass.
+        state: stored results; None stores nothing.
+        writer: writer of the report; None writes nothing.
+        timings: seconds by activity.
+    """
 
     adapter: Adapter
     keep_masks: bool
     progress: bool
     batch_size: int
-    store: AuditState | None = None
+    state: AuditState | None = None
     writer: ReportWriter | None = None
     timings: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
-    def timed(self, what: str) -> Iterator[None]:
-        """Add the seconds that something takes to `timings`, and leave them out of what it is a part of."""
-        start, before = time.perf_counter(), sum(self.timings.values())
+    def timed(self, activity: str) -> Iterator[None]:
+        """Add the duration of an activity to `timings`, without the activities nested in it."""
+        start, nested = time.perf_counter(), -sum(self.timings.values())
         yield
-        own = time.perf_counter() - start - (sum(self.timings.values()) - before)
-        self.timings[what] = self.timings.get(what, 0.0) + own
+        nested += sum(self.timings.values())
+        self.timings[activity] = self.timings.get(activity, 0.0) + time.perf_counter() - start - nested
 
-    def detect(self, truth: Annotations) -> tuple[Annotations, list[PackedDetections]]:
-        """What the detector finds in each image; images that cannot be read are left out and counted."""
-        detector = self.adapter.from_score(LEAST_SCORE) if isinstance(self.adapter, DetectorAdapter) else self.adapter
-        known: dict[str, PackedDetections | str] = (
-            {} if self.store is None else self.store.detections(self.adapter.names)
+    def detect(self, annotations: Annotations) -> tuple[Annotations, list[PackedDetections]]:
+        """Run the detector on each image.
+
+        Returns:
+            The annotations without images that cannot be read, which become issues; and the detections of the others.
+        """
+        results: dict[str, PackedDetections | str] = (
+            {} if self.state is None else self.state.detections(self.adapter.names)
         )
-        for some in self._bar(_batches(list(truth), self.batch_size), "detecting", len(truth), len):
-            if all(repr(image.image_id) in known for image in some):
-                continue
-            readable: list[tuple[GroundTruth, Tensor]] = []
-            for image in some:  # also those that are known: a network's last digits depend on what shares its batch
-                try:
-                    readable.append((image, load_image(image.path)))
-                except ValueError as error:
-                    self._keep(known, image, str(error))
-            if not readable:
-                continue
-            found = detector.predict([pixels for _, pixels in readable], batch_size=self.batch_size)
-            for (image, _), one in zip(readable, found, strict=True):
-                if self.keep_masks and one.masks is None:
-                    raise ValueError('these detections have no masks; compare boxes: iou_type="bbox" (--iou-type bbox)')
-                self._keep(known, image, PackedDetections.of(one if self.keep_masks else replace(one, masks=None)))
-        issues = [
-            DataIssue(UNREADABLE, f"{image.file_name}: {known[repr(image.image_id)]}; left out", image.image_id)
-            for image in truth
-            if isinstance(known[repr(image.image_id)], str)
-        ]
-        kept = [image for image in truth if not isinstance(known[repr(image.image_id)], str)]
-        truth = replace(truth, images=tuple(kept), issues=truth.issues + DataIssues(issues))
-        found_all = [known[repr(image.image_id)] for image in kept]
-        return truth, [one for one in found_all if isinstance(one, PackedDetections)]
+        for batch in self._track(_batches(list(annotations), self.batch_size), "detecting", len(annotations), len):
+            # A batch is repeated as a whole: the last digits of an image's result depend on the rest of the batch.
+            if not all(repr(image.image_id) in results for image in batch):
+                for image, result in self._detect_batch(batch):
+                    key = repr(image.image_id)
+                    if key not in results:
+                        results[key] = result
+                        if self.state is not None:
+                            self.state.add_detections(key, result)
+        kept, detections, issues = [], [], []
+        for image in annotations:
+            result = results[repr(image.image_id)]
+            if isinstance(result, str):
+                issues.append(DataIssue(UNREADABLE, f"{image.file_name}: {result}; left out", image.image_id))
+            else:
+                kept.append(image)
+                detections.append(result)
+        issues_of_all = annotations.issues + DataIssues(issues)
+        return replace(annotations, images=tuple(kept), issues=issues_of_all), detections
 
-    def _keep(
-        self, known: dict[str, PackedDetections | str], image: GroundTruth, found: PackedDetections | str
-    ) -> None:
-        if repr(image.image_id) in known:
+    def _detect_batch(self, images: Sequence[GroundTruth]) -> Iterator[tuple[GroundTruth, PackedDetections | str]]:
+        """The detections of each image, or the message if it cannot be read."""
+        detector = self.adapter
+        if isinstance(detector, DetectorAdapter):
+            detector = detector.from_score(MIN_DETECTION_SCORE)
+        readable: list[tuple[GroundTruth, Tensor]] = []
+        for image in images:
+            try:
+                readable.append((image, load_image(image.path)))
+            except ValueError as error:
+                yield image, str(error)
+        if not readable:
             return
-        known[repr(image.image_id)] = found
-        if self.store is not None:
-            self.store.add_detections(repr(image.image_id), found)
+        predicted = detector.predict([pixels for _, pixels in readable], batch_size=self.batch_size)
+        for (image, _), detections in zip(readable, predicted, strict=True):
+            if self.keep_masks and detections.masks is None:
+                raise ValueError('these detections have no masks; compare boxes: iou_type="bbox" (--iou-type bbox)')
+            yield image, PackedDetections.of(detections if self.keep_masks else replace(detections, masks=None))
 
     def explain(
         self,
-        examiner: ErrorExplainer,
+        explainer: ErrorExplainer,
         analysis: ErrorAnalysis,
-        found: Sequence[Detections],
-        truth: Annotations,
-        plain: Sequence[AuditCase],
+        detections: Sequence[Detections],
+        annotations: Annotations,
+        cases: Sequence[AuditCase],
         chosen: Sequence[int],
     ) -> dict[str, ExplainedError]:
-        """Explain and verify the chosen errors, image by image."""
-        done = {} if self.store is None else self.store.cases()
-        by_image: dict[int, list[int]] = {}
-        for position in chosen:
-            by_image.setdefault(analysis[position].image, []).append(position)
-        parts: list[tuple[int, list[int]]] = []  # an image, and as many of its cases as there is memory for
-        for image, positions in by_image.items():
-            height, width = truth[image].image_size_hw
-            parts += [(image, own) for own in _batches(positions, max(MOST_PIXELS // (height * width), 1))]
-        # Images with as many cases as each other go together: a batch takes as long as the one that has the most.
-        parts.sort(key=lambda part: (-len(part[1]), part))
-        batches = _batches(parts, self.batch_size)
-        for some in self._bar(batches, "explaining", len(chosen), lambda some: sum(len(own) for _, own in some)):
-            if all(plain[position].id in done for _, own in some for position in own):
-                continue  # a batch that an interruption left half done is examined whole, to the same last digit
-            images = []
-            for image, own in some:
-                images.append(
-                    ErrorImage(
-                        load_image(truth[image].path),
-                        found[image],
-                        truth[image],
-                        [analysis[position] for position in own],
-                        [plain[position] for position in own],
-                    )
+        """Explain and verify the chosen errors, image by image.
+
+        Args:
+            explainer: explains the errors of an image.
+            analysis: the errors.
+            detections: detections of each image.
+            annotations: ground truth of each image.
+            cases: the errors as cases without an explanation.
+            chosen: indices of the errors to explain.
+
+        Returns:
+            Explained errors by case id.
+        """
+        explained = {} if self.state is None else self.state.cases()
+        batches = _batches(_split_by_image(analysis, annotations, chosen), self.batch_size)
+        for batch in self._track(batches, "explaining", len(chosen), lambda b: sum(len(part) for _, part in b)):
+            if all(cases[index].id in explained for _, part in batch for index in part):
+                continue  # a batch that was interrupted is repeated as a whole, with the same last digits
+            images = [
+                ErrorImage(
+                    load_image(annotations[image].path),
+                    detections[image],
+                    annotations[image],
+                    [analysis[index] for index in part],
+                    [cases[index] for index in part],
                 )
-            for pixels, results in zip(images, examiner.examine(images), strict=True):
-                new = [result for result in results if result.case.id not in done]
-                self._write(pixels, new)
-                done |= {
-                    one.case.id: replace(one, case=AuditCase.from_json(one.case.to_json()), maps=None) for one in new
-                }
-        return done
+                for image, part in batch
+            ]
+            for image, results in zip(images, explainer.explain(images), strict=True):
+                new = [result for result in results if result.case.id not in explained]
+                self._write(image, new)
+                for result in new:  # as a resumed audit reads it
+                    case = AuditCase.from_json(result.case.to_json())
+                    explained[case.id] = replace(result, case=case, maps=None)
+        return explained
 
     def _write(self, image: ErrorImage, results: Sequence[ExplainedError]) -> None:
-        """Put an image's cases into the report and, once they are there, on record."""
-        if self.writer is None or self.store is None or not results:
+        """Write the cases of an image to the report, and then store them."""
+        if self.writer is None or self.state is None or not results:
             return
         pixels: ImageArray = to_uint8(image.image)
+        ground_truth = image.ground_truth
         with self.timed("writing"):
-            self.writer.image(image.truth.image_id, image.truth.file_name, pixels, image.truth)
+            self.writer.image(ground_truth.image_id, ground_truth.file_name, pixels, ground_truth)
             for result in results:
                 self.writer.case(result.case, pixels, result.maps)
-                self.store.add_case(result)
+                self.state.add_case(result)
 
-    def _bar(self, batches: Iterable[list[Any]], words: str, total: int, size: Any) -> Iterator[list[Any]]:
-        with tqdm(total=total, desc=words, disable=None if self.progress else True, leave=False) as bar:
+    def _track(
+        self, batches: Sequence[list[T]], description: str, total: int, size: Callable[[list[T]], int]
+    ) -> Iterator[list[T]]:
+        with ProgressBar(description, total, enabled=self.progress) as bar:
             for batch in batches:
                 yield batch
-                bar.update(size(batch))
+                bar.advance(size(batch))
 
 
-def _batches(items: Sequence[Any], size: int) -> Iterator[list[Any]]:
-    for start in range(0, len(items), size):
-        yield list(items[start : start + size])
+def _split_by_image(
+    analysis: ErrorAnalysis, annotations: Annotations, chosen: Sequence[int]
+) -> list[tuple[int, list[int]]]:
+    """Image indices with as many of their errors as fit in memory, the longest first.
+
+    A batch takes as long as its image with the most errors, so images with equally many go together.
+    """
+    by_image: dict[int, list[int]] = {}
+    for index in chosen:
+        by_image.setdefault(analysis[index].image_index, []).append(index)
+    parts: list[tuple[int, list[int]]] = []
+    for image, indices in by_image.items():
+        height, width = annotations[image].image_size_hw
+        parts += [(image, part) for part in _batches(indices, max(MAX_PIXELS // (height * width), 1))]
+    return sorted(parts, key=lambda part: (-len(part[1]), part))
+
+
+def _batches(items: Sequence[T], size: int) -> list[list[T]]:
+    return [list(items[start : start + size]) for start in range(0, len(items), size)]

@@ -1,4 +1,4 @@
-"""What an audit is given: annotations that a detector can be judged by, and short names to know its inputs again."""
+"""Validation of an audit's annotations, and a digest that identifies them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from detcam.adapters import Adapter
 from detcam.data.annotations import Annotations
 from detcam.trace import guarded
 
-LOST = (
+LOSS_ISSUES = (
     "unreadable annotation",
     "annotation of an unlisted image",
     "category not in the file",
@@ -19,44 +19,58 @@ LOST = (
     "box of zero size",
     "box outside the image",
 )
-"""DataIssues by which an object is lost that the file meant to be there."""
+"""Kinds of data issues that remove an object."""
 
 
-def judged(adapter: Adapter, truth: Annotations, class_map: Mapping[str | int, str | int] | None) -> Annotations:
-    """The annotations in the model's class indices.
+def prepare_annotations(
+    adapter: Adapter, annotations: Annotations, class_map: Mapping[str | int, str | int] | None
+) -> Annotations:
+    """Convert annotations to the model's class indices.
+
+    Args:
+        adapter: the detector.
+        annotations: annotations with the category ids of their file.
+        class_map: category name (or id) to the model's class name (or index), where they differ.
 
     Raises:
-        ValueError: nothing of them can be judged: no image is there, no object fits one, or no class of the model.
+        ValueError: no image, object or category can be used with the model.
     """
-    if not len(truth):
+    issues = " ".join(annotations.issues.summary().split())
+    if not len(annotations):
         raise ValueError(
-            f"none of the images of {truth.path} can be used. Do its file names start from the folder of images? "
-            f"{' '.join(truth.issues.summary().split())}"
+            f"none of the images of {annotations.path} can be used. Are its file names relative to the folder of "
+            f"images? {issues}"
         )
-    if any(truth.issues.of(kind) for kind in LOST) and not any(len(image) for image in truth):
-        raise ValueError(f"none of the objects of {truth.path} can be used: {' '.join(truth.issues.summary().split())}")
-    truth = truth.for_classes(adapter.names, class_map)
+    loses_objects = any(annotations.issues.of(kind) for kind in LOSS_ISSUES)
+    if loses_objects and not any(len(image) for image in annotations):
+        raise ValueError(f"none of the objects of {annotations.path} can be used: {issues}")
+    annotations = annotations.for_classes(adapter.names, class_map)
     if not adapter.names:
-        with guarded(adapter.model, gradients=False):
-            batch = adapter.prepare([torch.full((3, *truth[0].image_size_hw), 0.5)])
-            classes = adapter.outputs(adapter.forward(batch), batch)[0].classes
-        beyond = [label for label in truth.labels if not 0 <= label < classes]
-        if beyond:
-            raise ValueError(
-                f"the model has no class names and {classes} classes, from 0; the file's categories "
-                f"{', '.join(map(str, beyond))} are none of them. Give the model's names (names=, --names), or "
-                'class_map={"category": class index} (--class-map)'
-            )
-    return truth
+        _check_class_indices(adapter, annotations)
+    return annotations
 
 
-def truth_digest(truth: Annotations) -> str:
-    """A short name for what is to be found and in which images: an audit is not gone on with after either changed."""
-    found = hashlib.sha256(repr((sorted(truth.names.items()), truth.labels)).encode())
-    for image in truth:
+def _check_class_indices(adapter: Adapter, annotations: Annotations) -> None:
+    """Check the class indices of annotations for a model without class names."""
+    with guarded(adapter.model, gradients=False):
+        batch = adapter.prepare([torch.full((3, *annotations[0].image_size_hw), 0.5)])
+        class_count = adapter.outputs(adapter.forward(batch), batch)[0].classes
+    unknown = [label for label in annotations.labels if not 0 <= label < class_count]
+    if unknown:
+        raise ValueError(
+            f"the model has no class names and {class_count} classes, from 0; the file's categories "
+            f"{', '.join(map(str, unknown))} are none of them. Pass the model's class names (names=, --names), or "
+            'class_map={"category": class index} (--class-map)'
+        )
+
+
+def annotations_digest(annotations: Annotations) -> str:
+    """A digest of images and objects: an audit does not resume after either changes."""
+    digest = hashlib.sha256(repr((sorted(annotations.names.items()), annotations.labels)).encode())
+    for image in annotations:
         size = image.path.stat().st_size if image.path.is_file() else -1
-        found.update(repr((image.image_id, image.file_name, size, image.image_size_hw)).encode())
-        found.update(repr([image.labels.tolist(), image.crowd.tolist(), image.area.tolist()]).encode())
-        found.update(image.boxes_xywh.tobytes())
-        found.update(repr(image.segmentations).encode())
-    return found.hexdigest()[:16]
+        digest.update(repr((image.image_id, image.file_name, size, image.image_size_hw)).encode())
+        digest.update(repr([image.labels.tolist(), image.crowd.tolist(), image.area.tolist()]).encode())
+        digest.update(image.boxes_xywh.tobytes())
+        digest.update(repr(image.segmentations).encode())
+    return digest.hexdigest()[:16]

@@ -39,7 +39,7 @@ def ground_truth_regions(
     Args:
         truth: the image's annotations.
         objects: for each heatmap, the index of the true object that it should show; None or -1 where there is none,
-            as for a false positive. `detcam.auditing.Match.truth` holds them for all detections.
+            as for a false positive. `detcam.auditing.Match.ground_truth_index` holds them for all detections.
         shape: the objects' masks (their boxes where they have none), or their boxes.
         same_class: whether only objects of the same class count as others.
 

@@ -1,4 +1,4 @@
-"""Look-alikes and unlabelled objects: the number, its features, and detections whose nature is known."""
+"""Typicality, its features, and the types of background errors."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch.nn import functional as F
 
 from detcam import adapt
 from detcam.auditing import AuditCase, analyze_errors
-from detcam.auditing.background_type import UNLABELLED, BackgroundClassifier
+from detcam.auditing.background_type import MIN_TYPICALITY, BackgroundClassifier
 from detcam.auditing.case import EVIDENCE_LOCATIONS, EvidenceLocation
-from detcam.auditing.conformal import LEAST_RIGHT, NEAREST, pool_boxes, typicality
+from detcam.auditing.conformal import MIN_CORRECT, NEIGHBOURS, pool_boxes, typicality
 from detcam.auditing.sentences import case_sentence
 from detcam.data.annotations import Annotations
 from detcam.demo.model import load_demo_detector
@@ -23,7 +23,7 @@ from detcam.synthetic.harbour import DEMO_NAMES
 from tests.auditing.scenes import write_scenes
 
 
-def made_up(rng: np.random.Generator, right: int, wrong: int, apart: float) -> tuple[np.ndarray, ...]:
+def random_detections(rng: np.random.Generator, right: int, wrong: int, apart: float) -> tuple[np.ndarray, ...]:
     """Features and scores of right and wrong detections, the wrong ones so far apart, in images of three each."""
     count = right + wrong
     is_right = np.arange(count) < right
@@ -32,14 +32,14 @@ def made_up(rng: np.random.Generator, right: int, wrong: int, apart: float) -> t
     return features, scores, is_right, rng.permutation(count) // 3
 
 
-def slowly(features: np.ndarray, scores: np.ndarray, right: np.ndarray, images: np.ndarray) -> list[float]:
+def typicality_loop(features: np.ndarray, scores: np.ndarray, right: np.ndarray, images: np.ndarray) -> list[float]:
     def nearness(i: int, among: np.ndarray) -> float:
         cosines = [
             float(features[i] @ features[j] / np.linalg.norm(features[i]) / np.linalg.norm(features[j]))
             for j in np.flatnonzero(among)
             if images[j] != images[i]
         ]
-        return sum(sorted(cosines)[-NEAREST:]) / NEAREST
+        return sum(sorted(cosines)[-NEIGHBOURS:]) / NEIGHBOURS
 
     def rank(values: list[float], i: int) -> float:
         good = [values[j] for j in np.flatnonzero(right)]
@@ -52,36 +52,38 @@ def slowly(features: np.ndarray, scores: np.ndarray, right: np.ndarray, images: 
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_likeness_equals_its_literal_version(seed: int) -> None:
-    given = made_up(np.random.default_rng(seed), 25, 14, 1.0)
-    assert typicality(*given).tolist() == pytest.approx(slowly(*given), abs=1e-12)
+def test_typicality_equals_a_direct_implementation(seed: int) -> None:
+    given = random_detections(np.random.default_rng(seed), 25, 14, 1.0)
+    assert typicality(*given).tolist() == pytest.approx(typicality_loop(*given), abs=1e-12)
 
 
-def test_unlabelled_objects_lie_as_right_ones_do_and_look_alikes_below() -> None:
+def test_typicality_of_hidden_objects_is_uniform() -> None:
     rng = np.random.default_rng(3)
     hidden = []
     for _ in range(20):  # right ones that are taken for wrong, among others that are wrong
-        features, scores, right, images = made_up(rng, 120, 40, 2.0)
+        features, scores, right, images = random_detections(rng, 120, 40, 2.0)
         taken = rng.permutation(120)[:20]
         believed = right.copy()
         believed[taken] = False
         found = typicality(features, scores, believed, images)
         hidden += found[taken].tolist()
-        assert (found[~right] >= UNLABELLED).mean() < 0.25
+        assert (found[~right] >= MIN_TYPICALITY).mean() < 0.25
     for threshold in (0.1, 0.3, 0.5):
         assert np.mean(np.array(hidden) >= threshold) == pytest.approx(1 - threshold, abs=0.12)
 
 
-def test_without_enough_right_detections_nothing_is_compared() -> None:
+def test_typicality_needs_enough_correct_detections() -> None:
     rng = np.random.default_rng(0)
-    assert np.isnan(typicality(*made_up(rng, LEAST_RIGHT - 1, 10, 1.0))).all()
-    features, scores, right, _ = made_up(rng, 40, 10, 1.0)
-    assert np.isnan(typicality(features, scores, right, np.zeros(50))).all(), "no other image to find neighbours in"
-    few = typicality(*made_up(rng, 40, 2, 3.0))
-    assert np.isfinite(few).all() and few[-2:].max() < few[:40].mean(), "too few wrong ones: the right ones alone tell"
+    assert np.isnan(typicality(*random_detections(rng, MIN_CORRECT - 1, 10, 1.0))).all()
+    features, scores, right, _ = random_detections(rng, 40, 10, 1.0)
+    assert np.isnan(typicality(features, scores, right, np.zeros(50))).all(), "no neighbours in other images"
+    few = typicality(*random_detections(rng, 40, 2, 3.0))
+    assert np.isfinite(few).all() and few[-2:].max() < few[:40].mean(), (
+        "with too few wrong detections, only the correct ones count"
+    )
 
 
-def test_features_are_the_mean_over_the_box() -> None:
+def test_pooled_features_are_the_mean_over_the_box() -> None:
     level = torch.rand(5, 6, 8, generator=torch.Generator().manual_seed(0))
     size = (60, 80)  # each cell is 10 pixels
     boxes = np.array([[3, 4, 47, 31], [70, 50, 80, 60], [-20, -20, 5, 5], [12, 12, 12, 12]], dtype=float)
@@ -92,9 +94,9 @@ def test_features_are_the_mean_over_the_box() -> None:
         assert row.tolist() == pytest.approx((mean / np.linalg.norm(mean)).tolist(), rel=1e-5)
 
 
-def explained(case: AuditCase, place: EvidenceLocation) -> AuditCase:
+def explained(case: AuditCase, location: EvidenceLocation) -> AuditCase:
     return replace(
-        case, evidence_shares={each: float(each == place) for each in EVIDENCE_LOCATIONS}, evidence_location=place
+        case, evidence_shares={each: float(each == location) for each in EVIDENCE_LOCATIONS}, evidence_location=location
     )
 
 
@@ -104,7 +106,7 @@ def case_of(position: int, label: int) -> AuditCase:
     )
 
 
-def test_hidden_boats_are_told_from_wakes(tmp_path: Path) -> None:
+def test_hidden_boats_are_distinguished_from_wakes(tmp_path: Path) -> None:
     """A fifth of the labels is hidden; on the demonstration's scenes all other background errors are wakes."""
     whole = Annotations.load(write_scenes(tmp_path, range(1_000_000, 1_000_040)), tmp_path / "images")
     adapter = adapt(load_demo_detector(), names=DEMO_NAMES)
@@ -114,26 +116,26 @@ def test_hidden_boats_are_told_from_wakes(tmp_path: Path) -> None:
     truth = replace(whole, images=tuple(image[keep] for image, keep in zip(whole, kept, strict=True)))
     found = adapter.predict(whole.paths)
     before, analysis = analyze_errors(found, whole), analyze_errors(found, truth)
-    always = {(error.image, error.detection) for error in before if error.type == "background"}
+    always = {(error.image_index, error.detection_index) for error in before if error.type == "background"}
     cases, hidden = {}, {}
     for at, error in enumerate(analysis):
         if error.type == "background" and error.score is not None and error.score >= 0.3:
             cases[at] = explained(case_of(at, error.label), "predicted box")
-            hidden[at] = (error.image, error.detection) not in always
-    told = BackgroundClassifier(adapter, analysis, found, truth, 0.3, 4).tell(cases)
-    background_types = {kind: [told[at][0] for at in cases if hidden[at] == kind] for kind in (True, False)}
+            hidden[at] = (error.image_index, error.detection_index) not in always
+    types = BackgroundClassifier(adapter, analysis, found, truth, 0.3, 4).classify(cases)
+    background_types = {kind: [types[at][0] for at in cases if hidden[at] == kind] for kind in (True, False)}
     assert len(background_types[True]) >= 12 and len(background_types[False]) >= 30
     assert background_types[True].count("missing annotation") >= 0.75 * len(background_types[True])
     assert background_types[False].count("missing annotation") <= 0.05 * len(background_types[False])
     elsewhere = {at: explained(case, "ring") for at, case in cases.items()}
-    told = BackgroundClassifier(adapter, analysis, found, truth, 0.3, 4).tell(elsewhere)
-    assert {background_type for background_type, _ in told.values()} == {"context"}
+    types = BackgroundClassifier(adapter, analysis, found, truth, 0.3, 4).classify(elsewhere)
+    assert {background_type for background_type, _ in types.values()} == {"context"}
     few = analyze_errors(found[:2], truth[:2])
     some = {at: case_of(at, error.label) for at, error in enumerate(few) if error.type == "background"}
-    told = BackgroundClassifier(adapter, few, found[:2], truth[:2], 0.3, 4).tell(
+    types = BackgroundClassifier(adapter, few, found[:2], truth[:2], 0.3, 4).classify(
         {at: explained(case, "predicted box") for at, case in some.items()}
     )
-    assert some and all(background_type is None and math.isnan(value) for background_type, value in told.values())
+    assert some and all(background_type is None and math.isnan(value) for background_type, value in types.values())
 
 
 @pytest.mark.parametrize(
@@ -142,13 +144,17 @@ def test_hidden_boats_are_told_from_wakes(tmp_path: Path) -> None:
         (
             "missing annotation",
             0.42,
-            "boat where nothing of it is labelled: may be an unlabelled boat (42 % of the right ones",
+            "boat without a matching annotation, possibly a missing annotation: 42 % of the correct detections",
         ),
-        ("look-alike", 0.02, "a look-alike, or an unusual boat (2 % of the right ones look less like it)"),
-        ("context", math.nan, "boat where nothing of it is labelled, made up from its surroundings"),
-        (None, math.nan, "boat where nothing of it is labelled;"),
+        (
+            "look-alike",
+            0.02,
+            "look-alike or unusual object: 2 % of the correct detections are less typical of the class",
+        ),
+        ("context", math.nan, "boat without a matching annotation (context);"),
+        (None, math.nan, "boat without a matching annotation;"),
     ],
 )
-def test_the_reading_says_what_it_is(background_type: str | None, value: float, words: str) -> None:
+def test_the_sentence_states_the_background_type(background_type: str | None, value: float, words: str) -> None:
     case = explained(case_of(0, 1), "ring" if background_type == "context" else "predicted box")
     assert words in case_sentence(replace(case, background_type=background_type, typicality=value))  # type: ignore[arg-type]

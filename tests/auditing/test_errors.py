@@ -33,28 +33,32 @@ def test_both_wrong() -> None:
     found = found_of([[0, 0, 10, 4]], [2], [0.5])
     cases = list(analyze_errors([found], [truth_of([BOX], [1])]))
     assert [case.type for case in cases] == ["both", "missed"]
-    assert (cases[0].truth, cases[0].iou_same_class, cases[0].iou_other_class) == (0, 0, pytest.approx(0.4))
-    assert (cases[1].truth, cases[1].detection, cases[1].score) == (0, None, None)
+    assert (cases[0].ground_truth_index, cases[0].iou_same_class, cases[0].iou_other_class) == (
+        0,
+        0,
+        pytest.approx(0.4),
+    )
+    assert (cases[1].ground_truth_index, cases[1].detection_index, cases[1].score) == (0, None, None)
     assert (cases[1].label, cases[1].iou_other_class, cases[1].is_false_positive) == (1, pytest.approx(0.4), False)
 
 
 def test_a_duplicate_names_its_winner() -> None:
     found = found_of([[0, 0, 10, 8], RIGHT, BOX], [1, 1, 1], [0.5, 0.7, 0.9])
     case = only(found, truth_of([RIGHT, BOX], [1, 1]))
-    assert (case.type, case.detection, case.truth, case.winner) == ("duplicate", 0, 1, 2)
+    assert (case.type, case.detection_index, case.ground_truth_index, case.duplicate_of) == ("duplicate", 0, 1, 2)
 
 
 def test_background_and_missed() -> None:
     found = found_of([[30, 0, 40, 10]], [1], [0.5])
     cases = list(analyze_errors([found], [truth_of([BOX], [1])]))
-    assert [(case.type, case.detection, case.truth) for case in cases] == [
+    assert [(case.type, case.detection_index, case.ground_truth_index) for case in cases] == [
         ("background", 0, None),
         ("missed", None, 0),
     ]
     assert only(found, truth_of([], [])).type == "background"
     assert only(found_of([], [], []), truth_of([BOX], [1])).type == "missed"
     grazing = analyze_errors([found_of([[9, 0, 19, 10]], [2], [0.5])], [truth_of([BOX], [1])])[0]
-    assert (grazing.type, grazing.truth) == ("background", 0)
+    assert (grazing.type, grazing.ground_truth_index) == ("background", 0)
 
 
 def test_thresholds_are_the_users() -> None:
@@ -124,13 +128,13 @@ def test_the_summary_of_a_class() -> None:
         "classification": 0, "localization": 0, "both": 0, "duplicate": 1, "background": 1, "missed": 2
     }  # fmt: skip
     assert analysis.counts()["background"] == 3
-    assert analysis.indices("background", label=1) == [4] and analysis.indices(image=1) == [3, 4, 5]
+    assert analysis.indices("background", label=1) == [4] and analysis.indices(image_index=1) == [3, 4, 5]
 
 
 def test_the_cost_of_each_case_alone(tmp_path: Any) -> None:
     made = make_up(tmp_path, 3, detected=5)
     analysis = analyze_errors(made.detections, made.annotations)
-    lost = analysis.delta_ap_by_case
+    lost = analysis.delta_ap_by_error
     assert len(lost) == len(analysis) and (lost > 1e-3).sum() > 5
     for index, case in enumerate(analysis):
         expected = analysis.delta_ap_without([index]) if case.is_false_positive else 0
@@ -140,7 +144,7 @@ def test_the_cost_of_each_case_alone(tmp_path: Any) -> None:
 def test_only_classes_that_the_file_has_are_judged() -> None:
     found = found_of([RIGHT, BOX, RIGHT], [7, 1, 1], [0.9, 0.8, 0.7])
     analysis = analyze_errors([found], [truth_of([BOX], [1])], labels=[1])
-    assert [(case.type, case.detection) for case in analysis] == [("background", 2)]
+    assert [(case.type, case.detection_index) for case in analysis] == [("background", 2)]
     assert (analysis.outside, analysis.dropped) == (1, 0)
     assert analysis.delta_ap.average_precision == analysis.average_precision == 1
     assert analyze_errors([found], [truth_of([BOX], [1])], labels=[1], max_detections=1).dropped == 1
@@ -155,11 +159,11 @@ def test_labels_from_0_and_from_1_are_alike(tmp_path: Any) -> None:
     assert [replace(case, label=case.label - 1) for case in first] == list(second)
 
 
-def test_what_does_not_belong_together_is_refused() -> None:
+def test_invalid_arguments_are_refused() -> None:
     found, truth = found_of([BOX], [1], [0.9]), truth_of([BOX], [1])
-    with pytest.raises(ValueError, match="detections of 2 images, one entry each; got 1"):
+    with pytest.raises(ValueError, match="one Detections for each of the 2 images; got 1"):
         analyze_errors([found], [truth, truth])
-    with pytest.raises(ValueError, match=r"a\.png\) is \(30, 40\) .* image of \(40, 40\)"):
+    with pytest.raises(ValueError, match=r"a\.png\) has size \(30, 40\) .* image of size \(40, 40\)"):
         analyze_errors([found], [truth_of([BOX], [1], size_hw=(30, 40))])
     with pytest.raises(ValueError, match="background_threshold < iou_threshold"):
         analyze_errors([found], [truth], iou_threshold=0.1)
@@ -178,7 +182,7 @@ def test_no_images_and_no_detections() -> None:
     empty = analyze_errors([found_of([], [], [])], [truth_of([BOX], [1])])
     assert (empty.average_precision, empty.counts()["missed"], empty.classes[1].missed) == (0, 1, 1)
     assert np.isnan(empty.delta_ap.by_type["missed"]) and empty.delta_ap.by_type["background"] == 0
-    assert empty.delta_ap_by_case.tolist() == [0] and np.isnan(empty.average_precision_without([0]))
+    assert empty.delta_ap_by_error.tolist() == [0] and np.isnan(empty.average_precision_without([0]))
 
 
 def test_detections_on_any_device_and_with_gradient() -> None:

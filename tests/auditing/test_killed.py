@@ -89,7 +89,7 @@ def test_settings_that_an_interruption_left_half_written_do_not_stand_in_the_way
     AuditState(tmp_path, {"model": "a"}, resume=False)
     store = AuditState(tmp_path, {"model": "b"}, resume=False)  # where nothing was found yet nothing can be mixed up
     store.add_detections("1", "unreadable")
-    with pytest.raises(ValueError, match="has an audit already"):
+    with pytest.raises(ValueError, match="contains an audit"):
         AuditState(tmp_path, {"model": "b"}, resume=False)
-    with pytest.raises(ValueError, match="asked for otherwise"):
+    with pytest.raises(ValueError, match="has other settings"):
         AuditState(tmp_path, {"model": "a"}, resume=True)

@@ -65,7 +65,7 @@ def test_masks_decide_what_is_an_error(adapter: Adapter, tmp_path: Path) -> None
     options: dict[str, Any] = {"score_threshold": 0.05, "explain": 2, "explain_missed": 0}
     audit = detcam.audit(adapter, tmp_path / "images", path, out=tmp_path / "report", iou_type="segm", **options)
     before.check()
-    wrong = {case.detection for case in audit.analysis.cases if case.is_false_positive}
+    wrong = {error.detection_index for error in audit.analysis.errors if error.is_false_positive}
     assert wrong == set(range(len(found))) - set(told) and wrong
     assert not any(case.type == "missed" for case in audit.cases)
     boxes = detcam.audit(adapter, tmp_path / "images", path, **{**options, "explain": 0})

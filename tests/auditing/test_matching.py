@@ -14,8 +14,8 @@ from tests.auditing.made_up import BOX, RIGHT, found_of, truth_of
 def test_the_best_score_takes_the_object_and_classes_stay_apart() -> None:
     found = found_of([BOX, [0, 0, 10, 9], BOX, RIGHT], [1, 1, 2, 2], [0.5, 0.9, 0.8, 0.1])
     matched = match(found, truth_of([BOX, RIGHT], [1, 2]))
-    assert matched.truth.tolist() == [-1, 0, -1, 1]
-    assert matched.detection.tolist() == [1, 3]
+    assert matched.ground_truth_index.tolist() == [-1, 0, -1, 1]
+    assert matched.detection_index.tolist() == [1, 3]
     assert matched.true_positive.tolist() == [False, True, False, True]
     assert matched.false_positive.tolist() == [True, False, True, False]
     assert not matched.missed.any() and not matched.ignored.any()
@@ -25,9 +25,9 @@ def test_the_best_score_takes_the_object_and_classes_stay_apart() -> None:
 def test_the_threshold_itself_is_enough() -> None:
     truth = truth_of([BOX], [1])
     half = found_of([[0, 0, 10, 5]], [1], [0.9])
-    assert match(half, truth).truth.tolist() == [0]
+    assert match(half, truth).ground_truth_index.tolist() == [0]
     assert match(half, truth, iou_threshold=0.51).missed.tolist() == [True]
-    assert match(found_of([BOX], [1], [0.9]), truth, iou_threshold=1.0).truth.tolist() == [0]
+    assert match(found_of([BOX], [1], [0.9]), truth, iou_threshold=1.0).ground_truth_index.tolist() == [0]
 
 
 def test_crowd_regions_swallow_any_number_and_need_not_be_found() -> None:
@@ -38,7 +38,7 @@ def test_crowd_regions_swallow_any_number_and_need_not_be_found() -> None:
     assert matched.ignored.tolist() == [False, True, True, False]
     assert matched.true_positive.tolist() == [True, False, False, False]
     assert matched.false_positive.tolist() == [False, False, False, True]
-    assert matched.truth.tolist() == [0, 1, 1, -1] and matched.detection.tolist() == [0, -1]
+    assert matched.ground_truth_index.tolist() == [0, 1, 1, -1] and matched.detection_index.tolist() == [0, -1]
     assert matched.missed.tolist() == [False, False]
     other = match(found_of([[11, 0, 15, 10]], [2], [0.9]), truth)
     assert other.false_positive.all() and other.missed.tolist() == [True, False]
@@ -47,14 +47,14 @@ def test_crowd_regions_swallow_any_number_and_need_not_be_found() -> None:
 def test_equal_overlaps_take_the_last_object() -> None:
     truth = truth_of([BOX, [4, 0, 14, 10]], [1, 1])
     matched = match(found_of([[2, 0, 12, 10], BOX], [1, 1], [0.9, 0.8]), truth)
-    assert matched.truth.tolist() == [1, 0]
+    assert matched.ground_truth_index.tolist() == [1, 0]
 
 
 def test_areas_out_of_range_are_ignored() -> None:
     truth = truth_of([BOX, [20, 20, 22, 22]], [1, 1])
     found = found_of([BOX, [20, 20, 22, 22], [30, 30, 31, 31], [30, 0, 40, 10]], [1] * 4, [0.9, 0.8, 0.7, 0.6])
     matched = match(found, truth, area_range=(50, 1000))
-    assert matched.truth_ignored.tolist() == [False, True]
+    assert matched.ground_truth_ignored.tolist() == [False, True]
     assert matched.ignored.tolist() == [False, True, True, False]
     assert matched.false_positive.tolist() == [False, False, False, True]
     assert not matched.missed.any()
@@ -65,7 +65,7 @@ def test_detections_beyond_the_most_and_of_other_classes_are_dropped() -> None:
     matched = match(found, truth_of([BOX, RIGHT], [1, 1]), max_detections=2)
     assert matched.dropped.tolist() == [True, False, False, False]
     assert matched.false_positive.tolist() == [False, False, True, False]
-    matched = match(found, truth_of([BOX, RIGHT], [1, 1]), judged=[1])
+    matched = match(found, truth_of([BOX, RIGHT], [1, 1]), labels=[1])
     assert matched.dropped.tolist() == [False, False, True, False]
     assert matched.false_positive.tolist() == [True, False, False, False]
 
@@ -76,7 +76,7 @@ def test_nothing_found_and_nothing_there() -> None:
     assert matched.missed.tolist() == [True] and matched.iou.shape == (0, 1)
     matched = match(found_of([BOX], [1], [0.9]), truth_of([], []))
     assert matched.false_positive.tolist() == [True] and matched.iou.shape == (1, 0)
-    assert len(match(empty, truth_of([], [])).truth) == 0
+    assert len(match(empty, truth_of([], [])).ground_truth_index) == 0
 
 
 def test_masks_are_compared_where_asked() -> None:

@@ -202,5 +202,5 @@ def test_true_regions_are_masks_where_masks_are_matched(tmp_path: Path) -> None:
     others = [own for own, label in zip(others, truth.labels.tolist()[1:], strict=True) if label == error.label]
     assert len(others) and torch.equal(boxes, torch.stack([box_region(o, truth.image_size_hw) for o in others]).any(0))
     assert torch.equal(masks, boxes), "what has no mask is its box"
-    nobody, all_boats = object_regions(replace(error, truth=None), truth, masks=True)
+    nobody, all_boats = object_regions(replace(error, ground_truth_index=None), truth, masks=True)
     assert nobody is None and torch.equal(all_boats, masks | mask)

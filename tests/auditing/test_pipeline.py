@@ -80,7 +80,7 @@ def test_groups_hold_every_explained_case_once(whole: Audit) -> None:
     held = [name for group in whole.groups for name in group.case_ids]
     assert sorted(held) == sorted(case.id for case in whole.explained)
     for group in whole.groups:
-        assert group.confirmed_count == len(group) and f"{len(group)} boat" in group.sentence
+        assert group.confirmed_count == len(group) and f"boat: {len(group)} background error" in group.sentence
     by_id = {case.id: case for case in whole.cases}
     assert all(by_id[name].group == group.number for group in whole.groups for name in group.case_ids)
 
@@ -182,9 +182,9 @@ def test_two_audits_of_one_model_at_once(adapter: Adapter, scenes: Path, whole: 
 def test_a_folder_is_not_overwritten(adapter: Adapter, scenes: Path, whole: Audit) -> None:
     assert whole.report is not None
     out = whole.report.parent
-    with pytest.raises(ValueError, match="has an audit already; go on with it"):
+    with pytest.raises(ValueError, match="contains an audit; resume it"):
         run(adapter, scenes, out)
-    with pytest.raises(ValueError, match="explain: 200 then, 3 now"):
+    with pytest.raises(ValueError, match="explain: 200 before, 3 now"):
         run(adapter, scenes, out, resume=True, explain=3)
     same = run(adapter, scenes, out, resume=True)
     assert [case.to_json() for case in same.cases] == [case.to_json() for case in whole.cases]
@@ -241,5 +241,5 @@ def test_a_size_of_which_only_missed_objects_are_examined(
 
 def test_a_classifier_is_refused(scenes: Path) -> None:
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
-    with pytest.raises(TypeError, match="an audit is of a detector"):
+    with pytest.raises(TypeError, match="expected a detector"):
         detcam.audit(model, scenes.parent / "images", scenes)

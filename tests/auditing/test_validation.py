@@ -18,8 +18,8 @@ import detcam
 from detcam import adapt
 from detcam.adapters import Adapter, detector
 from detcam.auditing.explainer import ErrorExplainer
-from detcam.auditing.pipeline import METHOD, Settings
-from detcam.auditing.stages import LEAST_SCORE
+from detcam.auditing.pipeline import METHOD, AuditSettings
+from detcam.auditing.stages import MIN_DETECTION_SCORE
 from detcam.cli.audit import AuditOptions
 from detcam.cli.main import app
 from detcam.data.rle import PackedDetections, UnpackedDetections
@@ -101,7 +101,7 @@ def test_average_precision_counts_what_the_adapter_would_not_report(scenes: Path
 
     change(scenes, one_boat)
     boxes = torch.tensor([[60.0, 60, 80, 80], [10, 10, 30, 30], [40, 40, 50, 50]])
-    scores = torch.tensor([[0.9, 0.0], [0.1, 0.0], [LEAST_SCORE / 2, 0.0]])
+    scores = torch.tensor([[0.9, 0.0], [0.1, 0.0], [MIN_DETECTION_SCORE / 2, 0.0]])
     own = cells(boxes, scores, 0.25)
     found = run(own, scenes, explain=0)
     assert found.analysis.average_precision == pytest.approx(0.5, abs=1e-6)
@@ -133,7 +133,7 @@ def test_an_audit_is_not_gone_on_with_after_its_inputs_changed(adapter: Adapter,
     assert run(adapter, scenes, out=out, explain=1, resume=True).cases == first.cases
     before = (out / "audit.json").read_bytes()
     change(scenes, lambda data: data["annotations"][0].update(bbox=[1, 1, 9, 9]))
-    with pytest.raises(ValueError, match="asked for otherwise .*truth"):
+    with pytest.raises(ValueError, match="has other settings .*annotations_digest"):
         run(adapter, scenes, out=out, explain=1, resume=True)
     assert (out / "audit.json").read_bytes() == before
 
@@ -146,7 +146,7 @@ def test_wrong_settings_are_refused_before_detecting_and_do_not_block_the_folder
         for wrong in ({"iou_type": "mask"}, {"iou_threshold": 0.1}, {"background_threshold": 0.6}):
             with pytest.raises(ValueError, match="expected"):
                 run(adapter, scenes, out=tmp_path / "report", **wrong)  # type: ignore[arg-type]
-    assert Settings(iou_threshold=0.75).iou_threshold == 0.75
+    assert AuditSettings(iou_threshold=0.75).iou_threshold == 0.75
     with pytest.raises(ValueError, match="no masks"):
         run(adapter, scenes, out=tmp_path / "report", iou_type="segm")
     assert run(adapter, scenes, out=tmp_path / "report", explain=0).report is not None
@@ -155,10 +155,10 @@ def test_wrong_settings_are_refused_before_detecting_and_do_not_block_the_folder
 def test_a_folder_with_other_peoples_files_is_left_alone(adapter: Adapter, scenes: Path, tmp_path: Path) -> None:
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "index.html").write_text("mine")
-    with pytest.raises(ValueError, match=r"index\.html that is no audit's"):
+    with pytest.raises(ValueError, match=r"file index\.html that no audit wrote"):
         run(adapter, scenes, out=tmp_path / "site")
     (tmp_path / "site" / "audit.json").write_text('{"schema": "somebody else\'s"}')
-    with pytest.raises(ValueError, match=r"index\.html that is no audit's"):
+    with pytest.raises(ValueError, match=r"file index\.html that no audit wrote"):
         run(adapter, scenes, out=tmp_path / "site")
     (tmp_path / "site" / "audit.json").unlink()
     assert (tmp_path / "site" / "index.html").read_text() == "mine"
@@ -191,19 +191,19 @@ def test_a_model_without_names_is_not_asked_for_classes_that_it_has_not(scenes: 
 def test_a_map_of_nothing_is_not_evidence(
     adapter: Adapter, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = ErrorExplainer._heat
+    real = ErrorExplainer.heatmaps
 
     def nothing(self: ErrorExplainer, *arguments: Any) -> Any:
         return [[heat * 0 if isinstance(heat, Tensor) else heat for heat in row] for row in real(self, *arguments)]
 
-    monkeypatch.setattr(ErrorExplainer, "_heat", nothing)
+    monkeypatch.setattr(ErrorExplainer, "heatmaps", nothing)
     found = run(adapter, scenes, out=tmp_path / "report", explain=2)
     assert not found.explained and not found.groups
     told = [case for case in found.cases if "no heatmap" in case.sentence]
     assert len(told) == 2
     for case in told:
         assert case.evidence_shares is None and case.evidence_location is None and case.verdict == "not tested"
-        assert "the map is zero everywhere" in case.sentence and "lies in the box" not in case.sentence
+        assert "it is zero everywhere" in case.sentence and "lies in the box" not in case.sentence
 
 
 def test_cases_of_a_large_image_are_examined_in_parts(
@@ -211,14 +211,14 @@ def test_cases_of_a_large_image_are_examined_in_parts(
 ) -> None:
     whole = run(adapter, scenes, explain=6)
     sizes: list[int] = []
-    real = ErrorExplainer.examine
+    real = ErrorExplainer.explain
 
     def counted(self: ErrorExplainer, images: Any) -> Any:
         sizes.extend(len(image.cases) for image in images)
         return real(self, images)
 
-    monkeypatch.setattr(ErrorExplainer, "examine", counted)
-    monkeypatch.setattr(work, "MOST_PIXELS", 192 * 256)
+    monkeypatch.setattr(ErrorExplainer, "explain", counted)
+    monkeypatch.setattr(work, "MAX_PIXELS", 192 * 256)
     parts = run(adapter, scenes, explain=6)
     assert set(sizes) == {1} and len(sizes) == len(whole.explained) > len({case.image_id for case in whole.explained})
     assert [case.verdict for case in parts.cases] == [case.verdict for case in whole.cases]

@@ -1,4 +1,4 @@
-"""Regions, controls, the ladder and the verdict: by hand, and where the evidence is wrong."""
+"""Regions, controls, region-size search, persistence and verdicts."""
 
 from __future__ import annotations
 
@@ -11,9 +11,16 @@ from torch import Tensor, nn
 from detcam import adapt
 from detcam.adapters import detector
 from detcam.auditing.case import Intervention, Outcome, Trial
-from detcam.auditing.evidence import box_region, elsewhere, places, shares, strongest
-from detcam.auditing.persistence import TrackedDetection
-from detcam.auditing.verification import Hypothesis, Verifier, _RegionSizeSearch, judge
+from detcam.auditing.evidence import (
+    box_region,
+    location_regions,
+    location_shares,
+    move_region,
+    region_beside,
+    strongest_regions,
+)
+from detcam.auditing.persistence import PersistenceCriterion
+from detcam.auditing.verification import Hypothesis, RegionSizeSearch, Verifier, decide_verdict
 from detcam.demo.model import load_demo_detector
 from detcam.detections import Detections
 from detcam.outputs import Candidates, DetectorOutput
@@ -23,20 +30,20 @@ from detcam.targets import BoxTarget
 from detcam.trace import guarded
 
 
-def test_the_strongest_pixels_are_a_share_of_the_image_around_the_peak() -> None:
+def test_strongest_regions_cover_the_given_fractions() -> None:
     heat = torch.zeros(40, 50)
     heat[10:20, 30:40] = 1
-    small, large, most = strongest(heat, (0.01, 0.05, 0.5))
+    small, large, most = strongest_regions(heat, (0.01, 0.05, 0.5))
     assert int(small.sum()) == 20 and int(large.sum()) == 100
     assert bool(heat[small].all()) and float(heat[large].mean()) > 0.9
     assert 100 < int(most.sum()) < 14 * 14, "no more than the map points to, smoothed by less than half a pixel"
-    assert not strongest(torch.zeros(40, 50), (0.1,)).any(), "a map of nothing has no evidence"
+    assert not strongest_regions(torch.zeros(40, 50), (0.1,)).any(), "a zero map has no evidence"
 
 
-def test_places_do_not_overlap_and_fill_the_image() -> None:
+def test_location_regions_partition_the_image() -> None:
     truth = box_region((20, 0, 40, 10), (40, 60))
     other = box_region((50, 30, 60, 40), (40, 60))
-    found = places((40, 60), (10, 0, 30, 20), truth, other)
+    found = location_regions((40, 60), (10, 0, 30, 20), truth, other)
     total = torch.stack(list(found.values())).sum(0)
     assert bool((total == 1).all())
     # By hand: the truth has 20 x 10; the box 20 x 20 less the 10 x 10 that the truth has of it; the ring reaches 10
@@ -47,29 +54,29 @@ def test_places_do_not_overlap_and_fill_the_image() -> None:
     }  # fmt: skip
     strength = torch.zeros(40, 60)
     strength[0, 0], strength[5, 15], strength[35, 55] = 1.0, 2.0, 5.0
-    assert shares(strength, found) == pytest.approx(
+    assert location_shares(strength, found) == pytest.approx(
         {"predicted box": 0.25, "ground truth": 0.0, "same class": 0.625, "ring": 0.125, "scene": 0.0}
     )
 
 
-def test_controls_are_as_large_and_off_the_evidence() -> None:
+def test_controls_have_the_size_of_the_evidence_and_do_not_overlap_it() -> None:
     region = torch.zeros(40, 60, dtype=torch.bool)
     region[5:12, 8:20] = True
     generator = torch.Generator().manual_seed(0)
     for _ in range(5):
-        moved = elsewhere(region, generator)
+        moved = move_region(region, generator)
         assert moved is not None and int(moved.sum()) == int(region.sum())
         assert int((moved & region).sum()) <= 0.1 * int(region.sum())
     box = box_region((0, 0, 30, 20), (40, 60))
-    beside = elsewhere(region, generator, inside=box)
+    beside = region_beside(region, box, generator)
     assert beside is not None and int(beside.sum()) == int(region.sum())
     assert not (beside & region).any() and not (beside & ~box).any()
-    assert elsewhere(torch.ones(4, 4, dtype=torch.bool), generator) is None
-    assert elsewhere(region, generator, inside=box_region((8, 5, 20, 13), (40, 60))) is None, "no room beside it"
+    assert move_region(torch.ones(4, 4, dtype=torch.bool), generator) is None
+    assert region_beside(region, box_region((8, 5, 20, 13), (40, 60)), generator) is None, "no free pixels"
 
 
-def trial(change: Intervention, outcome: Outcome, fill: str = "blur") -> Trial:
-    return Trial(change, fill, 0.9 if outcome == "unchanged" else 0.1, outcome)
+def trial(intervention: Intervention, outcome: Outcome, fill: str = "blur") -> Trial:
+    return Trial(intervention, fill, 0.9 if outcome == "unchanged" else 0.1, outcome)
 
 
 @pytest.mark.parametrize(
@@ -77,48 +84,48 @@ def trial(change: Intervention, outcome: Outcome, fill: str = "blur") -> Trial:
     [
         ([("without evidence", "vanished"), ("random control", "unchanged")], "confirmed", "vanished without the"),
         ([("without evidence", "class flipped"), ("box control", "unchanged")], "confirmed", "class flipped without"),
-        ([("without evidence", "unchanged"), ("random control", "unchanged")], "unconfirmed", "it stays"),
+        ([("without evidence", "unchanged"), ("random control", "unchanged")], "unconfirmed", "persists without"),
         ([("without evidence", "vanished"), ("random control", "vanished")], "unconfirmed", "a random region"),
         ([("without evidence", "vanished"), ("box control", "moved")], "unconfirmed", "another part of the box"),
-        ([("without evidence", "vanished")], "unconfirmed", "nothing of its size"),
-        ([], "not tested", "nothing was taken away"),
+        ([("without evidence", "vanished")], "unconfirmed", "no control"),
+        ([], "not tested", "no region was removed"),
     ],
 )
 def test_verdicts(trials: Sequence[tuple[Intervention, Outcome]], verdict: str, words: str) -> None:
-    found, reason = judge([trial(*each) for each in trials])
+    found, reason = decide_verdict([trial(*each) for each in trials])
     assert found == verdict and words in reason
 
 
-def test_one_fill_alone_proves_nothing() -> None:
+def test_the_error_must_end_with_every_fill() -> None:
     trials = [trial("without evidence", "vanished"), trial("without evidence", "unchanged", "linear")]
-    assert judge([*trials, trial("random control", "unchanged")])[0] == "unconfirmed"
+    assert decide_verdict([*trials, trial("random control", "unchanged")])[0] == "unconfirmed"
 
 
-def test_the_ladder_finds_the_smallest_rung_that_removes_with_every_fill() -> None:
+def test_region_size_search() -> None:
     truth = {
         (size_index, fill): "vanished" if size_index >= (1, 3)[fill] else "unchanged"
         for size_index in range(5)
         for fill in (0, 1)
     }
-    search = _RegionSizeSearch(5, 2)
+    search = RegionSizeSearch(5, 2)
     rounds = 0
-    while asked := search.next():
+    while trials := search.next_trials():
         rounds += 1
-        for key in asked:
-            search.answers[key] = (0.5, truth[key])  # type: ignore[assignment]
-    assert search.found == 3 and rounds == 6 and len(search.answers) == 8
-    assert list(search.answers)[:3] == [(4, 0), (1, 0), (0, 0)], "halved from the greatest region on"
-    never = _RegionSizeSearch(3, 2)
-    while asked := never.next():
-        for key in asked:
-            never.answers[key] = (0.9, "unchanged")
-    assert never.found is None and list(never.answers) == [(2, 0)], (
-        "where the greatest region does nothing, all else is spared"
+        for key in trials:
+            search.results[key] = (0.5, truth[key])  # type: ignore[assignment]
+    assert search.minimal_index == 3 and rounds == 6 and len(search.results) == 8
+    assert list(search.results)[:3] == [(4, 0), (1, 0), (0, 0)], "bisection starts with the largest region"
+    never = RegionSizeSearch(3, 2)
+    while trials := never.next_trials():
+        for key in trials:
+            never.results[key] = (0.9, "unchanged")
+    assert never.minimal_index is None and list(never.results) == [(2, 0)], (
+        "if the largest region has no effect, no other is tried"
     )
 
 
-class Said(DetectorOutput):
-    """A detector's output that is given: the candidate itself, then all others."""
+class FixedOutput(DetectorOutput):
+    """A detector output with given candidates: that of the target, and all others."""
 
     def __init__(self, own: tuple[Sequence[float], Sequence[float]], others: Sequence[tuple]) -> None:  # type: ignore[type-arg]
         self.own, self.others = own, others
@@ -152,36 +159,38 @@ BOX, NEAR, FAR = (0.0, 0.0, 10.0, 10.0), (6.0, 0.0, 16.0, 10.0), (50.0, 50.0, 60
         ((BOX, (0.2, 0.1)), [(FAR, (0.8, 0.1))], "vanished"),
     ],
 )
-def test_what_becomes_of_a_detection(own: tuple, others: list[tuple], outcome: Outcome) -> None:  # type: ignore[type-arg]
+def test_outcomes(own: tuple, others: list[tuple], outcome: Outcome) -> None:  # type: ignore[type-arg]
     target = BoxTarget(BOX, 0)
-    tracked = TrackedDetection.start(Said((BOX, (0.9, 0.0)), [(BOX, (0.9, 0.0))]), target, 0.5)
-    assert tracked.find(Said(own, others))[1] == outcome
+    criterion = PersistenceCriterion.from_output(FixedOutput((BOX, (0.9, 0.0)), [(BOX, (0.9, 0.0))]), target, 0.5)
+    assert criterion.evaluate(FixedOutput(own, others))[1] == outcome
 
 
-def test_a_neighbour_that_was_there_before_is_no_move() -> None:
-    before = Said((BOX, (0.9, 0.0)), [(NEAR, (0.8, 0.0))])
-    tracked = TrackedDetection.start(before, BoxTarget(BOX, 0), 0.5)
-    assert tracked.find(Said((BOX, (0.2, 0.0)), [(NEAR, (0.8, 0.0))]))[1] == "vanished"
+def test_a_neighbour_of_the_unperturbed_image_is_not_a_move() -> None:
+    before = FixedOutput((BOX, (0.9, 0.0)), [(NEAR, (0.8, 0.0))])
+    criterion = PersistenceCriterion.from_output(before, BoxTarget(BOX, 0), 0.5)
+    assert criterion.evaluate(FixedOutput((BOX, (0.2, 0.0)), [(NEAR, (0.8, 0.0))]))[1] == "vanished"
 
 
-def test_a_duplicate_is_its_own_candidate_alone() -> None:
-    before = Said((BOX, (0.9, 0.0)), [(BOX, (0.9, 0.0))])
-    alone = TrackedDetection.start(before, BoxTarget(BOX, 0), 0.5, alone=True)
-    assert alone.find(Said((BOX, (0.2, 0.0)), [(BOX, (0.9, 0.0))]))[1] == "vanished"
+def test_own_candidate_only() -> None:
+    before = FixedOutput((BOX, (0.9, 0.0)), [(BOX, (0.9, 0.0))])
+    alone = PersistenceCriterion.from_output(before, BoxTarget(BOX, 0), 0.5, own_candidate_only=True)
+    assert alone.evaluate(FixedOutput((BOX, (0.2, 0.0)), [(BOX, (0.9, 0.0))]))[1] == "vanished"
 
 
-def test_a_box_in_the_wrong_place_is_mended_when_it_reaches_its_object() -> None:
-    before = Said((BOX, (0.9, 0.0)), [])
-    tracked = TrackedDetection.start(before, BoxTarget(BOX, 0), 0.5, alone=True, truth_xyxy=(4.0, 0.0, 14.0, 10.0))
-    assert tracked.find(Said((BOX, (0.9, 0.0)), []))[1] == "unchanged"
-    assert tracked.find(Said(((3.0, 0.0, 13.0, 10.0), (0.9, 0.0)), []))[1] == "moved"
+def test_a_localization_error_ends_when_the_box_reaches_its_object() -> None:
+    before = FixedOutput((BOX, (0.9, 0.0)), [])
+    criterion = PersistenceCriterion.from_output(
+        before, BoxTarget(BOX, 0), 0.5, own_candidate_only=True, ground_truth_xyxy=(4.0, 0.0, 14.0, 10.0)
+    )
+    assert criterion.evaluate(FixedOutput((BOX, (0.9, 0.0)), []))[1] == "unchanged"
+    assert criterion.evaluate(FixedOutput(((3.0, 0.0, 13.0, 10.0), (0.9, 0.0)), []))[1] == "moved"
 
 
 POND = (25.0, 25.0, 35.0, 35.0)
 
 
-class Blueness(nn.Module):
-    """Says one boat, as surely as what is around it is blue."""
+class BluenessDetector(nn.Module):
+    """Detects one boat, with the blueness of its surroundings as the score."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -196,9 +205,9 @@ def decode_blueness(raw: Tensor) -> tuple[Tensor, Tensor]:
     return torch.tensor(POND).expand(len(raw), 1, 4), torch.stack([raw, torch.zeros_like(raw)], 1)[:, None].clamp(0, 1)
 
 
-def test_a_large_thing_of_one_colour_leaves_nothing_of_it_behind() -> None:
+def test_fills_of_a_large_uniform_region_leave_no_trace() -> None:
     """A blur of the image would fill a pond with its own blue, and the detection that rests on it would stay."""
-    adapter = detector(Blueness().eval(), decode_blueness, names=["boat", "barge"], target_layers="seen")
+    adapter = detector(BluenessDetector().eval(), decode_blueness, names=["boat", "barge"], target_layers="seen")
     adapter = adapter.without_layers()
     box = POND
     image = torch.zeros(3, 64, 64)
@@ -210,14 +219,16 @@ def test_a_large_thing_of_one_colour_leaves_nothing_of_it_behind() -> None:
         output = adapter.outputs(adapter.forward(batch), batch)[0]
         target = BoxTarget(box, 0)
         scorer = ImageScorer(adapter, batch, output, [target], torch.zeros(1), (), (), 8, False)
-        hypothesis = Hypothesis("pond", TrackedDetection.start(output, target, 0.5), pond, box_region(box, (64, 64)))
-        (said,) = Verifier(scorer, search=(0.4,)).verify([hypothesis])
-    without = {trial.fill: trial for trial in said.trials if trial.intervention == "without evidence"}
+        hypothesis = Hypothesis(
+            "pond", PersistenceCriterion.from_output(output, target, 0.5), pond, box_region(box, (64, 64))
+        )
+        (result,) = Verifier(scorer, region_sizes=(0.4,)).verify([hypothesis])
+    without = {trial.fill: trial for trial in result.trials if trial.intervention == "without evidence"}
     assert set(without) == {"blur", "linear"}
     assert all(trial.score < 0.05 and trial.outcome != "unchanged" for trial in without.values())
 
 
-def test_nothing_to_verify_asks_nothing() -> None:
+def test_without_hypotheses_nothing_runs() -> None:
     """An image's first folding compares its targets' scores, of which there are none here."""
     adapter = adapt(load_demo_detector()).without_layers()
     with guarded(adapter.model, gradients=False), torch.no_grad():
@@ -225,7 +236,7 @@ def test_nothing_to_verify_asks_nothing() -> None:
         output = adapter.outputs(adapter.forward(batch), batch)[0]
         scorer = ImageScorer(adapter, batch, output, [], torch.zeros(0), (), (), 8, False)
         verifier = Verifier(scorer)
-        assert verifier.verify([]) == [] and verifier._ask([], []) == []
+        assert verifier.verify([]) == []
         assert scorer.folding is None, "nothing ran"
         assert scorer.score_variants(0, lambda part: batch.inputs).shape == (0, 0)
         assert scorer.score_variants(3, lambda part: batch.inputs.repeat(part.stop - part.start, 1, 1, 1)).shape == (
@@ -234,7 +245,7 @@ def test_nothing_to_verify_asks_nothing() -> None:
         )
 
 
-def test_evidence_at_the_wrong_place_is_not_confirmed() -> None:
+def test_wrong_evidence_is_not_confirmed() -> None:
     """The boat is seen because of its wake; a map on the sky, or on the empty box, must not pass."""
     adapter = adapt(load_demo_detector()).without_layers()
     scene = draw_scene(1_000_000)
@@ -253,10 +264,10 @@ def test_evidence_at_the_wrong_place_is_not_confirmed() -> None:
         batch = adapter.prepare([torch.from_numpy(scene.image).permute(2, 0, 1) / 255])
         output = adapter.outputs(adapter.forward(batch), batch)[0]
         scorer = ImageScorer(adapter, batch, output, [target], torch.zeros(1), (), (), 8, False)
-        tracked = TrackedDetection.start(output, target, 0.5)
-        heats = {"wake": wake.float(), "sky": sky}
-        hypotheses = [Hypothesis(name, tracked, heat, box) for name, heat in heats.items()]
-        verdicts = dict(zip(heats, Verifier(scorer).verify(hypotheses), strict=True))
+        criterion = PersistenceCriterion.from_output(output, target, 0.5)
+        heatmaps = {"wake": wake.float(), "sky": sky}
+        hypotheses = [Hypothesis(name, criterion, heat, box) for name, heat in heatmaps.items()]
+        verdicts = dict(zip(heatmaps, Verifier(scorer).verify(hypotheses), strict=True))
     assert verdicts["wake"].verdict == "confirmed" and verdicts["wake"].minimal_region_fraction is not None
     assert verdicts["sky"].verdict == "unconfirmed" and verdicts["sky"].minimal_region_fraction is None
     assert float((verdicts["wake"].evidence & wake).sum()) > 0.5 * float(verdicts["wake"].evidence.sum())

@@ -411,7 +411,7 @@ def test_false_positives_are_traced_to_their_wakes(run: Callable[..., Run], caps
     assert "4 of 4 confirmed" in said or said.count("confirmed; ") > 1
     surest = max(explained, key=lambda case: case["score"])
     assert f"{surest['file_name']}: {surest['sentence']}" in said
-    assert "made up from" in said and "background" in said
+    assert "(context)" in said and "background error" in said
 
 
 @pytest.mark.slow

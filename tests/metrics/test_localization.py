@@ -206,7 +206,11 @@ def test_false_positives_of_a_matching_have_no_value() -> None:
     heat[:, 25, 25] = 1
     with pytest.warns(MetricWarning, match="1 of 2"):
         found = PointingGame().measure(
-            None, None, None, [heat], truth=[ground_truth_regions(truth, matched.truth.tolist(), shape="box")]
+            None,
+            None,
+            None,
+            [heat],
+            truth=[ground_truth_regions(truth, matched.ground_truth_index.tolist(), shape="box")],
         )
     assert found[0] == 0 and found[1].isnan()
 

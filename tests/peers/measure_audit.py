@@ -167,7 +167,7 @@ def main() -> None:
         truth = truth[: arguments.images]
         bare = Bare(adapter, truth)
         profile = cProfile.Profile()
-        with mock.patch.object(ErrorExplainer, "examine", bare.after_each(ErrorExplainer.examine)):
+        with mock.patch.object(ErrorExplainer, "explain", bare.after_each(ErrorExplainer.explain)):
             if arguments.profile:
                 profile.enable()
             found = run(adapter, truth, arguments.out or Path(folder) / "out", arguments)

@@ -25,14 +25,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from detcam.adapters import Adapter
 from detcam.auditing import AuditCase, analyze_errors
-from detcam.auditing.background_type import UNLABELLED, BackgroundClassifier
+from detcam.auditing.background_type import MIN_TYPICALITY, BackgroundClassifier
 from detcam.auditing.case import EVIDENCE_LOCATIONS
 from detcam.data.annotations import Annotations
 from detcam.detections import Detections
 from tests.peers.measure_audit import DATA, subject
 
 THRESHOLD = 0.3
-LEVELS = (0.05, 0.1, UNLABELLED, 0.2, 0.3)
+LEVELS = (0.05, 0.1, MIN_TYPICALITY, 0.2, 0.3)
 
 
 def typicalities(
@@ -54,8 +54,8 @@ def typicalities(
             f"{at}", error.image_id, "", (1, 1), "background", error.label, "", 0.0, (0, 0, 1, 1), True, None, 0.0,
             evidence_shares=shares, evidence_location="predicted box",
         )  # fmt: skip
-        hidden[at] = bool(right[error.image][error.detection])
-    told = BackgroundClassifier(adapter, analysis, found, truth, THRESHOLD, 4).tell(cases)
+        hidden[at] = bool(right[error.image_index][error.detection_index])
+    told = BackgroundClassifier(adapter, analysis, found, truth, THRESHOLD, 4).classify(cases)
     return [told[at][1] for at in cases if hidden[at]], [told[at][1] for at in cases if not hidden[at]]
 
 

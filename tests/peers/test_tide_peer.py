@@ -19,7 +19,7 @@ from pycocotools.cocoeval import COCOeval
 
 from detcam.adapters import adapt
 from detcam.auditing import ERROR_TYPES, ErrorAnalysis, analyze_errors
-from detcam.auditing.average_precision import mean_average_precision, rank
+from detcam.auditing.average_precision import mean_average_precision, rank_detections
 from detcam.auditing.matching import match
 from detcam.data.annotations import Annotations
 from detcam.detections import Detections
@@ -89,16 +89,16 @@ def test_errors_and_their_costs_equal_tides(tmp_path: Path, kind: str, seed: int
     position = {
         key: number for number, key in enumerate((e["image_id"], tuple(e["bbox"]), e["score"]) for e in entries)
     }
-    for case in analysis.cases:
-        if case.detection is None:
+    for case in analysis.errors:
+        if case.detection_index is None:
             continue
-        found = made.detections[case.image]
-        box = found.boxes_xyxy[case.detection].double()
+        found = made.detections[case.image_index]
+        box = found.boxes_xyxy[case.detection_index].double()
         key = (case.image_id, (*box[:2].tolist(), *(box[2:] - box[:2]).tolist()), case.score)
         error = by_tide[position[key]]
         assert error.short_name == NAMES[case.type]
         if hasattr(error, "gt") and kind != "ties":
-            assert int(made.annotations[case.image].ids[case.truth]) == error.gt["_id"] + 1
+            assert int(made.annotations[case.image_index].ids[case.ground_truth_index]) == error.gt["_id"] + 1
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -122,7 +122,7 @@ def test_average_precision_by_area_equals_pycocotools(tmp_path: Path, seed: int,
     for area, span in enumerate(ranges):
         pairs = list(zip(made.detections, made.annotations, strict=True))
         matches = [match(found, truth, area_range=span) for found, truth in pairs]
-        ours = rank(made.detections, list(made.annotations), matches)
+        ours = rank_detections(made.detections, list(made.annotations), matches)
         value = mean_average_precision(one.average_precision for one in ours.values())
         expected = coco_average_precision(made.truth_file, entries, area=area)
         assert value == pytest.approx(expected, abs=1e-12), span
@@ -151,7 +151,7 @@ def test_average_precision_without_cases_equals_pycocotools_on_what_is_left(tmp_
     for group in groups:
         left = []
         for number, found in enumerate(made.detections):
-            gone = [analysis[i].detection for i in group if analysis[i].image == number]
+            gone = [analysis[i].detection_index for i in group if analysis[i].image_index == number]
             left.append(found[torch.tensor([d not in gone for d in range(len(found))], dtype=torch.bool)])
         expected = coco_average_precision(made.truth_file, results(images, left))
         assert analysis.average_precision_without(group) == pytest.approx(expected, abs=1e-12)

@@ -16,9 +16,9 @@ from torch import Tensor
 from detcam.adapters import Adapter
 from detcam.auditing.analysis import analyze_errors
 from detcam.auditing.case import EVIDENCE_LOCATIONS, EvidenceLocation
-from detcam.auditing.evidence import box_region, elsewhere, places, shares
+from detcam.auditing.evidence import box_region, location_regions, location_shares, move_region
 from detcam.auditing.explainer import ErrorExplainer, ErrorImage, ExplainedError, object_regions
-from detcam.auditing.pipeline import plain_case
+from detcam.auditing.pipeline import unexplained_case
 from detcam.benchmarking.planted.certification import DETECTION_THRESHOLD, PlantedCase
 from detcam.benchmarking.planted.hit_metrics import MapHit, measure_hit
 from detcam.cam import BaseCAM
@@ -83,11 +83,11 @@ def check_audit(adapter: Adapter, cam: BaseCAM, case: PlantedCase, first_label: 
     explained = _examine(adapter, cam, image)
     if explained.maps is None:
         raise RuntimeError(f"the audit could not explain scene {case.scene.seed}: {explained.case.reason}")
-    truth = image.truth
-    locations = places(
+    truth = image.ground_truth
+    locations = location_regions(
         truth.image_size_hw, explained.case.box_xyxy, *object_regions(image.errors[0], truth, masks=False)
     )
-    cause_shares = shares(case.cause.float(), locations)
+    cause_shares = location_shares(case.cause.float(), locations)
     evidence = torch.from_numpy(np.asarray(explained.maps.evidence))
     regions = false_causes(case)
     verdicts = [
@@ -117,22 +117,22 @@ def false_causes(case: PlantedCase) -> list[Tensor]:
     regions = [torch.from_numpy(case.unrelated.mask) & ~case.cause]
     box = box_region(case.target.box_xyxy, (case.cause.shape[0], case.cause.shape[1]))
     for _ in range(MAX_TRIES):
-        moved = elsewhere(case.cause, generator)
+        moved = move_region(case.cause, generator)
         if moved is not None and not bool((moved & (box | case.cause)).any()):
             return [*regions, moved]
     return regions
 
 
 def _examine(adapter: Adapter, cam: BaseCAM, image: ErrorImage) -> ExplainedError:
-    return ErrorExplainer(adapter, cam, adapter.names, DETECTION_THRESHOLD).examine([image])[0][0]
+    return ErrorExplainer(adapter, cam, adapter.names, DETECTION_THRESHOLD).explain([image])[0][0]
 
 
 def _error_image(adapter: Adapter, case: PlantedCase, first_label: int) -> ErrorImage:
     """Prepare the case as an audit does, with the scene's labels as annotations."""
     truth = scene_ground_truth(case, adapter, first_label)
     analysis = analyze_errors([case.detections], [truth])
-    index = next(index for index, error in enumerate(analysis) if error.detection == case.index)
-    audit_case = plain_case(analysis, index, [case.detections], [truth])
+    index = next(index for index, error in enumerate(analysis) if error.detection_index == case.index)
+    audit_case = unexplained_case(analysis, index, [case.detections], [truth])
     return ErrorImage(load_image(case.scene.image), case.detections, truth, [analysis[index]], [audit_case])
 
 

@@ -100,7 +100,7 @@ def test_a_summary_of_a_real_analysis(tmp_path: Path) -> None:
     summary = ReportSummary.from_analysis(
         analysis, annotations, model="m", adapter="a", iou_threshold=0.5, cases=(), seconds=1.5
     )
-    wrong = [index for index, case in enumerate(analysis.cases) if case.is_false_positive]
+    wrong = [index for index, error in enumerate(analysis.errors) if error.is_false_positive]
     assert summary.false_positive_count == len(wrong) > 3
     assert summary.false_positive_delta_ap == pytest.approx(
         analysis.average_precision_without(wrong) - analysis.average_precision
