@@ -1,4 +1,4 @@
-"""The report's images: the data set's images made smaller, maps of cases, thumbnails, outlines for the page."""
+"""Images of a report: downsized images, maps and regions of cases, thumbnails, and outlines for the page."""
 
 from __future__ import annotations
 
@@ -14,85 +14,85 @@ from detcam.utils.opencv import cv2
 from detcam.visualize.convert import ImageArray
 from detcam.visualize.overlay import overlay_heatmap
 
-LONGEST_IMAGE = 1600
-LONGEST_HEATMAP = 640  # heatmaps are smooth
+MAX_IMAGE_SIDE = 1600
+MAX_HEATMAP_SIDE = 640
 THUMBNAIL_WH = (320, 240)
-SURROUNDINGS = 0.3  # a thumbnail shows so much of the box's size around box and evidence
+THUMBNAIL_MARGIN = 0.3  # margin around box and evidence, relative to the longer side of the box
 BOX_COLOR = (86, 200, 255)
-TRUE_COLOR = (79, 213, 140)
-CASING = (16, 16, 16)
+TRUTH_COLOR = (79, 213, 140)
+OUTER_COLOR = (16, 16, 16)
 
 
 def image_jpeg(image: ImageArray) -> bytes:
-    """An image as JPEG, its longest side at most 1600 pixels."""
-    return _jpeg(_at_most(image, LONGEST_IMAGE), 85)
+    """Encode an image as JPEG, its longest side at most MAX_IMAGE_SIDE pixels."""
+    return _jpeg(_shrink(image, MAX_IMAGE_SIDE), 85)
 
 
 def heatmap_png(heatmap: NDArray[np.uint8]) -> bytes:
-    """A heatmap as 8-bit grey PNG, its longest side at most 640 pixels."""
-    return _png(Image.fromarray(_at_most(heatmap, LONGEST_HEATMAP)))
+    """Encode a heatmap as 8-bit gray PNG, its longest side at most MAX_HEATMAP_SIDE pixels."""
+    return _png(Image.fromarray(_shrink(heatmap, MAX_HEATMAP_SIDE)))
 
 
 def mask_png(mask: NDArray[np.bool_]) -> bytes:
-    """A region as 1-bit PNG, its longest side at most 1600 pixels; a pixel counts where most of it does."""
-    # Averages of 0 and 1 are rounded to whole numbers.
-    return _png(Image.fromarray(_at_most(mask.astype(np.uint8), LONGEST_IMAGE) > 0))
+    """Encode a region as 1-bit PNG, its longest side at most MAX_IMAGE_SIDE pixels."""
+    # Resizing rounds the mean of a block of 0 and 1, so a pixel is set if most of its block is.
+    return _png(Image.fromarray(_shrink(mask.astype(np.uint8), MAX_IMAGE_SIDE) > 0))
 
 
 def thumbnail_jpeg(
     image: ImageArray, box_xyxy: Box, maps: CaseMaps | None, color: tuple[int, int, int] = BOX_COLOR
 ) -> bytes:
-    """Box, heat and what lies around them, as JPEG within 320 x 240 pixels."""
-    left, top, right, bottom = window(image.shape[:2], box_xyxy, None if maps is None else maps.evidence)
+    """Draw the box and the heatmap with their surroundings, as JPEG of at most THUMBNAIL_WH pixels."""
+    left, top, right, bottom = crop_window(image.shape[:2], box_xyxy, None if maps is None else maps.evidence)
     extent = np.array([right - left, bottom - top])
     scale = (np.array(THUMBNAIL_WH) / extent).min()
     size_wh = np.maximum(np.rint(extent * scale), 1)
-    # Whole pixels of a small image miss the thumbnail's shape by a little: rather stretched than with a rim.
+    # Rounding to whole pixels changes the aspect ratio a little: stretch the crop rather than leave a rim.
     size_wh = np.where(size_wh > 0.96 * np.array(THUMBNAIL_WH), THUMBNAIL_WH, size_wh)
     size = int(size_wh[0]), int(size_wh[1])
-    shown = _resized(image[top:bottom, left:right], size)
+    thumbnail = _resized(image[top:bottom, left:right], size)
     if maps is not None:
         heat = _resized(maps.heatmap[top:bottom, left:right], size)
-        shown = overlay_heatmap(shown, heat.astype(np.float32) / 255)
+        thumbnail = overlay_heatmap(thumbnail, heat.astype(np.float32) / 255)
     corners = np.rint((np.array(box_xyxy) - (left, top, left, top)) * np.tile(size_wh / extent, 2)).astype(int)
-    canvas = np.ascontiguousarray(shown)
-    for grown, paint in ((2, CASING), (1, color), (0, color)):
-        first, last = corners[:2] - grown, corners[2:] - 1 + grown
-        cv2.rectangle(canvas, tuple(first.tolist()), tuple(last.tolist()), paint, 1)
+    canvas = np.ascontiguousarray(thumbnail)
+    for margin, line_color in ((2, OUTER_COLOR), (1, color), (0, color)):
+        first, last = corners[:2] - margin, corners[2:] - 1 + margin
+        cv2.rectangle(canvas, tuple(first.tolist()), tuple(last.tolist()), line_color, 1)
     return _jpeg(canvas, 80)
 
 
-def window(
+def crop_window(
     image_size_hw: tuple[int, ...], box_xyxy: Box, evidence: NDArray[np.bool_] | None
 ) -> tuple[int, int, int, int]:
-    """The part of an image (xyxy, half-open) that shows box and evidence, of a thumbnail's shape where it fits."""
+    """Return the crop (xyxy, half-open) around box and evidence, with the aspect ratio of a thumbnail if it fits."""
     height, width = image_size_hw
     left, top, right, bottom = box_xyxy
-    around = SURROUNDINGS * max(right - left, bottom - top)
+    margin = THUMBNAIL_MARGIN * max(right - left, bottom - top)
     if evidence is not None and evidence.any():
         rows, columns = np.flatnonzero(evidence.any(axis=1)), np.flatnonzero(evidence.any(axis=0))
         left, top = min(left, float(columns[0])), min(top, float(rows[0]))
         right, bottom = max(right, float(columns[-1]) + 1), max(bottom, float(rows[-1]) + 1)
-    across, down = right - left + 2 * around, bottom - top + 2 * around
-    shape = THUMBNAIL_WH[0] / THUMBNAIL_WH[1]
-    across, down = max(across, down * shape, 8 * shape), max(down, across / shape, 8)
-    first_x, last_x = _interval((left + right) / 2, across, width)
-    first_y, last_y = _interval((top + bottom) / 2, down, height)
+    crop_width, crop_height = right - left + 2 * margin, bottom - top + 2 * margin
+    ratio = THUMBNAIL_WH[0] / THUMBNAIL_WH[1]
+    crop_width, crop_height = max(crop_width, crop_height * ratio, 8 * ratio), max(crop_height, crop_width / ratio, 8)
+    first_x, last_x = _interval((left + right) / 2, crop_width, width)
+    first_y, last_y = _interval((top + bottom) / 2, crop_height, height)
     return first_x, first_y, last_x, last_y
 
 
-def _interval(centre: float, length: float, most: int) -> tuple[int, int]:
-    """Whole pixels of about that length and centre within 0 to `most`: moved inside, and at most all of it."""
-    size = min(max(round(length), 1), most)
-    first = min(max(round(centre - size / 2), 0), most - size)
+def _interval(center: float, length: float, limit: int) -> tuple[int, int]:
+    """Return a range of whole pixels with about this center and length, moved and clipped to 0 to `limit`."""
+    size = min(max(round(length), 1), limit)
+    first = min(max(round(center - size / 2), 0), limit - size)
     return first, first + size
 
 
-def outline(path: Path, image_size_hw: tuple[int, int]) -> str:
-    """The edges of a region that `mask_png` wrote, as an SVG path in the image's pixels.
+def region_outline(path: Path, image_size_hw: tuple[int, int]) -> str:
+    """Return the outline of a region that `mask_png` encoded, as an SVG path in pixels of the image.
 
     Raises:
-        ValueError: not a PNG.
+        ValueError: The file is not a PNG file.
     """
     stored = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_GRAYSCALE)
     if stored is None:
@@ -102,7 +102,7 @@ def outline(path: Path, image_size_hw: tuple[int, int]) -> str:
     if not len(rows):
         return ""
     part = stored[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    # Contours run through the centres of pixels: in an image twice as large, a quarter of a pixel inside the edge.
+    # Contours run through pixel centers. At twice the resolution that is a quarter of a pixel inside the edge.
     fine = (part > 0).astype(np.uint8).repeat(2, axis=0).repeat(2, axis=1)
     edges, _ = cv2.findContours(fine, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
     parts = []
@@ -112,9 +112,9 @@ def outline(path: Path, image_size_hw: tuple[int, int]) -> str:
     return "".join(parts)
 
 
-def _at_most(array: NDArray[np.uint8], longest: int) -> NDArray[np.uint8]:
+def _shrink(array: NDArray[np.uint8], max_side: int) -> NDArray[np.uint8]:
     height, width = array.shape[:2]
-    scale = longest / max(height, width)
+    scale = max_side / max(height, width)
     if scale >= 1:
         return array
     return _resized(array, (max(round(width * scale), 1), max(round(height * scale), 1)))
@@ -122,8 +122,8 @@ def _at_most(array: NDArray[np.uint8], longest: int) -> NDArray[np.uint8]:
 
 def _resized(array: NDArray[np.uint8], size_wh: tuple[int, int]) -> NDArray[np.uint8]:
     smaller = size_wh[0] < array.shape[1]
-    way = cv2.INTER_AREA if smaller else cv2.INTER_CUBIC
-    return np.asarray(cv2.resize(np.ascontiguousarray(array), size_wh, interpolation=way), np.uint8)
+    interpolation = cv2.INTER_AREA if smaller else cv2.INTER_CUBIC
+    return np.asarray(cv2.resize(np.ascontiguousarray(array), size_wh, interpolation=interpolation), np.uint8)
 
 
 def _jpeg(image: ImageArray, quality: int) -> bytes:

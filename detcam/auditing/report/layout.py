@@ -1,7 +1,8 @@
-"""Where a report's files lie and what they are called, whatever the names in the data set.
+"""Names of the files of a report.
 
-The page, the JSON file and the tables lie in the folder itself; images and cases in a folder of their own each. Names
-hold only small Latin letters, digits, ``_`` and ``-``, so that they are the same on every file system and in a link.
+The page, the JSON file and the tables are in the folder of the report, images and case files in subfolders. File names
+contain only lower-case Latin letters, digits, ``_`` and ``-``, whatever the names in the data set, so that they are
+valid on every file system and in links.
 """
 
 from __future__ import annotations
@@ -21,22 +22,22 @@ CASE_FILES = {
     "evidence": ".evidence.png",
     "control": ".control.png",
 }
-LONGEST_STEM = 60
-PLAIN = re.compile(r"[a-z0-9_-]{1,80}")
+MAX_STEM_LENGTH = 60
+SAFE_NAME = re.compile(r"[a-z0-9_-]{1,80}")
 
 
 def case_stem(case_id: str) -> str:
-    """What the names of a case's files begin with: its id, or for unusual ids what is left of it and a digest."""
-    return case_id if PLAIN.fullmatch(case_id) else _stem(case_id, case_id)
+    """Return the stem of a case's file names: its id if that is a safe name, else its safe characters and a digest."""
+    return case_id if SAFE_NAME.fullmatch(case_id) else _stem(case_id, case_id)
 
 
 def image_stem(image_id: int | str, file_name: str) -> str:
-    """What the names of an image's files begin with: images of one name in two folders differ."""
-    last = re.split(r"[\\/]", file_name)[-1]
-    return _stem(last.rsplit(".", 1)[0], f"{image_id!r} {file_name}")
+    """Return the stem of an image's file names. It differs for images of the same name in different folders."""
+    base_name = re.split(r"[\\/]", file_name)[-1]
+    return _stem(base_name.rsplit(".", 1)[0], f"{image_id!r} {file_name}")
 
 
 def _stem(text: str, identity: str) -> str:
-    left = re.sub(r"[^a-z0-9_-]+", "-", text.lower()).strip("-_")[:LONGEST_STEM] or "unnamed"
+    safe = re.sub(r"[^a-z0-9_-]+", "-", text.lower()).strip("-_")[:MAX_STEM_LENGTH] or "unnamed"
     digest = hashlib.sha256(identity.encode("utf-8", "surrogatepass")).hexdigest()
-    return f"{left}-{digest[:10]}"
+    return f"{safe}-{digest[:10]}"

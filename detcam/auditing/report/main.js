@@ -1,26 +1,26 @@
-// Which view is shown (the part of the address after #), keys, and light or dark.
+// Routing by the fragment of the address, keyboard shortcuts, and the color theme.
 
 const plainTitle = document.title;
 let scrolled = 0;
 
-function wanted() {
-  const found = /^#case=(.*)$/.exec(location.hash);
-  if (!found) return null;
+function requestedId() {
+  const match = /^#case=(.*)$/.exec(location.hash);
+  if (!match) return null;
   try {
-    return decodeURIComponent(found[1]);
-  } catch { // not an address that this page made
-    return found[1];
+    return decodeURIComponent(match[1]);
+  } catch { // malformed address
+    return match[1];
   }
 }
 
 function route() {
-  const id = wanted(), one = id === null ? null : byId.get(id);
+  const id = requestedId(), item = id === null ? null : byId.get(id);
   const wasList = !$("overview").hidden;
   if (id !== null && wasList) scrolled = scrollY;
   $("overview").hidden = id !== null;
   $("case").hidden = id === null;
-  if (one) {
-    showCase(one);
+  if (item) {
+    showCase(item);
   } else if (id !== null) {
     opened = null;
     $("case").replaceChildren(el("p", {class: "notice"}, "There is no case " + id + " in this audit."), el("a", {class: "button", href: "#"}, "All cases"));
@@ -45,8 +45,8 @@ function step(by) {
   if (!shown.length) return;
   const onCard = document.activeElement && document.activeElement.dataset ? document.activeElement.dataset.id : null;
   const from = opened ? current : byId.get(onCard);
-  const at = from ? position(from) : -1;
-  const next = at < 0 ? shown[0] : shown[at + by];
+  const index = from ? position(from) : -1;
+  const next = index < 0 ? shown[0] : shown[index + by];
   if (!next) return;
   if (opened) location.hash = caseLink(next.id);
   else focusCard(next);
@@ -61,10 +61,10 @@ const KEYS = {
 };
 for (const [name, , key] of LAYERS) KEYS[key] = () => opened && opened.toggle(name);
 
-function pressed(event) {
+function onKey(event) {
   if (event.ctrlKey || event.metaKey || event.altKey || $("help").open) return;
   const field = event.target.closest && event.target.closest("input, select, textarea");
-  if (field && field.type !== "checkbox") { // keys belong to the field; Esc leaves it
+  if (field && field.type !== "checkbox") { // the field takes the key; Esc leaves the field
     if (event.key === "Escape") field.blur();
     return;
   }
@@ -80,11 +80,11 @@ function showTheme(theme) {
   $("theme").textContent = dark ? "Light" : "Dark";
 }
 
-showTheme(remember("theme"));
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => showTheme(remember("theme")));
-$("theme").addEventListener("click", () => showTheme(remember("theme", document.documentElement.dataset.theme === "dark" ? "light" : "dark")));
+showTheme(stored("theme"));
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => showTheme(stored("theme")));
+$("theme").addEventListener("click", () => showTheme(stored("theme", document.documentElement.dataset.theme === "dark" ? "light" : "dark")));
 $("help-button").addEventListener("click", () => $("help").showModal());
-document.addEventListener("keydown", pressed);
+document.addEventListener("keydown", onKey);
 addEventListener("hashchange", route);
 showOverview();
 showList();

@@ -1,35 +1,35 @@
-// What stands above the list of cases: headline, figures, charts, groups; and below it: issues and settings.
+// Content above the list of cases (headline, key figures, charts, groups) and below it (data issues, settings).
 
-const MOST_CLASSES = 12, MOST_GROUPS = 8, MOST_THUMBNAILS = 6;
+const MAX_CLASSES = 12, MAX_GROUPS = 8, MAX_THUMBNAILS = 6;
 
 function showOverview() {
   $("subject").textContent = data.model + " on " + data.annotations;
   const [first, ...rest] = data.headline;
   $("headline").append(el("h1", {}, first), el("p", {class: "lead"}, rest.join(" ")));
   showFigures();
-  $("charts").append(lostChart(), classChart(), evidenceChart());
+  $("charts").append(typeChart(), classChart(), evidenceChart());
   showGroups();
   showAbout();
 }
 
 function showFigures() {
-  const explained = data.cases.filter((one) => one.method).length;
-  const confirmed = data.cases.filter((one) => one.verdict === "confirmed").length;
-  const missed = data.cases.filter((one) => one.type === "missed").length;
+  const explained = data.cases.filter((item) => item.method).length;
+  const confirmed = data.cases.filter((item) => item.verdict === "confirmed").length;
+  const missed = data.cases.filter((item) => item.type === "missed").length;
   const figures = [
-    ["AP at IoU " + digits(data.iou_threshold, 2), digits(data.average_precision, 3), "COCO's average precision, mean over classes"],
+    ["AP at IoU " + digits(data.iou_threshold, 2), digits(data.average_precision, 3), "COCO average precision, mean over classes"],
     ["images", count(data.image_count)],
     ["objects", count(data.object_count)],
     ["false positives", count(data.false_positive_count)],
     ["missed objects", count(missed)],
-    ["explained", count(explained), "errors that were explained and tested; the list below holds all"],
-    ["confirmed", count(confirmed), "the error vanishes without the evidence, with every fill, and with no control"],
+    ["explained", count(explained), "errors with an explanation; the list below contains all errors"],
+    ["confirmed", count(confirmed), "the error disappears without the evidence, with every fill, and persists with every control region"],
   ];
   $("figures").append(el("dl", {class: "figures"}, figures.map(([name, value, title]) =>
     el("div", {title}, el("dt", {}, name), el("dd", {}, value)))));
 }
 
-// A row of a chart that filters the list when it is clicked.
+// A chart row that filters the list on click.
 function chartRow(filter, name, ...cells) {
   const button = el("button", {type: "button", class: "row-name", click: () => filterBy(filter)}, name);
   return el("tr", {}, el("th", {scope: "row"}, button), cells);
@@ -39,81 +39,81 @@ function card(title, note, ...content) {
   return el("div", {class: "card"}, el("h2", {}, title), note && el("p", {class: "note"}, note), content);
 }
 
-function lostChart() {
-  const most = Math.max(...data.types.map((one) => one.delta_ap || 0));
-  const rows = data.types.map((one) => chartRow({type: one.type},
-    [el("span", {class: "dot " + one.type}), one.type],
-    el("td", {class: "number"}, count(one.count)),
-    el("td", {class: "wide"}, bar([{kind: one.type, value: one.delta_ap || 0}], most)),
-    el("td", {class: "number"}, digits(one.delta_ap, 3))));
-  return card("AP lost by type of error", "what mending all errors of a type would add (TIDE)",
+function typeChart() {
+  const max = Math.max(...data.types.map((item) => item.delta_ap || 0));
+  const rows = data.types.map((item) => chartRow({type: item.type},
+    [el("span", {class: "dot " + item.type}), item.type],
+    el("td", {class: "number"}, count(item.count)),
+    el("td", {class: "wide"}, bar([{kind: item.type, value: item.delta_ap || 0}], max)),
+    el("td", {class: "number"}, digits(item.delta_ap, 3))));
+  return card("Delta AP by error type", "increase of average precision without the errors of a type (TIDE)",
     el("table", {class: "chart"}, el("thead", {}, el("tr", {},
       el("th", {scope: "col"}, "type"), el("th", {scope: "col", class: "number"}, "errors"),
-      el("td", {}), el("th", {scope: "col", class: "number"}, "AP lost"))), el("tbody", {}, rows)));
+      el("td", {}), el("th", {scope: "col", class: "number"}, "delta AP"))), el("tbody", {}, rows)));
 }
 
 function classChart() {
-  const sum = (one) => TYPES.reduce((total, type) => total + one.errors[type], 0);
-  const classes = data.classes.filter((one) => sum(one) > 0).sort((a, b) => sum(b) - sum(a) || (a.name < b.name ? -1 : 1));
-  const most = classes.length ? sum(classes[0]) : 0;
-  const row = (one) => {
-    const parts = TYPES.map((type) => ({kind: type, value: one.errors[type], title: type + ": " + one.errors[type]}));
-    const words = parts.filter((part) => part.value).map((part) => part.title).join(", ");
-    return chartRow({label: String(one.label)}, one.name,
-      el("td", {class: "number"}, digits(one.average_precision, 3)),
-      el("td", {class: "wide"}, bar(parts, most, one.name + ": " + words)),
-      el("td", {class: "number"}, count(sum(one))));
+  const sum = (item) => TYPES.reduce((total, type) => total + item.errors[type], 0);
+  const classes = data.classes.filter((item) => sum(item) > 0).sort((a, b) => sum(b) - sum(a) || (a.name < b.name ? -1 : 1));
+  const max = classes.length ? sum(classes[0]) : 0;
+  const row = (item) => {
+    const parts = TYPES.map((type) => ({kind: type, value: item.errors[type], title: type + ": " + item.errors[type]}));
+    const summary = parts.filter((part) => part.value).map((part) => part.title).join(", ");
+    return chartRow({label: String(item.label)}, item.name,
+      el("td", {class: "number"}, digits(item.average_precision, 3)),
+      el("td", {class: "wide"}, bar(parts, max, item.name + ": " + summary)),
+      el("td", {class: "number"}, count(sum(item))));
   };
-  const body = el("tbody", {}, classes.slice(0, MOST_CLASSES).map(row));
-  const more = classes.length > MOST_CLASSES && el("button", {type: "button", class: "quiet", click: (event) => {
-    body.append(...classes.slice(MOST_CLASSES).map(row));
+  const body = el("tbody", {}, classes.slice(0, MAX_CLASSES).map(row));
+  const more = classes.length > MAX_CLASSES && el("button", {type: "button", class: "quiet", click: (event) => {
+    body.append(...classes.slice(MAX_CLASSES).map(row));
     event.target.remove();
-  }}, "all " + classes.length + " classes");
+  }}, "show all " + classes.length + " classes");
   const legend = el("p", {class: "legend"}, TYPES.map((type) =>
-    el("span", {title: TYPE_WORDS[type]}, el("span", {class: "dot " + type}), type)));
+    el("span", {title: TYPE_TEXTS[type]}, el("span", {class: "dot " + type}), type)));
   return card("Errors by class", null, legend, classes.length ? el("table", {class: "chart"}, el("thead", {}, el("tr", {},
     el("th", {scope: "col"}, "class"), el("th", {scope: "col", class: "number"}, "AP"), el("td", {}),
     el("th", {scope: "col", class: "number"}, "errors"))), body) : el("p", {class: "note"}, "No errors."), more);
 }
 
 function evidenceChart() {
-  const explained = data.cases.filter((one) => one.evidence_location);
+  const explained = data.cases.filter((item) => item.evidence_location);
   if (!explained.length) return "";
-  const of = (key, value) => explained.filter((one) => one[key] === value).length;
-  const rows = (key, kinds, words) => {
-    const most = Math.max(...kinds.map((kind) => of(key, kind)));
-    return kinds.map((kind) => chartRow({[key]: kind}, [el("span", {class: "dot " + kebab(kind)}), words[kind] || kind],
-      el("td", {class: "wide"}, bar([{kind, value: of(key, kind)}], most)),
-      el("td", {class: "number"}, count(of(key, kind)))));
+  const countOf = (key, value) => explained.filter((item) => item[key] === value).length;
+  const rows = (key, kinds, texts = {}) => {
+    const max = Math.max(...kinds.map((kind) => countOf(key, kind)));
+    return kinds.map((kind) => chartRow({[key]: kind}, [el("span", {class: "dot " + kebab(kind)}), texts[kind] || kind],
+      el("td", {class: "wide"}, bar([{kind, value: countOf(key, kind)}], max)),
+      el("td", {class: "number"}, count(countOf(key, kind)))));
   };
-  return card("What the explained errors rest on", null,
-    el("table", {class: "chart"}, el("caption", {}, "where most of the evidence lies"), el("tbody", {}, rows("evidence_location", EVIDENCE_LOCATIONS, LOCATION_WORDS))),
-    of("type", "background") ? el("table", {class: "chart"}, el("caption", {}, "what those of type background are"), el("tbody", {}, rows("background_type", BACKGROUND_TYPES, BACKGROUND_WORDS))) : "",
-    el("table", {class: "chart"}, el("caption", {}, "whether it is the cause"), el("tbody", {}, rows("verdict", VERDICTS, {}))));
+  return card("Explained errors", null,
+    el("table", {class: "chart"}, el("caption", {}, "location of most of the evidence"), el("tbody", {}, rows("evidence_location", EVIDENCE_LOCATIONS, LOCATION_TEXTS))),
+    countOf("type", "background") ? el("table", {class: "chart"}, el("caption", {}, "type of the background errors"), el("tbody", {}, rows("background_type", BACKGROUND_TYPES))) : "",
+    el("table", {class: "chart"}, el("caption", {}, "verdict"), el("tbody", {}, rows("verdict", VERDICTS))));
 }
 
 function showGroups() {
   if (!data.groups || !data.groups.length) return;
   const groups = [...data.groups].sort((a, b) => b.delta_ap - a.delta_ap || a.number - b.number);
-  const list = el("ol", {class: "groups"}, groups.slice(0, MOST_GROUPS).map(groupItem));
-  const more = groups.length > MOST_GROUPS && el("button", {type: "button", class: "quiet", click: (event) => {
-    list.append(...groups.slice(MOST_GROUPS).map(groupItem));
+  const list = el("ol", {class: "groups"}, groups.slice(0, MAX_GROUPS).map(groupItem));
+  const more = groups.length > MAX_GROUPS && el("button", {type: "button", class: "quiet", click: (event) => {
+    list.append(...groups.slice(MAX_GROUPS).map(groupItem));
     event.target.remove();
-  }}, "all " + groups.length + " groups");
+  }}, "show all " + groups.length + " groups");
   $("groups").hidden = false;
-  $("groups").append(el("h2", {id: "groups-title"}, "Errors that share a cause"),
-    el("p", {class: "note"}, "groups, the costliest first"), list, ...(more ? [more] : []));
+  $("groups").append(el("h2", {id: "groups-title"}, "Errors with a common cause"),
+    el("p", {class: "note"}, "groups, largest delta AP first"), list, ...(more ? [more] : []));
 }
 
 function groupItem(group) {
   const cases = group.case_ids || [];
-  const thumbnails = cases.slice(0, MOST_THUMBNAILS).map((id) => byId.get(id)).map((one) =>
-    el("a", {href: caseLink(one.id), title: one.file_name, click: () => filterBy({group: String(group.number)}, false)}, thumbnail(one)));
+  const thumbnails = cases.slice(0, MAX_THUMBNAILS).map((id) => byId.get(id)).map((item) =>
+    el("a", {href: caseLink(item.id), title: item.file_name, click: () => filterBy({group: String(group.number)}, false)}, thumbnail(item)));
   return el("li", {class: "group"},
     el("div", {class: "group-text"},
-      el("p", {class: "reading"}, group.sentence),
+      el("p", {class: "sentence"}, group.sentence),
       el("p", {class: "facts"}, tag(group.type), group.background_type && tag(group.background_type), group.name,
-        el("span", {class: "number"}, ap(group.delta_ap) + " AP"),
+        el("span", {class: "number"}, "delta AP " + ap(group.delta_ap)),
         el("span", {}, group.confirmed_count + " of " + cases.length + " confirmed"),
         el("button", {type: "button", class: "text", click: () => filterBy({group: String(group.number)})}, "show " + plural(cases.length, "case")))),
     el("div", {class: "strip"}, thumbnails));
@@ -121,15 +121,15 @@ function groupItem(group) {
 
 function showAbout() {
   const issues = data.issues || [], settings = Object.entries(data.settings || {});
-  const items = issues.slice(0, 200).map((one) => el("li", {}, el("b", {}, one.kind), " ", one.message));
+  const items = issues.slice(0, 200).map((item) => el("li", {}, el("b", {}, item.kind), " ", item.message));
   if (issues.length > items.length) items.push(el("li", {}, "and " + (issues.length - items.length) + " more, in audit.json"));
-  const written = (value) => (typeof value === "object" && value !== null ? JSON.stringify(value) : String(value));
+  const format = (value) => (typeof value === "object" && value !== null ? JSON.stringify(value) : String(value));
   $("about").append(...[
-    issues.length && el("details", {}, el("summary", {}, plural(issues.length, "issue") + " with the data"), el("ul", {}, items)),
+    issues.length && el("details", {}, el("summary", {}, plural(issues.length, "data issue")), el("ul", {}, items)),
     el("details", {}, el("summary", {}, "Settings"), el("dl", {class: "settings"},
-      [["adapter", data.adapter], ...settings].map(([name, value]) => [el("dt", {}, name), el("dd", {}, written(value))]))),
-    el("p", {class: "note"}, "Also in this folder: ",
-      ["audit.json", "false_positives.csv", "false_positives.coco.json"].flatMap((name, at) => [at ? ", " : "", el("a", {href: name}, name)]),
-      ". Made by detcam " + data.detcam_version + " in " + seconds(data.seconds) + "."),
+      [["adapter", data.adapter], ...settings].map(([name, value]) => [el("dt", {}, name), el("dd", {}, format(value))]))),
+    el("p", {class: "note"}, "Other files of this report: ",
+      ["audit.json", "false_positives.csv", "false_positives.coco.json"].flatMap((name, index) => [index ? ", " : "", el("a", {href: name}, name)]),
+      ". Generated by detcam " + data.detcam_version + " in " + seconds(data.seconds) + "."),
   ].filter(Boolean));
 }

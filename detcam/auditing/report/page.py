@@ -1,4 +1,4 @@
-"""The page: template, style, script and data put into one file that needs nothing else but the report's images."""
+"""The report page: template, styles, scripts and data in one HTML file, which refers to the report's images."""
 
 from __future__ import annotations
 
@@ -19,22 +19,25 @@ from detcam.visualize.overlay import DEFAULT_COLORMAP, OVERLAY_ALPHA
 
 TEMPLATE = "page.html"
 STYLE = "page.css"
-SCRIPTS = ("dom.js", "overview.js", "list.js", "stage.js", "case.js", "main.js")
-EMPTY_WHERE_UNEXPLAINED = ("question", "method", "trials", "reason", "failure_stage", "evidence_comparison", "sentence")
-COLORS = 33  # of the heatmaps' colours, between which the page interpolates
+SCRIPTS = ("dom.js", "overview.js", "list.js", "viewer.js", "case.js", "main.js")
+OPTIONAL_FIELDS = ("question", "method", "trials", "reason", "failure_stage", "evidence_comparison", "sentence")
+COLORS = 33  # samples of the color map, between which the page interpolates
 
 
-def page(audit: Mapping[str, Any], outlines: Mapping[str, Mapping[str, str]]) -> bytes:
-    """The report's page.
+def render_page(audit: Mapping[str, Any], outlines: Mapping[str, Mapping[str, str]]) -> bytes:
+    """Render the page of a report.
 
-    Nothing from outside is executed: names stand in the data alone, where all that could end a script is escaped, and
-    the page forbids itself every script and style but its own.
+    Names from the data set cannot become markup or code: they occur only in the data, in which all characters that
+    could end a script are escaped, and the content security policy allows only the page's own script and style.
 
     Args:
-        audit: what ``audit.json`` holds.
-        outlines: by case id, SVG paths around ``evidence`` and ``control`` in the image's pixels.
+        audit: Content of ``audit.json``.
+        outlines: By case id, SVG paths around ``evidence`` and ``control`` in pixels of the image.
+
+    Returns:
+        The HTML file, UTF-8.
     """
-    cases = [_slim(case | {"outlines": outlines.get(case["id"])}) for case in audit["cases"]]
+    cases = [_without_empty(case | {"outlines": outlines.get(case["id"])}) for case in audit["cases"]]
     data = {**audit, "cases": cases, "heat": {"colors": heat_colors(), "opacity": OVERLAY_ALPHA}}
     script = "\n".join(["(() => {", '"use strict";', *(_read(name) for name in SCRIPTS), "})();"])
     parts = {
@@ -45,30 +48,30 @@ def page(audit: Mapping[str, Any], outlines: Mapping[str, Mapping[str, str]]) ->
         "script-hash": _digest(script),
         "data": script_json(data),
     }
-    filled = re.sub(r"\{\{([a-z-]+)\}\}", lambda found: parts[found[1]], _read(TEMPLATE))
-    return filled.encode("utf-8", "backslashreplace")
+    html = re.sub(r"\{\{([a-z-]+)\}\}", lambda match: parts[match[1]], _read(TEMPLATE))
+    return html.encode("utf-8", "backslashreplace")
 
 
 def script_json(data: Any) -> str:
-    """JSON that can stand within a script element: no ``<``, ``>`` or ``&``, whatever the texts hold."""
-    text = json.dumps(data, separators=(",", ":"), allow_nan=False)  # ASCII alone
+    """Convert data to JSON for a script element: ASCII without ``<``, ``>`` and ``&``."""
+    text = json.dumps(data, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def heat_colors() -> list[list[int]]:
-    """(33, 3) RGB, 0 to 255: the colours of heat 0, 1/32, ..., 1, as overlays have them."""
+    """Return the colors of heat 0, 1/32, ..., 1 in overlays: 33 RGB triples, 0 to 255."""
     levels = np.rint(np.linspace(0, 255, COLORS)).astype(np.uint8)
     table = cv2.applyColorMap(levels[:, None], colormap_code(DEFAULT_COLORMAP))[:, 0, ::-1]
     colors: list[list[int]] = table.tolist()
     return colors
 
 
-def _slim(case: Mapping[str, Any]) -> dict[str, Any]:
-    """Without what is empty, which most cases are not explained for: the page takes what is absent for null."""
+def _without_empty(case: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the case without empty fields, which the page treats as null. Most cases are not explained."""
     return {
         key: value
         for key, value in case.items()
-        if value is not None and not (key in EMPTY_WHERE_UNEXPLAINED and len(value) == 0)
+        if value is not None and not (key in OPTIONAL_FIELDS and len(value) == 0)
     }
 
 

@@ -1,4 +1,4 @@
-"""All that an audit found, in one object: what the report is made of."""
+"""The results of an audit, from which the report is generated."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ VERSION = 2
 
 @dataclass(frozen=True)
 class ReportSummary:
-    """What an audit found.
+    """Results of an audit.
 
     Attributes:
-        model: the model's name.
-        adapter: the family that it was explained as.
-        annotations: name of the annotation file.
-        image_count: how many images were judged.
-        object_count: how many objects there were to find, crowd regions aside.
-        iou_threshold: least overlap of a right detection, in (0, 1].
-        average_precision: COCO's mean over classes at that overlap, in [0, 1]; NaN where there was nothing to find.
-        false_positive_count: how many detections count as wrong.
-        false_positive_delta_ap: how much higher average precision would be without them; NaN as above.
-        error_counts: how many cases of each type.
-        delta_ap_by_type: what mending all errors of a type would add to TIDE's average precision.
-        classes: a summary per class.
-        category_ids: class index to the annotation file's category id, of the classes whose objects it has.
-        settings: what the audit was asked for, by name.
-        groups: errors that share a cause, the costliest first.
-        cases: every error.
-        issues: what was wrong with the data, and what was left out because of it.
-        seconds: how long the audit took.
-        detcam_version: of detcam.
+        model: Name of the model.
+        adapter: Family of the adapter.
+        annotations: Name of the annotation file.
+        image_count: Number of evaluated images.
+        object_count: Number of ground-truth objects, without crowd regions.
+        iou_threshold: Minimum IoU of a true positive, in (0, 1].
+        average_precision: COCO average precision at that threshold, mean over classes, in [0, 1]; NaN without objects.
+        false_positive_count: Number of false positives.
+        false_positive_delta_ap: Increase of average precision without all false positives; NaN without objects.
+        error_counts: Number of cases of each type.
+        delta_ap_by_type: Increase of TIDE's average precision without the errors of a type.
+        classes: Summary of each class.
+        category_ids: Class index to category id of the annotation file, for the classes with objects.
+        settings: Settings of the audit, by name.
+        groups: Errors with a common cause, largest delta AP first.
+        cases: All errors.
+        issues: Issues with the data, and what was skipped because of them.
+        seconds: Duration of the audit.
+        detcam_version: Version of detcam.
     """
 
     model: str
@@ -69,11 +69,11 @@ class ReportSummary:
     def __post_init__(self) -> None:
         known = {case.id for case in self.cases}
         if len(known) < len(self.cases):
-            raise ValueError(f"ids of cases must be unique; got {len(self.cases)} cases with {len(known)} ids")
+            raise ValueError(f"expected unique case ids, got {len(self.cases)} cases with {len(known)} ids")
         for group in self.groups:
-            strangers = [case for case in group.case_ids if case not in known]
-            if strangers:
-                raise ValueError(f"group {group.number} names {strangers[0]!r}, which is none of the audit's cases")
+            unknown = [case for case in group.case_ids if case not in known]
+            if unknown:
+                raise ValueError(f"group {group.number} refers to {unknown[0]!r}, which is not a case of the audit")
 
     @classmethod
     def from_analysis(
@@ -90,24 +90,24 @@ class ReportSummary:
         issues: DataIssues | None = None,
         seconds: float = 0.0,
     ) -> ReportSummary:
-        """Put together what was found.
+        """Combine the results of an audit.
 
         Args:
-            analysis: of the detections.
-            annotations: what they were compared with; its problems come first.
-            model: the model's name.
-            adapter: the family that it was explained as.
-            iou_threshold: what the analysis was made with.
-            cases: all of the analysis, explained or not.
-            groups: errors that share a cause.
-            settings: what the audit was asked for: texts, numbers, lists, mappings.
-            issues: that the audit itself met.
-            seconds: how long the audit took.
+            analysis: Error analysis of the detections.
+            annotations: Annotations that the detections were compared with.
+            model: Name of the model.
+            adapter: Family of the adapter.
+            iou_threshold: IoU threshold of the analysis.
+            cases: All errors of the analysis, explained or not.
+            groups: Errors with a common cause.
+            settings: Settings of the audit: strings, numbers, lists, mappings.
+            issues: Issues of the audit itself; they follow those of the annotations.
+            seconds: Duration of the audit.
 
         Raises:
-            ValueError: two cases have one id, or a group names a case that is not among them.
+            ValueError: Case ids are not unique, or a group refers to an unknown case.
         """
-        wrong = analysis.indices(false_positives_only=True)
+        false_positives = analysis.indices(false_positives_only=True)
         categories = {
             label: category
             for image in annotations
@@ -121,8 +121,8 @@ class ReportSummary:
             object_count=sum(int((~image.crowd).sum()) for image in annotations),
             iou_threshold=iou_threshold,
             average_precision=analysis.average_precision,
-            false_positive_count=len(wrong),
-            false_positive_delta_ap=analysis.delta_ap_without(wrong),
+            false_positive_count=len(false_positives),
+            false_positive_delta_ap=analysis.delta_ap_without(false_positives),
             error_counts=analysis.counts(),
             delta_ap_by_type=analysis.delta_ap.by_type,
             classes=tuple(analysis.classes[label] for label in sorted(analysis.classes)),
@@ -135,18 +135,19 @@ class ReportSummary:
         )
 
     def headline(self) -> list[str]:
-        """The audit in sentences, the most important first."""
+        """Summarize the audit in sentences, the most important first."""
         explained = [case for case in self.cases if case.is_false_positive and case.evidence_shares is not None]
-        lines = [self._cost()]
+        lines = [self._false_positives()]
         if explained:
             outside = sum(rests_outside(case) for case in explained)
-            lines.append(f"{_share(outside, len(explained))} on something outside the box.")
+            verb = "has most of its" if outside == 1 else "have most of their"
+            lines.append(f"{outside} of {len(explained)} explained false positives {verb} evidence outside the box.")
         background = [case for case in explained if case.background_type is not None]
-        unlabelled = sum(case.background_type == "missing annotation" for case in background)
-        if unlabelled:
+        unannotated = sum(case.background_type == "missing annotation" for case in background)
+        if unannotated:
             lines.append(
-                f"{unlabelled} of {len(background)} detections of nothing may be objects that nobody labelled: look at "
-                "them before you call them wrong."
+                f"{unannotated} of {len(background)} explained background errors may be missing annotations: check "
+                "them before you count them as errors."
             )
         tested = [case for case in self.cases if case.verdict != "not tested"]
         if tested:
@@ -156,21 +157,21 @@ class ReportSummary:
             )
         return lines
 
-    def _cost(self) -> str:
+    def _false_positives(self) -> str:
         if not self.false_positive_count:
             return "No false positives."
         plural = self.false_positive_count != 1
         count = f"{self.false_positive_count} false positive{'s' if plural else ''}"
-        least = self.settings.get("score_threshold")
-        sure = sum(case.is_false_positive and case.score >= least for case in self.cases) if least else 0
-        if least and sure < self.false_positive_count:
-            count += f", {sure} of them at a score of {least:g} or more,"
+        threshold = self.settings.get("score_threshold")
+        above = sum(case.is_false_positive and case.score >= threshold for case in self.cases) if threshold else 0
+        if threshold and above < self.false_positive_count:
+            count += f", {above} of them with a score of at least {threshold:g},"
         if not math.isfinite(self.false_positive_delta_ap):
-            return f"{count.rstrip(',')}, and no objects to find: average precision is not defined."
-        return f"{count} cost{'' if plural else 's'} {_ap(self.false_positive_delta_ap)} AP."
+            return f"{count.rstrip(',')}. Average precision is undefined, because there are no ground-truth objects."
+        return f"{count} reduce{'' if plural else 's'} average precision by {_ap(self.false_positive_delta_ap)}."
 
     def to_json(self) -> dict[str, Any]:
-        """The summary for ``audit.json``, without the cases' and images' files."""
+        """Convert to the content of ``audit.json``, without the files of cases and images."""
         return {
             "schema": SCHEMA,
             "version": VERSION,
@@ -202,13 +203,3 @@ def _ap(value: float) -> str:
     if value >= 0.01:
         return f"{value:.2f}"
     return f"{value:.3f}" if value >= 0.001 else "less than 0.001"
-
-
-def _share(part: int, whole: int) -> str:
-    if not part:
-        return "None of the explained ones rests"
-    if part == whole:
-        return "All of the explained ones rest" if whole > 1 else "The one that was explained rests"
-    # Rounding must not make all or nothing of what is neither.
-    percent = min(max(round(100 * part / whole), 1), 99)
-    return f"{percent} % of the explained ones rest"

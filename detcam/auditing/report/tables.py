@@ -1,4 +1,4 @@
-"""The false positives for other programs: a table for spreadsheets, and a COCO file for labelling tools."""
+"""The false positives as a CSV table for spreadsheets and as a COCO file for annotation tools."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ COLUMNS = (
 
 
 def false_positives_csv(summary: ReportSummary) -> bytes:
-    """One line per false positive, the costliest first: UTF-8 with a mark that spreadsheets know, comma-separated.
+    """Convert the false positives to CSV, sorted by delta AP.
 
-    Texts that a spreadsheet would take for a formula begin with an apostrophe.
+    The encoding is UTF-8 with a byte order mark, which spreadsheets recognize. Texts that a spreadsheet would evaluate
+    as a formula start with an apostrophe.
     """
     stream = io.StringIO(newline="")
     table = csv.writer(stream, lineterminator="\r\n")
     table.writerow(COLUMNS)
-    for case in costliest_first(summary.cases):
+    for case in sort_false_positives(summary.cases):
         table.writerow([_cell(value) for value in _row(case)])
     return stream.getvalue().encode("utf-8-sig", "backslashreplace")
 
@@ -49,24 +50,24 @@ def _cell(value: Any) -> Any:
     return "" if value is None else value
 
 
-def costliest_first(cases: Sequence[AuditCase]) -> list[AuditCase]:
-    """The false positives among the cases, by what each costs, then by score."""
+def sort_false_positives(cases: Sequence[AuditCase]) -> list[AuditCase]:
+    """Return the false positives, sorted by delta AP, then by score."""
     return sorted((case for case in cases if case.is_false_positive), key=lambda case: (-case.delta_ap, -case.score))
 
 
 def false_positives_coco(summary: ReportSummary) -> dict[str, Any]:
-    """The false positives as COCO annotations with scores, and with what was found out as attributes.
+    """Convert the false positives to COCO annotations with scores, and with results of the audit as attributes.
 
-    Images keep their ids where all are whole numbers, and are numbered from 1 otherwise. Categories keep the ids of
-    the annotation file where it has all of them, and take the model's class indices otherwise.
+    Images keep their ids if all are integers, and are numbered from 1 otherwise. Categories keep the ids of the
+    annotation file if it has all of them, and get the model's class indices otherwise.
     """
-    wrong = [case for case in summary.cases if case.is_false_positive]
-    images = {case.image_id: case for case in wrong}
-    whole = all(isinstance(image_id, int) for image_id in images)
-    image_ids = {image_id: image_id if whole else at for at, image_id in enumerate(images, 1)}
-    names = {item.label: item.name for item in summary.classes} | {case.label: case.name for case in wrong}
-    known = names.keys() <= summary.category_ids.keys()
-    category_ids: Mapping[int, int] = summary.category_ids if known else {label: label for label in names}
+    false_positives = [case for case in summary.cases if case.is_false_positive]
+    images = {case.image_id: case for case in false_positives}
+    has_integer_ids = all(isinstance(image_id, int) for image_id in images)
+    image_ids = {image_id: image_id if has_integer_ids else number for number, image_id in enumerate(images, 1)}
+    names = {item.label: item.name for item in summary.classes} | {case.label: case.name for case in false_positives}
+    has_categories = names.keys() <= summary.category_ids.keys()
+    category_ids: Mapping[int, int] = summary.category_ids if has_categories else {label: label for label in names}
     return {
         "info": {"description": f"False positives of {summary.model} on {summary.annotations}", "version": "1"},
         "licenses": [],
@@ -85,7 +86,7 @@ def false_positives_coco(summary: ReportSummary) -> dict[str, Any]:
         ],
         "annotations": [
             _annotation(number, case, image_ids[case.image_id], category_ids[case.label])
-            for number, case in enumerate(wrong, 1)
+            for number, case in enumerate(false_positives, 1)
         ],
     }
 

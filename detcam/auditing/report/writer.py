@@ -1,6 +1,6 @@
-"""Write a report while the audit runs: images and cases one by one, the page and the tables at the end.
+"""Writes a report while the audit runs: images and cases one at a time, the page and the tables at the end.
 
-What an interrupted run wrote stays and is used; every file is written under another name and renamed.
+Files of an interrupted run are kept and reused. Every file is written under a temporary name and renamed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 
 from detcam.auditing.case import AuditCase, CaseMaps
 from detcam.auditing.report import images, layout
-from detcam.auditing.report.page import page
+from detcam.auditing.report.page import render_page
 from detcam.auditing.report.summary import ReportSummary
 from detcam.auditing.report.tables import false_positives_coco, false_positives_csv
 from detcam.data.ground_truth import GroundTruth
@@ -28,35 +28,35 @@ class ReportWriter:
     """Writes an audit's report into a folder.
 
     Args:
-        out: made where it is absent; what an interrupted run wrote is used again.
+        out: Folder of the report. It is created if needed; files of an interrupted run are reused.
 
     Attributes:
-        out: the folder.
+        out: Folder of the report.
     """
 
     def __init__(self, out: str | Path) -> None:
         self.out = Path(out)
         for folder in (self.out, self.out / layout.IMAGES, self.out / layout.CASES):
             folder.mkdir(parents=True, exist_ok=True)
-            for left_over in folder.iterdir():  # of a run that was killed
-                if TEMPORARY.fullmatch(left_over.name):
-                    left_over.unlink(missing_ok=True)
+            for file in folder.iterdir():  # of a run that was killed
+                if TEMPORARY.fullmatch(file.name):
+                    file.unlink(missing_ok=True)
 
     def image(self, image_id: int | str, file_name: str, image: ImageArray, truths: GroundTruth) -> Path:
-        """Write an image, unless it is there already, and what is truly in it.
+        """Write an image, unless it exists, and its ground truth.
 
         Args:
-            image_id: as the annotation file has it.
-            file_name: as the annotation file has it.
+            image_id: Id of the image in the annotation file.
+            file_name: Name of the image in the annotation file.
             image: (H, W, 3) uint8 RGB.
-            truths: its true objects.
+            truths: Ground truth of the image.
 
         Returns:
-            The image's path.
+            Path of the image.
 
         Raises:
-            TypeError: not an array of uint8.
-            ValueError: not of the size of the true objects' image.
+            TypeError: The image is not a uint8 array.
+            ValueError: The image does not have the size of the ground truth's image.
         """
         _check_image(image, truths.image_size_hw)
         stem = layout.image_stem(image_id, file_name)
@@ -67,19 +67,19 @@ class ReportWriter:
         return path
 
     def case(self, case: AuditCase, image: ImageArray, maps: CaseMaps | None) -> None:
-        """Write a case's thumbnail and, where it was explained, its maps.
+        """Write the thumbnail of a case and, if it is explained, its maps.
 
         Args:
-            case: of the report that `finish` will write.
+            case: A case of the report that `finish` writes.
             image: (H, W, 3) uint8 RGB.
-            maps: None where it was not explained.
+            maps: Heatmap and regions; None if the case is not explained.
 
         Raises:
-            TypeError: the image is not an array of uint8.
-            ValueError: sizes differ.
+            TypeError: The image or a map has the wrong type.
+            ValueError: The sizes differ.
         """
         _check_image(image, case.image_size_hw)
-        color = images.TRUE_COLOR if case.type == "missed" else images.BOX_COLOR
+        color = images.TRUTH_COLOR if case.type == "missed" else images.BOX_COLOR
         contents = {"thumbnail": images.thumbnail_jpeg(image, case.box_xyxy, maps, color)}
         if maps is not None:
             for kind, values in (("heatmap", maps.heatmap), ("evidence", maps.evidence), ("control", maps.control)):
@@ -99,10 +99,10 @@ class ReportWriter:
         """Write the JSON file, the tables and the page.
 
         Returns:
-            The page's path.
+            Path of the page.
 
         Raises:
-            ValueError: a file of an earlier run is damaged.
+            ValueError: A file of an earlier run is damaged.
         """
         audit = summary.to_json()
         audit["images"] = self._images(summary)
@@ -112,10 +112,10 @@ class ReportWriter:
         replace_file(self.out / layout.AUDIT, _json_bytes(audit))
         replace_file(self.out / layout.TABLE, false_positives_csv(summary))
         replace_file(self.out / layout.COCO, _json_bytes(false_positives_coco(summary)))
-        return replace_file(self.out / layout.INDEX, page(audit, self._outlines(summary, audit)))
+        return replace_file(self.out / layout.INDEX, render_page(audit, self._outlines(summary, audit)))
 
     def _images(self, summary: ReportSummary) -> list[dict[str, Any]]:
-        """The entries of the images that were written, in the order of their cases."""
+        """Return the entries of the written images, in the order of their cases."""
         entries = []
         for image_id, file_name in dict.fromkeys((case.image_id, case.file_name) for case in summary.cases):
             name = f"{layout.IMAGES}/{layout.image_stem(image_id, file_name)}.json"
@@ -127,26 +127,26 @@ class ReportWriter:
         return entries
 
     def _case_files(self, case: AuditCase) -> dict[str, str | None]:
-        """Its files by kind, as paths from the report's folder; maps only of a case that was explained."""
-        found: dict[str, str | None] = {}
+        """Return the files of a case by kind, relative to the report's folder; maps only if the case is explained."""
+        files: dict[str, str | None] = {}
         for kind in layout.CASE_FILES:
             path = self._case_file(case, kind)
-            there = (case.method or kind == "thumbnail") and path.exists()
-            found[kind] = f"{layout.CASES}/{path.name}" if there else None
-        return found
+            exists = (case.method or kind == "thumbnail") and path.exists()
+            files[kind] = f"{layout.CASES}/{path.name}" if exists else None
+        return files
 
     def _case_file(self, case: AuditCase, kind: str) -> Path:
         return self.out / layout.CASES / f"{layout.case_stem(case.id)}{layout.CASE_FILES[kind]}"
 
     def _outlines(self, summary: ReportSummary, audit: dict[str, Any]) -> dict[str, dict[str, str]]:
-        """SVG paths around evidence and control, by case id."""
-        found: dict[str, dict[str, str]] = {}
+        """Return SVG paths around evidence and control region, by case id."""
+        outlines: dict[str, dict[str, str]] = {}
         for case, entry in zip(summary.cases, audit["cases"], strict=True):
             for kind in ("evidence", "control"):
                 if entry["files"][kind]:
-                    path = images.outline(self.out / entry["files"][kind], case.image_size_hw)
-                    found.setdefault(case.id, {})[kind] = path
-        return found
+                    path = images.region_outline(self.out / entry["files"][kind], case.image_size_hw)
+                    outlines.setdefault(case.id, {})[kind] = path
+        return outlines
 
 
 def _describe_image(image_id: int | str, file_name: str, truths: GroundTruth) -> dict[str, Any]:
@@ -176,26 +176,30 @@ def _describe_image(image_id: int | str, file_name: str, truths: GroundTruth) ->
 
 
 def _json_bytes(content: Any) -> bytes:
-    # Half a surrogate pair, which file names can hold, becomes its JSON escape.
+    # File names can contain lone surrogates, which are written as JSON escapes.
     return json.dumps(content, ensure_ascii=False, indent=1, allow_nan=False).encode("utf-8", "backslashreplace")
 
 
 def _check_image(image: Any, size_hw: tuple[int, int]) -> None:
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
         kind = getattr(image, "dtype", type(image).__name__)
-        raise TypeError(f"expected an image as an array of uint8, got {kind}; detcam.data.images.load_image gives one")
+        raise TypeError(f"expected the image as a uint8 array, got {kind}; load it with detcam.data.images.load_image")
     if image.shape != (*size_hw, 3):
-        raise ValueError(f"expected an image of shape {(*size_hw, 3)}, got {image.shape}; is it another image?")
+        raise ValueError(
+            f"expected an image of shape {(*size_hw, 3)}, got {image.shape}; check that it is the same image"
+        )
 
 
 def _check_map(kind: str, values: Any, size_hw: tuple[int, int]) -> None:
     if values is None and kind == "control":
         return
-    wanted = np.uint8 if kind == "heatmap" else np.bool_
-    if not isinstance(values, np.ndarray) or values.dtype != wanted:
+    expected = np.uint8 if kind == "heatmap" else np.bool_
+    if not isinstance(values, np.ndarray) or values.dtype != expected:
         got = getattr(values, "dtype", type(values).__name__)
         raise TypeError(
-            f"expected {kind} as an array of {np.dtype(wanted)}, got {got}; see detcam.auditing.case.CaseMaps"
+            f"expected the {kind} as a {np.dtype(expected)} array, got {got}; see detcam.auditing.case.CaseMaps"
         )
     if values.shape != tuple(size_hw):
-        raise ValueError(f"expected {kind} of the image's size {tuple(size_hw)}, got {values.shape}; resize it first")
+        raise ValueError(
+            f"expected the {kind} in the size of the image, {tuple(size_hw)}, got {values.shape}; resize it"
+        )

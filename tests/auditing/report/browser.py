@@ -1,4 +1,4 @@
-"""A real browser for the page's tests, and what they ask it."""
+"""A headless browser for the tests of the page, and helper functions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome-stable", "google-chro
 
 @contextlib.contextmanager
 def browser() -> Iterator[Any]:
-    """A headless Chromium; the test skips where there is none."""
+    """Start headless Chromium; skip the test if it is not installed."""
     playwright = pytest.importorskip(
         "playwright.sync_api", reason="playwright is not installed (pip install playwright)"
     )
@@ -24,7 +24,7 @@ def browser() -> Iterator[Any]:
     if program is None:
         pytest.skip("no Chromium is installed (apt-get install chromium)")
     with playwright.sync_playwright() as running:
-        # Everything the browser opens was written by the test; in containers it has no sandbox of its own.
+        # The browser opens only files of the tests. Its sandbox does not work in containers.
         started = running.chromium.launch(executable_path=program, args=["--no-sandbox"])
         try:
             yield started
@@ -34,8 +34,8 @@ def browser() -> Iterator[Any]:
 
 @contextlib.contextmanager
 def opener(started: Any) -> Iterator[Open]:
-    """A function that opens a page from disk; at the end, nothing may have been complained of or asked of a network."""
-    complaints: list[str] = []
+    """Return a function that opens a page from disk. Errors, warnings and network requests fail the test."""
+    errors: list[str] = []
     contexts = []
 
     def look(index: Path, part: str = "", *, width: int = 1280, height: int = 900, dark: bool = False) -> Any:
@@ -44,11 +44,11 @@ def opener(started: Any) -> Iterator[Open]:
         page = contexts[-1].new_page()
         page.set_default_timeout(10_000)
         page.on(
-            "console", lambda message: complaints.append(message.text) if message.type in ("error", "warning") else None
+            "console", lambda message: errors.append(message.text) if message.type in ("error", "warning") else None
         )
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("requestfailed", lambda request: complaints.append(f"{request.url}: {request.failure}"))
-        page.on("request", lambda request: request.url.startswith(("file:", "data:")) or complaints.append(request.url))
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("requestfailed", lambda request: errors.append(f"{request.url}: {request.failure}"))
+        page.on("request", lambda request: request.url.startswith(("file:", "data:")) or errors.append(request.url))
         page.goto(index.as_uri() + part)
         return page
 
@@ -57,12 +57,12 @@ def opener(started: Any) -> Iterator[Open]:
     finally:
         for context in contexts:
             context.close()
-    # Loading that a move to the next case cuts short is no fault.
-    assert [text for text in complaints if "ERR_ABORTED" not in text] == []
+    # Moving to the next case can abort the loading of an image.
+    assert [text for text in errors if "ERR_ABORTED" not in text] == []
 
 
 def until(page: Any, condition: str) -> None:
-    """Wait for a condition in JavaScript: the page forbids what playwright's own waiting is made of."""
+    """Wait for a condition in JavaScript. The page's security policy blocks playwright's own wait_for_function."""
     for _ in range(100):
         if page.evaluate(condition):
             return
@@ -71,24 +71,24 @@ def until(page: Any, condition: str) -> None:
 
 
 def ids(page: Any) -> list[str]:
-    """The ids of all cases that the list shows, scrolled to its end."""
+    """Return the ids of all cases in the list, after scrolling to its end."""
     while True:
         before = page.locator(".case-card").count()
         page.evaluate("document.getElementById('end').scrollIntoView()")
         page.wait_for_timeout(60)
         if page.locator(".case-card").count() == before:
             break
-    found: list[str] = page.eval_on_selector_all(".case-card", "all => all.map(one => one.dataset.id)")
-    return found
+    case_ids: list[str] = page.eval_on_selector_all(".case-card", "all => all.map(node => node.dataset.id)")
+    return case_ids
 
 
 def shown_layers(page: Any) -> set[str]:
-    """The layers that are drawn over the image."""
-    drawn = "all => all.filter(one => one.style.display !== 'none').map(one => one.dataset.layer)"
-    return set(page.eval_on_selector_all("[data-layer]", drawn))
+    """Return the names of the visible layers."""
+    visible = "all => all.filter(node => node.style.display !== 'none').map(node => node.dataset.layer)"
+    return set(page.eval_on_selector_all("[data-layer]", visible))
 
 
 def overflow(page: Any) -> int:
-    """By how many pixels the page is wider than the window."""
-    wider: int = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
-    return wider
+    """Return by how many pixels the page is wider than the window."""
+    excess: int = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+    return excess

@@ -1,4 +1,4 @@
-"""An audit made up over harbour scenes: every type of error, maps for some, and names that nobody should trust."""
+"""A sample audit of harbour scenes: every error type, explained and unexplained cases, and names with markup."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ from detcam.synthetic.harbour import DEMO_NAMES, HarbourScene, draw_scene
 NAMES = dict(enumerate(DEMO_NAMES))
 HOSTILE = '</script><script>window.hacked = 1</script><img src=x onerror="window.hacked=1"> \'ü→中 & "quoted"'
 REASONS: dict[Verdict, str] = {
-    "confirmed": "gone without the evidence with both fills, there with both controls",
-    "unconfirmed": "gone without the evidence, and also with a random control",
+    "confirmed": "absent without the evidence with both fills, present in both controls",
+    "unconfirmed": "absent without the evidence, and also in a random control",
     "not tested": "",
 }
 
 
 @dataclass(frozen=True)
-class ImageArray:
-    """One image of the audit, and its cases with their maps."""
+class SampleImage:
+    """An image of the audit, and its cases with their maps."""
 
     scene: HarbourScene
     truths: GroundTruth
@@ -67,7 +67,7 @@ def truths_of(scene: HarbourScene, image_id: int | str, file_name: str, names: d
 
 
 def blob(size_hw: tuple[int, int], box: Box, rng: np.random.Generator) -> np.ndarray:
-    """A heatmap that is warm around a box and a little elsewhere: (H, W) uint8 whose maximum is 255."""
+    """Return a heatmap with its maximum in a box and weaker blobs elsewhere: (H, W) uint8, maximum 255."""
     rows, columns = np.mgrid[: size_hw[0], : size_hw[1]] + 0.5
     left, top, right, bottom = box
     x, y = (columns - (left + right) / 2) / (right - left), (rows - (top + bottom) / 2) / (bottom - top)
@@ -80,12 +80,12 @@ def blob(size_hw: tuple[int, int], box: Box, rng: np.random.Generator) -> np.nda
 
 def make_images(
     seeds: Iterator[int] | range, *, names: dict[int, str] | None = None, hostile: bool = False
-) -> list[ImageArray]:
-    """Scenes with their cases; the same seeds give the same."""
+) -> list[SampleImage]:
+    """Return scenes with their cases, determined by the seeds."""
     return [_image(seed, names or NAMES, hostile) for seed in seeds]
 
 
-def _image(seed: int, names: dict[int, str], hostile: bool) -> ImageArray:
+def _image(seed: int, names: dict[int, str], hostile: bool) -> SampleImage:
     scene, rng = draw_scene(seed), np.random.default_rng(seed)
     file_name = f"{HOSTILE}/{seed}.png" if hostile else f"harbour/Scene {seed:03d}.png"
     truths = truths_of(scene, seed, file_name, names)
@@ -97,7 +97,7 @@ def _image(seed: int, names: dict[int, str], hostile: bool) -> ImageArray:
         box: np.ndarray,
         cause: np.ndarray,
         truth: GroundTruthObject | None,
-        place: EvidenceLocation,
+        location: EvidenceLocation,
     ) -> None:
         number = len(found)
         case = AuditCase(
@@ -113,28 +113,28 @@ def _image(seed: int, names: dict[int, str], hostile: bool) -> ImageArray:
             is_false_positive=kind != "missed",
             ground_truth=truth,
             delta_ap=0.0 if kind == "missed" else round(float(rng.gamma(1, 0.004)), 6),
-            failure_stage="suppressed by another box" if kind == "missed" else "",
+            failure_stage="suppressed" if kind == "missed" else "",
         )
         explained = number % 4 != 3
         maps = _maps(scene, tuple(cause.tolist()), rng) if explained else None
-        found.append((_explained(case, maps, place, rng) if maps is not None else case, maps))
+        found.append((_explained(case, maps, location, rng) if maps is not None else case, maps))
 
     for ghost, box in scene.ghost_boxes_xyxy.items():
         add("background", 1, box, scene.object(ghost).box_xyxy, None, "scene" if seed % 3 else "ring")
-    for at, (box, label) in enumerate(zip(scene.boxes_xyxy, scene.labels.tolist(), strict=True)):
-        truth = GroundTruthObject(tuple(box.tolist()), label, names[label], 0.62, 100 + at)
+    for number, (box, label) in enumerate(zip(scene.boxes_xyxy, scene.labels.tolist(), strict=True)):
+        truth = GroundTruthObject(tuple(box.tolist()), label, names[label], 0.62, 100 + number)
         shift = 0.45 * (box[2] - box[0])
         moved = np.clip(box + np.float32([shift, 0, shift, 0]), 0, 256)
-        if (seed + at) % 3 == 0:
+        if (seed + number) % 3 == 0:
             add("localization", label, moved, box, replace(truth, iou=0.38), "ground truth")
-        elif (seed + at) % 3 == 1:
+        elif (seed + number) % 3 == 1:
             add("classification", 3 - label, box, box, truth, "ground truth")
         else:
             add("duplicate", label, box + 2, box, replace(truth, iou=0.9), "predicted box")
-    for at, thing in enumerate(scene.of_kind("anchored")):
-        truth = GroundTruthObject(tuple(thing.box_xyxy.tolist()), 1, names[1], 0.0, 200 + at)
-        add("missed", 1, thing.box_xyxy, thing.box_xyxy, truth, "same class")
-    return ImageArray(scene, truths, found)
+    for number, item in enumerate(scene.of_kind("anchored")):
+        truth = GroundTruthObject(tuple(item.box_xyxy.tolist()), 1, names[1], 0.0, 200 + number)
+        add("missed", 1, item.box_xyxy, item.box_xyxy, truth, "same class")
+    return SampleImage(scene, truths, found)
 
 
 def _maps(scene: HarbourScene, cause: Box, rng: np.random.Generator) -> CaseMaps:
@@ -143,18 +143,18 @@ def _maps(scene: HarbourScene, cause: Box, rng: np.random.Generator) -> CaseMaps
     return CaseMaps(heat, evidence, np.roll(evidence, (37, 90), axis=(0, 1)))
 
 
-def _explained(case: AuditCase, maps: CaseMaps, place: EvidenceLocation, rng: np.random.Generator) -> AuditCase:
+def _explained(case: AuditCase, maps: CaseMaps, location: EvidenceLocation, rng: np.random.Generator) -> AuditCase:
     verdict: Verdict = "confirmed" if rng.random() < 0.65 else "unconfirmed"
     rest = rng.dirichlet(np.ones(4)) * 0.4
     others: list[EvidenceLocation] = [
-        each for each in ("predicted box", "ground truth", "same class", "ring", "scene") if each != place
+        other for other in ("predicted box", "ground truth", "same class", "ring", "scene") if other != location
     ]
-    changes: list[tuple[Intervention, float]] = [
+    interventions: list[tuple[Intervention, float]] = [
         ("without evidence", 0.08), ("only evidence", 0.8), ("random control", 0.97), ("box control", 0.85),
     ]  # fmt: skip
     trials = tuple(
-        Trial(change, fill, round(case.score * part, 4), "vanished" if part < 0.3 else "unchanged")
-        for change, part in changes
+        Trial(intervention, fill, round(case.score * part, 4), "vanished" if part < 0.3 else "unchanged")
+        for intervention, part in interventions
         for fill in ("blur", "linear")
     )
     row, column = np.unravel_index(int(maps.heatmap.argmax()), maps.heatmap.shape)
@@ -162,15 +162,15 @@ def _explained(case: AuditCase, maps: CaseMaps, place: EvidenceLocation, rng: np
         case,
         question=f"why {case.name} here?",
         method="ReachCAM",
-        evidence_shares={place: 0.6, **dict(zip(others, rest.tolist(), strict=True))},
-        evidence_location=place,
+        evidence_shares={location: 0.6, **dict(zip(others, rest.tolist(), strict=True))},
+        evidence_location=location,
         evidence_fraction=float(maps.evidence.mean()),
         minimal_region_fraction=float(maps.evidence.mean()) if verdict == "confirmed" else None,
         peak_xy=(int(column), int(row)),
         trials=trials,
         verdict=verdict,
         reason=REASONS[verdict],
-        sentence=f"{case.name} that rests on the {place}; {verdict}: {REASONS[verdict]}",
+        sentence=f"{case.name} with evidence in the {location}; {verdict}: {REASONS[verdict]}",
         background_type=None
         if case.type != "background"
         else "context"
@@ -181,13 +181,13 @@ def _explained(case: AuditCase, maps: CaseMaps, place: EvidenceLocation, rng: np
     )
 
 
-def summary_of(found: list[ImageArray], **changed: object) -> ReportSummary:
-    """The summary of these images, with the cases grouped by type, class and place."""
+def summary_of(found: list[SampleImage], **changed: object) -> ReportSummary:
+    """Return a summary of the images, with the cases grouped by type, class and evidence location."""
     cases = [case for image in found for case, _ in image.cases]
     keys = Counter((case.type, case.label, case.evidence_location) for case in cases if case.method)
     groups = []
-    for number, ((kind, label, place), size) in enumerate(keys.most_common()):
-        inside = [case for case in cases if (case.type, case.label, case.evidence_location) == (kind, label, place)]
+    for number, ((kind, label, location), size) in enumerate(keys.most_common()):
+        inside = [case for case in cases if (case.type, case.label, case.evidence_location) == (kind, label, location)]
         confirmed = sum(case.verdict == "confirmed" for case in inside)
         groups.append(
             ErrorGroup(
@@ -195,12 +195,12 @@ def summary_of(found: list[ImageArray], **changed: object) -> ReportSummary:
                 type=kind,
                 label=label,
                 name=inside[0].name,
-                evidence_location=place,
+                evidence_location=location,
                 case_ids=tuple(case.id for case in inside),
                 delta_ap=round(sum(case.delta_ap for case in inside), 6),
                 confirmed_count=confirmed,
                 background_type=inside[0].background_type,
-                sentence=f"{size} x {inside[0].name} ({kind}), evidence: {place}; {confirmed} confirmed",
+                sentence=f"{size} x {inside[0].name} ({kind}), evidence: {location}; {confirmed} confirmed",
             )
         )
         cases = [replace(case, group=number) if case in inside else case for case in cases]
@@ -223,7 +223,7 @@ def summary_of(found: list[ImageArray], **changed: object) -> ReportSummary:
         "settings": {"method": "ReachCAM", "fills": ["blur", "linear"], "explained": 200},
         "groups": tuple(groups),
         "cases": tuple(cases),
-        "issues": DataIssues([DataIssue("image is missing", "no image file at images/12.png: left out", 12)]),
+        "issues": DataIssues([DataIssue("image is missing", "no image file at images/12.png; skipped", 12)]),
         "seconds": 812.4,
     }
     return ReportSummary(**{**values, **changed})  # type: ignore[arg-type]
@@ -237,8 +237,8 @@ def class_summary(label: int, name: str, cases: list[AuditCase]) -> ClassSummary
     return ClassSummary(label, name, 0.7, 40, 31, wrong, counts["missed"], errors)
 
 
-def write(out: Path, found: list[ImageArray], summary: ReportSummary | None = None) -> Path:
-    """Write the report as an audit does."""
+def write(out: Path, found: list[SampleImage], summary: ReportSummary | None = None) -> Path:
+    """Write the report in the same way as an audit."""
     summary = summary or summary_of(found)
     writer = ReportWriter(out)
     for image in found:

@@ -1,4 +1,4 @@
-"""audit.json: what the document says is what is written."""
+"""docs/audit-json.md agrees with the written audit.json."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield path, value
 
 
-def test_every_field_is_documented_and_every_documented_field_is_written(audit: dict[str, Any]) -> None:
+def test_documented_and_written_fields_are_the_same(audit: dict[str, Any]) -> None:
     written = {path for path, _ in leaves(audit)}
     # An object or list that may be null has a line of its own, beside those of what is in it.
     assert written <= documented().keys()
@@ -56,7 +56,7 @@ def test_every_field_is_documented_and_every_documented_field_is_written(audit: 
     assert documented().keys() - inner <= written
 
 
-def test_the_document_states_every_field_s_type(audit: dict[str, Any]) -> None:
+def test_documented_types_are_right(audit: dict[str, Any]) -> None:
     for path, value in leaves(audit):
         kinds = re.split(r", | or ", documented()[path])
         if "any" in kinds:
@@ -68,7 +68,7 @@ def test_the_document_states_every_field_s_type(audit: dict[str, Any]) -> None:
             assert not isinstance(value, bool) or kinds == ["boolean"], path
 
 
-def test_cases_come_back_from_the_file(audit: dict[str, Any]) -> None:
+def test_cases_round_trip_through_json(audit: dict[str, Any]) -> None:
     cases = summary_of(make_images(range(5))).cases
     for entry, case in zip(audit["cases"], cases, strict=True):
         again = AuditCase.from_json(entry)
@@ -81,7 +81,7 @@ def test_cases_come_back_from_the_file(audit: dict[str, Any]) -> None:
         assert again.box_xyxy == pytest.approx(case.box_xyxy, rel=1e-6)
 
 
-def test_what_is_not_a_number_becomes_null(tmp_path: Path) -> None:
+def test_nan_and_infinity_become_null(tmp_path: Path) -> None:
     found = make_images(range(1))
     summary = summary_of(
         found,
@@ -93,7 +93,7 @@ def test_what_is_not_a_number_becomes_null(tmp_path: Path) -> None:
     assert audit["settings"] == {"limit": None, "folder": "a", "count": 3, "part": 0.5}
 
 
-def test_a_summary_of_a_real_analysis(tmp_path: Path) -> None:
+def test_summary_of_an_error_analysis(tmp_path: Path) -> None:
     made = make_up(tmp_path, 3, detected=6)
     annotations: Annotations = made.annotations
     analysis = analyze_errors(made.detections, annotations)
@@ -114,7 +114,7 @@ def test_a_summary_of_a_real_analysis(tmp_path: Path) -> None:
     assert tuple(summary.issues) == tuple(annotations.issues)
 
 
-def test_the_headline_in_words() -> None:
+def test_headline() -> None:
     found = make_images(range(6))
     summary = summary_of(found)
     explained = [case for case in summary.cases if case.is_false_positive and case.evidence_shares]
@@ -128,50 +128,52 @@ def test_the_headline_in_words() -> None:
     tested = sum(case.verdict != "not tested" for case in summary.cases)
     kinds = [case.background_type for case in explained if case.background_type]
     assert summary.headline() == [
-        f"{summary.false_positive_count} false positives cost 0.14 AP.",
-        f"{round(100 * len(outside) / len(explained))} % of the explained ones rest on something outside the box.",
-        f"{kinds.count('missing annotation')} of {len(kinds)} detections of nothing may be objects that nobody "
-        "labelled: look at them before you call them wrong.",
+        f"{summary.false_positive_count} false positives reduce average precision by 0.14.",
+        f"{len(outside)} of {len(explained)} explained false positives have most of their evidence outside the box.",
+        f"{kinds.count('missing annotation')} of {len(kinds)} explained background errors may be missing annotations: "
+        "check them before you count them as errors.",
         f"{confirmed} of {tested} tested explanations are confirmed.",
     ]
 
 
-def test_the_headline_s_corners() -> None:
+def test_headline_edge_cases() -> None:
     found = make_images(range(1))
     first = next(case for case, maps in found[0].cases if maps is not None and case.is_false_positive)
-    for ap, words in ((0.5, "costs 0.50 AP."), (0.0042, "costs 0.004 AP."), (0.0001, "costs less than 0.001 AP.")):
+    for ap, words in ((0.5, "0.50"), (0.0042, "0.004"), (0.0001, "less than 0.001")):
         one = summary_of(found, cases=(first,), groups=(), false_positive_count=1, false_positive_delta_ap=ap)
-        assert one.headline()[0] == f"1 false positive {words}"
+        assert one.headline()[0] == f"1 false positive reduces average precision by {words}."
     inside = replace(first, evidence_shares={"predicted box": 0.7, "scene": 0.3})
     outside = replace(first, evidence_shares={"predicted box": 0.5, "ring": 0.3, "scene": 0.2}, id="other")
     assert not rests_outside(inside) and rests_outside(outside)
     lines = (
-        ((inside,), "None of the explained ones rests"),
-        ((outside,), "The one that was explained rests"),
-        ((outside, replace(outside, id="third")), "All of the explained ones rest"),
-        ((inside, outside), "50 % of the explained ones rest"),
+        ((inside,), "0 of 1 explained false positives have most of their"),
+        ((outside,), "1 of 1 explained false positives has most of its"),
+        ((outside, replace(outside, id="third")), "2 of 2 explained false positives have most of their"),
+        ((inside, outside), "1 of 2 explained false positives has most of its"),
     )
     for cases, words in lines:
         summary = summary_of(found, cases=cases, groups=())
-        assert summary.headline()[1] == f"{words} on something outside the box."
+        assert summary.headline()[1] == f"{words} evidence outside the box."
     none = summary_of(found, cases=(), groups=(), false_positive_count=0, false_positive_delta_ap=0.0)
     assert none.headline() == ["No false positives."]
     undefined = summary_of(found, cases=(), groups=(), false_positive_count=2, false_positive_delta_ap=float("nan"))
-    assert undefined.headline() == ["2 false positives, and no objects to find: average precision is not defined."]
+    assert undefined.headline() == [
+        "2 false positives. Average precision is undefined, because there are no ground-truth objects."
+    ]
 
 
-def test_a_percentage_never_rounds_to_none_or_all() -> None:
+def test_headline_counts_are_exact() -> None:
     found = make_images(range(1))
     first = next(case for case, maps in found[0].cases if maps is not None and case.is_false_positive)
     inside = [replace(first, id=f"case-{i}", evidence_shares={"ground truth": 1.0}) for i in range(300)]
     summary = summary_of(found, cases=(*inside, replace(first, id="x", evidence_shares={"scene": 1.0})), groups=())
-    assert summary.headline()[1].startswith("1 % of")
+    assert summary.headline()[1].startswith("1 of 301 ")
 
 
-def test_cases_that_cannot_be_told_apart_are_refused() -> None:
+def test_inconsistent_cases_and_groups_raise() -> None:
     found = make_images(range(1))
     summary = summary_of(found)
     with pytest.raises(ValueError, match="unique"):
         replace(summary, cases=(*summary.cases, summary.cases[0]))
-    with pytest.raises(ValueError, match="none of the audit's cases"):
+    with pytest.raises(ValueError, match="not a case of the audit"):
         replace(summary, cases=())

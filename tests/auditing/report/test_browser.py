@@ -1,4 +1,4 @@
-"""The page in a real browser, opened from disk."""
+"""The page in a browser, opened from disk."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from detcam.auditing.case import AuditCase
 from detcam.auditing.report import ReportSummary
 from detcam.visualize.overlay import overlay_heatmap
 from tests.auditing.report.browser import Open, browser, ids, opener, shown_layers, until
-from tests.auditing.report.made_up import HOSTILE, ImageArray, make_images, summary_of, write
+from tests.auditing.report.made_up import HOSTILE, SampleImage, make_images, summary_of, write
 
 
 @pytest.fixture(scope="module")
@@ -32,17 +32,17 @@ def look(chromium: Any) -> Iterator[Open]:
 
 
 @pytest.fixture(scope="module")
-def found() -> list[ImageArray]:
+def found() -> list[SampleImage]:
     return make_images(range(16))
 
 
 @pytest.fixture(scope="module")
-def summary(found: list[ImageArray]) -> ReportSummary:
+def summary(found: list[SampleImage]) -> ReportSummary:
     return summary_of(found)
 
 
 @pytest.fixture(scope="module")
-def index(found: list[ImageArray], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def index(found: list[SampleImage], tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(tmp_path_factory.mktemp("report"), found)
 
 
@@ -52,7 +52,7 @@ def explained(summary: ReportSummary) -> AuditCase:
     )
 
 
-def test_the_page_tells_what_was_found(look: Open, index: Path, summary: ReportSummary) -> None:
+def test_overview_shows_the_results(look: Open, index: Path, summary: ReportSummary) -> None:
     page = look(index)
     assert page.inner_text("h1") == summary.headline()[0]
     assert page.inner_text("#headline .lead") == " ".join(summary.headline()[1:])
@@ -68,24 +68,24 @@ def test_the_page_tells_what_was_found(look: Open, index: Path, summary: ReportS
     }
     most = max(summary.delta_ap_by_type.values())
     widths = rows.locator(".filled").evaluate_all(
-        "all => all.map(one => one.getBoundingClientRect().width / one.parentNode.getBoundingClientRect().width)"
+        "all => all.map(node => node.getBoundingClientRect().width / node.parentNode.getBoundingClientRect().width)"
     )
     assert widths == pytest.approx([value / most for value in summary.delta_ap_by_type.values()], abs=0.01)
-    readings = page.locator(".group .reading").all_inner_texts()
+    sentences = page.locator(".group .sentence").all_inner_texts()
     assert (
-        readings == [g.sentence for g in sorted(summary.groups, key=lambda g: -g.delta_ap)][: len(readings)]
-        and readings
+        sentences == [g.sentence for g in sorted(summary.groups, key=lambda g: -g.delta_ap)][: len(sentences)]
+        and sentences
     )
-    assert "Settings" in page.inner_text("#about") and "1 issue" in page.inner_text("#about")
-    until(page, "[...document.querySelectorAll('.group img')].slice(0, 6).every(one => one.naturalWidth > 300)")
+    assert "Settings" in page.inner_text("#about") and "1 data issue" in page.inner_text("#about")
+    until(page, "[...document.querySelectorAll('.group img')].slice(0, 6).every(node => node.naturalWidth > 300)")
 
 
-def test_stacked_bars_are_as_long_as_the_counts(look: Open, index: Path, summary: ReportSummary) -> None:
+def test_stacked_bars_are_proportional_to_the_counts(look: Open, index: Path, summary: ReportSummary) -> None:
     page = look(index)
     boat = next(item for item in summary.classes if item.name == "boat")
     bar = page.locator("#charts .card:nth-child(2) tbody tr", has_text="boat").locator(".filled")
     pieces = bar.locator(".piece").evaluate_all(
-        "all => all.map(one => [one.className.split(' ')[1], one.getBoundingClientRect().width])"
+        "all => all.map(node => [node.className.split(' ')[1], node.getBoundingClientRect().width])"
     )
     total = sum(boat.errors.values())
     width = sum(width for _, width in pieces)
@@ -122,18 +122,18 @@ def test_filters_and_orders(look: Open, index: Path, summary: ReportSummary) -> 
     expect([case.id for case in cases if "Scene 00" in case.file_name])
     page.select_option("#by-order", "score")
     assert ids(page) == [case.id for case in sorted(cases, key=lambda case: -case.score)]
-    page.select_option("#by-order", "AP lost")
+    page.select_option("#by-order", "delta AP")
     assert ids(page) == [case.id for case in sorted(cases, key=lambda case: (-case.delta_ap, -case.score))]
     page.select_option("#by-order", "file name")
     names = [next(c.file_name for c in cases if c.id == each) for each in ids(page)]
     assert names == sorted(names)
     page.fill("#by-text", "nothing like it")
-    assert page.inner_text("#count") == "No case fits these filters." and not ids(page)
+    assert page.inner_text("#count") == "No case matches these filters." and not ids(page)
 
 
 @pytest.mark.parametrize("count", [2, 16])
-def test_no_value_of_the_program_shows_as_text(look: Open, tmp_path: Path, count: int) -> None:
-    """Few groups or many, what is absent is not written as "false", "null" or "undefined"."""
+def test_missing_values_are_not_shown(look: Open, tmp_path: Path, count: int) -> None:
+    """The text contains no "false", "null" or "undefined"."""
     some = make_images(range(count))
     page = look(write(tmp_path, some))
     whole = page.inner_text("body")
@@ -154,7 +154,7 @@ def test_charts_and_groups_filter_the_list(look: Open, index: Path, summary: Rep
     assert page.evaluate("decodeURIComponent(location.hash)") == f"#case={first.case_ids[1]}"
 
 
-def test_a_case_shows_everything_that_is_known(look: Open, index: Path, summary: ReportSummary) -> None:
+def test_case_view_shows_all_fields(look: Open, index: Path, summary: ReportSummary) -> None:
     case = explained(summary)
     page = look(index, f"#case={case.id}")
     text = page.inner_text("#case")
@@ -173,8 +173,8 @@ def test_a_case_shows_everything_that_is_known(look: Open, index: Path, summary:
     assert [(r[0].strip(), r[1].strip(), r[2].strip(), r[4].strip()) for r in rows] == [
         (trial.intervention, trial.fill, f"{trial.score:.3f}", trial.outcome) for trial in case.trials
     ]
-    pieces = page.locator(".findings section:has-text('Where the evidence lies') .piece")
-    widths = pieces.evaluate_all("all => all.map(one => one.getBoundingClientRect().width)")
+    pieces = page.locator(".findings section:has-text('Evidence location') .piece")
+    widths = pieces.evaluate_all("all => all.map(node => node.getBoundingClientRect().width)")
     assert [w / sum(widths) for w in widths] == pytest.approx(
         [case.evidence_shares[place] for place in ("predicted box", "ground truth", "same class", "ring", "scene")],
         abs=0.01,
@@ -185,8 +185,8 @@ def test_a_case_shows_everything_that_is_known(look: Open, index: Path, summary:
     assert placed == pytest.approx([left, top, right - left, bottom - top], rel=1e-5)
 
 
-def test_all_true_boxes_of_the_image_are_drawn(
-    look: Open, index: Path, found: list[ImageArray], summary: ReportSummary
+def test_all_ground_truth_boxes_are_drawn(
+    look: Open, index: Path, found: list[SampleImage], summary: ReportSummary
 ) -> None:
     case = explained(summary)
     page = look(index, f"#case={case.id}")
@@ -195,18 +195,18 @@ def test_all_true_boxes_of_the_image_are_drawn(
     assert page.locator("[data-layer=truths] rect.concerned").count() == 1
 
 
-def test_lines_are_thin_and_hide_nothing(look: Open, index: Path, summary: ReportSummary) -> None:
+def test_lines_are_thin_and_unfilled(look: Open, index: Path, summary: ReportSummary) -> None:
     page = look(index, f"#case={explained(summary).id}")
     styles = page.eval_on_selector_all(
         "[data-layer] rect, [data-layer] path",
-        "all => all.map(one => getComputedStyle(one)).map(s => [s.fill, s.vectorEffect, parseFloat(s.strokeWidth)])",
+        "all => all.map(node => getComputedStyle(node)).map(s => [s.fill, s.vectorEffect, parseFloat(s.strokeWidth)])",
     )
     assert len(styles) > 6
     for fill, effect, width in styles:
         assert (fill, effect) == ("none", "non-scaling-stroke") and width <= 3
 
 
-def test_keys_switch_layers_and_zoom(look: Open, index: Path, summary: ReportSummary) -> None:
+def test_keys_toggle_layers_and_zoom(look: Open, index: Path, summary: ReportSummary) -> None:
     case = explained(summary)
     page = look(index, f"#case={case.id}")
     start = {"box", "truths", "heat", "evidence"}
@@ -219,17 +219,17 @@ def test_keys_switch_layers_and_zoom(look: Open, index: Path, summary: ReportSum
         assert shown_layers(page) == start
     page.click("label:has(#layer-heat)")
     assert shown_layers(page) == start - {"heat"}
-    view = [float(part) for part in page.get_attribute(".stage-image", "viewBox").split()]
+    view = [float(part) for part in page.get_attribute(".viewer-image", "viewBox").split()]
     assert view == [0, 0, 256, 192]
     page.keyboard.press("z")
-    x, y, width, height = (float(part) for part in page.get_attribute(".stage-image", "viewBox").split())
+    x, y, width, height = (float(part) for part in page.get_attribute(".viewer-image", "viewBox").split())
     left, top, right, bottom = case.box_xyxy
     assert x <= left and y <= top and x + width >= right and y + height >= bottom and width < 200
     assert width / height == pytest.approx(256 / 192)
 
 
-def test_the_heatmap_is_drawn_as_detcam_draws_overlays(
-    look: Open, index: Path, found: list[ImageArray], summary: ReportSummary
+def test_heatmap_looks_like_an_overlay(
+    look: Open, index: Path, found: list[SampleImage], summary: ReportSummary
 ) -> None:
     case = explained(summary)
     page = look(index, f"#case={case.id}")
@@ -242,7 +242,7 @@ def test_the_heatmap_is_drawn_as_detcam_draws_overlays(
 
     def error(alpha: float) -> float:
         page.wait_for_timeout(150)
-        shot = Image.open(io.BytesIO(page.locator(".stage-image").screenshot())).convert("RGB")
+        shot = Image.open(io.BytesIO(page.locator(".viewer-image").screenshot())).convert("RGB")
         small = np.asarray(shot.resize((256, 192), Image.Resampling.BOX)).astype(float)
         hot = heat > 0.3
         return float(np.abs(small - overlay_heatmap(image, heat, alpha=alpha))[hot].mean())
@@ -258,17 +258,17 @@ def test_the_heatmap_is_drawn_as_detcam_draws_overlays(
     assert error(0.0) < 6 < 15 < error(0.8)
 
 
-def test_the_opacity_slider_works_from_the_keyboard(look: Open, index: Path, summary: ReportSummary) -> None:
+def test_opacity_slider_works_from_the_keyboard(look: Open, index: Path, summary: ReportSummary) -> None:
     page = look(index, f"#case={explained(summary).id}")
     page.focus("#opacity")
     page.keyboard.press("ArrowLeft")
     page.keyboard.press("ArrowLeft")
-    assert float(page.eval_on_selector("[data-layer=heat]", "one => one.style.opacity")) == pytest.approx(0.7)
+    assert float(page.eval_on_selector("[data-layer=heat]", "node => node.style.opacity")) == pytest.approx(0.7)
     assert page.inner_text(".opacity output").split() == ["70", "%"]
     assert page.evaluate("location.hash").endswith(explained(summary).id), "arrows belong to the slider then"
 
 
-def test_going_through_the_cases(look: Open, index: Path, summary: ReportSummary) -> None:
+def test_navigation_between_cases(look: Open, index: Path, summary: ReportSummary) -> None:
     page = look(index)
     order = [case.id for case in sorted(summary.cases, key=lambda case: (-case.delta_ap, -case.score))]
 
@@ -277,10 +277,10 @@ def test_going_through_the_cases(look: Open, index: Path, summary: ReportSummary
 
     page.click(".case-card >> nth=1")
     assert at() == order[1] and page.inner_text(".steps .of") == f"2 of {len(order)}"
-    for press, place in (("j", 2), ("ArrowRight", 3), ("k", 2), ("ArrowLeft", 1)):
-        page.keyboard.press(press)
-        until(page, f"location.hash === '#case={order[place]}'")
-        until(page, f"document.querySelector('.steps .of').innerText === '{place + 1} of {len(order)}'")
+    for key, position in (("j", 2), ("ArrowRight", 3), ("k", 2), ("ArrowLeft", 1)):
+        page.keyboard.press(key)
+        until(page, f"location.hash === '#case={order[position]}'")
+        until(page, f"document.querySelector('.steps .of').innerText === '{position + 1} of {len(order)}'")
     page.click("text=Previous")
     page.wait_for_selector("text=Previous >> xpath=self::*[@aria-disabled='true']")
     assert at() == order[0]
@@ -288,7 +288,7 @@ def test_going_through_the_cases(look: Open, index: Path, summary: ReportSummary
     assert at() == order[0]
     page.keyboard.press("Escape")
     page.wait_for_selector("#overview:not([hidden])")
-    assert page.evaluate("document.activeElement.dataset.id") == order[0], "back where one was"
+    assert page.evaluate("document.activeElement.dataset.id") == order[0], "the opened card has the focus"
     page.keyboard.press("j")
     assert page.evaluate("document.activeElement.dataset.id") == order[1]
     page.keyboard.press("Enter")
@@ -298,7 +298,7 @@ def test_going_through_the_cases(look: Open, index: Path, summary: ReportSummary
     page.wait_for_selector("#overview:not([hidden])")
 
 
-def test_search_help_and_what_keys_leave_alone(look: Open, index: Path) -> None:
+def test_search_and_help_keys(look: Open, index: Path) -> None:
     page = look(index)
     page.keyboard.press("/")
     until(page, "document.activeElement.id === 'by-text'")
@@ -312,14 +312,14 @@ def test_search_help_and_what_keys_leave_alone(look: Open, index: Path) -> None:
     assert not page.locator("#help").is_visible()
 
 
-def test_a_link_to_a_case_that_is_not_there(look: Open, index: Path) -> None:
+def test_link_to_an_unknown_case(look: Open, index: Path) -> None:
     page = look(index, "#case=%3Cb%3Enobody%E0")
     assert "There is no case" in page.inner_text("#case")
     page.click("text=All cases")
     page.wait_for_selector("#overview:not([hidden])")
 
 
-def test_names_are_texts_in_the_browser_too(look: Open, tmp_path: Path) -> None:
+def test_names_are_shown_as_text(look: Open, tmp_path: Path) -> None:
     found = make_images(range(3), hostile=True, names={1: HOSTILE, 2: HOSTILE + "2"})
     known = summary_of(found, model=HOSTILE, settings={HOSTILE: HOSTILE}).cases
     wild = replace(known[0], id=HOSTILE, sentence=HOSTILE, question=HOSTILE, reason=HOSTILE)

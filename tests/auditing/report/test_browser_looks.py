@@ -1,4 +1,4 @@
-"""The page's looks and manners in a real browser: light and dark, narrow windows, thousands of cases, access."""
+"""Appearance and accessibility of the page: contrast, dark mode, narrow windows, thousands of cases."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ CONTRAST = """() => {
 
 
 @pytest.mark.parametrize("dark", [False, True])
-def test_all_text_can_be_read(look: Open, index: Path, dark: bool) -> None:
+def test_text_contrast(look: Open, index: Path, dark: bool) -> None:
     page = look(index, dark=dark)
     for _ in range(2):
         contrast = page.evaluate(CONTRAST)
@@ -61,7 +61,7 @@ def test_all_text_can_be_read(look: Open, index: Path, dark: bool) -> None:
         page.wait_for_selector("#case:not([hidden])")
 
 
-def test_dark_follows_the_system_and_the_switch(look: Open, index: Path) -> None:
+def test_dark_mode_follows_the_system_and_the_button(look: Open, index: Path) -> None:
     def ground(page: Any) -> int:
         color = page.evaluate("getComputedStyle(document.body).backgroundColor")
         return int(color.removeprefix("rgb(").split(",")[0])
@@ -79,17 +79,17 @@ def test_dark_follows_the_system_and_the_switch(look: Open, index: Path) -> None
 
 
 @pytest.mark.parametrize("width", [320, 375, 600, 900])
-def test_narrow_windows_need_no_sideways_scrolling(look: Open, index: Path, width: int) -> None:
+def test_narrow_windows_do_not_scroll_horizontally(look: Open, index: Path, width: int) -> None:
     page = look(index, width=width, height=780)
     assert overflow(page) == 0
     page.click(".case-card:has-text('confirmed') >> nth=0")
     page.wait_for_selector(".trials")
     assert overflow(page) == 0
-    image = page.locator(".stage-image").bounding_box()
+    image = page.locator(".viewer-image").bounding_box()
     assert image["width"] > 0.5 * width and image["x"] >= 0
 
 
-def test_long_names_need_none_either(look: Open, tmp_path: Path) -> None:
+def test_long_names_do_not_scroll_horizontally(look: Open, tmp_path: Path) -> None:
     found = make_images(range(2), names={1: "Donaudampfschifffahrtsgesellschaft" * 4, 2: HOSTILE}, hostile=True)
     page = look(write(tmp_path, found), width=375)
     assert overflow(page) == 0
@@ -98,12 +98,12 @@ def test_long_names_need_none_either(look: Open, tmp_path: Path) -> None:
     assert overflow(page) == 0
 
 
-def test_every_control_and_image_has_a_name(look: Open, index: Path) -> None:
+def test_controls_and_images_have_accessible_names(look: Open, index: Path) -> None:
     page = look(index)
     nameless = """() => [...document.querySelectorAll('button, a[href], select, input, [role], dialog')]
-      .filter(one => !(one.getAttribute('aria-label') || one.getAttribute('aria-labelledby') || one.textContent.trim()
-        || (one.labels && [...one.labels].some(label => label.textContent.trim())) || one.title))
-      .map(one => one.outerHTML.slice(0, 120))"""
+      .filter(node => !(node.getAttribute('aria-label') || node.getAttribute('aria-labelledby') || node.textContent.trim()
+        || (node.labels && [...node.labels].some(label => label.textContent.trim())) || node.title))
+      .map(node => node.outerHTML.slice(0, 120))"""
     doubled = (
         "() => [...document.querySelectorAll('[id]')].map(o => o.id).filter((id, at, all) => all.indexOf(id) !== at)"
     )
@@ -116,7 +116,7 @@ def test_every_control_and_image_has_a_name(look: Open, index: Path) -> None:
         page.wait_for_selector("#case:not([hidden])")
 
 
-def test_the_focus_can_be_seen(look: Open, index: Path) -> None:
+def test_focus_is_visible(look: Open, index: Path) -> None:
     page = look(index)
     for _ in range(6):
         page.keyboard.press("Tab")
@@ -126,7 +126,7 @@ def test_the_focus_can_be_seen(look: Open, index: Path) -> None:
         assert style == ["solid", 2]
 
 
-def test_thousands_of_cases_are_drawn_as_they_come_into_sight(look: Open, tmp_path: Path) -> None:
+def test_thousands_of_cases_are_rendered_lazily(look: Open, tmp_path: Path) -> None:
     found = make_images(range(2))
     few = summary_of(found).cases
     many = tuple(
@@ -162,5 +162,5 @@ def test_an_audit_without_errors(look: Open, tmp_path: Path) -> None:
         delta_ap_by_type=dict.fromkeys(zero, 0.0), average_precision=1.0,
     )  # fmt: skip
     page = look(write(tmp_path, [], empty))
-    assert page.inner_text("h1") == "No false positives." and page.inner_text("#count") == "No errors were found."
+    assert page.inner_text("h1") == "No false positives." and page.inner_text("#count") == "No errors."
     assert not page.locator("#groups").is_visible()

@@ -1,4 +1,4 @@
-"""The page as a file: one piece, nothing from outside, and no way for names to become markup."""
+"""The HTML file: self-contained, without external resources, and safe against names with markup."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.auditing.report.made_up import HOSTILE, make_images, summary_of, writ
 
 
 class Reader(HTMLParser):
-    """Every element with its attributes, and the texts of scripts and styles, as a browser takes them."""
+    """Collects elements with their attributes, and the texts of scripts and styles."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ def texts(value: Any) -> Iterator[str]:
         yield value
 
 
-def test_names_change_nothing_but_texts(plain: str, hostile: str) -> None:
+def test_names_change_only_texts(plain: str, hostile: str) -> None:
     first, second = Reader(plain), Reader(hostile)
     assert first.elements == second.elements
     assert first.texts["style"] == second.texts["style"] and first.texts["script"][1:] == second.texts["script"][1:]
@@ -77,14 +77,14 @@ def test_names_change_nothing_but_texts(plain: str, hostile: str) -> None:
     assert second.texts["title"] == [f"Audit of {HOSTILE}"]
 
 
-def test_json_in_a_script_holds_nothing_that_ends_or_opens_one() -> None:
+def test_script_json_has_no_markup_characters() -> None:
     value = {"a": HOSTILE, "b": "<!--<script>\u2028\u2029&amp;", "\udcff": ["ü", 1.5, None]}
     text = script_json(value)
     assert json.loads(text) == value
     assert text.isascii() and not set("<>&") & set(text)
 
 
-def test_the_page_needs_nothing_from_outside(plain: str) -> None:
+def test_page_has_no_external_resources(plain: str) -> None:
     reader = Reader(plain)
     for tag, attributes in reader.elements:
         assert tag not in ("iframe", "object", "embed", "base")
@@ -99,7 +99,7 @@ def test_the_page_needs_nothing_from_outside(plain: str) -> None:
         assert word not in script + style
 
 
-def test_the_page_forbids_all_scripts_and_styles_but_its_own(plain: str) -> None:
+def test_content_security_policy_allows_only_own_script_and_style(plain: str) -> None:
     reader = Reader(plain)
     policy = next(a["content"] for _, a in reader.elements if a.get("http-equiv") == "Content-Security-Policy")
     assert policy is not None and policy.startswith("default-src 'none';") and "unsafe" not in policy
@@ -108,7 +108,7 @@ def test_the_page_forbids_all_scripts_and_styles_but_its_own(plain: str) -> None
         assert f"{kind}-src 'sha256-{digest}'" in policy
 
 
-def test_the_page_s_heat_colours_are_those_of_overlays() -> None:
+def test_heat_colors_match_the_overlays() -> None:
     heat = np.rint(np.linspace(0, 255, 33))[None] / 255
     black = np.zeros((1, 33, 3), np.uint8)
     shown = overlay_heatmap(black, heat, alpha=1.0)[0]
@@ -116,7 +116,7 @@ def test_the_page_s_heat_colours_are_those_of_overlays() -> None:
     assert np.abs(shown - expected).max() <= 1
 
 
-def test_the_page_holds_every_case_and_only_what_is_known_of_it(tmp_path: Path) -> None:
+def test_page_data_contains_every_case_without_empty_fields(tmp_path: Path) -> None:
     found = make_images(range(3))
     summary = summary_of(found)
     data = json.loads(Reader(write(tmp_path, found).read_text("utf-8")).texts["script"][0])

@@ -1,4 +1,4 @@
-"""The table and the COCO file of the false positives."""
+"""The CSV table and the COCO file of the false positives."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from pycocotools.coco import COCO
 
 from detcam.auditing.report.tables import COLUMNS, false_positives_coco, false_positives_csv
 from detcam.data.annotations import Annotations
-from tests.auditing.report.made_up import HOSTILE, ImageArray, make_images, summary_of, write
+from tests.auditing.report.made_up import HOSTILE, SampleImage, make_images, summary_of, write
 
 
 @pytest.fixture(scope="module")
-def found() -> list[ImageArray]:
+def found() -> list[SampleImage]:
     return make_images(range(6))
 
 
@@ -26,7 +26,7 @@ def rows_of(content: bytes) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline="")))
 
 
-def test_the_table_has_one_line_per_false_positive_the_costliest_first(found: list[ImageArray]) -> None:
+def test_table_has_one_row_per_false_positive_sorted_by_delta_ap(found: list[SampleImage]) -> None:
     summary = summary_of(found)
     content = false_positives_csv(summary)
     assert content.startswith(b"\xef\xbb\xbfid,")
@@ -48,14 +48,14 @@ def test_the_table_has_one_line_per_false_positive_the_costliest_first(found: li
 
 
 @pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@x", "\t=1", "\r=1", "\n=1", '=HYPERLINK("a")'])
-def test_what_a_spreadsheet_would_execute_is_defused(found: list[ImageArray], text: str) -> None:
+def test_formulas_are_escaped(found: list[SampleImage], text: str) -> None:
     case = replace(found[0].cases[0][0], file_name=text, name=text, image_id=text, box_xyxy=(-3.5, 0.0, 4.0, 4.0))
     row = rows_of(false_positives_csv(summary_of(found, cases=(case,), groups=())))[0]
     assert row["file_name"] == row["class"] == row["image_id"] == "'" + text
     assert row["left"] == "-3.5", "numbers stay numbers"
 
 
-def test_texts_with_quotes_and_line_breaks_come_back(found: list[ImageArray]) -> None:
+def test_quotes_and_line_breaks_round_trip(found: list[SampleImage]) -> None:
     name = HOSTILE + ',;"\n'
     case = replace(found[0].cases[0][0], name=name)
     assert rows_of(false_positives_csv(summary_of(found, cases=(case,), groups=())))[0]["class"] == name
@@ -66,7 +66,7 @@ def load(path: Path) -> COCO:
         return COCO(str(path))
 
 
-def test_pycocotools_reads_the_false_positives(tmp_path: Path, found: list[ImageArray]) -> None:
+def test_pycocotools_reads_the_false_positives(tmp_path: Path, found: list[SampleImage]) -> None:
     summary = summary_of(found)
     coco = load(write(tmp_path, found, summary).parent / "false_positives.coco.json")
     wrong = [case for case in summary.cases if case.is_false_positive]
@@ -86,7 +86,7 @@ def test_pycocotools_reads_the_false_positives(tmp_path: Path, found: list[Image
         assert (attributes["type"], attributes["verdict"]) == (case.type, case.verdict)
 
 
-def test_detcam_reads_the_false_positives_as_annotations(tmp_path: Path, found: list[ImageArray]) -> None:
+def test_detcam_reads_the_false_positives_as_annotations(tmp_path: Path, found: list[SampleImage]) -> None:
     path = write(tmp_path / "report", found).parent / "false_positives.coco.json"
     from PIL import Image
 
@@ -101,7 +101,7 @@ def test_detcam_reads_the_false_positives_as_annotations(tmp_path: Path, found: 
     assert first == pytest.approx(wrong[0].box_xyxy, rel=1e-5)
 
 
-def test_ids_that_labelling_tools_refuse_are_replaced(found: list[ImageArray]) -> None:
+def test_non_integer_ids_are_replaced(found: list[SampleImage]) -> None:
     cases = tuple(replace(case, image_id=f"id {case.image_id}") for case in summary_of(found).cases)
     coco = false_positives_coco(summary_of(found, cases=cases, groups=(), category_ids={1: 11}))
     wrong = [case for case in cases if case.is_false_positive]
@@ -114,7 +114,7 @@ def test_ids_that_labelling_tools_refuse_are_replaced(found: list[ImageArray]) -
     assert {category["id"] for category in coco["categories"]} == {1, 2}
 
 
-def test_an_audit_without_errors_has_empty_tables(tmp_path: Path, found: list[ImageArray]) -> None:
+def test_an_audit_without_errors_has_empty_tables(tmp_path: Path, found: list[SampleImage]) -> None:
     out = write(tmp_path, [], summary_of(found, cases=(), groups=(), false_positive_count=0)).parent
     assert rows_of((out / "false_positives.csv").read_bytes()) == []
     coco = json.loads((out / "false_positives.coco.json").read_text("utf-8"))

@@ -1,4 +1,4 @@
-"""What the writer puts on disk: images, maps and thumbnails that are right, whole files, the same every time."""
+"""The files of a report: images, maps and thumbnails are right, complete and reproducible."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from PIL import Image
 from detcam.auditing.case import AuditCase, CaseMaps
 from detcam.auditing.report import ReportWriter, images, layout
 from detcam.synthetic.harbour import draw_scene
-from tests.auditing.report.made_up import HOSTILE, ImageArray, make_images, summary_of, write
+from tests.auditing.report.made_up import HOSTILE, SampleImage, make_images, summary_of, write
 
 
 @pytest.fixture(scope="module")
-def found() -> list[ImageArray]:
+def found() -> list[SampleImage]:
     return make_images(range(4))
 
 
@@ -27,7 +27,7 @@ def files_in(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def explained(found: list[ImageArray]) -> tuple[ImageArray, AuditCase, CaseMaps]:
+def explained(found: list[SampleImage]) -> tuple[SampleImage, AuditCase, CaseMaps]:
     for image in found:
         for case, maps in image.cases:
             if maps is not None and case.is_false_positive:
@@ -35,7 +35,7 @@ def explained(found: list[ImageArray]) -> tuple[ImageArray, AuditCase, CaseMaps]
     raise LookupError
 
 
-def test_files_that_the_audit_names_are_there_and_no_others(tmp_path: Path, found: list[ImageArray]) -> None:
+def test_files_are_those_named_in_audit_json(tmp_path: Path, found: list[SampleImage]) -> None:
     write(tmp_path, found)
     audit = json.loads((tmp_path / "audit.json").read_text("utf-8"))
     named = {path for case in audit["cases"] for path in case["files"].values() if path}
@@ -49,7 +49,7 @@ def test_files_that_the_audit_names_are_there_and_no_others(tmp_path: Path, foun
     assert {bool(case.method) for case in summary_of(found).cases} == {True, False}
 
 
-def test_maps_come_back_as_they_were(tmp_path: Path, found: list[ImageArray]) -> None:
+def test_maps_round_trip(tmp_path: Path, found: list[SampleImage]) -> None:
     pixels, case, maps = explained(found)
     ReportWriter(tmp_path).case(case, pixels.scene.image, maps)
     stored = {
@@ -61,7 +61,7 @@ def test_maps_come_back_as_they_were(tmp_path: Path, found: list[ImageArray]) ->
     assert maps.control is not None and np.array_equal(stored["control"], maps.control)
 
 
-def test_large_images_and_maps_are_made_smaller(tmp_path: Path, found: list[ImageArray]) -> None:
+def test_large_images_and_maps_are_downsized(tmp_path: Path, found: list[SampleImage]) -> None:
     image, case, _ = explained(found)
     height, width = 1000, 2400
     large = np.zeros((height, width, 3), np.uint8)
@@ -85,14 +85,14 @@ def test_large_images_and_maps_are_made_smaller(tmp_path: Path, found: list[Imag
     assert not (tmp_path / "cases" / f"{case.id}.control.png").exists()
 
 
-def test_a_second_run_over_the_folder_gives_the_same_files(tmp_path: Path, found: list[ImageArray]) -> None:
+def test_writing_twice_gives_the_same_files(tmp_path: Path, found: list[SampleImage]) -> None:
     write(tmp_path, found)
     before = files_in(tmp_path)
     write(tmp_path, found)
     assert files_in(tmp_path) == before
 
 
-def test_an_interrupted_run_goes_on(tmp_path: Path, found: list[ImageArray]) -> None:
+def test_an_interrupted_run_can_be_resumed(tmp_path: Path, found: list[SampleImage]) -> None:
     write(tmp_path / "whole", found)
     broken = tmp_path / "broken"
     writer = ReportWriter(broken)
@@ -113,7 +113,7 @@ def test_an_interrupted_run_goes_on(tmp_path: Path, found: list[ImageArray]) -> 
     assert got == files_in(tmp_path / "whole")
 
 
-def test_a_image_that_is_there_is_not_written_again(tmp_path: Path, found: list[ImageArray]) -> None:
+def test_existing_images_are_not_rewritten(tmp_path: Path, found: list[SampleImage]) -> None:
     truths, image = found[0].truths, found[0].scene.image
     writer = ReportWriter(tmp_path)
     path = writer.image(0, "a.png", image, truths)
@@ -122,7 +122,7 @@ def test_a_image_that_is_there_is_not_written_again(tmp_path: Path, found: list[
     assert path.read_bytes() == b"there"
 
 
-def test_a_case_that_is_no_longer_explained_loses_its_maps(tmp_path: Path, found: list[ImageArray]) -> None:
+def test_maps_of_an_unexplained_case_are_removed(tmp_path: Path, found: list[SampleImage]) -> None:
     image, case, maps = explained(found)
     writer = ReportWriter(tmp_path)
     writer.case(case, image.scene.image, maps)
@@ -130,7 +130,9 @@ def test_a_case_that_is_no_longer_explained_loses_its_maps(tmp_path: Path, found
     assert set(files_in(tmp_path)) == {f"cases/{case.id}.thumbnail.jpg"}
 
 
-def test_nobody_sees_half_a_file(tmp_path: Path, found: list[ImageArray], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_are_written_under_a_temporary_name(
+    tmp_path: Path, found: list[SampleImage], monkeypatch: pytest.MonkeyPatch
+) -> None:
     replaced: list[str] = []
     real = os.replace
 
@@ -145,7 +147,7 @@ def test_nobody_sees_half_a_file(tmp_path: Path, found: list[ImageArray], monkey
     assert set(replaced) == set(files_in(tmp_path))
 
 
-def test_names_of_the_data_set_never_become_paths(tmp_path: Path) -> None:
+def test_names_from_the_data_set_do_not_become_paths(tmp_path: Path) -> None:
     hostile = make_images(range(1), hostile=True)
     case, maps = hostile[0].cases[0]
     wild = replace(case, id="../../../x/<b>.Ü")
@@ -160,14 +162,14 @@ def test_names_of_the_data_set_never_become_paths(tmp_path: Path) -> None:
     assert layout.case_stem("image-A") != layout.case_stem("image-a") == "image-a"
 
 
-def test_names_that_are_no_unicode_are_written(tmp_path: Path) -> None:
+def test_names_with_lone_surrogates_are_written(tmp_path: Path) -> None:
     found = make_images(range(1))
     found[0].cases[:] = [(replace(case, file_name="bad\udcff.png"), maps) for case, maps in found[0].cases]
     write(tmp_path, found)
     assert json.loads((tmp_path / "audit.json").read_bytes())["cases"][0]["file_name"] == "bad\udcff.png"
 
 
-def test_the_outline_runs_along_the_region_s_edge(tmp_path: Path) -> None:
+def test_region_outline_follows_the_edge(tmp_path: Path) -> None:
     mask = np.zeros((60, 80), bool)
     mask[10:30, 20:50] = True
     mask[15:25, 30:40] = False
@@ -176,7 +178,7 @@ def test_the_outline_runs_along_the_region_s_edge(tmp_path: Path) -> None:
     path.write_bytes(images.mask_png(mask))
     rings = [
         np.array([[float(n) for n in point.split()] for point in part.split("L")])
-        for part in re.findall(r"M([^MZ]+)Z", images.outline(path, (120, 160)))
+        for part in re.findall(r"M([^MZ]+)Z", images.region_outline(path, (120, 160)))
     ]
     # In an image twice as large as the mask: the region, its hole, and the single pixel.
     expected = [(40, 20, 100, 60), (60, 30, 80, 50), (140, 100, 142, 102)]
@@ -186,13 +188,13 @@ def test_the_outline_runs_along_the_region_s_edge(tmp_path: Path) -> None:
         assert np.abs(np.array(ring) - box).max() <= 1
 
 
-def test_a_thumbnail_shows_box_heat_and_surroundings(tmp_path: Path) -> None:
+def test_thumbnail_shows_box_heatmap_and_surroundings(tmp_path: Path) -> None:
     image = np.full((300, 600, 3), 90, np.uint8)
     heatmap = np.zeros((300, 600), np.uint8)
     heatmap[140:160, 300:320] = 255
     maps = CaseMaps(heatmap, heatmap > 0, None)
     box = (200.0, 130.0, 240.0, 170.0)
-    left, top, right, bottom = images.window((300, 600), box, maps.evidence)
+    left, top, right, bottom = images.crop_window((300, 600), box, maps.evidence)
     assert left < 200 - 11 and right > 320 + 11 and top < 130 and bottom > 170
     assert abs((right - left) / (bottom - top) - 4 / 3) < 0.03
     path = tmp_path / "thumbnail.jpg"
@@ -208,42 +210,42 @@ def test_a_thumbnail_shows_box_heat_and_surroundings(tmp_path: Path) -> None:
     assert at(310, 150)[0] > 200 and at(310, 150)[0] - at(310, 150)[2] > 30, "heat, yellow"
     assert at(200, 150)[2] > 180 and at(200, 150)[2] - at(200, 150)[0] > 60, "the box's blue line"
     # Without maps the window is about the box alone; at the image's edge it moves inside.
-    near = images.window((300, 600), (0.0, 0.0, 30.0, 30.0), None)
+    near = images.crop_window((300, 600), (0.0, 0.0, 30.0, 30.0), None)
     assert near[:2] == (0, 0) and near[2] < 90
-    far = images.window((300, 600), (570.0, 270.0, 600.0, 300.0), None)
+    far = images.crop_window((300, 600), (570.0, 270.0, 600.0, 300.0), None)
     assert far == (600 - near[2], 300 - near[3], 600, 300)
-    assert images.window((40, 500), (100.0, 0.0, 400.0, 40.0), None)[1::2] == (0, 40)
+    assert images.crop_window((40, 500), (100.0, 0.0, 400.0, 40.0), None)[1::2] == (0, 40)
 
 
-def test_a_thumbnail_of_a_missed_object_has_the_colour_of_true_boxes(tmp_path: Path) -> None:
+def test_thumbnail_of_a_missed_object_uses_the_ground_truth_color(tmp_path: Path) -> None:
     scene = draw_scene(0)
     found = make_images(range(1))
     case = next(case for case, _ in found[0].cases if case.type == "missed")
     ReportWriter(tmp_path).case(case, scene.image, None)
-    expected = images.thumbnail_jpeg(scene.image, case.box_xyxy, None, images.TRUE_COLOR)
+    expected = images.thumbnail_jpeg(scene.image, case.box_xyxy, None, images.TRUTH_COLOR)
     assert (tmp_path / "cases" / f"{case.id}.thumbnail.jpg").read_bytes() == expected
     assert expected != images.thumbnail_jpeg(scene.image, case.box_xyxy, None)
 
 
-def test_wrong_images_and_maps_are_refused(tmp_path: Path, found: list[ImageArray]) -> None:
+def test_wrong_images_and_maps_raise(tmp_path: Path, found: list[SampleImage]) -> None:
     pixels, case, maps = explained(found)
     image, writer = pixels.scene.image, ReportWriter(tmp_path)
     with pytest.raises(TypeError, match="uint8"):
         writer.image(1, "a.png", image.astype(np.float32), pixels.truths)
-    with pytest.raises(ValueError, match="another image"):
+    with pytest.raises(ValueError, match="check that it is the same image"):
         writer.image(1, "a.png", image[:-1], pixels.truths)
-    with pytest.raises(ValueError, match="another image"):
+    with pytest.raises(ValueError, match="check that it is the same image"):
         writer.case(case, image[:, :-1], None)
-    with pytest.raises(TypeError, match="heatmap as an array of uint8"):
+    with pytest.raises(TypeError, match="heatmap as a uint8 array"):
         writer.case(case, image, replace(maps, heatmap=maps.heatmap / 255))
-    with pytest.raises(TypeError, match="evidence as an array of bool"):
+    with pytest.raises(TypeError, match="evidence as a bool array"):
         writer.case(case, image, replace(maps, evidence=maps.heatmap))
-    with pytest.raises(ValueError, match="control of the image's size"):
+    with pytest.raises(ValueError, match="control in the size of the image"):
         writer.case(case, image, replace(maps, control=np.zeros((3, 3), bool)))
     assert not files_in(tmp_path)
 
 
-def test_a_damaged_file_is_named(tmp_path: Path, found: list[ImageArray]) -> None:
+def test_damaged_files_are_named(tmp_path: Path, found: list[SampleImage]) -> None:
     write(tmp_path, found)
     damaged = next((tmp_path / "images").glob("*.json"))
     whole = damaged.read_bytes()
