@@ -1,21 +1,23 @@
-"""One adapter per model family, and `adapt`, which finds the right one."""
+"""Adapters: one per model family; `adapt` selects the adapter of a model."""
 
-from detcam.adapters.base import Adapter
+from detcam.adapters.base import Adapter, Batch, DetectorAdapter
 from detcam.adapters.custom_detector import CustomDetectorAdapter, detector
 from detcam.adapters.custom_segmenter import CustomSegmentationAdapter, segmenter
 from detcam.adapters.embedding import EmbeddingAdapter, embed, embedder
-from detcam.adapters.registry import FAMILIES, adapt, adapter_class
+from detcam.adapters.registry import ADAPTERS, adapt, register_adapter
 
 __all__ = [
-    "FAMILIES",
+    "ADAPTERS",
     "Adapter",
+    "Batch",
     "CustomDetectorAdapter",
     "CustomSegmentationAdapter",
+    "DetectorAdapter",
     "EmbeddingAdapter",
     "adapt",
-    "adapter_class",
     "detector",
     "embed",
     "embedder",
+    "register_adapter",
     "segmenter",
 ]

@@ -1,4 +1,4 @@
-"""The adapter protocol: what a model family must say about itself so that every method works on it."""
+"""The adapter protocol: how a model family prepares images, runs, and reports scores and detections."""
 
 from __future__ import annotations
 
@@ -7,19 +7,25 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, TypedDict
 
 import torch
 from torch import Tensor, nn
 
+from detcam.adapters.contract import check_class
+from detcam.adapters.target_layers import layer_name, resolve_layers
 from detcam.data.images import ImageLike, load_images
-from detcam.detections import Detections
+from detcam.detections import Detections, LabelsLike, NamesLike, as_names
 from detcam.geometry import Geometry
-from detcam.layers import infer_reshape
+from detcam.layers import LayersLike, infer_reshape
 from detcam.outputs import BaseTarget, DetectionTarget, DetectorOutput
 from detcam.outputs import Target as Target
 from detcam.targets import BoxTarget
 from detcam.trace import ReshapeTransform, guarded
+from detcam.utils.console import track
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 logger = logging.getLogger("detcam")
 
@@ -28,14 +34,19 @@ ModelLike: TypeAlias = "Adapter | nn.Module"
 
 Task = Literal["detection", "segmentation", "classification", "embedding"]
 
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+DEFAULT_BATCH_SIZE = 16
+"""Number of images per forward pass of `Adapter.predict`."""
+
 
 @dataclass(frozen=True)
 class Batch:
-    """What one forward pass takes.
+    """The input of one forward pass.
 
     Attributes:
-        inputs: (B, C, H, W) network input on the model's device; several inputs ride in `extra_inputs`.
-        geometries: B entries, where each original image lies on the input.
+        inputs: (B, C, H, W) network input on the model's device.
+        geometries: B entries, the position of each original image on the input.
         extra_inputs: further positional arguments of the model.
         model_kwargs: keyword arguments of the model.
     """
@@ -46,194 +57,281 @@ class Batch:
     model_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
 
+class AdapterOptions(TypedDict, total=False):
+    """Keyword arguments of every adapter; see `Adapter`."""
+
+    target_layers: LayersLike
+    reshape_transform: ReshapeTransform | None
+    names: NamesLike | None
+
+
 class Adapter(ABC):
-    """Normalises one model family: prepares images, runs the model, and says what its output means.
+    """Base class of all adapters: prepares images, runs one model family and interprets its output.
+
+    A subclass sets `family` and `task` and implements `supports`, `default_target_layers`, `prepare`, `outputs`,
+    `detections` and `targets_of`. These are checked when the class is created. A base class of further adapters is
+    declared with ``class MyBase(Adapter, abstract=True)``, which skips the check.
 
     Args:
-        model: the user's module; it is never changed.
-        target_layers: modules or dotted names; None takes the family's measured default.
+        model: the network; it is not changed.
+        target_layers: modules or dotted names; None takes the family's default.
         reshape_transform: from a layer's output to (B, C, h, w); None infers it.
-        names: class index to name; None takes what the model knows.
+        names: class index to name, or names in class order; None takes the names that the model stores.
 
     Attributes:
-        layers_given: whether somebody chose the target layers; a method with a default of its own then keeps them.
+        family: name of the model family, unique among adapters.
+        task: ``"detection"``, ``"segmentation"``, ``"classification"`` or ``"embedding"``.
+        model: the network.
+        target_layers: the modules whose activations are explained.
+        layer_names: their dotted names.
+        layers_given: whether the target layers were passed by the user. A method with its own default layers does not
+            replace them.
+        reshape_transform: the user's transform, or None where it is inferred for each input size (`reshape_for`).
+        names: class index to name; may be incomplete or empty.
+        mean: per channel, the mean that `prepare` subtracts from pixels in [0, 1]; None where inputs are not
+            normalised by the adapter or the normalisation is unknown. Used to display a batch given as a tensor.
+        std: per channel, the standard deviation that `prepare` divides by; None together with `mean`.
+        max_batch_size: maximum number of images per forward pass; None where the model takes any number.
+        fixed_options: arguments of the base class's constructor that the subclass sets itself and does not accept.
     """
 
     family: ClassVar[str]
     task: ClassVar[Task]
+    model: nn.Module
+    target_layers: list[nn.Module]
+    layer_names: list[str]
+    layers_given: bool
+    reshape_transform: ReshapeTransform | None
+    names: dict[int, str]
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    max_batch_size: int | None = None
+    fixed_options: ClassVar[frozenset[str]] = frozenset()
+
+    def __init_subclass__(cls, *, abstract: bool = False, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if not abstract:
+            check_class(cls)
 
     def __init__(
         self,
         model: nn.Module,
         *,
-        target_layers: Sequence[nn.Module | str] | nn.Module | str | None = None,
+        target_layers: LayersLike = None,
         reshape_transform: ReshapeTransform | None = None,
-        names: Mapping[int, str] | Sequence[str] | None = None,
+        names: NamesLike | None = None,
     ) -> None:
         self.model = model
         self.reshape_transform = reshape_transform
         self.layers_given = target_layers is not None
-        self.names: dict[int, str] = dict(self.default_names()) if names is None else as_names(names)
-        layers = self.default_target_layers() if target_layers is None else target_layers
-        self.target_layers: list[nn.Module] = resolve_layers(model, layers)
-        self.layer_names: list[str] = [layer_name(model, layer) for layer in self.target_layers]
+        self.names = as_names(self.default_names() if names is None else names)
+        self._set_layers(self.default_target_layers() if target_layers is None else target_layers)
         logger.info("%s explained by the %s adapter at %s", type(model).__name__, self.family, self.layer_names)
+
+    def _set_layers(self, layers: Sequence[nn.Module | str] | nn.Module | str) -> None:
+        self.target_layers = resolve_layers(self.model, layers)
+        self.layer_names = [layer_name(self.model, layer) for layer in self.target_layers]
 
     @classmethod
     @abstractmethod
     def supports(cls, model: Any) -> bool:
-        """Whether this adapter explains that model; must not import an optional package."""
+        """Return whether the adapter explains this model. Does not import optional packages.
+
+        Args:
+            model: the object given to `adapt`: a module, or a wrapper of another library.
+        """
 
     @abstractmethod
     def default_target_layers(self) -> Sequence[nn.Module | str]:
-        """The layers that explain this family best, by measurement."""
+        """Return the target layers for ``target_layers=None``."""
 
     def default_names(self) -> Mapping[int, str]:
-        """Class names that the model itself knows."""
+        """Return the class names that the model stores, by class index."""
         return {}
 
-    def with_layers(
-        self,
-        target_layers: Sequence[nn.Module | str] | nn.Module | str | None,
-        reshape_transform: ReshapeTransform | None,
-    ) -> Adapter:
-        """This adapter, or a copy of it that looks at other layers."""
+    def with_layers(self, target_layers: LayersLike, reshape_transform: ReshapeTransform | None) -> Self:
+        """Return a copy of the adapter with other target layers; the adapter itself if both arguments are None."""
         if target_layers is None and reshape_transform is None:
             return self
         changed = copy.copy(self)
         if target_layers is not None:
             changed.layers_given = True
-            changed.target_layers = resolve_layers(self.model, target_layers)
-            changed.layer_names = [layer_name(self.model, layer) for layer in changed.target_layers]
+            changed._set_layers(target_layers)
         changed.reshape_transform = reshape_transform or self.reshape_transform
         return changed
 
-    def without_layers(self) -> Adapter:
-        """A copy of this adapter that looks at no layer, for methods that change the image alone."""
+    def without_layers(self) -> Self:
+        """Return a copy without target layers, for methods that only change the image."""
         changed = copy.copy(self)
         changed.target_layers, changed.layer_names = [], []
         return changed
 
     def reshape_for(self, batch: Batch) -> ReshapeTransform:
-        """From a layer's output to (B, C, h, w): the user's own, or one inferred for this input size."""
+        """Return the transform from a layer's output to (B, C, h, w): the user's, or one inferred for this input."""
         return self.reshape_transform or infer_reshape(self.model, (batch.inputs.shape[-2], batch.inputs.shape[-1]))
 
     @property
     def device(self) -> torch.device:
-        """Where the model's parameters are."""
+        """The device of the model's parameters."""
         return next((p.device for p in self.model.parameters()), torch.device("cpu"))
 
     @property
     def dtype(self) -> torch.dtype:
-        """The floating dtype of the model's parameters."""
+        """The floating-point dtype of the model's parameters."""
         return next((p.dtype for p in self.model.parameters() if p.is_floating_point()), torch.float32)
 
     def group_key(self, image_size_hw: tuple[int, int]) -> Hashable:
-        """Images with equal keys may share a forward pass without changing one another's result."""
+        """Return a key for an image size. Images with equal keys may share a forward pass with unchanged results."""
         return image_size_hw
 
     @abstractmethod
     def prepare(self, images: Sequence[Tensor]) -> Batch:
-        """Images of one group (3, H, W) in [0, 1] to the network's input, geometry kept."""
+        """Turn images (3, H, W) in [0, 1] with equal `group_key` into the network's input."""
 
     def prepare_tensor(self, batch: Tensor) -> Batch:
-        """A (B, C, H, W) tensor given by the user: a network's ready input, unless the family says otherwise."""
+        """Turn the user's (B, C, H, W) tensor into the network's input; by default it is taken as it is."""
         inputs = batch.detach().to(self.device, self.dtype)
         return Batch(inputs, (Geometry.identity((inputs.shape[-2], inputs.shape[-1])),) * len(inputs))
 
-    @abstractmethod
     def forward(self, batch: Batch) -> Any:
-        """Run the model once; differentiable where autograd is on. Returns its raw output."""
+        """Run the model once, differentiable where autograd is on, and return its raw output of any type."""
+        return self.model(batch.inputs, *batch.extra_inputs, **batch.model_kwargs)
 
     @abstractmethod
     def outputs(self, raw: Any, batch: Batch) -> list[Any]:
-        """The raw output split by image: what a target is called with, B entries."""
+        """Split the raw output by image: B entries, each the argument of a target."""
 
     @abstractmethod
-    def default_targets(self, outputs: Sequence[Any], batch: Batch) -> tuple[list[Detections], list[list[Target]]]:
-        """What `targets=None` means: per image what the model found, and a target for each finding."""
+    def detections(self, outputs: Sequence[Any], batch: Batch) -> list[Detections]:
+        """Return the model's own result for each image, detached, best first."""
 
     @abstractmethod
     def targets_of(self, detections: Detections) -> list[Target]:
-        """A target for each of an image's findings."""
+        """Return one target for each detection of an image."""
+
+    def default_targets(self, outputs: Sequence[Any], batch: Batch) -> tuple[list[Detections], list[list[Target]]]:
+        """Return the detections of each image and their targets, for ``targets=None``."""
+        detections = self.detections(outputs, batch)
+        return detections, [self.targets_of(item) for item in detections]
+
+    def select(
+        self,
+        detections: Detections,
+        output: Any,
+        *,
+        score_threshold: float | None = None,
+        top_k: int | None = None,
+        labels: LabelsLike | None = None,
+    ) -> Detections:
+        """Select detections of one image by score and class, best first.
+
+        Args:
+            detections: the entry of `detections` for the image.
+            output: the entry of `outputs` for the image.
+            score_threshold: minimum score in [0, 1].
+            top_k: maximum number of detections.
+            labels: class names or indices.
+        """
+        return detections.filter(score_threshold=score_threshold, labels=labels, top_k=top_k)
 
     def score(self, outputs: Sequence[Any], targets: Sequence[Sequence[Target]]) -> list[list[Tensor]]:
-        """One differentiable scalar per target, per image."""
-        return [[target(output) for target in asked] for output, asked in zip(outputs, targets, strict=True)]
+        """Return one differentiable scalar per target, per image."""
+        return [[target(output) for target in row] for output, row in zip(outputs, targets, strict=True)]
 
     def predict(
         self,
         images: ImageLike | Sequence[ImageLike],
         *,
-        score_threshold: float = 0.0,
+        score_threshold: float | None = None,
         top_k: int | None = None,
-        labels: Sequence[int] | None = None,
-        batch_size: int = 16,
+        labels: LabelsLike | None = None,
+        batch_size: int | None = None,
+        progress: bool = False,
     ) -> list[Detections]:
-        """What the model finds, one `Detections` per image, best first.
+        """Run the model on images and return its detections.
 
         Args:
-            images: one image or a list of them; sizes are free.
-            score_threshold: least score, in [0, 1], on top of the model's own threshold.
-            top_k: at most so many per image.
-            labels: class indices to keep.
-            batch_size: images per forward pass.
+            images: one image or a list of them, of any size.
+            score_threshold: minimum score in [0, 1], in addition to the model's own threshold; None keeps every
+                detection. A classifier reports every class with at least this score.
+            top_k: maximum number of detections per image; None keeps all. A classifier reports its top class unless
+                one of `score_threshold`, `top_k` and `labels` is given.
+            labels: class names or indices to keep; one of them or several. A classifier reports these classes whatever
+                their rank.
+            batch_size: number of images per forward pass; None takes 16.
+            progress: whether to show a progress bar on stderr.
+
+        Returns:
+            One `Detections` per image, best first.
+
+        Raises:
+            TypeError: an image has an unknown type.
+            ValueError: an image cannot be read, or the model has no such class.
+
+        Example:
+            >>> from torchvision.models import resnet18
+            >>> adapter = detcam.adapt(resnet18().eval(), image_size=64)
+            >>> (detections,) = adapter.predict(torch.rand(3, 48, 64), top_k=2)
+            >>> len(detections)
+            2
         """
         tensors = load_images(images)
-        found: dict[int, Detections] = {}
-        for group in self.groups(tensors, batch_size):
+        results: dict[int, Detections] = {}
+        groups = self.groups(tensors, DEFAULT_BATCH_SIZE if batch_size is None else batch_size)
+        for group in track(groups, "predicting", enabled=progress):
             with guarded(self.model, gradients=False):
                 batch = self.prepare([tensors[i] for i in group])
-                findings, _ = self.default_targets(self.outputs(self.forward(batch), batch), batch)
-            found.update(zip(group, findings, strict=True))
-        return [
-            found[i].filter(score_threshold=score_threshold, labels=labels, top_k=top_k) for i in range(len(tensors))
-        ]
+                outputs = self.outputs(self.forward(batch), batch)
+                detections = self.detections(outputs, batch)
+            for index, item, output in zip(group, detections, outputs, strict=True):
+                results[index] = self.select(item, output, score_threshold=score_threshold, top_k=top_k, labels=labels)
+        return [results[index] for index in range(len(tensors))]
 
     def groups(self, images: Sequence[Tensor], batch_size: int) -> list[list[int]]:
-        """Indices of images that share a forward pass, at most `batch_size` each."""
+        """Return the indices of images that share a forward pass, at most `batch_size` and `max_batch_size` each."""
+        size = min(batch_size, self.max_batch_size or batch_size)
         by_key: dict[Hashable, list[int]] = {}
         for index, image in enumerate(images):
             by_key.setdefault(self.group_key((image.shape[-2], image.shape[-1])), []).append(index)
-        return [
-            members[start : start + batch_size]
-            for members in by_key.values()
-            for start in range(0, len(members), batch_size)
-        ]
+        return [members[start : start + size] for members in by_key.values() for start in range(0, len(members), size)]
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({type(self.model).__name__}, target_layers={self.layer_names})"
 
 
-class DetectorAdapter(Adapter):
-    """An adapter whose outputs are `DetectorOutput`s; detections and their targets follow from those."""
+class DetectorAdapter(Adapter, abstract=True):
+    """Base class of detector adapters. `outputs` returns `DetectorOutput` objects; the rest follows from these.
+
+    A subclass sets `family` and implements `supports`, `default_target_layers`, `prepare` and `outputs`.
+
+    Attributes:
+        score_threshold_name: name of the attribute with the minimum score of a detection, where the adapter applies
+            it; None where the model applies its own.
+    """
 
     task: ClassVar[Task] = "detection"
-    least_score_name: ClassVar[str | None] = None
-    """The attribute that holds the least score of a detection, where the adapter and not the model sets it."""
+    score_threshold_name: ClassVar[str | None] = None
 
-    def from_score(self, least: float) -> DetectorAdapter:
-        """This adapter, or a copy of it that reports detections of lower scores, as average precision needs them.
+    def with_score_threshold(self, score_threshold: float) -> Self:
+        """Return a copy that also reports detections of lower scores, as average precision needs them.
 
         Args:
-            least: score in [0, 1] from which on detections are reported. A threshold of the model's own, such as
-                torchvision's ``score_thresh``, stays.
+            score_threshold: minimum score in [0, 1]. The adapter itself is returned where its own threshold is not
+                greater. A threshold in the model, such as torchvision's ``score_thresh``, still applies.
         """
-        name = self.least_score_name
-        if name is None or getattr(self, name) <= least:
+        name = self.score_threshold_name
+        if name is None or getattr(self, name) <= score_threshold:
             return self
         changed = copy.copy(self)
-        setattr(changed, name, least)
+        setattr(changed, name, score_threshold)
         return changed
 
     @abstractmethod
-    def outputs(self, raw: Any, batch: Batch) -> list[DetectorOutput]: ...
+    def outputs(self, raw: Any, batch: Batch) -> list[DetectorOutput]:
+        """Split the raw output by image: B entries, each the argument of a target."""
 
-    def default_targets(
-        self, outputs: Sequence[DetectorOutput], batch: Batch
-    ) -> tuple[list[Detections], list[list[Target]]]:
-        found = [output.detections() for output in outputs]
-        return found, [self.targets_of(detections) for detections in found]
+    def detections(self, outputs: Sequence[DetectorOutput], batch: Batch) -> list[Detections]:
+        return [output.detections() for output in outputs]
 
     def targets_of(self, detections: Detections) -> list[Target]:
         return [
@@ -244,58 +342,13 @@ class DetectorAdapter(Adapter):
         ]
 
     def score(self, outputs: Sequence[DetectorOutput], targets: Sequence[Sequence[Target]]) -> list[list[Tensor]]:
-        scores: list[list[Tensor]] = []
-        for output, asked in zip(outputs, targets, strict=True):
-            row: list[Tensor | None] = [None] * len(asked)
-            for target in asked:
-                if isinstance(target, BaseTarget):
-                    target.check(output.geometry.image_size_hw, self.names, output.classes)
-            boxes = {index: target for index, target in enumerate(asked) if isinstance(target, DetectionTarget)}
-            for index, value in zip(boxes, output.score(list(boxes.values())) if boxes else [], strict=True):
-                row[index] = value
-            scores.append([asked[i](output) if value is None else value for i, value in enumerate(row)])
-        return scores
+        return [self._scores_of(output, row) for output, row in zip(outputs, targets, strict=True)]
 
-
-def as_names(names: Mapping[int, str] | Sequence[str]) -> dict[int, str]:
-    """Class names as a dict, from a dict or a list in class order."""
-    return dict(names) if isinstance(names, Mapping) else dict(enumerate(names))
-
-
-def resolve_layers(model: nn.Module, layers: Sequence[nn.Module | str] | nn.Module | str) -> list[nn.Module]:
-    """Modules from modules or dotted names.
-
-    Raises:
-        ValueError: no layers, or a name or module that is not in the model.
-        TypeError: neither a module nor a name.
-    """
-    items = [layers] if isinstance(layers, (str, nn.Module)) and not isinstance(layers, nn.ModuleList) else list(layers)
-    if not items:
-        raise ValueError("expected at least one target layer; got an empty list")
-    by_name = dict(model.named_modules())
-    known = {id(module) for module in by_name.values()}
-    resolved: list[nn.Module] = []
-    for item in items:
-        if isinstance(item, str):
-            if item not in by_name:
-                near = [name for name in by_name if name and name.split(".")[-1] == item.split(".")[-1]]
-                near = near or [name for name, _ in model.named_children()]
-                raise ValueError(f"the model has no layer named {item!r}; did you mean one of {', '.join(near[:8])}?")
-            resolved.append(by_name[item])
-        elif isinstance(item, nn.Module):
-            if id(item) not in known:
-                raise ValueError(
-                    f"target layer {type(item).__name__} is not part of this model; pick one of its modules"
-                )
-            resolved.append(item)
-        else:
-            raise TypeError(f"expected target layers as modules or dotted names; got {type(item).__name__}")
-    return resolved
-
-
-def layer_name(model: nn.Module, layer: nn.Module) -> str:
-    """The dotted name of a module in a model."""
-    for name, module in model.named_modules():
-        if module is layer:
-            return name or type(model).__name__
-    return type(layer).__name__
+    def _scores_of(self, output: DetectorOutput, targets: Sequence[Target]) -> list[Tensor]:
+        """The scalars of one image's targets; box and mask targets share the head's work."""
+        for target in targets:
+            if isinstance(target, BaseTarget):
+                target.check(output.geometry.image_size_hw, self.names, output.classes)
+        boxes = {index: target for index, target in enumerate(targets) if isinstance(target, DetectionTarget)}
+        values = dict(zip(boxes, output.score(list(boxes.values())), strict=True)) if boxes else {}
+        return [values[i] if i in values else target(output) for i, target in enumerate(targets)]

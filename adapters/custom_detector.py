@@ -1,39 +1,73 @@
-"""A detector of your own: say how to read boxes and class scores out of its raw output, and it is explained."""
+"""Detectors of any architecture: a decode function reads boxes and class scores from the raw output."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import batched_nms
 
-from detcam.adapters.base import Batch, DetectorAdapter
+from detcam.adapters.base import AdapterOptions, Batch, DetectorAdapter
 from detcam.adapters.candidates import best_fit
+from detcam.adapters.contract import plain_module
 from detcam.detections import Detections, Source
 from detcam.geometry import Geometry
 from detcam.outputs import Candidates, DetectorOutput
 from detcam.targets import DetectionTarget
-from detcam.trace import ReshapeTransform, guarded
+from detcam.trace import guarded
 
-Decode = Callable[[Any], tuple[Tensor, ...]]
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+DetectorDecode: TypeAlias = Callable[[Any], "tuple[Tensor, ...]"]
 """From the model's raw output for a batch to ``(boxes_xyxy, class_scores)`` or ``(boxes_xyxy, class_scores,
-objectness)``: (B, N, 4) in network-input pixels, (B, N, C) in [0, 1] as they should be reported, (B, N)."""
+objectness)``: (B, N, 4) in network-input pixels, (B, N, C) in [0, 1] and (B, N) in [0, 1]."""
 
 
 class CustomDetectorAdapter(DetectorAdapter):
-    """Explains any module whose output a function turns into boxes and class scores; see `detector`."""
+    """Explains any detector by one function that reads its raw output; also named `detector`.
+
+    Args:
+        model: from a (B, 3, H, W) input to anything that `decode` understands.
+        decode: from the raw output of a batch to ``(boxes_xyxy, class_scores)``: (B, N, 4) in network-input pixels
+            and (B, N, C) in [0, 1], as the detector reports them; optionally a third, objectness (B, N). It must be
+            differentiable. Non-maximum suppression is applied afterwards.
+        image_size: (height, width) that every image is stretched to, or one number for both; None keeps its size.
+        letterbox: whether to keep the image's aspect ratio and pad it to `image_size` with grey (114/255), centred.
+        preprocess: from one (3, H, W) RGB image in [0, 1] at input size to the network's input, such as a
+            normalisation or a swap of channels; None leaves the image as it is.
+        score_threshold: minimum score of a detection, in [0, 1].
+        iou_threshold: overlap above which the weaker of two boxes of a class is suppressed, in [0, 1].
+        max_detections: maximum number of detections per image.
+        max_batch_size: maximum number of images per forward pass; 1 for many exported networks, None for any number.
+        **options: `target_layers`, `reshape_transform` and `names`, as in `Adapter`. By default, the target layer is
+            the deepest one whose gradient covers half of the image.
+
+    Raises:
+        TypeError: `model` is not a module, or `decode` does not return tensors (when it is first called).
+        ValueError: `decode` returns tensors of other shapes, or scores outside [0, 1].
+
+    Example:
+        >>> import torch
+        >>> from detcam.adapters import detector
+        >>> def decode(output):
+        ...     x, y, w, h, logit = output.flatten(2).unbind(1)
+        ...     return torch.stack([x - w, y - h, x + w, y + h], -1), logit.sigmoid()[..., None]
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.Conv2d(8, 5, 8, stride=8))
+        >>> adapter = detector(model, decode, names=["boat"], image_size=64, target_layers="0")
+        >>> (detections,) = adapter.predict(torch.rand(3, 48, 64), labels="boat")
+    """
 
     family = "custom detector"
-
-    least_score_name = "score_threshold"
+    score_threshold_name = "score_threshold"
 
     def __init__(
         self,
         model: nn.Module,
-        decode: Decode,
+        decode: DetectorDecode,
         *,
         image_size: int | tuple[int, int] | None = None,
         letterbox: bool = False,
@@ -42,12 +76,9 @@ class CustomDetectorAdapter(DetectorAdapter):
         iou_threshold: float = 0.5,
         max_detections: int = 100,
         max_batch_size: int | None = None,
-        target_layers: Sequence[nn.Module | str] | nn.Module | str | None = None,
-        reshape_transform: ReshapeTransform | None = None,
-        names: Mapping[int, str] | Sequence[str] | None = None,
+        **options: Unpack[AdapterOptions],
     ) -> None:
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"expected a torch.nn.Module; got {type(model).__name__}")
+        model = plain_module(model)
         if not callable(decode):
             raise TypeError(f"expected decode to be a function of the model's output; got {type(decode).__name__}")
         self.decode = decode
@@ -60,31 +91,31 @@ class CustomDetectorAdapter(DetectorAdapter):
         self.iou_threshold = iou_threshold
         self.max_detections = max_detections
         self.max_batch_size = max_batch_size
-        super().__init__(model, target_layers=target_layers, reshape_transform=reshape_transform, names=names)
+        super().__init__(model, **options)
 
     @classmethod
     def supports(cls, model: Any) -> bool:
-        return False  # what an unknown detector's output means is for its user to say
+        return False  # the output of an unknown detector needs a decode function
 
     def default_target_layers(self) -> Sequence[nn.Module]:
-        """The deepest layer from which half the image can still speak for a box at its centre.
+        """Return the deepest layer whose gradient, for boxes at the image's centre, covers half of the image.
 
-        The last layers before a convolutional head see one box and little around it; a map there could never show
-        evidence elsewhere. How far each layer reaches is measured on a noise image.
+        The last layers before a convolutional head only see a box and its surroundings, so a map there cannot show
+        evidence elsewhere. The reach of each layer is measured on a noise image.
         """
         height, width = self.image_size or (224, 224)
         noise = torch.rand((3, height, width), generator=torch.Generator().manual_seed(0))
-        seen: list[tuple[nn.Module, Tensor]] = []
+        maps: list[tuple[nn.Module, Tensor]] = []
 
-        def look(module: nn.Module, inputs: Any, output: Any) -> None:
+        def record(module: nn.Module, inputs: Any, output: Any) -> None:
             if isinstance(output, Tensor) and output.ndim == 4 and output.requires_grad and min(output.shape[-2:]) > 1:
-                seen.append((module, output))
+                maps.append((module, output))
 
         with guarded(self.model, gradients=True):
             batch = self.prepare([noise])
             batch.inputs.requires_grad_(True)
             handles = [
-                module.register_forward_hook(look) for module in self.model.modules() if module is not self.model
+                module.register_forward_hook(record) for module in self.model.modules() if module is not self.model
             ]
             try:
                 raw = self.forward(batch)
@@ -92,23 +123,20 @@ class CustomDetectorAdapter(DetectorAdapter):
                 for handle in handles:
                     handle.remove()
             output = CustomOutput(self, tuple(part[0] for part in self._decoded(raw, 1)), batch.geometries[0])
-            reach = _reach([tensor for _, tensor in seen], output.central_scores(8))
-        for (module, _), fractions in zip(reversed(seen), reversed(reach), strict=True):
+            reach = _reach([tensor for _, tensor in maps], output.central_scores(8))
+        for (module, _), fractions in zip(reversed(maps), reversed(reach), strict=True):
             if min(fractions) > 0 and sorted(fractions)[len(fractions) // 2] >= 0.5:
                 return [module]
-        if not seen:
-            raise RuntimeError("no layer of the model puts out a (B, C, h, w) map; pass target_layers=")
-        return [seen[0][0]]
-
-    def groups(self, images: Sequence[Tensor], batch_size: int) -> list[list[int]]:
-        return super().groups(images, min(batch_size, self.max_batch_size or batch_size))
+        if not maps:
+            raise RuntimeError("no layer of the model returns a (B, C, h, w) map; pass target_layers=")
+        return [maps[0][0]]
 
     def group_key(self, image_size_hw: tuple[int, int]) -> Any:
         return 0 if self.image_size else image_size_hw
 
     def prepare(self, images: Sequence[Tensor]) -> Batch:
         geometries = [self._geometry((image.shape[-2], image.shape[-1])) for image in images]
-        inputs = torch.stack([self._place(image, g) for image, g in zip(images, geometries, strict=True)])
+        inputs = torch.stack([self._resized(image, g) for image, g in zip(images, geometries, strict=True)])
         return Batch(inputs.to(self.device, self.dtype), tuple(geometries))
 
     def _geometry(self, size_hw: tuple[int, int]) -> Geometry:
@@ -120,21 +148,18 @@ class CustomDetectorAdapter(DetectorAdapter):
         offset = (float((canvas[1] - width) // 2), float((canvas[0] - height) // 2))
         return Geometry(size_hw, canvas, (width / size_hw[1], height / size_hw[0]), offset)
 
-    def _place(self, image: Tensor, geometry: Geometry) -> Tensor:
-        """The image at its place on the canvas, as the network expects it."""
+    def _resized(self, image: Tensor, geometry: Geometry) -> Tensor:
+        """Resize and pad an image as its geometry says, and preprocess it."""
         (height, width), (scale_x, scale_y) = geometry.image_size_hw, geometry.scale_xy
         size = (round(height * scale_y), round(width * scale_x))
         if size != (height, width):
-            # Antialiasing would blur what a detector trained on plain bilinear resizes expects.
+            # No antialiasing: it would blur the input of a detector trained on plain bilinear resizes.
             image = F.interpolate(image[None], size, mode="bilinear", align_corners=False)[0]
         left, top = (int(value) for value in geometry.offset_xy)
         right, bottom = geometry.input_size_hw[1] - left - size[1], geometry.input_size_hw[0] - top - size[0]
         if left or top or right or bottom:
             image = F.pad(image, (left, right, top, bottom), value=114 / 255)
         return self.preprocess(image) if self.preprocess else image
-
-    def forward(self, batch: Batch) -> Any:
-        return self.model(batch.inputs, *batch.extra_inputs, **batch.model_kwargs)
 
     def outputs(self, raw: Any, batch: Batch) -> list[DetectorOutput]:
         decoded = self._decoded(raw, len(batch.inputs))
@@ -166,7 +191,7 @@ class CustomDetectorAdapter(DetectorAdapter):
 
 
 class CustomOutput(DetectorOutput):
-    """One image's decoded candidates."""
+    """The decoded candidates of one image."""
 
     def __init__(self, adapter: CustomDetectorAdapter, decoded: tuple[Tensor, ...], geometry: Geometry) -> None:
         self.adapter = adapter
@@ -192,7 +217,7 @@ class CustomOutput(DetectorOutput):
         )
 
     def central_scores(self, count: int) -> list[Tensor]:
-        """The best class score of each of the candidates nearest the centre of the input, as scalars."""
+        """Return the best class score of each of the `count` candidates nearest the input's centre, as scalars."""
         height, width = self.geometry.input_size_hw
         centers = (self.boxes[:, :2] + self.boxes[:, 2:]).detach() / 2
         distance = (centers - centers.new_tensor([width / 2, height / 2])).norm(dim=1)
@@ -212,11 +237,9 @@ class CustomOutput(DetectorOutput):
         scores, labels = self.scores.float().max(1)
         rows = torch.nonzero(scores >= adapter.score_threshold)[:, 0]
         boxes = self.geometry.clip(self.geometry.boxes_to_image(self.boxes.float()))
-        whole = (boxes[rows, 2] > boxes[rows, 0]) & (boxes[rows, 3] > boxes[rows, 1])
-        rows = rows[whole]
-        kept = rows[batched_nms(boxes[rows], scores[rows], labels[rows], adapter.iou_threshold)][
-            : adapter.max_detections
-        ]
+        rows = rows[(boxes[rows, 2:] > boxes[rows, :2]).all(1)]
+        kept = rows[batched_nms(boxes[rows], scores[rows], labels[rows], adapter.iou_threshold)]
+        kept = kept[: adapter.max_detections]
         return Detections(
             boxes[kept].cpu(),
             labels[kept].cpu(),
@@ -228,7 +251,7 @@ class CustomOutput(DetectorOutput):
 
 
 def _reach(layers: Sequence[Tensor], scores: Sequence[Tensor]) -> list[list[float]]:
-    """Per layer and score, the share of the layer's cells at which the score's gradient is not zero."""
+    """Return, per layer and score, the fraction of the layer's cells with a nonzero gradient of the score."""
     fractions: list[list[float]] = [[] for _ in layers]
     for score in scores:
         gradients = torch.autograd.grad(score, list(layers), retain_graph=True, allow_unused=True)
@@ -237,59 +260,5 @@ def _reach(layers: Sequence[Tensor], scores: Sequence[Tensor]) -> list[list[floa
     return fractions
 
 
-def detector(
-    model: nn.Module,
-    decode: Decode,
-    *,
-    image_size: int | tuple[int, int] | None = None,
-    letterbox: bool = False,
-    preprocess: Callable[[Tensor], Tensor] | None = None,
-    score_threshold: float = 0.25,
-    iou_threshold: float = 0.5,
-    max_detections: int = 100,
-    max_batch_size: int | None = None,
-    target_layers: Sequence[nn.Module | str] | nn.Module | str | None = None,
-    reshape_transform: ReshapeTransform | None = None,
-    names: Mapping[int, str] | Sequence[str] | None = None,
-) -> CustomDetectorAdapter:
-    """Make any detector explainable with one function that reads its raw output.
-
-    Args:
-        model: from a (B, 3, H, W) input to anything that `decode` understands.
-        decode: from the raw output of a batch to ``(boxes_xyxy, class_scores)``: (B, N, 4) in network-input pixels
-            and (B, N, C) in [0, 1], as the detector should report them; optionally a third, objectness (B, N).
-            It must be differentiable; non-maximum suppression follows on its own.
-        image_size: (H, W) that every image is stretched to; None takes images at their own size.
-        letterbox: keep the image's proportions and pad to `image_size` with grey (114/255), image centred.
-        preprocess: from one (3, H, W) RGB image in [0, 1] at input size to what the network expects (normalise,
-            swap channels); None hands it on.
-        score_threshold: least score of a detection.
-        iou_threshold: overlap at which the weaker of two boxes of a class is dropped.
-        max_detections: at most so many per image.
-        max_batch_size: images that the model takes at once; 1 for many exported networks, None for any number.
-        target_layers: modules or dotted names; None takes the deepest layer whose measured reach covers half the
-            image.
-        reshape_transform: from a layer's output to (B, C, h, w); None infers it.
-        names: class index to name.
-
-    Returns:
-        An adapter, ready for `GradCAM(adapter)`, `explain(adapter, images)` and `adapter.predict(images)`.
-
-    Raises:
-        TypeError: `model` is not a module, or `decode` returns no tensors (when it is first called).
-        ValueError: `decode` returns tensors of other shapes, or scores outside [0, 1].
-    """
-    return CustomDetectorAdapter(
-        model,
-        decode,
-        image_size=image_size,
-        letterbox=letterbox,
-        preprocess=preprocess,
-        score_threshold=score_threshold,
-        iou_threshold=iou_threshold,
-        max_detections=max_detections,
-        max_batch_size=max_batch_size,
-        target_layers=target_layers,
-        reshape_transform=reshape_transform,
-        names=names,
-    )
+detector = CustomDetectorAdapter
+"""Makes any detector explainable with a decode function: ``detector(model, decode, ...)``."""

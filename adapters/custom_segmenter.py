@@ -1,32 +1,55 @@
-"""A segmentation network of your own: say where its logits are, and it is explained."""
+"""Segmentation networks of any architecture: a decode function finds the logits in the raw output."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any, Literal
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from detcam.adapters.base import Batch
+from detcam.adapters.contract import plain_module
 from detcam.adapters.segmentation import SegmentationAdapter
 from detcam.geometry import Geometry
 from detcam.layers import all_paths_pass, infer_reshape, probe_image
-from detcam.trace import ReshapeTransform, guarded
+from detcam.trace import guarded
 
-Decode = Callable[[Any], Tensor]
+SegmenterDecode: TypeAlias = Callable[[Any], Tensor]
 """From the model's raw output for a batch to (B, C, h, w) logits, before any sigmoid or softmax."""
 
 
 class CustomSegmentationAdapter(SegmentationAdapter):
-    """Explains any module whose output a function turns into class maps; see `segmenter`."""
+    """Explains any segmentation network by one function that finds its logits; also named `segmenter`.
+
+    Args:
+        model: from a normalised (B, 3, H, W) input to anything that `decode` understands.
+        decode: from the raw output of a batch to logits (B, C, h, w), of any resolution, over the whole input; None
+            accepts a tensor, ``.logits``, or a mapping with ``"out"`` or ``"logits"``. One channel is the logit of the
+            foreground.
+        multiple: the input is padded below and on the right to a multiple of this many pixels.
+        **options: `image_size`, `mean`, `std`, `multilabel`, `background`, `target_layers`, `reshape_transform` and
+            `names`, as in `SegmentationAdapter`. By default, the target layer is the one that the last layer reads.
+
+    Raises:
+        TypeError: `model` is not a module, or its output has no logits.
+        ValueError: `decode` returns a tensor of another shape.
+
+    Example:
+        >>> import torch
+        >>> from detcam.adapters import segmenter
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.Conv2d(8, 2, 1))
+        >>> adapter = segmenter(model, lambda output: output, names=["background", "boat"])
+        >>> (detections,) = adapter.predict(torch.rand(3, 48, 64))
+    """
 
     family = "custom segmentation"
 
-    def __init__(self, model: nn.Module, decode: Decode | None = None, *, multiple: int = 1, **options: Any) -> None:
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"expected a torch.nn.Module; got {type(model).__name__}")
+    def __init__(
+        self, model: nn.Module, decode: SegmenterDecode | None = None, *, multiple: int = 1, **options: Any
+    ) -> None:
+        model = plain_module(model)
         if decode is not None and not callable(decode):
             raise TypeError(f"expected decode to be a function of the model's output; got {type(decode).__name__}")
         if not isinstance(multiple, int) or multiple < 1:
@@ -37,7 +60,7 @@ class CustomSegmentationAdapter(SegmentationAdapter):
 
     @classmethod
     def supports(cls, model: Any) -> bool:
-        return False  # what an unknown network's output means is for its user to say
+        return False  # the output of an unknown network needs a decode function
 
     def logits(self, raw: Any) -> Tensor:
         logits = self.decode(raw)
@@ -50,10 +73,10 @@ class CustomSegmentationAdapter(SegmentationAdapter):
         return logits
 
     def default_target_layers(self) -> Sequence[nn.Module]:
-        """The features that the last layer with weights reads: as with U-Nets, the last of the decoder.
+        """Return the features that the last layer with weights reads: in a U-Net, the decoder's last features.
 
-        Everything must pass through them; where nothing in the network's second half is passed by everything, the
-        last features that the logits depend on at all.
+        All paths to the logits must pass through them. Where no layer in the network's second half has this property,
+        the last features that the logits depend on are taken.
         """
         size = self.canvas((224, 224))
         noise = probe_image(self.model, size, self.device, self.dtype)
@@ -68,11 +91,11 @@ class CustomSegmentationAdapter(SegmentationAdapter):
             used = _with_gradient(total, seen)
         last = max((index for index, module, _ in used if module._parameters), default=0)
         maps = [item for item in used if item[0] < last and reshape.fits(item[2])]
-        # A second classifier, whose logits are added to the last one's, is no feature map either.
+        # A second classifier, whose logits are added to the last one's, is no feature map.
         maps = [item for item in maps if reshape.one(item[2]).shape[1] != logits.shape[1]] or maps
         if not maps:
             raise RuntimeError(
-                f"no layer of {type(self.model).__name__} before its last one puts out a (B, C, h, w) map that the "
+                f"no layer of {type(self.model).__name__} before its last one returns a (B, C, h, w) map that the "
                 "logits depend on; pass target_layers="
             )
         passed = [item for item in maps if item[0] >= last / 2 and all_paths_pass(total.grad_fn, item[2].grad_fn)]
@@ -80,82 +103,40 @@ class CustomSegmentationAdapter(SegmentationAdapter):
 
 
 def _with_gradient(total: Tensor, seen: Sequence[tuple[nn.Module, Any]]) -> list[tuple[int, nn.Module, Tensor]]:
-    """Position, module and output of those that put out one tensor that a scalar depends on."""
-    found = [
+    """Position, module and output of the modules whose single output tensor a scalar depends on."""
+    candidates = [
         (index, module, output)
         for index, (module, output) in enumerate(seen)
         if isinstance(output, Tensor) and output.requires_grad
     ]
-    gradients = torch.autograd.grad(total, [output for _, _, output in found], retain_graph=True, allow_unused=True)
-    return [item for item, gradient in zip(found, gradients, strict=True) if gradient is not None and gradient.any()]
+    gradients = torch.autograd.grad(
+        total, [output for _, _, output in candidates], retain_graph=True, allow_unused=True
+    )
+    return [
+        item for item, gradient in zip(candidates, gradients, strict=True) if gradient is not None and gradient.any()
+    ]
 
 
 def read_logits(raw: Any) -> Tensor:
-    """The logits in a tensor, an object with ``.logits``, or a mapping with ``"out"`` or ``"logits"``.
+    """Return the logits in a model's raw output.
+
+    Args:
+        raw: a tensor, an object with ``.logits``, or a mapping with ``"out"`` or ``"logits"``.
 
     Raises:
-        TypeError: it is none of these.
+        TypeError: none of these.
     """
-    found = getattr(raw, "logits", raw)
-    if isinstance(found, Mapping):
-        found = next((found[key] for key in ("out", "logits") if key in found), None)
-    if not isinstance(found, Tensor):
+    logits = getattr(raw, "logits", raw)
+    if isinstance(logits, Mapping):
+        logits = next((logits[key] for key in ("out", "logits") if key in logits), None)
+    if not isinstance(logits, Tensor):
         keys = f" with {sorted(map(str, raw))}" if isinstance(raw, Mapping) else ""
         raise TypeError(
             f"expected the model to return logits as a tensor, as .logits or under 'out'; got {type(raw).__name__}"
             f"{keys}. Say where they are: segmenter(model, decode=lambda output: ...)"
         )
-    return found
+    return logits
 
 
-def segmenter(
-    model: nn.Module,
-    decode: Decode | None = None,
-    *,
-    names: Mapping[int, str] | Sequence[str] | None = None,
-    image_size: int | tuple[int, int] | None = None,
-    multiple: int = 1,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    multilabel: bool = False,
-    background: int | Literal["auto"] | None = "auto",
-    target_layers: Sequence[nn.Module | str] | nn.Module | str | None = None,
-    reshape_transform: ReshapeTransform | None = None,
-) -> CustomSegmentationAdapter:
-    """Make any segmentation network explainable with one function that finds its logits.
-
-    Args:
-        model: from a normalised (B, 3, H, W) input to anything that `decode` understands.
-        decode: from the raw output of a batch to logits (B, C, h, w), of any resolution, over the whole input; None
-            takes a tensor, ``.logits``, or a mapping's ``"out"`` or ``"logits"``. One channel is a foreground's logit.
-        names: class index to name; a list in class order, or a single name for the foreground of one channel.
-        image_size: (height, width) that every image is stretched to, or one number for both; None keeps its size.
-        multiple: pad the input below and on the right to a multiple of so many pixels.
-        mean: per channel, of pixels in [0, 1]; None takes ImageNet's. (0, 0, 0) with std (1, 1, 1) leaves pixels be.
-        std: likewise.
-        multilabel: classes are independent of one another (sigmoid) rather than exclusive (argmax).
-        background: the class that is not reported; ``"auto"`` takes the class named background, if there is one;
-            None reports every class.
-        target_layers: modules or dotted names; None takes the features that the last layer reads.
-        reshape_transform: from a layer's output to (B, C, h, w); None infers it.
-
-    Returns:
-        An adapter, ready for `GradCAM(adapter)`, `explain(adapter, images)` and `adapter.predict(images)`.
-
-    Raises:
-        TypeError: `model` is not a module, or no logits are found in its output.
-        ValueError: `decode` returns a tensor of another shape.
-    """
-    return CustomSegmentationAdapter(
-        model,
-        decode,
-        names=names,
-        image_size=image_size,
-        multiple=multiple,
-        mean=mean,
-        std=std,
-        multilabel=multilabel,
-        background=background,
-        target_layers=target_layers,
-        reshape_transform=reshape_transform,
-    )
+segmenter = CustomSegmentationAdapter
+"""Makes any segmentation network explainable with a decode function: ``segmenter(model, decode, ...)``."""

@@ -1,4 +1,4 @@
-"""What torchvision's dense detectors, RetinaNet, FCOS and SSD, have in common."""
+"""Base classes of torchvision's dense detectors: RetinaNet, FCOS and SSD."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from detcam.outputs import Candidates, DetectorOutput
 from detcam.targets import DetectionTarget
 
 HeadOutput = Mapping[str, Tensor]
-"""What a head says, by torchvision's own names: ``cls_logits`` (..., C), ``bbox_regression`` (..., 4), ..."""
+"""A head's output by torchvision's names: ``cls_logits`` (..., C), ``bbox_regression`` (..., 4), ..."""
 
 
 @dataclass(frozen=True)
 class Shortlist:
-    """What enters non-maximum suppression, in the model's order.
+    """The candidates that enter non-maximum suppression, in the model's order.
 
     Attributes:
         levels: (N,) pyramid level.
@@ -49,24 +49,28 @@ class Shortlist:
     scores: Tensor
 
 
-class DenseAdapter(TorchvisionDetector):
-    """A detector whose head speaks at every anchor of every pyramid level.
+class DenseAdapter(TorchvisionDetector, abstract=True):
+    """Base class for detectors with one prediction per anchor and pyramid level.
 
-    A detection is pinned to its level, anchor index and anchor centre. The head is asked at that anchor alone,
-    on the window of the map that it sees; where the head is not local, on the level that emitted the detection.
+    The source of a detection is its level, anchor index and anchor centre. The head runs for that anchor alone, on the
+    window of the map in its receptive field; where the head is not local, on the whole level of the detection.
+
+    Attributes:
+        source_kind: kind of the sources of detections.
+        background: class index of the background, where the scores are a softmax.
+        head_type: name of the supported head, for messages.
     """
 
     source_kind: ClassVar[Literal["anchor", "cell"]] = "anchor"
     background: ClassVar[int | None] = None
-    """The class index of nothing being there, where the scores are a softmax."""
     head_type: ClassVar[str]
 
     def __init__(self, model: nn.Module, **options: Any) -> None:
         self.model = model
-        if not self.knows_head():
+        if not self.supports_head():
             raise TypeError(
                 f"expected a {type(self.model).__name__} with torchvision's {self.head_type}; its head is a "
-                f"{type(self.model.head).__name__}. Say what it puts out with "
+                f"{type(self.model.head).__name__}. Decode its output with "
                 "detcam.adapters.detector(model, decode=...)"
             )
         super().__init__(model, **options)
@@ -78,7 +82,7 @@ class DenseAdapter(TorchvisionDetector):
         levels = list(self.pyramid(batch.inputs).values())
         inside = {id(module) for module in self.model.head.modules()}
         live = None
-        if any(id(layer) in inside for layer in self.target_layers):  # hooked during this call only
+        if any(id(layer) in inside for layer in self.target_layers):  # hooks are only active during this call
             live = [self.run_head(level, feature, boxes=True) for level, feature in enumerate(levels)]
         return DenseRaw(self, ImageList(batch.inputs, [input_size(g) for g in batch.geometries]), levels, live)
 
@@ -86,44 +90,50 @@ class DenseAdapter(TorchvisionDetector):
         return [DenseOutput(self, raw, index, geometry) for index, geometry in enumerate(batch.geometries)]
 
     @abstractmethod
-    def knows_head(self) -> bool:
-        """Whether the head is of the kind that `run_head` can run on one level."""
+    def supports_head(self) -> bool:
+        """Return whether `run_head` can run the model's head on one level."""
 
     @abstractmethod
     def run_head(self, level: int, feature: Tensor, *, boxes: bool) -> HeadOutput:
-        """The head on a map or a window of one level: (B, C, h, w) to entries (B, h * w * anchors, n).
+        """Run the head on a map, or a window of a map, of one level.
 
-        Without `boxes`, ``bbox_regression`` may be left out, to save the work of half the head.
+        Args:
+            level: index of the pyramid level.
+            feature: (B, C, h, w).
+            boxes: whether ``bbox_regression`` is needed; without it, half of the head need not run.
+
+        Returns:
+            Entries of shape (B, h * w * anchors, n).
         """
 
     @abstractmethod
     def head_reach(self, level: int) -> int | None:
-        """How many cells around a cell the head sees at a level; None for the whole map."""
+        """Return the radius of the head's receptive field at a level, in cells; None for the whole map."""
 
     @abstractmethod
-    def class_scores(self, said: HeadOutput) -> Tensor:
-        """(..., C) scores as the model reports them, column = class index."""
+    def class_scores(self, predictions: HeadOutput) -> Tensor:
+        """Return scores (..., C) as the model reports them; the column is the class index."""
 
     @abstractmethod
     def decode(self, regression: Tensor, anchors: Tensor) -> Tensor:
-        """(N, 4) boxes in input pixels, from box regression (N, 4) and anchors (N, 4)."""
+        """Return boxes (N, 4) in input pixels from box regression (N, 4) and anchors (N, 4)."""
 
     @abstractmethod
     def shortlist(self, scores: Sequence[Tensor]) -> Shortlist:
-        """What the model sends into non-maximum suppression, from the class scores (n, C) of each level."""
+        """Return the candidates for non-maximum suppression from the class scores (n, C) of each level."""
 
-    def objectness(self, said: HeadOutput) -> Tensor | None:
-        """(...,) in [0, 1], or None where the family has none."""
+    def objectness(self, predictions: HeadOutput) -> Tensor | None:
+        """Return the objectness (...,) in [0, 1], or None where the family has none."""
         return None
 
 
 class DenseRaw:
-    """The pyramid of a batch, with what follows from it on demand.
+    """The pyramid of a batch; anchors and the head's output are computed on first use.
 
     Attributes:
-        images: the network's input, with the sizes of the images on it.
+        images: the network's input and the sizes of the images on it.
         levels: per pyramid level (B, C, h, w).
-        live: the head's output per level, in the graph; only where a target layer lies in the head.
+        live: the head's output per level, in the autograd graph; None unless a target layer lies in the head.
     """
 
     def __init__(
@@ -137,7 +147,7 @@ class DenseRaw:
 
     @cached_property
     def anchors(self) -> list[Tensor]:
-        """Per level the anchors (h * w * A, 4), input pixels; every image of a batch has the same."""
+        """Per level the anchors (h * w * A, 4), input pixels; the same for every image of a batch."""
         flat: Tensor = self.adapter.model.anchor_generator(self.images, self.levels)[0]
         return list(flat.split(self.counts))
 
@@ -146,19 +156,19 @@ class DenseRaw:
         """Number of anchors per level."""
         per_cell = self.adapter.model.anchor_generator.num_anchors_per_location()
         cells = [level.shape[-2] * level.shape[-1] for level in self.levels]
-        return [count * places for count, places in zip(per_cell, cells, strict=True)]
+        return [anchors * level_cells for anchors, level_cells in zip(per_cell, cells, strict=True)]
 
     @cached_property
     def dense(self) -> list[HeadOutput]:
-        """The head's whole output as the model computes it, per level, detached."""
+        """The head's complete output per level, as the model computes it, detached."""
         with torch.no_grad():
-            said = self.adapter.model.head([level.detach() for level in self.levels])
-        split = {name: value.split(self.counts, dim=1) for name, value in said.items()}
+            predictions = self.adapter.model.head([level.detach() for level in self.levels])
+        split = {name: value.split(self.counts, dim=1) for name, value in predictions.items()}
         return [{name: parts[level] for name, parts in split.items()} for level in range(len(self.levels))]
 
 
 class DenseOutput(DetectorOutput):
-    """One image's pyramid, with the head that reads it."""
+    """The pyramid of one image and the head that reads it."""
 
     def __init__(self, adapter: DenseAdapter, raw: DenseRaw, index: int, geometry: Geometry) -> None:
         self.adapter = adapter
@@ -169,36 +179,35 @@ class DenseOutput(DetectorOutput):
         self.background = adapter.background
 
     def candidates(self, targets: Sequence[DetectionTarget]) -> Candidates:
-        places = [self._place(target) for target in targets]
-        parts, positions = [], []
-        for level, members in by_level([place[0] for place in places]).items():
-            parts.append(self._on_whole_level(level, [places[i][1] for i in members], boxes=True))
-            positions.extend(members)
+        positions = [self._position(target) for target in targets]
+        parts, order = [], []
+        for level, members in by_level([level for level, _ in positions]).items():
+            parts.append(self._on_whole_level(level, [positions[i][1] for i in members], boxes=True))
+            order.extend(members)
         return Candidates(
-            restore_order([part.boxes_xyxy for part in parts], positions),
-            restore_order([part.class_scores for part in parts], positions),
-            restore_order([part.class_logits for part in parts], positions),
+            restore_order([part.boxes_xyxy for part in parts], order),
+            restore_order([part.class_scores for part in parts], order),
+            restore_order([part.class_logits for part in parts], order),
             None
             if parts[0].objectness is None
-            else restore_order([part.objectness for part in parts if part.objectness is not None], positions),
+            else restore_order([part.objectness for part in parts if part.objectness is not None], order),
         )
 
     def box_scores(self, targets: Sequence[DetectionTarget]) -> list[Tensor]:
-        places = [self._place(target) for target in targets]
+        positions = [self._position(target) for target in targets]
         scores: list[Tensor] = [torch.empty(0)] * len(targets)
-        for level, members in by_level([place[0] for place in places]).items():
-            asked = [targets[i] for i in members]
-            flat = [places[i][1] for i in members]
-            for position, score in zip(members, self._level_scores(level, flat, asked), strict=True):
-                scores[position] = score
+        for level, members in by_level([level for level, _ in positions]).items():
+            flat = [positions[i][1] for i in members]
+            for i, score in zip(members, self._level_scores(level, flat, [targets[i] for i in members]), strict=True):
+                scores[i] = score
         return scores
 
     def _level_scores(self, level: int, flat: list[int], targets: Sequence[DetectionTarget]) -> list[Tensor]:
-        """The scalars of targets that one level emitted."""
+        """The scalars of targets whose sources lie on one level."""
         radius = self.adapter.head_reach(level)
-        sided = any("boxes_xyxy" in target.reads for target in targets)
+        boxes = any("boxes_xyxy" in target.reads for target in targets)
         if radius is None or self.raw.live is not None:
-            candidates = self._on_whole_level(level, flat, boxes=sided)
+            candidates = self._on_whole_level(level, flat, boxes=boxes)
             return [target.value(candidates, row) for row, target in enumerate(targets)]
         per_cell = self._anchors_per_cell(level)
         index = torch.tensor(flat, device=self.raw.levels[level].device)
@@ -206,77 +215,78 @@ class DenseOutput(DetectorOutput):
         rows = inside * per_cell + index % per_cell
 
         def scalars(regions: Tensor, part: slice) -> list[Tensor]:
-            said = self.adapter.run_head(level, regions, boxes=sided)
+            predictions = self.adapter.run_head(level, regions, boxes=boxes)
             each = torch.arange(len(regions), device=regions.device)
-            picked = {name: value[each, rows[part]] for name, value in said.items()}
+            picked = {name: value[each, rows[part]] for name, value in predictions.items()}
             candidates = self._read(picked, self.raw.anchors[level][index[part]])
             return [target.value(candidates, row) for row, target in enumerate(targets[part])]
 
         return scores_of_regions(windows, scalars)
 
     def _on_whole_level(self, level: int, flat: Sequence[int], *, boxes: bool) -> Candidates:
-        """What the head says at some anchors of a level, run on the level's whole map."""
+        """Predictions at given anchors of a level, from the head on the level's whole map."""
         index = torch.tensor(flat, device=self.raw.levels[level].device)
         if self.raw.live is not None:
             picked = {name: value[self.index, index] for name, value in self.raw.live[level].items()}
         else:
-            said = self.adapter.run_head(level, self.raw.features[level][self.index], boxes=boxes)
-            picked = {name: value[0, index] for name, value in said.items()}
+            predictions = self.adapter.run_head(level, self.raw.features[level][self.index], boxes=boxes)
+            picked = {name: value[0, index] for name, value in predictions.items()}
         return self._read(picked, self.raw.anchors[level][index])
 
-    def _read(self, said: HeadOutput, anchors: Tensor) -> Candidates:
+    def _read(self, predictions: HeadOutput, anchors: Tensor) -> Candidates:
         adapter = self.adapter
-        if "bbox_regression" in said:
-            boxes = self.geometry.boxes_to_image(adapter.decode(said["bbox_regression"], anchors))
+        if "bbox_regression" in predictions:
+            boxes = self.geometry.boxes_to_image(adapter.decode(predictions["bbox_regression"], anchors))
         else:
             boxes = torch.full_like(anchors, torch.nan)
-        return Candidates(boxes, adapter.class_scores(said), said["cls_logits"], adapter.objectness(said))
+        return Candidates(
+            boxes, adapter.class_scores(predictions), predictions["cls_logits"], adapter.objectness(predictions)
+        )
 
     def _anchors_per_cell(self, level: int) -> int:
         height, width = self.raw.levels[level].shape[-2:]
         return self.raw.counts[level] // (height * width)
 
-    def _place(self, target: DetectionTarget) -> tuple[int, int]:
-        """The level of a target's anchor and its flat index there."""
+    def _position(self, target: DetectionTarget) -> tuple[int, int]:
+        """The level of a target's anchor and the anchor's flat index on that level."""
         source = target.source
         if source is None:
-            return self._best_place(target)
+            return self._best_position(target)
         known = 0 <= source.level < len(self.raw.levels)
         if not known or not 0 <= source.anchor < self._anchors_per_cell(source.level):
-            raise ValueError(f"source {source} is no anchor of this detector; did another model make it?")
+            raise ValueError(f"source {source} is not an anchor of this detector; was it made by another model?")
         per_cell = self._anchors_per_cell(source.level)
         anchors = self.raw.anchors[source.level][source.anchor :: per_cell]
         centers = _centers(self.geometry.boxes_to_image(anchors.double()))
         return source.level, nearest_source(centers, source) * per_cell + source.anchor
 
     def raw_candidates(self, label: int | None = None) -> tuple[Tensor, Tensor]:
-        return self._everything
+        return self._raw_candidates
 
     def source_of(self, target: DetectionTarget) -> Source:
-        level, flat = self._place(target)
+        level, flat = self._position(target)
         anchor = self.geometry.boxes_to_image(self.raw.anchors[level][flat].double())
         x, y = _centers(anchor[None])[0].tolist()
         return Source(self.adapter.source_kind, level, flat % self._anchors_per_cell(level), (x, y))
 
-    def _best_place(self, target: DetectionTarget) -> tuple[int, int]:
-        """Where a box that no detection produced fits best, over the anchors of all levels."""
-        boxes, scores = self._everything
-        wanted = boxes.new_tensor(target.box_xyxy)
-        found = best_fit(boxes, scores[:, target.label], wanted)
+    def _best_position(self, target: DetectionTarget) -> tuple[int, int]:
+        """The position of the candidate that fits a target without a source best, over all levels."""
+        boxes, scores = self._raw_candidates
+        index = best_fit(boxes, scores[:, target.label], boxes.new_tensor(target.box_xyxy))
         for level, count in enumerate(self.raw.counts):
-            if found < count:
-                return level, found
-            found -= count
+            if index < count:
+                return level, index
+            index -= count
         raise RuntimeError("the best candidate lies outside the pyramid")
 
     @cached_property
-    def _everything(self) -> tuple[Tensor, Tensor]:
-        """Boxes (N, 4), clipped, image pixels, and class scores (N, C) of all anchors; detached."""
+    def _raw_candidates(self) -> tuple[Tensor, Tensor]:
+        """Boxes (N, 4), clipped, image pixels, and class scores (N, C) of all anchors, detached."""
         with torch.no_grad():
             boxes, scores = [], []
             for level in range(len(self.raw.levels)):
-                said = {name: value[self.index] for name, value in self.raw.dense[level].items()}
-                candidates = self._read(said, self.raw.anchors[level])
+                predictions = {name: value[self.index] for name, value in self.raw.dense[level].items()}
+                candidates = self._read(predictions, self.raw.anchors[level])
                 boxes.append(self.geometry.clip(candidates.boxes_xyxy))
                 scores.append(candidates.class_scores)
             return torch.cat(boxes), torch.cat(scores)
@@ -284,23 +294,23 @@ class DenseOutput(DetectorOutput):
     @torch.no_grad()
     def detections(self) -> Detections:
         model, size = self.adapter.model, self.raw.images.image_sizes[self.index]
-        said = [{name: value[self.index] for name, value in level.items()} for level in self.raw.dense]
-        found = self.adapter.shortlist([self.adapter.class_scores(level) for level in said])
-        starts = torch.tensor([0, *self.raw.counts[:-1]], device=found.levels.device).cumsum(0)
-        index = starts[found.levels] + found.anchors
+        dense = [{name: value[self.index] for name, value in level.items()} for level in self.raw.dense]
+        shortlist = self.adapter.shortlist([self.adapter.class_scores(level) for level in dense])
+        starts = torch.tensor([0, *self.raw.counts[:-1]], device=shortlist.levels.device).cumsum(0)
+        index = starts[shortlist.levels] + shortlist.anchors
         anchors = torch.cat(self.raw.anchors)[index]
-        regression = torch.cat([level["bbox_regression"] for level in said])[index]
+        regression = torch.cat([level["bbox_regression"] for level in dense])[index]
         boxes = clip_boxes_to_image(self.adapter.decode(regression, anchors), size)
-        keep = batched_nms(at_least_float(boxes), at_least_float(found.scores), found.labels, model.nms_thresh)
+        keep = batched_nms(at_least_float(boxes), at_least_float(shortlist.scores), shortlist.labels, model.nms_thresh)
         keep = keep[: model.detections_per_img]
-        done = model.transform.postprocess([{"boxes": boxes[keep]}], [size], [self.geometry.image_size_hw])[0]
+        processed = model.transform.postprocess([{"boxes": boxes[keep]}], [size], [self.geometry.image_size_hw])[0]
         centers = _centers(self.geometry.boxes_to_image(anchors[keep].double())).tolist()
-        levels, flat = found.levels[keep].tolist(), found.anchors[keep].tolist()
+        levels, flat = shortlist.levels[keep].tolist(), shortlist.anchors[keep].tolist()
         kind = self.adapter.source_kind
         return Detections(
-            done["boxes"].float().cpu(),
-            found.labels[keep].cpu(),
-            found.scores[keep].float().cpu(),
+            processed["boxes"].float().cpu(),
+            shortlist.labels[keep].cpu(),
+            shortlist.scores[keep].float().cpu(),
             self.geometry.image_size_hw,
             tuple(
                 Source(kind, level, anchor % self._anchors_per_cell(level), (center[0], center[1]))
@@ -311,5 +321,5 @@ class DenseOutput(DetectorOutput):
 
 
 def _centers(boxes_xyxy: Tensor) -> Tensor:
-    """(N, 2) centres of boxes (N, 4)."""
+    """Return the centres (N, 2) of boxes (N, 4)."""
     return (boxes_xyxy[:, :2] + boxes_xyxy[:, 2:]) / 2

@@ -1,4 +1,4 @@
-"""Feature extractors: images to vectors, explained by their likeness to a concept."""
+"""Feature extractors: images to vectors, explained by their similarity to a concept."""
 
 from __future__ import annotations
 
@@ -11,86 +11,93 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from detcam.adapters.base import Adapter, Batch, Target, Task, layer_name, resolve_layers
+from detcam.adapters.base import DEFAULT_BATCH_SIZE, Adapter, Batch, Target, Task
 from detcam.adapters.classification import FixedSizeAdapter
-from detcam.adapters.registry import unwrap
+from detcam.adapters.contract import check_options, plain_module
+from detcam.adapters.target_layers import layer_name, resolve_layers
+from detcam.data.images import ImageLike
 from detcam.detections import Detections
 from detcam.inputs import read_request
 from detcam.layers import all_paths_pass, find_target_layers, first_tensor, infer_reshape, probe_image
 from detcam.smoothing import View
-from detcam.trace import ReshapeTransform, guarded
+from detcam.trace import guarded
 from detcam.utils.model_lock import exclusive
 
 
 @dataclass(frozen=True)
 class Tap:
-    """Where in the model the embedding is read: what a module puts out, or what it takes in."""
+    """The tensor that is the embedding: a module's output or its input.
+
+    Attributes:
+        module: the module.
+        takes_input: whether the embedding is the module's input rather than its output.
+    """
 
     module: nn.Module
     takes_input: bool = False
 
 
 class EmbeddingAdapter(FixedSizeAdapter):
-    """Any module from an image to a feature vector, or a classifier of which the vector before its head is taken.
+    """Explains any module from an image to a feature vector, or a classifier by the vector before its head.
 
-    A target is called with one image's vector (D,). Maps and patch tokens are averaged over their places, class
-    tokens left out. Images and further arguments as in `FixedSizeAdapter`.
+    Also named `embedder`. A target is called with the vector (D,) of one image. Maps and patch tokens are averaged over
+    their positions, without class tokens. Images are prepared as in `FixedSizeAdapter`.
 
     Args:
-        model: the module.
-        layer: the module, or its dotted name, that puts out the embedding; the model itself for what it returns.
-            None takes what the last linear layer reads where that layer ends the model, else what the model returns.
+        model: a feature extractor or classifier.
+        layer: the module, or its dotted name, whose output is the embedding; the model itself for its own output. None
+            takes the input of the last linear layer where that layer ends the model, else the model's output.
+        **options: `image_size`, `mean`, `std`, `target_layers` and `reshape_transform`, as in `FixedSizeAdapter`.
+
+    Raises:
+        TypeError: `model` is not a module.
+        ValueError: the embedding cannot be found; the message says which argument to pass.
+
+    Example:
+        >>> import torch
+        >>> from torchvision.models import resnet18
+        >>> from detcam.adapters import embed, embedder
+        >>> from detcam.targets import SimilarityToConceptTarget
+        >>> adapter = embedder(resnet18().eval(), image_size=64)
+        >>> concept = embed(adapter, torch.rand(2, 3, 64, 64)).mean(0)
+        >>> heatmaps = detcam.GradCAM(adapter)(torch.rand(1, 3, 64, 64), targets=[SimilarityToConceptTarget(concept)])
     """
 
     family = "embedding"
     task: ClassVar[Task] = "embedding"
+    fixed_options = frozenset({"names"})
 
-    def __init__(
-        self,
-        model: nn.Module,
-        *,
-        layer: nn.Module | str | None = None,
-        target_layers: Sequence[nn.Module | str] | nn.Module | str | None = None,
-        reshape_transform: ReshapeTransform | None = None,
-        image_size: int | tuple[int, int] | None = None,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
-    ) -> None:
+    def __init__(self, model: nn.Module, *, layer: nn.Module | str | None = None, **options: Any) -> None:
+        model = plain_module(model)
+        check_options(type(self), options)
         self.given_layer = layer
-        super().__init__(
-            model,
-            target_layers=target_layers,
-            reshape_transform=reshape_transform,
-            names={},
-            image_size=image_size,
-            mean=mean,
-            std=std,
-        )
+        super().__init__(model, **options)
         self.embedding_name = ("input of " if self.tap.takes_input else "") + layer_name(model, self.tap.module)
 
     @cached_property
     def tap(self) -> Tap:
-        """Where the embedding is read."""
+        """The module whose output or input is the embedding."""
         if self.given_layer is not None:
             return Tap(resolve_layers(self.model, self.given_layer)[0])
         return find_embedding(self.model, self.image_size, self.device, self.dtype)
 
     def default_target_layers(self) -> Sequence[nn.Module]:
-        with exclusive(self.model), self._held() as held:
+        with exclusive(self.model), self._tapped() as tensors:
+            size = self.image_size
             return find_target_layers(
-                self.model, self.image_size, self.device, self.dtype, lambda _: self._vectors(held, self.image_size, 1)
+                self.model, size, self.device, self.dtype, lambda _: self._vectors(tensors, size, 1)
             )
 
     def forward(self, batch: Batch) -> Tensor:
         """Embeddings (B, D)."""
-        with self._held() as held:
+        with self._tapped() as tensors:
             super().forward(batch)
-        return self._vectors(held, (batch.inputs.shape[-2], batch.inputs.shape[-1]), len(batch.inputs))
+        return self._vectors(tensors, (batch.inputs.shape[-2], batch.inputs.shape[-1]), len(batch.inputs))
 
     def outputs(self, raw: Tensor, batch: Batch) -> list[Tensor]:
         return list(raw)
 
-    def default_targets(self, outputs: Sequence[Tensor], batch: Batch) -> tuple[list[Detections], list[list[Target]]]:
+    def detections(self, outputs: Sequence[Tensor], batch: Batch) -> list[Detections]:
         raise ValueError(
             "an embedding has no classes of its own: pass targets=, e.g. "
             "[SimilarityToConceptTarget(embed(adapter, images_of_the_concept))] for each image"
@@ -100,31 +107,31 @@ class EmbeddingAdapter(FixedSizeAdapter):
         raise ValueError("an embedding has no classes: pass targets such as SimilarityToConceptTarget, not detections")
 
     @contextmanager
-    def _held(self) -> Iterator[list[Any]]:
-        """Collects what passes the tap, while open; copied, since what follows may work in place."""
-        held: list[Any] = []
+    def _tapped(self) -> Iterator[list[Any]]:
+        """Collect copies of the tensors at the tap; copies, since following layers may work in place."""
+        tensors: list[Any] = []
         if self.tap.takes_input:
-            handle = self.tap.module.register_forward_pre_hook(lambda m, inputs: held.append(inputs[0].clone()))
+            handle = self.tap.module.register_forward_pre_hook(lambda m, inputs: tensors.append(inputs[0].clone()))
         else:
-            handle = self.tap.module.register_forward_hook(lambda m, i, out: held.append(first_tensor(out).clone()))
+            handle = self.tap.module.register_forward_hook(lambda m, i, out: tensors.append(first_tensor(out).clone()))
         try:
-            yield held
+            yield tensors
         finally:
             handle.remove()
 
-    def _vectors(self, held: Sequence[Tensor], input_size_hw: tuple[int, int], count: int) -> Tensor:
+    def _vectors(self, tensors: Sequence[Tensor], input_size_hw: tuple[int, int], count: int) -> Tensor:
         name = layer_name(self.model, self.tap.module)
-        if len(held) != 1:
-            raise RuntimeError(f"layer {name} ran {len(held)} times in one pass; choose a layer= that runs once")
-        found = held[0]
-        if found.ndim in (3, 4):
-            found = infer_reshape(self.model, input_size_hw).one(found).mean((2, 3))
-        if found.ndim != 2 or len(found) != count:
+        if len(tensors) != 1:
+            raise RuntimeError(f"layer {name} ran {len(tensors)} times in one pass; choose a layer= that runs once")
+        vectors = tensors[0]
+        if vectors.ndim in (3, 4):
+            vectors = infer_reshape(self.model, input_size_hw).one(vectors).mean((2, 3))
+        if vectors.ndim != 2 or len(vectors) != count:
             raise ValueError(
                 f"expected an embedding of shape ({count}, D), or a map or tokens to average, at {name}; got "
-                f"{tuple(held[0].shape)}. Choose another layer="
+                f"{tuple(tensors[0].shape)}. Choose another layer="
             )
-        return found
+        return vectors
 
     def __repr__(self) -> str:
         model = type(self.model).__name__
@@ -132,10 +139,10 @@ class EmbeddingAdapter(FixedSizeAdapter):
 
 
 def find_embedding(model: nn.Module, input_size_hw: tuple[int, int], device: torch.device, dtype: torch.dtype) -> Tap:
-    """Where a model's embedding is: the input of the linear layer that ends it, else what it returns.
+    """Find a model's embedding: the input of the linear layer that ends it, else its output.
 
     Raises:
-        ValueError: the last linear layer has only a part in the output (several heads), so the user must choose.
+        ValueError: the output depends on other layers beside the last linear one (several heads).
     """
     ran: list[tuple[nn.Module, Any]] = []
 
@@ -161,45 +168,32 @@ def find_embedding(model: nn.Module, input_size_hw: tuple[int, int], device: tor
     return Tap(last, takes_input=True)
 
 
-def embedder(model: nn.Module, **options: Any) -> EmbeddingAdapter:
-    """Make a feature extractor explainable: `EmbeddingAdapter`, with its arguments.
+def embed(
+    model: EmbeddingAdapter | nn.Module, images: ImageLike | Sequence[ImageLike], *, batch_size: int | None = None
+) -> Tensor:
+    """Return the embeddings of images, e.g. of a concept for `SimilarityToConceptTarget`.
 
     Args:
-        model: a feature extractor, or a classifier whose features are meant.
-        **options: `layer`, `target_layers`, `reshape_transform`, `image_size`, `mean`, `std`.
-
-    Raises:
-        TypeError: not a module.
-        ValueError: the embedding cannot be found; the message says what to pass.
-
-    Example:
-        >>> adapter = embedder(resnet18())
-        >>> concept = embed(adapter, ["dog1.jpg", "dog2.jpg"])
-        >>> heatmaps = GradCAM(adapter)(["scene.jpg"], targets=[SimilarityToConceptTarget(concept)])
-    """
-    model = unwrap(model)
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"expected a torch.nn.Module; got {type(model).__name__}")
-    return EmbeddingAdapter(model, **options)
-
-
-def embed(model: EmbeddingAdapter | nn.Module, images: Any, *, batch_size: int = 16) -> Tensor:
-    """Embeddings of images, e.g. of a concept for `SimilarityToConceptTarget`.
-
-    Args:
-        model: what `embedder` made, or a module, for which it is asked.
+        model: an `EmbeddingAdapter`, or a module, which is passed to `embedder`.
         images: one image or a list of them, or a normalised (B, C, H, W) tensor, as in a method's call.
-        batch_size: images per forward pass.
+        batch_size: number of images per forward pass; None takes 16.
 
     Returns:
         (B, D) float32 on the CPU.
+
+    Raises:
+        TypeError: `model` is an adapter of another kind.
     """
     if isinstance(model, Adapter) and not isinstance(model, EmbeddingAdapter):
-        raise TypeError(f"expected a module or what embedder(...) made; got {type(model).__name__}")
+        raise TypeError(f"expected a module or the result of embedder(...); got {type(model).__name__}")
     adapter = model if isinstance(model, EmbeddingAdapter) else embedder(model)
     request = read_request(adapter, images, None, None)
-    found = []
-    for group in request.groups(adapter, batch_size):
+    vectors = []
+    for group in request.groups(adapter, DEFAULT_BATCH_SIZE if batch_size is None else batch_size):
         with guarded(adapter.model, gradients=False):
-            found.append(adapter.forward(request.batch(adapter, group, View())).float().cpu())
-    return torch.cat(found)
+            vectors.append(adapter.forward(request.batch(adapter, group, View())).float().cpu())
+    return torch.cat(vectors)
+
+
+embedder = EmbeddingAdapter
+"""Makes a feature extractor explainable: ``embedder(model, layer=...)``."""

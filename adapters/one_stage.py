@@ -12,14 +12,14 @@ from torchvision.models.detection.fcos import FCOSHead
 from torchvision.models.detection.retinanet import RetinaNetHead
 
 from detcam.adapters.dense import DenseAdapter, HeadOutput, Shortlist
-from detcam.adapters.windows import farthest
+from detcam.adapters.windows import max_reach
 
 
-class _FpnAdapter(DenseAdapter):
-    """RetinaNet's and FCOS's common part: one head for all levels, thresholds and top k per level."""
+class _FpnAdapter(DenseAdapter, abstract=True):
+    """Base class of RetinaNet and FCOS: one head for all levels, threshold and top k per level."""
 
     def head_reach(self, level: int) -> int | None:
-        return farthest([self.model.head.classification_head, self.model.head.regression_head])
+        return max_reach([self.model.head.classification_head, self.model.head.regression_head])
 
     @property
     def classes(self) -> int:
@@ -47,16 +47,16 @@ class RetinaNetAdapter(_FpnAdapter):
     def supports(cls, model: Any) -> bool:
         return isinstance(model, RetinaNet)
 
-    def knows_head(self) -> bool:
+    def supports_head(self) -> bool:
         return isinstance(self.model.head, RetinaNetHead)
 
-    def class_scores(self, said: HeadOutput) -> Tensor:
-        return said["cls_logits"].sigmoid()
+    def class_scores(self, predictions: HeadOutput) -> Tensor:
+        return predictions["cls_logits"].sigmoid()
 
     def run_head(self, level: int, feature: Tensor, *, boxes: bool) -> HeadOutput:
         head = self.model.head
-        said = {"cls_logits": head.classification_head([feature])}
-        return {**said, "bbox_regression": head.regression_head([feature])} if boxes else said
+        predictions = {"cls_logits": head.classification_head([feature])}
+        return {**predictions, "bbox_regression": head.regression_head([feature])} if boxes else predictions
 
     def decode(self, regression: Tensor, anchors: Tensor) -> Tensor:
         boxes: Tensor = self.model.box_coder.decode_single(regression, anchors)
@@ -77,18 +77,18 @@ class FCOSAdapter(_FpnAdapter):
     def supports(cls, model: Any) -> bool:
         return isinstance(model, FCOS)
 
-    def knows_head(self) -> bool:
+    def supports_head(self) -> bool:
         return isinstance(self.model.head, FCOSHead)
 
-    def class_scores(self, said: HeadOutput) -> Tensor:
-        return torch.sqrt(said["cls_logits"].sigmoid() * said["bbox_ctrness"].sigmoid())
+    def class_scores(self, predictions: HeadOutput) -> Tensor:
+        return torch.sqrt(predictions["cls_logits"].sigmoid() * predictions["bbox_ctrness"].sigmoid())
 
-    def objectness(self, said: HeadOutput) -> Tensor:
-        return said["bbox_ctrness"][..., 0].sigmoid()
+    def objectness(self, predictions: HeadOutput) -> Tensor:
+        return predictions["bbox_ctrness"][..., 0].sigmoid()
 
     def run_head(self, level: int, feature: Tensor, *, boxes: bool) -> HeadOutput:
-        said: dict[str, Tensor] = self.model.head([feature])  # centre-ness is a part of the regression head
-        return said
+        predictions: dict[str, Tensor] = self.model.head([feature])  # centre-ness is computed by the regression head
+        return predictions
 
     def decode(self, regression: Tensor, anchors: Tensor) -> Tensor:
         boxes: Tensor = self.model.box_coder.decode(regression, anchors)

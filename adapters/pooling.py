@@ -1,4 +1,4 @@
-"""Region pooling that can be differentiated twice; torchvision's own can be differentiated only once."""
+"""Region pooling that is differentiable any number of times; torchvision's is differentiable once."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torchvision import ops
 
 
 @dataclass(frozen=True)
-class _Window:
-    """How boxes are pooled: the feature map's shape, (h, w) bins per box, input pixels to cells, samples per bin."""
+class _Pooling:
+    """Pooling parameters: the feature map's shape, (h, w) bins per box, cells per input pixel, samples per bin."""
 
     shape: tuple[int, ...]
     bins: tuple[int, int]
@@ -24,23 +24,23 @@ class _Window:
 def roi_align(
     features: Tensor, boxes: Sequence[Tensor], output_size: Sequence[int], scale: float, sampling_ratio: int
 ) -> Tensor:
-    """As `torchvision.ops.roi_align`, differentiable in the features as often as wanted.
+    """Pool regions like `torchvision.ops.roi_align`, differentiable in the features any number of times.
 
-    Pooling is linear in the features, so the derivative of its adjoint is pooling again.
+    Pooling is linear in the features, so the derivative of its adjoint is pooling.
 
     Args:
         features: (B, C, h, w).
         boxes: per image (K_i, 4), input pixels.
-        output_size: height and width of what is pooled, in bins.
+        output_size: height and width of the pooled regions, in bins.
         scale: cells per input pixel.
-        sampling_ratio: samples per bin and axis; -1 lets the box's size decide.
+        sampling_ratio: samples per bin and axis; -1 derives them from the box's size.
 
     Returns:
         (K, C, output_size[0], output_size[1]).
     """
     bins = (int(output_size[0]), int(output_size[1]))
-    window = _Window(tuple(features.shape), bins, float(scale), int(sampling_ratio))
-    pooled: Tensor = _Pool.apply(features, ops._utils.convert_boxes_to_roi_format(list(boxes)), window)
+    pooling = _Pooling(tuple(features.shape), bins, float(scale), int(sampling_ratio))
+    pooled: Tensor = _Pool.apply(features, ops._utils.convert_boxes_to_roi_format(list(boxes)), pooling)
     return pooled
 
 
@@ -48,25 +48,25 @@ class _Pool(torch.autograd.Function):
     """From features to regions."""
 
     @staticmethod
-    def forward(ctx: Any, features: Tensor, regions: Tensor, window: _Window) -> Tensor:
-        ctx.regions, ctx.window = regions, window
-        return ops.roi_align(features, regions, window.bins, window.scale, window.samples)
+    def forward(ctx: Any, features: Tensor, regions: Tensor, pooling: _Pooling) -> Tensor:
+        ctx.regions, ctx.pooling = regions, pooling
+        return ops.roi_align(features, regions, pooling.bins, pooling.scale, pooling.samples)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        return _Spread.apply(gradients[0], ctx.regions, ctx.window), None, None
+        return _Spread.apply(gradients[0], ctx.regions, ctx.pooling), None, None
 
 
 class _Spread(torch.autograd.Function):
     """The adjoint: from regions back to features."""
 
     @staticmethod
-    def forward(ctx: Any, pooled: Tensor, regions: Tensor, window: _Window) -> Tensor:
-        ctx.regions, ctx.window = regions, window
+    def forward(ctx: Any, pooled: Tensor, regions: Tensor, pooling: _Pooling) -> Tensor:
+        ctx.regions, ctx.pooling = regions, pooling
         return torch.ops.torchvision._roi_align_backward(
-            pooled.contiguous(), regions, window.scale, *window.bins, *window.shape, window.samples, False
+            pooled.contiguous(), regions, pooling.scale, *pooling.bins, *pooling.shape, pooling.samples, False
         )
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        return _Pool.apply(gradients[0], ctx.regions, ctx.window), None, None
+        return _Pool.apply(gradients[0], ctx.regions, ctx.pooling), None, None

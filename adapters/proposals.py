@@ -18,26 +18,26 @@ from detcam.adapters.windows import by_level, cut, reach
 def objectness_scores(
     rpn: Any, features: Mapping[str, Tensor], image: ImageList, proposals: Tensor, pinned: Sequence[bool]
 ) -> list[Tensor]:
-    """The objectness of the anchors that made some proposals, one scalar in [0, 1] each.
+    """Return the objectness of the anchors that produced given proposals, one scalar in [0, 1] each.
 
     Args:
         rpn: torchvision's `RegionProposalNetwork`.
         features: one image's pyramid, (1, C, h, w) by level name, in the graph.
         image: the network's input for that image.
         proposals: (K, 4), input pixels.
-        pinned: whether it came out of this network: then the anchor is the one whose decoded box it is, else
-            the one with the greatest overlap times objectness.
+        pinned: per proposal, whether this network produced it. Then its anchor is the one whose decoded box it is,
+            else the one with the greatest overlap times objectness.
     """
     levels = list(features.values())
     counts = [count * f.shape[-2] * f.shape[-1] for count, f in zip(_per_cell(rpn), levels, strict=True)]
     chosen = _anchors_of(rpn, [level.detach() for level in levels], image, proposals, pinned)
     starts = torch.tensor([0, *counts], device=chosen.device).cumsum(0)
-    which = torch.searchsorted(starts, chosen, right=True) - 1
-    inside = chosen - starts[which]
+    level_of = torch.searchsorted(starts, chosen, right=True) - 1
+    inside = chosen - starts[level_of]
     scores: list[Tensor] = [torch.empty(0)] * len(proposals)
-    for level, members in by_level(which.tolist()).items():
-        found = _level_scores(rpn, levels[level], inside[members], _per_cell(rpn)[level])
-        for position, score in zip(members, found, strict=True):
+    for level, members in by_level(level_of.tolist()).items():
+        level_scores = _level_scores(rpn, levels[level], inside[members], _per_cell(rpn)[level])
+        for position, score in zip(members, level_scores, strict=True):
             scores[position] = score
     return scores
 
@@ -49,7 +49,7 @@ def _anchors_of(rpn: Any, levels: list[Tensor], image: ImageList, proposals: Ten
     boxes = rpn.box_coder.decode(deltas, rpn.anchor_generator(image, levels))[:, 0]
     overlap = box_iou(proposals, clip_boxes_to_image(boxes, image.image_sizes[0]))
     weight = logits[:, 0].sigmoid()
-    # Clipped boxes may coincide: of several with the same box, non-maximum suppression kept the likeliest.
+    # Clipped boxes may coincide; of these, non-maximum suppression kept the one with the greatest objectness.
     same = (overlap >= overlap.amax(1, keepdim=True) - 1e-5) * (1 + weight)
     exact = torch.tensor(list(pinned), device=overlap.device)[:, None]
     return torch.where(exact, same, overlap * weight).argmax(1)
@@ -58,7 +58,7 @@ def _anchors_of(rpn: Any, levels: list[Tensor], image: ImageList, proposals: Ten
 def _level_scores(rpn: Any, feature: Tensor, flat: Tensor, per_cell: int) -> list[Tensor]:
     """Objectness at anchors (K,) of one level."""
     radius = reach(rpn.head)
-    if radius is None:  # a head of the user's own: the whole level
+    if radius is None:  # a custom head: the whole level
         maps = rpn.head([feature])[0][0]
         return list(maps.permute(0, 2, 3, 1).reshape(-1)[flat].sigmoid().unbind())
     windows, cells = cut(feature, flat // per_cell, radius)

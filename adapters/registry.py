@@ -1,81 +1,210 @@
-"""Finds the adapter of a model among the families that are known."""
+"""Selection of the adapter of a model, and registration of further adapters."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from importlib import import_module
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, TypeVar, overload
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from detcam.adapters.base import Adapter
+from detcam.adapters.contract import check_options, unwrap
+from detcam.detections import NamesLike
+from detcam.layers import LayersLike
 from detcam.trace import ReshapeTransform
+from detcam.utils.registry import Registry
 
-FAMILIES: dict[str, str] = {
-    "torchvision two-stage": "detcam.adapters.two_stage:TwoStageAdapter",
-    "torchvision RetinaNet": "detcam.adapters.one_stage:RetinaNetAdapter",
-    "torchvision FCOS": "detcam.adapters.one_stage:FCOSAdapter",
-    "torchvision SSD": "detcam.adapters.ssd:SSDAdapter",
+A = TypeVar("A", bound=type[Adapter])
+F = TypeVar("F", bound=Callable[[Any], "Tensor | tuple[Tensor, ...]"])
+
+_BUILTIN = {
+    "torchvision-two-stage": "detcam.adapters.two_stage:TwoStageAdapter",
+    "torchvision-RetinaNet": "detcam.adapters.one_stage:RetinaNetAdapter",
+    "torchvision-FCOS": "detcam.adapters.one_stage:FCOSAdapter",
+    "torchvision-SSD": "detcam.adapters.ssd:SSDAdapter",
     "ultralytics": "detcam.adapters.ultralytics:UltralyticsAdapter",
-    "ultralytics rt-detr": "detcam.adapters.ultralytics_rtdetr:UltralyticsQueryAdapter",
-    "ultralytics classification": "detcam.adapters.ultralytics_classify:UltralyticsClassificationAdapter",
-    "torchvision segmentation": "detcam.adapters.segmentation:TorchvisionSegmentationAdapter",
+    "ultralytics-rt-detr": "detcam.adapters.ultralytics_rtdetr:UltralyticsQueryAdapter",
+    "ultralytics-classification": "detcam.adapters.ultralytics_classify:UltralyticsClassificationAdapter",
+    "torchvision-segmentation": "detcam.adapters.segmentation:TorchvisionSegmentationAdapter",
     "segmentation-models-pytorch": "detcam.adapters.smp:SmpAdapter",
     "classification": "detcam.adapters.classification:ClassificationAdapter",
 }
-"""Every adapter by family, in the order in which they are asked; the last one takes any module."""
+
+ADAPTERS: Registry[type[Adapter]] = Registry("adapter", "detcam.adapters", _BUILTIN)
+"""Adapter classes by family, spaces written as ``-``.
+
+`adapt` asks registered adapters first, the latest before the others, then the built-in ones in this order. The last of
+these, the classifier, accepts any module.
+"""
 
 
-def adapter_class(family: str) -> type[Adapter]:
-    """An adapter class by its family's name."""
-    module, name = FAMILIES[family].split(":")
-    found: type[Adapter] = getattr(import_module(module), name)
-    return found
+@overload
+def register_adapter(adapter_or_model: A) -> A: ...
+
+
+@overload
+def register_adapter(
+    adapter_or_model: type[nn.Module],
+    *,
+    task: Literal["detection", "segmentation"] = "detection",
+    name: str | None = None,
+    **options: Any,
+) -> Callable[[F], F]: ...
+
+
+def register_adapter(
+    adapter_or_model: type,
+    *,
+    task: Literal["detection", "segmentation"] = "detection",
+    name: str | None = None,
+    **options: Any,
+) -> Any:
+    """Register an adapter, so that `adapt`, `explain`, `audit`, `benchmark` and the command line use it.
+
+    There are two forms:
+
+    * ``@register_adapter`` on a subclass of `Adapter` registers the class under its `family`;
+    * ``@register_adapter(MyModel)`` on a decode function registers an adapter for instances of the model class
+      `MyModel`. The function is the `decode` argument of `detcam.adapters.detector` or, with ``task="segmentation"``,
+      of `detcam.adapters.segmenter`. The function itself stays as it is; its attribute ``adapter`` is the class.
+
+    An installed package registers an adapter class without an import, by an entry point in the group
+    ``detcam.adapters``. Registered adapters are asked before the built-in ones.
+
+    Args:
+        adapter_or_model: an adapter class, or the model class whose output the decorated function decodes.
+        task: what the decode function returns: boxes and scores of a detector, or logits of a segmenter.
+        name: family of the adapter made from a decode function; None takes the function's name.
+        **options: defaults of the adapter's arguments (see `detector` and `segmenter`), such as `names`.
+
+    Returns:
+        The class, or a decorator that returns the decode function.
+
+    Raises:
+        TypeError: neither an adapter nor a model class, or an unknown option.
+        ValueError: another adapter has this name.
+
+    Example:
+        >>> import torch
+        >>> class MyDetector(torch.nn.Conv2d):
+        ...     pass
+        >>> @register_adapter(MyDetector, names=["boat"], image_size=64)
+        ... def my_detector(output):
+        ...     x, y, w, h, logit = output.flatten(2).unbind(1)
+        ...     boxes = torch.stack([x - w, y - h, x + w, y + h], -1)
+        ...     return boxes, logit.sigmoid()[..., None]
+        >>> detcam.adapt(MyDetector(3, 5, 8, stride=8), target_layers="")
+        MyDetectorAdapter(MyDetector, target_layers=['MyDetector'])
+    """
+    if isinstance(adapter_or_model, type) and issubclass(adapter_or_model, Adapter):
+        if name is not None or options or task != "detection":
+            raise TypeError("an adapter class takes no further arguments: its family is its name")
+        ADAPTERS.register(adapter_or_model.family.replace(" ", "-"), adapter_or_model)
+        return adapter_or_model
+    if not isinstance(adapter_or_model, type):
+        raise TypeError(
+            "expected a subclass of Adapter, or the model class of a decode function: @register_adapter(MyModel); "
+            f"got {adapter_or_model!r}"
+        )
+
+    def decorate(decode: F) -> F:
+        adapter = _decode_adapter(adapter_or_model, decode, task, name or decode.__name__, options)
+        register_adapter(adapter)
+        decode.adapter = adapter  # type: ignore[attr-defined]
+        return decode
+
+    return decorate
+
+
+def _decode_adapter(
+    model_class: type, decode: Callable[..., Any], task: str, family: str, options: dict[str, Any]
+) -> type[Adapter]:
+    """Make the adapter class of a decode function."""
+    from detcam.adapters.custom_detector import CustomDetectorAdapter
+    from detcam.adapters.custom_segmenter import CustomSegmentationAdapter
+
+    bases: dict[str, Any] = {"detection": CustomDetectorAdapter, "segmentation": CustomSegmentationAdapter}
+    if task not in bases:
+        raise ValueError(f"expected task as one of {', '.join(bases)}; got {task!r}")
+    base = bases[task]
+    check_options(base, options)
+
+    def __init__(self: Any, model: nn.Module, **given: Any) -> None:
+        base.__init__(self, model, decode, **{**options, **given})
+
+    def supports(cls: type, model: Any) -> bool:
+        return isinstance(model, model_class)
+
+    return type(
+        f"{model_class.__name__}Adapter",
+        (base,),
+        {
+            "__module__": decode.__module__,
+            "__qualname__": f"{decode.__qualname__}.adapter",  # so that instances can be pickled
+            "__doc__": f"Explains `{model_class.__name__}` by the decode function `{decode.__name__}`.",
+            "__init__": __init__,
+            "family": family,
+            "supports": classmethod(supports),
+        },
+    )
 
 
 def adapt(
     model: Any,
     *,
-    target_layers: Sequence[nn.Module | str] | nn.Module | str | None = None,
+    target_layers: LayersLike = None,
     reshape_transform: ReshapeTransform | None = None,
-    names: Mapping[int, str] | Sequence[str] | None = None,
+    names: NamesLike | None = None,
     **options: Any,
 ) -> Adapter:
-    """Find the adapter for a model. `repr` of the result says which one it is and which target layers it chose.
+    """Return the adapter of a model. Its `repr` shows the adapter and the target layers.
 
     Args:
-        model: a detector, segmentation network, classifier or feature extractor of a supported family; an adapter is
-            handed through, with other target layers where those are given.
-        target_layers: modules or dotted names; None takes the family's measured default.
+        model: a detector, segmentation network or classifier of a supported or registered family: a
+            `torch.nn.Module`, or the wrapper object of its library, hence of no common type. An adapter is returned as
+            it is, or as a copy with other target layers where those are given.
+        target_layers: modules or dotted names; None takes the family's default.
         reshape_transform: from a layer's output to (B, C, h, w); None infers it.
-        names: class index to name; None takes what the model knows.
-        **options: further arguments of that family's adapter, such as `image_size`.
+        names: class index to name, or names in class order; None takes the names that the model stores.
+        **options: further arguments of the family's adapter, such as `image_size`.
 
     Raises:
-        TypeError: not a module, or a scripted or quantised one.
-        ValueError: a target layer that is not in the model.
+        TypeError: not a module, a scripted or quantized one, or an option that the adapter does not have.
+        ValueError: a target layer is not in the model.
+
+    Example:
+        >>> from torchvision.models import resnet18
+        >>> detcam.adapt(resnet18().eval(), image_size=64)
+        ClassificationAdapter(ResNet, target_layers=['layer4'])
     """
     if isinstance(model, Adapter):
+        given = [*options, *(["names"] if names is not None else [])]
+        if given:
+            raise TypeError(
+                f"the model is an adapter already; pass {', '.join(given)} where it is made: adapt(model, ...)"
+            )
         return model.with_layers(target_layers, reshape_transform)
     model = unwrap(model)
-    for family in FAMILIES:
-        found = adapter_class(family)
-        if found.supports(model):
-            return found(
-                model, target_layers=target_layers, reshape_transform=reshape_transform, names=names, **options
-            )
+    for adapter in _candidates():
+        if adapter.supports(model):
+            check_options(adapter, options)
+            common: dict[str, Any] = {
+                "target_layers": target_layers,
+                "reshape_transform": reshape_transform,
+                "names": names,
+            }
+            return adapter(model, **{name: value for name, value in common.items() if value is not None}, **options)
     raise TypeError(
         f"expected a torch.nn.Module (detector, segmenter, classifier) or an adapter; got {type(model).__name__}"
     )
 
 
-def unwrap(model: Any) -> Any:
-    """The plain module inside DataParallel or torch.compile, with a clear error for modules without hooks."""
-    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        return unwrap(model.module)
-    if hasattr(model, "_orig_mod"):  # torch.compile: hooks would force a recompilation at every call
-        return unwrap(model._orig_mod)
-    if isinstance(model, torch.jit.ScriptModule):
-        raise TypeError("a scripted model has no hooks on its layers; pass the torch.nn.Module it was scripted from")
-    return model
+def _candidates() -> Iterator[type[Adapter]]:
+    """Registered adapters, the latest first, then the built-in ones."""
+    registered = [name for name in ADAPTERS if name not in _BUILTIN]
+    for name in [*reversed(registered), *_BUILTIN]:
+        adapter = ADAPTERS[name]
+        adapter = getattr(adapter, "adapter", adapter)  # an entry point may name a decode function
+        if not (isinstance(adapter, type) and issubclass(adapter, Adapter)):
+            raise TypeError(f"expected the registered adapter {name!r} to be a subclass of Adapter; got {adapter!r}")
+        yield adapter

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,17 +13,17 @@ from torchvision.models.segmentation.deeplabv3 import DeepLabV3
 from torchvision.models.segmentation.fcn import FCN
 from torchvision.models.segmentation.lraspp import LRASPP
 
-from detcam.adapters.base import Adapter, Batch, Target, Task
+from detcam.adapters.base import IMAGENET_MEAN, IMAGENET_STD, Adapter, AdapterOptions, Batch, Target, Task
 from detcam.detections import Detections
 from detcam.geometry import Geometry
 from detcam.outputs import SegmenterOutput
 from detcam.targets import MaskTarget
-from detcam.trace import ReshapeTransform
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
-class SegmentationAdapter(Adapter):
+class SegmentationAdapter(Adapter, abstract=True):
     """What semantic segmentation networks share: images in, (B, C, h, w) logits out, one finding per class present.
 
     An image keeps its size unless `image_size` is given, and is padded below and on the right with the mean colour
@@ -55,17 +55,15 @@ class SegmentationAdapter(Adapter):
         self,
         model: nn.Module,
         *,
-        target_layers: Sequence[nn.Module | str] | nn.Module | str | None = None,
-        reshape_transform: ReshapeTransform | None = None,
-        names: Mapping[int, str] | Sequence[str] | None = None,
         image_size: int | tuple[int, int] | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         multilabel: bool | None = None,
         background: int | Literal["auto"] | None = "auto",
+        **options: Unpack[AdapterOptions],
     ) -> None:
         self.image_size = _checked_size(image_size)
-        super().__init__(model, target_layers=target_layers, reshape_transform=reshape_transform, names=names)
+        super().__init__(model, **options)
         declared_mean, declared_std = self.default_normalisation()
         self.mean = tuple(declared_mean if mean is None else mean)
         self.std = tuple(declared_std if std is None else std)
@@ -114,9 +112,6 @@ class SegmentationAdapter(Adapter):
             geometries.append(Geometry(size, canvas, (width / size[1], height / size[0])))
         return Batch(torch.stack(inputs).to(self.dtype), tuple(geometries))
 
-    def forward(self, batch: Batch) -> Any:
-        return self.model(batch.inputs, *batch.extra_inputs, **batch.model_kwargs)
-
     def outputs(self, raw: Any, batch: Batch) -> list[SegmenterOutput]:
         logits = self.logits(raw)
         return [
@@ -124,11 +119,8 @@ class SegmentationAdapter(Adapter):
             for item, geometry in zip(logits, batch.geometries, strict=True)
         ]
 
-    def default_targets(
-        self, outputs: Sequence[SegmenterOutput], batch: Batch
-    ) -> tuple[list[Detections], list[list[Target]]]:
-        found = [output.detections(self.names, background=self.background) for output in outputs]
-        return found, [self.targets_of(detections) for detections in found]
+    def detections(self, outputs: Sequence[SegmenterOutput], batch: Batch) -> list[Detections]:
+        return [output.detections(self.names, background=self.background) for output in outputs]
 
     def targets_of(self, detections: Detections) -> list[Target]:
         if detections.masks is None:
@@ -140,8 +132,8 @@ class SegmentationAdapter(Adapter):
         return [MaskTarget(label, mask) for label, mask in zip(labels, detections.masks, strict=True)]
 
     def score(self, outputs: Sequence[SegmenterOutput], targets: Sequence[Sequence[Target]]) -> list[list[Tensor]]:
-        for output, asked in zip(outputs, targets, strict=True):
-            for target in asked:
+        for output, row in zip(outputs, targets, strict=True):
+            for target in row:
                 if isinstance(target, MaskTarget):
                     target.check(output.geometry.image_size_hw, self.names, output.classes)
         return super().score(outputs, targets)

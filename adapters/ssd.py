@@ -11,14 +11,14 @@ from torch.nn import functional as F
 from torchvision.models.detection.ssd import SSD, SSDScoringHead
 
 from detcam.adapters.dense import DenseAdapter, HeadOutput, Shortlist
-from detcam.adapters.windows import farthest
+from detcam.adapters.windows import max_reach
 
 
 class SSDAdapter(DenseAdapter):
     """Explains any `torchvision.models.detection.ssd.SSD`; scores are a softmax, column 0 is background.
 
-    SSD gathers an object's features at the centre of its box on the way to the coarse maps, so the default layers
-    tell which cell spoke rather than which part of the object. For the part, take a layer inside
+    SSD moves an object's features to the centre of its box on the way to the coarse maps, so maps of the default layers
+    show the cell of a detection rather than the part of the object. For the part, use a layer inside
     ``backbone.features``, before the first map.
     """
 
@@ -30,7 +30,7 @@ class SSDAdapter(DenseAdapter):
     def supports(cls, model: Any) -> bool:
         return isinstance(model, SSD)
 
-    def knows_head(self) -> bool:
+    def supports_head(self) -> bool:
         parts = [getattr(self.model.head, name, None) for name in ("classification_head", "regression_head")]
         return all(isinstance(part, SSDScoringHead) for part in parts)
 
@@ -40,22 +40,26 @@ class SSDAdapter(DenseAdapter):
 
     def run_head(self, level: int, feature: Tensor, *, boxes: bool) -> HeadOutput:
         classification, regression = self.model.head.classification_head, self.model.head.regression_head
-        said = {"cls_logits": _rows(classification.module_list[level](feature), classification.num_columns)}
-        return {**said, "bbox_regression": _rows(regression.module_list[level](feature), 4)} if boxes else said
+        predictions = {"cls_logits": _rows(classification.module_list[level](feature), classification.num_columns)}
+        return (
+            {**predictions, "bbox_regression": _rows(regression.module_list[level](feature), 4)}
+            if boxes
+            else predictions
+        )
 
     def head_reach(self, level: int) -> int | None:
         head = self.model.head
-        return farthest([head.classification_head.module_list[level], head.regression_head.module_list[level]])
+        return max_reach([head.classification_head.module_list[level], head.regression_head.module_list[level]])
 
-    def class_scores(self, said: HeadOutput) -> Tensor:
-        return F.softmax(said["cls_logits"], -1)
+    def class_scores(self, predictions: HeadOutput) -> Tensor:
+        return F.softmax(predictions["cls_logits"], -1)
 
     def decode(self, regression: Tensor, anchors: Tensor) -> Tensor:
         boxes: Tensor = self.model.box_coder.decode_single(regression, anchors)
         return boxes
 
     def shortlist(self, scores: Sequence[Tensor]) -> Shortlist:
-        """Per class, over all levels together: above the threshold, the top k."""
+        """Return, per class and over all levels, the top k candidates above the threshold."""
         device = scores[0].device
         table = torch.cat(list(scores))
         counts = torch.tensor([len(part) for part in scores], device=device)
@@ -73,6 +77,6 @@ class SSDAdapter(DenseAdapter):
 
 
 def _rows(maps: Tensor, columns: int) -> Tensor:
-    """A convolution's output (B, A * n, h, w) as rows (B, h * w * A, n)."""
+    """Reshape a convolution's output (B, A * n, h, w) to rows (B, h * w * A, n)."""
     per_anchor = maps.unflatten(1, (-1, columns))
     return per_anchor.permute(0, 3, 4, 1, 2).reshape(len(maps), -1, columns)

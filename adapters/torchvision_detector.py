@@ -1,4 +1,4 @@
-"""What torchvision's detectors share: the transform, the pyramid, and scores with a local backward pass."""
+"""Base class of torchvision's detectors: transform, pyramid, and scores with a local backward pass."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from detcam.adapters.base import Batch, DetectorAdapter
 from detcam.geometry import Geometry
 from detcam.guided_relu import guided
 
-REGIONS_AT_ONCE = 64
-"""How many regions go through a head together, so that memory stays bounded for any number of boxes."""
+MAX_REGIONS_PER_PASS = 64
+"""Maximum number of regions per pass through a head, which bounds the memory for any number of boxes."""
 
 
-class TorchvisionDetector(DetectorAdapter):
-    """Prepares images with the model's own `GeneralizedRCNNTransform` and runs its backbone."""
+class TorchvisionDetector(DetectorAdapter, abstract=True):
+    """Base class that prepares images with the model's `GeneralizedRCNNTransform` and runs its backbone."""
 
     model: Any  # nn.Module types every attribute as Tensor | Module
 
     def default_target_layers(self) -> Sequence[nn.Module]:
-        """The pyramid that the heads read.
+        """Return the backbone, whose output is the pyramid that the heads read.
 
         Measured on detectors of blood cells (60 boxes each, 48 for Faster R-CNN; a box takes 5 percent of its image
         on average): share of ODAM's map inside the box, and share of maps whose peak lies there.
@@ -39,11 +39,11 @@ class TorchvisionDetector(DetectorAdapter):
         SSD           0.91, 0.98   0.83, 1.00             0.74, 0.90
         ============  ===========  =====================  ===================
 
-        The pyramid needs no knowledge of the backbone, and only the level that made a box takes part. What it cannot
-        do is show far context: its gradient reaches 3 to 17 percent of the image (all of it where the head
-        normalises over the map), an earlier layer's most of it. GradCAM's and GradCAM++'s spatially averaged weights
-        mark every object of a kind, at any layer: 0.03 to 0.22 of the map in the box. For one box, take ODAM,
-        HiResCAM or LayerCAM.
+        The pyramid does not depend on the backbone's architecture, and only the level of a box takes part. It cannot
+        show distant context: its gradient reaches 3 to 17 percent of the image (all of it where the head normalises
+        over the map), that of an earlier layer most of it. GradCAM and GradCAM++ average their weights over the map and
+        mark every object of a class, at any layer: 0.03 to 0.22 of the map in the box. For one box, use ODAM, HiResCAM
+        or LayerCAM.
         """
         return [self.model.backbone]
 
@@ -66,46 +66,46 @@ class TorchvisionDetector(DetectorAdapter):
         return self.prepare(list(batch))
 
     def pyramid(self, inputs: Tensor) -> OrderedDict[str, Tensor]:
-        """The backbone's levels (B, C, h, w) by name; a backbone with a single map has one, named ``"0"``."""
+        """Return the backbone's levels (B, C, h, w) by name; a single map is the level ``"0"``."""
         features = self.model.backbone(inputs)
         return OrderedDict([("0", features)]) if isinstance(features, Tensor) else OrderedDict(features)
 
 
 def input_size(geometry: Geometry) -> tuple[int, int]:
-    """Height and width of the resized image on the canvas, without padding."""
+    """Return the height and width of the resized image on the network's input, without padding."""
     height, width = geometry.image_size_hw
     return round(height * geometry.scale_xy[1]), round(width * geometry.scale_xy[0])
 
 
 def at_least_float(tensor: Tensor) -> Tensor:
-    """Half precision widened, for non-maximum suppression, which the CPU does not know in half."""
+    """Convert half precision to float32; non-maximum suppression on the CPU does not support half precision."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def scores_of_regions(regions: Sequence[Tensor], scalars: Callable[[Tensor, slice], Sequence[Tensor]]) -> list[Tensor]:
-    """One scalar per region of a feature map, with exact gradients and backward passes that never meet.
+    """Compute one scalar per region of a feature map, with exact gradients and independent backward passes.
 
-    A scalar depends on the image through its own region alone. The head runs once for many regions and is
-    differentiated once down to them; a scalar's backward pass then hands its region that gradient, and visits nothing
-    of the head. Where a second derivative is wanted, the head runs again for the region that is asked.
+    A scalar depends on the image through its region alone. The head runs once for many regions and is differentiated
+    once with respect to them; the backward pass of a scalar then passes that gradient to its region without visiting
+    the head. For a second derivative, the head runs again for that region.
 
     Args:
         regions: per scalar (1, ...), all of one shape, connected to the graph of the target layers.
-        scalars: from regions (n, ...) and where they stand in the list to their n scalars.
+        scalars: from regions (n, ...) and their slice of the list to their n scalars.
     """
     scores: list[Tensor] = []
-    for start in range(0, len(regions), REGIONS_AT_ONCE):
-        part = slice(start, min(start + REGIONS_AT_ONCE, len(regions)))
-        own = regions[part]
-        if not any(region.requires_grad for region in own):
-            scores.extend(scalars(torch.cat(list(own)), part))
+    for start in range(0, len(regions), MAX_REGIONS_PER_PASS):
+        part = slice(start, min(start + MAX_REGIONS_PER_PASS, len(regions)))
+        chunk = regions[part]
+        if not any(region.requires_grad for region in chunk):
+            scores.extend(scalars(torch.cat(list(chunk)), part))
             continue
-        leaf = torch.cat([region.detach() for region in own]).requires_grad_(True)
+        leaf = torch.cat([region.detach() for region in chunk]).requires_grad_(True)
         values = scalars(leaf.clone(), part)  # a clone, because a head may begin with an in-place operation
         total = torch.stack(list(values)).sum()
         with guided(total):
             (gradients,) = torch.autograd.grad(total, leaf)
-        for position, (value, region) in enumerate(zip(values, own, strict=True)):
+        for position, (value, region) in enumerate(zip(values, chunk, strict=True)):
             alone = partial(_alone, scalars, start + position)
             scores.append(_Score.apply(region, value.detach(), gradients[position : position + 1], alone))
     return scores
@@ -117,7 +117,7 @@ def _alone(scalars: Callable[[Tensor, slice], Sequence[Tensor]], position: int, 
 
 
 class _Score(torch.autograd.Function):
-    """A scalar that is known with its gradient at its region."""
+    """A scalar with a known gradient with respect to its region."""
 
     @staticmethod
     def forward(ctx: Any, region: Tensor, value: Tensor, gradient: Tensor, alone: Callable[[Tensor], Tensor]) -> Tensor:
@@ -128,13 +128,13 @@ class _Score(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *received: Tensor) -> tuple[Tensor, None, None, None]:
         region, gradient = ctx.saved_tensors
-        if torch.is_grad_enabled():  # the graph of the gradient is wanted
+        if torch.is_grad_enabled():  # a second derivative
             (gradient,) = torch.autograd.grad(ctx.alone(region), region, create_graph=True)
         return received[0] * gradient, None, None, None
 
 
 def coco_names(classes: int, *, keypoints: bool = False) -> Mapping[int, str]:
-    """Names by class index for a head of torchvision's reference size; empty for any other head."""
+    """Return the COCO names of a head with torchvision's reference number of classes; empty for other heads."""
     from torchvision.models.detection import (
         FasterRCNN_ResNet50_FPN_Weights,
         KeypointRCNN_ResNet50_FPN_Weights,

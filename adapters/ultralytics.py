@@ -8,24 +8,27 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from detcam.adapters.base import Batch, DetectorAdapter, as_names
+from detcam.adapters.base import AdapterOptions, Batch, DetectorAdapter
 from detcam.adapters.ultralytics_architecture import check_architecture
 from detcam.adapters.ultralytics_network import class_names, head_names, inner_module, input_size, is_ultralytics
 from detcam.adapters.ultralytics_outputs import DenseOutput, HeadLevel, Pyramid
 from detcam.adapters.windows import reach
+from detcam.detections import as_names
 from detcam.geometry import Geometry
 from detcam.outputs import DetectorOutput
-from detcam.trace import ReshapeTransform
 from detcam.utils.optional import missing
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
-class UltralyticsDetector(DetectorAdapter):
+
+class UltralyticsDetector(DetectorAdapter, abstract=True):
     """What the detectors share: the letterbox, the layers before the head, and the thresholds.
 
     Images are prepared as `YOLO.predict` prepares each of them alone: scaled to fit `image_size`, then padded with
@@ -43,19 +46,17 @@ class UltralyticsDetector(DetectorAdapter):
     """
 
     stretches = False
-    least_score_name = "conf"
+    score_threshold_name = "conf"
 
     def __init__(
         self,
         model: Any,
         *,
-        target_layers: Sequence[nn.Module | str] | nn.Module | str | None = None,
-        reshape_transform: ReshapeTransform | None = None,
-        names: Mapping[int, str] | Sequence[str] | None = None,
         image_size: int | tuple[int, int] | None = None,
         conf: float = 0.25,
         iou: float = 0.7,
         max_det: int = 300,
+        **options: Unpack[AdapterOptions],
     ) -> None:
         module = inner_module(model)
         for name, value in (("conf", conf), ("iou", iou)):
@@ -66,7 +67,7 @@ class UltralyticsDetector(DetectorAdapter):
         self.conf, self.iou, self.max_det = conf, iou, max_det
         self.stride = max(int(module.stride.max()), 32)
         self.image_size_hw = input_size(model, image_size, 640, self.stride)
-        super().__init__(module, target_layers=target_layers, reshape_transform=reshape_transform, names=names)
+        super().__init__(module, **options)
 
     @property
     def layers(self) -> Any:
@@ -222,8 +223,8 @@ class UltralyticsAdapter(UltralyticsDetector):
     def outputs(self, raw: Pyramid, batch: Batch) -> list[DetectorOutput]:
         return [DenseOutput(self, raw, index, geometry) for index, geometry in enumerate(batch.geometries)]
 
-    def select(self, boxes: Tensor, scores: Tensor, angles: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Which anchors become detections.
+    def select_anchors(self, boxes: Tensor, scores: Tensor, angles: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return the anchors that become detections.
 
         Args:
             boxes: (A, 4) centre, width, height, input pixels.

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 from torchvision import transforms
 
-from detcam.adapters.base import Batch, as_names
+from detcam.adapters.base import AdapterOptions, Batch
 from detcam.adapters.classification import ClassificationAdapter
 from detcam.adapters.ultralytics_network import fresh_attributes, head_names, inner_module, input_size, is_ultralytics
+from detcam.detections import as_names
 from detcam.geometry import Geometry
-from detcam.trace import ReshapeTransform
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class UltralyticsClassificationAdapter(ClassificationAdapter):
@@ -31,15 +34,10 @@ class UltralyticsClassificationAdapter(ClassificationAdapter):
     """
 
     family = "ultralytics classification"
+    fixed_options = frozenset({"mean", "std"})
 
     def __init__(
-        self,
-        model: Any,
-        *,
-        target_layers: Sequence[nn.Module | str] | nn.Module | str | None = None,
-        reshape_transform: ReshapeTransform | None = None,
-        names: Mapping[int, str] | Sequence[str] | None = None,
-        image_size: int | tuple[int, int] | None = None,
+        self, model: Any, *, image_size: int | tuple[int, int] | None = None, **options: Unpack[AdapterOptions]
     ) -> None:
         module = inner_module(model)
         size = input_size(model, image_size, 224, 1)
@@ -50,12 +48,10 @@ class UltralyticsClassificationAdapter(ClassificationAdapter):
         normalize = self.transforms.transforms[-1]
         super().__init__(
             module,
-            target_layers=target_layers,
-            reshape_transform=reshape_transform,
-            names=names,
             image_size=size,
             mean=[float(value) for value in normalize.mean],
             std=[float(value) for value in normalize.std],
+            **options,
         )
 
     @classmethod

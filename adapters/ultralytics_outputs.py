@@ -161,7 +161,7 @@ class DenseOutput(DetectorOutput):
     @torch.no_grad()
     def detections(self) -> Detections:
         boxes_xywh, angles, scores, extra = self._everywhere
-        chosen, labels = self.adapter.select(boxes_xywh, scores, angles)
+        chosen, labels = self.adapter.select_anchors(boxes_xywh, scores, angles)
         angles = None if angles is None else angles[chosen]
         boxes, corners = self._to_image(boxes_xywh[chosen], angles)
         boxes = self.geometry.clip(boxes)

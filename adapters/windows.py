@@ -1,4 +1,4 @@
-"""A dense head at single cells: run on the window of the map that a cell can see, not on the whole map."""
+"""Windows of a feature map in the receptive field of single cells, on which a dense head runs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _HEADS = (
     RetinaNetRegressionHead,
     RPNHead,
 )
-"""Containers whose forward pass is known to be their modules, one after another or side by side."""
+"""Containers whose forward pass is known to be their modules in sequence or in parallel."""
 
 _POINTWISE = (
     FrozenBatchNorm2d,
@@ -35,11 +35,11 @@ _POINTWISE = (
 
 
 def reach(head: nn.Module) -> int | None:
-    """How many cells around a cell the head's output there can see, or None where it may see the whole map.
+    """Return the radius of a head's receptive field in cells, or None where it may be the whole map.
 
-    An upper bound: the sum over the head's convolutions, as if all stood one behind another. Anything but
-    stride-1 "same" convolutions and pointwise layers, such as group normalisation or a module of the user's
-    own, may see the whole map.
+    The radius is an upper bound: the sum over the head's convolutions, as if all were in sequence. Modules other than
+    stride-1 "same" convolutions and pointwise layers, such as group normalisation or a custom module, may see the
+    whole map.
     """
     total = 0
     for module in head.modules():
@@ -47,24 +47,24 @@ def reach(head: nn.Module) -> int | None:
             continue
         if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None:
             continue
-        if not isinstance(module, nn.Conv2d) or not _same(module):
+        if not isinstance(module, nn.Conv2d) or not _keeps_size(module):
             return None
         total += max((size - 1) // 2 * step for size, step in zip(module.kernel_size, module.dilation, strict=True))
     return total
 
 
-def farthest(heads: Iterable[nn.Module]) -> int | None:
-    """The greatest reach of parallel heads, or None where one of them sees the whole map."""
+def max_reach(heads: Iterable[nn.Module]) -> int | None:
+    """Return the maximum reach of parallel heads, or None where one of them may see the whole map."""
     reaches = [reach(head) for head in heads]
     known = [value for value in reaches if value is not None]
     return max(known) if len(known) == len(reaches) else None
 
 
 def cut(feature: Tensor, cells: Tensor, radius: int) -> tuple[list[Tensor], Tensor]:
-    """Windows around cells.
+    """Cut windows around cells.
 
-    Near a border they are moved inwards, not padded, so that the head's own zero padding falls where it falls
-    on the whole map.
+    Near a border, windows are moved inwards and not padded, so that the head's zero padding is at the same cells as on
+    the whole map.
 
     Args:
         feature: (1, C, h, w).
@@ -87,21 +87,21 @@ def cut(feature: Tensor, cells: Tensor, radius: int) -> tuple[list[Tensor], Tens
 
 
 def by_level(levels: Sequence[int]) -> dict[int, list[int]]:
-    """Positions in a list by the pyramid level that stands there."""
+    """Group the indices of a list of pyramid levels by level."""
     groups: dict[int, list[int]] = {}
-    for position, level in enumerate(levels):
-        groups.setdefault(level, []).append(position)
+    for index, level in enumerate(levels):
+        groups.setdefault(level, []).append(index)
     return groups
 
 
 def restore_order(parts: Sequence[Tensor], positions: Sequence[int]) -> Tensor:
-    """Rows that were computed level by level, back in the order in which they were asked for."""
+    """Concatenate rows that were computed level by level, in the order of their positions."""
     order = torch.tensor(positions, device=parts[0].device).argsort()
     return torch.cat(list(parts))[order]
 
 
-def _same(convolution: nn.Conv2d) -> bool:
-    """Whether a convolution keeps the map's size and pads with zeros."""
+def _keeps_size(convolution: nn.Conv2d) -> bool:
+    """Return whether a convolution keeps the map's size and pads with zeros."""
     if convolution.padding_mode != "zeros" or tuple(convolution.stride) != (1, 1):
         return False
     if convolution.padding == "same":

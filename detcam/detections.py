@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import difflib
+import operator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
+
+NamesLike: TypeAlias = "Mapping[int, str] | Sequence[str]"
+"""Class names: a mapping from class index to name, or a list in class order."""
+
+LabelsLike: TypeAlias = "int | str | Sequence[int | str] | Tensor"
+"""Classes by name or index: one of them, or several."""
 
 
 @dataclass(frozen=True)
@@ -102,12 +110,23 @@ class Detections:
         )
 
     def filter(
-        self, *, score_threshold: float = 0.0, labels: Sequence[int] | None = None, top_k: int | None = None
+        self, *, score_threshold: float | None = None, labels: LabelsLike | None = None, top_k: int | None = None
     ) -> Detections:
-        """Those at or above a score, of some classes, and the ``top_k`` best of them; best first."""
-        keep = self.scores >= score_threshold
+        """Select detections by score and class, best first.
+
+        Args:
+            score_threshold: minimum score in [0, 1]; None keeps every score.
+            labels: class names or indices to keep; None keeps every class.
+            top_k: maximum number of detections; None keeps all.
+
+        Raises:
+            ValueError: a name is not in `names`.
+        """
+        keep = torch.ones_like(self.scores, dtype=torch.bool)
+        if score_threshold is not None:
+            keep &= self.scores >= score_threshold
         if labels is not None:
-            keep &= torch.isin(self.labels, torch.as_tensor(list(labels), dtype=torch.int64))
+            keep &= torch.isin(self.labels, torch.tensor(label_indices(self.names, labels), dtype=torch.int64))
         order = torch.nonzero(keep)[:, 0]
         order = order[self.scores[order].argsort(descending=True, stable=True)]
         return self[order[:top_k]]
@@ -136,18 +155,56 @@ def class_name(names: Mapping[int, str], label: int) -> str:
 
 
 def label_index(names: Mapping[int, str], label: int | str) -> int:
-    """The class index of a name or an index.
+    """Return the class index of a class name or index.
+
+    An exact match is preferred; otherwise case and surrounding spaces are ignored. A text of digits that is not a name
+    is an index.
+
+    Args:
+        names: class index to name.
+        label: class name or index.
 
     Raises:
-        ValueError: no class has that name.
+        ValueError: no class has that name; the message suggests the closest ones.
+        TypeError: `label` is neither a name nor an integer.
     """
-    if isinstance(label, int):
-        return label
+    if not isinstance(label, str):
+        try:
+            return operator.index(label)
+        except TypeError as error:
+            raise TypeError(f"expected a class name or index; got {label!r}") from error
+    indices = {name: index for index, name in reversed(list(names.items()))}
+    if label in indices:
+        return indices[label]
+    plain = {name.strip().casefold(): name for name in reversed(list(names.values()))}
     wanted = label.strip().casefold()
-    for index, name in names.items():
-        if name.casefold() == wanted:
-            return index
-    if wanted.isdigit():
+    if wanted in plain:
+        return indices[plain[wanted]]
+    if wanted.isdecimal():
         return int(wanted)
-    known = ", ".join(sorted(set(names.values()))[:12])
-    raise ValueError(f"the model has no class named {label!r}; it knows {len(names)} names: {known or 'none'}, ...")
+    if not names:
+        raise ValueError(f"the model has no class names; give {label!r} as an index, or pass names=")
+    close = [plain[match] for match in difflib.get_close_matches(wanted, plain, n=3, cutoff=0.5)]
+    known = [*indices][::-1]
+    listed = f"its classes are {', '.join(known[:8])}{', ...' if len(known) > 8 else ''}"
+    hint = f"did you mean {' or '.join(close)}?" if close else listed
+    raise ValueError(f"the model has no class named {label!r}; {hint}")
+
+
+def label_indices(names: Mapping[int, str], labels: LabelsLike) -> list[int]:
+    """Return the class indices of class names and indices; a single name or index counts as a list of one.
+
+    Raises:
+        ValueError: no class has one of the names; the message suggests the closest ones.
+        TypeError: an entry is neither a name nor an integer.
+    """
+    if isinstance(labels, Tensor):
+        return [int(label) for label in labels.flatten().tolist()]
+    if isinstance(labels, str) or not isinstance(labels, Iterable):
+        return [label_index(names, labels)]
+    return [label_index(names, label) for label in labels]
+
+
+def as_names(names: NamesLike) -> dict[int, str]:
+    """Return class names as a dict from class index to name."""
+    return dict(names) if isinstance(names, Mapping) else dict(enumerate(names))

@@ -88,7 +88,7 @@ class Request:
 def displayable_images(adapter: Adapter, inputs: Tensor) -> Tensor:
     """A network's ready input as images (B, C, H, W): the adapter's normalisation undone, else each stretched."""
     images = inputs.detach().float().cpu()
-    mean, std = getattr(adapter, "mean", None), getattr(adapter, "std", None)
+    mean, std = adapter.mean, adapter.std
     if 0 <= float(images.min()) and float(images.max()) <= 1:
         return images
     if mean is not None and std is not None and len(mean) == images.shape[1]:

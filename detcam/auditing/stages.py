@@ -101,7 +101,7 @@ class AuditStages:
         """The detections of each image, or the message if it cannot be read."""
         detector = self.adapter
         if isinstance(detector, DetectorAdapter):
-            detector = detector.from_score(MIN_DETECTION_SCORE)
+            detector = detector.with_score_threshold(MIN_DETECTION_SCORE)
         readable: list[tuple[GroundTruth, Tensor]] = []
         for image in images:
             try:

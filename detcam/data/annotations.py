@@ -125,15 +125,12 @@ def _labels_of(
     class_map: Mapping[str | int, str | int],
 ) -> dict[int, int]:
     """Category id to class index, of the categories that the model knows."""
-    by_name = {name: i for i, name in categories.items()}
     chosen: dict[int, int] = {}
-    for category, wanted in class_map.items():
-        if category not in by_name and category not in categories and category not in used:
-            raise ValueError(f"class_map: no category {category!r} in the file; it has {_listed(by_name)}")
-        label = label_index(names, wanted)
+    for category, name in class_map.items():
+        label = label_index(names, name)
         if names and label not in names:
-            raise ValueError(f"class_map: the model has no class {wanted!r}; its classes are {_listed(names.values())}")
-        chosen[by_name[category] if category in by_name else int(category)] = label
+            raise ValueError(f"class_map: the model has no class {name!r}; its classes are {_listed(names.values())}")
+        chosen[_category_id(categories, used, category)] = label
     ids = [i for i in {**categories, **dict.fromkeys(used)} if i not in chosen]
     if not names:
         if ids:
@@ -154,6 +151,18 @@ def _labels_of(
         if same:
             chosen[i] = same[0]
     return chosen
+
+
+def _category_id(categories: Mapping[int, str], used: Sequence[int], category: str | int) -> int:
+    """The id of a category name or id; a text of digits that is not a name is an id."""
+    message = f"class_map: no category {category!r} in the file; it has {_listed(categories.values())}"
+    try:
+        category_id = label_index(categories, category)
+    except ValueError as error:
+        raise ValueError(message) from error
+    if category_id not in categories and category_id not in used:
+        raise ValueError(message)
+    return category_id
 
 
 def _classes_called(name: str, names: Mapping[int, str]) -> list[int]:

@@ -12,10 +12,9 @@ from torch import Tensor, nn
 
 from detcam.adapters import Adapter, adapt
 from detcam.adapters.base import Target
-from detcam.adapters.classification import ClassificationAdapter
 from detcam.cam import BaseCAM
 from detcam.data.images import is_single, load_image, load_images, to_uint8
-from detcam.detections import Detections, label_index
+from detcam.detections import Detections, LabelsLike, label_index
 from detcam.explanation.result import Explanation, Explanations
 from detcam.inputs import displayable_images
 from detcam.methods.spec import method_from
@@ -46,7 +45,7 @@ def explain(
     target_layers: Sequence[nn.Module | str] | nn.Module | str | None = None,
     score_threshold: float | None = None,
     top_k: int | None = None,
-    labels: Sequence[int | str] | None = None,
+    labels: LabelsLike | None = None,
     quantity: str = "score",
     against: int | str | None = None,
     aug_smooth: bool = False,
@@ -68,8 +67,8 @@ def explain(
         target_layers: modules or dotted names; None takes the family's default.
         score_threshold: least score in [0, 1]; None takes 0.3 for boxes and none for classes and regions.
         top_k: at most so many findings per image, best first; None takes ten boxes, every region, and of a
-            classifier the top class, or all of `labels`.
-        labels: class names or indices to explain; a classifier is asked for them whether or not they came first.
+            classifier the top class, or all of `labels`, or all that reach `score_threshold`.
+        labels: class names or indices to explain, one or several; of a classifier, whatever their rank.
         quantity: what of a box to explain: ``score``, ``logit``, ``objectness``, ``x1``, ``y1``, ``x2``, ``y2``,
             ``width``, ``height``, ``edges``, ``mask`` (the instance's mask), or a name given to
             `detcam.targets.register_target`.
@@ -140,21 +139,15 @@ def choose(
     *,
     score_threshold: float | None = None,
     top_k: int | None = None,
-    labels: Sequence[int | str] | None = None,
+    labels: LabelsLike | None = None,
     quantity: str = "score",
     against: int | str | None = None,
 ) -> tuple[Detections, list[Target]]:
     """Of one image's findings those that are explained, and a target for each; arguments as in `explain`."""
-    indices = None if labels is None else [label_index(adapter.names, label) for label in labels]
-    boxes = adapter.task == "detection"
-    threshold = (SCORE_THRESHOLD if boxes else 0.0) if score_threshold is None else score_threshold
-    if isinstance(adapter, ClassificationAdapter):
-        most = top_k if top_k is not None else 1 if indices is None else None
-        found = adapter.ranked(output, found.image_size_hw, labels=indices, top_k=most)
-        indices = None
-    elif boxes and top_k is None:
-        top_k = MOST_BOXES
-    kept = found.filter(score_threshold=threshold, labels=indices, top_k=top_k)
+    if adapter.task == "detection":
+        score_threshold = SCORE_THRESHOLD if score_threshold is None else score_threshold
+        top_k = MOST_BOXES if top_k is None else top_k
+    kept = adapter.select(found, output, score_threshold=score_threshold, top_k=top_k, labels=labels)
     other = None if against is None else label_index(adapter.names, against)
     return kept, [with_quantity(target, quantity, other) for target in adapter.targets_of(kept)]
 

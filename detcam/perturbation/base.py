@@ -67,7 +67,7 @@ class ImageScorer:
     @property
     def images_per_pass(self) -> int:
         """Number of perturbed images per pass: `batch_size`, limited by the model and, on a CPU, by its cache."""
-        limit = min(self.batch_size, getattr(self.adapter, "max_batch_size", None) or self.batch_size)
+        limit = min(self.batch_size, self.adapter.max_batch_size or self.batch_size)
         largest = self._folding().largest_output
         if not largest or self.batch.inputs.device.type != "cpu":
             return limit

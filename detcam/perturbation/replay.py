@@ -101,7 +101,7 @@ class LayerReplay:
 
     def _score(self, replaced: int, stacked: Tensor) -> Tensor:
         """Scores with the variants (K, ...) of one tensor, in passes of at most the model's batch size."""
-        limit = getattr(self.scorer.adapter, "max_batch_size", None) or len(stacked)
+        limit = self.scorer.adapter.max_batch_size or len(stacked)
         return torch.cat([self._score_pass(replaced, stacked[part]) for part in pieces(len(stacked), limit)])
 
     def _score_pass(self, replaced: int, stacked: Tensor) -> Tensor:

@@ -107,7 +107,7 @@ def test_average_precision_counts_what_the_adapter_would_not_report(scenes: Path
     assert found.analysis.average_precision == pytest.approx(0.5, abs=1e-6)
     assert found.analysis.counts()["missed"] == 0 and len(found.cases) == 1
     assert own.score_threshold == 0.25, "the user's adapter is as it was"  # type: ignore[attr-defined]
-    assert own.from_score(0.5) is own  # type: ignore[attr-defined]
+    assert own.with_score_threshold(0.5) is own  # type: ignore[attr-defined]
 
 
 def test_boxes_that_overlap_by_half_have_not_moved_where_more_is_asked(adapter: Adapter, scenes: Path) -> None:

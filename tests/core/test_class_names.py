@@ -47,7 +47,9 @@ def test_a_map_goes_before_names(annotations: Annotations) -> None:
     names = ["animal", "traffic light", "dog"]
     mapped = annotations.for_classes(names, {"cat": "Animal", "dog": 0})
     assert mapped[0].labels.tolist() == [0, 1, 0]
-    assert annotations.for_classes(names, {1: "animal"})[0].labels.tolist() == [0, 1, 2]
+    for key in (1, "1", "cat", "CAT"):
+        for name in (0, "0", "animal"):
+            assert annotations.for_classes(names, {key: name})[0].labels.tolist() == [0, 1, 2]
     with pytest.raises(ValueError, match="no category 'horse' in the file; it has cat, Traffic Light, dog"):
         annotations.for_classes(names, {"horse": "animal"})
     with pytest.raises(ValueError, match="no class named 'horse'"):

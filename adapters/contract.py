@@ -1,0 +1,104 @@
+"""Checks of adapter classes, their options and their models."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+TASKS = ("detection", "segmentation", "classification", "embedding")
+
+
+def check_class(cls: type) -> None:
+    """Check that an adapter class provides everything that the engine reads.
+
+    Raises:
+        TypeError: `family`, `task` or an abstract method is missing; the message says what to add.
+    """
+    missing = []
+    if not isinstance(getattr(cls, "family", None), str):
+        missing.append('family = "..."  # the name of the model family')
+    if getattr(cls, "task", None) not in TASKS:
+        missing.append(f"task = ...  # one of {', '.join(map(repr, TASKS))}")
+    for name in dir(cls):
+        member = getattr(cls, name, None)
+        if getattr(member, "__isabstractmethod__", False):
+            missing.append(_declaration(name, member))
+    if missing:
+        raise TypeError(
+            f"the adapter class {cls.__name__} is incomplete; add to it:\n    "
+            + "\n    ".join(missing)
+            + f"\nA base class of further adapters is declared with class {cls.__name__}(..., abstract=True)"
+        )
+
+
+def _declaration(name: str, member: Any) -> str:
+    """The line of code that overrides an abstract method or property, with its purpose."""
+    purpose = (inspect.getdoc(member) or "").split("\n")[0]
+    if isinstance(member, property):
+        return f"@property def {name}(self): ...  # {purpose}"
+    decorator, first = ("@classmethod ", "cls") if inspect.ismethod(member) else ("", "self")
+    parameters = [parameter for parameter in inspect.signature(member).parameters.values() if parameter.name != "self"]
+    names = ["*" + p.name if p.kind is p.VAR_POSITIONAL else p.name for p in parameters]
+    return f"{decorator}def {name}({', '.join([first, *names])}): ...  # {purpose}"
+
+
+def check_options(cls: type, options: Iterable[str]) -> None:
+    """Check the names of the keyword arguments for an adapter class.
+
+    Raises:
+        TypeError: the class has no such argument; the message lists its arguments and suggests the closest one.
+    """
+    known = option_names(cls)
+    for option in options:
+        if option not in known:
+            close = difflib.get_close_matches(option, known, n=1, cutoff=0.6)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise TypeError(
+                f"the {cls.family} adapter ({cls.__name__}) has no option {option!r}.{hint} "  # type: ignore[attr-defined]
+                f"Its options: {', '.join(known)}"
+            )
+
+
+def option_names(cls: type) -> list[str]:
+    """The keyword-only arguments of a class, including those that its constructors pass on to their base classes."""
+    names: list[str] = []
+    for base in cls.__mro__:
+        if "__init__" not in vars(base):
+            continue
+        parameters = inspect.signature(base.__init__).parameters.values()  # type: ignore[misc]
+        names += [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in names]
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            break
+    return [name for name in names if name not in cls.fixed_options]  # type: ignore[attr-defined]
+
+
+def unwrap(model: Any) -> Any:
+    """Return the plain module inside DataParallel or torch.compile; other objects are returned as they are.
+
+    Raises:
+        TypeError: a scripted module, whose layers take no hooks.
+    """
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        return unwrap(model.module)
+    if hasattr(model, "_orig_mod"):  # torch.compile: hooks would force a recompilation at every call
+        return unwrap(model._orig_mod)
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TypeError("a scripted model has no hooks on its layers; pass the torch.nn.Module it was scripted from")
+    return model
+
+
+def plain_module(model: Any) -> nn.Module:
+    """Return the plain module of a model, as `unwrap`.
+
+    Raises:
+        TypeError: not a module, or a scripted one.
+    """
+    module = unwrap(model)
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"expected a torch.nn.Module; got {type(module).__name__}")
+    return module

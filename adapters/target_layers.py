@@ -1,0 +1,51 @@
+"""Target layers by module or dotted name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+
+def resolve_layers(model: nn.Module, layers: Sequence[nn.Module | str] | nn.Module | str) -> list[nn.Module]:
+    """Return the modules of target layers.
+
+    Args:
+        model: the network.
+        layers: modules of the network or their dotted names.
+
+    Raises:
+        ValueError: there are no layers, or a name or module is not in the model.
+        TypeError: an entry is neither a module nor a name.
+    """
+    single = isinstance(layers, (str, nn.Module)) and not isinstance(layers, nn.ModuleList)
+    items = [layers] if single else list(layers)  # type: ignore[arg-type]
+    if not items:
+        raise ValueError("expected at least one target layer; got an empty list")
+    by_name = dict(model.named_modules())
+    known = {id(module) for module in by_name.values()}
+    modules: list[nn.Module] = []
+    for item in items:
+        if isinstance(item, str):
+            if item not in by_name:
+                near = [name for name in by_name if name and name.split(".")[-1] == item.split(".")[-1]]
+                near = near or [name for name, _ in model.named_children()]
+                raise ValueError(f"the model has no layer named {item!r}; did you mean one of {', '.join(near[:8])}?")
+            modules.append(by_name[item])
+        elif isinstance(item, nn.Module):
+            if id(item) not in known:
+                raise ValueError(
+                    f"target layer {type(item).__name__} is not part of this model; pass one of its modules"
+                )
+            modules.append(item)
+        else:
+            raise TypeError(f"expected target layers as modules or dotted names; got {type(item).__name__}")
+    return modules
+
+
+def layer_name(model: nn.Module, layer: nn.Module) -> str:
+    """Return the dotted name of a module in a model."""
+    for name, module in model.named_modules():
+        if module is layer:
+            return name or type(model).__name__
+    return type(layer).__name__
