@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from detcam.cli.options import METHOD, TARGETS, ClassMap, Model, Out, SelectionOptions, TargetLayer, parse_class_map
+from detcam.cli.options import (
+    METHOD,
+    TARGETS,
+    BatchSize,
+    ClassMap,
+    Model,
+    Out,
+    SelectionOptions,
+    TargetLayer,
+    parse_class_map,
+)
 from detcam.utils.console import make_console, printable
 
 if TYPE_CHECKING:
@@ -75,6 +85,7 @@ class BenchmarkOptions(SelectionOptions):
         ),
     ] = "insertion,deletion"
     target_layer: TargetLayer = None
+    batch_size: BatchSize = None
     annotations: Annotated[
         Path | None,
         typer.Option(
@@ -160,6 +171,8 @@ def run(options: BenchmarkOptions) -> int:
         top_k=options.top_k,
         score_threshold=options.score_threshold,
         labels=options.classes,
+        quantity=options.quantity,
+        batch_size=options.batch_size,
         class_map=parse_class_map(options.class_map or []) or None,
         limit=options.limit,
         seed=options.seed,

@@ -81,14 +81,6 @@ class ExplainOptions(SelectionOptions):
             help="Class of the --box, by name or index: one for all boxes, or one each.",
         ),
     ] = None
-    quantity: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME",
-            rich_help_panel=TARGETS,
-            help="Output to explain: score, logit, objectness, x1, y1, x2, y2, width or height of a box, or mask.",
-        ),
-    ] = "score"
     against: Annotated[
         str | None,
         typer.Option(

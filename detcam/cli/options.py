@@ -206,6 +206,15 @@ class SelectionOptions(ModelOptions):
             help="Maximum number of predictions per image, best first.",
         ),
     ] = None
+    quantity: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            rich_help_panel=TARGETS,
+            help="Output to explain: score, logit, objectness, x1, y1, x2, y2, width, height or edges of a box, mask, or the name of a "
+            "registered target.",
+        ),
+    ] = "score"
 
 
 def parse_size(text: str) -> int | tuple[int, int]:
