@@ -211,7 +211,8 @@ class SelectionOptions(ModelOptions):
         typer.Option(
             metavar="NAME",
             rich_help_panel=TARGETS,
-            help="Output to explain: score, logit, objectness, x1, y1, x2, y2, width, height or edges of a box, mask, or the name of a "
+            help="Output to explain: score, logit, objectness, x1, y1, x2, y2, width, height or edges of a box, mask, "
+            "or a registered name.",
             "registered target.",
         ),
     ] = "score"
