@@ -213,7 +213,6 @@ class SelectionOptions(ModelOptions):
             rich_help_panel=TARGETS,
             help="Output to explain: score, logit, objectness, x1, y1, x2, y2, width, height or edges of a box, mask, "
             "or a registered name.",
-            "registered target.",
         ),
     ] = "score"
 
