@@ -1,85 +1,96 @@
-"""AblationCAM."""
+"""Ablation-CAM."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from detcam.adapters.base import Adapter
+from detcam.adapters.base import ModelLike
+from detcam.layers import LayersLike
 from detcam.perturbation.base import ImageScorer, WeightedCAM
 from detcam.perturbation.replay import LayerReplay, layer_replays
 from detcam.trace import ReshapeTransform
+from detcam.utils.warnings import warn
 
 
 class AblationCAM(WeightedCAM):
-    r"""Weights each channel by the share of the score that is lost without it.
+    r"""Weights each channel by the relative drop of the score when the channel is set to zero.
 
     .. math:: L = \mathrm{ReLU}\Big(\sum_k w_k A^k\Big),\quad w_k = \frac{y - y_k}{|y|}
 
-    with :math:`y_k` the score when channel k of the layer is set to zero. The paper divides by y, which is positive
-    there; the magnitude keeps the sign of the loss where a score is negative, so that a channel without which the
-    score falls always counts for the target. For a map in [0, 1] the divisor makes no difference.
+    with :math:`A^k` channel k of the target layer's activation, y the target's score and :math:`y_k` the score without
+    channel k. The paper divides by y, which is positive there; the magnitude keeps the sign of the drop for negative
+    scores. For a map in [0, 1] the divisor makes no difference.
 
     Desai and Ramaswamy, *Ablation-CAM: Visual Explanations for Deep Convolutional Network via Gradient-free
     Localization*, WACV 2020,
     https://openaccess.thecvf.com/content_WACV_2020/html/Desai_Ablation-CAM_WACV_2020_paper.html.
 
-    Only what lies behind the layer runs again, for many channels at once and for all targets of an image together.
-    Of tokens, a channel is ablated on the patches; class tokens and registers keep it.
+    Use it for classifiers with saturated or noisy gradients. Only the modules downstream of the layer run again, for
+    many channels at once and for all targets of an image together. For tokens, a channel is ablated on the patches;
+    class tokens and registers keep it.
 
     Args:
         model: as in `BaseCAM`.
         target_layers: as in `BaseCAM`.
-        reshape_transform: as in `BaseCAM`; it may only pick and rearrange values.
-        ratio_channels_to_ablate: share of each level's channels, in (0, 1], that is ablated: those with the greatest
-            energy (sum of squares). The others weigh 0.
+        reshape_transform: as in `BaseCAM`; it may only select and rearrange values.
+        ablation_layer: accepted for compatibility with ``pytorch_grad_cam`` and not used; every layer can be ablated.
+        batch_size: images per forward pass. Ablated passes are as large as memory permits.
+        ratio_channels_to_ablate: fraction of each level's channels, in (0, 1], that are ablated: those of the largest
+            energy (sum of squares). The others get weight 0.
     """
 
     name = "ablationcam"
     paper = "Desai and Ramaswamy, Ablation-CAM, WACV 2020, https://doi.org/10.1109/WACV45572.2020.9093360"
-    cost = "1 forward, 1 a channel behind the layer for all targets"
-    use = "classifiers whose gradients cannot be trusted"
+    cost = "1 forward, and 1 downstream of the layer per channel, for all targets"
+    use = "classifiers with saturated or noisy gradients"
 
     def __init__(
         self,
-        model: Adapter | nn.Module,
-        target_layers: Sequence[nn.Module | str] | nn.Module | str | None = None,
+        model: ModelLike,
+        target_layers: LayersLike = None,
         reshape_transform: ReshapeTransform | None = None,
+        ablation_layer: object | None = None,
+        batch_size: int = 32,
         ratio_channels_to_ablate: float = 1.0,
     ) -> None:
         if not 0 < ratio_channels_to_ablate <= 1:
             raise ValueError(f"expected ratio_channels_to_ablate in (0, 1]; got {ratio_channels_to_ablate}")
+        if batch_size < 1:
+            raise ValueError(f"expected batch_size of at least 1; got {batch_size}")
+        if ablation_layer is not None:
+            warn("AblationCAM ablates every kind of layer itself; ablation_layer is not used", UserWarning)
         super().__init__(model, target_layers, reshape_transform)
+        self.batch_size = batch_size
         self.ratio_channels_to_ablate = ratio_channels_to_ablate
 
     def maps(self, scorer: ImageScorer) -> list[Tensor]:
         return [
-            self.weighted_sum(self._weights(behind, number), level.values, scorer)
-            for behind in layer_replays(scorer)
-            for number, level in enumerate(behind.levels)
+            self.weighted_sum(self._channel_weights(replay, index), level.values, scorer)
+            for replay in layer_replays(scorer)
+            for index, level in enumerate(replay.levels)
         ]
 
-    def _weights(self, behind: LayerReplay, number: int) -> Tensor:
+    def _channel_weights(self, replay: LayerReplay, index: int) -> Tensor:
         """(N, C) weights of one level's channels."""
-        level = behind.levels[number].values
+        level = replay.levels[index].values
         energy = level.double().square().sum((1, 2))
-        most = math.ceil(self.ratio_channels_to_ablate * len(level))
-        channels = energy.argsort(descending=True, stable=True)[:most]
-        channels = channels[energy[channels] > 0]  # without a channel that is zero already, nothing changes
+        count = math.ceil(self.ratio_channels_to_ablate * len(level))
+        channels = energy.argsort(descending=True, stable=True)[:count]
+        channels = channels[energy[channels] > 0]  # ablating a channel of zeros changes nothing
 
         def ablate(part: slice) -> Tensor:
-            chosen = channels[part]
-            variants = level.repeat(len(chosen), 1, 1, 1)
-            variants[torch.arange(len(chosen), device=level.device), chosen] = 0
+            ablated = channels[part]
+            variants = level.repeat(len(ablated), 1, 1, 1)
+            variants[torch.arange(len(ablated), device=level.device), ablated] = 0
             return variants
 
-        values = behind.scorer.values
+        values = replay.scorer.values
         weights = torch.zeros((len(values), len(level)), dtype=torch.float64)
         if len(channels):
-            scores = behind.score_variants(number, len(channels), ablate).double().cpu()
+            scores = replay.score_variants(index, len(channels), ablate).double().cpu()
             weights[:, channels.cpu()] = (values - scores).T
         scale = values.abs()
         return weights / torch.where(scale > 0, scale, 1)[:, None]

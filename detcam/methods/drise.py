@@ -7,51 +7,52 @@ from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torchvision.ops import box_iou
 
-from detcam.adapters.base import Adapter, Batch
+from detcam.adapters.base import Batch
 from detcam.data.images import ImageLike, load_image
 from detcam.detections import Detections
 from detcam.geometry import Geometry, normalize
 from detcam.methods.rise import RISE
 from detcam.outputs import DetectionTarget, DetectorOutput
-from detcam.perturbation.base import ImageScorer
+from detcam.perturbation.base import ImageScorer, ReadOutput
 from detcam.perturbation.random_masks import Passes, RandomMasks, check_passes, estimate_saliency
 from detcam.results import ImageHeatmaps
 from detcam.targets import BoxTarget
-from detcam.trace import ReshapeTransform
 
-BlackBox: TypeAlias = Callable[[list[np.ndarray]], Sequence["Detections | Mapping[str, Any]"]]
-"""From RGB images, each (H, W, 3) uint8, to what is found in each: `Detections`, or a mapping with ``boxes`` (N, 4)
-xyxy in pixels, ``labels`` (N,) and ``scores`` (N,), and optionally ``class_scores`` (N, C)."""
+DetectorFunction: TypeAlias = Callable[[list[np.ndarray]], Sequence["Detections | Mapping[str, Any]"]]
+"""From RGB images, each (H, W, 3) uint8, to the detections in each: `Detections`, or a mapping with ``boxes`` (N, 4) in
+pixels (xyxy), ``labels`` (N,) and ``scores`` (N,), and optionally ``class_scores`` (N, C)."""
 
 
 class DRISE(RISE):
-    r"""Mean of random masks, each weighted by how well the detections through it match the target's.
+    r"""Mean of random masks, each weighted by the similarity of the detections in the masked image to the target.
 
     .. math:: L(\lambda) = \frac{1}{N p} \sum_{i=1}^N \max_j s(d_t, d_j^i)\, M_i(\lambda),\quad
         s(d_t, d_j) = \mathrm{IoU}(b_t, b_j) \cdot \frac{c_t \cdot c_j}{\|c_t\| \|c_j\|} \cdot o_j
 
-    over all that the detector says before suppression about the image seen through mask i; b are boxes, c vectors
-    of class scores, o objectness. Objectness is read from the class scores that the detector reports, of which it is
-    a factor where the family has one: the greatest one, background aside. The target's class vector is the one at
-    its source; for a box that nobody detected, its label alone.
+    with :math:`M_i` the i-th of N masks that show a cell with probability p, :math:`d_j^i` the raw candidates (before
+    NMS) of the image under mask i, and for target t and candidate j the boxes b, the vectors of class scores c and the
+    objectness o. The objectness is the largest class score, background excluded; class scores of the model include it
+    as a factor if the family has one. The target's class vector is that of its source; for a box without a source it is
+    one-hot.
 
     Petsiuk et al., *Black-box Explanation of Object Detectors via Saliency Maps*, CVPR 2021,
     https://arxiv.org/abs/2006.03204.
 
-    All targets of an image share the passes. For a detector that is no module, see `drise`.
+    Use it for detectors whose gradients are unavailable, and to see context. All targets of an image share the passes.
+    For a detector that is a plain function, use `drise`.
 
     Args:
         model: a detector, or its adapter.
-        target_layers: accepted so that methods can be swapped; the map does not depend on it.
+        target_layers: accepted for interchangeability; the map does not depend on it.
         reshape_transform: likewise.
-        passes: as in `RISE`; ``"auto"`` ends at 5000, the paper's number.
-        grid: cells a side.
-        probability: of a cell to be seen.
-        seed: of the masks.
+        passes: as in `RISE`; ``"auto"`` samples at most 5000, the paper's number.
+        grid: number of cells of a mask per side; None takes 16, as in the paper.
+        probability: probability that a cell is visible.
+        seed: seed of the masks.
     """
 
     name = "drise"
@@ -60,36 +61,27 @@ class DRISE(RISE):
     use = "black-box detectors, plain functions too; shows context"
     tasks: ClassVar[frozenset[str]] = frozenset({"detection"})
     max_passes = 5000
+    default_grid = 16
     pins_targets = False
 
-    def __init__(
-        self,
-        model: Adapter | nn.Module,
-        target_layers: Sequence[nn.Module | str] | nn.Module | str | None = None,
-        reshape_transform: ReshapeTransform | None = None,
-        passes: Passes = "auto",
-        grid: int = 16,
-        probability: float = 0.5,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(model, target_layers, reshape_transform, passes, grid, probability, seed)
-
-    def scorer(self, scorer: ImageScorer) -> Callable[[Tensor], Tensor]:
+    def weight_reader(self, scorer: ImageScorer) -> ReadOutput:
         output = scorer.output
         if not isinstance(output, DetectorOutput):
             raise TypeError(
                 f"D-RISE matches boxes; {type(self.model).__name__} is explained as {self.adapter.task}: use RISE"
             )
-        boxes, classes = _vectors(output, scorer.targets)
+        boxes, classes = _boxes_and_classes(output, scorer.targets)
 
-        def read(raw: Any, batch: Batch) -> Tensor:
-            found = [one.raw_candidates() for one in scorer.adapter.outputs(raw, batch)]
-            return torch.stack([similarity(boxes, classes, *one, background=output.background) for one in found])
+        def read_weights(raw: Any, batch: Batch) -> Tensor:
+            candidates = [image.raw_candidates() for image in scorer.adapter.outputs(raw, batch)]
+            return torch.stack(
+                [detection_similarity(boxes, classes, *row, background=output.background) for row in candidates]
+            )
 
-        return lambda inputs: scorer.score(inputs, read)
+        return read_weights
 
 
-def _vectors(output: DetectorOutput, targets: Sequence[Any]) -> tuple[Tensor, Tensor]:
+def _boxes_and_classes(output: DetectorOutput, targets: Sequence[Any]) -> tuple[Tensor, Tensor]:
     """Boxes (N, 4) and class vectors (N, C) of targets."""
     other = [target for target in targets if not isinstance(target, DetectionTarget)]
     if other:
@@ -105,108 +97,126 @@ def _vectors(output: DetectorOutput, targets: Sequence[Any]) -> tuple[Tensor, Te
     return torch.tensor([target.box_xyxy for target in targets]).to(classes), classes
 
 
-def similarity(
+def detection_similarity(
     target_boxes: Tensor, target_classes: Tensor, boxes: Tensor, classes: Tensor, *, background: int | None = None
 ) -> Tensor:
-    """How well the best of some detections matches each target: IoU times cosine of classes times objectness.
+    """Similarity of each target to the most similar detection: IoU times class cosine times objectness.
 
     Args:
         target_boxes: (N, 4) xyxy.
-        target_classes: (N, C) class scores.
-        boxes: (K, 4), of the detections.
-        classes: (K, C), of the detections; the greatest one stands for objectness.
-        background: the class index that does not.
+        target_classes: (N, C) class scores of the targets.
+        boxes: (K, 4) xyxy, boxes of the detections.
+        classes: (K, C) class scores of the detections; the largest one is the objectness.
+        background: index of a background class, which does not count as objectness; None if there is none.
 
     Returns:
-        (N,) in [0, 1]; 0 where no detection overlaps.
+        (N,) in [0, 1]; 0 for targets that no detection overlaps.
     """
     overlap = box_iou(target_boxes.to(boxes), boxes)
-    near = overlap.amax(0) > 0 if len(boxes) else torch.zeros(0, dtype=torch.bool, device=boxes.device)
-    if not near.any():
+    overlaps = overlap.amax(0) > 0 if len(boxes) else torch.zeros(0, dtype=torch.bool, device=boxes.device)
+    if not overlaps.any():
         return target_classes.new_zeros(len(target_boxes))
-    overlap, classes = overlap[:, near], classes[near]
-    alike = F.normalize(target_classes.to(classes), dim=1) @ F.normalize(classes, dim=1).T
-    things = [index for index in range(classes.shape[1]) if index != background]
-    return (overlap * alike * classes[:, things].amax(1)).amax(1)
+    overlap, classes = overlap[:, overlaps], classes[overlaps]
+    cosine = F.normalize(target_classes.to(classes), dim=1) @ F.normalize(classes, dim=1).T
+    foreground = [index for index in range(classes.shape[1]) if index != background]
+    return (overlap * cosine * classes[:, foreground].amax(1)).amax(1)
 
 
 def drise(
-    function: BlackBox,
+    function: DetectorFunction,
     image: ImageLike,
     targets: Detections | Sequence[BoxTarget] | None = None,
     *,
     passes: Passes = "auto",
-    grid: int = 16,
+    grid: int = DRISE.default_grid,
     probability: float = 0.5,
     seed: int = 0,
     batch_size: int = 8,
 ) -> ImageHeatmaps:
-    """D-RISE for any detector that is a function from images to boxes; masked places are black.
+    """Explain a detector that is a plain function from images to boxes, by D-RISE; masked pixels are black.
 
-    Where the function reports no class vectors, boxes of other labels do not match, and a box's score stands for its
+    If the function returns no class vectors, boxes of different labels do not match, and a box's score is its
     objectness.
 
     Args:
-        function: from a list of RGB images, each (H, W, 3) uint8, to what is found in each: `Detections`, or a
-            mapping with ``boxes`` (N, 4) xyxy in pixels, ``labels`` (N,), ``scores`` (N,) and, if it has them,
-            ``class_scores`` (N, C). Low scores help: a box that fades is worth more than one that vanishes.
-        image: one image.
-        targets: what to explain; None explains all that the function finds.
+        function: from a list of RGB images, each (H, W, 3) uint8, to the detections in each: `Detections`, or a
+            mapping with ``boxes`` (N, 4) xyxy in pixels, ``labels`` (N,), ``scores`` (N,) and optionally
+            ``class_scores`` (N, C). A low score threshold helps: a box with a lower score is more informative than a
+            missing one.
+        image: the image.
+        targets: boxes to explain; None explains all detections of the function.
         passes: as in `DRISE`.
         grid: as in `DRISE`.
         probability: as in `DRISE`.
         seed: as in `DRISE`.
-        batch_size: images per call of the function.
+        batch_size: number of images per call of the function.
 
     Returns:
-        As `DRISE(...).explain` gives it; the scores are each target's similarity to what is found in the plain image.
+        As an entry of `DRISE.explain`; the scores are each target's similarity to the detections in the unmasked image.
 
     Raises:
-        TypeError, ValueError: the function's answer is not as expected.
+        TypeError: the function returns other types, or a target is not a `BoxTarget`.
+        ValueError: the function returns arrays of other shapes, or `passes` is not valid.
+
+    Example:
+        >>> import numpy as np
+        >>> from detcam import drise
+        >>> def brightness(images):
+        ...     scores = [image[8:, 8:].mean() / 255 for image in images]
+        ...     return [{"boxes": [[8, 8, 16, 16]], "labels": [0], "scores": [score]} for score in scores]
+        >>> result = drise(brightness, np.full((16, 16, 3), 255, np.uint8), passes=50, grid=4)
+        >>> result.heatmaps.shape
+        torch.Size([1, 16, 16])
     """
     check_passes(passes)
     pixels = load_image(image).cpu() * 255
     size = (pixels.shape[-2], pixels.shape[-1])
 
-    def look(images: Tensor) -> list[tuple[Tensor, Tensor]]:
-        arrays = [one.round().byte().permute(1, 2, 0).contiguous().numpy() for one in images]
+    def detect(images: Tensor) -> list[tuple[Tensor, Tensor]]:
+        arrays = [each.round().byte().permute(1, 2, 0).contiguous().numpy() for each in images]
         answers = function(arrays)
         if not isinstance(answers, (list, tuple)) or len(answers) != len(arrays):
             raise TypeError(f"expected the function to return a list with {len(arrays)} entries, one per image")
-        return [_read(answer) for answer in answers]
+        return [_parse_detections(answer) for answer in answers]
 
-    plain = look(pixels[None])[0]
-    asked, boxes, classes = _asked(targets, *plain)
+    unmasked = detect(pixels[None])[0]
+    box_targets, boxes, classes = _parse_targets(targets, *unmasked)
 
-    def scores(found: list[tuple[Tensor, Tensor]]) -> Tensor:
+    def score(detections: list[tuple[Tensor, Tensor]]) -> Tensor:
         rows = []
-        for places, vectors in found:
-            width = max(classes.shape[1], vectors.shape[1])  # a function without class vectors names labels it met
-            own, others = (F.pad(table, (0, width - table.shape[1])) for table in (classes, vectors))
-            rows.append(similarity(boxes, own, places, others))
+        for detected_boxes, vectors in detections:
+            width = max(classes.shape[1], vectors.shape[1])  # without class vectors, C follows from the labels
+            target_classes, detected = (F.pad(table, (0, width - table.shape[1])) for table in (classes, vectors))
+            rows.append(detection_similarity(boxes, target_classes, detected_boxes, detected))
         return torch.stack(rows)
 
     geometry = Geometry.identity(size)
-    if not asked:
+    if not box_targets:
         empty = torch.zeros((0, *size))
         return ImageHeatmaps(empty, (empty,), (), torch.zeros(0), None, None, geometry)
     maps, sampling = estimate_saliency(
         RandomMasks(size, grid, probability, seed, pixels.device, pixels.dtype),
-        len(asked),
-        lambda masks: scores(look(pixels * masks[:, None])),
+        len(box_targets),
+        lambda masks: score(detect(pixels * masks[:, None])),
         passes=passes,
         max_passes=DRISE.max_passes,
         batch_size=batch_size,
         seed=seed,
     )
-    given = targets if isinstance(targets, Detections) else None
     return ImageHeatmaps(
-        normalize(maps).float(), (maps,), tuple(asked), scores([plain])[0], None, given, geometry, sampling=sampling
+        heatmaps=normalize(maps).float(),
+        saliency=(maps,),
+        targets=tuple(box_targets),
+        scores=score([unmasked])[0],
+        reach=None,
+        detections=targets if isinstance(targets, Detections) else None,
+        geometry=geometry,
+        sampling=sampling,
     )
 
 
-def _read(answer: Any) -> tuple[Tensor, Tensor]:
-    """Boxes (K, 4) and class vectors (K, C) of what a function found in one image."""
+def _parse_detections(answer: Any) -> tuple[Tensor, Tensor]:
+    """Boxes (K, 4) and class vectors (K, C) of a function's detections in one image."""
     if isinstance(answer, Detections):
         answer = {"boxes": answer.boxes_xyxy, "labels": answer.labels, "scores": answer.scores}
     if not isinstance(answer, Mapping) or not {"boxes", "labels", "scores"} <= answer.keys():
@@ -226,22 +236,21 @@ def _read(answer: Any) -> tuple[Tensor, Tensor]:
     return boxes, F.one_hot(labels, classes) * scores[:, None]
 
 
-def _asked(
+def _parse_targets(
     targets: Detections | Sequence[BoxTarget] | None, boxes: Tensor, vectors: Tensor
 ) -> tuple[list[BoxTarget], Tensor, Tensor]:
-    """What to explain, its boxes (N, 4) and its class vectors (N, C), given what was found in the plain image."""
+    """Targets, their boxes (N, 4) and class vectors (N, C), given the detections in the unmasked image."""
     if targets is None:
-        whole = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-        boxes, vectors = boxes[whole], vectors[whole]
-        found = zip(boxes.tolist(), vectors.argmax(1).tolist(), strict=True)
-        return [BoxTarget(tuple(box), label) for box, label in found], boxes, vectors
+        valid = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+        boxes, vectors = boxes[valid], vectors[valid]
+        detected = zip(boxes.tolist(), vectors.argmax(1).tolist(), strict=True)
+        return [BoxTarget(tuple(box), label) for box, label in detected], boxes, vectors
     if isinstance(targets, Detections):
-        given = zip(targets.boxes_xyxy.tolist(), targets.labels.tolist(), targets.source, strict=True)
-        targets = [BoxTarget(tuple(box), label, source) for box, label, source in given]
+        rows = zip(targets.boxes_xyxy.tolist(), targets.labels.tolist(), targets.source, strict=True)
+        targets = [BoxTarget(tuple(box), label, source) for box, label, source in rows]
     wrong = [target for target in targets if not isinstance(target, BoxTarget)]
     if wrong:
         raise TypeError(f"expected targets as Detections or BoxTargets; got {type(wrong[0]).__name__}")
-    asked = list(targets)
-    labels = torch.tensor([target.label for target in asked], dtype=torch.int64)
+    labels = torch.tensor([target.label for target in targets], dtype=torch.int64)
     classes = F.one_hot(labels, max([vectors.shape[1], *(label + 1 for label in labels.tolist())])).float()
-    return asked, torch.tensor([target.box_xyxy for target in asked]).reshape(-1, 4), classes
+    return list(targets), torch.tensor([target.box_xyxy for target in targets]).reshape(-1, 4), classes

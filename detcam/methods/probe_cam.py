@@ -7,14 +7,15 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from detcam.adapters.base import Adapter, Target
+from detcam.adapters.base import ModelLike, Target
 from detcam.cam import BaseCAM
 from detcam.geometry import Geometry
-from detcam.methods.common.region_proposals import candidate_places, segments
-from detcam.methods.reach_cam import ReachCAM, contrasted
+from detcam.layers import LayersLike
+from detcam.methods.common.region_proposals import color_segments, propose_regions
+from detcam.methods.reach_cam import ReachCAM, contrast_targets
 from detcam.perturbation.base import (
     ImageArea,
     ImageScorer,
@@ -32,31 +33,33 @@ from detcam.utils.batching import pieces
 from detcam.utils.filters import blur
 from detcam.utils.opencv import cv2
 
-SHARPNESS = 4
-"""Power of what a place loses: places that lose half as much are all but left out."""
-AGREEMENT = 0.5
-"""Power of the heat that a place holds: where nothing is hot, a loss is likely the fill's doing."""
-EDGE = 0.3
-"""How bright a place is where its own heat is least, its hottest pixel being 1."""
+DROP_EXPONENT = 4
+"""Exponent of a region's score drop: regions with half of the largest drop are nearly invisible."""
+SALIENCY_EXPONENT = 0.5
+"""Exponent of the saliency in a region: without saliency, a drop is probably an artefact of the fill."""
+MIN_BRIGHTNESS = 0.3
+"""Brightness of a region's pixel without saliency, relative to its maximum."""
 MARGIN = 1
-"""Pixels around a place that are taken away with it."""
+"""Pixels around a region that are removed with it."""
 
 
 class ProbeCAM(ReachCAM):
-    r"""Places that ReachCAM points to, each taken away: what the score loses says how much it rests on them.
+    r"""Regions proposed by ReachCAM, weighted by the drop of the score when each is removed.
 
-    .. math:: L(\lambda) = \max_{P \ni \lambda} \Big(\frac{d_P^+}{\max_Q d_Q^+}\Big)^4 \Big(\frac{h_P}{\max_Q
-        h_Q}\Big)^{1/2} \big(0.3 + 0.7\, \hat h_P(\lambda)\big), \quad d_P = y(X) - y(X_{\setminus P})
+    .. math:: L(\lambda) = \max_{R \ni \lambda} \Big(\frac{d_R^+}{\max_Q d_Q^+}\Big)^4 \Big(\frac{h_R}{\max_Q
+        h_Q}\Big)^{1/2} \big(0.3 + 0.7\, \hat h_R(\lambda)\big), \quad d_R = y(X) - y(X_{\setminus R})
 
-    with P the candidate places: segments of one colour and small spots where ReachCAM's maps are hottest;
-    :math:`h_P` the heat that a place holds in the product of ReachCAM's layers, and :math:`\hat h_P` the smoothed heat
-    inside the place, in sum over layers, times the distance to its border, scaled to a maximum of 1: outlines that a
-    segment took in are thin, and often the hottest of it. What is taken away is filled by linear
-    imputation. A gradient proposes, and may be wrong about which of its places matters; taking them away one by one
-    tells. A class score is probed as the probability, minus that of the rival that ReachCAM contrasts it with.
+    with R and Q the region proposals (colour segments, and small discs around the maxima of ReachCAM's maps), y the
+    target's score, X the image, :math:`h_R` the sum over the region of the product of ReachCAM's layers, and
+    :math:`\hat h_R` the smoothed sum of the layers in the region times the distance to its border, scaled to a maximum
+    of 1: outlines included in a segment are thin, and often have the largest saliency. Removed regions are filled by
+    linear imputation. Gradients propose regions, and may rank them wrongly; removing them one by one decides. A class
+    score is measured as the probability minus that of the rival class of ReachCAM.
 
     After `ReachCAM`, and Zeiler and Fergus, *Visualizing and Understanding Convolutional Networks*, ECCV 2014,
     https://arxiv.org/abs/1311.2901.
+
+    Use it to find the cause of a detection, inside or outside the box; it is the default of audits.
 
     Args:
         model: as in `BaseCAM`.
@@ -64,43 +67,41 @@ class ProbeCAM(ReachCAM):
         reshape_transform: as in `ReachCAM`.
         steps: as in `ReachCAM`.
         contrast: as in `ReachCAM`.
-        probes: at most so many places of each target are taken away, a forward pass each.
+        probes: maximum number of removed regions per target; each costs a forward pass.
     """
 
     name = "probecam"
     paper = "after Zeiler and Fergus, Visualizing and Understanding CNNs, ECCV 2014, https://arxiv.org/abs/1311.2901"
-    owes_sum = False
-    cost = "4 forwards and backwards a layer, 7 forwards a target"
-    use = "what caused a detection: places that ReachCAM points to, each tried by taking it away; what an audit asks"
+    measures_completeness = False
+    cost = "4 forwards and backwards per layer, 7 forwards per target"
+    use = "the cause of a detection: regions proposed by ReachCAM, each verified by removal; default of audits"
 
     def __init__(
         self,
-        model: Adapter | nn.Module,
-        target_layers: Sequence[nn.Module | str] | nn.Module | str | None = None,
+        model: ModelLike,
+        target_layers: LayersLike = None,
         reshape_transform: ReshapeTransform | None = None,
+        *,
         steps: int = 4,
         contrast: bool = True,
         probes: int = 7,
     ) -> None:
         if probes < 1:
             raise ValueError(f"expected probes of at least 1; got {probes}")
-        super().__init__(model, target_layers, reshape_transform, steps, contrast)
+        super().__init__(model, target_layers, reshape_transform, steps=steps, contrast=contrast)
         self.probes = probes
 
     def measure(self, run: Pass) -> Measured:
-        proposed = super().measure(run)
-        probed = []
-        folding: BatchNormFolding | None = None  # found once for all images of the pass
+        measured = super().measure(run)
+        maps: list[Tensor] = []
+        sampling: list[Sampling | None] = []
+        folding: BatchNormFolding | None = None  # shared by all images of the pass
         for image, targets in enumerate(run.targets):
-            found, passes, folding = self._probe(
-                run, image, targets, [level[image] for level in proposed.maps], folding
-            )
-            probed.append((found, passes))
-        return replace(
-            proposed,
-            maps=[[found for found, _ in probed]],
-            sampling=[Sampling(passes) for _, passes in probed],
-        )
+            levels = [level[image] for level in measured.maps]
+            probed, passes, folding = self._probe(run, image, targets, levels, folding)
+            maps.append(probed)
+            sampling.append(Sampling(passes))
+        return replace(measured, maps=[maps], sampling=sampling)
 
     def combine(self, levels: Sequence[Tensor], geometry: Geometry) -> Tensor:
         return BaseCAM.combine(self, levels, geometry)
@@ -113,104 +114,108 @@ class ProbeCAM(ReachCAM):
         levels: Sequence[Tensor],
         folding: BatchNormFolding | None,
     ) -> tuple[Tensor, int, BatchNormFolding | None]:
-        """One image's maps (N, H, W) over the network's input, how many images they took, and what can be folded."""
+        """One image's maps (N, H, W) over the network's input, the number of passes, and the folding."""
         batch = select_image(run.batch, image)
-        found = torch.zeros((len(targets), *batch.inputs.shape[-2:]), device=batch.inputs.device)
+        maps = torch.zeros((len(targets), *batch.inputs.shape[-2:]), device=batch.inputs.device)
         if not targets:
-            return found, 0, folding
-        asked = contrasted(run.outputs[image], targets) if self.contrast else targets
+            return maps, 0, folding
+        contrasted = contrast_targets(run.outputs[image], targets) if self.contrast else targets
         scorer = ImageScorer(
             run.adapter,
             batch,
             run.outputs[image],
-            pin_targets(run.outputs[image], [_as_score(target) for target in asked]),
-            torch.zeros(0),
-            (),
-            (),
-            default_batch_size(batch.inputs.device),
-            False,
+            pin_targets(run.outputs[image], [_logit_to_score(target) for target in contrasted]),
+            batch_size=default_batch_size(batch.inputs.device),
             folding=folding,
         )
-        canvas = ImageArea(scorer)
-        heat = _on_canvas(levels, canvas)
-        labels = segments(batch.inputs[0, :, canvas.rows, canvas.columns].float())
-        places = [candidate_places(heat[:, row], labels, self.probes) for row in range(len(targets))]
-        lost = _losses(scorer, canvas, places)
-        for row, (own, drops) in enumerate(zip(places, lost, strict=True)):
-            found[row, canvas.rows, canvas.columns] = paint(heat[:, row], own, drops).to(found)
-        return found, sum(len(own) for own in places), scorer.folding
+        area = ImageArea(scorer)
+        saliency = _resize_to_area(levels, area)
+        labels = color_segments(area.image[0].float())
+        regions = [propose_regions(saliency[:, row], labels, self.probes) for row in range(len(targets))]
+        drops = _score_drops(scorer, area, regions)
+        for row, (target_regions, target_drops) in enumerate(zip(regions, drops, strict=True)):
+            rendered = render_regions(saliency[:, row], target_regions, target_drops)
+            maps[row, area.rows, area.columns] = rendered.to(maps)
+        return maps, sum(len(target_regions) for target_regions in regions), scorer.folding
 
 
-def paint(levels: Tensor, places: Tensor, lost: Tensor) -> Tensor:
-    """A map (h, w) in [0, 1] of places (k, h, w) bool that lose (k,), from a target's maps (L, h, w), not negative."""
-    found = torch.zeros(levels.shape[-2:], dtype=torch.float64)
-    lost = lost.double().clamp(min=0)
-    if not len(places) or not bool((lost > 0).any()):
-        return found
+def render_regions(levels: Tensor, regions: Tensor, drops: Tensor) -> Tensor:
+    """Render a target's map from its regions.
+
+    Args:
+        levels: (L, h, w) maps of ReachCAM, not negative.
+        regions: (k, h, w) bool.
+        drops: (k,) score drop without each region.
+
+    Returns:
+        (h, w) float64 in [0, 1].
+    """
+    rendered = torch.zeros(levels.shape[-2:], dtype=torch.float64)
+    drops = drops.double().clamp(min=0)
+    if not len(regions) or not bool((drops > 0).any()):
+        return rendered
     levels = levels.double()
-    held = torch.stack([(levels.prod(0) * place).sum() for place in places])
-    weights = (lost / lost.max()) ** SHARPNESS * (held / held.max().clamp(min=1e-300)) ** AGREEMENT
-    heat = blur(levels.sum(0)[None], 0.01 * max(found.shape))[0]
-    for place, weight in zip(places, weights, strict=True):
-        inside = _without_border(place)
-        shape = heat * _depth(inside)
-        shape = inside * (EDGE + (1 - EDGE) * shape / shape.max().clamp(min=1e-300))
-        found = torch.maximum(found, weight * shape)
-    return found
+    sums = torch.stack([(levels.prod(0) * region).sum() for region in regions])
+    weights = (drops / drops.max()) ** DROP_EXPONENT * (sums / sums.max().clamp(min=1e-300)) ** SALIENCY_EXPONENT
+    saliency = blur(levels.sum(0)[None], 0.01 * max(rendered.shape))[0]
+    for region, weight in zip(regions, weights, strict=True):
+        inside = _eroded(region)
+        shape = saliency * _relative_depth(inside)
+        shape = inside * (MIN_BRIGHTNESS + (1 - MIN_BRIGHTNESS) * shape / shape.max().clamp(min=1e-300))
+        rendered = torch.maximum(rendered, weight * shape)
+    return rendered
 
 
-def _depth(place: Tensor) -> Tensor:
-    """How far inside a place (h, w) bool each of its pixels lies, the innermost being 1; the image's edge is none."""
-    if bool(place.all()):
-        return torch.ones(place.shape, dtype=torch.float64)
-    distance = cv2.distanceTransform(place.numpy().astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+def _relative_depth(region: Tensor) -> Tensor:
+    """Distance of each pixel of a region (h, w) bool to its border, scaled to 1; the image's edge is no border."""
+    if bool(region.all()):
+        return torch.ones(region.shape, dtype=torch.float64)
+    distance = cv2.distanceTransform(region.numpy().astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
     return torch.from_numpy(distance / distance.max()).double()
 
 
-def _without_border(place: Tensor) -> Tensor:
-    """A place (h, w) bool without its outermost pixels, as segments are drawn a little too large; a thin one whole."""
-    inner = F.max_pool2d((~place)[None, None].float(), 3, 1, 1)[0, 0] == 0
-    return inner if bool(inner.any()) else place
+def _eroded(region: Tensor) -> Tensor:
+    """A region (h, w) bool eroded by a pixel, because segments are slightly too large; a thin region is unchanged."""
+    inner = F.max_pool2d((~region)[None, None].float(), 3, 1, 1)[0, 0] == 0
+    return inner if bool(inner.any()) else region
 
 
-def _as_score(target: Target) -> Target:
-    """A class's logit as its score: a logit falls without end where there is nothing to see."""
+def _logit_to_score(target: Target) -> Target:
+    """Replace a class's logit by its score: a logit is unbounded below if no evidence remains."""
     return replace(target, quantity="score") if isinstance(target, BoxTarget) and target.quantity == "logit" else target
 
 
-def _on_canvas(levels: Sequence[Tensor], canvas: ImageArea) -> Tensor:
-    """The positive parts of levels (N, h', w') over the input, on the image's place on it: (L, N, h, w) in [0, 1]."""
-    found = []
+def _resize_to_area(levels: Sequence[Tensor], area: ImageArea) -> Tensor:
+    """Positive parts of levels (N, h', w') over the input, resized to the image's area: (L, N, h, w) in [0, 1]."""
+    resized = []
     for level in levels:
-        whole = F.interpolate(
-            level.clamp(min=0)[:, None].double().cpu(), canvas.inputs.shape[-2:], mode="bilinear", align_corners=False
-        )[:, 0, canvas.rows, canvas.columns]
-        most = whole.flatten(1).amax(1)
-        scaled = whole / most.clamp(min=1e-300)[:, None, None]
-        # A level that says nothing for a target must not silence the others in the product.
-        found.append(torch.where((most > 0)[:, None, None], scaled, 1.0))
-    heat = torch.stack(found)
-    silent = torch.stack([~(level > 0).flatten(1).any(1) for level in levels]).all(0).cpu()
-    return torch.where(silent[None, :, None, None], 0.0, heat)
+        positive = F.interpolate(
+            level.clamp(min=0)[:, None].double().cpu(), area.inputs.shape[-2:], mode="bilinear", align_corners=False
+        )[:, 0, area.rows, area.columns]
+        maximum = positive.flatten(1).amax(1)
+        scaled = positive / maximum.clamp(min=1e-300)[:, None, None]
+        # A level without saliency for a target must not erase the others in the product.
+        resized.append(torch.where((maximum > 0)[:, None, None], scaled, 1.0))
+    saliency = torch.stack(resized)
+    empty = torch.stack([~(level > 0).flatten(1).any(1) for level in levels]).all(0).cpu()
+    return torch.where(empty[None, :, None, None], 0.0, saliency)
 
 
 @torch.no_grad()
-def _losses(scorer: ImageScorer, canvas: ImageArea, places: Sequence[Tensor]) -> list[Tensor]:
-    """What each target's score loses without each of its own places (k, h, w): per target (k,) float64."""
-    removed = torch.cat(list(places))
-    owner = [row for row, own in enumerate(places) for _ in own]
-    grown = F.max_pool2d(removed[:, None].float(), 2 * MARGIN + 1, 1, MARGIN)[:, 0] > 0 if len(removed) else removed
-    device = scorer.batch.inputs.device
-    fill = LinearFill().for_image(scorer.batch.inputs[:, :, canvas.rows, canvas.columns])
-    with torch.enable_grad():  # the image's own pass was recorded, and dense heads read it so
+def _score_drops(scorer: ImageScorer, area: ImageArea, regions: Sequence[Tensor]) -> list[Tensor]:
+    """Drop of each target's score without each of its regions (k, h, w): per target (k,) float64."""
+    removed = torch.cat(list(regions))
+    owner = [row for row, target_regions in enumerate(regions) for _ in target_regions]
+    dilated = F.max_pool2d(removed[:, None].float(), 2 * MARGIN + 1, 1, MARGIN)[:, 0] > 0 if len(removed) else removed
+    fill = LinearFill().for_image(area.image)
+    with torch.enable_grad():  # the recorded pass of the image has a graph, which dense heads read
         rows = scorer.adapter.score([scorer.output], [scorer.targets])
-    before = torch.stack([detached_score(scalar) for scalar in rows[0]]).double().cpu()
-    scores = []
-    for part in pieces(len(grown), scorer.images_per_pass):
-        inputs = scorer.batch.inputs.repeat(part.stop - part.start, 1, 1, 1)
-        inputs[:, :, canvas.rows, canvas.columns] = fill(grown[part].to(device)).to(inputs.dtype)
-        scores.append(scorer.score(inputs).double().cpu())
-    after = torch.cat(scores) if scores else torch.zeros((0, len(places)), dtype=torch.float64)
-    lost = [before[row] - after[number, row] for number, row in enumerate(owner)]
-    counts = [len(own) for own in places]
-    return list((torch.stack(lost) if lost else torch.zeros(0)).split(counts))
+    original = torch.stack([detached_score(scalar) for scalar in rows[0]]).double().cpu()
+    scores = [
+        scorer.score(area.paste(fill(dilated[part].to(area.inputs.device)))).double().cpu()
+        for part in pieces(len(dilated), scorer.images_per_pass)
+    ]
+    changed = torch.cat(scores) if scores else torch.zeros((0, len(regions)), dtype=torch.float64)
+    drops = [original[row] - changed[index, row] for index, row in enumerate(owner)]
+    counts = [len(target_regions) for target_regions in regions]
+    return list((torch.stack(drops) if drops else torch.zeros(0)).split(counts))

@@ -7,13 +7,14 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from detcam.adapters.base import Adapter, Target
-from detcam.cam import BaseCAM, levels_of, value_of
+from detcam.adapters.base import ModelLike, Target
+from detcam.cam import BaseCAM, levels_of, value_of, values_of
 from detcam.geometry import Geometry
+from detcam.layers import LayersLike
 from detcam.methods.common.feature_path import FeaturePath
-from detcam.methods.common.layer_search import with_reaching_layers
+from detcam.methods.common.layer_search import with_context_layers
 from detcam.methods.common.level_product import product_of_levels
 from detcam.outputs import work_dtype
 from detcam.results import Measured, Pass, Reach
@@ -21,64 +22,68 @@ from detcam.targets import BoxTarget
 from detcam.trace import ReshapeTransform, Trace
 from detcam.utils.pca import first_principal_component
 
-RIVAL = 0.1
-"""Least score of a rival class, as a share of the explained class's own, where scores are independent."""
+MIN_RIVAL_SCORE = 0.1
+"""Minimum score of a rival class, relative to the explained class's score, if scores are independent."""
 SMOOTHING = 0.5
 """Standard deviation of the smoothing, in cells of the coarsest layer."""
 
 
 class ReachCAM(BaseCAM):
-    r"""Gradients integrated along a short path in feature space, at layers whose gradients reach the whole scene.
+    r"""Gradients integrated along a short path in feature space, at layers whose gradients cover the whole scene.
 
     .. math:: L = \sum_k (A^k - \bar A^k) \odot \frac{1}{S} \sum_{s=1}^{S}
         \frac{\partial y}{\partial A^k}\Big|_{\bar A + t_s (A - \bar A)}, \quad t_s = \frac{s - 1/2}{S}
 
-    with the channel means over the image's cells as the start of the path. The signed map sums to what the score
-    owes to the image, y(A) - y(mean A): completeness, exact for a network that is quadratic behind the layer, and
-    otherwise reported as `ImageHeatmaps.completeness`. The heatmap is the product of the layers' positive parts, each
-    smoothed by a Gaussian of half a cell of the coarsest: layers disagree in their noise and agree in their evidence.
+    with :math:`A^k` channel k of the target layer's activation, :math:`\bar A^k` its mean over the image's cells, the
+    start of the path, S the number of midpoints, and y the target's score. The signed map sums to
+    :math:`y(A) - y(\bar A)` (completeness): exactly if the network is quadratic after the layer, else up to the error
+    in `ImageHeatmaps.completeness`. The heatmap is the product of the layers' positive parts, each smoothed by a
+    Gaussian of half a cell of the coarsest layer: layers differ in their noise and agree in their evidence.
 
     After Sundararajan et al., *Axiomatic Attribution for Deep Networks*, ICML 2017,
-    https://arxiv.org/abs/1703.01365, moved from pixels to features.
+    https://arxiv.org/abs/1703.01365, applied to features instead of pixels.
+
+    Use it to find evidence outside the box.
 
     Args:
         model: as in `BaseCAM`.
         target_layers: as in `BaseCAM`; None takes the layers whose measured reach covers the scene.
-        reshape_transform: as in `BaseCAM`; it may only pick and rearrange values.
-        steps: midpoints S of the path; each costs a forward pass per layer, shared by all targets.
-        contrast: walk a box's class score as its logit, for a saturated score would hide its reasons, minus the logit
-            of the strongest other class: under a softmax, background included, always, since only differences of its
-            logits mean anything; else where that class scores at least a tenth as much. False walks every target as
-            it is.
+        reshape_transform: as in `BaseCAM`; it may only select and rearrange values.
+        steps: number S of midpoints; each costs a forward pass per layer, shared by all targets.
+        contrast: if True, a box's class score is explained as its logit, because a saturated score hides its reasons,
+            minus the logit of the strongest other class: always under a softmax (background included), because only
+            differences of its logits are meaningful; else if that class has at least a tenth of the score. False
+            explains every target unchanged.
     """
 
     name = "reachcam"
     paper = "after Sundararajan et al., Integrated Gradients, ICML 2017, https://arxiv.org/abs/1703.01365"
-    cost = "4 forwards and backwards a layer"
-    owes_sum: ClassVar[bool] = True
-    """Whether the map's sum is compared with what the score owes to the image: a forward pass per layer."""
-    use = "causes beyond the box: integrated, at layers that see the scene; tells how complete it is"
+    cost = "4 forwards and backwards per layer"
+    use = "evidence outside the box: integrated gradients at layers that cover the scene; reports completeness"
+    measures_completeness: ClassVar[bool] = True
+    """Whether the map's sum is compared with the difference of the scores: one forward pass per layer."""
 
     def __init__(
         self,
-        model: Adapter | nn.Module,
-        target_layers: Sequence[nn.Module | str] | nn.Module | str | None = None,
+        model: ModelLike,
+        target_layers: LayersLike = None,
         reshape_transform: ReshapeTransform | None = None,
+        *,
         steps: int = 4,
         contrast: bool = True,
     ) -> None:
         if steps < 1:
             raise ValueError(f"expected steps of at least 1; got {steps}")
         super().__init__(model, target_layers, reshape_transform)
-        chosen = with_reaching_layers(self.adapter)
-        self.reaches_all = chosen is not self.adapter
-        self.adapter = chosen
+        adapter = with_context_layers(self.adapter)
+        self.reaches_all = adapter is not self.adapter
+        self.adapter = adapter
         self.target_layers = self.adapter.target_layers
         self.steps = steps
         self.contrast = contrast
 
     def contributions(self, activations: Tensor, gradients: Tensor) -> Tensor:
-        """Each channel's part of one midpoint's map, from activations minus channel means, and gradients there."""
+        """Each channel's part of one midpoint's map, from activations minus channel means, and gradients."""
         return activations * gradients
 
     def measure(self, run: Pass) -> Measured:
@@ -90,62 +95,66 @@ class ReachCAM(BaseCAM):
                 empty,
                 [[] for _ in counts],
                 [[] for _ in counts],
-                [torch.zeros(0, len(run.adapter.target_layers)) for _ in counts] if self.owes_sum else None,
+                [torch.zeros(0, len(run.adapter.target_layers)) for _ in counts]
+                if self.measures_completeness
+                else None,
             )
         scalars = run.adapter.score(run.outputs, run.targets)
-        values = [[value_of(scalar) for scalar in row] for row in scalars]
+        values = values_of(scalars)
         if self.contrast:
-            run = replace(run, targets=[contrasted(*both) for both in zip(run.outputs, run.targets, strict=True)])
+            targets = [contrast_targets(*pair) for pair in zip(run.outputs, run.targets, strict=True)]
+            run = replace(run, targets=targets)
             scalars = run.adapter.score(run.outputs, run.targets)
         run.trace.check_depends([scalar for row in scalars for scalar in row])
-        ends = [[value_of(scalar) for scalar in row] for row in scalars]
+        end_values = values_of(scalars)
         maps: list[list[Tensor]] = []
         supports: list[list[Tensor]] = []
         errors: list[list[Tensor]] = [[] for _ in counts]
         for index in range(len(run.adapter.target_layers)):
-            walk = _Walk(run, index)
+            integral = _PathIntegral(run, index)
             for step in range(self.steps):
-                walk.step((step + 0.5) / self.steps, 1 / self.steps, self.contributions)
-            if self.owes_sum:
-                for image, error in enumerate(walk.errors(ends)):
+                integral.add_midpoint((step + 0.5) / self.steps, 1 / self.steps, self.contributions)
+            if self.measures_completeness:
+                for image, error in enumerate(integral.completeness_errors(end_values)):
                     errors[image].append(error)
-            maps += walk.maps()
-            supports += walk.supports
+            maps += integral.maps()
+            supports += integral.supports
         reach = [
             [Reach.measure([level[i][k] for level in supports], geometry) for k in range(counts[i])]
             for i, geometry in enumerate(run.batch.geometries)
         ]
-        complete = [torch.stack(found, 1) for found in errors] if self.owes_sum else None
-        return Measured(maps, values, reach, complete)
+        completeness = [torch.stack(layers, 1) for layers in errors] if self.measures_completeness else None
+        return Measured(maps, values, reach, completeness)
 
     def combine(self, levels: Sequence[Tensor], geometry: Geometry) -> Tensor:
-        """One image's heatmaps: the product of the levels' smoothed positive parts, without those that say nothing."""
+        """Multiply the levels' smoothed positive parts; levels without saliency are left out."""
         return product_of_levels(levels, geometry, SMOOTHING)
 
 
-def contrasted(output: Any, targets: Sequence[Target]) -> list[Target]:
-    """One image's targets with class scores as logits, against the strongest rival class (see `ReachCAM`)."""
-    asked = [t for t in targets if isinstance(t, BoxTarget) and t.quantity in ("score", "logit")]
-    if not asked:
+def contrast_targets(output: Any, targets: Sequence[Target]) -> list[Target]:
+    """Replace class scores of boxes by logits contrasted with the strongest rival class (see `ReachCAM`)."""
+    class_targets = [t for t in targets if isinstance(t, BoxTarget) and t.quantity in ("score", "logit")]
+    if not class_targets:
         return list(targets)
     with torch.no_grad():
-        table = output.candidates(asked).class_scores
-    rivals: dict[int, BoxTarget] = {}
-    for target, scores in zip(asked, table, strict=True):
-        own, others = scores[target.label], scores.clone()
+        table = output.candidates(class_targets).class_scores
+    contrasted: dict[int, BoxTarget] = {}
+    for target, scores in zip(class_targets, table, strict=True):
+        others = scores.clone()
         others[target.label] = -1
         against = target.against
-        if against is None and (output.background is not None or others.max() >= RIVAL * own):
+        has_rival = output.background is not None or others.max() >= MIN_RIVAL_SCORE * scores[target.label]
+        if against is None and has_rival:
             against = int(others.argmax())
-        rivals[id(target)] = replace(target, quantity="logit", against=against)
-    return [rivals.get(id(target), target) for target in targets]
+        contrasted[id(target)] = replace(target, quantity="logit", against=against)
+    return [contrasted.get(id(target), target) for target in targets]
 
 
-class _Walk:
-    """The path at one layer: adds up its midpoints, for all targets of all images.
+class _PathIntegral:
+    """Sums the contributions of midpoints of the path at one layer, for all targets of all images.
 
     Attributes:
-        supports: per level, per image, (N_i, h, w) bool: where any midpoint's gradient is not 0.
+        supports: per level, per image, (N_i, h, w) bool: True where the gradient of any midpoint is not 0.
     """
 
     def __init__(self, run: Pass, index: int) -> None:
@@ -156,30 +165,30 @@ class _Walk:
         self.differences = [level.to(work_dtype(level)) for level in self.path.differences]
         counts = [len(row) for row in run.targets]
 
-        def blank(like: Tensor, n: int) -> Tensor:  # channels are kept apart only where they are needed
+        def zeros(like: Tensor, n: int) -> Tensor:  # the principal component needs separate channels
             return like.new_zeros((n, *(like.shape[1:] if run.eigen_smooth else like.shape[2:])))
 
-        self.sums = [[blank(level, n) for n in counts] for level in self.differences]
+        self.sums = [[zeros(level, n) for n in counts] for level in self.differences]
         self.supports = [
             [torch.zeros((n, *level.shape[2:]), dtype=torch.bool, device=level.device) for n in counts]
             for level in self.differences
         ]
 
     def scores(self, t: float) -> tuple[Trace, list[list[Tensor]]]:
-        """Every target's scalar where the layer puts out what lies at t of the path."""
+        """Run a pass with the layer's output at t of the path, and return its trace and every target's scalar."""
         adapter, index = self.run.adapter, self.index
         trace = Trace(
             [adapter.target_layers[index]],
             [adapter.layer_names[index]],
             gradients=torch.is_grad_enabled(),
             reshape_transform=self.reshape,
-            replace=lambda layer, ran, output: self.path.at(ran, t),
+            replace=lambda layer, run, output: self.path.point(run, t),
         )
         with trace:
             raw = adapter.forward(self.run.batch)
         return trace, adapter.score(adapter.outputs(raw, self.run.batch), self.run.targets)
 
-    def step(self, t: float, share: float, contributions: Callable[[Tensor, Tensor], Tensor]) -> None:
+    def add_midpoint(self, t: float, weight: float, contributions: Callable[[Tensor, Tensor], Tensor]) -> None:
         """Add one midpoint; one backward pass for the k-th target of all images."""
         trace, scalars = self.scores(t)
         rounds = max(len(row) for row in scalars)
@@ -194,7 +203,7 @@ class _Walk:
                     raise RuntimeError(f"the gradient at {', '.join(trace.names)} is NaN or infinite; use float32")
                 for image in images:
                     difference, g = self.differences[level][image], gradient[image]
-                    part = contributions(difference[None], g[None].to(difference.dtype))[0] * share
+                    part = contributions(difference[None], g[None].to(difference.dtype))[0] * weight
                     self.sums[level][image][k] += part if self.run.eigen_smooth else part.sum(0)
                     self.supports[level][image][k] |= (g != 0).any(0)
 
@@ -206,14 +215,14 @@ class _Walk:
             [first_principal_component(image) if len(image) else image.sum(1) for image in level] for level in self.sums
         ]
 
-    def errors(self, values: list[list[float]]) -> list[Tensor]:
-        """Per image, (N_i,): how far each map's sum is from what the score owes to the image, relative to that."""
+    def completeness_errors(self, end_values: list[list[float]]) -> list[Tensor]:
+        """Per image, (N_i,): the difference between each map's sum and y(A) - y(mean A), relative to the latter."""
         with torch.no_grad():
             _, starts = self.scores(0.0)
-        found = []
-        for image, row in enumerate(values):
-            score = torch.tensor(row, dtype=torch.float64)
-            owed = score - torch.tensor([value_of(start) for start in starts[image]], dtype=torch.float64)
+        errors = []
+        for image, row in enumerate(end_values):
+            end = torch.tensor(row, dtype=torch.float64)
+            expected = end - torch.tensor([value_of(start) for start in starts[image]], dtype=torch.float64)
             total = sum(level[image].flatten(1).sum(1).double().cpu() for level in self.sums)
-            found.append((total - owed).abs() / torch.maximum(owed.abs(), 0.01 * score.abs()).clamp(min=1e-12))
-        return found
+            errors.append((total - expected).abs() / torch.maximum(expected.abs(), 0.01 * end.abs()).clamp(min=1e-12))
+        return errors

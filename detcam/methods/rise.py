@@ -2,85 +2,92 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from torch import Tensor
 
-from torch import Tensor, nn
-
-from detcam.adapters.base import Adapter
+from detcam.adapters.base import ModelLike
+from detcam.layers import LayersLike
 from detcam.outputs import work_dtype
-from detcam.perturbation.base import ImageArea, ImageScorer, InputCAM
+from detcam.perturbation.base import ImageArea, ImageScorer, InputCAM, ReadOutput
 from detcam.perturbation.random_masks import Passes, RandomMasks, check_passes, estimate_saliency
 from detcam.trace import ReshapeTransform
 
 
 class RISE(InputCAM):
-    r"""Mean of random masks, each weighted by the score of the image seen through it.
+    r"""Mean of random masks, each weighted by the score of the masked image.
 
     .. math:: L(\lambda) = \frac{1}{N p} \sum_{i=1}^N y(X \odot M_i)\, M_i(\lambda)
 
-    an estimate of the score's mean over masks that show pixel :math:`\lambda`; here with the mean score's known part
-    put in as known (`detcam.perturbation.random_masks.estimate_saliency`), which changes the noise and not what is
-    estimated. A mask is a grid of zeros and ones (one with probability p), enlarged bilinearly and shifted at random
-    by up to a cell. What is masked becomes 0 in the network's input: the mean colour where the input is normalised,
-    else black.
+    with X the image, :math:`M_i` the i-th of N masks, and y the target's score: an estimate of the mean score over
+    masks that show pixel :math:`\lambda`. The contribution of the overall mean is computed exactly
+    (`detcam.perturbation.random_masks.estimate_saliency`), which reduces the noise and keeps the expectation. A mask is
+    a grid of zeros and ones (one with probability p), enlarged bilinearly and shifted at random by up to a cell. Masked
+    pixels become 0 in the network's input: the mean colour if the input is normalised, else black.
 
     Petsiuk et al., *RISE: Randomized Input Sampling for Explanation of Black-box Models*, BMVC 2018,
     https://arxiv.org/abs/1806.07421.
 
-    A box target is asked at its source in every masked image; `DRISE` matches boxes anew instead. All targets of an
-    image share the passes. How many there were is in `ImageHeatmaps.sampling`.
+    Use it for any model that returns scores. A box target is scored at its source in every masked image; `DRISE`
+    matches boxes by overlap instead. All targets of an image share the passes, whose number is in
+    `ImageHeatmaps.sampling`.
 
     Args:
         model: as in `BaseCAM`.
-        target_layers: accepted so that methods can be swapped; the map does not depend on it.
+        target_layers: accepted for interchangeability; the map does not depend on it.
         reshape_transform: likewise.
-        passes: how many masks; ``"auto"`` stops, after 200 at least, once every target's maps of even and of odd masks
-            agree where they are strong (rank correlation of at least 0.8), and at the paper's number.
-        grid: cells a side.
-        probability: of a cell to be seen.
-        seed: of the masks.
+        passes: number of masks. ``"auto"`` samples at least 200, until the maps of even and of odd masks agree for
+            every
+            target (rank correlation of their peaks of at least 0.8), and at most `max_passes`.
+        grid: number of cells of a mask per side; None takes `default_grid`.
+        probability: probability that a cell is visible.
+        seed: seed of the masks.
     """
 
     name = "rise"
     paper = "Petsiuk et al., RISE, BMVC 2018, https://arxiv.org/abs/1806.07421"
     cost = "tens to thousands of forwards for all targets"
-    use = "any black box that gives scores; smooth maps"
+    use = "any black box that returns scores; smooth maps"
     rectified = False
     max_passes = 4000
-    """How many masks at most if ``passes="auto"``: the paper's number for VGG-16."""
+    """Maximum number of masks for ``passes="auto"``: the paper's number for VGG-16."""
+    default_grid = 7
+    """The paper's number of cells per side."""
 
     def __init__(
         self,
-        model: Adapter | nn.Module,
-        target_layers: Sequence[nn.Module | str] | nn.Module | str | None = None,
+        model: ModelLike,
+        target_layers: LayersLike = None,
         reshape_transform: ReshapeTransform | None = None,
+        *,
         passes: Passes = "auto",
-        grid: int = 7,
+        grid: int | None = None,
         probability: float = 0.5,
         seed: int = 0,
     ) -> None:
         super().__init__(model, target_layers, reshape_transform)
         self.passes = check_passes(passes)
-        if grid < 1 or not 0 < probability < 1:
-            raise ValueError(f"expected grid of at least 1 and probability between 0 and 1; got {grid}, {probability}")
-        self.grid, self.probability, self.seed = grid, probability, seed
+        self.grid = self.default_grid if grid is None else grid
+        if self.grid < 1 or not 0 < probability < 1:
+            raise ValueError(
+                f"expected grid of at least 1 and probability between 0 and 1; got {self.grid}, {probability}"
+            )
+        self.probability, self.seed = probability, seed
 
     def maps(self, scorer: ImageScorer) -> list[Tensor]:
-        canvas = ImageArea(scorer)
-        score = self.scorer(scorer)
+        area = ImageArea(scorer)
         inputs = scorer.batch.inputs
-        masks = RandomMasks(canvas.size_hw, self.grid, self.probability, self.seed, inputs.device, work_dtype(inputs))
-        found, scorer.sampling = estimate_saliency(
+        masks = RandomMasks(area.size_hw, self.grid, self.probability, self.seed, inputs.device, work_dtype(inputs))
+        read_weights = self.weight_reader(scorer)
+        maps, scorer.sampling = estimate_saliency(
             masks,
             len(scorer.targets),
-            lambda painted: score(canvas.apply_masks(painted)),
+            lambda rendered: scorer.score(area.apply_masks(rendered), read_weights),
             passes=self.passes,
             max_passes=self.max_passes,
             batch_size=scorer.images_per_pass,
             seed=self.seed,
         )
-        return [canvas.pad_maps(found)]  # in float64: what tells places apart is small beside the mean score
+        return [area.pad_maps(maps)]  # in float64: differences between pixels are small beside the mean score
 
-    def scorer(self, scorer: ImageScorer) -> Callable[[Tensor], Tensor]:
-        """From network inputs (K, C, H, W) to the weights (K, N) of their masks for each target."""
-        return scorer.score
+    def weight_reader(self, scorer: ImageScorer) -> ReadOutput | None:
+        """From the model's raw output to the masks' weights (K, N); None takes the targets' scores."""
+        return None

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from detcam import ProbeCAM, ReachCAM, adapt
 from detcam.adapters.base import Adapter
 from detcam.demo.model import load_demo_detector
-from detcam.methods.common.region_proposals import candidate_places, segments
-from detcam.methods.probe_cam import paint
+from detcam.methods.common.region_proposals import color_segments, propose_regions
+from detcam.methods.probe_cam import render_regions
 from detcam.perturbation.fills import LinearFill
 from detcam.synthetic.harbour import draw_scene
 from detcam.targets import BoxTarget, ClassifierOutputTarget
@@ -34,7 +34,7 @@ def literal(adapter: Adapter, image: Tensor, target: BoxTarget, rival: int, prob
     for level in levels:
         positive = F.interpolate(level.clamp(min=0)[None, None].double(), size, mode="bilinear", align_corners=False)
         heat.append((positive[0, 0] / positive.max()).numpy())
-    places = candidate_places(torch.tensor(np.stack(heat)), segments(batch.inputs[0]), probes).numpy()
+    places = propose_regions(torch.tensor(np.stack(heat)), color_segments(batch.inputs[0]), probes).numpy()
 
     def score(inputs: Tensor) -> float:
         with torch.no_grad():
@@ -87,13 +87,13 @@ def test_a_place_counts_by_what_it_loses_and_by_the_heat_it_holds() -> None:
     places[0, 2:7, 2:7], places[1, 2:7, 14:19], places[2, 8:11, 2:5] = True, True, True
     # By hand: the first loses all, and holds a quarter of what the hottest does: 1 x sqrt(1/4). The second loses half:
     # (1/2)^4 x 1. The third holds no heat. A place's hottest pixel shows its weight in full, and its rim is cut off.
-    found = paint(level, places, torch.tensor([2.0, 1.0, 2.0]))
+    found = render_regions(level, places, torch.tensor([2.0, 1.0, 2.0]))
     assert float(found[3:6, 3:6].max()) == pytest.approx(0.5)
     assert float(found[3:6, 15:18].max()) == pytest.approx(1 / 16)
     assert float(found[8:11, 2:5].max()) == 0
     assert float(found[2, 2:7].max()) == 0 and float(found[:, 8:13].max()) == 0
-    assert not paint(level, places, torch.tensor([-1.0, 0.0, -2.0])).any(), "what is not missed is no cause"
-    assert not paint(level, places[:0], torch.zeros(0)).any()
+    assert not render_regions(level, places, torch.tensor([-1.0, 0.0, -2.0])).any(), "what is not missed is no cause"
+    assert not render_regions(level, places[:0], torch.zeros(0)).any()
 
 
 class Bright(nn.Module):

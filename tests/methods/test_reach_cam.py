@@ -17,7 +17,7 @@ from detcam.demo.model import load_demo_detector
 from detcam.demo.train import certify_wake
 from detcam.geometry import Geometry, normalize
 from detcam.methods.common.feature_path import FeaturePath
-from detcam.methods.common.layer_search import reaching_layers
+from detcam.methods.common.layer_search import find_context_layers
 from detcam.synthetic.harbour import draw_scene
 from detcam.targets import BoxTarget, ClassifierOutputTarget
 from detcam.trace import Trace, guarded
@@ -151,9 +151,9 @@ def test_the_path_leaves_padding_as_it_is() -> None:
     start = activation.clone()
     start[0, :, 3:8] = activation[0, :, 3:8].mean((1, 2), keepdim=True)
     start[1] = activation[1].mean((1, 2), keepdim=True)
-    torch.testing.assert_close(path.at(0, 0.0), start)
-    torch.testing.assert_close(path.at(0, 1.0), activation)
-    torch.testing.assert_close(path.at(0, 0.25), start + 0.25 * (activation - start))
+    torch.testing.assert_close(path.point(0, 0.0), start)
+    torch.testing.assert_close(path.point(0, 1.0), activation)
+    torch.testing.assert_close(path.point(0, 0.25), start + 0.25 * (activation - start))
     torch.testing.assert_close(path.differences[0], activation - start)
 
 
@@ -290,7 +290,7 @@ def test_a_strong_rival_is_contrasted() -> None:
 def test_the_default_layers_reach_the_wake_that_the_last_layer_cannot_see() -> None:
     detector = load_demo_detector()
     adapter = adapt(detector)
-    assert reaching_layers(adapter) == ["backbone.stride2", "backbone.stride4"]
+    assert find_context_layers(adapter) == ["backbone.stride2", "backbone.stride4"]
     cam = ReachCAM(adapter)
     assert cam.adapter.layer_names == ["backbone.stride2", "backbone.stride4"]
     assert ReachCAM(adapt(detector, target_layers=["backbone.stride8"])).adapter.layer_names == ["backbone.stride8"]
@@ -309,10 +309,10 @@ def test_the_default_layers_reach_the_wake_that_the_last_layer_cannot_see() -> N
 def test_stages_are_found_past_shortcuts() -> None:
     from torchvision.models import resnet18, vgg11
 
-    assert reaching_layers(adapt(resnet18().eval(), image_size=320)) == ["layer1", "layer2"]
-    assert reaching_layers(adapt(resnet18().eval(), image_size=160)) == ["relu", "layer1"]  # 20 cells are too few
+    assert find_context_layers(adapt(resnet18().eval(), image_size=320)) == ["layer1", "layer2"]
+    assert find_context_layers(adapt(resnet18().eval(), image_size=160)) == ["relu", "layer1"]  # 20 cells are too few
     vgg = vgg11(init_weights=False).features.eval()
-    assert reaching_layers(adapt(vgg, image_size=320), count=4) == ["1", "4", "9", "14"]
+    assert find_context_layers(adapt(vgg, image_size=320), count=4) == ["1", "4", "9", "14"]
 
 
 def test_only_a_layer_that_somebody_chose_is_blamed_for_its_reach() -> None:

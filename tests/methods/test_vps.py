@@ -12,18 +12,18 @@ from torch import Tensor, nn
 
 from detcam import VPS, adapt
 from detcam.adapters import detector
-from detcam.methods.vps import GreedySearch, box_fit, superpixels
+from detcam.methods.vps import GreedySearch, iou_weighted_scores, superpixels
 from detcam.targets import BoxTarget, ClassifierOutputTarget, MaskTarget
 from tests.helpers import TinyCNN
 
 SetFunction = Callable[[frozenset[int]], float]
 
 
-def look_through(functions: list[SetFunction]) -> Callable[[Tensor], Tensor]:
-    """A look for `GreedySearch` that refuses to look twice at the same set."""
+def evaluation_of(functions: list[SetFunction]) -> Callable[[Tensor], Tensor]:
+    """An evaluation for `GreedySearch` that refuses to evaluate a set twice."""
     seen: set[frozenset[int]] = set()
 
-    def look(visible: Tensor) -> Tensor:
+    def evaluate(visible: Tensor) -> Tensor:
         rows = []
         for row in visible:
             shown = frozenset(row.nonzero()[:, 0].tolist())
@@ -32,7 +32,7 @@ def look_through(functions: list[SetFunction]) -> Callable[[Tensor], Tensor]:
             rows.append([function(shown) for function in functions])
         return torch.tensor(rows, dtype=torch.float64)
 
-    return look
+    return evaluate
 
 
 def literal_greedy(y: SetFunction, regions: int) -> tuple[list[int], list[float]]:
@@ -60,7 +60,7 @@ def random_function(seed: int, regions: int) -> SetFunction:
 
 def test_the_order_is_that_of_the_literal_search() -> None:
     functions = [random_function(seed, 6) for seed in range(3)]
-    search = GreedySearch(look_through(functions), 6, 3, lazy=False)
+    search = GreedySearch(evaluation_of(functions), 6, 3, lazy=False)
     search.run(6)
     for function, order, gains in zip(functions, search.order, search.gains, strict=True):
         expected, sizes = literal_greedy(function, 6)
@@ -75,7 +75,7 @@ class ClueAlone(GreedySearch):
         new = [one for one in dict.fromkeys(sets) if one not in self._known]
         if new:
             visible = torch.tensor([[one >> region & 1 for region in range(self.regions)] for one in new])
-            self._known.update(zip(new, self.look(visible.bool()), strict=True))
+            self._known.update(zip(new, self.evaluate(visible.bool()), strict=True))
         return torch.stack([self._known[one] for one in sets])
 
 
@@ -89,7 +89,7 @@ def coverage(seed: int, regions: int) -> SetFunction:
 
 def test_a_lazy_search_of_gains_that_never_grow_finds_the_same_with_fewer_looks() -> None:
     covered = [coverage(seed, 16) for seed in range(2)]
-    plain, lazy = (ClueAlone(look_through(covered), 16, 2, lazy=lazy) for lazy in (False, True))
+    plain, lazy = (ClueAlone(evaluation_of(covered), 16, 2, lazy=lazy) for lazy in (False, True))
     plain.run(5)
     lazy.run(5)
     assert min(plain.gains[0] + plain.gains[1]) > 1e-3, "regions without gain have no order"
@@ -99,8 +99,8 @@ def test_a_lazy_search_of_gains_that_never_grow_finds_the_same_with_fewer_looks(
 
 def test_three_regions_by_hand() -> None:
     y = {"": 0.0, "a": 0.5, "b": 0.1, "c": 0.0, "ab": 0.6, "ac": 0.5, "bc": 0.3, "abc": 0.9}
-    look = look_through([lambda shown: y["".join("abc"[region] for region in sorted(shown))]])
-    search = GreedySearch(look, 3, 1, lazy=False)
+    evaluate = evaluation_of([lambda shown: y["".join("abc"[region] for region in sorted(shown))]])
+    search = GreedySearch(evaluate, 3, 1, lazy=False)
     search.run(3)
     # F() = 0 + 1 - .9; F(a) = .5 + 1 - .3, F(b) = .1 + 1 - .5, F(c) = 0 + 1 - .6: a.
     # F(ab) = .6 + 1 - 0, F(ac) = .5 + 1 - .1: b. F(abc) = .9 + 1 - 0.
@@ -112,7 +112,7 @@ def test_three_regions_by_hand() -> None:
 
 def test_the_first_of_equal_regions_is_taken_whatever_the_rounding() -> None:
     noise = itertools.cycle([0.0, 1e-9, -1e-9, 3e-9])
-    search = GreedySearch(look_through([lambda shown: len(shown) / 4 + next(noise)]), 4, 1, lazy=False)
+    search = GreedySearch(evaluation_of([lambda shown: len(shown) / 4 + next(noise)]), 4, 1, lazy=False)
     search.run(4)
     assert search.order == [[0, 1, 2, 3]]
 
@@ -179,12 +179,12 @@ def test_how_far_a_box_is_still_said() -> None:
     batch = adapter.prepare_tensor(image)
     output = adapter.outputs(adapter.forward(batch), batch)[0]
     targets = [BoxTarget((8, 8, 24, 16), 0), BoxTarget((40, 32, 56, 48), 1), BoxTarget((0, 60, 4, 64), 0)]
-    torch.testing.assert_close(box_fit(output, targets), torch.tensor([0.5 * 0.8, 0.5 * 0.2, 0.0]))
+    torch.testing.assert_close(iou_weighted_scores(output, targets), torch.tensor([0.5 * 0.8, 0.5 * 0.2, 0.0]))
     pins = adapter.predict(image[0])[0]
     order = pins.boxes_xyxy[:, 0].argsort().tolist()
     sources = [pins.source[index] for index in order]
     swapped = [BoxTarget((8, 8, 24, 24), 0, sources[1]), BoxTarget((8, 8, 24, 24), 0, sources[0])]
-    torch.testing.assert_close(box_fit(output, swapped, pinned=True), torch.tensor([0.0, 0.8]))
+    torch.testing.assert_close(iou_weighted_scores(output, swapped, pinned=True), torch.tensor([0.0, 0.8]))
 
 
 def test_boxes_masks_and_coordinates_are_searched_together() -> None:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from detcam import DRISE, RISE
 from detcam.adapters import detector
-from detcam.methods.drise import drise, similarity
+from detcam.methods.drise import detection_similarity, drise
 from detcam.perturbation.random_masks import BLOCK_SIZE, MIN_PASSES, RandomMasks, peak_rank_correlation
 from detcam.targets import BoxTarget, ClassifierOutputTarget
 from tests.helpers import Snapshot, TinyCNN
@@ -340,7 +340,7 @@ def test_similarity_by_hand() -> None:
     boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0]])
     other = torch.tensor([[0.0, 0.0, 10.0, 5.0], [0.0, 0.0, 10.0, 10.0]])
     classes = torch.tensor([[0.0, 0.6, 0.8], [0.9, 0.1, 0.0]])
-    found = similarity(boxes, torch.tensor([[0.0, 0.0, 1.0]]), other, classes, background=0)
+    found = detection_similarity(boxes, torch.tensor([[0.0, 0.0, 1.0]]), other, classes, background=0)
     assert float(found) == pytest.approx(0.5 * 0.8 * 0.8)
-    assert float(similarity(boxes, torch.tensor([[0.0, 0.0, 1.0]]), other[:0], classes[:0])) == 0
-    assert float(similarity(boxes + 50, torch.tensor([[0.0, 0.0, 1.0]]), other, classes)) == 0
+    assert float(detection_similarity(boxes, torch.tensor([[0.0, 0.0, 1.0]]), other[:0], classes[:0])) == 0
+    assert float(detection_similarity(boxes + 50, torch.tensor([[0.0, 0.0, 1.0]]), other, classes)) == 0

@@ -1,4 +1,4 @@
-"""A straight path in feature space, from what a layer would put out without the image's content to what it did."""
+"""Straight path in feature space from the channel means of a layer's output to its activation."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from detcam.trace import ReshapeTransform, Trace, flatten_tensors, map_tensors
 
 
 class FeaturePath:
-    r"""Points between a layer's channel means and its activation.
+    r"""Points on the path between a layer's channel means and its activation.
 
     .. math:: A(t) = \bar A + t (A - \bar A), \quad \bar A^k = \frac{1}{|P|} \sum_{p \in P} A^k_p
 
-    with P the cells that lie on the image. Cells on padding and tokens without a place (class token, registers)
-    stay as they are, so the path changes nothing but the image's cells.
+    with :math:`A^k` channel k of the activation, P the cells on the image, and t in [0, 1]. Cells on padding and tokens
+    without a position (class token, registers) are constant along the path.
 
     Args:
-        trace: the pass that the image made.
-        index: which of its layers.
-        geometries: per image, where it lies on the network's input.
-        reshape_transform: from the layer's output to (B, C, h, w); it may only pick and rearrange values.
+        trace: the trace of the forward pass.
+        index: index of the layer.
+        geometries: per image, the mapping to the network's input.
+        reshape_transform: from the layer's output to (B, C, h, w); it may only select and rearrange values.
 
     Attributes:
-        differences: per level, (B, C, h, w): activation minus channel mean; 0 on padding.
+        differences: per level, (B, C, h, w), the activation minus the channel mean; 0 on padding.
 
     Raises:
-        ValueError: the reshape transform computes rather than rearranges.
+        ValueError: the reshape transform computes new values.
     """
 
     def __init__(
@@ -39,24 +39,24 @@ class FeaturePath:
         self.differences: list[Tensor] = []
         self._runs: list[tuple[Any, list[Tensor]]] = []
         for output in trace.outputs()[index]:
-            moves, differences = _towards_means(output, geometries, reshape_transform, trace.names[index])
-            self._runs.append((output, moves))
+            offsets, differences = _offsets_to_means(output, geometries, reshape_transform, trace.names[index])
+            self._runs.append((output, offsets))
             self.differences.extend(differences)
 
-    def at(self, run: int, t: float) -> Any:
-        """What the layer puts out at t in [0, 1] of the path when it runs for the run-th time in a pass."""
-        output, moves = self._runs[run]
-        remaining = iter(moves)
+    def point(self, run: int, t: float) -> Any:
+        """The layer's output at t in [0, 1] of the path, for the run-th run of the layer in a pass."""
+        output, offsets = self._runs[run]
+        remaining = iter(offsets)
         return map_tensors(output, lambda x: x + (1 - t) * next(remaining) if x.is_floating_point() else x)
 
 
-def _towards_means(
+def _offsets_to_means(
     output: Any, geometries: Sequence[Geometry], reshape_transform: ReshapeTransform, name: str
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """By how much each tensor of an output moves to reach its channel means, and per level the way back.
+    """Offsets of each tensor of an output to its channel means, and per level the differences from the means.
 
-    The adjoint of a transform that only picks and rearranges puts every value back to where it came from; autograd
-    knows it, so no transform has to bring its own inverse.
+    The adjoint of a transform that only selects and rearranges maps every value back to its position; autograd
+    computes it, so a transform needs no inverse.
     """
     with torch.enable_grad():
         tensors = [tensor.detach().requires_grad_(True) for tensor in flatten_tensors(output)]
@@ -65,27 +65,27 @@ def _towards_means(
             reshape_transform(map_tensors(output, lambda x: next(remaining) if x.is_floating_point() else x))
         )
         differences = [_minus_means(level.detach(), geometries) for level in levels]
-        moves = torch.autograd.grad(levels, tensors, [-difference for difference in differences], allow_unused=True)
-    found = [torch.zeros_like(x) if move is None else move for x, move in zip(tensors, moves, strict=True)]
-    remaining = iter(found)
-    back = flatten_tensors(
+        adjoints = torch.autograd.grad(levels, tensors, [-difference for difference in differences], allow_unused=True)
+    offsets = [torch.zeros_like(x) if move is None else move for x, move in zip(tensors, adjoints, strict=True)]
+    remaining = iter(offsets)
+    means = flatten_tensors(
         reshape_transform(map_tensors(output, lambda x: x + next(remaining) if x.is_floating_point() else x))
     )
-    for level, difference, reached in zip(levels, differences, back, strict=True):
+    for level, difference, mean in zip(levels, differences, means, strict=True):
         expected = level.detach() - difference
-        if not torch.allclose(reached, expected, rtol=1e-2, atol=1e-3 * float(level.detach().abs().max())):
+        if not torch.allclose(mean, expected, rtol=1e-2, atol=1e-3 * float(level.detach().abs().max())):
             raise ValueError(
                 f"the reshape transform of target layer {name} computes new values; a path in feature space needs "
-                "one that only picks and rearranges. Choose the layers themselves as target_layers"
+                "one that only selects and rearranges. Choose the layers themselves as target_layers"
             )
-    return found, differences
+    return offsets, differences
 
 
 def _minus_means(level: Tensor, geometries: Sequence[Geometry]) -> Tensor:
     """A level (B, C, h, w) minus its means over the cells on each image; 0 elsewhere."""
-    found = torch.zeros_like(level)
+    differences = torch.zeros_like(level)
     for image, geometry in enumerate(geometries):
         rows, columns = geometry.valid_cells((level.shape[-2], level.shape[-1]))
         inside = level[image, :, rows, columns]
-        found[image, :, rows, columns] = inside - inside.mean((1, 2), keepdim=True)
-    return found
+        differences[image, :, rows, columns] = inside - inside.mean((1, 2), keepdim=True)
+    return differences

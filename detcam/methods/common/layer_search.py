@@ -1,4 +1,4 @@
-"""Layers whose gradients reach as far over the scene as the network looks, found by a probe."""
+"""Search for target layers whose gradients cover the network's receptive field, by a probe."""
 
 from __future__ import annotations
 
@@ -21,48 +21,48 @@ from detcam.trace import flatten_tensors, guarded
 logger = logging.getLogger("detcam")
 
 PROBE_SIZE_HW = (320, 320)
-"""The noise image's size before the adapter prepares it."""
-COARSEST = 3
-"""Stages up to a stride of 2 ** COARSEST are asked: deeper ones have moved features towards the boxes."""
-LEAST_CELLS = 40
-"""A stage's grid has at least so many cells along its shorter side, to tell small things apart."""
-LEAST_REACH = 0.8
-"""A layer reaches the scene where its gradient's support covers this share of what the input's own covers."""
+"""Size of the probe, a noise image, before the adapter prepares it, pixels."""
+MAX_LOG2_STRIDE = 3
+"""Maximum log2 of a stage's stride; deeper stages have moved features towards the boxes."""
+MIN_CELLS = 40
+"""Minimum number of cells along the shorter side of a stage's map, to resolve small objects."""
+MIN_RELATIVE_REACH = 0.8
+"""Minimum reach of a layer's gradient, as a fraction of the reach of the gradient at the input."""
 
 
 @dataclass(frozen=True)
-class _Run:
-    """One run of a module in the probe, in the order in which they ended.
+class _ModuleRun:
+    """One run of a module during the probe.
 
     Attributes:
-        name: the module's dotted name.
-        output: the map that it put out.
-        entered: log2 of the input pixels per cell of the map that it took, None where it took none.
-        left: the same of what it put out.
-        shape_hw: height and width of what it put out, in cells.
+        name: dotted name of the module.
+        output: the module's output, a map.
+        input_depth: log2 of the stride of the module's input; None if the input is not a map.
+        depth: log2 of the stride of the output.
+        shape_hw: height and width of the output, in cells.
     """
 
     name: str
     output: Tensor
-    entered: int | None
-    left: int
+    input_depth: int | None
+    depth: int
     shape_hw: tuple[int, int]
 
 
-def reaching_layers(adapter: Adapter, count: int = 2) -> list[str]:
-    """The deepest fine-grained stages from which gradients still reach as far as the network looks.
+def find_context_layers(adapter: Adapter, count: int = 2) -> list[str]:
+    """Find the deepest high-resolution stages whose gradients cover the network's receptive field.
 
-    A noise image runs through the model; the last module of each stage (a run of layers with one stride) is asked
-    how far the gradient of a target in the image's middle spreads there, against its spread over the input itself.
-    In two detectors with certified causes outside the box, the product of two such stages had its peak on every
-    cause; one stage further, on a third of them.
+    The model runs on a noise image. For the last module of each stage (consecutive layers of one stride), the reach of
+    the gradient of a target at the image's centre is compared with its reach at the input. In two detectors with
+    certified causes outside the box, the product of two such stages had its peak on every cause; one stage deeper, on
+    a third of them.
 
     Args:
-        adapter: of the model to probe.
-        count: at most so many layers.
+        adapter: adapter of the model.
+        count: maximum number of layers.
 
     Returns:
-        Dotted names, finest first; empty where no stage qualifies.
+        Dotted names, finest first; empty if no stage qualifies.
 
     Raises:
         RuntimeError: the model cannot run on the probe.
@@ -71,7 +71,7 @@ def reaching_layers(adapter: Adapter, count: int = 2) -> list[str]:
     with guarded(adapter.model, gradients=True):
         batch = adapter.prepare([noise])
         batch.inputs.requires_grad_(True)
-        with _watched(adapter, batch) as runs:
+        with _recorded_runs(adapter, batch) as runs:
             try:
                 raw = adapter.forward(batch)
             except (TypeError, ValueError, RuntimeError, AttributeError) as error:
@@ -80,48 +80,51 @@ def reaching_layers(adapter: Adapter, count: int = 2) -> list[str]:
                 ) from error
         output = adapter.outputs(raw, batch)[0]
         score = adapter.score([output], [[_central_target(output)]])[0][0]
-        stages = [stage for stage in _stage_ends(runs) if stage.left <= COARSEST and min(stage.shape_hw) >= LEAST_CELLS]
+        stages = [
+            stage for stage in _stage_ends(runs) if stage.depth <= MAX_LOG2_STRIDE and min(stage.shape_hw) >= MIN_CELLS
+        ]
         maps = [batch.inputs, *(stage.output for stage in stages)]
         gradients = torch.autograd.grad(score, maps, allow_unused=True)
         reshape = adapter.reshape_for(batch)
         grids = [g if g is None or i == 0 else flatten_tensors(reshape(g))[0] for i, g in enumerate(gradients)]
-        most, *spread = [
+        input_reach, *stage_reach = [
             0.0 if g is None else Reach.measure([(g[0] != 0).any(0)], batch.geometries[0]).fraction for g in grids
         ]
     logger.info(
         "%s: gradients reach %.0f%% of an image; by stage %s",
         type(adapter.model).__name__,
-        100 * most,
-        {stage.name: round(reach, 2) for stage, reach in zip(stages, spread, strict=True)},
+        100 * input_reach,
+        {stage.name: round(reach, 2) for stage, reach in zip(stages, stage_reach, strict=True)},
     )
-    found = [stage.name for stage, reach in zip(stages, spread, strict=True) if 0 < LEAST_REACH * most <= reach]
-    return found[-count:]
+    limit = MIN_RELATIVE_REACH * input_reach
+    names = [stage.name for stage, reach in zip(stages, stage_reach, strict=True) if 0 < limit <= reach]
+    return names[-count:]
 
 
-def with_reaching_layers(adapter: Adapter) -> Adapter:
-    """The adapter at the layers that `reaching_layers` finds; as it is where layers were chosen, or none is found."""
+def with_context_layers(adapter: Adapter) -> Adapter:
+    """Return the adapter at the layers of `find_context_layers`; unchanged if layers were given or none is found."""
     if adapter.layers_given:
         return adapter
-    return adapter.with_layers(reaching_layers(adapter) or None, None)
+    return adapter.with_layers(find_context_layers(adapter) or None, None)
 
 
 def _central_target(output: Any) -> Target:
-    """A target in the middle of the probe: a box, a region, or all of an output without places."""
+    """A target at the centre of the probe: a box, a region, or the whole output if it has no positions."""
     height, width = PROBE_SIZE_HW
     if isinstance(output, DetectorOutput):
         box = (width * 0.4, height * 0.4, width * 0.6, height * 0.6)
         return BoxTarget(box, min(1, output.classes - 1), quantity="logit")
     if isinstance(output, SegmenterOutput):
-        middle = torch.zeros(PROBE_SIZE_HW, dtype=torch.bool)
-        middle[height * 2 // 5 : height * 3 // 5, width * 2 // 5 : width * 3 // 5] = True
-        return MaskTarget(output.classes - 1, middle)
+        center = torch.zeros(PROBE_SIZE_HW, dtype=torch.bool)
+        center[height * 2 // 5 : height * 3 // 5, width * 2 // 5 : width * 3 // 5] = True
+        return MaskTarget(output.classes - 1, center)
     return lambda out: torch.stack([tensor.square().sum() for tensor in flatten_tensors(out)]).sum()
 
 
 @contextmanager
-def _watched(adapter: Adapter, batch: Batch) -> Iterator[list[_Run]]:
-    """Inside, every module that puts out one map over the image is written down when it ends."""
-    runs: list[_Run] = []
+def _recorded_runs(adapter: Adapter, batch: Batch) -> Iterator[list[_ModuleRun]]:
+    """Record every run of a module that returns one map over the image, inside the context."""
+    runs: list[_ModuleRun] = []
     reshape = adapter.reshape_for(batch)
     side = batch.inputs.shape[-1]
 
@@ -132,28 +135,28 @@ def _watched(adapter: Adapter, batch: Batch) -> Iterator[list[_Run]]:
             return None
         try:
             levels = flatten_tensors(reshape(tensors[0]))
-        except ValueError:  # tokens or vectors that lie on no grid
+        except ValueError:  # tokens or vectors without a grid
             return None
         if not levels or levels[0].ndim != 4 or min(levels[0].shape[-2:]) < 2:
             return None
         return levels[0].shape[-2], levels[0].shape[-1]
 
-    def depth(grid_hw: tuple[int, int] | None) -> int | None:
+    def log2_stride(grid_hw: tuple[int, int] | None) -> int | None:
         """Log2 of a map's stride."""
         return grid_hw and round(math.log2(side / grid_hw[1]))
 
-    def watcher(name: str) -> Any:
-        def watch(module: nn.Module, inputs: Any, output: Any) -> None:
+    def recorder(name: str) -> Any:
+        def record(module: nn.Module, inputs: Any, output: Any) -> None:
             if not isinstance(output, Tensor) or not output.requires_grad:
                 return
             shape_hw = grid(output)
-            left = depth(shape_hw)
-            if shape_hw is not None and left is not None:
-                runs.append(_Run(name, output, depth(grid(inputs)), left, shape_hw))
+            depth = log2_stride(shape_hw)
+            if shape_hw is not None and depth is not None:
+                runs.append(_ModuleRun(name, output, log2_stride(grid(inputs)), depth, shape_hw))
 
-        return watch
+        return record
 
-    handles = [module.register_forward_hook(watcher(name)) for name, module in adapter.model.named_modules() if name]
+    handles = [module.register_forward_hook(recorder(name)) for name, module in adapter.model.named_modules() if name]
     try:
         yield runs
     finally:
@@ -161,19 +164,19 @@ def _watched(adapter: Adapter, batch: Batch) -> Iterator[list[_Run]]:
             handle.remove()
 
 
-def _stage_ends(runs: Sequence[_Run]) -> list[_Run]:
-    """The last module of each run of layers with one stride, before the first coarser map; finest first.
+def _stage_ends(runs: Sequence[_ModuleRun]) -> list[_ModuleRun]:
+    """The last module of each stage before the first coarser map, finest first.
 
-    The first convolutions of a block that halves the map do not count: a shortcut may pass them by.
+    The first convolutions of a block that halves the map do not count, since a shortcut may bypass them.
     """
-    halving = [run for run in runs if run.entered is not None and run.left == run.entered + 1]
+    halving = [run for run in runs if run.input_depth is not None and run.depth == run.input_depth + 1]
 
-    def in_halving_block(run: _Run) -> bool:
-        return any(run.name.startswith(block.name + ".") and run.left < block.left for block in halving)
+    def in_halving_block(run: _ModuleRun) -> bool:
+        return any(run.name.startswith(block.name + ".") and run.depth < block.depth for block in halving)
 
     ends = []
-    for depth in sorted({run.left for run in runs}):
-        before = next((i for i, run in enumerate(runs) if run.left > depth), len(runs))
-        stage = [run for run in runs[:before] if run.left == depth and not in_halving_block(run)]
+    for depth in sorted({run.depth for run in runs}):
+        end = next((i for i, run in enumerate(runs) if run.depth > depth), len(runs))
+        stage = [run for run in runs[:end] if run.depth == depth and not in_halving_block(run)]
         ends += stage[-1:]
     return ends

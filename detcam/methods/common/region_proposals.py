@@ -1,4 +1,4 @@
-"""Places of an image that may hold a cause: segments of one colour, and spots where maps are hottest."""
+"""Region proposals: colour segments and spots of an image that may contain the evidence for a target."""
 
 from __future__ import annotations
 
@@ -11,27 +11,28 @@ from torch.nn import functional as F
 
 from detcam.utils.filters import blur
 
-LONGEST = 256
-"""Images are cut into segments at this length of their longer side, pixels."""
-SCALE, SIGMA, LEAST = 600, 0.6, 0.0013
-"""Of the segmentation: how readily segments grow, smoothing in pixels, and the least share of the image. With these a
-thing of one colour is one segment in the package's drawn scenes, whatever its size."""
-SPOT = 0.035
-"""Radius of a spot, as a share of the image's longer side."""
-ALIKE = 0.6
-"""Least overlap of two places that count as one."""
-LARGEST = 0.5
-"""Greatest share of the image that is a place in it."""
-SPOTS = 3
+MAX_SEGMENTATION_SIDE = 256
+"""Maximum longer side at which images are segmented, pixels."""
+SCALE, SIGMA, MIN_SEGMENT_FRACTION = 600, 0.6, 0.0013
+"""Parameters of the segmentation: scale, smoothing in pixels, and minimum area as a fraction of the image. With these,
+an object of one colour in the package's synthetic scenes is one segment at any size."""
+SPOT_RADIUS = 0.035
+"""Radius of a spot as a fraction of the image's longer side."""
+MAX_OVERLAP = 0.6
+"""Maximum IoU of two proposals; a proposal that overlaps more is a duplicate."""
+MAX_REGION_FRACTION = 0.5
+"""Maximum area of a proposal as a fraction of the image."""
+MAX_SPOTS = 3
+"""Maximum number of spots of the product of all maps."""
 
 
-def segments(image: Tensor) -> Tensor:
-    """Cut an image into regions of one colour.
+def color_segments(image: Tensor) -> Tensor:
+    """Segment an image into regions of uniform colour.
 
     Felzenszwalb and Huttenlocher, *Efficient Graph-Based Image Segmentation*, IJCV 2004.
 
     Args:
-        image: (3, h, w), of any range; more or fewer channels will do.
+        image: (C, h, w), of any range and number of channels.
 
     Returns:
         (h, w) int64, labels from 0.
@@ -39,68 +40,69 @@ def segments(image: Tensor) -> Tensor:
     from skimage.segmentation import felzenszwalb  # slow to import
 
     height, width = image.shape[-2:]
-    factor = min(1.0, LONGEST / max(height, width))
+    factor = min(1.0, MAX_SEGMENTATION_SIDE / max(height, width))
     size = (max(1, round(height * factor)), max(1, round(width * factor)))
     small = F.interpolate(image[None].double().cpu(), size, mode="area")[0]
     low, high = small.amin(), small.amax()
     small = ((small - low) / (high - low).clamp(min=1e-12)).permute(1, 2, 0)
-    least = max(1, round(LEAST * size[0] * size[1]))
-    found = felzenszwalb(small.numpy(), scale=SCALE, sigma=SIGMA, min_size=least, channel_axis=-1)
-    return F.interpolate(torch.from_numpy(found).double()[None, None], (height, width), mode="nearest")[0, 0].long()
+    min_size = max(1, round(MIN_SEGMENT_FRACTION * size[0] * size[1]))
+    labels = felzenszwalb(small.numpy(), scale=SCALE, sigma=SIGMA, min_size=min_size, channel_axis=-1)
+    return F.interpolate(torch.from_numpy(labels).double()[None, None], (height, width), mode="nearest")[0, 0].long()
 
 
-def candidate_places(levels: Tensor, labels: Tensor, most: int) -> Tensor:
-    """Where maps of one target point to.
+def propose_regions(levels: Tensor, labels: Tensor, count: int) -> Tensor:
+    """Propose regions that the maps of one target highlight.
 
-    In turn: the segment that holds most of the maps' product, the hottest spot of the product or of a map of its own,
-    and the segment that holds most of their mean. A place like one that is there already is left out.
+    Proposals are, in turn: the segment with the largest sum of the maps' product, the maximum of the product or of a
+    single map, and the segment with the largest sum of their mean. Duplicates are left out.
 
     Args:
         levels: (L, h, w) maps, not negative.
-        labels: (h, w), as `segments` returns them.
-        most: at most so many places.
+        labels: (h, w) labels of `color_segments`.
+        count: maximum number of proposals.
 
     Returns:
-        (k, h, w) bool, k from 0 to `most`.
+        (k, h, w) bool, with k from 0 to `count`.
     """
-    # Ranks must not hang on the last bits, which batches of other sizes round otherwise.
+    # Rounding makes the ranks independent of the last bits, which depend on the batch size.
     levels = torch.round(levels.double() * 1e4)
     product = blur(levels, 1.0).prod(0)
-    spots = [*_spots(product, SPOTS), *chain.from_iterable(_spots(level, 1) for level in levels)]
-    queues = (_heaviest(product, labels, most), spots, _heaviest(levels.mean(0), labels, most))
-    found: list[Tensor] = []
-    for place in chain.from_iterable(zip_longest(*queues)):
-        if len(found) == most:
+    spots = [*_spots(product, MAX_SPOTS), *chain.from_iterable(_spots(level, 1) for level in levels)]
+    queues = (_heaviest(product, labels, count), spots, _heaviest(levels.mean(0), labels, count))
+    regions: list[Tensor] = []
+    for region in chain.from_iterable(zip_longest(*queues)):
+        if len(regions) == count:
             break
-        if place is not None and float(place.float().mean()) <= LARGEST and not _known(place, found):
-            found.append(place)
-    return torch.stack(found) if found else torch.zeros((0, *labels.shape), dtype=torch.bool)
+        if region is None or float(region.float().mean()) > MAX_REGION_FRACTION or _is_duplicate(region, regions):
+            continue
+        regions.append(region)
+    return torch.stack(regions) if regions else torch.zeros((0, *labels.shape), dtype=torch.bool)
 
 
-def _known(place: Tensor, others: Sequence[Tensor]) -> bool:
-    return any(int((place & other).sum()) > ALIKE * int((place | other).sum()) for other in others)
+def _is_duplicate(region: Tensor, others: Sequence[Tensor]) -> bool:
+    return any(int((region & other).sum()) > MAX_OVERLAP * int((region | other).sum()) for other in others)
 
 
-def _heaviest(values: Tensor, labels: Tensor, most: int) -> list[Tensor]:
-    """The segments with the greatest sums of a map (h, w), the heaviest first; those without any are left out."""
+def _heaviest(values: Tensor, labels: Tensor, count: int) -> list[Tensor]:
+    """The segments with the largest positive sums of a map (h, w), in descending order."""
     sums = torch.zeros(int(labels.max()) + 1, dtype=values.dtype)
     sums.index_add_(0, labels.flatten(), values.flatten())
-    order = sums.argsort(descending=True, stable=True)[:most]
+    order = sums.argsort(descending=True, stable=True)[:count]
     return [labels == label for label in order.tolist() if sums[label] > 0]
 
 
-def _spots(values: Tensor, most: int) -> list[Tensor]:
-    """Discs around the hottest pixels of a map (h, w), the hottest first, no two of which overlap."""
+def _spots(values: Tensor, count: int) -> list[Tensor]:
+    """Disjoint discs around the maxima of a map (h, w), in descending order."""
     height, width = values.shape
-    radius = max(2.0, SPOT * max(height, width))
+    radius = max(2.0, SPOT_RADIUS * max(height, width))
     rows, columns = torch.arange(height)[:, None], torch.arange(width)[None]
-    left = blur(values[None], radius / 3)[0].clone()
-    found = []
-    for _ in range(most):
-        at = int(left.argmax())
-        if left.flatten()[at] <= 0:
+    remaining = blur(values[None], radius / 3)[0].clone()
+    spots = []
+    for _ in range(count):
+        peak = int(remaining.argmax())
+        if remaining.flatten()[peak] <= 0:
             break
-        distance = (rows - at // width).square() + (columns - at % width).square()
-        found.append(distance <= radius**2)
-        left[distance <= (2 * radius) ** 2] = 0
-    return found
+        squared_distance = (rows - peak // width).square() + (columns - peak % width).square()
+        spots.append(squared_distance <= radius**2)
+        remaining[squared_distance <= (2 * radius) ** 2] = 0
+    return spots

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from detcam.methods.common.region_proposals import LARGEST, candidate_places, segments
+from detcam.methods.common.region_proposals import MAX_REGION_FRACTION, color_segments, propose_regions
 from detcam.synthetic.shortcuts import CUES, draw_shortcut_scene
 
 
@@ -12,13 +12,13 @@ def test_a_thing_of_one_colour_is_one_segment() -> None:
     image = torch.zeros(3, 60, 80)
     image[0, 10:30, 10:30] = 1
     image[1, 30:50, 50:70] = 1
-    labels = segments(image)
+    labels = color_segments(image)
     assert labels.shape == (60, 80) and labels.dtype == torch.int64
     own = [int(labels[place]) for place in ((20, 20), (40, 60), (5, 40))]
     assert len(set(own)) == 3
     assert bool((labels[12:28, 12:28] == own[0]).all()) and bool((labels[32:48, 52:68] == own[1]).all())
     assert int((labels == own[0]).sum()) < 24 * 24 and int((labels == own[2]).sum()) > 3000
-    assert torch.equal(segments(image * 7 - 3), labels), "the range does not matter"
+    assert torch.equal(color_segments(image * 7 - 3), labels), "the range does not matter"
 
 
 def test_planted_things_are_segments() -> None:
@@ -26,7 +26,7 @@ def test_planted_things_are_segments() -> None:
         covered, own = [], []
         for seed in range(6):
             scene = draw_shortcut_scene(scenario, seed, "test")
-            labels = segments(torch.from_numpy(scene.image).permute(2, 0, 1).float())
+            labels = color_segments(torch.from_numpy(scene.image).permute(2, 0, 1).float())
             for thing in scene.of_kind(kind):
                 mask = torch.from_numpy(thing.mask)
                 segment = labels == labels[mask].mode().values
@@ -40,7 +40,7 @@ def test_planted_things_are_segments() -> None:
 def test_large_images_are_cut_at_a_smaller_size() -> None:
     image = torch.zeros(3, 600, 800)
     image[:, 100:300, 100:300] = 1
-    labels = segments(image)
+    labels = color_segments(image)
     assert labels.shape == (600, 800)
     assert bool((labels[115:285, 115:285] == labels[200, 200]).all())
     assert int(labels[200, 200]) != int(labels[500, 700])
@@ -52,12 +52,12 @@ def test_candidates_in_turn() -> None:
     one, other = torch.zeros(40, 60), torch.zeros(40, 60)
     one[5:15, 5:15], other[5:15, 5:15] = 0.4, 0.4
     one[25:35, 45:55], other[25:35, 45:55] = 1.0, 0.1
-    found = candidate_places(torch.stack([one, other]), labels, 10)
+    found = propose_regions(torch.stack([one, other]), labels, 10)
     assert torch.equal(found[0], labels == 1), "the product is greatest where both are hot"
     assert any(torch.equal(place, labels == 2) for place in found)
-    assert all(0 < float(place.float().mean()) <= LARGEST for place in found)
+    assert all(0 < float(place.float().mean()) <= MAX_REGION_FRACTION for place in found)
     for index, place in enumerate(found):
         for before in found[:index]:
             assert int((place & before).sum()) <= 0.6 * int((place | before).sum())
-    assert torch.equal(candidate_places(torch.stack([one, other]), labels, 2), found[:2])
-    assert candidate_places(torch.zeros(2, 40, 60), labels, 3).shape == (0, 40, 60)
+    assert torch.equal(propose_regions(torch.stack([one, other]), labels, 2), found[:2])
+    assert propose_regions(torch.zeros(2, 40, 60), labels, 3).shape == (0, 40, 60)
