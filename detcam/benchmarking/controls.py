@@ -73,7 +73,7 @@ def _draw_noise(size_hw: tuple[int, int], target: Target, generator: np.random.G
 
 
 def _draw_blurred_noise(size_hw: tuple[int, int], target: Target, generator: np.random.Generator) -> np.ndarray:
-    return blur(generator.random(size_hw))
+    return _blur(generator.random(size_hw))
 
 
 def fill_region(size_hw: tuple[int, int], target: Target, generator: np.random.Generator | None = None) -> np.ndarray:
@@ -91,7 +91,7 @@ def fill_region(size_hw: tuple[int, int], target: Target, generator: np.random.G
 
 
 def _draw_blurred_region(size_hw: tuple[int, int], target: Target, generator: np.random.Generator) -> np.ndarray:
-    return blur(fill_region(size_hw, target))
+    return _blur(fill_region(size_hw, target))
 
 
 def _draw_blob(size_hw: tuple[int, int], target: Target, generator: np.random.Generator) -> np.ndarray:
@@ -99,6 +99,6 @@ def _draw_blob(size_hw: tuple[int, int], target: Target, generator: np.random.Ge
     return np.exp(-(rows[:, None] ** 2 + columns**2) / (2 * BLOB_SIGMA**2))
 
 
-def blur(values: np.ndarray) -> np.ndarray:
+def _blur(values: np.ndarray) -> np.ndarray:
     """Blur a map (H, W) by a Gaussian of 5 % of its longer side."""
     return np.asarray(cv2.GaussianBlur(values, (0, 0), BLUR_SIGMA * max(values.shape)))

@@ -1,4 +1,4 @@
-"""The demo harbour as a benchmark's ground: boats are found by their wakes, so the true map is known."""
+"""The demonstration's scenes, in which the wakes cause the boats' detections, so that the true heatmap is known."""
 
 from __future__ import annotations
 
@@ -45,25 +45,25 @@ def wake_of(scene: HarbourScene, box_xyxy: tuple[float, ...]) -> np.ndarray:
     return cv2.GaussianBlur(cv2.dilate(near.mask.astype(np.float32), np.ones((5, 5), np.uint8)), (0, 0), 2)
 
 
-class Planted(BaseCAM):
-    """Draws maps by a rule of its own; counts how often it was asked."""
+class DrawnMaps(BaseCAM):
+    """Draws heatmaps by a function and counts the images."""
 
-    name = "planted"
+    name = "drawnmaps"
     paper = "none"
     uses_gradients = False
-    asked = 0
+    calls = 0
 
     def __init__(self, adapter: Adapter, draw: Any) -> None:
         super().__init__(adapter)
         self.draw = draw
 
     def explain(self, images: Any, targets: Any = None, **options: Any) -> Any:
-        answers = []
+        results = []
         for image, row in zip(load_images(images), targets, strict=True):
-            type(self).asked += 1
+            type(self).calls += 1
             maps = [torch.as_tensor(self.draw(image, target)) for target in row]
-            answers.append(SimpleNamespace(heatmaps=torch.stack(maps).float()))
-        return answers
+            results.append(SimpleNamespace(heatmaps=torch.stack(maps).float()))
+        return results
 
 
 def scene_of(image: Tensor, seeds: tuple[int, ...] = SEEDS) -> HarbourScene:
@@ -76,7 +76,7 @@ def truth(image: Tensor, target: Any) -> np.ndarray:
 
 
 def corner(image: Tensor, target: Any) -> np.ndarray:
-    """A map that is certainly wrong: the image's upper left corner."""
+    """A wrong heatmap: the upper left corner of the image."""
     found = np.zeros(tuple(image.shape[-2:]), np.float32)
     found[:40, :40] = np.linspace(1, 0.5, 40)
     return found

@@ -1,4 +1,4 @@
-"""A table never names the loser, never takes old numbers for new ones, and never explains its own figures."""
+"""Fair comparisons: missing values, results of other settings, and damaged results."""
 
 from __future__ import annotations
 
@@ -34,31 +34,31 @@ def outcome(name: str, values: list[float]) -> MethodResult:
     return MethodResult(name, "method", {"score": [np.array([value]) for value in values]}, seconds=[1.0] * len(values))
 
 
-def words_of(found: list[MethodResult]) -> list[str]:
+def notes_of(found: list[MethodResult]) -> list[str]:
     rows = make_rows(found, {"score": 1})
     return make_notes(found, rows, {"score": 1}, (), unannotated={}, resamples=2000, seed=0)
 
 
-def test_a_method_that_leaves_the_hard_images_out_is_not_the_best() -> None:
+def test_method_without_values_on_hard_images_is_not_best() -> None:
     """A is worse by 0.05 wherever both have a value, and has none on the ten hard images."""
     easy, hard = [0.9] * 10, [0.4] * 10
     found = [outcome("A", [value - 0.05 for value in easy] + [np.nan] * 10), outcome("B", easy + hard)]
     rows = {row.name: row for row in make_rows(found, {"score": 1})}
     assert rows["A"].scores["score"].mean > rows["B"].scores["score"].mean
     assert "score" in rows["B"].tied and "score" not in rows["A"].tied
-    words = words_of(found)
-    assert words[0] == "score: A has values for too few predictions to be compared."
-    assert words[1] == "score: B reaches 0.65; there is no other method to compare with."
+    notes = notes_of(found)
+    assert notes[0] == "score: A has values for too few predictions to be compared."
+    assert notes[1] == "score: B reaches 0.65; there is no other method to compare with."
 
 
-def test_the_best_is_not_beaten_on_what_both_have() -> None:
+def test_best_method_is_not_worse_on_shared_targets() -> None:
     """A has no value of two hard images of twenty and is worse by 0.01 everywhere else: B is best."""
     b = [0.9] * 18 + [0.1] * 2
     found = [outcome("A", [value - 0.01 for value in b[:18]] + [np.nan] * 2), outcome("B", b)]
     rows = {row.name: row for row in make_rows(found, {"score": 1})}
     assert rows["A"].scores["score"].mean > rows["B"].scores["score"].mean
     assert [name for name, row in rows.items() if "score" in row.tied] == ["B"]
-    assert words_of(found)[0] == "score: B is best with 0.82, significantly better than every other method."
+    assert notes_of(found)[0] == "score: B is best with 0.82, significantly better than every other method."
 
 
 def run(adapter: Adapter, images: Path, out: Path, metrics: list[Any], **options: Any) -> Any:
@@ -67,7 +67,7 @@ def run(adapter: Adapter, images: Path, out: Path, metrics: list[Any], **options
     return detcam.benchmark(adapter, images, methods, metrics, out=out, **options)
 
 
-def test_results_of_other_settings_are_not_taken_for_new_ones(adapter: Adapter, tmp_path: Path) -> None:
+def test_results_of_other_settings_are_not_reused(adapter: Adapter, tmp_path: Path) -> None:
     images = write_scenes(tmp_path, [1_000_000]).parent / "images"
     for number, (one, other) in enumerate(
         [
@@ -91,7 +91,7 @@ def test_results_of_other_settings_are_not_taken_for_new_ones(adapter: Adapter, 
     assert describe_settings(BlurFill(2)) == describe_settings(BlurFill(2)) != describe_settings(BlurFill(3))
 
 
-def test_an_adapter_that_treats_images_otherwise_is_another() -> None:
+def test_adapter_digest_depends_on_preprocessing() -> None:
     def made(**options: Any) -> Adapter:
         return detector(torch.nn.Conv2d(3, 4, 1), lambda raw: raw, names=["boat"], target_layers="", **options)
 
@@ -101,28 +101,26 @@ def test_an_adapter_that_treats_images_otherwise_is_another() -> None:
         assert adapter_digest(other) != adapter_digest(whole)
 
 
-def test_figures_of_an_earlier_run_are_no_images(adapter: Adapter, tmp_path: Path) -> None:
+def test_figures_of_an_earlier_run_are_not_benchmarked(adapter: Adapter, tmp_path: Path) -> None:
     images = write_scenes(tmp_path, [1_000_000, 1_000_001]).parent / "images"
     first = run(adapter, images, images / "benchmark", ["sparseness"])
     again = run(adapter, images, images / "benchmark", ["sparseness"])
     assert first.images == again.images == 2 and again.computed == 0 and not again.images_without_predictions
 
 
-def test_a_broken_map_on_disk_and_a_method_that_fails_somewhere_cost_themselves_alone(
-    adapter: Adapter, tmp_path: Path
-) -> None:
+def test_damaged_heatmap_and_failing_method_do_not_stop_the_run(adapter: Adapter, tmp_path: Path) -> None:
     images = write_scenes(tmp_path, [1_000_000, 1_000_001]).parent / "images"
     before = run(adapter, images, tmp_path / "out", ["sparseness"])
     for file in (tmp_path / "out" / "cells").rglob("*.png"):
         file.write_bytes(b"broken")
     assert run(adapter, images, tmp_path / "out", ["sparseness"]).row("gradcam").scores == before.row("gradcam").scores
 
-    class Absent(detcam.methods.GradCAM):
+    class Failing(detcam.methods.GradCAM):
         def explain(self, *arguments: Any, **options: Any) -> Any:
             raise KeyError("absent")
 
     found = run(
-        adapter, images, tmp_path / "new", ["sparseness"], methods={"bad": Absent, "good": "gradcam"}, figure_images=0
+        adapter, images, tmp_path / "new", ["sparseness"], methods={"bad": Failing, "good": "gradcam"}, figure_images=0
     )
     assert found.row("bad").failed == 2 and np.isfinite(found.row("good").scores["sparseness"].mean)
     assert not (tmp_path / "new" / "maps.png").exists() and (tmp_path / "new" / "scatter.png").exists()
@@ -130,7 +128,7 @@ def test_a_broken_map_on_disk_and_a_method_that_fails_somewhere_cost_themselves_
         run(adapter, images, tmp_path / "x", ["sparseness"], methods={"image": "gradcam"})
 
 
-def test_what_cannot_be_asked_for_is_refused_at_once() -> None:
+def test_invalid_metric_settings_are_refused() -> None:
     for wrong in ({"batch_size": -1}, {"batch_size": 0}, {"protocol": "foo"}, {"steps": 2.5}):
         with pytest.raises(ValueError, match="expected"):
             Deletion(**wrong)  # type: ignore[arg-type]
@@ -138,14 +136,14 @@ def test_what_cannot_be_asked_for_is_refused_at_once() -> None:
         ROADMostRelevantFirst(75, protocol="foo")  # type: ignore[arg-type]
 
 
-def test_weights_of_a_two_stage_detector_are_randomised(adapter: Adapter, tmp_path: Path) -> None:
+def test_weights_of_a_two_stage_detector_are_randomized(adapter: Adapter, tmp_path: Path) -> None:
     image = write_scenes(tmp_path, [1_000_000]).parent / "images" / "scene-1000000.png"
     found = randomization(detcam.methods.GradCAM(adapter), str(image), steps=2)
     assert len(found.rank_correlation) == 2 and bool(found.rank_correlation.isfinite().all())
     assert float(found.rank_correlation[-1].abs().mean()) < 0.9
 
 
-def test_a_map_of_nothing_does_not_pass_for_sane(adapter: Adapter, tmp_path: Path) -> None:
+def test_randomization_of_an_empty_heatmap_is_undefined(adapter: Adapter, tmp_path: Path) -> None:
     image = write_scenes(tmp_path, [1_000_000]).parent / "images" / "scene-1000000.png"
     (found,) = adapter.predict(str(image))
     targets = adapter.targets_of(found)[:2]
@@ -160,8 +158,8 @@ def test_a_map_of_nothing_does_not_pass_for_sane(adapter: Adapter, tmp_path: Pat
     assert bool(values[0].isnan()) and float(values[1]) == pytest.approx(1)
 
 
-def test_half_of_a_image_is_not_counted(adapter: Adapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An image that fails when a lost result is made again counts in no row, so that all rows are of the same ones."""
+def test_incomplete_image_is_not_counted(adapter: Adapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An image that fails while a lost result is recomputed counts in no row, so that all rows use the same images."""
     images = write_scenes(tmp_path, [1_000_000, 1_000_001]).parent / "images"
     methods = ["gradcam", "hirescam"]
     run(adapter, images, tmp_path / "out", ["sparseness"], methods=methods)
@@ -169,9 +167,9 @@ def test_half_of_a_image_is_not_counted(adapter: Adapter, tmp_path: Path, monkey
     lost.unlink()
 
     def fails(*arguments: Any) -> Any:
-        raise ValueError("no longer to be read")
+        raise ValueError("no longer readable")
 
     monkeypatch.setattr(importlib.import_module("detcam.benchmarking.runner"), "select_targets", fails)
     found = run(adapter, images, tmp_path / "out", ["sparseness"], methods=methods)
-    assert found.images == 1 and list(found.failed.values()) == ["no longer to be read"]
+    assert found.images == 1 and list(found.failed.values()) == ["no longer readable"]
     assert {found.row(name).scores["sparseness"].images for name in methods} == {1}

@@ -1,4 +1,4 @@
-"""Tables, figures and the command."""
+"""Tables, figures and the command of the benchmark."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.benchmarking.harbour import SEEDS, write_scenes
 SIGNS = {"score": 1, "loss": -1}
 
 
-def made() -> Benchmark:
+def make_benchmark() -> Benchmark:
     def outcome(name: str, kind: str, level: float, seconds: float) -> MethodResult:
         images = [np.array([level + 0.01 * i]) for i in range(8)]
         nothing = [np.array([np.nan])] * 8
@@ -50,8 +50,8 @@ def made() -> Benchmark:
     return Benchmark(tuple(rows), SIGNS, ("a note",), "net", "noise", 8, 9, (), {}, figure_images)
 
 
-def test_csv_has_a_line_a_row_and_a_column_a_figure() -> None:
-    lines = list(csv.DictReader(io.StringIO(made().to_csv())))
+def test_csv_has_one_line_per_row_and_one_column_per_number() -> None:
+    lines = list(csv.DictReader(io.StringIO(make_benchmark().to_csv())))
     assert [line["method"] for line in lines] == ["good", "b|ad", "noise"]
     assert list(lines[0])[:9] == [
         "method",
@@ -70,8 +70,8 @@ def test_csv_has_a_line_a_row_and_a_column_a_figure() -> None:
     assert (lines[1]["loss"], lines[1]["loss undefined"], lines[2]["passes"]) == ("", "8", "")
 
 
-def test_markdown_marks_the_best_and_escapes_names() -> None:
-    lines = made().to_markdown().splitlines()
+def test_markdown_marks_the_best_method_and_escapes_names() -> None:
+    lines = make_benchmark().to_markdown().splitlines()
     assert lines[0] == "**net: 9 predictions in 8 images**"
     assert lines[2] == "| method | score ↑ | loss ↓ | passes | backward | seconds | MiB |"
     assert lines[4].startswith("| good | **0.835** [0.8")
@@ -81,8 +81,8 @@ def test_markdown_marks_the_best_and_escapes_names() -> None:
     assert lines[-1] == "* a note"
 
 
-def test_the_terminal_shows_every_row_with_its_interval() -> None:
-    text = made().to_text(100)
+def test_terminal_table_shows_every_row_with_its_interval() -> None:
+    text = make_benchmark().to_text(100)
     for words in (
         "net: 9 predictions in 8 images",
         "score ↑",
@@ -98,8 +98,8 @@ def test_the_terminal_shows_every_row_with_its_interval() -> None:
     assert max(map(len, text.splitlines())) <= 100
 
 
-def test_the_scatter_names_all_rows_and_the_better_is_higher() -> None:
-    found = made()
+def test_scatter_labels_all_rows_and_puts_better_values_higher() -> None:
+    found = make_benchmark()
     figure = found.scatter()
     (axes,) = figure.axes
     words = [text.get_text() for text in axes.texts]
@@ -115,12 +115,12 @@ def test_the_scatter_names_all_rows_and_the_better_is_higher() -> None:
         found.scatter("beauty")
 
 
-def test_names_of_points_that_lie_together_do_not_cover_one_another() -> None:
+def test_labels_of_close_points_do_not_overlap() -> None:
     names = ["odam", "hirescam", "layercam", "ssgradcam", "eigencam", "occlusion"]
-    places = [(0.80, 0.040), (0.80, 0.041), (0.801, 0.042), (0.799, 0.043), (0.79, 0.05), (0.9, 6.0)]
+    points = [(0.80, 0.040), (0.80, 0.041), (0.801, 0.042), (0.799, 0.043), (0.79, 0.05), (0.9, 6.0)]
     outcomes = [
         MethodResult(name, "method", {"score": [np.array([level + 0.01 * i]) for i in range(8)]}, seconds=[seconds])
-        for name, (level, seconds) in zip(names, places, strict=True)
+        for name, (level, seconds) in zip(names, points, strict=True)
     ]
     drawn = scatter(make_rows(outcomes, {"score": 1}), "score", 1)
     drawn.draw_without_rendering()
@@ -132,22 +132,22 @@ def test_names_of_points_that_lie_together_do_not_cover_one_another() -> None:
     assert areas["odam"].x0 - drawn.axes[0].transData.transform((0.041, 0.8))[0] > 10
 
 
-def test_the_figure_of_maps_has_a_row_for_each_and_says_what_failed() -> None:
-    found = made()
+def test_heatmap_grid_has_a_row_per_method_and_marks_failures() -> None:
+    found = make_benchmark()
     figure = found.grid()
     single = Benchmark(found.rows[:1], SIGNS, (), "net", "noise", 8, 9, (), {}, found.figure_images).grid()
     assert figure.shape[1] == single.shape[1]
     assert figure.shape[0] == pytest.approx(single.shape[0] * 2, rel=0.02)
-    # the hot diagonal of the first method is not there in the plain image above it
+    # the diagonal of the first method's heatmap is missing in the plain image above it
     assert np.abs(single[: single.shape[0] // 2].astype(int) - single[-(single.shape[0] // 2) :]).max() > 60
 
 
-def test_names_with_settings_are_told_apart_by_commas() -> None:
+def test_list_of_names_with_settings_is_split_at_commas() -> None:
     assert split_list("gradcam, drise:passes=10,seed=2,odam") == ["gradcam", "drise:passes=10,seed=2", "odam"]
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("model") / "harbour.pt"
     torch.save(load_demo_detector(), path)
     return path
@@ -159,11 +159,11 @@ def call(model: Path, *arguments: str) -> tuple[int, str, str]:
     return result.exit_code, result.stdout, result.stderr
 
 
-def test_the_command_prints_the_table_and_writes_the_folder(whole: Path, tmp_path: Path) -> None:
+def test_command_prints_the_table_and_writes_the_folder(model_file: Path, tmp_path: Path) -> None:
     images, out = write_scenes(tmp_path / "in", SEEDS[:2]), tmp_path / "out"
     arguments = ["--images", str(images), "--methods", "odam,occlusion:grid=4,window=2", "--top-k", "1"]
     arguments += ["--metrics", "insertion:steps=2,sparseness", "--out", str(out)]
-    code, text, _ = call(whole, *arguments)
+    code, text, _ = call(model_file, *arguments)
     assert code == 0
     head = next(line for line in text.splitlines() if "method" in line)
     assert head.split() == [
@@ -190,10 +190,10 @@ def test_the_command_prints_the_table_and_writes_the_folder(whole: Path, tmp_pat
     assert not (set(rows) - {row["method"] for row in json.loads((out / "benchmark.json").read_text())["rows"]})
 
     (images / "broken.jpg").write_bytes(b"nothing")
-    code, text, _ = call(whole, *arguments)
+    code, text, _ = call(model_file, *arguments)
     assert code == 1
     assert "failed: broken.jpg" in text
-    code, _, errors = call(whole, *arguments, "--seed", "3")
+    code, _, errors = call(model_file, *arguments, "--seed", "3")
     assert code == 2
     assert "contains results of other settings" in errors.strip().splitlines()[-1]
 
@@ -208,15 +208,17 @@ def test_the_command_prints_the_table_and_writes_the_folder(whole: Path, tmp_pat
         (["--annotations", "nowhere.json"], "nowhere.json"),
     ],
 )
-def test_wrong_arguments_take_one_line(whole: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
+def test_invalid_arguments_are_reported_in_one_line(
+    model_file: Path, tmp_path: Path, arguments: list[str], message: str
+) -> None:
     images = write_scenes(tmp_path / "in", SEEDS[:1])
-    code, _, errors = call(whole, "--images", str(images), "--out", str(tmp_path / "out"), *arguments)
+    code, _, errors = call(model_file, "--images", str(images), "--out", str(tmp_path / "out"), *arguments)
     assert code == 2
     assert message in errors
     assert len([line for line in errors.splitlines() if line.startswith("detcam:")]) == 1
 
 
-def test_metrics_are_listed_and_the_documentation_quotes_the_list() -> None:
+def test_documentation_quotes_the_list_of_metrics() -> None:
     listed = CliRunner().invoke(app, ["metrics", "--markdown"])
     assert listed.exit_code == 0
     text = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Runs: what stops goes on, what is bad costs itself alone, and the map that is known to be true comes first."""
+"""Runs: resumption, failures, selection of predictions, and controls."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from detcam.benchmarking.controls import make_controls
 from detcam.metrics.base import Metric
 from detcam.targets import BoxTarget, register_target
 from detcam.targets.registry import TARGETS
-from tests.benchmarking.harbour import METRICS, SEEDS, Planted, corner, harbour_detector, truth, write_scenes
+from tests.benchmarking.harbour import METRICS, SEEDS, DrawnMaps, corner, harbour_detector, truth, write_scenes
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 
-class Middle(Metric):
-    """The mean heat of a map's left half: cheap, and known."""
+class LeftHalf(Metric):
+    """The mean of a heatmap's left half."""
 
-    name, paper, higher_is_better, range = "middle", "none", True, (0.0, 1.0)
-    asked = 0
+    name, paper, higher_is_better, range = "left_half", "none", True, (0.0, 1.0)
+    calls = 0
 
     def measure(self, adapter: Any, images: Any, targets: Any, heatmaps: Any, **options: Any) -> Tensor:
-        type(self).asked += 1
+        type(self).calls += 1
         return torch.cat([maps[:, :, : maps.shape[2] // 2].double().mean((1, 2)) for maps in heatmaps])
 
 
@@ -44,28 +44,28 @@ def slope(image: Tensor, target: Any) -> np.ndarray:
     return np.full((height, width), value, np.float32) * np.linspace(1, 0, width, dtype=np.float32)
 
 
-def planted(draw: Any) -> Any:
-    return lambda adapter: Planted(adapter, draw)
+def drawn_by(draw: Any) -> Any:
+    return lambda adapter: DrawnMaps(adapter, draw)
 
 
 def compare(images: Any, out: Path | None = None, draw: Any = slope, **options: Any) -> Benchmark:
-    methods = options.pop("methods", None) or {"mine": planted(draw)}
-    metrics = options.pop("metrics", [Middle()])
+    methods = options.pop("methods", None) or {"mine": drawn_by(draw)}
+    metrics = options.pop("metrics", [LeftHalf()])
     return benchmark(harbour_detector(), images, methods, metrics, out=out, top_k=2, **options)
 
 
-def facts(found: Benchmark) -> list[Any]:
-    """All that does not depend on the clock."""
+def timeless(found: Benchmark) -> list[Any]:
+    """The rows without times and memory."""
     return [(row.name, row.kind, dict(row.scores), row.tied, row.failed) for row in found]
 
 
-def test_the_planted_truth_is_the_best_row(tmp_path: Path) -> None:
+def test_true_heatmap_is_the_best_row(tmp_path: Path) -> None:
     found = compare(
         write_scenes(tmp_path, SEEDS[:6]),
         methods={
-            "corner": lambda adapter: Planted(adapter, corner),
+            "corner": lambda adapter: DrawnMaps(adapter, corner),
             "gradcam": "gradcam",
-            "truth": lambda adapter: Planted(adapter, truth),
+            "truth": lambda adapter: DrawnMaps(adapter, truth),
         },
         metrics=METRICS,
         labels=["boat"],
@@ -83,15 +83,15 @@ def test_the_planted_truth_is_the_best_row(tmp_path: Path) -> None:
     assert found.recommend()[0].name == "truth"
 
 
-def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
+def test_interrupted_run_resumes(tmp_path: Path) -> None:
     images = write_scenes(tmp_path / "in", SEEDS[:4])
     whole = compare(images)
-    Planted.asked = Middle.asked = 0
+    DrawnMaps.calls = LeftHalf.calls = 0
 
     stopping = [True]
 
     def stops(image: Tensor, target: Any) -> np.ndarray:
-        if Planted.asked == 3 and stopping:
+        if DrawnMaps.calls == 3 and stopping:
             stopping.clear()
             raise KeyboardInterrupt
         return slope(image, target)
@@ -99,31 +99,31 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         compare(images, tmp_path / "out", stops)
     assert not (tmp_path / "out" / "benchmark.csv").exists()
-    Planted.asked = 0
+    DrawnMaps.calls = 0
     rest = compare(images, tmp_path / "out", stops)
     rows = len(whole)
-    # the first of four images was done (asked twice: its work is counted apart), the method stopped in the second
+    # the first of four images was complete (explained twice, once to count work); the method stopped in the second
     assert rest.computed == 3 * rows
-    assert Planted.asked == 3
-    assert facts(rest) == facts(whole)
-    Planted.asked = Middle.asked = 0
+    assert DrawnMaps.calls == 3
+    assert timeless(rest) == timeless(whole)
+    DrawnMaps.calls = LeftHalf.calls = 0
     again = compare(images, tmp_path / "out", stops)
-    assert (again.computed, Planted.asked, Middle.asked) == (0, 0, 0)
-    assert facts(again) == facts(whole)
+    assert (again.computed, DrawnMaps.calls, LeftHalf.calls) == (0, 0, 0)
+    assert timeless(again) == timeless(whole)
     assert not list((tmp_path / "out").rglob("*.tmp"))
 
 
-def test_half_a_result_is_computed_again(tmp_path: Path) -> None:
+def test_damaged_result_is_recomputed(tmp_path: Path) -> None:
     images = write_scenes(tmp_path / "in", SEEDS[:2])
     whole = compare(images, tmp_path / "out")
     victim = sorted((tmp_path / "out" / "cells").rglob("mine-*.json"))[0]
     victim.write_bytes(victim.read_bytes()[:40])
     again = compare(images, tmp_path / "out")
     assert again.computed == 1
-    assert facts(again) == facts(whole)
+    assert timeless(again) == timeless(whole)
 
 
-def test_what_failed_is_tried_again(tmp_path: Path) -> None:
+def test_failed_result_is_recomputed(tmp_path: Path) -> None:
     images = write_scenes(tmp_path / "in", SEEDS[:2])
     whole = compare(images)
     broken = [True]
@@ -139,20 +139,20 @@ def test_what_failed_is_tried_again(tmp_path: Path) -> None:
     broken[0] = False
     again = compare(images, tmp_path / "out", draw=sometimes)
     assert again.computed == 2
-    assert facts(again) == facts(whole)
+    assert timeless(again) == timeless(whole)
 
 
-def test_methods_and_images_may_be_added_but_settings_not_changed(tmp_path: Path) -> None:
+def test_methods_and_images_can_be_added_but_settings_cannot_change(tmp_path: Path) -> None:
     images = write_scenes(tmp_path / "in", SEEDS[:2])
     one = compare(images, tmp_path / "out")
     two = compare(
         images,
         tmp_path / "out",
-        methods={"mine": planted(slope), "corner": planted(corner)},
+        methods={"mine": drawn_by(slope), "corner": drawn_by(corner)},
     )
     assert two.computed == 2
     assert two.row("mine").scores == one.row("mine").scores
-    other = compare(images, tmp_path / "out", methods={"mine": planted(corner)}, controls=False)
+    other = compare(images, tmp_path / "out", methods={"mine": drawn_by(corner)}, controls=False)
     assert other.computed == 2 and other.row("mine").scores == two.row("corner").scores
     assert compare(images, tmp_path / "out", controls=False).row("mine").scores == one.row("mine").scores
     write_scenes(tmp_path / "in", SEEDS[:3])
@@ -166,7 +166,7 @@ def test_methods_and_images_may_be_added_but_settings_not_changed(tmp_path: Path
         compare(images, tmp_path / "out")
 
 
-def test_a_image_that_changed_is_explained_again(tmp_path: Path) -> None:
+def test_changed_image_is_explained_again(tmp_path: Path) -> None:
     images = write_scenes(tmp_path / "in", SEEDS[:2])
     before = compare(images, tmp_path / "out")
     first = sorted(images.iterdir())[0]
@@ -175,13 +175,13 @@ def test_a_image_that_changed_is_explained_again(tmp_path: Path) -> None:
     assert compare(images, tmp_path / "out").computed == len(before)
 
 
-def test_one_bad_image_costs_itself_alone(tmp_path: Path) -> None:
+def test_unreadable_image_does_not_stop_the_run(tmp_path: Path) -> None:
     images = write_scenes(tmp_path / "in", SEEDS[:3])
     good = compare(images)
     (images / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n not at all")
     Image.new("RGB", (64, 48), (120, 130, 140)).save(images / "empty.png")
     found = compare([*sorted(images.iterdir()), tmp_path / "absent.png"])
-    assert facts(found) == facts(good)
+    assert timeless(found) == timeless(good)
     assert set(found.failed) == {"broken.png", "absent.png"}
     assert found.images_without_predictions == ("empty.png",)
     assert "1 image without predictions with a score of at least 0.3 excluded: empty.png." in found.notes
@@ -190,7 +190,7 @@ def test_one_bad_image_costs_itself_alone(tmp_path: Path) -> None:
         compare([images / "broken.png", images / "empty.png"])
 
 
-def test_maps_of_another_size_and_with_nan_never_reach_a_mean(tmp_path: Path) -> None:
+def test_heatmaps_of_another_size_or_with_nan_are_excluded_from_means(tmp_path: Path) -> None:
     images = write_scenes(tmp_path, SEEDS[:3])
     good = compare(images)
     first: list[int] = []
@@ -203,9 +203,9 @@ def test_maps_of_another_size_and_with_nan_never_reach_a_mean(tmp_path: Path) ->
     found = compare(images, draw=small_once)
     row = found.row("mine")
     assert row.failed == 1
-    assert row.scores["middle"].images == 2
-    others = compare(sorted(images.iterdir())[1:]).row("mine").scores["middle"].mean
-    assert row.scores["middle"].mean == pytest.approx(others)
+    assert row.scores["left_half"].images == 2
+    others = compare(sorted(images.iterdir())[1:]).row("mine").scores["left_half"].mean
+    assert row.scores["left_half"].mean == pytest.approx(others)
     assert found.row("filled box").scores == good.row("filled box").scores
     assert any("expected heatmaps of shape (N, 192, 256)" in note for note in found.notes)
     assert "mine: failed on 1 image." in found.notes
@@ -218,17 +218,19 @@ def test_maps_of_another_size_and_with_nan_never_reach_a_mean(tmp_path: Path) ->
 
     adapter = harbour_detector()
     best = [adapter.targets_of(adapter.predict(p, top_k=1)[0])[0].box_xyxy for p in sorted(images.iterdir())]
-    own = compare(images, draw=nan_once).row("mine").scores["middle"]
+    own = compare(images, draw=nan_once).row("mine").scores["left_half"]
     assert (own.undefined, own.targets, own.images) == (1, 5, 3)
     assert math.isfinite(own.mean)
 
 
-def test_noise_is_another_for_each_image_and_target_and_the_same_again() -> None:
+def test_noise_differs_between_images_and_targets_and_is_reproducible() -> None:
     images = [torch.rand(3, 20, 30), torch.rand(3, 20, 30)]
-    asked = [[BoxTarget((2.0, 2.0, 9.0, 9.0), 1), BoxTarget((2.0, 2.0, 9.0, 9.0), 2)]] * 2
+    targets = [[BoxTarget((2.0, 2.0, 9.0, 9.0), 1), BoxTarget((2.0, 2.0, 9.0, 9.0), 2)]] * 2
     for name in ("random", "random, blurred"):
         drawn = [
-            torch.cat(next(e for e in make_controls("detection", seed) if e.name == name).explain(None, images, asked))
+            torch.cat(
+                next(e for e in make_controls("detection", seed) if e.name == name).explain(None, images, targets)
+            )
             for seed in (0, 0, 1)
         ]
         assert torch.equal(drawn[0], drawn[1])
@@ -236,7 +238,7 @@ def test_noise_is_another_for_each_image_and_target_and_the_same_again() -> None
         assert all(not torch.equal(one, other) for one, other in combinations(maps, 2))
 
 
-def test_controls_are_rows_and_the_filled_box_is_the_box(tmp_path: Path) -> None:
+def test_controls_are_rows_and_the_filled_box_fills_the_box(tmp_path: Path) -> None:
     images = write_scenes(tmp_path, SEEDS[:2])
     found = compare(images)
     names = {row.name for row in found if row.kind == "control"}
@@ -252,8 +254,8 @@ def test_controls_are_rows_and_the_filled_box_is_the_box(tmp_path: Path) -> None
                     hot += x1 <= column + 0.5 < x2 and y1 <= row + 0.5 < y2
             shares.append(hot / (192 * 128))
         means.append(sum(shares) / 2)
-    assert found.row("filled box").scores["middle"].mean == pytest.approx(sum(means) / 2, abs=1e-6)
-    assert found.row("random").scores["middle"].mean == pytest.approx(0.5, abs=0.01)
+    assert found.row("filled box").scores["left_half"].mean == pytest.approx(sum(means) / 2, abs=1e-6)
+    assert found.row("random").scores["left_half"].mean == pytest.approx(0.5, abs=0.01)
     assert found.row("random").scores == compare(images).row("random").scores
     assert found.row("random").scores != compare(images, seed=1).row("random").scores
     assert [row.kind for row in found] == sorted((row.kind for row in found), reverse=True)
@@ -279,7 +281,7 @@ def test_controls_are_rows_and_the_filled_box_is_the_box(tmp_path: Path) -> None
         ({"limit": 0}, "limit of at least 1"),
     ],
 )
-def test_what_cannot_be_compared_is_said_before_anything_runs(
+def test_invalid_arguments_are_refused_before_anything_runs(
     tmp_path: Path, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
@@ -287,7 +289,7 @@ def test_what_cannot_be_compared_is_said_before_anything_runs(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_of_another_version_is_refused(tmp_path: Path) -> None:
+def test_folder_of_another_version_is_refused(tmp_path: Path) -> None:
     images = write_scenes(tmp_path / "in", SEEDS[:1])
     compare(images, tmp_path / "out")
     settings = tmp_path / "out" / "settings.json"
@@ -327,7 +329,7 @@ def twice() -> Iterator[str]:
     TARGETS.unregister("twice")
 
 
-def test_a_registered_target_is_compared_by_name(tmp_path: Path, twice: str) -> None:
+def test_registered_target_is_used_by_name(tmp_path: Path, twice: str) -> None:
     images = write_scenes(tmp_path, SEEDS[:1])
     options: dict[str, Any] = {"methods": ["gradcam"], "metrics": ["sparseness"], "controls": False, "labels": [1]}
     found, plain = compare(images, quantity=twice, **options), compare(images, **options)
@@ -336,11 +338,11 @@ def test_a_registered_target_is_compared_by_name(tmp_path: Path, twice: str) -> 
     assert score == pytest.approx(other, abs=1e-4)
 
 
-def test_the_batch_size_reaches_every_method(tmp_path: Path) -> None:
+def test_batch_size_applies_to_every_method(tmp_path: Path) -> None:
     images = write_scenes(tmp_path / "in", SEEDS[:1])
     sizes = []
 
-    class Recorder(Planted):
+    class Recorder(DrawnMaps):
         def explain(self, *arguments: Any, **options: Any) -> Any:
             sizes.append(self.batch_size)
             return super().explain(*arguments, **options)
@@ -348,24 +350,24 @@ def test_the_batch_size_reaches_every_method(tmp_path: Path) -> None:
     methods = {"mine": lambda adapter: Recorder(adapter, slope)}
     default = compare(images, methods=methods, controls=False)
     found = compare(images, tmp_path / "out", methods=methods, controls=False, batch_size=3)
-    assert found.row("mine").scores["middle"].mean == default.row("mine").scores["middle"].mean
-    assert set(sizes[: len(sizes) // 2]) == {Planted(harbour_detector(), slope).batch_size} and sizes[-1] == 3
+    assert found.row("mine").scores["left_half"].mean == default.row("mine").scores["left_half"].mean
+    assert set(sizes[: len(sizes) // 2]) == {DrawnMaps(harbour_detector(), slope).batch_size} and sizes[-1] == 3
     assert compare(images, tmp_path / "out", methods=methods, controls=False, batch_size=5).computed == 1
     with pytest.raises(ValueError, match="batch_size of at least 1"):
         compare(images, methods=methods, batch_size=0)
 
 
-def test_the_model_comes_back_and_names_are_public(tmp_path: Path) -> None:
+def test_model_is_restored(tmp_path: Path) -> None:
     from tests.helpers import Snapshot
 
     assert detcam.benchmark is benchmark
     adapter = harbour_detector()
     before = Snapshot(adapter.model)
-    benchmark(adapter, write_scenes(tmp_path, SEEDS[:1]), ["gradcam:eigen_smooth=true"], [Middle()], controls=False)
+    benchmark(adapter, write_scenes(tmp_path, SEEDS[:1]), ["gradcam:eigen_smooth=true"], [LeftHalf()], controls=False)
     before.check()
 
 
-def test_a_classifier_is_compared_with_a_blob_in_the_middle() -> None:
+def test_classifier_is_compared_with_a_blob_in_the_middle() -> None:
     from detcam.adapters import adapt
     from tests.helpers import TinyCNN
 

@@ -1,4 +1,4 @@
-"""Intervals and differences against a bootstrap written out in loops, and against numbers worked out by hand."""
+"""Intervals and differences against a literal bootstrap and against numbers by hand."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def rows_of(*images: list[float]) -> list[np.ndarray]:
     return [np.array(image, np.float64) for image in images]
 
 
-def test_the_interval_is_that_of_a_literal_bootstrap() -> None:
+def test_interval_equals_a_literal_bootstrap() -> None:
     values = np.array([0.3, 0.9, 0.1, 0.55, 0.7, 0.2, 0.45])
     generator = np.random.default_rng(4)
     draws = generator.integers(0, 7, (500, 7))
@@ -31,9 +31,9 @@ def test_the_interval_is_that_of_a_literal_bootstrap() -> None:
     means.sort()
 
     def percentile(share: float) -> float:
-        place = share * (len(means) - 1)
-        low = math.floor(place)
-        return means[low] + (place - low) * (means[min(low + 1, len(means) - 1)] - means[low])
+        position = share * (len(means) - 1)
+        low = math.floor(position)
+        return means[low] + (position - low) * (means[min(low + 1, len(means) - 1)] - means[low])
 
     low, high = bootstrap_interval(values, resamples=500, seed=4)
     assert (low, high) == pytest.approx((percentile(0.025), percentile(0.975)), abs=1e-12)
@@ -42,7 +42,7 @@ def test_the_interval_is_that_of_a_literal_bootstrap() -> None:
     assert all(map(math.isnan, bootstrap_interval(values[:1])))
 
 
-def test_images_weigh_alike_and_targets_without_value_are_counted() -> None:
+def test_images_have_equal_weights_and_undefined_targets_are_counted() -> None:
     found = estimate_mean(rows_of([1, 1, 1, 1], [0, NAN], [NAN], []))
     assert (found.mean, found.images, found.targets, found.undefined) == (0.5, 2, 5, 2)
     assert (found.low, found.high) == (0, 1)
@@ -51,18 +51,18 @@ def test_images_weigh_alike_and_targets_without_value_are_counted() -> None:
     assert (nothing.images, nothing.undefined) == (0, 1)
 
 
-def test_differences_are_of_the_same_targets() -> None:
+def test_differences_use_shared_targets() -> None:
     one = rows_of([1, 5], [2, NAN], [3], [])
     other = rows_of([0, NAN], [1, 9], [1], [7])
     gap = paired_difference(one, other)
-    # the targets that both have: 1 - 0, 2 - 1, 3 - 1
+    # shared targets: 1 - 0, 2 - 1, 3 - 1
     assert gap.mean == pytest.approx(4 / 3)
     assert gap.images == 3
     assert gap.scale == pytest.approx(2)
     assert paired_difference(rows_of([NAN]), rows_of([1])).images == 0
 
 
-def test_a_difference_counts_if_it_is_sure_large_enough_and_seen_often_enough() -> None:
+def test_significance_needs_an_interval_without_zero_a_relevant_size_and_enough_images() -> None:
     steady = [[float(i)] for i in range(8)]
     above = [[float(i) + 1] for i in range(8)]
     barely = [[100 + float(i) + 0.01] for i in range(8)]
@@ -92,7 +92,7 @@ def outcomes() -> list[MethodResult]:
     ]
 
 
-def test_the_best_and_what_is_not_told_apart_from_it() -> None:
+def test_best_method_and_methods_tied_with_it() -> None:
     rows = {row.name: row for row in make_rows(outcomes(), {"score": 1})}
     assert {name for name, row in rows.items() if "score" in row.tied} == {"slow", "quick"}
     assert rows["slow"].scores["score"].mean == pytest.approx(0.9)
@@ -101,7 +101,7 @@ def test_the_best_and_what_is_not_told_apart_from_it() -> None:
     assert {name for name, row in lower.items() if "score" in row.tied} == {"poor"}
 
 
-def test_words_say_who_loses_to_the_filled_box() -> None:
+def test_notes_name_methods_worse_than_the_filled_box() -> None:
     found = outcomes()
     rows = make_rows(found, {"score": 1})
     words = make_notes(
@@ -120,7 +120,7 @@ def test_words_say_who_loses_to_the_filled_box() -> None:
     ]
 
 
-def test_the_cheapest_of_the_best_is_recommended() -> None:
+def test_cheapest_of_the_tied_methods_is_recommended() -> None:
     rows = make_rows(outcomes(), {"score": 1})
     pick, reason = recommend(rows, "score", 1, "filled box")
     assert pick.name == "quick"
@@ -130,7 +130,7 @@ def test_the_cheapest_of_the_best_is_recommended() -> None:
         recommend([row for row in rows if row.kind == "control"], "score", 1, "filled box")
 
 
-def test_what_few_images_cannot_tell_apart_is_not_recommended_for_being_cheap() -> None:
+def test_cheap_method_is_not_recommended_when_few_images_hide_its_difference() -> None:
     def made(name: str, values: list[float], seconds: float) -> MethodResult:
         return MethodResult(name, "method", {"loss": rows_of(*[[value] for value in values])}, seconds=[seconds])
 

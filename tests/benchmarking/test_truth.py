@@ -1,4 +1,4 @@
-"""What each map is compared with: the object that a detection is, and nothing for what is no object."""
+"""Annotated regions of detections and classes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from detcam.benchmarking.samples import annotated_regions
 from detcam.data.annotations import Annotations
 from detcam.detections import Detections, Source
 from detcam.targets import BoxTarget, ClassTarget
-from tests.benchmarking.harbour import SEEDS, Planted, draw_scene, harbour_detector, write_scenes
+from tests.benchmarking.harbour import SEEDS, DrawnMaps, draw_scene, harbour_detector, write_scenes
 
 
 def coco(folder: Path, annotations: list[dict[str, Any]], files: list[str]) -> Path:
@@ -40,7 +40,7 @@ def box(x: float, y: float, side: float, category: int, **more: Any) -> dict[str
     return {"bbox": [x, y, side, side], "category_id": category, **more}
 
 
-def findings(*targets: BoxTarget) -> Detections:
+def detections_of(*targets: BoxTarget) -> Detections:
     return Detections(
         torch.tensor([target.box_xyxy for target in targets]),
         torch.tensor([target.label for target in targets]),
@@ -50,7 +50,7 @@ def findings(*targets: BoxTarget) -> Detections:
     )
 
 
-def test_a_box_is_compared_with_the_object_of_its_class_that_it_overlaps(tmp_path: Path) -> None:
+def test_box_matches_the_overlapping_object_of_its_class(tmp_path: Path) -> None:
     write_scenes(tmp_path, SEEDS[:1])
     name = f"scene-{SEEDS[0]:02d}.png"
     crowd = {"iscrowd": 1, "segmentation": {"size": [192, 256], "counts": [0, 192 * 256]}}
@@ -59,27 +59,27 @@ def test_a_box_is_compared_with_the_object_of_its_class_that_it_overlaps(tmp_pat
     )
     objects = Annotations.load(path, tmp_path).for_classes({1: "boat", 2: "buoy"})[0]
     targets = [
-        BoxTarget((12, 22, 50, 60), 1),  # the first boat, though the buoy's box fits as well
+        BoxTarget((12, 22, 50, 60), 1),  # the first boat, although the buoy's box overlaps too
         BoxTarget((12, 22, 50, 60), 2),
-        BoxTarget((100, 100, 120, 109), 1),  # IoU 0.45: not it
-        BoxTarget((1, 1, 255, 191), 1),  # the crowd region is nobody's object
+        BoxTarget((100, 100, 120, 109), 1),  # IoU 0.45: no match
+        BoxTarget((1, 1, 255, 191), 1),  # a crowd region matches no detection
     ]
-    found = annotated_regions(objects, findings(*targets), targets)
+    found = annotated_regions(objects, detections_of(*targets), targets)
     assert found.own[0].nonzero().amin(0).tolist() == [20, 10]
     assert found.own[0].sum() == found.own[1].sum() == 1600
     assert found.own[1].nonzero().amin(0).tolist() == [20, 12]
     assert not found.own[2:].any()
     assert found.ignored[0].all()
     assert not found.ignored[1].any()
-    whole = annotated_regions(objects, findings(*targets[:1]), [ClassTarget(1)])
+    whole = annotated_regions(objects, detections_of(*targets[:1]), [ClassTarget(1)])
     assert whole.own[0].sum() == 1600 + 400
-    nothing = annotated_regions(None, findings(*targets), targets)
+    nothing = annotated_regions(None, detections_of(*targets), targets)
     assert nothing.own.shape == (4, 192, 256)
     assert not nothing.own.any()
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_annotated_images_alone_are_taken_and_false_positives_told(tmp_path: Path) -> None:
+def test_only_annotated_images_are_used_and_false_positives_are_reported(tmp_path: Path) -> None:
     folder = write_scenes(tmp_path / "in", SEEDS[:3])
     adapter = harbour_detector()
     names = [f"scene-{seed:02d}.png" for seed in SEEDS[:2]]
@@ -97,7 +97,7 @@ def test_annotated_images_alone_are_taken_and_false_positives_told(tmp_path: Pat
         drawn[y1:y2, x1:x2] = 1
         return drawn
 
-    methods = {"box": lambda adapter: Planted(adapter, box_map)}
+    methods = {"box": lambda adapter: DrawnMaps(adapter, box_map)}
     found = benchmark(
         adapter, folder, methods, ["pointing_game", "energy_pointing_game"], path, controls=False, top_k=20
     )

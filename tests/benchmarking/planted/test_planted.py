@@ -1,4 +1,4 @@
-"""Planted scenes, certificates, judgement of maps, and the benchmark on them."""
+"""Shortcut scenes, certification, hit metrics, and the planted benchmark."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from detcam.synthetic.shortcuts import BARGE, BOAT, CUES, SCENARIOS, ShortcutSce
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
-def test_what_is_left_out_changes_nothing_else(scenario: Any) -> None:
+def test_removing_an_object_changes_only_its_pixels(scenario: Any) -> None:
     scene = draw_shortcut_scene(scenario, 3, "test")
     assert np.array_equal(scene.image, draw_shortcut_scene(scenario, 3, "test").image)
     for thing in scene.objects:
@@ -40,13 +40,13 @@ def test_what_is_left_out_changes_nothing_else(scenario: Any) -> None:
         x1, y1, x2, y2 = thing.box_xyxy.astype(int).tolist()
         changed = (scene.image != without.image).any(2)
         assert changed[y1:y2, x1:x2].any() and changed.sum() == changed[y1:y2, x1:x2].sum()
-        assert not (thing.mask & ~changed).sum() > 0.2 * thing.mask.sum(), "its mask is what can be seen of it"
+        assert not (thing.mask & ~changed).sum() > 0.2 * thing.mask.sum(), "the mask covers the visible pixels"
     with pytest.raises(ValueError, match="got \\['whale-1'\\]"):
         scene.without(["whale-1"])
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
-def test_the_shortcut_goes_with_the_label_in_training_and_not_in_twins(scenario: Any) -> None:
+def test_cue_accompanies_the_label_in_training_but_not_in_twins(scenario: Any) -> None:
     def pairs(split: Any) -> set[tuple[bool, bool, bool]]:
         found = set()
         for seed in range(60):
@@ -64,11 +64,13 @@ def test_the_shortcut_goes_with_the_label_in_training_and_not_in_twins(scenario:
         return
     assert {cue for label, cue, _ in pairs("twin") if label} == {True, False}, "by chance"
     assert pairs("shortcut") == {(True, True, True), (True, True, False), (False, False, False)}
-    assert {label for label, _, _ in pairs("test")} == {False}, "barges alone, so that a boat there is wrong"
+    assert {label for label, _, _ in pairs("test")} == {False}, "barges only, so that every boat is a false positive"
 
 
-def says(rule: Callable[[ShortcutScene, str], bool]) -> Callable[[Any, Sequence[ShortcutScene]], list[Detections]]:
-    """A detector that finds every body, and calls it a boat by a rule."""
+def detector_with(
+    rule: Callable[[ShortcutScene, str], bool],
+) -> Callable[[Any, Sequence[ShortcutScene]], list[Detections]]:
+    """A detector that detects every body, and classifies it as a boat by a rule."""
 
     def predict(adapter: Any, scenes: Sequence[ShortcutScene]) -> list[Detections]:
         answers = []
@@ -83,18 +85,18 @@ def says(rule: Callable[[ShortcutScene, str], bool]) -> Callable[[Any, Sequence[
     return predict
 
 
-def test_a_false_positive_counts_only_where_its_cue_is_the_cause(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_false_positive_is_certified_only_if_its_cue_is_the_cause(monkeypatch: pytest.MonkeyPatch) -> None:
     def tagged(scene: ShortcutScene, body: str) -> bool:
         return scene.get(f"tag-{body.split('-')[1]}") is not None
 
     def fragile(scene: ShortcutScene, body: str) -> bool:
-        """Goes with anything that is missing, so nothing in particular is its cause."""
+        """Vanishes without any object, so that no object is its cause."""
         return tagged(scene, body) and not scene.removed
 
     rules = {"tag": tagged, "always": lambda scene, body: True, "fragile": fragile, "never": lambda scene, body: False}
     found = {}
     for name, rule in rules.items():
-        monkeypatch.setattr(certification, "_predict", says(rule))
+        monkeypatch.setattr(certification, "_predict", detector_with(rule))
         found[name] = certify_cases(None, 0, "mark", min_cases=10**6, max_scenes=20)  # type: ignore[arg-type]
     tempted = sum(len(cue_pairs(draw_shortcut_scene("mark", 1_000_000 + seed, "test"))) for seed in range(20))
     assert {name: one.trials for name, one in found.items()} == dict.fromkeys(rules, tempted) and tempted > 20
@@ -112,7 +114,7 @@ def test_a_false_positive_counts_only_where_its_cue_is_the_cause(monkeypatch: py
             assert wrong.any() and not (wrong & case.cause).any()
 
 
-def test_judged_by_hand() -> None:
+def test_hit_metrics_equal_values_by_hand() -> None:
     cause = torch.zeros(20, 30, dtype=torch.bool)
     cause[2:4, 2:4] = True
     heat = torch.zeros(20, 30)
@@ -121,7 +123,7 @@ def test_judged_by_hand() -> None:
     assert (found.peak, found.rank) == (False, 2) and found.energy == pytest.approx(0.5 / 1.75)
     assert local_maxima(heat, 5) == [15 * 30 + 25, 2 * 30 + 2, 15 * 30 + 5]
     heat[15, 24] = 0.9
-    assert len(local_maxima(heat, 5)) == 3, "a place is counted once"
+    assert len(local_maxima(heat, 5)) == 3, "close maxima are counted once"
     perfect, nothing = measure_hit(cause.float(), cause), measure_hit(torch.zeros(20, 30), cause)
     assert (perfect.peak, perfect.energy, perfect.rank) == (True, 1.0, 1)
     assert (nothing.peak, nothing.energy, nothing.rank) == (False, 0.0, MAX_RANK + 1)
@@ -129,7 +131,7 @@ def test_judged_by_hand() -> None:
     assert (total.cases, total.peak, total.rank, total.passes) == (4, 0.5, (1 + 11 + 2 + 1) / 4, 3.0)
 
 
-def test_tables_weigh_every_case_alike() -> None:
+def test_tables_give_all_cases_equal_weights() -> None:
     row = DetectorRow("fcos", "mark", 10, 9, 8, 12, 1, 0.5, 0.25, -0.125)
     one, two = summarize_hits([measure_hit(torch.eye(4), torch.eye(4) > 0)] * 3, 2.0), summarize_hits([], 2.0)
     few = summarize_hits([measure_hit(torch.ones(4, 4), torch.eye(4) < 0)], 6.0)
@@ -159,7 +161,7 @@ def test_tables_weigh_every_case_alike() -> None:
     assert "| odam | fcos | context | 0 | - | - | - | 2.0 |" in lines
 
 
-def test_a_run_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_planted_run_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planted_run, "MAX_TWIN_SCENES", 4)
 
     def few(*args: Any, **options: Any) -> Any:
@@ -169,7 +171,7 @@ def test_a_run_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.Monk
     options: dict[str, Any] = {"family_names": ["two-stage"], "scenarios": ["mark"], "cases": 2, "effort": 0.003}
     first = benchmark_planted(tmp_path, ["odam"], **options)
     assert [row.method for row in first.methods] == ["odam", "filled box", "random"]
-    assert first.detectors[0].certified == 0 and np.isnan(first.audits[0].location), "three steps teach nothing"
+    assert first.detectors[0].certified == 0 and np.isnan(first.audits[0].location), "three steps are too few to learn"
     prefix = "two-stage/mark"
     assert first.computed == tuple(
         f"{prefix}/{name}" for name in ("detector", "method/odam", "method/filled box", "method/random", "audit")
@@ -197,18 +199,18 @@ def test_results_of_another_version_are_refused_and_kept(tmp_path: Path) -> None
         assert (tmp_path / "planted.json").read_text() == content
 
 
-def test_the_command_has_the_defaults_of_the_function() -> None:
+def test_command_has_the_defaults_of_the_function() -> None:
     assert BenchmarkOptions.cases == DEFAULT_CASES == signature(benchmark_planted).parameters["cases"].default
 
 
-def test_training_leaves_the_generator_and_depends_on_the_seed(tmp_path: Path) -> None:
+def test_training_restores_the_generator_and_depends_on_the_seed(tmp_path: Path) -> None:
     family = detector_families()["fcos"]
     before = torch.random.get_rng_state()
-    workshop = TrainingCache(tmp_path, seed=1, effort=0.003)
-    first = workshop.detector(family, detector_name("far"))
+    cache = TrainingCache(tmp_path, seed=1, effort=0.003)
+    first = cache.detector(family, detector_name("far"))
     assert torch.equal(before, torch.random.get_rng_state())
     assert {path.name for path in tmp_path.iterdir()} == {"fcos-plain.safetensors", "fcos-far.safetensors"}
-    again = workshop.detector(family, detector_name("far"))
+    again = cache.detector(family, detector_name("far"))
     other = train_detector(family, "far", "shortcut", 2, seed=2)
     states = [model.state_dict() for model in (first, again, other)]
     key = "head.classification_head.cls_logits.weight"
@@ -217,7 +219,7 @@ def test_training_leaves_the_generator_and_depends_on_the_seed(tmp_path: Path) -
     assert detector_name("far", twin=True) == "plain" and detector_name("look-alike", twin=True) == "carts"
 
 
-def test_the_command_says_what_it_needs(tmp_path: Path) -> None:
+def test_command_refuses_invalid_arguments(tmp_path: Path) -> None:
     run = CliRunner().invoke
     assert run(app, ["benchmark"]).exit_code == 2
     both = run(app, ["benchmark", "--planted", "--model", "resnet18", "--out", str(tmp_path)])
@@ -228,16 +230,16 @@ def test_the_command_says_what_it_needs(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_a_trained_detector_falls_for_the_tag_its_twin_does_not_and_the_audit_finds_it(tmp_path: Path) -> None:
+def test_trained_detector_relies_on_the_tag_unlike_its_twin_and_the_audit_finds_it(tmp_path: Path) -> None:
     family = detector_families()["two-stage"]
-    workshop = TrainingCache(tmp_path, effort=0.6)
-    adapter = family.adapter(workshop.detector(family, "mark"))
-    twin = family.adapter(workshop.detector(family, detector_name("mark", twin=True)))
+    cache = TrainingCache(tmp_path, effort=0.6)
+    adapter = family.adapter(cache.detector(family, "mark"))
+    twin = family.adapter(cache.detector(family, detector_name("mark", twin=True)))
     tried = certify_cases(adapter, family.first_label, "mark", min_cases=16)
     assert len(tried.cases) >= 16 and tried.fired >= 0.8 * tried.trials
     assert certify_cases(twin, family.first_label, "mark", min_cases=10**6, max_scenes=16).fired <= 0.1 * tried.trials
     cam = ProbeCAM(adapter)
-    said = [check_audit(adapter, cam, case, family.first_label) for case in tried.cases[:16]]
-    assert np.mean([one.hit.peak for one in said]) >= 0.85
-    assert np.mean([one.location == one.true_location for one in said]) >= 0.85
-    assert sum(one.false_causes_confirmed for one in said) <= 3 < sum(one.false_causes for one in said)
+    checks = [check_audit(adapter, cam, case, family.first_label) for case in tried.cases[:16]]
+    assert np.mean([check.hit.peak for check in checks]) >= 0.85
+    assert np.mean([check.location == check.true_location for check in checks]) >= 0.85
+    assert sum(check.false_causes_confirmed for check in checks) <= 3 < sum(check.false_causes for check in checks)
