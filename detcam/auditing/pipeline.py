@@ -29,7 +29,7 @@ from detcam.data.ground_truth import GroundTruth
 from detcam.data.issues import DataIssues
 from detcam.data.rle import UnpackedDetections
 from detcam.detections import Detections, class_name, label_index
-from detcam.explanation.explain import Method, make_cam
+from detcam.explanation.explain import MethodLike, make_cam
 from detcam.layers import LayersLike
 from detcam.utils.console import plural
 from detcam.utils.hashing import adapter_digest, weights_digest
@@ -127,7 +127,7 @@ def audit(
     iou_type: IouType = "bbox",
     labels: Sequence[int | str] | None = None,
     class_map: Mapping[str | int, str | int] | None = None,
-    method: Method = METHOD,
+    method: MethodLike = METHOD,
     target_layers: LayersLike = None,
     batch_size: int = 4,
     resume: bool = False,

@@ -27,7 +27,7 @@ from detcam.benchmarking.statistics import DEFAULT_RESAMPLES, MethodResult, make
 from detcam.benchmarking.tables import sort_rows
 from detcam.data.annotations import Annotations
 from detcam.data.images import ImageLike, load_image, to_uint8
-from detcam.explanation.explain import SCORE_THRESHOLD, Method
+from detcam.explanation.explain import DEFAULT_SCORE_THRESHOLD, MethodLike
 from detcam.layers import LayersLike
 from detcam.methods import METHODS
 from detcam.metrics import Metric
@@ -53,7 +53,7 @@ MAX_NAMES = 8
 def benchmark(
     model: ModelLike,
     images: ImageLike | Sequence[ImageLike] | None = None,
-    methods: Iterable[str | Method] | Mapping[str, Method] | None = None,
+    methods: Iterable[str | MethodLike] | Mapping[str, MethodLike] | None = None,
     metrics: Iterable[str | Metric] | None = None,
     annotations: str | Path | Annotations | None = None,
     out: str | Path | None = None,
@@ -220,7 +220,7 @@ def _load_annotations(
 
 def _all_method_specs(
     adapter: Adapter,
-    methods: Iterable[str | Method] | Mapping[str, Method] | None,
+    methods: Iterable[str | MethodLike] | Mapping[str, MethodLike] | None,
     controls: bool,
     batch_size: int | None,
     seed: int,
@@ -262,7 +262,7 @@ def _run_notes(
         notes += [f"{warning} from {join_names(names)}."] if names else []
     empty = state.images_without_predictions
     if empty:
-        threshold = SCORE_THRESHOLD if score_threshold is None else score_threshold
+        threshold = DEFAULT_SCORE_THRESHOLD if score_threshold is None else score_threshold
         condition = f" with a score of at least {threshold:g}" if task == "detection" else ""
         more = f" and {len(empty) - MAX_NAMES} more" if len(empty) > MAX_NAMES else ""
         names_text = ", ".join(empty[:MAX_NAMES]) + more

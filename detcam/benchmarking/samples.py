@@ -17,7 +17,7 @@ from detcam.data.annotations import Annotations, GroundTruth
 from detcam.data.images import ImageLike, is_single, load_image, to_uint8
 from detcam.detections import Detections
 from detcam.explanation.batch import find_images
-from detcam.explanation.explain import choose
+from detcam.explanation.explain import select_targets
 from detcam.metrics.target_regions import TargetRegions, ground_truth_regions
 from detcam.outputs import DetectionTarget
 from detcam.trace import guarded
@@ -121,7 +121,7 @@ def predict_targets(adapter: Adapter, image: Tensor, **selection: Any) -> tuple[
         batch = adapter.prepare([image])
         outputs = adapter.outputs(adapter.forward(batch), batch)
         predictions, _ = adapter.default_targets(outputs, batch)
-        return choose(adapter, predictions[0], outputs[0], **selection)
+        return select_targets(adapter, predictions[0], outputs[0], **selection)
 
 
 def annotated_regions(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from detcam.adapters.base import Adapter, Target
 from detcam.cam import BaseCAM
-from detcam.explanation.explain import Method, make_cam
+from detcam.explanation.explain import MethodLike, make_cam
 from detcam.methods import METHODS
 from detcam.methods.spec import method_with, split_settings
 from detcam.metrics import METRICS, Metric
@@ -75,7 +75,7 @@ class MetricSpec:
 
 
 def make_method_specs(
-    methods: Iterable[str | Method] | Mapping[str, Method],
+    methods: Iterable[str | MethodLike] | Mapping[str, MethodLike],
     adapter: Adapter,
     *,
     batch_size: int | None = None,
@@ -249,7 +249,7 @@ def _is_control(name: str) -> bool:
     return _normalized(name) in CONTROL_METHODS
 
 
-def _name_of(method: str | Method) -> str:
+def _name_of(method: str | MethodLike) -> str:
     if isinstance(method, str):
         return method
     if isinstance(method, type) and issubclass(method, BaseCAM):
@@ -266,7 +266,9 @@ def _check_unique(names: Sequence[str], argument: str) -> None:
         raise ValueError(f"{argument}: {', '.join(sorted(duplicates))} is given twice; name each once")
 
 
-def _make_explainer(method: Method, options: Mapping[str, Any], adapter: Adapter, batch_size: int | None) -> Explainer:
+def _make_explainer(
+    method: MethodLike, options: Mapping[str, Any], adapter: Adapter, batch_size: int | None
+) -> Explainer:
     """Construct the method once, so that an error is raised before the run and construction is not timed."""
 
     def construct(model: Adapter) -> BaseCAM:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -149,18 +148,19 @@ class ExplainOptions(SelectionOptions):
         Raises:
             ValueError: The model has no such class, or a box is not valid.
         """
+        from detcam.detections import label_index
         from detcam.explanation.batch import box_targets
 
-        against = None if self.against is None else class_index(adapter, self.against)
+        against = None if self.against is None else label_index(adapter.names, self.against)
         if not self.box:
             return {
                 "score_threshold": self.score_threshold,
                 "top_k": self.top_k,
-                "labels": None if self.classes is None else [class_index(adapter, name) for name in self.classes],
+                "labels": None if self.classes is None else [label_index(adapter.names, name) for name in self.classes],
                 "quantity": self.quantity,
                 "against": against,
             }
-        labels = [class_index(adapter, name) for name in self.label or []]
+        labels = [label_index(adapter.names, name) for name in self.label or []]
         labels = labels * len(self.box) if len(labels) == 1 else labels
         return {
             "targets_for": partial(
@@ -264,11 +264,11 @@ class ExplainReport:
         return table
 
     def _threshold(self) -> str:
-        from detcam.explanation.explain import SCORE_THRESHOLD
+        from detcam.explanation.explain import DEFAULT_SCORE_THRESHOLD
 
         if self.adapter.task != "detection":
             return ""
-        return f" at or above {SCORE_THRESHOLD if self.score_threshold is None else self.score_threshold:g}"
+        return f" at or above {DEFAULT_SCORE_THRESHOLD if self.score_threshold is None else self.score_threshold:g}"
 
     def _table(self, *, header: bool = False) -> Table:
         """Return a table of fixed widths, so that rows that are printed one by one line up."""
@@ -308,22 +308,3 @@ def parse_box(text: str) -> tuple[float, float, float, float]:
     except ValueError as error:
         raise ValueError(f"expected --box as four numbers x1,y1,x2,y2 in pixels; got {text!r}") from error
     return BoxTarget((x1, y1, x2, y2), 0).box_xyxy
-
-
-def class_index(adapter: Adapter, text: str) -> int:
-    """Return the class index of a name or index.
-
-    Raises:
-        ValueError: The model has no such class; the message suggests the closest names.
-    """
-    from detcam.detections import label_index
-
-    try:
-        return label_index(adapter.names, text)
-    except ValueError as error:
-        if not adapter.names:
-            raise ValueError(f"the model has no class names; give {text!r} as an index, or pass --names") from error
-        known = {name.casefold(): name for name in adapter.names.values()}
-        close = [known[match] for match in difflib.get_close_matches(text.casefold(), known, n=4, cutoff=0.5)]
-        hint = f"did you mean {', '.join(close)}?" if close else f"it knows {', '.join(list(known.values())[:8])}, ..."
-        raise ValueError(f"the model has no class named {text!r}; {hint}") from error

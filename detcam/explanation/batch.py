@@ -15,7 +15,7 @@ from torch import Tensor
 from detcam.adapters import Adapter
 from detcam.adapters.base import Target
 from detcam.data.images import load_image
-from detcam.explanation.explain import Explanation, Method, explain
+from detcam.explanation.explain import Explanation, MethodLike, explain
 from detcam.explanation.writer import INDEX, ExplanationWriter, files_of, read_index
 from detcam.targets import BoxTarget, MaskTarget, with_quantity
 from detcam.utils.files import is_audit
@@ -85,7 +85,7 @@ def explain_files(
     adapter: Adapter,
     paths: Sequence[Path],
     writer: ExplanationWriter,
-    method: Method,
+    method: MethodLike,
     *,
     on_progress: OnImage,
     targets_for: TargetsFor | None = None,
@@ -119,7 +119,7 @@ def explain_files(
 def _explain_batch(
     adapter: Adapter,
     images: Sequence[tuple[Path, Tensor]],
-    method: Method,
+    method: MethodLike,
     targets_for: TargetsFor | None,
     **options: Any,
 ) -> Iterator[tuple[Path, Explanation | Exception]]:

@@ -1,48 +1,48 @@
-"""From images to heatmaps in one line."""
+"""`detcam.explain`: from a model and images to explanations."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from torch import Tensor, nn
 
 from detcam.adapters import Adapter, adapt
-from detcam.adapters.base import Target
+from detcam.adapters.base import ModelLike
 from detcam.cam import BaseCAM
 from detcam.data.images import is_single, load_image, load_images, to_uint8
 from detcam.detections import Detections, LabelsLike, label_index
 from detcam.explanation.result import Explanation, Explanations
 from detcam.inputs import displayable_images
+from detcam.layers import LayersLike
 from detcam.methods.spec import method_from
-from detcam.outputs import as_target
+from detcam.outputs import Target, as_target
 from detcam.results import ImageHeatmaps
 from detcam.targets import with_quantity
 from detcam.utils.console import track
 from detcam.visualize.convert import ImageArray
 
-SCORE_THRESHOLD = 0.3
-"""Least score of a box that is explained unless the user says otherwise."""
-MOST_BOXES = 10
-"""Boxes per image that are explained unless the user says otherwise, best first."""
+DEFAULT_SCORE_THRESHOLD = 0.3
+"""Minimum score of a box that is explained by default."""
+DEFAULT_MAX_BOXES = 10
+"""Number of boxes per image that are explained by default, best first."""
+DEFAULT_BOX_METHOD = "odam"
+"""Default method for boxes. GradCAM weights channels by spatial means, which discard the position of a box."""
 
-BOX_METHOD = "odam"
-"""What explains boxes unless the user says otherwise: GradCAM's weights are spatial means, which lose a box's place."""
-
-Method = str | Callable[[Adapter], BaseCAM]
-"""A method's name, its class, or anything that makes one from an adapter."""
+MethodLike: TypeAlias = str | Callable[[Adapter], BaseCAM]
+"""A method's name, its class, or a function from an adapter to a method."""
 
 
 def explain(
-    model: Adapter | nn.Module | Any,
+    model: ModelLike,
     images: Any,
-    method: Method = "auto",
+    method: MethodLike = "auto",
     targets: Any = None,
     *,
-    target_layers: Sequence[nn.Module | str] | nn.Module | str | None = None,
+    target_layers: LayersLike = None,
     score_threshold: float | None = None,
     top_k: int | None = None,
     labels: LabelsLike | None = None,
@@ -54,87 +54,102 @@ def explain(
     progress: bool = False,
     **adapter_options: Any,
 ) -> Explanations:
-    """Explain what a model finds in images: one forward pass per batch, one heatmap per finding.
+    """Explain a model's predictions in images.
+
+    There is one forward pass per batch of images and one heatmap per prediction.
 
     Args:
-        model: a detector, segmentation network or classifier of a supported family, or an adapter.
-        images: one image or a list of them (see `detcam.data.images.ImageLike`), sizes free; or an already normalised
-            (B, C, H, W) tensor for a plain module.
-        method: ``auto``, which is ODAM for boxes and GradCAM for masks and classes; a name in
-            `detcam.methods.METHODS`, with settings if need be (``drise:passes=1000``); a method's class, or
-            ``partial(DRISE, ...)``.
-        targets: as in a method's call; None explains what the model finds, as the next five arguments choose.
-        target_layers: modules or dotted names; None takes the family's default.
-        score_threshold: least score in [0, 1]; None takes 0.3 for boxes and none for classes and regions.
-        top_k: at most so many findings per image, best first; None takes ten boxes, every region, and of a
-            classifier the top class, or all of `labels`, or all that reach `score_threshold`.
-        labels: class names or indices to explain, one or several; of a classifier, whatever their rank.
-        quantity: what of a box to explain: ``score``, ``logit``, ``objectness``, ``x1``, ``y1``, ``x2``, ``y2``,
-            ``width``, ``height``, ``edges``, ``mask`` (the instance's mask), or a name given to
-            `detcam.targets.register_target`.
-        against: class name or index: explain the difference of the two classes (*why a dog rather than a cat?*).
-        aug_smooth: mean over six views of the image.
-        eigen_smooth: first principal component over the channels instead of their sum.
-        batch_size: images per forward pass.
-        progress: whether to show a progress bar on stderr.
-        **adapter_options: further arguments of `detcam.adapters.adapt`, such as `names`, `image_size`.
+        model: A detector, segmentation network or classifier of a supported family, or an adapter.
+        images: One image or a list of images of any size (see `detcam.data.images.ImageLike`); or a normalised
+            (B, C, H, W) tensor.
+        method: ``"auto"``, which is ODAM for boxes and GradCAM for masks and classes; a name in
+            `detcam.methods.METHODS`, with settings after a colon (``"drise:passes=1000"``); a method's class; or a
+            function from an adapter to a method, such as ``partial(DRISE, passes=1000)``.
+        targets: Any as in the call of a method. None explains the model's predictions, which the next five
+            arguments select.
+        target_layers: Modules or dotted names; None takes the family's default.
+        score_threshold: Minimum score in [0, 1]; None takes 0.3 for boxes and 0 for classes and regions.
+        top_k: Maximum number of predictions per image, best first. None takes ten boxes, all regions, and of a
+            classifier the top class, all of `labels`, or all classes that reach `score_threshold`.
+        labels: Class names or indices, one or several. A classifier is explained for them whatever their rank.
+        quantity: The output to explain: ``"score"``, ``"logit"``, ``"objectness"``, ``"x1"``, ``"y1"``, ``"x2"``,
+            ``"y2"``, ``"width"``, ``"height"`` or ``"edges"`` of a box, ``"mask"`` of an instance, or a name registered
+            by `detcam.targets.register_target`.
+        against: Class name or index: explain the difference to this class (*why a dog rather than a cat?*).
+        aug_smooth: Average the heatmaps of six views of the image.
+        eigen_smooth: Take the first principal component over the channels instead of their sum.
+        batch_size: Images per forward pass; None keeps the method's own number.
+        progress: Whether to show a progress bar on stderr.
+        **adapter_options: Further arguments of `detcam.adapters.adapt`, such as `names` and `image_size`.
+
+    Returns:
+        One `Explanation` per image.
 
     Raises:
-        TypeError, ValueError: an argument is not as expected.
-        RuntimeError: a target layer never ran, or the score does not depend on it.
+        TypeError: An argument has the wrong type, or the adapter has no such option.
+        ValueError: An argument has a wrong value.
+        RuntimeError: A target layer did not run, or the score does not depend on it.
+
+    Example:
+        >>> import detcam, numpy as np
+        >>> from torchvision.models import mobilenet_v3_small
+        >>> image = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+        >>> explanations = detcam.explain(mobilenet_v3_small().eval(), image, "hirescam", top_k=2, image_size=64)
+        >>> explanations[0].heatmaps.shape
+        (2, 48, 64)
     """
     reshape = adapter_options.pop("reshape_transform", None)
-    if isinstance(model, Adapter) and adapter_options:
-        given = ", ".join(sorted(adapter_options))
-        raise TypeError(f"{given}: give these where the adapter is made, adapt(model, ...); it is ready already")
     adapter = adapt(model, target_layers=target_layers, reshape_transform=reshape, **adapter_options)
     cam = make_cam(adapter, method)
     if batch_size is not None:
         if batch_size < 1:
             raise ValueError(f"expected batch_size of at least 1; got {batch_size}")
         cam.batch_size = batch_size
-    choosing = {"score_threshold": score_threshold, "top_k": top_k, "labels": labels, "against": against}
-    given = ", ".join(name for name, value in choosing.items() if value is not None)
-    if targets is not None and (given or quantity != "score"):
-        raise ValueError(f"{given or 'quantity'} chooses among the model's findings; with targets= there is no choice")
-    image_list, paths = _read(adapter, images)
+    selection = {"score_threshold": score_threshold, "top_k": top_k, "labels": labels, "against": against}
+    given = [name for name, value in selection.items() if value is not None] + ["quantity"] * (quantity != "score")
+    if targets is not None and given:
+        raise ValueError(f"{', '.join(given)}: these select the model's predictions; leave them out with targets=")
+    tensors, paths = _read_images(images)
     results = cam.explain(
-        images if image_list is None else image_list[0] if is_single(images) else image_list,
+        images if tensors is None else tensors[0] if is_single(images) else tensors,
         targets,
-        choose=partial(choose, adapter, quantity=quantity, **choosing),  # type: ignore[arg-type]
+        choose=partial(select_targets, adapter, quantity=quantity, **selection),  # type: ignore[arg-type]
         aug_smooth=aug_smooth,
         eigen_smooth=eigen_smooth,
         progress=partial(track, description=cam.name) if progress else None,
     )
-    shown = (
-        _displayable(adapter, ready_input(images)) if image_list is None else [to_uint8(image) for image in image_list]
-    )
-    plain = quantity == "score" and against is None
+    shown = _displayed_input(adapter, images) if tensors is None else [to_uint8(image) for image in tensors]
+    is_plain = quantity == "score" and against is None
     smoothing = tuple(name for name, used in (("aug_smooth", aug_smooth), ("eigen_smooth", eigen_smooth)) if used)
     return Explanations(
-        _explanation(cam, result, image, path, number, smoothing, plain)
+        _explanation(cam, result, image, path, number, smoothing, is_plain)
         for number, (result, image, path) in enumerate(zip(results, shown, paths, strict=True), 1)
     )
 
 
-def make_cam(adapter: Adapter, method: Method) -> BaseCAM:
-    """The method, ready for an adapter.
+def make_cam(adapter: Adapter, method: MethodLike) -> BaseCAM:
+    """Make a method for an adapter.
+
+    Args:
+        adapter: The model.
+        method: As in `explain`.
 
     Raises:
-        TypeError, ValueError: not a method.
+        TypeError: `method` is not a name, a class, or a function from an adapter to a method.
+        ValueError: No method has that name, or it has no such setting.
     """
     if method == "auto":
-        method = BOX_METHOD if adapter.task == "detection" else "gradcam"
-    maker = method_from(method) if isinstance(method, str) else method
-    cam = maker(adapter) if callable(maker) and not isinstance(maker, nn.Module) else None
+        method = DEFAULT_BOX_METHOD if adapter.task == "detection" else "gradcam"
+    constructor = method_from(method) if isinstance(method, str) else method
+    cam = constructor(adapter) if callable(constructor) and not isinstance(constructor, nn.Module) else None
     if not isinstance(cam, BaseCAM):
         raise TypeError(f"expected a method's name, its class, or a function from an adapter to one; got {method!r}")
     return cam
 
 
-def choose(
+def select_targets(
     adapter: Adapter,
-    found: Detections,
+    detections: Detections,
     output: Any,
     *,
     score_threshold: float | None = None,
@@ -143,13 +158,27 @@ def choose(
     quantity: str = "score",
     against: int | str | None = None,
 ) -> tuple[Detections, list[Target]]:
-    """Of one image's findings those that are explained, and a target for each; arguments as in `explain`."""
+    """Select predictions of one image and make a target for each.
+
+    Args:
+        adapter: The model.
+        detections: All predictions in the image.
+        output: The model's output for the image, of the family's own type.
+        score_threshold: As in `explain`, like the other arguments.
+        top_k: Maximum number of predictions.
+        labels: Class names or indices.
+        quantity: The output to explain.
+        against: Class name or index to compare with.
+
+    Returns:
+        The selected predictions, best first, and their targets.
+    """
     if adapter.task == "detection":
-        score_threshold = SCORE_THRESHOLD if score_threshold is None else score_threshold
-        top_k = MOST_BOXES if top_k is None else top_k
-    kept = adapter.select(found, output, score_threshold=score_threshold, top_k=top_k, labels=labels)
+        score_threshold = DEFAULT_SCORE_THRESHOLD if score_threshold is None else score_threshold
+        top_k = DEFAULT_MAX_BOXES if top_k is None else top_k
+    selected = adapter.select(detections, output, score_threshold=score_threshold, top_k=top_k, labels=labels)
     other = None if against is None else label_index(adapter.names, against)
-    return kept, [with_quantity(target, quantity, other) for target in adapter.targets_of(kept)]
+    return selected, [with_quantity(target, quantity, other) for target in adapter.targets_of(selected)]
 
 
 def _explanation(
@@ -159,12 +188,12 @@ def _explanation(
     path: Path | None,
     number: int,
     smoothing: tuple[str, ...],
-    plain: bool,
+    is_plain: bool,
 ) -> Explanation:
-    adapter, found = cam.adapter, result.detections
+    adapter, detections = cam.adapter, result.detections
     captions = tuple(
-        found.caption(index)
-        if plain and found is not None
+        detections.caption(index)
+        if is_plain and detections is not None
         else f"{as_target(target).describe(adapter.names)} {float(result.scores[index]):.3g}"
         for index, target in enumerate(result.targets)
     )
@@ -179,7 +208,7 @@ def _explanation(
         scores=result.scores,
         reach=result.reach,
         sampling=result.sampling,
-        detections=found,
+        detections=detections,
         names=adapter.names,
         method=cam.name,
         layers=tuple(adapter.layer_names),
@@ -189,30 +218,35 @@ def _explanation(
     )
 
 
-def _read(adapter: Adapter, images: Any) -> tuple[list[Tensor] | None, list[Path | None]]:
-    """Images as tensors, None for a network's ready input; and their files."""
-    ready = ready_input(images)
-    if ready is not None:
-        return None, [None] * len(ready)
-    items = [images] if is_single(images) else list(images)
-    image_list = [load_image(images)] if is_single(images) else load_images(images)
-    return image_list, [Path(item) if isinstance(item, (str, Path)) else None for item in items]
+def _read_images(images: Any) -> tuple[list[Tensor] | None, list[Path | None]]:
+    """Load images, and return their files; return None as the images for a network's input."""
+    inputs = _network_input(images)
+    if inputs is not None:
+        return None, [None] * len(inputs)
+    if is_single(images):
+        items: list[Any] = [images]
+        tensors = [load_image(images)]
+    else:
+        items = list(images)
+        tensors = load_images(items)
+    return tensors, [Path(item) if isinstance(item, (str, Path)) else None for item in items]
 
 
-def ready_input(images: Any) -> Tensor | None:
-    """The network's own (B, C, H, W) input, alone or first of several inputs; None where images were given."""
+def _network_input(images: Any) -> Tensor | None:
+    """Return a network's (B, C, H, W) input, alone or as the first of several inputs; None for images."""
     first = images[0] if isinstance(images, tuple) and images else images
     return first if isinstance(first, Tensor) and first.ndim == 4 else None
 
 
-def _displayable(adapter: Adapter, inputs: Tensor | None) -> list[ImageArray]:
-    """A network's ready input as images to draw on."""
+def _displayed_input(adapter: Adapter, images: Any) -> list[ImageArray]:
+    """Convert a network's input to images for drawing."""
+    inputs = _network_input(images)
     if inputs is None:
         return []
-    images = displayable_images(adapter, inputs)
-    if images.shape[1] != 3:
-        images = images.mean(1, keepdim=True).expand(-1, 3, -1, -1)
-    return [np.ascontiguousarray(to_uint8(image)) for image in images]
+    shown = displayable_images(adapter, inputs)
+    if shown.shape[1] != 3:
+        shown = shown.mean(1, keepdim=True).expand(-1, 3, -1, -1)
+    return [np.ascontiguousarray(to_uint8(image)) for image in shown]
 
 
 __all__ = ["Explanation", "Explanations", "explain"]

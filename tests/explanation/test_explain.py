@@ -1,4 +1,4 @@
-"""explain(): the engine's own numbers, chosen findings, images that draw themselves, files that can be read back."""
+"""`detcam.explain`: selection of predictions, drawing, and files that can be read back."""
 
 from __future__ import annotations
 
@@ -60,10 +60,10 @@ def classifier() -> Adapter:
     return adapt(Classifier(), target_layers="features", image_size=32, names=NAMES)
 
 
-# ---------------------------------------------------------------------------------------------- what is explained
+# Selection and targets
 
 
-def test_it_is_the_engine_on_the_best_findings(adapter: Adapter) -> None:
+def test_explain_equals_the_method_on_the_best_predictions(adapter: Adapter) -> None:
     images = [make_image(90, 120), make_image(110, 80, 1)]
     found = [one.filter(top_k=3) for one in adapter.predict(images)]
     expected = ODAM(adapter).explain(images, found)
@@ -77,7 +77,7 @@ def test_it_is_the_engine_on_the_best_findings(adapter: Adapter) -> None:
         assert one.heatmaps.shape[1:] == one.image.shape[:2]
 
 
-def test_the_model_runs_once(detector: FasterRCNN, adapter: Adapter) -> None:
+def test_model_runs_once_per_batch(detector: FasterRCNN, adapter: Adapter) -> None:
     passes: list[int] = []
     handle = detector.backbone.body.register_forward_hook(lambda *_: passes.append(1))
     try:
@@ -87,7 +87,7 @@ def test_the_model_runs_once(detector: FasterRCNN, adapter: Adapter) -> None:
     assert len(passes) == 1
 
 
-def test_findings_are_chosen_by_score_class_and_number(adapter: Adapter) -> None:
+def test_predictions_are_selected_by_score_class_and_number(adapter: Adapter) -> None:
     image = make_image(90, 120)
     everything = adapter.predict(image)[0]
     dogs = explain(adapter, image, labels=["Dog", 3], score_threshold=0, top_k=1000)[0]
@@ -103,7 +103,7 @@ def test_findings_are_chosen_by_score_class_and_number(adapter: Adapter) -> None
     assert len(explain(adapter, image, score_threshold=0)[0]) == min(10, len(everything))
 
 
-def test_weak_boxes_are_left_out_unless_asked_for(adapter: Adapter) -> None:
+def test_default_score_threshold_of_boxes(adapter: Adapter) -> None:
     image = make_image(90, 120)
     strong = [score for score in adapter.predict(image)[0].scores.tolist() if score >= 0.3]
     assert len(explain(adapter, image, top_k=1000)[0]) == len(strong)
@@ -131,7 +131,7 @@ def test_quantity_and_comparison_change_the_target(adapter: Adapter) -> None:
     )
 
 
-def test_a_mask_can_be_asked_for_in_place_of_a_box() -> None:
+def test_mask_quantity_of_a_box() -> None:
     box = BoxTarget((1, 2, 3, 4), 1)
     mask = with_quantity(box, "mask", None)
     assert isinstance(mask, InstanceMaskTarget)
@@ -141,7 +141,7 @@ def test_a_mask_can_be_asked_for_in_place_of_a_box() -> None:
         with_quantity(MaskTarget(1), "width", None)
 
 
-def test_a_classifier_is_asked_for_classes_that_did_not_come_first(classifier: Adapter) -> None:
+def test_classifier_labels_of_any_rank(classifier: Adapter) -> None:
     image = make_image(32, 32)
     logits = classifier.model(classifier.prepare([torch.from_numpy(image).permute(2, 0, 1) / 255]).inputs)[0].detach()
     top = explain(classifier, image)[0]
@@ -156,34 +156,34 @@ def test_a_classifier_is_asked_for_classes_that_did_not_come_first(classifier: A
     assert other.captions[0].startswith("bus rather than cat")
 
 
-def test_targets_of_the_users_own(classifier: Adapter) -> None:
+def test_user_targets(classifier: Adapter) -> None:
     one = explain(classifier, make_image(40, 30), "hirescam", ClassifierOutputTarget(1))[0]
     expected = HiResCAM(classifier)([make_image(40, 30)], [ClassifierOutputTarget(1)])[0]
     torch.testing.assert_close(one.heatmaps, expected)
     assert (one.detections, one.method, one.captions[0].split()[0]) == (None, "hirescam", "dog")
-    with pytest.raises(ValueError, match="top_k, labels chooses among the model's findings"):
+    with pytest.raises(ValueError, match="top_k, labels: these select the model's predictions"):
         explain(classifier, make_image(40, 30), targets=ClassifierOutputTarget(1), top_k=1, labels=[0])
 
 
-def test_a_ready_input_is_shown_as_the_image_it_was(classifier: Adapter) -> None:
+def test_network_input_is_displayed_without_normalisation(classifier: Adapter) -> None:
     image = make_image(32, 32)
     pixels = torch.from_numpy(image).permute(2, 0, 1) / 255
     inputs = classifier.prepare([pixels]).inputs
     assert np.abs(explain(classifier, inputs)[0].image.astype(int) - image).max() <= 1
 
 
-def test_wrong_arguments_say_so(classifier: Adapter, detector: FasterRCNN) -> None:
+def test_wrong_arguments_raise(classifier: Adapter, detector: FasterRCNN) -> None:
     with pytest.raises(ValueError, match="no method is named .nosuchcam."):
         explain(classifier, make_image(8, 8), "nosuchcam")
     with pytest.raises(TypeError, match="expected a method's name"):
         explain(classifier, make_image(8, 8), nn.Identity())  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="no class named 'cow'"):
         explain(classifier, make_image(8, 8), labels=["cow"])
-    with pytest.raises(TypeError, match="image_size: give these where the adapter is made"):
+    with pytest.raises(TypeError, match="the model is an adapter already; pass image_size where it is made"):
         explain(classifier, make_image(8, 8), image_size=8)
 
 
-def test_smoothing_and_methods_reach_the_engine(classifier: Adapter) -> None:
+def test_smoothing_is_passed_to_the_method(classifier: Adapter) -> None:
     image = make_image(40, 30)
     smooth = explain(classifier, image, HiResCAM, aug_smooth=True, eigen_smooth=True)[0]
     expected = HiResCAM(classifier)([image], aug_smooth=True, eigen_smooth=True)[0]
@@ -191,10 +191,54 @@ def test_smoothing_and_methods_reach_the_engine(classifier: Adapter) -> None:
     assert smooth.smoothing == ("aug_smooth", "eigen_smooth")
 
 
-# ---------------------------------------------------------------------------------------------------- what is shown
+def test_labels_accept_one_name_or_index(classifier: Adapter) -> None:
+    image = make_image(32, 32)
+    for labels in ("bus", 2, ["bus"], torch.tensor([2])):
+        assert [target.label for target in explain(classifier, image, labels=labels)[0].targets] == [2]  # type: ignore[attr-defined]
 
 
-def test_files_are_shown_upright(classifier: Adapter, tmp_path: Path) -> None:
+def test_batch_size_is_the_methods_own_by_default(classifier: Adapter) -> None:
+    images = [make_image(32, 32, seed) for seed in range(5)]
+    sizes: list[int] = []
+
+    class Recorded(HiResCAM):
+        name = "recorded"
+
+        def __init__(self, model: Adapter) -> None:
+            super().__init__(model)
+            self.batch_size = 3
+
+    handle = classifier.model.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    try:
+        explain(classifier, images, Recorded)
+        explain(classifier, images, Recorded, batch_size=4, progress=True)
+    finally:
+        handle.remove()
+    assert sizes == [3, 2, 4, 1]
+    with pytest.raises(ValueError, match="batch_size of at least 1; got 0"):
+        explain(classifier, images, batch_size=0)
+
+
+def test_iteration_and_indexing_yield_explanations_of_single_targets(adapter: Adapter) -> None:
+    explanation = explain(adapter, make_image(90, 120), top_k=3, score_threshold=0)[0]
+    parts = list(explanation)
+    assert [len(part) for part in parts] == [1, 1, 1]
+    assert explanation.detections is not None
+    for index, part in enumerate(parts):
+        np.testing.assert_array_equal(part.heatmaps[0], explanation.heatmaps[index])
+        assert part.captions == (explanation.captions[index],)
+        assert part.detections is not None
+        assert torch.equal(part.detections.boxes_xyxy[0], explanation.detections.boxes_xyxy[index])
+        np.testing.assert_array_equal(part.overlay(), explanation.overlay(index))
+    assert explanation[1:].captions == explanation.captions[1:]
+    with pytest.raises(IndexError):
+        explanation[3]
+
+
+# Drawing
+
+
+def test_exif_rotation_is_applied(classifier: Adapter, tmp_path: Path) -> None:
     lying = Image.fromarray(make_image(20, 40))
     exif = Image.Exif()
     exif[0x0112] = 6  # turn clockwise to see it upright
@@ -204,7 +248,7 @@ def test_files_are_shown_upright(classifier: Adapter, tmp_path: Path) -> None:
     assert (one.heatmaps.shape, one.name, one.path) == ((1, 40, 20), "größe.png", tmp_path / "größe.png")
 
 
-def test_the_overlay_is_hot_where_the_heatmap_is(classifier: Adapter) -> None:
+def test_overlay_changes_where_the_heatmap_is_high(classifier: Adapter) -> None:
     one = explain(classifier, make_image(200, 240))[0]
     overlay = one.overlay(0)[:200, :240].astype(int)
     heat = one.heatmaps[0].numpy()
@@ -214,7 +258,7 @@ def test_the_overlay_is_hot_where_the_heatmap_is(classifier: Adapter) -> None:
     assert (one.overlay(0, caption=False).shape[0], one.overlay(0).shape[0] > 200) == (200, True)
 
 
-def test_a_figure_has_every_panel(classifier: Adapter) -> None:
+def test_figure_has_all_panels(classifier: Adapter) -> None:
     one = explain(classifier, make_image(200, 240), top_k=2)[0]
     panels = [one.overlay(0), one.overlay(1)]
     np.testing.assert_array_equal(one.grid(), grid(panels, original=one.image))
@@ -222,7 +266,7 @@ def test_a_figure_has_every_panel(classifier: Adapter) -> None:
     np.testing.assert_array_equal(np.asarray(one.plot()), one.grid())
 
 
-def test_boxes_are_outlined(adapter: Adapter) -> None:
+def test_box_outline(adapter: Adapter) -> None:
     image = make_image(200, 240)
     one = explain(adapter, image, targets=[[BoxTarget((60, 50, 120, 100), 1)]])[0]
     bare = Explanation(**{**vars(one), "targets": (ClassifierOutputTarget(1),)})
@@ -232,7 +276,7 @@ def test_boxes_are_outlined(adapter: Adapter) -> None:
     assert not differs[60:90, 70:110].any()
 
 
-def test_regions_are_outlined(classifier: Adapter) -> None:
+def test_mask_outline(classifier: Adapter) -> None:
     mask = torch.zeros(200, 240, dtype=torch.bool)
     mask[50:100, 60:120] = True
     one = explain(classifier, make_image(200, 240), targets=ClassifierOutputTarget(0))[0]
@@ -245,7 +289,7 @@ def test_regions_are_outlined(classifier: Adapter) -> None:
     assert not differs[:40].any()
 
 
-def test_a_notebook_escapes_names_and_stops_at_eight(classifier: Adapter) -> None:
+def test_notebook_display_escapes_names_and_shows_eight(classifier: Adapter) -> None:
     one = explain(classifier, make_image(20, 20))[0]
     named = Explanation(**{**vars(one), "name": "<script>.png"})
     page = Explanations([named] * 10)._repr_html_()
@@ -255,10 +299,10 @@ def test_a_notebook_escapes_names_and_stops_at_eight(classifier: Adapter) -> Non
     assert isinstance(Explanations([one] * 3)[1:], Explanations)
 
 
-# ---------------------------------------------------------------------------------------------------- what is saved
+# Files
 
 
-def test_saved_files_hold_what_the_explanation_holds(adapter: Adapter, tmp_path: Path) -> None:
+def test_saved_files_match_the_explanation(adapter: Adapter, tmp_path: Path) -> None:
     Image.fromarray(make_image(90, 120)).save(tmp_path / "a b.png")
     one = explain(adapter, tmp_path / "a b.png", "odam", top_k=2, score_threshold=0)[0]
     index = one.save(tmp_path / "out")
@@ -286,7 +330,7 @@ def test_saved_files_hold_what_the_explanation_holds(adapter: Adapter, tmp_path:
     assert entry["targets"][1]["overlay"] == f"a_b.odam.2.{entry['targets'][1]['name']}.png"
 
 
-def test_images_of_one_name_do_not_meet(classifier: Adapter, tmp_path: Path) -> None:
+def test_images_with_equal_names_get_different_files(classifier: Adapter, tmp_path: Path) -> None:
     paths = []
     for number, name in enumerate(("a/x.png", "b/X.png", "c/x.jpg")):
         paths.append(tmp_path / name)
@@ -303,7 +347,7 @@ def test_images_of_one_name_do_not_meet(classifier: Adapter, tmp_path: Path) -> 
     assert np.abs(heat - first[1].heatmaps[0].numpy()).max() < 1e-4
 
 
-def test_arrays_of_one_name_do_not_meet_either(classifier: Adapter, tmp_path: Path) -> None:
+def test_arrays_get_different_files(classifier: Adapter, tmp_path: Path) -> None:
     for seed in (0, 1, 1):
         explain(classifier, make_image(24, 24, seed)).save(tmp_path)
     entries = json.loads((tmp_path / INDEX).read_text(encoding="utf-8"))["images"]
@@ -311,7 +355,7 @@ def test_arrays_of_one_name_do_not_meet_either(classifier: Adapter, tmp_path: Pa
     assert entries[0]["digest"] != entries[1]["digest"]
 
 
-def test_the_same_again_replaces_and_leaves_nothing_stale(classifier: Adapter, tmp_path: Path) -> None:
+def test_same_explanation_replaces_its_files(classifier: Adapter, tmp_path: Path) -> None:
     image = tmp_path / "x.png"
     Image.fromarray(make_image(24, 24)).save(image)
     explain(classifier, image, top_k=3).save(tmp_path / "out")
@@ -323,7 +367,7 @@ def test_the_same_again_replaces_and_leaves_nothing_stale(classifier: Adapter, t
     assert entries[0]["targets"][0]["name"] == "bus"
 
 
-def test_other_peoples_files_are_left_alone(classifier: Adapter, tmp_path: Path) -> None:
+def test_foreign_files_are_kept(classifier: Adapter, tmp_path: Path) -> None:
     (tmp_path / "image-1.GRADCAM.1.cat.png").write_text("mine")
     explain(classifier, make_image(24, 24), labels=["cat"]).save(tmp_path)
     assert (tmp_path / "image-1.GRADCAM.1.cat.png").read_text() == "mine"
@@ -342,7 +386,7 @@ def test_other_peoples_files_are_left_alone(classifier: Adapter, tmp_path: Path)
         assert index.read_text(encoding="utf-8") == wrong
 
 
-def test_the_index_is_valid_when_the_run_breaks(classifier: Adapter, tmp_path: Path) -> None:
+def test_index_is_valid_after_an_interruption(classifier: Adapter, tmp_path: Path) -> None:
     one, two = explain(classifier, [make_image(24, 24), make_image(24, 24, 1)])
     with pytest.raises(KeyboardInterrupt), ExplanationWriter(tmp_path) as writer:
         writer.add(one)
@@ -364,6 +408,6 @@ def test_the_index_is_valid_when_the_run_breaks(classifier: Adapter, tmp_path: P
         ("///", "unnamed"),
     ],
 )
-def test_names_are_safe_in_files(text: str, name: str) -> None:
+def test_file_names_are_safe(text: str, name: str) -> None:
     assert slug(text) == name
     assert len(slug("寿" * 200).encode()) <= 80
