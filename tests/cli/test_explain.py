@@ -69,8 +69,8 @@ def test_files_match_the_python_api(detcam_command: Command, detector: tuple[str
 
 def test_class_comparison_and_quantity(detcam_command: Command, detector: tuple[str, ...], tmp_path: Path) -> None:
     save_image(tmp_path / "a.png")
-    asked = ("--class", "White", "--against", "red", "--quantity", "logit", "--score-threshold", "0", "--top-k", "1")
-    code, out, err = detcam_command("explain", "a.png", *detector, *asked)
+    options = ("--class", "White", "--against", "red", "--quantity", "logit", "--score-threshold", "0", "--top-k", "1")
+    code, out, err = detcam_command("explain", "a.png", *detector, *options)
     assert code == 0, err
     (target,) = read_entries(tmp_path / "explanations")[0]["targets"]
     assert (target["label"], target["against"], target["quantity"]) == (2, 1, "logit")
@@ -246,9 +246,9 @@ def test_errors_take_one_line(
     save_image(tmp_path / "a.png")
     code, out, err = detcam_command("explain", *arguments)
     assert code == 2
-    told = [line for line in err.splitlines() if line.startswith("detcam")]
-    assert len(told) >= 1
-    assert any(message in line for line in told), err
+    lines = [line for line in err.splitlines() if line.startswith("detcam")]
+    assert len(lines) >= 1
+    assert any(message in line for line in lines), err
     assert "Traceback" not in err
     assert not (tmp_path / "explanations" / INDEX).exists() or read_entries(tmp_path / "explanations") == []
 
