@@ -1,7 +1,7 @@
-"""The batched engine: targets in, heatmaps out.
+"""The batched engine of every method: targets in, heatmaps out.
 
-One forward pass per batch, however many targets; each further target costs one backward pass from the head to the
-earliest target layer, and targets on different images share it.
+One forward pass per batch serves all targets. A further target costs one backward pass from the head to the earliest
+target layer; targets on different images share it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -20,118 +21,196 @@ from detcam.adapters.base import Adapter, Batch, Target
 from detcam.detections import Detections
 from detcam.diagnostics import warn_about_maps
 from detcam.geometry import Geometry, normalize
-from detcam.inputs import Choose, Request, read_request
+from detcam.inputs import Images, Request, Select, Targets, read_request
+from detcam.layers import LayersLike
 from detcam.outputs import work_dtype
-from detcam.results import ImageHeatmaps, Measured, Pass, Reach
+from detcam.results import HeatmapArray, ImageHeatmaps, Measured, Pass, Reach
 from detcam.smoothing import View, views
 from detcam.trace import ReshapeTransform, Trace, guarded
 from detcam.utils.model_lock import exclusive
 from detcam.utils.pca import first_principal_component
 
 Progress = Callable[[Iterable[Any]], Iterable[Any]]
+"""A wrapper of a loop that shows its progress, such as tqdm."""
 
 TASKS = frozenset({"classification", "detection", "segmentation", "embedding"})
 
+DEFAULT_BATCH_SIZE = 32
+"""Images per forward pass."""
+
 
 class BaseCAM:
-    """What every class-activation-map method shares. Subclasses override one formula.
+    """Base class of the methods.
+
+    A subclass sets `name` and defines one of `weights`, `contributions`, `saliency` and `measure`. A base class of
+    several methods is declared as ``class MyBase(BaseCAM, abstract=True)`` and needs neither.
 
     Args:
-        model: an `Adapter` from `detcam.adapters.adapt`, or a model, which is adapted.
-        target_layers: modules or dotted names; None takes the adapter's default. Several are averaged.
-        reshape_transform: from a layer's output to (B, C, h, w); None infers it.
+        model: A model, which `detcam.adapters.adapt` adapts, or its adapter.
+        target_layers: Modules or dotted names; None takes the adapter's default. The maps of several layers are
+            averaged.
+        reshape_transform: Function from a layer's output to (B, C, h, w); None infers it.
 
     Attributes:
-        batch_size: images per forward pass.
-        outputs: the model's raw output of the last pass, whichever thread made it.
+        adapter: The adapter of the model.
+        model: The model.
+        batch_size: Images per forward pass, 32 by default.
+        outputs: The model's raw output of the last pass of any thread; None before the first call.
+
+    Raises:
+        TypeError: At the creation of a subclass without a `name` of its own or without a formula.
+
+    Example:
+        >>> from detcam import BaseCAM
+        >>> from detcam.testing import tiny_classifier
+        >>> class MeanGradientCAM(BaseCAM):
+        ...     name = "meangradientcam"
+        ...
+        ...     def weights(self, activations, gradients):
+        ...         return gradients.mean((2, 3))
+        >>> MeanGradientCAM(tiny_classifier())(torch.rand(2, 3, 32, 32)).shape
+        (2, 32, 32)
     """
 
     name: ClassVar[str]
     """The method's name in the registry, lower case."""
-    paper: ClassVar[str]
+    paper: ClassVar[str] = ""
     """Title, venue and link."""
-    cost: ClassVar[str]
+    cost: ClassVar[str] = ""
     """Passes through the network for one image, in a few words."""
-    use: ClassVar[str]
-    """When to use it, in a few words."""
+    use: ClassVar[str] = ""
+    """When to use the method, in a few words."""
     tasks: ClassVar[frozenset[str]] = TASKS
-    """The kinds of adapters (`Adapter.task`) that it explains."""
-    uses_gradients: ClassVar[bool] = True
+    """The tasks (`Adapter.task`) of the models that the method explains."""
+    uses_gradients: bool = True
+    """Whether the method differentiates the score at the target layers."""
     class_discriminative: ClassVar[bool] = True
+    """Whether the map depends on the target."""
     reaches_all: bool = False
-    """Whether the layers were chosen to see as far as the network itself looks; what lies beyond has no part at all."""
+    """Whether the target layers see as much of the image as the network itself; then limited reach is no warning."""
     rectified: ClassVar[bool] = True
-    """Whether negative saliency is cut to 0 before the map is normalised."""
+    """Whether negative saliency is set to 0 before the map is normalised."""
+
+    def __init_subclass__(cls, *, abstract: bool = False, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if abstract:
+            return
+        if not isinstance(cls.__dict__.get("name"), str):
+            raise TypeError(
+                f"{cls.__name__} has no name of its own, under which its results are saved: add "
+                f"name = {cls.__name__.lower()!r} to the class, or declare a base class of several methods with "
+                f"class {cls.__name__}(..., abstract=True)"
+            )
+        formulas = ("weights", "contributions", "saliency", "measure")
+        if all(getattr(cls, formula) is getattr(BaseCAM, formula) for formula in formulas):
+            raise TypeError(
+                f"{cls.__name__} has no formula: define weights(self, activations, gradients), which returns channel "
+                "weights (n, C), or one of contributions, saliency and measure"
+            )
 
     def __init__(
         self,
         model: Adapter | nn.Module,
-        target_layers: Sequence[nn.Module | str] | nn.Module | str | None = None,
+        target_layers: LayersLike = None,
         reshape_transform: ReshapeTransform | None = None,
     ) -> None:
         self.adapter: Adapter = adapt(model, target_layers=target_layers, reshape_transform=reshape_transform)
         self.model = self.adapter.model
-        self.target_layers = self.adapter.target_layers
-        self.reshape_transform = self.adapter.reshape_transform
-        self.batch_size = 32
+        self.batch_size = DEFAULT_BATCH_SIZE
         self.outputs: Any = None
 
+    @property
+    def target_layers(self) -> list[nn.Module]:
+        """The target layers. Modules or dotted names that are assigned take effect at the next call."""
+        return self.adapter.target_layers
+
+    @target_layers.setter
+    def target_layers(self, layers: LayersLike) -> None:
+        self._set_layers(layers, None)
+
+    @property
+    def reshape_transform(self) -> ReshapeTransform | None:
+        """The function from a layer's output to (B, C, h, w); None infers it."""
+        return self.adapter.reshape_transform
+
+    @reshape_transform.setter
+    def reshape_transform(self, reshape_transform: ReshapeTransform | None) -> None:
+        self._set_layers(None, reshape_transform)
+
+    def _set_layers(self, layers: LayersLike, reshape_transform: ReshapeTransform | None) -> None:
+        self.adapter = self.adapter.with_layers(layers, reshape_transform)
+        self.reaches_all = False
+        for value in vars(self).values():
+            if isinstance(value, BaseCAM):  # the method that a wrapper applies
+                value._set_layers(layers, reshape_transform)
+
     def weights(self, activations: Tensor, gradients: Tensor) -> Tensor:
-        """Channel weights (n, C) from activations and gradients (n, C, h, w)."""
+        """Return channel weights (n, C) from activations and gradients (n, C, h, w)."""
         raise NotImplementedError(f"{type(self).__name__} must define weights or contributions")
 
     def contributions(self, activations: Tensor, gradients: Tensor) -> Tensor:
-        """Each channel's part of the map: (n, C, h, w), from activations and gradients of that shape."""
+        """Return each channel's part of the map (n, C, h, w) from activations and gradients of that shape."""
         return self.weights(activations, gradients)[:, :, None, None] * activations
 
     def saliency(self, activations: Tensor, gradients: Tensor) -> Tensor:
-        """The raw signed map: (n, h, w)."""
+        """Return the raw signed map (n, h, w) from activations and gradients (n, C, h, w)."""
         return self.contributions(activations, gradients).sum(1)
 
     def __call__(
         self,
-        input_tensor: Any,
-        targets: Any = None,
+        input_tensor: Images,
+        targets: Targets = None,
         aug_smooth: bool = False,
         eigen_smooth: bool = False,
         *,
         model_kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Heatmaps for targets.
+        """Compute heatmaps for targets.
 
         Args:
-            input_tensor: one image or a list of them (see `detcam.data.images.ImageLike`), or an already normalised
+            input_tensor: One image or a list of them (see `detcam.data.images.ImageLike`), or an already normalised
                 (B, C, H, W) tensor; a tuple of tensors for a model with several inputs, the image first.
             targets: None (the top class, or every detection), one target per image, a list of targets per image, or
                 `Detections`, one per image.
-            aug_smooth: mean over six views of the image (mirrored or not, times 0.9, 1, 1.1).
-            eigen_smooth: first principal component over the channels instead of their sum.
-            model_kwargs: keyword arguments for the model.
+            aug_smooth: Whether to average over six views of the image (mirrored or not, times 0.9, 1, 1.1).
+            eigen_smooth: Whether to take the first principal component over the channels instead of their sum.
+            model_kwargs: Keyword arguments for the model.
 
         Returns:
-            For a (B, C, H, W) tensor with at most one target per image: (B, H, W) in [0, 1]. Else a list, one per
-            image, of (N_i, H, W) tensors in that image's pixels.
+            For a (B, C, H, W) tensor with at most one target per image: a float32 array (B, H, W) in [0, 1]. Else a
+            list, one entry per image, of float32 arrays (N_i, H_i, W_i) in that image's pixels.
 
         Raises:
-            TypeError, ValueError: the input or the targets are not as expected.
-            RuntimeError: a target layer never ran, or the score does not depend on it.
+            TypeError, ValueError: The input or the targets are not as expected.
+            RuntimeError: A target layer never ran, or the score does not depend on it.
+
+        Example:
+            >>> from detcam import GradCAM
+            >>> from detcam.testing import tiny_classifier
+            >>> cam = GradCAM(tiny_classifier())
+            >>> grayscale_cam = cam(input_tensor=torch.rand(1, 3, 32, 32))[0, :]
+            >>> grayscale_cam.shape, grayscale_cam.dtype
+            ((32, 32), dtype('float32'))
         """
         request = read_request(self.adapter, input_tensor, targets, model_kwargs)
         results = self.compute(request, aug_smooth=aug_smooth, eigen_smooth=eigen_smooth)
-        heatmaps = [result.heatmaps for result in results]
-        return torch.cat(heatmaps) if request.stacked else heatmaps
+        heatmaps: list[HeatmapArray] = [result.heatmaps for result in results]
+        return np.concatenate(heatmaps) if request.stacked else heatmaps
 
     def explain(
-        self, images: Any, targets: Any = None, *, choose: Choose | None = None, **options: Any
+        self, images: Images, targets: Targets = None, *, choose: Select | None = None, **options: Any
     ) -> list[ImageHeatmaps]:
-        """As calling, but with everything known: raw saliency, scores, reach and detections, one entry per image.
+        """Compute heatmaps together with raw saliency, scores, reach and detections; one entry per image.
 
         Args:
-            images: as in the call.
-            targets: as in the call.
-            choose: with ``targets=None``, which of the model's findings to explain and by what targets.
-            **options: `aug_smooth`, `eigen_smooth`, `model_kwargs` as in the call; `progress`, a wrapper of the loop
-                over batches such as tqdm.
+            images: As in the call.
+            targets: As in the call.
+            choose: With ``targets=None``, selects the predictions to explain and makes their targets.
+            **options: `aug_smooth`, `eigen_smooth` and `model_kwargs` as in the call; `progress`, a wrapper of the
+                loop over batches such as tqdm.
+
+        Raises:
+            TypeError, ValueError, RuntimeError: As in the call.
         """
         request = read_request(self.adapter, images, targets, options.pop("model_kwargs", None))
         request = replace(request, choose=choose)
@@ -141,7 +220,7 @@ class BaseCAM:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        """Nothing to release: hooks live only during a call."""
+        """Release nothing: hooks exist only during a call."""
 
     def compute(
         self,
@@ -156,14 +235,13 @@ class BaseCAM:
             results: dict[int, ImageHeatmaps] = {}
             groups = request.groups(self.adapter, self.batch_size)
             for group in progress(groups) if progress else groups:
-                per_view = []
-                asked: list[list[Target]] | None = request.targets_for(group)
+                per_view: list[list[ImageHeatmaps]] = []
+                targets = request.targets_for(group)
                 for view in views(aug_smooth):
-                    found = self._run(request, group, asked, view, eigen_smooth)
-                    per_view.append(found)
-                    if asked is None:  # the other views are asked for what the plain image showed
-                        asked = [list(result.targets) for result in found]
-                results.update(zip(group, [_mean(list(same)) for same in zip(*per_view, strict=True)], strict=True))
+                    per_view.append(self._run(request, group, targets, view, eigen_smooth))
+                    if targets is None:  # the other views explain the predictions in the plain image
+                        targets = [list(result.targets) for result in per_view[0]]
+                results.update(zip(group, map(_mean_of_views, zip(*per_view, strict=True)), strict=True))
             ordered = [results[index] for index in range(len(results))]
             warn_about_maps(self, ordered, self.adapter)
             return ordered
@@ -172,10 +250,11 @@ class BaseCAM:
         self,
         request: Request,
         group: Sequence[int],
-        asked: list[list[Target]] | None,
+        targets: list[list[Target]] | None,
         view: View,
         eigen_smooth: bool,
     ) -> list[ImageHeatmaps]:
+        """Explain the images of a group in one view."""
         adapter = self.adapter
         with guarded(self.model, gradients=self.uses_gradients):
             batch = self.entering(request.batch(adapter, group, view))
@@ -191,38 +270,41 @@ class BaseCAM:
             outputs = adapter.outputs(raw, batch)
             trace.check_ran()
             detections: Sequence[Detections | None] = [None] * len(group)
-            if asked is None:
-                detections, asked = request.findings(adapter, outputs, batch)
+            if targets is None:
+                detections, targets = request.predictions(adapter, outputs, batch)
             elif request.detections is not None:
                 detections = [request.detections[index] for index in group]
-            viewed = [[view.target(t, g) for t in row] for row, g in zip(asked, batch.geometries, strict=True)]
+            viewed = [[view.target(t, g) for t in row] for row, g in zip(targets, batch.geometries, strict=True)]
             source_images = partial(request.source_images, adapter, group, view)
-            found = self.measure(Pass(adapter, batch, trace, outputs, viewed, eigen_smooth, source_images, watched))
+            measured = self.measure(Pass(adapter, batch, trace, outputs, viewed, eigen_smooth, source_images, watched))
         return [
             ImageHeatmaps(
-                heatmaps=view.undo(self.combine([m[i] for m in found.maps], batch.geometries[i])).float().cpu(),
-                saliency=tuple(level[i].cpu() for level in found.maps),
-                targets=tuple(asked[i]),
-                scores=torch.tensor(found.values[i], dtype=torch.float32),
-                reach=None if found.reach is None else tuple(found.reach[i]),
+                heatmaps=view.undo(self.combine([m[i] for m in measured.maps], batch.geometries[i]))
+                .float()
+                .cpu()
+                .numpy(),
+                saliency=tuple(level[i].cpu() for level in measured.maps),
+                targets=tuple(targets[i]),
+                scores=torch.tensor(measured.values[i], dtype=torch.float32),
+                reach=None if measured.reach is None else tuple(measured.reach[i]),
                 detections=detections[i],
                 geometry=batch.geometries[i],
-                completeness=None if found.completeness is None else found.completeness[i].float().cpu(),
-                sampling=None if found.sampling is None else found.sampling[i],
+                completeness=None if measured.completeness is None else measured.completeness[i].float().cpu(),
+                sampling=None if measured.sampling is None else measured.sampling[i],
             )
             for i in range(len(group))
         ]
 
     def entering(self, batch: Batch) -> Batch:
-        """The network's input as the pass takes it; methods that differentiate at the input let it enter autograd."""
+        """Return the network's input for the pass; methods that differentiate at the input make it a leaf here."""
         return batch
 
     def watching(self, batch: Batch) -> AbstractContextManager[Any]:
-        """What else is open while the network runs, for methods that look at more than target layers."""
+        """Return a context that is open during the forward pass, to record more than the target layers."""
         return nullcontext()
 
     def measure(self, run: Pass) -> Measured:
-        """Raw maps of every target of a pass. Methods that do not work by gradients or activations replace this."""
+        """Return the raw maps of every target of a pass. Methods that perturb or sample override this."""
         activations = levels_of(run.trace, len(run.targets))
         counts = [len(row) for row in run.targets]
         maps = [
@@ -236,19 +318,19 @@ class BaseCAM:
             return Measured(maps, values, self._differentiate(run, scalars, activations, maps))
         for level, out in zip(activations, maps, strict=True):
             level = level.to(work_dtype(level))
-            found = self.saliency(level, level)
+            saliency = self.saliency(level, level)
             for image, n in enumerate(counts):
-                out[image][:] = found[image].expand(n, -1, -1)
+                out[image][:] = saliency[image].expand(n, -1, -1)
         return Measured(maps, values, None)
 
     def differentiate(self, trace: Trace, score: Tensor, *, retain_graph: bool) -> list[Tensor]:
-        """What `contributions` is given as gradients: per level (B, C, h, w), zero where the score does not depend."""
+        """Return the gradients for `contributions`: per level (B, C, h, w), zero for a level without influence."""
         return [gradient for layer in trace.gradients(score, retain_graph=retain_graph) for gradient in layer]
 
     def _differentiate(
         self, run: Pass, scalars: list[list[Tensor]], activations: list[Tensor], maps: list[list[Tensor]]
     ) -> list[list[Reach]]:
-        """Fill in the maps, one backward pass for the k-th target of all images; returns each target's reach."""
+        """Fill in the maps by one backward pass for the k-th target of all images; returns each target's reach."""
         reach: list[list[Reach]] = [[] for _ in scalars]
         rounds = max(len(row) for row in scalars)
         for k in range(rounds):
@@ -264,18 +346,18 @@ class BaseCAM:
                 live = support[-1].flatten(1).any(1)
                 if not live.any():
                     continue
-                chosen = [image for image, here in zip(images, live.tolist(), strict=True) if here]
-                a, g = level[chosen].to(work_dtype(level)), gradient[chosen].to(work_dtype(gradient))
+                selected = [image for image, nonzero in zip(images, live.tolist(), strict=True) if nonzero]
+                a, g = level[selected].to(work_dtype(level)), gradient[selected].to(work_dtype(gradient))
                 smooth = run.eigen_smooth
-                found = first_principal_component(self.contributions(a, g)) if smooth else self.saliency(a, g)
-                for row, image in enumerate(chosen):
-                    out[image][k] = found[row]
+                saliency = first_principal_component(self.contributions(a, g)) if smooth else self.saliency(a, g)
+                for row, image in enumerate(selected):
+                    out[image][k] = saliency[row]
             for row, image in enumerate(images):
                 reach[image].append(Reach.measure([s[row] for s in support], run.batch.geometries[image]))
         return reach
 
     def combine(self, levels: Sequence[Tensor], geometry: Geometry) -> Tensor:
-        """One image's heatmaps from its raw maps.
+        """Return one image's heatmaps from its raw maps.
 
         Each level is normalised over the cells that lie on the image, and resized; their mean is normalised again.
 
@@ -301,29 +383,31 @@ class BaseCAM:
         return normalize(total) if len(total) else total
 
 
-class LayerlessCAM(BaseCAM):
-    """A method without target layers: its map is made of the image, or of the gradient at the network's input.
+class LayerlessCAM(BaseCAM, abstract=True):
+    """Base class of the methods without target layers, which read the image or the gradient at the network's input.
 
     Args:
-        model: as in `BaseCAM`.
-        target_layers: accepted so that methods can be swapped; the map does not depend on it.
-        reshape_transform: likewise.
+        model: As in `BaseCAM`.
+        target_layers: Accepted so that methods can be swapped; the map does not depend on it.
+        reshape_transform: Likewise.
     """
 
     def __init__(
         self,
         model: Adapter | nn.Module,
-        target_layers: Sequence[nn.Module | str] | nn.Module | str | None = None,
+        target_layers: LayersLike = None,
         reshape_transform: ReshapeTransform | None = None,
     ) -> None:
-        whole = [""]  # the network itself: no layer is looked for, so none has to be found
+        whole = [""]  # the network itself, so that no default layer has to be found
         super().__init__(model, target_layers if isinstance(model, Adapter) else whole, reshape_transform)
         self.adapter = self.adapter.without_layers()
-        self.target_layers = self.adapter.target_layers
+
+    def _set_layers(self, layers: LayersLike, reshape_transform: ReshapeTransform | None) -> None:
+        raise ValueError(f"{type(self).__name__} has no target layers to set: it does not read feature maps")
 
 
 def levels_of(trace: Trace, images: int) -> list[Tensor]:
-    """All levels of all layers, each (B, C, h, w), checked."""
+    """Return all levels of all layers, each (B, C, h, w), checked for shape and finite values."""
     levels = []
     for name, layer in zip(trace.names, trace.activations(), strict=True):
         for level in layer:
@@ -332,7 +416,7 @@ def levels_of(trace: Trace, images: int) -> list[Tensor]:
                     f"target layer {name} put out {len(level)} items for {images} images; choose a layer that sees "
                     "whole images, not regions of them"
                 )
-            # One sum tells; where it overflowed, or a value is not finite, every value is looked at.
+            # A finite sum rules out NaN and infinity cheaply; else every value is checked, since a sum may overflow.
             if not torch.isfinite(level.sum()) and not torch.isfinite(level).all():
                 raise RuntimeError(
                     f"target layer {name} put out NaN or infinity; check the model's weights and its input range"
@@ -343,14 +427,18 @@ def levels_of(trace: Trace, images: int) -> list[Tensor]:
 
 
 def _strength(gradient: Tensor) -> Tensor:
-    """The greatest magnitude over channels: (n, h, w). One number expanded (a level without part) has one channel."""
-    if not any(gradient.stride()):
+    """Return the greatest magnitude over channels, (n, h, w)."""
+    if not any(gradient.stride()):  # a single value expanded: the level has no influence
         return gradient[:, 0].abs()
     return gradient.abs().amax(1)
 
 
 def value_of(scalar: Any) -> float:
-    """A target's scalar as a number."""
+    """Return a target's scalar as a float.
+
+    Raises:
+        ValueError: Not a tensor with one element.
+    """
     if not isinstance(scalar, Tensor) or scalar.numel() != 1:
         got = tuple(scalar.shape) if isinstance(scalar, Tensor) else type(scalar).__name__
         raise ValueError(f"expected a target to return one number (a tensor with one element); got {got}")
@@ -362,9 +450,8 @@ def values_of(scalars: Sequence[Sequence[Tensor]]) -> list[list[float]]:
     return [[value_of(scalar) for scalar in row] for row in scalars]
 
 
-def _mean(views_of_image: list[ImageHeatmaps]) -> ImageHeatmaps:
-    """The plain view's result with the heatmaps of all views averaged; raw saliency stays the plain view's."""
-    first = views_of_image[0]
-    if len(views_of_image) == 1:
-        return first
-    return replace(first, heatmaps=torch.stack([view.heatmaps for view in views_of_image]).mean(0))
+def _mean_of_views(results: Sequence[ImageHeatmaps]) -> ImageHeatmaps:
+    """Return the plain view's result with the mean of all views' heatmaps; raw saliency stays the plain view's."""
+    if len(results) == 1:
+        return results[0]
+    return replace(results[0], heatmaps=np.mean([result.heatmaps for result in results], axis=0))

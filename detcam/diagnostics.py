@@ -53,7 +53,7 @@ def warn_about_maps(cam: BaseCAM, results: Sequence[ImageHeatmaps], adapter: Ada
             "score is saturated (quantity='logit' helps), underflows in half precision, or the layer has no part in it",
             EmptyMapWarning,
         )
-    empty = sum(int((r.heatmaps.flatten(1).amax(1) == 0).sum()) for r in results if len(r.targets)) - dead
+    empty = sum(int((r.heatmaps.max(axis=(1, 2)) == 0).sum()) for r in results if len(r.targets)) - dead
     if empty > 0:
         warn(
             f"{empty} of {total} maps are empty at {layers}: nothing there speaks for the target, or the map is "

@@ -1,4 +1,4 @@
-"""Check what a user asks for, once: images, targets and how they belong together."""
+"""Validation of images and targets: what a call gets, checked once."""
 
 from __future__ import annotations
 
@@ -12,13 +12,22 @@ from torch import Tensor
 from detcam.data.images import check_finite, is_single, load_images
 from detcam.detections import Detections
 from detcam.geometry import normalize
+from detcam.outputs import Target
 from detcam.smoothing import View
+from detcam.utils.console import plural
 
 if TYPE_CHECKING:
-    from detcam.adapters.base import Adapter, Batch, Target
+    from detcam.adapters.base import Adapter, Batch
+    from detcam.data.images import ImageLike
 
-Choose: TypeAlias = Callable[[Detections, Any], "tuple[Detections, list[Target]]"]
-"""From what a model found in one image, and its output for that image, to what is explained: findings and targets."""
+Images: TypeAlias = "ImageLike | Sequence[ImageLike] | tuple[Any, ...]"
+"""One image, a list of images, a normalised (B, C, H, W) tensor, or a tuple of such a tensor and further inputs."""
+
+Targets: TypeAlias = "Target | Detections | Sequence[Target | Detections | Sequence[Target]] | None"
+"""Targets of a call: one per image, a list per image, `Detections`, or None for the model's own predictions."""
+
+Select: TypeAlias = Callable[[Detections, Any], tuple[Detections, list[Target]]]
+"""From a model's predictions in one image, and its output for that image, to the explained ones and their targets."""
 
 
 @dataclass(frozen=True)
@@ -26,21 +35,21 @@ class Request:
     """A checked call: images and, per image, its targets.
 
     Attributes:
-        images: (3, H, W) tensors in [0, 1]; empty where `tensor` is given.
-        tensor: the user's own (B, C, H, W) batch, or None.
-        targets: per image a list of targets; None asks for the model's own findings.
-        detections: where the targets came from, or None.
-        choose: which of the model's own findings to explain, and by what targets; None explains them all.
-        stacked: whether the answer is one (B, H, W) tensor rather than a list.
-        extra_inputs: further positional inputs of the model.
-        model_kwargs: keyword arguments of the model.
+        images: (C, H, W) tensors in [0, 1]; empty if `tensor` is given.
+        tensor: The user's own (B, C, H, W) batch, or None.
+        targets: Per image a list of targets; None stands for the model's own predictions.
+        detections: The detections that the targets belong to, or None.
+        choose: Selects the predictions to explain and makes their targets; None explains all.
+        stacked: Whether the result is one (B, H, W) array rather than a list.
+        extra_inputs: Further positional inputs of the model.
+        model_kwargs: Keyword arguments of the model.
     """
 
     images: tuple[Tensor, ...] = ()
     tensor: Tensor | None = None
     targets: list[list[Target]] | None = None
     detections: list[Detections] | None = None
-    choose: Choose | None = None
+    choose: Select | None = None
     stacked: bool = False
     extra_inputs: tuple[Any, ...] = ()
     model_kwargs: Mapping[str, Any] = field(default_factory=dict)
@@ -49,29 +58,29 @@ class Request:
         return len(self.images) if self.tensor is None else len(self.tensor)
 
     def groups(self, adapter: Adapter, batch_size: int) -> list[list[int]]:
-        """Image indices, one list per forward pass."""
+        """Return image indices, one list per forward pass."""
         if self.tensor is None:
             return adapter.groups(self.images, batch_size)
-        if self.extra_inputs or self.model_kwargs:  # what belongs to which image is the model's own affair
+        if self.extra_inputs or self.model_kwargs:  # how these belong to the images is not known: one batch
             return [list(range(len(self)))]
         return [list(range(len(self)))[start : start + batch_size] for start in range(0, len(self), batch_size)]
 
     def targets_for(self, group: Sequence[int]) -> list[list[Target]] | None:
-        """The targets of some images."""
+        """Return the targets of some images; None stands for the model's own predictions."""
         return None if self.targets is None else [self.targets[index] for index in group]
 
-    def findings(
+    def predictions(
         self, adapter: Adapter, outputs: Sequence[Any], batch: Batch
     ) -> tuple[list[Detections], list[list[Target]]]:
-        """Where no targets were given: per image what the model found, and a target for each finding."""
-        found, targets = adapter.default_targets(outputs, batch)
+        """Return, per image, the model's selected predictions and a target for each."""
+        detections, targets = adapter.default_targets(outputs, batch)
         if self.choose is None:
-            return found, targets
-        chosen = [self.choose(*both) for both in zip(found, outputs, strict=True)]
-        return [detections for detections, _ in chosen], [row for _, row in chosen]
+            return detections, targets
+        selected = [self.choose(*pair) for pair in zip(detections, outputs, strict=True)]
+        return [kept for kept, _ in selected], [row for _, row in selected]
 
     def batch(self, adapter: Adapter, group: Sequence[int], view: View) -> Batch:
-        """The network's input for some images in one view."""
+        """Return the network's input for some images in one view."""
         if self.tensor is None:
             batch = adapter.prepare([view.image(self.images[index]) for index in group])
         else:
@@ -79,14 +88,17 @@ class Request:
         return replace(batch, extra_inputs=self.extra_inputs, model_kwargs=self.model_kwargs)
 
     def source_images(self, adapter: Adapter, group: Sequence[int], view: View) -> list[Tensor]:
-        """Some images in one view, each (C, H, W) in [0, 1]."""
+        """Return some images in one view, each (C, H, W) in [0, 1]."""
         if self.tensor is None:
             return [view.image(self.images[index]) for index in group]
         return list(displayable_images(adapter, view.image(self.tensor[list(group)])))
 
 
 def displayable_images(adapter: Adapter, inputs: Tensor) -> Tensor:
-    """A network's ready input as images (B, C, H, W): the adapter's normalisation undone, else each stretched."""
+    """Return a network's input as images (B, C, H, W) in [0, 1].
+
+    The adapter's normalisation is undone; if it is not known, each image is stretched to the range.
+    """
     images = inputs.detach().float().cpu()
     mean, std = adapter.mean, adapter.std
     if 0 <= float(images.min()) and float(images.max()) <= 1:
@@ -96,11 +108,17 @@ def displayable_images(adapter: Adapter, inputs: Tensor) -> Tensor:
     return torch.stack([normalize(image.flatten(1)[None]).reshape(image.shape) for image in images])
 
 
-def read_request(adapter: Adapter, images: Any, targets: Any, model_kwargs: Mapping[str, Any] | None) -> Request:
+def read_request(adapter: Adapter, images: Images, targets: Targets, model_kwargs: Mapping[str, Any] | None) -> Request:
     """Check images and targets.
 
+    Args:
+        adapter: The model's adapter.
+        images: As in the call of a method.
+        targets: As in the call of a method.
+        model_kwargs: Keyword arguments of the model.
+
     Raises:
-        TypeError, ValueError: what was expected, what came, and the remedy.
+        TypeError, ValueError: An argument is not as expected.
     """
     kwargs = dict(model_kwargs or {})
     extra: tuple[Any, ...] = ()
@@ -117,15 +135,15 @@ def read_request(adapter: Adapter, images: Any, targets: Any, model_kwargs: Mapp
     else:
         single = is_single(images)
         request = Request(images=tuple(load_images(images)), model_kwargs=kwargs)
-    asked, flat, detections = _read_targets(adapter, targets, len(request), single)
+    rows, flat, detections = _read_targets(adapter, targets, len(request), single)
     one_each = flat or (targets is None and adapter.task in ("classification", "embedding"))
-    return replace(request, targets=asked, detections=detections, stacked=request.tensor is not None and one_each)
+    return replace(request, targets=rows, detections=detections, stacked=request.tensor is not None and one_each)
 
 
 def _read_targets(
-    adapter: Adapter, targets: Any, count: int, single: bool
+    adapter: Adapter, targets: Targets, count: int, single: bool
 ) -> tuple[list[list[Target]] | None, bool, list[Detections] | None]:
-    """Targets per image, whether they were given one per image, and the detections that they came from."""
+    """Return targets per image, whether they were given one per image, and the detections that they belong to."""
     if targets is None:
         return None, False, None
     if isinstance(targets, Detections) or callable(targets):
@@ -134,7 +152,7 @@ def _read_targets(
         targets = [targets]
     if not isinstance(targets, (list, tuple)):
         raise TypeError(f"expected targets as a list, one entry per image, or None; got {type(targets).__name__}")
-    items = list(targets)
+    items: list[Any] = list(targets)
     if items and all(isinstance(item, Detections) for item in items):
         _check_count(len(items), count)
         return [adapter.targets_of(item) for item in items], False, items
@@ -160,6 +178,6 @@ def _read_targets(
 def _check_count(entries: int, images: int) -> None:
     if entries != images:
         raise ValueError(
-            f"expected targets for {images} image{'s' * (images != 1)}, one entry per image; got {entries}. "
+            f"expected targets for {plural(images, 'image')}, one entry per image; got {entries}. "
             "Several targets for one image go in as a list of lists"
         )

@@ -1,12 +1,14 @@
-"""What a call computes: the explanation of one image, and the raw maps of one forward pass."""
+"""Results of a call: the explanation of one image, and the raw maps of one forward pass."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from detcam.detections import Detections
@@ -17,16 +19,20 @@ if TYPE_CHECKING:
     from detcam.adapters.base import Adapter, Batch, Target
 
 
+HeatmapArray: TypeAlias = NDArray[np.float32]
+"""Heatmaps (N, H, W) or (B, H, W) in [0, 1]."""
+
+
 @dataclass(frozen=True)
 class ImageHeatmaps:
     """The explanation of one image.
 
     Attributes:
-        heatmaps: (N, H, W) float32 in [0, 1], original image pixels, one per target, on the CPU.
-        saliency: per target layer and level, (N, h, w) raw signed saliency over the whole network input, on the CPU.
-        targets: the N targets.
-        scores: (N,) float32, the value that each target had and that was differentiated.
-        reach: per target, how much of the image could have shown; None for methods without gradients.
+        heatmaps: (N, H, W) float32 array in [0, 1], original image pixels, one per target.
+        saliency: Per target layer and level, (N, h, w) raw signed saliency over the whole network input, on the CPU.
+        targets: The N targets.
+        scores: (N,) float32, each target's value.
+        reach: Per target, the part of the image that its gradient can come from; None for methods without gradients.
         completeness: (N, layers) float32, how far the sum of each target's saliency is from what it should be,
             relative to that; None for methods whose map owes no sum.
         detections: what the model found, where the targets came from it, else None.
@@ -34,7 +40,7 @@ class ImageHeatmaps:
         sampling: how many changed versions of the image were scored, for methods that change it.
     """
 
-    heatmaps: Tensor
+    heatmaps: HeatmapArray
     saliency: tuple[Tensor, ...]
     targets: tuple[Target, ...]
     scores: Tensor

@@ -65,7 +65,7 @@ def main(argv=None):
     result = drise(detect, image, [BoxTarget(box, label) for box, label, _ in found], passes=args.passes)
 
     panels, zoom = [], max(1, 600 // max(image.shape))
-    for (box, label, score), heat in zip(found, result.heatmaps.numpy(), strict=True):
+    for (box, label, score), heat in zip(found, result.heatmaps, strict=True):
         y, x = np.unravel_index(heat.argmax(), heat.shape)
         print(f"{names[label]} {score:.2f} in {[round(side) for side in box]} is hottest at {x}, {y}")
         large = [array.repeat(zoom, axis=0).repeat(zoom, axis=1) for array in (image, heat)]

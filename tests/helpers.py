@@ -65,3 +65,10 @@ class Snapshot:
         assert torch.equal(torch.get_rng_state(), self.rng), "the random state moved"
         assert torch.is_grad_enabled() == self.grad_mode
         assert not torch.is_inference_mode_enabled()
+
+
+def tensors(heatmaps: Any) -> Any:
+    """The result of calling a method as tensors: an array, or a list of arrays."""
+    if isinstance(heatmaps, list):
+        return [torch.from_numpy(each) for each in heatmaps]
+    return torch.from_numpy(heatmaps)

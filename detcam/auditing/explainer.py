@@ -145,7 +145,7 @@ class ErrorExplainer:
         if not any(targets):
             return [[] for _ in targets]
         try:
-            return [list(result.heatmaps) for result in self.cam.explain(list(images), targets)]
+            return [list(torch.as_tensor(result.heatmaps)) for result in self.cam.explain(list(images), targets)]
         except RuntimeError as error:
             if sum(len(row) for row in targets) == 1:
                 return [[error] * len(row) for row in targets]
@@ -156,8 +156,7 @@ class ErrorExplainer:
 
     def _single_heatmap(self, image: Tensor, target: Any) -> Tensor | RuntimeError:
         try:
-            heatmap: Tensor = self.cam.explain([image], [[target]])[0].heatmaps[0]
-            return heatmap
+            return torch.as_tensor(self.cam.explain([image], [[target]])[0].heatmaps[0])
         except RuntimeError as error:
             return error
 

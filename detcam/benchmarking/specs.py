@@ -281,6 +281,6 @@ def _make_explainer(
 
     def explain(model: Adapter, images: Any, targets: list[list[Target]]) -> list[Tensor]:
         results = (cam if model is adapter else construct(model)).explain(images, targets, **options)
-        return [result.heatmaps for result in results]
+        return [torch.from_numpy(result.heatmaps) for result in results]
 
     return explain

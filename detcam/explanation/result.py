@@ -14,7 +14,7 @@ from torch import Tensor
 
 from detcam.adapters.base import Target
 from detcam.detections import Detections
-from detcam.results import Reach, Sampling
+from detcam.results import HeatmapArray, Reach, Sampling
 from detcam.targets import DetectionTarget, InstanceMaskTarget, MaskTarget
 from detcam.visualize.convert import ImageArray, to_png_bytes
 from detcam.visualize.overlay import DEFAULT_COLORMAP, grid, render
@@ -63,7 +63,7 @@ class Explanation:
     path: Path | None
     targets: tuple[Target, ...]
     captions: tuple[str, ...]
-    heatmaps: Tensor
+    heatmaps: HeatmapArray
     saliency: tuple[Tensor, ...]
     scores: Tensor
     reach: tuple[Reach, ...] | None

@@ -193,7 +193,7 @@ def drise(
     geometry = Geometry.identity(size)
     if not box_targets:
         empty = torch.zeros((0, *size))
-        return ImageHeatmaps(empty, (empty,), (), torch.zeros(0), None, None, geometry)
+        return ImageHeatmaps(empty.numpy(), (empty,), (), torch.zeros(0), None, None, geometry)
     maps, sampling = estimate_saliency(
         RandomMasks(size, grid, probability, seed, pixels.device, pixels.dtype),
         len(box_targets),
@@ -204,7 +204,7 @@ def drise(
         seed=seed,
     )
     return ImageHeatmaps(
-        heatmaps=normalize(maps).float(),
+        heatmaps=normalize(maps).float().numpy(),
         saliency=(maps,),
         targets=tuple(box_targets),
         scores=score([unmasked])[0],

@@ -78,7 +78,6 @@ class ReachCAM(BaseCAM):
         adapter = with_context_layers(self.adapter)
         self.reaches_all = adapter is not self.adapter
         self.adapter = adapter
-        self.target_layers = self.adapter.target_layers
         self.steps = steps
         self.contrast = contrast
 

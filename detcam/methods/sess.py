@@ -96,7 +96,7 @@ class SESS(BaseCAM):
             raise ValueError(f"expected pool to be one of {', '.join(get_args(Pool))}; got {pool!r}")
         base_method = base_method or (ODAM if self.adapter.task == "detection" else GradCAM)
         self.base = base_method(self.adapter, **options)
-        self.uses_gradients = self.base.uses_gradients  # type: ignore[misc]
+        self.uses_gradients = self.base.uses_gradients
         self.class_discriminative = self.base.class_discriminative  # type: ignore[misc]
         self.tasks = self.base.tasks  # type: ignore[misc]
         self.scales, self.step, self.pre_filter = scales, step, pre_filter

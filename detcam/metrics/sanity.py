@@ -106,9 +106,11 @@ def randomization(
         raise ValueError("there is nothing to explain in the image; give targets, or an image with findings")
 
     def explain(adapter: Adapter, images: Any, asked: list[list[Target]]) -> list[Tensor]:
-        return [result.heatmaps for result in cam.explain(images, asked)]
+        return [torch.from_numpy(result.heatmaps) for result in cam.explain(images, asked)]
 
-    return _randomize(cam.adapter, explain, pixels, list(intact.targets), intact.heatmaps, steps, seed)
+    return _randomize(
+        cam.adapter, explain, pixels, list(intact.targets), torch.from_numpy(intact.heatmaps), steps, seed
+    )
 
 
 class RandomizationCheck(Metric):
@@ -265,9 +267,8 @@ def reproducibility(cam: BaseCAM, image: ImageLike, targets: Sequence[Target] | 
             second = cam.explain([pixels], [list(first.targets)])[0]
     finally:
         np.random.set_state(state)
-    difference = (first.heatmaps - second.heatmaps).abs()
-    largest = float(difference.max()) if difference.numel() else 0.0
-    return Reproducibility(torch.equal(first.heatmaps, second.heatmaps), largest)
+    difference = np.abs(first.heatmaps - second.heatmaps)
+    return Reproducibility(np.array_equal(first.heatmaps, second.heatmaps), float(difference.max(initial=0)))
 
 
 def layers_top_down(adapter: Adapter, image: Tensor, targets: Sequence[Target]) -> list[tuple[str, list[nn.Parameter]]]:

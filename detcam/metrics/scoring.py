@@ -207,7 +207,7 @@ def examine(
             outputs = adapter.outputs(adapter.forward(batch), batch)
             asked = request.targets_for(group)
             if asked is None:
-                _, asked = request.findings(adapter, outputs, batch)
+                _, asked = request.predictions(adapter, outputs, batch)
             for row, index in enumerate(group):
                 maps, targets = question.heatmaps[index], asked[row]
                 if len(maps) != len(targets):

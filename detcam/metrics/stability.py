@@ -142,9 +142,11 @@ def stability(
         raise ValueError("there is nothing to explain in the image; give targets, or an image with findings")
 
     def explain(adapter: Adapter, images: Any, asked: list[list[Target]]) -> list[Tensor]:
-        return [result.heatmaps for result in cam.explain(images, asked)]
+        return [torch.from_numpy(result.heatmaps) for result in cam.explain(images, asked)]
 
-    return _compare(cam.adapter, explain, pixels, list(plain.targets), plain.heatmaps, perturbations, seed)
+    return _compare(
+        cam.adapter, explain, pixels, list(plain.targets), torch.from_numpy(plain.heatmaps), perturbations, seed
+    )
 
 
 class StabilityCheck(Metric):

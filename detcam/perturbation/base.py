@@ -207,7 +207,7 @@ def repeat_batch(batch: Batch, inputs: Tensor) -> Batch:
     )
 
 
-class PerturbationCAM(BaseCAM):
+class PerturbationCAM(BaseCAM, abstract=True):
     """Base class of methods that score perturbed versions of one image at a time, without gradients.
 
     All targets of an image share its passes.
@@ -257,7 +257,7 @@ class PerturbationCAM(BaseCAM):
         return [level.new_zeros((0, *level.shape[1:])) for level in levels]
 
 
-class WeightedCAM(PerturbationCAM):
+class WeightedCAM(PerturbationCAM, abstract=True):
     """Base class of perturbation methods whose map is a weighted sum of the layer's channels."""
 
     def weighted_sum(self, weights: Tensor, level: Tensor, scorer: ImageScorer) -> Tensor:
@@ -269,7 +269,7 @@ class WeightedCAM(PerturbationCAM):
         return torch.tensordot(weights, level, 1)
 
 
-class InputCAM(LayerlessCAM, PerturbationCAM):
+class InputCAM(LayerlessCAM, PerturbationCAM, abstract=True):
     """Base class of methods that perturb the image; their maps have the resolution of the network's input.
 
     Args:

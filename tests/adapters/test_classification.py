@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from detcam import METHODS, GradCAM, HiResCAM, LayerCAM, adapt
 from detcam.adapters.classification import IMAGENET_MEAN, IMAGENET_STD, ClassificationAdapter
 from detcam.targets import ClassifierOutputTarget
-from tests.helpers import Snapshot, TinyCNN
+from tests.helpers import Snapshot, TinyCNN, tensors
 
 IMAGES = [torch.rand(3, 40, 64, generator=torch.Generator().manual_seed(i)) for i in range(3)]
 
@@ -103,7 +103,7 @@ class TestOutputs:
             lambda out: SimpleNamespace(logits=out, hidden_states=None),
             lambda out: {"loss": out.sum(), "logits": out},
         ]
-        expected = GradCAM(adapted(plain))(IMAGES)
+        expected = tensors(GradCAM(adapted(plain))(IMAGES))
         for wrap in wraps:
 
             class Wrapped(nn.Module):
@@ -115,7 +115,7 @@ class TestOutputs:
                     return self.wrap(self.inner(x))
 
             adapter = adapted(Wrapped().eval(), target_layers="inner.relu2")
-            for found, wanted in zip(GradCAM(adapter)(IMAGES), expected, strict=True):
+            for found, wanted in zip(tensors(GradCAM(adapter)(IMAGES)), expected, strict=True):
                 assert torch.equal(found, wanted)
 
     def test_what_are_no_logits_is_refused(self) -> None:
@@ -141,7 +141,7 @@ class TestPreparation:
         batch = adapter.prepare([torch.rand(3, 64, 24), torch.rand(3, 16, 96)])
         assert batch.inputs.shape == (2, 3, 32, 48)
         assert [g.scale_xy for g in batch.geometries] == [(2.0, 0.5), (0.5, 2.0)]
-        found = LayerCAM(adapter)([torch.rand(3, 64, 24), torch.rand(3, 16, 96)])
+        found = tensors(LayerCAM(adapter)([torch.rand(3, 64, 24), torch.rand(3, 16, 96)]))
         assert [tuple(maps.shape) for maps in found] == [(1, 64, 24), (1, 16, 96)]
 
     def test_declared_sizes_normalisation_and_names(self) -> None:
@@ -174,7 +174,7 @@ def test_auxiliary_heads_are_silent_in_eval_mode() -> None:
     before = Snapshot(model)
     with pytest.warns(UserWarning, match="training mode"):
         adapter = adapt(model, image_size=64)
-        found = GradCAM(adapter)(IMAGES[:1])
+        found = tensors(GradCAM(adapter)(IMAGES[:1]))
     before.check()
     assert adapter.layer_names == ["inception5b"] and found[0].shape == (1, 40, 64)
 
@@ -206,7 +206,7 @@ class TestARealClassifier:
         """Energy in the right animal's box over energy in the other's."""
         assert Image.open(photos / "dog_cat.png").size == (224, 224)
         targets = [ClassifierOutputTarget(DOG), ClassifierOutputTarget(CAT)]
-        dog, cat = METHODS[method](lite)(photos / "dog_cat.png", targets)[0]
+        dog, cat = tensors(METHODS[method](lite)(photos / "dog_cat.png", targets))[0]
 
         def energy(heatmap: Tensor, box: tuple[int, int, int, int]) -> float:
             x1, y1, x2, y2 = box

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from detcam import METHODS, ODAM, GradCAM, HiResCAM
 from detcam.adapters import detector
 from detcam.targets import BoxTarget
+from tests.helpers import tensors
 
 STRIDE = 8
 
@@ -82,7 +83,7 @@ def test_peak_lies_in_the_right_box_whatever_the_layout(layout: str, name: str) 
     for image, one, truth, result in zip(SCENES, found, BOXES, results, strict=True):
         assert result.heatmaps.shape == (len(one), *image.shape[-2:])
         torch.testing.assert_close(result.scores, one.scores, atol=1e-6, rtol=0)
-        for heatmap, label in zip(result.heatmaps, one.labels.tolist(), strict=True):
+        for heatmap, label in zip(torch.as_tensor(result.heatmaps), one.labels.tolist(), strict=True):
             x, y = peak(heatmap)
             x1, y1, x2, y2 = truth[label]
             assert x1 <= x < x2 and y1 <= y < y2, f"peak of class {label} at {x}, {y}; object at {truth[label]}"
@@ -125,7 +126,7 @@ def test_undetected_boxes_contrast_and_coordinates() -> None:
     missed = BoxTarget((16, 24, 40, 48), 0)
     raw = SquareFinder()(dim[None])[0].detach()
     result = GradCAM(adapter).explain(dim, [[missed]])[0]
-    x, y = peak(result.heatmaps[0])
+    x, y = peak(torch.as_tensor(result.heatmaps)[0])
     assert 16 <= x < 40 and 24 <= y < 48
     assert float(result.scores[0]) == pytest.approx(float(raw[0, 4, 3].sigmoid()), abs=1e-6)
     raw = SquareFinder()(SCENES[0][None])[0].detach()
@@ -143,7 +144,7 @@ def test_undetected_boxes_contrast_and_coordinates() -> None:
 def test_mirrored_views_ask_for_the_mirrored_box() -> None:
     adapter = detector(SquareFinder(), decode, target_layers=["pool"])
     found = adapter.predict(SCENES[0])[0]
-    smooth = HiResCAM(adapter)(SCENES[0], [found], aug_smooth=True)[0]
+    smooth = tensors(HiResCAM(adapter)(SCENES[0], [found], aug_smooth=True))[0]
     for heatmap, label in zip(smooth, found.labels.tolist(), strict=True):
         x1, y1, x2, y2 = BOXES[0][label]
         inside = heatmap[y1 - 8 : y2 + 8, x1 - 8 : x2 + 8].sum() / heatmap.sum()
@@ -217,7 +218,7 @@ def test_a_real_detector_by_other_people(data: Path) -> None:
             assert name in seen, f"{photo}: {seen}"
             index = seen.index(name)
             x1, y1, x2, y2 = found.boxes_xyxy[index].round().int().tolist()
-            heatmap = result.heatmaps[index]
+            heatmap = torch.as_tensor(result.heatmaps)[index]
             inside = float(heatmap[y1:y2, x1:x2].sum() / heatmap.sum())
             share = (x2 - x1) * (y2 - y1) / heatmap.numel()
             x, y = peak(heatmap)
@@ -246,7 +247,7 @@ def test_networks_that_take_one_image_at_a_time_get_one(name: str) -> None:
     for network, most in ((SquareFinder(), None), (OneAtATime(), 1)):
         adapter = detector(network, decode, names=["red", "green"], target_layers=["pool"], max_batch_size=most)
         target = BoxTarget((16, 24, 40, 48), 0, adapter.predict(SCENES[0])[0][:1].source[0])
-        maps.append(METHODS[name](adapter, **options)([SCENES[0], SCENES[0]], [[target], [target]]))
+        maps.append(tensors(METHODS[name](adapter, **options)([SCENES[0], SCENES[0]], [[target], [target]])))
     for one, other in zip(*maps, strict=True):
         assert bool(one.any())
         torch.testing.assert_close(one, other, atol=1e-5, rtol=0)

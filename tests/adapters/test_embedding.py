@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from detcam import GradCAM, HiResCAM, adapt, explain
 from detcam.adapters import embed, embedder
 from detcam.targets import DifferenceFromConceptTarget, SimilarityToConceptTarget
-from tests.helpers import Snapshot, TinyCNN
+from tests.helpers import Snapshot, TinyCNN, tensors
 
 BATCH = torch.rand(3, 3, 24, 32, generator=torch.Generator().manual_seed(0))
 
@@ -144,7 +144,7 @@ def test_images_of_any_size_and_the_one_line_way() -> None:
     prepared = adapter.prepare(images).inputs
     torch.testing.assert_close(concept, pooled(adapter.model, prepared).detach())
     targets = [SimilarityToConceptTarget(concept[1])] * 2
-    maps = GradCAM(adapter)(images, targets)
+    maps = tensors(GradCAM(adapter)(images, targets))
     assert [tuple(one.shape) for one in maps] == [(1, 20, 50), (1, 60, 30)]
     for found, expected in zip(explain(adapter, images, method="gradcam", targets=targets), maps, strict=True):
         assert torch.equal(torch.as_tensor(found.heatmaps), expected)
@@ -166,7 +166,9 @@ def test_a_cat_is_found_by_its_likeness_to_another_cat(reference: ModuleType, ph
     scene = Image.open(photos / "dog_cat.png").convert("RGB")
     cats, dogs = (embed(adapter, photos / name)[0] for name in ("cat_mirror.jpg", "puppies.jpg"))
     concepts = F.normalize(cats, dim=0) - F.normalize(dogs, dim=0)
-    cat, dog = GradCAM(adapter)(scene, [SimilarityToConceptTarget(concepts), SimilarityToConceptTarget(-concepts)])[0]
+    cat, dog = tensors(
+        GradCAM(adapter)(scene, [SimilarityToConceptTarget(concepts), SimilarityToConceptTarget(-concepts)])
+    )[0]
 
     def lower(heatmap: Tensor) -> float:
         return float(heatmap[120:].sum() / heatmap.sum())

@@ -19,7 +19,7 @@ from detcam.adapters import adapt, segmenter
 from detcam.adapters.segmentation import IMAGENET_MEAN, IMAGENET_STD, TorchvisionSegmentationAdapter
 from detcam.data.images import load_image
 from detcam.targets import BoxTarget, MaskTarget
-from tests.helpers import Snapshot
+from tests.helpers import Snapshot, tensors
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -118,12 +118,12 @@ def test_every_architecture(case: str) -> None:
             # A tie between two classes may fall either way in the last bit.
             assert int((found.masks[row] != mask).sum()) <= 2
             assert float(found.scores[row]) == pytest.approx(float(probabilities[label][mask].mean()), abs=1e-4)
-        peaks = result.heatmaps.flatten(1)
+        peaks = torch.as_tensor(result.heatmaps).flatten(1)
         assert result.reach is not None and all(reach.fraction > 0 for reach in result.reach)
         assert any(saliency.flatten(1).std(1).amax() > 0 for saliency in result.saliency)
         assert ((peaks.amax(1) > 0.999) & (peaks.std(1) > 0.01)).any(), "every map is empty or constant"
     alone = GradCAM(adapter).explain(images[1], results[1].detections)[0]  # type: ignore[arg-type]
-    torch.testing.assert_close(alone.heatmaps, results[1].heatmaps, atol=1e-4, rtol=0)
+    torch.testing.assert_close(torch.as_tensor(alone.heatmaps), torch.as_tensor(results[1].heatmaps), atol=1e-4, rtol=0)
     torch.testing.assert_close(alone.scores, results[1].scores, atol=1e-4, rtol=1e-4)
 
 
@@ -151,7 +151,7 @@ def test_torchvision(name: str, layers: list[str]) -> None:
             mean_logit = float(logits[label][found.masks[row]].mean())
             assert float(result.scores[row]) == pytest.approx(mean_logit, rel=1e-4, abs=1e-4)
         assert result.reach is not None and all(reach.fraction > 0 for reach in result.reach)
-    assert max(float(result.heatmaps.amax()) for result in results) > 0.999
+    assert max(float(torch.as_tensor(result.heatmaps).amax()) for result in results) > 0.999
 
 
 def test_voc_names_and_background() -> None:
@@ -226,7 +226,7 @@ def test_one_channel_with_a_classification_head() -> None:
         logits = own_logits(model, image, 1, read=lambda raw: raw[0])
         assert found.labels.tolist() == [1] and found.name(0) == "polyp"
         assert int((found.masks[0] != (logits[0] > 0)).sum()) <= 2
-    assert GradCAM(adapter)(images)[0].amax() > 0.999
+    assert tensors(GradCAM(adapter)(images))[0].amax() > 0.999
     model.segmentation_head[0].bias.data -= 1e4  # type: ignore[index, union-attr, operator]
     nothing = GradCAM(adapter).explain(images)
     for image, result in zip(images, nothing, strict=True):
@@ -388,7 +388,7 @@ def test_trained_unet_is_explained_where_its_cells_are(data: Path, reference: Mo
         found = result.detections
         assert found is not None and found.masks is not None
         assert sorted(found.name(row) for row in range(len(found))) == ["Platelets", "RBC", "WBC"]
-        for row, heatmap in enumerate(result.heatmaps):
+        for row, heatmap in enumerate(torch.as_tensor(result.heatmaps)):
             mask = found.masks[row]
             energy = float(heatmap[mask].sum() / heatmap.sum())
             assert energy > 2 * float(mask.float().mean()), (method.__name__, found.name(row))

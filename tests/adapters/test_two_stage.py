@@ -382,7 +382,7 @@ def test_real_cells_are_found_pinned_and_explained_where_they_are(blood: tuple[A
     inside: list[float] = []
     for detections, result in zip(found, get_method(method)(adapter).explain(paths, found), strict=True):
         torch.testing.assert_close(result.scores, detections.scores, atol=1e-4, rtol=0)
-        for box, heatmap in zip(detections.boxes_xyxy.tolist(), result.heatmaps, strict=True):
+        for box, heatmap in zip(detections.boxes_xyxy.tolist(), torch.as_tensor(result.heatmaps), strict=True):
             x1, y1, x2, y2 = (round(value) for value in box)
             inside.append(float(heatmap[y1:y2, x1:x2].sum() / heatmap.sum()))
     assert len(inside) >= 10

@@ -15,7 +15,7 @@ from torchvision.ops import box_iou
 from detcam import ODAM, Detections, GradCAM, Source, adapt
 from detcam.adapters.ultralytics import UltralyticsAdapter
 from detcam.targets import BoxTarget, ClassifierOutputTarget, InstanceMaskTarget
-from tests.helpers import Snapshot
+from tests.helpers import Snapshot, tensors
 
 pytest.importorskip("ultralytics")
 
@@ -208,8 +208,8 @@ def test_a_mirrored_image_is_asked_at_the_mirrored_cell() -> None:
 def test_mirrored_and_brightened_views(name: str) -> None:
     adapter = adapt(network(name), image_size=SIZE, **options(name))
     (found,) = adapter.predict([IMAGES[1]])
-    (plain,) = GradCAM(adapter)([IMAGES[1]], [found[:2]])
-    (smooth,) = GradCAM(adapter)([IMAGES[1]], [found[:2]], aug_smooth=True)
+    (plain,) = tensors(GradCAM(adapter)([IMAGES[1]], [found[:2]]))
+    (smooth,) = tensors(GradCAM(adapter)([IMAGES[1]], [found[:2]], aug_smooth=True))
     assert smooth.shape == plain.shape and not torch.equal(smooth, plain)
     assert torch.isfinite(smooth).all() and float(smooth.max()) > 0
 
@@ -255,7 +255,7 @@ def test_mask_targets_read_prototypes_times_coefficients_inside_the_box(name: st
                     inside.append(float(prototypes[0, :, row, column] @ raw["mask_coefficient"][0, :, place]))
         positive = [logit for logit in inside if logit > 0]
         assert float(value) == pytest.approx(np.mean(positive) if positive else max(inside), rel=1e-4, abs=1e-5)
-    assert float(result.heatmaps.amax((1, 2)).min()) > 0
+    assert float(torch.as_tensor(result.heatmaps).amax((1, 2)).min()) > 0
 
 
 @pytest.mark.parametrize("name", ["yolo11n", "yolo26n-seg", "yolov8n-rtdetr"])
@@ -288,7 +288,7 @@ def test_a_model_in_training_is_explained_and_stays_in_training(name: str) -> No
     snapshot, head = Snapshot(model), dict(model.model[-1].__dict__)
     results = GradCAM(adapt(model, image_size=SIZE, **thresholds)).explain(IMAGES[:2])
     for before, after in zip(expected, results, strict=True):
-        assert torch.equal(before.heatmaps, after.heatmaps)
+        assert torch.equal(torch.as_tensor(before.heatmaps), torch.as_tensor(after.heatmaps))
 
     def refuse(output: Any) -> Tensor:
         raise KeyError("half-way")
@@ -429,6 +429,8 @@ def test_a_trained_detector_s_evidence_lies_on_the_cells(data: Path) -> None:
         assert torch.allclose(ours.scores, theirs.conf, atol=1e-2)  # two JPEG decoders
     for result in ODAM(adapter).explain(files, found):
         assert torch.allclose(result.scores, result.detections.scores, atol=1e-4)  # type: ignore[union-attr]
-        for heatmap, (x1, y1, x2, y2) in zip(result.heatmaps, result.detections.boxes_xyxy, strict=True):  # type: ignore[union-attr]
+        for heatmap, (x1, y1, x2, y2) in zip(
+            torch.as_tensor(result.heatmaps), result.detections.boxes_xyxy, strict=True
+        ):  # type: ignore[union-attr]
             y, x = divmod(int(heatmap.argmax()), heatmap.shape[1])
             assert x1 <= x < x2 and y1 <= y < y2

@@ -131,7 +131,9 @@ def check_detections(model: Any) -> None:
         torch.testing.assert_close(explanation.scores, detections.scores, atol=1e-4, rtol=0)
         assert explanation.heatmaps.shape == (len(detections), *image.shape[-2:])
     torch.testing.assert_close(alone.scores, found[0].scores, atol=1e-4, rtol=0)
-    torch.testing.assert_close(alone.heatmaps, explained[0].heatmaps, atol=1e-3, rtol=0)
+    torch.testing.assert_close(
+        torch.as_tensor(alone.heatmaps), torch.as_tensor(explained[0].heatmaps), atol=1e-3, rtol=0
+    )
 
 
 def check_gradients(model: Any) -> None:

@@ -51,7 +51,7 @@ def test_files_match_the_python_api(detcam_command: Command, detector: tuple[str
             assert target["name"] == explanation.detections.name(index)
             assert target["score"] == pytest.approx(float(explanation.detections.scores[index]), abs=1e-5)
             assert target["box_xyxy"] == pytest.approx(explanation.detections.boxes_xyxy[index].tolist(), abs=0.02)
-            heat = explanation.heatmaps[index].numpy()
+            heat = torch.as_tensor(explanation.heatmaps)[index].numpy()
             np.testing.assert_allclose(read_heatmap(tmp_path / "why" / target["heatmap"]), heat, atol=1e-3)
             overlay = np.asarray(Image.open(tmp_path / "why" / target["overlay"])).astype(int)
             height, width = heat.shape

@@ -45,7 +45,7 @@ def agree(found: Iterable[Tensor], expected: Iterable[Tensor]) -> None:
 
 
 def maps(results: list[ImageHeatmaps]) -> list[Tensor]:
-    return [result.heatmaps for result in results]
+    return [torch.as_tensor(result.heatmaps) for result in results]
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def test_batches_chunks_and_company_change_nothing(model: str, name: str) -> Non
     agree(maps(cam.explain(images[1:2], targets[1:2])), maps(together[1:2]))
     rows = [case.adapter.targets_of(row) for row in targets]
     last = cam.explain(images, [row[-1:] for row in rows])  # each target without the others of its image
-    agree(maps(last), [result.heatmaps[-1:] for result in together])
+    agree(maps(last), [torch.as_tensor(result.heatmaps)[-1:] for result in together])
 
 
 @pytest.mark.parametrize("model", ["own_segmenter", "own_detector"])

@@ -16,7 +16,7 @@ from detcam.cam import BaseCAM
 from detcam.geometry import normalize
 from detcam.methods.common.attention_base import AttentionCAM
 from detcam.targets import ClassifierOutputTarget
-from tests.helpers import TinyCNN
+from tests.helpers import TinyCNN, tensors
 
 IMAGES = torch.rand(3, 3, 20, 28, generator=torch.Generator().manual_seed(1))
 
@@ -39,7 +39,7 @@ def test_every_image_and_target_gets_its_own_map() -> None:
         [],
         [ClassifierOutputTarget(2), ClassifierOutputTarget(0), ClassifierOutputTarget(1)],
     ]
-    found = GradCAM(model, [model.conv2])(IMAGES, ragged)
+    found = tensors(GradCAM(model, [model.conv2])(IMAGES, ragged))
     assert [tuple(maps.shape) for maps in found] == [(1, 20, 28), (0, 20, 28), (3, 20, 28)]
     for image, row, maps in zip(IMAGES, ragged, found, strict=True):
         for target, heatmap in zip(row, maps, strict=True):
@@ -49,7 +49,7 @@ def test_every_image_and_target_gets_its_own_map() -> None:
 
 def test_none_takes_the_top_class_of_each_image() -> None:
     model = TinyCNN()
-    found = GradCAM(model, [model.conv2])(IMAGES)
+    found = tensors(GradCAM(model, [model.conv2])(IMAGES))
     tops = model(IMAGES).argmax(1).tolist()
     for image, top, heatmap in zip(IMAGES, tops, found, strict=True):
         expected = slow_gradcam(model, model.conv2, image, ClassifierOutputTarget(top))
@@ -67,10 +67,10 @@ def test_batch_size_and_company_change_nothing(name: str) -> None:
     cam = METHODS[name](model, [model.relu1, model.relu2])
     if hasattr(cam, "passes"):
         cam.passes = 100
-    together = cam(IMAGES, targets)
+    together = tensors(cam(IMAGES, targets))
     cam.batch_size = 2
-    torch.testing.assert_close(cam(IMAGES, targets), together, atol=1e-5, rtol=0)
-    alone = torch.cat([cam(IMAGES[i : i + 1], targets[i : i + 1]) for i in range(3)])
+    torch.testing.assert_close(tensors(cam(IMAGES, targets)), together, atol=1e-5, rtol=0)
+    alone = torch.cat([tensors(cam(IMAGES[i : i + 1], targets[i : i + 1])) for i in range(3)])
     torch.testing.assert_close(alone, together, atol=1e-5, rtol=0)
     assert float(together.max()) == pytest.approx(1.0) and float(together.min()) == 0.0
 
@@ -81,7 +81,7 @@ def test_layers_are_averaged_after_each_was_normalised() -> None:
     one, two = (
         LayerCAM(model, [layer]).explain(IMAGES, [[t] for t in targets]) for layer in (model.relu1, model.relu2)
     )
-    both = LayerCAM(model, [model.relu1, model.relu2])(IMAGES, targets)
+    both = tensors(LayerCAM(model, [model.relu1, model.relu2])(IMAGES, targets))
     for i in range(3):
         parts = [
             F.interpolate(normalize(result[i].saliency[0].clamp(min=0))[None], (20, 28), mode="bilinear")[0]
@@ -94,7 +94,7 @@ def test_images_of_any_size_come_back_in_their_own_pixels() -> None:
     model = TinyCNN()
     adapter = adapt(model, target_layers=[model.conv2], image_size=(32, 32))
     images = [torch.rand(3, 50, 40), torch.rand(3, 17, 90)]
-    found = GradCAM(adapter)(images)
+    found = tensors(GradCAM(adapter)(images))
     assert [tuple(maps.shape) for maps in found] == [(1, 50, 40), (1, 17, 90)]
 
 
@@ -102,9 +102,11 @@ def test_aug_smooth_is_the_mean_of_six_views() -> None:
     model = TinyCNN()
     targets = [ClassifierOutputTarget(1)] * 3
     cam = GradCAM(model, [model.conv2])
-    views = [cam(IMAGES * factor, targets) for factor in (0.9, 1.0, 1.1)]
-    views += [cam(IMAGES.flip(-1) * factor, targets).flip(-1) for factor in (0.9, 1.0, 1.1)]
-    torch.testing.assert_close(cam(IMAGES, targets, aug_smooth=True), torch.stack(views).mean(0), atol=1e-6, rtol=0)
+    views = [tensors(cam(IMAGES * factor, targets)) for factor in (0.9, 1.0, 1.1)]
+    views += [tensors(cam(IMAGES.flip(-1) * factor, targets)).flip(-1) for factor in (0.9, 1.0, 1.1)]
+    torch.testing.assert_close(
+        tensors(cam(IMAGES, targets, aug_smooth=True)), torch.stack(views).mean(0), atol=1e-6, rtol=0
+    )
 
 
 def test_several_inputs_and_keyword_arguments_reach_the_model() -> None:
@@ -116,30 +118,32 @@ def test_several_inputs_and_keyword_arguments_reach_the_model() -> None:
     shift = torch.full((3, 3, 20, 28), 0.25)
     targets = [ClassifierOutputTarget(1)] * 3
     cam = GradCAM(model, [model.conv2])
-    found = cam((IMAGES, shift), targets, model_kwargs={"scale": -1.0})
+    found = tensors(cam((IMAGES, shift), targets, model_kwargs={"scale": -1.0}))
     torch.testing.assert_close(cam.outputs, -plain(IMAGES + shift))
-    expected = GradCAM(plain, [plain.conv2])(IMAGES + shift, [lambda out: -out[1]] * 3)
+    expected = tensors(GradCAM(plain, [plain.conv2])(IMAGES + shift, [lambda out: -out[1]] * 3))
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_half_precision_runs_near_full_precision() -> None:
     model = TinyCNN()
-    expected = HiResCAM(model, [model.conv2])(IMAGES, [ClassifierOutputTarget(1)] * 3)
+    expected = tensors(HiResCAM(model, [model.conv2])(IMAGES, [ClassifierOutputTarget(1)] * 3))
     half = TinyCNN().bfloat16()
-    found = HiResCAM(half, [half.conv2])(IMAGES, [ClassifierOutputTarget(1)] * 3)
+    found = tensors(HiResCAM(half, [half.conv2])(IMAGES, [ClassifierOutputTarget(1)] * 3))
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, expected, atol=0.08, rtol=0)
 
 
 def test_frozen_models_and_training_mode_give_the_same_map() -> None:
     model = TinyCNN()
-    expected = GradCAM(model, [model.conv2])(IMAGES, [ClassifierOutputTarget(1)] * 3)
+    expected = tensors(GradCAM(model, [model.conv2])(IMAGES, [ClassifierOutputTarget(1)] * 3))
     model.requires_grad_(False)
-    torch.testing.assert_close(GradCAM(model, [model.conv2])(IMAGES, [ClassifierOutputTarget(1)] * 3), expected)
+    torch.testing.assert_close(
+        tensors(GradCAM(model, [model.conv2])(IMAGES, [ClassifierOutputTarget(1)] * 3)), expected
+    )
     model.train()
     with pytest.warns(UserWarning, match="training mode"):
-        found = GradCAM(model, [model.conv2])(IMAGES, [ClassifierOutputTarget(1)] * 3)
+        found = tensors(GradCAM(model, [model.conv2])(IMAGES, [ClassifierOutputTarget(1)] * 3))
     torch.testing.assert_close(found, expected)
     assert model.training
 
@@ -148,7 +152,7 @@ def test_class_agnostic_methods_say_so() -> None:
     model = TinyCNN()
     cam: BaseCAM = METHODS["eigencam"](model, [model.conv2])
     with pytest.warns(ClassAgnosticWarning, match="EigenCAM ignores the target"):
-        maps = cam(IMAGES[:1], [[ClassifierOutputTarget(0), ClassifierOutputTarget(1)]])[0]
+        maps = tensors(cam(IMAGES[:1], [[ClassifierOutputTarget(0), ClassifierOutputTarget(1)]]))[0]
     assert torch.equal(maps[0], maps[1])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -158,21 +162,21 @@ def test_class_agnostic_methods_say_so() -> None:
 def test_dead_gradients_and_empty_maps_are_named() -> None:
     model = TinyCNN()
     with pytest.warns(EmptyMapWarning, match="zero everywhere at conv2"):
-        maps = GradCAM(model, [model.conv2])(IMAGES[:1], [lambda out: out[0] * 0])
+        maps = tensors(GradCAM(model, [model.conv2])(IMAGES[:1], [lambda out: out[0] * 0]))
     assert float(maps.max()) == 0
     nothing_speaks_for = [lambda out: -out.square().sum()]
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.abs_()
     with pytest.warns(EmptyMapWarning, match="nothing there speaks for the target"):
-        maps = GradCAM(model, [model.relu2])(IMAGES[:1], nothing_speaks_for)
+        maps = tensors(GradCAM(model, [model.relu2])(IMAGES[:1], nothing_speaks_for))
     assert float(maps.max()) == 0
 
 
 @pytest.mark.parametrize(
     "call",
     [
-        lambda model, targets: GradCAM(model, [model.conv2])(IMAGES[:1], targets),
+        lambda model, targets: tensors(GradCAM(model, [model.conv2])(IMAGES[:1], targets)),
         lambda model, targets: GradCAM(model, [model.conv2]).explain(IMAGES[:1], targets),
         lambda model, targets: explain(model, list(IMAGES[:1]), "gradcam", [targets], target_layers=[model.conv2]),
     ],
@@ -202,7 +206,7 @@ def test_a_layers_sum_may_overflow() -> None:
     model = nn.Sequential(nn.Identity(), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
     images = IMAGES[:1] + 1e36
     assert not torch.isfinite((images * 100).sum())
-    found = EigenCAM(model, ["0"])(images * 100, [ClassifierOutputTarget(0)])
+    found = tensors(EigenCAM(model, ["0"])(images * 100, [ClassifierOutputTarget(0)]))
     assert torch.isfinite(found).all()
 
 

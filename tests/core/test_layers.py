@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from detcam import EmptyMapWarning, GradCAM, HiResCAM, LayerCAM, adapt
 from detcam.layers import InferredReshape, find_target_layers, infer_reshape
 from detcam.targets import ClassifierOutputTarget
-from tests.helpers import Snapshot, TinyCNN
+from tests.helpers import Snapshot, TinyCNN, tensors
 
 timm = pytest.importorskip("timm", reason="timm is not installed")
 
@@ -145,7 +145,9 @@ def test_a_model_that_returns_an_object_with_logits_or_a_wrapped_one() -> None:
     assert adapter.layer_names == ["backbone.blocks.2.norm1"]
     batch = torch.rand(2, 3, 64, 64)
     targets = [ClassifierOutputTarget(1)] * 2
-    assert torch.equal(GradCAM(adapter)(batch, targets), GradCAM(adapt(model.backbone))(batch, targets))
+    assert torch.equal(
+        tensors(GradCAM(adapter)(batch, targets)), tensors(GradCAM(adapt(model.backbone))(batch, targets))
+    )
 
 
 def test_grey_images() -> None:
@@ -321,6 +323,6 @@ def test_users_reshape_transform_comes_first() -> None:
     def turned(tokens: Tensor) -> Tensor:
         return tokens[:, 1:].transpose(1, 2).unflatten(2, (4, 4)).flip(-1)
 
-    own = LayerCAM(model, [model.blocks[-1].norm1], turned)(batch, targets)
-    inferred = LayerCAM(model, [model.blocks[-1].norm1])(batch, targets)
+    own = tensors(LayerCAM(model, [model.blocks[-1].norm1], turned)(batch, targets))
+    inferred = tensors(LayerCAM(model, [model.blocks[-1].norm1])(batch, targets))
     torch.testing.assert_close(own, inferred.flip(-1), atol=1e-6, rtol=0)

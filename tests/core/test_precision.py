@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.contract.test_contract import QUICK
 from torch import Tensor, nn
 from torchvision.models import VisionTransformer
 
@@ -17,7 +16,7 @@ from detcam.adapters.base import Adapter
 from detcam.methods.common.attention_base import NoAttentionError
 from detcam.targets import ClassifierOutputTarget, FinerWeightedTarget
 from tests.helpers import Snapshot, TinyCNN
-from tests.zoo import example
+from tests.zoo import QUICK, example
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -72,7 +71,7 @@ def explained(kind: str, name: str, dtype: torch.dtype) -> Tensor:
     before.check()
     assert result.heatmaps.dtype == torch.float32
     assert all(level.dtype.itemsize >= 4 for level in result.saliency), "sums were taken in half precision"
-    return result.heatmaps[0]
+    return torch.as_tensor(result.heatmaps)[0]
 
 
 @pytest.mark.parametrize(
@@ -111,11 +110,11 @@ def test_gradients_that_float16_cannot_hold_are_scaled_up_on_the_way() -> None:
     expected = GradCAM(TinyCNN()).explain(image, [[faint]])[0]
     half = TinyCNN().half()
     found = GradCAM(half).explain(image, [[faint]])[0]
-    torch.testing.assert_close(found.heatmaps, expected.heatmaps, atol=0.05, rtol=0)
+    torch.testing.assert_close(torch.as_tensor(found.heatmaps), torch.as_tensor(expected.heatmaps), atol=0.05, rtol=0)
     # Gradients too large to be scaled up are taken as they are.
     strong = HiResCAM(half).explain(image, [[lambda output: output[1] * 600]])[0]
     plain = HiResCAM(TinyCNN()).explain(image, [[lambda output: output[1] * 600]])[0]
-    torch.testing.assert_close(strong.heatmaps, plain.heatmaps, atol=0.05, rtol=0)
+    torch.testing.assert_close(torch.as_tensor(strong.heatmaps), torch.as_tensor(plain.heatmaps), atol=0.05, rtol=0)
 
 
 def test_comparisons_with_unlikely_classes_stay_finite_in_float16() -> None:

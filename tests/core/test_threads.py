@@ -93,10 +93,15 @@ def test_threads_get_what_one_gets(one: Example, name: str, shared: str) -> None
     cams = [make_cam(one.adapter if shared == "adapter" else adapt(one.model), name) for _ in range(THREADS)]
     cams = [cams[0]] * THREADS if shared == "method" else cams
     asked = [[list(cams[0].explain([image])[0].targets[:1])] for image in given]
-    alone = [cams[0].explain([image], targets)[0].heatmaps for image, targets in zip(given, asked, strict=True)]
+    alone = [
+        torch.as_tensor(cams[0].explain([image], targets)[0].heatmaps)
+        for image, targets in zip(given, asked, strict=True)
+    ]
     assert all(len(maps) == 1 for maps in alone)
     before = Snapshot(one.model)
-    found = side_by_side(lambda i: cams[i % THREADS].explain([given[i]], asked[i])[0].heatmaps, len(given))
+    found = side_by_side(
+        lambda i: torch.as_tensor(cams[i % THREADS].explain([given[i]], asked[i])[0].heatmaps), len(given)
+    )
     for maps, wanted in zip(found, alone, strict=True):
         assert isinstance(maps, Tensor), repr(maps)
         assert torch.allclose(maps, wanted, atol=1e-5)
@@ -114,10 +119,10 @@ def test_a_sanity_check_beside_a_method(one: Example) -> None:
     def work(number: int) -> Any:
         if number % THREADS:
             return randomization(cam, image, targets, steps=2).ssim
-        return cam.explain([image], [targets])[0].heatmaps
+        return torch.as_tensor(cam.explain([image], [targets])[0].heatmaps)
 
     found = side_by_side(work, 8)
-    assert all(torch.equal(maps, first.heatmaps[:1]) for maps in found[::2])
+    assert all(torch.equal(maps, torch.as_tensor(first.heatmaps)[:1]) for maps in found[::2])
     assert all(torch.equal(likeness, found[1]) for likeness in found[1::2])
 
 

@@ -7,13 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from tests.contract.test_contract import QUICK
 from torch import Tensor, nn
 
 from detcam import METHODS, GradCAM, LayerCAM, adapt
 from detcam.targets import ClassifierOutputTarget
-from tests.helpers import Snapshot, TinyCNN
-from tests.zoo import example
+from tests.helpers import Snapshot, TinyCNN, tensors
+from tests.zoo import QUICK, example
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -62,8 +61,8 @@ def test_a_wrapped_classifier_is_explained_as_the_plain_one(wrap: Callable[[nn.M
     plain, model = TinyCNN(), wrap(TinyCNN())
     model(IMAGES)  # compiled before anybody looks at its layers
     for name in KINDS:
-        expected = METHODS[name](plain, **QUICK.get(name, {}))(IMAGES, TARGETS)
-        found = METHODS[name](model, **QUICK.get(name, {}))(IMAGES, TARGETS)
+        expected = tensors(METHODS[name](plain, **QUICK.get(name, {}))(IMAGES, TARGETS))
+        found = tensors(METHODS[name](model, **QUICK.get(name, {}))(IMAGES, TARGETS))
         torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
 
 
@@ -72,9 +71,9 @@ def test_layers_are_given_as_modules_of_the_wrapper_or_by_name(wrap: Callable[[n
     model = wrap(TinyCNN())
     own = dict(model.named_modules())
     layer = next(module for name, module in own.items() if name.endswith("relu2"))
-    expected = LayerCAM(TinyCNN(), ["relu2"])(IMAGES, TARGETS)
+    expected = tensors(LayerCAM(TinyCNN(), ["relu2"])(IMAGES, TARGETS))
     for layers in ([layer], ["relu2"]):
-        torch.testing.assert_close(LayerCAM(model, layers)(IMAGES, TARGETS), expected, atol=1e-6, rtol=0)
+        torch.testing.assert_close(tensors(LayerCAM(model, layers)(IMAGES, TARGETS)), expected, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("name", ["faster_rcnn", "retinanet"])
@@ -82,13 +81,13 @@ def test_layers_are_given_as_modules_of_the_wrapper_or_by_name(wrap: Callable[[n
 def test_a_wrapped_detector_is_explained_as_the_plain_one(name: str, wrap: Callable[[nn.Module], nn.Module]) -> None:
     case = example(name)
     found = [one.filter(top_k=2) for one in case.adapter.predict(case.images)]
-    expected = GradCAM(case.adapter)(case.images, found)
+    expected = tensors(GradCAM(case.adapter)(case.images, found))
     model = wrap(example(name).model)
     adapter = adapt(model)
     again = [one.filter(top_k=2) for one in adapter.predict(case.images)]
     for one, other in zip(again, found, strict=True):
         assert one.source == other.source
-    for heatmaps, wanted in zip(GradCAM(adapter)(case.images, again), expected, strict=True):
+    for heatmaps, wanted in zip(tensors(GradCAM(adapter)(case.images, again)), expected, strict=True):
         torch.testing.assert_close(heatmaps, wanted, atol=1e-5, rtol=0)
 
 

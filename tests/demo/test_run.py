@@ -184,14 +184,14 @@ def test_measure_heat_of_a_known_map() -> None:
     wake = np.zeros((40, 60), bool)
     wake[15:18, 24:30] = True
     explanation = FakeExplanation()
-    explanation.heatmaps[0, 12, 12] = 0.5  # in the box
-    explanation.heatmaps[0, 16, 26] = 0.9  # in the wake
-    explanation.heatmaps[0, 16, 22] = 0.1  # outside the margin of the wake
-    explanation.heatmaps[0, 35, 50] = 0.5  # far away
+    torch.as_tensor(explanation.heatmaps)[0, 12, 12] = 0.5  # in the box
+    torch.as_tensor(explanation.heatmaps)[0, 16, 26] = 0.9  # in the wake
+    torch.as_tensor(explanation.heatmaps)[0, 16, 22] = 0.1  # outside the margin of the wake
+    torch.as_tensor(explanation.heatmaps)[0, 35, 50] = 0.5  # far away
     heat = measure_heat(explanation, 0, wake)  # type: ignore[arg-type]
     assert heat.box == pytest.approx(0.25)
     assert heat.wake == pytest.approx(0.5)
     assert heat.elsewhere == pytest.approx(0.25)
     assert heat.peak == "wake"
-    explanation.heatmaps[0, 35, 50] = 1.0
+    torch.as_tensor(explanation.heatmaps)[0, 35, 50] = 1.0
     assert measure_heat(explanation, 0, wake).peak == "elsewhere"  # type: ignore[arg-type]

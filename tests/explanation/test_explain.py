@@ -20,6 +20,7 @@ from detcam.explanation.writer import INDEX, ExplanationWriter, read_heatmap
 from detcam.targets import BoxTarget, ClassifierOutputTarget, InstanceMaskTarget, MaskTarget, with_quantity
 from detcam.utils.files import slug
 from detcam.visualize.overlay import grid
+from tests.helpers import tensors
 
 NAMES = ["cat", "dog", "bus"]
 
@@ -70,7 +71,7 @@ def test_explain_equals_the_method_on_the_best_predictions(adapter: Adapter) -> 
     got = explain(adapter, images, top_k=3, score_threshold=0)
     for one, same, detections in zip(got, expected, found, strict=True):
         assert len(one) == 3
-        torch.testing.assert_close(one.heatmaps, same.heatmaps)
+        torch.testing.assert_close(torch.as_tensor(one.heatmaps), torch.as_tensor(same.heatmaps))
         torch.testing.assert_close(one.scores, detections.scores, atol=1e-4, rtol=0)
         assert one.targets == same.targets
         assert one.captions[0] == detections.caption(0)
@@ -123,7 +124,7 @@ def test_quantity_and_comparison_change_the_target(adapter: Adapter) -> None:
     wanted = BoxTarget(target.box_xyxy, target.label, target.source, "logit", other)
     expected = ODAM(adapter).explain(image, [wanted])[0]
     assert float(expected.heatmaps.max()) == 1
-    torch.testing.assert_close(logit.heatmaps, expected.heatmaps)
+    torch.testing.assert_close(torch.as_tensor(logit.heatmaps), torch.as_tensor(expected.heatmaps))
     assert float(logit.scores[0]) == pytest.approx(float(expected.scores[0]), abs=1e-5)
     assert (
         logit.captions[0]
@@ -158,8 +159,8 @@ def test_classifier_labels_of_any_rank(classifier: Adapter) -> None:
 
 def test_user_targets(classifier: Adapter) -> None:
     one = explain(classifier, make_image(40, 30), "hirescam", ClassifierOutputTarget(1))[0]
-    expected = HiResCAM(classifier)([make_image(40, 30)], [ClassifierOutputTarget(1)])[0]
-    torch.testing.assert_close(one.heatmaps, expected)
+    expected = tensors(HiResCAM(classifier)([make_image(40, 30)], [ClassifierOutputTarget(1)]))[0]
+    torch.testing.assert_close(torch.as_tensor(one.heatmaps), expected)
     assert (one.detections, one.method, one.captions[0].split()[0]) == (None, "hirescam", "dog")
     with pytest.raises(ValueError, match="top_k, labels: these select the model's predictions"):
         explain(classifier, make_image(40, 30), targets=ClassifierOutputTarget(1), top_k=1, labels=[0])
@@ -186,8 +187,8 @@ def test_wrong_arguments_raise(classifier: Adapter, detector: FasterRCNN) -> Non
 def test_smoothing_is_passed_to_the_method(classifier: Adapter) -> None:
     image = make_image(40, 30)
     smooth = explain(classifier, image, HiResCAM, aug_smooth=True, eigen_smooth=True)[0]
-    expected = HiResCAM(classifier)([image], aug_smooth=True, eigen_smooth=True)[0]
-    torch.testing.assert_close(smooth.heatmaps, expected)
+    expected = tensors(HiResCAM(classifier)([image], aug_smooth=True, eigen_smooth=True))[0]
+    torch.testing.assert_close(torch.as_tensor(smooth.heatmaps), expected)
     assert smooth.smoothing == ("aug_smooth", "eigen_smooth")
 
 
@@ -251,7 +252,7 @@ def test_exif_rotation_is_applied(classifier: Adapter, tmp_path: Path) -> None:
 def test_overlay_changes_where_the_heatmap_is_high(classifier: Adapter) -> None:
     one = explain(classifier, make_image(200, 240))[0]
     overlay = one.overlay(0)[:200, :240].astype(int)
-    heat = one.heatmaps[0].numpy()
+    heat = torch.as_tensor(one.heatmaps)[0].numpy()
     change = np.abs(overlay - one.image).sum(2)
     assert change[heat > 0.8].mean() > 100
     assert change[heat == 0].max() == 0
@@ -323,7 +324,7 @@ def test_saved_files_match_the_explanation(adapter: Adapter, tmp_path: Path) -> 
         assert target["saliency_range"] == pytest.approx([float(raw.min()), float(raw.max())], rel=1e-6)
         assert (target["quantity"], target["against"], target["caption"]) == ("score", None, one.captions[number])
         heat = read_heatmap(tmp_path / "out" / target["heatmap"])
-        assert np.abs(heat - one.heatmaps[number].numpy()).max() <= 1 / 131070 + 1e-7
+        assert np.abs(heat - torch.as_tensor(one.heatmaps)[number].numpy()).max() <= 1 / 131070 + 1e-7
         np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "out" / target["overlay"])), one.overlay(number))
     named = {target[kind] for target in entry["targets"] for kind in ("overlay", "heatmap")}
     assert {path.name for path in (tmp_path / "out").iterdir()} == named | {INDEX}
@@ -344,7 +345,7 @@ def test_images_with_equal_names_get_different_files(classifier: Adapter, tmp_pa
     assert [entry["stem"] for entry in entries] == ["x.gradcam", "X.gradcam-2", "x.gradcam-3"]
     assert all((tmp_path / "out" / name).read_bytes() == content for name, content in kept.items())
     heat = read_heatmap(tmp_path / "out" / entries[1]["targets"][0]["heatmap"])
-    assert np.abs(heat - first[1].heatmaps[0].numpy()).max() < 1e-4
+    assert np.abs(heat - torch.as_tensor(first[1].heatmaps)[0].numpy()).max() < 1e-4
 
 
 def test_arrays_get_different_files(classifier: Adapter, tmp_path: Path) -> None:

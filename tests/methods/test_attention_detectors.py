@@ -18,7 +18,7 @@ from detcam.methods.chefer_cam import CheferCAM
 from detcam.methods.common.attention_base import NoAttentionError
 from detcam.methods.legrad import LeGrad
 from detcam.targets import BoxTarget
-from tests.helpers import Snapshot
+from tests.helpers import Snapshot, tensors
 from tests.methods.transformers import TinyDETR, decode, tiny_detr
 from tests.zoo import example, wake
 
@@ -124,7 +124,7 @@ def test_a_box_by_its_own_query(method: type[BaseCAM], queries: int) -> None:
     results = method(adapter).explain(IMAGES, found)
     before.check()
     for image, one, result in zip(IMAGES, found, results, strict=True):
-        assert result.heatmaps.shape == (3, *image.shape[1:]) and float(result.heatmaps.amax()) > 0.999
+        assert result.heatmaps.shape == (3, *image.shape[1:]) and float(torch.as_tensor(result.heatmaps).amax()) > 0.999
         assert len({source.anchor for source in one.source}) == 3
         slow = Slow(model, inputs_of(adapter, image))
         for index, (label, source) in enumerate(zip(one.labels.tolist(), one.source, strict=True)):
@@ -221,14 +221,14 @@ def test_batches_and_company_change_nothing(method: type[BaseCAM]) -> None:
     _, adapter = tiny_detr()
     found = [one.filter(top_k=top) for one, top in zip(adapter.predict(IMAGES), (3, 1), strict=True)]
     cam = method(adapter)
-    together = cam(IMAGES, found)
+    together = tensors(cam(IMAGES, found))
     for image, one, maps in zip(IMAGES, found, together, strict=True):
         for index in range(len(one)):
-            torch.testing.assert_close(cam(image, [one[index]])[0], maps[index : index + 1], atol=1e-5, rtol=0)
-    empty = cam(IMAGES, [found[0][[]], found[1]])
+            torch.testing.assert_close(tensors(cam(image, [one[index]]))[0], maps[index : index + 1], atol=1e-5, rtol=0)
+    empty = tensors(cam(IMAGES, [found[0][[]], found[1]]))
     assert empty[0].shape == (0, 40, 60)
     torch.testing.assert_close(empty[1], together[1], atol=1e-5, rtol=0)
-    assert [maps.shape for maps in cam(IMAGES, [one[[]] for one in found])] == [(0, 40, 60), (0, 32, 48)]
+    assert [maps.shape for maps in tensors(cam(IMAGES, [one[[]] for one in found]))] == [(0, 40, 60), (0, 32, 48)]
 
 
 class Interrupted(Exception):
@@ -376,4 +376,6 @@ def test_rtdetr_alone_and_in_company(rtdetr: tuple[Any, Any], method: type[BaseC
     for image, one, result in zip(IMAGES, found, together, strict=True):
         assert len(one) == 3 and result.heatmaps.shape == (3, *image.shape[1:])
         alone = method(adapter).explain(image, [one[[1]]])[0]
-        torch.testing.assert_close(alone.heatmaps[0], result.heatmaps[1], atol=1e-4, rtol=0)
+        torch.testing.assert_close(
+            torch.as_tensor(alone.heatmaps)[0], torch.as_tensor(result.heatmaps)[1], atol=1e-4, rtol=0
+        )

@@ -21,7 +21,7 @@ from detcam.methods.common.attention_base import AttentionCAM
 from detcam.methods.finer_cam import FinerCAM
 from detcam.methods.legrad import LeGrad
 from detcam.targets import ClassifierOutputTarget, SimilarityToConceptTarget
-from tests.helpers import Snapshot
+from tests.helpers import Snapshot, tensors
 from tests.methods.transformers import timm_vit, torchvision_vit
 
 ALL = [LeGrad, AttentionRollout, CheferCAM]
@@ -170,7 +170,9 @@ def test_as_the_literal_version(name: str, method: type[AttentionCAM]) -> None:
             scale = float(expected.max())
             torch.testing.assert_close(result.saliency[0][index].double(), expected, atol=1e-4 * scale, rtol=0)
             resized = F.interpolate(normalize(expected[None])[None], (32, 32), mode="bilinear")[0]
-            torch.testing.assert_close(result.heatmaps[index].double(), normalize(resized)[0], atol=1e-3, rtol=0)
+            torch.testing.assert_close(
+                torch.as_tensor(result.heatmaps)[index].double(), normalize(resized)[0], atol=1e-3, rtol=0
+            )
 
 
 @pytest.mark.parametrize("method", ALL)
@@ -256,13 +258,13 @@ def test_by_hand(method: type[AttentionCAM], mean: bool, expected: list[float]) 
 def test_batches_and_company_change_nothing(name: str, method: type[AttentionCAM]) -> None:
     cam = method(VITS[name][0]())
     targets = [[ClassifierOutputTarget(i) for i in row] for row in ((2, 0), (1,), (3, 2, 0))]
-    together = cam(IMAGES, targets)
+    together = tensors(cam(IMAGES, targets))
     cam.batch_size = 2
-    for one, other in zip(cam(IMAGES, targets), together, strict=True):
+    for one, other in zip(tensors(cam(IMAGES, targets)), together, strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
     for image, row, maps in zip(IMAGES, targets, together, strict=True):
         for target, heatmap in zip(row, maps, strict=True):
-            torch.testing.assert_close(cam(image[None], [target])[0], heatmap, atol=1e-5, rtol=0)
+            torch.testing.assert_close(tensors(cam(image[None], [target]))[0], heatmap, atol=1e-5, rtol=0)
 
 
 def test_a_query_that_pools_the_tokens() -> None:
@@ -309,7 +311,7 @@ def test_finer_cam_compares_classes_by_attention(method: type[AttentionCAM]) -> 
     logits = model(IMAGES[:1])[0].detach()
     nearest = min((i for i in range(4) if i != 2), key=lambda i: abs(float(logits[i] - logits[2])))
     expected = method(model).explain(IMAGES[:1], [lambda output: output[2] - output[nearest]])[0]
-    torch.testing.assert_close(result.heatmaps, expected.heatmaps, atol=1e-4, rtol=0)
+    torch.testing.assert_close(torch.as_tensor(result.heatmaps), torch.as_tensor(expected.heatmaps), atol=1e-4, rtol=0)
     assert float(result.scores[0]) == pytest.approx(float(logits[2]), abs=1e-4)
 
 

@@ -43,7 +43,7 @@ from detcam.adapters import Adapter, detector
 from detcam.cam import BaseCAM
 from detcam.geometry import Geometry
 from detcam.targets import ClassifierOutputTarget
-from tests.helpers import TinyCNN
+from tests.helpers import TinyCNN, tensors
 from tests.methods.test_formulas import FORMULAS, TinyViT, patches_to_map
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -323,7 +323,7 @@ def test_full_grad_is_its_formula_on_a_box() -> None:
                 scaled = (channel - channel.min()) / (channel.max() - channel.min())
                 total += nn.functional.interpolate(scaled[None, None], (48, 48), mode="bilinear")[0, 0]
     expected = (total - total.min()) / (total.max() - total.min())
-    found = FullGrad(setting.adapter).explain(setting.image, setting.targets)[0].heatmaps[0]
+    found = torch.as_tensor(FullGrad(setting.adapter).explain(setting.image, setting.targets)[0].heatmaps)[0]
     torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=0)
 
 
@@ -440,7 +440,7 @@ def test_full_grad_by_hand() -> None:
     model[0].weight.data.fill_(2)
     model[0].bias.data.fill_(1)
     model[2].weight.data = torch.tensor([[1.0, 1.0, 4.0]])
-    heat = FullGrad(model, [model[0]])(torch.tensor([[[[1.0, 3.0, 2.0]]]]), [ClassifierOutputTarget(0)])
+    heat = tensors(FullGrad(model, [model[0]])(torch.tensor([[[[1.0, 3.0, 2.0]]]]), [ClassifierOutputTarget(0)]))
     torch.testing.assert_close(heat, torch.tensor([[[0.0, (4 / 14) / 2, 1.0]]]), atol=1e-5, rtol=0)
 
 

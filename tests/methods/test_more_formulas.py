@@ -39,7 +39,7 @@ from detcam.geometry import normalize
 from detcam.methods.full_grad import _biases
 from detcam.synthetic.harbour import draw_scene
 from detcam.targets import ClassifierOutputReST, ClassifierOutputTarget, FinerWeightedTarget
-from tests.helpers import Snapshot, TinyCNN
+from tests.helpers import Snapshot, TinyCNN, tensors
 
 pytestmark = pytest.mark.filterwarnings("ignore::detcam.ReachWarning", "ignore::detcam.EmptyMapWarning")
 
@@ -337,7 +337,7 @@ def test_finer_cam_compares_with_the_nearest_classes(image: Tensor) -> None:
     base = HiResCAM(TinyCNN(classes=6).double(), ["relu1"])
     result = cam.explain(image[None], [ClassifierOutputTarget(2)])[0]
     expected = base.explain(image[None], [FinerWeightedTarget(2, others, 0.7)])[0]
-    torch.testing.assert_close(result.heatmaps, expected.heatmaps)
+    torch.testing.assert_close(torch.as_tensor(result.heatmaps), torch.as_tensor(expected.heatmaps))
     torch.testing.assert_close(result.saliency[0], expected.saliency[0])
     assert float(result.scores) == pytest.approx(logits[2], rel=1e-5)
     kept = cam.explain(image[None], [partial_score])[0]
@@ -359,7 +359,10 @@ def test_finer_cam_compares_the_logits_of_a_boxs_source() -> None:
     against = min((d for d in range(3) if d != label), key=lambda d: abs(logits[d] - logits[label]))
     margin = type(box)(box.box_xyxy, label, box.source, "logit", against)  # type: ignore[attr-defined]
     torch.testing.assert_close(
-        result.heatmaps, GradCAM(adapter).explain(image, [margin])[0].heatmaps, atol=1e-4, rtol=0
+        torch.as_tensor(result.heatmaps),
+        torch.as_tensor(GradCAM(adapter).explain(image, [margin])[0].heatmaps),
+        atol=1e-4,
+        rtol=0,
     )
 
 
@@ -373,8 +376,8 @@ def test_finer_cam_needs_something_to_compare() -> None:
 def test_refine_cam_is_the_product_of_the_layers_maps(image: Tensor) -> None:
     layers = ["conv1", "relu1", "relu2"]
     for base in (GradCAMPlusPlus, LayerCAM):
-        parts = [base(TinyCNN().double(), [layer])(image[None], [TARGET]).double() for layer in layers]
-        found = RefineCAM(TinyCNN().double(), layers, base_method=base)(image[None], [TARGET])
+        parts = [tensors(base(TinyCNN().double(), [layer])(image[None], [TARGET])).double() for layer in layers]
+        found = tensors(RefineCAM(TinyCNN().double(), layers, base_method=base)(image[None], [TARGET]))
         torch.testing.assert_close(found.double(), normalize(parts[0] * parts[1] * parts[2]), atol=1e-5, rtol=0)
 
 
@@ -428,7 +431,9 @@ def test_full_grad_pairs_each_bias_with_its_own_gradient() -> None:
     before = Snapshot(model)
     found = FullGrad(model, [model.last]).explain(IMAGES[:1], [ClassifierOutputTarget(2)])[0]
     before.check()
-    torch.testing.assert_close(found.heatmaps[0].double(), normalize(expected[None])[0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        torch.as_tensor(found.heatmaps)[0].double(), normalize(expected[None])[0], atol=1e-5, rtol=0
+    )
     assert found.reach is not None and found.reach[0].fraction == 1.0
 
 
@@ -467,5 +472,5 @@ def test_full_grad_on_a_two_stage_detector_keeps_targets_pinned() -> None:
     found = adapter.predict(image)[0]
     result = FullGrad(adapter).explain(image, [found])[0]
     torch.testing.assert_close(result.scores, found.scores, atol=1e-4, rtol=0)
-    assert all(float(heatmap.max()) == pytest.approx(1.0) for heatmap in result.heatmaps)
-    assert not torch.allclose(result.heatmaps[0], result.heatmaps[1], atol=0.1)
+    assert all(float(heatmap.max()) == pytest.approx(1.0) for heatmap in torch.as_tensor(result.heatmaps))
+    assert not torch.allclose(torch.as_tensor(result.heatmaps)[0], torch.as_tensor(result.heatmaps)[1], atol=0.1)

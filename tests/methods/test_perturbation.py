@@ -141,7 +141,12 @@ def test_chunks_change_nothing(method: Any, monkeypatch: pytest.MonkeyPatch) -> 
         together = cam.explain(image, [found])[0]
         monkeypatch.setattr(detcam.perturbation.replay, "MAX_PASS_BYTES", 2**19)
         cam.batch_size = 3
-        torch.testing.assert_close(cam.explain(image, [found])[0].heatmaps, together.heatmaps, atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            torch.as_tensor(cam.explain(image, [found])[0].heatmaps),
+            torch.as_tensor(together.heatmaps),
+            atol=1e-5,
+            rtol=0,
+        )
         monkeypatch.undo()
 
 

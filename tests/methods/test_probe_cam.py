@@ -20,6 +20,7 @@ from detcam.perturbation.fills import LinearFill
 from detcam.synthetic.harbour import draw_scene
 from detcam.targets import BoxTarget, ClassifierOutputTarget
 from detcam.utils.filters import blur
+from tests.helpers import tensors
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -114,10 +115,10 @@ def test_a_classifier_and_images_without_targets() -> None:
     image[:, :, 10:20, 10:22] = 1.0
     image[:, :, 10:20, 40:52] = 1.0
     cam = ProbeCAM(Bright(), ["layer"])
-    (heat,) = cam(image, [ClassifierOutputTarget(0)])
+    (heat,) = tensors(cam(image, [ClassifierOutputTarget(0)]))
     assert float(heat[9:21, 9:23].sum() / heat.sum()) > 0.95 and float(heat.max()) == pytest.approx(1)
     adapter = adapt(load_demo_detector())
-    empty = ProbeCAM(adapter)(draw_scene(28).image, [[]])
+    empty = tensors(ProbeCAM(adapter)(draw_scene(28).image, [[]]))
     assert empty[0].shape == (0, 192, 256)
 
 
@@ -132,6 +133,6 @@ def test_it_finds_the_wake() -> None:
     found = adapter.predict(scene.image)[0]
     name, box = next(iter(scene.ghost_boxes_xyxy.items()))
     at = int((found.boxes_xyxy - torch.as_tensor(box)).abs().sum(1).argmin())
-    heat = ProbeCAM(adapter)(scene.image, [[adapter.targets_of(found)[at]]])[0][0]
+    heat = tensors(ProbeCAM(adapter)(scene.image, [[adapter.targets_of(found)[at]]]))[0][0]
     wake = torch.from_numpy(scene.object(name).mask)
     assert wake.flatten()[int(heat.argmax())] and float(heat[wake].sum() / heat.sum()) > 0.5

@@ -100,7 +100,7 @@ def test_the_heatmap_is_the_product_of_smoothed_positive_parts() -> None:
     for saliency, sigma in zip(result.saliency, (1.0, 0.5), strict=True):  # half of the second layer's cells
         smooth = slow_blur(saliency[0].double().clamp(min=0), sigma)
         product *= normalize(F.interpolate(smooth[None, None], (20, 28), mode="bilinear")[0])
-    torch.testing.assert_close(result.heatmaps.double(), normalize(product), atol=1e-5, rtol=0)
+    torch.testing.assert_close(torch.as_tensor(result.heatmaps).double(), normalize(product), atol=1e-5, rtol=0)
 
 
 class Quadratic(nn.Module):
@@ -216,7 +216,7 @@ def test_each_layer_walks_alone_and_one_without_part_adds_nothing() -> None:
     target = [ClassifierOutputTarget(1)]
     both = ReachCAM(model, [model.conv1, model.side]).explain(IMAGES[:1], target)[0]
     alone = ReachCAM(model, [model.conv1]).explain(IMAGES[:1], target)[0]
-    torch.testing.assert_close(both.heatmaps, alone.heatmaps)
+    torch.testing.assert_close(torch.as_tensor(both.heatmaps), torch.as_tensor(alone.heatmaps))
     assert float(both.saliency[1].abs().max()) == 0
     with pytest.raises(RuntimeError, match="does not depend on target layer side"):
         ReachCAM(model, [model.side])(IMAGES[:1], [lambda out: out[1].detach()])
@@ -231,7 +231,9 @@ def test_batch_invariance_and_nothing_left_behind() -> None:
     before.check()
     for index, target in enumerate(targets):
         alone = cam.explain(IMAGES[index : index + 1], [target])[0]
-        torch.testing.assert_close(alone.heatmaps, together[index].heatmaps, atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            torch.as_tensor(alone.heatmaps), torch.as_tensor(together[index].heatmaps), atol=1e-5, rtol=0
+        )
         torch.testing.assert_close(alone.completeness, together[index].completeness, atol=1e-4, rtol=1e-3)
     with pytest.raises(ZeroDivisionError):
         cam(IMAGES[:1], [lambda out: out[1 // 0]])
@@ -270,10 +272,12 @@ def test_two_stage_boxes_stay_pinned_and_contrast_takes_the_rival() -> None:
         against = max({0, 1, 2} - {target.label}, key=lambda label: float(scores[label]))
         asked = replace(target, quantity="logit", against=against)
         expected = plain.explain(image, [asked])[0]
-        torch.testing.assert_close(result.heatmaps[index], expected.heatmaps[0], atol=1e-4, rtol=0)
+        torch.testing.assert_close(
+            torch.as_tensor(result.heatmaps)[index], torch.as_tensor(expected.heatmaps)[0], atol=1e-4, rtol=0
+        )
     kept = BoxTarget(found.boxes_xyxy[0].tolist(), 1, found.source[0], quantity="x1")
-    walked = plain.explain(image, [kept])[0].heatmaps
-    torch.testing.assert_close(cam.explain(image, [kept])[0].heatmaps, walked)
+    walked = torch.as_tensor(plain.explain(image, [kept])[0].heatmaps)
+    torch.testing.assert_close(torch.as_tensor(cam.explain(image, [kept])[0].heatmaps), walked)
 
 
 def test_a_strong_rival_is_contrasted() -> None:
@@ -284,7 +288,9 @@ def test_a_strong_rival_is_contrasted() -> None:
     image = draw_scene(28).image
     box = next(t for t in adapter.targets_of(adapter.predict(image)[0]) if t.label == 1)
     by_hand = ReachCAM(adapter, contrast=False).explain(image, [replace(box, quantity="logit", against=2)])[0]
-    torch.testing.assert_close(ReachCAM(adapter).explain(image, [box])[0].heatmaps, by_hand.heatmaps)
+    torch.testing.assert_close(
+        torch.as_tensor(ReachCAM(adapter).explain(image, [box])[0].heatmaps), torch.as_tensor(by_hand.heatmaps)
+    )
 
 
 def test_the_default_layers_reach_the_wake_that_the_last_layer_cannot_see() -> None:
@@ -299,7 +305,7 @@ def test_the_default_layers_reach_the_wake_that_the_last_layer_cannot_see() -> N
     verdict = certify_wake(detector, scene, wake)
     found = adapter.predict(scene.image)[0]
     index = int((found.boxes_xyxy - torch.tensor(verdict.box_xyxy)).abs().sum(1).argmin())
-    heatmap = cam.explain(scene.image, [adapter.targets_of(found)[index]])[0].heatmaps[0]
+    heatmap = torch.as_tensor(cam.explain(scene.image, [adapter.targets_of(found)[index]])[0].heatmaps)[0]
     mask = torch.from_numpy(scene.object(wake).mask)
     assert verdict.certified and verdict.outside_fraction >= 0.9
     assert bool(mask.flatten()[heatmap.argmax()])

@@ -16,7 +16,7 @@ from detcam.detections import Source
 from detcam.geometry import normalize
 from detcam.methods.sess import Window, cut, weight_of
 from detcam.targets import BoxTarget, ClassifierOutputTarget, MaskTarget, SemanticSegmentationTarget
-from tests.helpers import TinyCNN
+from tests.helpers import TinyCNN, tensors
 
 IMAGE = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(4))
 
@@ -40,7 +40,7 @@ def literal_sess(model: nn.Module, layer: nn.Module, label: int, scales: int, dr
     found.sort(key=lambda one: -one[0])
     total, count = torch.zeros(side, side), torch.zeros(side, side)
     for score, window, scaled_side, top, left in found[: len(found) - int(drop * len(found))]:
-        heatmap = GradCAM(model, [layer])(window, [ClassifierOutputTarget(label)])[0]
+        heatmap = tensors(GradCAM(model, [layer])(window, [ClassifierOutputTarget(label)]))[0]
         laid = torch.zeros(scaled_side, scaled_side)
         laid[top : top + side, left : left + side] = heatmap
         laid = F.interpolate(laid[None, None], (side, side), mode="bilinear")[0, 0]
@@ -53,7 +53,7 @@ def literal_sess(model: nn.Module, layer: nn.Module, label: int, scales: int, dr
 def test_the_map_is_that_of_the_steps_told_one_by_one(drop: float) -> None:
     model = TinyCNN()
     cam = SESS(model, [model.conv2], scales=5, pre_filter=drop, smooth=False)
-    found = cam(IMAGE, [[ClassifierOutputTarget(1), ClassifierOutputTarget(0)]])[0]
+    found = tensors(cam(IMAGE, [[ClassifierOutputTarget(1), ClassifierOutputTarget(0)]]))[0]
     for heatmap, label in zip(found, (1, 0), strict=True):
         expected = literal_sess(model, model.conv2, label, 5, drop)
         torch.testing.assert_close(heatmap, expected, atol=1e-5, rtol=0)
@@ -69,14 +69,14 @@ def test_the_same_as_grad_cam(pool: Any) -> None:
     expected = torch.as_tensor(peer(IMAGE, [PeerTarget(2)]))
     peer.base_cam.activations_and_grads.release()
     cam = SESS(model, [model.conv2], scales=4, pre_filter=0.5, pool=pool, smooth=False, theta=0.0)
-    torch.testing.assert_close(cam(IMAGE, [ClassifierOutputTarget(2)]), expected, atol=2e-3, rtol=0)
+    torch.testing.assert_close(tensors(cam(IMAGE, [ClassifierOutputTarget(2)])), expected, atol=2e-3, rtol=0)
 
 
 def test_one_scale_is_the_base_method() -> None:
     model = TinyCNN()
     cam = SESS(model, [model.conv2], scales=1, base_method=HiResCAM, smooth=False, theta=0.0)
-    expected = HiResCAM(model, [model.conv2])(IMAGE, [ClassifierOutputTarget(1)])
-    torch.testing.assert_close(cam(IMAGE, [ClassifierOutputTarget(1)]), expected, atol=1e-5, rtol=0)
+    expected = tensors(HiResCAM(model, [model.conv2])(IMAGE, [ClassifierOutputTarget(1)]))
+    torch.testing.assert_close(tensors(cam(IMAGE, [ClassifierOutputTarget(1)])), expected, atol=1e-5, rtol=0)
 
 
 def test_detectors_are_explained_with_a_method_that_keeps_the_place() -> None:
@@ -164,7 +164,7 @@ def test_a_box_is_found_in_the_windows_that_hold_it() -> None:
     assert red.boxes_xyxy.tolist() == [[8, 16, 16, 24]]
     result = SESS(adapter, base_method=HiResCAM, scales=3, step=0.5, pre_filter=0.0).explain(image, [red])[0]
     torch.testing.assert_close(result.scores, red.scores, atol=1e-5, rtol=0)
-    heatmap = result.heatmaps[0]
+    heatmap = torch.as_tensor(result.heatmaps)[0]
     assert heatmap[16:24, 8:16].mean() > 0.5 and heatmap[:, 40:].max() < 0.05
     assert result.sampling is not None and result.sampling.passes == 1 + 4 + 4
 
@@ -175,7 +175,7 @@ def test_a_region_is_explained_where_windows_show_it() -> None:
     image = red_square((48, 64), 32, 16)
     mask = torch.zeros(48, 64, dtype=torch.bool)
     mask[32:40, 16:24] = True
-    heatmap = SESS(adapter, base_method=HiResCAM, scales=3, pre_filter=0.0)(image, [MaskTarget(0, mask)])[0][0]
+    heatmap = tensors(SESS(adapter, base_method=HiResCAM, scales=3, pre_filter=0.0)(image, [MaskTarget(0, mask)]))[0][0]
     assert heatmap[mask].mean() > 0.5 and heatmap[:16].max() < 0.1 and heatmap[:, 44:].max() < 0.1
 
 

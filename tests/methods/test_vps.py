@@ -14,7 +14,7 @@ from detcam import VPS, adapt
 from detcam.adapters import detector
 from detcam.methods.vps import GreedySearch, iou_weighted_scores, superpixels
 from detcam.targets import BoxTarget, ClassifierOutputTarget, MaskTarget
-from tests.helpers import TinyCNN
+from tests.helpers import TinyCNN, tensors
 
 SetFunction = Callable[[frozenset[int]], float]
 
@@ -142,7 +142,7 @@ def test_a_planted_square_is_found(lazy: bool) -> None:
     image = chequered()
     cam = VPS(Patch().eval(), regions=64, lazy=lazy, select=8)
     result = cam.explain(image, [[ClassifierOutputTarget(0), ClassifierOutputTarget(1)]])[0]
-    for heatmap, (top, left) in zip(result.heatmaps, Patch.squares, strict=True):
+    for heatmap, (top, left) in zip(torch.as_tensor(result.heatmaps), Patch.squares, strict=True):
         inside = torch.zeros(64, 64, dtype=torch.bool)
         inside[top : top + 16, left : left + 16] = True
         assert float(heatmap[inside].mean()) > 0.5
@@ -195,11 +195,11 @@ def test_boxes_masks_and_coordinates_are_searched_together() -> None:
         BoxTarget(tuple(box), 0, source) for box, source in zip(pins.boxes_xyxy.tolist(), pins.source, strict=True)
     ]
     logit = BoxTarget(boxes[0].box_xyxy, 0, boxes[0].source, quantity="logit")
-    found = VPS(adapter, regions=16)(image, [[*boxes, logit]])[0]
+    found = tensors(VPS(adapter, regions=16)(image, [[*boxes, logit]]))[0]
     for heatmap, box in zip(found, [*boxes, logit], strict=True):
         x1, y1, x2, y2 = (int(value) for value in box.box_xyxy)
         assert heatmap[y1:y2, x1:x2].mean() > 3 * heatmap.mean()
-    alone = VPS(adapter, regions=16)(image, [[boxes[1]]])[0]
+    alone = tensors(VPS(adapter, regions=16)(image, [[boxes[1]]]))[0]
     torch.testing.assert_close(alone[0], found[1], atol=1e-6, rtol=0)
 
 
@@ -212,7 +212,7 @@ def test_a_mask_is_searched() -> None:
     mask = torch.zeros(64, 64, dtype=torch.bool)
     mask[:16, 48:] = True
     adapter = segmenter(network, target_layers="0", image_size=64, mean=(0, 0, 0), std=(1, 1, 1))
-    heatmap = VPS(adapter, regions=16)(chequered()[0], [MaskTarget(1, mask)])[0][0]
+    heatmap = tensors(VPS(adapter, regions=16)(chequered()[0], [MaskTarget(1, mask)]))[0][0]
     assert heatmap[mask].mean() > 3 * heatmap.mean()
 
 
@@ -221,10 +221,10 @@ def test_seeds_batches_and_laziness_leave_no_trace() -> None:
     images = torch.rand(2, 3, 24, 32, generator=torch.Generator().manual_seed(1))
     targets = [ClassifierOutputTarget(0), ClassifierOutputTarget(2)]
     cam = VPS(adapt(model), regions=9)
-    together = cam(images, targets)
+    together = tensors(cam(images, targets))
     torch.manual_seed(5)
     cam.batch_size = 1
-    torch.testing.assert_close(cam(images, targets), together, atol=1e-5, rtol=0)
+    torch.testing.assert_close(tensors(cam(images, targets)), together, atol=1e-5, rtol=0)
     result = cam.explain(images[:1], [targets])[0]
     count = int(superpixels(images[0], 9).max()) + 1
     assert result.sampling is not None
@@ -232,7 +232,7 @@ def test_seeds_batches_and_laziness_leave_no_trace() -> None:
     # One target takes K (K + 1) looks, but for sets that were looked at before; a lazy search would save a third.
     alone = cam.explain(images[:1], [targets[:1]])[0].sampling
     assert alone is not None and 0.9 * count * (count + 1) < alone.passes <= count * (count + 1)
-    torch.testing.assert_close(result.heatmaps[0], together[0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(torch.as_tensor(result.heatmaps)[0], together[0], atol=1e-5, rtol=0)
 
 
 def test_wrong_numbers_are_refused() -> None:

@@ -22,7 +22,7 @@ from detcam.metrics import (
     Sparseness,
 )
 from detcam.targets import ClassifierOutputTarget
-from tests.helpers import TinyCNN
+from tests.helpers import TinyCNN, tensors
 
 ONE_PIXEL = torch.zeros(4, 5)
 ONE_PIXEL[1, 2] = 0.8
@@ -71,14 +71,14 @@ MAPS = torch.rand(2, 16, 16, generator=torch.Generator().manual_seed(6))
 
 
 def explainer(adapter: Any, images: Any, targets: Any) -> Any:
-    return [maps.flip(-1) for maps in LayerCAM(adapter, [adapter.model.relu1])(images, targets)]
+    return [maps.flip(-1) for maps in tensors(LayerCAM(adapter, [adapter.model.relu1])(images, targets))]
 
 
 def test_coherency_is_the_correlation_with_the_map_of_the_product() -> None:
     model = TinyCNN()
     found = Coherency().measure(model, INPUTS, TARGETS, MAPS, method=explainer)
     for i in range(2):
-        again = LayerCAM(model, [model.relu1])(INPUTS[i : i + 1] * MAPS[i], [TARGETS[i]])[0].flip(-1)
+        again = tensors(LayerCAM(model, [model.relu1])(INPUTS[i : i + 1] * MAPS[i], [TARGETS[i]]))[0].flip(-1)
         wanted = np.corrcoef(again.flatten().double(), MAPS[i].flatten().double())[0, 1]
         assert float(found[i]) == pytest.approx((wanted + 1) / 2, abs=1e-6)
 

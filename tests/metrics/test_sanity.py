@@ -16,7 +16,7 @@ from detcam.cam import BaseCAM
 from detcam.metrics.sanity import RandomizationCheck, independence, layers_top_down, randomization, reproducibility
 from detcam.metrics.similarity import rank_correlation, ssim
 from detcam.targets import ClassTarget
-from tests.helpers import Snapshot, TinyCNN
+from tests.helpers import Snapshot, TinyCNN, tensors
 
 TARGETS = [ClassTarget(0), ClassTarget(2)]
 
@@ -105,7 +105,7 @@ def test_randomization_is_the_literal_cascade_from_the_top() -> None:
     found = randomization(cam, image, TARGETS, seed=5)
     before.check()
     assert found.layers == (("head",), ("conv2",), ("conv1",))
-    intact = cam([image], [TARGETS])[0]
+    intact = tensors(cam([image], [TARGETS]))[0]
     other, generator = copy.deepcopy(model), torch.Generator().manual_seed(5)
     for step, name in enumerate(("head", "conv2", "conv1")):
         for parameter in getattr(other, name).parameters():
@@ -113,7 +113,7 @@ def test_randomization_is_the_literal_cascade_from_the_top() -> None:
             mean = sum(values.flatten().tolist()) / values.numel()
             std = (sum((v - mean) ** 2 for v in values.flatten().tolist()) / values.numel()) ** 0.5
             parameter.data = torch.randn(values.shape, generator=generator) * std + mean
-        maps = GradCAM(adapt(other, image_size=32, target_layers=["conv2"]))([image], [TARGETS])[0]
+        maps = tensors(GradCAM(adapt(other, image_size=32, target_layers=["conv2"]))([image], [TARGETS]))[0]
         for target in range(2):
             assert found.rank_correlation[step, target] == pytest.approx(
                 slow_spearman(intact[target], maps[target]), abs=1e-3
@@ -182,13 +182,15 @@ def test_a_map_that_ignores_the_network_stays_and_the_metric_says_so() -> None:
     assert randomization(edges, image, TARGETS).rank_correlation.min() == pytest.approx(1)
 
     def ask(method: BaseCAM) -> Tensor:
-        maps = [result.heatmaps for result in method.explain([image], [TARGETS])]
+        maps = [torch.as_tensor(result.heatmaps) for result in method.explain([image], [TARGETS])]
         return RandomizationCheck(steps=2, seed=1).measure(
             method.adapter,
             [image],
             [TARGETS],
             maps,
-            method=lambda adapter, images, targets: [r.heatmaps for r in method.explain(images, targets)],
+            method=lambda adapter, images, targets: [
+                torch.as_tensor(r.heatmaps) for r in method.explain(images, targets)
+            ],
         )
 
     assert ask(edges).tolist() == pytest.approx([1, 1])
@@ -200,11 +202,15 @@ def test_a_map_that_ignores_the_network_stays_and_the_metric_says_so() -> None:
 
 def test_maps_with_nan_have_no_value_and_the_others_keep_theirs() -> None:
     model, cam, image = setup()
-    maps = cam([image], [TARGETS])[0]
+    maps = tensors(cam([image], [TARGETS]))[0]
     maps[0, 3, 3] = float("nan")
     with pytest.warns(UserWarning, match="1 of 2 heatmaps have no value"):
         values = RandomizationCheck(steps=1).measure(
-            cam.adapter, [image], [TARGETS], [maps], method=lambda adapter, images, targets: cam(images, targets)
+            cam.adapter,
+            [image],
+            [TARGETS],
+            [maps],
+            method=lambda adapter, images, targets: tensors(cam(images, targets)),
         )
     expected = randomization(cam, image, TARGETS[1:], steps=1).rank_correlation[0, 0]
     assert values[0].isnan()
@@ -236,7 +242,7 @@ def test_a_method_that_draws_at_random_is_not_reproducible() -> None:
             results = super().explain(images, targets if targets is not None else [TARGETS])
             with torch.random.fork_rng(devices=[]):  # as the package does around a model: the state comes back
                 for result in results:
-                    result.heatmaps = torch.rand_like(result.heatmaps)
+                    result.heatmaps = torch.rand_like(torch.as_tensor(result.heatmaps))
             return results
 
     state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()

@@ -168,8 +168,8 @@ def test_padding_stays_and_shares_count_the_image_alone() -> None:
     seen: list[Tensor] = []
 
     def ask(case: ScoredImage) -> Tensor:
-        seen.append(case.heatmaps)
-        black = case.image * (case.heatmaps <= 0.5)[:, None]
+        seen.append(torch.as_tensor(case.heatmaps))
+        black = case.image * (torch.as_tensor(case.heatmaps) <= 0.5)[:, None]
         whole = case.inputs(black)
         seen.append(whole)
         return case.scores([0], lambda part: black[part])
@@ -189,7 +189,7 @@ def test_heatmaps_are_averaged_into_the_input() -> None:
     seen: list[Tensor] = []
 
     def ask(case: ScoredImage) -> Tensor:
-        seen.append(case.heatmaps)
+        seen.append(torch.as_tensor(case.heatmaps))
         return case.original
 
     target = BoxTarget((8.0, 0.0, 40.0, 16.0), 0)
@@ -273,7 +273,7 @@ def test_masks() -> None:
 @pytest.mark.filterwarnings("ignore::detcam.ReachWarning")
 def test_targets_come_from_the_explanation_or_from_the_model(adapter: Adapter) -> None:
     explained = GradCAM(adapter).explain([SCENE.image])
-    heatmaps, metric = explained[0].heatmaps, Deletion(steps=2)
+    heatmaps, metric = torch.as_tensor(explained[0].heatmaps), Deletion(steps=2)
     wanted = metric.measure(adapter, [SCENE.image], [list(explained[0].targets)], [heatmaps])
     assert len(wanted) == len(adapter.predict(SCENE.image)[0]) > 1
     for targets, maps in ((None, explained), (None, [heatmaps]), (adapter.predict(SCENE.image), [heatmaps.numpy()])):

@@ -19,7 +19,7 @@ from detcam.metrics.cost import count_work, measure_cost
 from detcam.metrics.stability import PERTURBATIONS, Perturbation, StabilityCheck, found_again, stability
 from detcam.synthetic.harbour import DEMO_NAMES, draw_scene
 from detcam.targets import BoxTarget, ClassTarget, MaskTarget
-from tests.helpers import TinyCNN
+from tests.helpers import TinyCNN, tensors
 
 pytestmark = pytest.mark.filterwarnings("ignore::detcam.ReachWarning")
 
@@ -142,13 +142,13 @@ def test_the_perturbations_are_seeded_small_and_keep_the_size() -> None:
 def test_the_metric_is_the_mean_over_what_stayed() -> None:
     adapter, image, targets = scene()
     cam = GradCAM(adapter)
-    maps = [result.heatmaps for result in cam.explain([image], [targets[:3]])]
+    maps = [torch.as_tensor(result.heatmaps) for result in cam.explain([image], [targets[:3]])]
     values = StabilityCheck(seed=2).measure(
         adapter,
         [image],
         [targets[:3]],
         maps,
-        method=lambda adapter, images, targets: cam(images, targets),
+        method=lambda adapter, images, targets: tensors(cam(images, targets)),
     )
     found = stability(cam, image, targets[:3], seed=2)
     for column, value in enumerate(values.tolist()):
@@ -174,7 +174,7 @@ def test_work_is_counted_in_plain_passes_and_calls_of_autograd() -> None:
     work = count_work(adapter, image, five_images_and_two_gradients)
     assert (work.passes, work.backward) == (pytest.approx(5), 2)
     # GradCAM: the whole pass once, backward through the head alone, and the map's way to the image's 32 x 32 pixels
-    grad = count_work(adapter, image, lambda: GradCAM(adapter)([image], [[ClassTarget(0)]]))
+    grad = count_work(adapter, image, lambda: tensors(GradCAM(adapter)([image], [[ClassTarget(0)]])))
     conv = 2 * (4 * 27 * 16 * 16 + 5 * 36 * 8 * 8)
     head = 2 * 5 * 3
     assert grad.backward == 1

@@ -14,6 +14,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from detcam import adapt, get_method
@@ -80,7 +81,11 @@ def main() -> None:
         cells = []
         for name in METHODS:
             results = get_method(name)(adapter, layer.split(",")).explain(images, found)
-            rows = [row for result, one in zip(results, found, strict=True) for row in score(result.heatmaps, one)]
+            rows = [
+                row
+                for result, one in zip(results, found, strict=True)
+                for row in score(torch.from_numpy(result.heatmaps), one)
+            ]
             peak = sum(inside for inside, _ in rows) / len(rows)
             cells.append(f"{peak:>10.2f} {sum(energy for _, energy in rows) / len(rows):+6.2f} ")
         print(f"{layer:40}" + "".join(cells), flush=True)

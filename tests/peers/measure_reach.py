@@ -61,7 +61,7 @@ def measure(cam: BaseCAM, cases: list[AuditCase]) -> list[float]:
     rows = []
     for case in cases:
         result = cam.explain(case.scene.image, [case.target])[0]
-        heatmap, peak = result.heatmaps[0], int(result.heatmaps[0].argmax())
+        heatmap, peak = torch.as_tensor(result.heatmaps)[0], int(result.heatmaps[0].argmax())
         row = [float(f(region)) for region in (case.cause, case.around) for f in _judges(heatmap, peak)]
         reach = result.reach[0].fraction if result.reach else float("nan")
         error = float("nan") if result.completeness is None else float(result.completeness.max())

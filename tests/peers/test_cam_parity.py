@@ -20,6 +20,7 @@ import detcam
 from detcam.geometry import normalize
 from detcam.layers import fasterrcnn_reshape_transform, swinT_reshape_transform, vit_reshape_transform
 from detcam.targets import ClassifierOutputTarget
+from tests.helpers import tensors
 
 peer = pytest.importorskip("pytorch_grad_cam", reason="grad-cam is not installed")
 timm = pytest.importorskip("timm", reason="timm is not installed")
@@ -177,7 +178,7 @@ def test_no_targets_mean_the_top_class_for_both() -> None:
     batch = make_images(case, 3)
     with peer.GradCAM(case.model, case.layers) as cam:
         expected = torch.from_numpy(cam(batch, None))
-    torch.testing.assert_close(detcam.GradCAM(case.model, case.layers)(batch), expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(tensors(detcam.GradCAM(case.model, case.layers)(batch)), expected, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("method", ["GradCAM", "HiResCAM", "EigenCAM"])
@@ -237,17 +238,17 @@ def test_their_usage_example_runs_with_other_import_lines() -> None:
     targets = [ClassifierOutputTarget(281), ClassifierOutputTarget(281)]
 
     with GradCAM(model=model, target_layers=target_layers) as cam:
-        grayscale_cam = cam(input_tensor=input_tensor, targets=targets)
+        grayscale_cam = tensors(cam(input_tensor=input_tensor, targets=targets))
         grayscale_cam = grayscale_cam[0, :]
         visualization = show_cam_on_image(rgb_img, grayscale_cam, use_rgb=True, colormap=cv2.COLORMAP_JET)
         model_outputs = cam.outputs
-    smooth = GradCAM(model, target_layers)(input_tensor, targets, aug_smooth=True, eigen_smooth=True)
+    smooth = tensors(GradCAM(model, target_layers)(input_tensor, targets, aug_smooth=True, eigen_smooth=True))
 
     assert model.training, "the model is left as it came"
     torch.testing.assert_close(model_outputs, model.eval()(input_tensor), atol=1e-5, rtol=1e-5)
     assert smooth.shape == (2, 64, 96) and float(smooth.min()) >= 0 and float(smooth.max()) <= 1
     with peer.GradCAM(model=model, target_layers=target_layers) as cam:
-        their_cam = cam(input_tensor=input_tensor, targets=targets)[0, :]
+        their_cam = tensors(cam(input_tensor=input_tensor, targets=targets))[0, :]
     from pytorch_grad_cam.utils.image import show_cam_on_image as their_overlay
 
     np.testing.assert_allclose(grayscale_cam, their_cam, atol=1e-4)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import detcam
 from detcam.targets import BoxTarget, ClassifierOutputTarget
-from tests.helpers import TinyCNN
+from tests.helpers import TinyCNN, tensors
 from tests.zoo import example
 
 pytestmark = [pytest.mark.peers, pytest.mark.filterwarnings("ignore")]
@@ -158,7 +158,7 @@ def test_full_grad_pairs_each_bias_with_its_own_gradient() -> None:
     biases = [layer.bias for layer in order if layer.bias is not None]
     target = [lambda output: 1e5 * output[1]]
     right = total(biases)
-    torch.testing.assert_close(detcam.FullGrad(model)(image, target), right, atol=1e-4, rtol=0)
+    torch.testing.assert_close(tensors(detcam.FullGrad(model)(image, target)), right, atol=1e-4, rtol=0)
     found = torch.from_numpy(peer.FullGrad(model, [])(image, target))
     assert float((found - right).abs().max()) > 1e-2, "grad-cam has mended this"
 
@@ -207,8 +207,8 @@ def test_aug_smooth_there_asks_the_mirrored_image_for_the_same_place() -> None:
     columns: Callable[[Tensor], Tensor] = lambda output: output[..., :8].square().sum()  # noqa: E731
     image = torch.rand(1, 3, 24, 32, generator=torch.Generator().manual_seed(0))
     with peer.GradCAMElementWise(model, [model.conv]) as cam:
-        plain = cam(image, [columns])
-        smooth = cam(image, [columns], aug_smooth=True)
+        plain = tensors(cam(image, [columns]))
+        smooth = tensors(cam(image, [columns], aug_smooth=True))
     assert plain[..., 8:].max() == 0, "the score has no other evidence than the left"
     assert smooth[..., -8:].max() > 0.1, "grad-cam has mended this"
 
@@ -216,7 +216,7 @@ def test_aug_smooth_there_asks_the_mirrored_image_for_the_same_place() -> None:
 def test_one_target_for_two_images() -> None:
     model = TinyCNN()
     with peer.GradCAM(model, [model.relu1]) as cam:
-        theirs = cam(IMAGES, [ClassifierOutputTarget(1)])
+        theirs = tensors(cam(IMAGES, [ClassifierOutputTarget(1)]))
     assert theirs[0].max() > 0.99 and theirs[1].max() == 0, "grad-cam has mended this"
     with pytest.raises(ValueError, match="2 images"):
         detcam.GradCAM(model, [model.relu1])(IMAGES, [ClassifierOutputTarget(1)])
@@ -228,5 +228,5 @@ def test_feature_pyramids() -> None:
     with pytest.raises(Exception), peer.GradCAM(case.model, [case.model.backbone]) as cam:  # noqa: B017
         cam(image[0][None], [lambda output: output["scores"].sum()])
         raise AssertionError("grad-cam has mended this")
-    found = detcam.GradCAM(case.adapter)(image)
+    found = tensors(detcam.GradCAM(case.adapter)(image))
     assert float(found[0].max()) == pytest.approx(1)

@@ -167,7 +167,7 @@ def test_arcc_and_its_parts(model: nn.Module, inputs: Tensor, cams: np.ndarray) 
     layer = ["features.6"]
 
     def method(input_tensor: Tensor, targets: Any) -> np.ndarray:
-        found: np.ndarray = GradCAM(model, layer)(input_tensor, targets).numpy()
+        found: np.ndarray = GradCAM(model, layer)(input_tensor, targets)
         return found
 
     np.testing.assert_allclose(arcc.Complexity()(cams), peer_arcc.Complexity()(cams), atol=1e-6)

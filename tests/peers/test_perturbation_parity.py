@@ -8,6 +8,7 @@ from torchvision.models import resnet18
 
 from detcam import AblationCAM, ScoreCAM
 from detcam.targets import ClassifierOutputTarget
+from tests.helpers import tensors
 
 pytestmark = [pytest.mark.peers, pytest.mark.filterwarnings("ignore")]
 peer = pytest.importorskip("pytorch_grad_cam", reason="grad-cam is not installed")
@@ -19,7 +20,7 @@ def test_score_cam() -> None:
     images = torch.randn(1, 3, 64, 96)
     with peer.ScoreCAM(model, [model.layer4[-1]]) as cam:
         expected = torch.from_numpy(cam(images, [ClassifierOutputTarget(7)]))
-    found = ScoreCAM(model, [model.layer4[-1]])(images, [ClassifierOutputTarget(7)])
+    found = tensors(ScoreCAM(model, [model.layer4[-1]])(images, [ClassifierOutputTarget(7)]))
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
 
 
@@ -34,5 +35,5 @@ def test_ablation_cam() -> None:
     assert float(model(images).amax(1).min()) > 0
     with peer.AblationCAM(model, [model.layer1], batch_size=64) as cam:
         expected = torch.from_numpy(cam(images, targets))
-    found = AblationCAM(model, ["layer1"])(images, targets)
+    found = tensors(AblationCAM(model, ["layer1"])(images, targets))
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)

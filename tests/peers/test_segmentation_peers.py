@@ -13,6 +13,7 @@ from torchvision.models.segmentation import deeplabv3_mobilenet_v3_large, fcn_re
 
 import detcam
 from detcam.targets import SemanticSegmentationTarget
+from tests.helpers import tensors
 
 peer = pytest.importorskip("pytorch_grad_cam", reason="grad-cam is not installed")
 peer_targets = pytest.importorskip("pytorch_grad_cam.utils.model_targets", reason="grad-cam is not installed")
@@ -64,9 +65,11 @@ def test_tutorial_gives_the_same_maps(case: str, method: str) -> None:
     theirs = copy.deepcopy(model) if case.startswith("smp") else OutputWrapper(copy.deepcopy(model))
     inner = theirs.model if isinstance(theirs, OutputWrapper) else theirs
     with getattr(peer, method)(model=theirs, target_layers=[inner.get_submodule(layer)]) as cam:
-        expected = cam(
-            input_tensor=inputs,
-            targets=[peer_targets.SemanticSegmentationTarget(c, m) for c, m in zip((1, 3), masks, strict=True)],
+        expected = tensors(
+            cam(
+                input_tensor=inputs,
+                targets=[peer_targets.SemanticSegmentationTarget(c, m) for c, m in zip((1, 3), masks, strict=True)],
+            )
         )
     assert expected.max() > 0.99, "grad-cam's own map is empty: nothing to compare"
     targets = [SemanticSegmentationTarget(c, m) for c, m in zip((1, 3), masks, strict=True)]

@@ -125,7 +125,7 @@ def test_sampling_stops_when_the_halves_agree() -> None:
     assert one.sampling is not None and one.sampling.agreement is not None
     assert MIN_PASSES <= one.sampling.passes < cam.max_passes and one.sampling.passes % BLOCK_SIZE == 0
     assert min(one.sampling.agreement) >= 0.8
-    for heatmap, (y, x) in zip(one.heatmaps, ((3, 4), (12, 20)), strict=True):
+    for heatmap, (y, x) in zip(torch.as_tensor(one.heatmaps), ((3, 4), (12, 20)), strict=True):
         top, left = divmod(int(heatmap.argmax()), 28)
         assert abs(top - y) <= 3 and abs(left - x) <= 4
     cam.max_passes = 300
@@ -156,9 +156,9 @@ def test_chunks_change_nothing_and_seeds_decide(method: Any) -> None:
     before.check()
     cam.batch_size = 7
     again = cam.explain([image, case.images[0]], [found, found[:0]])[0]
-    torch.testing.assert_close(again.heatmaps, together.heatmaps, atol=1e-5, rtol=0)
+    torch.testing.assert_close(torch.as_tensor(again.heatmaps), torch.as_tensor(together.heatmaps), atol=1e-5, rtol=0)
     other = method(case.adapter, passes=60, seed=2).explain(image, [found])[0]
-    assert float((other.heatmaps - together.heatmaps).abs().max()) > 0.05
+    assert float((torch.as_tensor(other.heatmaps) - torch.as_tensor(together.heatmaps)).abs().max()) > 0.05
 
 
 def slow_similarity(box: Tensor, vector: Tensor, boxes: Tensor, vectors: Tensor, background: int | None) -> float:
@@ -312,7 +312,9 @@ def test_drise_of_a_function(vectors: bool) -> None:
     assert function.images == 301 and result.sampling is not None and result.sampling.passes == 300
     assert [target.label for target in result.targets] == [1, 2]  # type: ignore[attr-defined]
     assert result.scores.tolist() == pytest.approx([1.0, 1.0], abs=1e-5)
-    for heatmap, (x1, y1, x2, y2) in zip(result.heatmaps, ((10, 8, 25, 20), (35, 20, 55, 36)), strict=True):
+    for heatmap, (x1, y1, x2, y2) in zip(
+        torch.as_tensor(result.heatmaps), ((10, 8, 25, 20), (35, 20, 55, 36)), strict=True
+    ):
         y, x = divmod(int(heatmap.argmax()), 60)
         assert y1 <= y < y2 and x1 <= x < x2
     masks = slow_masks(300, (40, 60), 8, 0.5, 2)

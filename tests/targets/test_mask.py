@@ -15,6 +15,7 @@ from detcam.adapters import segmenter
 from detcam.geometry import Geometry
 from detcam.outputs import SegmenterOutput
 from detcam.targets import MaskTarget, SemanticSegmentationTarget
+from tests.helpers import tensors
 
 pytestmark = pytest.mark.filterwarnings("ignore::detcam.ReachWarning")
 
@@ -142,7 +143,7 @@ def test_a_mirrored_image_is_asked_for_the_mirrored_mask() -> None:
     for parameter in model.parameters():
         parameter.data = parameter.data.abs()
     adapter = segmenter(model, mean=(0, 0, 0), std=(1, 1, 1), multiple=16, target_layers="0")
-    heatmap = HiResCAM(adapter)(image, [MaskTarget(0, mask)], aug_smooth=True)[0][0]
+    heatmap = tensors(HiResCAM(adapter)(image, [MaskTarget(0, mask)], aug_smooth=True))[0][0]
     assert torch.nonzero(heatmap > 1e-3).tolist() == [[4, 6]]
     flipped = MaskTarget(0, mask, against=1).hflip(24)
     assert torch.nonzero(flipped.mask).tolist() == [[4, 17]] and flipped.against == 1

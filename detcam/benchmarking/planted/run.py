@@ -149,7 +149,7 @@ class _ScenarioRun:
 
                 def call(cam: Any = cam, image: Any = image, targets: Any = targets) -> list[Tensor]:
                     with _no_warnings():
-                        return list(cam.explain(image, targets)[0].heatmaps)
+                        return list(torch.from_numpy(cam.explain(image, targets)[0].heatmaps))
 
                 heatmaps = call()
                 if passes is None:  # counting slows a method down, so only the first image is counted
@@ -172,7 +172,7 @@ class _ScenarioRun:
             targets = target, replace(target, source=None)  # type: ignore[type-var]
             with _no_warnings():
                 heatmaps = [
-                    cam.explain(case.scene.image, [target])[0].heatmaps[0]
+                    torch.from_numpy(cam.explain(case.scene.image, [target])[0].heatmaps[0])
                     for cam, target in zip(cams, targets, strict=True)
                 ]
             for values, heatmap in zip(energies, heatmaps, strict=True):

@@ -175,7 +175,7 @@ def gradients(total: Tensor, attentions: Sequence[Attention], model: nn.Module) 
     return filled
 
 
-class AttentionCAM(LayerlessCAM):
+class AttentionCAM(LayerlessCAM, abstract=True):
     """A method that reads a transformer's attention; its map has the tokens' grid.
 
     Args:

@@ -8,7 +8,7 @@ from typing import Any
 from detcam.cam import BaseCAM
 
 
-class WrapperCAM(BaseCAM):
+class WrapperCAM(BaseCAM, abstract=True):
     """A method around a base method at the same target layers.
 
     Attributes:
@@ -25,5 +25,5 @@ class WrapperCAM(BaseCAM):
             options: arguments of the base method beside the adapter.
         """
         self.base = base_method(self.adapter, **options)
-        self.uses_gradients = self.base.uses_gradients  # type: ignore[misc]
+        self.uses_gradients = self.base.uses_gradients
         self.class_discriminative = self.base.class_discriminative  # type: ignore[misc]
