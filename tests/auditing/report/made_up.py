@@ -89,7 +89,7 @@ def _image(seed: int, names: dict[int, str], hostile: bool) -> SampleImage:
     scene, rng = draw_scene(seed), np.random.default_rng(seed)
     file_name = f"{HOSTILE}/{seed}.png" if hostile else f"harbour/Scene {seed:03d}.png"
     truths = truths_of(scene, seed, file_name, names)
-    found: list[tuple[AuditCase, CaseMaps | None]] = []
+    cases: list[tuple[AuditCase, CaseMaps | None]] = []
 
     def add(
         kind: ErrorType,
@@ -99,7 +99,7 @@ def _image(seed: int, names: dict[int, str], hostile: bool) -> SampleImage:
         truth: GroundTruthObject | None,
         location: EvidenceLocation,
     ) -> None:
-        number = len(found)
+        number = len(cases)
         case = AuditCase(
             id=f"image-{seed}-{'missed' if kind == 'missed' else 'detection'}-{number}",
             image_id=seed,
@@ -117,7 +117,7 @@ def _image(seed: int, names: dict[int, str], hostile: bool) -> SampleImage:
         )
         explained = number % 4 != 3
         maps = _maps(scene, tuple(cause.tolist()), rng) if explained else None
-        found.append((_explained(case, maps, location, rng) if maps is not None else case, maps))
+        cases.append((_explained(case, maps, location, rng) if maps is not None else case, maps))
 
     for ghost, box in scene.ghost_boxes_xyxy.items():
         add("background", 1, box, scene.object(ghost).box_xyxy, None, "scene" if seed % 3 else "ring")
@@ -134,7 +134,7 @@ def _image(seed: int, names: dict[int, str], hostile: bool) -> SampleImage:
     for number, item in enumerate(scene.of_kind("anchored")):
         truth = GroundTruthObject(tuple(item.box_xyxy.tolist()), 1, names[1], 0.0, 200 + number)
         add("missed", 1, item.box_xyxy, item.box_xyxy, truth, "same class")
-    return SampleImage(scene, truths, found)
+    return SampleImage(scene, truths, cases)
 
 
 def _maps(scene: HarbourScene, cause: Box, rng: np.random.Generator) -> CaseMaps:
@@ -181,9 +181,9 @@ def _explained(case: AuditCase, maps: CaseMaps, location: EvidenceLocation, rng:
     )
 
 
-def summary_of(found: list[SampleImage], **changed: object) -> ReportSummary:
+def summary_of(images: list[SampleImage], **overrides: object) -> ReportSummary:
     """Return a summary of the images, with the cases grouped by type, class and evidence location."""
-    cases = [case for image in found for case, _ in image.cases]
+    cases = [case for image in images for case, _ in image.cases]
     keys = Counter((case.type, case.label, case.evidence_location) for case in cases if case.method)
     groups = []
     for number, ((kind, label, location), size) in enumerate(keys.most_common()):
@@ -210,8 +210,8 @@ def summary_of(found: list[SampleImage], **changed: object) -> ReportSummary:
         "model": "harbour detector",
         "adapter": "torchvision FCOS",
         "annotations": "harbour.json",
-        "image_count": len(found),
-        "object_count": sum(len(image.truths) for image in found),
+        "image_count": len(images),
+        "object_count": sum(len(image.truths) for image in images),
         "iou_threshold": 0.5,
         "average_precision": 0.712,
         "false_positive_count": sum(case.is_false_positive for case in cases),
@@ -226,22 +226,22 @@ def summary_of(found: list[SampleImage], **changed: object) -> ReportSummary:
         "issues": DataIssues([DataIssue("image is missing", "no image file at images/12.png; skipped", 12)]),
         "seconds": 812.4,
     }
-    return ReportSummary(**{**values, **changed})  # type: ignore[arg-type]
+    return ReportSummary(**{**values, **overrides})  # type: ignore[arg-type]
 
 
 def class_summary(label: int, name: str, cases: list[AuditCase]) -> ClassSummary:
     inside = [case for case in cases if case.label == label]
     counts = Counter(case.type for case in inside)
-    wrong = sum(case.is_false_positive for case in inside)
+    false_positives = sum(case.is_false_positive for case in inside)
     errors = {kind: counts[kind] for kind in ERROR_TYPES}
-    return ClassSummary(label, name, 0.7, 40, 31, wrong, counts["missed"], errors)
+    return ClassSummary(label, name, 0.7, 40, 31, false_positives, counts["missed"], errors)
 
 
-def write(out: Path, found: list[SampleImage], summary: ReportSummary | None = None) -> Path:
+def write(out: Path, images: list[SampleImage], summary: ReportSummary | None = None) -> Path:
     """Write the report in the same way as an audit."""
-    summary = summary or summary_of(found)
+    summary = summary or summary_of(images)
     writer = ReportWriter(out)
-    for image in found:
+    for image in images:
         if image.cases:
             truths = image.truths
             writer.image(truths.image_id, truths.file_name, image.scene.image, truths)

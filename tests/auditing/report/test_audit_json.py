@@ -27,8 +27,8 @@ OPEN = ("settings", "evidence_shares", "errors")
 
 @pytest.fixture(scope="module")
 def audit(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    found = make_images(range(5))
-    return json.loads((write(tmp_path_factory.mktemp("report"), found).parent / "audit.json").read_text("utf-8"))
+    samples = make_images(range(5))
+    return json.loads((write(tmp_path_factory.mktemp("report"), samples).parent / "audit.json").read_text("utf-8"))
 
 
 def documented() -> dict[str, str]:
@@ -50,7 +50,7 @@ def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 def test_documented_and_written_fields_are_the_same(audit: dict[str, Any]) -> None:
     written = {path for path, _ in leaves(audit)}
-    # An object or list that may be null has a line of its own, beside those of what is in it.
+    # An object or list that may be null has a line of its own, beside those of its content.
     assert written <= documented().keys()
     inner = {path for path in documented() if path.endswith(("evidence_shares", "ground_truth", "peak_xy"))}
     assert documented().keys() - inner <= written
@@ -82,13 +82,13 @@ def test_cases_round_trip_through_json(audit: dict[str, Any]) -> None:
 
 
 def test_nan_and_infinity_become_null(tmp_path: Path) -> None:
-    found = make_images(range(1))
+    samples = make_images(range(1))
     summary = summary_of(
-        found,
+        samples,
         average_precision=float("nan"),
         settings={"limit": float("inf"), "folder": Path("a"), "count": np.int64(3), "part": np.float32(0.5)},
     )
-    audit = json.loads((write(tmp_path, found, summary).parent / "audit.json").read_text("utf-8"))
+    audit = json.loads((write(tmp_path, samples, summary).parent / "audit.json").read_text("utf-8"))
     assert audit["average_precision"] is None
     assert audit["settings"] == {"limit": None, "folder": "a", "count": 3, "part": 0.5}
 
@@ -100,10 +100,10 @@ def test_summary_of_an_error_analysis(tmp_path: Path) -> None:
     summary = ReportSummary.from_analysis(
         analysis, annotations, model="m", adapter="a", iou_threshold=0.5, cases=(), seconds=1.5
     )
-    wrong = [index for index, error in enumerate(analysis.errors) if error.is_false_positive]
-    assert summary.false_positive_count == len(wrong) > 3
+    false_positives = [index for index, error in enumerate(analysis.errors) if error.is_false_positive]
+    assert summary.false_positive_count == len(false_positives) > 3
     assert summary.false_positive_delta_ap == pytest.approx(
-        analysis.average_precision_without(wrong) - analysis.average_precision
+        analysis.average_precision_without(false_positives) - analysis.average_precision
     )
     assert summary.average_precision == analysis.average_precision
     assert summary.object_count == sum(item.objects for item in analysis.classes.values())
@@ -115,8 +115,8 @@ def test_summary_of_an_error_analysis(tmp_path: Path) -> None:
 
 
 def test_headline() -> None:
-    found = make_images(range(6))
-    summary = summary_of(found)
+    samples = make_images(range(6))
+    summary = summary_of(samples)
     explained = [case for case in summary.cases if case.is_false_positive and case.evidence_shares]
     outside = [
         c
@@ -137,11 +137,11 @@ def test_headline() -> None:
 
 
 def test_headline_edge_cases() -> None:
-    found = make_images(range(1))
-    first = next(case for case, maps in found[0].cases if maps is not None and case.is_false_positive)
+    samples = make_images(range(1))
+    first = next(case for case, maps in samples[0].cases if maps is not None and case.is_false_positive)
     for ap, words in ((0.5, "0.50"), (0.0042, "0.004"), (0.0001, "less than 0.001")):
-        one = summary_of(found, cases=(first,), groups=(), false_positive_count=1, false_positive_delta_ap=ap)
-        assert one.headline()[0] == f"1 false positive reduces average precision by {words}."
+        summary = summary_of(samples, cases=(first,), groups=(), false_positive_count=1, false_positive_delta_ap=ap)
+        assert summary.headline()[0] == f"1 false positive reduces average precision by {words}."
     inside = replace(first, evidence_shares={"predicted box": 0.7, "scene": 0.3})
     outside = replace(first, evidence_shares={"predicted box": 0.5, "ring": 0.3, "scene": 0.2}, id="other")
     assert not rests_outside(inside) and rests_outside(outside)
@@ -152,27 +152,27 @@ def test_headline_edge_cases() -> None:
         ((inside, outside), "1 of 2 explained false positives has most of its"),
     )
     for cases, words in lines:
-        summary = summary_of(found, cases=cases, groups=())
+        summary = summary_of(samples, cases=cases, groups=())
         assert summary.headline()[1] == f"{words} evidence outside the box."
-    none = summary_of(found, cases=(), groups=(), false_positive_count=0, false_positive_delta_ap=0.0)
+    none = summary_of(samples, cases=(), groups=(), false_positive_count=0, false_positive_delta_ap=0.0)
     assert none.headline() == ["No false positives."]
-    undefined = summary_of(found, cases=(), groups=(), false_positive_count=2, false_positive_delta_ap=float("nan"))
+    undefined = summary_of(samples, cases=(), groups=(), false_positive_count=2, false_positive_delta_ap=float("nan"))
     assert undefined.headline() == [
         "2 false positives. Average precision is undefined, because there are no ground-truth objects."
     ]
 
 
 def test_headline_counts_are_exact() -> None:
-    found = make_images(range(1))
-    first = next(case for case, maps in found[0].cases if maps is not None and case.is_false_positive)
+    samples = make_images(range(1))
+    first = next(case for case, maps in samples[0].cases if maps is not None and case.is_false_positive)
     inside = [replace(first, id=f"case-{i}", evidence_shares={"ground truth": 1.0}) for i in range(300)]
-    summary = summary_of(found, cases=(*inside, replace(first, id="x", evidence_shares={"scene": 1.0})), groups=())
+    summary = summary_of(samples, cases=(*inside, replace(first, id="x", evidence_shares={"scene": 1.0})), groups=())
     assert summary.headline()[1].startswith("1 of 301 ")
 
 
 def test_inconsistent_cases_and_groups_raise() -> None:
-    found = make_images(range(1))
-    summary = summary_of(found)
+    samples = make_images(range(1))
+    summary = summary_of(samples)
     with pytest.raises(ValueError, match="unique"):
         replace(summary, cases=(*summary.cases, summary.cases[0]))
     with pytest.raises(ValueError, match="not a case of the audit"):

@@ -32,18 +32,18 @@ def look(chromium: Any) -> Iterator[Open]:
 
 
 @pytest.fixture(scope="module")
-def found() -> list[SampleImage]:
+def samples() -> list[SampleImage]:
     return make_images(range(16))
 
 
 @pytest.fixture(scope="module")
-def summary(found: list[SampleImage]) -> ReportSummary:
-    return summary_of(found)
+def summary(samples: list[SampleImage]) -> ReportSummary:
+    return summary_of(samples)
 
 
 @pytest.fixture(scope="module")
-def index(found: list[SampleImage], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write(tmp_path_factory.mktemp("report"), found)
+def index(samples: list[SampleImage], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(tmp_path_factory.mktemp("report"), samples)
 
 
 def explained(summary: ReportSummary) -> AuditCase:
@@ -134,10 +134,10 @@ def test_filters_and_orders(look: Open, index: Path, summary: ReportSummary) -> 
 @pytest.mark.parametrize("count", [2, 16])
 def test_missing_values_are_not_shown(look: Open, tmp_path: Path, count: int) -> None:
     """The text contains no "false", "null" or "undefined"."""
-    some = make_images(range(count))
-    page = look(write(tmp_path, some))
+    samples = make_images(range(count))
+    page = look(write(tmp_path, samples))
     whole = page.inner_text("body")
-    case = explained(summary_of(some))
+    case = explained(summary_of(samples))
     for text in (whole, look(tmp_path / "index.html", f"#case={case.id}").inner_text("#case")):
         lines = {line.strip() for line in text.splitlines()}
         assert not lines & {"false", "true", "null", "undefined", "NaN"}
@@ -176,7 +176,10 @@ def test_case_view_shows_all_fields(look: Open, index: Path, summary: ReportSumm
     pieces = page.locator(".findings section:has-text('Evidence location') .piece")
     widths = pieces.evaluate_all("all => all.map(node => node.getBoundingClientRect().width)")
     assert [w / sum(widths) for w in widths] == pytest.approx(
-        [case.evidence_shares[place] for place in ("predicted box", "ground truth", "same class", "ring", "scene")],
+        [
+            case.evidence_shares[location]
+            for location in ("predicted box", "ground truth", "same class", "ring", "scene")
+        ],
         abs=0.01,
     )
     line = page.locator("[data-layer=box] .predicted")
@@ -186,11 +189,11 @@ def test_case_view_shows_all_fields(look: Open, index: Path, summary: ReportSumm
 
 
 def test_all_ground_truth_boxes_are_drawn(
-    look: Open, index: Path, found: list[SampleImage], summary: ReportSummary
+    look: Open, index: Path, samples: list[SampleImage], summary: ReportSummary
 ) -> None:
     case = explained(summary)
     page = look(index, f"#case={case.id}")
-    image = next(image for image in found if image.truths.image_id == case.image_id)
+    image = next(image for image in samples if image.truths.image_id == case.image_id)
     assert page.locator("[data-layer=truths] rect.line").count() == len(image.truths)
     assert page.locator("[data-layer=truths] rect.concerned").count() == 1
 
@@ -229,14 +232,14 @@ def test_keys_toggle_layers_and_zoom(look: Open, index: Path, summary: ReportSum
 
 
 def test_heatmap_looks_like_an_overlay(
-    look: Open, index: Path, found: list[SampleImage], summary: ReportSummary
+    look: Open, index: Path, samples: list[SampleImage], summary: ReportSummary
 ) -> None:
     case = explained(summary)
     page = look(index, f"#case={case.id}")
     for key in "bte":
         page.keyboard.press(key)
     image = np.asarray(Image.open(next((index.parent / "images").glob(f"*{case.image_id:03d}-*.jpg"))))
-    maps = next(maps for one in found for known, maps in one.cases if known.id == case.id)
+    maps = next(maps for image in samples for other, maps in image.cases if other.id == case.id)
     assert maps is not None
     heat = maps.heatmap / np.float32(255)
 
@@ -272,20 +275,20 @@ def test_navigation_between_cases(look: Open, index: Path, summary: ReportSummar
     page = look(index)
     order = [case.id for case in sorted(summary.cases, key=lambda case: (-case.delta_ap, -case.score))]
 
-    def at() -> str:
+    def current_case() -> str:
         return str(page.evaluate("location.hash")).removeprefix("#case=")
 
     page.click(".case-card >> nth=1")
-    assert at() == order[1] and page.inner_text(".steps .of") == f"2 of {len(order)}"
+    assert current_case() == order[1] and page.inner_text(".steps .of") == f"2 of {len(order)}"
     for key, position in (("j", 2), ("ArrowRight", 3), ("k", 2), ("ArrowLeft", 1)):
         page.keyboard.press(key)
         until(page, f"location.hash === '#case={order[position]}'")
         until(page, f"document.querySelector('.steps .of').innerText === '{position + 1} of {len(order)}'")
     page.click("text=Previous")
     page.wait_for_selector("text=Previous >> xpath=self::*[@aria-disabled='true']")
-    assert at() == order[0]
+    assert current_case() == order[0]
     page.keyboard.press("k")
-    assert at() == order[0]
+    assert current_case() == order[0]
     page.keyboard.press("Escape")
     page.wait_for_selector("#overview:not([hidden])")
     assert page.evaluate("document.activeElement.dataset.id") == order[0], "the opened card has the focus"
@@ -293,7 +296,7 @@ def test_navigation_between_cases(look: Open, index: Path, summary: ReportSummar
     assert page.evaluate("document.activeElement.dataset.id") == order[1]
     page.keyboard.press("Enter")
     page.wait_for_selector("#case:not([hidden])")
-    assert at() == order[1]
+    assert current_case() == order[1]
     page.go_back()
     page.wait_for_selector("#overview:not([hidden])")
 
@@ -320,11 +323,11 @@ def test_link_to_an_unknown_case(look: Open, index: Path) -> None:
 
 
 def test_names_are_shown_as_text(look: Open, tmp_path: Path) -> None:
-    found = make_images(range(3), hostile=True, names={1: HOSTILE, 2: HOSTILE + "2"})
-    known = summary_of(found, model=HOSTILE, settings={HOSTILE: HOSTILE}).cases
+    samples = make_images(range(3), hostile=True, names={1: HOSTILE, 2: HOSTILE + "2"})
+    known = summary_of(samples, model=HOSTILE, settings={HOSTILE: HOSTILE}).cases
     wild = replace(known[0], id=HOSTILE, sentence=HOSTILE, question=HOSTILE, reason=HOSTILE)
-    found[0].cases[0] = (wild, found[0].cases[0][1])
-    page = look(write(tmp_path, found, summary_of(found, model=HOSTILE, annotations=HOSTILE, groups=())))
+    samples[0].cases[0] = (wild, samples[0].cases[0][1])
+    page = look(write(tmp_path, samples, summary_of(samples, model=HOSTILE, annotations=HOSTILE, groups=())))
     assert HOSTILE in page.inner_text("#subject")
     page.click(".case-card[data-id^='</script>']")
     assert page.inner_text(".case-head .file") == wild.file_name and HOSTILE in page.inner_text(".findings")

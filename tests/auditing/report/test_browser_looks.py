@@ -40,8 +40,8 @@ CONTRAST = """() => {
     if (a > 0) return [r, g, b]; } return [255, 255, 255]; };
   const worst = {};
   for (const node of document.querySelectorAll('body *')) {
-    const own = [...node.childNodes].some(child => child.nodeType === 3 && child.data.trim());
-    if (!own || !node.checkVisibility() || node.closest('[aria-disabled], .off, script, option')) continue;
+    const hasText = [...node.childNodes].some(child => child.nodeType === 3 && child.data.trim());
+    if (!hasText || !node.checkVisibility() || node.closest('[aria-disabled], .off, script, option')) continue;
     const [high, low] = [light(numbers(getComputedStyle(node).color)), light(ground(node))].sort((a, b) => b - a);
     const name = node.tagName + '.' + node.className;
     worst[name] = Math.min(worst[name] ?? 99, (high + 0.05) / (low + 0.05));
@@ -90,8 +90,8 @@ def test_narrow_windows_do_not_scroll_horizontally(look: Open, index: Path, widt
 
 
 def test_long_names_do_not_scroll_horizontally(look: Open, tmp_path: Path) -> None:
-    found = make_images(range(2), names={1: "Donaudampfschifffahrtsgesellschaft" * 4, 2: HOSTILE}, hostile=True)
-    page = look(write(tmp_path, found), width=375)
+    samples = make_images(range(2), names={1: "Donaudampfschifffahrtsgesellschaft" * 4, 2: HOSTILE}, hostile=True)
+    page = look(write(tmp_path, samples), width=375)
     assert overflow(page) == 0
     page.click(".case-card >> nth=0")
     page.wait_for_selector("#case:not([hidden])")
@@ -101,8 +101,9 @@ def test_long_names_do_not_scroll_horizontally(look: Open, tmp_path: Path) -> No
 def test_controls_and_images_have_accessible_names(look: Open, index: Path) -> None:
     page = look(index)
     nameless = """() => [...document.querySelectorAll('button, a[href], select, input, [role], dialog')]
-      .filter(node => !(node.getAttribute('aria-label') || node.getAttribute('aria-labelledby') || node.textContent.trim()
-        || (node.labels && [...node.labels].some(label => label.textContent.trim())) || node.title))
+      .filter(node => !(node.getAttribute('aria-label') || node.getAttribute('aria-labelledby')
+        || node.textContent.trim() || node.title
+        || (node.labels && [...node.labels].some(label => label.textContent.trim()))))
       .map(node => node.outerHTML.slice(0, 120))"""
     doubled = (
         "() => [...document.querySelectorAll('[id]')].map(o => o.id).filter((id, at, all) => all.indexOf(id) !== at)"
@@ -127,13 +128,13 @@ def test_focus_is_visible(look: Open, index: Path) -> None:
 
 
 def test_thousands_of_cases_are_rendered_lazily(look: Open, tmp_path: Path) -> None:
-    found = make_images(range(2))
-    few = summary_of(found).cases
+    samples = make_images(range(2))
+    few = summary_of(samples).cases
     many = tuple(
         replace(few[at % len(few)], id=f"case-{at}", delta_ap=1 - at / 5000, file_name=f"{at}.png", group=None)
         for at in range(5000)
     )
-    page = look(write(tmp_path, found, summary_of(found, cases=many, groups=())))
+    page = look(write(tmp_path, samples, summary_of(samples, cases=many, groups=())))
     assert page.locator(".case-card").count() < 300
     before = page.locator(".case-card").count()
     page.evaluate("document.getElementById('end').scrollIntoView()")
@@ -155,11 +156,11 @@ def test_thousands_of_cases_are_rendered_lazily(look: Open, tmp_path: Path) -> N
 
 
 def test_an_audit_without_errors(look: Open, tmp_path: Path) -> None:
-    found = make_images(range(1))
-    zero = dict.fromkeys(summary_of(found).error_counts, 0)
+    samples = make_images(range(1))
+    zero = dict.fromkeys(summary_of(samples).error_counts, 0)
     empty = summary_of(
-        found, cases=(), groups=(), false_positive_count=0, false_positive_delta_ap=0.0, error_counts=zero, classes=(),
-        delta_ap_by_type=dict.fromkeys(zero, 0.0), average_precision=1.0,
+        samples, cases=(), groups=(), false_positive_count=0, false_positive_delta_ap=0.0, error_counts=zero,
+        classes=(), delta_ap_by_type=dict.fromkeys(zero, 0.0), average_precision=1.0,
     )  # fmt: skip
     page = look(write(tmp_path, [], empty))
     assert page.inner_text("h1") == "No false positives." and page.inner_text("#count") == "No errors."

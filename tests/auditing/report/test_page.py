@@ -48,9 +48,9 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory: pytest.TempPathFactory) -> str:
-    found = make_images(range(3), hostile=True, names={1: HOSTILE, 2: "{{script}} <!-- \u2028"})
-    summary = summary_of(found, model=HOSTILE, annotations=HOSTILE, settings={HOSTILE: HOSTILE})
-    return write(tmp_path_factory.mktemp("hostile"), found, summary).read_text("utf-8")
+    samples = make_images(range(3), hostile=True, names={1: HOSTILE, 2: "{{script}} <!-- \u2028"})
+    summary = summary_of(samples, model=HOSTILE, annotations=HOSTILE, settings={HOSTILE: HOSTILE})
+    return write(tmp_path_factory.mktemp("hostile"), samples, summary).read_text("utf-8")
 
 
 def texts(value: Any) -> Iterator[str]:
@@ -71,9 +71,9 @@ def test_names_change_only_texts(plain: str, hostile: str) -> None:
     assert first.texts["style"] == second.texts["style"] and first.texts["script"][1:] == second.texts["script"][1:]
     assert len(second.texts["script"]) == 2
     data = json.loads(second.texts["script"][0])
-    found = set(texts(data))
-    assert HOSTILE in found and "{{script}} <!-- \u2028" in found
-    assert f"{HOSTILE}/0.png" in found
+    names = set(texts(data))
+    assert HOSTILE in names and "{{script}} <!-- \u2028" in names
+    assert f"{HOSTILE}/0.png" in names
     assert second.texts["title"] == [f"Audit of {HOSTILE}"]
 
 
@@ -117,9 +117,9 @@ def test_heat_colors_match_the_overlays() -> None:
 
 
 def test_page_data_contains_every_case_without_empty_fields(tmp_path: Path) -> None:
-    found = make_images(range(3))
-    summary = summary_of(found)
-    data = json.loads(Reader(write(tmp_path, found).read_text("utf-8")).texts["script"][0])
+    samples = make_images(range(3))
+    summary = summary_of(samples)
+    data = json.loads(Reader(write(tmp_path, samples).read_text("utf-8")).texts["script"][0])
     for entry, case in zip(data["cases"], summary.cases, strict=True):
         whole = case.to_json()
         assert {key: value for key, value in entry.items() if key not in ("files", "outlines")} == {

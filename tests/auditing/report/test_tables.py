@@ -18,7 +18,7 @@ from tests.auditing.report.made_up import HOSTILE, SampleImage, make_images, sum
 
 
 @pytest.fixture(scope="module")
-def found() -> list[SampleImage]:
+def samples() -> list[SampleImage]:
     return make_images(range(6))
 
 
@@ -26,16 +26,18 @@ def rows_of(content: bytes) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline="")))
 
 
-def test_table_has_one_row_per_false_positive_sorted_by_delta_ap(found: list[SampleImage]) -> None:
-    summary = summary_of(found)
+def test_table_has_one_row_per_false_positive_sorted_by_delta_ap(samples: list[SampleImage]) -> None:
+    summary = summary_of(samples)
     content = false_positives_csv(summary)
     assert content.startswith(b"\xef\xbb\xbfid,")
     rows = rows_of(content)
-    wrong = {case.id: case for case in summary.cases if case.is_false_positive}
-    assert len(rows) == len(wrong) < len(summary.cases) and {row["id"] for row in rows} == wrong.keys()
-    assert [float(row["delta_ap"]) for row in rows] == sorted((case.delta_ap for case in wrong.values()), reverse=True)
+    expected = {case.id: case for case in summary.cases if case.is_false_positive}
+    assert len(rows) == len(expected) < len(summary.cases) and {row["id"] for row in rows} == expected.keys()
+    assert [float(row["delta_ap"]) for row in rows] == sorted(
+        (case.delta_ap for case in expected.values()), reverse=True
+    )
     for row in rows:
-        case = wrong[row["id"]]
+        case = expected[row["id"]]
         assert tuple(row) == COLUMNS
         corners = [float(row[name]) for name in ("left", "top", "right", "bottom")]
         assert corners == pytest.approx(case.box_xyxy, rel=1e-6)
@@ -48,17 +50,17 @@ def test_table_has_one_row_per_false_positive_sorted_by_delta_ap(found: list[Sam
 
 
 @pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@x", "\t=1", "\r=1", "\n=1", '=HYPERLINK("a")'])
-def test_formulas_are_escaped(found: list[SampleImage], text: str) -> None:
-    case = replace(found[0].cases[0][0], file_name=text, name=text, image_id=text, box_xyxy=(-3.5, 0.0, 4.0, 4.0))
-    row = rows_of(false_positives_csv(summary_of(found, cases=(case,), groups=())))[0]
+def test_formulas_are_escaped(samples: list[SampleImage], text: str) -> None:
+    case = replace(samples[0].cases[0][0], file_name=text, name=text, image_id=text, box_xyxy=(-3.5, 0.0, 4.0, 4.0))
+    row = rows_of(false_positives_csv(summary_of(samples, cases=(case,), groups=())))[0]
     assert row["file_name"] == row["class"] == row["image_id"] == "'" + text
     assert row["left"] == "-3.5", "numbers stay numbers"
 
 
-def test_quotes_and_line_breaks_round_trip(found: list[SampleImage]) -> None:
+def test_quotes_and_line_breaks_round_trip(samples: list[SampleImage]) -> None:
     name = HOSTILE + ',;"\n'
-    case = replace(found[0].cases[0][0], name=name)
-    assert rows_of(false_positives_csv(summary_of(found, cases=(case,), groups=())))[0]["class"] == name
+    case = replace(samples[0].cases[0][0], name=name)
+    assert rows_of(false_positives_csv(summary_of(samples, cases=(case,), groups=())))[0]["class"] == name
 
 
 def load(path: Path) -> COCO:
@@ -66,15 +68,15 @@ def load(path: Path) -> COCO:
         return COCO(str(path))
 
 
-def test_pycocotools_reads_the_false_positives(tmp_path: Path, found: list[SampleImage]) -> None:
-    summary = summary_of(found)
-    coco = load(write(tmp_path, found, summary).parent / "false_positives.coco.json")
-    wrong = [case for case in summary.cases if case.is_false_positive]
-    assert sorted(coco.getImgIds()) == sorted({case.image_id for case in wrong})
+def test_pycocotools_reads_the_false_positives(tmp_path: Path, samples: list[SampleImage]) -> None:
+    summary = summary_of(samples)
+    coco = load(write(tmp_path, samples, summary).parent / "false_positives.coco.json")
+    expected = [case for case in summary.cases if case.is_false_positive]
+    assert sorted(coco.getImgIds()) == sorted({case.image_id for case in expected})
     assert {cat["id"]: cat["name"] for cat in coco.loadCats(coco.getCatIds())} == {11: "boat", 12: "buoy"}
-    assert len(coco.getAnnIds()) == len(wrong)
+    assert len(coco.getAnnIds()) == len(expected)
     for annotation in coco.loadAnns(coco.getAnnIds()):
-        case = next(case for case in wrong if case.id == annotation["attributes"]["case"])
+        case = next(case for case in expected if case.id == annotation["attributes"]["case"])
         left, top, width, height = annotation["bbox"]
         assert (left, top, left + width, top + height) == pytest.approx(case.box_xyxy, rel=1e-5)
         assert annotation["area"] == pytest.approx(width * height, rel=1e-5)
@@ -86,36 +88,36 @@ def test_pycocotools_reads_the_false_positives(tmp_path: Path, found: list[Sampl
         assert (attributes["type"], attributes["verdict"]) == (case.type, case.verdict)
 
 
-def test_detcam_reads_the_false_positives_as_annotations(tmp_path: Path, found: list[SampleImage]) -> None:
-    path = write(tmp_path / "report", found).parent / "false_positives.coco.json"
+def test_detcam_reads_the_false_positives_as_annotations(tmp_path: Path, samples: list[SampleImage]) -> None:
+    path = write(tmp_path / "report", samples).parent / "false_positives.coco.json"
     from PIL import Image
 
-    for pixels in found:
+    for pixels in samples:
         file = tmp_path / "images" / pixels.truths.file_name
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels.scene.image).save(file)
     read = Annotations.load(path, tmp_path / "images")
-    wrong = [case for case in summary_of(found).cases if case.is_false_positive]
-    assert sum(len(image) for image in read) == len(wrong) and not len(read.issues)
+    expected = [case for case in summary_of(samples).cases if case.is_false_positive]
+    assert sum(len(image) for image in read) == len(expected) and not len(read.issues)
     first = read[0].boxes_xyxy[0].tolist()
-    assert first == pytest.approx(wrong[0].box_xyxy, rel=1e-5)
+    assert first == pytest.approx(expected[0].box_xyxy, rel=1e-5)
 
 
-def test_non_integer_ids_are_replaced(found: list[SampleImage]) -> None:
-    cases = tuple(replace(case, image_id=f"id {case.image_id}") for case in summary_of(found).cases)
-    coco = false_positives_coco(summary_of(found, cases=cases, groups=(), category_ids={1: 11}))
-    wrong = [case for case in cases if case.is_false_positive]
-    assert [image["id"] for image in coco["images"]] == list(range(1, len({case.image_id for case in wrong}) + 1))
+def test_non_integer_ids_are_replaced(samples: list[SampleImage]) -> None:
+    cases = tuple(replace(case, image_id=f"id {case.image_id}") for case in summary_of(samples).cases)
+    coco = false_positives_coco(summary_of(samples, cases=cases, groups=(), category_ids={1: 11}))
+    expected = [case for case in cases if case.is_false_positive]
+    assert [image["id"] for image in coco["images"]] == list(range(1, len({case.image_id for case in expected}) + 1))
     by_id = {image["id"]: image["file_name"] for image in coco["images"]}
-    for annotation, case in zip(coco["annotations"], wrong, strict=True):
+    for annotation, case in zip(coco["annotations"], expected, strict=True):
         assert by_id[annotation["image_id"]] == case.file_name
-        # One class has no category in the file: all take class indices, so that no two get one id.
+        # One class has no category in the file: all take class indices, so that ids are unique.
         assert annotation["category_id"] == case.label
     assert {category["id"] for category in coco["categories"]} == {1, 2}
 
 
-def test_an_audit_without_errors_has_empty_tables(tmp_path: Path, found: list[SampleImage]) -> None:
-    out = write(tmp_path, [], summary_of(found, cases=(), groups=(), false_positive_count=0)).parent
+def test_an_audit_without_errors_has_empty_tables(tmp_path: Path, samples: list[SampleImage]) -> None:
+    out = write(tmp_path, [], summary_of(samples, cases=(), groups=(), false_positive_count=0)).parent
     assert rows_of((out / "false_positives.csv").read_bytes()) == []
     coco = json.loads((out / "false_positives.coco.json").read_text("utf-8"))
     assert coco["annotations"] == coco["images"] == []

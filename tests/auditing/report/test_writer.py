@@ -19,7 +19,7 @@ from tests.auditing.report.made_up import HOSTILE, SampleImage, make_images, sum
 
 
 @pytest.fixture(scope="module")
-def found() -> list[SampleImage]:
+def samples() -> list[SampleImage]:
     return make_images(range(4))
 
 
@@ -27,30 +27,30 @@ def files_in(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def explained(found: list[SampleImage]) -> tuple[SampleImage, AuditCase, CaseMaps]:
-    for image in found:
+def explained(samples: list[SampleImage]) -> tuple[SampleImage, AuditCase, CaseMaps]:
+    for image in samples:
         for case, maps in image.cases:
             if maps is not None and case.is_false_positive:
                 return image, case, maps
     raise LookupError
 
 
-def test_files_are_those_named_in_audit_json(tmp_path: Path, found: list[SampleImage]) -> None:
-    write(tmp_path, found)
+def test_files_are_those_named_in_audit_json(tmp_path: Path, samples: list[SampleImage]) -> None:
+    write(tmp_path, samples)
     audit = json.loads((tmp_path / "audit.json").read_text("utf-8"))
     named = {path for case in audit["cases"] for path in case["files"].values() if path}
     named |= {image["file"] for image in audit["images"]}
     described = {image["file"].replace(".jpg", ".json") for image in audit["images"]}
     top = {layout.INDEX, layout.AUDIT, layout.TABLE, layout.COCO}
     assert set(files_in(tmp_path)) == named | described | top
-    for case, entry in zip(summary_of(found).cases, audit["cases"], strict=True):
+    for case, entry in zip(summary_of(samples).cases, audit["cases"], strict=True):
         assert entry["files"]["thumbnail"] and entry["files"]["image"]
         assert all(bool(entry["files"][kind]) == bool(case.method) for kind in ("heatmap", "evidence", "control"))
-    assert {bool(case.method) for case in summary_of(found).cases} == {True, False}
+    assert {bool(case.method) for case in summary_of(samples).cases} == {True, False}
 
 
-def test_maps_round_trip(tmp_path: Path, found: list[SampleImage]) -> None:
-    pixels, case, maps = explained(found)
+def test_maps_round_trip(tmp_path: Path, samples: list[SampleImage]) -> None:
+    pixels, case, maps = explained(samples)
     ReportWriter(tmp_path).case(case, pixels.scene.image, maps)
     stored = {
         kind: Image.open(tmp_path / "cases" / f"{case.id}.{kind}.png") for kind in ("heatmap", "evidence", "control")
@@ -61,8 +61,8 @@ def test_maps_round_trip(tmp_path: Path, found: list[SampleImage]) -> None:
     assert maps.control is not None and np.array_equal(stored["control"], maps.control)
 
 
-def test_large_images_and_maps_are_downsized(tmp_path: Path, found: list[SampleImage]) -> None:
-    image, case, _ = explained(found)
+def test_large_images_and_maps_are_downsized(tmp_path: Path, samples: list[SampleImage]) -> None:
+    image, case, _ = explained(samples)
     height, width = 1000, 2400
     large = np.zeros((height, width, 3), np.uint8)
     large[:, 1200:] = 200
@@ -85,36 +85,36 @@ def test_large_images_and_maps_are_downsized(tmp_path: Path, found: list[SampleI
     assert not (tmp_path / "cases" / f"{case.id}.control.png").exists()
 
 
-def test_writing_twice_gives_the_same_files(tmp_path: Path, found: list[SampleImage]) -> None:
-    write(tmp_path, found)
+def test_writing_twice_gives_the_same_files(tmp_path: Path, samples: list[SampleImage]) -> None:
+    write(tmp_path, samples)
     before = files_in(tmp_path)
-    write(tmp_path, found)
+    write(tmp_path, samples)
     assert files_in(tmp_path) == before
 
 
-def test_an_interrupted_run_can_be_resumed(tmp_path: Path, found: list[SampleImage]) -> None:
-    write(tmp_path / "whole", found)
+def test_an_interrupted_run_can_be_resumed(tmp_path: Path, samples: list[SampleImage]) -> None:
+    write(tmp_path / "whole", samples)
     broken = tmp_path / "broken"
     writer = ReportWriter(broken)
-    first = found[0]
+    first = samples[0]
     writer.image(first.truths.image_id, first.truths.file_name, first.scene.image, first.truths)
     for case, maps in first.cases:
         writer.case(case, first.scene.image, maps)
     (broken / "cases" / f".{'0' * 32}.tmp").write_bytes(b"half")
     (broken / "cases" / ".own notes.tmp").write_bytes(b"kept")
     again = ReportWriter(broken)
-    for image in found[1:]:
+    for image in samples[1:]:
         again.image(image.truths.image_id, image.truths.file_name, image.scene.image, image.truths)
         for case, maps in image.cases:
             again.case(case, image.scene.image, maps)
-    again.finish(summary_of(found))
+    again.finish(summary_of(samples))
     got = files_in(broken)
     assert got.pop("cases/.own notes.tmp") == b"kept"
     assert got == files_in(tmp_path / "whole")
 
 
-def test_existing_images_are_not_rewritten(tmp_path: Path, found: list[SampleImage]) -> None:
-    truths, image = found[0].truths, found[0].scene.image
+def test_existing_images_are_not_rewritten(tmp_path: Path, samples: list[SampleImage]) -> None:
+    truths, image = samples[0].truths, samples[0].scene.image
     writer = ReportWriter(tmp_path)
     path = writer.image(0, "a.png", image, truths)
     path.write_bytes(b"there")
@@ -122,8 +122,8 @@ def test_existing_images_are_not_rewritten(tmp_path: Path, found: list[SampleIma
     assert path.read_bytes() == b"there"
 
 
-def test_maps_of_an_unexplained_case_are_removed(tmp_path: Path, found: list[SampleImage]) -> None:
-    image, case, maps = explained(found)
+def test_maps_of_an_unexplained_case_are_removed(tmp_path: Path, samples: list[SampleImage]) -> None:
+    image, case, maps = explained(samples)
     writer = ReportWriter(tmp_path)
     writer.case(case, image.scene.image, maps)
     writer.case(replace(case, method=""), image.scene.image, None)
@@ -131,7 +131,7 @@ def test_maps_of_an_unexplained_case_are_removed(tmp_path: Path, found: list[Sam
 
 
 def test_files_are_written_under_a_temporary_name(
-    tmp_path: Path, found: list[SampleImage], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, samples: list[SampleImage], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     replaced: list[str] = []
     real = os.replace
@@ -143,7 +143,7 @@ def test_files_are_written_under_a_temporary_name(
         real(source, target)
 
     monkeypatch.setattr(os, "replace", seen)
-    write(tmp_path, found)
+    write(tmp_path, samples)
     assert set(replaced) == set(files_in(tmp_path))
 
 
@@ -163,9 +163,9 @@ def test_names_from_the_data_set_do_not_become_paths(tmp_path: Path) -> None:
 
 
 def test_names_with_lone_surrogates_are_written(tmp_path: Path) -> None:
-    found = make_images(range(1))
-    found[0].cases[:] = [(replace(case, file_name="bad\udcff.png"), maps) for case, maps in found[0].cases]
-    write(tmp_path, found)
+    samples = make_images(range(1))
+    samples[0].cases[:] = [(replace(case, file_name="bad\udcff.png"), maps) for case, maps in samples[0].cases]
+    write(tmp_path, samples)
     assert json.loads((tmp_path / "audit.json").read_bytes())["cases"][0]["file_name"] == "bad\udcff.png"
 
 
@@ -219,16 +219,16 @@ def test_thumbnail_shows_box_heatmap_and_surroundings(tmp_path: Path) -> None:
 
 def test_thumbnail_of_a_missed_object_uses_the_ground_truth_color(tmp_path: Path) -> None:
     scene = draw_scene(0)
-    found = make_images(range(1))
-    case = next(case for case, _ in found[0].cases if case.type == "missed")
+    samples = make_images(range(1))
+    case = next(case for case, _ in samples[0].cases if case.type == "missed")
     ReportWriter(tmp_path).case(case, scene.image, None)
     expected = images.thumbnail_jpeg(scene.image, case.box_xyxy, None, images.TRUTH_COLOR)
     assert (tmp_path / "cases" / f"{case.id}.thumbnail.jpg").read_bytes() == expected
     assert expected != images.thumbnail_jpeg(scene.image, case.box_xyxy, None)
 
 
-def test_wrong_images_and_maps_raise(tmp_path: Path, found: list[SampleImage]) -> None:
-    pixels, case, maps = explained(found)
+def test_wrong_images_and_maps_raise(tmp_path: Path, samples: list[SampleImage]) -> None:
+    pixels, case, maps = explained(samples)
     image, writer = pixels.scene.image, ReportWriter(tmp_path)
     with pytest.raises(TypeError, match="uint8"):
         writer.image(1, "a.png", image.astype(np.float32), pixels.truths)
@@ -245,15 +245,15 @@ def test_wrong_images_and_maps_raise(tmp_path: Path, found: list[SampleImage]) -
     assert not files_in(tmp_path)
 
 
-def test_damaged_files_are_named(tmp_path: Path, found: list[SampleImage]) -> None:
-    write(tmp_path, found)
+def test_damaged_files_are_named(tmp_path: Path, samples: list[SampleImage]) -> None:
+    write(tmp_path, samples)
     damaged = next((tmp_path / "images").glob("*.json"))
     whole = damaged.read_bytes()
     damaged.write_bytes(b"{")
     with pytest.raises(ValueError, match=f"{damaged.name}.*delete it"):
-        ReportWriter(tmp_path).finish(summary_of(found))
+        ReportWriter(tmp_path).finish(summary_of(samples))
     damaged.write_bytes(whole)
     evidence = next((tmp_path / "cases").glob("*.evidence.png"))
     evidence.write_bytes(b"no image")
     with pytest.raises(ValueError, match=f"{evidence.name}.*delete it"):
-        ReportWriter(tmp_path).finish(summary_of(found))
+        ReportWriter(tmp_path).finish(summary_of(samples))
