@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 
 from torch import nn
@@ -28,9 +29,13 @@ def resolve_layers(model: nn.Module, layers: Sequence[nn.Module | str] | nn.Modu
     for item in items:
         if isinstance(item, str):
             if item not in by_name:
-                near = [name for name in by_name if name and name.split(".")[-1] == item.split(".")[-1]]
-                near = near or [name for name, _ in model.named_children()]
-                raise ValueError(f"the model has no layer named {item!r}; did you mean one of {', '.join(near[:8])}?")
+                close = [name for name in by_name if name and name.split(".")[-1] == item.split(".")[-1]]
+                close = close or difflib.get_close_matches(item, by_name, n=3, cutoff=0.7)
+                close = close or [name for name, _ in model.named_children()]
+                raise ValueError(
+                    f"the model has no layer named {item!r}; did you mean {' or '.join(close[:8])}? "
+                    "'detcam layers' lists all layers"
+                )
             modules.append(by_name[item])
         elif isinstance(item, nn.Module):
             if id(item) not in known:
