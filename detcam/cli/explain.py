@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -231,7 +232,9 @@ class ExplainReport:
         self.bar.print(self._table(header=True))
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.bar.__exit__(kind, error, trace)
         if kind is not None and issubclass(kind, KeyboardInterrupt):
             print(f"detcam: interrupted; {self.explained} of {len(self.paths)} images are done", file=sys.stderr)

@@ -16,7 +16,7 @@ from detcam.cam import BaseCAM
 from detcam.data.images import is_single, load_image, load_images, to_uint8
 from detcam.detections import Detections, LabelsLike, label_index
 from detcam.explanation.result import Explanation, Explanations
-from detcam.inputs import displayable_images
+from detcam.inputs import Images, Targets, displayable_images
 from detcam.layers import LayersLike
 from detcam.methods.spec import method_from
 from detcam.outputs import Target, as_target
@@ -38,9 +38,9 @@ MethodLike: TypeAlias = str | Callable[[Adapter], BaseCAM]
 
 def explain(
     model: ModelLike,
-    images: Any,
+    images: Images,
     method: MethodLike = "auto",
-    targets: Any = None,
+    targets: Targets = None,
     *,
     target_layers: LayersLike = None,
     score_threshold: float | None = None,
@@ -65,7 +65,7 @@ def explain(
         method: ``"auto"``, which is ODAM for boxes and GradCAM for masks and classes; a name in
             `detcam.methods.METHODS`, with settings after a colon (``"drise:passes=1000"``); a method's class; or a
             function from an adapter to a method, such as ``partial(DRISE, passes=1000)``.
-        targets: Any as in the call of a method. None explains the model's predictions, which the next five
+        targets: Targets as in the call of a method. None explains the model's predictions, which the next five
             arguments select.
         target_layers: Modules or dotted names; None takes the family's default.
         score_threshold: Minimum score in [0, 1]; None takes 0.3 for boxes and 0 for classes and regions.
@@ -218,27 +218,23 @@ def _explanation(
     )
 
 
-def _read_images(images: Any) -> tuple[list[Tensor] | None, list[Path | None]]:
+def _read_images(images: Images) -> tuple[list[Tensor] | None, list[Path | None]]:
     """Load images, and return their files; return None as the images for a network's input."""
     inputs = _network_input(images)
     if inputs is not None:
         return None, [None] * len(inputs)
-    if is_single(images):
-        items: list[Any] = [images]
-        tensors = [load_image(images)]
-    else:
-        items = list(images)
-        tensors = load_images(items)
+    items: list[Any] = [images] if is_single(images) else list(images)  # type: ignore[arg-type]
+    tensors = [load_image(images)] if is_single(images) else load_images(items)  # type: ignore[arg-type]
     return tensors, [Path(item) if isinstance(item, (str, Path)) else None for item in items]
 
 
-def _network_input(images: Any) -> Tensor | None:
+def _network_input(images: Images) -> Tensor | None:
     """Return a network's (B, C, H, W) input, alone or as the first of several inputs; None for images."""
     first = images[0] if isinstance(images, tuple) and images else images
     return first if isinstance(first, Tensor) and first.ndim == 4 else None
 
 
-def _displayed_input(adapter: Adapter, images: Any) -> list[ImageArray]:
+def _displayed_input(adapter: Adapter, images: Images) -> list[ImageArray]:
     """Convert a network's input to images for drawing."""
     inputs = _network_input(images)
     if inputs is None:
