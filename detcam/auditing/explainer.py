@@ -9,22 +9,21 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from detcam.adapters.base import Adapter, Batch
 from detcam.auditing.case import EVIDENCE_LOCATIONS, AuditCase, CaseMaps, EvidenceLocation
 from detcam.auditing.error_targets import ErrorQuestion, failure_stage, object_box, question_for
 from detcam.auditing.errors import DetectionError
 from detcam.auditing.evidence import box_region, location_regions, location_shares
+from detcam.auditing.input_mapping import InputMapping
 from detcam.auditing.persistence import PersistenceCriterion
 from detcam.auditing.sentences import case_sentence
 from detcam.auditing.verification import Hypothesis, VerificationResult, Verifier
 from detcam.cam import BaseCAM
 from detcam.data.ground_truth import GroundTruth
 from detcam.detections import Detections
-from detcam.geometry import Geometry
 from detcam.outputs import DetectorOutput
-from detcam.perturbation.base import ImageArea, ImageScorer, default_batch_size
+from detcam.perturbation.base import ImageScorer, default_batch_size
 from detcam.perturbation.bn_folding import BatchNormFolding
 from detcam.targets import BoxTarget
 from detcam.trace import Trace, flatten_tensors, guarded
@@ -79,7 +78,7 @@ class _ForwardPass:
         stages: failure stage and best score of missed objects, by index of the error.
     """
 
-    mapping: _InputMapping
+    mapping: InputMapping
     levels: Sequence[Tensor]
     verified: Mapping[int, VerificationResult]
     stages: Mapping[int, tuple[str, float]]
@@ -208,7 +207,7 @@ class ErrorExplainer:
             output = self._layerless.outputs(raw, batch)[0]
             levels = [level[0] for layer in trace.activations() for level in layer if len(level) == 1]
             scorer = self._scorer(batch, output, questions)
-            mapping = _InputMapping(scorer)
+            mapping = InputMapping(scorer)
             hypotheses = {
                 number: self._hypothesis(image, number, question.detection, heatmap, output, mapping)
                 for number, (question, heatmap) in enumerate(zip(questions, heatmaps, strict=True))
@@ -241,7 +240,7 @@ class ErrorExplainer:
         detection: BoxTarget,
         heatmap: Tensor,
         output: DetectorOutput,
-        mapping: _InputMapping,
+        mapping: InputMapping,
     ) -> Hypothesis:
         error, ground_truth = image.errors[number], image.ground_truth
         is_localization = error.type == "localization" and error.ground_truth_index is not None
@@ -255,33 +254,6 @@ class ErrorExplainer:
         )
         box = mapping.to_input(box_region(detection.box_xyxy, ground_truth.image_size_hw).float()) > 0.5
         return Hypothesis(image.cases[number].id, criterion, mapping.to_input(heatmap), box)
-
-
-class _InputMapping:
-    """Maps between the pixels of an image and the area of the network's input that it covers."""
-
-    def __init__(self, scorer: ImageScorer) -> None:
-        area = ImageArea(scorer)
-        self.geometry: Geometry = scorer.geometry
-        self.rows, self.columns = area.rows, area.columns
-        self.size_hw = self.geometry.input_size_hw
-
-    def to_input(self, image_map: Tensor) -> Tensor:
-        """Resize a map (H, W) of the image to the area (h, w)."""
-        return self.geometry.from_image(image_map[None].float(), self.size_hw)[0, self.rows, self.columns]
-
-    def to_image(self, region: Tensor) -> Tensor:
-        """Resize a region (h, w) bool of the area to the image (H, W)."""
-        return self.geometry.to_image(self._pad(region.float())[None])[0] > 0.5
-
-    def to_level(self, weights: Tensor, size_hw: tuple[int, int]) -> Tensor:
-        """Average a map (h, w) of the area over the cells (h', w') of a layer."""
-        return F.adaptive_avg_pool2d(self._pad(weights)[None, None], size_hw)[0, 0]
-
-    def _pad(self, area_map: Tensor) -> Tensor:
-        padded = torch.zeros(self.size_hw)
-        padded[self.rows, self.columns] = area_map
-        return padded
 
 
 class _PassCounter:
@@ -388,19 +360,5 @@ def _conclude(
         evidence.numpy(),
         None if control is None else control.numpy(),
     )
-    features = _pool_features(results.levels, mapping.to_input(strength), mapping)
+    features = mapping.pool(results.levels, mapping.to_input(strength))
     return ExplainedError(replace(case, sentence=case_sentence(case)), maps, features)
-
-
-def _pool_features(levels: Sequence[Tensor], weights: Tensor, mapping: _InputMapping) -> np.ndarray | None:
-    """(D,) features: the weighted mean of each level (C, h, w), scaled to length 1, concatenated."""
-    parts = []
-    for level in levels:
-        cells = mapping.to_level(weights, (level.shape[-2], level.shape[-1])).to(level.device)
-        total = float(cells.sum())
-        if total > 0:
-            pooled = (level.float() * cells).sum((1, 2)) / total
-            parts.append(pooled / pooled.norm().clamp(min=1e-12))
-        else:
-            parts.append(torch.zeros(len(level), device=level.device))
-    return torch.cat(parts).cpu().numpy().astype(np.float32) if parts else None

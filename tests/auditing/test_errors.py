@@ -19,17 +19,17 @@ def only(found: Detections, truth: Any, **options: Any) -> DetectionError:
     return case
 
 
-def test_a_wrong_class() -> None:
+def test_classification_error() -> None:
     case = only(found_of([[0, 0, 10, 8]], [2], [0.75]), truth_of([RIGHT, BOX], [2, 1])[1])
     assert case == DetectionError(0, 1, "classification", 0, 0, None, 2, 0.75, 0.0, pytest.approx(0.8), True)
 
 
-def test_a_wrong_place() -> None:
+def test_localization_error() -> None:
     case = only(found_of([[0, 0, 10, 4]], [1], [0.5]), truth_of([BOX], [1]))
     assert case == DetectionError(0, 1, "localization", 0, 0, None, 1, 0.5, pytest.approx(0.4), 0.0, True)
 
 
-def test_both_wrong() -> None:
+def test_both_error() -> None:
     found = found_of([[0, 0, 10, 4]], [2], [0.5])
     cases = list(analyze_errors([found], [truth_of([BOX], [1])]))
     assert [case.type for case in cases] == ["both", "missed"]
@@ -42,13 +42,13 @@ def test_both_wrong() -> None:
     assert (cases[1].label, cases[1].iou_other_class, cases[1].is_false_positive) == (1, pytest.approx(0.4), False)
 
 
-def test_a_duplicate_names_its_winner() -> None:
+def test_a_duplicate_refers_to_the_first_detection() -> None:
     found = found_of([[0, 0, 10, 8], RIGHT, BOX], [1, 1, 1], [0.5, 0.7, 0.9])
     case = only(found, truth_of([RIGHT, BOX], [1, 1]))
     assert (case.type, case.detection_index, case.ground_truth_index, case.duplicate_of) == ("duplicate", 0, 1, 2)
 
 
-def test_background_and_missed() -> None:
+def test_background_error_and_missed_object() -> None:
     found = found_of([[30, 0, 40, 10]], [1], [0.5])
     cases = list(analyze_errors([found], [truth_of([BOX], [1])]))
     assert [(case.type, case.detection_index, case.ground_truth_index) for case in cases] == [
@@ -61,14 +61,14 @@ def test_background_and_missed() -> None:
     assert (grazing.type, grazing.ground_truth_index) == ("background", 0)
 
 
-def test_thresholds_are_the_users() -> None:
+def test_thresholds() -> None:
     found, truth = found_of([[0, 0, 10, 4]], [1], [0.5]), truth_of([BOX], [1])
     assert len(analyze_errors([found], [truth], iou_threshold=0.3)) == 0
     cases = analyze_errors([found], [truth], background_threshold=0.45)
     assert [case.type for case in cases] == ["background", "missed"]
 
 
-def test_detections_in_crowds_are_errors_of_tides_but_no_false_positives() -> None:
+def test_detections_in_crowd_regions_are_errors_but_not_false_positives() -> None:
     truth = truth_of([[0, 0, 40, 20]], [1], crowd=[True])
     analysis = analyze_errors([found_of([BOX, [0, 30, 10, 40]], [1, 1], [0.9, 0.8])], [truth])
     assert [(case.type, case.is_false_positive) for case in analysis] == [("background", False), ("background", True)]
@@ -76,7 +76,7 @@ def test_detections_in_crowds_are_errors_of_tides_but_no_false_positives() -> No
     assert np.isnan(analysis.average_precision)
 
 
-def test_coco_and_tide_part_where_overlaps_are_equal() -> None:
+def test_coco_and_tide_differ_for_equal_ious() -> None:
     truth = truth_of([BOX, [4, 0, 14, 10]], [1, 1])
     analysis = analyze_errors([found_of([[2, 0, 12, 10], BOX], [1, 1], [0.9, 0.8])], [truth])
     assert analysis.average_precision == 1
@@ -91,7 +91,7 @@ def two_images() -> ErrorAnalysis:
     return analyze_errors([first, second], truths)
 
 
-def test_costs_by_hand() -> None:
+def test_delta_ap_by_hand() -> None:
     analysis = two_images()
     assert [case.type for case in analysis] == [
         "background",
@@ -119,7 +119,7 @@ def test_costs_by_hand() -> None:
     assert analysis.delta_ap.by_type["duplicate"] == 0
 
 
-def test_the_summary_of_a_class() -> None:
+def test_class_summary() -> None:
     analysis = two_images()
     one = analysis.classes[1]
     assert (one.label, one.name, one.objects, one.true_positives) == (1, "class 1", 3, 1)
@@ -131,7 +131,7 @@ def test_the_summary_of_a_class() -> None:
     assert analysis.indices("background", label=1) == [4] and analysis.indices(image_index=1) == [3, 4, 5]
 
 
-def test_the_cost_of_each_case_alone(tmp_path: Any) -> None:
+def test_delta_ap_of_each_error(tmp_path: Any) -> None:
     made = make_up(tmp_path, 3, detected=5)
     analysis = analyze_errors(made.detections, made.annotations)
     lost = analysis.delta_ap_by_error
@@ -141,7 +141,7 @@ def test_the_cost_of_each_case_alone(tmp_path: Any) -> None:
         assert lost[index] == pytest.approx(expected, abs=1e-12)
 
 
-def test_only_classes_that_the_file_has_are_judged() -> None:
+def test_only_classes_of_the_file_are_evaluated() -> None:
     found = found_of([RIGHT, BOX, RIGHT], [7, 1, 1], [0.9, 0.8, 0.7])
     analysis = analyze_errors([found], [truth_of([BOX], [1])], labels=[1])
     assert [(case.type, case.detection_index) for case in analysis] == [("background", 2)]
@@ -150,7 +150,7 @@ def test_only_classes_that_the_file_has_are_judged() -> None:
     assert analyze_errors([found], [truth_of([BOX], [1])], labels=[1], max_detections=1).dropped == 1
 
 
-def test_labels_from_0_and_from_1_are_alike(tmp_path: Any) -> None:
+def test_labels_may_start_at_0_or_1(tmp_path: Any) -> None:
     made = make_up(tmp_path, 5)
     lower = [replace(found, labels=found.labels - 1) for found in made.detections]
     from_zero = made.annotations.for_classes([f"thing {i}" for i in range(1, 5)])
@@ -172,7 +172,7 @@ def test_invalid_arguments_are_refused() -> None:
     with pytest.raises(ValueError, match="at least 1; got 0"):
         analyze_errors([found], [truth], max_detections=0)
     for wrong in (1, -1):
-        with pytest.raises(ValueError, match=f"positions in the 0 cases, from 0; got {wrong}"):
+        with pytest.raises(ValueError, match=f"indices of the 0 errors, from 0; got {wrong}"):
             analyze_errors([found], [truth]).average_precision_without([wrong])
 
 

@@ -61,7 +61,7 @@ def kill_at(process: subprocess.Popen[str], out: Path, files: int) -> bool:
 
 
 @pytest.mark.slow
-def test_a_killed_audit_goes_on_and_ends_with_the_same_report(tmp_path: Path) -> None:
+def test_a_killed_audit_resumes_and_writes_the_same_report(tmp_path: Path) -> None:
     scenes = write_scenes(tmp_path, range(1_000_000, 1_000_006))
     assert start(scenes, tmp_path / "whole", resume=False).wait() == 0
     whole = content(tmp_path / "whole")
@@ -80,7 +80,7 @@ def test_a_killed_audit_goes_on_and_ends_with_the_same_report(tmp_path: Path) ->
     assert killed >= 4
 
 
-def test_settings_that_an_interruption_left_half_written_do_not_stand_in_the_way(tmp_path: Path) -> None:
+def test_damaged_settings_do_not_block_the_folder(tmp_path: Path) -> None:
     """Files are renamed into place: a temporary one that is left over is no audit."""
     from detcam.auditing.run_state import FOLDER, AuditState
 

@@ -42,7 +42,7 @@ def adapter() -> Adapter:
     return adapt(model.eval(), names={0: "background", 1: "boat", 2: "buoy"})
 
 
-def test_masks_decide_what_is_an_error(adapter: Adapter, tmp_path: Path) -> None:
+def test_errors_by_mask_iou(adapter: Adapter, tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     image = draw_scene(1_000_000).image
     Image.fromarray(image).save(tmp_path / "images" / "scene.png")

@@ -11,7 +11,7 @@ from detcam.auditing.average_precision import Ranking
 from tests.auditing.made_up import BOX, RIGHT, found_of, truth_of
 
 
-def test_the_best_score_takes_the_object_and_classes_stay_apart() -> None:
+def test_the_highest_score_of_the_class_is_matched() -> None:
     found = found_of([BOX, [0, 0, 10, 9], BOX, RIGHT], [1, 1, 2, 2], [0.5, 0.9, 0.8, 0.1])
     matched = match(found, truth_of([BOX, RIGHT], [1, 2]))
     assert matched.ground_truth_index.tolist() == [-1, 0, -1, 1]
@@ -22,7 +22,7 @@ def test_the_best_score_takes_the_object_and_classes_stay_apart() -> None:
     np.testing.assert_allclose(matched.iou[:, 0], [1, 0.9, 1, 0])
 
 
-def test_the_threshold_itself_is_enough() -> None:
+def test_an_iou_equal_to_the_threshold_matches() -> None:
     truth = truth_of([BOX], [1])
     half = found_of([[0, 0, 10, 5]], [1], [0.9])
     assert match(half, truth).ground_truth_index.tolist() == [0]
@@ -30,7 +30,7 @@ def test_the_threshold_itself_is_enough() -> None:
     assert match(found_of([BOX], [1], [0.9]), truth, iou_threshold=1.0).ground_truth_index.tolist() == [0]
 
 
-def test_crowd_regions_swallow_any_number_and_need_not_be_found() -> None:
+def test_crowd_regions_ignore_detections() -> None:
     truth = truth_of([BOX, [0, 0, 40, 20]], [1, 1], crowd=[False, True])
     found = found_of([BOX, [11, 0, 15, 10], [30, 15, 34, 25], [30, 16, 34, 26]], [1] * 4, [0.9, 0.8, 0.7, 0.6])
     matched = match(found, truth)
@@ -44,13 +44,13 @@ def test_crowd_regions_swallow_any_number_and_need_not_be_found() -> None:
     assert other.false_positive.all() and other.missed.tolist() == [True, False]
 
 
-def test_equal_overlaps_take_the_last_object() -> None:
+def test_the_last_of_objects_with_equal_iou_is_matched() -> None:
     truth = truth_of([BOX, [4, 0, 14, 10]], [1, 1])
     matched = match(found_of([[2, 0, 12, 10], BOX], [1, 1], [0.9, 0.8]), truth)
     assert matched.ground_truth_index.tolist() == [1, 0]
 
 
-def test_areas_out_of_range_are_ignored() -> None:
+def test_areas_outside_the_range_are_ignored() -> None:
     truth = truth_of([BOX, [20, 20, 22, 22]], [1, 1])
     found = found_of([BOX, [20, 20, 22, 22], [30, 30, 31, 31], [30, 0, 40, 10]], [1] * 4, [0.9, 0.8, 0.7, 0.6])
     matched = match(found, truth, area_range=(50, 1000))
@@ -60,7 +60,7 @@ def test_areas_out_of_range_are_ignored() -> None:
     assert not matched.missed.any()
 
 
-def test_detections_beyond_the_most_and_of_other_classes_are_dropped() -> None:
+def test_dropped_detections() -> None:
     found = found_of([BOX, BOX, BOX, RIGHT], [1, 1, 2, 1], [0.1, 0.9, 0.05, 0.5])
     matched = match(found, truth_of([BOX, RIGHT], [1, 1]), max_detections=2)
     assert matched.dropped.tolist() == [True, False, False, False]
@@ -70,7 +70,7 @@ def test_detections_beyond_the_most_and_of_other_classes_are_dropped() -> None:
     assert matched.false_positive.tolist() == [True, False, False, False]
 
 
-def test_nothing_found_and_nothing_there() -> None:
+def test_no_detections_and_no_objects() -> None:
     empty = found_of([], [], [])
     matched = match(empty, truth_of([BOX], [1]))
     assert matched.missed.tolist() == [True] and matched.iou.shape == (0, 1)
@@ -79,7 +79,7 @@ def test_nothing_found_and_nothing_there() -> None:
     assert len(match(empty, truth_of([], [])).ground_truth_index) == 0
 
 
-def test_masks_are_compared_where_asked() -> None:
+def test_mask_iou() -> None:
     masks = torch.zeros(1, 40, 40)
     masks[0, 0:10, 0:5] = 1
     truth = truth_of([BOX], [1])

@@ -95,7 +95,7 @@ def found(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Audit:
     return audited(folder, adapter, out, explain=3, explain_missed=1, class_map={"marker": "buoy"})
 
 
-def test_every_oddity_is_counted_and_nothing_else_is_lost(found: Audit) -> None:
+def test_issues_are_counted(found: Audit) -> None:
     labels = len(SCENE.labels)
     counts = found.issues.counts()
     assert counts == {
@@ -114,7 +114,7 @@ def test_every_oddity_is_counted_and_nothing_else_is_lost(found: Audit) -> None:
     assert len(found.explained) == 4
 
 
-def test_a_turned_image_has_the_same_errors_as_the_plain_one(found: Audit) -> None:
+def test_a_rotated_image_has_the_same_errors(found: Audit) -> None:
     def errors(file_name: str) -> list[tuple[Any, ...]]:
         return [
             (case.type, case.label, round(case.score, 4), *(round(side, 1) for side in case.box_xyxy))
@@ -136,7 +136,7 @@ def test_images_without_labels_or_detections(found: Audit) -> None:
     assert {"plain.png", "turned.png", "grey.png", "cmyk.jpg"} <= per_file and "cut.jpg" not in per_file
 
 
-def test_without_the_class_map_a_category_is_left_out(folder: Path) -> None:
+def test_a_category_unknown_to_the_model_is_left_out(folder: Path) -> None:
     adapter = adapt(load_demo_detector(), names=DEMO_NAMES)
     found = audited(folder, adapter, explain=0, explain_missed=0)
     buoys = int((SCENE.labels == DEMO_NAMES.index("buoy")).sum())
@@ -144,7 +144,7 @@ def test_without_the_class_map_a_category_is_left_out(folder: Path) -> None:
     assert DEMO_NAMES.index("buoy") not in found.analysis.classes
 
 
-def test_a_model_that_counts_from_zero_is_matched_by_name(folder: Path) -> None:
+def test_a_model_with_class_indices_from_zero_is_matched_by_name(folder: Path) -> None:
     """The same detector with its boats as class 0 finds the same boats."""
     model = load_demo_detector()
     shifted = adapt(model, names=DEMO_NAMES)
@@ -182,7 +182,7 @@ def test_a_model_that_counts_from_zero_is_matched_by_name(folder: Path) -> None:
     assert set(one.analysis.classes) == {1, 2} and set(other.analysis.classes) == {0, 1}
 
 
-def test_true_regions_are_masks_where_masks_are_matched(tmp_path: Path) -> None:
+def test_object_regions_are_masks_or_boxes(tmp_path: Path) -> None:
     path = write_scenes(tmp_path, [28])
     data = json.loads(path.read_text())
     x, y, width, height = data["annotations"][0]["bbox"]

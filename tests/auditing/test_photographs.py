@@ -44,7 +44,7 @@ def found(data: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) ->
         )
 
 
-def test_it_is_judged_by_what_is_in_the_photographs(found: Audit) -> None:
+def test_average_precision_on_photographs(found: Audit) -> None:
     analysis = found.analysis
     objects = sum(len(each) for each in OBJECTS.values())
     assert sum(summary.objects for summary in analysis.classes.values()) == objects
@@ -56,7 +56,7 @@ def test_it_is_judged_by_what_is_in_the_photographs(found: Audit) -> None:
     assert set(by_name) == named - {"couch"} | {"sofa"} and analysis.outside > 10
 
 
-def test_its_surest_errors_are_what_they_look_like(found: Audit) -> None:
+def test_errors_with_the_highest_scores(found: Audit) -> None:
     cats = [case for case in found.cases if case.file_name == "cat_mirror.jpg" and case.type == "classification"]
     assert {(case.name, case.ground_truth and case.ground_truth.name) for case in cats if case.score > 0.5} == {
         ("dog", "cat")
@@ -69,7 +69,7 @@ def test_its_surest_errors_are_what_they_look_like(found: Audit) -> None:
             assert case.question == "why dog rather than cat?"
             assert case.ground_truth is not None
             left, top, right, bottom = case.ground_truth.box_xyxy
-            assert left <= x < right and top <= y < bottom, "what speaks for a dog is on the cat"
+            assert left <= x < right and top <= y < bottom, "the evidence for a dog is on the cat"
         assert case.trials and sum((case.evidence_shares or {}).values()) == pytest.approx(1)
     assert sum(case.type == "missed" and case.failure_stage != "" for case in found.explained) == 1
 

@@ -76,7 +76,7 @@ def test_every_false_positive_is_traced_to_its_wake(whole: Audit) -> None:
         assert case.question == "why a boat here?" and 10 < case.forward_passes < 40
 
 
-def test_groups_hold_every_explained_case_once(whole: Audit) -> None:
+def test_groups_contain_every_explained_case_once(whole: Audit) -> None:
     held = [name for group in whole.groups for name in group.case_ids]
     assert sorted(held) == sorted(case.id for case in whole.explained)
     for group in whole.groups:
@@ -85,7 +85,7 @@ def test_groups_hold_every_explained_case_once(whole: Audit) -> None:
     assert all(by_id[name].group == group.number for group in whole.groups for name in group.case_ids)
 
 
-def test_the_report_has_every_case_and_its_evidence(whole: Audit) -> None:
+def test_the_report_contains_every_case_and_its_evidence(whole: Audit) -> None:
     assert whole.report is not None
     data = report(whole)
     read = [AuditCase.from_json(found) for found in data["cases"]]
@@ -105,17 +105,17 @@ def test_the_report_has_every_case_and_its_evidence(whole: Audit) -> None:
         assert abs(int(control.sum()) - int(evidence.sum())) <= 0.1 * evidence.sum()
 
 
-def test_the_command_tells_what_it_found(scenes: Path, tmp_path: Path) -> None:
+def test_the_command_prints_the_results(scenes: Path, tmp_path: Path) -> None:
     model = tmp_path / "harbour.pt"
     torch.save(load_demo_detector(), model)
     arguments = ["audit", "--model", str(model), "--trust-checkpoint", "--images", str(scenes.parent / "images")]
     arguments += ["--annotations", str(scenes), "--out", str(tmp_path / "out"), "--score-threshold", "0.5"]
     named = [*arguments, "--names", "background,vessel,buoy", "--class-map", "boat=vessel", "--explain", "2"]
-    told = CliRunner().invoke(app, named)
-    assert told.exit_code == 0, told.stderr
-    (row,) = [line.split() for line in told.stdout.splitlines() if line.startswith("background")]
+    result = CliRunner().invoke(app, named)
+    assert result.exit_code == 0, result.stderr
+    (row,) = [line.split() for line in result.stdout.splitlines() if line.startswith("background")]
     assert row[0] == "background" and row[3:] == ["2", "2"] and int(row[1]) >= 4
-    assert "vessel" in told.stdout and "confirmed" in told.stdout and "index.html" in told.stdout
+    assert "vessel" in result.stdout and "confirmed" in result.stdout and "index.html" in result.stdout
     again = CliRunner().invoke(app, named)
     assert again.exit_code == 2 and "--resume" in again.stderr
     unknown = CliRunner().invoke(app, [*arguments, "--names", "a,b,c", "--class-map", "boat"])
@@ -127,7 +127,7 @@ class Killed(Exception):
 
 
 @pytest.mark.parametrize("after", [0, 1, 3])
-def test_an_interrupted_audit_goes_on_and_ends_the_same(
+def test_an_interrupted_audit_resumes_with_the_same_results(
     adapter: Adapter, scenes: Path, whole: Audit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
 ) -> None:
     write = ReportWriter.case
@@ -154,7 +154,7 @@ def test_an_interrupted_audit_goes_on_and_ends_the_same(
     with monkeypatch.context() as patched:
         patched.setattr(ReportWriter, "case", counting)
         found = run(adapter, scenes, tmp_path, resume=True, batch_size=1)
-    assert sorted(written + again) == sorted(case.id for case in whole.explained), "nothing is done twice"
+    assert sorted(written + again) == sorted(case.id for case in whole.explained), "no case is explained twice"
     first, second = report(whole), report(found)
     assert [case["id"] for case in first["cases"]] == [case["id"] for case in second["cases"]]
     for one, other in zip(first["cases"], second["cases"], strict=True):
@@ -203,7 +203,7 @@ def test_images_that_cannot_be_read_are_left_out_and_counted(adapter: Adapter, t
     assert {case.image_id for case in found.cases} == {2} and not found.explained
 
 
-def test_nothing_found_and_nothing_annotated(adapter: Adapter, tmp_path: Path) -> None:
+def test_no_detections_and_no_annotations(adapter: Adapter, tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     Image.new("RGB", (64, 48)).save(tmp_path / "images" / "black.png")
     path = tmp_path / "empty.json"
@@ -221,9 +221,7 @@ def test_nothing_found_and_nothing_annotated(adapter: Adapter, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("options", [{}, {"explain": 0}], ids=["default", "missed objects alone"])
-def test_a_size_of_which_only_missed_objects_are_examined(
-    adapter: Adapter, tmp_path: Path, options: dict[str, Any]
-) -> None:
+def test_an_image_size_with_only_missed_objects(adapter: Adapter, tmp_path: Path, options: dict[str, Any]) -> None:
     """The first image of its size has nothing to verify: an object that the detector does not see at all."""
     path = write_scenes(tmp_path, SEEDS[2:])
     Image.new("RGB", (256, 90), (120, 120, 120)).save(tmp_path / "images" / "grey.png")
@@ -243,3 +241,13 @@ def test_a_classifier_is_refused(scenes: Path) -> None:
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
     with pytest.raises(TypeError, match="expected a detector"):
         detcam.audit(model, scenes.parent / "images", scenes)
+
+
+def test_labels_choose_the_errors_to_explain(adapter: Adapter, scenes: Path, whole: Audit) -> None:
+    buoys = run(adapter, scenes, None, labels=["Buoy"])
+    assert not [case for case in buoys.explained if case.name != "buoy"]
+    assert len(buoys.cases) == len(whole.cases), "errors of all classes are counted"
+    boats = run(adapter, scenes, None, labels=[1, "boat"], explain=1, explain_missed=0)
+    assert [case.name for case in boats.explained] == ["boat"]
+    with pytest.raises(ValueError, match="no class named 'whale'"):
+        run(adapter, scenes, None, labels=["whale"])

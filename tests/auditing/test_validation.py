@@ -1,4 +1,4 @@
-"""What an audit is given: what cannot be judged is refused before anything is detected, and nothing is mixed up."""
+"""Validation of the arguments of an audit, and of the model and annotations."""
 
 from __future__ import annotations
 
@@ -53,15 +53,15 @@ def change(path: Path, changed: Callable[[dict[str, Any]], Any]) -> None:
     path.write_text(json.dumps(data))
 
 
-def no_detecting(adapter: Adapter, monkeypatch: pytest.MonkeyPatch) -> None:
+def forbid_detection(adapter: Adapter, monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*arguments: Any, **options: Any) -> Any:
-        raise AssertionError("nothing was to be detected")
+        raise AssertionError("the detector must not run")
 
     monkeypatch.setattr(type(adapter), "predict", never)
 
 
-def test_the_command_asks_for_what_the_function_does() -> None:
-    """Every default of the command is the function's; the method is the one that was measured."""
+def test_defaults_of_command_and_function_agree() -> None:
+    """The command has the defaults of the function."""
     function, own = (inspect.signature(each).parameters for each in (detcam.audit, AuditOptions))
     shared = {name for name in own if name in function} - {"model", "images", "annotations", "out", "class_map"}
     assert {"method", "score_threshold", "explain", "iou_threshold", "batch_size"} <= shared
@@ -69,8 +69,8 @@ def test_the_command_asks_for_what_the_function_does() -> None:
     assert own["method"].default == METHOD
 
 
-def cells(boxes: Tensor, scores: Tensor, least: float) -> Adapter:
-    """A detector that says the same of every image."""
+def fixed_detector(boxes: Tensor, scores: Tensor, score_threshold: float) -> Adapter:
+    """A detector with the same detections for every image."""
 
     class Fixed(torch.nn.Module):
         def __init__(self) -> None:
@@ -85,13 +85,13 @@ def cells(boxes: Tensor, scores: Tensor, least: float) -> Adapter:
     return detector(
         Fixed().eval(),
         lambda raw: tuple(part[None] for part in raw),
-        score_threshold=least,
+        score_threshold=score_threshold,
         names=["boat", "buoy"],
         target_layers="conv",
     )
 
 
-def test_average_precision_counts_what_the_adapter_would_not_report(scenes: Path) -> None:
+def test_average_precision_counts_detections_below_the_adapter_threshold(scenes: Path) -> None:
     """By hand: of an image's one boat, a wrong box at 0.9 and the right one at 0.1: precision 1/2 at full recall."""
 
     def one_boat(data: dict[str, Any]) -> None:
@@ -102,7 +102,7 @@ def test_average_precision_counts_what_the_adapter_would_not_report(scenes: Path
     change(scenes, one_boat)
     boxes = torch.tensor([[60.0, 60, 80, 80], [10, 10, 30, 30], [40, 40, 50, 50]])
     scores = torch.tensor([[0.9, 0.0], [0.1, 0.0], [MIN_DETECTION_SCORE / 2, 0.0]])
-    own = cells(boxes, scores, 0.25)
+    own = fixed_detector(boxes, scores, 0.25)
     found = run(own, scenes, explain=0)
     assert found.analysis.average_precision == pytest.approx(0.5, abs=1e-6)
     assert found.analysis.counts()["missed"] == 0 and len(found.cases) == 1
@@ -110,7 +110,7 @@ def test_average_precision_counts_what_the_adapter_would_not_report(scenes: Path
     assert own.with_score_threshold(0.5) is own  # type: ignore[attr-defined]
 
 
-def test_boxes_that_overlap_by_half_have_not_moved_where_more_is_asked(adapter: Adapter, scenes: Path) -> None:
+def test_localization_errors_use_the_iou_threshold(adapter: Adapter, scenes: Path) -> None:
     """True boxes a fifth beside the detections: wrong at 0.75, and a change elsewhere must not set them right."""
 
     def beside(data: dict[str, Any]) -> None:
@@ -127,7 +127,7 @@ def test_boxes_that_overlap_by_half_have_not_moved_where_more_is_asked(adapter: 
     assert sum(trial.outcome == "moved" for trial in controls) <= 0.2 * len(controls)
 
 
-def test_an_audit_is_not_gone_on_with_after_its_inputs_changed(adapter: Adapter, scenes: Path, tmp_path: Path) -> None:
+def test_an_audit_does_not_resume_with_other_annotations(adapter: Adapter, scenes: Path, tmp_path: Path) -> None:
     out = tmp_path / "report"
     first = run(adapter, scenes, out=out, explain=1)
     assert run(adapter, scenes, out=out, explain=1, resume=True).cases == first.cases
@@ -138,11 +138,11 @@ def test_an_audit_is_not_gone_on_with_after_its_inputs_changed(adapter: Adapter,
     assert (out / "audit.json").read_bytes() == before
 
 
-def test_wrong_settings_are_refused_before_detecting_and_do_not_block_the_folder(
+def test_invalid_settings_are_refused_before_detection(
     adapter: Adapter, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        no_detecting(adapter, patch)
+        forbid_detection(adapter, patch)
         for wrong in ({"iou_type": "mask"}, {"iou_threshold": 0.1}, {"background_threshold": 0.6}):
             with pytest.raises(ValueError, match="expected"):
                 run(adapter, scenes, out=tmp_path / "report", **wrong)  # type: ignore[arg-type]
@@ -152,7 +152,7 @@ def test_wrong_settings_are_refused_before_detecting_and_do_not_block_the_folder
     assert run(adapter, scenes, out=tmp_path / "report", explain=0).report is not None
 
 
-def test_a_folder_with_other_peoples_files_is_left_alone(adapter: Adapter, scenes: Path, tmp_path: Path) -> None:
+def test_files_of_other_programs_are_not_overwritten(adapter: Adapter, scenes: Path, tmp_path: Path) -> None:
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "index.html").write_text("mine")
     with pytest.raises(ValueError, match=r"file index\.html that no audit wrote"):
@@ -165,7 +165,7 @@ def test_a_folder_with_other_peoples_files_is_left_alone(adapter: Adapter, scene
     assert [file.name for file in (tmp_path / "site").iterdir()] == ["index.html"]
 
 
-def test_a_folder_without_the_images_is_no_success(adapter: Adapter, scenes: Path, tmp_path: Path) -> None:
+def test_missing_images_are_an_error(adapter: Adapter, scenes: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.warns(UserWarning, match="missing"), pytest.raises(ValueError, match="none of the images"):
         detcam.audit(adapter, tmp_path / "empty", scenes, out=tmp_path / "report")
@@ -175,20 +175,20 @@ def test_a_folder_without_the_images_is_no_success(adapter: Adapter, scenes: Pat
     assert CliRunner().invoke(app, ["audit", *arguments]).exit_code == 2
 
 
-def test_annotations_that_fit_nothing_are_no_success(adapter: Adapter, scenes: Path) -> None:
+def test_annotations_without_images_are_an_error(adapter: Adapter, scenes: Path) -> None:
     change(scenes, lambda data: [entry.update(image_id=f"image {entry['image_id']}") for entry in data["annotations"]])
     with pytest.warns(UserWarning), pytest.raises(ValueError, match="none of the objects"):
         run(adapter, scenes)
 
 
-def test_a_model_without_names_is_not_asked_for_classes_that_it_has_not(scenes: Path) -> None:
+def test_categories_beyond_the_classes_of_a_model_without_names_are_an_error(scenes: Path) -> None:
     nameless = adapt(load_demo_detector(), names={})
     assert not nameless.names
     with pytest.warns(UserWarning, match="category ids"), pytest.raises(ValueError, match="categories 10, 20 are none"):
         run(nameless, scenes)
 
 
-def test_a_map_of_nothing_is_not_evidence(
+def test_a_zero_heatmap_is_not_evidence(
     adapter: Adapter, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = ErrorExplainer.heatmaps
@@ -199,14 +199,14 @@ def test_a_map_of_nothing_is_not_evidence(
     monkeypatch.setattr(ErrorExplainer, "heatmaps", nothing)
     found = run(adapter, scenes, out=tmp_path / "report", explain=2)
     assert not found.explained and not found.groups
-    told = [case for case in found.cases if "no heatmap" in case.sentence]
-    assert len(told) == 2
-    for case in told:
+    unexplained = [case for case in found.cases if "no heatmap" in case.sentence]
+    assert len(unexplained) == 2
+    for case in unexplained:
         assert case.evidence_shares is None and case.evidence_location is None and case.verdict == "not tested"
         assert "it is zero everywhere" in case.sentence and "lies in the box" not in case.sentence
 
 
-def test_cases_of_a_large_image_are_examined_in_parts(
+def test_cases_of_a_large_image_are_explained_in_parts(
     adapter: Adapter, scenes: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = run(adapter, scenes, explain=6)
@@ -225,7 +225,7 @@ def test_cases_of_a_large_image_are_examined_in_parts(
     assert [case.peak_xy for case in parts.cases] == [case.peak_xy for case in whole.cases]
 
 
-def test_masks_are_kept_as_run_lengths_and_come_back() -> None:
+def test_masks_survive_packing() -> None:
     generator = torch.Generator().manual_seed(0)
     masks = torch.rand(3, 40, 30, generator=generator) > 0.7
     found = Detections(
