@@ -12,6 +12,7 @@ import typer
 
 from detcam.cli.options import CommonOptions
 from detcam.utils.console import make_console, make_table
+from detcam.utils.markdown import markdown_table
 
 if TYPE_CHECKING:
     from detcam.cam import BaseCAM
@@ -38,14 +39,14 @@ def methods_markdown() -> str:
     """Return the methods as a Markdown table."""
     from detcam.methods import METHODS
 
-    return markdown_table(METHOD_COLUMNS, [method_row(name, method) for name, method in METHODS.items()])
+    return _markdown(METHOD_COLUMNS, [method_row(name, method) for name, method in METHODS.items()])
 
 
 def metrics_markdown() -> str:
     """Return the metrics as a Markdown table."""
     from detcam.metrics import METRICS
 
-    return markdown_table(METRIC_COLUMNS, [metric_row(name, metric) for name, metric in METRICS.items()])
+    return _markdown(METRIC_COLUMNS, [metric_row(name, metric) for name, metric in METRICS.items()])
 
 
 def run_methods(options: TableOptions) -> int:
@@ -109,14 +110,14 @@ def summary_line(metric: type[Metric]) -> str:
     return re.sub(r"[*`]", "", line).rstrip(".")
 
 
-def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a Markdown table; the last column holds papers, which become links."""
-    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    for cells in rows:
-        title, _, link = cells[-1].rpartition(", http")
-        paper = f"[{title}](http{link})" if title else cells[-1]
-        lines.append("| " + " | ".join((f"`{cells[0]}`", *cells[1:-1], paper)) + " |")
-    return "\n".join(lines)
+def _markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a Markdown table with the names as code and the papers, the last column, as links."""
+    return markdown_table(columns, [(f"`{name}`", *cells, _paper_link(paper)) for name, *cells, paper in rows])
+
+
+def _paper_link(paper: str) -> str:
+    title, _, link = paper.rpartition(", http")
+    return f"[{title}](http{link})" if title else paper
 
 
 def _print(columns: Sequence[str], rows: Sequence[tuple[str, ...]], facts: Sequence[str]) -> None:
