@@ -1,4 +1,4 @@
-"""Semantic segmentation networks: what they share, and torchvision's FCN, DeepLabV3 and LR-ASPP."""
+"""Semantic segmentation networks: the base class, and torchvision's FCN, DeepLabV3 and LR-ASPP."""
 
 from __future__ import annotations
 
@@ -24,32 +24,34 @@ if TYPE_CHECKING:
 
 
 class SegmentationAdapter(Adapter, abstract=True):
-    """What semantic segmentation networks share: images in, (B, C, h, w) logits out, one finding per class present.
+    """Base class for semantic segmentation networks: (B, C, h, w) logits, one detection per class that is present.
 
-    An image keeps its size unless `image_size` is given, and is padded below and on the right with the mean colour
-    up to the multiple that the network needs. A (B, C, H, W) tensor is taken as already resized and normalised.
+    An image keeps its size unless `image_size` is given, and is padded below and on the right with the mean colour to
+    a multiple of `multiple` pixels. A (B, C, H, W) tensor is taken as already resized and normalised.
 
     One channel is the logit of the foreground, class 1, present where its sigmoid exceeds 0.5. Several channels are
-    exclusive classes (argmax of the logits resized to the image), or independent ones (sigmoid above 0.5) where
-    `multilabel` says so.
+    exclusive classes (argmax of the logits resized to the image), or independent ones (sigmoid above 0.5) with
+    `multilabel`.
 
     Args:
         model: the network.
-        target_layers: as in `Adapter`.
-        reshape_transform: as in `Adapter`.
-        names: class index to name. For a head with one channel, a single name is the foreground's.
         image_size: (height, width) that every image is stretched to, or one number for both; None keeps its size.
-        mean: per channel, of pixels in [0, 1]; None takes what the model declares, else ImageNet's.
-        std: likewise.
-        multilabel: whether the classes of a head with several channels are independent of one another; None takes
-            what the model declares, else False.
-        background: the class that is not reported; ``"auto"`` takes the class named background, if there is one;
-            None reports every class. It can be explained all the same, with `MaskTarget`.
+        mean: per channel, of pixels in [0, 1]; None takes the values that the model stores, else ImageNet's.
+        std: as `mean`.
+        multilabel: whether the classes of a head with several channels are independent; None takes the value that the
+            model stores, else False.
+        background: index of the class that is not reported; ``"auto"`` takes the class named background, if there is
+            one; None reports every class. `MaskTarget` explains any class.
+        **options: `target_layers`, `reshape_transform` and `names`, as in `Adapter`.
+
+    Attributes:
+        multiple: the height and width of the network's input are multiples of this many pixels.
     """
 
     task: ClassVar[Task] = "segmentation"
     multiple: int = 1
-    """The network's input must be a multiple of this many pixels."""
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
     def __init__(
         self,
@@ -71,26 +73,26 @@ class SegmentationAdapter(Adapter, abstract=True):
         self.background = _background(self.names) if background == "auto" else background
 
     def default_normalisation(self) -> tuple[Sequence[float], Sequence[float]]:
-        """Mean and standard deviation per channel, of pixels in [0, 1]."""
+        """Return the mean and standard deviation per channel, of pixels in [0, 1]."""
         return IMAGENET_MEAN, IMAGENET_STD
 
     def default_multilabel(self) -> bool:
-        """Whether the model itself says that its classes are independent."""
+        """Return whether the model stores that its classes are independent."""
         return False
 
     def logits(self, raw: Any) -> Tensor:
-        """The (B, C, h, w) logits in the model's raw output."""
+        """Return the (B, C, h, w) logits in the model's raw output."""
         logits: Tensor = raw
         return logits
 
     def resized(self, image_size_hw: tuple[int, int]) -> tuple[int, int]:
-        """The size, height and width, that an image has on the network's input."""
+        """Return the height and width of an image on the network's input."""
         if self.image_size is None:
             return image_size_hw
         return (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
 
     def canvas(self, image_size_hw: tuple[int, int]) -> tuple[int, int]:
-        """The size of the network's input for an image, padding included."""
+        """Return the height and width of the network's input for an image, padding included."""
         height, width = self.resized(image_size_hw)
         return -(-height // self.multiple) * self.multiple, -(-width // self.multiple) * self.multiple
 
@@ -125,7 +127,7 @@ class SegmentationAdapter(Adapter, abstract=True):
     def targets_of(self, detections: Detections) -> list[Target]:
         if detections.masks is None:
             raise ValueError(
-                "expected detections with masks, as this adapter's predict() gives; got boxes only. Explain a box of a "
+                "expected detections with masks, as predict() returns; got boxes only. Explain a box of a "
                 "segmentation network with MaskTarget(label, mask)"
             )
         labels = detections.labels.tolist()
@@ -142,11 +144,11 @@ class SegmentationAdapter(Adapter, abstract=True):
 class TorchvisionSegmentationAdapter(SegmentationAdapter):
     """torchvision's FCN, DeepLabV3 and LR-ASPP, with any backbone.
 
-    As in torchvision's own presets, one number as `image_size` is the image's shorter side (520 for the published
-    weights), its proportions kept. Models with 21 classes have the names of VOC, whose class 0 is the background.
+    As in torchvision's presets, one number as `image_size` is the image's shorter side (520 for the published weights)
+    and the aspect ratio is kept. Models with 21 classes have the names of VOC, with class 0 as background.
 
-    The target layer is the backbone's last: the head has no way around it, and sees context from there. LR-ASPP reads
-    two of the backbone's maps, and both are taken.
+    The default target layer is the backbone's last: all paths to the head pass through it, and its gradient covers
+    context. LR-ASPP reads two of the backbone's maps, and both are taken.
     """
 
     family = "torchvision segmentation"
@@ -157,8 +159,8 @@ class TorchvisionSegmentationAdapter(SegmentationAdapter):
 
     def default_target_layers(self) -> Sequence[nn.Module]:
         backbone: Any = self.model.backbone
-        taken = getattr(backbone, "return_layers", {})  # names of the layers that it hands on, and as what
-        return [backbone[layer] for layer, name in taken.items() if name in ("out", "low", "high")] or [backbone]
+        returned = getattr(backbone, "return_layers", {})  # layer to output name
+        return [backbone[layer] for layer, name in returned.items() if name in ("out", "low", "high")] or [backbone]
 
     def default_names(self) -> Mapping[int, str]:
         categories = FCN_ResNet50_Weights.COCO_WITH_VOC_LABELS_V1.meta["categories"]

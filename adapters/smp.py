@@ -27,11 +27,11 @@ logger = logging.getLogger("detcam")
 class SmpAdapter(SegmentationAdapter):
     """Explains any `segmentation_models_pytorch` model.
 
-    What is explained are the logits, also where the head ends in an activation; where that is a sigmoid, several
-    classes are independent (`multilabel`). An image keeps its size, padded to the multiple that the architecture asks
-    for (Unet: none), except where a ViT encoder takes one size only: there it is stretched to it. Mean and standard
-    deviation are the encoder's own: timm's for ``tu-`` encoders, else those that came with the encoder's weights, else
-    ImageNet's. An auxiliary classification head is left aside.
+    Explains the logits, also where the head ends in an activation; if that is a sigmoid, several classes are
+    independent (`multilabel`). An image keeps its size and is padded to the multiple that the architecture needs (Unet:
+    none); for a ViT encoder with a fixed size it is stretched to that size. Mean and standard deviation are those of
+    the encoder: timm's for ``tu-`` encoders, else those stored with the encoder's weights, else ImageNet's. An
+    auxiliary classification head is ignored.
     """
 
     family = "segmentation-models-pytorch"
@@ -52,11 +52,11 @@ class SmpAdapter(SegmentationAdapter):
         return fixed or super().resized(image_size_hw)
 
     def default_target_layers(self) -> Sequence[nn.Module]:
-        """The decoder's last features; the encoder's last where the decoder reads nothing else.
+        """Return the decoder, or the encoder's last layer where the decoder only reads that one.
 
-        Measured on a U-Net trained on blood cells: GradCAM at the bottleneck finds nothing (skip connections carry
-        what matters), at the decoder's output it finds every class. PSPNet and DeepLabV3 have no skip connections:
-        everything passes through the encoder's last features, from where context is still to be seen.
+        Measured on a U-Net trained on blood cells: GradCAM at the bottleneck finds nothing (the relevant features take
+        the skip connections), at the decoder's output it finds every class. PSPNet and DeepLabV3 have no skip
+        connections: all paths pass through the encoder's last features, whose gradient covers context.
         """
         encoder: Any = self.model.encoder
         decoder: Any = self.model.decoder
@@ -73,24 +73,24 @@ class SmpAdapter(SegmentationAdapter):
             total = self.logits(self.forward(batch)).float().square().sum()
             deepest = [level for level in flatten_tensors(seen.pop()[1]) if level.ndim == 4][-1]
         if all_paths_pass(total.grad_fn, deepest.grad_fn):
-            return [_maker(seen, deepest, infer_reshape(encoder, size))]
+            return [_producer(seen, deepest, infer_reshape(encoder, size))]
         return [decoder]
 
     def default_normalisation(self) -> tuple[Sequence[float], Sequence[float]]:
         encoder: Any = self.model.encoder
-        declared = getattr(getattr(encoder, "model", None), "pretrained_cfg", None)
-        if not declared:
-            declared = _stored_with_weights(getattr(self.model, "config", None) or {})
-        if not declared:
-            logger.info("the encoder does not say how its input is normalised; taking ImageNet's mean and std")
-        return declared.get("mean", IMAGENET_MEAN), declared.get("std", IMAGENET_STD)
+        stored = getattr(getattr(encoder, "model", None), "pretrained_cfg", None)
+        if not stored:
+            stored = _stored_with_weights(getattr(self.model, "config", None) or {})
+        if not stored:
+            logger.info("the encoder does not store the normalisation of its input; using ImageNet's mean and std")
+        return stored.get("mean", IMAGENET_MEAN), stored.get("std", IMAGENET_STD)
 
     def default_multilabel(self) -> bool:
         activation = self._activation()
         return activation is not None and isinstance(activation.activation, nn.Sigmoid)
 
     def forward(self, batch: Batch) -> Any:
-        """The model's raw output; where its head ends in an activation, the logits before that."""
+        """Run the model and return its raw output, or the logits before the head's activation if there is one."""
         activation = self._activation()
         if activation is None or isinstance(activation.activation, nn.Identity):
             return super().forward(batch)
@@ -106,19 +106,21 @@ class SmpAdapter(SegmentationAdapter):
         return super().logits(raw[0] if isinstance(raw, tuple) else raw)
 
     def _activation(self) -> Any:
-        """The head's activation module, or None where the user's own head has none."""
+        """The head's activation module, or None where a custom head has none."""
         from segmentation_models_pytorch.base.modules import Activation
 
         head: Any = self.model.segmentation_head
-        found = [module for module in head.modules() if isinstance(module, Activation)]
-        return found[-1] if found else None
+        activations = [module for module in head.modules() if isinstance(module, Activation)]
+        return activations[-1] if activations else None
 
 
-def _maker(seen: Sequence[tuple[nn.Module, Any]], level: Tensor, reshape: InferredReshape) -> nn.Module:
-    """The last module that put out this level, or, where the level was laid out anew after that, one of its shape."""
+def _producer(seen: Sequence[tuple[nn.Module, Any]], level: Tensor, reshape: InferredReshape) -> nn.Module:
+    """The last module whose output is this level, or has its shape where the level was reshaped afterwards."""
     same = [module for module, output in seen if output is level]
-    alike = [module for module, output in seen if isinstance(output, Tensor) and _shape(output, reshape) == level.shape]
-    return (same or alike)[-1]
+    same_shape = [
+        module for module, output in seen if isinstance(output, Tensor) and _shape(output, reshape) == level.shape
+    ]
+    return (same or same_shape)[-1]
 
 
 def _shape(output: Tensor, reshape: InferredReshape) -> torch.Size | None:
@@ -126,7 +128,7 @@ def _shape(output: Tensor, reshape: InferredReshape) -> torch.Size | None:
 
 
 def _multiple(model: Any) -> int:
-    """The network's input must be a multiple of this many pixels."""
+    """The number of pixels of which the sides of the network's input are multiples."""
     if not model.requires_divisible_input_shape:
         return 1
     stages = len(getattr(model.encoder, "output_strides", ()))
@@ -135,7 +137,7 @@ def _multiple(model: Any) -> int:
 
 
 def _fixed_size(encoder: Any) -> tuple[int, int] | None:
-    """The one input size that a transformer's patch embedding takes, or None."""
+    """The only input size that a transformer's patch embedding takes, or None."""
     for module in encoder.modules():
         size = getattr(module, "img_size", None)
         if getattr(module, "strict_img_size", False) and size is not None:
@@ -144,7 +146,7 @@ def _fixed_size(encoder: Any) -> tuple[int, int] | None:
 
 
 def _stored_with_weights(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """How the input of a pretrained encoder is normalised, from the local cache of its weights; never downloads."""
+    """The normalisation of a pretrained encoder's input, from the local cache of its weights; never downloads."""
     from huggingface_hub import try_to_load_from_cache
     from segmentation_models_pytorch.encoders import encoders
 
@@ -160,15 +162,15 @@ def _stored_with_weights(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def build(spec: str, *, num_classes: int | None = None) -> nn.Module:
-    """A network with random weights from ``Unet?encoder=resnet34&classes=4&decoder_channels=96,64,48,32,16``.
+    """Build a network with random weights from ``Unet?encoder=resnet34&classes=4&decoder_channels=96,64,48,32,16``.
 
     Args:
         spec: the architecture and, after ``?``, its arguments; ``encoder`` stands for ``encoder_name``.
-        num_classes: instead of ``classes=`` in `spec`.
+        num_classes: overrides ``classes=`` in `spec`.
 
     Raises:
         ImportError: segmentation-models-pytorch is not installed.
-        ValueError: no such architecture, encoder or argument.
+        ValueError: unknown architecture, encoder or argument.
     """
     try:
         import segmentation_models_pytorch as smp
@@ -188,7 +190,7 @@ def build(spec: str, *, num_classes: int | None = None) -> nn.Module:
 
 
 def _plain(text: str) -> Any:
-    """A number, several with commas between them, a truth value, None, or the text itself."""
+    """Parse a number, a list of numbers with commas, a truth value or None; other texts are returned as they are."""
     if "," in text:
         return tuple(_plain(part) for part in text.split(","))
     words = {"true": True, "false": False, "none": None}

@@ -41,8 +41,8 @@ from detcam.trace import guarded
 class TwoStageAdapter(TorchvisionDetector):
     """Explains any `torchvision.models.detection.GeneralizedRCNN`.
 
-    A detection is pinned to its proposal: the box head scores that proposal again, so the gradient is exact
-    and no box is re-found by overlap. A box that nobody detected is scored as a proposal.
+    The source of a detection is its proposal: the box head scores that proposal again, so the gradient is exact and no
+    box is matched by overlap. A box without a source is scored as a proposal.
     """
 
     family = "torchvision two-stage"
@@ -64,10 +64,10 @@ class TwoStageAdapter(TorchvisionDetector):
         size = getattr(heads.box_roi_pool, "output_size", None)
         if not isinstance(channels, int) or size is None:
             raise TypeError(
-                f"cannot tell how many classes {type(heads.box_predictor).__name__} has: give it a linear "
+                f"cannot determine the number of classes of {type(heads.box_predictor).__name__}: give it a linear "
                 "layer named cls_score, or the backbone an out_channels and the box pooling an output_size"
             )
-        with guarded(self.model, gradients=False):  # a predictor of the user's own: look at what it puts out
+        with guarded(self.model, gradients=False):  # a custom predictor: look at its output
             pooled = torch.zeros(1, channels, *size, device=self.device, dtype=self.dtype)
             logits, _ = heads.box_predictor(heads.box_head(pooled))
         return int(logits.shape[-1])
@@ -82,10 +82,10 @@ class TwoStageAdapter(TorchvisionDetector):
 
 
 class TwoStageRaw:
-    """The pyramid of a batch, with what follows from it on demand.
+    """The pyramid of a batch; proposals are computed on first use.
 
     Attributes:
-        images: the network's input, with the sizes of the images on it.
+        images: the network's input and the sizes of the images on it.
         features: per image, its pyramid (1, C, h, w) by level name.
     """
 
@@ -101,27 +101,27 @@ class TwoStageRaw:
 
     @cached_property
     def proposals(self) -> list[Tensor]:
-        """Per image (N, 4), input pixels; places, not evidence: scores are differentiated at fixed ones."""
+        """Per image (N, 4), input pixels, detached: scores are differentiated at fixed proposals."""
         levels = {name: level.detach() for name, level in self.pyramid.items()}
         half = any(level.dtype in (torch.float16, torch.bfloat16) for level in levels.values())
         with torch.no_grad():
             if not half:
                 return list(self.model.rpn(self.images, levels)[0])
-            # The CPU suppresses boxes in float32 only, and half precision would move them by pixels.
+            # NMS on the CPU needs float32, and half precision would move boxes by pixels.
             rpn = self.model.rpn
             state = {name: at_least_float(tensor) for name, tensor in rpn.state_dict().items()}
             levels = {name: at_least_float(level) for name, level in levels.items()}
             return list(torch.func.functional_call(rpn, state, (self.images, levels))[0])
 
     def pooler(self, name: str) -> Any:
-        """A region pooling of the heads; a copy, as torchvision's keeps the scales of its first image."""
+        """Return a copy of a region pooling of the heads; torchvision's keeps the scales of its first image."""
         if name not in self._poolers:
             self._poolers[name] = copy.copy(getattr(self.model.roi_heads, name))
         return self._poolers[name]
 
 
 class TwoStageOutput(DetectorOutput):
-    """One image's pyramid and proposals, with the heads that read them."""
+    """The pyramid and proposals of one image, and the heads that read them."""
 
     background = 0
 
@@ -138,16 +138,16 @@ class TwoStageOutput(DetectorOutput):
         self.size_hw: tuple[int, int] = raw.images.image_sizes[index]
 
     def pool(self, name: str, boxes: Tensor) -> Tensor:
-        """(K, C, p, p) features of boxes (K, 4), input pixels."""
-        pooled: Tensor = self.raw.pooler(name)(self._wide(), [at_least_float(boxes)], [self.size_hw])
+        """Return the features (K, C, p, p) of boxes (K, 4), input pixels."""
+        pooled: Tensor = self.raw.pooler(name)(self._float_features(), [at_least_float(boxes)], [self.size_hw])
         return pooled.to(self.raw.images.tensors.dtype)
 
-    def _wide(self) -> dict[str, Tensor]:
-        """The pyramid in float32 at least: the CPU does not pool bfloat16, and boxes need their fractions."""
+    def _float_features(self) -> dict[str, Tensor]:
+        """The pyramid in float32 or wider: the CPU does not pool bfloat16, and boxes need fractions of pixels."""
         return {name: at_least_float(level) for name, level in self.features.items()}
 
     def pool_each(self, name: str, boxes: Tensor) -> list[Tensor]:
-        """As `pool`, but K tensors (1, C, p, p) whose backward passes visit their own box and level only."""
+        """Return `pool` as K tensors (1, C, p, p) whose backward passes only visit their box and level."""
         pooler = self.raw.pooler(name)
         if not torch.is_grad_enabled():
             return list(self.pool(name, boxes).split(1))
@@ -156,7 +156,7 @@ class TwoStageOutput(DetectorOutput):
         if pooler.scales is None:
             with torch.no_grad():
                 self.pool(name, boxes[:1])
-        levels = [level for key, level in self._wide().items() if key in pooler.featmap_names]
+        levels = [level for key, level in self._float_features().items() if key in pooler.featmap_names]
         chosen = pooler.map_levels([boxes]).tolist() if len(levels) > 1 else [0] * len(boxes)
         return [
             roi_align(levels[level], [box[None]], pooler.output_size, pooler.scales[level], pooler.sampling_ratio).to(
@@ -166,19 +166,20 @@ class TwoStageOutput(DetectorOutput):
         ]
 
     def candidates(self, targets: Sequence[DetectionTarget]) -> Candidates:
-        proposals = self._places(targets, proposed=True)
+        proposals = self._boxes_of(targets, use_proposals=True)
         return self._read(self.pool("box_roi_pool", proposals), proposals, targets)
 
     def box_scores(self, targets: Sequence[DetectionTarget]) -> list[Tensor]:
-        proposals = self._places(targets, proposed=True)
+        proposals = self._boxes_of(targets, use_proposals=True)
         scores: list[Tensor] = [torch.empty(0)] * len(targets)
         by_rpn = [index for index, target in enumerate(targets) if "objectness" in target.reads]
         by_head = [index for index, target in enumerate(targets) if target.reads != {"objectness"}]
         objectness = proposals.new_full((len(targets),), torch.nan).unbind()
         if by_rpn:
             pinned = [targets[index].source is not None for index in by_rpn]
-            found = objectness_scores(self.adapter.model.rpn, self.features, self._image(), proposals[by_rpn], pinned)
-            known = dict(zip(by_rpn, found, strict=True))
+            rpn = self.adapter.model.rpn
+            rpn_scores = objectness_scores(rpn, self.features, self._image(), proposals[by_rpn], pinned)
+            known = dict(zip(by_rpn, rpn_scores, strict=True))
             objectness = tuple(known.get(index, missing) for index, missing in enumerate(objectness))
 
         def scalars(regions: Tensor, part: slice) -> list[Tensor]:
@@ -205,17 +206,17 @@ class TwoStageOutput(DetectorOutput):
             maps = self.heads.mask_predictor(self.heads.mask_head(regions))
             values = []
             for logits, target in zip(maps, targets[part], strict=True):
-                own = logits[target.label]
-                inside = own.detach() > 0
-                values.append(own[inside].mean() if inside.any() else own.max())
+                mask = logits[target.label]
+                inside = mask.detach() > 0
+                values.append(mask[inside].mean() if inside.any() else mask.max())
             return values
 
-        boxes = self._places(targets, proposed=False)
+        boxes = self._boxes_of(targets, use_proposals=False)
         return scores_of_regions(self.pool_each("mask_roi_pool", boxes), scalars)
 
-    def _places(self, targets: Sequence[DetectionTarget], *, proposed: bool) -> Tensor:
-        """(K, 4) proposals of targets, or their boxes where there is none or not `proposed`; input pixels."""
-        boxes = [(t.source.box_xyxy if t.source and proposed else None) or t.box_xyxy for t in targets]
+    def _boxes_of(self, targets: Sequence[DetectionTarget], *, use_proposals: bool) -> Tensor:
+        """Proposals (K, 4) of targets, input pixels; their boxes where they have none or not `use_proposals`."""
+        boxes = [(t.source.box_xyxy if t.source and use_proposals else None) or t.box_xyxy for t in targets]
         pixels = self.raw.images.tensors
         boxes_xyxy = torch.tensor(boxes, dtype=torch.float64, device=pixels.device).reshape(-1, 4)
         return self.geometry.boxes_to_input(boxes_xyxy).to(torch.promote_types(pixels.dtype, torch.float32))
@@ -233,15 +234,15 @@ class TwoStageOutput(DetectorOutput):
 
     @cached_property
     @torch.no_grad()
-    def _everything(self) -> tuple[Tensor, Tensor]:
-        """What the box head says of all proposals, detached: logits (K, C) and regression (K, 4 C)."""
+    def _head_output(self) -> tuple[Tensor, Tensor]:
+        """The box head's output for all proposals, detached: logits (K, C) and regression (K, 4 C)."""
         pooled = self.pool("box_roi_pool", self.raw.proposals[self.index])
         logits, regression = self.heads.box_predictor(self.heads.box_head(pooled))
         return logits, regression
 
     @torch.no_grad()
     def raw_candidates(self, label: int | None = None) -> tuple[Tensor, Tensor]:
-        logits, regression = self._everything
+        logits, regression = self._head_output
         scores = F.softmax(at_least_float(logits), -1)
         boxes = self.heads.box_coder.decode(regression, [self.raw.proposals[self.index]])
         if label is None:
@@ -253,34 +254,34 @@ class TwoStageOutput(DetectorOutput):
     @torch.no_grad()
     def detections(self) -> Detections:
         heads, proposals = self.heads, self.raw.proposals[self.index]
-        boxes, labels, scores, origin = self._suppress(*self._everything, proposals)
-        found: dict[str, Tensor] = {"boxes": boxes, "labels": labels, "scores": scores}
+        boxes, labels, scores, origin = self._suppress(*self._head_output, proposals)
+        result: dict[str, Tensor] = {"boxes": boxes, "labels": labels, "scores": scores}
         if heads.has_mask():
             maps = heads.mask_predictor(heads.mask_head(self.pool("mask_roi_pool", boxes)))
             each = torch.arange(len(labels), device=labels.device)
-            found["masks"] = maps[each, labels].sigmoid()[:, None]
+            result["masks"] = maps[each, labels].sigmoid()[:, None]
         if heads.has_keypoint():
             maps = heads.keypoint_predictor(heads.keypoint_head(self.pool("keypoint_roi_pool", boxes)))
-            (found["keypoints"],), (found["keypoints_scores"],) = keypointrcnn_inference(maps, [boxes])
-        done = self.adapter.model.transform.postprocess([found], [self.size_hw], [self.geometry.image_size_hw])[0]
+            (result["keypoints"],), (result["keypoints_scores"],) = keypointrcnn_inference(maps, [boxes])
+        processed = self.adapter.model.transform.postprocess([result], [self.size_hw], [self.geometry.image_size_hw])[0]
         extras = {}
-        if heads.has_keypoint():  # torchvision's third column is a constant; the score says more
-            points = [done["keypoints"][..., :2], done["keypoints_scores"][..., None]]
+        if heads.has_keypoint():  # torchvision's third column is constant; it is replaced by the score
+            points = [processed["keypoints"][..., :2], processed["keypoints_scores"][..., None]]
             extras["keypoints"] = torch.cat(points, -1).float().cpu()
-        places = self.geometry.boxes_to_image(proposals[origin].double()).tolist()
+        sources = self.geometry.boxes_to_image(proposals[origin].double()).tolist()
         return Detections(
-            done["boxes"].float().cpu(),
+            processed["boxes"].float().cpu(),
             labels.cpu(),
             scores.float().cpu(),
             self.geometry.image_size_hw,
-            tuple(Source("proposal", box_xyxy=tuple(place)) for place in places),
-            masks=(done["masks"][:, 0] > 0.5).cpu() if heads.has_mask() else None,
+            tuple(Source("proposal", box_xyxy=tuple(box)) for box in sources),
+            masks=(processed["masks"][:, 0] > 0.5).cpu() if heads.has_mask() else None,
             names=self.adapter.names,
             extras=extras,
         )
 
     def _suppress(self, logits: Tensor, regression: Tensor, proposals: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The box head's own post-processing, keeping which proposal each box came from.
+        """Apply the box head's post-processing and keep the proposal of each box.
 
         Returns:
             boxes (N, 4) in input pixels, labels (N,), scores (N,), indices of proposals (N,).

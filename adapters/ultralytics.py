@@ -1,6 +1,6 @@
 """Ultralytics models: YOLO v5u to 26 (detect, segment, obb, pose, classify) and RT-DETR.
 
-The package is imported only here, and only once a model of its kind is at hand: `supports` looks at module names.
+The package is imported only in these modules, and only for its models: `supports` compares module names.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from detcam.adapters.base import AdapterOptions, Batch, DetectorAdapter
 from detcam.adapters.ultralytics_architecture import check_architecture
 from detcam.adapters.ultralytics_network import class_names, head_names, inner_module, input_size, is_ultralytics
-from detcam.adapters.ultralytics_outputs import DenseOutput, HeadLevel, Pyramid
+from detcam.adapters.ultralytics_outputs import HeadLevel, YoloOutput, YoloPyramid
 from detcam.adapters.windows import reach
 from detcam.detections import as_names
 from detcam.geometry import Geometry
@@ -29,20 +29,22 @@ if TYPE_CHECKING:
 
 
 class UltralyticsDetector(DetectorAdapter, abstract=True):
-    """What the detectors share: the letterbox, the layers before the head, and the thresholds.
+    """Base class of the detectors: letterbox, layers before the head, and thresholds.
 
-    Images are prepared as `YOLO.predict` prepares each of them alone: scaled to fit `image_size`, then padded with
+    Images are prepared as `YOLO.predict` prepares a single image: scaled to fit `image_size`, then padded with
     grey 114 to the next multiple of the stride (a rectangle, not a square). RT-DETR stretches them to a square.
 
     Args:
         model: a `YOLO` or `RTDETR` object, or the module inside one.
-        target_layers: as in `Adapter`; None takes the layers that feed the head.
-        reshape_transform: as in `Adapter`.
-        names: class index to name; None takes the model's own.
         image_size: side of the network's input, or height and width; None takes the model's `imgsz`, else 640.
-        conf: least score of a detection, in [0, 1].
-        iou: overlap above which a box suppresses a weaker one of its class, in [0, 1].
-        max_det: at most so many detections per image.
+        conf: minimum score of a detection, in [0, 1].
+        iou: overlap above which the weaker of two boxes of a class is suppressed, in [0, 1].
+        max_det: maximum number of detections per image.
+        **options: `target_layers`, `reshape_transform` and `names`, as in `Adapter`. By default, the target layers are
+            those that the head reads.
+
+    Attributes:
+        stretches: whether images are stretched to the input size instead of letterboxed.
     """
 
     stretches = False
@@ -71,24 +73,24 @@ class UltralyticsDetector(DetectorAdapter, abstract=True):
 
     @property
     def layers(self) -> Any:
-        """The network's modules in the order in which they run, the head last."""
+        """The network's modules in order of execution, the head last."""
         return self.model.model
 
     @property
     def head(self) -> Any:
-        """The module that turns features into boxes."""
+        """The detection head."""
         return self.layers[-1]
 
     def default_names(self) -> Mapping[int, str]:
         return as_names(self.model.names)  # type: ignore[arg-type]
 
     def default_target_layers(self) -> Sequence[nn.Module]:
-        """The layers that feed the head, one per pyramid level.
+        """Return the layers that the head reads, one per pyramid level.
 
-        Measured on a YOLO11n trained on blood cells (36 detections; peak in the box, share of energy in it): ODAM 1.00
-        and 0.89 here, 0.97 and 0.75 at the backbone's stride 8, 0.53 and 0.42 at stride 16, 0.44 and 0.39 at stride
-        32; GradCAM, which pools its gradient, 0.47 and 0.21 here and less elsewhere. The gradient here reaches 7% of
-        the image; at the backbone's stride 8 it reaches all of it.
+        Measured on a YOLO11n trained on blood cells (36 detections; peak in the box, fraction of energy in it): ODAM
+        1.00 and 0.89 at these layers, 0.97 and 0.75 at the backbone's stride 8, 0.53 and 0.42 at stride 16, 0.44 and
+        0.39 at stride 32; GradCAM, which pools its gradient, 0.47 and 0.21 at these layers and less elsewhere. The
+        gradient at these layers reaches 7% of the image; at the backbone's stride 8 it reaches all of it.
         """
         last = len(self.layers) - 1
         return [self.layers[index if index >= 0 else last + index] for index in self.head.f]
@@ -96,15 +98,17 @@ class UltralyticsDetector(DetectorAdapter, abstract=True):
     def prepare(self, images: Sequence[Tensor]) -> Batch:
         from ultralytics.data.augment import LetterBox
 
-        place = LetterBox(self.image_size_hw, auto=not self.stretches, scale_fill=self.stretches, stride=self.stride)
-        placed = [torch.from_numpy(place(image=_pixels(image))).permute(2, 0, 1) for image in images]
+        letterbox = LetterBox(
+            self.image_size_hw, auto=not self.stretches, scale_fill=self.stretches, stride=self.stride
+        )
+        placed = [torch.from_numpy(letterbox(image=_pixels(image))).permute(2, 0, 1) for image in images]
         inputs = torch.stack(placed).to(self.device).to(self.dtype) / 255
         canvas = (inputs.shape[-2], inputs.shape[-1])
         sizes = [(image.shape[-2], image.shape[-1]) for image in images]
         return Batch(inputs, tuple(self._geometry(size, canvas) for size in sizes))
 
     def _geometry(self, size_hw: tuple[int, int], canvas_hw: tuple[int, int]) -> Geometry:
-        """Where the letterbox put an image: sides and padding are rounded to whole pixels."""
+        """The geometry of the letterbox, whose sides and padding are rounded to whole pixels."""
         if self.stretches:
             return Geometry.resize(size_hw, canvas_hw)
         ratio = min(self.image_size_hw[0] / size_hw[0], self.image_size_hw[1] / size_hw[1])
@@ -113,7 +117,7 @@ class UltralyticsDetector(DetectorAdapter, abstract=True):
         return Geometry(size_hw, canvas_hw, (width / size_hw[1], height / size_hw[0]), (left, top))
 
     def prepare_tensor(self, batch: Tensor) -> Batch:
-        """A (B, 3, H, W) batch, RGB in [0, 1], already placed: sides are multiples of the stride."""
+        """Take a (B, 3, H, W) tensor, RGB in [0, 1], whose sides are multiples of the stride."""
         if batch.shape[1] != 3 or any(side % self.stride for side in batch.shape[-2:]):
             raise ValueError(
                 f"expected a (B, 3, H, W) tensor with sides that are multiples of {self.stride}; got "
@@ -125,16 +129,16 @@ class UltralyticsDetector(DetectorAdapter, abstract=True):
         return super().prepare_tensor(batch)
 
     def features(self, inputs: Tensor) -> list[Tensor]:
-        """What the head is given: one (B, C, h, w) per pyramid level."""
+        """Return the head's input: one (B, C, h, w) per pyramid level."""
         *layers, head = self.layers
-        wanted: set[int] = {*self.model.save, *head.f}  # type: ignore[misc]
+        saved: set[int] = {*self.model.save, *head.f}  # type: ignore[misc]
         kept: list[Any] = []
         value: Any = inputs
         for layer in layers:
             if layer.f != -1:
                 value = kept[layer.f] if isinstance(layer.f, int) else [value if i == -1 else kept[i] for i in layer.f]
             value = layer(value)
-            kept.append(value if layer.i in wanted else None)
+            kept.append(value if layer.i in saved else None)
         return [value if index == -1 else kept[index] for index in head.f]
 
     @abstractmethod
@@ -144,12 +148,12 @@ class UltralyticsDetector(DetectorAdapter, abstract=True):
 class UltralyticsAdapter(UltralyticsDetector):
     """YOLO with anchor-free heads: v5u to 26; detection, instance masks, rotated boxes, keypoints.
 
-    A detection is pinned to the grid cell that made it, on the branch of the head that made it.
+    The source of a detection is its grid cell, on the branch of the head that reports it.
 
     Args:
         model: as in `UltralyticsDetector`.
         nms: for heads with two branches (v10, 26): False takes the one-to-one branch, which needs no suppression, True
-            the one-to-many branch; None takes the one that the model is set to (`model.end2end`).
+            the one-to-many branch, None the branch of the model's setting `end2end`.
         **options: as in `UltralyticsDetector`.
     """
 
@@ -160,7 +164,7 @@ class UltralyticsAdapter(UltralyticsDetector):
         head = inner_module(model).model[-1]
         missing_branch = getattr(head, "one2one_cv2", None) if nms is False else head.cv2
         if nms is not None and missing_branch is None:
-            raise ValueError(f"nms={nms}: this model has no such branch (any more); take nms={not nms} or nms=None")
+            raise ValueError(f"nms={nms}: this model has no such branch; use nms={not nms} or nms=None")
         super().__init__(model, **options)
 
     @classmethod
@@ -169,36 +173,36 @@ class UltralyticsAdapter(UltralyticsDetector):
 
     @property
     def branch(self) -> Mapping[str, Any]:
-        """The parts of the head that give its result."""
+        """The parts of the head that compute its result."""
         branch: Mapping[str, Any] = self.head.one2one if self.end_to_end else self.head.one2many
         return branch
 
     @property
     def end_to_end(self) -> bool:
-        """Whether the result comes from the one-to-one branch, without suppression."""
+        """Whether the result is that of the one-to-one branch, without suppression."""
         return bool(self.head.end2end) if self.nms is None else not self.nms
 
     @property
-    def watches_head(self) -> bool:
+    def hooks_head(self) -> bool:
         """Whether a target layer lies inside the head."""
         inside = {id(module) for module in self.head.modules()}
         return any(id(layer) in inside for layer in self.target_layers)
 
-    def forward(self, batch: Batch) -> Pyramid:
-        pyramid = Pyramid(self, self.features(batch.inputs))
-        if self.watches_head:  # hooked during this call only
+    def forward(self, batch: Batch) -> YoloPyramid:
+        pyramid = YoloPyramid(self, self.features(batch.inputs))
+        if self.hooks_head:  # hooks are only active during this call
             _ = pyramid.levels, pyramid.prototypes
         return pyramid
 
     def run_head(self, level: int, feature: Tensor) -> HeadLevel:
-        """What the head says on a map, or a window of one, of a level."""
+        """Run the head on a map, or a window of a map, of one level."""
         branch = self.branch
         extra = None
         if "mask_head" in branch:
             extra = branch["mask_head"][level](feature)
         elif "angle_head" in branch:
             extra = branch["angle_head"][level](feature)
-            if "OBB26" not in class_names(self.head):  # which predicts the angle itself
+            if "OBB26" not in class_names(self.head):  # OBB26 predicts the angle in radians
                 extra = (extra.sigmoid() - 0.25) * torch.pi
         elif "pose_head" in branch:
             extra = branch["pose_head"][level](feature)
@@ -206,7 +210,7 @@ class UltralyticsAdapter(UltralyticsDetector):
         return HeadLevel(branch["cls_head"][level](feature), branch["box_head"][level](feature), extra)
 
     def run_prototypes(self, features: list[Tensor]) -> Tensor | None:
-        """(B, M, h, w) mask prototypes, or None where the task has none."""
+        """Return the mask prototypes (B, M, h, w), or None where the task has none."""
         if "mask_head" not in self.branch:
             return None
         proto = self.head.proto
@@ -214,14 +218,14 @@ class UltralyticsAdapter(UltralyticsDetector):
         return prototypes
 
     def head_reach(self, level: int) -> int | None:
-        """How many cells around a cell the head sees at a level; None where it may see the whole map."""
+        """Return the radius of the head's receptive field at a level, in cells; None for the whole map."""
         parts = [self.branch[name][level] for name in ("cls_head", "box_head", "angle_head") if name in self.branch]
         reaches = [_reach(part) for part in parts]
         known = [value for value in reaches if value is not None]
         return max(known) if len(known) == len(parts) else None
 
-    def outputs(self, raw: Pyramid, batch: Batch) -> list[DetectorOutput]:
-        return [DenseOutput(self, raw, index, geometry) for index, geometry in enumerate(batch.geometries)]
+    def outputs(self, raw: YoloPyramid, batch: Batch) -> list[DetectorOutput]:
+        return [YoloOutput(self, raw, index, geometry) for index, geometry in enumerate(batch.geometries)]
 
     def select_anchors(self, boxes: Tensor, scores: Tensor, angles: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return the anchors that become detections.
@@ -241,7 +245,7 @@ class UltralyticsAdapter(UltralyticsDetector):
         from ultralytics.utils.nms import non_max_suppression
 
         columns = [boxes, scores] if angles is None else [boxes, scores, angles]
-        found, kept = non_max_suppression(
+        rows, kept = non_max_suppression(
             torch.cat(columns, 1).T[None],
             self.conf,
             self.iou,
@@ -250,10 +254,10 @@ class UltralyticsAdapter(UltralyticsDetector):
             rotated=angles is not None,
             return_idxs=True,
         )
-        return kept[0].reshape(-1).long(), found[0][:, 5].long()
+        return kept[0].reshape(-1).long(), rows[0][:, 5].long()
 
     def masks(self, prototypes: Tensor, coefficients: Tensor, boxes_xyxy: Tensor, size_hw: tuple[int, int]) -> Tensor:
-        """Instance masks (N, H, W) bool in image pixels, as `YOLO.predict(retina_masks=True)` gives them."""
+        """Return instance masks (N, H, W) bool in image pixels, as `YOLO.predict(retina_masks=True)` does."""
         from ultralytics.utils.ops import process_mask_native
 
         masks: Tensor = process_mask_native(prototypes, coefficients.float(), boxes_xyxy, size_hw).bool()
@@ -261,20 +265,20 @@ class UltralyticsAdapter(UltralyticsDetector):
 
 
 def _reach(branch: nn.Module) -> int | None:
-    """As `reach`, with ultralytics' `Conv` (convolution, normalisation, activation) known to be its parts in a row."""
+    """Return `reach`, where ultralytics' `Conv` counts as its convolution, normalisation and activation in sequence."""
     total = 0
     for module in branch.modules():
         if next(module.children(), None) is not None and "Conv" in class_names(module):
             continue
-        own = 0 if isinstance(module, nn.Sequential) else reach(module)
-        if own is None:
+        radius = 0 if isinstance(module, nn.Sequential) else reach(module)
+        if radius is None:
             return None
-        total += own
+        total += radius
     return total
 
 
 def _pixels(image: Tensor) -> np.ndarray:
-    """An (H, W, 3) array in 0..255: 8-bit where the image is, as resizing rounds there; else float."""
+    """Return an (H, W, 3) array in 0..255: uint8 if the image has 8 bits, since resizing then rounds, else float."""
     scaled = image.detach().float().cpu().permute(1, 2, 0) * 255
     rounded = scaled.round()
     whole = (scaled - rounded).abs().max() < 1e-3 and rounded.min() >= 0 and rounded.max() <= 255
@@ -282,17 +286,17 @@ def _pixels(image: Tensor) -> np.ndarray:
 
 
 def build(name: str, *, num_classes: int | None = None, pretrained: bool = False) -> nn.Module:
-    """A network by name or file: ``yolo11n.pt``, ``rtdetr-l.yaml``.
+    """Build a network by name or file: ``yolo11n.pt``, ``rtdetr-l.yaml``.
 
     Args:
-        name: a ``.yaml`` architecture, or a ``.pt`` file, which is downloaded where it is a published one that is not
-            here. Reading a ``.pt`` file runs code from it.
-        num_classes: of a ``.yaml`` architecture; None takes its own number.
+        name: a ``.yaml`` architecture, or a ``.pt`` file. A published file that is missing is downloaded. Reading a
+            ``.pt`` file runs code from it.
+        num_classes: number of classes of a ``.yaml`` architecture; None takes the number in the file.
         pretrained: whether `name` is a ``.pt`` file.
 
     Raises:
         ImportError: ultralytics is not installed.
-        OSError: no such file, and none within reach.
+        OSError: the file does not exist and cannot be downloaded.
         ValueError: the architecture would run code.
     """
     try:
@@ -310,7 +314,7 @@ def build(name: str, *, num_classes: int | None = None, pretrained: bool = False
 
 
 def is_published(name: str) -> bool:
-    """Whether ultralytics publishes a file of weights of this name."""
+    """Return whether ultralytics publishes a file of weights of this name."""
     try:
         from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES
     except ImportError as error:

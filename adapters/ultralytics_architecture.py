@@ -1,6 +1,6 @@
-"""Architectures of ultralytics networks: YAML files, checked before the package turns their text into code.
+"""Checks of ultralytics architectures (YAML files), which the package evaluates as code.
 
-The package is not imported here: `detcam.adapters.ultralytics` hands over what is needed of it.
+The package is not imported: `detcam.adapters.ultralytics` passes the module that is needed.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ from typing import Any
 import torchvision
 from torch import nn
 
-FOLDERS = {"nn.": nn, "torchvision.ops.": torchvision.ops}
-"""Where a layer's name may point to beside ultralytics' own modules."""
+NAMESPACES = {"nn.": nn, "torchvision.ops.": torchvision.ops}
+"""Modules that a layer's name may refer to, apart from those of ultralytics."""
 
 
 def check_architecture(name: str, architecture: Mapping[str, Any], tasks: Any) -> None:
-    """Refuse an architecture that would run code: ultralytics evaluates its activation, and calls what its rows name.
+    """Reject an architecture that runs code: ultralytics evaluates its activation and calls the names in its rows.
 
     Args:
-        name: of its file, for messages.
-        architecture: what the file holds.
-        tasks: the module ``ultralytics.nn.tasks``, among whose names those of the rows are looked up.
+        name: name of the file, for messages.
+        architecture: content of the file.
+        tasks: the module ``ultralytics.nn.tasks``, which defines the names in the rows.
 
     Raises:
-        ValueError: the activation is more than a module of `torch.nn`, or a row names something that is no layer.
+        ValueError: the activation is not a module of `torch.nn`, or a row names something other than a layer.
     """
     activation = architecture.get("activation")
     if activation and not is_plain_module(activation):
@@ -49,7 +49,7 @@ def check_architecture(name: str, architecture: Mapping[str, Any], tasks: Any) -
 
 
 def is_plain_module(text: Any) -> bool:
-    """Whether a text makes a module of `torch.nn` from literals, and nothing else; it is read, not run."""
+    """Return whether a text is a call of a module of `torch.nn` with literals; the text is parsed, not executed."""
     try:
         call = ast.parse(text.strip(), mode="eval").body
         if not isinstance(call, ast.Call) or any(keyword.arg is None for keyword in call.keywords):
@@ -63,21 +63,21 @@ def is_plain_module(text: Any) -> bool:
 
 
 def is_layer(name: Any, tasks: Any) -> bool:
-    """Whether a row's module is a layer; ultralytics would also call its loaders, installers and whole models."""
+    """Return whether a row's module is a layer; ultralytics would also call its loaders, installers and models."""
     if not isinstance(name, str):
         return False
-    for prefix, folder in FOLDERS.items():
+    for prefix, namespace in NAMESPACES.items():
         if name.startswith(prefix):
-            return _is_module(getattr(folder, name.removeprefix(prefix), None))
-    found = getattr(tasks, name, None)
-    return _is_module(found) and found.__module__.startswith("ultralytics.nn.modules")
+            return _is_module(getattr(namespace, name.removeprefix(prefix), None))
+    layer = getattr(tasks, name, None)
+    return _is_module(layer) and layer.__module__.startswith("ultralytics.nn.modules")
 
 
-def _is_module(found: Any) -> bool:
-    return isinstance(found, type) and issubclass(found, nn.Module)
+def _is_module(value: Any) -> bool:
+    return isinstance(value, type) and issubclass(value, nn.Module)
 
 
 def _short(value: Any) -> str:
-    """A value in one line."""
+    """Return the repr of a value, shortened to one line."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,4 +1,4 @@
-"""YOLO classifiers. The package itself is not imported: its preprocessing is torchvision's."""
+"""YOLO classifiers. The package is not imported, since its preprocessing is torchvision's."""
 
 from __future__ import annotations
 
@@ -21,16 +21,15 @@ if TYPE_CHECKING:
 
 
 class UltralyticsClassificationAdapter(ClassificationAdapter):
-    """YOLO classifiers. Explained are the logits; scores are the softmax, as the model reports them.
+    """YOLO classifiers. Explains the logits; scores are the softmax, as the model reports them.
 
     Images are resized by their shorter side and cropped at the centre, as `YOLO.predict` does.
 
     Args:
         model: a `YOLO` object, or the module inside one.
-        target_layers: as in `Adapter`; None takes the convolution before the pooling.
-        reshape_transform: as in `Adapter`.
-        names: class index to name; None takes the model's own.
         image_size: side of the network's input, or height and width; None takes the model's `imgsz`, else 224.
+        **options: `target_layers`, `reshape_transform` and `names`, as in `Adapter`. By default, the target layer is
+            the convolution before the pooling.
     """
 
     family = "ultralytics classification"
@@ -41,10 +40,10 @@ class UltralyticsClassificationAdapter(ClassificationAdapter):
     ) -> None:
         module = inner_module(model)
         size = input_size(model, image_size, 224, 1)
-        own: Any = getattr(module, "transforms", None)
-        steps = [type(step).__name__ for step in getattr(own, "transforms", ())]
-        usual = steps == ["Resize", "CenterCrop", "ToTensor", "Normalize"] and tuple(own.transforms[1].size) == size
-        self.transforms: Any = own if usual else usual_transforms(size)
+        stored: Any = getattr(module, "transforms", None)
+        steps = [type(step).__name__ for step in getattr(stored, "transforms", ())]
+        usable = steps == ["Resize", "CenterCrop", "ToTensor", "Normalize"] and tuple(stored.transforms[1].size) == size
+        self.transforms: Any = stored if usable else default_transforms(size)
         normalize = self.transforms.transforms[-1]
         super().__init__(
             module,
@@ -60,7 +59,7 @@ class UltralyticsClassificationAdapter(ClassificationAdapter):
 
     @property
     def head(self) -> Any:
-        """The module that turns features into classes."""
+        """The classification head."""
         layers: Any = self.model.model
         return layers[-1]
 
@@ -77,7 +76,7 @@ class UltralyticsClassificationAdapter(ClassificationAdapter):
         return Batch(inputs.to(self.device, self.dtype), tuple(self._geometry(size) for size in sizes))
 
     def _geometry(self, size_hw: tuple[int, int]) -> Geometry:
-        """Where the resized image lies under the centre crop; what the crop cut off has no place on the input."""
+        """The geometry of resizing and centre crop; the parts of the image outside the crop are not on the input."""
         target = self.transforms.transforms[0].size
         if isinstance(target, int):
             short = min(size_hw)
@@ -94,8 +93,8 @@ class UltralyticsClassificationAdapter(ClassificationAdapter):
         return logits
 
 
-def usual_transforms(size_hw: tuple[int, int]) -> Any:
-    """What ultralytics does to an image where the model brings no transforms of its own."""
+def default_transforms(size_hw: tuple[int, int]) -> transforms.Compose:
+    """Return the preprocessing of ultralytics for a model that does not store its own."""
     height, width = size_hw
     return transforms.Compose(
         [

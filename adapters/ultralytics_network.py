@@ -1,65 +1,74 @@
-"""What kind of ultralytics network a model is, told by names, without importing the package."""
+"""The kind of an ultralytics network, determined by class names, without importing the package."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
 
 PROMPTED = frozenset({"WorldDetect", "YOLOEDetect"})
-"""Heads that take a text as well as an image."""
+"""Heads with a text prompt as a second input."""
 
 
 def is_ultralytics(model: Any) -> bool:
-    """Whether a model is one of the package's own, or a `YOLO`-like object around one."""
+    """Return whether a model is a network of the package or a `YOLO`-like wrapper of one."""
     modules = {base.__module__ for base in type(model).__mro__}
     return not modules.isdisjoint({"ultralytics.nn.tasks", "ultralytics.engine.model"})
 
 
 def inner_module(model: Any) -> Any:
-    """The network inside a `YOLO` or `RTDETR` object, or the network itself.
+    """Return the network inside a `YOLO` or `RTDETR` object, or the network itself.
 
     Raises:
-        TypeError: an exported model, or a head that this adapter cannot explain.
+        TypeError: an exported model, or a head that the adapters do not support.
     """
     wrapped = any(base.__module__ == "ultralytics.engine.model" for base in type(model).__mro__)
     module = model.model if wrapped else model
     if not isinstance(module, nn.Module):
-        raise TypeError(f"expected a PyTorch model; got the exported model {module!r}. Load the .pt it was made from")
+        raise TypeError(
+            f"expected a PyTorch model; got the exported model {module!r}. Load the .pt file it was exported from"
+        )
     known = head_names(module)
     if known.isdisjoint({"Detect", "RTDETRDecoder", "Classify"}) or not known.isdisjoint(PROMPTED):
         layers: Any = module.model
         raise TypeError(
-            "the ultralytics adapter explains heads that detect, segment instances, rotate boxes, find keypoints or "
-            f"classify, without a text prompt; got a {type(module).__name__} with a {type(layers[-1]).__name__} "
-            "head. Say what it puts out with detcam.adapters.detector(model, decode=...)"
+            "the ultralytics adapters explain heads for detection, instance segmentation, rotated boxes, keypoints and "
+            f"classification, without a text prompt; got a {type(module).__name__} with a {type(layers[-1]).__name__} "
+            "head. Decode its output with detcam.adapters.detector(model, decode=...)"
         )
     return module
 
 
 def head_names(model: Any) -> set[str]:
-    """Class names of a network's head and of everything it derives from; empty for an exported model."""
+    """Return the names of the class of a network's head and of its bases; empty for an exported model."""
     layers = getattr(model, "model", None)
     layers = layers if isinstance(layers, nn.Sequential) else getattr(layers, "model", None)
     return class_names(layers[-1]) if isinstance(layers, nn.Sequential) else set()
 
 
 def class_names(module: Any) -> set[str]:
-    """The names of a module's class and of everything it derives from."""
+    """Return the names of a module's class and of its bases."""
     return {base.__name__ for base in type(module).__mro__}
 
 
-def input_size(model: Any, wanted: Any, usual: int, stride: int) -> tuple[int, int]:
-    """Height and width of the network's input, rounded up to the stride.
+def input_size(model: Any, image_size: int | Sequence[int] | None, default: int, stride: int) -> tuple[int, int]:
+    """Return the height and width of the network's input, rounded up to the stride.
 
-    What is wanted; else `imgsz` among the overrides of a `YOLO` object or the arguments that the network was trained
-    with; else what is usual.
+    Args:
+        model: a `YOLO`-like object or network.
+        image_size: one number or height and width; None takes `imgsz` from the overrides of a `YOLO` object or from the
+            training arguments of the network.
+        default: the size where neither is known.
+        stride: the sides are multiples of this.
+
+    Raises:
+        ValueError: the size is not one or two positive integers.
     """
     settings: list[Any] = [getattr(model, "overrides", None), getattr(model, "args", None)]
     known = [value.get("imgsz") if isinstance(value, Mapping) else getattr(value, "imgsz", None) for value in settings]
-    size = next((value for value in (wanted, *known) if value), usual)
+    size = next((value for value in (image_size, *known) if value), default)
     sides = [size, size] if isinstance(size, int) else list(size)
     if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
         raise ValueError(f"expected image_size as one or two positive whole numbers (height, width); got {size!r}")
@@ -69,9 +78,9 @@ def input_size(model: Any, wanted: Any, usual: int, stride: int) -> tuple[int, i
 
 @contextmanager
 def fresh_attributes(head: Any) -> Iterator[None]:
-    """Lay a head's caches and export switch aside, so that its class's defaults stand in for them, and put them back.
+    """Remove a head's caches and export flag, so that its class's defaults apply, and restore them afterwards.
 
-    Caches made under inference mode cannot enter autograd, and those made here must not stay with the user.
+    Caches made in inference mode cannot enter autograd, and caches made in this context must not remain in the model.
     """
     names = ("anchors", "valid_mask", "shapes", "export")
     kept = {name: head.__dict__.pop(name) for name in names if name in head.__dict__}

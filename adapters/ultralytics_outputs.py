@@ -1,19 +1,18 @@
-"""What the heads of ultralytics' detectors say, as targets see it: cells (YOLO) and queries (RT-DETR)."""
+"""The output of YOLO heads: per-cell predictions on a feature pyramid."""
 
 from __future__ import annotations
 
-import bisect
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from detcam.adapters.candidates import best_fit, nearest_source
+from detcam.adapters.candidates import best_fit
+from detcam.adapters.grid_cells import GridCells
 from detcam.adapters.torchvision_detector import scores_of_regions
 from detcam.adapters.windows import by_level, cut
 from detcam.detections import Detections, Source
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class HeadLevel:
-    """What a YOLO head says on one pyramid level.
+    """A YOLO head's output on one pyramid level.
 
     Attributes:
         logits: (B, C, h, w) class logits.
@@ -40,40 +39,40 @@ class HeadLevel:
     extra: Tensor | None
 
 
-class Pyramid:
-    """The features that a YOLO head is given, and what it says on them, run when first asked for.
+class YoloPyramid:
+    """The input of a YOLO head and its output, which is computed on first use.
 
-    A box's scalar needs only a window of the features; the whole head runs for detections, for masks, for boxes
-    that nobody detected, and where a target layer lies inside it.
+    A box's scalar only needs a window of the features. The whole head runs for detections, for masks, for boxes
+    without a source, and where a target layer lies inside it.
 
     Args:
         adapter: runs the head.
-        features: (B, C, h, w) per level, inside the graph.
+        features: (B, C, h, w) per level, in the autograd graph.
     """
 
     def __init__(self, adapter: UltralyticsAdapter, features: Sequence[Tensor]) -> None:
         self.adapter = adapter
         self.features = list(features)
         self.strides = [float(adapter.head.stride[level]) for level in range(len(features))]
-        self._in_graph = torch.is_grad_enabled()  # detections, read without a graph, may be the first to ask
+        self._in_graph = torch.is_grad_enabled()  # the first use may be under no_grad
 
     @cached_property
     def levels(self) -> list[HeadLevel]:
-        """The head's output on each level, inside the graph."""
+        """The head's output on each level, in the autograd graph."""
         with torch.set_grad_enabled(self._in_graph):
             return [self.adapter.run_head(level, feature) for level, feature in enumerate(self.features)]
 
     @cached_property
     def prototypes(self) -> Tensor | None:
-        """(B, M, h, w) mask prototypes, inside the graph, or None where the task has none."""
+        """(B, M, h, w) mask prototypes, in the autograd graph, or None where the task has none."""
         with torch.set_grad_enabled(self._in_graph):
             return self.adapter.run_prototypes(self.features)
 
 
-class DenseOutput(DetectorOutput):
-    """One image's grids. A detection is pinned to its cell, whose scalar reads that level and branch alone."""
+class YoloOutput(DetectorOutput):
+    """The grids of one image. The source of a detection is its cell; its scalar only reads that level and branch."""
 
-    def __init__(self, adapter: UltralyticsAdapter, raw: Pyramid, index: int, geometry: Geometry) -> None:
+    def __init__(self, adapter: UltralyticsAdapter, raw: YoloPyramid, index: int, geometry: Geometry) -> None:
         self.adapter = adapter
         self.head: Any = adapter.head
         self.raw = raw
@@ -82,15 +81,15 @@ class DenseOutput(DetectorOutput):
         self.classes = int(self.head.nc)
         self.rotated = "angle_head" in adapter.branch
         grids = [(feature.shape[-2], feature.shape[-1]) for feature in raw.features]
-        self.cells = Cells(grids, [(stride, stride) for stride in raw.strides], geometry)
+        self.cells = GridCells(grids, [(stride, stride) for stride in raw.strides], geometry)
 
     def candidates(self, targets: Sequence[DetectionTarget]) -> Candidates:
         parts = []
         for number in (self._cell(target) for target in targets):
             level, y, x = self.cells.position(number)
-            said = self.raw.levels[level]
-            extra = None if said.extra is None else said.extra[self.index, :, y, x][None]
-            boxes, logits = said.boxes[self.index, :, y, x][None], said.logits[self.index, :, y, x][None]
+            output = self.raw.levels[level]
+            extra = None if output.extra is None else output.extra[self.index, :, y, x][None]
+            boxes, logits = output.boxes[self.index, :, y, x][None], output.logits[self.index, :, y, x][None]
             parts.append(self._read(logits, boxes, extra, torch.tensor([number])))
         return Candidates(
             torch.cat([part.boxes_xyxy for part in parts]),
@@ -102,36 +101,36 @@ class DenseOutput(DetectorOutput):
         numbers = [self._cell(target) for target in targets]
         scores: list[Tensor] = [torch.empty(0)] * len(targets)
         for level, members in by_level([self.cells.position(number)[0] for number in numbers]).items():
-            own, places = [targets[i] for i in members], torch.tensor([numbers[i] for i in members])
-            for position, score in zip(members, self._level_scores(level, own, places), strict=True):
-                scores[position] = score
+            cells = torch.tensor([numbers[i] for i in members])
+            for i, score in zip(members, self._level_scores(level, [targets[i] for i in members], cells), strict=True):
+                scores[i] = score
         return scores
 
     def _level_scores(self, level: int, targets: Sequence[DetectionTarget], numbers: Tensor) -> list[Tensor]:
         """The scalars of targets at cells (K,) of one level.
 
-        Each is computed from the window of the features that its cell can see. Where that is not known, or a target
-        layer lies inside the head, each is read from the whole level by itself: a common tensor would drag every
-        target's level and branch into each backward pass.
+        Each is computed from the window of the features in the cell's receptive field. Where this is unknown, or a
+        target layer lies inside the head, each is read separately from the whole level: with a common tensor, each
+        backward pass would visit the levels and branches of all targets.
         """
-        radius = None if self.adapter.watches_head else self.adapter.head_reach(level)
+        radius = None if self.adapter.hooks_head else self.adapter.head_reach(level)
         if radius is None:
             return [target.value(self.candidates([target]), 0) for target in targets]
         feature = self.raw.features[level][self.index : self.index + 1]
         windows, inside = cut(feature, numbers - self.cells.starts[level], radius)
 
         def scalars(regions: Tensor, part: slice) -> list[Tensor]:
-            said = self.adapter.run_head(level, regions)
+            output = self.adapter.run_head(level, regions)
             each = torch.arange(len(regions)), inside[part]
-            extra = None if said.extra is None else said.extra.flatten(2).transpose(1, 2)[each]
-            boxes, logits = (value.flatten(2).transpose(1, 2)[each] for value in (said.boxes, said.logits))
+            extra = None if output.extra is None else output.extra.flatten(2).transpose(1, 2)[each]
+            boxes, logits = (value.flatten(2).transpose(1, 2)[each] for value in (output.boxes, output.logits))
             candidates = self._read(logits, boxes, extra, numbers[part])
             return [target.value(candidates, row) for row, target in enumerate(targets[part])]
 
         return scores_of_regions(windows, scalars)
 
     def _read(self, logits: Tensor, boxes: Tensor, extra: Tensor | None, numbers: Tensor) -> Candidates:
-        """Candidates from what the head says, each (K, ...), at cells (K,)."""
+        """Candidates from the head's output, each (K, ...), at cells (K,)."""
         angles = extra if self.rotated else None
         on_image = self._to_image(self._decode(boxes, numbers, angles), angles)[0]
         return Candidates(on_image, logits.sigmoid(), logits)
@@ -155,18 +154,18 @@ class DenseOutput(DetectorOutput):
 
     @torch.no_grad()
     def raw_candidates(self, label: int | None = None) -> tuple[Tensor, Tensor]:
-        boxes_xywh, angles, scores, _ = self._everywhere
+        boxes_xywh, angles, scores, _ = self._all_cells
         return self.geometry.clip(self._to_image(boxes_xywh, angles)[0]), scores
 
     @torch.no_grad()
     def detections(self) -> Detections:
-        boxes_xywh, angles, scores, extra = self._everywhere
+        boxes_xywh, angles, scores, extra = self._all_cells
         chosen, labels = self.adapter.select_anchors(boxes_xywh, scores, angles)
         angles = None if angles is None else angles[chosen]
         boxes, corners = self._to_image(boxes_xywh[chosen], angles)
         boxes = self.geometry.clip(boxes)
         extras: dict[str, Tensor] = {} if corners is None else {"corners_xy": corners.float().cpu()}
-        keep = (boxes[:, 2:] > boxes[:, :2]).all(1)  # a box that lies on the padding has no pixel to explain
+        keep = (boxes[:, 2:] > boxes[:, :2]).all(1)  # a box on the padding covers no pixel of the image
         masks = None
         if self.raw.prototypes is not None and extra is not None:
             masks = self.adapter.masks(
@@ -176,7 +175,7 @@ class DenseOutput(DetectorOutput):
         elif extra is not None and not self.rotated:
             extras["keypoints"] = self._keypoints(extra[chosen], chosen).float().cpu()
         kept = keep.nonzero()[:, 0].cpu()
-        found = Detections(
+        detections = Detections(
             boxes.float().cpu(),
             labels.cpu(),
             scores[chosen, labels].float().cpu(),
@@ -186,19 +185,19 @@ class DenseOutput(DetectorOutput):
             names=self.adapter.names,
             extras=extras,
         )
-        return found[kept]
+        return detections[kept]
 
     def _cell(self, target: DetectionTarget) -> int:
-        """The cell that answers for a target."""
+        """The cell of a target's source, or the one that fits best."""
         if target.source is not None:
             return self.cells.number(target.source)
-        boxes_xywh, angles, scores, _ = self._everywhere
+        boxes_xywh, angles, scores, _ = self._all_cells
         boxes = self._to_image(boxes_xywh, angles)[0]
         return best_fit(boxes, scores[:, target.label], boxes.new_tensor(target.box_xyxy))
 
     @cached_property
-    def _everywhere(self) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
-        """What all A cells say, detached.
+    def _all_cells(self) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
+        """The output of all A cells, detached.
 
         Returns:
             boxes (A, 4), centre and size in input pixels; angles (A, 1) or None; scores (A, C); extra (A, E) or None.
@@ -227,7 +226,7 @@ class DenseOutput(DetectorOutput):
         return torch.cat([points + shift, before + after], 1)
 
     def _to_image(self, boxes_xywh: Tensor, angles: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """From centre and size (K, 4), input pixels, to boxes (K, 4) and, of rotated ones, corners (K, 4, 2)."""
+        """Boxes (K, 4) and corners (K, 4, 2) of rotated ones, image pixels, from centre and size, input pixels."""
         center, size = boxes_xywh.split(2, 1)
         if angles is None:
             return self.geometry.boxes_to_image(torch.cat([center - size / 2, center + size / 2], 1)), None
@@ -268,54 +267,3 @@ class DenseOutput(DetectorOutput):
             first = min(max(math.ceil(low / per_cell - 0.5), 0), cells - 1)
             slices.append(slice(first, min(max(math.ceil(high / per_cell - 0.5), first + 1), cells)))
         return slices[0], slices[1]
-
-
-class Cells:
-    """The cells of several grids, numbered through, row by row and level after level.
-
-    Args:
-        grids: rows and columns of each level.
-        steps_xy: width and height of a cell of each level, input pixels.
-        geometry: how the image was placed on the input.
-
-    Attributes:
-        points: (A, 2) float64, centres of the cells, input pixels, on the CPU.
-        steps: (A, 2) float64, width and height of each cell, input pixels, on the CPU.
-    """
-
-    def __init__(
-        self, grids: Sequence[tuple[int, int]], steps_xy: Sequence[tuple[float, float]], geometry: Geometry
-    ) -> None:
-        self.grids = list(grids)
-        self.starts = [0, *itertools.accumulate(rows * columns for rows, columns in grids)]
-        self.geometry = geometry
-        points, steps = [], []
-        for (rows, columns), step in zip(grids, steps_xy, strict=True):
-            y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
-            size = torch.tensor(step, dtype=torch.float64)
-            points.append((torch.stack([x, y], -1).reshape(-1, 2) + 0.5) * size)
-            steps.append(size.expand(rows * columns, 2))
-        self.points, self.steps = torch.cat(points), torch.cat(steps)
-
-    def position(self, number: int) -> tuple[int, int, int]:
-        """HeadLevel, row and column of a cell."""
-        level = bisect.bisect_right(self.starts, number) - 1
-        return level, *divmod(number - self.starts[level], self.grids[level][1])
-
-    def source(self, kind: Literal["cell", "query"], anchor: int, number: int) -> Source:
-        """What pins a detection to a cell."""
-        center = self.geometry.point_to_image((float(self.points[number, 0]), float(self.points[number, 1])))
-        return Source(kind, self.position(number)[0], anchor, center)
-
-    def number(self, source: Source) -> int:
-        """The cell at a source's place.
-
-        Raises:
-            ValueError: the source belongs to another kind of detector.
-        """
-        if not 0 <= source.level < len(self.grids):
-            raise ValueError(f"expected a source at level 0 to {len(self.grids) - 1}; got {source}")
-        start, stop = self.starts[source.level : source.level + 2]
-        points = self.points[start:stop]
-        scale, offset = points.new_tensor(self.geometry.scale_xy), points.new_tensor(self.geometry.offset_xy)
-        return start + nearest_source((points - offset) / scale, source)

@@ -1,4 +1,4 @@
-"""RT-DETR as ultralytics ships it: detections come from queries, each grown from one token of the encoder."""
+"""RT-DETR of ultralytics: detections are queries, each of which starts from one token of the encoder."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch import Tensor
 
 from detcam.adapters.base import Batch
 from detcam.adapters.candidates import best_fit
+from detcam.adapters.grid_cells import GridCells
 from detcam.adapters.ultralytics import UltralyticsDetector
 from detcam.adapters.ultralytics_network import fresh_attributes, head_names, is_ultralytics
-from detcam.adapters.ultralytics_outputs import Cells
 from detcam.detections import Detections, Source
 from detcam.geometry import Geometry
 from detcam.outputs import Candidates, DetectorOutput
@@ -21,13 +21,13 @@ from detcam.targets import DetectionTarget
 
 
 @dataclass(frozen=True)
-class Queries:
+class DecoderOutput:
     """RT-DETR's output.
 
     Attributes:
         boxes: (B, Q, 4) centre, width, height, in units of the input's sides.
         logits: (B, Q, C) class logits.
-        tokens: (B, Q) the encoder's token from which each query grew, counted over all levels.
+        tokens: (B, Q) index of the encoder's token from which each query starts, over all levels.
         grids: height and width of each level in tokens.
     """
 
@@ -38,7 +38,7 @@ class Queries:
 
 
 class UltralyticsQueryAdapter(UltralyticsDetector):
-    """RT-DETR. A detection is pinned to the encoder's token from which its query grew.
+    """RT-DETR. The source of a detection is the encoder's token from which its query starts.
 
     Images are stretched to the input size. The arguments are those of `UltralyticsDetector`.
     """
@@ -50,7 +50,7 @@ class UltralyticsQueryAdapter(UltralyticsDetector):
     def supports(cls, model: Any) -> bool:
         return is_ultralytics(model) and "RTDETRDecoder" in head_names(model)
 
-    def forward(self, batch: Batch) -> Queries:
+    def forward(self, batch: Batch) -> DecoderOutput:
         head = self.head
         features = self.features(batch.inputs)
         with fresh_attributes(head):
@@ -58,19 +58,19 @@ class UltralyticsQueryAdapter(UltralyticsDetector):
             embedded, reference, _, _ = head._get_decoder_input(tokens, shapes)
             heads = (head.dec_bbox_head, head.dec_score_head, head.query_pos_head)
             boxes, logits = head.decoder(embedded, reference, tokens, shapes, *heads)
-            with torch.no_grad():  # which token each query grew from; the head does not tell
-                found = head.enc_score_head(head.enc_output(head.valid_mask * tokens.detach()))
-                chosen = found.max(-1).values.topk(boxes.shape[2], dim=1).indices
-        return Queries(boxes[-1], logits[-1], chosen, tuple((int(h), int(w)) for h, w in shapes))
+            with torch.no_grad():  # the token of each query, which the head does not return
+                token_scores = head.enc_score_head(head.enc_output(head.valid_mask * tokens.detach()))
+                chosen = token_scores.max(-1).values.topk(boxes.shape[2], dim=1).indices
+        return DecoderOutput(boxes[-1], logits[-1], chosen, tuple((int(h), int(w)) for h, w in shapes))
 
-    def outputs(self, raw: Queries, batch: Batch) -> list[DetectorOutput]:
+    def outputs(self, raw: DecoderOutput, batch: Batch) -> list[DetectorOutput]:
         return [QueryOutput(self, raw, index, geometry) for index, geometry in enumerate(batch.geometries)]
 
 
 class QueryOutput(DetectorOutput):
-    """One image's queries. A detection is pinned to the encoder's token from which its query grew."""
+    """The queries of one image."""
 
-    def __init__(self, adapter: UltralyticsQueryAdapter, raw: Queries, index: int, geometry: Geometry) -> None:
+    def __init__(self, adapter: UltralyticsQueryAdapter, raw: DecoderOutput, index: int, geometry: Geometry) -> None:
         self.adapter = adapter
         self.logits = raw.logits[index]
         self.boxes = raw.boxes[index]
@@ -78,7 +78,7 @@ class QueryOutput(DetectorOutput):
         self.geometry = geometry
         self.classes = self.logits.shape[1]
         height, width = geometry.input_size_hw
-        self.cells = Cells(raw.grids, [(width / columns, height / rows) for rows, columns in raw.grids], geometry)
+        self.cells = GridCells(raw.grids, [(width / columns, height / rows) for rows, columns in raw.grids], geometry)
 
     def candidates(self, targets: Sequence[DetectionTarget]) -> Candidates:
         rows = torch.tensor([self._query(target) for target in targets], device=self.logits.device)
@@ -103,7 +103,7 @@ class QueryOutput(DetectorOutput):
         boxes = self._to_image(self.boxes[queries])
         inside = self.geometry.clip(boxes)
         sources = tuple(self.cells.source("query", query, int(self.tokens[query])) for query in queries.tolist())
-        found = Detections(
+        detections = Detections(
             boxes.float().cpu(),
             labels.cpu(),
             scores.float().cpu(),
@@ -111,7 +111,7 @@ class QueryOutput(DetectorOutput):
             sources,
             names=self.adapter.names,
         )
-        return found[(inside[:, 2:] > inside[:, :2]).all(1).nonzero()[:, 0].cpu()]
+        return detections[(inside[:, 2:] > inside[:, :2]).all(1).nonzero()[:, 0].cpu()]
 
     def _to_image(self, boxes: Tensor) -> Tensor:
         """Boxes (K, 4), image pixels, from centre and size in units of the input's sides."""
@@ -120,12 +120,12 @@ class QueryOutput(DetectorOutput):
         return self.geometry.boxes_to_image(torch.cat([center - size / 2, center + size / 2], 1))
 
     def _query(self, target: DetectionTarget) -> int:
-        """The query that grew from the target's token; where none did, the one that fits best."""
+        """The query that starts from the target's token, or the one that fits best where there is none."""
         source = target.source
         if source is not None and source.anchor >= 0:
-            grown = (self.tokens == self.cells.number(source)).nonzero()
-            if len(grown):
-                return int(grown[0])
+            same_token = (self.tokens == self.cells.number(source)).nonzero()
+            if len(same_token):
+                return int(same_token[0])
         boxes = self._to_image(self.boxes.detach())
         scores = self.logits.detach()[:, target.label].sigmoid()
         return best_fit(boxes, scores, boxes.new_tensor(target.box_xyxy))

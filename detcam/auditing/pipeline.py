@@ -257,7 +257,7 @@ def _run(
     adapter, masks = stages.adapter, settings.iou_type == "segm"
     with stages.timed("detecting"):
         annotations, packed = stages.detect(annotations)
-    detections = [each.found for each in packed]
+    detections = [each.detections for each in packed]
     with stages.timed("matching"):
         analysis = analyze_errors(
             UnpackedDetections(packed) if masks else detections,

@@ -121,7 +121,7 @@ def _array(values: list[float] | None) -> np.ndarray | None:
 
 def _detections_to_json(packed: PackedDetections) -> dict[str, Any]:
     """Convert detections to JSON; numbers are exact."""
-    detections, masks = packed.found, None
+    detections, masks = packed.detections, None
     if packed.masks is not None:
         masks = [{"size": list(mask["size"]), "counts": mask["counts"].decode("ascii")} for mask in packed.masks]
     return {

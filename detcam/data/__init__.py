@@ -1,1 +1,1 @@
-"""Images, annotations and ground truth, read and checked."""
+"""Reading and validation of images, annotations and ground truth."""

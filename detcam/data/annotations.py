@@ -1,34 +1,34 @@
-"""Annotated images in COCO's format: what is truly in each, in a model's own class indices."""
+"""Annotated images in COCO's format, with labels as a model's class indices."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, overload
+from typing import overload
 
 import torch
 
 from detcam.data.coco import read_coco
 from detcam.data.ground_truth import GroundTruth
 from detcam.data.issues import DataIssue, DataIssues
-from detcam.detections import class_name, label_index
+from detcam.detections import NamesLike, as_names, class_name, label_index
 
 __all__ = ["Annotations", "GroundTruth"]
 
 
 @dataclass(frozen=True)
 class Annotations:
-    """A folder of images and what is truly in each.
+    """A folder of images and the objects annotated in each.
 
     Attributes:
         path: the annotation file.
-        images: one entry per image that is there and whose size fits, in the file's order.
+        images: one entry per image that exists and has the stated size, in the file's order.
         categories: category id to name.
-        names: class index to name: the categories' until `for_classes`, then the model's.
-        labels: the class indices that the file's categories stand for: what of a model can be judged by this file.
-        issues: what was wrong with the file or the images, and what was left out.
+        names: class index to name: the categories, or after `for_classes` the model's classes.
+        labels: the class indices of the file's categories: the classes that can be evaluated with this file.
+        issues: problems of the file and the images, and the entries left out because of them.
     """
 
     path: Path
@@ -40,22 +40,21 @@ class Annotations:
 
     @classmethod
     def load(cls, path: str | Path, images_dir: str | Path) -> Annotations:
-        """Read a COCO file (``images``, ``annotations``, ``categories``) and look at its images' sizes.
+        """Read a COCO file (``images``, ``annotations``, ``categories``) and the sizes of its images.
 
-        Boxes and masks are taken in the frame whose size the file states for the image: the upright one, as
-        annotation programs and most detectors' training code show it; or, where width and height in the file are
-        those of the stored pixels and not of the upright image, the stored one (as torchvision's `CocoDetection`
-        reads it), and then they are turned with the image. A rotation that leaves width and height as they are
-        cannot be told; the upright frame is taken.
+        Boxes and masks are in the frame whose size the file states for the image. This is the upright image, as in
+        annotation tools and in the training code of most detectors. If width and height in the file are those of the
+        stored pixels instead (as torchvision's `CocoDetection` reads them), boxes and masks are rotated with the image.
+        A rotation that keeps width and height is not detectable; the upright frame is assumed.
 
-        What is wrong is counted in `issues`, and one warning sums it up.
+        Problems are collected in `issues` and summarized in one warning.
 
         Args:
             path: the JSON file.
-            images_dir: the folder that its file names start from.
+            images_dir: the folder to which its file names are relative.
 
         Raises:
-            ValueError: no such file or folder, not JSON, or not of COCO's shape.
+            ValueError: the file or folder does not exist, or the file is not JSON in COCO's format.
         """
         path = Path(path)
         images, categories, issues = read_coco(path, Path(images_dir))
@@ -75,33 +74,30 @@ class Annotations:
     def __getitem__(self, index: slice) -> Annotations: ...
 
     def __getitem__(self, index: int | slice) -> GroundTruth | Annotations:
-        """One image's objects, or some images' annotations."""
+        """Return the objects of one image, or the annotations of several images."""
         return replace(self, images=self.images[index]) if isinstance(index, slice) else self.images[index]
 
     @property
     def paths(self) -> list[Path]:
-        """The images' files, in order."""
+        """The files of the images, in order."""
         return [image.path for image in self.images]
 
-    def for_classes(
-        self, names: Mapping[int, str] | Sequence[str], class_map: Mapping[str | int, str | int] | None = None
-    ) -> Annotations:
-        """The same with labels in a model's class indices.
+    def for_classes(self, names: NamesLike, class_map: Mapping[str | int, str | int] | None = None) -> Annotations:
+        """Return a copy with labels as a model's class indices.
 
-        A category named in ``class_map`` becomes the class given there. Any other becomes the class of the same
-        name, whatever the case, spaces, ``_`` and ``-``; whether the model or the file counts from 0 or 1 then does
-        not matter. A model without names takes category ids as its class indices, and a warning says so. Objects of
-        categories that the model does not know are left out and counted.
+        A category in ``class_map`` maps to the class given there, any other category to the class of the same name,
+        where case, spaces, ``_`` and ``-`` are ignored. For a model without names, category ids are used as class
+        indices, with a warning. Objects of categories without a class are left out and counted in `issues`.
 
         Args:
             names: the model's class names, by class index or in class order; empty for a model without names.
-            class_map: category name (or id) to class name (or index).
+            class_map: category name or id to class name or index.
 
         Raises:
-            ValueError: the model knows none of the categories, two of its classes could be meant, or ``class_map``
-                names a category or class that does not exist.
+            ValueError: the model has none of the categories, a category matches two classes, or ``class_map`` has an
+                unknown category or class.
         """
-        names = dict(names) if isinstance(names, Mapping) else dict(enumerate(names))
+        names = as_names(names)
         used = sorted({int(i) for image in self.images for i in image.category_ids.tolist()})
         labels = _labels_of(self.categories, used, names, class_map or {})
         if used and not any(category in labels for category in used):
@@ -112,10 +108,10 @@ class Annotations:
         shown = names or {labels[i]: name for i, name in self.categories.items() if i in labels}
         issues: list[DataIssue] = []
         images = tuple(_relabel(image, labels, shown, issues) for image in self.images)
-        found = DataIssues(issues)
-        _warn(found, self.path)
+        new_issues = DataIssues(issues)
+        _warn(new_issues, self.path)
         known = tuple(sorted(set(labels.values())))
-        return replace(self, images=images, names=shown, labels=known, issues=self.issues + found)
+        return replace(self, images=images, names=shown, labels=known, issues=self.issues + new_issues)
 
 
 def _labels_of(
@@ -124,7 +120,7 @@ def _labels_of(
     names: Mapping[int, str],
     class_map: Mapping[str | int, str | int],
 ) -> dict[int, int]:
-    """Category id to class index, of the categories that the model knows."""
+    """Category id to class index, of the categories that are classes of the model."""
     chosen: dict[int, int] = {}
     for category, name in class_map.items():
         label = label_index(names, name)
@@ -136,8 +132,8 @@ def _labels_of(
         if ids:
             warnings.warn(
                 "the model has no class names: the file's category ids are taken as its class indices "
-                f"({_listed(f'{i} = {class_name(categories, i)}' for i in ids)}). Where the model counts otherwise, "
-                'give its class names, or class_map={"category": class index}',
+                f"({_listed(f'{i} = {class_name(categories, i)}' for i in ids)}). If they differ, "
+                'pass its class names, or class_map={"category": class index}',
                 stacklevel=3,
             )
         return chosen | {i: i for i in ids}
@@ -166,8 +162,8 @@ def _category_id(categories: Mapping[int, str], used: Sequence[int], category: s
 
 
 def _classes_called(name: str, names: Mapping[int, str]) -> list[int]:
-    exact = [i for i, own in names.items() if own == name]
-    return exact or [i for i, own in names.items() if _plain(own) == _plain(name)]
+    exact = [i for i, other in names.items() if other == name]
+    return exact or [i for i, other in names.items() if _plain(other) == _plain(name)]
 
 
 def _plain(name: str) -> str:
@@ -187,9 +183,9 @@ def _relabel(
     return replace(kept, labels=new, names=names)
 
 
-def _listed(names: Any, most: int = 12) -> str:
-    names = [str(name) for name in names]
-    return ", ".join(names[:most]) + (", ..." if len(names) > most else "") or "none"
+def _listed(names: Iterable[str], limit: int = 12) -> str:
+    listed = list(names)
+    return ", ".join(listed[:limit]) + (", ..." if len(listed) > limit else "") or "none"
 
 
 def _warn(issues: DataIssues, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Read a COCO file and look at its images; whatever is wrong with one entry leaves the others as they are."""
+"""Reads COCO files and checks every entry; an invalid entry is reported and left out without affecting the others."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from detcam.data.exif import ImageSize, boxes_upright, image_size
 from detcam.data.ground_truth import GroundTruth, as_rle
 from detcam.data.issues import DataIssue, DataIssues
 
-Found = tuple[tuple[GroundTruth, ...], dict[int, str], DataIssues]
+CocoContent = tuple[tuple[GroundTruth, ...], dict[int, str], DataIssues]
+"""Images with their objects, categories by id, and problems."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +32,11 @@ class _Image:
     size: ImageSize | None
 
 
-def read_coco(path: Path, images_dir: Path) -> Found:
-    """Images with their objects, categories by id, and what was wrong.
+def read_coco(path: Path, images_dir: Path) -> CocoContent:
+    """Read a COCO file: images with their objects, categories by id, and problems.
 
     Raises:
-        ValueError: no such file or folder, not JSON, or not of COCO's shape.
+        ValueError: the file or folder does not exist, or the file is not JSON in COCO's format.
     """
     data = _read_json(path)
     if not images_dir.is_dir():
@@ -44,7 +45,7 @@ def read_coco(path: Path, images_dir: Path) -> Found:
     categories = _categories(data["categories"], issues)
     image_list, known = _images(data["images"], images_dir, issues)
     rows = _annotations(data["annotations"], image_list, known, categories, bool(data["categories"]), issues)
-    images = tuple(_true_objects(pixels, rows[image_id], categories) for image_id, pixels in image_list.items())
+    images = tuple(_ground_truth(entry, rows[image_id], categories) for image_id, entry in image_list.items())
     for image in images:
         if not len(image):
             message = f"{image.file_name} has no true objects: whatever is found there counts as wrong"
@@ -72,40 +73,42 @@ def _read_json(path: Path) -> dict[str, list[Any]]:
 
 
 def _with_ids(entry: Any, kind: str) -> Any:
-    """An entry with ids that were written as floats (as pandas does) or, of categories, as text as whole numbers."""
+    """Convert ids that were written as floats (as pandas does), and category ids that were written as text."""
     if not isinstance(entry, dict):
         return entry
-    found = {key: _as_index(entry[key]) for key in ("id", "image_id", "category_id") if key in entry}
+    ids = {key: _as_index(entry[key]) for key in ("id", "image_id", "category_id") if key in entry}
     category = "id" if kind == "categories" else "category_id"
-    value = found.get(category)
+    value = ids.get(category)
     if isinstance(value, str) and value.isascii() and value.isdigit():
-        found[category] = int(value)
-    return entry | found
+        ids[category] = int(value)
+    return entry | ids
 
 
 def _categories(entries: list[Any], issues: list[DataIssue]) -> dict[int, str]:
-    found: dict[int, str] = {}
+    categories: dict[int, str] = {}
     for entry in entries:
         if not isinstance(entry, dict) or not _is_index(entry.get("id")) or "name" not in entry:
             issues.append(DataIssue("unreadable category", f"expected id and name; got {_short(entry)}: left out"))
-        elif entry["id"] in found and found[entry["id"]] != str(entry["name"]):
-            message = f"category {entry['id']} is {found[entry['id']]!r} and also {entry['name']!r}: the first is kept"
+        elif categories.get(entry["id"], str(entry["name"])) != str(entry["name"]):
+            message = (
+                f"category {entry['id']} is {categories[entry['id']]!r} and also {entry['name']!r}: the first is kept"
+            )
             issues.append(DataIssue("duplicate category id", message))
         else:
-            found[entry["id"]] = str(entry["name"])
-    return found
+            categories[entry["id"]] = str(entry["name"])
+    return categories
 
 
 def _images(
     entries: list[Any], folder: Path, issues: list[DataIssue]
 ) -> tuple[dict[int | str, _Image], set[int | str]]:
-    """The images that can be used, by id, and the ids of all that the file lists."""
+    """The valid images by id, and the ids of all images in the file."""
     images: dict[int | str, _Image] = {}
     known: set[int | str] = set()
     written: set[str] = set()
-    places: set[Path] = set()
+    paths: set[Path] = set()
     for entry in entries:
-        if not _names_a_image(entry):
+        if not _is_image_entry(entry):
             message = f"expected id and file_name; got {_short(entry)}: left out"
             issues.append(DataIssue("unreadable image entry", message))
             continue
@@ -116,12 +119,12 @@ def _images(
             issues.append(DataIssue("duplicate image id", message, image_id))
             continue
         known.add(image_id)
-        written.add(str(image_id))  # 1 and "1" would be one image to whoever reads the report
-        if path in places:
+        written.add(str(image_id))  # 1 and "1" would look the same in a report
+        if path in paths:
             message = f"{file_name} is listed again under id {image_id}: left out"
             issues.append(DataIssue("image listed twice", message, image_id))
             continue
-        places.add(path)
+        paths.add(path)
         if not path.is_file():
             issues.append(DataIssue("image is missing", f"no image file at {path}: left out", image_id))
             continue
@@ -138,13 +141,13 @@ def _images(
             )
             issues.append(DataIssue("size differs from the file's", message, image_id))
             continue
-        lying = all(stated) and stated != size.upright_hw
-        drawn = size.stored_hw if lying else size.upright_hw
-        images[image_id] = _Image(image_id, file_name, path, size.upright_hw, drawn, size if lying else None)
+        as_stored = all(stated) and stated != size.upright_hw
+        drawn = size.stored_hw if as_stored else size.upright_hw
+        images[image_id] = _Image(image_id, file_name, path, size.upright_hw, drawn, size if as_stored else None)
     return images, known
 
 
-def _names_a_image(entry: Any) -> bool:
+def _is_image_entry(entry: Any) -> bool:
     if not isinstance(entry, dict) or not isinstance(entry.get("file_name"), str):
         return False
     return _is_index(entry.get("id")) or isinstance(entry.get("id"), str)
@@ -158,7 +161,7 @@ def _annotations(
     named: bool,
     issues: list[DataIssue],
 ) -> dict[int | str, list[dict[str, Any]]]:
-    """Checked annotations by image: id, category_id, box (x, y, w, h), crowd, area, segmentation."""
+    """Valid annotations by image: id, category_id, box (x, y, w, h), crowd, area, segmentation."""
     rows: dict[int | str, list[dict[str, Any]]] = {image_id: [] for image_id in images}
     written: dict[str, int | str] = {str(image_id): image_id for image_id in known}  # "7" may mean image 7
     seen: dict[Any, Any] = {}
@@ -168,79 +171,80 @@ def _annotations(
             continue
         image_id: int | str = entry["image_id"]
         image_id = written.get(str(image_id), image_id)
-        own = entry["id"] if _is_index(entry.get("id")) else None
-
-        tell = partial(_tell, issues, image_id, own)
+        annotation_id = entry["id"] if _is_index(entry.get("id")) else None
+        report = partial(_report, issues, image_id, annotation_id)
         content = (image_id, entry.get("category_id"), str(entry.get("bbox")), str(entry.get("segmentation")))
-        if own is not None and own in seen:
-            if seen[own] == content:
-                tell("duplicate annotation id", "the same object again: left out")
+        if annotation_id is not None and annotation_id in seen:
+            if seen[annotation_id] == content:
+                report("duplicate annotation id", "the same object again: left out")
                 continue
-            tell("duplicate annotation id", "the id stands for another object as well: both are kept")
-        seen.setdefault(own, content)
+            report("duplicate annotation id", "the id stands for another object as well: both are kept")
+        seen.setdefault(annotation_id, content)
         if image_id not in images:
             if image_id not in known:
-                tell("annotation of an unlisted image", f"no image has the id {image_id!r}: left out")
+                report("annotation of an unlisted image", f"no image has the id {image_id!r}: left out")
             else:
-                tell("annotation of an image left out", f"image {image_id!r} could not be used: left out")
+                report("annotation of an image left out", f"image {image_id!r} could not be used: left out")
             continue
         category = entry.get("category_id")
         if not _is_index(category) or (named and category not in categories):
-            tell("category not in the file", f"no category has the id {category!r}: left out")
+            report("category not in the file", f"no category has the id {category!r}: left out")
             continue
-        shape = _shape(entry, images[image_id].drawn_hw, tell)
+        shape = _shape(entry, images[image_id].drawn_hw, report)
         if shape is not None:
-            rows[image_id].append({"id": -1 - position if own is None else own, "category_id": category, **shape})
+            rows[image_id].append(
+                {"id": -1 - position if annotation_id is None else annotation_id, "category_id": category, **shape}
+            )
     return rows
 
 
-def _tell(issues: list[DataIssue], image_id: int | str, own: int | None, kind: str, message: str) -> None:
-    who = "an annotation without id" if own is None else f"annotation {own}"
-    issues.append(DataIssue(kind, f"{who}: {message}", image_id, own))
+def _report(issues: list[DataIssue], image_id: int | str, annotation_id: int | None, kind: str, message: str) -> None:
+    entry = "an annotation without id" if annotation_id is None else f"annotation {annotation_id}"
+    issues.append(DataIssue(kind, f"{entry}: {message}", image_id, annotation_id))
 
 
 def _shape(
-    entry: Mapping[str, Any], size_hw: tuple[int, int], tell: Callable[[str, str], None]
+    entry: Mapping[str, Any], size_hw: tuple[int, int], report: Callable[[str, str], None]
 ) -> dict[str, Any] | None:
-    """An annotation's box (x, y, w, h), segmentation, area and crowd flag; None where there is nothing to be found."""
+    """An annotation's box (x, y, w, h), segmentation, area and crowd flag; None where the box is invalid."""
     height, width = size_hw
-    segmentation, wrong = _segmentation(entry.get("segmentation"), size_hw)
+    segmentation, problem = _segmentation(entry.get("segmentation"), size_hw)
     box = entry.get("bbox")
-    if wrong:
-        tell("unreadable segmentation", f"{wrong}: {'its box' if segmentation is None else 'the rest'} is taken")
+    if problem:
+        report("unreadable segmentation", f"{problem}: {'its box' if segmentation is None else 'the rest'} is taken")
     if box is None and segmentation is not None:
         box = coco_masks.toBbox(as_rle(segmentation, height, width)).tolist()
     if not isinstance(box, list) or len(box) != 4 or not all(_is_number(value) for value in box):
-        tell("unreadable box", f"expected x, y, width, height; got {_short(box)}: left out")
+        report("unreadable box", f"expected x, y, width, height; got {_short(box)}: left out")
         return None
     x, y, w, h = (float(value) for value in box)
     if w <= 0 or h <= 0:
-        tell("box of zero size", f"{w:g} wide, {h:g} high: left out")
+        report("box of zero size", f"{w:g} wide, {h:g} high: left out")
         return None
     if x >= width or y >= height or x + w <= 0 or y + h <= 0:
-        tell("box outside the image", f"{box} in an image of {width}x{height}: left out")
+        report("box outside the image", f"{box} in an image of {width}x{height}: left out")
         return None
     if x < -1 or y < -1 or x + w > width + 1 or y + h > height + 1:
-        tell("box partly outside the image", f"{box} in an image of {width}x{height}: kept as it is")
+        report("box partly outside the image", f"{box} in an image of {width}x{height}: kept as it is")
     area = entry.get("area")
     return {
         "box": (x, y, w, h),
         "segmentation": segmentation,
         "area": float(area) if _is_number(area) else w * h,
-        "crowd": _is_crowd(entry.get("iscrowd"), tell),
+        "crowd": _is_crowd(entry.get("iscrowd"), report),
     }
 
 
-def _is_crowd(value: Any, tell: Callable[[str, str], None]) -> bool:
-    """Whether an annotation is of a crowd; some programs write the flag as text."""
+def _is_crowd(value: Any, report: Callable[[str, str], None]) -> bool:
+    """Whether an annotation is a crowd region; some tools write the flag as text."""
     if value is None or value in (0, 1, "0", "1"):
         return value in (1, "1")
-    tell("unreadable crowd flag", f"expected iscrowd 0 or 1; got {_short(value)}: taken as one object")
+    report("unreadable crowd flag", f"expected iscrowd 0 or 1; got {_short(value)}: taken as one object")
     return False
 
 
 def _segmentation(value: Any, size_hw: tuple[int, int]) -> tuple[Any, str]:
-    """A segmentation that can be drawn, or None; and what is wrong with the one given."""
+    """The valid part of a segmentation, or None; and a description of its problem."""
     if not value:
         return None, ""
     if isinstance(value, list):
@@ -266,10 +270,10 @@ def _segmentation(value: Any, size_hw: tuple[int, int]) -> tuple[Any, str]:
 
 
 def run_lengths(text: str) -> list[int] | None:
-    """COCO's compressed run lengths as numbers; None where the text is none. pycocotools draws anything it is given.
+    """Decode COCO's compressed run lengths; return None for an invalid text, which pycocotools does not check.
 
-    Each number takes characters of five bits, the lowest first, from "0" on; 32 says that more follow. From the fourth
-    on, numbers are differences to the last but one.
+    A number is a sequence of characters from "0" with five bits each, the lowest first; bit 32 marks that more follow.
+    From the fourth number on, the difference to the last but one is stored.
     """
     runs: list[int] = []
     number = shift = 0
@@ -288,11 +292,11 @@ def run_lengths(text: str) -> list[int] | None:
     return runs if shift == 0 else None
 
 
-def _true_objects(image: _Image, rows: Sequence[Mapping[str, Any]], categories: Mapping[int, str]) -> GroundTruth:
+def _ground_truth(image: _Image, rows: Sequence[Mapping[str, Any]], categories: Mapping[int, str]) -> GroundTruth:
     xywh = np.array([row["box"] for row in rows], dtype=np.float64).reshape(-1, 4)
     if image.size is not None:
-        turned = boxes_upright(_xyxy(xywh), image.size)
-        xywh = np.concatenate([turned[:, :2], turned[:, 2:] - turned[:, :2]], axis=1)
+        upright = boxes_upright(_xyxy(xywh), image.size)
+        xywh = np.concatenate([upright[:, :2], upright[:, 2:] - upright[:, :2]], axis=1)
     ids = torch.tensor([row["category_id"] for row in rows], dtype=torch.int64)
     return GroundTruth(
         image_id=image.image_id,
@@ -321,7 +325,7 @@ def _is_index(value: Any) -> bool:
 
 
 def _as_index(value: Any) -> Any:
-    """A whole number that was written as a float as an integer; anything else as it is."""
+    """Convert an integer that was written as a float; other values are returned as they are."""
     return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else value
 
 

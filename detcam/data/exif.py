@@ -1,4 +1,4 @@
-"""Cameras store an image lying on its side and note how to turn it: what annotations drawn on either must know."""
+"""EXIF orientation: image sizes, boxes and masks in the stored and in the upright frame."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class ImageSize:
     """An image file's size, from its header alone.
 
     Attributes:
-        stored_hw: height and width of the pixels as they stand in the file.
+        stored_hw: height and width of the pixels in the file.
         orientation: the EXIF tag, 1 to 8; 5 to 8 exchange height and width when the image is set upright.
     """
 
@@ -33,7 +33,7 @@ def image_size(path: Path) -> ImageSize:
     """Read an image file's size without reading its pixels.
 
     Raises:
-        ValueError: no file, or not an image.
+        ValueError: the file does not exist or is not an image.
     """
     if not path.is_file():
         raise ValueError(f"no image file at {path}; check the path")
@@ -41,7 +41,7 @@ def image_size(path: Path) -> ImageSize:
         with Image.open(path) as image:
             orientation = image.getexif().get(_ORIENTATION, 1)
             size_hw = (image.height, image.width)
-    except ImportError as error:  # ultralytics replaces Image.open, and then asks for a package at what is no image
+    except ImportError as error:  # ultralytics replaces Image.open by a function that may raise it
         raise ValueError(f"cannot read {path} as an image (unknown format); is the file complete?") from error
     except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"cannot read {path} as an image ({error}); is the file complete?") from error
@@ -50,7 +50,7 @@ def image_size(path: Path) -> ImageSize:
 
 
 def boxes_upright(boxes_xyxy: np.ndarray, size: ImageSize) -> np.ndarray:
-    """Boxes (N, 4) from the stored pixels' frame into the upright image's."""
+    """Convert boxes (N, 4) from the stored frame to the upright frame."""
     height, width = size.stored_hw
     x, y = boxes_xyxy[:, 0::2], boxes_xyxy[:, 1::2]
     new_x, new_y = {
@@ -67,10 +67,10 @@ def boxes_upright(boxes_xyxy: np.ndarray, size: ImageSize) -> np.ndarray:
 
 
 def masks_upright(masks: np.ndarray, size: ImageSize) -> np.ndarray:
-    """Masks (N, H, W) from the stored pixels' frame into the upright image's."""
-    turned = masks.transpose(0, 2, 1) if size.orientation >= 5 else masks
+    """Convert masks (N, H, W) from the stored frame to the upright frame."""
+    upright = masks.transpose(0, 2, 1) if size.orientation >= 5 else masks
     if size.orientation in (2, 3, 6, 7):
-        turned = turned[:, :, ::-1]
+        upright = upright[:, :, ::-1]
     if size.orientation in (3, 4, 7, 8):
-        turned = turned[:, ::-1]
-    return np.ascontiguousarray(turned)
+        upright = upright[:, ::-1]
+    return np.ascontiguousarray(upright)

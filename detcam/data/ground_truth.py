@@ -1,4 +1,4 @@
-"""What is truly in one image: boxes, classes and masks, as people drew them."""
+"""The annotated objects of an image: boxes, classes and masks."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from detcam.detections import class_name
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """What is truly in one image.
+    """The annotated objects of one image.
 
     Attributes:
         image_id: the image's id in the file.
         file_name: its name in the file.
-        path: where it is on disk.
+        path: path of the image file.
         image_size_hw: height and width, EXIF rotation applied, as `detcam.data.images.load_image` reads it.
         boxes_xyxy: (N, 4) float32, pixels of that image, half-open, not clipped.
-        boxes_xywh: (N, 4) float64, the same as left, top, width, height, to the file's full precision.
+        boxes_xywh: (N, 4) float64, the same as left, top, width, height, in the file's precision.
         labels: (N,) int64, the model's class indices; the file's category ids until `Annotations.for_classes`.
         category_ids: (N,) int64, the file's category ids.
-        crowd: (N,) bool, regions with many objects that were not told apart.
-        area: (N,) float64, pixels, as the file says (of the segmentation), else the box's.
-        ids: (N,) int64, the annotations' ids; negative where the file has none.
+        crowd: (N,) bool, regions of many objects that are not annotated individually.
+        area: (N,) float64, pixels, as in the file (of the segmentation), else of the box.
+        ids: (N,) int64, ids of the annotations; negative where the file has none.
         segmentations: N polygons, run-length encodings or None, as in the file.
-        size: how the image lies in its file, where boxes and masks were drawn on it unrotated; else None.
+        size: stored size and orientation of the image, where masks are annotated in the stored frame; else None.
         names: class index to name.
     """
 
@@ -56,7 +56,7 @@ class GroundTruth:
         return len(self.labels)
 
     def __getitem__(self, index: int | slice | Sequence[int] | Tensor) -> GroundTruth:
-        """Some of the objects: an index, a slice, a list of indices or a bool mask (N,)."""
+        """Select objects by an index, a slice, a list of indices or a bool mask (N,)."""
         chosen = torch.arange(len(self))[index if not isinstance(index, list) else torch.tensor(index).long()]
         chosen = chosen.reshape(-1)
         names = ("boxes_xyxy", "labels", "category_ids", "crowd", "area", "ids")
@@ -68,21 +68,21 @@ class GroundTruth:
         )
 
     def name(self, index: int) -> str:
-        """The class name of one object."""
+        """Return the class name of one object."""
         return class_name(self.names, int(self.labels[index]))
 
     def rles(self) -> list[dict[str, Any]]:
-        """Each object's mask as COCO's compressed run lengths, in the upright image; boxes where there is none."""
+        """Return the masks of the objects, or their boxes, as COCO's compressed run lengths in the upright image."""
         return [self._rle(index) for index in range(len(self))]
 
     def masks(self) -> Tensor:
-        """(N, H, W) bool, from polygons or run lengths; the box's pixels where an object has no segmentation."""
+        """Return masks (N, H, W) bool from polygons or run lengths, or from the box where there is no segmentation."""
         if not len(self):
             return torch.zeros(0, *self.image_size_hw, dtype=torch.bool)
         return torch.from_numpy(coco_masks.decode(self.rles()).transpose(2, 0, 1).copy()).bool()
 
     def mask(self, index: int) -> Tensor:
-        """(H, W) bool, one object's own of `masks`."""
+        """Return the mask (H, W) bool of one object."""
         return torch.from_numpy(coco_masks.decode(self._rle(index))).bool()
 
     def _rle(self, index: int) -> dict[str, Any]:
@@ -97,7 +97,7 @@ class GroundTruth:
 
 
 def as_rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:
-    """Polygons or run lengths of either kind, as COCO's compressed run lengths."""
+    """Convert polygons or run lengths of either kind to COCO's compressed run lengths."""
     if isinstance(segmentation, list):
         return coco_masks.merge(coco_masks.frPyObjects(segmentation, height, width))
     if isinstance(segmentation["counts"], list):
@@ -106,12 +106,12 @@ def as_rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:
 
 
 def _encode(mask: np.ndarray) -> dict[str, Any]:
-    """The run lengths of one mask (1, H, W)."""
+    """Return the run lengths of one mask (1, H, W)."""
     return coco_masks.encode(np.asfortranarray(mask[0].astype(np.uint8)))
 
 
 def box_mask(box_xyxy: Sequence[float], size_hw: tuple[int, int]) -> np.ndarray:
-    """The pixels whose centres lie in a box."""
+    """Return the mask (H, W) bool of the pixels whose centres lie in a box."""
     rows, columns = (np.arange(length) + 0.5 for length in size_hw)
     left, top, right, bottom = box_xyxy
     return ((rows >= top) & (rows < bottom))[:, None] & ((columns >= left) & (columns < right))

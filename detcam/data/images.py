@@ -1,4 +1,4 @@
-"""Read images: a path, PIL image, array or tensor becomes a float RGB tensor, checked once."""
+"""Conversion of paths, PIL images, arrays and tensors to validated float RGB tensors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _EXPECTED = "a path, a PIL image, an HxWx3 uint8 RGB array, or a 3xHxW tensor"
 def load_image(image: ImageLike) -> Tensor:
     """Read one image.
 
-    EXIF rotation is applied; grey, palette, CMYK, 16-bit and transparent files become RGB.
+    EXIF rotation is applied; grey, palette, CMYK, 16-bit and transparent files are converted to RGB.
 
     Returns:
         (3, H, W) float32, RGB in [0, 1], on the CPU for files and arrays, on its own device for a tensor.
@@ -62,7 +62,7 @@ def load_images(images: ImageLike | Sequence[ImageLike]) -> list[Tensor]:
 
 
 def is_single(images: Any) -> bool:
-    """Whether this is one image rather than a list of them."""
+    """Return whether this is one image rather than a list of images."""
     if isinstance(images, Tensor):
         return images.ndim != 4
     if isinstance(images, np.ndarray):
@@ -71,15 +71,15 @@ def is_single(images: Any) -> bool:
 
 
 def to_uint8(image: Tensor) -> np.ndarray:
-    """A (3, H, W) float tensor in [0, 1] as an (H, W, 3) uint8 RGB array, for drawing."""
+    """Convert a (3, H, W) float tensor in [0, 1] to an (H, W, 3) uint8 RGB array."""
     return (image.detach().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
 
 
-def check_finite(tensor: Tensor, what: str) -> None:
-    """Raise ValueError where a tensor holds NaN or infinity."""
+def check_finite(tensor: Tensor, name: str) -> None:
+    """Raise ValueError if a tensor contains NaN or infinity."""
     if not torch.isfinite(tensor).all():
-        bad = int((~torch.isfinite(tensor)).sum())
-        raise ValueError(f"{what}: {bad} of {tensor.numel()} values are NaN or infinite; clean the input first")
+        count = int((~torch.isfinite(tensor)).sum())
+        raise ValueError(f"{name}: {count} of {tensor.numel()} values are NaN or infinite; clean the input first")
 
 
 def _read(path: Path) -> np.ndarray:
@@ -88,7 +88,7 @@ def _read(path: Path) -> np.ndarray:
     try:
         with Image.open(path) as image:
             return _rgb(image)
-    except ImportError as error:  # ultralytics replaces Image.open, and then asks for a package at what is no image
+    except ImportError as error:  # ultralytics replaces Image.open by a function that may raise it
         raise ValueError(f"cannot read {path} as an image (unknown format); is the file complete?") from error
     except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"cannot read {path} as an image ({error}); is the file complete?") from error
@@ -96,36 +96,36 @@ def _read(path: Path) -> np.ndarray:
 
 def _rgb(image: Image.Image) -> np.ndarray:
     upright = ImageOps.exif_transpose(image)
-    if upright.mode.startswith("I"):  # 16-bit and 32-bit grey: PIL's own conversion would clip instead of scale
+    if upright.mode.startswith("I"):  # 16-bit and 32-bit grey: PIL's conversion clips instead of scaling
         values = np.asarray(upright, dtype=np.float64)
         grey = np.clip(values / (65535.0 if values.max(initial=0) > 255 else 255.0) * 255.0, 0, 255)
         return np.repeat(grey.round().astype(np.uint8)[..., None], 3, axis=2)
     return np.array(upright.convert("RGB"))
 
 
-def _from_array(array: np.ndarray, what: str) -> Tensor:
+def _from_array(array: np.ndarray, name: str) -> Tensor:
     if array.ndim != 3 or array.shape[2] != 3:
-        raise ValueError(f"{what}: expected an array of shape (H, W, 3), RGB; got {array.shape}")
+        raise ValueError(f"{name}: expected an array of shape (H, W, 3), RGB; got {array.shape}")
     if array.dtype != np.uint8 and not np.issubdtype(array.dtype, np.floating):
-        raise TypeError(f"{what}: expected dtype uint8 (or float in [0, 1]); got {array.dtype}")
-    return _from_tensor(torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1))), what)
+        raise TypeError(f"{name}: expected dtype uint8 (or float in [0, 1]); got {array.dtype}")
+    return _from_tensor(torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1))), name)
 
 
-def _from_tensor(tensor: Tensor, what: str = "tensor") -> Tensor:
+def _from_tensor(tensor: Tensor, name: str = "tensor") -> Tensor:
     if tensor.ndim != 3 or tensor.shape[0] != 3:
         hint = "; permute HxWx3 to 3xHxW" if tensor.ndim == 3 and tensor.shape[-1] == 3 else ""
-        raise ValueError(f"{what}: expected 3 channels, shape (3, H, W); got {tuple(tensor.shape)}{hint}")
+        raise ValueError(f"{name}: expected 3 channels, shape (3, H, W); got {tuple(tensor.shape)}{hint}")
     if 0 in tensor.shape:
-        raise ValueError(f"{what}: the image has no pixels, shape {tuple(tensor.shape)}")
+        raise ValueError(f"{name}: the image has no pixels, shape {tuple(tensor.shape)}")
     if tensor.dtype == torch.uint8:
         return tensor.float() / 255
     if not tensor.is_floating_point():
-        raise TypeError(f"{what}: expected dtype uint8 or float; got {tensor.dtype}")
-    check_finite(tensor, what)
+        raise TypeError(f"{name}: expected dtype uint8 or float; got {tensor.dtype}")
+    check_finite(tensor, name)
     low, high = float(tensor.min()), float(tensor.max())
     if low < -1e-3 or high > 1 + 1e-3:
         raise ValueError(
-            f"{what}: expected float pixels in [0, 1]; got values from {low:.3g} to {high:.3g}. Divide 0..255 pixels "
+            f"{name}: expected float pixels in [0, 1]; got values from {low:.3g} to {high:.3g}. Divide 0..255 pixels "
             "by 255; an already normalised batch goes in as one BxCxHxW tensor to a plain nn.Module"
         )
     return tensor.detach().float()

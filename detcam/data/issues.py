@@ -1,4 +1,4 @@
-"""What was wrong with a data set: counted, told once, never raised half-way and never lost."""
+"""Problems of a data set, collected while it is read."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class DataIssue:
-    """One thing that was wrong, and what became of it.
+    """One problem of a data set.
 
     Attributes:
-        kind: what was wrong, in words that all problems of a kind share: ``"image is missing"``.
-        message: the particular case, and whether something was left out because of it.
-        image_id: the image concerned, as the file names it, or None.
-        annotation_id: the annotation concerned, as the file names it, or None.
+        kind: the kind of problem, such as ``"image is missing"``.
+        message: description of the case, and of any entry that is left out.
+        image_id: id of the image in the file, or None.
+        annotation_id: id of the annotation in the file, or None.
     """
 
     kind: str
@@ -25,10 +25,10 @@ class DataIssue:
 
 
 class DataIssues:
-    """An unchangeable list of problems, with counts by kind.
+    """An immutable list of problems, with counts by kind.
 
     Args:
-        items: the problems, in the order in which they were met.
+        items: the problems, in order of occurrence.
     """
 
     def __init__(self, items: Iterable[DataIssue] = ()) -> None:
@@ -44,15 +44,15 @@ class DataIssues:
         return DataIssues((*self._items, *other))
 
     def of(self, kind: str) -> list[DataIssue]:
-        """The problems of one kind."""
+        """Return the problems of one kind."""
         return [issue for issue in self if issue.kind == kind]
 
     def counts(self) -> dict[str, int]:
-        """How many of each kind, the most frequent first."""
+        """Return the number of problems of each kind, the most frequent first."""
         return dict(Counter(issue.kind for issue in self).most_common())
 
     def summary(self, examples: int = 2) -> str:
-        """One line per kind: its count and the first cases' messages; empty where nothing was wrong."""
+        """Return one line per kind with its count and the messages of the first `examples` cases."""
         lines = []
         for kind, count in self.counts().items():
             shown = "; ".join(issue.message for issue in self.of(kind)[:examples])

@@ -1,4 +1,4 @@
-"""Detections with their masks as run lengths: a folder's worth of them fits in memory."""
+"""Detections with masks as run lengths, so that those of many images fit in memory."""
 
 from __future__ import annotations
 
@@ -15,36 +15,38 @@ from detcam.detections import Detections
 
 @dataclass(frozen=True)
 class PackedDetections:
-    """What was found in an image.
+    """The detections of an image, with masks as run lengths.
 
     Attributes:
-        found: the detections, without masks.
+        detections: the detections, without masks.
         masks: COCO's compressed run lengths (``size``, ``counts`` as bytes), one per detection; None where there are
             no masks.
     """
 
-    found: Detections
+    detections: Detections
     masks: tuple[dict[str, Any], ...] | None = None
 
     @classmethod
-    def of(cls, found: Detections) -> PackedDetections:
-        """Pack detections; what a family says beside boxes, classes, scores and masks is left out."""
+    def of(cls, detections: Detections) -> PackedDetections:
+        """Pack detections; `Detections.extras` are left out."""
         masks = None
-        if found.masks is not None:
-            masks = tuple(coco_masks.encode(np.asfortranarray(mask.numpy().astype(np.uint8))) for mask in found.masks)
-        return cls(replace(found, masks=None, extras={}), masks)
+        if detections.masks is not None:
+            masks = tuple(
+                coco_masks.encode(np.asfortranarray(mask.numpy().astype(np.uint8))) for mask in detections.masks
+            )
+        return cls(replace(detections, masks=None, extras={}), masks)
 
     def unpack(self) -> Detections:
-        """The detections with their masks (N, H, W) bool."""
+        """Return the detections with masks (N, H, W) bool."""
         if self.masks is None:
-            return self.found
+            return self.detections
         decoded = [torch.from_numpy(coco_masks.decode(mask)).bool() for mask in self.masks]
-        empty = torch.zeros((0, *self.found.image_size_hw), dtype=torch.bool)
-        return replace(self.found, masks=torch.stack(decoded) if decoded else empty)
+        empty = torch.zeros((0, *self.detections.image_size_hw), dtype=torch.bool)
+        return replace(self.detections, masks=torch.stack(decoded) if decoded else empty)
 
 
 class UnpackedDetections(Sequence[Detections]):
-    """Images' detections with their masks, each unpacked while it is looked at."""
+    """A sequence of the detections of images with their masks, each unpacked on access."""
 
     def __init__(self, packed: Sequence[PackedDetections]) -> None:
         self.packed = packed
@@ -59,5 +61,5 @@ class UnpackedDetections(Sequence[Detections]):
     def __getitem__(self, index: slice) -> UnpackedDetections: ...
 
     def __getitem__(self, index: int | slice) -> Detections | UnpackedDetections:
-        """One image's detections, or some images'."""
+        """Return the detections of one image, or a sequence for several images."""
         return UnpackedDetections(self.packed[index]) if isinstance(index, slice) else self.packed[index].unpack()

@@ -232,7 +232,7 @@ def test_masks_survive_packing() -> None:
         torch.rand(3, 4), torch.arange(3), torch.rand(3), (40, 30), (Source("query"),) * 3, masks, {0: "a"}
     )
     packed = PackedDetections.of(found)
-    assert packed.found.masks is None
+    assert packed.detections.masks is None
     back = UnpackedDetections([packed, PackedDetections.of(found[[]]), PackedDetections.of(Detections.empty((4, 5)))])
     assert back[0].masks is not None and torch.equal(back[0].masks, masks)
     assert back[1].masks is not None and back[1].masks.shape == (0, 40, 30)
