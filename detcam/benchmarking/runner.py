@@ -16,8 +16,9 @@ from detcam.benchmarking.result_store import ResultStore, json_numbers
 from detcam.benchmarking.samples import Sample, annotated_regions, predict_targets
 from detcam.benchmarking.specs import RESERVED_NAME, MethodSpec, MetricSpec
 from detcam.benchmarking.statistics import MethodResult
-from detcam.metrics.base import MetricWarning, read_heatmaps
+from detcam.metrics.base import MetricWarning
 from detcam.metrics.cost import count_work, measure_cost
+from detcam.metrics.metric_input import read_heatmaps
 from detcam.metrics.target_regions import TargetRegions
 from detcam.outputs import as_target
 from detcam.utils.console import ProgressBar, shorten
@@ -165,7 +166,7 @@ def select_targets(adapter: Adapter, sample: Sample, image: Tensor, selection: M
         "image": sample.name,
         "targets": [as_target(target).describe(adapter.names) for target in targets],
         "scores": json_numbers(predictions.scores),
-        "annotated": int(regions.own.flatten(1).any(1).sum()) if targets else 0,
+        "annotated": int(regions.objects.flatten(1).any(1).sum()) if targets else 0,
         "box_xyxy": None if box is None else json_numbers(box),
     }
     return ImageTargets(targets, regions, record)

@@ -20,7 +20,7 @@ from detcam.explanation.explain import MethodLike, make_cam
 from detcam.methods import METHODS
 from detcam.methods.spec import method_with, split_settings
 from detcam.metrics import METRICS, Metric
-from detcam.metrics.base import Explainer
+from detcam.metrics.metric_input import Explainer
 
 SMOOTHING_OPTIONS = ("aug_smooth", "eigen_smooth")
 TARGET_KINDS = {"detection": "box", "segmentation": "mask", "classification": "class", "embedding": "embedding"}
@@ -173,16 +173,12 @@ def parse_metric(text: str) -> Metric:
         ValueError: the metric or a setting does not exist, or a value is invalid.
     """
     name, settings = split_settings(text)
-    metrics = {_normalized(key): metric for key, metric in METRICS.items()}
-    if _normalized(name) not in metrics:
-        raise ValueError(f"expected one of the metrics {', '.join(METRICS)}; got {name!r}")
-    metric_class: Any = metrics[_normalized(name)]
-    _check_settings(metric_class, settings)
+    metric = METRICS.find(name)
+    _check_settings(metric, settings)
     try:
-        metric: Metric = metric_class(**settings)
+        return metric(**settings)
     except TypeError as error:
         raise ValueError(f"{text}: {error}") from error
-    return metric
 
 
 def split_list(text: str) -> list[str]:

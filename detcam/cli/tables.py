@@ -104,7 +104,7 @@ def metric_row(name: str, metric: type[Metric]) -> tuple[str, ...]:
 
 def summary_line(metric: type[Metric]) -> str:
     """Return the first line of a metric's docstring without formula, markup and full stop."""
-    line = (metric.__doc__ or "").strip().splitlines()[0]
+    line = (metric.__doc__ or metric.name).strip().splitlines()[0]
     line = re.sub(r":? :math:`[^`]*`", "", line)
     line = re.sub(r" \(`\w+`\)", "", line)
     return re.sub(r"[*`]", "", line).rstrip(".")

@@ -1,4 +1,4 @@
-"""ARCC and its parts, where ``pytorch_grad_cam`` has them."""
+"""ARCC and its parts, under the module name of ``pytorch_grad_cam``."""
 
 from __future__ import annotations
 

@@ -1,93 +1,205 @@
-"""The protocol of metrics: one call for all of them, values per heatmap, and how values are averaged."""
+"""The base class of metrics, and the summary of their values."""
 
 from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, get_args
 
-import numpy as np
-import torch
 from torch import Tensor
 
-from detcam.adapters import adapt
-from detcam.adapters.base import Adapter, Target
-from detcam.inputs import Request, read_request
-from detcam.results import ImageHeatmaps
+from detcam.adapters.base import ModelLike
+from detcam.inputs import Images, Targets
+from detcam.metrics.metric_input import Explainer, Heatmaps, MetricImage, MetricInput, Truth, read_metric_input
 
 Need = Literal["model", "truth", "method"]
-"""What a metric needs besides heatmaps: passes of the model; annotations; the method, to explain again."""
+"""What a metric needs besides heatmaps: the model, annotations, or the method that made the heatmaps."""
 
-Explainer: TypeAlias = Callable[[Adapter, Any, list[list[Target]]], list[Tensor]]
-"""A method: from an adapter, images and each image's targets to heatmaps, per image (N_i, H_i, W_i)."""
+TargetKind = Literal["class", "box", "mask", "embedding"]
+"""A kind of target."""
+
+TARGET_KINDS: tuple[TargetKind, ...] = get_args(TargetKind)
 
 
 class MetricWarning(UserWarning):
-    """Some heatmaps have no value: they are NaN in the answer, and left out of means."""
+    """Some heatmaps have no value: they are NaN in the result and left out of means."""
 
 
 class Metric(ABC):
     """A number for each heatmap.
 
-    A class describes itself by its attributes; an object holds the settings, all of which have defaults. Every metric
-    is asked by the same call, `measure`, and answers (N,) float64 on the CPU, N being the heatmaps of all images in
-    order. A heatmap for which the metric has no meaning (NaN in it; no order among its pixels, for a metric that
-    removes them in order; no annotation) has the value NaN, and `MetricWarning` says how many there are.
+    A subclass sets `name`, `range` and `higher_is_better` and defines `value`. The class describes the metric, an
+    instance holds its settings, which should all have defaults. `measure` checks the input and calls `value` for each
+    image.
+
+    A base class for several metrics that defines less is declared with ``class MyBase(Metric, abstract=True)``.
+
+    Example:
+        >>> import torch
+        >>> from detcam.metrics import Metric
+        >>> class MeanHeat(Metric):
+        ...     name, range, higher_is_better = "mean_heat", (0.0, 1.0), False
+        ...
+        ...     def value(self, image):
+        ...         return image.heatmaps.mean((1, 2))
+        >>> MeanHeat().measure(None, None, None, torch.full((1, 8, 8), 0.25)).tolist()
+        [0.25]
     """
 
     name: ClassVar[str]
-    """The metric's name in the registry, lower case, words joined by an underscore."""
-    paper: ClassVar[str]
-    """Title, venue and link."""
-    higher_is_better: ClassVar[bool]
+    """Name in the registry: lower case, words joined by underscores."""
     range: ClassVar[tuple[float, float]]
-    """Least and greatest value, for scores in [0, 1]; of other scores (logits, boxes' edges) the scale is theirs."""
-    tasks: ClassVar[tuple[str, ...]] = ("class", "box", "mask", "embedding")
-    """What kinds of targets it judges: a subset of "class", "box", "mask", "embedding"."""
-    needs: ClassVar[frozenset[Need]] = frozenset({"model"})
+    """Smallest and largest value for scores in [0, 1]; values for logits or box edges can exceed it."""
+    higher_is_better: ClassVar[bool]
+    """Whether a larger value means a better heatmap."""
+    paper: ClassVar[str] = ""
+    """Title, venue and link of the source."""
+    tasks: ClassVar[tuple[TargetKind, ...]] = TARGET_KINDS
+    """Kinds of targets that the metric evaluates."""
+    needs: ClassVar[frozenset[Need]] = frozenset()
+    """What `value` uses besides heatmaps: ``"model"`` allows `MetricImage.scored`, ``"truth"`` `MetricImage.truth`,
+    ``"method"`` `MetricImage.explain`."""
+    default_method: Explainer | None = None
+    """The method that explains changed images in calls without one; for metrics that need ``"method"``."""
+
+    def __init_subclass__(cls, *, abstract: bool = False, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if not abstract:
+            _check_definition(cls)
 
     @abstractmethod
+    def value(self, image: MetricImage) -> Tensor:
+        """Values of one image's heatmaps. This is the only method that a metric has to define.
+
+        Args:
+            image: the image with n heatmaps, n >= 1, without NaN; gives access to targets, annotations and model.
+
+        Returns:
+            (n,) values; NaN for a heatmap for which the metric is undefined.
+        """
+
     def measure(
         self,
-        adapter: Any,
-        images: Any,
-        targets: Any,
-        heatmaps: Any,
+        adapter: ModelLike | None,
+        images: Images | None,
+        targets: Targets,
+        heatmaps: Heatmaps,
         *,
-        truth: Sequence[Any] | None = None,
+        truth: Truth | None = None,
         method: Explainer | None = None,
     ) -> Tensor:
         """The value of each heatmap.
 
         Args:
-            adapter: an `Adapter`, or a model, which is adapted.
-            images: as for a method: images of any size, or an already normalised (B, C, H, W) tensor.
-            targets: as for a method: what the heatmaps explain; None where `heatmaps` says so itself
-                (`ImageHeatmaps`), or for the model's own findings.
-            heatmaps: per image (N_i, H_i, W_i) in its pixels, tensors or arrays; or (B, H, W), one an image; or
-                what ``cam.explain`` gave.
-            truth: per image (N_i, H_i, W_i) bool, where each heatmap should be hot; for metrics that need "truth".
-            method: for metrics that need "method".
+            adapter: an adapter, or a model, which is adapted. Metrics that do not need the model accept None for
+                `adapter`, `images` and `targets`.
+            images: images of any size, or a normalised (B, C, H, W) tensor, as for a method.
+            targets: the targets that the heatmaps explain, as for a method; None takes them from `ImageHeatmaps`, or
+                takes the model's predictions.
+            heatmaps: per image (N_i, H_i, W_i) in image pixels, tensors or arrays; or (B, H, W), one per image; or
+                the result of ``cam.explain``.
+            truth: per image the annotated regions (N_i, H_i, W_i) bool, or `TargetRegions`; for metrics that need
+                ``"truth"``.
+            method: function of adapter, images and targets to heatmaps; for metrics that need ``"method"``.
 
         Returns:
-            (N,) float64, N = sum of N_i in the order of the images.
+            (N,) float64 on the CPU, N = sum of N_i in the order of the images. The value is NaN for a heatmap with
+            NaN and where the metric is undefined; `MetricWarning` states their number.
 
         Raises:
-            TypeError, ValueError: something is not as described.
+            TypeError, ValueError: an argument is not as described; the message says what was expected.
+
+        Example:
+            >>> import torch
+            >>> from detcam.metrics import EnergyPointingGame
+            >>> heatmaps = torch.zeros(1, 8, 8)
+            >>> heatmaps[0, 2, 2:4] = 1.0
+            >>> truth = torch.zeros(1, 8, 8, dtype=torch.bool)
+            >>> truth[0, :, :3] = True
+            >>> EnergyPointingGame().measure(None, None, None, [heatmaps], truth=[truth]).tolist()
+            [0.5]
         """
+        method = self.default_method if method is None else method
+        if "truth" in self.needs and truth is None:
+            raise ValueError(f"{self.name} needs truth=: per image the annotated regions (N, H, W) of the objects")
+        if "method" in self.needs and method is None:
+            raise ValueError(f"{self.name} needs method=: a function of adapter, images and targets to heatmaps")
+        if self.needs & {"model", "method"} and (adapter is None or images is None):
+            raise ValueError(f"{self.name} needs a model and images; got None")
+        metric_input = read_metric_input(
+            adapter,
+            images,
+            targets,
+            heatmaps,
+            truth=truth if "truth" in self.needs else None,
+            method=method if "method" in self.needs else None,
+        )
+        return self.evaluate(metric_input)
+
+    def evaluate(self, metric_input: MetricInput) -> Tensor:
+        """Values (N,) of a checked input, with a warning where values are NaN."""
+        return warn_undefined(self.name, metric_input.evaluate(self.value), stacklevel=4)
+
+
+def warn_undefined(name: str, values: Tensor, *, stacklevel: int = 3) -> Tensor:
+    """Return the values, with a warning that states how many are NaN."""
+    undefined = int(values.isnan().sum())
+    if undefined:
+        warnings.warn(
+            f"{name}: {undefined} of {len(values)} heatmaps have no value (NaN): the heatmap holds NaN or is constant, "
+            "or the metric is undefined for its target; means leave them out",
+            MetricWarning,
+            stacklevel=stacklevel,
+        )
+    return values
+
+
+def _check_definition(metric: type[Metric]) -> None:
+    """Check what a subclass of `Metric` declares.
+
+    Raises:
+        TypeError: something is missing or invalid; the message says what to add.
+    """
+    add = f'; add it to the class, or declare a base class with "class {metric.__name__}(..., abstract=True)"'
+    examples = {
+        "name": 'name = "my_metric"',
+        "range": "range = (0.0, 1.0)",
+        "higher_is_better": "higher_is_better = True",
+    }
+    for attribute, example in examples.items():
+        if not hasattr(metric, attribute):
+            raise TypeError(f"metric {metric.__name__} has no {attribute!r} ({example}){add}")
+    if "name" not in vars(metric):
+        raise TypeError(
+            f"metric {metric.__name__} has the name {metric.name!r} of its base class; give it a name of its own{add}"
+        )
+    missing = [name for name in dir(metric) if getattr(getattr(metric, name, None), "__isabstractmethod__", False)]
+    if missing:
+        signature = "value(self, image)" if missing == ["value"] else ", ".join(missing)
+        raise TypeError(f"metric {metric.__name__} does not define {signature}{add}")
+    if not isinstance(metric.name, str) or not metric.name:
+        raise TypeError(f"metric {metric.__name__}: expected name as a non-empty str; got {metric.name!r}")
+    limits = metric.range
+    if not isinstance(limits, tuple) or len(limits) != 2 or not limits[0] < limits[1]:
+        raise TypeError(f"metric {metric.name}: expected range as (smallest, largest value); got {limits!r}")
+    if not isinstance(metric.higher_is_better, bool):
+        raise TypeError(f"metric {metric.name}: expected higher_is_better as a bool; got {metric.higher_is_better!r}")
+    for attribute, allowed in (("tasks", TARGET_KINDS), ("needs", get_args(Need))):
+        entries = getattr(metric, attribute)
+        if isinstance(entries, str) or not set(entries) <= set(allowed):
+            raise TypeError(f"metric {metric.name}: expected {attribute} as a subset of {allowed}; got {entries!r}")
 
 
 @dataclass(frozen=True)
 class MetricSummary:
-    """Values of a metric, averaged.
+    """Mean and spread of a metric's values.
 
     Attributes:
-        mean: over the values that are not NaN; NaN where there are none.
-        std: standard deviation over them; NaN for fewer than two.
-        count: how many there are.
-        skipped: how many heatmaps had no value.
+        mean: mean of the values that are not NaN; NaN if there are none.
+        std: sample standard deviation of these values; NaN for fewer than two.
+        count: number of these values.
+        skipped: number of heatmaps without a value.
     """
 
     mean: float
@@ -97,134 +209,24 @@ class MetricSummary:
 
 
 def summarize(values: Tensor) -> MetricSummary:
-    """The mean of (N,) values without those that are NaN, which are counted."""
-    known = values[~values.isnan()].double()
+    """Mean and standard deviation of the values (N,) that are not NaN.
+
+    Args:
+        values: (N,) values, as `Metric.measure` returns them.
+
+    Returns:
+        the summary, with the number of NaN values as `skipped`.
+
+    Example:
+        >>> import torch
+        >>> from detcam.metrics import summarize
+        >>> summarize(torch.tensor([0.25, 0.75, float("nan")])).mean
+        0.5
+    """
+    defined = values[~values.isnan()].double()
     return MetricSummary(
-        float(known.mean()) if len(known) else float("nan"),
-        float(known.std()) if len(known) > 1 else float("nan"),
-        len(known),
-        len(values) - len(known),
+        float(defined.mean()) if len(defined) else float("nan"),
+        float(defined.std()) if len(defined) > 1 else float("nan"),
+        len(defined),
+        len(values) - len(defined),
     )
-
-
-@dataclass(frozen=True)
-class MetricInput:
-    """A checked call of a metric.
-
-    Attributes:
-        adapter: says what the model's output means.
-        request: images and targets.
-        heatmaps: per image (N_i, H_i, W_i) floating point, that image's pixels, on the CPU; NaN is possible.
-    """
-
-    adapter: Adapter
-    request: Request
-    heatmaps: tuple[Tensor, ...]
-
-    @property
-    def sizes(self) -> list[tuple[int, int]]:
-        """Height and width of each image."""
-        return image_sizes(self.request)
-
-
-def read_metric_input(model: Any, images: Any, targets: Any, heatmaps: Any) -> MetricInput:
-    """Check what a metric is asked.
-
-    Raises:
-        TypeError, ValueError: what was expected, what came, and the remedy.
-    """
-    if targets is None and isinstance(heatmaps, (list, tuple)):
-        explained = [entry for entry in heatmaps if isinstance(entry, ImageHeatmaps)]
-        if explained and len(explained) == len(heatmaps):
-            targets = [list(entry.targets) for entry in explained]
-    whole = [""]  # the network itself: no layer is looked for, so none has to be found
-    adapter = model if isinstance(model, Adapter) else adapt(model, target_layers=whole)
-    request = read_request(adapter, images, targets, None)
-    maps = read_heatmaps(heatmaps, image_sizes(request))
-    if request.targets is not None:
-        for position, (own, asked) in enumerate(zip(maps, request.targets, strict=True)):
-            if len(own) != len(asked):
-                raise ValueError(
-                    f"image {position}: expected a heatmap for each of {len(asked)} targets; got {len(own)}"
-                )
-    return MetricInput(adapter, request, tuple(maps))
-
-
-def image_sizes(request: Request) -> list[tuple[int, int]]:
-    """Height and width of each image of a request."""
-    if request.tensor is not None:
-        return [(request.tensor.shape[-2], request.tensor.shape[-1])] * len(request.tensor)
-    return [(image.shape[-2], image.shape[-1]) for image in request.images]
-
-
-def read_heatmaps(heatmaps: Any, sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
-    """Heatmaps per image, (N_i, H_i, W_i) floating point on the CPU, for images of given sizes.
-
-    Raises:
-        TypeError, ValueError: not that many, not of that size, or not numbers.
-    """
-    if isinstance(heatmaps, (Tensor, np.ndarray)):
-        if heatmaps.ndim == 2:
-            heatmaps = heatmaps[None]
-        if heatmaps.ndim != 3:
-            raise ValueError(
-                f"expected heatmaps of shape (B, H, W), one an image, or a list of (N, H, W); got shape "
-                f"{tuple(heatmaps.shape)}"
-            )
-    elif not isinstance(heatmaps, (list, tuple)):
-        raise TypeError(f"expected heatmaps as a tensor, an array or a list of them; got {type(heatmaps).__name__}")
-    if len(heatmaps) != len(sizes):
-        raise ValueError(f"expected heatmaps for {len(sizes)} images, one entry per image; got {len(heatmaps)}")
-    return [_maps_of(entry, size, index) for index, (entry, size) in enumerate(zip(heatmaps, sizes, strict=True))]
-
-
-def _maps_of(entry: Any, size_hw: tuple[int, int], position: int) -> Tensor:
-    """One image's heatmaps (N, H, W)."""
-    if isinstance(entry, ImageHeatmaps):
-        entry = entry.heatmaps
-    if not isinstance(entry, (Tensor, np.ndarray)):
-        raise TypeError(f"image {position}: expected heatmaps as a tensor or an array; got {type(entry).__name__}")
-    maps = torch.as_tensor(entry).detach().cpu()
-    maps = maps[None] if maps.ndim == 2 else maps
-    if maps.ndim != 3 or tuple(maps.shape[-2:]) != tuple(size_hw):
-        raise ValueError(
-            f"image {position}: expected heatmaps of shape (N, {size_hw[0]}, {size_hw[1]}), the image's own pixels; "
-            f"got {tuple(maps.shape)}. A map of a layer goes through Geometry.to_image first"
-        )
-    if maps.is_complex():
-        raise TypeError(f"image {position}: expected real heatmaps; got {maps.dtype}")
-    return maps if maps.dtype in (torch.float32, torch.float64) else maps.float()
-
-
-def read_truth(truth: Any, heatmaps: Sequence[Tensor]) -> list[Tensor]:
-    """Annotations per image, (N_i, H_i, W_i) bool, one for each heatmap.
-
-    Raises:
-        TypeError, ValueError: missing, or not of the heatmaps' shapes.
-    """
-    if truth is None:
-        raise ValueError("this metric needs truth=: per image (N, H, W) bool, where each heatmap should be hot")
-    if not isinstance(truth, (list, tuple)) or len(truth) != len(heatmaps):
-        got = f"{len(truth)} entries" if isinstance(truth, (list, tuple)) else type(truth).__name__
-        raise ValueError(f"expected truth as a list with {len(heatmaps)} entries, one per image; got {got}")
-    masks = []
-    for position, (entry, maps) in enumerate(zip(truth, heatmaps, strict=True)):
-        mask = torch.as_tensor(entry).detach().cpu()
-        mask = mask[None] if mask.ndim == 2 else mask
-        if mask.shape != maps.shape:
-            raise ValueError(f"image {position}: expected truth of shape {tuple(maps.shape)}; got {tuple(mask.shape)}")
-        masks.append(mask.bool())
-    return masks
-
-
-def warn_about_skipped(name: str, values: Tensor) -> Tensor:
-    """The values, after a warning that says how many of them are NaN."""
-    skipped = int(values.isnan().sum())
-    if skipped:
-        warnings.warn(
-            f"{name}: {skipped} of {len(values)} heatmaps have no value (NaN): they hold NaN, are constant, or nothing "
-            "says what is right; means leave them out",
-            MetricWarning,
-            stacklevel=3,
-        )
-    return values

@@ -1,4 +1,4 @@
-"""What an explanation costs: computing work, backward passes, seconds, memory."""
+"""Cost of an explanation: forward and backward passes, time, memory."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from detcam.adapters.base import Adapter
 from detcam.data.images import ImageLike, load_image
 from detcam.trace import guarded
 
-BACKWARD = (torch.autograd.grad, torch.autograd.backward, torch.Tensor.backward)
+BACKWARD_CALLS = (torch.autograd.grad, torch.autograd.backward, torch.Tensor.backward)
 MIB = 2**20
-STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+STATUS_FILE, CLEAR_FILE = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
 class WorkCount:
-    """How much is computed, whatever the machine.
+    """Computing work, independent of the machine.
 
     Attributes:
-        passes: floating-point operations of convolutions, matrix products and attention, forward and backward, in units
-            of what the model takes to find what it finds in the image once.
-        backward: how often autograd was asked for gradients.
+        passes: floating-point operations of convolutions, matrix products and attention, forward and backward, divided
+            by those of one prediction of the model.
+        backward: number of backward passes.
     """
 
     passes: float
@@ -40,13 +40,13 @@ class WorkCount:
 
 @dataclass(frozen=True)
 class Cost:
-    """What one call took.
+    """Time and memory of one call.
 
     Attributes:
-        seconds: wall-clock.
-        peak_mib: on CUDA, how far the memory that PyTorch holds on the device rose above what it held before. On a
-            CPU under Linux, how far the whole process's resident memory did; memory that was freed earlier and is
-            used again does not show. None elsewhere.
+        seconds: wall-clock time.
+        peak_mib: peak memory in MiB above the memory in use before the call. On CUDA, memory that PyTorch allocated on
+            the device; on a CPU under Linux, resident memory of the process, which does not include reused memory
+            that was freed earlier. None on other systems.
     """
 
     seconds: float
@@ -54,42 +54,54 @@ class Cost:
 
 
 def _onednn_convolution(value: Any, weight: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
-    """Operations of a convolution that was asked of oneDNN directly, which PyTorch's counter does not know."""
+    """Operations of a direct oneDNN convolution, which PyTorch's counter does not include."""
     return int(conv_flop_count(value, weight, out_shape))
 
 
-MORE = {torch.ops.aten.mkldnn_convolution: _onednn_convolution}
+CUSTOM_FLOPS = {torch.ops.aten.mkldnn_convolution: _onednn_convolution}
 
 
 class _BackwardCalls(TorchFunctionMode):
-    """Counts the calls that ask autograd for gradients."""
+    """Counts calls of autograd."""
 
     count = 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += func in BACKWARD
+        self.count += func in BACKWARD_CALLS
         return func(*args, **(kwargs or {}))
 
 
 def count_work(adapter: Adapter, image: ImageLike, call: Callable[[], object]) -> WorkCount:
-    """Count what a call computes. Counting slows it down, so take its time apart (`measure_cost`).
+    """Count the operations of a call. Counting slows the call down; measure its time with `measure_cost`.
 
     Args:
-        adapter: the model that the call runs.
-        image: the image it is run on; a plain pass over it is the unit.
-        call: what is counted.
+        adapter: the adapter of the model that the call runs.
+        image: the image that the call explains; one prediction on it is the unit of `WorkCount.passes`.
+        call: the call, without arguments.
+
+    Returns:
+        the work of the call.
 
     Raises:
-        ValueError: the model computes nothing that is counted.
+        ValueError: the model runs no operation that is counted.
+
+    Example:
+        >>> import torch
+        >>> from detcam import GradCAM, adapt
+        >>> from detcam.metrics import count_work
+        >>> network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+        >>> adapter, image = adapt(network.eval(), target_layers=["0"], image_size=32), torch.rand(3, 32, 32)
+        >>> count_work(adapter, image, lambda: GradCAM(adapter)(image)).backward
+        1
     """
     pixels = load_image(image)
-    with guarded(adapter.model, gradients=False), FlopCounterMode(display=False, custom_mapping=MORE) as plain:
+    with guarded(adapter.model, gradients=False), FlopCounterMode(display=False, custom_mapping=CUSTOM_FLOPS) as plain:
         batch = adapter.prepare([pixels])
         adapter.default_targets(adapter.outputs(adapter.forward(batch), batch), batch)
     unit = plain.get_total_flops()
     if not unit:
         raise ValueError(f"{type(adapter.model).__name__} runs no convolution, matrix product or attention to count")
-    with _BackwardCalls() as backward, FlopCounterMode(display=False, custom_mapping=MORE) as counted:
+    with _BackwardCalls() as backward, FlopCounterMode(display=False, custom_mapping=CUSTOM_FLOPS) as counted:
         call()
     return WorkCount(counted.get_total_flops() / unit, backward.count)
 
@@ -97,15 +109,26 @@ def count_work(adapter: Adapter, image: ImageLike, call: Callable[[], object]) -
 def measure_cost(call: Callable[[], Result], device: torch.device) -> tuple[Result, Cost]:
     """Run a call and measure its time and memory.
 
+    Args:
+        call: the call, without arguments.
+        device: the device on which the call runs.
+
     Returns:
-        what the call returned, and its cost.
+        the result of the call, and its cost.
+
+    Example:
+        >>> import torch
+        >>> from detcam.metrics import measure_cost
+        >>> result, cost = measure_cost(lambda: 6 * 7, torch.device("cpu"))
+        >>> result, cost.seconds < 1
+        (42, True)
     """
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
         before: int | None = torch.cuda.memory_allocated(device)
     else:
-        before = _begin_resident_peak()
+        before = _reset_resident_peak()
     start = time.perf_counter()
     result = call()
     if device.type == "cuda":
@@ -115,18 +138,18 @@ def measure_cost(call: Callable[[], Result], device: torch.device) -> tuple[Resu
     return result, Cost(seconds, None if before is None or peak is None else max(0, peak - before) / MIB)
 
 
-def _begin_resident_peak() -> int | None:
-    """Set the process's peak to what it holds now; None where the system cannot."""
+def _reset_resident_peak() -> int | None:
+    """Reset the process's peak memory, and return its memory in bytes; None where the system cannot."""
     with suppress(OSError):
-        CLEAR.write_text("5")
+        CLEAR_FILE.write_text("5")
         return _resident("VmRSS")
     return None
 
 
 def _resident(name: str) -> int | None:
-    """A figure in bytes from the process's status; None where there is none."""
+    """A field of the process's status in bytes; None where the system has none."""
     with suppress(OSError):
-        for line in STATUS.read_text().splitlines():
+        for line in STATUS_FILE.read_text().splitlines():
             if line.startswith(f"{name}:"):
                 return int(line.split()[1]) * 1024
     return None

@@ -1,4 +1,4 @@
-"""Deletion and insertion: how the score moves as pixels go or come, most salient first."""
+"""Deletion and insertion: the score as pixels are removed or restored in order of saliency."""
 
 from __future__ import annotations
 
@@ -9,47 +9,50 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from detcam.metrics.base import Explainer, Metric, Need, read_metric_input, warn_about_skipped
-from detcam.metrics.scoring import Protocol, ScoredImage, check_asking, examine
+from detcam.adapters.base import ModelLike
+from detcam.inputs import Images, Targets
+from detcam.metrics.base import Metric
+from detcam.metrics.metric_input import Heatmaps, MetricImage, read_metric_input
+from detcam.metrics.scoring import Protocol, ScoredImage, check_scoring
 from detcam.perturbation.fills import Fill, fill_of
 
-Kind = Literal["deletion", "insertion"]
+CurveKind = Literal["deletion", "insertion"]
 
-RANKED = 2**24
-"""Pixels of heatmaps that are put in order at once."""
+MAX_RANKED_PIXELS = 2**24
+"""Heatmap pixels that are ranked at once."""
 RISE_PAPER = "Petsiuk et al., RISE, BMVC 2018, https://arxiv.org/abs/1806.07421"
 
 
 @dataclass(frozen=True)
 class Curve:
-    """How one target's score moves.
+    """The score of one target along a deletion or insertion.
 
     Attributes:
-        shares: (S + 1,) float64, share of the image's pixels deleted or inserted, 0 to 1.
-        scores: (S + 1,) float64, the score at each; NaN for a heatmap without an order.
+        fractions: (S + 1,) float64, fraction of the image's pixels that is deleted or inserted, 0 to 1.
+        scores: (S + 1,) float64, the score at each fraction; NaN for a constant heatmap.
     """
 
-    shares: Tensor
+    fractions: Tensor
     scores: Tensor
 
     @property
     def auc(self) -> float:
-        """Area under the curve, by trapezia."""
-        return float(torch.trapezoid(self.scores, self.shares))
+        """Area under the curve, by the trapezoidal rule."""
+        return float(torch.trapezoid(self.scores, self.fractions))
 
 
 @dataclass(frozen=True)
 class CurveSettings:
-    """How curves are made.
+    """Settings of deletion and insertion curves.
 
     Attributes:
-        fill: what takes a removed pixel's place: ``"blur"``, ``"mean"``, ``"linear"`` or a `Fill`.
-        steps: how many pixels' shares are scored, 1/steps apart.
+        fill: replacement of removed pixels: ``"blur"``, ``"mean"``, ``"linear"`` or a `Fill`.
+        steps: number of steps S; fractions are 1 / S apart.
         protocol: how boxes are scored, see `detcam.metrics.scoring.Protocol`.
-        relative: divide scores by the unchanged image's.
-        probability: read the logit of a class, or of a class over a region, as a probability.
-        batch_size: changed images per forward pass; None takes what suits the device.
-        seed: of the order among pixels of equal saliency.
+        relative: divide scores by the score of the unchanged image.
+        probability: score the logit of a class, or of a class over a region, as a probability.
+        batch_size: changed images per forward pass; None chooses one for the device.
+        seed: seed of the order among pixels of equal saliency.
     """
 
     fill: str | Fill = "blur"
@@ -63,105 +66,141 @@ class CurveSettings:
     def __post_init__(self) -> None:
         fill_of(self.fill)
         if not isinstance(self.steps, int) or self.steps < 1:
-            raise ValueError(f"expected steps as a whole number of at least 1; got {self.steps!r}")
-        check_asking(self.protocol, self.batch_size)
+            raise ValueError(f"expected steps as an int of at least 1; got {self.steps!r}")
+        check_scoring(self.protocol, self.batch_size)
+
+    def scored(self, image: MetricImage) -> ScoredImage:
+        """The image at the network's input, scored with these settings."""
+        return image.scored(self.protocol, self.batch_size, probability=self.probability)
 
 
 def ranks(heatmaps: Tensor, seed: int = 0) -> Tensor:
-    """Each pixel's place (N, h, w) int64 in the order of saliency, 0 the most salient; equal pixels in random order.
+    """Rank of each pixel (N, h, w) int64 by saliency, 0 for the most salient; equal pixels in random order.
 
-    Ties are common (all that a rectified map leaves at 0), and an order by rows would be evidence of its own.
+    Equal pixels are frequent (a rectified map has many zeros). An order by rows would favour a part of the image.
     """
     flat = heatmaps.flatten(1)
     shuffled = torch.randperm(flat.shape[1], generator=torch.Generator().manual_seed(seed))
     order = shuffled[flat[:, shuffled].argsort(dim=1, descending=True, stable=True)]
-    places = torch.arange(flat.shape[1]).expand_as(order)
-    return torch.empty_like(order).scatter_(1, order, places).view(heatmaps.shape)
+    positions = torch.arange(flat.shape[1]).expand_as(order)
+    return torch.empty_like(order).scatter_(1, order, positions).view(heatmaps.shape)
 
 
 def curve_scores(
-    case: ScoredImage, chosen: Sequence[int], shares: Tensor, kind: Kind, settings: CurveSettings
+    scored: ScoredImage, indices: Sequence[int], fractions: Tensor, kind: CurveKind, settings: CurveSettings
 ) -> Tensor:
-    """Scores (n, S) of some heatmaps' targets with shares (n, S) of the pixels deleted, or inserted into the fill."""
-    size = case.heatmaps[0].numel()
-    together = max(1, RANKED // size)
-    if len(chosen) > together:
-        parts = [slice(start, start + together) for start in range(0, len(chosen), together)]
-        return torch.cat([curve_scores(case, chosen[part], shares[part], kind, settings) for part in parts])
-    places = ranks(case.heatmaps[list(chosen)], settings.seed)
-    counts = (shares * size).round().long()
-    scores = case.original[list(chosen), None].expand(counts.shape).clone()
-    asked = (counts != (0 if kind == "deletion" else size)).nonzero()  # else the image is as it was
-    rows, steps = asked.unbind(1)
-    fill = fill_of(settings.fill).for_image(case.image)
+    """Scores (n, S) with given fractions of the pixels deleted, or inserted into the filled image.
+
+    Args:
+        scored: the image.
+        indices: the n heatmaps that are evaluated.
+        fractions: (n, S) in [0, 1].
+        kind: ``"deletion"`` or ``"insertion"``.
+        settings: fill, seed and normalisation.
+    """
+    size = scored.heatmaps[0].numel()
+    chunk = max(1, MAX_RANKED_PIXELS // size)
+    if len(indices) > chunk:
+        parts = [slice(start, start + chunk) for start in range(0, len(indices), chunk)]
+        return torch.cat([curve_scores(scored, indices[part], fractions[part], kind, settings) for part in parts])
+    pixel_ranks = ranks(scored.heatmaps[list(indices)], settings.seed)
+    counts = (fractions * size).round().long()
+    original = scored.original[list(indices), None]
+    scores = original.expand(counts.shape).clone()
+    changed = (counts != (0 if kind == "deletion" else size)).nonzero()  # the others are the unchanged image
+    rows, steps = changed.unbind(1)
+    fill = fill_of(settings.fill).for_image(scored.image)
 
     def change(part: slice) -> Tensor:
-        first = places[rows[part]] < counts[rows[part], steps[part]][:, None, None]
-        removed = first if kind == "deletion" else ~first
-        return fill(removed.to(case.image.device))
+        most_salient = pixel_ranks[rows[part]] < counts[rows[part], steps[part]][:, None, None]
+        removed = most_salient if kind == "deletion" else ~most_salient
+        return fill(removed.to(scored.image.device))
 
-    scores[rows, steps] = case.scores([chosen[row] for row in rows.tolist()], change)
-    return scores / case.original[list(chosen), None] if settings.relative else scores
+    scores[rows, steps] = scored.scores([indices[row] for row in rows.tolist()], change)
+    return scores / original if settings.relative else scores
 
 
 def score_curves(
-    adapter: Any,
-    images: Any,
-    targets: Any,
-    heatmaps: Any,
+    adapter: ModelLike,
+    images: Images,
+    targets: Targets,
+    heatmaps: Heatmaps,
     *,
-    kind: Kind,
+    kind: CurveKind,
     settings: CurveSettings | None = None,
 ) -> list[Curve]:
-    """The curve of each heatmap.
+    """The deletion or insertion curve of each heatmap.
 
     Args:
-        adapter: as in `Metric.measure`.
-        images: likewise.
-        targets: likewise.
-        heatmaps: likewise.
-        kind: ``"deletion"``, pixels go, most salient first; ``"insertion"``, they come, into the filled image.
-        settings: how curves are made.
+        adapter: an adapter or a model, as in `Metric.measure`.
+        images: images, as in `Metric.measure`.
+        targets: targets, as in `Metric.measure`.
+        heatmaps: heatmaps, as in `Metric.measure`.
+        kind: ``"deletion"`` removes pixels, most salient first; ``"insertion"`` restores them in the filled image.
+        settings: settings of the curves; None takes the defaults.
 
     Returns:
-        one per heatmap, in the order of the images.
+        one curve per heatmap, in the order of the images.
+
+    Raises:
+        TypeError, ValueError: an argument is not as described.
+
+    Example:
+        >>> import torch
+        >>> from detcam.metrics import CurveSettings, score_curves
+        >>> from detcam.targets import ClassifierOutputTarget
+        >>> network = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(3, 2))
+        >>> images, heatmaps = torch.rand(1, 3, 16, 16), torch.rand(1, 16, 16)
+        >>> curves = score_curves(
+        ...     network.eval(), images, [ClassifierOutputTarget(1)], heatmaps, kind="deletion",
+        ...     settings=CurveSettings(steps=4),
+        ... )
+        >>> curves[0].fractions.tolist()
+        [0.0, 0.25, 0.5, 0.75, 1.0]
     """
     if kind not in ("deletion", "insertion"):
         raise ValueError(f"expected kind to be deletion or insertion; got {kind!r}")
-    how = settings or CurveSettings()
-    shares = torch.linspace(0, 1, how.steps + 1, dtype=torch.float64)
-
-    def measure(case: ScoredImage) -> Tensor:
-        scores = torch.full((len(case.heatmaps), len(shares)), float("nan"), dtype=torch.float64)
-        if case.ordered:
-            wanted = shares.expand(len(case.ordered), -1)
-            scores[case.ordered] = curve_scores(case, case.ordered, wanted, kind, how)
-        return scores
-
-    question = read_metric_input(adapter, images, targets, heatmaps)
-    answers = examine(question, measure, protocol=how.protocol, batch_size=how.batch_size, probability=how.probability)
-    return [Curve(shares, row) for rows in answers if rows is not None for row in rows]
+    settings = settings or CurveSettings()
+    fractions = torch.linspace(0, 1, settings.steps + 1, dtype=torch.float64)
+    metric_input = read_metric_input(adapter, images, targets, heatmaps)
+    scores = metric_input.evaluate(
+        lambda image: _curves(settings.scored(image), fractions, kind, settings), len(fractions)
+    )
+    return [Curve(fractions, row) for row in scores]
 
 
-class CurveMetric(Metric):
-    """What metrics along a curve share.
+def _curves(scored: ScoredImage, fractions: Tensor, kind: CurveKind, settings: CurveSettings) -> Tensor:
+    """Scores (n, S + 1) of an image's heatmaps; NaN for those without a ranking."""
+    scores = torch.full((len(scored.heatmaps), len(fractions)), float("nan"), dtype=torch.float64)
+    if scored.ordered:
+        expanded = fractions.expand(len(scored.ordered), -1)
+        scores[scored.ordered] = curve_scores(scored, scored.ordered, expanded, kind, settings)
+    return scores
+
+
+class CurveMetric(Metric, abstract=True):
+    """Base class of metrics on deletion and insertion curves.
 
     Args:
-        settings: how curves are made.
-        **changes: settings by name, as in `CurveSettings`.
+        settings: settings of the curves.
+        **changes: single settings by name, as in `CurveSettings`.
     """
 
-    tasks: ClassVar[tuple[str, ...]] = ("class", "box", "mask", "embedding")
-    needs: ClassVar[frozenset[Need]] = frozenset({"model"})
+    needs = frozenset({"model"})
 
     def __init__(self, settings: CurveSettings | None = None, **changes: Any) -> None:
         if settings is not None and changes:
             raise ValueError(f"expected settings, or {', '.join(changes)} by name; got both")
         self.settings = settings or CurveSettings(**changes)
 
+    def areas(self, image: MetricImage, kind: CurveKind) -> Tensor:
+        """Areas under the curves (n,) of an image's heatmaps."""
+        fractions = torch.linspace(0, 1, self.settings.steps + 1, dtype=torch.float64)
+        return torch.trapezoid(_curves(self.settings.scored(image), fractions, kind, self.settings), fractions)
+
 
 class Deletion(CurveMetric):
-    r"""Area under the score as pixels are deleted, most salient first: low where the map finds what the score needs.
+    r"""Area under the score curve as pixels are deleted, most salient first; low for a faithful heatmap.
 
     .. math:: \sum_{s=1}^{S} \frac{y(X_{s-1}) + y(X_s)}{2S}, \quad X_s = X \text{ with the first } s/S
         \text{ of its pixels filled}
@@ -170,43 +209,42 @@ class Deletion(CurveMetric):
     https://arxiv.org/abs/1806.07421.
 
     Args:
-        settings: how curves are made.
-        **changes: settings by name, as in `CurveSettings`.
+        settings: settings of the curves.
+        **changes: single settings by name, as in `CurveSettings`.
+
+    Example:
+        >>> import torch
+        >>> from detcam.metrics import Deletion
+        >>> from detcam.targets import ClassifierOutputTarget
+        >>> network = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(3, 2))
+        >>> images, heatmaps = torch.rand(1, 3, 16, 16), torch.rand(1, 16, 16)
+        >>> values = Deletion(steps=4).measure(network.eval(), images, [ClassifierOutputTarget(1)], heatmaps)
+        >>> values.shape
+        torch.Size([1])
     """
 
     name = "deletion"
     paper = RISE_PAPER
     higher_is_better = False
     range = (0.0, 1.0)
-    kind: ClassVar[Kind] = "deletion"
+    kind: ClassVar[CurveKind] = "deletion"
 
-    def measure(
-        self,
-        adapter: Any,
-        images: Any,
-        targets: Any,
-        heatmaps: Any,
-        *,
-        truth: Sequence[Tensor] | None = None,
-        method: Explainer | None = None,
-    ) -> Tensor:
-        found = score_curves(adapter, images, targets, heatmaps, kind=self.kind, settings=self.settings)
-        values = torch.tensor([curve.auc for curve in found], dtype=torch.float64)
-        return warn_about_skipped(self.name, values)
+    def value(self, image: MetricImage) -> Tensor:
+        return self.areas(image, self.kind)
 
 
 class Insertion(Deletion):
-    r"""Area under the score as pixels come into the filled image, most salient first: high for a faithful map.
+    r"""Area under the score curve as pixels are inserted, most salient first; high for a faithful heatmap.
 
     .. math:: \sum_{s=1}^{S} \frac{y(X_{s-1}) + y(X_s)}{2S}, \quad X_s = \text{the fill with the first } s/S
-        \text{ of } X \text{'s pixels in it}
+        \text{ of the pixels of } X
 
     In [0, 1] for scores in [0, 1], higher is better. Petsiuk et al., *RISE*, BMVC 2018,
     https://arxiv.org/abs/1806.07421.
 
     Args:
-        settings: how curves are made.
-        **changes: settings by name, as in `CurveSettings`.
+        settings: settings of the curves.
+        **changes: single settings by name, as in `CurveSettings`.
     """
 
     name = "insertion"
@@ -215,14 +253,14 @@ class Insertion(Deletion):
 
 
 class InsertionMinusDeletion(CurveMetric):
-    """The area of `Insertion` minus that of `Deletion`.
+    """Area under the insertion curve minus area under the deletion curve.
 
-    In [-1, 1] for scores in [0, 1], higher is better; a random order is near 0. Zhang et al., *Group-CAM*, 2021,
-    https://arxiv.org/abs/2103.13859.
+    In [-1, 1] for scores in [0, 1], higher is better; the value of a random order is near 0. Zhang et al.,
+    *Group-CAM*, 2021, https://arxiv.org/abs/2103.13859.
 
     Args:
-        settings: how curves are made.
-        **changes: settings by name, as in `CurveSettings`.
+        settings: settings of the curves.
+        **changes: single settings by name, as in `CurveSettings`.
     """
 
     name = "overall"
@@ -230,21 +268,5 @@ class InsertionMinusDeletion(CurveMetric):
     higher_is_better = True
     range = (-1.0, 1.0)
 
-    def measure(
-        self,
-        adapter: Any,
-        images: Any,
-        targets: Any,
-        heatmaps: Any,
-        *,
-        truth: Sequence[Tensor] | None = None,
-        method: Explainer | None = None,
-    ) -> Tensor:
-        areas = [
-            torch.tensor(
-                [c.auc for c in score_curves(adapter, images, targets, heatmaps, kind=kind, settings=self.settings)],
-                dtype=torch.float64,
-            )
-            for kind in ("insertion", "deletion")
-        ]
-        return warn_about_skipped(self.name, areas[0] - areas[1])
+    def value(self, image: MetricImage) -> Tensor:
+        return self.areas(image, "insertion") - self.areas(image, "deletion")

@@ -1,119 +1,88 @@
-"""Localisation: is the heat where the true object is?
+"""Localisation metrics: compare a heatmap with the annotated region of the object that it explains.
 
-None of these asks the model: they compare a heatmap with what people drew. They judge explanations of *right*
-detections. For a false positive they have no meaning, or the opposite one: a perfect explanation of a detection that
-its context caused is hot outside the box and scores zero, and a map that merely outlines the box scores best.
-Faithfulness (deletion, insertion) can be asked of both.
+These metrics do not use the model. They evaluate explanations of *correct* detections. For a false positive they are
+undefined or inverted: a perfect explanation of a detection that its context causes is hot outside the box and scores
+0, and a heatmap that merely outlines the box scores best. Faithfulness metrics (deletion, insertion) suit both.
 
-Heat below 0 counts as 0. Heatmaps of nothing true, constant ones and those with NaN have the value NaN; means leave
-them out. Heat on crowd regions of the object's class is left out, see `TargetRegions`.
+Negative heat counts as 0. The value is NaN for a heatmap without an annotated object, for a constant one and for one
+with NaN. Heat on crowd regions of the object's class is not counted, see `TargetRegions`.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
-from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from detcam.metrics.base import Explainer, Metric, Need, warn_about_skipped
-from detcam.metrics.target_regions import Shape, TargetRegions, bounding_box, read_regions
+from detcam.metrics.base import Metric
+from detcam.metrics.metric_input import MetricImage
+from detcam.metrics.target_regions import Shape, bounding_box
 from detcam.utils.opencv import cv2
 
 NAN = float("nan")
+ODAM_PAPER = "Zhao & Chan, ODAM, ICLR 2023, https://arxiv.org/abs/2304.06354"
 
 
-class Localization(Metric):
-    """A metric that compares each heatmap with the true object it explains.
+class LocalizationMetric(Metric, abstract=True):
+    """Base class of metrics that compare a heatmap with an annotated object.
 
     Args:
-        shape: ``"mask"`` compares with the region as it is given, ``"box"`` with the box around it.
+        shape: ``"mask"`` compares with the annotated region, ``"box"`` with the box around it.
     """
 
-    tasks: ClassVar[tuple[str, ...]] = ("class", "box", "mask")
-    needs: ClassVar[frozenset[Need]] = frozenset({"truth"})
-    higher_is_better: ClassVar[bool] = True
-    range: ClassVar[tuple[float, float]] = (0.0, 1.0)
+    tasks = ("class", "box", "mask")
+    needs = frozenset({"truth"})
+    higher_is_better = True
+    range = (0.0, 1.0)
 
     def __init__(self, shape: Shape = "mask") -> None:
         if shape not in ("mask", "box"):
             raise ValueError(f'expected shape "mask" or "box"; got {shape!r}')
         self.shape = shape
 
-    def measure(
-        self,
-        adapter: Any,
-        images: Any,
-        targets: Any,
-        heatmaps: Any,
-        *,
-        truth: Sequence[Tensor | TargetRegions] | None = None,
-        method: Explainer | None = None,
-    ) -> Tensor:
-        """The value of each heatmap.
+    def value(self, image: MetricImage) -> Tensor:
+        regions = image.truth
+        rows = zip(image.heatmaps.double(), regions.objects, regions.other_objects, regions.ignored, strict=True)
+        return torch.tensor([self._compare(*row) for row in rows], dtype=torch.float64)
 
-        Args:
-            adapter: not asked; may be None, as may images, targets and method.
-            images: not asked.
-            targets: not asked.
-            heatmaps: per image (N_i, H_i, W_i) in its pixels, or what ``cam.explain`` gave.
-            truth: per image (N_i, H_i, W_i) bool, the true object that each heatmap explains (all False where there
-                is none); or `TargetRegions`, which also know the other objects and crowds.
-            method: not asked.
-
-        Returns:
-            (N,) float64, N = sum of N_i in the order of the images; NaN where there is no value.
-
-        Raises:
-            TypeError, ValueError: truth is missing, or something is not as described.
-        """
-        regions, maps = read_regions(truth, heatmaps)
-        values = [
-            self._judge(heat.double(), own, others, ignored & ~own)
-            for region, own_maps in zip(regions, maps, strict=True)
-            for heat, own, others, ignored in zip(own_maps, region.own, region.others, region.ignored, strict=True)
-        ]
-        return warn_about_skipped(self.name, torch.tensor(values, dtype=torch.float64))
-
-    def _judge(self, heat: Tensor, own: Tensor, others: Tensor, ignored: Tensor) -> float:
-        keep = ~ignored
-        if not own.any() or heat.isnan().any():
+    def _compare(self, heatmap: Tensor, target: Tensor, others: Tensor, ignored: Tensor) -> float:
+        counted = ~ignored | target
+        if not target.any():
             return NAN
-        heat = heat.clamp(min=0)
-        if heat[keep].min() == heat[keep].max():
+        heatmap = heatmap.clamp(min=0)
+        if heatmap[counted].min() == heatmap[counted].max():
             return NAN
         if self.shape == "box":
-            left, top, right, bottom = bounding_box(own)
-            own = torch.zeros_like(own)
-            own[top:bottom, left:right] = True
-        return self.value(heat, own, others & keep, keep | own)
+            left, top, right, bottom = bounding_box(target)
+            target = torch.zeros_like(target)
+            target[top:bottom, left:right] = True
+        return self.compare(heatmap, target, others & counted, counted | target)
 
     @abstractmethod
-    def value(self, heat: Tensor, own: Tensor, others: Tensor, keep: Tensor) -> float:
-        """One heatmap's value.
+    def compare(self, heatmap: Tensor, target: Tensor, others: Tensor, counted: Tensor) -> float:
+        """The value of one heatmap.
 
         Args:
-            heat: (H, W) float64, >= 0, not constant.
-            own: (H, W) bool, the true object, not empty.
+            heatmap: (H, W) float64, >= 0, not constant.
+            target: (H, W) bool, the annotated object, not empty.
             others: (H, W) bool, the other objects.
-            keep: (H, W) bool, pixels that count; all of `own` are.
+            counted: (H, W) bool, the pixels that count; includes all of `target`.
         """
 
 
-class PointingGame(Localization):
-    """Whether the hottest pixel lies on the object: 1 if it is at most `tolerance` pixels away, else 0.
+class PointingGame(LocalizationMetric):
+    """Whether the maximum of the heatmap is at most `tolerance` pixels away from the object: 1 or 0.
 
-    Of several hottest pixels, the share that hits. In [0, 1], higher is better. Undefined for false positives: their
-    explanation may rightly point elsewhere. Zhang et al., *Top-down Neural Attention by Excitation Backprop*, ECCV
-    2016, https://arxiv.org/abs/1608.00507.
+    With several maxima, the fraction of them that hits. In [0, 1], higher is better. Undefined for false positives,
+    whose explanation can be correct and lie elsewhere. Zhang et al., *Top-down Neural Attention by Excitation
+    Backprop*, ECCV 2016, https://arxiv.org/abs/1608.00507.
 
     Args:
-        tolerance: pixels by which the hottest pixel may miss; the paper takes 15, in images of about 500 pixels and
-            for whole classes. Evaluations of detectors mostly take 0.
-        shape: as in `Localization`.
+        tolerance: largest distance of a hit, pixels; the paper takes 15, for images of about 500 pixels and whole
+            classes. Evaluations of detectors mostly take 0.
+        shape: ``"mask"`` compares with the annotated region, ``"box"`` with the box around it.
     """
 
     name = "pointing_game"
@@ -128,92 +97,104 @@ class PointingGame(Localization):
             raise ValueError(f"expected a tolerance in pixels, 0 or more; got {tolerance}")
         self.tolerance = tolerance
 
-    def value(self, heat: Tensor, own: Tensor, others: Tensor, keep: Tensor) -> float:
-        hottest = keep & (heat == heat[keep].max())
+    def compare(self, heatmap: Tensor, target: Tensor, others: Tensor, counted: Tensor) -> float:
+        maxima = counted & (heatmap == heatmap[counted].max())
         if self.tolerance:
-            outside = (~own).numpy().astype(np.uint8)
+            outside = (~target).numpy().astype(np.uint8)
             distance = cv2.distanceTransform(outside, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-            own = torch.from_numpy(distance) <= self.tolerance
-        return float(own[hottest].double().mean())
+            target = torch.from_numpy(distance) <= self.tolerance
+        return float(target[maxima].double().mean())
 
 
-class EnergyPointingGame(Localization):
-    r"""The share of the heat that lies on the object: :math:`\sum_{p \in object} H_p / \sum_p H_p`.
+class EnergyPointingGame(LocalizationMetric):
+    r"""Fraction of the heat on the object: :math:`\sum_{p \in object} H_p / \sum_p H_p`.
 
-    In [0, 1], higher is better; a uniform map has the object's share of the image. ``shape="box"`` is the paper's
-    form, ``"mask"`` the stricter one. Inverted for false positives: an explanation by context scores low because it is
-    right. Wang et al., *Score-CAM*, CVPR Workshops 2020, https://arxiv.org/abs/1910.01279.
+    In [0, 1], higher is better; the value of a uniform heatmap is the object's fraction of the image. ``shape="box"``
+    is the form of the paper, ``"mask"`` is stricter. Inverted for false positives: a correct explanation by context
+    scores low. Wang et al., *Score-CAM*, CVPR Workshops 2020, https://arxiv.org/abs/1910.01279.
+
+    Args:
+        shape: ``"mask"`` compares with the annotated region, ``"box"`` with the box around it.
     """
 
     name = "energy_pointing_game"
     paper = "Wang et al., Score-CAM, CVPR Workshops 2020, https://arxiv.org/abs/1910.01279"
 
-    def value(self, heat: Tensor, own: Tensor, others: Tensor, keep: Tensor) -> float:
-        return float(heat[own].sum() / heat[keep].sum())
+    def compare(self, heatmap: Tensor, target: Tensor, others: Tensor, counted: Tensor) -> float:
+        return float(heatmap[target].sum() / heatmap[counted].sum())
 
 
-class HeatmapIoU(Localization):
-    r"""Overlap of the hot region with the object at the best threshold: :math:`\max_t IoU(\{H \ge t\}, object)`.
+class HeatmapIoU(LocalizationMetric):
+    r"""IoU of the thresholded heatmap and the object at the best threshold: :math:`\max_t IoU(\{H \ge t\}, object)`.
 
-    Every value of the map is tried as threshold, so none has to be chosen. In [0, 1], higher is better, 1 where some
-    threshold cuts out the object exactly; never below the object's share of the image, which the lowest threshold
-    reaches. (ODAM's visual explanation accuracy averages over heatmaps first and then takes the best of nine
-    thresholds.) Inverted for false positives, as are all overlaps with a box that should not be there. After Zhao and
-    Chan, *ODAM*, ICLR 2023, https://arxiv.org/abs/2304.06354.
+    Every value of the heatmap is tried as threshold. In [0, 1], higher is better, 1 where some threshold selects
+    exactly the object; never below the object's fraction of the image, which the lowest threshold reaches. (ODAM's
+    visual explanation accuracy averages over heatmaps before it takes the best of nine thresholds.) Inverted for
+    false positives. After Zhao and Chan, *ODAM*, ICLR 2023, https://arxiv.org/abs/2304.06354.
+
+    Args:
+        shape: ``"mask"`` compares with the annotated region, ``"box"`` with the box around it.
     """
 
     name = "heatmap_iou"
-    paper = "Zhao & Chan, ODAM, ICLR 2023, https://arxiv.org/abs/2304.06354"
+    paper = ODAM_PAPER
 
-    def value(self, heat: Tensor, own: Tensor, others: Tensor, keep: Tensor) -> float:
-        values, order = heat[keep].sort(descending=True)
-        inside = own[keep][order].double().cumsum(0)
-        hot = torch.arange(1, len(values) + 1, dtype=torch.float64)
-        overlap = inside / (own.sum() + hot - inside)
-        whole = torch.cat([values[1:] < values[:-1], torch.tensor([True])])  # equal values are cut together
-        return float(overlap[whole].max())
+    def compare(self, heatmap: Tensor, target: Tensor, others: Tensor, counted: Tensor) -> float:
+        values, order = heatmap[counted].sort(descending=True)
+        intersection = target[counted][order].double().cumsum(0)
+        selected = torch.arange(1, len(values) + 1, dtype=torch.float64)
+        ious = intersection / (target.sum() + selected - intersection)
+        last_of_equals = torch.cat([values[1:] < values[:-1], torch.tensor([True])])
+        return float(ious[last_of_equals].max())
 
 
-class ObjectDiscrimination(Localization):
-    r"""ODAM's object discrimination index: the share of the heat on objects that lies on the *other* ones.
+class ObjectDiscrimination(LocalizationMetric):
+    r"""ODAM's object discrimination index: the fraction of the heat on objects that lies on *other* objects.
 
     .. math:: ODI = \frac{\sum_{p \in others} H_p}{\sum_{p \in others \cup object} H_p}
 
-    Pixels that the object shares with another count as the other's, as in the authors' evaluation. In [0, 1], lower is
-    better. NaN where the image has no other object (the authors count 0) or no heat lies on objects. Which objects
-    are others (all, or those of the same class) is said in `ground_truth_regions`. Undefined for false positives: they
-    are of no object. Zhao and Chan, *ODAM*, ICLR 2023, https://arxiv.org/abs/2304.06354.
+    Pixels that the object shares with another one count as the other's, as in the authors' code. In [0, 1], lower is
+    better. NaN where the image has no other object (the authors count 0) or no heat lies on objects.
+    `ground_truth_regions` selects the other objects: all, or those of the same class. Undefined for false positives,
+    which have no object. Zhao and Chan, *ODAM*, ICLR 2023, https://arxiv.org/abs/2304.06354.
+
+    Args:
+        shape: ``"mask"`` compares with the annotated region, ``"box"`` with the box around it.
     """
 
     name = "object_discrimination"
-    paper = "Zhao & Chan, ODAM, ICLR 2023, https://arxiv.org/abs/2304.06354"
+    paper = ODAM_PAPER
     higher_is_better = False
 
-    def value(self, heat: Tensor, own: Tensor, others: Tensor, keep: Tensor) -> float:
-        total = float(heat[own | others].sum())
-        return float(heat[others].sum()) / total if total > 0 and others.any() else NAN
+    def compare(self, heatmap: Tensor, target: Tensor, others: Tensor, counted: Tensor) -> float:
+        total = float(heatmap[target | others].sum())
+        return float(heatmap[others].sum()) / total if total > 0 and others.any() else NAN
 
 
-class Compactness(Localization):
-    r"""ODAM's compactness: how far the heat spreads from its hottest pixel, in half diagonals of the object's box.
+class Compactness(LocalizationMetric):
+    r"""ODAM's compactness: spread of the heat around its maximum, in half diagonals of the object's box.
 
     .. math:: \sqrt{\frac{\sum_p H_p \, \|p - p^*\|^2}{\tfrac14 (w^2 + h^2) \sum_p H_p}}, \quad p^* = \arg\max_p H_p
 
-    In [0, inf), lower is better (more compact), 0 where all heat is in one pixel; of several hottest pixels the first
-    is taken. It says nothing about place: a sharp map beside the object is compact too. Undefined for false positives,
-    whose box is no measure of anything true. Zhao and Chan, *ODAM*, ICLR 2023, https://arxiv.org/abs/2304.06354.
+    In [0, inf), lower is better (more compact), 0 where all heat is in one pixel; of several maxima the first is
+    taken. The value does not depend on the location: a sharp heatmap beside the object is compact too. Undefined for
+    false positives, whose box has no annotated size. Zhao and Chan, *ODAM*, ICLR 2023,
+    https://arxiv.org/abs/2304.06354.
+
+    Args:
+        shape: ``"mask"`` compares with the annotated region, ``"box"`` with the box around it.
     """
 
     name = "compactness"
-    paper = "Zhao & Chan, ODAM, ICLR 2023, https://arxiv.org/abs/2304.06354"
+    paper = ODAM_PAPER
     higher_is_better = False
     range = (0.0, float("inf"))
 
-    def value(self, heat: Tensor, own: Tensor, others: Tensor, keep: Tensor) -> float:
-        left, top, right, bottom = bounding_box(own)
-        heat = heat * keep
-        row, column = divmod(int(heat.flatten().argmax()), heat.shape[1])
-        down = (torch.arange(heat.shape[0], dtype=torch.float64) - row)[:, None] ** 2
-        across = (torch.arange(heat.shape[1], dtype=torch.float64) - column) ** 2
+    def compare(self, heatmap: Tensor, target: Tensor, others: Tensor, counted: Tensor) -> float:
+        left, top, right, bottom = bounding_box(target)
+        heatmap = heatmap * counted
+        row, column = divmod(int(heatmap.flatten().argmax()), heatmap.shape[1])
+        vertical = (torch.arange(heatmap.shape[0], dtype=torch.float64) - row)[:, None] ** 2
+        horizontal = (torch.arange(heatmap.shape[1], dtype=torch.float64) - column) ** 2
         scale = ((right - left) ** 2 + (bottom - top) ** 2) / 4
-        return float(((heat * (down + across)).sum() / (scale * heat.sum())).sqrt())
+        return float(((heatmap * (vertical + horizontal)).sum() / (scale * heatmap.sum())).sqrt())

@@ -1,4 +1,4 @@
-"""The smallest regions: how few pixels keep the score up, and how few it takes to bring it down."""
+"""Smallest regions: the fewest pixels that preserve the score, and the fewest whose removal destroys it."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from detcam.metrics.base import Explainer, read_metric_input, warn_about_skipped
-from detcam.metrics.curves import CurveMetric, CurveSettings, Kind, curve_scores
-from detcam.metrics.scoring import ScoredImage, collected, examine
+from detcam.metrics.curves import CurveKind, CurveMetric, CurveSettings, curve_scores
+from detcam.metrics.metric_input import MetricImage
+from detcam.metrics.scoring import ScoredImage
 
 
-class RegionMetric(CurveMetric):
-    """What the smallest regions share.
+class RegionSizeMetric(CurveMetric, abstract=True):
+    """Base class of metrics that search the smallest region.
 
     Args:
-        fraction: of the unchanged image's score, in (0, 1].
-        threshold: the score itself, in place of a fraction.
-        settings: how curves are made; shares are first tried 1/steps apart, then 1/steps^2.
-        **changes: settings by name.
+        fraction: fraction of the unchanged image's score that the region preserves or destroys, in (0, 1].
+        threshold: absolute score, instead of a fraction.
+        settings: settings of the curves; region sizes are searched in steps of 1 / S, then of 1 / S^2.
+        **changes: single settings by name, as in `CurveSettings`.
     """
 
     range = (0.0, 1.0)
     higher_is_better = False
-    kind: ClassVar[Kind]
+    kind: ClassVar[CurveKind]
 
     def __init__(
         self,
@@ -41,71 +41,55 @@ class RegionMetric(CurveMetric):
         self.threshold = threshold
 
     def reached(self, scores: Tensor, limits: Tensor) -> Tensor:
-        """Where scores (n, S) do what the region is to do, given limits (n, 1)."""
+        """Whether scores (n, S) reach the limits (n, 1) in the direction of the metric."""
         return scores >= limits if self.kind == "insertion" else scores < limits
 
-    def measure(
-        self,
-        adapter: Any,
-        images: Any,
-        targets: Any,
-        heatmaps: Any,
-        *,
-        truth: Sequence[Tensor] | None = None,
-        method: Explainer | None = None,
-    ) -> Tensor:
-        question = read_metric_input(adapter, images, targets, heatmaps)
-        how = self.settings
-        answers = examine(
-            question, self._regions, protocol=how.protocol, batch_size=how.batch_size, probability=how.probability
-        )
-        return warn_about_skipped(self.name, collected(answers))
-
-    def _regions(self, case: ScoredImage) -> Tensor:
-        """The smallest share (N,) for each heatmap of an image."""
-        values = torch.full((len(case.heatmaps),), float("nan"), dtype=torch.float64)
-        original = torch.ones_like(case.original) if self.settings.relative else case.original
+    def value(self, image: MetricImage) -> Tensor:
+        scored = self.settings.scored(image)
+        values = torch.full((len(scored.heatmaps),), float("nan"), dtype=torch.float64)
+        original = torch.ones_like(scored.original) if self.settings.relative else scored.original
         limits = self.fraction * original if self.threshold is None else torch.full_like(original, self.threshold)
-        chosen = [i for i in case.ordered if original[i] > 0 and original[i] >= limits[i]]
-        if not chosen:
+        indices = [i for i in scored.ordered if original[i] > 0 and original[i] >= limits[i]]
+        if not indices:
             return values
-        steps = self.settings.steps
-        apart = 1 / steps
-        ends = torch.arange(1, steps + 1, dtype=torch.float64) * apart
-        first = self._first(case, chosen, ends.expand(len(chosen), -1), limits)
-        found = [(i, share) for i, share in zip(chosen, first, strict=True) if share is not None]
-        if found:
-            within = torch.stack([(share - apart + ends * apart).clamp(min=0) for _, share in found])
-            finer = self._first(case, [i for i, _ in found], within, limits)
-            for (i, coarse), fine in zip(found, finer, strict=True):
-                values[i] = coarse if fine is None else fine
+        step = 1 / self.settings.steps
+        fractions = torch.arange(1, self.settings.steps + 1, dtype=torch.float64) * step
+        coarse = self._smallest(scored, indices, fractions.expand(len(indices), -1), limits)
+        reached = [(i, size) for i, size in zip(indices, coarse, strict=True) if size is not None]
+        if reached:
+            finer = torch.stack([(size - step + fractions * step).clamp(min=0) for _, size in reached])
+            fine = self._smallest(scored, [i for i, _ in reached], finer, limits)
+            for (i, coarse_size), fine_size in zip(reached, fine, strict=True):
+                values[i] = coarse_size if fine_size is None else fine_size
         return values
 
-    def _first(self, case: ScoredImage, chosen: Sequence[int], shares: Tensor, limits: Tensor) -> list[float | None]:
-        """The first share of each row that does it, in whole pixels, or None."""
-        size = case.heatmaps[0].numel()
-        shares = (shares * size).round() / size
-        scores = curve_scores(case, chosen, shares, self.kind, self.settings)
-        done = self.reached(scores, limits[list(chosen), None])
-        rows = zip(shares.tolist(), done.tolist(), strict=True)
-        return [next((share for share, yes in zip(*row, strict=True) if yes), None) for row in rows]
+    def _smallest(
+        self, scored: ScoredImage, indices: Sequence[int], fractions: Tensor, limits: Tensor
+    ) -> list[float | None]:
+        """The first fraction of each row (n, S), in whole pixels, that reaches the limit; None where none does."""
+        size = scored.heatmaps[0].numel()
+        fractions = (fractions * size).round() / size
+        scores = curve_scores(scored, indices, fractions, self.kind, self.settings)
+        reached = self.reached(scores, limits[list(indices), None])
+        rows = zip(fractions.tolist(), reached.tolist(), strict=True)
+        return [next((fraction for fraction, yes in zip(*row, strict=True) if yes), None) for row in rows]
 
 
-class SufficientRegion(RegionMetric):
-    r"""Smallest share of pixels, most salient first, that alone keeps the score at a fraction of what it was.
+class SufficientRegion(RegionSizeMetric):
+    r"""Smallest fraction of pixels, most salient first, that alone preserves a fraction of the score.
 
-    .. math:: \min \{ a : y(X^{+}_a) \ge f\, y(X) \}, \quad X^{+}_a = \text{the fill with the first share } a
-        \text{ of } X \text{'s pixels in it}
+    .. math:: \min \{ a : y(X^{+}_a) \ge f\, y(X) \}, \quad X^{+}_a = \text{the fill with the first fraction } a
+        \text{ of the pixels of } X
 
     In [0, 1], lower is better. After the smallest sufficient region of Dabkowski and Gal, *Real Time Image Saliency
-    for Black Box Classifiers*, NeurIPS 2017, https://arxiv.org/abs/1705.07857, with the heatmap's order in place of a
-    mask. NaN where the unchanged image does not reach the threshold.
+    for Black Box Classifiers*, NeurIPS 2017, https://arxiv.org/abs/1705.07857, with the order of the heatmap instead
+    of a learned mask. NaN where the unchanged image does not reach the threshold.
 
     Args:
-        fraction: f, of the unchanged image's score, in (0, 1].
-        threshold: the score itself, in place of a fraction.
-        settings: how curves are made; shares are first tried 1/steps apart, then 1/steps^2.
-        **changes: settings by name.
+        fraction: f, fraction of the unchanged image's score, in (0, 1].
+        threshold: absolute score, instead of a fraction.
+        settings: settings of the curves; region sizes are searched in steps of 1 / S, then of 1 / S^2.
+        **changes: single settings by name, as in `CurveSettings`.
     """
 
     name = "sufficient_region"
@@ -113,20 +97,21 @@ class SufficientRegion(RegionMetric):
     kind = "insertion"
 
 
-class DestroyingRegion(RegionMetric):
-    r"""Smallest share of pixels, most salient first, without which the score falls below a fraction of what it was.
+class DestroyingRegion(RegionSizeMetric):
+    r"""Smallest fraction of pixels, most salient first, whose removal lowers the score below a fraction of it.
 
-    .. math:: \min \{ a : y(X^{-}_a) < f\, y(X) \}, \quad X^{-}_a = X \text{ with the first share } a
+    .. math:: \min \{ a : y(X^{-}_a) < f\, y(X) \}, \quad X^{-}_a = X \text{ with the first fraction } a
         \text{ of its pixels filled}
 
     In [0, 1], lower is better. After the smallest destroying region of Dabkowski and Gal, *Real Time Image Saliency
-    for Black Box Classifiers*, NeurIPS 2017, https://arxiv.org/abs/1705.07857. NaN where the score never falls so low.
+    for Black Box Classifiers*, NeurIPS 2017, https://arxiv.org/abs/1705.07857. NaN where the score never falls below
+    the limit.
 
     Args:
-        fraction: f, as in `SufficientRegion`.
-        threshold: likewise.
-        settings: likewise.
-        **changes: likewise.
+        fraction: f, fraction of the unchanged image's score, in (0, 1].
+        threshold: absolute score, instead of a fraction.
+        settings: settings of the curves; region sizes are searched in steps of 1 / S, then of 1 / S^2.
+        **changes: single settings by name, as in `CurveSettings`.
     """
 
     name = "destroying_region"

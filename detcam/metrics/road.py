@@ -1,13 +1,12 @@
-"""ROAD: remove and debias. Pixels go in order of saliency, and noisy linear imputation hides where they were."""
+"""ROAD, remove and debias: removes pixels in order of saliency and fills them by noisy linear imputation."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor
 
-from detcam.metrics.perturbation_confidence import PERCENTILES, Percentile, RemovalMetric
+from detcam.metrics.perturbation_confidence import DEFAULT_PERCENTILES, Percentile, RemovalMetric
 from detcam.metrics.scoring import Protocol
 from detcam.perturbation.fills import LinearFill
 
@@ -15,37 +14,37 @@ ROAD_PAPER = "Rong et al., ROAD, ICML 2022, https://arxiv.org/abs/2202.00449"
 
 
 class NoisyLinearImputer:
-    """Noisy linear imputation of one image, see `detcam.perturbation.fills.LinearFill`.
+    """Noisy linear imputation of an image, see `detcam.perturbation.fills.LinearFill`.
 
     Args:
         noise: standard deviation of the noise on filled pixels.
-        seed: of the noise.
+        seed: seed of the noise.
     """
 
     def __init__(self, noise: float = 0.01, seed: int = 0) -> None:
         self.fill = LinearFill(noise, seed)
 
     def __call__(self, img: Tensor, mask: Tensor) -> Tensor:
-        """An image (C, h, w) with the pixels filled in where the mask (h, w) is 0."""
+        """The image (C, h, w) with the pixels filled where the mask (h, w) is 0."""
         return self.fill(img[None], (mask == 0)[None])[0]
 
 
-class ROADAverage(RemovalMetric):
-    """What the ROAD metrics share: the mean over percentiles, with noisy linear imputation.
+class ROADAverage(RemovalMetric, abstract=True):
+    """Base class of the ROAD metrics: the mean over percentiles, with noisy linear imputation.
 
     Args:
         percentiles: from 0 to 100 each.
-        noise: standard deviation of the imputation's noise, in the network input's units.
-        seed: of the noise.
-        protocol: how boxes are scored.
-        batch_size: changed images per forward pass; None takes what suits the device.
+        noise: standard deviation of the noise on filled pixels, in units of the network's input.
+        seed: seed of the noise.
+        protocol: how boxes are scored, see `detcam.metrics.scoring.Protocol`.
+        batch_size: changed images per forward pass; None chooses one for the device.
     """
 
     paper = ROAD_PAPER
 
     def __init__(
         self,
-        percentiles: Sequence[Percentile] = PERCENTILES,
+        percentiles: Sequence[Percentile] = DEFAULT_PERCENTILES,
         *,
         noise: float = 0.01,
         seed: int = 0,
@@ -64,8 +63,11 @@ class ROADMostRelevantFirstAverage(ROADAverage):
     Attribution Methods* (ROAD), ICML 2022, https://arxiv.org/abs/2202.00449.
 
     Args:
-        percentiles: as in `ROADAverage`.
-        **options: likewise.
+        percentiles: from 0 to 100 each.
+        noise: standard deviation of the noise on filled pixels, in units of the network's input.
+        seed: seed of the noise.
+        protocol: how boxes are scored, see `detcam.metrics.scoring.Protocol`.
+        batch_size: changed images per forward pass; None chooses one for the device.
     """
 
     name = "road_most_relevant"
@@ -80,8 +82,11 @@ class ROADLeastRelevantFirstAverage(ROADAverage):
     higher is better. Rong et al., ROAD, ICML 2022, https://arxiv.org/abs/2202.00449.
 
     Args:
-        percentiles: as in `ROADAverage`.
-        **options: likewise.
+        percentiles: from 0 to 100 each.
+        noise: standard deviation of the noise on filled pixels, in units of the network's input.
+        seed: seed of the noise.
+        protocol: how boxes are scored, see `detcam.metrics.scoring.Protocol`.
+        batch_size: changed images per forward pass; None chooses one for the device.
     """
 
     name = "road_least_relevant"
@@ -97,44 +102,69 @@ class ROADMostRelevantFirst(ROADMostRelevantFirstAverage):
 
     Args:
         percentile: from 0 to 100, or ``"auto"``.
-        **options: as in `ROADAverage`.
+        noise: standard deviation of the noise on filled pixels, in units of the network's input.
+        seed: seed of the noise.
+        protocol: how boxes are scored, see `detcam.metrics.scoring.Protocol`.
+        batch_size: changed images per forward pass; None chooses one for the device.
     """
 
     name = "road_most_relevant_first"
 
-    def __init__(self, percentile: Percentile = 80, **options: Any) -> None:
-        super().__init__([percentile], **options)
+    def __init__(
+        self,
+        percentile: Percentile = 80,
+        *,
+        noise: float = 0.01,
+        seed: int = 0,
+        protocol: Protocol = "pinned",
+        batch_size: int | None = None,
+    ) -> None:
+        super().__init__([percentile], noise=noise, seed=seed, protocol=protocol, batch_size=batch_size)
 
 
 class ROADLeastRelevantFirst(ROADLeastRelevantFirstAverage):
-    r"""Change of the score without the other pixels: :math:`y(X \text{ imputed where } 1 - H \ge h_p) - y(X)`.
+    r"""Change of the score without the least salient pixels: :math:`y(X \text{ imputed where } 1 - H \ge h_p) - y(X)`.
 
     :math:`h_p` is the p-th percentile of one minus the heatmap H. In [-1, 1] for scores in [0, 1], higher is better.
     Rong et al., ROAD, ICML 2022, https://arxiv.org/abs/2202.00449.
 
     Args:
-        percentile: from 0 to 100, or ``"auto"``; 20 takes away the four fifths that matter least.
-        **options: as in `ROADAverage`.
+        percentile: from 0 to 100, or ``"auto"``; 20 removes the 80 % of the pixels that are least salient.
+        noise: standard deviation of the noise on filled pixels, in units of the network's input.
+        seed: seed of the noise.
+        protocol: how boxes are scored, see `detcam.metrics.scoring.Protocol`.
+        batch_size: changed images per forward pass; None chooses one for the device.
     """
 
     name = "road_least_relevant_first"
 
-    def __init__(self, percentile: Percentile = 20, **options: Any) -> None:
-        super().__init__([percentile], **options)
+    def __init__(
+        self,
+        percentile: Percentile = 20,
+        *,
+        noise: float = 0.01,
+        seed: int = 0,
+        protocol: Protocol = "pinned",
+        batch_size: int | None = None,
+    ) -> None:
+        super().__init__([percentile], noise=noise, seed=seed, protocol=protocol, batch_size=batch_size)
 
 
 class ROADCombined(ROADAverage):
-    r"""Least relevant first minus most relevant first, halved: how much more the salient pixels matter.
+    r"""Half the difference between ROAD least relevant first and ROAD most relevant first.
 
     .. math:: \frac{1}{2 |P|} \sum_{p \in P} y(X \text{ imputed where } 1 - H \ge h'_p)
         - y(X \text{ imputed where } H \ge h_p)
 
-    In [-0.5, 0.5] for scores in [0, 1], higher is better; a random order is near 0. Rong et al., ROAD, ICML 2022,
-    https://arxiv.org/abs/2202.00449, combined as in ``pytorch_grad_cam``.
+    In [-0.5, 0.5] for scores in [0, 1], higher is better; the value of a random order is near 0. Rong et al., ROAD,
+    ICML 2022, https://arxiv.org/abs/2202.00449, combined as in ``pytorch_grad_cam``.
 
     Args:
-        percentiles: as in `ROADAverage`.
-        **options: likewise.
+        percentiles: from 0 to 100 each.
+        noise: standard deviation of the noise on filled pixels, in units of the network's input.
+        seed: seed of the noise.
+        protocol: how boxes are scored, see `detcam.metrics.scoring.Protocol`.
+        batch_size: changed images per forward pass; None chooses one for the device.
     """
 
     name = "road"

@@ -1,4 +1,4 @@
-"""Sanity checks: a map must change with the network's weights and with the image, and come out the same twice."""
+"""Sanity checks: a heatmap must depend on the network's weights and on the image, and must be reproducible."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -17,24 +17,28 @@ from torch.nn import functional as F
 from detcam.adapters.base import Adapter, Target
 from detcam.cam import BaseCAM
 from detcam.data.images import ImageLike, load_image
-from detcam.metrics.base import Explainer, Metric, MetricInput, read_metric_input, warn_about_skipped
+from detcam.metrics.base import Metric
+from detcam.metrics.metric_input import MapArray, MetricImage
 from detcam.metrics.similarity import check_maps, rank_correlation, ssim
 from detcam.trace import guarded
 from detcam.utils.model_lock import exclusive
 
-COMPARED_AT = 64  # pixels a side to which maps of different images are brought
-MOST_PAIRS = 500
+COMPARED_SIZE = 64
+"""Side in pixels to which maps of different images are resized before they are compared."""
+MAX_PAIRS = 500
+
+ExplainImage: TypeAlias = Callable[[Tensor, Sequence[Target]], Tensor]
+"""From an image (C, H, W) and N targets to heatmaps (N, H, W)."""
 
 
 @dataclass(frozen=True)
 class Randomization:
-    """How alike a map stays to itself while the network forgets what it has learnt, from the top down.
+    """Similarity of the heatmaps before and after cascading randomisation of the network's weights.
 
     Attributes:
-        layers: per step S, the layers that lost their weights in it; those of earlier steps stay random.
-        ssim: (S, N) float64, structural similarity of each target's map with the map of the intact network, 1 where
-            they are equal.
-        rank_correlation: (S, N) float64 in [-1, 1], Spearman's.
+        layers: per step S, the layers that are randomised in it; those of earlier steps stay randomised.
+        ssim: (S, N) float64, structural similarity of each target's heatmap with that of the intact network.
+        rank_correlation: (S, N) float64 in [-1, 1], Spearman's rank correlation likewise.
     """
 
     layers: tuple[tuple[str, ...], ...]
@@ -44,12 +48,12 @@ class Randomization:
 
 @dataclass(frozen=True)
 class MapSimilarity:
-    """How alike pairs of maps are on average.
+    """Mean similarity over pairs of heatmaps.
 
     Attributes:
-        ssim: mean structural similarity; NaN where there is no pair.
-        rank_correlation: mean of Spearman's; NaN where there is no pair.
-        pairs: how many were compared.
+        ssim: mean structural similarity; NaN without pairs.
+        rank_correlation: mean Spearman's rank correlation; NaN without pairs.
+        pairs: number of pairs.
     """
 
     ssim: float
@@ -59,11 +63,11 @@ class MapSimilarity:
 
 @dataclass(frozen=True)
 class Reproducibility:
-    """Whether the same question gets the same map.
+    """Comparison of two runs of a method on the same input.
 
     Attributes:
-        equal: whether both maps were equal to the bit.
-        largest_difference: in heatmap units, of any pixel, in [0, 1].
+        equal: whether the heatmaps are bitwise equal.
+        largest_difference: largest absolute difference of a pixel, in [0, 1].
     """
 
     equal: bool
@@ -78,54 +82,61 @@ def randomization(
     steps: int | None = None,
     seed: int = 0,
 ) -> Randomization:
-    r"""Randomise the network's weights layer by layer, from the top down, and see whether the map changes.
+    r"""Randomise the network's weights from the last layer to the first, and compare the heatmaps.
 
-    A map that hardly changes does not depend on what the network has learnt. Each weight tensor :math:`w` is drawn anew
-    from :math:`\mathcal N(\operatorname{mean}(w), \operatorname{std}(w)^2)`, so that signals keep their size; running
-    statistics of normalisation layers are not weights and stay. The top is what runs last.
+    A heatmap that hardly changes does not depend on what the network has learned. Each weight tensor :math:`w` is
+    replaced by samples of :math:`\mathcal N(\operatorname{mean}(w), \operatorname{std}(w)^2)`, which preserves the
+    scale of activations; running statistics of normalisation layers are kept. Layers are ordered by execution.
 
     Adebayo et al., *Sanity Checks for Saliency Maps*, NeurIPS 2018, https://arxiv.org/abs/1810.03292 (cascading
     randomisation).
 
-    The model's own weights are overwritten while this runs and restored to the bit, also where it fails.
+    The weights are overwritten during the call and restored bitwise, also after an exception.
 
     Args:
-        cam: the method, over its model.
+        cam: the method and its model.
         image: one image.
-        targets: what to explain; None takes what the intact model finds, and keeps it.
-        steps: the layers are taken in so many groups of about equal number; None takes them one by one.
-        seed: of the random weights.
+        targets: targets to explain; None takes the predictions of the intact model in every step.
+        steps: number of groups of layers, of about equal size; None randomises one layer per step.
+        seed: seed of the random weights.
+
+    Returns:
+        the similarity per step and target.
 
     Raises:
-        ValueError: nothing to explain in the image, no weights, or `steps` below 1.
+        ValueError: the image has no predictions to explain, the model has no weights, or `steps` is below 1.
+
+    Example:
+        >>> import torch
+        >>> from detcam import GradCAM, adapt
+        >>> from detcam.metrics import randomization
+        >>> from detcam.targets import ClassifierOutputTarget
+        >>> network = torch.nn.Sequential(
+        ...     torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(),
+        ...     torch.nn.Linear(4, 2),
+        ... )
+        >>> cam = GradCAM(adapt(network.eval(), target_layers=["0"], image_size=32))
+        >>> randomization(cam, torch.rand(3, 32, 32), [ClassifierOutputTarget(1)]).layers
+        (('4',), ('0',))
     """
     _check_steps(steps)
-    pixels = load_image(image)
-    intact = cam.explain([pixels], None if targets is None else [list(targets)])[0]
-    if not intact.targets:
-        raise ValueError("there is nothing to explain in the image; give targets, or an image with findings")
-
-    def explain(adapter: Adapter, images: Any, asked: list[list[Target]]) -> list[Tensor]:
-        return [torch.from_numpy(result.heatmaps) for result in cam.explain(images, asked)]
-
-    return _randomize(
-        cam.adapter, explain, pixels, list(intact.targets), torch.from_numpy(intact.heatmaps), steps, seed
-    )
+    pixels, targets, intact = explain_intact(cam, image, targets)
+    return _randomize(cam.adapter, explainer_of(cam), pixels, targets, intact, steps, seed)
 
 
 class RandomizationCheck(Metric):
-    r"""How alike the map stays when the network's weights are randomised from the top down (`randomization`).
+    r"""Mean rank correlation of the heatmap with those after cascading randomisation of the weights (`randomization`).
 
     .. math:: \frac{1}{S} \sum_{s=1}^{S} \rho(H, H_s)
 
-    over the steps s, with Spearman's rank correlation :math:`\rho` of the map :math:`H_s` after the step with the map
-    H of the intact network. In [-1, 1], lower is better: near 0, the map shows what the network has learnt; near 1, it
-    would look the same without. Adebayo et al., *Sanity Checks for Saliency Maps*, NeurIPS 2018,
+    over the steps s, with Spearman's rank correlation :math:`\rho` of the heatmap :math:`H_s` after step s with the
+    heatmap H of the intact network. In [-1, 1], lower is better: near 0, the heatmap depends on the learned weights;
+    near 1, it does not. NaN for a constant heatmap. Adebayo et al., *Sanity Checks for Saliency Maps*, NeurIPS 2018,
     https://arxiv.org/abs/1810.03292.
 
     Args:
-        steps: as in `randomization`; each costs the method's passes once more.
-        seed: of the random weights.
+        steps: number of groups of layers; each costs one more run of the method. None randomises one layer per step.
+        seed: seed of the random weights.
     """
 
     name = "randomization"
@@ -137,60 +148,45 @@ class RandomizationCheck(Metric):
     def __init__(self, steps: int | None = 4, seed: int = 0) -> None:
         self.steps, self.seed = _check_steps(steps), seed
 
-    def measure(
-        self,
-        adapter: Any,
-        images: Any,
-        targets: Any,
-        heatmaps: Any,
-        *,
-        truth: Sequence[Tensor] | None = None,
-        method: Explainer | None = None,
-    ) -> Tensor:
-        question, explain = ask_again(self.name, adapter, images, targets, heatmaps, method)
-
-        def correlations(image: Tensor, asked: list[Target], maps: Tensor) -> Tensor:
-            found = _randomize(question.adapter, explain, image, asked, maps, self.steps, self.seed)
-            flat = maps.flatten(1).amax(1) == maps.flatten(1).amin(1)  # it is like nothing, not unlike everything
-            return found.rank_correlation.mean(0).masked_fill(flat, float("nan"))
-
-        return per_target(self.name, question, correlations)
+    def value(self, image: MetricImage) -> Tensor:
+        check_is_image(self.name, image)
+        heatmaps = image.heatmaps
+        result = _randomize(image.adapter, image.explain, image.pixels, image.targets, heatmaps, self.steps, self.seed)
+        constant = heatmaps.flatten(1).amax(1) == heatmaps.flatten(1).amin(1)  # its correlation 0 would look perfect
+        return result.rank_correlation.mean(0).masked_fill(constant, float("nan"))
 
 
-def ask_again(
-    name: str, adapter: Any, images: Any, targets: Any, heatmaps: Any, method: Explainer | None
-) -> tuple[MetricInput, Explainer]:
-    """Check a call of a metric that explains again.
+def check_is_image(name: str, image: MetricImage) -> None:
+    """Raise ValueError for a normalised network input where a metric needs an image."""
+    if image.normalized:
+        raise ValueError(f"{name} needs images instead of a normalised (B, C, H, W) tensor")
+
+
+def explain_intact(
+    cam: BaseCAM, image: ImageLike, targets: Sequence[Target] | None
+) -> tuple[Tensor, list[Target], Tensor]:
+    """An image (C, H, W) in [0, 1], its targets, and their heatmaps (N, H, W).
 
     Raises:
-        ValueError: no method, no targets, or a network's ready input instead of images.
+        ValueError: the image has no predictions to explain.
     """
-    question = read_metric_input(adapter, images, targets, heatmaps)
-    if method is None:
-        raise ValueError(f"{name} explains again and needs method=: from adapter, images and targets to heatmaps")
-    if question.request.tensor is not None or question.request.targets is None:
-        raise ValueError(f"{name} needs images, not a network's ready input, and their targets")
-    return question, method
+    pixels = load_image(image)
+    result = cam.explain([pixels], None if targets is None else [list(targets)])[0]
+    if not result.targets:
+        raise ValueError("the image has no predictions to explain; pass targets, or another image")
+    return pixels, list(result.targets), torch.as_tensor(result.heatmaps)
 
 
-def per_target(name: str, question: MetricInput, measure: Callable[[Tensor, list[Target], Tensor], Tensor]) -> Tensor:
-    """Values (N,) of all images: of each image's maps that are finite what `measure` says, NaN of the others."""
-    rows: list[Tensor] = []
-    asked = question.request.targets or []
-    for image, targets, maps in zip(question.request.images, asked, question.heatmaps, strict=True):
-        values = torch.full((len(targets),), float("nan"), dtype=torch.float64)
-        good = [index for index, one in enumerate(maps) if bool(one.isfinite().all())]
-        if good:
-            values[good] = measure(image, [targets[index] for index in good], maps[good]).double()
-        rows.append(values)
-    return warn_about_skipped(name, torch.cat(rows) if rows else torch.zeros(0, dtype=torch.float64))
+def explainer_of(cam: BaseCAM) -> ExplainImage:
+    """A method as a function of an image and its targets."""
+    return lambda pixels, targets: torch.as_tensor(cam.explain([pixels], [list(targets)])[0].heatmaps)
 
 
 def _randomize(
     adapter: Adapter,
-    explain: Explainer,
+    explain: ExplainImage,
     image: Tensor,
-    targets: list[Target],
+    targets: Sequence[Target],
     intact: Tensor,
     steps: int | None,
     seed: int,
@@ -198,21 +194,21 @@ def _randomize(
     layers = layers_top_down(adapter, image, targets)
     groups = np.array_split(np.arange(len(layers)), len(layers) if steps is None else min(steps, len(layers)))
     generator = torch.Generator().manual_seed(seed)
-    found: list[tuple[list[float], list[float]]] = []
+    similarities: list[tuple[list[float], list[float]]] = []
     weights = [parameter for _, parameters in layers for parameter in parameters]
-    with exclusive(adapter.model), _restored(weights):  # other threads must not meet random weights
+    with exclusive(adapter.model), _restored(weights):  # no other thread may run the model with random weights
         for group in groups:
             for index in group.tolist():
                 for parameter in layers[index][1]:
-                    _redraw(parameter, generator)
+                    _resample(parameter, generator)
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # empty and incomplete maps are to be expected of such a network
-                maps = explain(adapter, [image], [targets])[0]
+                warnings.simplefilter("ignore")  # empty and incomplete maps are expected with random weights
+                maps = explain(image, targets)
             pairs = list(zip(intact, maps, strict=True))
-            found.append(([ssim(*pair) for pair in pairs], [rank_correlation(*pair) for pair in pairs]))
-    likeness = torch.tensor(found, dtype=torch.float64)
+            similarities.append(([ssim(*pair) for pair in pairs], [rank_correlation(*pair) for pair in pairs]))
+    values = torch.tensor(similarities, dtype=torch.float64)
     names = tuple(tuple(layers[index][0] for index in group.tolist()) for group in groups)
-    return Randomization(names, likeness[:, 0], likeness[:, 1])
+    return Randomization(names, values[:, 0], values[:, 1])
 
 
 def _check_steps(steps: int | None) -> int | None:
@@ -221,40 +217,59 @@ def _check_steps(steps: int | None) -> int | None:
     return steps
 
 
-def independence(heatmaps: Sequence[Tensor], *, seed: int = 0) -> tuple[MapSimilarity, MapSimilarity]:
-    """How alike the maps of different images are, and the maps of different targets in one image.
+def independence(heatmaps: Sequence[MapArray], *, seed: int = 0) -> tuple[MapSimilarity, MapSimilarity]:
+    """Similarity of heatmaps of different images, and of heatmaps of different targets in one image.
 
-    A map that looks the same whatever the image, or whatever is asked, does not answer the question. Compare with
-    what a control such as a blob in the middle reaches. Maps are brought to one size by averaging.
+    A heatmap that is the same for every image or every target explains neither. Compare the values with those of a
+    control, such as a blob in the image's centre. Maps are resized to one size by averaging.
 
     Args:
         heatmaps: per image, (N, H, W) in [0, 1].
-        seed: of the choice of pairs, where there are more than 500.
+        seed: seed of the random selection from more than 500 pairs.
 
     Returns:
-        between images, between targets.
+        the similarity between images, and between targets.
 
     Raises:
-        ValueError: maps of another shape, or with NaN.
+        ValueError: a heatmap has another shape, or holds NaN.
+
+    Example:
+        >>> import torch
+        >>> from detcam.metrics import independence
+        >>> between_images, between_targets = independence([torch.rand(2, 32, 32), torch.rand(1, 32, 32)])
+        >>> between_images.pairs, between_targets.pairs
+        (2, 1)
     """
     small = [
-        F.interpolate(check_maps(maps)[:, None], (COMPARED_AT, COMPARED_AT), mode="area")[:, 0]
+        F.interpolate(check_maps(maps)[:, None], (COMPARED_SIZE, COMPARED_SIZE), mode="area")[:, 0]
         for maps in heatmaps
         if len(maps)
     ]
     items = [(image, row) for image, maps in enumerate(small) for row in maps]
-    across = [(one, other) for (i, one), (j, other) in combinations(items, 2) if i != j]
-    within = [(one, other) for (i, one), (j, other) in combinations(items, 2) if i == j]
-    return _likeness(across, seed), _likeness(within, seed)
+    between_images = [(first, second) for (i, first), (j, second) in combinations(items, 2) if i != j]
+    between_targets = [(first, second) for (i, first), (j, second) in combinations(items, 2) if i == j]
+    return _mean_similarity(between_images, seed), _mean_similarity(between_targets, seed)
 
 
 def reproducibility(cam: BaseCAM, image: ImageLike, targets: Sequence[Target] | None = None) -> Reproducibility:
-    """Ask the same twice, with PyTorch's and NumPy's generators in another state, and compare.
+    """Explain an image twice, with different states of PyTorch's and NumPy's random generators, and compare.
 
     Args:
         cam: the method.
         image: one image.
-        targets: what to explain; None takes what the model finds.
+        targets: targets to explain; None takes the model's predictions.
+
+    Returns:
+        the comparison of the heatmaps.
+
+    Example:
+        >>> import torch
+        >>> from detcam import GradCAM, adapt
+        >>> from detcam.metrics import reproducibility
+        >>> network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+        >>> cam = GradCAM(adapt(network.eval(), target_layers=["0"], image_size=32))
+        >>> reproducibility(cam, torch.rand(3, 32, 32)).equal
+        True
     """
     pixels = load_image(image)
     first = cam.explain([pixels], None if targets is None else [list(targets)])[0]
@@ -267,40 +282,49 @@ def reproducibility(cam: BaseCAM, image: ImageLike, targets: Sequence[Target] | 
             second = cam.explain([pixels], [list(first.targets)])[0]
     finally:
         np.random.set_state(state)
-    difference = np.abs(first.heatmaps - second.heatmaps)
-    return Reproducibility(np.array_equal(first.heatmaps, second.heatmaps), float(difference.max(initial=0)))
+    maps = [torch.as_tensor(result.heatmaps) for result in (first, second)]
+    difference = (maps[0] - maps[1]).abs()
+    return Reproducibility(torch.equal(*maps), float(difference.max()) if difference.numel() else 0.0)
 
 
 def layers_top_down(adapter: Adapter, image: Tensor, targets: Sequence[Target]) -> list[tuple[str, list[nn.Parameter]]]:
-    """The layers that have weights of their own, from what runs last to what runs first.
+    """The layers with weights, in reverse order of execution.
 
-    A layer that another one runs for itself (an attention's projection) goes with that one; a layer that does not run
-    at all comes last.
+    A layer whose module is not called (the projection of an attention) has the position of its parent; a layer that
+    does not run comes last.
+
+    Args:
+        adapter: the adapter of the model.
+        image: (C, H, W) in [0, 1].
+        targets: targets, so that layers that only they run are included.
+
+    Returns:
+        name and weights of each layer.
 
     Raises:
         ValueError: the model has no weights.
     """
-    started: dict[str, int] = {}
+    executed: dict[str, None] = {}  # names in the order of their last execution
     names = {module: name for name, module in adapter.model.named_modules()}
 
-    def note(module: nn.Module, inputs: Any) -> None:
+    def record(module: nn.Module, inputs: Any) -> None:
         name = names.get(module)
-        if name is None:  # a copy that an adapter runs in a part's place shares its hooks
+        if name is None:  # an adapter may run a copy of a module, which shares its hooks
             return
-        started.pop(name, None)
-        started[name] = len(started)
+        executed.pop(name, None)
+        executed[name] = None
 
     with guarded(adapter.model, gradients=False):
-        handles = [module.register_forward_pre_hook(note) for module in names]
+        handles = [module.register_forward_pre_hook(record) for module in names]
         try:
             batch = adapter.prepare([image])
             adapter.score(adapter.outputs(adapter.forward(batch), batch), [list(targets)])
         finally:
             for handle in handles:
                 handle.remove()
-    order = {name: place for place, name in enumerate(started)}
+    order = {name: position for position, name in enumerate(executed)}
 
-    def place(name: str) -> int:
+    def position_of(name: str) -> int:
         while name not in order and name:
             name = name.rpartition(".")[0]
         return order.get(name, -1)
@@ -308,40 +332,41 @@ def layers_top_down(adapter: Adapter, image: Tensor, targets: Sequence[Target]) 
     seen: set[int] = set()
     layers: list[tuple[str, list[nn.Parameter]]] = []
     for module, name in names.items():
-        own = [p for p in module.parameters(recurse=False) if p.is_floating_point() and id(p) not in seen]
-        seen.update(id(parameter) for parameter in own)
-        if own:
-            layers.append((name or type(module).__name__, own))
+        weights = [p for p in module.parameters(recurse=False) if p.is_floating_point() and id(p) not in seen]
+        seen.update(id(parameter) for parameter in weights)
+        if weights:
+            layers.append((name or type(module).__name__, weights))
     if not layers:
         raise ValueError(f"{type(adapter.model).__name__} has no weights to randomise")
-    return sorted(layers, key=lambda layer: -place(layer[0]))
+    return sorted(layers, key=lambda layer: -position_of(layer[0]))
 
 
 @contextmanager
 def _restored(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Put back the values of parameters, to the bit, also when the block raises."""
-    kept = [parameter.detach().clone() for parameter in parameters]
+    """Restore the values of parameters bitwise after the block, also after an exception."""
+    saved = [parameter.detach().clone() for parameter in parameters]
     try:
         yield
     finally:
-        with torch.inference_mode():  # in which ordinary tensors and inference tensors can both be written
-            for parameter, values in zip(parameters, kept, strict=True):
+        with torch.inference_mode():  # allows writing to ordinary and inference tensors
+            for parameter, values in zip(parameters, saved, strict=True):
                 parameter.copy_(values)
 
 
-def _redraw(parameter: nn.Parameter, generator: torch.Generator) -> None:
+def _resample(parameter: nn.Parameter, generator: torch.Generator) -> None:
+    """Replace a parameter by normal samples with its mean and standard deviation."""
     values = parameter.detach().float()
     std = values.std(correction=0) if values.numel() > 1 else values.new_zeros(())
-    drawn = torch.randn(values.shape, generator=generator).to(values.device) * std + values.mean()
+    samples = torch.randn(values.shape, generator=generator).to(values.device) * std + values.mean()
     with torch.inference_mode():
-        parameter.copy_(drawn.to(parameter.dtype))
+        parameter.copy_(samples.to(parameter.dtype))
 
 
-def _likeness(pairs: Sequence[tuple[Tensor, Tensor]], seed: int) -> MapSimilarity:
-    if len(pairs) > MOST_PAIRS:
-        chosen = np.random.default_rng(seed).choice(len(pairs), MOST_PAIRS, replace=False)
-        pairs = [pairs[index] for index in sorted(chosen.tolist())]
+def _mean_similarity(pairs: Sequence[tuple[Tensor, Tensor]], seed: int) -> MapSimilarity:
+    if len(pairs) > MAX_PAIRS:
+        selected = np.random.default_rng(seed).choice(len(pairs), MAX_PAIRS, replace=False)
+        pairs = [pairs[index] for index in sorted(selected.tolist())]
     if not pairs:
         return MapSimilarity(float("nan"), float("nan"), 0)
-    alike = np.mean([(ssim(*pair), rank_correlation(*pair)) for pair in pairs], axis=0)
-    return MapSimilarity(float(alike[0]), float(alike[1]), len(pairs))
+    mean_ssim, mean_correlation = np.mean([(ssim(*pair), rank_correlation(*pair)) for pair in pairs], axis=0)
+    return MapSimilarity(float(mean_ssim), float(mean_correlation), len(pairs))

@@ -1,4 +1,4 @@
-"""Stability: an image that changes a little, and in which the finding stays, should keep its map."""
+"""Stability: similarity of the heatmaps of an image and of slightly perturbed versions of it."""
 
 from __future__ import annotations
 
@@ -17,27 +17,28 @@ from detcam.adapters.classification import ClassificationAdapter
 from detcam.cam import BaseCAM
 from detcam.data.images import ImageLike, load_image, to_uint8
 from detcam.detections import Detections
-from detcam.metrics.base import Explainer, Metric
-from detcam.metrics.sanity import ask_again, per_target
+from detcam.metrics.base import Metric
+from detcam.metrics.metric_input import MetricImage
+from detcam.metrics.sanity import ExplainImage, check_is_image, explain_intact, explainer_of
 from detcam.metrics.similarity import rank_correlation, ssim
 from detcam.outputs import DetectionTarget
 from detcam.targets import ClassifierOutputTarget, MaskTarget
 from detcam.trace import guarded
 from detcam.utils.opencv import cv2
 
-IN_PLACE = 0.5
-"""Least overlap (IoU) at which a box or a region counts as still there."""
+MIN_IOU = 0.5
+"""Smallest IoU at which a box or region counts as detected at the same location."""
 
 
 @dataclass(frozen=True)
 class Perturbation:
-    """A small change of an image.
+    """A small perturbation of an image.
 
     Attributes:
-        name: what to call it.
-        make: makes an albumentations transform with probability 1, which is then seeded; None for a shift alone.
-        shift: share of the image's width and height by which it moves right and down, in (-1, 1); what comes in at
-            the border is mirrored.
+        name: name in results.
+        make: returns an albumentations transform with probability 1, which is then seeded; None for a shift alone.
+        shift: shift to the right and down as fractions of the image's width and height, in (-1, 1); the border is
+            mirrored.
     """
 
     name: str
@@ -45,7 +46,14 @@ class Perturbation:
     shift: tuple[float, float] = (0.0, 0.0)
 
     def apply(self, image: Tensor, seed: int) -> tuple[Tensor, tuple[int, int]]:
-        """The changed image (3, H, W) in [0, 1], and by how many pixels it moved right and down."""
+        """Perturb an image (3, H, W) in [0, 1].
+
+        Returns:
+            the perturbed image, and its shift to the right and down in pixels.
+
+        Raises:
+            ValueError: the transform changes the size of the image.
+        """
         pixels = to_uint8(image)
         height, width = pixels.shape[:2]
         right, down = round(self.shift[0] * width), round(self.shift[1] * height)
@@ -87,17 +95,18 @@ PERTURBATIONS = (
     Perturbation("jpeg", _jpeg),
     Perturbation("shift", shift=(0.03, 0.03)),
 )
-"""Noise of 3 % of the range, 10 % more brightness, JPEG of quality 60, and 3 % of the image's side down and right."""
+"""Noise with a standard deviation of 3 % of the range, 10 % more brightness, JPEG of quality 60, and a shift by 3 % of
+the image's sides."""
 
 
 @dataclass(frozen=True)
 class Stability:
-    """How alike the maps of changed images are to those of the image itself.
+    """Similarity of the heatmaps of perturbed images with those of the unchanged image.
 
     Attributes:
         perturbations: P names.
-        ssim: (P, N) float64, structural similarity, 1 where the maps are equal; NaN where the finding is gone.
-        rank_correlation: (P, N) float64 in [-1, 1], Spearman's; NaN where the finding is gone.
+        ssim: (P, N) float64, structural similarity, 1 for equal maps; NaN where the prediction is lost.
+        rank_correlation: (P, N) float64 in [-1, 1], Spearman's rank correlation; NaN where the prediction is lost.
     """
 
     perturbations: tuple[str, ...]
@@ -105,8 +114,8 @@ class Stability:
     rank_correlation: Tensor
 
     @property
-    def in_place(self) -> Tensor:
-        """(P, N) bool: where the finding was still there, so that maps were compared."""
+    def persistent(self) -> Tensor:
+        """(P, N) bool, whether the prediction persists, so that its heatmaps are compared."""
         return ~self.ssim.isnan()
 
 
@@ -118,48 +127,53 @@ def stability(
     perturbations: Sequence[Perturbation] = PERTURBATIONS,
     seed: int = 0,
 ) -> Stability:
-    """Compare an image's maps with those of slightly changed versions in which the finding stays in place.
+    """Compare the heatmaps of an image with those of perturbed versions in which the prediction persists.
 
-    A box stays if the changed image has a detection of its class with IoU of at least 0.5; that one is explained. A
-    class stays if it is still the first, a region if the class's new region overlaps it so. Anything else that can be
-    asked is asked as it is. Before maps are compared, a shift is undone, and what it moved out of the image left out.
+    A box persists if the perturbed image has a detection of its class with IoU of at least 0.5, which is then
+    explained. A class persists if it is still the top class, a region if its IoU with the new region of the class is
+    at least 0.5. Other targets are explained as they are. A shift is reversed before heatmaps are compared, without
+    the pixels that it moves out of the image.
 
     Args:
-        cam: the method, over its model.
+        cam: the method and its model.
         image: one image.
-        targets: what to explain; None takes what the model finds.
-        perturbations: how to change the image.
-        seed: of the changes that are drawn.
+        targets: targets to explain; None takes the model's predictions.
+        perturbations: perturbations of the image.
+        seed: seed of random perturbations.
+
+    Returns:
+        the similarity per perturbation and target.
 
     Raises:
-        ValueError: nothing to explain in the image, or no perturbations.
+        ValueError: the image has no predictions to explain, or there are no perturbations.
+
+    Example:
+        >>> import torch
+        >>> from detcam import GradCAM, adapt
+        >>> from detcam.metrics.stability import Perturbation, stability
+        >>> network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+        >>> cam = GradCAM(adapt(network.eval(), target_layers=["0"], image_size=32))
+        >>> shift = Perturbation("shift", shift=(0.1, 0.1))
+        >>> stability(cam, torch.rand(3, 32, 32), perturbations=[shift]).ssim.shape
+        torch.Size([1, 1])
     """
     if not perturbations:
         raise ValueError("expected at least one perturbation; got none")
-    pixels = load_image(image)
-    plain = cam.explain([pixels], None if targets is None else [list(targets)])[0]
-    if not plain.targets:
-        raise ValueError("there is nothing to explain in the image; give targets, or an image with findings")
-
-    def explain(adapter: Adapter, images: Any, asked: list[list[Target]]) -> list[Tensor]:
-        return [torch.from_numpy(result.heatmaps) for result in cam.explain(images, asked)]
-
-    return _compare(
-        cam.adapter, explain, pixels, list(plain.targets), torch.from_numpy(plain.heatmaps), perturbations, seed
-    )
+    pixels, targets, heatmaps = explain_intact(cam, image, targets)
+    return _compare(cam.adapter, explainer_of(cam), pixels, targets, heatmaps, perturbations, seed)
 
 
 class StabilityCheck(Metric):
-    r"""How alike the map stays when the image changes a little and the finding stays in place (`stability`).
+    r"""Mean rank correlation of the heatmap with those of slightly perturbed images (`stability`).
 
     .. math:: \frac{1}{|P|} \sum_{p \in P} \rho(H(X), H(X_p))
 
-    over the perturbations p that leave the finding in place, with Spearman's rank correlation :math:`\rho`; NaN where
-    none does. In [-1, 1], higher is better. After Alvarez-Melis and Jaakkola, *On the Robustness of Interpretability
-    Methods*, 2018, https://arxiv.org/abs/1806.08049.
+    over the perturbations p in which the prediction persists, with Spearman's rank correlation :math:`\rho`; NaN where
+    there is none. In [-1, 1], higher is better. After Alvarez-Melis and Jaakkola, *On the Robustness of
+    Interpretability Methods*, 2018, https://arxiv.org/abs/1806.08049.
 
     Args:
-        seed: of the changes that are drawn.
+        seed: seed of random perturbations.
     """
 
     name = "stability"
@@ -174,107 +188,89 @@ class StabilityCheck(Metric):
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
 
-    def measure(
-        self,
-        adapter: Any,
-        images: Any,
-        targets: Any,
-        heatmaps: Any,
-        *,
-        truth: Sequence[Tensor] | None = None,
-        method: Explainer | None = None,
-    ) -> Tensor:
-        question, explain = ask_again(self.name, adapter, images, targets, heatmaps, method)
-
-        def correlations(image: Tensor, asked: list[Target], maps: Tensor) -> Tensor:
-            found = _compare(question.adapter, explain, image, asked, maps, PERTURBATIONS, self.seed)
-            return found.rank_correlation.nanmean(0)
-
-        return per_target(self.name, question, correlations)
+    def value(self, image: MetricImage) -> Tensor:
+        check_is_image(self.name, image)
+        result = _compare(
+            image.adapter, image.explain, image.pixels, image.targets, image.heatmaps, PERTURBATIONS, self.seed
+        )
+        return result.rank_correlation.nanmean(0)
 
 
 def _compare(
     adapter: Adapter,
-    explain: Explainer,
+    explain: ExplainImage,
     image: Tensor,
-    targets: list[Target],
-    plain: Tensor,
+    targets: Sequence[Target],
+    heatmaps: Tensor,
     perturbations: Sequence[Perturbation],
     seed: int,
 ) -> Stability:
-    likeness = torch.full((2, len(perturbations), len(targets)), float("nan"), dtype=torch.float64)
+    similarity = torch.full((2, len(perturbations), len(targets)), float("nan"), dtype=torch.float64)
     for number, perturbation in enumerate(perturbations):
-        changed, moved = perturbation.apply(image.cpu(), seed)
-        now = found_again(adapter, changed, targets, moved)
-        there = [index for index, target in enumerate(now) if target is not None]
-        if not there:
+        perturbed, shift = perturbation.apply(image.cpu(), seed)
+        matches = match_targets(adapter, perturbed, targets, shift)
+        persistent = [index for index, target in enumerate(matches) if target is not None]
+        if not persistent:
             continue
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what they say about the plain image has been said
-            maps = explain(adapter, [changed], [[target for target in now if target is not None]])[0]
-        for index, after in zip(there, maps, strict=True):
-            pair = _overlapping(plain[index], after, moved)
-            likeness[:, number, index] = torch.tensor([ssim(*pair), rank_correlation(*pair)])
-    return Stability(tuple(perturbation.name for perturbation in perturbations), likeness[0], likeness[1])
+            warnings.simplefilter("ignore")  # the unchanged image has already given these warnings
+            perturbed_maps = explain(perturbed, [target for target in matches if target is not None])
+        for index, perturbed_map in zip(persistent, perturbed_maps, strict=True):
+            source, destination = _shifted_slices(image.shape[-2], image.shape[-1], shift)
+            pair = heatmaps[index][source], perturbed_map[destination]
+            similarity[:, number, index] = torch.tensor([ssim(*pair), rank_correlation(*pair)])
+    return Stability(tuple(perturbation.name for perturbation in perturbations), similarity[0], similarity[1])
 
 
-def found_again(
-    adapter: Adapter, changed: Tensor, targets: Sequence[Target], moved: tuple[int, int] = (0, 0)
+def match_targets(
+    adapter: Adapter, image: Tensor, targets: Sequence[Target], shift: tuple[int, int] = (0, 0)
 ) -> list[Target | None]:
-    """What a changed image is asked in place of each target; None where the finding is gone.
+    """The targets of the same predictions in a perturbed image; None where the prediction is lost.
 
     Args:
-        adapter: the model.
-        changed: (3, H, W) in [0, 1].
-        targets: of the image before.
-        moved: pixels by which it moved right and down.
+        adapter: the adapter of the model.
+        image: the perturbed image (3, H, W) in [0, 1].
+        targets: targets in the unchanged image.
+        shift: shift of the image to the right and down, pixels.
     """
     with guarded(adapter.model, gradients=False):
-        batch = adapter.prepare([changed])
+        batch = adapter.prepare([image])
         outputs = adapter.outputs(adapter.forward(batch), batch)
-        found, fresh = adapter.default_targets(outputs, batch)
-    return [_again(adapter, target, found[0], fresh[0], moved) for target in targets]
+        detections, _ = adapter.default_targets(outputs, batch)
+    return [_match(adapter, target, detections[0], shift) for target in targets]
 
 
-def _again(
-    adapter: Adapter, target: Target, found: Detections, fresh: Sequence[Target], moved: tuple[int, int]
-) -> Target | None:
+def _match(adapter: Adapter, target: Target, detections: Detections, shift: tuple[int, int]) -> Target | None:
     if isinstance(target, DetectionTarget):
-        box = torch.tensor(target.box_xyxy) + torch.tensor([*moved, *moved])
-        overlap = box_iou(box[None], found.boxes_xyxy.float())[0] * (found.labels == target.label)
-        if not len(found) or float(overlap.max()) < IN_PLACE:
+        box = torch.tensor(target.box_xyxy) + torch.tensor([*shift, *shift])
+        overlaps = box_iou(box[None], detections.boxes_xyxy.float())[0] * (detections.labels == target.label)
+        if not len(detections) or float(overlaps.max()) < MIN_IOU:
             return None
-        best = int(overlap.argmax())
-        x1, y1, x2, y2 = found.boxes_xyxy[best].tolist()
-        return replace(target, box_xyxy=(x1, y1, x2, y2), source=found.source[best])
+        best = int(overlaps.argmax())
+        x1, y1, x2, y2 = detections.boxes_xyxy[best].tolist()
+        return replace(target, box_xyxy=(x1, y1, x2, y2), source=detections.source[best])
     if isinstance(target, MaskTarget):
-        return _region_again(target, found, moved)
+        return _match_region(target, detections, shift)
     if isinstance(target, ClassifierOutputTarget) and isinstance(adapter, ClassificationAdapter):
-        return target if len(found) and int(found.labels[0]) == target.category else None
+        return target if len(detections) and int(detections.labels[0]) == target.category else None
     return target
 
 
-def _region_again(target: MaskTarget, found: Detections, moved: tuple[int, int]) -> Target | None:
-    same = torch.nonzero(found.labels == target.label)[:, 0].tolist()
-    if not same or found.masks is None or target.mask is None:
-        return target if same else None
-    now = found.masks[same[0]]
-    before = torch.zeros_like(now)
-    source, goal = _shifted(now.shape[0], now.shape[1], moved)
-    before[goal] = target.mask[source]
-    overlap = float((before & now).sum()) / max(float((before | now).sum()), 1.0)
-    return replace(target, mask=now) if overlap >= IN_PLACE else None
+def _match_region(target: MaskTarget, detections: Detections, shift: tuple[int, int]) -> Target | None:
+    same_label = torch.nonzero(detections.labels == target.label)[:, 0].tolist()
+    if not same_label or detections.masks is None or target.mask is None:
+        return target if same_label else None
+    mask = detections.masks[same_label[0]]
+    shifted = torch.zeros_like(mask)
+    source, destination = _shifted_slices(mask.shape[0], mask.shape[1], shift)
+    shifted[destination] = target.mask[source]
+    iou = float((shifted & mask).sum()) / max(float((shifted | mask).sum()), 1.0)
+    return replace(target, mask=mask) if iou >= MIN_IOU else None
 
 
-def _overlapping(before: Tensor, after: Tensor, moved: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """The parts of two maps (H, W) that show the same place, the second one having moved."""
-    source, goal = _shifted(before.shape[0], before.shape[1], moved)
-    return before[source], after[goal]
-
-
-def _shifted(height: int, width: int, moved: tuple[int, int]) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-    """Where what stays in the image was before it moved, and where it is now."""
-    right, down = moved
+def _shifted_slices(height: int, width: int, shift: tuple[int, int]) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+    """Rows and columns of the pixels that a shift keeps inside the image, before and after it."""
+    right, down = shift
     before = slice(max(0, -down), height - max(0, down)), slice(max(0, -right), width - max(0, right))
     after = slice(max(0, down), height - max(0, -down)), slice(max(0, right), width - max(0, -right))
     return before, after

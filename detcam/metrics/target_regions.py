@@ -1,34 +1,50 @@
-"""Where a heatmap should be hot: the true object's pixels, those of the others, and those nobody can judge."""
+"""The annotated regions that localisation metrics compare heatmaps with."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from detcam.data.ground_truth import GroundTruth, box_mask
-from detcam.metrics.base import read_heatmaps, read_truth
 
 Shape = Literal["mask", "box"]
 
 
 @dataclass(frozen=True)
 class TargetRegions:
-    """What each of N heatmaps of one image should show, and what it should not.
+    """The annotated regions of the N objects that an image's heatmaps explain.
 
     Attributes:
-        own: (N, H, W) bool, the true object that each heatmap explains; empty where there is none.
-        others: (N, H, W) bool, all other true objects together.
-        ignored: (N, H, W) bool, crowd regions of the object's class: heat there says nothing.
+        objects: (N, H, W) bool, the annotated object that each heatmap explains; empty where there is none.
+        other_objects: (N, H, W) bool, the union of all other annotated objects.
+        ignored: (N, H, W) bool, crowd regions of the object's class; heat there is not counted.
     """
 
-    own: Tensor
-    others: Tensor
+    objects: Tensor
+    other_objects: Tensor
     ignored: Tensor
+
+    @classmethod
+    def from_masks(cls, masks: Tensor) -> TargetRegions:
+        """Regions from object masks (N, H, W) alone.
+
+        The other objects of a heatmap are those of the image's other heatmaps; nothing is ignored.
+        """
+        other_objects = torch.zeros_like(masks)
+        for row, mask in enumerate(masks):
+            different = (masks != mask).flatten(1).any(1)
+            other_objects[row] = masks[different].any(0)
+        return cls(masks, other_objects, torch.zeros_like(masks))
+
+    def select(self, rows: Sequence[int]) -> TargetRegions:
+        """The regions of some heatmaps, by position."""
+        index = list(rows)
+        return TargetRegions(self.objects[index], self.other_objects[index], self.ignored[index])
 
 
 def ground_truth_regions(
@@ -37,72 +53,47 @@ def ground_truth_regions(
     """The regions of one image, from its annotations.
 
     Args:
-        truth: the image's annotations.
-        objects: for each heatmap, the index of the true object that it should show; None or -1 where there is none,
-            as for a false positive. `detcam.auditing.Match.ground_truth_index` holds them for all detections.
-        shape: the objects' masks (their boxes where they have none), or their boxes.
-        same_class: whether only objects of the same class count as others.
+        truth: the annotations of the image.
+        objects: for each heatmap, the index of the annotated object that it explains; None or -1 for a false
+            positive. `detcam.auditing.matching.Match.ground_truth_index` holds them for all detections.
+        shape: ``"mask"`` takes the masks of the objects, and the box of an object without a mask; ``"box"`` takes
+            the boxes.
+        same_class: whether only objects of the same class count as other objects.
+
+    Returns:
+        regions (N, H, W) for N heatmaps.
 
     Raises:
-        ValueError: no such object, or a crowd region.
+        ValueError: an index is out of range or belongs to a crowd region, or `shape` is unknown.
     """
     if shape not in ("mask", "box"):
         raise ValueError(f'expected shape "mask" or "box"; got {shape!r}')
-    masks = truth.masks() if shape == "mask" else _boxes(truth)
+    masks = truth.masks() if shape == "mask" else _box_masks(truth)
     crowd, labels = truth.crowd, truth.labels
     size = (len(objects), *truth.image_size_hw)
-    own, others, ignored = (torch.zeros(size, dtype=torch.bool) for _ in range(3))
+    object_masks, other_objects, ignored = (torch.zeros(size, dtype=torch.bool) for _ in range(3))
     for row, index in enumerate(objects):
         if index is None or index == -1:
             continue
         if not 0 <= index < len(truth):
-            raise ValueError(f"expected an index of one of the image's {len(truth)} true objects; got {index}")
+            raise ValueError(f"expected an index of one of the image's {len(truth)} annotated objects; got {index}")
         if bool(crowd[index]):
-            raise ValueError(f"true object {index} is a crowd region; a heatmap explains one object")
-        own[row] = masks[index]
-        same = labels == labels[index]
-        other = ~crowd & same if same_class else ~crowd
-        other[index] = False
-        others[row] = masks[other].any(0)
-        ignored[row] = masks[crowd & same].any(0)
-    return TargetRegions(own, others, ignored)
-
-
-def read_regions(truth: Any, heatmaps: Any) -> tuple[list[TargetRegions], list[Tensor]]:
-    """Check truth and heatmaps: per image the regions, and (N, H, W) heatmaps in floating point.
-
-    Where truth is masks alone, the others of a heatmap are the true objects of the image's other heatmaps, and
-    nothing is ignored.
-
-    Raises:
-        TypeError, ValueError: missing, or not of each other's shapes.
-    """
-    if not isinstance(truth, (list, tuple)):
-        truth = read_truth(truth, [])
-    own = [entry.own if isinstance(entry, TargetRegions) else torch.as_tensor(entry) for entry in truth]
-    sizes = [(int(entry.shape[-2]), int(entry.shape[-1])) for entry in own]
-    maps = read_heatmaps(heatmaps, sizes)
-    masks = read_truth(own, maps)
-    return [
-        entry if isinstance(entry, TargetRegions) else TargetRegions(mask, _others(mask), torch.zeros_like(mask))
-        for entry, mask in zip(truth, masks, strict=True)
-    ], maps
+            raise ValueError(f"annotated object {index} is a crowd region; a heatmap explains one object")
+        object_masks[row] = masks[index]
+        same_label = labels == labels[index]
+        others = ~crowd & same_label if same_class else ~crowd
+        others[index] = False
+        other_objects[row] = masks[others].any(0)
+        ignored[row] = masks[crowd & same_label].any(0)
+    return TargetRegions(object_masks, other_objects, ignored)
 
 
 def bounding_box(mask: Tensor) -> tuple[int, int, int, int]:
-    """The smallest half-open box x, y, x, y around the True pixels (H, W), of which there must be some."""
+    """The smallest half-open box x, y, x, y around the True pixels of a mask (H, W) with at least one."""
     rows, columns = (torch.nonzero(mask.any(axis))[:, 0] for axis in (1, 0))
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
-def _others(masks: Tensor) -> Tensor:
-    others = torch.zeros_like(masks)
-    for row, mask in enumerate(masks):
-        different = (masks != mask).flatten(1).any(1)
-        others[row] = masks[different].any(0)
-    return others
-
-
-def _boxes(truth: GroundTruth) -> Tensor:
+def _box_masks(truth: GroundTruth) -> Tensor:
     boxes = [box_mask(box, truth.image_size_hw) for box in truth.boxes_xyxy.tolist()]
     return torch.from_numpy(np.stack(boxes)) if boxes else torch.zeros(0, *truth.image_size_hw, dtype=torch.bool)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from detcam.adapters.base import Adapter
+from detcam.adapters.base import Adapter, Target
+from detcam.inputs import Images
 from detcam.methods.grad_cam import GradCAM
 from detcam.metrics.base import Metric
+from detcam.metrics.metric_input import MapArray
 from detcam.testing.methods import TargetsPerImage, default_targets
 from detcam.testing.models import random_images, tiny_classifier, tiny_detector, tiny_segmenter
 from detcam.testing.state import ModelState, require
@@ -76,7 +79,7 @@ def check_description(metric: Metric) -> None:
 
 
 def _measure(
-    metric: Metric, adapter: Adapter, images: list[Tensor], targets: TargetsPerImage, heatmaps: list[object]
+    metric: Metric, adapter: Adapter, images: list[Tensor], targets: TargetsPerImage, heatmaps: Sequence[MapArray]
 ) -> Tensor:
     """The metric's values, with regions in the middle of each image as ground truth and GradCAM as method."""
     truth = []
@@ -86,8 +89,8 @@ def _measure(
         region[:, height // 4 : 3 * height // 4, width // 4 : 3 * width // 4] = True
         truth.append(region)
 
-    def method(model: Adapter, of: list[Tensor], asked: list[list[object]]) -> list[Tensor]:
-        return [torch.as_tensor(result.heatmaps) for result in GradCAM(model).explain(of, asked)]
+    def method(model: Adapter, images: Images, targets: list[list[Target]]) -> list[Tensor]:
+        return [torch.as_tensor(result.heatmaps) for result in GradCAM(model).explain(images, targets)]
 
     return metric.measure(adapter, images, list(targets), heatmaps, truth=truth, method=method)
 

@@ -22,7 +22,7 @@ from detcam.adapters.two_stage import TwoStageAdapter
 from detcam.data.images import load_image
 from detcam.methods import get_method
 from detcam.methods.vps import iou_weighted_scores
-from detcam.metrics.scoring import Wanted
+from detcam.metrics.scoring import BoxMatcher
 from detcam.targets import BoxTarget, InstanceMaskTarget
 from tests.adapters import torchvision_contract as contract
 from tests.adapters.torchvision_contract import CLASSES, make_images
@@ -224,7 +224,7 @@ def test_proposals_are_drawn_for_the_class_that_is_asked(model: Any) -> None:
     wanted = [fit(target, drawn[target.label - 1]) for target in targets]
     assert max(abs(value - fit(target, best)) for value, target in zip(wanted, targets, strict=True)) > 1e-3
     assert iou_weighted_scores(output, targets).tolist() == pytest.approx(wanted, abs=1e-5)
-    asked = Wanted("vps", output, targets)
+    asked = BoxMatcher("vps", output, targets)
     assert [float(asked.score(output, index)) for index in range(len(targets))] == pytest.approx(wanted, abs=1e-5)
     # What the model reports of a class, with no score too low and none suppressed, is that class's box.
     model.roi_heads.nms_thresh, model.roi_heads.detections_per_img = 1.0, 10**6

@@ -201,7 +201,7 @@ def test_command_prints_the_table_and_writes_the_folder(model_file: Path, tmp_pa
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--metrics", "beauty"], "expected one of the metrics"),
+        (["--metrics", "beauty"], "no metric is named 'beauty'; expected one of"),
         (["--methods", "beauty"], "no method is named 'beauty'"),
         (["--class-map", "boat"], "--class-map as CATEGORY=CLASS"),
         (["--metrics", "pointing_game"], "pass a COCO JSON file"),

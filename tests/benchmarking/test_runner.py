@@ -274,7 +274,7 @@ def test_controls_are_rows_and_the_filled_box_fills_the_box(tmp_path: Path) -> N
         ({"methods": ["attentionrollout"]}, "this model does detection: leave it out"),
         ({"methods": ["randomcam"]}, "at least one method that is no control"),
         ({"methods": {"filled box": "odam"}}, "filled box is the name of a control"),
-        ({"metrics": ["beauty"]}, "expected one of the metrics"),
+        ({"metrics": ["beauty"]}, "no metric is named 'beauty'; expected one of"),
         ({"metrics": ["insertion:step=3"]}, "insertion:step=3"),
         ({"metrics": ["pointing_game"]}, "needs annotations"),
         ({"metrics": []}, "at least one metric"),

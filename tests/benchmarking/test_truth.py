@@ -65,17 +65,17 @@ def test_box_matches_the_overlapping_object_of_its_class(tmp_path: Path) -> None
         BoxTarget((1, 1, 255, 191), 1),  # a crowd region matches no detection
     ]
     found = annotated_regions(objects, detections_of(*targets), targets)
-    assert found.own[0].nonzero().amin(0).tolist() == [20, 10]
-    assert found.own[0].sum() == found.own[1].sum() == 1600
-    assert found.own[1].nonzero().amin(0).tolist() == [20, 12]
-    assert not found.own[2:].any()
+    assert found.objects[0].nonzero().amin(0).tolist() == [20, 10]
+    assert found.objects[0].sum() == found.objects[1].sum() == 1600
+    assert found.objects[1].nonzero().amin(0).tolist() == [20, 12]
+    assert not found.objects[2:].any()
     assert found.ignored[0].all()
     assert not found.ignored[1].any()
     whole = annotated_regions(objects, detections_of(*targets[:1]), [ClassTarget(1)])
-    assert whole.own[0].sum() == 1600 + 400
+    assert whole.objects[0].sum() == 1600 + 400
     nothing = annotated_regions(None, detections_of(*targets), targets)
-    assert nothing.own.shape == (4, 192, 256)
-    assert not nothing.own.any()
+    assert nothing.objects.shape == (4, 192, 256)
+    assert not nothing.objects.any()
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

@@ -93,7 +93,7 @@ def test_coherency_of_a_method_that_never_and_always_changes_its_mind() -> None:
         Coherency().measure(model, INPUTS, TARGETS, MAPS)
     with pytest.raises(ValueError, match="targets="):
         Coherency().measure(model, INPUTS, None, MAPS, method=stubborn(1.0))
-    with pytest.raises(ValueError, match=r"\(1, H, W\)"):
+    with pytest.raises(ValueError, match=r"of shape \(1, 16, 16\), one per target; got"):
         Coherency().measure(model, INPUTS, TARGETS, MAPS, method=lambda *_: [torch.zeros(1, 8, 8)])
 
 

@@ -88,11 +88,11 @@ def literal_curve(
 ) -> list[float]:
     """One pixel at a time, in float loops: the image's own pixels and its mean colour."""
     mean = image.mean((1, 2))
-    places = [(y, x) for y in range(heatmap.shape[0]) for x in range(heatmap.shape[1])]
-    places.sort(key=lambda place: -heatmap[place])
+    pixels = [(y, x) for y in range(heatmap.shape[0]) for x in range(heatmap.shape[1])]
+    pixels.sort(key=lambda pixel: -heatmap[pixel])
     scores = []
     for step in range(steps + 1):
-        first = places[: round(step / steps * len(places))]
+        first = pixels[: round(step / steps * len(pixels))]
         changed = image.clone() if kind == "deletion" else mean[:, None, None].expand_as(image).clone()
         for y, x in first:
             changed[:, y, x] = mean if kind == "deletion" else image[:, y, x]
@@ -136,19 +136,19 @@ def test_logits_and_relative_scores() -> None:
 def test_equal_pixels_go_in_random_order_and_others_in_theirs() -> None:
     maps = torch.zeros(2, 10, 10)
     maps[0, 3, 4], maps[0, 9, 9] = 2.0, 1.0
-    places = ranks(maps)
-    assert places[0, 3, 4] == 0 and places[0, 9, 9] == 1
-    assert torch.equal(places.flatten(1).sort(dim=1).values, torch.arange(100).expand(2, -1))
-    tied = places[1].flatten().double()
+    order = ranks(maps)
+    assert order[0, 3, 4] == 0 and order[0, 9, 9] == 1
+    assert torch.equal(order.flatten(1).sort(dim=1).values, torch.arange(100).expand(2, -1))
+    tied = order[1].flatten().double()
     assert abs(float(torch.corrcoef(torch.stack([tied, torch.arange(100.0).double()]))[0, 1])) < 0.3
-    assert torch.equal(places, ranks(maps)) and not torch.equal(places, ranks(maps, seed=1))
+    assert torch.equal(order, ranks(maps)) and not torch.equal(order, ranks(maps, seed=1))
 
 
 def test_many_heatmaps_are_ordered_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     model, inputs, heatmaps = TinyCNN(), torch.rand(1, 3, 12, 16), torch.rand(5, 12, 16)
     targets = [[ClassifierOutputTarget(index % 3) for index in range(5)]]
     whole = Deletion(steps=3).measure(model, inputs, targets, [heatmaps])
-    monkeypatch.setattr("detcam.metrics.curves.RANKED", 2 * 12 * 16)
+    monkeypatch.setattr("detcam.metrics.curves.MAX_RANKED_PIXELS", 2 * 12 * 16)
     torch.testing.assert_close(Deletion(steps=3).measure(model, inputs, targets, [heatmaps]), whole)
 
 
@@ -166,19 +166,19 @@ def test_maps_without_an_order_have_no_value_and_do_not_move_the_mean(patch: nn.
 
 
 def test_wrong_calls_say_what_is_wrong(patch: nn.Module) -> None:
-    ask = Deletion(SETTINGS).measure
+    measure = Deletion(SETTINGS).measure
     with pytest.raises(ValueError, match=r"\(N, 8, 8\)"):
-        ask(patch, WHITE, TARGET, torch.rand(1, 4, 4))
+        measure(patch, WHITE, TARGET, torch.rand(1, 4, 4))
     with pytest.raises(ValueError, match="1 images"):
-        ask(patch, WHITE, TARGET, torch.rand(2, 8, 8))
+        measure(patch, WHITE, TARGET, torch.rand(2, 8, 8))
     with pytest.raises(ValueError, match="each of 1 targets; got 2"):
-        ask(patch, WHITE, [TARGET], [torch.rand(2, 8, 8)])
+        measure(patch, WHITE, [TARGET], [torch.rand(2, 8, 8)])
     with pytest.raises(ValueError, match="one entry per image"):
-        ask(patch, WHITE, [], torch.rand(1, 8, 8))
+        measure(patch, WHITE, [], torch.rand(1, 8, 8))
     with pytest.raises(TypeError, match="heatmaps"):
-        ask(patch, WHITE, TARGET, "heatmap")
+        measure(patch, WHITE, TARGET, "heatmap")
     with pytest.raises(TypeError, match="real"):
-        ask(patch, WHITE, TARGET, torch.rand(1, 8, 8, dtype=torch.complex64))
+        measure(patch, WHITE, TARGET, torch.rand(1, 8, 8, dtype=torch.complex64))
     with pytest.raises(TypeError, match="boxes of a detector"):
         Deletion(protocol="odam").measure(patch, WHITE, TARGET, TRUE)
     with pytest.raises(ValueError, match="pinned, matched"):

@@ -18,17 +18,17 @@ from detcam.metrics.localization import (
     Compactness,
     EnergyPointingGame,
     HeatmapIoU,
-    Localization,
+    LocalizationMetric,
     ObjectDiscrimination,
     PointingGame,
 )
-from detcam.metrics.target_regions import TargetRegions, bounding_box, ground_truth_regions, read_regions
+from detcam.metrics.target_regions import TargetRegions, bounding_box, ground_truth_regions
 from tests.auditing.made_up import BOX, RIGHT, found_of, truth_of
 
 ALL = (PointingGame, EnergyPointingGame, HeatmapIoU, ObjectDiscrimination, Compactness)
 
 
-def value(metric: Localization, heat: Any, own: Any, others: Any = None, ignored: Any = None) -> float:
+def value(metric: LocalizationMetric, heat: Any, own: Any, others: Any = None, ignored: Any = None) -> float:
     heat, own = torch.as_tensor(heat)[None], torch.as_tensor(own)[None]
     others = torch.zeros_like(own) if others is None else torch.as_tensor(others)[None]
     ignored = torch.zeros_like(own) if ignored is None else torch.as_tensor(ignored)[None]
@@ -89,7 +89,7 @@ def test_of_several_hottest_pixels_the_share_that_hits() -> None:
     assert value(PointingGame(), heat, region((1, 1))) == pytest.approx(1 / 3)
 
 
-def literal(metric: type[Localization], heat: np.ndarray, own: np.ndarray, others: np.ndarray) -> float:
+def literal(metric: type[LocalizationMetric], heat: np.ndarray, own: np.ndarray, others: np.ndarray) -> float:
     height, width = heat.shape
     pixels = [(r, c) for r in range(height) for c in range(width)]
     total = math.fsum(heat[p] for p in pixels)
@@ -116,7 +116,7 @@ def literal(metric: type[Localization], heat: np.ndarray, own: np.ndarray, other
 
 @pytest.mark.parametrize("metric", ALL)
 @pytest.mark.parametrize("seed", range(3))
-def test_against_loops(metric: type[Localization], seed: int) -> None:
+def test_against_loops(metric: type[LocalizationMetric], seed: int) -> None:
     random = np.random.default_rng(seed)
     heat = random.random((9, 13)).round(1 if seed == 2 else 6)
     heat[3, 4] = 2
@@ -138,7 +138,7 @@ def test_ends_of_the_ranges() -> None:
 
 
 @pytest.mark.parametrize("metric", ALL)
-def test_no_value_without_truth_order_or_numbers(metric: type[Localization]) -> None:
+def test_no_value_without_truth_order_or_numbers(metric: type[LocalizationMetric]) -> None:
     own, others = region((1, 1)), region((3, 3))
     holed = HEAT.copy()
     holed[0, 0] = np.nan
@@ -179,7 +179,7 @@ def test_heat_below_zero_counts_as_none() -> None:
         (Compactness, math.sqrt((0.25 * 5 + 0.25 * 10) / (0.5 * 1.0))),
     ],
 )
-def test_heat_on_crowds_is_left_out(metric: type[Localization], expected: float) -> None:
+def test_heat_on_crowds_is_left_out(metric: type[LocalizationMetric], expected: float) -> None:
     own, others, crowd = region((1, 2)), region((2, 4), (1, 1)), region((1, 1), (1, 2))
     assert value(metric(), HEAT, own, others, crowd) == pytest.approx(expected)
 
@@ -187,14 +187,14 @@ def test_heat_on_crowds_is_left_out(metric: type[Localization], expected: float)
 def test_regions_of_annotations() -> None:
     truth = truth_of([BOX, RIGHT, [5, 5, 15, 15], [0, 30, 40, 40]], [1, 2, 1, 1], crowd=[False] * 3 + [True])
     found = ground_truth_regions(truth, [0, None, 2, -1])
-    assert found.own.flatten(1).sum(1).tolist() == [100, 0, 100, 0]
-    assert found.others.flatten(1).sum(1).tolist() == [200, 0, 200, 0]
-    assert bool(found.others[0, 7, 7]) and bool(found.others[0, 25, 25])
+    assert found.objects.flatten(1).sum(1).tolist() == [100, 0, 100, 0]
+    assert found.other_objects.flatten(1).sum(1).tolist() == [200, 0, 200, 0]
+    assert bool(found.other_objects[0, 7, 7]) and bool(found.other_objects[0, 25, 25])
     assert found.ignored.flatten(1).sum(1).tolist() == [400, 0, 400, 0]
     same = ground_truth_regions(truth, [0, 1], same_class=True)
-    assert same.others.flatten(1).sum(1).tolist() == [100, 0]
+    assert same.other_objects.flatten(1).sum(1).tolist() == [100, 0]
     assert same.ignored.flatten(1).sum(1).tolist() == [400, 0]  # the crowd is of class 1
-    for wrong, message in ((4, "image's 4 true objects; got 4"), (3, "crowd region"), (-2, "got -2")):
+    for wrong, message in ((4, "image's 4 annotated objects; got 4"), (3, "crowd region"), (-2, "got -2")):
         with pytest.raises(ValueError, match=message):
             ground_truth_regions(truth, [wrong])
 
@@ -229,10 +229,16 @@ def test_masks_alone_are_truth_enough() -> None:
     assert stacked.tolist() == [0.5]
 
 
+def localize(truth: Any, heatmaps: Any) -> Tensor:
+    return PointingGame().measure(None, None, None, heatmaps, truth=truth)
+
+
 WRONG: list[tuple[Callable[[], Any], str]] = [
-    (lambda: read_regions(None, []), "needs truth="),
-    (lambda: read_regions([torch.zeros(1, 4, 6)], [torch.zeros(2, 4, 6)]), r"truth of shape \(2, 4, 6\); got"),
-    (lambda: read_regions([torch.zeros(1, 4, 6)], [torch.zeros(1, 3, 6)]), r"heatmaps of shape \(N, 4, 6\)"),
+    (lambda: localize(None, []), "needs truth="),
+    (lambda: localize(torch.zeros(1, 4, 6), [torch.zeros(1, 4, 6)]), "one entry per image; got Tensor"),
+    (lambda: localize([torch.zeros(4)], [torch.zeros(1, 4, 6)]), r"truth of shape \(N, H, W\); got"),
+    (lambda: localize([torch.zeros(1, 4, 6)], [torch.zeros(2, 4, 6)]), r"truth of shape \(2, 4, 6\); got"),
+    (lambda: localize([torch.zeros(1, 4, 6)], [torch.zeros(1, 3, 6)]), r"heatmaps of shape \(N, 4, 6\)"),
     (lambda: PointingGame(-1), "0 or more; got -1"),
     (lambda: EnergyPointingGame("circle"), '"mask" or "box"; got'),  # type: ignore[arg-type]
     (lambda: ground_truth_regions(truth_of([], []), [], shape="circle"), '"mask" or "box"; got'),  # type: ignore[arg-type]
@@ -248,7 +254,7 @@ def test_wrong_input_is_named(call: Callable[[], Any], message: str) -> None:
 def test_nothing_explained() -> None:
     nothing = HeatmapIoU().measure(None, None, None, [torch.zeros(0, 4, 6)], truth=[torch.zeros(0, 4, 6)])
     assert nothing.shape == (0,) and nothing.dtype == torch.float64
-    assert ground_truth_regions(truth_of([], []), []).own.shape == (0, 40, 40)
+    assert ground_truth_regions(truth_of([], []), []).objects.shape == (0, 40, 40)
 
 
 def test_a_crowd_as_hot_as_the_object_does_not_count_as_a_miss() -> None:

@@ -136,7 +136,7 @@ def test_the_weights_come_back_when_the_method_fails_half_way() -> None:
     model, _, image = setup()
     model.half().float()  # weights that have few bits come back as they are
 
-    class Fails(GradCAM):
+    class Fails(GradCAM, abstract=True):
         calls = 0
 
         def explain(self, *args: Any, **options: Any) -> Any:
@@ -164,7 +164,7 @@ def test_inference_tensors_and_frozen_weights_come_back_too() -> None:
     assert found.ssim[-1].max() < 0.99
 
 
-class Edges(BaseCAM):
+class Edges(BaseCAM, abstract=True):
     """A map that no network has a part in: the image's red."""
 
     name, paper, uses_gradients = "edges", "none", False
@@ -237,7 +237,7 @@ def test_independence_tells_images_and_targets_apart() -> None:
 def test_a_method_that_draws_at_random_is_not_reproducible() -> None:
     model, cam, image = setup()
 
-    class Dice(Edges):
+    class Dice(Edges, abstract=True):
         def explain(self, images: Any, targets: Any = None, **options: Any) -> Any:
             results = super().explain(images, targets if targets is not None else [TARGETS])
             with torch.random.fork_rng(devices=[]):  # as the package does around a model: the state comes back

@@ -1,4 +1,4 @@
-"""Scores of changed images: the protocols against literal versions, and places on the network's input."""
+"""Scores of changed images: the protocols against literal versions, and regions of the network's input."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from detcam.data.images import load_image
 from detcam.demo.model import load_demo_detector
 from detcam.geometry import Geometry
 from detcam.metrics import CamMultImageConfidenceChange, Deletion, MetricWarning, ROADCombined
-from detcam.metrics.base import read_metric_input
-from detcam.metrics.scoring import ScoredImage, as_probability, examine
+from detcam.metrics.metric_input import MetricImage, read_metric_input
+from detcam.metrics.scoring import as_probability
 from detcam.outputs import SegmenterOutput
 from detcam.synthetic.harbour import draw_scene
 from detcam.targets import BoxTarget, MaskTarget, SemanticSegmentationTarget
@@ -73,17 +73,21 @@ def test_protocols_match_literal_versions(protocol: Any, adapter: Adapter) -> No
     detections = adapter.predict(SCENE.image)[0]
     count = len(detections)
     targets: list[Any] = adapter.targets_of(detections)
-    question = read_metric_input(adapter, [SCENE.image], [targets], [torch.rand(count, 192, 256)])
+    metric_input = read_metric_input(
+        adapter, [SCENE.image], [targets], [torch.rand(count, 192, 256)], probability=False
+    )
     batch = adapter.prepare([load_image(SCENE.image)])
     dims = torch.tensor([1.0, 0.7, 0.35, 0.0])
     snapshot = Snapshot(adapter.model)
 
-    def ask(case: ScoredImage) -> Tensor:
-        which = [i for i in range(count) for _ in dims]
-        images = (case.image * dims[:, None, None, None]).repeat(count, 1, 1, 1)
-        return torch.cat([case.scores(which, lambda part: images[part]).view(count, -1), case.original[:, None]], 1)
+    def dimmed_scores(image: MetricImage) -> Tensor:
+        scored = image.scored(protocol, batch_size=5)
+        indices = [i for i in range(count) for _ in dims]
+        images = (scored.image * dims[:, None, None, None]).repeat(count, 1, 1, 1)
+        scores = scored.scores(indices, lambda part: images[part]).view(count, -1)
+        return torch.cat([scores, scored.original[:, None]], 1)
 
-    found = examine(question, ask, protocol=protocol, batch_size=5)[0]
+    found = metric_input.evaluate(dimmed_scores, len(dims) + 1)
     snapshot.check()
     with torch.no_grad():
         outputs = [
@@ -99,12 +103,12 @@ def test_odams_protocol_wants_more_than_half_an_overlap_and_the_class(adapter: A
     found = adapter.predict(SCENE.image)[0]
     x1, y1, x2, y2 = found.boxes_xyxy[0].tolist()
     label, wide = int(found.labels[0]), x2 - x1
-    asked: list[Any] = [
+    targets: list[Any] = [
         BoxTarget((x1 + share * wide, y1, x2 + share * wide, y2), kind)  # IoU (1 - share) / (1 + share)
         for share, kind in ((0.25, label), (0.42, label), (0.25, 3 - label))
     ]
-    question = read_metric_input(adapter, [SCENE.image], [asked], [torch.rand(3, 192, 256)])
-    assert examine(question, lambda case: case.original, protocol="odam")[0].tolist() == [1, 0, 0]
+    metric_input = read_metric_input(adapter, [SCENE.image], [targets], [torch.rand(3, 192, 256)])
+    assert metric_input.evaluate(lambda image: image.scored("odam").original).tolist() == [1, 0, 0]
 
 
 def test_a_box_that_the_protocol_does_not_find_has_no_value(adapter: Adapter) -> None:
@@ -167,15 +171,13 @@ def test_padding_stays_and_shares_count_the_image_alone() -> None:
     left[:, :, :32] = 1
     seen: list[Tensor] = []
 
-    def ask(case: ScoredImage) -> Tensor:
-        seen.append(torch.as_tensor(case.heatmaps))
-        black = case.image * (torch.as_tensor(case.heatmaps) <= 0.5)[:, None]
-        whole = case.inputs(black)
-        seen.append(whole)
-        return case.scores([0], lambda part: black[part])
+    def score_without_salient(image: MetricImage) -> Tensor:
+        scored = image.scored()
+        black = scored.image * (scored.heatmaps <= 0.5)[:, None]
+        seen.extend([scored.heatmaps, scored.inputs(black)])
+        return scored.scores([0], lambda part: black[part])
 
-    question = read_metric_input(adapter, [image], [[target]], [left])
-    score = examine(question, ask)[0]
+    score = read_metric_input(adapter, [image], [[target]], [left]).evaluate(score_without_salient)
     assert seen[0].shape == (1, 8, 32)
     torch.testing.assert_close(seen[0][0, :, :16], torch.ones(8, 16))
     torch.testing.assert_close(seen[0][0, :, 16:], torch.zeros(8, 16))
@@ -186,15 +188,10 @@ def test_padding_stays_and_shares_count_the_image_alone() -> None:
 
 def test_heatmaps_are_averaged_into_the_input() -> None:
     heatmap = torch.rand(1, 16, 64)
-    seen: list[Tensor] = []
-
-    def ask(case: ScoredImage) -> Tensor:
-        seen.append(torch.as_tensor(case.heatmaps))
-        return case.original
-
     target = BoxTarget((8.0, 0.0, 40.0, 16.0), 0)
-    examine(read_metric_input(corner_adapter(), [torch.ones(3, 16, 64)], [[target]], [heatmap]), ask)
-    torch.testing.assert_close(seen[0], torch.nn.functional.avg_pool2d(heatmap, 2))
+    metric_input = read_metric_input(corner_adapter(), [torch.ones(3, 16, 64)], [[target]], [heatmap])
+    scored = MetricImage(heatmap, 0, [0], metric_input).scored()
+    torch.testing.assert_close(scored.heatmaps, torch.nn.functional.avg_pool2d(heatmap, 2))
 
 
 class Rivals(nn.Module):
@@ -281,7 +278,7 @@ def test_targets_come_from_the_explanation_or_from_the_model(adapter: Adapter) -
     torch.testing.assert_close(metric.measure(adapter.model, SCENE.image, None, explained), wanted)
     two = GradCAM(adapter).explain([SCENE.image], [list(explained[0].targets[3:5])])
     torch.testing.assert_close(metric.measure(adapter, [SCENE.image], None, two), wanted[3:5])
-    with pytest.raises(ValueError, match="findings; got 1"):
+    with pytest.raises(ValueError, match="predictions; got 1"):
         metric.measure(adapter, [SCENE.image], None, [heatmaps[:1]])
 
 

@@ -16,7 +16,7 @@ from detcam.cam import BaseCAM
 from detcam.data.images import load_image
 from detcam.demo.model import load_demo_detector
 from detcam.metrics.cost import count_work, measure_cost
-from detcam.metrics.stability import PERTURBATIONS, Perturbation, StabilityCheck, found_again, stability
+from detcam.metrics.stability import PERTURBATIONS, Perturbation, StabilityCheck, match_targets, stability
 from detcam.synthetic.harbour import DEMO_NAMES, draw_scene
 from detcam.targets import BoxTarget, ClassTarget, MaskTarget
 from tests.helpers import TinyCNN, tensors
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::detcam.ReachWarning")
 SHIFT = Perturbation("shift", shift=(0.05, 0.1))
 
 
-class Brightness(BaseCAM):
+class Brightness(BaseCAM, abstract=True):
     """Its map is the image itself, so it moves with the image, to the pixel."""
 
     name, paper, uses_gradients = "brightness", "none", False
@@ -38,7 +38,7 @@ class Brightness(BaseCAM):
         ]
 
 
-class Fixed(Brightness):
+class Fixed(Brightness, abstract=True):
     """Its map hangs in the frame, whatever the image."""
 
     def explain(self, images: Any, targets: Any = None, **options: Any) -> Any:
@@ -59,7 +59,7 @@ def scene() -> tuple[Any, Tensor, list[Any]]:
 def test_a_shift_moves_the_map_back_before_comparing() -> None:
     adapter, image, targets = scene()
     moved = stability(Brightness(adapter), image, targets, perturbations=[SHIFT])
-    there = moved.in_place[0]
+    there = moved.persistent[0]
     assert there.sum() >= 4
     assert moved.ssim[0, there].min() == pytest.approx(1, abs=1e-6)
     assert moved.rank_correlation[0, there].min() == pytest.approx(1, abs=1e-6)
@@ -67,12 +67,12 @@ def test_a_shift_moves_the_map_back_before_comparing() -> None:
     assert hanging.rank_correlation[0, there].max() < 0.1
 
 
-def test_a_box_is_found_again_where_it_moved() -> None:
+def test_a_box_is_match_targets_where_it_moved() -> None:
     adapter, image, targets = scene()
     changed, moved = SHIFT.apply(image, 0)
     assert moved == (round(0.05 * 256), round(0.1 * 192))
     assert torch.equal(changed[:, 19:, 13:], image[:, :-19, :-13])
-    again = found_again(adapter, changed, targets, moved)
+    again = match_targets(adapter, changed, targets, moved)
     pairs = [(before, after) for before, after in zip(targets, again, strict=True) if after is not None]
     assert len(pairs) >= 4
     for before, after in pairs:
@@ -90,10 +90,10 @@ def test_findings_that_are_gone_do_not_count() -> None:
         return RandomBrightnessContrast((-1, -1), (0, 0), p=1)
 
     found = stability(Brightness(adapter), image, targets, perturbations=[Perturbation("black", black), SHIFT])
-    assert not found.in_place[0].any()
-    assert found.in_place[1].any()
+    assert not found.persistent[0].any()
+    assert found.persistent[1].any()
     other = BoxTarget((1.0, 1.0, 9.0, 9.0), 1)
-    assert found_again(adapter, image, [other, targets[0]])[0] is None
+    assert match_targets(adapter, image, [other, targets[0]])[0] is None
     with pytest.raises(ValueError, match="at least one perturbation"):
         stability(Brightness(adapter), image, targets, perturbations=[])
 
@@ -104,7 +104,7 @@ def test_classes_and_regions_count_where_they_stay() -> None:
     image = torch.rand(3, 40, 40, generator=torch.Generator().manual_seed(1))
     top = int(adapter.predict(image)[0].labels[0])
     other = (top + 1) % 3
-    now = found_again(adapter, image, [ClassTarget(top), ClassTarget(other)])
+    now = match_targets(adapter, image, [ClassTarget(top), ClassTarget(other)])
     assert (now[0].category, now[1]) == (top, None)
 
     from detcam.adapters import segmenter
@@ -116,11 +116,11 @@ def test_classes_and_regions_count_where_they_stay() -> None:
     bright = torch.zeros(3, 32, 32)
     bright[:, 8:24, 4:20] = 1
     mask = bright[0] > 0
-    assert found_again(regions, bright, [MaskTarget(1, mask)])[0].mask.sum() == mask.sum()
+    assert match_targets(regions, bright, [MaskTarget(1, mask)])[0].mask.sum() == mask.sum()
     changed, moved = Perturbation("far", shift=(0.25, 0.25)).apply(bright, 0)
     assert moved == (8, 8)
-    assert found_again(regions, changed, [MaskTarget(1, mask)], moved)[0] is not None
-    assert found_again(regions, changed, [MaskTarget(1, mask)])[0] is None  # it is elsewhere, if nobody says it moved
+    assert match_targets(regions, changed, [MaskTarget(1, mask)], moved)[0] is not None
+    assert match_targets(regions, changed, [MaskTarget(1, mask)])[0] is None  # it is elsewhere, if nobody says it moved
 
 
 def test_the_perturbations_are_seeded_small_and_keep_the_size() -> None:
