@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from detcam.outputs import as_target
+from detcam.utils.console import plural
 from detcam.utils.warnings import warn
 
 if TYPE_CHECKING:
@@ -49,15 +50,15 @@ def warn_about_maps(cam: BaseCAM, results: Sequence[ImageHeatmaps], adapter: Ada
     dead = sum(1 for r in results for reach in r.reach or () if reach.fraction == 0)
     if dead:
         warn(
-            f"the gradient of {dead} of {total} targets is zero everywhere at {layers}: their maps are empty. The "
-            "score is saturated (quantity='logit' helps), underflows in half precision, or the layer has no part in it",
+            f"the gradient of {dead} of {plural(total, 'target')} is zero everywhere at {layers}: the maps are empty. "
+            "The score is saturated (quantity='logit' helps), underflows in half precision, or the layer has no part in it",
             EmptyMapWarning,
         )
     empty = sum(int((r.heatmaps.max(axis=(1, 2)) == 0).sum()) for r in results if len(r.targets)) - dead
     if empty > 0:
         warn(
-            f"{empty} of {total} maps are empty at {layers}: nothing there speaks for the target, or the map is "
-            "constant",
+            f"{empty} of {plural(total, 'map')} {'is' if total == 1 else 'are'} empty at {layers}: nothing there speaks "
+            "for the target, or the map is constant",
             EmptyMapWarning,
         )
     if not cam.reaches_all:
@@ -76,8 +77,8 @@ def _warn_about_reach(results: Sequence[ImageHeatmaps], layers: str) -> None:
         low, high = min(short), max(short)
         span = f"{low:.0%}" if high - low < 0.01 else f"{low:.0%} to {high:.0%}"
         warn(
-            f"at {layers} the gradients of {len(short)} targets reach only {span} of the image: evidence elsewhere "
-            "cannot show, so do not read the map as 'the evidence is in the box'. An earlier target layer (with "
+            f"at {layers} the gradients of {plural(len(short), 'target')} reach only {span} of the image: evidence "
+            "elsewhere cannot show, so do not read the map as 'the evidence is in the box'. An earlier target layer (with "
             "HiResCAM or LayerCAM) sees further",
             ReachWarning,
         )
@@ -94,7 +95,7 @@ def _warn_about_completeness(results: Sequence[ImageHeatmaps], layer_names: Sequ
         worst = float(errors.max())
         amount = f"{worst:.0%}" if worst < 2 else f"{worst:.0f} times what is owed"
         warn(
-            f"the maps of {int(off.any(1).sum())} of {len(errors)} targets sum to something else than what their "
-            f"score owes to the image: off by up to {amount} at {layers}. More steps help",
+            f"the maps of {int(off.any(1).sum())} of {plural(len(errors), 'target')} sum to something else than what "
+            f"their score owes to the image: off by up to {amount} at {layers}. More steps help",
             CompletenessWarning,
         )

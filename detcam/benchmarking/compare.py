@@ -27,6 +27,7 @@ from detcam.benchmarking.statistics import DEFAULT_RESAMPLES, MethodResult, make
 from detcam.benchmarking.tables import sort_rows
 from detcam.data.annotations import Annotations
 from detcam.data.images import ImageLike, load_image, to_uint8
+from detcam.detections import LabelsLike, label_indices
 from detcam.explanation.explain import DEFAULT_SCORE_THRESHOLD, MethodLike
 from detcam.layers import LayersLike
 from detcam.methods import METHODS
@@ -61,7 +62,7 @@ def benchmark(
     controls: bool = True,
     score_threshold: float | None = None,
     top_k: int | None = None,
-    labels: Sequence[int | str] | None = None,
+    labels: LabelsLike | None = None,
     quantity: str = "score",
     class_map: Mapping[str | int, str | int] | None = None,
     target_layers: LayersLike = None,
@@ -97,7 +98,7 @@ def benchmark(
         controls: whether to add controls.
         score_threshold: smallest score in [0, 1]; None takes 0.3 for boxes and no threshold otherwise.
         top_k: maximum number of predictions per image, best first; None takes three boxes or regions, or one class.
-        labels: class names or indices to explain.
+        labels: class names or indices to explain, one or several.
         quantity: quantity of a prediction to explain, as in `detcam.explain`: ``score``, ``logit``, ``x1``,
             ..., or a name given to `detcam.targets.register_target`.
         class_map: mapping from annotated categories to the model's classes, if names differ.
@@ -145,7 +146,7 @@ def benchmark(
     selection = {
         "top_k": DEFAULT_TOP_K[adapter.task] if top_k is None else top_k,
         "score_threshold": score_threshold,
-        "labels": None if labels is None else list(labels),
+        "labels": None if labels is None else label_indices(adapter.names, labels),
         "quantity": quantity,
     }
     function = TARGETS.find(quantity)

@@ -1,4 +1,4 @@
-"""Images of concepts: whose colour a pixel takes, and that every concept's number and label can be found."""
+"""Concepts drawn over an image: colours, numbers and the legend."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_each_pixel_is_blended_with_its_strongest_concept(weight: float) -> None
     assert shown.shape == image.shape and shown.dtype == np.uint8
 
 
-def test_colors_in_any_form_and_maps_as_tensors() -> None:
+def test_colors_of_any_form_and_tensor_maps() -> None:
     image = make_image()
     expected = show_factorization_on_image(image, halves(), [RED, (0, 0, 255)])
     unit = [np.array([200 / 255, 30 / 255, 40 / 255, 1.0]), "blue"]
@@ -51,14 +51,14 @@ def test_colors_in_any_form_and_maps_as_tensors() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 5, 8, 16])
-def test_colors_are_told_apart(count: int) -> None:
+def test_colors_are_distinct(count: int) -> None:
     colors = np.array(concept_colors(count), int)
     assert len(colors) == count and (255, 255, 255) not in concept_colors(count)
     apart = np.abs(colors[:, None] - colors[None]).sum(-1)[~np.eye(count, dtype=bool)]
     assert not len(apart) or apart.min() > 60
 
 
-def test_every_concept_has_its_number_where_it_is_and_its_label_beside() -> None:
+def test_numbers_on_the_image_and_labels_in_the_legend() -> None:
     image = np.full((400, 480, 3), 128, np.uint8)
     maps = halves(400, 480)
     labels = ["left thing 0.91\nand more 0.05", "right thing 0.99"]
@@ -83,7 +83,7 @@ def test_every_concept_has_its_number_where_it_is_and_its_label_beside() -> None
     assert other.shape[1] <= shown.shape[1]
 
 
-def test_a_concept_that_leads_nowhere_has_a_label_and_no_number() -> None:
+def test_concept_without_a_dominant_region_has_no_number() -> None:
     maps = np.concatenate([halves(400, 480), np.full((1, 400, 480), 0.01, np.float32)])
     maps[0] = np.maximum(maps[0], 0.02)
     image = np.full((400, 480, 3), 128, np.uint8)
@@ -91,7 +91,7 @@ def test_a_concept_that_leads_nowhere_has_a_label_and_no_number() -> None:
     assert not colored(shown[:, :480], (0, 255, 0)).any() and colored(shown[:, 480:], (0, 255, 0)).any()
 
 
-def test_a_small_image_is_enlarged_and_a_long_legend_gets_room_below() -> None:
+def test_small_image_is_enlarged_and_long_legend_fits() -> None:
     maps = np.random.default_rng(0).random((16, 60, 80))
     shown = show_factorization_on_image(make_image(), maps, concept_labels=["a class 0.99\nanother 0.01"] * 16)
     assert shown.shape[0] > 4 * 60 and shown.shape[1] > 4 * 80
@@ -100,14 +100,14 @@ def test_a_small_image_is_enlarged_and_a_long_legend_gets_room_below() -> None:
     assert ink[-40:].any(), "the last label is drawn"
 
 
-def test_labels_are_the_best_classes() -> None:
+def test_legend_lists_the_best_classes() -> None:
     scores = torch.tensor([[0.1, 0.7, 0.2], [0.5, 0.0, 0.5]])
     names = {0: "cat, tabby", 1: "dog"}
     assert create_labels_legend(scores, names) == ["dog 0.70\nclass 2 0.20", "cat 0.50\nclass 2 0.50"]
     assert create_labels_legend(scores.numpy(), ["cat", "dog", "owl"], top_k=1) == ["dog 0.70", "cat 0.50"]
 
 
-def test_wrong_input_is_named() -> None:
+def test_wrong_input_raises() -> None:
     image, maps = make_image(), halves()
     with pytest.raises(ValueError, match="take one image's entry"):
         show_factorization_on_image(image, maps[None])

@@ -1,4 +1,4 @@
-"""Boxes and captions on images with known pixels: what is drawn where, and what is never covered."""
+"""Boxes and captions on images of known pixels."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.drawn import GREY, bounds, colored, plain
 
 
 @pytest.mark.parametrize("size", [(120, 160), (700, 900)])
-def test_box_edges_lie_on_the_boxs_own_pixels(size: tuple[int, int]) -> None:
+def test_box_line_covers_the_outermost_pixels_of_the_box(size: tuple[int, int]) -> None:
     height, width = size
     box = [20.4, 29.6, 110.2, 99.5]
     out = draw_boxes(plain(height, width), torch.tensor([box]), colors="#ff0000")
@@ -28,7 +28,7 @@ def test_box_edges_lie_on_the_boxs_own_pixels(size: tuple[int, int]) -> None:
     assert (out[untouched] == GREY).all()
 
 
-def test_box_is_cut_at_the_border_and_keeps_its_edges() -> None:
+def test_box_is_clipped_to_the_image_and_keeps_its_edges() -> None:
     out = draw_boxes(plain(60, 80), np.array([[-20, 10, 200, 50]]), colors=(255, 255, 255))
     white = colored(out, (255, 255, 255))
     assert bounds(white) == (0, 10, 80, 50)
@@ -50,7 +50,7 @@ def label_of(out: np.ndarray, without: np.ndarray) -> np.ndarray:
     return (out != without).any(axis=2)
 
 
-def test_label_stands_above_touching_its_box() -> None:
+def test_label_touches_its_box_from_above() -> None:
     image, box = plain(200, 300), [[100, 90, 220, 160]]
     x1, y1, x2, y2 = bounds(label_of(draw_boxes(image, box, ["cat 0.9"]), draw_boxes(image, box)))
     assert x1 == 100 and y2 == 90 - drawing.scale_for(200, 300).halo and y1 > 60 and x2 < 220
@@ -65,7 +65,7 @@ def test_label_stands_above_touching_its_box() -> None:
         ((0, 0, 300, 200), "in"),
     ],
 )
-def test_label_goes_where_there_is_room(box: tuple[int, int, int, int], side: str) -> None:
+def test_label_position_depends_on_free_space(box: tuple[int, int, int, int], side: str) -> None:
     image = plain(200, 300)
     label = label_of(draw_boxes(image, [box], ["cat 0.9"]), draw_boxes(image, [box]))
     x1, y1, x2, y2 = bounds(label)
@@ -73,7 +73,7 @@ def test_label_goes_where_there_is_room(box: tuple[int, int, int, int], side: st
     assert outside[side]
 
 
-def test_label_rather_leaves_its_box_than_lies_inside() -> None:
+def test_label_prefers_positions_outside_its_box() -> None:
     avoid = np.zeros((300, 400), np.float32)
     avoid[70:230, 70:330] = 1
     avoid[100:200, 100:300] = 0  # all around the box is hot, its inside is not
@@ -84,7 +84,7 @@ def test_label_rather_leaves_its_box_than_lies_inside() -> None:
 
 
 @pytest.mark.parametrize("hot", [(0, 0, 300, 89), (0, 60, 300, 200), (60, 50, 260, 180)])
-def test_label_is_never_on_the_hot_region_if_there_is_another_place(hot: tuple[int, int, int, int]) -> None:
+def test_label_avoids_the_hot_region(hot: tuple[int, int, int, int]) -> None:
     avoid = np.zeros((200, 300), np.float32)
     avoid[hot[1] : hot[3], hot[0] : hot[2]] = 1
     box, image = [[120, 90, 200, 140]], plain(200, 300)
@@ -98,14 +98,14 @@ def test_label_is_never_on_the_hot_region_if_there_is_another_place(hot: tuple[i
     assert not (plate & (avoid >= 0.5)).any()
 
 
-def test_label_left_to_itself_would_have_covered_it() -> None:
+def test_label_covers_the_region_without_avoid() -> None:
     avoid = np.zeros((200, 300), np.float32)
     avoid[0:89] = 1
     box, image = [[120, 90, 200, 140]], plain(200, 300)
     assert (label_of(draw_boxes(image, box, ["cat 0.9"]), draw_boxes(image, box)) & (avoid > 0)).any()
 
 
-def test_labels_of_neighbours_do_not_cover_each_other() -> None:
+def test_labels_of_adjacent_boxes_do_not_overlap() -> None:
     image = plain(480, 640)
     boxes = [[100 + 7 * i, 200 + 5 * i, 300 + 7 * i, 300 + 5 * i] for i in range(8)]
     paints = [(200, 10 + i, 10) for i in range(8)]
@@ -120,7 +120,7 @@ def test_labels_of_neighbours_do_not_cover_each_other() -> None:
 
 @pytest.mark.parametrize("background", [0, 128, 255])
 @pytest.mark.parametrize("color", ["black", "white", "yellow", "navy", "gray"])
-def test_captions_are_readable_on_any_ground(background: int, color: str) -> None:
+def test_captions_contrast_with_any_background(background: int, color: str) -> None:
     image, box = plain(100, 200, background), [[20, 40, 180, 90]]
     label = label_of(draw_boxes(image, box, ["HHH"], colors=color), draw_boxes(image, box, colors=color))
     out = draw_boxes(image, box, ["HHH"], colors=color).astype(float)
@@ -129,7 +129,7 @@ def test_captions_are_readable_on_any_ground(background: int, color: str) -> Non
     assert lumas.max() - lumas.min() > 100
 
 
-def test_long_captions_are_shortened_inside_the_image() -> None:
+def test_long_captions_are_shortened() -> None:
     image, box = plain(100, 150), [[20, 40, 120, 90]]
     label = label_of(draw_boxes(image, box, ["word " * 60]), draw_boxes(image, box))
     x1, y1, x2, y2 = bounds(label)
@@ -141,7 +141,7 @@ def test_long_captions_are_shortened_inside_the_image() -> None:
     assert drawing.typeset("word", 12, 3)[0] == ""
 
 
-def test_letters_without_a_font_lose_their_accents(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_letters_without_a_font_are_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(drawing, "FALLBACK_FONTS", ())
     drawing._font_with.cache_clear()
     assert drawing.typeset("Café 猫…", 12, 500)[0] == "Cafe ?..."

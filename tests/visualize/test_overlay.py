@@ -1,4 +1,4 @@
-"""Images with known pixels: what is drawn where, what stays untouched, and what is refused."""
+"""Overlays, panels, grids and saved files on images of known pixels."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_show_cam_equals_grad_cam(use_rgb: bool, colormap: int, dtype: type) -> 
         np.testing.assert_array_equal(show_cam_on_image(image, mask, use_rgb, colormap, weight), expected)
 
 
-def test_show_cam_takes_tensors_names_and_uint8() -> None:
+def test_show_cam_accepts_tensors_names_and_uint8() -> None:
     image = noise(20, 30)
     mask = np.random.default_rng(1).random((20, 30)).astype(np.float32)
     expected = show_cam_on_image(image.astype(np.float32) / 255, mask, True, cv2.COLORMAP_VIRIDIS)
@@ -108,14 +108,14 @@ def test_overlay_known_pixels() -> None:
     np.testing.assert_allclose(out[0, 2], 60 + 0.4 * middle.astype(float), atol=0.51)
 
 
-def test_overlay_of_nothing_is_the_image() -> None:
+def test_overlay_of_zeros_is_the_image() -> None:
     image = noise(20, 31)
     np.testing.assert_array_equal(overlay_heatmap(image, np.zeros((20, 31))), image)
     np.testing.assert_array_equal(overlay_heatmap(image, np.zeros((20, 31), bool)), image)
     np.testing.assert_array_equal(overlay_heatmap(image, np.ones((20, 31)), alpha=0), image)
 
 
-def test_overlay_does_not_write_into_its_input() -> None:
+def test_inputs_are_not_modified() -> None:
     image, heat = noise(50, 60), np.ones((50, 60))
     kept = image.copy()
     overlay_heatmap(image, heat)
@@ -125,7 +125,7 @@ def test_overlay_does_not_write_into_its_input() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_tensors_of_every_float_draw_alike(dtype: torch.dtype) -> None:
+def test_float_dtypes_give_the_same_overlay(dtype: torch.dtype) -> None:
     image = noise(16, 16)
     heat = torch.linspace(0, 1, 9).repeat(16, 2)[:, :16]  # eighths: exact in every dtype
     expected = overlay_heatmap(image, heat.numpy())
@@ -135,7 +135,7 @@ def test_tensors_of_every_float_draw_alike(dtype: torch.dtype) -> None:
 # render
 
 
-def test_render_is_overlay_in_the_corner_and_text_around_it() -> None:
+def test_render_puts_text_around_the_overlay() -> None:
     image, heat = noise(200, 260), np.random.default_rng(0).random((200, 260))
     overlay = overlay_heatmap(image, heat)
     np.testing.assert_array_equal(render(image, heat, color_bar=False), overlay)
@@ -149,7 +149,7 @@ def test_render_is_overlay_in_the_corner_and_text_around_it() -> None:
     assert two.shape[0] - 200 == 2 * (panel.shape[0] - 200)
 
 
-def test_color_bar_runs_from_one_above_to_zero_below() -> None:
+def test_color_bar_runs_from_one_to_zero() -> None:
     bar = render(plain(200, 200), np.zeros((200, 200)))[:, 200:]
     column = bar[:, drawing.scale_for(200, 200).pad * 2 + 3].astype(float)
     np.testing.assert_allclose(column[0], 0.2 * 225 + 0.8 * np.array(INFERNO_HOT), atol=1)
@@ -179,7 +179,7 @@ def test_render_outlines_box_and_mask() -> None:
     np.testing.assert_array_equal(render(plain(200, 300), heat, mask=~mask & mask, color_bar=False), plain(200, 300))
 
 
-def test_tiny_images_are_enlarged_by_a_whole_factor() -> None:
+def test_small_images_are_enlarged_by_an_integer_factor() -> None:
     image, heat = noise(24, 32), np.random.default_rng(0).random((24, 32))
     panel = render(image, heat, color_bar=False)
     np.testing.assert_array_equal(panel, overlay_heatmap(image, heat).repeat(6, 0).repeat(6, 1))
@@ -194,7 +194,7 @@ def test_tiny_images_are_enlarged_by_a_whole_factor() -> None:
 # grid
 
 
-def test_grid_places_panels_in_reading_order() -> None:
+def test_grid_arranges_panels_row_by_row() -> None:
     shades = [plain(100, 150, 10 * (i + 1)) for i in range(5)]
     figure = grid(shades, columns=2)
     corners = [bounds(colored(figure, (10 * (i + 1),) * 3)) for i in range(5)]
@@ -206,7 +206,7 @@ def test_grid_places_panels_in_reading_order() -> None:
     assert (figure[-20 - gap :, 200 + gap :] == 255).all()
 
 
-def test_grid_scales_to_one_height() -> None:
+def test_grid_scales_panels_to_the_same_height() -> None:
     figure = grid([plain(50, 100, 10), plain(100, 100, 20), plain(200, 100, 30)], columns=3)
     sizes = [bounds(colored(figure, (v,) * 3)) for v in (10, 20, 30)]
     assert [(x2 - x1, y2 - y1) for x1, y1, x2, y2 in sizes] == [(200, 100), (100, 100), (50, 100)]
@@ -228,7 +228,7 @@ def test_grid_titles_and_original() -> None:
     assert thirds == [True, True, False]
 
 
-def test_grid_of_large_panels_stays_bounded_and_columns_suit_the_number() -> None:
+def test_grid_of_large_panels_is_bounded() -> None:
     figure = grid([plain(1500, 2000, 70)] * 12)
     assert 3500 < max(figure.shape[:2]) <= 4096
     assert 1.2 < figure.shape[1] / figure.shape[0] < 2.1
@@ -239,7 +239,7 @@ def test_grid_of_large_panels_stays_bounded_and_columns_suit_the_number() -> Non
 
 
 @pytest.mark.parametrize("suffix", [".png", ".bmp", ".tiff", ".PNG"])
-def test_save_makes_folders_and_keeps_pixels(tmp_path: Path, suffix: str) -> None:
+def test_save_creates_folders_and_keeps_pixels(tmp_path: Path, suffix: str) -> None:
     image = noise(20, 30)
     path = save_image(tmp_path / "a" / "b" / f"image{suffix}", image)
     np.testing.assert_array_equal(np.array(Image.open(path)), image)
@@ -256,7 +256,7 @@ def test_save_jpeg_and_png_bytes(tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.array(Image.open(io.BytesIO(to_png_bytes(smooth)))), smooth)
 
 
-def test_failed_save_leaves_the_old_file_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_save_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = save_image(tmp_path / "x.png", plain(5, 5))
     before = path.read_bytes()
 
@@ -276,7 +276,7 @@ def test_unknown_suffix_writes_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "new").exists()
 
 
-# what is refused
+# invalid input
 
 IMAGE, HEAT = plain(20, 30), np.zeros((20, 30))
 NAN = np.full((20, 30), np.nan)
@@ -327,7 +327,7 @@ NAN = np.full((20, 30), np.nan)
         (lambda: to_png_bytes(HEAT), ValueError, "HxWx3"),
     ],
 )
-def test_bad_input_is_refused_with_a_remedy(call: object, error: type[Exception], message: str) -> None:
+def test_invalid_input_raises_with_a_remedy(call: object, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call()  # type: ignore[operator]
 
@@ -339,6 +339,6 @@ def test_rounding_errors_past_one_are_clipped() -> None:
     )
 
 
-def test_import_needs_no_plotting_library() -> None:
+def test_import_does_not_import_matplotlib() -> None:
     code = "import sys, detcam.visualize.overlay; sys.exit(any(m.split('.')[0] == 'matplotlib' for m in sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
