@@ -50,15 +50,16 @@ def warn_about_maps(cam: BaseCAM, results: Sequence[ImageHeatmaps], adapter: Ada
     dead = sum(1 for r in results for reach in r.reach or () if reach.fraction == 0)
     if dead:
         warn(
-            f"the gradient of {dead} of {plural(total, 'target')} is zero everywhere at {layers}: the maps are empty. "
-            "The score is saturated (quantity='logit' helps), underflows in half precision, or the layer has no part in it",
+            f"the gradient of {dead} of {plural(total, 'target')} is zero everywhere at {layers}: the maps are "
+            "empty. The score is saturated (quantity='logit' helps), underflows in half precision, or the layer has no "
+            "part in it",
             EmptyMapWarning,
         )
     empty = sum(int((r.heatmaps.max(axis=(1, 2)) == 0).sum()) for r in results if len(r.targets)) - dead
     if empty > 0:
         warn(
-            f"{empty} of {plural(total, 'map')} {'is' if total == 1 else 'are'} empty at {layers}: nothing there speaks "
-            "for the target, or the map is constant",
+            f"{empty} of {plural(total, 'map')} {'is' if total == 1 else 'are'} empty at {layers}: nothing there "
+            "speaks for the target, or the map is constant",
             EmptyMapWarning,
         )
     if not cam.reaches_all:
@@ -77,9 +78,9 @@ def _warn_about_reach(results: Sequence[ImageHeatmaps], layers: str) -> None:
         low, high = min(short), max(short)
         span = f"{low:.0%}" if high - low < 0.01 else f"{low:.0%} to {high:.0%}"
         warn(
-            f"at {layers} the gradients of {plural(len(short), 'target')} reach only {span} of the image: evidence "
-            "elsewhere cannot show, so do not read the map as 'the evidence is in the box'. An earlier target layer (with "
-            "HiResCAM or LayerCAM) sees further",
+            f"at {layers} the gradients of {plural(len(short), 'target')} reach only {span} of the image: "
+            "evidence elsewhere cannot show, so do not read the map as 'the evidence is in the box'. An earlier target "
+            "layer (with HiResCAM or LayerCAM) sees further",
             ReachWarning,
         )
 
