@@ -51,7 +51,6 @@ def check_description(adapter: Adapter) -> None:
     tasks = ("detection", "segmentation", "classification", "embedding")
     require(adapter.task in tasks, f"{kind}.task must be one of {', '.join(tasks)}; got {adapter.task!r}")
     require(bool(adapter.target_layers), f"{kind} has no default target layers")
-    require(type(adapter).supports(adapter.model), f"{kind}.supports says False of the model that it adapts")
     wrong = [key for key in adapter.names if not isinstance(key, int)]
     require(not wrong, f"{kind}.names must map class indices to names; got the key {wrong[:1]}")
 
