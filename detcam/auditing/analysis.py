@@ -12,7 +12,7 @@ import torch
 
 from detcam.auditing.average_precision import Ranking, mean_average_precision, rank_detections
 from detcam.auditing.errors import ERROR_TYPES, DetectionError, ErrorType, find_errors
-from detcam.auditing.matching import IouType, Match, as_array, is_evaluated, match, paired_images
+from detcam.auditing.matching import IouType, Match, is_evaluated, match, paired_images, to_array
 from detcam.auditing.oracle import DeltaAP, compute_delta_ap
 from detcam.data.ground_truth import GroundTruth
 from detcam.detections import Detections, class_name
@@ -235,7 +235,7 @@ def analyze_errors(
         image_errors.append(errors)
     names = dict(pair for truth in ground_truths for pair in truth.names.items())
     names |= dict(pair for detected in without_masks for pair in detected.names.items())
-    outside = sum(int((~is_evaluated(as_array(detected.labels), labels)).sum()) for detected in without_masks)
+    outside = sum(int((~is_evaluated(to_array(detected.labels), labels)).sum()) for detected in without_masks)
     all_errors = tuple(error for image in image_errors for error in image.errors)
     rankings = rank_detections(without_masks, ground_truths, matches)
     classes = _summarize_classes(rankings, all_errors, names, _count_missed(ground_truths, matches))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from detcam.auditing.matching import Match, as_array
+from detcam.auditing.matching import Match, to_array
 from detcam.data.ground_truth import GroundTruth
 from detcam.detections import Detections
 
@@ -110,12 +110,12 @@ def rank_detections(
     for image in order:
         detected, matched = detections[image], matches[image]
         counted = np.flatnonzero(matched.true_positive | matched.false_positive)
-        counted = counted[np.argsort(-as_array(detected.scores)[counted].astype(np.float64), kind="stable")]
-        labels.append(as_array(detected.labels)[counted])
-        scores.append(as_array(detected.scores)[counted].astype(np.float64))
+        counted = counted[np.argsort(-to_array(detected.scores)[counted].astype(np.float64), kind="stable")]
+        labels.append(to_array(detected.labels)[counted])
+        scores.append(to_array(detected.scores)[counted].astype(np.float64))
         hits.append(matched.true_positive[counted])
         keys.append(np.stack([np.full_like(counted, image), counted], axis=1))
-        true_labels.append(as_array(ground_truths[image].labels)[~matched.ground_truth_ignored])
+        true_labels.append(to_array(ground_truths[image].labels)[~matched.ground_truth_ignored])
     if not order:
         return {}
     label, score, hit, key, true_label = (np.concatenate(part) for part in (labels, scores, hits, keys, true_labels))

@@ -29,7 +29,7 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from detcam.auditing.matching import Match, as_array, is_evaluated, match_greedily, order_by_score
+from detcam.auditing.matching import Match, is_evaluated, match_greedily, order_by_score, to_array
 from detcam.data.ground_truth import GroundTruth
 from detcam.detections import Detections
 
@@ -154,8 +154,8 @@ def find_errors(
         max_detections: maximum number of detections per image.
         labels: class indices to evaluate; None evaluates all.
     """
-    detected_labels, true_labels = as_array(detections.labels), as_array(ground_truth.labels)
-    crowd = as_array(ground_truth.crowd)
+    detected_labels, true_labels = to_array(detections.labels), to_array(ground_truth.labels)
+    crowd = to_array(ground_truth.crowd)
     objects = np.flatnonzero(~crowd)
     iou = matched.iou[:, objects]
     same_class = detected_labels[:, None] == true_labels[None, objects]

@@ -72,7 +72,7 @@ def overlaps(detections: Detections, ground_truth: GroundTruth, iou_type: IouTyp
     """
     if not len(detections) or not len(ground_truth):
         return np.zeros((len(detections), len(ground_truth)))
-    crowd = as_array(ground_truth.crowd).astype(np.uint8)
+    crowd = to_array(ground_truth.crowd).astype(np.uint8)
     if iou_type == "bbox":
         return np.ascontiguousarray(coco_masks.iou(boxes_xywh(detections), ground_truth.boxes_xywh, crowd))
     return np.ascontiguousarray(coco_masks.iou(_rles(detections, ground_truth), ground_truth.rles(), crowd))
@@ -105,15 +105,15 @@ def match(
         labels: class indices to evaluate; detections of other classes are dropped. None evaluates all.
     """
     iou = overlaps(detections, ground_truth, iou_type)
-    detected_labels, crowd = as_array(detections.labels), as_array(ground_truth.crowd)
+    detected_labels, crowd = to_array(detections.labels), to_array(ground_truth.crowd)
     order = order_by_score(detections)
     dropped = ~is_evaluated(detected_labels, labels)
     for label in np.unique(detected_labels):
         dropped[order[detected_labels[order] == label][max_detections:]] = True
     min_area, max_area = area_range or (0.0, np.inf)
-    areas = as_array(ground_truth.area)
+    areas = to_array(ground_truth.area)
     ground_truth_ignored = crowd | (areas < min_area) | (areas > max_area)
-    allowed = (iou >= min(iou_threshold, 1 - 1e-10)) & (detected_labels[:, None] == as_array(ground_truth.labels)[None])
+    allowed = (iou >= min(iou_threshold, 1 - 1e-10)) & (detected_labels[:, None] == to_array(ground_truth.labels)[None])
     counted = order[~dropped[order]]
     matched, matched_by = match_greedily(iou, allowed & ~ground_truth_ignored[None], counted, prefer_last=True)
     unmatched = counted[matched[counted] < 0]
@@ -163,7 +163,7 @@ def match_greedily(
     return matched, matched_by
 
 
-def as_array(tensor: Tensor) -> np.ndarray:
+def to_array(tensor: Tensor) -> np.ndarray:
     """Convert a tensor on any device to an array."""
     array: np.ndarray = tensor.detach().cpu().numpy()
     return array
@@ -176,12 +176,12 @@ def is_evaluated(labels: np.ndarray, evaluated: Sequence[int] | None) -> np.ndar
 
 def order_by_score(detections: Detections) -> np.ndarray:
     """(D,) int64, indices by decreasing score; equal scores keep their order."""
-    return np.argsort(-as_array(detections.scores).astype(np.float64), kind="stable")
+    return np.argsort(-to_array(detections.scores).astype(np.float64), kind="stable")
 
 
 def boxes_xywh(detections: Detections) -> np.ndarray:
     """(D, 4) float64, left, top, width, height, as in COCO results files."""
-    boxes = as_array(detections.boxes_xyxy).astype(np.float64)
+    boxes = to_array(detections.boxes_xyxy).astype(np.float64)
     return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
 
 
@@ -212,12 +212,12 @@ def _rles(detections: Detections, ground_truth: GroundTruth) -> list[dict[str, o
             f"expected masks of the image's size {ground_truth.image_size_hw}; got {tuple(detections.masks.shape[1:])}"
         )
     masks: list[dict[str, object]] = coco_masks.encode(
-        np.asfortranarray(as_array(detections.masks).astype(np.uint8).transpose(1, 2, 0))
+        np.asfortranarray(to_array(detections.masks).astype(np.uint8).transpose(1, 2, 0))
     )
     return masks
 
 
 def _areas(detections: Detections, iou_type: IouType) -> np.ndarray:
     if iou_type == "segm" and detections.masks is not None:
-        return as_array(detections.masks.flatten(1).sum(1)).astype(np.float64)
+        return to_array(detections.masks.flatten(1).sum(1)).astype(np.float64)
     return boxes_xywh(detections)[:, 2:].prod(1)

@@ -17,7 +17,7 @@ import numpy as np
 
 from detcam.auditing.average_precision import average_precision
 from detcam.auditing.errors import ERROR_TYPES, ErrorType, ImageErrors
-from detcam.auditing.matching import as_array
+from detcam.auditing.matching import to_array
 from detcam.data.ground_truth import GroundTruth
 from detcam.detections import Detections
 
@@ -65,14 +65,14 @@ def compute_delta_ap(
         detections: the detections of each image.
         ground_truths: the objects of each image.
     """
-    objects = _count(as_array(truth.labels)[~as_array(truth.crowd)] for truth in ground_truths)
+    objects = _count(to_array(truth.labels)[~to_array(truth.crowd)] for truth in ground_truths)
     unmatched = _count(
-        as_array(truth.labels)[image.unmatched_objects]
+        to_array(truth.labels)[image.unmatched_objects]
         for truth, image in zip(ground_truths, image_errors, strict=True)
     )
     ranked = _concatenate(
         [
-            _Entries(as_array(detected.labels)[image.ranked], _scores(detected)[image.ranked], image.hits)
+            _Entries(to_array(detected.labels)[image.ranked], _scores(detected)[image.ranked], image.hits)
             for detected, image in zip(detections, image_errors, strict=True)
         ]
     )
@@ -141,7 +141,7 @@ def _concatenate(parts: Sequence[_Entries]) -> _Entries:
 
 
 def _scores(detections: Detections) -> np.ndarray:
-    return as_array(detections.scores).astype(np.float64)
+    return to_array(detections.scores).astype(np.float64)
 
 
 def _count(labels: Iterable[np.ndarray]) -> dict[int, int]:

@@ -1,4 +1,4 @@
-"""What is to be seen in the photographs beside the repository: boxes drawn by hand for these tests."""
+"""Boxes of the reference photographs, drawn by hand for these tests."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ import torch
 
 from detcam.auditing import DetectionError, ErrorAnalysis, analyze_errors
 from detcam.detections import Detections
-from tests.auditing.made_up import BOX, RIGHT, found_of, make_up, truth_of
+from tests.auditing.random_data import BOX, RIGHT, make_detections, make_ground_truth, make_random_data
 
 
 def only(found: Detections, truth: Any, **options: Any) -> DetectionError:
@@ -20,18 +20,18 @@ def only(found: Detections, truth: Any, **options: Any) -> DetectionError:
 
 
 def test_classification_error() -> None:
-    case = only(found_of([[0, 0, 10, 8]], [2], [0.75]), truth_of([RIGHT, BOX], [2, 1])[1])
+    case = only(make_detections([[0, 0, 10, 8]], [2], [0.75]), make_ground_truth([RIGHT, BOX], [2, 1])[1])
     assert case == DetectionError(0, 1, "classification", 0, 0, None, 2, 0.75, 0.0, pytest.approx(0.8), True)
 
 
 def test_localization_error() -> None:
-    case = only(found_of([[0, 0, 10, 4]], [1], [0.5]), truth_of([BOX], [1]))
+    case = only(make_detections([[0, 0, 10, 4]], [1], [0.5]), make_ground_truth([BOX], [1]))
     assert case == DetectionError(0, 1, "localization", 0, 0, None, 1, 0.5, pytest.approx(0.4), 0.0, True)
 
 
 def test_both_error() -> None:
-    found = found_of([[0, 0, 10, 4]], [2], [0.5])
-    cases = list(analyze_errors([found], [truth_of([BOX], [1])]))
+    found = make_detections([[0, 0, 10, 4]], [2], [0.5])
+    cases = list(analyze_errors([found], [make_ground_truth([BOX], [1])]))
     assert [case.type for case in cases] == ["both", "missed"]
     assert (cases[0].ground_truth_index, cases[0].iou_same_class, cases[0].iou_other_class) == (
         0,
@@ -43,51 +43,54 @@ def test_both_error() -> None:
 
 
 def test_a_duplicate_refers_to_the_first_detection() -> None:
-    found = found_of([[0, 0, 10, 8], RIGHT, BOX], [1, 1, 1], [0.5, 0.7, 0.9])
-    case = only(found, truth_of([RIGHT, BOX], [1, 1]))
+    found = make_detections([[0, 0, 10, 8], RIGHT, BOX], [1, 1, 1], [0.5, 0.7, 0.9])
+    case = only(found, make_ground_truth([RIGHT, BOX], [1, 1]))
     assert (case.type, case.detection_index, case.ground_truth_index, case.duplicate_of) == ("duplicate", 0, 1, 2)
 
 
 def test_background_error_and_missed_object() -> None:
-    found = found_of([[30, 0, 40, 10]], [1], [0.5])
-    cases = list(analyze_errors([found], [truth_of([BOX], [1])]))
+    found = make_detections([[30, 0, 40, 10]], [1], [0.5])
+    cases = list(analyze_errors([found], [make_ground_truth([BOX], [1])]))
     assert [(case.type, case.detection_index, case.ground_truth_index) for case in cases] == [
         ("background", 0, None),
         ("missed", None, 0),
     ]
-    assert only(found, truth_of([], [])).type == "background"
-    assert only(found_of([], [], []), truth_of([BOX], [1])).type == "missed"
-    grazing = analyze_errors([found_of([[9, 0, 19, 10]], [2], [0.5])], [truth_of([BOX], [1])])[0]
+    assert only(found, make_ground_truth([], [])).type == "background"
+    assert only(make_detections([], [], []), make_ground_truth([BOX], [1])).type == "missed"
+    grazing = analyze_errors([make_detections([[9, 0, 19, 10]], [2], [0.5])], [make_ground_truth([BOX], [1])])[0]
     assert (grazing.type, grazing.ground_truth_index) == ("background", 0)
 
 
 def test_thresholds() -> None:
-    found, truth = found_of([[0, 0, 10, 4]], [1], [0.5]), truth_of([BOX], [1])
+    found, truth = make_detections([[0, 0, 10, 4]], [1], [0.5]), make_ground_truth([BOX], [1])
     assert len(analyze_errors([found], [truth], iou_threshold=0.3)) == 0
     cases = analyze_errors([found], [truth], background_threshold=0.45)
     assert [case.type for case in cases] == ["background", "missed"]
 
 
 def test_detections_in_crowd_regions_are_errors_but_not_false_positives() -> None:
-    truth = truth_of([[0, 0, 40, 20]], [1], crowd=[True])
-    analysis = analyze_errors([found_of([BOX, [0, 30, 10, 40]], [1, 1], [0.9, 0.8])], [truth])
+    truth = make_ground_truth([[0, 0, 40, 20]], [1], crowd=[True])
+    analysis = analyze_errors([make_detections([BOX, [0, 30, 10, 40]], [1, 1], [0.9, 0.8])], [truth])
     assert [(case.type, case.is_false_positive) for case in analysis] == [("background", False), ("background", True)]
     assert analysis.indices(false_positives_only=True) == [1]
     assert np.isnan(analysis.average_precision)
 
 
 def test_coco_and_tide_differ_for_equal_ious() -> None:
-    truth = truth_of([BOX, [4, 0, 14, 10]], [1, 1])
-    analysis = analyze_errors([found_of([[2, 0, 12, 10], BOX], [1, 1], [0.9, 0.8])], [truth])
+    truth = make_ground_truth([BOX, [4, 0, 14, 10]], [1, 1])
+    analysis = analyze_errors([make_detections([[2, 0, 12, 10], BOX], [1, 1], [0.9, 0.8])], [truth])
     assert analysis.average_precision == 1
     assert [(case.type, case.is_false_positive) for case in analysis] == [("duplicate", False), ("missed", False)]
     assert analysis.delta_ap.average_precision == pytest.approx(51 / 101)
 
 
 def two_images() -> ErrorAnalysis:
-    first = found_of([BOX, [0, 0, 10, 9], [30, 0, 40, 10]], [1, 1, 2], [0.9, 0.6, 0.7])
-    second = found_of([RIGHT, BOX, RIGHT], [1, 2, 3], [0.8, 0.5, 0.95])
-    truths = [truth_of([BOX, RIGHT], [1, 1]), replace(truth_of([BOX, [0, 20, 5, 25]], [2, 1]), image_id=2)]
+    first = make_detections([BOX, [0, 0, 10, 9], [30, 0, 40, 10]], [1, 1, 2], [0.9, 0.6, 0.7])
+    second = make_detections([RIGHT, BOX, RIGHT], [1, 2, 3], [0.8, 0.5, 0.95])
+    truths = [
+        make_ground_truth([BOX, RIGHT], [1, 1]),
+        replace(make_ground_truth([BOX, [0, 20, 5, 25]], [2, 1]), image_id=2),
+    ]
     return analyze_errors([first, second], truths)
 
 
@@ -132,7 +135,7 @@ def test_class_summary() -> None:
 
 
 def test_delta_ap_of_each_error(tmp_path: Any) -> None:
-    made = make_up(tmp_path, 3, detected=5)
+    made = make_random_data(tmp_path, 3, detected=5)
     analysis = analyze_errors(made.detections, made.annotations)
     lost = analysis.delta_ap_by_error
     assert len(lost) == len(analysis) and (lost > 1e-3).sum() > 5
@@ -142,16 +145,16 @@ def test_delta_ap_of_each_error(tmp_path: Any) -> None:
 
 
 def test_only_classes_of_the_file_are_evaluated() -> None:
-    found = found_of([RIGHT, BOX, RIGHT], [7, 1, 1], [0.9, 0.8, 0.7])
-    analysis = analyze_errors([found], [truth_of([BOX], [1])], labels=[1])
+    found = make_detections([RIGHT, BOX, RIGHT], [7, 1, 1], [0.9, 0.8, 0.7])
+    analysis = analyze_errors([found], [make_ground_truth([BOX], [1])], labels=[1])
     assert [(case.type, case.detection_index) for case in analysis] == [("background", 2)]
     assert (analysis.outside, analysis.dropped) == (1, 0)
     assert analysis.delta_ap.average_precision == analysis.average_precision == 1
-    assert analyze_errors([found], [truth_of([BOX], [1])], labels=[1], max_detections=1).dropped == 1
+    assert analyze_errors([found], [make_ground_truth([BOX], [1])], labels=[1], max_detections=1).dropped == 1
 
 
 def test_labels_may_start_at_0_or_1(tmp_path: Any) -> None:
-    made = make_up(tmp_path, 5)
+    made = make_random_data(tmp_path, 5)
     lower = [replace(found, labels=found.labels - 1) for found in made.detections]
     from_zero = made.annotations.for_classes([f"thing {i}" for i in range(1, 5)])
     first, second = analyze_errors(made.detections, made.annotations), analyze_errors(lower, from_zero)
@@ -160,11 +163,11 @@ def test_labels_may_start_at_0_or_1(tmp_path: Any) -> None:
 
 
 def test_invalid_arguments_are_refused() -> None:
-    found, truth = found_of([BOX], [1], [0.9]), truth_of([BOX], [1])
+    found, truth = make_detections([BOX], [1], [0.9]), make_ground_truth([BOX], [1])
     with pytest.raises(ValueError, match="one Detections for each of the 2 images; got 1"):
         analyze_errors([found], [truth, truth])
     with pytest.raises(ValueError, match=r"a\.png\) has size \(30, 40\) .* image of size \(40, 40\)"):
-        analyze_errors([found], [truth_of([BOX], [1], size_hw=(30, 40))])
+        analyze_errors([found], [make_ground_truth([BOX], [1], size_hw=(30, 40))])
     with pytest.raises(ValueError, match="background_threshold < iou_threshold"):
         analyze_errors([found], [truth], iou_threshold=0.1)
     with pytest.raises(ValueError, match='"bbox" or "segm"; got'):
@@ -179,13 +182,13 @@ def test_invalid_arguments_are_refused() -> None:
 def test_no_images_and_no_detections() -> None:
     nothing = analyze_errors([], [])
     assert len(nothing) == 0 and np.isnan(nothing.average_precision) and np.isnan(nothing.delta_ap.average_precision)
-    empty = analyze_errors([found_of([], [], [])], [truth_of([BOX], [1])])
+    empty = analyze_errors([make_detections([], [], [])], [make_ground_truth([BOX], [1])])
     assert (empty.average_precision, empty.counts()["missed"], empty.classes[1].missed) == (0, 1, 1)
     assert np.isnan(empty.delta_ap.by_type["missed"]) and empty.delta_ap.by_type["background"] == 0
     assert empty.delta_ap_by_error.tolist() == [0] and np.isnan(empty.average_precision_without([0]))
 
 
 def test_detections_on_any_device_and_with_gradient() -> None:
-    found = found_of([BOX], [1], [0.9])
+    found = make_detections([BOX], [1], [0.9])
     found = replace(found, boxes_xyxy=found.boxes_xyxy.requires_grad_(), scores=torch.tensor([0.9]).requires_grad_())
-    assert analyze_errors([found], [truth_of([BOX], [1])]).average_precision == 1
+    assert analyze_errors([found], [make_ground_truth([BOX], [1])]).average_precision == 1

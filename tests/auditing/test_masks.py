@@ -49,9 +49,9 @@ def test_errors_by_mask_iou(adapter: Adapter, tmp_path: Path) -> None:
     found = adapter.predict(image)[0]
     assert found.masks is not None
     masks = found.masks.numpy()
-    told = [row for row in range(len(found)) if masks[row].sum() > 20][:4]
+    annotated = [row for row in range(len(found)) if masks[row].sum() > 20][:4]
     annotations = []
-    for number, row in enumerate(told):
+    for number, row in enumerate(annotated):
         code = coco_mask.encode(np.asfortranarray(masks[row].astype(np.uint8)))
         entry: dict[str, Any] = {"id": number + 1, "image_id": 1, "category_id": int(found.labels[row]), "iscrowd": 0}
         # The mask is the detector's own; the box beside it is somewhere else, and must not matter.
@@ -66,10 +66,10 @@ def test_errors_by_mask_iou(adapter: Adapter, tmp_path: Path) -> None:
     audit = detcam.audit(adapter, tmp_path / "images", path, out=tmp_path / "report", iou_type="segm", **options)
     before.check()
     wrong = {error.detection_index for error in audit.analysis.errors if error.is_false_positive}
-    assert wrong == set(range(len(found))) - set(told) and wrong
+    assert wrong == set(range(len(found))) - set(annotated) and wrong
     assert not any(case.type == "missed" for case in audit.cases)
     boxes = detcam.audit(adapter, tmp_path / "images", path, **{**options, "explain": 0})
-    assert sum(case.type == "missed" for case in boxes.cases) == len(told)
+    assert sum(case.type == "missed" for case in boxes.cases) == len(annotated)
     assert audit.analysis.average_precision > 0.2 > boxes.analysis.average_precision
     assert len(audit.explained) == min(2, len(wrong)) and all(case.trials for case in audit.explained)
     assert (tmp_path / "report" / "index.html").is_file()

@@ -8,12 +8,12 @@ import torch
 
 from detcam.auditing import average_precision, match, overlaps
 from detcam.auditing.average_precision import Ranking
-from tests.auditing.made_up import BOX, RIGHT, found_of, truth_of
+from tests.auditing.random_data import BOX, RIGHT, make_detections, make_ground_truth
 
 
 def test_the_highest_score_of_the_class_is_matched() -> None:
-    found = found_of([BOX, [0, 0, 10, 9], BOX, RIGHT], [1, 1, 2, 2], [0.5, 0.9, 0.8, 0.1])
-    matched = match(found, truth_of([BOX, RIGHT], [1, 2]))
+    found = make_detections([BOX, [0, 0, 10, 9], BOX, RIGHT], [1, 1, 2, 2], [0.5, 0.9, 0.8, 0.1])
+    matched = match(found, make_ground_truth([BOX, RIGHT], [1, 2]))
     assert matched.ground_truth_index.tolist() == [-1, 0, -1, 1]
     assert matched.detection_index.tolist() == [1, 3]
     assert matched.true_positive.tolist() == [False, True, False, True]
@@ -23,16 +23,16 @@ def test_the_highest_score_of_the_class_is_matched() -> None:
 
 
 def test_an_iou_equal_to_the_threshold_matches() -> None:
-    truth = truth_of([BOX], [1])
-    half = found_of([[0, 0, 10, 5]], [1], [0.9])
+    truth = make_ground_truth([BOX], [1])
+    half = make_detections([[0, 0, 10, 5]], [1], [0.9])
     assert match(half, truth).ground_truth_index.tolist() == [0]
     assert match(half, truth, iou_threshold=0.51).missed.tolist() == [True]
-    assert match(found_of([BOX], [1], [0.9]), truth, iou_threshold=1.0).ground_truth_index.tolist() == [0]
+    assert match(make_detections([BOX], [1], [0.9]), truth, iou_threshold=1.0).ground_truth_index.tolist() == [0]
 
 
 def test_crowd_regions_ignore_detections() -> None:
-    truth = truth_of([BOX, [0, 0, 40, 20]], [1, 1], crowd=[False, True])
-    found = found_of([BOX, [11, 0, 15, 10], [30, 15, 34, 25], [30, 16, 34, 26]], [1] * 4, [0.9, 0.8, 0.7, 0.6])
+    truth = make_ground_truth([BOX, [0, 0, 40, 20]], [1, 1], crowd=[False, True])
+    found = make_detections([BOX, [11, 0, 15, 10], [30, 15, 34, 25], [30, 16, 34, 26]], [1] * 4, [0.9, 0.8, 0.7, 0.6])
     matched = match(found, truth)
     np.testing.assert_allclose(matched.iou[:, 1], [1, 1, 0.5, 0.4])
     assert matched.ignored.tolist() == [False, True, True, False]
@@ -40,19 +40,19 @@ def test_crowd_regions_ignore_detections() -> None:
     assert matched.false_positive.tolist() == [False, False, False, True]
     assert matched.ground_truth_index.tolist() == [0, 1, 1, -1] and matched.detection_index.tolist() == [0, -1]
     assert matched.missed.tolist() == [False, False]
-    other = match(found_of([[11, 0, 15, 10]], [2], [0.9]), truth)
+    other = match(make_detections([[11, 0, 15, 10]], [2], [0.9]), truth)
     assert other.false_positive.all() and other.missed.tolist() == [True, False]
 
 
 def test_the_last_of_objects_with_equal_iou_is_matched() -> None:
-    truth = truth_of([BOX, [4, 0, 14, 10]], [1, 1])
-    matched = match(found_of([[2, 0, 12, 10], BOX], [1, 1], [0.9, 0.8]), truth)
+    truth = make_ground_truth([BOX, [4, 0, 14, 10]], [1, 1])
+    matched = match(make_detections([[2, 0, 12, 10], BOX], [1, 1], [0.9, 0.8]), truth)
     assert matched.ground_truth_index.tolist() == [1, 0]
 
 
 def test_areas_outside_the_range_are_ignored() -> None:
-    truth = truth_of([BOX, [20, 20, 22, 22]], [1, 1])
-    found = found_of([BOX, [20, 20, 22, 22], [30, 30, 31, 31], [30, 0, 40, 10]], [1] * 4, [0.9, 0.8, 0.7, 0.6])
+    truth = make_ground_truth([BOX, [20, 20, 22, 22]], [1, 1])
+    found = make_detections([BOX, [20, 20, 22, 22], [30, 30, 31, 31], [30, 0, 40, 10]], [1] * 4, [0.9, 0.8, 0.7, 0.6])
     matched = match(found, truth, area_range=(50, 1000))
     assert matched.ground_truth_ignored.tolist() == [False, True]
     assert matched.ignored.tolist() == [False, True, True, False]
@@ -61,34 +61,34 @@ def test_areas_outside_the_range_are_ignored() -> None:
 
 
 def test_dropped_detections() -> None:
-    found = found_of([BOX, BOX, BOX, RIGHT], [1, 1, 2, 1], [0.1, 0.9, 0.05, 0.5])
-    matched = match(found, truth_of([BOX, RIGHT], [1, 1]), max_detections=2)
+    found = make_detections([BOX, BOX, BOX, RIGHT], [1, 1, 2, 1], [0.1, 0.9, 0.05, 0.5])
+    matched = match(found, make_ground_truth([BOX, RIGHT], [1, 1]), max_detections=2)
     assert matched.dropped.tolist() == [True, False, False, False]
     assert matched.false_positive.tolist() == [False, False, True, False]
-    matched = match(found, truth_of([BOX, RIGHT], [1, 1]), labels=[1])
+    matched = match(found, make_ground_truth([BOX, RIGHT], [1, 1]), labels=[1])
     assert matched.dropped.tolist() == [False, False, True, False]
     assert matched.false_positive.tolist() == [True, False, False, False]
 
 
 def test_no_detections_and_no_objects() -> None:
-    empty = found_of([], [], [])
-    matched = match(empty, truth_of([BOX], [1]))
+    empty = make_detections([], [], [])
+    matched = match(empty, make_ground_truth([BOX], [1]))
     assert matched.missed.tolist() == [True] and matched.iou.shape == (0, 1)
-    matched = match(found_of([BOX], [1], [0.9]), truth_of([], []))
+    matched = match(make_detections([BOX], [1], [0.9]), make_ground_truth([], []))
     assert matched.false_positive.tolist() == [True] and matched.iou.shape == (1, 0)
-    assert len(match(empty, truth_of([], [])).ground_truth_index) == 0
+    assert len(match(empty, make_ground_truth([], [])).ground_truth_index) == 0
 
 
 def test_mask_iou() -> None:
     masks = torch.zeros(1, 40, 40)
     masks[0, 0:10, 0:5] = 1
-    truth = truth_of([BOX], [1])
-    assert overlaps(found_of([BOX], [1], [0.9]), truth).tolist() == [[1.0]]
-    assert overlaps(found_of([BOX], [1], [0.9], masks=masks), truth, "segm").tolist() == [[0.5]]
+    truth = make_ground_truth([BOX], [1])
+    assert overlaps(make_detections([BOX], [1], [0.9]), truth).tolist() == [[1.0]]
+    assert overlaps(make_detections([BOX], [1], [0.9], masks=masks), truth, "segm").tolist() == [[0.5]]
     with pytest.raises(ValueError, match="no masks"):
-        overlaps(found_of([BOX], [1], [0.9]), truth, "segm")
+        overlaps(make_detections([BOX], [1], [0.9]), truth, "segm")
     with pytest.raises(ValueError, match=r"of the image's size \(40, 40\); got \(20, 40\)"):
-        overlaps(found_of([BOX], [1], [0.9], masks=masks[:, :20]), truth, "segm")
+        overlaps(make_detections([BOX], [1], [0.9], masks=masks[:, :20]), truth, "segm")
 
 
 def test_average_precision_by_hand() -> None:

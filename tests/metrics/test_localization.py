@@ -23,7 +23,7 @@ from detcam.metrics.localization import (
     PointingGame,
 )
 from detcam.metrics.target_regions import TargetRegions, bounding_box, ground_truth_regions
-from tests.auditing.made_up import BOX, RIGHT, found_of, truth_of
+from tests.auditing.random_data import BOX, RIGHT, make_detections, make_ground_truth
 
 ALL = (PointingGame, EnergyPointingGame, HeatmapIoU, ObjectDiscrimination, Compactness)
 
@@ -185,7 +185,7 @@ def test_heat_on_crowds_is_left_out(metric: type[LocalizationMetric], expected: 
 
 
 def test_regions_of_annotations() -> None:
-    truth = truth_of([BOX, RIGHT, [5, 5, 15, 15], [0, 30, 40, 40]], [1, 2, 1, 1], crowd=[False] * 3 + [True])
+    truth = make_ground_truth([BOX, RIGHT, [5, 5, 15, 15], [0, 30, 40, 40]], [1, 2, 1, 1], crowd=[False] * 3 + [True])
     found = ground_truth_regions(truth, [0, None, 2, -1])
     assert found.objects.flatten(1).sum(1).tolist() == [100, 0, 100, 0]
     assert found.other_objects.flatten(1).sum(1).tolist() == [200, 0, 200, 0]
@@ -200,8 +200,8 @@ def test_regions_of_annotations() -> None:
 
 
 def test_false_positives_of_a_matching_have_no_value() -> None:
-    truth = truth_of([BOX], [1])
-    matched = match(found_of([BOX, RIGHT], [1, 1], [0.9, 0.8]), truth)
+    truth = make_ground_truth([BOX], [1])
+    matched = match(make_detections([BOX, RIGHT], [1, 1], [0.9, 0.8]), truth)
     heat = torch.zeros(2, 40, 40)
     heat[:, 25, 25] = 1
     with pytest.warns(MetricWarning, match="1 of 2"):
@@ -241,7 +241,7 @@ WRONG: list[tuple[Callable[[], Any], str]] = [
     (lambda: localize([torch.zeros(1, 4, 6)], [torch.zeros(1, 3, 6)]), r"heatmaps of shape \(N, 4, 6\)"),
     (lambda: PointingGame(-1), "0 or more; got -1"),
     (lambda: EnergyPointingGame("circle"), '"mask" or "box"; got'),  # type: ignore[arg-type]
-    (lambda: ground_truth_regions(truth_of([], []), [], shape="circle"), '"mask" or "box"; got'),  # type: ignore[arg-type]
+    (lambda: ground_truth_regions(make_ground_truth([], []), [], shape="circle"), '"mask" or "box"; got'),  # type: ignore[arg-type]
 ]
 
 
@@ -254,7 +254,7 @@ def test_wrong_input_is_named(call: Callable[[], Any], message: str) -> None:
 def test_nothing_explained() -> None:
     nothing = HeatmapIoU().measure(None, None, None, [torch.zeros(0, 4, 6)], truth=[torch.zeros(0, 4, 6)])
     assert nothing.shape == (0,) and nothing.dtype == torch.float64
-    assert ground_truth_regions(truth_of([], []), []).objects.shape == (0, 40, 40)
+    assert ground_truth_regions(make_ground_truth([], []), []).objects.shape == (0, 40, 40)
 
 
 def test_a_crowd_as_hot_as_the_object_does_not_count_as_a_miss() -> None:

@@ -23,7 +23,7 @@ from detcam.auditing.average_precision import mean_average_precision, rank_detec
 from detcam.auditing.matching import match
 from detcam.data.annotations import Annotations
 from detcam.detections import Detections
-from tests.auditing.made_up import detections_of, make_up, polygon, results, write
+from tests.auditing.random_data import detections_of_size, make_random_data, polygon, results, write
 
 pytestmark = pytest.mark.peers
 
@@ -78,7 +78,7 @@ def check_against_tide(analysis: ErrorAnalysis, truth_file: Path, results_file: 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("seed", range(4))
 def test_errors_and_their_costs_equal_tides(tmp_path: Path, kind: str, seed: int) -> None:
-    made = make_up(tmp_path, seed, **KINDS[kind])
+    made = make_random_data(tmp_path, seed, **KINDS[kind])
     analysis = analyze_errors(made.detections, made.annotations)
     run = check_against_tide(analysis, made.truth_file, made.results_file)
     entries = json.loads(made.results_file.read_text())
@@ -104,7 +104,7 @@ def test_errors_and_their_costs_equal_tides(tmp_path: Path, kind: str, seed: int
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("seed", range(4))
 def test_average_precision_equals_pycocotools(tmp_path: Path, kind: str, seed: int) -> None:
-    made = make_up(tmp_path, seed, **KINDS[kind])
+    made = make_random_data(tmp_path, seed, **KINDS[kind])
     entries = json.loads(made.results_file.read_text())
     analysis = analyze_errors(made.detections, made.annotations)
     assert analysis.average_precision == pytest.approx(coco_average_precision(made.truth_file, entries), abs=1e-12)
@@ -112,7 +112,7 @@ def test_average_precision_equals_pycocotools(tmp_path: Path, kind: str, seed: i
 
 @pytest.mark.parametrize("seed", range(4))
 def test_average_precision_by_area_equals_pycocotools(tmp_path: Path, seed: int, monkeypatch: Any) -> None:
-    made = make_up(tmp_path, seed, ties=seed % 2 == 1)
+    made = make_random_data(tmp_path, seed, ties=seed % 2 == 1)
     entries = json.loads(made.results_file.read_text())
     ranges = [(0.0, 200.0), (200.0, 450.0), (450.0, 1e10)]
     monkeypatch.setattr(
@@ -142,7 +142,7 @@ def _with_areas(ranges: list[tuple[float, float]]) -> Any:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_average_precision_without_cases_equals_pycocotools_on_what_is_left(tmp_path: Path, seed: int) -> None:
-    made = make_up(tmp_path, seed, ties=seed == 2)
+    made = make_random_data(tmp_path, seed, ties=seed == 2)
     analysis = analyze_errors(made.detections, made.annotations)
     images = [{"id": image.image_id} for image in made.annotations]
     random = np.random.default_rng(seed)
@@ -161,7 +161,7 @@ def test_average_precision_without_cases_equals_pycocotools_on_what_is_left(tmp_
 def test_masks_equal_tides_and_pycocotools(tmp_path: Path, seed: int) -> None:
     from pycocotools import mask as coco_masks
 
-    made = make_up(tmp_path, seed)
+    made = make_random_data(tmp_path, seed)
     entries = json.loads(made.results_file.read_text())
     found, start = [], 0
     for one in made.detections:
@@ -193,7 +193,7 @@ def test_equal_overlaps_part_coco_and_tide(tmp_path: Path) -> None:
         {"id": i, "image_id": 1, "category_id": 1, "bbox": box, "segmentation": polygon(box), "area": 100, "iscrowd": 0}
         for i, box in enumerate(boxes, start=1)
     ]
-    found = [detections_of([[2, 0, 12, 10], [0, 0, 10, 10]], [1, 1], [0.9, 0.8], (40, 40))]
+    found = [detections_of_size([[2, 0, 12, 10], [0, 0, 10, 10]], [1, 1], [0.9, 0.8], (40, 40))]
     made = write(tmp_path, images, truths, 1, found)
     analysis = analyze_errors(found, made.annotations)
     check_against_tide(analysis, made.truth_file, made.results_file)

@@ -17,7 +17,7 @@ from detcam.auditing.case import AuditCase
 from detcam.auditing.report import ReportSummary
 from detcam.auditing.sentences import rests_outside
 from detcam.data.annotations import Annotations
-from tests.auditing.made_up import make_up
+from tests.auditing.random_data import make_random_data
 from tests.auditing.report.made_up import make_images, summary_of, write
 
 DOCUMENT = Path(__file__).resolve().parents[3] / "docs" / "audit-json.md"
@@ -94,7 +94,7 @@ def test_nan_and_infinity_become_null(tmp_path: Path) -> None:
 
 
 def test_summary_of_an_error_analysis(tmp_path: Path) -> None:
-    made = make_up(tmp_path, 3, detected=6)
+    made = make_random_data(tmp_path, 3, detected=6)
     annotations: Annotations = made.annotations
     analysis = analyze_errors(made.detections, annotations)
     summary = ReportSummary.from_analysis(

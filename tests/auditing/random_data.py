@@ -1,4 +1,4 @@
-"""Annotations and detections made up at random, as files and as objects: crowds, ties, near misses, doubles."""
+"""Random annotations and detections, as files and as objects: crowd regions, ties, near misses, duplicates."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ BOX, RIGHT = [0, 0, 10, 10], [20, 20, 30, 30]
 
 
 @dataclass(frozen=True)
-class MadeUp:
-    """A COCO file, a results file, and the same for detcam."""
+class RandomData:
+    """A COCO annotation file, a results file, and the same as objects."""
 
     truth_file: Path
     results_file: Path
@@ -29,7 +29,7 @@ class MadeUp:
     detections: list[Detections]
 
 
-def detections_of(
+def detections_of_size(
     boxes: Any, labels: Any, scores: Any, size_hw: tuple[int, int] = (HEIGHT, WIDTH), masks: Any = None
 ) -> Detections:
     boxes = torch.as_tensor(boxes, dtype=torch.float32).reshape(-1, 4)
@@ -50,8 +50,8 @@ def polygon(box_xywh: Any) -> list[list[float]]:
 
 def write(
     folder: Path, images: list[Any], annotations: list[Any], classes: int, detections: list[Detections]
-) -> MadeUp:
-    """Write both files; images are blank."""
+) -> RandomData:
+    """Write both files and blank images."""
     for image in images:
         if not (folder / image["file_name"]).exists():
             Image.new("L", (image["width"], image["height"])).save(folder / image["file_name"])
@@ -62,11 +62,11 @@ def write(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         read = Annotations.load(truth_file, folder).for_classes({i: f"Thing {i}" for i in range(1, classes + 1)})
-    return MadeUp(truth_file, results_file, read, detections)
+    return RandomData(truth_file, results_file, read, detections)
 
 
 def results(images: list[Any], detections: list[Detections], offset: int = 0) -> list[dict[str, Any]]:
-    """A COCO results file's entries; category ids are labels plus an offset."""
+    """The entries of a COCO results file; category ids are labels plus an offset."""
     entries = []
     for image, found in zip(images, detections, strict=True):
         boxes = found.boxes_xyxy.double()
@@ -77,32 +77,32 @@ def results(images: list[Any], detections: list[Detections], offset: int = 0) ->
     return entries
 
 
-def make_up(
+def make_random_data(
     folder: Path,
     seed: int,
     *,
-    image_list: int = 10,
+    image_count: int = 10,
     classes: int = 4,
     detected: int | None = None,
     crowd: float = 0.15,
     ties: bool = False,
     many: int = 0,
-) -> MadeUp:
-    """Random objects, and detections near them, beside them, of them under a wrong name, twice, and of nothing.
+) -> RandomData:
+    """Generate random objects, and correct, misplaced, misclassified, duplicate and background detections.
 
     Args:
-        folder: where files go.
-        seed: of everything.
-        images: how many.
-        classes: how many the file has.
-        detected: how many the model has, those beyond the file's without any object.
+        folder: folder of the files.
+        seed: seed of the generator.
+        image_count: number of images.
+        classes: number of classes of the file.
+        detected: number of classes of the model; those beyond the file have no objects.
         crowd: share of crowd regions.
-        ties: whole coordinates, and scores in steps of 0.1.
-        many: so many further detections of nothing in the first image.
+        ties: whether coordinates are integers and scores multiples of 0.1.
+        many: number of further background detections in the first image.
     """
     random = np.random.default_rng(seed)
     images, annotations, found = [], [], []
-    for number in range(image_list):
+    for number in range(image_count):
         images.append({"id": number + 1, "file_name": f"{number}.png", "height": HEIGHT, "width": WIDTH})
         boxes, labels = [], []
         for _ in range(int(random.integers(0, 7))):
@@ -133,12 +133,14 @@ def make_up(
             labels.append(int(random.integers(1, (detected or classes) + 1)))
         scores = random.uniform(0.05, 1, len(boxes))
         stack = np.stack(boxes) if boxes else np.zeros((0, 4))
-        found.append(detections_of(stack.round() if ties else stack, labels, scores.round(1) if ties else scores))
+        found.append(detections_of_size(stack.round() if ties else stack, labels, scores.round(1) if ties else scores))
     return write(folder, images, annotations, classes, found)
 
 
-def truth_of(boxes: Any, labels: Any, *, crowd: Any = None, size_hw: tuple[int, int] = (40, 40)) -> GroundTruth:
-    """Objects in an image that is on no disk."""
+def make_ground_truth(
+    boxes: Any, labels: Any, *, crowd: Any = None, size_hw: tuple[int, int] = (40, 40)
+) -> GroundTruth:
+    """Create the objects of an image without a file."""
     boxes = torch.as_tensor(boxes, dtype=torch.float32).reshape(-1, 4)
     xywh = boxes.double().numpy().copy()
     xywh[:, 2:] -= xywh[:, :2]
@@ -159,6 +161,6 @@ def truth_of(boxes: Any, labels: Any, *, crowd: Any = None, size_hw: tuple[int, 
     )
 
 
-def found_of(boxes: Any, labels: Any, scores: Any, **options: Any) -> Detections:
-    """Detections in such an image."""
-    return detections_of(boxes, labels, scores, (40, 40), **options)
+def make_detections(boxes: Any, labels: Any, scores: Any, **options: Any) -> Detections:
+    """Create the detections of such an image."""
+    return detections_of_size(boxes, labels, scores, (40, 40), **options)
