@@ -66,6 +66,7 @@ if TYPE_CHECKING:
     from detcam.methods.drise import drise
     from detcam.methods.guided_backprop import GuidedBackpropReLUModel, guided_backprop
     from detcam.methods.sobel import sobel_cam
+    from detcam.metrics import register_metric
     from detcam.metrics.base import Metric
     from detcam.outputs import DetectionTarget, DetectorOutput, SegmenterOutput
     from detcam.utils.version import __version__
@@ -105,6 +106,7 @@ _MODULES = {
     "guided_backprop": "detcam.methods.guided_backprop",
     "preprocess_image": "detcam.visualize.overlay",
     "register_method": "detcam.methods",
+    "register_metric": "detcam.metrics",
     "show_cam_on_image": "detcam.visualize.overlay",
     "show_factorization_on_image": "detcam.visualize.concepts",
     "sobel_cam": "detcam.methods.sobel",
@@ -215,6 +217,7 @@ __all__ = [
     "guided_backprop",
     "preprocess_image",
     "register_method",
+    "register_metric",
     "show_cam_on_image",
     "show_factorization_on_image",
     "sobel_cam",
