@@ -103,7 +103,7 @@ class ClassificationAdapter(FixedSizeAdapter):
             got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise TypeError(
                 f"expected logits of shape ({len(batch.inputs)}, C) from {type(self.model).__name__}; got "
-                f"{got}. For a detector or segmenter of your own use detcam.adapters.detector(model, decode=...) or "
+                f"{got}. For another kind of model use detcam.adapters.detector(model, decode=...) or "
                 "segmenter(...)"
             )
         return list(logits)

@@ -203,8 +203,8 @@ class CustomOutput(DetectorOutput):
     def _row(self, target: DetectionTarget) -> int:
         if target.source is not None and 0 <= target.source.anchor < len(self.boxes):
             return target.source.anchor
-        wanted = self.geometry.boxes_to_input(self.boxes.new_tensor(target.box_xyxy))
-        return best_fit(self.boxes, self.scores[:, target.label], wanted)
+        target_xyxy = self.geometry.boxes_to_input(self.boxes.new_tensor(target.box_xyxy))
+        return best_fit(self.boxes, self.scores[:, target.label], target_xyxy)
 
     def candidates(self, targets: Sequence[DetectionTarget]) -> Candidates:
         rows = torch.tensor([self._row(target) for target in targets], device=self.boxes.device)

@@ -217,8 +217,8 @@ class DenseOutput(DetectorOutput):
         def scalars(regions: Tensor, part: slice) -> list[Tensor]:
             predictions = self.adapter.run_head(level, regions, boxes=boxes)
             each = torch.arange(len(regions), device=regions.device)
-            picked = {name: value[each, rows[part]] for name, value in predictions.items()}
-            candidates = self._read(picked, self.raw.anchors[level][index[part]])
+            selected = {name: value[each, rows[part]] for name, value in predictions.items()}
+            candidates = self._read(selected, self.raw.anchors[level][index[part]])
             return [target.value(candidates, row) for row, target in enumerate(targets[part])]
 
         return scores_of_regions(windows, scalars)
@@ -227,11 +227,11 @@ class DenseOutput(DetectorOutput):
         """Predictions at given anchors of a level, from the head on the level's whole map."""
         index = torch.tensor(flat, device=self.raw.levels[level].device)
         if self.raw.live is not None:
-            picked = {name: value[self.index, index] for name, value in self.raw.live[level].items()}
+            selected = {name: value[self.index, index] for name, value in self.raw.live[level].items()}
         else:
             predictions = self.adapter.run_head(level, self.raw.features[level][self.index], boxes=boxes)
-            picked = {name: value[0, index] for name, value in predictions.items()}
-        return self._read(picked, self.raw.anchors[level][index])
+            selected = {name: value[0, index] for name, value in predictions.items()}
+        return self._read(selected, self.raw.anchors[level][index])
 
     def _read(self, predictions: HeadOutput, anchors: Tensor) -> Candidates:
         adapter = self.adapter

@@ -99,7 +99,7 @@ class EmbeddingAdapter(FixedSizeAdapter):
 
     def detections(self, outputs: Sequence[Tensor], batch: Batch) -> list[Detections]:
         raise ValueError(
-            "an embedding has no classes of its own: pass targets=, e.g. "
+            "an embedding has no classes: pass targets=, e.g. "
             "[SimilarityToConceptTarget(embed(adapter, images_of_the_concept))] for each image"
         )
 

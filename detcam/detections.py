@@ -183,7 +183,9 @@ def label_index(names: Mapping[int, str], label: int | str) -> int:
     if wanted.isdecimal():
         return int(wanted)
     if not names:
-        raise ValueError(f"the model has no class names; give {label!r} as an index, or pass names=")
+        raise ValueError(
+            f"the model has no class names; give {label!r} as an index, or pass class names (names=, --names)"
+        )
     close = [plain[match] for match in difflib.get_close_matches(wanted, plain, n=3, cutoff=0.5)]
     known = [*indices][::-1]
     listed = f"its classes are {', '.join(known[:8])}{', ...' if len(known) > 8 else ''}"

@@ -48,7 +48,7 @@ def read_coco(path: Path, images_dir: Path) -> CocoContent:
     images = tuple(_ground_truth(entry, rows[image_id], categories) for image_id, entry in image_list.items())
     for image in images:
         if not len(image):
-            message = f"{image.file_name} has no true objects: whatever is found there counts as wrong"
+            message = f"{image.file_name} has no annotated objects: every detection in it counts as an error"
             issues.append(DataIssue("empty ground truth", message, image.image_id))
     return images, categories, DataIssues(issues)
 

@@ -1,1 +1,1 @@
-"""Models by name or checkpoint."""
+"""Loading of models by name or from checkpoints."""

@@ -1,4 +1,4 @@
-"""Models by name from the libraries that publish them: torchvision, timm, segmentation-models-pytorch, ultralytics."""
+"""Builders of models by name: torchvision, timm, segmentation-models-pytorch and ultralytics."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ import torchvision
 from torch import nn
 
 RANDOM = "none"
-"""Given as `weights`: leave the weights random, e.g. to look at a model's layers."""
+"""Value of `weights` for random weights, e.g. to inspect the layers of a model."""
 
 
 @dataclass(frozen=True)
-class Built:
-    """A model, and what its library knows about it.
+class BuiltModel:
+    """A model with the information of its library.
 
     Attributes:
         model: the module.
-        options: arguments for its adapter: class names, input size, normalisation.
-        classes: its number of classes, None where that was not asked.
+        options: arguments of its adapter: class names, input size, normalisation.
+        classes: number of classes, or None if it is unknown.
     """
 
     model: nn.Module
@@ -35,7 +35,7 @@ class Built:
 
 
 def torchvision_names() -> list[str]:
-    """All of torchvision's classifiers, detectors and segmentation networks."""
+    """Return the names of torchvision's classifiers, detectors and segmentation networks."""
     models = torchvision.models
     return [
         name for part in (models.detection, models.segmentation, models) for name in models.list_models(module=part)
@@ -49,8 +49,16 @@ def build_torchvision(
     *,
     weights: Any = None,
     keys: frozenset[str] = frozenset(),
-) -> Built:
-    """A torchvision model; `keys` are the names of weights that it is to take, which tell its optional parts."""
+) -> BuiltModel:
+    """Build a torchvision model.
+
+    Args:
+        name: name of the model in torchvision.
+        num_classes: number of classes; None takes that of the published weights.
+        pretrained: whether to load published weights.
+        weights: a member of the model's weights enum; None takes the default one.
+        keys: names of the weights that will be loaded afterwards, which determine optional parts of the model.
+    """
     builder = torchvision.models.get_model_builder(name)
     published = torchvision.models.get_model_weights(name).DEFAULT
     takes = inspect.signature(builder).parameters
@@ -66,21 +74,21 @@ def build_torchvision(
     model = builder(**options)
     classes = num_classes or len(published.meta["categories"])
     if name not in torchvision.models.list_models(module=torchvision.models):  # its adapter knows the rest
-        return Built(model, {}, classes)
+        return BuiltModel(model, {}, classes)
     preset = published.transforms()
-    return Built(model, {"image_size": preset.crop_size[0], "mean": preset.mean, "std": preset.std}, classes)
+    return BuiltModel(model, {"image_size": preset.crop_size[0], "mean": preset.mean, "std": preset.std}, classes)
 
 
-def build_timm(name: str, num_classes: int | None, pretrained: bool) -> Built:
-    """A timm classifier; its adapter knows what timm says about it."""
+def build_timm(name: str, num_classes: int | None, pretrained: bool) -> BuiltModel:
+    """Build a timm classifier, whose adapter reads the configuration that timm stores in it."""
     from detcam.models import timm
 
     model = timm.build(name, num_classes=num_classes, pretrained=pretrained)
-    return Built(model, {}, getattr(model, "num_classes", None))
+    return BuiltModel(model, {}, getattr(model, "num_classes", None))
 
 
-def build_smp(spec: str, num_classes: int | None, pretrained: bool) -> Built:
-    """A segmentation network with random weights, from its description."""
+def build_smp(spec: str, num_classes: int | None, pretrained: bool) -> BuiltModel:
+    """Build a segmentation network with random weights from its description."""
     from detcam.adapters import smp
 
     if pretrained:
@@ -88,40 +96,41 @@ def build_smp(spec: str, num_classes: int | None, pretrained: bool) -> Built:
             f"smp:{spec}: there are no published weights of whole segmentation networks; pass your own "
             "with --weights FILE"
         )
-    return Built(smp.build(spec, num_classes=num_classes), {}, num_classes)
+    return BuiltModel(smp.build(spec, num_classes=num_classes), {}, num_classes)
 
 
-def build_ultralytics(name: str, num_classes: int | None, pretrained: bool, *, trust: bool = False) -> Built:
-    """An ultralytics network, from an architecture, from published weights, or with `trust` from a file of weights."""
+def build_ultralytics(name: str, num_classes: int | None, pretrained: bool, *, trust: bool = False) -> BuiltModel:
+    """Build an ultralytics network from an architecture or published weights, or with `trust` from any weights file."""
     from detcam.adapters import ultralytics
 
     if pretrained and not name.endswith(".pt"):
         raise ValueError(f"{name} is an architecture without weights; pass --weights FILE, or --weights {RANDOM}")
     if pretrained and not trust:
         name = str(_download_of(name))
-    return Built(ultralytics.build(name, num_classes=num_classes, pretrained=pretrained))
+    return BuiltModel(ultralytics.build(name, num_classes=num_classes, pretrained=pretrained))
 
 
 def _download_of(name: str) -> Path:
-    """Where published weights of ultralytics are, or go: beside torchvision's downloads, not in the current folder.
+    """The path of published weights of ultralytics: in torchvision's download folder, not in the current folder.
 
     Raises:
-        ValueError: no name but a path, or a file there that ultralytics does not publish: reading it runs its code.
+        ValueError: `name` is a path, or the file exists but is not one that ultralytics publishes; reading a file runs
+            code from it.
     """
     from detcam.adapters import ultralytics
 
     if Path(name).name != name:
         raise ValueError(f"no model file at {name}; check the path")
-    place = Path(torch.hub.get_dir(), "checkpoints", name).absolute()
-    if place.is_file() and not ultralytics.is_published(name):
+    path = Path(torch.hub.get_dir(), "checkpoints", name).absolute()
+    if path.is_file() and not ultralytics.is_published(name):
         raise ValueError(
-            f"expected published weights; ultralytics publishes no {name}, and reading {place} runs code from it. If "
+            f"expected published weights; ultralytics publishes no {name}, and reading {path} runs code from it. If "
             "you trust its source, pass its path as --model with --trust-checkpoint (trust_checkpoint=True in Python)"
         )
-    return place
+    return path
 
 
-BUILDERS: dict[str, Callable[..., Built]] = {
+BUILDERS: dict[str, Callable[..., BuiltModel]] = {
     "torchvision": build_torchvision,
     "timm": build_timm,
     "smp": build_smp,
@@ -130,7 +139,7 @@ BUILDERS: dict[str, Callable[..., Built]] = {
 
 
 def official_weights(name: str, path: Path) -> Any:
-    """The entry in torchvision of a file of published weights, recognised by its name; None for any other file."""
+    """Return the member of torchvision's weights enum whose file has this name; None for other files."""
     return next(
         (entry for entry in torchvision.models.get_model_weights(name) if entry.url.rsplit("/", 1)[-1] == path.name),
         None,
@@ -139,15 +148,15 @@ def official_weights(name: str, path: Path) -> Any:
 
 @contextmanager
 def as_downloaded(path: Path) -> Iterator[None]:
-    """Let torch.hub find a file among its downloads, so that torchvision builds the model just as it was published."""
+    """Present a file to torch.hub as a download, so that torchvision builds the model as it was published."""
     before = torch.hub._hub_dir
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "checkpoints").mkdir()
-        place = Path(folder) / "checkpoints" / path.name
+        link = Path(folder) / "checkpoints" / path.name
         try:
-            place.symlink_to(path.absolute())
-        except OSError:  # Windows reserves links for administrators
-            shutil.copyfile(path, place)
+            link.symlink_to(path.absolute())
+        except OSError:  # on Windows, links need administrator rights
+            shutil.copyfile(path, link)
         torch.hub.set_dir(folder)
         try:
             yield
@@ -156,9 +165,9 @@ def as_downloaded(path: Path) -> Iterator[None]:
 
 
 def download_help(library: str, name: str, error: OSError) -> str:
-    """One line: what could not be had, and how to do without the network."""
+    """Return the message for weights that cannot be downloaded, with instructions for offline use."""
     reason = " ".join(str(getattr(error, "reason", error)).split())
-    begin = f"the published weights of {name} are not here and cannot be downloaded ({reason[:160]})."
+    begin = f"the published weights of {name} are not in the cache and cannot be downloaded ({reason[:160]})."
     random = f"or --weights {RANDOM} for random ones"
     if library == "torchvision":
         url = torchvision.models.get_model_weights(name).DEFAULT.url

@@ -1,4 +1,4 @@
-"""Models by name or checkpoint: torchvision, timm, segmentation-models-pytorch, ultralytics, or a file."""
+"""Loading of models by name (torchvision, timm, segmentation-models-pytorch, ultralytics) or from files."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from torch import nn
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from detcam.adapters import Adapter, adapt
+from detcam.detections import NamesLike
 from detcam.models.builders import (
     BUILDERS,
     RANDOM,
-    Built,
+    BuiltModel,
     as_downloaded,
     build_torchvision,
     build_ultralytics,
@@ -46,35 +47,43 @@ def load_model(
     num_classes: int | None = None,
     device: str | torch.device = "cpu",
     trust_checkpoint: bool = False,
-    names: Mapping[int, str] | Sequence[str] | None = None,
+    names: NamesLike | None = None,
     image_size: int | tuple[int, int] | None = None,
     **adapter_options: Any,
 ) -> Adapter:
-    """Load a model by name or file and put it in its adapter, ready to be explained; ``.model`` is the module.
+    """Load a model by name or from a file and return its adapter; ``.model`` is the module.
 
     Args:
         name: a torchvision detector, segmentation network or classifier (``fasterrcnn_resnet50_fpn``); an ultralytics
-            one (``yolo11n.pt``, ``yolo11n.yaml``); a timm classifier (``timm:tf_efficientnet_lite0``, or its bare name
-            where torchvision has none of that name); ``smp:Unet?encoder=resnet34&classes=4``; or a file that holds a
-            whole model.
-        weights: None takes the published weights; a file holds the model's state dict (``.pth``, ``.safetensors``;
-            half precision is widened); ``"none"`` leaves random weights.
-        num_classes: None takes it from the weights.
-        device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``; ``auto`` takes CUDA where there is any, else the CPU.
-        trust_checkpoint: whether code from a file may run, which a whole model needs.
-        names: class index to name, or a list in class order; where a detector's class 0 is the background, the list
-            may leave it out.
+            model (``yolo11n.pt``, ``yolo11n.yaml``); a timm classifier (``timm:tf_efficientnet_lite0``, without prefix
+            if torchvision has no model of that name); ``smp:Unet?encoder=resnet34&classes=4``; or a file with a whole
+            model.
+        weights: a file with the model's state dict (``.pth``, ``.safetensors``; half precision is converted to
+            float32); None takes the published weights, ``"none"`` random weights.
+        num_classes: number of classes; None infers it from the weights.
+        device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``, or ``auto``, which is CUDA if available, else the CPU.
+        trust_checkpoint: whether code in a file may run, which a whole model requires.
+        names: class index to name, or names in class order. Where class 0 of a detector is the background, the list may
+            omit it.
         image_size: side of the network's input, or height and width (torchvision's detectors: the shorter side alone);
             None takes the model's.
         **adapter_options: further arguments of `detcam.adapters.adapt`, such as `target_layers`.
 
+    Returns:
+        The adapter, with the model on the device and in evaluation mode.
+
     Raises:
-        ValueError: unknown name, or a file that is missing, damaged or does not fit.
+        ValueError: the name is unknown, or a file is missing, damaged or does not match the model.
         ImportError: the model needs an optional package.
-        OSError: the published weights are not here and cannot be downloaded.
+        OSError: the published weights are not in the cache and cannot be downloaded.
+
+    Example:
+        >>> from detcam.models.load import load_model
+        >>> load_model("resnet18", weights="none", image_size=64)
+        ClassificationAdapter(ResNet, target_layers=['layer4'])
     """
     name = str(name)
-    place = pick_device(device)
+    target = pick_device(device)
     if names is not None and not isinstance(names, Mapping):
         names = list(names)
     with torch.random.fork_rng(devices=[]):
@@ -82,41 +91,39 @@ def load_model(
         built = _load(name, weights, num_classes, trust_checkpoint)
     options: dict[str, Any] = {**built.options, **adapter_options}
     if names is not None:
-        options["names"] = _fitting_names(names, built)
+        options["names"] = _names_for(names, built)
     if image_size is not None and not _resize_input(built.model, image_size):
         options["image_size"] = image_size
-    return adapt(built.model.to(place).eval(), **options)
+    return adapt(built.model.to(target).eval(), **options)
 
 
 def pick_device(device: str | torch.device) -> torch.device:
-    """A device that is there; ``auto`` takes CUDA where there is any, else the CPU.
+    """Return an available device; ``auto`` is CUDA if available, else the CPU.
 
     Raises:
-        ValueError: no such device on this machine.
+        ValueError: this machine has no such device.
     """
     if str(device) == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        place = torch.device(device)
+        target = torch.device(device)
     except RuntimeError as error:
         raise ValueError(f"expected a device such as cpu, cuda, cuda:1, mps or auto; got {str(device)!r}") from error
-    there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}.get(
-        place.type, 0
-    )
-    if (place.index or 0) >= there:
-        raise ValueError(f"there is no device {place} here (PyTorch {torch.__version__}); use device cpu or auto")
-    return place
+    counts = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    if (target.index or 0) >= counts.get(target.type, 0):
+        raise ValueError(f"this machine has no device {target} (PyTorch {torch.__version__}); use device cpu or auto")
+    return target
 
 
 def read_names(text: str) -> dict[int, str] | list[str]:
-    """Class names as the command line takes them: ``cat,dog``, or a file.
+    """Read class names from a text such as ``cat,dog`` or from a file.
 
     Args:
-        text: names with commas between them, or a file: JSON (a list, or an object from index to name), or one name a
-            line.
+        text: names separated by commas; or the path of a JSON file (a list, or an object from index to name) or of a
+            text file with one name per line.
 
     Raises:
-        ValueError: the file is not as expected.
+        ValueError: the file does not exist or has another format.
     """
     path = Path(text)
     if not path.is_file():
@@ -135,30 +142,30 @@ def read_names(text: str) -> dict[int, str] | list[str]:
         raise ValueError(f"{path}: expected a JSON list of names, or an object from index to name ({error})") from error
 
 
-def _load(name: str, weights: str | Path | None, num_classes: int | None, trust: bool) -> Built:
+def _load(name: str, weights: str | Path | None, num_classes: int | None, trust: bool) -> BuiltModel:
     if Path(name).suffix in SUFFIXES and Path(name).is_file():
         if weights is not None:
-            raise ValueError(f"{name} is a file already; give weights= to a model's name")
+            raise ValueError(f"{name} is a file already; pass weights= with the name of a model")
         return _whole_model(Path(name), trust)
     library, rest = _library(name)
     if library == "ultralytics":
-        # A published .pt has its weights in it; weights of another file need the bare architecture.
+        # A published .pt file contains weights; weights of another file need the architecture only.
         stem = rest if Path(rest).suffix else f"{rest}.pt"
         rest = stem if weights is None else str(Path(stem).with_suffix(".yaml"))
         if weights is None and Path(rest).is_file() and Path(rest).suffix in SUFFIXES:
-            return _whole_model(Path(rest), trust)  # the user's own, whatever it is called
+            return _whole_model(Path(rest), trust)  # a file of the user
     random = str(weights) == RANDOM
     if weights is None or random:
         return _named(library, rest, num_classes, pretrained=not random)
     path = Path(weights)
     if library == "ultralytics" and path.is_file() and path.suffix != ".safetensors" and _is_ultralytics(path):
-        return _whole_model(path, trust)  # it has its own architecture and class names
+        return _whole_model(path, trust)  # the file contains architecture and class names
     state = state_dict_of(read_checkpoint(path, trust=trust), path)
     return _from_state_dict(library, rest, path, state, num_classes)
 
 
 def _library(name: str) -> tuple[str, str]:
-    """Which library has a model of this name, and its name there."""
+    """The library of a model name, and the name in that library."""
     prefix, colon, rest = name.partition(":")
     if colon and prefix in LIBRARIES:
         return prefix, rest
@@ -171,33 +178,33 @@ def _library(name: str) -> tuple[str, str]:
     from detcam.models import timm
 
     try:
-        others = timm.available()
+        timm_names = timm.available()
     except ImportError:
-        others = []
-    if name.partition(".")[0] in others:
+        timm_names = []
+    if name.partition(".")[0] in timm_names:
         return "timm", name
-    raise ValueError(unknown_model(name, others))
+    raise ValueError(unknown_model(name, timm_names))
 
 
-def unknown_model(name: str, others: Sequence[str]) -> str:
-    """The message for a name that no library knows, with the nearest names."""
+def unknown_model(name: str, timm_names: Sequence[str]) -> str:
+    """Return the message for an unknown model name, with the closest names."""
     near = []
-    for known in (torchvision_names(), others):
-        wanted = name.lower()
-        longer = [other for other in known if other.startswith(wanted)]
-        near += (longer or difflib.get_close_matches(wanted, known, n=3, cutoff=0.6))[:3]
+    for known in (torchvision_names(), timm_names):
+        lowered = name.lower()
+        completions = [other for other in known if other.startswith(lowered)]
+        near += (completions or difflib.get_close_matches(lowered, known, n=3, cutoff=0.6))[:3]
     meant = f"did you mean {', '.join(dict.fromkeys(near))}?" if near else "e.g. fasterrcnn_resnet50_fpn, yolo11n.pt."
-    also = "" if others else " timm's models need pip install 'detcam[timm]'."
+    also = "" if timm_names else " timm's models need pip install 'detcam[timm]'."
     return (
         f"no model is called {name!r}; {meant}{also} Others: timm:NAME, smp:Unet?encoder=resnet34&classes=2, or the "
         "path of a whole model"
     )
 
 
-def _named(library: str, name: str, num_classes: int | None, *, pretrained: bool) -> Built:
+def _named(library: str, name: str, num_classes: int | None, *, pretrained: bool) -> BuiltModel:
     """A model with published or random weights."""
     if pretrained and num_classes is not None:
-        raise ValueError("num_classes goes with weights of your own; the published weights have their own number")
+        raise ValueError("num_classes needs weights=; the published weights have a fixed number of classes")
     try:
         return BUILDERS[library](name, num_classes, pretrained)
     except OSError as error:
@@ -206,14 +213,14 @@ def _named(library: str, name: str, num_classes: int | None, *, pretrained: bool
         raise OSError(download_help(library, name, error)) from error
 
 
-def _from_state_dict(library: str, name: str, path: Path, state: StateDict, num_classes: int | None) -> Built:
+def _from_state_dict(library: str, name: str, path: Path, state: StateDict, num_classes: int | None) -> BuiltModel:
     official = official_weights(name, path) if library == "torchvision" else None
     if official is not None and num_classes is None:
         with as_downloaded(path):
             return build_torchvision(name, None, True, weights=official)
     extra = {"keys": frozenset(state)} if library == "torchvision" else {}
 
-    def build(classes: int | None) -> Built:
+    def build(classes: int | None) -> BuiltModel:
         return BUILDERS[library](name, classes, False, **extra)
 
     if num_classes is None and "classes=" not in name:
@@ -223,11 +230,11 @@ def _from_state_dict(library: str, name: str, path: Path, state: StateDict, num_
     return built
 
 
-def _only_shapes(library: str, build: Callable[[], Built]) -> Built:
-    """Build a model without memory for its weights, where its library can."""
+def _only_shapes(library: str, build: Callable[[], BuiltModel]) -> BuiltModel:
+    """Build a model without memory for its weights, if its library supports this."""
     if library not in ("torchvision", "timm"):
         return build()
-    if library == "timm":  # a library first imported below would keep such tensors for good
+    if library == "timm":  # a library imported on the meta device would keep meta tensors
         from detcam.models import timm
 
         timm.available()
@@ -238,8 +245,8 @@ def _only_shapes(library: str, build: Callable[[], Built]) -> Built:
         return build()
 
 
-def _whole_model(path: Path, trust: bool) -> Built:
-    """A file that holds a whole model, ultralytics' or any other."""
+def _whole_model(path: Path, trust: bool) -> BuiltModel:
+    """Load a file with a whole model, of ultralytics or any other."""
     content: Any = None
     if path.suffix != ".safetensors":
         if trust and _is_ultralytics(path):
@@ -251,7 +258,7 @@ def _whole_model(path: Path, trust: bool) -> Built:
             f"{path} holds weights only; name the model they belong to with --model and pass --weights {path}"
         )
     half = any(parameter.dtype in (torch.float16, torch.bfloat16) for parameter in model.parameters())
-    return Built(model.float() if half else model)
+    return BuiltModel(model.float() if half else model)
 
 
 def _is_ultralytics(path: Path) -> bool:
@@ -259,7 +266,7 @@ def _is_ultralytics(path: Path) -> bool:
 
 
 def _resize_input(model: nn.Module, image_size: int | tuple[int, int]) -> bool:
-    """Set the input size of a torchvision detector, which keeps it inside; False for any other model."""
+    """Set the input size that a torchvision detector stores; return False for other models."""
     transform: Any = getattr(model, "transform", None)
     if not isinstance(transform, GeneralizedRCNNTransform):
         return False
@@ -277,8 +284,8 @@ def _has_background(model: nn.Module) -> bool:
     return type(model).__module__.startswith(("torchvision.models.detection", "torchvision.models.segmentation"))
 
 
-def _fitting_names(names: Mapping[int, str] | Sequence[str], built: Built) -> Mapping[int, str] | Sequence[str]:
-    """Names as the adapter takes them; a list without the background's name begins at class 1."""
+def _names_for(names: NamesLike, built: BuiltModel) -> NamesLike:
+    """Class names for the adapter; a list without the background starts at class 1."""
     if isinstance(names, Mapping) or built.classes in (None, len(names)):
         return names
     if built.classes == len(names) + 1 and _has_background(built.model):

@@ -1,4 +1,4 @@
-"""Classifiers of timm by name. Any timm model is explained by the classification adapter."""
+"""Classifiers of timm by name; the classification adapter explains them."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from detcam.utils.optional import missing
 
 
 def available() -> list[str]:
-    """Every architecture's name."""
+    """Return the names of all architectures."""
     names: list[str] = _timm().list_models()
     return names
 
 
 def build(name: str, *, num_classes: int | None = None, pretrained: bool = False) -> nn.Module:
-    """A model by timm's name, such as ``tf_efficientnet_lite0`` or ``resnet50.a1_in1k``.
+    """Build a model by its name in timm, such as ``tf_efficientnet_lite0`` or ``resnet50.a1_in1k``.
 
     Args:
         name: as `timm.create_model` takes it.
-        num_classes: None takes the published weights' number.
+        num_classes: number of classes; None takes that of the published weights.
         pretrained: whether to load the published weights, from the cache or by download.
 
     Raises:
         ImportError: timm is not installed.
-        ValueError: timm has no such model.
-        OSError: the weights are neither in the cache nor within reach.
+        ValueError: timm has no model of this name.
+        OSError: the weights are not in the cache and cannot be downloaded.
     """
     timm = _timm()
     head = {} if num_classes is None else {"num_classes": num_classes}
@@ -40,7 +40,7 @@ def build(name: str, *, num_classes: int | None = None, pretrained: bool = False
 
 
 def published_file(model: nn.Module) -> str:
-    """Where the published weights of a model are, in words."""
+    """Return a description of the location of a model's published weights."""
     config: Any = getattr(model, "pretrained_cfg", {})
     if config.get("hf_hub_id"):
         return f"model.safetensors of {config['hf_hub_id']} on the Hugging Face hub"
