@@ -53,7 +53,8 @@ Method = Annotated[
     typer.Option(
         metavar="NAME",
         rich_help_panel=METHOD,
-        help="Name of a method; 'detcam methods' lists them. Settings follow a colon: occlusion:grid=32,window=4.",
+        help="Name of a method; 'detcam methods' lists them, and 'auto' takes odam for boxes and gradcam for masks and "
+        "classes. Settings follow a colon: occlusion:grid=32,window=4.",
     ),
 ]
 TargetLayer = Annotated[
@@ -71,7 +72,7 @@ BatchSize = Annotated[
         min=1,
         metavar="N",
         rich_help_panel=METHOD,
-        help="Images per forward pass; a smaller number needs less memory. Default: the method's own.",
+        help="Images per forward pass; a smaller number needs less memory.",
     ),
 ]
 ClassMap = Annotated[
@@ -203,7 +204,8 @@ class SelectionOptions(ModelOptions):
             min=1,
             metavar="N",
             rich_help_panel=TARGETS,
-            help="Maximum number of predictions per image, best first.",
+            help="Maximum number of predictions per image, best first. Default: 10 boxes, 1 class, all regions; in a "
+            "benchmark 3 boxes, 1 class, 3 regions.",
         ),
     ] = None
     quantity: Annotated[
