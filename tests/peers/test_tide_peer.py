@@ -42,7 +42,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "ties": {"ties": True},
     "more than a hundred": {"many": 130},
     "more than a hundred of one class": {"many": 130, "classes": 1},
-    "few": {"images": 2, "classes": 2},
+    "few": {"image_count": 2, "classes": 2},
 }
 
 
