@@ -54,7 +54,7 @@ MAX_NAMES = 8
 def benchmark(
     model: ModelLike,
     images: ImageLike | Sequence[ImageLike] | None = None,
-    methods: Iterable[str | MethodLike] | Mapping[str, MethodLike] | None = None,
+    methods: Iterable[MethodLike] | Mapping[str, MethodLike] | None = None,
     metrics: Iterable[str | Metric] | None = None,
     annotations: str | Path | Annotations | None = None,
     out: str | Path | None = None,
@@ -221,7 +221,7 @@ def _load_annotations(
 
 def _all_method_specs(
     adapter: Adapter,
-    methods: Iterable[str | MethodLike] | Mapping[str, MethodLike] | None,
+    methods: Iterable[MethodLike] | Mapping[str, MethodLike] | None,
     controls: bool,
     batch_size: int | None,
     seed: int,

@@ -122,7 +122,7 @@ class Runner:
         """
         record, image_targets = self.store.get(key, RESERVED_NAME), None
         if record is None:
-            image_targets = select_targets(self.adapter, sample, image, self.selection)
+            image_targets = prepare_targets(self.adapter, sample, image, self.selection)
             record = image_targets.record
             self.store.put(key, RESERVED_NAME, record)
         if not record["targets"]:
@@ -136,7 +136,7 @@ class Runner:
             cell = self.store.get(key, spec.name)
             is_missing_heatmap = in_figure and self.store.get_heatmap(key, spec.name) is None
             if cell is None or cell["error"] or cell["definition"] != spec.definition or is_missing_heatmap:
-                image_targets = image_targets or select_targets(self.adapter, sample, image, self.selection)
+                image_targets = image_targets or prepare_targets(self.adapter, sample, image, self.selection)
                 with_work = is_first and spec.kind == "method"
                 cell, heatmaps = _measure_method(
                     self.adapter, image, image_targets, spec, self.metric_specs, with_work=with_work
@@ -150,7 +150,7 @@ class Runner:
             yield spec
 
 
-def select_targets(adapter: Adapter, sample: Sample, image: Tensor, selection: Mapping[str, Any]) -> ImageTargets:
+def prepare_targets(adapter: Adapter, sample: Sample, image: Tensor, selection: Mapping[str, Any]) -> ImageTargets:
     """Predict in an image and select the targets to explain.
 
     Args:

@@ -75,7 +75,7 @@ class MetricSpec:
 
 
 def make_method_specs(
-    methods: Iterable[str | MethodLike] | Mapping[str, MethodLike],
+    methods: Iterable[MethodLike] | Mapping[str, MethodLike],
     adapter: Adapter,
     *,
     batch_size: int | None = None,
@@ -245,7 +245,7 @@ def _is_control(name: str) -> bool:
     return _normalized(name) in CONTROL_METHODS
 
 
-def _name_of(method: str | MethodLike) -> str:
+def _name_of(method: MethodLike) -> str:
     if isinstance(method, str):
         return method
     if isinstance(method, type) and issubclass(method, BaseCAM):
@@ -277,6 +277,6 @@ def _make_explainer(
 
     def explain(model: Adapter, images: Any, targets: list[list[Target]]) -> list[Tensor]:
         results = (cam if model is adapter else construct(model)).explain(images, targets, **options)
-        return [torch.from_numpy(result.heatmaps) for result in results]
+        return [torch.as_tensor(result.heatmaps) for result in results]
 
     return explain

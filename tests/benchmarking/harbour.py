@@ -45,7 +45,7 @@ def wake_of(scene: HarbourScene, box_xyxy: tuple[float, ...]) -> np.ndarray:
     return cv2.GaussianBlur(cv2.dilate(near.mask.astype(np.float32), np.ones((5, 5), np.uint8)), (0, 0), 2)
 
 
-class DrawnMaps(BaseCAM):
+class DrawnMaps(BaseCAM, abstract=True):
     """Draws heatmaps by a function and counts the images."""
 
     name = "drawnmaps"
@@ -62,7 +62,7 @@ class DrawnMaps(BaseCAM):
         for image, row in zip(load_images(images), targets, strict=True):
             type(self).calls += 1
             maps = [torch.as_tensor(self.draw(image, target)) for target in row]
-            results.append(SimpleNamespace(heatmaps=torch.stack(maps).float()))
+            results.append(SimpleNamespace(heatmaps=torch.stack(maps).float().numpy()))
         return results
 
 

@@ -116,6 +116,8 @@ def test_damaged_heatmap_and_failing_method_do_not_stop_the_run(adapter: Adapter
     assert run(adapter, images, tmp_path / "out", ["sparseness"]).row("gradcam").scores == before.row("gradcam").scores
 
     class Failing(detcam.methods.GradCAM):
+        name = "failing"
+
         def explain(self, *arguments: Any, **options: Any) -> Any:
             raise KeyError("absent")
 
@@ -169,7 +171,7 @@ def test_incomplete_image_is_not_counted(adapter: Adapter, tmp_path: Path, monke
     def fails(*arguments: Any) -> Any:
         raise ValueError("no longer readable")
 
-    monkeypatch.setattr(importlib.import_module("detcam.benchmarking.runner"), "select_targets", fails)
+    monkeypatch.setattr(importlib.import_module("detcam.benchmarking.runner"), "prepare_targets", fails)
     found = run(adapter, images, tmp_path / "out", ["sparseness"], methods=methods)
     assert found.images == 1 and list(found.failed.values()) == ["no longer readable"]
     assert {found.row(name).scores["sparseness"].images for name in methods} == {1}

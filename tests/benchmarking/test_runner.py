@@ -300,7 +300,7 @@ def test_folder_of_another_version_is_refused(tmp_path: Path) -> None:
 
 def test_arguments_agree_with_those_of_explain() -> None:
     explain, compared = (signature(function).parameters for function in (detcam.explain, benchmark))
-    for name in ("score_threshold", "top_k", "labels", "quantity", "batch_size", "progress"):
+    for name in ("score_threshold", "top_k", "labels", "quantity", "target_layers", "batch_size", "progress"):
         assert compared[name].default == explain[name].default, name
         assert compared[name].annotation == explain[name].annotation, name
 
@@ -308,7 +308,7 @@ def test_arguments_agree_with_those_of_explain() -> None:
 def test_predictions_are_selected_as_in_explain(tmp_path: Path) -> None:
     images = write_scenes(tmp_path, SEEDS[:1])
     (by_name,) = compare(images, labels=["boat"], progress=True).figure_images
-    (by_index,) = compare(images, labels=[1]).figure_images
+    (by_index,) = compare(images, labels=1).figure_images
     assert by_name.caption == by_index.caption == "boat"
     assert compare(images, labels=["buoy"]).figure_images[0].caption == "buoy"
     with pytest.raises(ValueError, match="whale"):
@@ -342,7 +342,7 @@ def test_batch_size_applies_to_every_method(tmp_path: Path) -> None:
     images = write_scenes(tmp_path / "in", SEEDS[:1])
     sizes = []
 
-    class Recorder(DrawnMaps):
+    class Recorder(DrawnMaps, abstract=True):
         def explain(self, *arguments: Any, **options: Any) -> Any:
             sizes.append(self.batch_size)
             return super().explain(*arguments, **options)
