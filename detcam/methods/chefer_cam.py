@@ -1,98 +1,101 @@
-"""CheferCAM."""
+"""Relevance propagation of Chefer et al."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from detcam.methods.common.attention_base import AttentionCAM, Layers, gradients, rounds
-from detcam.methods.common.attention_capture import Attention
+from detcam.methods.common.attention_base import AttentionCAM, AttentionLayers, attention_gradients, target_rounds
+from detcam.methods.common.attention_capture import AttentionRun
 from detcam.outputs import work_dtype
 from detcam.results import Pass
 
 
 class CheferCAM(AttentionCAM):
-    r"""Attention weighted by its gradient, followed through all layers from the image to the output.
+    r"""Attention weighted by its gradient, propagated through all layers.
 
     .. math:: \bar A = \mathbb{E}_h\!\left[(\nabla A \odot A)^+\right],\quad
         R^{ii} \leftarrow R^{ii} + \bar A R^{ii}
 
-    from R = I on, over the layers; the row of the class token is the map, or the mean of the rows that the output
-    reads. For a decoder (DETR), with queries q and image tokens i:
+    with A the attention of a layer, :math:`\nabla A` the score's gradient with respect to it, :math:`\mathbb{E}_h` the
+    mean over heads, and R the relevance, which starts as the identity. The map is the row of the class token, or the
+    mean of the rows that the output reads. For a decoder (DETR), with queries q and image tokens i:
 
     .. math:: R^{qq} \leftarrow R^{qq} + \bar A R^{qq},\quad R^{qi} \leftarrow R^{qi} + \bar A R^{qi},\quad
         R^{qi} \leftarrow R^{qi} + (\bar R^{qq})^\top \bar A\, \bar R^{ii}
 
-    the last for cross-attention, with each row of R - I divided by its sum in \bar R; the row of the box's query is
-    the map. Deformable cross-attention (RT-DETR) weighs sampling points, which are shared out to the cells that they
-    read; self-attention that convolutions stand between (RT-DETR's encoder) is left out.
+    the last for cross-attention, with :math:`\bar R` the relevance in which each row of R - I is divided by its sum;
+    the map is the row of the box's query. The sampling points of deformable cross-attention (RT-DETR) are distributed
+    to the cells that they read; self-attention separated from it by convolutions (RT-DETR's encoder) is left out.
 
     Chefer et al., *Generic Attention-model Explainability for Interpreting Bi-Modal and Encoder-Decoder
     Transformers*, ICCV 2021, https://arxiv.org/abs/2103.15679.
+
+    Use it for ViT classifiers and DETR-like detectors.
     """
 
     name = "chefercam"
     paper = "Chefer et al., Generic Attention-model Explainability, ICCV 2021, https://arxiv.org/abs/2103.15679"
     cost = "1 forward, 1 backward per target"
-    use = "transformers: ViT, DETR, RT-DETR; a box by its own query"
+    use = "transformers: ViT, DETR, RT-DETR; a box by its query"
 
-    def relevance(self, run: Pass, layers: Layers, scalars: list[list[Tensor]]) -> list[Tensor]:
-        found = [_wide(tokens) for tokens in self.empty(layers, scalars)]
-        for k, images, total in rounds(scalars):
-            by_layer = dict(zip(layers.all, gradients(total, layers.all, self.model), strict=True))
-            rows = _wide(self.rows(run, layers, by_layer[layers.last], images, k))
+    def relevance(self, run: Pass, layers: AttentionLayers, scalars: list[list[Tensor]]) -> list[Tensor]:
+        relevance = [_to_float64(tokens) for tokens in self.zeros(layers, scalars)]
+        for k, images, total in target_rounds(scalars):
+            by_layer = dict(zip(layers.all, attention_gradients(total, layers.all, self.model), strict=True))
+            rows = _to_float64(self.output_queries(run, layers, by_layer[layers.last], images, k))
             weighted = {layer: _weighted(layer, gradient, images) for layer, gradient in by_layer.items()}
             tokens = _decoder(layers, weighted, rows) if layers.crosses else _encoder(layers, weighted, rows)
             for row, image in enumerate(images):
-                found[image][k] = tokens[row]
-        return found
+                relevance[image][k] = tokens[row]
+        return relevance
 
 
-def _weighted(layer: Attention, gradient: Tensor, images: list[int]) -> Tensor:
+def _weighted(layer: AttentionRun, gradient: Tensor, images: list[int]) -> Tensor:
     """(n, queries, keys): the positive part of probability times gradient, averaged over heads."""
     dtype = work_dtype(gradient)
-    both = layer.split(layer.tensor.detach())[images].to(dtype) * layer.split(gradient)[images].to(dtype)
-    return _wide(layer.over_keys(both.clamp(min=0)).mean(1))
+    both = layer.by_head(layer.tensor.detach())[images].to(dtype) * layer.by_head(gradient)[images].to(dtype)
+    return _to_float64(layer.per_key(both.clamp(min=0)).mean(1))
 
 
-def _wide(tensor: Tensor) -> Tensor:
-    """In float64, since what a layer adds to the identity may be small; as it is where the device has no float64."""
+def _to_float64(tensor: Tensor) -> Tensor:
+    """Convert to float64, because a layer may add little to the identity; unchanged on devices without float64."""
     return tensor if tensor.device.type == "mps" else tensor.double()
 
 
-def _encoder(layers: Layers, weighted: dict[Attention, Tensor], rows: Tensor) -> Tensor:
-    """Rows (n, tokens) of the relevance of self-attention alone: from the last layer back, one row is enough."""
+def _encoder(layers: AttentionLayers, weighted: dict[AttentionRun, Tensor], rows: Tensor) -> Tensor:
+    """Rows (n, tokens) of the relevance for self-attention alone; from the last layer back, one row suffices."""
     for layer in reversed(layers.image):
         rows = rows + (rows[:, None] @ weighted[layer])[:, 0]
     return rows
 
 
-def _decoder(layers: Layers, weighted: dict[Attention, Tensor], rows: Tensor) -> Tensor:
+def _decoder(layers: AttentionLayers, weighted: dict[AttentionRun, Tensor], rows: Tensor) -> Tensor:
     """Rows (n, keys) of the relevance of image tokens to queries."""
     first = weighted[layers.last]
-    among_tokens = None  # the identity, until a layer changes it: it may be too large to write down
+    token_relevance = None  # the identity, which may be too large to store, until a layer changes it
     for layer in layers.image:
-        among_tokens = _identity(first, layers.keys) if among_tokens is None else among_tokens
-        among_tokens = among_tokens + weighted[layer] @ among_tokens
-    among_queries = _identity(first, layers.last.queries)
-    found = torch.zeros_like(first)
+        token_relevance = _identity(first, layers.keys) if token_relevance is None else token_relevance
+        token_relevance = token_relevance + weighted[layer] @ token_relevance
+    query_relevance = _identity(first, layers.last.queries)
+    relevance = torch.zeros_like(first)
     for layer in layers.order:
         if layer in layers.crosses:
-            seen = weighted[layer] if among_tokens is None else weighted[layer] @ _evened(among_tokens)
-            found = found + _evened(among_queries).mT @ seen
+            received = weighted[layer] if token_relevance is None else weighted[layer] @ _normalised(token_relevance)
+            relevance = relevance + _normalised(query_relevance).mT @ received
         else:
-            found = found + weighted[layer] @ found
-            among_queries = among_queries + weighted[layer] @ among_queries
-    return (rows[:, None] @ found)[:, 0]
+            relevance = relevance + weighted[layer] @ relevance
+            query_relevance = query_relevance + weighted[layer] @ query_relevance
+    return (rows[:, None] @ relevance)[:, 0]
 
 
 def _identity(like: Tensor, size: int) -> Tensor:
     return torch.eye(size, dtype=like.dtype, device=like.device).expand(len(like), size, size)
 
 
-def _evened(relevance: Tensor) -> Tensor:
-    """The relevance beside the identity with rows that sum to 1, and the identity (equations 8 and 9)."""
+def _normalised(relevance: Tensor) -> Tensor:
+    """Relevance with the rows of its difference from the identity normalised to 1 (equations 8 and 9)."""
     identity = _identity(relevance, relevance.shape[-1])
-    beside = relevance - identity
-    total = beside.sum(-1, keepdim=True)
-    return torch.where(total > 0, beside / total.clamp(min=torch.finfo(beside.dtype).tiny), 0) + identity
+    difference = relevance - identity
+    total = difference.sum(-1, keepdim=True)
+    return torch.where(total > 0, difference / total.clamp(min=torch.finfo(difference.dtype).tiny), 0) + identity

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from detcam.adapters.base import Adapter, Batch, Target
-from detcam.cam import LayerlessCAM, value_of
+from detcam.adapters.base import Batch, ModelLike, Target
+from detcam.cam import LayerlessCAM, values_of
+from detcam.data.images import ImageLike
 from detcam.geometry import Geometry, normalize, to_pixels
 from detcam.guided_relu import guided, guiding
 from detcam.outputs import work_dtype
@@ -20,32 +20,32 @@ from detcam.results import ImageHeatmaps, Measured, Pass, Reach
 from detcam.targets import ClassifierOutputTarget
 from detcam.utils.warnings import warn
 
-BRIGHTEST = 0.01
+SATURATED_FRACTION = 0.01
+"""Fraction of a map's positive pixels, the brightest ones, that are clipped to 1."""
 
 
 class GuidedBackprop(LayerlessCAM):
-    r"""The gradient at the image itself, with what lowers the score cut off at every rectifier on the way back.
+    r"""Gradient at the input, with negative gradients set to zero at every rectifier of the backward pass.
 
     .. math:: R^l = [f^l > 0] \, [R^{l+1} > 0] \, R^{l+1}, \qquad L_{ij} = \max_c |R^0_{cij}|
 
-    R is what comes back from the score, f what went into the rectifier. For ReLU and ReLU6 this is the paper's rule.
-    For its smooth relatives (GELU, SiLU, Hardswish, Mish, ELU, LeakyReLU, ...) what comes back is cut at 0 likewise,
-    and their own derivative stands for [f > 0]. Gates (sigmoid, tanh) are left alone. The map's raw levels are the
-    signed gradients of each colour channel; the brightest 1 % of a map's pixels that are not 0 all count as 1, since
-    single pixels would leave the rest dark.
-
-    Sharp, but not a test of the cause: Adebayo et al. (NeurIPS 2018, https://arxiv.org/abs/1810.03292) show that such
-    maps change little when the network's weights are randomised. Read it as "which edges", with another method's
-    "where" (`GuidedGradCAM`).
+    with :math:`R^l` the backward signal at rectifier l, :math:`f^l` the input of the rectifier, and c the colour
+    channels. This is the paper's rule for ReLU and ReLU6. For smooth rectifiers (GELU, SiLU, Hardswish, Mish, ELU,
+    LeakyReLU, ...) the signal is rectified likewise and their derivative replaces :math:`[f^l > 0]`. Gates (sigmoid,
+    tanh) are unchanged. The raw levels are the signed gradients of each colour channel; in heatmaps, the brightest 1 %
+    of the positive pixels are clipped to 1, because single pixels would leave the rest dark.
 
     Springenberg et al., *Striving for Simplicity: The All Convolutional Net*, ICLR 2015 workshop,
     https://arxiv.org/abs/1412.6806.
+
+    Use it for fine edges, not as evidence of a cause: Adebayo et al. (NeurIPS 2018, https://arxiv.org/abs/1810.03292)
+    show that such maps change little if the network's weights are randomised. `GuidedGradCAM` adds the position.
     """
 
     name = "guidedbackprop"
     paper = "Springenberg et al., Striving for Simplicity, ICLR 2015, https://arxiv.org/abs/1412.6806"
     cost = "1 forward, 1 full backward per target"
-    use = "single pixels and edges; hardly depends on what was learnt, so not for causes"
+    use = "fine edges; nearly independent of the learned weights, so no evidence of causes"
     reaches_all = True
 
     def entering(self, batch: Batch) -> Batch:
@@ -57,54 +57,54 @@ class GuidedBackprop(LayerlessCAM):
         return guided_gradients(run)
 
     def combine(self, levels: Sequence[Tensor], geometry: Geometry) -> Tensor:
-        """One image's heatmaps: the strongest colour channel of each pixel, in the image's pixels."""
-        return brightened(strength(levels, geometry))
+        """Heatmaps of one image: the maximum over colour channels, in original image pixels."""
+        return saturate(max_magnitude(levels, geometry))
 
     def colors(self, result: ImageHeatmaps) -> Tensor:
-        """The gradients of one result of `explain` as colour images.
+        """Convert one result of `explain` to colour images.
 
         Returns:
-            (N, H, W, C) float32, signed, pixels of the original image; `deprocess_image` makes one visible.
+            (N, H, W, C) float32 signed gradients, original image pixels; `deprocess_image` renders one.
         """
         return torch.stack([to_pixels(level, result.geometry) for level in result.saliency], -1).float()
 
 
 def differentiable(batch: Batch) -> Batch:
-    """A batch whose input enters autograd. It is no leaf, so a network may work on it in place."""
+    """Return the batch with an input that requires gradients. It is not a leaf, so in-place operations are allowed."""
     return replace(batch, inputs=batch.inputs.detach().requires_grad_(True).clone())
 
 
 def guided_gradients(run: Pass) -> Measured:
-    """The guided gradient of every target at the network's input, one level for each colour channel.
+    """Compute the guided gradient of every target at the network's input, one level per colour channel.
 
-    The graph is kept, for other methods to follow.
+    The graph is retained for other methods.
 
     Args:
-        run: a pass whose input is `differentiable`.
+        run: a pass with a `differentiable` input.
 
     Raises:
         RuntimeError: a score does not depend on the input, or a gradient is NaN or infinite.
     """
     inputs = run.batch.inputs
     shapes = [(len(row), *inputs.shape[1:]) for row in run.targets]
-    found = [torch.zeros(shape, dtype=work_dtype(inputs), device=inputs.device) for shape in shapes]
+    gradients = [torch.zeros(shape, dtype=work_dtype(inputs), device=inputs.device) for shape in shapes]
     reach: list[list[Reach]] = [[] for _ in run.targets]
-    with guiding() as met:
-        scalars = run.adapter.score(run.outputs, run.targets) if any(run.targets) else [[] for _ in run.targets]
+    with guiding() as guided_any:
+        scalars = run.score()
         for k in range(max(len(row) for row in scalars)):
             images = [image for image, row in enumerate(scalars) if len(row) > k]
             gradient = _at_input(torch.stack([scalars[image][k].reshape(()) for image in images]).sum(), inputs)
             for image in images:
-                found[image][k] = gradient[image]
+                gradients[image][k] = gradient[image]
                 reach[image].append(Reach.measure([(gradient[image] != 0).any(0)], run.batch.geometries[image]))
-    if any(run.targets) and not any(met):
+    if any(run.targets) and not any(guided_any):
         warn(
-            "no ReLU or its like was met on the way from the score to the image, so the gradient is the plain one: "
+            "no ReLU or similar rectifier was found between the score and the image, so the gradient is the plain one: "
             "does the model rectify in another way, or is it compiled?",
             UserWarning,
         )
-    levels = [[gradient[:, channel] for gradient in found] for channel in range(inputs.shape[1])]
-    return Measured(levels, [[value_of(scalar) for scalar in row] for row in scalars], reach)
+    levels = [[gradient[:, channel] for gradient in gradients] for channel in range(inputs.shape[1])]
+    return Measured(levels, values_of(scalars), reach)
 
 
 def _at_input(total: Tensor, inputs: Tensor) -> Tensor:
@@ -114,58 +114,66 @@ def _at_input(total: Tensor, inputs: Tensor) -> Tensor:
         with guided(total):
             (gradient,) = torch.autograd.grad(total, inputs, retain_graph=True, allow_unused=True)
     if gradient is None:
-        raise RuntimeError("the target's score does not depend on the image: the model cuts gradients on the way")
+        raise RuntimeError("the target's score does not depend on the image: the model detaches it from the graph")
     if not bool(torch.isfinite(gradient).all()):
         raise RuntimeError("the gradient at the input is NaN or infinite; use float32")
     return gradient
 
 
-def strength(levels: Sequence[Tensor], geometry: Geometry) -> Tensor:
-    """The greatest magnitude over colour channels, (N, H, W) in the pixels of the image."""
+def max_magnitude(levels: Sequence[Tensor], geometry: Geometry) -> Tensor:
+    """Maximum magnitude over colour channels (N, H, W), original image pixels."""
     return to_pixels(torch.stack(list(levels)).abs().amax(0), geometry)
 
 
-def brightened(maps: Tensor) -> Tensor:
-    """Maps (N, H, W) of 0 and more in [0, 1], such that the brightest 1 % of the pixels above 0 are 1."""
-    found = torch.zeros_like(maps)
-    for one, out in zip(maps, found, strict=True):
-        above = one[one > 0]
-        if len(above):
-            # The smallest of the brightest ones: at least one, so that the map's peak is 1.
-            limit = above.topk(max(1, int(len(above) * BRIGHTEST))).values[-1]
-            out[:] = normalize((one / limit).clamp(max=1)[None])[0]
-    return found
+def saturate(maps: Tensor) -> Tensor:
+    """Scale non-negative maps (N, H, W) to [0, 1] and clip the brightest 1 % of their positive pixels to 1."""
+    saturated = torch.zeros_like(maps)
+    for source, out in zip(maps, saturated, strict=True):
+        positive = source[source > 0]
+        if len(positive):
+            # At least one pixel is clipped, so the map's maximum is 1.
+            limit = positive.topk(max(1, int(len(positive) * SATURATED_FRACTION))).values[-1]
+            out[:] = normalize((source / limit).clamp(max=1)[None])[0]
+    return saturated
 
 
-def guided_backprop(model: Adapter | nn.Module, image: Any, target: Target | None = None) -> NDArray[np.float32]:
-    """The guided gradient of one target as a colour image; `deprocess_image` makes it visible.
+def guided_backprop(model: ModelLike, image: ImageLike, target: Target | None = None) -> NDArray[np.float32]:
+    """Compute the guided gradient of one target as a colour image; `deprocess_image` renders it.
 
     Args:
         model: any supported model, or its adapter.
         image: an image (see `detcam.data.images.ImageLike`), or a normalised (1, C, H, W) tensor.
-        target: what is explained; None takes the top class, or the best detection.
+        target: the target; None takes the top class, or the best detection.
 
     Returns:
-        (H, W, C) float32, signed, pixels of the original image; zero where nothing was found.
+        (H, W, C) float32, signed, original image pixels; zeros if there is no detection.
 
     Raises:
         ValueError: more than one image.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from detcam import guided_backprop
+        >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+        >>> guided_backprop(model.eval(), torch.rand(1, 3, 8, 8)).shape
+        (8, 8, 3)
     """
     cam = GuidedBackprop(model)
     results = cam.explain(image, None if target is None else [[target]])
     if len(results) != 1:
         raise ValueError(f"expected one image; got {len(results)}: GuidedBackprop(model).explain takes many")
     colors = cam.colors(results[0])
-    found: NDArray[np.float32] = (colors[0] if len(colors) else colors.new_zeros(colors.shape[1:])).numpy()
-    return found
+    gradient: NDArray[np.float32] = (colors[0] if len(colors) else colors.new_zeros(colors.shape[1:])).numpy()
+    return gradient
 
 
 class GuidedBackpropReLUModel:
-    """Guided backpropagation in the form that `pytorch_grad_cam` has it; `guided_backprop` takes any target.
+    """Guided backpropagation with the interface of ``pytorch_grad_cam``; `guided_backprop` takes any target.
 
     Args:
         model: a classifier.
-        device: where to run; the model is moved there. None takes the device that it is on.
+        device: device to which the model is moved; None keeps the model's device.
     """
 
     def __init__(self, model: nn.Module, device: torch.device | str | None = None) -> None:
@@ -173,7 +181,7 @@ class GuidedBackpropReLUModel:
         self.device = torch.device(device) if device is not None else next(model.parameters()).device
 
     def __call__(self, input_img: Tensor, target_category: int | None = None) -> NDArray[np.float32]:
-        """The guided gradient of a class's logit at the first image of a batch.
+        """Compute the guided gradient of a class's logit at the first image of a batch.
 
         Args:
             input_img: (B, C, H, W) normalised.

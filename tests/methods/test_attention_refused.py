@@ -24,7 +24,7 @@ IMAGES = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(5))
 def test_a_model_without_attention_is_refused(method: type[AttentionCAM]) -> None:
     model = TinyCNN()
     before = Snapshot(model)
-    with pytest.raises(NoAttentionError, match="none was seen in TinyCNN; use HiResCAM"):
+    with pytest.raises(NoAttentionError, match="TinyCNN has none that is supported; use HiResCAM"):
         method(model)(IMAGES, [ClassifierOutputTarget(0)] * 3)
     before.check()
 
@@ -98,7 +98,7 @@ def test_attention_to_a_coarser_grid_is_refused(method: type[AttentionCAM]) -> N
 
 def test_what_is_lost_or_never_read_is_said() -> None:
     model, targets = InPlace().eval(), [ClassifierOutputTarget(0)] * 3
-    with pytest.raises(RuntimeError, match="changes in place what its TransformerEncoderLayer puts out"):
+    with pytest.raises(RuntimeError, match="modifies the output of its TransformerEncoderLayer in place"):
         LeGrad(model)(IMAGES, targets)
     assert float(tensors(LeGrad(model, depth=1)(IMAGES, targets)).amax()) > 0.999
     with pytest.raises(RuntimeError, match="does not depend on the attention of InPlace"):

@@ -15,7 +15,7 @@ from torchvision.models import resnet18
 
 from detcam import GradCAM, GuidedBackprop, GuidedBackpropReLUModel, GuidedGradCAM, deprocess_image, guided_backprop
 from detcam.geometry import Geometry, to_pixels
-from detcam.methods.guided_backprop import brightened
+from detcam.methods.guided_backprop import saturate
 from detcam.targets import ClassifierOutputTarget, InstanceMaskTarget, MaskTarget
 from tests.helpers import Snapshot, TinyCNN
 from tests.zoo import example
@@ -220,7 +220,7 @@ def test_guided_grad_cam_is_the_product(layer: str) -> None:
         product = torch.as_tensor(warm.heatmaps)[..., None] * colors
         torch.testing.assert_close(GuidedGradCAM(model, [layer]).colors(result), product)
         torch.testing.assert_close(
-            torch.as_tensor(result.heatmaps), brightened(torch.as_tensor(warm.heatmaps) * colors.abs().amax(-1))
+            torch.as_tensor(result.heatmaps), saturate(torch.as_tensor(warm.heatmaps) * colors.abs().amax(-1))
         )
         torch.testing.assert_close(result.saliency[0], warm.saliency[0])
         torch.testing.assert_close(result.scores, warm.scores)
@@ -249,7 +249,7 @@ def test_one_channel_in_and_one_channel_out() -> None:
 
 def test_the_brightest_pixels_by_hand() -> None:
     row = torch.tensor([0.0] * 100 + [float(value) for value in range(1, 201)])
-    found = brightened(torch.stack([row, row * 0])[:, None])
+    found = saturate(torch.stack([row, row * 0])[:, None])
     # 200 pixels above 0, of which the brightest two (199 and 200) count as 1.
     torch.testing.assert_close(found[0, 0], (row / 199).clamp(max=1))
     assert not found[1].any()

@@ -14,7 +14,8 @@ from detcam import ODAM, SESS, GradCAM, HiResCAM, adapt
 from detcam.adapters import detector, segmenter
 from detcam.detections import Source
 from detcam.geometry import normalize
-from detcam.methods.sess import Window, cut, weight_of
+from detcam.methods.common.sliding_windows import Window, sliding_windows
+from detcam.methods.sess import window_score
 from detcam.targets import BoxTarget, ClassifierOutputTarget, MaskTarget, SemanticSegmentationTarget
 from tests.helpers import TinyCNN, tensors
 
@@ -87,17 +88,19 @@ def test_detectors_are_explained_with_a_method_that_keeps_the_place() -> None:
 
 
 def test_windows_cover_every_scale_once() -> None:
-    windows = list(cut((20, 30), 4, 0.5))
+    windows = list(sliding_windows((20, 30), 4, 0.5))
     assert [window.scaled_hw for window in windows] == [(20, 30)] + [(30, 45)] * 4 + [(40, 60)] * 4 + [(50, 75)] * 9
     for scaled_hw in {window.scaled_hw for window in windows}:
         covered = torch.zeros(scaled_hw)
         for window in windows:
             if window.scaled_hw == scaled_hw:
-                part = window.view(covered[None, None])
+                part = window.crop(covered[None, None])
                 assert part.shape[-2:] == (20, 30)
                 part += 1
         assert covered.min() == 1
-    assert len(list(cut((224, 224), 12, 2 / 7))) == sum(math.ceil(1 + 2 / 7 * number) ** 2 for number in range(12))
+    assert len(list(sliding_windows((224, 224), 12, 2 / 7))) == sum(
+        math.ceil(1 + 2 / 7 * number) ** 2 for number in range(12)
+    )
 
 
 def test_how_boxes_and_masks_travel() -> None:
@@ -121,7 +124,7 @@ def test_how_boxes_and_masks_travel() -> None:
     assert window.target(MaskTarget(2, far), (40, 80)) is None
     whole = Window((20, 40), (0, 0), (20, 40))
     assert whole.target(BoxTarget((50, 4, 60, 10), 1, source), (40, 80)).source == source
-    with pytest.raises(TypeError, match="SemanticSegmentationTarget lies in a part of the image"):
+    with pytest.raises(TypeError, match="cannot map SemanticSegmentationTarget into a window of the image"):
         window.target(SemanticSegmentationTarget(0, torch.ones(4, 4)), (40, 80))
 
 
@@ -183,9 +186,9 @@ def test_scores_of_windows() -> None:
     logits = torch.tensor([1.0, 3.0, 0.5])
     adapter = adapt(TinyCNN())
     expected = float(logits.softmax(0)[1])
-    assert weight_of(adapter, ClassifierOutputTarget(1), logits) == pytest.approx(expected)
-    assert weight_of(adapter, lambda output: output[0] - 2, logits) == pytest.approx(1 / (1 + math.e))
-    assert weight_of(adapter, lambda output: output[1] * -1000, logits) >= 0
+    assert window_score(adapter, ClassifierOutputTarget(1), logits) == pytest.approx(expected)
+    assert window_score(adapter, lambda output: output[0] - 2, logits) == pytest.approx(1 / (1 + math.e))
+    assert window_score(adapter, lambda output: output[1] * -1000, logits) >= 0
 
 
 def test_wrong_arguments_are_refused() -> None:

@@ -1,7 +1,7 @@
-"""What a transformer attends to: the probabilities of every attention layer, caught while the model runs.
+"""Capture of the attention probabilities of every attention layer of a transformer during a forward pass.
 
-Nothing of the model is changed. While a `Recorder` is open, torch hands it every call of a torch function; where
-attention is fused, its probabilities are computed on their own, so that they stand in the graph and have a gradient.
+The model is not changed. An open `AttentionRecorder` intercepts every call of a torch function; fused attention is
+computed step by step, so that its probabilities are part of the graph and have a gradient.
 """
 
 from __future__ import annotations
@@ -20,131 +20,131 @@ from torch.overrides import TorchFunctionMode
 from detcam.trace import flatten_tensors
 
 _SOFTMAX = {F.softmax, torch.softmax, Tensor.softmax}
-_PASSED_ON = {
+_TRANSPARENT = {
     *("dropout", "view", "reshape", "transpose", "permute", "flatten", "unflatten", "squeeze", "unsqueeze", "expand"),
     *("to", "type_as", "float", "half", "contiguous", "clone", "type"),
 }
 _PRODUCTS = {"matmul", "__matmul__", "__rmatmul__", "bmm", "einsum"}
-_SCALED = {"mul", "__mul__", "__rmul__"}
-_SAMPLED = {"grid_sample", "grid_sampler", "grid_sampler_2d"}
+_SCALINGS = {"mul", "__mul__", "__rmul__"}
+_SAMPLERS = {"grid_sample", "grid_sampler", "grid_sampler_2d"}
 
 
 @dataclass(frozen=True, eq=False)
-class Points:
-    """Where deformable attention looks: sampling points instead of all tokens.
+class SamplingPoints:
+    """Sampling points of deformable attention, which replace the keys.
 
     Attributes:
         grids: rows and columns of each level.
-        places: per level, (B * heads, queries, points, 2) x and y, -1 and 1 at the borders of the level's grid.
-        align_corners: whether -1 and 1 are the centres of the border cells rather than their outer edges.
+        positions: per level, (B * heads, queries, points, 2) x and y, -1 and 1 at the borders of the level's grid.
+        align_corners: if True, -1 and 1 are the centres of the border cells, else their outer edges.
     """
 
     grids: tuple[tuple[int, int], ...]
-    places: tuple[Tensor, ...]
+    positions: tuple[Tensor, ...]
     align_corners: bool
 
-    def spread(self, values: Tensor) -> Tensor:
-        """A number per point (B, heads, queries, points of all levels) shared out to tokens (B, heads, queries, keys).
+    def to_keys(self, values: Tensor) -> Tensor:
+        """Distribute values per point (B, heads, queries, points of all levels) to keys (B, heads, queries, keys).
 
-        Each point's number goes to the four cells around it, in the shares by which they were read (bilinear); what
-        was read beyond the grid, where the values are 0, goes nowhere.
+        The value of a point goes to the four cells around it, with their bilinear weights; samples outside the grid,
+        where the features are 0, are dropped.
         """
         levels = []
-        parts = values.split([places.shape[2] for places in self.places], -1)
-        for (rows, columns), places, part in zip(self.grids, self.places, parts, strict=True):
-            xy = places.detach().view(*part.shape, 2).to(part)
+        parts = values.split([positions.shape[2] for positions in self.positions], -1)
+        for (rows, columns), positions, part in zip(self.grids, self.positions, parts, strict=True):
+            xy = positions.detach().view(*part.shape, 2).to(part)
             size = xy.new_tensor([columns, rows])
-            position = (xy + 1) / 2 * (size - 1) if self.align_corners else ((xy + 1) * size - 1) / 2
-            first = position.floor()
-            share = position - first
+            pixel = (xy + 1) / 2 * (size - 1) if self.align_corners else ((xy + 1) * size - 1) / 2
+            first = pixel.floor()
+            offset = pixel - first
             level = part.new_zeros((*part.shape[:-1], rows * columns))
             for step_x, step_y in ((0, 0), (1, 0), (0, 1), (1, 1)):
                 x, y = first[..., 0] + step_x, first[..., 1] + step_y
                 inside = (x >= 0) & (x < columns) & (y >= 0) & (y < rows)
-                along = share[..., 0] if step_x else 1 - share[..., 0]
-                down = share[..., 1] if step_y else 1 - share[..., 1]
+                weight_x = offset[..., 0] if step_x else 1 - offset[..., 0]
+                weight_y = offset[..., 1] if step_y else 1 - offset[..., 1]
                 cell = torch.where(inside, y * columns + x, torch.zeros_like(x)).long()
-                level.scatter_add_(-1, cell, torch.where(inside, part * along * down, torch.zeros_like(part)))
+                level.scatter_add_(-1, cell, torch.where(inside, part * weight_x * weight_y, torch.zeros_like(part)))
             levels.append(level)
         return torch.cat(levels, -1)
 
 
 @dataclass(frozen=True, eq=False)
-class Attention:
+class AttentionRun:
     """One run of one attention layer.
 
     Attributes:
-        tensor: the probabilities as they stand in the graph: (B, heads, queries, keys), (B * heads, queries, keys),
-            or (B, queries, heads, points) where `points` are given.
-        images: B.
-        modules: the modules that were running, outermost first.
-        points: where a deformable layer looked, else None.
-        crosses: whether queries and keys were made from different tokens; None where nothing tells.
+        tensor: the probabilities in the graph: (B, heads, queries, keys), (B * heads, queries, keys), or
+            (B, queries, heads, points) if `points` is given.
+        images: batch size B.
+        modules: the enclosing modules, outermost first.
+        points: sampling points of a deformable layer, else None.
+        is_cross: whether queries and keys come from different tokens; None if unknown.
     """
 
     tensor: Tensor
     images: int
     modules: tuple[nn.Module, ...]
-    points: Points | None = None
-    crosses: bool | None = None
+    points: SamplingPoints | None = None
+    is_cross: bool | None = None
 
     @property
     def windows(self) -> int:
-        """How many windows each image was cut into; 1 where attention sees all of it."""
+        """Number of windows per image; 1 if attention covers the whole image."""
         shape = self.tensor.shape
         return 1 if self.points or len(shape) == 3 else max(shape[:-3].numel() // self.images, 1)
 
     @property
     def queries(self) -> int:
-        """How many tokens ask."""
+        """Number of query tokens."""
         return self.tensor.shape[1] if self.points else self.tensor.shape[-2]
 
     @property
     def keys(self) -> int:
-        """How many tokens are asked."""
+        """Number of key tokens."""
         if self.points:
             return sum(rows * columns for rows, columns in self.points.grids)
         return self.tensor.shape[-1]
 
-    def split(self, values: Tensor) -> Tensor:
-        """What is shaped as `tensor`, as (B, heads, queries, keys), or points for keys."""
+    def by_head(self, values: Tensor) -> Tensor:
+        """Reshape values of the shape of `tensor` to (B, heads, queries, keys), or points instead of keys."""
         if self.points:
             return values.transpose(1, 2)
         return values if values.ndim == 4 else values.unflatten(0, (self.images, -1))
 
-    def over_keys(self, values: Tensor) -> Tensor:
-        """What `split` gave, per key."""
-        return self.points.spread(values) if self.points else values
+    def per_key(self, values: Tensor) -> Tensor:
+        """Convert values of `by_head` to (B, heads, queries, keys)."""
+        return self.points.to_keys(values) if self.points else values
 
 
 @dataclass(frozen=True, eq=False)
 class _Pending:
-    """A softmax that may turn out to be attention: its result, and the modules that were running."""
+    """A softmax that may be attention: its result, and the enclosing modules."""
 
     result: Tensor
     modules: tuple[nn.Module, ...]
 
 
-class Recorder(TorchFunctionMode):
-    """Records attention while it is open, around one forward pass inside `guarded` with gradients.
+class AttentionRecorder(TorchFunctionMode):
+    """Records attention during one forward pass inside `guarded` with gradients.
 
-    Seen are ``F.scaled_dot_product_attention``, ``nn.MultiheadAttention`` (whose fast path steps aside), a softmax
-    over the last axis whose result is then multiplied as a matrix, and a softmax that weighs what ``F.grid_sample``
-    read (deformable attention). The first layer starts the graph: nothing before it has a gradient.
+    Supported are ``F.scaled_dot_product_attention``, ``nn.MultiheadAttention`` (without its fast path), a softmax over
+    the last axis followed by a matrix product, and a softmax that weights samples of ``F.grid_sample`` (deformable
+    attention). The graph starts at the first layer: nothing before it has a gradient.
 
     Args:
         model: the module whose layers run.
-        images: how many images are in the batch.
+        images: batch size.
 
     Attributes:
-        attentions: the layers' runs, in order.
+        attentions: runs of attention layers, in order.
     """
 
     def __init__(self, model: nn.Module, images: int) -> None:
         super().__init__()
         self.model = model
         self.images = images
-        self.attentions: list[Attention] = []
+        self.attentions: list[AttentionRun] = []
         self._outputs: dict[nn.Module, tuple[Any, list[int]]] = {}
         self._handles: list[Any] = []
         self._open: list[tuple[nn.Module, int]] = []
@@ -152,10 +152,10 @@ class Recorder(TorchFunctionMode):
         self._samples: list[tuple[nn.Module | None, tuple[int, int], Tensor, bool]] = []
         self._multi_head = _body_of(F.multi_head_attention_forward, self._attend)
 
-    def __enter__(self) -> Recorder:
+    def __enter__(self) -> AttentionRecorder:
         for module in self.model.modules():
-            self._handles.append(module.register_forward_pre_hook(self._starts))
-            self._handles.append(module.register_forward_hook(self._ends))
+            self._handles.append(module.register_forward_pre_hook(self._on_start))
+            self._handles.append(module.register_forward_hook(self._on_end))
         super().__enter__()
         return self
 
@@ -167,27 +167,27 @@ class Recorder(TorchFunctionMode):
         self._pending.clear()
         self._samples.clear()
 
-    def _starts(self, module: nn.Module, inputs: Any) -> None:
+    def _on_start(self, module: nn.Module, inputs: Any) -> None:
         self._open.append((module, len(self.attentions)))
 
-    def _ends(self, module: nn.Module, inputs: Any, output: Any) -> None:
+    def _on_end(self, module: nn.Module, inputs: Any, output: Any) -> None:
         while self._open:  # a module that raised, and whose caller went on, started but never ended
-            opened, before = self._open.pop()
+            opened, count = self._open.pop()
             if opened is module:
-                if len(self.attentions) > before:
+                if len(self.attentions) > count:
                     self._outputs[module] = (output, _versions(output))
                 return
 
     def output_of(self, module: nn.Module) -> Any:
-        """What a module in which attention ran put out, last; None where it never ended.
+        """Return the last output of a module that contains attention; None if it never ended.
 
         Raises:
-            RuntimeError: what follows has worked on it in place.
+            RuntimeError: the model modified the output in place.
         """
         output, versions = self._outputs.get(module, (None, []))
         if _versions(output) != versions:
             raise RuntimeError(
-                f"the model changes in place what its {type(module).__name__} puts out, which is then lost; make that "
+                f"the model modifies the output of its {type(module).__name__} in place, which is then lost; make that "
                 "operation not in place, or use CheferCAM"
             )
         return output
@@ -206,8 +206,8 @@ class Recorder(TorchFunctionMode):
         if func in _SOFTMAX:
             return self._softmax(result, args, kwargs)
         name = getattr(func, "__name__", "")
-        if name in _SAMPLED:
-            self._sampled(*args, **kwargs)
+        if name in _SAMPLERS:
+            self._record_samples(*args, **kwargs)
         elif self._pending:
             self._follow(name, args, kwargs, result)
         return result
@@ -223,7 +223,7 @@ class Recorder(TorchFunctionMode):
         scale: float | None = None,
         enable_gqa: bool = False,
     ) -> Tensor:
-        """``F.scaled_dot_product_attention``, step by step."""
+        """Compute ``F.scaled_dot_product_attention`` step by step."""
         if enable_gqa:
             key, value = (x.repeat_interleave(query.shape[-3] // x.shape[-3], -3) for x in (key, value))
         scores = (query * (query.shape[-1] ** -0.5 if scale is None else scale)) @ key.transpose(-2, -1)
@@ -234,25 +234,25 @@ class Recorder(TorchFunctionMode):
             scores = scores.masked_fill(~attn_mask, float("-inf"))
         elif attn_mask is not None:
             scores = scores + attn_mask
-        blind = (scores == float("-inf")).all(-1, keepdim=True)  # a token that may look nowhere gets nothing
-        probabilities = scores.masked_fill(blind, 0).softmax(-1).masked_fill(blind, 0)
+        masked = (scores == float("-inf")).all(-1, keepdim=True)  # a query without any key gets zeros
+        probabilities = scores.masked_fill(masked, 0).softmax(-1).masked_fill(masked, 0)
         probabilities = self._record(_in_graph(probabilities), self._running)
         return (F.dropout(probabilities, dropout_p) if dropout_p else probabilities) @ value
 
     def _attend_with_heads(self, args: Any, kwargs: Any) -> tuple[Tensor, Tensor | None]:
-        """``F.multi_head_attention_forward``, by torch's own code, with the attention in it recorded."""
+        """Run torch's ``F.multi_head_attention_forward`` with its attention recorded."""
         call = inspect.signature(F.multi_head_attention_forward).bind(*args, **kwargs)
         call.apply_defaults()
-        asked = call.arguments
-        wanted, averaged = asked["need_weights"], asked["average_attn_weights"]
-        asked["need_weights"] = False
+        arguments = call.arguments
+        need_weights, averaged = arguments["need_weights"], arguments["average_attn_weights"]
+        arguments["need_weights"] = False
         output, _ = self._multi_head(*call.args, **call.kwargs)
-        self.attentions[-1] = replace(self.attentions[-1], crosses=not _same(asked["query"], asked["key"]))
-        if not wanted:
+        self.attentions[-1] = replace(self.attentions[-1], is_cross=not _same(arguments["query"], arguments["key"]))
+        if not need_weights:
             return output, None
-        weights = self.attentions[-1].split(self.attentions[-1].tensor)
+        weights = self.attentions[-1].by_head(self.attentions[-1].tensor)
         weights = weights.mean(1) if averaged else weights
-        return output, weights if asked["query"].ndim == 3 else weights.squeeze(0)
+        return output, weights if arguments["query"].ndim == 3 else weights.squeeze(0)
 
     def _softmax(self, result: Tensor, args: Any, kwargs: Any) -> Tensor:
         axis = args[1] if len(args) > 1 else kwargs.get("dim")
@@ -262,7 +262,7 @@ class Recorder(TorchFunctionMode):
         self._pending[id(result)] = (result, _Pending(result, self._running))
         return result
 
-    def _sampled(self, values: Tensor, grid: Tensor, *args: Any, **kwargs: Any) -> None:
+    def _record_samples(self, values: Tensor, grid: Tensor, *args: Any, **kwargs: Any) -> None:
         if grid.ndim != 4:
             return
         aligned = bool(kwargs.get("align_corners", args[2] if len(args) > 2 else False))
@@ -271,22 +271,22 @@ class Recorder(TorchFunctionMode):
         self._samples.append((running[-1] if running else None, size, grid, aligned))
 
     def _follow(self, name: str, args: Any, kwargs: Any, result: Any) -> None:
-        """See what becomes of a softmax: attention once it weighs values."""
+        """Follow the result of a softmax: it is attention once it weights values."""
         for operand in _tensors((*args, *kwargs.values())):
             derived, origin = self._pending.get(id(operand), (None, None))
             if origin is None or derived is not operand:
                 continue
-            points = self._points(origin.result) if name in _SCALED else None
+            points = self._sampling_points(origin.result) if name in _SCALINGS else None
             if name in _PRODUCTS or points:
                 self._record(origin.result, origin.modules, points)
                 self._pending = {key: entry for key, entry in self._pending.items() if entry[1] is not origin}
                 self._samples.clear()
-            elif name in _PASSED_ON | _SCALED and isinstance(result, Tensor):
+            elif name in _TRANSPARENT | _SCALINGS and isinstance(result, Tensor):
                 self._pending[id(result)] = (result, origin)
             return
 
-    def _points(self, weights: Tensor) -> Points | None:
-        """Where the weights (B, queries, heads, points) belong, if they weigh what the running module sampled."""
+    def _sampling_points(self, weights: Tensor) -> SamplingPoints | None:
+        """The sampling points of weights (B, queries, heads, points), if the running module sampled with them."""
         running = self._running
         samples = [sample for sample in self._samples if running and sample[0] is running[-1]]
         if not samples or weights.ndim != 4:
@@ -295,19 +295,19 @@ class Recorder(TorchFunctionMode):
         fits = all(grid.shape[:2] == (images * heads, queries) for _, _, grid, _ in samples)
         if not fits or sum(grid.shape[2] for _, _, grid, _ in samples) != points:
             return None
-        grids, places = tuple(size for _, size, _, _ in samples), tuple(grid for _, _, grid, _ in samples)
-        return Points(grids, places, samples[0][3])
+        grids, positions = tuple(size for _, size, _, _ in samples), tuple(grid for _, _, grid, _ in samples)
+        return SamplingPoints(grids, positions, samples[0][3])
 
-    def _record(self, tensor: Tensor, modules: tuple[nn.Module, ...], points: Points | None = None) -> Tensor:
-        self.attentions.append(Attention(tensor, self.images, modules, points))
+    def _record(self, tensor: Tensor, modules: tuple[nn.Module, ...], points: SamplingPoints | None = None) -> Tensor:
+        self.attentions.append(AttentionRun(tensor, self.images, modules, points))
         return tensor
 
 
 def _body_of(function: Callable[..., Any], attend: Callable[..., Tensor]) -> Callable[..., Any]:
-    """A function of ``torch.nn.functional`` that runs in place, not through the mode, and attends by `attend`."""
+    """A copy of a function of ``torch.nn.functional`` that bypasses the mode and calls `attend`."""
     inner: Any = function
-    known = {**inner.__globals__, "has_torch_function": lambda _: False, "scaled_dot_product_attention": attend}
-    return FunctionType(inner.__code__, known, inner.__name__, inner.__defaults__, inner.__closure__)
+    namespace = {**inner.__globals__, "has_torch_function": lambda _: False, "scaled_dot_product_attention": attend}
+    return FunctionType(inner.__code__, namespace, inner.__name__, inner.__defaults__, inner.__closure__)
 
 
 def _in_graph(tensor: Tensor) -> Tensor:
@@ -315,7 +315,7 @@ def _in_graph(tensor: Tensor) -> Tensor:
 
 
 def _versions(output: Any) -> list[int]:
-    """How often each tensor of an output has been changed."""
+    """The version counter of each tensor of an output."""
     return [tensor._version for tensor in flatten_tensors(output)]
 
 
@@ -324,10 +324,10 @@ def _same(query: Tensor, key: Tensor) -> bool:
 
 
 def _tensors(values: Sequence[Any]) -> list[Tensor]:
-    found: list[Tensor] = []
+    tensors: list[Tensor] = []
     for value in values:
         if isinstance(value, Tensor):
-            found.append(value)
+            tensors.append(value)
         elif isinstance(value, (list, tuple)):
-            found.extend(item for item in value if isinstance(item, Tensor))
-    return found
+            tensors.extend(item for item in value if isinstance(item, Tensor))
+    return tensors

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detcam.methods.common.attention_capture import Attention, Points, Recorder
+from detcam.methods.common.attention_capture import AttentionRecorder, AttentionRun, SamplingPoints
 from detcam.trace import guarded
 from tests.helpers import Snapshot
 from tests.methods.transformers import TinyDETR, loud, timm_vit, torchvision_vit
@@ -17,13 +17,13 @@ from tests.methods.transformers import TinyDETR, loud, timm_vit, torchvision_vit
 
 def recorded(
     model: nn.Module, *inputs: Tensor, images: int | None = None, **options: Any
-) -> tuple[Any, list[Attention]]:
+) -> tuple[Any, list[AttentionRun]]:
     """What a model puts out while it is watched, and the attention seen; what it puts out alone must be the same."""
     model.eval()
     before = Snapshot(model)
     with torch.no_grad():
         alone = model(*inputs, **options)
-    with guarded(model, gradients=True), Recorder(model, images or len(inputs[0])) as recorder:
+    with guarded(model, gradients=True), AttentionRecorder(model, images or len(inputs[0])) as recorder:
         output = model(*inputs, **options)
     before.check()
     torch.testing.assert_close(output, alone, atol=1e-5, rtol=1e-5)
@@ -86,10 +86,10 @@ def heads(seed: int, queries: int = 4, keys: int = 4) -> tuple[Tensor, Tensor, T
 def test_every_way_to_attend_is_seen_with_its_gradient(way: str) -> None:
     inputs = heads(0, 4, 6)
     output, (attention,) = recorded(Fused() if way == "fused" else Explicit(way), *inputs)
-    seen = attention.split(attention.tensor)
+    seen = attention.by_head(attention.tensor)
     torch.testing.assert_close(seen.double(), by_rows(inputs[0], inputs[1]), atol=1e-6, rtol=0)
     weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(1))
-    gradient = attention.split(torch.autograd.grad((output * weights).sum(), attention.tensor)[0])
+    gradient = attention.by_head(torch.autograd.grad((output * weights).sum(), attention.tensor)[0])
     for b, h, i, j in ((0, 0, 0, 0), (1, 2, 3, 5), (0, 1, 2, 4)):  # output = sum over j of probability times value
         assert float(gradient[b, h, i, j]) == pytest.approx(float(weights[b, h, i] @ inputs[2][b, h, j]), abs=1e-5)
     assert (attention.queries, attention.keys, attention.windows, attention.points) == (4, 6, 1, None)
@@ -126,9 +126,9 @@ def test_multi_head_attention_hands_out_the_same_weights(batch_first: bool) -> N
     for options in ({}, {"need_weights": False}, {"average_attn_weights": False}):
         _, (attention,) = recorded(layer, target, memory, memory, images=2, key_padding_mask=padding, **options)
         torch.testing.assert_close(attention.tensor, expected, atol=1e-6, rtol=0)
-        assert attention.crosses
+        assert attention.is_cross
     _, (attention,) = recorded(layer, target, target, target, images=2)
-    assert not attention.crosses
+    assert not attention.is_cross
 
 
 def test_layers_come_in_order_with_the_modules_around_them() -> None:
@@ -206,7 +206,7 @@ def test_sampling_points_are_shared_out_to_the_cells_that_they_read() -> None:
     values = torch.eye(tokens)[None, :, None].expand(2, tokens, 3, tokens).contiguous()
     output, (attention,) = recorded(Deformable(grids), values, places, scores)
     assert (attention.queries, attention.keys) == (5, tokens)
-    dense = attention.over_keys(attention.split(attention.tensor))
+    dense = attention.per_key(attention.by_head(attention.tensor))
     torch.testing.assert_close(dense, output.view(2, 3, tokens, 5).mT, atol=1e-6, rtol=0)
 
 
@@ -227,7 +227,7 @@ def test_a_deformable_layer_that_runs_twice() -> None:
     values = torch.eye(16)[None, :, None].expand(2, 16, 3, 16).contiguous()
     output, attentions = recorded(Twice(), values, places, scores)
     assert len(attentions) == 2
-    both = sum(one.over_keys(one.split(one.tensor)) for one in attentions)
+    both = sum(one.per_key(one.by_head(one.tensor)) for one in attentions)
     torch.testing.assert_close(both, output.view(2, 3, 16, 5).mT, atol=1e-6, rtol=0)
 
 
@@ -242,19 +242,19 @@ def test_a_deformable_layer_that_runs_twice() -> None:
     ],
 )
 def test_a_point_by_hand(aligned: bool, place: tuple[float, float], expected: list[float]) -> None:
-    points = Points(((3, 3),), (torch.tensor([[[place]]]),), aligned)
-    assert points.spread(torch.tensor([[[[2.0]]]])).flatten().tolist() == pytest.approx([2 * x for x in expected])
+    points = SamplingPoints(((3, 3),), (torch.tensor([[[place]]]),), aligned)
+    assert points.to_keys(torch.tensor([[[[2.0]]]])).flatten().tolist() == pytest.approx([2 * x for x in expected])
 
 
 def test_hooks_and_modes_go_also_when_the_model_raises() -> None:
     model = torchvision_vit()
     image = torch.rand(1, 3, 16, 32)
     before = Snapshot(model)
-    with pytest.raises(AssertionError, match="Wrong image height"), Recorder(model, 1):
+    with pytest.raises(AssertionError, match="Wrong image height"), AttentionRecorder(model, 1):
         model(image)
     before.check()
     probabilities = torch.rand(2, 4, 4).softmax(-1)
-    recorder = Recorder(model, 2)
+    recorder = AttentionRecorder(model, 2)
     with recorder:
         pass
     probabilities @ torch.rand(2, 4, 4)
