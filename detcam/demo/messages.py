@@ -147,6 +147,7 @@ class DemoMessages:
 
     def _table(self, table: Table) -> None:
         self.console.print(table)
+        self.console.print()
 
     def _list(self, rows: Sequence[tuple[str, str]]) -> None:
         table = Table.grid(padding=(0, 2))
