@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from detcam.testing.state import ModelState, require
 
 TOLERANCE = 1e-4
 
-TargetsPerImage = Sequence[Detections] | Sequence[Sequence[Target]]
+TargetsPerImage: TypeAlias = "Sequence[Detections | list[Target]]"
 """One `Detections`, or one list of targets, per image."""
 
 
@@ -141,7 +142,7 @@ def check_batch_independence(cam: BaseCAM, images: Sequence[Tensor], targets: Ta
 def check_without_targets(cam: BaseCAM, images: Sequence[Tensor], targets: TargetsPerImage) -> None:
     """Check that an image without targets gives no heatmaps and no error."""
     image, row = images[0], targets[0]
-    nothing = row[[]] if isinstance(row, Detections) else []
+    nothing: Detections | list[Target] = row[[]] if isinstance(row, Detections) else []
     maps = cam.explain([image], [nothing])[0].heatmaps
     expected = (0, *image.shape[-2:])
     require(tuple(maps.shape) == expected, f"expected heatmaps of shape {expected}; got {tuple(maps.shape)}")

@@ -52,8 +52,8 @@ class ModelState:
             before = self.gradients.get(name)
             same = parameter.grad is None if before is None else _equal(parameter.grad, before)
             require(same, f"{name}.grad has another value than before the call")
-        for kind, before, now in zip(_FLAG_NAMES, self.flags, _flags(self.model), strict=True):
-            changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+        for kind, old, new in zip(_FLAG_NAMES, self.flags, _flags(self.model), strict=True):
+            changed = [name for name in {**old, **new} if old.get(name) != new.get(name)]
             require(not changed, f"the {kind} of {', '.join(changed[:3])} differs from before the call")
         left = [name for name, count in _hooks(self.model).items() if count != self.hooks.get(name, 0)]
         require(not left, f"the hooks of {', '.join(left[:3])} differ from before the call")
