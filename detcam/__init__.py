@@ -10,9 +10,10 @@ from detcam.utils.lazy import lazy_attributes
 
 if TYPE_CHECKING:
     from detcam.adapters.base import Adapter, DetectorAdapter
-    from detcam.adapters.registry import adapt
+    from detcam.adapters.registry import adapt, register_adapter
     from detcam.auditing.pipeline import Audit, audit
-    from detcam.benchmarking import Benchmark, benchmark
+    from detcam.benchmarking.compare import benchmark
+    from detcam.benchmarking.result import Benchmark
     from detcam.cam import BaseCAM
     from detcam.detections import Detections, Source
     from detcam.diagnostics import ClassAgnosticWarning, CompletenessWarning, EmptyMapWarning, ReachWarning
@@ -69,6 +70,7 @@ if TYPE_CHECKING:
     from detcam.metrics import register_metric
     from detcam.metrics.base import Metric
     from detcam.outputs import DetectionTarget, DetectorOutput, SegmenterOutput
+    from detcam.targets.registry import register_target
     from detcam.utils.version import __version__
     from detcam.visualize.concepts import create_labels_legend, show_factorization_on_image
     from detcam.visualize.overlay import deprocess_image, preprocess_image, show_cam_on_image
@@ -105,8 +107,10 @@ _MODULES = {
     "get_method": "detcam.methods",
     "guided_backprop": "detcam.methods.guided_backprop",
     "preprocess_image": "detcam.visualize.overlay",
+    "register_adapter": "detcam.adapters.registry",
     "register_method": "detcam.methods",
     "register_metric": "detcam.metrics",
+    "register_target": "detcam.targets.registry",
     "show_cam_on_image": "detcam.visualize.overlay",
     "show_factorization_on_image": "detcam.visualize.concepts",
     "sobel_cam": "detcam.methods.sobel",
@@ -137,6 +141,7 @@ _SUBMODULES = (
     "results",
     "synthetic",
     "targets",
+    "testing",
     "trace",
     "utils",
     "visualize",
@@ -216,8 +221,10 @@ __all__ = [
     "get_method",
     "guided_backprop",
     "preprocess_image",
+    "register_adapter",
     "register_method",
     "register_metric",
+    "register_target",
     "show_cam_on_image",
     "show_factorization_on_image",
     "sobel_cam",

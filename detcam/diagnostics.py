@@ -1,4 +1,4 @@
-"""What a map cannot show: limited reach, empty maps, class-agnostic methods. Said once per call, as warnings."""
+"""Warnings about maps: limited reach, empty maps, incomplete maps, class-agnostic methods; once per call each."""
 
 from __future__ import annotations
 
@@ -17,20 +17,22 @@ if TYPE_CHECKING:
     from detcam.results import ImageHeatmaps
 
 
-LARGEST_ERROR = 0.2
-"""Relative error of a map's sum above which it is called incomplete."""
+MAX_COMPLETENESS_ERROR = 0.2
+"""Relative error of a map's sum above which the map is reported as incomplete."""
+MIN_OUTSIDE_REACH = 0.5
+"""Fraction of the image outside the box below which limited reach is reported."""
 
 
 class ReachWarning(UserWarning):
-    """The gradient at the target layer cannot reach most of the image outside the box."""
+    """The gradient at the target layer does not reach most of the image outside the box."""
 
 
 class EmptyMapWarning(UserWarning):
-    """A map is empty: the gradient is zero everywhere, or nothing speaks for the target."""
+    """A map is empty: the gradient is zero everywhere, or no evidence is positive."""
 
 
 class CompletenessWarning(UserWarning):
-    """A map's sum is far from what the score owes to the image."""
+    """The sum of a map differs from the score difference that it should add up to."""
 
 
 class ClassAgnosticWarning(UserWarning):
@@ -38,7 +40,13 @@ class ClassAgnosticWarning(UserWarning):
 
 
 def warn_about_maps(cam: BaseCAM, results: Sequence[ImageHeatmaps], adapter: Adapter) -> None:
-    """Say once per call what the maps cannot show."""
+    """Warn once per call about what the maps cannot show.
+
+    Args:
+        cam: The method.
+        results: The explanations of all images of the call.
+        adapter: The model's adapter, which names the target layers.
+    """
     layers = ", ".join(adapter.layer_names) or "the input"
     if not cam.class_discriminative and any(len(result.targets) > 1 for result in results):
         warn(
@@ -46,20 +54,19 @@ def warn_about_maps(cam: BaseCAM, results: Sequence[ImageHeatmaps], adapter: Ada
             "method such as GradCAM or ODAM to tell them apart",
             ClassAgnosticWarning,
         )
-    total = sum(len(result.targets) for result in results)
+    total = plural(sum(len(result.targets) for result in results), "target")
     dead = sum(1 for r in results for reach in r.reach or () if reach.fraction == 0)
     if dead:
         warn(
-            f"the gradient of {dead} of {plural(total, 'target')} is zero everywhere at {layers}: the maps are "
-            "empty. The score is saturated (quantity='logit' helps), underflows in half precision, or the layer has no "
-            "part in it",
+            f"the gradient of {dead} of {total} is zero everywhere at {layers}: the map is empty. The score is "
+            "saturated (quantity='logit' helps), underflows in half precision, or does not depend on the layer",
             EmptyMapWarning,
         )
     empty = sum(int((r.heatmaps.max(axis=(1, 2)) == 0).sum()) for r in results if len(r.targets)) - dead
     if empty > 0:
         warn(
-            f"{empty} of {plural(total, 'map')} {'is' if total == 1 else 'are'} empty at {layers}: nothing there "
-            "speaks for the target, or the map is constant",
+            f"the maps of {empty} of {total} are empty at {layers}: no evidence there is positive, or the map is "
+            "constant",
             EmptyMapWarning,
         )
     if not cam.reaches_all:
@@ -68,35 +75,36 @@ def warn_about_maps(cam: BaseCAM, results: Sequence[ImageHeatmaps], adapter: Ada
 
 
 def _warn_about_reach(results: Sequence[ImageHeatmaps], layers: str) -> None:
-    short = []
+    fractions = []
     for result in results:
+        size = result.geometry.image_size_hw
         for target, reach in zip(result.targets, result.reach or (), strict=bool(result.reach)):
             box = as_target(target).box_xyxy
-            if box is not None and 0 < reach.fraction and reach.sees_outside(box, result.geometry.image_size_hw) < 0.5:
-                short.append(reach.fraction)
-    if short:
-        low, high = min(short), max(short)
+            if box is not None and 0 < reach.fraction and reach.sees_outside(box, size) < MIN_OUTSIDE_REACH:
+                fractions.append(reach.fraction)
+    if fractions:
+        low, high = min(fractions), max(fractions)
         span = f"{low:.0%}" if high - low < 0.01 else f"{low:.0%} to {high:.0%}"
         warn(
-            f"at {layers} the gradients of {plural(len(short), 'target')} reach only {span} of the image: "
-            "evidence elsewhere cannot show, so do not read the map as 'the evidence is in the box'. An earlier target "
-            "layer (with HiResCAM or LayerCAM) sees further",
+            f"the gradient at {layers} reaches only {span} of the image for {plural(len(fractions), 'target')}: "
+            "evidence elsewhere cannot appear, so do not read the map as 'the evidence is in the box'. An earlier "
+            "target layer (with HiResCAM or LayerCAM) reaches further",
             ReachWarning,
         )
 
 
 def _warn_about_completeness(results: Sequence[ImageHeatmaps], layer_names: Sequence[str]) -> None:
-    found = [result.completeness for result in results if result.completeness is not None and len(result.targets)]
-    if not found:
+    measured = [result.completeness for result in results if result.completeness is not None and len(result.targets)]
+    if not measured:
         return
-    errors = torch.cat(found)
-    off = errors > LARGEST_ERROR
-    if off.any():
-        layers = ", ".join(name for name, column in zip(layer_names, off.T, strict=True) if column.any())
+    errors = torch.cat(measured)
+    exceeds = errors > MAX_COMPLETENESS_ERROR
+    if exceeds.any():
+        layers = ", ".join(name for name, column in zip(layer_names, exceeds.T, strict=True) if column.any())
         worst = float(errors.max())
-        amount = f"{worst:.0%}" if worst < 2 else f"{worst:.0f} times what is owed"
+        amount = f"{worst:.0%}" if worst < 2 else f"a factor of {worst:.0f}"
         warn(
-            f"the maps of {int(off.any(1).sum())} of {plural(len(errors), 'target')} sum to something else than what "
-            f"their score owes to the image: off by up to {amount} at {layers}. More steps help",
+            f"the maps of {int(exceeds.any(1).sum())} of {plural(len(errors), 'target')} do not add up to the score "
+            f"difference between the image and the baseline: the error is up to {amount} at {layers}. More steps help",
             CompletenessWarning,
         )

@@ -123,7 +123,8 @@ def read_request(adapter: Adapter, images: Images, targets: Targets, model_kwarg
     kwargs = dict(model_kwargs or {})
     extra: tuple[Any, ...] = ()
     if isinstance(images, tuple) and images and isinstance(images[0], Tensor) and images[0].ndim == 4:
-        images, extra = images[0], images[1:]
+        extra = images[1:]
+        images = images[0]
     if isinstance(images, Tensor) and images.ndim == 4:
         if 0 in images.shape:
             raise ValueError(f"expected a batch of at least one image with pixels; got shape {tuple(images.shape)}")

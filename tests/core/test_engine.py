@@ -168,7 +168,7 @@ def test_dead_gradients_and_empty_maps_are_named() -> None:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.abs_()
-    with pytest.warns(EmptyMapWarning, match="nothing there speaks for the target"):
+    with pytest.warns(EmptyMapWarning, match="no evidence there is positive"):
         maps = tensors(GradCAM(model, [model.relu2])(IMAGES[:1], nothing_speaks_for))
     assert float(maps.max()) == 0
 

@@ -69,7 +69,7 @@ def explained(kind: str, name: str, dtype: torch.dtype) -> Tensor:
     before = Snapshot(adapter.model)
     result = cam.explain(image, [asked])[0]
     before.check()
-    assert result.heatmaps.dtype == torch.float32
+    assert torch.as_tensor(result.heatmaps).dtype == torch.float32
     assert all(level.dtype.itemsize >= 4 for level in result.saliency), "sums were taken in half precision"
     return torch.as_tensor(result.heatmaps)[0]
 
