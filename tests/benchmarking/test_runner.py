@@ -20,6 +20,7 @@ import detcam
 from detcam.benchmarking import Benchmark, benchmark
 from detcam.benchmarking.controls import make_controls
 from detcam.metrics.base import Metric
+from detcam.metrics.metric_input import MetricImage
 from detcam.targets import BoxTarget, register_target
 from detcam.targets.registry import TARGETS
 from tests.benchmarking.harbour import METRICS, SEEDS, DrawnMaps, corner, harbour_detector, truth, write_scenes
@@ -33,9 +34,9 @@ class LeftHalf(Metric):
     name, paper, higher_is_better, range = "left_half", "none", True, (0.0, 1.0)
     calls = 0
 
-    def measure(self, adapter: Any, images: Any, targets: Any, heatmaps: Any, **options: Any) -> Tensor:
+    def value(self, image: MetricImage) -> Tensor:
         type(self).calls += 1
-        return torch.cat([maps[:, :, : maps.shape[2] // 2].double().mean((1, 2)) for maps in heatmaps])
+        return image.heatmaps[:, :, : image.heatmaps.shape[2] // 2].double().mean((1, 2))
 
 
 def slope(image: Tensor, target: Any) -> np.ndarray:
