@@ -166,7 +166,7 @@ def drise(
         ...     return [{"boxes": [[8, 8, 16, 16]], "labels": [0], "scores": [score]} for score in scores]
         >>> result = drise(brightness, np.full((16, 16, 3), 255, np.uint8), passes=50, grid=4)
         >>> result.heatmaps.shape
-        torch.Size([1, 16, 16])
+        (1, 16, 16)
     """
     check_passes(passes)
     pixels = load_image(image).cpu() * 255
