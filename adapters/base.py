@@ -269,6 +269,7 @@ class Adapter(ABC):
             ValueError: an image cannot be read, or the model has no such class.
 
         Example:
+            >>> import detcam, torch
             >>> from torchvision.models import resnet18
             >>> adapter = detcam.adapt(resnet18().eval(), image_size=64)
             >>> (detections,) = adapter.predict(torch.rand(3, 48, 64), top_k=2)

@@ -54,7 +54,7 @@ class EmbeddingAdapter(FixedSizeAdapter):
         ValueError: the embedding cannot be found; the message says which argument to pass.
 
     Example:
-        >>> import torch
+        >>> import detcam, torch
         >>> from torchvision.models import resnet18
         >>> from detcam.adapters import embed, embedder
         >>> from detcam.targets import SimilarityToConceptTarget

@@ -85,7 +85,8 @@ def register_adapter(
         ValueError: another adapter has this name.
 
     Example:
-        >>> import torch
+        >>> import detcam, torch
+        >>> from detcam.adapters import register_adapter
         >>> class MyDetector(torch.nn.Conv2d):
         ...     pass
         >>> @register_adapter(MyDetector, names=["boat"], image_size=64)
@@ -173,6 +174,7 @@ def adapt(
         ValueError: a target layer is not in the model.
 
     Example:
+        >>> import detcam
         >>> from torchvision.models import resnet18
         >>> detcam.adapt(resnet18().eval(), image_size=64)
         ClassificationAdapter(ResNet, target_layers=['layer4'])
