@@ -92,7 +92,7 @@ def check_predictions(adapter: Adapter, images: Sequence[Tensor]) -> None:
         best = adapter.predict([image], top_k=1)[0]
         require(len(best) == min(1, len(found)), f"top_k=1 gave {len(best)} of {len(found)} detections")
         if len(found):
-            threshold = float(found.scores[0])
+            threshold = float(found.scores[0]) - TOLERANCE  # scores differ a little between batches
             kept = adapter.predict([image], score_threshold=threshold)[0]
             require(len(kept) == int((found.scores >= threshold).sum()), "score_threshold keeps the wrong detections")
 
