@@ -182,7 +182,7 @@ def check_label(label: int, names: Mapping[int, str], classes: int) -> None:
 
 @dataclass(frozen=True)
 class Candidates:
-    """What a detector's head says at K places, differentiable; row k belongs to the k-th target asked for.
+    """Differentiable predictions of a detector's head for K targets; row k belongs to the k-th target.
 
     Attributes:
         boxes_xyxy: (K, 4) predicted boxes of the targets' classes, original image pixels, not clipped.
@@ -201,9 +201,9 @@ class DetectorOutput(ABC):
     """One image's output of a detector, from which targets read their scalars.
 
     Attributes:
-        geometry: how the image was placed on the network's input.
-        classes: number of class indices, background included where the family has one.
-        background: the class index of nothing being there, where the scores are a softmax that has one.
+        geometry: Position of the image on the network's input.
+        classes: Number of class indices, including the background if the family has one.
+        background: The class index of the background if the scores are a softmax that has one, else None.
     """
 
     geometry: Geometry
@@ -212,23 +212,23 @@ class DetectorOutput(ABC):
 
     @abstractmethod
     def candidates(self, targets: Sequence[DetectionTarget]) -> Candidates:
-        """What the head says at each target's source; a target without source is asked where it fits best."""
+        """Return the predictions at each target's source; a target without a source takes the best fitting candidate."""
 
     @abstractmethod
     def detections(self) -> Detections:
-        """The detector's own post-processed result for this image, detached, each detection with its source."""
+        """Return the detector's own post-processed detections, detached, each with its source."""
 
     def source_of(self, target: DetectionTarget) -> Source | None:
-        """What answers for a target, found anew where it has no source; None where the box itself is asked."""
+        """Return the source that predicts a target, or None if the head scores the box itself."""
         return target.source
 
     @torch.no_grad()
     def raw_candidates(self, label: int | None = None) -> tuple[Tensor, Tensor]:
-        """All that the head says about this image, before any of it is suppressed, detached.
+        """Return all predictions of the head before non-maximum suppression, detached.
 
         Args:
-            label: where a head draws a box for every class, the class whose boxes are meant; None takes each
-                candidate's best one. Other heads say the same for all.
+            label: For a head with one box per class, the class whose boxes are returned; None takes each candidate's
+                best class. Other heads ignore it.
 
         Returns:
             boxes (K, 4), original image pixels, clipped to the image, and their class scores (K, C).
@@ -237,16 +237,16 @@ class DetectorOutput(ABC):
 
     @torch.no_grad()
     def detected(self) -> tuple[Tensor, Tensor]:
-        """What the detector reports, with whole class vectors, detached.
+        """Return the detector's own detections with the scores of all classes, detached.
 
         Returns:
             boxes (K, 4), original image pixels, clipped to the image, and their class scores (K, C).
         """
-        found = self.detections()
-        if not len(found):
+        detections = self.detections()
+        if not len(detections):
             return torch.zeros(0, 4), torch.zeros(0, self.classes)
-        places = zip(found.boxes_xyxy.tolist(), found.labels.tolist(), found.source, strict=True)
-        candidates = self.candidates([DetectionTarget(tuple(box), label, source) for box, label, source in places])
+        rows = zip(detections.boxes_xyxy.tolist(), detections.labels.tolist(), detections.source, strict=True)
+        candidates = self.candidates([DetectionTarget(tuple(box), label, source) for box, label, source in rows])
         return self.geometry.clip(candidates.boxes_xyxy), candidates.class_scores
 
     def mask_scores(self, targets: Sequence[DetectionTarget]) -> list[Tensor]:

@@ -33,11 +33,11 @@ class ImageHeatmaps:
         targets: The N targets.
         scores: (N,) float32, each target's value.
         reach: Per target, the part of the image that its gradient can come from; None for methods without gradients.
-        completeness: (N, layers) float32, how far the sum of each target's saliency is from what it should be,
-            relative to that; None for methods whose map owes no sum.
-        detections: what the model found, where the targets came from it, else None.
-        geometry: how the image lay on the network's input.
-        sampling: how many changed versions of the image were scored, for methods that change it.
+        completeness: (N, layers) float32, relative error of the sum of each target's saliency (convergence delta); None
+            for methods whose maps need not add up to the score.
+        detections: The predictions that the targets stand for, or None.
+        geometry: Position of the image on the network's input.
+        sampling: Number of perturbed images and their agreement, for methods that sample.
     """
 
     heatmaps: HeatmapArray
@@ -53,17 +53,17 @@ class ImageHeatmaps:
 
 @dataclass(frozen=True)
 class Pass:
-    """One forward pass and what is asked of it.
+    """One forward pass and its targets.
 
     Attributes:
-        adapter: says what the model's output means.
-        batch: the network's input.
-        trace: holds the target layers' activations, and differentiates.
-        outputs: per image, what targets are called with.
-        targets: per image, the targets, as seen in this view.
-        eigen_smooth: whether the first principal component over channels replaces their sum.
-        source_images: gives per image (3, H, W) in [0, 1], as seen in this view; of a ready input, what it shows.
-        watched: what `BaseCAM.watching` opened around the pass.
+        adapter: The model's adapter.
+        batch: The network's input.
+        trace: Activations and gradients of the target layers.
+        outputs: Per image, the argument of targets.
+        targets: Per image, the targets in this view.
+        eigen_smooth: Whether the first principal component over channels replaces their sum.
+        source_images: Function that returns, per image, (C, H, W) in [0, 1] in this view.
+        watched: The value of the context that `BaseCAM.watching` opened around the pass.
     """
 
     adapter: Adapter
@@ -85,11 +85,11 @@ class Measured:
     """Raw maps of a pass.
 
     Attributes:
-        maps: per level, per image, (N_i, h, w) signed saliency over the network's input.
-        values: per image, each target's value.
-        reach: per image, each target's reach; None where no gradient was taken.
-        completeness: per image, (N_i, layers) relative error of the maps' sums; None where they owe none.
-        sampling: per image, how it was sampled; None where nothing was.
+        maps: Per level, per image, (N_i, h, w) signed saliency over the network's input.
+        values: Per image, each target's value.
+        reach: Per image, each target's reach; None for methods without gradients.
+        completeness: Per image, (N_i, layers) relative error of the maps' sums; None for methods without that property.
+        sampling: Per image, how it was sampled; None for methods that do not sample.
     """
 
     maps: list[list[Tensor]]
@@ -101,11 +101,11 @@ class Measured:
 
 @dataclass(frozen=True)
 class Reach:
-    """From where on the image the gradient at the target layer could come.
+    """The part of the image that the gradient at the target layers covers.
 
     Attributes:
-        fraction: share of the image, in [0, 1], that can influence the map.
-        box_xyxy: bounding box of that share, original image pixels; all zero where nothing can.
+        fraction: Fraction of the image, in [0, 1], that can appear on the map.
+        box_xyxy: Bounding box of that part, original image pixels; all zero if it is empty.
     """
 
     fraction: float
@@ -160,7 +160,7 @@ class Reach:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a sampled explanation came about.
+    """How an explanation was sampled.
 
     Attributes:
         passes: how many changed versions of the image were scored.

@@ -1,4 +1,4 @@
-"""Test-time views for `aug_smooth`: images travel with their targets, and maps travel back."""
+"""Test-time views of images and their targets for `aug_smooth`, and their inverse for maps."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class View:
         return image if self.factor == 1.0 else image * self.factor
 
     def target(self, target: Target, geometry: Geometry) -> Target:
-        """The target in this view: a mirrored image is asked for the mirrored box, mask and source."""
+        """The target in this view, with its box, mask and source mirrored if the image is."""
         return as_target(target).hflip(geometry.image_size_hw[1]) if self.mirrored else target
 
     def undo(self, maps: Tensor) -> Tensor:
