@@ -183,6 +183,13 @@ def embed(
 
     Raises:
         TypeError: `model` is an adapter of another kind.
+
+    Example:
+        >>> import torch
+        >>> from torchvision.models import resnet18
+        >>> from detcam.adapters import embed
+        >>> embed(resnet18(), torch.rand(3, 64, 48)).shape
+        torch.Size([1, 512])
     """
     if isinstance(model, Adapter) and not isinstance(model, EmbeddingAdapter):
         raise TypeError(f"expected a module or the result of embedder(...); got {type(model).__name__}")

@@ -211,6 +211,14 @@ class BaseCAM:
 
         Raises:
             TypeError, ValueError, RuntimeError: As in the call.
+
+        Example:
+            >>> import torch
+            >>> from torchvision.models import resnet18
+            >>> from detcam import GradCAM
+            >>> result = GradCAM(resnet18()).explain(torch.rand(3, 64, 48))[0]
+            >>> result.heatmaps.shape, len(result.saliency)
+            ((1, 64, 48), 1)
         """
         request = read_request(self.adapter, images, targets, options.pop("model_kwargs", None))
         request = replace(request, choose=choose)

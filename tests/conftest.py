@@ -51,3 +51,18 @@ def reference(data: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture
+def registries_as_they_were() -> Iterator[None]:
+    """Removes what a test registers."""
+    from detcam.adapters import ADAPTERS
+    from detcam.methods import METHODS
+    from detcam.metrics import METRICS
+    from detcam.targets.registry import TARGETS
+
+    before = [(registry, set(registry)) for registry in (ADAPTERS, METHODS, METRICS, TARGETS)]
+    yield
+    for registry, names in before:
+        for name in set(registry) - names:
+            registry.unregister(name)

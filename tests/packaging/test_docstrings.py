@@ -1,0 +1,69 @@
+"""Docstrings: every example runs, and what users call first documents its arguments, result and errors."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import inspect
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import detcam
+import detcam.metrics
+import detcam.targets
+from detcam import adapters, testing
+from tests.packaging.test_layers import modules
+
+OPTIONAL = {
+    "detcam.adapters.smp": "segmentation_models_pytorch",
+    "detcam.adapters.ultralytics": "ultralytics",
+    "detcam.models.timm": "timm",
+}
+
+WITH_EXAMPLES = [
+    name
+    for name, file in modules().items()
+    if ">>> " in file.read_text(encoding="utf-8") and not name.endswith("__main__")
+]
+
+FRONT_DOOR = [
+    *(detcam.explain, detcam.audit, detcam.benchmark, detcam.adapt, detcam.get_method, detcam.drise),
+    *(detcam.show_cam_on_image, detcam.guided_backprop, detcam.sobel_cam),
+    *(detcam.register_method, detcam.register_adapter, detcam.register_metric, detcam.register_target),
+    *(adapters.detector, adapters.segmenter, adapters.embedder, adapters.embed, adapters.Adapter.predict),
+    *(testing.check_method, testing.check_adapter, testing.check_metric, testing.check_target),
+    *(detcam.BaseCAM.__call__, detcam.BaseCAM.explain, detcam.metrics.Metric.measure),
+]
+
+
+def examples(module: ModuleType) -> list[doctest.DocTest]:
+    finder = doctest.DocTestFinder(exclude_empty=True)
+    return [found for found in finder.find(module, module.__name__) if found.examples]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.usefixtures("registries_as_they_were")
+@pytest.mark.parametrize("name", WITH_EXAMPLES)
+def test_the_examples_of_a_module_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if name in OPTIONAL:
+        pytest.importorskip(OPTIONAL[name])
+    monkeypatch.chdir(tmp_path)
+    module = importlib.import_module(name)
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE, verbose=False)
+    for example in examples(module):
+        report: list[str] = []
+        runner.run(example, out=report.append)
+        assert not runner.failures, "".join(report)
+
+
+@pytest.mark.parametrize("function", FRONT_DOOR, ids=lambda function: function.__qualname__)
+def test_the_front_door_is_documented(function: object) -> None:
+    text = inspect.getdoc(function) or ""
+    parameters = [name for name in inspect.signature(function).parameters if name not in ("self", "cls")]  # type: ignore[arg-type]
+    sections = ["Args:"] * bool(parameters) + ["Raises:", "Example"]
+    missing = [section for section in sections if section not in text]
+    assert not missing, f"the docstring has no {', '.join(missing)}"
+    undocumented = [name for name in parameters if f"{name}:" not in text]
+    assert not undocumented, f"the docstring does not describe {', '.join(undocumented)}"
