@@ -15,7 +15,7 @@ from detcam.trace import flatten_tensors, guarded
 LayersLike: TypeAlias = Sequence[nn.Module | str] | nn.Module | str | None
 """Target layers: modules or dotted names, one or several; None takes the default."""
 
-MOST_PREFIX_TOKENS = 8
+MAX_PREFIX_TOKENS = 8
 """How many tokens may stand before the patches where the model does not say (a class token, registers)."""
 
 GRADIENT_SCALE = 256.0
@@ -274,7 +274,7 @@ class InferredReshape:
         """Height and width of the patch grid, and how many tokens stand before it."""
         known = self.prefix_tokens
         for whole in (True, False):  # grids of whole patches first: others fit far too many numbers
-            prefixes = range((MOST_PREFIX_TOKENS if whole else 1) + 1) if known is None else (known, 0)
+            prefixes = range((MAX_PREFIX_TOKENS if whole else 1) + 1) if known is None else (known, 0)
             for prefix in prefixes:
                 for height, width in self._grids(whole):
                     if height * width + prefix == tokens:

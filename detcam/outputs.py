@@ -212,7 +212,7 @@ class DetectorOutput(ABC):
 
     @abstractmethod
     def candidates(self, targets: Sequence[DetectionTarget]) -> Candidates:
-        """Return the predictions at each target's source; a target without a source takes the best fitting candidate."""
+        """Return the predictions at each target's source; without a source, at the best fitting candidate."""
 
     @abstractmethod
     def detections(self) -> Detections:
@@ -227,8 +227,8 @@ class DetectorOutput(ABC):
         """Return all predictions of the head before non-maximum suppression, detached.
 
         Args:
-            label: For a head with one box per class, the class whose boxes are returned; None takes each candidate's
-                best class. Other heads ignore it.
+            label: For a head with one box per class, the class whose boxes are returned; None takes the best class of
+                each candidate. Other heads ignore it.
 
         Returns:
             boxes (K, 4), original image pixels, clipped to the image, and their class scores (K, C).

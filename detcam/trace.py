@@ -1,4 +1,4 @@
-"""Run a model once, hold what the target layers saw, hand back gradients. Every hook lives and dies here.
+"""One forward pass with hooks on the target layers: their activations and the gradients of scores.
 
 Parameters never receive gradients: they are frozen for the length of the run, so autograd records nothing before
 the earliest target layer, where the activation becomes a leaf.
@@ -18,32 +18,32 @@ from detcam.utils.model_lock import exclusive
 from detcam.utils.warnings import warn
 
 ReshapeTransform = Callable[[Any], Any]
-"""From what a layer put out to (B, C, h, w), or a list of such levels."""
+"""From a layer's output to (B, C, h, w), or a list of such levels."""
 
 Replace = Callable[[int, int, Any], Any]
-"""From a layer's index, how often it ran before in the pass, and its output, to what follows gets instead."""
+"""From a layer's index, the number of its earlier runs in the pass, and its output, to the replacement."""
 
-_STANCE = RLock()
-"""Held while compiled code is told to step aside, which is said for the whole process."""
+_STANCE_LOCK = RLock()
+"""Held while compilation is disabled, which is a setting of the whole process."""
 
 HALF_SCALE = 2.0**12
-"""By how much gradients in float16 are scaled up, which reaches 6e-8 only."""
+"""Factor on gradients in float16, whose smallest value is 6e-8."""
 
 
 class Trace:
-    """Holds the activations of some layers during a model's forward pass, and asks autograd for their gradients.
+    """Records the activations of target layers during a forward pass, and computes gradients at them.
 
     Use inside `guarded`. A layer may run several times in a pass (a head shared by pyramid levels) and may put out
     a tensor, or a list, tuple or dict of tensors (a pyramid): every tensor is a *level* of that layer.
 
     Args:
-        layers: the target layers.
-        names: a name for each layer, for messages.
-        gradients: whether the activations enter autograd.
-        reshape_transform: turns a layer's raw output into (B, C, h, w), or into a list of such levels; None takes
+        layers: The target layers.
+        names: The name of each layer, for messages.
+        gradients: Whether the activations enter autograd.
+        reshape_transform: Function from a layer's raw output to (B, C, h, w), or to a list of such levels; None takes
             tensors as they are.
-        replace: changes what the layers put out; what is held, and differentiated, is the replacement. None
-            leaves the pass as it is.
+        replace: Function that replaces the layers' outputs; the replacement is recorded and differentiated. None
+            changes nothing.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Trace:
         return tensor.detach().requires_grad_(True)
 
     def activations(self) -> list[list[Tensor]]:
-        """What each layer put out: per layer a list of levels, each (B, C, h, w), detached.
+        """Return the layers' outputs: per layer a list of levels, each (B, C, h, w), detached.
 
         Raises:
             RuntimeError: a layer never ran, or put out no tensor.
@@ -101,16 +101,16 @@ class Trace:
         return self._shaped(lambda tensor: tensor.detach())
 
     def outputs(self) -> list[list[Any]]:
-        """What each layer put out each time that it ran, in the shape that it has there, detached."""
+        """Return the raw outputs of each layer, one entry per run, detached."""
         return [[map_tensors(output, Tensor.detach) for output in runs] for runs in self._outputs]
 
     def check_depends(self, scalars: Iterable[Tensor]) -> None:
-        """Raise RuntimeError where not one of the scalars depends on any of the layers."""
+        """Raise RuntimeError if no scalar depends on any of the layers."""
         if not any(scalar.requires_grad for scalar in scalars):
             raise RuntimeError(self._no_path())
 
     def gradients(self, scalar: Tensor, *, retain_graph: bool) -> list[list[Tensor]]:
-        """The gradient of a scalar at each layer and level, shaped as `activations`; zero where a level has no part.
+        """Return the gradient of a scalar at each layer and level, shaped as `activations`; zero without influence.
 
         Raises:
             RuntimeError: the scalar does not depend on the layers at all.
@@ -123,7 +123,7 @@ class Trace:
             found = torch.autograd.grad(scalar, held, retain_graph=retain_graph, allow_unused=True)
         if all(gradient is None for gradient in found):
             raise RuntimeError(self._no_path())
-        return self._in_place_of(found)
+        return self._by_layer(found)
 
     def _scaled_up(self, scalar: Tensor, held: Sequence[Tensor]) -> Sequence[Tensor | None] | None:
         """Gradients of a model in float16, in float32: scaled up on the way, where small ones would vanish.
@@ -162,10 +162,10 @@ class Trace:
                 else [None]
             )
         gradients = [None if gradient is None else gradient.detach() for gradient in first]
-        return self._in_place_of(gradients), self._in_place_of(products)
+        return self._by_layer(gradients), self._by_layer(products)
 
     def held(self) -> list[Tensor]:
-        """Every held floating-point tensor, each once."""
+        """Return every recorded floating-point tensor, each once."""
         if self._held is None:
             self.check_ran()
             seen: dict[int, Tensor] = {}
@@ -176,7 +176,7 @@ class Trace:
         return self._held
 
     def check_ran(self) -> None:
-        """Raise RuntimeError where a target layer never ran in the forward pass."""
+        """Raise RuntimeError if a target layer never ran in the forward pass."""
         silent = [name for name, outputs in zip(self.names, self._outputs, strict=True) if not outputs]
         if silent:
             raise RuntimeError(
@@ -184,8 +184,8 @@ class Trace:
                 "(auxiliary heads and unused branches do not run in eval mode)"
             )
 
-    def _in_place_of(self, values: Sequence[Tensor | None]) -> list[list[Tensor]]:
-        """One value for each held tensor, shaped as the activations; zero where there is None."""
+    def _by_layer(self, values: Sequence[Tensor | None]) -> list[list[Tensor]]:
+        """Return one value per recorded tensor, shaped as the activations; zero for None."""
         by_tensor = {id(tensor): value for tensor, value in zip(self.held(), values, strict=True)}
 
         def value_at(tensor: Tensor) -> Tensor:
@@ -244,7 +244,7 @@ def flatten_tensors(value: Any) -> list[Tensor]:
 
 @contextmanager
 def guarded(model: nn.Module, *, gradients: bool) -> Iterator[None]:
-    """Run a model without leaving a trace on it, one thread at a time (`detcam.utils.model_lock`).
+    """Run a model and restore it afterwards, one thread at a time (`detcam.utils.model_lock`).
 
     Inside: eval mode, no parameter asks for gradients, inference tensors are replaced by ordinary ones, autograd is
     on or off as asked. After, also when the block raises: training flags per module, ``requires_grad``, parameters,
@@ -263,7 +263,7 @@ def guarded(model: nn.Module, *, gradients: bool) -> Iterator[None]:
             set_stance = getattr(torch.compiler, "set_stance", None)
             if set_stance is None:
                 raise RuntimeError("part of the model is compiled; explain the model as it was before, or update torch")
-            stack.enter_context(_STANCE)
+            stack.enter_context(_STANCE_LOCK)
             stack.enter_context(set_stance("force_eager"))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.set_grad_enabled(gradients))

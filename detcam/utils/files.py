@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-LONGEST_NAME = 80  # bytes; file systems allow 255 for the whole file name
+MAX_NAME_BYTES = 80  # bytes; file systems allow 255 for the whole file name
 
 
 def replace_file(path: Path, content: bytes) -> Path:
@@ -30,7 +30,7 @@ def replace_file(path: Path, content: bytes) -> Path:
 def slug(text: str) -> str:
     """Letters, digits, ``_`` and ``-`` of any script; all else becomes ``_``, so no path can be built from it."""
     name = re.sub(r"[^\w-]+", "_", unicodedata.normalize("NFC", text)).strip("_")
-    return name.encode()[:LONGEST_NAME].decode(errors="ignore") or "unnamed"
+    return name.encode()[:MAX_NAME_BYTES].decode(errors="ignore") or "unnamed"
 
 
 def number(value: Any) -> float | None:

@@ -7,7 +7,7 @@ import hashlib
 import torch
 from torch import Tensor, nn
 
-PLAIN = (int, float, str, bool, tuple, type(None))
+PLAIN_TYPES = (int, float, str, bool, tuple, type(None))
 
 
 def weights_digest(model: nn.Module) -> str:
@@ -23,5 +23,5 @@ def weights_digest(model: nn.Module) -> str:
 
 def adapter_digest(adapter: object) -> str:
     """A short name for what an adapter does to images and boxes, as far as it is plain values: sizes, thresholds."""
-    own = {n: v for n, v in vars(adapter).items() if isinstance(v, PLAIN) and not n.startswith("_")}
+    own = {n: v for n, v in vars(adapter).items() if isinstance(v, PLAIN_TYPES) and not n.startswith("_")}
     return hashlib.sha256(f"{adapter!r}{sorted(own.items())}".encode()).hexdigest()[:16]
