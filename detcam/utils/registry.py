@@ -70,14 +70,6 @@ class Registry(Mapping[str, T], Generic[T]):
         """
         del self._entries[self._keys.pop(normalized(name))]
 
-    def unregister(self, name: str) -> None:
-        """Remove an entry.
-
-        Raises:
-            KeyError: No entry has that name.
-        """
-        del self._entries[self._keys.pop(normalized(name))]
-
     def find(self, name: str) -> T:
         """The entry of a name.
 

@@ -38,8 +38,8 @@ def test_the_extension_snippets_run_and_are_short(tmp_path: Path, monkeypatch: p
     for block in found:
         exec(compile(block, "docs/extending.md", "exec"), names)
     added = [set(registry) - known for registry, known in zip(registries, before, strict=True)]
-    assert added == [{"positivecam"}, {"grid_detector"}, {"mean_heat"}, {"box_area"}]
-    assert names["explanations"][0].targets[0].quantity == "box_area"  # type: ignore[index]
+    assert added == [{"positivecam"}, {"grid_detector"}, {"mean_heat"}, {"score_margin"}]
+    assert names["explanations"][0].targets[0].quantity == "score_margin"  # type: ignore[index]
     for block, start, limit in (
         (found[0], "class ", 5),
         (found[2], "def ", 6),

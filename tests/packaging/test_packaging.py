@@ -34,6 +34,7 @@ DISTRIBUTIONS = {
     "segmentation_models_pytorch": "segmentation-models-pytorch",
     "skimage": "scikit-image",
     "sklearn": "scikit-learn",
+    "typing_extensions": "typing-extensions",
     "ultralytics": "ultralytics-opencv-headless",
 }
 
