@@ -24,7 +24,7 @@ from detcam.geometry import Geometry, normalize
 from detcam.inputs import Images, Request, Select, Targets, read_request
 from detcam.layers import LayersLike
 from detcam.outputs import work_dtype
-from detcam.results import HeatmapArray, ImageHeatmaps, Measured, Pass, Reach
+from detcam.results import HeatmapArray, ImageHeatmaps, Measured, Pass, Reach, levels_of, value_of
 from detcam.smoothing import View, views
 from detcam.trace import ReshapeTransform, Trace, guarded
 from detcam.utils.model_lock import exclusive
@@ -414,48 +414,11 @@ class LayerlessCAM(BaseCAM, abstract=True):
         raise ValueError(f"{type(self).__name__} has no target layers to set: it does not read feature maps")
 
 
-def levels_of(trace: Trace, images: int) -> list[Tensor]:
-    """Return all levels of all layers, each (B, C, h, w), checked for shape and finite values."""
-    levels = []
-    for name, layer in zip(trace.names, trace.activations(), strict=True):
-        for level in layer:
-            if len(level) != images:
-                raise RuntimeError(
-                    f"target layer {name} put out {len(level)} items for {images} images; choose a layer that sees "
-                    "whole images, not regions of them"
-                )
-            # A finite sum rules out NaN and infinity cheaply; else every value is checked, since a sum may overflow.
-            if not torch.isfinite(level.sum()) and not torch.isfinite(level).all():
-                raise RuntimeError(
-                    f"target layer {name} put out NaN or infinity; check the model's weights and its input range"
-                    + (", or use float32 instead of half precision" if level.dtype == torch.float16 else "")
-                )
-            levels.append(level)
-    return levels
-
-
 def _strength(gradient: Tensor) -> Tensor:
     """Return the greatest magnitude over channels, (n, h, w)."""
     if not any(gradient.stride()):  # a single value expanded: the level has no influence
         return gradient[:, 0].abs()
     return gradient.abs().amax(1)
-
-
-def value_of(scalar: Any) -> float:
-    """Return a target's scalar as a float.
-
-    Raises:
-        ValueError: Not a tensor with one element.
-    """
-    if not isinstance(scalar, Tensor) or scalar.numel() != 1:
-        got = tuple(scalar.shape) if isinstance(scalar, Tensor) else type(scalar).__name__
-        raise ValueError(f"expected a target to return one number (a tensor with one element); got {got}")
-    return float(scalar.detach())
-
-
-def values_of(scalars: Sequence[Sequence[Tensor]]) -> list[list[float]]:
-    """Every target's scalar as a number, per image."""
-    return [[value_of(scalar) for scalar in row] for row in scalars]
 
 
 def _mean_of_views(results: Sequence[ImageHeatmaps]) -> ImageHeatmaps:

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from detcam.adapters import adapt
 from detcam.adapters.base import Adapter, Batch
 from detcam.adapters.classification import ClassificationAdapter, class_scores
-from detcam.cam import levels_of
 from detcam.geometry import Geometry, normalize
 from detcam.inputs import Request, read_request
 from detcam.outputs import work_dtype
 from detcam.perturbation.base import select_image
+from detcam.results import levels_of
 from detcam.smoothing import View
 from detcam.trace import ReshapeTransform, Trace, guarded, map_tensors
 from detcam.visualize.concepts import create_labels_legend, show_factorization_on_image

@@ -172,3 +172,40 @@ class Sampling:
     passes: int
     seed: int | None = None
     agreement: tuple[float, ...] | None = None
+
+
+def levels_of(trace: Trace, images: int) -> list[Tensor]:
+    """Return all levels of all layers, each (B, C, h, w), checked for shape and finite values."""
+    levels = []
+    for name, layer in zip(trace.names, trace.activations(), strict=True):
+        for level in layer:
+            if len(level) != images:
+                raise RuntimeError(
+                    f"target layer {name} put out {len(level)} items for {images} images; choose a layer that sees "
+                    "whole images, not regions of them"
+                )
+            # A finite sum rules out NaN and infinity cheaply; else every value is checked, since a sum may overflow.
+            if not torch.isfinite(level.sum()) and not torch.isfinite(level).all():
+                raise RuntimeError(
+                    f"target layer {name} put out NaN or infinity; check the model's weights and its input range"
+                    + (", or use float32 instead of half precision" if level.dtype == torch.float16 else "")
+                )
+            levels.append(level)
+    return levels
+
+
+def value_of(scalar: Any) -> float:
+    """Return a target's scalar as a float.
+
+    Raises:
+        ValueError: Not a tensor with one element.
+    """
+    if not isinstance(scalar, Tensor) or scalar.numel() != 1:
+        got = tuple(scalar.shape) if isinstance(scalar, Tensor) else type(scalar).__name__
+        raise ValueError(f"expected a target to return one number (a tensor with one element); got {got}")
+    return float(scalar.detach())
+
+
+def values_of(scalars: Sequence[Sequence[Tensor]]) -> list[list[float]]:
+    """Every target's scalar as a number, per image."""
+    return [[value_of(scalar) for scalar in row] for row in scalars]

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from detcam.adapters.base import Batch, ModelLike, Target
-from detcam.cam import BaseCAM, values_of
+from detcam.cam import BaseCAM
 from detcam.geometry import Geometry
 from detcam.layers import LayersLike
 from detcam.methods.common.wrapper import WrapperCAM
 from detcam.methods.grad_cam import GradCAM
 from detcam.outputs import Candidates, SegmenterOutput
-from detcam.results import Measured, Pass
+from detcam.results import Measured, Pass, values_of
 from detcam.targets import BoxTarget, ClassifierOutputTarget, ClassTarget, FinerWeightedTarget, MaskTarget
 from detcam.trace import ReshapeTransform
 

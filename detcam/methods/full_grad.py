@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from detcam.adapters.base import Batch, ModelLike
-from detcam.cam import BaseCAM, values_of
+from detcam.cam import BaseCAM
 from detcam.geometry import Geometry, normalize
 from detcam.layers import LayersLike
 from detcam.outputs import work_dtype
-from detcam.results import Measured, Pass, Reach
+from detcam.results import Measured, Pass, Reach, values_of
 from detcam.trace import ReshapeTransform
 from detcam.utils.warnings import warn
 

@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from detcam.adapters.base import Batch, ModelLike, Target
-from detcam.cam import LayerlessCAM, values_of
+from detcam.cam import LayerlessCAM
 from detcam.data.images import ImageLike
 from detcam.geometry import Geometry, normalize, to_pixels
 from detcam.guided_relu import guided, guiding
 from detcam.outputs import work_dtype
-from detcam.results import ImageHeatmaps, Measured, Pass, Reach
+from detcam.results import ImageHeatmaps, Measured, Pass, Reach, values_of
 from detcam.targets import ClassifierOutputTarget
 from detcam.utils.warnings import warn
 

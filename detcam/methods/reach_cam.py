@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from detcam.adapters.base import ModelLike, Target
-from detcam.cam import BaseCAM, levels_of, value_of, values_of
+from detcam.cam import BaseCAM
 from detcam.geometry import Geometry
 from detcam.layers import LayersLike
 from detcam.methods.common.feature_path import FeaturePath
 from detcam.methods.common.layer_search import with_context_layers
 from detcam.methods.common.level_product import product_of_levels
 from detcam.outputs import work_dtype
-from detcam.results import Measured, Pass, Reach
+from detcam.results import Measured, Pass, Reach, levels_of, value_of, values_of
 from detcam.targets import BoxTarget
 from detcam.trace import ReshapeTransform, Trace
 from detcam.utils.pca import first_principal_component

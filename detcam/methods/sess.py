@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torchvision.ops import box_iou
 
 from detcam.adapters.base import Adapter, Batch, ModelLike, Target
-from detcam.cam import BaseCAM, value_of, values_of
+from detcam.cam import BaseCAM
 from detcam.geometry import Geometry
 from detcam.layers import LayersLike
 from detcam.methods.common.sliding_windows import MapFusion, Pool, Window, sliding_windows
@@ -22,7 +22,7 @@ from detcam.methods.grad_cam import GradCAM
 from detcam.methods.odam import ODAM
 from detcam.outputs import DetectionTarget, DetectorOutput, SegmenterOutput
 from detcam.perturbation.base import repeat_batch, select_image
-from detcam.results import Measured, Pass, Sampling
+from detcam.results import Measured, Pass, Sampling, value_of, values_of
 from detcam.targets import BoxTarget, ClassifierOutputTarget, MaskTarget
 from detcam.trace import ReshapeTransform, Trace
 from detcam.utils.batching import pieces

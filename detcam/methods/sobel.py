@@ -9,10 +9,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from detcam.cam import LayerlessCAM, values_of
+from detcam.cam import LayerlessCAM
 from detcam.data.images import to_uint8
 from detcam.geometry import Geometry, normalize
-from detcam.results import Measured, Pass
+from detcam.results import Measured, Pass, values_of
 from detcam.utils.opencv import cv2
 from detcam.visualize.convert import PixelsLike, as_image
 

@@ -15,10 +15,10 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from detcam.adapters.base import Adapter, Batch, Target
-from detcam.cam import value_of
 from detcam.inputs import Request
 from detcam.outputs import DetectionTarget, DetectorOutput, SegmenterOutput, work_dtype
 from detcam.perturbation.base import ImageArea, ImageScorer, detached_score, pin_targets, select_image
+from detcam.results import value_of
 from detcam.smoothing import View
 from detcam.targets import ClassifierOutputTarget, ClassTarget, MaskTarget
 from detcam.trace import guarded

@@ -12,12 +12,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from detcam.adapters.base import Adapter, Batch, ModelLike, Target
-from detcam.cam import BaseCAM, LayerlessCAM, levels_of, value_of, values_of
+from detcam.cam import BaseCAM, LayerlessCAM
 from detcam.geometry import Geometry
 from detcam.layers import LayersLike
 from detcam.outputs import BaseTarget, work_dtype
 from detcam.perturbation.bn_folding import MAX_OUTPUT_BYTES, BatchNormFolding
-from detcam.results import Measured, Pass, Sampling
+from detcam.results import Measured, Pass, Sampling, levels_of, value_of, values_of
 from detcam.trace import ReshapeTransform, map_tensors
 from detcam.utils.batching import pieces
 from detcam.utils.pca import first_principal_component

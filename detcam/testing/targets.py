@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from detcam.adapters.base import Adapter, Target
-from detcam.cam import value_of
 from detcam.methods.hires_cam import HiResCAM
+from detcam.results import value_of
 from detcam.testing.models import random_images
 from detcam.testing.state import ModelState, require
 

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from detcam.adapters.base import Batch, Target
-from detcam.cam import LayerlessCAM, values_of
+from detcam.cam import LayerlessCAM
 from detcam.methods.common.attention_capture import AttentionRecorder, AttentionRun
 from detcam.outputs import DetectionTarget, DetectorOutput, work_dtype
-from detcam.results import Measured, Pass
+from detcam.results import Measured, Pass, values_of
 from detcam.trace import flatten_tensors
 
 
