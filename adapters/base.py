@@ -92,6 +92,8 @@ class Adapter(ABC):
             normalised by the adapter or the normalisation is unknown. Used to display a batch given as a tensor.
         std: per channel, the standard deviation that `prepare` divides by; None together with `mean`.
         max_batch_size: maximum number of images per forward pass; None where the model takes any number.
+        score_threshold_name: name of the attribute with the minimum score of a detection, where the adapter applies
+            it; None where the model applies its own.
         fixed_options: arguments of the base class's constructor that the subclass sets itself and does not accept.
     """
 
@@ -106,6 +108,7 @@ class Adapter(ABC):
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     max_batch_size: int | None = None
+    score_threshold_name: ClassVar[str | None] = None
     fixed_options: ClassVar[frozenset[str]] = frozenset()
 
     def __init_subclass__(cls, *, abstract: bool = False, **kwargs: Any) -> None:
@@ -214,6 +217,20 @@ class Adapter(ABC):
         detections = self.detections(outputs, batch)
         return detections, [self.targets_of(item) for item in detections]
 
+    def with_score_threshold(self, score_threshold: float) -> Self:
+        """Return a copy that also reports detections of lower scores.
+
+        Args:
+            score_threshold: minimum score in [0, 1]. The adapter itself is returned where its own threshold is not
+                greater. A threshold in the model, such as torchvision's ``score_thresh``, still applies.
+        """
+        name = self.score_threshold_name
+        if name is None or getattr(self, name) <= score_threshold:
+            return self
+        changed = copy.copy(self)
+        setattr(changed, name, score_threshold)
+        return changed
+
     def select(
         self,
         detections: Detections,
@@ -252,10 +269,10 @@ class Adapter(ABC):
 
         Args:
             images: one image or a list of them, of any size.
-            score_threshold: minimum score in [0, 1], in addition to the model's own threshold; None keeps every
-                detection. A classifier reports every class with at least this score.
+            score_threshold: minimum score in [0, 1]; None takes the adapter's own. A threshold in the model, such as
+                torchvision's ``score_thresh``, applies as well.
             top_k: maximum number of detections per image; None keeps all. A classifier reports its top class unless
-                one of `score_threshold`, `top_k` and `labels` is given.
+                `top_k` or `labels` is given.
             labels: class names or indices to keep; one of them or several. A classifier reports these classes whatever
                 their rank.
             batch_size: number of images per forward pass; None takes 16.
@@ -276,6 +293,15 @@ class Adapter(ABC):
             >>> len(detections)
             2
         """
+        if score_threshold is not None and (lowered := self.with_score_threshold(score_threshold)) is not self:
+            return lowered.predict(
+                images,
+                score_threshold=score_threshold,
+                top_k=top_k,
+                labels=labels,
+                batch_size=batch_size,
+                progress=progress,
+            )
         tensors = load_images(images)
         results: dict[int, Detections] = {}
         groups = self.groups(tensors, DEFAULT_BATCH_SIZE if batch_size is None else batch_size)
@@ -304,28 +330,9 @@ class DetectorAdapter(Adapter, abstract=True):
     """Base class of detector adapters. `outputs` returns `DetectorOutput` objects; the rest follows from these.
 
     A subclass sets `family` and implements `supports`, `default_target_layers`, `prepare` and `outputs`.
-
-    Attributes:
-        score_threshold_name: name of the attribute with the minimum score of a detection, where the adapter applies
-            it; None where the model applies its own.
     """
 
     task: ClassVar[Task] = "detection"
-    score_threshold_name: ClassVar[str | None] = None
-
-    def with_score_threshold(self, score_threshold: float) -> Self:
-        """Return a copy that also reports detections of lower scores, as average precision needs them.
-
-        Args:
-            score_threshold: minimum score in [0, 1]. The adapter itself is returned where its own threshold is not
-                greater. A threshold in the model, such as torchvision's ``score_thresh``, still applies.
-        """
-        name = self.score_threshold_name
-        if name is None or getattr(self, name) <= score_threshold:
-            return self
-        changed = copy.copy(self)
-        setattr(changed, name, score_threshold)
-        return changed
 
     @abstractmethod
     def outputs(self, raw: Any, batch: Batch) -> list[DetectorOutput]:

@@ -121,9 +121,9 @@ class ClassificationAdapter(FixedSizeAdapter):
         top_k: int | None = None,
         labels: LabelsLike | None = None,
     ) -> Detections:
-        """Select classes of one image: the top class, unless one of the arguments is given."""
-        if score_threshold is None and top_k is None and labels is None:
-            return detections
+        """Select classes of one image: the top class, unless `top_k` or `labels` is given."""
+        if top_k is None and labels is None:
+            top_k = 1
         ranked = self.ranked(output, detections.image_size_hw, labels=labels, top_k=top_k)
         return ranked.filter(score_threshold=score_threshold)
 

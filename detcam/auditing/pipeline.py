@@ -28,13 +28,15 @@ from detcam.data.annotations import Annotations
 from detcam.data.ground_truth import GroundTruth
 from detcam.data.issues import DataIssues
 from detcam.data.rle import UnpackedDetections
-from detcam.detections import Detections, class_name, label_index
-from detcam.explanation.explain import MethodLike, make_cam
+from detcam.detections import Detections, LabelsLike, class_name, label_indices
+from detcam.explanation.explain import DEFAULT_SCORE_THRESHOLD, MethodLike, make_cam
 from detcam.layers import LayersLike
 from detcam.utils.console import plural
 from detcam.utils.hashing import adapter_digest, weights_digest
 
-METHOD = "probecam"
+DEFAULT_BATCH_SIZE = 4
+"""Images per forward pass."""
+DEFAULT_METHOD = "probecam"
 """Default heatmap method: of those compared, the one whose peaks lie on certified causes outside the box."""
 
 
@@ -53,7 +55,7 @@ class AuditSettings:
         labels: class indices whose errors are explained; None explains all classes.
     """
 
-    score_threshold: float = 0.3
+    score_threshold: float = DEFAULT_SCORE_THRESHOLD
     explain: int = 200
     explain_missed: int = 50
     iou_threshold: float = 0.5
@@ -119,17 +121,17 @@ def audit(
     annotations: str | Path | Annotations,
     *,
     out: str | Path | None = None,
-    score_threshold: float = 0.3,
+    score_threshold: float | None = None,
     explain: int = 200,
     explain_missed: int = 50,
     iou_threshold: float = 0.5,
     background_threshold: float = 0.1,
     iou_type: IouType = "bbox",
-    labels: Sequence[int | str] | None = None,
+    labels: LabelsLike | None = None,
     class_map: Mapping[str | int, str | int] | None = None,
-    method: MethodLike = METHOD,
+    method: MethodLike = DEFAULT_METHOD,
     target_layers: LayersLike = None,
-    batch_size: int = 4,
+    batch_size: int | None = None,
     resume: bool = False,
     progress: bool = False,
     model_name: str | None = None,
@@ -147,7 +149,7 @@ def audit(
         images: folder that the annotations' file names are relative to.
         annotations: path of a COCO JSON file, or annotations loaded from one.
         out: folder of the report; None writes no report.
-        score_threshold: minimum score of a relevant detection, in (0, 1); see `AuditSettings`.
+        score_threshold: minimum score of a relevant detection, in (0, 1); None takes 0.3. See `AuditSettings`.
         explain: maximum number of false positives to explain, by decreasing score.
         explain_missed: maximum number of missed objects to explain, by decreasing area.
         iou_threshold: minimum IoU of a true positive, in (0, 1].
@@ -158,7 +160,7 @@ def audit(
         class_map: category name (or id) to the model's class name (or index), where they differ.
         method: heatmap method, as in `detcam.explain`.
         target_layers: modules or dotted names; None takes the method's default.
-        batch_size: images per forward pass.
+        batch_size: images per forward pass; None takes 4.
         resume: whether to resume an interrupted audit in `out`.
         progress: whether to show progress bars on stderr.
         model_name: name of the model in the report; None takes its class name.
@@ -195,19 +197,20 @@ def audit(
         1
     """
     start = time.perf_counter()
+    score_threshold = DEFAULT_SCORE_THRESHOLD if score_threshold is None else score_threshold
     settings = AuditSettings(score_threshold, explain, explain_missed, iou_threshold, background_threshold, iou_type)
     adapter = adapt(model, target_layers=target_layers, **adapter_options)
     if adapter.task != "detection":
         raise TypeError(f"expected a detector; {type(adapter.model).__name__} is a model for {adapter.task}")
     if labels is not None:
-        settings = replace(settings, labels=tuple(sorted({label_index(adapter.names, label) for label in labels})))
+        settings = replace(settings, labels=tuple(sorted(set(label_indices(adapter.names, labels)))))
     if not isinstance(annotations, Annotations):
         annotations = Annotations.load(annotations, images)
     annotations = prepare_annotations(adapter, annotations, class_map)
     name = model_name or type(adapter.model).__name__
     cam = make_cam(adapter, method)
     recorded = _recorded_settings(settings, adapter, cam, annotations, name)
-    stages = AuditStages(adapter, iou_type == "segm", progress, batch_size)
+    stages = AuditStages(adapter, iou_type == "segm", progress, batch_size or DEFAULT_BATCH_SIZE)
     if out is not None:
         stages.state = AuditState(Path(out), recorded, resume=resume)
         stages.writer = ReportWriter(Path(out))

@@ -60,16 +60,26 @@ class AuditOptions(ModelOptions):
         Path, typer.Option(metavar="FILE", dir_okay=False, help="COCO JSON with boxes, polygons or masks.")
     ]
     class_map: ClassMap = None
+    classes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--class",
+            metavar="NAME",
+            rich_help_panel=TARGETS,
+            help="Explain errors of this class only, by name or index; repeatable. Errors of all classes are counted.",
+        ),
+    ] = None
     score_threshold: Annotated[
-        float,
+        float | None,
         typer.Option(
             min=0.001,
             max=0.999,
             metavar="0..1",
             rich_help_panel=TARGETS,
-            help="Minimum score of an error that is explained. Average precision includes all detections.",
+            help="Minimum score of an error that is explained. Average precision includes all detections. "
+            "Default: 0.3.",
         ),
-    ] = 0.3
+    ] = None
     explain: Annotated[
         int,
         typer.Option(
@@ -100,7 +110,7 @@ class AuditOptions(ModelOptions):
     ] = "bbox"
     method: Method = "probecam"
     target_layer: TargetLayer = None
-    batch_size: BatchSize = 4
+    batch_size: BatchSize = None
     out: Out = Path("report")
     resume: Annotated[
         bool, typer.Option("--resume", rich_help_panel=OUTPUT, help="Continue an interrupted audit in the folder.")
@@ -131,6 +141,7 @@ def run(options: AuditOptions) -> int:
         options.load(target_layers=options.target_layer),
         options.images,
         options.annotations,
+        labels=options.classes or None,
         class_map=parse_class_map(options.class_map or []),
         progress=True,
         model_name=options.model_name,

@@ -70,7 +70,7 @@ def explain(
         target_layers: Modules or dotted names; None takes the family's default.
         score_threshold: Minimum score in [0, 1]; None takes 0.3 for boxes and 0 for classes and regions.
         top_k: Maximum number of predictions per image, best first. None takes ten boxes, all regions, and of a
-            classifier the top class, all of `labels`, or all classes that reach `score_threshold`.
+            classifier the top class or all of `labels`.
         labels: Class names or indices, one or several. A classifier is explained for them whatever their rank.
         quantity: The output to explain: ``"score"``, ``"logit"``, ``"objectness"``, ``"x1"``, ``"y1"``, ``"x2"``,
             ``"y2"``, ``"width"``, ``"height"`` or ``"edges"`` of a box, ``"mask"`` of an instance, or a name registered
@@ -100,6 +100,8 @@ def explain(
     """
     reshape = adapter_options.pop("reshape_transform", None)
     adapter = adapt(model, target_layers=target_layers, reshape_transform=reshape, **adapter_options)
+    if score_threshold is not None:
+        adapter = adapter.with_score_threshold(score_threshold)
     cam = make_cam(adapter, method)
     if batch_size is not None:
         if batch_size < 1:

@@ -18,7 +18,7 @@ import detcam
 from detcam import adapt
 from detcam.adapters import Adapter, detector
 from detcam.auditing.explainer import ErrorExplainer
-from detcam.auditing.pipeline import METHOD, AuditSettings
+from detcam.auditing.pipeline import DEFAULT_METHOD, AuditSettings
 from detcam.auditing.stages import MIN_DETECTION_SCORE
 from detcam.cli.audit import AuditOptions
 from detcam.cli.main import app
@@ -66,7 +66,7 @@ def test_defaults_of_command_and_function_agree() -> None:
     shared = {name for name in own if name in function} - {"model", "images", "annotations", "out", "class_map"}
     assert {"method", "score_threshold", "explain", "iou_threshold", "batch_size"} <= shared
     assert {name: own[name].default for name in shared} == {name: function[name].default for name in shared}
-    assert own["method"].default == METHOD
+    assert own["method"].default == DEFAULT_METHOD
 
 
 def fixed_detector(boxes: Tensor, scores: Tensor, score_threshold: float) -> Adapter:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from detcam.adapters import Adapter
 from detcam.adapters.base import Target
-from detcam.auditing.pipeline import METHOD
+from detcam.auditing.pipeline import DEFAULT_METHOD
 from detcam.benchmarking.controls import fill_region
 from detcam.benchmarking.planted.audit_check import AuditCheck, check_audit
 from detcam.benchmarking.planted.certification import Certification, PlantedCase, certify_cases
@@ -122,7 +122,7 @@ class _ScenarioRun:
             store.put(MethodRow(*key, name, self._measure_method(adapter, name, cases)), *key, "method", name)
         if not store.has(*key, "audit"):
             self.bar.restart(f"{' '.join(key)}: audit")
-            cam = make_cam(adapter, METHOD)
+            cam = make_cam(adapter, DEFAULT_METHOD)
             with _no_warnings():
                 checks = [check_audit(adapter, cam, case, self.family.first_label) for case in cases]
             store.put(_summarize_audit(*key, checks), *key, "audit")
