@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from detcam.benchmarking.result import Benchmark
     from detcam.cam import BaseCAM
     from detcam.detections import Detections, Source
-    from detcam.diagnostics import ClassAgnosticWarning, CompletenessWarning, EmptyMapWarning, ReachWarning
+    from detcam.diagnostics import ClassAgnosticWarning, ConvergenceWarning, EmptyMapWarning, ReachWarning
     from detcam.explanation.explain import explain
     from detcam.explanation.result import Explanation, Explanations
     from detcam.factorization import DeepFeatureFactorization
@@ -81,7 +81,7 @@ _MODULES = {
     "BaseCAM": "detcam.cam",
     "Benchmark": "detcam.benchmarking.result",
     "ClassAgnosticWarning": "detcam.diagnostics",
-    "CompletenessWarning": "detcam.diagnostics",
+    "ConvergenceWarning": "detcam.diagnostics",
     "DeepFeatureFactorization": "detcam.factorization",
     "DetectionTarget": "detcam.outputs",
     "Detections": "detcam.detections",
@@ -160,7 +160,7 @@ __all__ = [
     "Benchmark",
     "CheferCAM",
     "ClassAgnosticWarning",
-    "CompletenessWarning",
+    "ConvergenceWarning",
     "DRISE",
     "DeepFeatureFactorization",
     "DetectionTarget",

@@ -18,22 +18,31 @@ from torch import Tensor, nn
 
 from detcam.adapters import adapt
 from detcam.adapters.base import Adapter, Batch, Target
+from detcam.adapters.contract import TASKS
 from detcam.detections import Detections
 from detcam.diagnostics import warn_about_maps
-from detcam.geometry import Geometry, normalize
+from detcam.geometry import Geometry
 from detcam.inputs import Images, Request, Select, Targets, read_request
 from detcam.layers import LayersLike
 from detcam.outputs import work_dtype
-from detcam.results import HeatmapArray, ImageHeatmaps, Measured, Pass, Reach, levels_of, value_of
+from detcam.results import (
+    HeatmapArray,
+    ImageHeatmaps,
+    Measured,
+    Pass,
+    Reach,
+    combine_levels,
+    levels_of,
+    mean_of_views,
+    values_of,
+)
 from detcam.smoothing import View, views
-from detcam.trace import ReshapeTransform, Trace, guarded
+from detcam.trace import ReshapeTransform, Trace, gradient_magnitude, guarded
 from detcam.utils.model_lock import exclusive
 from detcam.utils.pca import first_principal_component
 
 Progress = Callable[[Iterable[Any]], Iterable[Any]]
 """A wrapper of a loop that shows its progress, such as tqdm."""
-
-TASKS = frozenset({"classification", "detection", "segmentation", "embedding"})
 
 DEFAULT_BATCH_SIZE = 32
 """Images per forward pass."""
@@ -80,14 +89,14 @@ class BaseCAM:
     """Passes through the network for one image, in a few words."""
     use: ClassVar[str] = ""
     """When to use the method, in a few words."""
-    tasks: ClassVar[frozenset[str]] = TASKS
+    tasks: ClassVar[frozenset[str]] = frozenset(TASKS)
     """The tasks (`Adapter.task`) of the models that the method explains."""
     uses_gradients: bool = True
     """Whether the method differentiates the score at the target layers."""
     class_discriminative: ClassVar[bool] = True
     """Whether the map depends on the target."""
-    reaches_all: bool = False
-    """Whether the target layers see as much of the image as the network itself; then limited reach is no warning."""
+    covers_receptive_field: bool = False
+    """Whether gradients at the target layers cover the network's receptive field; then no `ReachWarning` is issued."""
     rectified: ClassVar[bool] = True
     """Whether negative saliency is set to 0 before the map is normalised."""
 
@@ -97,7 +106,7 @@ class BaseCAM:
             return
         if not isinstance(cls.__dict__.get("name"), str):
             raise TypeError(
-                f"{cls.__name__} has no name of its own, under which its results are saved: add "
+                f"{cls.__name__} does not define a name, under which its results are saved: add "
                 f"name = {cls.__name__.lower()!r} to the class, or declare a base class of several methods with "
                 f"class {cls.__name__}(..., abstract=True)"
             )
@@ -139,9 +148,9 @@ class BaseCAM:
 
     def _set_layers(self, layers: LayersLike, reshape_transform: ReshapeTransform | None) -> None:
         self.adapter = self.adapter.with_layers(layers, reshape_transform)
-        self.reaches_all = False
+        self.covers_receptive_field = False
         for value in vars(self).values():
-            if isinstance(value, BaseCAM):  # the method that a wrapper applies
+            if isinstance(value, BaseCAM):  # the base method of a wrapper
                 value._set_layers(layers, reshape_transform)
 
     def weights(self, activations: Tensor, gradients: Tensor) -> Tensor:
@@ -228,7 +237,7 @@ class BaseCAM:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        """Release nothing: hooks exist only during a call."""
+        """Do nothing: hooks exist only during a call."""
 
     def compute(
         self,
@@ -249,7 +258,7 @@ class BaseCAM:
                     per_view.append(self._run(request, group, targets, view, eigen_smooth))
                     if targets is None:  # the other views explain the predictions in the plain image
                         targets = [list(result.targets) for result in per_view[0]]
-                results.update(zip(group, map(_mean_of_views, zip(*per_view, strict=True)), strict=True))
+                results.update(zip(group, map(mean_of_views, zip(*per_view, strict=True)), strict=True))
             ordered = [results[index] for index in range(len(results))]
             warn_about_maps(self, ordered, self.adapter)
             return ordered
@@ -265,14 +274,14 @@ class BaseCAM:
         """Explain the images of a group in one view."""
         adapter = self.adapter
         with guarded(self.model, gradients=self.uses_gradients):
-            batch = self.entering(request.batch(adapter, group, view))
+            batch = self.prepare_input(request.batch(adapter, group, view))
             trace = Trace(
                 adapter.target_layers,
                 adapter.layer_names,
                 gradients=self.uses_gradients,
                 reshape_transform=adapter.reshape_for(batch),
             )
-            with trace, self.watching(batch) as watched:
+            with trace, self.recording(batch) as recorded:
                 raw = adapter.forward(batch)
             self.outputs = raw
             outputs = adapter.outputs(raw, batch)
@@ -284,30 +293,23 @@ class BaseCAM:
                 detections = [request.detections[index] for index in group]
             viewed = [[view.target(t, g) for t in row] for row, g in zip(targets, batch.geometries, strict=True)]
             source_images = partial(request.source_images, adapter, group, view)
-            measured = self.measure(Pass(adapter, batch, trace, outputs, viewed, eigen_smooth, source_images, watched))
+            measured = self.measure(Pass(adapter, batch, trace, outputs, viewed, eigen_smooth, source_images, recorded))
         return [
-            ImageHeatmaps(
-                heatmaps=view.undo(self.combine([m[i] for m in measured.maps], batch.geometries[i]))
-                .float()
-                .cpu()
-                .numpy(),
-                saliency=tuple(level[i].cpu() for level in measured.maps),
-                targets=tuple(targets[i]),
-                scores=torch.tensor(measured.values[i], dtype=torch.float32),
-                reach=None if measured.reach is None else tuple(measured.reach[i]),
-                detections=detections[i],
-                geometry=batch.geometries[i],
-                completeness=None if measured.completeness is None else measured.completeness[i].float().cpu(),
-                sampling=None if measured.sampling is None else measured.sampling[i],
+            measured.image_heatmaps(
+                index,
+                view.undo(self.combine([level[index] for level in measured.maps], geometry)),
+                targets[index],
+                detections[index],
+                geometry,
             )
-            for i in range(len(group))
+            for index, geometry in enumerate(batch.geometries)
         ]
 
-    def entering(self, batch: Batch) -> Batch:
-        """Return the network's input for the pass; methods that differentiate at the input make it a leaf here."""
+    def prepare_input(self, batch: Batch) -> Batch:
+        """Return the network's input for the pass, by default unchanged; a method may make it require gradients."""
         return batch
 
-    def watching(self, batch: Batch) -> AbstractContextManager[Any]:
+    def recording(self, batch: Batch) -> AbstractContextManager[Any]:
         """Return a context that is open during the forward pass, to record more than the target layers."""
         return nullcontext()
 
@@ -321,7 +323,7 @@ class BaseCAM:
         if not any(counts):
             return Measured(maps, [[] for _ in counts], [[] for _ in counts] if self.uses_gradients else None)
         scalars = run.adapter.score(run.outputs, run.targets)
-        values = [[value_of(scalar) for scalar in row] for row in scalars]
+        values = values_of(scalars)
         if self.uses_gradients:
             return Measured(maps, values, self._differentiate(run, scalars, activations, maps))
         for level, out in zip(activations, maps, strict=True):
@@ -338,7 +340,7 @@ class BaseCAM:
     def _differentiate(
         self, run: Pass, scalars: list[list[Tensor]], activations: list[Tensor], maps: list[list[Tensor]]
     ) -> list[list[Reach]]:
-        """Fill in the maps by one backward pass for the k-th target of all images; returns each target's reach."""
+        """Fill in the maps, one backward pass for the k-th target of all images; return each target's reach."""
         reach: list[list[Reach]] = [[] for _ in scalars]
         rounds = max(len(row) for row in scalars)
         for k in range(rounds):
@@ -347,10 +349,10 @@ class BaseCAM:
             gradients = self.differentiate(run.trace, total, retain_graph=k + 1 < rounds)
             support = []
             for level, gradient, out in zip(activations, gradients, maps, strict=True):
-                strength = _strength(gradient)[images]
-                if not bool(torch.isfinite(strength).all()):
+                magnitude = gradient_magnitude(gradient)[images]
+                if not bool(torch.isfinite(magnitude).all()):
                     raise RuntimeError(f"the gradient at {', '.join(run.trace.names)} is NaN or infinite; use float32")
-                support.append(strength > 0)
+                support.append(magnitude > 0)
                 live = support[-1].flatten(1).any(1)
                 if not live.any():
                     continue
@@ -365,39 +367,17 @@ class BaseCAM:
         return reach
 
     def combine(self, levels: Sequence[Tensor], geometry: Geometry) -> Tensor:
-        """Return one image's heatmaps from its raw maps.
-
-        Each level is normalised over the cells that lie on the image, and resized; their mean is normalised again.
-
-        Args:
-            levels: per level, (N, h, w) signed saliency over the network's input.
-            geometry: how the image lies on that input.
-
-        Returns:
-            (N, H, W) in [0, 1], original image pixels.
-        """
-        height, width = geometry.image_size_hw
-        total = levels[0].new_zeros((len(levels[0]), height, width))
-        for level in levels:
-            if not len(level):
-                continue
-            rows, columns = geometry.valid_cells((level.shape[-2], level.shape[-1]))
-            rectified = level.clamp(min=0) if self.rectified else level
-            inside = rectified[:, rows, columns]
-            low, high = inside.amin((1, 2), keepdim=True), inside.amax((1, 2), keepdim=True)
-            span = high - low
-            scaled = torch.where(span > 0, (rectified - low) / span.clamp(min=torch.finfo(level.dtype).tiny), 0)
-            total += geometry.to_image(scaled)
-        return normalize(total) if len(total) else total
+        """Combine one image's raw maps into heatmaps (N, H, W); see `detcam.results.combine_levels`."""
+        return combine_levels(levels, geometry, rectified=self.rectified)
 
 
 class LayerlessCAM(BaseCAM, abstract=True):
-    """Base class of the methods without target layers, which read the image or the gradient at the network's input.
+    """Base class of the methods without target layers, which use the image or the gradient at the network's input.
 
     Args:
         model: As in `BaseCAM`.
-        target_layers: Accepted so that methods can be swapped; the map does not depend on it.
-        reshape_transform: Likewise.
+        target_layers: Accepted for a common signature; the map does not depend on it.
+        reshape_transform: As `target_layers`.
     """
 
     def __init__(
@@ -406,23 +386,9 @@ class LayerlessCAM(BaseCAM, abstract=True):
         target_layers: LayersLike = None,
         reshape_transform: ReshapeTransform | None = None,
     ) -> None:
-        whole = [""]  # the network itself, so that no default layer has to be found
-        super().__init__(model, target_layers if isinstance(model, Adapter) else whole, reshape_transform)
+        network = [""]  # instead of a default layer, which some networks do not have
+        super().__init__(model, target_layers if isinstance(model, Adapter) else network, reshape_transform)
         self.adapter = self.adapter.without_layers()
 
     def _set_layers(self, layers: LayersLike, reshape_transform: ReshapeTransform | None) -> None:
-        raise ValueError(f"{type(self).__name__} has no target layers to set: it does not read feature maps")
-
-
-def _strength(gradient: Tensor) -> Tensor:
-    """Return the greatest magnitude over channels, (n, h, w)."""
-    if not any(gradient.stride()):  # a single value expanded: the level has no influence
-        return gradient[:, 0].abs()
-    return gradient.abs().amax(1)
-
-
-def _mean_of_views(results: Sequence[ImageHeatmaps]) -> ImageHeatmaps:
-    """Return the plain view's result with the mean of all views' heatmaps; raw saliency stays the plain view's."""
-    if len(results) == 1:
-        return results[0]
-    return replace(results[0], heatmaps=np.mean([result.heatmaps for result in results], axis=0))
+        raise ValueError(f"{type(self).__name__} has no target layers: its map does not depend on feature maps")

@@ -1,4 +1,4 @@
-"""Warnings about maps: limited reach, empty maps, incomplete maps, class-agnostic methods; once per call each."""
+"""Warnings about maps, once per call each: limited reach, empty maps, convergence, class-agnostic methods."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from detcam.results import ImageHeatmaps
 
 
-MAX_COMPLETENESS_ERROR = 0.2
-"""Relative error of a map's sum above which the map is reported as incomplete."""
+MAX_CONVERGENCE_DELTA = 0.2
+"""Convergence delta above which a map is reported."""
 MIN_OUTSIDE_REACH = 0.5
-"""Fraction of the image outside the box below which limited reach is reported."""
+"""Minimum fraction of the image outside the box within reach; limited reach is reported below it."""
 
 
 class ReachWarning(UserWarning):
@@ -31,8 +31,8 @@ class EmptyMapWarning(UserWarning):
     """A map is empty: the gradient is zero everywhere, or no evidence is positive."""
 
 
-class CompletenessWarning(UserWarning):
-    """The sum of a map differs from the score difference that it should add up to."""
+class ConvergenceWarning(UserWarning):
+    """The convergence delta is large: a map's sum differs from the score difference that it approximates."""
 
 
 class ClassAgnosticWarning(UserWarning):
@@ -40,7 +40,7 @@ class ClassAgnosticWarning(UserWarning):
 
 
 def warn_about_maps(cam: BaseCAM, results: Sequence[ImageHeatmaps], adapter: Adapter) -> None:
-    """Warn once per call about what the maps cannot show.
+    """Warn about the limits of the maps of a call.
 
     Args:
         cam: The method.
@@ -51,27 +51,27 @@ def warn_about_maps(cam: BaseCAM, results: Sequence[ImageHeatmaps], adapter: Ada
     if not cam.class_discriminative and any(len(result.targets) > 1 for result in results):
         warn(
             f"{type(cam).__name__} ignores the target: all targets of an image get the same map. Use a gradient "
-            "method such as GradCAM or ODAM to tell them apart",
+            "method such as GradCAM or ODAM for a map per target",
             ClassAgnosticWarning,
         )
     total = plural(sum(len(result.targets) for result in results), "target")
-    dead = sum(1 for r in results for reach in r.reach or () if reach.fraction == 0)
-    if dead:
+    zero_gradients = sum(1 for r in results for reach in r.reach or () if reach.fraction == 0)
+    if zero_gradients:
         warn(
-            f"the gradient of {dead} of {total} is zero everywhere at {layers}: the map is empty. The score is "
-            "saturated (quantity='logit' helps), underflows in half precision, or does not depend on the layer",
+            f"the gradient of {zero_gradients} of {total} is zero everywhere at {layers}: the map is empty. The score "
+            "is saturated (quantity='logit' helps), underflows in half precision, or does not depend on the layer",
             EmptyMapWarning,
         )
-    empty = sum(int((r.heatmaps.max(axis=(1, 2)) == 0).sum()) for r in results if len(r.targets)) - dead
+    empty = sum(int((r.heatmaps.max(axis=(1, 2)) == 0).sum()) for r in results if len(r.targets)) - zero_gradients
     if empty > 0:
         warn(
             f"the maps of {empty} of {total} are empty at {layers}: no evidence there is positive, or the map is "
             "constant",
             EmptyMapWarning,
         )
-    if not cam.reaches_all:
+    if not cam.covers_receptive_field:
         _warn_about_reach(results, layers)
-    _warn_about_completeness(results, adapter.layer_names)
+    _warn_about_convergence(results, adapter.layer_names)
 
 
 def _warn_about_reach(results: Sequence[ImageHeatmaps], layers: str) -> None:
@@ -80,31 +80,32 @@ def _warn_about_reach(results: Sequence[ImageHeatmaps], layers: str) -> None:
         size = result.geometry.image_size_hw
         for target, reach in zip(result.targets, result.reach or (), strict=bool(result.reach)):
             box = as_target(target).box_xyxy
-            if box is not None and 0 < reach.fraction and reach.sees_outside(box, size) < MIN_OUTSIDE_REACH:
+            if box is not None and 0 < reach.fraction and reach.fraction_outside(box, size) < MIN_OUTSIDE_REACH:
                 fractions.append(reach.fraction)
     if fractions:
         low, high = min(fractions), max(fractions)
         span = f"{low:.0%}" if high - low < 0.01 else f"{low:.0%} to {high:.0%}"
         warn(
             f"the gradient at {layers} reaches only {span} of the image for {plural(len(fractions), 'target')}: "
-            "evidence elsewhere cannot appear, so do not read the map as 'the evidence is in the box'. An earlier "
+            "evidence elsewhere cannot appear on the map. An earlier "
             "target layer (with HiResCAM or LayerCAM) reaches further",
             ReachWarning,
         )
 
 
-def _warn_about_completeness(results: Sequence[ImageHeatmaps], layer_names: Sequence[str]) -> None:
-    measured = [result.completeness for result in results if result.completeness is not None and len(result.targets)]
+def _warn_about_convergence(results: Sequence[ImageHeatmaps], layer_names: Sequence[str]) -> None:
+    measured = [r.convergence_delta for r in results if r.convergence_delta is not None and len(r.targets)]
     if not measured:
         return
-    errors = torch.cat(measured)
-    exceeds = errors > MAX_COMPLETENESS_ERROR
+    deltas = torch.cat(measured)
+    exceeds = deltas > MAX_CONVERGENCE_DELTA
     if exceeds.any():
         layers = ", ".join(name for name, column in zip(layer_names, exceeds.T, strict=True) if column.any())
-        worst = float(errors.max())
-        amount = f"{worst:.0%}" if worst < 2 else f"a factor of {worst:.0f}"
+        largest = float(deltas.max())
+        amount = f"{largest:.0%}" if largest < 2 else f"a factor of {largest:.0f}"
         warn(
-            f"the maps of {int(exceeds.any(1).sum())} of {plural(len(errors), 'target')} do not add up to the score "
-            f"difference between the image and the baseline: the error is up to {amount} at {layers}. More steps help",
-            CompletenessWarning,
+            f"the maps of {int(exceeds.any(1).sum())} of {plural(len(deltas), 'target')} do not add up to the score "
+            f"difference between the image and the baseline: the convergence delta is up to {amount} at {layers}. "
+            "More steps help",
+            ConvergenceWarning,
         )

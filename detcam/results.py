@@ -1,9 +1,9 @@
-"""Results of a call: the explanation of one image, and the raw maps of one forward pass."""
+"""Results of a call: the explanation of one image, the raw maps of one forward pass, and their combination."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from detcam.detections import Detections
-from detcam.geometry import Geometry
+from detcam.geometry import Geometry, normalize
 from detcam.trace import Trace
 
 if TYPE_CHECKING:
@@ -33,8 +33,8 @@ class ImageHeatmaps:
         targets: The N targets.
         scores: (N,) float32, each target's value.
         reach: Per target, the part of the image that its gradient can come from; None for methods without gradients.
-        completeness: (N, layers) float32, relative error of the sum of each target's saliency (convergence delta); None
-            for methods whose maps need not add up to the score.
+        convergence_delta: (N, layers) float32, per layer the difference between the sum of each target's saliency and
+            the score difference that it approximates, relative to the latter; None for methods without that property.
         detections: The predictions that the targets stand for, or None.
         geometry: Position of the image on the network's input.
         sampling: Number of perturbed images and their agreement, for methods that sample.
@@ -47,7 +47,7 @@ class ImageHeatmaps:
     reach: tuple[Reach, ...] | None
     detections: Detections | None
     geometry: Geometry
-    completeness: Tensor | None = None
+    convergence_delta: Tensor | None = None
     sampling: Sampling | None = None
 
 
@@ -63,7 +63,7 @@ class Pass:
         targets: Per image, the targets in this view.
         eigen_smooth: Whether the first principal component over channels replaces their sum.
         source_images: Function that returns, per image, (C, H, W) in [0, 1] in this view.
-        watched: The value of the context that `BaseCAM.watching` opened around the pass.
+        recorded: The value of the context that `BaseCAM.recording` opened around the pass.
     """
 
     adapter: Adapter
@@ -73,7 +73,7 @@ class Pass:
     targets: list[list[Target]]
     eigen_smooth: bool
     source_images: Callable[[], Sequence[Tensor]]
-    watched: Any = None
+    recorded: Any = None
 
     def score(self) -> list[list[Tensor]]:
         """The scalar of every target, per image."""
@@ -88,15 +88,45 @@ class Measured:
         maps: Per level, per image, (N_i, h, w) signed saliency over the network's input.
         values: Per image, each target's value.
         reach: Per image, each target's reach; None for methods without gradients.
-        completeness: Per image, (N_i, layers) relative error of the maps' sums; None for methods without that property.
+        convergence_delta: Per image, (N_i, layers) as in `ImageHeatmaps`; None for methods without that property.
         sampling: Per image, how it was sampled; None for methods that do not sample.
     """
 
     maps: list[list[Tensor]]
     values: list[list[float]]
     reach: list[list[Reach]] | None
-    completeness: list[Tensor] | None = None
+    convergence_delta: list[Tensor] | None = None
     sampling: list[Sampling | None] | None = None
+
+    def image_heatmaps(
+        self,
+        index: int,
+        heatmaps: Tensor,
+        targets: Sequence[Target],
+        detections: Detections | None,
+        geometry: Geometry,
+    ) -> ImageHeatmaps:
+        """Return the explanation of one image of the pass.
+
+        Args:
+            index: Index of the image in the batch.
+            heatmaps: (N, H, W) in [0, 1], original image pixels.
+            targets: The N targets.
+            detections: The predictions that the targets stand for, or None.
+            geometry: Position of the image on the network's input.
+        """
+        delta = None if self.convergence_delta is None else self.convergence_delta[index].float().cpu()
+        return ImageHeatmaps(
+            heatmaps=heatmaps.float().cpu().numpy(),
+            saliency=tuple(level[index].cpu() for level in self.maps),
+            targets=tuple(targets),
+            scores=torch.tensor(self.values[index], dtype=torch.float32),
+            reach=None if self.reach is None else tuple(self.reach[index]),
+            detections=detections,
+            geometry=geometry,
+            convergence_delta=delta,
+            sampling=None if self.sampling is None else self.sampling[index],
+        )
 
 
 @dataclass(frozen=True)
@@ -116,19 +146,19 @@ class Reach:
         """Measure the support of one target's gradient.
 
         Args:
-            supports: per level, (h, w) bool over the network's input, True where any channel's gradient is not 0.
-            geometry: where the image lies on that input.
+            supports: Per level, (h, w) bool over the network's input, True where any channel's gradient is not 0.
+            geometry: Position of the image on that input.
         """
         fraction, corners = 0.0, []
         for support in supports:
             rows, columns = geometry.valid_cells((support.shape[-2], support.shape[-1]))
             inside = support[rows, columns]
-            hit = torch.nonzero(inside)
-            if not len(hit):
+            cells = torch.nonzero(inside)
+            if not len(cells):
                 continue
             fraction = max(fraction, float(inside.float().mean()))
-            top, left = hit.amin(0).tolist()
-            bottom, right = hit.amax(0).tolist()
+            top, left = cells.amin(0).tolist()
+            bottom, right = cells.amax(0).tolist()
             cell_h = geometry.input_size_hw[0] / support.shape[-2]
             cell_w = geometry.input_size_hw[1] / support.shape[-1]
             corners.append(
@@ -146,8 +176,8 @@ class Reach:
         x1, y1, x2, y2 = geometry.clip(geometry.boxes_to_image(box)).tolist()
         return cls(fraction, (x1, y1, x2, y2))
 
-    def sees_outside(self, box_xyxy: Sequence[float], image_size_hw: tuple[int, int]) -> float:
-        """Share of the image outside a box, in [0, 1], that the support's bounding box covers."""
+    def fraction_outside(self, box_xyxy: Sequence[float], image_size_hw: tuple[int, int]) -> float:
+        """Return the fraction of the image outside a box, in [0, 1], that `box_xyxy` of the reach covers."""
         height, width = image_size_hw
         x1, y1, x2, y2 = box_xyxy
         rx1, ry1, rx2, ry2 = self.box_xyxy
@@ -160,13 +190,13 @@ class Reach:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How an explanation was sampled.
+    """Number of perturbed images behind an explanation, and its stability.
 
     Attributes:
-        passes: how many changed versions of the image were scored.
-        seed: of the generator that drew them; None where nothing was drawn.
-        agreement: per target, `peak_rank_correlation` of the maps of even and odd samples, in [-1, 1]; None where
-            nothing was drawn.
+        passes: Number of perturbed images that were scored.
+        seed: Seed of the random perturbations; None for fixed ones.
+        agreement: Per target, `peak_rank_correlation` of the maps of even and odd samples, in [-1, 1]; None for fixed
+            perturbations.
     """
 
     passes: int
@@ -175,19 +205,23 @@ class Sampling:
 
 
 def levels_of(trace: Trace, images: int) -> list[Tensor]:
-    """Return all levels of all layers, each (B, C, h, w), checked for shape and finite values."""
+    """Return all levels of all layers, each (B, C, h, w).
+
+    Raises:
+        RuntimeError: A layer returned another number of items than images, NaN or infinity.
+    """
     levels = []
     for name, layer in zip(trace.names, trace.activations(), strict=True):
         for level in layer:
             if len(level) != images:
                 raise RuntimeError(
-                    f"target layer {name} put out {len(level)} items for {images} images; choose a layer that sees "
-                    "whole images, not regions of them"
+                    f"target layer {name} returned {len(level)} items for {images} images; choose a layer that "
+                    "processes whole images, not regions of them"
                 )
             # A finite sum rules out NaN and infinity cheaply; else every value is checked, since a sum may overflow.
             if not torch.isfinite(level.sum()) and not torch.isfinite(level).all():
                 raise RuntimeError(
-                    f"target layer {name} put out NaN or infinity; check the model's weights and its input range"
+                    f"target layer {name} returned NaN or infinity; check the model's weights and its input range"
                     + (", or use float32 instead of half precision" if level.dtype == torch.float16 else "")
                 )
             levels.append(level)
@@ -207,5 +241,40 @@ def value_of(scalar: Any) -> float:
 
 
 def values_of(scalars: Sequence[Sequence[Tensor]]) -> list[list[float]]:
-    """Every target's scalar as a number, per image."""
+    """Return every target's scalar as a float, per image."""
     return [[value_of(scalar) for scalar in row] for row in scalars]
+
+
+def combine_levels(levels: Sequence[Tensor], geometry: Geometry, *, rectified: bool = True) -> Tensor:
+    """Combine the raw maps of one image into heatmaps.
+
+    Each level is normalised over the cells that lie on the image, and resized; their mean is normalised again.
+
+    Args:
+        levels: Per level, (N, h, w) signed saliency over the network's input.
+        geometry: Position of the image on that input.
+        rectified: Whether negative saliency is set to 0 first.
+
+    Returns:
+        (N, H, W) in [0, 1], original image pixels.
+    """
+    height, width = geometry.image_size_hw
+    total = levels[0].new_zeros((len(levels[0]), height, width))
+    for level in levels:
+        if not len(level):
+            continue
+        rows, columns = geometry.valid_cells((level.shape[-2], level.shape[-1]))
+        saliency = level.clamp(min=0) if rectified else level
+        inside = saliency[:, rows, columns]
+        low, high = inside.amin((1, 2), keepdim=True), inside.amax((1, 2), keepdim=True)
+        span = high - low
+        scaled = torch.where(span > 0, (saliency - low) / span.clamp(min=torch.finfo(level.dtype).tiny), 0)
+        total += geometry.to_image(scaled)
+    return normalize(total) if len(total) else total
+
+
+def mean_of_views(results: Sequence[ImageHeatmaps]) -> ImageHeatmaps:
+    """Return the first view's result with the mean of all views' heatmaps; raw saliency stays that of the first."""
+    if len(results) == 1:
+        return results[0]
+    return replace(results[0], heatmaps=np.mean([result.heatmaps for result in results], axis=0))

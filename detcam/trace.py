@@ -235,6 +235,13 @@ def map_tensors(value: Any, function: Callable[[Tensor], Any]) -> Any:
     return value
 
 
+def gradient_magnitude(gradient: Tensor) -> Tensor:
+    """Return the maximum magnitude over the channels of a gradient (B, C, h, w), as (B, h, w)."""
+    if not any(gradient.stride()):  # one expanded zero: the level has no influence
+        return gradient[:, 0].abs()
+    return gradient.abs().amax(1)
+
+
 def flatten_tensors(value: Any) -> list[Tensor]:
     """Every floating-point tensor in nested lists, tuples and mappings, in order."""
     found: list[Tensor] = []

@@ -85,9 +85,9 @@ def run_metrics(options: TableOptions) -> int:
 
 def method_row(name: str, method: type[BaseCAM]) -> tuple[str, ...]:
     """Return a method's cells under `METHOD_COLUMNS`."""
-    from detcam.cam import TASKS
+    from detcam.cam import BaseCAM
 
-    tasks = "all" if method.tasks == TASKS else ", ".join(sorted(method.tasks))
+    tasks = "all" if method.tasks == BaseCAM.tasks else ", ".join(sorted(method.tasks))
     return name, method.use, method.cost, "yes" if method.class_discriminative else "no", tasks, method.paper
 
 

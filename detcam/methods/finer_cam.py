@@ -71,8 +71,8 @@ class FinerCAM(WrapperCAM):
         self.alpha = alpha
         self.comparisons = comparisons
 
-    def watching(self, batch: Batch) -> AbstractContextManager[Any]:
-        return self.base.watching(batch)
+    def recording(self, batch: Batch) -> AbstractContextManager[Any]:
+        return self.base.recording(batch)
 
     def measure(self, run: Pass) -> Measured:
         values = values_of(run.adapter.score(run.outputs, run.targets))

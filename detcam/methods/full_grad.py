@@ -55,19 +55,19 @@ class FullGrad(BaseCAM):
         if target_layers:
             warn("FullGrad takes all layers with a bias; target_layers is not used", UserWarning)
 
-    def entering(self, batch: Batch) -> Batch:
+    def prepare_input(self, batch: Batch) -> Batch:
         return replace(batch, inputs=batch.inputs.detach().clone().requires_grad_(True))
 
-    def watching(self, batch: Batch) -> AbstractContextManager[_LayerRuns]:
+    def recording(self, batch: Batch) -> AbstractContextManager[_LayerRuns]:
         return self._recorded_runs(len(batch.inputs))
 
     def measure(self, run: Pass) -> Measured:
         if run.eigen_smooth:
             raise ValueError("FullGrad adds up layers of different channels, which have no common principal component")
-        batch, outputs, runs = run.batch, run.outputs, run.watched
+        batch, outputs, runs = run.batch, run.outputs, run.recorded
         if not isinstance(runs, _LayerRuns):  # the pass was made for another method
-            batch = self.entering(batch)
-            with self.watching(batch) as runs:
+            batch = self.prepare_input(batch)
+            with self.recording(batch) as runs:
                 outputs = run.adapter.outputs(run.adapter.forward(batch), batch)
         scalars = run.adapter.score(outputs, run.targets)
         values = values_of(scalars)

@@ -46,9 +46,9 @@ class GuidedBackprop(LayerlessCAM):
     paper = "Springenberg et al., Striving for Simplicity, ICLR 2015, https://arxiv.org/abs/1412.6806"
     cost = "1 forward, 1 full backward per target"
     use = "fine edges; nearly independent of the learned weights, so no evidence of causes"
-    reaches_all = True
+    covers_receptive_field = True
 
-    def entering(self, batch: Batch) -> Batch:
+    def prepare_input(self, batch: Batch) -> Batch:
         return differentiable(batch)
 
     def measure(self, run: Pass) -> Measured:

@@ -39,7 +39,7 @@ class GuidedGradCAM(GradCAM):
     use = "classification: fine edges at the position of the Grad-CAM map"
     channels: int = 3
 
-    def entering(self, batch: Batch) -> Batch:
+    def prepare_input(self, batch: Batch) -> Batch:
         return differentiable(batch)
 
     def measure(self, run: Pass) -> Measured:

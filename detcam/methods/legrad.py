@@ -93,7 +93,7 @@ class LeGrad(AttentionCAM):
         yield layers.last, scalars
         if count == 1:
             return
-        adapter, recorder = run.adapter, run.watched
+        adapter, recorder = run.adapter, run.recorded
         blocks = self._blocks(layers, recorder)[-count:]
         attentions = self._read_layers(layers)[-count:]
         pools = layers.last is not attentions[-1]
@@ -104,7 +104,7 @@ class LeGrad(AttentionCAM):
         for layer, block in zip(reversed(attentions[:-1]), reversed(blocks[:-1]), strict=True):
             # Downstream modules may modify the tokens in place, so they get a copy in the graph of the first pass.
             tokens = map_tensors(recorder.output_of(block), torch.clone)
-            with replay.replay(tokens, len(run.batch.inputs)), self.watching(run.batch) as replayed:
+            with replay.replay(tokens, len(run.batch.inputs)), self.recording(run.batch) as replayed:
                 raw = adapter.forward(run.batch)
             yield replayed.attentions[-1] if pools else layer, adapter.score(adapter.outputs(raw, run.batch), targets)
 

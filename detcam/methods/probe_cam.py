@@ -72,7 +72,7 @@ class ProbeCAM(ReachCAM):
 
     name = "probecam"
     paper = "after Zeiler and Fergus, Visualizing and Understanding CNNs, ECCV 2014, https://arxiv.org/abs/1311.2901"
-    measures_completeness = False
+    checks_convergence = False
     cost = "4 forwards and backwards per layer, 7 forwards per target"
     use = "the cause of a detection: regions proposed by ReachCAM, each verified by removal; default of audits"
 

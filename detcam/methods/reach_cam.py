@@ -36,9 +36,9 @@ class ReachCAM(BaseCAM):
 
     with :math:`A^k` channel k of the target layer's activation, :math:`\bar A^k` its mean over the image's cells, the
     start of the path, S the number of midpoints, and y the target's score. The signed map sums to
-    :math:`y(A) - y(\bar A)` (completeness): exactly if the network is quadratic after the layer, else up to the error
-    in `ImageHeatmaps.completeness`. The heatmap is the product of the layers' positive parts, each smoothed by a
-    Gaussian of half a cell of the coarsest layer: layers differ in their noise and agree in their evidence.
+    :math:`y(A) - y(\bar A)` (completeness): exactly if the network is quadratic after the layer, else up to the
+    error `ImageHeatmaps.convergence_delta`. The heatmap is the product of the layers' positive parts, each smoothed by
+    a Gaussian of half a cell of the coarsest layer: layers differ in their noise and agree in their evidence.
 
     After Sundararajan et al., *Axiomatic Attribution for Deep Networks*, ICML 2017,
     https://arxiv.org/abs/1703.01365, applied to features instead of pixels.
@@ -59,8 +59,8 @@ class ReachCAM(BaseCAM):
     name = "reachcam"
     paper = "after Sundararajan et al., Integrated Gradients, ICML 2017, https://arxiv.org/abs/1703.01365"
     cost = "4 forwards and backwards per layer"
-    use = "evidence outside the box: integrated gradients at layers that cover the scene; reports completeness"
-    measures_completeness: ClassVar[bool] = True
+    use = "evidence outside the box: integrated gradients at layers that cover the scene; reports the convergence delta"
+    checks_convergence: ClassVar[bool] = True
     """Whether the map's sum is compared with the difference of the scores: one forward pass per layer."""
 
     def __init__(
@@ -76,7 +76,7 @@ class ReachCAM(BaseCAM):
             raise ValueError(f"expected steps of at least 1; got {steps}")
         super().__init__(model, target_layers, reshape_transform)
         adapter = with_context_layers(self.adapter)
-        self.reaches_all = adapter is not self.adapter
+        self.covers_receptive_field = adapter is not self.adapter
         self.adapter = adapter
         self.steps = steps
         self.contrast = contrast
@@ -94,9 +94,7 @@ class ReachCAM(BaseCAM):
                 empty,
                 [[] for _ in counts],
                 [[] for _ in counts],
-                [torch.zeros(0, len(run.adapter.target_layers)) for _ in counts]
-                if self.measures_completeness
-                else None,
+                [torch.zeros(0, len(run.adapter.target_layers)) for _ in counts] if self.checks_convergence else None,
             )
         scalars = run.adapter.score(run.outputs, run.targets)
         values = values_of(scalars)
@@ -113,17 +111,17 @@ class ReachCAM(BaseCAM):
             integral = _PathIntegral(run, index)
             for step in range(self.steps):
                 integral.add_midpoint((step + 0.5) / self.steps, 1 / self.steps, self.contributions)
-            if self.measures_completeness:
-                for image, error in enumerate(integral.completeness_errors(end_values)):
-                    errors[image].append(error)
+            if self.checks_convergence:
+                for image, delta in enumerate(integral.convergence_deltas(end_values)):
+                    errors[image].append(delta)
             maps += integral.maps()
             supports += integral.supports
         reach = [
             [Reach.measure([level[i][k] for level in supports], geometry) for k in range(counts[i])]
             for i, geometry in enumerate(run.batch.geometries)
         ]
-        completeness = [torch.stack(layers, 1) for layers in errors] if self.measures_completeness else None
-        return Measured(maps, values, reach, completeness)
+        deltas = [torch.stack(layers, 1) for layers in errors] if self.checks_convergence else None
+        return Measured(maps, values, reach, deltas)
 
     def combine(self, levels: Sequence[Tensor], geometry: Geometry) -> Tensor:
         """Multiply the levels' smoothed positive parts; levels without saliency are left out."""
@@ -214,7 +212,7 @@ class _PathIntegral:
             [first_principal_component(image) if len(image) else image.sum(1) for image in level] for level in self.sums
         ]
 
-    def completeness_errors(self, end_values: list[list[float]]) -> list[Tensor]:
+    def convergence_deltas(self, end_values: list[list[float]]) -> list[Tensor]:
         """Per image, (N_i,): the difference between each map's sum and y(A) - y(mean A), relative to the latter."""
         with torch.no_grad():
             _, starts = self.scores(0.0)

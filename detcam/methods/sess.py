@@ -158,18 +158,18 @@ class SESS(WrapperCAM):
     def _window_maps(self, source: _WindowedImage, windows: list[Window], targets: list[list[Target]]) -> Measured:
         """The base method's raw maps of windows, each with its own targets."""
         base, adapter = self.base, self.base.adapter
-        batch = base.entering(source.inputs(windows))
+        batch = base.prepare_input(source.inputs(windows))
         trace = Trace(
             adapter.target_layers,
             adapter.layer_names,
             gradients=base.uses_gradients,
             reshape_transform=adapter.reshape_for(batch),
         )
-        with trace, base.watching(batch) as watched:
+        with trace, base.recording(batch) as recorded:
             raw = adapter.forward(batch)
         outputs = adapter.outputs(raw, batch)
         images = partial(source.source_images, windows)
-        return base.measure(Pass(adapter, batch, trace, outputs, targets, source.run.eigen_smooth, images, watched))
+        return base.measure(Pass(adapter, batch, trace, outputs, targets, source.run.eigen_smooth, images, recorded))
 
 
 class _WindowedImage:

@@ -197,7 +197,7 @@ def test_what_a_layer_should_not_put_out_is_named(value: float) -> None:
     model = TinyCNN()
     with torch.no_grad():
         model.conv1.bias[1] = value
-    with pytest.raises(RuntimeError, match="target layer conv1 put out NaN or infinity"):
+    with pytest.raises(RuntimeError, match="target layer conv1 returned NaN or infinity"):
         GradCAM(model, [model.conv1])(IMAGES[:1], [ClassifierOutputTarget(0)])
 
 

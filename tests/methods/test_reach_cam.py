@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detcam import CompletenessWarning, HiResCAM, ReachCAM, ReachWarning, adapt
+from detcam import ConvergenceWarning, HiResCAM, ReachCAM, ReachWarning, adapt
 from detcam.demo.model import load_demo_detector
 from detcam.demo.train import certify_wake
 from detcam.geometry import Geometry, normalize
@@ -23,7 +23,7 @@ from detcam.targets import BoxTarget, ClassifierOutputTarget
 from detcam.trace import Trace, guarded
 from tests.helpers import Snapshot, TinyCNN
 
-pytestmark = pytest.mark.filterwarnings("ignore::detcam.ReachWarning", "ignore::detcam.CompletenessWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::detcam.ReachWarning", "ignore::detcam.ConvergenceWarning")
 
 IMAGES = torch.rand(3, 3, 20, 28, generator=torch.Generator().manual_seed(1))
 
@@ -31,7 +31,7 @@ IMAGES = torch.rand(3, 3, 20, 28, generator=torch.Generator().manual_seed(1))
 def slow_reach(
     model: nn.Module, layer: nn.Module, image: Tensor, score: Callable[[Tensor], Tensor], steps: int
 ) -> tuple[Tensor, float]:
-    """The signed map of one image by loops in float64, and what the score owes to the image."""
+    """The signed map of one image by loops in float64, and the score difference that it sums to."""
     model = model.double()
     kept: list[Tensor] = []
     handle = layer.register_forward_hook(lambda m, i, o: kept.append(o.detach()))
@@ -89,7 +89,7 @@ def test_saliency_equals_the_integral_by_loops(steps: int) -> None:
                 with torch.no_grad():
                     score = float(target(slow_model(image[None].double())[0]))
                 error = abs(float(expected.sum()) - owed) / max(abs(owed), 0.01 * abs(score))
-                assert float(result.completeness[k, index]) == pytest.approx(error, abs=1e-3)
+                assert float(result.convergence_delta[k, index]) == pytest.approx(error, abs=1e-3)
 
 
 def test_the_heatmap_is_the_product_of_smoothed_positive_parts() -> None:
@@ -124,19 +124,19 @@ def test_one_midpoint_is_exact_for_a_quadratic_network() -> None:
     # 4 * 5 + 3 * 1 = 23 with the image, 3 * 3 + 3 * 3 = 18 without; 46 and 36 for the sum of squares.
     assert float(result.saliency[0][0].sum()) == pytest.approx(23 - 18)
     assert float(result.saliency[0][1].sum()) == pytest.approx(46 - 36)
-    assert float(result.completeness.max()) < 1e-6
+    assert float(result.convergence_delta.max()) < 1e-6
 
 
 def test_an_incomplete_map_is_named_and_steps_mend_it() -> None:
     model = TinyCNN()
     logit = float(model(IMAGES[:1])[0, 1].detach())
     steep = [lambda out: torch.sigmoid(12 * (out[1] - logit))]
-    with pytest.warns(CompletenessWarning, match="off by up to .* at conv1. More steps help"):
+    with pytest.warns(ConvergenceWarning, match="the convergence delta is up to .* at conv1. More steps help"):
         coarse = ReachCAM(model, [model.conv1], steps=1).explain(IMAGES[:1], steep)[0]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         fine = ReachCAM(model, [model.conv1], steps=64).explain(IMAGES[:1], steep)[0]
-    assert float(fine.completeness) < 0.02 < 0.2 < float(coarse.completeness)
+    assert float(fine.convergence_delta) < 0.02 < 0.2 < float(coarse.convergence_delta)
 
 
 def test_the_path_leaves_padding_as_it_is() -> None:
@@ -234,7 +234,7 @@ def test_batch_invariance_and_nothing_left_behind() -> None:
         torch.testing.assert_close(
             torch.as_tensor(alone.heatmaps), torch.as_tensor(together[index].heatmaps), atol=1e-5, rtol=0
         )
-        torch.testing.assert_close(alone.completeness, together[index].completeness, atol=1e-4, rtol=1e-3)
+        torch.testing.assert_close(alone.convergence_delta, together[index].convergence_delta, atol=1e-4, rtol=1e-3)
     with pytest.raises(ZeroDivisionError):
         cam(IMAGES[:1], [lambda out: out[1 // 0]])
     before.check()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from detcam import DRISE, METHODS, Occlusion, adapt
-from detcam.cam import TASKS
+from detcam.adapters.contract import TASKS
 from detcam.cli.tables import methods_markdown
 from detcam.methods.common.attention_base import AttentionCAM
 from detcam.methods.spec import method_from, with_setting
@@ -33,7 +33,7 @@ def test_the_readme_has_the_table_of_the_registry() -> None:
 @pytest.mark.parametrize("name", list(METHODS))
 def test_every_method_says_what_it_is(name: str) -> None:
     method = METHODS[name]
-    assert method.name == name and method.tasks <= TASKS and method.tasks
+    assert method.name == name and method.tasks <= set(TASKS) and method.tasks
     for text in (method.paper, method.cost, method.use):
         assert len(text) > 8 and "|" not in text and text == text.strip()
 

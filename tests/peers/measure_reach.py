@@ -3,7 +3,7 @@
     python tests/peers/measure_reach.py
 
 Each row: share of the maps whose greatest pixel lies on the wake that caused the detection, mean share of the map's
-sum on it, the same for the wake's bounding box, how far the gradients reach, and the median error of completeness.
+sum on it, the same for the wake's bounding box, how far the gradients reach, and the median convergence delta.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def measure(cam: BaseCAM, cases: list[AuditCase]) -> list[float]:
         heatmap, peak = torch.as_tensor(result.heatmaps)[0], int(result.heatmaps[0].argmax())
         row = [float(f(region)) for region in (case.cause, case.around) for f in _judges(heatmap, peak)]
         reach = result.reach[0].fraction if result.reach else float("nan")
-        error = float("nan") if result.completeness is None else float(result.completeness.max())
+        error = float("nan") if result.convergence_delta is None else float(result.convergence_delta.max())
         rows.append([*row, reach, error])
     table = torch.tensor(rows)
     return [*table[:, :5].mean(0).tolist(), float(table[:, 5].median())]

@@ -194,7 +194,7 @@ class AttentionCAM(LayerlessCAM, abstract=True):
     def relevance(self, run: Pass, layers: AttentionLayers, scalars: list[list[Tensor]]) -> list[Tensor]:
         """Compute the relevance (N_i, keys) of each token to each target, per image."""
 
-    def watching(self, batch: Batch) -> AbstractContextManager[Any]:
+    def recording(self, batch: Batch) -> AbstractContextManager[Any]:
         return AttentionRecorder(self.model, len(batch.inputs))
 
     def measure(self, run: Pass) -> Measured:
@@ -202,9 +202,9 @@ class AttentionCAM(LayerlessCAM, abstract=True):
             raise TypeError(f"{type(self).__name__} does not explain {self.adapter.task}; use HiResCAM")
         if run.eigen_smooth:
             raise ValueError(f"eigen_smooth needs a layer's channels, and {type(self).__name__} has none; leave it out")
-        if not isinstance(run.watched, AttentionRecorder):
+        if not isinstance(run.recorded, AttentionRecorder):
             raise TypeError(f"{type(self).__name__} cannot be the base of another method; use GradCAM there")
-        layers = classify_attention(run.watched.attentions, self.model, detector=self.adapter.task == "detection")
+        layers = classify_attention(run.recorded.attentions, self.model, detector=self.adapter.task == "detection")
         scalars = run.score()
         if any(run.targets):
             tokens = self.relevance(run, layers, scalars)
