@@ -18,7 +18,7 @@ from detcam.data.images import ImageLike, load_images
 from detcam.detections import Detections, LabelsLike, NamesLike, as_names
 from detcam.geometry import Geometry
 from detcam.layers import LayersLike, infer_reshape
-from detcam.outputs import BaseTarget, DetectionTarget, DetectorOutput
+from detcam.outputs import BaseTarget, DetectionTarget, DetectorOutput, ModelOutput
 from detcam.outputs import Target as Target
 from detcam.targets import BoxTarget
 from detcam.trace import ReshapeTransform, guarded
@@ -137,7 +137,7 @@ class Adapter(ABC):
 
     @classmethod
     @abstractmethod
-    def supports(cls, model: Any) -> bool:
+    def supports(cls, model: object) -> bool:
         """Return whether the adapter explains this model. Does not import optional packages.
 
         Args:
@@ -201,7 +201,7 @@ class Adapter(ABC):
         return self.model(batch.inputs, *batch.extra_inputs, **batch.model_kwargs)
 
     @abstractmethod
-    def outputs(self, raw: Any, batch: Batch) -> list[Any]:
+    def outputs(self, raw: ModelOutput, batch: Batch) -> list[Any]:
         """Split the raw output by image: B entries, each the argument of a target."""
 
     @abstractmethod
@@ -234,7 +234,7 @@ class Adapter(ABC):
     def select(
         self,
         detections: Detections,
-        output: Any,
+        output: ModelOutput,
         *,
         score_threshold: float | None = None,
         top_k: int | None = None,
@@ -335,7 +335,7 @@ class DetectorAdapter(Adapter, abstract=True):
     task: ClassVar[Task] = "detection"
 
     @abstractmethod
-    def outputs(self, raw: Any, batch: Batch) -> list[DetectorOutput]:
+    def outputs(self, raw: ModelOutput, batch: Batch) -> list[DetectorOutput]:
         """Split the raw output by image: B entries, each the argument of a target."""
 
     def detections(self, outputs: Sequence[DetectorOutput], batch: Batch) -> list[Detections]:

@@ -61,7 +61,7 @@ class FixedSizeAdapter(Adapter, abstract=True):
         super().__init__(model, **options)
 
     @classmethod
-    def supports(cls, model: Any) -> bool:
+    def supports(cls, model: object) -> bool:
         return isinstance(model, nn.Module)
 
     def group_key(self, image_size_hw: tuple[int, int]) -> int:
@@ -95,7 +95,7 @@ class ClassificationAdapter(FixedSizeAdapter):
     def default_names(self) -> Mapping[int, str]:
         return imagenet_names(self.model)
 
-    def outputs(self, raw: Any, batch: Batch) -> list[Any]:
+    def outputs(self, raw: object, batch: Batch) -> list[Any]:
         logits = getattr(raw, "logits", raw)
         if isinstance(logits, Mapping) and "logits" in logits:
             logits = logits["logits"]

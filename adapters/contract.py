@@ -77,7 +77,7 @@ def option_names(cls: type) -> list[str]:
     return [name for name in names if name not in cls.fixed_options]  # type: ignore[attr-defined]
 
 
-def unwrap(model: Any) -> Any:
+def unwrap(model: object) -> Any:
     """Return the plain module inside DataParallel or torch.compile; other objects are returned as they are.
 
     Raises:
@@ -92,7 +92,7 @@ def unwrap(model: Any) -> Any:
     return model
 
 
-def plain_module(model: Any) -> nn.Module:
+def plain_module(model: object) -> nn.Module:
     """Return the plain module of a model, as `unwrap`.
 
     Raises:

@@ -94,7 +94,7 @@ class CustomDetectorAdapter(DetectorAdapter):
         super().__init__(model, **options)
 
     @classmethod
-    def supports(cls, model: Any) -> bool:
+    def supports(cls, model: object) -> bool:
         return False  # the output of an unknown detector needs a decode function
 
     def default_target_layers(self) -> Sequence[nn.Module]:
@@ -161,7 +161,7 @@ class CustomDetectorAdapter(DetectorAdapter):
             image = F.pad(image, (left, right, top, bottom), value=114 / 255)
         return self.preprocess(image) if self.preprocess else image
 
-    def outputs(self, raw: Any, batch: Batch) -> list[DetectorOutput]:
+    def outputs(self, raw: object, batch: Batch) -> list[DetectorOutput]:
         decoded = self._decoded(raw, len(batch.inputs))
         return [
             CustomOutput(self, tuple(part[index] for part in decoded), geometry)

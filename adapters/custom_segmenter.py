@@ -59,10 +59,10 @@ class CustomSegmentationAdapter(SegmentationAdapter):
         super().__init__(model, **options)
 
     @classmethod
-    def supports(cls, model: Any) -> bool:
+    def supports(cls, model: object) -> bool:
         return False  # the output of an unknown network needs a decode function
 
-    def logits(self, raw: Any) -> Tensor:
+    def logits(self, raw: object) -> Tensor:
         logits = self.decode(raw)
         if not isinstance(logits, Tensor):
             raise TypeError(f"expected decode to return a tensor of logits (B, C, h, w); got {type(logits).__name__}")
@@ -117,7 +117,7 @@ def _with_gradient(total: Tensor, seen: Sequence[tuple[nn.Module, Any]]) -> list
     ]
 
 
-def read_logits(raw: Any) -> Tensor:
+def read_logits(raw: object) -> Tensor:
     """Return the logits in a model's raw output.
 
     Args:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,7 +43,7 @@ class RetinaNetAdapter(_FpnAdapter):
     head_type = "RetinaNetHead"
 
     @classmethod
-    def supports(cls, model: Any) -> bool:
+    def supports(cls, model: object) -> bool:
         return isinstance(model, RetinaNet)
 
     def supports_head(self) -> bool:
@@ -74,7 +73,7 @@ class FCOSAdapter(_FpnAdapter):
     head_type = "FCOSHead"
 
     @classmethod
-    def supports(cls, model: Any) -> bool:
+    def supports(cls, model: object) -> bool:
         return isinstance(model, FCOS)
 
     def supports_head(self) -> bool:

@@ -16,7 +16,7 @@ from detcam.adapters.windows import by_level, cut, reach
 
 
 def objectness_scores(
-    rpn: Any, features: Mapping[str, Tensor], image: ImageList, proposals: Tensor, pinned: Sequence[bool]
+    rpn: object, features: Mapping[str, Tensor], image: ImageList, proposals: Tensor, pinned: Sequence[bool]
 ) -> list[Tensor]:
     """Return the objectness of the anchors that produced given proposals, one scalar in [0, 1] each.
 

@@ -151,7 +151,7 @@ def _decode_adapter(
 
 
 def adapt(
-    model: Any,
+    model: object,
     *,
     target_layers: LayersLike = None,
     reshape_transform: ReshapeTransform | None = None,
@@ -186,18 +186,18 @@ def adapt(
                 f"the model is an adapter already; pass {', '.join(given)} where it is made: adapt(model, ...)"
             )
         return model.with_layers(target_layers, reshape_transform)
-    model = unwrap(model)
+    plain = unwrap(model)
     for adapter in _candidates():
-        if adapter.supports(model):
+        if adapter.supports(plain):
             check_options(adapter, options)
             common: dict[str, Any] = {
                 "target_layers": target_layers,
                 "reshape_transform": reshape_transform,
                 "names": names,
             }
-            return adapter(model, **{name: value for name, value in common.items() if value is not None}, **options)
+            return adapter(plain, **{name: value for name, value in common.items() if value is not None}, **options)
     raise TypeError(
-        f"expected a torch.nn.Module (detector, segmenter, classifier) or an adapter; got {type(model).__name__}"
+        f"expected a torch.nn.Module (detector, segmenter, classifier) or an adapter; got {type(plain).__name__}"
     )
 
 

@@ -16,7 +16,7 @@ from torchvision.models.segmentation.lraspp import LRASPP
 from detcam.adapters.base import IMAGENET_MEAN, IMAGENET_STD, Adapter, AdapterOptions, Batch, Target, Task
 from detcam.detections import Detections
 from detcam.geometry import Geometry
-from detcam.outputs import SegmenterOutput
+from detcam.outputs import ModelOutput, SegmenterOutput
 from detcam.targets import MaskTarget
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ class SegmentationAdapter(Adapter, abstract=True):
         """Return whether the model stores that its classes are independent."""
         return False
 
-    def logits(self, raw: Any) -> Tensor:
+    def logits(self, raw: ModelOutput) -> Tensor:
         """Return the (B, C, h, w) logits in the model's raw output."""
         logits: Tensor = raw
         return logits
@@ -114,7 +114,7 @@ class SegmentationAdapter(Adapter, abstract=True):
             geometries.append(Geometry(size, canvas, (width / size[1], height / size[0])))
         return Batch(torch.stack(inputs).to(self.dtype), tuple(geometries))
 
-    def outputs(self, raw: Any, batch: Batch) -> list[SegmenterOutput]:
+    def outputs(self, raw: object, batch: Batch) -> list[SegmenterOutput]:
         logits = self.logits(raw)
         return [
             SegmenterOutput(item, geometry, binary=len(item) == 1, multilabel=self.multilabel)
@@ -154,7 +154,7 @@ class TorchvisionSegmentationAdapter(SegmentationAdapter):
     family = "torchvision segmentation"
 
     @classmethod
-    def supports(cls, model: Any) -> bool:
+    def supports(cls, model: object) -> bool:
         return isinstance(model, (FCN, DeepLabV3, LRASPP))
 
     def default_target_layers(self) -> Sequence[nn.Module]:
@@ -175,7 +175,7 @@ class TorchvisionSegmentationAdapter(SegmentationAdapter):
         short = min(height, width)
         return int(self.image_size * height / short), int(self.image_size * width / short)
 
-    def logits(self, raw: Any) -> Tensor:
+    def logits(self, raw: Mapping[str, Tensor]) -> Tensor:
         logits: Tensor = raw["out"]
         return logits
 

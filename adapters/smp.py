@@ -41,7 +41,7 @@ class SmpAdapter(SegmentationAdapter):
         super().__init__(model, **options)
 
     @classmethod
-    def supports(cls, model: Any) -> bool:
+    def supports(cls, model: object) -> bool:
         return any(
             kind.__name__ == "SegmentationModel" and kind.__module__.startswith("segmentation_models_pytorch.")
             for kind in type(model).__mro__
@@ -102,7 +102,7 @@ class SmpAdapter(SegmentationAdapter):
             handle.remove()
         return seen[-1]
 
-    def logits(self, raw: Any) -> Tensor:
+    def logits(self, raw: object) -> Tensor:
         return super().logits(raw[0] if isinstance(raw, tuple) else raw)
 
     def _activation(self) -> Any:

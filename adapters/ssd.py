@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,7 +26,7 @@ class SSDAdapter(DenseAdapter):
     background = 0
 
     @classmethod
-    def supports(cls, model: Any) -> bool:
+    def supports(cls, model: object) -> bool:
         return isinstance(model, SSD)
 
     def supports_head(self) -> bool:

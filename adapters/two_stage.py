@@ -48,7 +48,7 @@ class TwoStageAdapter(TorchvisionDetector):
     family = "torchvision two-stage"
 
     @classmethod
-    def supports(cls, model: Any) -> bool:
+    def supports(cls, model: object) -> bool:
         return isinstance(model, GeneralizedRCNN)
 
     def default_names(self) -> Mapping[int, str]:

@@ -52,7 +52,7 @@ class UltralyticsDetector(DetectorAdapter, abstract=True):
 
     def __init__(
         self,
-        model: Any,
+        model: object,
         *,
         image_size: int | tuple[int, int] | None = None,
         conf: float = 0.25,
@@ -159,7 +159,7 @@ class UltralyticsAdapter(UltralyticsDetector):
 
     family = "ultralytics"
 
-    def __init__(self, model: Any, *, nms: bool | None = None, **options: Any) -> None:
+    def __init__(self, model: object, *, nms: bool | None = None, **options: Any) -> None:
         self.nms = nms
         head = inner_module(model).model[-1]
         missing_branch = getattr(head, "one2one_cv2", None) if nms is False else head.cv2
@@ -168,7 +168,7 @@ class UltralyticsAdapter(UltralyticsDetector):
         super().__init__(model, **options)
 
     @classmethod
-    def supports(cls, model: Any) -> bool:
+    def supports(cls, model: object) -> bool:
         return is_ultralytics(model) and head_names(model).isdisjoint({"RTDETRDecoder", "Classify"})
 
     @property

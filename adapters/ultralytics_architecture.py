@@ -16,7 +16,7 @@ NAMESPACES = {"nn.": nn, "torchvision.ops.": torchvision.ops}
 """Modules that a layer's name may refer to, apart from those of ultralytics."""
 
 
-def check_architecture(name: str, architecture: Mapping[str, Any], tasks: Any) -> None:
+def check_architecture(name: str, architecture: Mapping[str, Any], tasks: object) -> None:
     """Reject an architecture that runs code: ultralytics evaluates its activation and calls the names in its rows.
 
     Args:
@@ -48,8 +48,10 @@ def check_architecture(name: str, architecture: Mapping[str, Any], tasks: Any) -
                 )
 
 
-def is_plain_module(text: Any) -> bool:
+def is_plain_module(text: object) -> bool:
     """Return whether a text is a call of a module of `torch.nn` with literals; the text is parsed, not executed."""
+    if not isinstance(text, str):
+        return False
     try:
         call = ast.parse(text.strip(), mode="eval").body
         if not isinstance(call, ast.Call) or any(keyword.arg is None for keyword in call.keywords):
@@ -57,12 +59,12 @@ def is_plain_module(text: Any) -> bool:
         for value in (*call.args, *(keyword.value for keyword in call.keywords)):
             ast.literal_eval(value)
         prefix, _, name = ast.unparse(call.func).rpartition(".")
-    except (AttributeError, SyntaxError, TypeError, ValueError, MemoryError, RecursionError):
+    except (SyntaxError, TypeError, ValueError, MemoryError, RecursionError):
         return False
     return prefix in ("nn", "torch.nn") and _is_module(getattr(nn, name, None))
 
 
-def is_layer(name: Any, tasks: Any) -> bool:
+def is_layer(name: object, tasks: object) -> bool:
     """Return whether a row's module is a layer; ultralytics would also call its loaders, installers and models."""
     if not isinstance(name, str):
         return False

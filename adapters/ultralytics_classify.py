@@ -36,7 +36,7 @@ class UltralyticsClassificationAdapter(ClassificationAdapter):
     fixed_options = frozenset({"mean", "std"})
 
     def __init__(
-        self, model: Any, *, image_size: int | tuple[int, int] | None = None, **options: Unpack[AdapterOptions]
+        self, model: object, *, image_size: int | tuple[int, int] | None = None, **options: Unpack[AdapterOptions]
     ) -> None:
         module = inner_module(model)
         size = input_size(model, image_size, 224, 1)
@@ -54,7 +54,7 @@ class UltralyticsClassificationAdapter(ClassificationAdapter):
         )
 
     @classmethod
-    def supports(cls, model: Any) -> bool:
+    def supports(cls, model: object) -> bool:
         return is_ultralytics(model) and "Classify" in head_names(model)
 
     @property

@@ -12,20 +12,20 @@ PROMPTED = frozenset({"WorldDetect", "YOLOEDetect"})
 """Heads with a text prompt as a second input."""
 
 
-def is_ultralytics(model: Any) -> bool:
+def is_ultralytics(model: object) -> bool:
     """Return whether a model is a network of the package or a `YOLO`-like wrapper of one."""
     modules = {base.__module__ for base in type(model).__mro__}
     return not modules.isdisjoint({"ultralytics.nn.tasks", "ultralytics.engine.model"})
 
 
-def inner_module(model: Any) -> Any:
+def inner_module(model: object) -> Any:
     """Return the network inside a `YOLO` or `RTDETR` object, or the network itself.
 
     Raises:
         TypeError: an exported model, or a head that the adapters do not support.
     """
     wrapped = any(base.__module__ == "ultralytics.engine.model" for base in type(model).__mro__)
-    module = model.model if wrapped else model
+    module = getattr(model, "model", None) if wrapped else model
     if not isinstance(module, nn.Module):
         raise TypeError(
             f"expected a PyTorch model; got the exported model {module!r}. Load the .pt file it was exported from"
@@ -41,19 +41,19 @@ def inner_module(model: Any) -> Any:
     return module
 
 
-def head_names(model: Any) -> set[str]:
+def head_names(model: object) -> set[str]:
     """Return the names of the class of a network's head and of its bases; empty for an exported model."""
     layers = getattr(model, "model", None)
     layers = layers if isinstance(layers, nn.Sequential) else getattr(layers, "model", None)
     return class_names(layers[-1]) if isinstance(layers, nn.Sequential) else set()
 
 
-def class_names(module: Any) -> set[str]:
+def class_names(module: object) -> set[str]:
     """Return the names of a module's class and of its bases."""
     return {base.__name__ for base in type(module).__mro__}
 
 
-def input_size(model: Any, image_size: int | Sequence[int] | None, default: int, stride: int) -> tuple[int, int]:
+def input_size(model: object, image_size: int | Sequence[int] | None, default: int, stride: int) -> tuple[int, int]:
     """Return the height and width of the network's input, rounded up to the stride.
 
     Args:
@@ -77,7 +77,7 @@ def input_size(model: Any, image_size: int | Sequence[int] | None, default: int,
 
 
 @contextmanager
-def fresh_attributes(head: Any) -> Iterator[None]:
+def fresh_attributes(head: object) -> Iterator[None]:
     """Remove a head's caches and export flag, so that its class's defaults apply, and restore them afterwards.
 
     Caches made in inference mode cannot enter autograd, and caches made in this context must not remain in the model.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,7 +46,7 @@ class UltralyticsQueryAdapter(UltralyticsDetector):
     stretches = True
 
     @classmethod
-    def supports(cls, model: Any) -> bool:
+    def supports(cls, model: object) -> bool:
         return is_ultralytics(model) and "RTDETRDecoder" in head_names(model)
 
     def forward(self, batch: Batch) -> DecoderOutput:

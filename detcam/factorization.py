@@ -15,14 +15,14 @@ from detcam.adapters import adapt
 from detcam.adapters.base import Adapter, Batch
 from detcam.adapters.classification import ClassificationAdapter, class_scores
 from detcam.geometry import Geometry, normalize
-from detcam.inputs import Request, read_request
+from detcam.inputs import Images, Request, read_request
 from detcam.outputs import work_dtype
 from detcam.perturbation.base import select_image
 from detcam.results import levels_of
 from detcam.smoothing import View
 from detcam.trace import ReshapeTransform, Trace, guarded, map_tensors
 from detcam.visualize.concepts import create_labels_legend, show_factorization_on_image
-from detcam.visualize.convert import ImageArray
+from detcam.visualize.convert import ImageArray, PixelsLike
 from detcam.visualize.overlay import grid
 
 Floats = NDArray[np.floating[Any]]
@@ -181,7 +181,7 @@ class DeepFeatureFactorization:
         self._example: Batch | None = None
 
     def __call__(
-        self, input_tensor: Any, n_components: int = 16, *, model_kwargs: Mapping[str, Any] | None = None
+        self, input_tensor: Images, n_components: int = 16, *, model_kwargs: Mapping[str, Any] | None = None
     ) -> tuple[Floats, list[Floats]] | tuple[Floats, list[Floats], Floats]:
         """Factorise the features of one image or of several together.
 
@@ -300,7 +300,7 @@ def run_dff_on_image(
     model: nn.Module,
     target_layer: nn.Module,
     classifier: Callable[[Tensor], Tensor],
-    img_pil: Any,
+    img_pil: PixelsLike,
     img_tensor: Tensor,
     reshape_transform: ReshapeTransform | None = None,
     n_components: int = 5,

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import Node
 from torch.nn import functional as F
 
 from detcam.trace import flatten_tensors, guarded
@@ -32,7 +33,7 @@ class _Seen:
     read: Any
 
 
-def first_tensor(output: Any) -> Tensor:
+def first_tensor(output: object) -> Tensor:
     """The scores in whatever a model returns: ``.logits`` if it has them, else the first tensor.
 
     Raises:
@@ -161,9 +162,9 @@ def _look(
     return output, seen, runs
 
 
-def all_paths_pass(output: Any, node: Any) -> bool:
+def all_paths_pass(output: Node | None, node: Node | None) -> bool:
     """Whether every path of the autograd graph from the output to a leaf (the input) leads through a node."""
-    visited, waiting = {output}, [output]
+    visited, waiting = {output}, [output] if output is not None else []
     while waiting:
         current = waiting.pop()
         if current is node:
@@ -230,7 +231,7 @@ class InferredReshape:
         self.prefix_tokens = prefix_tokens
         self.last_axis_channels = last_axis_channels
 
-    def __call__(self, output: Any) -> list[Tensor]:
+    def __call__(self, output: object) -> list[Tensor]:
         return [self.one(tensor) for tensor in flatten_tensors(output)]
 
     def one(self, tensor: Tensor) -> Tensor:

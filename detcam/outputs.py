@@ -16,7 +16,10 @@ from detcam.geometry import Geometry, mask_to_box
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-Target: TypeAlias = Callable[[Any], Tensor]
+ModelOutput: TypeAlias = Any
+"""What a model returns, or what an adapter makes of it for one image: its type depends on the adapter and the model."""
+
+Target: TypeAlias = Callable[[ModelOutput], Tensor]
 """A function from one image's model output to a scalar. `BaseTarget` declares what a target may say besides."""
 
 CandidateField: TypeAlias = Literal["boxes_xyxy", "class_scores", "class_logits", "objectness"]
@@ -41,7 +44,7 @@ class BaseTarget:
     has_position: bool = False
     """Whether the target refers to a part of the image: then `hflip` changes it."""
 
-    def __call__(self, output: Any) -> Tensor:
+    def __call__(self, output: ModelOutput) -> Tensor:
         """Return the scalar of one image's model output."""
         raise NotImplementedError(f"{type(self).__name__} has no scalar: define __call__(self, output)")
 
@@ -56,7 +59,7 @@ class BaseTarget:
         """Return the target in words, for captions."""
         return type(self).__name__ if self.label is None else class_name(names, self.label)
 
-    def pinned(self, output: Any) -> Self:
+    def pinned(self, output: ModelOutput) -> Self:
         """Return the target bound to the part of the model that produces it in `output`."""
         return self
 
@@ -72,7 +75,7 @@ class _CallableTarget(BaseTarget):
         self.against = getattr(target, "against", None)
         self.has_position = hasattr(target, "hflip")
 
-    def __call__(self, output: Any) -> Tensor:
+    def __call__(self, output: object) -> Tensor:
         return self.target(output)
 
     def hflip(self, width: int) -> Any:
@@ -169,7 +172,7 @@ class DetectionTarget(BaseTarget):
             raise ValueError(f"box {self.box_xyxy} lies outside the image, which is {width} x {height} pixels")
         check_label(self.label, names, classes)
 
-    def pinned(self, output: Any) -> Self:
+    def pinned(self, output: object) -> Self:
         return replace(self, source=output.source_of(self)) if isinstance(output, DetectorOutput) else self
 
 

@@ -228,7 +228,7 @@ def levels_of(trace: Trace, images: int) -> list[Tensor]:
     return levels
 
 
-def value_of(scalar: Any) -> float:
+def value_of(scalar: object) -> float:
     """Return a target's scalar as a float.
 
     Raises:

@@ -221,7 +221,7 @@ class Trace:
         return layers
 
 
-def map_tensors(value: Any, function: Callable[[Tensor], Any]) -> Any:
+def map_tensors(value: object, function: Callable[[Tensor], Any]) -> Any:
     """Apply a function to every tensor in nested lists, tuples and mappings; anything else is handed through."""
     if isinstance(value, Tensor):
         return function(value)
@@ -242,7 +242,7 @@ def gradient_magnitude(gradient: Tensor) -> Tensor:
     return gradient.abs().amax(1)
 
 
-def flatten_tensors(value: Any) -> list[Tensor]:
+def flatten_tensors(value: object) -> list[Tensor]:
     """Every floating-point tensor in nested lists, tuples and mappings, in order."""
     found: list[Tensor] = []
     map_tensors(value, lambda tensor: found.append(tensor) if tensor.is_floating_point() else None)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias, get_args
 
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torchvision.ops import box_iou
@@ -90,7 +91,7 @@ class FasterRCNNBoxScoreTarget(BaseTarget):
 
     has_position = True
 
-    def __init__(self, labels: Sequence[int], bounding_boxes: Any, iou_threshold: float = 0.5) -> None:
+    def __init__(self, labels: Sequence[int], bounding_boxes: npt.ArrayLike, iou_threshold: float = 0.5) -> None:
         self.labels = [int(label) for label in labels]
         self.bounding_boxes = torch.as_tensor(bounding_boxes, dtype=torch.float32).reshape(-1, 4)
         self.iou_threshold = iou_threshold

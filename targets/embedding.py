@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -19,7 +18,7 @@ class SimilarityToConceptTarget(BaseTarget):
         features: one vector (D,) or several (M, D), e.g. from `detcam.adapters.embed`; a tensor or an array.
     """
 
-    def __init__(self, features: Any) -> None:
+    def __init__(self, features: npt.ArrayLike) -> None:
         concept = torch.as_tensor(features).detach().float()
         if concept.ndim not in (1, 2) or concept.numel() == 0:
             raise ValueError(f"expected concept features of shape (D,) or (M, D); got {tuple(concept.shape)}")

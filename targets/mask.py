@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -99,14 +100,14 @@ class SemanticSegmentationTarget(BaseTarget):
 
     has_position = True
 
-    def __init__(self, category: int, mask: Any) -> None:
+    def __init__(self, category: int, mask: npt.ArrayLike) -> None:
         self.category = self.label = int(category)
         self.mask = torch.as_tensor(mask)
 
     def hflip(self, width: int) -> SemanticSegmentationTarget:
         return SemanticSegmentationTarget(self.category, self.mask.flip(-1))
 
-    def __call__(self, model_output: Any) -> Tensor:
+    def __call__(self, model_output: Tensor | SegmenterOutput) -> Tensor:
         shape = getattr(model_output, "shape", None)
         if shape is None or len(shape) != 3:
             got = type(model_output).__name__ if shape is None else f"shape {tuple(shape)}"

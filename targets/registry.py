@@ -9,14 +9,14 @@ from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 
 from torch import Tensor
 
-from detcam.outputs import BaseTarget, DetectionTarget, Target, as_target
+from detcam.outputs import BaseTarget, DetectionTarget, ModelOutput, Target, as_target
 from detcam.targets.box import QUANTITIES, BoxTarget
 from detcam.targets.classes import ClassifierOutputTarget, FinerWeightedTarget
 from detcam.targets.edges import EdgesTarget
 from detcam.targets.mask import InstanceMaskTarget, MaskTarget
 from detcam.utils.registry import Registry
 
-TargetFunction: TypeAlias = Callable[[Any, Any], Tensor]
+TargetFunction: TypeAlias = Callable[[ModelOutput, Any], Tensor]
 """From one image's output and a plain target (a `BoxTarget`, `MaskTarget` or `ClassTarget`) to a scalar."""
 
 Function = TypeVar("Function", bound=TargetFunction)
@@ -32,7 +32,7 @@ class BuiltinQuantity:
 
     make: Callable[[Target, int | None], Target]
 
-    def __call__(self, output: Any, target: Target) -> Tensor:
+    def __call__(self, output: ModelOutput, target: Target) -> Tensor:
         return self.make(target, None)(output)
 
 
@@ -54,7 +54,7 @@ class FunctionTarget(BaseTarget):
         for name in ("label", "box_xyxy", "has_position"):
             object.__setattr__(self, name, getattr(self.target, name))
 
-    def __call__(self, output: Any) -> Tensor:
+    def __call__(self, output: ModelOutput) -> Tensor:
         return self.function(output, self.target)
 
     def hflip(self, width: int) -> FunctionTarget:
@@ -66,7 +66,7 @@ class FunctionTarget(BaseTarget):
     def describe(self, names: Mapping[int, str]) -> str:
         return f"{self.quantity} of {self.target.describe(names)}"
 
-    def pinned(self, output: Any) -> FunctionTarget:
+    def pinned(self, output: ModelOutput) -> FunctionTarget:
         return replace(self, target=self.target.pinned(output))
 
 
@@ -84,7 +84,7 @@ class BoxFunctionTarget(DetectionTarget):
     quantity: str = ""
     function: TargetFunction = field(kw_only=True)
 
-    def __call__(self, output: Any) -> Tensor:
+    def __call__(self, output: ModelOutput) -> Tensor:
         return self.function(output, BoxTarget(self.box_xyxy, self.label, self.source))
 
     def describe(self, names: Mapping[int, str]) -> str:

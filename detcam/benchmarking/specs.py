@@ -202,7 +202,7 @@ def _check_settings(metric_class: Any, settings: Mapping[str, Any]) -> None:
         raise ValueError(f"{metric_class.name} has no setting {unknown[0]!r}; {known}")
 
 
-def describe_settings(value: Any) -> str:
+def describe_settings(value: object) -> str:
     """Describe an object with its settings, identically in every run: without addresses, objects by their content.
 
     Args:

@@ -96,7 +96,7 @@ class GroundTruth:
         return _encode(masks_upright(coco_masks.decode(rle)[None], self.size))
 
 
-def as_rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:
+def as_rle(segmentation: list[list[float]] | dict[str, Any], height: int, width: int) -> dict[str, Any]:
     """Convert polygons or run lengths of either kind to COCO's compressed run lengths."""
     if isinstance(segmentation, list):
         return coco_masks.merge(coco_masks.frPyObjects(segmentation, height, width))

@@ -61,7 +61,7 @@ def load_images(images: ImageLike | Sequence[ImageLike]) -> list[Tensor]:
     return tensors
 
 
-def is_single(images: Any) -> bool:
+def is_single(images: object) -> bool:
     """Return whether this is one image rather than a list of images."""
     if isinstance(images, Tensor):
         return images.ndim != 4

@@ -152,7 +152,7 @@ def make_cam(adapter: Adapter, method: MethodLike) -> BaseCAM:
 def select_targets(
     adapter: Adapter,
     detections: Detections,
-    output: Any,
+    output: object,
     *,
     score_threshold: float | None = None,
     top_k: int | None = None,

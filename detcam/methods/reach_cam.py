@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from detcam.layers import LayersLike
 from detcam.methods.common.feature_path import FeaturePath
 from detcam.methods.common.layer_search import with_context_layers
 from detcam.methods.common.level_product import product_of_levels
-from detcam.outputs import work_dtype
+from detcam.outputs import DetectorOutput, work_dtype
 from detcam.results import Measured, Pass, Reach, levels_of, value_of, values_of
 from detcam.targets import BoxTarget
 from detcam.trace import ReshapeTransform, Trace
@@ -128,7 +128,7 @@ class ReachCAM(BaseCAM):
         return product_of_levels(levels, geometry, SMOOTHING)
 
 
-def contrast_targets(output: Any, targets: Sequence[Target]) -> list[Target]:
+def contrast_targets(output: DetectorOutput, targets: Sequence[Target]) -> list[Target]:
     """Replace class scores of boxes by logits contrasted with the strongest rival class (see `ReachCAM`)."""
     class_targets = [t for t in targets if isinstance(t, BoxTarget) and t.quantity in ("score", "logit")]
     if not class_targets:

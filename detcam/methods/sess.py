@@ -121,7 +121,10 @@ class SESS(WrapperCAM):
         kept = self._kept(weights)
         for part in _groups(kept.any(1), self.batch_size):
             indices = [[k for k in range(len(targets)) if kept[index, k]] for index in part]
-            window_targets = [[mapped[index][k] for k in ks] for index, ks in zip(part, indices, strict=True)]
+            window_targets = [
+                [target for target, keep in zip(mapped[index], kept[index], strict=True) if keep and target is not None]
+                for index in part
+            ]
             measured = self._window_maps(source, [windows[index] for index in part], window_targets)
             for position, (index, ks) in enumerate(zip(part, indices, strict=True)):
                 heatmaps = self.base.combine([level[position] for level in measured.maps], area_geometry)
@@ -206,7 +209,7 @@ def _size_of(geometry: Geometry) -> tuple[int, int]:
     return rows.stop - rows.start, columns.stop - columns.start
 
 
-def window_score(adapter: Adapter, target: Any, output: Any) -> float:
+def window_score(adapter: Adapter, target: Target, output: object) -> float:
     """A target's score in a window, in [0, 1]: a probability, or the sigmoid of any other value."""
     if isinstance(target, DetectionTarget) and isinstance(output, DetectorOutput):
         candidates = output.candidates([BoxTarget(target.box_xyxy, target.label, target.source)])

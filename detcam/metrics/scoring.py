@@ -136,7 +136,7 @@ class BoxMatcher:
         TypeError: a target is no box, or the model is no detector.
     """
 
-    def __init__(self, protocol: Protocol, output: Any, targets: Sequence[Target]) -> None:
+    def __init__(self, protocol: Protocol, output: object, targets: Sequence[Target]) -> None:
         candidates: Sequence[Any] = targets
         boxes: list[DetectionTarget] = [target for target in candidates if isinstance(target, DetectionTarget)]
         if not isinstance(output, DetectorOutput) or len(boxes) < len(targets):

@@ -47,7 +47,7 @@ def build_torchvision(
     num_classes: int | None,
     pretrained: bool,
     *,
-    weights: Any = None,
+    weights: object = None,
     keys: frozenset[str] = frozenset(),
 ) -> BuiltModel:
     """Build a torchvision model.

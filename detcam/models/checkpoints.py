@@ -93,7 +93,7 @@ def foreign_globals(path: Path) -> list[str]:
     return sorted(names, key=lambda name: (name.startswith("torch."), name))
 
 
-def state_dict_of(content: Any, path: Path) -> StateDict:
+def state_dict_of(content: object, path: Path) -> StateDict:
     """Return the weights in a checkpoint: its whole content, or an entry with one of the usual names.
 
     Raises:

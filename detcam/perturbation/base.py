@@ -73,7 +73,7 @@ class ImageScorer:
             return limit
         return max(1, min(limit, MAX_OUTPUT_BYTES // largest))
 
-    def read_scores(self, raw: Any, batch: Batch) -> Tensor:
+    def read_scores(self, raw: object, batch: Batch) -> Tensor:
         """Read the score of every target from the model's raw output.
 
         Args:
@@ -160,7 +160,7 @@ def default_batch_size(device: torch.device) -> int:
     return 8 if device.type == "cpu" else 32
 
 
-def detached_score(scalar: Any) -> Tensor:
+def detached_score(scalar: Tensor) -> Tensor:
     """Return a target's scalar as a 0-dimensional tensor without autograd history.
 
     Raises:
@@ -168,11 +168,11 @@ def detached_score(scalar: Any) -> Tensor:
     """
     if not isinstance(scalar, Tensor) or scalar.numel() != 1:
         value_of(scalar)  # raises with a message
-    score: Tensor = scalar.detach().reshape(())
+    score = scalar.detach().reshape(())
     return score.to(work_dtype(score))
 
 
-def pin_targets(output: Any, targets: Sequence[Target]) -> list[Target]:
+def pin_targets(output: object, targets: Sequence[Target]) -> list[Target]:
     """Pin box targets to the source (anchor, query, proposal) that produces them in the unperturbed image."""
     return [target.pinned(output) if isinstance(target, BaseTarget) else target for target in targets]
 

@@ -115,8 +115,8 @@ class BatchNormFolding:
 class _OneDNNConvolution:
     """A 1 x 1 convolution dispatched to oneDNN."""
 
-    def __init__(self, convolution: Any) -> None:
-        self.convolution = convolution
+    def __init__(self, convolution: nn.Conv2d) -> None:
+        self.convolution: Any = convolution
 
     def __call__(self, value: Tensor) -> Tensor:
         conv = self.convolution

@@ -276,7 +276,7 @@ class ReplayRecorder:
             self.largest_output = max(self.largest_output, tensor.numel() * tensor.element_size())
 
     @contextmanager
-    def replay(self, output: Any, count: int, *, clone: bool = False) -> Iterator[None]:
+    def replay(self, output: object, count: int, *, clone: bool = False) -> Iterator[None]:
         """Replay one pass of `count` variants of the recorded image inside the context.
 
         Args:

@@ -9,7 +9,7 @@ import unicodedata
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsFloat
 
 import numpy as np
 
@@ -33,13 +33,13 @@ def slug(text: str) -> str:
     return name.encode()[:MAX_NAME_BYTES].decode(errors="ignore") or "unnamed"
 
 
-def number(value: Any) -> float | None:
+def number(value: SupportsFloat) -> float | None:
     """A number for JSON: seven digits, null where it is not finite."""
     value = float(value)
     return float(f"{value:.7g}") if math.isfinite(value) else None
 
 
-def plain(value: Any) -> Any:
+def plain(value: object) -> Any:
     """What JSON can hold: lists, texts, numbers as `number` writes them, texts of all else."""
     if isinstance(value, Mapping):
         return {str(key): plain(inner) for key, inner in value.items()}

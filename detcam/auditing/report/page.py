@@ -52,7 +52,7 @@ def render_page(audit: Mapping[str, Any], outlines: Mapping[str, Mapping[str, st
     return html.encode("utf-8", "backslashreplace")
 
 
-def script_json(data: Any) -> str:
+def script_json(data: object) -> str:
     """Convert data to JSON for a script element: ASCII without ``<``, ``>`` and ``&``."""
     text = json.dumps(data, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from detcam.outputs import DetectionTarget, as_target, work_dtype
+from detcam.outputs import DetectionTarget, Target, as_target, work_dtype
 from detcam.targets import MaskTarget
 
 Pool: TypeAlias = Literal["mean", "max"]
@@ -39,7 +39,7 @@ class Window:
         (left, top), (height, width) = self.corner_xy, self.size_hw
         return images[..., top : top + height, left : left + width]
 
-    def target(self, target: Any, image_size_hw: tuple[int, int]) -> Any:
+    def target(self, target: Target, image_size_hw: tuple[int, int]) -> Target | None:
         """Map a target into the window, as an image of the same size; None if the window does not contain it."""
         if self.scaled_hw == self.size_hw:
             return target
