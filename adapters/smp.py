@@ -19,7 +19,7 @@ from detcam.adapters.segmentation import SegmentationAdapter
 from detcam.geometry import Geometry
 from detcam.layers import InferredReshape, all_paths_pass, infer_reshape
 from detcam.trace import flatten_tensors, guarded
-from detcam.utils.optional import missing
+from detcam.utils.optional import missing_package_error
 
 logger = logging.getLogger("detcam")
 
@@ -175,7 +175,7 @@ def build(spec: str, *, num_classes: int | None = None) -> nn.Module:
     try:
         import segmentation_models_pytorch as smp
     except ImportError as error:
-        raise missing("smp", error) from error
+        raise missing_package_error("smp", error) from error
     architecture, _, query = spec.partition("?")
     options: dict[str, Any] = {key: _plain(value) for key, value in parse_qsl(query)}
     encoder = options.pop("encoder", options.pop("encoder_name", "resnet34"))

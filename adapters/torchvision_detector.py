@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from detcam.adapters.base import Batch, DetectorAdapter
 from detcam.geometry import Geometry
-from detcam.guided_relu import guided
+from detcam.guided_relu import guided_backward
 
 MAX_REGIONS_PER_PASS = 64
 """Maximum number of regions per pass through a head, which bounds the memory for any number of boxes."""
@@ -103,7 +103,7 @@ def scores_of_regions(regions: Sequence[Tensor], scalars: Callable[[Tensor, slic
         leaf = torch.cat([region.detach() for region in chunk]).requires_grad_(True)
         values = scalars(leaf.clone(), part)  # a clone, because a head may begin with an in-place operation
         total = torch.stack(list(values)).sum()
-        with guided(total):
+        with guided_backward(total):
             (gradients,) = torch.autograd.grad(total, leaf)
         for position, (value, region) in enumerate(zip(values, chunk, strict=True)):
             alone = partial(_alone, scalars, start + position)

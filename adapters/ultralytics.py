@@ -22,7 +22,7 @@ from detcam.adapters.windows import reach
 from detcam.detections import as_names
 from detcam.geometry import Geometry
 from detcam.outputs import DetectorOutput
-from detcam.utils.optional import missing
+from detcam.utils.optional import missing_package_error
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -303,7 +303,7 @@ def build(name: str, *, num_classes: int | None = None, pretrained: bool = False
         from ultralytics import RTDETR, YOLO
         from ultralytics.nn import tasks
     except ImportError as error:
-        raise missing("ultralytics", error) from error
+        raise missing_package_error("ultralytics", error) from error
     if not pretrained:
         check_architecture(name, tasks.yaml_model_load(name), tasks)
     wrapper = (RTDETR if Path(name).name.lower().startswith("rtdetr") else YOLO)(name)
@@ -318,5 +318,5 @@ def is_published(name: str) -> bool:
     try:
         from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES
     except ImportError as error:
-        raise missing("ultralytics", error) from error
+        raise missing_package_error("ultralytics", error) from error
     return name in GITHUB_ASSETS_NAMES

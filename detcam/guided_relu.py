@@ -1,7 +1,7 @@
-"""The guided rule: on the way back through a rectifier, only what raises the score passes.
+"""The guided rule of guided backpropagation: rectifiers pass positive gradients only.
 
-The rule is laid on the recorded graph and not on the model: every rectifier is seen, be it a module, a function, in
-place or scripted, and the model is not touched.
+The rule is applied to the recorded autograd graph and not to the model: it covers every rectifier, whether it is a
+module, a function, in place or scripted, and leaves the model unchanged.
 """
 
 from __future__ import annotations
@@ -18,34 +18,38 @@ RECTIFIER = re.compile("relu|elu|silu|swish|mish|softplus|threshold", re.IGNOREC
 """Names of autograd's nodes: ReLU, LeakyReLU, PReLU, RReLU, ELU, CELU, SELU, GELU, SiLU, Hardswish, Mish, Softplus."""
 
 
-_met: ContextVar[list[int] | None] = ContextVar("met", default=None)
+_counts: ContextVar[list[int] | None] = ContextVar("rectifier_counts", default=None)
 
 
 @contextmanager
-def guiding() -> Iterator[list[int]]:
-    """Inside, every backward pass that is wrapped in `guided` follows the rule; elsewhere `guided` does nothing.
+def enable_guided_relu() -> Iterator[list[int]]:
+    """Apply the rule to the backward passes in `guided_backward` blocks, which otherwise have no effect.
 
     Yields:
-        a list that gets, for each such pass, the number of rectifiers on the way.
+        A list to which each such pass appends its number of rectifiers.
     """
-    met: list[int] = []
-    token = _met.set(met)
+    counts: list[int] = []
+    token = _counts.set(counts)
     try:
-        yield met
+        yield counts
     finally:
-        _met.reset(token)
+        _counts.reset(token)
 
 
 @contextmanager
-def guided(scalar: Tensor) -> Iterator[None]:
-    """Around a backward pass of a scalar: inside `guiding`, what comes back to a rectifier is cut at 0."""
-    met = _met.get()
-    if met is None:
+def guided_backward(scalar: Tensor) -> Iterator[None]:
+    """Clamp gradients at rectifiers to at least 0 during a backward pass, inside `enable_guided_relu`.
+
+    Args:
+        scalar: The scalar that is differentiated.
+    """
+    counts = _counts.get()
+    if counts is None:
         yield
         return
-    nodes = list(rectifiers(scalar))
-    met.append(len(nodes))
-    handles = [node.register_prehook(_cut) for node in nodes]
+    nodes = list(rectifier_nodes(scalar))
+    counts.append(len(nodes))
+    handles = [node.register_prehook(_clamp) for node in nodes]
     try:
         yield
     finally:
@@ -53,26 +57,26 @@ def guided(scalar: Tensor) -> Iterator[None]:
             handle.remove()
 
 
-def _cut(gradients: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+def _clamp(gradients: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
     return tuple(None if gradient is None else gradient.clamp(min=0) for gradient in gradients)
 
 
-def rectifiers(scalar: Tensor) -> Iterator[Any]:
-    """The rectifiers in the graph that made a scalar, each once."""
-    waiting, seen = [scalar.grad_fn], {scalar.grad_fn}
-    while waiting:
-        node: Any = waiting.pop()
+def rectifier_nodes(scalar: Tensor) -> Iterator[Any]:
+    """Iterate over the rectifiers in the autograd graph of a scalar, each once."""
+    stack, visited = [scalar.grad_fn], {scalar.grad_fn}
+    while stack:
+        node: Any = stack.pop()
         if node is None:
             continue
-        if _rectifies(node):
+        if _is_rectifier(node):
             yield node
-        new = {follower for follower, _ in node.next_functions} - seen
-        seen |= new
-        waiting.extend(new)
+        unvisited = {parent for parent, _ in node.next_functions} - visited
+        visited |= unvisited
+        stack.extend(unvisited)
 
 
-def _rectifies(node: Any) -> bool:
+def _is_rectifier(node: Any) -> bool:
     name = node.name().rpartition("::")[2]
-    if name.startswith("Hardtanh"):  # ReLU6 is one that starts at 0
+    if name.startswith("Hardtanh"):  # ReLU6 is a Hardtanh with minimum 0
         return bool(node._saved_min_val == 0)
     return RECTIFIER.search(name) is not None

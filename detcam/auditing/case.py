@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeAlias, get_args
 import numpy as np
 
 from detcam.auditing.errors import ErrorType
-from detcam.utils.files import plain
+from detcam.utils.files import json_value
 
 EvidenceLocation: TypeAlias = Literal["predicted box", "ground truth", "same class", "ring", "scene"]
 """Location of the evidence. The regions do not overlap; a pixel belongs to the first of these that contains it.
@@ -178,7 +178,7 @@ class AuditCase:
 
     def to_json(self) -> dict[str, Any]:
         """Convert to the entry of ``audit.json``."""
-        return plain(asdict(self))
+        return json_value(asdict(self))
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> AuditCase:
@@ -230,4 +230,4 @@ class ErrorGroup:
 
     def to_json(self) -> dict[str, Any]:
         """Convert to the entry of ``audit.json``."""
-        return plain(asdict(self))
+        return json_value(asdict(self))

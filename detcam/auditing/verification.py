@@ -16,7 +16,7 @@ from detcam.auditing.evidence import move_region, region_beside, strongest_regio
 from detcam.auditing.persistence import PersistenceCriterion
 from detcam.perturbation.base import ImageArea, ImageScorer
 from detcam.perturbation.fills import Fill, LinearFill, SurroundingsFill
-from detcam.utils.batching import pieces
+from detcam.utils.batching import batch_slices
 
 REGION_SIZES = (0.0015, 0.003, 0.006, 0.0125, 0.025, 0.05, 0.1, 0.2)
 """Fractions of the image that are removed, strongest evidence first."""
@@ -251,7 +251,7 @@ class Verifier:
     ) -> list[tuple[float, Outcome]]:
         """Score and outcome of the detection in each perturbed image."""
         results: list[tuple[float, Outcome]] = []
-        for part in pieces(len(perturbations), self.scorer.images_per_pass) if perturbations else ():
+        for part in batch_slices(len(perturbations), self.scorer.images_per_pass) if perturbations else ():
             chunk = perturbations[part]
 
             def evaluate(raw: Any, batch: Batch, chunk: Sequence[_Perturbation] = chunk) -> Tensor:

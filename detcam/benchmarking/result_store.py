@@ -12,7 +12,7 @@ import numpy as np
 
 from detcam.adapters.base import Adapter
 from detcam.explanation.writer import encode_heatmap, read_heatmap
-from detcam.utils.files import number, replace_file, slug
+from detcam.utils.files import json_number, replace_file, slug
 from detcam.utils.hashing import adapter_digest, weights_digest
 
 SETTINGS_FILE, CELLS_FOLDER = "settings.json", "cells"
@@ -108,7 +108,7 @@ def model_digest(adapter: Adapter) -> str:
 
 def json_numbers(values: Iterable[Any]) -> list[float | None]:
     """Convert numbers for JSON, with None for those that are not finite."""
-    return [number(value) for value in values]
+    return [json_number(value) for value in values]
 
 
 def _check_settings(file: Path, settings: Mapping[str, Any]) -> None:

@@ -22,7 +22,7 @@ from detcam.metrics.metric_input import read_heatmaps
 from detcam.metrics.target_regions import TargetRegions
 from detcam.outputs import as_target
 from detcam.utils.console import ProgressBar, shorten
-from detcam.utils.files import number
+from detcam.utils.files import json_number
 
 IMAGE_ERRORS = (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
 """Exceptions of one image, or of one method on it, that do not stop the benchmark."""
@@ -196,12 +196,15 @@ def _measure_method(
             heatmaps = read_heatmaps(results, [(image.shape[-2], image.shape[-1])])[0]
             if len(heatmaps) != len(targets):
                 raise ValueError(f"expected a heatmap for each of {len(targets)} targets; got {len(heatmaps)}")
-            cell.update(seconds=number(cost.seconds), peak_mib=None if cost.peak_mib is None else number(cost.peak_mib))
+            cell.update(
+                seconds=json_number(cost.seconds),
+                peak_mib=None if cost.peak_mib is None else json_number(cost.peak_mib),
+            )
             cell["warnings"] = _warning_names(caught)
             if with_work:
                 activity = f"counting {spec.name}"
                 work = count_work(adapter, image, call)
-                cell.update(passes=number(work.passes), backward=work.backward)
+                cell.update(passes=json_number(work.passes), backward=work.backward)
             for metric_spec in metric_specs:
                 activity = metric_spec.name
                 values = metric_spec.metric.measure(

@@ -18,7 +18,7 @@ from detcam.adapters.base import Adapter, Target
 from detcam.cam import BaseCAM
 from detcam.explanation.explain import MethodLike, make_cam
 from detcam.methods import METHODS
-from detcam.methods.spec import method_with, split_settings
+from detcam.methods.spec import configure_method, parse_settings
 from detcam.metrics import METRICS, Metric
 from detcam.metrics.metric_input import Explainer
 
@@ -128,9 +128,9 @@ def parse_method(text: str) -> tuple[Callable[..., BaseCAM], dict[str, Any]]:
     Raises:
         ValueError: the method or a setting does not exist.
     """
-    name, settings = split_settings(text)
+    name, settings = parse_settings(text)
     options = {key: settings.pop(key) for key in SMOOTHING_OPTIONS if key in settings}
-    return method_with(name, settings), options
+    return configure_method(name, settings), options
 
 
 def make_metric_specs(metrics: Iterable[str | Metric], task: str, *, has_annotations: bool) -> list[MetricSpec]:
@@ -172,7 +172,7 @@ def parse_metric(text: str) -> Metric:
     Raises:
         ValueError: the metric or a setting does not exist, or a value is invalid.
     """
-    name, settings = split_settings(text)
+    name, settings = parse_settings(text)
     metric = METRICS.find(name)
     _check_settings(metric, settings)
     try:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from detcam.benchmarking.statistics import Estimate, Row
 from detcam.utils.console import make_table
-from detcam.utils.files import number
+from detcam.utils.files import json_number
 from detcam.utils.markdown import markdown_table
 
 if TYPE_CHECKING:
@@ -107,17 +107,17 @@ def _fields(row: Row, signs: Mapping[str, int]) -> Iterator[tuple[str, Any]]:
     yield "kind", row.kind
     for metric in signs:
         score = row.scores[metric]
-        yield metric, number(score.mean)
-        yield f"{metric} low", number(score.low)
-        yield f"{metric} high", number(score.high)
+        yield metric, json_number(score.mean)
+        yield f"{metric} low", json_number(score.low)
+        yield f"{metric} high", json_number(score.high)
         yield f"{metric} images", score.images
         yield f"{metric} targets", score.targets
         yield f"{metric} undefined", score.undefined
         yield f"{metric} best", int(metric in row.tied)
-    yield "passes", number(row.passes)
-    yield "backward", number(row.backward)
-    yield "seconds", number(row.seconds)
-    yield "peak_mib", number(row.peak_mib)
+    yield "passes", json_number(row.passes)
+    yield "backward", json_number(row.backward)
+    yield "seconds", json_number(row.seconds)
+    yield "peak_mib", json_number(row.peak_mib)
     yield "failed", row.failed
 
 

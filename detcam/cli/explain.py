@@ -179,12 +179,12 @@ def run(options: ExplainOptions) -> int:
     from detcam.explanation.batch import explain_files, find_images
     from detcam.explanation.explain import make_cam
     from detcam.explanation.writer import ExplanationWriter
-    from detcam.methods.spec import with_setting
+    from detcam.methods.spec import add_setting
 
     options.check()
     paths = find_images(options.photos)
     adapter = options.load(target_layers=options.target_layer)
-    method = with_setting(options.method, "passes", options.passes)
+    method = add_setting(options.method, "passes", options.passes)
     model = f"{type(adapter.model).__name__} ({adapter.family}) on {adapter.device}"
     print(f"{model}, {make_cam(adapter, method).name} at {', '.join(adapter.layer_names)}", file=sys.stderr)
     target_options = options.target_options(adapter)

@@ -18,7 +18,7 @@ from detcam.detections import Detections, LabelsLike, label_index
 from detcam.explanation.result import Explanation, Explanations
 from detcam.inputs import Images, Targets, displayable_images
 from detcam.layers import LayersLike
-from detcam.methods.spec import method_from
+from detcam.methods.spec import parse_method
 from detcam.outputs import Target, as_target
 from detcam.results import ImageHeatmaps
 from detcam.targets import with_quantity
@@ -142,7 +142,7 @@ def make_cam(adapter: Adapter, method: MethodLike) -> BaseCAM:
     """
     if method == "auto":
         method = DEFAULT_BOX_METHOD if adapter.task == "detection" else "gradcam"
-    constructor = method_from(method) if isinstance(method, str) else method
+    constructor = parse_method(method) if isinstance(method, str) else method
     cam = constructor(adapter) if callable(constructor) and not isinstance(constructor, nn.Module) else None
     if not isinstance(cam, BaseCAM):
         raise TypeError(f"expected a method's name, its class, or a function from an adapter to one; got {method!r}")

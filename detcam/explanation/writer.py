@@ -30,7 +30,8 @@ Files of an image ``dog.jpg`` explained by GradCAM, whose second target is a cat
             label, name     class index and class name, or null
             score           score of the prediction in [0, 1], or null if the target is not a prediction
             box_xyxy        pixels of the image, half-open, or null
-            quantity        score, logit, ..., mask, or a registered name; null for other targets of the user
+            quantity        score, logit, objectness, a coordinate, mask, edges, or the name of a registered quantity;
+                            null for a target that declares none
             against         index of the class that it is compared with, or null
             value           value of the target
             reach           null, or fraction: part of the image in [0, 1] that the gradient covers, and box_xyxy: its
@@ -58,7 +59,7 @@ import numpy as np
 
 from detcam.detections import class_name
 from detcam.outputs import DetectionTarget, as_target
-from detcam.utils.files import number, replace_file, slug
+from detcam.utils.files import json_number, replace_file, slug
 from detcam.utils.opencv import cv2
 from detcam.utils.version import __version__
 from detcam.visualize.convert import TensorLike, as_array, to_png_bytes
@@ -220,15 +221,15 @@ def describe_target(explanation: Explanation, index: int) -> dict[str, Any]:
         "caption": explanation.captions[index],
         "label": label,
         "name": None if label is None else class_name(explanation.names, label),
-        "score": number(detections.scores[index]) if is_prediction and detections is not None else None,
-        "box_xyxy": None if box is None else [number(value) for value in box],
+        "score": json_number(detections.scores[index]) if is_prediction and detections is not None else None,
+        "box_xyxy": None if box is None else [json_number(value) for value in box],
         "quantity": facts.quantity,
         "against": facts.against,
-        "value": number(explanation.scores[index]),
+        "value": json_number(explanation.scores[index]),
         "reach": None
         if reach is None
-        else {"fraction": number(reach.fraction), "box_xyxy": [number(value) for value in reach.box_xyxy]},
-        "saliency_range": [number(min(low for low, _ in ranges)), number(max(high for _, high in ranges))],
+        else {"fraction": json_number(reach.fraction), "box_xyxy": [json_number(value) for value in reach.box_xyxy]},
+        "saliency_range": [json_number(min(low for low, _ in ranges)), json_number(max(high for _, high in ranges))],
     }
 
 

@@ -14,7 +14,7 @@ from detcam.adapters.base import Batch, ModelLike, Target
 from detcam.cam import LayerlessCAM
 from detcam.data.images import ImageLike
 from detcam.geometry import Geometry, normalize, to_pixels
-from detcam.guided_relu import guided, guiding
+from detcam.guided_relu import enable_guided_relu, guided_backward
 from detcam.outputs import work_dtype
 from detcam.results import ImageHeatmaps, Measured, Pass, Reach, values_of
 from detcam.targets import ClassifierOutputTarget
@@ -89,7 +89,7 @@ def guided_gradients(run: Pass) -> Measured:
     shapes = [(len(row), *inputs.shape[1:]) for row in run.targets]
     gradients = [torch.zeros(shape, dtype=work_dtype(inputs), device=inputs.device) for shape in shapes]
     reach: list[list[Reach]] = [[] for _ in run.targets]
-    with guiding() as guided_any:
+    with enable_guided_relu() as guided_any:
         scalars = run.score()
         for k in range(max(len(row) for row in scalars)):
             images = [image for image, row in enumerate(scalars) if len(row) > k]
@@ -111,7 +111,7 @@ def _at_input(total: Tensor, inputs: Tensor) -> Tensor:
     """The guided gradient of a scalar at the network's input (B, C, H, W)."""
     gradient = None
     if total.requires_grad:
-        with guided(total):
+        with guided_backward(total):
             (gradient,) = torch.autograd.grad(total, inputs, retain_graph=True, allow_unused=True)
     if gradient is None:
         raise RuntimeError("the target's score does not depend on the image: the model detaches it from the graph")

@@ -29,7 +29,7 @@ from detcam.perturbation.fills import LinearFill
 from detcam.results import Measured, Pass, Sampling
 from detcam.targets import BoxTarget
 from detcam.trace import ReshapeTransform
-from detcam.utils.batching import pieces
+from detcam.utils.batching import batch_slices
 from detcam.utils.filters import blur
 from detcam.utils.opencv import cv2
 
@@ -213,7 +213,7 @@ def _score_drops(scorer: ImageScorer, area: ImageArea, regions: Sequence[Tensor]
     original = torch.stack([detached_score(scalar) for scalar in rows[0]]).double().cpu()
     scores = [
         scorer.score(area.paste(fill(dilated[part].to(area.inputs.device)))).double().cpu()
-        for part in pieces(len(dilated), scorer.images_per_pass)
+        for part in batch_slices(len(dilated), scorer.images_per_pass)
     ]
     changed = torch.cat(scores) if scores else torch.zeros((0, len(regions)), dtype=torch.float64)
     drops = [original[row] - changed[index, row] for index, row in enumerate(owner)]

@@ -25,7 +25,7 @@ from detcam.perturbation.base import repeat_batch, select_image
 from detcam.results import Measured, Pass, Sampling, value_of, values_of
 from detcam.targets import BoxTarget, ClassifierOutputTarget, MaskTarget
 from detcam.trace import ReshapeTransform, Trace
-from detcam.utils.batching import pieces
+from detcam.utils.batching import batch_slices
 from detcam.utils.filters import blur
 
 SIGMA = 5 / 224
@@ -230,5 +230,5 @@ def window_score(adapter: Adapter, target: Target, output: object) -> float:
 def _groups(chosen: Tensor, size: int) -> Iterator[list[int]]:
     """Yield the indices of the chosen windows (K,), at most `size` at a time."""
     indices = chosen.nonzero()[:, 0].tolist()
-    for part in pieces(len(indices), size):
+    for part in batch_slices(len(indices), size):
         yield indices[part]

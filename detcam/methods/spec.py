@@ -1,4 +1,4 @@
-"""A method with its settings in one word, for commands and configuration files: ``drise:passes=1000,grid=12``."""
+"""Methods with settings as text, for commands and configuration files: ``drise:passes=1000,grid=12``."""
 
 from __future__ import annotations
 
@@ -11,61 +11,71 @@ from typing import Any
 from detcam.cam import BaseCAM
 from detcam.methods import get_method
 
-COMMON = ("self", "model", "target_layers", "reshape_transform")
+COMMON_PARAMETERS = ("self", "model", "target_layers", "reshape_transform")
+"""Constructor parameters that every method has; they are no settings."""
 
 
-def settings_of(method: type[BaseCAM]) -> dict[str, Any]:
-    """A method's own settings and their defaults, by name."""
+def method_settings(method: type[BaseCAM]) -> dict[str, Any]:
+    """Return a method's settings and their defaults, by name."""
     parameters = inspect.signature(method).parameters.values()
-    return {parameter.name: parameter.default for parameter in parameters if parameter.name not in COMMON}
+    return {parameter.name: parameter.default for parameter in parameters if parameter.name not in COMMON_PARAMETERS}
 
 
-def split_settings(text: str) -> tuple[str, dict[str, Any]]:
-    """A name and its settings from ``name:setting=value,setting=value``.
+def parse_settings(text: str) -> tuple[str, dict[str, Any]]:
+    """Split ``name:setting=value,setting=value`` into the name and the settings.
 
     Values are numbers, ``none``, ``true``, ``false`` or words.
 
     Raises:
-        ValueError: a setting without a name or a value.
+        ValueError: A setting has no name or no value.
+
+    Example:
+        >>> from detcam.methods.spec import parse_settings
+        >>> parse_settings("drise:passes=1000,grid=12")
+        ('drise', {'passes': 1000, 'grid': 12})
     """
     name, _, rest = text.partition(":")
-    given: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     for part in filter(None, (part.strip() for part in rest.split(","))):
         key, equals, value = (piece.strip() for piece in part.partition("="))
         if not equals or not key or not value:
             raise ValueError(f"expected settings as name=value after the colon; got {part!r} in {text!r}")
-        given[key] = _value(value)
-    return name.strip(), given
+        settings[key] = _parse_value(value)
+    return name.strip(), settings
 
 
-def method_with(name: str, given: Mapping[str, Any]) -> Callable[..., BaseCAM]:
-    """What makes a method with settings from a model.
+def configure_method(name: str, settings: Mapping[str, Any]) -> Callable[..., BaseCAM]:
+    """Return the constructor of a method with settings; call it with a model.
 
     Raises:
-        ValueError: no such method, or it has no such setting.
+        ValueError: No such method, or it has no such setting.
     """
     method = get_method(name)
-    known = settings_of(method)
-    wrong = [key for key in given if key not in known]
-    if wrong:
-        has = f"it has {', '.join(known)}" if known else "it has none"
-        raise ValueError(f"{method.name} has no setting {wrong[0]!r}; {has}")
-    return partial(method, **given) if given else method
+    known = method_settings(method)
+    unknown = [key for key in settings if key not in known]
+    if unknown:
+        hint = f"it has {', '.join(known)}" if known else "it has none"
+        raise ValueError(f"{method.name} has no setting {unknown[0]!r}; {hint}")
+    return partial(method, **settings) if settings else method
 
 
-def method_from(text: str) -> Callable[..., BaseCAM]:
-    """As `method_with`, from one word as `split_settings` reads it."""
-    return method_with(*split_settings(text))
+def parse_method(text: str) -> Callable[..., BaseCAM]:
+    """Return the constructor of a method with settings from text such as ``drise:passes=1000``.
+
+    Raises:
+        ValueError: No such method, no such setting, or a setting without a value.
+    """
+    return configure_method(*parse_settings(text))
 
 
-def with_setting(text: str, name: str, value: str | None) -> str:
-    """A method in one word with one setting more; the same where the value is None."""
+def add_setting(text: str, name: str, value: str | None) -> str:
+    """Append a setting to a method's text; None leaves the text unchanged."""
     if value is None:
         return text
     return f"{text}{',' if ':' in text else ':'}{name}={value}"
 
 
-def _value(text: str) -> Any:
+def _parse_value(text: str) -> Any:
     words = {"none": None, "true": True, "false": False}
     if text.lower() in words:
         return words[text.lower()]

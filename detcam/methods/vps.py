@@ -17,7 +17,7 @@ from detcam.perturbation.base import ImageArea, ImageScorer, InputCAM, ReadOutpu
 from detcam.results import Sampling
 from detcam.targets import BoxTarget
 from detcam.trace import ReshapeTransform
-from detcam.utils.batching import pieces
+from detcam.utils.batching import batch_slices
 
 LAZY_BATCH = 4
 """Number of regions that a lazy search evaluates at a time, so that passes come in batches."""
@@ -95,7 +95,7 @@ class VPS(InputCAM):
 
         def evaluate(visible: Tensor) -> Tensor:
             shown = visible.to(labels.device)
-            parts = pieces(len(shown), scorer.images_per_pass)
+            parts = batch_slices(len(shown), scorer.images_per_pass)
             scores = [scorer.score(area.apply_masks(shown[part][:, labels]), read_scores) for part in parts]
             return torch.cat(scores).double().cpu()
 

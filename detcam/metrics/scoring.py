@@ -22,7 +22,7 @@ from detcam.results import value_of
 from detcam.smoothing import View
 from detcam.targets import ClassifierOutputTarget, ClassTarget, MaskTarget
 from detcam.trace import guarded
-from detcam.utils.batching import pieces
+from detcam.utils.batching import batch_slices
 
 Protocol = Literal["pinned", "matched", "odam", "vps", "drise"]
 """How a box is scored in a changed image; other targets support ``"pinned"`` only.
@@ -95,7 +95,7 @@ class ScoredImage:
         """
         scores = [torch.zeros(0, dtype=torch.float64)]
         with guarded(self.scorer.adapter.model, gradients=False):
-            for part in pieces(len(indices), self.scorer.images_per_pass):
+            for part in batch_slices(len(indices), self.scorer.images_per_pass):
                 scores.append(self._score(list(indices[part]), change(part)))
         return torch.cat(scores)
 

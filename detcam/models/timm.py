@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from detcam.utils.optional import missing
+from detcam.utils.optional import missing_package_error
 
 
 def available() -> list[str]:
@@ -51,5 +51,5 @@ def _timm() -> Any:
     try:
         import timm
     except ImportError as error:
-        raise missing("timm", error) from error
+        raise missing_package_error("timm", error) from error
     return timm

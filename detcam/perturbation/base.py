@@ -19,7 +19,7 @@ from detcam.outputs import BaseTarget, work_dtype
 from detcam.perturbation.bn_folding import MAX_OUTPUT_BYTES, BatchNormFolding
 from detcam.results import Measured, Pass, Sampling, levels_of, value_of, values_of
 from detcam.trace import ReshapeTransform, map_tensors
-from detcam.utils.batching import pieces
+from detcam.utils.batching import batch_slices
 from detcam.utils.pca import first_principal_component
 
 ReadOutput: TypeAlias = Callable[[Any, Batch], Tensor]
@@ -106,7 +106,7 @@ class ImageScorer:
         """
         if not count:
             return torch.zeros(0, len(self.targets), device=self.batch.inputs.device)
-        return torch.cat([self.score(make_inputs(part)) for part in pieces(count, self.images_per_pass)])
+        return torch.cat([self.score(make_inputs(part)) for part in batch_slices(count, self.images_per_pass)])
 
     def score(self, inputs: Tensor, read_output: ReadOutput | None = None) -> Tensor:
         """Run one pass on perturbed inputs.

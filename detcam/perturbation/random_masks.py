@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from detcam.results import Sampling
-from detcam.utils.batching import pieces
+from detcam.utils.batching import batch_slices
 
 MIN_AGREEMENT = 0.8
 """Rank correlation between the maps of two halves of the samples at which sampling stops."""
@@ -112,7 +112,7 @@ def estimate_saliency(
     done, agreement = 0, (0.0,) * targets
     while done < limit:
         drawn = masks.draw(BLOCK_SIZE)
-        for part in pieces(min(BLOCK_SIZE, limit - done), batch_size):
+        for part in batch_slices(min(BLOCK_SIZE, limit - done), batch_size):
             rendered = masks.render(*(values[part] for values in drawn))
             weights = scores(rendered).to(rendered)
             coarse = F.adaptive_avg_pool2d(rendered[:, None], sides).flatten(1)

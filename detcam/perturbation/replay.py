@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from detcam.perturbation.base import ImageScorer, repeat_batch
 from detcam.trace import flatten_tensors, map_tensors
-from detcam.utils.batching import pieces
+from detcam.utils.batching import batch_slices
 
 MAX_PASS_BYTES = 64 * 2**20
 """Approximate memory limit of the variants of one pass."""
@@ -94,7 +94,7 @@ class LayerReplay:
         variant_bytes = copies * tensor.numel() * tensor.element_size() + 3 * self._recorder.largest_output
         variant_bytes += inputs.numel() * inputs.element_size()
         scores = []
-        for part in pieces(count, max(MAX_PASS_BYTES // variant_bytes, 1)):
+        for part in batch_slices(count, max(MAX_PASS_BYTES // variant_bytes, 1)):
             stacked = feature_level.insert(make_variants(part).to(tensor.dtype), tensor)
             scores.append(self._score(feature_level.tensor, stacked))
         return torch.cat(scores)
@@ -102,7 +102,7 @@ class LayerReplay:
     def _score(self, replaced: int, stacked: Tensor) -> Tensor:
         """Scores with the variants (K, ...) of one tensor, in passes of at most the model's batch size."""
         limit = self.scorer.adapter.max_batch_size or len(stacked)
-        return torch.cat([self._score_pass(replaced, stacked[part]) for part in pieces(len(stacked), limit)])
+        return torch.cat([self._score_pass(replaced, stacked[part]) for part in batch_slices(len(stacked), limit)])
 
     def _score_pass(self, replaced: int, stacked: Tensor) -> Tensor:
         try:

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, file names, and values that JSON can hold."""
+"""Atomic writing of files, file names, and conversion of values for JSON."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from typing import Any, SupportsFloat
 
 import numpy as np
 
-MAX_NAME_BYTES = 80  # bytes; file systems allow 255 for the whole file name
+MAX_NAME_BYTES = 80
+"""Maximum length of a `slug`; file systems allow 255 bytes for the whole file name."""
 
 
 def replace_file(path: Path, content: bytes) -> Path:
-    """Write a file so that nobody sees half of it."""
+    """Write a file under a temporary name and rename it, so that no reader sees a part of it."""
     temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
         temporary.write_bytes(content)
@@ -28,32 +29,32 @@ def replace_file(path: Path, content: bytes) -> Path:
 
 
 def slug(text: str) -> str:
-    """Letters, digits, ``_`` and ``-`` of any script; all else becomes ``_``, so no path can be built from it."""
+    """Return a safe file name: letters, digits, ``_`` and ``-`` of any script; other characters become ``_``."""
     name = re.sub(r"[^\w-]+", "_", unicodedata.normalize("NFC", text)).strip("_")
     return name.encode()[:MAX_NAME_BYTES].decode(errors="ignore") or "unnamed"
 
 
-def number(value: SupportsFloat) -> float | None:
-    """A number for JSON: seven digits, null where it is not finite."""
+def json_number(value: SupportsFloat) -> float | None:
+    """Return a number for JSON, rounded to seven significant digits; None if it is not finite."""
     value = float(value)
     return float(f"{value:.7g}") if math.isfinite(value) else None
 
 
-def plain(value: object) -> Any:
-    """What JSON can hold: lists, texts, numbers as `number` writes them, texts of all else."""
+def json_value(value: object) -> Any:
+    """Convert any value for JSON: containers element by element, numbers by `json_number`, other objects by str."""
     if isinstance(value, Mapping):
-        return {str(key): plain(inner) for key, inner in value.items()}
+        return {str(key): json_value(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(inner) for inner in value]
+        return [json_value(inner) for inner in value]
     if value is None or isinstance(value, (bool, str, int)):
         return value
     if isinstance(value, np.integer):
         return int(value)
-    return number(value) if hasattr(value, "__float__") else str(value)
+    return json_number(value) if hasattr(value, "__float__") else str(value)
 
 
 def is_audit(folder: Path) -> bool:
-    """Whether a folder holds the report of an audit."""
+    """Return whether a folder holds the report of an audit."""
     file = folder / "audit.json"
     if not file.is_file():
         return False

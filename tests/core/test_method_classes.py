@@ -22,7 +22,7 @@ from detcam import (
     get_method,
     register_method,
 )
-from detcam.methods.spec import method_from
+from detcam.methods.spec import parse_method
 from detcam.targets import ClassifierOutputTarget
 from tests.helpers import TinyCNN
 
@@ -47,7 +47,7 @@ def test_a_method_of_five_lines_equals_gradcam(registered: type[BaseCAM]) -> Non
     model = TinyCNN()
     expected = GradCAM(model, [model.conv2])(IMAGES, TARGETS)
     np.testing.assert_array_equal(registered(model, [model.conv2])(IMAGES, TARGETS), expected)
-    assert get_method("test-mean-gradient") is registered and method_from("testmeangradient") is registered
+    assert get_method("test-mean-gradient") is registered and parse_method("testmeangradient") is registered
     assert (registered.paper, registered.cost, registered.use) == ("", "", "")
     explanation = explain(adapt(model, target_layers=[model.conv2]), IMAGES[0], "testmeangradient", labels=[1])[0]
     assert explanation.method == "testmeangradient" and isinstance(explanation.heatmaps, np.ndarray)

@@ -16,7 +16,7 @@ from detcam import DRISE, METHODS, Occlusion, adapt
 from detcam.adapters.contract import TASKS
 from detcam.cli.tables import methods_markdown
 from detcam.methods.common.attention_base import AttentionCAM
-from detcam.methods.spec import method_from, with_setting
+from detcam.methods.spec import add_setting, parse_method
 from detcam.targets import ClassifierOutputTarget
 from tests.helpers import TinyCNN
 
@@ -103,14 +103,14 @@ def test_most_methods_are_counted() -> None:
 
 def test_a_method_with_settings_in_one_word() -> None:
     adapter = adapt(TinyCNN())
-    made = method_from("occlusion: grid=8, window=4, refine=none")(adapter)
+    made = parse_method("occlusion: grid=8, window=4, refine=none")(adapter)
     assert isinstance(made, Occlusion) and (made.grid, made.window, made.refine) == (8, 4, None)
-    assert method_from("d-rise") is DRISE
-    found = method_from("drise:passes=auto,probability=0.25")
+    assert parse_method("d-rise") is DRISE
+    found = parse_method("drise:passes=auto,probability=0.25")
     assert isinstance(found, partial) and found.keywords == {"passes": "auto", "probability": 0.25}
-    assert with_setting("drise", "passes", None) == "drise"
-    assert with_setting("drise", "passes", "9") == "drise:passes=9"
-    assert with_setting("drise:grid=4", "passes", "9") == "drise:grid=4,passes=9"
+    assert add_setting("drise", "passes", None) == "drise"
+    assert add_setting("drise", "passes", "9") == "drise:passes=9"
+    assert add_setting("drise:grid=4", "passes", "9") == "drise:grid=4,passes=9"
 
 
 @pytest.mark.parametrize(
@@ -124,4 +124,4 @@ def test_a_method_with_settings_in_one_word() -> None:
 )
 def test_wrong_settings_are_told(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        method_from(text)
+        parse_method(text)

@@ -13,7 +13,7 @@ from detcam.auditing.errors import ErrorType
 from detcam.auditing.sentences import rests_outside
 from detcam.data.annotations import Annotations
 from detcam.data.issues import DataIssues
-from detcam.utils.files import plain
+from detcam.utils.files import json_value
 from detcam.utils.version import __version__
 
 SCHEMA = "detcam/audit"
@@ -181,21 +181,21 @@ class ReportSummary:
             "annotations": self.annotations,
             "image_count": self.image_count,
             "object_count": self.object_count,
-            "iou_threshold": plain(self.iou_threshold),
-            "average_precision": plain(self.average_precision),
+            "iou_threshold": json_value(self.iou_threshold),
+            "average_precision": json_value(self.average_precision),
             "false_positive_count": self.false_positive_count,
-            "false_positive_delta_ap": plain(self.false_positive_delta_ap),
+            "false_positive_delta_ap": json_value(self.false_positive_delta_ap),
             "headline": self.headline(),
             "types": [
-                {"type": kind, "count": self.error_counts[kind], "delta_ap": plain(self.delta_ap_by_type[kind])}
+                {"type": kind, "count": self.error_counts[kind], "delta_ap": json_value(self.delta_ap_by_type[kind])}
                 for kind in self.error_counts
             ],
-            "classes": [plain(asdict(summary)) for summary in self.classes],
-            "settings": plain(self.settings),
-            "seconds": plain(self.seconds),
+            "classes": [json_value(asdict(summary)) for summary in self.classes],
+            "settings": json_value(self.settings),
+            "seconds": json_value(self.seconds),
             "groups": [group.to_json() for group in self.groups],
             "cases": [case.to_json() for case in self.cases],
-            "issues": [plain(asdict(issue)) for issue in self.issues],
+            "issues": [json_value(asdict(issue)) for issue in self.issues],
         }
 
 

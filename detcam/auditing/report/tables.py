@@ -9,7 +9,7 @@ from typing import Any
 
 from detcam.auditing.case import AuditCase
 from detcam.auditing.report.summary import ReportSummary
-from detcam.utils.files import plain
+from detcam.utils.files import json_value
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 COLUMNS = (
@@ -44,7 +44,7 @@ def _row(case: AuditCase) -> list[Any]:
 
 
 def _cell(value: Any) -> Any:
-    value = plain(value)
+    value = json_value(value)
     if isinstance(value, str):
         return "'" + value if value.startswith(FORMULA) else value
     return "" if value is None else value
@@ -97,17 +97,17 @@ def _annotation(number: int, case: AuditCase, image_id: int | str, category_id: 
         "id": number,
         "image_id": image_id,
         "category_id": category_id,
-        "bbox": plain([left, top, right - left, bottom - top]),
-        "area": plain((right - left) * (bottom - top)),
+        "bbox": json_value([left, top, right - left, bottom - top]),
+        "area": json_value((right - left) * (bottom - top)),
         "segmentation": [],
         "iscrowd": 0,
-        "score": plain(case.score),
+        "score": json_value(case.score),
         "attributes": {
             "case": case.id,
             "type": case.type,
             "verdict": case.verdict,
             "evidence_location": case.evidence_location or "",
             "background_type": case.background_type or "",
-            "delta_ap": plain(case.delta_ap),
+            "delta_ap": json_value(case.delta_ap),
         },
     }

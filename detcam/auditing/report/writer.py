@@ -18,7 +18,7 @@ from detcam.auditing.report.page import render_page
 from detcam.auditing.report.summary import ReportSummary
 from detcam.auditing.report.tables import false_positives_coco, false_positives_csv
 from detcam.data.ground_truth import GroundTruth
-from detcam.utils.files import plain, replace_file
+from detcam.utils.files import json_value, replace_file
 from detcam.visualize.convert import ImageArray
 
 TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.tmp")
@@ -161,7 +161,7 @@ def _describe_image(image_id: int | str, file_name: str, truths: GroundTruth) ->
                 "annotation_id": annotation_id,
                 "label": label,
                 "name": truths.names.get(label, str(label)),
-                "box_xyxy": plain(box),
+                "box_xyxy": json_value(box),
                 "crowd": crowd,
             }
             for annotation_id, label, box, crowd in zip(

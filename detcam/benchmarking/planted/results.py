@@ -10,7 +10,7 @@ from typing import Any
 
 from detcam.benchmarking.planted.hit_metrics import HitSummary
 from detcam.synthetic.shortcuts import ScenarioName
-from detcam.utils.files import plain, replace_file
+from detcam.utils.files import json_value, replace_file
 
 SCHEMA, VERSION = "detcam.planted", 2
 
@@ -148,7 +148,7 @@ class PlantedResultStore:
 
     def put(self, row: DetectorRow | MethodRow | AuditRow, *key: str) -> None:
         """Write a row."""
-        self.content["results"]["/".join(key)] = plain(asdict(row))
+        self.content["results"]["/".join(key)] = json_value(asdict(row))
         self.computed.append("/".join(key))
         self.path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(self.path, json.dumps(self.content, indent=1).encode())

@@ -24,7 +24,7 @@ from detcam.benchmarking.planted.hit_metrics import HitSummary, MapHit, mean_or_
 from detcam.benchmarking.planted.results import AuditRow, DetectorRow, MethodRow, PlantedResults, PlantedResultStore
 from detcam.benchmarking.planted.training_cache import TrainingCache, detector_name
 from detcam.explanation.explain import make_cam
-from detcam.methods.spec import method_from
+from detcam.methods.spec import parse_method
 from detcam.metrics.cost import count_work
 from detcam.synthetic.shortcuts import BARGE, SCENARIOS, ScenarioName
 from detcam.utils.console import ProgressBar
@@ -84,7 +84,7 @@ def benchmark_planted(
         if unknown:
             raise ValueError(f"expected names from {', '.join(known)}; got {unknown[0]!r}")
     for method in methods:
-        method_from(method)
+        parse_method(method)
     folder = Path(out)
     store = PlantedResultStore(folder / RESULTS_FILE, {"cases": cases, "seed": seed, "effort": effort})
     cache = TrainingCache(folder / DETECTORS_FOLDER, seed, effort)
@@ -144,7 +144,7 @@ class _ScenarioRun:
             if name in CONTROLS:
                 heatmaps = [_draw_control(name, case) for case in scene_cases]
             else:
-                cam = method_from(name)(adapter)
+                cam = parse_method(name)(adapter)
                 image, targets = scene_cases[0].scene.image, [self._target(case) for case in scene_cases]
 
                 def call(cam: Any = cam, image: Any = image, targets: Any = targets) -> list[Tensor]:
