@@ -9,71 +9,83 @@ from detcam.methods import CLASSES
 from detcam.utils.lazy import lazy_attributes
 
 if TYPE_CHECKING:
-    from detcam.adapters.base import Adapter, DetectorAdapter
-    from detcam.adapters.registry import adapt, register_adapter
-    from detcam.auditing.pipeline import Audit, audit
-    from detcam.benchmarking.compare import benchmark
-    from detcam.benchmarking.result import Benchmark
-    from detcam.cam import BaseCAM
-    from detcam.detections import Detections, Source
-    from detcam.diagnostics import ClassAgnosticWarning, ConvergenceWarning, EmptyMapWarning, ReachWarning
-    from detcam.explanation.explain import explain
-    from detcam.explanation.result import Explanation, Explanations
-    from detcam.factorization import DeepFeatureFactorization
-    from detcam.methods import (
-        DRISE,
-        FEM,
-        GCAME,
-        KPCA_CAM,
-        METHODS,
-        ODAM,
-        RISE,
-        SESS,
-        VPS,
-        AblationCAM,
-        AttentionRollout,
-        CheferCAM,
-        EigenCAM,
-        EigenGradCAM,
-        FinerCAM,
-        FullGrad,
-        GradCAM,
-        GradCAMElementWise,
-        GradCAMPlusPlus,
-        GuidedBackprop,
-        GuidedGradCAM,
-        HiResCAM,
-        LayerCAM,
-        LeGrad,
-        Occlusion,
-        ProbeCAM,
-        RandomCAM,
-        ReachCAM,
-        ReciproCAM,
-        RefineCAM,
-        ScoreCAM,
-        SegEigenCAM,
-        SegGradCAM,
-        SegHiResCAM,
-        SegXResCAM,
-        ShapleyCAM,
-        Sobel,
-        SSGradCAM,
-        SSGradCAMPlusPlus,
-        XGradCAM,
-        get_method,
-        register_method,
-    )
-    from detcam.methods.drise import drise
-    from detcam.methods.guided_backprop import GuidedBackpropReLUModel, guided_backprop
-    from detcam.methods.sobel import sobel_cam
-    from detcam.metrics import register_metric
-    from detcam.metrics.base import Metric
-    from detcam.outputs import DetectionTarget, DetectorOutput, SegmenterOutput
-    from detcam.targets.registry import register_target
-    from detcam.utils.version import __version__
-    from detcam.visualize.concepts import create_labels_legend, show_factorization_on_image
-    from detcam.visualize.overlay import deprocess_image, preprocess_image, show_cam_on_image
+    from detcam.adapters.base import Adapter as Adapter
+    from detcam.adapters.base import DetectorAdapter as DetectorAdapter
+    from detcam.adapters.registry import adapt as adapt
+    from detcam.adapters.registry import register_adapter as register_adapter
+    from detcam.auditing.pipeline import Audit as Audit
+    from detcam.auditing.pipeline import audit as audit
+    from detcam.benchmarking.compare import benchmark as benchmark
+    from detcam.benchmarking.result import Benchmark as Benchmark
+    from detcam.cam import BaseCAM as BaseCAM
+    from detcam.detections import Detections as Detections
+    from detcam.detections import Source as Source
+    from detcam.diagnostics import ClassAgnosticWarning as ClassAgnosticWarning
+    from detcam.diagnostics import ConvergenceWarning as ConvergenceWarning
+    from detcam.diagnostics import EmptyMapWarning as EmptyMapWarning
+    from detcam.diagnostics import ReachWarning as ReachWarning
+    from detcam.explanation.explain import explain as explain
+    from detcam.explanation.result import Explanation as Explanation
+    from detcam.explanation.result import Explanations as Explanations
+    from detcam.factorization import DeepFeatureFactorization as DeepFeatureFactorization
+    from detcam.methods import DRISE as DRISE
+    from detcam.methods import FEM as FEM
+    from detcam.methods import GCAME as GCAME
+    from detcam.methods import KPCA_CAM as KPCA_CAM
+    from detcam.methods import METHODS as METHODS
+    from detcam.methods import ODAM as ODAM
+    from detcam.methods import RISE as RISE
+    from detcam.methods import SESS as SESS
+    from detcam.methods import VPS as VPS
+    from detcam.methods import AblationCAM as AblationCAM
+    from detcam.methods import AttentionRollout as AttentionRollout
+    from detcam.methods import CheferCAM as CheferCAM
+    from detcam.methods import EigenCAM as EigenCAM
+    from detcam.methods import EigenGradCAM as EigenGradCAM
+    from detcam.methods import FinerCAM as FinerCAM
+    from detcam.methods import FullGrad as FullGrad
+    from detcam.methods import GradCAM as GradCAM
+    from detcam.methods import GradCAMElementWise as GradCAMElementWise
+    from detcam.methods import GradCAMPlusPlus as GradCAMPlusPlus
+    from detcam.methods import GuidedBackprop as GuidedBackprop
+    from detcam.methods import GuidedGradCAM as GuidedGradCAM
+    from detcam.methods import HiResCAM as HiResCAM
+    from detcam.methods import LayerCAM as LayerCAM
+    from detcam.methods import LeGrad as LeGrad
+    from detcam.methods import Occlusion as Occlusion
+    from detcam.methods import ProbeCAM as ProbeCAM
+    from detcam.methods import RandomCAM as RandomCAM
+    from detcam.methods import ReachCAM as ReachCAM
+    from detcam.methods import ReciproCAM as ReciproCAM
+    from detcam.methods import RefineCAM as RefineCAM
+    from detcam.methods import ScoreCAM as ScoreCAM
+    from detcam.methods import SegEigenCAM as SegEigenCAM
+    from detcam.methods import SegGradCAM as SegGradCAM
+    from detcam.methods import SegHiResCAM as SegHiResCAM
+    from detcam.methods import SegXResCAM as SegXResCAM
+    from detcam.methods import ShapleyCAM as ShapleyCAM
+    from detcam.methods import Sobel as Sobel
+    from detcam.methods import SSGradCAM as SSGradCAM
+    from detcam.methods import SSGradCAMPlusPlus as SSGradCAMPlusPlus
+    from detcam.methods import XGradCAM as XGradCAM
+    from detcam.methods import get_method as get_method
+    from detcam.methods import register_method as register_method
+    from detcam.methods.drise import drise as drise
+    from detcam.methods.guided_backprop import GuidedBackpropReLUModel as GuidedBackpropReLUModel
+    from detcam.methods.guided_backprop import guided_backprop as guided_backprop
+    from detcam.methods.sobel import sobel_cam as sobel_cam
+    from detcam.metrics import register_metric as register_metric
+    from detcam.metrics.base import Metric as Metric
+    from detcam.outputs import DetectionTarget as DetectionTarget
+    from detcam.outputs import DetectorOutput as DetectorOutput
+    from detcam.outputs import SegmenterOutput as SegmenterOutput
+    from detcam.targets.registry import register_target as register_target
+    from detcam.utils.version import __version__ as __version__
+    from detcam.visualize.concepts import create_labels_legend as create_labels_legend
+    from detcam.visualize.concepts import show_factorization_on_image as show_factorization_on_image
+    from detcam.visualize.overlay import deprocess_image as deprocess_image
+    from detcam.visualize.overlay import preprocess_image as preprocess_image
+    from detcam.visualize.overlay import show_cam_on_image as show_cam_on_image
 
 _MODULES = {
     "Adapter": "detcam.adapters.base",
@@ -91,7 +103,6 @@ _MODULES = {
     "Explanation": "detcam.explanation.result",
     "Explanations": "detcam.explanation.result",
     "GuidedBackpropReLUModel": "detcam.methods.guided_backprop",
-    "METHODS": "detcam.methods",
     "Metric": "detcam.metrics.base",
     "ReachWarning": "detcam.diagnostics",
     "SegmenterOutput": "detcam.outputs",
@@ -104,128 +115,19 @@ _MODULES = {
     "deprocess_image": "detcam.visualize.overlay",
     "drise": "detcam.methods.drise",
     "explain": "detcam.explanation.explain",
-    "get_method": "detcam.methods",
     "guided_backprop": "detcam.methods.guided_backprop",
     "preprocess_image": "detcam.visualize.overlay",
     "register_adapter": "detcam.adapters.registry",
-    "register_method": "detcam.methods",
     "register_metric": "detcam.metrics",
     "register_target": "detcam.targets.registry",
     "show_cam_on_image": "detcam.visualize.overlay",
     "show_factorization_on_image": "detcam.visualize.concepts",
     "sobel_cam": "detcam.methods.sobel",
     **CLASSES,
+    **dict.fromkeys(("METHODS", "get_method", "register_method"), "detcam.methods"),
 }
 """The module that defines each public name."""
 
-_SUBMODULES = (
-    "adapters",
-    "auditing",
-    "benchmarking",
-    "cam",
-    "cli",
-    "data",
-    "demo",
-    "detections",
-    "diagnostics",
-    "explanation",
-    "factorization",
-    "geometry",
-    "inputs",
-    "layers",
-    "methods",
-    "metrics",
-    "models",
-    "outputs",
-    "perturbation",
-    "results",
-    "synthetic",
-    "targets",
-    "testing",
-    "trace",
-    "utils",
-    "visualize",
-)
-"""Packages and modules that are attributes of the package."""
+__getattr__, __dir__ = lazy_attributes(__name__, _MODULES)
 
-__getattr__, __dir__ = lazy_attributes(__name__, _MODULES, _SUBMODULES)
-
-__all__ = [
-    "__version__",
-    "AblationCAM",
-    "Adapter",
-    "AttentionRollout",
-    "Audit",
-    "BaseCAM",
-    "Benchmark",
-    "CheferCAM",
-    "ClassAgnosticWarning",
-    "ConvergenceWarning",
-    "DRISE",
-    "DeepFeatureFactorization",
-    "DetectionTarget",
-    "Detections",
-    "DetectorAdapter",
-    "DetectorOutput",
-    "EigenCAM",
-    "EigenGradCAM",
-    "EmptyMapWarning",
-    "Explanation",
-    "Explanations",
-    "FEM",
-    "FinerCAM",
-    "FullGrad",
-    "GCAME",
-    "GradCAM",
-    "GradCAMElementWise",
-    "GradCAMPlusPlus",
-    "GuidedBackprop",
-    "GuidedBackpropReLUModel",
-    "GuidedGradCAM",
-    "HiResCAM",
-    "KPCA_CAM",
-    "LayerCAM",
-    "LeGrad",
-    "METHODS",
-    "Metric",
-    "ODAM",
-    "Occlusion",
-    "ProbeCAM",
-    "RISE",
-    "RandomCAM",
-    "ReachCAM",
-    "ReachWarning",
-    "ReciproCAM",
-    "RefineCAM",
-    "SESS",
-    "SSGradCAM",
-    "SSGradCAMPlusPlus",
-    "ScoreCAM",
-    "SegEigenCAM",
-    "SegGradCAM",
-    "SegHiResCAM",
-    "SegXResCAM",
-    "SegmenterOutput",
-    "ShapleyCAM",
-    "Sobel",
-    "Source",
-    "VPS",
-    "XGradCAM",
-    "adapt",
-    "audit",
-    "benchmark",
-    "create_labels_legend",
-    "deprocess_image",
-    "drise",
-    "explain",
-    "get_method",
-    "guided_backprop",
-    "preprocess_image",
-    "register_adapter",
-    "register_method",
-    "register_metric",
-    "register_target",
-    "show_cam_on_image",
-    "show_factorization_on_image",
-    "sobel_cam",
-]
+__all__ = sorted(_MODULES)  # type checkers read the block above

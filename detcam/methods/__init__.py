@@ -9,45 +9,45 @@ from detcam.utils.registry import Registry, normalized
 
 if TYPE_CHECKING:
     from detcam.cam import BaseCAM
-    from detcam.methods.ablation_cam import AblationCAM
-    from detcam.methods.attention_rollout import AttentionRollout
-    from detcam.methods.chefer_cam import CheferCAM
-    from detcam.methods.drise import DRISE
-    from detcam.methods.eigen_cam import EigenCAM
-    from detcam.methods.eigen_grad_cam import EigenGradCAM
-    from detcam.methods.fem import FEM
-    from detcam.methods.finer_cam import FinerCAM
-    from detcam.methods.full_grad import FullGrad
-    from detcam.methods.g_came import GCAME
-    from detcam.methods.grad_cam import GradCAM
-    from detcam.methods.grad_cam_elementwise import GradCAMElementWise
-    from detcam.methods.grad_cam_plusplus import GradCAMPlusPlus
-    from detcam.methods.guided_backprop import GuidedBackprop
-    from detcam.methods.guided_grad_cam import GuidedGradCAM
-    from detcam.methods.hires_cam import HiResCAM
-    from detcam.methods.kpca_cam import KPCA_CAM
-    from detcam.methods.layer_cam import LayerCAM
-    from detcam.methods.legrad import LeGrad
-    from detcam.methods.occlusion import Occlusion
-    from detcam.methods.odam import ODAM
-    from detcam.methods.probe_cam import ProbeCAM
-    from detcam.methods.random_cam import RandomCAM
-    from detcam.methods.reach_cam import ReachCAM
-    from detcam.methods.recipro_cam import ReciproCAM
-    from detcam.methods.refine_cam import RefineCAM
-    from detcam.methods.rise import RISE
-    from detcam.methods.score_cam import ScoreCAM
-    from detcam.methods.seg_eigen_cam import SegEigenCAM
-    from detcam.methods.seg_grad_cam import SegGradCAM
-    from detcam.methods.seg_hires_cam import SegHiResCAM
-    from detcam.methods.seg_xres_cam import SegXResCAM
-    from detcam.methods.sess import SESS
-    from detcam.methods.shapley_cam import ShapleyCAM
-    from detcam.methods.sobel import Sobel
-    from detcam.methods.ssgrad_cam import SSGradCAM
-    from detcam.methods.ssgrad_cam_plusplus import SSGradCAMPlusPlus
-    from detcam.methods.vps import VPS
-    from detcam.methods.xgrad_cam import XGradCAM
+    from detcam.methods.ablation_cam import AblationCAM as AblationCAM
+    from detcam.methods.attention_rollout import AttentionRollout as AttentionRollout
+    from detcam.methods.chefer_cam import CheferCAM as CheferCAM
+    from detcam.methods.drise import DRISE as DRISE
+    from detcam.methods.eigen_cam import EigenCAM as EigenCAM
+    from detcam.methods.eigen_grad_cam import EigenGradCAM as EigenGradCAM
+    from detcam.methods.fem import FEM as FEM
+    from detcam.methods.finer_cam import FinerCAM as FinerCAM
+    from detcam.methods.full_grad import FullGrad as FullGrad
+    from detcam.methods.g_came import GCAME as GCAME
+    from detcam.methods.grad_cam import GradCAM as GradCAM
+    from detcam.methods.grad_cam_elementwise import GradCAMElementWise as GradCAMElementWise
+    from detcam.methods.grad_cam_plusplus import GradCAMPlusPlus as GradCAMPlusPlus
+    from detcam.methods.guided_backprop import GuidedBackprop as GuidedBackprop
+    from detcam.methods.guided_grad_cam import GuidedGradCAM as GuidedGradCAM
+    from detcam.methods.hires_cam import HiResCAM as HiResCAM
+    from detcam.methods.kpca_cam import KPCA_CAM as KPCA_CAM
+    from detcam.methods.layer_cam import LayerCAM as LayerCAM
+    from detcam.methods.legrad import LeGrad as LeGrad
+    from detcam.methods.occlusion import Occlusion as Occlusion
+    from detcam.methods.odam import ODAM as ODAM
+    from detcam.methods.probe_cam import ProbeCAM as ProbeCAM
+    from detcam.methods.random_cam import RandomCAM as RandomCAM
+    from detcam.methods.reach_cam import ReachCAM as ReachCAM
+    from detcam.methods.recipro_cam import ReciproCAM as ReciproCAM
+    from detcam.methods.refine_cam import RefineCAM as RefineCAM
+    from detcam.methods.rise import RISE as RISE
+    from detcam.methods.score_cam import ScoreCAM as ScoreCAM
+    from detcam.methods.seg_eigen_cam import SegEigenCAM as SegEigenCAM
+    from detcam.methods.seg_grad_cam import SegGradCAM as SegGradCAM
+    from detcam.methods.seg_hires_cam import SegHiResCAM as SegHiResCAM
+    from detcam.methods.seg_xres_cam import SegXResCAM as SegXResCAM
+    from detcam.methods.sess import SESS as SESS
+    from detcam.methods.shapley_cam import ShapleyCAM as ShapleyCAM
+    from detcam.methods.sobel import Sobel as Sobel
+    from detcam.methods.ssgrad_cam import SSGradCAM as SSGradCAM
+    from detcam.methods.ssgrad_cam_plusplus import SSGradCAMPlusPlus as SSGradCAMPlusPlus
+    from detcam.methods.vps import VPS as VPS
+    from detcam.methods.xgrad_cam import XGradCAM as XGradCAM
 
 Method = TypeVar("Method", bound="type[BaseCAM]")
 
@@ -164,47 +164,4 @@ def get_method(name: str) -> type[BaseCAM]:
 
 __getattr__, __dir__ = lazy_attributes(__name__, CLASSES)
 
-__all__ = [
-    "DRISE",
-    "FEM",
-    "GCAME",
-    "KPCA_CAM",
-    "METHODS",
-    "ODAM",
-    "RISE",
-    "SESS",
-    "VPS",
-    "AblationCAM",
-    "AttentionRollout",
-    "CheferCAM",
-    "EigenCAM",
-    "EigenGradCAM",
-    "FinerCAM",
-    "FullGrad",
-    "GradCAM",
-    "GradCAMElementWise",
-    "GradCAMPlusPlus",
-    "GuidedBackprop",
-    "GuidedGradCAM",
-    "HiResCAM",
-    "LayerCAM",
-    "LeGrad",
-    "Occlusion",
-    "ProbeCAM",
-    "RandomCAM",
-    "ReachCAM",
-    "ReciproCAM",
-    "RefineCAM",
-    "SSGradCAM",
-    "SSGradCAMPlusPlus",
-    "ScoreCAM",
-    "SegEigenCAM",
-    "SegGradCAM",
-    "SegHiResCAM",
-    "SegXResCAM",
-    "ShapleyCAM",
-    "Sobel",
-    "XGradCAM",
-    "get_method",
-    "register_method",
-]
+__all__ = sorted({*CLASSES, "METHODS", "get_method", "register_method"})

@@ -3,36 +3,38 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from importlib import import_module
+from importlib.util import find_spec
+from pkgutil import iter_modules
 
 
 def lazy_attributes(
-    package: str, modules: Mapping[str, str], submodules: Iterable[str] = ()
+    package: str, modules: Mapping[str, str]
 ) -> tuple[Callable[[str], object], Callable[[], list[str]]]:
-    """Make the `__getattr__` and `__dir__` of a package.
+    """Make the `__getattr__` and `__dir__` of a package, whose submodules are attributes without an import.
 
     Args:
         package: The package's `__name__`.
         modules: Each lazy name and the module that defines it.
-        submodules: Names of submodules that are attributes of the package without an import of their own.
 
     Returns:
         The two functions, to be assigned at the top level of the package.
     """
-    children = frozenset(submodules)
 
     def get_attribute(name: str) -> object:
+        child = f"{package}.{name}"
         if name in modules:
             value: object = getattr(import_module(modules[name]), name)
-        elif name in children:
-            value = import_module(f"{package}.{name}")
+        elif not name.startswith("_") and find_spec(child) is not None:
+            value = import_module(child)
         else:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         setattr(sys.modules[package], name, value)
         return value
 
     def list_attributes() -> list[str]:
-        return sorted({*vars(sys.modules[package]), *modules, *children})
+        parent = sys.modules[package]
+        return sorted({*vars(parent), *modules, *(module.name for module in iter_modules(parent.__path__))})
 
     return get_attribute, list_attributes

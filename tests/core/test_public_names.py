@@ -23,7 +23,9 @@ def checked_names(package: ModuleType) -> dict[str, str]:
     blocks = [node for node in tree.body if isinstance(node, ast.If)]
     assert len(blocks) == 1 and ast.unparse(blocks[0].test) == "TYPE_CHECKING"
     imports = [node for node in blocks[0].body if isinstance(node, ast.ImportFrom)]
-    return {alias.name: str(node.module) for node in imports for alias in node.names}
+    aliases = [(node, alias) for node in imports for alias in node.names]
+    assert [alias.name for _, alias in aliases if alias.asname != alias.name] in ([], ["BaseCAM"])  # not re-exported
+    return {alias.name: str(node.module) for node, alias in aliases}
 
 
 @pytest.mark.parametrize("package", PACKAGES, ids=lambda package: package.__name__)
