@@ -1,9 +1,9 @@
-"""Any detector at all: D-RISE explains a function from images to boxes, and asks for nothing else.
+"""How do I explain a black-box detector? D-RISE needs only a function from images to boxes.
 
-    python examples/drise_any_black_box.py  # offline: the demo's detector behind a function
+    python examples/drise_any_black_box.py  # offline: the demo detector as a function
     python examples/drise_any_black_box.py --image street.jpg --onnx fastestdet.onnx --names coco.names
 
-The function may ask a server. With --onnx it asks OpenCV, which runs FastestDet (github.com/dog-qiuqiu/FastestDet).
+The function may call a server. With --onnx, OpenCV runs FastestDet (github.com/dog-qiuqiu/FastestDet).
 """
 
 import argparse
@@ -28,7 +28,7 @@ def detect_in_harbours(network, images):
 
 
 def detect_with_opencv(network, images):
-    found = []
+    detections = []
     for image in images:
         height, width = image.shape[:2]
         network.setInput(cv2.dnn.blobFromImage(image[..., ::-1], 1 / 255, (352, 352)))
@@ -37,19 +37,19 @@ def detect_with_opencv(network, images):
         centres = np.stack([(columns + np.tanh(tx)) / 22 * width, (rows + np.tanh(ty)) / 22 * height], axis=1)
         sides = np.stack([width / (1 + np.exp(-tw)), height / (1 + np.exp(-th))], axis=1)
         scores, labels = objectness**0.6 * np.max(classes, axis=0) ** 0.4, np.argmax(classes, axis=0)
-        # A low threshold: a box that fades behind a mask says more than one that is gone.
+        # A low threshold: the score of a box that a mask weakens is more informative than its absence.
         kept = np.array(cv2.dnn.NMSBoxes(np.hstack([centres - sides / 2, sides]), scores, 0.1, 0.45), int)
         boxes = np.hstack([centres - sides / 2, centres + sides / 2])
-        found.append({"boxes": boxes[kept], "labels": labels[kept], "scores": scores[kept]})
-    return found
+        detections.append({"boxes": boxes[kept], "labels": labels[kept], "scores": scores[kept]})
+    return detections
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--image", help="an image; by default a drawn harbour")
-    parser.add_argument("--onnx", help="FastestDet's file")
-    parser.add_argument("--names", help="its class names, one a line")
-    parser.add_argument("--passes", type=int, default=600, help="masked images; more make smoother maps")
+    parser.add_argument("--image", help="image file; default: a drawn harbour")
+    parser.add_argument("--onnx", help="ONNX file of FastestDet")
+    parser.add_argument("--names", help="file of its class names, one per line")
+    parser.add_argument("--passes", type=int, default=600, help="number of masked images; more give smoother heatmaps")
     parser.add_argument("--out", type=Path, default=Path("explanations"))
     args = parser.parse_args(argv)
 
@@ -57,19 +57,19 @@ def main(argv=None):
         names = Path(args.names).read_text().splitlines()
         detect = partial(detect_with_opencv, cv2.dnn.readNetFromONNX(args.onnx))
     else:
-        print("Using the small detector of boats and buoys that comes with detcam; --onnx takes FastestDet.")
+        print("Using the demo detector of boats and buoys; --onnx runs FastestDet.")
         detect, names = partial(detect_in_harbours, load_demo_detector()), DEMO_NAMES
     image = to_uint8(load_image(args.image or draw_scene(28).image))
-    plain = [detect([image])[0][name].tolist() for name in ("boxes", "labels", "scores")]
-    found = [(box, label, score) for box, label, score in zip(*plain, strict=True) if score > 0.5][:6]
-    result = drise(detect, image, [BoxTarget(box, label) for box, label, _ in found], passes=args.passes)
+    (output,) = detect([image])
+    rows = zip(*(output[name].tolist() for name in ("boxes", "labels", "scores")), strict=True)
+    detections = [(box, label, score) for box, label, score in rows if score > 0.5][:6]
+    result = drise(detect, image, [BoxTarget(box, label) for box, label, _ in detections], passes=args.passes)
 
-    panels, zoom = [], max(1, 600 // max(image.shape))
-    for (box, label, score), heat in zip(found, result.heatmaps, strict=True):
-        y, x = np.unravel_index(heat.argmax(), heat.shape)
-        print(f"{names[label]} {score:.2f} in {[round(side) for side in box]} is hottest at {x}, {y}")
-        large = [array.repeat(zoom, axis=0).repeat(zoom, axis=1) for array in (image, heat)]
-        panels.append(render(*large, box_xyxy=np.array(box) * zoom, caption=f"{names[label]} {score:.2f}"))
+    panels = []
+    for (box, label, score), heatmap in zip(detections, result.heatmaps, strict=True):
+        y, x = np.unravel_index(heatmap.argmax(), heatmap.shape)
+        print(f"{names[label]} {score:.2f} in {[round(value) for value in box]}: heatmap maximum at {x}, {y}")
+        panels.append(render(image, heatmap, box_xyxy=box, caption=f"{names[label]} {score:.2f}"))
     figure = save_image(args.out / "drise_any_black_box.png", grid(panels or [image]))
     print(f"See {figure}")
     return figure

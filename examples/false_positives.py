@@ -1,9 +1,9 @@
-"""Why did my detector fire there? An audit of its errors on annotated images, from Python.
+"""Why did my detector fire there? An audit of its errors on annotated images.
 
-    python examples/false_positives.py  # offline: the package's own detector on harbours that it draws
+    python examples/false_positives.py  # offline: the demo detector on drawn harbours
     python examples/false_positives.py --model yolo11n.pt --images val2017 --annotations instances_val2017.json
 
-The report opens from disk in any browser.
+The report is an HTML page that opens from disk.
 """
 
 import argparse
@@ -19,19 +19,21 @@ from detcam.synthetic.harbour import DEMO_NAMES, DEMO_SEEDS, draw_scene
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", help="a file, or a name that detcam knows; by default the package's detector")
-    parser.add_argument("--images", type=Path, help="folder of the images")
-    parser.add_argument("--annotations", type=Path, help="COCO JSON file")
-    parser.add_argument("--score-threshold", type=float, default=0.5, help="least score that matters")
-    parser.add_argument("--explain", type=int, default=50, help="how many false positives, the highest scores first")
+    parser.add_argument("--model", help="model file or name; default: the demo detector")
+    parser.add_argument("--images", type=Path, help="folder of images, with --model")
+    parser.add_argument("--annotations", type=Path, help="COCO JSON file, with --model")
+    parser.add_argument("--score-threshold", type=float, default=0.5, help="minimum score of an audited detection")
+    parser.add_argument(
+        "--explain", type=int, default=50, help="number of explained false positives, highest scores first"
+    )
     parser.add_argument("--out", type=Path, default=Path("false-positives"))
     args = parser.parse_args(argv)
 
     if args.model:
-        adapter = load_model(args.model, trust_checkpoint=True)  # ultralytics' files hold code: only those you trust
+        adapter = load_model(args.model, trust_checkpoint=True)  # ultralytics files can run code
         images, annotations = args.images, args.annotations
     else:
-        print("Using the detector and the harbours that come with detcam; --model takes your own.")
+        print("Using the demo detector on drawn harbours; select your own with --model.")
         adapter = adapt(load_demo_detector(), names=DEMO_NAMES)
         annotations = write_coco(args.out, [draw_scene(seed) for seed in DEMO_SEEDS])
         images = args.out / "images"
@@ -43,16 +45,16 @@ def main(argv=None):
         out=args.out / "report",
         score_threshold=args.score_threshold,
         explain=args.explain,
-        resume=True,  # go on where an interrupted audit in the folder stopped
+        resume=True,  # continue an interrupted audit in the same folder
     )
     analysis = audit.analysis
-    print(f"Average precision {analysis.average_precision:.3f}. What each type of error costs:")
-    for kind, lost in analysis.delta_ap.by_type.items():
-        print(f"  {kind:14} {analysis.counts()[kind]:4}  {lost:.3f}")
-    print("What the false positives have in common, the costliest first:")
+    print(f"Average precision {analysis.average_precision:.3f}. Errors by type, with their delta AP:")
+    for error_type, delta_ap in analysis.delta_ap.by_type.items():
+        print(f"  {error_type:14} {analysis.counts()[error_type]:4}  {delta_ap:.3f}")
+    print("Groups of similar errors, largest delta AP first:")
     for group in audit.groups:
         print(f"  {group.sentence}")
-    print("The surest of them:")
+    print("Confirmed explanations, highest scores first:")
     for case in sorted(audit.confirmed, key=lambda case: -case.score)[:5]:
         print(f"  {case.file_name}: {case.sentence}")
     print(f"See {audit.report}")

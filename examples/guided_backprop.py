@@ -3,18 +3,17 @@
     python examples/guided_backprop.py                                       # offline, see below
     python examples/guided_backprop.py --image dog.jpg --weights published   # torchvision's ResNet-50
 
-Guided backpropagation is sharp, but hardly knows one class from another: all three things light up for each of them.
-Times GradCAM's map, it stays with the class. Beside them stands what a control makes of it: Sobel's edges, which know
-nothing of the network.
+Guided backpropagation is sharp but hardly class-specific: other objects light up too. Guided Grad-CAM, its product with
+the GradCAM heatmap, keeps to the class. Sobel edges, which do not depend on the network, are the control.
 
-Without --weights a network of four convolutions is fitted in seconds to cut-outs of drawn harbours: boat, buoy or gull?
+Without --weights, a network of four convolutions is trained for seconds on crops of drawn boats, buoys and gulls.
 """
 
 import argparse
 from pathlib import Path
 
 import numpy as np
-from _common import three_things
+from _common import draw_three_objects
 from classification import load_classifier
 
 from detcam import GuidedBackprop, GuidedGradCAM, deprocess_image, explain, sobel_cam
@@ -25,31 +24,31 @@ from detcam.visualize.overlay import grid, save_image
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--image", help="an image; by default a drawn one")
-    parser.add_argument("--model", default="resnet50", help="a name of torchvision's, or timm:NAME; with --weights")
-    parser.add_argument("--weights", help="a .pth or .safetensors file, or 'published', which may download them")
+    parser.add_argument("--image", help="image file; default: a drawn image")
+    parser.add_argument("--model", default="resnet50", help="torchvision name or timm:NAME, with --weights")
+    parser.add_argument("--weights", help="a .pth or .safetensors file, or 'published' (may download)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps")
-    parser.add_argument("--classes", type=int, default=3, help="how many of the best classes")
+    parser.add_argument("--classes", type=int, default=3, help="number of classes, best first")
     parser.add_argument("--out", type=Path, default=Path("explanations"))
     args = parser.parse_args(argv)
 
-    image = to_uint8(load_image(args.image or three_things()))
+    image = to_uint8(load_image(args.image or draw_three_objects()))
     adapter = load_classifier(args)
-    found = adapter.predict(image, top_k=args.classes)[0]
+    predictions = adapter.predict(image, top_k=args.classes)[0]
     panels, titles = [image], ["original"]
     for method in (GuidedBackprop, GuidedGradCAM):
         cam = method(adapter)
-        (result,) = cam.explain(image, [found])
-        for label, colors in zip(found.labels.tolist(), cam.colors(result), strict=True):
-            panels.append(deprocess_image(colors.numpy()))
+        (result,) = cam.explain(image, [predictions])
+        for label, colors in zip(predictions.labels.tolist(), cam.colors(result), strict=True):
+            panels.append(deprocess_image(colors))
             titles.append(f"{method.name} {class_name(adapter.names, label)}")
-        if method is GuidedBackprop:  # the control stands under the original
+        if method is GuidedBackprop:  # the control is below the original
             panels.append(np.repeat(sobel_cam(image)[..., None], 3, axis=2))
             titles.append("sobel")
         explanation = explain(adapter, image, cam.name, top_k=args.classes)[0]
-        explanation.save(args.out)  # the maps in [0, 1]
+        explanation.save(args.out)  # heatmaps in [0, 1]
         print("\n".join(f"{cam.name:14}  {caption}" for caption in explanation.captions))
-    figure = save_image(args.out / "guided_backprop.png", grid(panels, titles=titles, columns=1 + len(found)))
+    figure = save_image(args.out / "guided_backprop.png", grid(panels, titles=titles, columns=1 + len(predictions)))
     print(f"See {figure}")
     return figure
 

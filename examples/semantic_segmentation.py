@@ -1,9 +1,9 @@
-"""Why are these pixels a boat? Heatmaps for every class that a segmentation network finds.
+"""Why are these pixels a boat? One heatmap for every class that a segmentation network predicts.
 
     python examples/semantic_segmentation.py                                         # offline, see below
     python examples/semantic_segmentation.py --image street.jpg --weights published  # LR-ASPP, 21 classes of VOC
 
-Any network with logits (B, C, h, w) will do, wrapped with detcam.adapters.segmenter as the small one below.
+Any network that returns logits (B, C, h, w) works; wrap it with detcam.adapters.segmenter as below.
 """
 
 import argparse
@@ -35,38 +35,38 @@ class SmallSegmenter(nn.Module):
         return self.head(torch.cat([fine, coarse], dim=1))
 
 
-def fit_segmenter(steps=80, scenes=30):
-    print("Fitting a small network to drawn harbours; --weights takes a real one.")
+def train_segmenter(steps=80, scenes=30):
+    print("Training a small network on drawn harbours; select another with --weights.")
     torch.manual_seed(0)
-    drawn = [draw_scene(seed, demo=False) for seed in range(scenes)]
-    images = torch.stack([torch.from_numpy(scene.image).permute(2, 0, 1) / 255 for scene in drawn])
+    drawings = [draw_scene(seed, demo=False) for seed in range(scenes)]
+    images = torch.stack([torch.from_numpy(scene.image).permute(2, 0, 1) / 255 for scene in drawings])
     truth = torch.zeros(scenes, 192, 256, dtype=torch.int64)
-    for labels, scene in zip(truth, drawn, strict=True):
-        for thing in (*scene.of_kind("boat"), *scene.of_kind("buoy")):
-            labels[torch.from_numpy(thing.mask)] = NAMES.index(thing.kind)
-    net = SmallSegmenter().eval()
-    optimiser = torch.optim.Adam(net.head.parameters(), lr=1e-2)
+    for labels, scene in zip(truth, drawings, strict=True):
+        for item in (*scene.of_kind("boat"), *scene.of_kind("buoy")):
+            labels[torch.from_numpy(item.mask)] = NAMES.index(item.kind)
+    network = SmallSegmenter().eval()
+    optimizer = torch.optim.Adam(network.head.parameters(), lr=1e-2)
     for _ in range(steps):
-        chosen = torch.randint(scenes, (6,))
-        logits, classes = net((images[chosen] - 0.5) / 0.25), truth[chosen, 2::4, 2::4]
+        batch = torch.randint(scenes, (6,))
+        logits, classes = network((images[batch] - 0.5) / 0.25), truth[batch, 2::4, 2::4]
         loss = F.cross_entropy(logits, classes, weight=torch.tensor([0.2, 1, 1]))
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
-    return segmenter(net, names=NAMES, image_size=(192, 256), mean=[0.5] * 3, std=[0.25] * 3)
+        optimizer.step()
+    return segmenter(network, names=NAMES, image_size=(192, 256), mean=[0.5] * 3, std=[0.25] * 3)
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--image", help="an image; by default a drawn harbour")
-    parser.add_argument("--weights", help="a .pth or .safetensors file, or 'published', which may download them")
+    parser.add_argument("--image", help="image file; default: a drawn harbour")
+    parser.add_argument("--weights", help="a .pth or .safetensors file, or 'published' (may download)")
     parser.add_argument("--model", default="lraspp_mobilenet_v3_large", help="or smp:Unet?encoder=resnet34")
-    parser.add_argument("--method", default="reachcam", help="see 'detcam methods'")
+    parser.add_argument("--method", default="reachcam", help="method name; see 'detcam methods'")
     parser.add_argument("--out", type=Path, default=Path("explanations"))
     args = parser.parse_args(argv)
 
     weights = None if args.weights == "published" else args.weights
-    adapter = load_model(args.model, weights=weights) if args.weights else fit_segmenter()
+    adapter = load_model(args.model, weights=weights) if args.weights else train_segmenter()
     image = args.image or draw_scene(42).image.repeat(3, axis=0).repeat(3, axis=1)
     explanation = explain(adapter, image, args.method)[0]
     explanation.save(args.out)

@@ -1,20 +1,20 @@
-"""Vision transformers: tokens become maps by themselves, for ViT as for Swin.
+"""How do I explain a vision transformer? Heatmaps of ViT and Swin; their tokens are reshaped automatically.
 
     python examples/vit_and_swin.py                                                # offline, see below
     python examples/vit_and_swin.py --image dog.jpg --weights published            # torchvision's vit_b_16 and swin_t
     python examples/vit_and_swin.py --image dog.jpg --weights published --models timm:deit_tiny_patch16_224
 
-detcam finds the layer to look at and turns its tokens into a grid. Where it cannot, say how with
+detcam selects the target layer and reshapes its tokens to a grid. For an architecture that it does not know, call
 adapt(model, target_layers=[...], reshape_transform=...).
 
-Without --weights two small transformers are fitted in seconds to cut-outs of drawn harbours: boat, buoy or gull?
+Without --weights, two small transformers are trained for seconds on crops of drawn boats, buoys and gulls.
 """
 
 import argparse
 from pathlib import Path
 
 import torch
-from _common import MEAN, NAMES, SIZE, STD, cut_outs, fit, three_things
+from _common import MEAN, NAMES, SIZE, STD, draw_three_objects, harbour_crops, train
 from torchvision.models import SwinTransformer, VisionTransformer
 
 from detcam import adapt, explain
@@ -31,30 +31,29 @@ def small_transformers():
 
 def load_models(args):
     if args.weights is None:
-        print("Fitting two small transformers to drawn boats, buoys and gulls; --weights takes real ones.")
-        data = cut_outs()
+        print("Training two small transformers on boats, buoys and gulls; select others with --weights.")
+        data = harbour_crops()
         options = {"names": NAMES, "mean": MEAN, "std": STD, "image_size": SIZE}
-        return [adapt(fit(net, *data, steps=args.steps, learning_rate=2e-3), **options) for net in small_transformers()]
+        networks = [train(each, *data, steps=args.steps, learning_rate=2e-3) for each in small_transformers()]
+        return [adapt(network, **options) for network in networks]
     weights = None if args.weights == "published" else args.weights
     return [load_model(name, weights=weights) for name in args.models]
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--image", help="an image; by default a drawn one")
-    parser.add_argument("--weights", help="'published', which may download them, or one model's file")
-    parser.add_argument(
-        "--models", nargs="+", default=["vit_b_16", "swin_t"], help="names of torchvision's or timm:NAME"
-    )
-    parser.add_argument("--steps", type=int, default=150, help="of fitting, without --weights")
-    parser.add_argument("--method", default="gradcam", help="see 'detcam methods'")
+    parser.add_argument("--image", help="image file; default: a drawn image")
+    parser.add_argument("--weights", help="a .pth or .safetensors file of one model, or 'published' (may download)")
+    parser.add_argument("--models", nargs="+", default=["vit_b_16", "swin_t"], help="torchvision names or timm:NAME")
+    parser.add_argument("--steps", type=int, default=150, help="training steps without --weights")
+    parser.add_argument("--method", default="gradcam", help="method name; see 'detcam methods'")
     parser.add_argument("--out", type=Path, default=Path("explanations"))
     args = parser.parse_args(argv)
 
     panels, titles = [], []
     for adapter in load_models(args):
         print(adapter)
-        explanation = explain(adapter, args.image or three_things(), args.method)[0]
+        explanation = explain(adapter, args.image or draw_three_objects(), args.method)[0]
         explanation.save(args.out)
         panels.append(explanation.overlay())
         titles.append(explanation.model)

@@ -1,10 +1,10 @@
-"""Why a boat rather than a buoy? The evidence that tells two classes apart, and what speaks for the other one.
+"""Why a boat rather than a buoy? Heatmaps of the difference between two class logits.
 
     python examples/why_this_not_that.py
     python examples/why_this_not_that.py --image pets.jpg --weights published --label dog --against cat
 
-Much of the evidence for a class speaks for other classes too. The difference of two logits leaves what speaks for the
-one and not for the other; turned around, it shows what would have spoken for the other.
+Much of the evidence for a class is evidence for other classes too. The difference of two logits keeps the evidence for
+one class only; the opposite difference shows the evidence for the other class.
 """
 
 import argparse
@@ -21,37 +21,39 @@ from detcam.visualize.overlay import grid, save_image
 
 def load_detector(weights):
     if weights is None:
-        print("Using the small detector of boats and buoys that comes with detcam; --weights takes another.")
+        print("Using the demo detector of boats and buoys; select another with --weights.")
         return adapt(load_demo_detector(), names=DEMO_NAMES)
     return load_model("fasterrcnn_resnet50_fpn_v2", weights=None if weights == "published" else weights)
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--image", help="an image; by default a drawn harbour")
-    parser.add_argument("--weights", help="a .pth or .safetensors file, or 'published', which may download them")
-    parser.add_argument("--label", default="boat", help="class of the boxes to explain")
-    parser.add_argument("--against", default="buoy", help="class to compare it with")
-    parser.add_argument("--method", default="reachcam", help="see 'detcam methods'")
+    parser.add_argument("--image", help="image file; default: a drawn harbour")
+    parser.add_argument("--weights", help="a .pth or .safetensors file, or 'published' (may download)")
+    parser.add_argument("--label", default="boat", help="class of the explained boxes")
+    parser.add_argument("--against", default="buoy", help="class to compare with")
+    parser.add_argument("--method", default="reachcam", help="method name; see 'detcam methods'")
     parser.add_argument("--out", type=Path, default=Path("explanations"))
     args = parser.parse_args(argv)
 
     image = args.image or draw_scene(28).image.repeat(3, axis=0).repeat(3, axis=1)
     adapter = load_detector(args.weights)
     label, other = (label_index(adapter.names, name) for name in (args.label, args.against))
-    found = adapter.predict(image, score_threshold=0.5, labels=[label], top_k=3)[0]
-    boxes = list(zip(found.boxes_xyxy.tolist(), found.source, strict=True))
+    detections = adapter.predict(image, score_threshold=0.5, labels=args.label, top_k=3)[0]
+    boxes = list(zip(detections.boxes_xyxy.tolist(), detections.source, strict=True))
     targets = [
-        BoxTarget(box, this, source, quantity="logit", against=that)
+        BoxTarget(box, first, source, quantity="logit", against=second)
         for box, source in boxes
-        for this, that in ((label, other), (other, label))
+        for first, second in ((label, other), (other, label))
     ]
     explanation = explain(adapter, image, args.method, targets=[targets])[0]
 
     print("\n".join(explanation.captions))
     explanation.save(args.out)
     panels = [explanation.overlay(i, caption=False) for i in range(len(targets))] or [explanation.image]
-    titles = [f"why {args.label}, not {args.against}", f"what speaks for {args.against}"] * len(boxes) or [""]
+    titles = [f"{args.label} rather than {args.against}", f"{args.against} rather than {args.label}"] * len(boxes) or [
+        ""
+    ]
     figure = grid(panels, titles=titles, columns=2)
     figure = save_image(args.out / "why_this_not_that.png", figure)
     print(f"See {figure}")

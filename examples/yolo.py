@@ -4,8 +4,8 @@
     python examples/yolo.py --image street.jpg --model yolo11n.pt
     python examples/yolo.py --image street.jpg --model best.pt --method gradcam --layer model.15
 
-Needs pip install 'detcam[ultralytics]' (AGPL-3.0). Without --model a YOLO11n is fitted in seconds to one drawn
-harbour, which it then knows by heart: enough to see where its boxes come from, and no more.
+Needs pip install 'detcam[ultralytics]' (AGPL-3.0). Without --model, a YOLO11n is overfitted for seconds to one drawn
+harbour, which is enough to see the evidence for its boxes.
 """
 
 import argparse
@@ -20,12 +20,12 @@ from detcam.synthetic.harbour import DEMO_NAMES, draw_scene
 from detcam.visualize.overlay import save_image
 
 
-def fit_yolo(scene, steps=50):
+def train_yolo(scene, steps=50):
     torch.manual_seed(0)
     height, width = scene.image.shape[:2]
     adapter = load_model("yolo11n.yaml", weights="none", num_classes=2, names=DEMO_NAMES[1:], image_size=width)
     model = adapter.model.requires_grad_(True)
-    model.args = SimpleNamespace(box=7.5, cls=0.5, dfl=1.5)  # how ultralytics weighs the parts of its loss
+    model.args = SimpleNamespace(box=7.5, cls=0.5, dfl=1.5)  # the weights of the loss terms in ultralytics
     x1, y1, x2, y2 = (torch.from_numpy(scene.boxes_xyxy) / torch.tensor([width, height] * 2)).unbind(1)
     image = torch.from_numpy(scene.image).permute(2, 0, 1)[None] / 255
     batch = {
@@ -35,13 +35,13 @@ def fit_yolo(scene, steps=50):
         "batch_idx": torch.tensor([0.0, 1.0]).repeat_interleave(len(scene.labels)),
     }
     batch["bboxes"][len(scene.labels) :, 0] = 1 - batch["bboxes"][len(scene.labels) :, 0]
-    optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     for _ in range(steps):
         loss, _ = model.train()(batch)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.sum().backward()
-        optimiser.step()
-    for module in model.modules():  # batch normalisation has to catch up with the weights
+        optimizer.step()
+    for module in model.modules():  # batch statistics of the final weights
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = 1.0
     model(batch)
@@ -51,19 +51,19 @@ def fit_yolo(scene, steps=50):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--image", help="an image; by default a drawn harbour")
-    parser.add_argument("--model", help="a file of ultralytics', or a name, which may download it")
-    parser.add_argument("--method", default="auto", help="see 'detcam methods'")
-    parser.add_argument("--layer", help="where to look; by default what was measured to be best for YOLO")
+    parser.add_argument("--image", help="image file; default: a drawn harbour")
+    parser.add_argument("--model", help="ultralytics file or name (may download)")
+    parser.add_argument("--method", default="auto", help="method name; see 'detcam methods'")
+    parser.add_argument("--layer", help="target layer; default: the best measured layer for YOLO")
     parser.add_argument("--out", type=Path, default=Path("explanations"))
     args = parser.parse_args(argv)
 
     scene = draw_scene(28)
     if args.model is None:
-        print("Fitting a YOLO11n to one drawn harbour; --model takes a real one.")
-        adapter = fit_yolo(scene)
+        print("Training a YOLO11n on one drawn harbour; select another model with --model.")
+        adapter = train_yolo(scene)
     else:
-        # An ultralytics file is a pickle, which may run code when it is read: open only files that you trust.
+        # An ultralytics file is a pickle, which can run code when it is loaded: load trusted files only.
         adapter = load_model(args.model, trust_checkpoint=True)
     image = args.image or scene.image.repeat(3, axis=0).repeat(3, axis=1)
     explanation = explain(adapter, image, args.method, target_layers=args.layer)[0]
