@@ -1,4 +1,4 @@
-"""The eight methods that grad-cam has too give the same maps; its users change import lines only."""
+"""Parity with grad-cam: eight methods give the same heatmaps, and scripts run with changed import lines."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ import detcam
 from detcam.geometry import normalize
 from detcam.layers import fasterrcnn_reshape_transform, swinT_reshape_transform, vit_reshape_transform
 from detcam.targets import ClassifierOutputTarget
-from tests.helpers import tensors
 
 peer = pytest.importorskip("pytorch_grad_cam", reason="grad-cam is not installed")
 timm = pytest.importorskip("timm", reason="timm is not installed")
@@ -33,7 +32,7 @@ PRINCIPAL = ("EigenCAM", "EigenGradCAM")
 
 @dataclass(frozen=True)
 class Case:
-    """A model with seeded weights, the size of its input, layers, and grad-cam's reshape transform for it."""
+    """A model with seeded weights, its input size and target layers, and grad-cam's reshape transform for it."""
 
     model: nn.Module
     size_hw: tuple[int, int]
@@ -42,7 +41,7 @@ class Case:
 
 
 def tokens_to_map(height: int, width: int) -> Callable[[Tensor], Tensor]:
-    """As grad-cam's documentation writes it for a ViT with a class token."""
+    """Return the reshape transform of grad-cam's documentation for a ViT with a class token."""
 
     def transform(tensor: Tensor) -> Tensor:
         result = tensor[:, 1:, :].reshape(tensor.size(0), height, width, tensor.size(2))
@@ -52,7 +51,7 @@ def tokens_to_map(height: int, width: int) -> Callable[[Tensor], Tensor]:
 
 
 def small_vgg() -> nn.Module:
-    """VGG11 without its two large linear layers, which say nothing here and take seconds to make."""
+    """Return VGG11 without its two large linear layers, which take seconds to initialise."""
     model = vgg11(num_classes=2, init_weights=False)
     model.classifier = nn.Linear(512 * 49, 10)
     return model.eval()
@@ -85,7 +84,7 @@ def build(name: str) -> Case:
         )
         layers = [model.layers[-1].blocks[-1].norm1]
         case = Case(model, (64, 64), layers, lambda tensor: tensor.permute(0, 3, 1, 2))
-    with torch.no_grad():  # grad-cam adds 1e-7 to what it divides by: scores must not be tiny for that not to show
+    with torch.no_grad():  # large scores: grad-cam adds 1e-7 to its divisors
         [m for m in model.modules() if isinstance(m, nn.Linear)][-1].weight.normal_()
     model.eval()
     return case
@@ -103,99 +102,100 @@ def make_images(case: Case, count: int) -> Tensor:
     return torch.randn(count, 3, *case.size_hw, generator=torch.Generator().manual_seed(count))
 
 
-def ours(case: Case, method: str, batch: Tensor, **options: Any) -> Tensor:
+def ours(case: Case, method: str, batch: Tensor, **options: Any) -> np.ndarray:
     targets = [ClassifierOutputTarget(index) for index in range(len(batch))]
-    maps: Tensor = getattr(detcam, method)(case.model, case.layers)(batch, targets, **options)
-    return maps
+    heatmaps: np.ndarray = getattr(detcam, method)(case.model, case.layers)(batch, targets, **options)
+    return heatmaps
 
 
-def theirs(case: Case, method: str, batch: Tensor, **options: Any) -> Tensor:
+def theirs(case: Case, method: str, batch: Tensor, **options: Any) -> np.ndarray:
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget as PeerTarget
 
     targets = [PeerTarget(index) for index in range(len(batch))]
     with getattr(peer, method)(case.model, case.layers, reshape_transform=case.reshape) as cam:
-        return torch.from_numpy(cam(batch, targets, **options))
+        heatmaps: np.ndarray = cam(batch, targets, **options)
+        return heatmaps
 
 
 def theirs_with_each_sign(
     case: Case, method: str, batch: Tensor, monkeypatch: pytest.MonkeyPatch, **options: Any
-) -> Iterator[Tensor]:
-    """Their maps for every choice of the projections' signs, which their SVD leaves to chance: one sign per layer."""
+) -> Iterator[np.ndarray]:
+    """Yield grad-cam's heatmaps for all signs of the projections, one per layer; the SVD does not determine it."""
     from pytorch_grad_cam.utils.svd_on_activations import get_2d_projection
 
     for signs in itertools.product((1.0, -1.0), repeat=len(case.layers)):
-        left = iter(signs)
+        remaining = iter(signs)
         for name, module in list(sys.modules.items()):
             if name.startswith("pytorch_grad_cam.") and hasattr(module, "get_2d_projection"):
-                monkeypatch.setattr(module, "get_2d_projection", lambda a, left=left: get_2d_projection(a) * next(left))
+                monkeypatch.setattr(
+                    module, "get_2d_projection", lambda a, signs=remaining: get_2d_projection(a) * next(signs)
+                )
         yield theirs(case, method, batch, **options)
 
 
+def distances_for_each_sign(
+    case: Case, method: str, batch: Tensor, monkeypatch: pytest.MonkeyPatch, **options: Any
+) -> np.ndarray:
+    """Maximum absolute difference of the heatmaps per choice of signs and image."""
+    heatmaps = ours(case, method, batch, **options)
+    expected = theirs_with_each_sign(case, method, batch, monkeypatch, **options)
+    return np.stack([np.abs(heatmaps - each).max((1, 2)) for each in expected])
+
+
 @pytest.mark.parametrize(("method", "count"), [("GradCAM", 1), *((method, 3) for method in LINEAR)])
-def test_same_maps(case: Case, method: str, count: int) -> None:
+def test_equal_heatmaps(case: Case, method: str, count: int) -> None:
     batch = make_images(case, count)
     expected = theirs(case, method, batch)
-    assert float(expected.amax((1, 2))[-1]) > 0.99, "an empty map would compare nothing"
-    torch.testing.assert_close(ours(case, method, batch), expected, atol=1e-4, rtol=0)
+    assert expected[-1].max() > 0.99, "the heatmap must not be empty"
+    np.testing.assert_allclose(ours(case, method, batch), expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("method", PRINCIPAL)
-def test_same_principal_components_up_to_their_sign(case: Case, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equal_principal_components_up_to_the_sign(case: Case, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     batch = make_images(case, 3)
-    found = ours(case, method, batch)
-    distances = torch.stack(
-        [(found - t).abs().amax((1, 2)) for t in theirs_with_each_sign(case, method, batch, monkeypatch)]
-    )
-    assert float(distances.amin(0).max()) < 1e-4
-    assert float(distances.amax(0).min()) > 0.1, "the wrong sign would have passed too"
+    distances = distances_for_each_sign(case, method, batch, monkeypatch)
+    assert distances.min(0).max() < 1e-4
+    assert distances.max(0).min() > 0.1, "the wrong sign must differ"
 
 
 @pytest.mark.parametrize("method", ["GradCAM", "LayerCAM"])
-def test_same_eigen_smooth(case: Case, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equal_eigen_smooth(case: Case, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     batch = make_images(case, 2)
-    found = ours(case, method, batch, eigen_smooth=True)
-    distances = torch.stack(
-        [
-            (found - t).abs().amax((1, 2))
-            for t in theirs_with_each_sign(case, method, batch, monkeypatch, eigen_smooth=True)
-        ]
-    )
-    assert float(distances.amin(0).max()) < 1e-4
+    assert distances_for_each_sign(case, method, batch, monkeypatch, eigen_smooth=True).min(0).max() < 1e-4
 
 
 @pytest.mark.parametrize("method", LINEAR)
 @pytest.mark.parametrize("name", ["resnet18", "vit"])
-def test_same_aug_smooth(name: str, method: str) -> None:
+def test_equal_aug_smooth(name: str, method: str) -> None:
     case = build(name)
     batch = make_images(case, 2)
-    torch.testing.assert_close(
-        ours(case, method, batch, aug_smooth=True), theirs(case, method, batch, aug_smooth=True), atol=1e-4, rtol=0
-    )
+    expected = theirs(case, method, batch, aug_smooth=True)
+    np.testing.assert_allclose(ours(case, method, batch, aug_smooth=True), expected, atol=1e-4)
 
 
-def test_no_targets_mean_the_top_class_for_both() -> None:
+def test_default_target_is_the_top_class() -> None:
     case = build("resnet18")
     batch = make_images(case, 3)
     with peer.GradCAM(case.model, case.layers) as cam:
-        expected = torch.from_numpy(cam(batch, None))
-    torch.testing.assert_close(tensors(detcam.GradCAM(case.model, case.layers)(batch)), expected, atol=1e-4, rtol=0)
+        expected = cam(batch, None)
+    np.testing.assert_allclose(detcam.GradCAM(case.model, case.layers)(batch), expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("method", ["GradCAM", "HiResCAM", "EigenCAM"])
-def test_activations_are_held_as_the_layer_put_them_out_also_where_an_in_place_operation_follows(method: str) -> None:
-    """The convolution's output is negative in places; the ReLU behind it works in place and would overwrite it."""
+def test_activations_are_recorded_before_an_in_place_operation(method: str) -> None:
+    """Some outputs of the convolution are negative, and the in-place ReLU after it overwrites them."""
     model = small_vgg()
     layer, batch = model.features[18], torch.randn(2, 3, 64, 96)
     assert isinstance(layer, nn.Conv2d) and model.features[19].inplace
-    slow = copy.deepcopy(model).double()
-    for module in slow.modules():
+    reference = copy.deepcopy(model).double()
+    for module in reference.modules():
         if isinstance(module, nn.ReLU):
             module.inplace = False
-    kept: list[Tensor] = []
-    slow.features[18].register_forward_hook(lambda m, i, o: kept.append(o))
-    score = slow(batch.double())[:, 3].sum()
-    (gradient,) = torch.autograd.grad(score, kept[0])
-    activation = kept[0].detach()
+    outputs: list[Tensor] = []
+    reference.features[18].register_forward_hook(lambda m, i, o: outputs.append(o))
+    score = reference(batch.double())[:, 3].sum()
+    (gradient,) = torch.autograd.grad(score, outputs[0])
+    activation = outputs[0].detach()
     assert bool((activation < 0).any())
     if method == "EigenCAM":
         rows = activation.flatten(2) - activation.flatten(2).mean(2, keepdim=True)
@@ -206,11 +206,11 @@ def test_activations_are_held_as_the_layer_put_them_out_also_where_an_in_place_o
         weights = gradient.mean((2, 3), keepdim=True) if method == "GradCAM" else gradient
         raw = (weights * activation).sum(1)
     expected = nn.functional.interpolate(normalize(raw.clamp(min=0))[:, None], (64, 96), mode="bilinear")[:, 0]
-    found = getattr(detcam, method)(model, [layer])(batch, [ClassifierOutputTarget(3)] * 2)
-    torch.testing.assert_close(found.double(), normalize(expected), atol=1e-4, rtol=0)
+    heatmaps = getattr(detcam, method)(model, [layer])(batch, [ClassifierOutputTarget(3)] * 2)
+    np.testing.assert_allclose(heatmaps, normalize(expected), atol=1e-4)
 
 
-def test_reshape_transforms_are_theirs() -> None:
+def test_equal_reshape_transforms() -> None:
     from pytorch_grad_cam.utils import reshape_transforms
 
     tokens = torch.randn(2, 1 + 3 * 5, 4)
@@ -226,7 +226,7 @@ def test_reshape_transforms_are_theirs() -> None:
     assert torch.equal(fasterrcnn_reshape_transform(pyramid), expected)
 
 
-def test_their_usage_example_runs_with_other_import_lines() -> None:
+def test_usage_example_runs_with_changed_import_lines() -> None:
     from detcam import GradCAM, show_cam_on_image
     from detcam.targets import ClassifierOutputTarget
 
@@ -238,17 +238,17 @@ def test_their_usage_example_runs_with_other_import_lines() -> None:
     targets = [ClassifierOutputTarget(281), ClassifierOutputTarget(281)]
 
     with GradCAM(model=model, target_layers=target_layers) as cam:
-        grayscale_cam = tensors(cam(input_tensor=input_tensor, targets=targets))
+        grayscale_cam = cam(input_tensor=input_tensor, targets=targets)
         grayscale_cam = grayscale_cam[0, :]
         visualization = show_cam_on_image(rgb_img, grayscale_cam, use_rgb=True, colormap=cv2.COLORMAP_JET)
         model_outputs = cam.outputs
-    smooth = tensors(GradCAM(model, target_layers)(input_tensor, targets, aug_smooth=True, eigen_smooth=True))
+    smooth = GradCAM(model, target_layers)(input_tensor, targets, aug_smooth=True, eigen_smooth=True)
 
-    assert model.training, "the model is left as it came"
+    assert model.training, "the training flag must be restored"
     torch.testing.assert_close(model_outputs, model.eval()(input_tensor), atol=1e-5, rtol=1e-5)
-    assert smooth.shape == (2, 64, 96) and float(smooth.min()) >= 0 and float(smooth.max()) <= 1
+    assert smooth.shape == (2, 64, 96) and smooth.min() >= 0 and smooth.max() <= 1
     with peer.GradCAM(model=model, target_layers=target_layers) as cam:
-        their_cam = tensors(cam(input_tensor=input_tensor, targets=targets))[0, :]
+        their_cam = cam(input_tensor=input_tensor, targets=targets)[0, :]
     from pytorch_grad_cam.utils.image import show_cam_on_image as their_overlay
 
     np.testing.assert_allclose(grayscale_cam, their_cam, atol=1e-4)
@@ -257,7 +257,7 @@ def test_their_usage_example_runs_with_other_import_lines() -> None:
     assert int(np.abs(visualization.astype(int) - expected.astype(int)).max()) <= 3
 
 
-def test_their_image_helpers_have_their_names_and_meaning() -> None:
+def test_equal_image_helpers() -> None:
     from pytorch_grad_cam.utils.image import deprocess_image as their_deprocess
     from pytorch_grad_cam.utils.image import preprocess_image as their_preprocess
 

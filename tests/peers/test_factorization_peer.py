@@ -1,4 +1,4 @@
-"""Deep Feature Factorization gives what grad-cam's gives, from the same seed; its users change import lines only."""
+"""Parity with grad-cam: Deep Feature Factorization from the same seed, and scripts with changed import lines."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ pytestmark = [pytest.mark.peers, pytest.mark.filterwarnings("ignore")]
 
 
 @pytest.mark.parametrize(("images", "components"), [(1, 5), (3, 4), (2, 16)])
-def test_it_equals_grad_cam(images: int, components: int) -> None:
+def test_equal_concepts_and_maps(images: int, components: int) -> None:
     torch.manual_seed(0)
     model = resnet18(num_classes=10).eval()
     batch = torch.rand(images, 3, 96, 64)
-    mine = DeepFeatureFactorization(
+    ours = DeepFeatureFactorization(
         model=model, target_layer=model.layer4, computation_on_concepts=model.fc, reshape_transform=None
     )
-    twin = copy.deepcopy(model)
-    theirs = peer.DeepFeatureFactorization(model=twin, target_layer=twin.layer4, computation_on_concepts=twin.fc)
-    concepts, explanations, outputs = mine(batch, components)
-    wanted = theirs(batch, n_components=components)
-    np.testing.assert_allclose(concepts, wanted[0], atol=1e-5, rtol=1e-4)
-    assert len(explanations) == len(wanted[1]) == images
-    for found, expected in zip(explanations, wanted[1], strict=True):
-        assert found.shape == expected.shape == (components, 96, 64)
-        # Of concepts that are nearly nowhere in an image, its 1e-7 in the normalisation flattens the map a little.
-        np.testing.assert_allclose(found, expected, atol=1e-4 if components < 16 else 5e-3)
-    np.testing.assert_allclose(outputs, wanted[2], atol=1e-4)
+    copied = copy.deepcopy(model)
+    theirs = peer.DeepFeatureFactorization(model=copied, target_layer=copied.layer4, computation_on_concepts=copied.fc)
+    concepts, explanations, outputs = ours(batch, components)
+    expected = theirs(batch, n_components=components)
+    np.testing.assert_allclose(concepts, expected[0], atol=1e-5, rtol=1e-4)
+    assert len(explanations) == len(expected[1]) == images
+    for maps, expected_maps in zip(explanations, expected[1], strict=True):
+        assert maps.shape == expected_maps.shape == (components, 96, 64)
+        # grad-cam adds 1e-7 in the normalisation, which lowers the maps of concepts that are nearly absent.
+        np.testing.assert_allclose(maps, expected_maps, atol=1e-4 if components < 16 else 5e-3)
+    np.testing.assert_allclose(outputs, expected[2], atol=1e-4)
 
 
-def test_it_equals_grad_cam_on_tokens() -> None:
+def test_equal_concepts_and_maps_of_tokens() -> None:
     torch.manual_seed(0)
     timm = pytest.importorskip("timm", reason="timm is not installed")
     model: nn.Module = timm.create_model("vit_tiny_patch16_224", img_size=64, depth=2, num_classes=5).eval()
@@ -53,11 +53,11 @@ def test_it_equals_grad_cam_on_tokens() -> None:
         return vit_reshape_transform(tensor, 4, 4)
 
     batch, layer = torch.rand(2, 3, 64, 64), model.blocks[-1].norm1  # type: ignore[index,union-attr]
-    wanted = peer.DeepFeatureFactorization(model, layer, reshape)(batch, 4)
+    expected = peer.DeepFeatureFactorization(model, layer, reshape)(batch, 4)
     for transform in (reshape, None):
         concepts, explanations = DeepFeatureFactorization(model, layer, transform)(batch, 4)
-        np.testing.assert_allclose(concepts, wanted[0], atol=1e-4)
-        np.testing.assert_allclose(np.stack(explanations), np.stack(wanted[1]), atol=1e-3)
+        np.testing.assert_allclose(concepts, expected[0], atol=1e-4)
+        np.testing.assert_allclose(np.stack(explanations), np.stack(expected[1]), atol=1e-3)
 
 
 def test_run_dff_on_image() -> None:
@@ -70,12 +70,12 @@ def test_run_dff_on_image() -> None:
     dff = DeepFeatureFactorization(model, model.layer4, computation_on_concepts=model.fc)
     _, maps, outputs = dff(tensor[None], 3)
     labels = create_labels_legend(torch.from_numpy(outputs).softmax(-1), model.config.id2label)  # type: ignore[arg-type]
-    shown = show_factorization_on_image(image, maps[0], image_weight=0.3, concept_labels=labels)
-    np.testing.assert_array_equal(figure, grid([image, shown]))
+    overlay = show_factorization_on_image(image, maps[0], image_weight=0.3, concept_labels=labels)
+    np.testing.assert_array_equal(figure, grid([image, overlay]))
 
 
-def test_a_users_script_runs_on() -> None:
-    """The lines of grad-cam's tutorial behind the imports."""
+def test_tutorial_runs_with_changed_import_lines() -> None:
+    """Runs the code of grad-cam's tutorial after its imports."""
     torch.manual_seed(0)
     model = resnet18(num_classes=10).eval()
     image = np.random.default_rng(0).random((96, 64, 3)).astype(np.float32)
@@ -85,9 +85,9 @@ def test_a_users_script_runs_on() -> None:
     concept_outputs = torch.softmax(torch.from_numpy(concept_outputs), axis=-1).numpy()  # type: ignore[call-arg]
     names = {index: f"thing {index}, stuff" for index in range(10)}
     labels = create_labels_legend(concept_outputs, labels=names, top_k=2)
-    for line, wanted in zip(labels, peer_image.create_labels_legend(concept_outputs, names, top_k=2), strict=True):
-        assert line.split() == wanted.replace(", stuff", "").replace(":", " ").split()
-    kept = batch_explanations[0].copy()
-    shown = show_factorization_on_image(image, batch_explanations[0], image_weight=0.3, concept_labels=labels)
-    assert shown.shape[1] > 5 * 64  # five times enlarged, and a legend
-    np.testing.assert_array_equal(batch_explanations[0], kept)
+    for line, expected in zip(labels, peer_image.create_labels_legend(concept_outputs, names, top_k=2), strict=True):
+        assert line.split() == expected.replace(", stuff", "").replace(":", " ").split()
+    original = batch_explanations[0].copy()
+    figure = show_factorization_on_image(image, batch_explanations[0], image_weight=0.3, concept_labels=labels)
+    assert figure.shape[1] > 5 * 64  # enlarged five times, with a legend
+    np.testing.assert_array_equal(batch_explanations[0], original)

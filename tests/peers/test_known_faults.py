@@ -1,6 +1,6 @@
-"""Where grad-cam 1.5.7 is wrong, and what is right: each row of the table in docs/migrating.md.
+"""Faults of grad-cam 1.5.7: the rows of the table in docs/migrating.md.
 
-A test shows the fault there and its absence here; if the peer mends one, the test says so.
+Each test reproduces a fault in grad-cam and checks the correct result of detcam. It fails if grad-cam fixes the fault.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 import detcam
+from detcam.geometry import normalize
 from detcam.targets import BoxTarget, ClassifierOutputTarget
-from tests.helpers import TinyCNN, tensors
+from tests.helpers import TinyCNN
 from tests.zoo import example
 
 pytestmark = [pytest.mark.peers, pytest.mark.filterwarnings("ignore")]
@@ -24,7 +25,7 @@ IMAGES = torch.rand(2, 3, 24, 32, generator=torch.Generator().manual_seed(3))
 
 
 class Signed(nn.Module):
-    """A layer whose activations are negative in places, and classes whose scores are those of the others reversed."""
+    """A network whose activations are partly negative and whose scores are multiplied by a sign."""
 
     def __init__(self, sign: float = 1.0) -> None:
         super().__init__()
@@ -39,23 +40,23 @@ class Signed(nn.Module):
 
 
 def their_weights(model: nn.Module, **options: object) -> np.ndarray:
-    """AblationCAM's channel weights (C,) of the first image there."""
+    """Return grad-cam's AblationCAM weights (C,) for the first image."""
     cam = peer.AblationCAM(model, [model.conv], **options)
-    found: list[np.ndarray] = []
-    measure = cam.get_cam_weights
+    weights: list[np.ndarray] = []
+    get_cam_weights = cam.get_cam_weights
 
-    def kept(*args: object) -> np.ndarray:
-        found.append(measure(*args))
-        return found[-1]
+    def record(*args: object) -> np.ndarray:
+        weights.append(get_cam_weights(*args))
+        return weights[-1]
 
-    cam.get_cam_weights = kept
+    cam.get_cam_weights = record
     cam(IMAGES[:1], [ClassifierOutputTarget(0)])
     cam.activations_and_grads.release()
-    return found[0][0]
+    return weights[0][0]
 
 
 def ablated(model: Signed, channel: int) -> float:
-    """The first score with one channel of the layer at zero."""
+    """Return the first score with one channel of the layer set to zero."""
 
     def silence(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
         output = output.clone()
@@ -71,7 +72,7 @@ def ablated(model: Signed, channel: int) -> float:
 
 def test_ablation_weights_depend_on_the_batch_size() -> None:
     small, large = their_weights(Signed(), batch_size=1), their_weights(Signed(), batch_size=12)
-    assert np.abs(small - large).max() > 1e-3, "grad-cam has mended this"
+    assert np.abs(small - large).max() > 1e-3, "grad-cam has fixed this"
     model = Signed()
     cam = detcam.AblationCAM(model, [model.conv])
     target = [ClassifierOutputTarget(0)]
@@ -85,9 +86,9 @@ def test_ablation_weights_depend_on_the_batch_size() -> None:
 
 
 def test_ablation_weights_flip_with_the_sign_of_the_score() -> None:
-    """A score of -3 - s instead of 3 + s: what raised it lowers it, so the weights must be the negative."""
+    """Compare the scores 3 + s and -3 - s: the weights must have opposite signs."""
     plain, reversed_score = their_weights(Signed(1.0), batch_size=12), their_weights(Signed(-1.0), batch_size=12)
-    np.testing.assert_allclose(reversed_score, plain, atol=1e-5), "grad-cam has mended this"
+    np.testing.assert_allclose(reversed_score, plain, atol=1e-5), "grad-cam has fixed this"
     maps = []
     for sign in (1.0, -1.0):
         model = Signed(sign)
@@ -97,10 +98,10 @@ def test_ablation_weights_flip_with_the_sign_of_the_score() -> None:
     assert float(maps[0].abs().max()) > 1e-3
 
 
-def test_a_quarter_of_the_channels_is_a_quarter() -> None:
+def test_ratio_of_ablated_channels() -> None:
     layer = peer.ablation_layer.AblationLayer()
-    chosen = layer.activations_to_be_ablated(np.random.default_rng(0).random((12, 6, 8)), 0.25)
-    assert len(chosen) == 6, "grad-cam has mended this"
+    selected = layer.activations_to_be_ablated(np.random.default_rng(0).random((12, 6, 8)), 0.25)
+    assert len(selected) == 6, "grad-cam has fixed this"
     model = Signed()
     with torch.no_grad():
         activations = model.conv(IMAGES[:1])[0]
@@ -108,12 +109,12 @@ def test_a_quarter_of_the_channels_is_a_quarter() -> None:
     strongest = activations.square().sum((1, 2)).topk(3).indices.tolist()
     expected = sum((plain - ablated(model, channel)) / abs(plain) * activations[channel] for channel in strongest)
     cam = detcam.AblationCAM(model, [model.conv], ratio_channels_to_ablate=0.25)
-    found = cam.explain(IMAGES[:1], [ClassifierOutputTarget(0)])[0].saliency[0][0]
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    saliency = cam.explain(IMAGES[:1], [ClassifierOutputTarget(0)])[0].saliency[0][0]
+    torch.testing.assert_close(saliency, expected, atol=1e-5, rtol=1e-4)
 
 
 class Swapped(nn.Module):
-    """Runs its layers in another order than it defines them; most biases of the one that runs first are zero."""
+    """Runs its layers in another order than it defines them; most biases of the first one to run are zero."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -131,17 +132,17 @@ class Swapped(nn.Module):
 
 
 def test_full_grad_pairs_each_bias_with_its_own_gradient() -> None:
-    """Literal: input times gradient, and each layer's bias times that layer's gradient, each scaled to [0, 1]."""
+    """Computes the formula directly: input times gradient and bias times gradient of each layer, scaled to [0, 1]."""
     model, image = Swapped(), IMAGES[:1]
-    kept: dict[nn.Module, Tensor] = {}
+    outputs: dict[nn.Module, Tensor] = {}
     handles = [
-        layer.register_forward_hook(lambda module, _, output: kept.__setitem__(module, output))
+        layer.register_forward_hook(lambda module, _, output: outputs.__setitem__(module, output))
         for layer in (model.first, model.second)
     ]
     pixels = image.clone().requires_grad_(True)
     score = 1e5 * model(pixels)[0, 1]
     order = [model.first, model.second]
-    gradients = torch.autograd.grad(score, [pixels, *(kept[layer] for layer in order)])
+    gradients = torch.autograd.grad(score, [pixels, *(outputs[layer] for layer in order)])
     for handle in handles:
         handle.remove()
 
@@ -152,44 +153,42 @@ def test_full_grad_pairs_each_bias_with_its_own_gradient() -> None:
     def total(biases: list[Tensor]) -> Tensor:
         parts = [pixels * gradients[0]]
         parts += [bias[None, :, None, None] * g for bias, g in zip(biases, gradients[1:], strict=True)]
-        found = torch.stack([scaled(part.detach()) for part in parts]).sum(0)
-        return detcam.geometry.normalize(found)  # type: ignore[attr-defined]
+        return normalize(torch.stack([scaled(part.detach()) for part in parts]).sum(0))
 
     biases = [layer.bias for layer in order if layer.bias is not None]
     target = [lambda output: 1e5 * output[1]]
-    right = total(biases)
-    torch.testing.assert_close(tensors(detcam.FullGrad(model)(image, target)), right, atol=1e-4, rtol=0)
-    found = torch.from_numpy(peer.FullGrad(model, [])(image, target))
-    assert float((found - right).abs().max()) > 1e-2, "grad-cam has mended this"
+    expected = total(biases).numpy()
+    np.testing.assert_allclose(detcam.FullGrad(model)(image, target), expected, atol=1e-4)
+    assert np.abs(peer.FullGrad(model, [])(image, target) - expected).max() > 1e-2, "grad-cam has fixed this"
 
 
-def test_a_mirrored_image_is_asked_for_the_mirrored_box() -> None:
+def test_aug_smooth_mirrors_the_box_of_a_target() -> None:
     case = example("faster_rcnn")
     image = case.images[0]
-    found = case.adapter.predict(image)[0].filter(top_k=1)
-    target = case.adapter.targets_of(found)[0]
+    detections = case.adapter.predict(image, top_k=1)[0]
+    target = case.adapter.targets_of(detections)[0]
     assert isinstance(target, BoxTarget)
-    asked: list[tuple[float, ...]] = []
+    boxes: list[tuple[float, ...]] = []
     score = case.adapter.score
 
-    def watched(outputs: object, targets: list[list[BoxTarget]]) -> object:
-        asked.extend(one.box_xyxy for row in targets for one in row)
+    def record(outputs: object, targets: list[list[BoxTarget]]) -> object:
+        boxes.extend(each.box_xyxy for row in targets for each in row)
         return score(outputs, targets)  # type: ignore[arg-type]
 
-    case.adapter.score = watched  # type: ignore[assignment,method-assign]
+    case.adapter.score = record  # type: ignore[assignment,method-assign]
     try:
         detcam.HiResCAM(case.adapter)([image], [[target]], aug_smooth=True)
     finally:
         del case.adapter.score
     width = image.shape[-1]
     x1, y1, x2, y2 = target.box_xyxy
-    assert {tuple(round(value, 3) for value in box) for box in asked} == {
+    assert {tuple(round(value, 3) for value in box) for box in boxes} == {
         tuple(round(value, 3) for value in box) for box in ((x1, y1, x2, y2), (width - x2, y1, width - x1, y2))
     }
 
 
-class Left(nn.Module):
-    """Its first score is what it sees on the left, its second what it sees on the right."""
+class PixelSum(nn.Module):
+    """Sums the channels of each pixel."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -202,22 +201,22 @@ class Left(nn.Module):
         return self.conv(x)
 
 
-def test_aug_smooth_there_asks_the_mirrored_image_for_the_same_place() -> None:
-    model = Left()
+def test_aug_smooth_does_not_mirror_a_positional_target() -> None:
+    model = PixelSum()
     columns: Callable[[Tensor], Tensor] = lambda output: output[..., :8].square().sum()  # noqa: E731
     image = torch.rand(1, 3, 24, 32, generator=torch.Generator().manual_seed(0))
     with peer.GradCAMElementWise(model, [model.conv]) as cam:
-        plain = tensors(cam(image, [columns]))
-        smooth = tensors(cam(image, [columns], aug_smooth=True))
-    assert plain[..., 8:].max() == 0, "the score has no other evidence than the left"
-    assert smooth[..., -8:].max() > 0.1, "grad-cam has mended this"
+        plain = cam(image, [columns])
+        smooth = cam(image, [columns], aug_smooth=True)
+    assert plain[..., 8:].max() == 0, "all evidence is on the left"
+    assert smooth[..., -8:].max() > 0.1, "grad-cam has fixed this"
 
 
 def test_one_target_for_two_images() -> None:
     model = TinyCNN()
     with peer.GradCAM(model, [model.relu1]) as cam:
-        theirs = tensors(cam(IMAGES, [ClassifierOutputTarget(1)]))
-    assert theirs[0].max() > 0.99 and theirs[1].max() == 0, "grad-cam has mended this"
+        theirs = cam(IMAGES, [ClassifierOutputTarget(1)])
+    assert theirs[0].max() > 0.99 and theirs[1].max() == 0, "grad-cam has fixed this"
     with pytest.raises(ValueError, match="2 images"):
         detcam.GradCAM(model, [model.relu1])(IMAGES, [ClassifierOutputTarget(1)])
 
@@ -227,6 +226,6 @@ def test_feature_pyramids() -> None:
     image = case.images[:1]
     with pytest.raises(Exception), peer.GradCAM(case.model, [case.model.backbone]) as cam:  # noqa: B017
         cam(image[0][None], [lambda output: output["scores"].sum()])
-        raise AssertionError("grad-cam has mended this")
-    found = tensors(detcam.GradCAM(case.adapter)(image))
-    assert float(found[0].max()) == pytest.approx(1)
+        raise AssertionError("grad-cam has fixed this")
+    heatmaps = detcam.GradCAM(case.adapter)(image)
+    assert heatmaps[0].max() == pytest.approx(1)

@@ -1,13 +1,13 @@
-"""Metrics against quantus, where its definitions are the same.
+"""Parity with quantus, for metrics with the same definition.
 
-They are for sparseness, complexity (our entropy, undivided), pixel flipping (our deletion), the pointing game without
-a tolerance (of several hottest pixels quantus counts a hit where any hits, we their share) and the share of the heat in
-the object (attribution localisation). They are not for selectivity and region perturbation, which remove patches in the
-order of their mean heat instead of pixels; for its ROAD, which removes shares of 1 to 99 percent and reports an
-accuracy over images; and for its parameter randomisation, which draws new weights by each layer's own initialisation.
+The definitions agree for sparseness, complexity (detcam's entropy before division), pixel flipping (deletion), the
+pointing game without a tolerance (of several maximal pixels, quantus counts a hit if any is inside, detcam the fraction
+inside) and attribution localisation (energy pointing game). They differ for selectivity and region perturbation, which
+remove patches by mean relevance instead of pixels; for ROAD, which removes 1 to 99 percent and reports an accuracy over
+images; and for parameter randomisation, which re-initialises each layer.
 
-quantus asks for opencv-python, which fills the same folder as opencv-python-headless, so it is no part of the extras:
-`make env` installs it without its dependencies.
+quantus requires opencv-python, which conflicts with opencv-python-headless. It is therefore not an extra: `make env`
+installs it without its dependencies.
 """
 
 from __future__ import annotations
@@ -31,41 +31,41 @@ INPUTS = torch.rand(3, 3, 12, 16, generator=torch.Generator().manual_seed(0))
 CLASSES = np.array([0, 1, 2])
 
 
-def ask(metric: Any, **more: Any) -> np.ndarray:
-    call = {"model": TinyCNN(), "x_batch": INPUTS.numpy(), "y_batch": CLASSES, "a_batch": MAPS[:, None], **more}
-    return np.asarray(metric(**call, softmax=True, device="cpu"))
+def evaluate(metric: Any, **options: Any) -> np.ndarray:
+    arguments = {"x_batch": INPUTS.numpy(), "y_batch": CLASSES, "a_batch": MAPS[:, None], **options}
+    return np.asarray(metric(model=TinyCNN(), **arguments, softmax=True, device="cpu"))
 
 
 def test_sparseness() -> None:
-    theirs = ask(quantus.Sparseness(abs=True, normalise=False, disable_warnings=True))
+    theirs = evaluate(quantus.Sparseness(abs=True, normalise=False, disable_warnings=True))
     np.testing.assert_allclose(Sparseness()(MAPS), theirs, atol=1e-5)
 
 
 def test_entropy() -> None:
-    theirs = ask(quantus.Complexity(abs=True, normalise=False, disable_warnings=True))
+    theirs = evaluate(quantus.Complexity(abs=True, normalise=False, disable_warnings=True))
     np.testing.assert_allclose(Entropy()(MAPS) * np.log(MAPS[0].size), theirs, atol=1e-4)
 
 
 def test_localisation() -> None:
     objects = np.zeros((3, 12, 16), bool)
-    for row, heat in enumerate(MAPS):
-        top, left = np.unravel_index(heat.argmax(), heat.shape)
-        place = (slice(0, 5), slice(2, 9)) if row == 2 else (slice(max(top - 2, 0), top + 3), slice(left, left + 5))
-        objects[row][place] = True
-    assert not objects[2].flat[MAPS[2].argmax()], "one that misses"
+    for row, heatmap in enumerate(MAPS):
+        top, left = np.unravel_index(heatmap.argmax(), heatmap.shape)
+        window = (slice(0, 5), slice(2, 9)) if row == 2 else (slice(max(top - 2, 0), top + 3), slice(left, left + 5))
+        objects[row][window] = True
+    assert not objects[2].flat[MAPS[2].argmax()], "the last map must miss"
     truth = list(torch.from_numpy(objects)[:, None])
     maps = list(torch.from_numpy(MAPS)[:, None])
     options = {"abs": True, "normalise": False, "disable_warnings": True}
-    theirs = ask(quantus.PointingGame(**options), s_batch=objects[:, None])
-    found = PointingGame().measure(None, None, None, maps, truth=truth)
-    assert found.tolist() == theirs.astype(float).tolist() == [1, 1, 0]
-    theirs = ask(quantus.AttributionLocalisation(**options), s_batch=objects[:, None])
-    found = EnergyPointingGame().measure(None, None, None, maps, truth=truth)
-    np.testing.assert_allclose(found, theirs, atol=1e-6)
+    theirs = evaluate(quantus.PointingGame(**options), s_batch=objects[:, None])
+    values = PointingGame().measure(None, None, None, maps, truth=truth)
+    assert values.tolist() == theirs.astype(float).tolist() == [1, 1, 0]
+    theirs = evaluate(quantus.AttributionLocalisation(**options), s_batch=objects[:, None])
+    values = EnergyPointingGame().measure(None, None, None, maps, truth=truth)
+    np.testing.assert_allclose(values, theirs, atol=1e-6)
 
 
 class Zero(Fill):
-    """Zeros."""
+    """Fills with zeros."""
 
     name = "zero"
 
@@ -80,9 +80,9 @@ def test_deletion_is_pixel_flipping() -> None:
         return flipped
 
     pixels, steps = MAPS[0].size, 12
-    theirs = ask(
+    theirs = evaluate(
         quantus.PixelFlipping(
-            features_in_step=3 * pixels // steps,  # a pixel is three features, one a channel
+            features_in_step=3 * pixels // steps,  # a pixel is three features, one per channel
             normalise=False,
             perturb_func=flip,
             disable_warnings=True,
@@ -92,5 +92,5 @@ def test_deletion_is_pixel_flipping() -> None:
     ours = score_curves(
         TinyCNN(), INPUTS, targets, MAPS, kind="deletion", settings=CurveSettings(fill=Zero(), steps=steps)
     )
-    found = torch.stack([curve.scores for curve in ours])
-    np.testing.assert_allclose(found[:, 1:], theirs, atol=1e-5)
+    scores = torch.stack([curve.scores for curve in ours])
+    np.testing.assert_allclose(scores[:, 1:], theirs, atol=1e-5)

@@ -1,4 +1,4 @@
-"""Error types, their counts and their costs against tidecv; average precision against pycocotools."""
+"""Parity with tidecv (error types, counts and delta AP) and pycocotools (average precision)."""
 
 from __future__ import annotations
 
@@ -64,38 +64,32 @@ def check_against_tide(analysis: ErrorAnalysis, truth_file: Path, results_file: 
     run = tide.evaluate(tidecv.datasets.COCO(str(truth_file)), tidecv.datasets.COCOResult(str(results_file)))
     counts = {kind.short_name: number for kind, number in run.count_errors().items()}
     assert {NAMES[kind]: number for kind, number in analysis.counts().items()} == counts
-    lost = analysis.delta_ap
-    assert lost.average_precision * 100 == pytest.approx(run.ap, abs=1e-9)
-    costs = {kind.short_name: value for kind, value in run.fix_main_errors().items()}
+    delta_ap = analysis.delta_ap
+    assert delta_ap.average_precision * 100 == pytest.approx(run.ap, abs=1e-9)
+    expected = {kind.short_name: value for kind, value in run.fix_main_errors().items()}
     for kind in ERROR_TYPES:
-        assert lost.by_type[kind] * 100 == pytest.approx(costs[NAMES[kind]], abs=1e-9), kind
+        assert delta_ap.by_type[kind] * 100 == pytest.approx(expected[NAMES[kind]], abs=1e-9), kind
     special = {kind.short_name: value for kind, value in run.fix_special_errors().items()}
-    assert lost.false_positive * 100 == pytest.approx(special["FalsePos"], abs=1e-9)
-    assert lost.false_negative * 100 == pytest.approx(special["FalseNeg"], abs=1e-9)
+    assert delta_ap.false_positive * 100 == pytest.approx(special["FalsePos"], abs=1e-9)
+    assert delta_ap.false_negative * 100 == pytest.approx(special["FalseNeg"], abs=1e-9)
     return run
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("seed", range(4))
-def test_errors_and_their_costs_equal_tides(tmp_path: Path, kind: str, seed: int) -> None:
+def test_equal_error_types_and_delta_ap(tmp_path: Path, kind: str, seed: int) -> None:
     made = make_random_data(tmp_path, seed, **KINDS[kind])
     analysis = analyze_errors(made.detections, made.annotations)
     run = check_against_tide(analysis, made.truth_file, made.results_file)
     entries = json.loads(made.results_file.read_text())
-    by_tide = {}
-    for error in run.errors:
-        if hasattr(error, "pred"):
-            by_tide[error.pred["_id"]] = error
-    position = {
-        key: number for number, key in enumerate((e["image_id"], tuple(e["bbox"]), e["score"]) for e in entries)
-    }
+    tide_errors = {error.pred["_id"]: error for error in run.errors if hasattr(error, "pred")}
+    index_of = {(e["image_id"], tuple(e["bbox"]), e["score"]): index for index, e in enumerate(entries)}
     for case in analysis.errors:
         if case.detection_index is None:
             continue
-        found = made.detections[case.image_index]
-        box = found.boxes_xyxy[case.detection_index].double()
+        box = made.detections[case.image_index].boxes_xyxy[case.detection_index].double()
         key = (case.image_id, (*box[:2].tolist(), *(box[2:] - box[:2]).tolist()), case.score)
-        error = by_tide[position[key]]
+        error = tide_errors[index_of[key]]
         assert error.short_name == NAMES[case.type]
         if hasattr(error, "gt") and kind != "ties":
             assert int(made.annotations[case.image_index].ids[case.ground_truth_index]) == error.gt["_id"] + 1
@@ -103,7 +97,7 @@ def test_errors_and_their_costs_equal_tides(tmp_path: Path, kind: str, seed: int
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("seed", range(4))
-def test_average_precision_equals_pycocotools(tmp_path: Path, kind: str, seed: int) -> None:
+def test_equal_average_precision(tmp_path: Path, kind: str, seed: int) -> None:
     made = make_random_data(tmp_path, seed, **KINDS[kind])
     entries = json.loads(made.results_file.read_text())
     analysis = analyze_errors(made.detections, made.annotations)
@@ -111,19 +105,16 @@ def test_average_precision_equals_pycocotools(tmp_path: Path, kind: str, seed: i
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_average_precision_by_area_equals_pycocotools(tmp_path: Path, seed: int, monkeypatch: Any) -> None:
+def test_equal_average_precision_by_area(tmp_path: Path, seed: int, monkeypatch: Any) -> None:
     made = make_random_data(tmp_path, seed, ties=seed % 2 == 1)
     entries = json.loads(made.results_file.read_text())
     ranges = [(0.0, 200.0), (200.0, 450.0), (450.0, 1e10)]
-    monkeypatch.setattr(
-        "pycocotools.cocoeval.Params.setDetParams",
-        _with_areas(ranges),
-    )
+    monkeypatch.setattr("pycocotools.cocoeval.Params.setDetParams", _with_areas(ranges))
     for area, span in enumerate(ranges):
         pairs = list(zip(made.detections, made.annotations, strict=True))
-        matches = [match(found, truth, area_range=span) for found, truth in pairs]
-        ours = rank_detections(made.detections, list(made.annotations), matches)
-        value = mean_average_precision(one.average_precision for one in ours.values())
+        matches = [match(detections, truth, area_range=span) for detections, truth in pairs]
+        rankings = rank_detections(made.detections, list(made.annotations), matches)
+        value = mean_average_precision(ranking.average_precision for ranking in rankings.values())
         expected = coco_average_precision(made.truth_file, entries, area=area)
         assert value == pytest.approx(expected, abs=1e-12), span
 
@@ -141,63 +132,64 @@ def _with_areas(ranges: list[tuple[float, float]]) -> Any:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_average_precision_without_cases_equals_pycocotools_on_what_is_left(tmp_path: Path, seed: int) -> None:
+def test_equal_average_precision_without_removed_detections(tmp_path: Path, seed: int) -> None:
     made = make_random_data(tmp_path, seed, ties=seed == 2)
     analysis = analyze_errors(made.detections, made.annotations)
     images = [{"id": image.image_id} for image in made.annotations]
-    random = np.random.default_rng(seed)
-    wrong = analysis.indices(false_positives_only=True)
-    groups = [random.choice(wrong, 12, replace=False).tolist(), [wrong[0]], wrong]
+    rng = np.random.default_rng(seed)
+    false_positives = analysis.indices(false_positives_only=True)
+    groups = [rng.choice(false_positives, 12, replace=False).tolist(), false_positives[:1], false_positives]
     for group in groups:
-        left = []
-        for number, found in enumerate(made.detections):
-            gone = [analysis[i].detection_index for i in group if analysis[i].image_index == number]
-            left.append(found[torch.tensor([d not in gone for d in range(len(found))], dtype=torch.bool)])
-        expected = coco_average_precision(made.truth_file, results(images, left))
+        remaining = []
+        for number, detections in enumerate(made.detections):
+            removed = [analysis[i].detection_index for i in group if analysis[i].image_index == number]
+            keep = torch.tensor([index not in removed for index in range(len(detections))], dtype=torch.bool)
+            remaining.append(detections[keep])
+        expected = coco_average_precision(made.truth_file, results(images, remaining))
         assert analysis.average_precision_without(group) == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_masks_equal_tides_and_pycocotools(tmp_path: Path, seed: int) -> None:
+def test_equal_results_for_masks(tmp_path: Path, seed: int) -> None:
     from pycocotools import mask as coco_masks
 
     made = make_random_data(tmp_path, seed)
     entries = json.loads(made.results_file.read_text())
-    found, start = [], 0
-    for one in made.detections:
+    detections, start = [], 0
+    for boxes in made.detections:
         rles = []
-        for entry in entries[start : start + len(one)]:
+        for entry in entries[start : start + len(boxes)]:
             x, y, w, h = entry["bbox"]
             slanted = [[x, y, x + w, y + h / 3, x + w, y + h, x + w / 4, y + h]]
-            rle = coco_masks.merge(coco_masks.frPyObjects(slanted, *one.image_size_hw))
+            rle = coco_masks.merge(coco_masks.frPyObjects(slanted, *boxes.image_size_hw))
             rles.append(rle)
             entry["segmentation"] = {"size": rle["size"], "counts": rle["counts"].decode()}
-        start += len(one)
-        masks = np.zeros((0, *one.image_size_hw), np.uint8)
+        start += len(boxes)
+        masks = np.zeros((0, *boxes.image_size_hw), np.uint8)
         if rles:
             masks = coco_masks.decode(rles).transpose(2, 0, 1)
-        found.append(replace(one, masks=torch.from_numpy(masks.copy()).bool()))
+        detections.append(replace(boxes, masks=torch.from_numpy(masks.copy()).bool()))
     made.results_file.write_text(json.dumps(entries))
-    analysis = analyze_errors(found, made.annotations, iou_type="segm")
+    analysis = analyze_errors(detections, made.annotations, iou_type="segm")
     check_against_tide(analysis, made.truth_file, made.results_file, mode="mask")
     assert analysis.average_precision == pytest.approx(
         coco_average_precision(made.truth_file, entries, "segm"), abs=1e-12
     )
-    assert analysis.average_precision != analyze_errors(found, made.annotations).average_precision
+    assert analysis.average_precision != analyze_errors(detections, made.annotations).average_precision
 
 
-def test_equal_overlaps_part_coco_and_tide(tmp_path: Path) -> None:
+def test_equal_overlaps_are_matched_differently_by_coco_and_tide(tmp_path: Path) -> None:
     images = [{"id": 1, "file_name": "a.png", "height": 40, "width": 40}]
     boxes = [[0, 0, 10, 10], [4, 0, 10, 10]]
     truths = [
         {"id": i, "image_id": 1, "category_id": 1, "bbox": box, "segmentation": polygon(box), "area": 100, "iscrowd": 0}
         for i, box in enumerate(boxes, start=1)
     ]
-    found = [detections_of_size([[2, 0, 12, 10], [0, 0, 10, 10]], [1, 1], [0.9, 0.8], (40, 40))]
-    made = write(tmp_path, images, truths, 1, found)
-    analysis = analyze_errors(found, made.annotations)
+    detections = [detections_of_size([[2, 0, 12, 10], [0, 0, 10, 10]], [1, 1], [0.9, 0.8], (40, 40))]
+    made = write(tmp_path, images, truths, 1, detections)
+    analysis = analyze_errors(detections, made.annotations)
     check_against_tide(analysis, made.truth_file, made.results_file)
-    expected = coco_average_precision(made.truth_file, results(images, found))
+    expected = coco_average_precision(made.truth_file, results(images, detections))
     assert analysis.average_precision == pytest.approx(expected, abs=1e-12) == 1
     assert analysis.counts()["duplicate"] == analysis.counts()["missed"] == 1
 
@@ -205,25 +197,27 @@ def test_equal_overlaps_part_coco_and_tide(tmp_path: Path) -> None:
 def _detect(
     reference: ModuleType, data: Path, folder: Path, name: str, images: int
 ) -> tuple[Path, Path, Annotations, list[Detections]]:
-    """A model's detections on the first images of BCCD's test split, with both files as tidecv reads them."""
+    """Detect cells in the first images of BCCD's test split and write the two files that tidecv reads."""
     if name == "fasterrcnn":
         offset, names = 0, {1: "RBC", 2: "WBC", 3: "Platelets"}
         adapter = adapt(reference.bccd_fasterrcnn(), names=names)
-    else:  # low scores too: average precision is about all of them
+    else:  # low scores contribute to average precision
         offset, names = 1, {0: "RBC", 1: "WBC", 2: "Platelets"}
         adapter = adapt(reference.bccd_yolo(), names=names, image_size=320, conf=0.01)
     file = json.loads((data / "bccd" / "test.json").read_text())
     file["images"] = file["images"][:images]
-    kept = {image["id"] for image in file["images"]}
+    image_ids = {image["id"] for image in file["images"]}
     file["annotations"] = [
-        {**entry, "segmentation": polygon(entry["bbox"])} for entry in file["annotations"] if entry["image_id"] in kept
+        {**entry, "segmentation": polygon(entry["bbox"])}
+        for entry in file["annotations"]
+        if entry["image_id"] in image_ids
     ]
     truth_file, results_file = folder / "truth.json", folder / "results.json"
     truth_file.write_text(json.dumps(file))
     annotations = Annotations.load(truth_file, data / "bccd" / "images").for_classes(names)
-    found = adapter.predict(annotations.paths, batch_size=4)
-    results_file.write_text(json.dumps(results(file["images"], found, offset)))
-    return truth_file, results_file, annotations, found
+    detections = adapter.predict(annotations.paths, batch_size=4)
+    results_file.write_text(json.dumps(results(file["images"], detections, offset)))
+    return truth_file, results_file, annotations, detections
 
 
 @pytest.mark.parametrize(
@@ -235,11 +229,13 @@ def _detect(
         pytest.param("yolo", 72, marks=pytest.mark.slow),
     ],
 )
-def test_blood_cell_detectors(reference: ModuleType, data: Path, tmp_path: Path, name: str, images: int) -> None:
+def test_equal_results_for_blood_cell_detectors(
+    reference: ModuleType, data: Path, tmp_path: Path, name: str, images: int
+) -> None:
     if name == "yolo" and importlib.util.find_spec("ultralytics") is None:
         pytest.skip("ultralytics is not installed")
-    truth_file, results_file, annotations, found = _detect(reference, data, tmp_path, name, images)
-    analysis = analyze_errors(found, annotations)
+    truth_file, results_file, annotations, detections = _detect(reference, data, tmp_path, name, images)
+    analysis = analyze_errors(detections, annotations)
     check_against_tide(analysis, truth_file, results_file)
     expected = coco_average_precision(truth_file, json.loads(results_file.read_text()))
     assert analysis.average_precision == pytest.approx(expected, abs=1e-12)
