@@ -92,7 +92,7 @@ class CustomSegmentationAdapter(SegmentationAdapter):
         last = max((index for index, module, _ in used if module._parameters), default=0)
         maps = [item for item in used if item[0] < last and reshape.fits(item[2])]
         # A second classifier, whose logits are added to the last one's, is no feature map.
-        maps = [item for item in maps if reshape.one(item[2]).shape[1] != logits.shape[1]] or maps
+        maps = [item for item in maps if reshape.to_map(item[2]).shape[1] != logits.shape[1]] or maps
         if not maps:
             raise RuntimeError(
                 f"no layer of {type(self.model).__name__} before its last one returns a (B, C, h, w) map that the "

@@ -125,7 +125,7 @@ class EmbeddingAdapter(FixedSizeAdapter):
             raise RuntimeError(f"layer {name} ran {len(tensors)} times in one pass; choose a layer= that runs once")
         vectors = tensors[0]
         if vectors.ndim in (3, 4):
-            vectors = infer_reshape(self.model, input_size_hw).one(vectors).mean((2, 3))
+            vectors = infer_reshape(self.model, input_size_hw).to_map(vectors).mean((2, 3))
         if vectors.ndim != 2 or len(vectors) != count:
             raise ValueError(
                 f"expected an embedding of shape ({count}, D), or a map or tokens to average, at {name}; got "

@@ -124,7 +124,7 @@ def _producer(seen: Sequence[tuple[nn.Module, Any]], level: Tensor, reshape: Inf
 
 
 def _shape(output: Tensor, reshape: InferredReshape) -> torch.Size | None:
-    return reshape.one(output).shape if reshape.fits(output) else None
+    return reshape.to_map(output).shape if reshape.fits(output) else None
 
 
 def _multiple(model: Any) -> int:

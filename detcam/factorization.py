@@ -1,4 +1,4 @@
-"""Deep Feature Factorization: the concepts that a layer's features are made of, and where each of them is."""
+"""Deep Feature Factorization: the concepts in a layer's features, and a map of each of them."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ Floats = NDArray[np.floating[Any]]
 
 @dataclass(frozen=True)
 class Factorization:
-    """Features as sums of concepts: `offset[c] + sum_k basis[c, k] * strengths[k]` at every place.
+    """Features as sums of concepts: ``offset[c] + sum_k basis[c, k] * strengths[k]`` at every location.
 
     Attributes:
-        basis: (C, K) float, 0 and more: how much of each channel a concept has.
-        offset: (C,) float, each channel's least value, which was taken off to make all features 0 and more.
-        strengths: per image and level, (K, h, w) float, 0 and more, over the network's input; 0 on padding.
-        geometries: per image, how it lies on that input.
-        error: how much of the features is left over: the norm of what is not explained over the norm of all, in [0, 1].
+        basis: (C, K) float, not negative: the weight of each channel in a concept.
+        offset: (C,) float, each channel's minimum, which is subtracted to make all features non-negative.
+        strengths: Per image and level, (K, h, w) float, not negative, over the network's input; 0 on padding.
+        geometries: Per image, its position on that input.
+        error: Relative error of the factorization in [0, 1]: norm of the residual over norm of the features.
     """
 
     basis: Floats
@@ -48,34 +48,34 @@ class Factorization:
 
     @property
     def concepts(self) -> Floats:
-        """(C, K) the concepts as features of the layer, each at strength 1."""
+        """(C, K), the concepts as features of the layer, each at strength 1."""
         return self.basis + self.offset[:, None]
 
     @property
-    def typical(self) -> Floats:
-        """(C, K) the features at each concept's strongest place, if they were of that concept alone."""
-        return self.basis * self._strongest + self.offset[:, None]
+    def peak_features(self) -> Floats:
+        """(C, K), the concepts as features of the layer, each at its maximum strength."""
+        return self.basis * self._max_strengths + self.offset[:, None]
 
     @property
-    def _strongest(self) -> Floats:
-        """(K,) each concept's greatest strength in any image."""
+    def _max_strengths(self) -> Floats:
+        """(K,), each concept's maximum strength in any image."""
         peaks = [level.reshape(len(level), -1).max(1) for image in self.strengths for level in image]
-        strongest: Floats = np.max(peaks, axis=0)
-        return strongest
+        strengths: Floats = np.max(peaks, axis=0)
+        return strengths
 
     def maps(self, image: int, *, shared: bool = False) -> Floats:
-        """Where each concept is in an image: (K, H, W) float32 in [0, 1], image pixels.
+        """Return the maps of the concepts in an image, (K, H, W) float32 in [0, 1], image pixels.
 
         Args:
-            image: its number.
-            shared: whether 1 is the concept's greatest strength in any image, so that a concept that is not in this
-                one stays dark; else each map is scaled by its own range, as by `pytorch_grad_cam`.
+            image: The image's index.
+            shared: Whether to scale a concept by its maximum strength in any image, so that a concept that is absent
+                from this one stays dark; else each map is scaled by its range, as in `pytorch_grad_cam`.
         """
         geometry = self.geometries[image]
         levels = [torch.from_numpy(np.ascontiguousarray(level)) for level in self.strengths[image]]
         if shared:
-            strongest = torch.from_numpy(self._strongest)[:, None, None].clamp(min=1e-30)
-            scaled = torch.stack([geometry.to_image(level / strongest) for level in levels]).mean(0)
+            maximum = torch.from_numpy(self._max_strengths)[:, None, None].clamp(min=1e-30)
+            scaled = torch.stack([geometry.to_image(level / maximum) for level in levels]).mean(0)
         elif len(levels) == 1:  # scaled before it is resized
             rows, columns = geometry.valid_cells((levels[0].shape[-2], levels[0].shape[-1]))
             inside = levels[0][:, rows, columns]
@@ -83,8 +83,8 @@ class Factorization:
             scaled = geometry.to_image(torch.where(high > low, (levels[0] - low) / (high - low).clamp(min=1e-30), 0))
         else:
             scaled = normalize(torch.stack([geometry.to_image(level) for level in levels]).mean(0))
-        found: Floats = scaled.clamp(0, 1).float().numpy()
-        return found
+        maps: Floats = scaled.clamp(0, 1).float().numpy()
+        return maps
 
 
 def factorize(
@@ -95,39 +95,39 @@ def factorize(
     seed: int = 0,
     max_iter: int = 200,
 ) -> Factorization:
-    """Non-negative matrix factorization of feature maps, shared by all images and levels.
+    """Factorize feature maps into non-negative concepts, shared by all images and levels.
 
     Args:
-        features: per image, per level (C, h, w); the same channels everywhere.
-        geometries: per image; cells on padding are left out.
-        n_components: how many concepts.
-        seed: of the start.
-        max_iter: iterations at most.
+        features: Per image, per level (C, h, w) with the same channels.
+        geometries: Per image, its position on the network's input; cells on padding are ignored.
+        n_components: Number of concepts.
+        seed: Seed of the initialisation.
+        max_iter: Maximum number of iterations.
     """
-    from sklearn.decomposition import NMF  # here, because it takes as long to import as all the rest
+    from sklearn.decomposition import NMF  # a slow import
 
     windows = [
         [geometry.valid_cells((level.shape[-2], level.shape[-1])) for level in levels]
         for levels, geometry in zip(features, geometries, strict=True)
     ]
-    places = [
+    cells = [
         level[:, rows, columns].flatten(1)
-        for levels, own in zip(features, windows, strict=True)
-        for level, (rows, columns) in zip(levels, own, strict=True)
+        for levels, level_windows in zip(features, windows, strict=True)
+        for level, (rows, columns) in zip(levels, level_windows, strict=True)
     ]
-    values = torch.cat(places, 1).cpu().numpy()
+    values = torch.cat(cells, 1).cpu().numpy()
     offset = values.min(axis=-1)
     values = values - offset[:, None]
     model = NMF(n_components=n_components, init="random", random_state=seed, max_iter=max_iter)
     basis = model.fit_transform(values)
-    rest = iter(np.split(model.components_, np.cumsum([place.shape[1] for place in places])[:-1], axis=1))
+    parts = iter(np.split(model.components_, np.cumsum([level.shape[1] for level in cells])[:-1], axis=1))
     strengths = []
-    for levels, own in zip(features, windows, strict=True):
+    for levels, level_windows in zip(features, windows, strict=True):
         maps = []
-        for level, (rows, columns) in zip(levels, own, strict=True):
+        for level, (rows, columns) in zip(levels, level_windows, strict=True):
             whole = np.zeros((n_components, *level.shape[-2:]), values.dtype)
-            part = whole[:, rows, columns]
-            part[:] = next(rest).reshape(part.shape)
+            inside = whole[:, rows, columns]
+            inside[:] = next(parts).reshape(inside.shape)
             maps.append(whole)
         strengths.append(tuple(maps))
     norm = float(np.linalg.norm(values))
@@ -136,28 +136,37 @@ def factorize(
 
 
 class DeepFeatureFactorization:
-    r"""Finds the concepts in a layer's features by non-negative matrix factorization.
+    r"""Find the concepts in a layer's features by non-negative matrix factorization.
 
     .. math:: \min_{W, H \ge 0} \lVert A - W H \rVert_F^2
 
-    with A the features (channels by places of all images, each channel's least value taken off), the columns of W the
-    concepts, and the rows of H where each of them is. No target is explained: it shows what the layer tells apart.
+    with A the features (channels by locations of all images, each channel's minimum subtracted), the columns of W the
+    concepts, and the rows of H their maps. There is no target: the result shows what the layer distinguishes.
 
     Collins, Achanta and Süsstrunk, *Deep Feature Factorization for Concept Discovery*, ECCV 2018,
     https://arxiv.org/abs/1806.10206.
 
     Args:
-        model: any supported model, or its adapter: a detector's and a segmentation network's features as well.
-        target_layer: a module or its dotted name; None takes the last of the adapter's default layers. Levels of a
-            pyramid are factorised together.
-        reshape_transform: from the layer's output to (B, C, h, w); None infers it.
-        computation_on_concepts: called with the concepts (K, C), such as a classifier's last layer.
-        seed: of the factorization's start.
-        max_iter: its iterations at most.
+        model: A supported model (classifier, detector, segmentation network), or its adapter.
+        target_layer: A module or its dotted name; None takes the last of the adapter's default layers. The levels of
+            a pyramid are factorized together.
+        reshape_transform: Function from the layer's output to (B, C, h, w); None infers it.
+        computation_on_concepts: A function of the concepts (K, C), such as a classifier's last layer; None computes
+            nothing.
+        seed: Seed of the initialisation.
+        max_iter: Maximum number of iterations.
 
     Attributes:
-        batch_size: images per forward pass.
-        factorization: all about the last call; None before it.
+        batch_size: Images per forward pass.
+        factorization: The `Factorization` of the last call; None before the first.
+
+    Example:
+        >>> import torch
+        >>> from detcam import DeepFeatureFactorization
+        >>> from detcam.testing import tiny_classifier
+        >>> concepts, maps = DeepFeatureFactorization(tiny_classifier())(torch.rand(2, 3, 32, 32), n_components=2)
+        >>> concepts.shape[1], [image.shape for image in maps]
+        (2, [(2, 32, 32), (2, 32, 32)])
     """
 
     def __init__(
@@ -183,24 +192,23 @@ class DeepFeatureFactorization:
     def __call__(
         self, input_tensor: Images, n_components: int = 16, *, model_kwargs: Mapping[str, Any] | None = None
     ) -> tuple[Floats, list[Floats]] | tuple[Floats, list[Floats], Floats]:
-        """Factorise the features of one image or of several together.
+        """Factorize the features of one image, or of several together.
 
         Args:
-            input_tensor: one image or a list of them (see `detcam.data.images.ImageLike`), or an already normalised
+            input_tensor: One image or a list of them (see `detcam.data.images.ImageLike`), or an already normalised
                 (B, C, H, W) tensor.
-            n_components: how many concepts.
-            model_kwargs: keyword arguments for the model.
+            n_components: Number of concepts.
+            model_kwargs: Keyword arguments for the model.
 
         Returns:
-            the concepts (C, K) as features of the layer; per image, where each of them is, (K, H, W) float32 in [0, 1],
-            each map scaled by itself, pixels of the image; and, if there is one, what `computation_on_concepts` made
-            of the concepts. A concept that is hardly in one of the images is scaled up there like any other;
-            `factorization.maps(image, shared=True)` tells.
+            The concepts (C, K) as features of the layer; per image, their maps (K, H, W) float32 in [0, 1], pixels of
+            the image; and, if `computation_on_concepts` is given, its result. Each map is scaled by its range, even
+            where the concept is weak; `factorization.maps(image, shared=True)` scales all images of a concept alike.
 
         Raises:
-            TypeError, ValueError: the input or the number is not as expected, or the layer's levels have different
-                channels.
-            RuntimeError: the layer never ran, or put out NaN.
+            TypeError, ValueError: The input or the number is not as expected, or the layer's levels have different
+                numbers of channels.
+            RuntimeError: The layer never ran, or returned NaN.
         """
         if isinstance(n_components, bool) or not isinstance(n_components, int):
             raise TypeError(f"expected n_components as a whole number; got {n_components!r}")
@@ -211,27 +219,27 @@ class DeepFeatureFactorization:
         channels = {len(level) for levels in features for level in levels}
         if len(channels) > 1:
             raise ValueError(
-                f"{self.adapter.layer_names[0]} puts out maps of {sorted(channels)} channels, which have no concepts "
-                "in common; choose a layer with maps of one kind"
+                f"the maps of {self.adapter.layer_names[0]} have {sorted(channels)} channels and so no concepts "
+                "in common; choose a layer whose maps have the same channels"
             )
-        found = factorize(features, geometries, n_components, seed=self.seed, max_iter=self.max_iter)
-        self.factorization, self._example = found, example  # together: another thread may read them
-        explanations = [found.maps(image) for image in range(len(features))]
+        result = factorize(features, geometries, n_components, seed=self.seed, max_iter=self.max_iter)
+        self.factorization, self._example = result, example  # at once, for concurrent readers
+        maps = [result.maps(image) for image in range(len(features))]
         if self.computation_on_concepts is None:
-            return found.concepts, explanations
+            return result.concepts, maps
         with guarded(self.model, gradients=False):
-            vectors = torch.from_numpy(np.ascontiguousarray(found.concepts.T)).to(self.adapter.device)
+            vectors = torch.from_numpy(np.ascontiguousarray(result.concepts.T)).to(self.adapter.device)
             computed = self.computation_on_concepts(vectors.to(self.adapter.dtype))
-        return found.concepts, explanations, computed.detach().cpu().float().numpy()
+        return result.concepts, maps, computed.detach().cpu().float().numpy()
 
     def __enter__(self) -> DeepFeatureFactorization:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        """Nothing to release: hooks live only during a call."""
+        """Do nothing: hooks exist only during a call."""
 
     def _features(self, request: Request) -> tuple[list[list[Tensor]], list[Geometry], Batch | None]:
-        """Per image the layer's levels (C, h, w), and where the image lies; and the first image's input."""
+        """Return per image the layer's levels (C, h, w) and its geometry, and the first image's input."""
         features: dict[int, list[Tensor]] = {}
         geometries: dict[int, Geometry] = {}
         example: Batch | None = None
@@ -254,30 +262,30 @@ class DeepFeatureFactorization:
         return Trace(layers, names, gradients=False, reshape_transform=reshape, replace=replace)
 
     def concept_scores(self) -> Tensor:
-        """What a classifier makes of each concept of the last call: (K, classes) in [0, 1], on the CPU.
+        """Return a classifier's scores for each concept of the last call, (K, classes) in [0, 1], on the CPU.
 
-        The layer is made to put out nothing but the concept, at the strength of its strongest place, everywhere; what
-        lies behind the layer is run on that. With global pooling and a linear layer behind, this is the linear layer's
-        answer to the concept. What goes round the layer, if anything, comes from the first image.
+        The layer's output is replaced by the concept at its maximum strength in all cells, and the rest of the network
+        runs on it. With global pooling and a linear layer, this is the linear layer's output for the concept.
+        Connections that bypass the layer carry the features of the first image.
 
         Raises:
-            RuntimeError: nothing was factorised yet.
-            TypeError: the model is no classifier.
-            ValueError: the layer's output is neither a map nor tokens.
+            RuntimeError: Nothing is factorized yet.
+            TypeError: The model is not a classifier.
+            ValueError: The layer's output is neither a map nor tokens.
         """
         factorization, example = self.factorization, self._example
         if factorization is None or example is None:
             raise RuntimeError("there are no concepts yet: call with images first")
         if not isinstance(self.adapter, ClassificationAdapter):
             raise TypeError(
-                f"expected a classifier; {type(self.model).__name__} is explained as {self.adapter.task}: give "
-                "computation_on_concepts= what should be computed of the concepts"
+                f"expected a classifier; the task of {type(self.model).__name__} is {self.adapter.task}. Pass "
+                "computation_on_concepts=, a function of the concepts"
             )
-        vectors = torch.from_numpy(np.ascontiguousarray(factorization.typical.T))
+        vectors = torch.from_numpy(np.ascontiguousarray(factorization.peak_features.T))
         return torch.stack([self._scores_of(self.adapter, example, vector) for vector in vectors])
 
     def _scores_of(self, adapter: ClassificationAdapter, batch: Batch, vector: Tensor) -> Tensor:
-        """The class scores (classes,) of one feature vector everywhere."""
+        """Return the class scores (classes,) for one feature vector in all cells."""
 
         def fill(layer: int, run: int, output: Any) -> Any:
             return map_tensors(output, lambda tensor: _filled(tensor, vector) if tensor.is_floating_point() else tensor)
@@ -288,10 +296,13 @@ class DeepFeatureFactorization:
             return class_scores(adapter.outputs(raw, batch)[0])
 
     def label_concepts(self, top_k: int = 2) -> list[str]:
-        """The classes that a classifier sees in each concept of the last call, a line for each: ``tiger cat 0.83``.
+        """Return the top classes of each concept of the last call, one text per concept: ``tiger cat 0.83``.
+
+        Args:
+            top_k: Number of classes per concept.
 
         Raises:
-            As `concept_scores`.
+            RuntimeError, TypeError, ValueError: As in `concept_scores`.
         """
         return create_labels_legend(self.concept_scores(), self.adapter.names, top_k)
 
@@ -306,17 +317,17 @@ def run_dff_on_image(
     n_components: int = 5,
     top_k: int = 2,
 ) -> ImageArray:
-    """One image beside its concepts, labelled by a classifier's last layer, as `pytorch_grad_cam` has it.
+    """Draw an image beside its concepts, labelled by a classifier's last layer, as in `pytorch_grad_cam`.
 
     Args:
-        model: as in `DeepFeatureFactorization`; class names come from its ``config.id2label``, if it has one.
-        target_layer: likewise.
-        classifier: from concepts (K, C) to logits (K, classes).
-        img_pil: the image.
-        img_tensor: (C, H, W) the network's input, of the image's size.
-        reshape_transform: as in `DeepFeatureFactorization`.
-        n_components: how many concepts.
-        top_k: classes for each.
+        model: As in `DeepFeatureFactorization`; class names come from its ``config.id2label``, if it has one.
+        target_layer: As in `DeepFeatureFactorization`.
+        classifier: Function from concepts (K, C) to logits (K, classes).
+        img_pil: The image.
+        img_tensor: (C, H, W), the network's input, of the image's size.
+        reshape_transform: As in `DeepFeatureFactorization`.
+        n_components: Number of concepts.
+        top_k: Number of classes per concept.
 
     Returns:
         HxWx3 uint8.
@@ -332,15 +343,15 @@ def run_dff_on_image(
 
 
 def _filled(tensor: Tensor, vector: Tensor) -> Tensor:
-    """A layer's output with one feature vector (C,) at every place: maps, tokens, or maps with channels last."""
+    """Fill a layer's output (maps, tokens, or channels-last maps) with one feature vector (C,)."""
     channels = len(vector)
     for axis in (1, tensor.ndim - 1):
-        # Of tokens (B, N, C) the channels come last, whatever N is.
+        # The channels of tokens (B, N, C) come last, also if N equals C.
         if tensor.ndim in (3, 4) and tensor.shape[axis] == channels and not (tensor.ndim == 3 and axis == 1):
             shape = [1] * tensor.ndim
             shape[axis] = channels
             return vector.to(tensor).reshape(shape).expand_as(tensor).clone()
     raise ValueError(
-        f"expected a layer that puts out maps (B, {channels}, h, w) or tokens (B, N, {channels}); got "
-        f"{tuple(tensor.shape)}: choose another layer, or give computation_on_concepts="
+        f"expected a layer that returns maps (B, {channels}, h, w) or tokens (B, N, {channels}); got "
+        f"{tuple(tensor.shape)}. Choose another layer, or pass computation_on_concepts="
     )

@@ -1,4 +1,4 @@
-"""Target layers and token grids, found by looking at what layers put out."""
+"""Target layers and reshape transforms: the default layer of a network, and token grids as feature maps."""
 
 from __future__ import annotations
 
@@ -17,27 +17,37 @@ LayersLike: TypeAlias = Sequence[nn.Module | str] | nn.Module | str | None
 """Target layers: modules or dotted names, one or several; None takes the default."""
 
 MAX_PREFIX_TOKENS = 8
-"""How many tokens may stand before the patches where the model does not say (a class token, registers)."""
+"""Maximum number of prefix tokens (class token, registers) of a model that does not declare it."""
 
 GRADIENT_SCALE = 256.0
-"""Keeps the probe's gradients from vanishing in half precision."""
+"""Factor on the probe's gradients, which would vanish in half precision."""
+
+MIN_GRADIENT_COVERAGE = 0.5
+"""Minimum fraction of a target layer's cells with a gradient."""
 
 
 @dataclass(frozen=True, eq=False)
-class _Seen:
-    """One map that the probe met: its module, the map, the map's autograd node, and what the module read."""
+class _ProbedMap:
+    """A map that a module returned during the probe.
+
+    Attributes:
+        module: The module.
+        output: The map.
+        node: The map's autograd node.
+        input: The module's first input.
+    """
 
     module: nn.Module
     output: Tensor
     node: Any
-    read: Any
+    input: Any
 
 
 def first_tensor(output: object) -> Tensor:
-    """The scores in whatever a model returns: ``.logits`` if it has them, else the first tensor.
+    """Return ``.logits`` of a model's output if it has them, else its first tensor.
 
     Raises:
-        RuntimeError: there is no tensor.
+        RuntimeError: The output contains no tensor.
     """
     tensors = flatten_tensors(getattr(output, "logits", output))
     if not tensors:
@@ -50,50 +60,50 @@ def find_target_layers(
     input_size_hw: tuple[int, int],
     device: torch.device,
     dtype: torch.dtype,
-    read: Callable[[Any], Tensor] = first_tensor,
+    select_output: Callable[[Any], Tensor] = first_tensor,
 ) -> list[nn.Module]:
-    """The last layer whose map everything passes through that the output depends on, found by a probe.
+    """Return the last layer on every path from the input to the output, determined by a probe.
 
     A seeded noise image runs through the model with a hook on every layer. A layer qualifies if
 
-    * what it puts out is a map or a grid of tokens with the input's proportions, at least 2 x 2,
-    * it lies on every path from the input to the output (so no branch, no part of an attention layer),
-    * at least half of its places have a gradient (not so behind the last attention of a transformer that
-      reads its class token alone), and
-    * it ran once and is no pooling layer (whose map is a coarser copy).
+    * its output is a map or a grid of tokens with the input's aspect ratio, at least 2 x 2,
+    * it lies on every path from the input to the output (not on a branch or inside an attention layer),
+    * at least half of its cells have a gradient (not so after the last attention layer of a transformer whose head
+      uses the class token alone), and
+    * it runs once and is not a pooling layer.
 
-    A layer behind which the network forks for longer than it took to get there is refused.
+    The search fails if more maps follow the layer, on parallel branches, than precede it.
 
-    Where a normalisation layer reads the chosen tokens directly, as at the start of a transformer block, its
-    output is taken: the same places, with the channels on one scale.
+    If a normalisation layer takes the layer's tokens as its input, as at the start of a transformer block, the
+    normalisation layer is returned: it has the same cells, with all channels on one scale.
 
     Args:
-        model: a classifier or feature extractor.
-        input_size_hw: height and width of the input.
-        device: where the model is.
-        dtype: of the model's parameters.
-        read: from what the model returns to the (1, ...) tensor that is explained.
+        model: A classifier or feature extractor.
+        input_size_hw: Height and width of the input.
+        device: The model's device.
+        dtype: The dtype of the model's parameters.
+        select_output: Function from the model's output to the explained tensor (1, ...).
 
     Raises:
-        RuntimeError: no layer qualifies, or the model cannot run on the probe.
+        RuntimeError: No layer qualifies, or the model cannot run on the probe.
     """
     noise = probe_image(model, input_size_hw, device, dtype)
     with guarded(model, gradients=True):
-        layer, alive = _probe(model, noise, read, {})
-        if layer is None and not alive:  # an untrained head may be all zeros, which lets no gradient pass
-            layer, _ = _probe(model, noise, read, _without_zeros(model))
+        layer, has_gradient = _probe(model, noise, select_output, {})
+        if layer is None and not has_gradient:  # an untrained head of zeros passes no gradient
+            layer, _ = _probe(model, noise, select_output, _noise_for_zeros(model))
     if layer is None:
         raise RuntimeError(
-            f"{type(model).__name__} has no single layer with a map through which all passes that the output "
-            "depends on; pass target_layers=, e.g. the last block of each branch"
+            f"{type(model).__name__} has no single layer that lies on all paths from the input to the output; pass "
+            "target_layers=, e.g. the last block of each branch"
         )
     return [layer]
 
 
 def probe_image(model: nn.Module, input_size_hw: tuple[int, int], device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Seeded noise in [0, 1], (1, C, H, W), asking for a gradient.
+    """Return seeded noise (1, C, H, W) in [0, 1] that requires a gradient.
 
-    It has three channels where some convolution reads three, else as many as the first one to be defined reads.
+    C is 3 if a convolution has three input channels, else the number of input channels of the first convolution.
     """
     counts = [m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)]
     channels = 3 if 3 in counts or not counts else counts[0]
@@ -102,51 +112,51 @@ def probe_image(model: nn.Module, input_size_hw: tuple[int, int], device: torch.
 
 
 def _probe(
-    model: nn.Module, noise: Tensor, read: Callable[[Any], Tensor], parameters: dict[str, Tensor]
+    model: nn.Module, noise: Tensor, select_output: Callable[[Any], Tensor], parameters: dict[str, Tensor]
 ) -> tuple[nn.Module | None, bool]:
-    """The best layer, if any, and whether a gradient arrived; `parameters` stand in for the model's own."""
+    """Return the layer or None, and whether it has a gradient; `parameters` replace those of the model."""
     reshape = infer_reshape(model, (noise.shape[-2], noise.shape[-1]))
-    output, seen, runs = _look(model, noise, parameters, reshape)
-    scores = read(output).float().flatten()
+    output, maps, runs = _record_maps(model, noise, parameters, reshape)
+    scores = select_output(output).float().flatten()
     if not scores.requires_grad:
         raise RuntimeError(
-            f"the output of {type(model).__name__} has no gradient towards its input (is a part of it run "
+            f"the output of {type(model).__name__} has no gradient with respect to its input (does a part of it run "
             "without autograd?); pass target_layers="
         )
     mixture = torch.randn(len(scores), generator=torch.Generator().manual_seed(1)).to(scores)
     total = GRADIENT_SCALE * (scores * mixture).sum()
-    pooled = {item.node for item in seen if _is_pooling(item.module)}
-    once = [item for item in seen if runs[item.module] == 1 and item.node not in pooled]
-    for index in reversed(range(len(once))):
-        if not all_paths_pass(total.grad_fn, once[index].node):
+    pooled = {item.node for item in maps if _is_pooling(item.module)}
+    candidates = [item for item in maps if runs[item.module] == 1 and item.node not in pooled]
+    for index in reversed(range(len(candidates))):
+        if not all_paths_pass(total.grad_fn, candidates[index].node):
             continue
-        chosen, *behind = once[index:]
-        (share, *shares) = _shares_of_places([item.output for item in (chosen, *behind)], total, reshape)
-        if share is None:
+        chosen, *later = candidates[index:]
+        (coverage, *coverages) = _gradient_coverage([item.output for item in (chosen, *later)], total, reshape)
+        if coverage is None:
             return None, False
-        if share < 0.5:
+        if coverage < MIN_GRADIENT_COVERAGE:
             continue
-        alive = [item for item, part in zip(behind, shares, strict=True) if part is not None and part >= 0.5]
-        if len(alive) > index + 1:
+        covered = [item for item, part in zip(later, coverages, strict=True) if (part or 0) >= MIN_GRADIENT_COVERAGE]
+        if len(covered) > index + 1:
             return None, True
-        norms = [item for item in alive if item.read is chosen.output and _is_norm(item.module)]
+        norms = [item for item in covered if item.input is chosen.output and _is_norm(item.module)]
         return (norms[0] if len(norms) == 1 else chosen).module, True
     return None, True
 
 
-def _look(
+def _record_maps(
     model: nn.Module, noise: Tensor, parameters: dict[str, Tensor], reshape: InferredReshape
-) -> tuple[Any, list[_Seen], dict[nn.Module, int]]:
-    """Run the model once: its output, every map met on the way, and how often each module ran."""
-    seen: list[_Seen] = []
+) -> tuple[Any, list[_ProbedMap], dict[nn.Module, int]]:
+    """Run the model; return its output, every map of its modules, and the number of runs of each module."""
+    maps: list[_ProbedMap] = []
     runs: dict[nn.Module, int] = {}
 
     def hook(module: nn.Module, inputs: Any, output: Any) -> None:
         runs[module] = runs.get(module, 0) + 1
         if isinstance(module, (nn.Identity, nn.modules.dropout._DropoutNd, nn.Linear)):
-            return  # says nothing that the layer before it does not say
+            return  # its map adds nothing to the one before
         if isinstance(output, Tensor) and output.requires_grad and len(output) == 1 and reshape.fits(output):
-            seen.append(_Seen(module, output, output.grad_fn, inputs[0] if inputs else None))
+            maps.append(_ProbedMap(module, output, output.grad_fn, inputs[0] if inputs else None))
 
     handles = [module.register_forward_hook(hook) for module in model.modules() if module is not model]
     try:
@@ -159,33 +169,35 @@ def _look(
     finally:
         for handle in handles:
             handle.remove()
-    return output, seen, runs
+    return output, maps, runs
 
 
 def all_paths_pass(output: Node | None, node: Node | None) -> bool:
-    """Whether every path of the autograd graph from the output to a leaf (the input) leads through a node."""
-    visited, waiting = {output}, [output] if output is not None else []
-    while waiting:
-        current = waiting.pop()
+    """Return whether every path of the autograd graph from the output to a leaf (the input) contains a node."""
+    visited, stack = {output}, [output] if output is not None else []
+    while stack:
+        current = stack.pop()
         if current is node:
             continue
-        following = [parent for parent, _ in current.next_functions if parent is not None]
-        if not following and hasattr(current, "variable"):
+        parents = [parent for parent, _ in current.next_functions if parent is not None]
+        if not parents and hasattr(current, "variable"):
             return False
-        fresh = [parent for parent in following if parent not in visited]
-        visited.update(fresh)
-        waiting.extend(fresh)
+        unvisited = [parent for parent in parents if parent not in visited]
+        visited.update(unvisited)
+        stack.extend(unvisited)
     return True
 
 
-def _shares_of_places(activations: Sequence[Tensor], total: Tensor, reshape: InferredReshape) -> list[float | None]:
-    """Share of each map's places, in [0, 1], with a gradient in any channel; None where none arrives at all."""
+def _gradient_coverage(activations: Sequence[Tensor], total: Tensor, reshape: InferredReshape) -> list[float | None]:
+    """Return the fraction of each map's cells with a gradient in any channel, in [0, 1]; None without any."""
     gradients = torch.autograd.grad(total, activations, retain_graph=True, allow_unused=True)
-    return [None if g is None or not g.any() else float((reshape.one(g) != 0).any(1).float().mean()) for g in gradients]
+    return [
+        None if g is None or not g.any() else float((reshape.to_map(g) != 0).any(1).float().mean()) for g in gradients
+    ]
 
 
-def _without_zeros(model: nn.Module) -> dict[str, Tensor]:
-    """Seeded noise for every weight that is zero throughout."""
+def _noise_for_zeros(model: nn.Module) -> dict[str, Tensor]:
+    """Return seeded noise for every weight that is zero throughout."""
     generator = torch.Generator().manual_seed(2)
     return {
         name: (0.02 * torch.randn(weight.shape, generator=generator)).to(weight)
@@ -203,22 +215,22 @@ def _is_norm(module: nn.Module) -> bool:
 
 
 def infer_reshape(model: nn.Module, input_size_hw: tuple[int, int]) -> InferredReshape:
-    """A reshape transform that looks at each activation, for a model and the size of its input."""
+    """Return the reshape transform of a model whose input has a given size."""
     return InferredReshape(input_size_hw, declared_prefix_tokens(model), last_axis_channels(model))
 
 
 class InferredReshape:
-    """Brings whatever a layer put out to (B, C, h, w).
+    """Reshape a layer's output to (B, C, h, w).
 
-    Feature maps (B, C, h, w) pass; channels-last maps (B, h, w, C) are permuted; tokens (B, N, C) lose their
-    prefix tokens (class token, registers) and are laid out row by row on the patch grid. What is what
-    follows from the input: a grid has one stride on both axes. Where both orders would do,
+    Feature maps (B, C, h, w) are unchanged; channels-last maps (B, h, w, C) are permuted; of tokens (B, N, C) the
+    prefix tokens (class token, registers) are dropped and the rest is arranged row by row on the patch grid. The
+    layout follows from the input's size: a grid has one stride on both axes. If both orders fit,
     `last_axis_channels` decides.
 
     Args:
-        input_size_hw: height and width of the network's input.
-        prefix_tokens: how many tokens stand before the patches; None looks for the number that leaves a grid.
-        last_axis_channels: channel counts that the model keeps on the last axis of its maps.
+        input_size_hw: Height and width of the network's input.
+        prefix_tokens: Number of tokens before the patches; None infers it from the grid.
+        last_axis_channels: Channel counts of the model's channels-last maps.
     """
 
     def __init__(
@@ -232,13 +244,13 @@ class InferredReshape:
         self.last_axis_channels = last_axis_channels
 
     def __call__(self, output: object) -> list[Tensor]:
-        return [self.one(tensor) for tensor in flatten_tensors(output)]
+        return [self.to_map(tensor) for tensor in flatten_tensors(output)]
 
-    def one(self, tensor: Tensor) -> Tensor:
-        """One activation to (B, C, h, w).
+    def to_map(self, tensor: Tensor) -> Tensor:
+        """Reshape one activation to (B, C, h, w).
 
         Raises:
-            ValueError: tokens that make no grid.
+            ValueError: The tokens do not form a grid.
         """
         if tensor.ndim == 4:
             return tensor.permute(0, 3, 1, 2) if self._channels_last(tensor) else tensor
@@ -248,11 +260,11 @@ class InferredReshape:
         return tensor
 
     def fits(self, tensor: Tensor) -> bool:
-        """Whether an activation is a map of the input, at least 2 x 2."""
+        """Return whether an activation is a map of the input, at least 2 x 2."""
         if tensor.ndim not in (3, 4):
             return False
         try:
-            height, width = self.one(tensor).shape[-2:]
+            height, width = self.to_map(tensor).shape[-2:]
         except ValueError:
             return False
         return min(height, width) >= 2 and self._one_stride(height, width)
@@ -264,7 +276,7 @@ class InferredReshape:
         return not self._one_stride(second, third) or third in self.last_axis_channels
 
     def _one_stride(self, height: int, width: int) -> bool:
-        """Whether a grid may have one stride on both axes, each size being off by one at most (padding)."""
+        """Return whether a grid can have one stride on both axes, with a tolerance of one cell for padding."""
         (low_y, high_y), (low_x, high_x) = (
             (size / (cells + 1), size / max(cells - 1, 1e-9))
             for size, cells in zip(self.input_size_hw, (height, width), strict=True)
@@ -272,21 +284,21 @@ class InferredReshape:
         return max(low_y, low_x) <= min(high_y, high_x)
 
     def _grid(self, tokens: int) -> tuple[int, int, int]:
-        """Height and width of the patch grid, and how many tokens stand before it."""
+        """Return height and width of the patch grid, and the number of prefix tokens."""
         known = self.prefix_tokens
-        for whole in (True, False):  # grids of whole patches first: others fit far too many numbers
+        for whole in (True, False):  # grids of whole patches first: the others fit too many numbers
             prefixes = range((MAX_PREFIX_TOKENS if whole else 1) + 1) if known is None else (known, 0)
             for prefix in prefixes:
                 for height, width in self._grids(whole):
                     if height * width + prefix == tokens:
                         return height, width, prefix
         raise ValueError(
-            f"cannot lay {tokens} tokens out on a grid for an input of {self.input_size_hw[0]} x "
+            f"cannot arrange {tokens} tokens on a grid for an input of {self.input_size_hw[0]} x "
             f"{self.input_size_hw[1]}; pass reshape_transform="
         )
 
     def _grids(self, whole: bool) -> Iterator[tuple[int, int]]:
-        """Every grid of square patches on the input, finest first; if not of whole ones, cut off or padded."""
+        """Iterate over the grids of square patches, finest first: of whole patches, or cropped and padded ones."""
         height, width = self.input_size_hw
         for stride in range(1, max(height, width) + 1):
             if not whole:
@@ -297,7 +309,7 @@ class InferredReshape:
 
 
 def declared_prefix_tokens(model: nn.Module) -> int | None:
-    """How many tokens a transformer says stand before its patches; None where it is silent."""
+    """Return the number of prefix tokens that a transformer declares, or None."""
     for module in model.modules():
         declared = getattr(module, "num_prefix_tokens", None)
         if isinstance(declared, int):
@@ -308,23 +320,23 @@ def declared_prefix_tokens(model: nn.Module) -> int | None:
 
 
 def last_axis_channels(model: nn.Module) -> frozenset[int]:
-    """Channel counts that a model keeps on the last axis: normalised there, and read by no convolution."""
+    """Return the channel counts of a model's channels-last maps: normalised there, no input of a convolution."""
     modules = list(model.modules())
     normalised = {m.normalized_shape[-1] for m in modules if isinstance(m, nn.LayerNorm)}
     return frozenset(normalised - {m.in_channels for m in modules if isinstance(m, nn.Conv2d)})
 
 
 def vit_reshape_transform(tensor: Tensor, height: int = 14, width: int = 14) -> Tensor:
-    """Tokens (B, 1 + height * width, C) of a ViT with a class token to (B, C, height, width)."""
+    """Reshape tokens (B, 1 + height * width, C) of a ViT with a class token to (B, C, height, width)."""
     return tensor[:, 1:].transpose(1, 2).unflatten(2, (height, width))
 
 
 def swinT_reshape_transform(tensor: Tensor, height: int = 7, width: int = 7) -> Tensor:
-    """Tokens (B, height * width, C), or maps (B, height, width, C), of a Swin to (B, C, height, width)."""
+    """Reshape tokens (B, height * width, C) or maps (B, height, width, C) of a Swin to (B, C, height, width)."""
     return tensor.reshape(len(tensor), height, width, tensor.shape[-1]).permute(0, 3, 1, 2)
 
 
 def fasterrcnn_reshape_transform(x: Mapping[str, Tensor]) -> Tensor:
-    """A feature pyramid as one map: each level's magnitude resized to the level ``pool``, channels joined."""
+    """Concatenate the magnitudes of a feature pyramid's levels over channels, resized to the level ``pool``."""
     size = x["pool"].shape[-2:]
     return torch.cat([F.interpolate(level.abs(), size, mode="bilinear") for level in x.values()], 1)

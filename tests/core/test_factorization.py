@@ -169,7 +169,7 @@ def test_tokens(layout: str) -> None:
     assert concepts.shape == (6, 2) and [maps.shape for maps in explanations] == [(2, 20, 28)] * 2
     with torch.no_grad():
         maps = model.norm(model.patches(images).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        wanted = model.head(torch.from_numpy(dff.factorization.typical.T.copy())).softmax(-1)  # type: ignore[union-attr]
+        wanted = model.head(torch.from_numpy(dff.factorization.peak_features.T.copy())).softmax(-1)  # type: ignore[union-attr]
     own = factorize([[one] for one in maps], [Geometry.identity((20, 28))] * 2, 2)
     np.testing.assert_allclose(concepts, own.concepts, atol=1e-5)
     torch.testing.assert_close(dff.concept_scores(), wanted, atol=1e-5, rtol=0)

@@ -222,7 +222,7 @@ def test_a_model_without_a_gradient_to_its_input_says_so() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x).detach()
 
-    with pytest.raises(RuntimeError, match="no gradient towards its input"):
+    with pytest.raises(RuntimeError, match="no gradient with respect to its input"):
         find_target_layers(Cut(), (16, 16), CPU, torch.float32)
 
 
@@ -241,7 +241,7 @@ class TestInferredReshape:
         grid = spot(size_hw[0] // 8, size_hw[1] // 8, 7)
         tokens = torch.cat([torch.full((1, prefix, 7), 9.0), grid.flatten(2).transpose(1, 2)], 1)
         reshape = InferredReshape(size_hw, prefix if declared else None)
-        assert torch.equal(reshape.one(tokens), grid)
+        assert torch.equal(reshape.to_map(tokens), grid)
 
     @pytest.mark.parametrize("size_hw", [(225, 300), (230, 170)])
     @pytest.mark.parametrize("cut", [True, False])
@@ -249,31 +249,31 @@ class TestInferredReshape:
         height, width = (side // 16 if cut else -(-side // 16) for side in size_hw)
         grid = spot(height, width, 7)
         tokens = torch.cat([torch.zeros(1, 1, 7), grid.flatten(2).transpose(1, 2)], 1)
-        assert torch.equal(InferredReshape(size_hw).one(tokens), grid)
+        assert torch.equal(InferredReshape(size_hw).to_map(tokens), grid)
 
     def test_declared_prefix_tokens_may_be_missing_from_a_layer(self) -> None:
         grid = spot(14, 14, 7)
-        assert torch.equal(InferredReshape((224, 224), 1).one(grid.flatten(2).transpose(1, 2)), grid)
+        assert torch.equal(InferredReshape((224, 224), 1).to_map(grid.flatten(2).transpose(1, 2)), grid)
 
     @pytest.mark.parametrize("size_hw", [(64, 64), (48, 80), (100, 75)])
     @pytest.mark.parametrize("channels", [3, 48, 200])
     def test_channels_last_maps_are_turned(self, size_hw: tuple[int, int], channels: int) -> None:
         grid = spot(-(-size_hw[0] // 8), -(-size_hw[1] // 8), channels)
         reshape = InferredReshape(size_hw)
-        assert torch.equal(reshape.one(grid.permute(0, 2, 3, 1)), grid)
-        assert torch.equal(reshape.one(grid), grid)
+        assert torch.equal(reshape.to_map(grid.permute(0, 2, 3, 1)), grid)
+        assert torch.equal(reshape.to_map(grid), grid)
 
     @pytest.mark.parametrize("channels", [6, 10])
     def test_as_many_channels_as_rows_or_columns_in_a_wide_image(self, channels: int) -> None:
         grid = spot(6, 10, channels)
         reshape = InferredReshape((48, 80))
-        assert torch.equal(reshape.one(grid.permute(0, 2, 3, 1)), grid)
-        assert torch.equal(reshape.one(grid), grid)
+        assert torch.equal(reshape.to_map(grid.permute(0, 2, 3, 1)), grid)
+        assert torch.equal(reshape.to_map(grid), grid)
 
     def test_as_many_channels_as_rows_and_columns_follow_what_the_model_normalises(self) -> None:
         cube = torch.rand(1, 8, 8, 8)
-        assert torch.equal(InferredReshape((64, 64)).one(cube), cube)
-        assert torch.equal(InferredReshape((64, 64), None, frozenset({8})).one(cube), cube.permute(0, 3, 1, 2))
+        assert torch.equal(InferredReshape((64, 64)).to_map(cube), cube)
+        assert torch.equal(InferredReshape((64, 64), None, frozenset({8})).to_map(cube), cube.permute(0, 3, 1, 2))
         small_swin = timm.models.SwinTransformer(
             img_size=64, embed_dim=8, patch_size=8, depths=(1,), num_heads=(2,), window_size=4, num_classes=2
         )
@@ -284,9 +284,9 @@ class TestInferredReshape:
 
     def test_what_makes_no_grid_is_refused(self) -> None:
         with pytest.raises(ValueError, match=r"150 tokens.*64 x 64.*reshape_transform="):
-            InferredReshape((64, 64)).one(torch.rand(1, 150, 4))
+            InferredReshape((64, 64)).to_map(torch.rand(1, 150, 4))
         with pytest.raises(ValueError, match="tokens"):
-            InferredReshape((64, 64), 1).one(torch.rand(1, 18, 4))
+            InferredReshape((64, 64), 1).to_map(torch.rand(1, 18, 4))
         assert not InferredReshape((64, 64)).fits(torch.rand(1, 3, 197, 64)), "heads x tokens x features"
 
     @pytest.mark.parametrize("name", ["vit", "wide vit", "swin", "cnn"])
@@ -308,7 +308,7 @@ class TestInferredReshape:
         model(image)
         handle.remove()
         reshape = infer_reshape(model, size_hw)
-        moved = (reshape.one(held[1]) - reshape.one(held[0])).abs().sum(1)[0]
+        moved = (reshape.to_map(held[1]) - reshape.to_map(held[0])).abs().sum(1)[0]
         rows, columns = moved.shape
         assert rows / columns == size_hw[0] / size_hw[1]
         corner = moved[: rows // 2, columns // 2 :]
