@@ -18,6 +18,7 @@ from detcam.geometry import Geometry
 from detcam.outputs import Candidates, DetectorOutput
 from detcam.targets import DetectionTarget
 from detcam.trace import guarded
+from detcam.utils.hooks import active_hooks
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -114,14 +115,9 @@ class CustomDetectorAdapter(DetectorAdapter):
         with guarded(self.model, gradients=True):
             batch = self.prepare([noise])
             batch.inputs.requires_grad_(True)
-            handles = [
-                module.register_forward_hook(record) for module in self.model.modules() if module is not self.model
-            ]
-            try:
+            inner = [module for module in self.model.modules() if module is not self.model]
+            with active_hooks(module.register_forward_hook(record) for module in inner):
                 raw = self.forward(batch)
-            finally:
-                for handle in handles:
-                    handle.remove()
             output = CustomOutput(self, tuple(part[0] for part in self._decoded(raw, 1)), batch.geometries[0])
             reach = _reach([tensor for _, tensor in maps], output.central_scores(8))
         for (module, _), fractions in zip(reversed(maps), reversed(reach), strict=True):

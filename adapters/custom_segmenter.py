@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from typing import Any, TypeAlias
 
 import torch
@@ -15,6 +14,7 @@ from detcam.adapters.segmentation import SegmentationAdapter
 from detcam.geometry import Geometry
 from detcam.layers import all_paths_pass, infer_reshape, probe_image
 from detcam.trace import guarded
+from detcam.utils.hooks import active_hooks
 
 SegmenterDecode: TypeAlias = Callable[[Any], Tensor]
 """From the model's raw output for a batch to (B, C, h, w) logits, before any sigmoid or softmax."""
@@ -81,10 +81,11 @@ class CustomSegmentationAdapter(SegmentationAdapter):
         size = self.canvas((224, 224))
         noise = probe_image(self.model, size, self.device, self.dtype)
         seen: list[tuple[nn.Module, Any]] = []
-        with guarded(self.model, gradients=True), ExitStack() as hooks:
-            for module in self.model.modules():
-                handle = module.register_forward_hook(lambda module, _, output: seen.append((module, output)))
-                hooks.callback(handle.remove)
+        hooks = active_hooks(
+            module.register_forward_hook(lambda module, _, output: seen.append((module, output)))
+            for module in self.model.modules()
+        )
+        with guarded(self.model, gradients=True), hooks:
             logits = self.logits(self.forward(Batch(noise, (Geometry.identity(size),))))
             total = logits.float().square().sum()
             reshape = infer_reshape(self.model, size)

@@ -21,6 +21,7 @@ from detcam.inputs import read_request
 from detcam.layers import all_paths_pass, find_target_layers, first_tensor, infer_reshape, probe_image
 from detcam.smoothing import View
 from detcam.trace import guarded
+from detcam.utils.hooks import active_hooks
 from detcam.utils.model_lock import exclusive
 
 
@@ -114,10 +115,8 @@ class EmbeddingAdapter(FixedSizeAdapter):
             handle = self.tap.module.register_forward_pre_hook(lambda m, inputs: tensors.append(inputs[0].clone()))
         else:
             handle = self.tap.module.register_forward_hook(lambda m, i, out: tensors.append(first_tensor(out).clone()))
-        try:
+        with handle:
             yield tensors
-        finally:
-            handle.remove()
 
     def _vectors(self, tensors: Sequence[Tensor], input_size_hw: tuple[int, int], count: int) -> Tensor:
         name = layer_name(self.model, self.tap.module)
@@ -150,13 +149,8 @@ def find_embedding(model: nn.Module, input_size_hw: tuple[int, int], device: tor
         ran.append((module, output.grad_fn if isinstance(output, Tensor) else None))
 
     leaves = [m for m in model.modules() if not list(m.children()) and list(m.parameters(recurse=False))]
-    with guarded(model, gradients=True):
-        handles = [leaf.register_forward_hook(hook) for leaf in leaves]
-        try:
-            output = first_tensor(model(probe_image(model, input_size_hw, device, dtype)))
-        finally:
-            for handle in handles:
-                handle.remove()
+    with guarded(model, gradients=True), active_hooks(leaf.register_forward_hook(hook) for leaf in leaves):
+        output = first_tensor(model(probe_image(model, input_size_hw, device, dtype)))
     last, node = ran[-1] if ran else (None, None)
     if not isinstance(last, nn.Linear) or model is last:
         return Tap(model)

@@ -6,7 +6,6 @@ import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
@@ -19,6 +18,7 @@ from detcam.adapters.segmentation import SegmentationAdapter
 from detcam.geometry import Geometry
 from detcam.layers import InferredReshape, all_paths_pass, infer_reshape
 from detcam.trace import flatten_tensors, guarded
+from detcam.utils.hooks import active_hooks
 from detcam.utils.optional import missing_package_error
 
 logger = logging.getLogger("detcam")
@@ -65,10 +65,11 @@ class SmpAdapter(SegmentationAdapter):
         noise = torch.rand((1, channels, *size), generator=torch.Generator().manual_seed(0))
         batch = Batch(noise.to(self.device, self.dtype), (Geometry.identity(size),))
         seen: list[tuple[nn.Module, Tensor]] = []
-        with guarded(self.model, gradients=True), ExitStack() as hooks:
-            for module in encoder.modules():
-                handle = module.register_forward_hook(lambda module, _, output: seen.append((module, output)))
-                hooks.callback(handle.remove)
+        hooks = active_hooks(
+            module.register_forward_hook(lambda module, _, output: seen.append((module, output)))
+            for module in encoder.modules()
+        )
+        with guarded(self.model, gradients=True), hooks:
             batch.inputs.requires_grad_(True)
             total = self.logits(self.forward(batch)).float().square().sum()
             deepest = [level for level in flatten_tensors(seen.pop()[1]) if level.ndim == 4][-1]
@@ -95,11 +96,8 @@ class SmpAdapter(SegmentationAdapter):
         if activation is None or isinstance(activation.activation, nn.Identity):
             return super().forward(batch)
         seen: list[Tensor] = []
-        handle = activation.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
-        try:
+        with activation.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0])):
             super().forward(batch)
-        finally:
-            handle.remove()
         return seen[-1]
 
     def logits(self, raw: object) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from detcam.adapters.base import Adapter, Batch
 from detcam.auditing.case import EVIDENCE_LOCATIONS, AuditCase, CaseMaps, EvidenceLocation
@@ -122,9 +122,13 @@ class ErrorExplainer:
             for image in images
         ]
         # The lock keeps the passes of other threads out of the count.
-        with exclusive(self.adapter.model), _PassCounter(self.adapter.target_layers[0]) as counter:
+        passed: list[int] = []  # images per run of the first target layer
+        counter = self.adapter.target_layers[0].register_forward_hook(
+            lambda module, inputs, output: passed.append(len(flatten_tensors(output)[0]))
+        )
+        with exclusive(self.adapter.model), counter:
             heatmaps = self.heatmaps([image.image for image in images], questions)
-        passes = counter.images / max(sum(len(row) for row in questions), 1)
+        passes = sum(passed) / max(sum(len(row) for row in questions), 1)
         return [
             self._explain_image(image, of_image, maps, passes)
             for image, of_image, maps in zip(images, questions, heatmaps, strict=True)
@@ -254,24 +258,6 @@ class ErrorExplainer:
         )
         box = mapping.to_input(box_region(detection.box_xyxy, ground_truth.image_size_hw).float()) > 0.5
         return Hypothesis(image.cases[number].id, criterion, mapping.to_input(heatmap), box)
-
-
-class _PassCounter:
-    """Counts the images that pass through a layer."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        self.layer = layer
-        self.images = 0
-
-    def __enter__(self) -> _PassCounter:
-        self._handle = self.layer.register_forward_hook(self._count)
-        return self
-
-    def _count(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        self.images += len(flatten_tensors(output)[0])
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._handle.remove()
 
 
 def object_regions(error: DetectionError, ground_truth: GroundTruth, *, masks: bool) -> tuple[Tensor | None, Tensor]:

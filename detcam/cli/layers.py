@@ -82,6 +82,7 @@ def map_layers(adapter: Adapter) -> list[MapLayer]:
     import torch
 
     from detcam.trace import guarded
+    from detcam.utils.hooks import active_hooks
 
     image = torch.rand((3, *IMAGE_SIZE_HW), generator=torch.Generator().manual_seed(0))
     seen: dict[str, list[tuple[int, int, int]]] = {}
@@ -98,12 +99,8 @@ def map_layers(adapter: Adapter) -> list[MapLayer]:
             return hook
 
         named = [(name, module) for name, module in adapter.model.named_modules() if name]
-        handles = [module.register_forward_hook(record(name)) for name, module in named]
-        try:
+        with active_hooks(module.register_forward_hook(record(name)) for name, module in named):
             adapter.forward(batch)
-        finally:
-            for handle in handles:
-                handle.remove()
     height = batch.inputs.shape[-2]
     default = {id(layer) for layer in adapter.target_layers}
     return [

@@ -18,6 +18,7 @@ from detcam.layers import LayersLike
 from detcam.outputs import work_dtype
 from detcam.results import Measured, Pass, Reach, values_of
 from detcam.trace import ReshapeTransform
+from detcam.utils.hooks import active_hooks
 from detcam.utils.warnings import warn
 
 
@@ -105,12 +106,8 @@ class FullGrad(BaseCAM):
             runs.append((biases[module], output))
             return output.clone()  # later layers may modify it in place
 
-        handles = [module.register_forward_hook(record) for module in biases]
-        try:
+        with active_hooks(module.register_forward_hook(record) for module in biases):
             yield runs
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def _gradients(self, total: Tensor, tensors: list[Tensor]) -> list[Tensor]:
         """The score's gradient at each tensor; 0 for tensors that do not contribute."""

@@ -21,6 +21,7 @@ from detcam.metrics.base import Metric
 from detcam.metrics.metric_input import MapArray, MetricImage
 from detcam.metrics.similarity import check_maps, rank_correlation, ssim
 from detcam.trace import guarded
+from detcam.utils.hooks import active_hooks
 from detcam.utils.model_lock import exclusive
 
 COMPARED_SIZE = 64
@@ -314,14 +315,10 @@ def layers_top_down(adapter: Adapter, image: Tensor, targets: Sequence[Target]) 
         executed.pop(name, None)
         executed[name] = None
 
-    with guarded(adapter.model, gradients=False):
-        handles = [module.register_forward_pre_hook(record) for module in names]
-        try:
-            batch = adapter.prepare([image])
-            adapter.score(adapter.outputs(adapter.forward(batch), batch), [list(targets)])
-        finally:
-            for handle in handles:
-                handle.remove()
+    hooks = active_hooks(module.register_forward_pre_hook(record) for module in names)
+    with guarded(adapter.model, gradients=False), hooks:
+        batch = adapter.prepare([image])
+        adapter.score(adapter.outputs(adapter.forward(batch), batch), [list(targets)])
     order = {name: position for position, name in enumerate(executed)}
 
     def position_of(name: str) -> int:

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
+from detcam.utils.hooks import active_hooks
+
 MAX_OUTPUT_BYTES = 28 * 2**20
 """Maximum size of a layer's output in a pass on a CPU. From 32 MiB on, the Linux allocator requests fresh pages
 from the system for every layer; larger outputs also exceed small caches."""
@@ -57,10 +59,9 @@ class BatchNormFolding:
             elif unhooked and _is_affine(module):
                 handles.append(module.register_forward_pre_hook(self._record_input))
         try:
-            yield
+            with active_hooks(handles):
+                yield
         finally:
-            for handle in handles:
-                handle.remove()
             self._producers.clear()
         folded: dict[nn.Module, Any] = {module: copy.copy(module) for module in self._runs}
         for norm, producers in self._inputs_of.items():

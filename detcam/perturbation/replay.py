@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from detcam.perturbation.base import ImageScorer, repeat_batch
 from detcam.trace import flatten_tensors, map_tensors
 from detcam.utils.batching import batch_slices
+from detcam.utils.hooks import active_hooks
 
 MAX_PASS_BYTES = 64 * 2**20
 """Approximate memory limit of the variants of one pass."""
@@ -233,13 +234,9 @@ class ReplayRecorder:
     def record(self) -> Iterator[None]:
         """Record one pass of one image inside the context."""
         modules = list(self.model.modules())
-        handles: list[Any] = [module.register_forward_pre_hook(self._on_start) for module in modules]
-        handles += [module.register_forward_hook(self._on_end) for module in modules]
-        try:
+        handles = [module.register_forward_pre_hook(self._on_start) for module in modules]
+        with active_hooks([*handles, *(module.register_forward_hook(self._on_end) for module in modules)]):
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def _on_start(self, module: nn.Module, inputs: Any) -> None:
         self._open.append((module, len(self._stored)))

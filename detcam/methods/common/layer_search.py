@@ -17,6 +17,7 @@ from detcam.outputs import DetectorOutput, SegmenterOutput
 from detcam.results import Reach
 from detcam.targets import BoxTarget, MaskTarget
 from detcam.trace import flatten_tensors, guarded
+from detcam.utils.hooks import active_hooks
 
 logger = logging.getLogger("detcam")
 
@@ -156,12 +157,9 @@ def _recorded_runs(adapter: Adapter, batch: Batch) -> Iterator[list[_ModuleRun]]
 
         return record
 
-    handles = [module.register_forward_hook(recorder(name)) for name, module in adapter.model.named_modules() if name]
-    try:
+    modules = [(name, module) for name, module in adapter.model.named_modules() if name]
+    with active_hooks(module.register_forward_hook(recorder(name)) for name, module in modules):
         yield runs
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _stage_ends(runs: Sequence[_ModuleRun]) -> list[_ModuleRun]:
