@@ -21,7 +21,7 @@ from detcam.layers import LayersLike, infer_reshape
 from detcam.outputs import BaseTarget, DetectionTarget, DetectorOutput, ModelOutput
 from detcam.outputs import Target as Target
 from detcam.targets import BoxTarget
-from detcam.trace import ReshapeTransform, guarded
+from detcam.trace import ReshapeTransform, Trace, guarded
 from detcam.utils.console import track
 
 if TYPE_CHECKING:
@@ -199,6 +199,11 @@ class Adapter(ABC):
     def forward(self, batch: Batch) -> Any:
         """Run the model once, differentiable where autograd is on, and return its raw output of any type."""
         return self.model(batch.inputs, *batch.extra_inputs, **batch.model_kwargs)
+
+    def trace(self, batch: Batch, *, gradients: bool) -> Trace:
+        """A context that records the target layers during a pass of a batch."""
+        reshape = self.reshape_for(batch)
+        return Trace(self.target_layers, self.layer_names, gradients=gradients, reshape_transform=reshape)
 
     @abstractmethod
     def outputs(self, raw: ModelOutput, batch: Batch) -> list[Any]:

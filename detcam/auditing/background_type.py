@@ -17,7 +17,7 @@ from detcam.auditing.sentences import rests_outside
 from detcam.data.annotations import Annotations
 from detcam.data.images import load_image
 from detcam.detections import Detections
-from detcam.trace import Trace, guarded
+from detcam.trace import guarded
 
 MIN_TYPICALITY = 0.15
 """Minimum typicality of a possible missing annotation: rejects about one in seven objects without an annotation.
@@ -203,9 +203,7 @@ class BackgroundClassifier:
         adapter = self.adapter.without_layers()
         with guarded(self.adapter.model, gradients=False), torch.no_grad():
             batch = adapter.prepare(images)
-            layers, names = self.adapter.target_layers, self.adapter.layer_names
-            trace = Trace(layers, names, gradients=False, reshape_transform=self.adapter.reshape_for(batch))
-            with trace:
+            with self.adapter.trace(batch, gradients=False) as trace:
                 adapter.forward(batch)
             levels = [level for layer in trace.activations() for level in layer if len(level) == len(images)]
         for row, (geometry, of_image) in enumerate(zip(batch.geometries, boxes, strict=True)):

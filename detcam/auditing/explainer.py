@@ -26,7 +26,7 @@ from detcam.outputs import DetectorOutput
 from detcam.perturbation.base import ImageScorer, default_batch_size
 from detcam.perturbation.bn_folding import BatchNormFolding
 from detcam.targets import BoxTarget
-from detcam.trace import Trace, flatten_tensors, guarded
+from detcam.trace import flatten_tensors, guarded
 from detcam.utils.model_lock import exclusive
 
 MIN_CORRELATION = 0.7
@@ -200,13 +200,7 @@ class ErrorExplainer:
         """Run the detector on an image, verify its heatmaps, and find the failure stages of missed objects."""
         with guarded(self.adapter.model, gradients=False), torch.no_grad():
             batch = self._layerless.prepare([image.image])
-            trace = Trace(
-                self.adapter.target_layers,
-                self.adapter.layer_names,
-                gradients=False,
-                reshape_transform=self.adapter.reshape_for(batch),
-            )
-            with trace:
+            with self.adapter.trace(batch, gradients=False) as trace:
                 raw = self._layerless.forward(batch)
             output = self._layerless.outputs(raw, batch)[0]
             levels = [level[0] for layer in trace.activations() for level in layer if len(level) == 1]

@@ -24,7 +24,7 @@ from detcam.outputs import DetectionTarget, DetectorOutput, SegmenterOutput
 from detcam.perturbation.base import repeat_batch, select_image
 from detcam.results import Measured, Pass, Sampling, value_of, values_of
 from detcam.targets import BoxTarget, ClassifierOutputTarget, MaskTarget
-from detcam.trace import ReshapeTransform, Trace
+from detcam.trace import ReshapeTransform
 from detcam.utils.batching import batch_slices
 from detcam.utils.filters import blur
 
@@ -162,13 +162,7 @@ class SESS(WrapperCAM):
         """The base method's raw maps of windows, each with its own targets."""
         base, adapter = self.base, self.base.adapter
         batch = base.prepare_input(source.inputs(windows))
-        trace = Trace(
-            adapter.target_layers,
-            adapter.layer_names,
-            gradients=base.uses_gradients,
-            reshape_transform=adapter.reshape_for(batch),
-        )
-        with trace, base.recording(batch) as recorded:
+        with adapter.trace(batch, gradients=base.uses_gradients) as trace, base.recording(batch) as recorded:
             raw = adapter.forward(batch)
         outputs = adapter.outputs(raw, batch)
         images = partial(source.source_images, windows)

@@ -38,14 +38,8 @@ class ShapleyCAM(GradCAM):
 
     def measure(self, run: Pass) -> Measured:
         adapter = run.adapter
-        trace = Trace(
-            adapter.target_layers,
-            adapter.layer_names,
-            gradients=True,
-            reshape_transform=adapter.reshape_for(run.batch),
-        )
         with sdpa_kernel(SDPBackend.MATH), _TwiceDifferentiable():
-            with trace:
+            with adapter.trace(run.batch, gradients=True) as trace:
                 raw = adapter.forward(run.batch)
             return super().measure(replace(run, trace=trace, outputs=adapter.outputs(raw, run.batch)))
 

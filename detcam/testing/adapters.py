@@ -11,7 +11,7 @@ from detcam.adapters.base import Adapter
 from detcam.detections import Detections
 from detcam.testing.models import random_images
 from detcam.testing.state import ModelState, require
-from detcam.trace import Trace, guarded
+from detcam.trace import guarded
 
 TOLERANCE = 1e-4
 
@@ -103,13 +103,7 @@ def check_targets(adapter: Adapter, images: Sequence[Tensor]) -> None:
         detections = [found.filter(top_k=2) for found in adapter.predict([images[index] for index in group])]
         with guarded(adapter.model, gradients=True):
             batch = adapter.prepare([images[index] for index in group])
-            trace = Trace(
-                adapter.target_layers,
-                adapter.layer_names,
-                gradients=True,
-                reshape_transform=adapter.reshape_for(batch),
-            )
-            with trace:
+            with adapter.trace(batch, gradients=True) as trace:
                 outputs = adapter.outputs(adapter.forward(batch), batch)
             targets = [adapter.targets_of(found) for found in detections]
             require(
