@@ -19,7 +19,7 @@ from detcam.adapters.torchvision_detector import (
     TorchvisionDetector,
     at_least_float,
     coco_names,
-    input_size,
+    resized_size,
     scores_of_regions,
 )
 from detcam.adapters.windows import by_level, cut, restore_order
@@ -84,7 +84,7 @@ class DenseAdapter(TorchvisionDetector, abstract=True):
         live = None
         if any(id(layer) in inside for layer in self.target_layers):  # hooks are only active during this call
             live = [self.run_head(level, feature, boxes=True) for level, feature in enumerate(levels)]
-        return DenseRaw(self, ImageList(batch.inputs, [input_size(g) for g in batch.geometries]), levels, live)
+        return DenseRaw(self, ImageList(batch.inputs, [resized_size(g) for g in batch.geometries]), levels, live)
 
     def outputs(self, raw: DenseRaw, batch: Batch) -> list[DetectorOutput]:
         return [DenseOutput(self, raw, index, geometry) for index, geometry in enumerate(batch.geometries)]

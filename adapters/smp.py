@@ -159,7 +159,7 @@ def _stored_with_weights(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return stored
 
 
-def build(spec: str, *, num_classes: int | None = None) -> nn.Module:
+def create_smp_model(spec: str, *, num_classes: int | None = None) -> nn.Module:
     """Build a network with random weights from ``Unet?encoder=resnet34&classes=4&decoder_channels=96,64,48,32,16``.
 
     Args:

@@ -71,7 +71,7 @@ class TorchvisionDetector(DetectorAdapter, abstract=True):
         return OrderedDict([("0", features)]) if isinstance(features, Tensor) else OrderedDict(features)
 
 
-def input_size(geometry: Geometry) -> tuple[int, int]:
+def resized_size(geometry: Geometry) -> tuple[int, int]:
     """Return the height and width of the resized image on the network's input, without padding."""
     height, width = geometry.image_size_hw
     return round(height * geometry.scale_xy[1]), round(width * geometry.scale_xy[0])

@@ -28,7 +28,7 @@ from detcam.adapters.torchvision_detector import (
     TorchvisionDetector,
     at_least_float,
     coco_names,
-    input_size,
+    resized_size,
     scores_of_regions,
 )
 from detcam.detections import Detections, Source
@@ -73,7 +73,7 @@ class TwoStageAdapter(TorchvisionDetector):
         return int(logits.shape[-1])
 
     def forward(self, batch: Batch) -> TwoStageRaw:
-        images = ImageList(batch.inputs, [input_size(geometry) for geometry in batch.geometries])
+        images = ImageList(batch.inputs, [resized_size(geometry) for geometry in batch.geometries])
         return TwoStageRaw(self.model, images, self.pyramid(batch.inputs))
 
     def outputs(self, raw: TwoStageRaw, batch: Batch) -> list[DetectorOutput]:

@@ -16,7 +16,13 @@ from torch import Tensor, nn
 
 from detcam.adapters.base import AdapterOptions, Batch, DetectorAdapter
 from detcam.adapters.ultralytics_architecture import check_architecture
-from detcam.adapters.ultralytics_network import class_names, head_names, inner_module, input_size, is_ultralytics
+from detcam.adapters.ultralytics_network import (
+    class_names,
+    head_names,
+    inner_module,
+    is_ultralytics,
+    network_input_size,
+)
 from detcam.adapters.ultralytics_outputs import HeadLevel, YoloOutput, YoloPyramid
 from detcam.adapters.windows import reach
 from detcam.detections import as_names
@@ -68,7 +74,7 @@ class UltralyticsDetector(DetectorAdapter, abstract=True):
             raise ValueError(f"expected max_det of at least 1; got {max_det}")
         self.conf, self.iou, self.max_det = conf, iou, max_det
         self.stride = max(int(module.stride.max()), 32)
-        self.image_size_hw = input_size(model, image_size, 640, self.stride)
+        self.image_size_hw = network_input_size(model, image_size, 640, self.stride)
         super().__init__(module, **options)
 
     @property
@@ -285,7 +291,7 @@ def _pixels(image: Tensor) -> np.ndarray:
     return (rounded.byte() if whole else scaled).numpy()
 
 
-def build(name: str, *, num_classes: int | None = None, pretrained: bool = False) -> nn.Module:
+def create_ultralytics_model(name: str, *, num_classes: int | None = None, pretrained: bool = False) -> nn.Module:
     """Build a network by name or file: ``yolo11n.pt``, ``rtdetr-l.yaml``.
 
     Args:

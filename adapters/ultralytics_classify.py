@@ -12,7 +12,13 @@ from torchvision import transforms
 
 from detcam.adapters.base import AdapterOptions, Batch
 from detcam.adapters.classification import ClassificationAdapter
-from detcam.adapters.ultralytics_network import fresh_attributes, head_names, inner_module, input_size, is_ultralytics
+from detcam.adapters.ultralytics_network import (
+    fresh_attributes,
+    head_names,
+    inner_module,
+    is_ultralytics,
+    network_input_size,
+)
 from detcam.detections import as_names
 from detcam.geometry import Geometry
 
@@ -39,7 +45,7 @@ class UltralyticsClassificationAdapter(ClassificationAdapter):
         self, model: object, *, image_size: int | tuple[int, int] | None = None, **options: Unpack[AdapterOptions]
     ) -> None:
         module = inner_module(model)
-        size = input_size(model, image_size, 224, 1)
+        size = network_input_size(model, image_size, 224, 1)
         stored: Any = getattr(module, "transforms", None)
         steps = [type(step).__name__ for step in getattr(stored, "transforms", ())]
         usable = steps == ["Resize", "CenterCrop", "ToTensor", "Normalize"] and tuple(stored.transforms[1].size) == size

@@ -53,7 +53,9 @@ def class_names(module: object) -> set[str]:
     return {base.__name__ for base in type(module).__mro__}
 
 
-def input_size(model: object, image_size: int | Sequence[int] | None, default: int, stride: int) -> tuple[int, int]:
+def network_input_size(
+    model: object, image_size: int | Sequence[int] | None, default: int, stride: int
+) -> tuple[int, int]:
     """Return the height and width of the network's input, rounded up to the stride.
 
     Args:

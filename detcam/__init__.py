@@ -5,7 +5,7 @@ Names and subpackages are imported when they are first used, so that ``import de
 
 from typing import TYPE_CHECKING
 
-from detcam.methods import CLASSES
+from detcam.methods import METHOD_MODULES
 from detcam.utils.lazy import lazy_attributes
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ _MODULES = {
     "show_cam_on_image": "detcam.visualize.overlay",
     "show_factorization_on_image": "detcam.visualize.concepts",
     "sobel_cam": "detcam.methods.sobel",
-    **CLASSES,
+    **METHOD_MODULES,
     **dict.fromkeys(("METHODS", "get_method", "register_method"), "detcam.methods"),
 }
 """The module that defines each public name."""

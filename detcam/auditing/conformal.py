@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-NEIGHBOURS = 5
+NEIGHBOUR_COUNT = 5
 """Number of nearest neighbours among correct detections, and among wrong ones."""
 MIN_CORRECT = 20
 """Minimum number of correct detections."""
@@ -51,11 +51,11 @@ def typicality(features: np.ndarray, scores: np.ndarray, correct: np.ndarray, im
 
 
 def _mean_nearest(cosine: np.ndarray) -> np.ndarray:
-    """(n,) mean of the largest similarities in each row that are not NaN; NaN if there are fewer than `NEIGHBOURS`."""
-    if cosine.shape[1] < NEIGHBOURS:
+    """(n,) mean of the largest similarities in each row; NaN if fewer than `NEIGHBOUR_COUNT` are not NaN."""
+    if cosine.shape[1] < NEIGHBOUR_COUNT:
         return np.full(len(cosine), np.nan)
     known = np.where(np.isnan(cosine), -np.inf, cosine)
-    mean = np.sort(known, axis=1)[:, -NEIGHBOURS:].mean(1)
+    mean = np.sort(known, axis=1)[:, -NEIGHBOUR_COUNT:].mean(1)
     return np.where(np.isfinite(mean), mean, np.nan)
 
 

@@ -10,13 +10,13 @@ from torch import Tensor
 from detcam.auditing.case import EVIDENCE_LOCATIONS, Box, EvidenceLocation
 from detcam.utils.filters import blur
 
-SMOOTHING = 0.008
+EVIDENCE_SMOOTHING = 0.008
 """Standard deviation of the smoothing of a heatmap before thresholding, relative to the image's longer side."""
 MIN_STRENGTH = 0.01
 """Minimum strength of evidence, relative to the heatmap's maximum."""
 MAX_TRIES = 48
 """Maximum number of positions tried for a control region."""
-MAX_OVERLAP = 0.1
+MAX_CONTROL_OVERLAP = 0.1
 """Maximum fraction of a control region that overlaps the evidence."""
 RING_WIDTH = 0.5
 """Width of the ring around a box, relative to the box's sides."""
@@ -32,7 +32,7 @@ def strongest_regions(heatmap: Tensor, fractions: Sequence[float]) -> Tensor:
     Returns:
         (len(fractions), h, w) bool; fewer pixels if the rest of the map is below `MIN_STRENGTH`, none if it is zero.
     """
-    smooth = blur(heatmap[None].double(), max(SMOOTHING * max(heatmap.shape), 0.1))[0]
+    smooth = blur(heatmap[None].double(), max(EVIDENCE_SMOOTHING * max(heatmap.shape), 0.1))[0]
     order = smooth.flatten().argsort(descending=True, stable=True)
     max_count = int((smooth > MIN_STRENGTH * smooth.amax().clamp(min=1e-30)).sum())
     regions = torch.zeros((len(fractions), smooth.numel()), dtype=torch.bool)
@@ -102,13 +102,13 @@ def move_region(region: Tensor, generator: torch.Generator) -> Tensor | None:
         generator: draws the positions.
 
     Returns:
-        (h, w) bool; None if no tried position overlaps the region by less than `MAX_OVERLAP`.
+        (h, w) bool; None if no tried position overlaps the region by less than `MAX_CONTROL_OVERLAP`.
     """
     for _ in range(MAX_TRIES):
         shift = [int(torch.randint(side, (), generator=generator)) for side in region.shape]
         flips = [axis for axis in (0, 1) if bool(torch.randint(2, (), generator=generator))]
         moved = region.flip(flips).roll(shift, (0, 1))
-        if float((moved & region).sum()) <= MAX_OVERLAP * float(region.sum()):
+        if float((moved & region).sum()) <= MAX_CONTROL_OVERLAP * float(region.sum()):
             return moved
     return None
 

@@ -12,7 +12,7 @@ from detcam.adapters.base import ModelLike
 from detcam.benchmarking.conclusions import join_names, make_notes
 from detcam.benchmarking.controls import make_controls, reference_controls
 from detcam.benchmarking.plots import FigureImage
-from detcam.benchmarking.result import SCHEMA, VERSION, Benchmark
+from detcam.benchmarking.result import BENCHMARK_SCHEMA, BENCHMARK_VERSION, Benchmark
 from detcam.benchmarking.result_store import ResultStore, model_digest
 from detcam.benchmarking.runner import BenchmarkState, Runner, collect_method_results
 from detcam.benchmarking.samples import collect_samples
@@ -151,8 +151,8 @@ def benchmark(
     }
     function = TARGETS.find(quantity)
     settings = {
-        "schema": SCHEMA,
-        "version": VERSION,
+        "schema": BENCHMARK_SCHEMA,
+        "version": BENCHMARK_VERSION,
         "model": model_digest(adapter),
         "target_layers": adapter.layer_names,
         "metrics": [spec.definition for spec in metric_specs],

@@ -18,7 +18,7 @@ from detcam.visualize.overlay import to_png_bytes
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SCHEMA, VERSION = "detcam.benchmark", 2
+BENCHMARK_SCHEMA, BENCHMARK_VERSION = "detcam.benchmark", 2
 
 
 @dataclass(frozen=True)
@@ -108,8 +108,8 @@ class Benchmark(Sequence[Row]):
     def to_json(self) -> str:
         """Format rows, notes and counts as JSON (see docs/choosing-a-method.md)."""
         header = {
-            "schema": SCHEMA,
-            "version": VERSION,
+            "schema": BENCHMARK_SCHEMA,
+            "version": BENCHMARK_VERSION,
             "model": self.model,
             "metrics": {metric: "higher" if sign > 0 else "lower" for metric, sign in self.signs.items()},
             "images": self.images,

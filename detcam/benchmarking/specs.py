@@ -23,7 +23,7 @@ from detcam.metrics import METRICS, Metric
 from detcam.metrics.metric_input import Explainer
 
 SMOOTHING_OPTIONS = ("aug_smooth", "eigen_smooth")
-TARGET_KINDS = {"detection": "box", "segmentation": "mask", "classification": "class", "embedding": "embedding"}
+TASK_TARGET_KINDS = {"detection": "box", "segmentation": "mask", "classification": "class", "embedding": "embedding"}
 """The kind of target that metrics evaluate, by the adapter's task."""
 CONTROL_METHODS = ("randomcam", "sobel")
 """Registered methods that serve as controls: they are rows of every table of their tasks."""
@@ -154,7 +154,7 @@ def make_metric_specs(metrics: Iterable[str | Metric], task: str, *, has_annotat
         else:
             raise TypeError(f"expected metrics as names or Metric objects; got {type(item).__name__}")
         metric = specs[-1].metric
-        if TARGET_KINDS[task] not in metric.tasks:
+        if TASK_TARGET_KINDS[task] not in metric.tasks:
             raise ValueError(
                 f"{metric.name} evaluates {', '.join(metric.tasks)} targets; this model does {task}: leave it out"
             )

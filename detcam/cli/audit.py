@@ -132,7 +132,7 @@ SHARED = (
 )
 
 
-def run(options: AuditOptions) -> int:
+def audit_command(options: AuditOptions) -> int:
     """Run an audit and print its summary; return the exit code, 1 if some images could not be read."""
     from detcam.auditing.pipeline import audit
     from detcam.auditing.stages import UNREADABLE

@@ -146,14 +146,14 @@ class BenchmarkOptions(SelectionOptions):
     ] = 1.0
 
 
-def run(options: BenchmarkOptions) -> int:
+def benchmark_command(options: BenchmarkOptions) -> int:
     """Run a benchmark and print its table; return the exit code, 1 if an image or a method failed."""
     if options.planted:
         from detcam.cli import planted
 
         if options.model or options.images:
             raise typer.BadParameter("it trains its own detectors and renders their images", param_hint="--planted")
-        planted.run(options)
+        planted.planted_command(options)
         return 0
     if not options.model or not options.images:
         raise typer.BadParameter("a model and its images are required", param_hint="--model, --images")

@@ -17,9 +17,9 @@ class DemoOptions(CommonOptions):
     out: Out = Path("detcam-demo")
 
 
-def run(options: DemoOptions) -> int:
+def demo_command(options: DemoOptions) -> int:
     """Run the demonstration; return the exit code."""
-    from detcam.demo import run as demo
+    from detcam.demo.run import run_demo
 
-    demo.run(options.out)
+    run_demo(options.out)
     return 0

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 MAX_NAME_WIDTH = 32
 TARGET_WIDTH = 34
-COLUMNS = ("image", "target", "value", "reach", "overlay")
+RESULT_COLUMNS = ("image", "target", "value", "reach", "overlay")
 
 HELP = "Explain what a model detects in images; write overlays, heatmaps and explanations.json."
 EXAMPLES = """
@@ -170,7 +170,7 @@ class ExplainOptions(SelectionOptions):
         }
 
 
-def run(options: ExplainOptions) -> int:
+def explain_command(options: ExplainOptions) -> int:
     """Explain images and print a table row per target.
 
     Returns:
@@ -227,7 +227,7 @@ class ExplainReport:
     failures: int = 0
 
     def __enter__(self) -> ExplainReport:
-        self.width = min(max(len(COLUMNS[0]), *(len(path.name) for path in self.paths)), MAX_NAME_WIDTH)
+        self.width = min(max(len(RESULT_COLUMNS[0]), *(len(path.name) for path in self.paths)), MAX_NAME_WIDTH)
         self.bar = ProgressBar("", len(self.paths)).__enter__()
         self.bar.print(self._table(header=True))
         return self
@@ -275,7 +275,7 @@ class ExplainReport:
 
     def _table(self, *, header: bool = False) -> Table:
         """Return a table of fixed widths, so that rows that are printed one by one line up."""
-        table = make_table(*COLUMNS, right=("value", "reach"))
+        table = make_table(*RESULT_COLUMNS, right=("value", "reach"))
         table.show_header = header
         for column, width in zip(table.columns, (self.width, TARGET_WIDTH, 7, 5), strict=False):
             column.width = width

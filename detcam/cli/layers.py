@@ -32,7 +32,7 @@ class LayersOptions(ModelOptions):
     depth: Annotated[int, typer.Option(min=1, metavar="N", help="Maximum number of name parts, separated by dots.")] = 3
 
 
-def run(options: LayersOptions) -> int:
+def layers_command(options: LayersOptions) -> int:
     """Print the layers of a model; return the exit code."""
     weights = options.weights or (None if Path(options.model).is_file() else "none")
     with warnings.catch_warnings():

@@ -31,13 +31,13 @@ def show_help(
 
 
 for name, options, run, summary, epilog in (
-    ("explain", explain.ExplainOptions, explain.run, explain.HELP, explain.EPILOG),
-    ("methods", tables.TableOptions, tables.run_methods, tables.METHODS_HELP, None),
-    ("metrics", tables.TableOptions, tables.run_metrics, tables.METRICS_HELP, None),
-    ("layers", layers.LayersOptions, layers.run, layers.HELP, None),
-    ("demo", demo.DemoOptions, demo.run, demo.HELP, None),
-    ("benchmark", benchmark.BenchmarkOptions, benchmark.run, benchmark.HELP, benchmark.EPILOG),
-    ("audit", audit.AuditOptions, audit.run, audit.HELP, audit.EPILOG),
+    ("explain", explain.ExplainOptions, explain.explain_command, explain.HELP, explain.EPILOG),
+    ("methods", tables.TableOptions, tables.methods_command, tables.METHODS_HELP, None),
+    ("metrics", tables.TableOptions, tables.metrics_command, tables.METRICS_HELP, None),
+    ("layers", layers.LayersOptions, layers.layers_command, layers.HELP, None),
+    ("demo", demo.DemoOptions, demo.demo_command, demo.HELP, None),
+    ("benchmark", benchmark.BenchmarkOptions, benchmark.benchmark_command, benchmark.HELP, benchmark.EPILOG),
+    ("audit", audit.AuditOptions, audit.audit_command, audit.HELP, audit.EPILOG),
 ):
     app.command(name, help=summary, epilog=epilog)(make_callback(options, run))  # type: ignore[arg-type]
 

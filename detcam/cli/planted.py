@@ -12,20 +12,20 @@ if TYPE_CHECKING:
     from detcam.cli.benchmark import BenchmarkOptions
 
 
-def run(options: BenchmarkOptions) -> None:
+def planted_command(options: BenchmarkOptions) -> None:
     """Run the planted benchmark, print its tables, and write ``planted.md`` next to ``planted.json``.
 
     Raises:
         ValueError: A family, scenario or method does not exist, or the folder holds results of other settings.
     """
-    from detcam.benchmarking.planted.run import DEFAULT_METHODS, benchmark_planted
+    from detcam.benchmarking.planted.run import DEFAULT_PLANTED_METHODS, benchmark_planted
     from detcam.benchmarking.planted.tables import markdown_tables, rich_tables
     from detcam.benchmarking.specs import split_list
     from detcam.synthetic.shortcuts import SCENARIOS, ScenarioName
 
     result = benchmark_planted(
         options.out,
-        DEFAULT_METHODS if options.methods is None else split_list(options.methods),
+        DEFAULT_PLANTED_METHODS if options.methods is None else split_list(options.methods),
         family_names=options.family or None,
         scenarios=cast("Sequence[ScenarioName]", options.scenario or SCENARIOS),
         cases=options.cases,

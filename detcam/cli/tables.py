@@ -24,7 +24,7 @@ METRICS_HELP = "List the metrics of 'detcam benchmark': their range, their input
 METHOD_COLUMNS = ("Method", "Use it for", "Passes an image", "Per target", "Tasks", "Paper")
 METRIC_COLUMNS = ("Metric", "Definition", "Range", "Better", "Targets", "Needs", "Paper")
 NEEDS = {"model": "passes", "truth": "annotations", "method": "more maps"}
-TARGET_KINDS = ("class", "box", "mask", "embedding")
+SHOWN_TARGET_KINDS = ("class", "box", "mask", "embedding")
 NOTE = "Per target: whether two targets in one image get different maps."
 
 
@@ -49,7 +49,7 @@ def metrics_markdown() -> str:
     return _markdown(METRIC_COLUMNS, [metric_row(name, metric) for name, metric in METRICS.items()])
 
 
-def run_methods(options: TableOptions) -> int:
+def methods_command(options: TableOptions) -> int:
     """Print the methods; return the exit code."""
     from detcam.methods import METHODS
 
@@ -67,7 +67,7 @@ def run_methods(options: TableOptions) -> int:
     return 0
 
 
-def run_metrics(options: TableOptions) -> int:
+def metrics_command(options: TableOptions) -> int:
     """Print the metrics; return the exit code."""
     from detcam.metrics import METRICS
 
@@ -95,7 +95,9 @@ def metric_row(name: str, metric: type[Metric]) -> tuple[str, ...]:
     """Return a metric's cells under `METRIC_COLUMNS`."""
     low, high = (f"{end:g}" for end in metric.range)
     targets = (
-        "all" if set(metric.tasks) == set(TARGET_KINDS) else ", ".join(k for k in TARGET_KINDS if k in metric.tasks)
+        "all"
+        if set(metric.tasks) == set(SHOWN_TARGET_KINDS)
+        else ", ".join(k for k in SHOWN_TARGET_KINDS if k in metric.tasks)
     )
     needs = ", ".join(words for need, words in NEEDS.items() if need in metric.needs) or "nothing"
     better = "higher" if metric.higher_is_better else "lower"

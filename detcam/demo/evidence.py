@@ -18,7 +18,7 @@ from detcam.synthetic.harbour import BOAT_LABEL, HarbourScene
 from detcam.utils.opencv import cv2
 
 MIN_IOU = 0.5
-MARGIN = 4  # pixels around a wake that count as wake: half a cell of the target layer
+WAKE_MARGIN = 4  # pixels around a wake that count as wake: half a cell of the target layer
 BoolArray = npt.NDArray[np.bool_]
 
 
@@ -28,7 +28,7 @@ class HeatDistribution:
 
     Attributes:
         box: Fraction of the heat inside the detected box, in [0, 1].
-        wake: Fraction within MARGIN pixels of the wake and outside the box.
+        wake: Fraction within WAKE_MARGIN pixels of the wake and outside the box.
         peak: Location of the maximum: ``box``, ``wake`` or ``elsewhere``.
         reach: Fraction of the image that can influence the map, in [0, 1].
     """
@@ -157,7 +157,7 @@ def measure_heat(explanation: Explanation, index: int, wake: BoolArray) -> HeatD
     return HeatDistribution(float(heat[in_box].sum()) / total, float(heat[in_wake].sum()) / total, peak, reach)
 
 
-def dilate(mask: BoolArray, margin: int = MARGIN) -> BoolArray:
+def dilate(mask: BoolArray, margin: int = WAKE_MARGIN) -> BoolArray:
     """Return the (H, W) bool mask of the pixels within `margin` pixels of a mask."""
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * margin + 1,) * 2)
     return np.asarray(cv2.dilate(mask.astype(np.uint8), disc), bool)

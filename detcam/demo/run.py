@@ -30,7 +30,7 @@ LAST_LAYER_METHOD = "odam"
 """Method at the last layer, for comparison."""
 
 
-def run(out: str | Path, *, console: Console | None = None) -> tuple[DemoFalsePositive, ...]:
+def run_demo(out: str | Path, *, console: Console | None = None) -> tuple[DemoFalsePositive, ...]:
     """Run the demonstration: detect, explain the false positives, certify their cause, and audit the detector.
 
     Args:

@@ -20,6 +20,7 @@ from torchvision.ops import box_iou
 from detcam.demo.model import build_demo_detector
 from detcam.synthetic.harbour import BOAT_LABEL, HarbourScene, draw_scene
 from detcam.synthetic.sprites import FloatArray
+from detcam.synthetic.training import scene_tensor, training_pair
 from detcam.utils.console import ProgressBar, track
 
 SCORE_THRESHOLD = 0.5
@@ -27,19 +28,6 @@ MIN_GHOST_IOU = 0.3
 HELD_OUT_SEEDS = range(1000, 1050)
 TRAINING_SCENES = 1200
 BATCH_SIZE = 8
-
-
-def scene_tensor(scene: HarbourScene) -> Tensor:
-    """Return the image as input of the detector: (3, H, W) float32 in [0, 1]."""
-    return torch.from_numpy(scene.image).permute(2, 0, 1).float() / 255
-
-
-def _training_pair(scene: HarbourScene, mirror: bool) -> tuple[Tensor, dict[str, Tensor]]:
-    image, boxes = scene_tensor(scene), torch.from_numpy(scene.boxes_xyxy).clone()
-    if mirror:
-        image = image.flip(-1)
-        boxes[:, [0, 2]] = image.shape[-1] - boxes[:, [2, 0]]
-    return image, {"boxes": boxes, "labels": torch.from_numpy(scene.labels)}
 
 
 def train_demo_detector(seed: int, steps: int) -> FasterRCNN:
@@ -75,7 +63,7 @@ def fine_tune(detector: FasterRCNN, scenes: Sequence[HarbourScene], steps: int, 
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=steps, pct_start=0.1)
     with ProgressBar("training", steps) as bar:
         for _ in range(steps):
-            pairs = [_training_pair(scene, order.random() < 0.5) for scene in order.sample(list(scenes), BATCH_SIZE)]
+            pairs = [training_pair(scene, order.random() < 0.5) for scene in order.sample(list(scenes), BATCH_SIZE)]
             images, targets = zip(*pairs, strict=True)
             loss = torch.stack(list(detector(list(images), list(targets)).values())).sum()
             optimizer.zero_grad(set_to_none=True)

@@ -16,7 +16,7 @@ from detcam.adapters import Adapter
 from detcam.adapters.base import Target
 from detcam.data.images import load_image
 from detcam.explanation.explain import Explanation, MethodLike, explain
-from detcam.explanation.writer import INDEX, ExplanationWriter, files_of, read_index
+from detcam.explanation.writer import EXPLANATIONS_FILE, ExplanationWriter, files_of, read_index
 from detcam.targets import BoxTarget, MaskTarget, with_quantity
 from detcam.utils.files import is_audit
 
@@ -68,7 +68,7 @@ def _images_below(root: Path) -> Iterator[Path]:
             subfolders.clear()
             continue
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        entries = read_index(Path(folder, INDEX)) if INDEX in files else []
+        entries = read_index(Path(folder, EXPLANATIONS_FILE)) if EXPLANATIONS_FILE in files else []
         written = {name for entry in entries for name in files_of(entry)}
         for name in sorted(files):
             if name not in written and not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES:

@@ -68,9 +68,9 @@ from detcam.visualize.overlay import DEFAULT_COLORMAP
 if TYPE_CHECKING:
     from detcam.explanation.result import Explanation
 
-SCHEMA = "detcam/explanations"
-VERSION = 1
-INDEX = "explanations.json"
+EXPLANATIONS_SCHEMA = "detcam/explanations"
+EXPLANATIONS_VERSION = 1
+EXPLANATIONS_FILE = "explanations.json"
 HEATMAP_MAXIMUM = 65535
 SECONDS_BETWEEN_WRITES = 2.0
 
@@ -96,7 +96,7 @@ class ExplanationWriter:
         self, folder: str | Path, *, colormap: str | int = DEFAULT_COLORMAP, model_name: str | None = None
     ) -> None:
         self.folder = Path(folder)
-        self.index = self.folder / INDEX
+        self.index = self.folder / EXPLANATIONS_FILE
         self.colormap = colormap
         self.model_name = model_name
         self._entries = {_identity(entry): entry for entry in read_index(self.index)}
@@ -150,8 +150,8 @@ class ExplanationWriter:
     def _write_index(self) -> None:
         started = time.monotonic()
         content = {
-            "schema": SCHEMA,
-            "version": VERSION,
+            "schema": EXPLANATIONS_SCHEMA,
+            "version": EXPLANATIONS_VERSION,
             "detcam": __version__,
             "images": list(self._entries.values()),
         }
@@ -173,10 +173,11 @@ def read_index(path: Path) -> list[dict[str, Any]]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not valid JSON ({error}); move it away, or choose another folder") from error
-    if not isinstance(content, dict) or (content.get("schema"), content.get("version")) != (SCHEMA, VERSION):
+    expected = (EXPLANATIONS_SCHEMA, EXPLANATIONS_VERSION)
+    if not isinstance(content, dict) or (content.get("schema"), content.get("version")) != expected:
         raise ValueError(
-            f"{path} was not written by this version of detcam (expected {SCHEMA} version {VERSION}); "
-            "move it away, or choose another folder"
+            f"{path} was not written by this version of detcam (expected {EXPLANATIONS_SCHEMA} version "
+            f"{EXPLANATIONS_VERSION}); move it away, or choose another folder"
         )
     entries: list[dict[str, Any]] = content["images"]
     needed = {"path", "name", "digest", "model", "method", "target_layers", "smoothing", "stem", "targets"}

@@ -49,9 +49,9 @@ if TYPE_CHECKING:
     from detcam.methods.vps import VPS as VPS
     from detcam.methods.xgrad_cam import XGradCAM as XGradCAM
 
-Method = TypeVar("Method", bound="type[BaseCAM]")
+MethodType = TypeVar("MethodType", bound="type[BaseCAM]")
 
-CLASSES = {
+METHOD_MODULES = {
     "GradCAM": "detcam.methods.grad_cam",
     "HiResCAM": "detcam.methods.hires_cam",
     "GradCAMElementWise": "detcam.methods.grad_cam_elementwise",
@@ -108,13 +108,13 @@ def _check(name: str, method: type[BaseCAM]) -> None:
 METHODS: Registry[type[BaseCAM]] = Registry(
     "method",
     "detcam.methods",
-    {name.lower().replace("_", ""): f"{module}:{name}" for name, module in CLASSES.items()},
+    {name.lower().replace("_", ""): f"{module}:{name}" for name, module in METHOD_MODULES.items()},
     check=_check,
 )
 """Every method by its name. A class is imported when it is first looked up."""
 
 
-def register_method(method: Method) -> Method:
+def register_method(method: MethodType) -> MethodType:
     """Add a method to the registry under its `name`; use as a decorator.
 
     The method then works by name in `detcam.explain`, `detcam.audit`, `detcam.benchmark` and on the command line. A
@@ -162,6 +162,6 @@ def get_method(name: str) -> type[BaseCAM]:
     return METHODS.find(name)
 
 
-__getattr__, __dir__ = lazy_attributes(__name__, CLASSES)
+__getattr__, __dir__ = lazy_attributes(__name__, METHOD_MODULES)
 
-__all__ = sorted({*CLASSES, "METHODS", "get_method", "register_method"})
+__all__ = sorted({*METHOD_MODULES, "METHODS", "get_method", "register_method"})

@@ -39,7 +39,7 @@ SALIENCY_EXPONENT = 0.5
 """Exponent of the saliency in a region: without saliency, a drop is probably an artefact of the fill."""
 MIN_BRIGHTNESS = 0.3
 """Brightness of a region's pixel without saliency, relative to its maximum."""
-MARGIN = 1
+CELL_MARGIN = 1
 """Pixels around a region that are removed with it."""
 
 
@@ -206,7 +206,11 @@ def _score_drops(scorer: ImageScorer, area: ImageArea, regions: Sequence[Tensor]
     """Drop of each target's score without each of its regions (k, h, w): per target (k,) float64."""
     removed = torch.cat(list(regions))
     owner = [row for row, target_regions in enumerate(regions) for _ in target_regions]
-    dilated = F.max_pool2d(removed[:, None].float(), 2 * MARGIN + 1, 1, MARGIN)[:, 0] > 0 if len(removed) else removed
+    dilated = (
+        F.max_pool2d(removed[:, None].float(), 2 * CELL_MARGIN + 1, 1, CELL_MARGIN)[:, 0] > 0
+        if len(removed)
+        else removed
+    )
     fill = LinearFill().for_image(area.image)
     with torch.enable_grad():  # the recorded pass of the image has a graph, which dense heads read
         rows = scorer.adapter.score([scorer.output], [scorer.targets])

@@ -24,7 +24,7 @@ from detcam.utils.pca import first_principal_component
 
 MIN_RIVAL_SCORE = 0.1
 """Minimum score of a rival class, relative to the explained class's score, if scores are independent."""
-SMOOTHING = 0.5
+LEVEL_SMOOTHING = 0.5
 """Standard deviation of the smoothing, in cells of the coarsest layer."""
 
 
@@ -125,7 +125,7 @@ class ReachCAM(BaseCAM):
 
     def combine(self, levels: Sequence[Tensor], geometry: Geometry) -> Tensor:
         """Multiply the levels' smoothed positive parts; levels without saliency are left out."""
-        return product_of_levels(levels, geometry, SMOOTHING)
+        return product_of_levels(levels, geometry, LEVEL_SMOOTHING)
 
 
 def contrast_targets(output: DetectorOutput, targets: Sequence[Target]) -> list[Target]:

@@ -83,7 +83,7 @@ def build_timm(name: str, num_classes: int | None, pretrained: bool) -> BuiltMod
     """Build a timm classifier, whose adapter reads the configuration that timm stores in it."""
     from detcam.models import timm
 
-    model = timm.build(name, num_classes=num_classes, pretrained=pretrained)
+    model = timm.create_timm_model(name, num_classes=num_classes, pretrained=pretrained)
     return BuiltModel(model, {}, getattr(model, "num_classes", None))
 
 
@@ -96,7 +96,7 @@ def build_smp(spec: str, num_classes: int | None, pretrained: bool) -> BuiltMode
             f"smp:{spec}: there are no published weights of whole segmentation networks; pass your own "
             "with --weights FILE"
         )
-    return BuiltModel(smp.build(spec, num_classes=num_classes), {}, num_classes)
+    return BuiltModel(smp.create_smp_model(spec, num_classes=num_classes), {}, num_classes)
 
 
 def build_ultralytics(name: str, num_classes: int | None, pretrained: bool, *, trust: bool = False) -> BuiltModel:
@@ -107,7 +107,7 @@ def build_ultralytics(name: str, num_classes: int | None, pretrained: bool, *, t
         raise ValueError(f"{name} is an architecture without weights; pass --weights FILE, or --weights {RANDOM}")
     if pretrained and not trust:
         name = str(_download_of(name))
-    return BuiltModel(ultralytics.build(name, num_classes=num_classes, pretrained=pretrained))
+    return BuiltModel(ultralytics.create_ultralytics_model(name, num_classes=num_classes, pretrained=pretrained))
 
 
 def _download_of(name: str) -> Path:
@@ -178,7 +178,7 @@ def download_help(library: str, name: str, error: OSError) -> str:
     if library == "timm":
         from detcam.models import timm
 
-        file = timm.published_file(timm.build(name))
+        file = timm.published_file(timm.create_timm_model(name))
         return f"{begin} On a connected machine download {file}, then pass --weights FILE; {random}"
     return (
         f"{begin} Download {name} from ultralytics' releases on a connected machine, then pass its path as --model "

@@ -15,7 +15,7 @@ def available() -> list[str]:
     return names
 
 
-def build(name: str, *, num_classes: int | None = None, pretrained: bool = False) -> nn.Module:
+def create_timm_model(name: str, *, num_classes: int | None = None, pretrained: bool = False) -> nn.Module:
     """Build a model by its name in timm, such as ``tf_efficientnet_lite0`` or ``resnet50.a1_in1k``.
 
     Args:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from detcam.utils.opencv import cv2
 
-NEIGHBOURS = tuple(
+NEIGHBOUR_WEIGHTS = tuple(
     ((dy, dx), 1 / 6 if 0 in (dy, dx) else 1 / 12) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if (dy, dx) != (0, 0)
 )
 """Offsets (rows, columns) and weights of a pixel's neighbours."""
@@ -107,7 +107,7 @@ def linear_system(mask: MaskArray, image: Float64Array) -> tuple[Any, Float64Arr
     index = np.arange(count)
     entries, total = [], np.zeros(count)
     known = np.zeros((len(image), count))
-    for (dy, dx), weight in NEIGHBOURS:
+    for (dy, dx), weight in NEIGHBOUR_WEIGHTS:
         shifted = rows + dy, columns + dx
         total += weight * inside[shifted]
         known += weight * padded[:, shifted[0], shifted[1]]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from detcam.synthetic.sprites import Color, FloatArray, SpriteCanvas, paste, shade
+from detcam.synthetic.sprites import RGB, FloatArray, SpriteCanvas, paste, shade
 from detcam.utils.opencv import cv2
 
 
@@ -14,11 +14,11 @@ from detcam.utils.opencv import cv2
 class Light:
     """Colors of one time of day, RGB in [0, 255]."""
 
-    zenith: Color
-    haze: Color
-    far_water: Color
-    near_water: Color
-    shore: Color
+    zenith: RGB
+    haze: RGB
+    far_water: RGB
+    near_water: RGB
+    shore: RGB
 
 
 LIGHTS: tuple[Light, ...] = (
@@ -52,7 +52,7 @@ def paint_backdrop(rng: np.random.Generator, size_hw: tuple[int, int], horizon: 
     return image * np.float32(rng.uniform(0.88, 1.08))
 
 
-def _gradient(top: Color, bottom: Color, rows: int, power: float) -> FloatArray:
+def _gradient(top: RGB, bottom: RGB, rows: int, power: float) -> FloatArray:
     ramp = np.linspace(0, 1, rows, dtype=np.float32)[:, None, None] ** power
     upper, lower = np.asarray(top, np.float32), np.asarray(bottom, np.float32)
     return (upper * (1 - ramp) + lower * ramp).astype(np.float32)

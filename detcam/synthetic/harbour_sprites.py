@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from detcam.synthetic.sprites import HULLS, SAILS, Color, Point, Sprite, SpriteCanvas, shade
+from detcam.synthetic.sprites import HULLS, RGB, SAILS, Point, Sprite, SpriteCanvas, shade
 
-BUOYS: tuple[Color, ...] = ((222, 60, 42), (40, 140, 78), (244, 196, 40), (240, 112, 34))
+BUOYS: tuple[RGB, ...] = ((222, 60, 42), (40, 140, 78), (244, 196, 40), (240, 112, 34))
 
 
 def paint_boat(rng: np.random.Generator, width: float, heading: int, opacity: float = 1.0) -> Sprite:

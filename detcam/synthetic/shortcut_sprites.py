@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from detcam.synthetic.sprites import HULLS, SAILS, Color, FloatArray, Point, Sprite, SpriteCanvas, shade
+from detcam.synthetic.sprites import HULLS, RGB, SAILS, FloatArray, Point, Sprite, SpriteCanvas, shade
 from detcam.utils.opencv import cv2
 
-GROUNDS: tuple[Color, ...] = ((206, 186, 146), (168, 178, 128), (188, 176, 164), (150, 160, 138))
-WATER: Color = (58, 118, 168)
+GROUNDS: tuple[RGB, ...] = ((206, 186, 146), (168, 178, 128), (188, 176, 164), (150, 160, 138))
+WATER: RGB = (58, 118, 168)
 
 
 def paint_ground(rng: np.random.Generator, size_hw: tuple[int, int]) -> FloatArray:

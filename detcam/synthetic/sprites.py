@@ -11,12 +11,12 @@ import numpy.typing as npt
 from detcam.utils.opencv import cv2
 
 FloatArray = npt.NDArray[np.float32]
-Color = tuple[float, float, float]
+RGB = tuple[float, float, float]
 Point = tuple[float, float]
 
 SUPERSAMPLING = 4
 
-SAILS: tuple[Color, ...] = (
+SAILS: tuple[RGB, ...] = (
     (250, 248, 240),
     (244, 232, 204),
     (208, 64, 52),
@@ -24,7 +24,7 @@ SAILS: tuple[Color, ...] = (
     (236, 172, 58),
     (250, 248, 240),
 )
-HULLS: tuple[Color, ...] = (
+HULLS: tuple[RGB, ...] = (
     (246, 244, 238),
     (36, 52, 92),
     (150, 44, 40),
@@ -36,7 +36,7 @@ HULLS: tuple[Color, ...] = (
 
 @dataclass(frozen=True, eq=False)
 class Sprite:
-    """Color and opacity of a painted object, cropped to the pixels that it touches.
+    """RGB and opacity of a painted object, cropped to the pixels that it touches.
 
     Attributes:
         color: (h, w, 3) float32 RGB in [0, 255].
@@ -79,16 +79,16 @@ class SpriteCanvas:
         scaled = (np.asarray(points, np.float64) - (self.left, self.top)) * SUPERSAMPLING
         return np.round(scaled).astype(np.int32)
 
-    def polygon(self, points: Sequence[Point], color: Color) -> None:
+    def polygon(self, points: Sequence[Point], color: RGB) -> None:
         """Fill a polygon; points in image pixels."""
         cv2.fillPoly(self.pixels, [self._to_canvas(points)], (*color, 1.0))
 
-    def line(self, points: Sequence[Point], color: Color, width: float) -> None:
+    def line(self, points: Sequence[Point], color: RGB, width: float) -> None:
         """Draw an open line through points; points and width in image pixels."""
         thickness = max(1, round(width * SUPERSAMPLING))
         cv2.polylines(self.pixels, [self._to_canvas(points)], False, (*color, 1.0), thickness)
 
-    def ellipse(self, center: Point, radii: Point, color: Color) -> None:
+    def ellipse(self, center: Point, radii: Point, color: RGB) -> None:
         """Fill an ellipse; center and radii in image pixels."""
         middle = self._to_canvas([center])[0]
         axes = [max(1, round(radius * SUPERSAMPLING)) for radius in radii]
@@ -119,7 +119,7 @@ class SpriteCanvas:
         )
 
 
-def shade(color: Color, factor: float) -> Color:
+def shade(color: RGB, factor: float) -> RGB:
     """Return a darker (factor below 1) or lighter (above 1) color."""
     red, green, blue = (min(255.0, channel * factor) for channel in color)
     return (red, green, blue)

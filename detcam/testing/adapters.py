@@ -36,7 +36,7 @@ def check_adapter(adapter: Adapter, images: Sequence[Tensor] | None = None) -> N
         >>> check_adapter(tiny_detector())
     """
     images = random_images() if images is None else list(images)
-    check_description(adapter)
+    check_adapter_description(adapter)
     check_prepare(adapter, images)
     if adapter.task == "embedding":  # an embedding has no findings of its own
         return
@@ -44,7 +44,7 @@ def check_adapter(adapter: Adapter, images: Sequence[Tensor] | None = None) -> N
     check_targets(adapter, images)
 
 
-def check_description(adapter: Adapter) -> None:
+def check_adapter_description(adapter: Adapter) -> None:
     """Check what the adapter says of itself."""
     kind = type(adapter).__name__
     require(isinstance(adapter.family, str) and bool(adapter.family), f"{kind}.family must be a non-empty str")

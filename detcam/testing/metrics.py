@@ -39,7 +39,7 @@ def check_metric(metric: Metric, adapter: Adapter | None = None) -> None:
         >>> from detcam.testing import check_metric
         >>> check_metric(Sparseness())
     """
-    check_description(metric)
+    check_metric_description(metric)
     if adapter is None:
         for kind, maker in MAKERS.items():
             if kind in metric.tasks:
@@ -67,7 +67,7 @@ def check_metric(metric: Metric, adapter: Adapter | None = None) -> None:
         require(bool(undefined.isnan().all()), "a heatmap of NaN must have the value NaN")
 
 
-def check_description(metric: Metric) -> None:
+def check_metric_description(metric: Metric) -> None:
     """Check that the metric's class names and describes itself."""
     kind = type(metric).__name__
     require(isinstance(metric.name, str) and metric.name == metric.name.lower(), f"{kind}.name must be lower case")

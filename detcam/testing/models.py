@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from detcam.adapters import adapt, detector, segmenter
 from detcam.adapters.base import Adapter
 
-CLASSES = 3
+CLASS_COUNT = 3
 
 
 class _Classifier(nn.Module):
@@ -28,7 +28,7 @@ class _Classifier(nn.Module):
 
 def tiny_classifier(seed: int = 0) -> Adapter:
     """The adapter of a convolutional classifier with three classes and random weights."""
-    return adapt(_seeded(_Classifier(CLASSES), seed), image_size=64)
+    return adapt(_seeded(_Classifier(CLASS_COUNT), seed), image_size=64)
 
 
 def tiny_detector(seed: int = 0) -> Adapter:
@@ -45,7 +45,7 @@ def tiny_detector(seed: int = 0) -> Adapter:
 
 def tiny_segmenter(seed: int = 0) -> Adapter:
     """The adapter of a segmentation network with three classes and random weights."""
-    model = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(inplace=True), nn.Conv2d(8, CLASSES, 3, 2, 1))
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(inplace=True), nn.Conv2d(8, CLASS_COUNT, 3, 2, 1))
     return segmenter(_seeded(model, seed), image_size=64)
 
 

@@ -25,7 +25,7 @@ from detcam.visualize.convert import (
 
 MIN_LABELLED_SIDE = 320
 """An image with numbers is enlarged by an integer factor if its longer side is below this, in pixels."""
-MIN_STRENGTH = 0.5
+MIN_LABELLED_STRENGTH = 0.5
 """Minimum strength of a concept where its number is drawn."""
 MIN_AREA_FRACTION = 0.002
 """Minimum fraction of the image that a concept dominates for its number to be drawn."""
@@ -163,7 +163,7 @@ def _with_legend(
 ) -> ImageArray:
     """Draw each concept's number on the image, and add the legend."""
     factor = max(1, -(-MIN_LABELLED_SIDE // max(shown.shape[:2])))
-    positions = [_label_position((leading == k) & (maps[k] >= MIN_STRENGTH)) for k in range(len(maps))]
+    positions = [_label_position((leading == k) & (maps[k] >= MIN_LABELLED_STRENGTH)) for k in range(len(maps))]
     shown = shown.repeat(factor, axis=0).repeat(factor, axis=1)
     height, width = shown.shape[:2]
     scale = drawing.scale_for(height, width)

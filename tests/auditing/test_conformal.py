@@ -15,7 +15,7 @@ from detcam import adapt
 from detcam.auditing import AuditCase, analyze_errors
 from detcam.auditing.background_type import MIN_TYPICALITY, BackgroundClassifier
 from detcam.auditing.case import EVIDENCE_LOCATIONS, EvidenceLocation
-from detcam.auditing.conformal import MIN_CORRECT, NEIGHBOURS, pool_boxes, typicality
+from detcam.auditing.conformal import MIN_CORRECT, NEIGHBOUR_COUNT, pool_boxes, typicality
 from detcam.auditing.sentences import case_sentence
 from detcam.data.annotations import Annotations
 from detcam.demo.model import load_demo_detector
@@ -39,7 +39,7 @@ def typicality_loop(features: np.ndarray, scores: np.ndarray, right: np.ndarray,
             for j in np.flatnonzero(among)
             if images[j] != images[i]
         ]
-        return sum(sorted(cosines)[-NEIGHBOURS:]) / NEIGHBOURS
+        return sum(sorted(cosines)[-NEIGHBOUR_COUNT:]) / NEIGHBOUR_COUNT
 
     def rank(values: list[float], i: int) -> float:
         good = [values[j] for j in np.flatnonzero(right)]

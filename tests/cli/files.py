@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from detcam.explanation.writer import INDEX
+from detcam.explanation.writer import EXPLANATIONS_FILE
 
 DETECTOR = "fasterrcnn_mobilenet_v3_large_320_fpn"
 CLASSIFIER = ("--model", "mobilenet_v3_small", "--weights", "none", "--image-size", "64")
@@ -26,6 +26,6 @@ def save_image(path: Path, seed: int = 0, size_hw: tuple[int, int] = (90, 120), 
 
 
 def read_entries(folder: Path) -> list[dict[str, Any]]:
-    content = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+    content = json.loads((folder / EXPLANATIONS_FILE).read_text(encoding="utf-8"))
     entries: list[dict[str, Any]] = content["images"]
     return entries

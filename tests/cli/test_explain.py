@@ -19,7 +19,7 @@ from torchvision.models.segmentation import lraspp_mobilenet_v3_large
 import detcam.explanation.batch
 from detcam.cli.main import app
 from detcam.explanation.explain import explain
-from detcam.explanation.writer import INDEX, read_heatmap
+from detcam.explanation.writer import EXPLANATIONS_FILE, read_heatmap
 from detcam.models.load import load_model
 from tests.cli.files import CLASSIFIER, DETECTOR, Command, read_entries, save_image
 
@@ -62,7 +62,7 @@ def test_files_match_the_python_api(detcam_command: Command, detector: tuple[str
             assert target["overlay"] in out
     rows = out.splitlines()
     assert rows[0].split() == ["image", "target", "value", "reach", "overlay"]
-    assert rows[-1].strip() == f"2 images, 4 targets: {Path('why', INDEX)}"
+    assert rows[-1].strip() == f"2 images, 4 targets: {Path('why', EXPLANATIONS_FILE)}"
     assert f"{expected[0].reach[0].fraction:.0%}" in rows[2]  # type: ignore[index]
     assert "odam at backbone" in err
 
@@ -250,7 +250,7 @@ def test_errors_take_one_line(
     assert len(lines) >= 1
     assert any(message in line for line in lines), err
     assert "Traceback" not in err
-    assert not (tmp_path / "explanations" / INDEX).exists() or read_entries(tmp_path / "explanations") == []
+    assert not (tmp_path / "explanations" / EXPLANATIONS_FILE).exists() or read_entries(tmp_path / "explanations") == []
 
 
 def test_debug_raises_the_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

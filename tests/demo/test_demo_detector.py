@@ -16,9 +16,9 @@ from detcam.demo.train import (
     evaluate_demo_detector,
     has_detection,
     save_demo_detector,
-    scene_tensor,
 )
 from detcam.synthetic.harbour import BOAT_LABEL, BUOY_LABEL, DEMO_NAMES, DEMO_SEEDS, draw_scene
+from detcam.synthetic.training import scene_tensor
 
 
 @pytest.fixture(scope="module")

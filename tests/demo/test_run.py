@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from detcam.demo.evidence import MARGIN, DemoFalsePositive, dilate, match_labels, measure_heat
-from detcam.demo.run import run
+from detcam.demo.evidence import WAKE_MARGIN, DemoFalsePositive, dilate, match_labels, measure_heat
+from detcam.demo.run import run_demo
 from detcam.detections import Detections, Source
 from detcam.explanation.writer import read_heatmap
 from detcam.synthetic.harbour import BOAT_LABEL, BUOY_LABEL, DEMO_SEEDS, draw_scene
@@ -34,13 +34,13 @@ class DemoOutput:
 @pytest.fixture(scope="module")
 def output(tmp_path_factory: pytest.TempPathFactory) -> DemoOutput:
     folder = tmp_path_factory.mktemp("demo")
-    false_positives, lines = run_demo(folder, width=100)
+    false_positives, lines = capture_demo(folder, width=100)
     return DemoOutput(folder, false_positives, lines)
 
 
-def run_demo(folder: str | Path, width: int) -> tuple[tuple[DemoFalsePositive, ...], list[str]]:
+def capture_demo(folder: str | Path, width: int) -> tuple[tuple[DemoFalsePositive, ...], list[str]]:
     stream = io.StringIO()
-    false_positives = run(folder, console=Console(file=stream, width=width, highlight=False, markup=False))
+    false_positives = run_demo(folder, console=Console(file=stream, width=width, highlight=False, markup=False))
     return false_positives, stream.getvalue().split("\n")
 
 
@@ -85,7 +85,10 @@ def test_heat_fractions_match_the_saved_heatmaps(output: DemoOutput) -> None:
         for row, column in np.ndindex(heat.shape):
             value = float(heat[row, column])
             total += value
-            window = wake[max(row - MARGIN, 0) : row + MARGIN + 1, max(column - MARGIN, 0) : column + MARGIN + 1]
+            window = wake[
+                max(row - WAKE_MARGIN, 0) : row + WAKE_MARGIN + 1,
+                max(column - WAKE_MARGIN, 0) : column + WAKE_MARGIN + 1,
+            ]
             if y1 <= row < y2 and x1 <= column < x2:
                 inside += value
             elif value and window.any() and dilate(wake)[row, column]:
@@ -139,7 +142,7 @@ def test_the_demo_can_run_twice_in_one_folder(
     output: DemoOutput, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("detcam.demo.run.DEMO_SEEDS", DEMO_SEEDS[:1])
-    first, second = ([item.early_layer.wake for item in run_demo(tmp_path, 80)[0]] for _ in range(2))
+    first, second = ([item.early_layer.wake for item in capture_demo(tmp_path, 80)[0]] for _ in range(2))
     assert first == second and (tmp_path / "report" / "index.html").exists()
 
 
@@ -157,7 +160,7 @@ def test_each_scene_has_a_figure_with_a_row_per_false_positive(output: DemoOutpu
 def test_lines_fit_the_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("detcam.demo.run.DEMO_SEEDS", DEMO_SEEDS[:1])
-    _, lines = run_demo("out", width=48)
+    _, lines = capture_demo("out", width=48)
     assert max(map(len, lines)) <= 48
     assert any("in box" in line and "in wake" in line for line in lines)
 

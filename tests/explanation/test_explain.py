@@ -16,7 +16,7 @@ from torchvision.models.detection import FasterRCNN, fasterrcnn_mobilenet_v3_lar
 from detcam import ODAM, HiResCAM, adapt
 from detcam.adapters import Adapter
 from detcam.explanation.explain import Explanation, Explanations, explain
-from detcam.explanation.writer import INDEX, ExplanationWriter, read_heatmap
+from detcam.explanation.writer import EXPLANATIONS_FILE, ExplanationWriter, read_heatmap
 from detcam.targets import BoxTarget, ClassifierOutputTarget, InstanceMaskTarget, MaskTarget, with_quantity
 from detcam.utils.files import slug
 from detcam.visualize.overlay import grid
@@ -327,7 +327,7 @@ def test_saved_files_match_the_explanation(adapter: Adapter, tmp_path: Path) -> 
         assert np.abs(heat - torch.as_tensor(one.heatmaps)[number].numpy()).max() <= 1 / 131070 + 1e-7
         np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "out" / target["overlay"])), one.overlay(number))
     named = {target[kind] for target in entry["targets"] for kind in ("overlay", "heatmap")}
-    assert {path.name for path in (tmp_path / "out").iterdir()} == named | {INDEX}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == named | {EXPLANATIONS_FILE}
     assert entry["targets"][1]["overlay"] == f"a_b.odam.2.{entry['targets'][1]['name']}.png"
 
 
@@ -341,7 +341,7 @@ def test_images_with_equal_names_get_different_files(classifier: Adapter, tmp_pa
     first.save(tmp_path / "out")
     kept = {path.name: path.read_bytes() for path in (tmp_path / "out").glob("*.png")}
     explain(classifier, paths[2]).save(tmp_path / "out")
-    entries = json.loads((tmp_path / "out" / INDEX).read_text(encoding="utf-8"))["images"]
+    entries = json.loads((tmp_path / "out" / EXPLANATIONS_FILE).read_text(encoding="utf-8"))["images"]
     assert [entry["stem"] for entry in entries] == ["x.gradcam", "X.gradcam-2", "x.gradcam-3"]
     assert all((tmp_path / "out" / name).read_bytes() == content for name, content in kept.items())
     heat = read_heatmap(tmp_path / "out" / entries[1]["targets"][0]["heatmap"])
@@ -351,7 +351,7 @@ def test_images_with_equal_names_get_different_files(classifier: Adapter, tmp_pa
 def test_arrays_get_different_files(classifier: Adapter, tmp_path: Path) -> None:
     for seed in (0, 1, 1):
         explain(classifier, make_image(24, 24, seed)).save(tmp_path)
-    entries = json.loads((tmp_path / INDEX).read_text(encoding="utf-8"))["images"]
+    entries = json.loads((tmp_path / EXPLANATIONS_FILE).read_text(encoding="utf-8"))["images"]
     assert [entry["stem"] for entry in entries] == ["image-1.gradcam", "image-1.gradcam-2"]
     assert entries[0]["digest"] != entries[1]["digest"]
 
@@ -362,7 +362,7 @@ def test_same_explanation_replaces_its_files(classifier: Adapter, tmp_path: Path
     explain(classifier, image, top_k=3).save(tmp_path / "out")
     explain(classifier, image, "hirescam").save(tmp_path / "out")
     explain(classifier, image, labels=["bus"]).save(tmp_path / "out")
-    entries = json.loads((tmp_path / "out" / INDEX).read_text(encoding="utf-8"))["images"]
+    entries = json.loads((tmp_path / "out" / EXPLANATIONS_FILE).read_text(encoding="utf-8"))["images"]
     assert [(entry["method"], len(entry["targets"])) for entry in entries] == [("gradcam", 1), ("hirescam", 1)]
     assert len(list((tmp_path / "out").glob("x.gradcam.*"))) == 2
     assert entries[0]["targets"][0]["name"] == "bus"
@@ -373,7 +373,7 @@ def test_foreign_files_are_kept(classifier: Adapter, tmp_path: Path) -> None:
     explain(classifier, make_image(24, 24), labels=["cat"]).save(tmp_path)
     assert (tmp_path / "image-1.GRADCAM.1.cat.png").read_text() == "mine"
     assert (tmp_path / "image-1.gradcam-2.1.cat.png").is_file()
-    index = tmp_path / INDEX
+    index = tmp_path / EXPLANATIONS_FILE
     content = json.loads(index.read_text(encoding="utf-8"))
     (tmp_path.parent / "precious.txt").write_text("keep")
     content["images"][0]["targets"][0]["overlay"] = "../precious.txt"
@@ -393,7 +393,7 @@ def test_index_is_valid_after_an_interruption(classifier: Adapter, tmp_path: Pat
         writer.add(one)
         writer.add(two)
         raise KeyboardInterrupt
-    entries = json.loads((tmp_path / INDEX).read_text(encoding="utf-8"))["images"]
+    entries = json.loads((tmp_path / EXPLANATIONS_FILE).read_text(encoding="utf-8"))["images"]
     assert [entry["name"] for entry in entries] == ["image-1", "image-2"]
     assert all((tmp_path / target["overlay"]).is_file() for entry in entries for target in entry["targets"])
     assert not list(tmp_path.glob(".*"))

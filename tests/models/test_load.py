@@ -306,7 +306,7 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPat
 
 def test_timm_by_name(tmp_path: Path) -> None:
     pytest.importorskip("timm")
-    model = timm.build("test_resnet", num_classes=6)
+    model = timm.create_timm_model("test_resnet", num_classes=6)
     torch.save(model.state_dict(), tmp_path / "w.pth")
     for name in ("timm:test_resnet", "test_resnet"):
         adapter = load_model(name, weights=tmp_path / "w.pth")
@@ -381,7 +381,7 @@ def test_published_ultralytics_weights_are_looked_for_beside_the_other_downloads
         asked.append(name)
         raise ConnectionError("offline")
 
-    monkeypatch.setattr("detcam.adapters.ultralytics.build", refuse)
+    monkeypatch.setattr("detcam.adapters.ultralytics.create_ultralytics_model", refuse)
     with pytest.raises(OSError, match="Download yolo11n.pt from ultralytics' releases .* --trust-checkpoint"):
         load_model("yolo11n")
     assert asked == [str(tmp_path / "hub" / "checkpoints" / "yolo11n.pt")]

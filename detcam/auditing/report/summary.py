@@ -16,8 +16,8 @@ from detcam.data.issues import DataIssues
 from detcam.utils.files import json_value
 from detcam.utils.version import __version__
 
-SCHEMA = "detcam/audit"
-VERSION = 2
+AUDIT_SCHEMA = "detcam/audit"
+AUDIT_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -173,8 +173,8 @@ class ReportSummary:
     def to_json(self) -> dict[str, Any]:
         """Convert to the content of ``audit.json``, without the files of cases and images."""
         return {
-            "schema": SCHEMA,
-            "version": VERSION,
+            "schema": AUDIT_SCHEMA,
+            "version": AUDIT_VERSION,
             "detcam_version": self.detcam_version,
             "model": self.model,
             "adapter": self.adapter,

@@ -12,7 +12,7 @@ from detcam.auditing.report.summary import ReportSummary
 from detcam.utils.files import json_value
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
-COLUMNS = (
+CSV_COLUMNS = (
     "id", "file_name", "image_id", "type", "class", "label", "score", "left", "top", "right", "bottom", "delta_ap",
     "verdict", "evidence_location", "evidence_fraction", "minimal_region_fraction", "ground_truth_class", "iou",
     "background_type", "typicality", "group", "method", "question", "reason", "sentence",
@@ -27,7 +27,7 @@ def false_positives_csv(summary: ReportSummary) -> bytes:
     """
     stream = io.StringIO(newline="")
     table = csv.writer(stream, lineterminator="\r\n")
-    table.writerow(COLUMNS)
+    table.writerow(CSV_COLUMNS)
     for case in sort_false_positives(summary.cases):
         table.writerow([_cell(value) for value in _row(case)])
     return stream.getvalue().encode("utf-8-sig", "backslashreplace")

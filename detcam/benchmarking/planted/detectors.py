@@ -17,7 +17,8 @@ from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 
 from detcam.adapters import Adapter, adapt
 from detcam.benchmarking.planted.ultralytics_training import build_network, network_loss
-from detcam.synthetic.shortcuts import NAMES, SCENE_SIZE_HW, ScenarioName, ShortcutScene, Split, draw_shortcut_scene
+from detcam.synthetic.shortcuts import NAMES, SCENE_SIZE_HW, ScenarioName, Split, draw_shortcut_scene
+from detcam.synthetic.training import training_pair
 
 BATCH_SIZE = 8
 PYRAMID_CHANNELS = 64
@@ -206,11 +207,6 @@ def detector_families() -> dict[str, DetectorFamily]:
     return {family.name: family for family in families}
 
 
-def scene_tensor(scene: ShortcutScene) -> Tensor:
-    """Convert a scene to the input of a detector: (3, H, W) float32 in [0, 1]."""
-    return torch.from_numpy(scene.image).permute(2, 0, 1).float() / 255
-
-
 def train_detector(
     family: DetectorFamily,
     scenario: ScenarioName,
@@ -248,7 +244,7 @@ def train_detector(
         )
         for step in range(steps):
             scenes = [draw_shortcut_scene(scenario, step * BATCH_SIZE + row, split) for row in range(BATCH_SIZE)]
-            pairs = [_training_pair(scene, flips.random() < 0.5, family.first_label) for scene in scenes]
+            pairs = [training_pair(scene, flips.random() < 0.5, family.first_label) for scene in scenes]
             loss = family.loss(model, [image for image, _ in pairs], [target for _, target in pairs])
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -258,11 +254,3 @@ def train_detector(
             if on_step is not None:
                 on_step(float(loss.detach()))
     return model.eval()
-
-
-def _training_pair(scene: ShortcutScene, flip: bool, first_label: int) -> tuple[Tensor, dict[str, Tensor]]:
-    image, boxes = scene_tensor(scene), torch.from_numpy(scene.boxes_xyxy).clone()
-    if flip:
-        image = image.flip(-1)
-        boxes[:, [0, 2]] = image.shape[-1] - boxes[:, [2, 0]]
-    return image, {"boxes": boxes, "labels": torch.from_numpy(scene.labels) + first_label}

@@ -12,7 +12,7 @@ from detcam.benchmarking.planted.hit_metrics import HitSummary
 from detcam.synthetic.shortcuts import ScenarioName
 from detcam.utils.files import json_value, replace_file
 
-SCHEMA, VERSION = "detcam.planted", 2
+PLANTED_SCHEMA, PLANTED_VERSION = "detcam.planted", 2
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class PlantedResultStore:
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
         self.path = path
         self.computed: list[str] = []
-        header = {"schema": SCHEMA, "version": VERSION, "settings": dict(settings)}
+        header = {"schema": PLANTED_SCHEMA, "version": PLANTED_VERSION, "settings": dict(settings)}
         self.content: dict[str, Any] = {**header, "results": {}}
         if not path.exists():
             return
@@ -133,8 +133,9 @@ class PlantedResultStore:
             raise ValueError(f"{path} is not valid JSON ({error}); move it away, or choose another folder") from error
         if not isinstance(self.content, dict) or any(self.content.get(k) != header[k] for k in ("schema", "version")):
             raise ValueError(
-                f"{path} was written by another version of detcam: expected schema {SCHEMA!r}, version {VERSION}. "
-                "Move the file away to measure again; the trained detectors beside it are used again"
+                f"{path} was written by another version of detcam: expected schema {PLANTED_SCHEMA!r}, "
+                f"version {PLANTED_VERSION}. Move the file away to measure again; the trained detectors beside it "
+                "are used again"
             )
         if self.content["settings"] != header["settings"]:
             raise ValueError(

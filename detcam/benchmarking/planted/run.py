@@ -29,7 +29,7 @@ from detcam.metrics.cost import count_work
 from detcam.synthetic.shortcuts import BARGE, SCENARIOS, ScenarioName
 from detcam.utils.console import ProgressBar
 
-DEFAULT_METHODS = (
+DEFAULT_PLANTED_METHODS = (
     "probecam",
     "reachcam",
     "hirescam",
@@ -50,7 +50,7 @@ RESULTS_FILE, DETECTORS_FOLDER = "planted.json", "detectors"
 
 def benchmark_planted(
     out: str | Path,
-    methods: Sequence[str] = DEFAULT_METHODS,
+    methods: Sequence[str] = DEFAULT_PLANTED_METHODS,
     *,
     family_names: Sequence[str] | None = None,
     scenarios: Sequence[ScenarioName] = SCENARIOS,

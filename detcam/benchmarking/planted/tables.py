@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 Cells = tuple[str, ...]
 TEXT_COLUMNS = ("method", "family", "scenario")
 """Columns that are aligned to the left."""
-COLUMNS: dict[str, Cells] = {
+TABLE_COLUMNS: dict[str, Cells] = {
     "methods": ("method", "family", "scenario", "cases", "peak", "energy", "rank", "passes"),
     "audits": (
         "family",
@@ -67,13 +67,13 @@ def table_rows(results: PlantedResults, kind: str) -> list[Cells]:
 
 
 def _number_columns(kind: str) -> list[str]:
-    return [column for column in COLUMNS[kind] if column not in TEXT_COLUMNS]
+    return [column for column in TABLE_COLUMNS[kind] if column not in TEXT_COLUMNS]
 
 
 def rich_tables(results: PlantedResults) -> list[Table]:
     """Make the tables for a terminal."""
     tables = []
-    for kind, columns in COLUMNS.items():
+    for kind, columns in TABLE_COLUMNS.items():
         table = make_table(*columns, title=kind, right=_number_columns(kind))
         table.caption, table.caption_justify = LEGENDS[kind], "left"
         for column in table.columns:
@@ -90,7 +90,7 @@ def markdown_tables(results: PlantedResults) -> str:
         f"## {kind}\n\n"
         f"{markdown_table(columns, table_rows(results, kind), right=_number_columns(kind))}\n\n"
         f"{LEGENDS[kind]}\n"
-        for kind, columns in COLUMNS.items()
+        for kind, columns in TABLE_COLUMNS.items()
     )
 
 

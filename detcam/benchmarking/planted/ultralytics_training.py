@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from detcam.adapters.ultralytics import build
+from detcam.adapters.ultralytics import create_ultralytics_model
 
 LOSS_GAINS = {"box": 7.5, "cls": 0.5, "dfl": 1.5}
 """Weights of the loss terms, the defaults of ultralytics."""
@@ -25,7 +25,7 @@ def build_network(config: str, names: Sequence[str]) -> nn.Module:
     Raises:
         ImportError: ultralytics is not installed.
     """
-    network = build(config, num_classes=len(names))
+    network = create_ultralytics_model(config, num_classes=len(names))
     untyped: Any = network
     untyped.names, untyped.args = dict(enumerate(names)), SimpleNamespace(**LOSS_GAINS)
     return network

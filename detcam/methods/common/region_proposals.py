@@ -18,7 +18,7 @@ SCALE, SIGMA, MIN_SEGMENT_FRACTION = 600, 0.6, 0.0013
 an object of one colour in the package's synthetic scenes is one segment at any size."""
 SPOT_RADIUS = 0.035
 """Radius of a spot as a fraction of the image's longer side."""
-MAX_OVERLAP = 0.6
+MAX_PROPOSAL_IOU = 0.6
 """Maximum IoU of two proposals; a proposal that overlaps more is a duplicate."""
 MAX_REGION_FRACTION = 0.5
 """Maximum area of a proposal as a fraction of the image."""
@@ -80,7 +80,7 @@ def propose_regions(levels: Tensor, labels: Tensor, count: int) -> Tensor:
 
 
 def _is_duplicate(region: Tensor, others: Sequence[Tensor]) -> bool:
-    return any(int((region & other).sum()) > MAX_OVERLAP * int((region | other).sum()) for other in others)
+    return any(int((region & other).sum()) > MAX_PROPOSAL_IOU * int((region | other).sum()) for other in others)
 
 
 def _heaviest(values: Tensor, labels: Tensor, count: int) -> list[Tensor]:

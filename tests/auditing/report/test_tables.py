@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from pycocotools.coco import COCO
 
-from detcam.auditing.report.tables import COLUMNS, false_positives_coco, false_positives_csv
+from detcam.auditing.report.tables import CSV_COLUMNS, false_positives_coco, false_positives_csv
 from detcam.data.annotations import Annotations
 from tests.auditing.report.made_up import HOSTILE, SampleImage, make_images, summary_of, write
 
@@ -38,7 +38,7 @@ def test_table_has_one_row_per_false_positive_sorted_by_delta_ap(samples: list[S
     )
     for row in rows:
         case = expected[row["id"]]
-        assert tuple(row) == COLUMNS
+        assert tuple(row) == CSV_COLUMNS
         corners = [float(row[name]) for name in ("left", "top", "right", "bottom")]
         assert corners == pytest.approx(case.box_xyxy, rel=1e-6)
         assert (row["class"], row["label"], row["type"]) == (case.name, str(case.label), case.type)

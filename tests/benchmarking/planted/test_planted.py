@@ -21,7 +21,7 @@ from detcam.benchmarking.planted.detectors import detector_families, train_detec
 from detcam.benchmarking.planted.hit_metrics import MAX_RANK, local_maxima, measure_hit, summarize_hits
 from detcam.benchmarking.planted.results import AuditRow, DetectorRow, MethodRow, PlantedResults
 from detcam.benchmarking.planted.run import DEFAULT_CASES, benchmark_planted
-from detcam.benchmarking.planted.tables import COLUMNS, markdown_tables, table_rows
+from detcam.benchmarking.planted.tables import TABLE_COLUMNS, markdown_tables, table_rows
 from detcam.benchmarking.planted.training_cache import TrainingCache, detector_name
 from detcam.cli.benchmark import BenchmarkOptions
 from detcam.cli.main import app
@@ -155,7 +155,7 @@ def test_tables_give_all_cases_equal_weights() -> None:
     )  # fmt: skip
     assert table_rows(planted, "detectors") == [("fcos", "mark", "9 of 10", "8", "1 of 12", "0.50", "0.25", "-0.12")]
     lines = markdown_tables(planted).splitlines()
-    for kind, header in COLUMNS.items():
+    for kind, header in TABLE_COLUMNS.items():
         at = lines.index(f"## {kind}") + 2
         assert lines[at] == "| " + " | ".join(header) + " |" and lines[at + 1].count("|") == len(header) + 1
     assert "| odam | fcos | context | 0 | - | - | - | 2.0 |" in lines
