@@ -18,6 +18,7 @@ from detcam.cli.options import (
     ModelOptions,
     Out,
     TargetLayer,
+    option,
     parse_class_map,
 )
 from detcam.utils.console import make_console, make_table, printable
@@ -62,59 +63,39 @@ class AuditOptions(ModelOptions):
     class_map: ClassMap = None
     classes: Annotated[
         list[str] | None,
-        typer.Option(
+        option(
+            TARGETS,
+            "NAME",
+            "Explain errors of this class only, by name or index; repeatable. Errors of all classes are counted.",
             "--class",
-            metavar="NAME",
-            rich_help_panel=TARGETS,
-            help="Explain errors of this class only, by name or index; repeatable. Errors of all classes are counted.",
         ),
     ] = None
     score_threshold: Annotated[
         float | None,
-        typer.Option(
+        option(
+            TARGETS,
+            "0..1",
+            "Minimum score of an error that is explained. Average precision includes all detections. Default: 0.3.",
             min=0.001,
             max=0.999,
-            metavar="0..1",
-            rich_help_panel=TARGETS,
-            help="Minimum score of an error that is explained. Average precision includes all detections. "
-            "Default: 0.3.",
         ),
     ] = None
     explain: Annotated[
-        int,
-        typer.Option(
-            min=0,
-            metavar="N",
-            rich_help_panel=TARGETS,
-            help="Number of false positives to explain, highest scores first.",
-        ),
+        int, option(TARGETS, "N", "Number of false positives to explain, highest scores first.", min=0)
     ] = 200
     explain_missed: Annotated[
-        int,
-        typer.Option(
-            min=0, metavar="N", rich_help_panel=TARGETS, help="Number of missed objects to explain, largest first."
-        ),
+        int, option(TARGETS, "N", "Number of missed objects to explain, largest first.", min=0)
     ] = 50
-    iou_threshold: Annotated[
-        float,
-        typer.Option(min=0.01, max=1, metavar="0..1", rich_help_panel=TARGETS, help="Minimum IoU of a true positive."),
-    ] = 0.5
+    iou_threshold: Annotated[float, option(TARGETS, "0..1", "Minimum IoU of a true positive.", min=0.01, max=1)] = 0.5
     background_threshold: Annotated[
-        float,
-        typer.Option(
-            min=0.001, max=1, metavar="0..1", rich_help_panel=TARGETS, help="Maximum IoU of a background error."
-        ),
+        float, option(TARGETS, "0..1", "Maximum IoU of a background error.", min=0.001, max=1)
     ] = 0.1
-    iou_type: Annotated[
-        str, typer.Option(metavar="bbox|segm", rich_help_panel=TARGETS, help="Match boxes (bbox) or masks (segm).")
-    ] = "bbox"
+    iou_type: Annotated[str, option(TARGETS, "bbox|segm", "Match boxes (bbox) or masks (segm).")] = "bbox"
     method: Method = "probecam"
     target_layer: TargetLayer = None
     batch_size: BatchSize = None
     out: Out = Path("report")
-    resume: Annotated[
-        bool, typer.Option("--resume", rich_help_panel=OUTPUT, help="Continue an interrupted audit in the folder.")
-    ] = False
+    resume: Annotated[bool, option(OUTPUT, None, "Continue an interrupted audit in the folder.", "--resume")] = False
 
 
 # Options that `detcam.audit` takes under the same name.

@@ -17,6 +17,7 @@ from detcam.cli.options import (
     Out,
     SelectionOptions,
     TargetLayer,
+    option,
     parse_class_map,
 )
 from detcam.utils.console import make_console, printable
@@ -68,19 +69,19 @@ class BenchmarkOptions(SelectionOptions):
     ] = None
     methods: Annotated[
         str | None,
-        typer.Option(
-            metavar="A,B,...",
-            rich_help_panel=METHOD,
-            help="Methods with settings, e.g. odam,drise:passes=1000,gradcam:eigen_smooth=true; 'detcam methods' lists "
+        option(
+            METHOD,
+            "A,B,...",
+            "Methods with settings, e.g. odam,drise:passes=1000,gradcam:eigen_smooth=true; 'detcam methods' lists "
             "them. Default: a few that suit the model.",
         ),
     ] = None
     metrics: Annotated[
         str,
-        typer.Option(
-            metavar="A,B,...",
-            rich_help_panel=METHOD,
-            help="Metrics with settings, e.g. insertion:steps=10,deletion; 'detcam metrics' lists them. The first one "
+        option(
+            METHOD,
+            "A,B,...",
+            "Metrics with settings, e.g. insertion:steps=10,deletion; 'detcam metrics' lists them. The first one "
             "sorts the table.",
         ),
     ] = "insertion,deletion"
@@ -88,61 +89,34 @@ class BenchmarkOptions(SelectionOptions):
     batch_size: BatchSize = None
     annotations: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE",
-            rich_help_panel=TARGETS,
-            help="COCO JSON with the ground truth, for localization metrics. Other images are left out.",
+        option(
+            TARGETS, "FILE", "COCO JSON with the ground truth, for localization metrics. Other images are left out."
         ),
     ] = None
     class_map: ClassMap = None
-    limit: Annotated[
-        int | None, typer.Option(min=1, metavar="N", rich_help_panel=TARGETS, help="Use the first N images only.")
-    ] = None
-    controls: Annotated[
-        bool, typer.Option("--controls/--no-controls", rich_help_panel=METHOD, help="Add rows of controls.")
-    ] = True
-    seed: Annotated[
-        int, typer.Option(metavar="N", rich_help_panel=METHOD, help="Seed of the controls and the bootstrap.")
-    ] = 0
+    limit: Annotated[int | None, option(TARGETS, "N", "Use the first N images only.", min=1)] = None
+    controls: Annotated[bool, option(METHOD, None, "Add rows of controls.", "--controls/--no-controls")] = True
+    seed: Annotated[int, option(METHOD, "N", "Seed of the controls and the bootstrap.")] = 0
     out: Out = Path("benchmark")
     planted: Annotated[
         bool,
-        typer.Option(
+        option(
+            PLANTED,
+            None,
+            "Compare methods on detectors that are trained with planted shortcuts, instead of on your model.",
             "--planted",
-            rich_help_panel=PLANTED,
-            help="Compare methods on detectors that are trained with planted shortcuts, instead of on your model.",
         ),
     ] = False
     family: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="NAME",
-            rich_help_panel=PLANTED,
-            help="two-stage, fcos, yolo (the default), two-stage-resnet50, yolo11s; repeatable.",
-        ),
+        option(PLANTED, "NAME", "two-stage, fcos, yolo (the default), two-stage-resnet50, yolo11s; repeatable."),
     ] = None
     scenario: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME",
-            rich_help_panel=PLANTED,
-            help="context, far, mark, texture, look-alike; repeatable. Default: all.",
-        ),
+        list[str] | None, option(PLANTED, "NAME", "context, far, mark, texture, look-alike; repeatable. Default: all.")
     ] = None
-    cases: Annotated[
-        int,
-        typer.Option(
-            min=1, metavar="N", rich_help_panel=PLANTED, help="Certified false positives per family and scenario."
-        ),
-    ] = 24
+    cases: Annotated[int, option(PLANTED, "N", "Certified false positives per family and scenario.", min=1)] = 24
     effort: Annotated[
-        float,
-        typer.Option(
-            min=0.001,
-            metavar="X",
-            rich_help_panel=PLANTED,
-            help="Factor on the number of training steps; below 1 for trials.",
-        ),
+        float, option(PLANTED, "X", "Factor on the number of training steps; below 1 for trials.", min=0.001)
     ] = 1.0
 
 

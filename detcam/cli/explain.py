@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from detcam.cli.options import METHOD, OUTPUT, TARGETS, BatchSize, Method, Out, SelectionOptions, TargetLayer
+from detcam.cli.options import METHOD, OUTPUT, TARGETS, BatchSize, Method, Out, SelectionOptions, TargetLayer, option
 from detcam.utils.console import ProgressBar, make_console, make_table, plural, printable, shorten
 
 if TYPE_CHECKING:
@@ -66,58 +66,42 @@ class ExplainOptions(SelectionOptions):
     ]
     box: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="X1,Y1,X2,Y2",
-            rich_help_panel=TARGETS,
-            help="Explain this box, in pixels of the image, instead of the model's predictions; for example a missed "
+        option(
+            TARGETS,
+            "X1,Y1,X2,Y2",
+            "Explain this box, in pixels of the image, instead of the model's predictions; for example a missed "
             "object. Needs --label; repeatable.",
         ),
     ] = None
     label: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="NAME",
-            rich_help_panel=TARGETS,
-            help="Class of the --box, by name or index: one for all boxes, or one each.",
-        ),
+        option(TARGETS, "NAME", "Class of the --box, by name or index: one for all boxes, or one each."),
     ] = None
     against: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            rich_help_panel=TARGETS,
-            help="Explain the difference to this class: why a dog rather than a cat?",
-        ),
+        str | None, option(TARGETS, "NAME", "Explain the difference to this class: why a dog rather than a cat?")
     ] = None
     method: Method = "auto"
     passes: Annotated[
         str | None,
-        typer.Option(
-            metavar="N|auto",
-            rich_help_panel=METHOD,
-            help="Number of perturbed images for methods that sample (rise, drise). 'auto', their default, stops when "
+        option(
+            METHOD,
+            "N|auto",
+            "Number of perturbed images for methods that sample (rise, drise). 'auto', their default, stops when "
             "the maps of two halves of the samples agree. The same as --method drise:passes=N.",
         ),
     ] = None
     target_layer: TargetLayer = None
     aug_smooth: Annotated[
-        bool,
-        typer.Option(
-            "--aug-smooth", rich_help_panel=METHOD, help="Average over six views of the image; six times slower."
-        ),
+        bool, option(METHOD, None, "Average over six views of the image; six times slower.", "--aug-smooth")
     ] = False
     eigen_smooth: Annotated[
-        bool,
-        typer.Option("--eigen-smooth", rich_help_panel=METHOD, help="Keep the map's first principal component only."),
+        bool, option(METHOD, None, "Keep the map's first principal component only.", "--eigen-smooth")
     ] = False
     batch_size: BatchSize = None
     out: Out = Path("explanations")
-    colormap: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME", rich_help_panel=OUTPUT, help="Colours of the overlay: inferno, viridis, cividis, jet, ..."
-        ),
-    ] = "inferno"
+    colormap: Annotated[str, option(OUTPUT, "NAME", "Colours of the overlay: inferno, viridis, cividis, jet, ...")] = (
+        "inferno"
+    )
 
     @property
     def boxes(self) -> list[tuple[float, float, float, float]]:

@@ -17,6 +17,20 @@ if TYPE_CHECKING:
 
 MODEL, TARGETS, METHOD, OUTPUT = "Model", "What to explain", "How to explain it", "Output"
 
+
+def option(panel: str, metavar: str | None, help: str, *names: str, **settings: Any) -> Any:
+    """Return a `typer.Option` in a panel of the help page.
+
+    Args:
+        panel: Title of the panel.
+        metavar: What the help page shows for the value; None for a flag.
+        help: Help text.
+        *names: Names on the command line; by default that of the field.
+        **settings: Further arguments of `typer.Option`.
+    """
+    return typer.Option(*names, metavar=metavar, rich_help_panel=panel, help=help, **settings)
+
+
 Debug = Annotated[bool, typer.Option("--debug", help="Show the full traceback of an error.")]
 Imports = Annotated[
     list[str] | None,
@@ -28,59 +42,47 @@ Imports = Annotated[
 ]
 Model = Annotated[
     str,
-    typer.Option(
-        "--model",
-        "-m",
-        metavar="NAME",
-        show_default=False,
-        rich_help_panel=MODEL,
-        help="A torchvision name (fasterrcnn_resnet50_fpn, lraspp_mobilenet_v3_large, resnet50, ...), an ultralytics "
+    option(
+        MODEL,
+        "NAME",
+        "A torchvision name (fasterrcnn_resnet50_fpn, lraspp_mobilenet_v3_large, resnet50, ...), an ultralytics "
         "name (yolo11n.pt, rtdetr-l.pt, yolo11n.yaml), timm:NAME, smp:Unet?encoder=resnet34&classes=4, or a file that "
         "holds a whole model.",
+        "--model",
+        "-m",
+        show_default=False,
     ),
 ]
 Out = Annotated[
-    Path,
-    typer.Option(
-        metavar="DIR",
-        file_okay=False,
-        rich_help_panel=OUTPUT,
-        help="Folder for the results; it is created if it does not exist.",
-    ),
+    Path, option(OUTPUT, "DIR", "Folder for the results; it is created if it does not exist.", file_okay=False)
 ]
 Method = Annotated[
     str,
-    typer.Option(
-        metavar="NAME",
-        rich_help_panel=METHOD,
-        help="Name of a method; 'detcam methods' lists them, and 'auto' takes odam for boxes and gradcam for masks and "
+    option(
+        METHOD,
+        "NAME",
+        "Name of a method; 'detcam methods' lists them, and 'auto' takes odam for boxes and gradcam for masks and "
         "classes. Settings follow a colon: occlusion:grid=32,window=4.",
     ),
 ]
 TargetLayer = Annotated[
     list[str] | None,
-    typer.Option(
-        metavar="NAME",
-        rich_help_panel=METHOD,
-        help="Target layer; repeatable, maps are averaged. 'detcam layers' lists them. Default: the layer measured to "
+    option(
+        METHOD,
+        "NAME",
+        "Target layer; repeatable, maps are averaged. 'detcam layers' lists them. Default: the layer measured to "
         "be best for the model's family.",
     ),
 ]
 BatchSize = Annotated[
-    int | None,
-    typer.Option(
-        min=1,
-        metavar="N",
-        rich_help_panel=METHOD,
-        help="Images per forward pass; a smaller number needs less memory.",
-    ),
+    int | None, option(METHOD, "N", "Images per forward pass; a smaller number needs less memory.", min=1)
 ]
 ClassMap = Annotated[
     list[str] | None,
-    typer.Option(
-        metavar="CATEGORY=CLASS",
-        rich_help_panel=TARGETS,
-        help="The model's class for a category of the annotations, each by name or index; repeatable. Needed only "
+    option(
+        TARGETS,
+        "CATEGORY=CLASS",
+        "The model's class for a category of the annotations, each by name or index; repeatable. Needed only "
         "where the names differ.",
     ),
 ]
@@ -101,52 +103,48 @@ class ModelOptions(CommonOptions):
     model: Model
     weights: Annotated[
         str | None,
-        typer.Option(
-            metavar="FILE",
-            rich_help_panel=MODEL,
-            help="State dict for the named model (.pth, .pt, .safetensors). Default: the published weights, downloaded "
+        option(
+            MODEL,
+            "FILE",
+            "State dict for the named model (.pth, .pt, .safetensors). Default: the published weights, downloaded "
             "if necessary; 'none' keeps random weights.",
         ),
     ] = None
     num_classes: Annotated[
         int | None,
-        typer.Option(
+        option(
+            MODEL,
+            "N",
+            "Number of classes of your weights, including a background class. Usually read from the file.",
             min=1,
-            metavar="N",
-            rich_help_panel=MODEL,
-            help="Number of classes of your weights, including a background class. Usually read from the file.",
         ),
     ] = None
     names: Annotated[
         str | None,
-        typer.Option(
-            metavar="FILE|A,B,C",
-            rich_help_panel=MODEL,
-            help="Class names in order: a file with one name per line or a JSON list, or names separated by commas.",
+        option(
+            MODEL,
+            "FILE|A,B,C",
+            "Class names in order: a file with one name per line or a JSON list, or names separated by commas.",
         ),
     ] = None
     image_size: Annotated[
         str | None,
-        typer.Option(
-            metavar="N|HxW",
-            rich_help_panel=MODEL,
-            help="Side of the network input in pixels, or height x width as in 256x320; the shorter side for "
+        option(
+            MODEL,
+            "N|HxW",
+            "Side of the network input in pixels, or height x width as in 256x320; the shorter side for "
             "torchvision detectors.",
         ),
     ] = None
-    device: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME", rich_help_panel=MODEL, help="cpu, cuda, cuda:1, mps, or auto: CUDA if it is available."
-        ),
-    ] = "auto"
+    device: Annotated[str, option(MODEL, "NAME", "cpu, cuda, cuda:1, mps, or auto: CUDA if it is available.")] = "auto"
     trust_checkpoint: Annotated[
         bool,
-        typer.Option(
-            "--trust-checkpoint",
-            rich_help_panel=MODEL,
-            help="Allow the checkpoint file to run code, as a whole model or an ultralytics .pt requires. Only for "
+        option(
+            MODEL,
+            None,
+            "Allow the checkpoint file to run code, as a whole model or an ultralytics .pt requires. Only for "
             "files from people you trust.",
+            "--trust-checkpoint",
         ),
     ] = False
 
@@ -180,40 +178,40 @@ class SelectionOptions(ModelOptions):
 
     classes: Annotated[
         list[str] | None,
-        typer.Option(
-            "--class",
-            metavar="NAME",
-            rich_help_panel=TARGETS,
-            help="Explain predictions of this class only, by name or index; repeatable. A classifier is explained for "
+        option(
+            TARGETS,
+            "NAME",
+            "Explain predictions of this class only, by name or index; repeatable. A classifier is explained for "
             "the class even if another one ranks first.",
+            "--class",
         ),
     ] = None
     score_threshold: Annotated[
         float | None,
-        typer.Option(
+        option(
+            TARGETS,
+            "0..1",
+            "Minimum score of a prediction. Default: 0.3 for boxes, none for classes and regions.",
             min=0,
             max=1,
-            metavar="0..1",
-            rich_help_panel=TARGETS,
-            help="Minimum score of a prediction. Default: 0.3 for boxes, none for classes and regions.",
         ),
     ] = None
     top_k: Annotated[
         int | None,
-        typer.Option(
-            min=1,
-            metavar="N",
-            rich_help_panel=TARGETS,
-            help="Maximum number of predictions per image, best first. Default: 10 boxes, 1 class, all regions; in a "
+        option(
+            TARGETS,
+            "N",
+            "Maximum number of predictions per image, best first. Default: 10 boxes, 1 class, all regions; in a "
             "benchmark 3 boxes, 1 class, 3 regions.",
+            min=1,
         ),
     ] = None
     quantity: Annotated[
         str,
-        typer.Option(
-            metavar="NAME",
-            rich_help_panel=TARGETS,
-            help="Output to explain: score, logit, objectness, x1, y1, x2, y2, width, height or edges of a box, mask, "
+        option(
+            TARGETS,
+            "NAME",
+            "Output to explain: score, logit, objectness, x1, y1, x2, y2, width, height or edges of a box, mask, "
             "or a registered name.",
         ),
     ] = "score"
