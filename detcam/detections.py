@@ -1,4 +1,4 @@
-"""One canonical container for what a model found in one image, and where in the network each finding came from."""
+"""The container of a model's detections in one image, with the part of the network that produced each of them."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ NamesLike: TypeAlias = "Mapping[int, str] | Sequence[str]"
 """Class names: a mapping from class index to name, or a list in class order."""
 
 LabelsLike: TypeAlias = "int | str | Sequence[int | str] | Tensor"
-"""Classes by name or index: one of them, or several."""
+"""A class or several, by name or index."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """The part of the network that produced a detection, so that the same part can be asked again.
+    """The part of the network that produced a detection; targets read their score from it.
 
     Attributes:
         kind: ``"proposal"`` (two-stage heads), ``"anchor"`` or ``"cell"`` (dense heads), ``"query"`` (DETR-like
             decoders), ``"region"`` (a class in a semantic map) or ``"image"`` (a classifier).
-        level: index of the pyramid level.
-        anchor: index of the anchor at that cell, or of the query or candidate; -1 where it is not known, and the
-            candidate that fits the target's box best is asked.
-        center_xy: where that anchor or cell sits, original image pixels.
-        box_xyxy: the proposal, original image pixels.
+        level: Index of the pyramid level.
+        anchor: Index of the anchor at that cell, or of the query or candidate; -1 if it is unknown, which stands for
+            the candidate that fits the target's box best.
+        center_xy: Centre of the anchor or cell, original image pixels.
+        box_xyxy: The proposal, original image pixels.
     """
 
     kind: Literal["proposal", "anchor", "cell", "query", "region", "image"]
@@ -39,28 +39,38 @@ class Source:
     box_xyxy: tuple[float, float, float, float] | None = None
 
     def hflip(self, width: int) -> Source:
-        """The same source in the image mirrored left to right."""
+        """Return the source in the image mirrored left to right, which is `width` pixels wide."""
         center = self.center_xy and (width - self.center_xy[0], self.center_xy[1])
         box = self.box_xyxy and (width - self.box_xyxy[2], self.box_xyxy[1], width - self.box_xyxy[0], self.box_xyxy[3])
-        # A query has no fixed place: which one answers for the mirrored object is for the mirrored image to say.
+        # A query has no fixed position; the mirrored image determines which one predicts the object.
         anchor = -1 if self.kind == "query" else self.anchor
         return replace(self, anchor=anchor, center_xy=center, box_xyxy=box)
 
 
 @dataclass(frozen=True)
 class Detections:
-    """What a model found in one image.
+    """The detections of a model in one image.
 
     Attributes:
         boxes_xyxy: (N, 4) float32, pixels of the original image, half-open.
-        labels: (N,) int64, the model's own class indices.
+        labels: (N,) int64, the model's class indices.
         scores: (N,) float32 in [0, 1], as the model reports them.
-        image_size_hw: height and width of the original image.
-        source: what produced each detection, N entries.
-        masks: (N, H, W) bool in image pixels, or None where the model has none.
-        names: class index to name; classes without a name are called ``class 7``.
-        extras: further per-detection tensors of the family, first dimension N: ``keypoints``
-            (N, K, 3) x, y, score; ``corners_xy`` (N, 4, 2) of rotated boxes.
+        image_size_hw: Height and width of the original image.
+        source: The part of the network that produced each detection, N entries.
+        masks: (N, H, W) bool in image pixels, or None if the model predicts none.
+        names: Class index to name; a class without a name is shown as ``class 7``.
+        extras: Further tensors of the model family, first dimension N: ``keypoints`` (N, K, 3) x, y, score;
+            ``corners_xy`` (N, 4, 2) of rotated boxes.
+
+    Example:
+        >>> import torch
+        >>> from detcam import Detections, Source
+        >>> boxes = torch.tensor([[10.0, 10, 50, 40], [60, 20, 90, 80]])
+        >>> scores, sources = torch.tensor([0.4, 0.9]), (Source("cell"), Source("cell"))
+        >>> labels, names = torch.tensor([0, 1]), {0: "cat", 1: "dog"}
+        >>> detections = Detections(boxes, labels, scores, (100, 100), sources, names=names)
+        >>> detections.filter(score_threshold=0.5).caption(0)
+        'dog 0.90'
     """
 
     boxes_xyxy: Tensor
@@ -84,7 +94,7 @@ class Detections:
 
     @classmethod
     def empty(cls, image_size_hw: tuple[int, int], names: Mapping[int, str] | None = None) -> Detections:
-        """An image in which nothing was found."""
+        """Return the detections of an image without any."""
         return cls(
             torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0), image_size_hw, (), names=names or {}
         )
@@ -96,7 +106,7 @@ class Detections:
         return (self[index] for index in range(len(self)))
 
     def __getitem__(self, index: int | slice | Sequence[int] | Tensor) -> Detections:
-        """Some of the detections: an index, a slice, a list of indices or a bool mask (N,)."""
+        """Return a subset, by an index, a slice, a list of indices or a bool mask (N,)."""
         chosen = torch.arange(len(self))[index if not isinstance(index, list) else torch.tensor(index).long()]
         chosen = chosen.reshape(-1)
         return replace(
@@ -115,12 +125,12 @@ class Detections:
         """Select detections by score and class, best first.
 
         Args:
-            score_threshold: minimum score in [0, 1]; None keeps every score.
-            labels: class names or indices to keep; None keeps every class.
-            top_k: maximum number of detections; None keeps all.
+            score_threshold: Minimum score in [0, 1]; None keeps every score.
+            labels: Class names or indices to keep; None keeps every class.
+            top_k: Maximum number of detections; None keeps all.
 
         Raises:
-            ValueError: a name is not in `names`.
+            ValueError: A name is not in `names`.
         """
         keep = torch.ones_like(self.scores, dtype=torch.bool)
         if score_threshold is not None:
@@ -132,15 +142,15 @@ class Detections:
         return self[order[:top_k]]
 
     def name(self, index: int) -> str:
-        """The class name of one detection."""
+        """Return the class name of one detection."""
         return class_name(self.names, int(self.labels[index]))
 
     def caption(self, index: int) -> str:
-        """Class name and score of one detection, for people."""
+        """Return class name and score of one detection, for display."""
         return f"{self.name(index)} {float(self.scores[index]):.2f}"
 
     def to_dict(self, index: int) -> dict[str, Any]:
-        """One detection as plain numbers, for JSON."""
+        """Return one detection as plain numbers, for JSON."""
         return {
             "box_xyxy": [round(value, 2) for value in self.boxes_xyxy[index].tolist()],
             "label": int(self.labels[index]),
@@ -150,22 +160,22 @@ class Detections:
 
 
 def class_name(names: Mapping[int, str], label: int) -> str:
-    """The name of a class index, or ``class 7`` where the model has no name for it."""
+    """Return the name of a class index, or ``class 7`` if the model has no name for it."""
     return names.get(label, f"class {label}")
 
 
 def label_index(names: Mapping[int, str], label: int | str) -> int:
     """Return the class index of a class name or index.
 
-    An exact match is preferred; otherwise case and surrounding spaces are ignored. A text of digits that is not a name
+    An exact match is preferred; otherwise case and surrounding spaces are ignored. A str of digits that is not a name
     is an index.
 
     Args:
-        names: class index to name.
-        label: class name or index.
+        names: Class index to name.
+        label: Class name or index.
 
     Raises:
-        ValueError: no class has that name; the message suggests the closest ones.
+        ValueError: No class has that name; the message suggests the closest ones.
         TypeError: `label` is neither a name nor an integer.
     """
     if not isinstance(label, str):
@@ -176,17 +186,17 @@ def label_index(names: Mapping[int, str], label: int | str) -> int:
     indices = {name: index for index, name in reversed(list(names.items()))}
     if label in indices:
         return indices[label]
-    plain = {name.strip().casefold(): name for name in reversed(list(names.values()))}
-    wanted = label.strip().casefold()
-    if wanted in plain:
-        return indices[plain[wanted]]
-    if wanted.isdecimal():
-        return int(wanted)
+    by_key = {name.strip().casefold(): name for name in reversed(list(names.values()))}
+    key = label.strip().casefold()
+    if key in by_key:
+        return indices[by_key[key]]
+    if key.isdecimal():
+        return int(key)
     if not names:
         raise ValueError(
             f"the model has no class names; give {label!r} as an index, or pass class names (names=, --names)"
         )
-    close = [plain[match] for match in difflib.get_close_matches(wanted, plain, n=3, cutoff=0.5)]
+    close = [by_key[match] for match in difflib.get_close_matches(key, by_key, n=3, cutoff=0.5)]
     known = [*indices][::-1]
     listed = f"its classes are {', '.join(known[:8])}{', ...' if len(known) > 8 else ''}"
     hint = f"did you mean {' or '.join(close)}?" if close else listed
@@ -197,8 +207,8 @@ def label_indices(names: Mapping[int, str], labels: LabelsLike) -> list[int]:
     """Return the class indices of class names and indices; a single name or index counts as a list of one.
 
     Raises:
-        ValueError: no class has one of the names; the message suggests the closest ones.
-        TypeError: an entry is neither a name nor an integer.
+        ValueError: No class has one of the names; the message suggests the closest ones.
+        TypeError: An entry is neither a name nor an integer.
     """
     if isinstance(labels, Tensor):
         return [int(label) for label in labels.flatten().tolist()]

@@ -1,4 +1,4 @@
-"""From the original image to the network's input and back: one affine map per axis, and one resize for heatmaps."""
+"""Coordinates of the original image and of the network's input: one affine map per axis, one resize for heatmaps."""
 
 from __future__ import annotations
 
@@ -11,13 +11,18 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class Geometry:
-    """How an image was placed on the network's input canvas: ``x_input = x_image * scale + offset``, per axis.
+    """Position of an image on the network's input canvas: ``x_input = x_image * scale + offset``, per axis.
 
     Attributes:
-        image_size_hw: height and width of the original image, pixels.
-        input_size_hw: height and width of the canvas that the network saw, padding included, pixels.
-        scale_xy: input pixels per image pixel.
-        offset_xy: input pixels left of and above the image (letterbox padding).
+        image_size_hw: Height and width of the original image, pixels.
+        input_size_hw: Height and width of the network's input, padding included, pixels.
+        scale_xy: Input pixels per image pixel.
+        offset_xy: Input pixels left of and above the image (letterbox padding).
+
+    Example:
+        >>> from detcam.geometry import Geometry
+        >>> Geometry.resize((100, 200), (50, 50)).point_to_input((100, 50))
+        (25.0, 25.0)
     """
 
     image_size_hw: tuple[int, int]
@@ -27,39 +32,39 @@ class Geometry:
 
     @classmethod
     def identity(cls, size_hw: tuple[int, int]) -> Geometry:
-        """The image is the input."""
+        """Return the geometry of an image that is the input."""
         return cls(size_hw, size_hw)
 
     @classmethod
     def resize(cls, image_size_hw: tuple[int, int], input_size_hw: tuple[int, int]) -> Geometry:
-        """The image was stretched to fill the input."""
+        """Return the geometry of an image that is stretched to the input's size."""
         (height, width), (input_height, input_width) = image_size_hw, input_size_hw
         return cls(image_size_hw, input_size_hw, (input_width / width, input_height / height))
 
     def boxes_to_input(self, boxes_xyxy: Tensor) -> Tensor:
-        """Boxes (..., 4) from image pixels to input pixels."""
+        """Convert boxes (..., 4) from image pixels to input pixels."""
         return boxes_xyxy * self._box_tensor(self.scale_xy, boxes_xyxy) + self._box_tensor(self.offset_xy, boxes_xyxy)
 
     def boxes_to_image(self, boxes_xyxy: Tensor) -> Tensor:
-        """Boxes (..., 4) from input pixels to image pixels, not clipped."""
+        """Convert boxes (..., 4) from input pixels to image pixels, without clipping."""
         return (boxes_xyxy - self._box_tensor(self.offset_xy, boxes_xyxy)) / self._box_tensor(self.scale_xy, boxes_xyxy)
 
     def point_to_input(self, xy: tuple[float, float]) -> tuple[float, float]:
-        """A point from image pixels to input pixels."""
+        """Convert a point from image pixels to input pixels."""
         return xy[0] * self.scale_xy[0] + self.offset_xy[0], xy[1] * self.scale_xy[1] + self.offset_xy[1]
 
     def point_to_image(self, xy: tuple[float, float]) -> tuple[float, float]:
-        """A point from input pixels to image pixels."""
+        """Convert a point from input pixels to image pixels."""
         return (xy[0] - self.offset_xy[0]) / self.scale_xy[0], (xy[1] - self.offset_xy[1]) / self.scale_xy[1]
 
     def clip(self, boxes_xyxy: Tensor) -> Tensor:
-        """Boxes (..., 4) in image pixels, clipped to the image."""
+        """Clip boxes (..., 4) in image pixels to the image."""
         height, width = self.image_size_hw
         limit = boxes_xyxy.new_tensor([width, height, width, height])
         return torch.minimum(boxes_xyxy.clamp(min=0), limit)
 
     def valid_cells(self, grid_size_hw: tuple[int, int]) -> tuple[slice, slice]:
-        """Rows and columns of a feature map that lie, at least in part, on the image and not on padding."""
+        """Return the rows and columns of a feature map that lie at least partly on the image."""
         slices = []
         for axis, cells in enumerate(grid_size_hw):
             canvas, xy = self.input_size_hw[axis], 1 - axis
@@ -74,7 +79,7 @@ class Geometry:
         """Resize maps from a feature map's grid to image pixels, undoing padding and scale.
 
         Bilinear with half-pixel centres and clamped borders; for an image that fills the input it equals
-        ``F.interpolate(mode="bilinear", align_corners=False)``. Two small matrix products, one an axis, serve all.
+        ``F.interpolate(mode="bilinear", align_corners=False)``. It takes two small matrix products, one per axis.
 
         Args:
             maps: (N, h, w), any floating dtype, over the whole input canvas.
@@ -89,7 +94,7 @@ class Geometry:
     def from_image(self, maps: Tensor, grid_size_hw: tuple[int, int]) -> Tensor:
         """Average maps over image pixels (N, H, W) into the cells (N, h, w) of a grid over the input canvas.
 
-        Each cell takes the mean of the pixels that fall into it; cells on padding are 0.
+        A cell is the mean of its pixels; cells on padding are 0.
         """
         rows = _binning_matrix(maps, self, 0, grid_size_hw[0])
         columns = _binning_matrix(maps, self, 1, grid_size_hw[1])
@@ -110,7 +115,7 @@ def normalize(maps: Tensor) -> Tensor:
 
 
 def _cell_coordinates(maps: Tensor, geometry: Geometry, axis: int) -> Tensor:
-    """Where the centre of each image pixel falls, in cells of the map, along an axis (0 rows, 1 columns)."""
+    """Return the centres of the image pixels in cells of the map, along an axis (0 rows, 1 columns)."""
     xy = 1 - axis
     pixels = torch.arange(geometry.image_size_hw[axis], device=maps.device, dtype=torch.float64) + 0.5
     position = pixels * geometry.scale_xy[xy] + geometry.offset_xy[xy]
@@ -129,9 +134,9 @@ def _interpolation_matrix(maps: Tensor, geometry: Geometry, axis: int) -> Tensor
 
 
 def _binning_matrix(maps: Tensor, geometry: Geometry, axis: int, cells: int) -> Tensor:
-    """(cells, pixels): share of each cell covered by each pixel along an axis, rows summing to 1 (or 0 on padding).
+    """Return weights (cells, pixels): the fraction of each cell that a pixel covers along an axis.
 
-    Areas overlap exactly, so a grid finer than the image (an upscaled input) works as well as a coarser one.
+    Rows sum to 1, or to 0 on padding. Overlaps are exact, so a grid may be finer than the image (an upscaled input).
     """
     xy = 1 - axis
     pixels = geometry.image_size_hw[axis]
@@ -145,19 +150,19 @@ def _binning_matrix(maps: Tensor, geometry: Geometry, axis: int, cells: int) -> 
 
 
 def to_pixels(maps: Tensor, geometry: Geometry) -> Tensor:
-    """Maps as fine as the network's input (N, H, W) in the pixels of the original image.
+    """Resize maps (N, H, W) of the network's input size to image pixels, with averaging.
 
-    Where the input is finer than the image, each pixel takes the mean of what falls into it: single lines of such
-    maps would otherwise be hit or missed by chance.
+    If the input is finer than the image, a pixel is the mean of its input pixels, since interpolation alone would
+    skip lines of the maps.
     """
     kernel = [2 * int(scale / 2 + 0.25) + 1 for scale in reversed(geometry.scale_xy)]
     if max(kernel) > 1:
-        around = [side // 2 for side in kernel]
-        maps = F.avg_pool2d(maps[:, None], kernel, 1, around, count_include_pad=False)[:, 0]
+        padding = [side // 2 for side in kernel]
+        maps = F.avg_pool2d(maps[:, None], kernel, 1, padding, count_include_pad=False)[:, 0]
     return geometry.to_image(maps)
 
 
 def mask_to_box(mask: Tensor) -> tuple[float, float, float, float]:
-    """The bounding box, xyxy, half-open, of a mask (H, W) with at least one pixel."""
+    """Return the bounding box (xyxy, half-open) of a mask (H, W) with at least one pixel."""
     rows, columns = (torch.nonzero(mask.any(axis))[:, 0].tolist() for axis in (1, 0))
     return float(columns[0]), float(rows[0]), columns[-1] + 1.0, rows[-1] + 1.0

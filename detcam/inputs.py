@@ -1,4 +1,4 @@
-"""Validation of images and targets: what a call gets, checked once."""
+"""Validation of the images and targets of a call."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Targets: TypeAlias = "Target | Detections | Sequence[Target | Detections | Seque
 """Targets of a call: one per image, a list per image, `Detections`, or None for the model's own predictions."""
 
 Select: TypeAlias = Callable[[Detections, Any], tuple[Detections, list[Target]]]
-"""From a model's predictions in one image, and its output for that image, to the explained ones and their targets."""
+"""A function that selects predictions: from those of one image, and the model's output, to a subset and its targets."""
 
 
 @dataclass(frozen=True)
@@ -61,12 +61,12 @@ class Request:
         """Return image indices, one list per forward pass."""
         if self.tensor is None:
             return adapter.groups(self.images, batch_size)
-        if self.extra_inputs or self.model_kwargs:  # how these belong to the images is not known: one batch
+        if self.extra_inputs or self.model_kwargs:  # their batch dimension is unknown: one batch
             return [list(range(len(self)))]
         return [list(range(len(self)))[start : start + batch_size] for start in range(0, len(self), batch_size)]
 
     def targets_for(self, group: Sequence[int]) -> list[list[Target]] | None:
-        """Return the targets of some images; None stands for the model's own predictions."""
+        """Return the targets of a group of images; None stands for the model's own predictions."""
         return None if self.targets is None else [self.targets[index] for index in group]
 
     def predictions(
@@ -80,7 +80,7 @@ class Request:
         return [kept for kept, _ in selected], [row for _, row in selected]
 
     def batch(self, adapter: Adapter, group: Sequence[int], view: View) -> Batch:
-        """Return the network's input for some images in one view."""
+        """Return the network's input for a group of images in one view."""
         if self.tensor is None:
             batch = adapter.prepare([view.image(self.images[index]) for index in group])
         else:
@@ -88,7 +88,7 @@ class Request:
         return replace(batch, extra_inputs=self.extra_inputs, model_kwargs=self.model_kwargs)
 
     def source_images(self, adapter: Adapter, group: Sequence[int], view: View) -> list[Tensor]:
-        """Return some images in one view, each (C, H, W) in [0, 1]."""
+        """Return a group of images in one view, each (C, H, W) in [0, 1]."""
         if self.tensor is None:
             return [view.image(self.images[index]) for index in group]
         return list(displayable_images(adapter, view.image(self.tensor[list(group)])))

@@ -12,27 +12,27 @@ from detcam.outputs import Target, as_target
 
 @dataclass(frozen=True)
 class View:
-    """One view of an image: mirrored or not, times a factor."""
+    """A view of an image: mirrored or not, times a factor."""
 
     mirrored: bool = False
     factor: float = 1.0
 
     def image(self, image: Tensor) -> Tensor:
-        """The image (..., H, W) in this view."""
+        """Return the image (..., H, W) in this view."""
         image = image.flip(-1) if self.mirrored else image
         return image if self.factor == 1.0 else image * self.factor
 
     def target(self, target: Target, geometry: Geometry) -> Target:
-        """The target in this view, with its box, mask and source mirrored if the image is."""
+        """Return the target in this view; box, mask and source are mirrored with the image."""
         return as_target(target).hflip(geometry.image_size_hw[1]) if self.mirrored else target
 
     def undo(self, maps: Tensor) -> Tensor:
-        """Maps (N, h, w) back to the plain image."""
+        """Map maps (N, h, w) of this view back to the plain image."""
         return maps.flip(-1) if self.mirrored else maps
 
 
 def views(smooth: bool) -> list[View]:
-    """The plain view, or all six: plain and mirrored, times 1, 0.9 and 1.1; the plain one first."""
+    """Return the plain view, or all six: plain and mirrored, times 1, 0.9 and 1.1, the plain view first."""
     if not smooth:
         return [View()]
     return [View(mirrored, factor) for mirrored in (False, True) for factor in (1.0, 0.9, 1.1)]

@@ -1,7 +1,7 @@
 """One forward pass with hooks on the target layers: their activations and the gradients of scores.
 
-Parameters never receive gradients: they are frozen for the length of the run, so autograd records nothing before
-the earliest target layer, where the activation becomes a leaf.
+Parameters never receive gradients: they are frozen during the pass, so autograd records nothing before the earliest
+target layer, whose activation becomes a leaf.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from detcam.utils.model_lock import exclusive
 from detcam.utils.warnings import warn
 
 ReshapeTransform = Callable[[Any], Any]
-"""From a layer's output to (B, C, h, w), or a list of such levels."""
+"""A function from a layer's output to (B, C, h, w), or to a list of such levels."""
 
 Replace = Callable[[int, int, Any], Any]
-"""From a layer's index, the number of its earlier runs in the pass, and its output, to the replacement."""
+"""A function from a layer's index, the number of its earlier runs in the pass, and its output, to the replacement."""
 
 _STANCE_LOCK = RLock()
 """Held while compilation is disabled, which is a setting of the whole process."""
@@ -33,8 +33,8 @@ HALF_SCALE = 2.0**12
 class Trace:
     """Records the activations of target layers during a forward pass, and computes gradients at them.
 
-    Use inside `guarded`. A layer may run several times in a pass (a head shared by pyramid levels) and may put out
-    a tensor, or a list, tuple or dict of tensors (a pyramid): every tensor is a *level* of that layer.
+    Use inside `guarded`. A layer may run several times in a pass (a head shared by pyramid levels) and may return a
+    tensor, or a list, tuple or dict of tensors (a pyramid): every tensor is a *level* of that layer.
 
     Args:
         layers: The target layers.
@@ -80,14 +80,14 @@ class Trace:
                 output = self.replace(index, len(self._outputs[index]), output)
             held = map_tensors(output, self._hold)
             self._outputs[index].append(held)
-            # What follows may work in place (an in-place ReLU); it gets a copy, and the held tensor stays as it was.
+            # Later modules may work in place (an in-place ReLU), so they get a copy.
             return map_tensors(held, lambda tensor: tensor.clone() if tensor.is_floating_point() else tensor)
 
         return hold
 
     def _hold(self, tensor: Tensor) -> Tensor:
         if tensor.is_quantized:
-            raise TypeError("a target layer put out a quantised tensor; explain the float model it was made from")
+            raise TypeError("a target layer returned a quantised tensor; explain the float model instead")
         if not tensor.is_floating_point() or not self.wants_gradients or tensor.requires_grad:
             return tensor
         return tensor.detach().requires_grad_(True)
@@ -96,7 +96,7 @@ class Trace:
         """Return the layers' outputs: per layer a list of levels, each (B, C, h, w), detached.
 
         Raises:
-            RuntimeError: a layer never ran, or put out no tensor.
+            RuntimeError: A layer never ran, or returned no tensor.
         """
         return self._shaped(lambda tensor: tensor.detach())
 
@@ -118,34 +118,34 @@ class Trace:
         held = self.held()
         if not scalar.requires_grad:
             raise RuntimeError(self._no_path())
-        found = self._scaled_up(scalar, held)
-        if found is None:
-            found = torch.autograd.grad(scalar, held, retain_graph=retain_graph, allow_unused=True)
-        if all(gradient is None for gradient in found):
+        gradients = self._scaled_gradients(scalar, held)
+        if gradients is None:
+            gradients = torch.autograd.grad(scalar, held, retain_graph=retain_graph, allow_unused=True)
+        if all(gradient is None for gradient in gradients):
             raise RuntimeError(self._no_path())
-        return self._by_layer(found)
+        return self._by_layer(gradients)
 
-    def _scaled_up(self, scalar: Tensor, held: Sequence[Tensor]) -> Sequence[Tensor | None] | None:
-        """Gradients of a model in float16, in float32: scaled up on the way, where small ones would vanish.
+    def _scaled_gradients(self, scalar: Tensor, held: Sequence[Tensor]) -> Sequence[Tensor | None] | None:
+        """Return the gradients of a float16 model as float32, scaled in the backward pass so that none underflows.
 
         Returns:
-            None where nothing is in float16, or where the scaled ones are too large for it.
+            None if no tensor is float16, or if the scaled gradients overflow.
         """
         if not any(tensor.dtype == torch.float16 for tensor in held):
             return None
-        up = torch.full_like(scalar, HALF_SCALE)
-        found = torch.autograd.grad(scalar, held, up, retain_graph=True, allow_unused=True)
-        if not all(gradient is None or bool(torch.isfinite(gradient).all()) for gradient in found):
+        scale = torch.full_like(scalar, HALF_SCALE)
+        gradients = torch.autograd.grad(scalar, held, scale, retain_graph=True, allow_unused=True)
+        if not all(gradient is None or bool(torch.isfinite(gradient).all()) for gradient in gradients):
             return None
-        return [None if gradient is None else gradient.float() / HALF_SCALE for gradient in found]
+        return [None if gradient is None else gradient.float() / HALF_SCALE for gradient in gradients]
 
     def second_order(self, scalar: Tensor) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
-        """The gradient, and the Hessian's product with the activation, at each layer and level, as `gradients`.
+        """Return the gradient, and the Hessian's product with the activation, at each layer and level.
 
-        The Hessian is that of one tensor at a time; what follows keeps its graph.
+        The Hessian is that of one tensor at a time. The graph is kept.
 
         Raises:
-            RuntimeError: the scalar does not depend on the layers at all, or an operation has no second derivative.
+            RuntimeError: The scalar does not depend on the layers at all, or an operation has no second derivative.
         """
         held = self.held()
         if not scalar.requires_grad:
@@ -155,10 +155,10 @@ class Trace:
             raise RuntimeError(self._no_path())
         products: list[Tensor | None] = []
         for tensor, gradient in zip(held, first, strict=True):
-            curved = gradient is not None and gradient.requires_grad
+            has_curvature = gradient is not None and gradient.requires_grad
             products += (
                 torch.autograd.grad(gradient, tensor, tensor.detach(), retain_graph=True, allow_unused=True)
-                if curved
+                if has_curvature
                 else [None]
             )
         gradients = [None if gradient is None else gradient.detach() for gradient in first]
@@ -177,10 +177,10 @@ class Trace:
 
     def check_ran(self) -> None:
         """Raise RuntimeError if a target layer never ran in the forward pass."""
-        silent = [name for name, outputs in zip(self.names, self._outputs, strict=True) if not outputs]
-        if silent:
+        unused = [name for name, outputs in zip(self.names, self._outputs, strict=True) if not outputs]
+        if unused:
             raise RuntimeError(
-                f"target layer {', '.join(silent)} never ran in the forward pass; choose a layer that the model uses "
+                f"target layer {', '.join(unused)} never ran in the forward pass; choose a layer that the model uses "
                 "(auxiliary heads and unused branches do not run in eval mode)"
             )
 
@@ -190,15 +190,15 @@ class Trace:
 
         def value_at(tensor: Tensor) -> Tensor:
             value = by_tensor.get(id(tensor))
-            # One zero, expanded: a level without part in a target costs neither memory nor passes over it.
+            # One expanded zero, which takes neither memory nor time.
             return tensor.new_zeros(()).expand_as(tensor) if value is None else value
 
         return self._shaped(value_at)
 
     def _no_path(self) -> str:
         return (
-            f"the target's score does not depend on target layer {', '.join(self.names)}: the layer lies behind the "
-            "output, on another branch, or the model cuts gradients on the way; choose an earlier layer"
+            f"the target's score does not depend on target layer {', '.join(self.names)}: the layer follows the "
+            "output, lies on another branch, or the model stops gradients in between; choose an earlier layer"
         )
 
     def _shaped(self, function: Callable[[Tensor], Tensor]) -> list[list[Tensor]]:
@@ -212,17 +212,17 @@ class Trace:
             for level in levels:
                 if level.ndim != 4:
                     raise ValueError(
-                        f"target layer {name} put out shape {tuple(level.shape)}; expected (B, C, h, w). Choose "
-                        "another layer, or pass reshape_transform= to turn its output into that shape"
+                        f"target layer {name} returned shape {tuple(level.shape)}; expected (B, C, h, w). Choose "
+                        "another layer, or pass reshape_transform= to convert its output to that shape"
                     )
             if not levels:
-                raise RuntimeError(f"target layer {name} put out no tensor; choose a layer that does")
+                raise RuntimeError(f"target layer {name} returned no tensor; choose a layer that does")
             layers.append(levels)
         return layers
 
 
 def map_tensors(value: object, function: Callable[[Tensor], Any]) -> Any:
-    """Apply a function to every tensor in nested lists, tuples and mappings; anything else is handed through."""
+    """Apply a function to every tensor in nested lists, tuples and mappings; other values are unchanged."""
     if isinstance(value, Tensor):
         return function(value)
     if isinstance(value, Mapping):
@@ -243,33 +243,39 @@ def gradient_magnitude(gradient: Tensor) -> Tensor:
 
 
 def flatten_tensors(value: object) -> list[Tensor]:
-    """Every floating-point tensor in nested lists, tuples and mappings, in order."""
-    found: list[Tensor] = []
-    map_tensors(value, lambda tensor: found.append(tensor) if tensor.is_floating_point() else None)
-    return found
+    """Return every floating-point tensor in nested lists, tuples and mappings, in order."""
+    tensors: list[Tensor] = []
+    map_tensors(value, lambda tensor: tensors.append(tensor) if tensor.is_floating_point() else None)
+    return tensors
 
 
 @contextmanager
 def guarded(model: nn.Module, *, gradients: bool) -> Iterator[None]:
     """Run a model and restore it afterwards, one thread at a time (`detcam.utils.model_lock`).
 
-    Inside: eval mode, no parameter asks for gradients, inference tensors are replaced by ordinary ones, autograd is
-    on or off as asked. After, also when the block raises: training flags per module, ``requires_grad``, parameters,
-    random state and autograd mode are as they were.
+    Inside the block the model is in eval mode, no parameter requires gradients, and inference tensors are replaced by
+    ordinary ones. Afterwards, also after an exception, training flags per module, ``requires_grad``, parameters,
+    random state and autograd mode are restored.
+
+    Args:
+        model: The model.
+        gradients: Whether autograd is on inside the block.
     """
     with ExitStack() as stack:
-        stack.enter_context(exclusive(model))  # before anything is read: another call may have changed it meanwhile
+        stack.enter_context(exclusive(model))  # first, since another call may be changing the model
         if model.training:
             warn(
-                f"{type(model).__name__} is in training mode; it is explained in eval mode and put back. Call "
-                "model.eval() to say that this is meant",
+                f"{type(model).__name__} is in training mode; it is explained in eval mode and restored. Call "
+                "model.eval() first to avoid this warning",
                 UserWarning,
             )
         if any(_is_compiled(module) for module in model.modules()):
-            # Compiled code does not look for hooks again; torch below 2.6 cannot be asked to run without it.
+            # Compiled code ignores new hooks; only torch 2.6 and later can run the model without it.
             set_stance = getattr(torch.compiler, "set_stance", None)
             if set_stance is None:
-                raise RuntimeError("part of the model is compiled; explain the model as it was before, or update torch")
+                raise RuntimeError(
+                    "part of the model is compiled; explain the model before compilation, or update torch"
+                )
             stack.enter_context(_STANCE_LOCK)
             stack.enter_context(set_stance("force_eager"))
         stack.enter_context(torch.inference_mode(False))
@@ -277,7 +283,7 @@ def guarded(model: nn.Module, *, gradients: bool) -> Iterator[None]:
         devices = {tensor.device for tensor in model.parameters() if tensor.device.type == "cuda"}
         stack.enter_context(torch.random.fork_rng(devices=sorted(devices, key=str)))
         training = [module for module in model.modules() if module.training]
-        asking = [p for p in model.parameters() if p.requires_grad and not p.is_inference()]
+        trainable = [p for p in model.parameters() if p.requires_grad and not p.is_inference()]
         swapped = _swap_inference_tensors(model) if gradients else []
         try:
             for module in training:
@@ -289,14 +295,14 @@ def guarded(model: nn.Module, *, gradients: bool) -> Iterator[None]:
         finally:
             for tensors, name, original in swapped:
                 tensors[name] = original
-            for parameter in asking:
+            for parameter in trainable:
                 parameter.requires_grad_(True)
             for module in training:
                 module.training = True
 
 
 def _is_compiled(module: nn.Module) -> bool:
-    """Whether a module runs as compiled code: by `module.compile()`, or as what `torch.compile` handed back."""
+    """Return whether a module runs compiled code: by `module.compile()`, or as the result of `torch.compile`."""
     return getattr(module, "_compiled_call_impl", None) is not None or hasattr(module, "_orig_mod")
 
 

@@ -1,4 +1,4 @@
-"""What to explain: a target is a callable from one image's model output to a scalar."""
+"""Targets: callables from one image's model output to the scalar that is explained."""
 
 from detcam.outputs import BaseTarget, DetectionTarget
 from detcam.targets.box import QUANTITIES, BoxTarget, FasterRCNNBoxScoreTarget

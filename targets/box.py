@@ -1,4 +1,4 @@
-"""Box targets: a number that a detector's head gives for one box, pinned to the part of the network that made it."""
+"""Box targets: a number that a detector's head predicts for one box, pinned to the part that produced the box."""
 
 from __future__ import annotations
 
@@ -22,14 +22,23 @@ QUANTITIES: tuple[Quantity, ...] = get_args(Quantity)
 
 @dataclass(frozen=True)
 class BoxTarget(DetectionTarget):
-    """A number that the detector's head gives for one box.
+    """A number that the detector's head predicts for one box.
 
     Attributes:
         quantity: ``"score"``, the class score as the detector reports it (default); ``"logit"``, before the sigmoid
             or softmax; ``"objectness"``; or a coordinate of the predicted box, ``"x1"``, ``"y1"``, ``"x2"``,
             ``"y2"``, ``"width"``, ``"height"`` in image pixels.
-        against: another class index: explain the difference to it (*why a dog rather than a cat?*); for
-            ``"score"`` and ``"logit"`` only.
+        against: Another class index, whose value is subtracted (*why a dog rather than a cat?*); for ``"score"`` and
+            ``"logit"`` only.
+
+    Example:
+        >>> import detcam
+        >>> import numpy as np
+        >>> from detcam.targets import BoxTarget
+        >>> from detcam.testing import tiny_detector
+        >>> cam = detcam.GradCAM(tiny_detector())
+        >>> cam(np.zeros((32, 32, 3), np.uint8), [BoxTarget((4, 4, 20, 20), label=1, quantity="logit")])[0].shape
+        (1, 32, 32)
     """
 
     quantity: Quantity = "score"
@@ -50,10 +59,10 @@ class BoxTarget(DetectionTarget):
             check_label(self.against, names, classes)
 
     def describe(self, names: Mapping[int, str]) -> str:
-        words = class_name(names, self.label)
+        text = class_name(names, self.label)
         if self.against is not None:
-            words += f" rather than {class_name(names, self.against)}"
-        return words if self.quantity == "score" else f"{self.quantity} of {words}"
+            text += f" rather than {class_name(names, self.against)}"
+        return text if self.quantity == "score" else f"{self.quantity} of {text}"
 
     @property
     def reads(self) -> frozenset[CandidateField]:
@@ -78,15 +87,15 @@ class BoxTarget(DetectionTarget):
 
 
 class FasterRCNNBoxScoreTarget(BaseTarget):
-    """Sum of IoU and score over given boxes, each re-found in the output by overlap.
+    """Sum of IoU and score over given boxes, each matched to a detection by overlap.
 
-    Kept for code that comes from ``pytorch_grad_cam``; a `BoxTarget` is pinned instead and needs no re-finding. A box
-    whose best match overlaps too little, or has another label, adds 0.
+    For code that migrates from ``pytorch_grad_cam``. A `BoxTarget` needs no matching, since it is pinned to its source.
+    A box whose best match overlaps too little, or has another label, adds 0.
 
     Args:
-        labels: class indices, one per box.
+        labels: Class indices, one per box.
         bounding_boxes: (N, 4) xyxy, original image pixels; a tensor or an array.
-        iou_threshold: least overlap that counts as the same box.
+        iou_threshold: Minimum IoU of a match.
     """
 
     has_position = True
@@ -104,22 +113,23 @@ class FasterRCNNBoxScoreTarget(BaseTarget):
         return FasterRCNNBoxScoreTarget(self.labels, flipped, self.iou_threshold)
 
     def __call__(self, output: DetectorOutput) -> Tensor:
-        found = output.detections()
+        detections = output.detections()
         matched: list[tuple[int, int]] = []
-        if len(found):
-            overlap, best = box_iou(self.bounding_boxes, found.boxes_xyxy).max(1)
+        if len(detections):
+            overlap, best = box_iou(self.bounding_boxes, detections.boxes_xyxy).max(1)
             for row, label in enumerate(self.labels):
-                if overlap[row] > self.iou_threshold and int(found.labels[best[row]]) == label:
+                if overlap[row] > self.iou_threshold and int(detections.labels[best[row]]) == label:
                     matched.append((row, int(best[row])))
         if not matched and not torch.is_grad_enabled():
-            return torch.zeros(())  # an image that was changed may lose the box
+            return torch.zeros(())  # a perturbed image may lose the box
         if not matched:
             raise ValueError("no detection overlaps the given boxes with their labels; lower iou_threshold")
         targets = [
-            BoxTarget(tuple(found.boxes_xyxy[b].tolist()), int(found.labels[b]), found.source[b]) for _, b in matched
+            BoxTarget(tuple(detections.boxes_xyxy[b].tolist()), int(detections.labels[b]), detections.source[b])
+            for _, b in matched
         ]
         candidates = output.candidates(targets)
-        wanted = self.bounding_boxes[[row for row, _ in matched]].to(candidates.boxes_xyxy)
-        overlap = box_iou(wanted, candidates.boxes_xyxy).diagonal()
+        boxes = self.bounding_boxes[[row for row, _ in matched]].to(candidates.boxes_xyxy)
+        overlap = box_iou(boxes, candidates.boxes_xyxy).diagonal()
         scores = torch.stack([target.value(candidates, row) for row, target in enumerate(targets)])
         return (overlap + scores).sum()

@@ -11,8 +11,8 @@ from detcam.detections import class_name
 from detcam.outputs import BaseTarget
 
 
-def _pick(output: Tensor, category: int) -> Tensor:
-    """The entry of a class in (C,) or (B, C) scores."""
+def _class_score(output: Tensor, category: int) -> Tensor:
+    """Return the entry of a class in (C,) or (B, C) scores."""
     if not isinstance(output, Tensor):
         raise TypeError(
             f"a class target needs logits, a tensor of shape (C,); this model's output is "
@@ -20,7 +20,7 @@ def _pick(output: Tensor, category: int) -> Tensor:
         )
     classes = output.shape[-1] if output.ndim else 0
     if not -classes <= category < classes:
-        known = f"a class index from 0 to {classes - 1}" if classes else "a target that reads one number, no class"
+        known = f"a class index from 0 to {classes - 1}" if classes else "a target for a single number, without a class"
         raise ValueError(f"expected {known}; got {category}")
     return output[..., category]
 
@@ -29,7 +29,13 @@ class ClassifierOutputTarget(BaseTarget):
     """The logit of one class.
 
     Args:
-        category: class index.
+        category: Class index.
+
+    Example:
+        >>> import torch
+        >>> from detcam.targets import ClassifierOutputTarget
+        >>> ClassifierOutputTarget(2)(torch.tensor([0.5, -1.0, 3.0]))
+        tensor(3.)
     """
 
     quantity: str | None = "logit"
@@ -38,11 +44,11 @@ class ClassifierOutputTarget(BaseTarget):
         self.category = self.label = int(category)
 
     def __call__(self, model_output: Tensor) -> Tensor:
-        return _pick(model_output, self.category)
+        return _class_score(model_output, self.category)
 
 
 class ClassTarget(ClassifierOutputTarget):
-    """A class as `predict` labels it: its logit; of a single logit z, z for class 1 and -z for class 0."""
+    """The logit of one class, by the labels of `predict`; for a single logit z, z for class 1 and -z for class 0."""
 
     def __call__(self, model_output: Tensor) -> Tensor:
         if isinstance(model_output, Tensor) and model_output.numel() == 1 and self.category in (0, 1):
@@ -56,7 +62,7 @@ class ClassifierOutputSoftmaxTarget(ClassifierOutputTarget):
     quantity = "score"
 
     def __call__(self, model_output: Tensor) -> Tensor:
-        _pick(model_output, self.category)
+        _class_score(model_output, self.category)
         return torch.softmax(model_output, dim=-1)[..., self.category]
 
 
@@ -66,12 +72,12 @@ class ClassifierOutputReST(ClassifierOutputTarget):
     quantity = None
 
     def __call__(self, model_output: Tensor) -> Tensor:
-        logit = _pick(model_output, self.category)
+        logit = _class_score(model_output, self.category)
         return logit + torch.log_softmax(model_output, dim=-1)[..., self.category]
 
 
 class BinaryClassifierOutputTarget(BaseTarget):
-    """A single logit, as it is for class 1 and negated for class 0.
+    """A single logit, unchanged for class 1 and negated for class 0.
 
     Args:
         category: 0 or 1.
@@ -87,28 +93,28 @@ class BinaryClassifierOutputTarget(BaseTarget):
 
 
 class SoftmaxOutputTarget(BaseTarget):
-    """All softmax probabilities; for metrics that compare whole outputs."""
+    """All softmax probabilities, for metrics that compare whole outputs."""
 
     def __call__(self, model_output: Tensor) -> Tensor:
         return torch.softmax(model_output, dim=-1)
 
 
 class RawScoresOutputTarget(BaseTarget):
-    """The output as it is; for metrics that compare whole outputs, and for models with one number."""
+    """The output itself, for metrics that compare whole outputs and for models with a single number."""
 
     def __call__(self, model_output: Tensor) -> Tensor:
         return model_output
 
 
 class FinerWeightedTarget(BaseTarget):
-    """Finer-CAM's target: how a class stands out from similar ones (https://arxiv.org/abs/2501.11309).
+    """Finer-CAM's target: the difference of a class from similar classes (https://arxiv.org/abs/2501.11309).
 
     sum_d p_d (z_c - alpha z_d) / sum_d p_d over the comparison classes d, with p the softmax.
 
     Args:
-        main_category: class index c.
-        comparison_categories: class indices d.
-        alpha: strength of the comparison; 0 gives the plain logit.
+        main_category: Class index c.
+        comparison_categories: Class indices d.
+        alpha: Strength of the comparison; 0 gives the plain logit.
     """
 
     quantity = "logit"
@@ -126,9 +132,9 @@ class FinerWeightedTarget(BaseTarget):
         return f"{class_name(names, self.main_category)} rather than {others}"
 
     def __call__(self, model_output: Tensor) -> Tensor:
-        _pick(model_output, self.main_category)
+        _class_score(model_output, self.main_category)
         model_output = model_output.to(torch.promote_types(model_output.dtype, torch.float32))  # weights may be tiny
-        main = _pick(model_output, self.main_category)
-        others = torch.stack([_pick(model_output, category) for category in self.comparison_categories], -1)
+        main = _class_score(model_output, self.main_category)
+        others = torch.stack([_class_score(model_output, category) for category in self.comparison_categories], -1)
         weights = torch.softmax(model_output, dim=-1)[..., self.comparison_categories]
         return (weights * (main[..., None] - self.alpha * others)).sum(-1) / (weights.sum(-1) + 1e-9)

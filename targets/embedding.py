@@ -1,4 +1,4 @@
-"""Embedding targets: how like, or unlike, a concept an image's feature vector is."""
+"""Embedding targets: similarity of an image's feature vector to a concept."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class SimilarityToConceptTarget(BaseTarget):
     cos(f(x), c); for several concept vectors, the mean over them.
 
     Args:
-        features: one vector (D,) or several (M, D), e.g. from `detcam.adapters.embed`; a tensor or an array.
+        features: One vector (D,) or several (M, D), e.g. from `detcam.adapters.embed`; a tensor or an array.
     """
 
     def __init__(self, features: npt.ArrayLike) -> None:
@@ -39,7 +39,7 @@ class SimilarityToConceptTarget(BaseTarget):
 
 
 class DifferenceFromConceptTarget(SimilarityToConceptTarget):
-    """One minus the cosine similarity: which pixels make the image unlike the concept."""
+    """One minus the cosine similarity to a concept: positive saliency marks pixels that make the image less similar."""
 
     def __call__(self, model_output: Tensor) -> Tensor:
         return 1 - super().__call__(model_output)

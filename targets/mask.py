@@ -20,15 +20,19 @@ class MaskTarget(BaseTarget):
     r"""Mean logit of a class over a region of the image.
 
     $\frac{1}{|M|} \sum_{p \in M} y^c_p$ over the region's pixels $p$, as in Seg-Grad-CAM
-    (https://arxiv.org/abs/2002.11434) but for the factor; a pixel has the logits of the output cell that it lies in,
-    and one that lies in several has their mean, weighted by area. For a head with one channel, class 1 is its logit
-    and class 0 the negative of that.
+    (https://arxiv.org/abs/2002.11434) up to the factor. A pixel has the logits of its output cell, or the mean of
+    several cells weighted by area. For a head with one channel, class 1 is its logit and class 0 the negative of it.
 
     Attributes:
-        label: class index of the segmentation network.
-        mask: (H, W) in original image pixels, a tensor or an array, bool or of two values; a single pixel will do.
+        label: Class index of the segmentation network.
+        mask: (H, W) in original image pixels, a tensor or an array, bool or of two values, with at least one pixel.
             None takes the whole image.
-        against: another class index: explain the difference of the two logits.
+        against: Another class index, whose logit is subtracted.
+
+    Example:
+        >>> from detcam.targets import MaskTarget
+        >>> MaskTarget(1, [[0, 1, 1], [0, 0, 0]]).box_xyxy
+        (1.0, 0.0, 3.0, 1.0)
     """
 
     quantity = "logit"
@@ -41,7 +45,7 @@ class MaskTarget(BaseTarget):
     def __post_init__(self) -> None:
         object.__setattr__(self, "label", int(self.label))
         if self.mask is not None:
-            object.__setattr__(self, "mask", _region(self.mask))
+            object.__setattr__(self, "mask", _bool_mask(self.mask))
             object.__setattr__(self, "box_xyxy", mask_to_box(self.mask))
 
     def hflip(self, width: int) -> MaskTarget:
@@ -57,8 +61,8 @@ class MaskTarget(BaseTarget):
             )
 
     def describe(self, names: Mapping[int, str]) -> str:
-        words = class_name(names, self.label)
-        return words if self.against is None else f"{words} rather than {class_name(names, self.against)}"
+        name = class_name(names, self.label)
+        return name if self.against is None else f"{name} rather than {class_name(names, self.against)}"
 
     def __call__(self, output: SegmenterOutput) -> Tensor:
         if not isinstance(output, SegmenterOutput):
@@ -76,9 +80,9 @@ class MaskTarget(BaseTarget):
 
 @dataclass(frozen=True)
 class InstanceMaskTarget(DetectionTarget):
-    """Mean logit of one instance's mask over the pixels that the mask covers (where its logit is positive).
+    """Mean logit of one instance's mask over the pixels of the mask (where its logit is positive).
 
-    For Mask R-CNN the mask head's logits in the box, for YOLO's segmentation heads the prototypes times coefficients.
+    The logits are those of the mask head for Mask R-CNN, and prototypes times coefficients for YOLO.
     """
 
     part: ClassVar[Literal["box", "mask", "output"]] = "mask"
@@ -91,10 +95,10 @@ class InstanceMaskTarget(DetectionTarget):
 class SemanticSegmentationTarget(BaseTarget):
     """Sum of a class's scores over a mask at the resolution of the model's output, as in pytorch_grad_cam.
 
-    The mask lies on the network's output, padding included; `MaskTarget` takes one that lies on the image.
+    The mask refers to the network's output, padding included; that of a `MaskTarget` refers to the image.
 
     Args:
-        category: class index, the channel of the model's output.
+        category: Class index, the channel of the model's output.
         mask: (h, w), bool or float weights, of the output's size; a tensor or an array.
     """
 
@@ -117,20 +121,20 @@ class SemanticSegmentationTarget(BaseTarget):
         scores: Tensor = model_output[self.category]
         if self.mask.shape != scores.shape:
             raise ValueError(
-                f"expected a mask of the output's size {tuple(scores.shape)}; got {tuple(self.mask.shape)}. A mask in "
-                "the image's pixels goes in as MaskTarget"
+                f"expected a mask of the output's size {tuple(scores.shape)}; got {tuple(self.mask.shape)}. For a mask "
+                "in image pixels use MaskTarget"
             )
         return (scores * self.mask.to(scores.device)).sum()
 
 
-def _region(mask: Any) -> Tensor:
-    """A (H, W) bool copy of a mask."""
+def _bool_mask(mask: Any) -> Tensor:
+    """Return a (H, W) bool copy of a mask."""
     values = torch.as_tensor(mask)
     if values.ndim != 2:
         raise ValueError(f"expected a mask of shape (H, W); got {tuple(values.shape)}")
     region = values.bool().clone()
     if not region.any():
-        raise ValueError("the mask is empty; give a region with at least one pixel, or mask=None for the whole image")
+        raise ValueError("the mask is empty; expected at least one pixel, or mask=None for the whole image")
     inside = values[region]
     if values.dtype != torch.bool and (inside != inside[0]).any():
         raise ValueError(

@@ -1,4 +1,4 @@
-"""The quantities that can be explained of a detection, region or class, by name."""
+"""The registry of quantities: named targets for a detection, region or class."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from detcam.targets.mask import InstanceMaskTarget, MaskTarget
 from detcam.utils.registry import Registry
 
 TargetFunction: TypeAlias = Callable[[ModelOutput, Any], Tensor]
-"""From one image's output and a plain target (a `BoxTarget`, `MaskTarget` or `ClassTarget`) to a scalar."""
+"""A function from one image's output and a plain target (`BoxTarget`, `MaskTarget` or `ClassTarget`) to a scalar."""
 
 Function = TypeVar("Function", bound=TargetFunction)
 
@@ -27,7 +27,7 @@ class BuiltinQuantity:
     """A quantity of the package: a target class, or a setting of one.
 
     Attributes:
-        make: From a plain target and the class index to compare with, or None, to the target of this quantity.
+        make: Function from a plain target, and the class index to compare with or None, to the target.
     """
 
     make: Callable[[Target, int | None], Target]
@@ -42,8 +42,8 @@ class FunctionTarget(BaseTarget):
 
     Attributes:
         quantity: The function's name in the registry.
-        function: From one image's output and the plain target to a scalar.
-        target: The plain target, which says what the function refers to.
+        function: Function from one image's output and the plain target to a scalar.
+        target: The plain target: the class or region that the function refers to.
     """
 
     quantity: str = field()
@@ -51,8 +51,9 @@ class FunctionTarget(BaseTarget):
     target: BaseTarget = field()
 
     def __post_init__(self) -> None:
-        for name in ("label", "box_xyxy", "has_position"):
-            object.__setattr__(self, name, getattr(self.target, name))
+        object.__setattr__(self, "label", self.target.label)
+        object.__setattr__(self, "box_xyxy", self.target.box_xyxy)
+        object.__setattr__(self, "has_position", self.target.has_position)
 
     def __call__(self, output: ModelOutput) -> Tensor:
         return self.function(output, self.target)
@@ -76,7 +77,7 @@ class BoxFunctionTarget(DetectionTarget):
 
     Attributes:
         quantity: The function's name in the registry.
-        function: From one image's `DetectorOutput` and a `BoxTarget` to a scalar.
+        function: Function from one image's `DetectorOutput` and a `BoxTarget` to a scalar.
     """
 
     part: ClassVar[Literal["box", "mask", "output"]] = "output"
@@ -100,7 +101,7 @@ def with_quantity(target: Target, quantity: str = "score", against: int | None =
         against: A class index: the target is the difference to that class.
 
     Raises:
-        ValueError: No quantity has that name, the target has no such quantity, or `against` is its own class.
+        ValueError: No quantity has that name, the target has no such quantity, or `against` is the target's class.
 
     Example:
         >>> from detcam.targets import BoxTarget, with_quantity
@@ -153,7 +154,7 @@ def register_target(name: str) -> Callable[[Function], Function]:
 
 
 def _box_quantity(quantity: str, target: Target, against: int | None) -> Target:
-    """A score, logit, objectness or coordinate; of a region or a class the logit that it already is."""
+    """Return a target for a score, logit, objectness or coordinate; of a region or class only the logit, as 'score'."""
     if isinstance(target, BoxTarget):
         return replace(target, quantity=quantity, against=against)  # type: ignore[arg-type]
     if quantity == "score":
@@ -166,8 +167,8 @@ def _box_quantity(quantity: str, target: Target, against: int | None) -> Target:
     raise _boxes_only(quantity)
 
 
-def _box_class(kind: type[DetectionTarget], quantity: str, target: Target, against: int | None) -> DetectionTarget:
-    """A target of another class for the same box."""
+def _convert(kind: type[DetectionTarget], quantity: str, target: Target, against: int | None) -> DetectionTarget:
+    """Return a target of type `kind` for the same box."""
     if not isinstance(target, BoxTarget):
         raise _boxes_only(quantity)
     if against is not None:
@@ -176,11 +177,11 @@ def _box_class(kind: type[DetectionTarget], quantity: str, target: Target, again
 
 
 def _boxes_only(quantity: str) -> ValueError:
-    return ValueError(f"quantity={quantity!r} is for boxes; this model is explained with quantity='score'")
+    return ValueError(f"quantity={quantity!r} is for boxes; expected quantity='score' for this model")
 
 
 def _check(name: str, function: TargetFunction) -> None:
-    """Raise where an entry of the registry is not a function."""
+    """Raise TypeError if an entry of the registry is not a function."""
     if not callable(function):
         raise TypeError(f"expected a function (output, target) -> scalar as the target {name!r}; got {function!r:.60}")
 
@@ -190,9 +191,9 @@ TARGETS: Registry[TargetFunction] = Registry(
     "detcam.targets",
     {
         **{name: BuiltinQuantity(partial(_box_quantity, name)) for name in QUANTITIES},
-        "mask": BuiltinQuantity(partial(_box_class, InstanceMaskTarget, "mask")),
-        "edges": BuiltinQuantity(partial(_box_class, EdgesTarget, "edges")),
+        "mask": BuiltinQuantity(partial(_convert, InstanceMaskTarget, "mask")),
+        "edges": BuiltinQuantity(partial(_convert, EdgesTarget, "edges")),
     },
     check=_check,
 )
-"""Every quantity by its name. Call an entry with one image's output and a plain target."""
+"""The quantities by name; each is called with one image's output and a plain target."""

@@ -83,8 +83,8 @@ def question_for(
     why = f"why {name} rather than {true_name}?"
     if error.type == "classification":
         return ErrorQuestion(why, (contrast,), target)
-    edges = EdgesTarget.off(target, object_box(ground_truth, error.ground_truth_index))
-    displacement = f"what moves its {edges.words} off the {true_name}?"
+    edges = EdgesTarget.displaced(target, object_box(ground_truth, error.ground_truth_index))
+    displacement = f"what moves its {edges.edges_text} off the {true_name}?"
     if error.type == "localization":
         return ErrorQuestion(displacement, (edges,), target)
     if error.type == "both":
