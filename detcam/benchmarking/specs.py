@@ -99,7 +99,7 @@ def make_method_specs(
     named = list(methods.items()) if isinstance(methods, Mapping) else [(_name_of(item), item) for item in methods]
     specs = []
     for name, method in named:
-        maker, options = parse_method(method) if isinstance(method, str) else (method, {})
+        maker, options = parse_method_spec(method) if isinstance(method, str) else (method, {})
         tasks = getattr(getattr(maker, "func", maker), "tasks", None)
         if tasks is not None and adapter.task not in tasks:
             raise ValueError(
@@ -117,7 +117,7 @@ def make_method_specs(
     return specs
 
 
-def parse_method(text: str) -> tuple[Callable[..., BaseCAM], dict[str, Any]]:
+def parse_method_spec(text: str) -> tuple[Callable[..., BaseCAM], dict[str, Any]]:
     """Parse a method from ``name`` or ``name:setting=value,...``.
 
     Besides the method's own settings, ``aug_smooth`` and ``eigen_smooth`` are accepted.

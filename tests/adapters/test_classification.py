@@ -43,7 +43,7 @@ class TestPredict:
             torch.testing.assert_close(one.scores, scores[:5], atol=1e-6, rtol=0)
             assert one.boxes_xyxy.tolist() == [[0, 0, 64, 40]] * 5 and one.image_size_hw == (40, 64)
 
-    def test_the_top_class_unless_asked_for_more(self) -> None:
+    def test_default_selection_is_the_top_class(self) -> None:
         adapter = adapted(TinyCNN(classes=7))
         everything = adapter.predict(IMAGES[0], top_k=7)[0]
         assert adapter.predict(IMAGES[0])[0].labels.tolist() == everything.labels[:1].tolist()
@@ -54,7 +54,7 @@ class TestPredict:
         above = adapter.predict(IMAGES[0], score_threshold=threshold)[0]
         assert above.labels.tolist() == everything.labels[:3].tolist()
 
-    def test_a_label_that_the_model_does_not_have_is_refused(self) -> None:
+    def test_unknown_label_is_refused(self) -> None:
         with pytest.raises(ValueError, match="class index from 0 to 6"):
             adapted(TinyCNN(classes=7)).predict(IMAGES[0], labels=[7])
 
@@ -68,7 +68,7 @@ class TestPredict:
 
 
 @pytest.mark.parametrize("shape", [(), (1,)], ids=["(B,)", "(B, 1)"])
-def test_a_single_logit_tells_class_one_from_class_zero(shape: tuple[int, ...]) -> None:
+def test_a_single_logit_is_two_classes(shape: tuple[int, ...]) -> None:
     class Binary(TinyCNN):
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x)[:, 0].reshape(len(x), *shape) + 17.0
@@ -118,7 +118,7 @@ class TestOutputs:
             for found, wanted in zip(tensors(GradCAM(adapter)(IMAGES)), expected, strict=True):
                 assert torch.equal(found, wanted)
 
-    def test_what_are_no_logits_is_refused(self) -> None:
+    def test_output_without_logits_is_refused(self) -> None:
         class Pair(TinyCNN):
             def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
                 return super().forward(x), x
@@ -136,7 +136,7 @@ class TestOutputs:
 
 
 class TestPreparation:
-    def test_the_whole_image_is_stretched_and_maps_come_back_to_its_pixels(self) -> None:
+    def test_image_is_stretched_and_maps_return_to_its_pixels(self) -> None:
         adapter = adapted(TinyCNN())
         batch = adapter.prepare([torch.rand(3, 64, 24), torch.rand(3, 16, 96)])
         assert batch.inputs.shape == (2, 3, 32, 48)

@@ -141,7 +141,7 @@ def test_undetected_boxes_contrast_and_coordinates() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::detcam.ReachWarning")
-def test_mirrored_views_ask_for_the_mirrored_box() -> None:
+def test_mirrored_views_use_the_mirrored_box() -> None:
     adapter = detector(SquareFinder(), decode, target_layers=["pool"])
     found = adapter.predict(SCENES[0])[0]
     smooth = tensors(HiResCAM(adapter)(SCENES[0], [found], aug_smooth=True))[0]
@@ -193,7 +193,7 @@ def fastestdet_decode(raw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_real_detector_by_other_people(data: Path) -> None:
+def test_a_third_party_detector(data: Path) -> None:
     onnx2torch = pytest.importorskip("onnx2torch")
     network = onnx2torch.convert(str(data / "fastestdet" / "fastestdet.onnx")).eval()
     names = (data / "fastestdet" / "coco.names").read_text().split("\n")
@@ -241,7 +241,7 @@ class OneAtATime(SquareFinder):
 @pytest.mark.parametrize(
     "name", ["occlusion", "drise", "probecam", "reachcam", "scorecam", "ablationcam", "reciprocam"]
 )
-def test_networks_that_take_one_image_at_a_time_get_one(name: str) -> None:
+def test_networks_for_single_images_get_one_image_per_call(name: str) -> None:
     options: dict[str, Any] = {"drise": {"passes": 8}, "occlusion": {"grid": 4, "window": 1}}.get(name, {})
     maps = []
     for network, most in ((SquareFinder(), None), (OneAtATime(), 1)):

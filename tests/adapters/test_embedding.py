@@ -36,7 +36,7 @@ class TestWhereTheVectorIsRead:
         assert "input of head" in repr(adapter) and adapter.layer_names == ["relu2"]
         torch.testing.assert_close(found, pooled(model, BATCH).detach())
 
-    def test_a_softmax_behind_the_head_does_not_hide_it(self) -> None:
+    def test_a_softmax_after_the_head_does_not_hide_it(self) -> None:
         model = nn.Sequential(TinyCNN(), nn.Softmax(1)).eval()
         torch.testing.assert_close(embed(embedder(model, image_size=(24, 32)), BATCH), pooled(model[0], BATCH).detach())
 
@@ -50,7 +50,7 @@ class TestWhereTheVectorIsRead:
         torch.testing.assert_close(expected, model(BATCH).detach(), atol=1e-5, rtol=1e-5)
 
     @pytest.mark.parametrize("layer", ["relu2", "head"])
-    def test_at_a_layer_that_the_user_names(self, layer: str) -> None:
+    def test_embedding_of_a_given_layer(self, layer: str) -> None:
         model = TinyCNN()
         found = embed(embedder(model, layer=layer, image_size=(24, 32)), BATCH)
         if layer == "head":
@@ -73,7 +73,7 @@ class TestWhereTheVectorIsRead:
         token = embed(embedder(model), batch)
         torch.testing.assert_close(token, features[:, 0].detach(), atol=1e-5, rtol=1e-5)
 
-    def test_several_heads_are_for_the_user_to_choose_from(self) -> None:
+    def test_several_heads_require_a_choice(self) -> None:
         class TwoHeads(TinyCNN):
             def __init__(self) -> None:
                 super().__init__()
@@ -136,7 +136,7 @@ def test_maps_explain_the_cosine_similarity(target: type[SimilarityToConceptTarg
 
 
 @pytest.mark.filterwarnings("ignore::detcam.EmptyMapWarning")
-def test_images_of_any_size_and_the_one_line_way() -> None:
+def test_images_of_any_size_and_embed() -> None:
     adapter = embedder(TinyCNN(), image_size=(24, 32))
     images = [torch.rand(3, 20, 50), torch.rand(3, 60, 30)]
     concept = embed(adapter, images)
@@ -150,7 +150,7 @@ def test_images_of_any_size_and_the_one_line_way() -> None:
         assert torch.equal(torch.as_tensor(found.heatmaps), expected)
 
 
-def test_without_targets_it_says_what_to_pass() -> None:
+def test_missing_targets_raise_with_a_remedy() -> None:
     adapter = embedder(TinyCNN(), image_size=(24, 32))
     with pytest.raises(ValueError, match="SimilarityToConceptTarget"):
         GradCAM(adapter)(BATCH)
@@ -158,7 +158,7 @@ def test_without_targets_it_says_what_to_pass() -> None:
         adapter.predict([torch.rand(3, 24, 32)])
 
 
-def test_a_cat_is_found_by_its_likeness_to_another_cat(reference: ModuleType, photos: Path) -> None:
+def test_similarity_to_a_cat_highlights_another_cat(reference: ModuleType, photos: Path) -> None:
     """The likeness to an image of cats lies on the cat, the likeness to one of dogs on the dog."""
     from PIL import Image
 

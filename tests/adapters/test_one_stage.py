@@ -146,12 +146,12 @@ def test_against_is_a_difference_of_scores(model: Any) -> None:
     contract.check_against(model, lambda image: everything(model, image)[1])
 
 
-def test_nothing_found(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_detections(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model, "score_thresh", 2.0)
     contract.check_nothing_found(model)
 
 
-def test_box_without_source_is_asked_where_it_fits_best(model: Any) -> None:
+def test_box_without_source_uses_the_best_candidate(model: Any) -> None:
     image = make_images()[1]
     boxes, scores = everything(model, image)
     targets, wanted = [], []
@@ -201,7 +201,7 @@ def test_objectness_is_the_centreness(model: Any) -> None:
     assert contract.relative_error(gradients[0], literal.gradients(centreness[rows[0]])) < 1e-4
 
 
-def test_families_without_objectness_say_so() -> None:
+def test_families_without_objectness_raise() -> None:
     model = build("small_retinanet")
     with pytest.raises(ValueError, match="no objectness"):
         contract.ask(adapt(model), make_images()[0], [BoxTarget((10, 10, 50, 50), 1, quantity="objectness")])
@@ -272,7 +272,7 @@ def test_reference_names_are_cocos() -> None:
 
 
 @pytest.mark.parametrize("size", [(5, 7), (9, 3), (12, 12)])
-def test_a_window_says_what_the_whole_map_says(size: tuple[int, int]) -> None:
+def test_a_window_equals_the_whole_map(size: tuple[int, int]) -> None:
     """Every cell, borders and corners included, where the head's own zero padding is felt."""
     head = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 3, 5, padding=4, dilation=2)).double()
     radius = reach(head)
@@ -297,5 +297,5 @@ def test_a_window_says_what_the_whole_map_says(size: tuple[int, int]) -> None:
         Patches(),
     ],
 )
-def test_layers_that_may_see_the_whole_map_get_it(layer: nn.Module) -> None:
+def test_global_layers_get_the_whole_map(layer: nn.Module) -> None:
     assert reach(nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), layer)) is None

@@ -57,7 +57,7 @@ def registry_as_it_was(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 class TestRegisterAdapter:
-    def test_a_class_is_asked_before_the_classifier(self) -> None:
+    def test_a_registered_class_precedes_the_classifier(self) -> None:
         assert type(adapt(TinyCNN(), image_size=32)) is ClassificationAdapter
 
         @register_adapter
@@ -94,12 +94,12 @@ class TestRegisterAdapter:
         assert (adapter.task, adapter.family) == ("segmentation", "grid-segmenter")
         assert len(adapter.predict(IMAGE)[0]) >= 1
 
-    def test_the_latest_registration_is_asked_first(self) -> None:
+    def test_the_latest_registration_comes_first(self) -> None:
         register_adapter(GridDetector, name="first")(decode_grid)
         register_adapter(GridDetector, name="second")(decode_grid)
         assert adapt(GridDetector(), target_layers="features").family == "second"
 
-    def test_an_entry_point_is_asked_before_the_classifier(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_an_entry_point_precedes_the_classifier(self, monkeypatch: pytest.MonkeyPatch) -> None:
         class EntryPointAdapter(ClassificationAdapter):
             family = "from an entry point"
 
@@ -121,7 +121,7 @@ class TestRegisterAdapter:
         monkeypatch.setattr(ADAPTERS, "_discovered", False)
         assert type(adapt(TinyCNN(), image_size=32)) is EntryPointAdapter
 
-    def test_what_cannot_be_registered(self) -> None:
+    def test_invalid_registrations_raise(self) -> None:
         with pytest.raises(TypeError, match="expected a subclass of Adapter, or the model class"):
             register_adapter(decode_grid)  # type: ignore[call-overload]
         with pytest.raises(TypeError, match="has no option 'nmaes'. Did you mean 'names'"):
@@ -131,7 +131,7 @@ class TestRegisterAdapter:
 
 
 class TestClassCreation:
-    def test_what_is_missing_is_named(self) -> None:
+    def test_missing_members_are_named(self) -> None:
         with pytest.raises(TypeError, match="Incomplete is incomplete") as error:
 
             class Incomplete(Adapter):

@@ -234,7 +234,7 @@ def test_one_channel_with_a_classification_head() -> None:
         assert result.heatmaps.shape == (0, *image.shape[1:])
 
 
-def test_the_decoder_that_ends_in_a_coarse_grid_reports_its_reach() -> None:
+def test_a_decoder_with_a_coarse_grid_reports_its_reach() -> None:
     mask = torch.zeros(125, 143, dtype=torch.bool)
     mask[60:64, 60:64] = True
     adapter = adapt(smp_model("FPN", decoder_segmentation_channels=32))
@@ -242,7 +242,7 @@ def test_the_decoder_that_ends_in_a_coarse_grid_reports_its_reach() -> None:
         HiResCAM(adapter)(make_images()[0], [MaskTarget(1, mask)])
 
 
-def test_images_are_normalised_as_the_encoder_was() -> None:
+def test_normalisation_is_that_of_the_encoder() -> None:
     timm_encoder: Any = adapt(smp_model("Unet", encoder_name="tu-tf_efficientnet_lite0", **UNET))
     assert timm_encoder.mean == timm_encoder.std == (0.5, 0.5, 0.5)
     own: Any = adapt(smp_model("Unet", **UNET))
@@ -252,7 +252,7 @@ def test_images_are_normalised_as_the_encoder_was() -> None:
     assert torch.equal(asked.prepare([image]).inputs[0], image)
 
 
-def test_normalisation_that_came_with_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_normalisation_of_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = smp_model("Unet", **UNET)
     stored = tmp_path / "config.json"
     stored.write_text(json.dumps({"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}), encoding="utf-8")
@@ -327,7 +327,7 @@ class Answer:
         (lambda logits: ([logits], 7), lambda raw: raw[0][0], lambda raw: raw[0][0]),
     ],
 )
-def test_a_network_of_ones_own(wrap: Any, decode: Any, read: Any) -> None:
+def test_a_custom_network(wrap: Any, decode: Any, read: Any) -> None:
     model, images = Own(wrap), make_images()
     before = Snapshot(model)
     adapter = segmenter(model, decode, multiple=4)
@@ -343,7 +343,7 @@ def test_a_network_of_ones_own(wrap: Any, decode: Any, read: Any) -> None:
             assert int((found.masks[row] != (labels == label)).sum()) <= 2
 
 
-def test_features_are_told_from_logits() -> None:
+def test_features_are_distinguished_from_logits() -> None:
     # As many features as classes, and a model that adds two classifiers' logits.
     assert segmenter(Own(Answer, channels=8)).layer_names == ["merge"]
     two_heads = torchvision_model("lraspp_mobilenet_v3_large", num_classes=3)
@@ -360,12 +360,12 @@ def test_features_are_told_from_logits() -> None:
         (lambda logits: logits, lambda raw: raw.argmax(1, keepdim=True), TypeError, "not labels"),
     ],
 )
-def test_output_that_is_no_logits(wrap: Any, decode: Any, error: type[Exception], words: str) -> None:
+def test_output_without_logits(wrap: Any, decode: Any, error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         segmenter(Own(wrap), decode)
 
 
-def test_segmenter_refuses_what_it_cannot_use() -> None:
+def test_segmenter_refuses_invalid_arguments() -> None:
     with pytest.raises(TypeError, match=r"torch.nn.Module; got function"):
         segmenter(lambda x: x)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="decode to be a function"):

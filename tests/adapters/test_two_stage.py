@@ -203,7 +203,7 @@ def test_box_without_source_is_scored_as_a_proposal(model: Any) -> None:
     assert abs(values[0] - float(wanted)) < 1e-5
 
 
-def test_proposals_are_drawn_for_the_class_that_is_asked(model: Any) -> None:
+def test_proposals_belong_to_the_class(model: Any) -> None:
     image = make_images()[0]
     adapter = adapt(model)
     batch = adapter.prepare([image])
@@ -237,7 +237,7 @@ def test_proposals_are_drawn_for_the_class_that_is_asked(model: Any) -> None:
         assert torch.cdist(boxes, others).amin(1).max() > 1e-1
 
 
-def test_objectness_is_the_proposals_own(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_objectness_is_that_of_the_proposal(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     image = make_images()[0]
     adapter = adapt(model)
     detections = adapter.predict(image)[0]
@@ -274,7 +274,7 @@ def test_objectness_gradient_is_that_of_the_rpn(model: Any) -> None:
     assert contract.relative_error(gradients, literal.gradients(flat[row])) < 1e-4
 
 
-def test_nothing_found(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_detections(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model.roi_heads, "score_thresh", 2.0)
     contract.check_nothing_found(model)
 
@@ -315,7 +315,7 @@ def test_keypoints_are_the_models_own(model: Any) -> None:
 
 
 @pytest.mark.parametrize("model", ["fasterrcnn_resnet50_fpn"], indirect=True, scope="module")
-def test_one_box_touches_its_own_level_only(model: Any) -> None:
+def test_one_box_uses_only_its_level(model: Any) -> None:
     image = make_images()[0]
     small, large = BoxTarget((10, 10, 30, 30), 1), BoxTarget((0, 0, 128, 96), 1)
     _, gradients = contract.ask(adapt(model), image, [small, large])
@@ -323,7 +323,7 @@ def test_one_box_touches_its_own_level_only(model: Any) -> None:
     assert all(sum(levels) == 1 for levels in touched)
 
 
-def test_scales_of_the_first_image_do_not_stay_in_the_model() -> None:
+def test_scales_of_an_image_are_not_cached_in_the_model() -> None:
     model = build("single_map")
     model.roi_heads.box_roi_pool.scales = model.roi_heads.box_roi_pool.map_levels = None
     adapt(model).predict(make_images()[0])
@@ -355,7 +355,7 @@ def test_mirrored_box_scores_as_before_on_a_mirrored_image() -> None:
     assert float(moved) < 0.1 * float(stayed)
 
 
-def test_predictor_without_a_trace_of_its_classes_is_named() -> None:
+def test_predictor_without_class_count_is_named() -> None:
     model = build("own_predictor")
     del model.backbone.out_channels
     with pytest.raises(TypeError, match="OwnPredictor"):
@@ -375,7 +375,7 @@ def blood(data: Path, reference: ModuleType) -> tuple[Any, list[str]]:
 
 
 @pytest.mark.parametrize("method", ["odam", "layercam"])
-def test_real_cells_are_found_pinned_and_explained_where_they_are(blood: tuple[Any, list[str]], method: str) -> None:
+def test_real_cells_are_detected_pinned_and_localized(blood: tuple[Any, list[str]], method: str) -> None:
     model, paths = blood
     adapter = adapt(model)
     found = [detections.filter(score_threshold=0.7, top_k=6) for detections in adapter.predict(paths)]

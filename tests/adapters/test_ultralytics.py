@@ -113,7 +113,7 @@ def test_gradients_at_other_layers(name: str, layer: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["yolo11n", "yolo11n-obb"])
-def test_cells_in_the_corners_see_the_padding_that_the_whole_map_has(name: str) -> None:
+def test_corner_cells_see_the_padding_of_the_whole_map(name: str) -> None:
     """The head runs on windows: at borders they must end where the map ends."""
     model = network(name)
     adapter = adapt(model, image_size=SIZE, **options(name))
@@ -169,7 +169,7 @@ def test_coordinates_can_be_explained(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["yolo11n", "yolov8n-rtdetr"])
-def test_a_box_that_nobody_detected_is_asked_where_it_fits_best(name: str) -> None:
+def test_an_undetected_box_uses_the_best_candidate(name: str) -> None:
     model = network(name)
     adapter = adapt(model, image_size=SIZE, **options(name))
     wanted, label = torch.tensor([[30.0, 20.0, 90.0, 100.0]]), 1
@@ -187,7 +187,7 @@ def test_a_box_that_nobody_detected_is_asked_where_it_fits_best(name: str) -> No
     assert float(result.scores[0]) == pytest.approx(float(scores[fit.argmax(), label]), abs=1e-5)
 
 
-def test_a_mirrored_image_is_asked_at_the_mirrored_cell() -> None:
+def test_mirrored_image_uses_the_mirrored_cell() -> None:
     model = network("yolo11n")
     adapter = adapt(model, image_size=SIZE, **OPTIONS)
     (found,) = adapter.predict([IMAGES[0]])
@@ -214,7 +214,7 @@ def test_mirrored_and_brightened_views(name: str) -> None:
     assert torch.isfinite(smooth).all() and float(smooth.max()) > 0
 
 
-def test_queries_are_named_by_the_token_from_which_they_grew() -> None:
+def test_queries_have_the_position_of_their_token() -> None:
     """The encoder's box head starts at zero, so that a query's first box is its token's anchor: the cell's centre."""
     model = network("yolov8n-rtdetr")
     adapter = adapt(model, image_size=SIZE, conf=0.0, max_det=300)
@@ -259,7 +259,7 @@ def test_mask_targets_read_prototypes_times_coefficients_inside_the_box(name: st
 
 
 @pytest.mark.parametrize("name", ["yolo11n", "yolo26n-seg", "yolov8n-rtdetr"])
-def test_a_fused_model_with_inference_tensors_gives_the_same_and_stays_as_it_is(name: str) -> None:
+def test_a_fused_model_with_inference_tensors_gives_equal_results_and_is_restored(name: str) -> None:
     plain = adapt(network(name), image_size=SIZE, **options(name))
     expected = plain.predict(IMAGES)
     with torch.inference_mode():  # what YOLO.predict leaves behind
@@ -278,7 +278,7 @@ def test_a_fused_model_with_inference_tensors_gives_the_same_and_stays_as_it_is(
 
 @pytest.mark.filterwarnings("ignore:.*training mode:UserWarning")
 @pytest.mark.parametrize("name", ["yolo11n", "yolo26n", "yolov8n-rtdetr", "yolov8n-cls"])
-def test_a_model_in_training_is_explained_and_stays_in_training(name: str) -> None:
+def test_a_model_in_training_mode_stays_in_training_mode(name: str) -> None:
     model = copy.deepcopy(network(name))
     thresholds: dict[str, Any] = {} if "-cls" in name else {"conf": 0.15, "max_det": 3}
     expected = GradCAM(adapt(model, image_size=SIZE, **thresholds)).explain(IMAGES[:2])
@@ -376,7 +376,7 @@ def test_the_classifier_s_centre_crop_is_known() -> None:
     assert (seen - batch.geometries[0].boxes_to_input(torch.tensor([140.0, 25.0, 180.0, 75.0]))).abs().max() <= 1
 
 
-def test_what_cannot_be_explained_is_refused_with_a_remedy() -> None:
+def test_unsupported_models_raise_with_a_remedy() -> None:
     model = network("yolo11n")
     with pytest.raises(ValueError, match="conf in"):
         adapt(model, conf=2)
@@ -402,7 +402,7 @@ def test_what_cannot_be_explained_is_refused_with_a_remedy() -> None:
     assert not UltralyticsAdapter.supports(nn.Conv2d(3, 3, 3))
 
 
-def test_a_prepared_tensor_is_taken_as_it_is() -> None:
+def test_a_prepared_tensor_is_used_unchanged() -> None:
     adapter = adapt(network("yolo11n"), image_size=SIZE, **OPTIONS)
     batch = adapter.prepare([IMAGES[0]])
     (expected,) = adapter.predict([IMAGES[0]])

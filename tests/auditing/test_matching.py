@@ -102,7 +102,7 @@ def test_average_precision_by_hand() -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_average_precision_without_each_equals_one_by_one(seed: int) -> None:
+def test_average_precision_without_each_equals_direct_removal(seed: int) -> None:
     random = np.random.default_rng(seed)
     hits = random.random(40) < [0.5, 0.1, 0.9, 0.0, 1.0][seed]
     ranking = Ranking(hits, np.zeros((40, 2), dtype=np.int64), 45)

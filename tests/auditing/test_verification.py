@@ -171,7 +171,7 @@ def test_a_neighbour_of_the_unperturbed_image_is_not_a_move() -> None:
     assert criterion.evaluate(FixedOutput((BOX, (0.2, 0.0)), [(NEAR, (0.8, 0.0))]))[1] == "vanished"
 
 
-def test_own_candidate_only() -> None:
+def test_only_the_candidate_itself() -> None:
     before = FixedOutput((BOX, (0.9, 0.0)), [(BOX, (0.9, 0.0))])
     alone = PersistenceCriterion.from_output(before, BoxTarget(BOX, 0), 0.5, own_candidate_only=True)
     assert alone.evaluate(FixedOutput((BOX, (0.2, 0.0)), [(BOX, (0.9, 0.0))]))[1] == "vanished"

@@ -62,7 +62,7 @@ def three(case: Example) -> tuple[list[Any], list[Any]]:
 
 
 @pytest.mark.parametrize(("model", "name"), PAIRS)
-def test_batches_chunks_and_company_change_nothing(model: str, name: str) -> None:
+def test_maps_do_not_depend_on_batches_and_chunks(model: str, name: str) -> None:
     case = enlivened(model)
     cam = quick(name, case.adapter)
     images, targets = three(case)
@@ -81,7 +81,7 @@ def test_batches_chunks_and_company_change_nothing(model: str, name: str) -> Non
 
 @pytest.mark.parametrize("model", ["own_segmenter", "own_detector"])
 @pytest.mark.parametrize("name", ["ablationcam", "reciprocam"])
-def test_chunks_of_what_lies_behind_a_layer_change_nothing(
+def test_chunks_of_downstream_passes_change_nothing(
     model: str, name: str, one_variant_at_a_time: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     case = enlivened(model)

@@ -18,13 +18,13 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 @pytest.mark.parametrize("method", list(METHODS))
-def test_every_method_describes_itself(method: str) -> None:
+def test_every_method_has_a_description(method: str) -> None:
     check_name(METHODS[method])
     assert METHODS[method].name == method
 
 
 @pytest.mark.parametrize(("model", "method"), pairs(ZOO))
-def test_heatmaps_and_a_model_left_alone(model: str, method: str) -> None:
+def test_heatmaps_and_an_unchanged_model(model: str, method: str) -> None:
     case = shared(model)
     case.model.requires_grad_(True)
     cam = quick(method, case.adapter)
@@ -34,12 +34,12 @@ def test_heatmaps_and_a_model_left_alone(model: str, method: str) -> None:
 
 
 @pytest.mark.parametrize("model", [name for name in ZOO if TASKS[name] in ("detection", "segmentation")])
-def test_images_without_findings(model: str) -> None:
+def test_images_without_detections(model: str) -> None:
     case = shared(model)
     check_without_targets(quick("gradcam", case.adapter), case.images, default_targets(case.adapter, case.images))
 
 
 @pytest.mark.parametrize("model", list(ZOO))
-def test_other_images_and_their_order_change_nothing(model: str) -> None:
+def test_maps_do_not_depend_on_other_images(model: str) -> None:
     case = shared(model)
     check_batch_independence(quick("hirescam", case.adapter), case.images, default_targets(case.adapter, case.images))

@@ -38,7 +38,7 @@ def test_aug_smooth_is_the_mean_of_six_views(model: str, name: str) -> None:
 
 
 @pytest.mark.parametrize(("model", "name"), pairs(MODELS))
-def test_eigen_smooth_gives_a_map_or_says_why_not(model: str, name: str) -> None:
+def test_eigen_smooth_gives_a_map_or_raises(model: str, name: str) -> None:
     case = shared(model)
     cam, image = quick(name, case.adapter), 0.9 * case.images[0]  # room for a brighter view
     targets = case.adapter.targets_of(default_targets(case.adapter, case.images)[0])

@@ -25,7 +25,7 @@ def annotations(tmp_path: Path) -> Annotations:
 
 
 @pytest.mark.parametrize("first", [0, 1])
-def test_names_meet_whatever_the_numbering_case_and_spaces(annotations: Annotations, first: int) -> None:
+def test_names_match_regardless_of_numbering_case_and_spaces(annotations: Annotations, first: int) -> None:
     names = dict(enumerate(["dog", "traffic_light", "CAT "], start=first))
     mapped = annotations.for_classes(names)
     assert mapped[0].labels.tolist() == [first + 2, first + 1, first]
@@ -43,7 +43,7 @@ def test_categories_unknown_to_the_model_are_left_out_and_counted(annotations: A
     assert not annotations.issues
 
 
-def test_a_map_goes_before_names(annotations: Annotations) -> None:
+def test_a_class_map_precedes_names(annotations: Annotations) -> None:
     names = ["animal", "traffic light", "dog"]
     mapped = annotations.for_classes(names, {"cat": "Animal", "dog": 0})
     assert mapped[0].labels.tolist() == [0, 1, 0]
@@ -58,19 +58,19 @@ def test_a_map_goes_before_names(annotations: Annotations) -> None:
         annotations.for_classes(names, {"cat": 9})
 
 
-def test_a_model_that_knows_nothing_of_it_is_refused(annotations: Annotations) -> None:
+def test_a_model_without_matching_classes_is_refused(annotations: Annotations) -> None:
     with pytest.raises(ValueError, match=r"none of the categories cat, Traffic Light, dog; its classes are a, b"):
         annotations.for_classes(["a", "b"])
 
 
-def test_two_classes_that_could_be_meant_are_refused(annotations: Annotations) -> None:
+def test_ambiguous_classes_are_refused(annotations: Annotations) -> None:
     with pytest.raises(ValueError, match="'Traffic Light' could be any of the model's classes 0, 2"):
         annotations.for_classes(["traffic light", "cat", "traffic_light", "dog"])
     exact = annotations.for_classes(["traffic light", "cat", "Traffic Light", "dog"])
     assert exact[0].labels.tolist() == [1, 2, 3]
 
 
-def test_without_names_ids_are_indices_and_a_warning_says_so(annotations: Annotations) -> None:
+def test_without_names_ids_are_indices_with_a_warning(annotations: Annotations) -> None:
     with pytest.warns(UserWarning, match=r"category ids are taken as its class indices \(1 = cat, 3 = Traffic Light"):
         mapped = annotations.for_classes({})
     assert mapped[0].labels.tolist() == [1, 3, 4] and mapped[0].name(0) == "cat"
@@ -80,12 +80,12 @@ def test_without_names_ids_are_indices_and_a_warning_says_so(annotations: Annota
     assert numbered[0].labels.tolist() == [0, 2, 3] and numbered[0].name(2) == "dog"
 
 
-def test_images_are_counted_and_cut(annotations: Annotations) -> None:
+def test_images_are_counted_and_limited(annotations: Annotations) -> None:
     assert len(annotations) == 1 and len(annotations[:0]) == 0
     assert [image.image_id for image in annotations[:1]] == [7]
 
 
-def test_a_file_without_categories_goes_by_number(tmp_path: Path) -> None:
+def test_a_file_without_categories_is_matched_by_number(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(tmp_path / "a.png")
     objects = [{"id": i, "image_id": 7, "category_id": i, "bbox": [2, 3, 10, 5]} for i in (0, 5)]
     path = tmp_path / "labels.json"

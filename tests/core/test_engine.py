@@ -47,7 +47,7 @@ def test_every_image_and_target_gets_its_own_map() -> None:
             torch.testing.assert_close(heatmap, expected, atol=1e-5, rtol=0)
 
 
-def test_none_takes_the_top_class_of_each_image() -> None:
+def test_default_target_is_the_top_class_of_each_image() -> None:
     model = TinyCNN()
     found = tensors(GradCAM(model, [model.conv2])(IMAGES))
     tops = model(IMAGES).argmax(1).tolist()
@@ -57,7 +57,7 @@ def test_none_takes_the_top_class_of_each_image() -> None:
 
 
 @pytest.mark.parametrize("name", list(METHODS))
-def test_batch_size_and_company_change_nothing(name: str) -> None:
+def test_maps_do_not_depend_on_the_batch_size(name: str) -> None:
     if "classification" not in getattr(METHODS[name], "tasks", {"classification"}):
         pytest.skip(f"{name} does not explain classifiers")
     if issubclass(METHODS[name], AttentionCAM):
@@ -75,7 +75,7 @@ def test_batch_size_and_company_change_nothing(name: str) -> None:
     assert float(together.max()) == pytest.approx(1.0) and float(together.min()) == 0.0
 
 
-def test_layers_are_averaged_after_each_was_normalised() -> None:
+def test_layers_are_normalised_before_averaging() -> None:
     model = TinyCNN()
     targets = [ClassifierOutputTarget(1)] * 3
     one, two = (
@@ -90,7 +90,7 @@ def test_layers_are_averaged_after_each_was_normalised() -> None:
         torch.testing.assert_close(both[i], normalize(parts[0] + parts[1])[0], atol=1e-5, rtol=0)
 
 
-def test_images_of_any_size_come_back_in_their_own_pixels() -> None:
+def test_maps_have_the_size_of_their_images() -> None:
     model = TinyCNN()
     adapter = adapt(model, target_layers=[model.conv2], image_size=(32, 32))
     images = [torch.rand(3, 50, 40), torch.rand(3, 17, 90)]
@@ -125,7 +125,7 @@ def test_several_inputs_and_keyword_arguments_reach_the_model() -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_half_precision_runs_near_full_precision() -> None:
+def test_half_precision_is_close_to_full_precision() -> None:
     model = TinyCNN()
     expected = tensors(HiResCAM(model, [model.conv2])(IMAGES, [ClassifierOutputTarget(1)] * 3))
     half = TinyCNN().bfloat16()
@@ -148,7 +148,7 @@ def test_frozen_models_and_training_mode_give_the_same_map() -> None:
     assert model.training
 
 
-def test_class_agnostic_methods_say_so() -> None:
+def test_class_agnostic_methods_warn() -> None:
     model = TinyCNN()
     cam: BaseCAM = METHODS["eigencam"](model, [model.conv2])
     with pytest.warns(ClassAgnosticWarning, match="EigenCAM ignores the target"):
@@ -182,7 +182,7 @@ def test_dead_gradients_and_empty_maps_are_named() -> None:
     ],
     ids=["call", "explain", "explain()"],
 )
-def test_warnings_point_at_the_users_line(call: Callable[[TinyCNN, Any], Any]) -> None:
+def test_warnings_point_at_the_caller(call: Callable[[TinyCNN, Any], Any]) -> None:
     model = TinyCNN()
     model.train()
     with warnings.catch_warnings(record=True) as heard:
@@ -193,7 +193,7 @@ def test_warnings_point_at_the_users_line(call: Callable[[TinyCNN, Any], Any]) -
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_what_a_layer_should_not_put_out_is_named(value: float) -> None:
+def test_invalid_layer_outputs_are_named(value: float) -> None:
     model = TinyCNN()
     with torch.no_grad():
         model.conv1.bias[1] = value
@@ -202,7 +202,7 @@ def test_what_a_layer_should_not_put_out_is_named(value: float) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_layers_sum_may_overflow() -> None:
+def test_the_sum_of_a_layer_may_overflow() -> None:
     model = nn.Sequential(nn.Identity(), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
     images = IMAGES[:1] + 1e36
     assert not torch.isfinite((images * 100).sum())
@@ -257,7 +257,7 @@ def test_bad_inputs_and_layers() -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_gradient_that_is_one_number_everywhere_counts() -> None:
+def test_a_constant_gradient_is_no_zero_gradient() -> None:
     model = nn.Sequential(nn.Conv2d(3, 2, 3, padding=1)).eval()
     result = HiResCAM(model, [model[0]]).explain(IMAGES[:1], [lambda out: -out.sum()])[0]
     torch.testing.assert_close(result.saliency[0][0], -model(IMAGES[:1])[0].sum(0).detach(), atol=1e-6, rtol=0)

@@ -57,7 +57,7 @@ def matched(found: np.ndarray, planted: np.ndarray) -> list[int]:
     return alike.argmax(1).tolist()
 
 
-def test_planted_concepts_come_back() -> None:
+def test_planted_concepts_are_recovered() -> None:
     model = Planted()
     before = Snapshot(model)
     dff = DeepFeatureFactorization(model=model, target_layer=model.layer, max_iter=2000)
@@ -74,7 +74,7 @@ def test_planted_concepts_come_back() -> None:
             np.testing.assert_allclose(maps[k], resized[0, 0], atol=0.02)
 
 
-def test_a_concept_that_is_elsewhere_stays_dark_on_a_shared_scale() -> None:
+def test_an_absent_concept_is_dark_on_a_shared_scale() -> None:
     model = Planted()
     images = patches()
     images[1, 2] *= 0.1  # hardly any blue in the second one
@@ -88,7 +88,7 @@ def test_a_concept_that_is_elsewhere_stays_dark_on_a_shared_scale() -> None:
     np.testing.assert_allclose(found.maps(0, shared=True)[blue], explanations[0][blue], atol=0.02)
 
 
-def test_what_is_left_over_and_what_may_not_be_negative() -> None:
+def test_error_and_nonnegative_factors() -> None:
     generator = torch.Generator().manual_seed(0)
     features = [[torch.randn(7, 5, 6, generator=generator)], [torch.randn(7, 5, 6, generator=generator)]]
     geometries = [Geometry.identity((20, 24))] * 2
@@ -112,7 +112,7 @@ def test_what_is_left_over_and_what_may_not_be_negative() -> None:
     np.testing.assert_array_equal(found.offset, torch.cat([f[0].flatten(1) for f in features], 1).amin(1).numpy())
 
 
-def test_the_seed_decides() -> None:
+def test_the_result_depends_on_the_seed() -> None:
     model = TinyCNN()
     images = torch.rand(2, 3, 32, 40)
     first, second, other = (DeepFeatureFactorization(model, model.relu2, seed=seed)(images, 3) for seed in (0, 0, 1))
@@ -194,7 +194,7 @@ def test_detectors_and_segmentation_networks(name: str) -> None:
         dff.label_concepts()
 
 
-def test_padding_is_no_concept() -> None:
+def test_padding_is_excluded() -> None:
     level = torch.full((4, 6, 8), 0.0)
     level[:, :, 2:6] = torch.rand(4, 6, 4) + 1
     level[:, :, :2] = level[:, :, 6:] = 50.0  # what a network makes of grey bars
@@ -208,7 +208,7 @@ def test_padding_is_no_concept() -> None:
     np.testing.assert_allclose(inner, alone.maps(0)[:, :, 4:-4], atol=1e-6)
 
 
-def test_levels_of_a_pyramid_share_their_concepts() -> None:
+def test_pyramid_levels_share_concepts() -> None:
     generator = torch.Generator().manual_seed(0)
     concepts = torch.tensor([[1.0, 0, 2, 0], [0, 1, 0, 3]])
     fine, coarse = (torch.rand(2, side, side, generator=generator) ** 4 for side in (8, 4))
@@ -235,7 +235,7 @@ def test_images_in_small_batches_are_one_factorization() -> None:
     assert [maps.shape for maps in together[1]] == [(3, 50, 40), (3, 17, 90), (3, 32, 40)]
 
 
-def test_wrong_requests_are_named() -> None:
+def test_invalid_requests_are_named() -> None:
     model = TinyCNN()
     dff = DeepFeatureFactorization(model, "conv2")
     with pytest.raises(RuntimeError, match="no concepts yet"):

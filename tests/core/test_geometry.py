@@ -36,7 +36,7 @@ def test_letterbox_equals_resizing_the_canvas_pixel_by_pixel() -> None:
         torch.testing.assert_close(found[:, y, x], expected, atol=1e-9, rtol=0)
 
 
-def test_boxes_go_there_and_back() -> None:
+def test_boxes_round_trip() -> None:
     boxes = torch.tensor([[0.0, 0.0, 100.0, 60.0], [10.0, 20.0, 30.0, 50.0]])
     there = LETTERBOX.boxes_to_input(boxes)
     torch.testing.assert_close(there[0], torch.tensor([0.0, 25.6, 128.0, 102.4]))

@@ -87,7 +87,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int], str]] = {
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_the_probe_picks_the_last_map_on_every_path(name: str) -> None:
+def test_the_probe_selects_the_last_map_on_every_path(name: str) -> None:
     build, size_hw, expected = MODELS[name]
     torch.manual_seed(0)
     model = build().eval()
@@ -170,7 +170,7 @@ class Branches(nn.Module):
         return self.head(torch.cat([self.left(x).mean((2, 3)), self.right(x).amax((2, 3))], 1))
 
 
-def test_no_layer_of_a_branch_is_taken_silently() -> None:
+def test_no_layer_of_a_branch_is_selected_silently() -> None:
     with pytest.raises(RuntimeError, match=r"no single layer.*target_layers="):
         adapt(Branches().eval())
     assert adapt(Branches().eval(), target_layers=["left", "right"]).layer_names == ["left", "right"]
@@ -197,7 +197,7 @@ class Shared(nn.Module):
         return self.head(self.conv(self.join(self.conv(self.conv(x)))).mean((2, 3)))
 
 
-def test_a_layer_that_runs_several_times_is_not_taken() -> None:
+def test_a_repeated_layer_is_not_selected() -> None:
     assert chosen(Shared().eval(), (8, 8)) == "join"
 
 
@@ -210,14 +210,14 @@ def test_a_layer_that_runs_several_times_is_not_taken() -> None:
     ],
     ids=["wrong size", "no map", "two inputs"],
 )
-def test_models_that_cannot_be_probed_say_what_to_pass(model: nn.Module, match: str) -> None:
+def test_models_that_cannot_be_probed_raise_with_a_remedy(model: nn.Module, match: str) -> None:
     before = Snapshot(model)
     with pytest.raises(RuntimeError, match=match):
         find_target_layers(model, (64, 64), CPU, torch.float32)
     before.check()
 
 
-def test_a_model_without_a_gradient_to_its_input_says_so() -> None:
+def test_a_model_without_input_gradient_raises() -> None:
     class Cut(TinyCNN):
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x).detach()
@@ -237,7 +237,7 @@ class TestInferredReshape:
     @pytest.mark.parametrize("size_hw", [(64, 64), (48, 80), (96, 32)])
     @pytest.mark.parametrize("prefix", [0, 1, 2, 5])
     @pytest.mark.parametrize("declared", [True, False])
-    def test_tokens_land_where_they_came_from(self, size_hw: tuple[int, int], prefix: int, declared: bool) -> None:
+    def test_tokens_keep_their_positions(self, size_hw: tuple[int, int], prefix: int, declared: bool) -> None:
         grid = spot(size_hw[0] // 8, size_hw[1] // 8, 7)
         tokens = torch.cat([torch.full((1, prefix, 7), 9.0), grid.flatten(2).transpose(1, 2)], 1)
         reshape = InferredReshape(size_hw, prefix if declared else None)
@@ -282,7 +282,7 @@ class TestInferredReshape:
         assert not infer_reshape(convnext, (32, 32)).last_axis_channels & {8, 16, 32}
         assert not infer_reshape(TinyCNN(), (32, 32)).last_axis_channels
 
-    def test_what_makes_no_grid_is_refused(self) -> None:
+    def test_tokens_without_a_grid_are_refused(self) -> None:
         with pytest.raises(ValueError, match=r"150 tokens.*64 x 64.*reshape_transform="):
             InferredReshape((64, 64)).to_map(torch.rand(1, 150, 4))
         with pytest.raises(ValueError, match="tokens"):
@@ -290,7 +290,7 @@ class TestInferredReshape:
         assert not InferredReshape((64, 64)).fits(torch.rand(1, 3, 197, 64)), "heads x tokens x features"
 
     @pytest.mark.parametrize("name", ["vit", "wide vit", "swin", "cnn"])
-    def test_the_layers_of_real_models_keep_left_and_right(self, name: str) -> None:
+    def test_layers_of_real_models_preserve_position(self, name: str) -> None:
         """A patch embedding is local: what changes in one corner of the image changes that corner of the map."""
         torch.manual_seed(0)
         size_hw = (48, 80) if name == "wide vit" else (64, 64)
@@ -315,7 +315,7 @@ class TestInferredReshape:
         assert float(corner.sum()) > 0.9 * float(moved.sum()) > 0
 
 
-def test_users_reshape_transform_comes_first() -> None:
+def test_given_reshape_transform_has_priority() -> None:
     torch.manual_seed(0)
     model, batch = vit(), torch.rand(1, 3, 64, 64)
     targets = [ClassifierOutputTarget(2)]

@@ -67,7 +67,7 @@ def test_a_method_needs_a_formula() -> None:
             name = "mine"
 
 
-def test_a_base_class_of_several_methods_needs_neither() -> None:
+def test_an_abstract_base_class_needs_neither() -> None:
     class Base(BaseCAM, abstract=True):
         pass
 
@@ -90,7 +90,7 @@ def test_only_methods_are_registered() -> None:
 
 
 @pytest.mark.parametrize("method", [GradCAM, LayerCAM, FinerCAM])
-def test_target_layers_that_are_set_take_effect(method: type[BaseCAM]) -> None:
+def test_assigned_target_layers_take_effect(method: type[BaseCAM]) -> None:
     model = TinyCNN()
     cam = method(model, [model.conv2])
     cam.target_layers = [model.conv1]
@@ -102,13 +102,13 @@ def test_target_layers_that_are_set_take_effect(method: type[BaseCAM]) -> None:
         cam.target_layers = ["nothing"]  # type: ignore[list-item]
 
 
-def test_a_method_without_layers_says_so() -> None:
+def test_a_method_without_layers_raises() -> None:
     cam = RISE(TinyCNN())
     with pytest.raises(ValueError, match="RISE has no target layers"):
         cam.target_layers = [cam.model]
 
 
-def test_a_reshape_transform_that_is_set_takes_effect() -> None:
+def test_an_assigned_reshape_transform_takes_effect() -> None:
     model = TinyCNN()
     cam = GradCAM(model, [model.conv2])
     cam.reshape_transform = lambda tensor: tensor[..., :2]
@@ -129,7 +129,7 @@ def test_heatmaps_are_arrays_and_saliency_is_a_tensor() -> None:
     assert isinstance(result.saliency[0], Tensor)
 
 
-def test_one_target_is_no_plural() -> None:
+def test_one_target_is_singular() -> None:
     cam = GradCAM(TinyCNN(), ["conv2"])
     with pytest.warns(EmptyMapWarning, match="the gradient of 1 of 1 target is zero"):
         cam(IMAGES[:1], [lambda logits: (logits * 0).sum()])

@@ -92,7 +92,7 @@ def test_every_method_explains_models_in_half_precision(kind: str, dtype: torch.
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_a_two_stage_detector_finds_in_half_precision_what_it_finds_in_float32(dtype: torch.dtype) -> None:
+def test_a_two_stage_detector_has_equal_detections_in_half_precision(dtype: torch.dtype) -> None:
     adapter, image = build("faster_rcnn")
     expected = adapter.predict(image)[0]
     adapter.model.to(dtype)
@@ -101,7 +101,7 @@ def test_a_two_stage_detector_finds_in_half_precision_what_it_finds_in_float32(d
     torch.testing.assert_close(found.scores, expected.scores, atol=0.02, rtol=0)
 
 
-def test_gradients_that_float16_cannot_hold_are_scaled_up_on_the_way() -> None:
+def test_small_float16_gradients_are_scaled() -> None:
     image = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(2))
 
     def faint(output: Tensor) -> Tensor:
@@ -126,7 +126,7 @@ def test_comparisons_with_unlikely_classes_stay_finite_in_float16() -> None:
     assert logits.grad is not None and torch.isfinite(logits.grad).all()
 
 
-def test_half_precision_warns_of_nothing() -> None:
+def test_half_precision_raises_no_warning() -> None:
     model = TinyCNN().bfloat16()
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -88,7 +88,7 @@ def make_images(count: int) -> list[Tensor]:
 @pytest.mark.usefixtures("_many_switches")
 @pytest.mark.parametrize("shared", ["model", "adapter", "method"])
 @pytest.mark.parametrize("name", METHODS)
-def test_threads_get_what_one_gets(one: Example, name: str, shared: str) -> None:
+def test_threads_get_the_results_of_one_thread(one: Example, name: str, shared: str) -> None:
     given = make_images(6)
     cams = [make_cam(one.adapter if shared == "adapter" else adapt(one.model), name) for _ in range(THREADS)]
     cams = [cams[0]] * THREADS if shared == "method" else cams
@@ -143,7 +143,7 @@ def waits_for(held: nn.Module, asked: nn.Module) -> bool:
     return waited
 
 
-def test_models_wait_for_what_they_share_and_for_nothing_else() -> None:
+def test_models_wait_only_for_shared_modules() -> None:
     model, other = TinyCNN(), TinyCNN()
     assert waits_for(model, model) and not waits_for(model, other)
     wrapper = nn.Sequential(model, nn.Identity()).eval()
@@ -155,7 +155,7 @@ def test_models_wait_for_what_they_share_and_for_nothing_else() -> None:
     assert waits_for(other, head) and not waits_for(model, head)
 
 
-def test_a_thread_may_enter_again() -> None:
+def test_the_lock_is_reentrant() -> None:
     model = TinyCNN()
     before = Snapshot(model)
     with exclusive(model), guarded(model, gradients=False), guarded(model, gradients=True):
@@ -164,14 +164,14 @@ def test_a_thread_may_enter_again() -> None:
     assert not waits_for(TinyCNN(), model)
 
 
-def test_an_error_lets_the_next_one_in() -> None:
+def test_an_error_releases_the_lock() -> None:
     model = TinyCNN()
     with pytest.raises(KeyError), guarded(model, gradients=False):
         raise KeyError
     assert waits_for(model, model), "and out again"
 
 
-def test_copies_and_pickles_know_nothing_of_locks() -> None:
+def test_copies_and_pickles_have_no_locks() -> None:
     model = TinyCNN()
     with guarded(model, gradients=False):
         twin, read = copy.deepcopy(model), pickle.loads(pickle.dumps(model))
@@ -193,7 +193,7 @@ def test_a_lock_lives_as_long_as_its_model() -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not forked here")
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-def test_a_forked_process_does_not_wait_for_threads_that_it_has_not() -> None:
+def test_a_forked_process_does_not_wait_for_threads_of_its_parent() -> None:
     model = TinyCNN()
     inside, done = threading.Event(), threading.Event()
 

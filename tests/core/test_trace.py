@@ -35,7 +35,7 @@ def test_gradients_equal_plain_autograd_at_every_layer() -> None:
         torch.testing.assert_close(ours[0], slow)
 
 
-def test_graph_starts_at_the_earliest_layer_and_parameters_stay_out() -> None:
+def test_graph_starts_at_the_earliest_layer_without_parameters() -> None:
     model, image = TinyCNN(), torch.rand(1, 3, 16, 16)
     trace, output = run(model, [model.conv2], image)
     assert trace.held()[0].is_leaf and trace.held()[0].grad_fn is None
@@ -52,7 +52,7 @@ def test_graph_starts_at_the_earliest_layer_and_parameters_stay_out() -> None:
     assert len(leaves) == 1, "a parameter entered the graph"
 
 
-def test_in_place_operations_do_not_change_what_was_held() -> None:
+def test_in_place_operations_do_not_change_recorded_activations() -> None:
     inplace, plain = TinyCNN(inplace=True), TinyCNN(inplace=False)
     image = torch.rand(1, 3, 16, 16)
     found, output = run(inplace, [inplace.conv2], image)
@@ -103,7 +103,7 @@ def test_silent_layers_and_cut_gradients_are_errors() -> None:
         trace.gradients(torch.ones((), requires_grad=True) * 2, retain_graph=False)
 
 
-def test_guard_restores_everything_also_after_an_error() -> None:
+def test_guarded_restores_the_model_after_an_error() -> None:
     model = TinyCNN()
     model.train()
     model.conv2.eval()
@@ -124,7 +124,7 @@ def test_guard_restores_everything_also_after_an_error() -> None:
     before.check()
 
 
-def test_inference_tensors_are_swapped_and_put_back() -> None:
+def test_inference_tensors_are_replaced_and_restored() -> None:
     with torch.inference_mode():
         model = TinyCNN()
     assert model.conv1.weight.is_inference()

@@ -116,7 +116,7 @@ def test_boxes_and_masks_fit_rotated_images(tmp_path: Path, orientation: int, fr
         assert torch.equal(found.masks()[index], shown)
 
 
-def test_images_of_every_kind_read_at_the_size_that_is_told(tmp_path: Path) -> None:
+def test_images_of_every_kind_have_the_reported_size(tmp_path: Path) -> None:
     grey = np.arange(600, dtype=np.uint16).reshape(20, 30) * 100
     Image.fromarray(grey).save(tmp_path / "deep.png")
     Image.fromarray((grey >> 8).astype(np.uint8)).save(tmp_path / "grey.png")
@@ -129,7 +129,7 @@ def test_images_of_every_kind_read_at_the_size_that_is_told(tmp_path: Path) -> N
     assert annotations.paths == [tmp_path / name for name in names]
 
 
-def test_a_truncated_image_is_listed_and_its_reader_says_so(tmp_path: Path) -> None:
+def test_a_truncated_image_is_listed_and_raises_when_read(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (200, 200, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "cut.jpg")
     whole = (tmp_path / "cut.jpg").read_bytes()
@@ -151,7 +151,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("kind", WRONG)
-def test_wrong_annotations_are_left_out_counted_and_told(tmp_path: Path, kind: str) -> None:
+def test_invalid_annotations_are_skipped_counted_and_reported(tmp_path: Path, kind: str) -> None:
     annotations = load(tmp_path, WRONG[kind])
     assert only(annotations).ids.tolist() == [1]
     assert annotations.issues.counts() == {kind: len(WRONG[kind]) - 1}
@@ -160,7 +160,7 @@ def test_wrong_annotations_are_left_out_counted_and_told(tmp_path: Path, kind: s
         Annotations.load(annotations.path, tmp_path)
 
 
-def test_what_is_odd_but_usable_is_kept_and_told(tmp_path: Path) -> None:
+def test_unusual_annotations_are_kept_and_reported(tmp_path: Path) -> None:
     beyond = thing(bbox=[25, 1, 10, 4])
     same_id = thing(bbox=[1, 1, 3, 3], iscrowd=0)
     wrong_rle = thing(id=4, segmentation={"size": [5, 5], "counts": [25]})
@@ -176,7 +176,7 @@ def test_what_is_odd_but_usable_is_kept_and_told(tmp_path: Path) -> None:
     }
 
 
-def test_wrong_images_are_left_out_with_their_annotations(tmp_path: Path) -> None:
+def test_invalid_images_are_skipped_with_their_annotations(tmp_path: Path) -> None:
     good = make_image(tmp_path)
     (tmp_path / "text.png").write_text("not an image")
     images = [
@@ -203,7 +203,7 @@ def test_wrong_images_are_left_out_with_their_annotations(tmp_path: Path) -> Non
     assert "40" in annotations.issues.of("size differs from the file's")[0].message
 
 
-def test_a_image_without_objects_stays_and_is_told(tmp_path: Path) -> None:
+def test_an_image_without_objects_is_kept_and_reported(tmp_path: Path) -> None:
     annotations = load(tmp_path, [])
     assert len(only(annotations)) == 0 and only(annotations).boxes_xyxy.shape == (0, 4)
     assert annotations.issues.counts() == {"empty ground truth": 1}
@@ -233,7 +233,7 @@ def test_missing_files_and_folders_are_named(tmp_path: Path) -> None:
         Annotations.load(tmp_path / "labels.json", tmp_path / "gone")
 
 
-def test_a_box_covers_the_pixels_whose_centres_it_holds(tmp_path: Path) -> None:
+def test_a_box_mask_covers_pixels_by_their_centres(tmp_path: Path) -> None:
     mask = only(load(tmp_path, [thing(bbox=[1.4, 2, 2.2, 1.4])])).masks()[0]
     assert torch.nonzero(mask).tolist() == [[2, 1], [2, 2], [2, 3]]
 
@@ -248,7 +248,7 @@ def test_compressed_run_lengths_are_read_as_pycocotools_wrote_them(density: floa
     assert np.array_equal(drawn, mask)
 
 
-def test_ids_that_programs_write_in_their_own_way_are_understood(tmp_path: Path) -> None:
+def test_ids_of_several_formats_are_read(tmp_path: Path) -> None:
     """Floats from pandas, text where the image has a number, text for categories; and crowds as text."""
     objects = [
         thing(id=1.0, image_id=7.0, category_id=3.0, iscrowd="0"),
@@ -264,13 +264,13 @@ def test_ids_that_programs_write_in_their_own_way_are_understood(tmp_path: Path)
     assert not loaded.issues
 
 
-def test_a_crowd_flag_that_is_none_is_told(tmp_path: Path) -> None:
+def test_an_invalid_crowd_flag_is_reported(tmp_path: Path) -> None:
     loaded = load(tmp_path, [thing(iscrowd="yes")])
     assert only(loaded).crowd.tolist() == [False]
     assert "iscrowd 0 or 1; got 'yes'" in loaded.issues.of("unreadable crowd flag")[0].message
 
 
-def test_a_number_and_its_text_are_not_two_images(tmp_path: Path) -> None:
+def test_a_number_and_its_text_are_one_image(tmp_path: Path) -> None:
     other = {**make_image(tmp_path, "b.png"), "id": "7"}
     loaded = load(tmp_path, [thing()], images=[make_image(tmp_path), other])
     assert only(loaded).file_name == "a.png" and loaded.issues.of("duplicate image id")

@@ -14,7 +14,7 @@ from detcam.data.images import load_image, load_images, to_uint8
 ARRAY = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3) * 3
 
 
-def test_all_kinds_read_alike(tmp_path: Path) -> None:
+def test_all_kinds_give_equal_tensors(tmp_path: Path) -> None:
     path = tmp_path / "ü b.png"
     Image.fromarray(ARRAY).save(path)
     expected = torch.from_numpy(ARRAY.transpose(2, 0, 1).copy()).float() / 255
@@ -33,7 +33,7 @@ def test_exif_rotation_is_applied(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "CMYK", "RGBA", "LA", "1"])
-def test_other_modes_become_rgb(tmp_path: Path, mode: str) -> None:
+def test_other_modes_are_converted_to_rgb(tmp_path: Path, mode: str) -> None:
     path = tmp_path / ("x.tif" if mode == "CMYK" else "x.png")
     Image.fromarray(ARRAY).convert(mode if mode != "LA" else "L").convert(mode).save(path)
     assert load_image(path).shape == (3, 4, 6)
@@ -61,7 +61,7 @@ def test_sixteen_bit_grey_is_scaled_not_clipped(tmp_path: Path) -> None:
         (7, TypeError, "expected a path"),
     ],
 )
-def test_bad_images_name_the_remedy(bad: object, error: type[Exception], words: str) -> None:
+def test_invalid_images_raise_with_a_remedy(bad: object, error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         load_image(bad)  # type: ignore[arg-type]
 
@@ -79,7 +79,7 @@ def test_unreadable_and_truncated_files(tmp_path: Path) -> None:
         load_image(cut)
 
 
-def test_lists_say_which_image_is_bad() -> None:
+def test_lists_name_the_invalid_image() -> None:
     with pytest.raises(ValueError, match="empty list"):
         load_images([])
     with pytest.raises(ValueError, match="image 1: .*no image file"):

@@ -117,7 +117,7 @@ def inputs_of(adapter: Any, image: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("queries", [5, 24])  # 24 are as many as the image has tokens
 @pytest.mark.parametrize("method", [LeGrad, CheferCAM])
-def test_a_box_by_its_own_query(method: type[BaseCAM], queries: int) -> None:
+def test_a_box_is_explained_by_its_query(method: type[BaseCAM], queries: int) -> None:
     model, adapter = tiny_detr(queries=queries)
     found = [one.filter(top_k=3) for one in adapter.predict(IMAGES)]
     before = Snapshot(model)
@@ -138,7 +138,7 @@ def test_a_box_by_its_own_query(method: type[BaseCAM], queries: int) -> None:
             torch.testing.assert_close(saliency, expected, atol=2e-4 * float(expected.max()), rtol=0)
 
 
-def test_a_box_that_nobody_found_and_a_coordinate() -> None:
+def test_an_undetected_box_and_a_coordinate() -> None:
     model, adapter = tiny_detr()
     box = (10.0, 5.0, 35.0, 30.0)
     missed, width = BoxTarget(box, 1), BoxTarget(box, 1, quantity="width")
@@ -154,7 +154,7 @@ def test_a_box_that_nobody_found_and_a_coordinate() -> None:
         torch.testing.assert_close(saliency, expected, atol=2e-4 * float(expected.max()), rtol=0)
 
 
-def test_a_box_that_nobody_found_stays_with_its_query_in_every_layer() -> None:
+def test_an_undetected_box_keeps_its_query_in_every_layer() -> None:
     model, adapter = tiny_detr()
     inputs = inputs_of(adapter, IMAGES[1])
     slow = Slow(model, inputs)
@@ -217,7 +217,7 @@ def test_a_score_that_several_queries_share_is_explained_by_its_source() -> None
 
 
 @pytest.mark.parametrize("method", [LeGrad, CheferCAM])
-def test_batches_and_company_change_nothing(method: type[BaseCAM]) -> None:
+def test_maps_do_not_depend_on_the_batch(method: type[BaseCAM]) -> None:
     _, adapter = tiny_detr()
     found = [one.filter(top_k=top) for one, top in zip(adapter.predict(IMAGES), (3, 1), strict=True)]
     cam = method(adapter)
@@ -237,7 +237,7 @@ class Interrupted(Exception):
 
 @pytest.mark.parametrize("method", [LeGrad, CheferCAM])
 @pytest.mark.parametrize("where", ["target", "layer"])
-def test_a_failure_half_way_leaves_the_model_alone(method: type[BaseCAM], where: str) -> None:
+def test_a_failure_restores_the_model(method: type[BaseCAM], where: str) -> None:
     model, adapter = tiny_detr()
     found = adapter.predict(IMAGES)
     before = Snapshot(model)
@@ -260,7 +260,7 @@ def test_a_failure_half_way_leaves_the_model_alone(method: type[BaseCAM], where:
     assert not any("forward" in vars(module) for module in model.modules())
 
 
-def test_what_cannot_be_explained_says_why() -> None:
+def test_unsupported_models_raise() -> None:
     _, adapter = tiny_detr()
     with pytest.raises(TypeError, match="AttentionRollout does not explain detection"):
         AttentionRollout(adapter)(IMAGES, adapter.predict(IMAGES))
@@ -340,7 +340,7 @@ class Watched:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_rtdetr_as_the_literal_version(rtdetr: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rtdetr_equals_a_direct_implementation(rtdetr: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     _, adapter = rtdetr
     image = IMAGES[0]
     found = adapter.predict(image)[0].filter(top_k=2)
@@ -367,7 +367,7 @@ def test_rtdetr_as_the_literal_version(rtdetr: tuple[Any, Any], monkeypatch: pyt
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("method", [LeGrad, CheferCAM])
-def test_rtdetr_alone_and_in_company(rtdetr: tuple[Any, Any], method: type[BaseCAM]) -> None:
+def test_rtdetr_alone_and_in_a_batch(rtdetr: tuple[Any, Any], method: type[BaseCAM]) -> None:
     model, adapter = rtdetr
     found = adapter.predict(IMAGES)
     before = Snapshot(model)

@@ -153,7 +153,7 @@ def head(label: int) -> Callable[[Any, Tensor], Tensor]:
 
 @pytest.mark.parametrize("method", ALL)
 @pytest.mark.parametrize("name", list(VITS))
-def test_as_the_literal_version(name: str, method: type[AttentionCAM]) -> None:
+def test_equals_a_direct_implementation(name: str, method: type[AttentionCAM]) -> None:
     make, prefix, read = VITS[name]
     model = make()
     targets = [[ClassifierOutputTarget(2), ClassifierOutputTarget(0)], [ClassifierOutputTarget(1)], []]
@@ -200,7 +200,7 @@ def test_legrad_of_the_last_layers(depth: int) -> None:
 
 
 @pytest.mark.parametrize("layer", [0, 1])
-def test_legrad_is_what_more_attention_would_add(layer: int) -> None:
+def test_legrad_is_the_gradient_of_attention(layer: int) -> None:
     """The gradient in the literal version itself, by differences: a block's score with a little more attention."""
     model, entry = torchvision_vit(), (1, 0, 7)
     slow = Slow(model, IMAGES[:1], head(1))
@@ -255,7 +255,7 @@ def test_by_hand(method: type[AttentionCAM], mean: bool, expected: list[float]) 
 @pytest.mark.parametrize("method", ALL)
 @pytest.mark.parametrize("name", list(VITS))
 @pytest.mark.filterwarnings("ignore::detcam.ClassAgnosticWarning")
-def test_batches_and_company_change_nothing(name: str, method: type[AttentionCAM]) -> None:
+def test_maps_do_not_depend_on_the_batch(name: str, method: type[AttentionCAM]) -> None:
     cam = method(VITS[name][0]())
     targets = [[ClassifierOutputTarget(i) for i in row] for row in ((2, 0), (1,), (3, 2, 0))]
     together = tensors(cam(IMAGES, targets))

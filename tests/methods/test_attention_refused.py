@@ -30,7 +30,7 @@ def test_a_model_without_attention_is_refused(method: type[AttentionCAM]) -> Non
 
 
 @pytest.mark.parametrize("method", ALL)
-def test_attention_within_windows_is_refused(method: type[AttentionCAM]) -> None:
+def test_windowed_attention_is_refused(method: type[AttentionCAM]) -> None:
     from torchvision.models import SwinTransformer
 
     model = SwinTransformer([4, 4], 16, [1, 1], [2, 2], [4, 4], num_classes=4).eval()
@@ -55,7 +55,7 @@ class Merging(nn.Module):
 
 
 @pytest.mark.parametrize("method", ALL)
-def test_layers_with_other_tokens_are_refused(method: type[AttentionCAM]) -> None:
+def test_layers_with_different_tokens_are_refused(method: type[AttentionCAM]) -> None:
     with pytest.raises(NoAttentionError, match=r"see different tokens \(4, 16 of them\)"):
         method(Merging().eval())(IMAGES, [ClassifierOutputTarget(0)] * 3)
 
@@ -96,7 +96,7 @@ def test_attention_to_a_coarser_grid_is_refused(method: type[AttentionCAM]) -> N
         method(Coarser().eval())(IMAGES, [ClassifierOutputTarget(0)] * 3)
 
 
-def test_what_is_lost_or_never_read_is_said() -> None:
+def test_lost_or_unused_attention_raises() -> None:
     model, targets = InPlace().eval(), [ClassifierOutputTarget(0)] * 3
     with pytest.raises(RuntimeError, match="modifies the output of its TransformerEncoderLayer in place"):
         LeGrad(model)(IMAGES, targets)
@@ -105,7 +105,7 @@ def test_what_is_lost_or_never_read_is_said() -> None:
         CheferCAM(model)(IMAGES, [lambda output: torch.ones(())] * 3)
 
 
-def test_what_attention_has_no_use_for_is_refused() -> None:
+def test_unsupported_arguments_are_refused() -> None:
     with pytest.raises(ValueError, match="eigen_smooth needs a layer's channels"):
         CheferCAM(torchvision_vit())(IMAGES, [ClassifierOutputTarget(0)] * 3, eigen_smooth=True)
     with pytest.raises(ValueError, match="expected reshape_transform to turn tokens"):

@@ -154,7 +154,7 @@ def models() -> list[tuple[nn.Module, nn.Module, Callable[[Tensor], Tensor] | No
 
 @pytest.mark.parametrize("which", [0, 1, 2], ids=["signed CNN layer", "rectified CNN layer", "ViT tokens"])
 @pytest.mark.parametrize("method", FORMULAS, ids=lambda method: method.__name__)
-def test_raw_saliency_is_the_formula(method: type[BaseCAM], which: int) -> None:
+def test_raw_saliency_equals_the_formula(method: type[BaseCAM], which: int) -> None:
     model, layer, reshape = models()[which]
     batch = torch.randn(2, 3, 12, 16, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     kept: list[Tensor] = []
@@ -197,13 +197,13 @@ BY_HAND = {
 
 
 @pytest.mark.parametrize("method", BY_HAND, ids=lambda method: method.__name__)
-def test_values_worked_out_by_hand(method: type[BaseCAM]) -> None:
+def test_values_by_hand(method: type[BaseCAM]) -> None:
     cnn = TinyCNN()
     found = method(cnn, [cnn.conv2]).saliency(A, G)
     torch.testing.assert_close(found, torch.tensor([[BY_HAND[method]]]), atol=1e-5, rtol=0)
 
 
-def test_hirescam_sums_to_the_score_where_what_follows_is_linear() -> None:
+def test_hirescam_sums_to_the_score_before_linear_layers() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Flatten(), nn.Linear(4 * 30, 2, bias=False))
     model = model.double().eval()
     batch = torch.randn(1, 3, 5, 6, dtype=torch.float64)
@@ -213,7 +213,7 @@ def test_hirescam_sums_to_the_score_where_what_follows_is_linear() -> None:
 
 @pytest.mark.parametrize("method", [GradCAMPlusPlus, XGradCAM, EigenCAM, EigenGradCAM])
 @pytest.mark.parametrize("value", [0.0, 1.0])
-def test_dead_and_constant_channels_give_no_nan(method: type[BaseCAM], value: float) -> None:
+def test_zero_and_constant_channels_give_no_nan(method: type[BaseCAM], value: float) -> None:
     cnn = TinyCNN()
     constant, varied = torch.full((1, 3, 4, 5), value), torch.rand(1, 3, 4, 5)
     for activations, gradients in ((constant, constant), (constant, varied), (varied, 0 * constant)):
@@ -235,7 +235,7 @@ class TestFirstPrincipalComponent:
                 expected = -expected
             np.testing.assert_allclose(found.flatten().numpy(), expected, atol=1e-8)
 
-    def test_both_sides_and_the_search_agree(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_both_sides_and_the_solver_agree(self, monkeypatch: pytest.MonkeyPatch) -> None:
         maps = torch.randn(2, 30, 5, 6, generator=torch.Generator().manual_seed(0))
         fewer, more = maps, torch.cat([maps, torch.zeros(2, 1, 5, 6)], 1)  # 30 and 31 channels of 30 places
         expected = first_principal_component(fewer)
@@ -244,7 +244,7 @@ class TestFirstPrincipalComponent:
         torch.testing.assert_close(first_principal_component(fewer), expected, atol=1e-5, rtol=0)
         torch.testing.assert_close(first_principal_component(more), expected, atol=1e-5, rtol=0)
 
-    def test_a_search_that_does_not_converge_is_solved_in_full(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_solver_that_does_not_converge_falls_back(self, monkeypatch: pytest.MonkeyPatch) -> None:
         maps = torch.randn(1, 20, 5, 6, generator=torch.Generator().manual_seed(0))
         expected = first_principal_component(maps)
         monkeypatch.setattr("detcam.utils.pca.FULL_SOLVER_SIDE", 8)
@@ -256,7 +256,7 @@ class TestFirstPrincipalComponent:
         torch.testing.assert_close(first_principal_component(maps), expected, atol=1e-6, rtol=0)
 
     @pytest.mark.parametrize("side", [640, 8])
-    def test_repeats_and_does_not_depend_on_company(self, side: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_is_deterministic_and_independent_of_the_batch(self, side: int, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("detcam.utils.pca.FULL_SOLVER_SIDE", side)
         maps = torch.randn(4, 12, 6, 7, generator=torch.Generator().manual_seed(0)).relu()
         random_state = torch.get_rng_state()

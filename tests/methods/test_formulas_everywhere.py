@@ -267,14 +267,14 @@ MORE: dict[type[BaseCAM], tuple[Formula, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("method", MORE, ids=lambda method: method.__name__)
-def test_raw_saliency_is_the_formula(method: type[BaseCAM], setting: Setting) -> None:
+def test_raw_saliency_equals_the_formula(method: type[BaseCAM], setting: Setting) -> None:
     formula, options = MORE[method]
     height, width = setting.image.shape[-2:]
     expected = formula(setting.activations[0], setting.gradient()[0], (height, width))
     agrees(found_by(method(setting.adapter, **options), setting), expected.double())
 
 
-def test_shapley_cam_is_its_formula(setting: Setting) -> None:
+def test_shapley_cam_equals_its_formula(setting: Setting) -> None:
     """The Hessian is that of all the layer puts out, a class token too."""
     output = setting.output
 
@@ -287,7 +287,7 @@ def test_shapley_cam_is_its_formula(setting: Setting) -> None:
     agrees(found_by(ShapleyCAM(setting.adapter), setting), (weights * setting.activations).sum(1)[0])
 
 
-def test_finer_cam_is_its_formula(setting: Setting) -> None:
+def test_finer_cam_equals_its_formula(setting: Setting) -> None:
     def finer(output: Tensor) -> Tensor:
         logits = setting.behind(output)
         own = logits[setting.label]
@@ -302,7 +302,7 @@ def test_finer_cam_is_its_formula(setting: Setting) -> None:
     agrees(found_by(cam, setting), torch.tensor(expected, dtype=torch.float64))
 
 
-def test_full_grad_is_its_formula_on_a_box() -> None:
+def test_full_grad_equals_its_formula_on_a_box() -> None:
     """ImageArray, normalisation and last convolution have their part; every other layer has no bias of its own."""
     setting = boxes()
     model: Any = setting.adapter.model
@@ -353,7 +353,7 @@ BY_HAND: list[tuple[type[BaseCAM], dict[str, Any], list[float]]] = [
 
 
 @pytest.mark.parametrize(("method", "options", "expected"), BY_HAND)
-def test_values_worked_out_by_hand(method: type[BaseCAM], options: dict[str, Any], expected: list[float]) -> None:
+def test_values_by_hand(method: type[BaseCAM], options: dict[str, Any], expected: list[float]) -> None:
     cam: Any = method(TinyCNN(), ["conv2"], **options)
     cam.input_size_hw = (8, 16)
     torch.testing.assert_close(cam.saliency(A, G), torch.tensor([[expected]]), atol=1e-5, rtol=0)
@@ -367,7 +367,7 @@ def test_seg_eigen_cam_by_hand(sign: float) -> None:
     torch.testing.assert_close(found, torch.tensor([[[-1.0, 2.0, -1.0]]]), atol=1e-6, rtol=0)
 
 
-def test_g_cames_bell_is_a_cell_wide_at_least() -> None:
+def test_g_came_sigma_is_at_least_one_cell() -> None:
     """A mean gradient of 1 has logarithm 0: the bell falls to exp(-1/2) and exp(-2), less the last."""
     cam: Any = GCAME(TinyCNN(), ["conv2"])
     cam.input_size_hw = (8, 24)

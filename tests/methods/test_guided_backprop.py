@@ -43,7 +43,7 @@ def slow_gradient(model: TinyCNN, image: Tensor, category: int) -> Tensor:
         return F.conv_transpose2d(back, model.conv1.weight, stride=2, padding=1, output_padding=sizes)[0]
 
 
-def test_it_is_its_formula() -> None:
+def test_equals_its_formula() -> None:
     model = TinyCNN(inplace=True)
     before = Snapshot(model)
     results = GuidedBackprop(model).explain(IMAGES, TARGETS)
@@ -114,7 +114,7 @@ CONTRAST = [[lambda y: y[0] - y[1]], [lambda y: y[2] - y[3]]]
         scripted,
     ],
 )
-def test_every_way_to_write_relu_is_seen(make: Callable[[], Callable[[Tensor], Tensor]]) -> None:
+def test_every_form_of_relu_is_guided(make: Callable[[], Callable[[Tensor], Tensor]]) -> None:
     found = GuidedBackprop(Written(make())).explain(IMAGES, CONTRAST)
     for image, (target,), result in zip(IMAGES, CONTRAST, found, strict=True):
         x = image[None].clone().requires_grad_(True)
@@ -138,9 +138,7 @@ def test_every_way_to_write_relu_is_seen(make: Callable[[], Callable[[Tensor], T
         (F.hardswish, lambda x: torch.where(x <= -3, 0.0, torch.where(x < 3, x / 3 + 0.5, 1.0))),
     ],
 )
-def test_relatives_of_relu_cut_what_comes_back(
-    rectify: Callable[[Tensor], Tensor], slope: Callable[[Tensor], Tensor]
-) -> None:
+def test_variants_of_relu_are_guided(rectify: Callable[[Tensor], Tensor], slope: Callable[[Tensor], Tensor]) -> None:
     model = Written(rectify)
     (result, _) = GuidedBackprop(model).explain(IMAGES * 4, CONTRAST)
     with torch.no_grad():
@@ -152,7 +150,7 @@ def test_relatives_of_relu_cut_what_comes_back(
     torch.testing.assert_close(torch.cat(result.saliency), back[0], atol=1e-6, rtol=1e-3)
 
 
-def test_gates_and_clipped_ramps_are_left_alone() -> None:
+def test_gates_and_clipped_ramps_are_not_guided() -> None:
     for rectify in (torch.sigmoid, F.hardtanh, torch.tanh):
         model = Written(rectify)
         with pytest.warns(UserWarning, match="the gradient is the plain one"):
@@ -187,7 +185,7 @@ def test_boxes_and_regions_by_the_rule(name: str, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.peers
 @pytest.mark.parametrize("category", [None, 3])
-def test_it_equals_grad_cam(category: int | None) -> None:
+def test_equals_grad_cam(category: int | None) -> None:
     peer = pytest.importorskip("pytorch_grad_cam", reason="grad-cam is not installed")
     model = resnet18(num_classes=10).eval()
     image = torch.rand(1, 3, 64, 48)
@@ -227,7 +225,7 @@ def test_guided_grad_cam_is_the_product(layer: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["faster_rcnn", "retinanet", "yolo"])
-def test_the_rule_stays_out_of_grad_cam(name: str) -> None:
+def test_grad_cam_is_not_guided(name: str) -> None:
     case = example(name)
     found = [one.filter(top_k=2) for one in case.adapter.predict(case.images)]
     layer = {"yolo": "model.4"}.get(name, "backbone.stem")
@@ -256,7 +254,7 @@ def test_the_brightest_pixels_by_hand() -> None:
 
 
 @pytest.mark.parametrize("place", range(16, 32))
-def test_no_line_is_missed_where_the_input_is_finer_than_the_image(place: int) -> None:
+def test_no_edge_is_missed_at_a_finer_input(place: int) -> None:
     fine = torch.zeros(1, 64, 64)
     fine[0, :, place] = 1
     found = to_pixels(fine, Geometry.resize((16, 16), (64, 64)))
@@ -270,7 +268,7 @@ class InPlace(TinyCNN):
         return super().forward(x.sub_(0.5).mul_(2.0))
 
 
-def test_images_of_any_size_and_a_network_that_works_in_place() -> None:
+def test_images_of_any_size_and_in_place_operations() -> None:
     tensor = IMAGES[:1].clone()
     found = guided_backprop(InPlace(), tensor, ClassifierOutputTarget(0))
     assert torch.equal(tensor, IMAGES[:1]) and abs(found).max() > 0
@@ -279,7 +277,7 @@ def test_images_of_any_size_and_a_network_that_works_in_place() -> None:
 
 
 @pytest.mark.parametrize("method", [GuidedBackprop, GuidedGradCAM])
-def test_a_image_without_findings_has_no_maps(method: type[GuidedBackprop]) -> None:
+def test_an_image_without_detections_has_no_maps(method: type[GuidedBackprop]) -> None:
     case = example("faster_rcnn")
     found = [one.filter(top_k=count) for one, count in zip(case.adapter.predict(case.images), (0, 1), strict=True)]
     cam = method(case.adapter)
@@ -288,7 +286,7 @@ def test_a_image_without_findings_has_no_maps(method: type[GuidedBackprop]) -> N
     assert cam.colors(something).shape == (1, *case.images[1].shape[-2:], 3) and cam.colors(something).any()
 
 
-def test_wrong_input_is_named(tmp_path: Path) -> None:
+def test_invalid_input_is_named(tmp_path: Path) -> None:
     model = TinyCNN()
     with pytest.raises(ValueError, match="expected one image; got 2"):
         guided_backprop(model, IMAGES)

@@ -92,7 +92,7 @@ def test_fem_leaves_constant_channels_out() -> None:
     assert float(make(FEM).contributions(torch.ones(1, 2, 3, 3), torch.ones(1, 2, 3, 3)).abs().max()) == 0
 
 
-def test_random_weights_come_from_the_seed(image: Tensor) -> None:
+def test_random_weights_depend_on_the_seed(image: Tensor) -> None:
     a, _ = seen(image, TARGET)
     weights = 2 * torch.rand(4, generator=torch.Generator().manual_seed(7)).double() - 1
     expected = sum(float(w) * channel for w, channel in zip(weights, a, strict=True))
@@ -142,7 +142,7 @@ def test_kpca_cam(image: Tensor, kernel: str) -> None:
     torch.testing.assert_close(found, expected * (expected * found).sum().sign(), atol=1e-8, rtol=1e-6)
 
 
-def test_kpca_cam_says_what_it_cannot_do() -> None:
+def test_kpca_cam_refuses_invalid_arguments() -> None:
     with pytest.raises(ValueError, match="one of sigmoid, rbf"):
         make(KPCA_CAM, kernel="gauss")
     with pytest.raises(ValueError, match="too many"):
@@ -199,7 +199,7 @@ def test_g_came_of_one_cell_is_the_papers_formula(sign: float) -> None:
     torch.testing.assert_close(cam.contributions(a, g).sum(1)[0], expected)
 
 
-def test_g_came_takes_the_signs_apart(image: Tensor) -> None:
+def test_g_came_separates_the_signs(image: Tensor) -> None:
     a, g = seen(image, TARGET)
     cam = make(GCAME)
     found = saliency(cam, image, TARGET)
@@ -208,7 +208,7 @@ def test_g_came_takes_the_signs_apart(image: Tensor) -> None:
     torch.testing.assert_close(found, sum(parts).sum(1)[0])
 
 
-def test_seg_methods_are_their_formulas(image: Tensor) -> None:
+def test_seg_methods_equal_their_formulas(image: Tensor) -> None:
     for method, base in ((SegGradCAM, GradCAM), (SegHiResCAM, HiResCAM)):
         torch.testing.assert_close(
             saliency(make(method), image, TARGET), saliency(make(base), image, TARGET), rtol=0, atol=0
@@ -216,7 +216,7 @@ def test_seg_methods_are_their_formulas(image: Tensor) -> None:
 
 
 @pytest.mark.parametrize("mode", ["max", "mean"])
-def test_seg_xres_cam_pools_over_windows_cut_at_the_border(image: Tensor, mode: str) -> None:
+def test_seg_xres_cam_pools_over_clipped_windows(image: Tensor, mode: str) -> None:
     a, g = seen(image, TARGET)  # 12 x 16 cells in windows of 5
     expected = torch.zeros_like(a[0])
     for k in range(len(a)):
@@ -344,7 +344,7 @@ def test_finer_cam_compares_with_the_nearest_classes(image: Tensor) -> None:
     torch.testing.assert_close(kept.saliency[0], base.explain(image[None], [partial_score])[0].saliency[0])
 
 
-def test_finer_cam_compares_the_logits_of_a_boxs_source() -> None:
+def test_finer_cam_compares_logits_of_the_source() -> None:
     adapter = adapt(load_demo_detector(), target_layers=["backbone.stride4"])
     image = draw_scene(28).image
     found = adapter.predict(image)[0][[0]]
@@ -366,7 +366,7 @@ def test_finer_cam_compares_the_logits_of_a_boxs_source() -> None:
     )
 
 
-def test_finer_cam_needs_something_to_compare() -> None:
+def test_finer_cam_needs_several_classes() -> None:
     with pytest.raises(ValueError, match="ignores the target"):
         make(FinerCAM, base_method=FEM)
     with pytest.raises(ValueError, match="comparisons"):
@@ -454,7 +454,7 @@ def test_full_gradients_are_complete() -> None:
     torch.testing.assert_close(total, score)
 
 
-def test_full_grad_says_what_it_does_not_do() -> None:
+def test_full_grad_refuses_unsupported_arguments() -> None:
     with pytest.warns(UserWarning, match="takes all layers with a bias"):
         cam = FullGrad(TinyCNN(), ["conv1"])
     with pytest.raises(ValueError, match="no common principal component"):

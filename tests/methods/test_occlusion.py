@@ -30,7 +30,7 @@ class Sum(nn.Module):
         return torch.stack([x[:, 0].sum((1, 2)), x[:, 1, :, : x.shape[3] // 2].sum((1, 2)), x[:, 2, 0, 0]], 1)
 
 
-def test_occlusion_is_its_formula() -> None:
+def test_occlusion_equals_its_formula() -> None:
     model = TinyCNN()
     before = Snapshot(model)
     results = Occlusion(model, grid=5, window=2).explain(IMAGES, TARGETS)

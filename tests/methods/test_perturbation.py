@@ -38,7 +38,7 @@ def slow_ablation(model: nn.Module, layer: nn.Module, image: Tensor, target: Tar
 
 
 @pytest.mark.parametrize("name", ["conv1", "relu1", "conv2", "relu2"])
-def test_ablation_cam_is_its_formula(name: str) -> None:
+def test_ablation_cam_equals_its_formula(name: str) -> None:
     model = TinyCNN(inplace=True)
     before = Snapshot(model)
     results = AblationCAM(model, [name]).explain(IMAGES, TARGETS)
@@ -111,7 +111,7 @@ def test_ablation_cam_on_a_pyramid_and_boxes() -> None:
     assert all(any(float(level[k].abs().max()) > 0 for level in result.saliency) for k in range(len(targets)))
 
 
-def test_ablation_cam_of_tokens_leaves_the_class_token() -> None:
+def test_ablation_cam_of_tokens_keeps_the_class_token() -> None:
     model = Tokens().eval()
     image = torch.rand(3, 20, 28)
     result = AblationCAM(model, ["norm"]).explain(image[None], [[ClassifierOutputTarget(1)]])[0]
@@ -150,7 +150,7 @@ def test_chunks_change_nothing(method: Any, monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.undo()
 
 
-def test_only_what_lies_behind_the_layer_runs_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_downstream_layers_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
     model = TinyCNN()
     runs = count_runs(model)
     monkeypatch.setattr(detcam.perturbation.replay, "MAX_PASS_BYTES", 1)
@@ -181,7 +181,7 @@ class Skips(nn.Module):
 
 
 @pytest.mark.parametrize("name", ["down", "deep"])
-def test_skip_connections_and_changes_in_place(name: str) -> None:
+def test_skip_connections_and_in_place_operations(name: str) -> None:
     model = Skips()
     result = AblationCAM(model, [name]).explain(IMAGES[:1], TARGETS[:1])[0]
     for target, found in zip(TARGETS[0], result.saliency[0], strict=True):
@@ -227,7 +227,7 @@ def test_ablating_some_channels_takes_those_with_the_most_energy() -> None:
         AblationCAM(model, ["conv2"], ratio_channels_to_ablate=0.0)
 
 
-def test_models_that_cannot_be_repeated_are_named() -> None:
+def test_models_that_cannot_be_replayed_are_named() -> None:
     coupled = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False), nn.Flatten()).eval()
     with pytest.raises(RuntimeError, match="downstream of target layer 0 do not reproduce their scores"):
         AblationCAM(coupled, ["0"]).explain(IMAGES[:1], [[lambda y: y.square().sum()]])

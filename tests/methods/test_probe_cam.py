@@ -64,7 +64,7 @@ def literal(adapter: Adapter, image: Tensor, target: BoxTarget, rival: int, prob
 
 
 @pytest.mark.parametrize("seed", [28, 2])
-def test_equals_the_formula_place_by_place(seed: int) -> None:
+def test_equals_the_formula_by_region(seed: int) -> None:
     adapter = adapt(load_demo_detector())
     image = torch.from_numpy(draw_scene(seed).image).permute(2, 0, 1).float() / 255
     found = adapter.predict(image)[0]
@@ -80,7 +80,7 @@ def test_equals_the_formula_place_by_place(seed: int) -> None:
     assert expected.max() > 0.2
 
 
-def test_a_place_counts_by_what_it_loses_and_by_the_heat_it_holds() -> None:
+def test_regions_are_weighted_by_score_drop_and_saliency() -> None:
     level = torch.zeros(1, 12, 24)
     level[0, 2:7, 2:7] = 0.25
     level[0, 2:7, 14:19] = 1.0
@@ -127,7 +127,7 @@ def test_the_number_of_probes_is_checked() -> None:
         ProbeCAM(Bright(), ["layer"], probes=0)
 
 
-def test_it_finds_the_wake() -> None:
+def test_highlights_the_wake() -> None:
     adapter = adapt(load_demo_detector())
     scene = draw_scene(1_000_000)
     found = adapter.predict(scene.image)[0]

@@ -127,7 +127,7 @@ def test_one_midpoint_is_exact_for_a_quadratic_network() -> None:
     assert float(result.convergence_delta.max()) < 1e-6
 
 
-def test_an_incomplete_map_is_named_and_steps_mend_it() -> None:
+def test_an_incomplete_map_warns_and_more_steps_complete_it() -> None:
     model = TinyCNN()
     logit = float(model(IMAGES[:1])[0, 1].detach())
     steep = [lambda out: torch.sigmoid(12 * (out[1] - logit))]
@@ -139,7 +139,7 @@ def test_an_incomplete_map_is_named_and_steps_mend_it() -> None:
     assert float(fine.convergence_delta) < 0.02 < 0.2 < float(coarse.convergence_delta)
 
 
-def test_the_path_leaves_padding_as_it_is() -> None:
+def test_the_path_does_not_change_padding() -> None:
     model = TinyCNN()
     geometries = [Geometry((10, 28), (20, 28), (1.0, 1.0), (0.0, 6.0)), Geometry.identity((20, 28))]
     with guarded(model, gradients=True):
@@ -177,7 +177,7 @@ class TinyTransformer(nn.Module):
         return self.head((tokens + mixed)[:, 0])
 
 
-def test_tokens_walk_too_and_the_class_token_stays() -> None:
+def test_the_path_of_tokens_keeps_the_class_token() -> None:
     model = TinyTransformer().eval()
     images = torch.rand(2, 3, 16, 24)
     found = ReachCAM(model, [model.first], steps=3).explain(images, [ClassifierOutputTarget(1)] * 2)
@@ -197,13 +197,13 @@ def test_tokens_walk_too_and_the_class_token_stays() -> None:
         torch.testing.assert_close(result.saliency[0][0].double(), expected, atol=1e-5, rtol=1e-4)
 
 
-def test_a_transform_that_computes_is_refused() -> None:
+def test_a_computing_transform_is_refused() -> None:
     model = TinyCNN()
     with pytest.raises(ValueError, match="target layer conv1 computes new values"):
         ReachCAM(model, [model.conv1], reshape_transform=lambda x: x.abs() * 2)(IMAGES, [ClassifierOutputTarget(0)] * 3)
 
 
-def test_each_layer_walks_alone_and_one_without_part_adds_nothing() -> None:
+def test_layers_have_separate_paths_and_unused_ones_add_nothing() -> None:
     class Branches(TinyCNN):
         def __init__(self) -> None:
             super().__init__()
@@ -222,7 +222,7 @@ def test_each_layer_walks_alone_and_one_without_part_adds_nothing() -> None:
         ReachCAM(model, [model.side])(IMAGES[:1], [lambda out: out[1].detach()])
 
 
-def test_batch_invariance_and_nothing_left_behind() -> None:
+def test_batch_invariance_and_removed_hooks() -> None:
     model = TinyCNN()
     targets = [ClassifierOutputTarget(i) for i in (2, 0, 1)]
     before = Snapshot(model)
@@ -240,7 +240,7 @@ def test_batch_invariance_and_nothing_left_behind() -> None:
     before.check()
 
 
-def test_eigen_smooth_projects_what_the_path_added_up() -> None:
+def test_eigen_smooth_projects_the_path_integral() -> None:
     model = TinyCNN()
     target = [ClassifierOutputTarget(1)]
     plain = ReachCAM(model, [model.conv1]).explain(IMAGES[:1], target)[0].saliency[0][0]
@@ -256,7 +256,7 @@ def test_a_path_needs_a_step(steps: int) -> None:
         ReachCAM(TinyCNN(), ["conv1"], steps=steps)
 
 
-def test_two_stage_boxes_stay_pinned_and_contrast_takes_the_rival() -> None:
+def test_two_stage_boxes_stay_pinned_and_are_contrasted() -> None:
     detector = load_demo_detector()
     adapter = adapt(detector)
     image = draw_scene(28).image
@@ -293,7 +293,7 @@ def test_a_strong_rival_is_contrasted() -> None:
     )
 
 
-def test_the_default_layers_reach_the_wake_that_the_last_layer_cannot_see() -> None:
+def test_default_layers_reach_the_wake_unlike_the_last_layer() -> None:
     detector = load_demo_detector()
     adapter = adapt(detector)
     assert find_context_layers(adapter) == ["backbone.stride2", "backbone.stride4"]
@@ -312,7 +312,7 @@ def test_the_default_layers_reach_the_wake_that_the_last_layer_cannot_see() -> N
     assert float(heatmap[mask].sum() / heatmap.sum()) > 0.3
 
 
-def test_stages_are_found_past_shortcuts() -> None:
+def test_stages_are_detected_across_shortcuts() -> None:
     from torchvision.models import resnet18, vgg11
 
     assert find_context_layers(adapt(resnet18().eval(), image_size=320)) == ["layer1", "layer2"]
@@ -321,7 +321,7 @@ def test_stages_are_found_past_shortcuts() -> None:
     assert find_context_layers(adapt(vgg, image_size=320), count=4) == ["1", "4", "9", "14"]
 
 
-def test_only_a_layer_that_somebody_chose_is_blamed_for_its_reach() -> None:
+def test_reach_warnings_name_given_layers_only() -> None:
     """What lies beyond the layers' own choice has no part in the score, so there is nothing to warn of."""
     adapter = adapt(load_demo_detector())
     image = torch.from_numpy(draw_scene(42).image).permute(2, 0, 1)

@@ -23,7 +23,7 @@ KERNEL = torch.tensor([[1.0, 2.0, 1.0], [2.0, 4.0, 2.0], [1.0, 2.0, 1.0]]).doubl
 
 @pytest.mark.parametrize("gaussian", [True, False])
 @pytest.mark.parametrize("name", ["conv1", "relu2"])
-def test_recipro_cam_is_its_formula(name: str, gaussian: bool) -> None:
+def test_recipro_cam_equals_its_formula(name: str, gaussian: bool) -> None:
     model = TinyCNN(inplace=True)
     before = Snapshot(model)
     results = ReciproCAM(model, [name], gaussian=gaussian).explain(IMAGES, TARGETS)

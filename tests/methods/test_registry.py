@@ -31,7 +31,7 @@ def test_the_readme_has_the_table_of_the_registry() -> None:
 
 
 @pytest.mark.parametrize("name", list(METHODS))
-def test_every_method_says_what_it_is(name: str) -> None:
+def test_every_method_has_a_summary(name: str) -> None:
     method = METHODS[name]
     assert method.name == name and method.tasks <= set(TASKS) and method.tasks
     for text in (method.paper, method.cost, method.use):
@@ -89,7 +89,7 @@ COUNTED = [
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", COUNTED)
-def test_methods_cost_what_they_say(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_methods_have_their_stated_cost(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     one, three = passes(name, 1, monkeypatch), passes(name, 3, monkeypatch)
     cost = METHODS[name].cost
     a_target = sum(int(number) for number in re.findall(r"(\d+) (?:\w+ )?backward", cost))
@@ -97,11 +97,11 @@ def test_methods_cost_what_they_say(name: str, monkeypatch: pytest.MonkeyPatch) 
     assert (one.backwards, three.backwards) == (a_target, 3 * a_target), cost
 
 
-def test_most_methods_are_counted() -> None:
+def test_passes_of_most_methods_are_counted() -> None:
     assert len(COUNTED) >= 20
 
 
-def test_a_method_with_settings_in_one_word() -> None:
+def test_a_method_with_settings_in_text() -> None:
     adapter = adapt(TinyCNN())
     made = parse_method("occlusion: grid=8, window=4, refine=none")(adapter)
     assert isinstance(made, Occlusion) and (made.grid, made.window, made.refine) == (8, 4, None)
@@ -122,6 +122,6 @@ def test_a_method_with_settings_in_one_word() -> None:
         ("nothing:grid=3", "no method is named .nothing.; expected one of gradcam"),
     ],
 )
-def test_wrong_settings_are_told(text: str, message: str) -> None:
+def test_invalid_settings_raise(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         parse_method(text)

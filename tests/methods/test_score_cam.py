@@ -37,7 +37,7 @@ def slow_score_weights(a: Tensor, image: Tensor, score: Callable[[Tensor], Tenso
 
 
 @pytest.mark.parametrize("name", ["conv1", "relu2"])
-def test_score_cam_is_its_formula(name: str) -> None:
+def test_score_cam_equals_its_formula(name: str) -> None:
     model = TinyCNN(inplace=True)
     with torch.no_grad():
         model.conv2.bias[1] = -1e3  # a channel that is zero everywhere
@@ -103,7 +103,7 @@ def test_score_cam_on_a_padded_pyramid_and_boxes() -> None:
 
 
 @pytest.mark.parametrize("method", [AblationCAM, partial(ScoreCAM, top_channels=2)])
-def test_boxes_that_are_found_again_by_overlap(method: Any) -> None:
+def test_boxes_matched_by_overlap(method: Any) -> None:
     case = example("faster_rcnn")
     image = case.images[0]
     found = case.adapter.predict(image)[0].filter(top_k=1)
@@ -113,7 +113,7 @@ def test_boxes_that_are_found_again_by_overlap(method: Any) -> None:
     assert float(result.heatmaps.max()) > 0.99
 
 
-def test_a_box_that_nobody_detected_stays_where_it_fits_best() -> None:
+def test_an_undetected_box_keeps_its_best_candidate() -> None:
     """Two candidates share a box: one scores the pixel (2, 2), the other always 0.5 and must not step in."""
 
     def decode(raw: Tensor) -> tuple[Tensor, Tensor]:
@@ -155,7 +155,7 @@ def test_score_cam_of_some_channels(photos: Path) -> None:
         ScoreCAM(model, top_channels=0)
 
 
-def test_score_cam_of_some_channels_where_the_rest_is_too_dear_to_predict() -> None:
+def test_score_cam_of_some_channels_with_expensive_replay() -> None:
     model = TinyCNN()
     image, target = IMAGES[:1], ClassifierOutputTarget(1)
     found = ScoreCAM(model, ["relu1"], top_channels=2).explain(image, [target])[0].saliency[0][0]
@@ -166,7 +166,7 @@ def test_score_cam_of_some_channels_where_the_rest_is_too_dear_to_predict() -> N
     torch.testing.assert_close(found, torch.tensordot(weights, a[best], 1), atol=1e-5, rtol=1e-4)
 
 
-def test_models_that_know_one_memory_layout() -> None:
+def test_models_limited_to_one_memory_layout() -> None:
     class Flat(TinyCNN):
         def forward(self, x: Tensor) -> Tensor:
             return self.head(self.conv2(self.relu1(self.conv1(x))).view(len(x), 5, -1).mean(2))

@@ -51,7 +51,7 @@ def literal_sess(model: nn.Module, layer: nn.Module, label: int, scales: int, dr
 
 
 @pytest.mark.parametrize("drop", [0.0, 0.7])
-def test_the_map_is_that_of_the_steps_told_one_by_one(drop: float) -> None:
+def test_the_map_equals_a_step_by_step_computation(drop: float) -> None:
     model = TinyCNN()
     cam = SESS(model, [model.conv2], scales=5, pre_filter=drop, smooth=False)
     found = tensors(cam(IMAGE, [[ClassifierOutputTarget(1), ClassifierOutputTarget(0)]]))[0]
@@ -80,7 +80,7 @@ def test_one_scale_is_the_base_method() -> None:
     torch.testing.assert_close(tensors(cam(IMAGE, [ClassifierOutputTarget(1)])), expected, atol=1e-5, rtol=0)
 
 
-def test_detectors_are_explained_with_a_method_that_keeps_the_place() -> None:
+def test_detectors_use_a_position_preserving_method() -> None:
     from tests.zoo import example
 
     assert type(SESS(TinyCNN()).base) is GradCAM
@@ -103,7 +103,7 @@ def test_windows_cover_every_scale_once() -> None:
     )
 
 
-def test_how_boxes_and_masks_travel() -> None:
+def test_boxes_and_masks_in_windows() -> None:
     # An image of 40 x 80 pixels lies as 20 x 40 on the input; at twice the size a window begins at x 40, y 0.
     window = Window((40, 80), (40, 0), (20, 40))
     source = Source("proposal", box_xyxy=(50.0, 4.0, 60.0, 10.0))
@@ -153,7 +153,7 @@ def red_square(size: tuple[int, int], top: int, left: int) -> Tensor:
     return image
 
 
-def test_a_box_is_found_in_the_windows_that_hold_it() -> None:
+def test_a_box_is_explained_in_the_windows_that_contain_it() -> None:
     def decode(raw: Tensor) -> tuple[Tensor, Tensor]:
         rows, columns = torch.meshgrid(torch.arange(raw.shape[2]), torch.arange(raw.shape[3]), indexing="ij")
         corners = torch.stack([columns, rows], -1).reshape(1, -1, 2) * 8.0
@@ -172,7 +172,7 @@ def test_a_box_is_found_in_the_windows_that_hold_it() -> None:
     assert result.sampling is not None and result.sampling.passes == 1 + 4 + 4
 
 
-def test_a_region_is_explained_where_windows_show_it() -> None:
+def test_a_region_is_explained_in_the_windows_that_contain_it() -> None:
     model = Blobs().eval()
     adapter = segmenter(model, target_layers="features", image_size=64, mean=(0, 0, 0), std=(1, 1, 1))
     image = red_square((48, 64), 32, 16)

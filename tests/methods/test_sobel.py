@@ -32,7 +32,7 @@ def by_loops(image: np.ndarray) -> np.ndarray:
     return found
 
 
-def test_it_is_its_formula() -> None:
+def test_equals_its_formula() -> None:
     found = sobel_cam(make_image())
     assert found.dtype == np.uint8
     apart = np.abs(found - by_loops(make_image()))  # a grey level half-way between two may be rounded either way
@@ -40,7 +40,7 @@ def test_it_is_its_formula() -> None:
 
 
 @pytest.mark.peers
-def test_it_equals_grad_cam() -> None:
+def test_equals_grad_cam() -> None:
     peer = pytest.importorskip("pytorch_grad_cam.sobel_cam", reason="grad-cam is not installed")
     expected = peer.sobel_cam(make_image())
     np.testing.assert_array_equal(sobel_cam(make_image()), expected)
@@ -58,7 +58,7 @@ def test_an_edge_by_hand() -> None:
     np.testing.assert_array_equal(sobel_cam(image), expected)
 
 
-def test_it_looks_at_the_image_and_not_at_the_network() -> None:
+def test_depends_on_the_image_only() -> None:
     model = TinyCNN()
     before = Snapshot(model)
     image = make_image(50, 70)
@@ -77,7 +77,7 @@ def test_it_looks_at_the_image_and_not_at_the_network() -> None:
     assert torch.equal(torch.as_tensor(results[0].heatmaps), torch.as_tensor(results[1].heatmaps))
 
 
-def test_a_ready_input_is_brought_back_to_its_colours() -> None:
+def test_a_normalised_input_is_denormalised() -> None:
     adapter = adapt(TinyCNN(), image_size=(30, 40), mean=(0.5, 0.4, 0.3), std=(0.1, 0.25, 0.5))
     image = torch.from_numpy(make_image()).permute(2, 0, 1).float() / 255
     ready = (image - torch.tensor(adapter.mean)[:, None, None]) / torch.tensor(adapter.std)[:, None, None]
@@ -85,7 +85,7 @@ def test_a_ready_input_is_brought_back_to_its_colours() -> None:
     torch.testing.assert_close(found, tensors(Sobel(adapter)(make_image()))[0][0], atol=1e-6, rtol=0)
 
 
-def test_views_are_mirrored_back() -> None:
+def test_views_are_flipped_back() -> None:
     adapter = example("classifier").adapter
     image = (make_image() * 0.9).astype(np.uint8)  # views times 1.1 would be cut at white
     plain = tensors(Sobel(adapter)(image))[0]
@@ -94,7 +94,7 @@ def test_views_are_mirrored_back() -> None:
     assert float((smooth - plain.flip(-1)).abs().mean()) > 3 * float((smooth - plain).abs().mean())
 
 
-def test_a_image_without_edges_or_targets() -> None:
+def test_an_image_without_edges_or_targets() -> None:
     adapter = example("classifier").adapter
     assert not Sobel(adapter)(np.full((20, 30, 3), 90, np.uint8))[0].any()
     (result,) = Sobel(adapter).explain(make_image(), [[]])

@@ -58,7 +58,7 @@ def random_function(seed: int, regions: int) -> SetFunction:
     return lambda shown: float(values[sum(1 << region for region in shown)])
 
 
-def test_the_order_is_that_of_the_literal_search() -> None:
+def test_the_order_equals_a_direct_search() -> None:
     functions = [random_function(seed, 6) for seed in range(3)]
     search = GreedySearch(evaluation_of(functions), 6, 3, lazy=False)
     search.run(6)
@@ -87,7 +87,7 @@ def coverage(seed: int, regions: int) -> SetFunction:
     return lambda shown: float(weights[covers[sorted(shown)].any(0)].sum())
 
 
-def test_a_lazy_search_of_gains_that_never_grow_finds_the_same_with_fewer_looks() -> None:
+def test_lazy_search_of_submodular_gains_needs_fewer_evaluations() -> None:
     covered = [coverage(seed, 16) for seed in range(2)]
     plain, lazy = (ClueAlone(evaluation_of(covered), 16, 2, lazy=lazy) for lazy in (False, True))
     plain.run(5)
@@ -110,7 +110,7 @@ def test_three_regions_by_hand() -> None:
     torch.testing.assert_close(search.saliency(own_gain=False), torch.tensor([[0.7, 0.3, 0.0]]).double())
 
 
-def test_the_first_of_equal_regions_is_taken_whatever_the_rounding() -> None:
+def test_ties_select_the_first_region_despite_rounding() -> None:
     noise = itertools.cycle([0.0, 1e-9, -1e-9, 3e-9])
     search = GreedySearch(evaluation_of([lambda shown: len(shown) / 4 + next(noise)]), 4, 1, lazy=False)
     search.run(4)
@@ -138,7 +138,7 @@ def chequered() -> Tensor:
 
 
 @pytest.mark.parametrize("lazy", [False, True])
-def test_a_planted_square_is_found(lazy: bool) -> None:
+def test_a_planted_square_is_highlighted(lazy: bool) -> None:
     image = chequered()
     cam = VPS(Patch().eval(), regions=64, lazy=lazy, select=8)
     result = cam.explain(image, [[ClassifierOutputTarget(0), ClassifierOutputTarget(1)]])[0]
@@ -172,7 +172,7 @@ def two_boxes() -> Any:
     return detector(network, decode, image_size=64, target_layers="", score_threshold=0.0)
 
 
-def test_how_far_a_box_is_still_said() -> None:
+def test_detection_score_of_a_moved_box() -> None:
     adapter = two_boxes()
     image = torch.full((1, 3, 64, 64), 0.2)
     image[:, :, 8:24, 8:24] = 0.8
@@ -216,7 +216,7 @@ def test_a_mask_is_searched() -> None:
     assert heatmap[mask].mean() > 3 * heatmap.mean()
 
 
-def test_seeds_batches_and_laziness_leave_no_trace() -> None:
+def test_result_does_not_depend_on_seeds_batches_and_laziness() -> None:
     model = TinyCNN()
     images = torch.rand(2, 3, 24, 32, generator=torch.Generator().manual_seed(1))
     targets = [ClassifierOutputTarget(0), ClassifierOutputTarget(2)]
@@ -235,7 +235,7 @@ def test_seeds_batches_and_laziness_leave_no_trace() -> None:
     torch.testing.assert_close(torch.as_tensor(result.heatmaps)[0], together[0], atol=1e-5, rtol=0)
 
 
-def test_wrong_numbers_are_refused() -> None:
+def test_invalid_numbers_are_refused() -> None:
     with pytest.raises(ValueError, match="at least 2 regions"):
         VPS(TinyCNN(), regions=1)
     with pytest.raises(ValueError, match="select of at least 1"):

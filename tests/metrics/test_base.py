@@ -122,14 +122,14 @@ COMPLETE: dict[str, Any] = {"name": "mine", "range": (0, 1), "higher_is_better":
         ({"tasks": ("boxes",)}, "tasks as a subset of .*embedding"),
     ],
 )
-def test_what_a_class_lacks_is_named_when_it_is_created(changes: dict[str, Any], message: str) -> None:
+def test_missing_members_are_named_at_class_creation(changes: dict[str, Any], message: str) -> None:
     body = {key: entry for key, entry in {**COMPLETE, **changes}.items() if entry is not None}
     with pytest.raises(TypeError, match=message):
         type(Metric)("Mine", (Metric,), body)
     type(Metric)("Mine", (Metric,), COMPLETE)
 
 
-def test_a_class_has_a_name_of_its_own() -> None:
+def test_a_class_defines_its_name() -> None:
     with pytest.raises(TypeError, match="has the name 'mean_heat' of its base class"):
         type("Mine", (MeanHeat,), {})
 

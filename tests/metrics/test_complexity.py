@@ -83,7 +83,7 @@ def test_coherency_is_the_correlation_with_the_map_of_the_product() -> None:
         assert float(found[i]) == pytest.approx((wanted + 1) / 2, abs=1e-6)
 
 
-def test_coherency_of_a_method_that_never_and_always_changes_its_mind() -> None:
+def test_coherency_of_constant_and_alternating_maps() -> None:
     model = TinyCNN()
     same = Coherency().measure(model, INPUTS, TARGETS, MAPS, method=stubborn(1.0))
     turned = Coherency().measure(model, INPUTS, TARGETS, MAPS, method=stubborn(-1.0))
@@ -107,7 +107,7 @@ def stubborn(sign: float) -> Any:
     return explain
 
 
-def test_images_are_multiplied_before_they_are_prepared() -> None:
+def test_images_are_multiplied_before_preparation() -> None:
     image, heatmap = torch.rand(3, 20, 30), torch.rand(1, 20, 30)
     seen: list[Any] = []
 

@@ -133,7 +133,7 @@ def test_logits_and_relative_scores() -> None:
     torch.testing.assert_close(share[0].scores, absolute[0].scores / absolute[0].scores[0])
 
 
-def test_equal_pixels_go_in_random_order_and_others_in_theirs() -> None:
+def test_ties_are_removed_in_random_order() -> None:
     maps = torch.zeros(2, 10, 10)
     maps[0, 3, 4], maps[0, 9, 9] = 2.0, 1.0
     order = ranks(maps)
@@ -152,7 +152,7 @@ def test_many_heatmaps_are_ordered_in_parts(monkeypatch: pytest.MonkeyPatch) -> 
     torch.testing.assert_close(Deletion(steps=3).measure(model, inputs, targets, [heatmaps]), whole)
 
 
-def test_maps_without_an_order_have_no_value_and_do_not_move_the_mean(patch: nn.Module) -> None:
+def test_constant_maps_have_no_value_and_do_not_affect_the_mean(patch: nn.Module) -> None:
     broken = TRUE.clone()
     broken[0, 5, 5] = float("nan")
     heatmaps = [torch.cat([TRUE, torch.full_like(TRUE, 0.3), broken])]
@@ -165,7 +165,7 @@ def test_maps_without_an_order_have_no_value_and_do_not_move_the_mean(patch: nn.
     assert nothing.count == nothing.skipped == 0 and np.isnan(nothing.mean)
 
 
-def test_wrong_calls_say_what_is_wrong(patch: nn.Module) -> None:
+def test_invalid_calls_raise(patch: nn.Module) -> None:
     measure = Deletion(SETTINGS).measure
     with pytest.raises(ValueError, match=r"\(N, 8, 8\)"):
         measure(patch, WHITE, TARGET, torch.rand(1, 4, 4))

@@ -44,7 +44,7 @@ def region(*pixels: tuple[int, int], size: tuple[int, int] = (4, 6)) -> Tensor:
     return mask
 
 
-def test_they_are_registered_and_say_what_they_need() -> None:
+def test_metrics_are_registered_with_their_needs() -> None:
     for metric in ALL:
         assert METRICS[metric.name] is metric and metric.needs == {"truth"}
         assert "alse positive" in (metric.__doc__ or "")
@@ -79,11 +79,11 @@ def test_the_box_around_the_object() -> None:
 
 
 @pytest.mark.parametrize(("tolerance", "hit"), [(0, 0), (2.2, 0), (2.3, 1), (15, 1)])
-def test_the_pointing_games_tolerance_is_a_radius(tolerance: float, hit: int) -> None:
+def test_the_pointing_game_tolerance_is_a_radius(tolerance: float, hit: int) -> None:
     assert value(PointingGame(tolerance), HEAT, region((3, 2), (3, 5))) == hit  # sqrt(5) pixels away
 
 
-def test_of_several_hottest_pixels_the_share_that_hits() -> None:
+def test_several_maxima_count_by_their_share_of_hits() -> None:
     heat = HEAT.copy()
     heat[0, 0] = heat[3, 3] = 1
     assert value(PointingGame(), heat, region((1, 1))) == pytest.approx(1 / 3)
@@ -153,7 +153,7 @@ def test_no_value_without_truth_order_or_numbers(metric: type[LocalizationMetric
     assert (summary.count, summary.skipped) == (1, 3) and summary.mean == float(found[0])
 
 
-def test_discrimination_has_no_value_where_there_is_nothing_to_discriminate() -> None:
+def test_discrimination_needs_several_targets() -> None:
     own = region((1, 1))
     with pytest.warns(MetricWarning):
         assert math.isnan(value(ObjectDiscrimination(), HEAT, own))
@@ -161,7 +161,7 @@ def test_discrimination_has_no_value_where_there_is_nothing_to_discriminate() ->
         assert math.isnan(value(ObjectDiscrimination(), HEAT, region((3, 0)), region((3, 3))))
 
 
-def test_heat_below_zero_counts_as_none() -> None:
+def test_negative_saliency_counts_as_zero() -> None:
     heat = HEAT.copy()
     heat[3, 0] = -5
     for metric in ALL:
@@ -179,7 +179,7 @@ def test_heat_below_zero_counts_as_none() -> None:
         (Compactness, math.sqrt((0.25 * 5 + 0.25 * 10) / (0.5 * 1.0))),
     ],
 )
-def test_heat_on_crowds_is_left_out(metric: type[LocalizationMetric], expected: float) -> None:
+def test_saliency_on_crowds_is_excluded(metric: type[LocalizationMetric], expected: float) -> None:
     own, others, crowd = region((1, 2)), region((2, 4), (1, 1)), region((1, 1), (1, 2))
     assert value(metric(), HEAT, own, others, crowd) == pytest.approx(expected)
 
@@ -215,7 +215,7 @@ def test_false_positives_of_a_matching_have_no_value() -> None:
     assert found[0] == 0 and found[1].isnan()
 
 
-def test_masks_alone_are_truth_enough() -> None:
+def test_masks_suffice_as_ground_truth() -> None:
     first, second = region((1, 1)), region((2, 4), (1, 2))
     truth = [torch.stack([first, second, first]), torch.stack([second])]
     heats = [torch.from_numpy(HEAT).expand(3, -1, -1), torch.from_numpy(HEAT)[None]]
@@ -246,18 +246,18 @@ WRONG: list[tuple[Callable[[], Any], str]] = [
 
 
 @pytest.mark.parametrize(("call", "message"), WRONG)
-def test_wrong_input_is_named(call: Callable[[], Any], message: str) -> None:
+def test_invalid_input_is_named(call: Callable[[], Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
 
 
-def test_nothing_explained() -> None:
+def test_no_heatmaps() -> None:
     nothing = HeatmapIoU().measure(None, None, None, [torch.zeros(0, 4, 6)], truth=[torch.zeros(0, 4, 6)])
     assert nothing.shape == (0,) and nothing.dtype == torch.float64
     assert ground_truth_regions(make_ground_truth([], []), []).objects.shape == (0, 40, 40)
 
 
-def test_a_crowd_as_hot_as_the_object_does_not_count_as_a_miss() -> None:
+def test_a_maximum_on_a_crowd_is_no_miss() -> None:
     heat = HEAT.copy()
     heat[1, 2] = 1
     assert value(PointingGame(), heat, region((1, 2)), ignored=region((1, 1))) == 1

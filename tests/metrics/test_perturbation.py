@@ -98,7 +98,7 @@ def literal_combined(
     return values
 
 
-def test_road_matches_loops_and_leaves_the_model_alone() -> None:
+def test_road_matches_loops_and_restores_the_model() -> None:
     model, inputs = TinyCNN().train(), torch.rand(2, 3, 20, 24)
     cams = np.random.default_rng(0).random((2, 20, 24)).astype(np.float32)
     snapshot = Snapshot(model)
@@ -146,7 +146,7 @@ def test_removal_of_one_image(least: bool) -> None:
     assert torch.equal(found, pixels * kept[0])
 
 
-def test_equal_pixels_go_together_and_the_lowest_stay() -> None:
+def test_ties_are_removed_together() -> None:
     cam = torch.zeros(10, 10)
     cam[:2], cam[2:4] = 1.0, 0.5
     for percentile, gone in ((90, cam == 1), (70, cam >= 0.5), (50, cam >= 0.5), (5, cam >= 0.5)):
@@ -166,7 +166,7 @@ def test_otsu_removes_the_salient_blob() -> None:
     assert torch.equal(kept == 0, cam < 0.5)
 
 
-def test_changes_of_ones_own_and_what_they_look_like() -> None:
+def test_custom_perturbations_and_their_images() -> None:
     def darken(image: Tensor, cam: Tensor) -> Tensor:
         return image - cam
 
@@ -203,7 +203,7 @@ def test_maps_without_order_have_no_value_in_road_but_do_in_products() -> None:
     assert product.isnan().tolist() == [False, False, True] and product[1] == 0
 
 
-def test_wrong_calls_say_what_is_wrong() -> None:
+def test_invalid_calls_raise() -> None:
     with pytest.raises(ValueError, match="percentile"):
         ROADCombined([])
     with pytest.raises(ValueError, match="0 to 100"):

@@ -100,7 +100,7 @@ def planted() -> Planted:
     ],
     ids=lambda metric: metric.name,
 )
-def test_the_true_evidence_is_best_and_its_inverse_worst(metric: Metric, planted: Planted) -> None:
+def test_true_evidence_scores_best_and_its_inverse_worst(metric: Metric, planted: Planted) -> None:
     values = planted.values(metric)
     assert not values.isnan().any()
     true, inverse, others = values[:, :1], values[:, 1:2], values[:, 2:]

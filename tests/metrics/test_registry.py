@@ -19,7 +19,7 @@ ALONE = [kind for kind in METRICS.values() if kind.needs <= {"model"} and "class
 
 
 @pytest.mark.parametrize("kind", METRICS.values(), ids=METRICS)
-def test_every_metric_says_what_it_is(kind: type[Metric]) -> None:
+def test_every_metric_has_a_description(kind: type[Metric]) -> None:
     assert METRICS[kind.name] is kind and kind.name == kind.name.lower()
     assert kind.__doc__ and kind.paper
     low, high = kind.range

@@ -55,7 +55,7 @@ def slow_ssim(one: Tensor, other: Tensor) -> float:
     return float(np.mean(found))
 
 
-def test_likeness_equals_slow_versions() -> None:
+def test_similarity_equals_a_direct_implementation() -> None:
     generator = torch.Generator().manual_seed(0)
     one, other = torch.rand(15, 12, generator=generator), torch.rand(15, 12, generator=generator)
     one[one < 0.4] = 0  # ties, as rectified maps have
@@ -79,7 +79,7 @@ def test_maps_that_cannot_be_compared_are_refused(pair: tuple[Tensor, Tensor], m
         ssim(*pair)
 
 
-def test_layers_come_in_the_order_in_which_they_run_not_in_which_they_are_defined() -> None:
+def test_layers_are_in_execution_order() -> None:
     class Mixed(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -99,7 +99,7 @@ def test_layers_come_in_the_order_in_which_they_run_not_in_which_they_are_define
     assert names == ["head", "attention", "attention.out_proj", "stem", "Mixed", "unused"]
 
 
-def test_randomization_is_the_literal_cascade_from_the_top() -> None:
+def test_randomization_equals_a_direct_cascade() -> None:
     model, cam, image = setup()
     before = Snapshot(model)
     found = randomization(cam, image, TARGETS, seed=5)
@@ -122,7 +122,7 @@ def test_randomization_is_the_literal_cascade_from_the_top() -> None:
     assert found.rank_correlation[-1].max() < 0.9  # the map did change
 
 
-def test_layers_go_in_groups_and_stay_random() -> None:
+def test_layers_are_randomized_in_groups() -> None:
     model, cam, image = setup()
     one_by_one = randomization(cam, image, TARGETS)
     grouped = randomization(cam, image, TARGETS, steps=2)
@@ -132,7 +132,7 @@ def test_layers_go_in_groups_and_stay_random() -> None:
         randomization(cam, image, TARGETS, steps=0)
 
 
-def test_the_weights_come_back_when_the_method_fails_half_way() -> None:
+def test_weights_are_restored_after_an_error() -> None:
     model, _, image = setup()
     model.half().float()  # weights that have few bits come back as they are
 
@@ -152,7 +152,7 @@ def test_the_weights_come_back_when_the_method_fails_half_way() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::detcam.ClassAgnosticWarning")
-def test_inference_tensors_and_frozen_weights_come_back_too() -> None:
+def test_inference_tensors_and_frozen_weights_are_restored() -> None:
     with torch.inference_mode():
         model = TinyCNN()
     model.conv1.weight.requires_grad_(False)
@@ -176,7 +176,7 @@ class Edges(BaseCAM, abstract=True):
         ]
 
 
-def test_a_map_that_ignores_the_network_stays_and_the_metric_says_so() -> None:
+def test_a_map_independent_of_the_network_is_detected() -> None:
     model, cam, image = setup()
     edges = Edges(cam.adapter)
     assert randomization(edges, image, TARGETS).rank_correlation.min() == pytest.approx(1)
@@ -200,7 +200,7 @@ def test_a_map_that_ignores_the_network_stays_and_the_metric_says_so() -> None:
         RandomizationCheck().measure(cam.adapter, [image], [TARGETS], [torch.rand(2, 48, 40)])
 
 
-def test_maps_with_nan_have_no_value_and_the_others_keep_theirs() -> None:
+def test_maps_with_nan_have_no_value() -> None:
     model, cam, image = setup()
     maps = tensors(cam([image], [TARGETS]))[0]
     maps[0, 3, 3] = float("nan")
@@ -217,7 +217,7 @@ def test_maps_with_nan_have_no_value_and_the_others_keep_theirs() -> None:
     assert values[1] == pytest.approx(float(expected))
 
 
-def test_independence_tells_images_and_targets_apart() -> None:
+def test_independence_distinguishes_images_and_targets() -> None:
     slope = torch.linspace(0, 1, 64).expand(64, 64)
     images, targets = independence([torch.stack([slope, 1 - slope]), slope[None], torch.zeros(0, 64, 64)])
     # between images: slope with slope, and its opposite with slope; within the first: one with its opposite
@@ -234,7 +234,7 @@ def test_independence_tells_images_and_targets_apart() -> None:
         independence([slope])
 
 
-def test_a_method_that_draws_at_random_is_not_reproducible() -> None:
+def test_a_random_method_is_not_reproducible() -> None:
     model, cam, image = setup()
 
     class Dice(Edges, abstract=True):

@@ -69,7 +69,7 @@ def literal(protocol: str, output: Any, plain: Any, target: BoxTarget) -> float:
 
 
 @pytest.mark.parametrize("protocol", ["pinned", "matched", "odam", "vps", "drise"])
-def test_protocols_match_literal_versions(protocol: Any, adapter: Adapter) -> None:
+def test_protocols_match_direct_implementations(protocol: Any, adapter: Adapter) -> None:
     detections = adapter.predict(SCENE.image)[0]
     count = len(detections)
     targets: list[Any] = adapter.targets_of(detections)
@@ -99,7 +99,7 @@ def test_protocols_match_literal_versions(protocol: Any, adapter: Adapter) -> No
     assert float(found.max() - found.min()) > 0.5, "the dimmed images must matter"
 
 
-def test_odams_protocol_wants_more_than_half_an_overlap_and_the_class(adapter: Adapter) -> None:
+def test_odam_protocol_needs_iou_above_half_and_the_class(adapter: Adapter) -> None:
     found = adapter.predict(SCENE.image)[0]
     x1, y1, x2, y2 = found.boxes_xyxy[0].tolist()
     label, wide = int(found.labels[0]), x2 - x1
@@ -111,7 +111,7 @@ def test_odams_protocol_wants_more_than_half_an_overlap_and_the_class(adapter: A
     assert metric_input.evaluate(lambda image: image.scored("odam").original).tolist() == [1, 0, 0]
 
 
-def test_a_box_that_the_protocol_does_not_find_has_no_value(adapter: Adapter) -> None:
+def test_an_unmatched_box_has_no_value(adapter: Adapter) -> None:
     nowhere = BoxTarget((2.0, 2.0, 30.0, 20.0), 1)
     with pytest.warns(MetricWarning, match="1 of 1"):
         value = Deletion(protocol="odam", steps=2).measure(
@@ -163,7 +163,7 @@ def corner_adapter() -> Adapter:
     )
 
 
-def test_padding_stays_and_shares_count_the_image_alone() -> None:
+def test_fractions_exclude_padding() -> None:
     adapter = corner_adapter()
     image = torch.ones(3, 16, 64)  # becomes 8 x 32 pixels of the input
     target = BoxTarget((8.0, 0.0, 40.0, 16.0), 0)
@@ -186,7 +186,7 @@ def test_padding_stays_and_shares_count_the_image_alone() -> None:
     assert float(score) == pytest.approx(8 * 16 / 1024)  # half of the image's 8 x 32 pixels is left
 
 
-def test_heatmaps_are_averaged_into_the_input() -> None:
+def test_heatmaps_are_resized_by_averaging() -> None:
     heatmap = torch.rand(1, 16, 64)
     target = BoxTarget((8.0, 0.0, 40.0, 16.0), 0)
     metric_input = read_metric_input(corner_adapter(), [torch.ones(3, 16, 64)], [[target]], [heatmap])
@@ -201,7 +201,7 @@ class Rivals(nn.Module):
         return torch.stack([x[:, 0, :, :16].mean((1, 2)), torch.full((len(x),), 0.5)], 1)
 
 
-def test_a_box_drawn_by_hand_stays_with_the_candidate_that_fitted_the_plain_image() -> None:
+def test_an_undetected_box_keeps_its_unperturbed_candidate() -> None:
     def decode(raw: Tensor) -> tuple[Tensor, Tensor]:
         boxes = torch.tensor([[[4.0, 4.0, 20.0, 20.0], [5.0, 4.0, 21.0, 20.0]]])
         return boxes.expand(len(raw), -1, -1), raw[..., None]

@@ -56,7 +56,7 @@ def scene() -> tuple[Any, Tensor, list[Any]]:
     return adapter, image, adapter.targets_of(found)
 
 
-def test_a_shift_moves_the_map_back_before_comparing() -> None:
+def test_a_shift_is_undone_before_comparison() -> None:
     adapter, image, targets = scene()
     moved = stability(Brightness(adapter), image, targets, perturbations=[SHIFT])
     there = moved.persistent[0]
@@ -67,7 +67,7 @@ def test_a_shift_moves_the_map_back_before_comparing() -> None:
     assert hanging.rank_correlation[0, there].max() < 0.1
 
 
-def test_a_box_is_match_targets_where_it_moved() -> None:
+def test_a_box_is_matched_after_the_shift() -> None:
     adapter, image, targets = scene()
     changed, moved = SHIFT.apply(image, 0)
     assert moved == (round(0.05 * 256), round(0.1 * 192))
@@ -81,7 +81,7 @@ def test_a_box_is_match_targets_where_it_moved() -> None:
         assert after.source != before.source
 
 
-def test_findings_that_are_gone_do_not_count() -> None:
+def test_lost_detections_are_excluded() -> None:
     adapter, image, targets = scene()
 
     def black() -> Any:
@@ -98,7 +98,7 @@ def test_findings_that_are_gone_do_not_count() -> None:
         stability(Brightness(adapter), image, targets, perturbations=[])
 
 
-def test_classes_and_regions_count_where_they_stay() -> None:
+def test_classes_and_regions_count_if_they_persist() -> None:
     model = TinyCNN()
     adapter = adapt(model, image_size=32, target_layers=["conv2"])
     image = torch.rand(3, 40, 40, generator=torch.Generator().manual_seed(1))
@@ -139,7 +139,7 @@ def test_the_perturbations_are_seeded_small_and_keep_the_size() -> None:
         crop.apply(image, 0)
 
 
-def test_the_metric_is_the_mean_over_what_stayed() -> None:
+def test_the_metric_is_the_mean_over_persisting_targets() -> None:
     adapter, image, targets = scene()
     cam = GradCAM(adapter)
     maps = [torch.as_tensor(result.heatmaps) for result in cam.explain([image], [targets[:3]])]
@@ -183,7 +183,7 @@ def test_work_is_counted_in_plain_passes_and_calls_of_autograd() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_convolutions_of_single_pixels_count_in_changed_images_too() -> None:
+def test_pointwise_convolutions_count_in_perturbed_images() -> None:
     model = nn.Sequential(nn.Conv2d(3, 32, 1), nn.ReLU(), nn.Conv2d(32, 32, 1, groups=2), nn.AdaptiveAvgPool2d(1))
     adapter = adapt(nn.Sequential(model, nn.Flatten()).eval(), image_size=32, target_layers=["0.2"])
     call = partial(Occlusion(adapter, grid=4, window=1).explain, [torch.rand(3, 32, 32)], [[ClassTarget(0)]])

@@ -55,7 +55,7 @@ class Marker:
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_a_state_dict_brings_its_number_of_classes(tmp_path: Path, suffix: str) -> None:
+def test_the_state_dict_gives_the_number_of_classes(tmp_path: Path, suffix: str) -> None:
     model = tiny().half()
     path = tmp_path / f"weights{suffix}"
     (save_file if suffix == ".safetensors" else torch.save)(model.state_dict(), path)
@@ -67,7 +67,7 @@ def test_a_state_dict_brings_its_number_of_classes(tmp_path: Path, suffix: str) 
 
 
 @pytest.mark.parametrize("wrap", ["module.", "_orig_mod.", "module.model."])
-def test_what_training_scripts_put_around_weights_is_taken_off(tmp_path: Path, wrap: str) -> None:
+def test_wrappers_of_training_scripts_are_removed(tmp_path: Path, wrap: str) -> None:
     state = {wrap + key: value for key, value in tiny().state_dict().items()}
     torch.save({"epoch": 3, "state_dict": state, "optimizer": {"lr": 0.1}}, tmp_path / "weights.pth")
     assert same_weights(load_model(TINY, weights=tmp_path / "weights.pth").model, tiny())
@@ -87,7 +87,7 @@ def test_what_training_scripts_put_around_weights_is_taken_off(tmp_path: Path, w
         "densenet121",
     ],
 )
-def test_the_number_of_classes_is_read_from_any_familys_shapes(name: str) -> None:
+def test_the_number_of_classes_is_inferred_for_every_family(name: str) -> None:
     builder: Any = torchvision.models.get_model_builder(name)
     bare = {"weights_backbone": None} if "weights_backbone" in inspect.signature(builder).parameters else {}
 
@@ -101,7 +101,7 @@ def test_the_number_of_classes_is_read_from_any_familys_shapes(name: str) -> Non
     assert infer_num_classes({"other": torch.zeros(3)}, build) is None
 
 
-def test_a_detector_keeps_its_background_and_takes_its_input_size(tmp_path: Path) -> None:
+def test_a_detector_keeps_background_and_input_size(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = fasterrcnn_mobilenet_v3_large_320_fpn(weights=None, weights_backbone=None, num_classes=4)
     torch.save(model.state_dict(), tmp_path / "w.pth")
@@ -149,7 +149,7 @@ def test_a_segmentation_network_with_its_auxiliary_head(tmp_path: Path) -> None:
     assert same_weights(adapter.model, model)
 
 
-def test_random_weights_are_the_same_every_time_and_leave_the_random_state() -> None:
+def test_random_weights_are_reproducible_and_preserve_the_random_state() -> None:
     state = torch.get_rng_state()
     one, two = (load_model(TINY, weights="none", num_classes=3, target_layers="features.1") for _ in range(2))
     assert torch.equal(torch.get_rng_state(), state)
@@ -157,7 +157,7 @@ def test_random_weights_are_the_same_every_time_and_leave_the_random_state() -> 
     assert one.layer_names == ["features.1"]
 
 
-def test_a_models_own_preset_is_kept() -> None:
+def test_the_preset_of_a_model_is_kept() -> None:
     assert load_model("efficientnet_b1", weights="none").image_size == (240, 240)  # type: ignore[attr-defined]
     assert load_model(TINY, weights="none", image_size=96).image_size == (96, 96)  # type: ignore[attr-defined]
     assert load_model(TINY, weights="none").names[0] == "tench"
@@ -166,7 +166,7 @@ def test_a_models_own_preset_is_kept() -> None:
 # ------------------------------------------------------------------------------------------------------------ trust
 
 
-def test_code_in_a_checkpoint_runs_only_with_leave(tmp_path: Path) -> None:
+def test_code_in_a_checkpoint_needs_permission(tmp_path: Path) -> None:
     ran = tmp_path / "ran"
     torch.save({"state_dict": tiny().state_dict(), "extra": Marker(ran)}, tmp_path / "w.pth")
     with pytest.raises(ValueError, match=r"holds more than tensors \(.*pathlib.*--trust-checkpoint"):
@@ -176,7 +176,7 @@ def test_code_in_a_checkpoint_runs_only_with_leave(tmp_path: Path) -> None:
     assert ran.exists()
 
 
-def test_a_published_name_does_not_smuggle_code_in(tmp_path: Path) -> None:
+def test_a_published_name_does_not_allow_code(tmp_path: Path) -> None:
     ran = tmp_path / "ran"
     path = tmp_path / torchvision.models.get_model_weights(TINY).DEFAULT.url.rsplit("/", 1)[-1]
     torch.save({"state_dict": tiny(1000).state_dict(), "extra": Marker(ran)}, path)
@@ -251,7 +251,7 @@ def test_unknown_names_get_the_nearest_ones(name: str, meant: str) -> None:
         load_model("some/where.pth")
 
 
-def test_without_the_network_the_message_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_offline_errors_name_the_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise URLError("Name or service not known")
 
@@ -369,7 +369,7 @@ def test_ultralytics_file_needs_trust(data: Path, reference: ModuleType) -> None
     assert named.names == adapter.names == {0: "RBC", 1: "WBC", 2: "Platelets"}
 
 
-def test_published_ultralytics_weights_are_looked_for_beside_the_other_downloads(
+def test_published_ultralytics_weights_are_read_from_the_downloads(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     pytest.importorskip("ultralytics")

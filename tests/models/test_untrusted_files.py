@@ -16,7 +16,7 @@ from tests.models.test_load import Marker
 
 
 @pytest.mark.parametrize("name", ["yolo11n", "yolo11n.pt", "ultralytics:yolo11n", "ultralytics:yolo11n.pt"])
-def test_a_file_with_a_published_name_runs_only_with_leave(
+def test_a_file_with_a_published_name_needs_permission(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
 ) -> None:
     pytest.importorskip("ultralytics")
@@ -32,7 +32,7 @@ def test_a_file_with_a_published_name_runs_only_with_leave(
 
 
 @pytest.mark.parametrize("name", ["ultralytics:mine.pt", "yolo-mine", "ultralytics:./mine.pt"])
-def test_only_published_files_are_taken_from_the_downloads(
+def test_only_published_files_are_read_from_the_downloads(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
 ) -> None:
     pytest.importorskip("ultralytics")
@@ -54,7 +54,7 @@ def yolo_yaml(path: Path, **changes: Any) -> Path:
 
 
 @pytest.mark.parametrize("command", ["__import__('pathlib').Path('ran').touch() or nn.SiLU()", "nn.SiLU", "print()"])
-def test_an_activation_is_a_module_and_no_code(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: str) -> None:
+def test_an_activation_is_a_module_without_code(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: str) -> None:
     monkeypatch.chdir(tmp_path)
     yolo_yaml(tmp_path / "yolo11n-mine.yaml", activation=command)
     for name in ("yolo11n-mine.yaml", "yolo11n-mine", "ultralytics:yolo11n-mine.yaml"):
@@ -63,7 +63,7 @@ def test_an_activation_is_a_module_and_no_code(monkeypatch: pytest.MonkeyPatch, 
         assert "\n" not in str(caught.value) and not (tmp_path / "ran").exists()
 
 
-def test_an_architecture_names_layers_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_architecture_names_only_layers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Rows could call ultralytics' loaders, and a model as a layer reads a further file."""
     monkeypatch.chdir(tmp_path)
     ran = tmp_path / "ran"
@@ -87,7 +87,7 @@ def test_an_architecture_names_layers_alone(monkeypatch: pytest.MonkeyPatch, tmp
         load_model("yolo11n-mine.yaml", weights="none")
 
 
-def test_plain_activations_are_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_plain_activations_are_accepted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     yolo_yaml(tmp_path / "yolo11n-mine.yaml", activation="torch.nn.LeakyReLU(0.1, inplace=True)")
     adapter = load_model("yolo11n-mine.yaml", weights="none", num_classes=3, image_size=64)

@@ -59,7 +59,7 @@ def test_the_examples_of_a_module_run(name: str, tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize("function", FRONT_DOOR, ids=lambda function: function.__qualname__)
-def test_the_front_door_is_documented(function: object) -> None:
+def test_public_entry_points_are_documented(function: object) -> None:
     text = inspect.getdoc(function) or ""
     parameters = [name for name in inspect.signature(function).parameters if name not in ("self", "cls")]  # type: ignore[arg-type]
     sections = ["Args:"] * bool(parameters) + ["Raises:", "Example"]

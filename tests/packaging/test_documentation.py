@@ -53,7 +53,7 @@ def test_the_extension_snippets_run_and_are_short(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
-def test_links_lead_somewhere(page: Path) -> None:
+def test_links_are_valid(page: Path) -> None:
     text = re.sub(r"```.*?```|`[^`\n]*`", "", page.read_text(encoding="utf-8"), flags=re.S)
     for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text):
         if not target.startswith(("http:", "https:")):
@@ -61,7 +61,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
-def test_modules_that_the_pages_name_exist(page: Path) -> None:
+def test_modules_named_in_pages_exist(page: Path) -> None:
     """A dotted name in the documentation is a module, or an attribute of one."""
     import importlib
 

@@ -95,7 +95,7 @@ def test_lower_layers_never_import_higher_ones(graph: dict[str, list[tuple[str, 
     assert not wrong, "\n".join(wrong)
 
 
-def test_no_import_goes_in_a_circle(graph: dict[str, list[tuple[str, int]]]) -> None:
+def test_no_cyclic_imports(graph: dict[str, list[tuple[str, int]]]) -> None:
     state: dict[str, int] = {}
     circles = []
 

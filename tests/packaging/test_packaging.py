@@ -108,7 +108,7 @@ def test_all_is_the_sum_of_the_adapters_extras() -> None:
     assert "opencv-python>" not in Path(REPOSITORY / "setup.cfg").read_text(encoding="utf-8")
 
 
-def test_every_module_imports_without_asking_for_an_optional_library() -> None:
+def test_every_module_imports_without_optional_libraries() -> None:
     code = f"""
 import importlib, sys
 asked = []
@@ -140,7 +140,7 @@ def imported_names(file: Path) -> Iterator[str]:
                 yield str(node.args[0].value).partition(".")[0]
 
 
-def test_imports_are_found_in_all_their_forms(tmp_path: Path) -> None:
+def test_imports_of_every_form_are_detected(tmp_path: Path) -> None:
     file = tmp_path / "imports.py"
     file.write_text(
         "import a.x\nfrom b.y import c\nfrom . import no\ndef f():\n    import d\n"
@@ -150,7 +150,7 @@ def test_imports_are_found_in_all_their_forms(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("library", ONE_USER)
-def test_one_module_alone_imports_it(library: str) -> None:
+def test_only_one_module_imports_it(library: str) -> None:
     folders = (*FOLDERS.values(), "examples")
     files = [file for folder in folders for file in (REPOSITORY / folder).rglob("*.py")]
     users = {file.relative_to(REPOSITORY).as_posix() for file in files if library in imported_names(file)}
@@ -190,7 +190,7 @@ print(cv2.applyColorMap(numpy.full((1, 1), 255, numpy.uint8), cv2.COLORMAP_JET)[
     assert (result.returncode, result.stdout.strip()) == (0, "[  0   0 128]"), result.stderr
 
 
-def test_an_opencv_that_cannot_load_names_the_remedy() -> None:
+def test_a_broken_opencv_names_the_remedy() -> None:
     code = """
 import sys
 class NoDisplay:
@@ -207,7 +207,7 @@ import detcam.utils.opencv
     assert "pip install --force-reinstall --no-deps opencv-python-headless" in message
 
 
-def test_the_wheel_holds_the_package_and_nothing_beside_it(tmp_path: Path) -> None:
+def test_the_wheel_contains_only_the_package(tmp_path: Path) -> None:
     pytest.importorskip("build", reason="the wheel is built with the package build, of the extra test")
     tree = tmp_path / "tree"
     tree.mkdir()
@@ -234,7 +234,7 @@ def test_the_wheel_holds_the_package_and_nothing_beside_it(tmp_path: Path) -> No
     assert f"detcam-{version}.dist-info/licenses/LICENSE" in files
 
 
-def test_public_things_are_documented() -> None:
+def test_public_objects_are_documented() -> None:
     undocumented = []
     for name in installed_modules():
         module = importlib.import_module(name)

@@ -36,7 +36,7 @@ class Normalised(nn.Module):
 
 
 @pytest.mark.parametrize("leak", [True, False])
-def test_folding_keeps_what_comes_out(leak: bool) -> None:
+def test_folding_preserves_the_output(leak: bool) -> None:
     model = Normalised()
     model.leak = leak
     images = torch.rand(2, 3, 8, 8)
@@ -58,7 +58,7 @@ def test_folding_keeps_what_comes_out(leak: bool) -> None:
 
 
 @pytest.mark.parametrize("leak", [True, False])
-def test_maps_are_those_of_the_network_as_it_is(leak: bool) -> None:
+def test_maps_equal_those_of_the_unfolded_network(leak: bool) -> None:
     model = Normalised()
     model.leak = leak
     image = torch.rand(1, 3, 8, 8)
@@ -89,7 +89,7 @@ class Flat(nn.Module):
         return found
 
 
-def test_networks_that_know_one_memory_layout_get_it() -> None:
+def test_networks_keep_their_memory_layout() -> None:
     images = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
     plain, viewed = (
         Occlusion(Flat(view), grid=4, window=1).explain(images, [[lambda y: y[1]]] * 2) for view in (False, True)
@@ -108,9 +108,7 @@ def _recorded(model: nn.Module, images: Tensor) -> BatchNormFolding:
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("settings", [{}, {"groups": 2}, {"stride": 2, "padding": 1}, {"bias": False}])
-def test_convolutions_of_single_pixels_give_what_they_gave(
-    settings: dict[str, Any], layout: torch.memory_format
-) -> None:
+def test_pointwise_convolutions_keep_their_output(settings: dict[str, Any], layout: torch.memory_format) -> None:
     model = nn.Sequential(nn.Conv2d(6, 4, 1, **settings)).eval()
     images = torch.randn(3, 6, 9, 7).contiguous(memory_format=layout)
     folding = _recorded(model, images)
@@ -144,7 +142,7 @@ def test_timms_normalisation_with_its_activation_is_folded() -> None:
     assert len(ran) == len(norms) == 49, "those behind convolutions that pad by themselves too"
 
 
-def test_a_pass_holds_as_many_images_as_the_cache() -> None:
+def test_a_pass_is_limited_by_the_cache() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 2, 1)).eval()
     image = torch.rand(1, 3, 512, 1024)
     assert _recorded(model, image).largest_output == 8 * 512 * 1024 * 4

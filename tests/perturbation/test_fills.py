@@ -66,7 +66,7 @@ def test_both_solvers_match_the_dense_system(name: str, size: tuple[int, int]) -
 
 
 @pytest.mark.parametrize("size", [(96, 131), (130, 64)])
-def test_multigrid_matches_factorisation_and_forgets_the_last_mask(size: tuple[int, int]) -> None:
+def test_multigrid_matches_factorisation_for_successive_masks(size: tuple[int, int]) -> None:
     solver, rng = Multigrid(*size, 2), np.random.default_rng(2)
     for mask in masks(*size).values():
         image = rng.random((2, *size)) * 2 - 0.5
@@ -86,7 +86,7 @@ def test_large_and_small_holes_of_a_batch_are_exact() -> None:
     assert torch.equal(filled[0][:, ~removed[0]], images[0][:, ~removed[0]])
 
 
-def test_grey_images_are_filled_and_the_given_ones_left_alone() -> None:
+def test_grey_images_are_filled_and_inputs_unchanged() -> None:
     images, removed = torch.rand(2, 1, 120, 110, dtype=torch.float64), torch.zeros(2, 120, 110, dtype=torch.bool)
     removed[:, 10:115, 5:105] = True
     before = images.clone()
@@ -97,14 +97,14 @@ def test_grey_images_are_filled_and_the_given_ones_left_alone() -> None:
         torch.testing.assert_close(filled[k][:, removed[k]], wanted, atol=1e-5, rtol=0)
 
 
-def test_a_ramp_is_filled_as_a_ramp() -> None:
+def test_a_ramp_is_filled_linearly() -> None:
     ramp = torch.linspace(0, 1, 40).expand(1, 1, 30, 40)
     removed = torch.zeros(1, 30, 40, dtype=torch.bool)
     removed[0, 5:25, 6:33] = True
     torch.testing.assert_close(LinearFill(noise=0)(ramp, removed), ramp.clone(), atol=1e-5, rtol=0)
 
 
-def test_noise_comes_from_the_seed_alone() -> None:
+def test_noise_depends_on_the_seed_only() -> None:
     image, removed = torch.rand(1, 3, 20, 20), torch.rand(4, 20, 20) < 0.4
     state = torch.get_rng_state()
     whole = LinearFill(0.1, seed=3)(image, removed)
@@ -117,7 +117,7 @@ def test_noise_comes_from_the_seed_alone() -> None:
     assert float(added[removed].std()) == pytest.approx(0.1, rel=0.2)
 
 
-def test_a_image_of_which_nothing_is_left_takes_its_mean() -> None:
+def test_a_fully_removed_image_is_filled_with_its_mean() -> None:
     image = torch.rand(1, 3, 8, 8)
     filled = LinearFill(noise=0)(image, torch.ones(1, 8, 8, dtype=torch.bool))
     torch.testing.assert_close(filled, image.mean((-2, -1), keepdim=True).expand_as(image))
@@ -158,7 +158,7 @@ def test_fills_follow_a_change_of_scale_per_channel(name: str) -> None:
     torch.testing.assert_close(fill(image * scale + shift, removed), fill(image, removed) * scale + shift)
 
 
-def test_wrong_calls_say_what_is_wrong() -> None:
+def test_invalid_calls_raise() -> None:
     image, removed = torch.rand(1, 3, 8, 8), torch.zeros(1, 8, 8, dtype=torch.bool)
     with pytest.raises(TypeError, match="bool"):
         MeanFill()(image, removed.float())
@@ -219,7 +219,7 @@ def test_a_fill_from_the_surroundings_of_a_large_image_is_that_of_a_small_one() 
     assert float(found[0][:, inside].std()) > 0.02
 
 
-def test_a_fill_from_the_surroundings_keeps_nothing_of_what_was_removed() -> None:
+def test_a_fill_from_the_surroundings_ignores_removed_pixels() -> None:
     image = torch.zeros(1, 3, 40, 40)
     removed = torch.zeros(1, 40, 40, dtype=torch.bool)
     removed[:, 10:30, 10:30] = True

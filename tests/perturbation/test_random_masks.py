@@ -62,7 +62,7 @@ def test_masks_are_those_of_the_paper() -> None:
     assert float(found.std(0).min()) > 0.1, "every pixel is hidden at times"
 
 
-def test_rise_is_its_formula() -> None:
+def test_rise_equals_its_formula() -> None:
     model = TinyCNN()
     before = Snapshot(model)
     results = RISE(model, passes=70, grid=5, probability=0.4, seed=3).explain(IMAGES, TARGETS)
@@ -92,7 +92,7 @@ def test_rise_by_hand() -> None:
     )
 
 
-def test_rise_estimates_what_the_paper_does() -> None:
+def test_rise_equals_the_estimate_of_the_paper() -> None:
     """The mean score over all sixteen masks of a grid that show a cell, for a score that multiplies two cells."""
 
     class Product(Spot):
@@ -145,7 +145,7 @@ def test_rank_correlation() -> None:
 
 
 @pytest.mark.parametrize("method", [RISE, DRISE])
-def test_chunks_change_nothing_and_seeds_decide(method: Any) -> None:
+def test_maps_depend_on_seeds_but_not_on_chunks(method: Any) -> None:
     case = example("faster_rcnn")
     case.model.double()  # a batch of another size rounds otherwise, and random networks tell masks apart by little
     image = case.images[1]
@@ -175,7 +175,7 @@ def slow_similarity(box: Tensor, vector: Tensor, boxes: Tensor, vectors: Tensor,
     return best
 
 
-def test_drise_is_its_formula() -> None:
+def test_drise_equals_its_formula() -> None:
     case = example("faster_rcnn")
     adapter, image = case.adapter, case.images[0]
     found = adapter.predict(image)[0].filter(top_k=2)
@@ -207,7 +207,7 @@ def test_drise_is_its_formula() -> None:
     assert result.scores[:2].tolist() == pytest.approx(found.scores.tolist(), abs=1e-4)
 
 
-def test_drise_explains_boxes_only() -> None:
+def test_drise_supports_boxes_only() -> None:
     with pytest.raises(TypeError, match="use RISE"):
         DRISE(TinyCNN(), passes=2).explain(IMAGES[:1], [ClassifierOutputTarget(0)])
     with pytest.raises(TypeError, match="BoxTarget"):
@@ -218,7 +218,7 @@ def test_drise_explains_boxes_only() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(set(ZOO) - {"smp_unet", "lraspp", "classifier", "own_segmenter", "embedder"}))
-def test_proposals_hold_the_best_detection(name: str) -> None:
+def test_proposals_contain_the_best_detection(name: str) -> None:
     case = example(name)
     if case.adapter.task != "detection":
         pytest.skip("no detector")
@@ -234,7 +234,7 @@ def test_proposals_hold_the_best_detection(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(ZOO))
-def test_a_box_that_nobody_detected_can_be_pinned(name: str) -> None:
+def test_an_undetected_box_can_be_pinned(name: str) -> None:
     case = example(name)
     if case.adapter.task != "detection":
         pytest.skip("no detector")
@@ -250,7 +250,7 @@ def test_a_box_that_nobody_detected_can_be_pinned(name: str) -> None:
     assert (source is None) == ("rcnn" in name), "a two-stage head takes the box itself"
 
 
-def test_padding_is_left_alone() -> None:
+def test_padding_is_unchanged() -> None:
     seen: list[Tensor] = []
 
     class Watch(nn.Conv2d):
@@ -325,7 +325,7 @@ def test_drise_of_a_function(vectors: bool) -> None:
     assert float(other.heatmaps.max()) == 0, "the right box of the wrong class matches nothing"
 
 
-def test_drise_of_a_function_that_answers_wrongly() -> None:
+def test_drise_of_a_function_with_invalid_output() -> None:
     nothing = drise(lambda images: [{"boxes": [], "labels": [], "scores": []}] * len(images), scene())
     assert nothing.heatmaps.shape == (0, 40, 60)
     for answer, words in (

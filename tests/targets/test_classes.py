@@ -23,7 +23,7 @@ from detcam.targets import (
 LOGITS = torch.tensor([1.0, 3.0, -2.0, 0.5])
 
 
-def test_values_worked_out_by_hand() -> None:
+def test_values_by_hand() -> None:
     odds = [np.exp(z) for z in LOGITS.tolist()]
     p = [o / sum(odds) for o in odds]
     assert float(ClassifierOutputTarget(1)(LOGITS)) == 3.0
@@ -89,12 +89,12 @@ def test_the_same_numbers_as_grad_cam() -> None:
         (lambda: SimilarityToConceptTarget([0.0, 0.0]), ValueError, "zero"),
     ],
 )
-def test_what_cannot_be_is_refused_in_words(call: object, error: type[Exception], match: str) -> None:
+def test_invalid_arguments_raise(call: object, error: type[Exception], match: str) -> None:
     with pytest.raises(error, match=match):
         call()  # type: ignore[operator]
 
 
-def test_likeness_is_the_mean_cosine() -> None:
+def test_similarity_is_the_mean_cosine() -> None:
     image, two = torch.tensor([3.0, 4.0]), np.array([[4.0, 3.0], [0.0, 2.0]])
     assert float(SimilarityToConceptTarget([4.0, 3.0])(image)) == pytest.approx(24 / 25)
     assert float(SimilarityToConceptTarget(two)(image)) == pytest.approx((0.96 + 0.8) / 2)
@@ -102,6 +102,6 @@ def test_likeness_is_the_mean_cosine() -> None:
     assert float(SimilarityToConceptTarget([4.0, 3.0])(image.reshape(2, 1, 1))) == pytest.approx(24 / 25)
 
 
-def test_likeness_of_large_half_precision_vectors_does_not_overflow() -> None:
+def test_similarity_of_large_half_precision_vectors_does_not_overflow() -> None:
     vector = torch.full((512,), 200.0, dtype=torch.float16)
     assert float(SimilarityToConceptTarget(vector)(vector)) == pytest.approx(1.0, abs=1e-3)

@@ -116,7 +116,7 @@ def test_value_and_gradient_equal_a_loop_over_pixels(
     )
 
 
-def test_padding_has_no_part_in_the_whole_image() -> None:
+def test_the_whole_image_excludes_padding() -> None:
     geometry = Geometry((3, 5), (4, 8))
     logits = torch.full((2, 4, 8), 1e6)
     logits[:, :3, :5] = torch.arange(30.0).reshape(2, 3, 5)
@@ -134,7 +134,7 @@ def test_half_precision_neither_overflows_nor_vanishes() -> None:
     assert float(MaskTarget(0, pixel)(coarse)) == pytest.approx(300)
 
 
-def test_a_mirrored_image_is_asked_for_the_mirrored_mask() -> None:
+def test_mirrored_image_uses_the_mirrored_mask() -> None:
     image = torch.zeros(3, 16, 24)
     image[0, 4, 6] = image[0, 4, 17] = 1  # two equal spots, the mask on one
     mask = np.zeros((16, 24), bool)
@@ -149,7 +149,7 @@ def test_a_mirrored_image_is_asked_for_the_mirrored_mask() -> None:
     assert torch.nonzero(flipped.mask).tolist() == [[4, 17]] and flipped.against == 1
 
 
-def test_the_mask_is_the_targets_own_and_knows_its_box() -> None:
+def test_the_target_copies_its_mask_and_has_its_box() -> None:
     mask = np.zeros((8, 9), np.uint8)
     mask[2:4, 5:9] = 255
     target = MaskTarget(1, mask, against=2)
@@ -169,12 +169,12 @@ def test_the_mask_is_the_targets_own_and_knows_its_box() -> None:
         (np.linspace(0, 1, 72).reshape(8, 9), "probabilities > 0.5"),
     ],
 )
-def test_masks_that_are_none(mask: Any, words: str) -> None:
+def test_invalid_masks(mask: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         MaskTarget(1, mask)
 
 
-def test_errors_say_what_was_expected() -> None:
+def test_errors_state_the_expectation() -> None:
     cam = GradCAM(segmenter(TinySegmenter(), names=["sky", "sea", "land"]))
     with pytest.raises(ValueError, match=r"height and width \(20, 28\); got \(28, 20\)"):
         cam(make_image(), [MaskTarget(1, torch.ones(28, 20))])

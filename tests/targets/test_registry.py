@@ -80,7 +80,7 @@ def box_area() -> Iterator[str]:
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("make", [faster_rcnn, fcos, ssd])
-def test_a_detection_target_of_the_user_works_on_every_detector(make: Callable[[], Adapter], box_area: str) -> None:
+def test_a_custom_detection_target_works_on_every_detector(make: Callable[[], Adapter], box_area: str) -> None:
     adapter = make()
     plain = BoxTarget(MISSED, 1)
     names = ("x1", "y1", "x2", "y2", "width", "height", "score", "logit")
@@ -126,7 +126,7 @@ def test_a_registered_quantity_reads_class_scores() -> None:
         TARGETS.unregister("test_margin")
 
 
-def test_builtin_quantities_are_entries() -> None:
+def test_builtin_quantities_are_registered() -> None:
     plain = BoxTarget(MISSED, 1)
     assert [with_quantity(plain, name).quantity for name in TARGETS] == list(TARGETS)  # type: ignore[attr-defined]
     assert isinstance(with_quantity(plain, "mask"), InstanceMaskTarget)
@@ -138,7 +138,7 @@ def test_builtin_quantities_are_entries() -> None:
         assert float(TARGETS["width"](found, plain)) == float(BoxTarget(MISSED, 1, quantity="width")(found))
 
 
-def test_wrong_quantities() -> None:
+def test_invalid_quantities() -> None:
     with pytest.raises(ValueError, match="no quantity is named 'widht'; did you mean width"):
         with_quantity(BoxTarget(MISSED, 1), "widht")
     with pytest.raises(ValueError, match="is for boxes"):

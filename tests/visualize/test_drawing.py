@@ -84,7 +84,7 @@ def test_label_prefers_positions_outside_its_box() -> None:
 
 
 @pytest.mark.parametrize("hot", [(0, 0, 300, 89), (0, 60, 300, 200), (60, 50, 260, 180)])
-def test_label_avoids_the_hot_region(hot: tuple[int, int, int, int]) -> None:
+def test_label_avoids_the_salient_region(hot: tuple[int, int, int, int]) -> None:
     avoid = np.zeros((200, 300), np.float32)
     avoid[hot[1] : hot[3], hot[0] : hot[2]] = 1
     box, image = [[120, 90, 200, 140]], plain(200, 300)

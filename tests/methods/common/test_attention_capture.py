@@ -83,7 +83,7 @@ def heads(seed: int, queries: int = 4, keys: int = 4) -> tuple[Tensor, Tensor, T
 
 
 @pytest.mark.parametrize("way", ["einsum", "bmm", "transposed", "matmul", "fused"])
-def test_every_way_to_attend_is_seen_with_its_gradient(way: str) -> None:
+def test_every_attention_call_is_recorded_with_its_gradient(way: str) -> None:
     inputs = heads(0, 4, 6)
     output, (attention,) = recorded(Fused() if way == "fused" else Explicit(way), *inputs)
     seen = attention.by_head(attention.tensor)
@@ -114,7 +114,7 @@ def test_masks_causality_scale_and_shared_heads() -> None:
 
 
 @pytest.mark.parametrize("batch_first", [True, False])
-def test_multi_head_attention_hands_out_the_same_weights(batch_first: bool) -> None:
+def test_multi_head_attention_gives_equal_weights(batch_first: bool) -> None:
     layer = loud(nn.MultiheadAttention(8, 2, dropout=0.3, bias=True, batch_first=batch_first))
     generator = torch.Generator().manual_seed(2)
     target, memory = torch.randn(2, 3, 8, generator=generator), torch.randn(2, 5, 8, generator=generator)
@@ -131,7 +131,7 @@ def test_multi_head_attention_hands_out_the_same_weights(batch_first: bool) -> N
     assert not attention.is_cross
 
 
-def test_layers_come_in_order_with_the_modules_around_them() -> None:
+def test_layers_are_ordered_with_their_modules() -> None:
     model = torchvision_vit()
     _, attentions = recorded(model, torch.rand(2, 3, 32, 32))
     names = {module: name for name, module in model.named_modules()}
@@ -172,7 +172,7 @@ class Gate(nn.Module):
         return x.softmax(2) @ x.mT
 
 
-def test_other_softmaxes_are_no_attention() -> None:
+def test_other_softmaxes_are_ignored() -> None:
     assert recorded(Gate(), torch.rand(2, 3, 8, 8))[1] == []
 
 
@@ -197,7 +197,7 @@ class Deformable(nn.Module):
         return (torch.cat(read, -1) * flat).sum(-1).view(images, heads * width, queries)
 
 
-def test_sampling_points_are_shared_out_to_the_cells_that_they_read() -> None:
+def test_sampling_points_are_distributed_to_their_cells() -> None:
     grids, generator = ((3, 4), (2, 2)), torch.Generator().manual_seed(4)
     tokens = 16
     places = torch.rand(2, 5, 3, 6, 2, generator=generator) * 1.2 - 0.1  # some lie beyond the border
@@ -246,7 +246,7 @@ def test_a_point_by_hand(aligned: bool, place: tuple[float, float], expected: li
     assert points.to_keys(torch.tensor([[[[2.0]]]])).flatten().tolist() == pytest.approx([2 * x for x in expected])
 
 
-def test_hooks_and_modes_go_also_when_the_model_raises() -> None:
+def test_hooks_and_modes_are_removed_after_an_error() -> None:
     model = torchvision_vit()
     image = torch.rand(1, 3, 16, 32)
     before = Snapshot(model)

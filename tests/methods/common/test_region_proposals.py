@@ -8,7 +8,7 @@ from detcam.methods.common.region_proposals import MAX_REGION_FRACTION, color_se
 from detcam.synthetic.shortcuts import CUES, draw_shortcut_scene
 
 
-def test_a_thing_of_one_colour_is_one_segment() -> None:
+def test_an_object_of_one_colour_is_one_segment() -> None:
     image = torch.zeros(3, 60, 80)
     image[0, 10:30, 10:30] = 1
     image[1, 30:50, 50:70] = 1
@@ -21,7 +21,7 @@ def test_a_thing_of_one_colour_is_one_segment() -> None:
     assert torch.equal(color_segments(image * 7 - 3), labels), "the range does not matter"
 
 
-def test_planted_things_are_segments() -> None:
+def test_planted_objects_are_segments() -> None:
     for scenario, kind in CUES.items():
         covered, own = [], []
         for seed in range(6):
@@ -37,7 +37,7 @@ def test_planted_things_are_segments() -> None:
         assert sum(own) / len(own) > (0.95 if kind == "pond" else 0.7), kind
 
 
-def test_large_images_are_cut_at_a_smaller_size() -> None:
+def test_large_images_are_segmented_at_a_smaller_size() -> None:
     image = torch.zeros(3, 600, 800)
     image[:, 100:300, 100:300] = 1
     labels = color_segments(image)
@@ -46,7 +46,7 @@ def test_large_images_are_cut_at_a_smaller_size() -> None:
     assert int(labels[200, 200]) != int(labels[500, 700])
 
 
-def test_candidates_in_turn() -> None:
+def test_candidates_in_order() -> None:
     labels = torch.zeros(40, 60, dtype=torch.int64)
     labels[5:15, 5:15], labels[25:35, 45:55], labels[:3] = 1, 2, 3
     one, other = torch.zeros(40, 60), torch.zeros(40, 60)
