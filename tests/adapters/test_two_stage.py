@@ -284,7 +284,7 @@ def test_masks_of_instances(model: Any) -> None:
     contract.spread(model, [model.roi_heads.mask_predictor.mask_fcn_logits], 1.0)
     image = make_images()[1]
     adapter = adapt(model)
-    found = adapter.predict(image)[0]
+    found = adapter.predict(image, top_k=10)[0]
     assert found.masks is not None and bool(found.masks.any())
     literal = contract.Literal(model, image, [model.roi_heads.mask_predictor])
     maps = literal.seen[model.roi_heads.mask_predictor]

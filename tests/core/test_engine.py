@@ -14,9 +14,9 @@ from torch.nn import functional as F
 from detcam import METHODS, ClassAgnosticWarning, EigenCAM, EmptyMapWarning, GradCAM, HiResCAM, LayerCAM, adapt, explain
 from detcam.cam import BaseCAM
 from detcam.geometry import normalize
-from detcam.methods.common.attention_base import AttentionCAM
 from detcam.targets import ClassifierOutputTarget
 from tests.helpers import TinyCNN, tensors
+from tests.zoo import QUICK, applies
 
 IMAGES = torch.rand(3, 3, 20, 28, generator=torch.Generator().manual_seed(1))
 
@@ -56,17 +56,12 @@ def test_default_target_is_the_top_class_of_each_image() -> None:
         torch.testing.assert_close(heatmap, expected, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("name", list(METHODS))
+@pytest.mark.parametrize("name", [name for name in METHODS if applies(name, "classifier")])
 def test_maps_do_not_depend_on_the_batch_size(name: str) -> None:
-    if "classification" not in getattr(METHODS[name], "tasks", {"classification"}):
-        pytest.skip(f"{name} does not explain classifiers")
-    if issubclass(METHODS[name], AttentionCAM):
-        pytest.skip(f"{name} explains transformers")
     model = TinyCNN()
     targets = [ClassifierOutputTarget(i) for i in (2, 0, 1)]
-    cam = METHODS[name](model, [model.relu1, model.relu2])
-    if hasattr(cam, "passes"):
-        cam.passes = 100
+    settings = {"passes": 100} if name in ("rise", "drise") else QUICK.get(name, {})
+    cam = METHODS[name](model, [model.relu1, model.relu2], **settings)
     together = tensors(cam(IMAGES, targets))
     cam.batch_size = 2
     torch.testing.assert_close(tensors(cam(IMAGES, targets)), together, atol=1e-5, rtol=0)

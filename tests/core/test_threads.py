@@ -27,8 +27,8 @@ from tests.zoo import Example, example
 
 METHODS = [
     "rise:passes=16",
-    "occlusion",
-    "scorecam",
+    "occlusion:grid=4",
+    "scorecam:top_channels=4",
     "probecam",
     "reachcam",
     "ablationcam",
