@@ -127,6 +127,7 @@ class DenseAdapter(TorchvisionDetector, abstract=True):
         return None
 
 
+@dataclass(eq=False)
 class DenseRaw:
     """The pyramid of a batch; anchors and the head's output are computed on first use.
 
@@ -136,14 +137,13 @@ class DenseRaw:
         live: the head's output per level, in the autograd graph; None unless a target layer lies in the head.
     """
 
-    def __init__(
-        self, adapter: DenseAdapter, images: ImageList, levels: list[Tensor], live: list[HeadOutput] | None
-    ) -> None:
-        self.adapter = adapter
-        self.images = images
-        self.levels = levels
-        self.live = live
-        self.features = [level.split(1) for level in levels]
+    adapter: DenseAdapter
+    images: ImageList
+    levels: list[Tensor]
+    live: list[HeadOutput] | None
+
+    def __post_init__(self) -> None:
+        self.features = [level.split(1) for level in self.levels]
 
     @cached_property
     def anchors(self) -> list[Tensor]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from detcam.adapters.base import Batch, DetectorAdapter
 from detcam.geometry import Geometry
 from detcam.guided_relu import guided_backward
+from detcam.utils.batching import batch_slices
 
 MAX_REGIONS_PER_PASS = 64
 """Maximum number of regions per pass through a head, which bounds the memory for any number of boxes."""
@@ -94,8 +95,7 @@ def scores_of_regions(regions: Sequence[Tensor], scalars: Callable[[Tensor, slic
         scalars: from regions (n, ...) and their slice of the list to their n scalars.
     """
     scores: list[Tensor] = []
-    for start in range(0, len(regions), MAX_REGIONS_PER_PASS):
-        part = slice(start, min(start + MAX_REGIONS_PER_PASS, len(regions)))
+    for part in batch_slices(len(regions), MAX_REGIONS_PER_PASS):
         chunk = regions[part]
         if not any(region.requires_grad for region in chunk):
             scores.extend(scalars(torch.cat(list(chunk)), part))
@@ -106,7 +106,7 @@ def scores_of_regions(regions: Sequence[Tensor], scalars: Callable[[Tensor, slic
         with guided_backward(total):
             (gradients,) = torch.autograd.grad(total, leaf)
         for position, (value, region) in enumerate(zip(values, chunk, strict=True)):
-            alone = partial(_alone, scalars, start + position)
+            alone = partial(_alone, scalars, part.start + position)
             scores.append(_Score.apply(region, value.detach(), gradients[position : position + 1], alone))
     return scores
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
@@ -18,6 +19,7 @@ from detcam.data.annotations import Annotations
 from detcam.data.images import load_image
 from detcam.detections import Detections
 from detcam.trace import guarded
+from detcam.utils.batching import batches
 
 MIN_TYPICALITY = 0.15
 """Minimum typicality of a possible missing annotation: rejects about one in seven objects without an annotation.
@@ -34,6 +36,7 @@ DetectionKey: TypeAlias = tuple[int, int]
 """A detection: index of its image, and index of the detection in the image."""
 
 
+@dataclass(frozen=True)
 class BackgroundClassifier:
     """Determines the types of background errors.
 
@@ -46,21 +49,12 @@ class BackgroundClassifier:
         batch_size: images per forward pass.
     """
 
-    def __init__(
-        self,
-        adapter: Adapter,
-        analysis: ErrorAnalysis,
-        detections: Sequence[Detections],
-        annotations: Annotations,
-        score_threshold: float,
-        batch_size: int,
-    ) -> None:
-        self.adapter = adapter
-        self.analysis = analysis
-        self.detections = detections
-        self.annotations = annotations
-        self.score_threshold = score_threshold
-        self.batch_size = batch_size
+    adapter: Adapter
+    analysis: ErrorAnalysis
+    detections: Sequence[Detections]
+    annotations: Annotations
+    score_threshold: float
+    batch_size: int
 
     def classify(self, cases: Mapping[int, AuditCase]) -> dict[int, tuple[BackgroundType | None, float]]:
         """Determine type and typicality of the background errors among explained cases.
@@ -187,9 +181,7 @@ class BackgroundClassifier:
     def _features(self, detections: Mapping[int, Sequence[int]]) -> dict[DetectionKey, np.ndarray]:
         """(D,) features of detections, given as detection indices by image index."""
         features: dict[DetectionKey, np.ndarray] = {}
-        images = sorted(detections)
-        for start in range(0, len(images), self.batch_size):
-            chunk = images[start : start + self.batch_size]
+        for chunk in batches(sorted(detections), self.batch_size):
             pixels = [load_image(self.annotations[image].path) for image in chunk]
             for group in self.adapter.groups(pixels, self.batch_size):
                 boxes = [self.detections[chunk[row]].boxes_xyxy[detections[chunk[row]]] for row in group]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -84,6 +84,7 @@ class _ForwardPass:
     stages: Mapping[int, tuple[str, float]]
 
 
+@dataclass
 class ErrorExplainer:
     """Explains and verifies errors.
 
@@ -96,23 +97,15 @@ class ErrorExplainer:
         iou_threshold: minimum IoU of a true positive.
     """
 
-    def __init__(
-        self,
-        adapter: Adapter,
-        cam: BaseCAM,
-        names: Mapping[int, str],
-        score_threshold: float,
-        *,
-        masks: bool = False,
-        iou_threshold: float = 0.5,
-    ) -> None:
-        self.adapter = adapter
-        self.cam = cam
-        self.names = names
-        self.score_threshold = score_threshold
-        self.masks = masks
-        self.iou_threshold = iou_threshold
-        self._layerless = adapter.without_layers()
+    adapter: Adapter
+    cam: BaseCAM
+    names: Mapping[int, str]
+    score_threshold: float
+    masks: bool = field(default=False, kw_only=True)
+    iou_threshold: float = field(default=0.5, kw_only=True)
+
+    def __post_init__(self) -> None:
+        self._layerless = self.adapter.without_layers()
         self._foldings: dict[tuple[int, ...], BatchNormFolding | None] = {}
 
     def explain(self, images: Sequence[ErrorImage]) -> list[list[ExplainedError]]:

@@ -23,6 +23,7 @@ from detcam.data.images import load_image, to_uint8
 from detcam.data.issues import DataIssue, DataIssues
 from detcam.data.rle import PackedDetections
 from detcam.detections import Detections
+from detcam.utils.batching import batches
 from detcam.utils.console import ProgressBar
 from detcam.visualize.convert import ImageArray
 
@@ -77,7 +78,7 @@ class AuditStages:
         results: dict[str, PackedDetections | str] = (
             {} if self.state is None else self.state.detections(self.adapter.names)
         )
-        for batch in self._track(_batches(list(annotations), self.batch_size), "detecting", len(annotations), len):
+        for batch in self._track(batches(list(annotations), self.batch_size), "detecting", len(annotations), len):
             # A batch is repeated as a whole: the last digits of an image's result depend on the rest of the batch.
             if not all(repr(image.image_id) in results for image in batch):
                 for image, result in self._detect_batch(batch):
@@ -139,8 +140,8 @@ class AuditStages:
             Explained errors by case id.
         """
         explained = {} if self.state is None else self.state.cases()
-        batches = _batches(_split_by_image(analysis, annotations, chosen), self.batch_size)
-        for batch in self._track(batches, "explaining", len(chosen), lambda b: sum(len(part) for _, part in b)):
+        image_batches = batches(_split_by_image(analysis, annotations, chosen), self.batch_size)
+        for batch in self._track(image_batches, "explaining", len(chosen), lambda b: sum(len(part) for _, part in b)):
             if all(cases[index].id in explained for _, part in batch for index in part):
                 continue  # a batch that was interrupted is repeated as a whole, with the same last digits
             images = [
@@ -195,9 +196,5 @@ def _split_by_image(
     parts: list[tuple[int, list[int]]] = []
     for image, indices in by_image.items():
         height, width = annotations[image].image_size_hw
-        parts += [(image, part) for part in _batches(indices, max(MAX_PIXELS // (height * width), 1))]
+        parts += [(image, part) for part in batches(indices, max(MAX_PIXELS // (height * width), 1))]
     return sorted(parts, key=lambda part: (-len(part[1]), part))
-
-
-def _batches(items: Sequence[T], size: int) -> list[list[T]]:
-    return [list(items[start : start + size]) for start in range(0, len(items), size)]

@@ -21,6 +21,7 @@ from detcam.methods import METHODS
 from detcam.methods.spec import configure_method, parse_settings
 from detcam.metrics import METRICS, Metric
 from detcam.metrics.metric_input import Explainer
+from detcam.utils.registry import normalized
 
 SMOOTHING_OPTIONS = ("aug_smooth", "eigen_smooth")
 TASK_TARGET_KINDS = {"detection": "box", "segmentation": "mask", "classification": "class", "embedding": "embedding"}
@@ -107,7 +108,8 @@ def make_method_specs(
             )
         definition = describe_settings(maker) + ("" if batch_size is None else f" batch_size={batch_size}")
         explain = _make_explainer(maker, options, adapter, batch_size)
-        specs.append(MethodSpec(name, "control" if _is_control(name) else "method", explain, definition))
+        kind: Kind = "control" if normalized(name.partition(":")[0]) in CONTROL_METHODS else "method"
+        specs.append(MethodSpec(name, kind, explain, definition))
     names = [spec.name for spec in specs]
     if RESERVED_NAME in names:
         raise ValueError(f"{RESERVED_NAME!r} is a reserved name; give your method another one")
@@ -235,14 +237,6 @@ def describe_settings(value: object) -> str:
     if hasattr(value, "__dict__") and not isinstance(value, nn.Module):
         return f"{describe_settings(type(value))}{describe_settings(vars(value))}"
     return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
-
-
-def _normalized(name: str) -> str:
-    return name.partition(":")[0].strip().lower().replace("-", "").replace("_", "")
-
-
-def _is_control(name: str) -> bool:
-    return _normalized(name) in CONTROL_METHODS
 
 
 def _name_of(method: MethodLike) -> str:

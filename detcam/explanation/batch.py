@@ -18,6 +18,7 @@ from detcam.data.images import load_image
 from detcam.explanation.explain import Explanation, MethodLike, explain
 from detcam.explanation.writer import EXPLANATIONS_FILE, ExplanationWriter, files_of, read_index
 from detcam.targets import BoxTarget, MaskTarget, with_quantity
+from detcam.utils.batching import batches
 from detcam.utils.files import is_audit
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
@@ -105,9 +106,9 @@ def explain_files(
             method's own number of images per forward pass.
         **options: as in `explain`.
     """
-    for start in range(0, len(paths), batch_size or IMAGES_IN_MEMORY):
+    for batch in batches(paths, batch_size or IMAGES_IN_MEMORY):
         images: list[tuple[Path, Tensor]] = []
-        for path in paths[start : start + (batch_size or IMAGES_IN_MEMORY)]:
+        for path in batch:
             try:
                 images.append((path, load_image(path)))
             except ValueError as error:

@@ -15,6 +15,7 @@ from detcam.metrics.base import Metric
 from detcam.metrics.metric_input import Heatmaps, MetricImage, read_metric_input
 from detcam.metrics.scoring import Protocol, ScoredImage, check_scoring
 from detcam.perturbation.fills import Fill, fill_of
+from detcam.utils.batching import batch_slices
 
 CurveKind = Literal["deletion", "insertion"]
 
@@ -101,7 +102,7 @@ def curve_scores(
     size = scored.heatmaps[0].numel()
     chunk = max(1, MAX_RANKED_PIXELS // size)
     if len(indices) > chunk:
-        parts = [slice(start, start + chunk) for start in range(0, len(indices), chunk)]
+        parts = batch_slices(len(indices), chunk)
         return torch.cat([curve_scores(scored, indices[part], fractions[part], kind, settings) for part in parts])
     pixel_ranks = ranks(scored.heatmaps[list(indices)], settings.seed)
     counts = (fractions * size).round().long()

@@ -261,7 +261,7 @@ class RemovalMetric(ConfidenceMetric, abstract=True):
     def __init__(
         self,
         percentiles: Sequence[Percentile] = DEFAULT_PERCENTILES,
-        fill: str | Fill = "linear",
+        fill: str | Fill = "blur",
         *,
         protocol: Protocol = "pinned",
         batch_size: int | None = None,
@@ -313,16 +313,6 @@ class RemoveMostRelevantFirstAverage(RemovalMetric):
     )
     higher_is_better = False
     orders = (False,)
-
-    def __init__(
-        self,
-        percentiles: Sequence[Percentile] = DEFAULT_PERCENTILES,
-        fill: str | Fill = "blur",
-        *,
-        protocol: Protocol = "pinned",
-        batch_size: int | None = None,
-    ) -> None:
-        super().__init__(percentiles, fill, protocol=protocol, batch_size=batch_size)
 
 
 class RemoveLeastRelevantFirstAverage(RemoveMostRelevantFirstAverage):

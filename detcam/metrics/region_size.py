@@ -40,10 +40,6 @@ class RegionSizeMetric(CurveMetric, abstract=True):
         self.fraction = fraction
         self.threshold = threshold
 
-    def reached(self, scores: Tensor, limits: Tensor) -> Tensor:
-        """Whether scores (n, S) reach the limits (n, 1) in the direction of the metric."""
-        return scores >= limits if self.kind == "insertion" else scores < limits
-
     def value(self, image: MetricImage) -> Tensor:
         scored = self.settings.scored(image)
         values = torch.full((len(scored.heatmaps),), float("nan"), dtype=torch.float64)
@@ -70,7 +66,8 @@ class RegionSizeMetric(CurveMetric, abstract=True):
         size = scored.heatmaps[0].numel()
         fractions = (fractions * size).round() / size
         scores = curve_scores(scored, indices, fractions, self.kind, self.settings)
-        reached = self.reached(scores, limits[list(indices), None])
+        limit = limits[list(indices), None]
+        reached = scores >= limit if self.kind == "insertion" else scores < limit
         rows = zip(fractions.tolist(), reached.tolist(), strict=True)
         return [next((fraction for fraction, yes in zip(*row, strict=True) if yes), None) for row in rows]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -71,28 +72,19 @@ class Perturbation:
         return load_image(np.ascontiguousarray(pixels)), (right, down)
 
 
-def _noise() -> Any:
-    from albumentations import GaussNoise
+def _transform(name: str, **settings: Any) -> Any:
+    import albumentations
 
-    return GaussNoise(std_range=(0.03, 0.03), p=1)
-
-
-def _brightness() -> Any:
-    from albumentations import RandomBrightnessContrast
-
-    return RandomBrightnessContrast((0.1, 0.1), (0, 0), p=1)
-
-
-def _jpeg() -> Any:
-    from albumentations import ImageCompression
-
-    return ImageCompression(quality_range=(60, 60), p=1)
+    return getattr(albumentations, name)(p=1, **settings)
 
 
 PERTURBATIONS = (
-    Perturbation("noise", _noise),
-    Perturbation("brightness", _brightness),
-    Perturbation("jpeg", _jpeg),
+    Perturbation("noise", partial(_transform, "GaussNoise", std_range=(0.03, 0.03))),
+    Perturbation(
+        "brightness",
+        partial(_transform, "RandomBrightnessContrast", brightness_limit=(0.1, 0.1), contrast_limit=(0, 0)),
+    ),
+    Perturbation("jpeg", partial(_transform, "ImageCompression", quality_range=(60, 60))),
     Perturbation("shift", shift=(0.03, 0.03)),
 )
 """Noise with a standard deviation of 3 % of the range, 10 % more brightness, JPEG of quality 60, and a shift by 3 % of

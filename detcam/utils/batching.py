@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 def batch_slices(count: int, size: int) -> Iterator[slice]:
     """Split the range from 0 to `count` into slices of at most `size`."""
     for start in range(0, count, size):
         yield slice(start, min(start + size, count))
+
+
+def batches(items: Sequence[T], size: int) -> list[list[T]]:
+    """Split a sequence into lists of at most `size` items."""
+    return [list(items[part]) for part in batch_slices(len(items), size)]

@@ -20,6 +20,13 @@ AUDIT_SCHEMA = "detcam/audit"
 AUDIT_VERSION = 2
 
 
+HEADER = (
+    *("detcam_version", "model", "adapter", "annotations", "image_count", "object_count", "iou_threshold"),
+    *("average_precision", "false_positive_count", "false_positive_delta_ap"),
+)
+"""Fields that ``audit.json`` begins with, under the same names."""
+
+
 @dataclass(frozen=True)
 class ReportSummary:
     """Results of an audit.
@@ -175,16 +182,7 @@ class ReportSummary:
         return {
             "schema": AUDIT_SCHEMA,
             "version": AUDIT_VERSION,
-            "detcam_version": self.detcam_version,
-            "model": self.model,
-            "adapter": self.adapter,
-            "annotations": self.annotations,
-            "image_count": self.image_count,
-            "object_count": self.object_count,
-            "iou_threshold": json_value(self.iou_threshold),
-            "average_precision": json_value(self.average_precision),
-            "false_positive_count": self.false_positive_count,
-            "false_positive_delta_ap": json_value(self.false_positive_delta_ap),
+            **{name: json_value(getattr(self, name)) for name in HEADER},
             "headline": self.headline(),
             "types": [
                 {"type": kind, "count": self.error_counts[kind], "delta_ap": json_value(self.delta_ap_by_type[kind])}

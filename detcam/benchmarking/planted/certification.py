@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
 
 import torch
 from torch import Tensor
@@ -16,6 +15,7 @@ from detcam.detections import Detections
 from detcam.synthetic.scene import SceneObject
 from detcam.synthetic.shortcuts import BOAT, CUES, ScenarioName, ShortcutScene, draw_shortcut_scene
 from detcam.targets import BoxTarget
+from detcam.utils.batching import batches
 
 MIN_FALSE_POSITIVE_SCORE = 0.5
 DETECTION_THRESHOLD = 0.3
@@ -92,7 +92,7 @@ def certify_cases(
     """
     cases: list[PlantedCase] = []
     trials = fired = 0
-    for seeds in _batched(range(FIRST_TEST_SEED, FIRST_TEST_SEED + max_scenes), BATCH_SIZE):
+    for seeds in batches(range(FIRST_TEST_SEED, FIRST_TEST_SEED + max_scenes), BATCH_SIZE):
         scenes = [draw_shortcut_scene(scenario, seed, "test") for seed in seeds]
         candidates: list[PlantedCase] = []
         for scene, detections in zip(scenes, _predict(adapter, scenes), strict=True):
@@ -161,9 +161,3 @@ def _choose_unrelated(scene: ShortcutScene, confused: SceneObject, cue: SceneObj
 
 def _predict(adapter: Adapter, scenes: Sequence[ShortcutScene]) -> list[Detections]:
     return adapter.predict([scene.image for scene in scenes], batch_size=BATCH_SIZE) if scenes else []
-
-
-def _batched(items: Iterable[int], size: int) -> Iterator[list[int]]:
-    remaining = iter(items)
-    while batch := list(islice(remaining, size)):
-        yield batch
