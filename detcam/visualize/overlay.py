@@ -26,22 +26,10 @@ from detcam.visualize.convert import (
     as_mask,
     as_unit_image,
     colormap_code,
-    save_image,
-    to_png_bytes,
 )
-from detcam.visualize.drawing import draw_boxes
-
-__all__ = [
-    "deprocess_image",
-    "draw_boxes",
-    "grid",
-    "overlay_heatmap",
-    "preprocess_image",
-    "render",
-    "save_image",
-    "show_cam_on_image",
-    "to_png_bytes",
-]
+from detcam.visualize.convert import save_image as save_image
+from detcam.visualize.convert import to_png_bytes as to_png_bytes
+from detcam.visualize.drawing import draw_boxes as draw_boxes
 
 DEFAULT_COLORMAP = "inferno"
 OVERLAY_ALPHA = 0.8
