@@ -135,10 +135,7 @@ class _Score(torch.autograd.Function):
 
 def coco_names(classes: int, *, keypoints: bool = False) -> Mapping[int, str]:
     """Return the COCO names of a head with torchvision's reference number of classes; empty for other heads."""
-    from torchvision.models.detection import (
-        FasterRCNN_ResNet50_FPN_Weights,
-        KeypointRCNN_ResNet50_FPN_Weights,
-    )
+    from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights, KeypointRCNN_ResNet50_FPN_Weights
 
     weights = KeypointRCNN_ResNet50_FPN_Weights.COCO_V1 if keypoints else FasterRCNN_ResNet50_FPN_Weights.COCO_V1
     names = weights.meta["categories"]

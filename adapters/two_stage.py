@@ -14,12 +14,7 @@ from torch.nn import functional as F
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import keypointrcnn_inference
-from torchvision.ops import (
-    MultiScaleRoIAlign,
-    batched_nms,
-    clip_boxes_to_image,
-    remove_small_boxes,
-)
+from torchvision.ops import MultiScaleRoIAlign, batched_nms, clip_boxes_to_image, remove_small_boxes
 
 from detcam.adapters.base import Batch
 from detcam.adapters.pooling import roi_align

@@ -235,13 +235,7 @@ class YoloOutput(DetectorOutput):
         along = width / 2 * torch.cat([angles.cos(), angles.sin()], 1)
         across = height / 2 * torch.cat([-angles.sin(), angles.cos()], 1)
         corners = torch.stack(
-            [
-                center + along + across,
-                center + along - across,
-                center - along - across,
-                center - along + across,
-            ],
-            1,
+            [center + along + across, center + along - across, center - along - across, center - along + across], 1
         )
         return torch.cat([corners.amin(1), corners.amax(1)], 1), corners
 

@@ -11,13 +11,7 @@ from torchvision.models.detection.retinanet import RetinaNetClassificationHead, 
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import FrozenBatchNorm2d
 
-_HEADS = (
-    FCOSClassificationHead,
-    FCOSRegressionHead,
-    RetinaNetClassificationHead,
-    RetinaNetRegressionHead,
-    RPNHead,
-)
+_HEADS = (FCOSClassificationHead, FCOSRegressionHead, RetinaNetClassificationHead, RetinaNetRegressionHead, RPNHead)
 """Containers whose forward pass is known to be their modules in sequence or in parallel."""
 
 _POINTWISE = (

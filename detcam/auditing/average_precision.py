@@ -103,8 +103,7 @@ def rank_detections(
         Rankings by class index.
     """
     order = sorted(
-        range(len(ground_truths)),
-        key=lambda i: (isinstance(ground_truths[i].image_id, str), ground_truths[i].image_id),
+        range(len(ground_truths)), key=lambda i: (isinstance(ground_truths[i].image_id, str), ground_truths[i].image_id)
     )
     labels, scores, hits, keys, true_labels = [], [], [], [], []
     for image in order:

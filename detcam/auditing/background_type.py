@@ -116,10 +116,7 @@ class BackgroundClassifier:
         correct = {label: self._correct(label) for label in labels}
         images = self._choose_images({image for image, _ in keys.values()}, correct, len(keys))
         compared = {
-            label: (
-                _spread(correct[label], images),
-                list(dict.fromkeys(_spread(self._wrong(label), images))),
-            )
+            label: (_spread(correct[label], images), list(dict.fromkeys(_spread(self._wrong(label), images))))
             for label in labels
         }
         for index, key in keys.items():

@@ -128,12 +128,7 @@ def match(
 
 
 def match_greedily(
-    iou: np.ndarray,
-    allowed: np.ndarray,
-    order: np.ndarray,
-    *,
-    prefer_last: bool,
-    reusable: np.ndarray | None = None,
+    iou: np.ndarray, allowed: np.ndarray, order: np.ndarray, *, prefer_last: bool, reusable: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Match each detection, in the order given, with the free object of highest IoU.
 

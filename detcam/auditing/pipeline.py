@@ -272,12 +272,7 @@ def _run(
         )
     unexplained = [unexplained_case(analysis, index, detections, annotations) for index in range(len(analysis))]
     explainer = ErrorExplainer(
-        adapter,
-        cam,
-        annotations.names,
-        settings.score_threshold,
-        masks=masks,
-        iou_threshold=settings.iou_threshold,
+        adapter, cam, annotations.names, settings.score_threshold, masks=masks, iou_threshold=settings.iou_threshold
     )
     with stages.timed("explaining"):
         chosen = _choose_errors(analysis, annotations, settings)

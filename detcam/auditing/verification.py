@@ -142,10 +142,7 @@ class Verifier:
     """
 
     def __init__(
-        self,
-        scorer: ImageScorer,
-        fills: Sequence[Fill] | None = None,
-        region_sizes: Sequence[float] = REGION_SIZES,
+        self, scorer: ImageScorer, fills: Sequence[Fill] | None = None, region_sizes: Sequence[float] = REGION_SIZES
     ) -> None:
         self.scorer = scorer
         self.area = ImageArea(scorer)

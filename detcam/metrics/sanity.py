@@ -76,12 +76,7 @@ class Reproducibility:
 
 
 def randomization(
-    cam: BaseCAM,
-    image: ImageLike,
-    targets: Sequence[Target] | None = None,
-    *,
-    steps: int | None = None,
-    seed: int = 0,
+    cam: BaseCAM, image: ImageLike, targets: Sequence[Target] | None = None, *, steps: int | None = None, seed: int = 0
 ) -> Randomization:
     r"""Randomise the network's weights from the last layer to the first, and compare the heatmaps.
 

@@ -43,12 +43,7 @@ def torchvision_names() -> list[str]:
 
 
 def build_torchvision(
-    name: str,
-    num_classes: int | None,
-    pretrained: bool,
-    *,
-    weights: object = None,
-    keys: frozenset[str] = frozenset(),
+    name: str, num_classes: int | None, pretrained: bool, *, weights: object = None, keys: frozenset[str] = frozenset()
 ) -> BuiltModel:
     """Build a torchvision model.
 

@@ -91,8 +91,7 @@ def _village(image: FloatArray, rng: np.random.Generator, horizon: int) -> None:
         canvas.polygon([(0, 0), (0, -high), (wide, -high), (wide, 0)], wall)
         canvas.polygon([(-0.6, -high), (wide / 2, -high - 3), (wide + 0.6, -high)], (172, 84, 62))
         canvas.polygon(
-            [(wide / 2 - 0.7, 0), (wide / 2 - 0.7, -2), (wide / 2 + 0.7, -2), (wide / 2 + 0.7, 0)],
-            (92, 72, 62),
+            [(wide / 2 - 0.7, 0), (wide / 2 - 0.7, -2), (wide / 2 + 0.7, -2), (wide / 2 + 0.7, 0)], (92, 72, 62)
         )
         paste(image, canvas.to_sprite(), int(left), horizon)
         left += wide + rng.uniform(0.5, 6)

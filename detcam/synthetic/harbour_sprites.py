@@ -119,8 +119,7 @@ def paint_buoy(rng: np.random.Generator, size: float) -> Sprite:
         (248, 246, 240),
     )
     canvas.polygon(
-        [(-half, -0.38 * size), (half, -0.38 * size), (0.74 * half, 0), (-0.74 * half, 0)],
-        shade(color, 0.72),
+        [(-half, -0.38 * size), (half, -0.38 * size), (0.74 * half, 0), (-0.74 * half, 0)], shade(color, 0.72)
     )
     canvas.ellipse((0, -1.2 * size), (0.14 * size, 0.14 * size), (255, 240, 170))
     return canvas.to_sprite()
@@ -136,13 +135,7 @@ def paint_gull(rng: np.random.Generator, size: float) -> Sprite:
         elbow = (side * 0.36 * size, -lift + side * tilt)
         tip = (side * 0.82 * size, dip - 0.1 * size + side * tilt)
         canvas.polygon(
-            [
-                (0, -0.07 * size),
-                elbow,
-                tip,
-                (side * 0.34 * size, -lift + 0.17 * size + side * tilt),
-                (0, 0.1 * size),
-            ],
+            [(0, -0.07 * size), elbow, tip, (side * 0.34 * size, -lift + 0.17 * size + side * tilt), (0, 0.1 * size)],
             shade(feathers, 0.93 if side < 0 else 1.0),
         )
         canvas.line([((elbow[0] + 2 * tip[0]) / 3, (elbow[1] + 2 * tip[1]) / 3), tip], tips, 0.08 * size)

@@ -35,13 +35,7 @@ PALETTE: tuple[tuple[int, int, int], ...] = (
 TEXT_COLOR = (28, 28, 28)
 BACKGROUND_COLOR = (255, 255, 255)
 AVOID_THRESHOLD = 0.5  # labels avoid pixels with at least this heat
-FALLBACK_FONTS = (
-    "DejaVuSans.ttf",
-    "NotoSans-Regular.ttf",
-    "NotoSansCJK-Regular.ttc",
-    "arial.ttf",
-    "Arial Unicode.ttf",
-)
+FALLBACK_FONTS = ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "NotoSansCJK-Regular.ttc", "arial.ttf", "Arial Unicode.ttf")
 
 
 class Scale(NamedTuple):
@@ -204,12 +198,7 @@ def place_label(
         (left, y1),
         (left, y2 - h),
     ]
-    near += [
-        (x1 + gap, y1 + gap),
-        (x2 - gap - w, y1 + gap),
-        (x1 + gap, y2 - gap - h),
-        (x2 - gap - w, y2 - gap - h),
-    ]
+    near += [(x1 + gap, y1 + gap), (x2 - gap - w, y1 + gap), (x1 + gap, y2 - gap - h), (x2 - gap - w, y2 - gap - h)]
     steps = [np.unique(np.linspace(0, limit[i], 33).astype(np.int64)) for i in (0, 1)]
     far = np.stack(np.meshgrid(*steps), axis=-1).reshape(-1, 2)
     corners = np.concatenate([np.clip(np.array(near), 0, limit), far])
@@ -342,11 +331,7 @@ def _colors_for(colors: Color | Sequence[Color] | None, count: int) -> list[tupl
 
 
 def _draw_leader(
-    image: ImageArray,
-    box: NDArray[np.int64],
-    label: NDArray[np.int64],
-    color: tuple[int, int, int],
-    scale: Scale,
+    image: ImageArray, box: NDArray[np.int64], label: NDArray[np.int64], color: tuple[int, int, int], scale: Scale
 ) -> None:
     """Draw a thin line from a label to its box if the two do not touch."""
     horizontal, vertical = (int(gap[0]) for gap in gaps(label[None], box))

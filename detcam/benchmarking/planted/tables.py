@@ -32,16 +32,7 @@ TABLE_COLUMNS: dict[str, Cells] = {
         "false causes confirmed",
         "passes",
     ),
-    "detectors": (
-        "family",
-        "scenario",
-        "fired",
-        "certified",
-        "twin fired",
-        "energy",
-        "twin energy",
-        "similarity",
-    ),
+    "detectors": ("family", "scenario", "fired", "certified", "twin fired", "energy", "twin energy", "similarity"),
 }
 LEGENDS = {
     "methods": "peak: share of the cases whose maximum lies on the certified cause; energy: share of the heatmap's sum "
