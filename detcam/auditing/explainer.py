@@ -114,12 +114,13 @@ class ErrorExplainer:
             [question_for(error, image.detections, image.ground_truth, self.names) for error in image.errors]
             for image in images
         ]
-        # The lock keeps the passes of other threads out of the count.
         passed: list[int] = []  # images per run of the first target layer
-        counter = self.adapter.target_layers[0].register_forward_hook(
-            lambda module, inputs, output: passed.append(len(flatten_tensors(output)[0]))
-        )
-        with exclusive(self.adapter.model), counter:
+
+        def count(module: Any, inputs: Any, output: Any) -> None:
+            passed.append(len(flatten_tensors(output)[0]))
+
+        # The hook is registered inside the lock, which keeps the passes of other threads out of the count.
+        with exclusive(self.adapter.model), self.adapter.target_layers[0].register_forward_hook(count):
             heatmaps = self.heatmaps([image.image for image in images], questions)
         passes = sum(passed) / max(sum(len(row) for row in questions), 1)
         return [
