@@ -52,10 +52,10 @@ demo: $(VENV)/.installed-all
 	$(BIN)/detcam demo
 
 test: $(VENV)/.installed-dev
-	$(QUIET) $(BIN)/python -m pytest -n $(WORKERS)
+	$(QUIET) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 test-slow: $(VENV)/.installed-dev
-	$(QUIET) $(BIN)/python -m pytest -n $(WORKERS) -m slow
+	$(QUIET) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m slow
 
 # mypy knows packages by their folders alone, so it is shown the tree as it is installed.
 lint: $(VENV)/.installed-dev
