@@ -58,8 +58,7 @@ class RetinaNetAdapter(_FpnAdapter):
         return {**predictions, "bbox_regression": head.regression_head([feature])} if boxes else predictions
 
     def decode(self, regression: Tensor, anchors: Tensor) -> Tensor:
-        boxes: Tensor = self.model.box_coder.decode_single(regression, anchors)
-        return boxes
+        return self.model.box_coder.decode_single(regression, anchors)
 
 
 class FCOSAdapter(_FpnAdapter):
@@ -90,5 +89,4 @@ class FCOSAdapter(_FpnAdapter):
         return predictions
 
     def decode(self, regression: Tensor, anchors: Tensor) -> Tensor:
-        boxes: Tensor = self.model.box_coder.decode(regression, anchors)
-        return boxes
+        return self.model.box_coder.decode(regression, anchors)

@@ -40,8 +40,7 @@ def roi_align(
     """
     bins = (int(output_size[0]), int(output_size[1]))
     pooling = _Pooling(tuple(features.shape), bins, float(scale), int(sampling_ratio))
-    pooled: Tensor = _Pool.apply(features, ops._utils.convert_boxes_to_roi_format(list(boxes)), pooling)
-    return pooled
+    return _Pool.apply(features, ops._utils.convert_boxes_to_roi_format(list(boxes)), pooling)
 
 
 class _Pool(torch.autograd.Function):

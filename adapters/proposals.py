@@ -72,5 +72,4 @@ def _level_scores(rpn: Any, feature: Tensor, flat: Tensor, per_cell: int) -> lis
 
 
 def _per_cell(rpn: Any) -> list[int]:
-    counts: list[int] = rpn.anchor_generator.num_anchors_per_location()
-    return counts
+    return rpn.anchor_generator.num_anchors_per_location()

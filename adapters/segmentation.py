@@ -82,8 +82,7 @@ class SegmentationAdapter(Adapter, abstract=True):
 
     def logits(self, raw: ModelOutput) -> Tensor:
         """Return the (B, C, h, w) logits in the model's raw output."""
-        logits: Tensor = raw
-        return logits
+        return raw
 
     def resized(self, image_size_hw: tuple[int, int]) -> tuple[int, int]:
         """Return the height and width of an image on the network's input."""
@@ -176,8 +175,7 @@ class TorchvisionSegmentationAdapter(SegmentationAdapter):
         return int(self.image_size * height / short), int(self.image_size * width / short)
 
     def logits(self, raw: Mapping[str, Tensor]) -> Tensor:
-        logits: Tensor = raw["out"]
-        return logits
+        return raw["out"]
 
 
 def _checked_size(image_size: Any) -> int | tuple[int, int] | None:

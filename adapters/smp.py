@@ -155,8 +155,7 @@ def _stored_with_weights(config: Mapping[str, Any]) -> Mapping[str, Any]:
     path = try_to_load_from_cache(weights["repo_id"], "config.json", revision=weights["revision"])
     if not isinstance(path, str):
         return {}
-    stored: Mapping[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
-    return stored
+    return json.loads(Path(path).read_text(encoding="utf-8"))
 
 
 def create_smp_model(spec: str, *, num_classes: int | None = None) -> nn.Module:

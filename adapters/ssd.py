@@ -54,8 +54,7 @@ class SSDAdapter(DenseAdapter):
         return F.softmax(predictions["cls_logits"], -1)
 
     def decode(self, regression: Tensor, anchors: Tensor) -> Tensor:
-        boxes: Tensor = self.model.box_coder.decode_single(regression, anchors)
-        return boxes
+        return self.model.box_coder.decode_single(regression, anchors)
 
     def shortlist(self, scores: Sequence[Tensor]) -> Shortlist:
         """Return, per class and over all levels, the top k candidates above the threshold."""

@@ -180,8 +180,7 @@ class UltralyticsAdapter(UltralyticsDetector):
     @property
     def branch(self) -> Mapping[str, Any]:
         """The parts of the head that compute its result."""
-        branch: Mapping[str, Any] = self.head.one2one if self.end_to_end else self.head.one2many
-        return branch
+        return self.head.one2one if self.end_to_end else self.head.one2many
 
     @property
     def end_to_end(self) -> bool:
@@ -220,8 +219,7 @@ class UltralyticsAdapter(UltralyticsDetector):
         if "mask_head" not in self.branch:
             return None
         proto = self.head.proto
-        prototypes: Tensor = proto(features if "Proto26" in class_names(proto) else features[0])
-        return prototypes
+        return proto(features if "Proto26" in class_names(proto) else features[0])
 
     def head_reach(self, level: int) -> int | None:
         """Return the radius of the head's receptive field at a level, in cells; None for the whole map."""
@@ -266,8 +264,7 @@ class UltralyticsAdapter(UltralyticsDetector):
         """Return instance masks (N, H, W) bool in image pixels, as `YOLO.predict(retina_masks=True)` does."""
         from ultralytics.utils.ops import process_mask_native
 
-        masks: Tensor = process_mask_native(prototypes, coefficients.float(), boxes_xyxy, size_hw).bool()
-        return masks
+        return process_mask_native(prototypes, coefficients.float(), boxes_xyxy, size_hw).bool()
 
 
 def _reach(branch: nn.Module) -> int | None:

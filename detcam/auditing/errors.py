@@ -226,5 +226,4 @@ def _missed(
 
 def _maximum(values: np.ndarray, axis: int) -> np.ndarray:
     """The maximum along an axis; 0 if the axis is empty."""
-    maximum: np.ndarray = values.max(axis=axis, initial=0.0)
-    return maximum
+    return values.max(axis=axis, initial=0.0)

@@ -160,8 +160,7 @@ def match_greedily(
 
 def to_array(tensor: Tensor) -> np.ndarray:
     """Convert a tensor on any device to an array."""
-    array: np.ndarray = tensor.detach().cpu().numpy()
-    return array
+    return tensor.detach().cpu().numpy()
 
 
 def is_evaluated(labels: np.ndarray, evaluated: Sequence[int] | None) -> np.ndarray:
@@ -206,10 +205,7 @@ def _rles(detections: Detections, ground_truth: GroundTruth) -> list[dict[str, o
         raise ValueError(
             f"expected masks of the image's size {ground_truth.image_size_hw}; got {tuple(detections.masks.shape[1:])}"
         )
-    masks: list[dict[str, object]] = coco_masks.encode(
-        np.asfortranarray(to_array(detections.masks).astype(np.uint8).transpose(1, 2, 0))
-    )
-    return masks
+    return coco_masks.encode(np.asfortranarray(to_array(detections.masks).astype(np.uint8).transpose(1, 2, 0)))
 
 
 def _areas(detections: Detections, iou_type: IouType) -> np.ndarray:

@@ -44,8 +44,7 @@ class DemoBackbone(nn.Module):
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Return the pyramid levels, finest first: "0" at stride 8, "1" at stride 16."""
         fine = self.stride8(self.stride4(self.stride2(images)))
-        levels: dict[str, Tensor] = self.pyramid({"0": fine, "1": self.stride16(fine)})
-        return levels
+        return self.pyramid({"0": fine, "1": self.stride16(fine)})
 
 
 def build_demo_detector() -> FasterRCNN:

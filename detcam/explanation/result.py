@@ -111,8 +111,7 @@ class Explanation:
         """Return a mask target's region (H, W) bool, or None for a box or class."""
         target = self.targets[index]
         if isinstance(target, MaskTarget) and target.mask is not None:
-            region: Tensor = target.mask
-            return region
+            return target.mask
         is_mask = isinstance(target, (MaskTarget, InstanceMaskTarget))
         if is_mask and self.detections is not None and self.detections.masks is not None:
             return self.detections.masks[index]

@@ -204,8 +204,7 @@ def read_heatmap(path: str | Path) -> np.ndarray:
     levels = cv2.imdecode(np.frombuffer(Path(path).read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
     if levels is None or levels.dtype != np.uint16 or levels.ndim != 2:
         raise ValueError(f"{path} is not a heatmap that detcam saved (16-bit grey PNG)")
-    heatmap: np.ndarray = levels.astype(np.float32) / HEATMAP_MAXIMUM
-    return heatmap
+    return levels.astype(np.float32) / HEATMAP_MAXIMUM
 
 
 def describe_target(explanation: Explanation, index: int) -> dict[str, Any]:

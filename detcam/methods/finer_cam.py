@@ -121,8 +121,7 @@ class _FinerBoxTarget(BoxTarget):
     comparison: Any = None
 
     def value(self, candidates: Candidates, row: int) -> Tensor:
-        value: Tensor = self.comparison(candidates.class_logits[row])
-        return value
+        return self.comparison(candidates.class_logits[row])
 
 
 @dataclass(frozen=True)

@@ -164,8 +164,7 @@ def guided_backprop(model: ModelLike, image: ImageLike, target: Target | None = 
     if len(results) != 1:
         raise ValueError(f"expected one image; got {len(results)}: GuidedBackprop(model).explain takes many")
     colors = cam.colors(results[0])
-    gradient: NDArray[np.float32] = (colors[0] if len(colors) else colors.new_zeros(colors.shape[1:])).numpy()
-    return gradient
+    return (colors[0] if len(colors) else colors.new_zeros(colors.shape[1:])).numpy()
 
 
 class GuidedBackpropReLUModel:

@@ -183,8 +183,7 @@ class MetricInput:
 
     def finite_rows(self, index: int) -> list[int]:
         """Positions of an image's heatmaps without NaN and infinity."""
-        finite: list[int] = torch.nonzero(self.heatmaps[index].flatten(1).isfinite().all(1))[:, 0].tolist()
-        return finite
+        return torch.nonzero(self.heatmaps[index].flatten(1).isfinite().all(1))[:, 0].tolist()
 
     def scored(self, index: int, protocol: Protocol, batch_size: int | None, probability: bool) -> ScoredImage:
         """One image at the network's input; the images of a batch share a forward pass. See `MetricImage.scored`."""

@@ -353,8 +353,7 @@ class AveragerAcrossThresholds:
     ) -> npt.NDArray[np.float32]:
         """Mean values (N,); see `ConfidenceMetric.__call__`."""
         scores = [self.imputer(percentile)(input_tensor, cams, targets, model) for percentile in self.percentiles]
-        mean: npt.NDArray[np.float32] = np.mean(np.stack(scores), axis=0)
-        return mean
+        return np.mean(np.stack(scores), axis=0)
 
 
 def check_percentile(percentile: Percentile) -> Percentile:

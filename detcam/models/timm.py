@@ -11,8 +11,7 @@ from detcam.utils.optional import missing_package_error
 
 def available() -> list[str]:
     """Return the names of all architectures."""
-    names: list[str] = _timm().list_models()
-    return names
+    return _timm().list_models()
 
 
 def create_timm_model(name: str, *, num_classes: int | None = None, pretrained: bool = False) -> nn.Module:

@@ -122,12 +122,10 @@ class _OneDNNConvolution:
     def __call__(self, value: Tensor) -> Tensor:
         conv = self.convolution
         if value.ndim != 4 or value.dtype != torch.float32 or not value.numel():
-            plain: Tensor = type(conv).forward(conv, value)
-            return plain
-        output: Tensor = torch.mkldnn_convolution(
+            return type(conv).forward(conv, value)
+        return torch.mkldnn_convolution(
             value, conv.weight, conv.bias, conv.padding, conv.stride, conv.dilation, conv.groups
         )
-        return output
 
 
 def _is_convolution(module: Any) -> bool:

@@ -86,8 +86,7 @@ def solve_by_factorization(mask: MaskArray, image: Float64Array) -> Float64Array
     """Solve for the missing pixels (C, M) of an image (C, h, w) by factorisation."""
     system, known = linear_system(mask, image)
     factor = splu(system, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True})
-    solution: Float64Array = factor.solve(known).T
-    return solution
+    return factor.solve(known).T
 
 
 def linear_system(mask: MaskArray, image: Float64Array) -> tuple[Any, Float64Array]:
@@ -203,8 +202,7 @@ class Multigrid:
                 residual -= total
                 residual *= missing
             solution += self._conjugate_gradients(residual, tolerance * scale)
-        pixels: Float64Array = np.ascontiguousarray(solution[mask].T)
-        return pixels
+        return np.ascontiguousarray(solution[mask].T)
 
     def _conjugate_gradients(self, right_side: Float64Array, tolerance: float) -> Float32Array:
         """Solve for a right-hand side (h, w, C) up to an estimated error of `tolerance`."""

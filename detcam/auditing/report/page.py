@@ -62,8 +62,7 @@ def heat_colors() -> list[list[int]]:
     """Return the colors of heat 0, 1/32, ..., 1 in overlays: 33 RGB triples, 0 to 255."""
     levels = np.rint(np.linspace(0, 255, COLORS)).astype(np.uint8)
     table = cv2.applyColorMap(levels[:, None], colormap_code(DEFAULT_COLORMAP))[:, 0, ::-1]
-    colors: list[list[int]] = table.tolist()
-    return colors
+    return table.tolist()
 
 
 def _without_empty(case: Mapping[str, Any]) -> dict[str, Any]:

@@ -80,8 +80,7 @@ class _ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return relu(second(first(x)) + around(x))."""
-        features: Tensor = self.relu(self.second(self.first(x)) + self.around(x))
-        return features
+        return self.relu(self.second(self.first(x)) + self.around(x))
 
 
 class PlantedBackbone(nn.Module):
