@@ -1,4 +1,4 @@
-"""The explanation methods: one module each, and the registry that finds them by name."""
+"""The explanation methods, one module each, and their registry."""
 
 from __future__ import annotations
 
@@ -96,13 +96,13 @@ METHOD_MODULES = {
 
 
 def _check(name: str, method: type[BaseCAM]) -> None:
-    """Raise where an entry of the registry is not a method, or is registered under a name that is not its own."""
+    """Raise if an entry of the registry is not a method, or if it has another name."""
     from detcam.cam import BaseCAM
 
     if not isinstance(method, type) or not issubclass(method, BaseCAM):
         raise TypeError(f"expected a subclass of detcam.BaseCAM as the method {name!r}; got {method!r:.60}")
     if normalized(name) != normalized(method.name):
-        raise ValueError(f"expected {method.__name__} under its own name {method.name!r}; got {name!r}")
+        raise ValueError(f"expected {method.__name__} under its name {method.name!r}; got {name!r}")
 
 
 METHODS: Registry[type[BaseCAM]] = Registry(
@@ -111,7 +111,7 @@ METHODS: Registry[type[BaseCAM]] = Registry(
     {name.lower().replace("_", ""): f"{module}:{name}" for name, module in METHOD_MODULES.items()},
     check=_check,
 )
-"""Every method by its name. A class is imported when it is first looked up."""
+"""The methods by name. A class is imported on first use."""
 
 
 def register_method(method: MethodType) -> MethodType:
@@ -149,7 +149,7 @@ def get_method(name: str) -> type[BaseCAM]:
     """Return a method class by its name.
 
     Args:
-        name: The method's `name`. Case, ``-`` and ``_`` do not matter, and ``++`` reads as ``plusplus``.
+        name: The method's `name`. Case, ``-`` and ``_`` are ignored, and ``++`` reads as ``plusplus``.
 
     Raises:
         ValueError: No method has that name; the message names the closest ones.

@@ -1,1 +1,1 @@
-"""Helpers that know nothing of models, images or heatmaps."""
+"""Helpers that are independent of models, images and heatmaps."""

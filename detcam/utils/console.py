@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 PIPED_WIDTH = 400
-"""Columns of the output where no terminal sets a limit: a table row stays on one line."""
+"""Width of the output to a file or a pipe, so that a table row stays on one line."""
 
 
 def make_console(*, stderr: bool = False) -> Console:
     """Return a console as wide as the terminal, or `PIPED_WIDTH` columns wide for a file or a pipe.
 
-    Text is printed as it is: square brackets are no markup and numbers are not highlighted.
+    Text is printed unchanged: square brackets are no markup and numbers are not highlighted.
     """
     from rich.console import Console
 
@@ -129,7 +129,7 @@ def track(
     """Iterate over items with a progress bar.
 
     Args:
-        items: What to iterate over.
+        items: The items.
         description: Text before the bar.
         total: Number of items; None takes ``len(items)`` if there is one.
         enabled: Whether to show the bar.
@@ -148,7 +148,7 @@ def track(
 
 
 def printable(text: str) -> str:
-    """Replace control characters, which names of files and classes could smuggle into a terminal, by ``?``."""
+    """Replace control characters by ``?``, which names of files and classes may contain."""
     return "".join(character if character.isprintable() else "?" for character in text)
 
 

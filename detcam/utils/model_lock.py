@@ -1,4 +1,4 @@
-"""One thread at a time for each model: hooks, flags and swapped layers of one call must not be seen by another."""
+"""A lock per model, because the hooks, flags and replaced layers of one call must not affect another thread."""
 
 from __future__ import annotations
 
@@ -16,58 +16,58 @@ from torch import nn
 
 @dataclass(frozen=True, order=True)
 class _Lock:
-    """A re-entrant lock with its place in the order in which several are taken."""
+    """A re-entrant lock and its number; several locks are acquired in the order of their numbers."""
 
     number: int
     lock: Any = field(default_factory=threading.RLock, compare=False)
 
 
-class _Registry:
-    """The lock of every module that was ever explained, while the module lives."""
+class _LockTable:
+    """The locks of all modules that were explained, for the modules' lifetime."""
 
     def __init__(self) -> None:
-        self._held = threading.Lock()
+        self._table_lock = threading.Lock()
         self._numbers = itertools.count()
         self._locks: weakref.WeakKeyDictionary[nn.Module, _Lock] = weakref.WeakKeyDictionary()
 
     def locks_of(self, model: nn.Module) -> list[_Lock]:
-        """The locks of a model, in the order in which they are taken: one, or one for each part explained before."""
-        with self._held:
+        """Return a model's locks in the order of acquisition: one, or one per part that was explained separately."""
+        with self._table_lock:
             modules = list(model.modules())
             locks = {lock for lock in map(self._locks.get, modules) if lock is not None}
-            own = min(locks) if locks else _Lock(next(self._numbers))
+            model_lock = min(locks) if locks else _Lock(next(self._numbers))
             for module in modules:
-                self._locks.setdefault(module, own)
-            return sorted(locks | {own})
+                self._locks.setdefault(module, model_lock)
+            return sorted(locks | {model_lock})
 
 
-_registry = _Registry()
+_lock_table = _LockTable()
 
 
-def _forget() -> None:
-    """In a forked process: the threads that held locks are not there to let them go."""
-    global _registry
-    _registry = _Registry()
+def _reset_after_fork() -> None:
+    """Drop all locks in a forked process, which has no threads that could release them."""
+    global _lock_table
+    _lock_table = _LockTable()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget)
+    os.register_at_fork(after_in_child=_reset_after_fork)
 
 
 @contextmanager
 def exclusive(model: nn.Module) -> Iterator[None]:
-    """Inside, no other thread is in such a block of this model, or of one that shares a module with it.
+    """Hold the lock of a model: no other thread enters a block of this model or of one that shares a module with it.
 
-    The same thread may enter again. Models without common modules do not wait for each other. A model and a wrapper
-    around it (or around a part of it) share modules, and so a lock; two models that were explained before one wrapper
-    held both keep a lock each, and the wrapper takes both, in an order that is always the same. A thread that is inside
-    with one model should not enter with a larger one around it. Parameters that separate modules share (tied weights)
-    are not looked for. Nothing is stored on the model, so copying and pickling it are as before.
+    The lock is re-entrant. Models without common modules have separate locks. A model and a wrapper around it, or
+    around a part of it, share modules and so a lock; a wrapper around two models that have a lock each acquires both,
+    always in the same order. A thread that holds the lock of a model must not enter with a wrapper around it. Tied
+    parameters of separate modules are not considered. Nothing is stored on the model, so that it can be copied and
+    pickled as before.
 
     Args:
-        model: the whole network.
+        model: The whole network.
     """
     with ExitStack() as stack:
-        for each in _registry.locks_of(model):
-            stack.enter_context(each.lock)
+        for item in _lock_table.locks_of(model):
+            stack.enter_context(item.lock)
         yield

@@ -1,4 +1,4 @@
-"""Named classes and functions that users can extend: built in, registered by a decorator, or found by entry point."""
+"""Registries of named classes and functions: built in, registered by a decorator, or loaded from entry points."""
 
 from __future__ import annotations
 
@@ -16,14 +16,22 @@ T = TypeVar("T")
 class Registry(Mapping[str, T], Generic[T]):
     """A mapping from names to classes or functions of one kind.
 
-    Entry points are loaded the first time that the registry is read. One that fails to load is skipped with a
-    warning. Case, ``-`` and ``_`` do not matter in a name, and ``++`` reads as ``plusplus``.
+    Entry points are loaded when the registry is first read. One that fails to load is skipped with a warning. Case,
+    ``-`` and ``_`` in a name are ignored, and ``++`` reads as ``plusplus``.
 
     Args:
-        kind: the kind of the entries in the singular, for messages: ``"method"``.
-        group: the group of entry points that adds to the registry, such as ``"detcam.methods"``.
-        builtin: the entries of the package by name; a text ``"module:attribute"`` is imported when it is needed.
-        check: called with the name and the entry before it is added; raises where the entry is not of the kind.
+        kind: The kind of the entries in the singular, for messages: ``"method"``.
+        group: The group of entry points that adds to the registry, such as ``"detcam.methods"``.
+        builtin: The entries of the package by name; a str ``"module:attribute"`` is imported on first use.
+        check: Function that is called with the name and the entry before it is added, and raises if the entry is not
+            of the kind.
+
+    Example:
+        >>> from detcam.utils.registry import Registry
+        >>> fills = Registry("fill", "my_package.fills", {"zero": lambda image: 0 * image})
+        >>> fills.register("half", lambda image: image / 2)
+        >>> fills.find("Half")(3.0)
+        1.5
     """
 
     def __init__(
@@ -47,8 +55,8 @@ class Registry(Mapping[str, T], Generic[T]):
         The same class or function may be registered again, as when a notebook cell runs twice.
 
         Raises:
-            TypeError: the name is not a text.
-            ValueError: the name is empty, or another entry has it.
+            TypeError: The name is not a str.
+            ValueError: The name is empty, or another entry has it.
         """
         if not isinstance(name, str):
             raise TypeError(f"expected the name of a {self.kind} as a str; got {type(name).__name__}")
@@ -66,15 +74,15 @@ class Registry(Mapping[str, T], Generic[T]):
         """Remove an entry.
 
         Raises:
-            KeyError: there is none of that name.
+            KeyError: No entry has that name.
         """
         del self._entries[self._keys.pop(normalized(name))]
 
     def find(self, name: str) -> T:
-        """The entry of a name.
+        """Return the entry of a name.
 
         Raises:
-            ValueError: there is none; the message names the closest ones.
+            ValueError: No entry has that name; the message names the closest ones.
         """
         self._discover()
         key = normalized(name)
@@ -123,19 +131,19 @@ class Registry(Mapping[str, T], Generic[T]):
             except Exception as error:  # noqa: BLE001 - a broken plug-in must not stop the package
                 message = f"{type(error).__name__}: {' '.join(str(error).split())}"
                 warn(
-                    f"the {self.kind} {point.name!r} of the entry point {point.value!r} is left out: {message}",
+                    f"the {self.kind} {point.name!r} of the entry point {point.value!r} is skipped: {message}",
                     UserWarning,
                 )
 
 
 def normalized(name: str) -> str:
-    """A name in lower case without ``-`` and ``_``."""
+    """Return a name in lower case without ``-`` and ``_``."""
     return name.strip().lower().replace("++", "plusplus").replace("-", "").replace("_", "")
 
 
 def _is_redefinition(old: object, new: object) -> bool:
-    """Whether two entries are one definition that was executed twice."""
+    """Return whether two entries come from one definition that was executed twice."""
     if old is new:
         return True
-    place = [(getattr(item, "__module__", None), getattr(item, "__qualname__", None)) for item in (old, new)]
-    return place[0] == place[1] and place[0][1] is not None
+    origins = [(getattr(item, "__module__", None), getattr(item, "__qualname__", None)) for item in (old, new)]
+    return origins[0] == origins[1] and origins[0][1] is not None

@@ -1,4 +1,4 @@
-"""Warnings that point at the user's line, however deep in detcam the reason is found."""
+"""Warnings that point at the user's line instead of a line inside detcam."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import sys
 import warnings
 
 INTERNAL_PACKAGES = ("detcam", "contextlib", "torch")
-"""Packages and modules whose frames are not the user's: detcam, and what may stand between two frames of it."""
+"""Packages whose frames are skipped: detcam, and those that may lie between two frames of it."""
 
 
 def warn(message: str, category: type[Warning]) -> None:
-    """Warn of the innermost line that is not in detcam."""
+    """Issue a warning at the innermost line outside `INTERNAL_PACKAGES`."""
     level, frame = 2, sys._getframe(1)
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in INTERNAL_PACKAGES:
         level, frame = level + 1, frame.f_back

@@ -240,14 +240,14 @@ class TestFirstPrincipalComponent:
         fewer, more = maps, torch.cat([maps, torch.zeros(2, 1, 5, 6)], 1)  # 30 and 31 channels of 30 places
         expected = first_principal_component(fewer)
         torch.testing.assert_close(first_principal_component(more), expected, atol=1e-5, rtol=0)
-        monkeypatch.setattr("detcam.utils.pca.FULL_SOLVER_SIDE", 8)
+        monkeypatch.setattr("detcam.utils.pca.MAX_FULL_SOLVER_SIZE", 8)
         torch.testing.assert_close(first_principal_component(fewer), expected, atol=1e-5, rtol=0)
         torch.testing.assert_close(first_principal_component(more), expected, atol=1e-5, rtol=0)
 
     def test_a_solver_that_does_not_converge_falls_back(self, monkeypatch: pytest.MonkeyPatch) -> None:
         maps = torch.randn(1, 20, 5, 6, generator=torch.Generator().manual_seed(0))
         expected = first_principal_component(maps)
-        monkeypatch.setattr("detcam.utils.pca.FULL_SOLVER_SIDE", 8)
+        monkeypatch.setattr("detcam.utils.pca.MAX_FULL_SOLVER_SIZE", 8)
 
         def lost(*args: object, **kwargs: object) -> None:
             raise ArpackNoConvergence("no convergence", [], [])
@@ -257,7 +257,7 @@ class TestFirstPrincipalComponent:
 
     @pytest.mark.parametrize("side", [640, 8])
     def test_is_deterministic_and_independent_of_the_batch(self, side: int, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("detcam.utils.pca.FULL_SOLVER_SIDE", side)
+        monkeypatch.setattr("detcam.utils.pca.MAX_FULL_SOLVER_SIZE", side)
         maps = torch.randn(4, 12, 6, 7, generator=torch.Generator().manual_seed(0)).relu()
         random_state = torch.get_rng_state()
         together = first_principal_component(maps)
@@ -298,7 +298,7 @@ class TestFirstPrincipalComponent:
         ids=["zero", "constant", "one place", "one channel", "rank one", "tiny", "huge"],
     )
     def test_degenerate_maps(self, maps: Tensor, side: int, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("detcam.utils.pca.FULL_SOLVER_SIDE", side)
+        monkeypatch.setattr("detcam.utils.pca.MAX_FULL_SOLVER_SIZE", side)
         found = first_principal_component(maps)
         assert torch.isfinite(found).all() and found.shape == (len(maps), *maps.shape[2:])
         rows = maps.double().flatten(2) - maps.double().flatten(2).mean(2, keepdim=True)

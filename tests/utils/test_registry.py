@@ -68,6 +68,6 @@ def test_entry_points_are_loaded_and_broken_ones_skipped(registry: Registry, mon
     monkeypatch.setattr(module, "entry_points", lambda group: points if group == "detcam.test" else [])
     import json
 
-    with pytest.warns(UserWarning, match="the method 'broken' of the entry point 'no_such_module:thing' is left out"):
+    with pytest.warns(UserWarning, match="the method 'broken' of the entry point 'no_such_module:thing' is skipped"):
         assert list(registry) == ["grad_cam", "lazy", "dumps"]
     assert registry["dumps"] is json.dumps and registry["gradcam"] is first
