@@ -1,9 +1,9 @@
-"""Side-by-side timings with grad-cam, as ratios from one process.
+"""Speed and memory of detcam next to grad-cam, measured in one process.
 
     python tests/peers/bench.py [--repeats 5] [--threads 2] [--only NAME ...] [--json FILE]
 
-Every row runs both sides in turn, several times, and prints the medians and their ratio. Weights are random and
-seeded: speed does not depend on them.
+Each row runs two sides alternately, several times, and prints their medians and the ratio of these. Weights are random
+and seeded: the speed does not depend on them.
 """
 
 from __future__ import annotations
@@ -18,16 +18,35 @@ import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pytorch_grad_cam as peers
 import torch
-from torch import nn
+from pytorch_grad_cam.metrics.road import ROADCombined as PeerROADCombined
+from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget as PeerTarget
+from pytorch_grad_cam.utils.model_targets import FasterRCNNBoxScoreTarget as PeerBoxTarget
+from pytorch_grad_cam.utils.reshape_transforms import fasterrcnn_reshape_transform
+from torch import Tensor, nn
+from torchvision.models import mobilenet_v3_small, resnet18, resnet50
+from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
+
+import detcam
+from detcam import DRISE, AblationCAM, GradCAM, ScoreCAM, adapt
+from detcam.metrics import ROADCombined
+from detcam.targets import BoxTarget, ClassifierOutputTarget
 
 warnings.simplefilter("ignore")
+
+PAUSE_SECONDS = 0.3
+"""Pause between two sides."""
+MIN_MILLISECONDS = 100.0
+"""A side that takes less runs twice."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One comparison: medians in milliseconds (or MiB) of the two sides, and what their ratio should be."""
+    """A comparison: medians of two sides in `unit`, and the goal for their ratio `slow / fast`."""
 
     name: str
     slow_side: str
@@ -42,47 +61,44 @@ class Row:
         return self.slow / self.fast
 
 
-PAUSE = 0.3
-"""Seconds between two sides."""
-QUICK = 100.0
-"""Milliseconds: sides that take less are run twice."""
-
 BENCHES: dict[str, Callable[[int], list[Row]]] = {}
+"""Benchmarks by name. Each takes the number of repeats."""
 
 
 def bench(function: Callable[[int], list[Row]]) -> Callable[[int], list[Row]]:
+    """Add a function to `BENCHES`."""
     BENCHES[function.__name__] = function
     return function
 
 
-def once(side: Callable[[], object]) -> float:
-    """Milliseconds of a single run."""
+def elapsed(side: Callable[[], object]) -> float:
+    """Return the duration of one run in milliseconds."""
     start = time.perf_counter()
     side()
     return (time.perf_counter() - start) * 1000
 
 
 def medians(repeats: int, *sides: Callable[[], object]) -> list[float]:
-    """Median milliseconds of each side, run in turn so that a busy machine slows all alike; one warm-up each.
+    """Return the median duration of each side in milliseconds, after one warm-up run each.
 
-    Threads of a linear algebra library go on spinning for some tens of milliseconds behind a call: the pause keeps one
-    side's from slowing the next. Waking threads takes milliseconds too, so a side that is quick runs once more and the
-    second time counts.
+    The sides alternate, so that other load on the machine slows all of them. The threads of a linear algebra library
+    spin for tens of milliseconds after a call; the pause keeps them from slowing the next side. Waking threads takes
+    milliseconds too, so a fast side runs once more, and the second run counts.
     """
-    times: list[list[float]] = [[] for _ in sides]
-    for round_number in range(repeats + 1):
-        for side, found in zip(sides, times, strict=True):
-            time.sleep(PAUSE)
-            taken = once(side)
-            if taken < QUICK:
-                taken = once(side)
-            if round_number:
-                found.append(taken)
-    return [statistics.median(found) for found in times]
+    durations: list[list[float]] = [[] for _ in sides]
+    for repeat in range(repeats + 1):
+        for side, values in zip(sides, durations, strict=True):
+            time.sleep(PAUSE_SECONDS)
+            milliseconds = elapsed(side)
+            if milliseconds < MIN_MILLISECONDS:
+                milliseconds = elapsed(side)
+            if repeat:
+                values.append(milliseconds)
+    return [statistics.median(values) for values in durations]
 
 
-def bare(model: nn.Module, *inputs: object) -> Callable[[], object]:
-    """A plain inference pass."""
+def forward_pass(model: nn.Module, *inputs: object) -> Callable[[], object]:
+    """Return a function that runs a plain forward pass in inference mode."""
 
     def run() -> object:
         with torch.inference_mode():
@@ -91,149 +107,134 @@ def bare(model: nn.Module, *inputs: object) -> Callable[[], object]:
     return run
 
 
+def method_pair(
+    method: str, model: nn.Module, layer: nn.Module, images: Tensor
+) -> tuple[Callable[[], object], Callable[[], object], Callable[[], None]]:
+    """Return runs of grad-cam's and detcam's method on the same input, and a function that removes grad-cam's hooks.
+
+    grad-cam's run sets `requires_grad` first, as it is in a model that can be trained.
+    """
+    theirs = getattr(peers, method)(model, [] if method == "FullGrad" else [layer])
+    ours = getattr(detcam, method)(model, None if method == "FullGrad" else [layer])
+    count = len(images)
+
+    def run_peer() -> None:
+        for parameter in model.parameters():
+            parameter.requires_grad_(True)
+        theirs(images, [PeerTarget(1)] * count)
+        model.zero_grad(set_to_none=True)
+        theirs.activations_and_grads.clear()
+
+    return run_peer, lambda: ours(images, [ClassifierOutputTarget(1)] * count), theirs.activations_and_grads.release
+
+
 @bench
 def gradcam_resnet50(repeats: int) -> list[Row]:
     """GradCAM on ResNet-50, batch 8, last block."""
-    from pytorch_grad_cam import GradCAM as Peer
-    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget as PeerTarget
-    from torchvision.models import resnet50
-
-    from detcam import GradCAM
-    from detcam.targets import ClassifierOutputTarget
-
     model = resnet50().eval()
     images = torch.randn(8, 3, 224, 224)
-    theirs, ours = Peer(model, [model.layer4[-1]]), GradCAM(model, [model.layer4[-1]])
-
-    def peer() -> object:
-        for parameter in model.parameters():  # leave the peer what its users give it: a model that can train
-            parameter.requires_grad_(True)
-        found = theirs(images, [PeerTarget(1)] * 8)
-        model.zero_grad(set_to_none=True)
-        theirs.activations_and_grads.clear()
-        return found
-
-    slow, fast, plain = medians(
-        repeats, peer, lambda: ours(images, [ClassifierOutputTarget(1)] * 8), bare(model, images)
-    )
-    theirs.activations_and_grads.release()
+    theirs, ours, release = method_pair("GradCAM", model, model.layer4[-1], images)
+    slow, fast, forward = medians(repeats, theirs, ours, forward_pass(model, images))
+    release()
     return [
         Row("GradCAM, ResNet-50, batch 8", "grad-cam", slow, "detcam", fast, ">= 3.0"),
-        Row("GradCAM against a bare pass", "detcam", fast, "inference", plain, "<= 1.15"),
+        Row("GradCAM against a forward pass", "detcam", fast, "inference", forward, "<= 1.15"),
     ]
 
 
 @bench
 def boxes_fasterrcnn(repeats: int) -> list[Row]:
-    """Ten and a hundred boxes on Faster R-CNN MobileNet-320 against EigenCAM asked box by box."""
-    from pytorch_grad_cam import EigenCAM as Peer
-    from pytorch_grad_cam.utils.model_targets import FasterRCNNBoxScoreTarget as PeerTarget
-    from pytorch_grad_cam.utils.reshape_transforms import fasterrcnn_reshape_transform
-    from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
-
-    from detcam import GradCAM, adapt
-
+    """10 and 100 boxes on Faster R-CNN MobileNet-320 against one EigenCAM call of grad-cam per box."""
     torch.manual_seed(0)
     model = fasterrcnn_mobilenet_v3_large_320_fpn(
         weights=None, weights_backbone=None, box_score_thresh=0.0, box_detections_per_img=100
     ).eval()
     image = torch.rand(3, 240, 320)
     adapter = adapt(model)
-    found = adapter.predict(image)[0]
-    ours, theirs = GradCAM(adapter), Peer(model, [model.backbone], fasterrcnn_reshape_transform)
-    boxes, labels = found.boxes_xyxy.numpy(), found.labels.tolist()
+    (detections,) = adapter.predict(image)
+    ours, theirs = GradCAM(adapter), peers.EigenCAM(model, [model.backbone], fasterrcnn_reshape_transform)
+    boxes, labels = detections.boxes_xyxy.numpy(), detections.labels.tolist()
 
-    def peer() -> None:
+    def run_peer() -> None:
         for index in range(10):
-            theirs(image[None], [PeerTarget([labels[index]], boxes[index : index + 1])])
+            theirs(image[None], [PeerBoxTarget([labels[index]], boxes[index : index + 1])])
 
-    slow, ten, hundred, plain = medians(
+    slow, ten, hundred, forward = medians(
         repeats,
-        peer,
-        lambda: ours(image, [found[:10]]),
-        lambda: ours(image, [found[:100]]),
-        bare(model, [image]),
+        run_peer,
+        lambda: ours(image, [detections[:10]]),
+        lambda: ours(image, [detections[:100]]),
+        forward_pass(model, [image]),
     )
     theirs.activations_and_grads.release()
     return [
         Row("10 boxes, Faster R-CNN MobileNet-320", "grad-cam EigenCAM", slow, "detcam GradCAM", ten, ">= 12"),
         Row("100 boxes against 10", "100 boxes", hundred, "10 boxes", ten, "<= 6"),
-        Row("10 boxes against a bare pass", "detcam", ten, "inference", plain, "reported"),
+        Row("10 boxes against a forward pass", "detcam", ten, "inference", forward, "reported"),
     ]
 
 
 @bench
 def boxes_yolo(repeats: int) -> list[Row]:
-    """Twenty boxes on YOLO11n at 640 pixels against a bare pass."""
+    """20 boxes on YOLO11n at 640 pixels against a forward pass."""
     from ultralytics.nn.tasks import DetectionModel
-
-    from detcam import GradCAM, adapt
-    from detcam.targets import BoxTarget
 
     torch.manual_seed(0)
     model = DetectionModel("yolo11n.yaml", nc=80, verbose=False).eval()
     image = torch.rand(3, 640, 640)
     ours = GradCAM(adapt(model))
     targets = [BoxTarget((40.0 + 25 * i, 60.0 + 20 * i, 120.0 + 25 * i, 150.0 + 20 * i), i) for i in range(20)]
-    found, plain = medians(repeats, lambda: ours(image, targets), bare(model, image[None]))
-    return [Row("20 boxes, YOLO11n at 640", "detcam", found, "inference", plain, "<= 8")]
+    explained, forward = medians(repeats, lambda: ours(image, targets), forward_pass(model, image[None]))
+    return [Row("20 boxes, YOLO11n at 640", "detcam", explained, "inference", forward, "<= 8")]
 
 
-def _peak(side: str, channel: multiprocessing.connection.Connection) -> None:
-    """Peak memory of one side in a process of its own, above what the model and its input take."""
-    from torchvision.models import resnet50
-
+def measure_peak(library: str, method: str, batch: int, channel: multiprocessing.connection.Connection) -> None:
+    """Send the peak memory in MiB of a method on ResNet-50, in addition to that of the model and its input."""
     torch.set_num_threads(2)
     model = resnet50().eval()
-    images = torch.randn(8, 3, 224, 224)
-    if side == "peer":
-        from pytorch_grad_cam import GradCAM as Peer
-        from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget as PeerTarget
-
-        cam, targets = Peer(model, [model.layer4[-1]]), [PeerTarget(1)] * 8
-    else:
-        from detcam import GradCAM
-        from detcam.targets import ClassifierOutputTarget
-
-        cam, targets = GradCAM(model, [model.layer4[-1]]), [ClassifierOutputTarget(1)] * 8
-    before = _memory("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew; a child inherits its parent's otherwise
-    cam(images, targets)
-    channel.send(_memory("VmHWM") - before)
+    images = torch.randn(batch, 3, 224, 224)
+    package, target = (peers, PeerTarget(1)) if library == "grad-cam" else (detcam, ClassifierOutputTarget(1))
+    cam = getattr(package, method)(model, [model.layer4[-1]])
+    before = process_memory("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak, which a child process inherits
+    cam(images, [target] * batch)
+    channel.send(process_memory("VmHWM") - before)
 
 
-def _memory(field: str) -> float:
-    """A field of this process's memory status, in MiB."""
+def process_memory(field: str) -> float:
+    """Return a field of the memory status of this process in MiB."""
     status = Path("/proc/self/status").read_text()
     return next(int(line.split()[1]) for line in status.splitlines() if line.startswith(field)) / 1024
 
 
+def peak_memory(library: str, method: str, batch: int) -> float:
+    """Run `measure_peak` in a new process and return its result."""
+    context = multiprocessing.get_context("spawn")
+    receive, send = context.Pipe(duplex=False)
+    process = context.Process(target=measure_peak, args=(library, method, batch, send))
+    process.start()
+    peak: float = receive.recv()
+    process.join()
+    return peak
+
+
 @bench
 def memory(repeats: int) -> list[Row]:
-    """Peak memory of GradCAM on ResNet-50, batch 8, each side in a fresh process."""
-    context = multiprocessing.get_context("spawn")
-    peaks: dict[str, float] = {}
-    for side in ("peer", "detcam"):
-        receive, send = context.Pipe(duplex=False)
-        process = context.Process(target=_peak, args=(side, send))
-        process.start()
-        peaks[side] = receive.recv()
-        process.join()
-    return [
-        Row("peak memory, ResNet-50, batch 8", "grad-cam", peaks["peer"], "detcam", peaks["detcam"], ">= 1.0", "MiB")
-    ]
+    """Peak memory of GradCAM on ResNet-50, batch 8."""
+    theirs, ours = (peak_memory(library, "GradCAM", 8) for library in ("grad-cam", "detcam"))
+    return [Row("peak memory, ResNet-50, batch 8", "grad-cam", theirs, "detcam", ours, ">= 1.0", "MiB")]
+
+
+@bench
+def scorecam_memory(repeats: int) -> list[Row]:
+    """Peak memory of ScoreCAM on ResNet-50."""
+    peak = peak_memory("detcam", "ScoreCAM", 1)
+    return [Row("peak of ScoreCAM, ResNet-50", "detcam", peak, "allowed", 400.0, "<= 1.0", "MiB")]
 
 
 @bench
 def ablationcam(repeats: int) -> list[Row]:
-    """AblationCAM of every channel of the last block; the peer runs once."""
-    from pytorch_grad_cam import AblationCAM as Peer
-    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget as PeerTarget
-    from torchvision.models import resnet18, resnet50
-
-    from detcam import AblationCAM
-    from detcam.targets import ClassifierOutputTarget
-
+    """AblationCAM of every channel of the last block; grad-cam runs once."""
     rows = []
     for name, build, goal in (("ResNet-18, 512 channels", resnet18, 90), ("ResNet-50, 2048 channels", resnet50, 150)):
         torch.manual_seed(0)
@@ -241,8 +242,8 @@ def ablationcam(repeats: int) -> list[Row]:
         image = torch.randn(1, 3, 224, 224)
         ours = AblationCAM(model, [model.layer4[-1]])
         (fast,) = medians(repeats, lambda ours=ours, image=image: ours(image, [ClassifierOutputTarget(1)]))
-        theirs = Peer(model, [model.layer4[-1]])  # only now: its hooks would keep every variant of ours
-        slow = once(lambda theirs=theirs, image=image: theirs(image, [PeerTarget(1)]))
+        theirs = peers.AblationCAM(model, [model.layer4[-1]])  # created last: its hooks would store our variants
+        slow = elapsed(lambda theirs=theirs, image=image: theirs(image, [PeerTarget(1)]))
         theirs.activations_and_grads.release()
         rows.append(Row(f"AblationCAM, {name}", "grad-cam", slow, "detcam", fast, f">= {goal}"))
     return rows
@@ -250,25 +251,19 @@ def ablationcam(repeats: int) -> list[Row]:
 
 @bench
 def scorecam(repeats: int) -> list[Row]:
-    """ScoreCAM on ResNet-18: exact, with 64 channels, and with five targets."""
-    from pytorch_grad_cam import ScoreCAM as Peer
-    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget as PeerTarget
-    from torchvision.models import resnet18
-
-    from detcam import ScoreCAM
-    from detcam.targets import ClassifierOutputTarget
-
+    """ScoreCAM on ResNet-18: with all channels, with 64 channels, and with five targets."""
     torch.manual_seed(0)
     model = resnet18().eval()
     image = torch.randn(1, 3, 224, 224)
-    theirs, ours = Peer(model, [model.layer4[-1]]), ScoreCAM(model, [model.layer4[-1]])
-    some = ScoreCAM(model, [model.layer4[-1]], top_channels=64)
-    one, five = [ClassifierOutputTarget(1)], [[ClassifierOutputTarget(label) for label in range(5)]]
+    layers = [model.layer4[-1]]
+    theirs, ours = peers.ScoreCAM(model, layers), ScoreCAM(model, layers)
+    ours_top = ScoreCAM(model, layers, top_channels=64)
+    single, five = [ClassifierOutputTarget(1)], [[ClassifierOutputTarget(label) for label in range(5)]]
     slow, exact, top, shared = medians(
         repeats,
         lambda: theirs(image, [PeerTarget(1)]),
-        lambda: ours(image, one),
-        lambda: some(image, one),
+        lambda: ours(image, single),
+        lambda: ours_top(image, single),
         lambda: ours(image, five),
     )
     theirs.activations_and_grads.release()
@@ -281,144 +276,76 @@ def scorecam(repeats: int) -> list[Row]:
 
 @bench
 def drise(repeats: int) -> list[Row]:
-    """D-RISE with 1000 masks and ten boxes against as many bare passes in batches of the same size."""
-    from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
-
-    from detcam import DRISE, adapt
-    from detcam.targets import BoxTarget
-
+    """D-RISE with 1000 masks and 10 boxes against 1000 forward passes in batches of the same size."""
     torch.manual_seed(0)
     model = fasterrcnn_mobilenet_v3_large_320_fpn(weights=None, weights_backbone=None).eval()
     image = torch.rand(3, 240, 320)
-    adapter = adapt(model)
     targets = [BoxTarget((10.0 + 20 * k, 20.0, 60.0 + 20 * k, 120.0), 1 + k) for k in range(10)]
-    ours = DRISE(adapter, passes=1000)
+    ours = DRISE(adapt(model), passes=1000)
     batch = [image] * ours.batch_size
 
-    def passes() -> None:
+    def run_forward_passes() -> None:
         with torch.inference_mode():
             for _ in range(1000 // len(batch)):
                 model(batch)
 
-    found, plain = medians(min(repeats, 1), lambda: ours(image, targets), passes)
-    return [Row("D-RISE, 1000 masks, 10 boxes", "detcam", found, "inference", plain, "<= 1.1")]
-
-
-def _scorecam_peak(channel: multiprocessing.connection.Connection) -> None:
-    """Peak memory of ScoreCAM on ResNet-50 in a process of its own, above what the model and its input take."""
-    from torchvision.models import resnet50
-
-    from detcam import ScoreCAM
-    from detcam.targets import ClassifierOutputTarget
-
-    torch.set_num_threads(2)
-    model = resnet50().eval()
-    image = torch.randn(1, 3, 224, 224)
-    cam = ScoreCAM(model, [model.layer4[-1]])
-    before = _memory("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")
-    cam(image, [ClassifierOutputTarget(1)])
-    channel.send(_memory("VmHWM") - before)
-
-
-@bench
-def scorecam_memory(repeats: int) -> list[Row]:
-    """Peak memory of ScoreCAM on ResNet-50 above the model."""
-    context = multiprocessing.get_context("spawn")
-    receive, send = context.Pipe(duplex=False)
-    process = context.Process(target=_scorecam_peak, args=(send,))
-    process.start()
-    peak = receive.recv()
-    process.join()
-    return [Row("peak of ScoreCAM, ResNet-50", "detcam", peak, "allowed", 400.0, "<= 1.0", "MiB")]
+    explained, forward = medians(min(repeats, 1), lambda: ours(image, targets), run_forward_passes)
+    return [Row("D-RISE, 1000 masks, 10 boxes", "detcam", explained, "inference", forward, "<= 1.1")]
 
 
 @bench
 def road(repeats: int) -> list[Row]:
-    """ROADCombined on four images of 224 x 224 and smooth maps; a small network, so that the imputation shows."""
-    import numpy as np
-    from pytorch_grad_cam.metrics.road import ROADCombined as Peer
-    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget as PeerTarget
+    """ROADCombined on four images of 224 x 224 and smooth heatmaps; with a small network, the imputation dominates."""
     from scipy.ndimage import gaussian_filter
-    from torchvision.models import mobilenet_v3_small
-
-    from detcam.metrics import ROADCombined
-    from detcam.targets import ClassifierOutputTarget
 
     model = mobilenet_v3_small().eval()
     images = torch.randn(4, 3, 224, 224)
     noise = np.random.default_rng(0).random((4, 224, 224))
-    cams = np.float32([gaussian_filter(each, 16) for each in noise])
+    cams: Any = np.float32([gaussian_filter(each, 16) for each in noise])
     cams -= cams.min((1, 2), keepdims=True)
     cams /= cams.max((1, 2), keepdims=True)
     slow, fast = medians(
         min(repeats, 3),
-        lambda: Peer()(images, cams, [PeerTarget(1)] * 4, model),
+        lambda: PeerROADCombined()(images, cams, [PeerTarget(1)] * 4, model),
         lambda: ROADCombined()(images, cams, [ClassifierOutputTarget(1)] * 4, model),
     )
     return [Row("ROADCombined, four 224 x 224 images", "grad-cam", slow, "detcam", fast, ">= 10")]
 
 
-def _sides(
-    method: str, model: nn.Module, layer: nn.Module, images: torch.Tensor
-) -> tuple[Callable[[], object], Callable[[], object], Callable[[], object]]:
-    """A method of the peer and ours on the same model and images, and what lets go of the peer's hooks."""
-    import pytorch_grad_cam as peers
-    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget as PeerTarget
-
-    import detcam
-    from detcam.targets import ClassifierOutputTarget
-
-    layers = [] if method == "FullGrad" else [layer]
-    theirs = getattr(peers, method)(model, layers)
-    ours = getattr(detcam, method)(model, layers or None)
-    count = len(images)
-
-    def peer() -> None:
-        for parameter in model.parameters():
-            parameter.requires_grad_(True)
-        theirs(images, [PeerTarget(1)] * count)
-        model.zero_grad(set_to_none=True)
-        theirs.activations_and_grads.clear()
-
-    return peer, lambda: ours(images, [ClassifierOutputTarget(1)] * count), theirs.activations_and_grads.release
-
-
 @bench
 def components(repeats: int) -> list[Row]:
     """Principal components of activations, and FullGrad's sums over all layers."""
-    from torchvision.models import resnet18, resnet50
-
     torch.manual_seed(0)
     wide = nn.Sequential(
         nn.Conv2d(3, 256, 7, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(256, 9)
     )
     deep, shallow = resnet50().eval(), resnet18().eval()
-    work = (
+    comparisons = (
         ("EigenCAM, 256 channels of 56 x 56", "EigenCAM", wide.eval(), wide[1], 1, ">= 50"),
         ("EigenGradCAM, ResNet-50, batch 8", "EigenGradCAM", deep, deep.layer4[-1], 8, ">= 3"),
         ("KPCA-CAM, ResNet-50, batch 8", "KPCA_CAM", deep, deep.layer4[-1], 8, ">= 3"),
         ("FullGrad, ResNet-18, batch 4", "FullGrad", shallow, shallow.layer4[-1], 4, ">= 2"),
     )
     rows = []
-    for name, method, model, layer, count, goal in work:
-        peer, ours, release = _sides(method, model, layer, torch.randn(count, 3, 224, 224))
-        slow, fast = medians(repeats, peer, ours)
+    for name, method, model, layer, count, goal in comparisons:
+        theirs, ours, release = method_pair(method, model, layer, torch.randn(count, 3, 224, 224))
+        slow, fast = medians(repeats, theirs, ours)
         release()
         rows.append(Row(name, "grad-cam", slow, "detcam", fast, goal))
     return rows
 
 
 def main() -> None:
+    """Run the selected benchmarks and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--only", nargs="*", choices=list(BENCHES), default=list(BENCHES))
-    parser.add_argument("--json", help="also write the rows to this file")
+    parser.add_argument("--repeats", type=int, default=5, help="runs per side")
+    parser.add_argument("--threads", type=int, default=2, help="threads of PyTorch")
+    parser.add_argument("--only", nargs="*", choices=list(BENCHES), default=list(BENCHES), help="names of benchmarks")
+    parser.add_argument("--json", help="write the rows to this file as well")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     rows: list[Row] = []
-    print(f"{'work':40} {'':>18} {'':>10}   {'':>18} {'':>10} {'ratio':>8}  goal")
+    print(f"{'comparison':40} {'':>18} {'':>10}   {'':>18} {'':>10} {'ratio':>8}  goal")
     for name in arguments.only:
         for row in BENCHES[name](arguments.repeats):
             rows.append(row)
