@@ -67,7 +67,7 @@ class BaseCAM:
         outputs: The model's raw output of the last pass of any thread; None before the first call.
 
     Raises:
-        TypeError: At the creation of a subclass without a `name` of its own or without a formula.
+        TypeError: At the creation of a subclass that defines no `name` or no formula.
 
     Example:
         >>> from detcam import BaseCAM

@@ -14,6 +14,7 @@ from detcam.detections import Detections
 from detcam.geometry import normalize
 from detcam.outputs import Target
 from detcam.smoothing import View
+from detcam.utils.batching import batches
 from detcam.utils.console import plural
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class Request:
 
     Attributes:
         images: (C, H, W) tensors in [0, 1]; empty if `tensor` is given.
-        tensor: The user's own (B, C, H, W) batch, or None.
+        tensor: The user's normalised (B, C, H, W) batch, or None.
         targets: Per image a list of targets; None stands for the model's own predictions.
         detections: The detections that the targets belong to, or None.
         choose: Selects the predictions to explain and makes their targets; None explains all.
@@ -63,7 +64,7 @@ class Request:
             return adapter.groups(self.images, batch_size)
         if self.extra_inputs or self.model_kwargs:  # their batch dimension is unknown: one batch
             return [list(range(len(self)))]
-        return [list(range(len(self)))[start : start + batch_size] for start in range(0, len(self), batch_size)]
+        return batches(range(len(self)), batch_size)
 
     def targets_for(self, group: Sequence[int]) -> list[list[Target]] | None:
         """Return the targets of a group of images; None stands for the model's own predictions."""
@@ -77,7 +78,7 @@ class Request:
         if self.choose is None:
             return detections, targets
         selected = [self.choose(*pair) for pair in zip(detections, outputs, strict=True)]
-        return [kept for kept, _ in selected], [row for _, row in selected]
+        return [chosen for chosen, _ in selected], [row for _, row in selected]
 
     def batch(self, adapter: Adapter, group: Sequence[int], view: View) -> Batch:
         """Return the network's input for a group of images in one view."""

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 ModelOutput: TypeAlias = Any
-"""What a model returns, or what an adapter makes of it for one image: its type depends on the adapter and the model."""
+"""A model's output, or an adapter's output for one image; its type depends on the adapter and the model."""
 
 Target: TypeAlias = Callable[[ModelOutput], Tensor]
-"""A function from one image's model output to a scalar. `BaseTarget` declares what a target may say besides."""
+"""A function from one image's model output to a scalar. `BaseTarget` declares its optional attributes."""
 
 CandidateField: TypeAlias = Literal["boxes_xyxy", "class_scores", "class_logits", "objectness"]
 """A field of `Candidates`."""
@@ -56,7 +56,7 @@ class BaseTarget:
         """Raise ValueError if the target does not fit the image or the model has no such class."""
 
     def describe(self, names: Mapping[int, str]) -> str:
-        """Return the target in words, for captions."""
+        """Return a description of the target, for captions."""
         return type(self).__name__ if self.label is None else class_name(names, self.label)
 
     def pinned(self, output: ModelOutput) -> Self:
@@ -189,7 +189,7 @@ class Candidates:
 
     Attributes:
         boxes_xyxy: (K, 4) predicted boxes of the targets' classes, original image pixels, not clipped.
-        class_scores: (K, C), in [0, 1], exactly what the detector reports; column = the model's class index.
+        class_scores: (K, C), in [0, 1], as the detector reports them; column = the model's class index.
         class_logits: (K, C) before the sigmoid or softmax.
         objectness: (K,) in [0, 1], or None where the family has none.
     """
@@ -219,7 +219,7 @@ class DetectorOutput(ABC):
 
     @abstractmethod
     def detections(self) -> Detections:
-        """Return the detector's own post-processed detections, detached, each with its source."""
+        """Return the detector's post-processed detections, detached, each with its source."""
 
     def source_of(self, target: DetectionTarget) -> Source | None:
         """Return the source that predicts a target, or None if the head scores the box itself."""
@@ -240,7 +240,7 @@ class DetectorOutput(ABC):
 
     @torch.no_grad()
     def detected(self) -> tuple[Tensor, Tensor]:
-        """Return the detector's own detections with the scores of all classes, detached.
+        """Return the detector's detections with the scores of all classes, detached.
 
         Returns:
             boxes (K, 4), original image pixels, clipped to the image, and their class scores (K, C).
@@ -253,11 +253,11 @@ class DetectorOutput(ABC):
         return self.geometry.clip(candidates.boxes_xyxy), candidates.class_scores
 
     def mask_scores(self, targets: Sequence[DetectionTarget]) -> list[Tensor]:
-        """Mean mask logit of each instance over the pixels that its mask covers."""
+        """Return the mean mask logit of each instance over the pixels of its mask."""
         raise ValueError("this detector predicts no masks; explain a box with BoxTarget instead")
 
     def score(self, targets: Sequence[DetectionTarget]) -> list[Tensor]:
-        """One differentiable scalar per target; targets of one part share the head's computation."""
+        """Return one differentiable scalar per target; targets of one part share the head's computation."""
         scores: list[Tensor] = [torch.empty(0)] * len(targets)
         readers = {"box": self.box_scores, "mask": self.mask_scores, "output": lambda rest: [t(self) for t in rest]}
         for part, read in readers.items():
@@ -267,7 +267,7 @@ class DetectorOutput(ABC):
         return scores
 
     def box_scores(self, targets: Sequence[DetectionTarget]) -> list[Tensor]:
-        """One differentiable scalar per box target."""
+        """Return one differentiable scalar per box target."""
         candidates = self.candidates(targets)
         return [target.value(candidates, row) for row, target in enumerate(targets)]
 
@@ -279,9 +279,9 @@ class SegmenterOutput:
 
     Args:
         logits: (C, h, w), before the sigmoid or softmax, over the whole input canvas.
-        geometry: how the image was placed on the network's input.
-        binary: one channel that holds the logit of the foreground; class 1 is that logit and class 0 its negative.
-        multilabel: classes are independent (sigmoid) rather than exclusive (softmax).
+        geometry: Position of the image on the network's input.
+        binary: Whether one channel holds the logit of the foreground; class 1 is that logit and class 0 its negative.
+        multilabel: Whether classes are independent (sigmoid) rather than exclusive (softmax).
     """
 
     def __init__(self, logits: Tensor, geometry: Geometry, *, binary: bool = False, multilabel: bool = False) -> None:
@@ -304,77 +304,77 @@ class SegmenterOutput:
         return self.logits[index]
 
     def class_map(self, label: int) -> Tensor:
-        """The (h, w) logits of a class."""
+        """Return the (h, w) logits of a class."""
         if self.binary:
             return self.logits[0] if label == 1 else -self.logits[0]
         return self.logits[label]
 
     def cells(self, region: Tensor | None) -> Tensor:
-        """How much of each output cell's area a region of the image covers: (h, w) in [0, 1], 0 on padding."""
+        """Return the fraction of each output cell's area that a region covers, (h, w) in [0, 1]; None is the image."""
         height, width = self.logits.shape[-2:]
         if region is None:
             region = torch.ones(self.geometry.image_size_hw, dtype=torch.bool)
         region = region[None].to(self.logits.device, work_dtype(self.logits))
-        return self.geometry.from_image(region, (height, width))[0] * self._share_on_image().to(region)
+        return self.geometry.from_image(region, (height, width))[0] * self._fraction_on_image().to(region)
 
-    def _share_on_image(self) -> Tensor:
-        """(h, w) float64: how much of each output cell lies on the image rather than on padding."""
-        shares = []
+    def _fraction_on_image(self) -> Tensor:
+        """Return the fraction of each output cell on the image rather than on padding, (h, w) float64."""
+        fractions = []
         for axis, cells in enumerate(self.logits.shape[-2:]):
             geometry, xy = self.geometry, 1 - axis
             cells_per_input = cells / geometry.input_size_hw[axis]
             start = geometry.offset_xy[xy] * cells_per_input
             stop = start + geometry.image_size_hw[axis] * geometry.scale_xy[xy] * cells_per_input
             first = torch.arange(cells, dtype=torch.float64)
-            shares.append(((first + 1).clamp(max=stop) - first.clamp(min=start)).clamp(0, 1))
-        return shares[0][:, None] * shares[1][None]
+            fractions.append(((first + 1).clamp(max=stop) - first.clamp(min=start)).clamp(0, 1))
+        return fractions[0][:, None] * fractions[1][None]
 
     def detections(self, names: Mapping[int, str], *, background: int | None = None) -> Detections:
-        """The classes present in the image, detached, best first.
+        """Return the classes that are present in the image, detached, best first.
 
-        Logits are resized to the image (bilinear); a pixel belongs to its greatest logit's class, or, for one
-        channel and for independent classes, to each class whose logit is positive (sigmoid above 0.5).
+        Logits are resized to the image (bilinear). A pixel belongs to the class of its maximum logit or, for one
+        channel and for independent classes, to each class with a positive logit (sigmoid above 0.5).
 
         Args:
-            names: class index to name.
-            background: the class that is not reported.
+            names: Class index to name.
+            background: The class that is not reported.
 
         Returns:
             One entry per class: its pixels as mask, the mask's bounding box, and as score the mean probability
             (softmax or sigmoid) over the mask.
         """
         logits = self.logits.detach().to(work_dtype(self.logits))
-        found = self._independent(logits) if self.binary or self.multilabel else self._exclusive(logits)
-        kept = sorted((item for item in found if item[0] != background), key=lambda item: -item[1])
+        classes = self._independent(logits) if self.binary or self.multilabel else self._exclusive(logits)
+        present = sorted((item for item in classes if item[0] != background), key=lambda item: -item[1])
         size = self.geometry.image_size_hw
-        masks = torch.stack([mask for _, _, mask in kept]) if kept else torch.zeros((0, *size), dtype=torch.bool)
-        if self.binary and 1 not in names and 0 in names:  # the one name of a head with one channel
+        masks = torch.stack([mask for _, _, mask in present]) if present else torch.zeros((0, *size), dtype=torch.bool)
+        if self.binary and 1 not in names and 0 in names:  # the single name of a head with one channel
             names = {1: names[0]}
         return Detections(
             torch.tensor([mask_to_box(mask) for mask in masks], dtype=torch.float32).reshape(-1, 4),
-            torch.tensor([label for label, _, _ in kept], dtype=torch.int64),
-            torch.tensor([score for _, score, _ in kept], dtype=torch.float32),
+            torch.tensor([label for label, _, _ in present], dtype=torch.int64),
+            torch.tensor([score for _, score, _ in present], dtype=torch.float32),
             size,
-            (Source("region"),) * len(kept),
+            (Source("region"),) * len(present),
             masks=masks,
             names=names,
         )
 
     def _independent(self, logits: Tensor) -> list[tuple[int, float, Tensor]]:
-        """Label, score and mask (H, W) of each class with a positive logit somewhere; one map at a time."""
-        found = []
+        """Return label, score and mask (H, W) of each class with a positive logit, one map at a time."""
+        classes = []
         for channel, cells in enumerate(logits):
             on_image = self.geometry.to_image(cells[None])[0]
             mask = on_image > 0
             if mask.any():
                 score = float(on_image[mask].sigmoid().mean())
-                found.append((channel + int(self.binary), score, mask.cpu()))
-        return found
+                classes.append((channel + int(self.binary), score, mask.cpu()))
+        return classes
 
     def _exclusive(self, logits: Tensor) -> list[tuple[int, float, Tensor]]:
-        """Label, score and mask (H, W) of each class that is the greatest somewhere.
+        """Return label, score and mask (H, W) of each class with the maximum logit in at least one pixel.
 
-        Classes pass one by one, so that memory holds a few maps of the image's size however many classes there are.
+        Classes are processed one by one, so that memory holds a few maps for any number of classes.
         """
         best = self.geometry.to_image(logits[:1])[0]
         total, labels = best.clone(), torch.zeros_like(best, dtype=torch.int64)
@@ -391,5 +391,5 @@ class SegmenterOutput:
 
 
 def work_dtype(tensor: Tensor) -> torch.dtype:
-    """Half precision is widened, so that sums over pixels neither overflow nor vanish."""
+    """Return float32 for half precision, so that sums over pixels neither overflow nor underflow; else the dtype."""
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32

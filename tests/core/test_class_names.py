@@ -1,4 +1,4 @@
-"""A file's categories in a model's class indices: by name, by a map, by number where there are no names."""
+"""Mapping of a file's categories to a model's class indices: by name, by a class map, or by number without names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The engine: who gets which map, whatever the batch; smoothing; what the maps cannot show."""
+"""The engine: maps of each image and target for any batch size; smoothing; warnings about maps."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ def test_every_image_and_target_gets_its_own_map() -> None:
         [],
         [ClassifierOutputTarget(2), ClassifierOutputTarget(0), ClassifierOutputTarget(1)],
     ]
-    found = tensors(GradCAM(model, [model.conv2])(IMAGES, ragged))
-    assert [tuple(maps.shape) for maps in found] == [(1, 20, 28), (0, 20, 28), (3, 20, 28)]
-    for image, row, maps in zip(IMAGES, ragged, found, strict=True):
+    actual = tensors(GradCAM(model, [model.conv2])(IMAGES, ragged))
+    assert [tuple(maps.shape) for maps in actual] == [(1, 20, 28), (0, 20, 28), (3, 20, 28)]
+    for image, row, maps in zip(IMAGES, ragged, actual, strict=True):
         for target, heatmap in zip(row, maps, strict=True):
             expected = slow_gradcam(model, model.conv2, image, target)
             torch.testing.assert_close(heatmap, expected, atol=1e-5, rtol=0)
@@ -49,9 +49,9 @@ def test_every_image_and_target_gets_its_own_map() -> None:
 
 def test_default_target_is_the_top_class_of_each_image() -> None:
     model = TinyCNN()
-    found = tensors(GradCAM(model, [model.conv2])(IMAGES))
+    actual = tensors(GradCAM(model, [model.conv2])(IMAGES))
     tops = model(IMAGES).argmax(1).tolist()
-    for image, top, heatmap in zip(IMAGES, tops, found, strict=True):
+    for image, top, heatmap in zip(IMAGES, tops, actual, strict=True):
         expected = slow_gradcam(model, model.conv2, image, ClassifierOutputTarget(top))
         torch.testing.assert_close(heatmap, expected, atol=1e-5, rtol=0)
 
@@ -73,14 +73,14 @@ def test_maps_do_not_depend_on_the_batch_size(name: str) -> None:
 def test_layers_are_normalised_before_averaging() -> None:
     model = TinyCNN()
     targets = [ClassifierOutputTarget(1)] * 3
-    one, two = (
+    first, second = (
         LayerCAM(model, [layer]).explain(IMAGES, [[t] for t in targets]) for layer in (model.relu1, model.relu2)
     )
     both = tensors(LayerCAM(model, [model.relu1, model.relu2])(IMAGES, targets))
     for i in range(3):
         parts = [
             F.interpolate(normalize(result[i].saliency[0].clamp(min=0))[None], (20, 28), mode="bilinear")[0]
-            for result in (one, two)
+            for result in (first, second)
         ]
         torch.testing.assert_close(both[i], normalize(parts[0] + parts[1])[0], atol=1e-5, rtol=0)
 
@@ -89,8 +89,8 @@ def test_maps_have_the_size_of_their_images() -> None:
     model = TinyCNN()
     adapter = adapt(model, target_layers=[model.conv2], image_size=(32, 32))
     images = [torch.rand(3, 50, 40), torch.rand(3, 17, 90)]
-    found = tensors(GradCAM(adapter)(images))
-    assert [tuple(maps.shape) for maps in found] == [(1, 50, 40), (1, 17, 90)]
+    actual = tensors(GradCAM(adapter)(images))
+    assert [tuple(maps.shape) for maps in actual] == [(1, 50, 40), (1, 17, 90)]
 
 
 def test_aug_smooth_is_the_mean_of_six_views() -> None:
@@ -113,10 +113,10 @@ def test_several_inputs_and_keyword_arguments_reach_the_model() -> None:
     shift = torch.full((3, 3, 20, 28), 0.25)
     targets = [ClassifierOutputTarget(1)] * 3
     cam = GradCAM(model, [model.conv2])
-    found = tensors(cam((IMAGES, shift), targets, model_kwargs={"scale": -1.0}))
+    actual = tensors(cam((IMAGES, shift), targets, model_kwargs={"scale": -1.0}))
     torch.testing.assert_close(cam.outputs, -plain(IMAGES + shift))
     expected = tensors(GradCAM(plain, [plain.conv2])(IMAGES + shift, [lambda out: -out[1]] * 3))
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -124,9 +124,9 @@ def test_half_precision_is_close_to_full_precision() -> None:
     model = TinyCNN()
     expected = tensors(HiResCAM(model, [model.conv2])(IMAGES, [ClassifierOutputTarget(1)] * 3))
     half = TinyCNN().bfloat16()
-    found = tensors(HiResCAM(half, [half.conv2])(IMAGES, [ClassifierOutputTarget(1)] * 3))
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found, expected, atol=0.08, rtol=0)
+    actual = tensors(HiResCAM(half, [half.conv2])(IMAGES, [ClassifierOutputTarget(1)] * 3))
+    assert actual.dtype == torch.float32
+    torch.testing.assert_close(actual, expected, atol=0.08, rtol=0)
 
 
 def test_frozen_models_and_training_mode_give_the_same_map() -> None:
@@ -138,8 +138,8 @@ def test_frozen_models_and_training_mode_give_the_same_map() -> None:
     )
     model.train()
     with pytest.warns(UserWarning, match="training mode"):
-        found = tensors(GradCAM(model, [model.conv2])(IMAGES, [ClassifierOutputTarget(1)] * 3))
-    torch.testing.assert_close(found, expected)
+        actual = tensors(GradCAM(model, [model.conv2])(IMAGES, [ClassifierOutputTarget(1)] * 3))
+    torch.testing.assert_close(actual, expected)
     assert model.training
 
 
@@ -201,8 +201,8 @@ def test_the_sum_of_a_layer_may_overflow() -> None:
     model = nn.Sequential(nn.Identity(), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
     images = IMAGES[:1] + 1e36
     assert not torch.isfinite((images * 100).sum())
-    found = tensors(EigenCAM(model, ["0"])(images * 100, [ClassifierOutputTarget(0)]))
-    assert torch.isfinite(found).all()
+    actual = tensors(EigenCAM(model, ["0"])(images * 100, [ClassifierOutputTarget(0)]))
+    assert torch.isfinite(actual).all()
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Deep Feature Factorization: planted concepts come back, and what is computed of them is what they mean."""
+"""Deep Feature Factorization: planted concepts are recovered, scored and labelled."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Maximum number of iterations")
 
 
 class Planted(nn.Module):
-    """Features that are sums of three known concepts, whose places are the image's red, green and blue."""
+    """Features that are sums of three known concepts, located at the red, green and blue pixels of the image."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,9 +49,9 @@ def patches() -> Tensor:
     return images
 
 
-def matched(found: np.ndarray, planted: np.ndarray) -> list[int]:
-    """For each planted concept (3, C), which of the found ones (C, 3) points the same way."""
-    alike = (planted / np.linalg.norm(planted, axis=1, keepdims=True)) @ (found / np.linalg.norm(found, axis=0))
+def matched(concepts: np.ndarray, planted: np.ndarray) -> list[int]:
+    """For each planted concept (3, C), the index of the concept (C, 3) in the same direction."""
+    alike = (planted / np.linalg.norm(planted, axis=1, keepdims=True)) @ (concepts / np.linalg.norm(concepts, axis=0))
     assert sorted(alike.argmax(1).tolist()) == [0, 1, 2]
     assert alike.max(1).min() > 0.999
     return alike.argmax(1).tolist()
@@ -81,11 +81,11 @@ def test_an_absent_concept_is_dark_on_a_shared_scale() -> None:
     dff = DeepFeatureFactorization(model, model.layer, max_iter=2000)
     concepts, explanations = dff(images, 3)
     blue = matched(concepts, model.concepts.numpy())[2]
-    found = dff.factorization
-    assert found is not None
+    result = dff.factorization
+    assert result is not None
     assert explanations[1][blue].max() > 0.99
-    np.testing.assert_allclose([found.maps(i, shared=True)[blue].max() for i in (0, 1)], [1, 0.1], atol=0.02)
-    np.testing.assert_allclose(found.maps(0, shared=True)[blue], explanations[0][blue], atol=0.02)
+    np.testing.assert_allclose([result.maps(i, shared=True)[blue].max() for i in (0, 1)], [1, 0.1], atol=0.02)
+    np.testing.assert_allclose(result.maps(0, shared=True)[blue], explanations[0][blue], atol=0.02)
 
 
 def test_error_and_nonnegative_factors() -> None:
@@ -94,22 +94,22 @@ def test_error_and_nonnegative_factors() -> None:
     geometries = [Geometry.identity((20, 24))] * 2
     errors = []
     for count in (1, 3, 7):
-        found = factorize(features, geometries, count, max_iter=1000)
-        assert (found.basis >= 0).all() and all((level >= 0).all() for (level,) in found.strengths)
+        result = factorize(features, geometries, count, max_iter=1000)
+        assert (result.basis >= 0).all() and all((level >= 0).all() for (level,) in result.strengths)
         left = total = 0.0
-        for (level,), (strengths,) in zip(features, found.strengths, strict=True):
+        for (level,), (strengths,) in zip(features, result.strengths, strict=True):
             for y in range(5):
                 for x in range(6):
                     there = level[:, y, x].double().numpy()
-                    rebuilt = found.offset.astype(float)
+                    rebuilt = result.offset.astype(float)
                     for k in range(count):
-                        rebuilt = rebuilt + found.basis[:, k].astype(float) * float(strengths[k, y, x])
+                        rebuilt = rebuilt + result.basis[:, k].astype(float) * float(strengths[k, y, x])
                     left += float(((there - rebuilt) ** 2).sum())
-                    total += float(((there - found.offset) ** 2).sum())
-        assert found.error == pytest.approx((left / total) ** 0.5, rel=1e-4)
-        errors.append(found.error)
+                    total += float(((there - result.offset) ** 2).sum())
+        assert result.error == pytest.approx((left / total) ** 0.5, rel=1e-4)
+        errors.append(result.error)
     assert errors[0] > errors[1] > errors[2] and errors[2] < 0.05
-    np.testing.assert_array_equal(found.offset, torch.cat([f[0].flatten(1) for f in features], 1).amin(1).numpy())
+    np.testing.assert_array_equal(result.offset, torch.cat([f[0].flatten(1) for f in features], 1).amin(1).numpy())
 
 
 def test_the_result_depends_on_the_seed() -> None:
@@ -130,18 +130,18 @@ def test_concepts_are_labelled_by_the_classifier() -> None:
         expected = model.classifier(torch.from_numpy(concepts.T.copy()))
     np.testing.assert_allclose(computed, expected.numpy(), rtol=1e-5)
     order = matched(concepts, model.concepts.numpy())
-    # At full strength each concept is what the model makes of a place of pure colour: 1, 1.5 and 2 times the concept.
+    # At full strength a concept equals the features of a pure colour: 1, 1.5 and 2 times the concept.
     full = model.concepts * torch.tensor([[1.0], [1.5], [2.0]])
     with torch.no_grad():
-        wanted = model.classifier(full).softmax(-1)
-    torch.testing.assert_close(dff.concept_scores()[order], wanted, atol=0.02, rtol=0)
+        expected = model.classifier(full).softmax(-1)
+    torch.testing.assert_close(dff.concept_scores()[order], expected, atol=0.02, rtol=0)
     labels = dff.label_concepts(top_k=1)
     assert [labels[k].split()[0] for k in order] == ["red", "green", "blue"]
     assert labels[order[0]] == f"red {float(dff.concept_scores()[order[0], 0]):.2f}"
 
 
 class Tokens(nn.Module):
-    """Patches with a class token, or maps with channels last, and a head that reads what a transformer's head reads."""
+    """Patches with a class token, or maps with channels last, and a head like that of a transformer."""
 
     def __init__(self, layout: str) -> None:
         super().__init__()
@@ -169,10 +169,11 @@ def test_tokens(layout: str) -> None:
     assert concepts.shape == (6, 2) and [maps.shape for maps in explanations] == [(2, 20, 28)] * 2
     with torch.no_grad():
         maps = model.norm(model.patches(images).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        wanted = model.head(torch.from_numpy(dff.factorization.peak_features.T.copy())).softmax(-1)  # type: ignore[union-attr]
-    own = factorize([[one] for one in maps], [Geometry.identity((20, 28))] * 2, 2)
-    np.testing.assert_allclose(concepts, own.concepts, atol=1e-5)
-    torch.testing.assert_close(dff.concept_scores(), wanted, atol=1e-5, rtol=0)
+        assert dff.factorization is not None
+        expected = model.head(torch.from_numpy(dff.factorization.peak_features.T.copy())).softmax(-1)
+    unpacked = factorize([[level] for level in maps], [Geometry.identity((20, 28))] * 2, 2)
+    np.testing.assert_allclose(concepts, unpacked.concepts, atol=1e-5)
+    torch.testing.assert_close(dff.concept_scores(), expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -188,8 +189,8 @@ def test_detectors_and_segmentation_networks(name: str) -> None:
     for image, maps in zip(case.images, explanations, strict=True):
         assert maps.shape == (3, *image.shape[-2:])
         assert maps.min() >= 0 and maps.max() == pytest.approx(1, abs=0.05)
-    found = dff.factorization
-    assert found is not None and 0 < found.error < 1
+    result = dff.factorization
+    assert result is not None and 0 < result.error < 1
     with pytest.raises(TypeError, match="expected a classifier"):
         dff.label_concepts()
 
@@ -197,14 +198,14 @@ def test_detectors_and_segmentation_networks(name: str) -> None:
 def test_padding_is_excluded() -> None:
     level = torch.full((4, 6, 8), 0.0)
     level[:, :, 2:6] = torch.rand(4, 6, 4) + 1
-    level[:, :, :2] = level[:, :, 6:] = 50.0  # what a network makes of grey bars
+    level[:, :, :2] = level[:, :, 6:] = 50.0  # features of grey padding
     geometry = Geometry((48, 32), (48, 64), (1.0, 1.0), (16.0, 0.0))
-    found = factorize([[level]], [geometry], 2)
+    result = factorize([[level]], [geometry], 2)
     alone = factorize([[level[:, :, 2:6]]], [Geometry.identity((48, 32))], 2)
-    np.testing.assert_allclose(found.basis, alone.basis)
-    np.testing.assert_allclose(found.strengths[0][0][:, :, 2:6], alone.strengths[0][0])
-    assert not found.strengths[0][0][:, :, :2].any() and not found.strengths[0][0][:, :, 6:].any()
-    inner = found.maps(0)[:, :, 4:-4]  # at the border a map reaches half a cell into the padding
+    np.testing.assert_allclose(result.basis, alone.basis)
+    np.testing.assert_allclose(result.strengths[0][0][:, :, 2:6], alone.strengths[0][0])
+    assert not result.strengths[0][0][:, :, :2].any() and not result.strengths[0][0][:, :, 6:].any()
+    inner = result.maps(0)[:, :, 4:-4]  # at the border a map reaches half a cell into the padding
     np.testing.assert_allclose(inner, alone.maps(0)[:, :, 4:-4], atol=1e-6)
 
 
@@ -213,15 +214,15 @@ def test_pyramid_levels_share_concepts() -> None:
     concepts = torch.tensor([[1.0, 0, 2, 0], [0, 1, 0, 3]])
     fine, coarse = (torch.rand(2, side, side, generator=generator) ** 4 for side in (8, 4))
     levels = [torch.einsum("khw,kc->chw", strengths, concepts) for strengths in (fine, coarse)]
-    found = factorize([levels], [Geometry.identity((16, 16))], 2, max_iter=2000)
-    alike = nn.functional.normalize(concepts) @ nn.functional.normalize(torch.from_numpy(found.basis), dim=0)
+    result = factorize([levels], [Geometry.identity((16, 16))], 2, max_iter=2000)
+    alike = nn.functional.normalize(concepts) @ nn.functional.normalize(torch.from_numpy(result.basis), dim=0)
     assert float(alike.max(1).values.min()) > 0.99
     total = sum(
         nn.functional.interpolate(torch.from_numpy(level)[None], (16, 16), mode="bilinear")[0]
-        for level in found.strengths[0]
+        for level in result.strengths[0]
     )
     low, high = total.amin((1, 2), keepdim=True), total.amax((1, 2), keepdim=True)
-    np.testing.assert_allclose(found.maps(0), ((total - low) / (high - low)).numpy(), atol=1e-5)
+    np.testing.assert_allclose(result.maps(0), ((total - low) / (high - low)).numpy(), atol=1e-5)
 
 
 def test_images_in_small_batches_are_one_factorization() -> None:

@@ -20,7 +20,7 @@ def test_filling_image_equals_interpolate() -> None:
 
 def test_letterbox_equals_resizing_the_canvas_pixel_by_pixel() -> None:
     maps = torch.rand(2, 16, 16, dtype=torch.float64)
-    found = LETTERBOX.to_image(maps)
+    actual = LETTERBOX.to_image(maps)
     for y, x in [(0, 0), (10, 99), (59, 50), (31, 7)]:
         row = (y + 0.5) * 1.28 + 25.6
         column = (x + 0.5) * 1.28
@@ -33,7 +33,7 @@ def test_letterbox_equals_resizing_the_canvas_pixel_by_pixel() -> None:
             + maps[:, r1, c0] * (r - r0) * (1 - (c - c0))
             + maps[:, r1, c1] * (r - r0) * (c - c0)
         )
-        torch.testing.assert_close(found[:, y, x], expected, atol=1e-9, rtol=0)
+        torch.testing.assert_close(actual[:, y, x], expected, atol=1e-9, rtol=0)
 
 
 def test_boxes_round_trip() -> None:
@@ -74,7 +74,7 @@ def test_binning_is_the_mean_of_the_pixels_of_a_cell() -> None:
 
 def test_normalize_keeps_order_and_ends() -> None:
     maps = torch.tensor([[[1.0, 3.0], [2.0, 5.0]], [[4.0, 4.0], [4.0, 4.0]], [[0.0, 1e-30], [0.0, 5e-31]]])
-    found = normalize(maps)
-    torch.testing.assert_close(found[0], torch.tensor([[0.0, 0.5], [0.25, 1.0]]))
-    assert torch.equal(found[1], torch.zeros(2, 2))
-    torch.testing.assert_close(found[2], torch.tensor([[0.0, 1.0], [0.0, 0.5]]))
+    actual = normalize(maps)
+    torch.testing.assert_close(actual[0], torch.tensor([[0.0, 0.5], [0.25, 1.0]]))
+    assert torch.equal(actual[1], torch.zeros(2, 2))
+    torch.testing.assert_close(actual[2], torch.tensor([[0.0, 1.0], [0.0, 0.5]]))

@@ -1,4 +1,4 @@
-"""Default target layers and token grids, found by looking."""
+"""Default target layers and token grids, determined by a probe."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a method class must define, and attributes of a method that a user may set."""
+"""Requirements of a method class, and attributes of a method that a user may set."""
 
 from __future__ import annotations
 

@@ -24,9 +24,9 @@ LIKE = 0.95
 ROUNDED = {
     # What counts as strong is decided by a threshold, which rounding crosses.
     ("fem", "cnn"): 0.85,
-    # Its weights divide by a channel's sum, which behind a normalisation is next to nothing.
+    # Its weights divide by a channel's sum, which after a normalisation is close to zero.
     ("xgradcam", "vit"): None,
-    # Of weights drawn at random, all places lose less than bfloat16 can tell apart: which loses most is chance.
+    # With random weights all cells change the score by less than the resolution of bfloat16: their order is random.
     ("probecam", "faster_rcnn"): None,
     # The bfloat16 network does not find the same boxes in masked images.
     ("drise", "faster_rcnn"): 0.85,
@@ -70,9 +70,9 @@ def explained(kind: str, name: str, dtype: torch.dtype) -> Tensor:
     adapter, image = build(kind)
     adapter.model.to(dtype)
     cam = METHODS[name](adapter, **QUICK.get(name, {}))
-    asked = targets(kind)
+    selected = targets(kind)
     before = Snapshot(adapter.model)
-    result = cam.explain(image, [asked])[0]
+    result = cam.explain(image, [selected])[0]
     before.check()
     assert torch.as_tensor(result.heatmaps).dtype == torch.float32
     assert all(level.dtype.itemsize >= 4 for level in result.saliency), "sums were taken in half precision"
@@ -92,10 +92,10 @@ def explained(kind: str, name: str, dtype: torch.dtype) -> Tensor:
 )
 def test_every_method_explains_models_in_half_precision(kind: str, dtype: torch.dtype, name: str) -> None:
     expected = explained(kind, name, torch.float32)
-    found = explained(kind, name, dtype)
+    actual = explained(kind, name, dtype)
     least = ROUNDED.get((name, kind), LIKE)
     if least is not None:
-        assert float(torch.corrcoef(torch.stack([expected.flatten(), found.flatten()]))[0, 1]) > least
+        assert float(torch.corrcoef(torch.stack([expected.flatten(), actual.flatten()]))[0, 1]) > least
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -103,9 +103,9 @@ def test_a_two_stage_detector_has_equal_detections_in_half_precision(dtype: torc
     adapter, image = build("faster_rcnn")
     expected = adapter.predict(image)[0]
     adapter.model.to(dtype)
-    found = adapter.predict(image)[0]
-    assert found.boxes_xyxy.dtype == torch.float32 and len(found) == len(expected)
-    torch.testing.assert_close(found.scores, expected.scores, atol=0.02, rtol=0)
+    actual = adapter.predict(image)[0]
+    assert actual.boxes_xyxy.dtype == torch.float32 and len(actual) == len(expected)
+    torch.testing.assert_close(actual.scores, expected.scores, atol=0.02, rtol=0)
 
 
 def test_small_float16_gradients_are_scaled() -> None:
@@ -116,8 +116,8 @@ def test_small_float16_gradients_are_scaled() -> None:
 
     expected = GradCAM(TinyCNN()).explain(image, [[faint]])[0]
     half = TinyCNN().half()
-    found = GradCAM(half).explain(image, [[faint]])[0]
-    torch.testing.assert_close(torch.as_tensor(found.heatmaps), torch.as_tensor(expected.heatmaps), atol=0.05, rtol=0)
+    actual = GradCAM(half).explain(image, [[faint]])[0]
+    torch.testing.assert_close(torch.as_tensor(actual.heatmaps), torch.as_tensor(expected.heatmaps), atol=0.05, rtol=0)
     # Gradients too large to be scaled up are taken as they are.
     strong = HiResCAM(half).explain(image, [[lambda output: output[1] * 600]])[0]
     plain = HiResCAM(TinyCNN()).explain(image, [[lambda output: output[1] * 600]])[0]

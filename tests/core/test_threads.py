@@ -1,4 +1,4 @@
-"""Several threads with one model: each gets the maps that it would get alone, and the model stays as it was."""
+"""Several threads with one model: each gets the maps of a single thread, and the model is restored."""
 
 from __future__ import annotations
 
@@ -55,29 +55,29 @@ def _many_switches() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def one() -> Example:
+def case() -> Example:
     return example("faster_rcnn")
 
 
 def side_by_side(work: Callable[[int], Any], count: int) -> list[Any]:
-    """What `work` returns, or raises, for each number; dealt out among threads that start together."""
-    found: list[Any] = [None] * count
+    """Return the result, or the exception, of `work` for each number, computed by threads that start together."""
+    actual: list[Any] = [None] * count
     start = threading.Barrier(THREADS)
 
     def run(thread: int) -> None:
         start.wait()
         for number in range(thread, count, THREADS):
             try:
-                found[number] = work(number)
+                actual[number] = work(number)
             except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError, AttributeError) as error:
-                found[number] = error
+                actual[number] = error
 
     threads = [threading.Thread(target=run, args=(thread,)) for thread in range(THREADS)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    return found
+    return actual
 
 
 def make_images(count: int) -> list[Tensor]:
@@ -88,30 +88,30 @@ def make_images(count: int) -> list[Tensor]:
 @pytest.mark.usefixtures("_many_switches")
 @pytest.mark.parametrize("shared", ["model", "adapter", "method"])
 @pytest.mark.parametrize("name", METHODS)
-def test_threads_get_the_results_of_one_thread(one: Example, name: str, shared: str) -> None:
+def test_threads_get_the_results_of_one_thread(case: Example, name: str, shared: str) -> None:
     given = make_images(6)
-    cams = [make_cam(one.adapter if shared == "adapter" else adapt(one.model), name) for _ in range(THREADS)]
+    cams = [make_cam(case.adapter if shared == "adapter" else adapt(case.model), name) for _ in range(THREADS)]
     cams = [cams[0]] * THREADS if shared == "method" else cams
-    asked = [[list(cams[0].explain([image])[0].targets[:1])] for image in given]
+    top_targets = [[list(cams[0].explain([image])[0].targets[:1])] for image in given]
     alone = [
         torch.as_tensor(cams[0].explain([image], targets)[0].heatmaps)
-        for image, targets in zip(given, asked, strict=True)
+        for image, targets in zip(given, top_targets, strict=True)
     ]
     assert all(len(maps) == 1 for maps in alone)
-    before = Snapshot(one.model)
-    found = side_by_side(
-        lambda i: torch.as_tensor(cams[i % THREADS].explain([given[i]], asked[i])[0].heatmaps), len(given)
+    before = Snapshot(case.model)
+    actual = side_by_side(
+        lambda i: torch.as_tensor(cams[i % THREADS].explain([given[i]], top_targets[i])[0].heatmaps), len(given)
     )
-    for maps, wanted in zip(found, alone, strict=True):
+    for maps, expected in zip(actual, alone, strict=True):
         assert isinstance(maps, Tensor), repr(maps)
-        assert torch.allclose(maps, wanted, atol=1e-5)
+        assert torch.allclose(maps, expected, atol=1e-5)
     before.check()
 
 
 @pytest.mark.usefixtures("_many_switches")
-def test_a_sanity_check_beside_a_method(one: Example) -> None:
-    """Randomised weights are put back before anybody else sees them."""
-    cam = make_cam(one.adapter, "gradcam")
+def test_a_sanity_check_beside_a_method(case: Example) -> None:
+    """Randomised weights are restored before another thread uses the model."""
+    cam = make_cam(case.adapter, "gradcam")
     (image,) = make_images(1)
     first = cam.explain([image])[0]
     targets = list(first.targets[:1])
@@ -121,17 +121,17 @@ def test_a_sanity_check_beside_a_method(one: Example) -> None:
             return randomization(cam, image, targets, steps=2).ssim
         return torch.as_tensor(cam.explain([image], [targets])[0].heatmaps)
 
-    found = side_by_side(work, 8)
-    assert all(torch.equal(maps, torch.as_tensor(first.heatmaps)[:1]) for maps in found[::2])
-    assert all(torch.equal(likeness, found[1]) for likeness in found[1::2])
+    actual = side_by_side(work, 8)
+    assert all(torch.equal(maps, torch.as_tensor(first.heatmaps)[:1]) for maps in actual[::2])
+    assert all(torch.equal(similarity, actual[1]) for similarity in actual[1::2])
 
 
-def waits_for(held: nn.Module, asked: nn.Module) -> bool:
-    """Whether a thread cannot enter with one model while this one is inside with another."""
+def waits_for(held: nn.Module, other: nn.Module) -> bool:
+    """Return whether another thread has to wait for the lock of `other` while this one holds that of `held`."""
     entered = threading.Event()
 
     def enter() -> None:
-        with guarded(asked, gradients=False):
+        with guarded(other, gradients=False):
             entered.set()
 
     thread = threading.Thread(target=enter)

@@ -1,4 +1,4 @@
-"""Tracing: one pass, no parameter gradients, activations as the layer put them out, nothing left behind."""
+"""Tracing: one pass, no parameter gradients, unchanged activations, no hooks afterwards."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def test_gradients_equal_plain_autograd_at_every_layer() -> None:
     model, image = TinyCNN().double(), torch.rand(2, 3, 16, 16, dtype=torch.float64)
     layers = [model.conv1, model.relu1, model.conv2, model.relu2]
     trace, output = run(model, layers, image)
-    found = trace.gradients(output[:, 1].sum(), retain_graph=False)
+    actual = trace.gradients(output[:, 1].sum(), retain_graph=False)
     kept: list[Tensor] = []
     handles = [layer.register_forward_hook(lambda m, i, o: kept.append(o)) for layer in layers]
     score = model(image)[:, 1].sum()
     for handle in handles:
         handle.remove()
-    for ours, slow in zip(found, torch.autograd.grad(score, kept), strict=True):
+    for ours, slow in zip(actual, torch.autograd.grad(score, kept), strict=True):
         torch.testing.assert_close(ours[0], slow)
 
 
@@ -55,12 +55,12 @@ def test_graph_starts_at_the_earliest_layer_without_parameters() -> None:
 def test_in_place_operations_do_not_change_recorded_activations() -> None:
     inplace, plain = TinyCNN(inplace=True), TinyCNN(inplace=False)
     image = torch.rand(1, 3, 16, 16)
-    found, output = run(inplace, [inplace.conv2], image)
+    actual, output = run(inplace, [inplace.conv2], image)
     expected, other = run(plain, [plain.conv2], image)
     assert (expected.activations()[0][0] < 0).any(), "the test needs a negative activation"
-    torch.testing.assert_close(found.activations(), expected.activations())
+    torch.testing.assert_close(actual.activations(), expected.activations())
     torch.testing.assert_close(
-        found.gradients(output[0, 0], retain_graph=False), expected.gradients(other[0, 0], retain_graph=False)
+        actual.gradients(output[0, 0], retain_graph=False), expected.gradients(other[0, 0], retain_graph=False)
     )
 
 

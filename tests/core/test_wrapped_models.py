@@ -22,7 +22,7 @@ KINDS = ("gradcam", "ablationcam", "scorecam", "reciprocam", "fullgrad", "guided
 
 
 class Calls:
-    """A backend that runs what it is given as it is, and counts."""
+    """A compiler backend that runs the graph unchanged and counts calls."""
 
     def __init__(self) -> None:
         self.graphs = 0
@@ -62,15 +62,14 @@ def test_a_wrapped_classifier_is_explained_as_the_plain_one(wrap: Callable[[nn.M
     model(IMAGES)  # compiled before anybody looks at its layers
     for name in KINDS:
         expected = tensors(METHODS[name](plain, **QUICK.get(name, {}))(IMAGES, TARGETS))
-        found = tensors(METHODS[name](model, **QUICK.get(name, {}))(IMAGES, TARGETS))
-        torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+        actual = tensors(METHODS[name](model, **QUICK.get(name, {}))(IMAGES, TARGETS))
+        torch.testing.assert_close(actual, expected, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("wrap", WRAPPERS, ids=lambda wrap: wrap.__name__)
 def test_layers_are_given_as_modules_of_the_wrapper_or_by_name(wrap: Callable[[nn.Module], nn.Module]) -> None:
     model = wrap(TinyCNN())
-    own = dict(model.named_modules())
-    layer = next(module for name, module in own.items() if name.endswith("relu2"))
+    layer = next(module for name, module in model.named_modules() if name.endswith("relu2"))
     expected = tensors(LayerCAM(TinyCNN(), ["relu2"])(IMAGES, TARGETS))
     for layers in ([layer], ["relu2"]):
         torch.testing.assert_close(tensors(LayerCAM(model, layers)(IMAGES, TARGETS)), expected, atol=1e-6, rtol=0)
@@ -80,15 +79,15 @@ def test_layers_are_given_as_modules_of_the_wrapper_or_by_name(wrap: Callable[[n
 @pytest.mark.parametrize("wrap", [compiled, partly_compiled, nn.DataParallel], ids=lambda wrap: wrap.__name__)
 def test_a_wrapped_detector_is_explained_as_the_plain_one(name: str, wrap: Callable[[nn.Module], nn.Module]) -> None:
     case = example(name)
-    found = [one.filter(top_k=2) for one in case.adapter.predict(case.images)]
-    expected = tensors(GradCAM(case.adapter)(case.images, found))
+    detections = [item.filter(top_k=2) for item in case.adapter.predict(case.images)]
+    expected = tensors(GradCAM(case.adapter)(case.images, detections))
     model = wrap(example(name).model)
     adapter = adapt(model)
-    again = [one.filter(top_k=2) for one in adapter.predict(case.images)]
-    for one, other in zip(again, found, strict=True):
-        assert one.source == other.source
-    for heatmaps, wanted in zip(tensors(GradCAM(adapter)(case.images, again)), expected, strict=True):
-        torch.testing.assert_close(heatmaps, wanted, atol=1e-5, rtol=0)
+    again = [item.filter(top_k=2) for item in adapter.predict(case.images)]
+    for wrapped, plain in zip(again, detections, strict=True):
+        assert wrapped.source == plain.source
+    for actual, heatmaps in zip(tensors(GradCAM(adapter)(case.images, again)), expected, strict=True):
+        torch.testing.assert_close(actual, heatmaps, atol=1e-5, rtol=0)
 
 
 def test_a_compiled_model_stays_compiled_and_is_not_compiled_again() -> None:

@@ -1,4 +1,4 @@
-"""Mask targets against slow loops over pixels, and what a segmentation network finds against its own output."""
+"""Mask targets against slow loops over pixels, and detections of a segmentation network against its output."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def region(name: str) -> Tensor | None:
         return None
     mask = torch.zeros(20, 28, dtype=torch.bool)
     mask[where] = True
-    mask[0, 0] = name == "blob"  # not one rectangle only
+    mask[0, 0] = name == "blob"  # more than one rectangle
     return mask
 
 
@@ -208,39 +208,41 @@ def test_exclusive_classes_equal_argmax_and_mean_softmax() -> None:
     logits = 3 * torch.randn(4, 6, 8, generator=torch.Generator().manual_seed(3))
     logits[3] = -50  # never the greatest
     geometry = Geometry((13, 17), (12, 16), (16 / 17, 12 / 13))
-    found = SegmenterOutput(logits, geometry).detections({1: "cat"})
+    detections = SegmenterOutput(logits, geometry).detections({1: "cat"})
     resized = F.interpolate(logits[None], (13, 17), mode="bilinear")[0]
     labels, probabilities = resized.argmax(0), resized.softmax(0)
-    assert sorted(found.labels.tolist()) == [0, 1, 2] == labels.unique().tolist()
-    assert found.scores.tolist() == sorted(found.scores.tolist(), reverse=True)
-    for row, label in enumerate(found.labels.tolist()):
-        assert torch.equal(found.masks[row], labels == label)  # type: ignore[index]
-        assert float(found.scores[row]) == pytest.approx(float(probabilities[label][labels == label].mean()), abs=1e-6)
+    assert sorted(detections.labels.tolist()) == [0, 1, 2] == labels.unique().tolist()
+    assert detections.scores.tolist() == sorted(detections.scores.tolist(), reverse=True)
+    for row, label in enumerate(detections.labels.tolist()):
+        assert torch.equal(detections.masks[row], labels == label)  # type: ignore[index]
+        assert float(detections.scores[row]) == pytest.approx(
+            float(probabilities[label][labels == label].mean()), abs=1e-6
+        )
         ys, xs = np.nonzero((labels == label).numpy())
-        assert found.boxes_xyxy[row].tolist() == [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]
-        assert found.source[row].kind == "region"
-    without = SegmenterOutput(logits, geometry).detections({}, background=int(found.labels[0]))
-    assert without.labels.tolist() == found.labels.tolist()[1:]
+        assert detections.boxes_xyxy[row].tolist() == [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]
+        assert detections.source[row].kind == "region"
+    without = SegmenterOutput(logits, geometry).detections({}, background=int(detections.labels[0]))
+    assert without.labels.tolist() == detections.labels.tolist()[1:]
 
 
 def test_independent_classes_equal_sigmoid_above_half() -> None:
     logits = torch.randn(3, 5, 7, generator=torch.Generator().manual_seed(4))
     logits[1] = -1
     geometry = Geometry.identity((5, 7))
-    found = SegmenterOutput(logits, geometry, multilabel=True).detections({})
-    assert sorted(found.labels.tolist()) == [0, 2]
-    for row, label in enumerate(found.labels.tolist()):
+    detections = SegmenterOutput(logits, geometry, multilabel=True).detections({})
+    assert sorted(detections.labels.tolist()) == [0, 2]
+    for row, label in enumerate(detections.labels.tolist()):
         present = logits[label].sigmoid() > 0.5
-        assert torch.equal(found.masks[row], present)  # type: ignore[index]
-        assert float(found.scores[row]) == pytest.approx(float(logits[label].sigmoid()[present].mean()), abs=1e-6)
+        assert torch.equal(detections.masks[row], present)  # type: ignore[index]
+        assert float(detections.scores[row]) == pytest.approx(float(logits[label].sigmoid()[present].mean()), abs=1e-6)
 
 
 def test_one_channel_is_a_foreground() -> None:
     logits = torch.randn(1, 5, 7, generator=torch.Generator().manual_seed(5))
     geometry = Geometry.identity((5, 7))
-    found = SegmenterOutput(logits, geometry, binary=True).detections({0: "polyp"}, background=0)
-    assert found.labels.tolist() == [1] and found.name(0) == "polyp"
-    assert torch.equal(found.masks[0], logits[0] > 0)  # type: ignore[index]
+    detections = SegmenterOutput(logits, geometry, binary=True).detections({0: "polyp"}, background=0)
+    assert detections.labels.tolist() == [1] and detections.name(0) == "polyp"
+    assert torch.equal(detections.masks[0], logits[0] > 0)  # type: ignore[index]
     nothing = SegmenterOutput(-logits.abs() - 0.1, geometry, binary=True).detections({})
     assert len(nothing) == 0 and nothing.masks is not None and nothing.masks.shape == (0, 5, 7)
     assert nothing.boxes_xyxy.shape == (0, 4)

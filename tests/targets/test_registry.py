@@ -97,8 +97,8 @@ def test_a_custom_detection_target_works_on_every_detector(make: Callable[[], Ad
 def test_a_two_stage_detector_gives_the_objectness_to_a_target_that_reads_it() -> None:
     adapter = faster_rcnn()
     targets = [BoxTarget(MISSED, 1, quantity="objectness"), Objectness(MISSED, 1), BoxTarget(MISSED, 1)]
-    known, own, score = GradCAM(adapter).explain(IMAGE, [targets])[0].scores.tolist()
-    assert own == pytest.approx(known, rel=1e-5) and score != pytest.approx(known, rel=1e-3)
+    known, custom, score = GradCAM(adapter).explain(IMAGE, [targets])[0].scores.tolist()
+    assert custom == pytest.approx(known, rel=1e-5) and score != pytest.approx(known, rel=1e-3)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -134,8 +134,10 @@ def test_builtin_quantities_are_registered() -> None:
     output = fcos()
     with torch.no_grad():
         batch = output.prepare([IMAGE])
-        found = output.outputs(output.forward(batch), batch)[0]
-        assert float(TARGETS["width"](found, plain)) == float(BoxTarget(MISSED, 1, quantity="width")(found))
+        model_output = output.outputs(output.forward(batch), batch)[0]
+        assert float(TARGETS["width"](model_output, plain)) == float(
+            BoxTarget(MISSED, 1, quantity="width")(model_output)
+        )
 
 
 def test_invalid_quantities() -> None:
