@@ -1,4 +1,4 @@
-"""The printed numbers of the demonstration agree with its files and with the scenes."""
+"""The printed numbers of the demonstration agree with its files and the scenes."""
 
 from __future__ import annotations
 
@@ -9,15 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from rich.console import Console
 
-from detcam.demo.evidence import WAKE_MARGIN, DemoFalsePositive, dilate, match_labels, measure_heat
+from detcam.demo.evidence import WAKE_MARGIN, DemoFalsePositive, dilate
 from detcam.demo.run import run_demo
-from detcam.detections import Detections, Source
 from detcam.explanation.writer import read_heatmap
-from detcam.synthetic.harbour import BOAT_LABEL, BUOY_LABEL, DEMO_SEEDS, draw_scene
+from detcam.synthetic.harbour import DEMO_SEEDS, draw_scene
 
 
 @dataclass
@@ -42,17 +40,6 @@ def capture_demo(folder: str | Path, width: int) -> tuple[tuple[DemoFalsePositiv
     stream = io.StringIO()
     false_positives = run_demo(folder, console=Console(file=stream, width=width, highlight=False, markup=False))
     return false_positives, stream.getvalue().split("\n")
-
-
-def make_detections(boxes: list[list[float]], labels: list[int]) -> Detections:
-    count = len(labels)
-    return Detections(
-        torch.tensor(boxes).reshape(-1, 4),
-        torch.tensor(labels, dtype=torch.int64),
-        torch.linspace(0.9, 0.6, count) if count else torch.zeros(0),
-        (192, 256),
-        (Source("proposal"),) * count,
-    )
 
 
 def test_every_boatless_wake_causes_a_certified_false_positive(output: DemoOutput) -> None:
@@ -113,7 +100,7 @@ def test_detection_counts_match_the_scenes(output: DemoOutput) -> None:
         assert total == boats + buoys + false
 
 
-def test_the_audit_report_confirms_the_wakes(output: DemoOutput) -> None:
+def test_audit_report_confirms_the_wakes(output: DemoOutput) -> None:
     labels = json.loads((output.folder / "annotations.json").read_text())
     assert {entry["file_name"] for entry in labels["images"]} == {f"scene-{seed}.png" for seed in DEMO_SEEDS}
     assert len(labels["annotations"]) == sum(len(draw_scene(seed).labels) for seed in DEMO_SEEDS)
@@ -138,9 +125,7 @@ def test_the_audit_report_confirms_the_wakes(output: DemoOutput) -> None:
     assert "report/index.html" in output.text and (output.folder / "report" / "index.html").exists()
 
 
-def test_the_demo_can_run_twice_in_one_folder(
-    output: DemoOutput, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_second_run_in_the_same_folder(output: DemoOutput, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("detcam.demo.run.DEMO_SEEDS", DEMO_SEEDS[:1])
     first, second = ([item.early_layer.wake for item in capture_demo(tmp_path, 80)[0]] for _ in range(2))
     assert first == second and (tmp_path / "report" / "index.html").exists()
@@ -163,38 +148,3 @@ def test_lines_fit_the_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     _, lines = capture_demo("out", width=48)
     assert max(map(len, lines)) <= 48
     assert any("in box" in line and "in wake" in line for line in lines)
-
-
-def test_labels_match_once_and_by_class() -> None:
-    scene = draw_scene(28)
-    boat = scene.of_kind("boat")[0].box_xyxy.tolist()
-    shifted = [boat[0] + 2, boat[1], boat[2] + 2, boat[3]]
-    aside = [boat[0] + (boat[2] - boat[0]) * 0.6, boat[1], boat[2] + (boat[2] - boat[0]) * 0.6, boat[3]]
-    detections = make_detections([boat, shifted, boat, aside], [BOAT_LABEL, BOAT_LABEL, BUOY_LABEL, BOAT_LABEL])
-    assert match_labels(detections, scene) == (True, False, False, False)
-    assert match_labels(make_detections([aside, shifted], [BOAT_LABEL] * 2), scene) == (False, True)
-    assert match_labels(make_detections([], []), scene) == ()
-
-
-def test_measure_heat_of_a_known_map() -> None:
-    class FakeExplanation:
-        heatmaps = torch.zeros(1, 40, 60)
-        reach = None
-
-        def box_xyxy(self, index: int) -> tuple[float, float, float, float]:
-            return (10.0, 10.0, 20.0, 20.0)
-
-    wake = np.zeros((40, 60), bool)
-    wake[15:18, 24:30] = True
-    explanation = FakeExplanation()
-    torch.as_tensor(explanation.heatmaps)[0, 12, 12] = 0.5  # in the box
-    torch.as_tensor(explanation.heatmaps)[0, 16, 26] = 0.9  # in the wake
-    torch.as_tensor(explanation.heatmaps)[0, 16, 22] = 0.1  # outside the margin of the wake
-    torch.as_tensor(explanation.heatmaps)[0, 35, 50] = 0.5  # far away
-    heat = measure_heat(explanation, 0, wake)  # type: ignore[arg-type]
-    assert heat.box == pytest.approx(0.25)
-    assert heat.wake == pytest.approx(0.5)
-    assert heat.elsewhere == pytest.approx(0.25)
-    assert heat.peak == "wake"
-    torch.as_tensor(explanation.heatmaps)[0, 35, 50] = 1.0
-    assert measure_heat(explanation, 0, wake).peak == "elsewhere"  # type: ignore[arg-type]

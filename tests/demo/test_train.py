@@ -1,15 +1,14 @@
-"""The demo detector detects boats, and fires on wakes without a boat."""
+"""Training and evaluation of the demo detector: it detects boats, and fires on wakes without a boat."""
 
 from __future__ import annotations
 
-from importlib import resources
 from pathlib import Path
 
 import pytest
 import torch
 from torchvision.models.detection import FasterRCNN
 
-from detcam.demo.model import WEIGHTS_FILE, build_demo_detector, load_demo_detector
+from detcam.demo.model import build_demo_detector, load_demo_detector
 from detcam.demo.train import (
     certify_wake,
     detect,
@@ -17,20 +16,12 @@ from detcam.demo.train import (
     has_detection,
     save_demo_detector,
 )
-from detcam.synthetic.harbour import BOAT_LABEL, BUOY_LABEL, DEMO_NAMES, DEMO_SEEDS, draw_scene
-from detcam.synthetic.training import scene_tensor
+from detcam.synthetic.harbour import BOAT_LABEL, BUOY_LABEL, DEMO_SEEDS, draw_scene
 
 
 @pytest.fixture(scope="module")
 def detector() -> FasterRCNN:
     return load_demo_detector()
-
-
-def test_weights_are_small_and_load_in_evaluation_mode(detector: FasterRCNN) -> None:
-    assert len(resources.files("detcam.demo").joinpath(WEIGHTS_FILE).read_bytes()) < 2_000_000
-    assert not any(module.training for module in detector.modules())
-    assert {parameter.dtype for parameter in detector.parameters()} == {torch.float32}
-    assert detector.roi_heads.box_predictor.cls_score.out_features == len(DEMO_NAMES)
 
 
 def test_save_and_load_round_trip(detector: FasterRCNN, tmp_path: Path) -> None:
@@ -41,20 +32,6 @@ def test_save_and_load_round_trip(detector: FasterRCNN, tmp_path: Path) -> None:
     loaded.load_state_dict(state)
     for name, value in detector.state_dict().items():
         torch.testing.assert_close(loaded.state_dict()[name], value, rtol=0, atol=0)
-
-
-def test_scenes_are_not_resized(detector: FasterRCNN) -> None:
-    image = scene_tensor(draw_scene(0))
-    prepared = detector.transform([image])[0].tensors[0]
-    torch.testing.assert_close(prepared, (image - 0.5) / 0.25)
-
-
-def test_receptive_field_at_stride_8_covers_box_and_wake(detector: FasterRCNN) -> None:
-    image = scene_tensor(draw_scene(0))[None].requires_grad_()
-    level = detector.backbone(image)["0"]
-    (gradient,) = torch.autograd.grad(level[0, :, 12, 16].sum(), image)
-    columns = torch.nonzero(gradient.abs().sum(dim=(0, 1, 2)))[:, 0]
-    assert int(columns[-1] - columns[0]) + 1 >= 95
 
 
 @pytest.mark.parametrize("seed", DEMO_SEEDS)
@@ -73,7 +50,7 @@ def test_demo_scenes_have_detected_boats_and_certified_false_positives(detector:
         assert certification.outside_fraction >= 0.9
 
 
-def test_other_scenes_give_the_same_behaviour(detector: FasterRCNN) -> None:
+def test_held_out_scenes_give_the_same_behaviour(detector: FasterRCNN) -> None:
     scores = evaluate_demo_detector(detector, range(2000, 2012))
     assert scores.boat_recall >= 0.8
     assert scores.recall >= 0.8
