@@ -67,8 +67,8 @@ def measure(cam: BaseCAM, cases: list[CertifiedCase]) -> list[float]:
         for region in (case.wake, case.wake_box):
             row += [float(region.flat[heatmap.argmax()]), float(heatmap[region].sum() / max(heatmap.sum(), 1e-9))]
         reach = result.reach[0].fraction if result.reach else float("nan")
-        error = float("nan") if result.convergence_delta is None else float(result.convergence_delta.max())
-        rows.append([*row, reach, error])
+        delta = float("nan") if result.convergence_delta is None else float(result.convergence_delta.max())
+        rows.append([*row, reach, delta])
     table = torch.tensor(rows)
     return [*table[:, :5].mean(0).tolist(), float(table[:, 5].median())]
 
