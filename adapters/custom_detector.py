@@ -145,7 +145,7 @@ class CustomDetectorAdapter(DetectorAdapter):
         return Geometry(size_hw, canvas, (width / size_hw[1], height / size_hw[0]), offset)
 
     def _resized(self, image: Tensor, geometry: Geometry) -> Tensor:
-        """Resize and pad an image as its geometry says, and preprocess it."""
+        """Resize and pad an image according to its geometry, and preprocess it."""
         (height, width), (scale_x, scale_y) = geometry.image_size_hw, geometry.scale_xy
         size = (round(height * scale_y), round(width * scale_x))
         if size != (height, width):

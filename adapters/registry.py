@@ -69,7 +69,7 @@ def register_adapter(
       of `detcam.adapters.segmenter`. The function itself stays as it is; its attribute ``adapter`` is the class.
 
     An installed package registers an adapter class without an import, by an entry point in the group
-    ``detcam.adapters``. Registered adapters are asked before the built-in ones.
+    ``detcam.adapters``. Registered adapters take precedence over the built-in ones.
 
     Args:
         adapter_or_model: an adapter class, or the model class whose output the decorated function decodes.

@@ -190,7 +190,7 @@ class Reach:
 
 @dataclass(frozen=True)
 class Sampling:
-    """Number of perturbed images behind an explanation, and its stability.
+    """Number of perturbed images of an explanation, and its stability.
 
     Attributes:
         passes: Number of perturbed images that were scored.

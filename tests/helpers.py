@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class TinyCNN(nn.Module):
-    """Two convolutions, mean over places, a linear head: small enough for loops in float64."""
+    """Two convolutions, mean over positions, a linear head: small enough for loops in float64."""
 
     def __init__(self, classes: int = 3, *, inplace: bool = False) -> None:
         super().__init__()

@@ -260,8 +260,8 @@ def own_detector() -> tuple[nn.Module, Adapter]:
     ).eval()
 
     def decode(raw: Tensor) -> tuple[Tensor, Tensor]:
-        places = torch.stack(torch.meshgrid(torch.arange(raw.shape[3]), torch.arange(raw.shape[2]), indexing="xy"), -1)
-        corners = places.reshape(1, -1, 2) * 16.0
+        cells = torch.stack(torch.meshgrid(torch.arange(raw.shape[3]), torch.arange(raw.shape[2]), indexing="xy"), -1)
+        corners = cells.reshape(1, -1, 2) * 16.0
         return torch.cat([corners, corners + 16], -1).expand(len(raw), -1, -1), raw.sigmoid().flatten(2).mT
 
     return model, detector(model, decode, image_size=96, max_detections=3)

@@ -1,4 +1,4 @@
-"""The demonstration behind ``detcam demo``: false positives, their heatmaps, and a proof of their cause."""
+"""The demonstration of ``detcam demo``: false positives, their heatmaps, and a proof of their cause."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def find_images(paths: Iterable[str]) -> list[Path]:
     Raises:
         ValueError: a file does not exist, or a folder or pattern has no images.
     """
-    found: dict[Path, None] = {}
+    images: dict[Path, None] = {}
     for text in paths:
         path = Path(text).expanduser()
         if path.is_file():
@@ -59,8 +59,8 @@ def find_images(paths: Iterable[str]) -> list[Path]:
             raise ValueError(f"no file or folder at {text}; check the path")
         if not files:
             raise ValueError(f"no images in {text}; expected files such as .jpg and .png")
-        found.update(dict.fromkeys(files))
-    return list(found)
+        images.update(dict.fromkeys(files))
+    return list(images)
 
 
 def _images_below(root: Path) -> Iterator[Path]:

@@ -110,19 +110,19 @@ class LeGrad(AttentionCAM):
 
     def _blocks(self, layers: AttentionLayers, recorder: AttentionRecorder) -> list[nn.Module]:
         """The block of each attention layer, whose output is the input of the next block."""
-        found = enclosing_blocks(self._read_layers(layers))
-        if not all(found):
+        blocks = enclosing_blocks(self._read_layers(layers))
+        if not all(blocks):
             raise NoAttentionError(
                 f"{type(self.model).__name__} runs the same attention several times, so its layers cannot be read one "
                 "by one; use LeGrad with depth=1, or CheferCAM"
             )
-        shapes = {str(_shapes(recorder.output_of(block[0]))) for block in found}
+        shapes = {str(_shapes(recorder.output_of(block[0]))) for block in blocks}
         if len(shapes) > 1:
             raise NoAttentionError(
                 f"the blocks of {type(self.model).__name__} return different shapes ({', '.join(sorted(shapes))}), so "
                 "the head cannot read them all; use LeGrad with depth=1, or CheferCAM"
             )
-        return [block[0] for block in found]
+        return [block[0] for block in blocks]
 
 
 def _shapes(output: Any) -> Any:

@@ -17,7 +17,7 @@ class SSGradCAMPlusPlus(BaseCAM):
 
     with :math:`A^k` channel k of the target layer's activation, :math:`g^k` the score's gradient (of its exponential,
     as in `GradCAMPlusPlus`), :math:`S^k` the space map of `SSGradCAM`, and :math:`M^k` 1 where the gradient is not 0.
-    Both sides of the fraction are divided by the square, so small gradients do not vanish behind a constant.
+    Both sides of the fraction are divided by the square, so small gradients do not vanish next to a constant.
 
     Yamauchi, *Spatial Sensitive Grad-CAM++: Improved Visual Explanation for Object Detectors via Weighted Combination
     of Gradient Map*, CVPR Workshops 2024,

@@ -72,8 +72,8 @@ class ScoredImage:
     @property
     def matched(self) -> list[int]:
         """Indices of the heatmaps whose target the protocol finds in the unchanged image."""
-        found = (self.original > 0).tolist()
-        return [i for i in range(len(self.heatmaps)) if self.matcher is None or found[i]]
+        is_matched = (self.original > 0).tolist()
+        return [i for i in range(len(self.heatmaps)) if self.matcher is None or is_matched[i]]
 
     @property
     def ordered(self) -> list[int]:

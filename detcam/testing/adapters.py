@@ -38,14 +38,14 @@ def check_adapter(adapter: Adapter, images: Sequence[Tensor] | None = None) -> N
     images = random_images() if images is None else list(images)
     check_adapter_description(adapter)
     check_prepare(adapter, images)
-    if adapter.task == "embedding":  # an embedding has no findings of its own
+    if adapter.task == "embedding":  # an embedding has no predictions
         return
     check_predictions(adapter, images)
     check_targets(adapter, images)
 
 
 def check_adapter_description(adapter: Adapter) -> None:
-    """Check what the adapter says of itself."""
+    """Check the adapter's class attributes and names."""
     kind = type(adapter).__name__
     require(isinstance(adapter.family, str) and bool(adapter.family), f"{kind}.family must be a non-empty str")
     tasks = ("detection", "segmentation", "classification", "embedding")
@@ -77,45 +77,47 @@ def check_predictions(adapter: Adapter, images: Sequence[Tensor]) -> None:
     together = adapter.predict(list(images))
     state.check()
     require(len(together) == len(images), f"predict gave {len(together)} entries for {len(images)} images")
-    require(any(len(found) for found in together), "the model finds nothing in these images; pass images=")
-    for image, found in zip(images, together, strict=True):
+    require(any(len(predicted) for predicted in together), "the model finds nothing in these images; pass images=")
+    for image, predicted in zip(images, together, strict=True):
         size = tuple(image.shape[-2:])
-        require(tuple(found.image_size_hw) == size, f"detections have {found.image_size_hw}; expected {size}")
-        scores = found.scores
+        require(tuple(predicted.image_size_hw) == size, f"detections have {predicted.image_size_hw}; expected {size}")
+        scores = predicted.scores
         require(bool((scores[:-1] >= scores[1:]).all()), "predict must sort by score, the highest first")
         require(bool(((scores >= 0) & (scores <= 1)).all()), "scores must lie in [0, 1]")
-        boxes = found.boxes_xyxy
+        boxes = predicted.boxes_xyxy
         require(bool((boxes[:, :2] <= boxes[:, 2:]).all()), "boxes must be x1, y1, x2, y2 with x1 <= x2 and y1 <= y2")
-        if found.masks is not None:
-            require(tuple(found.masks.shape) == (len(found), *size), "masks must have the image's size")
-        _require_same(adapter.predict([image])[0], found, "predictions change when an image comes alone")
+        if predicted.masks is not None:
+            require(tuple(predicted.masks.shape) == (len(predicted), *size), "masks must have the image's size")
+        _require_same(adapter.predict([image])[0], predicted, "predictions change when an image comes alone")
         best = adapter.predict([image], top_k=1)[0]
-        require(len(best) == min(1, len(found)), f"top_k=1 gave {len(best)} of {len(found)} detections")
-        if len(found):
-            threshold = float(found.scores[0]) - TOLERANCE  # scores differ a little between batches
+        require(len(best) == min(1, len(predicted)), f"top_k=1 gave {len(best)} of {len(predicted)} detections")
+        if len(predicted):
+            threshold = float(predicted.scores[0]) - TOLERANCE  # scores differ a little between batches
             kept = adapter.predict([image], score_threshold=threshold)[0]
-            require(len(kept) == int((found.scores >= threshold).sum()), "score_threshold keeps the wrong detections")
+            require(
+                len(kept) == int((predicted.scores >= threshold).sum()), "score_threshold keeps the wrong detections"
+            )
 
 
 def check_targets(adapter: Adapter, images: Sequence[Tensor]) -> None:
     """Check that each finding's target gives the reported score and a gradient at the target layers."""
     for group in adapter.groups(images, len(images)):
-        detections = [found.filter(top_k=2) for found in adapter.predict([images[index] for index in group])]
+        detections = [predicted.filter(top_k=2) for predicted in adapter.predict([images[index] for index in group])]
         with guarded(adapter.model, gradients=True):
             batch = adapter.prepare([images[index] for index in group])
             with adapter.trace(batch, gradients=True) as trace:
                 outputs = adapter.outputs(adapter.forward(batch), batch)
-            targets = [adapter.targets_of(found) for found in detections]
+            targets = [adapter.targets_of(predicted) for predicted in detections]
             require(
-                [len(row) for row in targets] == [len(found) for found in detections],
+                [len(row) for row in targets] == [len(predicted) for predicted in detections],
                 "targets_of must give one target per finding",
             )
             scores = adapter.score(outputs, targets)
-            for found, row in zip(detections, scores, strict=True):
+            for predicted, row in zip(detections, scores, strict=True):
                 for index, score in enumerate(row):
                     require(isinstance(score, Tensor) and score.numel() == 1, "a target's score must be one number")
                     if adapter.task == "detection":
-                        reported, value = float(found.scores[index]), float(score.detach())
+                        reported, value = float(predicted.scores[index]), float(score.detach())
                         require(
                             abs(reported - value) <= TOLERANCE,
                             f"a target scores {value:.4f}; the detection was reported with {reported:.4f}",

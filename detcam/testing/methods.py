@@ -43,7 +43,7 @@ def check_method(
         method: the method's class, or a function from an adapter to the method.
         adapter: the model to explain; None takes a tiny network for each task in ``method.tasks``.
         images: two images (3, H, W) in [0, 1] or more; None takes random ones of different sizes.
-        targets: per image, what to explain; None explains what the model finds.
+        targets: per image, what to explain; None explains the model's predictions.
 
     Raises:
         AssertionError: the method breaks a rule; the message says which.

@@ -47,9 +47,9 @@ class TestPredict:
         adapter = adapted(TinyCNN(classes=7))
         everything = adapter.predict(IMAGES[0], top_k=7)[0]
         assert adapter.predict(IMAGES[0])[0].labels.tolist() == everything.labels[:1].tolist()
-        asked = adapter.predict(IMAGES[0], labels=[4, 2])[0]
-        assert sorted(asked.labels.tolist()) == [2, 4]
-        assert adapter.predict(IMAGES[0], labels=[4, 2], top_k=1)[0].labels.tolist() == asked.labels[:1].tolist()
+        selected = adapter.predict(IMAGES[0], labels=[4, 2])[0]
+        assert sorted(selected.labels.tolist()) == [2, 4]
+        assert adapter.predict(IMAGES[0], labels=[4, 2], top_k=1)[0].labels.tolist() == selected.labels[:1].tolist()
         threshold = float(everything.scores[2])
         above = adapter.predict(IMAGES[0], score_threshold=threshold)[0]
         assert above.labels.tolist() == everything.labels[:3].tolist()

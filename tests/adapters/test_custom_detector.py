@@ -148,7 +148,7 @@ def test_mirrored_views_use_the_mirrored_box() -> None:
     for heatmap, label in zip(smooth, found.labels.tolist(), strict=True):
         x1, y1, x2, y2 = BOXES[0][label]
         inside = heatmap[y1 - 8 : y2 + 8, x1 - 8 : x2 + 8].sum() / heatmap.sum()
-        assert float(inside) > 0.9, "a view that asks for the unmirrored box puts its energy elsewhere"
+        assert float(inside) > 0.9, "a view with the unmirrored box has its energy elsewhere"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Feature extractors: where the vector is read, and what explains its likeness to a concept."""
+"""Embeddings: the layer of the vector, and explanations of its similarity to a concept."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def test_missing_targets_raise_with_a_remedy() -> None:
 
 
 def test_similarity_to_a_cat_highlights_another_cat(reference: ModuleType, photos: Path) -> None:
-    """The likeness to an image of cats lies on the cat, the likeness to one of dogs on the dog."""
+    """Similarity to cats highlights the cat, similarity to dogs the dog."""
     from PIL import Image
 
     adapter = embedder(reference.efficientnet_lite0())

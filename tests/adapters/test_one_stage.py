@@ -115,14 +115,14 @@ def everything(model: Any, image: Tensor) -> tuple[Tensor, Tensor]:
     with torch.no_grad():
         ready, _ = model.transform([image])
         features = list(model.backbone(ready.tensors).values())
-        said = {name: value[0] for name, value in model.head(features).items()}
-        places = model.anchor_generator(ready, features)[0]
-    scores = said["cls_logits"].softmax(-1) if isinstance(model, SSD) else said["cls_logits"].sigmoid()
+        predictions = {name: value[0] for name, value in model.head(features).items()}
+        anchor_boxes = model.anchor_generator(ready, features)[0]
+    scores = predictions["cls_logits"].softmax(-1) if isinstance(model, SSD) else predictions["cls_logits"].sigmoid()
     if isinstance(model, FCOS):
-        scores = (scores * said["bbox_ctrness"].sigmoid()).sqrt()
-        boxes = model.box_coder.decode(said["bbox_regression"], places)
+        scores = (scores * predictions["bbox_ctrness"].sigmoid()).sqrt()
+        boxes = model.box_coder.decode(predictions["bbox_regression"], anchor_boxes)
     else:
-        boxes = model.box_coder.decode_single(said["bbox_regression"], places)
+        boxes = model.box_coder.decode_single(predictions["bbox_regression"], anchor_boxes)
     height, width = ready.image_sizes[0]
     limits = torch.tensor([width, height, width, height])
     scale = torch.tensor([image.shape[-1] / width, image.shape[-2] / height] * 2)
@@ -157,8 +157,8 @@ def test_box_without_source_uses_the_best_candidate(model: Any) -> None:
     targets, wanted = [], []
     for box, label in (((20.0, 10.0, 60.0, 60.0), 1), ((0.0, 0.0, 100.0, 128.0), 2), ((70.0, 90.0, 99.0, 120.0), 1)):
         fits = [
-            contract.iou(box, place) * score
-            for place, score in zip(boxes.tolist(), scores[:, label].tolist(), strict=True)
+            contract.iou(box, anchor_box) * score
+            for anchor_box, score in zip(boxes.tolist(), scores[:, label].tolist(), strict=True)
         ]
         best = max(range(len(fits)), key=fits.__getitem__)
         targets.append(BoxTarget(box, label))
@@ -189,9 +189,9 @@ def test_objectness_is_the_centreness(model: Any) -> None:
     adapter = adapt(model)
     found = adapter.predict(image)[0]
     literal = contract.Literal(model, image, [model.head])
-    said = literal.seen[model.head]
-    centreness = said["bbox_ctrness"][0, :, 0].sigmoid()
-    scores = (said["cls_logits"][0].sigmoid() * centreness[:, None]).sqrt().detach()
+    predictions = literal.seen[model.head]
+    centreness = predictions["bbox_ctrness"][0, :, 0].sigmoid()
+    scores = (predictions["cls_logits"][0].sigmoid() * centreness[:, None]).sqrt().detach()
     targets, rows = [], []
     for box, label, score, source in zip(found.boxes_xyxy, found.labels, found.scores, found.source, strict=True):
         targets.append(BoxTarget(tuple(box), int(label), source, "objectness"))
@@ -224,7 +224,7 @@ def test_target_layer_inside_the_head(model: Any) -> None:
 
 @pytest.mark.parametrize("family", SMALL_ONES)
 def test_mirrored_source_gives_the_mirrored_detection(family: str) -> None:
-    """With symmetric kernels and centred anchors a network commutes with mirroring, and so must the pinned place."""
+    """With symmetric kernels and centred anchors a network commutes with mirroring, and so must the pinned anchor."""
     torch.manual_seed(1)
     options: dict[str, Any] = {"small_retinanet": {"anchor_generator": anchors(kind=Centred)}}
     options["small_fcos"] = {"anchor_generator": anchors((1.0,), kind=Centred)}
@@ -281,8 +281,8 @@ def test_a_window_equals_the_whole_map(size: tuple[int, int]) -> None:
     whole = head(feature).flatten(2)[0]
     cells = torch.arange(size[0] * size[1])
     windows, inside = cut(feature, cells, radius)
-    said = head(torch.cat(windows)).flatten(2)
-    torch.testing.assert_close(said[cells, :, inside].T, whole)
+    predictions = head(torch.cat(windows)).flatten(2)
+    torch.testing.assert_close(predictions[cells, :, inside].T, whole)
 
 
 @pytest.mark.parametrize(

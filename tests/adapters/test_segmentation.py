@@ -213,8 +213,8 @@ def test_sigmoid_heads_are_multilabel() -> None:
         present = probabilities[label] > 0.5
         assert int((found.masks[row] != present).sum()) <= 2
         assert float(found.scores[row]) == pytest.approx(float(probabilities[label][present].mean()), abs=1e-4)
-    asked: Any = adapt(smp_model("Unet", **UNET), multilabel=True)
-    assert asked.multilabel is True
+    requested: Any = adapt(smp_model("Unet", **UNET), multilabel=True)
+    assert requested.multilabel is True
     exclusive: Any = adapt(model, multilabel=False)
     assert int(sum(mask.sum() for mask in exclusive.predict(image)[0].masks)) == image[0].numel()
 
@@ -247,19 +247,19 @@ def test_normalisation_is_that_of_the_encoder() -> None:
     assert timm_encoder.mean == timm_encoder.std == (0.5, 0.5, 0.5)
     own: Any = adapt(smp_model("Unet", **UNET))
     assert (own.mean, own.std) == (IMAGENET_MEAN, IMAGENET_STD)
-    asked: Any = adapt(smp_model("Unet", **UNET), mean=(0, 0, 0), std=(1, 1, 1))
+    requested: Any = adapt(smp_model("Unet", **UNET), mean=(0, 0, 0), std=(1, 1, 1))
     image = make_images()[0]
-    assert torch.equal(asked.prepare([image]).inputs[0], image)
+    assert torch.equal(requested.prepare([image]).inputs[0], image)
 
 
 def test_normalisation_of_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = smp_model("Unet", **UNET)
     stored = tmp_path / "config.json"
     stored.write_text(json.dumps({"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}), encoding="utf-8")
-    asked = []
+    requested = []
 
     def cached(repo_id: str, filename: str, revision: str) -> str:
-        asked.append((repo_id, filename, revision))
+        requested.append((repo_id, filename, revision))
         return str(stored)
 
     import huggingface_hub
@@ -267,7 +267,7 @@ def test_normalisation_of_the_weights(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", cached)
     adapter: Any = adapt(model)
     assert adapter.mean == (0.1, 0.2, 0.3) and adapter.std == (0.4, 0.5, 0.6)
-    assert asked[0][0] == "smp-hub/resnet18.imagenet" and asked[0][1] == "config.json"
+    assert requested[0][0] == "smp-hub/resnet18.imagenet" and requested[0][1] == "config.json"
 
 
 def test_image_sizes() -> None:
@@ -293,7 +293,7 @@ def test_detections_of_a_detector_are_refused() -> None:
 
 
 class Own(nn.Module):
-    """A user's network: its answer comes wrapped as asked."""
+    """A user's network: its output is wrapped as requested."""
 
     def __init__(self, wrap: Callable[[Tensor], Any], channels: int = 3) -> None:
         super().__init__()

@@ -224,8 +224,8 @@ def test_proposals_belong_to_the_class(model: Any) -> None:
     wanted = [fit(target, drawn[target.label - 1]) for target in targets]
     assert max(abs(value - fit(target, best)) for value, target in zip(wanted, targets, strict=True)) > 1e-3
     assert iou_weighted_scores(output, targets).tolist() == pytest.approx(wanted, abs=1e-5)
-    asked = BoxMatcher("vps", output, targets)
-    assert [float(asked.score(output, index)) for index in range(len(targets))] == pytest.approx(wanted, abs=1e-5)
+    matcher = BoxMatcher("vps", output, targets)
+    assert [float(matcher.score(output, index)) for index in range(len(targets))] == pytest.approx(wanted, abs=1e-5)
     # What the model reports of a class, with no score too low and none suppressed, is that class's box.
     model.roi_heads.nms_thresh, model.roi_heads.detections_per_img = 1.0, 10**6
     with torch.no_grad():

@@ -108,7 +108,7 @@ def test_gradients_at_other_layers(name: str, layer: str) -> None:
     scalars = literal_scalars(name, found)
     if level:
         levels = [source.level for source in adapter.predict([IMAGES[0]])[0].source]
-        scalars = [scalar for scalar, place in zip(scalars, levels, strict=True) if place == 0]
+        scalars = [scalar for scalar, cell in zip(scalars, levels, strict=True) if cell == 0]
     assert_same_gradients(fast, scalars, leaves)
 
 
@@ -125,8 +125,8 @@ def test_corner_cells_see_the_padding_of_the_whole_map(name: str) -> None:
     def targets(_: Detections) -> list[BoxTarget]:
         made = []
         for level, y, x in corners:
-            place = ((x + 0.5) * strides[level], (y % shapes[level][0] + 0.5) * strides[level])
-            source = Source("cell", level, 0, batch.geometries[0].point_to_image(place))
+            cell = ((x + 0.5) * strides[level], (y % shapes[level][0] + 0.5) * strides[level])
+            source = Source("cell", level, 0, batch.geometries[0].point_to_image(cell))
             made += [BoxTarget((10, 10, 50, 50), 2, source), BoxTarget((10, 10, 50, 50), 2, source, quantity="width")]
         return made
 
@@ -200,8 +200,8 @@ def test_mirrored_image_uses_the_mirrored_cell() -> None:
         stride, columns = 8 * 2**source.level, 20 // 2**source.level
         x, y = adapter.prepare([IMAGES[0]]).geometries[0].point_to_input(source.center_xy)  # type: ignore[arg-type]
         column, row = round(x / stride - 0.5), round(y / stride - 0.5)
-        place = starts[source.level] + row * columns + columns - 1 - column
-        assert float(score) == pytest.approx(float(maps[label, place]), abs=1e-5)
+        cell = starts[source.level] + row * columns + columns - 1 - column
+        assert float(score) == pytest.approx(float(maps[label, cell]), abs=1e-5)
 
 
 @pytest.mark.parametrize("name", ["yolo26n", "yolov8n-rtdetr"])
@@ -246,13 +246,13 @@ def test_mask_targets_read_prototypes_times_coefficients_inside_the_box(name: st
         level = target.source.level  # type: ignore[union-attr]
         x, y = batch.geometries[0].point_to_input(target.source.center_xy)  # type: ignore[union-attr,arg-type]
         stride = 8 * 2**level
-        place = sum(h * w for h, w in grids[:level]) + int(y // stride) * grids[level][1] + int(x // stride)
+        cell = sum(h * w for h, w in grids[:level]) + int(y // stride) * grids[level][1] + int(x // stride)
         x1, y1, x2, y2 = batch.geometries[0].boxes_to_input(torch.tensor(target.box_xyxy)).tolist()
         inside = []
         for row in range(prototypes.shape[2]):
             for column in range(prototypes.shape[3]):
                 if x1 <= column * 4 + 2 < x2 and y1 <= row * 4 + 2 < y2:
-                    inside.append(float(prototypes[0, :, row, column] @ raw["mask_coefficient"][0, :, place]))
+                    inside.append(float(prototypes[0, :, row, column] @ raw["mask_coefficient"][0, :, cell]))
         positive = [logit for logit in inside if logit > 0]
         assert float(value) == pytest.approx(np.mean(positive) if positive else max(inside), rel=1e-4, abs=1e-5)
     assert float(torch.as_tensor(result.heatmaps).amax((1, 2)).min()) > 0
@@ -262,7 +262,7 @@ def test_mask_targets_read_prototypes_times_coefficients_inside_the_box(name: st
 def test_a_fused_model_with_inference_tensors_gives_equal_results_and_is_restored(name: str) -> None:
     plain = adapt(network(name), image_size=SIZE, **options(name))
     expected = plain.predict(IMAGES)
-    with torch.inference_mode():  # what YOLO.predict leaves behind
+    with torch.inference_mode():  # as after YOLO.predict
         model = copy.deepcopy(network(name)).fuse(verbose=False)
         model(torch.rand(1, 3, 96, 96))
     assert any(parameter.is_inference() for parameter in model.parameters())

@@ -35,17 +35,17 @@ def make_images() -> list[Tensor]:
 
 
 def spread(model: nn.Module, layers: Sequence[nn.Module], deviation: float, mean: float = 0.0) -> None:
-    """Scale random output layers so that what each channel says varies from place to place around a mean."""
+    """Scale random output layers so that each channel varies over positions around a mean."""
 
     done = set()
 
     def scale(layer: Any, inputs: Any, output: Tensor) -> Tensor:
-        places = (0,) if output.ndim == 2 else (0, 2, 3)
+        axes = (0,) if output.ndim == 2 else (0, 2, 3)
         if layer not in done and output.shape[-1] > 1:  # the finest level, where a head runs on several
             done.add(layer)
-            factor = deviation / output.std(places)
+            factor = deviation / output.std(axes)
             layer.weight.data *= factor.reshape(-1, *[1] * (layer.weight.ndim - 1))
-            layer.bias.data = mean + (layer.bias.data - output.mean(places)) * factor
+            layer.bias.data = mean + (layer.bias.data - output.mean(axes)) * factor
         return output
 
     handles = [layer.register_forward_hook(scale) for layer in layers]
@@ -88,7 +88,7 @@ class Literal:
 
 
 def ask(adapter: DetectorAdapter, image: Tensor, targets: Sequence[Any]) -> tuple[list[float], list[list[Tensor]]]:
-    """Values of targets, and their gradients at the target layers, as the engine asks for them."""
+    """Values of targets, and their gradients at the target layers, as the engine computes them."""
     with guarded(adapter.model, gradients=True):
         batch = adapter.prepare([image])
         trace = Trace(adapter.target_layers, adapter.layer_names, gradients=True)
@@ -109,7 +109,7 @@ def relative_error(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
 
 
 def check_detections(model: Any) -> None:
-    """The model's own boxes, labels, scores and masks; pinned scores in other company; the model as it was."""
+    """The model's own boxes, labels, scores and masks; pinned scores in another batch; the model unchanged."""
     images = make_images()
     adapter = adapt(model)
     before = Snapshot(model)
@@ -203,7 +203,7 @@ def free_side(detections: Detections) -> tuple[int, Quantity]:
 
 
 def check_against(model: Any, table: Callable[[Tensor], Tensor]) -> None:
-    """`against` is the difference of two scores of one place; `table` gives every place's (N, C) scores."""
+    """`against` is the difference of two scores of one candidate; `table` gives the (N, C) scores of all candidates."""
     image = make_images()[0]
     adapter = adapt(model)
     detections = adapter.predict(image)[0]
@@ -219,7 +219,7 @@ def check_against(model: Any, table: Callable[[Tensor], Tensor]) -> None:
 
 
 def check_nothing_found(model: Any) -> None:
-    """No detections, once the model asks for impossible scores: empty heatmaps of the right size, no error."""
+    """No detections, with an impossible score threshold: empty heatmaps of the right size, no error."""
     image = make_images()[1]
     with torch.no_grad():
         assert len(model([image])[0]["scores"]) == 0

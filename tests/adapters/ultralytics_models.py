@@ -48,7 +48,7 @@ IMAGES = [make_image(0, 120, 150), make_image(1, 150, 100), make_image(2, 120, 1
 
 @cache
 def network(name: str) -> Any:
-    """Random weights, with statistics that keep what the layers say apart from place to place."""
+    """Random weights, with statistics that make the layers' outputs vary over positions."""
     torch.manual_seed(5)
     kind = next((model for part, model in MODELS.items() if part in name), tasks.DetectionModel)
     shape = {"data_kpt_shape": (5, 3)} if "-pose" in name else {}
@@ -71,11 +71,11 @@ def network(name: str) -> Any:
 
 
 def spread(model: nn.Module, last: Sequence[nn.Module]) -> None:
-    """Scale every convolution so that what it says varies by 1 on the images; the head's last ones around a mean."""
+    """Scale every convolution so that its output varies by 1 on the images; the head's last ones around a mean."""
 
     def scale(layer: Any, given: Any, output: Tensor) -> Tensor:
-        places = (0, 2, 3) if layer in last and layer.out_channels == CLASSES else (0, 1, 2, 3)
-        factor = (1 / output.std(places, keepdim=True)).reshape(-1, 1, 1, 1)
+        axes = (0, 2, 3) if layer in last and layer.out_channels == CLASSES else (0, 1, 2, 3)
+        factor = (1 / output.std(axes, keepdim=True)).reshape(-1, 1, 1, 1)
         layer.weight.data *= factor
         output = output * factor.reshape(1, -1, 1, 1)
         if layer in last:
@@ -152,13 +152,13 @@ def literal_run(model: Any, inputs: Tensor, layers: Sequence[nn.Module]) -> tupl
 def gradients(adapter: Any, image: Tensor, targets: Callable[[Detections], Sequence[Any]] | None = None) -> Any:
     """Per target its value and the engine's gradient at each layer."""
     (found,) = adapter.predict([image])
-    asked = adapter.targets_of(found) if targets is None else list(targets(found))
+    box_targets = adapter.targets_of(found) if targets is None else list(targets(found))
     with guarded(adapter.model, gradients=True):
         batch = adapter.prepare([image])
         trace = Trace(adapter.target_layers, adapter.layer_names, gradients=True)
         with trace:
             raw = adapter.forward(batch)
-        scalars = adapter.score(adapter.outputs(raw, batch), [asked])[0]
+        scalars = adapter.score(adapter.outputs(raw, batch), [box_targets])[0]
         return batch.inputs, [
             (scalar.item(), [level for layer in trace.gradients(scalar, retain_graph=True) for level in layer])
             for scalar in scalars

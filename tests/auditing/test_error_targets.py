@@ -83,7 +83,7 @@ def test_wrong_edges_point_away_from_the_object() -> None:
     small = EdgesTarget.displaced(BoxTarget((10, 20, 50, 60), 0), (11, 20, 50, 60))
     assert small.edges == ["left"], "if all are within the tolerance, the edge with the largest error"
     mirrored = target.hflip(100)
-    # x1 and x2 change places and count from the other side: left of -1 becomes right of +1.
+    # x1 and x2 are exchanged and count from the other side: left of -1 becomes right of +1.
     assert mirrored.box_xyxy == (50, 20, 90, 60) and mirrored.directions == (1.0, 0.0, 1.0, 1.0)
 
 

@@ -107,21 +107,21 @@ def test_average_precision_without_each_equals_direct_removal(seed: int) -> None
     hits = random.random(40) < [0.5, 0.1, 0.9, 0.0, 1.0][seed]
     ranking = Ranking(hits, np.zeros((40, 2), dtype=np.int64), 45)
     each = ranking.without_each()
-    for place in range(40):
-        gone = np.arange(40) == place
-        if hits[place]:
-            assert np.isnan(each[place])
+    for rank in range(40):
+        gone = np.arange(40) == rank
+        if hits[rank]:
+            assert np.isnan(each[rank])
         else:
-            assert each[place] == pytest.approx(literal_average_precision(hits[~gone], 45), abs=1e-12)
-            assert ranking.without(gone) == pytest.approx(each[place], abs=1e-12)
+            assert each[rank] == pytest.approx(literal_average_precision(hits[~gone], 45), abs=1e-12)
+            assert ranking.without(gone) == pytest.approx(each[rank], abs=1e-12)
 
 
 def literal_average_precision(hits: np.ndarray, truths: int) -> float:
     """As pycocotools' loop: every rank's precision, made falling, read off at 101 recalls."""
     precision, recall, right = [], [], 0
-    for place, hit in enumerate(hits, start=1):
+    for rank, hit in enumerate(hits, start=1):
         right += bool(hit)
-        precision.append(right / place)
+        precision.append(right / rank)
         recall.append(right / truths)
     total = 0.0
     for wanted in np.linspace(0, 1, 101):

@@ -1,4 +1,4 @@
-"""A folder as people have them: every odd image and label at once, through the whole audit."""
+"""An audit of a folder with every kind of unusual image and label."""
 
 from __future__ import annotations
 
@@ -202,5 +202,5 @@ def test_object_regions_are_masks_or_boxes(tmp_path: Path) -> None:
     others = [own for own, label in zip(others, truth.labels.tolist()[1:], strict=True) if label == error.label]
     assert len(others) and torch.equal(boxes, torch.stack([box_region(o, truth.image_size_hw) for o in others]).any(0))
     assert torch.equal(masks, boxes), "what has no mask is its box"
-    nobody, all_boats = object_regions(replace(error, ground_truth_index=None), truth, masks=True)
-    assert nobody is None and torch.equal(all_boats, masks | mask)
+    no_object, all_boats = object_regions(replace(error, ground_truth_index=None), truth, masks=True)
+    assert no_object is None and torch.equal(all_boats, masks | mask)

@@ -157,7 +157,7 @@ def test_files_of_other_programs_are_not_overwritten(adapter: Adapter, scenes: P
     (tmp_path / "site" / "index.html").write_text("mine")
     with pytest.raises(ValueError, match=r"file index\.html that no audit wrote"):
         run(adapter, scenes, out=tmp_path / "site")
-    (tmp_path / "site" / "audit.json").write_text('{"schema": "somebody else\'s"}')
+    (tmp_path / "site" / "audit.json").write_text('{"schema": "another program"}')
     with pytest.raises(ValueError, match=r"file index\.html that no audit wrote"):
         run(adapter, scenes, out=tmp_path / "site")
     (tmp_path / "site" / "audit.json").unlink()

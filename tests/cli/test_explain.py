@@ -141,7 +141,7 @@ def test_unreadable_image_is_reported_and_skipped(detcam_command: Command, tmp_p
 def test_image_reader_that_needs_a_package_is_reported(
     detcam_command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With ultralytics loaded, Image.open asks for a HEIF package at whatever is no image."""
+    """With ultralytics loaded, Image.open requires a HEIF package for a file that is no image."""
 
     def wanting(*arguments: Any) -> None:
         raise ModuleNotFoundError("No module named 'pi_heif'")

@@ -1,4 +1,4 @@
-"""A map depends on the image and the target: not on company, nor on how many images or changes share a pass."""
+"""A map depends on image and target, not on the batch, the chunks or the number of variants per pass."""
 
 from __future__ import annotations
 
@@ -50,13 +50,13 @@ def maps(results: list[ImageHeatmaps]) -> list[Tensor]:
 
 @pytest.fixture
 def one_variant_at_a_time(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Methods that re-run what lies behind a layer do so for one variant after the other."""
+    """Makes replaying methods process one variant per pass."""
     monkeypatch.setattr(detcam.perturbation.replay, "MAX_PASS_BYTES", 1)
     yield
 
 
 def three(case: Example) -> tuple[list[Any], list[Any]]:
-    """Three images, two of one size so that they share a pass, and what is asked of each."""
+    """Three images, two of one size so that they share a pass, and their targets."""
     images = [case.images[0], case.images[1], case.images[0].flip(-1)]
     return images, list(default_targets(case.adapter, images))
 

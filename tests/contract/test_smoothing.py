@@ -23,7 +23,7 @@ def maps(cam: BaseCAM, image: Tensor, targets: list[Any], **options: Any) -> Ten
 
 @pytest.mark.parametrize(("model", "name"), pairs(MODELS))
 def test_aug_smooth_is_the_mean_of_six_views(model: str, name: str) -> None:
-    """Told one by one: a mirrored image is asked for the mirrored box or mask, and its map is mirrored back."""
+    """Computed view by view: a mirrored image has the mirrored target, and its map is mirrored back."""
     case = shared(model)
     cam, image = quick(name, case.adapter), 0.9 * case.images[0]  # room for a brighter view
     targets = case.adapter.targets_of(default_targets(case.adapter, case.images)[0])

@@ -1,4 +1,4 @@
-"""Models that somebody wrapped: compiled, in whole or in part, and copied for several devices."""
+"""Wrapped models: compiled as a whole or in part, and data-parallel."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ WRAPPERS = (compiled, compiled_in_place, partly_compiled, nn.DataParallel)
 @pytest.mark.parametrize("wrap", WRAPPERS, ids=lambda wrap: wrap.__name__)
 def test_a_wrapped_classifier_is_explained_as_the_plain_one(wrap: Callable[[nn.Module], nn.Module]) -> None:
     plain, model = TinyCNN(), wrap(TinyCNN())
-    model(IMAGES)  # compiled before anybody looks at its layers
+    model(IMAGES)  # compiled before its layers are hooked
     for name in KINDS:
         expected = tensors(METHODS[name](plain, **QUICK.get(name, {}))(IMAGES, TARGETS))
         actual = tensors(METHODS[name](model, **QUICK.get(name, {}))(IMAGES, TARGETS))

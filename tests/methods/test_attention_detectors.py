@@ -52,10 +52,10 @@ class Slow:
             found = layer.norm3(found + layer.linear2(layer.linear1(found).relu()))
             self.outputs.append(found)
 
-    def _attend(self, kind: str, layer: Any, asking: Tensor, asked: Tensor) -> Tensor:
+    def _attend(self, kind: str, layer: Any, queries: Tensor, keys: Tensor) -> Tensor:
         weights, biases = layer.in_proj_weight.split(16), layer.in_proj_bias.split(16)
-        query = asking @ weights[0].T + biases[0]
-        key, value = (asked @ weights[i].T + biases[i] for i in (1, 2))
+        query = queries @ weights[0].T + biases[0]
+        key, value = (keys @ weights[i].T + biases[i] for i in (1, 2))
         heads = []
         for part in (slice(0, 8), slice(8, 16)):
             rows = []
@@ -69,7 +69,7 @@ class Slow:
         return layer.out_proj(mixed)
 
     def read(self, query: int, label: int, layer: int = -1) -> Tensor:
-        """The class score of a query, as the head reads it behind a decoder layer."""
+        """The class score of a query, as the head computes it from a decoder layer."""
         return self.model.classes(self.outputs[layer])[query, label].sigmoid()
 
     def chefer(self, score: Tensor, query: int) -> Tensor:
@@ -188,7 +188,7 @@ def test_a_decoder_layer_that_runs_several_times(method: type[BaseCAM]) -> None:
     model, adapter = tiny_detr()
     model.decoder.layers = nn.ModuleList([model.decoder.layers[0]] * 3)
     found = adapter.predict(IMAGES[1])[0].filter(top_k=1)
-    if method is LeGrad:  # what the head would read of each run cannot be told apart
+    if method is LeGrad:  # what the head would read of each run cannot be distinguished
         with pytest.raises(NoAttentionError, match="runs the same attention several times"):
             method(adapter)(IMAGES[1], [found])
         return
@@ -282,22 +282,22 @@ def rtdetr() -> tuple[Any, Any]:
 
 
 class Watched:
-    """RT-DETR's decoder on one image, with attention written out and kept: probabilities, places, weights."""
+    """RT-DETR's decoder on one image, with explicit attention: probabilities, sampling locations, weights."""
 
     def __init__(self, adapter: Any, image: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
         from ultralytics.nn.modules import transformer
 
         self.among: list[Tensor] = []
         self.weights: list[Tensor] = []
-        self.places: list[Tensor] = []
+        self.locations: list[Tensor] = []
         self.grids: list[tuple[int, int]] = []
         plain = transformer.multi_scale_deformable_attn_pytorch
 
-        def sampled(value: Tensor, shapes: Any, places: Tensor, weights: Tensor) -> Tensor:
+        def sampled(value: Tensor, shapes: Any, locations: Tensor, weights: Tensor) -> Tensor:
             self.grids = [tuple(shape) for shape in shapes]
-            self.places.append(places.detach()[0])
+            self.locations.append(locations.detach()[0])
             self.weights.append(weights)
-            return plain(value, shapes, places, weights)
+            return plain(value, shapes, locations, weights)
 
         def attend(layer: nn.MultiheadAttention) -> Any:
             def forward(query: Tensor, key: Tensor, value: Tensor, attn_mask: None = None) -> tuple[Tensor, None]:
@@ -324,8 +324,8 @@ class Watched:
         for level, (rows, columns) in enumerate(self.grids):
             basis = torch.eye(rows * columns).view(1, rows * columns, rows, columns)
             part = slice(level * per_level, (level + 1) * per_level)
-            places = self.places[layer][:, :, part].flatten(0, 1)[None] * 2 - 1
-            read = F.grid_sample(basis, places, align_corners=False)[0].unflatten(1, values.shape[:2])
+            locations = self.locations[layer][:, :, part].flatten(0, 1)[None] * 2 - 1
+            read = F.grid_sample(basis, locations, align_corners=False)[0].unflatten(1, values.shape[:2])
             found.append(torch.einsum("nqhp,qhp->qn", read, values[:, :, part]) / values.shape[1])
         return torch.cat(found, 1)
 

@@ -1,4 +1,4 @@
-"""Every formula against loops over channels and places in float64, and against values worked out by hand."""
+"""Every formula against loops over channels and positions in float64, and against values worked out by hand."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def place_by_place(a: Maps, g: Maps, formula: Callable[[float, float], float]) -
 
 
 def principal(maps: Maps) -> Map:
-    """By NumPy's SVD of centred places x channels; the sign agrees with the sum over channels."""
+    """By NumPy's SVD of centred positions x channels; the sign agrees with the sum over channels."""
     rows, columns = len(maps[0]), len(maps[0][0])
     table = np.array([[maps[k][i][j] for k in range(len(maps))] for i in range(rows) for j in range(columns)])
     centred = table - table.mean(0)
@@ -172,7 +172,7 @@ def test_raw_saliency_equals_the_formula(method: type[BaseCAM], which: int) -> N
     torch.testing.assert_close(saliency, torch.tensor(expected, dtype=torch.float64), atol=1e-9, rtol=1e-9)
 
 
-# Two channels of 1 x 2 places.
+# Two channels of 1 x 2 positions.
 A = torch.tensor([[[[2.0, 1.0]], [[4.0, -1.0]]]])
 G = torch.tensor([[[[1.0, -3.0]], [[0.5, 0.5]]]])
 BY_HAND = {
@@ -189,7 +189,7 @@ BY_HAND = {
     XGradCAM: [4 / 3, -5 / 6],
     # sums 3 and 3; weights 1 / (2 + 3 * 1) * 1 = 0.2 and twice 1 / (2 + 3 * 0.5) * 0.5 = 2/7
     GradCAMPlusPlus: [0.2 * 2 + 2 / 7 * 4, 0.2 * 1 - 2 / 7],
-    # centred places (0.5, 2.5) and (-0.5, -2.5): one axis, length sqrt(6.5)
+    # centred positions (0.5, 2.5) and (-0.5, -2.5): one axis, length sqrt(6.5)
     EigenCAM: [math.sqrt(6.5), -math.sqrt(6.5)],
     # products (2, -3) and (2, -0.5), centred (2.5, 1.25) and (-2.5, -1.25): length sqrt(7.8125)
     EigenGradCAM: [math.sqrt(7.8125), -math.sqrt(7.8125)],
@@ -222,7 +222,7 @@ def test_zero_and_constant_channels_give_no_nan(method: type[BaseCAM], value: fl
 
 class TestFirstPrincipalComponent:
     @pytest.mark.parametrize(
-        "shape", [(3, 5, 4, 6), (2, 40, 3, 5), (1, 700, 27, 26)], ids=["places", "channels", "large"]
+        "shape", [(3, 5, 4, 6), (2, 40, 3, 5), (1, 700, 27, 26)], ids=["positions", "channels", "large"]
     )
     def test_equals_numpys_svd(self, shape: tuple[int, int, int, int]) -> None:
         maps = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).clamp(min=-0.5)
@@ -237,7 +237,7 @@ class TestFirstPrincipalComponent:
 
     def test_both_sides_and_the_solver_agree(self, monkeypatch: pytest.MonkeyPatch) -> None:
         maps = torch.randn(2, 30, 5, 6, generator=torch.Generator().manual_seed(0))
-        fewer, more = maps, torch.cat([maps, torch.zeros(2, 1, 5, 6)], 1)  # 30 and 31 channels of 30 places
+        fewer, more = maps, torch.cat([maps, torch.zeros(2, 1, 5, 6)], 1)  # 30 and 31 channels of 30 positions
         expected = first_principal_component(fewer)
         torch.testing.assert_close(first_principal_component(more), expected, atol=1e-5, rtol=0)
         monkeypatch.setattr("detcam.utils.pca.MAX_FULL_SOLVER_SIZE", 8)
@@ -295,7 +295,7 @@ class TestFirstPrincipalComponent:
             torch.rand(1, 16, 4, 5) * 1e-20,
             torch.rand(1, 16, 4, 5) * 1e15,
         ],
-        ids=["zero", "constant", "one place", "one channel", "rank one", "tiny", "huge"],
+        ids=["zero", "constant", "one position", "one channel", "rank one", "tiny", "huge"],
     )
     def test_degenerate_maps(self, maps: Tensor, side: int, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("detcam.utils.pca.MAX_FULL_SOLVER_SIZE", side)

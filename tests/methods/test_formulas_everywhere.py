@@ -54,7 +54,7 @@ Formula = Callable[[Tensor, Tensor, tuple[int, int]], Tensor]
 
 @dataclass(frozen=True)
 class Setting:
-    """A model, one image, what is asked of it, and the same by plain autograd.
+    """A model, one image, its targets, and the same by plain autograd.
 
     Attributes:
         adapter: what the methods get.
@@ -62,7 +62,7 @@ class Setting:
         targets: one, as the methods take it.
         output: what the layer puts out.
         shaped: from that to (1, C, h, w).
-        behind: from the layer's output to the class scores of the target's source.
+        downstream: from the layer's output to the class scores of the target's source.
         label: of the target.
         link: from a class score to the value that is explained.
     """
@@ -72,7 +72,7 @@ class Setting:
     targets: Any
     output: Tensor
     shaped: Callable[[Tensor], Tensor]
-    behind: Callable[[Tensor], Tensor]
+    downstream: Callable[[Tensor], Tensor]
     label: int
     link: Callable[[Tensor], Tensor]
 
@@ -82,7 +82,7 @@ class Setting:
         return self.shaped(self.output)
 
     def score(self, output: Tensor) -> Tensor:
-        return self.link(self.behind(output)[self.label])
+        return self.link(self.downstream(output)[self.label])
 
     def gradient(self, score: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """(1, C, h, w)."""
@@ -97,13 +97,13 @@ def vit() -> Setting:
         patches = model.embed(image).flatten(2).transpose(1, 2)
         tokens = model.norm(torch.cat([model.token, patches], 1))
 
-    def behind(seen: Tensor) -> Tensor:
+    def downstream(seen: Tensor) -> Tensor:
         attention = (seen[:, :1] @ model.mix(seen).transpose(1, 2)).softmax(-1)
         return model.head(torch.tanh(attention @ seen)[:, 0])[0]
 
     adapter = adapt(model, target_layers=[model.norm], reshape_transform=patches_to_map)
     targets = [[ClassifierOutputTarget(1)]]
-    return Setting(adapter, image, targets, tokens, patches_to_map, behind, 1, lambda value: value)
+    return Setting(adapter, image, targets, tokens, patches_to_map, downstream, 1, lambda value: value)
 
 
 def boxes() -> Setting:
@@ -125,12 +125,12 @@ def boxes() -> Setting:
     plain[2].inplace = False
     cell, label = found.source[0].anchor, int(found.labels[0])
 
-    def behind(maps: Tensor) -> Tensor:
+    def downstream(maps: Tensor) -> Tensor:
         return plain[1:](maps)[0].flatten(1)[:, cell]
 
     with torch.no_grad():
         output = plain[0](image[None].float().double())
-    return Setting(adapter, image, [found], output, lambda tensor: tensor, behind, label, torch.sigmoid)
+    return Setting(adapter, image, [found], output, lambda tensor: tensor, downstream, label, torch.sigmoid)
 
 
 SETTINGS = {"ViT tokens": vit, "a detector's box": boxes}
@@ -159,7 +159,7 @@ def test_methods_of_the_first_table_on_a_box(method: type[BaseCAM]) -> None:
     agrees(found_by(method(setting.adapter), setting), torch.tensor(expected, dtype=torch.float64))
 
 
-def places(maps: Tensor) -> list[tuple[int, int]]:
+def positions(maps: Tensor) -> list[tuple[int, int]]:
     return [(i, j) for i in range(maps.shape[-2]) for j in range(maps.shape[-1])]
 
 
@@ -169,13 +169,13 @@ def fem(a: Tensor, g: Tensor, size: tuple[int, int]) -> Tensor:
         values = [value for row in channel for value in row]
         mean = sum(values) / len(values)
         deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / len(values))
-        for i, j in places(a):
+        for i, j in positions(a):
             total[i, j] += mean if channel[i][j] >= mean + 1.0 * deviation else 0.0
     return total
 
 
 def seg_eigen_cam(a: Tensor, g: Tensor, size: tuple[int, int]) -> Tensor:
-    table = np.array([[abs(float(g[k, i, j])) * float(a[k, i, j]) for k in range(len(a))] for i, j in places(a)])
+    table = np.array([[abs(float(g[k, i, j])) * float(a[k, i, j]) for k in range(len(a))] for i, j in positions(a)])
     table = table - table.mean(0)
     projected = table @ np.linalg.svd(table)[2][0]
     projected = projected if projected.max() >= -projected.min() else -projected
@@ -183,15 +183,15 @@ def seg_eigen_cam(a: Tensor, g: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def kpca_cam(a: Tensor, g: Tensor, size: tuple[int, int]) -> Tensor:
-    table = np.array([[float(a[k, i, j]) for k in range(len(a))] for i, j in places(a)])
+    table = np.array([[float(a[k, i, j]) for k in range(len(a))] for i, j in positions(a)])
     table = table - table.mean(0)
     kernel = np.array([[math.tanh(float(x @ y) / len(a) + 1) for y in table] for x in table])
     centred = kernel - kernel.mean(0) - kernel.mean(1)[:, None] + kernel.mean()
     values, vectors = np.linalg.eigh(centred)
     projected = vectors[:, -1] * math.sqrt(values[-1])
     sums = table.sum(1)
-    alike = np.abs(sums).max() < 1e-6  # as behind a LayerNorm, where channels add up to the same everywhere
-    sign = projected[np.abs(projected).argmax()] if alike else (projected * sums).sum()
+    constant_sum = np.abs(sums).max() < 1e-6  # as after a LayerNorm, where channels add up to the same everywhere
+    sign = projected[np.abs(projected).argmax()] if constant_sum else (projected * sums).sum()
     return torch.tensor(projected * np.sign(sign)).reshape(a.shape[1:])
 
 
@@ -204,7 +204,7 @@ def ssgrad_cam(a: Tensor, g: Tensor, size: tuple[int, int]) -> Tensor:
     total = torch.zeros_like(a[0])
     for act, grad in zip(a, g, strict=True):
         weight, near = sum(sum(row) for row in grad.tolist()) / grad.numel(), space(grad)
-        for i, j in places(a):
+        for i, j in positions(a):
             total[i, j] += weight * near[i][j] * float(act[i, j])
     return total
 
@@ -213,13 +213,13 @@ def ssgrad_cam_plusplus(a: Tensor, g: Tensor, size: tuple[int, int]) -> Tensor:
     total = torch.zeros_like(a[0])
     for act, grad in zip(a.tolist(), g, strict=True):
         near, slopes = space(grad), grad.tolist()
-        read = sum(act[i][j] for i, j in places(a) if slopes[i][j] != 0)
+        read = sum(act[i][j] for i, j in positions(a) if slopes[i][j] != 0)
         weight = 0.0
-        for i, j in places(a):
+        for i, j in positions(a):
             d = slopes[i][j]
             if d != 0:
                 weight += d**2 / (2 * d**2 + read * d**3) * max(d, 0.0)
-        for i, j in places(a):
+        for i, j in positions(a):
             total[i, j] += weight * near[i][j] * act[i][j]
     return total
 
@@ -230,13 +230,13 @@ def g_came(a: Tensor, g: Tensor, size: tuple[int, int]) -> Tensor:
     total = torch.zeros_like(a[0])
     for act, grad in zip(a.tolist(), g.tolist(), strict=True):
         for sign in (1, -1):
-            part = {(i, j): max(sign * grad[i][j], 0.0) for i, j in places(a)}
+            part = {(i, j): max(sign * grad[i][j], 0.0) for i, j in positions(a)}
             mean = sum(part.values()) / (height * width)
             if mean == 0:
                 continue
             radius = math.floor((math.sqrt(height * width) - 1) / 2)
             sigma = max(abs(math.log(mean) * math.log(stride) / (max(radius, 1) / 3)), 1.0)
-            centre = max(part, key=lambda place: part[place])
+            centre = max(part, key=lambda position: part[position])
             bell = {(i, j): math.exp(-((i - centre[0]) ** 2 + (j - centre[1]) ** 2) / (2 * sigma**2)) for i, j in part}
             low, high = min(bell.values()), max(bell.values())
             for i, j in part:
@@ -247,8 +247,8 @@ def g_came(a: Tensor, g: Tensor, size: tuple[int, int]) -> Tensor:
 def seg_xres_cam(a: Tensor, g: Tensor, size: tuple[int, int]) -> Tensor:
     total = torch.zeros_like(a[0])
     for act, grad in zip(a.tolist(), g.tolist(), strict=True):
-        for i, j in places(a):
-            window = [grad[p][q] for p, q in places(a) if p // 2 == i // 2 and q // 2 == j // 2]
+        for i, j in positions(a):
+            window = [grad[p][q] for p, q in positions(a) if p // 2 == i // 2 and q // 2 == j // 2]
             total[i, j] += max(window) * act[i][j]
     return total
 
@@ -289,7 +289,7 @@ def test_shapley_cam_equals_its_formula(setting: Setting) -> None:
 
 def test_finer_cam_equals_its_formula(setting: Setting) -> None:
     def finer(output: Tensor) -> Tensor:
-        logits = setting.behind(output)
+        logits = setting.downstream(output)
         own = logits[setting.label]
         others = [d for d in range(len(logits)) if d != setting.label]
         others.sort(key=lambda d: abs(float(logits[d]) - float(own)))
@@ -327,13 +327,13 @@ def test_full_grad_equals_its_formula_on_a_box() -> None:
     torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=0)
 
 
-# Two channels of 1 x 2 places, as in the other table of values by hand.
+# Two channels of 1 x 2 positions, as in the other table of values by hand.
 A = torch.tensor([[[[2.0, 1.0]], [[4.0, -1.0]]]])
 G = torch.tensor([[[[1.0, -3.0]], [[0.5, 0.5]]]])
 BY_HAND: list[tuple[type[BaseCAM], dict[str, Any], list[float]]] = [
-    # means 1.5 and 1.5, deviations 0.5 and 2.5: the first place is strong in both channels
+    # means 1.5 and 1.5, deviations 0.5 and 2.5: the first position is strong in both channels
     (FEM, {"k": 0.5}, [3.0, 0.0]),
-    # one axis, places at +-(0.5, 2.5): length sqrt(6.5), as EigenCAM
+    # one axis, positions at +-(0.5, 2.5): length sqrt(6.5), as EigenCAM
     (KPCA_CAM, {"kernel": "linear"}, [math.sqrt(6.5), -math.sqrt(6.5)]),
     # kernel (tanh 2, tanh 0), centred: +-(tanh 2 - tanh 0) / 2, whose root is the projection
     (KPCA_CAM, {"gamma": 1 / 6.5}, [math.sqrt(math.tanh(2) / 2), -math.sqrt(math.tanh(2) / 2)]),
@@ -361,7 +361,7 @@ def test_values_by_hand(method: type[BaseCAM], options: dict[str, Any], expected
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_seg_eigen_cam_by_hand(sign: float) -> None:
-    """One channel of 0, 3, 0 less its mean; the place of greatest magnitude is positive."""
+    """One channel of 0, 3, 0 less its mean; the position of greatest magnitude is positive."""
     maps = sign * torch.tensor([[[[0.0, 3.0, 0.0]]]])
     found = SegEigenCAM(TinyCNN(), ["conv2"]).saliency(maps, torch.ones(1, 1, 1, 3))
     torch.testing.assert_close(found, torch.tensor([[[-1.0, 2.0, -1.0]]]), atol=1e-6, rtol=0)
@@ -409,12 +409,12 @@ def test_methods_of_second_order_and_paths_by_hand() -> None:
     image = torch.tensor([[[[2.0, 4.0]]]])
     # the gradient (4, 8) less half of 2 A is (2, 4), whose mean weighs
     torch.testing.assert_close(of(ShapleyCAM(Plain(squares), ["layer"]), image)[0], torch.tensor([[[6.0, 12.0]]]))
-    # from the mean, 3, to each place the squares grow by 4 - 9 and 16 - 9: together 20 - 18
+    # from the mean, 3, to each position the squares grow by 4 - 9 and 16 - 9: together 20 - 18
     torch.testing.assert_close(of(ReachCAM(Plain(squares), ["layer"]), image)[0], torch.tensor([[[-5.0, 7.0]]]))
-    # one place at a time: its own square
+    # one position at a time: its own square
     cam = ReciproCAM(Plain(squares), ["layer"], gaussian=False)
     torch.testing.assert_close(of(cam, image)[0], torch.tensor([[[4.0, 16.0]]]))
-    # a quarter of the place and an eighth of the one beside it: squares of (1/2, 1/2) and of (1/4, 1)
+    # a quarter of the position and an eighth of the one beside it: squares of (1/2, 1/2) and of (1/4, 1)
     blurred = of(ReciproCAM(Plain(squares), ["layer"]), image)[0]
     torch.testing.assert_close(blurred, torch.tensor([[[0.5, 1.0625]]]))
 
@@ -451,7 +451,7 @@ def test_guided_methods_by_hand() -> None:
     image = torch.tensor([[[[1.0, -1.0, 2.0]]]])
     (guided,) = of(GuidedBackprop(model), image)
     torch.testing.assert_close(guided, torch.tensor([[[3.0, 0.0, 0.0]]]))
-    # GradCAM behind the ReLU: the mean gradient, 1, weighs (1, 0, 2), which is (1/2, 0, 1) of its range
+    # GradCAM after the ReLU: the mean gradient, 1, weighs (1, 0, 2), which is (1/2, 0, 1) of its range
     cam = GuidedGradCAM(model, [model[1]])
     product = cam.colors(cam.explain(image, [ClassifierOutputTarget(0)])[0])
     torch.testing.assert_close(product, torch.tensor([[[[1.5], [0.0], [0.0]]]]), atol=1e-5, rtol=0)

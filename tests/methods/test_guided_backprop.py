@@ -62,7 +62,7 @@ def test_equals_its_formula() -> None:
 
 
 class Written(nn.Module):
-    """Two convolutions with a rectifier of any make behind each."""
+    """Two convolutions with a rectifier of any kind after each."""
 
     def __init__(self, rectify: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -253,10 +253,10 @@ def test_the_brightest_pixels_by_hand() -> None:
     assert not found[1].any()
 
 
-@pytest.mark.parametrize("place", range(16, 32))
-def test_no_edge_is_missed_at_a_finer_input(place: int) -> None:
+@pytest.mark.parametrize("column", range(16, 32))
+def test_no_edge_is_missed_at_a_finer_input(column: int) -> None:
     fine = torch.zeros(1, 64, 64)
-    fine[0, :, place] = 1
+    fine[0, :, column] = 1
     found = to_pixels(fine, Geometry.resize((16, 16), (64, 64)))
     assert 0.75 < float(found.sum(-1).mean()) * 4 < 1.25  # a line of one fine pixel is a quarter of a coarse one
     plain = torch.rand(1, 16, 16)

@@ -122,10 +122,10 @@ def test_kpca_cam(image: Tensor, kernel: str) -> None:
     a, _ = seen(image, TARGET)
     x = a.flatten(1).T
     x = x - x.mean(0)
-    places = len(x)
-    k = torch.zeros(places, places, dtype=torch.float64)
-    for p in range(places):
-        for q in range(places):
+    positions = len(x)
+    k = torch.zeros(positions, positions, dtype=torch.float64)
+    for p in range(positions):
+        for q in range(positions):
             dot = float(x[p] @ x[q])
             k[p, q] = {
                 "sigmoid": math.tanh(0.3 * dot + 1),
@@ -134,7 +134,7 @@ def test_kpca_cam(image: Tensor, kernel: str) -> None:
                 "cosine": dot / float(x[p].norm() * x[q].norm()),
                 "linear": dot,
             }[kernel]
-    ones = torch.full_like(k, 1 / places)
+    ones = torch.full_like(k, 1 / positions)
     values, vectors = torch.linalg.eigh(k - ones @ k - k @ ones + ones @ k @ ones)
     expected = (vectors[:, -1] * values[-1].sqrt()).reshape(a.shape[1:])
     found = saliency(make(KPCA_CAM, kernel=kernel, gamma=0.3), image, TARGET)
@@ -240,7 +240,7 @@ def test_seg_xres_cam_lies_between_hires_cam_and_grad_cam(image: Tensor) -> None
 
 
 class Smooth(nn.Module):
-    """A layer with curvature everywhere behind it."""
+    """A layer followed by a network with curvature everywhere."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""AblationCAM against its formula, and what lies behind a layer."""
+"""AblationCAM against its formula, and replay of the layers after a target layer."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_ablation_cam_by_hand() -> None:
     result = AblationCAM(TwoChannels(), ["layer"]).explain(torch.zeros(1, 3, 4, 8), targets)[0]
     # Score 12 - 4 = 8. Without the left channel -4: weight 12 / 8. Without the right one 12: weight -4 / 8.
     torch.testing.assert_close(result.saliency[0][0], torch.tensor([[1.5, 1.5, -0.5, -0.5]] * 2))
-    # Score -4. Without the left channel 0: it speaks against the target, -4 / |-4|.
+    # Score -4. Without the left channel 0: it lowers the target's score, -4 / |-4|.
     torch.testing.assert_close(result.saliency[0][1], torch.tensor([[-1.0, -1.0, 0.0, 0.0]] * 2))
 
 

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 def literal(adapter: Adapter, image: Tensor, target: BoxTarget, rival: int, probes: int) -> np.ndarray:
-    """One target's map over the network's input, of an image that fills it, place by place."""
+    """One target's map over the network's input, of an image that fills it, region by region."""
     reach = ReachCAM(adapter)
     levels = [level[0] for level in reach.explain(image, [target])[0].saliency]
     batch = adapter.prepare([image])
@@ -35,7 +35,7 @@ def literal(adapter: Adapter, image: Tensor, target: BoxTarget, rival: int, prob
     for level in levels:
         positive = F.interpolate(level.clamp(min=0)[None, None].double(), size, mode="bilinear", align_corners=False)
         heat.append((positive[0, 0] / positive.max()).numpy())
-    places = propose_regions(torch.tensor(np.stack(heat)), color_segments(batch.inputs[0]), probes).numpy()
+    regions = propose_regions(torch.tensor(np.stack(heat)), color_segments(batch.inputs[0]), probes).numpy()
 
     def score(inputs: Tensor) -> float:
         with torch.no_grad():
@@ -45,15 +45,15 @@ def literal(adapter: Adapter, image: Tensor, target: BoxTarget, rival: int, prob
 
     whole = score(batch.inputs)
     lost, held = [], []
-    for place in places:
-        gone = torch.from_numpy(binary_dilation(place, np.ones((3, 3))))
+    for region in regions:
+        gone = torch.from_numpy(binary_dilation(region, np.ones((3, 3))))
         lost.append(max(0.0, whole - score(LinearFill()(batch.inputs, gone[None]))))
-        held.append(sum(np.prod([one[y, x] for one in heat]) for y, x in zip(*np.nonzero(place), strict=True)))
+        held.append(sum(np.prod([one[y, x] for one in heat]) for y, x in zip(*np.nonzero(region), strict=True)))
     smooth = blur(torch.tensor(sum(heat))[None], 0.01 * max(size))[0].numpy()
     found = np.zeros(size)
-    for place, loss, own in zip(places, lost, held, strict=True):
-        inside = binary_erosion(place, np.ones((3, 3)), border_value=1)
-        inside = inside if inside.any() else place
+    for region, loss, own in zip(regions, lost, held, strict=True):
+        inside = binary_erosion(region, np.ones((3, 3)), border_value=1)
+        inside = inside if inside.any() else region
         outside = np.argwhere(~inside)
         deep = {(y, x): np.hypot(*(outside - (y, x)).T).min() for y, x in zip(*np.nonzero(inside), strict=True)}
         brightest = max(smooth[at] * far for at, far in deep.items())
@@ -84,17 +84,17 @@ def test_regions_are_weighted_by_score_drop_and_saliency() -> None:
     level = torch.zeros(1, 12, 24)
     level[0, 2:7, 2:7] = 0.25
     level[0, 2:7, 14:19] = 1.0
-    places = torch.zeros(3, 12, 24, dtype=torch.bool)
-    places[0, 2:7, 2:7], places[1, 2:7, 14:19], places[2, 8:11, 2:5] = True, True, True
+    regions = torch.zeros(3, 12, 24, dtype=torch.bool)
+    regions[0, 2:7, 2:7], regions[1, 2:7, 14:19], regions[2, 8:11, 2:5] = True, True, True
     # By hand: the first loses all, and holds a quarter of what the hottest does: 1 x sqrt(1/4). The second loses half:
-    # (1/2)^4 x 1. The third holds no heat. A place's hottest pixel shows its weight in full, and its rim is cut off.
-    found = render_regions(level, places, torch.tensor([2.0, 1.0, 2.0]))
+    # (1/2)^4 x 1. The third holds no heat. The maximum of a region shows its full weight, and its rim is cut off.
+    found = render_regions(level, regions, torch.tensor([2.0, 1.0, 2.0]))
     assert float(found[3:6, 3:6].max()) == pytest.approx(0.5)
     assert float(found[3:6, 15:18].max()) == pytest.approx(1 / 16)
     assert float(found[8:11, 2:5].max()) == 0
     assert float(found[2, 2:7].max()) == 0 and float(found[:, 8:13].max()) == 0
-    assert not render_regions(level, places, torch.tensor([-1.0, 0.0, -2.0])).any(), "what is not missed is no cause"
-    assert not render_regions(level, places[:0], torch.zeros(0)).any()
+    assert not render_regions(level, regions, torch.tensor([-1.0, 0.0, -2.0])).any(), "what is not missed is no cause"
+    assert not render_regions(level, regions[:0], torch.zeros(0)).any()
 
 
 class Bright(nn.Module):

@@ -104,7 +104,7 @@ def test_the_heatmap_is_the_product_of_smoothed_positive_parts() -> None:
 
 
 class Quadratic(nn.Module):
-    """One channel, one identity layer, and a score that is quadratic behind it."""
+    """One channel, one identity layer, and a score that is quadratic in its output."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -270,8 +270,8 @@ def test_two_stage_boxes_stay_pinned_and_are_contrasted() -> None:
         scores = HiResCAM(adapter).explain(image, [replace(target, label=label) for label in range(3)])[0].scores
         # Logits of a softmax mean nothing but in comparison: there is a rival however little it scores.
         against = max({0, 1, 2} - {target.label}, key=lambda label: float(scores[label]))
-        asked = replace(target, quantity="logit", against=against)
-        expected = plain.explain(image, [asked])[0]
+        contrasted = replace(target, quantity="logit", against=against)
+        expected = plain.explain(image, [contrasted])[0]
         torch.testing.assert_close(
             torch.as_tensor(result.heatmaps)[index], torch.as_tensor(expected.heatmaps)[0], atol=1e-4, rtol=0
         )

@@ -1,4 +1,4 @@
-"""ReciproCAM against its formula, place by place."""
+"""ReciproCAM against its formula, cell by cell."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SESS against the authors' scheme as grad-cam has it, and against what it does told window by window."""
+"""SESS against grad-cam's implementation and against a window-by-window computation."""
 
 from __future__ import annotations
 

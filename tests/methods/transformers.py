@@ -12,7 +12,7 @@ from detcam.adapters.custom_detector import CustomDetectorAdapter
 
 
 def loud(model: Any) -> Any:
-    """Random transformers hardly attend: greater weights make attention uneven, and every gradient counts."""
+    """Enlarge the weights: attention of random transformers is nearly uniform, and its gradients are negligible."""
     generator = torch.Generator().manual_seed(3)
     for parameter in model.parameters():
         spread = 0.35 if parameter.ndim > 1 else 0.1

@@ -120,7 +120,7 @@ def test_classes_and_regions_count_if_they_persist() -> None:
     changed, moved = Perturbation("far", shift=(0.25, 0.25)).apply(bright, 0)
     assert moved == (8, 8)
     assert match_targets(regions, changed, [MaskTarget(1, mask)], moved)[0] is not None
-    assert match_targets(regions, changed, [MaskTarget(1, mask)])[0] is None  # it is elsewhere, if nobody says it moved
+    assert match_targets(regions, changed, [MaskTarget(1, mask)])[0] is None  # without the shift it is elsewhere
 
 
 def test_the_perturbations_are_seeded_small_and_keep_the_size() -> None:

@@ -375,13 +375,13 @@ def test_published_ultralytics_weights_are_read_from_the_downloads(
     pytest.importorskip("ultralytics")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    asked: list[str] = []
+    requested: list[str] = []
 
     def refuse(name: str, **options: Any) -> nn.Module:
-        asked.append(name)
+        requested.append(name)
         raise ConnectionError("offline")
 
     monkeypatch.setattr("detcam.adapters.ultralytics.create_ultralytics_model", refuse)
     with pytest.raises(OSError, match="Download yolo11n.pt from ultralytics' releases .* --trust-checkpoint"):
         load_model("yolo11n")
-    assert asked == [str(tmp_path / "hub" / "checkpoints" / "yolo11n.pt")]
+    assert requested == [str(tmp_path / "hub" / "checkpoints" / "yolo11n.pt")]

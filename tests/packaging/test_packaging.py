@@ -111,16 +111,16 @@ def test_all_is_the_sum_of_the_adapters_extras() -> None:
 def test_every_module_imports_without_optional_libraries() -> None:
     code = f"""
 import importlib, sys
-asked = []
+imported = []
 class Absent:
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] in {OPTIONAL!r}:
-            asked.append(name)
+            imported.append(name)
             raise ModuleNotFoundError("No module named " + repr(name), name=name)
 sys.meta_path.insert(0, Absent())
 for name in {sorted(installed_modules())!r}:
     importlib.import_module(name)
-print(*asked)
+print(*imported)
 """
     result = run_python(code)
     assert result.returncode == 0, result.stderr

@@ -15,7 +15,7 @@ from tests.helpers import Snapshot
 
 
 class Normalised(nn.Module):
-    """A convolution and its normalisation; another one whose output somebody else reads; a frozen one run twice."""
+    """A convolution and its normalisation; another one whose output is read twice; a frozen one run twice."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -139,7 +139,7 @@ def test_timms_normalisation_with_its_activation_is_folded() -> None:
             assert torch.allclose(model(images), expected, rtol=1e-4, atol=1e-5)
             ran = [norm for norm in norms if "forward" in vars(norm)]
     before.check()
-    assert len(ran) == len(norms) == 49, "those behind convolutions that pad by themselves too"
+    assert len(ran) == len(norms) == 49, "including those after convolutions that pad"
 
 
 def test_a_pass_is_limited_by_the_cache() -> None:

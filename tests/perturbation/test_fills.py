@@ -16,9 +16,9 @@ from detcam.perturbation.harmonic_solver import Multigrid, harmonic_fill, solve_
 def literal_fill(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Every missing pixel (C, h, w) the weighted mean of its neighbours, by a dense system built pixel by pixel."""
     _, height, width = image.shape
-    places = [(int(y), int(x)) for y, x in zip(*np.nonzero(mask), strict=True)]
-    number = {place: index for index, place in enumerate(places)}
-    system, known = np.zeros((len(places), len(places))), np.zeros((len(places), len(image)))
+    pixels = [(int(y), int(x)) for y, x in zip(*np.nonzero(mask), strict=True)]
+    number = {pixel: index for index, pixel in enumerate(pixels)}
+    system, known = np.zeros((len(pixels), len(pixels))), np.zeros((len(pixels), len(image)))
     for (y, x), row in number.items():
         for dy in (-1, 0, 1):
             for dx in (-1, 0, 1):

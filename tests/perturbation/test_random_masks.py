@@ -108,7 +108,7 @@ def test_rise_equals_the_estimate_of_the_paper() -> None:
 
 
 class Spot(nn.Module):
-    """Scores the brightness of two places: (3, 4) and, on the right half only, (12, 20)."""
+    """Scores the brightness of two pixels: (3, 4) and, on the right half only, (12, 20)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -197,9 +197,9 @@ def test_drise_equals_its_formula() -> None:
         with torch.no_grad():
             seen = type(batch)(inputs, batch.geometries)
             (output,) = adapter.outputs(adapter.forward(seen), seen)
-            places, scores = output.raw_candidates()
+            candidate_boxes, scores = output.raw_candidates()
         for k in range(3):
-            weights[k].append(slow_similarity(boxes[k], vectors[k], places, scores, 0))
+            weights[k].append(slow_similarity(boxes[k], vectors[k], candidate_boxes, scores, 0))
     expected = torch.stack([estimate(row, masks, 0.5) for row in weights])
     inside = result.saliency[0][:, rows, columns]
     torch.testing.assert_close(inside, expected, atol=1e-5, rtol=1e-4)

@@ -183,12 +183,12 @@ class Deformable(nn.Module):
         super().__init__()
         self.grids = grids
 
-    def forward(self, values: Tensor, places: Tensor, scores: Tensor) -> Tensor:
+    def forward(self, values: Tensor, locations: Tensor, scores: Tensor) -> Tensor:
         images, _, heads, width = values.shape
         queries = scores.shape[1]
         weights = F.softmax(scores, -1)
         levels = values.permute(0, 2, 3, 1).flatten(0, 1).split([h * w for h, w in self.grids], -1)
-        around = (2 * places - 1).permute(0, 2, 1, 3, 4).flatten(0, 1).split(3, -2)
+        around = (2 * locations - 1).permute(0, 2, 1, 3, 4).flatten(0, 1).split(3, -2)
         read = [
             F.grid_sample(level.unflatten(-1, size), grid, mode="bilinear", align_corners=False)
             for level, grid, size in zip(levels, around, self.grids, strict=True)
@@ -200,39 +200,39 @@ class Deformable(nn.Module):
 def test_sampling_points_are_distributed_to_their_cells() -> None:
     grids, generator = ((3, 4), (2, 2)), torch.Generator().manual_seed(4)
     tokens = 16
-    places = torch.rand(2, 5, 3, 6, 2, generator=generator) * 1.2 - 0.1  # some lie beyond the border
+    locations = torch.rand(2, 5, 3, 6, 2, generator=generator) * 1.2 - 0.1  # some lie beyond the border
     scores = torch.randn(2, 5, 3, 6, generator=generator)
     # Each token's value is a unit vector of its own, so what comes out is how much of each token was read.
     values = torch.eye(tokens)[None, :, None].expand(2, tokens, 3, tokens).contiguous()
-    output, (attention,) = recorded(Deformable(grids), values, places, scores)
+    output, (attention,) = recorded(Deformable(grids), values, locations, scores)
     assert (attention.queries, attention.keys) == (5, tokens)
     dense = attention.per_key(attention.by_head(attention.tensor))
     torch.testing.assert_close(dense, output.view(2, 3, tokens, 5).mT, atol=1e-6, rtol=0)
 
 
 class Twice(nn.Module):
-    """The same deformable attention at two sets of places."""
+    """The same deformable attention at two sets of locations."""
 
     def __init__(self) -> None:
         super().__init__()
         self.shared = Deformable(((3, 4), (2, 2)))
 
-    def forward(self, values: Tensor, places: Tensor, scores: Tensor) -> Tensor:
-        return self.shared(values, places, scores) + self.shared(values, 1 - places, scores)
+    def forward(self, values: Tensor, locations: Tensor, scores: Tensor) -> Tensor:
+        return self.shared(values, locations, scores) + self.shared(values, 1 - locations, scores)
 
 
 def test_a_deformable_layer_that_runs_twice() -> None:
     generator = torch.Generator().manual_seed(4)
-    places, scores = torch.rand(2, 5, 3, 6, 2, generator=generator), torch.randn(2, 5, 3, 6, generator=generator)
+    locations, scores = torch.rand(2, 5, 3, 6, 2, generator=generator), torch.randn(2, 5, 3, 6, generator=generator)
     values = torch.eye(16)[None, :, None].expand(2, 16, 3, 16).contiguous()
-    output, attentions = recorded(Twice(), values, places, scores)
+    output, attentions = recorded(Twice(), values, locations, scores)
     assert len(attentions) == 2
     both = sum(one.per_key(one.by_head(one.tensor)) for one in attentions)
     torch.testing.assert_close(both, output.view(2, 3, 16, 5).mT, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize(
-    ("aligned", "place", "expected"),
+    ("aligned", "location", "expected"),
     [
         (False, (0.0, 0.0), [0, 0, 0, 0, 1, 0, 0, 0, 0]),  # the middle of a 3 x 3 grid is its middle cell's centre
         (False, (-1.0, -1.0), [0.25, 0, 0, 0, 0, 0, 0, 0, 0]),  # its corner is read to a quarter, the rest is padding
@@ -241,8 +241,8 @@ def test_a_deformable_layer_that_runs_twice() -> None:
         (True, (0.5, 1.0), [0, 0, 0, 0, 0, 0, 0, 0.5, 0.5]),
     ],
 )
-def test_a_point_by_hand(aligned: bool, place: tuple[float, float], expected: list[float]) -> None:
-    points = SamplingPoints(((3, 3),), (torch.tensor([[[place]]]),), aligned)
+def test_a_point_by_hand(aligned: bool, location: tuple[float, float], expected: list[float]) -> None:
+    points = SamplingPoints(((3, 3),), (torch.tensor([[[location]]]),), aligned)
     assert points.to_keys(torch.tensor([[[[2.0]]]])).flatten().tolist() == pytest.approx([2 * x for x in expected])
 
 

@@ -1,4 +1,4 @@
-"""Segments and candidate places."""
+"""Segments and region proposals."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def test_an_object_of_one_colour_is_one_segment() -> None:
     image[1, 30:50, 50:70] = 1
     labels = color_segments(image)
     assert labels.shape == (60, 80) and labels.dtype == torch.int64
-    own = [int(labels[place]) for place in ((20, 20), (40, 60), (5, 40))]
+    own = [int(labels[pixel]) for pixel in ((20, 20), (40, 60), (5, 40))]
     assert len(set(own)) == 3
     assert bool((labels[12:28, 12:28] == own[0]).all()) and bool((labels[32:48, 52:68] == own[1]).all())
     assert int((labels == own[0]).sum()) < 24 * 24 and int((labels == own[2]).sum()) > 3000
@@ -54,10 +54,10 @@ def test_candidates_in_order() -> None:
     one[25:35, 45:55], other[25:35, 45:55] = 1.0, 0.1
     found = propose_regions(torch.stack([one, other]), labels, 10)
     assert torch.equal(found[0], labels == 1), "the product is greatest where both are hot"
-    assert any(torch.equal(place, labels == 2) for place in found)
-    assert all(0 < float(place.float().mean()) <= MAX_REGION_FRACTION for place in found)
-    for index, place in enumerate(found):
+    assert any(torch.equal(region, labels == 2) for region in found)
+    assert all(0 < float(region.float().mean()) <= MAX_REGION_FRACTION for region in found)
+    for index, region in enumerate(found):
         for before in found[:index]:
-            assert int((place & before).sum()) <= 0.6 * int((place | before).sum())
+            assert int((region & before).sum()) <= 0.6 * int((region | before).sum())
     assert torch.equal(propose_regions(torch.stack([one, other]), labels, 2), found[:2])
     assert propose_regions(torch.zeros(2, 40, 60), labels, 3).shape == (0, 40, 60)
