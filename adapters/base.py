@@ -7,10 +7,11 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, TypedDict
+from typing import Any, ClassVar, Literal, TypeAlias, TypedDict
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from detcam.adapters.contract import check_class
 from detcam.adapters.target_layers import layer_name, resolve_layers
@@ -22,10 +23,8 @@ from detcam.outputs import BaseTarget, DetectionTarget, DetectorOutput, ModelOut
 from detcam.outputs import Target as Target
 from detcam.targets import BoxTarget
 from detcam.trace import ReshapeTransform, Trace, guarded
+from detcam.utils.batching import batches, group_by
 from detcam.utils.console import track
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 logger = logging.getLogger("detcam")
 
@@ -322,10 +321,10 @@ class Adapter(ABC):
     def groups(self, images: Sequence[Tensor], batch_size: int) -> list[list[int]]:
         """Return the indices of images that share a forward pass, at most `batch_size` and `max_batch_size` each."""
         size = min(batch_size, self.max_batch_size or batch_size)
-        by_key: dict[Hashable, list[int]] = {}
-        for index, image in enumerate(images):
-            by_key.setdefault(self.group_key((image.shape[-2], image.shape[-1])), []).append(index)
-        return [members[start : start + size] for members in by_key.values() for start in range(0, len(members), size)]
+        by_key = group_by(
+            range(len(images)), lambda index: self.group_key((images[index].shape[-2], images[index].shape[-1]))
+        )
+        return [batch for members in by_key.values() for batch in batches(members, size)]
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({type(self.model).__name__}, target_layers={self.layer_names})"

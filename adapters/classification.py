@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import Unpack
 
 from detcam.adapters.base import IMAGENET_MEAN, IMAGENET_STD, Adapter, AdapterOptions, Batch, Target, Task
 from detcam.detections import Detections, LabelsLike, Source, label_indices
@@ -16,9 +17,6 @@ from detcam.geometry import Geometry
 from detcam.layers import find_target_layers
 from detcam.outputs import check_label
 from detcam.targets import ClassTarget
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 
 class FixedSizeAdapter(Adapter, abstract=True):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import batched_nms
+from typing_extensions import Unpack
 
 from detcam.adapters.base import AdapterOptions, Batch, DetectorAdapter
 from detcam.adapters.candidates import best_fit
@@ -19,9 +20,6 @@ from detcam.outputs import Candidates, DetectorOutput
 from detcam.targets import DetectionTarget
 from detcam.trace import guarded
 from detcam.utils.hooks import active_hooks
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 DetectorDecode: TypeAlias = Callable[[Any], "tuple[Tensor, ...]"]
 """From the model's raw output for a batch to ``(boxes_xyxy, class_scores)`` or ``(boxes_xyxy, class_scores,

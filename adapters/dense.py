@@ -22,11 +22,12 @@ from detcam.adapters.torchvision_detector import (
     resized_size,
     scores_of_regions,
 )
-from detcam.adapters.windows import by_level, cut, restore_order
+from detcam.adapters.windows import cut, restore_order
 from detcam.detections import Detections, Source
 from detcam.geometry import Geometry
 from detcam.outputs import Candidates, DetectorOutput
 from detcam.targets import DetectionTarget
+from detcam.utils.batching import group_by
 
 HeadOutput = Mapping[str, Tensor]
 """A head's output by torchvision's names: ``cls_logits`` (..., C), ``bbox_regression`` (..., 4), ..."""
@@ -114,9 +115,9 @@ class DenseAdapter(TorchvisionDetector, abstract=True):
     def class_scores(self, predictions: HeadOutput) -> Tensor:
         """Return scores (..., C) as the model reports them; the column is the class index."""
 
-    @abstractmethod
     def decode(self, regression: Tensor, anchors: Tensor) -> Tensor:
         """Return boxes (N, 4) in input pixels from box regression (N, 4) and anchors (N, 4)."""
+        return self.model.box_coder.decode_single(regression, anchors)
 
     @abstractmethod
     def shortlist(self, scores: Sequence[Tensor]) -> Shortlist:
@@ -181,7 +182,7 @@ class DenseOutput(DetectorOutput):
     def candidates(self, targets: Sequence[DetectionTarget]) -> Candidates:
         positions = [self._position(target) for target in targets]
         parts, order = [], []
-        for level, members in by_level([level for level, _ in positions]).items():
+        for level, members in group_by(range(len(positions)), lambda i: positions[i][0]).items():
             parts.append(self._on_whole_level(level, [positions[i][1] for i in members], boxes=True))
             order.extend(members)
         return Candidates(
@@ -196,7 +197,7 @@ class DenseOutput(DetectorOutput):
     def box_scores(self, targets: Sequence[DetectionTarget]) -> list[Tensor]:
         positions = [self._position(target) for target in targets]
         scores: list[Tensor] = [torch.empty(0)] * len(targets)
-        for level, members in by_level([level for level, _ in positions]).items():
+        for level, members in group_by(range(len(positions)), lambda i: positions[i][0]).items():
             flat = [positions[i][1] for i in members]
             for i, score in zip(members, self._level_scores(level, flat, [targets[i] for i in members]), strict=True):
                 scores[i] = score

@@ -57,9 +57,6 @@ class RetinaNetAdapter(_FpnAdapter):
         predictions = {"cls_logits": head.classification_head([feature])}
         return {**predictions, "bbox_regression": head.regression_head([feature])} if boxes else predictions
 
-    def decode(self, regression: Tensor, anchors: Tensor) -> Tensor:
-        return self.model.box_coder.decode_single(regression, anchors)
-
 
 class FCOSAdapter(_FpnAdapter):
     """Explains any `torchvision.models.detection.FCOS`.

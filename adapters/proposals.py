@@ -12,7 +12,8 @@ from torchvision.models.detection.rpn import concat_box_prediction_layers
 from torchvision.ops import box_iou, clip_boxes_to_image
 
 from detcam.adapters.torchvision_detector import scores_of_regions
-from detcam.adapters.windows import by_level, cut, reach
+from detcam.adapters.windows import cut, reach
+from detcam.utils.batching import group_by
 
 
 def objectness_scores(
@@ -35,7 +36,7 @@ def objectness_scores(
     level_of = torch.searchsorted(starts, chosen, right=True) - 1
     inside = chosen - starts[level_of]
     scores: list[Tensor] = [torch.empty(0)] * len(proposals)
-    for level, members in by_level(level_of.tolist()).items():
+    for level, members in group_by(range(len(level_of)), lambda i: int(level_of[i])).items():
         level_scores = _level_scores(rpn, levels[level], inside[members], _per_cell(rpn)[level])
         for position, score in zip(members, level_scores, strict=True):
             scores[position] = score

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,15 +12,13 @@ from torchvision.models.segmentation import FCN_ResNet50_Weights
 from torchvision.models.segmentation.deeplabv3 import DeepLabV3
 from torchvision.models.segmentation.fcn import FCN
 from torchvision.models.segmentation.lraspp import LRASPP
+from typing_extensions import Unpack
 
 from detcam.adapters.base import IMAGENET_MEAN, IMAGENET_STD, Adapter, AdapterOptions, Batch, Target, Task
 from detcam.detections import Detections
 from detcam.geometry import Geometry
 from detcam.outputs import ModelOutput, SegmenterOutput
 from detcam.targets import MaskTarget
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 
 class SegmentationAdapter(Adapter, abstract=True):

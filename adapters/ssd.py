@@ -53,9 +53,6 @@ class SSDAdapter(DenseAdapter):
     def class_scores(self, predictions: HeadOutput) -> Tensor:
         return F.softmax(predictions["cls_logits"], -1)
 
-    def decode(self, regression: Tensor, anchors: Tensor) -> Tensor:
-        return self.model.box_coder.decode_single(regression, anchors)
-
     def shortlist(self, scores: Sequence[Tensor]) -> Shortlist:
         """Return, per class and over all levels, the top k candidates above the threshold."""
         device = scores[0].device

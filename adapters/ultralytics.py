@@ -8,11 +8,12 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from detcam.adapters.base import AdapterOptions, Batch, DetectorAdapter
 from detcam.adapters.ultralytics_architecture import check_architecture
@@ -29,9 +30,6 @@ from detcam.detections import as_names
 from detcam.geometry import Geometry
 from detcam.outputs import DetectorOutput
 from detcam.utils.optional import missing_package_error
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 
 class UltralyticsDetector(DetectorAdapter, abstract=True):

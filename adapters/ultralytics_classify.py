@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 from torchvision import transforms
+from typing_extensions import Unpack
 
 from detcam.adapters.base import AdapterOptions, Batch
 from detcam.adapters.classification import ClassificationAdapter
@@ -21,9 +22,6 @@ from detcam.adapters.ultralytics_network import (
 )
 from detcam.detections import as_names
 from detcam.geometry import Geometry
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 
 class UltralyticsClassificationAdapter(ClassificationAdapter):

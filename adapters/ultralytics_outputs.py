@@ -14,11 +14,12 @@ from torch import Tensor
 from detcam.adapters.candidates import best_fit
 from detcam.adapters.grid_cells import GridCells
 from detcam.adapters.torchvision_detector import scores_of_regions
-from detcam.adapters.windows import by_level, cut
+from detcam.adapters.windows import cut
 from detcam.detections import Detections, Source
 from detcam.geometry import Geometry
 from detcam.outputs import Candidates, DetectorOutput
 from detcam.targets import DetectionTarget
+from detcam.utils.batching import group_by
 
 if TYPE_CHECKING:
     from detcam.adapters.ultralytics import UltralyticsAdapter
@@ -100,7 +101,7 @@ class YoloOutput(DetectorOutput):
     def box_scores(self, targets: Sequence[DetectionTarget]) -> list[Tensor]:
         numbers = [self._cell(target) for target in targets]
         scores: list[Tensor] = [torch.empty(0)] * len(targets)
-        for level, members in by_level([self.cells.position(number)[0] for number in numbers]).items():
+        for level, members in group_by(range(len(numbers)), lambda i: self.cells.position(numbers[i])[0]).items():
             cells = torch.tensor([numbers[i] for i in members])
             for i, score in zip(members, self._level_scores(level, [targets[i] for i in members], cells), strict=True):
                 scores[i] = score

@@ -80,14 +80,6 @@ def cut(feature: Tensor, cells: Tensor, radius: int) -> tuple[list[Tensor], Tens
     return windows, (rows - tops) * wide + (columns - lefts)
 
 
-def by_level(levels: Sequence[int]) -> dict[int, list[int]]:
-    """Group the indices of a list of pyramid levels by level."""
-    groups: dict[int, list[int]] = {}
-    for index, level in enumerate(levels):
-        groups.setdefault(level, []).append(index)
-    return groups
-
-
 def restore_order(parts: Sequence[Tensor], positions: Sequence[int]) -> Tensor:
     """Concatenate rows that were computed level by level, in the order of their positions."""
     order = torch.tensor(positions, device=parts[0].device).argsort()

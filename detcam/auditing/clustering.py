@@ -10,6 +10,7 @@ from scipy.spatial.distance import squareform
 
 from detcam.auditing.case import AuditCase, ErrorGroup
 from detcam.auditing.sentences import group_sentence
+from detcam.utils.batching import group_by
 
 MAX_DISTANCE = 0.35
 """Maximum mean cosine distance between the features of two clusters that are merged."""
@@ -33,9 +34,7 @@ def group_cases(
     Returns:
         Groups by decreasing `delta_ap`, with the indices of their cases, the nearest to the group's centre first.
     """
-    by_key: dict[tuple[object, ...], list[int]] = {}
-    for index, case in enumerate(cases):
-        by_key.setdefault(_key(case), []).append(index)
+    by_key = group_by(range(len(cases)), lambda index: _key(cases[index]))
     clusters = [
         [members[position] for position in cluster]
         for members in by_key.values()

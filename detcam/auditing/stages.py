@@ -23,7 +23,7 @@ from detcam.data.images import load_image, to_uint8
 from detcam.data.issues import DataIssue, DataIssues
 from detcam.data.rle import PackedDetections
 from detcam.detections import Detections
-from detcam.utils.batching import batches
+from detcam.utils.batching import batches, group_by
 from detcam.utils.console import ProgressBar
 from detcam.visualize.convert import ImageArray
 
@@ -190,11 +190,8 @@ def _split_by_image(
 
     A batch takes as long as its image with the most errors, so images with equally many go together.
     """
-    by_image: dict[int, list[int]] = {}
-    for index in chosen:
-        by_image.setdefault(analysis[index].image_index, []).append(index)
     parts: list[tuple[int, list[int]]] = []
-    for image, indices in by_image.items():
+    for image, indices in group_by(chosen, lambda index: analysis[index].image_index).items():
         height, width = annotations[image].image_size_hw
         parts += [(image, part) for part in batches(indices, max(MAX_PIXELS // (height * width), 1))]
     return sorted(parts, key=lambda part: (-len(part[1]), part))

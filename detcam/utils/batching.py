@@ -1,10 +1,11 @@
-"""Splitting of work into parts that fit into memory."""
+"""Splitting of work into parts that fit into memory, or that belong together."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
+K = TypeVar("K")
 T = TypeVar("T")
 
 
@@ -17,3 +18,11 @@ def batch_slices(count: int, size: int) -> Iterator[slice]:
 def batches(items: Sequence[T], size: int) -> list[list[T]]:
     """Split a sequence into lists of at most `size` items."""
     return [list(items[part]) for part in batch_slices(len(items), size)]
+
+
+def group_by(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
+    """Group items by a key, in the order in which they and their keys come."""
+    groups: dict[K, list[T]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return groups

@@ -27,6 +27,7 @@ from detcam.explanation.explain import make_cam
 from detcam.methods.spec import parse_method
 from detcam.metrics.cost import count_work
 from detcam.synthetic.shortcuts import BARGE, SCENARIOS, ScenarioName
+from detcam.utils.batching import group_by
 from detcam.utils.console import ProgressBar
 
 DEFAULT_PLANTED_METHODS = (
@@ -140,7 +141,7 @@ class _ScenarioRun:
     def _measure_method(self, adapter: Adapter, name: str, cases: Sequence[PlantedCase]) -> HitSummary:
         hits: list[MapHit] = []
         passes: float | None = None
-        for scene_cases in group_by_scene(cases):
+        for scene_cases in group_by(cases, lambda case: case.scene.seed).values():
             if name in CONTROLS:
                 heatmaps = [_draw_control(name, case) for case in scene_cases]
             else:
@@ -198,14 +199,6 @@ def _no_warnings() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
-
-
-def group_by_scene(cases: Sequence[PlantedCase]) -> list[list[PlantedCase]]:
-    """Group the cases that share an image, in order."""
-    groups: dict[int, list[PlantedCase]] = {}
-    for case in cases:
-        groups.setdefault(case.scene.seed, []).append(case)
-    return list(groups.values())
 
 
 def _draw_control(name: str, case: PlantedCase) -> Tensor:
