@@ -12,7 +12,7 @@ import numpy as np
 
 from detcam.adapters.base import Adapter
 from detcam.explanation.writer import encode_heatmap, read_heatmap
-from detcam.utils.files import json_number, replace_file, slug
+from detcam.utils.files import json_number, read_json, replace_file, slug
 from detcam.utils.hashing import adapter_digest, weights_digest
 
 SETTINGS_FILE, CELLS_FOLDER = "settings.json", "cells"
@@ -112,16 +112,7 @@ def json_numbers(values: Iterable[Any]) -> list[float | None]:
 
 
 def _check_settings(file: Path, settings: Mapping[str, Any]) -> None:
-    try:
-        existing = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is not valid JSON ({error}); move it away, or choose another folder") from error
-    if not isinstance(existing, dict) or any(existing.get(key) != settings.get(key) for key in ("schema", "version")):
-        version = existing.get("version") if isinstance(existing, dict) else None
-        raise ValueError(
-            f"{file} was not written by a benchmark of this version of detcam: expected schema version "
-            f"{settings.get('version')}, got {version}. Choose another folder"
-        )
+    existing = read_json(file, settings["schema"], settings["version"])
     different = [name for name in {**existing, **settings} if existing.get(name) != settings.get(name)]
     if different:
         changes = "; ".join(

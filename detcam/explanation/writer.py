@@ -59,7 +59,7 @@ import numpy as np
 
 from detcam.detections import class_name
 from detcam.outputs import DetectionTarget, as_target
-from detcam.utils.files import json_number, replace_file, slug
+from detcam.utils.files import json_number, read_json, replace_file, slug
 from detcam.utils.opencv import cv2
 from detcam.utils.version import __version__
 from detcam.visualize.convert import TensorLike, as_array, to_png_bytes
@@ -169,17 +169,7 @@ def read_index(path: Path) -> list[dict[str, Any]]:
     """
     if not path.exists():
         return []
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); move it away, or choose another folder") from error
-    expected = (EXPLANATIONS_SCHEMA, EXPLANATIONS_VERSION)
-    if not isinstance(content, dict) or (content.get("schema"), content.get("version")) != expected:
-        raise ValueError(
-            f"{path} was not written by this version of detcam (expected {EXPLANATIONS_SCHEMA} version "
-            f"{EXPLANATIONS_VERSION}); move it away, or choose another folder"
-        )
-    entries: list[dict[str, Any]] = content["images"]
+    entries: list[dict[str, Any]] = read_json(path, EXPLANATIONS_SCHEMA, EXPLANATIONS_VERSION)["images"]
     needed = {"path", "name", "digest", "model", "method", "target_layers", "smoothing", "stem", "targets"}
     if not all(isinstance(entry, dict) and needed <= entry.keys() for entry in entries):
         raise ValueError(f"{path} lacks keys of this version; move it away, or choose another folder")

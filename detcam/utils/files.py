@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
@@ -26,6 +27,26 @@ def replace_file(path: Path, content: bytes) -> Path:
     finally:
         temporary.unlink(missing_ok=True)
     return path
+
+
+def read_json(path: Path, schema: str, version: int) -> dict[str, Any]:
+    """Read a JSON file of detcam.
+
+    Raises:
+        ValueError: The file is not JSON, or has another schema or version.
+    """
+    remedy = "move it away, or choose another folder"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); {remedy}") from error
+    found = (content.get("schema"), content.get("version")) if isinstance(content, dict) else (None, None)
+    if found != (schema, version):
+        raise ValueError(
+            f"{path} was not written by this version of detcam: expected {schema} version {version}, got "
+            f"{found[0]} version {found[1]}; {remedy}"
+        )
+    return content
 
 
 def slug(text: str) -> str:

@@ -163,7 +163,9 @@ def test_methods_and_images_can_be_added_but_settings_cannot_change(tmp_path: Pa
     with pytest.raises(ValueError, match="metrics was"):
         compare(images, tmp_path / "out", metrics=["sparseness"])
     (tmp_path / "out" / "settings.json").write_text("{}")
-    with pytest.raises(ValueError, match="was not written by a benchmark"):
+    with pytest.raises(
+        ValueError, match="was not written by this version of detcam"
+    ):
         compare(images, tmp_path / "out")
 
 
@@ -295,7 +297,7 @@ def test_folder_of_another_version_is_refused(tmp_path: Path) -> None:
     compare(images, tmp_path / "out")
     settings = tmp_path / "out" / "settings.json"
     settings.write_text(json.dumps({**json.loads(settings.read_text()), "version": 1}))
-    with pytest.raises(ValueError, match="expected schema version 2, got 1"):
+    with pytest.raises(ValueError, match="expected detcam.benchmark version 2, got detcam.benchmark version 1"):
         compare(images, tmp_path / "out")
 
 

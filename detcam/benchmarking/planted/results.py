@@ -10,7 +10,7 @@ from typing import Any
 
 from detcam.benchmarking.planted.hit_metrics import HitSummary
 from detcam.synthetic.shortcuts import ScenarioName
-from detcam.utils.files import json_value, replace_file
+from detcam.utils.files import json_value, read_json, replace_file
 
 PLANTED_SCHEMA, PLANTED_VERSION = "detcam.planted", 2
 
@@ -127,16 +127,7 @@ class PlantedResultStore:
         self.content: dict[str, Any] = {**header, "results": {}}
         if not path.exists():
             return
-        try:
-            self.content = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{path} is not valid JSON ({error}); move it away, or choose another folder") from error
-        if not isinstance(self.content, dict) or any(self.content.get(k) != header[k] for k in ("schema", "version")):
-            raise ValueError(
-                f"{path} was written by another version of detcam: expected schema {PLANTED_SCHEMA!r}, "
-                f"version {PLANTED_VERSION}. Move the file away to measure again; the trained detectors beside it "
-                "are used again"
-            )
+        self.content = read_json(path, PLANTED_SCHEMA, PLANTED_VERSION)
         if self.content["settings"] != header["settings"]:
             raise ValueError(
                 f"{path} contains results of other settings ({self.content['settings']}, now {dict(settings)}); choose "
