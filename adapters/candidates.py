@@ -8,14 +8,13 @@ from torchvision.ops import box_iou
 from detcam.detections import Source
 
 
-def best_fit(boxes_xyxy: Tensor, class_scores: Tensor, target_xyxy: Tensor, *, mask: Tensor | None = None) -> int:
+def best_fit(boxes_xyxy: Tensor, class_scores: Tensor, target_xyxy: Tensor) -> int:
     """Return the index of the candidate with the greatest IoU times class score for a target without a source.
 
     Args:
         boxes_xyxy: (N, 4) candidates, in the frame of the target's box.
         class_scores: (N,) score of the target's class at each candidate.
         target_xyxy: (4,) the target's box.
-        mask: (N,) bool, the candidates to choose from; None takes all.
 
     Returns:
         The index; if no candidate overlaps the box, that of the candidate with the nearest centre.
@@ -23,14 +22,10 @@ def best_fit(boxes_xyxy: Tensor, class_scores: Tensor, target_xyxy: Tensor, *, m
     boxes = boxes_xyxy.detach().float()
     target = target_xyxy.detach().float()[None]
     fit = box_iou(target, boxes)[0] * class_scores.detach().float()
-    if mask is not None:
-        fit = fit.masked_fill(~mask, -1)
     if float(fit.max()) > 0:
         return int(fit.argmax())
     centers = (boxes[:, :2] + boxes[:, 2:]) / 2
     distance = (centers - (target[:, :2] + target[:, 2:]) / 2).norm(dim=1)
-    if mask is not None:
-        distance = distance.masked_fill(~mask, float("inf"))
     return int(distance.argmin())
 
 

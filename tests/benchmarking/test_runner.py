@@ -163,9 +163,7 @@ def test_methods_and_images_can_be_added_but_settings_cannot_change(tmp_path: Pa
     with pytest.raises(ValueError, match="metrics was"):
         compare(images, tmp_path / "out", metrics=["sparseness"])
     (tmp_path / "out" / "settings.json").write_text("{}")
-    with pytest.raises(
-        ValueError, match="was not written by this version of detcam"
-    ):
+    with pytest.raises(ValueError, match="was not written by this version of detcam"):
         compare(images, tmp_path / "out")
 
 

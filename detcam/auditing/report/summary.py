@@ -94,7 +94,6 @@ class ReportSummary:
         cases: Sequence[AuditCase],
         groups: Sequence[ErrorGroup] = (),
         settings: Mapping[str, Any] | None = None,
-        issues: DataIssues | None = None,
         seconds: float = 0.0,
     ) -> ReportSummary:
         """Combine the results of an audit.
@@ -108,7 +107,6 @@ class ReportSummary:
             cases: All errors of the analysis, explained or not.
             groups: Errors with a common cause.
             settings: Settings of the audit: strings, numbers, lists, mappings.
-            issues: Issues of the audit itself; they follow those of the annotations.
             seconds: Duration of the audit.
 
         Raises:
@@ -137,7 +135,7 @@ class ReportSummary:
             settings=dict(settings or {}),
             groups=tuple(groups),
             cases=tuple(cases),
-            issues=annotations.issues + (issues or DataIssues()),
+            issues=annotations.issues,
             seconds=seconds,
         )
 
