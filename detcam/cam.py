@@ -275,13 +275,7 @@ class BaseCAM:
         adapter = self.adapter
         with guarded(self.model, gradients=self.uses_gradients):
             batch = self.prepare_input(request.batch(adapter, group, view))
-            trace = Trace(
-                adapter.target_layers,
-                adapter.layer_names,
-                gradients=self.uses_gradients,
-                reshape_transform=adapter.reshape_for(batch),
-            )
-            with trace, self.recording(batch) as recorded:
+            with adapter.trace(batch, gradients=self.uses_gradients) as trace, self.recording(batch) as recorded:
                 raw = adapter.forward(batch)
             self.outputs = raw
             outputs = adapter.outputs(raw, batch)

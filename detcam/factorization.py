@@ -246,7 +246,7 @@ class DeepFeatureFactorization:
         for group in request.groups(self.adapter, self.batch_size):
             with guarded(self.model, gradients=False):
                 batch = request.batch(self.adapter, group, View())
-                with self._trace(batch) as trace:
+                with self.adapter.trace(batch, gradients=False) as trace:
                     self.adapter.forward(batch)
                 levels = levels_of(trace, len(group))
             for position, image in enumerate(group):
@@ -255,11 +255,6 @@ class DeepFeatureFactorization:
             example = example or select_image(batch, 0)
         order = sorted(features)
         return [features[image] for image in order], [geometries[image] for image in order], example
-
-    def _trace(self, batch: Batch, replace: Callable[[int, int, Any], Any] | None = None) -> Trace:
-        reshape = self.adapter.reshape_for(batch)
-        layers, names = self.adapter.target_layers, self.adapter.layer_names
-        return Trace(layers, names, gradients=False, reshape_transform=reshape, replace=replace)
 
     def concept_scores(self) -> Tensor:
         """Return a classifier's scores for each concept of the last call, (K, classes) in [0, 1], on the CPU.
@@ -291,7 +286,7 @@ class DeepFeatureFactorization:
             return map_tensors(output, lambda tensor: _filled(tensor, vector) if tensor.is_floating_point() else tensor)
 
         with guarded(self.model, gradients=False):
-            with self._trace(batch, fill):
+            with Trace(adapter.target_layers, adapter.layer_names, gradients=False, replace=fill):
                 raw = adapter.forward(batch)
             return class_scores(adapter.outputs(raw, batch)[0])
 
