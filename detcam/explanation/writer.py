@@ -6,10 +6,11 @@ Files of an image ``dog.jpg`` explained by GradCAM, whose second target is a cat
     dog.gradcam.2.cat.heatmap.png   the heatmap, 16-bit grey, of the image's size: value / 65535 is in [0, 1]
     explanations.json               the index
 
-``explanations.json``, version 1, UTF-8; numbers that are not finite are null::
+``explanations.json``, version 2, UTF-8; numbers that are not finite are null. In version 1, ``images`` was
+``pictures``::
 
     schema    "detcam/explanations"
-    version   1
+    version   2
     detcam    version of detcam that wrote the file
     images    list with an entry per image, model, method, target layers and smoothing:
         path           absolute path of the image, or null for an image in memory
@@ -69,7 +70,7 @@ if TYPE_CHECKING:
     from detcam.explanation.result import Explanation
 
 EXPLANATIONS_SCHEMA = "detcam/explanations"
-EXPLANATIONS_VERSION = 1
+EXPLANATIONS_VERSION = 2
 EXPLANATIONS_FILE = "explanations.json"
 HEATMAP_MAXIMUM = 65535
 SECONDS_BETWEEN_WRITES = 2.0

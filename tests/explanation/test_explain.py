@@ -308,7 +308,7 @@ def test_saved_files_match_the_explanation(adapter: Adapter, tmp_path: Path) -> 
     one = explain(adapter, tmp_path / "a b.png", "odam", top_k=2, score_threshold=0)[0]
     index = one.save(tmp_path / "out")
     content = json.loads(index.read_text(encoding="utf-8"))
-    assert (content["schema"], content["version"]) == ("detcam/explanations", 1)
+    assert (content["schema"], content["version"]) == ("detcam/explanations", 2)
     (entry,) = content["images"]
     assert (entry["path"], entry["width"], entry["height"]) == (str(tmp_path / "a b.png"), 120, 90)
     assert (entry["method"], entry["target_layers"], entry["model"]) == ("odam", ["backbone"], "FasterRCNN")
@@ -380,7 +380,7 @@ def test_foreign_files_are_kept(classifier: Adapter, tmp_path: Path) -> None:
     index.write_text(json.dumps(content), encoding="utf-8")
     explain(classifier, make_image(24, 24), labels=["dog"]).save(tmp_path)
     assert (tmp_path.parent / "precious.txt").read_text() == "keep"
-    for wrong in ("[1, 2]", '{"schema": "detcam/explanations", "version": 2}', "not json"):
+    for wrong in ("[1, 2]", '{"schema": "detcam/explanations", "version": 1}', "not json"):
         index.write_text(wrong, encoding="utf-8")
         with pytest.raises(ValueError, match="move it away, or choose another folder"):
             explain(classifier, make_image(24, 24)).save(tmp_path)
