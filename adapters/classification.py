@@ -175,8 +175,9 @@ def class_scores(logits: Tensor) -> Tensor:
     """
     if logits.ndim > 1:
         raise ValueError(
-            f"expected class scores of shape (C,) per image; got {tuple(logits.shape)}. For an output with a map per "
-            "class pass targets=, e.g. SemanticSegmentationTarget"
+            f"expected class scores of shape (C,) per image; got {tuple(logits.shape)}. A detector of your own "
+            "is explained through detcam.adapters.detector(model, decode=...), a segmentation network through "
+            "detcam.adapters.segmenter(model)"
         )
     values = logits.detach().float().cpu().reshape(-1)
     if len(values) == 1:

@@ -117,12 +117,17 @@ class CustomDetectorAdapter(DetectorAdapter):
             with active_hooks(module.register_forward_hook(record) for module in inner):
                 raw = self.forward(batch)
             output = CustomOutput(self, tuple(part[0] for part in self._decoded(raw, 1)), batch.geometries[0])
+            if not maps:
+                raise RuntimeError(
+                    "no layer inside the model returns a (B, C, h, w) map; pass target_layers=, for example "
+                    "target_layers=[model] for a model of one layer"
+                )
+            if not output.scores.requires_grad:
+                raise RuntimeError("the scores that decode returns have no gradient; decode must not detach the output")
             reach = _reach([tensor for _, tensor in maps], output.central_scores(8))
         for (module, _), fractions in zip(reversed(maps), reversed(reach), strict=True):
             if min(fractions) > 0 and sorted(fractions)[len(fractions) // 2] >= 0.5:
                 return [module]
-        if not maps:
-            raise RuntimeError("no layer of the model returns a (B, C, h, w) map; pass target_layers=")
         return [maps[0][0]]
 
     def group_key(self, image_size_hw: tuple[int, int]) -> Any:

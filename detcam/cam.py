@@ -322,7 +322,7 @@ class BaseCAM:
             return Measured(maps, values, self._differentiate(run, scalars, activations, maps))
         for level, out in zip(activations, maps, strict=True):
             level = level.to(work_dtype(level))
-            saliency = self.saliency(level, level)
+            saliency = self._checked(self.saliency(level, level), level, "saliency")
             for image, n in enumerate(counts):
                 out[image][:] = saliency[image].expand(n, -1, -1)
         return Measured(maps, values, None)
@@ -352,13 +352,26 @@ class BaseCAM:
                     continue
                 selected = [image for image, nonzero in zip(images, live.tolist(), strict=True) if nonzero]
                 a, g = level[selected].to(work_dtype(level)), gradient[selected].to(work_dtype(gradient))
-                smooth = run.eigen_smooth
-                saliency = first_principal_component(self.contributions(a, g)) if smooth else self.saliency(a, g)
+                if run.eigen_smooth:
+                    saliency = first_principal_component(self.contributions(a, g))
+                else:
+                    saliency = self._checked(self.saliency(a, g), a, "saliency")
                 for row, image in enumerate(selected):
                     out[image][k] = saliency[row]
             for row, image in enumerate(images):
                 reach[image].append(Reach.measure([s[row] for s in support], run.batch.geometries[image]))
         return reach
+
+    def _checked(self, saliency: Tensor, activations: Tensor, formula: str) -> Tensor:
+        """Return the result of a formula after a check of its type and shape."""
+        expected = (len(activations), *activations.shape[-2:])
+        if not isinstance(saliency, Tensor) or tuple(saliency.shape) != expected:
+            got = tuple(saliency.shape) if isinstance(saliency, Tensor) else type(saliency).__name__
+            raise ValueError(
+                f"expected {type(self).__name__}.{formula} to give a tensor (n, h, w) of shape {expected}; got {got}. "
+                "weights gives (n, C), contributions (n, C, h, w), saliency (n, h, w)"
+            )
+        return saliency
 
     def combine(self, levels: Sequence[Tensor], geometry: Geometry) -> Tensor:
         """Combine one image's raw maps into heatmaps (N, H, W); see `detcam.results.combine_levels`."""

@@ -138,6 +138,8 @@ class DetectionTarget(BaseTarget):
         if flat:
             raise ValueError(f"expected a box with x1 < x2 and y1 < y2 (xyxy, not xywh); got {box}")
         object.__setattr__(self, "box_xyxy", box)
+        if isinstance(self.label, str):
+            raise TypeError(f"expected a class index as label; got {self.label!r}. adapter.names has the names")
         object.__setattr__(self, "label", int(self.label))
 
     @property

@@ -145,6 +145,8 @@ def register_target(name: str) -> Callable[[Function], Function]:
         ...     x1, y1, x2, y2 = output.candidates([target]).boxes_xyxy[0]
         ...     return (x2 - x1) * (y2 - y1)
     """
+    if not isinstance(name, str):
+        raise TypeError(f'expected the name of the quantity: @register_target("name"); got {name!r}')
 
     def register(function: Function) -> Function:
         TARGETS.register(name, function)

@@ -35,6 +35,8 @@ def check_adapter(adapter: Adapter, images: Sequence[Tensor] | None = None) -> N
         >>> from detcam.testing import check_adapter, tiny_detector
         >>> check_adapter(tiny_detector())
     """
+    if not isinstance(adapter, Adapter):
+        raise TypeError(f"expected an adapter, such as detcam.adapt(model); got {type(adapter).__name__}")
     images = random_images() if images is None else list(images)
     check_adapter_description(adapter)
     check_prepare(adapter, images)

@@ -20,7 +20,7 @@ from detcam.testing.state import ModelState, require
 MAKERS = {"class": tiny_classifier, "box": tiny_detector, "mask": tiny_segmenter}
 
 
-def check_metric(metric: Metric, adapter: Adapter | None = None) -> None:
+def check_metric(metric: Metric | type[Metric], adapter: Adapter | None = None) -> None:
     """Check that a metric keeps its contract.
 
     `Metric.measure` gives one float64 value per heatmap, in the order of the images, within the metric's range; arrays
@@ -28,7 +28,7 @@ def check_metric(metric: Metric, adapter: Adapter | None = None) -> None:
     the value NaN; the model is left as it was.
 
     Args:
-        metric: the metric with its settings.
+        metric: the metric with its settings, or its class.
         adapter: a model whose targets the metric judges; None takes a tiny network for each kind in ``metric.tasks``.
 
     Raises:
@@ -39,6 +39,7 @@ def check_metric(metric: Metric, adapter: Adapter | None = None) -> None:
         >>> from detcam.testing import check_metric
         >>> check_metric(Sparseness())
     """
+    metric = metric() if isinstance(metric, type) else metric
     check_metric_description(metric)
     if adapter is None:
         for kind, maker in MAKERS.items():

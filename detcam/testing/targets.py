@@ -8,13 +8,16 @@ import torch
 from torch import Tensor
 
 from detcam.adapters.base import Adapter, Target
+from detcam.detections import Detections
 from detcam.methods.hires_cam import HiResCAM
 from detcam.results import value_of
+from detcam.targets import with_quantity
+from detcam.testing.methods import default_targets
 from detcam.testing.models import random_images
 from detcam.testing.state import ModelState, require
 
 
-def check_target(target: Target, adapter: Adapter, images: Sequence[Tensor] | None = None) -> None:
+def check_target(target: Target | str, adapter: Adapter, images: Sequence[Tensor] | None = None) -> None:
     """Check that a target keeps its contract.
 
     It returns one finite number for each image, the same at every call; the number depends on the target layers; a
@@ -22,7 +25,8 @@ def check_target(target: Target, adapter: Adapter, images: Sequence[Tensor] | No
     the same number.
 
     Args:
-        target: a callable from one image's output to a scalar.
+        target: a callable from one image's output to a scalar; or the name of a registered quantity, which is checked
+            for the best finding in each image.
         adapter: the model whose outputs the target reads.
         images: images (3, H, W) in [0, 1]; None takes two random ones.
 
@@ -35,6 +39,12 @@ def check_target(target: Target, adapter: Adapter, images: Sequence[Tensor] | No
         >>> check_target(ClassifierOutputTarget(1), tiny_classifier())
     """
     images = random_images() if images is None else list(images)
+    if isinstance(target, str):
+        for image, findings in zip(images, default_targets(adapter, images), strict=True):
+            plain = adapter.targets_of(findings) if isinstance(findings, Detections) else list(findings)
+            require(bool(plain), "the model finds nothing in an image; pass images=")
+            check_target(with_quantity(plain[0], target), adapter, [image])
+        return
     require(callable(target), f"expected a callable from one image's output to a scalar; got {type(target).__name__}")
     state = ModelState(adapter.model)
     values = _values(target, adapter, images)

@@ -257,3 +257,19 @@ def test_a_constant_gradient_is_no_zero_gradient() -> None:
     result = HiResCAM(model, [model[0]]).explain(IMAGES[:1], [lambda out: -out.sum()])[0]
     torch.testing.assert_close(result.saliency[0][0], -model(IMAGES[:1])[0].sum(0).detach(), atol=1e-6, rtol=0)
     assert result.reach is not None and result.reach[0].fraction == 1.0
+
+
+@pytest.mark.parametrize(
+    ("formula", "match"),
+    [
+        (lambda self, a, g: a * g, r"expected Wrong.saliency to give a tensor \(n, h, w\) .* got \(1, 5, 4, 4\)"),
+        (lambda self, a, g: (a * g).sum(1).numpy(), "expected Wrong.saliency to give a tensor .* got ndarray"),
+    ],
+)
+def test_the_result_of_a_formula_is_checked(formula: Any, match: str) -> None:
+    class Wrong(BaseCAM):
+        name = "wrong"
+        saliency = formula
+
+    with pytest.raises(ValueError, match=match):
+        Wrong(adapt(TinyCNN(), image_size=16)).explain(torch.rand(3, 16, 16))

@@ -43,8 +43,8 @@ def test_the_extension_snippets_run_and_are_short(tmp_path: Path, monkeypatch: p
     for block, start, limit in (
         (found[0], "class ", 5),
         (found[2], "def ", 6),
-        (found[3], "class ", 6),
-        (found[5], "def ", 3),
+        (found[4], "class ", 6),
+        (found[6], "def ", 3),
     ):
         body = (
             block[block.index(start) :] if start == "class " else block[block.index("@register_") :].split("\n", 1)[1]

@@ -165,3 +165,13 @@ def test_a_plain_callable_has_every_attribute_of_a_target() -> None:
     assert (target.label, target.box_xyxy, target.quantity, target.has_position) == (None, None, None, False)
     assert target.describe({}) == "third" and target.hflip(8) is third
     assert as_target(BoxTarget(MISSED, 1)).label == 1 and as_target(ClassTarget(2)).label == 2
+
+
+def test_a_registration_without_a_name_is_refused() -> None:
+    with pytest.raises(TypeError, match="expected the name of the quantity"):
+        register_target(lambda output, target: output.sum())  # type: ignore[arg-type]
+
+
+def test_a_class_name_as_label_of_a_box_is_refused() -> None:
+    with pytest.raises(TypeError, match="expected a class index as label; got 'boat'"):
+        BoxTarget((0, 0, 4, 4), "boat")  # type: ignore[arg-type]
