@@ -56,7 +56,12 @@ def fine_tune(detector: FasterRCNN, scenes: Sequence[HarbourScene], steps: int, 
 
     Returns:
         The same detector, in evaluation mode.
+
+    Raises:
+        ValueError: There are too few scenes.
     """
+    if len(scenes) < BATCH_SIZE:
+        raise ValueError(f"expected at least {BATCH_SIZE} training scenes; got {len(scenes)}")
     order = random.Random(seed)
     detector.train()
     optimizer = torch.optim.AdamW(detector.parameters(), lr=2e-3, weight_decay=1e-3)
