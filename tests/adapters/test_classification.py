@@ -51,8 +51,9 @@ class TestPredict:
         assert sorted(selected.labels.tolist()) == [2, 4]
         assert adapter.predict(IMAGES[0], labels=[4, 2], top_k=1)[0].labels.tolist() == selected.labels[:1].tolist()
         threshold = float(everything.scores[2])
-        above = adapter.predict(IMAGES[0], score_threshold=threshold)[0]
+        above = adapter.predict(IMAGES[0], score_threshold=threshold, top_k=7)[0]
         assert above.labels.tolist() == everything.labels[:3].tolist()
+        assert adapter.predict(IMAGES[0], score_threshold=threshold)[0].labels.tolist() == above.labels[:1].tolist()
 
     def test_unknown_label_is_refused(self) -> None:
         with pytest.raises(ValueError, match="class index from 0 to 6"):

@@ -208,7 +208,7 @@ class TestPredict:
         adapter = adapt(TinyCNN(classes=4), image_size=32, names=["a", "b", "c", "d"])
         (found,) = adapter.predict(IMAGE, labels="c")
         assert found.labels.tolist() == [2]
-        (every,) = adapter.predict(IMAGE, score_threshold=0.0)
+        (every,) = adapter.predict(IMAGE, score_threshold=0.0, top_k=10)
         assert len(every) == 4
         assert len(adapter.predict(IMAGE)[0]) == 1
 
