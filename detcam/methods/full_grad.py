@@ -98,7 +98,7 @@ class FullGrad(BaseCAM):
     def _recorded_runs(self, images: int) -> Iterator[_LayerRuns]:
         """Record every run of a layer with a bias, inside the context."""
         runs = _LayerRuns()
-        biases = dict(_biases(self.model))
+        biases = dict(layer_biases(self.model))
 
         def record(module: nn.Module, inputs: Any, output: Any) -> Any:
             if not isinstance(output, Tensor) or output.ndim != 4 or len(output) != images:
@@ -124,7 +124,7 @@ class _LayerRuns(list[tuple[Tensor, Tensor]]):
     """The bias (C,) and the output (B, C, h, w) of each run of a layer with a bias."""
 
 
-def _biases(model: nn.Module) -> Iterator[tuple[nn.Module, Tensor]]:
+def layer_biases(model: nn.Module) -> Iterator[tuple[nn.Module, Tensor]]:
     """Yield every convolution and normalisation of maps with its bias (C,)."""
     for module in model.modules():
         bias = getattr(module, "bias", None)

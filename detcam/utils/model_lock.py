@@ -28,26 +28,26 @@ class _LockTable:
     def __init__(self) -> None:
         self._table_lock = threading.Lock()
         self._numbers = itertools.count()
-        self._locks: weakref.WeakKeyDictionary[nn.Module, _Lock] = weakref.WeakKeyDictionary()
+        self.locks: weakref.WeakKeyDictionary[nn.Module, _Lock] = weakref.WeakKeyDictionary()
 
     def locks_of(self, model: nn.Module) -> list[_Lock]:
         """Return a model's locks in the order of acquisition: one, or one per part that was explained separately."""
         with self._table_lock:
             modules = list(model.modules())
-            locks = {lock for lock in map(self._locks.get, modules) if lock is not None}
+            locks = {lock for lock in map(self.locks.get, modules) if lock is not None}
             model_lock = min(locks) if locks else _Lock(next(self._numbers))
             for module in modules:
-                self._locks.setdefault(module, model_lock)
+                self.locks.setdefault(module, model_lock)
             return sorted(locks | {model_lock})
 
 
-_lock_table = _LockTable()
+lock_table = _LockTable()
 
 
 def _reset_after_fork() -> None:
     """Drop all locks in a forked process, which has no threads that could release them."""
-    global _lock_table
-    _lock_table = _LockTable()
+    global lock_table
+    lock_table = _LockTable()
 
 
 if hasattr(os, "register_at_fork"):
@@ -68,6 +68,6 @@ def exclusive(model: nn.Module) -> Iterator[None]:
         model: The whole network.
     """
     with ExitStack() as stack:
-        for item in _lock_table.locks_of(model):
+        for item in lock_table.locks_of(model):
             stack.enter_context(item.lock)
         yield

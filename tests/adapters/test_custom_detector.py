@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from detcam import METHODS, ODAM, GradCAM, HiResCAM
 from detcam.adapters import detector
 from detcam.targets import BoxTarget
+from tests.adapters.custom_models import fastestdet_decode
 from tests.helpers import tensors
 
 STRIDE = 8
@@ -179,17 +180,6 @@ def test_bad_boxes_and_labels() -> None:
         BoxTarget((10, 10, 10, 20), 0)
     with pytest.raises(ValueError, match="letterbox=True needs image_size"):
         detector(SquareFinder(), decode, letterbox=True)
-
-
-def fastestdet_decode(raw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """FastestDet's 85 maps to boxes, scores and objectness."""
-    height, width = raw.shape[-2:]
-    rows, columns = torch.arange(height)[:, None], torch.arange(width)
-    x, y = (columns + raw[:, 1].tanh()) / width, (rows + raw[:, 2].tanh()) / height
-    w, h = raw[:, 3].sigmoid(), raw[:, 4].sigmoid()
-    boxes = torch.stack([x - w / 2, y - h / 2, x + w / 2, y + h / 2], -1).flatten(1, 2) * 352
-    scores = raw[:, :1] ** 0.6 * raw[:, 5:] ** 0.4
-    return boxes, scores.flatten(2).transpose(1, 2), raw[:, 0].flatten(1)
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -18,7 +18,7 @@ from detcam.data.ground_truth import GroundTruth
 from detcam.detections import Detections, Source
 from detcam.outputs import Candidates
 from detcam.targets import BoxTarget, EdgesTarget
-from tests.auditing.test_verification import BOX, FAR, NEAR, FixedOutput
+from tests.auditing.fixed_output import BOX, FAR, NEAR, FixedOutput
 
 NAMES = {0: "cat", 1: "dog"}
 SOURCE = Source("anchor", 1, 2, (5.0, 5.0))

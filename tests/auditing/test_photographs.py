@@ -14,7 +14,7 @@ import detcam
 from detcam.adapters import detector
 from detcam.auditing import Audit
 from detcam.utils.hashing import weights_digest
-from tests.adapters.test_custom_detector import fastestdet_decode
+from tests.adapters.custom_models import fastestdet_decode
 from tests.auditing.photographs import OBJECTS, write_labels
 
 

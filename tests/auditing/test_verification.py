@@ -22,12 +22,11 @@ from detcam.auditing.evidence import (
 from detcam.auditing.persistence import PersistenceCriterion
 from detcam.auditing.verification import Hypothesis, RegionSizeSearch, Verifier, decide_verdict
 from detcam.demo.model import load_demo_detector
-from detcam.detections import Detections
-from detcam.outputs import Candidates, DetectorOutput
 from detcam.perturbation.base import ImageScorer
 from detcam.synthetic.harbour import draw_scene
 from detcam.targets import BoxTarget
 from detcam.trace import guarded
+from tests.auditing.fixed_output import BOX, FAR, NEAR, FixedOutput
 
 
 def test_strongest_regions_cover_the_given_fractions() -> None:
@@ -122,29 +121,6 @@ def test_region_size_search() -> None:
     assert never.minimal_index is None and list(never.results) == [(2, 0)], (
         "if the largest region has no effect, no other is tried"
     )
-
-
-class FixedOutput(DetectorOutput):
-    """A detector output with given candidates: that of the target, and all others."""
-
-    def __init__(self, own: tuple[Sequence[float], Sequence[float]], others: Sequence[tuple]) -> None:  # type: ignore[type-arg]
-        self.own, self.others = own, others
-
-    def candidates(self, targets: Sequence[BoxTarget]) -> Candidates:  # type: ignore[override]
-        scores = torch.tensor([self.own[1]])
-        return Candidates(torch.tensor([self.own[0]]), scores, scores.logit(), None)
-
-    def detections(self) -> Detections:
-        raise NotImplementedError
-
-    def raw_candidates(self, label: int | None = None) -> tuple[Tensor, Tensor]:
-        return (
-            torch.tensor([box for box, _ in self.others]).reshape(-1, 4),
-            torch.tensor([scores for _, scores in self.others]).reshape(-1, 2),
-        )
-
-
-BOX, NEAR, FAR = (0.0, 0.0, 10.0, 10.0), (6.0, 0.0, 16.0, 10.0), (50.0, 50.0, 60.0, 60.0)
 
 
 @pytest.mark.parametrize(

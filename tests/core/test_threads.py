@@ -181,14 +181,14 @@ def test_copies_and_pickles_have_no_locks() -> None:
 
 def test_a_lock_lives_as_long_as_its_model() -> None:
     gc.collect()
-    before = len(module._lock_table._locks)
+    before = len(module.lock_table.locks)
     model = TinyCNN()
     with guarded(model, gradients=False):
         pass
-    assert len(module._lock_table._locks) == before + len(list(model.modules()))
+    assert len(module.lock_table.locks) == before + len(list(model.modules()))
     del model
     gc.collect()
-    assert len(module._lock_table._locks) <= before
+    assert len(module.lock_table.locks) <= before
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not forked here")

@@ -44,7 +44,7 @@ from detcam.cam import BaseCAM
 from detcam.geometry import Geometry
 from detcam.targets import ClassifierOutputTarget
 from tests.helpers import TinyCNN, tensors
-from tests.methods.test_formulas import FORMULAS, TinyViT, patches_to_map
+from tests.methods.formulas import FORMULAS, TinyViT, patches_to_map
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -36,7 +36,7 @@ from detcam import (
 from detcam.cam import BaseCAM
 from detcam.demo.model import load_demo_detector
 from detcam.geometry import normalize
-from detcam.methods.full_grad import _biases
+from detcam.methods.full_grad import layer_biases
 from detcam.synthetic.harbour import draw_scene
 from detcam.targets import ClassifierOutputReST, ClassifierOutputTarget, FinerWeightedTarget
 from tests.helpers import Snapshot, TinyCNN, tensors
@@ -440,7 +440,7 @@ def test_full_grad_pairs_each_bias_with_its_own_gradient() -> None:
 def test_full_gradients_are_complete() -> None:
     """Paper, proposition 1: gradient times input plus all bias gradients are the score, if the biases are right."""
     model = OutOfOrder()
-    biases = dict(_biases(model))
+    biases = dict(layer_biases(model))
     assert set(biases) == {model.last, model.norm, model.unused, model.twice}
     ran: list[tuple[Tensor, Tensor]] = []
     for module in biases:

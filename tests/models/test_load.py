@@ -23,6 +23,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from detcam.models import timm
 from detcam.models.checkpoints import infer_num_classes
 from detcam.models.load import load_model, pick_device, read_names
+from tests.models.markers import Marker
 
 TINY = "mobilenet_v3_small"
 DETECTOR = "fasterrcnn_mobilenet_v3_large_320_fpn"
@@ -39,16 +40,6 @@ def same_weights(model: nn.Module, other: nn.Module, tolerance: float = 0) -> bo
         torch.allclose(value, wanted[key].to(value.dtype), rtol=0, atol=tolerance)
         for key, value in model.state_dict().items()
     )
-
-
-class Marker:
-    """Writes a file when it is unpickled."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (Path.touch, (self.path,))
 
 
 # --------------------------------------------------------------------------------------------- weights of your own

@@ -12,7 +12,7 @@ from torch import nn
 
 from detcam.adapters.ultralytics_architecture import check_architecture, is_plain_module
 from detcam.models.load import load_model
-from tests.models.test_load import Marker
+from tests.models.markers import Marker
 
 
 @pytest.mark.parametrize("name", ["yolo11n", "yolo11n.pt", "ultralytics:yolo11n", "ultralytics:yolo11n.pt"])

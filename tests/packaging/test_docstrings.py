@@ -14,7 +14,7 @@ import detcam
 import detcam.metrics
 import detcam.targets
 from detcam import adapters, testing
-from tests.packaging.test_layers import modules
+from tests.packaging.tree import modules
 
 OPTIONAL = {
     "detcam.adapters.smp": "segmentation_models_pytorch",

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-FOLDERS = {"detcam": "detcam", "detcam.adapters": "adapters", "detcam.targets": "targets"}
+from tests.packaging.tree import REPOSITORY, modules
 
 LAYERS = (
     ("utils",),
@@ -31,16 +30,6 @@ LAYERS = (
 
 MAX_MODULES = 14
 MAX_PACKAGES = 15
-
-
-def modules() -> dict[str, Path]:
-    """Every module of the package by its installed name."""
-    found = {}
-    for package, folder in FOLDERS.items():
-        for file in sorted((REPOSITORY / folder).rglob("*.py")):
-            parts = file.relative_to(REPOSITORY / folder).with_suffix("").parts
-            found[".".join((package, *(part for part in parts if part != "__init__")))] = file
-    return found
 
 
 def imports(file: Path, known: dict[str, Path]) -> Iterator[tuple[str, int]]:

@@ -37,7 +37,7 @@ def load(name: str) -> tuple[Adapter, list[Path]]:
         return adapt(reference_models().bccd_yolo(), image_size=320), cells
     import onnx2torch
 
-    from tests.adapters.test_custom_detector import fastestdet_decode
+    from tests.adapters.custom_models import fastestdet_decode
 
     network = onnx2torch.convert(str(DATA / "fastestdet" / "fastestdet.onnx")).eval()
     adapter = detector(network, fastestdet_decode, image_size=352, preprocess=lambda x: x.flip(0), max_batch_size=1)

@@ -1,0 +1,16 @@
+"""The modules of the package in the source tree."""
+
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+FOLDERS = {"detcam": "detcam", "detcam.adapters": "adapters", "detcam.targets": "targets"}
+
+
+def modules() -> dict[str, Path]:
+    """Every module of the package by its installed name."""
+    found = {}
+    for package, folder in FOLDERS.items():
+        for file in sorted((REPOSITORY / folder).rglob("*.py")):
+            parts = file.relative_to(REPOSITORY / folder).with_suffix("").parts
+            found[".".join((package, *(part for part in parts if part != "__init__")))] = file
+    return found
