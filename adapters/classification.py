@@ -175,9 +175,9 @@ def class_scores(logits: Tensor) -> Tensor:
     """
     if logits.ndim > 1:
         raise ValueError(
-            f"expected class scores of shape (C,) per image; got {tuple(logits.shape)}. A detector of your own "
-            "is explained through detcam.adapters.detector(model, decode=...), a segmentation network through "
-            "detcam.adapters.segmenter(model)"
+            f"expected class scores of shape (C,) per image; got {tuple(logits.shape)}. Pass targets= that read this "
+            "output (e.g. SemanticSegmentationTarget), or explain the model through detcam.adapters.segmenter(model) "
+            "or detcam.adapters.detector(model, decode=...)"
         )
     values = logits.detach().float().cpu().reshape(-1)
     if len(values) == 1:

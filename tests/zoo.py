@@ -228,7 +228,7 @@ def yolo_end_to_end() -> tuple[nn.Module, Adapter]:
 def smp_unet() -> tuple[nn.Module, Adapter]:
     smp = pytest.importorskip("segmentation_models_pytorch", reason="segmentation-models-pytorch is not installed")
     model = smp.Unet("resnet18", encoder_weights=None, classes=3).eval()
-    return model, adapt(model)
+    return model, adapt(model, image_size=64)
 
 
 @register("segmentation")

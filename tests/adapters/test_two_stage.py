@@ -203,6 +203,11 @@ def test_box_without_source_is_scored_as_a_proposal(model: Any) -> None:
     assert abs(values[0] - float(wanted)) < 1e-5
 
 
+WITHOUT_FURTHER_HEADS = [name for name in FAMILIES if not name.startswith(("mask", "keypoint"))]
+"""Families for what concerns proposals and boxes alone: mask and keypoint heads change nothing there, and are slow."""
+
+
+@pytest.mark.parametrize("model", WITHOUT_FURTHER_HEADS, indirect=True, scope="module")
 def test_proposals_belong_to_the_class(model: Any) -> None:
     image = make_images()[0]
     adapter = adapt(model)
@@ -237,6 +242,7 @@ def test_proposals_belong_to_the_class(model: Any) -> None:
         assert torch.cdist(boxes, others).amin(1).max() > 1e-1
 
 
+@pytest.mark.parametrize("model", WITHOUT_FURTHER_HEADS, indirect=True, scope="module")
 def test_objectness_is_that_of_the_proposal(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     image = make_images()[0]
     adapter = adapt(model)
@@ -262,6 +268,7 @@ def test_objectness_is_that_of_the_proposal(model: Any, monkeypatch: pytest.Monk
     assert all(any(bool(level.any()) for level in found) for found in gradients)
 
 
+@pytest.mark.parametrize("model", WITHOUT_FURTHER_HEADS, indirect=True, scope="module")
 def test_objectness_gradient_is_that_of_the_rpn(model: Any) -> None:
     image = make_images()[0]
     adapter = adapt(model)
@@ -284,7 +291,7 @@ def test_masks_of_instances(model: Any) -> None:
     contract.spread(model, [model.roi_heads.mask_predictor.mask_fcn_logits], 1.0)
     image = make_images()[1]
     adapter = adapt(model)
-    found = adapter.predict(image, top_k=10)[0]
+    found = adapter.predict(image, top_k=2)[0]
     assert found.masks is not None and bool(found.masks.any())
     literal = contract.Literal(model, image, [model.roi_heads.mask_predictor])
     maps = literal.seen[model.roi_heads.mask_predictor]
