@@ -144,7 +144,7 @@ def test_score_cam_of_some_channels(photos: Path) -> None:
     torch.manual_seed(0)
     model = resnet18().eval()
     image = load_image(photos / "horses.jpg")
-    batch = F.interpolate(image[None], (96, 96), mode="bilinear", antialias=True) * 4 - 2
+    batch = F.interpolate(image[None], (160, 160), mode="bilinear", antialias=True) * 4 - 2
     exact = ScoreCAM(model, [model.layer4[-1]]).explain(batch)[0]
     some = ScoreCAM(model, [model.layer4[-1]], top_channels=64).explain(batch)[0]
     both = torch.stack([torch.as_tensor(exact.heatmaps).flatten(), torch.as_tensor(some.heatmaps).flatten()])
