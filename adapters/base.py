@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from detcam.adapters.contract import check_class
+from detcam.adapters.contract import check_class, check_options
 from detcam.adapters.target_layers import layer_name, resolve_layers
 from detcam.data.images import ImageLike, load_images
 from detcam.detections import Detections, LabelsLike, NamesLike, as_names
@@ -122,7 +122,9 @@ class Adapter(ABC):
         target_layers: LayersLike = None,
         reshape_transform: ReshapeTransform | None = None,
         names: NamesLike | None = None,
+        **unknown: object,
     ) -> None:
+        check_options(type(self), unknown)
         self.model = model
         self.reshape_transform = reshape_transform
         self.layers_given = target_layers is not None

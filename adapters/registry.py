@@ -162,7 +162,7 @@ def adapt(
 
     Args:
         model: a detector, segmentation network or classifier of a supported or registered family: a
-            `torch.nn.Module`, or the wrapper object of its library, hence of no common type. An adapter is returned as
+            `torch.nn.Module`, or the wrapper object of its library. An adapter is returned as
             it is, or as a copy with other target layers where those are given.
         target_layers: modules or dotted names; None takes the family's default.
         reshape_transform: from a layer's output to (B, C, h, w); None infers it.

@@ -38,6 +38,7 @@ from detcam.results import (
 )
 from detcam.smoothing import View, views
 from detcam.trace import ReshapeTransform, Trace, gradient_magnitude, guarded
+from detcam.utils.console import track
 from detcam.utils.model_lock import exclusive
 from detcam.utils.pca import first_principal_component
 
@@ -215,8 +216,8 @@ class BaseCAM:
             images: As in the call.
             targets: As in the call.
             choose: With ``targets=None``, selects the predictions to explain and makes their targets.
-            **options: `aug_smooth`, `eigen_smooth` and `model_kwargs` as in the call; `progress`, a wrapper of the
-                loop over batches such as tqdm.
+            **options: `aug_smooth`, `eigen_smooth` and `model_kwargs` as in the call; `progress`, whether to show a
+                progress bar on stderr, or a wrapper of the loop over batches such as tqdm.
 
         Raises:
             TypeError, ValueError, RuntimeError: As in the call.
@@ -231,6 +232,8 @@ class BaseCAM:
         """
         request = read_request(self.adapter, images, targets, options.pop("model_kwargs", None))
         request = replace(request, choose=choose)
+        if isinstance(options.get("progress"), bool):
+            options["progress"] = partial(track, description=self.name) if options["progress"] else None
         return self.compute(request, **options)
 
     def __enter__(self) -> BaseCAM:

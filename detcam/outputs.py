@@ -157,7 +157,10 @@ class DetectionTarget(BaseTarget):
         Returns:
             A tensor with one element, differentiable with respect to the candidates.
         """
-        raise NotImplementedError(f"{type(self).__name__} has no scalar: define value(self, candidates, row)")
+        raise NotImplementedError(
+            f"{type(self).__name__} has no scalar: define value(self, candidates, row), or set "
+            'part = "output" and define __call__(self, output)'
+        )
 
     def __call__(self, output: DetectorOutput) -> Tensor:
         return output.score([self])[0]

@@ -14,7 +14,7 @@ from detcam.auditing.errors import DetectionError
 from detcam.data.ground_truth import GroundTruth
 from detcam.detections import Detections, class_name
 from detcam.outputs import DetectorOutput
-from detcam.targets import BoxTarget, EdgesTarget
+from detcam.targets import BoxTarget, EdgesTarget, with_quantity
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,11 @@ def object_box(ground_truth: GroundTruth, index: int) -> Box:
 
 
 def question_for(
-    error: DetectionError, detections: Detections, ground_truth: GroundTruth, names: Mapping[int, str]
+    error: DetectionError,
+    detections: Detections,
+    ground_truth: GroundTruth,
+    names: Mapping[int, str],
+    quantity: str = "score",
 ) -> ErrorQuestion:
     """Choose the question for an error.
 
@@ -60,22 +64,23 @@ def question_for(
     * localization: the displacement of the edges that are off the object;
     * both: the two together;
     * duplicate: the score, compared with that of the first detection;
-    * background: the score;
-    * missed: the score of the class for the object's box.
+    * background: the score, or another quantity;
+    * missed: the same, of the class for the object's box.
 
     Args:
         error: the error.
         detections: the detections of its image.
         ground_truth: the objects of its image.
         names: class names by index.
+        quantity: the quantity that is explained of duplicates, background errors and missed objects.
     """
     name = class_name(names, error.label)
     if error.detection_index is None:
         target = BoxTarget(object_box(ground_truth, _object_index(error)), error.label)
-        return ErrorQuestion(f"what supports the missed {name}?", (target,), None)
+        return ErrorQuestion(f"what supports the missed {name}?", (with_quantity(target, quantity),), None)
     target = detection_target(detections, error.detection_index)
     if error.ground_truth_index is None or error.type == "background":
-        return ErrorQuestion(f"why a {name} here?", (target,), target)
+        return ErrorQuestion(f"why a {name} here?", (with_quantity(target, quantity),), target)
     true_label = int(ground_truth.labels[error.ground_truth_index])
     true_name = class_name(names, true_label)
     against = true_label if true_label != target.label else None
@@ -91,7 +96,10 @@ def question_for(
         return ErrorQuestion(f"{why} And {displacement}", (contrast, edges), target)
     first = None if error.duplicate_of is None else detection_target(detections, error.duplicate_of)
     return ErrorQuestion(
-        f"does this duplicate {name} rest on the same evidence as the first?", (target,), target, first
+        f"does this duplicate {name} rest on the same evidence as the first?",
+        (with_quantity(target, quantity),),
+        target,
+        first,
     )
 
 

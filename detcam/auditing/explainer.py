@@ -95,6 +95,7 @@ class ErrorExplainer:
         score_threshold: minimum score of a detection, in [0, 1].
         masks: whether ground-truth objects are their masks instead of their boxes.
         iou_threshold: minimum IoU of a true positive.
+        quantity: the quantity to explain, as in `question_for`.
     """
 
     adapter: Adapter
@@ -103,6 +104,7 @@ class ErrorExplainer:
     score_threshold: float
     masks: bool = field(default=False, kw_only=True)
     iou_threshold: float = field(default=0.5, kw_only=True)
+    quantity: str = field(default="score", kw_only=True)
 
     def __post_init__(self) -> None:
         self._layerless = self.adapter.without_layers()
@@ -111,7 +113,10 @@ class ErrorExplainer:
     def explain(self, images: Sequence[ErrorImage]) -> list[list[ExplainedError]]:
         """Explain every error of some images; the heatmaps of all images share forward passes."""
         questions = [
-            [question_for(error, image.detections, image.ground_truth, self.names) for error in image.errors]
+            [
+                question_for(error, image.detections, image.ground_truth, self.names, self.quantity)
+                for error in image.errors
+            ]
             for image in images
         ]
         passed: list[int] = []  # images per run of the first target layer

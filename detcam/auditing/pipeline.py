@@ -31,6 +31,7 @@ from detcam.data.rle import UnpackedDetections
 from detcam.detections import Detections, LabelsLike, class_name, label_indices
 from detcam.explanation.explain import DEFAULT_SCORE_THRESHOLD, MethodLike, make_cam
 from detcam.layers import LayersLike
+from detcam.targets.registry import TARGETS
 from detcam.utils.console import plural
 from detcam.utils.hashing import adapter_digest, weights_digest
 
@@ -53,6 +54,7 @@ class AuditSettings:
         background_threshold: maximum IoU of a background error.
         iou_type: ``"bbox"``, or ``"segm"`` to match masks.
         labels: class indices whose errors are explained; None explains all classes.
+        quantity: the quantity to explain of background errors, duplicates and missed objects.
     """
 
     score_threshold: float = DEFAULT_SCORE_THRESHOLD
@@ -62,6 +64,7 @@ class AuditSettings:
     background_threshold: float = 0.1
     iou_type: IouType = "bbox"
     labels: tuple[int, ...] | None = None
+    quantity: str = "score"
 
     def __post_init__(self) -> None:
         if not 0 < self.score_threshold < 1:
@@ -128,6 +131,7 @@ def audit(
     background_threshold: float = 0.1,
     iou_type: IouType = "bbox",
     labels: LabelsLike | None = None,
+    quantity: str = "score",
     class_map: Mapping[str | int, str | int] | None = None,
     method: MethodLike = DEFAULT_METHOD,
     target_layers: LayersLike = None,
@@ -157,6 +161,8 @@ def audit(
         iou_type: ``"bbox"``, or ``"segm"`` to match masks.
         labels: class names or indices whose errors are explained; None explains all classes. Errors of all classes are
             counted.
+        quantity: the quantity to explain of background errors, duplicates and missed objects: ``"score"``, ``"logit"``,
+            or another one of `detcam.explain`. Verification always uses the score.
         class_map: category name (or id) to the model's class name (or index), where they differ.
         method: heatmap method, as in `detcam.explain`.
         target_layers: modules or dotted names; None takes the method's default.
@@ -198,7 +204,9 @@ def audit(
     """
     start = time.perf_counter()
     score_threshold = DEFAULT_SCORE_THRESHOLD if score_threshold is None else score_threshold
+    TARGETS.find(quantity)
     settings = AuditSettings(score_threshold, explain, explain_missed, iou_threshold, background_threshold, iou_type)
+    settings = replace(settings, quantity=quantity)
     adapter = adapt(model, target_layers=target_layers, **adapter_options)
     if adapter.task != "detection":
         raise TypeError(f"expected a detector; {type(adapter.model).__name__} is a model for {adapter.task}")
@@ -272,7 +280,13 @@ def _run(
         )
     unexplained = [unexplained_case(analysis, index, detections, annotations) for index in range(len(analysis))]
     explainer = ErrorExplainer(
-        adapter, cam, annotations.names, settings.score_threshold, masks=masks, iou_threshold=settings.iou_threshold
+        adapter,
+        cam,
+        annotations.names,
+        settings.score_threshold,
+        masks=masks,
+        iou_threshold=settings.iou_threshold,
+        quantity=settings.quantity,
     )
     with stages.timed("explaining"):
         chosen = _choose_errors(analysis, annotations, settings)

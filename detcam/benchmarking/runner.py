@@ -195,7 +195,7 @@ def _measure_method(
             results, cost = measure_cost(call, adapter.device)
             heatmaps = read_heatmaps(results, [(image.shape[-2], image.shape[-1])])[0]
             if len(heatmaps) != len(targets):
-                raise ValueError(f"expected a heatmap for each of {len(targets)} targets; got {len(heatmaps)}")
+                raise ValueError(f"expected one heatmap per target, {len(targets)}; got {len(heatmaps)}")
             cell.update(
                 seconds=json_number(cost.seconds),
                 peak_mib=None if cost.peak_mib is None else json_number(cost.peak_mib),

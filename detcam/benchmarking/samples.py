@@ -87,7 +87,7 @@ def collect_samples(
         if isinstance(sample.source, Path) and sample.source.resolve() in truth_by_path
     ]
     if not annotated:
-        raise ValueError(f"none of the {len(samples)} images is annotated in {annotations.path}; check both paths")
+        raise ValueError(f"no image of {len(samples)} is annotated in {annotations.path}; check both paths")
     excluded = len(samples) - len(annotated)
     return annotated, [f"{plural(excluded, 'image')} not in {annotations.path.name} excluded."] if excluded else []
 

@@ -17,6 +17,7 @@ from detcam.cli.options import (
     Method,
     ModelOptions,
     Out,
+    Quantity,
     TargetLayer,
     option,
     parse_class_map,
@@ -91,6 +92,7 @@ class AuditOptions(ModelOptions):
         float, option(TARGETS, "0..1", "Maximum IoU of a background error.", min=0.001, max=1)
     ] = 0.1
     iou_type: Annotated[str, option(TARGETS, "bbox|segm", "Match boxes (bbox) or masks (segm).")] = "bbox"
+    quantity: Quantity = "score"
     method: Method = "probecam"
     target_layer: TargetLayer = None
     batch_size: BatchSize = None
@@ -107,6 +109,7 @@ SHARED = (
     "iou_threshold",
     "background_threshold",
     "iou_type",
+    "quantity",
     "method",
     "batch_size",
     "resume",

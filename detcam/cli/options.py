@@ -65,6 +65,15 @@ Method = Annotated[
         "classes. Settings follow a colon: occlusion:grid=32,window=4.",
     ),
 ]
+Quantity = Annotated[
+    str,
+    option(
+        TARGETS,
+        "NAME",
+        "Output to explain: score, logit, objectness, x1, y1, x2, y2, width, height or edges of a box, mask, "
+        "or a registered name.",
+    ),
+]
 TargetLayer = Annotated[
     list[str] | None,
     option(
@@ -206,15 +215,7 @@ class SelectionOptions(ModelOptions):
             min=1,
         ),
     ] = None
-    quantity: Annotated[
-        str,
-        option(
-            TARGETS,
-            "NAME",
-            "Output to explain: score, logit, objectness, x1, y1, x2, y2, width, height or edges of a box, mask, "
-            "or a registered name.",
-        ),
-    ] = "score"
+    quantity: Quantity = "score"
 
 
 def parse_size(text: str) -> int | tuple[int, int]:

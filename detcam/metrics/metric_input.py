@@ -236,9 +236,7 @@ def read_metric_input(
     if request is not None and request.targets is not None:
         for position, (entry, row) in enumerate(zip(maps, request.targets, strict=True)):
             if len(entry) != len(row):
-                raise ValueError(
-                    f"image {position}: expected a heatmap for each of {len(row)} targets; got {len(entry)}"
-                )
+                raise ValueError(f"image {position}: expected one heatmap per target, {len(row)}; got {len(entry)}")
     regions = None if masks is None or truth is None else _read_regions(truth, masks, maps)
     return MetricInput(maps, adapter, request, regions, method, probability)
 

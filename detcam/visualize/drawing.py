@@ -101,7 +101,7 @@ def plain_font(size: int) -> ImageFont.FreeTypeFont:
 
 
 @lru_cache(maxsize=64)
-def _font_with(special: frozenset[str], size: int) -> ImageFont.FreeTypeFont | None:
+def fallback_font(special: frozenset[str], size: int) -> ImageFont.FreeTypeFont | None:
     """Return the first installed font with all of these characters, or None."""
     for name in FALLBACK_FONTS:
         try:
@@ -124,7 +124,7 @@ def typeset(text: str, size: int, max_width: int) -> tuple[str, ImageFont.FreeTy
     text = " ".join(text.split())
     plain = plain_font(size)
     special = frozenset(c for c in text if not c.isascii() and c != "…")
-    font = _font_with(special, size) if special else plain
+    font = fallback_font(special, size) if special else plain
     if font is None:
         folded = unicodedata.normalize("NFKD", text)
         text = "".join(c if c.isascii() else "?" for c in folded if not unicodedata.combining(c))

@@ -225,3 +225,8 @@ def test_plain_functions_and_box_targets_mix() -> None:
     ((one, other),) = adapter.score(outputs, [[lambda output: output.scores.sum(), box]])
     assert float(one) == pytest.approx(float(outputs[0].scores.sum()))
     assert float(other) in outputs[0].scores.flatten().tolist()
+
+
+def test_an_unknown_option_of_an_adapter_class_is_named() -> None:
+    with pytest.raises(TypeError, match=r"has no option 'imagesize'. Did you mean 'image_size'\?"):
+        detector(GridDetector(), decode_grid, target_layers="features", imagesize=3)  # type: ignore[call-arg]

@@ -150,3 +150,12 @@ def test_the_case_nearest_to_the_centre_comes_first() -> None:
     center = sum(features) / 3
     expected = sorted(range(3), key=lambda i: -float(features[i] @ center))
     assert members == expected and group.case_ids == tuple(f"case-{i}" for i in expected)
+
+
+def test_another_quantity_is_explained_of_what_has_a_score() -> None:
+    there = truth(((0, 0, 10, 30), 1))
+    for kind, index in (("background", None), ("missed", 0), ("duplicate", 0)):
+        question = question_for(error(kind, index, duplicate_of=0), FOUND, there, NAMES, "logit")  # type: ignore[arg-type]
+        assert question.targets[0].quantity == "logit"  # type: ignore[attr-defined]
+    contrast = question_for(error("classification", 0), FOUND, truth(((0, 0, 10, 30), 2)), NAMES, "logit")
+    assert contrast.targets[0].quantity == "score"  # type: ignore[attr-defined]

@@ -115,6 +115,6 @@ def test_only_annotated_images_are_used_and_false_positives_are_reported(tmp_pat
     assert "1 image not in truth.json excluded." in found.notes
     assert any("gone.png" in note or "missing" in note for note in found.notes)
     assert found.failed == {}
-    with pytest.raises(ValueError, match="none of the 1 images is annotated"):
+    with pytest.raises(ValueError, match="no image of 1 is annotated"):
         alone = write_scenes(tmp_path / "alone", SEEDS[3:4])
         benchmark(adapter, alone, methods, ["pointing_game"], Annotations.load(path, folder))

@@ -273,3 +273,9 @@ def test_the_result_of_a_formula_is_checked(formula: Any, match: str) -> None:
 
     with pytest.raises(ValueError, match=match):
         Wrong(adapt(TinyCNN(), image_size=16)).explain(torch.rand(3, 16, 16))
+
+
+def test_explain_shows_progress_on_request(capsys: pytest.CaptureFixture[str]) -> None:
+    cam = GradCAM(adapt(TinyCNN(), image_size=16))
+    assert len(cam.explain([torch.rand(3, 16, 16)] * 2, progress=True)) == 2
+    assert len(cam.explain(torch.rand(3, 16, 16), progress=False)) == 1

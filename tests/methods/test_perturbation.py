@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import detcam.perturbation.replay
 from detcam import AblationCAM, ReciproCAM, ScoreCAM
+from detcam.adapters import adapt
 from detcam.targets import BoxTarget, ClassifierOutputTarget
 from tests.helpers import Snapshot, TinyCNN
 from tests.methods.perturbing import IMAGES, TARGETS, TargetLike, Tokens, activation, changed_scores, count_runs
@@ -134,10 +135,11 @@ def test_ablation_cam_of_tokens_keeps_the_class_token() -> None:
 
 @pytest.mark.parametrize("method", [AblationCAM, ScoreCAM, partial(ScoreCAM, top_channels=3), ReciproCAM])
 def test_chunks_change_nothing(method: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    for case, layers in ((example("faster_rcnn"), None), (example("smp_unet"), ["decoder.blocks.1"])):
+    case = example("faster_rcnn")
+    for adapter, layers in ((case.adapter, None), (adapt(example("smp_unet").model), ["decoder.blocks.1"])):
         image = case.images[0]
-        found = case.adapter.predict(image)[0].filter(top_k=2)
-        cam = method(case.adapter, layers)
+        found = adapter.predict(image)[0].filter(top_k=2)
+        cam = method(adapter, layers)
         together = cam.explain(image, [found])[0]
         monkeypatch.setattr(detcam.perturbation.replay, "MAX_PASS_BYTES", 2**19)
         cam.batch_size = 3

@@ -44,10 +44,9 @@ class ScoreInHeat(Metric):
 @pytest.fixture
 def registered() -> Iterator[None]:
     """The registry with `MeanHeat`, which is removed afterwards."""
-    entries, keys = dict(METRICS._entries), dict(METRICS._keys)
     register_metric(MeanHeat)
     yield
-    METRICS._entries, METRICS._keys = entries, keys
+    METRICS.unregister(MeanHeat.name)
 
 
 def test_a_metric_of_six_lines_reads_arrays_and_tensors() -> None:

@@ -171,7 +171,7 @@ def test_invalid_calls_raise(patch: nn.Module) -> None:
         measure(patch, WHITE, TARGET, torch.rand(1, 4, 4))
     with pytest.raises(ValueError, match="1 images"):
         measure(patch, WHITE, TARGET, torch.rand(2, 8, 8))
-    with pytest.raises(ValueError, match="each of 1 targets; got 2"):
+    with pytest.raises(ValueError, match="one heatmap per target, 1; got 2"):
         measure(patch, WHITE, [TARGET], [torch.rand(2, 8, 8)])
     with pytest.raises(ValueError, match="one entry per image"):
         measure(patch, WHITE, [], torch.rand(1, 8, 8))

@@ -32,27 +32,36 @@ MAX_MODULES = 14
 MAX_PACKAGES = 15
 
 
-def imports(file: Path, known: dict[str, Path]) -> Iterator[tuple[str, int]]:
-    """The package's modules that a file imports at run time, lazily or not, with the line of each import."""
+def imports(name: str, file: Path, known: dict[str, Path]) -> Iterator[tuple[str, int]]:
+    """The package's modules that a module imports at run time, lazily or not, with the line of each import."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
     for_types = {
         id(inner)
         for node in ast.walk(tree)
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
         for statement in node.body
         for inner in ast.walk(statement)
     }
     for node in ast.walk(tree):
         if id(node) in for_types:
             continue
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "detcam":
-            for alias in node.names:
-                full = f"{node.module}.{alias.name}"
-                yield (full if full in known else node.module), node.lineno
+        if isinstance(node, ast.ImportFrom):
+            module = node.module or ""
+            if node.level:
+                parents = name.split(".") if file.name == "__init__.py" else name.split(".")[:-1]
+                module = ".".join([*parents[: len(parents) - node.level + 1], *([node.module] if node.module else [])])
+            if module.split(".")[0] == "detcam":
+                for alias in node.names:
+                    full = f"{module}.{alias.name}"
+                    yield (full if full in known else module), node.lineno
         elif isinstance(node, ast.Import):
             for alias in node.names:
                 if alias.name.split(".")[0] == "detcam":
                     yield alias.name, node.lineno
+        elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            if called in ("import_module", "__import__") and str(node.args[0].value).split(".")[0] == "detcam":
+                yield str(node.args[0].value), node.lineno
 
 
 def room(module: str) -> str:
@@ -63,7 +72,7 @@ def room(module: str) -> str:
 @pytest.fixture(scope="module")
 def graph() -> dict[str, list[tuple[str, int]]]:
     known = modules()
-    return {name: list(imports(file, known)) for name, file in known.items()}
+    return {name: list(imports(name, file, known)) for name, file in known.items()}
 
 
 def test_every_module_has_a_layer() -> None:
@@ -114,9 +123,31 @@ def test_only_the_command_line_imports_typer() -> None:
         name
         for name, file in modules().items()
         if room(name) != "cli"
-        and ("import typer" in (text := file.read_text(encoding="utf-8")) or "import click" in text)
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if (isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in ("typer", "click"))
+        or (isinstance(node, ast.Import) and any(a.name.split(".")[0] in ("typer", "click") for a in node.names))
     ]
     assert not wrong
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from detcam.auditing import matching",
+        "import detcam.auditing.matching",
+        "from ..auditing import matching",
+        "def f():\n    from detcam.auditing.matching import Match",
+        "import importlib\nimportlib.import_module('detcam.auditing.matching')",
+        "if not TYPE_CHECKING:\n    from detcam.auditing import matching",
+    ],
+)
+def test_imports_are_recognized_in_all_forms(line: str, tmp_path: Path) -> None:
+    file = tmp_path / "module.py"
+    file.write_text(line)
+    targets = [target for target, _ in imports("detcam.metrics.module", file, modules())]
+    assert targets == ["detcam.auditing.matching"]
+    file.write_text("if TYPE_CHECKING:\n    from detcam.auditing import matching")
+    assert not list(imports("detcam.metrics.module", file, modules()))
 
 
 def test_the_architecture_page_lists_the_layers() -> None:

@@ -143,9 +143,9 @@ def test_long_captions_are_shortened() -> None:
 
 def test_letters_without_a_font_are_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(drawing, "FALLBACK_FONTS", ())
-    drawing._font_with.cache_clear()
+    drawing.fallback_font.cache_clear()
     assert drawing.typeset("Café 猫…", 12, 500)[0] == "Cafe ?..."
-    drawing._font_with.cache_clear()
+    drawing.fallback_font.cache_clear()
 
 
 def test_tiny_images_get_boxes_without_captions() -> None:
