@@ -46,8 +46,8 @@ class EmbeddingAdapter(FixedSizeAdapter):
 
     Args:
         model: a feature extractor or classifier.
-        layer: the module, or its dotted name, whose output is the embedding; the model itself for its own output. None
-            takes the input of the last linear layer where that layer ends the model, else the model's output.
+        layer: the module, or its dotted name, whose output is the embedding; pass the model to use its output. None
+            uses the input of the last linear layer if the model ends with it, and the model's output otherwise.
         **options: `image_size`, `mean`, `std`, `target_layers` and `reshape_transform`, as in `FixedSizeAdapter`.
 
     Raises:

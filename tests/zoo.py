@@ -17,6 +17,7 @@ from detcam.adapters.base import Adapter
 from detcam.cam import BaseCAM
 from detcam.methods import METHODS
 from detcam.methods.common.attention_base import AttentionCAM
+from detcam.testing.methods import TargetsPerImage, default_targets
 from detcam.testing.models import random_images
 from tests.helpers import TinyCNN
 
@@ -82,6 +83,13 @@ def shared(name: str) -> Example:
     torch.manual_seed(0)
     model, adapter = ZOO[name]()
     return Example(model, adapter, random_images())
+
+
+@functools.cache
+def shared_targets(name: str) -> TargetsPerImage:
+    """The default targets of a shared example's images."""
+    case = shared(name)
+    return default_targets(case.adapter, case.images)
 
 
 def example(name: str) -> Example:

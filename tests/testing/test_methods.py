@@ -10,9 +10,8 @@ from detcam.testing.methods import (
     check_interruption,
     check_name,
     check_without_targets,
-    default_targets,
 )
-from tests.zoo import METHODS, TASKS, ZOO, pairs, quick, shared
+from tests.zoo import METHODS, TASKS, ZOO, pairs, quick, shared, shared_targets
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -28,7 +27,7 @@ def test_heatmaps_and_an_unchanged_model(model: str, method: str) -> None:
     case = shared(model)
     case.model.requires_grad_(True)
     cam = quick(method, case.adapter)
-    targets = default_targets(case.adapter, case.images)
+    targets = shared_targets(model)
     check_heatmaps(cam, case.images, targets)
     check_interruption(cam, case.images, targets)
 
@@ -36,10 +35,10 @@ def test_heatmaps_and_an_unchanged_model(model: str, method: str) -> None:
 @pytest.mark.parametrize("model", [name for name in ZOO if TASKS[name] in ("detection", "segmentation")])
 def test_images_without_detections(model: str) -> None:
     case = shared(model)
-    check_without_targets(quick("gradcam", case.adapter), case.images, default_targets(case.adapter, case.images))
+    check_without_targets(quick("gradcam", case.adapter), case.images, shared_targets(model))
 
 
 @pytest.mark.parametrize("model", list(ZOO))
 def test_maps_do_not_depend_on_other_images(model: str) -> None:
     case = shared(model)
-    check_batch_independence(quick("hirescam", case.adapter), case.images, default_targets(case.adapter, case.images))
+    check_batch_independence(quick("hirescam", case.adapter), case.images, shared_targets(model))

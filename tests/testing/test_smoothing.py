@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from detcam.cam import BaseCAM
-from detcam.testing.methods import default_targets
-from tests.zoo import pairs, quick, shared
+from tests.zoo import pairs, quick, shared, shared_targets
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -26,7 +25,7 @@ def test_aug_smooth_is_the_mean_of_six_views(model: str, name: str) -> None:
     """Computed view by view: a mirrored image has the mirrored target, and its map is mirrored back."""
     case = shared(model)
     cam, image = quick(name, case.adapter), 0.9 * case.images[0]  # room for a brighter view
-    targets = case.adapter.targets_of(default_targets(case.adapter, case.images)[0])
+    targets = case.adapter.targets_of(shared_targets(model)[0])
     width = image.shape[-1]
     mirrored = [target.hflip(width) if hasattr(target, "hflip") else target for target in targets]
     views = []
@@ -41,7 +40,7 @@ def test_aug_smooth_is_the_mean_of_six_views(model: str, name: str) -> None:
 def test_eigen_smooth_gives_a_map_or_raises(model: str, name: str) -> None:
     case = shared(model)
     cam, image = quick(name, case.adapter), 0.9 * case.images[0]  # room for a brighter view
-    targets = case.adapter.targets_of(default_targets(case.adapter, case.images)[0])
+    targets = case.adapter.targets_of(shared_targets(model)[0])
     try:
         found = maps(cam, image, targets, eigen_smooth=True)
     except ValueError as reason:
