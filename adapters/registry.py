@@ -169,6 +169,9 @@ def adapt(
         names: class index to name, or names in class order; None takes the names that the model stores.
         **options: further arguments of the family's adapter, such as `image_size`.
 
+    Returns:
+        The adapter, ready for the methods, metrics and audits of the package.
+
     Raises:
         TypeError: not a module, a scripted or quantized one, or an option that the adapter does not have.
         ValueError: a target layer is not in the model.

@@ -219,6 +219,9 @@ class BaseCAM:
             **options: `aug_smooth`, `eigen_smooth` and `model_kwargs` as in the call; `progress`, whether to show a
                 progress bar on stderr, or a wrapper of the loop over batches such as tqdm.
 
+        Returns:
+            One `ImageHeatmaps` per image.
+
         Raises:
             TypeError, ValueError, RuntimeError: As in the call.
 

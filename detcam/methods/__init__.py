@@ -151,6 +151,9 @@ def get_method(name: str) -> type[BaseCAM]:
     Args:
         name: The method's `name`. Case, ``-`` and ``_`` are ignored, and ``++`` reads as ``plusplus``.
 
+    Returns:
+        The class; call it with a model or an adapter.
+
     Raises:
         ValueError: No method has that name; the message names the closest ones.
 

@@ -62,7 +62,8 @@ def test_the_examples_of_a_module_run(name: str, tmp_path: Path, monkeypatch: py
 def test_public_entry_points_are_documented(function: object) -> None:
     text = inspect.getdoc(function) or ""
     parameters = [name for name in inspect.signature(function).parameters if name not in ("self", "cls")]  # type: ignore[arg-type]
-    sections = ["Args:"] * bool(parameters) + ["Raises:", "Example"]
+    returns = inspect.signature(function).return_annotation not in (None, "None")  # type: ignore[arg-type]
+    sections = ["Args:"] * bool(parameters) + ["Returns:"] * returns + ["Raises:", "Example"]
     missing = [section for section in sections if section not in text]
     assert not missing, f"the docstring has no {', '.join(missing)}"
     undocumented = [name for name in parameters if f"{name}:" not in text]
