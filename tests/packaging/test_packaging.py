@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-FOLDERS = {"detcam": "detcam", "detcam.adapters": "adapters", "detcam.targets": "targets"}
+from tests.packaging.tree import FOLDERS, REPOSITORY, modules
+
 OPTIONAL = ("segmentation_models_pytorch", "timm", "ultralytics")
 ONE_USER = {
     "cv2": "detcam/utils/opencv.py",
@@ -41,12 +41,7 @@ DISTRIBUTIONS = {
 
 def installed_modules() -> dict[str, Path]:
     """Every module's name as it is installed, and its file in the repository."""
-    modules = {}
-    for package, folder in FOLDERS.items():
-        for file in sorted((REPOSITORY / folder).rglob("*.py")):
-            parts = file.relative_to(REPOSITORY / folder).with_suffix("").parts
-            modules[".".join((package, *(part for part in parts if part != "__init__")))] = file
-    return {name: file for name, file in modules.items() if not name.endswith("__main__")}
+    return {name: file for name, file in modules().items() if not name.endswith("__main__")}
 
 
 def setup_cfg() -> configparser.ConfigParser:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,20 +13,8 @@ from PIL import Image
 from detcam.auditing.case import AuditCase
 from detcam.auditing.report import ReportSummary
 from detcam.visualize.overlay import overlay_heatmap
-from tests.auditing.report.browser import Open, browser, ids, opener, shown_layers, until
+from tests.auditing.report.browser import Open, ids, shown_layers, until
 from tests.auditing.report.made_up import HOSTILE, SampleImage, make_images, summary_of, write
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    with browser() as started:
-        yield started
-
-
-@pytest.fixture
-def look(chromium: Any) -> Iterator[Open]:
-    with opener(chromium) as opened:
-        yield opened
 
 
 @pytest.fixture(scope="module")

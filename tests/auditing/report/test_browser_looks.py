@@ -2,27 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.auditing.report.browser import Open, browser, opener, overflow, until
+from tests.auditing.report.browser import Open, overflow, until
 from tests.auditing.report.made_up import HOSTILE, make_images, summary_of, write
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    with browser() as started:
-        yield started
-
-
-@pytest.fixture
-def look(chromium: Any) -> Iterator[Open]:
-    with opener(chromium) as opened:
-        yield opened
 
 
 @pytest.fixture(scope="module")
