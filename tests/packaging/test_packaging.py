@@ -98,7 +98,7 @@ def test_the_command_is_installed() -> None:
 
 def test_all_is_the_sum_of_the_adapters_extras() -> None:
     extras = setup_cfg()["options.extras_require"]
-    assert extras["all"].strip() == "detcam[ultralytics,smp,timm]"
+    assert extras["all"].strip() == "detcam[ultralytics,smp,timm,transformers,onnx]"
     assert all(extras[extra].strip() for extra in EXTRAS)
     assert "opencv-python>" not in Path(REPOSITORY / "setup.cfg").read_text(encoding="utf-8")
 
