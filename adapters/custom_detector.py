@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +35,8 @@ class CustomDetectorAdapter(DetectorAdapter):
             and (B, N, C) in [0, 1], as the detector reports them; optionally a third, objectness (B, N). It must be
             differentiable. Non-maximum suppression is applied afterwards.
         image_size: (height, width) that every image is stretched to, or one number for both; None keeps its size.
-        letterbox: whether to keep the image's aspect ratio and pad it to `image_size` with grey (114/255), centred.
+        letterbox: whether to keep the image's aspect ratio and pad it to `image_size` with gray (114/255): True pads
+            on both sides, ``"top-left"`` on the right and below, as YOLOX does.
         preprocess: from one (3, H, W) RGB image in [0, 1] at input size to the network's input, such as a
             normalisation or a swap of channels; None leaves the image as it is.
         score_threshold: minimum score of a detection, in [0, 1].
@@ -69,7 +70,7 @@ class CustomDetectorAdapter(DetectorAdapter):
         decode: DetectorDecode,
         *,
         image_size: int | tuple[int, int] | None = None,
-        letterbox: bool = False,
+        letterbox: bool | Literal["top-left"] = False,
         preprocess: Callable[[Tensor], Tensor] | None = None,
         score_threshold: float = 0.25,
         iou_threshold: float = 0.5,
@@ -82,6 +83,8 @@ class CustomDetectorAdapter(DetectorAdapter):
             raise TypeError(f"expected decode to be a function of the model's output; got {type(decode).__name__}")
         self.decode = decode
         self.image_size = (image_size, image_size) if isinstance(image_size, int) else image_size
+        if letterbox not in (True, False, "top-left"):
+            raise ValueError(f'expected letterbox to be True, False or "top-left"; got {letterbox!r}')
         if letterbox and self.image_size is None:
             raise ValueError("letterbox=True needs image_size=, the canvas that images are fitted into")
         self.letterbox = letterbox
@@ -145,6 +148,8 @@ class CustomDetectorAdapter(DetectorAdapter):
         scale = min(canvas[0] / size_hw[0], canvas[1] / size_hw[1])
         height, width = round(size_hw[0] * scale), round(size_hw[1] * scale)
         offset = (float((canvas[1] - width) // 2), float((canvas[0] - height) // 2))
+        if self.letterbox == "top-left":
+            offset = (0.0, 0.0)
         return Geometry(size_hw, canvas, (width / size_hw[1], height / size_hw[0]), offset)
 
     def _resized(self, image: Tensor, geometry: Geometry) -> Tensor:

@@ -69,13 +69,14 @@ SCENES = [scene(size, list(boxes.items())) for size, boxes in zip(SIZES, BOXES, 
 
 
 @pytest.mark.filterwarnings("ignore::detcam.ReachWarning")
-@pytest.mark.parametrize("layout", ["own size", "stretched", "letterboxed"])
+@pytest.mark.parametrize("layout", ["own size", "stretched", "letterboxed", "top-left"])
 @pytest.mark.parametrize("name", ["gradcam", "hirescam", "odam", "layercam", "gradcamplusplus", "xgradcam"])
 def test_peak_lies_in_the_right_box_whatever_the_layout(layout: str, name: str) -> None:
     options: dict[str, Any] = {
         "own size": {},
         "stretched": {"image_size": (128, 192)},
         "letterboxed": {"image_size": 160, "letterbox": True},
+        "top-left": {"image_size": 160, "letterbox": "top-left"},
     }[layout]
     adapter = detector(SquareFinder(), decode, names=["red", "green"], target_layers=["pool"], **options)
     found = adapter.predict(SCENES)
@@ -180,6 +181,15 @@ def test_bad_boxes_and_labels() -> None:
         BoxTarget((10, 10, 10, 20), 0)
     with pytest.raises(ValueError, match="letterbox=True needs image_size"):
         detector(SquareFinder(), decode, letterbox=True)
+    with pytest.raises(ValueError, match='True, False or "top-left"'):
+        detector(SquareFinder(), decode, letterbox="bottom", image_size=64)  # type: ignore[arg-type]
+
+
+def test_a_top_left_letterbox_pads_right_and_below() -> None:
+    adapter = detector(SquareFinder(), decode, image_size=128, letterbox="top-left", target_layers=["pool"])
+    inputs = adapter.prepare([torch.zeros(3, 64, 96)]).inputs[0]
+    filled = (inputs == 114 / 255).all(0)
+    assert not filled[:85].any() and filled[86:].all() and filled.shape == (128, 128)
 
 
 @pytest.mark.filterwarnings("ignore")
