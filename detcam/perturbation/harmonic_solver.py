@@ -61,14 +61,20 @@ def harmonic_fill(images: Tensor, removed: Tensor) -> Tensor:
         return filled
     queue = iter(pending)
 
-    def solve(k: int, solver: Multigrid) -> Float64Array:
-        mask, image = removed[k].cpu().numpy(), filled[k].double().cpu().numpy()
-        return solve_by_factorization(mask, image) if mask.sum() <= MAX_FACTORIZED else solver.solve(mask, image)
-
     def run_worker(_: int) -> list[tuple[int, Float64Array]]:
         """Solve images until the queue is empty."""
-        solver = Multigrid(filled.shape[-2], filled.shape[-1], filled.shape[1])
-        return [(k, solve(k, solver)) for k in queue]
+        solver: Multigrid | None = None
+        solutions = []
+        for k in queue:
+            mask = removed[k].cpu().numpy()
+            if mask.sum() <= MAX_FACTORIZED:
+                rows, columns = _window(mask)
+                solution = solve_by_factorization(mask[rows, columns], filled[k, :, rows, columns].double().cpu().numpy())
+            else:
+                solver = solver or Multigrid(filled.shape[-2], filled.shape[-1], filled.shape[1])
+                solution = solver.solve(mask, filled[k].double().cpu().numpy())
+            solutions.append((k, solution))
+        return solutions
 
     # As many threads as PyTorch uses: nearly all of the work releases the global interpreter lock.
     workers = min(torch.get_num_threads(), len(pending))
@@ -80,6 +86,15 @@ def harmonic_fill(images: Tensor, removed: Tensor) -> Tensor:
     for k, values in chain.from_iterable(solutions):
         filled[k][:, removed[k]] = torch.from_numpy(values).to(filled)
     return filled
+
+
+def _window(mask: MaskArray) -> tuple[slice, slice]:
+    """The rows and columns of the missing pixels and their neighbours."""
+    window = []
+    for axis in (1, 0):
+        positions = np.flatnonzero(mask.any(axis))
+        window.append(slice(max(int(positions[0]) - 1, 0), int(positions[-1]) + 2))
+    return window[0], window[1]
 
 
 def solve_by_factorization(mask: MaskArray, image: Float64Array) -> Float64Array:
