@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from detcam.utils.subclasses import check_complete, missing_members
+
 TASKS = ("detection", "segmentation", "classification", "embedding")
 
 
@@ -24,27 +26,7 @@ def check_class(cls: type) -> None:
         missing.append('family = "..."  # the name of the model family')
     if getattr(cls, "task", None) not in TASKS:
         missing.append(f"task = ...  # one of {', '.join(map(repr, TASKS))}")
-    for name in dir(cls):
-        member = getattr(cls, name, None)
-        if getattr(member, "__isabstractmethod__", False):
-            missing.append(_declaration(name, member))
-    if missing:
-        raise TypeError(
-            f"the adapter class {cls.__name__} is incomplete; add to it:\n    "
-            + "\n    ".join(missing)
-            + f"\nA base class of further adapters is declared with class {cls.__name__}(..., abstract=True)"
-        )
-
-
-def _declaration(name: str, member: Any) -> str:
-    """The line of code that overrides an abstract method or property, with its purpose."""
-    purpose = (inspect.getdoc(member) or "").split("\n")[0]
-    if isinstance(member, property):
-        return f"@property def {name}(self): ...  # {purpose}"
-    decorator, first = ("@classmethod ", "cls") if inspect.ismethod(member) else ("", "self")
-    parameters = [parameter for parameter in inspect.signature(member).parameters.values() if parameter.name != "self"]
-    names = ["*" + p.name if p.kind is p.VAR_POSITIONAL else p.name for p in parameters]
-    return f"{decorator}def {name}({', '.join([first, *names])}): ...  # {purpose}"
+    check_complete("adapter", cls, missing + missing_members(cls))
 
 
 def check_options(cls: type, options: Iterable[str]) -> None:

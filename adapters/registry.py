@@ -183,6 +183,7 @@ def adapt(
         ClassificationAdapter(ResNet, target_layers=['layer4'])
     """
     if isinstance(model, Adapter):
+        check_options(type(model), options)
         given = [*options, *(["names"] if names is not None else [])]
         if given:
             raise TypeError(

@@ -12,6 +12,8 @@ from typing import Any
 import torchvision
 from torch import nn
 
+from detcam.utils.console import short_repr
+
 NAMESPACES = {"nn.": nn, "torchvision.ops.": torchvision.ops}
 """Modules that a layer's name may refer to, apart from those of ultralytics."""
 
@@ -31,20 +33,20 @@ def check_architecture(name: str, architecture: Mapping[str, Any], tasks: object
     if activation and not is_plain_module(activation):
         raise ValueError(
             f"{name}: expected an activation such as nn.SiLU() or torch.nn.LeakyReLU(0.1), a module of torch.nn with "
-            f"plain numbers; got {_short(activation)}, which ultralytics would run as code. Change it in the file"
+            f"plain numbers; got {short_repr(activation)}, which ultralytics would run as code. Change it in the file"
         )
     for part in ("backbone", "head"):
         rows = architecture.get(part)
         if not isinstance(rows, list) or not all(isinstance(row, list) and len(row) == 4 for row in rows):
             raise ValueError(
-                f"{name}: expected {part} as a list of rows [from, number, module, arguments]; got {_short(rows)}. "
+                f"{name}: expected {part} as a list of rows [from, number, module, arguments]; got {short_repr(rows)}. "
                 "Change it in the file"
             )
         for row in rows:
             if not is_layer(row[2], tasks):
                 raise ValueError(
                     f"{name}: expected the name of a layer of ultralytics, torch.nn (nn.Conv2d) or torchvision.ops; "
-                    f"got {_short(row[2])} in {part}, which ultralytics would call. Change it in the file"
+                    f"got {short_repr(row[2])} in {part}, which ultralytics would call. Change it in the file"
                 )
 
 
@@ -77,9 +79,3 @@ def is_layer(name: object, tasks: object) -> bool:
 
 def _is_module(value: Any) -> bool:
     return isinstance(value, type) and issubclass(value, nn.Module)
-
-
-def _short(value: Any) -> str:
-    """Return the repr of a value, shortened to one line."""
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."

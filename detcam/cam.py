@@ -10,17 +10,20 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any, ClassVar, overload
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor, nn
 
 from detcam.adapters import adapt
 from detcam.adapters.base import Adapter, Batch, Target
 from detcam.adapters.contract import TASKS
 from detcam.detections import Detections
-from detcam.diagnostics import warn_about_maps
+from detcam.diagnostics import check_maps_finite, warn_about_maps
 from detcam.geometry import Geometry
 from detcam.inputs import Images, Request, Select, Targets, read_request
 from detcam.layers import LayersLike
@@ -41,6 +44,7 @@ from detcam.trace import ReshapeTransform, Trace, gradient_magnitude, guarded
 from detcam.utils.console import track
 from detcam.utils.model_lock import exclusive
 from detcam.utils.pca import first_principal_component
+from detcam.utils.subclasses import check_complete, missing_members
 
 Progress = Callable[[Iterable[Any]], Iterable[Any]]
 """A wrapper of a loop that shows its progress, such as tqdm."""
@@ -117,6 +121,7 @@ class BaseCAM:
                 f"{cls.__name__} has no formula: define weights(self, activations, gradients), which returns channel "
                 "weights (n, C), or one of contributions, saliency and measure"
             )
+        check_complete("method", cls, missing_members(cls))
 
     def __init__(
         self,
@@ -166,6 +171,39 @@ class BaseCAM:
         """Return the raw signed map (n, h, w) from activations and gradients (n, C, h, w)."""
         return self.contributions(activations, gradients).sum(1)
 
+    @overload
+    def __call__(
+        self,
+        input_tensor: str | Path | Image.Image | NDArray[Any] | list[Any],
+        targets: Targets = ...,
+        aug_smooth: bool = ...,
+        eigen_smooth: bool = ...,
+        *,
+        model_kwargs: Mapping[str, Any] | None = ...,
+    ) -> list[HeatmapArray]: ...
+
+    @overload
+    def __call__(
+        self,
+        input_tensor: Images,
+        targets: Detections | Sequence[Detections] | Sequence[Sequence[Target]],
+        aug_smooth: bool = ...,
+        eigen_smooth: bool = ...,
+        *,
+        model_kwargs: Mapping[str, Any] | None = ...,
+    ) -> list[HeatmapArray]: ...
+
+    @overload
+    def __call__(  # an array for a (B, C, H, W) tensor, a list for a (C, H, W) tensor: their type is the same
+        self,
+        input_tensor: Images,
+        targets: Targets = ...,
+        aug_smooth: bool = ...,
+        eigen_smooth: bool = ...,
+        *,
+        model_kwargs: Mapping[str, Any] | None = ...,
+    ) -> Any: ...
+
     def __call__(
         self,
         input_tensor: Images,
@@ -174,7 +212,7 @@ class BaseCAM:
         eigen_smooth: bool = False,
         *,
         model_kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
+    ) -> HeatmapArray | list[HeatmapArray]:
         """Compute heatmaps for targets.
 
         Args:
@@ -192,7 +230,7 @@ class BaseCAM:
 
         Raises:
             TypeError, ValueError: The input or the targets are not as expected.
-            RuntimeError: A target layer never ran, or the score does not depend on it.
+            RuntimeError: A target layer never ran, the score does not depend on it, or a map holds NaN or infinity.
 
         Example:
             >>> from detcam import GradCAM
@@ -294,6 +332,7 @@ class BaseCAM:
             viewed = [[view.target(t, g) for t in row] for row, g in zip(targets, batch.geometries, strict=True)]
             source_images = partial(request.source_images, adapter, group, view)
             measured = self.measure(Pass(adapter, batch, trace, outputs, viewed, eigen_smooth, source_images, recorded))
+        check_maps_finite(self, measured.maps, targets, group)
         return [
             measured.image_heatmaps(
                 index,

@@ -17,6 +17,9 @@ NamesLike: TypeAlias = "Mapping[int, str] | Sequence[str]"
 LabelsLike: TypeAlias = "int | str | Sequence[int | str] | Tensor"
 """A class or several, by name or index."""
 
+MAX_SHOWN = 3
+"""Number of detections that the `repr` shows."""
+
 
 @dataclass(frozen=True)
 class Source:
@@ -47,7 +50,7 @@ class Source:
         return replace(self, anchor=anchor, center_xy=center, box_xyxy=box)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Detections:
     """The detections of a model in one image.
 
@@ -98,6 +101,16 @@ class Detections:
         return cls(
             torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0), image_size_hw, (), names=names or {}
         )
+
+    def __repr__(self) -> str:
+        height, width = self.image_size_hw
+        first = [
+            f"{self.caption(index)} at ({', '.join(f'{value:.0f}' for value in self.boxes_xyxy[index].tolist())})"
+            for index in range(min(len(self), MAX_SHOWN))
+        ]
+        rest = [f"and {len(self) - MAX_SHOWN} more"] if len(self) > MAX_SHOWN else []
+        listed = f": {', '.join(first + rest)}" if first else ""
+        return f"Detections({len(self)} in an image of {width} x {height} pixels{listed})"
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -1,4 +1,7 @@
-"""Warnings about maps, once per call each: limited reach, empty maps, convergence, class-agnostic methods."""
+"""Warnings about maps, once per call each: limited reach, empty maps, convergence, class-agnostic methods.
+
+A map with NaN or infinity is an error.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
-from detcam.outputs import as_target
+from detcam.outputs import Target, as_target
 from detcam.utils.console import plural
 from detcam.utils.warnings import warn
 
@@ -21,6 +25,9 @@ MAX_CONVERGENCE_DELTA = 0.2
 """Convergence delta above which a map is reported."""
 MIN_OUTSIDE_REACH = 0.5
 """Minimum fraction of the image outside the box within reach; limited reach is reported below it."""
+
+MAX_NAMED_TARGETS = 3
+"""Number of targets that an error names."""
 
 
 class ReachWarning(UserWarning):
@@ -37,6 +44,35 @@ class ConvergenceWarning(UserWarning):
 
 class ClassAgnosticWarning(UserWarning):
     """The method gives the same map for every target of an image."""
+
+
+def check_maps_finite(
+    cam: BaseCAM, maps: Sequence[Sequence[Tensor]], targets: Sequence[Sequence[Target]], images: Sequence[int]
+) -> None:
+    """Check the raw maps of one pass for NaN and infinity.
+
+    Args:
+        cam: The method.
+        maps: Per level, per image, (N_i, h, w) raw saliency.
+        targets: Per image, the N_i targets.
+        images: The images' indices in the call.
+
+    Raises:
+        RuntimeError: A map holds NaN or infinity; the message names the method, the targets and a remedy.
+    """
+    wrong = []
+    for row, index in enumerate(images):
+        if not all(bool(torch.isfinite(level[row]).all()) for level in maps):
+            finite = torch.stack([torch.isfinite(level[row]).flatten(1).all(1) for level in maps]).all(0)
+            names = [as_target(target).describe(cam.adapter.names) for target in targets[row]]
+            wrong += [f"{name} in image {index + 1}" for name, ok in zip(names, finite.tolist(), strict=True) if not ok]
+    if wrong:
+        listed = "; ".join(wrong[:MAX_NAMED_TARGETS]) + ("; ..." if len(wrong) > MAX_NAMED_TARGETS else "")
+        total = plural(sum(map(len, targets)), "target")
+        raise RuntimeError(
+            f"{type(cam).__name__} returned NaN or infinity in the map of {len(wrong)} of {total} ({listed}). Check "
+            "its formula for a division by zero, a root or a logarithm, or use float32 instead of half precision"
+        )
 
 
 def warn_about_maps(cam: BaseCAM, results: Sequence[ImageHeatmaps], adapter: Adapter) -> None:

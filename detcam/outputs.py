@@ -5,13 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
 
 from detcam.detections import Detections, Source, class_name
 from detcam.geometry import Geometry, mask_to_box
+from detcam.utils.subclasses import check_complete, missing_members
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -25,12 +26,20 @@ Target: TypeAlias = Callable[[ModelOutput], Tensor]
 CandidateField: TypeAlias = Literal["boxes_xyxy", "class_scores", "class_logits", "objectness"]
 """A field of `Candidates`."""
 
+Part: TypeAlias = Literal["box", "mask", "output"]
+"""What a `DetectionTarget` reads."""
+
 
 class BaseTarget:
     """A target: a callable from one image's model output to a scalar, with the facts that methods and metrics use.
 
-    A subclass defines `__call__`. The attributes have defaults for a target that refers to the whole image and to no
-    class. A dataclass that overrides one of them by a field without a default writes ``label: int = field()``.
+    A subclass defines `__call__`; a base class of several targets that does not is declared with
+    ``class MyBase(BaseTarget, abstract=True)``. The attributes have defaults for a target that refers to the whole
+    image and to no class. A dataclass that overrides one of them by a field without a default writes
+    ``label: int = field()``.
+
+    Raises:
+        TypeError: At the creation of a subclass that defines no scalar.
     """
 
     label: int | None = None
@@ -44,9 +53,19 @@ class BaseTarget:
     has_position: bool = False
     """Whether the target refers to a part of the image: then `hflip` changes it."""
 
+    def __init_subclass__(cls, *, abstract: bool = False, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if not abstract:
+            check_complete("target", cls, cls._missing_scalar())
+
+    @classmethod
+    def _missing_scalar(cls) -> list[str]:
+        """Return the declaration of the scalar, if the class does not define it."""
+        return [] if cls.__call__ is not BaseTarget.__call__ else ["def __call__(self, output): ...  # the scalar"]
+
     def __call__(self, output: ModelOutput) -> Tensor:
         """Return the scalar of one image's model output."""
-        raise NotImplementedError(f"{type(self).__name__} has no scalar: define __call__(self, output)")
+        raise NotImplementedError
 
     def hflip(self, width: int) -> Self:
         """Return the same target in the image mirrored left to right, which is `width` pixels wide."""
@@ -95,11 +114,12 @@ def as_target(target: Target) -> BaseTarget:
 
 
 @dataclass(frozen=True)
-class DetectionTarget(BaseTarget):
+class DetectionTarget(BaseTarget, abstract=True):
     """A target for one box of one class.
 
     A subclass defines `value`, which computes the scalar from one row of `Candidates`; it then works on every
-    detector. Another may override `__call__` and set `part` to ``"output"`` to read the whole output.
+    detector. Another may override `__call__` and set `part` to ``"output"`` to read the whole output. A subclass
+    without its scalar is a TypeError when the class is created.
 
     Attributes:
         box_xyxy: The box, pixels of the original image, half-open.
@@ -119,13 +139,26 @@ class DetectionTarget(BaseTarget):
         (10.0, 10.0, 50.0, 40.0)
     """
 
-    part: ClassVar[Literal["box", "mask", "output"]] = "box"
+    part: ClassVar[Part] = "box"
     """What the target reads: candidates of the box head, the mask of the instance, or the output by itself."""
     has_position = True
 
     box_xyxy: tuple[float, float, float, float] = field()
     label: int = field()
     source: Source | None = None
+
+    @classmethod
+    def _missing_scalar(cls) -> list[str]:
+        if cls.part not in get_args(Part):
+            return [f"part = ...  # one of {', '.join(map(repr, get_args(Part)))}; not {cls.part!r}"]
+        if cls.part == "output" and cls.__call__ is DetectionTarget.__call__:
+            return ['def __call__(self, output): ...  # the scalar, since part is "output"']
+        if cls.part == "box" and cls.value is DetectionTarget.value:
+            return [
+                "def value(self, candidates, row): ...  # the scalar, from one row of Candidates; or instead\n    "
+                'part = "output", and def __call__(self, output): ...  # the scalar, from the whole output'
+            ]
+        return []
 
     def __post_init__(self) -> None:
         box = tuple(float(value) for value in torch.as_tensor(self.box_xyxy).flatten().tolist())
@@ -157,10 +190,7 @@ class DetectionTarget(BaseTarget):
         Returns:
             A tensor with one element, differentiable with respect to the candidates.
         """
-        raise NotImplementedError(
-            f"{type(self).__name__} has no scalar: define value(self, candidates, row), or set "
-            'part = "output" and define __call__(self, output)'
-        )
+        raise NotImplementedError
 
     def __call__(self, output: DetectorOutput) -> Tensor:
         return output.score([self])[0]
@@ -208,6 +238,10 @@ class Candidates:
 class DetectorOutput(ABC):
     """One image's output of a detector, from which targets read their scalars.
 
+    A subclass implements `candidates` and `detections`, which is checked when the class is created, and its constructor
+    sets `geometry` and `classes`. A base class that implements less is declared with
+    ``class MyBase(DetectorOutput, abstract=True)``.
+
     Attributes:
         geometry: Position of the image on the network's input.
         classes: Number of class indices, including the background if the family has one.
@@ -217,6 +251,11 @@ class DetectorOutput(ABC):
     geometry: Geometry
     classes: int
     background: int | None = None
+
+    def __init_subclass__(cls, *, abstract: bool = False, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if not abstract:
+            check_complete("output", cls, missing_members(cls))
 
     @abstractmethod
     def candidates(self, targets: Sequence[DetectionTarget]) -> Candidates:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy.typing as npt
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from detcam.detections import class_name
 from detcam.geometry import mask_to_box
-from detcam.outputs import BaseTarget, DetectionTarget, SegmenterOutput, check_label, work_dtype
+from detcam.outputs import BaseTarget, DetectionTarget, Part, SegmenterOutput, check_label, work_dtype
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +85,7 @@ class InstanceMaskTarget(DetectionTarget):
     The logits are those of the mask head for Mask R-CNN, and prototypes times coefficients for YOLO.
     """
 
-    part: ClassVar[Literal["box", "mask", "output"]] = "mask"
+    part: ClassVar[Part] = "mask"
     quantity = "mask"
 
     def describe(self, names: Mapping[int, str]) -> str:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
+from typing import Any, ClassVar, TypeAlias, TypeVar
 
 from torch import Tensor
 
-from detcam.outputs import BaseTarget, DetectionTarget, ModelOutput, Target, as_target
+from detcam.outputs import BaseTarget, DetectionTarget, ModelOutput, Part, Target, as_target
 from detcam.targets.box import QUANTITIES, BoxTarget
 from detcam.targets.classes import ClassifierOutputTarget, FinerWeightedTarget
 from detcam.targets.edges import EdgesTarget
@@ -80,7 +80,7 @@ class BoxFunctionTarget(DetectionTarget):
         function: Function from one image's `DetectorOutput` and a `BoxTarget` to a scalar.
     """
 
-    part: ClassVar[Literal["box", "mask", "output"]] = "output"
+    part: ClassVar[Part] = "output"
 
     quantity: str = ""
     function: TargetFunction = field(kw_only=True)

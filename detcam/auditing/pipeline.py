@@ -167,7 +167,7 @@ def audit(
         method: heatmap method, as in `detcam.explain`.
         target_layers: modules or dotted names; None takes the method's default.
         batch_size: images per forward pass; None takes 4.
-        resume: whether to resume an interrupted audit in `out`.
+        resume: whether to resume an interrupted audit in `out`; a finished one with the same settings runs again.
         progress: whether to show progress bars on stderr.
         model_name: name of the model in the report; None takes its class name.
         **adapter_options: further arguments of `detcam.adapters.adapt`, such as `names` and `image_size`.
@@ -241,6 +241,8 @@ def audit(
         )
         with stages.timed("writing"):
             report = stages.writer.finish(summary)
+        if stages.state is not None:
+            stages.state.remove()
     return Audit(analysis, tuple(cases), tuple(groups), annotations.issues, report, seconds, dict(stages.timings))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from detcam.auditing.case import AuditCase
 from detcam.auditing.explainer import ExplainedError
 from detcam.data.rle import PackedDetections
 from detcam.detections import Detections, Source
-from detcam.utils.files import is_audit, replace_file
+from detcam.utils.files import check_same_settings, is_audit, json_value, replace_file
 
 FOLDER = "unfinished"
 SETTINGS, DETECTIONS, CASES = "settings.json", "detections.jsonl", "cases.jsonl"
@@ -35,7 +36,7 @@ class AuditState:
     Args:
         out: folder of the report.
         settings: settings of the audit; an audit resumes only with equal settings.
-        resume: whether to resume an interrupted audit.
+        resume: whether to resume an interrupted audit; a finished one runs again.
 
     Raises:
         ValueError: the folder contains an audit and `resume` is False, an audit with other settings, or files of
@@ -52,9 +53,21 @@ class AuditState:
         if path.exists() and any((self.folder / name).exists() for name in (DETECTIONS, CASES)):
             if not resume:
                 raise ValueError(f"{out} contains an audit; resume it (resume=True, --resume), or choose a new folder")
-            _check_settings(out, json.loads(path.read_text(encoding="utf-8")), current)
+            check_same_settings(out, json.loads(path.read_text(encoding="utf-8")), current)
+        elif not path.exists() and is_audit(out):
+            if not resume:
+                raise ValueError(
+                    f"{out} contains a finished audit; choose a new folder, or run it again (resume=True, --resume)"
+                )
+            finished = json.loads((out / REPORT_FILES[1]).read_bytes())
+            check_same_settings(out, finished["settings"], json_value(settings))
         self.folder.mkdir(parents=True, exist_ok=True)
         replace_file(path, json.dumps(current, indent=1).encode())
+
+    def remove(self) -> None:
+        """Remove the working files of a finished audit, the settings first: without them an audit is finished."""
+        (self.folder / SETTINGS).unlink()
+        shutil.rmtree(self.folder)
 
     def detections(self, names: Mapping[int, str]) -> dict[str, PackedDetections | str]:
         """Stored detections by image id; a message for images that could not be read.
@@ -106,13 +119,6 @@ class AuditState:
             yield content
         if valid_bytes < path.stat().st_size:
             os.truncate(path, valid_bytes)
-
-
-def _check_settings(out: Path, stored: Mapping[str, Any], current: Mapping[str, Any]) -> None:
-    different = sorted(name for name in {*stored, *current} if stored.get(name) != current.get(name))
-    if different:
-        values = ", ".join(f"{name}: {stored.get(name)!r} before, {current.get(name)!r} now" for name in different)
-        raise ValueError(f"the audit in {out} has other settings ({values}); choose a new folder")
 
 
 def _array(values: list[float] | None) -> np.ndarray | None:

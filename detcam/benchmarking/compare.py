@@ -129,9 +129,6 @@ def benchmark(
         >>> sorted(row.name for row in results)
         ['gradcam', 'layercam']
     """
-    names = ", ".join(sorted(set(adapter_options) - {"reshape_transform"}))
-    if isinstance(model, Adapter) and names:
-        raise TypeError(f"{names}: pass these arguments to adapt(model, ...); the model is an adapter already")
     adapter = adapt(model, target_layers=target_layers, **adapter_options)
     counts = {"top_k": top_k, "batch_size": batch_size, "limit": limit, "resamples": resamples}
     for name, value in counts.items():

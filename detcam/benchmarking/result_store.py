@@ -12,7 +12,7 @@ import numpy as np
 
 from detcam.adapters.base import Adapter
 from detcam.explanation.writer import encode_heatmap, read_heatmap
-from detcam.utils.files import json_number, read_json, replace_file, slug
+from detcam.utils.files import check_same_settings, json_number, read_json, replace_file, slug
 from detcam.utils.hashing import adapter_digest, weights_digest
 
 SETTINGS_FILE, CELLS_FOLDER = "settings.json", "cells"
@@ -40,7 +40,8 @@ class ResultStore:
         file = folder / SETTINGS_FILE
         settings = json.loads(json.dumps(settings))
         if file.is_file():
-            _check_settings(file, settings)
+            stored = read_json(file, settings["schema"], settings["version"])
+            check_same_settings(file.parent, stored, settings)
         else:
             (folder / CELLS_FOLDER).mkdir(parents=True, exist_ok=True)
             replace_file(file, json.dumps(settings, indent=1).encode())
@@ -109,16 +110,3 @@ def model_digest(adapter: Adapter) -> str:
 def json_numbers(values: Iterable[Any]) -> list[float | None]:
     """Convert numbers for JSON, with None for those that are not finite."""
     return [json_number(value) for value in values]
-
-
-def _check_settings(file: Path, settings: Mapping[str, Any]) -> None:
-    existing = read_json(file, settings["schema"], settings["version"])
-    different = [name for name in {**existing, **settings} if existing.get(name) != settings.get(name)]
-    if different:
-        changes = "; ".join(
-            f"{name} was {existing.get(name)!r:.80} and is now {settings.get(name)!r:.80}" for name in different
-        )
-        raise ValueError(
-            f"{file.parent} contains results of other settings, which must not be mixed: {changes}. Choose another "
-            "folder, or repeat the earlier settings"
-        )

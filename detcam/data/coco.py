@@ -17,6 +17,7 @@ from pycocotools import mask as coco_masks
 from detcam.data.exif import ImageSize, boxes_upright, image_size
 from detcam.data.ground_truth import GroundTruth, as_rle
 from detcam.data.issues import DataIssue, DataIssues
+from detcam.utils.console import short_repr
 
 CocoContent = tuple[tuple[GroundTruth, ...], dict[int, str], DataIssues]
 """Images with their objects, categories by id, and problems."""
@@ -88,7 +89,7 @@ def _categories(entries: list[Any], issues: list[DataIssue]) -> dict[int, str]:
     categories: dict[int, str] = {}
     for entry in entries:
         if not isinstance(entry, dict) or not _is_index(entry.get("id")) or "name" not in entry:
-            issues.append(DataIssue("unreadable category", f"expected id and name; got {_short(entry)}: left out"))
+            issues.append(DataIssue("unreadable category", f"expected id and name; got {short_repr(entry)}: left out"))
         elif categories.get(entry["id"], str(entry["name"])) != str(entry["name"]):
             message = (
                 f"category {entry['id']} is {categories[entry['id']]!r} and also {entry['name']!r}: the first is kept"
@@ -109,7 +110,7 @@ def _images(
     paths: set[Path] = set()
     for entry in entries:
         if not _is_image_entry(entry):
-            message = f"expected id and file_name; got {_short(entry)}: left out"
+            message = f"expected id and file_name; got {short_repr(entry)}: left out"
             issues.append(DataIssue("unreadable image entry", message))
             continue
         image_id, file_name = entry["id"], entry["file_name"]
@@ -167,7 +168,7 @@ def _annotations(
     seen: dict[Any, Any] = {}
     for position, entry in enumerate(entries):
         if not isinstance(entry, dict) or not isinstance(entry.get("image_id"), (int, str)):
-            issues.append(DataIssue("unreadable annotation", f"expected image_id; got {_short(entry)}: left out"))
+            issues.append(DataIssue("unreadable annotation", f"expected image_id; got {short_repr(entry)}: left out"))
             continue
         image_id: int | str = entry["image_id"]
         image_id = written.get(str(image_id), image_id)
@@ -215,7 +216,7 @@ def _shape(
     if box is None and segmentation is not None:
         box = coco_masks.toBbox(as_rle(segmentation, height, width)).tolist()
     if not isinstance(box, list) or len(box) != 4 or not all(_is_number(value) for value in box):
-        report("unreadable box", f"expected x, y, width, height; got {_short(box)}: left out")
+        report("unreadable box", f"expected x, y, width, height; got {short_repr(box)}: left out")
         return None
     x, y, w, h = (float(value) for value in box)
     if w <= 0 or h <= 0:
@@ -239,7 +240,7 @@ def _is_crowd(value: Any, report: Callable[[str, str], None]) -> bool:
     """Whether an annotation is a crowd region; some tools write the flag as text."""
     if value is None or value in (0, 1, "0", "1"):
         return value in (1, "1")
-    report("unreadable crowd flag", f"expected iscrowd 0 or 1; got {_short(value)}: taken as one object")
+    report("unreadable crowd flag", f"expected iscrowd 0 or 1; got {short_repr(value)}: taken as one object")
     return False
 
 
@@ -259,7 +260,7 @@ def _segmentation(value: Any, size_hw: tuple[int, int]) -> tuple[Any, str]:
         ]
         return (good, "") if len(good) == len(polygons) else (good or None, "a polygon without three points")
     if not isinstance(value, dict) or not isinstance(value.get("counts"), (list, str)):
-        return None, f"expected polygons or run lengths; got {_short(value)}"
+        return None, f"expected polygons or run lengths; got {short_repr(value)}"
     if value.get("size") != list(size_hw):
         return None, f"its run lengths are for {value.get('size')} (height, width) and the image has {list(size_hw)}"
     counts = value["counts"]
@@ -331,8 +332,3 @@ def _as_index(value: Any) -> Any:
 
 def _is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

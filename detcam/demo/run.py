@@ -22,6 +22,7 @@ from detcam.diagnostics import ReachWarning
 from detcam.explanation.explain import explain
 from detcam.methods import ReachCAM
 from detcam.synthetic.harbour import DEMO_NAMES, DEMO_SEEDS, draw_scene
+from detcam.utils.files import is_audit
 from detcam.visualize.overlay import save_image
 
 METHOD = partial(ReachCAM, steps=20)
@@ -64,7 +65,8 @@ def run_demo(out: str | Path, *, console: Console | None = None) -> tuple[DemoFa
             save_image(out / f"scene-{result.scene.seed}.png", scene_figure(adapter, result))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        shutil.rmtree(out / REPORT / UNFINISHED, ignore_errors=True)  # of an earlier demonstration
+        if is_audit(out / REPORT) or (out / REPORT / UNFINISHED).exists():
+            shutil.rmtree(out / REPORT)  # of an earlier demonstration
         report = audit(
             adapter, out / SCENES, annotations, out=out / REPORT, score_threshold=SCORE_THRESHOLD,
             model_name="the demo detector",

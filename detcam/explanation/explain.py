@@ -98,8 +98,12 @@ def explain(
         >>> explanations[0].heatmaps.shape
         (2, 48, 64)
     """
-    reshape = adapter_options.pop("reshape_transform", None)
-    adapter = adapt(model, target_layers=target_layers, reshape_transform=reshape, **adapter_options)
+    if adapter_options.keys() & {"box", "boxes"}:
+        raise TypeError(
+            "explain has no argument for boxes: a box of yours is a target, for example "
+            "targets=[[detcam.targets.BoxTarget((x1, y1, x2, y2), label)]], one list per image"
+        )
+    adapter = adapt(model, target_layers=target_layers, **adapter_options)
     if score_threshold is not None:
         adapter = adapter.with_score_threshold(score_threshold)
     cam = make_cam(adapter, method)

@@ -4,64 +4,97 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-from detcam.metrics.base import Metric as Metric
-from detcam.metrics.base import MetricSummary as MetricSummary
-from detcam.metrics.base import MetricWarning as MetricWarning
-from detcam.metrics.base import summarize as summarize
-from detcam.metrics.cam_mult_image import CamMultImageConfidenceChange as CamMultImageConfidenceChange
-from detcam.metrics.cam_mult_image import DropInConfidence as DropInConfidence
-from detcam.metrics.cam_mult_image import IncreaseInConfidence as IncreaseInConfidence
-from detcam.metrics.complexity import ADCC as ADCC
-from detcam.metrics.complexity import ARCC as ARCC
-from detcam.metrics.complexity import Coherency as Coherency
-from detcam.metrics.complexity import Complexity as Complexity
-from detcam.metrics.complexity import Entropy as Entropy
-from detcam.metrics.complexity import Sparseness as Sparseness
-from detcam.metrics.cost import Cost as Cost
-from detcam.metrics.cost import WorkCount as WorkCount
-from detcam.metrics.cost import count_work as count_work
-from detcam.metrics.cost import measure_cost as measure_cost
-from detcam.metrics.curves import Curve as Curve
-from detcam.metrics.curves import CurveSettings as CurveSettings
-from detcam.metrics.curves import Deletion as Deletion
-from detcam.metrics.curves import Insertion as Insertion
-from detcam.metrics.curves import InsertionMinusDeletion as InsertionMinusDeletion
-from detcam.metrics.curves import score_curves as score_curves
-from detcam.metrics.localization import Compactness as Compactness
-from detcam.metrics.localization import EnergyPointingGame as EnergyPointingGame
-from detcam.metrics.localization import HeatmapIoU as HeatmapIoU
-from detcam.metrics.localization import ObjectDiscrimination as ObjectDiscrimination
-from detcam.metrics.localization import PointingGame as PointingGame
-from detcam.metrics.metric_input import MetricImage as MetricImage
-from detcam.metrics.metric_input import MetricInput as MetricInput
-from detcam.metrics.metric_input import read_metric_input as read_metric_input
-from detcam.metrics.perturbation_confidence import AveragerAcrossThresholds as AveragerAcrossThresholds
-from detcam.metrics.perturbation_confidence import PerturbationConfidenceMetric as PerturbationConfidenceMetric
-from detcam.metrics.perturbation_confidence import RemoveLeastRelevantFirst as RemoveLeastRelevantFirst
-from detcam.metrics.perturbation_confidence import RemoveLeastRelevantFirstAverage as RemoveLeastRelevantFirstAverage
-from detcam.metrics.perturbation_confidence import RemoveMostRelevantFirst as RemoveMostRelevantFirst
-from detcam.metrics.perturbation_confidence import RemoveMostRelevantFirstAverage as RemoveMostRelevantFirstAverage
-from detcam.metrics.region_size import DestroyingRegion as DestroyingRegion
-from detcam.metrics.region_size import SufficientRegion as SufficientRegion
-from detcam.metrics.road import NoisyLinearImputer as NoisyLinearImputer
-from detcam.metrics.road import ROADCombined as ROADCombined
-from detcam.metrics.road import ROADLeastRelevantFirst as ROADLeastRelevantFirst
-from detcam.metrics.road import ROADLeastRelevantFirstAverage as ROADLeastRelevantFirstAverage
-from detcam.metrics.road import ROADMostRelevantFirst as ROADMostRelevantFirst
-from detcam.metrics.road import ROADMostRelevantFirstAverage as ROADMostRelevantFirstAverage
-from detcam.metrics.sanity import RandomizationCheck as RandomizationCheck
-from detcam.metrics.sanity import independence as independence
-from detcam.metrics.sanity import randomization as randomization
-from detcam.metrics.sanity import reproducibility as reproducibility
-from detcam.metrics.scoring import ScoredImage as ScoredImage
-from detcam.metrics.stability import StabilityCheck as StabilityCheck
-from detcam.metrics.target_regions import TargetRegions as TargetRegions
-from detcam.metrics.target_regions import ground_truth_regions as ground_truth_regions
+from detcam.metrics.base import Metric, MetricSummary, MetricWarning, summarize
+from detcam.metrics.cam_mult_image import CamMultImageConfidenceChange, DropInConfidence, IncreaseInConfidence
+from detcam.metrics.complexity import ADCC, ARCC, Coherency, Complexity, Entropy, Sparseness
+from detcam.metrics.cost import Cost, WorkCount, count_work, measure_cost
+from detcam.metrics.curves import Curve, CurveSettings, Deletion, Insertion, InsertionMinusDeletion, score_curves
+from detcam.metrics.localization import Compactness, EnergyPointingGame, HeatmapIoU, ObjectDiscrimination, PointingGame
+from detcam.metrics.metric_input import MetricImage, MetricInput, read_metric_input
+from detcam.metrics.perturbation_confidence import (
+    AveragerAcrossThresholds,
+    PerturbationConfidenceMetric,
+    RemoveLeastRelevantFirst,
+    RemoveLeastRelevantFirstAverage,
+    RemoveMostRelevantFirst,
+    RemoveMostRelevantFirstAverage,
+)
+from detcam.metrics.region_size import DestroyingRegion, SufficientRegion
+from detcam.metrics.road import (
+    NoisyLinearImputer,
+    ROADCombined,
+    ROADLeastRelevantFirst,
+    ROADLeastRelevantFirstAverage,
+    ROADMostRelevantFirst,
+    ROADMostRelevantFirstAverage,
+)
+from detcam.metrics.sanity import RandomizationCheck, independence, randomization, reproducibility
+from detcam.metrics.scoring import ScoredImage
+from detcam.metrics.stability import StabilityCheck
+from detcam.metrics.target_regions import TargetRegions, ground_truth_regions
 from detcam.utils.registry import Registry
+
+__all__ = [
+    "ADCC",
+    "ARCC",
+    "METRICS",
+    "AveragerAcrossThresholds",
+    "CamMultImageConfidenceChange",
+    "Coherency",
+    "Compactness",
+    "Complexity",
+    "Cost",
+    "Curve",
+    "CurveSettings",
+    "Deletion",
+    "DestroyingRegion",
+    "DropInConfidence",
+    "EnergyPointingGame",
+    "Entropy",
+    "HeatmapIoU",
+    "IncreaseInConfidence",
+    "Insertion",
+    "InsertionMinusDeletion",
+    "Metric",
+    "MetricImage",
+    "MetricInput",
+    "MetricSummary",
+    "MetricWarning",
+    "NoisyLinearImputer",
+    "ObjectDiscrimination",
+    "PerturbationConfidenceMetric",
+    "PointingGame",
+    "ROADCombined",
+    "ROADLeastRelevantFirst",
+    "ROADLeastRelevantFirstAverage",
+    "ROADMostRelevantFirst",
+    "ROADMostRelevantFirstAverage",
+    "RandomizationCheck",
+    "RemoveLeastRelevantFirst",
+    "RemoveLeastRelevantFirstAverage",
+    "RemoveMostRelevantFirst",
+    "RemoveMostRelevantFirstAverage",
+    "ScoredImage",
+    "Sparseness",
+    "StabilityCheck",
+    "SufficientRegion",
+    "TargetRegions",
+    "WorkCount",
+    "count_work",
+    "ground_truth_regions",
+    "independence",
+    "measure_cost",
+    "randomization",
+    "read_metric_input",
+    "register_metric",
+    "reproducibility",
+    "score_curves",
+    "summarize",
+]
 
 MetricType = TypeVar("MetricType", bound=type[Metric])
 
-BUILTIN_METRICS: tuple[type[Metric], ...] = (
+_BUILTIN: tuple[type[Metric], ...] = (
     Deletion,
     Insertion,
     InsertionMinusDeletion,
@@ -92,9 +125,7 @@ BUILTIN_METRICS: tuple[type[Metric], ...] = (
     StabilityCheck,
 )
 
-METRICS: Registry[type[Metric]] = Registry(
-    "metric", "detcam.metrics", {metric.name: metric for metric in BUILTIN_METRICS}
-)
+METRICS: Registry[type[Metric]] = Registry("metric", "detcam.metrics", {metric.name: metric for metric in _BUILTIN})
 """Every metric class by name; each can be constructed without arguments."""
 
 

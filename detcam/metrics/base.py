@@ -12,6 +12,7 @@ from torch import Tensor
 from detcam.adapters.base import ModelLike
 from detcam.inputs import Images, Targets
 from detcam.metrics.metric_input import Explainer, Heatmaps, MetricImage, MetricInput, Truth, read_metric_input
+from detcam.utils.subclasses import check_complete, missing_members
 
 Need = Literal["model", "truth", "method"]
 """What a metric needs besides heatmaps: the model, annotations, or the method that made the heatmaps."""
@@ -174,10 +175,7 @@ def _check_definition(metric: type[Metric]) -> None:
         raise TypeError(
             f"metric {metric.__name__} has the name {metric.name!r} of its base class; give it a name of its own{add}"
         )
-    missing = [name for name in dir(metric) if getattr(getattr(metric, name, None), "__isabstractmethod__", False)]
-    if missing:
-        signature = "value(self, image)" if missing == ["value"] else ", ".join(missing)
-        raise TypeError(f"metric {metric.__name__} does not define {signature}{add}")
+    check_complete("metric", metric, missing_members(metric))
     if not isinstance(metric.name, str) or not metric.name:
         raise TypeError(f"metric {metric.__name__}: expected name as a non-empty str; got {metric.name!r}")
     limits = metric.range

@@ -9,11 +9,20 @@ Example:
     >>> check_method(GradCAM)
 """
 
-from detcam.testing.adapters import check_adapter as check_adapter
-from detcam.testing.methods import check_method as check_method
-from detcam.testing.metrics import check_metric as check_metric
-from detcam.testing.models import tiny_classifier as tiny_classifier
-from detcam.testing.models import tiny_detector as tiny_detector
-from detcam.testing.models import tiny_segmenter as tiny_segmenter
-from detcam.testing.state import ModelState as ModelState
-from detcam.testing.targets import check_target as check_target
+from detcam.testing.adapters import check_adapter
+from detcam.testing.methods import check_method
+from detcam.testing.metrics import check_metric
+from detcam.testing.models import tiny_classifier, tiny_detector, tiny_segmenter
+from detcam.testing.state import ModelState
+from detcam.testing.targets import check_target
+
+__all__ = [
+    "ModelState",
+    "check_adapter",
+    "check_method",
+    "check_metric",
+    "check_target",
+    "tiny_classifier",
+    "tiny_detector",
+    "tiny_segmenter",
+]

@@ -159,6 +159,11 @@ def shorten(text: str, width: int) -> str:
     return f"{text[: width // 2 - 1]}…{text[len(text) - (width - width // 2) :]}"
 
 
+def short_repr(value: object) -> str:
+    """Return the repr of a value in at most 60 characters, for a message."""
+    return shorten(repr(value), 60)
+
+
 def plural(count: int, noun: str, plural_noun: str | None = None) -> str:
     """Return a count with its noun: ``1 box``, ``2 boxes``.
 

@@ -49,6 +49,28 @@ def read_json(path: Path, schema: str, version: int) -> dict[str, Any]:
     return content
 
 
+def check_same_settings(path: Path, stored: Mapping[str, Any], current: Mapping[str, Any]) -> None:
+    """Check that results on disk were computed with the present settings.
+
+    Args:
+        path: The file or folder of the results.
+        stored: Settings of the results, as JSON holds them.
+        current: The present settings.
+
+    Raises:
+        ValueError: They differ; the message names each setting with both values.
+    """
+    different = [name for name in {**stored, **current} if stored.get(name) != current.get(name)]
+    if different:
+        changes = "; ".join(
+            f"{name} was {stored.get(name)!r:.80} and is now {current.get(name)!r:.80}" for name in different
+        )
+        raise ValueError(
+            f"{path} contains results of other settings, which must not be mixed: {changes}. Choose another folder, or "
+            "repeat the earlier settings"
+        )
+
+
 def slug(text: str) -> str:
     """Return a safe file name: letters, digits, ``_`` and ``-`` of any script; other characters become ``_``."""
     name = re.sub(r"[^\w-]+", "_", unicodedata.normalize("NFC", text)).strip("_")

@@ -143,6 +143,8 @@ def test_an_interrupted_audit_resumes_with_the_same_results(
         patched.setattr(ReportWriter, "case", failing)
         run(adapter, scenes, tmp_path, batch_size=1)
     assert not (tmp_path / "index.html").exists()
+    with pytest.raises(ValueError, match="contains an audit; resume it"):
+        run(adapter, scenes, tmp_path, batch_size=1)
     with open(tmp_path / FOLDER / "cases.jsonl", "a") as file:
         file.write('{"case": {"id": "cut off')
     again: list[str] = []
@@ -182,9 +184,10 @@ def test_two_audits_of_one_model_at_once(adapter: Adapter, scenes: Path, whole: 
 def test_a_folder_is_not_overwritten(adapter: Adapter, scenes: Path, whole: Audit) -> None:
     assert whole.report is not None
     out = whole.report.parent
-    with pytest.raises(ValueError, match="contains an audit; resume it"):
+    assert not (out / FOLDER).exists(), "a finished audit has no working files"
+    with pytest.raises(ValueError, match="contains a finished audit; choose a new folder, or run it again"):
         run(adapter, scenes, out)
-    with pytest.raises(ValueError, match="explain: 200 before, 3 now"):
+    with pytest.raises(ValueError, match="other settings.*explain was 200 and is now 3"):
         run(adapter, scenes, out, resume=True, explain=3)
     same = run(adapter, scenes, out, resume=True)
     assert [case.to_json() for case in same.cases] == [case.to_json() for case in whole.cases]

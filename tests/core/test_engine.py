@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from detcam import METHODS, ClassAgnosticWarning, EigenCAM, EmptyMapWarning, GradCAM, HiResCAM, LayerCAM, adapt, explain
 from detcam.cam import BaseCAM
 from detcam.geometry import normalize
-from detcam.targets import ClassifierOutputTarget
+from detcam.targets import ClassifierOutputTarget, ClassTarget
+from detcam.testing import tiny_classifier
 from tests.helpers import TinyCNN, tensors
 from tests.zoo import QUICK, applies
 
@@ -279,3 +283,16 @@ def test_explain_shows_progress_on_request(capsys: pytest.CaptureFixture[str]) -
     cam = GradCAM(adapt(TinyCNN(), image_size=16))
     assert len(cam.explain([torch.rand(3, 16, 16)] * 2, progress=True)) == 2
     assert len(cam.explain(torch.rand(3, 16, 16), progress=False)) == 1
+
+
+def test_declared_types_of_the_result(tmp_path: Path) -> None:
+    """The overloads of the call: a list for files, arrays and lists, and where targets are grouped by image."""
+    cam, pixels = GradCAM(tiny_classifier()), np.zeros((32, 32, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    tensor, target = torch.rand(1, 3, 32, 32), ClassTarget(1)
+    single = [tmp_path / "a.png", str(tmp_path / "a.png"), Image.fromarray(pixels), pixels, [pixels], [tensor[0]]]
+    grouped = [[[target]], [(target,)], cam.adapter.predict(tensor), cam.adapter.predict(tensor)[0]]
+    results = [*(cam(image) for image in single), *(cam(tensor, targets) for targets in grouped), cam(tensor[0])]
+    assert [type(result) for result in results] == [list] * len(results)
+    assert all(type(result[0]) is np.ndarray for result in results)
+    assert type(cam(tensor)) is type(cam(tensor, [target])) is type(cam((tensor,))) is np.ndarray

@@ -46,6 +46,17 @@ def test_all_is_complete_and_every_name_resolves(package: ModuleType) -> None:
         assert getattr(package, name) is not None
 
 
+@pytest.mark.parametrize("name", ["adapters", "auditing", "benchmarking", "methods", "metrics", "targets", "testing"])
+def test_a_star_import_gives_the_public_names_of_detcam_alone(name: str) -> None:
+    found: dict[str, object] = {}
+    exec(f"from detcam.{name} import *", found)
+    del found["__builtins__"]
+    assert len(found) > 4
+    foreign = {key for key, value in found.items() if not getattr(value, "__module__", "detcam").startswith("detcam")}
+    modules = {key for key, value in found.items() if isinstance(value, ModuleType)}
+    assert (foreign, modules, {"Registry", "TypeVar", "annotations"} & found.keys()) == (set(), set(), set())
+
+
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="module 'detcam' has no attribute 'nothing'"):
         detcam.nothing  # noqa: B018

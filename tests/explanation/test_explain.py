@@ -182,6 +182,11 @@ def test_wrong_arguments_raise(classifier: Adapter, detector: FasterRCNN) -> Non
         explain(classifier, make_image(8, 8), labels=["cow"])
     with pytest.raises(TypeError, match="the model is an adapter already; pass image_size where it is made"):
         explain(classifier, make_image(8, 8), image_size=8)
+    with pytest.raises(TypeError, match="ClassificationAdapter. has no option 'imagesize'. Did you mean 'image_size'"):
+        explain(classifier, make_image(8, 8), imagesize=8)
+    for model in (classifier, classifier.model):
+        with pytest.raises(TypeError, match=r"a box of yours is a target, for example targets=\[\[.*BoxTarget"):
+            explain(model, make_image(8, 8), boxes=[(1, 1, 5, 5)])
 
 
 def test_smoothing_is_passed_to_the_method(classifier: Adapter) -> None:

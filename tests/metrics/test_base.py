@@ -113,7 +113,7 @@ COMPLETE: dict[str, Any] = {"name": "mine", "range": (0, 1), "higher_is_better":
         ({"name": None}, r"metric Mine has no 'name' \(name = \"my_metric\"\); add it to the class"),
         ({"range": None}, r"has no 'range' \(range = \(0.0, 1.0\)\)"),
         ({"higher_is_better": None}, r"has no 'higher_is_better' \(higher_is_better = True\)"),
-        ({"value": None}, r"does not define value\(self, image\)"),
+        ({"value": None}, r"metric class Mine is incomplete; add to it:\s+def value\(self, image\)"),
         ({"name": ""}, "name as a non-empty str"),
         ({"range": (1, 0)}, "range as"),
         ({"higher_is_better": "yes"}, "higher_is_better as a bool"),

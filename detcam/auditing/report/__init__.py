@@ -3,4 +3,4 @@
 from detcam.auditing.report.summary import ReportSummary
 from detcam.auditing.report.writer import ReportWriter
 
-__all__ = ["ReportWriter", "ReportSummary"]
+__all__ = ["ReportSummary", "ReportWriter"]

@@ -10,7 +10,7 @@ from typing import Any
 
 from detcam.benchmarking.planted.hit_metrics import HitSummary
 from detcam.synthetic.shortcuts import ScenarioName
-from detcam.utils.files import json_value, read_json, replace_file
+from detcam.utils.files import check_same_settings, json_value, read_json, replace_file
 
 PLANTED_SCHEMA, PLANTED_VERSION = "detcam.planted", 2
 
@@ -128,11 +128,7 @@ class PlantedResultStore:
         if not path.exists():
             return
         self.content = read_json(path, PLANTED_SCHEMA, PLANTED_VERSION)
-        if self.content["settings"] != header["settings"]:
-            raise ValueError(
-                f"{path} contains results of other settings ({self.content['settings']}, now {dict(settings)}); choose "
-                "another folder"
-            )
+        check_same_settings(path, self.content["settings"], dict(settings))
 
     def has(self, *key: str) -> bool:
         """Whether a row exists: key is family, scenario, then ``detector``, ``audit``, or ``method`` and its name."""
