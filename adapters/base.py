@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from detcam.adapters.contract import check_class, check_options
-from detcam.adapters.target_layers import layer_name, resolve_layers
+from detcam.adapters.target_layers import layer_name, resolve_layers, without_prefix
 from detcam.data.images import ImageLike, load_images
 from detcam.detections import Detections, LabelsLike, NamesLike, as_names
 from detcam.geometry import Geometry
@@ -91,6 +91,7 @@ class Adapter(ABC):
             normalised by the adapter or the normalisation is unknown. Used to display a batch given as a tensor.
         std: per channel, the standard deviation that `prepare` divides by; None together with `mean`.
         max_batch_size: maximum number of images per forward pass; None where the model takes any number.
+        layer_prefix: name of the network in the module that was given to `adapt`, if it is a wrapper.
         score_threshold_name: name of the attribute with the minimum score of a detection, where the adapter applies
             it; None where the model applies its own.
         fixed_options: arguments of the base class's constructor that the subclass sets itself and does not accept.
@@ -107,6 +108,7 @@ class Adapter(ABC):
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     max_batch_size: int | None = None
+    layer_prefix: str = ""
     score_threshold_name: ClassVar[str | None] = None
     fixed_options: ClassVar[frozenset[str]] = frozenset()
 
@@ -158,9 +160,10 @@ class Adapter(ABC):
         if target_layers is None and reshape_transform is None:
             return self
         changed = copy.copy(self)
-        if target_layers is not None:
+        layers = without_prefix(target_layers, self.layer_prefix)
+        if layers is not None:
             changed.layers_given = True
-            changed._set_layers(target_layers)
+            changed._set_layers(layers)
         changed.reshape_transform = reshape_transform or self.reshape_transform
         return changed
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -12,11 +11,26 @@ from torch.nn import functional as F
 from typing_extensions import Unpack
 
 from detcam.adapters.base import IMAGENET_MEAN, IMAGENET_STD, Adapter, AdapterOptions, Batch, Target, Task
+from detcam.adapters.output_heads import (
+    OutputHead,
+    OutputKind,
+    check_output_kind,
+    describe_output,
+    find_head,
+    output_of_image,
+    recorded_modules,
+    select_output,
+    suggest_reading,
+    unknown_output,
+    with_batch_axis,
+)
+from detcam.adapters.stored_config import imagenet_names, stored_config, stored_size
 from detcam.detections import Detections, LabelsLike, Source, label_indices
 from detcam.geometry import Geometry
-from detcam.layers import find_target_layers
-from detcam.outputs import check_label
-from detcam.targets import ClassTarget
+from detcam.layers import find_target_layers, probe_image
+from detcam.outputs import check_label, is_multilabel, raw_output, with_class_facts
+from detcam.targets import ClassTarget, reads_raw_output
+from detcam.trace import flatten_tensors, guarded
 
 
 class FixedSizeAdapter(Adapter, abstract=True):
@@ -80,31 +94,138 @@ class ClassificationAdapter(FixedSizeAdapter):
     """Explains any module from an image to class scores.
 
     Several logits are exclusive classes with softmax scores. A head with a single logit separates class 1 from class 0
-    and has sigmoid scores. Images and arguments as in `FixedSizeAdapter`; by default, the target layer is the last one
-    with a map that the output depends on, found with a probe (`detcam.layers.find_target_layers`).
+    and has sigmoid scores. Where the network ends in a sigmoid, softmax or log-softmax, its values are reported as they
+    are and the logits before it are explained; several sigmoid values are independent classes. This is found with one
+    pass on noise and shown by `repr`. Images and arguments as in `FixedSizeAdapter`; by default, the target layer is
+    the last one with a map that the output depends on, found with a probe (`detcam.layers.find_target_layers`).
+
+    Args:
+        model: the network.
+        output: what the network returns: ``"logits"`` of exclusive classes, ``"probabilities"``, or ``"multilabel"``,
+            independent classes (logits or probabilities); None finds it.
+        output_key: position, key or attribute of the class scores, where the network returns several outputs.
+        decode: from the network's raw output for a batch to class scores (B, C), instead of `output_key`.
+        **options: as in `FixedSizeAdapter`.
+
+    Attributes:
+        head: how the network's output relates to logits.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from detcam.adapters import adapt
+        >>> network = [nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2), nn.Sigmoid()]
+        >>> adapt(nn.Sequential(*network).eval(), image_size=16)
+        ClassificationAdapter(Sequential, target_layers=['0'], output='probabilities (sigmoid, multilabel)')
     """
 
     family = "classification"
     task: ClassVar[Task] = "classification"
+    head: OutputHead = OutputHead()
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        output: OutputKind | None = None,
+        output_key: int | str | None = None,
+        decode: Callable[[Any], Tensor] | None = None,
+        **options: Any,
+    ) -> None:
+        check_output_kind(output)
+        if decode is not None and (output_key is not None or not callable(decode)):
+            raise TypeError("expected either output_key=, or decode= as a function of the model's output")
+        self.output_key = output_key
+        self.decode = decode
+        super().__init__(model, **options)
+        self.head = OutputHead() if output == "logits" else self._find_head(output)
+
+    def _find_head(self, output: OutputKind | None) -> OutputHead:
+        """Determine the activation at the network's end, and whether it takes one image at a time."""
+        for count in (2, 1):
+            noise = probe_image(self.model, self.image_size, self.device, self.dtype, count=count)
+            batch = Batch(noise, (Geometry.identity(self.image_size),) * count)
+            try:
+                with guarded(self.model, gradients=True, quiet=True), recorded_modules(self.model) as seen:
+                    values = self.read(self.forward(batch))
+            except (TypeError, ValueError, RuntimeError, AttributeError, AssertionError, LookupError):
+                continue  # an export of fixed batch size, several inputs, or an output that no rule reads
+            if values is not None and len(values) == count:
+                if count == 1 and self.max_batch_size is None:
+                    self.max_batch_size = 1
+                return find_head(values, seen, output)
+        return find_head(None, [], output)
 
     def default_target_layers(self) -> Sequence[nn.Module]:
-        return find_target_layers(self.model, self.image_size, self.device, self.dtype)
+        return find_target_layers(self.model, self.image_size, self.device, self.dtype, self._class_scores)
 
     def default_names(self) -> Mapping[int, str]:
         return imagenet_names(self.model)
 
+    def read(self, raw: object) -> Tensor | None:
+        """Return the class scores (B, C) or (B,) in the model's raw output; None if they are not known."""
+        if self.decode is not None:
+            values: Any = self.decode(raw)
+            if not isinstance(values, Tensor):
+                raise TypeError(f"expected decode to return class scores (B, C); got {describe_output(values)}")
+        elif self.output_key is not None:
+            values = select_output(raw, self.output_key)
+            if not isinstance(values, Tensor):
+                raise TypeError(f"expected class scores (B, C) at {self.output_key!r}; got {describe_output(values)}")
+        else:
+            values = getattr(raw, "logits", raw)
+            if isinstance(values, Mapping):
+                values = values.get("logits", values)
+            if not isinstance(values, Tensor):
+                tensors = flatten_tensors(values)
+                values = tensors[0] if len(tensors) == 1 else None
+        if values is not None and values.ndim > 2 and values[0].numel() == values.shape[1]:
+            return values.flatten(1)  # (B, C, 1, 1)
+        return values
+
+    def _class_scores(self, raw: object) -> Tensor:
+        """Return the class scores of a probe.
+
+        Raises:
+            TypeError: the output is not understood.
+        """
+        values = self.read(raw)
+        if values is None or values.ndim > 2:
+            raise TypeError(unknown_output(self.model, raw))
+        return values
+
+    def forward(self, batch: Batch) -> Any:
+        with self.head.recording():
+            return super().forward(batch)
+
     def outputs(self, raw: object, batch: Batch) -> list[Any]:
-        logits = getattr(raw, "logits", raw)
-        if isinstance(logits, Mapping) and "logits" in logits:
-            logits = logits["logits"]
-        if not isinstance(logits, Tensor) or len(logits) != len(batch.inputs):
-            got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        count = len(batch.inputs)
+        values = self.read(raw)
+        if values is None:
+            return [output_of_image(raw, index, count) for index in range(count)]
+        if not values.ndim or len(values) != count:
             raise TypeError(
-                f"expected logits of shape ({len(batch.inputs)}, C) from {type(self.model).__name__}; got "
-                f"{got}. For another kind of model use detcam.adapters.detector(model, decode=...) or "
-                "segmenter(...)"
+                f"expected class scores of shape ({count}, C) from {type(self.model).__name__}; it returned "
+                f"{describe_output(raw)}"
             )
-        return list(logits)
+        multilabel = self.head.multilabel
+        whole = values is raw
+        return [
+            with_class_facts(logits, own if whole else output_of_image(raw, index, count), multilabel=multilabel)
+            for index, (logits, own) in enumerate(zip(self.head.logits(values), values, strict=True))
+        ]
+
+    def score(self, outputs: Sequence[Any], targets: Sequence[Sequence[Target]]) -> list[list[Tensor]]:
+        """Return one scalar per target: class targets read the logits, plain functions the model's own output."""
+        return [
+            [target(raw_output(output) if reads_raw_output(target) else output) for target in row]
+            for output, row in zip(outputs, targets, strict=True)
+        ]
+
+    def __repr__(self) -> str:
+        text = super().__repr__()
+        described = self.head.describe()
+        return f"{text[:-1]}, {described})" if described else text
 
     def detections(self, outputs: Sequence[Tensor], batch: Batch) -> list[Detections]:
         """The top class of each image, as a detection that covers the image."""
@@ -142,8 +263,11 @@ class ClassificationAdapter(FixedSizeAdapter):
             top_k: maximum number of classes; None takes all.
 
         Raises:
-            ValueError: the logits are not class scores, or the model has no such class.
+            TypeError: the output is not one of class scores.
+            ValueError: the model has no such class.
         """
+        if not isinstance(logits, Tensor):
+            raise TypeError(unknown_output(self.model, with_batch_axis(logits)))
         scores = class_scores(logits)
         indices = list(range(len(scores))) if labels is None else label_indices(self.names, labels)
         for label in indices:
@@ -165,71 +289,25 @@ class ClassificationAdapter(FixedSizeAdapter):
 
 
 def class_scores(logits: Tensor) -> Tensor:
-    """Return class scores (C,) in [0, 1] of one image, on the CPU: softmax, or sigmoid of a single logit.
+    """Return class scores (C,) in [0, 1] of one image, on the CPU.
+
+    This is the softmax, or the sigmoid of a single logit and of independent classes.
 
     Args:
         logits: (C,), or (1,) or a scalar of a binary head, whose scores are those of class 0 and class 1.
 
     Raises:
-        ValueError: there is more than one value per class.
+        TypeError: not one value per class.
     """
-    if logits.ndim > 1:
-        raise ValueError(
-            f"expected class scores of shape (C,) per image; got {tuple(logits.shape)}. Pass targets= that read this "
-            "output (e.g. SemanticSegmentationTarget), or explain the model through detcam.adapters.segmenter(model) "
-            "or detcam.adapters.detector(model, decode=...)"
+    if not isinstance(logits, Tensor) or logits.ndim > 1:
+        raise TypeError(
+            f"expected class scores of shape (C,) per image; got {describe_output(logits)}. Say what it is:\n"
+            f"{suggest_reading(logits[None] if isinstance(logits, Tensor) else logits)}\n"
+            "or pass targets= that read this output (e.g. SemanticSegmentationTarget)"
         )
     values = logits.detach().float().cpu().reshape(-1)
     if len(values) == 1:
         values = torch.cat([-values, values]) / 2  # softmax of (-z/2, z/2) is (sigmoid(-z), sigmoid(z))
+    elif is_multilabel(logits):
+        return values.sigmoid()
     return values.softmax(-1)
-
-
-def stored_config(model: nn.Module) -> Mapping[str, Any]:
-    """Return the input configuration of a timm model (``input_size``, ``mean``, ``std``); empty for other models."""
-    config = getattr(model, "pretrained_cfg", None)
-    return config if isinstance(config, Mapping) else {}
-
-
-def stored_size(model: nn.Module, config: Mapping[str, Any]) -> int | tuple[int, int]:
-    """Return the input size of a model.
-
-    This is the size that one of its modules stores, else that of its configuration, else that of its published weights
-    where these agree, else 224.
-    """
-    for module in model.modules():
-        size = getattr(module, "image_size", None) or getattr(module, "img_size", None)
-        if isinstance(size, int):
-            return size
-        if isinstance(size, (tuple, list)) and len(size) == 2 and all(isinstance(side, int) for side in size):
-            return size[0], size[1]
-    if config.get("input_size"):
-        return int(config["input_size"][-2]), int(config["input_size"][-1])
-    published = {weights.transforms.keywords.get("crop_size") for weights in _torchvision_weights(model)}
-    agreed = published.pop() if len(published) == 1 else None
-    return agreed if isinstance(agreed, int) else 224
-
-
-def imagenet_names(model: nn.Module) -> Mapping[int, str]:
-    """Return ImageNet's class names for a model of torchvision or timm with 1000 classes; empty for other models."""
-    if not type(model).__module__.startswith(("timm.", "torchvision.models.")):
-        return {}
-    last = [m for m in model.modules() if isinstance(m, (nn.Linear, nn.Conv2d))][-1:]
-    outputs = [m.out_features if isinstance(m, nn.Linear) else m.out_channels for m in last]
-    if getattr(model, "num_classes", *outputs) != 1000:
-        return {}
-    from torchvision.models import ResNet18_Weights
-
-    return dict(enumerate(ResNet18_Weights.IMAGENET1K_V1.meta["categories"]))
-
-
-def _torchvision_weights(model: nn.Module) -> list[Any]:
-    """The weights that torchvision publishes for models of this module."""
-    from torchvision.models import WeightsEnum
-
-    module = type(model).__module__
-    if not module.startswith("torchvision.models."):
-        return []
-    members = vars(sys.modules[module]).values()
-    kinds: list[Any] = [kind for kind in members if isinstance(kind, type) and issubclass(kind, WeightsEnum)]
-    return [weights for kind in kinds for weights in kind]

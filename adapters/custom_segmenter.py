@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -10,6 +12,16 @@ from torch import Tensor, nn
 
 from detcam.adapters.base import Batch
 from detcam.adapters.contract import plain_module
+from detcam.adapters.output_heads import (
+    OutputHead,
+    OutputKind,
+    check_output_kind,
+    describe_output,
+    find_head,
+    recorded_modules,
+    select_output,
+    suggest_reading,
+)
 from detcam.adapters.segmentation import SegmentationAdapter
 from detcam.geometry import Geometry
 from detcam.layers import all_paths_pass, infer_reshape, probe_image
@@ -17,7 +29,7 @@ from detcam.trace import guarded
 from detcam.utils.hooks import active_hooks
 
 SegmenterDecode: TypeAlias = Callable[[Any], Tensor]
-"""From the model's raw output for a batch to (B, C, h, w) logits, before any sigmoid or softmax."""
+"""From the model's raw output for a batch to (B, C, h, w): logits, or probabilities where the network ends in them."""
 
 
 class CustomSegmentationAdapter(SegmentationAdapter):
@@ -27,7 +39,12 @@ class CustomSegmentationAdapter(SegmentationAdapter):
         model: from a normalised (B, 3, H, W) input to anything that `decode` understands.
         decode: from the raw output of a batch to logits (B, C, h, w), of any resolution, over the whole input; None
             accepts a tensor, ``.logits``, or a mapping with ``"out"`` or ``"logits"``. One channel is the logit of the
-            foreground.
+            foreground. Where the network ends in a sigmoid or softmax, found with one pass on noise, the maps are its
+            probabilities and the logits before it are explained.
+        output: what the maps are: ``"logits"`` of exclusive classes, ``"probabilities"``, or ``"multilabel"``,
+            independent classes (logits or probabilities); None finds it.
+        output_key: position, key or attribute of the maps, where the network returns several outputs, instead of
+            `decode`.
         multiple: the input is padded below and on the right to a multiple of this many pixels.
         **options: `image_size`, `mean`, `std`, `multilabel`, `background`, `target_layers`, `reshape_transform` and
             `names`, as in `SegmentationAdapter`. By default, the target layer is the one that the last layer reads.
@@ -47,16 +64,48 @@ class CustomSegmentationAdapter(SegmentationAdapter):
     family = "custom segmentation"
 
     def __init__(
-        self, model: nn.Module, decode: SegmenterDecode | None = None, *, multiple: int = 1, **options: Any
+        self,
+        model: nn.Module,
+        decode: SegmenterDecode | None = None,
+        *,
+        multiple: int = 1,
+        output: OutputKind | None = None,
+        output_key: int | str | None = None,
+        **options: Any,
     ) -> None:
         model = plain_module(model)
+        check_output_kind(output)
+        if decode is not None and output_key is not None:
+            raise TypeError("expected either decode= or output_key=; got both")
         if decode is not None and not callable(decode):
             raise TypeError(f"expected decode to be a function of the model's output; got {type(decode).__name__}")
         if not isinstance(multiple, int) or multiple < 1:
             raise ValueError(f"expected multiple to be a number of pixels, at least 1; got {multiple!r}")
-        self.decode = decode or read_logits
+        self.decode = decode or (read_logits if output_key is None else partial(select_output, key=output_key))
         self.multiple = multiple
         super().__init__(model, **options)
+        self.head = OutputHead() if output == "logits" else self._find_head(output)
+        if options.get("multilabel") is None:
+            self.multilabel = self.head.multilabel
+        else:
+            self.head = replace(self.head, multilabel=self.multilabel)
+
+    def _find_head(self, output: OutputKind | None) -> OutputHead:
+        """Determine the activation at the network's end, and whether it takes one image at a time."""
+        size = self.canvas((224, 224))
+        for count in (2, 1):
+            noise = probe_image(self.model, size, self.device, self.dtype, count=count)
+            batch = Batch(noise, (Geometry.identity(size),) * count)
+            try:
+                with guarded(self.model, gradients=True, quiet=True), recorded_modules(self.model) as seen:
+                    maps = self.logits(self.forward(batch))
+            except (TypeError, ValueError, RuntimeError, AttributeError, AssertionError, LookupError):
+                continue  # an export of fixed batch size, or several inputs
+            if len(maps) == count:
+                if count == 1 and self.max_batch_size is None:
+                    self.max_batch_size = 1
+                return find_head(maps, seen, output)
+        return find_head(None, [], output)
 
     @classmethod
     def supports(cls, model: object) -> bool:
@@ -131,10 +180,9 @@ def read_logits(raw: object) -> Tensor:
     if isinstance(logits, Mapping):
         logits = next((logits[key] for key in ("out", "logits") if key in logits), None)
     if not isinstance(logits, Tensor):
-        keys = f" with {sorted(map(str, raw))}" if isinstance(raw, Mapping) else ""
         raise TypeError(
-            f"expected the model to return logits as a tensor, as .logits or under 'out'; got {type(raw).__name__}"
-            f"{keys}. Say where they are: segmenter(model, decode=lambda output: ...)"
+            f"expected the model to return logits as a tensor, as .logits or under 'out'; got "
+            f"{describe_output(raw)}. Say where they are:\n{suggest_reading(raw)}"
         )
     return logits
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, TypeVar, overload
 
@@ -9,10 +10,14 @@ from torch import Tensor, nn
 
 from detcam.adapters.base import Adapter
 from detcam.adapters.contract import check_options, unwrap
+from detcam.adapters.target_layers import without_prefix
+from detcam.adapters.wrappers import find_wrapped, is_known_classifier
 from detcam.detections import NamesLike
 from detcam.layers import LayersLike
 from detcam.trace import ReshapeTransform
 from detcam.utils.registry import Registry
+
+logger = logging.getLogger("detcam")
 
 A = TypeVar("A", bound=type[Adapter])
 F = TypeVar("F", bound=Callable[[Any], "Tensor | tuple[Tensor, ...]"])
@@ -162,8 +167,9 @@ def adapt(
 
     Args:
         model: a detector, segmentation network or classifier of a supported or registered family: a
-            `torch.nn.Module`, or the wrapper object of its library. An adapter is returned as
-            it is, or as a copy with other target layers where those are given.
+            `torch.nn.Module`, or the wrapper object of its library. A module around one known network, such as a
+            Lightning module, is explained as that network. An adapter is returned as it is, or as a copy with other
+            target layers where those are given.
         target_layers: modules or dotted names; None takes the family's default.
         reshape_transform: from a layer's output to (B, C, h, w); None infers it.
         names: class index to name, or names in class order; None takes the names that the model stores.
@@ -191,18 +197,33 @@ def adapt(
             )
         return model.with_layers(target_layers, reshape_transform)
     plain = unwrap(model)
+    prefix = ""
+    if isinstance(plain, nn.Module) and not _is_special(plain) and not is_known_classifier(plain):
+        inner = find_wrapped(plain, _is_special)
+        if inner is not None:
+            logger.info("%s passes on the output of %s, which is explained", type(plain).__name__, inner.name)
+            plain, prefix = unwrap(inner.network), inner.name
     for adapter in _candidates():
         if adapter.supports(plain):
             check_options(adapter, options)
             common: dict[str, Any] = {
-                "target_layers": target_layers,
+                "target_layers": without_prefix(target_layers, prefix),
                 "reshape_transform": reshape_transform,
                 "names": names,
             }
-            return adapter(plain, **{name: value for name, value in common.items() if value is not None}, **options)
+            made = adapter(plain, **{name: value for name, value in common.items() if value is not None}, **options)
+            made.layer_prefix = prefix
+            return made
+    inner_model = getattr(plain, "model", None)
+    hint = "; pass its attribute .model" if isinstance(inner_model, nn.Module) else ""
     raise TypeError(
-        f"expected a torch.nn.Module (detector, segmenter, classifier) or an adapter; got {type(plain).__name__}"
+        f"expected a torch.nn.Module (detector, segmenter, classifier) or an adapter; got {type(plain).__name__}{hint}"
     )
+
+
+def _is_special(module: object) -> bool:
+    """Whether an adapter other than that of any classifier explains a module."""
+    return any(adapter.supports(module) for adapter in _candidates() if adapter is not ADAPTERS["classification"])
 
 
 def _candidates() -> Iterator[type[Adapter]]:

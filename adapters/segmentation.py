@@ -15,6 +15,7 @@ from torchvision.models.segmentation.lraspp import LRASPP
 from typing_extensions import Unpack
 
 from detcam.adapters.base import IMAGENET_MEAN, IMAGENET_STD, Adapter, AdapterOptions, Batch, Target, Task
+from detcam.adapters.output_heads import OutputHead
 from detcam.detections import Detections
 from detcam.geometry import Geometry
 from detcam.outputs import ModelOutput, SegmenterOutput
@@ -44,10 +45,12 @@ class SegmentationAdapter(Adapter, abstract=True):
 
     Attributes:
         multiple: the height and width of the network's input are multiples of this many pixels.
+        head: how the network's output relates to logits.
     """
 
     task: ClassVar[Task] = "segmentation"
     multiple: int = 1
+    head: OutputHead = OutputHead()
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
@@ -79,8 +82,12 @@ class SegmentationAdapter(Adapter, abstract=True):
         return False
 
     def logits(self, raw: ModelOutput) -> Tensor:
-        """Return the (B, C, h, w) logits in the model's raw output."""
+        """Return the (B, C, h, w) maps in the model's raw output: logits, or what `head` turns into logits."""
         return raw
+
+    def forward(self, batch: Batch) -> Any:
+        with self.head.recording():
+            return super().forward(batch)
 
     def resized(self, image_size_hw: tuple[int, int]) -> tuple[int, int]:
         """Return the height and width of an image on the network's input."""
@@ -112,10 +119,10 @@ class SegmentationAdapter(Adapter, abstract=True):
         return Batch(torch.stack(inputs).to(self.dtype), tuple(geometries))
 
     def outputs(self, raw: object, batch: Batch) -> list[SegmenterOutput]:
-        logits = self.logits(raw)
+        maps = self.logits(raw)
         return [
-            SegmenterOutput(item, geometry, binary=len(item) == 1, multilabel=self.multilabel)
-            for item, geometry in zip(logits, batch.geometries, strict=True)
+            SegmenterOutput(item, geometry, binary=len(item) == 1, multilabel=self.multilabel, raw=own)
+            for item, own, geometry in zip(self.head.logits(maps), maps, batch.geometries, strict=True)
         ]
 
     def detections(self, outputs: Sequence[SegmenterOutput], batch: Batch) -> list[Detections]:
@@ -136,6 +143,11 @@ class SegmentationAdapter(Adapter, abstract=True):
                 if isinstance(target, MaskTarget):
                     target.check(output.geometry.image_size_hw, self.names, output.classes)
         return super().score(outputs, targets)
+
+    def __repr__(self) -> str:
+        text = super().__repr__()
+        described = self.head.describe()
+        return f"{text[:-1]}, {described})" if described else text
 
 
 class TorchvisionSegmentationAdapter(SegmentationAdapter):

@@ -7,6 +7,9 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from detcam.adapters.wrappers import without_wrappers
+from detcam.layers import LayersLike
+
 
 def resolve_layers(model: nn.Module, layers: Sequence[nn.Module | str] | nn.Module | str) -> list[nn.Module]:
     """Return the modules of target layers.
@@ -24,10 +27,12 @@ def resolve_layers(model: nn.Module, layers: Sequence[nn.Module | str] | nn.Modu
     if not items:
         raise ValueError("expected at least one target layer; got an empty list")
     by_name = dict(model.named_modules())
+    plain_names = {without_wrappers(name): name for name in reversed(by_name)}
     known = {id(module) for module in by_name.values()}
     modules: list[nn.Module] = []
     for item in items:
         if isinstance(item, str):
+            item = item if item in by_name else plain_names.get(without_wrappers(item), item)
             if item not in by_name:
                 close = [name for name in by_name if name and name.split(".")[-1] == item.split(".")[-1]]
                 close = close or difflib.get_close_matches(item, by_name, n=3, cutoff=0.7)
@@ -46,6 +51,15 @@ def resolve_layers(model: nn.Module, layers: Sequence[nn.Module | str] | nn.Modu
         else:
             raise TypeError(f"expected target layers as modules or dotted names; got {type(item).__name__}")
     return modules
+
+
+def without_prefix(layers: LayersLike, prefix: str) -> LayersLike:
+    """Return target layers of a wrapper as layers of the network inside it, whose name in the wrapper is `prefix`."""
+    if isinstance(layers, str):
+        return without_wrappers(layers, prefix) if prefix else layers
+    if layers is None or isinstance(layers, nn.Module) or not prefix:
+        return layers
+    return [without_wrappers(layer, prefix) if isinstance(layer, str) else layer for layer in layers]
 
 
 def layer_name(model: nn.Module, layer: nn.Module) -> str:

@@ -37,7 +37,7 @@ class UltralyticsClassificationAdapter(ClassificationAdapter):
     """
 
     family = "ultralytics classification"
-    fixed_options = frozenset({"mean", "std"})
+    fixed_options = frozenset({"mean", "std", "output", "output_key", "decode"})
 
     def __init__(
         self, model: object, *, image_size: int | tuple[int, int] | None = None, **options: Unpack[AdapterOptions]
@@ -51,6 +51,7 @@ class UltralyticsClassificationAdapter(ClassificationAdapter):
         normalize = self.transforms.transforms[-1]
         super().__init__(
             module,
+            output="logits",  # `forward` returns them
             image_size=size,
             mean=[float(value) for value in normalize.mean],
             std=[float(value) for value in normalize.std],

@@ -64,7 +64,7 @@ class Request:
             return adapter.groups(self.images, batch_size)
         if self.extra_inputs or self.model_kwargs:  # their batch dimension is unknown: one batch
             return [list(range(len(self)))]
-        return batches(range(len(self)), batch_size)
+        return batches(range(len(self)), min(batch_size, adapter.max_batch_size or batch_size))
 
     def targets_for(self, group: Sequence[int]) -> list[list[Target]] | None:
         """Return the targets of a group of images; None stands for the model's own predictions."""

@@ -100,14 +100,16 @@ def find_target_layers(
     return [layer]
 
 
-def probe_image(model: nn.Module, input_size_hw: tuple[int, int], device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Return seeded noise (1, C, H, W) in [0, 1] that requires a gradient.
+def probe_image(
+    model: nn.Module, input_size_hw: tuple[int, int], device: torch.device, dtype: torch.dtype, *, count: int = 1
+) -> Tensor:
+    """Return seeded noise (count, C, H, W) in [0, 1] that requires a gradient.
 
     C is 3 if a convolution has three input channels, else the number of input channels of the first convolution.
     """
     counts = [m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)]
     channels = 3 if 3 in counts or not counts else counts[0]
-    noise = torch.rand((1, channels, *input_size_hw), generator=torch.Generator().manual_seed(0))
+    noise = torch.rand((count, channels, *input_size_hw), generator=torch.Generator().manual_seed(0))
     return noise.to(device, dtype).requires_grad_(True)
 
 

@@ -316,20 +316,53 @@ class DetectorOutput(ABC):
         return [target.value(candidates, row) for row, target in enumerate(targets)]
 
 
+def with_class_facts(logits: Tensor, raw: ModelOutput, *, multilabel: bool = False) -> Tensor:
+    """Attach to one image's class logits what plain targets and scores need, and return them.
+
+    Args:
+        logits: (C,).
+        raw: The model's own output for the image.
+        multilabel: Whether the classes are independent (sigmoid) rather than exclusive (softmax).
+    """
+    logits._detcam_raw = raw  # type: ignore[attr-defined]
+    logits._detcam_multilabel = multilabel  # type: ignore[attr-defined]
+    return logits
+
+
+def raw_output(output: ModelOutput) -> ModelOutput:
+    """Return the model's own output for one image, which a target reads that is a plain function."""
+    return output.raw if isinstance(output, SegmenterOutput) else getattr(output, "_detcam_raw", output)
+
+
+def is_multilabel(output: ModelOutput) -> bool:
+    """Return whether the classes of one image's class logits are independent."""
+    return bool(getattr(output, "_detcam_multilabel", False))
+
+
 class SegmenterOutput:
     """One image's output of a semantic segmentation network.
 
-    Indexing gives the raw class maps, so that a plain function of (C, h, w) logits works as a target too.
+    Indexing gives the raw class maps, so that a plain function of (C, h, w) maps works as a target too.
 
     Args:
         logits: (C, h, w), before the sigmoid or softmax, over the whole input canvas.
         geometry: Position of the image on the network's input.
         binary: Whether one channel holds the logit of the foreground; class 1 is that logit and class 0 its negative.
         multilabel: Whether classes are independent (sigmoid) rather than exclusive (softmax).
+        raw: (C, h, w) values that the network itself returned, where these are probabilities; None takes the logits.
     """
 
-    def __init__(self, logits: Tensor, geometry: Geometry, *, binary: bool = False, multilabel: bool = False) -> None:
+    def __init__(
+        self,
+        logits: Tensor,
+        geometry: Geometry,
+        *,
+        binary: bool = False,
+        multilabel: bool = False,
+        raw: Tensor | None = None,
+    ) -> None:
         self.logits = logits
+        self.raw = logits if raw is None else raw
         self.geometry = geometry
         self.binary = binary
         self.multilabel = multilabel
@@ -342,10 +375,10 @@ class SegmenterOutput:
     @property
     def shape(self) -> torch.Size:
         """(C, h, w) of the raw class maps."""
-        return self.logits.shape
+        return self.raw.shape
 
     def __getitem__(self, index: Any) -> Tensor:
-        return self.logits[index]
+        return self.raw[index]
 
     def class_map(self, label: int) -> Tensor:
         """Return the (h, w) logits of a class."""

@@ -250,7 +250,7 @@ def flatten_tensors(value: object) -> list[Tensor]:
 
 
 @contextmanager
-def guarded(model: nn.Module, *, gradients: bool) -> Iterator[None]:
+def guarded(model: nn.Module, *, gradients: bool, quiet: bool = False) -> Iterator[None]:
     """Run a model and restore it afterwards, one thread at a time (`detcam.utils.model_lock`).
 
     Inside the block the model is in eval mode, no parameter requires gradients, and inference tensors are replaced by
@@ -260,10 +260,11 @@ def guarded(model: nn.Module, *, gradients: bool) -> Iterator[None]:
     Args:
         model: The model.
         gradients: Whether autograd is on inside the block.
+        quiet: Whether a model in training mode is no reason for a warning, as in a probe before the first call.
     """
     with ExitStack() as stack:
         stack.enter_context(exclusive(model))  # first, since another call may be changing the model
-        if model.training:
+        if model.training and not quiet:
             warn(
                 f"{type(model).__name__} is in training mode; it is explained in eval mode and restored. Call "
                 "model.eval() first to avoid this warning",

@@ -11,6 +11,7 @@ from detcam.targets.classes import (
     FinerWeightedTarget,
     RawScoresOutputTarget,
     SoftmaxOutputTarget,
+    reads_raw_output,
 )
 from detcam.targets.edges import EdgesTarget
 from detcam.targets.embedding import DifferenceFromConceptTarget, SimilarityToConceptTarget
@@ -40,6 +41,7 @@ __all__ = [
     "SemanticSegmentationTarget",
     "SimilarityToConceptTarget",
     "SoftmaxOutputTarget",
+    "reads_raw_output",
     "register_target",
     "with_quantity",
 ]

@@ -8,15 +8,16 @@ import torch
 from torch import Tensor
 
 from detcam.detections import class_name
-from detcam.outputs import BaseTarget
+from detcam.outputs import BaseTarget, Target
 
 
 def _class_score(output: Tensor, category: int) -> Tensor:
     """Return the entry of a class in (C,) or (B, C) scores."""
     if not isinstance(output, Tensor):
         raise TypeError(
-            f"a class target needs logits, a tensor of shape (C,); this model's output is "
-            f"{type(output).__name__}. For a detector use BoxTarget, for a segmenter MaskTarget"
+            f"a class target needs logits, a tensor of shape (C,); this model's output is {type(output).__name__}. For "
+            "one of several outputs pass output_key= to detcam.adapt; for a detector use BoxTarget, for a segmenter "
+            "MaskTarget"
         )
     classes = output.shape[-1] if output.ndim else 0
     if not -classes <= category < classes:
@@ -104,6 +105,11 @@ class RawScoresOutputTarget(BaseTarget):
 
     def __call__(self, model_output: Tensor) -> Tensor:
         return model_output
+
+
+def reads_raw_output(target: Target) -> bool:
+    """Return whether a target reads the model's own output: a plain function does, a class target reads logits."""
+    return not isinstance(target, BaseTarget) or isinstance(target, RawScoresOutputTarget)
 
 
 class FinerWeightedTarget(BaseTarget):

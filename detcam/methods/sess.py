@@ -20,7 +20,7 @@ from detcam.methods.common.sliding_windows import MapFusion, Pool, Window, slidi
 from detcam.methods.common.wrapper import WrapperCAM
 from detcam.methods.grad_cam import GradCAM
 from detcam.methods.odam import ODAM
-from detcam.outputs import DetectionTarget, DetectorOutput, SegmenterOutput
+from detcam.outputs import DetectionTarget, DetectorOutput, SegmenterOutput, is_multilabel
 from detcam.perturbation.base import repeat_batch, select_image
 from detcam.results import Measured, Pass, Sampling, value_of, values_of
 from detcam.targets import BoxTarget, ClassifierOutputTarget, MaskTarget
@@ -216,8 +216,13 @@ def window_score(adapter: Adapter, target: Target, output: object) -> float:
         probability = probability if exclusive else probability.float().sigmoid()
         cells = output.cells(target.mask)
         return float((probability * cells).sum() / cells.sum())
-    if isinstance(target, ClassifierOutputTarget) and isinstance(output, Tensor) and output.numel() > 1:
-        return float(output.float().softmax(-1)[..., target.category])
+    if (
+        isinstance(target, ClassifierOutputTarget)
+        and isinstance(output, Tensor)
+        and output.numel() > 1
+        and not is_multilabel(output)
+    ):
+        return float(output.float().softmax(-1)[..., target.category])  # type: ignore[attr-defined]
     return 1 / (1 + math.exp(-min(max(value_of(adapter.score([output], [[target]])[0][0]), -50.0), 50.0)))
 
 

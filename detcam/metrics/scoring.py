@@ -16,7 +16,7 @@ from torchvision.ops import box_iou
 
 from detcam.adapters.base import Adapter, Batch, Target
 from detcam.inputs import Request
-from detcam.outputs import DetectionTarget, DetectorOutput, SegmenterOutput, work_dtype
+from detcam.outputs import DetectionTarget, DetectorOutput, SegmenterOutput, is_multilabel, work_dtype
 from detcam.perturbation.base import ImageArea, ImageScorer, detached_score, pin_targets, select_image
 from detcam.results import value_of
 from detcam.smoothing import View
@@ -255,12 +255,12 @@ def _scored_image(
 
 
 class ClassProbability(ClassTarget):
-    """Probability of a class: softmax, or sigmoid for a head with a single logit."""
+    """Probability of a class: softmax, or sigmoid for a single logit and for independent classes."""
 
     def __call__(self, model_output: Tensor) -> Tensor:
         value = super().__call__(model_output)
-        single_logit = model_output.numel() == 1
-        return value.sigmoid() if single_logit else (value - torch.logsumexp(model_output, -1)).exp()
+        independent = model_output.numel() == 1 or is_multilabel(model_output)
+        return value.sigmoid() if independent else (value - torch.logsumexp(model_output, -1)).exp()
 
 
 class MaskProbability(MaskTarget):

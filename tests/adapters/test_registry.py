@@ -70,7 +70,8 @@ class TestRegisterAdapter:
 
         assert type(adapt(TinyCNN(), image_size=32)) is TinyAdapter
         assert ADAPTERS["tiny-networks"] is TinyAdapter
-        assert type(adapt(nn.Sequential(TinyCNN()), image_size=32)) is ClassificationAdapter
+        assert type(adapt(nn.Sequential(TinyCNN()), image_size=32)) is TinyAdapter, "a wrapper of one"
+        assert type(adapt(nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten()), target_layers="0")) is ClassificationAdapter
 
     def test_a_decode_function_for_a_model_class(self) -> None:
         decode = register_adapter(GridDetector, names=["boat", "buoy"], score_threshold=0.1)(decode_grid)

@@ -353,7 +353,7 @@ def test_features_are_distinguished_from_logits() -> None:
 @pytest.mark.parametrize(
     ("wrap", "decode", "error", "words"),
     [
-        (lambda logits: {"masks": logits}, None, TypeError, r"got dict with \['masks'\].*decode="),
+        (lambda logits: {"masks": logits}, None, TypeError, r"got dict of 1: \['masks'\] float32(.|\n)*decode="),
         (lambda logits: (logits, logits), None, TypeError, "got tuple"),
         (lambda logits: logits, lambda raw: [raw], TypeError, "tensor of logits .*got list"),
         (lambda logits: logits, lambda raw: raw[:, 0], ValueError, r"\(B, C, h, w\); got \(1, 112, 112\)"),
