@@ -108,7 +108,7 @@ class ClassificationAdapter(FixedSizeAdapter):
         **options: as in `FixedSizeAdapter`.
 
     Attributes:
-        head: how the network's output relates to logits.
+        output_head: how the network's output relates to logits.
 
     Example:
         >>> import torch
@@ -121,7 +121,7 @@ class ClassificationAdapter(FixedSizeAdapter):
 
     family = "classification"
     task: ClassVar[Task] = "classification"
-    head: OutputHead = OutputHead()
+    output_head: OutputHead = OutputHead()
 
     def __init__(
         self,
@@ -138,7 +138,7 @@ class ClassificationAdapter(FixedSizeAdapter):
         self.output_key = output_key
         self.decode = decode
         super().__init__(model, **options)
-        self.head = OutputHead() if output == "logits" else self._find_head(output)
+        self.output_head = OutputHead() if output == "logits" else self._find_head(output)
 
     def _find_head(self, output: OutputKind | None) -> OutputHead:
         """Determine the activation at the network's end, and whether it takes one image at a time."""
@@ -195,7 +195,7 @@ class ClassificationAdapter(FixedSizeAdapter):
         return values
 
     def forward(self, batch: Batch) -> Any:
-        with self.head.recording():
+        with self.output_head.recording():
             return super().forward(batch)
 
     def outputs(self, raw: object, batch: Batch) -> list[Any]:
@@ -208,11 +208,11 @@ class ClassificationAdapter(FixedSizeAdapter):
                 f"expected class scores of shape ({count}, C) from {type(self.model).__name__}; it returned "
                 f"{describe_output(raw)}"
             )
-        multilabel = self.head.multilabel
+        multilabel = self.output_head.multilabel
         whole = values is raw
         return [
             with_class_facts(logits, own if whole else output_of_image(raw, index, count), multilabel=multilabel)
-            for index, (logits, own) in enumerate(zip(self.head.logits(values), values, strict=True))
+            for index, (logits, own) in enumerate(zip(self.output_head.logits(values), values, strict=True))
         ]
 
     def score(self, outputs: Sequence[Any], targets: Sequence[Sequence[Target]]) -> list[list[Tensor]]:
@@ -224,7 +224,7 @@ class ClassificationAdapter(FixedSizeAdapter):
 
     def __repr__(self) -> str:
         text = super().__repr__()
-        described = self.head.describe()
+        described = self.output_head.describe()
         return f"{text[:-1]}, {described})" if described else text
 
     def detections(self, outputs: Sequence[Tensor], batch: Batch) -> list[Detections]:

@@ -84,11 +84,11 @@ class CustomSegmentationAdapter(SegmentationAdapter):
         self.decode = decode or (read_logits if output_key is None else partial(select_output, key=output_key))
         self.multiple = multiple
         super().__init__(model, **options)
-        self.head = OutputHead() if output == "logits" else self._find_head(output)
+        self.output_head = OutputHead() if output == "logits" else self._find_head(output)
         if options.get("multilabel") is None:
-            self.multilabel = self.head.multilabel
+            self.multilabel = self.output_head.multilabel
         else:
-            self.head = replace(self.head, multilabel=self.multilabel)
+            self.output_head = replace(self.output_head, multilabel=self.multilabel)
 
     def _find_head(self, output: OutputKind | None) -> OutputHead:
         """Determine the activation at the network's end, and whether it takes one image at a time."""

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from detcam.adapters.base import Adapter
 from detcam.adapters.contract import check_options, unwrap
+from detcam.adapters.stored_config import is_known_classifier
 from detcam.adapters.target_layers import without_prefix
-from detcam.adapters.wrappers import find_wrapped, is_known_classifier
+from detcam.adapters.wrappers import find_wrapped
 from detcam.detections import NamesLike
 from detcam.layers import LayersLike
 from detcam.trace import ReshapeTransform

@@ -45,12 +45,12 @@ class SegmentationAdapter(Adapter, abstract=True):
 
     Attributes:
         multiple: the height and width of the network's input are multiples of this many pixels.
-        head: how the network's output relates to logits.
+        output_head: how the network's output relates to logits.
     """
 
     task: ClassVar[Task] = "segmentation"
     multiple: int = 1
-    head: OutputHead = OutputHead()
+    output_head: OutputHead = OutputHead()
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
@@ -82,11 +82,11 @@ class SegmentationAdapter(Adapter, abstract=True):
         return False
 
     def logits(self, raw: ModelOutput) -> Tensor:
-        """Return the (B, C, h, w) maps in the model's raw output: logits, or what `head` turns into logits."""
+        """Return the (B, C, h, w) maps in the model's raw output: logits, or what `output_head` turns into logits."""
         return raw
 
     def forward(self, batch: Batch) -> Any:
-        with self.head.recording():
+        with self.output_head.recording():
             return super().forward(batch)
 
     def resized(self, image_size_hw: tuple[int, int]) -> tuple[int, int]:
@@ -122,7 +122,7 @@ class SegmentationAdapter(Adapter, abstract=True):
         maps = self.logits(raw)
         return [
             SegmenterOutput(item, geometry, binary=len(item) == 1, multilabel=self.multilabel, raw=own)
-            for item, own, geometry in zip(self.head.logits(maps), maps, batch.geometries, strict=True)
+            for item, own, geometry in zip(self.output_head.logits(maps), maps, batch.geometries, strict=True)
         ]
 
     def detections(self, outputs: Sequence[SegmenterOutput], batch: Batch) -> list[Detections]:
@@ -146,7 +146,7 @@ class SegmentationAdapter(Adapter, abstract=True):
 
     def __repr__(self) -> str:
         text = super().__repr__()
-        described = self.head.describe()
+        described = self.output_head.describe()
         return f"{text[:-1]}, {described})" if described else text
 
 

@@ -222,7 +222,7 @@ def window_score(adapter: Adapter, target: Target, output: object) -> float:
         and output.numel() > 1
         and not is_multilabel(output)
     ):
-        return float(output.float().softmax(-1)[..., target.category])  # type: ignore[attr-defined]
+        return float(output.float().softmax(-1)[..., target.category])
     return 1 / (1 + math.exp(-min(max(value_of(adapter.score([output], [[target]])[0][0]), -50.0), 50.0)))
 
 
