@@ -33,6 +33,7 @@ _BUILTIN = {
     "ultralytics-classification": "detcam.adapters.ultralytics_classify:UltralyticsClassificationAdapter",
     "torchvision-segmentation": "detcam.adapters.segmentation:TorchvisionSegmentationAdapter",
     "segmentation-models-pytorch": "detcam.adapters.smp:SmpAdapter",
+    "transformers-detection": "detcam.adapters.transformers_detector:TransformersDetector",
     "classification": "detcam.adapters.classification:ClassificationAdapter",
 }
 

@@ -52,7 +52,7 @@ ZOO: dict[str, Maker] = {}
 TASKS: dict[str, str] = {}
 """What each model of the zoo does, known without building it."""
 
-TRANSFORMERS = frozenset({"own_detr", "vit"})
+TRANSFORMERS = frozenset({"own_detr", "vit", "hf_detr"})
 """Models with attention layers."""
 
 QUICK: dict[str, dict[str, Any]] = {
@@ -299,3 +299,27 @@ def vit() -> tuple[nn.Module, Adapter]:
     stem = [ConvStemConfig(8, 3, 2)] * 3
     model = loud(VisionTransformer(32, 8, 2, 2, 16, 24, num_classes=5, conv_stem_configs=stem))
     return model, adapt(model, image_size=32)
+
+
+def transformers_detector(name: str) -> tuple[nn.Module, Adapter]:
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    from tests.adapters.transformers_models import DETECTORS, PROCESSORS, image_processor
+
+    model = DETECTORS[name]()
+    processor = image_processor(PROCESSORS.get(name, "RTDetr"))
+    return model, adapt(model, processor=processor, score_threshold=0.0, max_detections=3)
+
+
+@register("detection")
+def hf_detr() -> tuple[nn.Module, Adapter]:
+    return transformers_detector("detr")
+
+
+@register("detection")
+def hf_rt_detr() -> tuple[nn.Module, Adapter]:
+    return transformers_detector("rt_detr")
+
+
+@register("detection")
+def hf_yolos() -> tuple[nn.Module, Adapter]:
+    return transformers_detector("yolos")

@@ -26,7 +26,7 @@ ONE_USER = {
     "ultralytics": "adapters/ultralytics.py",
 }
 
-EXTRAS = ("ultralytics", "smp", "timm")
+EXTRAS = ("ultralytics", "smp", "timm", "transformers")
 DISTRIBUTIONS = {
     "PIL": "pillow",
     "cv2": "opencv-python-headless",

@@ -1,0 +1,249 @@
+"""Detectors of transformers whose output has ``.logits`` and ``.pred_boxes``: DETR, RT-DETR, YOLOS and their kin."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import Unpack
+
+from detcam.adapters.base import AdapterOptions, Batch, DetectorAdapter
+from detcam.adapters.transformers_model import accepts, find_processor, has_head, model_type, stored_names
+from detcam.adapters.transformers_processor import ImagePreparation
+from detcam.adapters.transformers_queries import Activation, ChosenTokens, Queries, QueryOutput, corners, grids_of
+from detcam.adapters.transformers_tokens import TokenReshape
+from detcam.layers import find_target_layers, last_axis_channels
+from detcam.outputs import DetectorOutput
+
+SOFTMAX_FAMILIES = frozenset({"detr", "table_transformer", "yolos"})
+"""Families whose `post_process_object_detection` takes a softmax and drops the last class, "no object"."""
+
+SIGMOID_FAMILIES = frozenset(
+    {
+        "conditional_detr",
+        "d_fine",
+        "dab_detr",
+        "deformable_detr",
+        "deimv2",
+        "lw_detr",
+        "pp_doclayout_v2",
+        "pp_doclayout_v3",
+        "pp_doclayout_v4",
+        "rf_detr",
+        "rt_detr",
+        "rt_detr_v2",
+    }
+)
+"""Families whose `post_process_object_detection` takes a sigmoid and the best pairs of query and class."""
+
+OPEN_VOCABULARY_FAMILIES = frozenset({"grounding_dino", "mm_grounding_dino", "owlvit", "owlv2", "omdet_turbo"})
+"""Families that need prompts."""
+
+
+class TransformersModel:
+    """What adapters of transformers' models share: preparation by the image processor, class names, keyword arguments.
+
+    Attributes:
+        model: the network.
+        preparation: the image processor and the positions of images on the input.
+    """
+
+    model: nn.Module
+    preparation: ImagePreparation
+
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
+
+    def use_processor(self, model: nn.Module, processor: Any, image_size: int | tuple[int, int] | None) -> None:
+        """Set the image processor: the given one, else the one that belongs to the model."""
+        self.preparation = ImagePreparation(find_processor(model, processor), image_size)
+        self.mean, self.std = self.preparation.mean, self.preparation.std
+
+    @property
+    def image_size(self) -> tuple[int, int] | None:
+        """Height and width of the input where all images have the same, else None."""
+        sizes = {self.preparation.geometry(size).input_size_hw for size in ((60, 90), (90, 60))}
+        return sizes.pop() if len(sizes) == 1 else None
+
+    def prepared(self, images: Sequence[Tensor], device: torch.device, dtype: torch.dtype) -> Batch:
+        """Return images of one input size as a batch."""
+        items = [self.preparation.prepare(image) for image in images]
+        inputs = torch.stack([item.pixel_values for item in items]).to(device, dtype)
+        masks = [item.pixel_mask for item in items if item.pixel_mask is not None]
+        settings = self.call_settings()
+        if len(masks) == len(items) and accepts(self.model, "pixel_mask"):
+            settings["pixel_mask"] = torch.stack(masks).to(device)
+        return Batch(inputs, tuple(item.geometry for item in items), model_kwargs=settings)
+
+    def call_settings(self) -> dict[str, Any]:
+        """Return keyword arguments of every forward pass."""
+        return {"return_dict": True}
+
+
+class TransformersDetector(TransformersModel, DetectorAdapter):
+    """Detectors of transformers with queries: DETR, Conditional, Deformable, DAB-DETR, RT-DETR, D-FINE, YOLOS, ...
+
+    Images are prepared by the model's image processor; its resize, padding and normalisation are undone in the result.
+    Scores, labels and boxes are those of the family's `post_process_object_detection`. The source of a detection is its
+    query; in detectors that choose their queries among the encoder's tokens, the token decides, since the order of the
+    queries depends on the image.
+
+    Args:
+        model: a model such as ``DetrForObjectDetection``.
+        processor: the image processor, a processor that contains it, or the folder that holds it; None takes the one
+            saved beside the model's weights, else the family's defaults, with a warning.
+        image_size: height and width of the input, or one number: the shorter side where the processor keeps the aspect
+            ratio. None takes the processor's.
+        activation: ``"sigmoid"`` for independent classes, ``"softmax"`` for exclusive classes of which the last is "no
+            object"; None takes the family's.
+        score_threshold: minimum score of a detection, in [0, 1].
+        max_detections: maximum number of detections per image; None takes the family's.
+        **options: `target_layers`, `reshape_transform` and `names`, as in `Adapter`. By default, the target layers are
+            the features that the decoder reads.
+
+    Raises:
+        ValueError: the family is unknown and `activation` is not given.
+    """
+
+    family = "transformers detection"
+    score_threshold_name = "score_threshold"
+    heads: ClassVar[tuple[str, ...]] = ("ForObjectDetection",)
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        processor: Any = None,
+        image_size: int | tuple[int, int] | None = None,
+        activation: Activation | None = None,
+        score_threshold: float = 0.25,
+        max_detections: int | None = None,
+        **options: Unpack[AdapterOptions],
+    ) -> None:
+        if not 0 <= score_threshold <= 1:
+            raise ValueError(f"expected score_threshold in [0, 1]; got {score_threshold}")
+        self.activation = family_activation(model) if activation is None else activation
+        if self.activation not in ("sigmoid", "softmax"):
+            raise ValueError(f"expected activation 'sigmoid' or 'softmax'; got {activation!r}")
+        self.score_threshold = score_threshold
+        self.max_detections = max_detections
+        self.use_processor(model, processor, image_size)
+        super().__init__(model, **options)
+
+    @classmethod
+    def supports(cls, model: object) -> bool:
+        return has_head(model, *cls.heads) and model_type(model) not in OPEN_VOCABULARY_FAMILIES
+
+    def default_names(self) -> Mapping[int, str]:
+        return stored_names(self.model)
+
+    def default_target_layers(self) -> Sequence[nn.Module]:
+        """Return the features that the decoder reads, one layer per pyramid level where these are separate maps."""
+        return decoder_inputs(self.model) or find_target_layers(self.model, (224, 224), self.device, self.dtype)
+
+    def reshape_for(self, batch: Batch) -> Any:
+        if self.reshape_transform is not None:
+            return self.reshape_transform
+        size = (batch.inputs.shape[-2], batch.inputs.shape[-1])
+        config: Any = self.model.config
+        detection_tokens = getattr(config, "num_detection_tokens", 0)
+        return TokenReshape(
+            size,
+            levels=self.levels,
+            prefix=1 if detection_tokens else 0,
+            suffix=detection_tokens,
+            last_axis_channels=last_axis_channels(self.model),
+        )
+
+    @property
+    def levels(self) -> int:
+        """Number of levels of the encoder's tokens."""
+        config: Any = self.model.config
+        scales = getattr(config, "projector_scale_factors", None)
+        return len(scales) if scales else int(getattr(config, "num_feature_levels", 1))
+
+    def group_key(self, image_size_hw: tuple[int, int]) -> Hashable:
+        return self.preparation.geometry(image_size_hw).input_size_hw
+
+    def prepare(self, images: Sequence[Tensor]) -> Batch:
+        return self.prepared(images, self.device, self.dtype)
+
+    def prepare_tensor(self, batch: Tensor) -> Batch:
+        plain = super().prepare_tensor(batch)
+        return Batch(plain.inputs, plain.geometries, model_kwargs=self.call_settings())
+
+    def forward(self, batch: Batch) -> Queries:
+        config: Any = self.model.config
+        chosen = ChosenTokens(int(getattr(config, "two_stage_num_proposals", 0) or getattr(config, "num_queries", 0)))
+        with chosen:
+            output = super().forward(batch)
+        logits, boxes = read_queries(self.model, output)
+        grids = grids_of(chosen, (batch.inputs.shape[-2], batch.inputs.shape[-1]), self.levels)
+        masks = getattr(output, "pred_masks", None)
+        return Queries(logits, boxes, None if grids is None else chosen.tokens, grids, masks)
+
+    def outputs(self, raw: Queries, batch: Batch) -> list[DetectorOutput]:
+        return [QueryOutput(self, raw, index, geometry) for index, geometry in enumerate(batch.geometries)]
+
+    def candidate_limit(self, queries: int) -> int:
+        """Return the number of pairs of query and class that the family's post-processing keeps."""
+        function = getattr(self.preparation.processor, "post_process_object_detection", None)
+        top_k = inspect.signature(function).parameters.get("top_k") if function is not None else None
+        return top_k.default if top_k is not None and isinstance(top_k.default, int) else queries
+
+
+def family_activation(model: Any) -> Activation:
+    """Return the activation of a family's class logits, as its post-processing and its loss apply it.
+
+    Raises:
+        ValueError: the family is unknown.
+    """
+    family = model_type(model)
+    if family in SOFTMAX_FAMILIES or (family in SIGMOID_FAMILIES and not getattr(model.config, "use_focal_loss", True)):
+        return "softmax"
+    if family in SIGMOID_FAMILIES:
+        return "sigmoid"
+    raise ValueError(
+        f"the scores of {type(model).__name__} (model_type {family!r}) are not known; pass activation='sigmoid' for "
+        "independent classes, or activation='softmax' for exclusive classes of which the last is 'no object'"
+    )
+
+
+def read_queries(model: Any, output: Any) -> tuple[Tensor, Tensor]:
+    """Return class logits (B, Q, C), and boxes (B, Q, 4) as x1, y1, x2, y2 in units of the input's sides.
+
+    Raises:
+        TypeError: the output has no ``.logits`` or no ``.pred_boxes``.
+    """
+    family = model_type(model)
+    if family == "pp_doclayout_v2":  # the output's rows are sorted by a threshold; these are the queries as they are
+        return output.intermediate_logits[:, -1], corners(output.intermediate_reference_points[:, -1])
+    logits, boxes = getattr(output, "logits", None), getattr(output, "pred_boxes", None)
+    if logits is None or boxes is None or logits.ndim != 3 or boxes.ndim != 3:
+        raise TypeError(
+            f"expected .logits (B, Q, C) and .pred_boxes (B, Q, 4) in the output of {type(model).__name__}; got "
+            f"{type(output).__name__}. Use detcam.adapters.detector(model, decode=...)"
+        )
+    if boxes.shape[-1] == 10:  # a centre and the offsets of four corners
+        points = boxes[..., None, :2] + boxes[..., 2:].unflatten(-1, (4, 2)) - 0.5
+        return logits, torch.cat([points.amin(-2), points.amax(-2)], -1)
+    return logits, corners(boxes)
+
+
+def decoder_inputs(model: Any) -> list[nn.Module]:
+    """Return the layers whose outputs the decoder of a known architecture reads; empty for an unknown one."""
+    body = getattr(model, "model", None) or model.base_model
+    projections = getattr(body, "decoder_input_proj", None)
+    if projections is not None:
+        return list(projections)
+    projector = getattr(getattr(body, "backbone", None), "projector", None)
+    if projector is not None:
+        return list(getattr(projector, "scale_layers", [projector]))
+    encoder = getattr(body, "encoder", None)
+    blocks = getattr(encoder, "layers", None) or getattr(encoder, "layer", None)
+    if blocks is None:
+        return []
+    return [getattr(blocks[-1], "layernorm_before", blocks[-1])]

@@ -1,0 +1,79 @@
+"""Positions of images on the input, measured on the image processors of transformers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from detcam.adapters.transformers_processor import ImagePreparation
+
+tf = pytest.importorskip("transformers", reason="transformers is not installed")
+
+EDGES = {"shortest_edge": 60, "longest_edge": 90}
+
+
+# Expected: input size (h, w), extent of the image on it (w, h), offset (x, y), of an image of 80 x 100.
+CASES: list[tuple[str, dict[str, Any], tuple[int, int], tuple[float, float], tuple[float, float]]] = [
+    ("DetrImageProcessor", {"size": EDGES}, (60, 75), (75, 60), (0, 0)),
+    ("DetrImageProcessorPil", {"size": EDGES}, (60, 75), (75, 60), (0, 0)),
+    (
+        "DetrImageProcessor",
+        {"size": EDGES, "pad_size": {"height": 96, "width": 96}},
+        (96, 96),
+        (75, 60),
+        (0, 0),
+    ),
+    ("RTDetrImageProcessor", {"size": {"height": 64, "width": 96}}, (64, 96), (96, 64), (0, 0)),
+    ("RTDetrImageProcessor", {"size": {"height": 160, "width": 224}}, (160, 224), (224, 160), (0, 0)),
+    # Padded to a square below and to the right, then resized: the image is 0.8 x 64 high.
+    ("Owlv2ImageProcessor", {"size": {"height": 64, "width": 64}}, (64, 64), (64, 51.2), (0, 0)),
+    # The shorter side is resized to 64, then the centre of 48 x 48 is cut out.
+    (
+        "CLIPImageProcessor",
+        {"size": {"shortest_edge": 64}, "crop_size": {"height": 48, "width": 48}},
+        (48, 48),
+        (80, 64),
+        (-16, -8),
+    ),
+    ("Mask2FormerImageProcessor", {"size": {"shortest_edge": 60, "longest_edge": 90}}, (64, 96), (96, 64), (0, 0)),
+]
+
+
+@pytest.mark.parametrize(("name", "settings", "input_size", "extent", "offset"), CASES)
+def test_position_on_the_input(
+    name: str,
+    settings: dict[str, Any],
+    input_size: tuple[int, int],
+    extent: tuple[float, float],
+    offset: tuple[float, float],
+) -> None:
+    prepared = ImagePreparation(getattr(tf, name)(**settings)).prepare(torch.rand(3, 80, 100))
+    geometry = prepared.geometry
+    assert tuple(prepared.pixel_values.shape[-2:]) == input_size == geometry.input_size_hw
+    assert (geometry.scale_xy[0] * 100, geometry.scale_xy[1] * 80) == pytest.approx(extent, abs=0.01)
+    assert geometry.offset_xy == pytest.approx(offset, abs=0.01)
+
+
+def test_pixels_are_those_of_the_processor() -> None:
+    processor = tf.DetrImageProcessor(size=EDGES)
+    image = torch.randint(0, 256, (3, 80, 100), generator=torch.Generator().manual_seed(0)).float() / 255
+    expected = processor(images=[(image * 255).byte().permute(1, 2, 0).numpy()], return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(ImagePreparation(processor).prepare(image).pixel_values, expected[0])
+
+
+def test_a_square_marks_the_same_pixels_on_the_input() -> None:
+    image = torch.zeros(3, 80, 100)
+    image[:, 20:40, 50:80] = 1
+    processor = tf.Owlv2ImageProcessor(size={"height": 64, "width": 64}, do_normalize=False)
+    prepared = ImagePreparation(processor).prepare(image)
+    box = prepared.geometry.boxes_to_input(torch.tensor([50.0, 20.0, 80.0, 40.0]))
+    rows, columns = (prepared.pixel_values[0] > 0.5).nonzero().unbind(1)
+    found = torch.tensor([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
+    assert float((found - box).abs().max()) <= 1
+
+
+def test_image_size_must_be_positive() -> None:
+    with pytest.raises(ValueError, match="positive image_size"):
+        ImagePreparation(tf.RTDetrImageProcessor(), 0)
