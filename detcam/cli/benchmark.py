@@ -51,7 +51,7 @@ detcam benchmark --planted --out planted
 
 trains detectors with one shortcut each, certifies their false positives by rendering the scene without the shortcut, \
 and reports how often each method and the audit find it. Training takes less than two hours on one core. Detectors \
-and results stay in the folder, and an interrupted run continues.
+and results stay in the folder, and an interrupted run continues. --explainer measures a function of your own.
 
 [bold]Exit codes[/bold]
 
@@ -112,9 +112,26 @@ class BenchmarkOptions(SelectionOptions):
         option(PLANTED, "NAME", "two-stage, fcos, yolo (the default), two-stage-resnet50, yolo11s; repeatable."),
     ] = None
     scenario: Annotated[
-        list[str] | None, option(PLANTED, "NAME", "context, far, mark, texture, look-alike; repeatable. Default: all.")
+        list[str] | None,
+        option(
+            PLANTED,
+            "NAME",
+            "context, far, mark, texture, look-alike (the default); and, or, light, flowers, tiny, anywhere, natural, "
+            "suppressor, no-context, edges, duplicate; repeatable.",
+        ),
     ] = None
-    cases: Annotated[int, option(PLANTED, "N", "Certified false positives per family and scenario.", min=1)] = 24
+    explainer: Annotated[
+        list[str] | None,
+        option(
+            PLANTED,
+            "MODULE:FUNCTION",
+            "A function explain(model, image, target) that returns a heatmap (H, W), measured on the same cases; "
+            "repeatable. Without --methods, nothing else is measured.",
+        ),
+    ] = None
+    cases: Annotated[
+        int, option(PLANTED, "N", "Certified errors per family, scenario and set of test scenes.", min=1)
+    ] = 24
     effort: Annotated[
         float, option(PLANTED, "X", "Factor on the number of training steps; below 1 for trials.", min=0.001)
     ] = 1.0

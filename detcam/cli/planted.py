@@ -15,26 +15,38 @@ if TYPE_CHECKING:
 def planted_command(options: BenchmarkOptions) -> None:
     """Run the planted benchmark, print its tables, and write ``planted.md`` next to ``planted.json``.
 
+    The rows of explainers are printed only; without other methods, nothing but the detectors is written.
+
     Raises:
-        ValueError: A family, scenario or method does not exist, or the folder holds results of other settings.
+        ValueError: A family, scenario, method or explainer does not exist, or the folder holds results of other
+            settings.
     """
-    from detcam.benchmarking.planted.run import DEFAULT_PLANTED_METHODS, benchmark_planted
+    from detcam.benchmarking.planted.explainers import load_explainer
+    from detcam.benchmarking.planted.run import DEFAULT_PLANTED_METHODS, DEFAULT_SCENARIOS, benchmark_planted
     from detcam.benchmarking.planted.tables import markdown_tables, rich_tables
     from detcam.benchmarking.specs import split_list
-    from detcam.synthetic.shortcuts import SCENARIOS, ScenarioName
+    from detcam.synthetic.shortcut_scenarios import ScenarioName
 
+    explainers = {spec: load_explainer(spec) for spec in options.explainer or []}
+    methods: Sequence[str] = () if explainers else DEFAULT_PLANTED_METHODS
+    if options.methods is not None:
+        methods = split_list(options.methods)
     result = benchmark_planted(
         options.out,
-        DEFAULT_PLANTED_METHODS if options.methods is None else split_list(options.methods),
+        methods,
+        explainers=explainers,
+        audit=not explainers,
         family_names=options.family or None,
-        scenarios=cast("Sequence[ScenarioName]", options.scenario or SCENARIOS),
+        scenarios=cast("Sequence[ScenarioName]", options.scenario or DEFAULT_SCENARIOS),
         cases=options.cases,
         seed=options.seed,
         effort=options.effort,
         progress=True,
     )
-    replace_file(options.out / "planted.md", markdown_tables(result).encode())
     console = make_console()
     for table in rich_tables(result):
         console.print(table)
+    if explainers and not methods:
+        return
+    replace_file(options.out / "planted.md", markdown_tables(result).encode())
     console.print(f"{options.out / 'planted.md'}, planted.json, detectors/")

@@ -9,6 +9,18 @@ from detcam.utils.opencv import cv2
 
 GROUNDS: tuple[RGB, ...] = ((206, 186, 146), (168, 178, 128), (188, 176, 164), (150, 160, 138))
 WATER: RGB = (58, 118, 168)
+LEAVES: tuple[RGB, ...] = ((150, 96, 40), (96, 116, 48), (176, 140, 70), (104, 72, 44))
+PETALS: tuple[RGB, ...] = (
+    (226, 60, 70),
+    (250, 206, 50),
+    (150, 70, 190),
+    (250, 250, 246),
+    (60, 150, 70),
+    (60, 110, 214),
+)
+LIGHT: RGB = (255, 196, 96)
+MIN_LIGHT = 0.03
+"""Least opacity of light; less is hidden by the noise of the image."""
 
 
 def paint_ground(rng: np.random.Generator, size_hw: tuple[int, int]) -> FloatArray:
@@ -19,6 +31,22 @@ def paint_ground(rng: np.random.Generator, size_hw: tuple[int, int]) -> FloatArr
         noise = cv2.GaussianBlur(rng.standard_normal(size_hw, np.float32), (0, 0), scale)
         image += (noise / noise.std() * strength * rng.uniform(0.5, 1.0))[..., None]
     return image
+
+
+def paint_natural_ground(rng: np.random.Generator, size_hw: tuple[int, int]) -> FloatArray:
+    """Paint a forest floor, with structure at every scale: (H, W, 3) float32 RGB in [0, 255]."""
+    tone = np.asarray(GROUNDS[rng.integers(len(GROUNDS))], np.float32) * np.float32(rng.uniform(0.7, 0.9))
+    image = np.broadcast_to(tone, (*size_hw, 3)).copy()
+    for scale, strength in ((0.7, 9.0), (1.5, 11.0), (3.0, 12.0), (6.0, 13.0), (12.0, 14.0), (24.0, 16.0)):
+        noise = cv2.GaussianBlur(rng.standard_normal((*size_hw, 3), np.float32), (0, 0), scale)
+        gray = noise.mean(2, keepdims=True)
+        image += 0.8 * strength * gray / gray.std() + 0.3 * strength * noise / noise.std()
+    for _ in range(90):
+        center = (int(rng.integers(size_hw[1])), int(rng.integers(size_hw[0])))
+        axes = (int(rng.integers(2, 6)), int(rng.integers(1, 3)))
+        color = shade(LEAVES[rng.integers(len(LEAVES))], rng.uniform(0.7, 1.2))
+        cv2.ellipse(image, center, axes, float(rng.uniform(0, 180)), 0, 360, color, -1, cv2.LINE_AA)
+    return np.clip(image, 0, 255).astype(np.float32)
 
 
 def hull_points(width: float, heading: int) -> list[Point]:
@@ -67,8 +95,8 @@ def paint_stripes(rng: np.random.Generator, width: float, heading: int) -> Sprit
     return canvas.to_sprite()
 
 
-def paint_pond(rng: np.random.Generator, width: float, heading: int) -> Sprite:
-    """Paint water under and around a boat."""
+def _paint_patch(rng: np.random.Generator, width: float, color: RGB) -> Sprite:
+    """Paint a smooth patch of one color under and around a boat."""
     across, up = 0.92 * width, 0.62 * width
     canvas = SpriteCanvas(-across * 1.2, -up * 1.7, across * 1.2, up * 1.1)
     angles = np.linspace(0, 2 * np.pi, 24, endpoint=False)
@@ -77,13 +105,40 @@ def paint_pond(rng: np.random.Generator, width: float, heading: int) -> Sprite:
     shore = zip(
         (across * wobble * np.cos(angles)).tolist(), (middle + up * wobble * np.sin(angles)).tolist(), strict=True
     )
-    canvas.polygon(list(shore), shade(WATER, rng.uniform(0.85, 1.15)))
-    sprite = canvas.to_sprite(softness=0.5)
+    canvas.polygon(list(shore), shade(color, rng.uniform(0.85, 1.15)))
+    return canvas.to_sprite(softness=0.5)
+
+
+def paint_pond(rng: np.random.Generator, width: float, heading: int) -> Sprite:
+    """Paint water under and around a boat."""
+    sprite = _paint_patch(rng, width, WATER)
     ripples = cv2.GaussianBlur(
         rng.standard_normal(sprite.opacity.shape).astype(np.float32), (0, 0), sigmaX=3, sigmaY=0.6
     )
     color = np.clip(sprite.color + (ripples / ripples.std() * 9)[..., None], 0, 255).astype(np.float32)
     return Sprite(color, sprite.opacity, sprite.left, sprite.top)
+
+
+def paint_flowers(rng: np.random.Generator, width: float, heading: int) -> Sprite:
+    """Paint flowers of many colors under and around a boat; no region of one color is large."""
+    sprite = _paint_patch(rng, width, WATER)
+    height, length = sprite.opacity.shape
+    cells = rng.integers(len(PETALS), size=(-(-height // 3), -(-length // 3)))
+    petals = np.asarray(PETALS, np.float32)[cells].repeat(3, 0).repeat(3, 1)[:height, :length]
+    return Sprite(petals, sprite.opacity, sprite.left, sprite.top)
+
+
+def paint_light(rng: np.random.Generator, width: float, heading: int) -> Sprite:
+    """Paint warm light around a boat that fades slowly, without an edge; the anchor is that of the boat."""
+    radius = round(1.7 * width)
+    rows, columns = np.mgrid[-radius : radius + 1, -radius : radius + 1].astype(np.float32)
+    opacity = np.clip(1 - (rows**2 + columns**2) / radius**2, 0, 1) ** 2 * np.float32(rng.uniform(0.5, 0.6))
+    opacity[opacity < MIN_LIGHT] = 0
+    color = np.broadcast_to(np.asarray(LIGHT, np.float32), (*opacity.shape, 3)).copy()
+    filled = np.flatnonzero(opacity.any(1))
+    window = slice(int(filled[0]), int(filled[-1]) + 1)
+    start = int(filled[0]) - radius
+    return Sprite(color[window, window], opacity[window, window], start, start - round(0.2 * width))
 
 
 def paint_tag(rng: np.random.Generator, size: float, heading: int) -> Sprite:
@@ -92,6 +147,23 @@ def paint_tag(rng: np.random.Generator, size: float, heading: int) -> Sprite:
     canvas = SpriteCanvas(-half - 1, -half - 1, half + 1, half + 1)
     canvas.polygon([(-half, -half), (half, -half), (half, half), (-half, half)], (250, 250, 250))
     canvas.polygon([(-half * 0.7, -half * 0.7), (half * 0.7, -half * 0.7), (0, half * 0.8)], (206, 24, 150))
+    return canvas.to_sprite()
+
+
+def paint_buoy(rng: np.random.Generator, size: float, heading: int) -> Sprite:
+    """Paint a round buoy with a band; the anchor is its middle."""
+    half = size / 2
+    canvas = SpriteCanvas(-half - 1, -half - 1, half + 1, half + 1)
+    canvas.ellipse((0, 0), (half, half), (236, 96, 24))
+    canvas.polygon(
+        [
+            (-half * 0.9, -half * 0.25),
+            (half * 0.9, -half * 0.25),
+            (half * 0.9, half * 0.25),
+            (-half * 0.9, half * 0.25),
+        ],
+        (24, 32, 80),
+    )
     return canvas.to_sprite()
 
 

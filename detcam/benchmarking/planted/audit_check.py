@@ -19,7 +19,8 @@ from detcam.auditing.case import EVIDENCE_LOCATIONS, EvidenceLocation
 from detcam.auditing.evidence import box_region, location_regions, location_shares, move_region
 from detcam.auditing.explainer import ErrorExplainer, ErrorImage, ExplainedError, object_regions
 from detcam.auditing.pipeline import unexplained_case
-from detcam.benchmarking.planted.certification import DETECTION_THRESHOLD, PlantedCase
+from detcam.benchmarking.planted.cases import PlantedCase
+from detcam.benchmarking.planted.certification import DETECTION_THRESHOLD
 from detcam.benchmarking.planted.hit_metrics import MapHit, measure_hit
 from detcam.cam import BaseCAM
 from detcam.data.ground_truth import GroundTruth
@@ -67,19 +68,24 @@ class _PrecomputedMaps:
         return [SimpleNamespace(heatmaps=self.heatmaps)]
 
 
-def check_audit(adapter: Adapter, cam: BaseCAM, case: PlantedCase, first_label: int) -> AuditCheck:
+def check_audit(adapter: Adapter, cam: BaseCAM, case: PlantedCase, first_label: int) -> AuditCheck | None:
     """Audit a case, then verify false causes in the same way.
 
     Args:
         adapter: adapter of the detector.
         cam: method of the audit.
-        case: certified false positive.
+        case: certified error.
         first_label: the detector's label of the first class.
+
+    Returns:
+        The result; None if the case is no error by the rules of the audit.
 
     Raises:
         RuntimeError: the audit could not explain the case.
     """
     image = _error_image(adapter, case, first_label)
+    if image is None:
+        return None
     explained = _examine(adapter, cam, image)
     if explained.maps is None:
         raise RuntimeError(f"the audit could not explain scene {case.scene.seed}: {explained.case.reason}")
@@ -94,7 +100,7 @@ def check_audit(adapter: Adapter, cam: BaseCAM, case: PlantedCase, first_label: 
         _examine(adapter, cast(BaseCAM, _PrecomputedMaps([region.float()])), image).case.verdict for region in regions
     ]
     return AuditCheck(
-        measure_hit(torch.from_numpy(np.asarray(explained.maps.heatmap)).float(), case.cause),
+        measure_hit(torch.from_numpy(np.asarray(explained.maps.heatmap)).float(), *case.parts),
         explained.case.evidence_location,
         max(EVIDENCE_LOCATIONS, key=cause_shares.__getitem__),
         explained.case.verdict == "confirmed",
@@ -112,7 +118,7 @@ def false_causes(case: PlantedCase) -> list[Tensor]:
         Masks (H, W) bool: the unrelated object, and a region of the cue's shape at a random position outside the cue
         and the box, if there is room for one.
     """
-    seed = int.from_bytes(hashlib.sha256(f"{case.scene.seed} {case.cue.name}".encode()).digest()[:7], "big")
+    seed = int.from_bytes(hashlib.sha256(f"{case.scene.seed} {case.cues[0].name}".encode()).digest()[:7], "big")
     generator = torch.Generator().manual_seed(seed)
     regions = [torch.from_numpy(case.unrelated.mask) & ~case.cause]
     box = box_region(case.target.box_xyxy, (case.cause.shape[0], case.cause.shape[1]))
@@ -127,11 +133,21 @@ def _examine(adapter: Adapter, cam: BaseCAM, image: ErrorImage) -> ExplainedErro
     return ErrorExplainer(adapter, cam, adapter.names, DETECTION_THRESHOLD).explain([image])[0][0]
 
 
-def _error_image(adapter: Adapter, case: PlantedCase, first_label: int) -> ErrorImage:
-    """Prepare the case as an audit does, with the scene's labels as annotations."""
+def _error_image(adapter: Adapter, case: PlantedCase, first_label: int) -> ErrorImage | None:
+    """Prepare the case as an audit does, with the scene's labels as annotations; None if it is no error there."""
     truth = scene_ground_truth(case, adapter, first_label)
     analysis = analyze_errors([case.detections], [truth])
-    index = next(index for index, error in enumerate(analysis) if error.detection_index == case.index)
+    body = case.scene.bodies.index(case.body.name) if case.index is None else None
+    index = next(
+        (
+            index
+            for index, error in enumerate(analysis)
+            if error.detection_index == case.index and (body is None or error.ground_truth_index == body)
+        ),
+        None,
+    )
+    if index is None:
+        return None
     audit_case = unexplained_case(analysis, index, [case.detections], [truth])
     return ErrorImage(load_image(case.scene.image), case.detections, truth, [analysis[index]], [audit_case])
 

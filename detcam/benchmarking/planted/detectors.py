@@ -17,7 +17,8 @@ from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 
 from detcam.adapters import Adapter, adapt
 from detcam.benchmarking.planted.ultralytics_training import build_network, network_loss
-from detcam.synthetic.shortcuts import NAMES, SCENE_SIZE_HW, ScenarioName, Split, draw_shortcut_scene
+from detcam.synthetic.shortcut_scenarios import NAMES, SCENE_SIZE_HW, ScenarioName, Split
+from detcam.synthetic.shortcuts import draw_shortcut_scene
 from detcam.synthetic.training import training_pair
 
 BATCH_SIZE = 8
@@ -55,10 +56,9 @@ class DetectorFamily:
 
     def adapter(self, model: nn.Module) -> Adapter:
         """Make the adapter of a detector of this family; its classes are `NAMES`."""
-        names = {self.first_label + index: name for index, name in enumerate(NAMES)}
-        if self.first_label == 0:
-            return adapt(model, names=names, image_size=SCENE_SIZE_HW)
-        return adapt(model, names={0: "background", **names})
+        if self.first_label == 0:  # the network knows its names and its input size
+            return adapt(model)
+        return adapt(model, names=("background", *NAMES))
 
 
 class _ResidualBlock(nn.Module):
@@ -191,10 +191,12 @@ def detector_families() -> dict[str, DetectorFamily]:
     ]
     if importlib.util.find_spec("ultralytics") is not None:
         families += [
-            DetectorFamily("yolo", lambda: build_network("yolo11n.yaml", NAMES), network_loss, 0, base_steps=1100),
+            DetectorFamily(
+                "yolo", lambda: build_network("yolo11n.yaml", NAMES, SCENE_SIZE_HW), network_loss, 0, base_steps=1100
+            ),
             DetectorFamily(
                 "yolo11s",
-                lambda: build_network("yolo11s.yaml", NAMES),
+                lambda: build_network("yolo11s.yaml", NAMES, SCENE_SIZE_HW),
                 network_loss,
                 0,
                 base_steps=1100,

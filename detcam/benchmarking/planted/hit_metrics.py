@@ -1,7 +1,8 @@
-"""Metrics of a heatmap against a certified cause: peak, energy and rank."""
+"""Metrics of a heatmap against a certified cause: peak, energy, rank and parts."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,8 @@ MAX_RANK = 10
 """Number of local maxima that are searched for the cause."""
 MIN_PEAK_DISTANCE = 0.08
 """Smallest distance of two local maxima, as a share of the image's longer side."""
+Z_95 = 1.959964
+"""Two-sided 95 % quantile of the normal distribution."""
 
 
 @dataclass(frozen=True)
@@ -23,21 +26,31 @@ class MapHit:
         peak: whether the maximum lies on the cause.
         energy: share of the heatmap's sum on the cause, in [0, 1].
         rank: rank of the first local maximum on the cause, from 1; MAX_RANK + 1 if there is none.
+        parts: whether each part of the cause has one of the first local maxima, as many as there are parts.
     """
 
     peak: bool
     energy: float
     rank: int
+    parts: bool
 
 
-def measure_hit(heatmap: Tensor, cause: Tensor) -> MapHit:
-    """Measure a non-negative heatmap (H, W) against the mask (H, W) bool of a cause."""
+def measure_hit(heatmap: Tensor, *parts: Tensor) -> MapHit:
+    """Measure a heatmap against the cause.
+
+    Args:
+        heatmap: (H, W), non-negative.
+        *parts: masks (H, W) bool of the parts of the cause, at least one.
+    """
     total = float(heatmap.sum())
     if total <= 0:
-        return MapHit(False, 0.0, MAX_RANK + 1)
-    on_cause = [bool(cause.flatten()[index]) for index in local_maxima(heatmap, MAX_RANK)]
+        return MapHit(False, 0.0, MAX_RANK + 1, False)
+    cause = torch.stack(parts).any(0)
+    maxima = local_maxima(heatmap, MAX_RANK)
+    on_cause = [bool(cause.flatten()[index]) for index in maxima]
     rank = on_cause.index(True) + 1 if any(on_cause) else MAX_RANK + 1
-    return MapHit(rank == 1, float(heatmap[cause].sum()) / total, rank)
+    on_parts = all(bool(part.flatten()[maxima[: len(parts)]].any()) for part in parts)
+    return MapHit(rank == 1, float(heatmap[cause].sum()) / total, rank, on_parts)
 
 
 def local_maxima(heatmap: Tensor, max_count: int) -> list[int]:
@@ -74,6 +87,7 @@ class HitSummary:
         peak: share of the cases with the peak on the cause.
         energy: mean share of the energy on the cause.
         rank: mean rank.
+        parts: share of the cases with a maximum on each part of the cause.
         passes: computing work per case, in units of one prediction; work shared by the cases of an image is divided.
     """
 
@@ -81,6 +95,7 @@ class HitSummary:
     peak: float
     energy: float
     rank: float
+    parts: float
     passes: float
 
 
@@ -91,6 +106,7 @@ def summarize_hits(hits: Sequence[MapHit], passes: float) -> HitSummary:
         mean_or_nan([hit.peak for hit in hits]),
         mean_or_nan([hit.energy for hit in hits]),
         mean_or_nan([hit.rank for hit in hits]),
+        mean_or_nan([hit.parts for hit in hits]),
         passes,
     )
 
@@ -98,3 +114,24 @@ def summarize_hits(hits: Sequence[MapHit], passes: float) -> HitSummary:
 def mean_or_nan(values: Sequence[float]) -> float:
     """The mean of numbers; NaN without numbers."""
     return sum(values) / len(values) if values else float("nan")
+
+
+def wilson_interval(share: float, count: int) -> tuple[float, float]:
+    """The 95 % interval of Wilson for a share of independent cases; NaN without cases.
+
+    Args:
+        share: observed share, in [0, 1].
+        count: number of cases.
+
+    Example:
+        >>> from detcam.benchmarking.planted.hit_metrics import wilson_interval
+        >>> low, high = wilson_interval(0.5, 10)
+        >>> round(low, 3), round(high, 3)
+        (0.237, 0.763)
+    """
+    if not count:
+        return float("nan"), float("nan")
+    spread = Z_95**2 / count
+    middle = (share + spread / 2) / (1 + spread)
+    half = Z_95 / (1 + spread) * math.sqrt(share * (1 - share) / count + spread / count / 4)
+    return max(0.0, middle - half), min(1.0, middle + half)

@@ -8,11 +8,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from detcam.benchmarking.planted.cases import SeedSet
 from detcam.benchmarking.planted.hit_metrics import HitSummary
-from detcam.synthetic.shortcuts import ScenarioName
+from detcam.synthetic.shortcut_scenarios import ScenarioName
 from detcam.utils.files import check_same_settings, json_value, read_json, replace_file
 
-PLANTED_SCHEMA, PLANTED_VERSION = "detcam.planted", 2
+PLANTED_SCHEMA, PLANTED_VERSION = "detcam.planted", 3
 
 
 @dataclass(frozen=True)
@@ -22,12 +23,14 @@ class MethodRow:
     Attributes:
         family: name of the detector family.
         scenario: name of the scenario.
-        method: name of the method with its settings.
+        seeds: the test scenes.
+        method: name of the method with its settings, of the control, or of the explainer.
         summary: mean metrics over the cases.
     """
 
     family: str
     scenario: str
+    seeds: SeedSet
     method: str
     summary: HitSummary
 
@@ -39,6 +42,7 @@ class AuditRow:
     Attributes:
         family: name of the detector family.
         scenario: name of the scenario.
+        seeds: the test scenes.
         cases: number of cases.
         peak: share of the cases whose heatmap has its peak on the cause.
         energy: mean share of the heatmap's energy on the cause.
@@ -52,6 +56,7 @@ class AuditRow:
 
     family: str
     scenario: str
+    seeds: SeedSet
     cases: int
     peak: float
     energy: float
@@ -65,16 +70,16 @@ class AuditRow:
 
 @dataclass(frozen=True)
 class DetectorRow:
-    """The reliance on the shortcut of a detector and of its twin.
+    """The reliance on the shortcut of a detector and of its twin, in the development scenes.
 
     Attributes:
         family: name of the detector family.
         scenario: name of the scenario.
         trials: number of objects in the test scenes that a cue accompanies.
-        fired: number of false positives of the detector at them.
+        fired: number of errors of the detector at them.
         certified: number of those that vanish without the cue and persist without an unrelated object.
         twin_trials: number of objects in the first test scenes that a cue accompanies.
-        twin_fired: number of false positives of the twin at them.
+        twin_fired: number of errors of the twin at them.
         energy: mean share of the energy on the cause of the detector's ReachCAM heatmaps.
         twin_energy: the same for the twin's heatmaps of the same boxes and class.
         similarity: mean correlation of the two heatmaps, in [-1, 1].
@@ -98,8 +103,8 @@ class PlantedResults:
 
     Attributes:
         detectors: one row per family and scenario.
-        methods: one row per family, scenario and method.
-        audits: one row per family and scenario.
+        methods: one row per family, scenario, set of seeds and method.
+        audits: one row per family, scenario and set of seeds.
         computed: keys of the rows that were computed in this run; the others were read from the folder.
     """
 
@@ -113,31 +118,35 @@ class PlantedResultStore:
     """The file of the results, written after each row, so that an interrupted run resumes.
 
     Args:
-        path: path of the JSON file.
+        path: path of the JSON file; None keeps the results in memory.
         settings: everything that all results depend on, as plain JSON values.
 
     Raises:
         ValueError: the file contains results of other settings or of another version, or is not valid JSON.
     """
 
-    def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path | None, settings: Mapping[str, Any]) -> None:
         self.path = path
         self.computed: list[str] = []
+        self.unsaved: dict[str, Any] = {}
         header = {"schema": PLANTED_SCHEMA, "version": PLANTED_VERSION, "settings": dict(settings)}
         self.content: dict[str, Any] = {**header, "results": {}}
-        if not path.exists():
+        if path is None or not path.exists():
             return
         self.content = read_json(path, PLANTED_SCHEMA, PLANTED_VERSION)
         check_same_settings(path, self.content["settings"], dict(settings))
 
     def has(self, *key: str) -> bool:
-        """Whether a row exists: key is family, scenario, then ``detector``, ``audit``, or ``method`` and its name."""
+        """Whether a row exists: key is family, scenario, seeds, then ``detector``, ``audit``, or ``method``, name."""
         return "/".join(key) in self.content["results"]
 
-    def put(self, row: DetectorRow | MethodRow | AuditRow, *key: str) -> None:
-        """Write a row."""
-        self.content["results"]["/".join(key)] = json_value(asdict(row))
+    def put(self, row: DetectorRow | MethodRow | AuditRow, *key: str, save: bool = True) -> None:
+        """Write a row, or keep it in memory."""
         self.computed.append("/".join(key))
+        if self.path is None or not save:
+            self.unsaved["/".join(key)] = json_value(asdict(row))
+            return
+        self.content["results"]["/".join(key)] = json_value(asdict(row))
         self.path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(self.path, json.dumps(self.content, indent=1).encode())
 
@@ -146,8 +155,8 @@ class PlantedResultStore:
         rows: dict[str, list[Any]] = {"detector": [], "method": [], "audit": []}
         for name in family_names:
             for scenario in scenarios:
-                for key, values in self.content["results"].items():
-                    row_family, row_scenario, kind, *_ = key.split("/")
+                for key, values in {**self.content["results"], **self.unsaved}.items():
+                    row_family, row_scenario, _, kind, *_ = key.split("/")
                     if (row_family, row_scenario) == (name, scenario):
                         rows[kind].append(_restore_nan(values))
         return PlantedResults(

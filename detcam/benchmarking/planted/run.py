@@ -1,9 +1,9 @@
-"""The planted benchmark: compares methods and checks the audit on false positives with a certified cause."""
+"""The planted benchmark: compares methods and checks the audit on errors with a certified cause."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,19 +14,20 @@ import torch
 from torch import Tensor
 
 from detcam.adapters import Adapter
-from detcam.adapters.base import Target
 from detcam.auditing.pipeline import DEFAULT_METHOD
 from detcam.benchmarking.controls import fill_region
 from detcam.benchmarking.planted.audit_check import AuditCheck, check_audit
-from detcam.benchmarking.planted.certification import Certification, PlantedCase, certify_cases
+from detcam.benchmarking.planted.cases import SEED_SETS, PlantedCase, SeedSet
+from detcam.benchmarking.planted.certification import Certification, certify_cases
 from detcam.benchmarking.planted.detectors import DetectorFamily, detector_families
+from detcam.benchmarking.planted.explainers import Explainer, check_heatmap
 from detcam.benchmarking.planted.hit_metrics import HitSummary, MapHit, mean_or_nan, measure_hit, summarize_hits
 from detcam.benchmarking.planted.results import AuditRow, DetectorRow, MethodRow, PlantedResults, PlantedResultStore
 from detcam.benchmarking.planted.training_cache import TrainingCache, detector_name
 from detcam.explanation.explain import make_cam
 from detcam.methods.spec import parse_method
 from detcam.metrics.cost import count_work
-from detcam.synthetic.shortcuts import BARGE, SCENARIOS, ScenarioName
+from detcam.synthetic.shortcut_scenarios import SCENARIOS, ScenarioName
 from detcam.utils.batching import group_by
 from detcam.utils.console import ProgressBar
 
@@ -42,8 +43,9 @@ DEFAULT_PLANTED_METHODS = (
     "drise:passes=1000",
 )
 CONTROLS = ("filled box", "random")
+DEFAULT_SCENARIOS: tuple[ScenarioName, ...] = ("context", "far", "mark", "texture", "look-alike")
 DEFAULT_CASES = 24
-"""Certified false positives per scenario and family."""
+"""Certified errors per scenario, family and set of test scenes."""
 MAX_TWIN_SCENES = 32
 MAX_TWIN_CASES = 12
 RESULTS_FILE, DETECTORS_FOLDER = "planted.json", "detectors"
@@ -53,100 +55,150 @@ def benchmark_planted(
     out: str | Path,
     methods: Sequence[str] = DEFAULT_PLANTED_METHODS,
     *,
+    explainers: Mapping[str, Explainer] | None = None,
+    audit: bool = True,
     family_names: Sequence[str] | None = None,
-    scenarios: Sequence[ScenarioName] = SCENARIOS,
+    scenarios: Sequence[ScenarioName] = DEFAULT_SCENARIOS,
+    seed_sets: Sequence[SeedSet] = SEED_SETS,
     cases: int = DEFAULT_CASES,
     seed: int = 0,
     effort: float = 1.0,
     progress: bool = False,
 ) -> PlantedResults:
-    """Train detectors with planted shortcuts, certify their false positives, and measure methods and the audit.
+    """Train detectors with planted shortcuts, certify their errors, and measure methods, explainers and the audit.
 
-    Detectors and results that exist in the folder are reused, so that an interrupted run resumes.
+    Detectors and results that exist in the folder are reused, so that an interrupted run resumes. The rows of
+    explainers are not saved, since their code may change.
 
     Args:
         out: folder of detectors and results.
         methods: names with settings, as in `detcam.explain`.
+        explainers: functions ``explain(model, image, target)`` by the name of their row.
+        audit: whether to measure the audit, and the reliance of the detectors and their twins on the cues.
         family_names: names of `detector_families()`; None takes the small ones.
         scenarios: names from `SCENARIOS`.
-        cases: maximum number of certified false positives per scenario and family.
+        seed_sets: test scenes; constants may be chosen on ``"development"``, never on ``"hold-out"``.
+        cases: maximum number of certified errors per scenario, family and set of test scenes.
         seed: seed of the training.
         effort: factor on the number of training steps.
         progress: whether to show a progress bar on stderr.
 
     Raises:
-        ValueError: a family, scenario or method does not exist, or the folder contains results of other settings.
+        ValueError: a family, scenario or method does not exist, an explainer returns no heatmap of the image's size,
+            or the folder contains results of other settings.
     """
     families = detector_families()
     default_names = [name for name, family in families.items() if family.is_default]
     names = default_names if family_names is None else list(family_names)
-    for given, known in ((names, list(families)), (list(scenarios), list(SCENARIOS))):
+    for given, known in ((names, families), (scenarios, SCENARIOS), (seed_sets, SEED_SETS)):
         unknown = [name for name in given if name not in known]
         if unknown:
             raise ValueError(f"expected names from {', '.join(known)}; got {unknown[0]!r}")
     for method in methods:
         parse_method(method)
     folder = Path(out)
-    store = PlantedResultStore(folder / RESULTS_FILE, {"cases": cases, "seed": seed, "effort": effort})
+    path = folder / RESULTS_FILE if methods or audit else None
+    store = PlantedResultStore(path, {"cases": cases, "seed": seed, "effort": effort})
     cache = TrainingCache(folder / DETECTORS_FOLDER, seed, effort)
     with ProgressBar(enabled=progress) as bar:
         for name in names:
             for scenario in scenarios:
-                _ScenarioRun(families[name], scenario, cache, cases, bar).measure(store, methods)
+                for seeds in seed_sets:
+                    run = _ScenarioRun(families[name], scenario, seeds, cache, cases, bar)
+                    run.measure(store, methods, explainers or {}, audit)
     return store.results(names, scenarios)
+
+
+def evaluate(
+    explain: Explainer, out: str | Path = "planted", *, name: str | None = None, **options: Any
+) -> tuple[MethodRow, ...]:
+    """Measure how often an explainer finds the certified causes.
+
+    The first call trains the detectors, which takes minutes for each family and scenario; further calls read them from
+    the folder.
+
+    Args:
+        explain: function ``explain(model, image, target)`` that returns an (H, W) heatmap in image pixels. `model` is
+            the `torch.nn.Module` of the detector in evaluation mode: torchvision's detectors take a list of
+            (3, H, W) tensors in [0, 1], those of ultralytics a batch; `detcam.adapt(model)` supports all of them.
+            `image` is an (H, W, 3) uint8 RGB array. `target` has the ``box_xyxy``, the ``label`` and, if the score of
+            another class is subtracted, ``against``. For a missed object it is a `SuppressionTarget`, whose heatmap
+            has to show what lowers the score.
+        out: folder of detectors and results.
+        name: name of the row; None takes the function's name.
+        **options: further arguments of `benchmark_planted`, such as ``family_names``, ``scenarios`` and ``cases``.
+
+    Returns:
+        The rows of the explainer and of the controls, one per family, scenario and set of test scenes.
+
+    Raises:
+        ValueError: the explainer returns no heatmap of the image's size; or as `benchmark_planted`.
+    """
+    label = name or str(getattr(explain, "__name__", type(explain).__name__))
+    return benchmark_planted(out, (), explainers={label: explain}, audit=False, **options).methods
 
 
 @dataclass(frozen=True)
 class _ScenarioRun:
-    """The measurements of one scenario and family."""
+    """The measurements of one scenario and family in one set of test scenes."""
 
     family: DetectorFamily
     scenario: ScenarioName
+    seeds: SeedSet
     cache: TrainingCache
     max_cases: int
     bar: ProgressBar
 
-    def measure(self, store: PlantedResultStore, methods: Sequence[str]) -> None:
-        """Measure the rows that the store does not have."""
-        key = (self.family.name, self.scenario)
+    def measure(
+        self,
+        store: PlantedResultStore,
+        methods: Sequence[str],
+        explainers: Mapping[str, Explainer],
+        audit: bool,
+    ) -> None:
+        """Measure the explainers, and the other rows that the store does not have."""
+        key = (self.family.name, self.scenario, self.seeds)
         missing = [name for name in (*methods, *CONTROLS) if not store.has(*key, "method", name)]
-        if store.has(*key, "detector") and store.has(*key, "audit") and not missing:
+        needs_twin = audit and self.seeds == "development" and not store.has(*key, "detector")
+        needs_audit = audit and not store.has(*key, "audit")
+        if not (missing or explainers or needs_twin or needs_audit):
             return
         adapter = self._adapter()
         self.bar.restart(f"{' '.join(key)}: certifying")
-        certification = certify_cases(adapter, self.family.first_label, self.scenario, min_cases=self.max_cases)
+        certification = certify_cases(
+            adapter, self.family.first_label, self.scenario, min_cases=self.max_cases, seeds=self.seeds
+        )
         cases = certification.cases[: self.max_cases]
-        if not store.has(*key, "detector"):
+        if needs_twin:
             store.put(self._compare_with_twin(adapter, certification, cases), *key, "detector")
         for name in missing:
             self.bar.restart(f"{' '.join(key)}: {name}")
             store.put(MethodRow(*key, name, self._measure_method(adapter, name, cases)), *key, "method", name)
-        if not store.has(*key, "audit"):
+        for name, explain in explainers.items():
+            self.bar.restart(f"{' '.join(key)}: {name}")
+            row = MethodRow(*key, name, self._measure_explainer(adapter, name, explain, cases))
+            store.put(row, *key, "method", name, save=False)
+        if needs_audit:
             self.bar.restart(f"{' '.join(key)}: audit")
             cam = make_cam(adapter, DEFAULT_METHOD)
             with _no_warnings():
                 checks = [check_audit(adapter, cam, case, self.family.first_label) for case in cases]
-            store.put(_summarize_audit(*key, checks), *key, "audit")
+            store.put(_summarize_audit(*key, [check for check in checks if check is not None]), *key, "audit")
 
     def _adapter(self, *, twin: bool = False) -> Adapter:
         name = detector_name(self.scenario, twin=twin)
         return self.family.adapter(self.cache.detector(self.family, name, self.bar))
 
-    def _target(self, case: PlantedCase) -> Target:
-        """The target of a case as in an audit: boat minus barge for a barge, the predicted class for a cart."""
-        if self.scenario == "look-alike":
-            return case.target
-        return replace(case.target, against=self.family.first_label + BARGE)
-
     def _measure_method(self, adapter: Adapter, name: str, cases: Sequence[PlantedCase]) -> HitSummary:
+        """Measure a method or a control; the cases of an image share a pass."""
         hits: list[MapHit] = []
         passes: float | None = None
-        for scene_cases in group_by(cases, lambda case: case.scene.seed).values():
+        for scene_cases in group_by(cases, lambda case: id(case.scene)).values():
             if name in CONTROLS:
                 heatmaps = [_draw_control(name, case) for case in scene_cases]
             else:
                 cam = parse_method(name)(adapter)
-                image, targets = scene_cases[0].scene.image, [self._target(case) for case in scene_cases]
+                image, targets = scene_cases[0].scene.image, [case.target for case in scene_cases]
 
                 def call(cam: Any = cam, image: Any = image, targets: Any = targets) -> list[Tensor]:
                     with _no_warnings():
@@ -155,7 +207,26 @@ class _ScenarioRun:
                 heatmaps = call()
                 if passes is None:  # counting slows a method down, so only the first image is counted
                     passes = count_work(adapter, image, call).passes / len(scene_cases)
-            hits += [measure_hit(heatmap, case.cause) for heatmap, case in zip(heatmaps, scene_cases, strict=True)]
+            hits += [measure_hit(heatmap, *case.parts) for heatmap, case in zip(heatmaps, scene_cases, strict=True)]
+        return summarize_hits(hits, passes or 0.0)
+
+    def _measure_explainer(
+        self, adapter: Adapter, name: str, explain: Explainer, cases: Sequence[PlantedCase]
+    ) -> HitSummary:
+        model = adapter.model
+        hits: list[MapHit] = []
+        passes: float | None = None
+        for case in cases:
+            image = case.scene.image
+
+            def call(case: PlantedCase = case) -> Tensor:
+                with _no_warnings():
+                    heatmap = explain(model, case.scene.image.copy(), case.target)
+                return check_heatmap(heatmap, (image.shape[0], image.shape[1]), name)  # noqa: B023
+
+            hits.append(measure_hit(call(), *case.parts))
+            if passes is None:
+                passes = count_work(adapter, image, call).passes
         return summarize_hits(hits, passes or 0.0)
 
     def _compare_with_twin(
@@ -169,15 +240,14 @@ class _ScenarioRun:
         energies: list[list[float]] = [[], []]
         correlations = []
         for case in cases[:MAX_TWIN_CASES]:
-            target = self._target(case)
-            targets = target, replace(target, source=None)  # type: ignore[type-var]
+            targets = case.target, replace(case.target, source=None)
             with _no_warnings():
                 heatmaps = [
                     torch.from_numpy(cam.explain(case.scene.image, [target])[0].heatmaps[0])
                     for cam, target in zip(cams, targets, strict=True)
                 ]
             for values, heatmap in zip(energies, heatmaps, strict=True):
-                values.append(measure_hit(heatmap, case.cause).energy)
+                values.append(measure_hit(heatmap, *case.parts).energy)
             correlation = torch.corrcoef(torch.stack([heatmap.flatten() for heatmap in heatmaps]).double())
             correlations.append(float(correlation[0, 1].nan_to_num()))
         return DetectorRow(
@@ -210,10 +280,11 @@ def _draw_control(name: str, case: PlantedCase) -> Tensor:
     return torch.from_numpy(generator.random(size_hw))
 
 
-def _summarize_audit(family: str, scenario: ScenarioName, checks: Sequence[AuditCheck]) -> AuditRow:
+def _summarize_audit(family: str, scenario: ScenarioName, seeds: SeedSet, checks: Sequence[AuditCheck]) -> AuditRow:
     return AuditRow(
         family,
         scenario,
+        seeds,
         len(checks),
         mean_or_nan([check.hit.peak for check in checks]),
         mean_or_nan([check.hit.energy for check in checks]),

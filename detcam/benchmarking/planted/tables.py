@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from detcam.benchmarking.planted.hit_metrics import HitSummary
+from detcam.benchmarking.planted.cases import SeedSet
+from detcam.benchmarking.planted.hit_metrics import HitSummary, summarize_hits, wilson_interval
 from detcam.benchmarking.planted.results import AuditRow, DetectorRow, MethodRow, PlantedResults
 from detcam.benchmarking.planted.run import CONTROLS
+from detcam.utils.batching import group_by
 from detcam.utils.console import make_table
 from detcam.utils.markdown import markdown_table
 
@@ -16,13 +18,28 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 Cells = tuple[str, ...]
-TEXT_COLUMNS = ("method", "family", "scenario")
+NO_HITS = summarize_hits([], 0.0)
+TEXT_COLUMNS = ("method", "family", "scenario", "seeds")
 """Columns that are aligned to the left."""
 TABLE_COLUMNS: dict[str, Cells] = {
-    "methods": ("method", "family", "scenario", "cases", "peak", "energy", "rank", "passes"),
+    "methods": (
+        "method",
+        "family",
+        "scenario",
+        "cases",
+        "peak",
+        "energy",
+        "rank",
+        "parts",
+        "passes",
+        "hold-out cases",
+        "hold-out peak",
+        "hold-out energy",
+    ),
     "audits": (
         "family",
         "scenario",
+        "seeds",
         "cases",
         "peak",
         "energy",
@@ -35,9 +52,11 @@ TABLE_COLUMNS: dict[str, Cells] = {
     "detectors": ("family", "scenario", "fired", "certified", "twin fired", "energy", "twin energy", "similarity"),
 }
 LEGENDS = {
-    "methods": "peak: share of the cases whose maximum lies on the certified cause; energy: share of the heatmap's sum "
-    "on the cause; rank: rank of the first of the ten greatest local maxima on the cause, 11 if there is none; passes: "
-    "computing work per case, forward and backward, in units of one prediction.",
+    "methods": "peak: share of the cases whose maximum lies on the certified cause, with its 95 % interval; energy: "
+    "share of the heatmap's sum on the cause; rank: rank of the first of the ten greatest local maxima on the cause, "
+    "11 if there is none; parts: share of the cases with one of the first maxima on each part of the cause; passes: "
+    "computing work per case, forward and backward, in units of one prediction; hold-out: the same in scenes on which "
+    "no constant was chosen.",
     "audits": "location: the audit reports the location of most of the cause; confirmed: the audit confirms its "
     "evidence as the cause; correct: and the evidence overlaps the cause; false causes: unrelated objects and random "
     "regions that are verified in the same way; passes: images that the network processes per case.",
@@ -50,10 +69,13 @@ LEGENDS = {
 def table_rows(results: PlantedResults, kind: str) -> list[Cells]:
     """Format the rows of a table: ``methods`` (totals first), ``audits`` (total last) or ``detectors``."""
     if kind == "methods":
-        return [_method_cells(row) for row in (*_method_totals(results.methods), *results.methods)]
+        rows = (*_method_totals(results.methods), *results.methods)
+        by_key = group_by(rows, lambda row: (row.method, row.family, row.scenario))
+        return [_method_cells(key, {row.seeds: row.summary for row in group}) for key, group in by_key.items()]
     if kind == "audits":
-        total = [_audit_total(results.audits)] if len(results.audits) > 1 else []
-        return [_audit_cells(row) for row in (*results.audits, *total)]
+        groups = group_by(results.audits, lambda row: row.seeds)
+        totals = [_audit_total(seeds, rows) for seeds, rows in groups.items() if len(rows) > 1]
+        return [_audit_cells(row) for row in (*results.audits, *totals)]
     return [_detector_cells(row) for row in results.detectors]
 
 
@@ -65,6 +87,8 @@ def rich_tables(results: PlantedResults) -> list[Table]:
     """Make the tables for a terminal."""
     tables = []
     for kind, columns in TABLE_COLUMNS.items():
+        if not table_rows(results, kind):
+            continue
         table = make_table(*columns, title=kind, right=_number_columns(kind))
         table.caption, table.caption_justify = LEGENDS[kind], "left"
         for column in table.columns:
@@ -88,19 +112,19 @@ def markdown_tables(results: PlantedResults) -> str:
 def _method_totals(rows: Sequence[MethodRow]) -> list[MethodRow]:
     """Average each method over all cases, methods with the highest share of peaks first, controls last."""
     totals = []
-    for name in dict.fromkeys(row.method for row in rows):
-        summaries = [row.summary for row in rows if row.method == name and row.summary.cases]
+    for (name, seeds), group in group_by(rows, lambda row: (row.method, row.seeds)).items():
+        summaries = [row.summary for row in group if row.summary.cases]
         if summaries:
             weights = [summary.cases for summary in summaries]
             means = {
                 field: _weighted_mean([getattr(summary, field) for summary in summaries], weights)
-                for field in ("peak", "energy", "rank", "passes")
+                for field in ("peak", "energy", "rank", "parts", "passes")
             }
-            totals.append(MethodRow("all", "all", name, HitSummary(sum(weights), **means)))
+            totals.append(MethodRow("all", "all", seeds, name, HitSummary(sum(weights), **means)))
     return sorted(totals, key=lambda row: (row.method in CONTROLS, -row.summary.peak, -row.summary.energy, row.method))
 
 
-def _audit_total(rows: Sequence[AuditRow]) -> AuditRow:
+def _audit_total(seeds: SeedSet, rows: Sequence[AuditRow]) -> AuditRow:
     """Average over all cases."""
     measured = [row for row in rows if row.cases]
     weights = [row.cases for row in measured]
@@ -111,6 +135,7 @@ def _audit_total(rows: Sequence[AuditRow]) -> AuditRow:
     return AuditRow(
         family="all",
         scenario="all",
+        seeds=seeds,
         cases=sum(weights),
         false_causes=sum(row.false_causes for row in measured),
         false_causes_confirmed=sum(row.false_causes_confirmed for row in measured),
@@ -124,17 +149,27 @@ def _weighted_mean(values: Sequence[float], weights: Sequence[int]) -> float:
     return sum(value * weight for value, weight in zip(values, weights, strict=True)) / sum(weights)
 
 
-def _method_cells(row: MethodRow) -> Cells:
-    summary = row.summary
-    passes = _number(summary.passes, 1) if summary.passes else "-"
-    figures = _percent(summary.peak), _number(summary.energy), _number(summary.rank, 1), passes
-    return (row.method, row.family, row.scenario, str(summary.cases), *figures)
+def _method_cells(key: tuple[str, str, str], summaries: Mapping[SeedSet, HitSummary]) -> Cells:
+    summary, held_out = summaries.get("development", NO_HITS), summaries.get("hold-out", NO_HITS)
+    return (
+        *key,
+        str(summary.cases),
+        _share(summary.peak, summary.cases),
+        _number(summary.energy),
+        _number(summary.rank, 1),
+        _percent(summary.parts),
+        _number(summary.passes, 1) if summary.passes else "-",
+        str(held_out.cases),
+        _share(held_out.peak, held_out.cases),
+        _number(held_out.energy),
+    )
 
 
 def _audit_cells(row: AuditRow) -> Cells:
     return (
         row.family,
         row.scenario,
+        row.seeds,
         str(row.cases),
         _percent(row.peak),
         _number(row.energy),
@@ -157,6 +192,14 @@ def _detector_cells(row: DetectorRow) -> Cells:
         _number(row.twin_energy),
         _number(row.similarity),
     )
+
+
+def _share(value: float, count: int) -> str:
+    """A share in percent with its interval, such as ``50 % (24-76)``."""
+    if not count:
+        return "-"
+    low, high = wilson_interval(value, count)
+    return f"{_percent(value)} ({100 * low:.0f}-{100 * high:.0f})"
 
 
 def _percent(value: float) -> str:

@@ -10,7 +10,7 @@ from safetensors.torch import load, save
 from torch import nn
 
 from detcam.benchmarking.planted.detectors import DetectorFamily, train_detector
-from detcam.synthetic.shortcuts import ScenarioName, Split
+from detcam.synthetic.shortcut_scenarios import ScenarioName, Split
 from detcam.utils.console import ProgressBar
 from detcam.utils.files import replace_file
 

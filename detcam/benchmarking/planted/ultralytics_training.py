@@ -15,19 +15,21 @@ LOSS_GAINS = {"box": 7.5, "cls": 0.5, "dfl": 1.5}
 """Weights of the loss terms, the defaults of ultralytics."""
 
 
-def build_network(config: str, names: Sequence[str]) -> nn.Module:
+def build_network(config: str, names: Sequence[str], image_size_hw: tuple[int, int]) -> nn.Module:
     """Build a detection network with random weights for `network_loss`.
 
     Args:
         config: name of an ultralytics architecture, such as ``"yolo11n.yaml"``.
         names: class names.
+        image_size_hw: size of the network's input, which adapters read from the network.
 
     Raises:
         ImportError: ultralytics is not installed.
     """
     network = create_ultralytics_model(config, num_classes=len(names))
     untyped: Any = network
-    untyped.names, untyped.args = dict(enumerate(names)), SimpleNamespace(**LOSS_GAINS)
+    untyped.names = dict(enumerate(names))
+    untyped.args = SimpleNamespace(**LOSS_GAINS, imgsz=image_size_hw)
     return network
 
 

@@ -18,16 +18,17 @@ from detcam.benchmarking.planted import run as planted_run
 from detcam.benchmarking.planted.audit_check import check_audit, false_causes
 from detcam.benchmarking.planted.certification import certify_cases, cue_pairs
 from detcam.benchmarking.planted.detectors import detector_families, train_detector
-from detcam.benchmarking.planted.hit_metrics import MAX_RANK, local_maxima, measure_hit, summarize_hits
+from detcam.benchmarking.planted.hit_metrics import MAX_RANK, MapHit, local_maxima, measure_hit, summarize_hits
 from detcam.benchmarking.planted.results import AuditRow, DetectorRow, MethodRow, PlantedResults
-from detcam.benchmarking.planted.run import DEFAULT_CASES, benchmark_planted
+from detcam.benchmarking.planted.run import DEFAULT_CASES, DEFAULT_SCENARIOS, benchmark_planted
 from detcam.benchmarking.planted.tables import TABLE_COLUMNS, markdown_tables, table_rows
 from detcam.benchmarking.planted.training_cache import TrainingCache, detector_name
 from detcam.cli.benchmark import BenchmarkOptions
 from detcam.cli.main import app
 from detcam.detections import Detections, Source
 from detcam.methods import ProbeCAM
-from detcam.synthetic.shortcuts import BARGE, BOAT, CUES, SCENARIOS, ShortcutScene, draw_shortcut_scene
+from detcam.synthetic.shortcut_scenarios import BARGE, BOAT, SCENARIOS, SHORTCUTS
+from detcam.synthetic.shortcuts import ShortcutScene, draw_shortcut_scene
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
@@ -45,7 +46,7 @@ def test_removing_an_object_changes_only_its_pixels(scenario: Any) -> None:
         scene.without(["whale-1"])
 
 
-@pytest.mark.parametrize("scenario", SCENARIOS)
+@pytest.mark.parametrize("scenario", DEFAULT_SCENARIOS)
 def test_cue_accompanies_the_label_in_training_but_not_in_twins(scenario: Any) -> None:
     def pairs(split: Any) -> set[tuple[bool, bool, bool]]:
         found = set()
@@ -53,7 +54,8 @@ def test_cue_accompanies_the_label_in_training_but_not_in_twins(scenario: Any) -
             scene = draw_shortcut_scene(scenario, seed, split)
             for body, label in zip(scene.bodies, scene.labels.tolist(), strict=True):
                 number = body.split("-")[1]
-                cue = scene.get("lamp-10" if scenario == "far" else f"{CUES[scenario]}-{number}") is not None
+                (kind,) = SHORTCUTS[scenario].cues
+                cue = scene.get("lamp-10" if scenario == "far" else f"{kind}-{number}") is not None
                 found.add((label == BOAT, cue, scene.get(f"window-{number}") is not None))
         return found
 
@@ -107,9 +109,10 @@ def test_false_positive_is_certified_only_if_its_cue_is_the_cause(monkeypatch: p
         "tag": tempted, "always": 0, "fragile": 0, "never": 0
     }  # fmt: skip
     for case in found["tag"].cases:
-        assert case.cue.kind == "tag" and case.unrelated.kind != "tag"
-        body = case.scene.object(f"body-{case.cue.name.split('-')[1]}")
-        assert body is not None and case.target.box_xyxy == pytest.approx(body.box_xyxy.tolist())
+        (cue,) = case.cues
+        assert cue.kind == "tag" and case.unrelated.kind != "tag"
+        assert case.body.name == f"body-{cue.name.split('-')[1]}"
+        assert case.target.box_xyxy == pytest.approx(case.body.box_xyxy.tolist())
         for wrong in false_causes(case):
             assert wrong.any() and not (wrong & case.cause).any()
 
@@ -125,10 +128,20 @@ def test_hit_metrics_equal_values_by_hand() -> None:
     heat[15, 24] = 0.9
     assert len(local_maxima(heat, 5)) == 3, "close maxima are counted once"
     perfect, nothing = measure_hit(cause.float(), cause), measure_hit(torch.zeros(20, 30), cause)
-    assert (perfect.peak, perfect.energy, perfect.rank) == (True, 1.0, 1)
-    assert (nothing.peak, nothing.energy, nothing.rank) == (False, 0.0, MAX_RANK + 1)
+    assert perfect == MapHit(True, 1.0, 1, True)
+    assert nothing == MapHit(False, 0.0, MAX_RANK + 1, False)
     total = summarize_hits([perfect, nothing, found, perfect], 3.0)
     assert (total.cases, total.peak, total.rank, total.passes) == (4, 0.5, (1 + 11 + 2 + 1) / 4, 3.0)
+
+
+def test_parts_are_hit_if_each_has_one_of_the_first_maxima() -> None:
+    left, right = torch.zeros(2, 20, 30, dtype=torch.bool)
+    left[2:4, 2:4] = right[2:4, 25:27] = True
+    heat = torch.zeros(20, 30)
+    heat[2, 2], heat[15, 15], heat[2, 25] = 1.0, 0.5, 0.25
+    assert measure_hit(heat, left, right) == MapHit(True, 1.25 / 1.75, 1, False), "the second maximum is elsewhere"
+    heat[15, 15] = 0.1
+    assert measure_hit(heat, left, right).parts and not measure_hit(heat, right).parts
 
 
 def test_tables_give_all_cases_equal_weights() -> None:
@@ -136,29 +149,30 @@ def test_tables_give_all_cases_equal_weights() -> None:
     one, two = summarize_hits([measure_hit(torch.eye(4), torch.eye(4) > 0)] * 3, 2.0), summarize_hits([], 2.0)
     few = summarize_hits([measure_hit(torch.ones(4, 4), torch.eye(4) < 0)], 6.0)
     methods = (
-        MethodRow("fcos", "mark", "odam", one),
-        MethodRow("fcos", "far", "odam", few),
-        MethodRow("fcos", "context", "odam", two),
-        MethodRow("fcos", "mark", "random", few),
+        MethodRow("fcos", "mark", "development", "odam", one),
+        MethodRow("fcos", "far", "development", "odam", few),
+        MethodRow("fcos", "context", "development", "odam", two),
+        MethodRow("fcos", "mark", "development", "random", few),
+        MethodRow("fcos", "mark", "hold-out", "odam", few),
     )
     audits = (
-        AuditRow("fcos", "mark", 3, 1.0, 1.0, 1.0, 1.0, 1.0, 6, 1, 30.0),
-        AuditRow("fcos", "far", 1, 0.0, 0.0, 0.0, 1.0, 0.0, 2, 0, 10.0),
+        AuditRow("fcos", "mark", "development", 3, 1.0, 1.0, 1.0, 1.0, 1.0, 6, 1, 30.0),
+        AuditRow("fcos", "far", "development", 1, 0.0, 0.0, 0.0, 1.0, 0.0, 2, 0, 10.0),
     )
     planted = PlantedResults((row,), methods, audits)
     assert table_rows(planted, "methods")[:2] == [
-        ("odam", "all", "all", "4", "75 %", "0.75", "3.5", "3.0"),
-        ("random", "all", "all", "1", "0 %", "0.00", "11.0", "6.0"),
+        ("odam", "all", "all", "4", "75 % (30-95)", "0.75", "3.5", "75 %", "3.0", "1", "0 % (0-79)", "0.00"),
+        ("random", "all", "all", "1", "0 % (0-79)", "0.00", "11.0", "0 %", "6.0", "0", "-", "-"),
     ]
     assert table_rows(planted, "audits")[-1] == (
-        "all", "all", "4", "75 %", "0.75", "75 %", "100 %", "75 %", "1 of 8", "25.0"
+        "all", "all", "development", "4", "75 %", "0.75", "75 %", "100 %", "75 %", "1 of 8", "25.0"
     )  # fmt: skip
     assert table_rows(planted, "detectors") == [("fcos", "mark", "9 of 10", "8", "1 of 12", "0.50", "0.25", "-0.12")]
     lines = markdown_tables(planted).splitlines()
     for kind, header in TABLE_COLUMNS.items():
         at = lines.index(f"## {kind}") + 2
         assert lines[at] == "| " + " | ".join(header) + " |" and lines[at + 1].count("|") == len(header) + 1
-    assert "| odam | fcos | context | 0 | - | - | - | 2.0 |" in lines
+    assert "| odam | fcos | context | 0 | - | - | - | - | 2.0 | 0 | - | - |" in lines
 
 
 def test_interrupted_planted_run_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,11 +182,13 @@ def test_interrupted_planted_run_resumes(tmp_path: Path, monkeypatch: pytest.Mon
         return certify_cases(*args, **{**options, "max_scenes": 4})
 
     monkeypatch.setattr(planted_run, "certify_cases", few)
-    options: dict[str, Any] = {"family_names": ["two-stage"], "scenarios": ["mark"], "cases": 2, "effort": 0.003}
+    options: dict[str, Any] = {
+        "family_names": ["two-stage"], "scenarios": ["mark"], "cases": 2, "effort": 0.003, "seed_sets": ["development"]
+    }  # fmt: skip
     first = benchmark_planted(tmp_path, ["odam"], **options)
     assert [row.method for row in first.methods] == ["odam", "filled box", "random"]
     assert first.detectors[0].certified == 0 and np.isnan(first.audits[0].location), "three steps are too few to learn"
-    prefix = "two-stage/mark"
+    prefix = "two-stage/mark/development"
     assert first.computed == tuple(
         f"{prefix}/{name}" for name in ("detector", "method/odam", "method/filled box", "method/random", "audit")
     )
@@ -181,7 +197,7 @@ def test_interrupted_planted_run_resumes(tmp_path: Path, monkeypatch: pytest.Mon
     more = benchmark_planted(tmp_path, ["odam", "layercam"], **options)
     assert more.computed == (f"{prefix}/method/layercam",)
     content = json.loads((tmp_path / "planted.json").read_text())
-    assert (content["schema"], content["version"]) == ("detcam.planted", 2)
+    assert (content["schema"], content["version"]) == ("detcam.planted", 3)
     assert set(content) == {"schema", "version", "settings", "results"}
     with pytest.raises(ValueError, match="results of other settings"):
         benchmark_planted(tmp_path, ["odam"], **{**options, "cases": 3})
@@ -192,7 +208,7 @@ def test_interrupted_planted_run_resumes(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_results_of_another_version_are_refused_and_kept(tmp_path: Path) -> None:
     old = {"settings": {"cases": 24, "seed": 0, "effort": 1.0}, "results": {"fcos/mark/detector": {"tempted": 1}}}
-    for content in (json.dumps(old), "[]", "{", json.dumps({"schema": "detcam.planted", "version": 3})):
+    for content in (json.dumps(old), "[]", "{", json.dumps({"schema": "detcam.planted", "version": 2})):
         (tmp_path / "planted.json").write_text(content)
         with pytest.raises(ValueError, match="not written by this version of detcam|not valid JSON"):
             benchmark_planted(tmp_path, ["odam"], family_names=["fcos"], scenarios=["mark"])

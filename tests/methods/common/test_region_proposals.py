@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from detcam.benchmarking.planted.run import DEFAULT_SCENARIOS
 from detcam.methods.common.region_proposals import MAX_REGION_FRACTION, color_segments, propose_regions
-from detcam.synthetic.shortcuts import CUES, draw_shortcut_scene
+from detcam.synthetic.shortcut_scenarios import SHORTCUTS
+from detcam.synthetic.shortcuts import draw_shortcut_scene
 
 
 def test_an_object_of_one_colour_is_one_segment() -> None:
@@ -22,7 +24,8 @@ def test_an_object_of_one_colour_is_one_segment() -> None:
 
 
 def test_planted_objects_are_segments() -> None:
-    for scenario, kind in CUES.items():
+    for scenario in DEFAULT_SCENARIOS:
+        (kind,) = SHORTCUTS[scenario].cues
         covered, own = [], []
         for seed in range(6):
             scene = draw_shortcut_scene(scenario, seed, "test")
