@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from detcam.adapters import Adapter, adapt
 from detcam.adapters.base import ModelLike
 from detcam.auditing.analysis import ErrorAnalysis, analyze_errors, check_thresholds
@@ -33,6 +35,7 @@ from detcam.explanation.explain import DEFAULT_SCORE_THRESHOLD, MethodLike, make
 from detcam.layers import LayersLike
 from detcam.targets.registry import TARGETS
 from detcam.utils.console import plural
+from detcam.utils.device import on_device
 from detcam.utils.hashing import adapter_digest, weights_digest
 
 DEFAULT_BATCH_SIZE = 4
@@ -136,6 +139,7 @@ def audit(
     method: MethodLike = DEFAULT_METHOD,
     target_layers: LayersLike = None,
     batch_size: int | None = None,
+    device: str | torch.device | None = None,
     resume: bool = False,
     progress: bool = False,
     model_name: str | None = None,
@@ -167,6 +171,8 @@ def audit(
         method: heatmap method, as in `detcam.explain`.
         target_layers: modules or dotted names; None takes the method's default.
         batch_size: images per forward pass; None takes 4.
+        device: where the model runs: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``, or ``"auto"``, which is CUDA if
+            available; the model is moved back afterwards. None leaves the model where it is.
         resume: whether to resume an interrupted audit in `out`; a finished one with the same settings runs again.
         progress: whether to show progress bars on stderr.
         model_name: name of the model in the report; None takes its class name.
@@ -216,15 +222,16 @@ def audit(
         annotations = Annotations.load(annotations, images)
     annotations = prepare_annotations(adapter, annotations, class_map)
     name = model_name or type(adapter.model).__name__
-    cam = make_cam(adapter, method)
-    recorded = _recorded_settings(settings, adapter, cam, annotations, name)
-    stages = AuditStages(adapter, iou_type == "segm", progress, batch_size or DEFAULT_BATCH_SIZE)
-    if out is not None:
-        stages.state = AuditState(Path(out), recorded, resume=resume)
-        stages.writer = ReportWriter(Path(out))
-    elif resume:
-        raise ValueError("resume=True needs the folder of the interrupted audit: out=")
-    analysis, cases, groups, annotations = _run(stages, settings, cam, annotations)
+    with on_device(adapter.model, device):
+        cam = make_cam(adapter, method)
+        recorded = _recorded_settings(settings, adapter, cam, annotations, name)
+        stages = AuditStages(adapter, iou_type == "segm", progress, batch_size or DEFAULT_BATCH_SIZE)
+        if out is not None:
+            stages.state = AuditState(Path(out), recorded, resume=resume)
+            stages.writer = ReportWriter(Path(out))
+        elif resume:
+            raise ValueError("resume=True needs the folder of the interrupted audit: out=")
+        analysis, cases, groups, annotations = _run(stages, settings, cam, annotations)
     seconds = time.perf_counter() - start
     report = None
     if stages.writer is not None:

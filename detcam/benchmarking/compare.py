@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from detcam.adapters import Adapter, adapt
 from detcam.adapters.base import ModelLike
 from detcam.benchmarking.conclusions import join_names, make_notes
@@ -34,6 +36,7 @@ from detcam.methods import METHODS
 from detcam.metrics import Metric
 from detcam.targets.registry import TARGETS, BuiltinQuantity
 from detcam.utils.console import plural
+from detcam.utils.device import on_device
 
 DEFAULT_TOP_K = {"detection": 3, "segmentation": 3, "classification": 1, "embedding": 1}
 """Explained predictions per image, by task."""
@@ -67,11 +70,12 @@ def benchmark(
     class_map: Mapping[str | int, str | int] | None = None,
     target_layers: LayersLike = None,
     batch_size: int | None = None,
+    device: str | torch.device | None = None,
     limit: int | None = None,
     figure_images: int = DEFAULT_FIGURE_IMAGES,
     resamples: int = DEFAULT_RESAMPLES,
     seed: int = 0,
-    title: str | None = None,
+    model_name: str | None = None,
     progress: bool = False,
     **adapter_options: Any,
 ) -> Benchmark:
@@ -104,11 +108,13 @@ def benchmark(
         class_map: mapping from annotated categories to the model's classes, if names differ.
         target_layers: modules or dotted names, for all methods that use layers; None takes the defaults.
         batch_size: images per forward pass of every method; None keeps each method's own.
+        device: where the model runs: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``, or ``"auto"``, which is CUDA if
+            available; the model is moved back afterwards. None leaves the model where it is.
         limit: maximum number of images, the first ones; None takes all.
         figure_images: number of images whose heatmaps are drawn in maps.png.
         resamples: number of bootstrap resamples.
         seed: seed of the bootstrap and of the controls.
-        title: name of the model in the results; None takes its class name.
+        model_name: name of the model in the results; None takes its class name.
         progress: whether to show a progress bar on stderr.
         **adapter_options: further arguments of `detcam.adapters.adapt`, such as `names` and `image_size`.
 
@@ -136,7 +142,6 @@ def benchmark(
             raise ValueError(f"expected {name} of at least 1; got {value}")
     truth, truth_notes = _load_annotations(adapter, images, annotations, class_map)
     samples, sample_notes = collect_samples(images, truth)
-    method_specs = _all_method_specs(adapter, methods, controls, batch_size, seed)
     metric_specs = make_metric_specs(
         DEFAULT_METRICS if metrics is None else metrics, adapter.task, has_annotations=truth is not None
     )
@@ -159,9 +164,11 @@ def benchmark(
         **selection,
         "quantity": quantity if isinstance(function, BuiltinQuantity) else f"{quantity} {describe_settings(function)}",
     }
-    store = ResultStore(None if out is None else Path(out), settings)
-    runner = Runner(adapter, method_specs, metric_specs, store, figure_images, selection, progress)
-    state = runner.run(samples[:limit])
+    with on_device(adapter.model, device):
+        method_specs = _all_method_specs(adapter, methods, controls, batch_size, seed)
+        store = ResultStore(None if out is None else Path(out), settings)
+        runner = Runner(adapter, method_specs, metric_specs, store, figure_images, selection, progress)
+        state = runner.run(samples[:limit])
     if not state.images:
         raise ValueError(_describe_empty_run(state))
 
@@ -178,7 +185,7 @@ def benchmark(
         rows=tuple(sort_rows(rows, metric_specs[0].name, metric_specs[0].sign)),
         signs=signs,
         notes=(*notes, *truth_notes, *sample_notes),
-        model=title or type(adapter.model).__name__,
+        model=model_name or type(adapter.model).__name__,
         reference=references[0],
         images=len(state.images),
         targets=targets,

@@ -14,10 +14,9 @@ from detcam.cli.options import (
     TARGETS,
     BatchSize,
     ClassMap,
+    FilterOptions,
     Method,
-    ModelOptions,
     Out,
-    Quantity,
     TargetLayer,
     option,
     parse_class_map,
@@ -52,7 +51,7 @@ MAX_GROUPS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class AuditOptions(ModelOptions):
+class AuditOptions(FilterOptions):
     """Options of ``detcam audit``."""
 
     images: Annotated[
@@ -62,25 +61,6 @@ class AuditOptions(ModelOptions):
         Path, typer.Option(metavar="FILE", dir_okay=False, help="COCO JSON with boxes, polygons or masks.")
     ]
     class_map: ClassMap = None
-    classes: Annotated[
-        list[str] | None,
-        option(
-            TARGETS,
-            "NAME",
-            "Explain errors of this class only, by name or index; repeatable. Errors of all classes are counted.",
-            "--class",
-        ),
-    ] = None
-    score_threshold: Annotated[
-        float | None,
-        option(
-            TARGETS,
-            "0..1",
-            "Minimum score of an error that is explained. Average precision includes all detections. Default: 0.3.",
-            min=0.001,
-            max=0.999,
-        ),
-    ] = None
     explain: Annotated[
         int, option(TARGETS, "N", "Number of false positives to explain, highest scores first.", min=0)
     ] = 200
@@ -92,7 +72,6 @@ class AuditOptions(ModelOptions):
         float, option(TARGETS, "0..1", "Maximum IoU of a background error.", min=0.001, max=1)
     ] = 0.1
     iou_type: Annotated[str, option(TARGETS, "bbox|segm", "Match boxes (bbox) or masks (segm).")] = "bbox"
-    quantity: Quantity = "score"
     method: Method = "probecam"
     target_layer: TargetLayer = None
     batch_size: BatchSize = None
@@ -103,6 +82,7 @@ class AuditOptions(ModelOptions):
 # Options that `detcam.audit` takes under the same name.
 SHARED = (
     "out",
+    "labels",
     "score_threshold",
     "explain",
     "explain_missed",
@@ -125,7 +105,6 @@ def audit_command(options: AuditOptions) -> int:
         options.load(target_layers=options.target_layer),
         options.images,
         options.annotations,
-        labels=options.classes or None,
         class_map=parse_class_map(options.class_map or []),
         progress=True,
         model_name=options.model_name,

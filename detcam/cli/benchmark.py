@@ -161,13 +161,13 @@ def benchmark_command(options: BenchmarkOptions) -> int:
         controls=options.controls,
         top_k=options.top_k,
         score_threshold=options.score_threshold,
-        labels=options.classes,
+        labels=options.labels,
         quantity=options.quantity,
         batch_size=options.batch_size,
         class_map=parse_class_map(options.class_map or []) or None,
         limit=options.limit,
         seed=options.seed,
-        title=Path(options.model).name if options.weights is None else options.model_name,
+        model_name=options.model_name,
         progress=True,
     )
     print_result(result, options.out)

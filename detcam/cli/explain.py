@@ -31,15 +31,15 @@ EXAMPLES = """
 
 detcam explain street.jpg --model fasterrcnn_resnet50_fpn
 
-detcam explain photos/ --model yolo11n.pt --method odam --class person --out why
+detcam explain photos/ --model yolo11n.pt --method odam --labels person --out why
 
 detcam explain cat.jpg --model timm:tf_efficientnet_lite0 --top-k 3
 
 detcam explain cells/ --model retinanet_resnet50_fpn --weights cells.pth --names RBC,WBC
 
-detcam explain pets.jpg --model fasterrcnn_resnet50_fpn --class dog --against cat
+detcam explain pets.jpg --model fasterrcnn_resnet50_fpn --labels dog --against cat
 
-detcam explain lawn.jpg --model fcos_resnet50_fpn --box 40,60,210,330 --label dog
+detcam explain lawn.jpg --model fcos_resnet50_fpn --box 40,60,210,330 --labels dog
 """
 # A line ends here only where a line of the help page ends.
 EPILOG = f"""
@@ -70,12 +70,8 @@ class ExplainOptions(SelectionOptions):
             TARGETS,
             "X1,Y1,X2,Y2",
             "Explain this box, in pixels of the image, instead of the model's predictions; for example a missed "
-            "object. Needs --label; repeatable.",
+            "object. Needs --labels, one for all boxes or one each; repeatable.",
         ),
-    ] = None
-    label: Annotated[
-        list[str] | None,
-        option(TARGETS, "NAME", "Class of the --box, by name or index: one for all boxes, or one each."),
     ] = None
     against: Annotated[
         str | None, option(TARGETS, "NAME", "Explain the difference to this class: why a dog rather than a cat?")
@@ -119,13 +115,13 @@ class ExplainOptions(SelectionOptions):
 
         colormap_code(self.colormap)
         TARGETS.find(self.quantity)
-        boxes, labels = self.boxes, self.label or []
-        if bool(boxes) != bool(labels):
-            raise ValueError("--box and --label go together: a box x1,y1,x2,y2 and the class to explain in it")
+        boxes, labels = self.boxes, self.labels or []
+        if boxes and not labels:
+            raise ValueError("--box needs --labels: a box x1,y1,x2,y2 and the class to explain in it")
         if boxes and len(labels) not in (1, len(boxes)):
-            raise ValueError(f"expected one --label, or one for each of {len(boxes)} boxes; got {len(labels)}")
-        if boxes and (self.classes or self.top_k is not None or self.score_threshold is not None):
-            raise ValueError("--class, --top-k and --score-threshold select predictions; they do not apply to --box")
+            raise ValueError(f"expected one --labels, or one for each of {len(boxes)} boxes; got {len(labels)}")
+        if boxes and (self.top_k is not None or self.score_threshold is not None):
+            raise ValueError("--top-k and --score-threshold select predictions; they do not apply to --box")
 
     def target_options(self, adapter: Adapter) -> dict[str, Any]:
         """Return the arguments of `explain_files` that say what to explain.
@@ -137,15 +133,15 @@ class ExplainOptions(SelectionOptions):
         from detcam.explanation.batch import box_targets
 
         against = None if self.against is None else label_index(adapter.names, self.against)
-        if not self.box:
+        labels = None if self.labels is None else [label_index(adapter.names, name) for name in self.labels]
+        if not self.box or labels is None:
             return {
                 "score_threshold": self.score_threshold,
                 "top_k": self.top_k,
-                "labels": None if self.classes is None else [label_index(adapter.names, name) for name in self.classes],
+                "labels": labels,
                 "quantity": self.quantity,
                 "against": against,
             }
-        labels = [label_index(adapter.names, name) for name in self.label or []]
         labels = labels * len(self.box) if len(labels) == 1 else labels
         return {
             "targets_for": partial(

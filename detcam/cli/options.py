@@ -65,15 +65,6 @@ Method = Annotated[
         "classes. Settings follow a colon: occlusion:grid=32,window=4.",
     ),
 ]
-Quantity = Annotated[
-    str,
-    option(
-        TARGETS,
-        "NAME",
-        "Output to explain: score, logit, objectness, x1, y1, x2, y2, width, height or edges of a box, mask, "
-        "or a registered name.",
-    ),
-]
 TargetLayer = Annotated[
     list[str] | None,
     option(
@@ -182,17 +173,16 @@ class ModelOptions(CommonOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SelectionOptions(ModelOptions):
-    """Options that choose among the model's predictions."""
+class FilterOptions(ModelOptions):
+    """Options that say which of the model's predictions matter."""
 
-    classes: Annotated[
+    labels: Annotated[
         list[str] | None,
         option(
             TARGETS,
             "NAME",
-            "Explain predictions of this class only, by name or index; repeatable. A classifier is explained for "
-            "the class even if another one ranks first.",
-            "--class",
+            "Explain this class only, by name or index; repeatable. A classifier is explained for the class even if "
+            "another one ranks first; an audit counts the errors of the other classes too.",
         ),
     ] = None
     score_threshold: Annotated[
@@ -200,11 +190,26 @@ class SelectionOptions(ModelOptions):
         option(
             TARGETS,
             "0..1",
-            "Minimum score of a prediction. Default: 0.3 for boxes, none for classes and regions.",
+            "Minimum score of a prediction that is explained. Default: 0.3 for boxes, none for classes and regions.",
             min=0,
             max=1,
         ),
     ] = None
+    quantity: Annotated[
+        str,
+        option(
+            TARGETS,
+            "NAME",
+            "Output to explain: score, logit, objectness, x1, y1, x2, y2, width, height or edges of a box, mask, "
+            "or a registered name.",
+        ),
+    ] = "score"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectionOptions(FilterOptions):
+    """Options that choose among the model's predictions."""
+
     top_k: Annotated[
         int | None,
         option(
@@ -215,7 +220,6 @@ class SelectionOptions(ModelOptions):
             min=1,
         ),
     ] = None
-    quantity: Quantity = "score"
 
 
 def parse_size(text: str) -> int | tuple[int, int]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from detcam.adapters import Adapter, adapt
@@ -23,6 +24,7 @@ from detcam.outputs import Target, as_target
 from detcam.results import ImageHeatmaps
 from detcam.targets import with_quantity
 from detcam.utils.console import track
+from detcam.utils.device import on_device
 from detcam.visualize.convert import ImageArray
 
 DEFAULT_SCORE_THRESHOLD = 0.3
@@ -51,6 +53,7 @@ def explain(
     aug_smooth: bool = False,
     eigen_smooth: bool = False,
     batch_size: int | None = None,
+    device: str | torch.device | None = None,
     progress: bool = False,
     **adapter_options: Any,
 ) -> Explanations:
@@ -79,6 +82,8 @@ def explain(
         aug_smooth: Average the heatmaps of six views of the image.
         eigen_smooth: Take the first principal component over the channels instead of their sum.
         batch_size: Images per forward pass; None keeps the method's own number.
+        device: Where the model runs: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``, or ``"auto"``, which is CUDA if
+            available; the model is moved back afterwards. None leaves the model where it is.
         progress: Whether to show a progress bar on stderr.
         **adapter_options: Further arguments of `detcam.adapters.adapt`, such as `names` and `image_size`.
 
@@ -106,24 +111,25 @@ def explain(
     adapter = adapt(model, target_layers=target_layers, **adapter_options)
     if score_threshold is not None:
         adapter = adapter.with_score_threshold(score_threshold)
-    cam = make_cam(adapter, method)
-    if batch_size is not None:
-        if batch_size < 1:
-            raise ValueError(f"expected batch_size of at least 1; got {batch_size}")
-        cam.batch_size = batch_size
     selection = {"score_threshold": score_threshold, "top_k": top_k, "labels": labels, "against": against}
     given = [name for name, value in selection.items() if value is not None] + ["quantity"] * (quantity != "score")
     if targets is not None and given:
         raise ValueError(f"{', '.join(given)}: these select the model's predictions; leave them out with targets=")
     tensors, paths = _read_images(images)
-    results = cam.explain(
-        images if tensors is None else tensors[0] if is_single(images) else tensors,
-        targets,
-        choose=partial(select_targets, adapter, quantity=quantity, **selection),  # type: ignore[arg-type]
-        aug_smooth=aug_smooth,
-        eigen_smooth=eigen_smooth,
-        progress=partial(track, description=cam.name) if progress else None,
-    )
+    with on_device(adapter.model, device):
+        cam = make_cam(adapter, method)
+        if batch_size is not None:
+            if batch_size < 1:
+                raise ValueError(f"expected batch_size of at least 1; got {batch_size}")
+            cam.batch_size = batch_size
+        results = cam.explain(
+            images if tensors is None else tensors[0] if is_single(images) else tensors,
+            targets,
+            choose=partial(select_targets, adapter, quantity=quantity, **selection),  # type: ignore[arg-type]
+            aug_smooth=aug_smooth,
+            eigen_smooth=eigen_smooth,
+            progress=partial(track, description=cam.name) if progress else None,
+        )
     shown = _displayed_input(adapter, images) if tensors is None else [to_uint8(image) for image in tensors]
     is_plain = quantity == "score" and against is None
     smoothing = tuple(name for name, used in (("aug_smooth", aug_smooth), ("eigen_smooth", eigen_smooth)) if used)

@@ -35,6 +35,7 @@ from detcam.models.checkpoints import (
     read_checkpoint,
     state_dict_of,
 )
+from detcam.utils.device import pick_device
 
 ULTRALYTICS_NAME = re.compile(r"(yolo|rtdetr)[\w-]*(\.pt|\.yaml)?", re.IGNORECASE)
 LIBRARIES = ("torchvision", "timm", "smp", "ultralytics")
@@ -45,7 +46,7 @@ def load_model(
     *,
     weights: str | Path | None = None,
     num_classes: int | None = None,
-    device: str | torch.device = "cpu",
+    device: str | torch.device = "auto",
     trust_checkpoint: bool = False,
     names: NamesLike | None = None,
     image_size: int | tuple[int, int] | None = None,
@@ -95,24 +96,6 @@ def load_model(
     if image_size is not None and not _resize_input(built.model, image_size):
         options["image_size"] = image_size
     return adapt(built.model.to(target).eval(), **options)
-
-
-def pick_device(device: str | torch.device) -> torch.device:
-    """Return an available device; ``auto`` is CUDA if available, else the CPU.
-
-    Raises:
-        ValueError: this machine has no such device.
-    """
-    if str(device) == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        target = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f"expected a device such as cpu, cuda, cuda:1, mps or auto; got {str(device)!r}") from error
-    counts = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
-    if (target.index or 0) >= counts.get(target.type, 0):
-        raise ValueError(f"this machine has no device {target} (PyTorch {torch.__version__}); use device cpu or auto")
-    return target
 
 
 def read_names(text: str) -> dict[int, str] | list[str]:

@@ -122,6 +122,14 @@ def test_the_command_prints_the_results(scenes: Path, tmp_path: Path) -> None:
     assert unknown.exit_code == 2 and "CATEGORY=CLASS" in unknown.stderr
 
 
+def test_the_model_is_moved_to_the_device_and_back(scenes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    adapter, moves = adapt(load_demo_detector(), names=DEMO_NAMES), []
+    adapter.model.to = lambda device: moves.append(str(device))  # type: ignore[method-assign, assignment]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    run(adapter, scenes, None, explain=0, explain_missed=0, device="cuda")
+    assert moves == ["cuda", "cpu"]
+
+
 class Killed(Exception):
     """Raised half-way on purpose."""
 

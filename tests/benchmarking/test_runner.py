@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
-from inspect import signature
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -299,13 +298,6 @@ def test_folder_of_another_version_is_refused(tmp_path: Path) -> None:
         compare(images, tmp_path / "out")
 
 
-def test_arguments_agree_with_those_of_explain() -> None:
-    explain, compared = (signature(function).parameters for function in (detcam.explain, benchmark))
-    for name in ("score_threshold", "top_k", "labels", "quantity", "target_layers", "batch_size", "progress"):
-        assert compared[name].default == explain[name].default, name
-        assert compared[name].annotation == explain[name].annotation, name
-
-
 def test_predictions_are_selected_as_in_explain(tmp_path: Path) -> None:
     images = write_scenes(tmp_path, SEEDS[:1])
     (by_name,) = compare(images, labels=["boat"], progress=True).figure_images
@@ -374,7 +366,7 @@ def test_classifier_is_compared_with_a_blob_in_the_middle() -> None:
 
     adapter = adapt(TinyCNN(), image_size=32, target_layers=["conv2"])
     images = [torch.rand(3, 40, 48, generator=torch.Generator().manual_seed(i)) for i in range(2)]
-    found = benchmark(adapter, images, ["gradcam", "layercam"], ["insertion:steps=4", "sparseness"], title="tiny")
+    found = benchmark(adapter, images, ["gradcam", "layercam"], ["insertion:steps=4", "sparseness"], model_name="tiny")
     assert found.reference == "blob in the middle"
     assert found.title == "tiny: 2 predictions in 2 images"
     assert found.row("gradcam").passes > 0.99

@@ -69,7 +69,7 @@ def test_files_match_the_python_api(detcam_command: Command, detector: tuple[str
 
 def test_class_comparison_and_quantity(detcam_command: Command, detector: tuple[str, ...], tmp_path: Path) -> None:
     save_image(tmp_path / "a.png")
-    options = ("--class", "White", "--against", "red", "--quantity", "logit", "--score-threshold", "0", "--top-k", "1")
+    options = ("--labels", "White", "--against", "red", "--quantity", "logit", "--score-threshold", "0", "--top-k", "1")
     code, out, err = detcam_command("explain", "a.png", *detector, *options)
     assert code == 0, err
     (target,) = read_entries(tmp_path / "explanations")[0]["targets"]
@@ -81,7 +81,7 @@ def test_class_comparison_and_quantity(detcam_command: Command, detector: tuple[
 def test_user_boxes(detcam_command: Command, detector: tuple[str, ...], tmp_path: Path) -> None:
     save_image(tmp_path / "a.png")
     code, _, err = detcam_command(
-        "explain", "a.png", *detector, "--box", "10,20,60.5,70", "--box", "0,0,30,30", "--label", "small"
+        "explain", "a.png", *detector, "--box", "10,20,60.5,70", "--box", "0,0,30,30", "--labels", "small"
     )
     assert code == 0, err
     first, second = read_entries(tmp_path / "explanations")[0]["targets"]
@@ -95,7 +95,7 @@ def test_user_box_of_a_segmentation_network(detcam_command: Command, tmp_path: P
     torch.save(model.state_dict(), tmp_path / "w.pth")
     save_image(tmp_path / "a.png", size_hw=(64, 96))
     options = ("--model", "lraspp_mobilenet_v3_large", "--weights", "w.pth", "--names", "road,car,tree")
-    code, _, err = detcam_command("explain", "a.png", *options, "--box", "8,8,40,40", "--label", "car")
+    code, _, err = detcam_command("explain", "a.png", *options, "--box", "8,8,40,40", "--labels", "car")
     assert code == 0, err
     (target,) = read_entries(tmp_path / "explanations")[0]["targets"]
     assert (target["kind"], target["name"], target["quantity"]) == ("MaskTarget", "car", "logit")
@@ -103,7 +103,7 @@ def test_user_box_of_a_segmentation_network(detcam_command: Command, tmp_path: P
 
 def test_classifier(detcam_command: Command, tmp_path: Path) -> None:
     save_image(tmp_path / "a.png")
-    code, out, err = detcam_command("explain", "a.png", *CLASSIFIER, "--class", "tabby", "--class", "282")
+    code, out, err = detcam_command("explain", "a.png", *CLASSIFIER, "--labels", "tabby", "--labels", "282")
     assert code == 0, err
     assert {target["name"] for target in read_entries(tmp_path / "explanations")[0]["targets"]} == {
         "tabby",
@@ -159,7 +159,7 @@ def test_failing_image_does_not_affect_its_batch(
     """A box that lies outside of the small image only."""
     save_image(tmp_path / "in" / "large.png")
     save_image(tmp_path / "in" / "small.png", size_hw=(40, 40))
-    code, out, err = detcam_command("explain", "in", *detector, "--box", "60,50,110,80", "--label", "red")
+    code, out, err = detcam_command("explain", "in", *detector, "--box", "60,50,110,80", "--labels", "red")
     assert code == 1
     assert [entry["name"] for entry in read_entries(tmp_path / "explanations")] == ["large.png"]
     assert "small.png: the box (60.0, 50.0, 110.0, 80.0) lies outside the image, which is 40 x 40 pixels" in err
@@ -225,12 +225,12 @@ def test_similar_warnings_are_printed_once(detcam_command: Command, detector: tu
         (("nowhere.png", *CLASSIFIER), "no file or folder at nowhere.png"),
         (("*.gif", *CLASSIFIER), "no images in *.gif"),
         (("a.png", *CLASSIFIER, "--method", "gradcamm"), "did you mean gradcam"),
-        (("a.png", *CLASSIFIER, "--class", "tabbi"), "no class named 'tabbi'; did you mean tabby"),
+        (("a.png", *CLASSIFIER, "--labels", "tabbi"), "no class named 'tabbi'; did you mean tabby"),
         (("a.png", *CLASSIFIER, "--target-layer", "layer9"), "no layer named 'layer9'"),
-        (("a.png", *CLASSIFIER, "--box", "1,2,3", "--label", "tabby"), "expected --box as four numbers x1,y1,x2,y2"),
-        (("a.png", *CLASSIFIER, "--box", "9,2,3,4", "--label", "tabby"), "x1 < x2"),
-        (("a.png", *CLASSIFIER, "--box", "1,2,3,4"), "--box and --label go together"),
-        (("a.png", *CLASSIFIER, "--box", "1,2,3,4", "--label", "tabby"), "--box is for detectors"),
+        (("a.png", *CLASSIFIER, "--box", "1,2,3", "--labels", "tabby"), "expected --box as four numbers x1,y1,x2,y2"),
+        (("a.png", *CLASSIFIER, "--box", "9,2,3,4", "--labels", "tabby"), "x1 < x2"),
+        (("a.png", *CLASSIFIER, "--box", "1,2,3,4"), "--box needs --labels: a box x1,y1,x2,y2"),
+        (("a.png", *CLASSIFIER, "--box", "1,2,3,4", "--labels", "tabby"), "--box is for detectors"),
         (("a.png", *CLASSIFIER, "--quantity", "love"), "no quantity is named 'love'; expected one of score"),
         (("a.png", *CLASSIFIER, "--colormap", "beige"), "unknown colormap 'beige'"),
         (("a.png", *CLASSIFIER, "--device", "tpu9"), "device"),

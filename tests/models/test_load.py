@@ -22,7 +22,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from detcam.models import timm
 from detcam.models.checkpoints import infer_num_classes
-from detcam.models.load import load_model, pick_device, read_names
+from detcam.models.load import load_model, read_names
 from tests.models.markers import Marker
 
 TINY = "mobilenet_v3_small"
@@ -256,14 +256,6 @@ def test_offline_errors_name_the_remedy(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert "TORCH_HOME" in message and "\n" not in message
     with pytest.raises(ValueError, match="num_classes needs weights="):
         load_model("resnet18", num_classes=3)
-
-
-def test_devices() -> None:
-    assert pick_device("auto").type in ("cpu", "cuda")
-    with pytest.raises(ValueError, match="expected a device such as cpu"):
-        pick_device("gpu")
-    with pytest.raises(ValueError, match="this machine has no device cuda:99"):
-        pick_device("cuda:99")
 
 
 def test_names_come_from_text_and_files(tmp_path: Path) -> None:
