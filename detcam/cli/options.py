@@ -46,8 +46,8 @@ Model = Annotated[
         MODEL,
         "NAME",
         "A torchvision name (fasterrcnn_resnet50_fpn, lraspp_mobilenet_v3_large, resnet50, ...), an ultralytics "
-        "name (yolo11n.pt, rtdetr-l.pt, yolo11n.yaml), timm:NAME, smp:Unet?encoder=resnet34&classes=4, or a file that "
-        "holds a whole model.",
+        "name (yolo11n.pt, rtdetr-l.pt, yolo11n.yaml), timm:NAME, smp:Unet?encoder=resnet34&classes=4, hf:FOLDER or "
+        "hf:NAME for models of transformers, or a file that holds a whole model.",
         "--model",
         "-m",
         show_default=False,
@@ -136,6 +136,15 @@ class ModelOptions(CommonOptions):
             "torchvision detectors.",
         ),
     ] = None
+    prompt: Annotated[
+        list[str] | None,
+        option(
+            MODEL,
+            "TEXT",
+            "What an open-vocabulary model of transformers looks for, such as 'a boat'; repeatable. The prompts are its "
+            "classes.",
+        ),
+    ] = None
     device: Annotated[str, option(MODEL, "NAME", "cpu, cuda, cuda:1, mps, or auto: CUDA if it is available.")] = "auto"
     trust_checkpoint: Annotated[
         bool,
@@ -168,6 +177,7 @@ class ModelOptions(CommonOptions):
             "trust_checkpoint": self.trust_checkpoint,
             "names": None if self.names is None else read_names(self.names),
             "image_size": None if self.image_size is None else parse_size(self.image_size),
+            **({"prompts": self.prompt} if self.prompt else {}),
         }
         return load_model(self.model, **{**given, **options})
 

@@ -1,11 +1,11 @@
-"""Builders of models by name: torchvision, timm, segmentation-models-pytorch and ultralytics."""
+"""Builders of models by name: torchvision, timm, segmentation-models-pytorch, ultralytics and transformers."""
 
 from __future__ import annotations
 
 import inspect
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import torchvision
-from torch import nn
+from torch import Tensor, nn
 
 RANDOM = "none"
 """Value of `weights` for random weights, e.g. to inspect the layers of a model."""
@@ -105,6 +105,32 @@ def build_ultralytics(name: str, num_classes: int | None, pretrained: bool, *, t
     return BuiltModel(ultralytics.create_ultralytics_model(name, num_classes=num_classes, pretrained=pretrained))
 
 
+def build_transformers(
+    name: str,
+    num_classes: int | None,
+    pretrained: bool,
+    *,
+    trust: bool = False,
+    state: Mapping[str, Tensor] | None = None,
+) -> BuiltModel:
+    """Build a model of transformers from a folder or by its name on the hub; its processor is an option of its adapter.
+
+    Args:
+        name: the folder or the name.
+        num_classes: number of classes; None takes that of the configuration.
+        pretrained: whether to load the weights beside the configuration, or `state`.
+        trust: whether weights in pickle files are read as well.
+        state: weights that replace those beside the configuration.
+    """
+    from detcam.models import transformers
+
+    model, processor = transformers.create_transformers_model(
+        name, num_classes=num_classes, pretrained=pretrained, trust=trust, state=state
+    )
+    classes = getattr(model.config, "num_labels", None)
+    return BuiltModel(model, {} if processor is None else {"processor": processor}, classes)
+
+
 def _download_of(name: str) -> Path:
     """The path of published weights of ultralytics: in torchvision's download folder, not in the current folder.
 
@@ -130,6 +156,7 @@ BUILDERS: dict[str, Callable[..., BuiltModel]] = {
     "timm": build_timm,
     "smp": build_smp,
     "ultralytics": build_ultralytics,
+    "hf": build_transformers,
 }
 
 
@@ -175,6 +202,11 @@ def download_help(library: str, name: str, error: OSError) -> str:
 
         file = timm.published_file(timm.create_timm_model(name))
         return f"{begin} On a connected machine download {file}, then pass --weights FILE; {random}"
+    if library == "hf":
+        return (
+            f"{begin} On a connected machine run 'hf download {name}', or copy the repository's files into a folder "
+            f"and pass hf:FOLDER; {random}"
+        )
     return (
         f"{begin} Download {name} from ultralytics' releases on a connected machine, then pass its path as --model "
         f"with --trust-checkpoint, or put it in hub/checkpoints below TORCH_HOME; {random}"

@@ -1,4 +1,4 @@
-"""Loading of models by name (torchvision, timm, segmentation-models-pytorch, ultralytics) or from files."""
+"""Loading of models by name (torchvision, timm, segmentation-models-pytorch, ultralytics, transformers) or files."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from detcam.models.builders import (
     BuiltModel,
     as_downloaded,
     build_torchvision,
+    build_transformers,
     build_ultralytics,
     download_help,
     official_weights,
@@ -38,7 +39,7 @@ from detcam.models.checkpoints import (
 from detcam.utils.device import pick_device
 
 ULTRALYTICS_NAME = re.compile(r"(yolo|rtdetr)[\w-]*(\.pt|\.yaml)?", re.IGNORECASE)
-LIBRARIES = ("torchvision", "timm", "smp", "ultralytics")
+LIBRARIES = ("torchvision", "timm", "smp", "ultralytics", "hf")
 
 
 def load_model(
@@ -57,13 +58,14 @@ def load_model(
     Args:
         name: a torchvision detector, segmentation network or classifier (``fasterrcnn_resnet50_fpn``); an ultralytics
             model (``yolo11n.pt``, ``yolo11n.yaml``); a timm classifier (``timm:tf_efficientnet_lite0``, without prefix
-            if torchvision has no model of that name); ``smp:Unet?encoder=resnet34&classes=4``; or a file with a whole
-            model.
+            if torchvision has no model of that name); ``smp:Unet?encoder=resnet34&classes=4``; a model of transformers
+            as ``hf:FOLDER`` or ``hf:NAME`` on the Hugging Face hub; or a file with a whole model.
         weights: a file with the model's state dict (``.pth``, ``.safetensors``; half precision is converted to
             float32); None takes the published weights, ``"none"`` random weights.
         num_classes: number of classes; None infers it from the weights.
         device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``, or ``auto``, which is CUDA if available, else the CPU.
-        trust_checkpoint: whether code in a file may run, which a whole model requires.
+        trust_checkpoint: whether code in a file may run, which a whole model requires. Of transformers' models, weights
+            in pickle files are then read as well; code beside the weights never runs.
         names: class index to name, or names in class order. Where class 0 of a detector is the background, the list may
             omit it.
         image_size: side of the network's input, or height and width (torchvision's detectors: the shorter side alone);
@@ -139,11 +141,14 @@ def _load(name: str, weights: str | Path | None, num_classes: int | None, trust:
             return _whole_model(Path(rest), trust)  # a file of the user
     random = str(weights) == RANDOM
     if weights is None or random:
-        return _named(library, rest, num_classes, pretrained=not random)
+        extra = {"trust": trust} if library == "hf" else {}
+        return _named(library, rest, num_classes, pretrained=not random, **extra)
     path = Path(weights)
     if library == "ultralytics" and path.is_file() and path.suffix != ".safetensors" and _is_ultralytics(path):
         return _whole_model(path, trust)  # the file contains architecture and class names
     state = state_dict_of(read_checkpoint(path, trust=trust), path)
+    if library == "hf":  # transformers renames weights of earlier versions
+        return build_transformers(rest, num_classes, True, state=state)
     return _from_state_dict(library, rest, path, state, num_classes)
 
 
@@ -157,7 +162,8 @@ def _library(name: str) -> tuple[str, str]:
     if ULTRALYTICS_NAME.fullmatch(name):
         return "ultralytics", name
     if Path(name).suffix in SUFFIXES or "/" in name or "\\" in name:
-        raise ValueError(f"no model file at {name}; check the path")
+        hint = f"; pass hf:{name} for a folder of transformers" if (Path(name) / "config.json").is_file() else ""
+        raise ValueError(f"no model file at {name}{hint or '; check the path'}")
     from detcam.models import timm
 
     try:
@@ -179,17 +185,17 @@ def unknown_model(name: str, timm_names: Sequence[str]) -> str:
     meant = f"did you mean {', '.join(dict.fromkeys(near))}?" if near else "e.g. fasterrcnn_resnet50_fpn, yolo11n.pt."
     also = "" if timm_names else " timm's models need pip install 'detcam[timm]'."
     return (
-        f"no model is called {name!r}; {meant}{also} Others: timm:NAME, smp:Unet?encoder=resnet34&classes=2, or the "
-        "path of a whole model"
+        f"no model is called {name!r}; {meant}{also} Others: timm:NAME, smp:Unet?encoder=resnet34&classes=2, "
+        "hf:FOLDER or hf:NAME of transformers, or the path of a whole model"
     )
 
 
-def _named(library: str, name: str, num_classes: int | None, *, pretrained: bool) -> BuiltModel:
+def _named(library: str, name: str, num_classes: int | None, *, pretrained: bool, **extra: bool) -> BuiltModel:
     """A model with published or random weights."""
     if pretrained and num_classes is not None:
         raise ValueError("num_classes needs weights=; the published weights have a fixed number of classes")
     try:
-        return BUILDERS[library](name, num_classes, pretrained)
+        return BUILDERS[library](name, num_classes, pretrained, **extra)
     except OSError as error:
         if not pretrained:
             raise

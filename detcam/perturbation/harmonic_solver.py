@@ -69,7 +69,9 @@ def harmonic_fill(images: Tensor, removed: Tensor) -> Tensor:
             mask = removed[k].cpu().numpy()
             if mask.sum() <= MAX_FACTORIZED:
                 rows, columns = _window(mask)
-                solution = solve_by_factorization(mask[rows, columns], filled[k, :, rows, columns].double().cpu().numpy())
+                solution = solve_by_factorization(
+                    mask[rows, columns], filled[k, :, rows, columns].double().cpu().numpy()
+                )
             else:
                 solver = solver or Multigrid(filled.shape[-2], filled.shape[-1], filled.shape[1])
                 solution = solver.solve(mask, filled[k].double().cpu().numpy())

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-PACKAGES = {"smp": "segmentation-models-pytorch", "timm": "timm", "ultralytics": "ultralytics"}
+PACKAGES = {
+    "smp": "segmentation-models-pytorch",
+    "timm": "timm",
+    "transformers": "transformers",
+    "ultralytics": "ultralytics",
+}
 
 
 def missing_package_error(extra: str, error: ImportError) -> ImportError:

@@ -47,8 +47,14 @@ SCORE_THRESHOLD = 0.3
 RING = 0.35
 """Width of the ring around a region, relative to the square root of its area."""
 RANDOM_POSITIONS = 2
-CLASS_MAPS = {"couch": "sofa", "airplane": "aeroplane", "dining table": "diningtable", "potted plant": "pottedplant",
-              "motorcycle": "motorbike", "tv": "tvmonitor"}
+CLASS_MAPS = {
+    "couch": "sofa",
+    "airplane": "aeroplane",
+    "dining table": "diningtable",
+    "potted plant": "pottedplant",
+    "motorcycle": "motorbike",
+    "tv": "tvmonitor",
+}
 
 
 @dataclass(frozen=True)
@@ -199,7 +205,9 @@ def main() -> None:
     adapter, network = build(arguments.detector)
     options = {} if arguments.method is None else {"method": arguments.method}
     known = set(adapter.names.values())
-    categories = {each["name"] for each in json.loads((PHOTOGRAPHS / f"{arguments.part}.json").read_text())["categories"]}
+    categories = {
+        each["name"] for each in json.loads((PHOTOGRAPHS / f"{arguments.part}.json").read_text())["categories"]
+    }
     class_map = {name: other for name, other in CLASS_MAPS.items() if name in categories - known}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -242,17 +250,33 @@ def main() -> None:
     print(f"random positions that end it: {kills} of {random}: {kills / max(random, 1):.1%}")
     print(f"median area of the evidence: {statistics.median(areas) if areas else float('nan'):.2%} of the image")
     print(f"said context: {len(context)}, true: {true_context}")
-    print(f"explaining: {explaining:.0f} s, {explaining / max(len(explained), 1) / bare:.1f} bare passes a case "
-          f"(of {bare * 1000:.0f} ms); counted {statistics.mean(case.forward_passes for case in explained):.1f}; all {seconds:.0f} s")
+    print(
+        f"explaining: {explaining:.0f} s, {explaining / max(len(explained), 1) / bare:.1f} bare passes a case "
+        f"(of {bare * 1000:.0f} ms); counted {statistics.mean(case.forward_passes for case in explained):.1f}; all {seconds:.0f} s"
+    )
     print("methods of confirmed cases:", dict(Counter(case.method for case in confirmed)))
     print("verdicts:", dict(Counter(case.verdict for case in explained)))
-    print("not confirmed:", dict(Counter(case.reason.split("(")[0][:60] for case in explained if case.id not in checks)))
+    print(
+        "not confirmed:", dict(Counter(case.reason.split("(")[0][:60] for case in explained if case.id not in checks))
+    )
     if arguments.cases:
         lines = [
-            json.dumps({"id": case.id, "name": case.name, "type": case.type, "score": case.score, "verdict": case.verdict,
-                        "method": case.method, "area": case.evidence_fraction, "reason": case.reason,
-                        "passes": case.forward_passes, "location": case.evidence_location,
-                        "background": case.background_type, "check": checks.get(case.id)})
+            json.dumps(
+                {
+                    "id": case.id,
+                    "name": case.name,
+                    "type": case.type,
+                    "score": case.score,
+                    "verdict": case.verdict,
+                    "method": case.method,
+                    "area": case.evidence_fraction,
+                    "reason": case.reason,
+                    "passes": case.forward_passes,
+                    "location": case.evidence_location,
+                    "background": case.background_type,
+                    "check": checks.get(case.id),
+                }
+            )
             for case in sorted(explained, key=lambda case: -case.score)
         ]
         arguments.cases.write_text("\n".join(lines) + "\n")
