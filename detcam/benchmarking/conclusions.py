@@ -41,7 +41,9 @@ def make_notes(
     """
     notes: list[str] = []
     for metric, sign in signs.items():
-        ranking, is_decided = _describe_best(method_results, rows, metric, sign, resamples=resamples, seed=seed)
+        ranking, is_decided = _describe_best(
+            method_results, rows, metric, sign, references, resamples=resamples, seed=seed
+        )
         notes += ranking
         for reference in references if is_decided else ():
             notes += _compare_with_control(method_results, metric, sign, reference, resamples=resamples, seed=seed)
@@ -49,7 +51,14 @@ def make_notes(
 
 
 def _describe_best(
-    method_results: Sequence[MethodResult], rows: Sequence[Row], metric: str, sign: int, *, resamples: int, seed: int
+    method_results: Sequence[MethodResult],
+    rows: Sequence[Row],
+    metric: str,
+    sign: int,
+    references: Sequence[str],
+    *,
+    resamples: int,
+    seed: int,
 ) -> tuple[list[str], bool]:
     """Describe the best method by a metric; also whether there are enough images to compare methods."""
     scores = {row.name: row.scores for row in rows}
@@ -65,7 +74,13 @@ def _describe_best(
         notes.append(f"{metric}: {join_names(sparse)} {verb} values for too few predictions to be compared.")
     tied = [row.name for row in rows if metric in row.tied and row.name != best.name]
     reached = scores[best.name][metric]
-    sentence = f"{metric}: {best.name} is best with {reached.mean:.3g}"
+    lead = sign * reached.mean
+    better = {name: scores[name][metric].mean for name in references if name in scores}
+    better = {name: mean for name, mean in better.items() if sign * mean > lead}
+    control = max(better, key=lambda name: sign * better[name], default=None)
+    beaten = "" if control is None else f", but the {control} is better with {better[control]:.3g}"
+    kind = "best" if control is None else "the best method"
+    sentence = f"{metric}: {best.name} is {kind} with {reached.mean:.3g}{beaten}"
     if reached.images < MIN_IMAGES:
         notes.append(
             f"{sentence}, on {plural(reached.images, 'image')}: too few to distinguish methods, "
@@ -73,7 +88,9 @@ def _describe_best(
         )
         return notes, False
     if len(compared) == 1:
-        notes.append(f"{metric}: {best.name} reaches {reached.mean:.3g}; there is no other method to compare with.")
+        notes.append(
+            f"{metric}: {best.name} reaches {reached.mean:.3g}{beaten}; there is no other method to compare with."
+        )
     elif tied:
         notes.append(f"{sentence}; the difference to {join_names(tied)} is not significant.")
     else:
@@ -172,7 +189,8 @@ def recommend(rows: Sequence[Row], metric: str, sign: int, reference: str) -> tu
         reason += "; the best, and no other method is as good"
     control = next((row for row in rows if row.name == reference), None)
     if control is not None:
-        reason += f". The {reference} reaches {control.scores[metric].mean:.3g}"
+        mean = control.scores[metric].mean
+        reason += f". The {reference} {'is better with' if sign * (mean - score.mean) > 0 else 'reaches'} {mean:.3g}"
     images = max(row.scores[metric].images for row in candidates)
     if images < MIN_IMAGES:
         reason += f". {plural(images, 'image')} cannot distinguish methods; use at least {MIN_IMAGES}"

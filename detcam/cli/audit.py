@@ -129,7 +129,9 @@ def print_summary(audit: Audit) -> None:
         table.add_row(error_type, str(counts[error_type]), delta_ap, str(len(cases)), confirmed)
     console.print(f"average precision {analysis.average_precision:.3f}\n")
     console.print(table)
-    _print_lines("groups of similar errors, largest delta AP first", [group.sentence for group in audit.groups])
+    for title, is_single in (("groups of similar errors", False), ("single cases", True)):
+        sentences = [group.sentence for group in audit.groups if (len(group) == 1) == is_single]
+        _print_lines(f"{title}, largest delta AP first", sentences)
     for line in audit.issues.summary().splitlines():
         console.print(f"note: {printable(line)}", soft_wrap=True)
     console.print(f"\n{audit.report}  ({audit.seconds:.0f} s)", soft_wrap=True)

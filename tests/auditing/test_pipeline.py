@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from detcam.auditing.case import CaseMaps
 from detcam.auditing.report import ReportWriter
 from detcam.auditing.run_state import FOLDER
 from detcam.auditing.stages import UNREADABLE
+from detcam.cli.audit import print_summary
 from detcam.cli.main import app
 from detcam.demo.model import load_demo_detector
 from detcam.synthetic.harbour import DEMO_NAMES, draw_scene
@@ -120,6 +122,15 @@ def test_the_command_prints_the_results(scenes: Path, tmp_path: Path) -> None:
     assert again.exit_code == 2 and "--resume" in again.stderr
     unknown = CliRunner().invoke(app, [*arguments, "--names", "a,b,c", "--class-map", "boat"])
     assert unknown.exit_code == 2 and "CATEGORY=CLASS" in unknown.stderr
+
+
+def test_terminal_lists_single_cases_apart(whole: Audit, capsys: pytest.CaptureFixture[str]) -> None:
+    group = whole.groups[0]
+    single = replace(group, case_ids=group.case_ids[:1], sentence="one error")
+    print_summary(replace(whole, groups=(group, single)))
+    lines = capsys.readouterr().out.splitlines()
+    at = lines.index("groups of similar errors, largest delta AP first")
+    assert lines[at + 1 : at + 4] == [f"  {group.sentence}", "single cases, largest delta AP first", "  one error"]
 
 
 def test_the_model_is_moved_to_the_device_and_back(scenes: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -120,6 +120,25 @@ def test_notes_name_methods_worse_than_the_filled_box() -> None:
     ]
 
 
+def test_notes_say_where_a_control_beats_the_best_method() -> None:
+    def first_note(found: list[MethodResult], sign: int = 1) -> str:
+        rows = make_rows(found, {"score": sign})
+        controls = ("filled box", "filled box, blurred")
+        return make_notes(found, rows, {"score": sign}, controls, unannotated={}, resamples=500, seed=0)[0]
+
+    found = [result for result in outcomes() if result.name != "slow"]
+    without_quick = [result for result in found if result.name != "quick"]
+    assert first_note(outcomes(), -1).startswith("score: poor is best with 0.2, significantly")
+    beaten = "but the filled box, blurred is better with 0.89"
+    assert first_note(without_quick) == f"score: poor reaches 0.2, {beaten}; there is no other method to compare with."
+    found[0].values["score"][:] = [row - 0.1 for row in found[0].values["score"]]
+    assert first_note(found) == (
+        f"score: quick is the best method with 0.79, {beaten}, significantly better than every other method."
+    )
+    rows = make_rows(without_quick, {"score": 1})
+    assert "The filled box is better with 0.6" in recommend(rows, "score", 1, "filled box")[1]
+
+
 def test_cheapest_of_the_tied_methods_is_recommended() -> None:
     rows = make_rows(outcomes(), {"score": 1})
     pick, reason = recommend(rows, "score", 1, "filled box")

@@ -93,16 +93,22 @@ function evidenceChart() {
 }
 
 function showGroups() {
-  if (!data.groups || !data.groups.length) return;
-  const groups = [...data.groups].sort((a, b) => b.delta_ap - a.delta_ap || a.number - b.number);
+  const groups = [...(data.groups || [])].sort((a, b) => b.delta_ap - a.delta_ap || a.number - b.number);
+  const isSingle = (group) => (group.case_ids || []).length < 2;
+  for (const [title, note, members] of [
+    ["Errors with a common cause", "groups, largest delta AP first", groups.filter((group) => !isSingle(group))],
+    ["Single cases", "explained errors that resemble no other, largest delta AP first", groups.filter(isSingle)],
+  ]) if (members.length) showGroupList(title, note, members);
+}
+
+function showGroupList(title, note, groups) {
   const list = el("ol", {class: "groups"}, groups.slice(0, MAX_GROUPS).map(groupItem));
   const more = groups.length > MAX_GROUPS && el("button", {type: "button", class: "quiet", click: (event) => {
     list.append(...groups.slice(MAX_GROUPS).map(groupItem));
     event.target.remove();
-  }}, "show all " + groups.length + " groups");
+  }}, "show all " + groups.length);
   $("groups").hidden = false;
-  $("groups").append(el("h2", {id: "groups-title"}, "Errors with a common cause"),
-    el("p", {class: "note"}, "groups, largest delta AP first"), list, ...(more ? [more] : []));
+  $("groups").append(el("h2", {}, title), el("p", {class: "note"}, note), list, ...(more ? [more] : []));
 }
 
 function groupItem(group) {

@@ -46,7 +46,7 @@ class ReportSummary:
         classes: Summary of each class.
         category_ids: Class index to category id of the annotation file, for the classes with objects.
         settings: Settings of the audit, by name.
-        groups: Errors with a common cause, largest delta AP first.
+        groups: Explained errors with a common cause, and single cases as groups of one; largest delta AP first.
         cases: All errors.
         issues: Issues with the data, and what was skipped because of them.
         seconds: Duration of the audit.
@@ -105,7 +105,7 @@ class ReportSummary:
             adapter: Family of the adapter.
             iou_threshold: IoU threshold of the analysis.
             cases: All errors of the analysis, explained or not.
-            groups: Errors with a common cause.
+            groups: Explained errors with a common cause, and single cases as groups of one.
             settings: Settings of the audit: strings, numbers, lists, mappings.
             seconds: Duration of the audit.
 

@@ -66,6 +66,19 @@ def test_overview_shows_the_results(look: Open, index: Path, summary: ReportSumm
     until(page, "[...document.querySelectorAll('.group img')].slice(0, 6).every(node => node.naturalWidth > 300)")
 
 
+def test_single_cases_are_apart_from_groups_with_a_common_cause(
+    look: Open, samples: list[SampleImage], summary: ReportSummary, tmp_path: Path
+) -> None:
+    large = next(group for group in summary.groups if len(group) > 1)
+    single = replace(large, number=7, case_ids=large.case_ids[:1], delta_ap=large.delta_ap + 1, sentence="one error")
+    page = look(write(tmp_path / "both", samples, summary_of(samples, groups=(large, single))))
+    assert page.locator("#groups h2").all_inner_texts() == ["Errors with a common cause", "Single cases"]
+    assert page.locator("#groups ol").all_inner_texts()[0].startswith(large.sentence)
+    assert page.locator("#groups ol").all_inner_texts()[1].startswith("one error")
+    page = look(write(tmp_path / "single", samples, summary_of(samples, groups=(single,))))
+    assert page.locator("#groups h2").all_inner_texts() == ["Single cases"]
+
+
 def test_stacked_bars_are_proportional_to_the_counts(look: Open, index: Path, summary: ReportSummary) -> None:
     page = look(index)
     boat = next(item for item in summary.classes if item.name == "boat")
