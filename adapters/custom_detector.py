@@ -8,22 +8,18 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.ops import batched_nms
 from typing_extensions import Unpack
 
 from detcam.adapters.base import AdapterOptions, Batch, DetectorAdapter
-from detcam.adapters.candidates import best_fit
 from detcam.adapters.contract import plain_module
-from detcam.detections import Detections, Source
+from detcam.adapters.decode_probe import deepest_far_layer, observe_decode
+from detcam.adapters.decoded_boxes import Decoded, DecodedOutput, read_decoded
 from detcam.geometry import Geometry
-from detcam.outputs import Candidates, DetectorOutput
-from detcam.targets import DetectionTarget
-from detcam.trace import guarded
-from detcam.utils.hooks import active_hooks
+from detcam.outputs import DetectorOutput
 
 DetectorDecode: TypeAlias = Callable[[Any], "tuple[Tensor, ...]"]
-"""From the model's raw output for a batch to ``(boxes_xyxy, class_scores)`` or ``(boxes_xyxy, class_scores,
-objectness)``: (B, N, 4) in network-input pixels, (B, N, C) in [0, 1] and (B, N) in [0, 1]."""
+"""From the model's raw output for a batch to ``(boxes_xyxy, class_scores)``, (B, N, 4) in network-input pixels and
+(B, N, C) in [0, 1], and optionally objectness (B, N) in [0, 1] and the index (B, N) of each row's candidate, int64."""
 
 
 class CustomDetectorAdapter(DetectorAdapter):
@@ -32,8 +28,11 @@ class CustomDetectorAdapter(DetectorAdapter):
     Args:
         model: from a (B, 3, H, W) input to anything that `decode` understands.
         decode: from the raw output of a batch to ``(boxes_xyxy, class_scores)``: (B, N, 4) in network-input pixels
-            and (B, N, C) in [0, 1], as the detector reports them; optionally a third, objectness (B, N). It must be
-            differentiable. Non-maximum suppression is applied afterwards.
+            and (B, N, C) in [0, 1], as the detector reports them; optionally objectness (B, N), and the int64 index
+            (B, N) of the candidate that each row comes from. It must be differentiable. Non-maximum suppression is
+            applied afterwards. If the network or `decode` sorts, selects or suppresses boxes (found with one pass on
+            noise), a row is another box in another image; a box is then found by that index, or else by overlap and
+            class, and one that is not found has the score 0.
         image_size: (height, width) that every image is stretched to, or one number for both; None keeps its size.
         letterbox: whether to keep the image's aspect ratio and pad it to `image_size` with gray (114/255): True pads
             on both sides, ``"top-left"`` on the right and below, as YOLOX does.
@@ -42,13 +41,15 @@ class CustomDetectorAdapter(DetectorAdapter):
         score_threshold: minimum score of a detection, in [0, 1].
         iou_threshold: overlap above which the weaker of two boxes of a class is suppressed, in [0, 1].
         max_detections: maximum number of detections per image.
-        max_batch_size: maximum number of images per forward pass; 1 for many exported networks, None for any number.
+        max_batch_size: maximum number of images per forward pass; None finds out whether the network takes two.
         **options: `target_layers`, `reshape_transform` and `names`, as in `Adapter`. By default, the target layer is
             the deepest one whose gradient covers half of the image.
 
     Raises:
         TypeError: `model` is not a module, or `decode` does not return tensors (when it is first called).
-        ValueError: `decode` returns tensors of other shapes, or scores outside [0, 1].
+        ValueError: `decode` returns tensors of other shapes, scores outside [0, 1], or boxes that are not corners in
+            pixels of the network's input.
+        RuntimeError: no layer returns a map, or the scores have no gradient.
 
     Example:
         >>> import torch
@@ -93,7 +94,12 @@ class CustomDetectorAdapter(DetectorAdapter):
         self.iou_threshold = iou_threshold
         self.max_detections = max_detections
         self.max_batch_size = max_batch_size
+        self.rows_are_sources = True
         super().__init__(model, **options)
+        behaviour = observe_decode(self, self._noise)
+        self.rows_are_sources = behaviour.rows_are_sources
+        if max_batch_size is None:
+            self.max_batch_size = behaviour.max_batch_size
 
     @classmethod
     def supports(cls, model: object) -> bool:
@@ -103,35 +109,16 @@ class CustomDetectorAdapter(DetectorAdapter):
         """Return the deepest layer whose gradient, for boxes at the image's centre, covers half of the image.
 
         The last layers before a convolutional head only see a box and its surroundings, so a map there cannot show
-        evidence elsewhere. The reach of each layer is measured on a noise image.
+        evidence elsewhere. The reach of each layer is measured on a noise image. If no layer reaches half of the image,
+        the deepest one that reaches half as far as the farthest is taken, with a warning.
         """
+        return [deepest_far_layer(self, self._noise(1))]
+
+    def _noise(self, count: int) -> Batch:
+        """The network's input for seeded noise images of its size."""
         height, width = self.image_size or (224, 224)
         noise = torch.rand((3, height, width), generator=torch.Generator().manual_seed(0))
-        maps: list[tuple[nn.Module, Tensor]] = []
-
-        def record(module: nn.Module, inputs: Any, output: Any) -> None:
-            if isinstance(output, Tensor) and output.ndim == 4 and output.requires_grad and min(output.shape[-2:]) > 1:
-                maps.append((module, output))
-
-        with guarded(self.model, gradients=True):
-            batch = self.prepare([noise])
-            batch.inputs.requires_grad_(True)
-            inner = [module for module in self.model.modules() if module is not self.model]
-            with active_hooks(module.register_forward_hook(record) for module in inner):
-                raw = self.forward(batch)
-            output = CustomOutput(self, tuple(part[0] for part in self._decoded(raw, 1)), batch.geometries[0])
-            if not maps:
-                raise RuntimeError(
-                    "no layer inside the model returns a (B, C, h, w) map; pass target_layers=, for example "
-                    "target_layers=[model] for a model of one layer"
-                )
-            if not output.scores.requires_grad:
-                raise RuntimeError("the scores that decode returns have no gradient; decode must not detach the output")
-            reach = _reach([tensor for _, tensor in maps], output.central_scores(8))
-        for (module, _), fractions in zip(reversed(maps), reversed(reach), strict=True):
-            if min(fractions) > 0 and sorted(fractions)[len(fractions) // 2] >= 0.5:
-                return [module]
-        return [maps[0][0]]
+        return self.prepare([noise] * count)
 
     def group_key(self, image_size_hw: tuple[int, int]) -> Any:
         return 0 if self.image_size else image_size_hw
@@ -166,102 +153,12 @@ class CustomDetectorAdapter(DetectorAdapter):
         return self.preprocess(image) if self.preprocess else image
 
     def outputs(self, raw: object, batch: Batch) -> list[DetectorOutput]:
-        decoded = self._decoded(raw, len(batch.inputs))
-        return [
-            CustomOutput(self, tuple(part[index] for part in decoded), geometry)
-            for index, geometry in enumerate(batch.geometries)
-        ]
+        decoded = self.decoded(raw, len(batch.inputs))
+        return [DecodedOutput(self, decoded.image(index), geometry) for index, geometry in enumerate(batch.geometries)]
 
-    def _decoded(self, raw: Any, count: int) -> tuple[Tensor, ...]:
-        decoded = self.decode(raw)
-        if not isinstance(decoded, (tuple, list)) or len(decoded) not in (2, 3):
-            raise TypeError(
-                "expected decode to return (boxes_xyxy, class_scores) or (boxes_xyxy, class_scores, objectness); "
-                f"got {type(decoded).__name__}"
-            )
-        if not all(isinstance(part, Tensor) for part in decoded):
-            raise TypeError(f"expected decode to return tensors; got {[type(part).__name__ for part in decoded]}")
-        boxes, scores = decoded[0], decoded[1]
-        fits = boxes.ndim == 3 and boxes.shape[-1] == 4 and scores.ndim == 3 and scores.shape[:2] == boxes.shape[:2]
-        fits = fits and (len(decoded) == 2 or decoded[2].shape == boxes.shape[:2]) and len(boxes) == count
-        if not fits:
-            raise ValueError(
-                f"expected decode to return boxes ({count}, N, 4) and class scores ({count}, N, C), and objectness "
-                f"({count}, N) if there is one; got {', '.join(str(tuple(part.shape)) for part in decoded)}"
-            )
-        if not bool(((scores >= 0) & (scores <= 1)).all()):
-            raise ValueError("expected class scores in [0, 1]; apply sigmoid or softmax in decode")
-        return tuple(decoded)
-
-
-class CustomOutput(DetectorOutput):
-    """The decoded candidates of one image."""
-
-    def __init__(self, adapter: CustomDetectorAdapter, decoded: tuple[Tensor, ...], geometry: Geometry) -> None:
-        self.adapter = adapter
-        self.geometry = geometry
-        self.boxes, self.scores = decoded[0], decoded[1]
-        self.objectness = decoded[2] if len(decoded) == 3 else None
-        self.classes = self.scores.shape[-1]
-
-    def _row(self, target: DetectionTarget) -> int:
-        if target.source is not None and 0 <= target.source.anchor < len(self.boxes):
-            return target.source.anchor
-        target_xyxy = self.geometry.boxes_to_input(self.boxes.new_tensor(target.box_xyxy))
-        return best_fit(self.boxes, self.scores[:, target.label], target_xyxy)
-
-    def candidates(self, targets: Sequence[DetectionTarget]) -> Candidates:
-        rows = torch.tensor([self._row(target) for target in targets], device=self.boxes.device)
-        scores = self.scores[rows]
-        return Candidates(
-            self.geometry.boxes_to_image(self.boxes[rows]),
-            scores,
-            torch.logit(scores, eps=1e-6),
-            None if self.objectness is None else self.objectness[rows],
-        )
-
-    def central_scores(self, count: int) -> list[Tensor]:
-        """Return the best class score of each of the `count` candidates nearest the input's centre, as scalars."""
-        height, width = self.geometry.input_size_hw
-        centers = (self.boxes[:, :2] + self.boxes[:, 2:]).detach() / 2
-        distance = (centers - centers.new_tensor([width / 2, height / 2])).norm(dim=1)
-        nearest = distance.argsort(stable=True)[:count]
-        return [self.scores[row].max() for row in nearest.tolist()]
-
-    def source_of(self, target: DetectionTarget) -> Source:
-        return Source("query", anchor=self._row(target))
-
-    @torch.no_grad()
-    def raw_candidates(self, label: int | None = None) -> tuple[Tensor, Tensor]:
-        return self.geometry.clip(self.geometry.boxes_to_image(self.boxes)), self.scores
-
-    @torch.no_grad()
-    def detections(self) -> Detections:
-        adapter = self.adapter
-        scores, labels = self.scores.float().max(1)
-        rows = torch.nonzero(scores >= adapter.score_threshold)[:, 0]
-        boxes = self.geometry.clip(self.geometry.boxes_to_image(self.boxes.float()))
-        rows = rows[(boxes[rows, 2:] > boxes[rows, :2]).all(1)]
-        kept = rows[batched_nms(boxes[rows], scores[rows], labels[rows], adapter.iou_threshold)]
-        kept = kept[: adapter.max_detections]
-        return Detections(
-            boxes[kept].cpu(),
-            labels[kept].cpu(),
-            scores[kept].cpu(),
-            self.geometry.image_size_hw,
-            tuple(Source("query", anchor=row) for row in kept.tolist()),
-            names=adapter.names,
-        )
-
-
-def _reach(layers: Sequence[Tensor], scores: Sequence[Tensor]) -> list[list[float]]:
-    """Return, per layer and score, the fraction of the layer's cells with a nonzero gradient of the score."""
-    fractions: list[list[float]] = [[] for _ in layers]
-    for score in scores:
-        gradients = torch.autograd.grad(score, list(layers), retain_graph=True, allow_unused=True)
-        for row, gradient in zip(fractions, gradients, strict=True):
-            row.append(0.0 if gradient is None else float((gradient != 0).any(1).float().mean()))
-    return fractions
+    def decoded(self, raw: Any, count: int) -> Decoded:
+        """Call `decode` on the raw output of a batch of `count` images, and check the result."""
+        return read_decoded(self.decode(raw), raw, count)
 
 
 detector = CustomDetectorAdapter

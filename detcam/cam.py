@@ -321,7 +321,7 @@ class BaseCAM:
             batch = self.prepare_input(request.batch(adapter, group, view))
             with adapter.trace(batch, gradients=self.uses_gradients) as trace, self.recording(batch) as recorded:
                 raw = adapter.forward(batch)
-            self.outputs = raw
+            self.outputs = trace.output = raw
             outputs = adapter.outputs(raw, batch)
             trace.check_ran()
             detections: Sequence[Detections | None] = [None] * len(group)

@@ -94,8 +94,9 @@ def warn_about_maps(cam: BaseCAM, results: Sequence[ImageHeatmaps], adapter: Ada
     zero_gradients = sum(1 for r in results for reach in r.reach or () if reach.fraction == 0)
     if zero_gradients:
         warn(
-            f"the gradient of {zero_gradients} of {total} is zero everywhere at {layers}: the map is empty. The score "
-            "is saturated (quantity='logit' helps), underflows in half precision, or does not depend on the layer",
+            f"the gradient of {zero_gradients} of {total} is zero everywhere at {layers}: the map is empty. The layer "
+            "has no part in the score (as one pyramid level in boxes of another), or the score is saturated "
+            "(quantity='logit' helps) or underflows in half precision",
             EmptyMapWarning,
         )
     empty = sum(int((r.heatmaps.max(axis=(1, 2)) == 0).sum()) for r in results if len(r.targets)) - zero_gradients

@@ -44,6 +44,10 @@ class Trace:
             tensors as they are.
         replace: Function that replaces the layers' outputs; the replacement is recorded and differentiated. None
             changes nothing.
+
+    Attributes:
+        output: The model's raw output of the pass, set after it: where it depends on the layers, a scalar that does not
+            has a gradient of zero instead of an error. One level of a pyramid has no part in the boxes of the others.
     """
 
     def __init__(
@@ -63,6 +67,7 @@ class Trace:
         self._outputs: list[list[Any]] = [[] for _ in self.layers]
         self._handles: list[Any] = []
         self._held: list[Tensor] | None = None
+        self.output: Any = None
 
     def __enter__(self) -> Trace:
         for index, layer in enumerate(self.layers):
@@ -105,25 +110,46 @@ class Trace:
         return [[map_tensors(output, Tensor.detach) for output in runs] for runs in self._outputs]
 
     def check_depends(self, scalars: Iterable[Tensor]) -> None:
-        """Raise RuntimeError if no scalar depends on any of the layers."""
-        if not any(scalar.requires_grad for scalar in scalars):
+        """Raise RuntimeError if no scalar depends on any of the layers, and neither does the model's output."""
+        if not any(scalar.requires_grad for scalar in scalars) and not self._output_depends():
             raise RuntimeError(self._no_path())
 
     def gradients(self, scalar: Tensor, *, retain_graph: bool) -> list[list[Tensor]]:
         """Return the gradient of a scalar at each layer and level, shaped as `activations`; zero without influence.
 
         Raises:
-            RuntimeError: the scalar does not depend on the layers at all.
+            RuntimeError: neither the scalar nor the model's output depends on the layers.
         """
         held = self.held()
-        if not scalar.requires_grad:
-            raise RuntimeError(self._no_path())
-        gradients = self._scaled_gradients(scalar, held)
-        if gradients is None:
-            gradients = torch.autograd.grad(scalar, held, retain_graph=retain_graph, allow_unused=True)
-        if all(gradient is None for gradient in gradients):
-            raise RuntimeError(self._no_path())
+        gradients: Sequence[Tensor | None] | None = None
+        if scalar.requires_grad:
+            gradients = self._scaled_gradients(scalar, held)
+            if gradients is None:
+                gradients = torch.autograd.grad(scalar, held, retain_graph=retain_graph, allow_unused=True)
+        if gradients is None or all(gradient is None for gradient in gradients):
+            if not self._output_depends():
+                raise RuntimeError(self._no_path())
+            gradients = [None] * len(held)
         return self._by_layer(gradients)
+
+    def _output_depends(self) -> bool:
+        """Whether the autograd graph of the model's output contains a recorded tensor."""
+        held = self.held()
+        leaves = {id(tensor) for tensor in held}
+        nodes = {tensor.grad_fn for tensor in held if tensor.grad_fn is not None}
+        tensors = list(_tensors_in(self.output))
+        if any(id(tensor) in leaves for tensor in tensors):
+            return True
+        stack = [tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None]
+        visited = set(stack)
+        while stack:
+            node = stack.pop()
+            if node in nodes or id(getattr(node, "variable", None)) in leaves:
+                return True
+            parents = [parent for parent, _ in node.next_functions if parent is not None and parent not in visited]
+            visited.update(parents)
+            stack.extend(parents)
+        return False
 
     def _scaled_gradients(self, scalar: Tensor, held: Sequence[Tensor]) -> Sequence[Tensor | None] | None:
         """Return the gradients of a float16 model as float32, scaled in the backward pass so that none underflows.
@@ -148,10 +174,10 @@ class Trace:
             RuntimeError: The scalar does not depend on the layers at all, or an operation has no second derivative.
         """
         held = self.held()
-        if not scalar.requires_grad:
-            raise RuntimeError(self._no_path())
-        first = torch.autograd.grad(scalar, held, create_graph=True, allow_unused=True)
-        if all(gradient is None for gradient in first):
+        first: Sequence[Tensor | None] = [None] * len(held)
+        if scalar.requires_grad:
+            first = torch.autograd.grad(scalar, held, create_graph=True, allow_unused=True)
+        if all(gradient is None for gradient in first) and not self._output_depends():
             raise RuntimeError(self._no_path())
         products: list[Tensor | None] = []
         for tensor, gradient in zip(held, first, strict=True):
@@ -233,6 +259,20 @@ def map_tensors(value: object, function: Callable[[Tensor], Any]) -> Any:
     if isinstance(value, (list, tuple)):
         return type(value)(map_tensors(item, function) for item in value)
     return value
+
+
+def _tensors_in(value: object, depth: int = 4) -> Iterator[Tensor]:
+    """Yield the tensors in nested containers and in the attributes of objects other than modules."""
+    if isinstance(value, Tensor):
+        yield value
+    elif depth and isinstance(value, Mapping):
+        for item in value.values():
+            yield from _tensors_in(item, depth - 1)
+    elif depth and isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _tensors_in(item, depth - 1)
+    elif depth and hasattr(value, "__dict__") and not isinstance(value, (nn.Module, type)):
+        yield from _tensors_in(vars(value), depth - 1)
 
 
 def gradient_magnitude(gradient: Tensor) -> Tensor:

@@ -182,7 +182,7 @@ class _PathIntegral:
             replace=lambda layer, run, output: self.path.point(run, t),
         )
         with trace:
-            raw = adapter.forward(self.run.batch)
+            raw = trace.output = adapter.forward(self.run.batch)
         return trace, adapter.score(adapter.outputs(raw, self.run.batch), self.run.targets)
 
     def add_midpoint(self, t: float, weight: float, contributions: Callable[[Tensor, Tensor], Tensor]) -> None:

@@ -40,7 +40,7 @@ class ShapleyCAM(GradCAM):
         adapter = run.adapter
         with sdpa_kernel(SDPBackend.MATH), _TwiceDifferentiable():
             with adapter.trace(run.batch, gradients=True) as trace:
-                raw = adapter.forward(run.batch)
+                raw = trace.output = adapter.forward(run.batch)
             return super().measure(replace(run, trace=trace, outputs=adapter.outputs(raw, run.batch)))
 
     def differentiate(self, trace: Trace, score: Tensor, *, retain_graph: bool) -> list[Tensor]:

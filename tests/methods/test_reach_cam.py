@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detcam import ConvergenceWarning, HiResCAM, ReachCAM, ReachWarning, adapt
+from detcam import ConvergenceWarning, EmptyMapWarning, HiResCAM, ReachCAM, ReachWarning, adapt
 from detcam.demo.model import load_demo_detector
 from detcam.demo.train import certify_wake
 from detcam.geometry import Geometry, normalize
@@ -218,8 +218,11 @@ def test_layers_have_separate_paths_and_unused_ones_add_nothing() -> None:
     alone = ReachCAM(model, [model.conv1]).explain(IMAGES[:1], target)[0]
     torch.testing.assert_close(torch.as_tensor(both.heatmaps), torch.as_tensor(alone.heatmaps))
     assert float(both.saliency[1].abs().max()) == 0
-    with pytest.raises(RuntimeError, match="does not depend on target layer side"):
+    with pytest.warns(EmptyMapWarning, match="1 of 1 target is zero everywhere at side"):
         ReachCAM(model, [model.side])(IMAGES[:1], [lambda out: out[1].detach()])
+    model.forward = lambda x: TinyCNN.forward(model, x) + 0 * len(model.side(x))  # type: ignore[method-assign]
+    with pytest.raises(RuntimeError, match="does not depend on target layer side"):
+        ReachCAM(model, [model.side])(IMAGES[:1], target)
 
 
 def test_batch_invariance_and_removed_hooks() -> None:
@@ -318,7 +321,7 @@ def test_stages_are_detected_across_shortcuts() -> None:
     assert find_context_layers(adapt(resnet18().eval(), image_size=320)) == ["layer1", "layer2"]
     assert find_context_layers(adapt(resnet18().eval(), image_size=160)) == ["relu", "layer1"]  # 20 cells are too few
     vgg = vgg11(init_weights=False).features.eval()
-    assert find_context_layers(adapt(vgg, image_size=320), count=4) == ["1", "4", "9", "14"]
+    assert find_context_layers(adapt(vgg, image_size=320, target_layers="20"), count=4) == ["1", "4", "9", "14"]
 
 
 def test_reach_warnings_name_given_layers_only() -> None:
