@@ -181,12 +181,10 @@ class Trace:
             raise RuntimeError(self._no_path())
         products: list[Tensor | None] = []
         for tensor, gradient in zip(held, first, strict=True):
-            has_curvature = gradient is not None and gradient.requires_grad
-            products += (
-                torch.autograd.grad(gradient, tensor, tensor.detach(), retain_graph=True, allow_unused=True)
-                if has_curvature
-                else [None]
-            )
+            if gradient is None or not gradient.requires_grad:
+                products.append(None)
+            else:
+                products += torch.autograd.grad(gradient, tensor, tensor.detach(), retain_graph=True, allow_unused=True)
         gradients = [None if gradient is None else gradient.detach() for gradient in first]
         return self._by_layer(gradients), self._by_layer(products)
 
