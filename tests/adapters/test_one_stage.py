@@ -22,8 +22,7 @@ from tests.adapters import torchvision_contract as contract
 from tests.adapters.torchvision_contract import CLASSES, make_images
 
 SMALL: dict[str, Any] = {"score_thresh": 0.0, "detections_per_img": 8, "topk_candidates": 30}
-REFERENCE: dict[str, Any] = {**SMALL, "weights": None, "weights_backbone": None, "num_classes": CLASSES}
-FPN: dict[str, Any] = {**REFERENCE, "min_size": 96, "max_size": 160}
+FPN: dict[str, Any] = {**SMALL, "min_size": 96, "max_size": 160}
 
 
 class Patches(nn.Module):
@@ -72,11 +71,11 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "small_retinanet": small_retinanet,
     "small_fcos": small_fcos,
     "small_ssd": small_ssd,
-    "retinanet_resnet50_fpn": lambda: detection.retinanet_resnet50_fpn(**FPN),
-    "retinanet_resnet50_fpn_v2": lambda: detection.retinanet_resnet50_fpn_v2(**FPN),
-    "fcos_resnet50_fpn": lambda: detection.fcos_resnet50_fpn(**FPN),
-    "ssdlite320_mobilenet_v3_large": lambda: detection.ssdlite320_mobilenet_v3_large(**REFERENCE),
-    "ssd300_vgg16": lambda: detection.ssd300_vgg16(**REFERENCE),
+    "retinanet_resnet50_fpn": lambda: contract.reference("retinanet_resnet50_fpn", **FPN),
+    "retinanet_resnet50_fpn_v2": lambda: contract.reference("retinanet_resnet50_fpn_v2", **FPN),
+    "fcos_resnet50_fpn": lambda: contract.reference("fcos_resnet50_fpn", **FPN),
+    "ssdlite320_mobilenet_v3_large": lambda: contract.reference("ssdlite320_mobilenet_v3_large", **SMALL),
+    "ssd300_vgg16": lambda: contract.reference("ssd300_vgg16", **SMALL),
 }
 SMALL_ONES = ["small_retinanet", "small_fcos", "small_ssd"]
 
@@ -266,8 +265,7 @@ def test_unknown_heads_are_named(family: str) -> None:
 
 
 def test_reference_names_are_cocos() -> None:
-    small = {**FPN, "num_classes": 91}
-    assert adapt(detection.fcos_resnet50_fpn(**small)).names[18] == "dog"
+    assert adapt(detection.fcos_resnet50_fpn(weights=None, weights_backbone=None)).names[18] == "dog"
     assert adapt(build("small_fcos")).names == {}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,6 +16,8 @@ from torchvision.models import detection
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import TwoMLPHead
+from torchvision.models.detection.keypoint_rcnn import KeypointRCNNHeads
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign, box_iou
 
 from detcam import GradCAM, adapt
@@ -28,8 +31,6 @@ from tests.adapters import torchvision_contract as contract
 from tests.adapters.torchvision_contract import CLASSES, make_images
 
 SMALL: dict[str, Any] = {
-    "weights": None,
-    "weights_backbone": None,
     "min_size": 96,
     "max_size": 160,
     "box_score_thresh": 0.0,
@@ -92,9 +93,8 @@ class OwnPredictor(nn.Module):
 def custom(backbone: nn.Module, levels: int, **options: Any) -> FasterRCNN:
     names = [str(level) for level in range(levels)]
     sizes = tuple((16.0 * 2**level,) for level in range(levels))
-    own = {key: value for key, value in SMALL.items() if not key.startswith("weights")}
     arguments = {
-        **own,
+        **SMALL,
         "num_classes": CLASSES,
         "rpn_anchor_generator": AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * levels),
         "box_roi_pool": MultiScaleRoIAlign(names, 5, 2),
@@ -116,11 +116,15 @@ def own_predictor() -> Any:
     return custom(Strided(), 1, num_classes=None, box_head=head, box_predictor=OwnPredictor())
 
 
-def reference(name: str) -> Callable[[], Any]:
-    def build() -> Any:
-        return getattr(detection, name)(**SMALL, num_classes=CLASSES)
+def short_heads(name: str) -> dict[str, Any]:
+    """The mask and the keypoint head with one convolution in place of four and eight."""
+    if name == "maskrcnn_resnet50_fpn":
+        return {"mask_head": MaskRCNNHeads(256, (256,), 1)}
+    return {"keypoint_head": KeypointRCNNHeads(256, (512,))} if name == "keypointrcnn_resnet50_fpn" else {}
 
-    return build
+
+def reference(name: str) -> Any:
+    return contract.reference(name, **SMALL, **short_heads(name))
 
 
 FAMILIES: dict[str, Callable[[], Any]] = {
@@ -128,7 +132,7 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "swin": swin,
     "own_predictor": own_predictor,
     **{
-        name: reference(name)
+        name: partial(reference, name)
         for name in (
             "fasterrcnn_resnet50_fpn",
             "fasterrcnn_resnet50_fpn_v2",

@@ -6,11 +6,15 @@ tip over with the composition of a batch.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
+from torchvision.models import detection
+from torchvision.models.resnet import Bottleneck, ResNet
 
 from detcam import GradCAM, adapt
 from detcam.adapters.base import DetectorAdapter
@@ -32,6 +36,19 @@ def make_images() -> list[Tensor]:
         nn.functional.interpolate(image, size, mode="bicubic")[0].clamp(0, 1).double()
         for image, size in zip(coarse, sizes, strict=True)
     ]
+
+
+def shallow_resnet(**options: Any) -> ResNet:
+    """ResNet with one block per stage in place of ResNet-50. Adapters read the pyramid, not the blocks below it."""
+    return ResNet(Bottleneck, [1, 1, 1, 1], norm_layer=options.get("norm_layer"))
+
+
+def reference(name: str, **options: Any) -> nn.Module:
+    """A detector as torchvision's own function builds it, with random weights and `CLASSES` classes."""
+    function = getattr(detection, name)
+    module = sys.modules[function.__module__]
+    with mock.patch.object(module, "resnet50", shallow_resnet, create="resnet50" not in name):
+        return function(weights=None, weights_backbone=None, num_classes=CLASSES, **options)
 
 
 def spread(model: nn.Module, layers: Sequence[nn.Module], deviation: float, mean: float = 0.0) -> None:

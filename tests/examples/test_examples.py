@@ -394,7 +394,7 @@ def test_metrics_of_good_heatmaps(run: Callable[..., Run], capsys: pytest.Captur
 def test_choose_a_method_prints_a_recommendation_and_its_reason(
     run: Callable[..., Run], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    result = run("choose_a_method", "--methods", "odam,gradcam,reachcam")
+    result = run("choose_a_method", "--methods", "odam,gradcam,reachcam", "--limit", "6")
     printed = capsys.readouterr().out
     name = printed.split("\nRecommended method: ")[1].split()[0]
     assert name == "reachcam"
@@ -402,7 +402,7 @@ def test_choose_a_method_prints_a_recommendation_and_its_reason(
     assert "gradcam (-0." in printed.split("to the filled box (")[0]
     rows = json.loads((result.figure.parent / "benchmark.json").read_text())["rows"]
     assert {"odam", "gradcam", "reachcam", "filled box", "random", "randomcam"} <= {row["method"] for row in rows}
-    assert len(list((result.out / "images").glob("*.png"))) == 12
+    assert len(list((result.out / "images").glob("*.png"))) == 6
 
 
 def test_false_positives_are_traced_to_wakes(run: Callable[..., Run], capsys: pytest.CaptureFixture[str]) -> None:

@@ -124,16 +124,16 @@ def test_kpca_cam(image: Tensor, kernel: str) -> None:
     x = x - x.mean(0)
     positions = len(x)
     k = torch.zeros(positions, positions, dtype=torch.float64)
+    formula = {
+        "sigmoid": lambda u, v: math.tanh(0.3 * float(u @ v) + 1),
+        "rbf": lambda u, v: math.exp(-0.3 * float((u - v).square().sum())),
+        "poly": lambda u, v: (0.3 * float(u @ v) + 1) ** 3,
+        "cosine": lambda u, v: float(u @ v) / float(u.norm() * v.norm()),
+        "linear": lambda u, v: float(u @ v),
+    }[kernel]
     for p in range(positions):
         for q in range(positions):
-            dot = float(x[p] @ x[q])
-            k[p, q] = {
-                "sigmoid": math.tanh(0.3 * dot + 1),
-                "rbf": math.exp(-0.3 * float((x[p] - x[q]).square().sum())),
-                "poly": (0.3 * dot + 1) ** 3,
-                "cosine": dot / float(x[p].norm() * x[q].norm()),
-                "linear": dot,
-            }[kernel]
+            k[p, q] = formula(x[p], x[q])
     ones = torch.full_like(k, 1 / positions)
     values, vectors = torch.linalg.eigh(k - ones @ k - k @ ones + ones @ k @ ones)
     expected = (vectors[:, -1] * values[-1].sqrt()).reshape(a.shape[1:])

@@ -136,7 +136,8 @@ def test_ablation_cam_of_tokens_keeps_the_class_token() -> None:
 @pytest.mark.parametrize("method", [AblationCAM, ScoreCAM, partial(ScoreCAM, top_channels=3), ReciproCAM])
 def test_chunks_change_nothing(method: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     case = example("faster_rcnn")
-    for adapter, layers in ((case.adapter, None), (adapt(example("smp_unet").model), ["decoder.blocks.1"])):
+    unet = adapt(example("smp_unet").model, image_size=64)
+    for adapter, layers in ((case.adapter, None), (unet, ["decoder.blocks.0"])):
         image = case.images[0]
         found = adapter.predict(image)[0].filter(top_k=2)
         cam = method(adapter, layers)

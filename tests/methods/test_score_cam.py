@@ -144,13 +144,20 @@ def test_score_cam_of_some_channels(photos: Path) -> None:
     torch.manual_seed(0)
     model = resnet18().eval()
     image = load_image(photos / "horses.jpg")
-    batch = F.interpolate(image[None], (160, 160), mode="bilinear", antialias=True) * 4 - 2
+    batch = F.interpolate(image[None], (128, 128), mode="bilinear", antialias=True) * 4 - 2
     exact = ScoreCAM(model, [model.layer4[-1]]).explain(batch)[0]
     some = ScoreCAM(model, [model.layer4[-1]], top_channels=64).explain(batch)[0]
     both = torch.stack([torch.as_tensor(exact.heatmaps).flatten(), torch.as_tensor(some.heatmaps).flatten()])
-    assert float(torch.corrcoef(both)[0, 1]) > 0.98
-    every = ScoreCAM(model, [model.layer4[-1]], top_channels=512).explain(batch)[0]
-    torch.testing.assert_close(torch.as_tensor(every.heatmaps), torch.as_tensor(exact.heatmaps))
+    assert float(torch.corrcoef(both)[0, 1]) > 0.98, "0.971 where the other channels' scores are left out"
+
+
+def test_score_cam_of_as_many_channels_as_there_are() -> None:
+    model = TinyCNN()
+    exact = ScoreCAM(model, ["conv2"]).explain(IMAGES, TARGETS)
+    for count in (5, 99):
+        every = ScoreCAM(model, ["conv2"], top_channels=count).explain(IMAGES, TARGETS)
+        for one, other in zip(every, exact, strict=True):
+            torch.testing.assert_close(one.saliency[0], other.saliency[0])
     with pytest.raises(ValueError, match="top_channels"):
         ScoreCAM(model, top_channels=0)
 
