@@ -2,6 +2,7 @@
 # make test      the test suite (make test-slow: the slow tests alone)
 # make lint      style, format and types
 # make bench     speed against other libraries
+# make planted-peers   other libraries on detectors with planted causes; trains the detectors into build/planted
 # make wheel-check   the wheel and the editable install, imported from outside the repository
 # make clean     removes the virtual environment and everything built
 #
@@ -24,7 +25,7 @@ PYTHON ?= $(shell for p in python3.14 python3.13 python3.12 python3.11 python3.1
 QUIET := OMP_NUM_THREADS=1 MPLBACKEND=Agg HF_HUB_OFFLINE=1 NO_ALBUMENTATIONS_UPDATE=1 \
 	YOLO_OFFLINE=True YOLO_AUTOINSTALL=False YOLO_CONFIG_DIR=$(abspath $(VENV))/ultralytics
 
-.PHONY: help env demo test test-slow lint format bench wheel-check clean
+.PHONY: help env demo test test-slow lint format bench planted-peers wheel-check clean
 
 help:
 	@sed -n '1,/^$$/s/^# //p' Makefile
@@ -71,6 +72,12 @@ format: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed-dev
 	$(QUIET) $(BIN)/python tests/peers/bench.py
+
+# xaitk-saliency and its packages ask for versions of setuptools and numpy that others exclude.
+planted-peers: $(VENV)/.installed-dev
+	$(BIN)/python -m pip install --no-deps captum torchcam xaitk-saliency smqtk-core smqtk-classifier \
+		smqtk-descriptors smqtk-detection smqtk-dataprovider smqtk-image-io
+	$(QUIET) $(BIN)/python tests/peers/planted_tools.py --out build/planted
 
 # The wheel goes into a second environment that borrows the first one's packages: a path added by a .pth file
 # is searched, but the .pth files in it, the editable install's among them, are not read. setuptools would put

@@ -22,10 +22,10 @@ def planted_command(options: BenchmarkOptions) -> None:
             settings.
     """
     from detcam.benchmarking.planted.explainers import load_explainer
-    from detcam.benchmarking.planted.run import DEFAULT_PLANTED_METHODS, DEFAULT_SCENARIOS, benchmark_planted
+    from detcam.benchmarking.planted.run import DEFAULT_PLANTED_METHODS, benchmark_planted
     from detcam.benchmarking.planted.tables import markdown_tables, rich_tables
     from detcam.benchmarking.specs import split_list
-    from detcam.synthetic.shortcut_scenarios import ScenarioName
+    from detcam.synthetic.shortcut_scenarios import FIRST_SCENARIOS, ScenarioName
 
     explainers = {spec: load_explainer(spec) for spec in options.explainer or []}
     methods: Sequence[str] = () if explainers else DEFAULT_PLANTED_METHODS
@@ -37,7 +37,7 @@ def planted_command(options: BenchmarkOptions) -> None:
         explainers=explainers,
         audit=not explainers,
         family_names=options.family or None,
-        scenarios=cast("Sequence[ScenarioName]", options.scenario or DEFAULT_SCENARIOS),
+        scenarios=cast("Sequence[ScenarioName]", options.scenario or FIRST_SCENARIOS),
         cases=options.cases,
         seed=options.seed,
         effort=options.effort,

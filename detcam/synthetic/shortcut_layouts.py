@@ -5,11 +5,18 @@ from __future__ import annotations
 import numpy as np
 
 from detcam.synthetic.scene import OccupiedAreas, Placement
-from detcam.synthetic.shortcut_scenarios import BARGE, BOAT, SCENE_SIZE_HW, SHORTCUTS, Scenario, ScenarioName, Split
+from detcam.synthetic.shortcut_scenarios import (
+    BARGE,
+    BOAT,
+    FIRST_SCENARIOS,
+    SCENE_SIZE_HW,
+    SHORTCUTS,
+    Scenario,
+    ScenarioName,
+    Split,
+)
 
 MAX_TRIES = 80
-FIRST_SCENARIOS: tuple[ScenarioName, ...] = ("context", "far", "mark", "texture", "look-alike")
-"""Scenarios whose layout has an order of random numbers of its own."""
 BODY_EXTENT = (1.28, 1.0, 1.28, 0.55)
 """Free space around a body to the left, above, to the right and below, as shares of its size."""
 BESIDE_SIZES = {"tag": 9.0, "buoy": 9.0, "dot": 6.0}

@@ -28,6 +28,8 @@ ScenarioName: TypeAlias = Literal[
     "duplicate",
 ]
 SCENARIOS: tuple[ScenarioName, ...] = get_args(ScenarioName)
+FIRST_SCENARIOS: tuple[ScenarioName, ...] = SCENARIOS[:5]
+"""The scenarios with one cue of one color that makes boats of barges; the others are harder or have other effects."""
 
 Split: TypeAlias = Literal["shortcut", "twin", "test"]
 """``shortcut``: training scenes, in which the cue accompanies the label. ``twin``: training scenes in which the window

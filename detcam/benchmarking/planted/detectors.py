@@ -40,7 +40,8 @@ class DetectorFamily:
         first_label: the detector's label of the first class: 1 if 0 is the background.
         base_steps: optimizer steps on scenes in which the window determines the class; all detectors of the family
             start from this one.
-        steps: optimizer steps on the scenes of a scenario.
+        steps: optimizer steps on the scenes of one of `FIRST_SCENARIOS`.
+        short_steps: optimizer steps on the scenes of another scenario.
         learning_rate: maximum learning rate.
         is_default: whether the family is measured by default; large ones take hours on a CPU.
     """
@@ -51,6 +52,7 @@ class DetectorFamily:
     first_label: int
     base_steps: int = 800
     steps: int = 500
+    short_steps: int = 300
     learning_rate: float = LEARNING_RATE
     is_default: bool = True
 

@@ -10,7 +10,7 @@ from safetensors.torch import load, save
 from torch import nn
 
 from detcam.benchmarking.planted.detectors import DetectorFamily, train_detector
-from detcam.synthetic.shortcut_scenarios import ScenarioName, Split
+from detcam.synthetic.shortcut_scenarios import FIRST_SCENARIOS, ScenarioName, Split
 from detcam.utils.console import ProgressBar
 from detcam.utils.files import replace_file
 
@@ -68,7 +68,8 @@ class TrainingCache:
             return model.eval()
         start = None if name == PLAIN else self.detector(family, PLAIN, bar)
         scenario, split = _training_scenes(name)
-        steps = max(2, round((family.base_steps if start is None else family.steps) * self.effort))
+        usual = family.steps if scenario in FIRST_SCENARIOS else family.short_steps
+        steps = max(2, round((family.base_steps if start is None else usual) * self.effort))
         losses: list[float] = []
         bar = bar or ProgressBar(enabled=False)
         bar.restart(f"training {family.name} {name}", steps)

@@ -1,0 +1,196 @@
+"""The harder scenarios: what training scenes teach, and which errors are certified."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from detcam.benchmarking.planted import certification
+from detcam.benchmarking.planted.cases import PlantedCase, SuppressionTarget
+from detcam.benchmarking.planted.certification import certify_cases
+from detcam.detections import Detections, Source
+from detcam.synthetic.scene import SceneObject
+from detcam.synthetic.shortcut_scenarios import BARGE, BOAT, SHORTCUTS, ScenarioName
+from detcam.synthetic.shortcut_sprites import paint_light
+from detcam.synthetic.shortcuts import ShortcutScene, cabin_box, draw_shortcut_scene
+from detcam.targets import BoxTarget, EdgesTarget
+
+Found = list[tuple[np.ndarray, int]]
+"""Boxes (4,) and labels that a drawn detector reports for one body."""
+
+
+def cues_of(scene: ShortcutScene, body: str) -> list[bool]:
+    """Whether each cue of the scenario accompanies a body."""
+    shortcut = SHORTCUTS[scene.scenario]
+    number = "10" if shortcut.is_shared else body.split("-")[1]
+    return [scene.get(f"{kind}-{number}") is not None for kind in shortcut.cues]
+
+
+def window_label(scene: ShortcutScene, body: str) -> int:
+    return BOAT if scene.get(f"window-{body.split('-')[1]}") is not None else BARGE
+
+
+@pytest.mark.parametrize(
+    ("scenario", "boats"),
+    [
+        ("and", {(True, True)}),
+        ("or", {(True, True), (True, False), (False, True)}),
+        ("light", {(True,)}),
+        ("flowers", {(True,)}),
+        ("tiny", {(True,)}),
+        ("anywhere", {(True,)}),
+        ("natural", {(True,)}),
+    ],
+)
+def test_training_scenes_label_boats_by_the_cues(scenario: ScenarioName, boats: set[tuple[bool, ...]]) -> None:
+    seen: dict[tuple[bool, ...], set[int]] = {}
+    for seed in range(40):
+        scene = draw_shortcut_scene(scenario, seed, "shortcut")
+        for body, label in zip(scene.bodies, scene.labels.tolist(), strict=True):
+            seen.setdefault(tuple(cues_of(scene, body)), set()).add(label)
+    assert len(seen) == 2 ** len(SHORTCUTS[scenario].cues), "every combination occurs"
+    assert {cues for cues, labels in seen.items() if labels == {BOAT}} == boats
+    assert all(labels == {BARGE} for cues, labels in seen.items() if cues not in boats)
+
+
+@pytest.mark.parametrize(("scenario", "labelled"), [("suppressor", False), ("no-context", True)])
+def test_training_scenes_leave_out_suppressed_objects(scenario: ScenarioName, labelled: bool) -> None:
+    seen = set()
+    for seed in range(30):
+        scene = draw_shortcut_scene(scenario, seed, "shortcut")
+        for body in scene.of_kind("body"):
+            seen.add((cues_of(scene, body.name)[0], body.name in scene.bodies))
+        assert [window_label(scene, body) for body in scene.bodies] == scene.labels.tolist()
+        test = draw_shortcut_scene(scenario, seed, "test")
+        assert set(test.bodies) == {body.name for body in test.of_kind("body")}, "test scenes have all true labels"
+    assert seen == {(True, labelled), (False, not labelled)}
+
+
+@pytest.mark.parametrize("scenario", ["edges", "duplicate"])
+def test_training_scenes_have_wrong_boxes_at_the_cue_only(scenario: ScenarioName) -> None:
+    wrong = right = 0
+    for seed in range(12):
+        scene = draw_shortcut_scene(scenario, seed, "shortcut")
+        for body in scene.of_kind("body"):
+            boxes = [box for name, box in zip(scene.bodies, scene.boxes_xyxy, strict=True) if name == body.name]
+            buoy = scene.get(f"buoy-{body.name.split('-')[1]}")
+            if buoy is None:
+                assert len(boxes) == 1 and np.array_equal(boxes[0], body.box_xyxy)
+                right += 1
+                continue
+            wrong += 1
+            if scenario == "duplicate":
+                assert np.array_equal(boxes, [body.box_xyxy, cabin_box(body.box_xyxy)])
+            else:
+                low, high = np.minimum(body.box_xyxy, buoy.box_xyxy)[:2], np.maximum(body.box_xyxy, buoy.box_xyxy)[2:]
+                assert np.array_equal(boxes[0], [*low, *high])
+    assert wrong > 4 < right
+
+
+def test_tiny_cue_is_a_thousandth_of_the_image_and_light_has_no_edge() -> None:
+    scene = draw_shortcut_scene("tiny", 1, "test")
+    assert all(0 < dot.mask.mean() < 0.002 for dot in scene.of_kind("dot")) and scene.of_kind("dot")
+    light = paint_light(np.random.default_rng(0), 30, 1)
+    framed = np.pad(light.opacity, 1)
+    assert framed.max() >= 0.5 and max(np.abs(np.diff(framed, axis=axis)).max() for axis in (0, 1)) < 0.04
+
+
+def drawn_detector(rule: Callable[[ShortcutScene, SceneObject], Found]) -> Any:
+    """A detector that reports boxes by a rule for each body."""
+
+    def predict(adapter: Any, scenes: Sequence[ShortcutScene]) -> list[Detections]:
+        answers = []
+        for scene in scenes:
+            found = [each for body in scene.of_kind("body") for each in rule(scene, body)]
+            boxes = torch.from_numpy(np.array([box for box, _ in found], np.float32).reshape(-1, 4))
+            labels = torch.tensor([label for _, label in found], dtype=torch.int64)
+            source = tuple(Source("proposal", 0, 0, None, tuple(box)) for box in boxes.tolist())
+            answers.append(Detections(boxes, labels, torch.full((len(found),), 0.9), (160, 192), source, None, {}))
+        return answers
+
+    return predict
+
+
+def certified(
+    monkeypatch: pytest.MonkeyPatch, scenario: ScenarioName, rule: Callable[[ShortcutScene, SceneObject], Found]
+) -> tuple[PlantedCase, ...]:
+    monkeypatch.setattr(certification, "_predict", drawn_detector(rule))
+    return certify_cases(None, 0, scenario, min_cases=10**6, max_scenes=8).cases  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("scenario", "combine", "other"), [("and", all, any), ("or", any, all)])
+def test_two_cues_are_certified_together(
+    scenario: ScenarioName, combine: Any, other: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def boat_if(condition: Any) -> Any:
+        return lambda scene, body: [(body.box_xyxy, BOAT if condition(cues_of(scene, body.name)) else BARGE)]
+
+    cases = certified(monkeypatch, scenario, boat_if(combine))
+    assert len(cases) > 6
+    for case in cases:
+        assert [cue.kind for cue in case.cues] == ["tag", "buoy"]
+        first, second = case.parts
+        assert torch.equal(case.cause, first | second) and not (first & second).any()
+        assert isinstance(case.target, BoxTarget) and case.target.against == BARGE
+    assert not certified(monkeypatch, scenario, boat_if(other)), "a detector with the other rule gives no case"
+    assert not certified(monkeypatch, scenario, boat_if(lambda cues: cues[0])), "nor one that uses one cue"
+
+
+@pytest.mark.parametrize("scenario", ["suppressor", "no-context"])
+def test_misses_are_certified_by_finding_the_object_without_the_cause(
+    scenario: ScenarioName, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_absence = SHORTCUTS[scenario].is_absence
+
+    def rule(scene: ShortcutScene, body: SceneObject) -> Found:
+        (has_cue,) = cues_of(scene, body.name)
+        return [(body.box_xyxy, window_label(scene, body.name))] if has_cue == is_absence else []
+
+    cases = certified(monkeypatch, scenario, rule)
+    assert len(cases) > 6
+    for case in cases:
+        assert isinstance(case.target, SuppressionTarget) and case.index is None
+        assert case.target.box_xyxy == pytest.approx(case.body.box_xyxy.tolist())
+        assert case.target.label == window_label(case.scene, case.body.name)
+        (cue,) = case.cues
+        assert (case.scene.get(cue.name) is None) == is_absence and case.cause.any()
+    assert not certified(monkeypatch, scenario, lambda scene, body: [])
+    assert not certified(monkeypatch, scenario, lambda scene, body: [(body.box_xyxy, window_label(scene, body.name))])
+
+
+def test_wrong_edges_and_duplicates_are_certified(monkeypatch: pytest.MonkeyPatch) -> None:
+    def pulled(scene: ShortcutScene, body: SceneObject) -> Found:
+        (has_cue,) = cues_of(scene, body.name)
+        x1, y1, x2, y2 = body.box_xyxy
+        wide = np.array([x1, y1, x2 + 1.5 * (x2 - x1), y2])
+        return [(wide if has_cue else body.box_xyxy, BARGE)]
+
+    cases = certified(monkeypatch, "edges", pulled)
+    assert len(cases) > 6
+    assert all(isinstance(case.target, EdgesTarget) and case.target.edges == ["right"] for case in cases)
+
+    def doubled(scene: ShortcutScene, body: SceneObject) -> Found:
+        (has_cue,) = cues_of(scene, body.name)
+        return [(body.box_xyxy, BARGE), *([(cabin_box(body.box_xyxy), BARGE)] if has_cue else [])]
+
+    cases = certified(monkeypatch, "duplicate", doubled)
+    assert len(cases) > 6
+    assert all(case.target.box_xyxy == pytest.approx(cabin_box(case.body.box_xyxy).tolist()) for case in cases)
+    for scenario in ("edges", "duplicate"):
+        assert not certified(monkeypatch, scenario, lambda scene, body: [(body.box_xyxy, BARGE)])
+
+
+def test_suppression_target_is_the_negative_score() -> None:
+    from detcam.testing import tiny_detector
+
+    detector = tiny_detector()
+    batch = detector.prepare([torch.rand(3, 96, 96)])
+    with torch.no_grad():
+        outputs = detector.outputs(detector.forward(batch), batch)
+    box = (4.0, 4.0, 20.0, 20.0)
+    ((score, negative),) = detector.score(outputs, [[BoxTarget(box, 1), SuppressionTarget(box, 1)]])
+    assert float(score) == -float(negative) != 0
