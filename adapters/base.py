@@ -88,7 +88,7 @@ class Adapter(ABC):
         reshape_transform: the user's transform, or None where it is inferred for each input size (`reshape_for`).
         names: class index to name; may be incomplete or empty.
         mean: per channel, the mean that `prepare` subtracts from pixels in [0, 1]; None where inputs are not
-            normalised by the adapter or the normalisation is unknown. Used to display a batch given as a tensor.
+            normalized by the adapter or the normalization is unknown. Used to display a batch given as a tensor.
         std: per channel, the standard deviation that `prepare` divides by; None together with `mean`.
         max_batch_size: maximum number of images per forward pass; None where the model takes any number.
         layer_prefix: name of the network in the module that was given to `adapt`, if it is a wrapper.

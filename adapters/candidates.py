@@ -1,4 +1,4 @@
-"""Selection of a target's candidate, by overlap and score or by the centre of its source."""
+"""Selection of a target's candidate, by overlap and score or by the center of its source."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def best_fit(boxes_xyxy: Tensor, class_scores: Tensor, target_xyxy: Tensor) -> i
         target_xyxy: (4,) the target's box.
 
     Returns:
-        The index; if no candidate overlaps the box, that of the candidate with the nearest centre.
+        The index; if no candidate overlaps the box, that of the candidate with the nearest center.
     """
     boxes = boxes_xyxy.detach().float()
     target = target_xyxy.detach().float()[None]
@@ -30,8 +30,8 @@ def best_fit(boxes_xyxy: Tensor, class_scores: Tensor, target_xyxy: Tensor) -> i
 
 
 def nearest_source(sources_xy: Tensor, source: Source) -> int:
-    """Return the index of the cell or anchor centre (N, 2), image pixels, nearest to a source's centre."""
+    """Return the index of the cell or anchor center (N, 2), image pixels, nearest to a source's center."""
     if source.center_xy is None:
-        raise ValueError(f"source {source} has no centre; it was made by another kind of detector")
+        raise ValueError(f"source {source} has no center; it was made by another kind of detector")
     center = sources_xy.new_tensor(source.center_xy)
     return int((sources_xy - center).square().sum(1).argmin())

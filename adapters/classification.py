@@ -37,7 +37,7 @@ class FixedSizeAdapter(Adapter, abstract=True):
     """Base class for networks that take images of one size.
 
     The whole image is resized to `image_size`, without keeping its aspect ratio, so that every pixel can be explained
-    (a centre crop would hide the borders), and normalised. A (B, C, H, W) tensor is taken as it is.
+    (a center crop would hide the borders), and normalized. A (B, C, H, W) tensor is taken as it is.
 
     Args:
         model: the network.

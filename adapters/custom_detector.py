@@ -37,7 +37,7 @@ class CustomDetectorAdapter(DetectorAdapter):
         letterbox: whether to keep the image's aspect ratio and pad it to `image_size` with gray (114/255): True pads
             on both sides, ``"top-left"`` on the right and below, as YOLOX does.
         preprocess: from one (3, H, W) RGB image in [0, 1] at input size to the network's input, such as a
-            normalisation or a swap of channels; None leaves the image as it is.
+            normalization or a swap of channels; None leaves the image as it is.
         score_threshold: minimum score of a detection, in [0, 1].
         iou_threshold: overlap above which the weaker of two boxes of a class is suppressed, in [0, 1].
         max_detections: maximum number of detections per image.
@@ -96,17 +96,17 @@ class CustomDetectorAdapter(DetectorAdapter):
         self.max_batch_size = max_batch_size
         self.rows_are_sources = True
         super().__init__(model, **options)
-        behaviour = observe_decode(self, self._noise)
-        self.rows_are_sources = behaviour.rows_are_sources
+        behavior = observe_decode(self, self._noise)
+        self.rows_are_sources = behavior.rows_are_sources
         if max_batch_size is None:
-            self.max_batch_size = behaviour.max_batch_size
+            self.max_batch_size = behavior.max_batch_size
 
     @classmethod
     def supports(cls, model: object) -> bool:
         return False  # the output of an unknown detector needs a decode function
 
     def default_target_layers(self) -> Sequence[nn.Module]:
-        """Return the deepest layer whose gradient, for boxes at the image's centre, covers half of the image.
+        """Return the deepest layer whose gradient, for boxes at the image's center, covers half of the image.
 
         The last layers before a convolutional head only see a box and its surroundings, so a map there cannot show
         evidence elsewhere. The reach of each layer is measured on a noise image. If no layer reaches half of the image,

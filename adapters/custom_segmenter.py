@@ -36,7 +36,7 @@ class CustomSegmentationAdapter(SegmentationAdapter):
     """Explains any segmentation network by one function that finds its logits; also named `segmenter`.
 
     Args:
-        model: from a normalised (B, 3, H, W) input to anything that `decode` understands.
+        model: from a normalized (B, 3, H, W) input to anything that `decode` understands.
         decode: from the raw output of a batch to logits (B, C, h, w), of any resolution, over the whole input; None
             accepts a tensor, ``.logits``, or a mapping with ``"out"`` or ``"logits"``. One channel is the logit of the
             foreground. Where the network ends in a sigmoid or softmax, found with one pass on noise, the maps are its

@@ -28,7 +28,7 @@ _REORDERING = ("sort", "argsort", "msort", "topk", "nonzero", "masked_select", "
 
 
 @dataclass(frozen=True)
-class DecodeBehaviour:
+class DecodeBehavior:
     """What `observe_decode` found.
 
     Attributes:
@@ -55,7 +55,7 @@ class _Operations(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def observe_decode(adapter: CustomDetectorAdapter, noise: Callable[[int], Batch]) -> DecodeBehaviour:
+def observe_decode(adapter: CustomDetectorAdapter, noise: Callable[[int], Batch]) -> DecodeBehavior:
     """Run a custom detector and its decode function on noise.
 
     Args:
@@ -74,12 +74,12 @@ def observe_decode(adapter: CustomDetectorAdapter, noise: Callable[[int], Batch]
             continue  # an export of fixed batch size; else an error that the first call reports
         is_hidden = bool(decoded.scores.numel()) and not decoded.scores.requires_grad  # computed outside of PyTorch
         reorders = not operations.names.isdisjoint(_REORDERING)
-        return DecodeBehaviour(not (reorders or is_hidden), 1 if count == 1 else None)
-    return DecodeBehaviour()
+        return DecodeBehavior(not (reorders or is_hidden), 1 if count == 1 else None)
+    return DecodeBehavior()
 
 
 def deepest_far_layer(adapter: CustomDetectorAdapter, batch: Batch) -> nn.Module:
-    """Return the deepest layer whose gradient, for boxes at the image's centre, covers half of a noise image.
+    """Return the deepest layer whose gradient, for boxes at the image's center, covers half of a noise image.
 
     Raises:
         RuntimeError: no layer returns a map, or the scores have no gradient.
@@ -117,7 +117,7 @@ def deepest_far_layer(adapter: CustomDetectorAdapter, batch: Batch) -> nn.Module
     best = max(medians)
     if not best:
         raise RuntimeError(
-            "the scores of boxes at the centre of a noise image have no gradient at any layer (they are saturated, or "
+            "the scores of boxes at the center of a noise image have no gradient at any layer (they are saturated, or "
             "the layers take no part in all of them), so that no default layer can be found; pass target_layers="
         )
     needed = MIN_REACH if best >= MIN_REACH else best / 2

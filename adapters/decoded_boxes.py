@@ -122,7 +122,7 @@ def check_boxes(boxes: Tensor, input_size_hw: tuple[int, int]) -> None:
     if inverted > MAX_INVERTED * len(boxes):
         raise ValueError(
             f"expected boxes as corners x1, y1, x2, y2; {inverted} of {len(boxes)} have x2 <= x1 or y2 <= y1. Convert "
-            "them in decode: torchvision.ops.box_convert(boxes, 'xywh', 'xyxy'), or 'cxcywh' for centres"
+            "them in decode: torchvision.ops.box_convert(boxes, 'xywh', 'xyxy'), or 'cxcywh' for centers"
         )
 
 
@@ -177,7 +177,7 @@ class DecodedOutput(DetectorOutput):
         )
 
     def central_scores(self, count: int) -> list[Tensor]:
-        """Return the best class score of each of the `count` candidates nearest the input's centre, as scalars."""
+        """Return the best class score of each of the `count` candidates nearest the input's center, as scalars."""
         height, width = self.geometry.input_size_hw
         centers = (self.boxes[:, :2] + self.boxes[:, 2:]).detach() / 2
         distance = (centers - centers.new_tensor([width / 2, height / 2])).norm(dim=1)

@@ -53,7 +53,7 @@ class Shortlist:
 class DenseAdapter(TorchvisionDetector, abstract=True):
     """Base class for detectors with one prediction per anchor and pyramid level.
 
-    The source of a detection is its level, anchor index and anchor centre. The head runs for that anchor alone, on the
+    The source of a detection is its level, anchor index and anchor center. The head runs for that anchor alone, on the
     window of the map in its receptive field; where the head is not local, on the whole level of the detection.
 
     Attributes:
@@ -322,5 +322,5 @@ class DenseOutput(DetectorOutput):
 
 
 def _centers(boxes_xyxy: Tensor) -> Tensor:
-    """Return the centres (N, 2) of boxes (N, 4)."""
+    """Return the centers (N, 2) of boxes (N, 4)."""
     return (boxes_xyxy[:, :2] + boxes_xyxy[:, 2:]) / 2

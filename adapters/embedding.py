@@ -169,7 +169,7 @@ def embed(
 
     Args:
         model: an `EmbeddingAdapter`, or a module, which is passed to `embedder`.
-        images: one image or a list of them, or a normalised (B, C, H, W) tensor, as in a method's call.
+        images: one image or a list of them, or a normalized (B, C, H, W) tensor, as in a method's call.
         batch_size: number of images per forward pass; None takes 16.
 
     Returns:

@@ -23,7 +23,7 @@ class GridCells:
         geometry: the position of the image on the input.
 
     Attributes:
-        points: (A, 2) float64, centres of the cells, input pixels, on the CPU.
+        points: (A, 2) float64, centers of the cells, input pixels, on the CPU.
         steps: (A, 2) float64, width and height of each cell, input pixels, on the CPU.
     """
 

@@ -61,7 +61,7 @@ class RetinaNetAdapter(_FpnAdapter):
 class FCOSAdapter(_FpnAdapter):
     """Explains any `torchvision.models.detection.FCOS`.
 
-    A class score is the geometric mean of class probability and centre-ness; the latter is the objectness.
+    A class score is the geometric mean of class probability and center-ness; the latter is the objectness.
     """
 
     family = "torchvision FCOS"
@@ -82,7 +82,7 @@ class FCOSAdapter(_FpnAdapter):
         return predictions["bbox_ctrness"][..., 0].sigmoid()
 
     def run_head(self, level: int, feature: Tensor, *, boxes: bool) -> HeadOutput:
-        predictions: dict[str, Tensor] = self.model.head([feature])  # centre-ness is computed by the regression head
+        predictions: dict[str, Tensor] = self.model.head([feature])  # center-ness is computed by the regression head
         return predictions
 
     def decode(self, regression: Tensor, anchors: Tensor) -> Tensor:

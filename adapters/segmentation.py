@@ -25,8 +25,8 @@ from detcam.targets import MaskTarget
 class SegmentationAdapter(Adapter, abstract=True):
     """Base class for semantic segmentation networks: (B, C, h, w) logits, one detection per class that is present.
 
-    An image keeps its size unless `image_size` is given, and is padded below and on the right with the mean colour to
-    a multiple of `multiple` pixels. A (B, C, H, W) tensor is taken as already resized and normalised.
+    An image keeps its size unless `image_size` is given, and is padded below and on the right with the mean color to
+    a multiple of `multiple` pixels. A (B, C, H, W) tensor is taken as already resized and normalized.
 
     One channel is the logit of the foreground, class 1, present where its sigmoid exceeds 0.5. Several channels are
     exclusive classes (argmax of the logits resized to the image), or independent ones (sigmoid above 0.5) with
@@ -67,13 +67,13 @@ class SegmentationAdapter(Adapter, abstract=True):
     ) -> None:
         self.image_size = _checked_size(image_size)
         super().__init__(model, **options)
-        declared_mean, declared_std = self.default_normalisation()
+        declared_mean, declared_std = self.default_normalization()
         self.mean = tuple(declared_mean if mean is None else mean)
         self.std = tuple(declared_std if std is None else std)
         self.multilabel = self.default_multilabel() if multilabel is None else multilabel
         self.background = _background(self.names) if background == "auto" else background
 
-    def default_normalisation(self) -> tuple[Sequence[float], Sequence[float]]:
+    def default_normalization(self) -> tuple[Sequence[float], Sequence[float]]:
         """Return the mean and standard deviation per channel, of pixels in [0, 1]."""
         return IMAGENET_MEAN, IMAGENET_STD
 

@@ -77,13 +77,13 @@ class SmpAdapter(SegmentationAdapter):
             return [_producer(seen, deepest, infer_reshape(encoder, size))]
         return [decoder]
 
-    def default_normalisation(self) -> tuple[Sequence[float], Sequence[float]]:
+    def default_normalization(self) -> tuple[Sequence[float], Sequence[float]]:
         encoder: Any = self.model.encoder
         stored = getattr(getattr(encoder, "model", None), "pretrained_cfg", None)
         if not stored:
             stored = _stored_with_weights(getattr(self.model, "config", None) or {})
         if not stored:
-            logger.info("the encoder does not store the normalisation of its input; using ImageNet's mean and std")
+            logger.info("the encoder does not store the normalization of its input; using ImageNet's mean and std")
         return stored.get("mean", IMAGENET_MEAN), stored.get("std", IMAGENET_STD)
 
     def default_multilabel(self) -> bool:
@@ -144,7 +144,7 @@ def _fixed_size(encoder: Any) -> tuple[int, int] | None:
 
 
 def _stored_with_weights(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The normalisation of a pretrained encoder's input, from the local cache of its weights; never downloads."""
+    """The normalization of a pretrained encoder's input, from the local cache of its weights; never downloads."""
     from huggingface_hub import try_to_load_from_cache
     from segmentation_models_pytorch.encoders import encoders
 

@@ -16,7 +16,7 @@ from detcam.adapters.windows import max_reach
 class SSDAdapter(DenseAdapter):
     """Explains any `torchvision.models.detection.ssd.SSD`; scores are a softmax, column 0 is background.
 
-    SSD moves an object's features to the centre of its box on the way to the coarse maps, so maps of the default layers
+    SSD moves an object's features to the center of its box on the way to the coarse maps, so maps of the default layers
     show the cell of a detection rather than the part of the object. For the part, use a layer inside
     ``backbone.features``, before the first map.
     """

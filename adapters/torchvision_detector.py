@@ -41,7 +41,7 @@ class TorchvisionDetector(DetectorAdapter, abstract=True):
         ============  ===========  =====================  ===================
 
         The pyramid does not depend on the backbone's architecture, and only the level of a box takes part. It cannot
-        show distant context: its gradient reaches 3 to 17 percent of the image (all of it where the head normalises
+        show distant context: its gradient reaches 3 to 17 percent of the image (all of it where the head normalizes
         over the map), that of an earlier layer most of it. GradCAM and GradCAM++ average their weights over the map and
         mark every object of a class, at any layer: 0.03 to 0.22 of the map in the box. For one box, use ODAM, HiResCAM
         or LayerCAM.

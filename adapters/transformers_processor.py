@@ -20,7 +20,7 @@ class Prepared:
     """One image as the network takes it.
 
     Attributes:
-        pixel_values: (C, h, w), normalised.
+        pixel_values: (C, h, w), normalized.
         pixel_mask: (h, w), 1 on the image and 0 on padding; None where the processor returns none.
         geometry: position of the image on the input.
     """
@@ -46,22 +46,22 @@ class ImagePreparation:
 
     @cached_property
     def mean(self) -> tuple[float, ...] | None:
-        """The mean that the processor subtracts from pixels in [0, 1], or None if it does not normalise."""
-        return self._normalisation("image_mean")
+        """The mean that the processor subtracts from pixels in [0, 1], or None if it does not normalize."""
+        return self._normalization("image_mean")
 
     @cached_property
     def std(self) -> tuple[float, ...] | None:
-        """The standard deviation that the processor divides by, or None if it does not normalise."""
-        return self._normalisation("image_std")
+        """The standard deviation that the processor divides by, or None if it does not normalize."""
+        return self._normalization("image_std")
 
-    def _normalisation(self, name: str) -> tuple[float, ...] | None:
+    def _normalization(self, name: str) -> tuple[float, ...] | None:
         values = getattr(self.processor, name, None) if getattr(self.processor, "do_normalize", True) else None
         return None if values is None else tuple(float(value) for value in values)
 
     def geometry(self, image_size_hw: tuple[int, int]) -> Geometry:
         """Return the position of an image of a given size on the input.
 
-        The processor is run on an image whose values are its coordinates, without normalisation, so that any
+        The processor is run on an image whose values are its coordinates, without normalization, so that any
         combination of resize, padding and crop is measured as it is.
         """
         if image_size_hw not in self._geometries:

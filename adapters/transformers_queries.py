@@ -75,7 +75,7 @@ class ChosenTokens(TorchFunctionMode):
 
 
 def corners(boxes: Tensor) -> Tensor:
-    """Return x1, y1, x2, y2 of boxes (..., 4) given by centre, width and height."""
+    """Return x1, y1, x2, y2 of boxes (..., 4) given by center, width and height."""
     center, size = boxes.split(2, -1)
     return torch.cat([center - size / 2, center + size / 2], -1)
 

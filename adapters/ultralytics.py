@@ -36,7 +36,7 @@ class UltralyticsDetector(DetectorAdapter, abstract=True):
     """Base class of the detectors: letterbox, layers before the head, and thresholds.
 
     Images are prepared as `YOLO.predict` prepares a single image: scaled to fit `image_size`, then padded with
-    grey 114 to the next multiple of the stride (a rectangle, not a square). RT-DETR stretches them to a square.
+    gray 114 to the next multiple of the stride (a rectangle, not a square). RT-DETR stretches them to a square.
 
     Args:
         model: a `YOLO` or `RTDETR` object, or the module inside one.
@@ -233,7 +233,7 @@ class UltralyticsAdapter(UltralyticsDetector):
         """Return the anchors that become detections.
 
         Args:
-            boxes: (A, 4) centre, width, height, input pixels.
+            boxes: (A, 4) center, width, height, input pixels.
             scores: (A, C).
             angles: (A, 1) of rotated boxes, radians.
 
@@ -266,7 +266,7 @@ class UltralyticsAdapter(UltralyticsDetector):
 
 
 def _reach(branch: nn.Module) -> int | None:
-    """Return `reach`, where ultralytics' `Conv` counts as its convolution, normalisation and activation in sequence."""
+    """Return `reach`, where ultralytics' `Conv` counts as its convolution, normalization and activation in sequence."""
     total = 0
     for module in branch.modules():
         if next(module.children(), None) is not None and "Conv" in class_names(module):

@@ -27,7 +27,7 @@ from detcam.geometry import Geometry
 class UltralyticsClassificationAdapter(ClassificationAdapter):
     """YOLO classifiers. Explains the logits; scores are the softmax, as the model reports them.
 
-    Images are resized by their shorter side and cropped at the centre, as `YOLO.predict` does.
+    Images are resized by their shorter side and cropped at the center, as `YOLO.predict` does.
 
     Args:
         model: a `YOLO` object, or the module inside one.
@@ -81,7 +81,7 @@ class UltralyticsClassificationAdapter(ClassificationAdapter):
         return Batch(inputs.to(self.device, self.dtype), tuple(self._geometry(size) for size in sizes))
 
     def _geometry(self, size_hw: tuple[int, int]) -> Geometry:
-        """The geometry of resizing and centre crop; the parts of the image outside the crop are not on the input."""
+        """The geometry of resizing and center crop; the parts of the image outside the crop are not on the input."""
         target = self.transforms.transforms[0].size
         if isinstance(target, int):
             short = min(size_hw)

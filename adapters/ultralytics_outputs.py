@@ -201,7 +201,7 @@ class YoloOutput(DetectorOutput):
         """The output of all A cells, detached.
 
         Returns:
-            boxes (A, 4), centre and size in input pixels; angles (A, 1) or None; scores (A, C); extra (A, E) or None.
+            boxes (A, 4), center and size in input pixels; angles (A, 1) or None; scores (A, C); extra (A, E) or None.
         """
         with torch.no_grad():
             levels = self.raw.levels
@@ -215,7 +215,7 @@ class YoloOutput(DetectorOutput):
             return self._decode(boxes, torch.arange(len(boxes)), angles), angles, scores.sigmoid(), extra
 
     def _decode(self, raw: Tensor, numbers: Tensor, angles: Tensor | None) -> Tensor:
-        """Centre and size (K, 4), input pixels, of raw boxes (K, 4 R) at cells (K,)."""
+        """Center and size (K, 4), input pixels, of raw boxes (K, 4 R) at cells (K,)."""
         points = self.cells.points[numbers].to(raw)
         strides = self.cells.steps[numbers, :1].to(raw)
         before, after = (self.head.dfl(raw.T.contiguous()[None])[0].T * strides).split(2, 1)
@@ -227,7 +227,7 @@ class YoloOutput(DetectorOutput):
         return torch.cat([points + shift, before + after], 1)
 
     def _to_image(self, boxes_xywh: Tensor, angles: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Boxes (K, 4) and corners (K, 4, 2) of rotated ones, image pixels, from centre and size, input pixels."""
+        """Boxes (K, 4) and corners (K, 4, 2) of rotated ones, image pixels, from center and size, input pixels."""
         center, size = boxes_xywh.split(2, 1)
         if angles is None:
             return self.geometry.boxes_to_image(torch.cat([center - size / 2, center + size / 2], 1)), None
@@ -246,7 +246,7 @@ class YoloOutput(DetectorOutput):
         points, strides = self.cells.points[numbers].to(raw), self.cells.steps[numbers].to(raw)
         values = raw.view(len(raw), *self.head.kpt_shape)
         xy = values[..., :2]
-        # Distances from the cell's centre (YOLO26) or, doubled, from its corner.
+        # Distances from the cell's center (YOLO26) or, doubled, from its corner.
         shift = xy if "kpts_head" in self.adapter.branch else xy * 2 - 0.5
         xy = points[:, None] + shift * strides[:, None]
         xy = self.geometry.clip(self.geometry.boxes_to_image(torch.cat([xy, xy], -1)))[..., :2]
@@ -254,7 +254,7 @@ class YoloOutput(DetectorOutput):
         return torch.cat([xy, seen], -1)
 
     def _prototype_cells(self, box_xyxy: Sequence[float], height: int, width: int) -> tuple[slice, slice]:
-        """Rows and columns of the prototypes whose centres lie in a box; at least one of each."""
+        """Rows and columns of the prototypes whose centers lie in a box; at least one of each."""
         x1, y1, x2, y2 = self.geometry.boxes_to_input(torch.tensor(box_xyxy, dtype=torch.float64)).tolist()
         slices = []
         for low, high, cells, side in ((y1, y2, height, 0), (x1, x2, width, 1)):

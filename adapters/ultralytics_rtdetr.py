@@ -24,7 +24,7 @@ class DecoderOutput:
     """RT-DETR's output.
 
     Attributes:
-        boxes: (B, Q, 4) centre, width, height, in units of the input's sides.
+        boxes: (B, Q, 4) center, width, height, in units of the input's sides.
         logits: (B, Q, C) class logits.
         tokens: (B, Q) index of the encoder's token from which each query starts, over all levels.
         grids: height and width of each level in tokens.
@@ -113,7 +113,7 @@ class QueryOutput(DetectorOutput):
         return detections[(inside[:, 2:] > inside[:, :2]).all(1).nonzero()[:, 0].cpu()]
 
     def _to_image(self, boxes: Tensor) -> Tensor:
-        """Boxes (K, 4), image pixels, from centre and size in units of the input's sides."""
+        """Boxes (K, 4), image pixels, from center and size in units of the input's sides."""
         height, width = self.geometry.input_size_hw
         center, size = (boxes * boxes.new_tensor([width, height, width, height])).split(2, 1)
         return self.geometry.boxes_to_image(torch.cat([center - size / 2, center + size / 2], 1))

@@ -32,7 +32,7 @@ def reach(head: nn.Module) -> int | None:
     """Return the radius of a head's receptive field in cells, or None where it may be the whole map.
 
     The radius is an upper bound: the sum over the head's convolutions, as if all were in sequence. Modules other than
-    stride-1 "same" convolutions and pointwise layers, such as group normalisation or a custom module, may see the
+    stride-1 "same" convolutions and pointwise layers, such as group normalization or a custom module, may see the
     whole map.
     """
     total = 0

@@ -103,7 +103,7 @@ class BaseCAM:
     covers_receptive_field: bool = False
     """Whether gradients at the target layers cover the network's receptive field; then no `ReachWarning` is issued."""
     rectified: ClassVar[bool] = True
-    """Whether negative saliency is set to 0 before the map is normalised."""
+    """Whether negative saliency is set to 0 before the map is normalized."""
 
     def __init_subclass__(cls, *, abstract: bool = False, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -216,7 +216,7 @@ class BaseCAM:
         """Compute heatmaps for targets.
 
         Args:
-            input_tensor: One image or a list of them (see `detcam.data.images.ImageLike`), or an already normalised
+            input_tensor: One image or a list of them (see `detcam.data.images.ImageLike`), or an already normalized
                 (B, C, H, W) tensor; a tuple of tensors for a model with several inputs, the image first.
             targets: None (the top class, or every detection), one target per image, a list of targets per image, or
                 `Detections`, one per image.

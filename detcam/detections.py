@@ -31,7 +31,7 @@ class Source:
         level: Index of the pyramid level.
         anchor: Index of the anchor at that cell, or of the query or candidate; -1 if it is unknown, which stands for
             the candidate that fits the target's box best.
-        center_xy: Centre of the anchor or cell, original image pixels.
+        center_xy: Center of the anchor or cell, original image pixels.
         box_xyxy: The proposal, original image pixels.
     """
 

@@ -101,7 +101,7 @@ def factorize(
         features: Per image, per level (C, h, w) with the same channels.
         geometries: Per image, its position on the network's input; cells on padding are ignored.
         n_components: Number of concepts.
-        seed: Seed of the initialisation.
+        seed: Seed of the initialization.
         max_iter: Maximum number of iterations.
     """
     from sklearn.decomposition import NMF  # a slow import
@@ -153,7 +153,7 @@ class DeepFeatureFactorization:
         reshape_transform: Function from the layer's output to (B, C, h, w); None infers it.
         computation_on_concepts: A function of the concepts (K, C), such as a classifier's last layer; None computes
             nothing.
-        seed: Seed of the initialisation.
+        seed: Seed of the initialization.
         max_iter: Maximum number of iterations.
 
     Attributes:
@@ -195,7 +195,7 @@ class DeepFeatureFactorization:
         """Factorize the features of one image, or of several together.
 
         Args:
-            input_tensor: One image or a list of them (see `detcam.data.images.ImageLike`), or an already normalised
+            input_tensor: One image or a list of them (see `detcam.data.images.ImageLike`), or an already normalized
                 (B, C, H, W) tensor.
             n_components: Number of concepts.
             model_kwargs: Keyword arguments for the model.
@@ -312,7 +312,7 @@ def run_dff_on_image(
     n_components: int = 5,
     top_k: int = 2,
 ) -> ImageArray:
-    """Draw an image beside its concepts, labelled by a classifier's last layer, as in `pytorch_grad_cam`.
+    """Draw an image beside its concepts, labeled by a classifier's last layer, as in `pytorch_grad_cam`.
 
     Args:
         model: As in `DeepFeatureFactorization`; class names come from its ``config.id2label``, if it has one.

@@ -78,7 +78,7 @@ class Geometry:
     def to_image(self, maps: Tensor) -> Tensor:
         """Resize maps from a feature map's grid to image pixels, undoing padding and scale.
 
-        Bilinear with half-pixel centres and clamped borders; for an image that fills the input it equals
+        Bilinear with half-pixel centers and clamped borders; for an image that fills the input it equals
         ``F.interpolate(mode="bilinear", align_corners=False)``. It takes two small matrix products, one per axis.
 
         Args:
@@ -107,7 +107,7 @@ class Geometry:
 
 
 def normalize(maps: Tensor) -> Tensor:
-    """Min-max normalise each map of (N, h, w) to [0, 1]; a constant map becomes 0."""
+    """Min-max normalize each map of (N, h, w) to [0, 1]; a constant map becomes 0."""
     flat = maps.flatten(1)
     low, high = flat.amin(1)[:, None, None], flat.amax(1)[:, None, None]
     span = high - low
@@ -115,7 +115,7 @@ def normalize(maps: Tensor) -> Tensor:
 
 
 def _cell_coordinates(maps: Tensor, geometry: Geometry, axis: int) -> Tensor:
-    """Return the centres of the image pixels in cells of the map, along an axis (0 rows, 1 columns)."""
+    """Return the centers of the image pixels in cells of the map, along an axis (0 rows, 1 columns)."""
     xy = 1 - axis
     pixels = torch.arange(geometry.image_size_hw[axis], device=maps.device, dtype=torch.float64) + 0.5
     position = pixels * geometry.scale_xy[xy] + geometry.offset_xy[xy]

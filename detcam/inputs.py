@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from detcam.data.images import ImageLike
 
 Images: TypeAlias = "ImageLike | Sequence[ImageLike] | tuple[Any, ...]"
-"""One image, a list of images, a normalised (B, C, H, W) tensor, or a tuple of such a tensor and further inputs."""
+"""One image, a list of images, a normalized (B, C, H, W) tensor, or a tuple of such a tensor and further inputs."""
 
 Targets: TypeAlias = "Target | Detections | Sequence[Target | Detections | Sequence[Target]] | None"
 """Targets of a call: one per image, a list per image, `Detections`, or None for the model's own predictions."""
@@ -37,7 +37,7 @@ class Request:
 
     Attributes:
         images: (C, H, W) tensors in [0, 1]; empty if `tensor` is given.
-        tensor: The user's normalised (B, C, H, W) batch, or None.
+        tensor: The user's normalized (B, C, H, W) batch, or None.
         targets: Per image a list of targets; None stands for the model's own predictions.
         detections: The detections that the targets belong to, or None.
         choose: Selects the predictions to explain and makes their targets; None explains all.
@@ -98,7 +98,7 @@ class Request:
 def displayable_images(adapter: Adapter, inputs: Tensor) -> Tensor:
     """Return a network's input as images (B, C, H, W) in [0, 1].
 
-    The adapter's normalisation is undone; if it is not known, each image is stretched to the range.
+    The adapter's normalization is undone; if it is not known, each image is stretched to the range.
     """
     images = inputs.detach().float().cpu()
     mean, std = adapter.mean, adapter.std
@@ -130,7 +130,7 @@ def read_request(adapter: Adapter, images: Images, targets: Targets, model_kwarg
         if 0 in images.shape:
             raise ValueError(f"expected a batch of at least one image with pixels; got shape {tuple(images.shape)}")
         if not images.is_floating_point():
-            raise TypeError(f"expected a float batch, normalised for the model; got {images.dtype}")
+            raise TypeError(f"expected a float batch, normalized for the model; got {images.dtype}")
         check_finite(images, "input tensor")
         request = Request(tensor=images.detach(), extra_inputs=extra, model_kwargs=kwargs)
         single = False

@@ -74,8 +74,8 @@ def find_target_layers(
 
     The search fails if more maps follow the layer, on parallel branches, than precede it.
 
-    If a normalisation layer takes the layer's tokens as its input, as at the start of a transformer block, the
-    normalisation layer is returned: it has the same cells, with all channels on one scale.
+    If a normalization layer takes the layer's tokens as its input, as at the start of a transformer block, the
+    normalization layer is returned: it has the same cells, with all channels on one scale.
 
     Args:
         model: A classifier or feature extractor.
@@ -322,10 +322,10 @@ def declared_prefix_tokens(model: nn.Module) -> int | None:
 
 
 def last_axis_channels(model: nn.Module) -> frozenset[int]:
-    """Return the channel counts of a model's channels-last maps: normalised there, no input of a convolution."""
+    """Return the channel counts of a model's channels-last maps: normalized there, no input of a convolution."""
     modules = list(model.modules())
-    normalised = {m.normalized_shape[-1] for m in modules if isinstance(m, nn.LayerNorm)}
-    return frozenset(normalised - {m.in_channels for m in modules if isinstance(m, nn.Conv2d)})
+    normalized = {m.normalized_shape[-1] for m in modules if isinstance(m, nn.LayerNorm)}
+    return frozenset(normalized - {m.in_channels for m in modules if isinstance(m, nn.Conv2d)})
 
 
 def vit_reshape_transform(tensor: Tensor, height: int = 14, width: int = 14) -> Tensor:

@@ -248,7 +248,7 @@ def values_of(scalars: Sequence[Sequence[Tensor]]) -> list[list[float]]:
 def combine_levels(levels: Sequence[Tensor], geometry: Geometry, *, rectified: bool = True) -> Tensor:
     """Combine the raw maps of one image into heatmaps.
 
-    Each level is normalised over the cells that lie on the image, and resized; their mean is normalised again.
+    Each level is normalized over the cells that lie on the image, and resized; their mean is normalized again.
 
     Args:
         levels: Per level, (N, h, w) signed saliency over the network's input.

@@ -92,7 +92,7 @@ class Trace:
 
     def _hold(self, tensor: Tensor) -> Tensor:
         if tensor.is_quantized:
-            raise TypeError("a target layer returned a quantised tensor; explain the float model instead")
+            raise TypeError("a target layer returned a quantized tensor; explain the float model instead")
         if not tensor.is_floating_point() or not self.wants_gradients or tensor.requires_grad:
             return tensor
         return tensor.detach().requires_grad_(True)

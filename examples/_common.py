@@ -1,18 +1,18 @@
-"""Helpers of several examples: crops of drawn harbours, and the training of a small network on them."""
+"""Helpers of several examples: crops of drawn harbors, and the training of a small network on them."""
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
-from detcam.synthetic.harbour import draw_scene
+from detcam.synthetic.harbor import draw_scene
 
 NAMES = ["boat", "buoy", "gull", "water"]
 MEAN, STD = [0.5] * 3, [0.25] * 3
 SIZE = 64
 
 
-def harbour_crops(scenes=30):
-    """Return normalised crops (N, 3, 64, 64) of one object or of water, and their classes (N,) as indices of NAMES."""
+def harbor_crops(scenes=30):
+    """Return normalized crops (N, 3, 64, 64) of one object or of water, and their classes (N,) as indices of NAMES."""
     crops, classes = [], []
     rng = np.random.default_rng(0)
     for scene in (draw_scene(seed, demo=False) for seed in range(scenes)):

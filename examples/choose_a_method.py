@@ -1,6 +1,6 @@
 """Which method suits this model and these images? A benchmark with controls and a recommendation.
 
-    python examples/choose_a_method.py                                                 # offline: drawn harbours
+    python examples/choose_a_method.py                                                 # offline: drawn harbors
     python examples/choose_a_method.py --images street/ --weights published --limit 20
     python examples/choose_a_method.py --images cells/ --weights my_cells.pth --names RBC,WBC
 
@@ -15,22 +15,22 @@ from faster_rcnn import load_detector
 
 import detcam
 from detcam.benchmarking.specs import split_list
-from detcam.synthetic.harbour import draw_scene
+from detcam.synthetic.harbor import draw_scene
 from detcam.visualize.overlay import save_image
 
 METHODS = "odam,gradcam,layercam,reachcam,eigencam"
 
 
-def draw_harbours(folder, count):
+def draw_harbors(folder, count):
     folder.mkdir(parents=True, exist_ok=True)
     for seed in range(count):
-        save_image(folder / f"harbour-{seed:02}.png", draw_scene(seed).image)
+        save_image(folder / f"harbor-{seed:02}.png", draw_scene(seed).image)
     return folder
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", help="folder of images; default: drawn harbours")
+    parser.add_argument("--images", help="folder of images; default: drawn harbors")
     parser.add_argument("--weights", help="a .pth or .safetensors file, or 'published' (may download)")
     parser.add_argument("--names", help="class names of the weights, comma-separated")
     parser.add_argument("--methods", default=METHODS, help="method specs, comma-separated; see 'detcam methods'")
@@ -39,7 +39,7 @@ def main(argv=None):
     parser.add_argument("--out", type=Path, default=Path("explanations"))
     args = parser.parse_args(argv)
 
-    images = args.images or draw_harbours(args.out / "images", args.limit)
+    images = args.images or draw_harbors(args.out / "images", args.limit)
     result = detcam.benchmark(
         load_detector(args.weights, args.names and args.names.split(",")),
         images,

@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 
 import torch
-from _common import MEAN, NAMES, STD, draw_three_objects, harbour_crops, train
+from _common import MEAN, NAMES, STD, draw_three_objects, harbor_crops, train
 from torch import nn
 
 from detcam import METHODS, adapt, explain
@@ -33,7 +33,7 @@ def small_network():
 def load_classifier(args):
     if args.weights is None:
         print("Training a small classifier of boats, buoys and gulls; select another with --weights.")
-        network = train(small_network(), *harbour_crops(), steps=200).to(args.device)
+        network = train(small_network(), *harbor_crops(), steps=200).to(args.device)
         return adapt(network, names=NAMES, image_size=96, mean=MEAN, std=STD)
     weights = None if args.weights == "published" else args.weights
     return load_model(args.model, weights=weights, device=args.device)

@@ -16,7 +16,7 @@ from torchvision.ops import box_convert
 from detcam import explain
 from detcam.adapters import detector, register_adapter
 from detcam.demo.model import load_demo_detector
-from detcam.synthetic.harbour import draw_scene
+from detcam.synthetic.harbor import draw_scene
 from detcam.visualize.overlay import save_image
 
 
@@ -51,7 +51,7 @@ def decode_fastestdet(raw):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--image", help="image file; default: a drawn harbour")
+    parser.add_argument("--image", help="image file; default: a drawn harbor")
     parser.add_argument("--onnx", help="ONNX file of FastestDet (github.com/dog-qiuqiu/FastestDet)")
     parser.add_argument("--names", help="file of its class names, one per line")
     parser.add_argument("--method", default="reachcam", help="method name; see 'detcam methods'")

@@ -18,7 +18,7 @@ from classification import load_classifier
 
 from detcam import DeepFeatureFactorization, show_factorization_on_image
 from detcam.data.images import load_image, to_uint8
-from detcam.synthetic.harbour import draw_scene
+from detcam.synthetic.harbor import draw_scene
 from detcam.visualize.overlay import grid, save_image
 
 

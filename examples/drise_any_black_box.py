@@ -16,13 +16,13 @@ import torch
 from detcam import drise
 from detcam.data.images import load_image, to_uint8
 from detcam.demo.model import load_demo_detector
-from detcam.synthetic.harbour import DEMO_NAMES, draw_scene
+from detcam.synthetic.harbor import DEMO_NAMES, draw_scene
 from detcam.targets import BoxTarget
 from detcam.utils.opencv import cv2
 from detcam.visualize.overlay import grid, render, save_image
 
 
-def detect_in_harbours(network, images):
+def detect_in_harbors(network, images):
     with torch.inference_mode():
         return network([torch.from_numpy(image).permute(2, 0, 1) / 255 for image in images])
 
@@ -34,19 +34,19 @@ def detect_with_opencv(network, images):
         network.setInput(cv2.dnn.blobFromImage(image[..., ::-1], 1 / 255, (352, 352)))
         objectness, tx, ty, tw, th, *classes = network.forward()[0].reshape(85, -1)
         rows, columns = np.divmod(np.arange(22 * 22), 22)
-        centres = np.stack([(columns + np.tanh(tx)) / 22 * width, (rows + np.tanh(ty)) / 22 * height], axis=1)
+        centers = np.stack([(columns + np.tanh(tx)) / 22 * width, (rows + np.tanh(ty)) / 22 * height], axis=1)
         sides = np.stack([width / (1 + np.exp(-tw)), height / (1 + np.exp(-th))], axis=1)
         scores, labels = objectness**0.6 * np.max(classes, axis=0) ** 0.4, np.argmax(classes, axis=0)
         # A low threshold: the score of a box that a mask weakens is more informative than its absence.
-        kept = np.array(cv2.dnn.NMSBoxes(np.hstack([centres - sides / 2, sides]), scores, 0.1, 0.45), int)
-        boxes = np.hstack([centres - sides / 2, centres + sides / 2])
+        kept = np.array(cv2.dnn.NMSBoxes(np.hstack([centers - sides / 2, sides]), scores, 0.1, 0.45), int)
+        boxes = np.hstack([centers - sides / 2, centers + sides / 2])
         detections.append({"boxes": boxes[kept], "labels": labels[kept], "scores": scores[kept]})
     return detections
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--image", help="image file; default: a drawn harbour")
+    parser.add_argument("--image", help="image file; default: a drawn harbor")
     parser.add_argument("--onnx", help="ONNX file of FastestDet")
     parser.add_argument("--names", help="file of its class names, one per line")
     parser.add_argument("--passes", type=int, default=600, help="number of masked images; more give smoother heatmaps")
@@ -58,7 +58,7 @@ def main(argv=None):
         detect = partial(detect_with_opencv, cv2.dnn.readNetFromONNX(args.onnx))
     else:
         print("Using the demo detector of boats and buoys; --onnx runs FastestDet.")
-        detect, names = partial(detect_in_harbours, load_demo_detector()), DEMO_NAMES
+        detect, names = partial(detect_in_harbors, load_demo_detector()), DEMO_NAMES
     image = to_uint8(load_image(args.image or draw_scene(28).image))
     (output,) = detect([image])
     rows = zip(*(output[name].tolist() for name in ("boxes", "labels", "scores")), strict=True)

@@ -6,14 +6,14 @@
 A network without its head maps an image to an embedding. A concept is the mean embedding of one or more images. The
 heatmap shows the pixels that contribute to the cosine similarity of the two. No class labels are needed.
 
-Without --weights, a small network is trained for seconds on crops of drawn harbours. An image with a boat, a buoy and
+Without --weights, a small network is trained for seconds on crops of drawn harbors. An image with a boat, a buoy and
 a gull is then compared with crops of each.
 """
 
 import argparse
 from pathlib import Path
 
-from _common import MEAN, NAMES, STD, draw_three_objects, harbour_crops, train
+from _common import MEAN, NAMES, STD, draw_three_objects, harbor_crops, train
 from classification import small_network
 
 from detcam import explain
@@ -25,7 +25,7 @@ from detcam.visualize.overlay import grid, save_image
 
 def train_embedder():
     print("Training a small network on boats, buoys and gulls; select another with --weights.")
-    images, classes = harbour_crops()
+    images, classes = harbor_crops()
     network = embedder(train(small_network(), images, classes, steps=200), image_size=96, mean=MEAN, std=STD)
     return network, {name: images[classes == NAMES.index(name)][:16] for name in NAMES[:3]}
 

@@ -1,6 +1,6 @@
 """Why did my detector fire there? An audit of its errors on annotated images.
 
-    python examples/false_positives.py  # offline: the demo detector on drawn harbours
+    python examples/false_positives.py  # offline: the demo detector on drawn harbors
     python examples/false_positives.py --model yolo11n.pt --images val2017 --annotations instances_val2017.json
 
 The report is an HTML page that opens from disk.
@@ -14,7 +14,7 @@ from detcam import adapt
 from detcam.demo.labels import write_coco
 from detcam.demo.model import load_demo_detector
 from detcam.models.load import load_model
-from detcam.synthetic.harbour import DEMO_NAMES, DEMO_SEEDS, draw_scene
+from detcam.synthetic.harbor import DEMO_NAMES, DEMO_SEEDS, draw_scene
 
 
 def main(argv=None):
@@ -33,7 +33,7 @@ def main(argv=None):
         adapter = load_model(args.model, trust_checkpoint=True)  # ultralytics files can run code
         images, annotations = args.images, args.annotations
     else:
-        print("Using the demo detector on drawn harbours; select your own with --model.")
+        print("Using the demo detector on drawn harbors; select your own with --model.")
         adapter = adapt(load_demo_detector(), names=DEMO_NAMES)
         annotations = write_coco(args.out, [draw_scene(seed) for seed in DEMO_SEEDS])
         images = args.out / "images"

@@ -14,7 +14,7 @@ from pathlib import Path
 from detcam import adapt, explain
 from detcam.demo.model import load_demo_detector
 from detcam.models.load import load_model
-from detcam.synthetic.harbour import DEMO_NAMES, draw_scene
+from detcam.synthetic.harbor import DEMO_NAMES, draw_scene
 from detcam.visualize.overlay import save_image
 
 
@@ -28,7 +28,7 @@ def load_detector(weights, names):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--image", help="image file; default: a drawn harbour")
+    parser.add_argument("--image", help="image file; default: a drawn harbor")
     parser.add_argument("--weights", help="a .pth or .safetensors file, or 'published' (may download)")
     parser.add_argument("--names", help="class names of the weights, comma-separated")
     parser.add_argument("--method", default="reachcam", help="method name; see 'detcam methods'")

@@ -1,4 +1,4 @@
-"""Which pixels and edges? Guided backpropagation and Guided Grad-CAM as colour images.
+"""Which pixels and edges? Guided backpropagation and Guided Grad-CAM as color images.
 
     python examples/guided_backprop.py                                       # offline, see below
     python examples/guided_backprop.py --image dog.jpg --weights published   # torchvision's ResNet-50

@@ -3,8 +3,8 @@
     python examples/mask_rcnn.py                                         # offline, see below
     python examples/mask_rcnn.py --image street.jpg --weights published  # torchvision's, 80 classes of COCO
 
-Without --weights, a mask head is added to the demo detector and trained for seconds on drawn harbours. The detector
-recognises boats by their wakes; the mask heatmaps show whether the outlines depend on the wakes too.
+Without --weights, a mask head is added to the demo detector and trained for seconds on drawn harbors. The detector
+recognizes boats by their wakes; the mask heatmaps show whether the outlines depend on the wakes too.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from torchvision.ops import MultiScaleRoIAlign, roi_align
 from detcam import adapt, explain
 from detcam.demo.model import PYRAMID_CHANNELS, load_demo_detector
 from detcam.models.load import load_model
-from detcam.synthetic.harbour import DEMO_NAMES, draw_scene
+from detcam.synthetic.harbor import DEMO_NAMES, draw_scene
 from detcam.visualize.overlay import grid, save_image
 
 
@@ -54,7 +54,7 @@ def train_mask_head(steps=80, scenes=40):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--image", help="image file; default: a drawn harbour")
+    parser.add_argument("--image", help="image file; default: a drawn harbor")
     parser.add_argument("--weights", help="a .pth or .safetensors file, or 'published' (may download)")
     parser.add_argument("--method", default="reachcam", help="method name; see 'detcam methods'")
     parser.add_argument("--out", type=Path, default=Path("explanations"))

@@ -1,6 +1,6 @@
 """How good is this heatmap? Confidence change, ROAD, insertion and deletion, for a classifier and for boxes.
 
-    python examples/metrics.py                                           # offline: small networks on drawn harbours
+    python examples/metrics.py                                           # offline: small networks on drawn harbors
     python examples/metrics.py --image-path dog.jpg --weights published  # torchvision's ResNet-50
 
 The classifier part is pytorch-grad-cam code with changed import lines. For boxes, every metric has the same method
@@ -19,7 +19,7 @@ from detcam.demo.model import load_demo_detector
 from detcam.metrics import METRICS
 from detcam.metrics.cam_mult_image import CamMultImageConfidenceChange
 from detcam.metrics.road import ROADCombined, ROADMostRelevantFirst
-from detcam.synthetic.harbour import DEMO_NAMES, draw_scene
+from detcam.synthetic.harbor import DEMO_NAMES, draw_scene
 from detcam.targets import ClassifierOutputSoftmaxTarget, ClassifierOutputTarget
 from detcam.visualize.overlay import grid, save_image
 

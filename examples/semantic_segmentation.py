@@ -17,7 +17,7 @@ from detcam import explain
 from detcam.adapters import segmenter
 from detcam.demo.model import load_demo_detector
 from detcam.models.load import load_model
-from detcam.synthetic.harbour import draw_scene
+from detcam.synthetic.harbor import draw_scene
 from detcam.visualize.overlay import save_image
 
 NAMES = ["background", "boat", "buoy"]
@@ -36,7 +36,7 @@ class SmallSegmenter(nn.Module):
 
 
 def train_segmenter(steps=80, scenes=30):
-    print("Training a small network on drawn harbours; select another with --weights.")
+    print("Training a small network on drawn harbors; select another with --weights.")
     torch.manual_seed(0)
     drawings = [draw_scene(seed, demo=False) for seed in range(scenes)]
     images = torch.stack([torch.from_numpy(scene.image).permute(2, 0, 1) / 255 for scene in drawings])
@@ -58,7 +58,7 @@ def train_segmenter(steps=80, scenes=30):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--image", help="image file; default: a drawn harbour")
+    parser.add_argument("--image", help="image file; default: a drawn harbor")
     parser.add_argument("--weights", help="a .pth or .safetensors file, or 'published' (may download)")
     parser.add_argument("--model", default="lraspp_mobilenet_v3_large", help="or smp:Unet?encoder=resnet34")
     parser.add_argument("--method", default="reachcam", help="method name; see 'detcam methods'")

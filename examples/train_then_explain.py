@@ -3,9 +3,9 @@
     python examples/train_then_explain.py  # offline, see below
     python examples/train_then_explain.py --quick  # start with the demo detector, which has the shortcut
 
-In the first training set every labelled boat has a wake, and boats at anchor, which have none, are not labelled. The
+In the first training set every labeled boat has a wake, and boats at anchor, which have none, are not labeled. The
 audit reveals that the detector relies on the wake. In the second set some wakes have no boat, and every boat is
-labelled; training continues on it.
+labeled; training continues on it.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from detcam import adapt
 from detcam.demo.labels import label_anchored_boats, write_coco
 from detcam.demo.model import build_demo_detector, load_demo_detector
 from detcam.demo.train import fine_tune
-from detcam.synthetic.harbour import DEMO_NAMES, draw_scene
+from detcam.synthetic.harbor import DEMO_NAMES, draw_scene
 
 
 def draw_with_shortcut(seed):
@@ -49,7 +49,7 @@ def main(argv=None):
     args = parser.parse_args(argv)
     torch.manual_seed(0)
 
-    # Test data: new scenes with every boat labelled, and with wakes without a boat.
+    # Test data: new scenes with every boat labeled, and with wakes without a boat.
     write_coco(args.out, [label_anchored_boats(draw_scene(seed)) for seed in range(1000, 1016)])
     model = load_demo_detector() if args.quick else build_demo_detector()
     if not args.quick:

@@ -14,7 +14,7 @@ import argparse
 from pathlib import Path
 
 import torch
-from _common import MEAN, NAMES, SIZE, STD, draw_three_objects, harbour_crops, train
+from _common import MEAN, NAMES, SIZE, STD, draw_three_objects, harbor_crops, train
 from torchvision.models import SwinTransformer, VisionTransformer
 
 from detcam import adapt, explain
@@ -32,7 +32,7 @@ def small_transformers():
 def load_models(args):
     if args.weights is None:
         print("Training two small transformers on boats, buoys and gulls; select others with --weights.")
-        data = harbour_crops()
+        data = harbor_crops()
         options = {"names": NAMES, "mean": MEAN, "std": STD, "image_size": SIZE}
         networks = [train(each, *data, steps=args.steps, learning_rate=2e-3) for each in small_transformers()]
         return [adapt(network, **options) for network in networks]

@@ -5,7 +5,7 @@
     python examples/yolo.py --image street.jpg --model best.pt --method gradcam --layer model.15
 
 Needs pip install 'detcam[ultralytics]' (AGPL-3.0). Without --model, a YOLO11n is overfitted for seconds to one drawn
-harbour, which is enough to see the evidence for its boxes.
+harbor, which is enough to see the evidence for its boxes.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import torch
 
 from detcam import explain
 from detcam.models.load import load_model
-from detcam.synthetic.harbour import DEMO_NAMES, draw_scene
+from detcam.synthetic.harbor import DEMO_NAMES, draw_scene
 from detcam.visualize.overlay import save_image
 
 
@@ -51,7 +51,7 @@ def train_yolo(scene, steps=50):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--image", help="image file; default: a drawn harbour")
+    parser.add_argument("--image", help="image file; default: a drawn harbor")
     parser.add_argument("--model", help="ultralytics file or name (may download)")
     parser.add_argument("--method", default="auto", help="method name; see 'detcam methods'")
     parser.add_argument("--layer", help="target layer; default: the best measured layer for YOLO")
@@ -60,7 +60,7 @@ def main(argv=None):
 
     scene = draw_scene(28)
     if args.model is None:
-        print("Training a YOLO11n on one drawn harbour; select another model with --model.")
+        print("Training a YOLO11n on one drawn harbor; select another model with --model.")
         adapter = train_yolo(scene)
     else:
         # An ultralytics file is a pickle, which can run code when it is loaded: load trusted files only.

@@ -1,10 +1,10 @@
-"""Images with known pixels, and where a colour lies in them."""
+"""Images with known pixels, and where a color lies in them."""
 
 from __future__ import annotations
 
 import numpy as np
 
-GREY = 120
+GRAY = 120
 INFERNO_HOT, INFERNO_COLD = (252, 255, 164), (0, 0, 4)  # the published ends of the colormap
 
 
@@ -12,12 +12,12 @@ def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def plain(height: int, width: int, value: int = GREY) -> np.ndarray:
+def plain(height: int, width: int, value: int = GRAY) -> np.ndarray:
     return np.full((height, width, 3), value, np.uint8)
 
 
 def colored(image: np.ndarray, color: tuple[int, int, int]) -> np.ndarray:
-    """Bool map of the pixels that have exactly this colour."""
+    """Bool map of the pixels that have exactly this color."""
     return (image == color).all(axis=2)
 
 

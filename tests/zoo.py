@@ -32,7 +32,7 @@ class Example:
 
 
 def wake(model: nn.Module, images: Any) -> nn.Module:
-    """Deep random networks put out next to nothing; normalised by what they see, they answer to their input."""
+    """Deep random networks put out next to nothing; normalized by what they see, they answer to their input."""
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     momentum = [norm.momentum for norm in norms]
     for norm in norms:

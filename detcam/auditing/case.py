@@ -207,7 +207,7 @@ class ErrorGroup:
         label: class index of the detections.
         name: name of that class.
         evidence_location: location of the evidence.
-        case_ids: ids of its cases, the nearest to the group's centre first.
+        case_ids: ids of its cases, the nearest to the group's center first.
         delta_ap: increase of average precision without all of them.
         confirmed_count: number of its cases that are confirmed.
         sentence: summary of the group in one line.

@@ -15,7 +15,7 @@ from detcam.utils.batching import group_by
 MAX_DISTANCE = 0.35
 """Maximum mean cosine distance between the features of two clusters that are merged."""
 MAX_CLUSTERED = 4000
-"""Maximum number of cases that are clustered; further cases join the cluster of their nearest neighbour."""
+"""Maximum number of cases that are clustered; further cases join the cluster of their nearest neighbor."""
 
 
 def group_cases(
@@ -32,7 +32,7 @@ def group_cases(
         delta_ap: increase of average precision without some of the cases, given by index.
 
     Returns:
-        Groups by decreasing `delta_ap`, with the indices of their cases, the nearest to the group's centre first.
+        Groups by decreasing `delta_ap`, with the indices of their cases, the nearest to the group's center first.
     """
     by_key = group_by(range(len(cases)), lambda index: _key(cases[index]))
     clusters = [
@@ -71,7 +71,7 @@ def _group(number: int, cases: Sequence[AuditCase], delta_ap: float) -> ErrorGro
 
 
 def _clusters(features: Sequence[np.ndarray | None]) -> list[list[int]]:
-    """Clusters of indices, the nearest to the centre first; cases without features form a cluster of their own."""
+    """Clusters of indices, the nearest to the center first; cases without features form a cluster of their own."""
     with_features = [index for index, each in enumerate(features) if each is not None]
     without_features = [index for index, each in enumerate(features) if each is None]
     clusters = [without_features] if without_features else []

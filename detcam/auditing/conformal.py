@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-NEIGHBOUR_COUNT = 5
-"""Number of nearest neighbours among correct detections, and among wrong ones."""
+NEIGHBOR_COUNT = 5
+"""Number of nearest neighbors among correct detections, and among wrong ones."""
 MIN_CORRECT = 20
 """Minimum number of correct detections."""
 
@@ -13,13 +13,13 @@ MIN_CORRECT = 20
 def typicality(features: np.ndarray, scores: np.ndarray, correct: np.ndarray, images: np.ndarray) -> np.ndarray:
     r"""Compute the share of the correct detections of a class that are less typical than each detection.
 
-    A detection is typical if its score is high and the nearest neighbours of its features are correct rather than
+    A detection is typical if its score is high and the nearest neighbors of its features are correct rather than
     wrong detections. With :math:`r(\cdot)` the rank among the correct detections,
 
     .. math:: s_i = r(\text{score}_i) + r(\bar c_i^{correct} - \bar c_i^{wrong}), \qquad
         \text{typicality}_i = \frac{|\{j \text{ correct}: s_j < s_i\}|}{|\{j \text{ correct}\}|}
 
-    where :math:`\bar c` is the mean cosine similarity to the five nearest neighbours in other images. If a detection of
+    where :math:`\bar c` is the mean cosine similarity to the five nearest neighbors in other images. If a detection of
     an object without an annotation is exchangeable with the correct detections, its typicality is uniform on [0, 1] (a
     conformal p-value), and a threshold of t rejects a share t of such detections. The wrong detections may include
     such objects; this lowers the power of the test, not its validity.
@@ -31,7 +31,7 @@ def typicality(features: np.ndarray, scores: np.ndarray, correct: np.ndarray, im
         images: (n,) image index of each detection.
 
     Returns:
-        (n,) in [0, 1]; NaN for all if fewer than twenty correct detections have neighbours in other images.
+        (n,) in [0, 1]; NaN for all if fewer than twenty correct detections have neighbors in other images.
     """
     undefined = np.full(len(scores), np.nan)
     if correct.sum() < MIN_CORRECT:
@@ -51,11 +51,11 @@ def typicality(features: np.ndarray, scores: np.ndarray, correct: np.ndarray, im
 
 
 def _mean_nearest(cosine: np.ndarray) -> np.ndarray:
-    """(n,) mean of the largest similarities in each row; NaN if fewer than `NEIGHBOUR_COUNT` are not NaN."""
-    if cosine.shape[1] < NEIGHBOUR_COUNT:
+    """(n,) mean of the largest similarities in each row; NaN if fewer than `NEIGHBOR_COUNT` are not NaN."""
+    if cosine.shape[1] < NEIGHBOR_COUNT:
         return np.full(len(cosine), np.nan)
     known = np.where(np.isnan(cosine), -np.inf, cosine)
-    mean = np.sort(known, axis=1)[:, -NEIGHBOUR_COUNT:].mean(1)
+    mean = np.sort(known, axis=1)[:, -NEIGHBOR_COUNT:].mean(1)
     return np.where(np.isfinite(mean), mean, np.nan)
 
 
@@ -85,7 +85,7 @@ def pool_boxes(level: np.ndarray, boxes_xyxy: np.ndarray, input_size_hw: tuple[i
 
 
 def _cell_weights(intervals: np.ndarray, cells: int) -> np.ndarray:
-    """(n, cells) share of each interval (n, 2) that each cell covers; at least the cell of its centre, sum 1."""
+    """(n, cells) share of each interval (n, 2) that each cell covers; at least the cell of its center, sum 1."""
     starts = np.arange(cells)[None]
     covered = np.minimum(intervals[:, 1:], starts + 1) - np.maximum(intervals[:, :1], starts)
     covered = covered.clip(min=0)

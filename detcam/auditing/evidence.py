@@ -119,10 +119,10 @@ def region_beside(region: Tensor, inside: Tensor, generator: torch.Generator) ->
     Args:
         region: (h, w) bool.
         inside: (h, w) bool, the region to stay in.
-        generator: draws the centre.
+        generator: draws the center.
 
     Returns:
-        (h, w) bool, the free pixels nearest to the centre; None if there are fewer than the region has.
+        (h, w) bool, the free pixels nearest to the center; None if there are fewer than the region has.
     """
     free = inside & ~region
     size = int(region.sum())

@@ -22,15 +22,15 @@ MIN_NEAR_IOU = 0.1
 class PersistenceCriterion:
     """Decides whether a detection persists in a perturbed image.
 
-    A detection persists if its own raw candidate, or another candidate with an IoU of at least 0.5 (a neighbouring
+    A detection persists if its own raw candidate, or another candidate with an IoU of at least 0.5 (a neighboring
     anchor or proposal), keeps its class and score. For duplicates and boxes at the wrong location only the own
-    candidate counts, because the neighbouring candidates belong to other detections.
+    candidate counts, because the neighboring candidates belong to other detections.
 
     Attributes:
         target: the detection, pinned to its source.
         score_threshold: minimum score of a detection, in [0, 1].
         own_candidate_only: whether other candidates are ignored.
-        neighbours: (K, 4) boxes of its class near it in the unperturbed image, with scores above the threshold.
+        neighbors: (K, 4) boxes of its class near it in the unperturbed image, with scores above the threshold.
         ground_truth_xyxy: for a localization error, the box of the object; else None.
         iou_threshold: minimum IoU with that object, in (0, 1], at which the location is correct.
     """
@@ -38,7 +38,7 @@ class PersistenceCriterion:
     target: BoxTarget
     score_threshold: float
     own_candidate_only: bool
-    neighbours: Tensor
+    neighbors: Tensor
     ground_truth_xyxy: Box | None = None
     iou_threshold: float = MIN_SAME_IOU
 
@@ -113,7 +113,7 @@ class PersistenceCriterion:
         near = boxes[(iou >= MIN_NEAR_IOU) & (iou < MIN_SAME_IOU) & (scores >= self.score_threshold)]
         if not len(near):
             return False
-        return not len(self.neighbours) or bool((box_iou(near, self.neighbours).amax(1) < MIN_SAME_IOU).any())
+        return not len(self.neighbors) or bool((box_iou(near, self.neighbors).amax(1) < MIN_SAME_IOU).any())
 
 
 def _iou(box: Box, boxes: Tensor) -> Tensor:

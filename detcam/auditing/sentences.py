@@ -31,12 +31,12 @@ def rests_outside(case: AuditCase) -> bool:
 
 
 def case_sentence(case: AuditCase) -> str:
-    """Summarise a case: error, location of the evidence, result of the verification."""
+    """Summarize a case: error, location of the evidence, result of the verification."""
     return "; ".join(part for part in (_error(case), _evidence(case), _verification(case)) if part)
 
 
 def group_sentence(cases: Sequence[AuditCase], delta_ap: float) -> str:
-    """Summarise a group: number and type of errors, location of the evidence, confirmed cases, cost.
+    """Summarize a group: number and type of errors, location of the evidence, confirmed cases, cost.
 
     Args:
         cases: the cases of the group.

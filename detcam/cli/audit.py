@@ -31,7 +31,7 @@ EPILOG = """
 [bold]Results[/bold]
 
 The folder gets index.html, which opens in any browser, audit.json, false_positives.csv, and the false positives as \
-COCO annotations for a labelling tool. --resume continues an interrupted audit.
+COCO annotations for a labeling tool. --resume continues an interrupted audit.
 
 An error is 'confirmed' if it vanishes when its evidence is removed from the image, whatever the fill, and stays when \
 control regions of the same size are removed.

@@ -45,7 +45,7 @@ detcam explain lawn.jpg --model fcos_resnet50_fpn --box 40,60,210,330 --labels d
 EPILOG = f"""
 [bold]Results[/bold]
 
-For every target the folder gets an overlay, PHOTO.METHOD.1.NAME.png, and the heatmap as a 16-bit grey PNG \
+For every target the folder gets an overlay, PHOTO.METHOD.1.NAME.png, and the heatmap as a 16-bit gray PNG \
 (value / 65535 is in 0..1). explanations.json lists them with boxes, scores and reach.
 
 'reach' is the fraction of the image from which evidence can appear on the map at all. If it is small, a dark \
@@ -95,7 +95,7 @@ class ExplainOptions(SelectionOptions):
     ] = False
     batch_size: BatchSize = None
     out: Out = Path("explanations")
-    colormap: Annotated[str, option(OUTPUT, "NAME", "Colours of the overlay: inferno, viridis, cividis, jet, ...")] = (
+    colormap: Annotated[str, option(OUTPUT, "NAME", "Colors of the overlay: inferno, viridis, cividis, jet, ...")] = (
         "inferno"
     )
 

@@ -111,7 +111,7 @@ def _encode(mask: np.ndarray) -> dict[str, Any]:
 
 
 def box_mask(box_xyxy: Sequence[float], size_hw: tuple[int, int]) -> np.ndarray:
-    """Return the mask (H, W) bool of the pixels whose centres lie in a box."""
+    """Return the mask (H, W) bool of the pixels whose centers lie in a box."""
     rows, columns = (np.arange(length) + 0.5 for length in size_hw)
     left, top, right, bottom = box_xyxy
     return ((rows >= top) & (rows < bottom))[:, None] & ((columns >= left) & (columns < right))

@@ -20,7 +20,7 @@ _EXPECTED = "a path, a PIL image, an HxWx3 uint8 RGB array, or a 3xHxW tensor"
 def load_image(image: ImageLike) -> Tensor:
     """Read one image.
 
-    EXIF rotation is applied; grey, palette, CMYK, 16-bit and transparent files are converted to RGB.
+    EXIF rotation is applied; gray, palette, CMYK, 16-bit and transparent files are converted to RGB.
 
     Returns:
         (3, H, W) float32, RGB in [0, 1], on the CPU for files and arrays, on its own device for a tensor.
@@ -96,10 +96,10 @@ def _read(path: Path) -> np.ndarray:
 
 def _rgb(image: Image.Image) -> np.ndarray:
     upright = ImageOps.exif_transpose(image)
-    if upright.mode.startswith("I"):  # 16-bit and 32-bit grey: PIL's conversion clips instead of scaling
+    if upright.mode.startswith("I"):  # 16-bit and 32-bit gray: PIL's conversion clips instead of scaling
         values = np.asarray(upright, dtype=np.float64)
-        grey = np.clip(values / (65535.0 if values.max(initial=0) > 255 else 255.0) * 255.0, 0, 255)
-        return np.repeat(grey.round().astype(np.uint8)[..., None], 3, axis=2)
+        gray = np.clip(values / (65535.0 if values.max(initial=0) > 255 else 255.0) * 255.0, 0, 255)
+        return np.repeat(gray.round().astype(np.uint8)[..., None], 3, axis=2)
     return np.array(upright.convert("RGB"))
 
 
@@ -126,6 +126,6 @@ def _from_tensor(tensor: Tensor, name: str = "tensor") -> Tensor:
     if low < -1e-3 or high > 1 + 1e-3:
         raise ValueError(
             f"{name}: expected float pixels in [0, 1]; got values from {low:.3g} to {high:.3g}. Divide 0..255 pixels "
-            "by 255; an already normalised batch goes in as one BxCxHxW tensor to a plain nn.Module"
+            "by 255; an already normalized batch goes in as one BxCxHxW tensor to a plain nn.Module"
         )
     return tensor.detach().float()

@@ -14,7 +14,7 @@ from torchvision.ops import box_iou
 from detcam.demo.train import MIN_GHOST_IOU, WakeCertification, certify_wake
 from detcam.detections import Detections
 from detcam.explanation.result import Explanation
-from detcam.synthetic.harbour import BOAT_LABEL, HarbourScene
+from detcam.synthetic.harbor import BOAT_LABEL, HarborScene
 from detcam.utils.opencv import cv2
 
 MIN_IOU = 0.5
@@ -80,7 +80,7 @@ class SceneResult:
         false_positives: Those of the incorrect detections that are beside a wake without a boat.
     """
 
-    scene: HarbourScene
+    scene: HarborScene
     detections: Detections
     correct: tuple[bool, ...]
     early_layer: Explanation
@@ -89,7 +89,7 @@ class SceneResult:
 
 
 def analyze_scene(
-    detector: FasterRCNN, scene: HarbourScene, detections: Detections, early_layer: Explanation, last_layer: Explanation
+    detector: FasterRCNN, scene: HarborScene, detections: Detections, early_layer: Explanation, last_layer: Explanation
 ) -> SceneResult:
     """Find the false positives of a scene, measure their heat and certify their cause."""
     correct = match_labels(detections, scene)
@@ -114,8 +114,8 @@ def analyze_scene(
     return SceneResult(scene, detections, correct, early_layer, last_layer, tuple(false_positives))
 
 
-def match_labels(detections: Detections, scene: HarbourScene) -> tuple[bool, ...]:
-    """Return for each detection, best first, whether it is the first to match a labelled object at IoU 0.5."""
+def match_labels(detections: Detections, scene: HarborScene) -> tuple[bool, ...]:
+    """Return for each detection, best first, whether it is the first to match a labeled object at IoU 0.5."""
     overlap = box_iou(detections.boxes_xyxy, torch.from_numpy(scene.boxes_xyxy))
     same_class = detections.labels[:, None] == torch.from_numpy(scene.labels)[None]
     overlap = torch.where(same_class, overlap, torch.zeros(()))
@@ -128,7 +128,7 @@ def match_labels(detections: Detections, scene: HarbourScene) -> tuple[bool, ...
     return tuple(correct)
 
 
-def _nearest_ghost(box: Tensor, scene: HarbourScene) -> str | None:
+def _nearest_ghost(box: Tensor, scene: HarborScene) -> str | None:
     """Return the wake without a boat whose ghost box overlaps a detected box best, or None."""
     if not scene.ghost_boxes_xyxy:
         return None

@@ -10,7 +10,7 @@ from detcam.demo.evidence import BoolArray, SceneResult, dilate, match_labels
 from detcam.demo.messages import method_title
 from detcam.demo.train import SCORE_THRESHOLD
 from detcam.detections import Detections
-from detcam.synthetic.harbour import HarbourScene
+from detcam.synthetic.harbor import HarborScene
 from detcam.utils.opencv import cv2
 from detcam.visualize.convert import ImageArray
 from detcam.visualize.overlay import draw_boxes, grid, render
@@ -45,7 +45,7 @@ def scene_figure(adapter: Adapter, result: SceneResult) -> ImageArray:
 
 
 def _boxes_panel(
-    scene: HarbourScene, detections: Detections, correct: tuple[bool, ...], explained: int | None
+    scene: HarborScene, detections: Detections, correct: tuple[bool, ...], explained: int | None
 ) -> ImageArray:
     """Draw a scene with its detections, green if they match a label, orange if not."""
     colors = [CORRECT_COLOR if is_correct else FALSE_COLOR for is_correct in correct]
@@ -53,7 +53,7 @@ def _boxes_panel(
     return draw_boxes(_zoom(scene.image), detections.boxes_xyxy * ZOOM, captions, colors=colors)
 
 
-def _heatmap_panel(scene: HarbourScene, heatmap: Tensor, box: Tensor, wake: BoolArray) -> ImageArray:
+def _heatmap_panel(scene: HarborScene, heatmap: Tensor, box: Tensor, wake: BoolArray) -> ImageArray:
     """Draw a heatmap over the scene, with the box and the outline of the wake."""
     height, width = (side * ZOOM for side in heatmap.shape)
     heat = np.clip(cv2.resize(np.asarray(heatmap), (width, height), interpolation=cv2.INTER_LINEAR), 0, 1)

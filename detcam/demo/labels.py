@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from detcam.synthetic.harbour import BOAT_LABEL, DEMO_NAMES, HarbourScene
+from detcam.synthetic.harbor import BOAT_LABEL, DEMO_NAMES, HarborScene
 from detcam.utils.files import replace_file
 from detcam.visualize.overlay import save_image
 
 
-def write_coco(folder: str | Path, scenes: Sequence[HarbourScene], *, images: str = "images") -> Path:
+def write_coco(folder: str | Path, scenes: Sequence[HarborScene], *, images: str = "images") -> Path:
     """Write scenes as PNG files and their labels in COCO format.
 
     Args:
@@ -49,7 +49,7 @@ def write_coco(folder: str | Path, scenes: Sequence[HarbourScene], *, images: st
     return replace_file(folder / "annotations.json", json.dumps(content, indent=1).encode())
 
 
-def label_anchored_boats(scene: HarbourScene) -> HarbourScene:
+def label_anchored_boats(scene: HarborScene) -> HarborScene:
     """Return the scene with additional labels for the boats at anchor."""
     anchored = [item.box_xyxy[None] for item in scene.of_kind("anchored")]
     labels = np.append(scene.labels, np.full(len(anchored), BOAT_LABEL))

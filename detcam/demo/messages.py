@@ -13,7 +13,7 @@ from detcam.auditing import Audit
 from detcam.demo.evidence import HeatDistribution, SceneResult
 from detcam.explanation.result import Explanation
 from detcam.methods import METHODS
-from detcam.synthetic.harbour import BOAT_LABEL
+from detcam.synthetic.harbor import BOAT_LABEL
 from detcam.utils.console import make_console, make_table, plural
 
 SCENES, REPORT = "scenes", "report"
@@ -41,7 +41,7 @@ class DemoMessages:
         """Print what the detector was trained on."""
         self._paragraph(
             "A small Faster R-CNN is trained to detect boats and buoys. Its labels come from transponders: boats under "
-            "way are labelled, boats at anchor are not. These are its detections in new harbour scenes:"
+            "way are labeled, boats at anchor are not. These are its detections in new harbor scenes:"
         )
 
     def detections(self, results: Sequence[SceneResult]) -> None:

@@ -12,7 +12,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 
-from detcam.synthetic.harbour import DEMO_NAMES, SCENE_SIZE_HW
+from detcam.synthetic.harbor import DEMO_NAMES, SCENE_SIZE_HW
 
 WEIGHTS_FILE = "demo_detector.pt"
 PYRAMID_CHANNELS = 48

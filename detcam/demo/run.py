@@ -21,7 +21,7 @@ from detcam.demo.train import SCORE_THRESHOLD
 from detcam.diagnostics import ReachWarning
 from detcam.explanation.explain import explain
 from detcam.methods import ReachCAM
-from detcam.synthetic.harbour import DEMO_NAMES, DEMO_SEEDS, draw_scene
+from detcam.synthetic.harbor import DEMO_NAMES, DEMO_SEEDS, draw_scene
 from detcam.utils.files import is_audit
 from detcam.visualize.overlay import save_image
 

@@ -1,4 +1,4 @@
-"""Training of the demo detector on harbour scenes, and certification of the shortcut that it learns.
+"""Training of the demo detector on harbor scenes, and certification of the shortcut that it learns.
 
 Usage: ``python -m detcam.demo.train --out detcam/demo/demo_detector.pt --seed 0``.
 """
@@ -18,7 +18,7 @@ from torchvision.models.detection import FasterRCNN
 from torchvision.ops import box_iou
 
 from detcam.demo.model import build_demo_detector
-from detcam.synthetic.harbour import BOAT_LABEL, HarbourScene, draw_scene
+from detcam.synthetic.harbor import BOAT_LABEL, HarborScene, draw_scene
 from detcam.synthetic.sprites import FloatArray
 from detcam.synthetic.training import scene_tensor, training_pair
 from detcam.utils.console import ProgressBar, track
@@ -45,7 +45,7 @@ def train_demo_detector(seed: int, steps: int) -> FasterRCNN:
     return fine_tune(build_demo_detector(), scenes, steps, seed)
 
 
-def fine_tune(detector: FasterRCNN, scenes: Sequence[HarbourScene], steps: int, seed: int = 0) -> FasterRCNN:
+def fine_tune(detector: FasterRCNN, scenes: Sequence[HarborScene], steps: int, seed: int = 0) -> FasterRCNN:
     """Train a detector on randomly mirrored scenes, starting from its current weights.
 
     Args:
@@ -81,7 +81,7 @@ def fine_tune(detector: FasterRCNN, scenes: Sequence[HarbourScene], steps: int, 
 
 
 @torch.inference_mode()
-def detect(detector: FasterRCNN, scene: HarbourScene) -> dict[str, Tensor]:
+def detect(detector: FasterRCNN, scene: HarborScene) -> dict[str, Tensor]:
     """Return the detections with a score of at least SCORE_THRESHOLD, as torchvision's dict of tensors."""
     output = detector([scene_tensor(scene)])[0]
     keep = output["scores"] >= SCORE_THRESHOLD
@@ -126,7 +126,7 @@ class WakeCertification:
         return self.gone_without_wake and self.stays_without_gull
 
 
-def certify_wake(detector: FasterRCNN, scene: HarbourScene, wake: str) -> WakeCertification:
+def certify_wake(detector: FasterRCNN, scene: HarborScene, wake: str) -> WakeCertification:
     """Draw a scene without a wake, then without a gull, and compare the detections.
 
     Args:
@@ -161,11 +161,11 @@ def certify_wake(detector: FasterRCNN, scene: HarbourScene, wake: str) -> WakeCe
 
 @dataclass(frozen=True)
 class DemoEvaluation:
-    """Behaviour of the detector on demo scenes; fractions are in [0, 1].
+    """Behavior of the detector on demo scenes; fractions are in [0, 1].
 
     Attributes:
-        recall: Recall of labelled boats and buoys at IoU 0.5.
-        boat_recall: Recall of labelled boats at IoU 0.5.
+        recall: Recall of labeled boats and buoys at IoU 0.5.
+        boat_recall: Recall of labeled boats at IoU 0.5.
         precision: Precision at IoU 0.5.
         wakes: Number of wakes without a boat.
         fired: Number of those with a detected boat.

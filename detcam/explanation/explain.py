@@ -63,7 +63,7 @@ def explain(
 
     Args:
         model: A detector, segmentation network or classifier of a supported family, or an adapter.
-        images: One image or a list of images of any size (see `detcam.data.images.ImageLike`); or a normalised
+        images: One image or a list of images of any size (see `detcam.data.images.ImageLike`); or a normalized
             (B, C, H, W) tensor.
         method: ``"auto"``, which is ODAM for boxes and GradCAM for masks and classes; a name in
             `detcam.methods.METHODS`, with settings after a colon (``"drise:passes=1000"``); a method's class; or a

@@ -126,7 +126,7 @@ class Explanation:
             caption: Whether to draw the caption below.
 
         Returns:
-            HxWx3 uint8, with the target's outline and a colour bar.
+            HxWx3 uint8, with the target's outline and a color bar.
         """
         mask = self.mask(index)
         return render(

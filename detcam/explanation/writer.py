@@ -2,8 +2,8 @@
 
 Files of an image ``dog.jpg`` explained by GradCAM, whose second target is a cat::
 
-    dog.gradcam.2.cat.png           the overlay with outline, caption and colour bar, 8-bit RGB
-    dog.gradcam.2.cat.heatmap.png   the heatmap, 16-bit grey, of the image's size: value / 65535 is in [0, 1]
+    dog.gradcam.2.cat.png           the overlay with outline, caption and color bar, 8-bit RGB
+    dog.gradcam.2.cat.heatmap.png   the heatmap, 16-bit gray, of the image's size: value / 65535 is in [0, 1]
     explanations.json               the index
 
 ``explanations.json``, version 2, UTF-8; numbers that are not finite are null. In version 1, ``images`` was
@@ -178,7 +178,7 @@ def read_index(path: Path) -> list[dict[str, Any]]:
 
 
 def encode_heatmap(heatmap: TensorLike) -> bytes:
-    """Encode a heatmap (H, W) in [0, 1] as a 16-bit grey PNG."""
+    """Encode a heatmap (H, W) in [0, 1] as a 16-bit gray PNG."""
     levels = np.rint(np.clip(as_array(heatmap, "heatmap"), 0, 1) * HEATMAP_MAXIMUM).astype(np.uint16)
     return bytes(cv2.imencode(".png", levels)[1])
 
@@ -190,11 +190,11 @@ def read_heatmap(path: str | Path) -> np.ndarray:
         (H, W) float32 in [0, 1]; it differs from the heatmap that was saved by at most 1/131070.
 
     Raises:
-        ValueError: The file is not a 16-bit grey PNG.
+        ValueError: The file is not a 16-bit gray PNG.
     """
     levels = cv2.imdecode(np.frombuffer(Path(path).read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
     if levels is None or levels.dtype != np.uint16 or levels.ndim != 2:
-        raise ValueError(f"{path} is not a heatmap that detcam saved (16-bit grey PNG)")
+        raise ValueError(f"{path} is not a heatmap that detcam saved (16-bit gray PNG)")
     return levels.astype(np.float32) / HEATMAP_MAXIMUM
 
 
@@ -257,5 +257,5 @@ def files_of(entry: dict[str, Any]) -> list[str]:
 
 
 def _stem_key(name: str) -> str:
-    """Return the part of a file name up to its second dot, normalised as on file systems that ignore case."""
+    """Return the part of a file name up to its second dot, normalized as on file systems that ignore case."""
     return ".".join(unicodedata.normalize("NFC", name).casefold().split(".")[:2])

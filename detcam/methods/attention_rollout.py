@@ -56,7 +56,7 @@ def _averaged(layer: AttentionRun) -> Tensor:
 
 
 def _mixed(layer: AttentionRun) -> Tensor:
-    """(B, tokens, tokens): mean of attention and identity, rows normalised to 1."""
+    """(B, tokens, tokens): mean of attention and identity, rows normalized to 1."""
     average = _averaged(layer)
     mixed = average + torch.eye(average.shape[-1], dtype=average.dtype, device=average.device)
     return mixed / mixed.sum(-1, keepdim=True)

@@ -81,8 +81,8 @@ def _decoder(layers: AttentionLayers, weighted: dict[AttentionRun, Tensor], rows
     relevance = torch.zeros_like(first)
     for layer in layers.order:
         if layer in layers.crosses:
-            received = weighted[layer] if token_relevance is None else weighted[layer] @ _normalised(token_relevance)
-            relevance = relevance + _normalised(query_relevance).mT @ received
+            received = weighted[layer] if token_relevance is None else weighted[layer] @ _normalized(token_relevance)
+            relevance = relevance + _normalized(query_relevance).mT @ received
         else:
             relevance = relevance + weighted[layer] @ relevance
             query_relevance = query_relevance + weighted[layer] @ query_relevance
@@ -93,8 +93,8 @@ def _identity(like: Tensor, size: int) -> Tensor:
     return torch.eye(size, dtype=like.dtype, device=like.device).expand(len(like), size, size)
 
 
-def _normalised(relevance: Tensor) -> Tensor:
-    """Relevance with the rows of its difference from the identity normalised to 1 (equations 8 and 9)."""
+def _normalized(relevance: Tensor) -> Tensor:
+    """Relevance with the rows of its difference from the identity normalized to 1 (equations 8 and 9)."""
     identity = _identity(relevance, relevance.shape[-1])
     difference = relevance - identity
     total = difference.sum(-1, keepdim=True)

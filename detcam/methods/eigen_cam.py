@@ -13,8 +13,8 @@ class EigenCAM(BaseCAM):
 
     .. math:: L = \mathrm{ReLU}(\bar A v_1), \quad \bar A^T \bar A\, v_1 = \lambda_1 v_1
 
-    with :math:`\bar A` the (hw x C) activations of the target layer, centred over positions as in ``pytorch_grad_cam``
-    (the paper does not centre them), and :math:`v_1` the first right singular vector. Its sign is arbitrary;
+    with :math:`\bar A` the (hw x C) activations of the target layer, centered over positions as in ``pytorch_grad_cam``
+    (the paper does not center them), and :math:`v_1` the first right singular vector. Its sign is arbitrary;
     `detcam.utils.pca` fixes it.
 
     Muhammad and Yeasin, *Eigen-CAM: Class Activation Map using Principal Components*, IJCNN 2020,

@@ -13,7 +13,7 @@ class EigenGradCAM(BaseCAM):
 
     .. math:: L = \mathrm{ReLU}(\bar M v_1), \quad M = \frac{\partial y}{\partial A} \odot A
 
-    with A the activation of the target layer, y the target's score, :math:`\bar M` the (hw x C) products centred over
+    with A the activation of the target layer, y the target's score, :math:`\bar M` the (hw x C) products centered over
     positions, and :math:`v_1` the first right singular vector. Its sign is arbitrary; `detcam.utils.pca` fixes it.
 
     Named in Gildenblat et al., *PyTorch library for CAM methods*, 2021, after Muhammad and Yeasin,

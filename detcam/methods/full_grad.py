@@ -30,7 +30,7 @@ class FullGrad(BaseCAM):
         \psi(m) = \mathrm{up}\Big(\frac{|m| - \min |m|}{\max |m| - \min |m|}\Big)
 
     with x the input, y the target's score, :math:`z^l_c` and :math:`b^l_c` the output and the bias of channel c of
-    layer l, over all convolutions and batch normalisations with a bias (for fixed statistics, b = beta - mean gamma /
+    layer l, over all convolutions and batch normalizations with a bias (for fixed statistics, b = beta - mean gamma /
     sigma), and up the resize to the image. Layers that run on regions instead of the image are left out.
 
     Srinivas and Fleuret, *Full-Gradient Representation for Neural Network Visualization*, NeurIPS 2019,
@@ -125,7 +125,7 @@ class _LayerRuns(list[tuple[Tensor, Tensor]]):
 
 
 def layer_biases(model: nn.Module) -> Iterator[tuple[nn.Module, Tensor]]:
-    """Yield every convolution and normalisation of maps with its bias (C,)."""
+    """Yield every convolution and normalization of maps with its bias (C,)."""
     for module in model.modules():
         bias = getattr(module, "bias", None)
         if isinstance(module, (nn.BatchNorm2d, FrozenBatchNorm2d)) and module.running_mean is not None:

@@ -29,17 +29,17 @@ class GuidedBackprop(LayerlessCAM):
 
     .. math:: R^l = [f^l > 0] \, [R^{l+1} > 0] \, R^{l+1}, \qquad L_{ij} = \max_c |R^0_{cij}|
 
-    with :math:`R^l` the backward signal at rectifier l, :math:`f^l` the input of the rectifier, and c the colour
+    with :math:`R^l` the backward signal at rectifier l, :math:`f^l` the input of the rectifier, and c the color
     channels. This is the paper's rule for ReLU and ReLU6. For smooth rectifiers (GELU, SiLU, Hardswish, Mish, ELU,
     LeakyReLU, ...) the signal is rectified likewise and their derivative replaces :math:`[f^l > 0]`. Gates (sigmoid,
-    tanh) are unchanged. The raw levels are the signed gradients of each colour channel; in heatmaps, the brightest 1 %
+    tanh) are unchanged. The raw levels are the signed gradients of each color channel; in heatmaps, the brightest 1 %
     of the positive pixels are clipped to 1, because single pixels would leave the rest dark.
 
     Springenberg et al., *Striving for Simplicity: The All Convolutional Net*, ICLR 2015 workshop,
     https://arxiv.org/abs/1412.6806.
 
     Use it for fine edges, not as evidence of a cause: Adebayo et al. (NeurIPS 2018, https://arxiv.org/abs/1810.03292)
-    show that such maps change little if the network's weights are randomised. `GuidedGradCAM` adds the position.
+    show that such maps change little if the network's weights are randomized. `GuidedGradCAM` adds the position.
     """
 
     name = "guidedbackprop"
@@ -53,15 +53,15 @@ class GuidedBackprop(LayerlessCAM):
 
     def measure(self, run: Pass) -> Measured:
         if run.eigen_smooth:
-            raise ValueError("guided backpropagation has colours instead of channels; leave out eigen_smooth")
+            raise ValueError("guided backpropagation has colors instead of channels; leave out eigen_smooth")
         return guided_gradients(run)
 
     def combine(self, levels: Sequence[Tensor], geometry: Geometry) -> Tensor:
-        """Heatmaps of one image: the maximum over colour channels, in original image pixels."""
+        """Heatmaps of one image: the maximum over color channels, in original image pixels."""
         return saturate(max_magnitude(levels, geometry))
 
     def colors(self, result: ImageHeatmaps) -> Tensor:
-        """Convert one result of `explain` to colour images.
+        """Convert one result of `explain` to color images.
 
         Returns:
             (N, H, W, C) float32 signed gradients, original image pixels; `deprocess_image` renders one.
@@ -75,7 +75,7 @@ def differentiable(batch: Batch) -> Batch:
 
 
 def guided_gradients(run: Pass) -> Measured:
-    """Compute the guided gradient of every target at the network's input, one level per colour channel.
+    """Compute the guided gradient of every target at the network's input, one level per color channel.
 
     The graph is retained for other methods.
 
@@ -121,7 +121,7 @@ def _at_input(total: Tensor, inputs: Tensor) -> Tensor:
 
 
 def max_magnitude(levels: Sequence[Tensor], geometry: Geometry) -> Tensor:
-    """Maximum magnitude over colour channels (N, H, W), original image pixels."""
+    """Maximum magnitude over color channels (N, H, W), original image pixels."""
     return to_pixels(torch.stack(list(levels)).abs().amax(0), geometry)
 
 
@@ -138,11 +138,11 @@ def saturate(maps: Tensor) -> Tensor:
 
 
 def guided_backprop(model: ModelLike, image: ImageLike, target: Target | None = None) -> NDArray[np.float32]:
-    """Compute the guided gradient of one target as a colour image; `deprocess_image` renders it.
+    """Compute the guided gradient of one target as a color image; `deprocess_image` renders it.
 
     Args:
         model: any supported model, or its adapter.
-        image: an image (see `detcam.data.images.ImageLike`), or a normalised (1, C, H, W) tensor.
+        image: an image (see `detcam.data.images.ImageLike`), or a normalized (1, C, H, W) tensor.
         target: the target; None takes the top class, or the best detection.
 
     Returns:
@@ -183,7 +183,7 @@ class GuidedBackpropReLUModel:
         """Compute the guided gradient of a class's logit at the first image of a batch.
 
         Args:
-            input_img: (B, C, H, W) normalised.
+            input_img: (B, C, H, W) normalized.
             target_category: class index; None takes the top class.
 
         Returns:

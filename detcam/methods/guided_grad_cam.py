@@ -21,7 +21,7 @@ class GuidedGradCAM(GradCAM):
     .. math:: L = L_\text{GradCAM} \odot L_\text{guided backpropagation}
 
     with :math:`L_\text{GradCAM}` the map of `GradCAM` in [0, 1], resized to the image, and the map of `GuidedBackprop`.
-    Both share one forward pass. The raw levels are those of Grad-CAM, followed by the signed gradients of each colour
+    Both share one forward pass. The raw levels are those of Grad-CAM, followed by the signed gradients of each color
     channel.
 
     Selvaraju et al., *Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization*,
@@ -49,12 +49,12 @@ class GuidedGradCAM(GradCAM):
         return replace(measured, maps=[*measured.maps, *colors])
 
     def combine(self, levels: Sequence[Tensor], geometry: Geometry) -> Tensor:
-        """Heatmaps of one image: Grad-CAM times the maximum over colour channels."""
+        """Heatmaps of one image: Grad-CAM times the maximum over color channels."""
         coarse = super().combine(levels[: -self.channels], geometry)
         return saturate(coarse * max_magnitude(levels[-self.channels :], geometry))
 
     def colors(self, result: ImageHeatmaps) -> Tensor:
-        """Convert one result of `explain` to colour images.
+        """Convert one result of `explain` to color images.
 
         Returns:
             (N, H, W, C) float32, signed, original image pixels; `deprocess_image` renders one.

@@ -26,7 +26,7 @@ class KPCA_CAM(BaseCAM):
     .. math:: L = \mathrm{ReLU}(\sqrt{\lambda_1} v_1), \quad \tilde K v_1 = \lambda_1 v_1, \quad
         K_{pq} = \tanh(\gamma\, \bar A_p \cdot \bar A_q + 1)
 
-    with :math:`\bar A_p` the centred channel vector at position p, :math:`\tilde K` the centred kernel matrix, and
+    with :math:`\bar A_p` the centered channel vector at position p, :math:`\tilde K` the centered kernel matrix, and
     :math:`v_1` its first eigenvector. Its sign is arbitrary; `detcam.utils.pca` fixes it.
 
     Karmani et al., *KPCA-CAM: Visual Explainability of Deep Computer Vision Models using Kernel PCA*, MMSP 2024,
@@ -72,18 +72,18 @@ class KPCA_CAM(BaseCAM):
                 f"(at most {MAX_CELLS}). Choose a deeper target layer, or EigenCAM"
             )
         vectors = activations.flatten(2).transpose(1, 2).double()
-        centred = vectors - vectors.mean(1, keepdim=True)
-        components = torch.cat([self._component(image[None]) for image in centred])
+        centered = vectors - vectors.mean(1, keepdim=True)
+        components = torch.cat([self._component(image[None]) for image in centered])
         return components.reshape(-1, height, width).to(activations.dtype)
 
-    def _component(self, centred: Tensor) -> Tensor:
-        """First component (1, hw) of centred channel vectors (1, hw, C)."""
-        kernel = self._kernel_matrix(centred)
+    def _component(self, centered: Tensor) -> Tensor:
+        """First component (1, hw) of centered channel vectors (1, hw, C)."""
+        kernel = self._kernel_matrix(centered)
         mean = kernel.mean(1, keepdim=True)
         kernel -= mean  # in place: it may take 2 GiB
         kernel -= mean.transpose(1, 2) - mean.mean()
         value, vector = first_eigenpair(kernel)
-        return oriented(vector * value.clamp(min=0).sqrt()[:, None], centred.transpose(1, 2))
+        return oriented(vector * value.clamp(min=0).sqrt()[:, None], centered.transpose(1, 2))
 
     def _kernel_matrix(self, x: Tensor) -> Tensor:
         """Kernel matrix (1, hw, hw) of channel vectors (1, hw, C)."""

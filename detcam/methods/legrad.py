@@ -33,7 +33,7 @@ class LeGrad(AttentionCAM):
         \quad L = \frac{1}{|l|} \sum_l \hat E^l
 
     with :math:`A^l` the attention of layer l, with h heads and n queries i, and :math:`s^l` the target's score if the
-    output of block l replaces that of the last block: the model's pooling (class token or mean), normalisation and head
+    output of block l replaces that of the last block: the model's pooling (class token or mean), normalization and head
     are applied to that layer's tokens. Cross-attention of a decoder (DETR, RT-DETR) is treated alike. If a query pools
     the tokens of the last block (SigLIP), :math:`A^l` is its attention to the tokens of block l.
 

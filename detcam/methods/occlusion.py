@@ -19,7 +19,7 @@ class Occlusion(InputCAM):
     .. math:: L(\lambda) = \frac{1}{|\{W \ni \lambda\}|} \sum_{W \ni \lambda} \frac{y(X) - y(X_{\setminus W})}{|W|}
 
     with y the target's score, X the image, and W windows, of area :math:`|W|` in cells, that slide over a grid on the
-    image by one cell. Hidden pixels become 0 in the network's input: the mean colour if the input is normalised, else
+    image by one cell. Hidden pixels become 0 in the network's input: the mean color if the input is normalized, else
     black.
 
     Zeiler and Fergus, *Visualizing and Understanding Convolutional Networks*, ECCV 2014,

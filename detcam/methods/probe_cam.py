@@ -36,7 +36,7 @@ from detcam.utils.opencv import cv2
 DROP_EXPONENT = 4
 """Exponent of a region's score drop: regions with half of the largest drop are nearly invisible."""
 SALIENCY_EXPONENT = 0.5
-"""Exponent of the saliency in a region: without saliency, a drop is probably an artefact of the fill."""
+"""Exponent of the saliency in a region: without saliency, a drop is probably an artifact of the fill."""
 MIN_BRIGHTNESS = 0.3
 """Brightness of a region's pixel without saliency, relative to its maximum."""
 CELL_MARGIN = 1
@@ -49,7 +49,7 @@ class ProbeCAM(ReachCAM):
     .. math:: L(\lambda) = \max_{R \ni \lambda} \Big(\frac{d_R^+}{\max_Q d_Q^+}\Big)^4 \Big(\frac{h_R}{\max_Q
         h_Q}\Big)^{1/2} \big(0.3 + 0.7\, \hat h_R(\lambda)\big), \quad d_R = y(X) - y(X_{\setminus R})
 
-    with R and Q the region proposals (colour segments, and small discs around the maxima of ReachCAM's maps), y the
+    with R and Q the region proposals (color segments, and small discs around the maxima of ReachCAM's maps), y the
     target's score, X the image, :math:`h_R` the sum over the region of the product of ReachCAM's layers, and
     :math:`\hat h_R` the smoothed sum of the layers in the region times the distance to its border, scaled to a maximum
     of 1: outlines included in a segment are thin, and often have the largest saliency. Removed regions are filled by

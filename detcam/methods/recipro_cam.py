@@ -17,7 +17,7 @@ KERNEL = (0.5, 1.0, 0.5)
 
 
 class ReciproCAM(PerturbationCAM):
-    r"""The score when only one cell of the layer, with its neighbours, is visible.
+    r"""The score when only one cell of the layer, with its neighbors, is visible.
 
     .. math:: L_{ij} = y(A \odot M^{ij}),\quad
         M^{ij} = \frac{1}{16} \begin{pmatrix} 1 & 2 & 1 \\ 2 & 4 & 2 \\ 1 & 2 & 1 \end{pmatrix}
@@ -37,7 +37,7 @@ class ReciproCAM(PerturbationCAM):
         model: as in `BaseCAM`.
         target_layers: as in `BaseCAM`.
         reshape_transform: as in `BaseCAM`; it may only select and rearrange values.
-        gaussian: if True, neighbours are visible as above; else the cell alone.
+        gaussian: if True, neighbors are visible as above; else the cell alone.
     """
 
     name = "reciprocam"

@@ -21,7 +21,7 @@ class RISE(InputCAM):
     masks that show pixel :math:`\lambda`. The contribution of the overall mean is computed exactly
     (`detcam.perturbation.random_masks.estimate_saliency`), which reduces the noise and keeps the expectation. A mask is
     a grid of zeros and ones (one with probability p), enlarged bilinearly and shifted at random by up to a cell. Masked
-    pixels become 0 in the network's input: the mean colour if the input is normalised, else black.
+    pixels become 0 in the network's input: the mean color if the input is normalized, else black.
 
     Petsiuk et al., *RISE: Randomized Input Sampling for Explanation of Black-box Models*, BMVC 2018,
     https://arxiv.org/abs/1806.07421.

@@ -14,7 +14,7 @@ class SegEigenCAM(BaseCAM):
 
     .. math:: L = \mathrm{ReLU}(\pm M v_1), \quad M = \Big|\frac{\partial y}{\partial A}\Big| \odot A
 
-    with A the activation of the target layer, y the target's score, M the (hw x C) products centred over positions,
+    with A the activation of the target layer, y the target's score, M the (hw x C) products centered over positions,
     :math:`v_1` the first right singular vector, and the sign that makes the entry of largest magnitude positive.
 
     Chung and Ying, *Seg-Eigen-CAM: Eigen-Value-Based Visual Explanations for Semantic Segmentation Models*, Applied

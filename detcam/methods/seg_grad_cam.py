@@ -15,7 +15,7 @@ class SegGradCAM(GradCAM):
     logit at pixel p. The formula is that of `GradCAM`; the target, a `MaskTarget` over the pixels M, makes it a map for
     segmentation.
 
-    Vinogradova, Dibrov and Myers, *Towards Interpretable Semantic Segmentation via Gradient-weighted Class Activation
+    Vinogradova, Dibrov and Myers, *Toward Interpretable Semantic Segmentation via Gradient-weighted Class Activation
     Mapping*, AAAI 2020, https://arxiv.org/abs/2002.11434.
 
     Use it to compare with the paper; `SegHiResCAM` preserves the position of the evidence.

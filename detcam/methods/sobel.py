@@ -23,7 +23,7 @@ class Sobel(LayerlessCAM):
     .. math:: L = \tfrac{1}{2} \big(\min(|S_x * Y|, 1) + \min(|S_y * Y|, 1)\big)
 
     with Y the luma in [0, 1] and :math:`S_x`, :math:`S_y` the 3 x 3 Sobel kernels. The map is computed from the
-    original image at its own resolution, with 8 bits per colour; a normalised input tensor is converted back to colours
+    original image at its own resolution, with 8 bits per color; a normalized input tensor is converted back to colors
     first.
 
     Sobel and Feldman, *A 3x3 Isotropic Gradient Operator for Image Processing*, 1968. As a control for saliency:
@@ -47,7 +47,7 @@ class Sobel(LayerlessCAM):
         return Measured([maps], values_of(run.score()), None)
 
     def combine(self, levels: Sequence[Tensor], geometry: Geometry) -> Tensor:
-        """Normalise the edges of one image, which are at the image's resolution already."""
+        """Normalize the edges of one image, which are at the image's resolution already."""
         return normalize(levels[0]) if len(levels[0]) else levels[0]
 
 
@@ -77,7 +77,7 @@ def sobel_cam(img: PixelsLike) -> NDArray[np.uint8]:
         >>> sobel_cam(image)[1].tolist()
         [0, 0, 128, 128, 0, 0]
     """
-    grey = cv2.cvtColor(as_image(img, "img"), cv2.COLOR_RGB2GRAY)
-    # Values are clipped at 255, which is a step of 64 grey levels.
-    dx, dy = (cv2.convertScaleAbs(cv2.Sobel(grey, cv2.CV_64F, *order, ksize=3)) for order in ((1, 0), (0, 1)))
+    gray = cv2.cvtColor(as_image(img, "img"), cv2.COLOR_RGB2GRAY)
+    # Values are clipped at 255, which is a step of 64 gray levels.
+    dx, dy = (cv2.convertScaleAbs(cv2.Sobel(gray, cv2.CV_64F, *order, ksize=3)) for order in ((1, 0), (0, 1)))
     return np.asarray(cv2.addWeighted(dx, 0.5, dy, 0.5, 0), np.uint8)

@@ -34,7 +34,7 @@ class VPS(InputCAM):
     with V the regions of the image, y(S) the target's score in the image that shows only the regions S (the clue
     score), 1 - y(V \\ S) the loss without them (the collaboration score), :math:`s_i` the i-th chosen region,
     :math:`S_i` the first i of them, and :math:`\alpha_i` the saliency of :math:`s_i`. Hidden pixels become 0 in the
-    network's input: the mean colour if the input is normalised, else black. (The authors' code does so for Grounding
+    network's input: the mean color if the input is normalized, else black. (The authors' code does so for Grounding
     DINO, and uses black for the detectors of MMDetection; its superpixels are OpenCV's.)
 
     For a box, y is the maximum over raw candidates (before NMS) of IoU with the box times score of its class; with

@@ -95,7 +95,7 @@ class Metric(ABC):
         Args:
             adapter: an adapter, or a model, which is adapted. Metrics that do not need the model accept None for
                 `adapter`, `images` and `targets`.
-            images: images of any size, or a normalised (B, C, H, W) tensor, as for a method.
+            images: images of any size, or a normalized (B, C, H, W) tensor, as for a method.
             targets: the targets that the heatmaps explain, as for a method; None takes them from `ImageHeatmaps`, or
                 takes the model's predictions.
             heatmaps: per image (N_i, H_i, W_i) in image pixels, tensors or arrays; or (B, H, W), one per image; or

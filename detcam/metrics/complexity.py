@@ -79,7 +79,7 @@ class Sparseness(MapMetric):
 
 
 class Entropy(MapMetric):
-    r"""Entropy of the heatmap's normalised magnitudes, divided by its maximum log n.
+    r"""Entropy of the heatmap's normalized magnitudes, divided by its maximum log n.
 
     .. math:: -\frac{1}{\log n} \sum_i p_i \log p_i, \quad p_i = a_i / \sum_j a_j
 

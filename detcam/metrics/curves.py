@@ -78,7 +78,7 @@ class CurveSettings:
 def ranks(heatmaps: Tensor, seed: int = 0) -> Tensor:
     """Rank of each pixel (N, h, w) int64 by saliency, 0 for the most salient; equal pixels in random order.
 
-    Equal pixels are frequent (a rectified map has many zeros). An order by rows would favour a part of the image.
+    Equal pixels are frequent (a rectified map has many zeros). An order by rows would favor a part of the image.
     """
     flat = heatmaps.flatten(1)
     shuffled = torch.randperm(flat.shape[1], generator=torch.Generator().manual_seed(seed))
@@ -97,7 +97,7 @@ def curve_scores(
         indices: the n heatmaps that are evaluated.
         fractions: (n, S) in [0, 1].
         kind: ``"deletion"`` or ``"insertion"``.
-        settings: fill, seed and normalisation.
+        settings: fill, seed and normalization.
     """
     size = scored.heatmaps[0].numel()
     chunk = max(1, MAX_RANKED_PIXELS // size)

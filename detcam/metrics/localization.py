@@ -1,4 +1,4 @@
-"""Localisation metrics: compare a heatmap with the annotated region of the object that it explains.
+"""Localization metrics: compare a heatmap with the annotated region of the object that it explains.
 
 These metrics do not use the model. They evaluate explanations of *correct* detections. For a false positive they are
 undefined or inverted: a perfect explanation of a detection that its context causes is hot outside the box and scores

@@ -55,12 +55,12 @@ class MetricImage:
 
     @property
     def normalized(self) -> bool:
-        """Whether `pixels` is a normalised network input instead of an image."""
+        """Whether `pixels` is a normalized network input instead of an image."""
         return self.source.model_call[1].tensor is not None
 
     @property
     def pixels(self) -> Tensor:
-        """The image (C, H, W) in [0, 1]; of a (B, C, H, W) input tensor, its normalised row."""
+        """The image (C, H, W) in [0, 1]; of a (B, C, H, W) input tensor, its normalized row."""
         request = self.source.model_call[1]
         return request.images[self.index] if request.tensor is None else request.tensor[self.index]
 

@@ -119,7 +119,7 @@ class ConfidenceMetric(Metric, abstract=True):
         """Evaluate heatmaps with the signature of ``pytorch_grad_cam``.
 
         Args:
-            input_tensor: a normalised (B, C, H, W) tensor, or images.
+            input_tensor: a normalized (B, C, H, W) tensor, or images.
             cams: (B, H, W) heatmaps, one per image, or a list of (N_i, H_i, W_i), as arrays or tensors.
             targets: as for a method.
             model: a model or its adapter.
@@ -203,7 +203,7 @@ def threshold(heatmap: npt.NDArray[Any], percentile: Percentile) -> float:
     """
     if percentile == "auto":
         otsu, _ = cv2.threshold(np.uint8(heatmap * 255), 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
-        return (float(otsu) + 1) / 255  # Otsu's threshold is the last grey level of the lower class
+        return (float(otsu) + 1) / 255  # Otsu's threshold is the last gray level of the lower class
     level, minimum = float(np.percentile(heatmap, percentile)), heatmap.min()
     above = heatmap[heatmap > minimum]
     return float(above.min()) if level <= minimum and above.size else level

@@ -34,10 +34,10 @@ ExplainImage: TypeAlias = Callable[[Tensor, Sequence[Target]], Tensor]
 
 @dataclass(frozen=True)
 class Randomization:
-    """Similarity of the heatmaps before and after cascading randomisation of the network's weights.
+    """Similarity of the heatmaps before and after cascading randomization of the network's weights.
 
     Attributes:
-        layers: per step S, the layers that are randomised in it; those of earlier steps stay randomised.
+        layers: per step S, the layers that are randomized in it; those of earlier steps stay randomized.
         ssim: (S, N) float64, structural similarity of each target's heatmap with that of the intact network.
         rank_correlation: (S, N) float64 in [-1, 1], Spearman's rank correlation likewise.
     """
@@ -78,14 +78,14 @@ class Reproducibility:
 def randomization(
     cam: BaseCAM, image: ImageLike, targets: Sequence[Target] | None = None, *, steps: int | None = None, seed: int = 0
 ) -> Randomization:
-    r"""Randomise the network's weights from the last layer to the first, and compare the heatmaps.
+    r"""Randomize the network's weights from the last layer to the first, and compare the heatmaps.
 
     A heatmap that hardly changes does not depend on what the network has learned. Each weight tensor :math:`w` is
     replaced by samples of :math:`\mathcal N(\operatorname{mean}(w), \operatorname{std}(w)^2)`, which preserves the
-    scale of activations; running statistics of normalisation layers are kept. Layers are ordered by execution.
+    scale of activations; running statistics of normalization layers are kept. Layers are ordered by execution.
 
     Adebayo et al., *Sanity Checks for Saliency Maps*, NeurIPS 2018, https://arxiv.org/abs/1810.03292 (cascading
-    randomisation).
+    randomization).
 
     The weights are overwritten during the call and restored bitwise, also after an exception.
 
@@ -93,7 +93,7 @@ def randomization(
         cam: the method and its model.
         image: one image.
         targets: targets to explain; None takes the predictions of the intact model in every step.
-        steps: number of groups of layers, of about equal size; None randomises one layer per step.
+        steps: number of groups of layers, of about equal size; None randomizes one layer per step.
         seed: seed of the random weights.
 
     Returns:
@@ -121,7 +121,7 @@ def randomization(
 
 
 class RandomizationCheck(Metric):
-    r"""Mean rank correlation of the heatmap with those after cascading randomisation of the weights (`randomization`).
+    r"""Mean rank correlation of the heatmap with those after cascading randomization of the weights (`randomization`).
 
     .. math:: \frac{1}{S} \sum_{s=1}^{S} \rho(H, H_s)
 
@@ -131,7 +131,7 @@ class RandomizationCheck(Metric):
     https://arxiv.org/abs/1810.03292.
 
     Args:
-        steps: number of groups of layers; each costs one more run of the method. None randomises one layer per step.
+        steps: number of groups of layers; each costs one more run of the method. None randomizes one layer per step.
         seed: seed of the random weights.
     """
 
@@ -153,9 +153,9 @@ class RandomizationCheck(Metric):
 
 
 def check_is_image(name: str, image: MetricImage) -> None:
-    """Raise ValueError for a normalised network input where a metric needs an image."""
+    """Raise ValueError for a normalized network input where a metric needs an image."""
     if image.normalized:
-        raise ValueError(f"{name} needs images instead of a normalised (B, C, H, W) tensor")
+        raise ValueError(f"{name} needs images instead of a normalized (B, C, H, W) tensor")
 
 
 def explain_intact(
@@ -217,7 +217,7 @@ def independence(heatmaps: Sequence[MapArray], *, seed: int = 0) -> tuple[MapSim
     """Similarity of heatmaps of different images, and of heatmaps of different targets in one image.
 
     A heatmap that is the same for every image or every target explains neither. Compare the values with those of a
-    control, such as a blob in the image's centre. Maps are resized to one size by averaging.
+    control, such as a blob in the image's center. Maps are resized to one size by averaging.
 
     Args:
         heatmaps: per image, (N, H, W) in [0, 1].
@@ -329,7 +329,7 @@ def layers_top_down(adapter: Adapter, image: Tensor, targets: Sequence[Target]) 
         if weights:
             layers.append((name or type(module).__name__, weights))
     if not layers:
-        raise ValueError(f"{type(adapter.model).__name__} has no weights to randomise")
+        raise ValueError(f"{type(adapter.model).__name__} has no weights to randomize")
     return sorted(layers, key=lambda layer: -position_of(layer[0]))
 
 

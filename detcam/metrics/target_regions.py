@@ -1,4 +1,4 @@
-"""The annotated regions that localisation metrics compare heatmaps with."""
+"""The annotated regions that localization metrics compare heatmaps with."""
 
 from __future__ import annotations
 

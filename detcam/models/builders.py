@@ -25,7 +25,7 @@ class BuiltModel:
 
     Attributes:
         model: the module.
-        options: arguments of its adapter: class names, input size, normalisation.
+        options: arguments of its adapter: class names, input size, normalization.
         classes: number of classes, or None if it is unknown.
     """
 

@@ -136,7 +136,7 @@ class ImageScorer:
         with folding.applied():
             folded = self._forward(self.batch.inputs, self.read_scores)
         if ((folded - plain).abs() > 1e-4 * (1 + plain.abs())).any():
-            folding.disable()  # another module reads the tensor between convolution and normalisation
+            folding.disable()  # another module reads the tensor between convolution and normalization
 
     def _forward(self, inputs: Tensor, read_output: ReadOutput) -> Tensor:
         if not self.channels_last or inputs.device.type != "cpu":

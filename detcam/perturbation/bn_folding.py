@@ -1,4 +1,4 @@
-"""Batch-norm folding: convolutions absorb the normalisation that follows them while perturbed images are scored."""
+"""Batch-norm folding: convolutions absorb the normalization that follows them while perturbed images are scored."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from the system for every layer; larger outputs also exceed small caches."""
 
 
 class BatchNormFolding:
-    """Folds normalisation layers into the preceding convolutions, for passes without gradients.
+    """Folds normalization layers into the preceding convolutions, for passes without gradients.
 
-    A normalisation with running statistics whose only input is a convolution's output is a scale and a shift per
+    A normalization with running statistics whose only input is a convolution's output is a scale and a shift per
     channel, which are merged into the convolution's weights. The result is equal up to rounding if no other module
     reads the tensor in between; callers must compare the model's outputs. On a CPU, 1 x 1 convolutions are dispatched
     to oneDNN, which PyTorch does not use when it runs on one thread.
@@ -50,7 +50,7 @@ class BatchNormFolding:
 
     @contextmanager
     def record(self) -> Iterator[None]:
-        """Record the producer of every normalisation's input during one pass, and prepare the folded layers."""
+        """Record the producer of every normalization's input during one pass, and prepare the folded layers."""
         handles: list[Any] = []
         for module in self.model.modules():
             unhooked = not module._forward_hooks and not module._forward_pre_hooks and "forward" not in vars(module)
@@ -149,7 +149,7 @@ def _is_pointwise(module: Any) -> bool:
 
 
 def _is_affine(module: Any) -> bool:
-    """Whether a normalisation applies a fixed scale and shift per channel; it may include an activation."""
+    """Whether a normalization applies a fixed scale and shift per channel; it may include an activation."""
     if type(module) is nn.BatchNorm2d or _is_of_timm(module, "BatchNormAct2d"):
         return module.running_mean is not None and module.running_var is not None
     return type(module) is FrozenBatchNorm2d
@@ -160,7 +160,7 @@ def _is_of_timm(module: nn.Module, name: str) -> bool:
 
 
 def _activation_of(norm: Any) -> Callable[[Tensor], Tensor]:
-    """The part of a normalisation layer that remains after folding."""
+    """The part of a normalization layer that remains after folding."""
     if _is_of_timm(norm, "BatchNormAct2d"):
         return lambda value: norm.act(norm.drop(value))
     return _identity
@@ -171,7 +171,7 @@ def _identity(value: Tensor) -> Tensor:
 
 
 def _fold(convolution: Any, norm: Any) -> Any:
-    """A copy of the convolution that includes the normalisation; it shares all but weight and bias."""
+    """A copy of the convolution that includes the normalization; it shares all but weight and bias."""
     scale = (norm.running_var.double() + norm.eps).rsqrt()
     scale = scale if norm.weight is None else scale * norm.weight.double()
     offset = 0.0 if convolution.bias is None else convolution.bias.double()

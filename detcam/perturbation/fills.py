@@ -1,4 +1,4 @@
-"""Fills for removed pixels: blur, mean colour, and noisy linear imputation."""
+"""Fills for removed pixels: blur, mean color, and noisy linear imputation."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MAX_BLUR_SIDE = 160
 class Fill(ABC):
     """Replaces removed pixels of images.
 
-    All fills are equivariant to a scale and shift per channel, so they apply to normalised inputs.
+    All fills are equivariant to a scale and shift per channel, so they apply to normalized inputs.
     """
 
     name: ClassVar[str]
@@ -92,11 +92,11 @@ class BlurFill(UniformFill):
 
 
 class SurroundingsFill(Fill):
-    """A blur of the remaining pixels; unlike in `BlurFill`, the removed pixels' colours do not contribute.
+    """A blur of the remaining pixels; unlike in `BlurFill`, the removed pixels' colors do not contribute.
 
     The standard deviation is the smallest one, `DEFAULT_BLUR` of the image's longer side times a power of 2, at which
     every removed pixel gets at least a tenth of its weight from remaining pixels. The blur is computed at a longer
-    side of at most `MAX_BLUR_SIDE` pixels. If no pixel remains, the fill is the mean colour.
+    side of at most `MAX_BLUR_SIDE` pixels. If no pixel remains, the fill is the mean color.
     """
 
     name = "blur"
@@ -119,19 +119,19 @@ def _blurred_surroundings(image: Tensor, mask: Tensor) -> Tensor:
     factor = min(1.0, MAX_BLUR_SIDE / max(height, width))
     size = (max(1, round(height * factor)), max(1, round(width * factor)))
     kept = (~mask)[None].to(image)
-    weighted = F.interpolate(torch.cat([image * kept, kept])[None], size, mode="area")[0]  # colours and their weights
+    weighted = F.interpolate(torch.cat([image * kept, kept])[None], size, mode="area")[0]  # colors and their weights
     has_removed = weighted[-1] < 1
     sigma = DEFAULT_BLUR * max(size)
     blurred = blur(weighted, sigma)
     while float(blurred[-1, has_removed].min()) < 0.1 and sigma < max(size):
         sigma *= 2
         blurred = blur(weighted, sigma)
-    colours = blurred[:-1] / blurred[-1:]
-    return F.interpolate(colours[None], (height, width), mode="bilinear", align_corners=False)[0]
+    colors = blurred[:-1] / blurred[-1:]
+    return F.interpolate(colors[None], (height, width), mode="bilinear", align_corners=False)[0]
 
 
 class MeanFill(UniformFill):
-    """The mean colour of the image."""
+    """The mean color of the image."""
 
     name = "mean"
 
@@ -140,14 +140,14 @@ class MeanFill(UniformFill):
 
 
 class LinearFill(Fill):
-    r"""Noisy linear imputation: each removed pixel is the weighted mean of its neighbours, plus noise.
+    r"""Noisy linear imputation: each removed pixel is the weighted mean of its neighbors, plus noise.
 
     .. math:: x_p = \frac{\sum_{q \in N(p)} w_{pq} x_q}{\sum_{q \in N(p)} w_{pq}} + \varepsilon_p, \quad
         w = 1/6 \text{ direct}, 1/12 \text{ diagonal},\ \varepsilon \sim \mathcal{N}(0, \sigma^2)
 
-    with :math:`N(p)` the up to eight neighbours of pixel p in the image, removed ones included, so the removed pixels
+    with :math:`N(p)` the up to eight neighbors of pixel p in the image, removed ones included, so the removed pixels
     are the solution of one linear system; the noise is added to the solution. If no pixel of an image remains, every
-    constant is a solution, and the fill is the mean colour.
+    constant is a solution, and the fill is the mean color.
 
     Rong et al., *A Consistent and Efficient Evaluation Strategy for Attribution Methods*, ICML 2022,
     https://arxiv.org/abs/2202.00449.

@@ -1,6 +1,6 @@
-"""Solver for the linear system in which each missing pixel of an image is the weighted mean of its neighbours.
+"""Solver for the linear system in which each missing pixel of an image is the weighted mean of its neighbors.
 
-Small systems are factorised. Large ones are solved by conjugate gradients with a multigrid preconditioner on the
+Small systems are factorized. Large ones are solved by conjugate gradients with a multigrid preconditioner on the
 image's grid; an iteration costs a few filters, and about a dozen iterations are needed for any size.
 """
 
@@ -19,15 +19,15 @@ from torch import Tensor
 
 from detcam.utils.opencv import cv2
 
-NEIGHBOUR_WEIGHTS = tuple(
+NEIGHBOR_WEIGHTS = tuple(
     ((dy, dx), 1 / 6 if 0 in (dy, dx) else 1 / 12) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if (dy, dx) != (0, 0)
 )
-"""Offsets (rows, columns) and weights of a pixel's neighbours."""
+"""Offsets (rows, columns) and weights of a pixel's neighbors."""
 TOLERANCES = (1e-3, 2e-6)
 """Estimated errors, relative to the image's largest magnitude, at which the first and the second round stop. The first
 round leaves rounding errors of single precision."""
 MAX_FACTORIZED = 8000
-"""Maximum number of pixels of a system that is factorised."""
+"""Maximum number of pixels of a system that is factorized."""
 MAX_ITERATIONS = 200
 """Maximum number of conjugate gradient iterations per round."""
 
@@ -41,7 +41,7 @@ _CROSS = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], np.uint8)
 
 
 def harmonic_fill(images: Tensor, removed: Tensor) -> Tensor:
-    """Replace each removed pixel of images by the weighted mean of its neighbours.
+    """Replace each removed pixel of images by the weighted mean of its neighbors.
 
     Args:
         images: (K, C, h, w), or (1, C, h, w) for one shared image.
@@ -91,7 +91,7 @@ def harmonic_fill(images: Tensor, removed: Tensor) -> Tensor:
 
 
 def _window(mask: MaskArray) -> tuple[slice, slice]:
-    """The rows and columns of the missing pixels and their neighbours."""
+    """The rows and columns of the missing pixels and their neighbors."""
     window = []
     for axis in (1, 0):
         positions = np.flatnonzero(mask.any(axis))
@@ -100,7 +100,7 @@ def _window(mask: MaskArray) -> tuple[slice, slice]:
 
 
 def solve_by_factorization(mask: MaskArray, image: Float64Array) -> Float64Array:
-    """Solve for the missing pixels (C, M) of an image (C, h, w) by factorisation."""
+    """Solve for the missing pixels (C, M) of an image (C, h, w) by factorization."""
     system, known = linear_system(mask, image)
     factor = splu(system, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True})
     return factor.solve(known).T
@@ -123,13 +123,13 @@ def linear_system(mask: MaskArray, image: Float64Array) -> tuple[Any, Float64Arr
     index = np.arange(count)
     entries, total = [], np.zeros(count)
     known = np.zeros((len(image), count))
-    for (dy, dx), weight in NEIGHBOUR_WEIGHTS:
+    for (dy, dx), weight in NEIGHBOR_WEIGHTS:
         shifted = rows + dy, columns + dx
         total += weight * inside[shifted]
         known += weight * padded[:, shifted[0], shifted[1]]
-        neighbour = number[shifted]
-        missing = neighbour >= 0
-        entries.append((index[missing], neighbour[missing], np.full(int(missing.sum()), -weight)))
+        neighbor = number[shifted]
+        missing = neighbor >= 0
+        entries.append((index[missing], neighbor[missing], np.full(int(missing.sum()), -weight)))
     entries.append((index, index, total))
     row, column, value = (np.concatenate(part) for part in zip(*entries, strict=True))
     return sparse.csc_matrix((value, (row, column)), shape=(count, count)), known.T.copy()
@@ -141,7 +141,7 @@ def _dot(first: Float32Array, second: Float32Array) -> float:
 
 
 def total_weights(height: int, width: int, channels: int) -> Float64Array:
-    """The sum of the weights of each pixel's neighbours, (h, w, C): 1 except at the borders."""
+    """The sum of the weights of each pixel's neighbors, (h, w, C): 1 except at the borders."""
     ones = np.ones((height, width))
     return np.repeat(cv2.filter2D(ones, -1, _KERNEL, borderType=cv2.BORDER_CONSTANT)[..., None], channels, 2)
 
@@ -170,8 +170,8 @@ class GridLevel:
         self.missing[:] = mask[..., None]
         np.divide(self.missing, self.total, out=self.inverse)
 
-    def neighbours(self, values: Float32Array) -> Float32Array:
-        """The weighted sum of each pixel's neighbours, in the level's working memory."""
+    def neighbors(self, values: Float32Array) -> Float32Array:
+        """The weighted sum of each pixel's neighbors, in the level's working memory."""
         cv2.filter2D(values, -1, _KERNEL, dst=self.work, borderType=cv2.BORDER_CONSTANT)
         return self.work
 
@@ -180,7 +180,7 @@ class Multigrid:
     """Solves for the missing pixels of images of one size.
 
     Conjugate gradients solve the symmetric system D u - K u = K known, with D the sum of weights of a pixel's
-    neighbours, preconditioned by one V-cycle with a Jacobi step before and after. This is in single precision; a
+    neighbors, preconditioned by one V-cycle with a Jacobi step before and after. This is in single precision; a
     second round solves for the residual of the first, which is computed in double precision. A coarse grid has the
     points without known pixels around them, and the same stencil, whose scale is invariant in two dimensions.
 
@@ -273,7 +273,7 @@ class Multigrid:
         np.multiply(level.inverse, residual, out=values)
         if depth + 1 < self.depth:
             remaining = level.between[:height, :width]  # the residual after a Jacobi step
-            np.multiply(level.neighbours(values), level.missing, out=remaining)
+            np.multiply(level.neighbors(values), level.missing, out=remaining)
             cv2.sepFilter2D(level.between, -1, _HAT, _HAT, dst=level.weighted, borderType=cv2.BORDER_CONSTANT)
             coarse = self._cycle(depth + 1, level.weighted[::2, ::2])
             level.points[::2, ::2] = coarse
@@ -289,5 +289,5 @@ class Multigrid:
     @staticmethod
     def _smooth(level: GridLevel, residual: Float32Array) -> None:
         """Apply one Jacobi step."""
-        np.add(level.neighbours(level.values), residual, out=level.values)
+        np.add(level.neighbors(level.values), residual, out=level.values)
         level.values *= level.inverse

@@ -171,15 +171,15 @@ def peak_rank_correlation(first: Tensor, second: Tensor, tied_fraction: float = 
     Returns:
         (N,) in [-1, 1]; 0 where a map is constant.
     """
-    centred = []
+    centered = []
     for maps in (first, second):
         order = maps.argsort(dim=1, stable=True)
         tied = int(tied_fraction * maps.shape[1])
         ranks = torch.arange(maps.shape[1], dtype=torch.float64, device=maps.device)
         ranks[:tied] = (tied - 1) / 2
         ranks = torch.zeros_like(maps, dtype=torch.float64).scatter_(1, order, ranks.expand(len(maps), -1))
-        centred.append(ranks - ranks.mean(1, keepdim=True))
-    product = (centred[0] * centred[1]).sum(1) / (centred[0].norm(dim=1) * centred[1].norm(dim=1)).clamp(min=1e-12)
+        centered.append(ranks - ranks.mean(1, keepdim=True))
+    product = (centered[0] * centered[1]).sum(1) / (centered[0].norm(dim=1) * centered[1].norm(dim=1)).clamp(min=1e-12)
     varies = (first.amax(1) > first.amin(1)) & (second.amax(1) > second.amin(1))
     return torch.where(varies, product, torch.zeros_like(product))
 

@@ -40,7 +40,7 @@ class Scene(ABC):
     Attributes:
         seed: Seed of the scene.
         image: (H, W, 3) uint8 RGB.
-        boxes_xyxy: (N, 4) float32, boxes of the labelled objects in half-open pixels.
+        boxes_xyxy: (N, 4) float32, boxes of the labeled objects in half-open pixels.
         labels: (N,) int64 class indices.
         objects: Removable objects in the image, sorted by name.
         removed: Names of the objects that were left out of this drawing.

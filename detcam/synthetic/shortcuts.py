@@ -56,7 +56,7 @@ class ShortcutScene(Scene):
     """A scene with a known shortcut.
 
     Objects that belong to ``body-1`` have its number, such as ``pond-1``; independent objects are numbered from 10.
-    Boats and barges are labelled; labels index NAMES. In the training scenes of some scenarios, boxes are wrong or
+    Boats and barges are labeled; labels index NAMES. In the training scenes of some scenarios, boxes are wrong or
     missing where the cue is: that is what the detector learns.
 
     Attributes:

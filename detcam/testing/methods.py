@@ -35,7 +35,7 @@ def check_method(
 ) -> None:
     """Check that a CAM method keeps its contract.
 
-    The heatmaps have the images' sizes, are finite, lie in [0, 1] and are normalised or empty; the scores are those
+    The heatmaps have the images' sizes, are finite, lie in [0, 1] and are normalized or empty; the scores are those
     that the model reports; neither the other images of a call nor their order change a heatmap; an image without
     targets is a normal case; the model is left as it was, also where a target or a layer raises an error half-way.
 
@@ -94,7 +94,7 @@ def check_name(method: type[BaseCAM]) -> None:
 
 
 def check_heatmaps(cam: BaseCAM, images: Sequence[Tensor], targets: TargetsPerImage) -> None:
-    """Check shape, dtype, range and normalisation of the heatmaps, the scores, and that the model is left alone."""
+    """Check shape, dtype, range and normalization of the heatmaps, the scores, and that the model is left alone."""
     model, adapter = cam.model, cam.adapter
     first = next((parameter for parameter in model.parameters() if parameter.requires_grad), None)
     gradient = None if first is None else first.grad
@@ -120,7 +120,7 @@ def check_heatmaps(cam: BaseCAM, images: Sequence[Tensor], targets: TargetsPerIm
         low, high = float(maps.min()), float(maps.max())
         require(low >= 0 and high <= 1, f"expected heatmaps in [0, 1]; got {low:.3g} to {high:.3g}")
         peaks = maps.flatten(1).amax(1)
-        require(bool(((peaks > 0.999) | (peaks == 0)).all()), "a heatmap is neither normalised to 1 nor empty")
+        require(bool(((peaks > 0.999) | (peaks == 0)).all()), "a heatmap is neither normalized to 1 nor empty")
         if adapter.task == "detection" and isinstance(row, Detections):
             wrong = float((torch.as_tensor(result.scores) - row.scores).abs().max())
             require(wrong <= TOLERANCE, f"a target's score differs by {wrong:.3g} from the score that was reported")
@@ -160,7 +160,7 @@ def check_interruption(cam: BaseCAM, images: Sequence[Tensor], targets: TargetsP
     layers = [module for module in cam.model.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
     if not layers:
         return
-    layer = layers[min(1, len(layers) - 1)]  # the first may be replaced by a method that fuses normalisation
+    layer = layers[min(1, len(layers) - 1)]  # the first may be replaced by a method that fuses normalization
 
     def failing_forward(*inputs: object, **kwargs: object) -> Tensor:
         raise _Interrupted

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def blur(maps: Tensor, sigma: float) -> Tensor:
-    """Blur maps (N, h, w) by a Gaussian of `sigma` cells; at the border the kernel is renormalised to cells inside."""
+    """Blur maps (N, h, w) by a Gaussian of `sigma` cells; at the border the kernel is renormalized to cells inside."""
     return torch.matmul(torch.matmul(_gaussian(maps, 1, sigma), maps), _gaussian(maps, 2, sigma).T)
 
 

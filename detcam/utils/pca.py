@@ -22,7 +22,7 @@ GRAM_ROWS = 64
 def first_principal_component(maps: Tensor) -> Tensor:
     """Project each cell's channel vector on the first principal axis of its map.
 
-    With X (h w x C) the channel vectors centred over cells and v the eigenvector of X^T X with the largest eigenvalue,
+    With X (h w x C) the channel vectors centered over cells and v the eigenvector of X^T X with the largest eigenvalue,
     the map is X v. The eigenproblem is solved on the smaller side, channels or cells, in float64.
 
     The sign of v is arbitrary. It is chosen so that the map correlates positively with the sum over channels; if that
@@ -35,18 +35,18 @@ def first_principal_component(maps: Tensor) -> Tensor:
         (n, h, w), same dtype; zero if all cells are equal.
     """
     count, channels, height, width = maps.shape
-    centred = maps.flatten(2).to(torch.float64, copy=True)
-    centred -= centred.mean(2, keepdim=True)
+    centered = maps.flatten(2).to(torch.float64, copy=True)
+    centered -= centered.mean(2, keepdim=True)
     if channels <= height * width:
-        gram = _gram(centred)
+        gram = _gram(centered)
         _, axis = first_eigenpair(gram)
-        projected = (axis[:, None] @ centred)[:, 0]
+        projected = (axis[:, None] @ centered)[:, 0]
         # The product of the projection and the sum over channels, from the Gram matrix.
         agreement = (axis[:, None] @ gram).sum((1, 2))
         projected = _oriented(projected, agreement, gram.diagonal(dim1=1, dim2=2).sum(1), channels)
     else:
-        value, axis = first_eigenpair(_gram(centred.transpose(1, 2)))
-        projected = oriented(axis * value.clamp(min=0).sqrt()[:, None], centred)
+        value, axis = first_eigenpair(_gram(centered.transpose(1, 2)))
+        projected = oriented(axis * value.clamp(min=0).sqrt()[:, None], centered)
     return projected.reshape(count, height, width).to(maps.dtype)
 
 
@@ -64,10 +64,10 @@ def _gram(rows: Tensor) -> Tensor:
     return products
 
 
-def oriented(projected: Tensor, centred: Tensor) -> Tensor:
-    """Choose the signs of projections (n, hw) of centred vectors (n, C, hw)."""
-    square = torch.linalg.vector_norm(centred, dim=(1, 2)).square()
-    return _oriented(projected, (projected * centred.sum(1)).sum(1), square, centred.shape[1])
+def oriented(projected: Tensor, centered: Tensor) -> Tensor:
+    """Choose the signs of projections (n, hw) of centered vectors (n, C, hw)."""
+    square = torch.linalg.vector_norm(centered, dim=(1, 2)).square()
+    return _oriented(projected, (projected * centered.sum(1)).sum(1), square, centered.shape[1])
 
 
 def _oriented(projected: Tensor, agreement: Tensor, square: Tensor, channels: int) -> Tensor:

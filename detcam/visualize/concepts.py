@@ -1,4 +1,4 @@
-"""Draws the concepts of a factorization over an image, each in its colour, with a legend."""
+"""Draws the concepts of a factorization over an image, each in its color, with a legend."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from detcam.visualize.convert import (
     contrast_to,
 )
 
-MIN_LABELLED_SIDE = 320
+MIN_LABELED_SIDE = 320
 """An image with numbers is enlarged by an integer factor if its longer side is below this, in pixels."""
-MIN_LABELLED_STRENGTH = 0.5
+MIN_LABELED_STRENGTH = 0.5
 """Minimum strength of a concept where its number is drawn."""
 MIN_AREA_FRACTION = 0.002
 """Minimum fraction of the image that a concept dominates for its number to be drawn."""
@@ -40,7 +40,7 @@ def show_factorization_on_image(
     image_weight: float = 0.5,
     concept_labels: Sequence[str] | None = None,
 ) -> ImageArray:
-    """Colour each pixel by its strongest concept, with an opacity that grows with the concept's strength.
+    """Color each pixel by its strongest concept, with an opacity that grows with the concept's strength.
 
     A pixel whose strongest concept has strength h is `(1 - a) * img + a * color` with `a = (1 - image_weight) * h`.
     With labels, each concept gets a number, drawn inside the region where it dominates, and a legend on the right
@@ -49,7 +49,7 @@ def show_factorization_on_image(
     Args:
         img: RGB image.
         explanations: (K, H, W) in [0, 1], one map per concept.
-        colors: One per concept: RGB floats in [0, 1], three integers from 0 to 255, or CSS names. None takes colours
+        colors: One per concept: RGB floats in [0, 1], three integers from 0 to 255, or CSS names. None takes colors
             that are easy to distinguish.
         image_weight: Weight of the image where a concept has strength 1, in [0, 1].
         concept_labels: One per concept, of one or more lines. Small images are enlarged by an integer factor.
@@ -121,7 +121,7 @@ def create_labels_legend(
 
 
 def concept_colors(count: int) -> list[tuple[int, int, int]]:
-    """Return colours for concepts: the palette without white, or evenly spaced hues if there are more concepts."""
+    """Return colors for concepts: the palette without white, or evenly spaced hues if there are more concepts."""
     palette = [color for color in drawing.PALETTE if color != (255, 255, 255)]
     if count <= len(palette):
         return palette[:count]
@@ -162,8 +162,8 @@ def _with_legend(
     labels: Sequence[str],
 ) -> ImageArray:
     """Draw each concept's number on the image, and add the legend."""
-    factor = max(1, -(-MIN_LABELLED_SIDE // max(shown.shape[:2])))
-    positions = [_label_position((leading == k) & (maps[k] >= MIN_LABELLED_STRENGTH)) for k in range(len(maps))]
+    factor = max(1, -(-MIN_LABELED_SIDE // max(shown.shape[:2])))
+    positions = [_label_position((leading == k) & (maps[k] >= MIN_LABELED_STRENGTH)) for k in range(len(maps))]
     shown = shown.repeat(factor, axis=0).repeat(factor, axis=1)
     height, width = shown.shape[:2]
     scale = drawing.scale_for(height, width)

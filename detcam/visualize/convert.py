@@ -1,4 +1,4 @@
-"""Converts and validates images, heatmaps, masks and colours; encodes and saves images.
+"""Converts and validates images, heatmaps, masks and colors; encodes and saves images.
 
 Functions of this package draw on HxWx3 uint8 RGB arrays. `as_image` makes one from any accepted input.
 """
@@ -94,7 +94,7 @@ def as_unit_image(image: PixelsLike, name: str = "image") -> NDArray[Any]:
     if array.ndim != 3 or array.shape[0 if is_tensor else 2] != 3 or 0 in array.shape:
         raise ValueError(
             f"{name} must be {layout} of at least one pixel, got shape {tuple(array.shape)}; "
-            "tensors are channels first, arrays last; index a batch, repeat a grey channel three times"
+            "tensors are channels first, arrays last; index a batch, repeat a gray channel three times"
         )
     if is_tensor:
         array = array.transpose(1, 2, 0)
@@ -102,7 +102,7 @@ def as_unit_image(image: PixelsLike, name: str = "image") -> NDArray[Any]:
         return array
     if array.dtype.kind != "f":
         raise TypeError(f"{name} must be uint8 or float, got {array.dtype}; use .astype(np.uint8) for values 0 to 255")
-    remedy = "divide by 255, or undo the normalisation"
+    remedy = "divide by 255, or undo the normalization"
     return _in_unit_range(array, name, remedy)
 
 
@@ -176,12 +176,12 @@ def colormap_code(colormap: str | int) -> int:
 
 
 def color_rgb(color: Color) -> tuple[int, int, int]:
-    """Convert a colour (three integers from 0 to 255, a CSS name, or ``#rrggbb``) to RGB."""
+    """Convert a color (three integers from 0 to 255, a CSS name, or ``#rrggbb``) to RGB."""
     if isinstance(color, str):
         return ImageColor.getrgb(color)[:3]
     values = tuple(int(part) for part in color)
     if len(values) != 3 or not all(0 <= part <= 255 for part in values):
-        raise ValueError(f"a colour must be three numbers 0 to 255 or a CSS name, got {color!r}")
+        raise ValueError(f"a color must be three numbers 0 to 255 or a CSS name, got {color!r}")
     return values
 
 

@@ -27,7 +27,7 @@ from detcam.visualize.convert import (
     contrast_to,
 )
 
-# Distinguishable with colour vision deficiency; the first ones are not in the default colormap.
+# Distinguishable with color vision deficiency; the first ones are not in the default colormap.
 PALETTE: tuple[tuple[int, int, int], ...] = (
     (86, 200, 255), (0, 190, 130), (255, 255, 255), (240, 228, 66),
     (255, 140, 200), (40, 110, 255), (255, 120, 20), (170, 255, 90),
@@ -142,7 +142,7 @@ def typeset(text: str, size: int, max_width: int) -> tuple[str, ImageFont.FreeTy
 def text_plate(
     text: str, size: int, pad: int, max_width: int, *, color: Color, background: Color, width: int | None = None
 ) -> ImageArray:
-    """Draw a line of text on a plate of the font's height, as wide as the text or centred in `width` pixels."""
+    """Draw a line of text on a plate of the font's height, as wide as the text or centered in `width` pixels."""
     line, font = typeset(text, size, max_width - 2 * pad)
     ascent, descent = font.getmetrics()
     plate_width = width if width is not None else min(max_width, math.ceil(font.getlength(line)) + 2 * pad)
@@ -153,7 +153,7 @@ def text_plate(
 
 
 def text_strip(text: str, width: int, size: int) -> ImageArray:
-    """Draw centred lines of text, split at line breaks, dark on white and `width` pixels wide."""
+    """Draw centered lines of text, split at line breaks, dark on white and `width` pixels wide."""
     pad = max(2, size // 4)
     lines = text.splitlines() or [""]
     return np.concatenate(
@@ -242,7 +242,7 @@ def draw_boxes(
 ) -> ImageArray:
     """Draw boxes with captions.
 
-    The coloured line covers the outermost pixels of a box, a contrasting line the pixels around it. Line width and text
+    The colored line covers the outermost pixels of a box, a contrasting line the pixels around it. Line width and text
     size grow with the image. Captions lie outside their boxes if there is room. A caption that is too long ends in an
     ellipsis; an image with less than two lines of text in height (about 30 pixels) gets no captions.
 
@@ -250,7 +250,7 @@ def draw_boxes(
         image: RGB image.
         boxes_xyxy: (N, 4), half-open, in pixels of the image; clipped to it.
         captions: One per box; an empty caption draws no label.
-        colors: One colour for all boxes or one per box: (r, g, b) from 0 to 255, or a CSS name. None takes a palette.
+        colors: One color for all boxes or one per box: (r, g, b) from 0 to 255, or a CSS name. None takes a palette.
         avoid: (H, W) heatmap in [0, 1]; captions avoid pixels of 0.5 and above if possible.
 
     Returns:
@@ -326,7 +326,7 @@ def _colors_for(colors: Color | Sequence[Color] | None, count: int) -> list[tupl
     if isinstance(colors, str) or (len(colors) == 3 and not isinstance(colors[0], (str, Sequence, np.ndarray))):
         return [color_rgb(colors)] * count  # type: ignore[arg-type]
     if len(colors) != count:
-        raise ValueError(f"colors must be one colour or one per box ({count}), got {len(colors)}")
+        raise ValueError(f"colors must be one color or one per box ({count}), got {len(colors)}")
     return [color_rgb(color) for color in colors]  # type: ignore[arg-type]
 
 

@@ -54,7 +54,7 @@ def show_cam_on_image(
     Args:
         img: RGB or BGR image.
         mask: (H, W) heatmap in [0, 1].
-        use_rgb: Whether `img` is RGB; otherwise the heatmap is coloured in BGR.
+        use_rgb: Whether `img` is RGB; otherwise the heatmap is colored in BGR.
         colormap: Name or OpenCV number.
         image_weight: Weight of the image in [0, 1].
 
@@ -90,7 +90,7 @@ def show_cam_on_image(
 def preprocess_image(
     img: TensorLike, mean: Sequence[float] = (0.5, 0.5, 0.5), std: Sequence[float] = (0.5, 0.5, 0.5)
 ) -> torch.Tensor:
-    """Convert an image to a normalised batch of one: `(img - mean) / std`, with uint8 scaled to [0, 1] first.
+    """Convert an image to a normalized batch of one: `(img - mean) / std`, with uint8 scaled to [0, 1] first.
 
     Args:
         img: HxWxC array or CxHxW tensor, uint8, or float in the range that `mean` and `std` refer to.
@@ -211,7 +211,7 @@ def render(
     colormap: str | int = DEFAULT_COLORMAP,
     color_bar: bool = True,
 ) -> ImageArray:
-    """Draw a panel for one target: overlay, outline, colour bar on the right and caption below.
+    """Draw a panel for one target: overlay, outline, color bar on the right and caption below.
 
     The overlay fills the upper left corner of the panel and is covered by the outline only. An image whose longer side
     is below 192 pixels is enlarged by an integer factor, so that the text is legible.
@@ -223,7 +223,7 @@ def render(
         mask: (H, W) bool, the target's mask, drawn as a contour.
         caption: Text; line breaks start a new line, and a line that is too long ends in an ellipsis.
         colormap: Name or OpenCV number.
-        color_bar: Whether to draw the colour bar.
+        color_bar: Whether to draw the color bar.
 
     Returns:
         HxWx3 uint8, larger than the image.
@@ -267,7 +267,7 @@ def _enlarge(image: ImageArray) -> tuple[ImageArray, int]:
 
 
 def _color_bar(height: int, scale: drawing.Scale, colormap: str | int) -> ImageArray:
-    """Draw the colormap over light grey, from 1 at the top to 0 at the bottom, with a margin on the left."""
+    """Draw the colormap over light gray, from 1 at the top to 0 at the bottom, with a margin on the left."""
     width = max(8, scale.font)
     ramp = np.linspace(1, 0, height, dtype=np.float32)[:, None].repeat(width, axis=1)
     bar = _blend(np.full((height, width, 3), 225, np.uint8), ramp, colormap, OVERLAY_ALPHA)
@@ -349,7 +349,7 @@ def _to_height(image: ImageArray, height: int) -> ImageArray:
 
 
 def _as_panel(original: ImageArray, panel: ImageArray, height: int) -> ImageArray:
-    """Pad the original with white where the panels have a caption and a colour bar, and scale it."""
+    """Pad the original with white where the panels have a caption and a color bar, and scale it."""
     margin = np.array(panel.shape[:2]) - original.shape[:2]
     if (margin >= 0).all() and (margin * 2 <= original.shape[:2]).all():
         original = np.pad(original, ((0, margin[0]), (0, margin[1]), (0, 0)), constant_values=255)

@@ -145,7 +145,7 @@ class TestPreparation:
         found = tensors(LayerCAM(adapter)([torch.rand(3, 64, 24), torch.rand(3, 16, 96)]))
         assert [tuple(maps.shape) for maps in found] == [(1, 64, 24), (1, 16, 96)]
 
-    def test_declared_sizes_normalisation_and_names(self) -> None:
+    def test_declared_sizes_normalization_and_names(self) -> None:
         timm = pytest.importorskip("timm", reason="timm is not installed")
         layer = {"target_layers": [""]}  # the model itself: no probe, which nothing here is about
         lite = adapt(timm.create_model("tf_efficientnet_lite0"), **layer)

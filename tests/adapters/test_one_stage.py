@@ -39,7 +39,7 @@ class Patches(nn.Module):
         return OrderedDict([("0", fine), ("1", self.second(fine))])
 
 
-class Centred(AnchorGenerator):
+class Centered(AnchorGenerator):
     """Anchors at the middle of the cells; torchvision puts them at the upper left corner."""
 
     def grid_anchors(self, grid_sizes: Any, strides: Any) -> list[Tensor]:
@@ -183,21 +183,21 @@ def test_reference_ssd() -> None:
 
 
 @pytest.mark.parametrize("model", ["small_fcos", "fcos_resnet50_fpn"], indirect=True, scope="module")
-def test_objectness_is_the_centreness(model: Any) -> None:
+def test_objectness_is_the_centerness(model: Any) -> None:
     image = make_images()[0]
     adapter = adapt(model)
     found = adapter.predict(image)[0]
     literal = contract.Literal(model, image, [model.head])
     predictions = literal.seen[model.head]
-    centreness = predictions["bbox_ctrness"][0, :, 0].sigmoid()
-    scores = (predictions["cls_logits"][0].sigmoid() * centreness[:, None]).sqrt().detach()
+    centerness = predictions["bbox_ctrness"][0, :, 0].sigmoid()
+    scores = (predictions["cls_logits"][0].sigmoid() * centerness[:, None]).sqrt().detach()
     targets, rows = [], []
     for box, label, score, source in zip(found.boxes_xyxy, found.labels, found.scores, found.source, strict=True):
         targets.append(BoxTarget(tuple(box), int(label), source, "objectness"))
         rows.append(int((scores[:, label] - score).abs().argmin()))
     values, gradients = contract.ask(adapter, image, targets)
-    assert values == pytest.approx(centreness[rows].tolist(), abs=1e-4)
-    assert contract.relative_error(gradients[0], literal.gradients(centreness[rows[0]])) < 1e-4
+    assert values == pytest.approx(centerness[rows].tolist(), abs=1e-4)
+    assert contract.relative_error(gradients[0], literal.gradients(centerness[rows[0]])) < 1e-4
 
 
 def test_families_without_objectness_raise() -> None:
@@ -223,10 +223,10 @@ def test_target_layer_inside_the_head(model: Any) -> None:
 
 @pytest.mark.parametrize("family", SMALL_ONES)
 def test_mirrored_source_gives_the_mirrored_detection(family: str) -> None:
-    """With symmetric kernels and centred anchors a network commutes with mirroring, and so must the pinned anchor."""
+    """With symmetric kernels and centered anchors a network commutes with mirroring, and so must the pinned anchor."""
     torch.manual_seed(1)
-    options: dict[str, Any] = {"small_retinanet": {"anchor_generator": anchors(kind=Centred)}}
-    options["small_fcos"] = {"anchor_generator": anchors((1.0,), kind=Centred)}
+    options: dict[str, Any] = {"small_retinanet": {"anchor_generator": anchors(kind=Centered)}}
+    options["small_fcos"] = {"anchor_generator": anchors((1.0,), kind=Centered)}
     build_one = {"small_retinanet": small_retinanet, "small_fcos": small_fcos, "small_ssd": small_ssd}[family]
     model = build_one(**options.get(family, {})).eval().double()
     what, where = output_layers(model)
@@ -252,7 +252,7 @@ def test_sources_of_another_model_are_refused() -> None:
     for source in (Source("anchor", 7, 0, (10.0, 10.0)), Source("anchor", 0, 5, (10.0, 10.0))):
         with pytest.raises(ValueError, match="another model"):
             contract.ask(adapter, make_images()[0], [BoxTarget((10, 10, 50, 50), 1, source)])
-    with pytest.raises(ValueError, match="no centre"):
+    with pytest.raises(ValueError, match="no center"):
         contract.ask(adapter, make_images()[0], [BoxTarget((10, 10, 50, 50), 1, Source("proposal"))])
 
 

@@ -86,8 +86,8 @@ def own_logits(
     """(C, H, W) logits on the image by the model's own forward pass, prepared and resized by hand."""
     height, width = image.shape[1:]
     resized = F.interpolate(image[None], stretched, mode="bilinear", antialias=True) if stretched else image[None]
-    normalised = (resized - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
-    padded = F.pad(normalised, (0, -normalised.shape[3] % multiple, 0, -normalised.shape[2] % multiple))
+    normalized = (resized - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+    padded = F.pad(normalized, (0, -normalized.shape[3] % multiple, 0, -normalized.shape[2] % multiple))
     with torch.no_grad():
         logits = read(model(padded))
     logits = F.interpolate(logits, padded.shape[2:], mode="bilinear")
@@ -242,7 +242,7 @@ def test_a_decoder_with_a_coarse_grid_reports_its_reach() -> None:
         HiResCAM(adapter)(make_images()[0], [MaskTarget(1, mask)])
 
 
-def test_normalisation_is_that_of_the_encoder() -> None:
+def test_normalization_is_that_of_the_encoder() -> None:
     timm_encoder: Any = adapt(smp_model("Unet", encoder_name="tu-tf_efficientnet_lite0", **UNET))
     assert timm_encoder.mean == timm_encoder.std == (0.5, 0.5, 0.5)
     own: Any = adapt(smp_model("Unet", **UNET))
@@ -252,7 +252,7 @@ def test_normalisation_is_that_of_the_encoder() -> None:
     assert torch.equal(requested.prepare([image]).inputs[0], image)
 
 
-def test_normalisation_of_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_normalization_of_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = smp_model("Unet", **UNET)
     stored = tmp_path / "config.json"
     stored.write_text(json.dumps({"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}), encoding="utf-8")

@@ -29,7 +29,7 @@ CASES: list[tuple[str, dict[str, Any], tuple[int, int], tuple[float, float], tup
     ("RTDetrImageProcessor", {"size": {"height": 160, "width": 224}}, (160, 224), (224, 160), (0, 0)),
     # Padded to a square below and to the right, then resized: the image is 0.8 x 64 high.
     ("Owlv2ImageProcessor", {"size": {"height": 64, "width": 64}}, (64, 64), (64, 51.2), (0, 0)),
-    # The shorter side is resized to 64, then the centre of 48 x 48 is cut out.
+    # The shorter side is resized to 64, then the center of 48 x 48 is cut out.
     (
         "CLIPImageProcessor",
         {"size": {"shortest_edge": 64}, "crop_size": {"height": 48, "width": 48}},

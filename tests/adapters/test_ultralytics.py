@@ -215,7 +215,7 @@ def test_mirrored_and_brightened_views(name: str) -> None:
 
 
 def test_queries_have_the_position_of_their_token() -> None:
-    """The encoder's box head starts at zero, so that a query's first box is its token's anchor: the cell's centre."""
+    """The encoder's box head starts at zero, so that a query's first box is its token's anchor: the cell's center."""
     model = network("yolov8n-rtdetr")
     adapter = adapt(model, image_size=SIZE, conf=0.0, max_det=300)
     (found,) = adapter.predict([IMAGES[0]])
@@ -320,7 +320,7 @@ def test_either_branch_of_a_head_with_two_can_be_explained() -> None:
 
 @pytest.mark.parametrize("size", [(480, 640), (97, 301), (64, 64), (101, 1000), (333, 40)])
 def test_the_letterbox_is_known_exactly(size: tuple[int, int]) -> None:
-    """A bright rectangle is found on the network's input where the geometry says, and grey 114 around the image."""
+    """A bright rectangle is found on the network's input where the geometry says, and gray 114 around the image."""
     adapter = adapt(network("yolo11n"), image_size=320)
     height, width = size
     image = torch.zeros(3, height, width)
@@ -333,10 +333,10 @@ def test_the_letterbox_is_known_exactly(size: tuple[int, int]) -> None:
     rows, columns = bright.any(1).nonzero()[:, 0], bright.any(0).nonzero()[:, 0]
     seen = torch.tensor([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]).float()
     assert (seen - batch.geometries[0].boxes_to_input(box)).abs().max() <= 1
-    grey = (batch.inputs[0] == 114 / 255).all(0)
+    gray = (batch.inputs[0] == 114 / 255).all(0)
     inside = batch.geometries[0].boxes_to_input(torch.tensor([0.0, 0.0, width, height])).round().int().tolist()
-    grey[inside[1] : inside[3], inside[0] : inside[2]] = True
-    assert grey.all()
+    gray[inside[1] : inside[3], inside[0] : inside[2]] = True
+    assert gray.all()
 
 
 def test_classifiers_give_the_probabilities_of_predict_and_explain_logits() -> None:
@@ -365,7 +365,7 @@ def test_classifiers_give_the_probabilities_of_predict_and_explain_logits() -> N
     assert torch.allclose(result.saliency[0][0], cam, atol=1e-5 * float(cam.abs().max()) + 1e-7)
 
 
-def test_the_classifier_s_centre_crop_is_known() -> None:
+def test_the_classifier_s_center_crop_is_known() -> None:
     adapter = adapt(network("yolov8n-cls"), image_size=64)
     image = torch.zeros(3, 100, 300)
     image[:, 25:75, 140:180] = 1

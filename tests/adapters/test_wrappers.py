@@ -70,14 +70,14 @@ class Selected(Module):
 
 
 @pytest.mark.parametrize("wrap", [Headed, Selected])
-def test_another_head_keeps_the_normalisation_but_not_the_names(timm_model: nn.Module, wrap: Any) -> None:
+def test_another_head_keeps_the_normalization_but_not_the_names(timm_model: nn.Module, wrap: Any) -> None:
     model = wrap(timm_model).eval()
     adapter = adapt(model)
     assert adapter.model is model and adapter.mean == (0.4, 0.5, 0.6) and adapter.names == {}
     assert adapter.predict(IMAGE, top_k=9)[0].labels.tolist().__len__() == 2
 
 
-def test_networks_of_different_normalisation_are_reported(timm_model: nn.Module) -> None:
+def test_networks_of_different_normalization_are_reported(timm_model: nn.Module) -> None:
     import timm
 
     class Ensemble(nn.Module):

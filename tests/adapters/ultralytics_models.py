@@ -89,13 +89,13 @@ def spread(model: nn.Module, last: Sequence[nn.Module]) -> None:
         if isinstance(layer, nn.Conv2d) and layer.bias is not None:
             layer.bias.data.zero_()
     with torch.no_grad():
-        model(on_grey())
+        model(on_gray())
     for handle in handles:
         handle.remove()
 
 
-def on_grey() -> Tensor:
-    """The images in the middle of grey squares."""
+def on_gray() -> Tensor:
+    """The images in the middle of gray squares."""
     placed = []
     for image in IMAGES:
         x, y = (SIZE - image.shape[2]) // 2, (SIZE - image.shape[1]) // 2

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from detcam.demo.labels import write_coco
-from detcam.synthetic.harbour import draw_scene
+from detcam.synthetic.harbor import draw_scene
 
 
 def write_scenes(folder: Path, seeds: Iterable[int]) -> Path:

@@ -15,11 +15,11 @@ from detcam import adapt
 from detcam.auditing import AuditCase, analyze_errors
 from detcam.auditing.background_type import MIN_TYPICALITY, BackgroundClassifier
 from detcam.auditing.case import EVIDENCE_LOCATIONS, EvidenceLocation
-from detcam.auditing.conformal import MIN_CORRECT, NEIGHBOUR_COUNT, pool_boxes, typicality
+from detcam.auditing.conformal import MIN_CORRECT, NEIGHBOR_COUNT, pool_boxes, typicality
 from detcam.auditing.sentences import case_sentence
 from detcam.data.annotations import Annotations
 from detcam.demo.model import load_demo_detector
-from detcam.synthetic.harbour import DEMO_NAMES
+from detcam.synthetic.harbor import DEMO_NAMES
 from tests.auditing.scenes import write_scenes
 
 
@@ -39,7 +39,7 @@ def typicality_loop(features: np.ndarray, scores: np.ndarray, right: np.ndarray,
             for j in np.flatnonzero(among)
             if images[j] != images[i]
         ]
-        return sum(sorted(cosines)[-NEIGHBOUR_COUNT:]) / NEIGHBOUR_COUNT
+        return sum(sorted(cosines)[-NEIGHBOR_COUNT:]) / NEIGHBOR_COUNT
 
     def rank(values: list[float], i: int) -> float:
         good = [values[j] for j in np.flatnonzero(right)]
@@ -76,7 +76,7 @@ def test_typicality_needs_enough_correct_detections() -> None:
     rng = np.random.default_rng(0)
     assert np.isnan(typicality(*random_detections(rng, MIN_CORRECT - 1, 10, 1.0))).all()
     features, scores, right, _ = random_detections(rng, 40, 10, 1.0)
-    assert np.isnan(typicality(features, scores, right, np.zeros(50))).all(), "no neighbours in other images"
+    assert np.isnan(typicality(features, scores, right, np.zeros(50))).all(), "no neighbors in other images"
     few = typicality(*random_detections(rng, 40, 2, 3.0))
     assert np.isfinite(few).all() and few[-2:].max() < few[:40].mean(), (
         "with too few wrong detections, only the correct ones count"

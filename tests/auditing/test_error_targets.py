@@ -143,7 +143,7 @@ def test_errors_with_similar_evidence_form_a_group() -> None:
     assert len(group_cases(split, [one, one], lambda members: 0.0)) == 2, "another true class forms another group"
 
 
-def test_the_case_nearest_to_the_centre_comes_first() -> None:
+def test_the_case_nearest_to_the_center_comes_first() -> None:
     angles = (0.0, 0.35, 0.3)
     features = [np.array([np.cos(angle), np.sin(angle)]) for angle in angles]
     ((group, members),) = group_cases([case(i) for i in range(3)], features, lambda members: 0.0)

@@ -19,7 +19,7 @@ import torch
 import detcam
 from detcam import adapt
 from detcam.demo.model import load_demo_detector
-from detcam.synthetic.harbour import DEMO_NAMES
+from detcam.synthetic.harbor import DEMO_NAMES
 
 torch.set_num_threads(1)
 images, annotations, out, resume = sys.argv[1:]

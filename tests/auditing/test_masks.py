@@ -19,7 +19,7 @@ import detcam
 from detcam import adapt
 from detcam.adapters import Adapter
 from detcam.benchmarking.planted.detectors import PlantedBackbone
-from detcam.synthetic.harbour import draw_scene
+from detcam.synthetic.harbor import draw_scene
 from tests.helpers import Snapshot
 
 

@@ -22,7 +22,7 @@ from detcam.auditing.evidence import box_region
 from detcam.auditing.explainer import object_regions
 from detcam.data.annotations import Annotations
 from detcam.demo.model import load_demo_detector
-from detcam.synthetic.harbour import DEMO_NAMES, draw_scene
+from detcam.synthetic.harbor import DEMO_NAMES, draw_scene
 from tests.auditing.scenes import write_scenes
 
 SCENE = draw_scene(28)  # four boats, of which two are wakes alone
@@ -36,20 +36,20 @@ def write_messy(folder: Path) -> Path:
     exif[0x0112] = 6  # turned by a quarter to the right when it is shown
     whole.save(folder / "plain.png")
     whole.rotate(90, expand=True).save(folder / "turned.png", exif=exif)
-    whole.convert("L").save(folder / "grey.png")
+    whole.convert("L").save(folder / "gray.png")
     whole.convert("CMYK").save(folder / "cmyk.jpg", quality=98)
     Image.fromarray(np.asarray(whole.convert("L")).astype(np.uint16) * 257).save(folder / "deep.png")
     whole.save(folder / "cut.jpg", quality=95)
     (folder / "cut.jpg").write_bytes((folder / "cut.jpg").read_bytes()[:9000])
     Image.new("RGB", (WIDTH, HEIGHT)).save(folder / "black.png")
-    names = ["plain.png", "turned.png", "grey.png", "cmyk.jpg", "deep.png", "cut.jpg", "black.png", "gone.png"]
+    names = ["plain.png", "turned.png", "gray.png", "cmyk.jpg", "deep.png", "cut.jpg", "black.png", "gone.png"]
     images: list[dict[str, Any]] = [
         {"id": number, "file_name": name, "height": HEIGHT, "width": WIDTH} for number, name in enumerate(names)
     ]
-    images.append({"id": 0, "file_name": "grey.png"})  # an id for the second time
+    images.append({"id": 0, "file_name": "gray.png"})  # an id for the second time
     annotations: list[dict[str, Any]] = []
     for image in images[:-1]:
-        if image["file_name"] in ("black.png", "grey.png"):
+        if image["file_name"] in ("black.png", "gray.png"):
             continue  # no ground truth
         for (x1, y1, x2, y2), label in zip(SCENE.boxes_xyxy.tolist(), SCENE.labels.tolist(), strict=True):
             annotations.append(
@@ -129,11 +129,11 @@ def test_a_rotated_image_has_the_same_errors(found: Audit) -> None:
 
 
 def test_images_without_labels_or_detections(found: Audit) -> None:
-    grey = [case for case in found.cases if case.file_name == "grey.png"]
-    assert grey and {case.type for case in grey} == {"background"}, "without ground truth all is wrong"
+    gray = [case for case in found.cases if case.file_name == "gray.png"]
+    assert gray and {case.type for case in gray} == {"background"}, "without ground truth all is wrong"
     assert not [case for case in found.cases if case.file_name == "black.png" and case.score >= 0.5]
     per_file = {case.file_name for case in found.cases if case.type != "missed"}
-    assert {"plain.png", "turned.png", "grey.png", "cmyk.jpg"} <= per_file and "cut.jpg" not in per_file
+    assert {"plain.png", "turned.png", "gray.png", "cmyk.jpg"} <= per_file and "cut.jpg" not in per_file
 
 
 def test_a_category_unknown_to_the_model_is_left_out(folder: Path) -> None:

@@ -25,7 +25,7 @@ from detcam.auditing.stages import UNREADABLE
 from detcam.cli.audit import print_summary
 from detcam.cli.main import app
 from detcam.demo.model import load_demo_detector
-from detcam.synthetic.harbour import DEMO_NAMES, draw_scene
+from detcam.synthetic.harbor import DEMO_NAMES, draw_scene
 from tests.auditing.scenes import write_scenes
 from tests.helpers import Snapshot
 
@@ -108,7 +108,7 @@ def test_the_report_contains_every_case_and_its_evidence(whole: Audit) -> None:
 
 
 def test_the_command_prints_the_results(scenes: Path, tmp_path: Path) -> None:
-    model = tmp_path / "harbour.pt"
+    model = tmp_path / "harbor.pt"
     torch.save(load_demo_detector(), model)
     arguments = ["audit", "--model", str(model), "--trust-checkpoint", "--images", str(scenes.parent / "images")]
     arguments += ["--annotations", str(scenes), "--out", str(tmp_path / "out"), "--score-threshold", "0.5"]
@@ -246,9 +246,9 @@ def test_no_detections_and_no_annotations(adapter: Adapter, tmp_path: Path) -> N
 def test_an_image_size_with_only_missed_objects(adapter: Adapter, tmp_path: Path, options: dict[str, Any]) -> None:
     """The first image of its size has nothing to verify: an object that the detector does not see at all."""
     path = write_scenes(tmp_path, SEEDS[2:])
-    Image.new("RGB", (256, 90), (120, 120, 120)).save(tmp_path / "images" / "grey.png")
+    Image.new("RGB", (256, 90), (120, 120, 120)).save(tmp_path / "images" / "gray.png")
     data = json.loads(path.read_text())
-    data["images"].append({"id": 9, "file_name": "grey.png", "height": 90, "width": 256})
+    data["images"].append({"id": 9, "file_name": "gray.png", "height": 90, "width": 256})
     missed = {"id": 99, "image_id": 9, "category_id": 10, "bbox": [50, 20, 40, 40], "area": 1600, "iscrowd": 0}
     data["annotations"].append(missed)
     path.write_text(json.dumps(data))

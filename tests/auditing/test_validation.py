@@ -25,7 +25,7 @@ from detcam.cli.main import app
 from detcam.data.rle import PackedDetections, UnpackedDetections
 from detcam.demo.model import load_demo_detector
 from detcam.detections import Detections, Source
-from detcam.synthetic.harbour import DEMO_NAMES
+from detcam.synthetic.harbor import DEMO_NAMES
 from tests.auditing.scenes import write_scenes
 
 SEEDS = (1_000_000, 1_000_001)

@@ -23,7 +23,7 @@ from detcam.auditing.persistence import PersistenceCriterion
 from detcam.auditing.verification import Hypothesis, RegionSizeSearch, Verifier, decide_verdict
 from detcam.demo.model import load_demo_detector
 from detcam.perturbation.base import ImageScorer
-from detcam.synthetic.harbour import draw_scene
+from detcam.synthetic.harbor import draw_scene
 from detcam.targets import BoxTarget
 from detcam.trace import guarded
 from tests.auditing.fixed_output import BOX, FAR, NEAR, FixedOutput
@@ -141,7 +141,7 @@ def test_outcomes(own: tuple, others: list[tuple], outcome: Outcome) -> None:  #
     assert criterion.evaluate(FixedOutput(own, others))[1] == outcome
 
 
-def test_a_neighbour_of_the_unperturbed_image_is_not_a_move() -> None:
+def test_a_neighbor_of_the_unperturbed_image_is_not_a_move() -> None:
     before = FixedOutput((BOX, (0.9, 0.0)), [(NEAR, (0.8, 0.0))])
     criterion = PersistenceCriterion.from_output(before, BoxTarget(BOX, 0), 0.5)
     assert criterion.evaluate(FixedOutput((BOX, (0.2, 0.0)), [(NEAR, (0.8, 0.0))]))[1] == "vanished"

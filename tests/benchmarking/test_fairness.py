@@ -20,7 +20,7 @@ from detcam.demo.model import load_demo_detector
 from detcam.metrics import Deletion, ROADMostRelevantFirst
 from detcam.metrics.sanity import RandomizationCheck, randomization
 from detcam.perturbation.fills import BlurFill
-from detcam.synthetic.harbour import DEMO_NAMES
+from detcam.synthetic.harbor import DEMO_NAMES
 from detcam.utils.hashing import adapter_digest
 from tests.auditing.scenes import write_scenes
 

@@ -22,7 +22,7 @@ from detcam.benchmarking.statistics import MethodResult, make_rows
 from detcam.cli.main import app
 from detcam.demo.model import load_demo_detector
 from detcam.metrics import METRICS
-from tests.benchmarking.harbour import SEEDS, write_scenes
+from tests.benchmarking.harbor import SEEDS, write_scenes
 
 SIGNS = {"score": 1, "loss": -1}
 
@@ -148,7 +148,7 @@ def test_list_of_names_with_settings_is_split_at_commas() -> None:
 
 @pytest.fixture(scope="module")
 def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("model") / "harbour.pt"
+    path = tmp_path_factory.mktemp("model") / "harbor.pt"
     torch.save(load_demo_detector(), path)
     return path
 
@@ -179,7 +179,7 @@ def test_command_prints_the_table_and_writes_the_folder(model_file: Path, tmp_pa
     ]
     for name in ("odam", "occlusion:grid=4,window=2", "filled box", "random, blurred", "randomcam"):
         assert name in text
-    assert "harbour.pt: 2 predictions in 2 images" in text
+    assert "harbor.pt: 2 predictions in 2 images" in text
     rows = {line["method"]: line for line in csv.DictReader((out / "benchmark.csv").open())}
     assert float(rows["occlusion:grid=4,window=2"]["passes"]) > 8
     assert float(rows["odam"]["backward"]) >= 1

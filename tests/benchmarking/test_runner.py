@@ -22,7 +22,7 @@ from detcam.metrics.base import Metric
 from detcam.metrics.metric_input import MetricImage
 from detcam.targets import BoxTarget, register_target
 from detcam.targets.registry import TARGETS
-from tests.benchmarking.harbour import METRICS, SEEDS, DrawnMaps, corner, harbour_detector, truth, write_scenes
+from tests.benchmarking.harbor import METRICS, SEEDS, DrawnMaps, corner, harbor_detector, truth, write_scenes
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -51,7 +51,7 @@ def drawn_by(draw: Any) -> Any:
 def compare(images: Any, out: Path | None = None, draw: Any = slope, **options: Any) -> Benchmark:
     methods = options.pop("methods", None) or {"mine": drawn_by(draw)}
     metrics = options.pop("metrics", [LeftHalf()])
-    return benchmark(harbour_detector(), images, methods, metrics, out=out, top_k=2, **options)
+    return benchmark(harbor_detector(), images, methods, metrics, out=out, top_k=2, **options)
 
 
 def timeless(found: Benchmark) -> list[Any]:
@@ -216,7 +216,7 @@ def test_heatmaps_of_another_size_or_with_nan_are_excluded_from_means(tmp_path: 
             drawn[5, 5] = math.nan
         return drawn
 
-    adapter = harbour_detector()
+    adapter = harbor_detector()
     best = [adapter.targets_of(adapter.predict(p, top_k=1)[0])[0].box_xyxy for p in sorted(images.iterdir())]
     own = compare(images, draw=nan_once).row("mine").scores["left_half"]
     assert (own.undefined, own.targets, own.images) == (1, 5, 3)
@@ -243,7 +243,7 @@ def test_controls_are_rows_and_the_filled_box_fills_the_box(tmp_path: Path) -> N
     found = compare(images)
     names = {row.name for row in found if row.kind == "control"}
     assert {"random", "random, blurred", "filled box", "filled box, blurred", "randomcam", "sobel"} <= names
-    adapter = harbour_detector()
+    adapter = harbor_detector()
     means = []
     for path in sorted(images.iterdir()):
         shares = []
@@ -344,7 +344,7 @@ def test_batch_size_applies_to_every_method(tmp_path: Path) -> None:
     default = compare(images, methods=methods, controls=False)
     found = compare(images, tmp_path / "out", methods=methods, controls=False, batch_size=3)
     assert found.row("mine").scores["left_half"].mean == default.row("mine").scores["left_half"].mean
-    assert set(sizes[: len(sizes) // 2]) == {DrawnMaps(harbour_detector(), slope).batch_size} and sizes[-1] == 3
+    assert set(sizes[: len(sizes) // 2]) == {DrawnMaps(harbor_detector(), slope).batch_size} and sizes[-1] == 3
     assert compare(images, tmp_path / "out", methods=methods, controls=False, batch_size=5).computed == 1
     with pytest.raises(ValueError, match="batch_size of at least 1"):
         compare(images, methods=methods, batch_size=0)
@@ -354,7 +354,7 @@ def test_model_is_restored(tmp_path: Path) -> None:
     from tests.helpers import Snapshot
 
     assert detcam.benchmark is benchmark
-    adapter = harbour_detector()
+    adapter = harbor_detector()
     before = Snapshot(adapter.model)
     benchmark(adapter, write_scenes(tmp_path, SEEDS[:1]), ["gradcam:eigen_smooth=true"], [LeftHalf()], controls=False)
     before.check()

@@ -14,7 +14,7 @@ from detcam.benchmarking.samples import annotated_regions
 from detcam.data.annotations import Annotations
 from detcam.detections import Detections, Source
 from detcam.targets import BoxTarget, ClassTarget
-from tests.benchmarking.harbour import SEEDS, DrawnMaps, draw_scene, harbour_detector, write_scenes
+from tests.benchmarking.harbor import SEEDS, DrawnMaps, draw_scene, harbor_detector, write_scenes
 
 
 def coco(folder: Path, annotations: list[dict[str, Any]], files: list[str]) -> Path:
@@ -81,7 +81,7 @@ def test_box_matches_the_overlapping_object_of_its_class(tmp_path: Path) -> None
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_only_annotated_images_are_used_and_false_positives_are_reported(tmp_path: Path) -> None:
     folder = write_scenes(tmp_path / "in", SEEDS[:3])
-    adapter = harbour_detector()
+    adapter = harbor_detector()
     names = [f"scene-{seed:02d}.png" for seed in SEEDS[:2]]
     scene = draw_scene(SEEDS[0])
     objects = [

@@ -74,7 +74,7 @@ def test_maps_do_not_depend_on_the_batch_size(name: str) -> None:
     assert float(together.max()) == pytest.approx(1.0) and float(together.min()) == 0.0
 
 
-def test_layers_are_normalised_before_averaging() -> None:
+def test_layers_are_normalized_before_averaging() -> None:
     model = TinyCNN()
     targets = [ClassifierOutputTarget(1)] * 3
     first, second = (

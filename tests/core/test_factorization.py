@@ -1,4 +1,4 @@
-"""Deep Feature Factorization: planted concepts are recovered, scored and labelled."""
+"""Deep Feature Factorization: planted concepts are recovered, scored and labeled."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Planted(nn.Module):
 
 
 def patches() -> Tensor:
-    """Two normalised images (2, 3, 32, 32) with rectangles of pure colours, and nothing between."""
+    """Two normalized images (2, 3, 32, 32) with rectangles of pure colors, and nothing between."""
     images = torch.zeros(2, 3, 32, 32)
     for image, channel, (y, x, h, w) in [
         (0, 0, (0, 0, 16, 12)),
@@ -121,7 +121,7 @@ def test_the_result_depends_on_the_seed() -> None:
     assert not np.array_equal(first[0], other[0])
 
 
-def test_concepts_are_labelled_by_the_classifier() -> None:
+def test_concepts_are_labeled_by_the_classifier() -> None:
     model = Planted()
     adapter = adapt(model, names=["red, ruby", "green", "blue"], target_layers="layer")
     dff = DeepFeatureFactorization(adapter, "layer", computation_on_concepts=model.classifier, max_iter=2000)
@@ -130,7 +130,7 @@ def test_concepts_are_labelled_by_the_classifier() -> None:
         expected = model.classifier(torch.from_numpy(concepts.T.copy()))
     np.testing.assert_allclose(computed, expected.numpy(), rtol=1e-5)
     order = matched(concepts, model.concepts.numpy())
-    # At full strength a concept equals the features of a pure colour: 1, 1.5 and 2 times the concept.
+    # At full strength a concept equals the features of a pure color: 1, 1.5 and 2 times the concept.
     full = model.concepts * torch.tensor([[1.0], [1.5], [2.0]])
     with torch.no_grad():
         expected = model.classifier(full).softmax(-1)
@@ -198,7 +198,7 @@ def test_detectors_and_segmentation_networks(name: str) -> None:
 def test_padding_is_excluded() -> None:
     level = torch.full((4, 6, 8), 0.0)
     level[:, :, 2:6] = torch.rand(4, 6, 4) + 1
-    level[:, :, :2] = level[:, :, 6:] = 50.0  # features of grey padding
+    level[:, :, :2] = level[:, :, 6:] = 50.0  # features of gray padding
     geometry = Geometry((48, 32), (48, 64), (1.0, 1.0), (16.0, 0.0))
     result = factorize([[level]], [geometry], 2)
     alone = factorize([[level[:, :, 2:6]]], [Geometry.identity((48, 32))], 2)

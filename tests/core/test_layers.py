@@ -150,7 +150,7 @@ def test_a_model_that_returns_an_object_with_logits_or_a_wrapped_one() -> None:
     )
 
 
-def test_grey_images() -> None:
+def test_gray_images() -> None:
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
     assert chosen(model.eval(), (16, 16)) == "1"
 
@@ -270,7 +270,7 @@ class TestInferredReshape:
         assert torch.equal(reshape.to_map(grid.permute(0, 2, 3, 1)), grid)
         assert torch.equal(reshape.to_map(grid), grid)
 
-    def test_as_many_channels_as_rows_and_columns_follow_what_the_model_normalises(self) -> None:
+    def test_as_many_channels_as_rows_and_columns_follow_what_the_model_normalizes(self) -> None:
         cube = torch.rand(1, 8, 8, 8)
         assert torch.equal(InferredReshape((64, 64)).to_map(cube), cube)
         assert torch.equal(InferredReshape((64, 64), None, frozenset({8})).to_map(cube), cube.permute(0, 3, 1, 2))

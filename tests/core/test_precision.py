@@ -24,7 +24,7 @@ LIKE = 0.95
 ROUNDED = {
     # What counts as strong is decided by a threshold, which rounding crosses.
     ("fem", "cnn"): 0.85,
-    # Its weights divide by a channel's sum, which after a normalisation is close to zero.
+    # Its weights divide by a channel's sum, which after a normalization is close to zero.
     ("xgradcam", "vit"): None,
     # With random weights all cells change the score by less than the resolution of bfloat16: their order is random.
     ("probecam", "faster_rcnn"): None,

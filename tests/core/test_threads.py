@@ -110,7 +110,7 @@ def test_threads_get_the_results_of_one_thread(case: Example, name: str, shared:
 
 @pytest.mark.usefixtures("_many_switches")
 def test_a_sanity_check_beside_a_method(case: Example) -> None:
-    """Randomised weights are restored before another thread uses the model."""
+    """Randomized weights are restored before another thread uses the model."""
     cam = make_cam(case.adapter, "gradcam")
     (image,) = make_images(1)
     first = cam.explain([image])[0]

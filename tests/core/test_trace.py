@@ -135,11 +135,11 @@ def test_inference_tensors_are_replaced_and_restored() -> None:
     before.check()
 
 
-def test_quantised_layers_are_refused() -> None:
-    class Quantise(nn.Module):
+def test_quantized_layers_are_refused() -> None:
+    class Quantize(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return torch.quantize_per_tensor(x, 0.1, 0, torch.quint8)
 
-    model = nn.Sequential(Quantise())
+    model = nn.Sequential(Quantize())
     with pytest.raises(TypeError, match="float model"):
         run(model, [model[0]], torch.rand(1, 3, 4, 4))

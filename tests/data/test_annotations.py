@@ -117,11 +117,11 @@ def test_boxes_and_masks_fit_rotated_images(tmp_path: Path, orientation: int, fr
 
 
 def test_images_of_every_kind_have_the_reported_size(tmp_path: Path) -> None:
-    grey = np.arange(600, dtype=np.uint16).reshape(20, 30) * 100
-    Image.fromarray(grey).save(tmp_path / "deep.png")
-    Image.fromarray((grey >> 8).astype(np.uint8)).save(tmp_path / "grey.png")
+    gray = np.arange(600, dtype=np.uint16).reshape(20, 30) * 100
+    Image.fromarray(gray).save(tmp_path / "deep.png")
+    Image.fromarray((gray >> 8).astype(np.uint8)).save(tmp_path / "gray.png")
     Image.new("CMYK", (30, 20), (10, 20, 30, 0)).save(tmp_path / "cmyk.jpg")
-    names = ["deep.png", "grey.png", "cmyk.jpg"]
+    names = ["deep.png", "gray.png", "cmyk.jpg"]
     annotations = load(tmp_path, [], [{"id": name, "file_name": name} for name in names])
     assert [image.image_id for image in annotations] == names
     for image in annotations:
@@ -233,7 +233,7 @@ def test_missing_files_and_folders_are_named(tmp_path: Path) -> None:
         Annotations.load(tmp_path / "labels.json", tmp_path / "gone")
 
 
-def test_a_box_mask_covers_pixels_by_their_centres(tmp_path: Path) -> None:
+def test_a_box_mask_covers_pixels_by_their_centers(tmp_path: Path) -> None:
     mask = only(load(tmp_path, [thing(bbox=[1.4, 2, 2.2, 1.4])])).masks()[0]
     assert torch.nonzero(mask).tolist() == [[2, 1], [2, 2], [2, 3]]
 

@@ -39,7 +39,7 @@ def test_other_modes_are_converted_to_rgb(tmp_path: Path, mode: str) -> None:
     assert load_image(path).shape == (3, 4, 6)
 
 
-def test_sixteen_bit_grey_is_scaled_not_clipped(tmp_path: Path) -> None:
+def test_sixteen_bit_gray_is_scaled_not_clipped(tmp_path: Path) -> None:
     path = tmp_path / "deep.png"
     Image.fromarray(np.array([[0, 32768], [65535, 16384]], dtype=np.uint16)).save(path)
     torch.testing.assert_close(load_image(path)[0], torch.tensor([[0.0, 0.5], [1.0, 0.25]]), atol=1 / 255, rtol=0)

@@ -8,7 +8,7 @@ import torch
 
 from detcam.demo.evidence import match_labels, measure_heat
 from detcam.detections import Detections, Source
-from detcam.synthetic.harbour import BOAT_LABEL, BUOY_LABEL, draw_scene
+from detcam.synthetic.harbor import BOAT_LABEL, BUOY_LABEL, draw_scene
 
 
 def make_detections(boxes: list[list[float]], labels: list[int]) -> Detections:

@@ -10,7 +10,7 @@ from torchvision.models.detection import FasterRCNN
 
 from detcam.demo.model import WEIGHTS_FILE, load_demo_detector
 from detcam.demo.train import scene_tensor
-from detcam.synthetic.harbour import DEMO_NAMES, draw_scene
+from detcam.synthetic.harbor import DEMO_NAMES, draw_scene
 
 
 @pytest.fixture(scope="module")

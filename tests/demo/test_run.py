@@ -15,7 +15,7 @@ from rich.console import Console
 from detcam.demo.evidence import WAKE_MARGIN, DemoFalsePositive, dilate
 from detcam.demo.run import run_demo
 from detcam.explanation.writer import read_heatmap
-from detcam.synthetic.harbour import DEMO_SEEDS, draw_scene
+from detcam.synthetic.harbor import DEMO_SEEDS, draw_scene
 
 
 @dataclass

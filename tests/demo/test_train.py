@@ -16,7 +16,7 @@ from detcam.demo.train import (
     has_detection,
     save_demo_detector,
 )
-from detcam.synthetic.harbour import BOAT_LABEL, BUOY_LABEL, DEMO_SEEDS, draw_scene
+from detcam.synthetic.harbor import BOAT_LABEL, BUOY_LABEL, DEMO_SEEDS, draw_scene
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def test_demo_scenes_have_detected_boats_and_certified_false_positives(detector:
         assert certification.outside_fraction >= 0.9
 
 
-def test_held_out_scenes_give_the_same_behaviour(detector: FasterRCNN) -> None:
+def test_held_out_scenes_give_the_same_behavior(detector: FasterRCNN) -> None:
     scores = evaluate_demo_detector(detector, range(2000, 2012))
     assert scores.boat_recall >= 0.8
     assert scores.recall >= 0.8

@@ -24,7 +24,7 @@ from torchvision.ops import box_iou
 
 from detcam.adapters import ADAPTERS
 from detcam.explanation.writer import read_heatmap
-from detcam.synthetic.harbour import HarbourScene, draw_scene
+from detcam.synthetic.harbor import HarborScene, draw_scene
 from detcam.visualize.concepts import concept_colors
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -79,9 +79,9 @@ def modules() -> Iterator[Callable[[str], ModuleType]]:
 def shared_training(modules: Callable[[str], ModuleType]) -> None:
     """Train the classifier of several examples once."""
     module: Any = modules("classification")
-    train, harbour_crops = module.train, functools.cache(module.harbour_crops)
-    trained = functools.cache(lambda steps: train(module.small_network(), *harbour_crops(), steps=steps))
-    module.harbour_crops = harbour_crops
+    train, harbor_crops = module.train, functools.cache(module.harbor_crops)
+    trained = functools.cache(lambda steps: train(module.small_network(), *harbor_crops(), steps=steps))
+    module.harbor_crops = harbor_crops
     module.train = lambda network, images, classes, steps: copy.deepcopy(trained(steps))
 
 
@@ -118,7 +118,7 @@ def energy_in_box(target: dict[str, Any], margin: int = 0) -> float:
     return energy(target["values"], region, margin)
 
 
-def region(scene: HarbourScene, *kinds: str, zoom: int = ZOOM) -> np.ndarray:
+def region(scene: HarborScene, *kinds: str, zoom: int = ZOOM) -> np.ndarray:
     """Pixels of all objects of the given kinds."""
     mask = np.any([item.mask for item in scene.objects if item.kind in kinds], axis=0)
     return mask.repeat(zoom, axis=0).repeat(zoom, axis=1)
@@ -132,7 +132,7 @@ def is_drawn(target: dict[str, Any], image: np.ndarray) -> bool:
     return bool(change[high].mean() > 10 and (change[low] > 8).mean() < 0.02)
 
 
-def zoomed(scene: HarbourScene) -> np.ndarray:
+def zoomed(scene: HarborScene) -> np.ndarray:
     return scene.image.repeat(ZOOM, axis=0).repeat(ZOOM, axis=1)
 
 
@@ -326,7 +326,7 @@ def test_guided_grad_cam_is_more_class_specific_than_guided_backpropagation(run:
     figure = np.array(Image.open(result.figure))
     assert figure.shape[0] > 2 * image.shape[0] and figure.shape[1] > 4 * image.shape[1]
     colors = figure[: figure.shape[0] // 2, figure.shape[1] // 4 :].astype(int)
-    assert (np.ptp(colors, axis=2) > 60).mean() > 0.01, "gradients are drawn in colour"
+    assert (np.ptp(colors, axis=2) > 60).mean() > 0.01, "gradients are drawn in color"
 
 
 def test_concepts_are_the_drawn_classes(run: Callable[..., Run], capsys: pytest.CaptureFixture[str]) -> None:
@@ -343,8 +343,8 @@ def test_concepts_are_the_drawn_classes(run: Callable[..., Run], capsys: pytest.
     drawing = np.array(Image.open(result.figure))[margin : margin + size, margin : margin + size].astype(int)
     for name in ("buoy", "gull"):
         tint = np.array(concept_colors(5)[labels.index(name)])
-        towards = np.abs(image.astype(int) - tint).sum(-1) - np.abs(drawing - tint).sum(-1)
-        assert np.median(towards[object_region(name)]) > 30 + max(np.median(towards[~object_region(name)]), 0)
+        toward = np.abs(image.astype(int) - tint).sum(-1) - np.abs(drawing - tint).sum(-1)
+        assert np.median(toward[object_region(name)]) > 30 + max(np.median(toward[~object_region(name)]), 0)
 
 
 def test_drise_locates_the_wakes_used_by_a_function(

@@ -166,7 +166,7 @@ def test_user_targets(classifier: Adapter) -> None:
         explain(classifier, make_image(40, 30), targets=ClassifierOutputTarget(1), top_k=1, labels=[0])
 
 
-def test_network_input_is_displayed_without_normalisation(classifier: Adapter) -> None:
+def test_network_input_is_displayed_without_normalization(classifier: Adapter) -> None:
     image = make_image(32, 32)
     pixels = torch.from_numpy(image).permute(2, 0, 1) / 255
     inputs = classifier.prepare([pixels]).inputs

@@ -93,12 +93,12 @@ def place_by_place(a: Maps, g: Maps, formula: Callable[[float, float], float]) -
 
 
 def principal(maps: Maps) -> Map:
-    """By NumPy's SVD of centred positions x channels; the sign agrees with the sum over channels."""
+    """By NumPy's SVD of centered positions x channels; the sign agrees with the sum over channels."""
     rows, columns = len(maps[0]), len(maps[0][0])
     table = np.array([[maps[k][i][j] for k in range(len(maps))] for i in range(rows) for j in range(columns)])
-    centred = table - table.mean(0)
-    projected = centred @ np.linalg.svd(centred)[2][0]
-    if (projected * centred.sum(1)).sum() < 0:
+    centered = table - table.mean(0)
+    projected = centered @ np.linalg.svd(centered)[2][0]
+    if (projected * centered.sum(1)).sum() < 0:
         projected = -projected
     result: Map = projected.reshape(rows, columns).tolist()
     return result

@@ -35,7 +35,7 @@ class Slow:
     Args:
         model: torchvision's or timm's; a copy of it runs.
         image: (1, 3, 32, 32).
-        score: from the model and what its blocks put out, normalised, to the target's scalar.
+        score: from the model and what its blocks put out, normalized, to the target's scalar.
         nudge: layer, head, row and column of a probability that grows by the last entry.
 
     Attributes:
@@ -142,7 +142,7 @@ VITS: dict[str, ViT] = {
 
 
 def head(label: int) -> Callable[[Any, Tensor], Tensor]:
-    """A class's logit from normalised tokens, by torchvision's or timm's head."""
+    """A class's logit from normalized tokens, by torchvision's or timm's head."""
 
     def score(model: Any, tokens: Tensor) -> Tensor:
         logits = model.heads(tokens[:, 0]) if hasattr(model, "heads") else model.forward_head(tokens)

@@ -71,9 +71,9 @@ BY_HAND = {
     XGradCAM: [4 / 3, -5 / 6],
     # sums 3 and 3; weights 1 / (2 + 3 * 1) * 1 = 0.2 and twice 1 / (2 + 3 * 0.5) * 0.5 = 2/7
     GradCAMPlusPlus: [0.2 * 2 + 2 / 7 * 4, 0.2 * 1 - 2 / 7],
-    # centred positions (0.5, 2.5) and (-0.5, -2.5): one axis, length sqrt(6.5)
+    # centered positions (0.5, 2.5) and (-0.5, -2.5): one axis, length sqrt(6.5)
     EigenCAM: [math.sqrt(6.5), -math.sqrt(6.5)],
-    # products (2, -3) and (2, -0.5), centred (2.5, 1.25) and (-2.5, -1.25): length sqrt(7.8125)
+    # products (2, -3) and (2, -0.5), centered (2.5, 1.25) and (-2.5, -1.25): length sqrt(7.8125)
     EigenGradCAM: [math.sqrt(7.8125), -math.sqrt(7.8125)],
 }
 
@@ -111,9 +111,9 @@ class TestFirstPrincipalComponent:
         maps[:, :, 0] += 1.0
         for found, one in zip(first_principal_component(maps), maps, strict=True):
             table = one.flatten(1).T.numpy()
-            centred = table - table.mean(0)
-            expected = centred @ np.linalg.svd(centred, full_matrices=False)[2][0]
-            if (expected * centred.sum(1)).sum() < 0:
+            centered = table - table.mean(0)
+            expected = centered @ np.linalg.svd(centered, full_matrices=False)[2][0]
+            if (expected * centered.sum(1)).sum() < 0:
                 expected = -expected
             np.testing.assert_allclose(found.flatten().numpy(), expected, atol=1e-8)
 
@@ -158,12 +158,12 @@ class TestFirstPrincipalComponent:
         """LayerReplay a LayerNorm the channels add up to nothing but rounding, which must not decide."""
         maps = torch.randn(1, 8, 6, 6, generator=torch.Generator().manual_seed(0))
         maps[:, :, 1, 4] *= 6
-        normalised = nn.functional.layer_norm(maps.permute(0, 2, 3, 1), (8,)).permute(0, 3, 1, 2)
-        expected = first_principal_component(normalised)
+        normalized = nn.functional.layer_norm(maps.permute(0, 2, 3, 1), (8,)).permute(0, 3, 1, 2)
+        expected = first_principal_component(normalized)
         assert float(expected.amax()) == float(expected.abs().amax())
         for seed in range(8):
-            noise = 1e-6 * torch.randn(normalised.shape, generator=torch.Generator().manual_seed(seed))
-            torch.testing.assert_close(first_principal_component(normalised + noise), expected, atol=1e-4, rtol=0)
+            noise = 1e-6 * torch.randn(normalized.shape, generator=torch.Generator().manual_seed(seed))
+            torch.testing.assert_close(first_principal_component(normalized + noise), expected, atol=1e-4, rtol=0)
 
     @pytest.mark.parametrize("side", [640, 4])
     @pytest.mark.parametrize(

@@ -186,8 +186,8 @@ def kpca_cam(a: Tensor, g: Tensor, size: tuple[int, int]) -> Tensor:
     table = np.array([[float(a[k, i, j]) for k in range(len(a))] for i, j in positions(a)])
     table = table - table.mean(0)
     kernel = np.array([[math.tanh(float(x @ y) / len(a) + 1) for y in table] for x in table])
-    centred = kernel - kernel.mean(0) - kernel.mean(1)[:, None] + kernel.mean()
-    values, vectors = np.linalg.eigh(centred)
+    centered = kernel - kernel.mean(0) - kernel.mean(1)[:, None] + kernel.mean()
+    values, vectors = np.linalg.eigh(centered)
     projected = vectors[:, -1] * math.sqrt(values[-1])
     sums = table.sum(1)
     constant_sum = np.abs(sums).max() < 1e-6  # as after a LayerNorm, where channels add up to the same everywhere
@@ -236,8 +236,8 @@ def g_came(a: Tensor, g: Tensor, size: tuple[int, int]) -> Tensor:
                 continue
             radius = math.floor((math.sqrt(height * width) - 1) / 2)
             sigma = max(abs(math.log(mean) * math.log(stride) / (max(radius, 1) / 3)), 1.0)
-            centre = max(part, key=lambda position: part[position])
-            bell = {(i, j): math.exp(-((i - centre[0]) ** 2 + (j - centre[1]) ** 2) / (2 * sigma**2)) for i, j in part}
+            center = max(part, key=lambda position: part[position])
+            bell = {(i, j): math.exp(-((i - center[0]) ** 2 + (j - center[1]) ** 2) / (2 * sigma**2)) for i, j in part}
             low, high = min(bell.values()), max(bell.values())
             for i, j in part:
                 total[i, j] += sign * mean * (bell[i, j] - low) / (high - low) * act[i][j]
@@ -303,7 +303,7 @@ def test_finer_cam_equals_its_formula(setting: Setting) -> None:
 
 
 def test_full_grad_equals_its_formula_on_a_box() -> None:
-    """ImageArray, normalisation and last convolution have their part; every other layer has no bias of its own."""
+    """ImageArray, normalization and last convolution have their part; every other layer has no bias of its own."""
     setting = boxes()
     model: Any = setting.adapter.model
     image = setting.image[None].float().double().requires_grad_(True)
@@ -335,7 +335,7 @@ BY_HAND: list[tuple[type[BaseCAM], dict[str, Any], list[float]]] = [
     (FEM, {"k": 0.5}, [3.0, 0.0]),
     # one axis, positions at +-(0.5, 2.5): length sqrt(6.5), as EigenCAM
     (KPCA_CAM, {"kernel": "linear"}, [math.sqrt(6.5), -math.sqrt(6.5)]),
-    # kernel (tanh 2, tanh 0), centred: +-(tanh 2 - tanh 0) / 2, whose root is the projection
+    # kernel (tanh 2, tanh 0), centered: +-(tanh 2 - tanh 0) / 2, whose root is the projection
     (KPCA_CAM, {"gamma": 1 / 6.5}, [math.sqrt(math.tanh(2) / 2), -math.sqrt(math.tanh(2) / 2)]),
     # mean gradients -1 and 0.5, space maps (1/3, 1) and (1, 1): (-2/3 + 2, -1 - 0.5)
     (SSGradCAM, {}, [4 / 3, -1.5]),

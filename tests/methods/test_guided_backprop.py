@@ -239,8 +239,8 @@ def test_one_channel_in_and_one_channel_out() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)).eval()
     cam = GuidedGradCAM(model, ["1"])
-    grey = torch.rand(1, 1, 12, 16)
-    (result,) = cam.explain(grey, [[ClassifierOutputTarget(0), ClassifierOutputTarget(1)]])
+    gray = torch.rand(1, 1, 12, 16)
+    (result,) = cam.explain(gray, [[ClassifierOutputTarget(0), ClassifierOutputTarget(1)]])
     assert len(result.saliency) == 2 and cam.colors(result).shape == (2, 12, 16, 1)
     assert float(torch.as_tensor(result.heatmaps).amax()) == 1
 

@@ -37,7 +37,7 @@ from detcam.cam import BaseCAM
 from detcam.demo.model import load_demo_detector
 from detcam.geometry import normalize
 from detcam.methods.full_grad import layer_biases
-from detcam.synthetic.harbour import draw_scene
+from detcam.synthetic.harbor import draw_scene
 from detcam.targets import ClassifierOutputReST, ClassifierOutputTarget, FinerWeightedTarget
 from tests.helpers import Snapshot, TinyCNN, tensors
 
@@ -109,9 +109,9 @@ def _all_negative(seed: int) -> bool:
 def test_seg_eigen_cam(image: Tensor) -> None:
     a, g = seen(image, TARGET)
     rows = (g.abs() * a).flatten(1).T
-    centred = rows - rows.mean(0)
-    axis = torch.linalg.svd(centred)[2][0]
-    projected = (centred @ axis).reshape(a.shape[1:])
+    centered = rows - rows.mean(0)
+    axis = torch.linalg.svd(centered)[2][0]
+    projected = (centered @ axis).reshape(a.shape[1:])
     if projected.min().abs() > projected.max().abs():
         projected = -projected
     torch.testing.assert_close(saliency(make(SegEigenCAM), image, TARGET), projected)

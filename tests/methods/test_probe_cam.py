@@ -17,7 +17,7 @@ from detcam.demo.model import load_demo_detector
 from detcam.methods.common.region_proposals import color_segments, propose_regions
 from detcam.methods.probe_cam import render_regions
 from detcam.perturbation.fills import LinearFill
-from detcam.synthetic.harbour import draw_scene
+from detcam.synthetic.harbor import draw_scene
 from detcam.targets import BoxTarget, ClassifierOutputTarget
 from detcam.utils.filters import blur
 from tests.helpers import tensors

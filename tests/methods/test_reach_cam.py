@@ -18,7 +18,7 @@ from detcam.demo.train import certify_wake
 from detcam.geometry import Geometry, normalize
 from detcam.methods.common.feature_path import FeaturePath
 from detcam.methods.common.layer_search import find_context_layers
-from detcam.synthetic.harbour import draw_scene
+from detcam.synthetic.harbor import draw_scene
 from detcam.targets import BoxTarget, ClassifierOutputTarget
 from detcam.trace import Trace, guarded
 from tests.helpers import Snapshot, TinyCNN
@@ -250,7 +250,7 @@ def test_eigen_smooth_projects_the_path_integral() -> None:
     smooth = ReachCAM(model, [model.conv1]).explain(IMAGES[:1], target, eigen_smooth=True)[0].saliency[0][0]
     assert float(torch.corrcoef(torch.stack([plain.flatten(), smooth.flatten()]))[0, 1]) > 0
     assert not torch.allclose(plain, smooth, atol=1e-3)
-    assert float(smooth.mean()) == pytest.approx(0, abs=1e-5)  # a projection of centred vectors
+    assert float(smooth.mean()) == pytest.approx(0, abs=1e-5)  # a projection of centered vectors
 
 
 @pytest.mark.parametrize("steps", [0, -1])

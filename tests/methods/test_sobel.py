@@ -20,12 +20,12 @@ def make_image(height: int = 30, width: int = 40) -> np.ndarray:
 
 def by_loops(image: np.ndarray) -> np.ndarray:
     """The formula, pixel by pixel, with the border mirrored about its outermost pixels."""
-    grey = np.rint(image @ np.array([0.299, 0.587, 0.114]))
-    padded = np.pad(grey, 1, mode="reflect")
-    found = np.zeros(grey.shape)
+    gray = np.rint(image @ np.array([0.299, 0.587, 0.114]))
+    padded = np.pad(gray, 1, mode="reflect")
+    found = np.zeros(gray.shape)
     kernel = np.array([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]])
-    for y in range(grey.shape[0]):
-        for x in range(grey.shape[1]):
+    for y in range(gray.shape[0]):
+        for x in range(gray.shape[1]):
             window = padded[y : y + 3, x : x + 3]
             parts = [min(abs((window * one).sum()), 255) for one in (kernel, kernel.T)]
             found[y, x] = sum(parts) / 2
@@ -35,7 +35,7 @@ def by_loops(image: np.ndarray) -> np.ndarray:
 def test_equals_its_formula() -> None:
     found = sobel_cam(make_image())
     assert found.dtype == np.uint8
-    apart = np.abs(found - by_loops(make_image()))  # a grey level half-way between two may be rounded either way
+    apart = np.abs(found - by_loops(make_image()))  # a gray level half-way between two may be rounded either way
     assert apart.max() <= 2 and (apart > 0.5).mean() < 0.02
 
 
@@ -77,7 +77,7 @@ def test_depends_on_the_image_only() -> None:
     assert torch.equal(torch.as_tensor(results[0].heatmaps), torch.as_tensor(results[1].heatmaps))
 
 
-def test_a_normalised_input_is_denormalised() -> None:
+def test_a_normalized_input_is_denormalized() -> None:
     adapter = adapt(TinyCNN(), image_size=(30, 40), mean=(0.5, 0.4, 0.3), std=(0.1, 0.25, 0.5))
     image = torch.from_numpy(make_image()).permute(2, 0, 1).float() / 255
     ready = (image - torch.tensor(adapter.mean)[:, None, None]) / torch.tensor(adapter.std)[:, None, None]

@@ -131,15 +131,15 @@ class Patch(nn.Module):
         return torch.stack(means, 1) * self.scale
 
 
-def chequered() -> Tensor:
-    """64 x 64 pixels of 8 x 8 squares, each of its own grey, so that superpixels are squares."""
-    grey = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(3)) * 0.5 + 0.5
-    return grey.repeat_interleave(8, 2).repeat_interleave(8, 3)
+def checkered() -> Tensor:
+    """64 x 64 pixels of 8 x 8 squares, each of its own gray, so that superpixels are squares."""
+    gray = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(3)) * 0.5 + 0.5
+    return gray.repeat_interleave(8, 2).repeat_interleave(8, 3)
 
 
 @pytest.mark.parametrize("lazy", [False, True])
 def test_a_planted_square_is_highlighted(lazy: bool) -> None:
-    image = chequered()
+    image = checkered()
     cam = VPS(Patch().eval(), regions=64, lazy=lazy, select=8)
     result = cam.explain(image, [[ClassifierOutputTarget(0), ClassifierOutputTarget(1)]])[0]
     for heatmap, (top, left) in zip(torch.as_tensor(result.heatmaps), Patch.squares, strict=True):
@@ -158,7 +158,7 @@ def test_superpixels_follow_the_image() -> None:
     assert [len(labels[rows, columns].unique()) for rows in (slice(1, 15), slice(17, 31))
             for columns in (slice(1, 15), slice(17, 31))] == [1] * 4  # fmt: skip
     assert labels.unique().tolist() == [0, 1, 2, 3]
-    assert superpixels(torch.zeros(1, 24, 24), 9).max() > 0, "an image of one colour has regions too"
+    assert superpixels(torch.zeros(1, 24, 24), 9).max() > 0, "an image of one color has regions too"
 
 
 def two_boxes() -> Any:
@@ -189,7 +189,7 @@ def test_detection_score_of_a_moved_box() -> None:
 
 def test_boxes_masks_and_coordinates_are_searched_together() -> None:
     adapter = two_boxes()
-    image = chequered()[0]
+    image = checkered()[0]
     pins = adapter.predict(image)[0]
     boxes = [
         BoxTarget(tuple(box), 0, source) for box, source in zip(pins.boxes_xyxy.tolist(), pins.source, strict=True)
@@ -212,7 +212,7 @@ def test_a_mask_is_searched() -> None:
     mask = torch.zeros(64, 64, dtype=torch.bool)
     mask[:16, 48:] = True
     adapter = segmenter(network, target_layers="0", image_size=64, mean=(0, 0, 0), std=(1, 1, 1))
-    heatmap = tensors(VPS(adapter, regions=16)(chequered()[0], [MaskTarget(1, mask)]))[0][0]
+    heatmap = tensors(VPS(adapter, regions=16)(checkered()[0], [MaskTarget(1, mask)]))[0][0]
     assert heatmap[mask].mean() > 3 * heatmap.mean()
 
 

@@ -61,7 +61,7 @@ class TinyDETR(nn.Module):
 
 
 def decode(raw: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Boxes around a centre, pixels of a 48 x 32 input (width x height), and sigmoid scores."""
+    """Boxes around a center, pixels of a 48 x 32 input (width x height), and sigmoid scores."""
     size = torch.tensor([48.0, 32.0])
     center, extent = raw[0][..., :2] * size, (raw[0][..., 2:] * 0.4 + 0.1) * size
     return torch.cat([center - extent / 2, center + extent / 2], -1), raw[1].sigmoid()

@@ -86,7 +86,7 @@ def test_regions_by_hand(patch: nn.Module) -> None:
 def literal_curve(
     model: nn.Module, image: Tensor, heatmap: np.ndarray, category: int, *, kind: str, steps: int
 ) -> list[float]:
-    """One pixel at a time, in float loops: the image's own pixels and its mean colour."""
+    """One pixel at a time, in float loops: the image's own pixels and its mean color."""
     mean = image.mean((1, 2))
     pixels = [(y, x) for y in range(heatmap.shape[0]) for x in range(heatmap.shape[1])]
     pixels.sort(key=lambda pixel: -heatmap[pixel])

@@ -1,4 +1,4 @@
-"""Localisation metrics: by hand, against loops, and at the ends of their ranges."""
+"""Localization metrics: by hand, against loops, and at the ends of their ranges."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ from detcam.metrics import (
     ROADMostRelevantFirst,
     SufficientRegion,
 )
-from detcam.synthetic.harbour import draw_scene
+from detcam.synthetic.harbor import draw_scene
 
 CASES = ((28, "wake-1"), (3, "wake-0"), (31, "wake-0"))
 RANDOM = 4

@@ -17,7 +17,7 @@ from detcam.data.images import load_image
 from detcam.demo.model import load_demo_detector
 from detcam.metrics.cost import count_work, measure_cost
 from detcam.metrics.stability import PERTURBATIONS, Perturbation, StabilityCheck, match_targets, stability
-from detcam.synthetic.harbour import DEMO_NAMES, draw_scene
+from detcam.synthetic.harbor import DEMO_NAMES, draw_scene
 from detcam.targets import BoxTarget, ClassTarget, MaskTarget
 from tests.helpers import TinyCNN, tensors
 

@@ -14,7 +14,7 @@ from detcam.adapters.transformers_detector import TransformersDetector
 from detcam.data.images import load_images
 from detcam.demo.labels import write_coco
 from detcam.models.load import load_model
-from detcam.synthetic.harbour import draw_scene
+from detcam.synthetic.harbor import draw_scene
 from tests.adapters.transformers_models import DETECTORS, image_processor
 
 pytest.importorskip("transformers", reason="transformers is not installed")

@@ -64,7 +64,7 @@ def detector_and_annotations(detector: str, scratch: Path) -> tuple[Adapter, Ann
     """Return a detector and annotated images; `scratch` is the folder of the drawn scenes."""
     if detector == "demo":
         from detcam.demo.model import load_demo_detector
-        from detcam.synthetic.harbour import DEMO_NAMES
+        from detcam.synthetic.harbor import DEMO_NAMES
 
         file = write_scenes(scratch, DEMO_SCENES)
         return adapt(load_demo_detector(), names=DEMO_NAMES), Annotations.load(file, scratch / "images")

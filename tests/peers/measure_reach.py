@@ -21,7 +21,7 @@ from detcam import ODAM, GradCAM, HiResCAM, LayerCAM, ProbeCAM, ReachCAM, adapt
 from detcam.cam import BaseCAM
 from detcam.demo.model import load_demo_detector
 from detcam.demo.train import HELD_OUT_SEEDS, certify_wake
-from detcam.synthetic.harbour import HarbourScene, draw_scene
+from detcam.synthetic.harbor import HarborScene, draw_scene
 from detcam.targets import BoxTarget
 
 
@@ -29,7 +29,7 @@ from detcam.targets import BoxTarget
 class CertifiedCase:
     """A certified false positive: scene, target, and masks (H, W) bool of the causing wake and of its box."""
 
-    scene: HarbourScene
+    scene: HarborScene
     target: BoxTarget
     wake: np.ndarray
     wake_box: np.ndarray

@@ -62,9 +62,9 @@ def box_scores(model: nn.Module, batch: Tensor, target: BoxTarget) -> Tensor:
             good = len(overlap) > 0 and float(overlap.max()) > 0.5
             scores.append(output["scores"][overlap.argmax()] if good else batch.sum() * 0)
         return torch.stack(scores)
-    predictions = model(batch)[0]  # (B, 4 + classes, candidates): centre and size, then scores
-    centre, size = predictions[:, :2], predictions[:, 2:4]
-    boxes = torch.cat([centre - size / 2, centre + size / 2], 1).transpose(1, 2).detach()
+    predictions = model(batch)[0]  # (B, 4 + classes, candidates): center and size, then scores
+    center, size = predictions[:, :2], predictions[:, 2:4]
+    boxes = torch.cat([center - size / 2, center + size / 2], 1).transpose(1, 2).detach()
     scores = predictions[:, 4 + target.label]
     best = [(box_iou(own, each)[0] * score.detach()).argmax() for each, score in zip(boxes, scores, strict=True)]
     return torch.stack([score[index] for score, index in zip(scores, best, strict=True)])

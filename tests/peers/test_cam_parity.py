@@ -51,7 +51,7 @@ def tokens_to_map(height: int, width: int) -> Callable[[Tensor], Tensor]:
 
 
 def small_vgg() -> nn.Module:
-    """Return VGG11 without its two large linear layers, which take seconds to initialise."""
+    """Return VGG11 without its two large linear layers, which take seconds to initialize."""
     model = vgg11(num_classes=2, init_weights=False)
     model.classifier = nn.Linear(512 * 49, 10)
     return model.eval()

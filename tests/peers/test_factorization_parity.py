@@ -39,7 +39,7 @@ def test_equal_concepts_and_maps(images: int, components: int) -> None:
     assert len(explanations) == len(expected[1]) == images
     for maps, expected_maps in zip(explanations, expected[1], strict=True):
         assert maps.shape == expected_maps.shape == (components, 96, 64)
-        # grad-cam adds 1e-7 in the normalisation, which lowers the maps of concepts that are nearly absent.
+        # grad-cam adds 1e-7 in the normalization, which lowers the maps of concepts that are nearly absent.
         np.testing.assert_allclose(maps, expected_maps, atol=1e-4 if components < 16 else 5e-3)
     np.testing.assert_allclose(outputs, expected[2], atol=1e-4)
 

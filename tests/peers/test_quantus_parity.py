@@ -2,9 +2,9 @@
 
 The definitions agree for sparseness, complexity (detcam's entropy before division), pixel flipping (deletion), the
 pointing game without a tolerance (of several maximal pixels, quantus counts a hit if any is inside, detcam the fraction
-inside) and attribution localisation (energy pointing game). They differ for selectivity and region perturbation, which
+inside) and attribution localization (energy pointing game). They differ for selectivity and region perturbation, which
 remove patches by mean relevance instead of pixels; for ROAD, which removes 1 to 99 percent and reports an accuracy over
-images; and for parameter randomisation, which re-initialises each layer.
+images; and for parameter randomization, which re-initializes each layer.
 
 quantus requires opencv-python, which conflicts with opencv-python-headless. It is therefore not an extra: `make env`
 installs it without its dependencies.
@@ -46,7 +46,7 @@ def test_entropy() -> None:
     np.testing.assert_allclose(Entropy()(MAPS) * np.log(MAPS[0].size), theirs, atol=1e-4)
 
 
-def test_localisation() -> None:
+def test_localization() -> None:
     objects = np.zeros((3, 12, 16), bool)
     for row, heatmap in enumerate(MAPS):
         top, left = np.unravel_index(heatmap.argmax(), heatmap.shape)

@@ -1,4 +1,4 @@
-"""Normalisation folded into convolutions changes no score."""
+"""Normalization folded into convolutions changes no score."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from detcam.perturbation.bn_folding import BatchNormFolding
 from tests.helpers import Snapshot
 
 
-class Normalised(nn.Module):
-    """A convolution and its normalisation; another one whose output is read twice; a frozen one run twice."""
+class Normalized(nn.Module):
+    """A convolution and its normalization; another one whose output is read twice; a frozen one run twice."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class Normalised(nn.Module):
 
 @pytest.mark.parametrize("leak", [True, False])
 def test_folding_preserves_the_output(leak: bool) -> None:
-    model = Normalised()
+    model = Normalized()
     model.leak = leak
     images = torch.rand(2, 3, 8, 8)
     folding = BatchNormFolding(model)
@@ -48,7 +48,7 @@ def test_folding_preserves_the_output(leak: bool) -> None:
         with folding.record():
             model(images[:1])
         with pytest.raises(KeyError), folding.applied():
-            assert model.norm1(images) is images and model.norm3(images) is images, "the normalisation rests"
+            assert model.norm1(images) is images and model.norm3(images) is images, "the normalization rests"
             found = model(images)
             raise KeyError
     before.check()
@@ -59,7 +59,7 @@ def test_folding_preserves_the_output(leak: bool) -> None:
 
 @pytest.mark.parametrize("leak", [True, False])
 def test_maps_equal_those_of_the_unfolded_network(leak: bool) -> None:
-    model = Normalised()
+    model = Normalized()
     model.leak = leak
     image = torch.rand(1, 3, 8, 8)
     found = Occlusion(model, grid=4, window=1).explain(image, [lambda y: y[1]])[0].saliency[0][0, ::2, ::2]
@@ -122,7 +122,7 @@ def test_pointwise_convolutions_keep_their_output(settings: dict[str, Any], layo
     assert not vars(model[0]).get("forward")
 
 
-def test_timms_normalisation_with_its_activation_is_folded() -> None:
+def test_timms_normalization_with_its_activation_is_folded() -> None:
     timm = pytest.importorskip("timm", reason="timm is not installed")
     model = timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=7).eval()
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]

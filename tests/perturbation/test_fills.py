@@ -14,7 +14,7 @@ from detcam.perturbation.harmonic_solver import Multigrid, harmonic_fill, solve_
 
 
 def literal_fill(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Every missing pixel (C, h, w) the weighted mean of its neighbours, by a dense system built pixel by pixel."""
+    """Every missing pixel (C, h, w) the weighted mean of its neighbors, by a dense system built pixel by pixel."""
     _, height, width = image.shape
     pixels = [(int(y), int(x)) for y, x in zip(*np.nonzero(mask), strict=True)]
     number = {pixel: index for index, pixel in enumerate(pixels)}
@@ -66,7 +66,7 @@ def test_both_solvers_match_the_dense_system(name: str, size: tuple[int, int]) -
 
 
 @pytest.mark.parametrize("size", [(96, 131), (130, 64)])
-def test_multigrid_matches_factorisation_for_successive_masks(size: tuple[int, int]) -> None:
+def test_multigrid_matches_factorization_for_successive_masks(size: tuple[int, int]) -> None:
     solver, rng = Multigrid(*size, 2), np.random.default_rng(2)
     for mask in masks(*size).values():
         image = rng.random((2, *size)) * 2 - 0.5
@@ -86,7 +86,7 @@ def test_large_and_small_holes_of_a_batch_are_exact() -> None:
     assert torch.equal(filled[0][:, ~removed[0]], images[0][:, ~removed[0]])
 
 
-def test_grey_images_are_filled_and_inputs_unchanged() -> None:
+def test_gray_images_are_filled_and_inputs_unchanged() -> None:
     images, removed = torch.rand(2, 1, 120, 110, dtype=torch.float64), torch.zeros(2, 120, 110, dtype=torch.bool)
     removed[:, 10:115, 5:105] = True
     before = images.clone()
@@ -167,7 +167,7 @@ def test_invalid_calls_raise() -> None:
     with pytest.raises(ValueError, match="expected images"):
         LinearFill()(image[0], removed)
     with pytest.raises(ValueError, match="blur, mean, linear"):
-        fill_of("grey")
+        fill_of("gray")
     with pytest.raises(TypeError, match="fill or its name"):
         fill_of(3)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="sigma"):

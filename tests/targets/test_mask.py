@@ -62,13 +62,13 @@ def region(name: str) -> Tensor | None:
 
 
 def own_input(image: Tensor, image_size: tuple[int, int] | None = None, multiple: int = 1) -> Tensor:
-    """Resize, normalise, pad; written down again."""
+    """Resize, normalize, pad; written down again."""
     size = image_size or (image.shape[1], image.shape[2])
     if size != tuple(image.shape[1:]):
         image = F.interpolate(image[None], size, mode="bilinear", antialias=True)[0]
-    normalised = [(image[c] - MEAN[c]) / STD[c] for c in range(3)]
+    normalized = [(image[c] - MEAN[c]) / STD[c] for c in range(3)]
     pad = [-size[1] % multiple, -size[0] % multiple]
-    return F.pad(torch.stack(normalised)[None], (0, pad[0], 0, pad[1])).double()
+    return F.pad(torch.stack(normalized)[None], (0, pad[0], 0, pad[1])).double()
 
 
 def literal(logits: Tensor, mask: Tensor | None, scale_hw: tuple[float, float], canvas_hw: tuple[int, int]) -> Tensor:

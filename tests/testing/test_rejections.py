@@ -67,7 +67,7 @@ class Swallows(HiResCAM):
 @pytest.mark.parametrize(
     ("method", "match"),
     [
-        (Unscaled, "neither normalised to 1 nor empty"),
+        (Unscaled, "neither normalized to 1 nor empty"),
         (Trains, "has another value than before the call"),
         (KeepsAHook, "the hooks of .* differ from before the call"),
         (SeesTheBatch, "change when it is explained alone"),

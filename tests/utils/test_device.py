@@ -14,14 +14,14 @@ from tests.helpers import TinyCNN
 IMAGE = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
-class Traveller(TinyCNN):
+class Traveler(TinyCNN):
     """Notes the devices that it is moved to, and where it is when it runs; its parameters stay."""
 
     def __init__(self) -> None:
         super().__init__()
         self.journal: list[str] = []
 
-    def to(self, device: torch.device) -> Traveller:  # type: ignore[override]
+    def to(self, device: torch.device) -> Traveler:  # type: ignore[override]
         self.journal.append(str(device))
         return self
 
@@ -47,7 +47,7 @@ def test_devices_by_name(two_gpus: None) -> None:
 
 @pytest.mark.parametrize(("device", "moves"), [(None, []), ("cpu", []), ("cuda:1", ["cuda:1"]), ("auto", ["cuda"])])
 def test_explain_runs_there_and_moves_the_model_back(two_gpus: None, device: str | None, moves: list[str]) -> None:
-    model = Traveller()
+    model = Traveler()
     adapter = adapt(model, image_size=32)
     model.journal.clear()
     detcam.explain(adapter, IMAGE, device=device)
@@ -55,7 +55,7 @@ def test_explain_runs_there_and_moves_the_model_back(two_gpus: None, device: str
 
 
 def test_benchmark_runs_there_and_moves_the_model_back(two_gpus: None) -> None:
-    model = Traveller()
+    model = Traveler()
     adapter = adapt(model, image_size=32)
     model.journal.clear()
     detcam.benchmark(adapter, [IMAGE], ["gradcam"], ["sparseness"], controls=False, device="cuda")
@@ -63,7 +63,7 @@ def test_benchmark_runs_there_and_moves_the_model_back(two_gpus: None) -> None:
 
 
 def test_the_model_comes_back_after_an_error(two_gpus: None) -> None:
-    model = Traveller()
+    model = Traveler()
     with pytest.raises(KeyError), on_device(model, "cuda"):
         raise KeyError
     assert model.journal == ["cuda", "cpu"]

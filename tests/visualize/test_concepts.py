@@ -1,4 +1,4 @@
-"""Concepts drawn over an image: colours, numbers and the legend."""
+"""Concepts drawn over an image: colors, numbers and the legend."""
 
 from __future__ import annotations
 

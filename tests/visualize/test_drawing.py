@@ -9,7 +9,7 @@ import torch
 
 from detcam.visualize import drawing
 from detcam.visualize.overlay import draw_boxes
-from tests.drawn import GREY, bounds, colored, plain
+from tests.drawn import GRAY, bounds, colored, plain
 
 
 @pytest.mark.parametrize("size", [(120, 160), (700, 900)])
@@ -25,7 +25,7 @@ def test_box_line_covers_the_outermost_pixels_of_the_box(size: tuple[int, int]) 
     halo_pixels = colored(out, (255, 255, 255))  # red is dark: the contrast is white
     assert bounds(halo_pixels) == (20 - halo, 30 - halo, 110 + halo, 100 + halo)
     untouched = ~red & ~halo_pixels
-    assert (out[untouched] == GREY).all()
+    assert (out[untouched] == GRAY).all()
 
 
 def test_box_is_clipped_to_the_image_and_keeps_its_edges() -> None:

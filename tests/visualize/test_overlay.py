@@ -144,7 +144,7 @@ def test_render_puts_text_around_the_overlay() -> None:
     np.testing.assert_array_equal(panel[:200, :260], overlay)  # neither caption nor bar covers it
     strip = panel[200:, :260]
     x1, _, x2, _ = bounds((strip < 128).any(axis=2))
-    assert abs((x1 + x2) / 2 - 130) < 4 and x2 - x1 > 30  # centred below
+    assert abs((x1 + x2) / 2 - 130) < 4 and x2 - x1 > 30  # centered below
     two = render(image, heat, caption="cat 0.93\nbackbone.layer4")
     assert two.shape[0] - 200 == 2 * (panel.shape[0] - 200)
 

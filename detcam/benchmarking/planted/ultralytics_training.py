@@ -44,10 +44,10 @@ def network_loss(model: nn.Module, images: Sequence[Tensor], targets: Sequence[d
     height, width = images[0].shape[-2:]
     boxes = torch.cat([target["boxes"] for target in targets])
     x1, y1, x2, y2 = boxes.unbind(1)
-    centred = torch.stack([(x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height], 1)
+    centered = torch.stack([(x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height], 1)
     batch = {
         "img": torch.stack(list(images)),
-        "bboxes": centred,
+        "bboxes": centered,
         "cls": torch.cat([target["labels"] for target in targets]).float()[:, None],
         "batch_idx": torch.cat([torch.full((len(t["labels"]),), float(i)) for i, t in enumerate(targets)]),
     }

@@ -80,7 +80,7 @@ def classify_attention(attentions: Sequence[AttentionRun], model: nn.Module, *, 
     if detector and not crosses:
         raise NoAttentionError(
             f"no query of {name} attends to the image: attention is only one of several paths to the boxes and does "
-            "not explain them; use HiResCAM. (A DETR with as many queries as tokens is recognised at another image "
+            "not explain them; use HiResCAM. (A DETR with as many queries as tokens is recognized at another image "
             "size)"
         )
     if not crosses:

@@ -36,7 +36,7 @@ class SamplingPoints:
     Attributes:
         grids: rows and columns of each level.
         positions: per level, (B * heads, queries, points, 2) x and y, -1 and 1 at the borders of the level's grid.
-        align_corners: if True, -1 and 1 are the centres of the border cells, else their outer edges.
+        align_corners: if True, -1 and 1 are the centers of the border cells, else their outer edges.
     """
 
     grids: tuple[tuple[int, int], ...]

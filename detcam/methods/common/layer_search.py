@@ -24,7 +24,7 @@ logger = logging.getLogger("detcam")
 PROBE_SIZE_HW = (320, 320)
 """Size of the probe, a noise image, before the adapter prepares it, pixels."""
 MAX_LOG2_STRIDE = 3
-"""Maximum log2 of a stage's stride; deeper stages have moved features towards the boxes."""
+"""Maximum log2 of a stage's stride; deeper stages have moved features toward the boxes."""
 MIN_CELLS = 40
 """Minimum number of cells along the shorter side of a stage's map, to resolve small objects."""
 MIN_RELATIVE_REACH = 0.8
@@ -54,7 +54,7 @@ def find_context_layers(adapter: Adapter, count: int = 2) -> list[str]:
     """Find the deepest high-resolution stages whose gradients cover the network's receptive field.
 
     The model runs on a noise image. For the last module of each stage (consecutive layers of one stride), the reach of
-    the gradient of a target at the image's centre is compared with its reach at the input. In two detectors with
+    the gradient of a target at the image's center is compared with its reach at the input. In two detectors with
     certified causes outside the box, the product of two such stages had its peak on every cause; one stage deeper, on
     a third of them.
 
@@ -110,7 +110,7 @@ def with_context_layers(adapter: Adapter) -> Adapter:
 
 
 def _central_target(output: Any) -> Target:
-    """A target at the centre of the probe: a box, a region, or the whole output if it has no positions."""
+    """A target at the center of the probe: a box, a region, or the whole output if it has no positions."""
     height, width = PROBE_SIZE_HW
     if isinstance(output, DetectorOutput):
         box = (width * 0.4, height * 0.4, width * 0.6, height * 0.6)

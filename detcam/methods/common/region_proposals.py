@@ -1,4 +1,4 @@
-"""Region proposals: colour segments and spots of an image that may contain the evidence for a target."""
+"""Region proposals: color segments and spots of an image that may contain the evidence for a target."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MAX_SEGMENTATION_SIDE = 256
 """Maximum longer side at which images are segmented, pixels."""
 SCALE, SIGMA, MIN_SEGMENT_FRACTION = 600, 0.6, 0.0013
 """Parameters of the segmentation: scale, smoothing in pixels, and minimum area as a fraction of the image. With these,
-an object of one colour in the package's synthetic scenes is one segment at any size."""
+an object of one color in the package's synthetic scenes is one segment at any size."""
 SPOT_RADIUS = 0.035
 """Radius of a spot as a fraction of the image's longer side."""
 MAX_PROPOSAL_IOU = 0.6
@@ -27,7 +27,7 @@ MAX_SPOTS = 3
 
 
 def color_segments(image: Tensor) -> Tensor:
-    """Segment an image into regions of uniform colour.
+    """Segment an image into regions of uniform color.
 
     Felzenszwalb and Huttenlocher, *Efficient Graph-Based Image Segmentation*, IJCV 2004.
 

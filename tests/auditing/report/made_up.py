@@ -1,4 +1,4 @@
-"""A sample audit of harbour scenes: every error type, explained and unexplained cases, and names with markup."""
+"""A sample audit of harbor scenes: every error type, explained and unexplained cases, and names with markup."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from detcam.auditing.errors import ERROR_TYPES, ErrorType
 from detcam.auditing.report import ReportSummary, ReportWriter
 from detcam.data.ground_truth import GroundTruth
 from detcam.data.issues import DataIssue, DataIssues
-from detcam.synthetic.harbour import DEMO_NAMES, HarbourScene, draw_scene
+from detcam.synthetic.harbor import DEMO_NAMES, HarborScene, draw_scene
 
 NAMES = dict(enumerate(DEMO_NAMES))
 HOSTILE = '</script><script>window.hacked = 1</script><img src=x onerror="window.hacked=1"> \'ü→中 & "quoted"'
@@ -41,12 +41,12 @@ REASONS: dict[Verdict, str] = {
 class SampleImage:
     """An image of the audit, and its cases with their maps."""
 
-    scene: HarbourScene
+    scene: HarborScene
     truths: GroundTruth
     cases: list[tuple[AuditCase, CaseMaps | None]]
 
 
-def truths_of(scene: HarbourScene, image_id: int | str, file_name: str, names: dict[int, str]) -> GroundTruth:
+def truths_of(scene: HarborScene, image_id: int | str, file_name: str, names: dict[int, str]) -> GroundTruth:
     boxes = torch.from_numpy(scene.boxes_xyxy)
     count = len(boxes)
     return GroundTruth(
@@ -87,7 +87,7 @@ def make_images(
 
 def _image(seed: int, names: dict[int, str], hostile: bool) -> SampleImage:
     scene, rng = draw_scene(seed), np.random.default_rng(seed)
-    file_name = f"{HOSTILE}/{seed}.png" if hostile else f"harbour/Scene {seed:03d}.png"
+    file_name = f"{HOSTILE}/{seed}.png" if hostile else f"harbor/Scene {seed:03d}.png"
     truths = truths_of(scene, seed, file_name, names)
     cases: list[tuple[AuditCase, CaseMaps | None]] = []
 
@@ -137,7 +137,7 @@ def _image(seed: int, names: dict[int, str], hostile: bool) -> SampleImage:
     return SampleImage(scene, truths, cases)
 
 
-def _maps(scene: HarbourScene, cause: Box, rng: np.random.Generator) -> CaseMaps:
+def _maps(scene: HarborScene, cause: Box, rng: np.random.Generator) -> CaseMaps:
     heat = blob(scene.image.shape[:2], cause, rng)
     evidence = heat >= 140
     return CaseMaps(heat, evidence, np.roll(evidence, (37, 90), axis=(0, 1)))
@@ -207,9 +207,9 @@ def summary_of(images: list[SampleImage], **overrides: object) -> ReportSummary:
     counts = Counter(case.type for case in cases)
     labels = {case.label: case.name for case in cases}
     values: dict[str, object] = {
-        "model": "harbour detector",
+        "model": "harbor detector",
         "adapter": "torchvision FCOS",
-        "annotations": "harbour.json",
+        "annotations": "harbor.json",
         "image_count": len(images),
         "object_count": sum(len(image.truths) for image in images),
         "iou_threshold": 0.5,

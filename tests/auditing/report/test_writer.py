@@ -14,7 +14,7 @@ from PIL import Image
 
 from detcam.auditing.case import AuditCase, CaseMaps
 from detcam.auditing.report import ReportWriter, images, layout
-from detcam.synthetic.harbour import draw_scene
+from detcam.synthetic.harbor import draw_scene
 from tests.auditing.report.made_up import HOSTILE, SampleImage, make_images, summary_of, write
 
 

@@ -27,7 +27,7 @@ import numpy as np
 
 seen = []
 
-def centre(model, image, target):
+def center(model, image, target):
     seen.append((type(model).__name__, image.shape, image.dtype.name, target.label, target.against))
     heatmap = np.zeros(image.shape[:2])
     heatmap[80, 96] = 1
@@ -99,9 +99,9 @@ def test_command_measures_a_function_of_a_module_in_the_folder(tmp_path: Path, m
     (tmp_path / "planted_test_explainer.py").write_text(EXPLAINER)
     monkeypatch.chdir(tmp_path)
     command = "benchmark --planted --family two-stage --scenario mark --cases 1 --effort 0.003 --out planted"
-    result = CliRunner().invoke(app, [*command.split(), "--explainer", "planted_test_explainer:centre"])
+    result = CliRunner().invoke(app, [*command.split(), "--explainer", "planted_test_explainer:center"])
     assert result.exit_code == 0, result.output
-    assert "planted_test_explainer:centre" in result.output and "audits" not in result.output
+    assert "planted_test_explainer:center" in result.output and "audits" not in result.output
     assert [path.name for path in (tmp_path / "planted").iterdir()] == ["detectors"]
     from planted_test_explainer import seen  # type: ignore[import-not-found]
 

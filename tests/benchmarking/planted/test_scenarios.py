@@ -57,8 +57,8 @@ def test_training_scenes_label_boats_by_the_cues(scenario: ScenarioName, boats: 
     assert all(labels == {BARGE} for cues, labels in seen.items() if cues not in boats)
 
 
-@pytest.mark.parametrize(("scenario", "labelled"), [("suppressor", False), ("no-context", True)])
-def test_training_scenes_leave_out_suppressed_objects(scenario: ScenarioName, labelled: bool) -> None:
+@pytest.mark.parametrize(("scenario", "labeled"), [("suppressor", False), ("no-context", True)])
+def test_training_scenes_leave_out_suppressed_objects(scenario: ScenarioName, labeled: bool) -> None:
     seen = set()
     for seed in range(30):
         scene = draw_shortcut_scene(scenario, seed, "shortcut")
@@ -67,7 +67,7 @@ def test_training_scenes_leave_out_suppressed_objects(scenario: ScenarioName, la
         assert [window_label(scene, body) for body in scene.bodies] == scene.labels.tolist()
         test = draw_shortcut_scene(scenario, seed, "test")
         assert set(test.bodies) == {body.name for body in test.of_kind("body")}, "test scenes have all true labels"
-    assert seen == {(True, labelled), (False, not labelled)}
+    assert seen == {(True, labeled), (False, not labeled)}
 
 
 @pytest.mark.parametrize("scenario", ["edges", "duplicate"])

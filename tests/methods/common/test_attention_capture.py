@@ -234,9 +234,9 @@ def test_a_deformable_layer_that_runs_twice() -> None:
 @pytest.mark.parametrize(
     ("aligned", "location", "expected"),
     [
-        (False, (0.0, 0.0), [0, 0, 0, 0, 1, 0, 0, 0, 0]),  # the middle of a 3 x 3 grid is its middle cell's centre
+        (False, (0.0, 0.0), [0, 0, 0, 0, 1, 0, 0, 0, 0]),  # the middle of a 3 x 3 grid is its middle cell's center
         (False, (-1.0, -1.0), [0.25, 0, 0, 0, 0, 0, 0, 0, 0]),  # its corner is read to a quarter, the rest is padding
-        (False, (1 / 3, 0.0), [0, 0, 0, 0, 0.5, 0.5, 0, 0, 0]),  # half-way between two centres, 2/3 apart
+        (False, (1 / 3, 0.0), [0, 0, 0, 0, 0.5, 0.5, 0, 0, 0]),  # half-way between two centers, 2/3 apart
         (True, (-1.0, -1.0), [1, 0, 0, 0, 0, 0, 0, 0, 0]),
         (True, (0.5, 1.0), [0, 0, 0, 0, 0, 0, 0, 0.5, 0.5]),
     ],

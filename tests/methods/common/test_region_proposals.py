@@ -9,7 +9,7 @@ from detcam.synthetic.shortcut_scenarios import FIRST_SCENARIOS, SHORTCUTS
 from detcam.synthetic.shortcuts import draw_shortcut_scene
 
 
-def test_an_object_of_one_colour_is_one_segment() -> None:
+def test_an_object_of_one_color_is_one_segment() -> None:
     image = torch.zeros(3, 60, 80)
     image[0, 10:30, 10:30] = 1
     image[1, 30:50, 50:70] = 1

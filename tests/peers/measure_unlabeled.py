@@ -1,6 +1,6 @@
 """Detection of missing annotations by the audit, measured with hidden annotations.
 
-    python tests/peers/measure_unlabelled.py [--detector demo|fasterrcnn|yolo] [--split train|val|test] [--fraction 0.2]
+    python tests/peers/measure_unlabeled.py [--detector demo|fasterrcnn|yolo] [--split train|val|test] [--fraction 0.2]
         [--seeds 3] [--threads 1]
 
 Each row gives the fraction of background errors that reach a typicality: among detections of hidden objects, and among

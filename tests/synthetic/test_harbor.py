@@ -1,24 +1,24 @@
-"""Harbour scenes are deterministic, and removing an object changes only its own pixels."""
+"""Harbor scenes are deterministic, and removing an object changes only its own pixels."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from detcam.synthetic.harbour import (
+from detcam.synthetic.harbor import (
     BOAT_LABEL,
     BUOY_LABEL,
     DEMO_NAMES,
     DEMO_SEEDS,
     SCENE_SIZE_HW,
-    HarbourScene,
+    HarborScene,
     draw_scene,
 )
 
 SEEDS = (0, 1, 7, 42)
 
 
-def changed(first: HarbourScene, second: HarbourScene) -> np.ndarray:
+def changed(first: HarborScene, second: HarborScene) -> np.ndarray:
     return (first.image != second.image).any(axis=-1)
 
 
@@ -71,7 +71,7 @@ def test_boxes_are_tight(seed: int) -> None:
 
 @pytest.mark.parametrize("demo", [True, False])
 @pytest.mark.parametrize("seed", SEEDS)
-def test_only_boats_with_a_wake_and_buoys_are_labelled(seed: int, demo: bool) -> None:
+def test_only_boats_with_a_wake_and_buoys_are_labeled(seed: int, demo: bool) -> None:
     scene = draw_scene(seed, demo=demo)
     for label in (BOAT_LABEL, BUOY_LABEL):
         objects = scene.of_kind(DEMO_NAMES[label])

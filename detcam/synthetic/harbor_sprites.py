@@ -1,4 +1,4 @@
-"""Sprites of the harbour scenes: boats, wakes, buoys and gulls."""
+"""Sprites of the harbor scenes: boats, wakes, buoys and gulls."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def paint_boat(rng: np.random.Generator, width: float, heading: int, opacity: fl
     hull = HULLS[rng.integers(len(HULLS))]
     deck = -0.17 * width
 
-    def xy(x: float, y: float) -> Point:  # x in half hull lengths towards the bow, y in pixels
+    def xy(x: float, y: float) -> Point:  # x in half hull lengths toward the bow, y in pixels
         return (heading * x * width / 2, y)
 
     if rng.random() < 0.65:

@@ -1,4 +1,4 @@
-"""Backdrop of the harbour scenes: sky, shore and water."""
+"""Backdrop of the harbor scenes: sky, shore and water."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def _village(image: FloatArray, rng: np.random.Generator, horizon: int) -> None:
 
 
 def _waves(rng: np.random.Generator, rows: int, width: int) -> FloatArray:
-    """Return the brightness of the swell, (rows, W, 1): stretched noise, coarser towards the bottom."""
+    """Return the brightness of the swell, (rows, W, 1): stretched noise, coarser toward the bottom."""
     swell = np.zeros((rows, width), np.float32)
     nearness = np.linspace(0, 1, rows, dtype=np.float32)[:, None]
     for scale, weight in ((1.0, 1 - nearness), (2.2, np.ones_like(nearness)), (4.0, nearness)):

@@ -17,13 +17,13 @@ from detcam.adapters.base import Adapter
 from detcam.cam import BaseCAM
 from detcam.data.images import load_images, to_uint8
 from detcam.demo.model import load_demo_detector
-from detcam.synthetic.harbour import DEMO_NAMES, HarbourScene, draw_scene
+from detcam.synthetic.harbor import DEMO_NAMES, HarborScene, draw_scene
 
 SEEDS = (28, 3, 31, 10, 42, 45, 7, 12)
 METRICS = ("insertion:steps=10", "deletion:steps=10")
 
 
-def harbour_detector() -> Adapter:
+def harbor_detector() -> Adapter:
     return adapt(load_demo_detector(), names=DEMO_NAMES)
 
 
@@ -34,7 +34,7 @@ def write_scenes(folder: Path, seeds: tuple[int, ...] = SEEDS) -> Path:
     return folder
 
 
-def wake_of(scene: HarbourScene, box_xyxy: tuple[float, ...]) -> np.ndarray:
+def wake_of(scene: HarborScene, box_xyxy: tuple[float, ...]) -> np.ndarray:
     """The wake nearest to a box: (H, W) float, with a soft edge of a few pixels."""
     center = np.array([box_xyxy[0] + box_xyxy[2], box_xyxy[1] + box_xyxy[3]]) / 2
     near = min(
@@ -66,7 +66,7 @@ class DrawnMaps(BaseCAM, abstract=True):
         return results
 
 
-def scene_of(image: Tensor, seeds: tuple[int, ...] = SEEDS) -> HarbourScene:
+def scene_of(image: Tensor, seeds: tuple[int, ...] = SEEDS) -> HarborScene:
     pixels = to_uint8(image)
     return next(scene for scene in map(draw_scene, seeds) if np.array_equal(scene.image, pixels))
 

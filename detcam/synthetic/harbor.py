@@ -1,7 +1,7 @@
-"""Harbour scenes with a known shortcut in their labels.
+"""Harbor scenes with a known shortcut in their labels.
 
-In training scenes, each labelled boat is under way and has a wake that lies fully outside its box. Boats at anchor
-look the same, but have no wake and no label, and some labelled boats are hazy. In demo scenes, some wakes have no
+In training scenes, each labeled boat is under way and has a wake that lies fully outside its box. Boats at anchor
+look the same, but have no wake and no label, and some labeled boats are hazy. In demo scenes, some wakes have no
 boat. Drawing a scene again without such a wake shows whether the wake causes a false positive.
 """
 
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from detcam.synthetic.harbour_backdrop import paint_backdrop
-from detcam.synthetic.harbour_sprites import paint_boat, paint_buoy, paint_gull, paint_wake
+from detcam.synthetic.harbor_backdrop import paint_backdrop
+from detcam.synthetic.harbor_sprites import paint_boat, paint_buoy, paint_gull, paint_wake
 from detcam.synthetic.scene import (
     OccupiedAreas,
     Placement,
@@ -38,11 +38,11 @@ _LAYOUT, _BACKDROP, _NOISE, _OBJECTS = range(4)
 
 
 @dataclass(frozen=True, eq=False)
-class HarbourScene(Scene):
-    """A harbour scene.
+class HarborScene(Scene):
+    """A harbor scene.
 
     Its objects are of the kinds "boat", "wake", "anchored", "buoy" and "gull". A boat and its wake share the number.
-    Boats and buoys are labelled; labels index DEMO_NAMES.
+    Boats and buoys are labeled; labels index DEMO_NAMES.
 
     Attributes:
         demo: Whether some wakes have no boat.
@@ -52,13 +52,13 @@ class HarbourScene(Scene):
     demo: bool
     ghost_boxes_xyxy: dict[str, FloatArray]
 
-    def without(self, names: Iterable[str]) -> HarbourScene:
+    def without(self, names: Iterable[str]) -> HarborScene:
         """Draw the scene again without the named objects; all pixels that they do not touch stay the same."""
         return draw_scene(self.seed, demo=self.demo, without=self.removed.union(names))
 
 
-def draw_scene(seed: int, *, demo: bool = True, without: Iterable[str] = ()) -> HarbourScene:
-    """Draw the harbour scene of a seed.
+def draw_scene(seed: int, *, demo: bool = True, without: Iterable[str] = ()) -> HarborScene:
+    """Draw the harbor scene of a seed.
 
     Args:
         seed: Non-negative; the same seed gives the same scene.
@@ -96,12 +96,12 @@ def draw_scene(seed: int, *, demo: bool = True, without: Iterable[str] = ()) -> 
         skipped=removed | ghosts,
         reflecting=("boat", "anchored", "buoy"),
     )
-    labelled = [item for item in objects.values() if item.kind in DEMO_NAMES]
-    return HarbourScene(
+    labeled = [item for item in objects.values() if item.kind in DEMO_NAMES]
+    return HarborScene(
         seed=seed,
         image=finish_image(image, np.random.default_rng([seed, _NOISE, demo]), max_noise=3.5),
-        boxes_xyxy=stack_boxes(labelled),
-        labels=np.array([DEMO_NAMES.index(item.kind) for item in labelled], np.int64),
+        boxes_xyxy=stack_boxes(labeled),
+        labels=np.array([DEMO_NAMES.index(item.kind) for item in labeled], np.int64),
         objects=sort_objects(objects.values()),
         removed=removed,
         demo=demo,
