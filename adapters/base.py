@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from detcam.adapters.contract import check_class, check_options
+from detcam.adapters.contract import check_class, check_options, is_quantized
 from detcam.adapters.target_layers import layer_name, resolve_layers, without_prefix
 from detcam.data.images import ImageLike, load_images
 from detcam.detections import Detections, LabelsLike, NamesLike, as_names
@@ -131,11 +131,20 @@ class Adapter(ABC):
         self.reshape_transform = reshape_transform
         self.layers_given = target_layers is not None
         self.names = as_names(self.default_names() if names is None else names)
-        self._set_layers(self.default_target_layers() if target_layers is None else target_layers)
+        self._set_layers(self._default_layers() if target_layers is None else target_layers)
         logger.info("%s explained by the %s adapter at %s", type(model).__name__, self.family, self.layer_names)
 
-    def _set_layers(self, layers: Sequence[nn.Module | str] | nn.Module | str) -> None:
-        self.target_layers = resolve_layers(self.model, layers)
+    def _default_layers(self) -> Sequence[nn.Module | str] | None:
+        """The default target layers; None for a quantized model, in which no gradient tells which they are."""
+        try:
+            return self.default_target_layers()
+        except RuntimeError:
+            if not is_quantized(self.model):
+                raise
+            return None
+
+    def _set_layers(self, layers: Sequence[nn.Module | str] | nn.Module | str | None) -> None:
+        self.target_layers = [] if layers is None else resolve_layers(self.model, layers)
         self.layer_names = [layer_name(self.model, layer) for layer in self.target_layers]
 
     @classmethod

@@ -101,7 +101,8 @@ def _check_scores(scores: Tensor, raw: Any) -> None:
     if detached and any(tensor.requires_grad for tensor in flatten_tensors(raw)):
         raise RuntimeError(
             "the scores that decode returns have no gradient: decode must not detach the output or convert it to "
-            "NumPy. Methods that change the image need no gradient: pass target_layers=, any layer, and use drise or occlusion"
+            "NumPy. Methods that change the image need no gradient: pass target_layers=, any layer, and use drise or "
+            "occlusion"
         )
 
 

@@ -181,7 +181,8 @@ def adapt(
         The adapter, ready for the methods, metrics and audits of the package.
 
     Raises:
-        TypeError: not a module, a scripted or quantized one, or an option that the adapter does not have.
+        TypeError: not a module, a scripted one, an output that is not understood, or an option that the adapter does
+            not have. Methods that need a gradient raise it for a quantized model.
         ValueError: a target layer is not in the model.
 
     Example:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from detcam.adapters import adapt
 from detcam.adapters.base import Adapter, Batch, Target
-from detcam.adapters.contract import TASKS
+from detcam.adapters.contract import TASKS, is_quantized
 from detcam.detections import Detections
 from detcam.diagnostics import check_maps_finite, warn_about_maps
 from detcam.geometry import Geometry
@@ -292,6 +292,7 @@ class BaseCAM:
         progress: Progress | None = None,
     ) -> list[ImageHeatmaps]:
         """Run a checked request; one result per image, in order. No other thread runs the model meanwhile."""
+        self._check_model()
         with exclusive(self.model):
             results: dict[int, ImageHeatmaps] = {}
             groups = request.groups(self.adapter, self.batch_size)
@@ -306,6 +307,16 @@ class BaseCAM:
             ordered = [results[index] for index in range(len(results))]
             warn_about_maps(self, ordered, self.adapter)
             return ordered
+
+    def _check_model(self) -> None:
+        """Raise TypeError if the model is quantized and the method needs what such a model does not have."""
+        needs_layers = not isinstance(self, LayerlessCAM) and not self.adapter.target_layers
+        if (self.uses_gradients or needs_layers) and is_quantized(self.model):
+            needed = "gradients" if self.uses_gradients else "target_layers=, layers that return float maps"
+            raise TypeError(
+                f"{type(self.model).__name__} is quantized (int8) and {type(self).__name__} needs {needed}: explain "
+                "the float model, or use a method that changes the image, such as rise, occlusion or drise"
+            )
 
     def _run(
         self,

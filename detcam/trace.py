@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from detcam.utils.checkpointing import without_checkpointing
 from detcam.utils.model_lock import exclusive
 from detcam.utils.warnings import warn
 
@@ -317,6 +318,7 @@ def guarded(model: nn.Module, *, gradients: bool, quiet: bool = False) -> Iterat
                 )
             stack.enter_context(_STANCE_LOCK)
             stack.enter_context(set_stance("force_eager"))
+        stack.enter_context(without_checkpointing())
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.set_grad_enabled(gradients))
         devices = {tensor.device for tensor in model.parameters() if tensor.device.type == "cuda"}
