@@ -12,8 +12,9 @@ from torch import Tensor
 from detcam.data.images import check_finite, is_single, load_images
 from detcam.detections import Detections
 from detcam.geometry import normalize
-from detcam.outputs import Target
+from detcam.outputs import BaseTarget, Target
 from detcam.smoothing import View
+from detcam.targets import as_box_targets
 from detcam.utils.batching import batches
 from detcam.utils.console import plural
 
@@ -24,8 +25,12 @@ if TYPE_CHECKING:
 Images: TypeAlias = "ImageLike | Sequence[ImageLike] | tuple[Any, ...]"
 """One image, a list of images, a normalized (B, C, H, W) tensor, or a tuple of such a tensor and further inputs."""
 
-Targets: TypeAlias = "Target | Detections | Sequence[Target | Detections | Sequence[Target]] | None"
-"""Targets of a call: one per image, a list per image, `Detections`, or None for the model's own predictions."""
+Targets: TypeAlias = "Target | Detections | Sequence[Target | Detections | Sequence[Target]] | Any | None"
+"""Targets of a call: one per image, a list per image, `Detections`, or None for the model's own predictions.
+
+In place of `Detections`, per image: a `Results` of ultralytics, a `Detections` of supervision, the dictionary that
+torchvision's detectors return, or an array (N, 4) of boxes.
+"""
 
 Select: TypeAlias = Callable[[Detections, Any], tuple[Detections, list[Target]]]
 """A function that selects predictions: from those of one image, and the model's output, to a subset and its targets."""
@@ -137,9 +142,34 @@ def read_request(adapter: Adapter, images: Images, targets: Targets, model_kwarg
     else:
         single = is_single(images)
         request = Request(images=tuple(load_images(images)), model_kwargs=kwargs)
-    rows, flat, detections = _read_targets(adapter, targets, len(request), single)
+    rows, flat, detections = _read_targets(adapter, _converted(targets), len(request), single)
+    if rows is not None:
+        rows = [[t.named(adapter.names) if isinstance(t, BaseTarget) else t for t in row] for row in rows]
     one_each = flat or (targets is None and adapter.task in ("classification", "embedding"))
     return replace(request, targets=rows, detections=detections, stacked=request.tensor is not None and one_each)
+
+
+def _converted(targets: Any) -> Any:
+    """Return targets with the results of other libraries and arrays of boxes as lists of box targets."""
+    if targets is None or isinstance(targets, Detections) or callable(targets):
+        return targets
+    if not isinstance(targets, (list, tuple)):
+        boxes = as_box_targets(targets)
+        return targets if boxes is None else [boxes]
+    return [
+        item
+        if item is None or isinstance(item, (Detections, list, tuple)) or callable(item)
+        else (item if (boxes := as_box_targets(item)) is None else boxes)
+        for item in targets
+    ]
+
+
+def labelled_targets(rows: Sequence[Sequence[Target]], outputs: Sequence[Any]) -> list[list[Target]]:
+    """Return the targets of each image, where boxes without a class get the best one in the image's output."""
+    return [
+        [target.labelled(output) if isinstance(target, BaseTarget) else target for target in row]
+        for row, output in zip(rows, outputs, strict=True)
+    ]
 
 
 def _read_targets(

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
+from torchvision.ops import box_iou
 
-from detcam.detections import Detections, Source, class_name
+from detcam.detections import Detections, Source, class_name, label_index
 from detcam.geometry import Geometry, mask_to_box
 from detcam.utils.subclasses import check_complete, missing_members
 
@@ -82,6 +83,21 @@ class BaseTarget:
         """Return the target bound to the part of the model that produces it in `output`."""
         return self
 
+    def named(self, names: Mapping[int, str]) -> Self:
+        """Return the target with class indices where it was given class names.
+
+        Args:
+            names: The model's class names, by index.
+
+        Raises:
+            ValueError: The model has no class of that name.
+        """
+        return self
+
+    def labelled(self, output: ModelOutput) -> Self:
+        """Return the target with a class where it was given none: the best one at its box in `output`."""
+        return self
+
 
 class _CallableTarget(BaseTarget):
     """A callable that is not a `BaseTarget`; attributes that it shares with one are taken over."""
@@ -123,7 +139,8 @@ class DetectionTarget(BaseTarget, abstract=True):
 
     Attributes:
         box_xyxy: The box, pixels of the original image, half-open.
-        label: The model's class index.
+        label: The model's class index. A method also takes its name, or None for the class of the highest score at the
+            candidate that fits the box best.
         source: The part of the network that produced the box; None for a box that no detection produced (a missed
             object, a region drawn by hand). Then a two-stage head scores the box as a proposal, and a dense head is
             read at the cell, anchor or query whose predicted box times class score fits best.
@@ -171,9 +188,8 @@ class DetectionTarget(BaseTarget, abstract=True):
         if flat:
             raise ValueError(f"expected a box with x1 < x2 and y1 < y2 (xyxy, not xywh); got {box}")
         object.__setattr__(self, "box_xyxy", box)
-        if isinstance(self.label, str):
-            raise TypeError(f"expected a class index as label; got {self.label!r}. adapter.names has the names")
-        object.__setattr__(self, "label", int(self.label))
+        if self.label is not None and not isinstance(self.label, str):
+            object.__setattr__(self, "label", int(self.label))
 
     @property
     def reads(self) -> frozenset[CandidateField]:
@@ -207,12 +223,37 @@ class DetectionTarget(BaseTarget, abstract=True):
             raise ValueError(f"box {self.box_xyxy} lies outside the image, which is {width} x {height} pixels")
         check_label(self.label, names, classes)
 
+    def named(self, names: Mapping[int, str]) -> Self:
+        return _with_indices(self, names)
+
+    def labelled(self, output: object) -> Self:
+        if self.label is not None or not isinstance(output, DetectorOutput):
+            return self
+        boxes, scores = output.raw_candidates()
+        if not len(boxes):
+            raise ValueError("the model has no candidates in this image; give the box a class: BoxTarget(box, label)")
+        best, labels = scores.float().max(1)
+        overlap = box_iou(boxes.new_tensor([self.box_xyxy]).float(), boxes.float())[0]
+        return replace(self, label=int(labels[(overlap * best).argmax()]))
+
     def pinned(self, output: object) -> Self:
         return replace(self, source=output.source_of(self)) if isinstance(output, DetectorOutput) else self
 
 
+def _with_indices(target: Any, names: Mapping[int, str]) -> Any:
+    """Return a dataclass target with class indices for the class names in `label` and `against`."""
+    given = {field: getattr(target, field, None) for field in ("label", "against")}
+    indices = {field: label_index(names, name) for field, name in given.items() if isinstance(name, str)}
+    return replace(target, **indices) if indices else target
+
+
 def check_label(label: int, names: Mapping[int, str], classes: int) -> None:
-    """Raise ValueError if a class index is not one of the model's."""
+    """Raise ValueError if a class index is not one of the model's, or TypeError if it is none."""
+    if not isinstance(label, int):
+        raise TypeError(
+            f"expected a class index as label; got {label!r}. Methods look up names and the best class; otherwise call "
+            "target.named(adapter.names) and target.labelled(output)"
+        )
     if not 0 <= label < classes:
         known = f", e.g. {', '.join(f'{i} {n}' for i, n in list(names.items())[:3])}" if names else ""
         raise ValueError(f"expected a class index from 0 to {classes - 1}{known}; got {label}")

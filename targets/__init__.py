@@ -13,6 +13,7 @@ from detcam.targets.classes import (
     SoftmaxOutputTarget,
     reads_raw_output,
 )
+from detcam.targets.conversion import as_box_targets
 from detcam.targets.edges import EdgesTarget
 from detcam.targets.embedding import DifferenceFromConceptTarget, SimilarityToConceptTarget
 from detcam.targets.mask import InstanceMaskTarget, MaskTarget, SemanticSegmentationTarget
@@ -43,5 +44,6 @@ __all__ = [
     "SoftmaxOutputTarget",
     "reads_raw_output",
     "register_target",
+    "as_box_targets",
     "with_quantity",
 ]

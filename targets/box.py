@@ -50,7 +50,7 @@ class BoxTarget(DetectionTarget):
             raise ValueError(f"expected quantity to be one of {', '.join(QUANTITIES)}; got {self.quantity!r}")
         if self.against is not None and self.quantity not in ("score", "logit"):
             raise ValueError(f"against= compares scores or logits of two classes; got quantity={self.quantity!r}")
-        if self.against == self.label:
+        if self.against is not None and self.against == self.label:
             raise ValueError(f"expected another class in against=; got class {self.label} against itself")
 
     def check(self, image_size_hw: tuple[int, int], names: Mapping[int, str], classes: int) -> None:

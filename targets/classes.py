@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
-from detcam.detections import class_name
+from detcam.detections import class_name, label_index
 from detcam.outputs import BaseTarget, Target
 
 
@@ -30,7 +33,7 @@ class ClassifierOutputTarget(BaseTarget):
     """The logit of one class.
 
     Args:
-        category: Class index.
+        category: Class index; a method also takes its name.
 
     Example:
         >>> import torch
@@ -41,8 +44,16 @@ class ClassifierOutputTarget(BaseTarget):
 
     quantity: str | None = "logit"
 
-    def __init__(self, category: int) -> None:
-        self.category = self.label = int(category)
+    def __init__(self, category: int | str) -> None:
+        self.category: Any = category if isinstance(category, str) else int(category)
+        self.label = self.category
+
+    def named(self, names: Mapping[int, str]) -> Self:
+        if not isinstance(self.category, str):
+            return self
+        named = copy.copy(self)
+        named.category = named.label = label_index(names, self.category)
+        return named
 
     def __call__(self, model_output: Tensor) -> Tensor:
         return _class_score(model_output, self.category)

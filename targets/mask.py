@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from detcam.detections import class_name
+from detcam.detections import class_name, label_index
 from detcam.geometry import mask_to_box
 from detcam.outputs import BaseTarget, DetectionTarget, Part, SegmenterOutput, check_label, work_dtype
 
@@ -24,7 +24,7 @@ class MaskTarget(BaseTarget):
     several cells weighted by area. For a head with one channel, class 1 is its logit and class 0 the negative of it.
 
     Attributes:
-        label: Class index of the segmentation network.
+        label: Class index of the segmentation network; a method also takes its name.
         mask: (H, W) in original image pixels, a tensor or an array, bool or of two values, with at least one pixel.
             None takes the whole image.
         against: Another class index, whose logit is subtracted.
@@ -43,10 +43,17 @@ class MaskTarget(BaseTarget):
     against: int | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "label", int(self.label))
+        if not isinstance(self.label, str):
+            object.__setattr__(self, "label", int(self.label))
         if self.mask is not None:
             object.__setattr__(self, "mask", _bool_mask(self.mask))
             object.__setattr__(self, "box_xyxy", mask_to_box(self.mask))
+
+    def named(self, names: Mapping[int, str]) -> MaskTarget:
+        if not isinstance(self.label, str) and not isinstance(self.against, str):
+            return self
+        against = None if self.against is None else label_index(names, self.against)
+        return replace(self, label=label_index(names, self.label), against=against)
 
     def hflip(self, width: int) -> MaskTarget:
         return self if self.mask is None else replace(self, mask=self.mask.flip(-1))

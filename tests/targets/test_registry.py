@@ -170,6 +170,7 @@ def test_a_registration_without_a_name_is_refused() -> None:
         register_target(lambda output, target: output.sum())  # type: ignore[arg-type]
 
 
-def test_a_class_name_as_label_of_a_box_is_refused() -> None:
-    with pytest.raises(TypeError, match="expected a class index as label; got 'boat'"):
-        BoxTarget((0, 0, 4, 4), "boat")  # type: ignore[arg-type]
+def test_a_class_name_that_was_not_looked_up_is_refused() -> None:
+    for label in ("boat", None):
+        with pytest.raises(TypeError, match=rf"expected a class index as label; got {label!r}.*target.named"):
+            BoxTarget((0, 0, 4, 4), label).check((8, 8), {}, 2)  # type: ignore[arg-type]
