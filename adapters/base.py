@@ -156,6 +156,11 @@ class Adapter(ABC):
             model: the object given to `adapt`: a module, or a wrapper of another library.
         """
 
+    @classmethod
+    def variant(cls, options: Mapping[str, object]) -> type[Adapter]:
+        """Return the class that `adapt` takes for a supported model with these options; by default this one."""
+        return cls
+
     @abstractmethod
     def default_target_layers(self) -> Sequence[nn.Module | str]:
         """Return the target layers for ``target_layers=None``."""

@@ -33,6 +33,8 @@ _BUILTIN = {
     "ultralytics-classification": "detcam.adapters.ultralytics_classify:UltralyticsClassificationAdapter",
     "torchvision-segmentation": "detcam.adapters.segmentation:TorchvisionSegmentationAdapter",
     "segmentation-models-pytorch": "detcam.adapters.smp:SmpAdapter",
+    "transformers-masks": "detcam.adapters.transformers_masks:TransformersMaskQueries",
+    "transformers-segmentation": "detcam.adapters.transformers_segmentation:TransformersSegmenter",
     "transformers-detection": "detcam.adapters.transformers_detector:TransformersDetector",
     "classification": "detcam.adapters.classification:ClassificationAdapter",
 }
@@ -208,6 +210,7 @@ def adapt(
             plain, prefix = unwrap(inner.network), inner.name
     for adapter in _candidates():
         if adapter.supports(plain):
+            adapter = adapter.variant(options)
             check_options(adapter, options)
             common: dict[str, Any] = {
                 "target_layers": without_prefix(target_layers, prefix),

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Hashable, Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from detcam.adapters.base import AdapterOptions, Batch, DetectorAdapter
-from detcam.adapters.transformers_model import accepts, find_processor, has_head, model_type, stored_names
-from detcam.adapters.transformers_processor import ImagePreparation
+from detcam.adapters.transformers_base import TransformersModel
+from detcam.adapters.transformers_layers import decoder_inputs, token_levels
+from detcam.adapters.transformers_model import has_head, model_type
 from detcam.adapters.transformers_queries import Activation, ChosenTokens, Queries, QueryOutput, corners, grids_of
-from detcam.adapters.transformers_tokens import TokenReshape
-from detcam.layers import find_target_layers, last_axis_channels
+from detcam.layers import find_target_layers
 from detcam.outputs import DetectorOutput
 
 SOFTMAX_FAMILIES = frozenset({"detr", "table_transformer", "yolos"})
@@ -39,54 +39,19 @@ SIGMOID_FAMILIES = frozenset(
 )
 """Families whose `post_process_object_detection` takes a sigmoid and the best pairs of query and class."""
 
+INSTANCE_FAMILIES = frozenset({"rf_detr"})
+"""Families of detectors with a mask for each box."""
+
 OPEN_VOCABULARY_FAMILIES = frozenset({"grounding_dino", "mm_grounding_dino", "owlvit", "owlv2", "omdet_turbo"})
 """Families that need prompts."""
-
-
-class TransformersModel:
-    """What adapters of transformers' models share: preparation by the image processor, class names, keyword arguments.
-
-    Attributes:
-        model: the network.
-        preparation: the image processor and the positions of images on the input.
-    """
-
-    model: nn.Module
-    preparation: ImagePreparation
-
-    mean: tuple[float, ...] | None
-    std: tuple[float, ...] | None
-
-    def use_processor(self, model: nn.Module, processor: Any, image_size: int | tuple[int, int] | None) -> None:
-        """Set the image processor: the given one, else the one that belongs to the model."""
-        self.preparation = ImagePreparation(find_processor(model, processor), image_size)
-        self.mean, self.std = self.preparation.mean, self.preparation.std
-
-    @property
-    def image_size(self) -> tuple[int, int] | None:
-        """Height and width of the input where all images have the same, else None."""
-        sizes = {self.preparation.geometry(size).input_size_hw for size in ((60, 90), (90, 60))}
-        return sizes.pop() if len(sizes) == 1 else None
-
-    def prepared(self, images: Sequence[Tensor], device: torch.device, dtype: torch.dtype) -> Batch:
-        """Return images of one input size as a batch."""
-        items = [self.preparation.prepare(image) for image in images]
-        inputs = torch.stack([item.pixel_values for item in items]).to(device, dtype)
-        masks = [item.pixel_mask for item in items if item.pixel_mask is not None]
-        settings = self.call_settings()
-        if len(masks) == len(items) and accepts(self.model, "pixel_mask"):
-            settings["pixel_mask"] = torch.stack(masks).to(device)
-        return Batch(inputs, tuple(item.geometry for item in items), model_kwargs=settings)
-
-    def call_settings(self) -> dict[str, Any]:
-        """Return keyword arguments of every forward pass."""
-        return {"return_dict": True}
 
 
 class TransformersDetector(TransformersModel, DetectorAdapter):
     """Detectors of transformers with queries: DETR, Conditional, Deformable, DAB-DETR, RT-DETR, D-FINE, YOLOS, ...
 
-    Images are prepared by the model's image processor; its resize, padding and normalization are undone in the result.
+    RF-DETR for instance segmentation also has the masks of `post_process_instance_segmentation`.
+
+    Images are prepared by the model's image processor; its resize, padding and normalisation are undone in the result.
     Scores, labels and boxes are those of the family's `post_process_object_detection`. The source of a detection is its
     query; in detectors that choose their queries among the encoder's tokens, the token decides, since the order of the
     queries depends on the image.
@@ -110,7 +75,6 @@ class TransformersDetector(TransformersModel, DetectorAdapter):
 
     family = "transformers detection"
     score_threshold_name = "score_threshold"
-    heads: ClassVar[tuple[str, ...]] = ("ForObjectDetection",)
 
     def __init__(
         self,
@@ -135,45 +99,13 @@ class TransformersDetector(TransformersModel, DetectorAdapter):
 
     @classmethod
     def supports(cls, model: object) -> bool:
-        return has_head(model, *cls.heads) and model_type(model) not in OPEN_VOCABULARY_FAMILIES
-
-    def default_names(self) -> Mapping[int, str]:
-        return stored_names(self.model)
+        if has_head(model, "ForInstanceSegmentation"):
+            return model_type(model) in INSTANCE_FAMILIES
+        return has_head(model, "ForObjectDetection") and model_type(model) not in OPEN_VOCABULARY_FAMILIES
 
     def default_target_layers(self) -> Sequence[nn.Module]:
         """Return the features that the decoder reads, one layer per pyramid level where these are separate maps."""
         return decoder_inputs(self.model) or find_target_layers(self.model, (224, 224), self.device, self.dtype)
-
-    def reshape_for(self, batch: Batch) -> Any:
-        if self.reshape_transform is not None:
-            return self.reshape_transform
-        size = (batch.inputs.shape[-2], batch.inputs.shape[-1])
-        config: Any = self.model.config
-        detection_tokens = getattr(config, "num_detection_tokens", 0)
-        return TokenReshape(
-            size,
-            levels=self.levels,
-            prefix=1 if detection_tokens else 0,
-            suffix=detection_tokens,
-            last_axis_channels=last_axis_channels(self.model),
-        )
-
-    @property
-    def levels(self) -> int:
-        """Number of levels of the encoder's tokens."""
-        config: Any = self.model.config
-        scales = getattr(config, "projector_scale_factors", None)
-        return len(scales) if scales else int(getattr(config, "num_feature_levels", 1))
-
-    def group_key(self, image_size_hw: tuple[int, int]) -> Hashable:
-        return self.preparation.geometry(image_size_hw).input_size_hw
-
-    def prepare(self, images: Sequence[Tensor]) -> Batch:
-        return self.prepared(images, self.device, self.dtype)
-
-    def prepare_tensor(self, batch: Tensor) -> Batch:
-        plain = super().prepare_tensor(batch)
-        return Batch(plain.inputs, plain.geometries, model_kwargs=self.call_settings())
 
     def forward(self, batch: Batch) -> Queries:
         config: Any = self.model.config
@@ -181,7 +113,7 @@ class TransformersDetector(TransformersModel, DetectorAdapter):
         with chosen:
             output = super().forward(batch)
         logits, boxes = read_queries(self.model, output)
-        grids = grids_of(chosen, (batch.inputs.shape[-2], batch.inputs.shape[-1]), self.levels)
+        grids = grids_of(chosen, (batch.inputs.shape[-2], batch.inputs.shape[-1]), token_levels(self.model))
         masks = getattr(output, "pred_masks", None)
         return Queries(logits, boxes, None if grids is None else chosen.tokens, grids, masks)
 
@@ -227,23 +159,7 @@ def read_queries(model: Any, output: Any) -> tuple[Tensor, Tensor]:
             f"expected .logits (B, Q, C) and .pred_boxes (B, Q, 4) in the output of {type(model).__name__}; got "
             f"{type(output).__name__}. Use detcam.adapters.detector(model, decode=...)"
         )
-    if boxes.shape[-1] == 10:  # a center and the offsets of four corners
+    if boxes.shape[-1] == 10:  # a centre and the offsets of four corners
         points = boxes[..., None, :2] + boxes[..., 2:].unflatten(-1, (4, 2)) - 0.5
         return logits, torch.cat([points.amin(-2), points.amax(-2)], -1)
     return logits, corners(boxes)
-
-
-def decoder_inputs(model: Any) -> list[nn.Module]:
-    """Return the layers whose outputs the decoder of a known architecture reads; empty for an unknown one."""
-    body = getattr(model, "model", None) or model.base_model
-    projections = getattr(body, "decoder_input_proj", None)
-    if projections is not None:
-        return list(projections)
-    projector = getattr(getattr(body, "backbone", None), "projector", None)
-    if projector is not None:
-        return list(getattr(projector, "scale_layers", [projector]))
-    encoder = getattr(body, "encoder", None)
-    blocks = getattr(encoder, "layers", None) or getattr(encoder, "layer", None)
-    if blocks is None:
-        return []
-    return [getattr(blocks[-1], "layernorm_before", blocks[-1])]

@@ -162,10 +162,41 @@ class QueryOutput(DetectorOutput):
             scores[kept].cpu(),
             self.geometry.image_size_hw,
             tuple(self._source(query) for query in queries[kept].tolist()),
+            masks=self._masks(queries[kept]),
             names=self.adapter.names,
         )
+
+    def _masks(self, queries: Tensor) -> Tensor | None:
+        """Return masks (K, H, W) in image pixels, one at a time to save memory; None without a mask head."""
+        if self.masks is None:
+            return None
+        masks = [self.geometry.to_image(self.masks[query][None].float())[0] > 0 for query in queries.tolist()]
+        empty = torch.zeros((0, *self.geometry.image_size_hw), dtype=torch.bool)
+        return torch.stack(masks).cpu() if masks else empty
+
+    def mask_scores(self, targets: Sequence[DetectionTarget]) -> list[Tensor]:
+        if self.masks is None:
+            return super().mask_scores(targets)
+        return mean_mask_logits(self.masks, [self.query(target) for target in targets], self.geometry)
 
 
 def grids_of(tokens: ChosenTokens, input_size_hw: tuple[int, int], levels: int) -> tuple[tuple[int, int], ...] | None:
     """Return the grids of the tokens that queries were chosen from, or None."""
     return None if tokens.tokens is None else token_grids(tokens.count, input_size_hw, levels)
+
+
+def mean_mask_logits(masks: Tensor, queries: Sequence[int], geometry: Geometry) -> list[Tensor]:
+    """Return the mean logit of each query's mask over its positive cells on the image, or over all cells of the image.
+
+    Args:
+        masks: (Q, h, w) mask logits over the input.
+        queries: the queries.
+        geometry: position of the image on the input.
+    """
+    on_image = torch.zeros(masks.shape[-2:], dtype=torch.bool, device=masks.device)
+    on_image[geometry.valid_cells((masks.shape[-2], masks.shape[-1]))] = True
+    values = []
+    for query in queries:
+        inside = (masks[query].detach() > 0) & on_image
+        values.append(masks[query][inside if bool(inside.any()) else on_image].mean())
+    return values

@@ -47,6 +47,7 @@ class TokenReshape(InferredReshape):
         levels: number of levels of the encoder.
         prefix: number of tokens before the grid, such as a class token.
         suffix: number of tokens after the grid, such as detection tokens.
+        coarse_first: whether the coarsest level comes first.
         last_axis_channels: as in `InferredReshape`.
     """
 
@@ -56,10 +57,11 @@ class TokenReshape(InferredReshape):
         levels: int = 1,
         prefix: int = 0,
         suffix: int = 0,
+        coarse_first: bool = False,
         last_axis_channels: frozenset[int] = frozenset(),
     ) -> None:
         super().__init__(input_size_hw, prefix or None, last_axis_channels)
-        self.levels, self.prefix, self.suffix = levels, prefix, suffix
+        self.levels, self.prefix, self.suffix, self.coarse_first = levels, prefix, suffix, coarse_first
 
     def __call__(self, output: object) -> list[Tensor]:
         maps: list[Tensor] = []
@@ -73,6 +75,7 @@ class TokenReshape(InferredReshape):
         for levels in dict.fromkeys((self.levels, 1)):
             grids = token_grids(count, self.input_size_hw, levels)
             if grids is not None:
+                grids = grids[::-1] if self.coarse_first else grids
                 patches = tensor[:, self.prefix : self.prefix + count].transpose(1, 2)
                 return [part.unflatten(2, grid) for part, grid in zip(_split(patches, grids), grids, strict=True)]
         return None

@@ -325,3 +325,22 @@ def hf_rt_detr() -> tuple[nn.Module, Adapter]:
 @register("detection")
 def hf_yolos() -> tuple[nn.Module, Adapter]:
     return transformers_detector("yolos")
+
+
+@register("segmentation")
+def hf_segformer() -> tuple[nn.Module, Adapter]:
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    from tests.adapters.transformers_segmenters import segformer
+
+    model = segformer()
+    return model, adapt(model, processor=transformers.SegformerImageProcessor(size={"height": 64, "width": 64}))
+
+
+@register("detection")
+def hf_mask2former() -> tuple[nn.Module, Adapter]:
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    from tests.adapters.transformers_segmenters import mask2former
+
+    model = mask2former()
+    processor = transformers.Mask2FormerImageProcessor(size={"height": 64, "width": 64})
+    return model, adapt(model, processor=processor, score_threshold=0.3)

@@ -141,8 +141,8 @@ class ModelOptions(CommonOptions):
         option(
             MODEL,
             "TEXT",
-            "What an open-vocabulary model of transformers looks for, such as 'a boat'; repeatable. The prompts are its "
-            "classes.",
+            "What an open-vocabulary model of transformers looks for, such as 'a boat'; repeatable. The prompts are "
+            "its classes.",
         ),
     ] = None
     device: Annotated[str, option(MODEL, "NAME", "cpu, cuda, cuda:1, mps, or auto: CUDA if it is available.")] = "auto"

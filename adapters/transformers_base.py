@@ -1,0 +1,57 @@
+"""Base class of the adapters of transformers' models: images by the model's own image processor."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from detcam.adapters.base import Adapter, Batch
+from detcam.adapters.transformers_layers import token_reshape
+from detcam.adapters.transformers_model import accepts, find_processor, stored_names
+from detcam.adapters.transformers_processor import ImagePreparation
+from detcam.trace import ReshapeTransform
+
+
+class TransformersModel(Adapter, abstract=True):
+    """What adapters of transformers' models share: preparation by the image processor, class names, maps of tokens.
+
+    Attributes:
+        preparation: the image processor and the positions of images on the input.
+    """
+
+    preparation: ImagePreparation
+
+    def use_processor(self, model: nn.Module, processor: Any, image_size: int | tuple[int, int] | None) -> None:
+        """Set the image processor: the given one, else the one that belongs to the model."""
+        self.preparation = ImagePreparation(find_processor(model, processor), image_size)
+        self.mean, self.std = self.preparation.mean, self.preparation.std
+
+    def default_names(self) -> Mapping[int, str]:
+        return stored_names(self.model)
+
+    def reshape_for(self, batch: Batch) -> ReshapeTransform:
+        size = (batch.inputs.shape[-2], batch.inputs.shape[-1])
+        return self.reshape_transform or token_reshape(self.model, size)
+
+    def group_key(self, image_size_hw: tuple[int, int]) -> Hashable:
+        return self.preparation.geometry(image_size_hw).input_size_hw
+
+    def prepare(self, images: Sequence[Tensor]) -> Batch:
+        items = [self.preparation.prepare(image) for image in images]
+        inputs = torch.stack([item.pixel_values for item in items]).to(self.device, self.dtype)
+        masks = [item.pixel_mask for item in items if item.pixel_mask is not None]
+        settings = self.call_settings(len(items))
+        if len(masks) == len(items) and accepts(self.model, "pixel_mask"):
+            settings["pixel_mask"] = torch.stack(masks).to(self.device)
+        return Batch(inputs, tuple(item.geometry for item in items), model_kwargs=settings)
+
+    def prepare_tensor(self, batch: Tensor) -> Batch:
+        plain = super().prepare_tensor(batch)
+        return Batch(plain.inputs, plain.geometries, model_kwargs=self.call_settings(len(plain.inputs)))
+
+    def call_settings(self, count: int) -> dict[str, Any]:
+        """Return keyword arguments of a forward pass of `count` images, beside the images."""
+        return {"return_dict": True}
