@@ -51,7 +51,7 @@ class TransformersDetector(TransformersModel, DetectorAdapter):
 
     RF-DETR for instance segmentation also has the masks of `post_process_instance_segmentation`.
 
-    Images are prepared by the model's image processor; its resize, padding and normalisation are undone in the result.
+    Images are prepared by the model's image processor; its resize, padding and normalization are undone in the result.
     Scores, labels and boxes are those of the family's `post_process_object_detection`. The source of a detection is its
     query; in detectors that choose their queries among the encoder's tokens, the token decides, since the order of the
     queries depends on the image.
@@ -159,7 +159,7 @@ def read_queries(model: Any, output: Any) -> tuple[Tensor, Tensor]:
             f"expected .logits (B, Q, C) and .pred_boxes (B, Q, 4) in the output of {type(model).__name__}; got "
             f"{type(output).__name__}. Use detcam.adapters.detector(model, decode=...)"
         )
-    if boxes.shape[-1] == 10:  # a centre and the offsets of four corners
+    if boxes.shape[-1] == 10:  # a center and the offsets of four corners
         points = boxes[..., None, :2] + boxes[..., 2:].unflatten(-1, (4, 2)) - 0.5
         return logits, torch.cat([points.amin(-2), points.amax(-2)], -1)
     return logits, corners(boxes)

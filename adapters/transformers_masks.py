@@ -244,7 +244,7 @@ class TransformersSemanticQueries(MaskQueryModel, SegmentationAdapter):
         self.use_processor(model, processor, image_size)
         super().__init__(model, background=background, **options)
 
-    def default_normalisation(self) -> tuple[Sequence[float], Sequence[float]]:
+    def default_normalization(self) -> tuple[Sequence[float], Sequence[float]]:
         return self.preparation.mean or (0.0, 0.0, 0.0), self.preparation.std or (1.0, 1.0, 1.0)
 
     def canvas(self, image_size_hw: tuple[int, int]) -> tuple[int, int]:

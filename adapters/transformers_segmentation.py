@@ -49,7 +49,7 @@ class TransformersSegmenter(TransformersModel, CustomSegmentationAdapter):
     def supports(cls, model: object) -> bool:
         return has_head(model, "ForSemanticSegmentation")
 
-    def default_normalisation(self) -> tuple[Sequence[float], Sequence[float]]:
+    def default_normalization(self) -> tuple[Sequence[float], Sequence[float]]:
         return self.preparation.mean or (0.0, 0.0, 0.0), self.preparation.std or (1.0, 1.0, 1.0)
 
     def canvas(self, image_size_hw: tuple[int, int]) -> tuple[int, int]:

@@ -322,11 +322,6 @@ def hf_rt_detr() -> tuple[nn.Module, Adapter]:
     return transformers_detector("rt_detr")
 
 
-@register("detection")
-def hf_yolos() -> tuple[nn.Module, Adapter]:
-    return transformers_detector("yolos")
-
-
 @register("segmentation")
 def hf_segformer() -> tuple[nn.Module, Adapter]:
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
