@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -112,15 +111,20 @@ class MeanActivationCAM(BaseCAM):
 """
 
 
+@pytest.mark.usefixtures("registries_as_they_were")
 @pytest.mark.parametrize("module", ["own_method.py", "own_method"])
-def test_import_option_adds_a_method(tmp_path: Path, module: str) -> None:
-    """Each run is a process of its own, so that the method does not stay in the registry."""
+def test_import_option_adds_a_method(
+    detcam_command: Command, tmp_path: Path, module: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
     (tmp_path / "own_method.py").write_text(METHOD_FILE)
     save_image(tmp_path / "a.png")
-    command = [sys.executable, "-m", "detcam", "explain", "a.png", *CLASSIFIER]
-    command += ["--method", "MeanActivation", "--import", module]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    options = ("explain", "a.png", *CLASSIFIER, "--method", "MeanActivation")
+    code, _, err = detcam_command(*options)
+    assert code == 2 and "no method is named 'MeanActivation'" in err
+    code, _, err = detcam_command(*options, "--import", module)
+    sys.modules.pop("own_method", None)
+    assert code == 0, err
     assert read_entries(tmp_path / "explanations")[0]["method"] == "meanactivation"
 
 

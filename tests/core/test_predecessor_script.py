@@ -58,6 +58,12 @@ SLOW = ("ablationcam", "scorecam", "shapleycam")
 """Methods of which the plain run is enough. FullGrad refuses `eigen_smooth`, which the predecessor ignores there."""
 
 
+@pytest.fixture(scope="module")
+def model() -> torch.nn.Module:
+    torch.manual_seed(0)
+    return models.resnet18(weights=None).eval()
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     ("method", "smooth", "targets"),
@@ -72,11 +78,11 @@ SLOW = ("ablationcam", "scorecam", "shapleycam")
         if method not in SLOW and (kind, method) != ("smooth", "fullgrad")
     ],
 )
-def test_the_example_script(method: str, smooth: bool, targets: list[ClassifierOutputTarget], tmp_path: Path) -> None:
+def test_the_example_script(
+    model: torch.nn.Module, method: str, smooth: bool, targets: list[ClassifierOutputTarget], tmp_path: Path
+) -> None:
     image_path = str(tmp_path / "both.png")
     cv2.imwrite(image_path, np.random.default_rng(0).integers(0, 255, (64, 48, 3), np.uint8))
-    torch.manual_seed(0)
-    model = models.resnet18(weights=None).eval()
 
     target_layers = [model.layer3]
 

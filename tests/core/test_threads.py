@@ -85,26 +85,29 @@ def make_images(count: int) -> list[Tensor]:
     return [torch.rand(3, 96, 128, generator=generator) for _ in range(count)]
 
 
+@pytest.fixture(scope="module", params=METHODS)
+def alone(request: pytest.FixtureRequest, case: Example) -> tuple[str, list[Tensor], list[Any], list[Tensor]]:
+    """A method's name, images, the best target of each, and their maps as one thread computes them."""
+    given = make_images(4)
+    targets = [case.adapter.targets_of(found)[:1] for found in case.adapter.predict(given)]
+    results = make_cam(case.adapter, request.param).explain(given, targets)
+    return request.param, given, targets, [torch.as_tensor(result.heatmaps) for result in results]
+
+
 @pytest.mark.usefixtures("_many_switches")
 @pytest.mark.parametrize("shared", ["model", "adapter", "method"])
-@pytest.mark.parametrize("name", METHODS)
-def test_threads_get_the_results_of_one_thread(case: Example, name: str, shared: str) -> None:
-    given = make_images(6)
+def test_threads_get_the_results_of_one_thread(case: Example, alone: Any, shared: str) -> None:
+    name, given, targets, expected = alone
     cams = [make_cam(case.adapter if shared == "adapter" else adapt(case.model), name) for _ in range(THREADS)]
     cams = [cams[0]] * THREADS if shared == "method" else cams
-    top_targets = [[list(cams[0].explain([image])[0].targets[:1])] for image in given]
-    alone = [
-        torch.as_tensor(cams[0].explain([image], targets)[0].heatmaps)
-        for image, targets in zip(given, top_targets, strict=True)
-    ]
-    assert all(len(maps) == 1 for maps in alone)
     before = Snapshot(case.model)
     actual = side_by_side(
-        lambda i: torch.as_tensor(cams[i % THREADS].explain([given[i]], top_targets[i])[0].heatmaps), len(given)
+        lambda i: torch.as_tensor(cams[i % THREADS].explain([given[i]], [targets[i]])[0].heatmaps), len(given)
     )
-    for maps, expected in zip(actual, alone, strict=True):
+    for maps, wanted in zip(actual, expected, strict=True):
         assert isinstance(maps, Tensor), repr(maps)
-        assert torch.allclose(maps, expected, atol=1e-5)
+        assert len(maps) == 1
+        assert torch.allclose(maps, wanted, atol=1e-5)
     before.check()
 
 
