@@ -56,7 +56,8 @@ class CustomDetectorAdapter(DetectorAdapter):
         >>> from detcam.adapters import detector
         >>> def decode(output):
         ...     x, y, w, h, logit = output.flatten(2).unbind(1)
-        ...     return torch.stack([x - w, y - h, x + w, y + h], -1), logit.sigmoid()[..., None]
+        ...     boxes = 64 * torch.stack([x - w.exp(), y - h.exp(), x + w.exp(), y + h.exp()], -1)
+        ...     return boxes, logit.sigmoid()[..., None]
         >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.Conv2d(8, 5, 8, stride=8))
         >>> adapter = detector(model, decode, names=["boat"], image_size=64, target_layers="0")
         >>> (detections,) = adapter.predict(torch.rand(3, 48, 64), labels="boat")

@@ -6,7 +6,7 @@ import ast
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, ModuleType
 
 import pytest
 
@@ -52,7 +52,8 @@ def test_a_star_import_gives_the_public_names_of_detcam_alone(name: str) -> None
     exec(f"from detcam.{name} import *", found)
     del found["__builtins__"]
     assert len(found) > 4
-    foreign = {key for key, value in found.items() if not getattr(value, "__module__", "detcam").startswith("detcam")}
+    defined = {key: value.__module__ for key, value in found.items() if isinstance(value, (type, FunctionType))}
+    foreign = {key for key, module in defined.items() if not module.startswith("detcam.")}
     modules = {key for key, value in found.items() if isinstance(value, ModuleType)}
     assert (foreign, modules, {"Registry", "TypeVar", "annotations"} & found.keys()) == (set(), set(), set())
 
