@@ -25,7 +25,7 @@ from detcam.adapters.contract import TASKS, is_quantized
 from detcam.detections import Detections
 from detcam.diagnostics import check_maps_finite, warn_about_maps
 from detcam.geometry import Geometry
-from detcam.inputs import Images, Request, Select, Targets, labelled_targets, read_request
+from detcam.inputs import Images, Request, Select, Targets, labeled_targets, read_request
 from detcam.layers import LayersLike
 from detcam.outputs import work_dtype
 from detcam.results import (
@@ -340,7 +340,7 @@ class BaseCAM:
                 detections, targets = request.predictions(adapter, outputs, batch)
             elif request.detections is not None:
                 detections = [request.detections[index] for index in group]
-            targets = labelled_targets(targets, outputs)
+            targets = labeled_targets(targets, outputs)
             viewed = [[view.target(t, g) for t in row] for row, g in zip(targets, batch.geometries, strict=True)]
             source_images = partial(request.source_images, adapter, group, view)
             measured = self.measure(Pass(adapter, batch, trace, outputs, viewed, eigen_smooth, source_images, recorded))

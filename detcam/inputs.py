@@ -164,10 +164,10 @@ def _converted(targets: Any) -> Any:
     ]
 
 
-def labelled_targets(rows: Sequence[Sequence[Target]], outputs: Sequence[Any]) -> list[list[Target]]:
+def labeled_targets(rows: Sequence[Sequence[Target]], outputs: Sequence[Any]) -> list[list[Target]]:
     """Return the targets of each image, where boxes without a class get the best one in the image's output."""
     return [
-        [target.labelled(output) if isinstance(target, BaseTarget) else target for target in row]
+        [target.labeled(output) if isinstance(target, BaseTarget) else target for target in row]
         for row, output in zip(rows, outputs, strict=True)
     ]
 

@@ -94,7 +94,7 @@ class BaseTarget:
         """
         return self
 
-    def labelled(self, output: ModelOutput) -> Self:
+    def labeled(self, output: ModelOutput) -> Self:
         """Return the target with a class where it was given none: the best one at its box in `output`."""
         return self
 
@@ -226,7 +226,7 @@ class DetectionTarget(BaseTarget, abstract=True):
     def named(self, names: Mapping[int, str]) -> Self:
         return _with_indices(self, names)
 
-    def labelled(self, output: object) -> Self:
+    def labeled(self, output: object) -> Self:
         if self.label is not None or not isinstance(output, DetectorOutput):
             return self
         boxes, scores = output.raw_candidates()
@@ -252,7 +252,7 @@ def check_label(label: int, names: Mapping[int, str], classes: int) -> None:
     if not isinstance(label, int):
         raise TypeError(
             f"expected a class index as label; got {label!r}. Methods look up names and the best class; otherwise call "
-            "target.named(adapter.names) and target.labelled(output)"
+            "target.named(adapter.names) and target.labeled(output)"
         )
     if not 0 <= label < classes:
         known = f", e.g. {', '.join(f'{i} {n}' for i, n in list(names.items())[:3])}" if names else ""

@@ -15,7 +15,7 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from detcam.adapters.base import Adapter, Batch, Target
-from detcam.inputs import Request, labelled_targets
+from detcam.inputs import Request, labeled_targets
 from detcam.outputs import DetectionTarget, DetectorOutput, SegmenterOutput, is_multilabel, work_dtype
 from detcam.perturbation.base import ImageArea, ImageScorer, detached_score, pin_targets, select_image
 from detcam.results import value_of
@@ -211,7 +211,7 @@ def score_images(
         targets_of_group = request.targets_for(group)
         if targets_of_group is None:
             _, targets_of_group = request.predictions(adapter, outputs, batch)
-        targets_of_group = labelled_targets(targets_of_group, outputs)
+        targets_of_group = labeled_targets(targets_of_group, outputs)
         for row, index in enumerate(group):
             maps, targets = heatmaps[row], targets_of_group[row]
             if len(maps) != len(targets):
