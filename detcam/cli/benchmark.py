@@ -109,7 +109,11 @@ class BenchmarkOptions(SelectionOptions):
     ] = False
     family: Annotated[
         list[str] | None,
-        option(PLANTED, "NAME", "two-stage, fcos, yolo (the default), two-stage-resnet50, yolo11s; repeatable."),
+        option(
+            PLANTED,
+            "NAME",
+            "two-stage, fcos, yolo (the default); semantic, rt-detr, two-stage-resnet50, yolo11s; repeatable.",
+        ),
     ] = None
     scenario: Annotated[
         list[str] | None,

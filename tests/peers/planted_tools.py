@@ -64,7 +64,8 @@ def box_scores(model: nn.Module, batch: Tensor, target: BoxTarget) -> Tensor:
         return torch.stack(scores)
     predictions = model(batch)[0]  # (B, 4 + classes, candidates): center and size, then scores
     center, size = predictions[:, :2], predictions[:, 2:4]
-    boxes = torch.cat([center - size / 2, center + size / 2], 1).transpose(1, 2).detach()
+    corners = torch.cat([center - size / 2, center + size / 2], 1).transpose(1, 2).detach()
+    boxes = corners.clamp(min=0).minimum(torch.tensor(batch.shape[:1:-1] * 2))
     scores = predictions[:, 4 + target.label]
     best = [(box_iou(own, each)[0] * score.detach()).argmax() for each, score in zip(boxes, scores, strict=True)]
     return torch.stack([score[index] for score, index in zip(scores, best, strict=True)])

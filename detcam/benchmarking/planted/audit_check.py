@@ -121,7 +121,8 @@ def false_causes(case: PlantedCase) -> list[Tensor]:
     seed = int.from_bytes(hashlib.sha256(f"{case.scene.seed} {case.cues[0].name}".encode()).digest()[:7], "big")
     generator = torch.Generator().manual_seed(seed)
     regions = [torch.from_numpy(case.unrelated.mask) & ~case.cause]
-    box = box_region(case.target.box_xyxy, (case.cause.shape[0], case.cause.shape[1]))
+    x1, y1, x2, y2 = case.body.box_xyxy.tolist() if case.target.box_xyxy is None else case.target.box_xyxy
+    box = box_region((x1, y1, x2, y2), (case.cause.shape[0], case.cause.shape[1]))
     for _ in range(MAX_TRIES):
         moved = move_region(case.cause, generator)
         if moved is not None and not bool((moved & (box | case.cause)).any()):
@@ -135,6 +136,8 @@ def _examine(adapter: Adapter, cam: BaseCAM, image: ErrorImage) -> ExplainedErro
 
 def _error_image(adapter: Adapter, case: PlantedCase, first_label: int) -> ErrorImage | None:
     """Prepare the case as an audit does, with the scene's labels as annotations; None if it is no error there."""
+    if adapter.task == "segmentation":  # an audit of masks needs annotated masks
+        return None
     truth = scene_ground_truth(case, adapter, first_label)
     analysis = analyze_errors([case.detections], [truth])
     body = case.scene.bodies.index(case.body.name) if case.index is None else None

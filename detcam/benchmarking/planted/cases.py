@@ -13,7 +13,7 @@ from detcam.outputs import Candidates
 from detcam.synthetic.scene import SceneObject
 from detcam.synthetic.shortcut_scenarios import SHORTCUTS, ScenarioName
 from detcam.synthetic.shortcuts import ShortcutScene
-from detcam.targets import BoxTarget, EdgesTarget
+from detcam.targets import BoxTarget, EdgesTarget, MaskTarget
 
 SeedSet: TypeAlias = Literal["development", "hold-out"]
 """``development``: the test scenes on which constants of methods are chosen. ``hold-out``: scenes for the final result
@@ -34,6 +34,10 @@ class SuppressionTarget(BoxTarget):
         return -super().value(candidates, row)
 
 
+CaseTarget: TypeAlias = BoxTarget | EdgesTarget | MaskTarget
+"""What a method explains in a case."""
+
+
 @dataclass(frozen=True, eq=False)
 class PlantedCase:
     """An error with a certified cause.
@@ -43,8 +47,8 @@ class PlantedCase:
         scene: the image and its objects.
         detections: the detector's predictions in the scene.
         index: index of the wrong detection in `detections`; None for a missed object.
-        target: what a method explains: the score of a detection, minus that of the true class if it is another one;
-            the displacement of its edges; or, for a missed object, a `SuppressionTarget` of its box.
+        target: what a method explains: the score of a detection, or the mean logit of a region, minus that of the true
+            class if it is another one; the displacement of edges; or, for a missed object, a `SuppressionTarget`.
         body: the object that is classified, boxed or missed.
         cues: the cause. Without them, the error vanishes.
         unrelated: an object of another kind: without it, the error persists.
@@ -54,7 +58,7 @@ class PlantedCase:
     scene: ShortcutScene
     detections: Detections
     index: int | None
-    target: BoxTarget | EdgesTarget
+    target: CaseTarget
     body: SceneObject
     cues: tuple[SceneObject, ...]
     unrelated: SceneObject

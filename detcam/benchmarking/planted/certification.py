@@ -11,12 +11,13 @@ import torch
 from torchvision.ops import box_iou
 
 from detcam.adapters import Adapter
-from detcam.benchmarking.planted.cases import FIRST_SEEDS, PlantedCase, SeedSet, SuppressionTarget
+from detcam.benchmarking.planted.cases import FIRST_SEEDS, CaseTarget, PlantedCase, SeedSet, SuppressionTarget
+from detcam.benchmarking.planted.semantic import body_mask, classify_bodies
 from detcam.detections import Detections
 from detcam.synthetic.scene import SceneObject
 from detcam.synthetic.shortcut_scenarios import BARGE, BOAT, SHORTCUTS, ScenarioName
 from detcam.synthetic.shortcuts import ShortcutScene, cabin_box, draw_shortcut_scene
-from detcam.targets import BoxTarget, EdgesTarget
+from detcam.targets import BoxTarget, EdgesTarget, MaskTarget
 from detcam.utils.batching import batches
 
 MIN_FALSE_POSITIVE_SCORE = 0.5
@@ -78,7 +79,7 @@ def certify_cases(
         trials += len(pairs)
         candidates: list[PlantedCase] = []
         for scene, (body, cues), detections in zip(trial_scenes, pairs, _predict(adapter, trial_scenes), strict=True):
-            found = _find_error(scene, body, detections, first_label)
+            found = _find_error(adapter, scene, body, detections, first_label)
             if found is None:
                 continue
             fired += 1
@@ -106,7 +107,7 @@ def cue_pairs(scene: ShortcutScene) -> list[Pair]:
     return pairs
 
 
-def persists(target: BoxTarget | EdgesTarget, detections: Detections) -> bool:
+def persists(target: CaseTarget, detections: Detections) -> bool:
     """Whether a detection of the target's class still overlaps its box."""
     if not len(detections):
         return False
@@ -163,8 +164,8 @@ def _copies(case: PlantedCase) -> list[tuple[ShortcutScene, bool]]:
 
 
 def _find_error(
-    scene: ShortcutScene, body: SceneObject, detections: Detections, first_label: int
-) -> tuple[int | None, BoxTarget | EdgesTarget] | None:
+    adapter: Adapter, scene: ShortcutScene, body: SceneObject, detections: Detections, first_label: int
+) -> tuple[int | None, CaseTarget] | None:
     """The index of the wrong detection, None for a missed object, and the target that explains it; None if right."""
     effect = SHORTCUTS[scene.scenario].effect
     if effect == "miss":
@@ -176,8 +177,10 @@ def _find_error(
         index = _find_false_positive(detections, body, None if is_cart else first_label + BOAT)
         if index is None:
             return None
-        target = _pinned(detections, index)
-        return index, target if is_cart else replace(target, against=first_label + BARGE)
+        against = None if is_cart else first_label + BARGE
+        if _is_semantic(adapter):
+            return index, MaskTarget(int(detections.labels[index]), body_mask(scene, body.name), against)
+        return index, replace(_pinned(detections, index), against=against)
     if effect == "duplicate":
         index = _find_duplicate(body.box_xyxy, detections, MIN_FALSE_POSITIVE_SCORE)
         return None if index is None else (index, _pinned(detections, index))
@@ -239,9 +242,18 @@ def _choose_unrelated(scene: ShortcutScene, confused: SceneObject, cues: Sequenc
     return random.Random(f"{scene.seed} {cues[0].name}").choice(others) if others else None
 
 
+def _is_semantic(adapter: Adapter | None) -> bool:
+    return adapter is not None and adapter.task == "segmentation"
+
+
 def _predict(adapter: Adapter, scenes: Sequence[ShortcutScene]) -> list[Detections]:
     """Predict each scene; one that occurs several times is predicted once."""
     unique = {id(scene): scene for scene in scenes}
-    predictions = adapter.predict([scene.image for scene in unique.values()], batch_size=BATCH_SIZE) if unique else []
+    if not unique:
+        return []
+    if _is_semantic(adapter):
+        predictions = classify_bodies(adapter, list(unique.values()), BATCH_SIZE)
+    else:
+        predictions = adapter.predict([scene.image for scene in unique.values()], batch_size=BATCH_SIZE)
     by_scene = dict(zip(unique, predictions, strict=True))
     return [by_scene[id(scene)] for scene in scenes]

@@ -16,9 +16,11 @@ from torchvision.models.resnet import resnet50
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 
 from detcam.adapters import Adapter, adapt
+from detcam.benchmarking.planted.semantic import body_mask, build_fcn, semantic_loss
+from detcam.benchmarking.planted.transformers_training import build_rt_detr, rt_detr_loss
 from detcam.benchmarking.planted.ultralytics_training import build_network, network_loss
 from detcam.synthetic.shortcut_scenarios import NAMES, SCENE_SIZE_HW, ScenarioName, Split
-from detcam.synthetic.shortcuts import draw_shortcut_scene
+from detcam.synthetic.shortcuts import ShortcutScene, draw_shortcut_scene
 from detcam.synthetic.training import training_pair
 
 BATCH_SIZE = 8
@@ -26,7 +28,8 @@ PYRAMID_CHANNELS = 64
 LEARNING_RATE = 2e-3
 
 Loss = Callable[[nn.Module, Sequence[Tensor], Sequence[dict[str, Tensor]]], Tensor]
-"""From a detector, images (3, H, W) in [0, 1] and their ``boxes`` (xyxy pixels) and ``labels`` to the training loss."""
+"""From a detector, images (3, H, W) in [0, 1] and their ``boxes``
+(xyxy pixels), ``labels`` and ``masks`` (N, H, W) to the training loss."""
 
 
 @dataclass(frozen=True)
@@ -170,16 +173,26 @@ def build_fcos() -> FCOS:
     )
 
 
+def build_semantic() -> nn.Module:
+    """Build a semantic segmentation network with random weights."""
+    backbone = PlantedBackbone()
+    stages = (backbone.stem, backbone.stride4, backbone.stride8, backbone.stride16, backbone.stride32)
+    return build_fcn(stages, (24, 48, 80, 96))
+
+
 def torchvision_loss(model: nn.Module, images: Sequence[Tensor], targets: Sequence[dict[str, Tensor]]) -> Tensor:
     """Compute the sum of the losses of a torchvision detector."""
     return torch.stack(list(model(list(images), list(targets)).values())).sum()
 
 
 def detector_families() -> dict[str, DetectorFamily]:
-    """The available families by name; the YOLO ones need ultralytics."""
+    """The available families by name; the YOLO ones need ultralytics, and RT-DETR transformers."""
     families = [
         DetectorFamily("two-stage", build_faster_rcnn, torchvision_loss, 1),
         DetectorFamily("fcos", build_fcos, torchvision_loss, 1),
+        DetectorFamily(
+            "semantic", build_semantic, semantic_loss, 1, base_steps=400, steps=250, short_steps=250, is_default=False
+        ),
         DetectorFamily(
             "two-stage-resnet50",
             lambda: build_faster_rcnn(_Resnet50()),
@@ -207,7 +220,28 @@ def detector_families() -> dict[str, DetectorFamily]:
                 is_default=False,
             ),
         ]
+    if importlib.util.find_spec("transformers") is not None:
+        families.append(
+            DetectorFamily(
+                "rt-detr",
+                lambda: build_rt_detr(NAMES, SCENE_SIZE_HW),
+                rt_detr_loss,
+                0,
+                base_steps=1200,
+                steps=400,
+                learning_rate=1e-3,
+                is_default=False,
+            )
+        )
     return {family.name: family for family in families}
+
+
+def _training_pair(scene: ShortcutScene, flip: bool, first_label: int) -> tuple[Tensor, dict[str, Tensor]]:
+    """An input and its annotations, with the masks (N, H, W) bool of the boats and barges."""
+    image, target = training_pair(scene, flip, first_label)
+    size = image.shape[-2:]
+    masks = torch.stack([body_mask(scene, name) for name in scene.bodies]) if scene.bodies else torch.zeros(0, *size)
+    return image, {**target, "masks": (masks.flip(-1) if flip else masks).bool()}
 
 
 def train_detector(
@@ -247,7 +281,7 @@ def train_detector(
         )
         for step in range(steps):
             scenes = [draw_shortcut_scene(scenario, step * BATCH_SIZE + row, split) for row in range(BATCH_SIZE)]
-            pairs = [training_pair(scene, flips.random() < 0.5, family.first_label) for scene in scenes]
+            pairs = [_training_pair(scene, flips.random() < 0.5, family.first_label) for scene in scenes]
             loss = family.loss(model, [image for image, _ in pairs], [target for _, target in pairs])
             optimizer.zero_grad(set_to_none=True)
             loss.backward()

@@ -13,9 +13,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from detcam.targets import BoxTarget, EdgesTarget
+from detcam.benchmarking.planted.cases import CaseTarget
 
-Explainer: TypeAlias = Callable[[nn.Module, npt.NDArray[np.uint8], BoxTarget | EdgesTarget], npt.ArrayLike | Tensor]
+Explainer: TypeAlias = Callable[[nn.Module, npt.NDArray[np.uint8], CaseTarget], npt.ArrayLike | Tensor]
 """``explain(model, image, target)``: from a detector in evaluation mode, an (H, W, 3) uint8 RGB image and the target to
 an (H, W) heatmap in image pixels. Negative values count as zero."""
 

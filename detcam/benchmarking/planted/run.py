@@ -28,6 +28,7 @@ from detcam.explanation.explain import make_cam
 from detcam.methods.spec import parse_method
 from detcam.metrics.cost import count_work
 from detcam.synthetic.shortcut_scenarios import FIRST_SCENARIOS, SCENARIOS, ScenarioName
+from detcam.targets import MaskTarget
 from detcam.utils.batching import group_by
 from detcam.utils.console import ProgressBar
 
@@ -239,7 +240,8 @@ class _ScenarioRun:
         energies: list[list[float]] = [[], []]
         correlations = []
         for case in cases[:MAX_TWIN_CASES]:
-            targets = case.target, replace(case.target, source=None)
+            unpinned = case.target if isinstance(case.target, MaskTarget) else replace(case.target, source=None)
+            targets = case.target, unpinned
             with _no_warnings():
                 heatmaps = [
                     torch.from_numpy(cam.explain(case.scene.image, [target])[0].heatmaps[0])

@@ -8,16 +8,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torchvision.models.segmentation.fcn import FCN
 
 from detcam.benchmarking.planted import certification
 from detcam.benchmarking.planted.cases import PlantedCase, SuppressionTarget
 from detcam.benchmarking.planted.certification import certify_cases
+from detcam.benchmarking.planted.detectors import detector_families, train_detector
+from detcam.benchmarking.planted.semantic import body_mask
 from detcam.detections import Detections, Source
 from detcam.synthetic.scene import SceneObject
 from detcam.synthetic.shortcut_scenarios import BARGE, BOAT, SHORTCUTS, ScenarioName
 from detcam.synthetic.shortcut_sprites import paint_light
 from detcam.synthetic.shortcuts import ShortcutScene, cabin_box, draw_shortcut_scene
-from detcam.targets import BoxTarget, EdgesTarget
+from detcam.targets import BoxTarget, EdgesTarget, MaskTarget
 
 Found = list[tuple[np.ndarray, int]]
 """Boxes (4,) and labels that a drawn detector reports for one body."""
@@ -194,3 +197,49 @@ def test_suppression_target_is_the_negative_score() -> None:
     box = (4.0, 4.0, 20.0, 20.0)
     ((score, negative),) = detector.score(outputs, [[BoxTarget(box, 1), SuppressionTarget(box, 1)]])
     assert float(score) == -float(negative) != 0
+
+
+def test_semantic_network_is_certified_by_the_pixels_of_a_body() -> None:
+    family = detector_families()["semantic"]
+
+    class Painter(FCN):
+        """Returns the logits that are known for each image."""
+
+        def __init__(self) -> None:
+            super().__init__(torch.nn.Identity(), torch.nn.Identity())
+            self.maps: dict[bytes, torch.Tensor] = {}
+
+        def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"out": torch.stack([self.maps[key(image)] for image in images])}
+
+    def key(image: torch.Tensor) -> bytes:
+        return image.mul(1e3).round().numpy().tobytes()
+
+    network = Painter().eval()
+    adapter = family.adapter(network)
+    scene = draw_shortcut_scene("context", 1_000_000, "test")
+    ponds = scene.of_kind("pond")
+    for removed in [[], *([item.name] for item in scene.objects)]:
+        copy = scene.without(removed)
+        logits = torch.zeros(3, 160, 192)
+        for body in copy.of_kind("body"):
+            wet = copy.get(f"pond-{body.name[5:]}") is not None
+            logits[1 + (BOAT if wet else BARGE)][body_mask(copy, body.name)] = 5
+        (image,) = adapter.prepare([torch.from_numpy(copy.image).permute(2, 0, 1).float() / 255]).inputs
+        network.maps[key(image)] = logits
+    found = certify_cases(adapter, 1, "context", min_cases=1, max_scenes=1)
+    assert len(found.cases) == found.fired == found.trials == len(ponds) > 0
+    for case in found.cases:
+        assert isinstance(case.target, MaskTarget) and (case.target.label, case.target.against) == (1, 2)
+        assert torch.equal(case.target.mask, body_mask(scene, case.body.name))
+        window_or_hull = case.target.mask & ~torch.from_numpy(case.body.mask)
+        assert not window_or_hull.any() or scene.get(f"stripes-{case.body.name[5:]}") is not None
+
+
+def test_losses_of_the_further_families_are_finite() -> None:
+    for name in ("semantic", "rt-detr"):
+        if name not in detector_families():
+            pytest.skip("transformers is not installed")
+        losses: list[float] = []
+        train_detector(detector_families()[name], "context", "shortcut", 3, on_step=losses.append)
+        assert len(losses) == 3 and all(np.isfinite(losses)) and losses[0] > 0
