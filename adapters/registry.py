@@ -33,6 +33,7 @@ _BUILTIN = {
     "ultralytics-classification": "detcam.adapters.ultralytics_classify:UltralyticsClassificationAdapter",
     "torchvision-segmentation": "detcam.adapters.segmentation:TorchvisionSegmentationAdapter",
     "segmentation-models-pytorch": "detcam.adapters.smp:SmpAdapter",
+    "transformers-open-vocabulary": "detcam.adapters.transformers_open_vocabulary:TransformersOpenVocabulary",
     "transformers-masks": "detcam.adapters.transformers_masks:TransformersMaskQueries",
     "transformers-segmentation": "detcam.adapters.transformers_segmentation:TransformersSegmenter",
     "transformers-detection": "detcam.adapters.transformers_detector:TransformersDetector",

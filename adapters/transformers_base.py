@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from detcam.adapters.base import Adapter, Batch
 from detcam.adapters.transformers_layers import token_reshape
 from detcam.adapters.transformers_model import accepts, find_processor, stored_names
-from detcam.adapters.transformers_processor import ImagePreparation
+from detcam.adapters.transformers_processor import ImagePreparation, is_whole, pixel_mask
 from detcam.trace import ReshapeTransform
 
 
@@ -41,17 +41,18 @@ class TransformersModel(Adapter, abstract=True):
 
     def prepare(self, images: Sequence[Tensor]) -> Batch:
         items = [self.preparation.prepare(image) for image in images]
-        inputs = torch.stack([item.pixel_values for item in items]).to(self.device, self.dtype)
-        masks = [item.pixel_mask for item in items if item.pixel_mask is not None]
-        settings = self.call_settings(len(items))
-        if len(masks) == len(items) and accepts(self.model, "pixel_mask"):
-            settings["pixel_mask"] = torch.stack(masks).to(self.device)
-        return Batch(inputs, tuple(item.geometry for item in items), model_kwargs=settings)
+        inputs = torch.stack([pixel_values for pixel_values, _ in items]).to(self.device, self.dtype)
+        return Batch(inputs, tuple(geometry for _, geometry in items))
 
-    def prepare_tensor(self, batch: Tensor) -> Batch:
-        plain = super().prepare_tensor(batch)
-        return Batch(plain.inputs, plain.geometries, model_kwargs=self.call_settings(len(plain.inputs)))
+    def forward(self, batch: Batch) -> Any:
+        settings = {**self.call_settings(batch), **batch.model_kwargs}
+        return self.model(*batch.extra_inputs, pixel_values=batch.inputs, **settings)
 
-    def call_settings(self, count: int) -> dict[str, Any]:
-        """Return keyword arguments of a forward pass of `count` images, beside the images."""
-        return {"return_dict": True}
+    def call_settings(self, batch: Batch) -> dict[str, Any]:
+        """Return keyword arguments of the forward pass of a batch, beside the images."""
+        settings: dict[str, Any] = {"return_dict": True}
+        if accepts(self.model, "pixel_mask") and any(not is_whole(geometry) for geometry in batch.geometries):
+            settings["pixel_mask"] = torch.stack([pixel_mask(geometry) for geometry in batch.geometries]).to(
+                self.device
+            )
+        return settings

@@ -69,11 +69,15 @@ class TransformersDetector(TransformersModel, DetectorAdapter):
         **options: `target_layers`, `reshape_transform` and `names`, as in `Adapter`. By default, the target layers are
             the features that the decoder reads.
 
+    Attributes:
+        one_label_per_query: whether a query is detected with its best class only, rather than with every class.
+
     Raises:
         ValueError: the family is unknown and `activation` is not given.
     """
 
     family = "transformers detection"
+    one_label_per_query = False
     score_threshold_name = "score_threshold"
 
     def __init__(
@@ -112,6 +116,16 @@ class TransformersDetector(TransformersModel, DetectorAdapter):
         chosen = ChosenTokens(int(getattr(config, "two_stage_num_proposals", 0) or getattr(config, "num_queries", 0)))
         with chosen:
             output = super().forward(batch)
+        return self.read(output, batch, chosen)
+
+    def read(self, output: Any, batch: Batch, chosen: ChosenTokens) -> Queries:
+        """Return the queries in the model's output.
+
+        Args:
+            output: the output.
+            batch: the batch.
+            chosen: the tokens of the encoder that became queries.
+        """
         logits, boxes = read_queries(self.model, output)
         grids = grids_of(chosen, (batch.inputs.shape[-2], batch.inputs.shape[-1]), token_levels(self.model))
         masks = getattr(output, "pred_masks", None)

@@ -10,9 +10,14 @@ from detcam.adapters.transformers_model import model_type
 from detcam.adapters.transformers_tokens import TokenReshape
 from detcam.layers import last_axis_channels
 
+VISION_TRANSFORMERS = frozenset({"owlvit", "owlv2"})
+"""Detectors whose queries are the patches of a ViT."""
+
 
 def decoder_inputs(model: Any) -> list[nn.Module]:
     """Return the layers whose outputs the decoder of a known architecture reads; empty for an unknown one."""
+    if model_type(model) in VISION_TRANSFORMERS:
+        return [getattr(model, model_type(model)).vision_model.encoder.layers[-1].layer_norm1]
     body = getattr(model, "detr", model)
     while hasattr(body, "model"):  # a detector inside a segmentation network
         body = body.model
@@ -33,7 +38,8 @@ def decoder_inputs(model: Any) -> list[nn.Module]:
     blocks = getattr(encoder, "layers", None) or getattr(encoder, "layer", None)
     if blocks is None:
         return []
-    return [getattr(blocks[-1], "layernorm_before", blocks[-1])]
+    last = getattr(blocks[-1], "deformable_layer", blocks[-1])  # Grounding DINO's layers also return the text
+    return [getattr(last, "layernorm_before", last)]
 
 
 def token_levels(model: Any) -> int:
@@ -49,7 +55,7 @@ def token_reshape(model: Any, input_size_hw: tuple[int, int]) -> TokenReshape:
     """Return the reshape transform of a model for an input size."""
     config = model.config
     detection_tokens = getattr(config, "num_detection_tokens", 0)
-    prefix = 1 if detection_tokens else 0
+    prefix = 1 if detection_tokens or model_type(model) in VISION_TRANSFORMERS else 0
     if model_type(model).startswith("eomt"):
         prefix = 1 + getattr(config, "num_register_tokens", 0)
     return TokenReshape(

@@ -78,6 +78,31 @@ def find_processor(model: Any, given: Any = None) -> Any:
     return default_processor(model)
 
 
+def find_tokenizer(model: Any, given: Any = None) -> Any:
+    """Return the tokenizer of a model that reads text.
+
+    Args:
+        model: a model of transformers.
+        given: a processor that contains a tokenizer, or the path of a folder that holds one; None takes the one saved
+            beside the model's weights.
+
+    Raises:
+        ImportError: transformers is not installed.
+        ValueError: there is no tokenizer.
+    """
+    tokenizer = getattr(given, "tokenizer", None)
+    if tokenizer is not None:
+        return tokenizer
+    name = str(given if isinstance(given, (str, Path)) else getattr(model, "name_or_path", "") or "")
+    try:
+        return auto_class("AutoTokenizer").from_pretrained(name, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{type(model).__name__} reads text, and no tokenizer is saved beside it; pass processor=, a processor of "
+            "transformers with image processor and tokenizer, such as AutoProcessor.from_pretrained(folder)"
+        ) from error
+
+
 def load_processor(name: str) -> Any:
     """Load the image processor in a folder or in the cache of the hub; nothing is downloaded and no code is run.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -13,21 +12,6 @@ from detcam.geometry import Geometry
 
 SNAP = 0.05
 """Maximum distance, in input pixels, at which a measured side or offset is taken as the whole number beside it."""
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """One image as the network takes it.
-
-    Attributes:
-        pixel_values: (C, h, w), normalized.
-        pixel_mask: (h, w), 1 on the image and 0 on padding; None where the processor returns none.
-        geometry: position of the image on the input.
-    """
-
-    pixel_values: Tensor
-    pixel_mask: Tensor | None
-    geometry: Geometry
 
 
 class ImagePreparation:
@@ -68,13 +52,10 @@ class ImagePreparation:
             self._geometries[image_size_hw] = self._measure(image_size_hw)
         return self._geometries[image_size_hw]
 
-    def prepare(self, image: Tensor) -> Prepared:
-        """Prepare an image (3, H, W) in [0, 1]."""
+    def prepare(self, image: Tensor) -> tuple[Tensor, Geometry]:
+        """Return an image (3, H, W) in [0, 1] as the network takes it, (C, h, w), and its position there."""
         features = self._run(self.processor, _pixels(image, _has_eight_bits(self.processor)))
-        values = torch.as_tensor(features["pixel_values"])[0]
-        mask = features.get("pixel_mask")
-        geometry = self.geometry((image.shape[-2], image.shape[-1]))
-        return Prepared(values, None if mask is None else torch.as_tensor(mask)[0], geometry)
+        return torch.as_tensor(features["pixel_values"])[0], self.geometry((image.shape[-2], image.shape[-1]))
 
     def _run(self, processor: Any, image: Tensor, **settings: Any) -> Any:
         common = {"return_tensors": "pt", "input_data_format": "channels_first"}
@@ -92,6 +73,19 @@ class ImagePreparation:
         scale_x, left = _line(output[0], 1, width)
         scale_y, top = _line(output[1], 0, height)
         return Geometry(image_size_hw, input_size, (scale_x, scale_y), (left, top))
+
+
+def is_whole(geometry: Geometry) -> bool:
+    """Return whether an image fills the input."""
+    corner = geometry.point_to_input((float(geometry.image_size_hw[1]), float(geometry.image_size_hw[0])))
+    return geometry.offset_xy == (0.0, 0.0) and tuple(map(round, corner)) == geometry.input_size_hw[::-1]
+
+
+def pixel_mask(geometry: Geometry) -> Tensor:
+    """Return a mask (h, w) int64 over the input: 1 on the image, 0 on padding."""
+    mask = torch.zeros(geometry.input_size_hw, dtype=torch.int64)
+    mask[geometry.valid_cells(geometry.input_size_hw)] = 1
+    return mask
 
 
 def _line(values: Tensor, axis: int, side: int) -> tuple[float, float]:

@@ -142,7 +142,7 @@ class QueryOutput(DetectorOutput):
     def ranked(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return query, label and score of each candidate, best first, as the family's post-processing ranks them."""
         scores = self.class_scores(self.logits.detach().float())
-        if self.background is not None:
+        if self.background is not None or self.adapter.one_label_per_query:
             best, labels = scores[:, : self.background].max(-1)
             order = best.argsort(descending=True, stable=True)
             return order, labels[order], best[order]

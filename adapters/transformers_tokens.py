@@ -42,6 +42,8 @@ def token_grids(tokens: int, input_size_hw: tuple[int, int], levels: int) -> tup
 class TokenReshape(InferredReshape):
     """Reshapes tokens of one or several levels to maps; other outputs are treated as in `InferredReshape`.
 
+    Of a tuple, the first entry is taken.
+
     Args:
         input_size_hw: height and width of the network's input.
         levels: number of levels of the encoder.
@@ -65,6 +67,8 @@ class TokenReshape(InferredReshape):
 
     def __call__(self, output: object) -> list[Tensor]:
         maps: list[Tensor] = []
+        if isinstance(output, tuple) and output:  # attention weights or the text follow
+            output = output[0]
         for tensor in flatten_tensors(output):
             found = self._levels(tensor) if tensor.ndim == 3 else None
             maps += [self.to_map(tensor)] if found is None else found

@@ -205,3 +205,19 @@ def test_score_threshold_and_limit() -> None:
     threshold = float(all_scores[:4].mean())
     found = detector_adapter("rt_detr").predict(IMAGES[0], score_threshold=threshold)[0]
     assert len(found) == int((all_scores >= threshold).sum()) > 0
+
+
+def test_fixed_padding_is_masked_and_undone() -> None:
+    import transformers as tf
+
+    processor = tf.DetrImageProcessor(size={"height": 64, "width": 96}, pad_size={"height": 96, "width": 128})
+    adapter = adapt(DETECTORS["detr"](), processor=processor, score_threshold=0.0)
+    features = processor(images=[(IMAGES[0] * 255).round().byte()], return_tensors="pt")
+    with torch.no_grad():
+        raw = adapter.model(**features)
+    (found,) = adapter.predict((IMAGES[0] * 255).round() / 255, top_k=1)
+    x, y, w, h = raw.pred_boxes[0, found.source[0].anchor].tolist()
+    # Boxes are fractions of the padded input, on which the image of 128 x 96 fills 96 x 64 of 128 x 96.
+    corners = torch.tensor([x - w / 2, y - h / 2, x + w / 2, y + h / 2]) * torch.tensor([128.0, 96, 128, 96])
+    expected = corners * torch.tensor([128 / 96, 96 / 64, 128 / 96, 96 / 64])
+    torch.testing.assert_close(found.boxes_xyxy[0], expected, atol=1e-3, rtol=1e-4)

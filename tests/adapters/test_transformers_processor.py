@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from detcam.adapters.transformers_processor import ImagePreparation
+from detcam.adapters.transformers_processor import ImagePreparation, is_whole, pixel_mask
 
 tf = pytest.importorskip("transformers", reason="transformers is not installed")
 
@@ -49,27 +49,31 @@ def test_position_on_the_input(
     extent: tuple[float, float],
     offset: tuple[float, float],
 ) -> None:
-    prepared = ImagePreparation(getattr(tf, name)(**settings)).prepare(torch.rand(3, 80, 100))
-    geometry = prepared.geometry
-    assert tuple(prepared.pixel_values.shape[-2:]) == input_size == geometry.input_size_hw
+    processor = getattr(tf, name)(**settings)
+    pixel_values, geometry = ImagePreparation(processor).prepare(torch.rand(3, 80, 100))
+    assert tuple(pixel_values.shape[-2:]) == input_size == geometry.input_size_hw
     assert (geometry.scale_xy[0] * 100, geometry.scale_xy[1] * 80) == pytest.approx(extent, abs=0.01)
     assert geometry.offset_xy == pytest.approx(offset, abs=0.01)
+    expected = processor(images=[torch.zeros(3, 80, 100, dtype=torch.uint8)], return_tensors="pt").get("pixel_mask")
+    if expected is not None:
+        assert torch.equal(pixel_mask(geometry), expected[0])
+        assert is_whole(geometry) == bool(expected.all())
 
 
 def test_pixels_are_those_of_the_processor() -> None:
     processor = tf.DetrImageProcessor(size=EDGES)
     image = torch.randint(0, 256, (3, 80, 100), generator=torch.Generator().manual_seed(0)).float() / 255
     expected = processor(images=[(image * 255).byte().permute(1, 2, 0).numpy()], return_tensors="pt")["pixel_values"]
-    torch.testing.assert_close(ImagePreparation(processor).prepare(image).pixel_values, expected[0])
+    torch.testing.assert_close(ImagePreparation(processor).prepare(image)[0], expected[0])
 
 
 def test_a_square_marks_the_same_pixels_on_the_input() -> None:
     image = torch.zeros(3, 80, 100)
     image[:, 20:40, 50:80] = 1
     processor = tf.Owlv2ImageProcessor(size={"height": 64, "width": 64}, do_normalize=False)
-    prepared = ImagePreparation(processor).prepare(image)
-    box = prepared.geometry.boxes_to_input(torch.tensor([50.0, 20.0, 80.0, 40.0]))
-    rows, columns = (prepared.pixel_values[0] > 0.5).nonzero().unbind(1)
+    pixel_values, geometry = ImagePreparation(processor).prepare(image)
+    box = geometry.boxes_to_input(torch.tensor([50.0, 20.0, 80.0, 40.0]))
+    rows, columns = (pixel_values[0] > 0.5).nonzero().unbind(1)
     found = torch.tensor([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
     assert float((found - box).abs().max()) <= 1
 
