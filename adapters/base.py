@@ -7,7 +7,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, TypeAlias, TypedDict
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,9 @@ from detcam.targets import BoxTarget
 from detcam.trace import ReshapeTransform, Trace, guarded
 from detcam.utils.batching import batches, group_by
 from detcam.utils.console import track
+
+if TYPE_CHECKING:
+    from detcam.adapters.transformers_prompts import WordHeat
 
 logger = logging.getLogger("detcam")
 
@@ -253,6 +256,15 @@ class Adapter(ABC):
         changed = copy.copy(self)
         setattr(changed, name, score_threshold)
         return changed
+
+    def words(self, image: Tensor, detections: Detections) -> list[WordHeat]:
+        """Return what each word of the prompt of each detection contributes; empty for models that read no text.
+
+        Args:
+            image: (3, H, W) in [0, 1].
+            detections: detections of the image.
+        """
+        return []
 
     def select(
         self,

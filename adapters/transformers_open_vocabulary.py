@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from detcam.adapters.base import AdapterOptions, Batch
 from detcam.adapters.transformers_detector import OPEN_VOCABULARY_FAMILIES, TransformersDetector
 from detcam.adapters.transformers_layers import token_levels
 from detcam.adapters.transformers_model import find_tokenizer, has_head, model_type
-from detcam.adapters.transformers_prompts import check_prompts, encode_joined, encode_separately
+from detcam.adapters.transformers_prompts import WordHeat, check_prompts, encode_joined, encode_separately
 from detcam.adapters.transformers_queries import ChosenTokens, Queries, corners, grids_of
 from detcam.detections import Detections
 from detcam.outputs import Target
@@ -26,25 +25,6 @@ JOINED_FAMILIES = frozenset({"grounding_dino", "mm_grounding_dino"})
 
 SEPARATE_FAMILIES = frozenset({"owlvit", "owlv2"})
 """Families that read each prompt as a text of its own and score it."""
-
-
-@dataclass(frozen=True)
-class WordHeat:
-    """The words of the prompt of one detection, and what each contributes to its score.
-
-    Attributes:
-        prompt: the prompt.
-        words: its words.
-        heat: (W,) float32, gradient times embedding summed over the word's tokens: positive where the word speaks for
-            the box.
-        drops: (W,) float32, the score of the box minus its score without the word; NaN for the only word of a prompt,
-            without which there is no prompt.
-    """
-
-    prompt: str
-    words: tuple[str, ...]
-    heat: Tensor
-    drops: Tensor
 
 
 class TransformersOpenVocabulary(TransformersDetector):
@@ -174,25 +154,30 @@ class TransformersOpenVocabulary(TransformersDetector):
                 handle.remove()
             gradients = [torch.autograd.grad(score, embeddings[0], retain_graph=True)[0] for score in scores]
             heats = [(gradient * embeddings[0]).sum(-1).detach().float().cpu() for gradient in gradients]
-        return [
-            self._word_heat(image, target, int(label), heat, float(score))
-            for target, label, heat, score in zip(targets, detections.labels, heats, scores, strict=True)
-        ]
+        labels = detections.labels.tolist()
+        drops: list[Tensor] = [torch.empty(0)] * len(targets)
+        for label in sorted(set(labels)):
+            rows = [row for row, other in enumerate(labels) if other == label]
+            without = self._scores_without_words(image, [targets[row] for row in rows], label)
+            for row, scores_without in zip(rows, without, strict=True):
+                drops[row] = float(scores[row]) - scores_without
+        return [self._word_heat(label, heat, drop) for label, heat, drop in zip(labels, heats, drops, strict=True)]
 
-    def _word_heat(self, image: Tensor, target: Target, label: int, heat: Tensor, score: float) -> WordHeat:
-        words = self.encoded.words[label]
-        drops = []
-        for left_out in range(len(words)):
-            rest = " ".join(word.text for index, word in enumerate(words) if index != left_out)
-            if not rest:
-                drops.append(float("nan"))
-                continue
+    def _scores_without_words(self, image: Tensor, targets: Sequence[Target], label: int) -> Tensor:
+        """Return the scores (T, W) of targets of one prompt when each word of it is left out, one pass per word."""
+        words = [word.text for word in self.encoded.words[label]]
+        scores = torch.full((len(targets), len(words)), torch.nan)
+        for left_out in range(len(words) if len(words) > 1 else 0):
+            rest = " ".join(words[:left_out] + words[left_out + 1 :])
             changed = self.with_prompts([*self.prompts[:label], rest, *self.prompts[label + 1 :]])
             with guarded(self.model, gradients=False):
-                drops.append(score - float(changed._scores(image, [target])[0]))
+                scores[:, left_out] = torch.stack(changed._scores(image, targets)).float().cpu()
+        return scores
+
+    def _word_heat(self, label: int, heat: Tensor, drops: Tensor) -> WordHeat:
+        words = self.encoded.words[label]
         values = [float(heat[word.row, list(word.tokens)].sum()) for word in words]
-        texts = tuple(word.text for word in words)
-        return WordHeat(self.prompts[label], texts, torch.tensor(values), torch.tensor(drops))
+        return WordHeat(self.prompts[label], tuple(word.text for word in words), torch.tensor(values), drops)
 
     def _scores(self, image: Tensor, targets: Sequence[Target]) -> list[Tensor]:
         batch = self.prepare([image])

@@ -26,6 +26,25 @@ class Word:
     tokens: tuple[int, ...]
 
 
+@dataclass(frozen=True, eq=False)
+class WordHeat:
+    """The words of the prompt of one detection, and what each contributes to its score.
+
+    Attributes:
+        prompt: the prompt.
+        words: its words.
+        heat: (W,) float32, gradient times embedding summed over the word's tokens: positive where the word speaks for
+            the box.
+        drops: (W,) float32, the score of the box minus its score without the word; NaN for the only word of a prompt,
+            without which there is no prompt.
+    """
+
+    prompt: str
+    words: tuple[str, ...]
+    heat: Tensor
+    drops: Tensor
+
+
 @dataclass(frozen=True)
 class EncodedPrompts:
     """Prompts as a model reads them.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -130,12 +131,18 @@ def explain(
             eigen_smooth=eigen_smooth,
             progress=partial(track, description=cam.name) if progress else None,
         )
+        words = [
+            ()
+            if tensors is None or result.detections is None
+            else tuple(adapter.words(tensors[row], result.detections))
+            for row, result in enumerate(results)
+        ]
     shown = _displayed_input(adapter, images) if tensors is None else [to_uint8(image) for image in tensors]
     is_plain = quantity == "score" and against is None
     smoothing = tuple(name for name, used in (("aug_smooth", aug_smooth), ("eigen_smooth", eigen_smooth)) if used)
     return Explanations(
-        _explanation(cam, result, image, path, number, smoothing, is_plain)
-        for number, (result, image, path) in enumerate(zip(results, shown, paths, strict=True), 1)
+        replace(_explanation(cam, result, image, path, number, smoothing, is_plain), words=of_image)
+        for number, (result, image, path, of_image) in enumerate(zip(results, shown, paths, words, strict=True), 1)
     )
 
 

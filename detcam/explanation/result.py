@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from detcam.adapters.base import Target
+from detcam.adapters.transformers_prompts import WordHeat
 from detcam.detections import Detections
 from detcam.results import HeatmapArray, Reach, Sampling
 from detcam.targets import DetectionTarget, InstanceMaskTarget, MaskTarget
@@ -46,6 +47,8 @@ class Explanation:
         smoothing: ``"aug_smooth"`` and ``"eigen_smooth"``, if they were used.
         model: Class name of the model.
         family: Family of the adapter.
+        words: Per target, what each word of its prompt contributes to the score of its box; empty for models that read
+            no text, and for targets that are no predictions.
 
     Example:
         >>> import detcam, numpy as np
@@ -75,6 +78,7 @@ class Explanation:
     smoothing: tuple[str, ...]
     model: str
     family: str
+    words: tuple[WordHeat, ...] = ()
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -92,6 +96,7 @@ class Explanation:
             reach=None if self.reach is None else tuple(self.reach[row] for row in rows),
             sampling=self._sampling_of(rows),
             detections=None if self.detections is None else self.detections[rows],
+            words=tuple(self.words[row] for row in rows) if self.words else (),
         )
 
     def _sampling_of(self, rows: list[int]) -> Sampling | None:

@@ -67,6 +67,7 @@ from detcam.visualize.convert import TensorLike, as_array, to_png_bytes
 from detcam.visualize.overlay import DEFAULT_COLORMAP
 
 if TYPE_CHECKING:
+    from detcam.adapters.transformers_prompts import WordHeat
     from detcam.explanation.result import Explanation
 
 EXPLANATIONS_SCHEMA = "detcam/explanations"
@@ -207,6 +208,7 @@ def describe_target(explanation: Explanation, index: int) -> dict[str, Any]:
     box = target.box_xyxy if isinstance(target, DetectionTarget) else None
     ranges = [(float(level[index].min()), float(level[index].max())) for level in explanation.saliency]
     reach = explanation.reach[index] if explanation.reach else None
+    words = explanation.words[index] if explanation.words else None
     return {
         "kind": type(target).__name__,
         "caption": explanation.captions[index],
@@ -220,8 +222,15 @@ def describe_target(explanation: Explanation, index: int) -> dict[str, Any]:
         "reach": None
         if reach is None
         else {"fraction": json_number(reach.fraction), "box_xyxy": [json_number(value) for value in reach.box_xyxy]},
+        **({} if words is None else {"words": describe_words(words)}),
         "saliency_range": [json_number(min(low for low, _ in ranges)), json_number(max(high for _, high in ranges))],
     }
+
+
+def describe_words(words: WordHeat) -> list[dict[str, Any]]:
+    """Return the words of a prompt as plain numbers, for JSON."""
+    rows = zip(words.words, words.heat, words.drops, strict=True)
+    return [{"word": word, "heat": json_number(heat), "drop": json_number(drop)} for word, heat, drop in rows]
 
 
 def _describe_image(explanation: Explanation, model_name: str | None) -> dict[str, Any]:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import functools
+import json
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
-from detcam import HiResCAM
+from detcam import HiResCAM, explain
 from detcam.adapters import adapt
 from detcam.adapters.transformers_open_vocabulary import TransformersOpenVocabulary
 from detcam.detections import Detections
+from detcam.explanation.writer import EXPLANATIONS_FILE
 from detcam.testing import check_adapter
 from detcam.testing.state import ModelState
 from detcam.trace import guarded
@@ -201,3 +205,37 @@ def test_prompts_change_and_close_with_a_full_stop() -> None:
     assert open_adapter("grounding_dino").prompts == tuple(PROMPTS)
     (found,) = adapter.predict(IMAGES[0], labels="a gull")
     assert set(found.labels.tolist()) <= {1}
+
+
+def test_explanations_hold_the_words_of_the_prompt(tmp_path: Path) -> None:
+    (explanation,) = explain(open_adapter("grounding_dino"), IMAGES[:1], "hirescam", score_threshold=0.0, top_k=2)
+    assert explanation.detections is not None
+    expected = open_adapter("grounding_dino").words(IMAGES[0], explanation.detections)
+    assert [heat.words for heat in explanation.words] == [heat.words for heat in expected]
+    torch.testing.assert_close(explanation[1].words[0].heat, expected[1].heat, atol=1e-5, rtol=1e-3)
+    explanation.save(tmp_path)
+    (entry,) = json.loads((tmp_path / EXPLANATIONS_FILE).read_text())["images"]
+    words = entry["targets"][0]["words"]
+    assert [word["word"] for word in words] == list(expected[0].words)
+    assert words[0]["heat"] == pytest.approx(float(expected[0].heat[0]), abs=1e-5)
+
+
+def test_prompts_on_the_command_line(tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from detcam.cli.main import app
+
+    model, processor = model_and_processor("owlv2")
+    model.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    Image.fromarray((IMAGES[0] * 255).byte().permute(1, 2, 0).numpy()).save(tmp_path / "a.png")
+    command = ["explain", str(tmp_path / "a.png"), "--model", f"hf:{tmp_path / 'model'}", "--score-threshold", "0"]
+    command += ["--top-k", "1", "--method", "odam", "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, [*command, "--prompt", "a red boat", "--prompt", "buoys"])
+    assert result.exit_code == 0, result.output
+    (entry,) = json.loads((tmp_path / "out" / EXPLANATIONS_FILE).read_text())["images"]
+    (found,) = open_adapter("owlv2").predict(IMAGES[0], top_k=1)
+    assert entry["targets"][0]["name"] == found.name(0)
+    assert entry["targets"][0]["score"] == pytest.approx(float(found.scores[0]), abs=1e-4)
+    without = CliRunner().invoke(app, command)
+    assert without.exit_code == 2 and "needs prompts=" in without.output + str(without.stderr)
