@@ -32,6 +32,7 @@ from detcam.benchmarking.planted.hit_metrics import wilson_interval
 from detcam.benchmarking.planted.results import MethodRow
 from detcam.benchmarking.planted.run import benchmark_planted
 from detcam.detections import Detections
+from detcam.methods.spec import parse_method
 from detcam.synthetic.shortcut_scenarios import NAMES
 from detcam.targets import BoxTarget
 from detcam.utils.markdown import markdown_table
@@ -290,8 +291,12 @@ def method_explainer(name: str) -> Explain:
     """A method of detcam as an explainer."""
     import detcam
 
+    cams: dict[int, Any] = {}
+
     def explain(model: nn.Module, image: np.ndarray, target: BoxTarget) -> np.ndarray:
-        return detcam.explanation.explain.make_cam(detcam.adapt(model), name).explain(image, [target])[0].heatmaps[0]
+        cam = cams.setdefault(id(model), None) or parse_method(name)(detcam.adapt(model))
+        cams[id(model)] = cam  # it keeps the model, so that no other gets its id
+        return cam.explain(image, [target])[0].heatmaps[0]
 
     return explain
 

@@ -65,7 +65,7 @@ class _PrecomputedMaps:
 
     def explain(self, images: Sequence[Any], targets: Sequence[Sequence[Any]]) -> list[SimpleNamespace]:
         """Return the heatmaps as those of one image."""
-        return [SimpleNamespace(heatmaps=self.heatmaps)]
+        return [SimpleNamespace(heatmaps=torch.stack(list(self.heatmaps)))]
 
 
 def check_audit(adapter: Adapter, cam: BaseCAM, case: PlantedCase, first_label: int) -> AuditCheck | None:
@@ -78,29 +78,28 @@ def check_audit(adapter: Adapter, cam: BaseCAM, case: PlantedCase, first_label: 
         first_label: the detector's label of the first class.
 
     Returns:
-        The result; None if the case is no error by the rules of the audit.
-
-    Raises:
-        RuntimeError: the audit could not explain the case.
+        The result; None if the case is no error by the rules of the audit. An error that the audit cannot explain has
+        the metrics of an empty heatmap.
     """
     image = _error_image(adapter, case, first_label)
     if image is None:
         return None
     explained = _examine(adapter, cam, image)
-    if explained.maps is None:
-        raise RuntimeError(f"the audit could not explain scene {case.scene.seed}: {explained.case.reason}")
+    heatmap, evidence = torch.zeros(case.cause.shape), torch.zeros_like(case.cause)
+    if explained.maps is not None:
+        heatmap = torch.from_numpy(np.asarray(explained.maps.heatmap)).float()
+        evidence = torch.from_numpy(np.asarray(explained.maps.evidence))
     truth = image.ground_truth
     locations = location_regions(
         truth.image_size_hw, explained.case.box_xyxy, *object_regions(image.errors[0], truth, masks=False)
     )
     cause_shares = location_shares(case.cause.float(), locations)
-    evidence = torch.from_numpy(np.asarray(explained.maps.evidence))
     regions = false_causes(case)
     verdicts = [
         _examine(adapter, cast(BaseCAM, _PrecomputedMaps([region.float()])), image).case.verdict for region in regions
     ]
     return AuditCheck(
-        measure_hit(torch.from_numpy(np.asarray(explained.maps.heatmap)).float(), *case.parts),
+        measure_hit(heatmap, *case.parts),
         explained.case.evidence_location,
         max(EVIDENCE_LOCATIONS, key=cause_shares.__getitem__),
         explained.case.verdict == "confirmed",

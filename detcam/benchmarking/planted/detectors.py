@@ -227,8 +227,9 @@ def detector_families() -> dict[str, DetectorFamily]:
                 lambda: build_rt_detr(NAMES, SCENE_SIZE_HW),
                 rt_detr_loss,
                 0,
-                base_steps=1200,
-                steps=400,
+                base_steps=900,
+                steps=250,
+                short_steps=250,
                 learning_rate=1e-3,
                 is_default=False,
             )

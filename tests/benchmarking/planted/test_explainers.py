@@ -95,6 +95,21 @@ def test_evaluate_of_a_method_equals_its_own_row(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("tagged")
+def test_explainer_whose_work_cannot_be_counted_has_no_passes(tmp_path: Path) -> None:
+    calls = []
+
+    def once_per_case(model: torch.nn.Module, image: np.ndarray, target: Any) -> np.ndarray:
+        calls.append(target.box_xyxy)
+        if calls.count(target.box_xyxy) > 1:
+            raise RuntimeError("autograd with the hooks of the counter")
+        return np.ones(image.shape[:2])
+
+    rows = evaluate(once_per_case, tmp_path, **TINY, seed_sets=["development"])
+    own = next(row for row in rows if row.method == "once_per_case")
+    assert own.summary.cases == 2 and np.isnan(own.summary.passes)
+
+
+@pytest.mark.usefixtures("tagged")
 def test_command_measures_a_function_of_a_module_in_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "planted_test_explainer.py").write_text(EXPLAINER)
     monkeypatch.chdir(tmp_path)
