@@ -63,7 +63,14 @@ def forbid_detection(adapter: Adapter, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_defaults_of_command_and_function_agree() -> None:
     """The command has the defaults of the function; its device is that of `load_model`."""
     function, own = (inspect.signature(each).parameters for each in (detcam.audit, AuditOptions))
-    shared = {name for name in own if name in function} - {"model", "device", "images", "annotations", "out", "class_map"}
+    shared = {name for name in own if name in function} - {
+        "model",
+        "device",
+        "images",
+        "annotations",
+        "out",
+        "class_map",
+    }
     assert {"method", "score_threshold", "explain", "iou_threshold", "batch_size"} <= shared
     assert {name: own[name].default for name in shared} == {name: function[name].default for name in shared}
     assert own["method"].default == DEFAULT_METHOD
