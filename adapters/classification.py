@@ -60,7 +60,7 @@ class FixedSizeAdapter(Adapter, abstract=True):
         std: Sequence[float] | None = None,
         **options: Unpack[AdapterOptions],
     ) -> None:
-        stored = stored_config(model)
+        stored = stored_config(model) if None in (image_size, mean, std) else {}
         size = stored_size(model, stored) if image_size is None else image_size
         self.image_size: tuple[int, int] = (size, size) if isinstance(size, int) else (size[0], size[1])
         self.mean = tuple(stored.get("mean") or IMAGENET_MEAN) if mean is None else tuple(mean)

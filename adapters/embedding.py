@@ -15,6 +15,7 @@ from detcam.adapters.base import DEFAULT_BATCH_SIZE, Adapter, Batch, Target, Tas
 from detcam.adapters.classification import FixedSizeAdapter
 from detcam.adapters.contract import check_options, plain_module
 from detcam.adapters.target_layers import layer_name, resolve_layers
+from detcam.adapters.transformers_model import has_head
 from detcam.data.images import ImageLike
 from detcam.detections import Detections
 from detcam.inputs import read_request
@@ -80,6 +81,8 @@ class EmbeddingAdapter(FixedSizeAdapter):
         """The module whose output or input is the embedding."""
         if self.given_layer is not None:
             return Tap(resolve_layers(self.model, self.given_layer)[0])
+        if has_head(self.model, "ModelWithProjection"):  # CLIP's towers: the projection is part of the embedding
+            return Tap(self.model)
         return find_embedding(self.model, self.image_size, self.device, self.dtype)
 
     def default_target_layers(self) -> Sequence[nn.Module]:

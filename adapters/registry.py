@@ -37,6 +37,8 @@ _BUILTIN = {
     "transformers-masks": "detcam.adapters.transformers_masks:TransformersMaskQueries",
     "transformers-segmentation": "detcam.adapters.transformers_segmentation:TransformersSegmenter",
     "transformers-detection": "detcam.adapters.transformers_detector:TransformersDetector",
+    "transformers-classification": "detcam.adapters.transformers_classification:TransformersClassifier",
+    "transformers-image-text": "detcam.adapters.transformers_classification:TransformersImageText",
     "classification": "detcam.adapters.classification:ClassificationAdapter",
 }
 

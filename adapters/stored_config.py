@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import nn
 
+from detcam.adapters.transformers_model import class_names
+from detcam.adapters.transformers_processor import stored_preparation
 from detcam.utils.warnings import warn
 
 
@@ -46,13 +48,15 @@ def wrapped_networks(model: nn.Module, is_known: Callable[[object], bool]) -> It
 
 
 def stored_config(model: nn.Module) -> Mapping[str, Any]:
-    """Return the input configuration of a timm model (``input_size``, ``mean``, ``std``); empty for other models.
+    """Return the input configuration (``input_size``, ``mean``, ``std``) that a model of timm or transformers stores.
 
-    A module with timm's networks inside has theirs, where they agree.
+    It is empty for other models. A module with timm's networks inside has theirs, where they agree.
     """
     config = getattr(model, "pretrained_cfg", None)
     if isinstance(config, Mapping):
         return config
+    if class_names(model):
+        return stored_preparation(model)
     inner = [item.network for item in wrapped_networks(model, is_known_classifier)]
     configs = [config for module in inner if isinstance(config := getattr(module, "pretrained_cfg", None), Mapping)]
     if len({str([config.get(key) for key in ("mean", "std", "input_size")]) for config in configs}) > 1:

@@ -13,9 +13,11 @@ from detcam.utils.optional import missing_package_error
 from detcam.utils.warnings import warn
 
 PUBLISHED_PROCESSORS = {
+    "clip_vision_model": "CLIPImageProcessor",
     "d_fine": "RTDetrImageProcessor",
     "dab_detr": "ConditionalDetrImageProcessor",
     "rt_detr_v2": "RTDetrImageProcessor",
+    "siglip_vision_model": "SiglipImageProcessor",
 }
 """Image processors of the published weights of families that transformers does not assign one."""
 
@@ -69,13 +71,23 @@ def find_processor(model: Any, given: Any = None) -> Any:
                 f"folder that holds one; got {type(given).__name__}"
             )
         return processor
+    return saved_processor(model) or default_processor(model)
+
+
+def saved_processor(model: Any) -> Any:
+    """Return the image processor saved beside a model's weights, or None."""
     name = str(getattr(model, "name_or_path", "") or "")
-    if name:
-        try:
-            return load_processor(name)
-        except (OSError, ValueError):
-            pass
-    return default_processor(model)
+    if not name:
+        return None
+    try:
+        return load_processor(name)
+    except (OSError, ValueError):
+        return None
+
+
+def has_processor(model: Any, given: Any = None) -> bool:
+    """Return whether a model has an image processor of its own: a given one, or one saved beside its weights."""
+    return given is not None or saved_processor(model) is not None
 
 
 def find_tokenizer(model: Any, given: Any = None) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from detcam.adapters.transformers_model import find_processor
 from detcam.geometry import Geometry
 
 SNAP = 0.05
@@ -73,6 +74,19 @@ class ImagePreparation:
         scale_x, left = _line(output[0], 1, width)
         scale_y, top = _line(output[1], 0, height)
         return Geometry(image_size_hw, input_size, (scale_x, scale_y), (left, top))
+
+
+def stored_preparation(model: Any) -> dict[str, Any]:
+    """Return the input size, mean and standard deviation of a model's image processor; empty for an unknown family."""
+    try:
+        preparation = ImagePreparation(find_processor(model))
+    except ValueError:
+        return {}
+    return {
+        "input_size": (3, *preparation.geometry((64, 64)).input_size_hw),
+        "mean": preparation.mean or (0.0, 0.0, 0.0),
+        "std": preparation.std or (1.0, 1.0, 1.0),
+    }
 
 
 def is_whole(geometry: Geometry) -> bool:
