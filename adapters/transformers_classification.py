@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from detcam.adapters.base import Batch
 from detcam.adapters.classification import ClassificationAdapter
+from detcam.adapters.output_heads import OutputKind
 from detcam.adapters.stored_config import stored_size
 from detcam.adapters.transformers_base import TransformersModel
 from detcam.adapters.transformers_model import class_names, find_tokenizer, has_head, has_processor
@@ -28,11 +29,12 @@ class TransformersClassificationModel(TransformersModel, ClassificationAdapter, 
         """Set the image processor so that it stretches images to one size."""
         self.use_processor(model, processor, None)
         own = self.preparation
-        size: int | tuple[int, int] = own.geometry((64, 64)).input_size_hw
-        if not has_processor(model, processor):  # the defaults of its family say nothing about this model's size
-            size = stored_size(model, {"input_size": (3, *size)})
-        size = size if image_size is None else image_size
-        size = (size, size) if isinstance(size, int) else (size[0], size[1])
+        expected = own.geometry((64, 64)).input_size_hw
+        chosen: int | tuple[int, int] = expected if image_size is None else image_size
+        if image_size is None and not has_processor(model, processor):
+            # The defaults of its family say nothing about this model's size.
+            chosen = stored_size(model, {"input_size": (3, *expected)})
+        size = (chosen, chosen) if isinstance(chosen, int) else chosen
         stretching = ImagePreparation(own.processor, size)
         try:
             if stretching.geometry((60, 90)).input_size_hw == size:
@@ -40,6 +42,9 @@ class TransformersClassificationModel(TransformersModel, ClassificationAdapter, 
         except (ValueError, KeyError, TypeError, AttributeError):  # a processor that only knows the shorter side
             if image_size is not None:
                 raise
+
+    def group_key(self, image_size_hw: tuple[int, int]) -> Any:
+        return super().group_key(image_size_hw)
 
     def _fixed_options(self) -> dict[str, Any]:
         """Arguments of the base class that follow from the processor."""
@@ -112,7 +117,7 @@ class TransformersImageText(TransformersClassificationModel):
         length = model.config.text_config.max_position_embeddings
         self.encoded = encode_separately(find_tokenizer(model, processor), checked, length)
         self._use_whole_images(model, processor, image_size)
-        output = "multilabel" if hasattr(model, "logit_bias") else "logits"
+        output: OutputKind = "multilabel" if hasattr(model, "logit_bias") else "logits"
         super().__init__(model, output=output, **self._fixed_options(), **options)
 
     @classmethod

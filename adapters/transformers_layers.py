@@ -45,7 +45,7 @@ def decoder_inputs(model: Any) -> list[nn.Module]:
 def token_levels(model: Any) -> int:
     """Return the number of levels of the encoder's tokens."""
     config = model.config
-    if hasattr(config, "feature_strides") and hasattr(config, "mask_feature_size"):
+    if model_type(model) in ("mask2former", "oneformer"):
         return 3  # Mask2Former and OneFormer encode the strides 8, 16 and 32
     scales = getattr(config, "projector_scale_factors", None)
     return len(scales) if scales else int(getattr(config, "num_feature_levels", 1) or 1)

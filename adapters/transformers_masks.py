@@ -16,7 +16,7 @@ from detcam.adapters.candidates import best_fit
 from detcam.adapters.segmentation import SegmentationAdapter
 from detcam.adapters.transformers_base import TransformersModel
 from detcam.adapters.transformers_layers import decoder_inputs
-from detcam.adapters.transformers_model import has_head, model_type
+from detcam.adapters.transformers_model import find_tokenizer, has_head, model_type
 from detcam.adapters.transformers_queries import mean_mask_logits
 from detcam.detections import Detections, Source
 from detcam.geometry import Geometry, mask_to_box
@@ -63,8 +63,29 @@ def read_mask_queries(output: Any, model: nn.Module) -> MaskQueries:
     return MaskQueries(logits, masks.squeeze(2) if masks.ndim == 5 else masks)
 
 
+def is_task_model(model: object) -> bool:
+    """Return whether a model reads the task as text."""
+    return model_type(model) == "oneformer"
+
+
+def encode_task(tokenizer: Any, model: Any, task: str) -> Tensor:
+    """Return the tokens (1, L) of a task, padded with 0."""
+    length = model.config.task_seq_len
+    text = tokenizer(
+        [f"the task is {task}"], padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+    )
+    tokens: Tensor = text["input_ids"] * text["attention_mask"]
+    return tokens
+
+
 class MaskQueryModel(TransformersModel, abstract=True):
-    """What the two adapters of mask queries share."""
+    """What the two adapters of mask queries share.
+
+    Attributes:
+        task_tokens: (1, L) the task as OneFormer reads it; None for other models.
+    """
+
+    task_tokens: Tensor | None = None
 
     @classmethod
     def supports(cls, model: object) -> bool:
@@ -73,6 +94,16 @@ class MaskQueryModel(TransformersModel, abstract=True):
     def default_target_layers(self) -> Sequence[nn.Module]:
         """Return the features that the decoder of queries reads."""
         return decoder_inputs(self.model) or find_target_layers(self.model, (224, 224), self.device, self.dtype)
+
+    def use_task(self, model: nn.Module, processor: Any, task: str) -> None:
+        """Encode the task, which OneFormer reads as text."""
+        self.task_tokens = encode_task(find_tokenizer(model, processor), model, task) if is_task_model(model) else None
+
+    def call_settings(self, batch: Batch) -> dict[str, Any]:
+        settings = super().call_settings(batch)
+        if self.task_tokens is not None:
+            settings["task_inputs"] = self.task_tokens.repeat(len(batch.inputs), 1).to(self.device)
+        return settings
 
     def forward(self, batch: Batch) -> MaskQueries:
         return read_mask_queries(super().forward(batch), self.model)
@@ -119,6 +150,7 @@ class TransformersMaskQueries(MaskQueryModel, DetectorAdapter):
                 raise ValueError(f"expected {name} in [0, 1]; got {value}")
         self.score_threshold, self.mask_threshold = score_threshold, mask_threshold
         self.use_processor(model, processor, image_size)
+        self.use_task(model, processor, segments)
         super().__init__(model, **options)
 
     @classmethod
@@ -242,6 +274,7 @@ class TransformersSemanticQueries(MaskQueryModel, SegmentationAdapter):
         **options: Unpack[AdapterOptions],
     ) -> None:
         self.use_processor(model, processor, image_size)
+        self.use_task(model, processor, segments)
         super().__init__(model, background=background, **options)
 
     def default_normalization(self) -> tuple[Sequence[float], Sequence[float]]:

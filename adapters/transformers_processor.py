@@ -59,7 +59,9 @@ class ImagePreparation:
         return torch.as_tensor(features["pixel_values"])[0], self.geometry((image.shape[-2], image.shape[-1]))
 
     def _run(self, processor: Any, image: Tensor, **settings: Any) -> Any:
-        common = {"return_tensors": "pt", "input_data_format": "channels_first"}
+        common: dict[str, Any] = {"return_tensors": "pt", "input_data_format": "channels_first"}
+        if type(processor).__name__.startswith("OneFormer"):
+            common["task_inputs"] = ["panoptic"]
         return processor(images=[image], **common, **self.settings, **settings)
 
     def _measure(self, image_size_hw: tuple[int, int]) -> Geometry:

@@ -21,6 +21,7 @@ from detcam.testing.state import ModelState
 from detcam.trace import guarded
 from tests.adapters.transformers_models import NAMES
 from tests.adapters.transformers_segmenters import MASK_QUERIES, SEMANTIC, rf_detr_masks
+from tests.adapters.transformers_text import clip_tokenizer
 
 tf = pytest.importorskip("transformers", reason="transformers is not installed")
 
@@ -38,6 +39,10 @@ def processor_of(name: str) -> Any:
         return tf.MobileViTImageProcessor(size={"shortest_edge": 72}, crop_size=square)
     if name == "eomt":
         return tf.EomtImageProcessor(size={"shortest_edge": 64, "longest_edge": 64}, do_pad=True)
+    if name == "oneformer":
+        metadata = {**{str(index): label for index, label in NAMES.items()}, "class_names": list(NAMES.values())}
+        images = tf.OneFormerImageProcessor(size=square, metadata={**metadata, "thing_ids": [0, 1, 2]})
+        return tf.OneFormerProcessor(images, clip_tokenizer(), max_seq_length=16, task_seq_length=16)
     kind = QUERY_PROCESSORS.get(name) or PROCESSORS.get(name, "Segformer")
     return getattr(tf, f"{kind}ImageProcessor")(size=square, do_center_crop=False)
 
@@ -53,10 +58,15 @@ def query_adapter(name: str, **options: Any) -> Any:
 
 
 def library_output(adapter: Any, image: Tensor) -> Any:
-    features = adapter.preparation.processor(images=[(image * 255).round().byte()], return_tensors="pt")
-    features.pop("pixel_mask", None)
+    pixels = [(image * 255).round().byte()]
+    if adapter.model.config.model_type == "oneformer":
+        task = "semantic" if isinstance(adapter, TransformersSemanticQueries) else "panoptic"
+        features = processor_of("oneformer")(images=pixels, task_inputs=[task], return_tensors="pt")
+    else:
+        features = adapter.preparation.processor(images=pixels, return_tensors="pt")
+    features = {key: features[key] for key in ("pixel_values", "task_inputs") if key in features}
     with torch.no_grad():
-        return adapter.model(features["pixel_values"])
+        return adapter.model(**features)
 
 
 @pytest.mark.parametrize("name", list(SEMANTIC))
@@ -160,7 +170,7 @@ def test_a_mask_query_is_pinned(name: str) -> None:
         handle = adapter.target_layers[0].register_forward_hook(
             lambda _, __, out: held.append((out[0] if isinstance(out, tuple) else out).requires_grad_(True))
         )
-        raw = adapter.model(batch.inputs, **batch.model_kwargs)
+        raw = adapter.model(batch.inputs, **adapter.call_settings(batch))
         handle.remove()
         logits = raw.logits if name == "detr_panoptic" else raw.class_queries_logits
         plain = logits[0, query].softmax(-1)[label]

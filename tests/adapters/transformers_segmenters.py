@@ -159,6 +159,33 @@ def rf_detr_masks() -> Any:
     return seeded(lambda: tf.RfDetrForInstanceSegmentation(rf_detr_config()))
 
 
+def oneformer() -> Any:
+    import transformers as tf
+
+    from tests.adapters.transformers_text import clip_tokenizer
+
+    backbone = resnet()
+    backbone.out_features = ["stage1", "stage2", "stage3", "stage4"]
+    config = tf.OneFormerConfig(
+        backbone_config=backbone,
+        conv_dim=32,
+        mask_dim=32,
+        hidden_dim=32,
+        encoder_feedforward_dim=24,
+        encoder_layers=1,
+        decoder_layers=3,
+        num_attention_heads=2,
+        dim_feedforward=24,
+        num_queries=7,
+        text_encoder_width=16,
+        text_encoder_num_layers=1,
+        text_encoder_vocab_size=len(clip_tokenizer()),
+        task_seq_len=16,
+        id2label=NAMES,
+    )
+    return seeded(lambda: tf.OneFormerForUniversalSegmentation(config), seed=6)
+
+
 SEMANTIC: dict[str, Callable[[], Any]] = {
     "segformer": segformer,
     "upernet": upernet,
@@ -172,6 +199,7 @@ SEMANTIC: dict[str, Callable[[], Any]] = {
 MASK_QUERIES: dict[str, Callable[[], Any]] = {
     "mask2former": mask2former,
     "maskformer": maskformer,
+    "oneformer": oneformer,
     "eomt": eomt,
     "detr_panoptic": detr_panoptic,
 }
