@@ -56,7 +56,7 @@ def main(argv=None):
         print("Training with the shortcut")
         fine_tune(model, [draw_with_shortcut(seed) for seed in range(args.scenes)], args.steps)
     first = audit(model, args.out, args.out / "before")
-    context = [case for case in first.explained if case.background_type == "context" and case.verdict == "confirmed"]
+    context = [case for case in first.explained if case.background_type == "context" and case.confirmed]
     print(f"{len(context)} of {len(first.explained)} false positives are confirmed as caused by context.\n")
 
     print("Training without the shortcut")

@@ -14,7 +14,7 @@ from detcam.adapters import Adapter
 from detcam.auditing.analysis import ErrorAnalysis
 from detcam.auditing.case import AuditCase, BackgroundType
 from detcam.auditing.conformal import pool_boxes, typicality
-from detcam.auditing.sentences import rests_outside
+from detcam.auditing.sentences import is_inside, is_outside
 from detcam.data.annotations import Annotations
 from detcam.data.images import load_image
 from detcam.detections import Detections
@@ -63,25 +63,26 @@ class BackgroundClassifier:
             cases: explained cases, by their index in the analysis.
 
         Returns:
-            Type and typicality by index. The typicality is NaN if most of the evidence lies outside the box; type None
-            and typicality NaN if there are too few correct detections of the class to compare with.
+            Type and typicality by index. The typicality is NaN if the evidence lies outside the box, or if there are
+            too few correct detections of the class to compare with. The type is None where nothing is confirmed, unless
+            the detection is typical of its class.
         """
         background = {
             index: case
             for index, case in cases.items()
             if case.type == "background" and case.evidence_shares is not None
         }
-        inside = [index for index, case in background.items() if not rests_outside(case)]
-        values = self._typicalities(inside) if inside else {}
+        compared = [index for index, case in background.items() if not is_outside(case)]
+        values = self._typicalities(compared) if compared else {}
         types: dict[int, tuple[BackgroundType | None, float]] = {}
-        for index in background:
+        for index, case in background.items():
             value = values.get(index, np.nan)
-            if index not in inside:
+            if is_outside(case):
                 types[index] = "context", np.nan
-            elif np.isnan(value):
-                types[index] = None, np.nan
+            elif value >= MIN_TYPICALITY:
+                types[index] = "missing annotation", value
             else:
-                types[index] = "missing annotation" if value >= MIN_TYPICALITY else "look-alike", value
+                types[index] = "look-alike" if is_inside(case) and not np.isnan(value) else None, value
         return types
 
     def _typicalities(self, indices: Sequence[int]) -> dict[int, float]:

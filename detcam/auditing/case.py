@@ -24,23 +24,30 @@ EVIDENCE_LOCATIONS: tuple[EvidenceLocation, ...] = get_args(EvidenceLocation)
 Outcome: TypeAlias = Literal["vanished", "moved", "class flipped", "unchanged"]
 """State of a detection in a perturbed image."""
 
-Intervention: TypeAlias = Literal["without evidence", "only evidence", "random control", "box control"]
+Intervention: TypeAlias = Literal["without evidence", "without part", "random control", "box control"]
 """Perturbation of an image.
 
-``without evidence``: the evidence region is filled; ``only evidence``: everything else is filled; ``random control``: a
-region of the evidence's size and shape at a random position is filled; ``box control``: a region of the evidence's size
-inside the predicted box, beside the evidence, is filled.
+``without evidence``: the evidence region is filled; ``without part``: another region is filled, to find the evidence;
+``random control``: a region of the evidence's size and shape at a random position is filled; ``box control``: a region
+of the evidence's size inside the predicted box, beside the evidence, is filled.
 """
 
-Verdict: TypeAlias = Literal["confirmed", "unconfirmed", "not tested"]
-"""``confirmed``: the error disappears without the evidence, with every fill, and persists in every control."""
+Grade: TypeAlias = Literal["strong", "weak", "not confirmed", "not tested"]
+"""How well the evidence is confirmed as the cause.
+
+``strong``: the error ends without the evidence, with every fill, and controls of the same size cost much less;
+``weak``: likewise, with a smaller effect, evidence of a tenth of the image or more, no control inside the box, or other
+parts of the box that are needed as well; ``not confirmed``: the error persists, or a control costs as much.
+"""
+CONFIRMED: tuple[Grade, ...] = ("strong", "weak")
+"""Grades of confirmed evidence."""
 
 BackgroundType: TypeAlias = Literal["context", "look-alike", "missing annotation"]
 """Type of a background error.
 
-``context``: most of the evidence lies outside the box; ``look-alike``: most of it lies inside, and the detection is not
-typical of the correct detections of its class; ``missing annotation``: most of it lies inside, and the detection is
-typical of them, so that the object may be real and lack an annotation.
+``context``: the evidence lies outside the box, which verification confirms; ``look-alike``: the evidence is confirmed
+inside, and the detection is not typical of the correct detections of its class; ``missing annotation``: the detection
+is typical of them, so that the object may be real and lack an annotation, and no evidence outside is confirmed.
 """
 BACKGROUND_TYPES: tuple[BackgroundType, ...] = get_args(BackgroundType)
 
@@ -65,6 +72,23 @@ class Trial:
     fill: str
     score: float
     outcome: Outcome
+
+
+@dataclass(frozen=True)
+class CasePart:
+    """A part of the evidence that was removed alone.
+
+    Attributes:
+        fraction: fraction of the image that it covers, in [0, 1].
+        location: location of most of it.
+        score: score of the detection without it, in [0, 1].
+        needed: whether the error ends without it alone.
+    """
+
+    fraction: float
+    location: EvidenceLocation
+    score: float
+    needed: bool
 
 
 @dataclass(frozen=True)
@@ -93,11 +117,13 @@ class CaseMaps:
     Attributes:
         heatmap: (H, W) uint8, 0 to 255, pixels of the image.
         evidence: (H, W) bool, the evidence region.
+        needed: (H, W) bool, the evidence region and all other parts that the error needs.
         control: (H, W) bool, the first random control region; None if no position was free.
     """
 
     heatmap: np.ndarray
     evidence: np.ndarray
+    needed: np.ndarray
     control: np.ndarray | None
 
 
@@ -124,6 +150,7 @@ class AuditCase:
         delta_ap: increase of average precision (COCO's, at the audit's IoU threshold) without this case.
         question: the question that the heatmap answers: ``"why platelet rather than red cell?"``.
         method: name of the heatmap method; empty if the case is not explained.
+        proposal: what proposed the evidence: one of the maps of the portfolio, or the method.
         evidence_shares: share of the evidence at each location, in [0, 1], sum 1: the heatmap's strength within the
             evidence region; None if the case is not explained.
         evidence_location: the location with the largest share; None if the case is not explained.
@@ -133,7 +160,11 @@ class AuditCase:
             error with every fill; None if no region does.
         peak_xy: column and row of the heatmap's maximum; None if the case is not explained.
         trials: the perturbed images and their outcomes.
-        verdict: whether the evidence is confirmed as the cause.
+        parts: parts of the evidence that were removed alone, and further regions that the error needs.
+        verdict: how well the evidence is confirmed as the cause.
+        effect: the score that the evidence costs beyond the costliest control, relative to the score, in [-1, 1]; NaN
+            if it was not measured.
+        error_rate: measured share of wrong regions that get this verdict; NaN if it confirms nothing.
         reason: the reason for the verdict.
         failure_stage: for an explained missed object, the stage of the detector that lost it; else empty.
         evidence_comparison: for an explained duplicate, whether it rests on the same evidence as the first detection;
@@ -160,13 +191,17 @@ class AuditCase:
     delta_ap: float
     question: str = ""
     method: str = ""
+    proposal: str = ""
     evidence_shares: Mapping[EvidenceLocation, float] | None = None
     evidence_location: EvidenceLocation | None = None
     evidence_fraction: float = math.nan
     minimal_region_fraction: float | None = None
     peak_xy: tuple[int, int] | None = None
     trials: tuple[Trial, ...] = ()
-    verdict: Verdict = "not tested"
+    parts: tuple[CasePart, ...] = ()
+    verdict: Grade = "not tested"
+    effect: float = math.nan
+    error_rate: float = math.nan
     reason: str = ""
     failure_stage: str = ""
     evidence_comparison: str = ""
@@ -175,6 +210,11 @@ class AuditCase:
     sentence: str = ""
     group: int | None = None
     forward_passes: float = 0.0
+
+    @property
+    def confirmed(self) -> bool:
+        """Whether the evidence is confirmed as the cause, strongly or weakly."""
+        return self.verdict in CONFIRMED
 
     def to_json(self) -> dict[str, Any]:
         """Convert to the entry of ``audit.json``."""
@@ -192,7 +232,8 @@ class AuditCase:
             box = tuple(ground_truth["box_xyxy"])
             values["ground_truth"] = GroundTruthObject(**{**ground_truth, "box_xyxy": box})
         values["trials"] = tuple(Trial(**trial) for trial in values.get("trials", ()))
-        for name in ("evidence_fraction", "typicality"):
+        values["parts"] = tuple(CasePart(**part) for part in values.get("parts", ()))
+        for name in ("evidence_fraction", "typicality", "effect", "error_rate"):
             values[name] = math.nan if values.get(name) is None else values[name]
         return cls(**values)
 

@@ -51,7 +51,8 @@ def _key(case: AuditCase) -> tuple[object, ...]:
     """The properties that the cases of a group have in common."""
     true_label = None if case.ground_truth is None or case.type == "background" else case.ground_truth.label
     stage = case.failure_stage if case.type == "missed" else ""
-    return case.type, case.label, true_label, case.background_type, case.evidence_location, stage
+    location = case.evidence_location if case.confirmed or case.type == "missed" else None
+    return case.type, case.label, true_label, case.background_type, location, stage
 
 
 def _group(number: int, cases: Sequence[AuditCase], delta_ap: float) -> ErrorGroup:
@@ -61,10 +62,10 @@ def _group(number: int, cases: Sequence[AuditCase], delta_ap: float) -> ErrorGro
         type=first.type,
         label=first.label,
         name=first.name,
-        evidence_location=first.evidence_location,
+        evidence_location=first.evidence_location if first.confirmed or first.type == "missed" else None,
         case_ids=tuple(case.id for case in cases),
         delta_ap=delta_ap,
-        confirmed_count=sum(case.verdict == "confirmed" for case in cases),
+        confirmed_count=sum(case.confirmed for case in cases),
         sentence=group_sentence(cases, delta_ap),
         background_type=first.background_type,
     )

@@ -6,12 +6,15 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from detcam.auditing.case import EVIDENCE_LOCATIONS, Box, EvidenceLocation
 from detcam.utils.filters import blur
 
 EVIDENCE_SMOOTHING = 0.008
 """Standard deviation of the smoothing of a heatmap before thresholding, relative to the image's longer side."""
+MAX_REGION_SIDE = 208
+"""Maximum longer side, in cells, of the grid on which regions are selected."""
 MIN_STRENGTH = 0.01
 """Minimum strength of evidence, relative to the heatmap's maximum."""
 MAX_TRIES = 48
@@ -32,13 +35,18 @@ def strongest_regions(heatmap: Tensor, fractions: Sequence[float]) -> Tensor:
     Returns:
         (len(fractions), h, w) bool; fewer pixels if the rest of the map is below `MIN_STRENGTH`, none if it is zero.
     """
-    smooth = blur(heatmap[None].double(), max(EVIDENCE_SMOOTHING * max(heatmap.shape), 0.1))[0]
+    height, width = heatmap.shape
+    factor = min(1.0, MAX_REGION_SIDE / max(height, width))
+    size = (max(1, round(height * factor)), max(1, round(width * factor)))
+    small = heatmap[None] if factor == 1 else F.interpolate(heatmap[None, None].float(), size, mode="area")[0]
+    smooth = blur(small.double(), max(EVIDENCE_SMOOTHING * max(size), 0.1))[0]
     order = smooth.flatten().argsort(descending=True, stable=True)
     max_count = int((smooth > MIN_STRENGTH * smooth.amax().clamp(min=1e-30)).sum())
     regions = torch.zeros((len(fractions), smooth.numel()), dtype=torch.bool)
     for region, fraction in zip(regions, fractions, strict=True):
         region[order[: min(max(round(fraction * smooth.numel()), 1), max_count)]] = True
-    return regions.view(-1, *heatmap.shape)
+    regions = regions.view(-1, *size)
+    return regions if factor == 1 else F.interpolate(regions[None].float(), (height, width), mode="nearest")[0] > 0
 
 
 def box_region(box: Box, size_hw: tuple[int, int]) -> Tensor:
@@ -92,7 +100,7 @@ def location_shares(strength: Tensor, regions: Mapping[EvidenceLocation, Tensor]
     }
 
 
-def move_region(region: Tensor, generator: torch.Generator) -> Tensor | None:
+def move_region(region: Tensor, generator: torch.Generator, excluded: Tensor | None = None) -> Tensor | None:
     """Move a region to a random position that barely overlaps it, possibly mirrored.
 
     Pixels that leave the image on one side enter on the other, which keeps the size.
@@ -100,31 +108,36 @@ def move_region(region: Tensor, generator: torch.Generator) -> Tensor | None:
     Args:
         region: (h, w) bool.
         generator: draws the positions.
+        excluded: (h, w) bool, pixels that the new position must barely overlap; None takes the region.
 
     Returns:
-        (h, w) bool; None if no tried position overlaps the region by less than `MAX_CONTROL_OVERLAP`.
+        (h, w) bool; None if no tried position overlaps them by less than `MAX_CONTROL_OVERLAP` of the region.
     """
+    excluded = region if excluded is None else excluded
     for _ in range(MAX_TRIES):
         shift = [int(torch.randint(side, (), generator=generator)) for side in region.shape]
         flips = [axis for axis in (0, 1) if bool(torch.randint(2, (), generator=generator))]
         moved = region.flip(flips).roll(shift, (0, 1))
-        if float((moved & region).sum()) <= MAX_CONTROL_OVERLAP * float(region.sum()):
+        if float((moved & excluded).sum()) <= MAX_CONTROL_OVERLAP * float(region.sum()):
             return moved
     return None
 
 
-def region_beside(region: Tensor, inside: Tensor, generator: torch.Generator) -> Tensor | None:
+def region_beside(
+    region: Tensor, inside: Tensor, generator: torch.Generator, excluded: Tensor | None = None
+) -> Tensor | None:
     """Draw a compact region of the same size that lies inside another region and does not overlap the first.
 
     Args:
         region: (h, w) bool.
         inside: (h, w) bool, the region to stay in.
         generator: draws the center.
+        excluded: (h, w) bool, pixels to stay off; None takes the region.
 
     Returns:
         (h, w) bool, the free pixels nearest to the center; None if there are fewer than the region has.
     """
-    free = inside & ~region
+    free = inside & ~(region if excluded is None else excluded)
     size = int(region.sum())
     if int(free.sum()) < size or not size:
         return None

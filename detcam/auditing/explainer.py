@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from detcam.adapters.base import Adapter, Batch
-from detcam.auditing.case import EVIDENCE_LOCATIONS, AuditCase, CaseMaps, EvidenceLocation
+from detcam.auditing.case import AuditCase, EvidenceLocation
+from detcam.auditing.conclusion import ExplainedError, conclude
 from detcam.auditing.error_targets import ErrorQuestion, failure_stage, object_box, question_for
 from detcam.auditing.errors import DetectionError
-from detcam.auditing.evidence import box_region, location_regions, location_shares
+from detcam.auditing.evidence import box_region, location_regions
 from detcam.auditing.input_mapping import InputMapping
 from detcam.auditing.persistence import PersistenceCriterion
+from detcam.auditing.proposals import PORTFOLIO, Proposal, gradient_proposals, proposal_layers
 from detcam.auditing.sentences import case_sentence
 from detcam.auditing.verification import Hypothesis, VerificationResult, Verifier
 from detcam.cam import BaseCAM
 from detcam.data.ground_truth import GroundTruth
 from detcam.detections import Detections
+from detcam.methods.common.region_proposals import color_segments
 from detcam.outputs import DetectorOutput
 from detcam.perturbation.base import ImageScorer, default_batch_size
 from detcam.perturbation.bn_folding import BatchNormFolding
@@ -31,21 +34,6 @@ from detcam.utils.model_lock import exclusive
 
 MIN_CORRELATION = 0.7
 """Minimum correlation of two heatmaps that show the same evidence."""
-
-
-@dataclass(frozen=True)
-class ExplainedError:
-    """An error with its explanation.
-
-    Attributes:
-        case: the case.
-        maps: heatmap and regions; None if the error could not be explained.
-        features: (D,) float32, the network's features averaged over the evidence; None if there are none.
-    """
-
-    case: AuditCase
-    maps: CaseMaps | None
-    features: np.ndarray | None
 
 
 @dataclass(frozen=True)
@@ -68,18 +56,22 @@ class ErrorImage:
 
 
 @dataclass(frozen=True)
-class _ForwardPass:
-    """Results for one image apart from its heatmaps.
+class _ImageResults:
+    """Results for one image.
 
     Attributes:
         mapping: between the image and the network's input.
-        levels: activations of the target layers, each (C, h, w).
+        levels: activations of the adapter's target layers, each (C, h, w).
+        proposals: maps by index of the error, or the error of the method.
+        references: by index of the error, the map of the first detection of a duplicate.
         verified: verification results by index of the error.
         stages: failure stage and best score of missed objects, by index of the error.
     """
 
     mapping: InputMapping
     levels: Sequence[Tensor]
+    proposals: Sequence[Sequence[Proposal] | RuntimeError]
+    references: Mapping[int, Tensor]
     verified: Mapping[int, VerificationResult]
     stages: Mapping[int, tuple[str, float]]
 
@@ -90,7 +82,7 @@ class ErrorExplainer:
 
     Args:
         adapter: the detector.
-        cam: the heatmap method.
+        cam: the heatmap method; None proposes evidence with a portfolio of maps.
         names: class names by index.
         score_threshold: minimum score of a detection, in [0, 1].
         masks: whether ground-truth objects are their masks instead of their boxes.
@@ -99,7 +91,7 @@ class ErrorExplainer:
     """
 
     adapter: Adapter
-    cam: BaseCAM
+    cam: BaseCAM | None
     names: Mapping[int, str]
     score_threshold: float
     masks: bool = field(default=False, kw_only=True)
@@ -108,10 +100,11 @@ class ErrorExplainer:
 
     def __post_init__(self) -> None:
         self._layerless = self.adapter.without_layers()
+        self._proposing = proposal_layers(self.adapter) if self.cam is None else self.adapter
         self._foldings: dict[tuple[int, ...], BatchNormFolding | None] = {}
 
     def explain(self, images: Sequence[ErrorImage]) -> list[list[ExplainedError]]:
-        """Explain every error of some images; the heatmaps of all images share forward passes."""
+        """Explain every error of some images; the heatmaps of a method for all images share forward passes."""
         questions = [
             [
                 question_for(error, image.detections, image.ground_truth, self.names, self.quantity)
@@ -119,72 +112,57 @@ class ErrorExplainer:
             ]
             for image in images
         ]
-        passed: list[int] = []  # images per run of the first target layer
+        maps: Sequence[Sequence[Tensor | RuntimeError] | None] = [None] * len(images)
+        passed = float(len(images))  # the portfolio takes one pass an image
+        if self.cam is not None:
+            maps, passed = self._heatmaps_and_passes(self.cam, [image.image for image in images], questions)
+        passes = passed / max(sum(len(row) for row in questions), 1)
+        return [
+            self._explain_image(image, of_image, heatmaps, passes)
+            for image, of_image, heatmaps in zip(images, questions, maps, strict=True)
+        ]
+
+    def _heatmaps_and_passes(
+        self, cam: BaseCAM, images: Sequence[Tensor], questions: Sequence[Sequence[ErrorQuestion]]
+    ) -> tuple[list[list[Tensor | RuntimeError]], float]:
+        """The heatmaps of a method, and the number of images that passed through the first target layer."""
+        passed: list[int] = []
 
         def count(module: Any, inputs: Any, output: Any) -> None:
             passed.append(len(flatten_tensors(output)[0]))
 
         # The hook is registered inside the lock, which keeps the passes of other threads out of the count.
         with exclusive(self.adapter.model), self.adapter.target_layers[0].register_forward_hook(count):
-            heatmaps = self.heatmaps([image.image for image in images], questions)
-        passes = sum(passed) / max(sum(len(row) for row in questions), 1)
-        return [
-            self._explain_image(image, of_image, maps, passes)
-            for image, of_image, maps in zip(images, questions, heatmaps, strict=True)
-        ]
-
-    def heatmaps(
-        self, images: Sequence[Tensor], questions: Sequence[Sequence[ErrorQuestion]]
-    ) -> list[list[Tensor | RuntimeError]]:
-        """Compute the heatmap of every target of the questions of each image.
-
-        If a batch fails, its targets are explained one by one, so that one target does not affect the others.
-
-        Returns:
-            Per image, a heatmap (H, W) for each target in `ErrorQuestion.all_targets`, or the error.
-        """
-        targets = [[target for question in row for target in question.all_targets] for row in questions]
-        if not any(targets):
-            return [[] for _ in targets]
-        try:
-            return [list(torch.as_tensor(result.heatmaps)) for result in self.cam.explain(list(images), targets)]
-        except RuntimeError as error:
-            if sum(len(row) for row in targets) == 1:
-                return [[error] * len(row) for row in targets]
-            return [
-                [self._single_heatmap(image, target) for target in row]
-                for image, row in zip(images, targets, strict=True)
-            ]
-
-    def _single_heatmap(self, image: Tensor, target: Any) -> Tensor | RuntimeError:
-        try:
-            return torch.as_tensor(self.cam.explain([image], [[target]])[0].heatmaps[0])
-        except RuntimeError as error:
-            return error
+            return compute_heatmaps(cam, images, questions), float(sum(passed))
 
     def _explain_image(
         self,
         image: ErrorImage,
         questions: Sequence[ErrorQuestion],
-        maps: Sequence[Tensor | RuntimeError],
+        heatmaps: Sequence[Tensor | RuntimeError] | None,
         passes: float,
     ) -> list[ExplainedError]:
-        joined = _join_heatmaps(questions, maps)
-        results = self._forward(image, questions, [heatmap for heatmap, _ in joined])
+        results = self._forward(image, questions, heatmaps)
         explained = []
-        for number, (heatmap, reference) in enumerate(joined):
-            case = replace(image.cases[number], question=questions[number].text, forward_passes=passes)
+        for number, question in enumerate(questions):
+            case = replace(image.cases[number], question=question.text, forward_passes=passes)
             if number in results.stages:
                 stage, score = results.stages[number]
                 case = replace(case, failure_stage=stage, score=score)
-            if isinstance(heatmap, RuntimeError):
-                case = replace(case, reason=f"no heatmap: {heatmap}")
+            proposals, verified = results.proposals[number], results.verified.get(number)
+            if verified is not None and bool(verified.evidence.any()):
+                proposal = verified.proposal
+            elif isinstance(proposals, RuntimeError):
+                case = replace(case, reason=f"no heatmap: {proposals}")
                 explained.append(ExplainedError(replace(case, sentence=case_sentence(case)), None, None))
                 continue
-            if reference is not None:
-                case = replace(case, evidence_comparison=_compare(heatmap, reference))
+            else:
+                proposal = proposals[0]
+            if number in results.references:
+                case = replace(case, evidence_comparison=_compare(proposal.heatmap, results.references[number]))
+            method = PORTFOLIO if self.cam is None else self.cam.name
             regions = self._location_regions(case, image.errors[number], image.ground_truth)
-            explained.append(_conclude(case, self.cam.name, heatmap, regions, results, results.verified.get(number)))
+            explained.append(conclude(case, method, proposal, regions, results.mapping, results.levels, verified))
         return explained
 
     def _location_regions(
@@ -194,21 +172,53 @@ class ErrorExplainer:
         return location_regions(ground_truth.image_size_hw, case.box_xyxy, concerned, others)
 
     def _forward(
-        self, image: ErrorImage, questions: Sequence[ErrorQuestion], heatmaps: Sequence[Tensor | RuntimeError]
-    ) -> _ForwardPass:
-        """Run the detector on an image, verify its heatmaps, and find the failure stages of missed objects."""
-        with guarded(self.adapter.model, gradients=False), torch.no_grad():
+        self,
+        image: ErrorImage,
+        questions: Sequence[ErrorQuestion],
+        heatmaps: Sequence[Tensor | RuntimeError] | None,
+    ) -> _ImageResults:
+        """Run the detector on an image, propose and verify evidence, and find the failure stages of missed objects."""
+        with guarded(self.adapter.model, gradients=heatmaps is None):
             batch = self._layerless.prepare([image.image])
-            with self.adapter.trace(batch, gradients=False) as trace:
+            with self._proposing.trace(batch, gradients=heatmaps is None) as trace:
                 raw = self._layerless.forward(batch)
             output = self._layerless.outputs(raw, batch)[0]
-            levels = [level[0] for layer in trace.activations() for level in layer if len(level) == 1]
+            own = set(self.adapter.layer_names)
+            levels = [
+                level[0]
+                for name, layer in zip(trace.names, trace.activations(), strict=True)
+                for level in layer
+                if name in own and len(level) == 1
+            ]
+            proposals: list[Sequence[Proposal] | RuntimeError] = []
+            references: dict[int, Tensor] = {}
+            rows, columns = batch.geometries[0].valid_cells(batch.geometries[0].input_size_hw)
+            segments = cache(lambda: color_segments(batch.inputs[0, :, rows, columns].float()))
+            if heatmaps is None:
+                for number, question in enumerate(questions):
+                    proposals.append(
+                        gradient_proposals(self._proposing, trace, batch, output, question.targets, segments)
+                    )
+                    if question.reference is not None:
+                        first = gradient_proposals(self._proposing, trace, batch, output, [question.reference])
+                        if not isinstance(first, RuntimeError):
+                            references[number] = first[0].heatmap
+        with guarded(self.adapter.model, gradients=False), torch.no_grad():
             scorer = self._scorer(batch, output, questions)
             mapping = InputMapping(scorer)
+            if heatmaps is not None:
+                for number, (heatmap, reference) in enumerate(_join_heatmaps(questions, heatmaps)):
+                    proposals.append(
+                        heatmap
+                        if isinstance(heatmap, RuntimeError)
+                        else [Proposal(self.cam.name if self.cam else "", mapping.to_input(heatmap))]
+                    )
+                    if reference is not None:
+                        references[number] = mapping.to_input(reference)
             hypotheses = {
-                number: self._hypothesis(image, number, question.detection, heatmap, output, mapping)
-                for number, (question, heatmap) in enumerate(zip(questions, heatmaps, strict=True))
-                if isinstance(heatmap, Tensor) and question.detection is not None
+                number: self._hypothesis(image, number, question.detection, maps, output, mapping, segments)
+                for number, (question, maps) in enumerate(zip(questions, proposals, strict=True))
+                if question.detection is not None and (self.cam is None or not isinstance(maps, RuntimeError))
             }
             verified = dict(zip(hypotheses, Verifier(scorer).verify(list(hypotheses.values())), strict=True))
             self._foldings[tuple(batch.inputs.shape)] = scorer.folding
@@ -217,7 +227,7 @@ class ErrorExplainer:
                 for number, error in enumerate(image.errors)
                 if error.detection_index is None
             }
-        return _ForwardPass(mapping, levels, verified, stages)
+        return _ImageResults(mapping, levels, proposals, references, verified, stages)
 
     def _scorer(self, batch: Batch, output: DetectorOutput, questions: Sequence[ErrorQuestion]) -> ImageScorer:
         """A scorer of perturbed versions of an image; images of one size share the batch-norm folding."""
@@ -235,9 +245,10 @@ class ErrorExplainer:
         image: ErrorImage,
         number: int,
         detection: BoxTarget,
-        heatmap: Tensor,
+        proposals: Sequence[Proposal] | RuntimeError,
         output: DetectorOutput,
         mapping: InputMapping,
+        segments: Callable[[], Tensor],
     ) -> Hypothesis:
         error, ground_truth = image.errors[number], image.ground_truth
         is_localization = error.type == "localization" and error.ground_truth_index is not None
@@ -245,12 +256,51 @@ class ErrorExplainer:
             output,
             detection,
             self.score_threshold,
-            own_candidate_only=error.type in ("localization", "duplicate"),
+            own_candidate_only=error.type == "duplicate",
             ground_truth_xyxy=object_box(ground_truth, error.ground_truth_index or 0) if is_localization else None,
             iou_threshold=self.iou_threshold,
         )
-        box = mapping.to_input(box_region(detection.box_xyxy, ground_truth.image_size_hw).float()) > 0.5
-        return Hypothesis(image.cases[number].id, criterion, mapping.to_input(heatmap), box)
+        concerned, _ = object_regions(error, ground_truth, masks=self.masks)
+        box = box_region(detection.box_xyxy, ground_truth.image_size_hw)
+        return Hypothesis(
+            image.cases[number].id,
+            criterion,
+            image.cases[number].score,
+            [] if isinstance(proposals, RuntimeError) else proposals,
+            mapping.to_input(box.float()) > 0.5,
+            mapping.to_input((box if concerned is None else box | concerned).float()) > 0.5,
+            segments if self.cam is None else None,
+        )
+
+
+def compute_heatmaps(
+    cam: BaseCAM, images: Sequence[Tensor], questions: Sequence[Sequence[ErrorQuestion]]
+) -> list[list[Tensor | RuntimeError]]:
+    """Compute the heatmap of every target of the questions of each image.
+
+    If a batch fails, its targets are explained one by one, so that one target does not affect the others.
+
+    Returns:
+        Per image, a heatmap (H, W) for each target in `ErrorQuestion.all_targets`, or the error.
+    """
+    targets = [[target for question in row for target in question.all_targets] for row in questions]
+    if not any(targets):
+        return [[] for _ in targets]
+    try:
+        return [list(torch.as_tensor(result.heatmaps)) for result in cam.explain(list(images), targets)]
+    except RuntimeError as error:
+        if sum(len(row) for row in targets) == 1:
+            return [[error] * len(row) for row in targets]
+        return [
+            [_single_heatmap(cam, image, target) for target in row] for image, row in zip(images, targets, strict=True)
+        ]
+
+
+def _single_heatmap(cam: BaseCAM, image: Tensor, target: Any) -> Tensor | RuntimeError:
+    try:
+        return torch.as_tensor(cam.explain([image], [[target]])[0].heatmaps[0])
+    except RuntimeError as error:
+        return error
 
 
 def object_regions(error: DetectionError, ground_truth: GroundTruth, *, masks: bool) -> tuple[Tensor | None, Tensor]:
@@ -297,47 +347,3 @@ def _compare(heatmap: Tensor, reference: Tensor) -> str:
     correlation = float(matrix[0, 1]) if bool(torch.isfinite(matrix[0, 1])) else 0.0
     words = "the same evidence as" if correlation >= MIN_CORRELATION else "other evidence than"
     return f"{words} the first detection (correlation {correlation:.2f})"
-
-
-def _conclude(
-    case: AuditCase,
-    method: str,
-    heatmap: Tensor,
-    regions: Mapping[EvidenceLocation, Tensor],
-    results: _ForwardPass,
-    verified: VerificationResult | None,
-) -> ExplainedError:
-    """Complete a case with its evidence and, if it was verified, with the result."""
-    mapping = results.mapping
-    evidence = heatmap >= 0.5 * heatmap.amax().clamp(min=1e-12)
-    control = None
-    if verified is not None:
-        evidence = mapping.to_image(verified.evidence)
-        control = None if verified.control is None else mapping.to_image(verified.control)
-        case = replace(
-            case,
-            trials=verified.trials,
-            verdict=verified.verdict,
-            reason=verified.reason,
-            minimal_region_fraction=verified.minimal_region_fraction,
-            forward_passes=case.forward_passes + verified.forward_passes,
-        )
-    strength = heatmap * evidence  # the rest of the heatmap is not verified
-    shares = location_shares(strength, regions)
-    location: EvidenceLocation = max(EVIDENCE_LOCATIONS, key=shares.__getitem__)
-    row, column = divmod(int(heatmap.argmax()), heatmap.shape[1])
-    case = replace(
-        case,
-        method=method,
-        evidence_shares=shares,
-        evidence_location=location,
-        evidence_fraction=float(evidence.float().mean()),
-        peak_xy=(column, row),
-    )
-    maps = CaseMaps(
-        (heatmap.clamp(0, 1) * 255).round().to(torch.uint8).numpy(),
-        evidence.numpy(),
-        None if control is None else control.numpy(),
-    )
-    features = mapping.pool(results.levels, mapping.to_input(strength))
-    return ExplainedError(replace(case, sentence=case_sentence(case)), maps, features)

@@ -29,6 +29,10 @@ class InputMapping:
         """Average a map (H, W) of the image over the pixels (h, w) of the area."""
         return self.geometry.from_image(image_map[None].float(), self.size_hw)[0, self.rows, self.columns]
 
+    def map_to_image(self, area_map: Tensor) -> Tensor:
+        """Resize a map (h, w) of the area to the image (H, W)."""
+        return self.geometry.to_image(self._pad(area_map)[None])[0]
+
     def to_image(self, region: Tensor) -> Tensor:
         """Resize a region (h, w) bool of the area to the image (H, W)."""
         return self.geometry.to_image(self._pad(region.float())[None])[0] > 0.5

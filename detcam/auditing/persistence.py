@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -14,6 +14,10 @@ from detcam.targets import BoxTarget
 
 MIN_SAME_IOU = 0.5
 """Minimum IoU with the detection of candidates at the same location."""
+IOU_MARGIN = 0.05
+"""Margin above the IoU of a true positive from which the location of a localization error is correct."""
+MIN_IOU_GAIN = 0.1
+"""Minimum gain of a localization error's IoU with its object."""
 MIN_NEAR_IOU = 0.1
 """Minimum IoU with the detection of candidates that it may have moved to."""
 
@@ -23,8 +27,9 @@ class PersistenceCriterion:
     """Decides whether a detection persists in a perturbed image.
 
     A detection persists if its own raw candidate, or another candidate with an IoU of at least 0.5 (a neighboring
-    anchor or proposal), keeps its class and score. For duplicates and boxes at the wrong location only the own
-    candidate counts, because the neighboring candidates belong to other detections.
+    anchor or proposal), keeps its class and score. For duplicates only the own candidate counts, because the
+    neighboring candidates belong to other detections. A localization error persists until the candidate with the
+    highest score there reaches its object.
 
     Attributes:
         target: the detection, pinned to its source.
@@ -55,8 +60,9 @@ class PersistenceCriterion:
     ) -> PersistenceCriterion:
         """Create the criterion from the output for the unperturbed image.
 
-        The location of a localization error is correct from `iou_threshold` on. A box that reaches it already (when
-        masks are compared, which do not) has to halve its distance to an IoU of 1.
+        The location of a localization error is correct from `iou_threshold` plus `IOU_MARGIN` on, and at least
+        `MIN_IOU_GAIN` above its IoU in the unperturbed image. A box that reaches the threshold already (when masks are
+        compared, which do not) has to halve its distance to an IoU of 1.
 
         Args:
             output: output for the unperturbed image.
@@ -71,8 +77,13 @@ class PersistenceCriterion:
         near = (iou >= MIN_NEAR_IOU) & (iou < MIN_SAME_IOU) & (scores[:, target.label] >= score_threshold)
         if ground_truth_xyxy is not None:
             current = float(_iou(target.box_xyxy, torch.tensor([ground_truth_xyxy], dtype=torch.float32))[0])
-            iou_threshold = iou_threshold if current < iou_threshold else (1 + current) / 2
-        return cls(target, score_threshold, own_candidate_only, boxes[near], ground_truth_xyxy, iou_threshold)
+            reached = current >= iou_threshold
+            iou_threshold = (1 + current) / 2 if reached else max(iou_threshold + IOU_MARGIN, current + MIN_IOU_GAIN)
+        criterion = cls(target, score_threshold, own_candidate_only, boxes[near], ground_truth_xyxy, iou_threshold)
+        if ground_truth_xyxy is not None and criterion.evaluate(output)[1] != "unchanged":
+            # A correct detection of the object is there already, so that only the own candidate tells.
+            return replace(criterion, own_candidate_only=True)
+        return criterion
 
     def evaluate(self, output: DetectorOutput) -> tuple[float, Outcome]:
         """Evaluate the detection in a perturbed image.
@@ -92,7 +103,8 @@ class PersistenceCriterion:
         same_location = iou >= MIN_SAME_IOU
         score = float(scores[same_location, label].max()) if bool(same_location.any()) else 0.0
         if score >= self.score_threshold:
-            return score, "moved" if self._reaches_object(own_box) else "unchanged"
+            best = scores[:, label].where(same_location, torch.tensor(-1.0)).argmax()
+            return score, "moved" if self._reaches_object(boxes[best : best + 1]) else "unchanged"
         own_moved = float(own_scores[label]) >= self.score_threshold and float(iou[0]) < MIN_SAME_IOU
         if own_moved or self._appears_nearby(boxes, scores[:, label], iou):
             return score, "moved"
@@ -102,11 +114,11 @@ class PersistenceCriterion:
         flipped = rivals.numel() > 0 and float(rivals.max()) >= self.score_threshold
         return score, "class flipped" if flipped else "vanished"
 
-    def _reaches_object(self, own_box: Tensor) -> bool:
+    def _reaches_object(self, box: Tensor) -> bool:
         """Whether the box (1, 4) of a localization error reaches its object."""
         if self.ground_truth_xyxy is None:
             return False
-        return float(_iou(self.ground_truth_xyxy, own_box)[0]) >= self.iou_threshold
+        return float(_iou(self.ground_truth_xyxy, box)[0]) >= self.iou_threshold
 
     def _appears_nearby(self, boxes: Tensor, scores: Tensor, iou: Tensor) -> bool:
         """Whether a candidate of the class appears near the detection that was not there before."""

@@ -16,10 +16,12 @@ from detcam.auditing.analysis import ErrorAnalysis, analyze_errors, check_thresh
 from detcam.auditing.background_type import BackgroundClassifier
 from detcam.auditing.case import AuditCase, ErrorGroup, GroundTruthObject
 from detcam.auditing.clustering import group_cases
+from detcam.auditing.conclusion import ExplainedError
 from detcam.auditing.error_targets import object_box
 from detcam.auditing.errors import DetectionError
-from detcam.auditing.explainer import ErrorExplainer, ExplainedError
+from detcam.auditing.explainer import ErrorExplainer
 from detcam.auditing.matching import IouType
+from detcam.auditing.proposals import PORTFOLIO
 from detcam.auditing.report import ReportSummary, ReportWriter
 from detcam.auditing.run_state import AuditState
 from detcam.auditing.sentences import case_sentence
@@ -40,8 +42,8 @@ from detcam.utils.hashing import adapter_digest, weights_digest
 
 DEFAULT_BATCH_SIZE = 4
 """Images per forward pass."""
-DEFAULT_METHOD = "probecam"
-"""Default heatmap method: of those compared, the one whose peaks lie on certified causes outside the box."""
+DEFAULT_METHOD = PORTFOLIO
+"""Default: several maps propose evidence, and the smallest region that verification confirms is the cause."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ class Audit:
     @property
     def confirmed(self) -> list[AuditCase]:
         """The cases whose evidence is confirmed as the cause."""
-        return [case for case in self.cases if case.verdict == "confirmed"]
+        return [case for case in self.cases if case.confirmed]
 
 
 def audit(
@@ -168,7 +170,8 @@ def audit(
         quantity: the quantity to explain of background errors, duplicates and missed objects: ``"score"``, ``"logit"``,
             or another one of `detcam.explain`. Verification always uses the score.
         class_map: category name (or id) to the model's class name (or index), where they differ.
-        method: heatmap method, as in `detcam.explain`.
+        method: ``"portfolio"``, which proposes evidence with gradients at several depths and, where they are not
+            confirmed, with coarse-to-fine removal; or a heatmap method, as in `detcam.explain`.
         target_layers: modules or dotted names; None takes the method's default.
         batch_size: images per forward pass; None takes 4.
         device: where the model runs: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``, or ``"auto"``, which is CUDA if
@@ -223,7 +226,7 @@ def audit(
     annotations = prepare_annotations(adapter, annotations, class_map)
     name = model_name or type(adapter.model).__name__
     with on_device(adapter.model, device):
-        cam = make_cam(adapter, method)
+        cam = None if method == PORTFOLIO else make_cam(adapter, method)
         recorded = _recorded_settings(settings, adapter, cam, annotations, name)
         stages = AuditStages(adapter, iou_type == "segm", progress, batch_size or DEFAULT_BATCH_SIZE)
         if out is not None:
@@ -254,12 +257,12 @@ def audit(
 
 
 def _recorded_settings(
-    settings: AuditSettings, adapter: Adapter, cam: BaseCAM, annotations: Annotations, model_name: str
+    settings: AuditSettings, adapter: Adapter, cam: BaseCAM | None, annotations: Annotations, model_name: str
 ) -> dict[str, Any]:
     """The settings that the report shows, and that an audit must share with the one it resumes."""
     return {
         **asdict(settings),
-        "method": cam.name,
+        "method": PORTFOLIO if cam is None else cam.name,
         "layers": list(adapter.layer_names),
         "model": model_name,
         "annotations": annotations.path.name,
@@ -271,7 +274,7 @@ def _recorded_settings(
 
 
 def _run(
-    stages: AuditStages, settings: AuditSettings, cam: BaseCAM, annotations: Annotations
+    stages: AuditStages, settings: AuditSettings, cam: BaseCAM | None, annotations: Annotations
 ) -> tuple[ErrorAnalysis, list[AuditCase], list[ErrorGroup], Annotations]:
     """Run all stages; the annotations returned lack the images that cannot be read."""
     adapter, masks = stages.adapter, settings.iou_type == "segm"

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from detcam.auditing.case import AuditCase
-from detcam.auditing.explainer import ExplainedError
+from detcam.auditing.conclusion import ExplainedError
 from detcam.data.rle import PackedDetections
 from detcam.detections import Detections, Source
 from detcam.utils.files import check_same_settings, is_audit, json_value, replace_file

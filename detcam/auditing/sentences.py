@@ -19,15 +19,33 @@ OUTSIDE_LOCATIONS: tuple[EvidenceLocation, ...] = ("same class", "ring", "scene"
 """Locations outside both the box and the ground-truth object concerned."""
 
 
+MIN_SHARE = 0.9
+"""Minimum share of the evidence on one side of the box's border, from which its location is said to be that side."""
+
+
 def outside_share(case: AuditCase) -> float:
     """Share of the evidence outside the box and the ground-truth object concerned, in [0, 1]."""
     shares = case.evidence_shares or {}
     return sum(shares.get(location, 0.0) for location in OUTSIDE_LOCATIONS)
 
 
-def rests_outside(case: AuditCase) -> bool:
-    """Whether at least half of the evidence lies outside the box and the ground-truth object concerned."""
-    return outside_share(case) >= 0.5
+def is_outside(case: AuditCase) -> bool:
+    """Whether the evidence is confirmed, and lies outside the box and the ground-truth object concerned.
+
+    The evidence is then the part outside alone: the error ends without it, and the part inside alone was too small to
+    matter or did not end the error.
+    """
+    return case.confirmed and outside_share(case) >= MIN_SHARE and not _is_needed_inside(case)
+
+
+def is_inside(case: AuditCase) -> bool:
+    """Whether the evidence is confirmed, and lies in the box or on the ground-truth object concerned."""
+    return case.confirmed and outside_share(case) <= 1 - MIN_SHARE
+
+
+def _is_needed_inside(case: AuditCase) -> bool:
+    """Whether a part inside the box or on the object ends the error alone."""
+    return any(part.needed and part.location not in OUTSIDE_LOCATIONS for part in case.parts)
 
 
 def case_sentence(case: AuditCase) -> str:
@@ -56,14 +74,16 @@ def group_sentence(cases: Sequence[AuditCase], delta_ap: float) -> str:
         "duplicate": plural(count, "duplicate"),
     }[first.type]
     background_type = f" ({first.background_type})" if first.background_type else ""
-    location = "" if first.evidence_location is None else f", evidence {_location(first.evidence_location, cases)}"
-    confirmed = sum(case.verdict == "confirmed" for case in cases)
+    location = ""
+    if first.evidence_location is not None and first.confirmed:
+        location = f", evidence {_location(first.evidence_location, cases)}"
+    confirmed = sum(case.confirmed for case in cases)
     return f"{first.name}: {errors}{background_type}{location}; {confirmed} of {count} confirmed; {cost}"
 
 
-def percent(share: float) -> str:
+def percent(share: float, digits: int = 0) -> str:
     """A share as a percentage: ``42 %``."""
-    return f"{share:.0%}".replace("%", " %")
+    return f"{share:.{digits}%}".replace("%", " %")
 
 
 def _error(case: AuditCase) -> str:
@@ -92,18 +112,29 @@ def _background_type(case: AuditCase) -> str:
 
 
 def _evidence(case: AuditCase) -> str:
-    if case.evidence_shares is None:
+    if case.evidence_shares is None or not case.confirmed:
         return ""
+    size = f"the evidence ({percent(case.evidence_fraction, 1)} of the image)"
     outside = outside_share(case)
-    if rests_outside(case):
+    if is_inside(case):
+        on_object = case.evidence_shares.get("ground truth", 0.0) > 0.5
+        where = "lies on the object" if on_object else "lies in the box"
+    elif outside >= MIN_SHARE:
         main = max(OUTSIDE_LOCATIONS, key=lambda location: (case.evidence_shares or {}).get(location, 0.0))
-        return f"{percent(outside)} of the evidence lies outside the box, most of it {_location(main, [case])}"
-    on_object = case.evidence_shares.get("ground truth", 0.0) > 0
-    return f"{percent(1 - outside)} of the evidence lies in the box" + (" or on the object" if on_object else "")
+        where = f"lies outside the box, most of it {_location(main, [case])}"
+    else:
+        where = f"lies on both sides of the box's border ({percent(outside)} outside)"
+    needed = sum(part.needed for part in case.parts)
+    joint = len(case.parts) - needed
+    further = f"; {plural(needed, 'further region')} needed as well" if needed else ""
+    if joint > 1 and not needed:
+        further = f"; it has {joint} parts, none of which ends the error alone"
+    return f"{size} {where}{further}"
 
 
 def _verification(case: AuditCase) -> str:
-    return f"{case.verdict}: {case.reason}" if case.verdict != "not tested" else case.reason
+    grade = f"{case.verdict}ly confirmed" if case.confirmed else case.verdict
+    return f"{grade}: {case.reason}" if case.verdict != "not tested" else case.reason
 
 
 def _location(location: EvidenceLocation, cases: Sequence[AuditCase]) -> str:

@@ -14,7 +14,8 @@ from detcam.adapters import Adapter
 from detcam.adapters.base import DetectorAdapter
 from detcam.auditing.analysis import ErrorAnalysis
 from detcam.auditing.case import AuditCase
-from detcam.auditing.explainer import ErrorExplainer, ErrorImage, ExplainedError
+from detcam.auditing.conclusion import ExplainedError
+from detcam.auditing.explainer import ErrorExplainer, ErrorImage
 from detcam.auditing.report import ReportWriter
 from detcam.auditing.run_state import AuditState
 from detcam.data.annotations import Annotations

@@ -1,46 +1,73 @@
-"""Verification of evidence by intervention: the evidence, and control regions, are removed from the image."""
+"""Verification of evidence by intervention: the evidence, its parts, and controls are removed from the image."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from detcam.adapters.base import Batch
-from detcam.auditing.case import Intervention, Outcome, Trial, Verdict
-from detcam.auditing.evidence import move_region, region_beside, strongest_regions
+from detcam.auditing.case import Trial
+from detcam.auditing.evidence import move_region, region_beside
+from detcam.auditing.interventions import Interventions, Investigation, Request
 from detcam.auditing.persistence import PersistenceCriterion
-from detcam.perturbation.base import ImageArea, ImageScorer
-from detcam.perturbation.fills import Fill, LinearFill, SurroundingsFill
-from detcam.utils.batching import batch_slices
+from detcam.auditing.proposals import Proposal
+from detcam.auditing.region_search import RegionSearch, TriedRegion, connected_parts, shrink, try_region
+from detcam.auditing.removal_map import removal_map
+from detcam.auditing.verdict import Verdict, decide_verdict
+from detcam.perturbation.base import ImageScorer
+from detcam.perturbation.fills import Fill, LinearFill, RingFill
 
-REGION_SIZES = (0.0015, 0.003, 0.006, 0.0125, 0.025, 0.05, 0.1, 0.2)
-"""Fractions of the image that are removed, strongest evidence first."""
-DEFAULT_REGION_SIZE = 0.03
-"""Fraction of the image shown as evidence if no region size removes the error; the nearest of `REGION_SIZES`."""
 RANDOM_CONTROLS = 2
 """Number of random control regions."""
+MAX_CANDIDATES = 3
+"""Maximum number of regions that are verified with controls; the search goes on while none is confirmed."""
+MAX_PARTS = 3
+"""Maximum number of parts of a region that are removed alone."""
+MAX_FURTHER_PARTS = 2
+"""Maximum number of further regions that are tried as parts of the evidence."""
+REMOVAL_NAME = "coarse-to-fine removal"
 
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """The claim that a heatmap shows the cause of a detection.
+    """The claim that one of several maps shows the cause of a detection.
 
     Attributes:
         case_id: id of the case, the seed of its random controls.
         criterion: decides whether the detection persists.
-        heatmap: (h, w), >= 0, over the area of the network's input that the image covers.
-        box: (h, w) bool, the predicted box in that area.
+        score: the detection's score in the unperturbed image, in [0, 1].
+        proposals: maps of the evidence, the most promising first.
+        box: (h, w) bool, the predicted box in the area of the network's input that the image covers.
+        inside: (h, w) bool, the box and the object that the error concerns.
+        segments: makes the segments (h, w) int64 for coarse-to-fine removal, which proposes evidence if no proposal is
+            confirmed; None leaves it out.
     """
 
     case_id: str
     criterion: PersistenceCriterion
-    heatmap: Tensor
+    score: float
+    proposals: Sequence[Proposal]
     box: Tensor
+    inside: Tensor
+    segments: Callable[[], Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class EvidencePart:
+    """A part of the evidence.
+
+    Attributes:
+        region: (h, w) bool.
+        score: score of the detection without this part alone, in [0, 1].
+        needed: whether the detection ends without this part alone.
+    """
+
+    region: Tensor
+    score: float
+    needed: bool
 
 
 @dataclass(frozen=True)
@@ -49,86 +76,29 @@ class VerificationResult:
 
     Attributes:
         trials: the perturbed images of the evidence region and of its controls.
-        verdict: whether the evidence is confirmed as the cause.
-        reason: the reason for the verdict.
-        evidence: (h, w) bool, the evidence region, over the area of the network's input that the image covers.
+        verdict: grade, effect and reason.
+        proposal: the proposal that the evidence comes from.
+        evidence: (h, w) bool, the evidence region, over the area of the network's input that the image covers: the
+            smallest region whose removal ends the error, if one was found.
+        parts: the connected parts of the evidence, and further parts that are needed; one part if it is connected.
         control: (h, w) bool, the first random control region; None if no position was free.
-        minimal_region_fraction: fraction of the image that the evidence region covers, if its removal ends the error
-            with every fill; else None.
+        ends: whether the error ends without the evidence, with every fill.
         forward_passes: number of perturbed images.
     """
 
     trials: tuple[Trial, ...]
     verdict: Verdict
-    reason: str
+    proposal: Proposal
     evidence: Tensor
+    parts: tuple[EvidencePart, ...]
     control: Tensor | None
-    minimal_region_fraction: float | None
-    forward_passes: int
-
-
-@dataclass(frozen=True)
-class _Perturbation:
-    """A perturbed image: index of its hypothesis, intervention, filled region, index of the fill, and region size."""
-
-    hypothesis: int
-    intervention: Intervention
-    region: Tensor
-    fill: int
-    size_index: int = -1
-
-
-class RegionSizeSearch:
-    """Binary search for the smallest region whose removal ends an error with every fill.
-
-    The search assumes that a larger region removes more. It bisects the sizes with the first fill, tries the other
-    fills at the size found, and larger sizes while the fills disagree.
-
-    Args:
-        size_count: number of region sizes, in increasing order.
-        fill_count: number of fills.
-
-    Attributes:
-        results: score and outcome by size index and fill index.
-    """
-
-    def __init__(self, size_count: int, fill_count: int) -> None:
-        self.size_count, self.fill_count = size_count, fill_count
-        self.results: dict[tuple[int, int], tuple[float, Outcome]] = {}
-        self._too_small, self._sufficient = -1, size_count  # with the first fill
-
-    def next_trials(self) -> list[tuple[int, int]]:
-        """The (size index, fill index) pairs to try next; empty if the search is finished."""
-        for size_index in range(self._too_small + 1, self._sufficient):
-            if (size_index, 0) in self.results:
-                if self._removes(size_index, 0):
-                    self._sufficient = size_index
-                else:
-                    self._too_small = size_index
-        if self._sufficient - self._too_small > 1:
-            # The largest region comes first: if it removes nothing, no smaller one is tried.
-            middle = (self._too_small + self._sufficient) // 2
-            return [(middle if self.results else self.size_count - 1, 0)]
-        if self.minimal_index is not None:
-            return []
-        for size_index in range(self._sufficient, self.size_count):
-            pairs = [(size_index, fill) for fill in range(self.fill_count)]
-            missing = [pair for pair in pairs if pair not in self.results]
-            if missing:
-                return missing
-        return []
+    ends: bool
+    forward_passes: int = 0
 
     @property
-    def minimal_index(self) -> int | None:
-        """Index of the smallest tried region size that ends the error with every fill, or None."""
-        for size_index in range(self.size_count):
-            if all(self._removes(size_index, fill) for fill in range(self.fill_count)):
-                return size_index
-        return None
-
-    def _removes(self, size_index: int, fill: int) -> bool:
-        result = self.results.get((size_index, fill))
-        return result is not None and result[1] != "unchanged"
+    def needed(self) -> Tensor:
+        """(h, w) bool, the evidence region and all further parts that are needed."""
+        return _union(self.evidence, self.parts)
 
 
 class Verifier:
@@ -136,159 +106,152 @@ class Verifier:
 
     Args:
         scorer: the image, prepared for the model; must be used within `detcam.trace.guarded`.
-        fills: replacements of removed pixels; the error must end with each of them. None takes a blur of the
-            surroundings and linear imputation.
-        region_sizes: fractions of the image to try.
+        fills: replacements of removed pixels; the error must end with each of them. None takes linear imputation and
+            the mean of a ring.
     """
 
-    def __init__(
-        self, scorer: ImageScorer, fills: Sequence[Fill] | None = None, region_sizes: Sequence[float] = REGION_SIZES
-    ) -> None:
-        self.scorer = scorer
-        self.area = ImageArea(scorer)
-        self.fills = tuple(fills) if fills is not None else (SurroundingsFill(), LinearFill())
-        self.region_sizes = tuple(sorted(region_sizes))
+    def __init__(self, scorer: ImageScorer, fills: Sequence[Fill] | None = None) -> None:
+        self.interventions = Interventions(scorer, fills if fills is not None else (LinearFill(), RingFill()))
+        self.fill_count = len(self.interventions.fills)
 
     def verify(self, hypotheses: Sequence[Hypothesis]) -> list[VerificationResult]:
         """Verify each hypothesis; without hypotheses no forward pass runs."""
-        if not hypotheses:
-            return []
-        regions = [strongest_regions(hypothesis.heatmap, self.region_sizes) for hypothesis in hypotheses]
-        searches = [RegionSizeSearch(len(self.region_sizes), len(self.fills)) for _ in hypotheses]
-        while perturbations := [
-            _Perturbation(number, "without evidence", regions[number][size_index], fill, size_index)
-            for number, search in enumerate(searches)
-            for size_index, fill in search.next_trials()
-        ]:
-            self._record(searches, perturbations, self._run(hypotheses, perturbations))
-        return self._verify_regions(hypotheses, searches, regions)
+        results = self.interventions.run(
+            [self._investigate(each) for each in hypotheses], [each.criterion for each in hypotheses]
+        )
+        return [replace(result, forward_passes=count) for result, count in results]
 
-    def _verify_regions(
-        self, hypotheses: Sequence[Hypothesis], searches: Sequence[RegionSizeSearch], regions: Sequence[Tensor]
-    ) -> list[VerificationResult]:
-        """Run the missing trials and the controls of the regions that the searches found."""
-        missing: list[_Perturbation] = []
-        controls: list[_Perturbation] = []
-        random_regions: list[Tensor | None] = []
-        for number, (hypothesis, search) in enumerate(zip(hypotheses, searches, strict=True)):
-            size_index = self._evidence_index(search)
-            region = regions[number][size_index]
-            missing += [
-                _Perturbation(number, "without evidence", region, fill, size_index)
-                for fill in range(len(self.fills))
-                if (size_index, fill) not in search.results
-            ]
-            perturbations, random_region = self._controls(number, hypothesis, region, search)
-            controls += perturbations
-            random_regions.append(random_region)
-        results = self._run(hypotheses, [*missing, *controls])
-        self._record(searches, missing, results[: len(missing)])
-        control_trials: list[list[Trial]] = [[] for _ in hypotheses]
-        for perturbation, result in zip(controls, results[len(missing) :], strict=True):
-            trial = Trial(perturbation.intervention, self.fills[perturbation.fill].name, *result)
-            control_trials[perturbation.hypothesis].append(trial)
-        return [
-            self._result(search, regions[number], random_regions[number], control_trials[number])
-            for number, search in enumerate(searches)
-        ]
+    def _investigate(self, hypothesis: Hypothesis) -> Investigation[VerificationResult]:
+        """Verify regions of increasing size until one is confirmed; without any, coarse-to-fine removal proposes."""
+        result = yield from self._verify_proposals(hypothesis, hypothesis.proposals)
+        if result is not None and result.verdict.grade in ("strong", "weak"):
+            return result
+        if hypothesis.segments is not None:
+            heatmap = yield from removal_map(hypothesis.segments(), hypothesis.box, hypothesis.score)
+            removal = yield from self._verify_proposals(hypothesis, [Proposal(REMOVAL_NAME, heatmap)])
+            if removal is not None and (result is None or removal.ends >= result.ends):
+                result = removal
+        return result if result is not None else _without_evidence(hypothesis)
 
-    def _record(
-        self,
-        searches: Sequence[RegionSizeSearch],
-        perturbations: Sequence[_Perturbation],
-        results: Sequence[tuple[float, Outcome]],
-    ) -> None:
-        for each, result in zip(perturbations, results, strict=True):
-            searches[each.hypothesis].results[each.size_index, each.fill] = result
+    def _verify_proposals(
+        self, hypothesis: Hypothesis, proposals: Sequence[Proposal]
+    ) -> Investigation[VerificationResult | None]:
+        """The first confirmed region of some proposals, or the best attempt; None if all maps are empty."""
+        search = RegionSearch([each.heatmap for each in proposals], hypothesis.box, self.fill_count)
+        best: VerificationResult | None = None
+        for _ in range(MAX_CANDIDATES):
+            found = yield from search.next_region()
+            if found is None:
+                break
+            result = yield from self._verify_region(hypothesis, proposals[found.map_index], found, search)
+            if best is None or result.verdict.effect > best.verdict.effect:
+                best = result
+            if result.verdict.grade in ("strong", "weak"):
+                break
+        attempt = search.strongest_attempt()
+        if best is None and attempt is not None:
+            best = yield from self._verify_region(hypothesis, proposals[attempt.map_index], attempt, search)
+        return best
 
-    def _result(
-        self, search: RegionSizeSearch, regions: Tensor, control: Tensor | None, control_trials: Sequence[Trial]
-    ) -> VerificationResult:
-        size_index = self._evidence_index(search)
-        trials = [
-            Trial("without evidence", fill.name, *search.results[size_index, number])
-            for number, fill in enumerate(self.fills)
-        ]
-        trials += control_trials
-        verdict, reason = decide_verdict(trials)
-        evidence = regions[size_index]
-        fraction = None if search.minimal_index is None else float(evidence.float().mean())
-        forward_passes = len(search.results) + len(control_trials)
-        return VerificationResult(tuple(trials), verdict, reason, evidence, control, fraction, forward_passes)
-
-    def _evidence_index(self, search: RegionSizeSearch) -> int:
-        """Index of the region size that is reported as the evidence."""
-        if search.minimal_index is not None:
-            return search.minimal_index
-        sizes = self.region_sizes
-        return min(range(len(sizes)), key=lambda index: abs(sizes[index] - DEFAULT_REGION_SIZE))
-
-    def _controls(
-        self, number: int, hypothesis: Hypothesis, region: Tensor, search: RegionSizeSearch
-    ) -> tuple[list[_Perturbation], Tensor | None]:
-        """The perturbed images that test whether the region is specific, and the first random control region."""
+    def _verify_region(
+        self, hypothesis: Hypothesis, proposal: Proposal, tried: TriedRegion, search: RegionSearch
+    ) -> Investigation[VerificationResult]:
+        """Reduce a region to the part that is needed, find further parts, and run the controls."""
+        parts: list[EvidencePart] = []
+        if tried.ends:
+            tried, parts = yield from self._separate_parts(tried, hypothesis.inside)
+            tried = yield from shrink(tried, self.fill_count)
+            parts += yield from self._further_parts(tried, parts, search)
+        area = tried.region
+        excluded = _union(area, parts)
         seed = int.from_bytes(hashlib.sha256(hypothesis.case_id.encode()).digest()[:7], "big")
         generator = torch.Generator().manual_seed(seed)
-        fills = range(len(self.fills))
-        perturbations = [_Perturbation(number, "only evidence", ~region, fill) for fill in fills]
-        drawn = [move_region(region, generator) for _ in range(RANDOM_CONTROLS)]
+        drawn = [move_region(area, generator, excluded) for _ in range(RANDOM_CONTROLS)]
         random_regions = [each for each in drawn if each is not None]
-        if search.minimal_index is not None:  # controls are pointless if removing the evidence has no effect
-            perturbations += [
-                _Perturbation(number, "random control", each, index % len(fills))
-                for index, each in enumerate(random_regions)
-            ]
-            beside = region_beside(region, hypothesis.box, generator)
-            if beside is not None:
-                perturbations += [_Perturbation(number, "box control", beside, fill) for fill in fills]
-        return perturbations, random_regions[0] if random_regions else None
+        trials = [*tried.trials]
+        trials += yield [
+            Request("random control", each, index % self.fill_count) for index, each in enumerate(random_regions)
+        ]
+        further = yield from self._box_controls(area, excluded, hypothesis.box, generator, trials)
+        parts += further
+        verdict = decide_verdict(hypothesis.score, trials, float(area.float().mean()), parts_needed=len(further))
+        control = random_regions[0] if random_regions else None
+        return VerificationResult(tuple(trials), verdict, proposal, area, tuple(parts), control, tried.ends)
 
-    def _run(
-        self, hypotheses: Sequence[Hypothesis], perturbations: Sequence[_Perturbation]
-    ) -> list[tuple[float, Outcome]]:
-        """Score and outcome of the detection in each perturbed image."""
-        results: list[tuple[float, Outcome]] = []
-        for part in batch_slices(len(perturbations), self.scorer.images_per_pass) if perturbations else ():
-            chunk = perturbations[part]
+    def _box_controls(
+        self, region: Tensor, excluded: Tensor, box: Tensor, generator: torch.Generator, trials: list[Trial]
+    ) -> Investigation[list[EvidencePart]]:
+        """Remove another region of the box with every fill, and add the trials.
 
-            def evaluate(raw: Any, batch: Batch, chunk: Sequence[_Perturbation] = chunk) -> Tensor:
-                outputs = self.scorer.adapter.outputs(raw, batch)
-                results.extend(
-                    hypotheses[each.hypothesis].criterion.evaluate(output)
-                    for each, output in zip(chunk, outputs, strict=True)
-                )
-                return torch.zeros(len(chunk), 1)
+        A region that ends the detection is a further part of the evidence, not a control: another one is drawn.
+        """
+        parts: list[EvidencePart] = []
+        for _ in range(MAX_FURTHER_PARTS):
+            beside = region_beside(region, box, generator, excluded)
+            if beside is None:
+                break
+            made = yield [Request("box control", beside, fill) for fill in range(self.fill_count)]
+            if any(trial.outcome == "unchanged" for trial in made):
+                trials += made
+                break
+            parts.append(EvidencePart(beside, max(trial.score for trial in made), needed=True))
+            excluded = excluded | beside
+        return parts
 
-            self.scorer.score(self._perturb(chunk), evaluate)
-        return results
+    def _separate_parts(
+        self, tried: TriedRegion, inside: Tensor
+    ) -> Investigation[tuple[TriedRegion, list[EvidencePart]]]:
+        """Remove the connected parts of a region alone, and its parts inside and outside the box.
 
-    def _perturb(self, perturbations: Sequence[_Perturbation]) -> Tensor:
-        """The network inputs (K, C, H, W) of perturbed images."""
-        inputs = self.scorer.batch.inputs.repeat(len(perturbations), 1, 1, 1)
-        for number, fill in enumerate(self.fills):
-            rows = [row for row, each in enumerate(perturbations) if each.fill == number]
-            if rows:
-                removed = torch.stack([perturbations[row].region for row in rows]).to(inputs.device)
-                inputs[rows, :, self.area.rows, self.area.columns] = fill(self.area.image, removed)
-        return inputs
+        Returns:
+            The smallest part that ends the detection alone, or the region; and all parts.
+        """
+        region = tried.region
+        pieces = _distinct([region & inside, region & ~inside, *connected_parts(region)], region)[:MAX_PARTS]
+        alone = []
+        for piece in pieces:
+            alone.append((yield from try_region(piece, self.fill_count, tried.map_index)))
+        parts = [EvidencePart(each.region, each.score, each.ends) for each in alone]
+        sufficient = [each for each in alone if each.ends]
+        if sufficient:
+            tried = min(sufficient, key=lambda each: int(each.region.sum()))
+            parts = [part for part in parts if part.needed and not bool((part.region & tried.region).any())]
+        return tried, parts
+
+    def _further_parts(
+        self, tried: TriedRegion, parts: Sequence[EvidencePart], search: RegionSearch
+    ) -> Investigation[list[EvidencePart]]:
+        """Regions of the same size elsewhere in the maps that end the detection as well."""
+        further: list[EvidencePart] = []
+        regions = search.regions_outside(_union(tried.region, parts), int(tried.region.sum()))
+        for region in regions[:MAX_FURTHER_PARTS]:
+            if any(bool((part.region & region).any()) for part in further):
+                continue
+            other = yield from try_region(region, self.fill_count)
+            if other.ends:
+                further.append(EvidencePart(region, other.score, needed=True))
+        return further
 
 
-def decide_verdict(trials: Sequence[Trial]) -> tuple[Verdict, str]:
-    """Decide whether trials confirm the evidence as the cause, and give the reason."""
-    without = [trial for trial in trials if trial.intervention == "without evidence"]
-    if not without:
-        return "not tested", "no region was removed"
-    persisting = [trial for trial in without if trial.outcome == "unchanged"]
-    if persisting:
-        first = persisting[0]
-        return "unconfirmed", f"persists without the evidence (score {first.score:.2f}, {first.fill} fill)"
-    controls = [trial for trial in trials if trial.intervention in ("random control", "box control")]
-    failed = [trial for trial in controls if trial.outcome != "unchanged"]
-    if failed:
-        random_control = failed[0].intervention == "random control"
-        region = "a random region" if random_control else "another part of the box"
-        return "unconfirmed", f"{failed[0].outcome} without {region} of the same size as well"
-    if not controls:
-        return "unconfirmed", "no control: the image has no other region of the evidence's size"
-    outcomes = " or ".join(dict.fromkeys(trial.outcome for trial in without))
-    return "confirmed", f"{outcomes} without the evidence, unchanged in {len(controls)} controls of the same size"
+def _union(region: Tensor, parts: Sequence[EvidencePart]) -> Tensor:
+    """(h, w) bool, a region and all parts."""
+    return torch.stack([region, *(part.region for part in parts)]).any(0)
+
+
+def _distinct(pieces: Iterable[Tensor], region: Tensor) -> list[Tensor]:
+    """The pieces that are neither empty, nor small, nor nearly the region itself, nor a repetition."""
+    size = int(region.sum())
+    kept: list[Tensor] = []
+    for piece in pieces:
+        count = int(piece.sum())
+        if 0.1 * size <= count <= 0.9 * size and not any(bool((piece == other).all()) for other in kept):
+            kept.append(piece)
+    return kept
+
+
+def _without_evidence(hypothesis: Hypothesis) -> VerificationResult:
+    """The result if no map has any evidence."""
+    empty = torch.zeros_like(hypothesis.box)
+    name = hypothesis.proposals[0].name if hypothesis.proposals else ""
+    verdict = Verdict("not tested", float("nan"), "no region was removed: the maps are empty")
+    return VerificationResult((), verdict, Proposal(name, empty.float()), empty, (), None, ends=False)

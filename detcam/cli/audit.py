@@ -72,7 +72,7 @@ class AuditOptions(FilterOptions):
         float, option(TARGETS, "0..1", "Maximum IoU of a background error.", min=0.001, max=1)
     ] = 0.1
     iou_type: Annotated[str, option(TARGETS, "bbox|segm", "Match boxes (bbox) or masks (segm).")] = "bbox"
-    method: Method = "probecam"
+    method: Method = "portfolio"
     target_layer: TargetLayer = None
     batch_size: BatchSize = None
     out: Out = Path("report")
@@ -124,7 +124,7 @@ def print_summary(audit: Audit) -> None:
     table = make_table("error", *columns, right=columns)
     for error_type in ERROR_TYPES:
         cases = [case for case in audit.explained if case.type == error_type]
-        confirmed = "-" if error_type == "missed" else str(sum(case.verdict == "confirmed" for case in cases))
+        confirmed = "-" if error_type == "missed" else str(sum(case.confirmed for case in cases))
         delta_ap = f"{analysis.delta_ap.by_type[error_type]:.3f}"
         table.add_row(error_type, str(counts[error_type]), delta_ap, str(len(cases)), confirmed)
     console.print(f"average precision {analysis.average_precision:.3f}\n")

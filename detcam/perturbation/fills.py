@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -13,9 +14,12 @@ from torch.nn import functional as F
 from detcam.outputs import work_dtype
 from detcam.perturbation.harmonic_solver import harmonic_fill
 from detcam.utils.filters import blur
+from detcam.utils.opencv import cv2
 
 DEFAULT_BLUR = 0.045
 """Standard deviation of the blur as a fraction of the image's longer side: 10 pixels of 224."""
+RING_WIDTH = 0.35
+"""Width of the ring whose mean color fills a region, relative to the square root of the region's area."""
 MAX_BLUR_SIDE = 160
 """Maximum longer side, in pixels, at which the blur of the surroundings is computed."""
 
@@ -130,6 +134,44 @@ def _blurred_surroundings(image: Tensor, mask: Tensor) -> Tensor:
     return F.interpolate(colors[None], (height, width), mode="bilinear", align_corners=False)[0]
 
 
+class RingFill(Fill):
+    """The mean color of a ring around each connected part of the removed pixels.
+
+    The ring's width is `RING_WIDTH` of the square root of the part's area. If no pixel of the ring remains, the fill is
+    the mean color of all remaining pixels; if none remains, of the image.
+    """
+
+    name = "ring"
+
+    def __call__(self, images: Tensor, removed: Tensor) -> Tensor:
+        check_masks(images, removed)
+        filled = images.expand(len(removed), -1, -1, -1).clone()
+        for image, mask in zip(filled, removed, strict=True):
+            kept = ~mask
+            original = image.clone()
+            for part, ring in _parts_with_rings(mask.cpu().numpy()):
+                ring_pixels = torch.from_numpy(ring).to(mask.device) & kept
+                source = ring_pixels if bool(ring_pixels.any()) else (kept if bool(kept.any()) else ~kept)
+                mean = original[:, source].to(work_dtype(original)).mean(1, keepdim=True)
+                image[:, torch.from_numpy(part).to(mask.device)] = mean.to(image.dtype)
+        return filled
+
+
+def _parts_with_rings(mask: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Each connected part of a mask (h, w) bool, and the pixels around it, as masks (h, w) bool."""
+    count, parts, statistics, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8))
+    for number in range(1, count):
+        left, top, width, height, area = statistics[number].tolist()
+        margin = max(2, round(RING_WIDTH * area**0.5))
+        rows = slice(max(top - margin, 0), top + height + margin)
+        columns = slice(max(left - margin, 0), left + width + margin)
+        part, ring = np.zeros_like(mask), np.zeros_like(mask)
+        part[rows, columns] = parts[rows, columns] == number
+        kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * margin + 1, 2 * margin + 1))
+        ring[rows, columns] = cv2.dilate(part[rows, columns].astype(np.uint8), kernel) > 0
+        yield part, ring & ~part
+
+
 class MeanFill(UniformFill):
     """The mean color of the image."""
 
@@ -166,16 +208,26 @@ class LinearFill(Fill):
         self.seed = seed
 
     def __call__(self, images: Tensor, removed: Tensor) -> Tensor:
+        return self._fill(images, removed, self._noise(images))
+
+    def for_image(self, image: Tensor) -> Callable[[Tensor], Tensor]:
+        noise = self._noise(image)
+        return lambda removed: self._fill(image, removed, noise)
+
+    def _noise(self, images: Tensor) -> Tensor | None:
+        """The noise (C, h, w), which is the same for every image; None if there is none."""
+        if not self.noise:
+            return None
+        generator = torch.Generator().manual_seed(self.seed)
+        return self.noise * torch.randn(images.shape[1:], generator=generator, dtype=work_dtype(images)).to(images)
+
+    def _fill(self, images: Tensor, removed: Tensor, noise: Tensor | None) -> Tensor:
         check_masks(images, removed)
         whole = removed.flatten(1).all(1)
         filled = harmonic_fill(images, removed & ~whole[:, None, None])
         if whole.any():
             filled[whole] = MeanFill()(images.expand(len(removed), -1, -1, -1)[whole], removed[whole])
-        if not self.noise:
-            return filled
-        generator = torch.Generator().manual_seed(self.seed)
-        noise = torch.randn(filled.shape[1:], generator=generator, dtype=work_dtype(filled)).to(filled)
-        return torch.where(removed[:, None], filled + self.noise * noise, filled)
+        return filled if noise is None else torch.where(removed[:, None], filled + noise, filled)
 
 
 FILLS: dict[str, type[Fill]] = {fill.name: fill for fill in (BlurFill, MeanFill, LinearFill)}

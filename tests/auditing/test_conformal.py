@@ -96,7 +96,11 @@ def test_pooled_features_are_the_mean_over_the_box() -> None:
 
 def explained(case: AuditCase, location: EvidenceLocation) -> AuditCase:
     return replace(
-        case, evidence_shares={each: float(each == location) for each in EVIDENCE_LOCATIONS}, evidence_location=location
+        case,
+        evidence_shares={each: float(each == location) for each in EVIDENCE_LOCATIONS},
+        evidence_location=location,
+        verdict="strong",
+        reason="vanished",
     )
 
 
@@ -130,6 +134,9 @@ def test_hidden_boats_are_distinguished_from_wakes(tmp_path: Path) -> None:
     elsewhere = {at: explained(case, "ring") for at, case in cases.items()}
     types = BackgroundClassifier(adapter, analysis, found, truth, 0.3, 4).classify(elsewhere)
     assert {background_type for background_type, _ in types.values()} == {"context"}
+    untested = {at: replace(case, verdict="not confirmed") for at, case in elsewhere.items()}
+    types = BackgroundClassifier(adapter, analysis, found, truth, 0.3, 4).classify(untested)
+    assert {types[at][0] for at in cases if not hidden[at]} <= {None, "missing annotation"}, "no context without a test"
     few = analyze_errors(found[:2], truth[:2])
     some = {at: case_of(at, error.label) for at, error in enumerate(few) if error.type == "background"}
     types = BackgroundClassifier(adapter, few, found[:2], truth[:2], 0.3, 4).classify(

@@ -117,23 +117,24 @@ def case(number: int, **options: object) -> AuditCase:
         ground_truth=None,
         delta_ap=0.0,
         evidence_location="ring",
-        verdict="confirmed",
+        verdict="strong",
     )
     return replace(plain, **options)  # type: ignore[arg-type]
 
 
 def test_errors_with_similar_evidence_form_a_group() -> None:
     one, other = np.array([1.0, 0.0, 0.0]), np.array([0.0, 1.0, 0.0])
-    cases = [case(0), case(1), case(2), case(3, evidence_location="scene"), case(4, verdict="unconfirmed"), case(5)]
-    features = [one, other, one + 0.1 * other, one, other * 3, None]
+    cases = [case(0), case(1), case(2), case(3, evidence_location="scene"), case(4, verdict="weak"), case(5)]
+    cases.append(case(6, verdict="not confirmed"))
+    features = [one, other, one + 0.1 * other, one, other * 3, None, other]
     groups = group_cases(cases, features, lambda members: 0.1 if 1 in members else 0.01 * len(members))
     found = [sorted(members) for _, members in groups]
-    assert found == [[1, 4], [0, 2], [3], [5]], "by cost; another location, and missing features, form other groups"
+    assert found == [[1, 4], [0, 2], [3], [5], [6]], "by cost; other locations and missing features apart"
     first = groups[0][0]
-    assert first.number == 0 and first.delta_ap == 0.1 and first.confirmed_count == 1
+    assert first.number == 0 and first.delta_ap == 0.1 and first.confirmed_count == 2
     assert (
         first.sentence
-        == "cat: 2 background errors, evidence in the ring around the box; 1 of 2 confirmed; delta AP 0.100"
+        == "cat: 2 background errors, evidence in the ring around the box; 2 of 2 confirmed; delta AP 0.100"
     )
     true = GroundTruthObject(BOX, 1, "dog", 0.9, 3)
     split = [

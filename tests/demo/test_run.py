@@ -119,7 +119,7 @@ def test_audit_report_confirms_the_wakes(output: DemoOutput) -> None:
         assert any(
             draw_scene(seed).object(item.wake).mask[y, x] for item in output.false_positives if item.seed == seed
         )
-        assert (case["verdict"], case["background_type"]) == ("confirmed", "context")
+        assert (case["verdict"] in ("strong", "weak"), case["background_type"]) == (True, "context")
     assert f"confirms {len(cases)} of {len(cases)} causes" in output.text
     assert all(f"{group['sentence']}." in output.text for group in audit["groups"][:3])
     assert "report/index.html" in output.text and (output.folder / "report" / "index.html").exists()

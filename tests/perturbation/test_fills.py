@@ -9,7 +9,7 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 from torch.nn import functional as F
 
-from detcam.perturbation.fills import DEFAULT_BLUR, BlurFill, LinearFill, MeanFill, SurroundingsFill, fill_of
+from detcam.perturbation.fills import DEFAULT_BLUR, BlurFill, LinearFill, MeanFill, RingFill, SurroundingsFill, fill_of
 from detcam.perturbation.harmonic_solver import Multigrid, harmonic_fill, solve_by_factorization
 
 
@@ -230,3 +230,27 @@ def test_a_fill_from_the_surroundings_ignores_removed_pixels() -> None:
     torch.testing.assert_close(
         SurroundingsFill()(blue, torch.ones_like(removed)), torch.tensor([0, 0, 0.25])[:, None, None].expand_as(blue)
     )
+
+
+def test_ring_fill_is_the_mean_of_a_ring_around_each_part() -> None:
+    image = torch.rand(1, 3, 40, 50, generator=torch.Generator().manual_seed(0))
+    removed = torch.zeros(1, 40, 50, dtype=torch.bool)
+    removed[0, 5:11, 5:11], removed[0, 30:40, 40:50] = True, True
+    filled = RingFill()(image, removed)
+    assert torch.equal(filled[:, :, ~removed[0]], image[:, :, ~removed[0]])
+    for top, left, side in ((5, 5, 6), (30, 40, 10)):
+        width = max(2, round(0.35 * side))
+        ring = torch.zeros(40, 50, dtype=torch.bool)
+        for row in range(40):  # every kept pixel whose ellipse of that width reaches the part
+            for column in range(50):
+                dy = max(top - row, row - (top + side - 1), 0)
+                dx = max(left - column, column - (left + side - 1), 0)
+                ring[row, column] = not removed[0, row, column] and dy**2 + dx**2 <= width**2
+        expected = image[0][:, ring].mean(1)
+        part = filled[0, :, top : top + side, left : left + side]
+        assert bool((part == part[:, :1, :1]).all())
+        torch.testing.assert_close(part[:, 0, 0], expected, atol=0.02, rtol=0)
+    whole = torch.ones(1, 40, 50, dtype=torch.bool)
+    torch.testing.assert_close(RingFill()(image, whole)[0, :, 0, 0], image[0].mean((1, 2)))
+    bound = LinearFill(noise=0.1).for_image(image)
+    torch.testing.assert_close(bound(removed), LinearFill(noise=0.1)(image, removed), atol=0, rtol=0)

@@ -6,7 +6,8 @@ const $ = (id) => document.getElementById(id);
 
 const TYPES = ["classification", "localization", "both", "duplicate", "background", "missed"];
 const EVIDENCE_LOCATIONS = ["predicted box", "ground truth", "same class", "ring", "scene"];
-const VERDICTS = ["confirmed", "unconfirmed", "not tested"];
+const CONFIRMED = ["strong", "weak"];
+const VERDICTS = ["strong", "weak", "not confirmed", "not tested"];
 const LOCATION_TEXTS = {
   "predicted box": "predicted box",
   "ground truth": "ground truth",

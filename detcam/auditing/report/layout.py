@@ -20,6 +20,7 @@ CASE_FILES = {
     "thumbnail": ".thumbnail.jpg",
     "heatmap": ".heatmap.png",
     "evidence": ".evidence.png",
+    "needed": ".needed.png",
     "control": ".control.png",
 }
 MAX_STEM_LENGTH = 60

@@ -14,7 +14,7 @@ function showOverview() {
 
 function showFigures() {
   const explained = data.cases.filter((item) => item.method).length;
-  const confirmed = data.cases.filter((item) => item.verdict === "confirmed").length;
+  const confirmed = data.cases.filter((item) => CONFIRMED.includes(item.verdict)).length;
   const missed = data.cases.filter((item) => item.type === "missed").length;
   const figures = [
     ["AP at IoU " + digits(data.iou_threshold, 2), digits(data.average_precision, 3), "COCO average precision, mean over classes"],
@@ -23,7 +23,7 @@ function showFigures() {
     ["false positives", count(data.false_positive_count)],
     ["missed objects", count(missed)],
     ["explained", count(explained), "errors with an explanation; the list below contains all errors"],
-    ["confirmed", count(confirmed), "the error disappears without the evidence, with every fill, and persists with every control region"],
+    ["confirmed", count(confirmed), "the error ends without the evidence, with every fill, and control regions of the same size cost much less"],
   ];
   $("figures").append(el("dl", {class: "figures"}, figures.map(([name, value, title]) =>
     el("div", {title}, el("dt", {}, name), el("dd", {}, value)))));

@@ -20,7 +20,17 @@ from detcam.visualize.overlay import DEFAULT_COLORMAP, OVERLAY_ALPHA
 TEMPLATE = "page.html"
 STYLE = "page.css"
 SCRIPTS = ("dom.js", "overview.js", "list.js", "viewer.js", "case.js", "main.js")
-OPTIONAL_FIELDS = ("question", "method", "trials", "reason", "failure_stage", "evidence_comparison", "sentence")
+OPTIONAL_FIELDS = (
+    "proposal",
+    "parts",
+    "question",
+    "method",
+    "trials",
+    "reason",
+    "failure_stage",
+    "evidence_comparison",
+    "sentence",
+)
 COLORS = 33  # samples of the color map, between which the page interpolates
 
 

@@ -10,14 +10,14 @@ from typing import Any
 from detcam.auditing.analysis import ClassSummary, ErrorAnalysis
 from detcam.auditing.case import AuditCase, ErrorGroup
 from detcam.auditing.errors import ErrorType
-from detcam.auditing.sentences import rests_outside
+from detcam.auditing.sentences import is_outside
 from detcam.data.annotations import Annotations
 from detcam.data.issues import DataIssues
 from detcam.utils.files import json_value
 from detcam.utils.version import __version__
 
 AUDIT_SCHEMA = "detcam/audit"
-AUDIT_VERSION = 2
+AUDIT_VERSION = 3
 
 
 HEADER = (
@@ -143,22 +143,26 @@ class ReportSummary:
         """Summarize the audit in sentences, the most important first."""
         explained = [case for case in self.cases if case.is_false_positive and case.evidence_shares is not None]
         lines = [self._false_positives()]
-        if explained:
-            outside = sum(rests_outside(case) for case in explained)
-            verb = "has most of its" if outside == 1 else "have most of their"
-            lines.append(f"{outside} of {len(explained)} explained false positives {verb} evidence outside the box.")
+        tested = [case for case in explained if case.verdict != "not tested"]
+        if tested:
+            confirmed = [case for case in tested if case.confirmed]
+            strong = sum(case.verdict == "strong" for case in confirmed)
+            verb = "has a confirmed cause" if len(confirmed) == 1 else "have a confirmed cause"
+            lines.append(
+                f"{len(confirmed)} of {len(tested)} explained false positives {verb}, {strong} of them strongly."
+            )
+            outside = sum(is_outside(case) for case in confirmed)
+            if outside:
+                lines.append(
+                    f"{outside} of these {len(confirmed)} {'lies' if outside == 1 else 'lie'} outside the box: the "
+                    f"detection{' ends' if outside == 1 else 's end'} without a region outside."
+                )
         background = [case for case in explained if case.background_type is not None]
         unannotated = sum(case.background_type == "missing annotation" for case in background)
         if unannotated:
             lines.append(
                 f"{unannotated} of {len(background)} explained background errors may be missing annotations: check "
                 "them before you count them as errors."
-            )
-        tested = [case for case in self.cases if case.verdict != "not tested"]
-        if tested:
-            confirmed = sum(case.verdict == "confirmed" for case in tested)
-            lines.append(
-                f"{confirmed} of {len(tested)} tested explanations {'is' if confirmed == 1 else 'are'} confirmed."
             )
         return lines
 

@@ -82,10 +82,13 @@ class ReportWriter:
         color = images.TRUTH_COLOR if case.type == "missed" else images.BOX_COLOR
         contents = {"thumbnail": images.thumbnail_jpeg(image, case.box_xyxy, maps, color)}
         if maps is not None:
-            for kind, values in (("heatmap", maps.heatmap), ("evidence", maps.evidence), ("control", maps.control)):
+            regions = {"evidence": maps.evidence, "needed": maps.needed, "control": maps.control}
+            for kind, values in {"heatmap": maps.heatmap, **regions}.items():
                 _check_map(kind, values, case.image_size_hw)
             contents["heatmap"] = images.heatmap_png(maps.heatmap)
             contents["evidence"] = images.mask_png(maps.evidence)
+            if not np.array_equal(maps.needed, maps.evidence):
+                contents["needed"] = images.mask_png(maps.needed)
             if maps.control is not None:
                 contents["control"] = images.mask_png(maps.control)
         for kind in layout.CASE_FILES:
@@ -142,7 +145,7 @@ class ReportWriter:
         """Return SVG paths around evidence and control region, by case id."""
         outlines: dict[str, dict[str, str]] = {}
         for case, entry in zip(summary.cases, audit["cases"], strict=True):
-            for kind in ("evidence", "control"):
+            for kind in ("evidence", "needed", "control"):
                 if entry["files"][kind]:
                     path = images.region_outline(self.out / entry["files"][kind], case.image_size_hw)
                     outlines.setdefault(case.id, {})[kind] = path

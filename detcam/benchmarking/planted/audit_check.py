@@ -16,8 +16,9 @@ from torch import Tensor
 from detcam.adapters import Adapter
 from detcam.auditing.analysis import analyze_errors
 from detcam.auditing.case import EVIDENCE_LOCATIONS, EvidenceLocation
+from detcam.auditing.conclusion import ExplainedError
 from detcam.auditing.evidence import box_region, location_regions, location_shares, move_region
-from detcam.auditing.explainer import ErrorExplainer, ErrorImage, ExplainedError, object_regions
+from detcam.auditing.explainer import ErrorExplainer, ErrorImage, object_regions
 from detcam.auditing.pipeline import unexplained_case
 from detcam.benchmarking.planted.cases import PlantedCase
 from detcam.benchmarking.planted.certification import DETECTION_THRESHOLD
@@ -41,7 +42,7 @@ class AuditCheck:
         confirmed: whether the audit confirms its evidence as the cause.
         on_cause: whether the evidence overlaps the cause.
         false_causes: number of false causes that the audit verified.
-        false_causes_confirmed: number of false causes that the audit confirmed.
+        false_causes_confirmed: number of false causes that the audit confirmed strongly.
         passes: number of images that the network processed for heatmap, verification and controls.
     """
 
@@ -68,12 +69,12 @@ class _PrecomputedMaps:
         return [SimpleNamespace(heatmaps=torch.stack(list(self.heatmaps)))]
 
 
-def check_audit(adapter: Adapter, cam: BaseCAM, case: PlantedCase, first_label: int) -> AuditCheck | None:
+def check_audit(adapter: Adapter, cam: BaseCAM | None, case: PlantedCase, first_label: int) -> AuditCheck | None:
     """Audit a case, then verify false causes in the same way.
 
     Args:
         adapter: adapter of the detector.
-        cam: method of the audit.
+        cam: method of the audit; None takes the portfolio.
         case: certified error.
         first_label: the detector's label of the first class.
 
@@ -88,7 +89,7 @@ def check_audit(adapter: Adapter, cam: BaseCAM, case: PlantedCase, first_label: 
     heatmap, evidence = torch.zeros(case.cause.shape), torch.zeros_like(case.cause)
     if explained.maps is not None:
         heatmap = torch.from_numpy(np.asarray(explained.maps.heatmap)).float()
-        evidence = torch.from_numpy(np.asarray(explained.maps.evidence))
+        evidence = torch.from_numpy(np.asarray(explained.maps.needed))
     truth = image.ground_truth
     locations = location_regions(
         truth.image_size_hw, explained.case.box_xyxy, *object_regions(image.errors[0], truth, masks=False)
@@ -102,10 +103,10 @@ def check_audit(adapter: Adapter, cam: BaseCAM, case: PlantedCase, first_label: 
         measure_hit(heatmap, *case.parts),
         explained.case.evidence_location,
         max(EVIDENCE_LOCATIONS, key=cause_shares.__getitem__),
-        explained.case.verdict == "confirmed",
+        explained.case.confirmed,
         bool((evidence & case.cause).any()),
         len(regions),
-        verdicts.count("confirmed"),
+        sum(verdict == "strong" for verdict in verdicts),
         explained.case.forward_passes,
     )
 
@@ -129,7 +130,7 @@ def false_causes(case: PlantedCase) -> list[Tensor]:
     return regions
 
 
-def _examine(adapter: Adapter, cam: BaseCAM, image: ErrorImage) -> ExplainedError:
+def _examine(adapter: Adapter, cam: BaseCAM | None, image: ErrorImage) -> ExplainedError:
     return ErrorExplainer(adapter, cam, adapter.names, DETECTION_THRESHOLD).explain([image])[0][0]
 
 

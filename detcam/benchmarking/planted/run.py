@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from detcam.adapters import Adapter
-from detcam.auditing.pipeline import DEFAULT_METHOD
 from detcam.benchmarking.controls import fill_region
 from detcam.benchmarking.planted.audit_check import AuditCheck, check_audit
 from detcam.benchmarking.planted.cases import SEED_SETS, PlantedCase, SeedSet
@@ -180,9 +179,8 @@ class _ScenarioRun:
             store.put(row, *key, "method", name, save=False)
         if needs_audit:
             self.bar.restart(f"{' '.join(key)}: audit")
-            cam = make_cam(adapter, DEFAULT_METHOD)
             with _no_warnings():
-                checks = [check_audit(adapter, cam, case, self.family.first_label) for case in cases]
+                checks = [check_audit(adapter, None, case, self.family.first_label) for case in cases]
             store.put(_summarize_audit(*key, [check for check in checks if check is not None]), *key, "audit")
 
     def _adapter(self, *, twin: bool = False) -> Adapter:

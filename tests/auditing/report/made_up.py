@@ -15,12 +15,13 @@ from detcam.auditing.case import (
     AuditCase,
     Box,
     CaseMaps,
+    CasePart,
     ErrorGroup,
     EvidenceLocation,
+    Grade,
     GroundTruthObject,
     Intervention,
     Trial,
-    Verdict,
 )
 from detcam.auditing.errors import ERROR_TYPES, ErrorType
 from detcam.auditing.report import ReportSummary, ReportWriter
@@ -30,9 +31,9 @@ from detcam.synthetic.harbor import DEMO_NAMES, HarborScene, draw_scene
 
 NAMES = dict(enumerate(DEMO_NAMES))
 HOSTILE = '</script><script>window.hacked = 1</script><img src=x onerror="window.hacked=1"> \'ü→中 & "quoted"'
-REASONS: dict[Verdict, str] = {
-    "confirmed": "absent without the evidence with both fills, present in both controls",
-    "unconfirmed": "absent without the evidence, and also in a random control",
+REASONS: dict[Grade, str] = {
+    "strong": "absent without the evidence with both fills, present in both controls",
+    "not confirmed": "absent without the evidence, and also in a random control",
     "not tested": "",
 }
 
@@ -140,35 +141,39 @@ def _image(seed: int, names: dict[int, str], hostile: bool) -> SampleImage:
 def _maps(scene: HarborScene, cause: Box, rng: np.random.Generator) -> CaseMaps:
     heat = blob(scene.image.shape[:2], cause, rng)
     evidence = heat >= 140
-    return CaseMaps(heat, evidence, np.roll(evidence, (37, 90), axis=(0, 1)))
+    return CaseMaps(heat, evidence, evidence, np.roll(evidence, (37, 90), axis=(0, 1)))
 
 
 def _explained(case: AuditCase, maps: CaseMaps, location: EvidenceLocation, rng: np.random.Generator) -> AuditCase:
-    verdict: Verdict = "confirmed" if rng.random() < 0.65 else "unconfirmed"
-    rest = rng.dirichlet(np.ones(4)) * 0.4
+    verdict: Grade = "strong" if rng.random() < 0.65 else "not confirmed"
+    rest = rng.dirichlet(np.ones(4)) * 0.08
     others: list[EvidenceLocation] = [
         other for other in ("predicted box", "ground truth", "same class", "ring", "scene") if other != location
     ]
     interventions: list[tuple[Intervention, float]] = [
-        ("without evidence", 0.08), ("only evidence", 0.8), ("random control", 0.97), ("box control", 0.85),
+        ("without evidence", 0.08), ("random control", 0.97), ("box control", 0.85),
     ]  # fmt: skip
     trials = tuple(
         Trial(intervention, fill, round(case.score * part, 4), "vanished" if part < 0.3 else "unchanged")
         for intervention, part in interventions
-        for fill in ("blur", "linear")
+        for fill in ("ring", "linear")
     )
     row, column = np.unravel_index(int(maps.heatmap.argmax()), maps.heatmap.shape)
     return replace(
         case,
         question=f"why {case.name} here?",
         method="ReachCAM",
-        evidence_shares={location: 0.6, **dict(zip(others, rest.tolist(), strict=True))},
+        evidence_shares={location: 0.92, **dict(zip(others, rest.tolist(), strict=True))},
         evidence_location=location,
         evidence_fraction=float(maps.evidence.mean()),
-        minimal_region_fraction=float(maps.evidence.mean()) if verdict == "confirmed" else None,
+        minimal_region_fraction=float(maps.evidence.mean()) if verdict == "strong" else None,
         peak_xy=(int(column), int(row)),
         trials=trials,
+        parts=(CasePart(0.01, location, 0.2, needed=True),),
+        proposal="product of gradients",
         verdict=verdict,
+        effect=0.8 if verdict == "strong" else 0.1,
+        error_rate=0.01 if verdict == "strong" else float("nan"),
         reason=REASONS[verdict],
         sentence=f"{case.name} with evidence in the {location}; {verdict}: {REASONS[verdict]}",
         background_type=None
@@ -188,7 +193,7 @@ def summary_of(images: list[SampleImage], **overrides: object) -> ReportSummary:
     groups = []
     for number, ((kind, label, location), size) in enumerate(keys.most_common()):
         inside = [case for case in cases if (case.type, case.label, case.evidence_location) == (kind, label, location)]
-        confirmed = sum(case.verdict == "confirmed" for case in inside)
+        confirmed = sum(case.confirmed for case in inside)
         groups.append(
             ErrorGroup(
                 number=number,

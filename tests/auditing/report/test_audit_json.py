@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from detcam.auditing import analyze_errors
-from detcam.auditing.case import AuditCase
+from detcam.auditing.case import AuditCase, CasePart
 from detcam.auditing.report import ReportSummary
-from detcam.auditing.sentences import rests_outside
+from detcam.auditing.sentences import OUTSIDE_LOCATIONS, is_inside, is_outside
 from detcam.data.annotations import Annotations
 from tests.auditing.random_data import make_random_data
 from tests.auditing.report.made_up import make_images, summary_of, write
@@ -118,21 +118,19 @@ def test_headline() -> None:
     samples = make_images(range(6))
     summary = summary_of(samples)
     explained = [case for case in summary.cases if case.is_false_positive and case.evidence_shares]
-    outside = [
-        c
-        for c in explained
-        if c.evidence_shares["same class"] + c.evidence_shares["ring"] + c.evidence_shares["scene"] >= 0.5
-    ]
-    assert 0 < len(outside) < len(explained)
-    confirmed = sum(case.verdict == "confirmed" for case in summary.cases)
-    tested = sum(case.verdict != "not tested" for case in summary.cases)
+    tested = [case for case in explained if case.verdict != "not tested"]
+    confirmed = [case for case in tested if case.verdict == "strong"]
+    outside = [c for c in confirmed if sum(c.evidence_shares[each] for each in OUTSIDE_LOCATIONS) >= 0.9]
+    assert 0 < len(outside) < len(confirmed) < len(tested)
     kinds = [case.background_type for case in explained if case.background_type]
     assert summary.headline() == [
         f"{summary.false_positive_count} false positives reduce average precision by 0.14.",
-        f"{len(outside)} of {len(explained)} explained false positives have most of their evidence outside the box.",
+        f"{len(confirmed)} of {len(tested)} explained false positives have a confirmed cause, {len(confirmed)} of them "
+        "strongly.",
+        f"{len(outside)} of these {len(confirmed)} {'lies' if len(outside) == 1 else 'lie'} outside the box: the "
+        f"detection{' ends' if len(outside) == 1 else 's end'} without a region outside.",
         f"{kinds.count('missing annotation')} of {len(kinds)} explained background errors may be missing annotations: "
         "check them before you count them as errors.",
-        f"{confirmed} of {tested} tested explanations are confirmed.",
     ]
 
 
@@ -142,18 +140,30 @@ def test_headline_edge_cases() -> None:
     for ap, words in ((0.5, "0.50"), (0.0042, "0.004"), (0.0001, "less than 0.001")):
         summary = summary_of(samples, cases=(first,), groups=(), false_positive_count=1, false_positive_delta_ap=ap)
         assert summary.headline()[0] == f"1 false positive reduces average precision by {words}."
-    inside = replace(first, evidence_shares={"predicted box": 0.7, "scene": 0.3})
-    outside = replace(first, evidence_shares={"predicted box": 0.5, "ring": 0.3, "scene": 0.2}, id="other")
-    assert not rests_outside(inside) and rests_outside(outside)
+    first = replace(first, verdict="weak")
+    inside = replace(first, evidence_shares={"predicted box": 0.95, "scene": 0.05})
+    outside = replace(first, evidence_shares={"predicted box": 0.05, "ring": 0.75, "scene": 0.2}, id="other")
+    mixed = replace(first, evidence_shares={"predicted box": 0.5, "ring": 0.5})
+    unconfirmed = replace(outside, verdict="not confirmed")
+    needed_inside = replace(outside, parts=(CasePart(0.01, "predicted box", 0.1, True),))
+    assert is_inside(inside) and not is_outside(inside)
+    assert is_outside(outside) and not is_inside(outside)
+    for case in (mixed, unconfirmed, needed_inside):
+        assert not is_outside(case) and not is_inside(case), "no statement without a test"
     lines = (
-        ((inside,), "0 of 1 explained false positives have most of their"),
-        ((outside,), "1 of 1 explained false positives has most of its"),
-        ((outside, replace(outside, id="third")), "2 of 2 explained false positives have most of their"),
-        ((inside, outside), "1 of 2 explained false positives has most of its"),
+        ((inside,), ["1 of 1 explained false positives has a confirmed cause, 0 of them strongly."]),
+        (
+            (replace(outside, verdict="strong"),),
+            [
+                "1 of 1 explained false positives has a confirmed cause, 1 of them strongly.",
+                "1 of these 1 lies outside the box: the detection ends without a region outside.",
+            ],
+        ),
+        ((unconfirmed,), ["0 of 1 explained false positives have a confirmed cause, 0 of them strongly."]),
     )
     for cases, words in lines:
-        summary = summary_of(samples, cases=cases, groups=())
-        assert summary.headline()[1] == f"{words} evidence outside the box."
+        headline = summary_of(samples, cases=cases, groups=()).headline()
+        assert [line for line in headline[1:] if "annotations" not in line] == words
     none = summary_of(samples, cases=(), groups=(), false_positive_count=0, false_positive_delta_ap=0.0)
     assert none.headline() == ["No false positives."]
     undefined = summary_of(samples, cases=(), groups=(), false_positive_count=2, false_positive_delta_ap=float("nan"))
@@ -165,9 +175,10 @@ def test_headline_edge_cases() -> None:
 def test_headline_counts_are_exact() -> None:
     samples = make_images(range(1))
     first = next(case for case, maps in samples[0].cases if maps is not None and case.is_false_positive)
+    first = replace(first, verdict="strong")
     inside = [replace(first, id=f"case-{i}", evidence_shares={"ground truth": 1.0}) for i in range(300)]
     summary = summary_of(samples, cases=(*inside, replace(first, id="x", evidence_shares={"scene": 1.0})), groups=())
-    assert summary.headline()[1].startswith("1 of 301 ")
+    assert summary.headline()[1].startswith("301 of 301 ") and summary.headline()[2].startswith("1 of these 301 ")
 
 
 def test_inconsistent_cases_and_groups_raise() -> None:

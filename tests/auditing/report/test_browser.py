@@ -45,7 +45,9 @@ def test_overview_shows_the_results(look: Open, index: Path, summary: ReportSumm
     figures = dict(
         zip(page.locator(".figures dt").all_inner_texts(), page.locator(".figures dd").all_inner_texts(), strict=True)
     )
-    assert figures["AP at IoU 0.50"] == "0.712" and figures["confirmed"] == summary.headline()[-1].split()[0]
+    assert figures["AP at IoU 0.50"] == "0.712" and figures["confirmed"] == str(
+        sum(case.confirmed for case in summary.cases)
+    )
     rows = page.locator("#charts .card:first-child tbody tr")
     lost = {row.split()[0]: row.split()[1:] for row in rows.all_inner_texts()}
     assert lost == {
@@ -104,7 +106,7 @@ def test_filters_and_orders(look: Open, index: Path, summary: ReportSummary) -> 
         page.click("#clear")
 
     assert len(ids(page)) == len(cases)
-    for name, value in (("type", "background"), ("verdict", "confirmed"), ("evidence_location", "ground truth")):
+    for name, value in (("type", "background"), ("verdict", "strong"), ("evidence_location", "ground truth")):
         page.select_option(f"#by-{name}", value)
         expect([case.id for case in cases if getattr(case, name) == value])
     page.select_option("#by-evidence_location", "none")
@@ -144,8 +146,8 @@ def test_missing_values_are_not_shown(look: Open, tmp_path: Path, count: int) ->
 
 def test_charts_and_groups_filter_the_list(look: Open, index: Path, summary: ReportSummary) -> None:
     page = look(index)
-    page.click("#charts button:has-text('confirmed') >> nth=0")
-    assert set(ids(page)) == {case.id for case in summary.cases if case.verdict == "confirmed"}
+    page.click("#charts button:has-text('strong') >> nth=0")
+    assert set(ids(page)) == {case.id for case in summary.cases if case.verdict == "strong"}
     first = max(summary.groups, key=lambda group: group.delta_ap)
     page.click(".group >> nth=0 >> button")
     assert set(ids(page)) == set(first.case_ids)

@@ -123,7 +123,7 @@ def test_page_data_contains_every_case_without_empty_fields(tmp_path: Path) -> N
     for entry, case in zip(data["cases"], summary.cases, strict=True):
         whole = case.to_json()
         assert {key: value for key, value in entry.items() if key not in ("files", "outlines")} == {
-            key: value for key, value in whole.items() if value not in (None, "", [])
+            key: value for key, value in whole.items() if value not in (None, "", [], ())
         }
         assert ("outlines" in entry) == bool(case.method)
         assert entry["files"]["image"].startswith("images/")

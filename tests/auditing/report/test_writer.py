@@ -71,7 +71,7 @@ def test_large_images_and_maps_are_downsized(tmp_path: Path, samples: list[Sampl
     heatmap = np.tile(np.linspace(0, 255, width).astype(np.uint8), (height, 1))
     case = replace(case, image_size_hw=(height, width))
     writer = ReportWriter(tmp_path)
-    writer.case(case, large, CaseMaps(heatmap, evidence, None))
+    writer.case(case, large, CaseMaps(heatmap, evidence, evidence, None))
     path = writer.image(7, "large.png", large, replace(image.truths, image_size_hw=(height, width)))
     shown = np.asarray(Image.open(path))
     assert shown.shape == (667, 1600, 3)
@@ -192,7 +192,7 @@ def test_thumbnail_shows_box_heatmap_and_surroundings(tmp_path: Path) -> None:
     image = np.full((300, 600, 3), 90, np.uint8)
     heatmap = np.zeros((300, 600), np.uint8)
     heatmap[140:160, 300:320] = 255
-    maps = CaseMaps(heatmap, heatmap > 0, None)
+    maps = CaseMaps(heatmap, heatmap > 0, heatmap > 0, None)
     box = (200.0, 130.0, 240.0, 170.0)
     left, top, right, bottom = images.crop_window((300, 600), box, maps.evidence)
     assert left < 200 - 11 and right > 320 + 11 and top < 130 and bottom > 170

@@ -1,0 +1,121 @@
+"""Proposals of evidence: maps of where the evidence for a target may lie, which verification then tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from detcam.adapters.base import Adapter, Batch, Target
+from detcam.methods.common.layer_search import find_context_layers
+from detcam.methods.reach_cam import contrast_targets
+from detcam.outputs import DetectorOutput, work_dtype
+from detcam.trace import Trace
+
+MAX_PROPOSALS = 4
+"""Maximum number of maps that propose evidence; the earliest layers are left out first."""
+PORTFOLIO = "portfolio"
+"""Name of the default method of audits: several maps propose evidence, and verification decides."""
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A map of where the evidence for a target may lie.
+
+    Attributes:
+        name: what proposed it.
+        heatmap: (h, w) float32, >= 0, over the area of the network's input that the image covers.
+    """
+
+    name: str
+    heatmap: Tensor
+
+
+def proposal_layers(adapter: Adapter) -> Adapter:
+    """The adapter at layers of several depths: those whose gradients cover the scene, and its default ones."""
+    if adapter.layers_given:
+        return adapter
+    try:
+        context = find_context_layers(adapter)
+    except (RuntimeError, ValueError):
+        context = []
+    names = list(dict.fromkeys([*context, *adapter.layer_names]))
+    return adapter.with_layers(names, None) if context else adapter
+
+
+def gradient_proposals(
+    adapter: Adapter,
+    trace: Trace,
+    batch: Batch,
+    output: DetectorOutput,
+    targets: Sequence[Target],
+    segments: Callable[[], Tensor] | None = None,
+) -> list[Proposal] | RuntimeError:
+    """Propose evidence by gradients times activations at every target layer, by their product, and by segments.
+
+    Layers of several depths fail in different ways: early ones are noisy, late ones move features. The evidence is
+    most likely where they agree, so that their product comes first. Segments of the image give the evidence its shape.
+
+    Args:
+        adapter: adapter at the layers of the trace.
+        trace: the recorded pass of one image.
+        batch: the image.
+        output: its output.
+        targets: the targets of one question; their maps are added.
+        segments: makes the labels (h, w) int64 of segments of the image; None leaves them out.
+
+    Returns:
+        The proposals, the most promising first; the error if no layer supports the targets.
+    """
+    try:
+        with torch.enable_grad():
+            scalars = adapter.score([output], [contrast_targets(output, targets)])[0]
+        maps = _layer_maps(trace, scalars, batch)
+    except RuntimeError as error:
+        return error
+    scaled = {name: each / each.amax() for name, each in maps.items() if bool(each.amax() > 0)}
+    if not scaled:
+        return RuntimeError("it is zero everywhere, no pixel supports the target")
+    deepest_first = [Proposal(f"gradient at {name}", each) for name, each in reversed(scaled.items())]
+    if len(scaled) == 1:
+        return deepest_first
+    stacked = torch.stack(list(scaled.values()))
+    mean, product = stacked.mean(0), stacked.prod(0)
+    by_segment = [] if segments is None else [Proposal("segments", _pooled(mean, segments()))]
+    if not bool(product.amax() > 0):
+        return [*by_segment, *deepest_first][:MAX_PROPOSALS]
+    product = (product / product.amax()) ** (1 / len(scaled))
+    first = Proposal("product of gradients", product)
+    return [first, deepest_first[0], *by_segment, *deepest_first[1:]][:MAX_PROPOSALS]
+
+
+def _pooled(heatmap: Tensor, segments: Tensor) -> Tensor:
+    """The mean of a map (h, w) over each segment; within a segment, pixels keep their order."""
+    flat = segments.flatten()
+    sums = torch.zeros(int(flat.max()) + 1).index_add_(0, flat, heatmap.flatten())
+    means = sums / torch.bincount(flat).clamp(min=1)
+    return means[segments] + 1e-3 * heatmap * (heatmap > 0)
+
+
+def _layer_maps(trace: Trace, scalars: Sequence[Tensor], batch: Batch) -> dict[str, Tensor]:
+    """By layer, the positive part (h, w) of gradients times activations, summed over targets and levels."""
+    rows, columns = batch.geometries[0].valid_cells(batch.geometries[0].input_size_hw)
+    size = (batch.inputs.shape[-2], batch.inputs.shape[-1])
+    activations = trace.activations()
+    totals = {name: torch.zeros(size)[rows, columns] for name in trace.names}
+    for scalar in scalars:
+        gradients = trace.gradients(scalar, retain_graph=True)
+        for name, levels, of_layer in zip(trace.names, activations, gradients, strict=True):
+            layer = torch.zeros_like(totals[name])
+            for level, gradient in zip(levels, of_layer, strict=True):
+                dtype = work_dtype(level)
+                saliency = (level.to(dtype) * gradient.to(dtype)).sum(1, keepdim=True).clamp(min=0)
+                if not bool(torch.isfinite(saliency).all()):
+                    raise RuntimeError(f"the gradient at {name} is NaN or infinite; use float32")
+                resized = F.interpolate(saliency, size, mode="bilinear", align_corners=False)[0, 0]
+                layer += resized[rows, columns].float().cpu()
+            totals[name] += layer / layer.amax().clamp(min=1e-30)
+    return totals

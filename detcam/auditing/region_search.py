@@ -1,0 +1,178 @@
+"""Search for the smallest region of an image whose removal ends an error, among the proposals of several maps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from detcam.auditing.case import Intervention, Trial
+from detcam.auditing.evidence import strongest_regions
+from detcam.auditing.interventions import Investigation, Request
+from detcam.utils.opencv import cv2
+
+REGION_SIZES = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256)
+"""Fractions of the image that are removed, strongest evidence of a map first."""
+START_FRACTION = 0.4
+"""Fraction of the box at which the search starts."""
+START_RANGE = (0.002, 0.032)
+"""Smallest and largest fraction of the image at which the search starts."""
+MAX_SAME_IOU = 0.8
+"""Minimum IoU of regions of two maps that count as the same."""
+MAX_HALVINGS = 1
+"""Maximum number of times that a region is halved."""
+MIN_PART_FRACTION = 0.15
+"""Minimum size of a part, relative to the region."""
+
+RegionKey: TypeAlias = tuple[int, int]
+"""A region: index of its map, and index of its size."""
+
+
+@dataclass(frozen=True)
+class TriedRegion:
+    """A region that was removed.
+
+    Attributes:
+        map_index: index of the map that proposed it.
+        region: (h, w) bool.
+        trials: one trial per fill that was tried.
+        ends: whether the error ends with every fill.
+    """
+
+    map_index: int
+    region: Tensor
+    trials: tuple[Trial, ...]
+    ends: bool
+
+    @property
+    def score(self) -> float:
+        """The highest score of the detection without the region."""
+        return max(trial.score for trial in self.trials)
+
+
+class RegionSearch:
+    """Finds regions whose removal ends an error with every fill, smallest first.
+
+    All maps are tried at one size. If a region of that size ends the error, smaller sizes are tried, else larger ones;
+    no outcome is inferred from another size. Regions that two maps share are tried once.
+
+    Args:
+        maps: maps (h, w), >= 0, the most promising first.
+        box: (h, w) bool, the predicted box.
+        fill_count: number of fills.
+
+    Attributes:
+        tried: the regions tried so far.
+    """
+
+    def __init__(self, maps: Sequence[Tensor], box: Tensor, fill_count: int) -> None:
+        self.maps, self.fill_count = list(maps), fill_count
+        self.tried: dict[RegionKey, TriedRegion] = {}
+        self._regions = [strongest_regions(each, REGION_SIZES) for each in maps]
+        size = min(max(START_FRACTION * float(box.float().mean()), START_RANGE[0]), START_RANGE[1])
+        self._level = min(range(len(REGION_SIZES)), key=lambda level: abs(np.log(REGION_SIZES[level] / size)))
+        self._returned: set[RegionKey] = set()
+
+    def next_region(self) -> Investigation[TriedRegion | None]:
+        """Find the smallest region that ends the error; later calls find the next ones of at least its size."""
+        order = list(range(len(self._regions)))
+        found: RegionKey | None = None
+        if not self._returned:
+            found = yield from self._first_ending(self._level, order)
+            while found is not None and self._level > 0:
+                smaller = yield from self._first_ending(self._level - 1, [found[0], *order])
+                if smaller is None:
+                    break
+                found, self._level = smaller, self._level - 1
+        while found is None:
+            found = yield from self._first_ending(self._level, order)
+            if found is None:
+                if self._level + 1 == len(REGION_SIZES):
+                    return None
+                self._level += 1
+        self._returned.add(found)
+        return self.tried[found]
+
+    def strongest_attempt(self) -> TriedRegion | None:
+        """The tried region that costs the most score; None if the maps are empty."""
+        return min(self.tried.values(), key=lambda each: each.score, default=None)
+
+    def regions_outside(self, excluded: Tensor, count: int) -> list[Tensor]:
+        """Per map, the strongest region of `count` pixels outside the pixels `excluded`; duplicates are left out."""
+        found: list[Tensor] = []
+        for each in self.maps:
+            region = strongest_regions(each * ~excluded, [count / excluded.numel()])[0] & ~excluded
+            if int(region.sum()) >= count // 2 and not any(_same(region, other) for other in found):
+                found.append(region)
+        return found
+
+    def _first_ending(self, level: int, maps: Iterable[int]) -> Investigation[RegionKey | None]:
+        """The first map whose region of a size ends the error, and was not returned before."""
+        for index in dict.fromkeys(maps):
+            key = (index, level)
+            if key not in self.tried and not self._is_duplicate(key):
+                self.tried[key] = yield from try_region(self._regions[index][level], self.fill_count, index)
+            if key in self.tried and self.tried[key].ends and key not in self._returned:
+                return key
+        return None
+
+    def _is_duplicate(self, key: RegionKey) -> bool:
+        region = self._regions[key[0]][key[1]]
+        if not bool(region.any()):
+            return True
+        return any(_same(region, each.region) for each in self.tried.values())
+
+
+def try_region(
+    region: Tensor, fill_count: int, map_index: int = -1, intervention: Intervention = "without evidence"
+) -> Investigation[TriedRegion]:
+    """Remove a region with one fill after another, until the error persists."""
+    trials: list[Trial] = []
+    for fill in range(fill_count):
+        trials += yield [Request(intervention, region, fill)]
+        if trials[-1].outcome == "unchanged":
+            return TriedRegion(map_index, region, tuple(trials), ends=False)
+    return TriedRegion(map_index, region, tuple(trials), ends=True)
+
+
+def shrink(tried: TriedRegion, fill_count: int) -> Investigation[TriedRegion]:
+    """Halve a region that ends the error across its longer side, as long as one half ends the error alone."""
+    for _ in range(MAX_HALVINGS):
+        smaller = None
+        for half in _halves(tried.region):
+            attempt = yield from try_region(half, fill_count, tried.map_index)
+            if attempt.ends:
+                smaller = attempt
+                break
+        if smaller is None:
+            break
+        tried = smaller
+    return tried
+
+
+def _halves(region: Tensor) -> list[Tensor]:
+    """The two halves of a region (h, w) bool, of equal size, across its longer side; none of a region of 7 pixels."""
+    rows, columns = torch.nonzero(region, as_tuple=True)
+    if len(rows) < 8:
+        return []
+    along = rows if int(rows.max() - rows.min()) > int(columns.max() - columns.min()) else columns
+    first = torch.zeros_like(region)
+    order = along.argsort(stable=True)[: len(rows) // 2]
+    first[rows[order], columns[order]] = True
+    return [first, region & ~first]
+
+
+def connected_parts(region: Tensor) -> list[Tensor]:
+    """The connected parts of a region (h, w) bool of at least `MIN_PART_FRACTION` of its size, largest first."""
+    count, labels, statistics, _ = cv2.connectedComponentsWithStats(region.numpy().astype(np.uint8))
+    sizes = {number: int(statistics[number, cv2.CC_STAT_AREA]) for number in range(1, count)}
+    kept = [number for number, size in sizes.items() if size >= MIN_PART_FRACTION * sum(sizes.values())]
+    return [torch.from_numpy(labels == number) for number in sorted(kept, key=lambda number: -sizes[number])]
+
+
+def _same(first: Tensor, second: Tensor) -> bool:
+    return int((first & second).sum()) > MAX_SAME_IOU * int((first | second).sum())

@@ -1,0 +1,104 @@
+"""The verdict on an explanation: the effect of its evidence, compared with that of controls, in three grades."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from detcam.auditing.case import Grade, Trial
+
+MIN_STRONG_EFFECT = 0.5
+"""Minimum effect of a strong verdict."""
+MIN_WEAK_EFFECT = 0.25
+"""Minimum effect of a weak verdict."""
+MAX_STRONG_FRACTION = 0.1
+"""Maximum fraction of the image that the evidence of a strong verdict covers."""
+ERROR_RATES: dict[Grade, float] = {"strong": 0.01, "weak": 0.04}
+"""Share of wrong regions that get a grade: regions of the evidence's size at other positions, and regions of certified
+causes of other detections. Measured on planted causes and photographs; see docs/auditing.md."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A verdict on the evidence for a detection.
+
+    Attributes:
+        grade: ``"strong"``, ``"weak"``, ``"not confirmed"`` or ``"not tested"``.
+        effect: the score that the evidence costs beyond the costliest control, relative to the score, in [-1, 1]; NaN
+            without controls.
+        reason: the reason in words.
+    """
+
+    grade: Grade
+    effect: float
+    reason: str
+
+    @property
+    def error_rate(self) -> float:
+        """The measured share of wrong regions that get this grade; NaN if it confirms nothing."""
+        return ERROR_RATES.get(self.grade, math.nan)
+
+
+def decide_verdict(
+    score: float, trials: Sequence[Trial], evidence_fraction: float, *, parts_needed: int = 0
+) -> Verdict:
+    r"""Decide whether trials confirm a region as the cause of a detection.
+
+    .. math:: e = \frac{\min_c s_c - \max_f s_f}{s}
+
+    is the effect, with s the score of the detection, :math:`s_f` its score without the evidence, by fill, and
+    :math:`s_c` its score without a control region of the same size. A detection that has moved scores 0.
+
+    Args:
+        score: the detection's score in the unperturbed image.
+        trials: the trials of the evidence and its controls.
+        evidence_fraction: fraction of the image that the evidence covers.
+        parts_needed: number of other regions in the box that end the detection as well; they are no controls.
+    """
+    without = [trial for trial in trials if trial.intervention == "without evidence"]
+    if not without:
+        return Verdict("not tested", math.nan, "no region was removed")
+    persisting = [trial for trial in without if trial.outcome == "unchanged"]
+    if persisting:
+        lowest = min(trial.score for trial in without)
+        return Verdict(
+            "not confirmed",
+            math.nan,
+            f"persists without the evidence (score {persisting[0].score:.2f}, {persisting[0].fill} fill)"
+            + ("; removing it costs next to nothing" if lowest > 0.9 * score else ""),
+        )
+    controls = [trial for trial in trials if trial.intervention in ("random control", "box control")]
+    if not controls:
+        return Verdict("not confirmed", math.nan, "no control: the image has no other region of the evidence's size")
+    highest = max(remaining_score(trial) for trial in without)
+    lowest_control = min(controls, key=remaining_score)
+    effect = min(max((remaining_score(lowest_control) - highest) / max(score, 1e-9), -1.0), 1.0)
+    outcomes = " or ".join(dict.fromkeys(trial.outcome for trial in without))
+    if effect < MIN_WEAK_EFFECT:
+        where = "a random region" if lowest_control.intervention == "random control" else "another part of the box"
+        return Verdict(
+            "not confirmed",
+            effect,
+            f"{where} of the same size costs nearly as much (score {highest:.2f} without the evidence, "
+            f"{remaining_score(lowest_control):.2f} without the control)",
+        )
+    has_box_control = any(trial.intervention == "box control" for trial in controls)
+    limits = []
+    if effect < MIN_STRONG_EFFECT:
+        limits.append("the effect is small")
+    if evidence_fraction >= MAX_STRONG_FRACTION:
+        limits.append("the evidence covers a tenth of the image or more")
+    if not has_box_control:
+        limits.append("the box has no other region of the evidence's size")
+    if parts_needed:
+        limits.append("other parts of the box are needed as well")
+    reason = f"{outcomes} without the evidence; effect {effect:.2f} over {len(controls)} controls of the same size"
+    if limits:
+        return Verdict("weak", effect, f"{reason}; {', '.join(limits)}")
+    return Verdict("strong", effect, reason)
+
+
+def remaining_score(trial: Trial) -> float:
+    """The detection's score in a perturbed image; 0 if it has moved away."""
+    return 0.0 if trial.outcome == "moved" else trial.score
