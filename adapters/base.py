@@ -9,22 +9,24 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, TypedDict
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
 from detcam.adapters.contract import check_class, check_options, is_quantized
 from detcam.adapters.target_layers import layer_name, resolve_layers, without_prefix
-from detcam.data.images import ImageLike, load_images
+from detcam.data.images import Bands, ImageLike, ImageReader, to_uint8
 from detcam.detections import Detections, LabelsLike, NamesLike, as_names
 from detcam.geometry import Geometry
-from detcam.layers import LayersLike, infer_reshape
+from detcam.layers import LayersLike, infer_reshape, input_channels
 from detcam.outputs import BaseTarget, DetectionTarget, DetectorOutput, ModelOutput
 from detcam.outputs import Target as Target
 from detcam.targets import BoxTarget
 from detcam.trace import ReshapeTransform, Trace, guarded
 from detcam.utils.batching import batches, group_by
 from detcam.utils.console import track
+from detcam.utils.warnings import warn
 
 if TYPE_CHECKING:
     from detcam.adapters.transformers_prompts import WordHeat
@@ -65,6 +67,10 @@ class AdapterOptions(TypedDict, total=False):
     target_layers: LayersLike
     reshape_transform: ReshapeTransform | None
     names: NamesLike | None
+    value_range: tuple[float, float] | None
+    bgr: bool
+    page: int | None
+    show_bands: Bands | None
 
 
 class Adapter(ABC):
@@ -79,8 +85,15 @@ class Adapter(ABC):
         target_layers: modules or dotted names; None takes the family's default.
         reshape_transform: from a layer's output to (B, C, h, w); None infers it.
         names: class index to name, or names in class order; None takes the names that the model stores.
+        value_range: the values of black and white of images whose dtype does not tell, such as (0, 4095); None scales
+            by dtype (`detcam.data.images.ImageReader`).
+        bgr: whether arrays of three channels are in OpenCV's order, blue first.
+        page: index of the page of files with several.
+        show_bands: index of the channel, or of the three channels, that are drawn; None takes the first three.
 
     Attributes:
+        channels: number of channels of the network's input.
+        reader: reads images with that number of channels.
         family: name of the model family, unique among adapters.
         task: ``"detection"``, ``"segmentation"``, ``"classification"`` or ``"embedding"``.
         model: the network.
@@ -112,6 +125,7 @@ class Adapter(ABC):
     std: tuple[float, ...] | None = None
     max_batch_size: int | None = None
     layer_prefix: str = ""
+    normalization_is_known: bool = True
     score_threshold_name: ClassVar[str | None] = None
     fixed_options: ClassVar[frozenset[str]] = frozenset()
 
@@ -127,10 +141,16 @@ class Adapter(ABC):
         target_layers: LayersLike = None,
         reshape_transform: ReshapeTransform | None = None,
         names: NamesLike | None = None,
+        value_range: tuple[float, float] | None = None,
+        bgr: bool = False,
+        page: int | None = None,
+        show_bands: Bands | None = None,
         **unknown: object,
     ) -> None:
         check_options(type(self), unknown)
         self.model = model
+        self.reader = ImageReader(input_channels(model), value_range, bgr, page)
+        self.show_bands = show_bands
         self.reshape_transform = reshape_transform
         self.layers_given = target_layers is not None
         self.names = as_names(self.default_names() if names is None else names)
@@ -149,6 +169,61 @@ class Adapter(ABC):
     def _set_layers(self, layers: Sequence[nn.Module | str] | nn.Module | str | None) -> None:
         self.target_layers = [] if layers is None else resolve_layers(self.model, layers)
         self.layer_names = [layer_name(self.model, layer) for layer in self.target_layers]
+
+    def set_normalization(
+        self,
+        model: nn.Module,
+        given: tuple[Sequence[float] | None, Sequence[float] | None],
+        default: tuple[Sequence[float], Sequence[float]],
+    ) -> None:
+        """Set `mean` and `std` to the user's, or to default ones that fit the channels of the network's input.
+
+        A network of one channel gets the mean of RGB defaults. For other numbers of channels, defaults of another
+        number are unknown: then pixels stay as they are, and `check_normalization` warns.
+
+        Raises:
+            ValueError: the user's values do not have one entry per channel, or a std is not positive.
+        """
+        channels = input_channels(model)
+        for name, values in zip(("mean", "std"), given, strict=True):
+            if values is not None and (len(values) != channels or (name == "std" and min(values) <= 0)):
+                raise ValueError(
+                    f"expected {name} with one value per channel of the network's input, {channels}"
+                    f"{', above 0' if name == 'std' else ''}; got {tuple(values)}"
+                )
+        mean, std = (tuple(values) for values in default)
+        self.normalization_is_known = True
+        if len(mean) != channels:
+            self.normalization_is_known = None not in given or channels == 1
+            mean, std = (
+                ((sum(mean) / len(mean),), (sum(std) / len(std),))
+                if channels == 1
+                else (
+                    (0.0,) * channels,
+                    (1.0,) * channels,
+                )
+            )
+        self.mean, self.std = (
+            own if values is None else tuple(values) for values, own in zip(given, (mean, std), strict=True)
+        )
+
+    def check_normalization(self) -> None:
+        """Warn if the normalization of images of this number of channels is not known."""
+        if not self.normalization_is_known:
+            warn(
+                f"{type(self.model).__name__} takes {self.channels} channels and stores no normalization for them: "
+                "pixels in [0, 1] go in as they are. Pass mean= and std= if it was trained otherwise",
+                UserWarning,
+            )
+
+    @property
+    def channels(self) -> int:
+        """Number of channels of the network's input."""
+        return self.reader.channels or 3
+
+    def display(self, image: Tensor) -> np.ndarray:
+        """Return an image (C, H, W) in [0, 1] as it is drawn: (H, W, 3) uint8."""
+        return to_uint8(image, self.show_bands)
 
     @classmethod
     @abstractmethod
@@ -210,7 +285,7 @@ class Adapter(ABC):
 
     @abstractmethod
     def prepare(self, images: Sequence[Tensor]) -> Batch:
-        """Turn images (3, H, W) in [0, 1] with equal `group_key` into the network's input."""
+        """Turn images (C, H, W) in [0, 1] with equal `group_key` into the network's input."""
 
     def prepare_tensor(self, batch: Tensor) -> Batch:
         """Turn the user's (B, C, H, W) tensor into the network's input; by default it is taken as it is."""
@@ -303,7 +378,7 @@ class Adapter(ABC):
         """Run the model on images and return its detections.
 
         Args:
-            images: one image or a list of them, of any size.
+            images: one image, a list of them of any size, or a folder or pattern of files.
             score_threshold: minimum score in [0, 1]; None takes the adapter's own. A threshold in the model, such as
                 torchvision's ``score_thresh``, applies as well.
             top_k: maximum number of detections per image; None keeps all. A classifier reports its top class unless
@@ -337,7 +412,7 @@ class Adapter(ABC):
                 batch_size=batch_size,
                 progress=progress,
             )
-        tensors = load_images(images)
+        tensors = self.reader.read_all(images)
         results: dict[int, Detections] = {}
         groups = self.groups(tensors, DEFAULT_BATCH_SIZE if batch_size is None else batch_size)
         for group in track(groups, "predicting", enabled=progress):
@@ -351,6 +426,7 @@ class Adapter(ABC):
 
     def groups(self, images: Sequence[Tensor], batch_size: int) -> list[list[int]]:
         """Return the indices of images that share a forward pass, at most `batch_size` and `max_batch_size` each."""
+        self.check_normalization()
         size = min(batch_size, self.max_batch_size or batch_size)
         by_key = group_by(
             range(len(images)), lambda index: self.group_key((images[index].shape[-2], images[index].shape[-1]))

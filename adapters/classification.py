@@ -63,13 +63,10 @@ class FixedSizeAdapter(Adapter, abstract=True):
         stored = stored_config(model) if None in (image_size, mean, std) else {}
         size = stored_size(model, stored) if image_size is None else image_size
         self.image_size: tuple[int, int] = (size, size) if isinstance(size, int) else (size[0], size[1])
-        self.mean = tuple(stored.get("mean") or IMAGENET_MEAN) if mean is None else tuple(mean)
-        self.std = tuple(stored.get("std") or IMAGENET_STD) if std is None else tuple(std)
-        if min(self.image_size) < 1 or len(self.mean) != len(self.std) or min(self.std) <= 0:
-            raise ValueError(
-                "expected a positive image_size, and mean and std of one length with std above 0; got "
-                f"{self.image_size}, {self.mean}, {self.std}"
-            )
+        if min(self.image_size) < 1:
+            raise ValueError(f"expected a positive image_size; got {self.image_size}")
+        default = (stored.get("mean") or IMAGENET_MEAN, stored.get("std") or IMAGENET_STD)
+        self.set_normalization(model, (mean, std), default)
         super().__init__(model, **options)
 
     @classmethod

@@ -118,7 +118,7 @@ class CustomDetectorAdapter(DetectorAdapter):
     def _noise(self, count: int) -> Batch:
         """The network's input for seeded noise images of its size."""
         height, width = self.image_size or (224, 224)
-        noise = torch.rand((3, height, width), generator=torch.Generator().manual_seed(0))
+        noise = torch.rand((self.channels, height, width), generator=torch.Generator().manual_seed(0))
         return self.prepare([noise] * count)
 
     def group_key(self, image_size_hw: tuple[int, int]) -> Any:

@@ -258,7 +258,7 @@ class DenseOutput(DetectorOutput):
             raise ValueError(f"source {source} is not an anchor of this detector; was it made by another model?")
         per_cell = self._anchors_per_cell(source.level)
         anchors = self.raw.anchors[source.level][source.anchor :: per_cell]
-        centers = _centers(self.geometry.boxes_to_image(anchors.double()))
+        centers = _centers(self.geometry.boxes_to_image(anchors.cpu().double()))
         return source.level, nearest_source(centers, source) * per_cell + source.anchor
 
     def raw_candidates(self, label: int | None = None) -> tuple[Tensor, Tensor]:
@@ -266,7 +266,7 @@ class DenseOutput(DetectorOutput):
 
     def source_of(self, target: DetectionTarget) -> Source:
         level, flat = self._position(target)
-        anchor = self.geometry.boxes_to_image(self.raw.anchors[level][flat].double())
+        anchor = self.geometry.boxes_to_image(self.raw.anchors[level][flat].cpu().double())
         x, y = _centers(anchor[None])[0].tolist()
         return Source(self.adapter.source_kind, level, flat % self._anchors_per_cell(level), (x, y))
 
@@ -305,7 +305,7 @@ class DenseOutput(DetectorOutput):
         keep = batched_nms(at_least_float(boxes), at_least_float(shortlist.scores), shortlist.labels, model.nms_thresh)
         keep = keep[: model.detections_per_img]
         processed = model.transform.postprocess([{"boxes": boxes[keep]}], [size], [self.geometry.image_size_hw])[0]
-        centers = _centers(self.geometry.boxes_to_image(anchors[keep].double())).tolist()
+        centers = _centers(self.geometry.boxes_to_image(anchors[keep].cpu().double())).tolist()
         levels, flat = shortlist.levels[keep].tolist(), shortlist.anchors[keep].tolist()
         kind = self.adapter.source_kind
         return Detections(

@@ -67,9 +67,7 @@ class SegmentationAdapter(Adapter, abstract=True):
     ) -> None:
         self.image_size = _checked_size(image_size)
         super().__init__(model, **options)
-        declared_mean, declared_std = self.default_normalization()
-        self.mean = tuple(declared_mean if mean is None else mean)
-        self.std = tuple(declared_std if std is None else std)
+        self.set_normalization(model, (mean, std), self.default_normalization())
         self.multilabel = self.default_multilabel() if multilabel is None else multilabel
         self.background = _background(self.names) if background == "auto" else background
 

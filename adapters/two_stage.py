@@ -31,6 +31,7 @@ from detcam.geometry import Geometry
 from detcam.outputs import Candidates, DetectorOutput
 from detcam.targets import DetectionTarget
 from detcam.trace import guarded
+from detcam.utils.precision import float64_on
 
 
 class TwoStageAdapter(TorchvisionDetector):
@@ -213,7 +214,7 @@ class TwoStageOutput(DetectorOutput):
         """Proposals (K, 4) of targets, input pixels; their boxes where they have none or not `use_proposals`."""
         boxes = [(t.source.box_xyxy if t.source and use_proposals else None) or t.box_xyxy for t in targets]
         pixels = self.raw.images.tensors
-        boxes_xyxy = torch.tensor(boxes, dtype=torch.float64, device=pixels.device).reshape(-1, 4)
+        boxes_xyxy = torch.tensor(boxes, dtype=float64_on(pixels.device), device=pixels.device).reshape(-1, 4)
         return self.geometry.boxes_to_input(boxes_xyxy).to(torch.promote_types(pixels.dtype, torch.float32))
 
     def _read(self, pooled: Tensor, proposals: Tensor, targets: Sequence[DetectionTarget]) -> Candidates:
@@ -263,7 +264,7 @@ class TwoStageOutput(DetectorOutput):
         if heads.has_keypoint():  # torchvision's third column is constant; it is replaced by the score
             points = [processed["keypoints"][..., :2], processed["keypoints_scores"][..., None]]
             extras["keypoints"] = torch.cat(points, -1).float().cpu()
-        sources = self.geometry.boxes_to_image(proposals[origin].double()).tolist()
+        sources = self.geometry.boxes_to_image(proposals[origin].cpu().double()).tolist()
         return Detections(
             processed["boxes"].float().cpu(),
             labels.cpu(),

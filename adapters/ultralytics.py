@@ -105,7 +105,11 @@ class UltralyticsDetector(DetectorAdapter, abstract=True):
         letterbox = LetterBox(
             self.image_size_hw, auto=not self.stretches, scale_fill=self.stretches, stride=self.stride
         )
-        placed = [torch.from_numpy(letterbox(image=_pixels(image))).permute(2, 0, 1) for image in images]
+        letterboxed = [letterbox(image=_pixels(image)) for image in images]
+        placed = [
+            torch.from_numpy(np.ascontiguousarray(array.reshape(*array.shape[:2], -1))).permute(2, 0, 1)
+            for array in letterboxed
+        ]
         inputs = torch.stack(placed).to(self.device).to(self.dtype) / 255
         canvas = (inputs.shape[-2], inputs.shape[-1])
         sizes = [(image.shape[-2], image.shape[-1]) for image in images]
@@ -121,10 +125,10 @@ class UltralyticsDetector(DetectorAdapter, abstract=True):
         return Geometry(size_hw, canvas_hw, (width / size_hw[1], height / size_hw[0]), (left, top))
 
     def prepare_tensor(self, batch: Tensor) -> Batch:
-        """Take a (B, 3, H, W) tensor, RGB in [0, 1], whose sides are multiples of the stride."""
-        if batch.shape[1] != 3 or any(side % self.stride for side in batch.shape[-2:]):
+        """Take a (B, C, H, W) tensor, RGB in [0, 1], whose sides are multiples of the stride."""
+        if batch.shape[1] != self.channels or any(side % self.stride for side in batch.shape[-2:]):
             raise ValueError(
-                f"expected a (B, 3, H, W) tensor with sides that are multiples of {self.stride}; got "
+                f"expected a (B, {self.channels}, H, W) tensor with sides that are multiples of {self.stride}; got "
                 f"{tuple(batch.shape)}. Pass a list of images instead: they are letterboxed"
             )
         low, high = float(batch.min()), float(batch.max())
@@ -279,7 +283,7 @@ def _reach(branch: nn.Module) -> int | None:
 
 
 def _pixels(image: Tensor) -> np.ndarray:
-    """Return an (H, W, 3) array in 0..255: uint8 if the image has 8 bits, since resizing then rounds, else float."""
+    """Return an (H, W, C) array in 0..255: uint8 if the image has 8 bits, since resizing then rounds, else float."""
     scaled = image.detach().float().cpu().permute(1, 2, 0) * 255
     rounded = scaled.round()
     whole = (scaled - rounded).abs().max() < 1e-3 and rounded.min() >= 0 and rounded.max() <= 255

@@ -22,6 +22,7 @@ from detcam.adapters.ultralytics_network import (
 )
 from detcam.detections import as_names
 from detcam.geometry import Geometry
+from detcam.layers import input_channels
 
 
 class UltralyticsClassificationAdapter(ClassificationAdapter):
@@ -53,8 +54,8 @@ class UltralyticsClassificationAdapter(ClassificationAdapter):
             module,
             output="logits",  # `forward` returns them
             image_size=size,
-            mean=[float(value) for value in normalize.mean],
-            std=[float(value) for value in normalize.std],
+            mean=[float(value) for value in normalize.mean] if input_channels(module) == 3 else None,
+            std=[float(value) for value in normalize.std] if input_channels(module) == 3 else None,
             **options,
         )
 
@@ -75,6 +76,11 @@ class UltralyticsClassificationAdapter(ClassificationAdapter):
         return [self.head.conv]
 
     def prepare(self, images: Sequence[Tensor]) -> Batch:
+        if self.channels != 3:  # the same steps on tensors, without the normalization of RGB
+            resize, crop = self.transforms.transforms[:2]
+            inputs = torch.stack([crop(resize(image)) for image in images])
+            sizes = [(image.shape[-2], image.shape[-1]) for image in images]
+            return Batch(inputs.to(self.device, self.dtype), tuple(self._geometry(size) for size in sizes))
         arrays = [(image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy() for image in images]
         inputs = torch.stack([self.transforms(Image.fromarray(array)) for array in arrays])
         sizes = [(image.shape[-2], image.shape[-1]) for image in images]

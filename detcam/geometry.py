@@ -103,7 +103,7 @@ class Geometry:
     @staticmethod
     def _box_tensor(xy: tuple[float, float], like: Tensor) -> Tensor:
         dtype = like.dtype if like.is_floating_point() else torch.float32
-        return torch.tensor([*xy, *xy], dtype=dtype, device=like.device)
+        return like.new_tensor([*xy, *xy], dtype=dtype)
 
 
 def normalize(maps: Tensor) -> Tensor:
@@ -117,7 +117,7 @@ def normalize(maps: Tensor) -> Tensor:
 def _cell_coordinates(maps: Tensor, geometry: Geometry, axis: int) -> Tensor:
     """Return the centers of the image pixels in cells of the map, along an axis (0 rows, 1 columns)."""
     xy = 1 - axis
-    pixels = torch.arange(geometry.image_size_hw[axis], device=maps.device, dtype=torch.float64) + 0.5
+    pixels = torch.arange(geometry.image_size_hw[axis], dtype=torch.float64) + 0.5  # some devices have no float64
     position = pixels * geometry.scale_xy[xy] + geometry.offset_xy[xy]
     return position * (maps.shape[1 + axis] / geometry.input_size_hw[axis])
 
@@ -126,7 +126,8 @@ def _interpolation_matrix(maps: Tensor, geometry: Geometry, axis: int) -> Tensor
     cells = maps.shape[1 + axis]
     position = (_cell_coordinates(maps, geometry, axis) - 0.5).clamp(0, cells - 1)
     low = position.floor().long()
-    fraction = (position - low).to(maps.dtype)
+    fraction = (position - low).to(maps.device, maps.dtype)
+    low = low.to(maps.device)
     matrix = maps.new_zeros(len(position), cells)
     matrix.scatter_add_(1, low[:, None], (1 - fraction)[:, None])
     matrix.scatter_add_(1, (low + 1).clamp(max=cells - 1)[:, None], fraction[:, None])
@@ -141,12 +142,12 @@ def _binning_matrix(maps: Tensor, geometry: Geometry, axis: int, cells: int) -> 
     xy = 1 - axis
     pixels = geometry.image_size_hw[axis]
     cells_per_input = cells / geometry.input_size_hw[axis]
-    edges = torch.arange(pixels + 1, device=maps.device, dtype=torch.float64)
+    edges = torch.arange(pixels + 1, dtype=torch.float64)
     edges = (edges * geometry.scale_xy[xy] + geometry.offset_xy[xy]) * cells_per_input
-    starts = torch.arange(cells, device=maps.device, dtype=torch.float64)[:, None]
+    starts = torch.arange(cells, dtype=torch.float64)[:, None]
     overlap = torch.minimum(edges[None, 1:], starts + 1) - torch.maximum(edges[None, :-1], starts)
     overlap = overlap.clamp(min=0)
-    return (overlap / overlap.sum(1, keepdim=True).clamp(min=1e-12)).to(maps.dtype)
+    return (overlap / overlap.sum(1, keepdim=True).clamp(min=1e-12)).to(maps.device, maps.dtype)
 
 
 def to_pixels(maps: Tensor, geometry: Geometry) -> Tensor:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import Tensor
 
-from detcam.data.images import check_finite, is_single, load_images
+from detcam.data.images import check_finite, expand_paths, is_single
 from detcam.detections import Detections
 from detcam.geometry import normalize
 from detcam.outputs import BaseTarget, Target
@@ -140,8 +140,9 @@ def read_request(adapter: Adapter, images: Images, targets: Targets, model_kwarg
         request = Request(tensor=images.detach(), extra_inputs=extra, model_kwargs=kwargs)
         single = False
     else:
+        images = expand_paths(images)
         single = is_single(images)
-        request = Request(images=tuple(load_images(images)), model_kwargs=kwargs)
+        request = Request(images=tuple(adapter.reader.read_all(images)), model_kwargs=kwargs)
     rows, flat, detections = _read_targets(adapter, _converted(targets), len(request), single)
     if rows is not None:
         rows = [[t.named(adapter.names) if isinstance(t, BaseTarget) else t for t in row] for row in rows]

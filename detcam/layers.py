@@ -19,6 +19,9 @@ LayersLike: TypeAlias = Sequence[nn.Module | str] | nn.Module | str | None
 MAX_PREFIX_TOKENS = 8
 """Maximum number of prefix tokens (class token, registers) of a model that does not declare it."""
 
+MAX_INPUT_CHANNELS = 16
+"""Number of input channels above which a network's first registered convolution may read features."""
+
 GRADIENT_SCALE = 256.0
 """Factor on the probe's gradients, which would vanish in half precision."""
 
@@ -103,14 +106,24 @@ def find_target_layers(
 def probe_image(
     model: nn.Module, input_size_hw: tuple[int, int], device: torch.device, dtype: torch.dtype, *, count: int = 1
 ) -> Tensor:
-    """Return seeded noise (count, C, H, W) in [0, 1] that requires a gradient.
-
-    C is 3 if a convolution has three input channels, else the number of input channels of the first convolution.
-    """
-    counts = [m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)]
-    channels = 3 if 3 in counts or not counts else counts[0]
-    noise = torch.rand((count, channels, *input_size_hw), generator=torch.Generator().manual_seed(0))
+    """Return seeded noise (count, C, H, W) in [0, 1] that requires a gradient, with the network's channels."""
+    noise = torch.rand((count, input_channels(model), *input_size_hw), generator=torch.Generator().manual_seed(0))
     return noise.to(device, dtype).requires_grad_(True)
+
+
+def input_channels(model: object) -> int:
+    """Return the number of channels of a network's input.
+
+    This is the number of input channels of its first convolution, as registered; 3 if there is none, or if that one
+    reads features (more than `MAX_INPUT_CHANNELS`) and another one reads 3.
+    """
+    if not isinstance(model, nn.Module):
+        return 3
+    found = [getattr(module, "in_channels", None) for module in model.modules()]
+    counts = [count for count in found if isinstance(count, int)]
+    if not counts or (counts[0] > MAX_INPUT_CHANNELS and 3 in counts):
+        return 3
+    return counts[0]
 
 
 def _probe(

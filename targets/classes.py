@@ -46,7 +46,7 @@ class ClassifierOutputTarget(BaseTarget):
 
     def __init__(self, category: int | str) -> None:
         self.category: Any = category if isinstance(category, str) else int(category)
-        self.label = self.category
+        self.label: Any = self.category
 
     def named(self, names: Mapping[int, str]) -> Self:
         if not isinstance(self.category, str):

@@ -33,7 +33,7 @@ def as_box_targets(item: Any) -> list[BoxTarget] | None:
         return _targets(item, None)
     if isinstance(item, Mapping) and "boxes" in item:
         return _targets(item["boxes"], item.get("labels"))
-    boxes = getattr(item, "boxes", None)
+    boxes: Any = getattr(item, "boxes", None)
     if hasattr(boxes, "xyxy") and hasattr(boxes, "cls"):
         return _targets(boxes.xyxy, boxes.cls)
     if hasattr(item, "xyxy") and hasattr(item, "class_id"):

@@ -16,7 +16,6 @@ from detcam.auditing.case import AuditCase, BackgroundType
 from detcam.auditing.conformal import pool_boxes, typicality
 from detcam.auditing.sentences import is_inside, is_outside
 from detcam.data.annotations import Annotations
-from detcam.data.images import load_image
 from detcam.detections import Detections
 from detcam.trace import guarded
 from detcam.utils.batching import batches
@@ -180,7 +179,7 @@ class BackgroundClassifier:
         """(D,) features of detections, given as detection indices by image index."""
         features: dict[DetectionKey, np.ndarray] = {}
         for chunk in batches(sorted(detections), self.batch_size):
-            pixels = [load_image(self.annotations[image].path) for image in chunk]
+            pixels = [self.adapter.reader.read(self.annotations[image].path) for image in chunk]
             for group in self.adapter.groups(pixels, self.batch_size):
                 boxes = [self.detections[chunk[row]].boxes_xyxy[detections[chunk[row]]] for row in group]
                 for row, pooled in zip(group, self._pool([pixels[row] for row in group], boxes), strict=True):

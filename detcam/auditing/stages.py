@@ -20,7 +20,6 @@ from detcam.auditing.report import ReportWriter
 from detcam.auditing.run_state import AuditState
 from detcam.data.annotations import Annotations
 from detcam.data.ground_truth import GroundTruth
-from detcam.data.images import load_image, to_uint8
 from detcam.data.issues import DataIssue, DataIssues
 from detcam.data.rle import PackedDetections
 from detcam.detections import Detections
@@ -107,8 +106,8 @@ class AuditStages:
         readable: list[tuple[GroundTruth, Tensor]] = []
         for image in images:
             try:
-                readable.append((image, load_image(image.path)))
-            except ValueError as error:
+                readable.append((image, self.adapter.reader.read(image.path)))
+            except (TypeError, ValueError) as error:
                 yield image, str(error)
         if not readable:
             return
@@ -147,7 +146,7 @@ class AuditStages:
                 continue  # a batch that was interrupted is repeated as a whole, with the same last digits
             images = [
                 ErrorImage(
-                    load_image(annotations[image].path),
+                    self.adapter.reader.read(annotations[image].path),
                     detections[image],
                     annotations[image],
                     [analysis[index] for index in part],
@@ -167,7 +166,7 @@ class AuditStages:
         """Write the cases of an image to the report, and then store them."""
         if self.writer is None or self.state is None or not results:
             return
-        pixels: ImageArray = to_uint8(image.image)
+        pixels: ImageArray = self.adapter.display(image.image)
         ground_truth = image.ground_truth
         with self.timed("writing"):
             self.writer.image(ground_truth.image_id, ground_truth.file_name, pixels, ground_truth)

@@ -53,7 +53,7 @@ def prepare_annotations(
 def _check_class_indices(adapter: Adapter, annotations: Annotations) -> None:
     """Check the class indices of annotations for a model without class names."""
     with guarded(adapter.model, gradients=False):
-        batch = adapter.prepare([torch.full((3, *annotations[0].image_size_hw), 0.5)])
+        batch = adapter.prepare([torch.full((adapter.channels, *annotations[0].image_size_hw), 0.5)])
         class_count = adapter.outputs(adapter.forward(batch), batch)[0].classes
     unknown = [label for label in annotations.labels if not 0 <= label < class_count]
     if unknown:

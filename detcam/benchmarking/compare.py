@@ -28,7 +28,7 @@ from detcam.benchmarking.specs import (
 from detcam.benchmarking.statistics import DEFAULT_RESAMPLES, MethodResult, make_rows
 from detcam.benchmarking.tables import sort_rows
 from detcam.data.annotations import Annotations
-from detcam.data.images import ImageLike, load_image, to_uint8
+from detcam.data.images import ImageLike
 from detcam.detections import LabelsLike, label_indices
 from detcam.explanation.explain import DEFAULT_SCORE_THRESHOLD, MethodLike
 from detcam.layers import LayersLike
@@ -191,7 +191,7 @@ def benchmark(
         targets=targets,
         images_without_predictions=tuple(state.images_without_predictions),
         failed=dict(state.failed),
-        figure_images=_make_figure_images(state, method_specs, store, figure_images),
+        figure_images=_make_figure_images(adapter, state, method_specs, store, figure_images),
         computed=state.computed,
     )
     if out is not None:
@@ -276,7 +276,7 @@ def _run_notes(
 
 
 def _make_figure_images(
-    state: BenchmarkState, method_specs: Sequence[MethodSpec], store: ResultStore, count: int
+    adapter: Adapter, state: BenchmarkState, method_specs: Sequence[MethodSpec], store: ResultStore, count: int
 ) -> tuple[FigureImage, ...]:
     figure_images = []
     for key, sample, record in state.images[:count]:
@@ -284,7 +284,7 @@ def _make_figure_images(
         figure_images.append(
             FigureImage(
                 name=sample.name,
-                image=to_uint8(load_image(sample.source)),
+                image=adapter.display(adapter.reader.read(sample.source)),
                 caption=record["targets"][0],
                 box_xyxy=None if record["box_xyxy"] is None else tuple(record["box_xyxy"]),
                 heatmaps={name: heatmap for name, heatmap in heatmaps.items() if heatmap is not None},

@@ -95,7 +95,7 @@ class Runner:
             for sample in samples:
                 done = 0
                 try:
-                    key, image = sample.read()
+                    key, image = sample.read(self.adapter)
                     for spec in self._measure_image(sample, key, image):
                         label = f"{shorten(sample.name, MAX_LABEL_LENGTH)} {shorten(spec.name, MAX_LABEL_LENGTH)}"
                         bar.advance(1, label)

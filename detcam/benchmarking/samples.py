@@ -14,7 +14,7 @@ from torchvision.ops import box_iou
 from detcam.adapters.base import Adapter, Target
 from detcam.benchmarking.result_store import make_image_key
 from detcam.data.annotations import Annotations, GroundTruth
-from detcam.data.images import ImageLike, is_single, load_image, to_uint8
+from detcam.data.images import ImageLike, is_single
 from detcam.detections import Detections
 from detcam.explanation.batch import find_images
 from detcam.explanation.explain import select_targets
@@ -41,8 +41,8 @@ class Sample:
     source: ImageLike
     ground_truth: GroundTruth | None = None
 
-    def read(self) -> tuple[str, Tensor]:
-        """Read the image.
+    def read(self, adapter: Adapter) -> tuple[str, Tensor]:
+        """Read the image with the channels of a model.
 
         Returns:
             The image's key in the result store, and its pixels (C, H, W) in [0, 1].
@@ -50,11 +50,12 @@ class Sample:
         Raises:
             TypeError, ValueError: the image cannot be read.
         """
-        image = load_image(self.source)
+        image = adapter.reader.read(self.source)
         if isinstance(self.source, Path):
             content = self.source.read_bytes()
         else:
-            content = to_uint8(image).tobytes() + repr(tuple(image.shape)).encode()
+            content = (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy().tobytes()
+            content += repr(tuple(image.shape)).encode()
         return make_image_key(self.name, content), image
 
 

@@ -84,7 +84,7 @@ def map_layers(adapter: Adapter) -> list[MapLayer]:
     from detcam.trace import guarded
     from detcam.utils.hooks import active_hooks
 
-    image = torch.rand((3, *IMAGE_SIZE_HW), generator=torch.Generator().manual_seed(0))
+    image = torch.rand((adapter.channels, *IMAGE_SIZE_HW), generator=torch.Generator().manual_seed(0))
     seen: dict[str, list[tuple[int, int, int]]] = {}
     with guarded(adapter.model, gradients=False):
         batch = adapter.prepare([image])

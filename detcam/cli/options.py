@@ -145,6 +145,26 @@ class ModelOptions(CommonOptions):
             "its classes.",
         ),
     ] = None
+    value_range: Annotated[
+        str | None,
+        option(
+            MODEL,
+            "LOW,HIGH",
+            "Values of black and white in the image files, such as 0,4095 for 12 bits. Default: by type, 255 for 8 "
+            "bits, 65535 for 16 bits, floats as they are.",
+        ),
+    ] = None
+    page: Annotated[
+        int | None, option(MODEL, "N", "Page of image files with several, from 0. Default: the first.", min=0)
+    ] = None
+    show_bands: Annotated[
+        str | None,
+        option(
+            MODEL,
+            "N|R,G,B",
+            "Channels that are drawn, from 0: one in gray, or three as red, green and blue. Default: the first three.",
+        ),
+    ] = None
     device: Annotated[str, option(MODEL, "NAME", "cpu, cuda, cuda:1, mps, or auto: CUDA if it is available.")] = "auto"
     trust_checkpoint: Annotated[
         bool,
@@ -178,8 +198,21 @@ class ModelOptions(CommonOptions):
             "names": None if self.names is None else read_names(self.names),
             "image_size": None if self.image_size is None else parse_size(self.image_size),
             **({"prompts": self.prompt} if self.prompt else {}),
+            **self._image_options(),
         }
         return load_model(self.model, **{**given, **options})
+
+    def _image_options(self) -> dict[str, Any]:
+        """Return the adapter's options that say how image files are read and drawn."""
+        options: dict[str, Any] = {}
+        if self.value_range is not None:
+            options["value_range"] = parse_numbers(self.value_range, "--value-range", (2,), float)
+        if self.show_bands is not None:
+            bands = parse_numbers(self.show_bands, "--show-bands", (1, 3), int)
+            options["show_bands"] = bands[0] if len(bands) == 1 else bands
+        if self.page is not None:
+            options["page"] = self.page
+        return options
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,6 +275,28 @@ def parse_size(text: str) -> int | tuple[int, int]:
     if len(sides) > 2 or not all(side.isdecimal() and int(side) > 0 for side in sides):
         raise ValueError(f"expected --image-size as a number of pixels, or height x width as in 256x320; got {text!r}")
     return int(sides[0]) if len(sides) == 1 else (int(sides[0]), int(sides[1]))
+
+
+def parse_numbers(text: str, name: str, counts: Sequence[int], kind: type) -> tuple[Any, ...]:
+    """Parse numbers separated by commas.
+
+    Args:
+        text: the numbers.
+        name: name of the option, for the message.
+        counts: how many there may be.
+        kind: ``int`` or ``float``.
+
+    Raises:
+        ValueError: other text, or another number of them.
+    """
+    try:
+        numbers = tuple(kind(part) for part in text.split(","))
+    except ValueError:
+        numbers = ()
+    if len(numbers) not in counts:
+        expected = " or ".join(map(str, counts))
+        raise ValueError(f"expected {name} as {expected} numbers separated by commas; got {text!r}")
+    return numbers
 
 
 def parse_class_map(pairs: Iterable[str]) -> dict[str | int, str | int]:

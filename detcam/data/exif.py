@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-_ORIENTATION = 0x0112
+ORIENTATION_TAG = 0x0112
+"""EXIF's tag of the orientation."""
 
 
 @dataclass(frozen=True)
@@ -39,14 +40,28 @@ def image_size(path: Path) -> ImageSize:
         raise ValueError(f"no image file at {path}; check the path")
     try:
         with Image.open(path) as image:
-            orientation = image.getexif().get(_ORIENTATION, 1)
+            orientation = image.getexif().get(ORIENTATION_TAG, 1)
             size_hw = (image.height, image.width)
     except ImportError as error:  # ultralytics replaces Image.open by a function that may raise it
         raise ValueError(f"cannot read {path} as an image (unknown format); is the file complete?") from error
     except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        if path.suffix.lower() in (".tif", ".tiff") and (size_of_tiff := _tiff_size(path)):
+            return ImageSize(size_of_tiff)
         raise ValueError(f"cannot read {path} as an image ({error}); is the file complete?") from error
     known = isinstance(orientation, int) and 1 <= orientation <= 8
     return ImageSize(size_hw, orientation if known else 1)
+
+
+def _tiff_size(path: Path) -> tuple[int, int] | None:
+    """Height and width of a TIFF whose bands Pillow does not know; None for a damaged file."""
+    import tifffile
+
+    try:
+        with tifffile.TiffFile(path) as file:
+            series = file.series[0]
+            return int(series.shape[series.axes.index("Y")]), int(series.shape[series.axes.index("X")])
+    except (tifffile.TiffFileError, ValueError, IndexError, OSError):
+        return None
 
 
 def boxes_upright(boxes_xyxy: np.ndarray, size: ImageSize) -> np.ndarray:

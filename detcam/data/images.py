@@ -1,64 +1,251 @@
-"""Conversion of paths, PIL images, arrays and tensors to validated float RGB tensors."""
+"""Conversion of paths, PIL images, arrays and tensors to validated float tensors of any number of channels."""
 
 from __future__ import annotations
 
+import glob
+import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
+from detcam.data.decoding import IMAGE_SUFFIXES, picture_array, read_file
+from detcam.utils.warnings import warn
+
 ImageLike: TypeAlias = "str | Path | Image.Image | np.ndarray | Tensor"
-"""A path, a PIL image, an HxWx3 uint8 RGB (or float [0, 1]) array, or a 3xHxW tensor (uint8, or float in [0, 1])."""
+"""A path, a PIL image, an HxWxC array (uint8, uint16, or float in [0, 1]; RGB), or a CxHxW tensor of these."""
 
-_EXPECTED = "a path, a PIL image, an HxWx3 uint8 RGB array, or a 3xHxW tensor"
+Bands: TypeAlias = "int | Sequence[int]"
+"""Index of one channel, shown in gray, or of three, shown as red, green and blue."""
+
+MAX_DARK_UINT16 = 4095
+"""16-bit images without a greater value are reported: they may have 12 bits, and are nearly black as 16."""
 
 
-def load_image(image: ImageLike) -> Tensor:
+@dataclass(frozen=True)
+class ImageReader:
+    """How images are read.
+
+    Values are scaled to [0, 1] by their dtype: uint8 by 255, uint16 by 65535; bool and float in [0, 1] stay as they
+    are. Other values need `value_range`.
+
+    Attributes:
+        channels: number of channels of the result; None takes what an image has. Files of one channel and of RGB are
+            converted into each other; other files, arrays and tensors must have this many channels. The pages of a TIFF
+            with as many pages are its channels.
+        value_range: the values that become 0 and 1; values outside are clipped.
+        bgr: whether arrays of three channels are in OpenCV's order, blue first.
+        page: index of the page of a file with several.
+    """
+
+    channels: int | None = 3
+    value_range: tuple[float, float] | None = None
+    bgr: bool = False
+    page: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.value_range is not None:
+            low, high = (float(value) for value in self.value_range)
+            if not low < high:
+                raise ValueError(f"expected value_range as (low, high) with low < high; got {self.value_range}")
+
+    def read(self, image: ImageLike) -> Tensor:
+        """Read one image; see `load_image`."""
+        if isinstance(image, (str, Path)):
+            return self._from_array(read_file(Path(image), self.channels, self.page), str(image))
+        if isinstance(image, Image.Image):
+            return self._from_array(picture_array(image, self.channels), "PIL image")
+        if isinstance(image, np.ndarray):
+            flip = self.bgr and image.ndim == 3 and image.shape[2] == 3
+            return self._from_array(image[..., ::-1] if flip else image, "array")
+        if isinstance(image, Tensor):
+            return image if hasattr(image, "_detcam_read") else self._from_tensor(image, "tensor")
+        shape = "3" if self.channels is None else str(self.channels)
+        raise TypeError(
+            f"expected a path, a PIL image, an HxWx{shape} uint8 array, or a {shape}xHxW tensor; got "
+            f"{type(image).__name__}"
+        )
+
+    def read_all(self, images: ImageLike | Sequence[ImageLike]) -> list[Tensor]:
+        """Read one image, a list, or the images of folders and patterns; see `load_images`."""
+        images = expand_paths(images)
+        if is_single(images):
+            return [self.read(images)]  # type: ignore[arg-type]
+        items: list[Any] = list(images)  # type: ignore[arg-type]
+        if not items:
+            raise ValueError("expected at least one image; got an empty list")
+        tensors = []
+        for position, item in enumerate(items):
+            try:
+                tensors.append(self.read(item))
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"image {position}: {error}") from error
+        return tensors
+
+    def _from_array(self, array: np.ndarray, name: str) -> Tensor:
+        wanted = self.channels
+        if array.ndim == 2 and wanted in (None, 1):
+            array = array[..., None]
+        if array.ndim != 3 or (wanted is not None and array.shape[2] != wanted):
+            shape = "(H, W, C)" if wanted is None else f"(H, W, {wanted})"
+            rgb = ", RGB" if wanted == 3 else f", as the network has {wanted} channels" if wanted else ""
+            raise ValueError(f"{name}: expected an array of shape {shape}{rgb}; got {array.shape}{_gray_hint(array)}")
+        channels_first = torch.from_numpy(_plain(np.ascontiguousarray(array.transpose(2, 0, 1))))
+        return self._scaled(channels_first, name, str(array.dtype))
+
+    def _from_tensor(self, tensor: Tensor, name: str) -> Tensor:
+        wanted = self.channels
+        if tensor.ndim == 2 and wanted in (None, 1):
+            tensor = tensor[None]
+        if tensor.ndim != 3 or (wanted is not None and tensor.shape[0] != wanted):
+            count = "C" if wanted is None else wanted
+            fits = tensor.ndim == 3 and tensor.shape[-1] == wanted
+            hint = f"; permute HxWx{count} to {count}xHxW" if fits else ""
+            if tensor.ndim == 4:
+                hint = ". A batch goes in alone, and several inputs of one model as a tuple of batches: (first, second)"
+            many = "channel" if wanted == 1 else "channels"
+            raise ValueError(f"{name}: expected {count} {many}, shape ({count}, H, W); got {tuple(tensor.shape)}{hint}")
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        if tensor.dtype in (torch.uint16, torch.uint32, torch.uint64):
+            tensor = tensor.to(torch.int64)
+        return self._scaled(tensor, name, dtype)
+
+    def _scaled(self, tensor: Tensor, name: str, dtype: str) -> Tensor:
+        """Return a tensor (C, H, W) as float32 in [0, 1], marked as read, so that it is not scaled again."""
+        scaled = self._scaled_by_rule(tensor, name, dtype)
+        if scaled is tensor:
+            scaled = tensor.view_as(tensor)
+        scaled._detcam_read = True  # type: ignore[attr-defined]
+        return scaled
+
+    def _scaled_by_rule(self, tensor: Tensor, name: str, dtype: str) -> Tensor:
+        if 0 in tensor.shape:
+            raise ValueError(f"{name}: the image has no pixels, shape {tuple(tensor.shape)}")
+        if tensor.is_floating_point():
+            check_finite(tensor, name)
+        if self.value_range is not None:
+            low, high = self.value_range
+            return ((tensor.detach().float() - low) / (high - low)).clamp(0, 1)
+        if dtype in ("uint8", "bool"):
+            return tensor.float() / (255 if dtype == "uint8" else 1)
+        lowest, highest = float(tensor.min()), float(tensor.max())
+        if dtype == "uint16":
+            if 0 < highest <= MAX_DARK_UINT16:
+                warn(
+                    f"{name}: 16-bit values up to {highest:.0f} of 65535 are nearly black; if they have fewer bits, "
+                    "pass value_range=, such as (0, 4095) for 12 bits",
+                    UserWarning,
+                )
+            return tensor.float() / 65535
+        if not tensor.is_floating_point():
+            raise TypeError(
+                f"{name}: expected dtype uint8 or float in [0, 1], or uint16; got {dtype} with values from "
+                f"{lowest:.6g} to {highest:.6g}. Pass value_range=, the values of black and white, such as "
+                f"{_suggested(highest)}"
+            )
+        if lowest < -1e-3 or highest > 1 + 1e-3:
+            raise ValueError(
+                f"{name}: expected float pixels in [0, 1]; got values from {lowest:.3g} to {highest:.3g}. Divide "
+                f"0..255 pixels by 255, or pass value_range=, the values of black and white, such as "
+                f"{_suggested(highest)}; an already normalized batch goes in as one BxCxHxW tensor to a plain nn.Module"
+            )
+        return tensor.detach().float()
+
+
+def load_image(
+    image: ImageLike,
+    *,
+    channels: int | None = 3,
+    value_range: tuple[float, float] | None = None,
+    bgr: bool = False,
+    page: int | None = None,
+) -> Tensor:
     """Read one image.
 
-    EXIF rotation is applied; gray, palette, CMYK, 16-bit and transparent files are converted to RGB.
+    EXIF rotation is applied; with three channels, gray, palette, CMYK and transparent files are converted to RGB.
+
+    Args:
+        image: a path, PIL image, array or tensor.
+        channels: as in `ImageReader`, like the other arguments.
+        value_range: the values that become 0 and 1.
+        bgr: whether arrays are in OpenCV's order.
+        page: index of the page of a file with several.
 
     Returns:
-        (3, H, W) float32, RGB in [0, 1], on the CPU for files and arrays, on its own device for a tensor.
+        (C, H, W) float32 in [0, 1], RGB if it has three channels, on the CPU for files and arrays, on its own device
+        for a tensor.
 
     Raises:
-        TypeError: not an image.
+        TypeError: not an image, or integers of a dtype without a range.
         ValueError: unreadable file, wrong channel count, zero size, NaN pixels, or float values outside [0, 1].
+
+    Example:
+        >>> import numpy as np
+        >>> from detcam.data.images import load_image
+        >>> load_image(np.full((4, 6, 5), 4095, np.uint16), channels=5, value_range=(0, 4095)).max()
+        tensor(1.)
     """
-    if isinstance(image, (str, Path)):
-        return _from_array(_read(Path(image)), str(image))
-    if isinstance(image, Image.Image):
-        return _from_array(_rgb(image), "PIL image")
-    if isinstance(image, np.ndarray):
-        return _from_array(image, "array")
-    if isinstance(image, Tensor):
-        return _from_tensor(image)
-    raise TypeError(f"expected {_EXPECTED}; got {type(image).__name__}")
+    return ImageReader(channels, value_range, bgr, page).read(image)
 
 
-def load_images(images: ImageLike | Sequence[ImageLike]) -> list[Tensor]:
+def load_images(images: ImageLike | Sequence[ImageLike], **options: Any) -> list[Tensor]:
     """Read one image or a list of them; sizes are free. A 4-d tensor counts as a list.
+
+    Args:
+        images: images, folders, or patterns with ``*``.
+        **options: as in `load_image`.
 
     Raises:
         ValueError: the list is empty, or as in `load_image`, naming the position in the list.
         TypeError: as in `load_image`.
     """
-    if is_single(images):
-        return [load_image(images)]  # type: ignore[arg-type]
-    items: list[Any] = list(images)  # type: ignore[arg-type]
-    if not items:
-        raise ValueError("expected at least one image; got an empty list")
-    tensors = []
-    for position, item in enumerate(items):
-        try:
-            tensors.append(load_image(item))
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"image {position}: {error}") from error
-    return tensors
+    return ImageReader(**options).read_all(images)
+
+
+def expand_paths(images: Any) -> Any:
+    """Replace folders and patterns by the paths of their images, sorted by name; other images are unchanged.
+
+    Raises:
+        ValueError: a folder or pattern has no images.
+    """
+    if isinstance(images, (str, Path)):
+        return _expanded(images) or images
+    if not isinstance(images, (list, tuple)) or not any(isinstance(item, (str, Path)) for item in images):
+        return images
+    expanded: list[Any] = []
+    for item in images:
+        expanded += (isinstance(item, (str, Path)) and _expanded(item)) or [item]
+    return expanded
+
+
+def _expanded(text: str | Path) -> list[Path]:
+    """The images of a folder or pattern; an empty list for a file."""
+    path = Path(text).expanduser()
+    if path.is_dir():
+        found = [
+            Path(folder, name)
+            for folder, subfolders, names in os.walk(path)
+            if not _is_hidden(Path(folder).relative_to(path))
+            for name in names
+        ]
+    elif not path.exists() and glob.has_magic(str(text)):
+        found = [Path(match) for match in glob.glob(str(path), recursive=True)]
+    else:
+        return []
+    found = [path for path in found if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()]
+    images = sorted(path for path in found if not path.name.startswith("."))
+    if not images:
+        raise ValueError(f"no images in {text}; expected files such as .jpg and .png")
+    return images
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def is_single(images: object) -> bool:
@@ -70,9 +257,28 @@ def is_single(images: object) -> bool:
     return not isinstance(images, (list, tuple))
 
 
-def to_uint8(image: Tensor) -> np.ndarray:
-    """Convert a (3, H, W) float tensor in [0, 1] to an (H, W, 3) uint8 RGB array."""
-    return (image.detach().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+def shown_bands(image: Tensor, bands: Bands | None = None) -> Tensor:
+    """Return the channels of an image (C, H, W) that are drawn, as (3, H, W).
+
+    Args:
+        image: the image.
+        bands: index of one channel, or of three; None takes the first three, or the first one of fewer than three.
+
+    Raises:
+        ValueError: the image has no such channels.
+    """
+    count = len(image)
+    default = [0, 1, 2] if count >= 3 else [0]
+    chosen = default if bands is None else [bands] if isinstance(bands, int) else list(bands)
+    if len(chosen) not in (1, 3) or not all(isinstance(band, int) and -count <= band < count for band in chosen):
+        raise ValueError(f"expected show_bands as one or three of the {count} channels, from 0; got {bands}")
+    return image[chosen].expand(3, -1, -1)
+
+
+def to_uint8(image: Tensor, bands: Bands | None = None) -> np.ndarray:
+    """Convert a (C, H, W) float tensor in [0, 1] to an (H, W, 3) uint8 RGB array; `bands` as in `shown_bands`."""
+    shown = shown_bands(image.detach(), bands)
+    return np.ascontiguousarray((shown.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy())
 
 
 def check_finite(tensor: Tensor, name: str) -> None:
@@ -82,50 +288,18 @@ def check_finite(tensor: Tensor, name: str) -> None:
         raise ValueError(f"{name}: {count} of {tensor.numel()} values are NaN or infinite; clean the input first")
 
 
-def _read(path: Path) -> np.ndarray:
-    if not path.is_file():
-        raise ValueError(f"no image file at {path}; check the path")
-    try:
-        with Image.open(path) as image:
-            return _rgb(image)
-    except ImportError as error:  # ultralytics replaces Image.open by a function that may raise it
-        raise ValueError(f"cannot read {path} as an image (unknown format); is the file complete?") from error
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"cannot read {path} as an image ({error}); is the file complete?") from error
+def _plain(array: np.ndarray) -> np.ndarray:
+    """An array of a dtype that every version of PyTorch converts, in native byte order."""
+    if array.dtype.byteorder not in ("=", "|"):
+        array = array.astype(array.dtype.newbyteorder("="))
+    return array.astype(np.int64) if array.dtype in (np.uint16, np.uint32, np.uint64) else array
 
 
-def _rgb(image: Image.Image) -> np.ndarray:
-    upright = ImageOps.exif_transpose(image)
-    if upright.mode.startswith("I"):  # 16-bit and 32-bit gray: PIL's conversion clips instead of scaling
-        values = np.asarray(upright, dtype=np.float64)
-        gray = np.clip(values / (65535.0 if values.max(initial=0) > 255 else 255.0) * 255.0, 0, 255)
-        return np.repeat(gray.round().astype(np.uint8)[..., None], 3, axis=2)
-    return np.array(upright.convert("RGB"))
+def _gray_hint(array: np.ndarray) -> str:
+    is_gray = array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 1)
+    return "; repeat gray: np.repeat(array.reshape(*array.shape[:2], 1), 3, axis=2)" if is_gray else ""
 
 
-def _from_array(array: np.ndarray, name: str) -> Tensor:
-    if array.ndim != 3 or array.shape[2] != 3:
-        raise ValueError(f"{name}: expected an array of shape (H, W, 3), RGB; got {array.shape}")
-    if array.dtype != np.uint8 and not np.issubdtype(array.dtype, np.floating):
-        raise TypeError(f"{name}: expected dtype uint8 (or float in [0, 1]); got {array.dtype}")
-    return _from_tensor(torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1))), name)
-
-
-def _from_tensor(tensor: Tensor, name: str = "tensor") -> Tensor:
-    if tensor.ndim != 3 or tensor.shape[0] != 3:
-        hint = "; permute HxWx3 to 3xHxW" if tensor.ndim == 3 and tensor.shape[-1] == 3 else ""
-        raise ValueError(f"{name}: expected 3 channels, shape (3, H, W); got {tuple(tensor.shape)}{hint}")
-    if 0 in tensor.shape:
-        raise ValueError(f"{name}: the image has no pixels, shape {tuple(tensor.shape)}")
-    if tensor.dtype == torch.uint8:
-        return tensor.float() / 255
-    if not tensor.is_floating_point():
-        raise TypeError(f"{name}: expected dtype uint8 or float; got {tensor.dtype}")
-    check_finite(tensor, name)
-    low, high = float(tensor.min()), float(tensor.max())
-    if low < -1e-3 or high > 1 + 1e-3:
-        raise ValueError(
-            f"{name}: expected float pixels in [0, 1]; got values from {low:.3g} to {high:.3g}. Divide 0..255 pixels "
-            "by 255; an already normalized batch goes in as one BxCxHxW tensor to a plain nn.Module"
-        )
-    return tensor.detach().float()
+def _suggested(highest: float) -> str:
+    powers = [value for value in (255, 1023, 4095, 10000, 16383, 65535) if value >= highest]
+    return f"(0, {powers[0] if powers else f'{highest:.6g}'})"

@@ -14,14 +14,13 @@ from torch import Tensor
 
 from detcam.adapters import Adapter
 from detcam.adapters.base import Target
-from detcam.data.images import load_image
+from detcam.data.decoding import IMAGE_SUFFIXES
 from detcam.explanation.explain import Explanation, MethodLike, explain
 from detcam.explanation.writer import EXPLANATIONS_FILE, ExplanationWriter, files_of, read_index
 from detcam.targets import BoxTarget, MaskTarget, with_quantity
 from detcam.utils.batching import batches
 from detcam.utils.files import is_audit
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
 IMAGES_IN_MEMORY = 4
 """Images that are read, explained and written together by default: their heatmaps are in memory at the same time."""
 
@@ -110,8 +109,8 @@ def explain_files(
         images: list[tuple[Path, Tensor]] = []
         for path in batch:
             try:
-                images.append((path, load_image(path)))
-            except ValueError as error:
+                images.append((path, adapter.reader.read(path)))
+            except (TypeError, ValueError) as error:
                 on_progress(path, error, [])
         for path, result in _explain_batch(adapter, images, method, targets_for, batch_size=batch_size, **options):
             on_progress(path, result, writer.add(result) if isinstance(result, Explanation) else [])

@@ -8,14 +8,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from detcam.adapters import Adapter, adapt
 from detcam.adapters.base import ModelLike
 from detcam.cam import BaseCAM
-from detcam.data.images import is_single, load_image, load_images, to_uint8
+from detcam.data.images import expand_paths, is_single
 from detcam.detections import Detections, LabelsLike, label_index
 from detcam.explanation.result import Explanation, Explanations
 from detcam.inputs import Images, Targets, displayable_images
@@ -116,7 +115,8 @@ def explain(
     given = [name for name, value in selection.items() if value is not None] + ["quantity"] * (quantity != "score")
     if targets is not None and given:
         raise ValueError(f"{', '.join(given)}: these select the model's predictions; leave them out with targets=")
-    tensors, paths = _read_images(images)
+    images = expand_paths(images)
+    tensors, paths = _read_images(adapter, images)
     with on_device(adapter.model, device):
         cam = make_cam(adapter, method)
         if batch_size is not None:
@@ -137,7 +137,7 @@ def explain(
             else tuple(adapter.words(tensors[row], result.detections))
             for row, result in enumerate(results)
         ]
-    shown = _displayed_input(adapter, images) if tensors is None else [to_uint8(image) for image in tensors]
+    shown = _displayed_input(adapter, images) if tensors is None else [adapter.display(image) for image in tensors]
     is_plain = quantity == "score" and against is None
     smoothing = tuple(name for name, used in (("aug_smooth", aug_smooth), ("eigen_smooth", eigen_smooth)) if used)
     return Explanations(
@@ -237,13 +237,13 @@ def _explanation(
     )
 
 
-def _read_images(images: Images) -> tuple[list[Tensor] | None, list[Path | None]]:
+def _read_images(adapter: Adapter, images: Images) -> tuple[list[Tensor] | None, list[Path | None]]:
     """Load images, and return their files; return None as the images for a network's input."""
     inputs = _network_input(images)
     if inputs is not None:
         return None, [None] * len(inputs)
     items: list[Any] = [images] if is_single(images) else list(images)  # type: ignore[arg-type]
-    tensors = [load_image(images)] if is_single(images) else load_images(items)  # type: ignore[arg-type]
+    tensors = adapter.reader.read_all(images)
     return tensors, [Path(item) if isinstance(item, (str, Path)) else None for item in items]
 
 
@@ -258,10 +258,7 @@ def _displayed_input(adapter: Adapter, images: Images) -> list[ImageArray]:
     inputs = _network_input(images)
     if inputs is None:
         return []
-    shown = displayable_images(adapter, inputs)
-    if shown.shape[1] != 3:
-        shown = shown.mean(1, keepdim=True).expand(-1, 3, -1, -1)
-    return [np.ascontiguousarray(to_uint8(image)) for image in shown]
+    return [adapter.display(image) for image in displayable_images(adapter, inputs)]
 
 
 __all__ = ["Explanation", "Explanations", "explain"]

@@ -12,6 +12,7 @@ from detcam.layers import LayersLike
 from detcam.perturbation.base import ImageScorer, WeightedCAM
 from detcam.perturbation.replay import LayerReplay, layer_replays
 from detcam.trace import ReshapeTransform
+from detcam.utils.precision import to_float64
 from detcam.utils.warnings import warn
 
 
@@ -76,7 +77,7 @@ class AblationCAM(WeightedCAM):
     def _channel_weights(self, replay: LayerReplay, index: int) -> Tensor:
         """(N, C) weights of one level's channels."""
         level = replay.levels[index].values
-        energy = level.double().square().sum((1, 2))
+        energy = to_float64(level).square().sum((1, 2))
         count = math.ceil(self.ratio_channels_to_ablate * len(level))
         channels = energy.argsort(descending=True, stable=True)[:count]
         channels = channels[energy[channels] > 0]  # ablating a channel of zeros changes nothing
@@ -90,7 +91,7 @@ class AblationCAM(WeightedCAM):
         values = replay.scorer.values
         weights = torch.zeros((len(values), len(level)), dtype=torch.float64)
         if len(channels):
-            scores = replay.score_variants(index, len(channels), ablate).double().cpu()
+            scores = replay.score_variants(index, len(channels), ablate).cpu().double()
             weights[:, channels.cpu()] = (values - scores).T
         scale = values.abs()
         return weights / torch.where(scale > 0, scale, 1)[:, None]

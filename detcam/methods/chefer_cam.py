@@ -9,6 +9,7 @@ from detcam.methods.common.attention_base import AttentionCAM, AttentionLayers, 
 from detcam.methods.common.attention_capture import AttentionRun
 from detcam.outputs import work_dtype
 from detcam.results import Pass
+from detcam.utils.precision import to_float64
 
 
 class CheferCAM(AttentionCAM):
@@ -40,10 +41,10 @@ class CheferCAM(AttentionCAM):
     use = "transformers: ViT, DETR, RT-DETR; a box by its query"
 
     def relevance(self, run: Pass, layers: AttentionLayers, scalars: list[list[Tensor]]) -> list[Tensor]:
-        relevance = [_to_float64(tokens) for tokens in self.zeros(layers, scalars)]
+        relevance = [to_float64(tokens) for tokens in self.zeros(layers, scalars)]
         for k, images, total in target_rounds(scalars):
             by_layer = dict(zip(layers.all, attention_gradients(total, layers.all, self.model), strict=True))
-            rows = _to_float64(self.output_queries(run, layers, by_layer[layers.last], images, k))
+            rows = to_float64(self.output_queries(run, layers, by_layer[layers.last], images, k))
             weighted = {layer: _weighted(layer, gradient, images) for layer, gradient in by_layer.items()}
             tokens = _decoder(layers, weighted, rows) if layers.crosses else _encoder(layers, weighted, rows)
             for row, image in enumerate(images):
@@ -55,12 +56,7 @@ def _weighted(layer: AttentionRun, gradient: Tensor, images: list[int]) -> Tenso
     """(n, queries, keys): the positive part of probability times gradient, averaged over heads."""
     dtype = work_dtype(gradient)
     both = layer.by_head(layer.tensor.detach())[images].to(dtype) * layer.by_head(gradient)[images].to(dtype)
-    return _to_float64(layer.per_key(both.clamp(min=0)).mean(1))
-
-
-def _to_float64(tensor: Tensor) -> Tensor:
-    """Convert to float64, because a layer may add little to the identity; unchanged on devices without float64."""
-    return tensor if tensor.device.type == "mps" else tensor.double()
+    return to_float64(layer.per_key(both.clamp(min=0)).mean(1))
 
 
 def _encoder(layers: AttentionLayers, weighted: dict[AttentionRun, Tensor], rows: Tensor) -> Tensor:

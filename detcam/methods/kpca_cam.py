@@ -13,6 +13,7 @@ from detcam.cam import BaseCAM
 from detcam.layers import LayersLike
 from detcam.trace import ReshapeTransform
 from detcam.utils.pca import first_eigenpair, oriented
+from detcam.utils.precision import to_float64
 
 Kernel: TypeAlias = Literal["sigmoid", "rbf", "poly", "cosine", "linear"]
 
@@ -71,7 +72,7 @@ class KPCA_CAM(BaseCAM):
                 f"kernel PCA compares all cells of a map with one another; a map of {height} x {width} has too many "
                 f"(at most {MAX_CELLS}). Choose a deeper target layer, or EigenCAM"
             )
-        vectors = activations.flatten(2).transpose(1, 2).double()
+        vectors = to_float64(activations.flatten(2).transpose(1, 2))
         centered = vectors - vectors.mean(1, keepdim=True)
         components = torch.cat([self._component(image[None]) for image in centered])
         return components.reshape(-1, height, width).to(activations.dtype)

@@ -132,7 +132,7 @@ class _Occluder:
             return self.area.apply_masks(masks)
 
         self.passes += len(corners)
-        return self.scorer.values - self.scorer.score_variants(len(corners), hide).double().cpu()
+        return self.scorer.values - self.scorer.score_variants(len(corners), hide).cpu().double()
 
     def render(self, cells: Tensor) -> Tensor:
         """Cells (N, grid, grid) as maps (N, H, W) of the network's input."""

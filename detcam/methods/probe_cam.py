@@ -151,10 +151,10 @@ def render_regions(levels: Tensor, regions: Tensor, drops: Tensor) -> Tensor:
         (h, w) float64 in [0, 1].
     """
     rendered = torch.zeros(levels.shape[-2:], dtype=torch.float64)
-    drops = drops.double().clamp(min=0)
+    drops = drops.cpu().double().clamp(min=0)
     if not len(regions) or not bool((drops > 0).any()):
         return rendered
-    levels = levels.double()
+    levels = levels.cpu().double()
     sums = torch.stack([(levels.prod(0) * region).sum() for region in regions])
     weights = (drops / drops.max()) ** DROP_EXPONENT * (sums / sums.max().clamp(min=1e-300)) ** SALIENCY_EXPONENT
     saliency = blur(levels.sum(0)[None], 0.01 * max(rendered.shape))[0]
@@ -190,7 +190,7 @@ def _resize_to_area(levels: Sequence[Tensor], area: ImageArea) -> Tensor:
     resized = []
     for level in levels:
         positive = F.interpolate(
-            level.clamp(min=0)[:, None].double().cpu(), area.inputs.shape[-2:], mode="bilinear", align_corners=False
+            level.clamp(min=0)[:, None].cpu().double(), area.inputs.shape[-2:], mode="bilinear", align_corners=False
         )[:, 0, area.rows, area.columns]
         maximum = positive.flatten(1).amax(1)
         scaled = positive / maximum.clamp(min=1e-300)[:, None, None]
@@ -214,9 +214,9 @@ def _score_drops(scorer: ImageScorer, area: ImageArea, regions: Sequence[Tensor]
     fill = LinearFill().for_image(area.image)
     with torch.enable_grad():  # the recorded pass of the image has a graph, which dense heads read
         rows = scorer.adapter.score([scorer.output], [scorer.targets])
-    original = torch.stack([detached_score(scalar) for scalar in rows[0]]).double().cpu()
+    original = torch.stack([detached_score(scalar) for scalar in rows[0]]).cpu().double()
     scores = [
-        scorer.score(area.paste(fill(dilated[part].to(area.inputs.device)))).double().cpu()
+        scorer.score(area.paste(fill(dilated[part].to(area.inputs.device)))).cpu().double()
         for part in batch_slices(len(dilated), scorer.images_per_pass)
     ]
     changed = torch.cat(scores) if scores else torch.zeros((0, len(regions)), dtype=torch.float64)

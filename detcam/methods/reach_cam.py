@@ -220,6 +220,6 @@ class _PathIntegral:
         for image, row in enumerate(end_values):
             end = torch.tensor(row, dtype=torch.float64)
             expected = end - torch.tensor([value_of(start) for start in starts[image]], dtype=torch.float64)
-            total = sum(level[image].flatten(1).sum(1).double().cpu() for level in self.sums)
+            total = sum(level[image].flatten(1).sum(1).cpu().double() for level in self.sums)
             errors.append((total - expected).abs() / torch.maximum(expected.abs(), 0.01 * end.abs()).clamp(min=1e-12))
         return errors

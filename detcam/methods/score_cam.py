@@ -12,6 +12,7 @@ from detcam.layers import LayersLike
 from detcam.perturbation.base import ImageScorer, WeightedCAM, default_batch_size
 from detcam.perturbation.replay import LayerReplay, layer_replays
 from detcam.trace import ReshapeTransform
+from detcam.utils.precision import to_float64
 
 MAX_DOWNSTREAM_FRACTION = 0.05
 """Maximum downstream fraction at which replaying the layer for every channel is cheap compared with full passes."""
@@ -80,13 +81,13 @@ class ScoreCAM(WeightedCAM):
     def _top_channel_weights(self, scorer: ImageScorer, replay: LayerReplay, index: int) -> Tensor:
         """(N, C) weights of one level, of which only the top channels have a pass of their own."""
         level = replay.levels[index].values
-        energy = level.double().square().sum((1, 2))
+        energy = to_float64(level).square().sum((1, 2))
         top = energy.argsort(descending=True, stable=True)[: self.top_channels].cpu()
         known = _masked_scores(scorer, level, top)
         scores = known.new_zeros((len(level), known.shape[1]))
         confidence = torch.zeros_like(scores)
         if replay.downstream_fraction <= MAX_DOWNSTREAM_FRACTION and len(top) < len(level):
-            replayed = replay.score_variants(index, len(level), lambda part: _mask_level(level, part)).double().cpu()
+            replayed = replay.score_variants(index, len(level), lambda part: _mask_level(level, part)).cpu().double()
             scores, confidence = _regress(replayed[top], known, replayed)
         scores[top] = known
         confidence[top] = 1
@@ -107,7 +108,7 @@ def _masked_scores(scorer: ImageScorer, level: Tensor, channels: Tensor) -> Tens
         masks[: len(chosen)] = channel_masks(level[chosen.to(level.device)], scorer.geometry)
         return image * masks[:, None].to(image.dtype)
 
-    masked = scorer.score_variants(count, mask).double().cpu()
+    masked = scorer.score_variants(count, mask).cpu().double()
     scores = masked[-1].repeat(len(channels), 1)
     scores[~constant] = masked[: len(varying)]
     return scores

@@ -97,7 +97,7 @@ class VPS(InputCAM):
             shown = visible.to(labels.device)
             parts = batch_slices(len(shown), scorer.images_per_pass)
             scores = [scorer.score(area.apply_masks(shown[part][:, labels]), read_scores) for part in parts]
-            return torch.cat(scores).double().cpu()
+            return torch.cat(scores).cpu().double()
 
         search = GreedySearch(evaluate, count, len(scorer.targets), lazy=self.lazy)
         search.run(count if self.select is None else min(self.select, count))
@@ -117,7 +117,7 @@ class VPS(InputCAM):
             scores = torch.zeros(len(outputs), len(scorer.targets), dtype=torch.float64)
             for row, output in zip(scores, outputs, strict=True):
                 if box_targets:
-                    row[matched] = iou_weighted_scores(output, box_targets, pinned=self.pinned).double().cpu()
+                    row[matched] = iou_weighted_scores(output, box_targets, pinned=self.pinned).cpu().double()
             if other_targets:
                 values = scorer.adapter.score(outputs, [other_targets] * len(outputs))
                 scores[:, others] = torch.tensor([[float(v.detach()) for v in row] for row in values]).double()

@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from detcam.adapters.base import Adapter
-from detcam.data.images import ImageLike, load_image
+from detcam.data.images import ImageLike
 from detcam.trace import guarded
 
 BACKWARD_CALLS = (torch.autograd.grad, torch.autograd.backward, torch.Tensor.backward)
@@ -94,7 +94,7 @@ def count_work(adapter: Adapter, image: ImageLike, call: Callable[[], object]) -
         >>> count_work(adapter, image, lambda: GradCAM(adapter)(image)).backward
         1
     """
-    pixels = load_image(image)
+    pixels = adapter.reader.read(image)
     with guarded(adapter.model, gradients=False), FlopCounterMode(display=False, custom_mapping=CUSTOM_FLOPS) as plain:
         batch = adapter.prepare([pixels])
         adapter.default_targets(adapter.outputs(adapter.forward(batch), batch), batch)

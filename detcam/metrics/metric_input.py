@@ -177,7 +177,7 @@ class MetricInput:
                 if tuple(result.shape) != (len(rows), *shape):
                     got, expected = tuple(result.shape), (len(rows), *shape)
                     raise ValueError(f"expected values of shape {expected} for {len(rows)} heatmaps; got {got}")
-                part[rows] = result.detach().double().cpu()
+                part[rows] = result.detach().cpu().double()
             values.append(part)
         return torch.cat(values)
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from detcam.adapters.base import Adapter, Target
 from detcam.cam import BaseCAM
-from detcam.data.images import ImageLike, load_image
+from detcam.data.images import ImageLike
 from detcam.metrics.base import Metric
 from detcam.metrics.metric_input import MapArray, MetricImage
 from detcam.metrics.similarity import check_maps, rank_correlation, ssim
@@ -166,7 +166,7 @@ def explain_intact(
     Raises:
         ValueError: the image has no predictions to explain.
     """
-    pixels = load_image(image)
+    pixels = cam.adapter.reader.read(image)
     result = cam.explain([pixels], None if targets is None else [list(targets)])[0]
     if not result.targets:
         raise ValueError("the image has no predictions to explain; pass targets, or another image")
@@ -267,7 +267,7 @@ def reproducibility(cam: BaseCAM, image: ImageLike, targets: Sequence[Target] | 
         >>> reproducibility(cam, torch.rand(3, 32, 32)).equal
         True
     """
-    pixels = load_image(image)
+    pixels = cam.adapter.reader.read(image)
     first = cam.explain([pixels], None if targets is None else [list(targets)])[0]
     state = np.random.get_state()
     try:

@@ -116,7 +116,7 @@ class ScoredImage:
             else:
                 targets = [[self.scorer.targets[i]] for i in indices]
                 rows = self.scorer.adapter.score(outputs, targets)
-            return torch.stack([detached_score(row[0]).double().cpu() for row in rows])
+            return torch.stack([detached_score(row[0]).cpu().double() for row in rows])
 
         scores = self.scorer.score(self.inputs(images), read)
         if not torch.isfinite(scores).all():

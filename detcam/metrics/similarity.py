@@ -64,4 +64,4 @@ def _read_pair(first: MapArray, second: MapArray) -> list[np.ndarray]:
     if first.shape != second.shape or first.ndim != 2:
         got = f"{tuple(first.shape)} and {tuple(second.shape)}"
         raise ValueError(f"expected two maps (H, W) of one size; got {got}")
-    return [check_maps(each[None])[0].double().cpu().numpy() for each in (first, second)]
+    return [check_maps(each[None])[0].cpu().double().numpy() for each in (first, second)]

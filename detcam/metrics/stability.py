@@ -16,7 +16,7 @@ from torchvision.ops import box_iou
 from detcam.adapters.base import Adapter, Target
 from detcam.adapters.classification import ClassificationAdapter
 from detcam.cam import BaseCAM
-from detcam.data.images import ImageLike, load_image, to_uint8
+from detcam.data.images import ImageLike, load_image
 from detcam.detections import Detections
 from detcam.metrics.base import Metric
 from detcam.metrics.metric_input import MetricImage
@@ -47,7 +47,7 @@ class Perturbation:
     shift: tuple[float, float] = (0.0, 0.0)
 
     def apply(self, image: Tensor, seed: int) -> tuple[Tensor, tuple[int, int]]:
-        """Perturb an image (3, H, W) in [0, 1].
+        """Perturb an image (C, H, W) in [0, 1].
 
         Returns:
             the perturbed image, and its shift to the right and down in pixels.
@@ -55,7 +55,7 @@ class Perturbation:
         Raises:
             ValueError: the transform changes the size of the image.
         """
-        pixels = to_uint8(image)
+        pixels = np.ascontiguousarray((image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy())
         height, width = pixels.shape[:2]
         right, down = round(self.shift[0] * width), round(self.shift[1] * height)
         if self.make is not None:
@@ -64,12 +64,16 @@ class Perturbation:
             pixels = Compose([self.make()], seed=seed)(image=pixels)["image"]
         if right or down:
             matrix = np.array([[1, 0, right], [0, 1, down]], np.float32)
-            pixels = cv2.warpAffine(
-                pixels, matrix, (width, height), flags=cv2.INTER_NEAREST, borderMode=cv2.BORDER_REFLECT_101
-            )
+            moved = [
+                cv2.warpAffine(
+                    channel, matrix, (width, height), flags=cv2.INTER_NEAREST, borderMode=cv2.BORDER_REFLECT_101
+                )
+                for channel in np.moveaxis(pixels, 2, 0)
+            ]
+            pixels = np.stack(moved, axis=2)
         if pixels.shape[:2] != (height, width):
             raise ValueError(f"perturbation {self.name!r} changed the image's size; only shifts may move pixels")
-        return load_image(np.ascontiguousarray(pixels)), (right, down)
+        return load_image(np.ascontiguousarray(pixels), channels=len(image)), (right, down)
 
 
 def _transform(name: str, **settings: Any) -> Any:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from detcam.utils.hooks import active_hooks
+from detcam.utils.precision import to_float64
 
 MAX_OUTPUT_BYTES = 28 * 2**20
 """Maximum size of a layer's output in a pass on a CPU. From 32 MiB on, the Linux allocator requests fresh pages
@@ -172,12 +173,12 @@ def _identity(value: Tensor) -> Tensor:
 
 def _fold(convolution: Any, norm: Any) -> Any:
     """A copy of the convolution that includes the normalization; it shares all but weight and bias."""
-    scale = (norm.running_var.double() + norm.eps).rsqrt()
-    scale = scale if norm.weight is None else scale * norm.weight.double()
-    offset = 0.0 if convolution.bias is None else convolution.bias.double()
-    bias = (offset - norm.running_mean.double()) * scale
-    bias = bias if norm.bias is None else bias + norm.bias.double()
-    weight = convolution.weight.double() * scale[:, None, None, None]
+    scale = (to_float64(norm.running_var) + norm.eps).rsqrt()
+    scale = scale if norm.weight is None else scale * to_float64(norm.weight)
+    offset = 0.0 if convolution.bias is None else to_float64(convolution.bias)
+    bias = (offset - to_float64(norm.running_mean)) * scale
+    bias = bias if norm.bias is None else bias + to_float64(norm.bias)
+    weight = to_float64(convolution.weight) * scale[:, None, None, None]
     folded = copy.copy(convolution)
     folded._parameters = {
         name: nn.Parameter(tensor.to(convolution.weight), requires_grad=False)

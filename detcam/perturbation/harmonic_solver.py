@@ -70,11 +70,11 @@ def harmonic_fill(images: Tensor, removed: Tensor) -> Tensor:
             if mask.sum() <= MAX_FACTORIZED:
                 rows, columns = _window(mask)
                 solution = solve_by_factorization(
-                    mask[rows, columns], filled[k, :, rows, columns].double().cpu().numpy()
+                    mask[rows, columns], filled[k, :, rows, columns].cpu().double().numpy()
                 )
             else:
                 solver = solver or Multigrid(filled.shape[-2], filled.shape[-1], filled.shape[1])
-                solution = solver.solve(mask, filled[k].double().cpu().numpy())
+                solution = solver.solve(mask, filled[k].cpu().double().numpy())
             solutions.append((k, solution))
         return solutions
 

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from detcam.results import Sampling
 from detcam.utils.batching import batch_slices
+from detcam.utils.precision import float64_on, to_float64
 
 MIN_AGREEMENT = 0.8
 """Rank correlation between the maps of two halves of the samples at which sampling stops."""
@@ -134,9 +135,9 @@ class _MaskSums:
     def __init__(self, targets: int, pixels: int, device: torch.device) -> None:
         self.count = 0
         self.first: Tensor | None = None
-        self.scores = torch.zeros(targets, 1, dtype=torch.float64, device=device)
-        self.masks = torch.zeros(1, pixels, dtype=torch.float64, device=device)
-        self.products = torch.zeros(targets, pixels, dtype=torch.float64, device=device)
+        self.scores = torch.zeros(targets, 1, dtype=float64_on(device), device=device)
+        self.masks = torch.zeros(1, pixels, dtype=float64_on(device), device=device)
+        self.products = torch.zeros(targets, pixels, dtype=float64_on(device), device=device)
 
     def add(self, scores: Tensor, masks: Tensor) -> None:
         """Add masks (K, pixels) with their scores (K, targets)."""
@@ -145,7 +146,7 @@ class _MaskSums:
         self.first = scores[0] if self.first is None else self.first
         scores = scores - self.first
         self.count += len(masks)
-        self.scores += scores.double().sum(0)[:, None]
+        self.scores += to_float64(scores).sum(0)[:, None]
         self.masks += masks.sum(0)
         self.products += scores.T @ masks
 
@@ -154,7 +155,7 @@ class _MaskSums:
         if self.first is None:
             return torch.zeros_like(self.products)
         mean = self.scores / self.count
-        return self.first.double()[:, None] + mean + (self.products - mean * self.masks) / (self.count * probability)
+        return to_float64(self.first)[:, None] + mean + (self.products - mean * self.masks) / (self.count * probability)
 
 
 def peak_rank_correlation(first: Tensor, second: Tensor, tied_fraction: float = TIED_FRACTION) -> Tensor:
@@ -175,9 +176,9 @@ def peak_rank_correlation(first: Tensor, second: Tensor, tied_fraction: float = 
     for maps in (first, second):
         order = maps.argsort(dim=1, stable=True)
         tied = int(tied_fraction * maps.shape[1])
-        ranks = torch.arange(maps.shape[1], dtype=torch.float64, device=maps.device)
+        ranks = torch.arange(maps.shape[1], dtype=float64_on(maps.device), device=maps.device)
         ranks[:tied] = (tied - 1) / 2
-        ranks = torch.zeros_like(maps, dtype=torch.float64).scatter_(1, order, ranks.expand(len(maps), -1))
+        ranks = torch.zeros_like(maps, dtype=float64_on(maps.device)).scatter_(1, order, ranks.expand(len(maps), -1))
         centered.append(ranks - ranks.mean(1, keepdim=True))
     product = (centered[0] * centered[1]).sum(1) / (centered[0].norm(dim=1) * centered[1].norm(dim=1)).clamp(min=1e-12)
     varies = (first.amax(1) > first.amin(1)) & (second.amax(1) > second.amin(1))

@@ -14,6 +14,7 @@ from detcam.perturbation.base import ImageScorer, repeat_batch
 from detcam.trace import flatten_tensors, map_tensors
 from detcam.utils.batching import batch_slices
 from detcam.utils.hooks import active_hooks
+from detcam.utils.precision import float64_on
 
 MAX_PASS_BYTES = 64 * 2**20
 """Approximate memory limit of the variants of one pass."""
@@ -145,7 +146,7 @@ class LayerReplay:
 
         def number(tensor: Tensor) -> Tensor:
             first = next(starts)
-            index = torch.arange(first, first + tensor.numel(), dtype=torch.float64, device=tensor.device)
+            index = torch.arange(first, first + tensor.numel(), dtype=float64_on(tensor.device), device=tensor.device)
             return index.reshape(tensor.shape)
 
         output = self._recorder.output
@@ -176,7 +177,7 @@ class LayerReplay:
         noise = torch.randn(values.shape, generator=torch.Generator().manual_seed(0)).to(values)
         variants = torch.stack([values, torch.zeros_like(values), -values, noise * 2 * values.std()])
         tensor = self.levels[level].tensor
-        scores = self._score(tensor, self.levels[level].insert(variants, self._tensors[tensor])).double().cpu()
+        scores = self._score(tensor, self.levels[level].insert(variants, self._tensors[tensor])).cpu().double()
         expected = self.scorer.values
         tolerance = 10 * torch.finfo(values.dtype).eps ** 0.5
         if ((scores[0] - expected).abs() > tolerance * (1 + expected.abs())).any():

@@ -12,6 +12,8 @@ from scipy.sparse.linalg import ArpackError, eigsh
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
+from detcam.utils.precision import float64_on
+
 MAX_FULL_SOLVER_SIZE = 640
 """Maximum size of an eigenproblem for the full solver; larger ones are solved by a Lanczos iteration."""
 
@@ -35,7 +37,7 @@ def first_principal_component(maps: Tensor) -> Tensor:
         (n, h, w), same dtype; zero if all cells are equal.
     """
     count, channels, height, width = maps.shape
-    centered = maps.flatten(2).to(torch.float64, copy=True)
+    centered = maps.flatten(2).to(float64_on(maps.device), copy=True)
     centered -= centered.mean(2, keepdim=True)
     if channels <= height * width:
         gram = _gram(centered)

@@ -68,7 +68,7 @@ def find_context_layers(adapter: Adapter, count: int = 2) -> list[str]:
     Raises:
         RuntimeError: the model cannot run on the probe.
     """
-    noise = torch.rand((3, *PROBE_SIZE_HW), generator=torch.Generator().manual_seed(0))
+    noise = torch.rand((adapter.channels, *PROBE_SIZE_HW), generator=torch.Generator().manual_seed(0))
     with guarded(adapter.model, gradients=True):
         batch = adapter.prepare([noise])
         batch.inputs.requires_grad_(True)

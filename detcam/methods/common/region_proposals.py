@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from itertools import chain, zip_longest
 
@@ -10,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from detcam.utils.filters import blur
+from detcam.utils.precision import to_float64
 
 MAX_SEGMENTATION_SIDE = 256
 """Maximum longer side at which images are segmented, pixels."""
@@ -42,12 +44,14 @@ def color_segments(image: Tensor) -> Tensor:
     height, width = image.shape[-2:]
     factor = min(1.0, MAX_SEGMENTATION_SIDE / max(height, width))
     size = (max(1, round(height * factor)), max(1, round(width * factor)))
-    small = F.interpolate(image[None].double().cpu(), size, mode="area")[0]
+    small = F.interpolate(image[None].cpu().double(), size, mode="area")[0]
     low, high = small.amin(), small.amax()
     small = ((small - low) / (high - low).clamp(min=1e-12)).permute(1, 2, 0)
     min_size = max(1, round(MIN_SEGMENT_FRACTION * size[0] * size[1]))
-    labels = felzenszwalb(small.numpy(), scale=SCALE, sigma=SIGMA, min_size=min_size, channel_axis=-1)
-    return F.interpolate(torch.from_numpy(labels).double()[None, None], (height, width), mode="nearest")[0, 0].long()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Got image with third dimension")  # it may have any number of bands
+        labels = felzenszwalb(small.numpy(), scale=SCALE, sigma=SIGMA, min_size=min_size, channel_axis=-1)
+    return F.interpolate(torch.from_numpy(labels).float()[None, None], (height, width), mode="nearest")[0, 0].long()
 
 
 def propose_regions(levels: Tensor, labels: Tensor, count: int) -> Tensor:
@@ -65,7 +69,7 @@ def propose_regions(levels: Tensor, labels: Tensor, count: int) -> Tensor:
         (k, h, w) bool, with k from 0 to `count`.
     """
     # Rounding makes the ranks independent of the last bits, which depend on the batch size.
-    levels = torch.round(levels.double() * 1e4)
+    levels = torch.round(to_float64(levels) * 1e4)
     product = blur(levels, 1.0).prod(0)
     spots = [*_spots(product, MAX_SPOTS), *chain.from_iterable(_spots(level, 1) for level in levels)]
     queues = (_heaviest(product, labels, count), spots, _heaviest(levels.mean(0), labels, count))
