@@ -23,6 +23,10 @@ HeatmapArray: TypeAlias = NDArray[np.float32]
 """Heatmaps (N, H, W) or (B, H, W) in [0, 1]."""
 
 
+MAX_PIXELS_TOGETHER = 2**23
+"""Pixels of the heatmaps of one image that are rendered together; more are rendered one by one."""
+
+
 @dataclass(frozen=True)
 class ImageHeatmaps:
     """The explanation of one image.
@@ -259,7 +263,14 @@ def combine_levels(levels: Sequence[Tensor], geometry: Geometry, *, rectified: b
         (N, H, W) in [0, 1], original image pixels.
     """
     height, width = geometry.image_size_hw
-    total = levels[0].new_zeros((len(levels[0]), height, width))
+    count = len(levels[0])
+    if count > 1 and count * height * width > MAX_PIXELS_TOGETHER:  # one by one, so that memory holds one map more
+        combined = levels[0].new_empty((count, height, width))
+        for row in range(count):
+            one = combine_levels([level[row : row + 1] for level in levels], geometry, rectified=rectified)
+            combined[row] = one[0]
+        return combined
+    total = levels[0].new_zeros((count, height, width))
     for level in levels:
         if not len(level):
             continue

@@ -51,7 +51,9 @@ import json
 import os
 import time
 import unicodedata
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -63,7 +65,7 @@ from detcam.outputs import DetectionTarget, as_target
 from detcam.utils.files import json_number, read_json, replace_file, slug
 from detcam.utils.opencv import cv2
 from detcam.utils.version import __version__
-from detcam.visualize.convert import TensorLike, as_array, to_png_bytes
+from detcam.visualize.convert import TensorLike, as_array, encode_png, to_png_bytes
 from detcam.visualize.overlay import DEFAULT_COLORMAP
 
 if TYPE_CHECKING:
@@ -75,6 +77,8 @@ EXPLANATIONS_VERSION = 2
 EXPLANATIONS_FILE = "explanations.json"
 HEATMAP_MAXIMUM = 65535
 SECONDS_BETWEEN_WRITES = 2.0
+MAX_WRITERS = min(4, os.cpu_count() or 1)
+"""Targets of an image that are drawn and encoded at the same time."""
 
 
 class ExplanationWriter:
@@ -123,15 +127,14 @@ class ExplanationWriter:
         previous = self._entries.get(identity)
         stem = f"{slug(Path(explanation.name).stem)}.{explanation.method}"
         entry["stem"] = previous["stem"] if previous else self._free_stem(stem)
-        overlays = []
         for index in range(len(explanation)):
             target = describe_target(explanation, index)
             prefix = f"{entry['stem']}.{index + 1}.{slug(target['name'] or target['kind'])}"
             target["overlay"], target["heatmap"] = f"{prefix}.png", f"{prefix}.heatmap.png"
-            overlay = explanation.overlay(index, colormap=self.colormap)
-            overlays.append(replace_file(self.folder / target["overlay"], to_png_bytes(overlay)))
-            replace_file(self.folder / target["heatmap"], encode_heatmap(explanation.heatmaps[index]))
             entry["targets"].append(target)
+        write = partial(self._write_target, explanation, entry["targets"])
+        with ThreadPoolExecutor(MAX_WRITERS) as pool:  # drawing and encoding run outside of Python's lock
+            overlays = list(pool.map(write, range(len(explanation))))
         self._entries[identity] = entry
         stale = set(files_of(previous)) - set(files_of(entry)) if previous else set()
         if stale or time.monotonic() >= self._due:
@@ -139,6 +142,13 @@ class ExplanationWriter:
         for name in stale:
             (self.folder / name).unlink(missing_ok=True)
         return overlays
+
+    def _write_target(self, explanation: Explanation, targets: list[dict[str, Any]], index: int) -> Path:
+        """Write the overlay and the heatmap of one target, and return the path of the overlay."""
+        target = targets[index]
+        overlay = explanation.overlay(index, colormap=self.colormap)
+        replace_file(self.folder / target["heatmap"], encode_heatmap(explanation.heatmaps[index]))
+        return replace_file(self.folder / target["overlay"], to_png_bytes(overlay))
 
     def _free_stem(self, stem: str) -> str:
         """Return the stem, with a number appended if other files have it already."""
@@ -181,7 +191,7 @@ def read_index(path: Path) -> list[dict[str, Any]]:
 def encode_heatmap(heatmap: TensorLike) -> bytes:
     """Encode a heatmap (H, W) in [0, 1] as a 16-bit gray PNG."""
     levels = np.rint(np.clip(as_array(heatmap, "heatmap"), 0, 1) * HEATMAP_MAXIMUM).astype(np.uint16)
-    return bytes(cv2.imencode(".png", levels)[1])
+    return encode_png(levels)
 
 
 def read_heatmap(path: str | Path) -> np.ndarray:

@@ -32,6 +32,8 @@ from detcam.visualize.convert import to_png_bytes as to_png_bytes
 from detcam.visualize.drawing import draw_boxes as draw_boxes
 
 DEFAULT_COLORMAP = "inferno"
+ROWS_PER_BLOCK = 64
+"""Rows of an image that are blended at a time."""
 OVERLAY_ALPHA = 0.8
 OUTLINE_COLOR = (255, 255, 255)
 MIN_PANEL_SIDE = 192  # a panel enlarges an image with a shorter longer side by an integer factor
@@ -196,9 +198,16 @@ def overlay_heatmap(
 
 def _blend(image: ImageArray, heat: np.ndarray[Any, Any], colormap: str | int, alpha: float) -> ImageArray:
     table = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], colormap_code(colormap))[:, 0, ::-1]
-    colors = table[np.rint(heat * 255).astype(np.uint8)]
-    opacity = (alpha * heat)[..., None]
-    return np.rint(image + opacity * (colors.astype(np.float32) - image)).astype(np.uint8)
+    blended = np.empty_like(image)
+    for start in range(0, len(image), ROWS_PER_BLOCK):  # temporary arrays stay in the cache, for images of any size
+        rows = slice(start, start + ROWS_PER_BLOCK)
+        pixels, part = image[rows].astype(np.float32), heat[rows]
+        colors = table[np.rint(part * 255).astype(np.uint8)].astype(np.float32)
+        colors -= pixels
+        colors *= (alpha * part)[..., None]
+        colors += pixels
+        blended[rows] = np.rint(colors, out=colors)
+    return blended
 
 
 def render(

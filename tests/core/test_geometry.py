@@ -78,3 +78,13 @@ def test_normalize_keeps_order_and_ends() -> None:
     torch.testing.assert_close(actual[0], torch.tensor([[0.0, 0.5], [0.25, 1.0]]))
     assert torch.equal(actual[1], torch.zeros(2, 2))
     torch.testing.assert_close(actual[2], torch.tensor([[0.0, 1.0], [0.0, 0.5]]))
+
+
+def test_many_large_maps_are_rendered_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    from detcam import results
+
+    levels = [torch.rand(3, 5, 6), torch.rand(3, 9, 12)]
+    geometry = Geometry.resize((20, 24), (40, 48))
+    together = results.combine_levels(levels, geometry)
+    monkeypatch.setattr(results, "MAX_PIXELS_TOGETHER", 100)
+    torch.testing.assert_close(results.combine_levels(levels, geometry), together)
