@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -66,9 +66,11 @@ class ImageReader:
         if isinstance(image, Tensor):
             return image if hasattr(image, "_detcam_read") else self._from_tensor(image, "tensor")
         shape = "3" if self.channels is None else str(self.channels)
+        is_features = isinstance(image, Mapping) and "pixel_values" in image
+        hint = "; pass its normalized tensor, features['pixel_values'], or the images themselves" if is_features else ""
         raise TypeError(
             f"expected a path, a PIL image, an HxWx{shape} uint8 array, or a {shape}xHxW tensor; got "
-            f"{type(image).__name__}"
+            f"{type(image).__name__}{hint}"
         )
 
     def read_all(self, images: ImageLike | Sequence[ImageLike]) -> list[Tensor]:

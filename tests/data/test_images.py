@@ -85,3 +85,8 @@ def test_lists_name_the_invalid_image() -> None:
     with pytest.raises(ValueError, match="image 1: .*no image file"):
         load_images([ARRAY, "missing.png"])
     assert len(load_images(torch.rand(2, 3, 4, 5))) == 2
+
+
+def test_features_of_an_image_processor_name_their_tensor() -> None:
+    with pytest.raises(TypeError, match=r"features\['pixel_values'\]"):
+        load_images({"pixel_values": torch.rand(1, 3, 8, 8)})  # type: ignore[arg-type]
