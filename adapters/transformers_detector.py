@@ -108,7 +108,13 @@ class TransformersDetector(TransformersModel, DetectorAdapter):
         return has_head(model, "ForObjectDetection") and model_type(model) not in OPEN_VOCABULARY_FAMILIES
 
     def default_target_layers(self) -> Sequence[nn.Module]:
-        """Return the features that the decoder reads, one layer per pyramid level where these are separate maps."""
+        """Return the features that the decoder reads, one layer per pyramid level where these are separate maps.
+
+        Measured on an RT-DETR trained on drawn scenes (36 detections, whose boxes cover 2% of the image; peak in the
+        box, fraction of energy in it): ODAM 0.89 and 0.25 at these layers, 0.31 and 0.04 before the encoder, 0.39 and
+        0.11 at the backbone's stride 8, 0.28 and 0.07 at stride 16, 0.03 and 0.03 at stride 32; GradCAM, which pools
+        its gradient, 0.56 and 0.05 at these layers and less elsewhere.
+        """
         return decoder_inputs(self.model) or find_target_layers(self.model, (224, 224), self.device, self.dtype)
 
     def forward(self, batch: Batch) -> Queries:
