@@ -19,6 +19,7 @@ import warnings
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 from unittest import mock
 
@@ -269,7 +270,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     rows: list[MethodRow] = []
-    for family in arguments.family:
+    for family, scenario in product(arguments.family, arguments.scenario):
         own: dict[str, Any] = {name: method_explainer(name) for name in METHODS}
         result = benchmark_planted(
             arguments.out,
@@ -277,12 +278,13 @@ def main() -> None:
             explainers={**own, **installed_tools(family)},
             audit=False,
             family_names=[family],
-            scenarios=arguments.scenario,
+            scenarios=[scenario],
             seed_sets=arguments.seeds,
             cases=arguments.cases,
         )
         rows += result.methods
-        print(share_table(rows), flush=True)
+        print(f"{family} {scenario}\n{share_table(result.methods)}", flush=True)
+    print(f"all\n{share_table(rows)}")
     missing = sorted({tool.package for tool in TOOLS.values() if importlib.util.find_spec(tool.package) is None})
     print(f"not installed: {', '.join(missing) or 'none'}")
 

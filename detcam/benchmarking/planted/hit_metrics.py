@@ -56,6 +56,9 @@ def measure_hit(heatmap: Tensor, *parts: Tensor) -> MapHit:
 def local_maxima(heatmap: Tensor, max_count: int) -> list[int]:
     """Find the local maxima of a heatmap, greatest first, with a minimum distance; the first is the peak.
 
+    Of several pixels with the greatest value, such as those of an occluding window, the one nearest to their mean
+    position is the peak.
+
     Args:
         heatmap: (H, W), non-negative.
         max_count: maximum number of maxima; zeros are not maxima.
@@ -67,7 +70,11 @@ def local_maxima(heatmap: Tensor, max_count: int) -> list[int]:
     neighborhood = F.max_pool2d(heatmap[None, None].float(), 2 * radius + 1, 1, radius)[0, 0]
     values = torch.where((heatmap >= neighborhood) & (heatmap > 0), heatmap, torch.zeros(())).flatten()
     columns = heatmap.shape[1]
-    maxima: list[int] = []
+    if not bool((values > 0).any()):
+        return []
+    ties = torch.nonzero(values == values.max())[:, 0]
+    positions = torch.stack([ties // columns, ties % columns], 1).float()
+    maxima = [int(ties[(positions - positions.mean(0)).square().sum(1).argmin()])]
     for index in values.argsort(descending=True, stable=True).tolist():
         if values[index] <= 0 or len(maxima) == max_count:
             break

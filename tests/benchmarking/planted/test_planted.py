@@ -126,6 +126,9 @@ def test_hit_metrics_equal_values_by_hand() -> None:
     assert local_maxima(heat, 5) == [15 * 30 + 25, 2 * 30 + 2, 15 * 30 + 5]
     heat[15, 24] = 0.9
     assert len(local_maxima(heat, 5)) == 3, "close maxima are counted once"
+    plateau = torch.zeros(20, 30)
+    plateau[4:9, 10:15] = 2.0
+    assert local_maxima(plateau, 1) == [6 * 30 + 12], "the middle of the greatest values"
     perfect, nothing = measure_hit(cause.float(), cause), measure_hit(torch.zeros(20, 30), cause)
     assert perfect == MapHit(True, 1.0, 1, True)
     assert nothing == MapHit(False, 0.0, MAX_RANK + 1, False)
