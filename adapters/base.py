@@ -107,6 +107,7 @@ class Adapter(ABC):
             normalized by the adapter or the normalization is unknown. Used to display a batch given as a tensor.
         std: per channel, the standard deviation that `prepare` divides by; None together with `mean`.
         max_batch_size: maximum number of images per forward pass; None where the model takes any number.
+        first_label: the first index of a class that is no background.
         layer_prefix: name of the network in the module that was given to `adapt`, if it is a wrapper.
         score_threshold_name: name of the attribute with the minimum score of a detection, where the adapter applies
             it; None where the model applies its own.
@@ -125,6 +126,7 @@ class Adapter(ABC):
     std: tuple[float, ...] | None = None
     max_batch_size: int | None = None
     layer_prefix: str = ""
+    first_label: ClassVar[int] = 0
     normalization_is_known: bool = True
     score_threshold_name: ClassVar[str | None] = None
     fixed_options: ClassVar[frozenset[str]] = frozenset()

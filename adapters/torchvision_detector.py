@@ -23,6 +23,7 @@ MAX_REGIONS_PER_PASS = 64
 class TorchvisionDetector(DetectorAdapter, abstract=True):
     """Base class that prepares images with the model's `GeneralizedRCNNTransform` and runs its backbone."""
 
+    first_label = 1
     model: Any  # nn.Module types every attribute as Tensor | Module
 
     def default_target_layers(self) -> Sequence[nn.Module]:

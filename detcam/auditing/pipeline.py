@@ -138,6 +138,7 @@ def audit(
     labels: LabelsLike | None = None,
     quantity: str = "score",
     class_map: Mapping[str | int, str | int] | None = None,
+    box_format: str | None = None,
     method: MethodLike = DEFAULT_METHOD,
     target_layers: LayersLike = None,
     batch_size: int | None = None,
@@ -170,6 +171,7 @@ def audit(
         quantity: the quantity to explain of background errors, duplicates and missed objects: ``"score"``, ``"logit"``,
             or another one of `detcam.explain`. Verification always uses the score.
         class_map: category name (or id) to the model's class name (or index), where they differ.
+        box_format: format of the annotated boxes, as in `detcam.data.annotations.Annotations.load`.
         method: ``"portfolio"``, which proposes evidence with gradients at several depths and, where they are not
             confirmed, with coarse-to-fine removal; or a heatmap method, as in `detcam.explain`.
         target_layers: modules or dotted names; None takes the method's default.
@@ -222,7 +224,7 @@ def audit(
     if labels is not None:
         settings = replace(settings, labels=tuple(sorted(set(label_indices(adapter.names, labels)))))
     if not isinstance(annotations, Annotations):
-        annotations = Annotations.load(annotations, images)
+        annotations = Annotations.load(annotations, images, box_format=box_format)
     annotations = prepare_annotations(adapter, annotations, class_map)
     name = model_name or type(adapter.model).__name__
     with on_device(adapter.model, device):

@@ -44,7 +44,7 @@ def prepare_annotations(
     loses_objects = any(annotations.issues.of(kind) for kind in LOSS_ISSUES)
     if loses_objects and not any(len(image) for image in annotations):
         raise ValueError(f"none of the objects of {annotations.path} can be used: {issues}")
-    annotations = annotations.for_classes(adapter.names, class_map)
+    annotations = annotations.for_classes(adapter.names, class_map, first_label=adapter.first_label)
     if not adapter.names:
         _check_class_indices(adapter, annotations)
     return annotations

@@ -68,6 +68,7 @@ def benchmark(
     labels: LabelsLike | None = None,
     quantity: str = "score",
     class_map: Mapping[str | int, str | int] | None = None,
+    box_format: str | None = None,
     target_layers: LayersLike = None,
     batch_size: int | None = None,
     device: str | torch.device | None = None,
@@ -106,6 +107,7 @@ def benchmark(
         quantity: quantity of a prediction to explain, as in `detcam.explain`: ``score``, ``logit``, ``x1``,
             ..., or a name given to `detcam.targets.register_target`.
         class_map: mapping from annotated categories to the model's classes, if names differ.
+        box_format: format of the annotated boxes, as in `detcam.data.annotations.Annotations.load`.
         target_layers: modules or dotted names, for all methods that use layers; None takes the defaults.
         batch_size: images per forward pass of every method; None keeps each method's own.
         device: where the model runs: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``, or ``"auto"``, which is CUDA if
@@ -140,7 +142,7 @@ def benchmark(
     for name, value in counts.items():
         if value is not None and value < 1:
             raise ValueError(f"expected {name} of at least 1; got {value}")
-    truth, truth_notes = _load_annotations(adapter, images, annotations, class_map)
+    truth, truth_notes = _load_annotations(adapter, images, annotations, class_map, box_format)
     samples, sample_notes = collect_samples(images, truth)
     metric_specs = make_metric_specs(
         DEFAULT_METRICS if metrics is None else metrics, adapter.task, has_annotations=truth is not None
@@ -204,6 +206,7 @@ def _load_annotations(
     images: ImageLike | Sequence[ImageLike] | None,
     annotations: str | Path | Annotations | None,
     class_map: Mapping[str | int, str | int] | None,
+    box_format: str | None,
 ) -> tuple[Annotations | None, list[str]]:
     """Load the annotations in the model's class indices, with notes about their issues."""
     if annotations is None:
@@ -216,8 +219,8 @@ def _load_annotations(
                 "expected images as the folder that contains the annotated files; got "
                 f"{got}. For anything else load the annotations: Annotations.load(path, folder)"
             )
-        annotations = Annotations.load(annotations, folder)
-    annotations = annotations.for_classes(adapter.names, class_map)
+        annotations = Annotations.load(annotations, folder, box_format=box_format)
+    annotations = annotations.for_classes(adapter.names, class_map, first_label=adapter.first_label)
     if not annotations.issues:
         return annotations, []
     return annotations, [f"{annotations.path.name}: {' '.join(annotations.issues.summary().split())}"]

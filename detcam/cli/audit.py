@@ -13,6 +13,7 @@ from detcam.cli.options import (
     OUTPUT,
     TARGETS,
     BatchSize,
+    BoxFormat,
     ClassMap,
     FilterOptions,
     Method,
@@ -58,9 +59,11 @@ class AuditOptions(FilterOptions):
         Path, typer.Option(metavar="DIR", file_okay=False, help="Folder that contains the annotations' files.")
     ]
     annotations: Annotated[
-        Path, typer.Option(metavar="FILE", dir_okay=False, help="COCO JSON with boxes, polygons or masks.")
+        Path,
+        typer.Option(metavar="FILE", dir_okay=False, help="COCO JSON with boxes, polygons or masks, or a data.yaml."),
     ]
     class_map: ClassMap = None
+    box_format: BoxFormat = None
     explain: Annotated[
         int, option(TARGETS, "N", "Number of false positives to explain, highest scores first.", min=0)
     ] = 200
@@ -106,6 +109,7 @@ def audit_command(options: AuditOptions) -> int:
         options.images,
         options.annotations,
         class_map=parse_class_map(options.class_map or []),
+        box_format=options.box_format,
         progress=True,
         model_name=options.model_name,
         **{name: getattr(options, name) for name in SHARED},

@@ -12,6 +12,7 @@ from detcam.cli.options import (
     METHOD,
     TARGETS,
     BatchSize,
+    BoxFormat,
     ClassMap,
     Model,
     Out,
@@ -94,6 +95,7 @@ class BenchmarkOptions(SelectionOptions):
         ),
     ] = None
     class_map: ClassMap = None
+    box_format: BoxFormat = None
     limit: Annotated[int | None, option(TARGETS, "N", "Use the first N images only.", min=1)] = None
     controls: Annotated[bool, option(METHOD, None, "Add rows of controls.", "--controls/--no-controls")] = True
     seed: Annotated[int, option(METHOD, "N", "Seed of the controls and the bootstrap.")] = 0
@@ -169,6 +171,7 @@ def benchmark_command(options: BenchmarkOptions) -> int:
         quantity=options.quantity,
         batch_size=options.batch_size,
         class_map=parse_class_map(options.class_map or []) or None,
+        box_format=options.box_format,
         limit=options.limit,
         seed=options.seed,
         model_name=options.model_name,

@@ -77,6 +77,15 @@ TargetLayer = Annotated[
 BatchSize = Annotated[
     int | None, option(METHOD, "N", "Images per forward pass; a smaller number needs less memory.", min=1)
 ]
+BoxFormat = Annotated[
+    str | None,
+    option(
+        TARGETS,
+        "NAME",
+        "Format of the annotated boxes: xywh (COCO), xyxy or cxcywh, in pixels, or with -fractions appended. Default: "
+        "xywh; boxes that are certainly not are refused.",
+    ),
+]
 ClassMap = Annotated[
     list[str] | None,
     option(

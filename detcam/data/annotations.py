@@ -39,8 +39,12 @@ class Annotations:
     issues: DataIssues
 
     @classmethod
-    def load(cls, path: str | Path, images_dir: str | Path) -> Annotations:
+    def load(
+        cls, path: str | Path, images_dir: str | Path | None = None, *, box_format: str | None = None
+    ) -> Annotations:
         """Read a COCO file (``images``, ``annotations``, ``categories``) and the sizes of its images.
+
+        A ``.yaml`` file is read as a data set of ultralytics, with text files of labels beside its folders of images.
 
         Boxes and masks are in the frame whose size the file states for the image. This is the upright image, as in
         annotation tools and in the training code of most detectors. If width and height in the file are those of the
@@ -50,14 +54,24 @@ class Annotations:
         Problems are collected in `issues` and summarized in one warning.
 
         Args:
-            path: the JSON file.
-            images_dir: the folder to which its file names are relative.
+            path: the JSON file, or a data.yaml.
+            images_dir: the folder to which its file names are relative; None takes the file's own folder, or the
+                folders that a data.yaml names.
+            box_format: the format of a COCO file's boxes: ``"xywh"``, ``"xyxy"`` or ``"cxcywh"``, in pixels or, with
+                ``"-fractions"`` appended, as fractions of the image; None takes ``"xywh"``, and refuses boxes that are
+                certainly not.
 
         Raises:
             ValueError: the file or folder does not exist, or the file is not JSON in COCO's format.
         """
         path = Path(path)
-        images, categories, issues = read_coco(path, Path(images_dir))
+        folder = None if images_dir is None else Path(images_dir)
+        if path.suffix.lower() in (".yaml", ".yml"):
+            from detcam.data.yolo_labels import read_yolo
+
+            images, categories, issues = read_yolo(path, folder)
+        else:
+            images, categories, issues = read_coco(path, path.parent if folder is None else folder, box_format)
         _warn(issues, path)
         return cls(path, images, categories, categories, tuple(sorted(categories)), issues)
 
@@ -82,7 +96,13 @@ class Annotations:
         """The files of the images, in order."""
         return [image.path for image in self.images]
 
-    def for_classes(self, names: NamesLike, class_map: Mapping[str | int, str | int] | None = None) -> Annotations:
+    def for_classes(
+        self,
+        names: NamesLike,
+        class_map: Mapping[str | int, str | int] | None = None,
+        *,
+        first_label: int = 0,
+    ) -> Annotations:
         """Return a copy with labels as a model's class indices.
 
         A category in ``class_map`` maps to the class given there, any other category to the class of the same name,
@@ -92,14 +112,23 @@ class Annotations:
         Args:
             names: the model's class names, by class index or in class order; empty for a model without names.
             class_map: category name or id to class name or index.
+            first_label: the model's first class index; 1 where 0 is the background.
 
         Raises:
-            ValueError: the model has none of the categories, a category matches two classes, or ``class_map`` has an
-                unknown category or class.
+            ValueError: a category would be the background, the model has none of the categories, a category matches two
+                classes, or ``class_map`` has an unknown category or class.
         """
         names = as_names(names)
         used = sorted({int(i) for image in self.images for i in image.category_ids.tolist()})
         labels = _labels_of(self.categories, used, names, class_map or {})
+        below = [i for i in used if labels.get(i, first_label) < first_label]
+        if below:
+            listed = _listed(f"{i} = {class_name(self.categories, i)}" for i in below)
+            shifted = {i + first_label - min(used): class_name(self.categories, i) for i in used}
+            raise ValueError(
+                f"categories count from {min(used)} and the model's classes from {first_label}, since class 0 is the "
+                f"background: {listed} would be the background. Pass the model's class names, such as names={shifted}"
+            )
         if used and not any(category in labels for category in used):
             raise ValueError(
                 f"the model knows none of the categories {_listed(class_name(self.categories, i) for i in used)}; its "

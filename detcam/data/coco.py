@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeGuard
 
 import numpy as np
 import torch
-from pycocotools import mask as coco_masks
 
+from detcam.data.coco_boxes import (
+    box_of_segmentation,
+    check_box_format,
+    is_empty_box,
+    plain_box,
+    plain_segmentation,
+    recognize_format,
+    to_xywh,
+)
+from detcam.data.coco_files import ImageFinder, read_coco_json
 from detcam.data.exif import ImageSize, boxes_upright, image_size
-from detcam.data.ground_truth import GroundTruth, as_rle
+from detcam.data.ground_truth import GroundTruth
 from detcam.data.issues import DataIssue, DataIssues
-from detcam.utils.console import short_repr
+from detcam.utils.console import plural, short_repr
 
 CocoContent = tuple[tuple[GroundTruth, ...], dict[int, str], DataIssues]
 """Images with their objects, categories by id, and problems."""
@@ -33,19 +41,39 @@ class _Image:
     size: ImageSize | None
 
 
-def read_coco(path: Path, images_dir: Path) -> CocoContent:
+def read_coco(path: Path, images_dir: Path, box_format: str | None = None) -> CocoContent:
     """Read a COCO file: images with their objects, categories by id, and problems.
 
+    Args:
+        path: the file.
+        images_dir: the folder of its images.
+        box_format: the format of its boxes (`detcam.data.coco_boxes.BoxFormat`); None takes COCO's, x, y, width and
+            height in pixels, and refuses boxes that are certainly not.
+
     Raises:
-        ValueError: the file or folder does not exist, or the file is not JSON in COCO's format.
+        ValueError: the file or folder does not exist, the file is not JSON in COCO's format, or its boxes have another
+            format.
     """
-    data = _read_json(path)
+    check_box_format(box_format)
+    data, note = read_coco_json(path)
     if not images_dir.is_dir():
         raise ValueError(f"no folder of images at {images_dir}; check the path")
-    issues: list[DataIssue] = []
-    categories = _categories(data["categories"], issues)
-    image_list, known = _images(data["images"], images_dir, issues)
-    rows = _annotations(data["annotations"], image_list, known, categories, bool(data["categories"]), issues)
+    issues = [DataIssue("encoding", note)] if note else []
+    return read_entries(data, path, images_dir, box_format, issues)
+
+
+def read_entries(
+    data: Mapping[str, list[Any]], path: Path, images_dir: Path, box_format: str | None, issues: list[DataIssue]
+) -> CocoContent:
+    """Read the lists of a COCO file; see `read_coco`."""
+    entries = {name: [_with_ids(entry, name) for entry in value] for name, value in data.items()}
+    categories = _categories(entries["categories"], issues)
+    annotations = _with_category_ids(entries["annotations"], categories)
+    image_list, known = _images(entries["images"], images_dir, issues)
+    image_list = _in_upright_frame(image_list, annotations, issues)
+    if box_format is None:
+        _check_format(path, annotations, image_list)
+    rows = _annotations(annotations, image_list, known, categories, bool(entries["categories"]), box_format, issues)
     images = tuple(_ground_truth(entry, rows[image_id], categories) for image_id, entry in image_list.items())
     for image in images:
         if not len(image):
@@ -54,23 +82,58 @@ def read_coco(path: Path, images_dir: Path) -> CocoContent:
     return images, categories, DataIssues(issues)
 
 
-def _read_json(path: Path) -> dict[str, list[Any]]:
-    if not path.is_file():
-        raise ValueError(f"no annotation file at {path}; check the path")
-    try:
-        data = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON ({error}); is the file complete?") from error
-    shape = 'a COCO file: {"images": [...], "annotations": [...], "categories": [...]}'
-    if not isinstance(data, dict):
-        raise ValueError(f"{path}: expected {shape}; got a {type(data).__name__} at the top")
-    lists: dict[str, Any] = {name: data.get(name) for name in ("images", "annotations", "categories")}
-    lists["categories"] = lists["categories"] or []  # a file of one class may do without
-    for name, value in lists.items():
-        if not isinstance(value, list):
-            got = "nothing" if value is None else f"a {type(value).__name__}"
-            raise ValueError(f"{path}: expected {shape}; got {got} under {name!r}")
-    return {name: [_with_ids(entry, name) for entry in value] for name, value in lists.items()}
+def _check_format(path: Path, annotations: list[Any], images: Mapping[int | str, _Image]) -> None:
+    """Raise ValueError if the boxes are certainly not x, y, width and height in pixels."""
+    by_text = {str(image_id): image for image_id, image in images.items()}
+    known = [
+        (entry, by_text[str(entry.get("image_id"))].drawn_hw)
+        for entry in annotations
+        if isinstance(entry, dict) and str(entry.get("image_id")) in by_text
+    ]
+    found = recognize_format(known)
+    if found is not None:
+        first = next(entry.get("bbox") for entry, _ in known if plain_box(entry.get("bbox")))
+        raise ValueError(
+            f"{path}: its boxes, such as {first}, are not x, y, width and height in pixels, as in COCO, but look like "
+            f"{found}. Pass box_format={found!r} (--box-format {found}), or 'xywh' if they are right"
+        )
+
+
+def _in_upright_frame(
+    images: dict[int | str, _Image], annotations: list[Any], issues: list[DataIssue]
+) -> dict[int | str, _Image]:
+    """Decide in which frame boxes beside stored sizes are, and report it.
+
+    It is the upright frame if a box ends outside of the stored image and none outside of the upright one.
+    """
+    rotated = {str(image_id): image for image_id, image in images.items() if image.size is not None}
+    rotated = {key: image for key, image in rotated.items() if image.size and image.size.orientation >= 5}
+    if not rotated:
+        return images
+    outside = upright_outside = 0
+    for entry in annotations:
+        image = rotated.get(str(entry.get("image_id"))) if isinstance(entry, dict) else None
+        box = plain_box(entry.get("bbox")) if image else None
+        if image is None or box is None:
+            continue
+        for size, is_upright in ((image.drawn_hw, False), (image.image_size_hw, True)):
+            is_outside = box[0] + box[2] > size[1] + 1 or box[1] + box[3] > size[0] + 1
+            outside += is_outside and not is_upright
+            upright_outside += is_outside and is_upright
+    upright = bool(outside) and not upright_outside
+    issues.append(
+        DataIssue(
+            "size of the stored pixels",
+            f"{plural(len(rotated), 'image')} rotated by EXIF, beside the size before the rotation: their boxes "
+            + ("are taken as drawn upright, since some do not fit otherwise" if upright else "are rotated with them"),
+        )
+    )
+    if not upright:
+        return images
+    return {
+        image_id: replace(image, drawn_hw=image.image_size_hw, size=None) if str(image_id) in rotated else image
+        for image_id, image in images.items()
+    }
 
 
 def _with_ids(entry: Any, kind: str) -> Any:
@@ -83,6 +146,17 @@ def _with_ids(entry: Any, kind: str) -> Any:
     if isinstance(value, str) and value.isascii() and value.isdigit():
         ids[category] = int(value)
     return entry | ids
+
+
+def _with_category_ids(entries: list[Any], categories: Mapping[int, str]) -> list[Any]:
+    """Replace the name of a category by its id, where an annotation has the name."""
+    by_name = {name: category for category, name in categories.items()}
+    return [
+        entry | {"category_id": by_name[entry["category_id"]]}
+        if isinstance(entry, dict) and isinstance(entry.get("category_id"), str) and entry["category_id"] in by_name
+        else entry
+        for entry in entries
+    ]
 
 
 def _categories(entries: list[Any], issues: list[DataIssue]) -> dict[int, str]:
@@ -108,37 +182,43 @@ def _images(
     known: set[int | str] = set()
     written: set[str] = set()
     paths: set[Path] = set()
+    finder = ImageFinder(folder)
     for entry in entries:
+        if isinstance(entry, dict) and "file_name" not in entry and isinstance(entry.get("coco_url"), str):
+            entry = entry | {"file_name": entry["coco_url"]}
         if not _is_image_entry(entry):
             message = f"expected id and file_name; got {short_repr(entry)}: left out"
             issues.append(DataIssue("unreadable image entry", message))
             continue
         image_id, file_name = entry["id"], entry["file_name"]
-        path = folder / file_name
+        path, note = finder.find(file_name)
         if image_id in known or str(image_id) in written:
             message = f"id {image_id} stands for several entries, also {file_name}: the first is kept"
             issues.append(DataIssue("duplicate image id", message, image_id))
             continue
         known.add(image_id)
         written.add(str(image_id))  # 1 and "1" would look the same in a report
+        if path is None:
+            issues.append(DataIssue("image is missing", f"{note}: left out", image_id))
+            continue
         if path in paths:
             message = f"{file_name} is listed again under id {image_id}: left out"
             issues.append(DataIssue("image listed twice", message, image_id))
             continue
         paths.add(path)
-        if not path.is_file():
-            issues.append(DataIssue("image is missing", f"no image file at {path}: left out", image_id))
-            continue
+        if note:
+            issues.append(DataIssue("image found elsewhere", note, image_id))
         try:
             size = image_size(path)
         except ValueError as error:
             issues.append(DataIssue("unreadable image", f"{error} Left out", image_id))
             continue
-        stated = (entry.get("height"), entry.get("width"))
+        stated = (_as_size(entry.get("height")), _as_size(entry.get("width")))
         if all(stated) and stated not in (size.upright_hw, size.stored_hw):
             message = (
                 f"{file_name} is {size.upright_hw[1]}x{size.upright_hw[0]} pixels and the file says "
-                f"{stated[1]}x{stated[0]}: left out, because its boxes would not fit"
+                f"{stated[1]}x{stated[0]}{' (width and height exchanged?)' if stated[::-1] == size.stored_hw else ''}: "
+                "left out, because its boxes would not fit"
             )
             issues.append(DataIssue("size differs from the file's", message, image_id))
             continue
@@ -146,6 +226,11 @@ def _images(
         drawn = size.stored_hw if as_stored else size.upright_hw
         images[image_id] = _Image(image_id, file_name, path, size.upright_hw, drawn, size if as_stored else None)
     return images, known
+
+
+def _as_size(value: Any) -> Any:
+    """A side that was written as text or as a float, as an integer."""
+    return int(value) if isinstance(value, str) and value.strip().isdecimal() else _as_index(value)
 
 
 def _is_image_entry(entry: Any) -> bool:
@@ -160,11 +245,15 @@ def _annotations(
     known: set[int | str],
     categories: Mapping[int, str],
     named: bool,
+    box_format: str | None,
     issues: list[DataIssue],
 ) -> dict[int | str, list[dict[str, Any]]]:
     """Valid annotations by image: id, category_id, box (x, y, w, h), crowd, area, segmentation."""
     rows: dict[int | str, list[dict[str, Any]]] = {image_id: [] for image_id in images}
     written: dict[str, int | str] = {str(image_id): image_id for image_id in known}  # "7" may mean image 7
+    for padded in known:  # and 7 the image "000007"
+        if isinstance(padded, str) and padded.isdecimal():
+            written.setdefault(str(int(padded)), padded)
     seen: dict[Any, Any] = {}
     for position, entry in enumerate(entries):
         if not isinstance(entry, dict) or not isinstance(entry.get("image_id"), (int, str)):
@@ -191,7 +280,7 @@ def _annotations(
         if not _is_index(category) or (named and category not in categories):
             report("category not in the file", f"no category has the id {category!r}: left out")
             continue
-        shape = _shape(entry, images[image_id].drawn_hw, report)
+        shape = _shape(entry, images[image_id].drawn_hw, box_format or "xywh", report)
         if shape is not None:
             rows[image_id].append(
                 {"id": -1 - position if annotation_id is None else annotation_id, "category_id": category, **shape}
@@ -205,18 +294,23 @@ def _report(issues: list[DataIssue], image_id: int | str, annotation_id: int | N
 
 
 def _shape(
-    entry: Mapping[str, Any], size_hw: tuple[int, int], report: Callable[[str, str], None]
+    entry: Mapping[str, Any], size_hw: tuple[int, int], box_format: str, report: Callable[[str, str], None]
 ) -> dict[str, Any] | None:
     """An annotation's box (x, y, w, h), segmentation, area and crowd flag; None where the box is invalid."""
     height, width = size_hw
-    segmentation, problem = _segmentation(entry.get("segmentation"), size_hw)
-    box = entry.get("bbox")
+    segmentation, problem = plain_segmentation(entry.get("segmentation"), size_hw)
+    written = entry.get("bbox")
     if problem:
         report("unreadable segmentation", f"{problem}: {'its box' if segmentation is None else 'the rest'} is taken")
-    if box is None and segmentation is not None:
-        box = coco_masks.toBbox(as_rle(segmentation, height, width)).tolist()
-    if not isinstance(box, list) or len(box) != 4 or not all(_is_number(value) for value in box):
-        report("unreadable box", f"expected x, y, width, height; got {short_repr(box)}: left out")
+    if segmentation is not None and is_empty_box(written):
+        box: list[float] | None = box_of_segmentation(segmentation, size_hw)
+    else:
+        numbers = plain_box(written)
+        box = None if numbers is None else to_xywh(numbers, box_format, size_hw)
+    if box is None:
+        rotated = isinstance(written, list) and len(written) == 5
+        hint = " (a rotated box? Give the box around it, or a polygon)" if rotated else ""
+        report("unreadable box", f"expected x, y, width, height; got {short_repr(written)}{hint}: left out")
         return None
     x, y, w, h = (float(value) for value in box)
     if w <= 0 or h <= 0:
@@ -231,66 +325,18 @@ def _shape(
     return {
         "box": (x, y, w, h),
         "segmentation": segmentation,
-        "area": float(area) if _is_number(area) else w * h,
+        "area": float(area) if _is_number(area) and area > 0 else w * h,
         "crowd": _is_crowd(entry.get("iscrowd"), report),
     }
 
 
 def _is_crowd(value: Any, report: Callable[[str, str], None]) -> bool:
     """Whether an annotation is a crowd region; some tools write the flag as text."""
-    if value is None or value in (0, 1, "0", "1"):
-        return value in (1, "1")
+    text = str(value).casefold()
+    if value is None or text in ("0", "1", "false", "true", "0.0", "1.0"):
+        return text in ("1", "true", "1.0")
     report("unreadable crowd flag", f"expected iscrowd 0 or 1; got {short_repr(value)}: taken as one object")
     return False
-
-
-def _segmentation(value: Any, size_hw: tuple[int, int]) -> tuple[Any, str]:
-    """The valid part of a segmentation, or None; and a description of its problem."""
-    if not value:
-        return None, ""
-    if isinstance(value, list):
-        polygons = [value] if _is_number(value[0]) else value
-        good = [
-            polygon
-            for polygon in polygons
-            if isinstance(polygon, list)
-            and len(polygon) >= 6
-            and len(polygon) % 2 == 0
-            and all(_is_number(number) for number in polygon)
-        ]
-        return (good, "") if len(good) == len(polygons) else (good or None, "a polygon without three points")
-    if not isinstance(value, dict) or not isinstance(value.get("counts"), (list, str)):
-        return None, f"expected polygons or run lengths; got {short_repr(value)}"
-    if value.get("size") != list(size_hw):
-        return None, f"its run lengths are for {value.get('size')} (height, width) and the image has {list(size_hw)}"
-    counts = value["counts"]
-    runs = run_lengths(counts) if isinstance(counts, str) else counts
-    if runs is None or not all(_is_index(run) and run >= 0 for run in runs) or sum(runs) != size_hw[0] * size_hw[1]:
-        return None, "its run lengths do not add up to the image"
-    return value, ""
-
-
-def run_lengths(text: str) -> list[int] | None:
-    """Decode COCO's compressed run lengths; return None for an invalid text, which pycocotools does not check.
-
-    A number is a sequence of characters from "0" with five bits each, the lowest first; bit 32 marks that more follow.
-    From the fourth number on, the difference to the last but one is stored.
-    """
-    runs: list[int] = []
-    number = shift = 0
-    for character in text:
-        bits = ord(character) - 48
-        if not 0 <= bits < 64:
-            return None
-        number |= (bits & 31) << shift
-        shift += 5
-        if bits & 32:
-            continue
-        if bits & 16:
-            number -= 1 << shift
-        runs.append(number + (runs[-2] if len(runs) > 2 else 0))
-        number = shift = 0
-    return runs if shift == 0 else None
 
 
 def _ground_truth(image: _Image, rows: Sequence[Mapping[str, Any]], categories: Mapping[int, str]) -> GroundTruth:

@@ -14,7 +14,7 @@ from PIL import Image
 from pycocotools import mask as coco_masks
 
 from detcam.data.annotations import Annotations, GroundTruth
-from detcam.data.coco import run_lengths
+from detcam.data.coco_boxes import run_lengths
 from detcam.data.images import load_image
 
 CATEGORIES = [{"id": 1, "name": "cat"}, {"id": 3, "name": "traffic light"}]
@@ -108,7 +108,7 @@ def test_boxes_and_masks_fit_rotated_images(tmp_path: Path, orientation: int, fr
     entry = {"id": 7, "file_name": "r.png", "height": height, "width": width}
     box = [left, top, right - left, bottom - top]
     annotations = load(tmp_path, [thing(bbox=box, segmentation=polygon), thing(id=2, bbox=box)], [entry])
-    assert not annotations.issues
+    assert set(annotations.issues.counts()) == ({"size of the stored pixels"} if stored_is_known else set())
     found = only(annotations)
     assert found.image_size_hw == tuple(shown.shape)
     for index in range(2):

@@ -1,0 +1,146 @@
+"""Reads the JSON of COCO files in any encoding, and finds the image that a file name means."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from detcam.data.decoding import IMAGE_SUFFIXES
+
+MAX_NEAR_FILES = 3
+"""Number of files that a message names as near to a missing one."""
+
+
+def read_json_text(path: Path) -> tuple[str, str]:
+    """Return the text of a JSON file and a note about its encoding, empty for UTF-8.
+
+    Files begin with a byte order mark in UTF-16; other bytes that are not UTF-8 are read as latin-1.
+    """
+    content = path.read_bytes()
+    if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return content.decode("utf-16"), "the file is in UTF-16"
+    try:
+        return content.decode("utf-8-sig"), ""
+    except UnicodeDecodeError:
+        return content.decode("latin-1"), "the file is not UTF-8 and was read as latin-1: names may be wrong"
+
+
+def read_coco_json(path: Path) -> tuple[dict[str, list[Any]], str]:
+    """Return the lists of a COCO file, and a note about its encoding.
+
+    Raises:
+        ValueError: no file, not JSON, or another format; the message names the format if it is known.
+    """
+    if not path.is_file():
+        raise ValueError(f"no annotation file at {path}; check the path")
+    try:
+        text, note = read_json_text(path)
+        data = json.loads(text)
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON ({error}); is the file complete?") from error
+    shape = 'a COCO file: {"images": [...], "annotations": [...], "categories": [...]}'
+    if not isinstance(data, dict):
+        hint = " (results of a detector, without the images and categories)" if _is_results(data) else ""
+        raise ValueError(f"{path}: expected {shape}; got a {type(data).__name__} at the top{hint}")
+    lists: dict[str, Any] = {name: data.get(name) for name in ("images", "annotations", "categories")}
+    lists["categories"] = lists["categories"] or []  # a file of one class may do without
+    for name, value in lists.items():
+        if not isinstance(value, list):
+            got = "nothing" if value is None else f"a {type(value).__name__}"
+            raise ValueError(f"{path}: expected {shape}; got {got} under {name!r}{_known_format(data)}")
+    return lists, note
+
+
+def _is_results(data: Any) -> bool:
+    return isinstance(data, list) and bool(data) and isinstance(data[0], dict) and "score" in data[0]
+
+
+def _known_format(data: dict[str, Any]) -> str:
+    if any(str(key).startswith("_via") for key in data):
+        return ". This is a project of the VGG Image Annotator: export it as COCO"
+    if "shapes" in data and "imagePath" in data:
+        return ". This is a file of labelme, of one image: convert the folder to COCO (labelme2coco)"
+    return ""
+
+
+class ImageFinder:
+    """Finds the files that the names in an annotation file mean.
+
+    Args:
+        folder: the folder of images.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def find(self, name: str) -> tuple[Path | None, str]:
+        """Find an image.
+
+        Tried are, in turn: the name as a path below the folder; the same with backslashes, percent signs, Unicode
+        normal forms or the case of letters written otherwise; and the only file of the folder with that name.
+
+        Returns:
+            The path, or None; and a note: how a name was read that does not exist as it is written, or which files are
+            near.
+        """
+        path = self.folder / name
+        if path.is_file():
+            return path, ""
+        for spelling in _spellings(name):
+            if (other := self.folder / spelling).is_file():
+                return other, ""
+            same = self._by_path.get(_key(spelling), [])
+            if len(same) == 1:
+                return same[0], ""
+        last = _key(PurePosixPath(list(_spellings(name))[-1]).name)
+        same = self._by_name.get(last, [])
+        if len(same) == 1:
+            return same[0], f"no image file at {path}; {same[0]} is taken, the only one of that name"
+        if same:
+            shown = ", ".join(str(path.relative_to(self.folder)) for path in same[:MAX_NEAR_FILES])
+            return None, f"no image file at {path}; {len(same)} files have that name: {shown}"
+        stem = last.rpartition(".")[0]
+        near = [path for key, paths in self._by_name.items() if key.rpartition(".")[0] == stem for path in paths]
+        hint = f"; did you mean {near[0].relative_to(self.folder)}?" if near else ""
+        return None, f"no image file at {path}{hint}"
+
+    @cached_property
+    def _files(self) -> list[Path]:
+        return sorted(p for p in self.folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+
+    @cached_property
+    def _by_path(self) -> dict[str, list[Path]]:
+        return _grouped((_key(path.relative_to(self.folder).as_posix()), path) for path in self._files)
+
+    @cached_property
+    def _by_name(self) -> dict[str, list[Path]]:
+        return _grouped((_key(path.name), path) for path in self._files)
+
+
+def _spellings(name: str) -> Iterator[str]:
+    """Other spellings of a file name, each with the changes of the one before."""
+    slashed = name.replace("\\", "/")
+    yield slashed
+    plain = slashed.partition("?d=")[2] or slashed  # label-studio's local files
+    if "://" in plain:
+        plain = urlsplit(plain).path.lstrip("/")
+    plain = unquote(plain)
+    yield plain
+    for form in ("NFC", "NFD"):
+        yield unicodedata.normalize(form, plain)
+
+
+def _key(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def _grouped(pairs: Iterator[tuple[str, Path]]) -> dict[str, list[Path]]:
+    groups: dict[str, list[Path]] = {}
+    for key, path in pairs:
+        groups.setdefault(key, []).append(path)
+    return groups
