@@ -68,7 +68,7 @@ def _register_heif(path: Path) -> None:
     try:
         from pillow_heif import register_heif_opener  # type: ignore[import-not-found, unused-ignore]
     except ImportError as error:
-        raise ValueError(f"cannot read {path}: HEIC files need pip install pillow-heif") from error
+        raise ValueError(f"cannot read {path}: HEIC files need pip install 'detcam[heic]'") from error
     register_heif_opener()
 
 

@@ -26,9 +26,11 @@ ONE_USER = {
     "ultralytics": "adapters/ultralytics.py",
 }
 
-EXTRAS = ("ultralytics", "smp", "timm", "transformers")
+EXTRAS = ("ultralytics", "smp", "timm", "transformers", "heic")
 DISTRIBUTIONS = {
     "PIL": "pillow",
+    "pillow_heif": "pillow-heif",
+    "yaml": "pyyaml",
     "cv2": "opencv-python-headless",
     "huggingface_hub": "huggingface-hub",
     "segmentation_models_pytorch": "segmentation-models-pytorch",
