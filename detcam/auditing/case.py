@@ -147,7 +147,8 @@ class AuditCase:
         box_xyxy: box of the detection, or of the missed object; pixels of the image, half-open.
         is_false_positive: whether the detection counts as a false positive in COCO's average precision.
         ground_truth: the object that the error concerns, or None.
-        delta_ap: increase of average precision (COCO's, at the audit's IoU threshold) without this case.
+        delta_ap: increase of average precision (COCO's, at the audit's IoU threshold) without this case; NaN if
+            the class has no objects, so that its average precision is undefined.
         question: the question that the heatmap answers: ``"why platelet rather than red cell?"``.
         method: name of the heatmap method; empty if the case is not explained.
         proposal: what proposed the evidence: one of the maps of the portfolio, or the method.
@@ -233,7 +234,7 @@ class AuditCase:
             values["ground_truth"] = GroundTruthObject(**{**ground_truth, "box_xyxy": box})
         values["trials"] = tuple(Trial(**trial) for trial in values.get("trials", ()))
         values["parts"] = tuple(CasePart(**part) for part in values.get("parts", ()))
-        for name in ("evidence_fraction", "typicality", "effect", "error_rate"):
+        for name in ("delta_ap", "evidence_fraction", "typicality", "effect", "error_rate"):
             values[name] = math.nan if values.get(name) is None else values[name]
         return cls(**values)
 
@@ -243,13 +244,13 @@ class ErrorGroup:
     """Errors of one type and class whose evidence is at the same location and looks alike to the network.
 
     Attributes:
-        number: from 0, in order of decreasing `delta_ap`.
+        number: from 0, in order of decreasing `delta_ap`, then of the scores that confirmed evidence costs.
         type: TIDE's error type.
         label: class index of the detections.
         name: name of that class.
         evidence_location: location of the evidence.
         case_ids: ids of its cases, the nearest to the group's center first.
-        delta_ap: increase of average precision without all of them.
+        delta_ap: increase of average precision without all of them; NaN if the class has no objects.
         confirmed_count: number of its cases that are confirmed.
         sentence: summary of the group in one line.
         background_type: type of its background errors; else None.

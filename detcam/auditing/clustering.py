@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -29,10 +30,12 @@ def group_cases(
     Args:
         cases: explained errors.
         features: (D,) features of each case, or None.
-        delta_ap: increase of average precision without some of the cases, given by index.
+        delta_ap: increase of average precision without some of the cases, given by index; NaN where it is undefined.
 
     Returns:
-        Groups by decreasing `delta_ap`, with the indices of their cases, the nearest to the group's center first.
+        Groups by decreasing `delta_ap`, in thousandths; where it is equal or undefined, by the sum of the scores that
+        confirmed evidence costs, then by the highest score. With the indices of their cases, the nearest to the group's
+        center first.
     """
     by_key = group_by(range(len(cases)), lambda index: _key(cases[index]))
     clusters = [
@@ -40,11 +43,20 @@ def group_cases(
         for members in by_key.values()
         for cluster in _clusters([features[index] for index in members])
     ]
-    ranked = sorted(((delta_ap(cluster), cluster) for cluster in clusters), key=lambda x: (-x[0], -len(x[1]), x[1]))
+    costs = [delta_ap(cluster) for cluster in clusters]
+    ranked = sorted(
+        zip(costs, clusters, strict=True), key=lambda x: (*_rank(x[0], [cases[index] for index in x[1]]), x[1])
+    )
     return [
         (_group(number, [cases[index] for index in cluster], cost), cluster)
         for number, (cost, cluster) in enumerate(ranked)
     ]
+
+
+def _rank(delta_ap: float, cases: Sequence[AuditCase]) -> tuple[float, float, float]:
+    """Sorting key of a group: its cost, the score that confirmed evidence costs, the highest score."""
+    confirmed = sum(case.score * case.effect for case in cases if case.confirmed and case.effect > 0)
+    return -round(delta_ap, 3) if math.isfinite(delta_ap) else 0.0, -confirmed, -max(case.score for case in cases)
 
 
 def _key(case: AuditCase) -> tuple[object, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -94,6 +95,7 @@ class Audit:
         seconds: duration.
         timings: seconds spent ``detecting``, ``matching``, ``explaining``, ``comparing``, ``writing`` and ``grouping``,
             without those of an earlier, interrupted run.
+        score_threshold: minimum score of a relevant detection: see `AuditSettings`.
     """
 
     analysis: ErrorAnalysis
@@ -103,13 +105,15 @@ class Audit:
     report: Path | None
     seconds: float
     timings: Mapping[str, float] = field(default_factory=dict)
+    score_threshold: float = DEFAULT_SCORE_THRESHOLD
 
     def __repr__(self) -> str:
         report = "" if self.report is None else f", report: {self.report}"
+        value = self.analysis.average_precision
         return (
             f"Audit({plural(len(self.cases), 'error')}, {len(self.explained)} explained, {len(self.confirmed)} "
             f"confirmed, {plural(len(self.groups), 'group')}, "
-            f"average precision {self.analysis.average_precision:.3f}{report})"
+            f"average precision {'undefined' if math.isnan(value) else f'{value:.3f}'}{report})"
         )
 
     @property
@@ -255,7 +259,8 @@ def audit(
             report = stages.writer.finish(summary)
         if stages.state is not None:
             stages.state.remove()
-    return Audit(analysis, tuple(cases), tuple(groups), annotations.issues, report, seconds, dict(stages.timings))
+    timings, issues = dict(stages.timings), annotations.issues
+    return Audit(analysis, tuple(cases), tuple(groups), issues, report, seconds, timings, score_threshold)
 
 
 def _recorded_settings(
@@ -369,9 +374,14 @@ def unexplained_case(
         box_xyxy=box,
         is_false_positive=error.is_false_positive,
         ground_truth=_concerned_object(analysis, error, ground_truth),
-        delta_ap=float(analysis.delta_ap_by_error[index]),
+        delta_ap=float(analysis.delta_ap_by_error[index]) if _has_objects(analysis, error.label) else math.nan,
     )
     return replace(case, sentence=case_sentence(case))
+
+
+def _has_objects(analysis: ErrorAnalysis, label: int) -> bool:
+    """Whether a class has objects, without which its average precision is undefined."""
+    return label in analysis.classes and not math.isnan(analysis.classes[label].average_precision)
 
 
 def _concerned_object(
@@ -409,7 +419,11 @@ def _group(
     groups = group_cases(
         [cases[index] for index in indices],
         [explained[cases[index].id].features for index in indices],
-        lambda members: analysis.delta_ap_without([indices[member] for member in members]),
+        lambda members: (
+            analysis.delta_ap_without([indices[member] for member in members])
+            if _has_objects(analysis, cases[indices[members[0]]].label)
+            else math.nan
+        ),
     )
     for group, members in groups:
         for member in members:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from detcam.auditing.case import AuditCase, EvidenceLocation
@@ -58,10 +59,12 @@ def group_sentence(cases: Sequence[AuditCase], delta_ap: float) -> str:
 
     Args:
         cases: the cases of the group.
-        delta_ap: increase of average precision without all of them.
+        delta_ap: increase of average precision without all of them; NaN where it is undefined, in which case the
+            sentence gives the highest score instead.
     """
     first, count = cases[0], len(cases)
-    cost = f"delta AP {delta_ap:.3f}"
+    highest = f"{'score' if count == 1 else 'highest score'} {max(case.score for case in cases):.2f}"
+    cost = f"delta AP {delta_ap:.3f}" if math.isfinite(delta_ap) else highest
     if first.type == "missed":
         stages = sorted({case.failure_stage for case in cases if case.failure_stage})
         suffix = f" ({', '.join(stages)})" if stages else ""
@@ -114,7 +117,8 @@ def _background_type(case: AuditCase) -> str:
 def _evidence(case: AuditCase) -> str:
     if case.evidence_shares is None or not case.confirmed:
         return ""
-    size = f"the evidence ({percent(case.evidence_fraction, 1)} of the image)"
+    digits = 1 if case.evidence_fraction >= 0.001 else 2
+    size = f"the evidence ({percent(case.evidence_fraction, digits)} of the image)"
     outside = outside_share(case)
     if is_inside(case):
         on_object = case.evidence_shares.get("ground truth", 0.0) > 0.5

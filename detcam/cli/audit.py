@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,8 +36,10 @@ EPILOG = """
 The folder gets index.html, which opens in any browser, audit.json, false_positives.csv, and the false positives as \
 COCO annotations for a labeling tool. --resume continues an interrupted audit.
 
-An error is 'confirmed' if it vanishes when its evidence is removed from the image, whatever the fill, and stays when \
-control regions of the same size are removed.
+Several maps propose evidence, and the smallest region is kept that ends the error when it is removed from the image, \
+whatever the fill. The verdict compares the score that it costs with the score that control regions of the same size \
+cost: 'strong', 'weak' or 'not confirmed'. 'Confirmed' means strong or weak. Where average precision is undefined, \
+errors are ranked by the score that confirmed evidence costs, and by score.
 
 [bold]Examples[/bold]
 
@@ -121,21 +125,35 @@ def audit_command(options: AuditOptions) -> int:
 def print_summary(audit: Audit) -> None:
     """Print an audit's error types, groups and data issues."""
     from detcam.auditing.errors import ERROR_TYPES
+    from detcam.auditing.report.summary import headline
 
     console = make_console()
     analysis, counts = audit.analysis, audit.analysis.counts()
-    columns = ("cases", "delta AP", "explained", "confirmed")
+    has_ap = not math.isnan(analysis.average_precision)
+    columns = ("cases", *(["delta AP"] if has_ap else []), "explained", "strong", "weak", "not confirmed")
     table = make_table("error", *columns, right=columns)
     for error_type in ERROR_TYPES:
         cases = [case for case in audit.explained if case.type == error_type]
-        confirmed = "-" if error_type == "missed" else str(sum(case.confirmed for case in cases))
-        delta_ap = f"{analysis.delta_ap.by_type[error_type]:.3f}"
-        table.add_row(error_type, str(counts[error_type]), delta_ap, str(len(cases)), confirmed)
-    console.print(f"average precision {analysis.average_precision:.3f}\n")
+        grades = Counter(case.verdict for case in cases)
+        tested = bool(cases) and grades["not tested"] < len(cases)
+        delta_ap = [f"{analysis.delta_ap.by_type[error_type]:.3f}"] if has_ap else []
+        verdicts = [str(grades[grade]) if tested else "-" for grade in ("strong", "weak", "not confirmed")]
+        table.add_row(error_type, str(counts[error_type]), *delta_ap, str(len(cases)), *verdicts)
+    if has_ap:
+        console.print(f"average precision {analysis.average_precision:.3f}")
+    cost = analysis.delta_ap_without(analysis.indices(false_positives_only=True))
+    for line in headline(audit.cases, cost, audit.score_threshold):
+        console.print(line, soft_wrap=True)
+    console.print()
     console.print(table)
+    proposals = Counter(case.proposal for case in audit.confirmed).most_common()
+    if proposals:
+        named = ", ".join(f"{name} ({count})" for name, count in proposals)
+        console.print(f"confirmed evidence proposed by: {printable(named)}\n", soft_wrap=True)
+    order = "largest delta AP first" if has_ap else "most confirmed effect first, then highest score"
     for title, is_single in (("groups of similar errors", False), ("single cases", True)):
         sentences = [group.sentence for group in audit.groups if (len(group) == 1) == is_single]
-        _print_lines(f"{title}, largest delta AP first", sentences)
+        _print_lines(f"{title}, {order}", sentences)
     for line in audit.issues.summary().splitlines():
         console.print(f"note: {printable(line)}", soft_wrap=True)
     console.print(f"\n{audit.report}  ({audit.seconds:.0f} s)", soft_wrap=True)

@@ -122,6 +122,22 @@ def case(number: int, **options: object) -> AuditCase:
     return replace(plain, **options)  # type: ignore[arg-type]
 
 
+def test_groups_of_undefined_cost_are_ranked_by_confirmed_effect_then_by_score() -> None:
+    features = list(np.eye(4))
+    cases = [
+        case(0, score=0.7, verdict="not confirmed"),
+        case(1, score=0.4, effect=0.5),
+        case(2, score=0.8, verdict="not confirmed"),
+        case(3, score=0.6, effect=0.9),
+    ]
+    groups = group_cases(cases, features, lambda members: float("nan"))
+    assert [members for _, members in groups] == [[3], [1], [2], [0]]
+    assert groups[2][0].sentence == "cat: 1 background error; 0 of 1 confirmed; score 0.80"
+    costs = {0: 0.0004, 1: 0.1, 2: float("nan"), 3: 0.2}
+    ranked = group_cases(cases, features, lambda members: costs[members[0]])
+    assert [members for _, members in ranked] == [[3], [1], [2], [0]], "equal in thousandths: by score"
+
+
 def test_errors_with_similar_evidence_form_a_group() -> None:
     one, other = np.array([1.0, 0.0, 0.0]), np.array([0.0, 1.0, 0.0])
     cases = [case(0), case(1), case(2), case(3, evidence_location="scene"), case(4, verdict="weak"), case(5)]

@@ -116,7 +116,9 @@ def test_the_command_prints_the_results(scenes: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(app, named)
     assert result.exit_code == 0, result.stderr
     (row,) = [line.split() for line in result.stdout.splitlines() if line.startswith("background")]
-    assert row[0] == "background" and row[3:] == ["2", "2"] and int(row[1]) >= 4
+    assert row[0] == "background" and row[3] == "2" and sum(map(int, row[4:6])) == 2 and int(row[1]) >= 4
+    assert "2 of 2 explained false positives have a confirmed cause" in result.stdout
+    assert "confirmed evidence proposed by: " in result.stdout
     assert "vessel" in result.stdout and "confirmed" in result.stdout and "index.html" in result.stdout
     again = CliRunner().invoke(app, named)
     assert again.exit_code == 2 and "--resume" in again.stderr
@@ -131,6 +133,29 @@ def test_terminal_lists_single_cases_apart(whole: Audit, capsys: pytest.CaptureF
     lines = capsys.readouterr().out.splitlines()
     at = lines.index("groups of similar errors, largest delta AP first")
     assert lines[at + 1 : at + 4] == [f"  {group.sentence}", "single cases, largest delta AP first", "  one error"]
+
+
+def test_without_objects_errors_are_ranked_by_effect_and_score(
+    adapter: Adapter, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = json.loads(scenes.read_text())
+    path = tmp_path / "none.json"
+    path.write_text(json.dumps({**data, "annotations": []}))
+    with pytest.warns(UserWarning, match="no annotated objects"):
+        found = detcam.audit(adapter, scenes.parent / "images", path, out=tmp_path / "report", explain=4)
+    assert all(np.isnan(case.delta_ap) for case in found.cases) and len(found.explained) == 4
+    assert "average precision undefined" in repr(found)
+    drops = [
+        sum(case.score * case.effect for case in found.confirmed if case.id in group.case_ids) for group in found.groups
+    ]
+    assert drops == sorted(drops, reverse=True)
+    assert AuditCase.from_json(found.cases[0].to_json()).to_json() == found.cases[0].to_json()
+    print_summary(found)
+    printed = capsys.readouterr().out
+    assert "nan" not in printed.lower() and "Average precision is undefined" in printed and "delta AP" not in printed
+    assert all("nan" not in group.sentence and " score" in group.sentence for group in found.groups)
+    count = sum(case.is_false_positive and case.score >= 0.3 for case in found.cases)
+    assert f"{count} false positives with a score of at least 0.3" in printed
 
 
 def test_the_model_is_moved_to_the_device_and_back(scenes: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,9 +29,9 @@ function findings(item) {
   return [
     item.sentence && el("p", {class: "lead"}, item.sentence),
     item.question && block("Question", el("p", {}, item.question)),
-    item.method ? block("Verdict", el("p", {}, tag(item.verdict), " ", item.reason || "")) :
-      el("p", {class: "note"}, "This error is not explained."),
-    item.evidence_shares && block("Evidence location", shares(item)),
+    item.method ? block("Verdict", verdict(item)) : el("p", {class: "note"}, "This error is not explained."),
+    item.evidence_shares && block("Location of the " + regionName(item), shares(item)),
+    item.parts && block("Parts of the evidence", parts(item)),
     item.trials && block("Verification", trials(item)),
     block("Details", details(item)),
   ];
@@ -39,14 +39,46 @@ function findings(item) {
 
 const block = (title, ...content) => el("section", {}, el("h2", {}, title), content);
 
+// Grade, reason, and the size of the verdict.
+function verdict(item) {
+  const rows = [
+    ["effect", isKnown(item.effect) && digits(item.effect, 2), "score that the evidence costs beyond the costliest control, relative to the score"],
+    ["error rate", isKnown(item.error_rate) && percent(item.error_rate) + " of wrong regions get this grade", "measured on detectors whose causes are known"],
+    [isConfirmed(item) ? "evidence proposed by" : "region proposed by", item.proposal],
+  ];
+  const isSaid = item.reason && item.sentence && item.sentence.includes(item.reason);
+  return [el("p", {}, tag(item.verdict), " ", (!isSaid && item.reason) || ""), numbers(rows)];
+}
+
+const numbers = (rows) => el("dl", {class: "numbers"}, rows.filter(([, value]) => isKnown(value) && value !== false && value !== "")
+  .map(([name, value, title]) => [el("dt", {title}, name), el("dd", {}, value)]));
+
+// The evidence and the parts that were removed alone. A part is needed if the error ends without it alone.
+function parts(item) {
+  const trialScores = (item.trials || []).filter((trial) => trial.intervention === "without evidence").map((trial) => trial.score);
+  const row = (name, fraction, location, without, ends, text) => el("tr", {},
+    el("th", {scope: "row"}, name), el("td", {class: "number"}, percent(fraction)), el("td", {}, locationText(item, location)),
+    el("td", {class: "number"}, score(without)), el("td", {class: ends ? "ends" : "joint"}, text));
+  const head = ["removed alone", "size", "location", "score", "the error"].map((name) =>
+    el("th", {scope: "col", class: ["size", "score"].includes(name) ? "number" : null}, name));
+  const rows = item.parts.map((part, index) => row("part " + (index + 1), part.fraction, part.location, part.score, part.needed,
+    part.needed ? "ends" : "ends only together"));
+  const whole = trialScores.length ? [row("evidence", item.evidence_fraction, item.evidence_location, Math.max(...trialScores), true, "ends")] : [];
+  return scrollable("Parts", el("table", {class: "parts"}, el("thead", {}, el("tr", {}, head)), el("tbody", {}, whole, rows)));
+}
+
+const scrollable = (name, table) => el("div", {class: "scroll", tabindex: 0, role: "region", "aria-label": name}, table);
+
+// The ground truth of a background error is only an object nearby.
+const locationText = (item, location) =>
+  (location === "ground truth" && item.type === "background" && item.ground_truth ? "nearby " + item.ground_truth.name : LOCATION_TEXTS[location]);
+
 function shares(item) {
   const values = item.evidence_shares;
-  // The ground truth of a background error is only an object nearby.
-  const text = (location) => (location === "ground truth" && item.type === "background" && item.ground_truth ? "nearby " + item.ground_truth.name : LOCATION_TEXTS[location]);
-  const parts = EVIDENCE_LOCATIONS.filter((location) => values[location] > 0).map((location) => ({kind: location, value: values[location], title: location + ": " + percent(values[location])}));
-  return [bar(parts, 1, parts.map((part) => part.title).join(", ")),
-    el("ul", {class: "legend column"}, parts.map((part) => el("li", {},
-      el("span", {class: "dot " + kebab(part.kind)}), text(part.kind), el("span", {class: "number"}, percent(part.value)))))];
+  const pieces = EVIDENCE_LOCATIONS.filter((location) => values[location] > 0).map((location) => ({kind: location, value: values[location], title: location + ": " + percent(values[location])}));
+  return [bar(pieces, 1, pieces.map((piece) => piece.title).join(", ")),
+    el("ul", {class: "legend column"}, pieces.map((piece) => el("li", {},
+      el("span", {class: "dot " + kebab(piece.kind)}), locationText(item, piece.kind), el("span", {class: "number"}, percent(piece.value)))))];
 }
 
 function trials(item) {
@@ -59,20 +91,19 @@ function trials(item) {
     name ? el("th", {scope: "col", class: name === "score" ? "number" : null}, name) : el("td", {class: "wide"}));
   const before = el("tr", {class: "before"}, el("th", {scope: "row"}, "original image"), el("td", {}, ""), el("td", {class: "number"}, score(item.score)),
     el("td", {class: "wide"}, bar([{kind: item.type, value: item.score}], 1)), el("td", {}));
-  return el("div", {class: "scroll", tabindex: 0, role: "region", "aria-label": "Trials"},
-    el("table", {class: "trials"}, el("thead", {}, el("tr", {}, head)), el("tbody", {}, before, item.trials.map(row))));
+  return scrollable("Trials", el("table", {class: "trials"}, el("thead", {}, el("tr", {}, head)), el("tbody", {}, before, item.trials.map(row))));
 }
 
 function details(item) {
   const truth = item.ground_truth, group = isKnown(item.group) && (data.groups || []).find((each) => each.number === item.group);
   const [left, top, right, bottom] = item.box_xyxy;
   const rows = [
-    ["delta AP", ap(item.delta_ap)],
+    ["delta AP", isKnown(item.delta_ap) ? ap(item.delta_ap) : hasAp && "undefined, the class has no objects"],
     ["false positive", item.is_false_positive ? "yes" : item.type === "missed" ? "no, a missed object" : "no"],
     [item.type === "background" ? "nearby ground truth" : "ground truth", truth && truth.name],
     ["IoU with ground truth", truth && digits(truth.iou, 3)],
     ["typicality", isKnown(item.typicality) ? percent(item.typicality) : null],
-    ["evidence, share of image", isKnown(item.evidence_fraction) ? percent(item.evidence_fraction) : null],
+    [regionName(item) + ", share of image", isKnown(item.evidence_fraction) ? percent(item.evidence_fraction) : null],
     ["minimal region, share of image", item.trials ? (isKnown(item.minimal_region_fraction) ? percent(item.minimal_region_fraction) : "none") : null],
     ["heatmap maximum at", item.peak_xy && item.peak_xy.join(", ")],
     ["failure stage", item.failure_stage],
@@ -84,5 +115,5 @@ function details(item) {
     ["forward passes", item.method ? digits(item.forward_passes, 1) : null],
     ["case", el("a", {href: caseLink(item.id)}, item.id)],
   ];
-  return el("dl", {class: "numbers"}, rows.filter(([, value]) => isKnown(value) && value !== false && value !== "").map(([name, value]) => [el("dt", {}, name), el("dd", {}, value)]));
+  return numbers(rows);
 }

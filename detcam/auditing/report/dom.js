@@ -8,6 +8,8 @@ const TYPES = ["classification", "localization", "both", "duplicate", "backgroun
 const EVIDENCE_LOCATIONS = ["predicted box", "ground truth", "same class", "ring", "scene"];
 const CONFIRMED = ["strong", "weak"];
 const VERDICTS = ["strong", "weak", "not confirmed", "not tested"];
+const VERDICT_TEXTS = {strong: "strongly confirmed", weak: "weakly confirmed"};
+const isConfirmed = (item) => CONFIRMED.includes(item.verdict);
 const LOCATION_TEXTS = {
   "predicted box": "predicted box",
   "ground truth": "ground truth",
@@ -63,7 +65,13 @@ const seconds = (value) => {
 const link = (path) => (isKnown(path) ? path.split("/").map(encodeURIComponent).join("/") : null);
 const caseLink = (id) => "#case=" + encodeURIComponent(id);
 
-const tag = (kind, text) => el("span", {class: "tag " + kebab(kind)}, text || kind);
+const tag = (kind, text) => el("span", {class: "tag " + kebab(kind)}, text || VERDICT_TEXTS[kind] || kind);
+
+// Average precision, and so delta AP, is undefined without ground-truth objects.
+const hasAp = isKnown(data.average_precision);
+const threshold = (data.settings || {}).score_threshold || 0;
+// "location of the confirmed evidence", "location of the tested region", ...
+const regionName = (item) => (isConfirmed(item) ? "confirmed evidence" : item.verdict === "not tested" ? "strongest evidence" : "tested region");
 
 // A stacked bar of {kind, value, title}. A total of `max` fills the whole width.
 function bar(parts, max, label) {

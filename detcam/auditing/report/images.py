@@ -88,15 +88,20 @@ def _interval(center: float, length: float, limit: int) -> tuple[int, int]:
     return first, first + size
 
 
-def region_outline(path: Path, image_size_hw: tuple[int, int]) -> str:
+def region_outline(path: Path, image_size_hw: tuple[int, int], without: Path | None = None) -> str:
     """Return the outline of a region that `mask_png` encoded, as an SVG path in pixels of the image.
 
+    Args:
+        path: File of the region.
+        image_size_hw: Size of the image.
+        without: File of a region whose pixels are left out.
+
     Raises:
-        ValueError: The file is not a PNG file.
+        ValueError: A file is not a PNG file.
     """
-    stored = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_GRAYSCALE)
-    if stored is None:
-        raise ValueError(f"{path} is not a PNG file; delete it and run the audit again")
+    stored = _read_mask(path)
+    if without is not None:
+        stored[_read_mask(without) > 0] = 0
     scale = np.array(image_size_hw[::-1]) / np.array(stored.shape[::-1])
     rows, columns = np.flatnonzero(stored.any(axis=1)), np.flatnonzero(stored.any(axis=0))
     if not len(rows):
@@ -110,6 +115,13 @@ def region_outline(path: Path, image_size_hw: tuple[int, int]) -> str:
         corners = ((cv2.approxPolyDP(edge, 1.0, True)[:, 0] + 0.5) / 2 + (columns[0], rows[0])) * scale
         parts.append("M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in corners.tolist()) + "Z")
     return "".join(parts)
+
+
+def _read_mask(path: Path) -> NDArray[np.uint8]:
+    stored = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_GRAYSCALE)
+    if stored is None:
+        raise ValueError(f"{path} is not a PNG file; delete it and run the audit again")
+    return np.asarray(stored, np.uint8)
 
 
 def _shrink(array: NDArray[np.uint8], max_side: int) -> NDArray[np.uint8]:

@@ -1,21 +1,25 @@
 // The list of cases: filters, order, and cards that are created when they scroll into view.
 
 const CHUNK = 60;
-const FILTERS = ["type", "label", "verdict", "evidence_location", "background_type", "group"];
+const FILTERS = ["type", "label", "verdict", "evidence_location", "background_type", "proposal", "group"];
+const FIRST_ORDER = "explained first";
+const byAp = (a, b) => (b.delta_ap ?? 0) - (a.delta_ap ?? 0) || b.score - a.score;
 const ORDERS = {
-  "delta AP": (a, b) => b.delta_ap - a.delta_ap || b.score - a.score,
+  [FIRST_ORDER]: (a, b) => !a.method - !b.method || b.score - a.score,
   "score": (a, b) => b.score - a.score,
-  "type": (a, b) => TYPES.indexOf(a.type) - TYPES.indexOf(b.type) || b.delta_ap - a.delta_ap,
+  "confirmed effect": (a, b) => isConfirmed(b) - isConfirmed(a) || (b.effect ?? -1) - (a.effect ?? -1) || b.score - a.score,
+  ...(hasAp ? {"delta AP": byAp} : {}),
+  "type": (a, b) => TYPES.indexOf(a.type) - TYPES.indexOf(b.type) || byAp(a, b),
   "class": (a, b) => a.name.localeCompare(b.name) || b.score - a.score,
-  "verdict": (a, b) => VERDICTS.indexOf(a.verdict) - VERDICTS.indexOf(b.verdict) || b.delta_ap - a.delta_ap,
-  "evidence location": (a, b) => rank(EVIDENCE_LOCATIONS, a.evidence_location) - rank(EVIDENCE_LOCATIONS, b.evidence_location) || b.delta_ap - a.delta_ap,
-  "group": (a, b) => (a.group ?? Infinity) - (b.group ?? Infinity) || b.delta_ap - a.delta_ap,
+  "verdict": (a, b) => VERDICTS.indexOf(a.verdict) - VERDICTS.indexOf(b.verdict) || byAp(a, b),
+  "evidence location": (a, b) => rank(EVIDENCE_LOCATIONS, a.evidence_location) - rank(EVIDENCE_LOCATIONS, b.evidence_location) || byAp(a, b),
+  "group": (a, b) => (a.group ?? Infinity) - (b.group ?? Infinity) || byAp(a, b),
   "file name": (a, b) => a.file_name.localeCompare(b.file_name) || b.score - a.score,
 };
 const rank = (list, value) => (list.indexOf(value) < 0 ? list.length : list.indexOf(value));
 
 const byId = new Map(data.cases.map((item) => [item.id, item]));
-const state = {type: "", label: "", verdict: "", evidence_location: "", background_type: "", group: "", text: "", low: 0, high: 1, order: "delta AP"};
+const state = {type: "", label: "", verdict: "", evidence_location: "", background_type: "", proposal: "", group: "", text: "", low: 0, high: 1, order: FIRST_ORDER};
 let shown = [], drawn = 0, current = null;
 const controls = {};
 
@@ -24,12 +28,13 @@ function showList() {
   const choices = {
     type: [["", "all types"], ...TYPES.map((type) => [type, type])],
     label: [["", "all classes"], ...[...names].sort((a, b) => a[1].localeCompare(b[1]))],
-    verdict: [["", "all verdicts"], ...VERDICTS.map((verdict) => [verdict, verdict])],
+    verdict: [["", "all verdicts"], ["confirmed", "confirmed"], ...VERDICTS.map((verdict) => [verdict, VERDICT_TEXTS[verdict] || verdict])],
+    proposal: [["", "all"], ...proposals().map((name) => [name, name]), ["none", "not explained"]],
     evidence_location: [["", "all locations"], ...EVIDENCE_LOCATIONS.map((location) => [location, LOCATION_TEXTS[location]]), ["none", "not explained"]],
     background_type: [["", "all"], ...BACKGROUND_TYPES.map((kind) => [kind, kind]), ["none", "none"]],
     group: [["", "all groups"], ...(data.groups || []).map((group) => [String(group.number), (group.number + 1) + ": " + group.sentence]), ["none", "no group"]],
   };
-  const titles = {type: "Type", label: "Class", verdict: "Verdict", evidence_location: "Evidence location", background_type: "Background type", group: "Group", order: "Sort by"};
+  const titles = {type: "Type", label: "Class", verdict: "Verdict", evidence_location: "Evidence location", background_type: "Background type", proposal: "Proposed by", group: "Group", order: "Sort by"};
   const select = (name, options) => {
     controls[name] = el("select", {id: "by-" + name, change: (event) => { state[name] = event.target.value; refresh(); }},
       options.map(([value, text]) => el("option", {value}, text)));
@@ -58,9 +63,18 @@ function showList() {
   refresh();
 }
 
+// What proposed evidence, the most frequent in confirmed cases first.
+function proposals() {
+  const counts = new Map();
+  for (const item of data.cases) if (item.proposal) counts.set(item.proposal, (counts.get(item.proposal) || 0) + (isConfirmed(item) ? 1 : 0));
+  return [...counts.keys()].sort((a, b) => counts.get(b) - counts.get(a) || a.localeCompare(b));
+}
+
 function matches(item) {
   const text = state.text.trim().toLocaleLowerCase();
-  return FILTERS.every((name) => state[name] === "" || (state[name] === "none" ? !isKnown(item[name]) : String(item[name]) === state[name]))
+  const fits = (name) => (state[name] === "none" ? !isKnown(item[name])
+    : name === "verdict" && state[name] === "confirmed" ? isConfirmed(item) : String(item[name]) === state[name]);
+  return FILTERS.every((name) => state[name] === "" || fits(name))
     && item.score >= state.low - 1e-9 && item.score <= state.high + 1e-9
     && (!text || item.file_name.toLocaleLowerCase().includes(text));
 }

@@ -14,16 +14,19 @@ function showOverview() {
 
 function showFigures() {
   const explained = data.cases.filter((item) => item.method).length;
-  const confirmed = data.cases.filter((item) => CONFIRMED.includes(item.verdict)).length;
+  const confirmed = data.cases.filter(isConfirmed).length;
   const missed = data.cases.filter((item) => item.type === "missed").length;
+  const alarms = data.cases.filter((item) => item.is_false_positive && item.score >= threshold).length;
+  const strong = data.cases.filter((item) => item.verdict === "strong").length;
   const figures = [
-    ["AP at IoU " + digits(data.iou_threshold, 2), digits(data.average_precision, 3), "COCO average precision, mean over classes"],
+    ...(hasAp ? [["AP at IoU " + digits(data.iou_threshold, 2), digits(data.average_precision, 3), "COCO average precision, mean over classes"]] : []),
     ["images", count(data.image_count)],
     ["objects", count(data.object_count)],
-    ["false positives", count(data.false_positive_count)],
+    ["false positives" + (threshold ? ", score \u2265 " + threshold : ""), count(alarms), count(data.false_positive_count) + " with any score"],
     ["missed objects", count(missed)],
     ["explained", count(explained), "errors with an explanation; the list below contains all errors"],
     ["confirmed", count(confirmed), "the error ends without the evidence, with every fill, and control regions of the same size cost much less"],
+    ["strongly", count(strong), "confirmed strongly: a large effect, small evidence, and controls inside the box as well"],
   ];
   $("figures").append(el("dl", {class: "figures"}, figures.map(([name, value, title]) =>
     el("div", {title}, el("dt", {}, name), el("dd", {}, value)))));
@@ -40,16 +43,18 @@ function card(title, note, ...content) {
 }
 
 function typeChart() {
-  const max = Math.max(...data.types.map((item) => item.delta_ap || 0));
+  const size = (item) => (hasAp ? item.delta_ap : item.count) || 0;
+  const max = Math.max(...data.types.map(size));
   const rows = data.types.map((item) => chartRow({type: item.type},
     [el("span", {class: "dot " + item.type}), item.type],
     el("td", {class: "number"}, count(item.count)),
-    el("td", {class: "wide"}, bar([{kind: item.type, value: item.delta_ap || 0}], max)),
-    el("td", {class: "number"}, digits(item.delta_ap, 3))));
-  return card("Delta AP by error type", "increase of average precision without the errors of a type (TIDE)",
-    el("table", {class: "chart"}, el("thead", {}, el("tr", {},
-      el("th", {scope: "col"}, "type"), el("th", {scope: "col", class: "number"}, "errors"),
-      el("td", {}), el("th", {scope: "col", class: "number"}, "delta AP"))), el("tbody", {}, rows)));
+    el("td", {class: "wide"}, bar([{kind: item.type, value: size(item)}], max)),
+    hasAp && el("td", {class: "number"}, digits(item.delta_ap, 3))));
+  const table = el("table", {class: "chart"}, el("thead", {}, el("tr", {},
+    el("th", {scope: "col"}, "type"), el("th", {scope: "col", class: "number"}, "errors"),
+    el("td", {}), hasAp && el("th", {scope: "col", class: "number"}, "delta AP"))), el("tbody", {}, rows));
+  return hasAp ? card("Delta AP by error type", "increase of average precision without the errors of a type (TIDE)", table)
+    : card("Errors by type", "average precision is undefined without ground-truth objects", table);
 }
 
 function classChart() {
@@ -60,7 +65,7 @@ function classChart() {
     const parts = TYPES.map((type) => ({kind: type, value: item.errors[type], title: type + ": " + item.errors[type]}));
     const summary = parts.filter((part) => part.value).map((part) => part.title).join(", ");
     return chartRow({label: String(item.label)}, item.name,
-      el("td", {class: "number"}, digits(item.average_precision, 3)),
+      hasAp && el("td", {class: "number"}, digits(item.average_precision, 3)),
       el("td", {class: "wide"}, bar(parts, max, item.name + ": " + summary)),
       el("td", {class: "number"}, count(sum(item))));
   };
@@ -72,32 +77,39 @@ function classChart() {
   const legend = el("p", {class: "legend"}, TYPES.map((type) =>
     el("span", {title: TYPE_TEXTS[type]}, el("span", {class: "dot " + type}), type)));
   return card("Errors by class", null, legend, classes.length ? el("table", {class: "chart"}, el("thead", {}, el("tr", {},
-    el("th", {scope: "col"}, "class"), el("th", {scope: "col", class: "number"}, "AP"), el("td", {}),
+    el("th", {scope: "col"}, "class"), hasAp && el("th", {scope: "col", class: "number"}, "AP"), el("td", {}),
     el("th", {scope: "col", class: "number"}, "errors"))), body) : el("p", {class: "note"}, "No errors."), more);
 }
 
+// Verdicts of all explained errors; what proposed the evidence, and where it lies, of confirmed ones only.
 function evidenceChart() {
-  const explained = data.cases.filter((item) => item.evidence_location);
+  const explained = data.cases.filter((item) => item.method);
   if (!explained.length) return "";
-  const countOf = (key, value) => explained.filter((item) => item[key] === value).length;
-  const rows = (key, kinds, texts = {}) => {
-    const max = Math.max(...kinds.map((kind) => countOf(key, kind)));
-    return kinds.map((kind) => chartRow({[key]: kind}, [el("span", {class: "dot " + kebab(kind)}), texts[kind] || kind],
-      el("td", {class: "wide"}, bar([{kind, value: countOf(key, kind)}], max)),
-      el("td", {class: "number"}, count(countOf(key, kind)))));
+  const confirmed = explained.filter(isConfirmed);
+  const table = (caption, key, kinds, cases, texts = {}, filter = {}) => {
+    const countOf = (kind) => cases.filter((item) => item[key] === kind).length;
+    const max = Math.max(...kinds.map(countOf));
+    const row = (kind) => chartRow({...filter, [key]: kind}, [el("span", {class: "dot " + kebab(kind)}), texts[kind] || kind],
+      el("td", {class: "wide"}, bar([{kind, value: countOf(kind)}], max)),
+      el("td", {class: "number"}, count(countOf(kind))));
+    return el("table", {class: "chart"}, el("caption", {}, caption), el("tbody", {}, kinds.map(row)));
   };
+  const ofConfirmed = {verdict: "confirmed"};
+  const names = proposals().filter((name) => confirmed.some((item) => item.proposal === name));
   return card("Explained errors", null,
-    el("table", {class: "chart"}, el("caption", {}, "location of most of the evidence"), el("tbody", {}, rows("evidence_location", EVIDENCE_LOCATIONS, LOCATION_TEXTS))),
-    countOf("type", "background") ? el("table", {class: "chart"}, el("caption", {}, "type of the background errors"), el("tbody", {}, rows("background_type", BACKGROUND_TYPES))) : "",
-    el("table", {class: "chart"}, el("caption", {}, "verdict"), el("tbody", {}, rows("verdict", VERDICTS))));
+    table("verdict", "verdict", VERDICTS, explained, VERDICT_TEXTS),
+    confirmed.length ? table("location of the confirmed evidence", "evidence_location", EVIDENCE_LOCATIONS, confirmed, LOCATION_TEXTS, ofConfirmed) : "",
+    explained.some((item) => item.type === "background") ? table("type of the background errors", "background_type", BACKGROUND_TYPES, explained) : "",
+    names.length ? table("confirmed evidence proposed by", "proposal", names, confirmed, {}, ofConfirmed) : "");
 }
 
 function showGroups() {
-  const groups = [...(data.groups || [])].sort((a, b) => b.delta_ap - a.delta_ap || a.number - b.number);
+  const groups = [...(data.groups || [])].sort((a, b) => a.number - b.number);
+  const order = hasAp ? "largest delta AP first" : "most confirmed effect first, then highest score";
   const isSingle = (group) => (group.case_ids || []).length < 2;
   for (const [title, note, members] of [
-    ["Errors with a common cause", "groups, largest delta AP first", groups.filter((group) => !isSingle(group))],
-    ["Single cases", "explained errors that resemble no other, largest delta AP first", groups.filter(isSingle)],
+    ["Errors with a common cause", "groups, " + order, groups.filter((group) => !isSingle(group))],
+    ["Single cases", "explained errors that resemble no other, " + order, groups.filter(isSingle)],
   ]) if (members.length) showGroupList(title, note, members);
 }
 
@@ -119,7 +131,7 @@ function groupItem(group) {
     el("div", {class: "group-text"},
       el("p", {class: "sentence"}, group.sentence),
       el("p", {class: "facts"}, tag(group.type), group.background_type && tag(group.background_type), group.name,
-        el("span", {class: "number"}, "delta AP " + ap(group.delta_ap)),
+        isKnown(group.delta_ap) && el("span", {class: "number"}, "delta AP " + ap(group.delta_ap)),
         el("span", {}, group.confirmed_count + " of " + cases.length + " confirmed"),
         el("button", {type: "button", class: "text", click: () => filterBy({group: String(group.number)})}, "show " + plural(cases.length, "case")))),
     el("div", {class: "strip"}, thumbnails));

@@ -42,7 +42,8 @@ def render_page(audit: Mapping[str, Any], outlines: Mapping[str, Mapping[str, st
 
     Args:
         audit: Content of ``audit.json``.
-        outlines: By case id, SVG paths around ``evidence`` and ``control`` in pixels of the image.
+        outlines: By case id, SVG paths around ``evidence``, ``needed`` (the other parts) and ``control``, in pixels of
+            the image.
 
     Returns:
         The HTML file, UTF-8.

@@ -13,6 +13,7 @@ from detcam.auditing.errors import ErrorType
 from detcam.auditing.sentences import is_outside
 from detcam.data.annotations import Annotations
 from detcam.data.issues import DataIssues
+from detcam.utils.console import plural
 from detcam.utils.files import json_value
 from detcam.utils.version import __version__
 
@@ -46,7 +47,8 @@ class ReportSummary:
         classes: Summary of each class.
         category_ids: Class index to category id of the annotation file, for the classes with objects.
         settings: Settings of the audit, by name.
-        groups: Explained errors with a common cause, and single cases as groups of one; largest delta AP first.
+        groups: Explained errors with a common cause, and single cases as groups of one; largest delta AP first, then
+            most confirmed effect, then highest score.
         cases: All errors.
         issues: Issues with the data, and what was skipped because of them.
         seconds: Duration of the audit.
@@ -141,43 +143,7 @@ class ReportSummary:
 
     def headline(self) -> list[str]:
         """Summarize the audit in sentences, the most important first."""
-        explained = [case for case in self.cases if case.is_false_positive and case.evidence_shares is not None]
-        lines = [self._false_positives()]
-        tested = [case for case in explained if case.verdict != "not tested"]
-        if tested:
-            confirmed = [case for case in tested if case.confirmed]
-            strong = sum(case.verdict == "strong" for case in confirmed)
-            verb = "has a confirmed cause" if len(confirmed) == 1 else "have a confirmed cause"
-            lines.append(
-                f"{len(confirmed)} of {len(tested)} explained false positives {verb}, {strong} of them strongly."
-            )
-            outside = sum(is_outside(case) for case in confirmed)
-            if outside:
-                lines.append(
-                    f"{outside} of these {len(confirmed)} {'lies' if outside == 1 else 'lie'} outside the box: the "
-                    f"detection{' ends' if outside == 1 else 's end'} without a region outside."
-                )
-        background = [case for case in explained if case.background_type is not None]
-        unannotated = sum(case.background_type == "missing annotation" for case in background)
-        if unannotated:
-            lines.append(
-                f"{unannotated} of {len(background)} explained background errors may be missing annotations: check "
-                "them before you count them as errors."
-            )
-        return lines
-
-    def _false_positives(self) -> str:
-        if not self.false_positive_count:
-            return "No false positives."
-        plural = self.false_positive_count != 1
-        count = f"{self.false_positive_count} false positive{'s' if plural else ''}"
-        threshold = self.settings.get("score_threshold")
-        above = sum(case.is_false_positive and case.score >= threshold for case in self.cases) if threshold else 0
-        if threshold and above < self.false_positive_count:
-            count += f", {above} of them with a score of at least {threshold:g},"
-        if not math.isfinite(self.false_positive_delta_ap):
-            return f"{count.rstrip(',')}. Average precision is undefined, because there are no ground-truth objects."
-        return f"{count} reduce{'' if plural else 's'} average precision by {_ap(self.false_positive_delta_ap)}."
+        return headline(self.cases, self.false_positive_delta_ap, self.settings.get("score_threshold", 0.0))
 
     def to_json(self) -> dict[str, Any]:
         """Convert to the content of ``audit.json``, without the files of cases and images."""
@@ -197,6 +163,57 @@ class ReportSummary:
             "cases": [case.to_json() for case in self.cases],
             "issues": [json_value(asdict(issue)) for issue in self.issues],
         }
+
+
+def headline(cases: Sequence[AuditCase], false_positive_delta_ap: float, score_threshold: float) -> list[str]:
+    """Summarize an audit in sentences, the most important first.
+
+    Args:
+        cases: all errors.
+        false_positive_delta_ap: increase of average precision without all false positives; NaN without objects.
+        score_threshold: minimum score of the errors that count in the first sentence.
+    """
+    false_positives = [case for case in cases if case.is_false_positive]
+    lines = [_count_false_positives(false_positives, false_positive_delta_ap, score_threshold)]
+    tested = [case for case in false_positives if case.verdict != "not tested"]
+    if tested:
+        confirmed = [case for case in tested if case.confirmed]
+        strong = sum(case.verdict == "strong" for case in confirmed)
+        verb = "has a confirmed cause" if len(confirmed) == 1 else "have a confirmed cause"
+        lines.append(f"{len(confirmed)} of {len(tested)} explained false positives {verb}, {strong} of them strongly.")
+        outside = sum(is_outside(case) for case in confirmed)
+        if outside:
+            lines.append(
+                f"{outside} of these {len(confirmed)} {'lies' if outside == 1 else 'lie'} outside the box: the "
+                f"detection{' ends' if outside == 1 else 's end'} without a region outside."
+            )
+    background = [case for case in false_positives if case.background_type is not None]
+    unannotated = sum(case.background_type == "missing annotation" for case in background)
+    if unannotated:
+        lines.append(
+            f"{unannotated} of {len(background)} explained background errors may be missing annotations: check "
+            "them before you count them as errors."
+        )
+    return lines
+
+
+def _count_false_positives(false_positives: Sequence[AuditCase], delta_ap: float, score_threshold: float) -> str:
+    """The sentence on the number of false positives from the threshold on, and the cost of all of them."""
+    if not false_positives:
+        return "No false positives."
+    above = sum(case.score >= score_threshold for case in false_positives)
+    below = len(false_positives) - above
+    with_score = f" with a score of at least {score_threshold:g}" if score_threshold else ""
+    counted = f"{plural(above, 'false positive') if above else 'No false positives'}{with_score}"
+    if not math.isfinite(delta_ap):
+        return f"{counted}. Average precision is undefined, because there are no ground-truth objects."
+    cost = f"average precision by {_ap(delta_ap)}"
+    if not below:
+        return f"{counted} reduce{'s' if above == 1 else ''} {cost}."
+    others = f"the {below} with lower scores" if below > 1 else "the one with a lower score"
+    if not above:
+        return f"{counted}; {others} reduce{'s' if below == 1 else ''} {cost}."
+    return f"{counted}. Together with {others}, {'they reduce' if above > 1 else 'it reduces'} {cost}."
 
 
 def _ap(value: float) -> str:

@@ -14,13 +14,13 @@ from detcam.utils.files import json_value
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 CSV_COLUMNS = (
     "id", "file_name", "image_id", "type", "class", "label", "score", "left", "top", "right", "bottom", "delta_ap",
-    "verdict", "evidence_location", "evidence_fraction", "minimal_region_fraction", "ground_truth_class", "iou",
-    "background_type", "typicality", "group", "method", "question", "reason", "sentence",
+    "verdict", "effect", "error_rate", "proposal", "evidence_location", "evidence_fraction", "minimal_region_fraction",
+    "ground_truth_class", "iou", "background_type", "typicality", "group", "method", "question", "reason", "sentence",
 )  # fmt: skip
 
 
 def false_positives_csv(summary: ReportSummary) -> bytes:
-    """Convert the false positives to CSV, sorted by delta AP.
+    """Convert the false positives to CSV: the explained ones first, then by score.
 
     The encoding is UTF-8 with a byte order mark, which spreadsheets recognize. Texts that a spreadsheet would evaluate
     as a formula start with an apostrophe.
@@ -37,9 +37,9 @@ def _row(case: AuditCase) -> list[Any]:
     truth = case.ground_truth
     return [
         case.id, case.file_name, case.image_id, case.type, case.name, case.label, case.score, *case.box_xyxy,
-        case.delta_ap, case.verdict, case.evidence_location, case.evidence_fraction, case.minimal_region_fraction,
-        truth and truth.name, truth and truth.iou, case.background_type, case.typicality, case.group,
-        case.method, case.question, case.reason, case.sentence,
+        case.delta_ap, case.verdict, case.effect, case.error_rate, case.proposal, case.evidence_location,
+        case.evidence_fraction, case.minimal_region_fraction, truth and truth.name, truth and truth.iou,
+        case.background_type, case.typicality, case.group, case.method, case.question, case.reason, case.sentence,
     ]  # fmt: skip
 
 
@@ -51,8 +51,8 @@ def _cell(value: Any) -> Any:
 
 
 def sort_false_positives(cases: Sequence[AuditCase]) -> list[AuditCase]:
-    """Return the false positives, sorted by delta AP, then by score."""
-    return sorted((case for case in cases if case.is_false_positive), key=lambda case: (-case.delta_ap, -case.score))
+    """Return the false positives: the explained ones first, then by score."""
+    return sorted((case for case in cases if case.is_false_positive), key=lambda case: (not case.method, -case.score))
 
 
 def false_positives_coco(summary: ReportSummary) -> dict[str, Any]:
@@ -106,6 +106,7 @@ def _annotation(number: int, case: AuditCase, image_id: int | str, category_id: 
             "case": case.id,
             "type": case.type,
             "verdict": case.verdict,
+            "effect": json_value(case.effect),
             "evidence_location": case.evidence_location or "",
             "background_type": case.background_type or "",
             "delta_ap": json_value(case.delta_ap),

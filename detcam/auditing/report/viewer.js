@@ -2,9 +2,9 @@
 
 const LAYERS = [
   ["box", "predicted box", "b"], ["truths", "ground truth", "t"], ["heat", "heatmap", "h"],
-  ["evidence", "evidence", "e"], ["control", "control region", "c"], ["zoom", "zoom to the box", "z"],
+  ["evidence", "evidence", "e"], ["needed", "other needed parts", "n"], ["control", "control region", "c"], ["zoom", "zoom to the box", "z"],
 ];
-const layers = {box: true, truths: true, heat: true, evidence: true, control: false, zoom: false};
+const layers = {box: true, truths: true, heat: true, evidence: true, needed: true, control: false, zoom: false};
 let opacity = data.heat.opacity;
 
 // Maps a heat value h to its color with opacity h, as the overlays do.
@@ -34,6 +34,7 @@ function viewer(item) {
     heat: heat ? [svg("image", {...whole, href: heat, filter: "url(#heat-colors)"})] : [],
     truths: groundTruthBoxes(item, image),
     control: contour(outlines.control, "control"),
+    needed: contour(outlines.needed, "needed"),
     evidence: contour(outlines.evidence, "evidence"),
     box: rectangle(item.box_xyxy, item.type === "missed" ? "truth concerned" : "predicted", item.name + " " + score(item.score)),
   };

@@ -142,12 +142,13 @@ class ReportWriter:
         return self.out / layout.CASES / f"{layout.case_stem(case.id)}{layout.CASE_FILES[kind]}"
 
     def _outlines(self, summary: ReportSummary, audit: dict[str, Any]) -> dict[str, dict[str, str]]:
-        """Return SVG paths around evidence and control region, by case id."""
+        """Return SVG paths around the evidence, the other needed parts and the control region, by case id."""
         outlines: dict[str, dict[str, str]] = {}
         for case, entry in zip(summary.cases, audit["cases"], strict=True):
             for kind in ("evidence", "needed", "control"):
                 if entry["files"][kind]:
-                    path = images.region_outline(self.out / entry["files"][kind], case.image_size_hw)
+                    evidence = self.out / entry["files"]["evidence"] if kind == "needed" else None
+                    path = images.region_outline(self.out / entry["files"][kind], case.image_size_hw, evidence)
                     outlines.setdefault(case.id, {})[kind] = path
         return outlines
 

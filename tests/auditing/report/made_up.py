@@ -141,7 +141,8 @@ def _image(seed: int, names: dict[int, str], hostile: bool) -> SampleImage:
 def _maps(scene: HarborScene, cause: Box, rng: np.random.Generator) -> CaseMaps:
     heat = blob(scene.image.shape[:2], cause, rng)
     evidence = heat >= 140
-    return CaseMaps(heat, evidence, evidence, np.roll(evidence, (37, 90), axis=(0, 1)))
+    needed = evidence | np.roll(evidence, (20, -60), axis=(0, 1))
+    return CaseMaps(heat, evidence, needed, np.roll(evidence, (37, 90), axis=(0, 1)))
 
 
 def _explained(case: AuditCase, maps: CaseMaps, location: EvidenceLocation, rng: np.random.Generator) -> AuditCase:
@@ -169,8 +170,8 @@ def _explained(case: AuditCase, maps: CaseMaps, location: EvidenceLocation, rng:
         minimal_region_fraction=float(maps.evidence.mean()) if verdict == "strong" else None,
         peak_xy=(int(column), int(row)),
         trials=trials,
-        parts=(CasePart(0.01, location, 0.2, needed=True),),
-        proposal="product of gradients",
+        parts=(CasePart(0.01, location, 0.2, needed=True), CasePart(0.003, "ring", 0.45, needed=False)),
+        proposal=("product of gradients", "segments")[int(rng.random() < 0.4)],
         verdict=verdict,
         effect=0.8 if verdict == "strong" else 0.1,
         error_rate=0.01 if verdict == "strong" else float("nan"),
@@ -191,7 +192,13 @@ def summary_of(images: list[SampleImage], **overrides: object) -> ReportSummary:
     cases = [case for image in images for case, _ in image.cases]
     keys = Counter((case.type, case.label, case.evidence_location) for case in cases if case.method)
     groups = []
-    for number, ((kind, label, location), size) in enumerate(keys.most_common()):
+    ranked = sorted(
+        keys.most_common(),
+        key=lambda item: (
+            -sum(case.delta_ap for case in cases if (case.type, case.label, case.evidence_location) == item[0])
+        ),
+    )
+    for number, ((kind, label, location), size) in enumerate(ranked):
         inside = [case for case in cases if (case.type, case.label, case.evidence_location) == (kind, label, location)]
         confirmed = sum(case.confirmed for case in inside)
         groups.append(

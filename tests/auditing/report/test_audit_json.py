@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -166,10 +167,47 @@ def test_headline_edge_cases() -> None:
         assert [line for line in headline[1:] if "annotations" not in line] == words
     none = summary_of(samples, cases=(), groups=(), false_positive_count=0, false_positive_delta_ap=0.0)
     assert none.headline() == ["No false positives."]
-    undefined = summary_of(samples, cases=(), groups=(), false_positive_count=2, false_positive_delta_ap=float("nan"))
+    two = (replace(first, verdict="not tested"), replace(first, verdict="not tested", id="other"))
+    two = tuple(replace(case, background_type=None) for case in two)
+    undefined = summary_of(samples, cases=two, groups=(), false_positive_delta_ap=float("nan"))
     assert undefined.headline() == [
         "2 false positives. Average precision is undefined, because there are no ground-truth objects."
     ]
+
+
+@pytest.mark.parametrize(
+    ("scores", "delta_ap", "expected"),
+    [
+        ((0.3, 0.9), 0.2, "2 false positives with a score of at least 0.3 reduce average precision by 0.20."),
+        (
+            (0.9, 0.2, 0.01),
+            0.2,
+            "1 false positive with a score of at least 0.3. Together with the 2 with lower scores, it reduces average "
+            "precision by 0.20.",
+        ),
+        (
+            (0.9, 0.2),
+            math.nan,
+            "1 false positive with a score of at least 0.3. Average precision is undefined, because there are no "
+            "ground-truth objects.",
+        ),
+        (
+            (0.2,),
+            0.2,
+            "No false positives with a score of at least 0.3; the one with a lower score reduces average precision by "
+            "0.20.",
+        ),
+    ],
+)
+def test_headline_counts_errors_from_the_threshold_on(
+    scores: tuple[float, ...], delta_ap: float, expected: str
+) -> None:
+    samples = make_images(range(1))
+    first = next(case for case, _ in samples[0].cases if case.is_false_positive)
+    cases = tuple(replace(first, id=f"case-{score}", score=score) for score in scores)
+    settings = {"score_threshold": 0.3}
+    summary = summary_of(samples, cases=cases, groups=(), false_positive_delta_ap=delta_ap, settings=settings)
+    assert summary.headline()[0] == expected
 
 
 def test_headline_counts_are_exact() -> None:

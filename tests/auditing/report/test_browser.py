@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import math
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 from PIL import Image
 
 from detcam.auditing.case import AuditCase
+from detcam.auditing.errors import ERROR_TYPES
 from detcam.auditing.report import ReportSummary
 from detcam.visualize.overlay import overlay_heatmap
 from tests.auditing.report.browser import Open, ids, shown_layers, until
@@ -60,10 +63,7 @@ def test_overview_shows_the_results(look: Open, index: Path, summary: ReportSumm
     )
     assert widths == pytest.approx([value / most for value in summary.delta_ap_by_type.values()], abs=0.01)
     sentences = page.locator(".group .sentence").all_inner_texts()
-    assert (
-        sentences == [g.sentence for g in sorted(summary.groups, key=lambda g: -g.delta_ap)][: len(sentences)]
-        and sentences
-    )
+    assert sentences == [group.sentence for group in summary.groups][: len(sentences)] and sentences
     assert "Settings" in page.inner_text("#about") and "1 data issue" in page.inner_text("#about")
     until(page, "[...document.querySelectorAll('.group img')].slice(0, 6).every(node => node.naturalWidth > 300)")
 
@@ -148,7 +148,7 @@ def test_charts_and_groups_filter_the_list(look: Open, index: Path, summary: Rep
     page = look(index)
     page.click("#charts button:has-text('strong') >> nth=0")
     assert set(ids(page)) == {case.id for case in summary.cases if case.verdict == "strong"}
-    first = max(summary.groups, key=lambda group: group.delta_ap)
+    first = summary.groups[0]
     page.click(".group >> nth=0 >> button")
     assert set(ids(page)) == set(first.case_ids)
     page.click(".group >> nth=0 >> a >> nth=1")
@@ -174,7 +174,7 @@ def test_case_view_shows_all_fields(look: Open, index: Path, summary: ReportSumm
     assert [(r[0].strip(), r[1].strip(), r[2].strip(), r[4].strip()) for r in rows] == [
         (trial.intervention, trial.fill, f"{trial.score:.3f}", trial.outcome) for trial in case.trials
     ]
-    pieces = page.locator(".findings section:has-text('Evidence location') .piece")
+    pieces = page.locator(".findings section:has-text('Location of the ') .piece")
     widths = pieces.evaluate_all("all => all.map(node => node.getBoundingClientRect().width)")
     assert [w / sum(widths) for w in widths] == pytest.approx(
         [
@@ -199,6 +199,71 @@ def test_all_ground_truth_boxes_are_drawn(
     assert page.locator("[data-layer=truths] rect.concerned").count() == 1
 
 
+def test_case_view_shows_the_size_of_the_verdict_and_the_parts(look: Open, index: Path, summary: ReportSummary) -> None:
+    for verdict, location in (("strong", "confirmed evidence"), ("not confirmed", "tested region")):
+        case = next(case for case in summary.cases if case.verdict == verdict and case.is_false_positive)
+        page = look(index, f"#case={case.id}")
+        words = page.inner_text(".findings section:has-text('Verdict')").split("\n")
+        assert ("1\u202f% of wrong regions get this grade" in words) == (verdict == "strong")
+        assert f"{case.effect:.2f}" in words and case.proposal in words
+        assert page.locator(f".findings h2:text-is('Location of the {location}')").count() == 1
+        rows = [row.split("\t") for row in page.locator(".parts tbody tr").all_inner_texts()]
+        score = max(trial.score for trial in case.trials if trial.intervention == "without evidence")
+        assert [[cell.strip() for cell in row[3:]] for row in rows] == [
+            [f"{score:.3f}", "ends"], ["0.200", "ends"], ["0.450", "ends only together"],
+        ]  # fmt: skip
+        assert [row[1].strip() for row in rows[1:]] == ["1\u202f%", "0.3\u202f%"]
+
+
+def test_other_needed_parts_are_dashed_and_without_the_evidence(
+    look: Open, index: Path, summary: ReportSummary
+) -> None:
+    page = look(index, f"#case={explained(summary).id}")
+    style = "node => getComputedStyle(node).strokeDasharray"
+    assert page.eval_on_selector("[data-layer=needed] .line", style) != "none"
+    assert page.eval_on_selector("[data-layer=evidence] .line", style) == "none"
+    paths = [page.get_attribute(f"[data-layer={name}] .line", "d").split("M")[1:] for name in ("needed", "evidence")]
+    assert not set(paths[0]) & set(paths[1]) and all(paths)
+
+
+def test_charts_of_evidence_count_confirmed_cases(look: Open, index: Path, summary: ReportSummary) -> None:
+    page = look(index)
+    for caption, key in (
+        ("location of the confirmed evidence", "evidence_location"),
+        ("confirmed evidence proposed by", "proposal"),
+    ):
+        rows = page.locator(f"#charts table:has(caption:text-is('{caption}')) tbody tr")
+        shown = [int(row.split()[-1]) for row in rows.all_inner_texts()]
+        expected = Counter(getattr(case, key) for case in summary.cases if case.confirmed)
+        assert sorted(count for count in shown if count) == sorted(expected.values())
+    rows.first.locator("button").click()
+    most = max(expected, key=lambda name: expected[name])
+    assert set(ids(page)) == {case.id for case in summary.cases if case.confirmed and case.proposal == most}
+
+
+def test_without_average_precision_cases_are_ranked_by_score(
+    look: Open, samples: list[SampleImage], tmp_path: Path
+) -> None:
+    cases = tuple(replace(case, delta_ap=math.nan) for case in summary_of(samples).cases)
+    groups = [replace(group, delta_ap=math.nan) for group in summary_of(samples).groups]
+    classes = [replace(each, average_precision=math.nan) for each in summary_of(samples).classes]
+    page = look(
+        write(
+            tmp_path, samples, summary_of(
+                samples, cases=cases, groups=groups, classes=classes, average_precision=math.nan,
+                false_positive_delta_ap=math.nan, delta_ap_by_type=dict.fromkeys(ERROR_TYPES, math.nan),
+            ),
+        )
+    )  # fmt: skip
+    assert ids(page) == [case.id for case in sorted(cases, key=lambda case: (not case.method, -case.score))]
+    assert page.inner_text("#charts h2 >> nth=0") == "Errors by type" and "AP at" not in page.inner_text(".figures")
+    for text in (
+        page.inner_text("#overview"),
+        look(tmp_path / "index.html", f"#case={cases[0].id}").inner_text("#case"),
+    ):
+        assert "delta AP" not in text.replace("largest delta AP", "") and "nan" not in text.lower().split()
+
+
 def test_lines_are_thin_and_unfilled(look: Open, index: Path, summary: ReportSummary) -> None:
     page = look(index, f"#case={explained(summary).id}")
     styles = page.eval_on_selector_all(
@@ -213,9 +278,16 @@ def test_lines_are_thin_and_unfilled(look: Open, index: Path, summary: ReportSum
 def test_keys_toggle_layers_and_zoom(look: Open, index: Path, summary: ReportSummary) -> None:
     case = explained(summary)
     page = look(index, f"#case={case.id}")
-    start = {"box", "truths", "heat", "evidence"}
+    start = {"box", "truths", "heat", "evidence", "needed"}
     assert shown_layers(page) == start
-    for key, layer in (("b", "box"), ("t", "truths"), ("h", "heat"), ("e", "evidence"), ("c", "control")):
+    for key, layer in (
+        ("b", "box"),
+        ("t", "truths"),
+        ("h", "heat"),
+        ("e", "evidence"),
+        ("n", "needed"),
+        ("c", "control"),
+    ):
         page.keyboard.press(key)
         assert shown_layers(page) == start ^ {layer}
         assert page.is_checked(f"#layer-{layer}") == (layer == "control")
@@ -274,7 +346,7 @@ def test_opacity_slider_works_from_the_keyboard(look: Open, index: Path, summary
 
 def test_navigation_between_cases(look: Open, index: Path, summary: ReportSummary) -> None:
     page = look(index)
-    order = [case.id for case in sorted(summary.cases, key=lambda case: (-case.delta_ap, -case.score))]
+    order = [case.id for case in sorted(summary.cases, key=lambda case: (not case.method, -case.score))]
 
     def current_case() -> str:
         return str(page.evaluate("location.hash")).removeprefix("#case=")

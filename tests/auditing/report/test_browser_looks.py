@@ -118,7 +118,14 @@ def test_thousands_of_cases_are_rendered_lazily(look: Open, tmp_path: Path) -> N
     samples = make_images(range(2))
     few = summary_of(samples).cases
     many = tuple(
-        replace(few[at % len(few)], id=f"case-{at}", delta_ap=1 - at / 5000, file_name=f"{at}.png", group=None)
+        replace(
+            few[at % len(few)],
+            id=f"case-{at}",
+            score=1 - at / 5000,
+            method="ReachCAM",
+            file_name=f"{at}.png",
+            group=None,
+        )
         for at in range(5000)
     )
     page = look(write(tmp_path, samples, summary_of(samples, cases=many, groups=())))

@@ -26,16 +26,15 @@ def rows_of(content: bytes) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline="")))
 
 
-def test_table_has_one_row_per_false_positive_sorted_by_delta_ap(samples: list[SampleImage]) -> None:
+def test_table_has_one_row_per_false_positive_explained_ones_first(samples: list[SampleImage]) -> None:
     summary = summary_of(samples)
     content = false_positives_csv(summary)
     assert content.startswith(b"\xef\xbb\xbfid,")
     rows = rows_of(content)
     expected = {case.id: case for case in summary.cases if case.is_false_positive}
     assert len(rows) == len(expected) < len(summary.cases) and {row["id"] for row in rows} == expected.keys()
-    assert [float(row["delta_ap"]) for row in rows] == sorted(
-        (case.delta_ap for case in expected.values()), reverse=True
-    )
+    ranked = sorted(expected.values(), key=lambda case: (not case.method, -case.score))
+    assert [row["id"] for row in rows] == [case.id for case in ranked]
     for row in rows:
         case = expected[row["id"]]
         assert tuple(row) == CSV_COLUMNS
@@ -44,6 +43,10 @@ def test_table_has_one_row_per_false_positive_sorted_by_delta_ap(samples: list[S
         assert (row["class"], row["label"], row["type"]) == (case.name, str(case.label), case.type)
         assert float(row["score"]) == pytest.approx(case.score)
         assert (row["evidence_location"], row["verdict"]) == (case.evidence_location or "", case.verdict)
+        numbers = [float(row[name] or "nan") for name in ("effect", "error_rate")]
+        assert (
+            numbers == pytest.approx([case.effect, case.error_rate], nan_ok=True) and row["proposal"] == case.proposal
+        )
         assert row["ground_truth_class"] == ("" if case.ground_truth is None else case.ground_truth.name)
         assert row["iou"] == ("" if case.ground_truth is None else str(case.ground_truth.iou))
         assert (row["group"] == "") == (case.group is None) and (row["evidence_fraction"] == "") == (not case.method)
