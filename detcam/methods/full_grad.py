@@ -103,6 +103,8 @@ class FullGrad(BaseCAM):
         def record(module: nn.Module, inputs: Any, output: Any) -> Any:
             if not isinstance(output, Tensor) or output.ndim != 4 or len(output) != images:
                 return output
+            if not output.requires_grad:  # it does not depend on the image, or the score not on it
+                return output
             runs.append((biases[module], output))
             return output.clone()  # later layers may modify it in place
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from detcam import HiResCAM
+from detcam import FullGrad, HiResCAM
 from detcam.adapters import adapt
 from detcam.adapters.transformers_detector import TransformersDetector
 from detcam.detections import Source
@@ -221,3 +221,11 @@ def test_fixed_padding_is_masked_and_undone() -> None:
     corners = torch.tensor([x - w / 2, y - h / 2, x + w / 2, y + h / 2]) * torch.tensor([128.0, 96, 128, 96])
     expected = corners * torch.tensor([128 / 96, 96 / 64, 128 / 96, 96 / 64])
     torch.testing.assert_close(found.boxes_xyxy[0], expected, atol=1e-3, rtol=1e-4)
+
+
+def test_full_grad_skips_layers_without_a_gradient() -> None:
+    """The reading order of PP-DocLayout is computed from class indices, behind which no gradient exists."""
+    adapter = detector_adapter("pp_doclayout_v2")
+    (found,) = adapter.predict(IMAGES[0], top_k=1)
+    (result,) = FullGrad(adapter).explain(IMAGES[:1], [found])
+    assert float(torch.as_tensor(result.heatmaps).max()) == pytest.approx(1)
