@@ -99,7 +99,7 @@ function evidenceChart() {
   return card("Explained errors", null,
     table("verdict", "verdict", VERDICTS, explained, VERDICT_TEXTS),
     confirmed.length ? table("location of the confirmed evidence", "evidence_location", EVIDENCE_LOCATIONS, confirmed, LOCATION_TEXTS, ofConfirmed) : "",
-    explained.some((item) => item.type === "background") ? table("type of the background errors", "background_type", BACKGROUND_TYPES, explained) : "",
+    explained.some((item) => item.background_type) ? table("type of the background errors", "background_type", BACKGROUND_TYPES, explained) : "",
     names.length ? table("confirmed evidence proposed by", "proposal", names, confirmed, {}, ofConfirmed) : "");
 }
 
