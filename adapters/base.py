@@ -16,6 +16,7 @@ from typing_extensions import Self
 
 from detcam.adapters.contract import check_class, check_options, is_quantized
 from detcam.adapters.target_layers import layer_name, resolve_layers, without_prefix
+from detcam.adapters.volumes import VolumeReshape, is_volume
 from detcam.data.images import Bands, ImageLike, ImageReader, to_uint8
 from detcam.detections import Detections, LabelsLike, NamesLike, as_names
 from detcam.geometry import Geometry
@@ -107,6 +108,7 @@ class Adapter(ABC):
             normalized by the adapter or the normalization is unknown. Used to display a batch given as a tensor.
         std: per channel, the standard deviation that `prepare` divides by; None together with `mean`.
         max_batch_size: maximum number of images per forward pass; None where the model takes any number.
+        takes_bags: whether the network gives one output for a batch, as one of slices: then a target belongs to all.
         first_label: the first index of a class that is no background.
         layer_prefix: name of the network in the module that was given to `adapt`, if it is a wrapper.
         score_threshold_name: name of the attribute with the minimum score of a detection, where the adapter applies
@@ -126,6 +128,7 @@ class Adapter(ABC):
     std: tuple[float, ...] | None = None
     max_batch_size: int | None = None
     layer_prefix: str = ""
+    takes_bags: bool = False
     first_label: ClassVar[int] = 0
     normalization_is_known: bool = True
     score_threshold_name: ClassVar[str | None] = None
@@ -269,6 +272,8 @@ class Adapter(ABC):
 
     def reshape_for(self, batch: Batch) -> ReshapeTransform:
         """Return the transform from a layer's output to (B, C, h, w): the user's, or one inferred for this input."""
+        if is_volume(batch.inputs):
+            return VolumeReshape()
         return self.reshape_transform or infer_reshape(self.model, (batch.inputs.shape[-2], batch.inputs.shape[-1]))
 
     @property
@@ -292,6 +297,9 @@ class Adapter(ABC):
     def prepare_tensor(self, batch: Tensor) -> Batch:
         """Turn the user's (B, C, H, W) tensor into the network's input; by default it is taken as it is."""
         inputs = batch.detach().to(self.device, self.dtype)
+        if is_volume(inputs):  # depth and height are one axis of the maps
+            depth, height, width = inputs.shape[2:]
+            return Batch(inputs, (Geometry.identity((depth * height, width)),) * len(inputs))
         return Batch(inputs, (Geometry.identity((inputs.shape[-2], inputs.shape[-1])),) * len(inputs))
 
     def forward(self, batch: Batch) -> Any:

@@ -147,6 +147,9 @@ class ClassificationAdapter(FixedSizeAdapter):
                     values = self.read(self.forward(batch))
             except (TypeError, ValueError, RuntimeError, AttributeError, AssertionError, LookupError):
                 continue  # an export of fixed batch size, several inputs, or an output that no rule reads
+            if values is not None and values.ndim == 2 and len(values) == 1 and count == 2:
+                self.takes_bags = True
+                return find_head(values, seen, output)
             if values is not None and len(values) == count:
                 if count == 1 and self.max_batch_size is None:
                     self.max_batch_size = 1
@@ -200,6 +203,14 @@ class ClassificationAdapter(FixedSizeAdapter):
         values = self.read(raw)
         if values is None:
             return [output_of_image(raw, index, count) for index in range(count)]
+        if self.takes_bags and values.ndim == 2 and len(values) == 1:
+            # Each slice gets its share of the gradient, so that the sum over the slices has the bag's.
+            own, logits = (
+                part[0] / count + (part[0] * (1 - 1 / count)).detach()
+                for part in (values, self.output_head.logits(values))
+            )
+            multilabel = self.output_head.multilabel
+            return [with_class_facts(logits.clone(), own, multilabel=multilabel) for _ in range(count)]
         if not values.ndim or len(values) != count:
             raise TypeError(
                 f"expected class scores of shape ({count}, C) from {type(self.model).__name__}; it returned "

@@ -135,7 +135,7 @@ class CustomSegmentationAdapter(SegmentationAdapter):
             for module in self.model.modules()
         )
         with guarded(self.model, gradients=True), hooks:
-            logits = self.logits(self.forward(Batch(noise, (Geometry.identity(size),))))
+            logits = self._probe(Batch(noise, (Geometry.identity(size),)))
             total = logits.float().square().sum()
             reshape = infer_reshape(self.model, size)
             used = _with_gradient(total, seen)
@@ -150,6 +150,21 @@ class CustomSegmentationAdapter(SegmentationAdapter):
             )
         passed = [item for item in maps if item[0] >= last / 2 and all_paths_pass(total.grad_fn, item[2].grad_fn)]
         return [(passed or maps)[-1][1]]
+
+    def _probe(self, batch: Batch) -> Tensor:
+        """The logits of a noise image.
+
+        Raises:
+            RuntimeError: the network does not run on one image.
+        """
+        try:
+            raw = self.forward(batch)
+        except (TypeError, RuntimeError, AttributeError, AssertionError, LookupError) as error:
+            raise RuntimeError(
+                f"cannot probe {type(self.model).__name__} with one {tuple(batch.inputs.shape)} image ({error}); pass "
+                "target_layers=, or image_size= if the size is wrong"
+            ) from error
+        return self.logits(raw)
 
 
 def _with_gradient(total: Tensor, seen: Sequence[tuple[nn.Module, Any]]) -> list[tuple[int, nn.Module, Tensor]]:

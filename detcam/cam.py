@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from detcam.adapters import adapt
 from detcam.adapters.base import Adapter, Batch, Target
 from detcam.adapters.contract import TASKS, is_quantized
+from detcam.adapters.volumes import is_volume
 from detcam.detections import Detections
 from detcam.diagnostics import check_maps_finite, warn_about_maps
 from detcam.geometry import Geometry
@@ -102,6 +103,8 @@ class BaseCAM:
     """Whether the map depends on the target."""
     covers_receptive_field: bool = False
     """Whether gradients at the target layers cover the network's receptive field; then no `ReachWarning` is issued."""
+    explains_volumes: ClassVar[bool] = True
+    """Whether the method explains volumes (B, C, D, H, W)."""
     rectified: ClassVar[bool] = True
     """Whether negative saliency is set to 0 before the map is normalized."""
 
@@ -225,7 +228,8 @@ class BaseCAM:
             model_kwargs: Keyword arguments for the model.
 
         Returns:
-            For a (B, C, H, W) tensor with at most one target per image: a float32 array (B, H, W) in [0, 1]. Else a
+            For a (B, C, H, W) tensor with at most one target per image: a float32 array (B, H, W) in [0, 1], for
+            volumes (B, C, D, H, W) of methods that weight activations an array (B, D, H, W). Else a
             list, one entry per image, of float32 arrays (N_i, H_i, W_i) in that image's pixels.
 
         Raises:
@@ -293,6 +297,11 @@ class BaseCAM:
     ) -> list[ImageHeatmaps]:
         """Run a checked request; one result per image, in order. No other thread runs the model meanwhile."""
         self._check_model()
+        if is_volume(request.tensor) and not self.explains_volumes:
+            raise ValueError(
+                f"{type(self).__name__} does not explain volumes (B, C, D, H, W); use a method that weights the "
+                "activations of a layer by their gradients, such as GradCAM or HiResCAM"
+            )
         with exclusive(self.model):
             results: dict[int, ImageHeatmaps] = {}
             groups = request.groups(self.adapter, self.batch_size)
@@ -345,16 +354,23 @@ class BaseCAM:
             source_images = partial(request.source_images, adapter, group, view)
             measured = self.measure(Pass(adapter, batch, trace, outputs, viewed, eigen_smooth, source_images, recorded))
         check_maps_finite(self, measured.maps, targets, group)
+        combine = self.combine if not is_volume(batch.inputs) else self._combine_volumes(batch, trace)
         return [
             measured.image_heatmaps(
                 index,
-                view.undo(self.combine([level[index] for level in measured.maps], geometry)),
+                view.undo(combine([level[index] for level in measured.maps], geometry)),
                 targets[index],
                 detections[index],
                 geometry,
             )
             for index, geometry in enumerate(batch.geometries)
         ]
+
+    def _combine_volumes(self, batch: Batch, trace: Trace) -> Callable[[Sequence[Tensor], Geometry], Tensor]:
+        """The combination of one volume's raw maps into heatmaps (N, D, H, W)."""
+        reshape: Any = trace.reshape_transform
+        depth, height, width = batch.inputs.shape[2:]
+        return lambda levels, geometry: reshape.combine(levels, (depth, height, width), rectified=self.rectified)
 
     def prepare_input(self, batch: Batch) -> Batch:
         """Return the network's input for the pass, by default unchanged; a method may make it require gradients."""
@@ -443,6 +459,8 @@ class LayerlessCAM(BaseCAM, abstract=True):
         target_layers: Accepted for a common signature; the map does not depend on it.
         reshape_transform: As `target_layers`.
     """
+
+    explains_volumes = False
 
     def __init__(
         self,

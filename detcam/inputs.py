@@ -67,7 +67,7 @@ class Request:
         """Return image indices, one list per forward pass."""
         if self.tensor is None:
             return adapter.groups(self.images, batch_size)
-        if self.extra_inputs or self.model_kwargs:  # their batch dimension is unknown: one batch
+        if self.extra_inputs or self.model_kwargs or adapter.takes_bags:  # their batch dimension is unknown: one batch
             return [list(range(len(self)))]
         return batches(range(len(self)), min(batch_size, adapter.max_batch_size or batch_size))
 
@@ -128,10 +128,10 @@ def read_request(adapter: Adapter, images: Images, targets: Targets, model_kwarg
     """
     kwargs = dict(model_kwargs or {})
     extra: tuple[Any, ...] = ()
-    if isinstance(images, tuple) and images and isinstance(images[0], Tensor) and images[0].ndim == 4:
+    if isinstance(images, tuple) and images and isinstance(images[0], Tensor) and images[0].ndim in (4, 5):
         extra = images[1:]
         images = images[0]
-    if isinstance(images, Tensor) and images.ndim == 4:
+    if isinstance(images, Tensor) and images.ndim in (4, 5):
         if 0 in images.shape:
             raise ValueError(f"expected a batch of at least one image with pixels; got shape {tuple(images.shape)}")
         if not images.is_floating_point():
@@ -143,7 +143,10 @@ def read_request(adapter: Adapter, images: Images, targets: Targets, model_kwarg
         images = expand_paths(images)
         single = is_single(images)
         request = Request(images=tuple(adapter.reader.read_all(images)), model_kwargs=kwargs)
-    rows, flat, detections = _read_targets(adapter, _converted(targets), len(request), single)
+    targets = _converted(targets)
+    if adapter.takes_bags and isinstance(targets, (list, tuple)) and len(targets) == 1:
+        targets = list(targets) * len(request)  # the target of a bag is that of each of its slices
+    rows, flat, detections = _read_targets(adapter, targets, len(request), single)
     if rows is not None:
         rows = [[t.named(adapter.names) if isinstance(t, BaseTarget) else t for t in row] for row in rows]
     one_each = flat or (targets is None and adapter.task in ("classification", "embedding"))

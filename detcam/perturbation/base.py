@@ -214,6 +214,7 @@ class PerturbationCAM(BaseCAM, abstract=True):
     """
 
     uses_gradients = False
+    explains_volumes = False
     pins_targets: ClassVar[bool] = True
     """Whether a box target without a source is pinned to the source that fits it best in the unperturbed image."""
 

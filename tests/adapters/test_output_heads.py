@@ -202,3 +202,18 @@ def test_boxes_given_to_adapt_are_refused_with_the_lines_to_write() -> None:
 
     with pytest.raises(TypeError, match=r"boxes, scores = output\['pred_boxes'\], output\['logits'\]"):
         adapt(Detector(3, 6, 8, 8).eval(), image_size=16)
+
+
+def test_a_network_of_several_inputs_needs_its_layers() -> None:
+    class Depth(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.color, self.depth, self.head = nn.Conv2d(3, 4, 3), nn.Conv2d(1, 4, 3), nn.Conv2d(8, 2, 1)
+
+        def forward(self, x: Tensor, d: Tensor) -> Tensor:
+            return self.head(torch.cat([self.color(x), self.depth(d)], 1).relu())
+
+    with pytest.raises(RuntimeError, match=r"cannot probe Depth with one \(1, 3, 224, 224\) image.*target_layers="):
+        segmenter(Depth().eval())
+    inputs = (torch.rand(1, 3, 16, 16), torch.rand(1, 1, 16, 16))
+    assert explain(segmenter(Depth().eval(), target_layers="depth"), inputs)[0].heatmaps.shape[1:] == (16, 16)
