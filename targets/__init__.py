@@ -1,7 +1,7 @@
 """Targets: callables from one image's model output to the scalar that is explained."""
 
 from detcam.outputs import BaseTarget, DetectionTarget
-from detcam.targets.box import QUANTITIES, BoxTarget, FasterRCNNBoxScoreTarget
+from detcam.targets.box import QUANTITIES, BoxTarget, FasterRCNNBoxScoreTarget, SuppressionTarget
 from detcam.targets.classes import (
     BinaryClassifierOutputTarget,
     ClassifierOutputReST,
@@ -42,6 +42,7 @@ __all__ = [
     "SemanticSegmentationTarget",
     "SimilarityToConceptTarget",
     "SoftmaxOutputTarget",
+    "SuppressionTarget",
     "reads_raw_output",
     "register_target",
     "as_box_targets",

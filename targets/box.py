@@ -86,6 +86,29 @@ class BoxTarget(DetectionTarget):
         return {"x1": x1, "y1": y1, "x2": x2, "y2": y2, "width": x2 - x1, "height": y2 - y1}[self.quantity]
 
 
+@dataclass(frozen=True)
+class SuppressionTarget(BoxTarget):
+    """The negative of a number that the head predicts for a box: what lowers the score of an object that is missed.
+
+    Positive saliency marks what suppresses the object.
+
+    Example:
+        >>> import torch
+        >>> from detcam.outputs import Candidates
+        >>> from detcam.targets import SuppressionTarget
+        >>> table = torch.tensor([[0.9, 0.1]])
+        >>> target = SuppressionTarget((4, 4, 20, 20), label=1)
+        >>> target.value(Candidates(torch.zeros(1, 4), table, table), 0)
+        tensor(-0.1000)
+    """
+
+    def describe(self, names: Mapping[int, str]) -> str:
+        return f"what suppresses {super().describe(names)}"
+
+    def value(self, candidates: Candidates, row: int) -> Tensor:
+        return -super().value(candidates, row)
+
+
 class FasterRCNNBoxScoreTarget(BaseTarget):
     """Sum of IoU and score over given boxes, each matched to a detection by overlap.
 

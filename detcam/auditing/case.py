@@ -21,15 +21,18 @@ box; ``scene``: the rest of the image.
 """
 EVIDENCE_LOCATIONS: tuple[EvidenceLocation, ...] = get_args(EvidenceLocation)
 
-Outcome: TypeAlias = Literal["vanished", "moved", "class flipped", "unchanged"]
-"""State of a detection in a perturbed image."""
+Outcome: TypeAlias = Literal["vanished", "moved", "class flipped", "unchanged", "appeared", "absent"]
+"""State of a detection in a perturbed image; of a missed object, ``appeared`` if it is found, else ``absent``."""
+PERSISTING: tuple[Outcome, ...] = ("unchanged", "absent")
+"""Outcomes with which an error persists."""
 
-Intervention: TypeAlias = Literal["without evidence", "without part", "random control", "box control"]
+Intervention: TypeAlias = Literal["without evidence", "without part", "random control", "box control", "near control"]
 """Perturbation of an image.
 
 ``without evidence``: the evidence region is filled; ``without part``: another region is filled, to find the evidence;
 ``random control``: a region of the evidence's size and shape at a random position is filled; ``box control``: a region
-of the evidence's size inside the predicted box, beside the evidence, is filled.
+of the evidence's size inside the predicted box, beside the evidence, is filled; ``near control``: a region of the
+evidence's size in the ring around a missed object is filled.
 """
 
 Grade: TypeAlias = Literal["strong", "weak", "not confirmed", "not tested"]
@@ -37,7 +40,8 @@ Grade: TypeAlias = Literal["strong", "weak", "not confirmed", "not tested"]
 
 ``strong``: the error ends without the evidence, with every fill, and controls of the same size cost much less;
 ``weak``: likewise, with a smaller effect, evidence of a tenth of the image or more, no control inside the box, or other
-parts of the box that are needed as well; ``not confirmed``: the error persists, or a control costs as much.
+parts of the box that are needed as well; ``not confirmed``: the error persists, or a control costs as much. A missed
+object is confirmed if it appears without the evidence, and without no control.
 """
 CONFIRMED: tuple[Grade, ...] = ("strong", "weak")
 """Grades of confirmed evidence."""
@@ -163,9 +167,11 @@ class AuditCase:
         trials: the perturbed images and their outcomes.
         parts: parts of the evidence that were removed alone, and further regions that the error needs.
         verdict: how well the evidence is confirmed as the cause.
-        effect: the score that the evidence costs beyond the costliest control, relative to the score, in [-1, 1]; NaN
-            if it was not measured.
-        error_rate: measured share of wrong regions that get this verdict; NaN if it confirms nothing.
+        effect: the score that the evidence costs beyond the costliest control, relative to the score, in [-1, 1]; of a
+            missed object, the score gained without it beyond all controls, relative to the threshold; NaN if it was
+            not measured.
+        error_rate: measured share of wrong regions that get this verdict; NaN if it confirms nothing, and for missed
+            objects.
         reason: the reason for the verdict.
         failure_stage: for an explained missed object, the stage of the detector that lost it; else empty.
         evidence_comparison: for an explained duplicate, whether it rests on the same evidence as the first detection;

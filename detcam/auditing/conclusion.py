@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -67,7 +68,7 @@ def conclude(
         if case.confirmed and bool((heatmap * needed).amax() > 0):
             heatmap = heatmap * needed
             heatmap = heatmap / heatmap.amax()
-        heatmap = heatmap * _relative_drop(case)
+        heatmap = heatmap * (_relative_gain(case) if case.type == "missed" else _relative_drop(case))
     strength = heatmap * evidence
     if not bool(strength.amax() > 0):
         strength = evidence.float()
@@ -108,11 +109,20 @@ def _with_verdict(
         parts=tuple(parts),
         verdict=verified.verdict.grade,
         effect=verified.verdict.effect,
-        error_rate=verified.verdict.error_rate,
+        # The stated rates were measured for detections.
+        error_rate=math.nan if case.type == "missed" else verified.verdict.error_rate,
         reason=verified.verdict.reason,
         minimal_region_fraction=float(verified.evidence.float().mean()) if verified.ends else None,
         forward_passes=case.forward_passes + verified.forward_passes,
     )
+
+
+def _relative_gain(case: AuditCase) -> float:
+    """The gain of a missed object's score without the evidence, relative to that score, in [0, 1]; 1 if confirmed."""
+    without = [trial.score for trial in case.trials if trial.intervention == "without evidence"]
+    if case.confirmed or not without:
+        return 1.0
+    return min(max(1 - case.score / max(min(without), 1e-9), 0.0), 1.0)
 
 
 def _relative_drop(case: AuditCase) -> float:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 from torchvision.ops import box_iou
 
 from detcam.adapters.base import Target
@@ -14,7 +15,7 @@ from detcam.auditing.errors import DetectionError
 from detcam.data.ground_truth import GroundTruth
 from detcam.detections import Detections, class_name
 from detcam.outputs import DetectorOutput
-from detcam.targets import BoxTarget, EdgesTarget, with_quantity
+from detcam.targets import QUANTITIES, BoxTarget, EdgesTarget, SuppressionTarget, with_quantity
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def question_for(
     * both: the two together;
     * duplicate: the score, compared with that of the first detection;
     * background: the score, or another quantity;
-    * missed: the same, of the class for the object's box.
+    * missed: what lowers the score of the class for the object's box, or another quantity of a `BoxTarget`.
 
     Args:
         error: the error.
@@ -76,8 +77,9 @@ def question_for(
     """
     name = class_name(names, error.label)
     if error.detection_index is None:
-        target = BoxTarget(object_box(ground_truth, _object_index(error)), error.label)
-        return ErrorQuestion(f"what supports the missed {name}?", (with_quantity(target, quantity),), None)
+        box = object_box(ground_truth, _object_index(error))
+        missed = SuppressionTarget(box, error.label, quantity=quantity if quantity in QUANTITIES else "score")
+        return ErrorQuestion(f"what suppresses the missed {name}?", (missed,), None)
     target = detection_target(detections, error.detection_index)
     if error.ground_truth_index is None or error.type == "background":
         return ErrorQuestion(f"why a {name} here?", (with_quantity(target, quantity),), target)
@@ -120,24 +122,51 @@ def failure_stage(
         iou_threshold: minimum IoU of a raw candidate of the object.
 
     Returns:
-        The stage: ``"no candidate"`` (no proposal, anchor or query reaches the IoU), ``"another class"`` (the best
-        candidate scores another class above the threshold), ``"below threshold"``, or ``"suppressed"`` (a candidate
-        scores above the threshold, and non-maximum suppression or the maximum number of detections removes it); and
-        the score of the object's class, in [0, 1], of the best candidate.
+        The stage: ``"no candidate"`` (no proposal, anchor or query reaches the IoU, or all fit another object of the
+        class better), ``"another class"`` (the best candidate scores another class above the threshold), ``"below
+        threshold"``, or ``"suppressed"`` (a candidate scores above the threshold, and non-maximum suppression or the
+        maximum number of detections removes it); and the score of the object's class, in [0, 1], of the best candidate.
     """
-    boxes, scores = (part.float().cpu() for part in output.raw_candidates())
-    iou = box_iou(torch.tensor([object_box(ground_truth, _object_index(error))]), boxes)[0]
-    candidates = iou >= iou_threshold
+    object_xyxy = object_box(ground_truth, _object_index(error))
+    boxes, scores = (part.detach().float().cpu() for part in output.raw_candidates(error.label))
+    iou = box_iou(torch.tensor([object_xyxy]), boxes)[0]
+    candidates = belongs_to(boxes, object_xyxy, rival_boxes(error, ground_truth), iou_threshold)
     if not bool(candidates.any()):
         return "no candidate", float(scores[int(iou.argmax()), error.label]) if len(boxes) else 0.0
     score = float(scores[candidates, error.label].max())
     if score >= score_threshold:
         return "suppressed", score
+    boxes, scores = (part.detach().float().cpu() for part in output.raw_candidates())
     other_classes = torch.ones(scores.shape[1], dtype=torch.bool)
     other_classes[[error.label] if output.background is None else [error.label, output.background]] = False
-    rivals = scores[candidates][:, other_classes]
+    rivals = scores[box_iou(torch.tensor([object_xyxy]), boxes)[0] >= iou_threshold][:, other_classes]
     is_rivalled = rivals.numel() > 0 and float(rivals.max()) >= score_threshold
     return ("another class" if is_rivalled else "below threshold"), score
+
+
+def rival_boxes(error: DetectionError, ground_truth: GroundTruth) -> Tensor:
+    """Boxes (K, 4) of the other objects of the class of a missed object."""
+    others = (ground_truth.labels == error.label) & ~ground_truth.crowd
+    others[_object_index(error)] = False
+    return ground_truth.boxes_xyxy[others].float()
+
+
+def belongs_to(boxes: Tensor, object_xyxy: Box, rivals: Tensor, iou_threshold: float) -> Tensor:
+    """Whether boxes belong to an object: they reach the IoU with it, and fit no other object of its class better.
+
+    Args:
+        boxes: (K, 4).
+        object_xyxy: box of the object.
+        rivals: (R, 4), boxes of the other objects.
+        iou_threshold: minimum IoU.
+
+    Returns:
+        (K,) bool.
+    """
+    iou = box_iou(torch.tensor([object_xyxy]), boxes)[0]
+    if not len(rivals):
+        return iou >= iou_threshold
+    return (iou >= iou_threshold) & (iou >= box_iou(rivals, boxes).amax(0))
 
 
 def _object_index(error: DetectionError) -> int:

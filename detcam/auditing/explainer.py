@@ -10,16 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from detcam.adapters.base import Adapter, Batch
+from detcam.adapters.base import Adapter, Batch, DetectorAdapter
+from detcam.auditing.appearance import AppearanceHypothesis
 from detcam.auditing.case import AuditCase, EvidenceLocation
 from detcam.auditing.conclusion import ExplainedError, conclude
-from detcam.auditing.error_targets import ErrorQuestion, failure_stage, object_box, question_for
+from detcam.auditing.error_targets import ErrorQuestion, object_box, question_for
 from detcam.auditing.errors import DetectionError
 from detcam.auditing.evidence import box_region, location_regions
 from detcam.auditing.input_mapping import InputMapping
 from detcam.auditing.persistence import PersistenceCriterion
 from detcam.auditing.proposals import PORTFOLIO, Proposal, gradient_proposals, proposal_layers
+from detcam.auditing.question_heatmaps import compute_heatmaps, join_heatmaps
 from detcam.auditing.sentences import case_sentence
+from detcam.auditing.suppression import MissedObject, find_missed, suppressing_detection, suppressor_proposals
 from detcam.auditing.verification import Hypothesis, VerificationResult, Verifier
 from detcam.cam import BaseCAM
 from detcam.data.ground_truth import GroundTruth
@@ -65,7 +68,7 @@ class _ImageResults:
         proposals: maps by index of the error, or the error of the method.
         references: by index of the error, the map of the first detection of a duplicate.
         verified: verification results by index of the error.
-        stages: failure stage and best score of missed objects, by index of the error.
+        missed: missed objects by index of the error.
     """
 
     mapping: InputMapping
@@ -73,7 +76,7 @@ class _ImageResults:
     proposals: Sequence[Sequence[Proposal] | RuntimeError]
     references: Mapping[int, Tensor]
     verified: Mapping[int, VerificationResult]
-    stages: Mapping[int, tuple[str, float]]
+    missed: Mapping[int, MissedObject]
 
 
 @dataclass
@@ -99,7 +102,10 @@ class ErrorExplainer:
     quantity: str = field(default="score", kw_only=True)
 
     def __post_init__(self) -> None:
-        self._layerless = self.adapter.without_layers()
+        layerless = self.adapter.without_layers()
+        if isinstance(layerless, DetectorAdapter):  # missed objects are looked for among its detections
+            layerless = layerless.with_score_threshold(self.score_threshold)
+        self._layerless = layerless
         self._proposing = proposal_layers(self.adapter) if self.cam is None else self.adapter
         self._foldings: dict[tuple[int, ...], BatchNormFolding | None] = {}
 
@@ -146,9 +152,9 @@ class ErrorExplainer:
         explained = []
         for number, question in enumerate(questions):
             case = replace(image.cases[number], question=question.text, forward_passes=passes)
-            if number in results.stages:
-                stage, score = results.stages[number]
-                case = replace(case, failure_stage=stage, score=score)
+            if number in results.missed:
+                missed = results.missed[number]
+                case = replace(case, failure_stage=missed.stage, score=missed.score)
             proposals, verified = results.proposals[number], results.verified.get(number)
             if verified is not None and bool(verified.evidence.any()):
                 proposal = verified.proposal
@@ -190,15 +196,21 @@ class ErrorExplainer:
                 for level in layer
                 if name in own and len(level) == 1
             ]
+            missed = find_missed(image.errors, output, image.ground_truth, self.score_threshold, self.iou_threshold)
+            suppressing = {
+                number: found
+                for number, each in missed.items()
+                if self.cam is None and each.stage == "suppressed"
+                if (found := suppressing_detection(output, each.criterion)) is not None
+            }
             proposals: list[Sequence[Proposal] | RuntimeError] = []
             references: dict[int, Tensor] = {}
             rows, columns = batch.geometries[0].valid_cells(batch.geometries[0].input_size_hw)
             segments = cache(lambda: color_segments(batch.inputs[0, :, rows, columns].float()))
             if heatmaps is None:
                 for number, question in enumerate(questions):
-                    proposals.append(
-                        gradient_proposals(self._proposing, trace, batch, output, question.targets, segments)
-                    )
+                    targets = (suppressing[number],) if number in suppressing else question.targets
+                    proposals.append(gradient_proposals(self._proposing, trace, batch, output, targets, segments))
                     if question.reference is not None:
                         first = gradient_proposals(self._proposing, trace, batch, output, [question.reference])
                         if not isinstance(first, RuntimeError):
@@ -207,7 +219,7 @@ class ErrorExplainer:
             scorer = self._scorer(batch, output, questions)
             mapping = InputMapping(scorer)
             if heatmaps is not None:
-                for number, (heatmap, reference) in enumerate(_join_heatmaps(questions, heatmaps)):
+                for number, (heatmap, reference) in enumerate(join_heatmaps(questions, heatmaps)):
                     proposals.append(
                         heatmap
                         if isinstance(heatmap, RuntimeError)
@@ -215,19 +227,22 @@ class ErrorExplainer:
                     )
                     if reference is not None:
                         references[number] = mapping.to_input(reference)
-            hypotheses = {
+            for number, detection in suppressing.items():
+                box = mapping.to_input(box_region(detection.box_xyxy, image.ground_truth.image_size_hw).float()) > 0.5
+                maps = proposals[number]
+                proposals[number] = suppressor_proposals([] if isinstance(maps, RuntimeError) else maps, box)
+            hypotheses: dict[int, Hypothesis | AppearanceHypothesis] = {
                 number: self._hypothesis(image, number, question.detection, maps, output, mapping, segments)
                 for number, (question, maps) in enumerate(zip(questions, proposals, strict=True))
                 if question.detection is not None and (self.cam is None or not isinstance(maps, RuntimeError))
             }
+            for number, each in missed.items():
+                maps = proposals[number]
+                if not isinstance(maps, RuntimeError):
+                    hypotheses[number] = self._appearance_hypothesis(image, number, each, maps, mapping)
             verified = dict(zip(hypotheses, Verifier(scorer).verify(list(hypotheses.values())), strict=True))
             self._foldings[tuple(batch.inputs.shape)] = scorer.folding
-            stages = {
-                number: failure_stage(error, output, image.ground_truth, self.score_threshold, self.iou_threshold)
-                for number, error in enumerate(image.errors)
-                if error.detection_index is None
-            }
-        return _ImageResults(mapping, levels, proposals, references, verified, stages)
+        return _ImageResults(mapping, levels, proposals, references, verified, missed)
 
     def _scorer(self, batch: Batch, output: DetectorOutput, questions: Sequence[ErrorQuestion]) -> ImageScorer:
         """A scorer of perturbed versions of an image; images of one size share the batch-norm folding."""
@@ -235,7 +250,7 @@ class ErrorExplainer:
             self._layerless,
             batch,
             output,
-            [question.detection for question in questions if question.detection is not None],
+            [target for question in questions for target in (question.detection or question.targets[0],)],
             batch_size=default_batch_size(self.adapter.device),
             folding=self._foldings.get(tuple(batch.inputs.shape)),
         )
@@ -272,35 +287,24 @@ class ErrorExplainer:
             segments if self.cam is None else None,
         )
 
-
-def compute_heatmaps(
-    cam: BaseCAM, images: Sequence[Tensor], questions: Sequence[Sequence[ErrorQuestion]]
-) -> list[list[Tensor | RuntimeError]]:
-    """Compute the heatmap of every target of the questions of each image.
-
-    If a batch fails, its targets are explained one by one, so that one target does not affect the others.
-
-    Returns:
-        Per image, a heatmap (H, W) for each target in `ErrorQuestion.all_targets`, or the error.
-    """
-    targets = [[target for question in row for target in question.all_targets] for row in questions]
-    if not any(targets):
-        return [[] for _ in targets]
-    try:
-        return [list(torch.as_tensor(result.heatmaps)) for result in cam.explain(list(images), targets)]
-    except RuntimeError as error:
-        if sum(len(row) for row in targets) == 1:
-            return [[error] * len(row) for row in targets]
-        return [
-            [_single_heatmap(cam, image, target) for target in row] for image, row in zip(images, targets, strict=True)
-        ]
-
-
-def _single_heatmap(cam: BaseCAM, image: Tensor, target: Any) -> Tensor | RuntimeError:
-    try:
-        return torch.as_tensor(cam.explain([image], [[target]])[0].heatmaps[0])
-    except RuntimeError as error:
-        return error
+    def _appearance_hypothesis(
+        self,
+        image: ErrorImage,
+        number: int,
+        missed: MissedObject,
+        proposals: Sequence[Proposal],
+        mapping: InputMapping,
+    ) -> AppearanceHypothesis:
+        case, error = image.cases[number], image.errors[number]
+        regions = self._location_regions(case, error, image.ground_truth)
+        return AppearanceHypothesis(
+            case.id,
+            missed.criterion,
+            missed.criterion_score,
+            proposals,
+            mapping.to_input(regions["ground truth"].float()) > 0,
+            mapping.to_input(regions["ring"].float()) > 0.5,
+        )
 
 
 def object_regions(error: DetectionError, ground_truth: GroundTruth, *, masks: bool) -> tuple[Tensor | None, Tensor]:
@@ -321,24 +325,6 @@ def object_regions(error: DetectionError, ground_truth: GroundTruth, *, masks: b
         if label == error.label and index != error.ground_truth_index:
             others |= region(index)
     return None if error.ground_truth_index is None else region(error.ground_truth_index), others
-
-
-def _join_heatmaps(
-    questions: Sequence[ErrorQuestion], maps: Sequence[Tensor | RuntimeError]
-) -> list[tuple[Tensor | RuntimeError, Tensor | None]]:
-    """Per question, the mean heatmap of its targets, or the error, and the heatmap of its reference."""
-    remaining = iter(maps)
-    joined: list[tuple[Tensor | RuntimeError, Tensor | None]] = []
-    for question in questions:
-        of_targets = [next(remaining) for _ in question.targets]
-        valid = [each for each in of_targets if isinstance(each, Tensor)]
-        failed = [each for each in of_targets if isinstance(each, RuntimeError)]
-        heatmap = torch.stack(valid).mean(0) if valid else failed[0]
-        if isinstance(heatmap, Tensor) and not bool(heatmap.amax() > 0):
-            heatmap = RuntimeError("it is zero everywhere, no pixel supports the target")
-        reference = None if question.reference is None else next(remaining)
-        joined.append((heatmap, reference if isinstance(reference, Tensor) else None))
-    return joined
 
 
 def _compare(heatmap: Tensor, reference: Tensor) -> str:

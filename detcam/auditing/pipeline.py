@@ -155,8 +155,9 @@ def audit(
     """Find the errors of a detector on annotated images, explain them, and verify the explanations.
 
     Detections are matched with annotations by COCO's rules, and errors are classified as in TIDE. The false positives
-    with the highest scores and the largest missed objects are explained. Each explanation of a detection is verified by
-    removing its evidence from the image, and control regions of the same size. Errors with similar evidence are grouped
+    with the highest scores and the largest missed objects are explained. Each explanation is verified by removing its
+    evidence from the image, and control regions of the same size: a wrong detection has to vanish, and a missed object
+    to appear. Errors with similar evidence are grouped
     and ranked by their cost in average precision.
 
     Args:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from detcam.auditing.case import Intervention, Trial
+from detcam.auditing.case import PERSISTING, Intervention, Trial
 from detcam.auditing.evidence import strongest_regions
 from detcam.auditing.interventions import Investigation, Request
 from detcam.utils.opencv import cv2
@@ -64,13 +64,14 @@ class RegionSearch:
         maps: maps (h, w), >= 0, the most promising first.
         box: (h, w) bool, the predicted box.
         fill_count: number of fills.
+        max_trials: number of perturbed images from which on no further region is tried; None sets no limit.
 
     Attributes:
         tried: the regions tried so far.
     """
 
-    def __init__(self, maps: Sequence[Tensor], box: Tensor, fill_count: int) -> None:
-        self.maps, self.fill_count = list(maps), fill_count
+    def __init__(self, maps: Sequence[Tensor], box: Tensor, fill_count: int, max_trials: int | None = None) -> None:
+        self.maps, self.fill_count, self.max_trials = list(maps), fill_count, max_trials
         self.tried: dict[RegionKey, TriedRegion] = {}
         self._regions = [strongest_regions(each, REGION_SIZES) for each in maps]
         size = min(max(START_FRACTION * float(box.float().mean()), START_RANGE[0]), START_RANGE[1])
@@ -114,11 +115,16 @@ class RegionSearch:
         """The first map whose region of a size ends the error, and was not returned before."""
         for index in dict.fromkeys(maps):
             key = (index, level)
-            if key not in self.tried and not self._is_duplicate(key):
+            if key not in self.tried and not self._is_finished() and not self._is_duplicate(key):
                 self.tried[key] = yield from try_region(self._regions[index][level], self.fill_count, index)
             if key in self.tried and self.tried[key].ends and key not in self._returned:
                 return key
         return None
+
+    def _is_finished(self) -> bool:
+        """Whether the maximum number of trials is reached."""
+        count = sum(len(each.trials) for each in self.tried.values())
+        return self.max_trials is not None and count >= self.max_trials
 
     def _is_duplicate(self, key: RegionKey) -> bool:
         region = self._regions[key[0]][key[1]]
@@ -134,7 +140,7 @@ def try_region(
     trials: list[Trial] = []
     for fill in range(fill_count):
         trials += yield [Request(intervention, region, fill)]
-        if trials[-1].outcome == "unchanged":
+        if trials[-1].outcome in PERSISTING:
             return TriedRegion(map_index, region, tuple(trials), ends=False)
     return TriedRegion(map_index, region, tuple(trials), ends=True)
 

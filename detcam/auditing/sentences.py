@@ -68,7 +68,11 @@ def group_sentence(cases: Sequence[AuditCase], delta_ap: float) -> str:
     if first.type == "missed":
         stages = sorted({case.failure_stage for case in cases if case.failure_stage})
         suffix = f" ({', '.join(stages)})" if stages else ""
-        return f"{first.name}: {plural(count, 'missed object')}{suffix}; {cost}"
+        where = _location(first.evidence_location, cases) if first.evidence_location and first.confirmed else ""
+        location = f", appearing when the region {where} is removed" if where else ""
+        confirmed = sum(case.confirmed for case in cases)
+        objects = plural(count, "missed object")
+        return f"{first.name}: {objects}{suffix}{location}; {confirmed} of {count} confirmed; {cost}"
     errors = {
         "background": plural(count, "background error"),
         "classification": f"{plural(count, 'detection')} on {_object_names(cases)}",
@@ -93,7 +97,7 @@ def _error(case: AuditCase) -> str:
     true_name = "object" if case.ground_truth is None else case.ground_truth.name
     iou = 0.0 if case.ground_truth is None else case.ground_truth.iou
     if case.type == "missed":
-        return f"{case.name} missed" + (f": {case.failure_stage}" if case.failure_stage else "")
+        return f"{case.name} missed{_stage(case)}"
     comparison = f" that rests on {case.evidence_comparison}" if case.evidence_comparison else ""
     return {
         "background": f"{case.name} without a matching annotation{_background_type(case)}",
@@ -102,6 +106,18 @@ def _error(case: AuditCase) -> str:
         "both": f"{case.name} with an IoU of {iou:.2f} with an object of class {true_name}",
         "duplicate": f"duplicate {case.name}{comparison}",
     }[case.type]
+
+
+def _stage(case: AuditCase) -> str:
+    """The stage that loses a missed object, in words."""
+    stage = {
+        "": "",
+        "no candidate": "no candidate forms there",
+        "below threshold": f"scored low (best score {case.score:.2f})",
+        "suppressed": f"its candidate (score {case.score:.2f}) is suppressed by another detection",
+        "another class": f"scored as another class (best score of its own class {case.score:.2f})",
+    }.get(case.failure_stage, case.failure_stage)
+    return f": {stage}" if stage else ""
 
 
 def _background_type(case: AuditCase) -> str:
@@ -116,9 +132,14 @@ def _background_type(case: AuditCase) -> str:
 
 def _evidence(case: AuditCase) -> str:
     if case.evidence_shares is None or not case.confirmed:
-        return ""
+        is_tried = case.type == "missed" and bool(case.trials)
+        return "no region's removal makes it appear" if is_tried and not _appears(case) else ""
     digits = 1 if case.evidence_fraction >= 0.001 else 2
-    size = f"the evidence ({percent(case.evidence_fraction, digits)} of the image)"
+    fraction = f"{percent(case.evidence_fraction, digits)} of the image"
+    if case.type == "missed":
+        where = _location(case.evidence_location or "scene", [case])
+        return f"it appears when the region {where} is removed ({fraction})"
+    size = f"the evidence ({fraction})"
     outside = outside_share(case)
     if is_inside(case):
         on_object = case.evidence_shares.get("ground truth", 0.0) > 0.5
@@ -134,6 +155,12 @@ def _evidence(case: AuditCase) -> str:
     if joint > 1 and not needed:
         further = f"; it has {joint} parts, none of which ends the error alone"
     return f"{size} {where}{further}"
+
+
+def _appears(case: AuditCase) -> bool:
+    """Whether a missed object is found without the region that was tried, with every fill."""
+    without = [trial for trial in case.trials if trial.intervention == "without evidence"]
+    return bool(without) and all(trial.outcome == "appeared" for trial in without)
 
 
 def _verification(case: AuditCase) -> str:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from detcam.auditing.case import Trial
 from detcam.auditing.evidence import move_region, region_beside
-from detcam.auditing.interventions import Interventions, Investigation, Request
+from detcam.auditing.interventions import Criterion, Interventions, Investigation, Request
 from detcam.auditing.persistence import PersistenceCriterion
 from detcam.auditing.proposals import Proposal
 from detcam.auditing.region_search import RegionSearch, TriedRegion, connected_parts, shrink, try_region
@@ -101,6 +102,19 @@ class VerificationResult:
         return _union(self.evidence, self.parts)
 
 
+class InvestigatedHypothesis(Protocol):
+    """A hypothesis that brings its own investigation, such as one about a missed object."""
+
+    @property
+    def criterion(self) -> Criterion:
+        """Decides whether the error persists."""
+        ...
+
+    def investigate(self, fill_count: int) -> Investigation[VerificationResult]:
+        """Test regions, each with `fill_count` fills."""
+        ...
+
+
 class Verifier:
     """Verifies the hypotheses of one image together, in batches of perturbed images.
 
@@ -114,11 +128,13 @@ class Verifier:
         self.interventions = Interventions(scorer, fills if fills is not None else (LinearFill(), RingFill()))
         self.fill_count = len(self.interventions.fills)
 
-    def verify(self, hypotheses: Sequence[Hypothesis]) -> list[VerificationResult]:
+    def verify(self, hypotheses: Sequence[Hypothesis | InvestigatedHypothesis]) -> list[VerificationResult]:
         """Verify each hypothesis; without hypotheses no forward pass runs."""
-        results = self.interventions.run(
-            [self._investigate(each) for each in hypotheses], [each.criterion for each in hypotheses]
-        )
+        investigations = [
+            self._investigate(each) if isinstance(each, Hypothesis) else each.investigate(self.fill_count)
+            for each in hypotheses
+        ]
+        results = self.interventions.run(investigations, [each.criterion for each in hypotheses])
         return [replace(result, forward_passes=count) for result, count in results]
 
     def _investigate(self, hypothesis: Hypothesis) -> Investigation[VerificationResult]:

@@ -17,7 +17,7 @@ from detcam.auditing.errors import DetectionError, ErrorType
 from detcam.data.ground_truth import GroundTruth
 from detcam.detections import Detections, Source
 from detcam.outputs import Candidates
-from detcam.targets import BoxTarget, EdgesTarget
+from detcam.targets import BoxTarget, EdgesTarget, SuppressionTarget
 from tests.auditing.fixed_output import BOX, FAR, NEAR, FixedOutput
 
 NAMES = {0: "cat", 1: "dog"}
@@ -71,7 +71,7 @@ def test_question_of_each_error_type() -> None:
     question = question_for(error("duplicate", 1, duplicate_of=1), FOUND, there, NAMES)
     assert question.reference == BoxTarget(NEAR, 0, SOURCE) and "duplicate cat" in question.text
     question = question_for(error("missed", 1), FOUND, there, NAMES)
-    assert question.targets == (BoxTarget(FAR, 0),) and question.detection is None
+    assert question.targets == (SuppressionTarget(FAR, 0),) and question.detection is None
 
 
 def test_wrong_edges_point_away_from_the_object() -> None:
@@ -100,6 +100,15 @@ def test_failure_stages(candidates: list[tuple], stage: str, score: float) -> No
     output = FixedOutput((BOX, (0.0, 0.0)), candidates)
     stage_name, best = failure_stage(error("missed", 0), output, truth((BOX, 0)), 0.5)
     assert stage_name == stage and best == pytest.approx(score)
+
+
+def test_a_candidate_that_fits_another_object_better_is_none_of_the_missed_object() -> None:
+    near = (2.0, 0.0, 12.0, 10.0)
+    output = FixedOutput((BOX, (0.0, 0.0)), [(near, (0.9, 0.0))])
+    alone, beside = truth((BOX, 0)), truth((BOX, 0), (near, 0))
+    assert failure_stage(error("missed", 0), output, alone, 0.5)[0] == "suppressed"
+    assert failure_stage(error("missed", 0), output, beside, 0.5)[0] == "no candidate"
+    assert failure_stage(error("missed", 0), output, truth((BOX, 0), (near, 1)), 0.5)[0] == "suppressed"
 
 
 def case(number: int, **options: object) -> AuditCase:

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from detcam.detections import Detections
-from detcam.outputs import Candidates
 from detcam.synthetic.scene import SceneObject
 from detcam.synthetic.shortcut_scenarios import SHORTCUTS, ScenarioName
 from detcam.synthetic.shortcuts import ShortcutScene
@@ -21,17 +20,6 @@ only; never choose a constant on them."""
 SEED_SETS: tuple[SeedSet, ...] = get_args(SeedSet)
 FIRST_SEEDS: dict[SeedSet, int] = {"development": 1_000_000, "hold-out": 2_000_000}
 """Seed of the first test scene of each set."""
-
-
-@dataclass(frozen=True)
-class SuppressionTarget(BoxTarget):
-    """The negative score of a box: what lowers the score of an object that the detector misses.
-
-    Positive saliency marks what suppresses the object.
-    """
-
-    def value(self, candidates: Candidates, row: int) -> Tensor:
-        return -super().value(candidates, row)
 
 
 CaseTarget: TypeAlias = BoxTarget | EdgesTarget | MaskTarget
@@ -48,7 +36,8 @@ class PlantedCase:
         detections: the detector's predictions in the scene.
         index: index of the wrong detection in `detections`; None for a missed object.
         target: what a method explains: the score of a detection, or the mean logit of a region, minus that of the true
-            class if it is another one; the displacement of edges; or, for a missed object, a `SuppressionTarget`.
+            class if it is another one; the displacement of edges; or, for a missed object, a
+            `detcam.targets.SuppressionTarget`.
         body: the object that is classified, boxed or missed.
         cues: the cause. Without them, the error vanishes.
         unrelated: an object of another kind: without it, the error persists.

@@ -11,13 +11,13 @@ import torch
 from torchvision.ops import box_iou
 
 from detcam.adapters import Adapter
-from detcam.benchmarking.planted.cases import FIRST_SEEDS, CaseTarget, PlantedCase, SeedSet, SuppressionTarget
+from detcam.benchmarking.planted.cases import FIRST_SEEDS, CaseTarget, PlantedCase, SeedSet
 from detcam.benchmarking.planted.semantic import body_mask, classify_bodies
 from detcam.detections import Detections
 from detcam.synthetic.scene import SceneObject
 from detcam.synthetic.shortcut_scenarios import BARGE, BOAT, SHORTCUTS, ScenarioName
 from detcam.synthetic.shortcuts import ShortcutScene, cabin_box, draw_shortcut_scene
-from detcam.targets import BoxTarget, EdgesTarget, MaskTarget
+from detcam.targets import BoxTarget, EdgesTarget, MaskTarget, SuppressionTarget
 from detcam.utils.batching import batches
 
 MIN_FALSE_POSITIVE_SCORE = 0.5

@@ -11,7 +11,7 @@ import torch
 from torchvision.models.segmentation.fcn import FCN
 
 from detcam.benchmarking.planted import certification
-from detcam.benchmarking.planted.cases import PlantedCase, SuppressionTarget
+from detcam.benchmarking.planted.cases import PlantedCase
 from detcam.benchmarking.planted.certification import certify_cases
 from detcam.benchmarking.planted.detectors import detector_families, train_detector
 from detcam.benchmarking.planted.semantic import body_mask
@@ -20,7 +20,7 @@ from detcam.synthetic.scene import SceneObject
 from detcam.synthetic.shortcut_scenarios import BARGE, BOAT, SHORTCUTS, ScenarioName
 from detcam.synthetic.shortcut_sprites import paint_light
 from detcam.synthetic.shortcuts import ShortcutScene, cabin_box, draw_shortcut_scene
-from detcam.targets import BoxTarget, EdgesTarget, MaskTarget
+from detcam.targets import BoxTarget, EdgesTarget, MaskTarget, SuppressionTarget
 
 Found = list[tuple[np.ndarray, int]]
 """Boxes (4,) and labels that a drawn detector reports for one body."""

@@ -1,0 +1,218 @@
+"""Missed objects: regions whose removal makes the detector find the object, verified against controls."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from detcam.auditing.case import Box, Outcome, Trial
+from detcam.auditing.error_targets import belongs_to
+from detcam.auditing.evidence import move_region, region_beside
+from detcam.auditing.interventions import Investigation, Request
+from detcam.auditing.proposals import Proposal
+from detcam.auditing.region_search import RegionSearch, TriedRegion, connected_parts, shrink, try_region
+from detcam.auditing.verdict import MAX_STRONG_FRACTION, MIN_STRONG_EFFECT, MIN_WEAK_EFFECT, Verdict
+from detcam.auditing.verification import VerificationResult
+from detcam.outputs import DetectorOutput
+
+MAX_SEARCH_TRIALS = 14
+"""Number of perturbed images from which on the region search tries no other region; with parts and controls, a missed
+object takes at most 25."""
+RANDOM_CONTROLS = 2
+"""Number of random control regions."""
+MAX_PARTS = 2
+"""Maximum number of connected parts of a region that are removed alone."""
+
+
+@dataclass(frozen=True)
+class AppearanceCriterion:
+    """Decides whether a missed object is found in a perturbed image.
+
+    It is found if the detector reports one more detection of its class at its location than in the unperturbed image,
+    after non-maximum suppression, with a score of at least the threshold.
+
+    Attributes:
+        box_xyxy: box of the object, pixels of the image.
+        label: class index of the object.
+        score_threshold: minimum score of a detection, in [0, 1].
+        iou_threshold: minimum IoU of the detection with the object, in (0, 1].
+        is_suppressed: whether the object has a candidate above the threshold in the unperturbed image. Then the score
+            is that of the detection, else that of the best raw candidate.
+        rivals: (K, 4) boxes of the other objects of the class; a detection that fits one of them better is none of the
+            object.
+        others: number of detections that fit the object best in the unperturbed image, but are matched with another
+            one, such as an object with the same box.
+    """
+
+    box_xyxy: Box
+    label: int
+    score_threshold: float
+    iou_threshold: float
+    is_suppressed: bool = False
+    rivals: Tensor = field(default_factory=lambda: torch.zeros(0, 4))
+    others: int = 0
+
+    @classmethod
+    def from_output(
+        cls,
+        output: DetectorOutput,
+        box_xyxy: Box,
+        label: int,
+        score_threshold: float,
+        iou_threshold: float,
+        *,
+        rivals: Tensor,
+        is_suppressed: bool,
+    ) -> AppearanceCriterion:
+        """Create the criterion from the output for the unperturbed image."""
+        criterion = cls(box_xyxy, label, score_threshold, iou_threshold, is_suppressed, rivals)
+        others = int((criterion._detected_scores(output) >= score_threshold).sum())
+        return replace(criterion, others=others)
+
+    def evaluate(self, output: DetectorOutput) -> tuple[float, Outcome]:
+        """The object's score in [0, 1] in a perturbed image, and whether it is found."""
+        own = self._detected_scores(output)[self.others :]
+        score = float(own[0]) if len(own) else 0.0
+        if score >= self.score_threshold:
+            return score, "appeared"
+        if self.is_suppressed:
+            return score, "absent"
+        boxes, scores = (part.detach().float().cpu() for part in output.raw_candidates(self.label))
+        at_object = scores[self.reaches(boxes), self.label]
+        return float(at_object.max()) if len(at_object) else 0.0, "absent"
+
+    def _detected_scores(self, output: DetectorOutput) -> Tensor:
+        """Scores of the detections of the class at the object, the highest first."""
+        found = output.detections()
+        at_object = (found.labels == self.label) & self.reaches(found.boxes_xyxy.float())
+        return found.scores[at_object].float().sort(descending=True).values
+
+    def reaches(self, boxes: Tensor) -> Tensor:
+        """(K,) bool, whether boxes (K, 4) belong to the object."""
+        return belongs_to(boxes, self.box_xyxy, self.rivals, self.iou_threshold)
+
+
+@dataclass(frozen=True)
+class AppearanceHypothesis:
+    """The claim that one of several maps shows what prevents the detection of an object.
+
+    Attributes:
+        case_id: id of the case, the seed of its controls.
+        criterion: decides whether the object is found.
+        score: the object's score in the unperturbed image by the criterion, in [0, 1].
+        proposals: maps of what suppresses the object, the most promising first.
+        object_region: (h, w) bool, the object in the area of the network's input that the image covers. It is never
+            removed, because a removed object cannot be found.
+        surroundings: (h, w) bool, the ring around the object, where one of the controls lies.
+    """
+
+    case_id: str
+    criterion: AppearanceCriterion
+    score: float
+    proposals: Sequence[Proposal]
+    object_region: Tensor
+    surroundings: Tensor
+
+    def investigate(self, fill_count: int) -> Investigation[VerificationResult]:
+        """Search for the smallest region whose removal makes the object appear, and run controls of the same size."""
+        maps = [each.heatmap * ~self.object_region for each in self.proposals]
+        search = RegionSearch(maps, self.object_region, fill_count, MAX_SEARCH_TRIALS)
+        found = yield from search.next_region()
+        if found is None:
+            return self._result(_best_attempt(search), [])
+        found = yield from self._smallest_part(found, fill_count)
+        generator = torch.Generator().manual_seed(
+            int.from_bytes(hashlib.sha256(self.case_id.encode()).digest()[:7], "big")
+        )
+        excluded = found.region | self.object_region
+        drawn = [move_region(found.region, generator, excluded) for _ in range(RANDOM_CONTROLS)]
+        controls = [each & ~self.object_region for each in drawn if each is not None]
+        requests = [Request("random control", each, index % fill_count) for index, each in enumerate(controls)]
+        near = region_beside(found.region, self.surroundings, generator, excluded)
+        if near is not None:
+            requests += [Request("near control", near, fill) for fill in range(fill_count)]
+        trials: list[Trial] = []
+        if requests:
+            trials = yield requests
+        return self._result(found, trials, controls[0] if controls else near)
+
+    def _smallest_part(self, tried: TriedRegion, fill_count: int) -> Investigation[TriedRegion]:
+        """The smallest connected part that suffices, or half of the region if that suffices."""
+        parts = connected_parts(tried.region)[:MAX_PARTS]
+        if len(parts) < 2:
+            return (yield from shrink(tried, fill_count))
+        sufficient = [tried]
+        for part in parts:
+            attempt = yield from try_region(part, fill_count, tried.map_index)
+            sufficient += [attempt] if attempt.ends else []
+        return min(sufficient, key=lambda each: int(each.region.sum()))
+
+    def _result(
+        self, tried: TriedRegion | None, controls: Sequence[Trial], control: Tensor | None = None
+    ) -> VerificationResult:
+        if tried is None:
+            name = self.proposals[0].name if self.proposals else ""
+            empty = torch.zeros_like(self.object_region)
+            verdict = Verdict("not tested", math.nan, "no region was removed: the maps are empty outside the object")
+            return VerificationResult((), verdict, Proposal(name, empty.float()), empty, (), None, ends=False)
+        trials = (*tried.trials, *controls)
+        fraction = float(tried.region.float().mean())
+        verdict = decide_appearance(self.score, self.criterion.score_threshold, trials, fraction)
+        proposal = self.proposals[tried.map_index]
+        outside = Proposal(proposal.name, proposal.heatmap * ~self.object_region)
+        return VerificationResult(trials, verdict, outside, tried.region, (), control, tried.ends)
+
+
+def decide_appearance(
+    score: float, score_threshold: float, trials: Sequence[Trial], evidence_fraction: float
+) -> Verdict:
+    r"""Decide whether trials confirm a region as the reason why an object is missed.
+
+    .. math:: e = \frac{\min_f s_f - \max(s, \max_c s_c)}{t}
+
+    is the effect, limited to [-1, 1], with t the score threshold, s the score of the object, :math:`s_f` its score
+    without the region, by fill, and :math:`s_c` its score without a control region of the same size.
+
+    Args:
+        score: the object's score in the unperturbed image.
+        score_threshold: minimum score of a detection.
+        trials: the trials of the region and its controls.
+        evidence_fraction: fraction of the image that the region covers.
+    """
+    without = [trial for trial in trials if trial.intervention == "without evidence"]
+    lowest = min(without, key=lambda trial: trial.score)
+    if any(trial.outcome == "absent" for trial in without):
+        reason = f"score {score:.2f}, at most {lowest.score:.2f} with every fill without the best region"
+        return Verdict("not confirmed", math.nan, reason)
+    controls = [trial for trial in trials if trial.intervention in ("random control", "near control")]
+    if not controls:
+        return Verdict("not confirmed", math.nan, "no control: the image has no other region of that size")
+    highest = max(controls, key=lambda trial: trial.score)
+    effect = max(min((lowest.score - max(score, highest.score)) / score_threshold, 1.0), -1.0)
+    if any(trial.outcome == "appeared" for trial in controls) or effect < MIN_WEAK_EFFECT:
+        where = "a random region" if highest.intervention == "random control" else "another region beside the object"
+        return Verdict(
+            "not confirmed",
+            effect,
+            f"without {where} of the same size the score is {highest.score:.2f}, without the region {lowest.score:.2f}",
+        )
+    limits = []
+    if effect < MIN_STRONG_EFFECT:
+        limits.append("the effect is small")
+    if evidence_fraction >= MAX_STRONG_FRACTION:
+        limits.append("the region covers a tenth of the image or more")
+    if not any(trial.intervention == "near control" for trial in controls):
+        limits.append("no other region of that size is beside the object")
+    reason = f"score {score:.2f}, and {lowest.score:.2f} without the region"
+    reason += f"; effect {effect:.2f} over {len(controls)} controls"
+    return Verdict("weak" if limits else "strong", effect, "; ".join([reason, *limits]))
+
+
+def _best_attempt(search: RegionSearch) -> TriedRegion | None:
+    """The tried region without which the object's score is highest."""
+    return max(search.tried.values(), key=lambda each: min(trial.score for trial in each.trials), default=None)
