@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -16,6 +17,7 @@ from detcam.adapters.decode_probe import deepest_far_layer, observe_decode
 from detcam.adapters.decoded_boxes import Decoded, DecodedOutput, read_decoded
 from detcam.geometry import Geometry
 from detcam.outputs import DetectorOutput
+from detcam.trace import guarded
 
 DetectorDecode: TypeAlias = Callable[[Any], "tuple[Tensor, ...]"]
 """From the model's raw output for a batch to ``(boxes_xyxy, class_scores)``, (B, N, 4) in network-input pixels and
@@ -97,6 +99,7 @@ class CustomDetectorAdapter(DetectorAdapter):
         self.max_batch_size = max_batch_size
         self.rows_are_sources = True
         super().__init__(model, **options)
+        self._check_channels()
         behavior = observe_decode(self, self._noise)
         self.rows_are_sources = behavior.rows_are_sources
         if max_batch_size is None:
@@ -113,7 +116,21 @@ class CustomDetectorAdapter(DetectorAdapter):
         evidence elsewhere. The reach of each layer is measured on a noise image. If no layer reaches half of the image,
         the deepest one that reaches half as far as the farthest is taken, with a warning.
         """
+        self._check_channels()
         return [deepest_far_layer(self, self._noise(1))]
+
+    def _check_channels(self) -> None:
+        """Correct the number of channels of a network that moves space to depth before its first convolution.
+
+        That convolution has four times the channels of the network's input, as in YOLOX.
+        """
+        if self.channels % 4:
+            return
+        try:
+            with guarded(self.model, gradients=False, quiet=True):
+                self.forward(self._noise(1))
+        except RuntimeError:
+            self.reader = replace(self.reader, channels=self.channels // 4)
 
     def _noise(self, count: int) -> Batch:
         """The network's input for seeded noise images of its size."""

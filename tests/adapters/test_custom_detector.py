@@ -251,3 +251,29 @@ def test_networks_for_single_images_get_one_image_per_call(name: str) -> None:
     for one, other in zip(*maps, strict=True):
         assert bool(one.any())
         torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
+
+
+class SpaceToDepth(nn.Module):
+    """Moves space to depth before its first convolution, as YOLOX does."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(4 * channels, 8, 3, padding=1)
+        self.head = nn.Conv2d(8, 5, 8, stride=8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.first(nn.functional.pixel_unshuffle(x, 2)))
+
+
+@pytest.mark.filterwarnings("ignore::detcam.ReachWarning")
+@pytest.mark.parametrize("options", [{}, {"target_layers": ["first"]}])
+def test_channels_of_a_network_that_moves_space_to_depth(options: dict[str, Any]) -> None:
+    def read(raw: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        x, y, w, h, logit = raw.flatten(2).unbind(1)
+        boxes = torch.stack([x - w.exp(), y - h.exp(), x + w.exp(), y + h.exp()], -1)
+        return boxes, logit.sigmoid()[..., None]
+
+    for channels in (3, 1):
+        assert detector(SpaceToDepth(channels).eval(), read, image_size=64, **options).channels == channels
+    twelve = nn.Sequential(nn.Conv2d(12, 8, 3, padding=1), nn.Conv2d(8, 5, 8, stride=8)).eval()
+    assert detector(twelve, read, image_size=64).channels == 12
