@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from detcam.auditing.errors import DetectionError
 from detcam.auditing.evidence import box_region, location_regions
 from detcam.auditing.input_mapping import InputMapping
 from detcam.auditing.persistence import PersistenceCriterion
-from detcam.auditing.proposals import PORTFOLIO, Proposal, gradient_proposals, proposal_layers
+from detcam.auditing.proposals import PORTFOLIO, Proposal, Proposals, gradient_proposals, proposal_layers
 from detcam.auditing.question_heatmaps import compute_heatmaps, join_heatmaps
 from detcam.auditing.sentences import case_sentence
 from detcam.auditing.suppression import MissedObject, find_missed, suppressing_detection, suppressor_proposals
@@ -73,7 +73,7 @@ class _ImageResults:
 
     mapping: InputMapping
     levels: Sequence[Tensor]
-    proposals: Sequence[Sequence[Proposal] | RuntimeError]
+    proposals: Sequence[Proposals | RuntimeError]
     references: Mapping[int, Tensor]
     verified: Mapping[int, VerificationResult]
     missed: Mapping[int, MissedObject]
@@ -163,7 +163,7 @@ class ErrorExplainer:
                 explained.append(ExplainedError(replace(case, sentence=case_sentence(case)), None, None))
                 continue
             else:
-                proposal = proposals[0]
+                proposal = proposals.maps[0]
             if number in results.references:
                 case = replace(case, evidence_comparison=_compare(proposal.heatmap, results.references[number]))
             method = PORTFOLIO if self.cam is None else self.cam.name
@@ -203,18 +203,19 @@ class ErrorExplainer:
                 if self.cam is None and each.stage == "suppressed"
                 if (found := suppressing_detection(output, each.criterion)) is not None
             }
-            proposals: list[Sequence[Proposal] | RuntimeError] = []
+            proposals: list[Proposals | RuntimeError] = []
             references: dict[int, Tensor] = {}
             rows, columns = batch.geometries[0].valid_cells(batch.geometries[0].input_size_hw)
             segments = cache(lambda: color_segments(batch.inputs[0, :, rows, columns].float()))
+            propose = partial(gradient_proposals, self._proposing, tuple(own), trace, batch, output, segments=segments)
             if heatmaps is None:
                 for number, question in enumerate(questions):
                     targets = (suppressing[number],) if number in suppressing else question.targets
-                    proposals.append(gradient_proposals(self._proposing, trace, batch, output, targets, segments))
+                    proposals.append(propose(targets))
                     if question.reference is not None:
-                        first = gradient_proposals(self._proposing, trace, batch, output, [question.reference])
+                        first = propose([question.reference])
                         if not isinstance(first, RuntimeError):
-                            references[number] = first[0].heatmap
+                            references[number] = first.maps[0].heatmap
         with guarded(self.adapter.model, gradients=False), torch.no_grad():
             scorer = self._scorer(batch, output, questions)
             mapping = InputMapping(scorer)
@@ -223,14 +224,15 @@ class ErrorExplainer:
                     proposals.append(
                         heatmap
                         if isinstance(heatmap, RuntimeError)
-                        else [Proposal(self.cam.name if self.cam else "", mapping.to_input(heatmap))]
+                        else Proposals([Proposal(self.cam.name if self.cam else "", mapping.to_input(heatmap))])
                     )
                     if reference is not None:
                         references[number] = mapping.to_input(reference)
             for number, detection in suppressing.items():
                 box = mapping.to_input(box_region(detection.box_xyxy, image.ground_truth.image_size_hw).float()) > 0.5
                 maps = proposals[number]
-                proposals[number] = suppressor_proposals([] if isinstance(maps, RuntimeError) else maps, box)
+                own_maps = [] if isinstance(maps, RuntimeError) else maps.maps
+                proposals[number] = Proposals(suppressor_proposals(own_maps, box))
             hypotheses: dict[int, Hypothesis | AppearanceHypothesis] = {
                 number: self._hypothesis(image, number, question.detection, maps, output, mapping, segments)
                 for number, (question, maps) in enumerate(zip(questions, proposals, strict=True))
@@ -239,7 +241,7 @@ class ErrorExplainer:
             for number, each in missed.items():
                 maps = proposals[number]
                 if not isinstance(maps, RuntimeError):
-                    hypotheses[number] = self._appearance_hypothesis(image, number, each, maps, mapping)
+                    hypotheses[number] = self._appearance_hypothesis(image, number, each, maps.maps, mapping)
             verified = dict(zip(hypotheses, Verifier(scorer).verify(list(hypotheses.values())), strict=True))
             self._foldings[tuple(batch.inputs.shape)] = scorer.folding
         return _ImageResults(mapping, levels, proposals, references, verified, missed)
@@ -260,7 +262,7 @@ class ErrorExplainer:
         image: ErrorImage,
         number: int,
         detection: BoxTarget,
-        proposals: Sequence[Proposal] | RuntimeError,
+        proposals: Proposals | RuntimeError,
         output: DetectorOutput,
         mapping: InputMapping,
         segments: Callable[[], Tensor],
@@ -281,7 +283,7 @@ class ErrorExplainer:
             image.cases[number].id,
             criterion,
             image.cases[number].score,
-            [] if isinstance(proposals, RuntimeError) else proposals,
+            Proposals([]) if isinstance(proposals, RuntimeError) else proposals,
             mapping.to_input(box.float()) > 0.5,
             mapping.to_input((box if concerned is None else box | concerned).float()) > 0.5,
             segments if self.cam is None else None,

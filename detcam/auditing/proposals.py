@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from detcam.adapters.base import Adapter, Batch, Target
+from detcam.auditing.region_probes import RegionProbes
 from detcam.methods.common.layer_search import find_context_layers
 from detcam.methods.reach_cam import contrast_targets
 from detcam.outputs import DetectorOutput, work_dtype
@@ -46,14 +47,28 @@ def proposal_layers(adapter: Adapter) -> Adapter:
     return adapter.with_layers(names, None) if context else adapter
 
 
+@dataclass(frozen=True)
+class Proposals:
+    """Proposals of the evidence for one question.
+
+    Attributes:
+        maps: the maps, the most promising first.
+        probes: regions to remove one by one before the maps are searched; None without any.
+    """
+
+    maps: Sequence[Proposal]
+    probes: RegionProbes | None = None
+
+
 def gradient_proposals(
     adapter: Adapter,
+    own_layers: Sequence[str],
     trace: Trace,
     batch: Batch,
     output: DetectorOutput,
     targets: Sequence[Target],
-    segments: Callable[[], Tensor] | None = None,
-) -> list[Proposal] | RuntimeError:
+    segments: Callable[[], Tensor],
+) -> Proposals | RuntimeError:
     """Propose evidence by gradients times activations at every target layer, by their product, and by segments.
 
     Layers of several depths fail in different ways: early ones are noisy, late ones move features. The evidence is
@@ -61,14 +76,15 @@ def gradient_proposals(
 
     Args:
         adapter: adapter at the layers of the trace.
+        own_layers: names of the adapter's default layers; regions are proposed at the others, which cover the scene.
         trace: the recorded pass of one image.
         batch: the image.
         output: its output.
         targets: the targets of one question; their maps are added.
-        segments: makes the labels (h, w) int64 of segments of the image; None leaves them out.
+        segments: makes the labels (h, w) int64 of segments of the image.
 
     Returns:
-        The proposals, the most promising first; the error if no layer supports the targets.
+        The proposals; the error if no layer supports the targets.
     """
     try:
         with torch.enable_grad():
@@ -79,17 +95,17 @@ def gradient_proposals(
     scaled = {name: each / each.amax() for name, each in maps.items() if bool(each.amax() > 0)}
     if not scaled:
         return RuntimeError("it is zero everywhere, no pixel supports the target")
+    covering = [each for name, each in scaled.items() if name not in own_layers] or list(scaled.values())
+    probes = RegionProbes.propose(covering, segments())
     deepest_first = [Proposal(f"gradient at {name}", each) for name, each in reversed(scaled.items())]
     if len(scaled) == 1:
-        return deepest_first
+        return Proposals(deepest_first, probes)
     stacked = torch.stack(list(scaled.values()))
     mean, product = stacked.mean(0), stacked.prod(0)
-    by_segment = [] if segments is None else [Proposal("segments", _pooled(mean, segments()))]
-    if not bool(product.amax() > 0):
-        return [*by_segment, *deepest_first][:MAX_PROPOSALS]
-    product = (product / product.amax()) ** (1 / len(scaled))
-    first = Proposal("product of gradients", product)
-    return [first, deepest_first[0], *by_segment, *deepest_first[1:]][:MAX_PROPOSALS]
+    found = [deepest_first[0], Proposal("segments", _pooled(mean, segments())), *deepest_first[1:]]
+    if bool(product.amax() > 0):
+        found.insert(0, Proposal("product of gradients", (product / product.amax()) ** (1 / len(scaled))))
+    return Proposals(found[:MAX_PROPOSALS], probes)
 
 
 def _pooled(heatmap: Tensor, segments: Tensor) -> Tensor:
@@ -102,7 +118,8 @@ def _pooled(heatmap: Tensor, segments: Tensor) -> Tensor:
 
 def _layer_maps(trace: Trace, scalars: Sequence[Tensor], batch: Batch) -> dict[str, Tensor]:
     """By layer, the positive part (h, w) of gradients times activations, summed over targets and levels."""
-    rows, columns = batch.geometries[0].valid_cells(batch.geometries[0].input_size_hw)
+    geometry = batch.geometries[0]
+    rows, columns = geometry.valid_cells(geometry.input_size_hw)
     size = (batch.inputs.shape[-2], batch.inputs.shape[-1])
     activations = trace.activations()
     totals = {name: torch.zeros(size)[rows, columns] for name in trace.names}

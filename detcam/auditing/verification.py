@@ -10,11 +10,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from detcam.auditing.case import Trial
+from detcam.auditing.case import CONFIRMED, Trial
 from detcam.auditing.evidence import move_region, region_beside
 from detcam.auditing.interventions import Criterion, Interventions, Investigation, Request
 from detcam.auditing.persistence import PersistenceCriterion
-from detcam.auditing.proposals import Proposal
+from detcam.auditing.proposals import Proposal, Proposals
+from detcam.auditing.region_probes import probe_map
 from detcam.auditing.region_search import RegionSearch, TriedRegion, connected_parts, shrink, try_region
 from detcam.auditing.removal_map import removal_map
 from detcam.auditing.verdict import Verdict, decide_verdict
@@ -29,6 +30,7 @@ MAX_PARTS = 3
 """Maximum number of parts of a region that are removed alone."""
 MAX_FURTHER_PARTS = 2
 """Maximum number of further regions that are tried as parts of the evidence."""
+PROBES_NAME = "removal of regions"
 REMOVAL_NAME = "coarse-to-fine removal"
 
 
@@ -40,7 +42,7 @@ class Hypothesis:
         case_id: id of the case, the seed of its random controls.
         criterion: decides whether the detection persists.
         score: the detection's score in the unperturbed image, in [0, 1].
-        proposals: maps of the evidence, the most promising first.
+        proposals: maps of the evidence, and regions to remove one by one.
         box: (h, w) bool, the predicted box in the area of the network's input that the image covers.
         inside: (h, w) bool, the box and the object that the error concerns.
         segments: makes the segments (h, w) int64 for coarse-to-fine removal, which proposes evidence if no proposal is
@@ -50,7 +52,7 @@ class Hypothesis:
     case_id: str
     criterion: PersistenceCriterion
     score: float
-    proposals: Sequence[Proposal]
+    proposals: Proposals
     box: Tensor
     inside: Tensor
     segments: Callable[[], Tensor] | None = None
@@ -138,46 +140,61 @@ class Verifier:
         return [replace(result, forward_passes=count) for result, count in results]
 
     def _investigate(self, hypothesis: Hypothesis) -> Investigation[VerificationResult]:
-        """Verify regions of increasing size until one is confirmed; without any, coarse-to-fine removal proposes."""
-        result = yield from self._verify_proposals(hypothesis, hypothesis.proposals)
-        if result is not None and result.verdict.grade in ("strong", "weak"):
-            return result
-        if hypothesis.segments is not None:
+        """Verify the proposals of one proposer after another until a region is confirmed.
+
+        Regions that are removed one by one come first, then the maps, then coarse-to-fine removal.
+        """
+        best: VerificationResult | None = None
+        proposals = hypothesis.proposals
+        if proposals.probes is not None:
+            heatmap, ending = yield from probe_map(proposals.probes, hypothesis.score)
+            best = yield from self._verify_proposals(hypothesis, [Proposal(PROBES_NAME, heatmap)], ending)
+        if not _is_confirmed(best) and proposals.maps:
+            result = yield from self._verify_proposals(hypothesis, proposals.maps)
+            best = _better(best, result)
+        if not _is_confirmed(best) and hypothesis.segments is not None:
             heatmap = yield from removal_map(hypothesis.segments(), hypothesis.box, hypothesis.score)
-            removal = yield from self._verify_proposals(hypothesis, [Proposal(REMOVAL_NAME, heatmap)])
-            if removal is not None and (result is None or removal.ends >= result.ends):
-                result = removal
-        return result if result is not None else _without_evidence(hypothesis)
+            result = yield from self._verify_proposals(hypothesis, [Proposal(REMOVAL_NAME, heatmap)])
+            best = _better(best, result)
+        return best if best is not None else _without_evidence(hypothesis)
 
     def _verify_proposals(
-        self, hypothesis: Hypothesis, proposals: Sequence[Proposal]
+        self, hypothesis: Hypothesis, proposals: Sequence[Proposal], ending: Sequence[Tensor] = ()
     ) -> Investigation[VerificationResult | None]:
-        """The first confirmed region of some proposals, or the best attempt; None if all maps are empty."""
+        """The first confirmed region of some proposals, or the best attempt; None if all maps are empty.
+
+        `ending` are regions that are known to end the error, candidates for further parts of the evidence.
+        """
         search = RegionSearch([each.heatmap for each in proposals], hypothesis.box, self.fill_count)
         best: VerificationResult | None = None
         for _ in range(MAX_CANDIDATES):
             found = yield from search.next_region()
             if found is None:
                 break
-            result = yield from self._verify_region(hypothesis, proposals[found.map_index], found, search)
+            result = yield from self._verify_region(hypothesis, proposals[found.map_index], found, search, ending)
             if best is None or result.verdict.effect > best.verdict.effect:
                 best = result
-            if result.verdict.grade in ("strong", "weak"):
+            if _is_confirmed(result):
                 break
         attempt = search.strongest_attempt()
         if best is None and attempt is not None:
-            best = yield from self._verify_region(hypothesis, proposals[attempt.map_index], attempt, search)
+            best = yield from self._verify_region(hypothesis, proposals[attempt.map_index], attempt, search, ending)
         return best
 
     def _verify_region(
-        self, hypothesis: Hypothesis, proposal: Proposal, tried: TriedRegion, search: RegionSearch
+        self,
+        hypothesis: Hypothesis,
+        proposal: Proposal,
+        tried: TriedRegion,
+        search: RegionSearch,
+        ending: Sequence[Tensor],
     ) -> Investigation[VerificationResult]:
         """Reduce a region to the part that is needed, find further parts, and run the controls."""
         parts: list[EvidencePart] = []
         if tried.ends:
             tried, parts = yield from self._separate_parts(tried, hypothesis.inside)
             tried = yield from shrink(tried, self.fill_count)
-            parts += yield from self._further_parts(tried, parts, search)
+            parts += yield from self._further_parts(tried, parts, search, ending)
         area = tried.region
         excluded = _union(area, parts)
         seed = int.from_bytes(hashlib.sha256(hypothesis.case_id.encode()).digest()[:7], "big")
@@ -235,11 +252,17 @@ class Verifier:
         return tried, parts
 
     def _further_parts(
-        self, tried: TriedRegion, parts: Sequence[EvidencePart], search: RegionSearch
+        self,
+        tried: TriedRegion,
+        parts: Sequence[EvidencePart],
+        search: RegionSearch,
+        ending: Sequence[Tensor],
     ) -> Investigation[list[EvidencePart]]:
-        """Regions of the same size elsewhere in the maps that end the detection as well."""
+        """Regions elsewhere that end the detection as well: those known to, or of the same size in the maps."""
         further: list[EvidencePart] = []
-        regions = search.regions_outside(_union(tried.region, parts), int(tried.region.sum()))
+        found = _union(tried.region, parts)
+        regions = [each for each in ending if not bool((each & found).any())]
+        regions = regions or search.regions_outside(found, int(tried.region.sum()))
         for region in regions[:MAX_FURTHER_PARTS]:
             if any(bool((part.region & region).any()) for part in further):
                 continue
@@ -247,6 +270,17 @@ class Verifier:
             if other.ends:
                 further.append(EvidencePart(region, other.score, needed=True))
         return further
+
+
+def _is_confirmed(result: VerificationResult | None) -> bool:
+    return result is not None and result.verdict.grade in CONFIRMED
+
+
+def _better(first: VerificationResult | None, second: VerificationResult | None) -> VerificationResult | None:
+    """The confirmed one of two results, else the one whose evidence ends the error, else the second."""
+    if first is None or second is None:
+        return second if first is None else first
+    return second if (_is_confirmed(second), second.ends) >= (_is_confirmed(first), first.ends) else first
 
 
 def _union(region: Tensor, parts: Sequence[EvidencePart]) -> Tensor:
@@ -268,6 +302,6 @@ def _distinct(pieces: Iterable[Tensor], region: Tensor) -> list[Tensor]:
 def _without_evidence(hypothesis: Hypothesis) -> VerificationResult:
     """The result if no map has any evidence."""
     empty = torch.zeros_like(hypothesis.box)
-    name = hypothesis.proposals[0].name if hypothesis.proposals else ""
+    name = hypothesis.proposals.maps[0].name if hypothesis.proposals.maps else ""
     verdict = Verdict("not tested", float("nan"), "no region was removed: the maps are empty")
     return VerificationResult((), verdict, Proposal(name, empty.float()), empty, (), None, ends=False)

@@ -22,7 +22,7 @@ from detcam.auditing.evidence import (
 )
 from detcam.auditing.interventions import Investigation
 from detcam.auditing.persistence import PersistenceCriterion
-from detcam.auditing.proposals import Proposal
+from detcam.auditing.proposals import Proposal, Proposals
 from detcam.auditing.region_search import RegionSearch, shrink, try_region
 from detcam.auditing.removal_map import MAX_REMOVALS, removal_map
 from detcam.auditing.verdict import decide_verdict
@@ -292,7 +292,7 @@ def test_fills_of_a_large_uniform_region_leave_no_trace() -> None:
             "pond",
             PersistenceCriterion.from_output(output, target, 0.5),
             1.0,
-            [Proposal("pond", pond)],
+            Proposals([Proposal("pond", pond)]),
             box_region(box, (96, 96)),
             box_region(box, (96, 96)),
         )
@@ -331,7 +331,7 @@ def test_causes_that_act_together_and_causes_that_replace_one_another(either: bo
         target = BoxTarget(POND, 0)
         scorer = ImageScorer(adapter, batch, output, [target], torch.zeros(1), (), (), 8, False)
         criterion = PersistenceCriterion.from_output(output, target, 0.5)
-        hypothesis = Hypothesis("spots", criterion, 0.9, [Proposal("spots", spots)], box, box)
+        hypothesis = Hypothesis("spots", criterion, 0.9, Proposals([Proposal("spots", spots)]), box, box)
         (result,) = Verifier(scorer).verify([hypothesis])
     assert result.ends and result.verdict.grade == "strong", result.verdict.reason
     for column in (4, 50):
@@ -383,7 +383,8 @@ def test_wrong_evidence_is_not_confirmed() -> None:
         heatmaps = {"wake": wake.float(), "sky": sky}
         score = float(found.scores[at])
         hypotheses = [
-            Hypothesis(name, criterion, score, [Proposal(name, heat)], box, box) for name, heat in heatmaps.items()
+            Hypothesis(name, criterion, score, Proposals([Proposal(name, heat)]), box, box)
+            for name, heat in heatmaps.items()
         ]
         verdicts = dict(zip(heatmaps, Verifier(scorer).verify(hypotheses), strict=True))
     assert verdicts["wake"].verdict.grade in ("strong", "weak") and verdicts["wake"].ends

@@ -1,0 +1,85 @@
+"""Removal of proposed regions one by one, and of pairs, which ranks them by what each costs the detection."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from detcam.auditing.case import Trial
+from detcam.auditing.interventions import Investigation, Request
+from detcam.auditing.verdict import remaining_score
+from detcam.methods.common.region_proposals import propose_regions
+from detcam.methods.probe_cam import render_regions
+
+MAX_PROBES = 5
+"""Maximum number of regions that are removed one by one."""
+MAX_PAIRED = 3
+"""Number of regions of which pairs are removed, if no region ends the error alone."""
+MARGIN = 1
+"""Pixels around a region that are removed with it."""
+
+
+@dataclass(frozen=True)
+class RegionProbes:
+    """Regions to remove one by one.
+
+    Attributes:
+        levels: (L, h, w) maps, >= 0, of layers whose gradients cover the scene.
+        regions: (k, h, w) bool, color segments and spots that the maps highlight.
+    """
+
+    levels: Tensor
+    regions: Tensor
+
+    @classmethod
+    def propose(cls, levels: Sequence[Tensor], segments: Tensor) -> RegionProbes:
+        """Propose regions.
+
+        Args:
+            levels: maps (h, w), >= 0.
+            segments: (h, w) int64, labels of segments.
+        """
+        stacked = torch.stack(list(levels))
+        return cls(stacked, propose_regions(stacked, segments, MAX_PROBES))
+
+
+def probe_map(probes: RegionProbes, score: float) -> Investigation[tuple[Tensor, list[Tensor]]]:
+    """Remove the regions one by one, and render them with the drops of the score, as `ProbeCAM` does.
+
+    If no region ends the error alone, pairs of the regions with the largest saliency are removed: causes that replace
+    one another cost nothing one at a time.
+
+    Args:
+        probes: the regions.
+        score: the detection's score, in [0, 1].
+
+    Returns:
+        (h, w) float32, >= 0, zero if nothing costs the detection any score; and the regions (h, w) bool that end the
+        error alone, the costliest first.
+    """
+    regions = probes.regions
+    trials = yield [Request("without part", region) for region in _dilated(regions)]
+    if len(regions) > 1 and all(trial.outcome == "unchanged" for trial in trials):
+        sums = torch.stack([(probes.levels.prod(0) * region).sum() for region in regions])
+        strongest = sums.argsort(descending=True, stable=True)[:MAX_PAIRED].tolist()
+        pairs = torch.stack([regions[first] | regions[second] for first, second in combinations(strongest, 2)])
+        paired = yield [Request("without part", region) for region in _dilated(pairs)]
+        if any(trial.outcome != "unchanged" for trial in paired):
+            regions, trials = pairs, paired
+    drops = _drops(trials, score)
+    order = drops.argsort(descending=True, stable=True).tolist()
+    ending = [regions[index] for index in order if trials[index].outcome != "unchanged"]
+    return render_regions(probes.levels, regions, drops).float(), ending
+
+
+def _dilated(regions: Tensor) -> Tensor:
+    return F.max_pool2d(regions[:, None].float(), 2 * MARGIN + 1, 1, MARGIN)[:, 0] > 0 if len(regions) else regions
+
+
+def _drops(trials: Sequence[Trial], score: float) -> Tensor:
+    return torch.tensor([max(score - remaining_score(trial), 0.0) for trial in trials])
