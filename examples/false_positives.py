@@ -54,8 +54,8 @@ def main(argv=None):
     print("Groups of similar errors, largest delta AP first:")
     for group in audit.groups:
         print(f"  {group.sentence}")
-    print("Confirmed explanations, highest scores first:")
-    for case in sorted(audit.confirmed, key=lambda case: -case.score)[:5]:
+    print("Confirmed explanations, largest effect on the score first:")
+    for case in sorted(audit.confirmed, key=lambda case: -case.score * case.effect)[:5]:
         print(f"  {case.file_name}: {case.sentence}")
     print(f"See {audit.report}")
     return audit.report

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from detcam.cli.options import (
+    METHOD,
     OUTPUT,
     TARGETS,
     BatchSize,
     BoxFormat,
     ClassMap,
     FilterOptions,
-    Method,
     Out,
     TargetLayer,
     option,
@@ -79,7 +79,15 @@ class AuditOptions(FilterOptions):
         float, option(TARGETS, "0..1", "Maximum IoU of a background error.", min=0.001, max=1)
     ] = 0.1
     iou_type: Annotated[str, option(TARGETS, "bbox|segm", "Match boxes (bbox) or masks (segm).")] = "bbox"
-    method: Method = "portfolio"
+    method: Annotated[
+        str,
+        option(
+            METHOD,
+            "NAME",
+            "What proposes evidence: 'portfolio' takes several maps, and coarse-to-fine removal where these are not "
+            "confirmed; the name of a method takes its heatmap alone.",
+        ),
+    ] = "portfolio"
     target_layer: TargetLayer = None
     batch_size: BatchSize = None
     out: Out = Path("report")

@@ -59,7 +59,7 @@ class ProbeCAM(ReachCAM):
     After `ReachCAM`, and Zeiler and Fergus, *Visualizing and Understanding Convolutional Networks*, ECCV 2014,
     https://arxiv.org/abs/1311.2901.
 
-    Use it to find the cause of a detection, inside or outside the box; it is the default of audits.
+    Use it to find the cause of a detection, inside or outside the box.
 
     Args:
         model: as in `BaseCAM`.
@@ -74,7 +74,7 @@ class ProbeCAM(ReachCAM):
     paper = "after Zeiler and Fergus, Visualizing and Understanding CNNs, ECCV 2014, https://arxiv.org/abs/1311.2901"
     checks_convergence = False
     cost = "4 forwards and backwards per layer, 7 forwards per target"
-    use = "the cause of a detection: regions proposed by ReachCAM, each verified by removal; default of audits"
+    use = "the cause of a detection: regions proposed by ReachCAM, each verified by removal"
 
     def __init__(
         self,
