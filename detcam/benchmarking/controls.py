@@ -13,6 +13,7 @@ from torch import Tensor
 
 from detcam.adapters.base import Adapter, Target
 from detcam.benchmarking.specs import MethodSpec
+from detcam.data.images import load_images
 from detcam.geometry import normalize
 from detcam.outputs import DetectionTarget, as_target
 from detcam.utils.opencv import cv2
@@ -55,7 +56,7 @@ def make_controls(task: str, seed: int) -> list[MethodSpec]:
 
 def _explain(draw: Draw, seed: int, adapter: Adapter, images: Any, targets: Sequence[Sequence[Target]]) -> list[Tensor]:
     heatmaps = []
-    for image, image_targets in zip(adapter.reader.read_all(images), targets, strict=True):
+    for image, image_targets in zip(load_images(images, channels=None), targets, strict=True):
         size_hw = (image.shape[-2], image.shape[-1])
         image_seed = zlib.crc32(image.cpu().numpy().tobytes())
         maps = [

@@ -263,6 +263,7 @@ def test_padding_is_unchanged() -> None:
         return torch.tensor([[[0.0, 0.0, 32.0, 32.0]]]).expand(len(raw), -1, -1), raw.mean((2, 3)).sigmoid()[:, None]
 
     adapter = detector(model, decode, image_size=64, letterbox=True, target_layers=["0"])
+    seen.clear()  # of the passes on noise
     result = RISE(adapter, passes=6).explain(torch.ones(3, 20, 40), [[BoxTarget((1.0, 1.0, 9.0, 9.0), 0)]])[0]
     masked = torch.cat(seen[1:])
     assert len(masked) == 6 and float((masked[:, :, :16] - 114 / 255).abs().max()) < 1e-6
