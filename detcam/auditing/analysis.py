@@ -185,7 +185,8 @@ def analyze_errors(
         iou_type: ``"bbox"``, or ``"segm"`` to compare masks.
         max_detections: maximum number of detections per image.
         labels: class indices to evaluate, for example `Annotations.labels` if the file lacks some of the model's
-            classes; detections of other classes are left out and counted. None evaluates all.
+            classes; detections of other classes are left out and counted, and objects of other classes are not missed.
+            None evaluates all.
 
     Raises:
         ValueError: the lists do not correspond, a threshold is out of range, or masks are required and missing.
@@ -243,7 +244,7 @@ def analyze_errors(
         errors=all_errors,
         average_precision=mean_average_precision(summary.average_precision for summary in classes.values()),
         classes=classes,
-        delta_ap=compute_delta_ap(image_errors, without_masks, ground_truths),
+        delta_ap=compute_delta_ap(image_errors, without_masks, ground_truths, evaluated),
         rankings=rankings,
         matches=tuple(matches),
         dropped=sum(int(matched.dropped.sum()) for matched in matches) - outside,

@@ -105,6 +105,7 @@ class GroundTruthObject:
         name: class name.
         iou: intersection over union with the detection, in [0, 1].
         annotation_id: id in the annotation file.
+        is_known: whether the class is one of the model's.
     """
 
     box_xyxy: Box
@@ -112,6 +113,7 @@ class GroundTruthObject:
     name: str
     iou: float
     annotation_id: int | str
+    is_known: bool = True
 
 
 @dataclass(frozen=True)
@@ -159,6 +161,8 @@ class AuditCase:
         evidence_shares: share of the evidence at each location, in [0, 1], sum 1: the heatmap's strength within the
             evidence region; None if the case is not explained.
         evidence_location: the location with the largest share; None if the case is not explained.
+        evidence_object: class name of the annotated object in whose box most of the evidence region lies, other than
+            the object that the error concerns; empty if there is none, or the case is not explained.
         evidence_fraction: fraction of the image that the evidence region covers, in [0, 1]; NaN if the case is not
             explained.
         minimal_region_fraction: fraction of the image that the smallest tried region covers whose removal ends the
@@ -201,6 +205,7 @@ class AuditCase:
     proposal: str = ""
     evidence_shares: Mapping[EvidenceLocation, float] | None = None
     evidence_location: EvidenceLocation | None = None
+    evidence_object: str = ""
     evidence_fraction: float = math.nan
     minimal_region_fraction: float | None = None
     peak_xy: tuple[int, int] | None = None

@@ -12,6 +12,7 @@ from torchvision.ops import box_iou
 from detcam.adapters.base import Target
 from detcam.auditing.case import Box
 from detcam.auditing.errors import DetectionError
+from detcam.data.annotations import FIRST_UNKNOWN_LABEL
 from detcam.data.ground_truth import GroundTruth
 from detcam.detections import Detections, class_name
 from detcam.outputs import DetectorOutput
@@ -61,7 +62,8 @@ def question_for(
 ) -> ErrorQuestion:
     """Choose the question for an error.
 
-    * classification: the predicted class contrasted with the true class;
+    * classification: the predicted class contrasted with the true class, or its score if the model does not know the
+      true class;
     * localization: the displacement of the edges that are off the object;
     * both: the two together;
     * duplicate: the score, compared with that of the first detection;
@@ -85,9 +87,10 @@ def question_for(
         return ErrorQuestion(f"why a {name} here?", (with_quantity(target, quantity),), target)
     true_label = int(ground_truth.labels[error.ground_truth_index])
     true_name = class_name(names, true_label)
-    against = true_label if true_label != target.label else None
+    is_known = true_label < FIRST_UNKNOWN_LABEL
+    against = true_label if is_known and true_label != target.label else None
     contrast = BoxTarget(target.box_xyxy, target.label, target.source, against=against)
-    why = f"why {name} rather than {true_name}?"
+    why = f"why {name} rather than {true_name}?" if is_known else f"why a {name} here, on a {true_name}?"
     if error.type == "classification":
         return ErrorQuestion(why, (contrast,), target)
     edges = EdgesTarget.displaced(target, object_box(ground_truth, error.ground_truth_index))

@@ -83,8 +83,8 @@ class ImageErrors:
             first of those that would be matched with the same object.
         ranked: (k,) int64, the detections in TIDE's average precision, by decreasing score.
         hits: (k,) bool, whether each of them is a true positive.
-        unmatched_objects: (u,) int64, indices of the objects without a match, also those that a corrected detection
-            would match.
+        unmatched_objects: (u,) int64, indices of the evaluated objects without a match, also those that a corrected
+            detection would match.
     """
 
     errors: tuple[DetectionError, ...]
@@ -152,7 +152,8 @@ def find_errors(
         iou_threshold: :math:`t_f`, minimum IoU of a true positive.
         background_threshold: :math:`t_b`, maximum IoU of a background error.
         max_detections: maximum number of detections per image.
-        labels: class indices to evaluate; None evaluates all.
+        labels: class indices to evaluate; None evaluates all. An object of another class is never missed, but a
+            detection on it is a classification error, or both.
     """
     detected_labels, true_labels = to_array(detections.labels), to_array(ground_truth.labels)
     crowd = to_array(ground_truth.crowd)
@@ -164,13 +165,15 @@ def find_errors(
     hit, matched_by = match_greedily(iou, same_class & (iou >= iou_threshold), order, prefer_last=False)
     same_class_as_crowd = (detected_labels[:, None] == true_labels[None]) & crowd[None]
     in_crowd = ((matched.iou > iou_threshold) & same_class_as_crowd).any(1)
+    evaluated = is_evaluated(true_labels[objects], labels)
     typer = _ErrorTyper(iou, same_class, matched_by >= 0, iou_threshold, background_threshold)
     iou_same, iou_other = _maximum(iou * same_class, 1), _maximum(iou * ~same_class, 1)
     errors, becomes_correct = [], []
     corrected: set[int] = set()
     for detection in order[hit[order] < 0].tolist():
         kind, column = typer.error_type(detection)
-        correctable = kind in ("classification", "localization") and column is not None and matched_by[column] < 0
+        is_free = column is not None and bool(evaluated[column]) and matched_by[column] < 0
+        correctable = kind in ("classification", "localization") and is_free
         becomes_correct.append(correctable and column not in corrected)
         corrected |= {column} if correctable and column is not None else set()
         error = DetectionError(
@@ -188,7 +191,8 @@ def find_errors(
         )
         errors.append(error)
     in_ranking = [error.detection_index is not None and not in_crowd[error.detection_index] for error in errors]
-    missed = [column for column in np.flatnonzero(matched_by < 0).tolist() if column not in corrected]
+    unmatched = np.flatnonzero((matched_by < 0) & evaluated)
+    missed = [column for column in unmatched.tolist() if column not in corrected]
     errors += _missed(image_index, ground_truth, objects[missed], iou[order][:, missed], same_class[order][:, missed])
     ranked = order[(hit[order] >= 0) | ~in_crowd[order]]
     padding = [False] * len(missed)
@@ -198,7 +202,7 @@ def find_errors(
         becomes_correct=np.array(becomes_correct + padding, dtype=bool),
         ranked=ranked,
         hits=hit[ranked] >= 0,
-        unmatched_objects=objects[matched_by < 0],
+        unmatched_objects=objects[unmatched],
     )
 
 

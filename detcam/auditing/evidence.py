@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from detcam.auditing.case import EVIDENCE_LOCATIONS, Box, EvidenceLocation
+from detcam.data.ground_truth import GroundTruth
 from detcam.utils.filters import blur
 
 EVIDENCE_SMOOTHING = 0.008
@@ -23,6 +24,8 @@ MAX_CONTROL_OVERLAP = 0.1
 """Maximum fraction of a control region that overlaps the evidence."""
 RING_WIDTH = 0.5
 """Width of the ring around a box, relative to the box's sides."""
+MIN_OBJECT_SHARE = 0.5
+"""Minimum share of a region in the box of an object on which it is said to lie."""
 
 
 def strongest_regions(heatmap: Tensor, fractions: Sequence[float]) -> Tensor:
@@ -98,6 +101,27 @@ def location_shares(strength: Tensor, regions: Mapping[EvidenceLocation, Tensor]
     return {
         location: float(strength[region].sum()) / total if total > 0 else 0.0 for location, region in regions.items()
     }
+
+
+def object_under(region: Tensor, ground_truth: GroundTruth, excluded: int | None) -> int | None:
+    """Index of the object in whose box most of a region lies, the smallest one if there are several.
+
+    Args:
+        region: (H, W) bool.
+        ground_truth: the objects.
+        excluded: index of an object that does not count, or None.
+
+    Returns:
+        None if no object has at least `MIN_OBJECT_SHARE` of the region.
+    """
+    size = int(region.sum())
+    found = []
+    for index, box in enumerate(ground_truth.boxes_xyxy.tolist()):
+        if index != excluded and not bool(ground_truth.crowd[index]) and size:
+            x1, y1, x2, y2 = (max(round(side), 0) for side in box)
+            if int(region[y1:y2, x1:x2].sum()) >= MIN_OBJECT_SHARE * size:
+                found.append(((x2 - x1) * (y2 - y1), index))
+    return min(found)[1] if found else None
 
 
 def move_region(region: Tensor, generator: torch.Generator, excluded: Tensor | None = None) -> Tensor | None:

@@ -16,7 +16,7 @@ from detcam.auditing.case import AuditCase, EvidenceLocation
 from detcam.auditing.conclusion import ExplainedError, conclude
 from detcam.auditing.error_targets import ErrorQuestion, object_box, question_for
 from detcam.auditing.errors import DetectionError
-from detcam.auditing.evidence import box_region, location_regions
+from detcam.auditing.evidence import box_region, location_regions, object_under
 from detcam.auditing.input_mapping import InputMapping
 from detcam.auditing.persistence import PersistenceCriterion
 from detcam.auditing.proposals import PORTFOLIO, Proposal, Proposals, gradient_proposals, proposal_layers
@@ -168,7 +168,8 @@ class ErrorExplainer:
                 case = replace(case, evidence_comparison=_compare(proposal.heatmap, results.references[number]))
             method = PORTFOLIO if self.cam is None else self.cam.name
             regions = self._location_regions(case, image.errors[number], image.ground_truth)
-            explained.append(conclude(case, method, proposal, regions, results.mapping, results.levels, verified))
+            concluded = conclude(case, method, proposal, regions, results.mapping, results.levels, verified)
+            explained.append(_with_object(concluded, image.errors[number], image.ground_truth))
         return explained
 
     def _location_regions(
@@ -327,6 +328,17 @@ def object_regions(error: DetectionError, ground_truth: GroundTruth, *, masks: b
         if label == error.label and index != error.ground_truth_index:
             others |= region(index)
     return None if error.ground_truth_index is None else region(error.ground_truth_index), others
+
+
+def _with_object(explained: ExplainedError, error: DetectionError, ground_truth: GroundTruth) -> ExplainedError:
+    """Add the class of the other object that the evidence lies on."""
+    if explained.maps is None:
+        return explained
+    index = object_under(torch.from_numpy(explained.maps.evidence), ground_truth, error.ground_truth_index)
+    if index is None:
+        return explained
+    case = replace(explained.case, evidence_object=ground_truth.name(index))
+    return replace(explained, case=replace(case, sentence=case_sentence(case)))
 
 
 def _compare(heatmap: Tensor, reference: Tensor) -> str:

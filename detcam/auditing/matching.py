@@ -28,7 +28,8 @@ class Match:
         detection_index: (T,) int64, index of the detection that an object is matched with, or -1; -1 for crowd regions.
         ignored: (D,) bool, neither true nor false positive: in a crowd region, or outside the area range.
         dropped: (D,) bool, beyond `max_detections`, or of a class that is not evaluated.
-        ground_truth_ignored: (T,) bool, crowd regions and objects outside the area range.
+        ground_truth_ignored: (T,) bool, crowd regions, objects outside the area range, and objects of a class that is
+            not evaluated.
     """
 
     iou: np.ndarray
@@ -102,7 +103,8 @@ def match(
         max_detections: maximum number of detections per class; further ones are dropped.
         area_range: minimum and maximum area in pixels: objects outside are ignored, and so are unmatched detections
             outside. None means no limits.
-        labels: class indices to evaluate; detections of other classes are dropped. None evaluates all.
+        labels: class indices to evaluate; detections of other classes are dropped, and objects of other classes are
+            ignored. None evaluates all.
     """
     iou = overlaps(detections, ground_truth, iou_type)
     detected_labels, crowd = to_array(detections.labels), to_array(ground_truth.crowd)
@@ -112,8 +114,9 @@ def match(
         dropped[order[detected_labels[order] == label][max_detections:]] = True
     min_area, max_area = area_range or (0.0, np.inf)
     areas = to_array(ground_truth.area)
-    ground_truth_ignored = crowd | (areas < min_area) | (areas > max_area)
-    allowed = (iou >= min(iou_threshold, 1 - 1e-10)) & (detected_labels[:, None] == to_array(ground_truth.labels)[None])
+    true_labels = to_array(ground_truth.labels)
+    ground_truth_ignored = crowd | (areas < min_area) | (areas > max_area) | ~is_evaluated(true_labels, labels)
+    allowed = (iou >= min(iou_threshold, 1 - 1e-10)) & (detected_labels[:, None] == true_labels[None])
     counted = order[~dropped[order]]
     matched, matched_by = match_greedily(iou, allowed & ~ground_truth_ignored[None], counted, prefer_last=True)
     unmatched = counted[matched[counted] < 0]

@@ -17,7 +17,7 @@ import numpy as np
 
 from detcam.auditing.average_precision import average_precision
 from detcam.auditing.errors import ERROR_TYPES, ErrorType, ImageErrors
-from detcam.auditing.matching import to_array
+from detcam.auditing.matching import is_evaluated, to_array
 from detcam.data.ground_truth import GroundTruth
 from detcam.detections import Detections
 
@@ -56,7 +56,10 @@ class _Entries:
 
 
 def compute_delta_ap(
-    image_errors: Sequence[ImageErrors], detections: Sequence[Detections], ground_truths: Sequence[GroundTruth]
+    image_errors: Sequence[ImageErrors],
+    detections: Sequence[Detections],
+    ground_truths: Sequence[GroundTruth],
+    labels: Sequence[int] | None = None,
 ) -> DeltaAP:
     """Compute the cost of each error type over all images.
 
@@ -64,8 +67,13 @@ def compute_delta_ap(
         image_errors: the errors of each image.
         detections: the detections of each image.
         ground_truths: the objects of each image.
+        labels: class indices to evaluate; None evaluates all.
     """
-    objects = _count(to_array(truth.labels)[~to_array(truth.crowd)] for truth in ground_truths)
+    objects = _count(
+        of_image[~to_array(truth.crowd) & is_evaluated(of_image, labels)]
+        for truth in ground_truths
+        for of_image in [to_array(truth.labels)]
+    )
     unmatched = _count(
         to_array(truth.labels)[image.unmatched_objects]
         for truth, image in zip(ground_truths, image_errors, strict=True)

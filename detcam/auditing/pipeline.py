@@ -29,7 +29,7 @@ from detcam.auditing.sentences import case_sentence
 from detcam.auditing.stages import AuditStages
 from detcam.auditing.validation import annotations_digest, prepare_annotations
 from detcam.cam import BaseCAM
-from detcam.data.annotations import Annotations
+from detcam.data.annotations import FIRST_UNKNOWN_LABEL, Annotations
 from detcam.data.ground_truth import GroundTruth
 from detcam.data.issues import DataIssues
 from detcam.data.rle import UnpackedDetections
@@ -396,7 +396,8 @@ def _concerned_object(
         iou = float(analysis.matches[error.image_index].iou[error.detection_index, index])
     label = int(ground_truth.labels[index])
     name = class_name(analysis.names, label)
-    return GroundTruthObject(object_box(ground_truth, index), label, name, iou, int(ground_truth.ids[index]))
+    box, annotation_id = object_box(ground_truth, index), int(ground_truth.ids[index])
+    return GroundTruthObject(box, label, name, iou, annotation_id, is_known=label < FIRST_UNKNOWN_LABEL)
 
 
 def _classify_background(

@@ -95,6 +95,8 @@ def percent(share: float, digits: int = 0) -> str:
 
 def _error(case: AuditCase) -> str:
     true_name = "object" if case.ground_truth is None else case.ground_truth.name
+    if case.ground_truth is not None and not case.ground_truth.is_known:
+        true_name = f"{true_name}, which the model does not know"
     iou = 0.0 if case.ground_truth is None else case.ground_truth.iou
     if case.type == "missed":
         return f"{case.name} missed{_stage(case)}"
@@ -138,15 +140,16 @@ def _evidence(case: AuditCase) -> str:
     fraction = f"{percent(case.evidence_fraction, digits)} of the image"
     if case.type == "missed":
         where = _location(case.evidence_location or "scene", [case])
-        return f"it appears when the region {where} is removed ({fraction})"
+        also = f"{_on_object(case)}," if _on_object(case) else ""
+        return f"it appears when the region {where}{also} is removed ({fraction})"
     size = f"the evidence ({fraction})"
     outside = outside_share(case)
     if is_inside(case):
         on_object = case.evidence_shares.get("ground truth", 0.0) > 0.5
-        where = "lies on the object" if on_object else "lies in the box"
+        where = "lies on the object" if on_object else f"lies in the box{_on_object(case)}"
     elif outside >= MIN_SHARE:
         main = max(OUTSIDE_LOCATIONS, key=lambda location: (case.evidence_shares or {}).get(location, 0.0))
-        where = f"lies outside the box, most of it {_location(main, [case])}"
+        where = f"lies outside the box, most of it {_location(main, [case])}{_on_object(case)}"
     else:
         where = f"lies on both sides of the box's border ({percent(outside)} outside)"
     needed = sum(part.needed for part in case.parts)
@@ -155,6 +158,12 @@ def _evidence(case: AuditCase) -> str:
     if joint > 1 and not needed:
         further = f"; it has {joint} parts, none of which ends the error alone"
     return f"{size} {where}{further}"
+
+
+def _on_object(case: AuditCase) -> str:
+    """The other object that the evidence lies on, unless its location says so."""
+    is_said = case.evidence_location == "same class" or not case.evidence_object
+    return "" if is_said else f", on an object of class {case.evidence_object}"
 
 
 def _appears(case: AuditCase) -> bool:

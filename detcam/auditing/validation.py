@@ -27,13 +27,15 @@ def prepare_annotations(
 ) -> Annotations:
     """Convert annotations to the model's class indices.
 
+    Objects of categories that the model does not know are kept: a detection on one of them is an error of class.
+
     Args:
         adapter: the detector.
         annotations: annotations with the category ids of their file.
         class_map: category name (or id) to the model's class name (or index), where they differ.
 
     Raises:
-        ValueError: no image, object or category can be used with the model.
+        ValueError: no image or object can be used, or a category is ambiguous.
     """
     issues = " ".join(annotations.issues.summary().split())
     if not len(annotations):
@@ -44,7 +46,7 @@ def prepare_annotations(
     loses_objects = any(annotations.issues.of(kind) for kind in LOSS_ISSUES)
     if loses_objects and not any(len(image) for image in annotations):
         raise ValueError(f"none of the objects of {annotations.path} can be used: {issues}")
-    annotations = annotations.for_classes(adapter.names, class_map, first_label=adapter.first_label)
+    annotations = annotations.for_classes(adapter.names, class_map, first_label=adapter.first_label, keep_unknown=True)
     if not adapter.names:
         _check_class_indices(adapter, annotations)
     return annotations

@@ -17,6 +17,9 @@ from detcam.detections import NamesLike, as_names, class_name, label_index
 
 __all__ = ["Annotations", "GroundTruth"]
 
+FIRST_UNKNOWN_LABEL = 1_000_000
+"""Class index of the first category that a model does not know, beyond the classes of any model."""
+
 
 @dataclass(frozen=True)
 class Annotations:
@@ -26,8 +29,9 @@ class Annotations:
         path: the annotation file.
         images: one entry per image that exists and has the stated size, in the file's order.
         categories: category id to name.
-        names: class index to name: the categories, or after `for_classes` the model's classes.
-        labels: the class indices of the file's categories: the classes that can be evaluated with this file.
+        names: class index to name: the categories, or after `for_classes` the model's classes (and kept categories).
+        labels: the class indices of the file's categories: the classes that can be evaluated with this file; all
+            classes of the model if it knows none of the annotated categories.
         issues: problems of the file and the images, and the entries left out because of them.
     """
 
@@ -102,21 +106,25 @@ class Annotations:
         class_map: Mapping[str | int, str | int] | None = None,
         *,
         first_label: int = 0,
+        keep_unknown: bool = False,
     ) -> Annotations:
         """Return a copy with labels as a model's class indices.
 
         A category in ``class_map`` maps to the class given there, any other category to the class of the same name,
         where case, spaces, ``_`` and ``-`` are ignored. For a model without names, category ids are used as class
-        indices, with a warning. Objects of categories without a class are left out and counted in `issues`.
+        indices, with a warning. Objects of categories without a class are counted in `issues`, and left out unless
+        `keep_unknown` is True.
 
         Args:
             names: the model's class names, by class index or in class order; empty for a model without names.
             class_map: category name or id to class name or index.
             first_label: the model's first class index; 1 where 0 is the background.
+            keep_unknown: whether objects of categories without a class are kept, with class indices from
+                `FIRST_UNKNOWN_LABEL` on.
 
         Raises:
-            ValueError: a category would be the background, the model has none of the categories, a category matches two
-                classes, or ``class_map`` has an unknown category or class.
+            ValueError: a category would be the background, the model has none of the categories (and they are not
+                kept), a category matches two classes, or ``class_map`` has an unknown category or class.
         """
         names = as_names(names)
         used = sorted({int(i) for image in self.images for i in image.category_ids.tolist()})
@@ -129,18 +137,22 @@ class Annotations:
                 f"categories count from {min(used)} and the model's classes from {first_label}, since class 0 is the "
                 f"background: {listed} would be the background. Pass the model's class names, such as names={shifted}"
             )
-        if used and not any(category in labels for category in used):
+        knows_none = bool(used) and not any(category in labels for category in used)
+        if knows_none and not keep_unknown:
             raise ValueError(
                 f"the model knows none of the categories {_listed(class_name(self.categories, i) for i in used)}; its "
                 f'classes are {_listed(names.values())}. Name them in class_map={{"category": "class"}}'
             )
-        shown = names or {labels[i]: name for i, name in self.categories.items() if i in labels}
+        known = sorted({label for label in names if label >= first_label} if knows_none else set(labels.values()))
+        shown = dict(names or {labels[i]: name for i, name in self.categories.items() if i in labels})
+        unknown = [i for i in used if i not in labels]
+        unknown_labels = {i: FIRST_UNKNOWN_LABEL + number for number, i in enumerate(unknown)} if keep_unknown else {}
+        shown |= {label: class_name(self.categories, i) for i, label in unknown_labels.items()}
         issues: list[DataIssue] = []
-        images = tuple(_relabel(image, labels, shown, issues) for image in self.images)
+        images = tuple(_relabel(image, labels, unknown_labels, shown, issues) for image in self.images)
         new_issues = DataIssues(issues)
         _warn(new_issues, self.path)
-        known = tuple(sorted(set(labels.values())))
-        return replace(self, images=images, names=shown, labels=known, issues=self.issues + new_issues)
+        return replace(self, images=images, names=shown, labels=tuple(known), issues=self.issues + new_issues)
 
 
 def _labels_of(
@@ -200,15 +212,21 @@ def _plain(name: str) -> str:
 
 
 def _relabel(
-    image: GroundTruth, labels: Mapping[int, int], names: Mapping[int, str], issues: list[DataIssue]
+    image: GroundTruth,
+    labels: Mapping[int, int],
+    unknown_labels: Mapping[int, int],
+    names: Mapping[int, str],
+    issues: list[DataIssue],
 ) -> GroundTruth:
     ids = image.category_ids.tolist()
+    treatment = "an object of another class, neither missed nor in average precision" if unknown_labels else "left out"
     for category, annotation in zip(ids, image.ids.tolist(), strict=True):
         if category not in labels:
-            message = f"category {class_name(image.names, category)!r} is none of the model's classes: left out"
+            message = f"category {class_name(image.names, category)!r} is none of the model's classes: {treatment}"
             issues.append(DataIssue("category unknown to the model", message, image.image_id, annotation))
-    kept = image[torch.tensor([category in labels for category in ids], dtype=torch.bool)]
-    new = torch.tensor([labels[i] for i in kept.category_ids.tolist()], dtype=torch.int64)
+    kept_labels = {**unknown_labels, **labels}
+    kept = image[torch.tensor([category in kept_labels for category in ids], dtype=torch.bool)]
+    new = torch.tensor([kept_labels[i] for i in kept.category_ids.tolist()], dtype=torch.int64)
     return replace(kept, labels=new, names=names)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detcam.data.annotations import Annotations
+from detcam.data.annotations import FIRST_UNKNOWN_LABEL, Annotations
 
 
 @pytest.fixture
@@ -41,6 +41,17 @@ def test_categories_unknown_to_the_model_are_left_out_and_counted(annotations: A
     assert mapped[0].labels.tolist() == [1, 0] and mapped[0].ids.tolist() == [3, 4]
     assert mapped.issues.counts() == {"category unknown to the model": 1}
     assert not annotations.issues
+
+
+def test_categories_unknown_to_the_model_are_kept_as_other_classes(annotations: Annotations) -> None:
+    with pytest.warns(UserWarning, match="'cat' is none of the model's classes: an object of another class"):
+        mapped = annotations.for_classes(["dog", "traffic light"], keep_unknown=True)
+    assert mapped[0].labels.tolist() == [FIRST_UNKNOWN_LABEL, 1, 0] and mapped[0].ids.tolist() == [1, 3, 4]
+    assert mapped.labels == (0, 1) and mapped[0].name(0) == "cat" and mapped.names[0] == "dog"
+    assert mapped.issues.counts() == {"category unknown to the model": 1}
+    none = annotations.for_classes(["background", "a", "b"], first_label=1, keep_unknown=True)
+    assert none.labels == (1, 2), "all classes of the model are evaluated"
+    assert [none[0].name(index) for index in range(3)] == ["cat", "Traffic Light", "dog"]
 
 
 def test_a_class_map_precedes_names(annotations: Annotations) -> None:

@@ -29,6 +29,7 @@ OPTIONAL_FIELDS = (
     "reason",
     "failure_stage",
     "evidence_comparison",
+    "evidence_object",
     "sentence",
 )
 COLORS = 33  # samples of the color map, between which the page interpolates

@@ -125,7 +125,7 @@ class ReportSummary:
             adapter=adapter,
             annotations=annotations.path.name,
             image_count=len(annotations),
-            object_count=sum(int((~image.crowd).sum()) for image in annotations),
+            object_count=sum(summary.objects for summary in analysis.classes.values()),
             iou_threshold=iou_threshold,
             average_precision=analysis.average_precision,
             false_positive_count=len(false_positives),
