@@ -38,7 +38,8 @@ COCO annotations for a labeling tool. --resume continues an interrupted audit.
 
 Several maps propose evidence, and the smallest region is kept that ends the error when it is removed from the image, \
 whatever the fill. The verdict compares the score that it costs with the score that control regions of the same size \
-cost: 'strong', 'weak' or 'not confirmed'. 'Confirmed' means strong or weak. Where average precision is undefined, \
+cost: 'strong', 'weak' or 'not confirmed'. 'Confirmed' means strong or weak. A missed object has to appear when the \
+region that prevents its detection is removed. Where average precision is undefined, \
 errors are ranked by the score that confirmed evidence costs, and by score.
 
 [bold]Examples[/bold]
