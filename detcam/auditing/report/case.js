@@ -101,9 +101,10 @@ function details(item) {
   const rows = [
     ["delta AP", isKnown(item.delta_ap) ? ap(item.delta_ap) : hasAp && "undefined, the class has no objects"],
     ["false positive", item.is_false_positive ? "yes" : item.type === "missed" ? "no, a missed object" : "no"],
-    [item.type === "background" ? "nearby ground truth" : "ground truth", truth && truth.name],
+    [item.type === "background" ? "nearby ground truth" : "ground truth", truth && truth.name + (truth.is_known === false ? " (a class that the model does not know)" : "")],
     ["IoU with ground truth", truth && digits(truth.iou, 3)],
     ["typicality", isKnown(item.typicality) ? percent(item.typicality) : null],
+    [regionName(item) + " lies on", item.evidence_object && "another object: " + item.evidence_object],
     [regionName(item) + ", share of image", isKnown(item.evidence_fraction) ? percent(item.evidence_fraction) : null],
     ["minimal region, share of image", item.trials ? (isKnown(item.minimal_region_fraction) ? percent(item.minimal_region_fraction) : "none") : null],
     ["heatmap maximum at", item.peak_xy && item.peak_xy.join(", ")],

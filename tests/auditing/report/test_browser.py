@@ -215,6 +215,18 @@ def test_case_view_shows_the_size_of_the_verdict_and_the_parts(look: Open, index
         assert [row[1].strip() for row in rows[1:]] == ["1\u202f%", "0.3\u202f%"]
 
 
+def test_objects_of_unknown_classes_are_named(look: Open, samples: list[SampleImage], tmp_path: Path) -> None:
+    cases = summary_of(samples).cases
+    case = next(case for case in cases if case.verdict == "strong" and case.ground_truth is not None)
+    truth = replace(case.ground_truth, name="kite", is_known=False)
+    changed = replace(case, ground_truth=truth, evidence_object="gull")
+    cases = tuple(changed if each is case else each for each in cases)
+    page = look(write(tmp_path, samples, summary_of(samples, cases=cases)), f"#case={case.id}")
+    rows = dict(zip(*(page.locator(f".numbers {tag}").all_inner_texts() for tag in ("dt", "dd")), strict=True))
+    assert rows["ground truth"] == "kite (a class that the model does not know)"
+    assert rows["confirmed evidence lies on"] == "another object: gull"
+
+
 def test_other_needed_parts_are_dashed_and_without_the_evidence(
     look: Open, index: Path, summary: ReportSummary
 ) -> None:
