@@ -54,8 +54,12 @@ def group_cases(
 
 
 def _rank(delta_ap: float, cases: Sequence[AuditCase]) -> tuple[float, float, float]:
-    """Sorting key of a group: its cost, the score that confirmed evidence costs, the highest score."""
-    confirmed = sum(case.score * case.effect for case in cases if case.confirmed and case.effect > 0)
+    """Sorting key of a group: its cost, the score that confirmed evidence costs, the highest score.
+
+    The effect of a missed object, which has hardly a score, is already a share of the score threshold.
+    """
+    effects = [case for case in cases if case.confirmed and case.effect > 0]
+    confirmed = sum(case.effect * (1 if case.type == "missed" else case.score) for case in effects)
     return -round(delta_ap, 3) if math.isfinite(delta_ap) else 0.0, -confirmed, -max(case.score for case in cases)
 
 

@@ -253,7 +253,7 @@ class ErrorExplainer:
             self._layerless,
             batch,
             output,
-            [target for question in questions for target in (question.detection or question.targets[0],)],
+            [question.detection or question.targets[0] for question in questions],
             batch_size=default_batch_size(self.adapter.device),
             folding=self._foldings.get(tuple(batch.inputs.shape)),
         )

@@ -169,6 +169,18 @@ def test_errors_with_similar_evidence_form_a_group() -> None:
     assert len(group_cases(split, [one, one], lambda members: 0.0)) == 2, "another true class forms another group"
 
 
+def test_missed_objects_are_ranked_by_what_removal_gains() -> None:
+    """The best candidates of missed objects have hardly a score."""
+    small = case(0, type="missed", score=0.001, effect=0.3, failure_stage="below threshold")
+    large = case(1, type="missed", score=0.0, effect=0.9, failure_stage="no candidate")
+    weak_alarm = case(2, score=0.5, effect=0.5)
+    groups = group_cases([small, large, weak_alarm], [None] * 3, lambda members: float("nan"))
+    assert [members for _, members in groups] == [[1], [0], [2]]
+    sentences = [group.sentence for group, _ in groups]
+    assert "1 missed object (no candidate), appearing when the region in the ring" in sentences[0]
+    assert "1 of 1 confirmed" in sentences[0]
+
+
 def test_the_case_nearest_to_the_center_comes_first() -> None:
     angles = (0.0, 0.35, 0.3)
     features = [np.array([np.cos(angle), np.sin(angle)]) for angle in angles]

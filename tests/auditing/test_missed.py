@@ -128,6 +128,27 @@ def test_an_object_that_a_neighbor_suppresses(tmp_path: Path) -> None:
     assert NEAR_SPOT[0].start <= row < NEAR_SPOT[0].stop and NEAR_SPOT[1].start <= column < NEAR_SPOT[1].stop
 
 
+def test_a_detector_without_candidates(tmp_path: Path) -> None:
+    class Nothing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.seen = nn.Conv2d(3, 2, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            found: Tensor = self.seen(x).flatten(2)[:, :, :0].transpose(1, 2)
+            return found
+
+    adapter = detector(
+        Nothing().eval(),
+        lambda raw: (torch.cat([raw, raw], 2), raw.sigmoid()),
+        names=["boat", "buoy"],
+        target_layers="seen",
+    )
+    case = audit_missed(adapter, tmp_path, SPOT)
+    assert case.failure_stage == "no candidate" and case.verdict == "not tested" and "no heatmap" in case.reason
+    assert "no candidate forms there" in case.sentence
+
+
 class FoundOutput(FixedOutput):
     """An output with given detections of class 0, and raw candidates."""
 
