@@ -188,6 +188,8 @@ def decide_appearance(
     lowest = min(without, key=lambda trial: trial.score)
     if any(trial.outcome == "absent" for trial in without):
         reason = f"score {score:.2f}, at most {lowest.score:.2f} with every fill without the best region"
+        if lowest.score >= score_threshold:
+            reason += ", where another detection suppresses its candidate"
         return Verdict("not confirmed", math.nan, reason)
     controls = [trial for trial in trials if trial.intervention in ("random control", "near control")]
     if not controls:

@@ -237,6 +237,12 @@ def test_verdicts(trials: Sequence[Trial], fraction: float, grade: str, words: s
     assert verdict.grade == grade and words in verdict.reason
 
 
+def test_a_candidate_that_is_suppressed_without_the_region_is_not_found() -> None:
+    trials = [Trial("without evidence", "ring", 0.8, "absent")]
+    verdict = decide_appearance(0.05, 0.5, trials, 0.01)
+    assert verdict.grade == "not confirmed" and "suppresses its candidate" in verdict.reason
+
+
 def test_a_score_just_below_the_threshold_needs_an_effect() -> None:
     trials = [trial("without evidence", 0.55), trial("random control", 0.4), trial("near control", 0.4)]
     assert decide_appearance(0.48, 0.5, trials, 0.01).grade == "not confirmed"
