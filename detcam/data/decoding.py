@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps, ImageSequence, UnidentifiedImageError
 
-from detcam.data.exif import ORIENTATION_TAG, ImageSize, masks_upright
+from detcam.data.exif import ORIENTATION_TAG, ImageSize, masks_upright, register_heif
 from detcam.utils.opencv import cv2
 from detcam.utils.warnings import warn
 
@@ -18,7 +18,6 @@ IMAGE_SUFFIXES = frozenset(
 )
 """Files that are images: in a folder, those that cannot be read are named."""
 
-_HEIF = frozenset({".heic", ".heif"})
 _TIFF = frozenset({".tif", ".tiff"})
 _RGB_MODES = frozenset({"P", "PA", "CMYK", "YCbCr", "LAB", "HSV", "RGBa", "La"})
 """Modes of Pillow whose bands are no channels of a picture: they are converted to RGB."""
@@ -42,8 +41,7 @@ def read_file(path: Path, channels: int | None, page: int | None) -> np.ndarray:
     """
     if not path.is_file():
         raise ValueError(f"no image file at {path}; check the path")
-    if path.suffix.lower() in _HEIF:
-        _register_heif(path)
+    register_heif(path)
     try:
         with Image.open(path) as image:
             return _bands(_page(image, path, channels, page), path, channels)
@@ -62,14 +60,6 @@ def read_file(path: Path, channels: int | None, page: int | None) -> np.ndarray:
 def picture_array(image: Image.Image, channels: int | None) -> np.ndarray:
     """Return a Pillow image as an array (H, W, C), upright; see `read_file`."""
     return _bands(image, None, channels)
-
-
-def _register_heif(path: Path) -> None:
-    try:
-        from pillow_heif import register_heif_opener  # type: ignore[import-not-found, unused-ignore]
-    except ImportError as error:
-        raise ValueError(f"cannot read {path}: HEIC files need pip install 'detcam[heic]'") from error
-    register_heif_opener()
 
 
 def _page(image: Image.Image, path: Path, channels: int | None, page: int | None) -> Image.Image:

@@ -38,6 +38,7 @@ def image_size(path: Path) -> ImageSize:
     """
     if not path.is_file():
         raise ValueError(f"no image file at {path}; check the path")
+    register_heif(path)
     try:
         with Image.open(path) as image:
             orientation = image.getexif().get(ORIENTATION_TAG, 1)
@@ -50,6 +51,21 @@ def image_size(path: Path) -> ImageSize:
         raise ValueError(f"cannot read {path} as an image ({error}); is the file complete?") from error
     known = isinstance(orientation, int) and 1 <= orientation <= 8
     return ImageSize(size_hw, orientation if known else 1)
+
+
+def register_heif(path: Path) -> None:
+    """Let Pillow open HEIC files, if the path is one.
+
+    Raises:
+        ValueError: it is one, and pillow-heif is not installed.
+    """
+    if path.suffix.lower() not in (".heic", ".heif"):
+        return
+    try:
+        from pillow_heif import register_heif_opener  # type: ignore[import-not-found, unused-ignore]
+    except ImportError as error:
+        raise ValueError(f"cannot read {path}: HEIC files need pip install 'detcam[heic]'") from error
+    register_heif_opener()
 
 
 def _tiff_size(path: Path) -> tuple[int, int] | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import tifffile
 import torch
 from PIL import Image
 
+from detcam.data.exif import ImageSize, image_size
 from detcam.data.images import ImageReader, expand_paths, load_image, load_images, to_uint8
 from detcam.utils.opencv import cv2
 
@@ -134,9 +137,31 @@ def test_folders_and_patterns(tmp_path: Path) -> None:
     assert len(load_images([str(tmp_path / "in" / "*.png"), tmp_path / "in" / "deep"])) == 2
     with pytest.raises(ValueError, match="no images in"):
         load_images(str(tmp_path / "in" / "*.gif"))
+
+
+@pytest.mark.parametrize("read", [load_image, image_size])
+def test_heic_files_need_their_extra(
+    read: Callable[[Path], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
     (tmp_path / "photo.heic").write_bytes(b"....ftypheic")
-    with pytest.raises(ValueError, match=r"photo.heic.*(detcam.heic.|cannot read)"):
-        load_image(tmp_path / "photo.heic")
+    with pytest.raises(ValueError, match=r"photo.heic: HEIC files need pip install 'detcam\[heic\]'"):
+        read(tmp_path / "photo.heic")
+
+
+@pytest.mark.parametrize("read", [load_image, image_size])
+def test_heic_files_are_read(read: Callable[[Path], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pillow_heif = pytest.importorskip("pillow_heif", reason="pillow-heif is not installed")
+    for table in ("ID", "OPEN", "EXTENSION", "MIME"):  # as in a process that has not read such a file yet
+        monkeypatch.setattr(Image, table, getattr(Image, table).copy())
+    color = np.zeros((64, 96, 3), np.uint8)
+    color[:, :48] = 200, 40, 10
+    pillow_heif.from_pillow(Image.fromarray(color)).save(tmp_path / "photo.HEIC", quality=95)
+    found = read(tmp_path / "photo.HEIC")
+    if isinstance(found, torch.Tensor):
+        close(found, color.transpose(2, 0, 1) / np.float32(255), 0.05)
+    else:
+        assert found == ImageSize((64, 96))
 
 
 def test_drawn_bands() -> None:
