@@ -62,7 +62,7 @@ def register_heif(path: Path) -> None:
     if path.suffix.lower() not in (".heic", ".heif"):
         return
     try:
-        from pillow_heif import register_heif_opener  # type: ignore[import-not-found, unused-ignore]
+        from pillow_heif import register_heif_opener
     except ImportError as error:
         raise ValueError(f"cannot read {path}: HEIC files need pip install 'detcam[heic]'") from error
     register_heif_opener()

@@ -28,7 +28,7 @@ def read_yolo(path: Path, images_dir: Path | None = None) -> CocoContent:
     Raises:
         ValueError: the file or a folder does not exist, or the file has no class names.
     """
-    import yaml  # type: ignore[import-untyped, unused-ignore]
+    import yaml
 
     if not path.is_file():
         raise ValueError(f"no data set file at {path}; check the path")

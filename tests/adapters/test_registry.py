@@ -186,6 +186,10 @@ class TestOptions:
             "target_layers",
             "reshape_transform",
             "names",
+            "value_range",
+            "bgr",
+            "page",
+            "show_bands",
         ]
 
 

@@ -18,7 +18,7 @@ import pytest
 
 from tests.packaging.tree import FOLDERS, REPOSITORY, modules
 
-OPTIONAL = ("segmentation_models_pytorch", "timm", "ultralytics")
+OPTIONAL = ("onnxruntime", "pillow_heif", "segmentation_models_pytorch", "timm", "transformers", "ultralytics")
 ONE_USER = {
     "cv2": "detcam/utils/opencv.py",
     "segmentation_models_pytorch": "adapters/smp.py",
@@ -26,7 +26,7 @@ ONE_USER = {
     "ultralytics": "adapters/ultralytics.py",
 }
 
-EXTRAS = ("ultralytics", "smp", "timm", "transformers", "heic")
+EXTRAS = ("ultralytics", "smp", "timm", "transformers", "onnx", "heic")
 DISTRIBUTIONS = {
     "PIL": "pillow",
     "pillow_heif": "pillow-heif",
@@ -108,6 +108,7 @@ def test_all_is_the_sum_of_the_adapters_extras() -> None:
 def test_every_module_imports_without_optional_libraries() -> None:
     code = f"""
 import importlib, sys
+import torchvision  # looks up onnxruntime, but does not need it
 imported = []
 class Absent:
     def find_spec(self, name, path=None, target=None):
