@@ -23,8 +23,10 @@ START_RANGE = (0.002, 0.032)
 """Smallest and largest fraction of the image at which the search starts."""
 MAX_SAME_IOU = 0.8
 """Minimum IoU of regions of two maps that count as the same."""
-MAX_HALVINGS = 1
+MAX_HALVINGS = 2
 """Maximum number of times that a region is halved."""
+MIN_HALVED_FRACTION = 0.004
+"""Minimum fraction of the image that a region covers before it is halved."""
 MIN_PART_FRACTION = 0.15
 """Minimum size of a part, relative to the region."""
 
@@ -146,8 +148,13 @@ def try_region(
 
 
 def shrink(tried: TriedRegion, fill_count: int) -> Investigation[TriedRegion]:
-    """Halve a region that ends the error across its longer side, as long as one half ends the error alone."""
+    """Halve a region that ends the error across its longer side, as long as one half ends the error alone.
+
+    Regions of less than `MIN_HALVED_FRACTION` of the image stay as they are.
+    """
     for _ in range(MAX_HALVINGS):
+        if float(tried.region.float().mean()) < MIN_HALVED_FRACTION:
+            break
         smaller = None
         for half in _halves(tried.region):
             attempt = yield from try_region(half, fill_count, tried.map_index)

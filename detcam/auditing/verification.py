@@ -159,11 +159,12 @@ class Verifier:
         return best if best is not None else _without_evidence(hypothesis)
 
     def _verify_proposals(
-        self, hypothesis: Hypothesis, proposals: Sequence[Proposal], ending: Sequence[Tensor] = ()
+        self, hypothesis: Hypothesis, proposals: Sequence[Proposal], ending: Sequence[Tensor] | None = None
     ) -> Investigation[VerificationResult | None]:
         """The first confirmed region of some proposals, or the best attempt; None if all maps are empty.
 
-        `ending` are regions that are known to end the error, candidates for further parts of the evidence.
+        `ending` are regions that are known to end the error, candidates for further parts of the evidence; with None,
+        further parts are searched in the maps.
         """
         search = RegionSearch([each.heatmap for each in proposals], hypothesis.box, self.fill_count)
         best: VerificationResult | None = None
@@ -187,7 +188,7 @@ class Verifier:
         proposal: Proposal,
         tried: TriedRegion,
         search: RegionSearch,
-        ending: Sequence[Tensor],
+        ending: Sequence[Tensor] | None,
     ) -> Investigation[VerificationResult]:
         """Reduce a region to the part that is needed, find further parts, and run the controls."""
         parts: list[EvidencePart] = []
@@ -256,13 +257,16 @@ class Verifier:
         tried: TriedRegion,
         parts: Sequence[EvidencePart],
         search: RegionSearch,
-        ending: Sequence[Tensor],
+        ending: Sequence[Tensor] | None,
     ) -> Investigation[list[EvidencePart]]:
         """Regions elsewhere that end the detection as well: those known to, or of the same size in the maps."""
         further: list[EvidencePart] = []
         found = _union(tried.region, parts)
-        regions = [each for each in ending if not bool((each & found).any())]
-        regions = regions or search.regions_outside(found, int(tried.region.sum()))
+        regions = (
+            search.regions_outside(found, int(tried.region.sum()))
+            if ending is None
+            else [each for each in ending if not bool((each & found).any())]
+        )
         for region in regions[:MAX_FURTHER_PARTS]:
             if any(bool((part.region & region).any()) for part in further):
                 continue

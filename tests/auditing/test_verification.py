@@ -194,9 +194,11 @@ def test_regions_are_halved_while_a_half_suffices() -> None:
     cause[11:13, 22:28] = True
     tried, _ = drive(try_region(region, 1), lambda each, fill: True)
     smaller, _ = drive(shrink(tried, 1), lambda each, fill: bool((each & cause).sum() == cause.sum()))
-    assert int(smaller.region.sum()) == 80 and bool(smaller.region[11:13, 22:28].all())
+    assert int(smaller.region.sum()) == 40 and bool(smaller.region[11:13, 22:28].all())
     whole, count = drive(shrink(tried, 1), lambda each, fill: int(each.sum()) > 100)
     assert whole is tried and count == 2
+    small, _ = drive(try_region(cause, 1), lambda each, fill: True)
+    assert drive(shrink(small, 1), lambda each, fill: True) == (small, 0)
 
 
 def test_coarse_to_fine_removal_finds_a_cause_without_gradients() -> None:
