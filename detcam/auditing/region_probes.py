@@ -47,6 +47,10 @@ class RegionProbes:
         stacked = torch.stack(list(levels))
         return cls(stacked, propose_regions(stacked, segments, MAX_PROBES))
 
+    def density(self, region: Tensor) -> float:
+        """The mean of the levels' product over a region (h, w) bool."""
+        return float(self.levels.prod(0)[region].mean())
+
 
 def probe_map(probes: RegionProbes, score: float) -> Investigation[tuple[Tensor, list[Tensor]]]:
     """Remove the regions one by one, and render them with the drops of the score, as `ProbeCAM` does.

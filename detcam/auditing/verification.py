@@ -142,34 +142,49 @@ class Verifier:
     def _investigate(self, hypothesis: Hypothesis) -> Investigation[VerificationResult]:
         """Verify the proposals of one proposer after another until a region is confirmed.
 
-        Regions that are removed one by one come first, then the maps, then coarse-to-fine removal.
+        The maps are searched for their smallest region, then regions are removed one by one. Of the two, the one with
+        the denser saliency is verified first; coarse-to-fine removal comes last.
         """
         best: VerificationResult | None = None
-        proposals = hypothesis.proposals
-        if proposals.probes is not None:
-            heatmap, ending = yield from probe_map(proposals.probes, hypothesis.score)
-            best = yield from self._verify_proposals(hypothesis, [Proposal(PROBES_NAME, heatmap)], ending)
-        if not _is_confirmed(best) and proposals.maps:
-            result = yield from self._verify_proposals(hypothesis, proposals.maps)
+        maps, probes = hypothesis.proposals.maps, hypothesis.proposals.probes
+        search = self._search(hypothesis, maps)
+        found = yield from search.next_region()
+        ending: Sequence[Tensor] | None = None
+        if probes is not None:
+            heatmap, ending = yield from probe_map(probes, hypothesis.score)
+            if found is None or (ending and probes.density(ending[0]) > probes.density(found.region)):
+                proposals = [Proposal(PROBES_NAME, heatmap)]
+                best = yield from self._verify(hypothesis, proposals, self._search(hypothesis, proposals), None, ending)
+        if not _is_confirmed(best) and maps:
+            result = yield from self._verify(hypothesis, maps, search, found, ending)
             best = _better(best, result)
         if not _is_confirmed(best) and hypothesis.segments is not None:
             heatmap = yield from removal_map(hypothesis.segments(), hypothesis.box, hypothesis.score)
-            result = yield from self._verify_proposals(hypothesis, [Proposal(REMOVAL_NAME, heatmap)])
+            proposals = [Proposal(REMOVAL_NAME, heatmap)]
+            result = yield from self._verify(hypothesis, proposals, self._search(hypothesis, proposals), None, None)
             best = _better(best, result)
         return best if best is not None else _without_evidence(hypothesis)
 
-    def _verify_proposals(
-        self, hypothesis: Hypothesis, proposals: Sequence[Proposal], ending: Sequence[Tensor] | None = None
+    def _search(self, hypothesis: Hypothesis, proposals: Sequence[Proposal]) -> RegionSearch:
+        return RegionSearch([each.heatmap for each in proposals], hypothesis.box, self.fill_count)
+
+    def _verify(
+        self,
+        hypothesis: Hypothesis,
+        proposals: Sequence[Proposal],
+        search: RegionSearch,
+        found: TriedRegion | None,
+        ending: Sequence[Tensor] | None,
     ) -> Investigation[VerificationResult | None]:
         """The first confirmed region of some proposals, or the best attempt; None if all maps are empty.
 
-        `ending` are regions that are known to end the error, candidates for further parts of the evidence; with None,
-        further parts are searched in the maps.
+        `found` is the smallest region that the search has found already, None before its start. `ending` are regions
+        that are known to end the error, candidates for further parts of the evidence; with None, further parts are
+        searched in the maps.
         """
-        search = RegionSearch([each.heatmap for each in proposals], hypothesis.box, self.fill_count)
         best: VerificationResult | None = None
         for _ in range(MAX_CANDIDATES):
-            found = yield from search.next_region()
+            found = found or (yield from search.next_region())
             if found is None:
                 break
             result = yield from self._verify_region(hypothesis, proposals[found.map_index], found, search, ending)
@@ -177,6 +192,7 @@ class Verifier:
                 best = result
             if _is_confirmed(result):
                 break
+            found = None
         attempt = search.strongest_attempt()
         if best is None and attempt is not None:
             best = yield from self._verify_region(hypothesis, proposals[attempt.map_index], attempt, search, ending)
