@@ -121,7 +121,7 @@ class AppearanceHypothesis:
     def investigate(self, fill_count: int) -> Investigation[VerificationResult]:
         """Search for the smallest region whose removal makes the object appear, and run controls of the same size."""
         maps = [each.heatmap * ~self.object_region for each in self.proposals]
-        search = RegionSearch(maps, self.object_region, fill_count, MAX_SEARCH_TRIALS)
+        search = RegionSearch(maps, self.object_region, fill_count, max_trials=MAX_SEARCH_TRIALS)
         found = yield from search.next_region()
         if found is None:
             return self._result(_best_attempt(search), [])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -10,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from detcam.auditing.case import PERSISTING, Intervention, Trial
+from detcam.auditing.case import PERSISTING, Trial
 from detcam.auditing.evidence import strongest_regions
 from detcam.auditing.interventions import Investigation, Request
+from detcam.auditing.verdict import remaining_score
 from detcam.utils.opencv import cv2
 
 REGION_SIZES = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256)
@@ -66,13 +68,23 @@ class RegionSearch:
         maps: maps (h, w), >= 0, the most promising first.
         box: (h, w) bool, the predicted box.
         fill_count: number of fills.
+        max_score: score above which the error counts as persisting, as in `try_region`.
         max_trials: number of perturbed images from which on no further region is tried; None sets no limit.
 
     Attributes:
         tried: the regions tried so far.
     """
 
-    def __init__(self, maps: Sequence[Tensor], box: Tensor, fill_count: int, max_trials: int | None = None) -> None:
+    def __init__(
+        self,
+        maps: Sequence[Tensor],
+        box: Tensor,
+        fill_count: int,
+        *,
+        max_score: float = math.inf,
+        max_trials: int | None = None,
+    ) -> None:
+        self.max_score = max_score
         self.maps, self.fill_count, self.max_trials = list(maps), fill_count, max_trials
         self.tried: dict[RegionKey, TriedRegion] = {}
         self._regions = [strongest_regions(each, REGION_SIZES) for each in maps]
@@ -118,7 +130,9 @@ class RegionSearch:
         for index in dict.fromkeys(maps):
             key = (index, level)
             if key not in self.tried and not self._is_finished() and not self._is_duplicate(key):
-                self.tried[key] = yield from try_region(self._regions[index][level], self.fill_count, index)
+                self.tried[key] = yield from try_region(
+                    self._regions[index][level], self.fill_count, index, self.max_score
+                )
             if key in self.tried and self.tried[key].ends and key not in self._returned:
                 return key
         return None
@@ -136,18 +150,25 @@ class RegionSearch:
 
 
 def try_region(
-    region: Tensor, fill_count: int, map_index: int = -1, intervention: Intervention = "without evidence"
+    region: Tensor, fill_count: int, map_index: int = -1, max_score: float = math.inf
 ) -> Investigation[TriedRegion]:
-    """Remove a region with one fill after another, until the error persists."""
+    """Remove a region with one fill after another, until the error persists.
+
+    Args:
+        region: (h, w) bool.
+        fill_count: number of fills.
+        map_index: index of the map that proposed it.
+        max_score: score above which the error counts as persisting, because the effect would be too small.
+    """
     trials: list[Trial] = []
     for fill in range(fill_count):
-        trials += yield [Request(intervention, region, fill)]
-        if trials[-1].outcome in PERSISTING:
+        trials += yield [Request("without evidence", region, fill)]
+        if trials[-1].outcome in PERSISTING or remaining_score(trials[-1]) > max_score:
             return TriedRegion(map_index, region, tuple(trials), ends=False)
     return TriedRegion(map_index, region, tuple(trials), ends=True)
 
 
-def shrink(tried: TriedRegion, fill_count: int) -> Investigation[TriedRegion]:
+def shrink(tried: TriedRegion, fill_count: int, max_score: float = math.inf) -> Investigation[TriedRegion]:
     """Halve a region that ends the error across its longer side, as long as one half ends the error alone.
 
     Regions of less than `MIN_HALVED_FRACTION` of the image stay as they are.
@@ -157,7 +178,7 @@ def shrink(tried: TriedRegion, fill_count: int) -> Investigation[TriedRegion]:
             break
         smaller = None
         for half in _halves(tried.region):
-            attempt = yield from try_region(half, fill_count, tried.map_index)
+            attempt = yield from try_region(half, fill_count, tried.map_index, max_score)
             if attempt.ends:
                 smaller = attempt
                 break

@@ -18,7 +18,7 @@ from detcam.auditing.proposals import Proposal, Proposals
 from detcam.auditing.region_probes import probe_map
 from detcam.auditing.region_search import RegionSearch, TriedRegion, connected_parts, shrink, try_region
 from detcam.auditing.removal_map import removal_map
-from detcam.auditing.verdict import Verdict, decide_verdict
+from detcam.auditing.verdict import MIN_WEAK_EFFECT, Verdict, decide_verdict
 from detcam.perturbation.base import ImageScorer
 from detcam.perturbation.fills import Fill, LinearFill, RingFill
 
@@ -26,6 +26,8 @@ RANDOM_CONTROLS = 2
 """Number of random control regions."""
 MAX_CANDIDATES = 3
 """Maximum number of regions that are verified with controls; the search goes on while none is confirmed."""
+MIN_SEARCH_EFFECT = MIN_WEAK_EFFECT + 0.05
+"""Minimum drop of the score, relative to it, without a region that is verified; controls may cost a little too."""
 MAX_PARTS = 3
 """Maximum number of parts of a region that are removed alone."""
 MAX_FURTHER_PARTS = 2
@@ -56,6 +58,11 @@ class Hypothesis:
     box: Tensor
     inside: Tensor
     segments: Callable[[], Tensor] | None = None
+
+    @property
+    def max_score(self) -> float:
+        """The score without a region above which its effect would be too small for a verdict."""
+        return (1 - MIN_SEARCH_EFFECT) * self.score
 
 
 @dataclass(frozen=True)
@@ -166,7 +173,8 @@ class Verifier:
         return best if best is not None else _without_evidence(hypothesis)
 
     def _search(self, hypothesis: Hypothesis, proposals: Sequence[Proposal]) -> RegionSearch:
-        return RegionSearch([each.heatmap for each in proposals], hypothesis.box, self.fill_count)
+        maps = [each.heatmap for each in proposals]
+        return RegionSearch(maps, hypothesis.box, self.fill_count, max_score=hypothesis.max_score)
 
     def _verify(
         self,
@@ -209,8 +217,8 @@ class Verifier:
         """Reduce a region to the part that is needed, find further parts, and run the controls."""
         parts: list[EvidencePart] = []
         if tried.ends:
-            tried, parts = yield from self._separate_parts(tried, hypothesis.inside)
-            tried = yield from shrink(tried, self.fill_count)
+            tried, parts = yield from self._separate_parts(tried, hypothesis)
+            tried = yield from shrink(tried, self.fill_count, hypothesis.max_score)
             parts += yield from self._further_parts(tried, parts, search, ending)
         area = tried.region
         excluded = _union(area, parts)
@@ -249,7 +257,7 @@ class Verifier:
         return parts
 
     def _separate_parts(
-        self, tried: TriedRegion, inside: Tensor
+        self, tried: TriedRegion, hypothesis: Hypothesis
     ) -> Investigation[tuple[TriedRegion, list[EvidencePart]]]:
         """Remove the connected parts of a region alone, and its parts inside and outside the box.
 
@@ -257,10 +265,11 @@ class Verifier:
             The smallest part that ends the detection alone, or the region; and all parts.
         """
         region = tried.region
+        inside = hypothesis.inside
         pieces = _distinct([region & inside, region & ~inside, *connected_parts(region)], region)[:MAX_PARTS]
         alone = []
         for piece in pieces:
-            alone.append((yield from try_region(piece, self.fill_count, tried.map_index)))
+            alone.append((yield from try_region(piece, self.fill_count, tried.map_index, hypothesis.max_score)))
         parts = [EvidencePart(each.region, each.score, each.ends) for each in alone]
         sufficient = [each for each in alone if each.ends]
         if sufficient:
