@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from os import PathLike
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, TypedDict
 
 import numpy as np
@@ -14,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from detcam.adapters.contract import check_class, check_options, is_quantized
+from detcam.adapters.black_box import BlackBox, gradient_obstacle
+from detcam.adapters.contract import check_class, check_options
 from detcam.adapters.target_layers import layer_name, resolve_layers, without_prefix
 from detcam.adapters.volumes import VolumeReshape, is_volume
 from detcam.data.images import Bands, ImageLike, ImageReader, to_uint8
@@ -34,8 +36,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("detcam")
 
-ModelLike: TypeAlias = "Adapter | nn.Module"
-"""An adapter, or a model, which is adapted."""
+ModelLike: TypeAlias = "Adapter | nn.Module | str | PathLike[str] | Callable[..., Any]"
+"""An adapter, or a model, which is adapted: a module, an ONNX file, or a function from an image to boxes."""
 
 Task = Literal["detection", "segmentation", "classification", "embedding"]
 
@@ -163,11 +165,13 @@ class Adapter(ABC):
         logger.info("%s explained by the %s adapter at %s", type(model).__name__, self.family, self.layer_names)
 
     def _default_layers(self) -> Sequence[nn.Module | str] | None:
-        """The default target layers; None for a quantized model, in which no gradient tells which they are."""
+        """The default target layers; None for a model without gradients, which would tell which they are."""
+        if isinstance(self.model, BlackBox):
+            return None
         try:
             return self.default_target_layers()
         except RuntimeError:
-            if not is_quantized(self.model):
+            if gradient_obstacle(self.model) is None:
                 raise
             return None
 

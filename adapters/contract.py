@@ -74,11 +74,6 @@ def unwrap(model: object) -> Any:
     return model
 
 
-def is_quantized(model: nn.Module) -> bool:
-    """Return whether a model has int8 layers, static or dynamic, through which no gradient flows."""
-    return any(".quantized." in f"{type(module).__module__}." for module in model.modules())
-
-
 def plain_module(model: object) -> nn.Module:
     """Return the plain module of a model, as `unwrap`.
 

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from typing_extensions import Unpack
 
 from detcam.adapters.base import AdapterOptions, Batch, DetectorAdapter
+from detcam.adapters.black_box import BlackBox
 from detcam.adapters.contract import plain_module
 from detcam.adapters.decode_probe import deepest_far_layer, observe_decode
 from detcam.adapters.decoded_boxes import Decoded, DecodedOutput, read_decoded
@@ -99,6 +100,10 @@ class CustomDetectorAdapter(DetectorAdapter):
         self.max_batch_size = max_batch_size
         self.rows_are_sources = True
         super().__init__(model, **options)
+        if isinstance(model, BlackBox):
+            self.rows_are_sources = False
+            self.max_batch_size = max_batch_size or model.max_batch_size
+            return
         self._check_channels()
         behavior = observe_decode(self, self._noise)
         self.rows_are_sources = behavior.rows_are_sources

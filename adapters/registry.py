@@ -39,6 +39,8 @@ _BUILTIN = {
     "transformers-detection": "detcam.adapters.transformers_detector:TransformersDetector",
     "transformers-classification": "detcam.adapters.transformers_classification:TransformersClassifier",
     "transformers-image-text": "detcam.adapters.transformers_classification:TransformersImageText",
+    "onnx": "detcam.adapters.onnx:OnnxDetectorAdapter",
+    "function": "detcam.adapters.function:FunctionDetectorAdapter",
     "classification": "detcam.adapters.classification:ClassificationAdapter",
 }
 
@@ -175,8 +177,9 @@ def adapt(
     Args:
         model: a detector, segmentation network or classifier of a supported or registered family: a
             `torch.nn.Module`, or the wrapper object of its library. A module around one known network, such as a
-            Lightning module, is explained as that network. An adapter is returned as it is, or as a copy with other
-            target layers where those are given.
+            Lightning module, is explained as that network. The path of an ONNX file, which onnxruntime runs, or with
+            ``kind="detection"`` a function from an image to boxes: these have no gradients. An adapter is returned as
+            it is, or as a copy with other target layers where those are given.
         target_layers: modules or dotted names; None takes the family's default.
         reshape_transform: from a layer's output to (B, C, h, w); None infers it.
         names: class index to name, or names in class order; None takes the names that the model stores.

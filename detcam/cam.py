@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from detcam.adapters import adapt
 from detcam.adapters.base import Adapter, Batch, Target
-from detcam.adapters.contract import TASKS, is_quantized
+from detcam.adapters.black_box import BlackBox, gradient_obstacle
+from detcam.adapters.contract import TASKS
 from detcam.adapters.volumes import is_volume
 from detcam.detections import Detections
 from detcam.diagnostics import check_maps_finite, warn_about_maps
@@ -136,6 +137,8 @@ class BaseCAM:
         self.model = self.adapter.model
         self.batch_size = DEFAULT_BATCH_SIZE
         self.outputs: Any = None
+        if isinstance(self.model, BlackBox):  # before a method searches it for layers
+            self._check_model()
 
     @property
     def target_layers(self) -> list[nn.Module]:
@@ -318,13 +321,15 @@ class BaseCAM:
             return ordered
 
     def _check_model(self) -> None:
-        """Raise TypeError if the model is quantized and the method needs what such a model does not have."""
+        """Raise TypeError if the model has no gradients (int8, ONNX, a function) and the method needs what it lacks."""
         needs_layers = not isinstance(self, LayerlessCAM) and not self.adapter.target_layers
-        if (self.uses_gradients or needs_layers) and is_quantized(self.model):
+        obstacle = gradient_obstacle(self.model) if self.uses_gradients or needs_layers else None
+        if obstacle is not None:
             needed = "gradients" if self.uses_gradients else "target_layers=, layers that return float maps"
+            reason, remedy = obstacle
             raise TypeError(
-                f"{type(self.model).__name__} is quantized (int8) and {type(self).__name__} needs {needed}: explain "
-                "the float model, or use a method that changes the image, such as rise, occlusion or drise"
+                f"{type(self.model).__name__} {reason} and {type(self).__name__} needs {needed}: {remedy}, or use a "
+                "method that changes the image, such as rise, occlusion or drise"
             )
 
     def _run(

@@ -138,7 +138,8 @@ class ErrorExplainer:
             passed.append(len(flatten_tensors(output)[0]))
 
         # The hook is registered inside the lock, which keeps the passes of other threads out of the count.
-        with exclusive(self.adapter.model), self.adapter.target_layers[0].register_forward_hook(count):
+        first = (self.adapter.target_layers or [self.adapter.model])[0]
+        with exclusive(self.adapter.model), first.register_forward_hook(count):
             return compute_heatmaps(cam, images, questions), float(sum(passed))
 
     def _explain_image(

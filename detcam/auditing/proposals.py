@@ -37,7 +37,7 @@ class Proposal:
 
 def proposal_layers(adapter: Adapter) -> Adapter:
     """The adapter at layers of several depths: those whose gradients cover the scene, and its default ones."""
-    if adapter.layers_given:
+    if adapter.layers_given or not adapter.layer_names:
         return adapter
     try:
         context = find_context_layers(adapter)
@@ -86,6 +86,8 @@ def gradient_proposals(
     Returns:
         The proposals; the error if no layer supports the targets.
     """
+    if not trace.names:
+        return RuntimeError("the model has no gradients")
     try:
         with torch.enable_grad():
             scalars = adapter.score([output], [contrast_targets(output, targets)])[0]

@@ -11,6 +11,7 @@ import torch
 
 from detcam.adapters import Adapter, adapt
 from detcam.adapters.base import ModelLike
+from detcam.adapters.black_box import gradient_obstacle
 from detcam.benchmarking.conclusions import join_names, make_notes
 from detcam.benchmarking.controls import make_controls, reference_controls
 from detcam.benchmarking.plots import FigureImage
@@ -27,6 +28,7 @@ from detcam.benchmarking.specs import (
 )
 from detcam.benchmarking.statistics import DEFAULT_RESAMPLES, MethodResult, make_rows
 from detcam.benchmarking.tables import sort_rows
+from detcam.cam import LayerlessCAM
 from detcam.data.annotations import Annotations
 from detcam.data.images import ImageLike
 from detcam.detections import LabelsLike, label_indices
@@ -46,6 +48,8 @@ DEFAULT_METHODS = {
     "classification": ("gradcam", "gradcamplusplus", "hirescam", "layercam", "eigencam"),
     "embedding": ("gradcam", "hirescam", "layercam", "eigencam"),
 }
+GRADIENT_FREE_METHODS = ("rise:passes=500", "occlusion")
+"""Default methods for models without gradients; D-RISE before them for boxes."""
 DEFAULT_METRICS = ("insertion", "deletion")
 DEFAULT_FIGURE_IMAGES = 4
 MAX_ERRORS_PER_METHOD = 3
@@ -234,13 +238,18 @@ def _all_method_specs(
     seed: int,
 ) -> list[MethodSpec]:
     """Make the specifications of the methods and of the controls of the adapter's task."""
-    methods = DEFAULT_METHODS[adapter.task] if methods is None else methods
+    if methods is None and gradient_obstacle(adapter.model) is None:
+        methods = DEFAULT_METHODS[adapter.task]
+    elif methods is None:
+        methods = (*(["drise:passes=500"] if adapter.task == "detection" else []), *GRADIENT_FREE_METHODS)
     specs = make_method_specs(methods, adapter, batch_size=batch_size)
     if not controls:
         return specs
     names = {spec.name for spec in specs}
     given = {name.partition(":")[0] for name in names}
     missing = [name for name in CONTROL_METHODS if name not in given and adapter.task in METHODS[name].tasks]
+    if not adapter.layer_names:  # no features to weight at random
+        missing = [name for name in missing if issubclass(METHODS[name], LayerlessCAM)]
     drawn = make_controls(adapter.task, seed)
     clash = names & {spec.name for spec in drawn}
     if clash:

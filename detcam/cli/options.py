@@ -47,7 +47,7 @@ Model = Annotated[
         "NAME",
         "A torchvision name (fasterrcnn_resnet50_fpn, lraspp_mobilenet_v3_large, resnet50, ...), an ultralytics "
         "name (yolo11n.pt, rtdetr-l.pt, yolo11n.yaml), timm:NAME, smp:Unet?encoder=resnet34&classes=4, hf:FOLDER or "
-        "hf:NAME for models of transformers, or a file that holds a whole model.",
+        "hf:NAME for models of transformers, an ONNX file (model.onnx), or a file that holds a whole model.",
         "--model",
         "-m",
         show_default=False,

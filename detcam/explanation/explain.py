@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from detcam.adapters import Adapter, adapt
 from detcam.adapters.base import ModelLike
+from detcam.adapters.black_box import gradient_obstacle
 from detcam.cam import BaseCAM
 from detcam.data.images import expand_paths, is_single
 from detcam.detections import Detections, LabelsLike, label_index
@@ -65,9 +66,10 @@ def explain(
         model: A detector, segmentation network or classifier of a supported family, or an adapter.
         images: One image or a list of images of any size (see `detcam.data.images.ImageLike`); or a normalized
             (B, C, H, W) tensor.
-        method: ``"auto"``, which is ODAM for boxes and GradCAM for masks and classes; a name in
-            `detcam.methods.METHODS`, with settings after a colon (``"drise:passes=1000"``); a method's class; or a
-            function from an adapter to a method, such as ``partial(DRISE, passes=1000)``.
+        method: ``"auto"``, which is ODAM for boxes and GradCAM for masks and classes, and D-RISE and RISE for models
+            without gradients (ONNX files, functions, int8); a name in `detcam.methods.METHODS`, with settings after a
+            colon (``"drise:passes=1000"``); a method's class; or a function from an adapter to a method, such as
+            ``partial(DRISE, passes=1000)``.
         targets: Targets as in the call of a method. None explains the model's predictions, which the next five
             arguments select.
         target_layers: Modules or dotted names; None takes the family's default.
@@ -158,7 +160,11 @@ def make_cam(adapter: Adapter, method: MethodLike) -> BaseCAM:
         ValueError: No method has that name, or it has no such setting.
     """
     if method == "auto":
-        method = DEFAULT_BOX_METHOD if adapter.task == "detection" else "gradcam"
+        is_box = adapter.task == "detection"
+        if gradient_obstacle(adapter.model) is None:
+            method = DEFAULT_BOX_METHOD if is_box else "gradcam"
+        else:
+            method = "drise" if is_box else "rise"
     constructor = parse_method(method) if isinstance(method, str) else method
     cam = constructor(adapter) if callable(constructor) and not isinstance(constructor, nn.Module) else None
     if not isinstance(cam, BaseCAM):

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torchvision.ops import box_iou
 
 from detcam.adapters.base import Batch
+from detcam.adapters.function import read_answer
 from detcam.data.images import ImageLike, load_image
 from detcam.detections import Detections
 from detcam.geometry import Geometry, normalize
@@ -217,23 +218,11 @@ def drise(
 
 def _parse_detections(answer: Any) -> tuple[Tensor, Tensor]:
     """Boxes (K, 4) and class vectors (K, C) of a function's detections in one image."""
-    if isinstance(answer, Detections):
-        answer = {"boxes": answer.boxes_xyxy, "labels": answer.labels, "scores": answer.scores}
-    if not isinstance(answer, Mapping) or not {"boxes", "labels", "scores"} <= answer.keys():
-        got = f"a mapping with {sorted(answer)}" if isinstance(answer, Mapping) else type(answer).__name__
-        raise TypeError(f"expected Detections, or a mapping with boxes, labels and scores, per image; got {got}")
-    boxes = torch.as_tensor(answer["boxes"]).detach().float().cpu().reshape(-1, 4)
-    labels = torch.as_tensor(answer["labels"]).detach().long().cpu().reshape(-1)
-    scores = torch.as_tensor(answer["scores"]).detach().float().cpu().reshape(-1)
-    if not len(boxes) == len(labels) == len(scores):
-        raise ValueError(f"expected as many labels and scores as boxes; got {len(labels)}, {len(scores)}, {len(boxes)}")
-    if "class_scores" in answer:
-        vectors = torch.as_tensor(answer["class_scores"]).detach().float().cpu()
-        if vectors.ndim != 2 or len(vectors) != len(boxes):
-            raise ValueError(f"expected class_scores of shape ({len(boxes)}, C); got {tuple(vectors.shape)}")
-        return boxes, vectors
-    classes = int(labels.max()) + 1 if len(labels) else 1
-    return boxes, F.one_hot(labels, classes) * scores[:, None]
+    boxes, scores, labels, vectors = read_answer(answer)
+    if vectors is None:
+        index = torch.zeros(len(boxes), dtype=torch.int64) if labels is None else labels
+        vectors = F.one_hot(index, int(index.max()) + 1 if len(index) else 1) * scores[:, None]
+    return boxes, vectors
 
 
 def _parse_targets(

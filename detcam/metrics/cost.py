@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from detcam.adapters.base import Adapter
+from detcam.adapters.black_box import BlackBox
 from detcam.data.images import ImageLike
 from detcam.trace import guarded
 
@@ -30,7 +31,7 @@ class WorkCount:
 
     Attributes:
         passes: floating-point operations of convolutions, matrix products and attention, forward and backward, divided
-            by those of one prediction of the model.
+            by those of one prediction of the model; for ONNX files and functions, the number of images.
         backward: number of backward passes.
     """
 
@@ -94,6 +95,8 @@ def count_work(adapter: Adapter, image: ImageLike, call: Callable[[], object]) -
         >>> count_work(adapter, image, lambda: GradCAM(adapter)(image)).backward
         1
     """
+    if isinstance(adapter.model, BlackBox):
+        return WorkCount(_count_images(adapter.model, call), 0)
     pixels = adapter.reader.read(image)
     with guarded(adapter.model, gradients=False), FlopCounterMode(display=False, custom_mapping=CUSTOM_FLOPS) as plain:
         batch = adapter.prepare([pixels])
@@ -104,6 +107,14 @@ def count_work(adapter: Adapter, image: ImageLike, call: Callable[[], object]) -
     with _BackwardCalls() as backward, FlopCounterMode(display=False, custom_mapping=CUSTOM_FLOPS) as counted:
         call()
     return WorkCount(counted.get_total_flops() / unit, backward.count)
+
+
+def _count_images(model: BlackBox, call: Callable[[], object]) -> float:
+    """The number of images that run through a model during a call."""
+    counts: list[int] = []
+    with model.register_forward_pre_hook(lambda module, inputs: counts.append(len(inputs[0]))):
+        call()
+    return float(sum(counts))
 
 
 def measure_cost(call: Callable[[], Result], device: torch.device) -> tuple[Result, Cost]:

@@ -59,7 +59,8 @@ def load_model(
         name: a torchvision detector, segmentation network or classifier (``fasterrcnn_resnet50_fpn``); an ultralytics
             model (``yolo11n.pt``, ``yolo11n.yaml``); a timm classifier (``timm:tf_efficientnet_lite0``, without prefix
             if torchvision has no model of that name); ``smp:Unet?encoder=resnet34&classes=4``; a model of transformers
-            as ``hf:FOLDER`` or ``hf:NAME`` on the Hugging Face hub; or a file with a whole model.
+            as ``hf:FOLDER`` or ``hf:NAME`` on the Hugging Face hub; a detector in an ONNX file; or a file with a
+            whole model.
         weights: a file with the model's state dict (``.pth``, ``.safetensors``; half precision is converted to
             float32); None takes the published weights, ``"none"`` random weights.
         num_classes: number of classes; None infers it from the weights.
@@ -87,6 +88,8 @@ def load_model(
     """
     name = str(name)
     target = pick_device(device)
+    if Path(name).suffix.lower() == ".onnx":
+        return _onnx(name, weights, names=names, image_size=image_size, **adapter_options)
     if names is not None and not isinstance(names, Mapping):
         names = list(names)
     with torch.random.fork_rng(devices=[]):
@@ -98,6 +101,12 @@ def load_model(
     if image_size is not None and not _resize_input(built.model, image_size):
         options["image_size"] = image_size
     return adapt(built.model.to(target).eval(), **options)
+
+
+def _onnx(name: str, weights: str | Path | None, **options: Any) -> Adapter:
+    if weights is not None:
+        raise ValueError(f"{name} holds its weights; leave out weights=")
+    return adapt(name, **{option: value for option, value in options.items() if value is not None})
 
 
 def read_names(text: str) -> dict[int, str] | list[str]:

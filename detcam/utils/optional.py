@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 PACKAGES = {
+    "onnx": "onnxruntime",
     "smp": "segmentation-models-pytorch",
     "timm": "timm",
     "transformers": "transformers",
