@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -120,7 +121,15 @@ def deepest_far_layer(adapter: CustomDetectorAdapter, batch: Batch) -> nn.Module
             "the scores of boxes at the center of a noise image have no gradient at any layer (they are saturated, or "
             "the layers take no part in all of them), so that no default layer can be found; pass target_layers="
         )
-    needed = MIN_REACH if best >= MIN_REACH else best / 2
+    needed = MIN_REACH
+    if best < MIN_REACH:  # one cell, as at the layer that makes the box, is no reach, however coarse the grid
+        wider = [
+            value if value * math.prod(tensor.shape[-2:]) > 1.5 else 0.0
+            for value, (_, tensor) in zip(medians, maps, strict=True)
+        ]
+        medians = wider if any(wider) else medians
+        best = max(medians)
+        needed = best / 2
     index = max(i for i, value in enumerate(medians) if value >= needed)
     if best < MIN_REACH:
         name = next(name for name, module in adapter.model.named_modules() if module is maps[index][0])

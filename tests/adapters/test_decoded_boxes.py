@@ -165,3 +165,17 @@ def test_a_default_layer_of_short_reach_is_reported() -> None:
     with pytest.warns(ReachWarning, match="no layer of Sequential reaches half of the image.*target_layers="):
         adapter = detector(nn.Sequential(*body).eval(), decode, image_size=64)
     assert adapter.layer_names == ["1"]
+
+
+def test_the_layer_that_makes_the_boxes_is_no_default() -> None:
+    """One cell of its coarse grid is a larger fraction than nine cells of the fine one, and a map of it is one cell."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, 4, 1), nn.ReLU(), nn.Conv2d(8, 5, 3, 4, 1)).eval()
+
+    def decode(output: Tensor) -> tuple[Tensor, Tensor]:
+        rows = output.flatten(2).mT
+        y, x = torch.meshgrid(*(torch.arange(n) * 16.0 for n in output.shape[-2:]), indexing="ij")
+        corner = torch.stack([x, y], -1).flatten(0, 1).expand(len(rows), -1, -1)
+        return torch.cat([corner, corner + 16], -1), rows[..., 4:].sigmoid()
+
+    with pytest.warns(ReachWarning, match="reaches half of the image.*; 1 is the target layer"):
+        assert detector(model, decode, image_size=96).layer_names == ["1"]
