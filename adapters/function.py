@@ -165,6 +165,6 @@ class FunctionDetectorAdapter(CustomDetectorAdapter):
         return callable(model)
 
     def __repr__(self) -> str:
-        function = self.model.function  # type: ignore[union-attr]
+        function = self.model.function
         name = getattr(function, "__qualname__", type(function).__qualname__)
         return f"{type(self).__name__}({name}, names={list(self.names.values())})"

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from detcam.adapters import adapt
-from detcam.adapters.base import Adapter, Batch, Target
+from detcam.adapters.base import Adapter, Batch, ModelLike, Target
 from detcam.adapters.black_box import BlackBox, gradient_obstacle
 from detcam.adapters.contract import TASKS
 from detcam.adapters.volumes import is_volume
@@ -129,7 +129,7 @@ class BaseCAM:
 
     def __init__(
         self,
-        model: Adapter | nn.Module,
+        model: ModelLike,
         target_layers: LayersLike = None,
         reshape_transform: ReshapeTransform | None = None,
     ) -> None:
@@ -469,7 +469,7 @@ class LayerlessCAM(BaseCAM, abstract=True):
 
     def __init__(
         self,
-        model: Adapter | nn.Module,
+        model: ModelLike,
         target_layers: LayersLike = None,
         reshape_transform: ReshapeTransform | None = None,
     ) -> None:
