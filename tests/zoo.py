@@ -274,7 +274,7 @@ def own_detector() -> tuple[nn.Module, Adapter]:
         corners = cells.reshape(1, -1, 2) * 16.0
         return torch.cat([corners, corners + 16], -1).expand(len(raw), -1, -1), raw.sigmoid().flatten(2).mT
 
-    return model, detector(model, decode, image_size=96, max_detections=3)
+    return model, detector(model, decode, image_size=96, max_detections=3, target_layers="0")
 
 
 @register("segmentation")

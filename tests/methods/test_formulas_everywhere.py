@@ -118,7 +118,7 @@ def boxes() -> Setting:
         corners = torch.tensor([[16.0 * j, 16.0 * i] for i in range(down) for j in range(across)])[None]
         return torch.cat([corners, corners + 16], -1).expand(len(raw), -1, -1), raw.sigmoid().flatten(2).mT
 
-    adapter = detector(model, decode, image_size=48, max_detections=3)
+    adapter = detector(model, decode, image_size=48, max_detections=3, target_layers="0")
     image = torch.rand(3, 48, 48, generator=generator).double()
     found = adapter.predict(image)[0][[1]]
     plain = copy.deepcopy(model)

@@ -155,9 +155,10 @@ def test_chunks_change_nothing(method: Any, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_only_downstream_layers_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
     model = TinyCNN()
+    cam = AblationCAM(model, ["relu1"])
     runs = count_runs(model)
     monkeypatch.setattr(detcam.perturbation.replay, "MAX_PASS_BYTES", 1)
-    AblationCAM(model, ["relu1"]).explain(IMAGES[:1], TARGETS[:1])
+    cam.explain(IMAGES[:1], TARGETS[:1])
     assert runs["conv1"] == runs["relu1"] == 2, "once for the maps, once to record"
     assert model.conv1.forward.__name__ == "counted", "a forward method of the user's own is put back"
     live = int((activation(model, model.relu1, IMAGES[0]).flatten(1).amax(1) > 0).sum())

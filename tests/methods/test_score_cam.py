@@ -129,14 +129,15 @@ def test_an_undetected_box_keeps_its_best_candidate() -> None:
 
 def test_score_cam_shares_its_passes() -> None:
     model = TinyCNN()
+    every, two = ScoreCAM(model, ["conv2"]), ScoreCAM(model, ["conv2"], top_channels=2)
     runs = count_runs(model)
-    together = ScoreCAM(model, ["conv2"]).explain(IMAGES[:1], [[ClassifierOutputTarget(k) for k in range(3)]])[0]
+    together = every.explain(IMAGES[:1], [[ClassifierOutputTarget(k) for k in range(3)]])[0]
     assert runs["conv1"] == 1 + 5, "the image, and one pass for each of five channels, whatever the number of targets"
     for k in range(3):
         alone = ScoreCAM(model, ["conv2"]).explain(IMAGES[:1], [ClassifierOutputTarget(k)])[0]
         torch.testing.assert_close(alone.saliency[0][0], together.saliency[0][k])
     runs["conv1"] = 0
-    ScoreCAM(model, ["conv2"], top_channels=2).explain(IMAGES[:1], TARGETS[:1])
+    two.explain(IMAGES[:1], TARGETS[:1])
     assert runs["conv1"] == 1 + 1 + 2, "the image twice, once to record, and the two channels"
 
 
