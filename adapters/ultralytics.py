@@ -6,7 +6,7 @@ The package is imported only in these modules, and only for its models: `support
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,9 @@ from typing_extensions import Unpack
 
 from detcam.adapters.base import AdapterOptions, Batch, DetectorAdapter
 from detcam.adapters.ultralytics_architecture import check_architecture
+from detcam.adapters.ultralytics_letterbox import Letterbox, pixels
 from detcam.adapters.ultralytics_network import (
+    PROMPTED,
     class_names,
     head_names,
     inner_module,
@@ -27,7 +29,6 @@ from detcam.adapters.ultralytics_network import (
 from detcam.adapters.ultralytics_outputs import HeadLevel, YoloOutput, YoloPyramid
 from detcam.adapters.windows import reach
 from detcam.detections import as_names
-from detcam.geometry import Geometry
 from detcam.outputs import DetectorOutput
 from detcam.utils.optional import missing_package_error
 
@@ -99,42 +100,22 @@ class UltralyticsDetector(DetectorAdapter, abstract=True):
         last = len(self.layers) - 1
         return [self.layers[index if index >= 0 else last + index] for index in self.head.f]
 
+    @property
+    def letterbox(self) -> Letterbox:
+        """How images are placed on the network's input."""
+        return Letterbox(self.image_size_hw, self.stride, self.stretches)
+
     def prepare(self, images: Sequence[Tensor]) -> Batch:
-        from ultralytics.data.augment import LetterBox
-
-        letterbox = LetterBox(
-            self.image_size_hw, auto=not self.stretches, scale_fill=self.stretches, stride=self.stride
-        )
-        letterboxed = [letterbox(image=_pixels(image)) for image in images]
-        placed = [
-            torch.from_numpy(np.ascontiguousarray(array.reshape(*array.shape[:2], -1))).permute(2, 0, 1)
-            for array in letterboxed
-        ]
-        inputs = torch.stack(placed).to(self.device).to(self.dtype) / 255
-        canvas = (inputs.shape[-2], inputs.shape[-1])
-        sizes = [(image.shape[-2], image.shape[-1]) for image in images]
-        return Batch(inputs, tuple(self._geometry(size, canvas) for size in sizes))
-
-    def _geometry(self, size_hw: tuple[int, int], canvas_hw: tuple[int, int]) -> Geometry:
-        """The geometry of the letterbox, whose sides and padding are rounded to whole pixels."""
-        if self.stretches:
-            return Geometry.resize(size_hw, canvas_hw)
-        ratio = min(self.image_size_hw[0] / size_hw[0], self.image_size_hw[1] / size_hw[1])
-        height, width = (max(round(side * ratio), 1) for side in size_hw)
-        top, left = (round((canvas - side) / 2 - 0.1) for canvas, side in zip(canvas_hw, (height, width), strict=True))
-        return Geometry(size_hw, canvas_hw, (width / size_hw[1], height / size_hw[0]), (left, top))
+        return letterboxed(images, self.letterbox, self.device, self.dtype)
 
     def prepare_tensor(self, batch: Tensor) -> Batch:
         """Take a (B, C, H, W) tensor, RGB in [0, 1], whose sides are multiples of the stride."""
-        if batch.shape[1] != self.channels or any(side % self.stride for side in batch.shape[-2:]):
-            raise ValueError(
-                f"expected a (B, {self.channels}, H, W) tensor with sides that are multiples of {self.stride}; got "
-                f"{tuple(batch.shape)}. Pass a list of images instead: they are letterboxed"
-            )
-        low, high = float(batch.min()), float(batch.max())
-        if low < -1e-3 or high > 2:  # aug_smooth brightens by 1.1
-            raise ValueError(f"expected RGB pixels in [0, 1]; got values from {low:.3g} to {high:.3g}. Divide by 255")
+        self.letterbox.check(batch, self.channels)
         return super().prepare_tensor(batch)
+
+    def layer_runner(self, count: int) -> Callable[[nn.Module, Any], Any]:
+        """Return the function that runs a layer on its input, for a batch of `count` images."""
+        return lambda layer, value: layer(value)
 
     def features(self, inputs: Tensor) -> list[Tensor]:
         """Return the head's input: one (B, C, h, w) per pyramid level."""
@@ -142,10 +123,11 @@ class UltralyticsDetector(DetectorAdapter, abstract=True):
         saved: set[int] = {*self.model.save, *head.f}  # type: ignore[misc]
         kept: list[Any] = []
         value: Any = inputs
+        run = self.layer_runner(len(inputs))
         for layer in layers:
             if layer.f != -1:
                 value = kept[layer.f] if isinstance(layer.f, int) else [value if i == -1 else kept[i] for i in layer.f]
-            value = layer(value)
+            value = run(layer, value)
             kept.append(value if layer.i in saved else None)
         return [value if index == -1 else kept[index] for index in head.f]
 
@@ -177,7 +159,8 @@ class UltralyticsAdapter(UltralyticsDetector):
 
     @classmethod
     def supports(cls, model: object) -> bool:
-        return is_ultralytics(model) and head_names(model).isdisjoint({"RTDETRDecoder", "Classify"})
+        other = {"RTDETRDecoder", "Classify", "SemanticSegment", "Depth", *PROMPTED}
+        return is_ultralytics(model) and head_names(model).isdisjoint(other)
 
     @property
     def branch(self) -> Mapping[str, Any]:
@@ -214,7 +197,12 @@ class UltralyticsAdapter(UltralyticsDetector):
         elif "pose_head" in branch:
             extra = branch["pose_head"][level](feature)
             extra = branch["kpts_head"][level](extra) if "kpts_head" in branch else extra
-        return HeadLevel(branch["cls_head"][level](feature), branch["box_head"][level](feature), extra)
+        return HeadLevel(self.classify(level, feature), branch["box_head"][level](feature), extra)
+
+    def classify(self, level: int, feature: Tensor) -> Tensor:
+        """Return the class logits (B, C, h, w) of a map, or a window of a map, of one level."""
+        logits: Tensor = self.branch["cls_head"][level](feature)
+        return logits
 
     def run_prototypes(self, features: list[Tensor]) -> Tensor | None:
         """Return the mask prototypes (B, M, h, w), or None where the task has none."""
@@ -282,12 +270,19 @@ def _reach(branch: nn.Module) -> int | None:
     return total
 
 
-def _pixels(image: Tensor) -> np.ndarray:
-    """Return an (H, W, C) array in 0..255: uint8 if the image has 8 bits, since resizing then rounds, else float."""
-    scaled = image.detach().float().cpu().permute(1, 2, 0) * 255
-    rounded = scaled.round()
-    whole = (scaled - rounded).abs().max() < 1e-3 and rounded.min() >= 0 and rounded.max() <= 255
-    return (rounded.byte() if whole else scaled).numpy()
+def letterboxed(images: Sequence[Tensor], place: Letterbox, device: torch.device, dtype: torch.dtype) -> Batch:
+    """Return images (C, H, W) in [0, 1] of one canvas as the network's input, as `YOLO.predict` prepares them."""
+    from ultralytics.data.augment import LetterBox
+
+    letterbox = LetterBox(place.size_hw, auto=not place.stretches, scale_fill=place.stretches, stride=place.stride)
+    arrays = [letterbox(image=pixels(image)) for image in images]
+    placed = [
+        torch.from_numpy(np.ascontiguousarray(array.reshape(*array.shape[:2], -1))).permute(2, 0, 1) for array in arrays
+    ]
+    inputs = torch.stack(placed).to(device).to(dtype) / 255
+    canvas = (inputs.shape[-2], inputs.shape[-1])
+    sizes = [(image.shape[-2], image.shape[-1]) for image in images]
+    return Batch(inputs, tuple(place.geometry(size, canvas) for size in sizes))
 
 
 def create_ultralytics_model(name: str, *, num_classes: int | None = None, pretrained: bool = False) -> nn.Module:

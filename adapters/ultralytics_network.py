@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 PROMPTED = frozenset({"WorldDetect", "YOLOEDetect"})
-"""Heads with a text prompt as a second input."""
+"""Heads with the embeddings of the classes as a second input."""
 
 
 def is_ultralytics(model: object) -> bool:
@@ -31,12 +31,12 @@ def inner_module(model: object) -> Any:
             f"expected a PyTorch model; got the exported model {module!r}. Load the .pt file it was exported from"
         )
     known = head_names(module)
-    if known.isdisjoint({"Detect", "RTDETRDecoder", "Classify"}) or not known.isdisjoint(PROMPTED):
+    if known.isdisjoint({"Detect", "RTDETRDecoder", "Classify", "SemanticSegment", "Depth"}):
         layers: Any = module.model
         raise TypeError(
-            "the ultralytics adapters explain heads for detection, instance segmentation, rotated boxes, keypoints and "
-            f"classification, without a text prompt; got a {type(module).__name__} with a {type(layers[-1]).__name__} "
-            "head. Decode its output with detcam.adapters.detector(model, decode=...)"
+            "the ultralytics adapters explain heads for detection, instance segmentation, rotated boxes, keypoints, "
+            f"classification, semantic segmentation and depth; got a {type(module).__name__} with a "
+            f"{type(layers[-1]).__name__} head. Decode its output with detcam.adapters.detector(model, decode=...)"
         )
     return module
 

@@ -392,8 +392,10 @@ def test_unsupported_models_raise_with_a_remedy() -> None:
     with pytest.raises(ValueError, match="no objectness"):
         target = BoxTarget((0, 0, 30, 30), 0, quantity="objectness")
         GradCAM(adapter)([IMAGES[0]], [[target]])
-    with pytest.raises(TypeError, match="SemanticSegment"):
-        adapt(tasks.SemanticSegmentationModel("yolo26n-sem.yaml", verbose=False))
+    unknown = tasks.DetectionModel("yolo11n.yaml", verbose=False)
+    unknown.model.append(nn.Identity())
+    with pytest.raises(TypeError, match="semantic segmentation and depth; got a DetectionModel with a Identity head"):
+        adapt(unknown)
     exported = YOLO("yolo11n.yaml")
     del exported.model
     exported.model = "yolo11n.onnx"
