@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -229,3 +231,32 @@ def test_other_tasks_run_as_modules(files: dict[str, Path]) -> None:
     adapter = segmenter(model, lambda output: output[:, 4:, :64].unflatten(2, (8, 8)), image_size=64)
     (result,) = detcam.explain(adapter, patch(), "occlusion:grid=8,window=2", top_k=1)
     assert result.heatmaps.shape == (1, 64, 64)
+
+
+@pytest.mark.parametrize("name", ["yolo11n", "yolo26n", "yolo11n-seg"])
+def test_exports_of_ultralytics_agree_with_the_network(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models: Any = pytest.importorskip("tests.adapters.ultralytics_models")
+    monkeypatch.chdir(tmp_path)  # the file is written there
+    wrapper = models.wrapped(name)
+    network = copy.copy(wrapper.model)  # the module is shared by tests
+    network.args, network.task = {**wrapper.overrides, "data": None}, wrapper.task
+    wrapper.model = network
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        path = wrapper.export(
+            format="onnx",
+            imgsz=models.SIZE,
+            simplify=False,
+            verbose=False,
+            **({"end2end": True} if "26" in name else {}),
+        )
+    image = models.make_image(4, models.SIZE, models.SIZE)
+    adapter = detcam.adapt(path, score_threshold=0.15, iou_threshold=1.0, max_detections=6)
+    expected = detcam.adapt(wrapper, **{**models.OPTIONS, "iou": 1.0}).predict(image)[0]
+    (found,) = adapter.predict(image)
+    assert adapter.names == expected.names and len(found) == len(expected) > 0
+    torch.testing.assert_close(found.boxes_xyxy, expected.boxes_xyxy, atol=1e-2, rtol=0)
+    torch.testing.assert_close(found.scores, expected.scores, atol=1e-4, rtol=0)
+    assert found.labels.tolist() == expected.labels.tolist()
