@@ -115,13 +115,17 @@ def input_channels(model: object) -> int:
     """Return the number of channels of a network's input.
 
     This is the number of input channels of its first convolution, as registered; 3 if there is none, or if that one
-    reads features (more than `MAX_INPUT_CHANNELS`) and another one reads 3.
+    reads features (more than `MAX_INPUT_CHANNELS`, or as many as a layer returns while none returns 3) and another one
+    reads 3.
     """
     if not isinstance(model, nn.Module):
         return 3
     found = [getattr(module, "in_channels", None) for module in model.modules()]
     counts = [count for count in found if isinstance(count, int)]
-    if not counts or (counts[0] > MAX_INPUT_CHANNELS and 3 in counts):
+    returned = {getattr(module, "out_channels", None) for module in model.modules()}
+    if not counts or (
+        3 in counts and (counts[0] > MAX_INPUT_CHANNELS or (counts[0] in returned and 3 not in returned))
+    ):
         return 3
     return counts[0]
 

@@ -11,7 +11,7 @@ import torchvision.models as tv
 from torch import Tensor, nn
 
 from detcam import EmptyMapWarning, GradCAM, HiResCAM, LayerCAM, adapt
-from detcam.layers import InferredReshape, find_target_layers, infer_reshape
+from detcam.layers import InferredReshape, find_target_layers, infer_reshape, input_channels
 from detcam.targets import ClassifierOutputTarget
 from tests.helpers import Snapshot, TinyCNN, tensors
 
@@ -326,3 +326,20 @@ def test_given_reshape_transform_has_priority() -> None:
     own = tensors(LayerCAM(model, [model.blocks[-1].norm1], turned)(batch, targets))
     inferred = tensors(LayerCAM(model, [model.blocks[-1].norm1])(batch, targets))
     torch.testing.assert_close(own, inferred.flip(-1), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("layers", "expected"),
+    [
+        ([(3, 8), (8, 4)], 3),
+        ([(5, 8), (8, 2)], 5),
+        ([(1, 3), (3, 2)], 1),
+        ([(4, 3), (3, 4)], 4),
+        ([(4, 2), (3, 4)], 3),
+        ([(64, 2), (3, 64)], 3),
+        ([], 3),
+    ],
+    ids=["color", "five bands", "gray", "three features", "head first", "wide head first", "no convolution"],
+)
+def test_input_channels(layers: list[tuple[int, int]], expected: int) -> None:
+    assert input_channels(nn.Sequential(*(nn.Conv2d(*sides, 1) for sides in layers))) == expected
