@@ -122,7 +122,8 @@ def input_channels(model: object) -> int:
         return 3
     found = [getattr(module, "in_channels", None) for module in model.modules()]
     counts = [count for count in found if isinstance(count, int)]
-    returned = {getattr(module, "out_channels", None) for module in model.modules()}
+    outputs = [getattr(module, "out_channels", None) for module in model.modules()]
+    returned = {count for count in outputs if isinstance(count, int)}
     if not counts or (
         3 in counts and (counts[0] > MAX_INPUT_CHANNELS or (counts[0] in returned and 3 not in returned))
     ):
