@@ -119,7 +119,7 @@ class CustomDetectorAdapter(DetectorAdapter):
 
         The last layers before a convolutional head only see a box and its surroundings, so a map there cannot show
         evidence elsewhere. The reach of each layer is measured on a noise image. If no layer reaches half of the image,
-        the deepest one that reaches half as far as the farthest, and beyond one cell, is taken, with a warning.
+        the deepest one is taken that keeps most of the farthest one's reach, beyond one cell, with a warning.
         """
         self._check_channels()
         return [deepest_far_layer(self, self._noise(1))]

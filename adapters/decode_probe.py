@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 MIN_REACH = 0.5
 """Fraction of the image that the gradient at the default layer covers, where the network has such a layer."""
+MIN_RELATIVE_REACH = 0.8
+"""Where no layer reaches that far: fraction of the farthest layer's reach that the target layer keeps."""
 
 _REORDERING = ("sort", "argsort", "msort", "topk", "nonzero", "masked_select", "unique", "_unique2", "nms")
 """Operations after which a row is no identity: the rows of another image are in another order, or others."""
@@ -129,7 +131,7 @@ def deepest_far_layer(adapter: CustomDetectorAdapter, batch: Batch) -> nn.Module
         ]
         medians = wider if any(wider) else medians
         best = max(medians)
-        needed = best / 2
+        needed = best * MIN_RELATIVE_REACH
     index = max(i for i, value in enumerate(medians) if value >= needed)
     if best < MIN_REACH:
         name = next(name for name, module in adapter.model.named_modules() if module is maps[index][0])
