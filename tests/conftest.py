@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -50,7 +52,22 @@ def reference(data: Path) -> ModuleType:
         pytest.skip("the reference models cannot be loaded")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    for name in ("bccd_fasterrcnn", "bccd_yolo", "bccd_unet", "efficientnet_lite0"):
+        setattr(module, name, skip_without_library(getattr(module, name)))
     return module
+
+
+def skip_without_library(build: Callable[..., Any]) -> Callable[..., Any]:
+    """Make a function that builds a model skip the test where the model's library is not installed."""
+
+    @functools.wraps(build)
+    def skipping(*args: Any, **options: Any) -> Any:
+        try:
+            return build(*args, **options)
+        except ModuleNotFoundError as error:
+            pytest.skip(f"{error.name} is not installed")
+
+    return skipping
 
 
 @pytest.fixture

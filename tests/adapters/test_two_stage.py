@@ -57,8 +57,7 @@ class SwinPyramid(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        import timm
-
+        timm = pytest.importorskip("timm", reason="timm is not installed")
         self.body = timm.create_model(
             "swin_tiny_patch4_window7_224",
             features_only=True,
