@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -29,6 +30,7 @@ def torchvision_vit(layers: int = 3) -> Any:
 
 def timm_vit(**options: Any) -> Any:
     """timm's ViT on 4 x 4 patches of 8 pixels."""
+    pytest.importorskip("timm", reason="timm is not installed")
     from timm.models.vision_transformer import VisionTransformer
 
     sizes: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 3, "num_heads": 2}
