@@ -43,12 +43,12 @@ def image_size(path: Path) -> ImageSize:
         with Image.open(path) as image:
             orientation = image.getexif().get(ORIENTATION_TAG, 1)
             size_hw = (image.height, image.width)
-    except ImportError as error:  # ultralytics replaces Image.open by a function that may raise it
-        raise ValueError(f"cannot read {path} as an image (unknown format); is the file complete?") from error
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except (UnidentifiedImageError, ImportError, OSError, SyntaxError, Image.DecompressionBombError) as error:
         if path.suffix.lower() in (".tif", ".tiff") and (size_of_tiff := _tiff_size(path)):
             return ImageSize(size_of_tiff)
-        raise ValueError(f"cannot read {path} as an image ({error}); is the file complete?") from error
+        # ultralytics replaces Image.open by a function that raises ImportError for unknown formats
+        reason = "unknown format" if isinstance(error, ImportError) else str(error)
+        raise ValueError(f"cannot read {path} as an image ({reason}); is the file complete?") from error
     known = isinstance(orientation, int) and 1 <= orientation <= 8
     return ImageSize(size_hw, orientation if known else 1)
 

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
+from detcam.data.decoding import read_file
 from detcam.data.exif import ImageSize, image_size
 from detcam.data.images import ImageReader, expand_paths, load_image, load_images, to_uint8
 from detcam.utils.opencv import cv2
@@ -172,3 +173,24 @@ def test_drawn_bands() -> None:
     assert to_uint8(image[:2]).shape == (6, 8, 3)
     with pytest.raises(ValueError, match="one or three of the 5 channels"):
         to_uint8(image, [0, 5, 1])
+
+
+def test_tiff_of_many_bands_where_another_package_replaced_image_open(tmp_path: Path, monkeypatch: Any) -> None:
+    """A replacement of Pillow's function that raises ImportError for unknown formats changes nothing."""
+    path = tmp_path / "x.tif"
+    pixels = np.arange(6 * 5 * 4, dtype=np.uint8).reshape(6, 5, 4)
+    tifffile.imwrite(path, pixels, photometric="minisblack", planarconfig="contig")
+    original = Image.open
+
+    def image_open(*args: Any, **kwargs: Any) -> Image.Image:
+        try:
+            return original(*args, **kwargs)
+        except UnidentifiedImageError as error:
+            raise ModuleNotFoundError("No module named 'pi_heif'") from error
+
+    monkeypatch.setattr(Image, "open", image_open)
+    assert image_size(path).stored_hw == (6, 5)
+    assert np.array_equal(read_file(path, 4, None), pixels)
+    (tmp_path / "x.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match="unknown format"):
+        image_size(tmp_path / "x.png")
