@@ -11,19 +11,24 @@ import torch
 from torch import Tensor
 
 from detcam.adapters.base import Adapter, Batch, DetectorAdapter
-from detcam.auditing.appearance import AppearanceHypothesis
 from detcam.auditing.case import AuditCase, EvidenceLocation
 from detcam.auditing.conclusion import ExplainedError, conclude
 from detcam.auditing.error_targets import ErrorQuestion, object_box, question_for
 from detcam.auditing.errors import DetectionError
-from detcam.auditing.evidence import box_region, location_regions, object_under
-from detcam.auditing.input_mapping import InputMapping
-from detcam.auditing.persistence import PersistenceCriterion
-from detcam.auditing.proposals import PORTFOLIO, Proposal, Proposals, gradient_proposals, proposal_layers
 from detcam.auditing.question_heatmaps import compute_heatmaps, join_heatmaps
 from detcam.auditing.sentences import case_sentence
-from detcam.auditing.suppression import MissedObject, find_missed, suppressing_detection, suppressor_proposals
-from detcam.auditing.verification import Hypothesis, VerificationResult, Verifier
+from detcam.auditing.verification.appearance import AppearanceHypothesis
+from detcam.auditing.verification.evidence import box_region, location_regions, object_under
+from detcam.auditing.verification.input_mapping import InputMapping
+from detcam.auditing.verification.persistence import PersistenceCriterion
+from detcam.auditing.verification.proposals import PORTFOLIO, Proposal, Proposals, gradient_proposals, proposal_layers
+from detcam.auditing.verification.suppression import (
+    MissedObject,
+    find_missed,
+    suppressing_detection,
+    suppressor_proposals,
+)
+from detcam.auditing.verification.verifier import Hypothesis, VerificationResult, Verifier
 from detcam.cam import BaseCAM
 from detcam.data.ground_truth import GroundTruth
 from detcam.detections import Detections

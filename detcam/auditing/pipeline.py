@@ -22,12 +22,12 @@ from detcam.auditing.error_targets import object_box
 from detcam.auditing.errors import DetectionError
 from detcam.auditing.explainer import ErrorExplainer
 from detcam.auditing.matching import IouType
-from detcam.auditing.proposals import PORTFOLIO
 from detcam.auditing.report import ReportSummary, ReportWriter
 from detcam.auditing.run_state import AuditState
 from detcam.auditing.sentences import case_sentence
 from detcam.auditing.stages import AuditStages
 from detcam.auditing.validation import annotations_digest, prepare_annotations
+from detcam.auditing.verification.proposals import PORTFOLIO
 from detcam.cam import BaseCAM
 from detcam.data.annotations import FIRST_UNKNOWN_LABEL, Annotations
 from detcam.data.ground_truth import GroundTruth

@@ -18,8 +18,8 @@ import detcam
 from detcam import adapt
 from detcam.adapters import detector
 from detcam.auditing import Audit
-from detcam.auditing.evidence import box_region
 from detcam.auditing.explainer import object_regions
+from detcam.auditing.verification.evidence import box_region
 from detcam.data.annotations import Annotations
 from detcam.demo.model import load_demo_detector
 from detcam.synthetic.harbor import DEMO_NAMES, draw_scene

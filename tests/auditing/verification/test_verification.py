@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from detcam import adapt
 from detcam.adapters import detector
 from detcam.auditing.case import Intervention, Outcome, Trial
-from detcam.auditing.evidence import (
+from detcam.auditing.verification.evidence import (
     box_region,
     location_regions,
     location_shares,
@@ -20,13 +20,13 @@ from detcam.auditing.evidence import (
     region_beside,
     strongest_regions,
 )
-from detcam.auditing.interventions import Investigation
-from detcam.auditing.persistence import PersistenceCriterion
-from detcam.auditing.proposals import Proposal, Proposals
-from detcam.auditing.region_search import RegionSearch, shrink, try_region
-from detcam.auditing.removal_map import MAX_REMOVALS, removal_map
-from detcam.auditing.verdict import decide_verdict
-from detcam.auditing.verification import Hypothesis, Verifier
+from detcam.auditing.verification.interventions import Investigation
+from detcam.auditing.verification.persistence import PersistenceCriterion
+from detcam.auditing.verification.proposals import Proposal, Proposals
+from detcam.auditing.verification.region_search import RegionSearch, shrink, try_region
+from detcam.auditing.verification.removal_map import MAX_REMOVALS, removal_map
+from detcam.auditing.verification.verdict import decide_verdict
+from detcam.auditing.verification.verifier import Hypothesis, Verifier
 from detcam.demo.model import load_demo_detector
 from detcam.perturbation.base import ImageScorer
 from detcam.synthetic.harbor import draw_scene

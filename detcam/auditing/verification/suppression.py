@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from detcam.auditing.appearance import AppearanceCriterion
 from detcam.auditing.error_targets import detection_target, failure_stage, object_box, rival_boxes
 from detcam.auditing.errors import DetectionError
-from detcam.auditing.proposals import Proposal
+from detcam.auditing.verification.appearance import AppearanceCriterion
+from detcam.auditing.verification.proposals import Proposal
 from detcam.data.ground_truth import GroundTruth
 from detcam.outputs import DetectorOutput
 from detcam.targets import BoxTarget

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from detcam.auditing.case import PERSISTING, Trial
-from detcam.auditing.evidence import strongest_regions
-from detcam.auditing.interventions import Investigation, Request
-from detcam.auditing.verdict import remaining_score
+from detcam.auditing.verification.evidence import strongest_regions
+from detcam.auditing.verification.interventions import Investigation, Request
+from detcam.auditing.verification.verdict import remaining_score
 from detcam.utils.opencv import cv2
 
 REGION_SIZES = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256)

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from detcam.auditing.case import CONFIRMED, Trial
-from detcam.auditing.evidence import move_region, region_beside
-from detcam.auditing.interventions import Criterion, Interventions, Investigation, Request
-from detcam.auditing.persistence import PersistenceCriterion
-from detcam.auditing.proposals import Proposal, Proposals
-from detcam.auditing.region_probes import probe_map
-from detcam.auditing.region_search import RegionSearch, TriedRegion, connected_parts, shrink, try_region
-from detcam.auditing.removal_map import removal_map
-from detcam.auditing.verdict import MIN_WEAK_EFFECT, Verdict, decide_verdict
+from detcam.auditing.verification.evidence import move_region, region_beside
+from detcam.auditing.verification.interventions import Criterion, Interventions, Investigation, Request
+from detcam.auditing.verification.persistence import PersistenceCriterion
+from detcam.auditing.verification.proposals import Proposal, Proposals
+from detcam.auditing.verification.region_probes import probe_map
+from detcam.auditing.verification.region_search import RegionSearch, TriedRegion, connected_parts, shrink, try_region
+from detcam.auditing.verification.removal_map import removal_map
+from detcam.auditing.verification.verdict import MIN_WEAK_EFFECT, Verdict, decide_verdict
 from detcam.perturbation.base import ImageScorer
 from detcam.perturbation.fills import Fill, LinearFill, RingFill
 

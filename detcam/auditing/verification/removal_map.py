@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from detcam.auditing.interventions import Investigation, Request
-from detcam.auditing.verdict import remaining_score
+from detcam.auditing.verification.interventions import Investigation, Request
+from detcam.auditing.verification.verdict import remaining_score
 
 MAX_REMOVALS = 28
 """Maximum number of groups that are removed."""

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from detcam.auditing.case import Trial
-from detcam.auditing.interventions import Investigation, Request
-from detcam.auditing.verdict import remaining_score
+from detcam.auditing.verification.interventions import Investigation, Request
+from detcam.auditing.verification.verdict import remaining_score
 from detcam.methods.common.region_proposals import propose_regions
 from detcam.methods.probe_cam import render_regions
 

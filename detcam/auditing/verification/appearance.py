@@ -12,12 +12,12 @@ from torch import Tensor
 
 from detcam.auditing.case import Box, Outcome, Trial
 from detcam.auditing.error_targets import belongs_to
-from detcam.auditing.evidence import move_region, region_beside
-from detcam.auditing.interventions import Investigation, Request
-from detcam.auditing.proposals import Proposal
-from detcam.auditing.region_search import RegionSearch, TriedRegion, connected_parts, shrink, try_region
-from detcam.auditing.verdict import MAX_STRONG_FRACTION, MIN_STRONG_EFFECT, MIN_WEAK_EFFECT, Verdict
-from detcam.auditing.verification import VerificationResult
+from detcam.auditing.verification.evidence import move_region, region_beside
+from detcam.auditing.verification.interventions import Investigation, Request
+from detcam.auditing.verification.proposals import Proposal
+from detcam.auditing.verification.region_search import RegionSearch, TriedRegion, connected_parts, shrink, try_region
+from detcam.auditing.verification.verdict import MAX_STRONG_FRACTION, MIN_STRONG_EFFECT, MIN_WEAK_EFFECT, Verdict
+from detcam.auditing.verification.verifier import VerificationResult
 from detcam.outputs import DetectorOutput
 
 MAX_SEARCH_TRIALS = 14

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from detcam.adapters.base import Adapter, Batch, Target
-from detcam.auditing.region_probes import RegionProbes
+from detcam.auditing.verification.region_probes import RegionProbes
 from detcam.methods.common.layer_search import find_context_layers
 from detcam.methods.reach_cam import contrast_targets
 from detcam.outputs import DetectorOutput, work_dtype
