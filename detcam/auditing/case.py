@@ -65,8 +65,8 @@ class Trial:
 
     Attributes:
         intervention: the perturbation.
-        fill: name of the fill: ``"blur"``, a blur of the remaining pixels around the region, or ``"linear"``,
-            imputation.
+        fill: name of the fill: ``"linear"``, linear imputation, or ``"ring"``, the mean color of a ring around each
+            part of the region.
         score: score of the detection in the perturbed image, in [0, 1]: the maximum over its own raw candidate and
             the candidates that overlap it.
         outcome: state of the detection.

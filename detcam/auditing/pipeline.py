@@ -177,8 +177,9 @@ def audit(
             or another one of `detcam.explain`. Verification always uses the score.
         class_map: category name (or id) to the model's class name (or index), where they differ.
         box_format: format of the annotated boxes, as in `detcam.data.annotations.Annotations.load`.
-        method: ``"portfolio"``, which proposes evidence with gradients at several depths and, where they are not
-            confirmed, with coarse-to-fine removal; or a heatmap method, as in `detcam.explain`.
+        method: ``"portfolio"``, which proposes evidence with gradients at several depths, with the removal of single
+            regions and, where they are not confirmed, with coarse-to-fine removal; or a heatmap method, as in
+            `detcam.explain`.
         target_layers: modules or dotted names; None takes the method's default.
         batch_size: images per forward pass; None takes 4.
         device: where the model runs: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``, or ``"auto"``, which is CUDA if

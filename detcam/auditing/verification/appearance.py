@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -12,21 +11,24 @@ from torch import Tensor
 
 from detcam.auditing.case import Box, Outcome, Trial
 from detcam.auditing.error_targets import belongs_to
-from detcam.auditing.verification.evidence import move_region, region_beside
+from detcam.auditing.verification.evidence import control_generator, random_controls, region_beside
 from detcam.auditing.verification.interventions import Investigation, Request
 from detcam.auditing.verification.proposals import Proposal
-from detcam.auditing.verification.region_search import RegionSearch, TriedRegion, connected_parts, shrink, try_region
-from detcam.auditing.verification.verdict import MAX_STRONG_FRACTION, MIN_STRONG_EFFECT, MIN_WEAK_EFFECT, Verdict
+from detcam.auditing.verification.region_search import (
+    MAX_PARTS,
+    RegionSearch,
+    TriedRegion,
+    connected_parts,
+    shrink,
+    try_region,
+)
+from detcam.auditing.verification.verdict import Verdict, decide_appearance
 from detcam.auditing.verification.verifier import VerificationResult
 from detcam.outputs import DetectorOutput
 
 MAX_SEARCH_TRIALS = 14
 """Number of perturbed images from which on the region search tries no other region; with parts and controls, a missed
 object takes at most 25."""
-RANDOM_CONTROLS = 2
-"""Number of random control regions."""
-MAX_PARTS = 2
-"""Maximum number of connected parts of a region that are removed alone."""
 
 
 @dataclass(frozen=True)
@@ -126,12 +128,9 @@ class AppearanceHypothesis:
         if found is None:
             return self._result(_best_attempt(search), [])
         found = yield from self._smallest_part(found, fill_count)
-        generator = torch.Generator().manual_seed(
-            int.from_bytes(hashlib.sha256(self.case_id.encode()).digest()[:7], "big")
-        )
+        generator = control_generator(self.case_id)
         excluded = found.region | self.object_region
-        drawn = [move_region(found.region, generator, excluded) for _ in range(RANDOM_CONTROLS)]
-        controls = [each & ~self.object_region for each in drawn if each is not None]
+        controls = [each & ~self.object_region for each in random_controls(found.region, generator, excluded)]
         requests = [Request("random control", each, index % fill_count) for index, each in enumerate(controls)]
         near = region_beside(found.region, self.surroundings, generator, excluded)
         if near is not None:
@@ -166,53 +165,6 @@ class AppearanceHypothesis:
         proposal = self.proposals[tried.map_index]
         outside = Proposal(proposal.name, proposal.heatmap * ~self.object_region)
         return VerificationResult(trials, verdict, outside, tried.region, (), control, tried.ends)
-
-
-def decide_appearance(
-    score: float, score_threshold: float, trials: Sequence[Trial], evidence_fraction: float
-) -> Verdict:
-    r"""Decide whether trials confirm a region as the reason why an object is missed.
-
-    .. math:: e = \frac{\min_f s_f - \max(s, \max_c s_c)}{t}
-
-    is the effect, limited to [-1, 1], with t the score threshold, s the score of the object, :math:`s_f` its score
-    without the region, by fill, and :math:`s_c` its score without a control region of the same size.
-
-    Args:
-        score: the object's score in the unperturbed image.
-        score_threshold: minimum score of a detection.
-        trials: the trials of the region and its controls.
-        evidence_fraction: fraction of the image that the region covers.
-    """
-    without = [trial for trial in trials if trial.intervention == "without evidence"]
-    lowest = min(without, key=lambda trial: trial.score)
-    if any(trial.outcome == "absent" for trial in without):
-        reason = f"score {score:.2f}, at most {lowest.score:.2f} with every fill without the best region"
-        if lowest.score >= score_threshold:
-            reason += ", where another detection suppresses its candidate"
-        return Verdict("not confirmed", math.nan, reason)
-    controls = [trial for trial in trials if trial.intervention in ("random control", "near control")]
-    if not controls:
-        return Verdict("not confirmed", math.nan, "no control: the image has no other region of that size")
-    highest = max(controls, key=lambda trial: trial.score)
-    effect = max(min((lowest.score - max(score, highest.score)) / score_threshold, 1.0), -1.0)
-    if any(trial.outcome == "appeared" for trial in controls) or effect < MIN_WEAK_EFFECT:
-        where = "a random region" if highest.intervention == "random control" else "another region beside the object"
-        return Verdict(
-            "not confirmed",
-            effect,
-            f"without {where} of the same size the score is {highest.score:.2f}, without the region {lowest.score:.2f}",
-        )
-    limits = []
-    if effect < MIN_STRONG_EFFECT:
-        limits.append("the effect is small")
-    if evidence_fraction >= MAX_STRONG_FRACTION:
-        limits.append("the region covers a tenth of the image or more")
-    if not any(trial.intervention == "near control" for trial in controls):
-        limits.append("no other region of that size is beside the object")
-    reason = f"score {score:.2f}, and {lowest.score:.2f} without the region"
-    reason += f"; effect {effect:.2f} over {len(controls)} controls"
-    return Verdict("weak" if limits else "strong", effect, "; ".join([reason, *limits]))
 
 
 def _best_attempt(search: RegionSearch) -> TriedRegion | None:

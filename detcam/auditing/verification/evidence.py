@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -18,6 +19,8 @@ MAX_REGION_SIDE = 208
 """Maximum longer side, in cells, of the grid on which regions are selected."""
 MIN_STRENGTH = 0.01
 """Minimum strength of evidence, relative to the heatmap's maximum."""
+RANDOM_CONTROLS = 2
+"""Number of random control regions."""
 MAX_TRIES = 48
 """Maximum number of positions tried for a control region."""
 MAX_CONTROL_OVERLAP = 0.1
@@ -122,6 +125,18 @@ def object_under(region: Tensor, ground_truth: GroundTruth, excluded: int | None
             if int(region[y1:y2, x1:x2].sum()) >= MIN_OBJECT_SHARE * size:
                 found.append(((x2 - x1) * (y2 - y1), index))
     return min(found)[1] if found else None
+
+
+def control_generator(case_id: str) -> torch.Generator:
+    """The generator that draws the controls of a case; its seed is a digest of the case's id."""
+    seed = int.from_bytes(hashlib.sha256(case_id.encode()).digest()[:7], "big")
+    return torch.Generator().manual_seed(seed)
+
+
+def random_controls(region: Tensor, generator: torch.Generator, excluded: Tensor) -> list[Tensor]:
+    """Draw up to `RANDOM_CONTROLS` regions of a region's size and shape that barely overlap the pixels `excluded`."""
+    drawn = [move_region(region, generator, excluded) for _ in range(RANDOM_CONTROLS)]
+    return [each for each in drawn if each is not None]
 
 
 def move_region(region: Tensor, generator: torch.Generator, excluded: Tensor | None = None) -> Tensor | None:

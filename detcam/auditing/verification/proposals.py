@@ -53,7 +53,7 @@ class Proposals:
 
     Attributes:
         maps: the maps, the most promising first.
-        probes: regions to remove one by one before the maps are searched; None without any.
+        probes: regions to remove one by one once the maps are searched; None without any.
     """
 
     maps: Sequence[Proposal]

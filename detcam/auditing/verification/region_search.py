@@ -31,6 +31,8 @@ MIN_HALVED_FRACTION = 0.004
 """Minimum fraction of the image that a region covers before it is halved."""
 MIN_PART_FRACTION = 0.15
 """Minimum size of a part, relative to the region."""
+MAX_PARTS = 3
+"""Maximum number of parts of a region that are removed alone."""
 
 RegionKey: TypeAlias = tuple[int, int]
 """A region: index of its map, and index of its size."""
@@ -150,7 +152,7 @@ class RegionSearch:
 
 
 def try_region(
-    region: Tensor, fill_count: int, map_index: int = -1, max_score: float = math.inf
+    region: Tensor, fill_count: int, map_index: int = -1, max_score: float = math.inf, trials: Sequence[Trial] = ()
 ) -> Investigation[TriedRegion]:
     """Remove a region with one fill after another, until the error persists.
 
@@ -159,13 +161,16 @@ def try_region(
         fill_count: number of fills.
         map_index: index of the map that proposed it.
         max_score: score above which the error counts as persisting, because the effect would be too small.
+        trials: the trials of the first fills, if the region was tried before.
     """
-    trials: list[Trial] = []
-    for fill in range(fill_count):
-        trials += yield [Request("without evidence", region, fill)]
-        if trials[-1].outcome in PERSISTING or remaining_score(trials[-1]) > max_score:
-            return TriedRegion(map_index, region, tuple(trials), ends=False)
-    return TriedRegion(map_index, region, tuple(trials), ends=True)
+
+    def persists(trial: Trial) -> bool:
+        return trial.outcome in PERSISTING or remaining_score(trial) > max_score
+
+    made = list(trials)
+    while len(made) < fill_count and not any(persists(each) for each in made):
+        made += yield [Request("without evidence", region, len(made))]
+    return TriedRegion(map_index, region, tuple(made), ends=not any(persists(each) for each in made))
 
 
 def shrink(tried: TriedRegion, fill_count: int, max_score: float = math.inf) -> Investigation[TriedRegion]:

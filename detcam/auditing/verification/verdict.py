@@ -1,4 +1,4 @@
-"""The verdict on an explanation: the effect of its evidence, compared with that of controls, in three grades."""
+"""The verdict on an explanation: the effect of its evidence, compared with that of controls, in grades."""
 
 from __future__ import annotations
 
@@ -83,20 +83,65 @@ def decide_verdict(
             f"{where} of the same size costs nearly as much (score {highest:.2f} without the evidence, "
             f"{remaining_score(lowest_control):.2f} without the control)",
         )
-    has_box_control = any(trial.intervention == "box control" for trial in controls)
-    limits = []
-    if effect < MIN_STRONG_EFFECT:
-        limits.append("the effect is small")
-    if evidence_fraction >= MAX_STRONG_FRACTION:
-        limits.append("the evidence covers a tenth of the image or more")
-    if not has_box_control:
-        limits.append("the box has no other region of the evidence's size")
+    further = []
+    if not any(trial.intervention == "box control" for trial in controls):
+        further.append("the box has no other region of the evidence's size")
     if parts_needed:
-        limits.append("other parts of the box are needed as well")
+        further.append("other parts of the box are needed as well")
     reason = f"{outcomes} without the evidence; effect {effect:.2f} over {len(controls)} controls of the same size"
-    if limits:
-        return Verdict("weak", effect, f"{reason}; {', '.join(limits)}")
-    return Verdict("strong", effect, reason)
+    return _confirmed(effect, evidence_fraction, reason, further)
+
+
+def decide_appearance(
+    score: float, score_threshold: float, trials: Sequence[Trial], evidence_fraction: float
+) -> Verdict:
+    r"""Decide whether trials confirm a region as the reason why an object is missed.
+
+    .. math:: e = \frac{\min_f s_f - \max(s, \max_c s_c)}{t}
+
+    is the effect, limited to [-1, 1], with t the score threshold, s the score of the object, :math:`s_f` its score
+    without the region, by fill, and :math:`s_c` its score without a control region of the same size.
+
+    Args:
+        score: the object's score in the unperturbed image.
+        score_threshold: minimum score of a detection.
+        trials: the trials of the region and its controls.
+        evidence_fraction: fraction of the image that the region covers.
+    """
+    without = [trial for trial in trials if trial.intervention == "without evidence"]
+    lowest = min(without, key=lambda trial: trial.score)
+    if any(trial.outcome == "absent" for trial in without):
+        reason = f"score {score:.2f}, at most {lowest.score:.2f} with every fill without the best region"
+        if lowest.score >= score_threshold:
+            reason += ", where another detection suppresses its candidate"
+        return Verdict("not confirmed", math.nan, reason)
+    controls = [trial for trial in trials if trial.intervention in ("random control", "near control")]
+    if not controls:
+        return Verdict("not confirmed", math.nan, "no control: the image has no other region of that size")
+    highest = max(controls, key=lambda trial: trial.score)
+    effect = max(min((lowest.score - max(score, highest.score)) / score_threshold, 1.0), -1.0)
+    if any(trial.outcome == "appeared" for trial in controls) or effect < MIN_WEAK_EFFECT:
+        where = "a random region" if highest.intervention == "random control" else "another region beside the object"
+        return Verdict(
+            "not confirmed",
+            effect,
+            f"without {where} of the same size the score is {highest.score:.2f}, without the region {lowest.score:.2f}",
+        )
+    reason = f"score {score:.2f}, and {lowest.score:.2f} without the region"
+    reason += f"; effect {effect:.2f} over {len(controls)} controls"
+    has_near_control = any(trial.intervention == "near control" for trial in controls)
+    further = [] if has_near_control else ["no other region of that size is beside the object"]
+    return _confirmed(effect, evidence_fraction, reason, further)
+
+
+def _confirmed(effect: float, evidence_fraction: float, reason: str, further_limits: Sequence[str]) -> Verdict:
+    """The verdict on confirmed evidence: strong, or weak with the limits in its reason."""
+    limits = [*further_limits]
+    if evidence_fraction >= MAX_STRONG_FRACTION:
+        limits.insert(0, "the evidence covers a tenth of the image or more")
+    if effect < MIN_STRONG_EFFECT:
+        limits.insert(0, "the effect is small")
+    return Verdict("weak", effect, f"{reason}; {', '.join(limits)}") if limits else Verdict("strong", effect, reason)
 
 
 def remaining_score(trial: Trial) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -11,25 +10,28 @@ import torch
 from torch import Tensor
 
 from detcam.auditing.case import CONFIRMED, Trial
-from detcam.auditing.verification.evidence import move_region, region_beside
+from detcam.auditing.verification.evidence import control_generator, random_controls, region_beside
 from detcam.auditing.verification.interventions import Criterion, Interventions, Investigation, Request
 from detcam.auditing.verification.persistence import PersistenceCriterion
 from detcam.auditing.verification.proposals import Proposal, Proposals
 from detcam.auditing.verification.region_probes import probe_map
-from detcam.auditing.verification.region_search import RegionSearch, TriedRegion, connected_parts, shrink, try_region
+from detcam.auditing.verification.region_search import (
+    MAX_PARTS,
+    RegionSearch,
+    TriedRegion,
+    connected_parts,
+    shrink,
+    try_region,
+)
 from detcam.auditing.verification.removal_map import removal_map
 from detcam.auditing.verification.verdict import MIN_WEAK_EFFECT, Verdict, decide_verdict
 from detcam.perturbation.base import ImageScorer
 from detcam.perturbation.fills import Fill, LinearFill, RingFill
 
-RANDOM_CONTROLS = 2
-"""Number of random control regions."""
 MAX_CANDIDATES = 3
 """Maximum number of regions that are verified with controls; the search goes on while none is confirmed."""
 MIN_SEARCH_EFFECT = MIN_WEAK_EFFECT + 0.05
 """Minimum drop of the score, relative to it, without a region that is verified; controls may cost a little too."""
-MAX_PARTS = 3
-"""Maximum number of parts of a region that are removed alone."""
 MAX_FURTHER_PARTS = 2
 """Maximum number of further regions that are tried as parts of the evidence."""
 PROBES_NAME = "removal of regions"
@@ -90,7 +92,8 @@ class VerificationResult:
         proposal: the proposal that the evidence comes from.
         evidence: (h, w) bool, the evidence region, over the area of the network's input that the image covers: the
             smallest region whose removal ends the error, if one was found.
-        parts: the connected parts of the evidence, and further parts that are needed; one part if it is connected.
+        parts: parts of the evidence that were removed alone, none of which ends the error, and other regions each of
+            which ends it; empty if the evidence is of one part and no other region is known.
         control: (h, w) bool, the first random control region; None if no position was free.
         ends: whether the error ends without the evidence, with every fill.
         forward_passes: number of perturbed images.
@@ -166,7 +169,9 @@ class Verifier:
             result = yield from self._verify(hypothesis, maps, search, found, ending)
             best = _better(best, result)
         if not _is_confirmed(best) and hypothesis.segments is not None:
-            heatmap = yield from removal_map(hypothesis.segments(), hypothesis.box, hypothesis.score)
+            heatmap = yield from removal_map(
+                hypothesis.segments(), hypothesis.box, hypothesis.score, self.fill_count - 1
+            )
             proposals = [Proposal(REMOVAL_NAME, heatmap)]
             result = yield from self._verify(hypothesis, proposals, self._search(hypothesis, proposals), None, None)
             best = _better(best, result)
@@ -203,6 +208,8 @@ class Verifier:
             found = None
         attempt = search.strongest_attempt()
         if best is None and attempt is not None:
+            # The search leaves a region after the first fill without much effect: it may end the error all the same.
+            attempt = yield from try_region(attempt.region, self.fill_count, attempt.map_index, trials=attempt.trials)
             best = yield from self._verify_region(hypothesis, proposals[attempt.map_index], attempt, search, ending)
         return best
 
@@ -218,14 +225,14 @@ class Verifier:
         parts: list[EvidencePart] = []
         if tried.ends:
             tried, parts = yield from self._separate_parts(tried, hypothesis)
-            tried = yield from shrink(tried, self.fill_count, hypothesis.max_score)
+            smaller = yield from shrink(tried, self.fill_count, hypothesis.max_score)
+            if smaller is not tried:  # it has not the parts of the larger region
+                tried, parts = smaller, [part for part in parts if part.needed]
             parts += yield from self._further_parts(tried, parts, search, ending)
         area = tried.region
         excluded = _union(area, parts)
-        seed = int.from_bytes(hashlib.sha256(hypothesis.case_id.encode()).digest()[:7], "big")
-        generator = torch.Generator().manual_seed(seed)
-        drawn = [move_region(area, generator, excluded) for _ in range(RANDOM_CONTROLS)]
-        random_regions = [each for each in drawn if each is not None]
+        generator = control_generator(hypothesis.case_id)
+        random_regions = random_controls(area, generator, excluded)
         trials = [*tried.trials]
         trials += yield [
             Request("random control", each, index % self.fill_count) for index, each in enumerate(random_regions)

@@ -17,10 +17,11 @@ from detcam import ODAM
 from detcam.adapters import Adapter, detector
 from detcam.auditing import AuditCase
 from detcam.auditing.case import Box, Intervention, Outcome, Trial
-from detcam.auditing.verification.appearance import AppearanceCriterion, AppearanceHypothesis, decide_appearance
+from detcam.auditing.verification.appearance import AppearanceCriterion, AppearanceHypothesis
 from detcam.auditing.verification.interventions import Request
 from detcam.auditing.verification.proposals import Proposal
 from detcam.auditing.verification.suppression import suppressing_detection
+from detcam.auditing.verification.verdict import decide_appearance
 from detcam.detections import Detections, Source
 from detcam.targets import BoxTarget
 from tests.auditing.fixed_output import FAR, FixedOutput

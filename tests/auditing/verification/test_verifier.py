@@ -1,0 +1,211 @@
+"""Verification of hypotheses on networks whose causes are known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from detcam import adapt
+from detcam.adapters import detector
+from detcam.auditing.verification.evidence import box_region
+from detcam.auditing.verification.persistence import PersistenceCriterion
+from detcam.auditing.verification.proposals import Proposal, Proposals
+from detcam.auditing.verification.verifier import Hypothesis, VerificationResult, Verifier
+from detcam.demo.model import load_demo_detector
+from detcam.perturbation.base import ImageScorer
+from detcam.perturbation.fills import Fill, LinearFill, RingFill, UniformFill
+from detcam.synthetic.harbor import draw_scene
+from detcam.targets import BoxTarget
+from detcam.trace import guarded
+
+POND = (25.0, 25.0, 35.0, 35.0)
+
+
+class BluenessDetector(nn.Module):
+    """Detects one boat, with the blueness of its surroundings as the score."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = (self.seen(x)[:, 2, 10:50, 10:50] - x[:, 0, 10:50, 10:50]).mean((1, 2))
+        return found
+
+
+def decode_blueness(raw: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.tensor(POND).expand(len(raw), 1, 4), torch.stack([raw, torch.zeros_like(raw)], 1)[:, None].clamp(0, 1)
+
+
+def verify(
+    network: nn.Module,
+    image: Tensor,
+    heatmap: Tensor,
+    fills: Sequence[Fill] | None = None,
+    segments: Callable[[], Tensor] | None = None,
+) -> VerificationResult:
+    """Verify that a map shows the cause of the boat in an image (3, h, w), with a score threshold of 0.5."""
+    adapter = detector(network.eval(), decode_blueness, names=["boat", "barge"], target_layers="seen").without_layers()
+    size = (image.shape[1], image.shape[2])
+    box = box_region(POND, size)
+    with guarded(adapter.model, gradients=False), torch.no_grad():
+        batch = adapter.prepare([image])
+        output = adapter.outputs(adapter.forward(batch), batch)[0]
+        target = BoxTarget(POND, 0)
+        score = float(output.candidates([target]).class_scores[0, 0])
+        scorer = ImageScorer(adapter, batch, output, [target], torch.zeros(1), (), (), 8, False)
+        criterion = PersistenceCriterion.from_output(output, target, 0.5)
+        proposals = Proposals([Proposal("map", heatmap)])
+        (result,) = Verifier(scorer, fills).verify(
+            [Hypothesis("case", criterion, score, proposals, box, box, segments)]
+        )
+    return result
+
+
+def test_fills_of_a_large_uniform_region_leave_no_trace() -> None:
+    """A blur of the image would fill a pond with its own blue, and the detection that rests on it would stay."""
+    pond = torch.zeros(96, 96)
+    pond[10:50, 10:50] = 1
+    image = torch.zeros(3, 96, 96)
+    image[2] = pond
+    result = verify(BluenessDetector(), image, pond)
+    without = {trial.fill: trial for trial in result.trials if trial.intervention == "without evidence"}
+    assert set(without) == {"ring", "linear"} and result.ends
+    assert all(trial.outcome != "unchanged" for trial in without.values())
+
+
+class Spots(nn.Module):
+    """Detects a boat from the blueness of several regions (rows, columns).
+
+    Args:
+        regions: the regions.
+        combine: from their blueness (K, N) to the score (N,).
+    """
+
+    def __init__(self, regions: Sequence[tuple[slice, slice]], combine: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.seen = nn.Identity()
+        self.regions, self.combine = regions, combine
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.seen(x)
+        return self.combine(torch.stack([x[:, 2, rows, columns].mean((1, 2)) for rows, columns in self.regions]))
+
+
+LEFT, RIGHT = (slice(4, 10), slice(4, 10)), (slice(4, 10), slice(50, 56))
+
+
+def spots_image(*regions: tuple[slice, slice]) -> tuple[Tensor, Tensor]:
+    """A gray image (3, 64, 64) with blue regions, and these as a map (64, 64)."""
+    spots = torch.zeros(64, 64)
+    for region in regions:
+        spots[region] = 1
+    image = torch.full((3, 64, 64), 0.1)
+    image[2] += 0.8 * spots
+    return image, spots
+
+
+@pytest.mark.parametrize("either", [False, True])
+def test_causes_that_act_together_and_causes_that_replace_one_another(either: bool) -> None:
+    image, spots = spots_image(LEFT, RIGHT)
+    network = Spots([LEFT, RIGHT], lambda blueness: blueness.amax(0) if either else blueness.amin(0))
+    result = verify(network, image, spots)
+    assert result.ends and result.verdict.grade == "strong", result.verdict.reason
+    assert bool(result.needed[LEFT].any()) and bool(result.needed[RIGHT].any()), "both spots are in the evidence"
+    if either:
+        assert [part.needed for part in result.parts] == [False, False]
+        assert bool(result.evidence[LEFT].any()) and bool(result.evidence[RIGHT].any())
+    else:
+        assert int(result.evidence.sum()) <= 36 and [part.needed for part in result.parts] == [True]
+
+
+def test_parts_of_a_region_that_was_reduced_are_left_out() -> None:
+    """Only together do the two parts of the map's region cover the causes, and one half of it does so as well."""
+    long, short = (slice(4, 10), slice(0, 30)), (slice(4, 10), slice(36, 42))
+    causes = [(slice(4, 10), slice(22, 30)), short]
+    image, spots = spots_image(long, short)
+    result = verify(Spots(causes, lambda blueness: blueness.amax(0)), image, spots)
+    assert result.ends and int(result.evidence.sum()) == round(0.064 * 64 * 64) // 2, "half of a tried region"
+    assert all(bool(result.evidence[cause].any()) for cause in causes)
+    assert result.parts == () and bool((result.needed == result.evidence).all())
+
+
+class Blue(UniformFill):
+    """Fills with the color of the spots."""
+
+    name = "blue"
+
+    def baseline(self, images: Tensor) -> Tensor:
+        return torch.tensor([0.1, 0.1, 0.9]).view(1, 3, 1, 1)
+
+
+@pytest.mark.parametrize(("second", "grade"), [(RingFill(), "weak"), (Blue(), "not confirmed")])
+def test_a_region_with_a_small_effect_is_removed_with_every_fill(second: Fill, grade: str) -> None:
+    """The search leaves a region whose effect is too small after the first fill; the verdict needs all of them."""
+    image, spots = spots_image(LEFT)
+    network = Spots([LEFT], lambda blueness: 0.38 + 0.15 * (blueness[0] - 0.1) / 0.8)  # 0.53, and 0.38 without the spot
+    result = verify(network, image, spots, [LinearFill(noise=0), second])
+    without = [trial for trial in result.trials if trial.intervention == "without evidence"]
+    assert [trial.fill for trial in without] == ["linear", second.name]
+    assert result.verdict.grade == grade and result.ends == (grade == "weak"), result.verdict.reason
+
+
+def test_coarse_to_fine_removal_takes_any_number_of_fills() -> None:
+    image, _ = spots_image(LEFT)
+    segments = (torch.arange(64)[:, None] // 6 * 20 + torch.arange(64)[None] // 6).long()
+    network = Spots([LEFT], lambda blueness: blueness[0])
+    result = verify(network, image, torch.zeros(64, 64), [LinearFill()], lambda: segments)
+    assert result.proposal.name == "coarse-to-fine removal" and result.ends, result.verdict.reason
+    assert float(result.evidence[LEFT].float().mean()) > 0.5
+
+
+def test_without_hypotheses_nothing_runs() -> None:
+    """An image's first folding compares its targets' scores, of which there are none here."""
+    adapter = adapt(load_demo_detector()).without_layers()
+    with guarded(adapter.model, gradients=False), torch.no_grad():
+        batch = adapter.prepare([torch.rand(3, 96, 128)])
+        output = adapter.outputs(adapter.forward(batch), batch)[0]
+        scorer = ImageScorer(adapter, batch, output, [], torch.zeros(0), (), (), 8, False)
+        verifier = Verifier(scorer)
+        assert verifier.verify([]) == []
+        assert scorer.folding is None, "nothing ran"
+        assert scorer.score_variants(0, lambda part: batch.inputs).shape == (0, 0)
+        assert scorer.score_variants(3, lambda part: batch.inputs.repeat(part.stop - part.start, 1, 1, 1)).shape == (
+            3,
+            0,
+        )
+
+
+def test_wrong_evidence_is_not_confirmed() -> None:
+    """The boat is seen because of its wake; a map on the sky, or on the empty box, must not pass."""
+    adapter = adapt(load_demo_detector()).without_layers()
+    scene = draw_scene(1_000_000)
+    found = adapter.predict(scene.image)[0]
+    (name,) = list(scene.ghost_boxes_xyxy)[:1]
+    ghost = torch.as_tensor(scene.ghost_boxes_xyxy[name])
+    at = int((found.boxes_xyxy - ghost).abs().sum(1).argmin())
+    target = adapter.targets_of(found)[at]
+    assert isinstance(target, BoxTarget)
+    size = scene.image.shape[:2]
+    wake = torch.from_numpy(scene.object(name).mask)
+    sky = torch.zeros(size)
+    sky[:30] = torch.rand(30, size[1], generator=torch.Generator().manual_seed(0))
+    box = box_region(target.box_xyxy, (size[0], size[1]))
+    with guarded(adapter.model, gradients=False), torch.no_grad():
+        batch = adapter.prepare([torch.from_numpy(scene.image).permute(2, 0, 1) / 255])
+        output = adapter.outputs(adapter.forward(batch), batch)[0]
+        scorer = ImageScorer(adapter, batch, output, [target], torch.zeros(1), (), (), 8, False)
+        criterion = PersistenceCriterion.from_output(output, target, 0.5)
+        heatmaps = {"wake": wake.float(), "sky": sky}
+        score = float(found.scores[at])
+        hypotheses = [
+            Hypothesis(name, criterion, score, Proposals([Proposal(name, heat)]), box, box)
+            for name, heat in heatmaps.items()
+        ]
+        verdicts = dict(zip(heatmaps, Verifier(scorer).verify(hypotheses), strict=True))
+    assert verdicts["wake"].verdict.grade in ("strong", "weak") and verdicts["wake"].ends
+    assert verdicts["sky"].verdict.grade == "not confirmed" and not verdicts["sky"].ends
+    assert float((verdicts["wake"].evidence & wake).sum()) > 0.5 * float(verdicts["wake"].evidence.sum())
