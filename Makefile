@@ -4,6 +4,7 @@
 # make bench     speed against other libraries
 # make planted-peers   other libraries on detectors with planted causes; trains the detectors into build/planted
 # make wheel-check   the wheel and the editable install, imported from outside the repository
+# make docs      the documentation site, in build/site; warnings are errors
 # make clean     removes the virtual environment and everything built
 #
 # PYTHON=... picks the interpreter, VENV=... the virtual environment, WORKERS=... the test processes.
@@ -25,7 +26,7 @@ PYTHON ?= $(shell for p in python3.14 python3.13 python3.12 python3.11 python3.1
 QUIET := OMP_NUM_THREADS=1 MPLBACKEND=Agg HF_HUB_OFFLINE=1 NO_ALBUMENTATIONS_UPDATE=1 \
 	YOLO_OFFLINE=True YOLO_AUTOINSTALL=False YOLO_CONFIG_DIR=$(abspath $(VENV))/ultralytics
 
-.PHONY: help env demo test test-slow lint format bench planted-peers wheel-check clean
+.PHONY: help env demo test test-slow lint format bench planted-peers wheel-check docs clean
 
 help:
 	@sed -n '1,/^$$/s/^# //p' Makefile
@@ -43,7 +44,7 @@ $(VENV)/.installed-all: setup.cfg | $(VENV)/bin/pip
 	@touch $@
 
 $(VENV)/.installed-dev: setup.cfg | $(VENV)/bin/pip
-	$(BIN)/python -m pip install -e '.[all,test,dev]'
+	$(BIN)/python -m pip install -e '.[all,test,dev,docs]'
 	$(BIN)/python -m pip install --no-deps tidecv==1.0.1 quantus==0.6.0
 	@touch $@ $(VENV)/.installed-all
 
@@ -93,5 +94,9 @@ wheel-check: $(VENV)/.installed-dev
 	cd / && $(QUIET) $(BIN)/python $(CURDIR)/.ci/check_install.py editable
 	cd / && $(QUIET) $(CURDIR)/build/wheel/venv/bin/detcam --help > /dev/null
 
+docs: $(VENV)/.installed-dev
+	$(QUIET) $(BIN)/python -m sphinx -b html -W --keep-going -q docs build/site
+
 clean:
+	rm -rf docs/api
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -19,7 +19,7 @@ from detcam.outputs import BaseTarget, DetectionTarget, Part, SegmenterOutput, c
 class MaskTarget(BaseTarget):
     r"""Mean logit of a class over a region of the image.
 
-    $\frac{1}{|M|} \sum_{p \in M} y^c_p$ over the region's pixels $p$, as in Seg-Grad-CAM
+    :math:`\frac{1}{|M|} \sum_{p \in M} y^c_p` over the pixels p of the region M, as in Seg-Grad-CAM
     (https://arxiv.org/abs/2002.11434) up to the factor. A pixel has the logits of its output cell, or the mean of
     several cells weighted by area. For a head with one channel, class 1 is its logit and class 0 the negative of it.
 

@@ -39,8 +39,8 @@ class KPCA_CAM(BaseCAM):
         model: as in `BaseCAM`.
         target_layers: as in `BaseCAM`.
         reshape_transform: as in `BaseCAM`.
-        kernel: ``sigmoid``, tanh(gamma x.y + 1); ``rbf``, exp(-gamma |x - y|^2); ``poly``, (gamma x.y + 1)^3;
-            ``cosine``, the cosine of the angle; ``linear``, x.y, which is `EigenCAM`.
+        kernel: ``sigmoid``, ``tanh(gamma x.y + 1)``; ``rbf``, ``exp(-gamma |x - y|^2)``; ``poly``,
+            ``(gamma x.y + 1)^3``; ``cosine``, the cosine of the angle; ``linear``, ``x.y``, which is `EigenCAM`.
         gamma: kernel coefficient; None takes 1 / C for C channels.
     """
 

@@ -161,11 +161,11 @@ class MetricInput:
         """Values of all heatmaps, image by image.
 
         Args:
-            function: returns values (n, *shape) for the n heatmaps of an image.
+            function: returns values ``(n, *shape)`` for the n heatmaps of an image.
             *shape: shape of one heatmap's value; none for a scalar.
 
         Returns:
-            (N, *shape) float64 on the CPU, N heatmaps in the order of the images; NaN for heatmaps with NaN or
+            ``(N, *shape)`` float64 on the CPU, N heatmaps in the order of the images; NaN for heatmaps with NaN or
             infinity, which the function does not receive.
         """
         values = [torch.zeros(0, *shape, dtype=torch.float64)]

@@ -1,0 +1,104 @@
+"""Configuration of the documentation site. Build it with ``make docs``."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from pathlib import Path
+from typing import Any
+
+import detcam
+
+project = "detcam"
+author = "The detcam contributors"
+version = release = detcam.__version__
+html_title = f"detcam {version}"
+html_theme = "furo"
+exclude_patterns = ["_build"]
+
+extensions = [
+    "myst_nb",  # pages in Markdown, and notebooks, which the build executes
+    "sphinx.ext.autodoc",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.napoleon",
+    "sphinx_copybutton",
+    "sphinx_design",
+]
+myst_enable_extensions = ["colon_fence", "dollarmath"]
+myst_heading_anchors = 3
+nb_execution_mode = "force"
+nb_execution_raise_on_error = True
+nb_execution_timeout = 300
+
+default_role = "py:obj"  # `name` in a docstring links to the name, if it is documented
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented"
+autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+
+API = {
+    "detcam": "Front doors and shared types",
+    "detcam.adapters": "Adapters",
+    "detcam.targets": "Targets",
+    "detcam.methods": "Methods",
+    "detcam.metrics": "Metrics",
+    "detcam.auditing": "Audits",
+    "detcam.benchmarking": "Benchmarks",
+    "detcam.testing": "Contract checks",
+}
+"""Public packages and the titles of their pages."""
+
+
+def setup(app: Any) -> None:
+    """Write the pages of the API reference before the sources are read."""
+    app.connect("builder-inited", lambda app: write_api_pages(Path(app.srcdir) / "api"), priority=100)
+    app.connect("missing-reference", resolve_public_name)
+
+
+def resolve_public_name(app: Any, env: Any, node: Any, contnode: Any) -> Any:
+    """Link a name without its package, or with the module that defines it, to the page that documents it."""
+    if node.get("refdomain") != "py":
+        return None
+    name, *members = node["reftarget"].removeprefix("detcam.").split(".")
+    documented = env.get_domain("py").objects
+    for path in [".".join([name, *members]), *members[-1:], ".".join(members[-2:])]:
+        for package in API:
+            if f"{package}.{path}" in documented:
+                arguments = (env, node["refdoc"], app.builder, "obj", f"{package}.{path}", node, contnode)
+                return env.get_domain("py").resolve_xref(*arguments)
+    return None
+
+
+def write_api_pages(folder: Path) -> None:
+    """Write one page per public package, with every name of its ``__all__``."""
+    folder.mkdir(exist_ok=True)
+    for package, title in API.items():
+        text = api_page(package, title)
+        path = folder / f"{package}.rst"
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            path.write_text(text, encoding="utf-8")
+
+
+def api_page(package: str, title: str) -> str:
+    """The page of a package in reStructuredText. Names of other packages' pages are left to these."""
+    module = importlib.import_module(package)
+    others = set()
+    if package == "detcam":
+        others = {name for other in API if other != package for name in importlib.import_module(other).__all__}
+    heading = title
+    lines = [heading, "=" * len(heading), "", f".. py:module:: {package}", "", inspect.getdoc(module) or "", ""]
+    for name in sorted(set(module.__all__) - others - {"__version__"}, key=str.lower):
+        lines += [name, "-" * len(name), "", f".. {_directive(getattr(module, name))}:: {package}.{name}"]
+        if inspect.isclass(getattr(module, name)):
+            lines += ["   :members:", "   :show-inheritance:"]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _directive(value: object) -> str:
+    if inspect.isclass(value):
+        return "autoexception" if issubclass(value, BaseException) else "autoclass"
+    return "autofunction" if inspect.isroutine(value) else "autodata"
