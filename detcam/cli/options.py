@@ -83,7 +83,8 @@ BoxFormat = Annotated[
         TARGETS,
         "NAME",
         "Format of the annotated boxes: xywh (COCO), xyxy or cxcywh, in pixels, or with -fractions appended. Default: "
-        "xywh; boxes that are certainly not are refused.",
+        "xywh; boxes that are certainly not are refused. -upright or -stored, appended, is the frame of the boxes of "
+        "images that EXIF rotates.",
     ),
 ]
 ClassMap = Annotated[

@@ -53,7 +53,8 @@ class Annotations:
         Boxes and masks are in the frame whose size the file states for the image. This is the upright image, as in
         annotation tools and in the training code of most detectors. If width and height in the file are those of the
         stored pixels instead (as torchvision's `CocoDetection` reads them), boxes and masks are rotated with the image.
-        A rotation that keeps width and height is not detectable; the upright frame is assumed.
+        Boxes that fit only the other frame are read in that. A rotation that keeps width and height is not detectable;
+        the upright frame is assumed.
 
         Problems are collected in `issues` and summarized in one warning.
 
@@ -63,7 +64,8 @@ class Annotations:
                 folders that a data.yaml names.
             box_format: the format of a COCO file's boxes: ``"xywh"``, ``"xyxy"`` or ``"cxcywh"``, in pixels or, with
                 ``"-fractions"`` appended, as fractions of the image; None takes ``"xywh"``, and refuses boxes that are
-                certainly not.
+                certainly not. ``"-upright"`` or ``"-stored"`` appended, as in ``"xywh-upright"``, says how the boxes
+                of images that EXIF rotates are drawn.
 
         Raises:
             ValueError: the file or folder does not exist, or the file is not JSON in COCO's format.

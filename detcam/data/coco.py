@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -20,25 +19,17 @@ from detcam.data.coco_boxes import (
     plain_segmentation,
     recognize_format,
     to_xywh,
+    without_frame,
 )
 from detcam.data.coco_files import ImageFinder, read_coco_json
-from detcam.data.exif import ImageSize, boxes_upright, image_size
+from detcam.data.coco_frames import ImageEntry, settle_frames
+from detcam.data.exif import boxes_upright, image_size
 from detcam.data.ground_truth import GroundTruth
 from detcam.data.issues import DataIssue, DataIssues
-from detcam.utils.console import plural, short_repr
+from detcam.utils.console import short_repr
 
 CocoContent = tuple[tuple[GroundTruth, ...], dict[int, str], DataIssues]
 """Images with their objects, categories by id, and problems."""
-
-
-@dataclass(frozen=True)
-class _Image:
-    image_id: int | str
-    file_name: str
-    path: Path
-    image_size_hw: tuple[int, int]
-    drawn_hw: tuple[int, int]
-    size: ImageSize | None
 
 
 def read_coco(path: Path, images_dir: Path, box_format: str | None = None) -> CocoContent:
@@ -55,7 +46,7 @@ def read_coco(path: Path, images_dir: Path, box_format: str | None = None) -> Co
             format.
     """
     check_box_format(box_format)
-    data, note = read_coco_json(path)
+    data, note = read_coco_json(path, images_dir)
     if not images_dir.is_dir():
         raise ValueError(f"no folder of images at {images_dir}; check the path")
     issues = [DataIssue("encoding", note)] if note else []
@@ -70,10 +61,11 @@ def read_entries(
     categories = _categories(entries["categories"], issues)
     annotations = _with_category_ids(entries["annotations"], categories)
     image_list, known = _images(entries["images"], images_dir, issues)
-    image_list = _in_upright_frame(image_list, annotations, issues)
+    image_list = settle_frames(image_list, annotations, box_format, issues)
     if box_format is None:
         _check_format(path, annotations, image_list)
-    rows = _annotations(annotations, image_list, known, categories, bool(entries["categories"]), box_format, issues)
+    numbers = without_frame(box_format or "xywh")
+    rows = _annotations(annotations, image_list, known, categories, bool(entries["categories"]), numbers, issues)
     images = tuple(_ground_truth(entry, rows[image_id], categories) for image_id, entry in image_list.items())
     for image in images:
         if not len(image):
@@ -82,7 +74,7 @@ def read_entries(
     return images, categories, DataIssues(issues)
 
 
-def _check_format(path: Path, annotations: list[Any], images: Mapping[int | str, _Image]) -> None:
+def _check_format(path: Path, annotations: list[Any], images: Mapping[int | str, ImageEntry]) -> None:
     """Raise ValueError if the boxes are certainly not x, y, width and height in pixels."""
     by_text = {str(image_id): image for image_id, image in images.items()}
     known = [
@@ -97,43 +89,6 @@ def _check_format(path: Path, annotations: list[Any], images: Mapping[int | str,
             f"{path}: its boxes, such as {first}, are not x, y, width and height in pixels, as in COCO, but look like "
             f"{found}. Pass box_format={found!r} (--box-format {found}), or 'xywh' if they are right"
         )
-
-
-def _in_upright_frame(
-    images: dict[int | str, _Image], annotations: list[Any], issues: list[DataIssue]
-) -> dict[int | str, _Image]:
-    """Decide in which frame boxes beside stored sizes are, and report it.
-
-    It is the upright frame if a box ends outside of the stored image and none outside of the upright one.
-    """
-    rotated = {str(image_id): image for image_id, image in images.items() if image.size is not None}
-    rotated = {key: image for key, image in rotated.items() if image.size and image.size.orientation >= 5}
-    if not rotated:
-        return images
-    outside = upright_outside = 0
-    for entry in annotations:
-        image = rotated.get(str(entry.get("image_id"))) if isinstance(entry, dict) else None
-        box = plain_box(entry.get("bbox")) if image else None
-        if image is None or box is None:
-            continue
-        for size, is_upright in ((image.drawn_hw, False), (image.image_size_hw, True)):
-            is_outside = box[0] + box[2] > size[1] + 1 or box[1] + box[3] > size[0] + 1
-            outside += is_outside and not is_upright
-            upright_outside += is_outside and is_upright
-    upright = bool(outside) and not upright_outside
-    issues.append(
-        DataIssue(
-            "size of the stored pixels",
-            f"{plural(len(rotated), 'image')} rotated by EXIF, beside the size before the rotation: their boxes "
-            + ("are taken as drawn upright, since some do not fit otherwise" if upright else "are rotated with them"),
-        )
-    )
-    if not upright:
-        return images
-    return {
-        image_id: replace(image, drawn_hw=image.image_size_hw, size=None) if str(image_id) in rotated else image
-        for image_id, image in images.items()
-    }
 
 
 def _with_ids(entry: Any, kind: str) -> Any:
@@ -176,9 +131,9 @@ def _categories(entries: list[Any], issues: list[DataIssue]) -> dict[int, str]:
 
 def _images(
     entries: list[Any], folder: Path, issues: list[DataIssue]
-) -> tuple[dict[int | str, _Image], set[int | str]]:
+) -> tuple[dict[int | str, ImageEntry], set[int | str]]:
     """The valid images by id, and the ids of all images in the file."""
-    images: dict[int | str, _Image] = {}
+    images: dict[int | str, ImageEntry] = {}
     known: set[int | str] = set()
     written: set[str] = set()
     paths: set[Path] = set()
@@ -223,8 +178,7 @@ def _images(
             issues.append(DataIssue("size differs from the file's", message, image_id))
             continue
         as_stored = all(stated) and stated != size.upright_hw
-        drawn = size.stored_hw if as_stored else size.upright_hw
-        images[image_id] = _Image(image_id, file_name, path, size.upright_hw, drawn, size if as_stored else None)
+        images[image_id] = ImageEntry(image_id, file_name, path, size, as_stored)
     return images, known
 
 
@@ -241,11 +195,11 @@ def _is_image_entry(entry: Any) -> bool:
 
 def _annotations(
     entries: list[Any],
-    images: Mapping[int | str, _Image],
+    images: Mapping[int | str, ImageEntry],
     known: set[int | str],
     categories: Mapping[int, str],
     named: bool,
-    box_format: str | None,
+    box_format: str,
     issues: list[DataIssue],
 ) -> dict[int | str, list[dict[str, Any]]]:
     """Valid annotations by image: id, category_id, box (x, y, w, h), crowd, area, segmentation."""
@@ -280,7 +234,7 @@ def _annotations(
         if not _is_index(category) or (named and category not in categories):
             report("category not in the file", f"no category has the id {category!r}: left out")
             continue
-        shape = _shape(entry, images[image_id].drawn_hw, box_format or "xywh", report)
+        shape = _shape(entry, images[image_id].drawn_hw, box_format, report)
         if shape is not None:
             rows[image_id].append(
                 {"id": -1 - position if annotation_id is None else annotation_id, "category_id": category, **shape}
@@ -339,9 +293,9 @@ def _is_crowd(value: Any, report: Callable[[str, str], None]) -> bool:
     return False
 
 
-def _ground_truth(image: _Image, rows: Sequence[Mapping[str, Any]], categories: Mapping[int, str]) -> GroundTruth:
+def _ground_truth(image: ImageEntry, rows: Sequence[Mapping[str, Any]], categories: Mapping[int, str]) -> GroundTruth:
     xywh = np.array([row["box"] for row in rows], dtype=np.float64).reshape(-1, 4)
-    if image.size is not None:
+    if image.as_stored:
         upright = boxes_upright(_xyxy(xywh), image.size)
         xywh = np.concatenate([upright[:, :2], upright[:, 2:] - upright[:, :2]], axis=1)
     ids = torch.tensor([row["category_id"] for row in rows], dtype=torch.int64)
@@ -349,7 +303,7 @@ def _ground_truth(image: _Image, rows: Sequence[Mapping[str, Any]], categories: 
         image_id=image.image_id,
         file_name=image.file_name,
         path=image.path,
-        image_size_hw=image.image_size_hw,
+        image_size_hw=image.size.upright_hw,
         boxes_xyxy=torch.from_numpy(_xyxy(xywh)).float(),
         boxes_xywh=xywh,
         labels=ids,
@@ -358,7 +312,7 @@ def _ground_truth(image: _Image, rows: Sequence[Mapping[str, Any]], categories: 
         area=torch.tensor([row["area"] for row in rows], dtype=torch.float64),
         ids=torch.tensor([row["id"] for row in rows], dtype=torch.int64),
         segmentations=tuple(row["segmentation"] for row in rows),
-        size=image.size,
+        size=image.size if image.as_stored else None,
         names=categories,
     )
 

@@ -17,6 +17,9 @@ BoxFormat: TypeAlias = Literal["xywh", "xyxy", "cxcywh", "xywh-fractions", "xyxy
 """What the four numbers of a box are: corner and size (COCO), two corners, or center and size; in pixels, or fractions
 of the image's width and height."""
 
+FRAMES = ("upright", "stored")
+"""What may be appended to a format: the frame of the boxes of images that EXIF rotates."""
+
 MIN_AGREEMENT = 0.8
 """Fraction of the boxes that must look like another format, and minimum overlap with the polygon."""
 MIN_OUTSIDE = 0.2
@@ -25,8 +28,17 @@ MIN_OUTSIDE = 0.2
 
 def check_box_format(box_format: str | None) -> None:
     """Raise ValueError if a box format is unknown."""
-    if box_format is not None and box_format not in get_args(BoxFormat):
-        raise ValueError(f"expected box_format to be one of {', '.join(get_args(BoxFormat))}; got {box_format!r}")
+    if box_format is not None and without_frame(box_format) not in get_args(BoxFormat):
+        raise ValueError(
+            f"expected box_format to be one of {', '.join(get_args(BoxFormat))}, also with -upright or -stored "
+            f"appended; got {box_format!r}"
+        )
+
+
+def without_frame(box_format: str) -> str:
+    """Return a format without the frame that may be appended to it."""
+    start, _, last = box_format.rpartition("-")
+    return start if last in FRAMES else box_format
 
 
 def plain_box(value: Any) -> list[float] | None:

@@ -16,10 +16,19 @@ MAX_NEAR_FILES = 3
 """Number of files that a message names as near to a missing one."""
 
 
-def read_json_text(path: Path) -> tuple[str, str]:
+OTHER_ENCODINGS = ("cp1252", "gb18030", "cp932", "cp949", "big5", "cp1251", "latin-1")
+"""Encodings of files that are not UTF-8, on Windows in Western Europe, China, Japan, Korea, Taiwan, and Russia."""
+
+
+def read_json_text(path: Path, images_dir: Path | None = None) -> tuple[str, str]:
     """Return the text of a JSON file and a note about its encoding, empty for UTF-8.
 
-    Files begin with a byte order mark in UTF-16; other bytes that are not UTF-8 are read as latin-1.
+    Files in UTF-16 begin with a byte order mark. Other bytes that are not UTF-8 are read in the encoding of
+    `OTHER_ENCODINGS` in which the most names of images occur in them; as latin-1 if none does.
+
+    Args:
+        path: the file.
+        images_dir: the folder of the images that it names.
     """
     content = path.read_bytes()
     if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
@@ -27,10 +36,28 @@ def read_json_text(path: Path) -> tuple[str, str]:
     try:
         return content.decode("utf-8-sig"), ""
     except UnicodeDecodeError:
-        return content.decode("latin-1"), "the file is not UTF-8 and was read as latin-1: names may be wrong"
+        encoding = _encoding_of_names(content, images_dir) if images_dir else ""
+        note = "" if encoding else ": names may be wrong"
+        encoding = encoding or "latin-1"
+        return content.decode(encoding), f"the file is not UTF-8 and was read as {encoding}{note}"
 
 
-def read_coco_json(path: Path) -> tuple[dict[str, list[Any]], str]:
+def _encoding_of_names(content: bytes, images_dir: Path) -> str:
+    """Return the encoding in which the most file names that are not ASCII are in a text; none if there are no such."""
+    names = {path.name for path in images_dir.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES}
+    names = {name for name in names if not name.isascii()}
+    counts: dict[str, int] = {}
+    for encoding in OTHER_ENCODINGS:
+        try:
+            text = unicodedata.normalize("NFC", content.decode(encoding))
+        except UnicodeDecodeError:
+            continue
+        counts[encoding] = sum(unicodedata.normalize("NFC", name) in text for name in names)
+    best = max(counts, key=counts.__getitem__)
+    return best if counts[best] else ""
+
+
+def read_coco_json(path: Path, images_dir: Path | None = None) -> tuple[dict[str, list[Any]], str]:
     """Return the lists of a COCO file, and a note about its encoding.
 
     Raises:
@@ -39,7 +66,7 @@ def read_coco_json(path: Path) -> tuple[dict[str, list[Any]], str]:
     if not path.is_file():
         raise ValueError(f"no annotation file at {path}; check the path")
     try:
-        text, note = read_json_text(path)
+        text, note = read_json_text(path, images_dir)
         data = json.loads(text)
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON ({error}); is the file complete?") from error

@@ -82,6 +82,22 @@ def test_encodings(root: Path, encoding: str, told: bool) -> None:
     assert bool(annotations.issues.of("encoding")) == told
 
 
+@pytest.mark.parametrize(
+    ("encoding", "name"),
+    [
+        ("gbk", "\u65e5\u672c"),
+        ("cp932", "\u304b\u308b"),
+        ("cp949", "\ud55c\uae00"),
+        ("cp1251", "\u043c\u043e\u0440\u0435"),
+    ],
+)
+def test_encodings_are_told_by_the_names_of_files(root: Path, encoding: str, name: str) -> None:
+    Image.new("RGB", (64, 48), "gray").save(root / "images" / f"{name}.jpg")
+    annotations = load(root, {"file_name": f"images/{name}.jpg"}, encoding)
+    assert one(annotations).path.name == f"{name}.jpg"
+    assert "the file is not UTF-8 and was read as" in annotations.issues.summary()
+
+
 def test_sizes_and_ids_as_text(root: Path) -> None:
     annotations = load(root, {"id": "000001", "width": "64", "height": "48"}, category_id="cell")
     assert one(annotations).labels.tolist() == [1]
@@ -142,7 +158,32 @@ def test_upright_boxes_beside_stored_sizes(root: Path) -> None:
     assert "taken as drawn upright" in upright.issues.summary()
     stored = load(root, {"file_name": "r.jpg"}, bbox=[10, 20, 10, 12], area=None)
     assert one(stored).boxes_xywh.tolist() == [[16, 10, 12, 10]]
-    assert "are rotated with them" in stored.issues.summary()
+    assert "are rotated with them. If they are drawn upright, pass box_format='xywh-upright'" in stored.issues.summary()
+    for suffix, expected in (("upright", [10, 20, 10, 12]), ("stored", [16, 10, 12, 10])):
+        told = Annotations.load(root / "x.json", root, box_format=f"xywh-{suffix}")
+        assert one(told).boxes_xywh.tolist() == [expected] and not told.issues
+    with pytest.raises(ValueError, match="also with -upright or -stored appended"):
+        Annotations.load(root / "x.json", root, box_format="xywh-turned")
+
+
+def test_stored_boxes_beside_upright_sizes(root: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (64, 48), "gray").save(root / "r.jpg", exif=exif)
+    found = load(root, {"file_name": "r.jpg", "width": 48, "height": 64}, bbox=[50, 20, 10, 12], area=None)
+    assert one(found).boxes_xywh.tolist() == [[16, 50, 12, 10]]
+    assert "taken as drawn on the stored pixels" in found.issues.summary()
+
+
+def test_rotations_that_keep_the_size_are_told(root: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.new("RGB", (64, 48), "gray").save(root / "r.jpg", exif=exif)
+    upright = load(root, {"file_name": "r.jpg"}, bbox=[10, 20, 10, 12], area=None)
+    assert one(upright).boxes_xywh.tolist() == [[10, 20, 10, 12]]
+    assert "pass box_format='xywh-stored'" in upright.issues.summary()
+    stored = Annotations.load(root / "x.json", root, box_format="xywh-stored")
+    assert one(stored).boxes_xywh.tolist() == [[44, 16, 10, 12]] and not stored.issues
 
 
 KNOWN = {
