@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,6 +14,7 @@ from detcam.data.coco_boxes import (
     box_of_segmentation,
     check_box_format,
     is_empty_box,
+    is_number,
     plain_box,
     plain_segmentation,
     recognize_format,
@@ -27,6 +27,9 @@ from detcam.data.exif import boxes_upright, image_size
 from detcam.data.ground_truth import GroundTruth
 from detcam.data.issues import DataIssue, DataIssues
 from detcam.utils.console import short_repr
+
+MAX_DIGITS = 18
+"""Maximum length of an integer that is written as text; the longest that always fits in 64 bits."""
 
 CocoContent = tuple[tuple[GroundTruth, ...], dict[int, str], DataIssues]
 """Images with their objects, categories by id, and problems."""
@@ -50,17 +53,17 @@ def read_coco(path: Path, images_dir: Path, box_format: str | None = None) -> Co
     if not images_dir.is_dir():
         raise ValueError(f"no folder of images at {images_dir}; check the path")
     issues = [DataIssue("encoding", note)] if note else []
-    return read_entries(data, path, images_dir, box_format, issues)
+    return read_entries(data, path, ImageFinder(images_dir), box_format, issues)
 
 
 def read_entries(
-    data: Mapping[str, list[Any]], path: Path, images_dir: Path, box_format: str | None, issues: list[DataIssue]
+    data: Mapping[str, list[Any]], path: Path, finder: ImageFinder, box_format: str | None, issues: list[DataIssue]
 ) -> CocoContent:
     """Read the lists of a COCO file; see `read_coco`."""
     entries = {name: [_with_ids(entry, name) for entry in value] for name, value in data.items()}
     categories = _categories(entries["categories"], issues)
     annotations = _with_category_ids(entries["annotations"], categories)
-    image_list, known = _images(entries["images"], images_dir, issues)
+    image_list, known = _images(entries["images"], finder, issues)
     image_list = settle_frames(image_list, annotations, box_format, issues)
     if box_format is None:
         _check_format(path, annotations, image_list)
@@ -98,7 +101,7 @@ def _with_ids(entry: Any, kind: str) -> Any:
     ids = {key: _as_index(entry[key]) for key in ("id", "image_id", "category_id") if key in entry}
     category = "id" if kind == "categories" else "category_id"
     value = ids.get(category)
-    if isinstance(value, str) and value.isascii() and value.isdigit():
+    if _is_digits(value):
         ids[category] = int(value)
     return entry | ids
 
@@ -117,8 +120,10 @@ def _with_category_ids(entries: list[Any], categories: Mapping[int, str]) -> lis
 def _categories(entries: list[Any], issues: list[DataIssue]) -> dict[int, str]:
     categories: dict[int, str] = {}
     for entry in entries:
-        if not isinstance(entry, dict) or not _is_index(entry.get("id")) or "name" not in entry:
-            issues.append(DataIssue("unreadable category", f"expected id and name; got {short_repr(entry)}: left out"))
+        is_named = isinstance(entry, dict) and isinstance(entry.get("name"), (str, int, float))
+        if not is_named or not _is_index(entry.get("id")):
+            message = f"expected id and name; got {short_repr(entry)}: left out, with its annotations"
+            issues.append(DataIssue("unreadable category", message))
         elif categories.get(entry["id"], str(entry["name"])) != str(entry["name"]):
             message = (
                 f"category {entry['id']} is {categories[entry['id']]!r} and also {entry['name']!r}: the first is kept"
@@ -130,14 +135,13 @@ def _categories(entries: list[Any], issues: list[DataIssue]) -> dict[int, str]:
 
 
 def _images(
-    entries: list[Any], folder: Path, issues: list[DataIssue]
+    entries: list[Any], finder: ImageFinder, issues: list[DataIssue]
 ) -> tuple[dict[int | str, ImageEntry], set[int | str]]:
     """The valid images by id, and the ids of all images in the file."""
     images: dict[int | str, ImageEntry] = {}
     known: set[int | str] = set()
     written: set[str] = set()
     paths: set[Path] = set()
-    finder = ImageFinder(folder)
     for entry in entries:
         if isinstance(entry, dict) and "file_name" not in entry and isinstance(entry.get("coco_url"), str):
             entry = entry | {"file_name": entry["coco_url"]}
@@ -184,7 +188,7 @@ def _images(
 
 def _as_size(value: Any) -> Any:
     """A side that was written as text or as a float, as an integer."""
-    return int(value) if isinstance(value, str) and value.strip().isdecimal() else _as_index(value)
+    return int(value) if _is_digits(value) else _as_index(value)
 
 
 def _is_image_entry(entry: Any) -> bool:
@@ -206,7 +210,7 @@ def _annotations(
     rows: dict[int | str, list[dict[str, Any]]] = {image_id: [] for image_id in images}
     written: dict[str, int | str] = {str(image_id): image_id for image_id in known}  # "7" may mean image 7
     for padded in known:  # and 7 the image "000007"
-        if isinstance(padded, str) and padded.isdecimal():
+        if _is_digits(padded):
             written.setdefault(str(int(padded)), padded)
     seen: dict[Any, Any] = {}
     for position, entry in enumerate(entries):
@@ -217,7 +221,7 @@ def _annotations(
         image_id = written.get(str(image_id), image_id)
         annotation_id = entry["id"] if _is_index(entry.get("id")) else None
         report = partial(_report, issues, image_id, annotation_id)
-        content = (image_id, entry.get("category_id"), str(entry.get("bbox")), str(entry.get("segmentation")))
+        content = hash((image_id, *(str(entry.get(key)) for key in ("category_id", "bbox", "segmentation"))))
         if annotation_id is not None and annotation_id in seen:
             if seen[annotation_id] == content:
                 report("duplicate annotation id", "the same object again: left out")
@@ -279,7 +283,7 @@ def _shape(
     return {
         "box": (x, y, w, h),
         "segmentation": segmentation,
-        "area": float(area) if _is_number(area) and area > 0 else w * h,
+        "area": float(area) if is_number(area) and area > 0 else w * h,
         "crowd": _is_crowd(entry.get("iscrowd"), report),
     }
 
@@ -325,10 +329,11 @@ def _is_index(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
 
 
+def _is_digits(value: Any) -> TypeGuard[str]:
+    """Whether a value is a text of digits that stands for a 64-bit integer."""
+    return isinstance(value, str) and value.isascii() and value.strip().isdigit() and len(value) <= MAX_DIGITS
+
+
 def _as_index(value: Any) -> Any:
     """Convert an integer that was written as a float; other values are returned as they are."""
     return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else value
-
-
-def _is_number(value: Any) -> TypeGuard[float]:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -19,7 +19,10 @@ of the image's width and height."""
 
 FRAMES = ("upright", "stored")
 """What may be appended to a format: the frame of the boxes of images that EXIF rotates."""
-
+MAX_COORDINATE = 1e7
+"""Maximum magnitude of a coordinate, in pixels: larger ones overflow in the libraries that draw boxes."""
+MAX_RUN_BITS = 60
+"""Maximum number of bits of a run length: longer numbers are no run lengths, and take quadratic time to decode."""
 MIN_AGREEMENT = 0.8
 """Fraction of the boxes that must look like another format, and minimum overlap with the polygon."""
 MIN_OUTSIDE = 0.2
@@ -50,7 +53,7 @@ def plain_box(value: Any) -> list[float] | None:
     if not isinstance(value, (list, tuple)) or len(value) != 4:
         return None
     numbers = [_number(item) for item in value]
-    return None if None in numbers else numbers  # type: ignore[return-value]
+    return numbers if all(number is not None and is_coordinate(number) for number in numbers) else None  # type: ignore[return-value]
 
 
 def is_empty_box(value: Any) -> bool:
@@ -139,7 +142,7 @@ def plain_segmentation(value: Any, size_hw: tuple[int, int]) -> tuple[Any, str]:
     if isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict):
         value = value[0]
     if isinstance(value, list):
-        return _polygons(value)
+        return _polygons(value, size_hw)
     if not isinstance(value, dict) or not isinstance(value.get("counts"), (list, str)):
         return None, f"expected polygons or run lengths; got {short_repr(value)}"
     if [_number(side) for side in value.get("size") or ()] != list(size_hw):
@@ -155,8 +158,8 @@ def plain_segmentation(value: Any, size_hw: tuple[int, int]) -> tuple[Any, str]:
     return {"size": list(size_hw), "counts": counts if isinstance(counts, str) else runs}, ""
 
 
-def _polygons(value: list[Any]) -> tuple[Any, str]:
-    polygons = [value] if _is_number(value[0]) else value
+def _polygons(value: list[Any], size_hw: tuple[int, int]) -> tuple[Any, str]:
+    polygons = [value] if is_number(value[0]) else value
     if all(_is_pair(point) for point in polygons):  # [[x, y], [x, y], ...]
         polygons = [polygons]
     flat = [
@@ -171,9 +174,18 @@ def _polygons(value: list[Any]) -> tuple[Any, str]:
         if isinstance(polygon, list)
         and len(polygon) >= 6
         and len(polygon) % 2 == 0
-        and all(_is_number(number) for number in polygon)
+        and all(is_number(number) for number in polygon)
     ]
+    near = [polygon for polygon in good if _is_near(polygon, size_hw)]
+    if len(near) < len(good):
+        return near or None, "a polygon that reaches farther outside of the image than the image's size"
     return (good, "") if len(good) == len(flat) else (good or None, "a polygon without three points")
+
+
+def _is_near(polygon: Sequence[float], size_hw: tuple[int, int]) -> bool:
+    """Whether a polygon stays near the image: pycocotools takes memory for its perimeter, and crashes from 1e8 on."""
+    (height, width), xs, ys = size_hw, polygon[0::2], polygon[1::2]
+    return -width <= min(xs) and max(xs) <= 2 * width and -height <= min(ys) and max(ys) <= 2 * height
 
 
 def run_lengths(text: str) -> list[int] | None:
@@ -188,6 +200,8 @@ def run_lengths(text: str) -> list[int] | None:
         bits = ord(character) - 48
         if not 0 <= bits < 64:
             return None
+        if shift > MAX_RUN_BITS:
+            return None
         number |= (bits & 31) << shift
         shift += 5
         if bits & 32:
@@ -200,7 +214,7 @@ def run_lengths(text: str) -> list[int] | None:
 
 
 def _is_pair(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) and len(value) == 2 and all(_is_number(item) for item in value)
+    return isinstance(value, (list, tuple)) and len(value) == 2 and all(is_number(item) for item in value)
 
 
 def _parsed(text: str) -> Any:
@@ -221,12 +235,21 @@ def _number(value: Any) -> float | None:
             value = float(value)
         except ValueError:
             return None
-    return value if _is_number(value) else None
+    return value if is_number(value) else None
 
 
 def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def _is_number(value: Any) -> TypeGuard[float]:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+def is_number(value: Any) -> TypeGuard[float]:
+    """Return whether a value is a finite number that fits in a float."""
+    try:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # an integer beyond 1e308
+        return False
+
+
+def is_coordinate(value: Any) -> TypeGuard[float]:
+    """Return whether a value is a number that may be a coordinate in pixels."""
+    return is_number(value) and abs(value) <= MAX_COORDINATE

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+import math
 import unicodedata
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from detcam.data.decoding import IMAGE_SUFFIXES
+from detcam.data.opening import MAX_SHOWN_NAME
+from detcam.utils.console import shorten
+from detcam.utils.files import is_file, is_inside
 
 MAX_NEAR_FILES = 3
 """Number of files that a message names as near to a missing one."""
-
-
+MAX_INTEGER_DIGITS = 400
+"""Digits of an integer beyond which it fits in no float."""
 OTHER_ENCODINGS = ("cp1252", "gb18030", "cp932", "cp949", "big5", "cp1251", "latin-1")
 """Encodings of files that are not UTF-8, on Windows in Western Europe, China, Japan, Korea, Taiwan, and Russia."""
 
@@ -67,8 +72,8 @@ def read_coco_json(path: Path, images_dir: Path | None = None) -> tuple[dict[str
         raise ValueError(f"no annotation file at {path}; check the path")
     try:
         text, note = read_json_text(path, images_dir)
-        data = json.loads(text)
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        data = _parse(text)
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON ({error}); is the file complete?") from error
     shape = 'a COCO file: {"images": [...], "annotations": [...], "categories": [...]}'
     if not isinstance(data, dict):
@@ -81,6 +86,16 @@ def read_coco_json(path: Path, images_dir: Path | None = None) -> tuple[dict[str
             got = "nothing" if value is None else f"a {type(value).__name__}"
             raise ValueError(f"{path}: expected {shape}; got {got} under {name!r}{_known_format(data)}")
     return lists, note
+
+
+def _parse(text: str) -> Any:
+    """The content of a JSON text; an integer of more digits than Python converts is infinite."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        raise
+    except ValueError:
+        return json.loads(text, parse_int=lambda digits: int(digits) if len(digits) <= MAX_INTEGER_DIGITS else math.inf)
 
 
 def _is_results(data: Any) -> bool:
@@ -100,10 +115,13 @@ class ImageFinder:
 
     Args:
         folder: the folder of images.
+        inside: whether only files below the folder are taken, so that a name cannot lead to other files of the user:
+            neither with ``..``, nor as an absolute path, nor through a link.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, inside: bool = True) -> None:
         self.folder = folder
+        self.inside = inside
 
     def find(self, name: str) -> tuple[Path | None, str]:
         """Find an image.
@@ -115,11 +133,11 @@ class ImageFinder:
             The path, or None; and a note: how a name was read that does not exist as it is written, or which files are
             near.
         """
-        path = self.folder / name
-        if path.is_file():
+        path, shown = self.folder / name, self.folder / shorten(name, MAX_SHOWN_NAME)
+        if self._is_image(path):
             return path, ""
         for spelling in _spellings(name):
-            if (other := self.folder / spelling).is_file():
+            if self._is_image(other := self.folder / spelling):
                 return other, ""
             same = self._by_path.get(_key(spelling), [])
             if len(same) == 1:
@@ -127,18 +145,24 @@ class ImageFinder:
         last = _key(PurePosixPath(list(_spellings(name))[-1]).name)
         same = self._by_name.get(last, [])
         if len(same) == 1:
-            return same[0], f"no image file at {path}; {same[0]} is taken, the only one of that name"
+            return same[0], f"no image file at {shown}; {same[0]} is taken, the only one of that name"
         if same:
-            shown = ", ".join(str(path.relative_to(self.folder)) for path in same[:MAX_NEAR_FILES])
-            return None, f"no image file at {path}; {len(same)} files have that name: {shown}"
+            some = ", ".join(str(path.relative_to(self.folder)) for path in same[:MAX_NEAR_FILES])
+            return None, f"no image file at {shown}; {len(same)} files have that name: {some}"
         stem = last.rpartition(".")[0]
         near = [path for key, paths in self._by_name.items() if key.rpartition(".")[0] == stem for path in paths]
         hint = f"; did you mean {near[0].relative_to(self.folder)}?" if near else ""
-        return None, f"no image file at {path}{hint}"
+        if is_file(path):
+            return None, f"{shown} leads out of the image folder{hint}"
+        return None, f"no image file at {shown}{hint}"
+
+    def _is_image(self, path: Path) -> bool:
+        return is_file(path) and (not self.inside or is_inside(path, self.folder))
 
     @cached_property
     def _files(self) -> list[Path]:
-        return sorted(p for p in self.folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+        files = (path for path in self.folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+        return sorted(path for path in files if self._is_image(path))
 
     @cached_property
     def _by_path(self) -> dict[str, list[Path]]:
@@ -155,7 +179,8 @@ def _spellings(name: str) -> Iterator[str]:
     yield slashed
     plain = slashed.partition("?d=")[2] or slashed  # label-studio's local files
     if "://" in plain:
-        plain = urlsplit(plain).path.lstrip("/")
+        with suppress(ValueError):  # no valid URL
+            plain = urlsplit(plain).path.lstrip("/")
     plain = unquote(plain)
     yield plain
     for form in ("NFC", "NFD"):

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, ImageSequence, UnidentifiedImageError
+from PIL import Image, ImageSequence
 
-from detcam.data.exif import ORIENTATION_TAG, ImageSize, masks_upright, register_heif
+from detcam.data.exif import ImageSize, masks_upright, orientation, upright
+from detcam.data.opening import TIFF_SUFFIXES, UnknownFormatError, check_pixels, open_image, readable
 from detcam.utils.opencv import cv2
 from detcam.utils.warnings import warn
 
@@ -18,7 +19,6 @@ IMAGE_SUFFIXES = frozenset(
 )
 """Files that are images: in a folder, those that cannot be read are named."""
 
-_TIFF = frozenset({".tif", ".tiff"})
 _RGB_MODES = frozenset({"P", "PA", "CMYK", "YCbCr", "LAB", "HSV", "RGBa", "La"})
 """Modes of Pillow whose bands are no channels of a picture: they are converted to RGB."""
 
@@ -37,24 +37,22 @@ def read_file(path: Path, channels: int | None, page: int | None) -> np.ndarray:
         (H, W, C) of the file's own dtype.
 
     Raises:
-        ValueError: the file does not exist, cannot be read, or has no such page.
+        ValueError: the file does not exist, cannot be read, has no such page, or more pixels than `MAX_PIXELS`.
     """
-    if not path.is_file():
-        raise ValueError(f"no image file at {path}; check the path")
-    register_heif(path)
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             return _bands(_page(image, path, channels, page), path, channels)
-    except ImportError as error:  # ultralytics replaces Image.open by a function that may raise it
-        return _read_tiff(path, channels, page, error)
-    except UnidentifiedImageError as error:
-        return _read_tiff(path, channels, page, error)
-    except Image.DecompressionBombError as error:
-        raise ValueError(
-            f"cannot read {path} ({error}); PIL.Image.MAX_IMAGE_PIXELS = None removes the limit"
-        ) from error
-    except (OSError, SyntaxError, EOFError) as error:
-        raise ValueError(f"cannot read {path} as an image ({error}); is the file complete?") from error
+    except UnknownFormatError:
+        if path.suffix.lower() not in TIFF_SUFFIXES:
+            raise
+    with readable(path):
+        return _read_tiff(path, channels, page)
+
+
+def check_search(folder: Path) -> None:
+    """Raise ValueError if a folder is the root of a file system, which nobody wants to search for images."""
+    if folder.resolve() == Path(folder.resolve().anchor):
+        raise ValueError(f"{folder} is the whole file system; name the folder of the images")
 
 
 def picture_array(image: Image.Image, channels: int | None) -> np.ndarray:
@@ -93,19 +91,19 @@ def _bands(image: Any, path: Path | None, channels: int | None) -> np.ndarray:
     if isinstance(image, _Stacked):
         return np.stack([_deep(page) for page in image.pages], axis=-1)
     if path is not None and _is_deep_color(image):
-        return _read_with_opencv(path, ImageSize((image.height, image.width), _orientation(image)))
-    upright = ImageOps.exif_transpose(image)
-    if upright.mode.startswith(("I", "F")):
-        gray = _deep(upright)
+        return _read_with_opencv(path, ImageSize((image.height, image.width), orientation(image)))
+    image = upright(image)
+    if image.mode.startswith(("I", "F")):
+        gray = _deep(image)
         return np.repeat(gray[..., None], 3 if channels == 3 else 1, axis=2)
     if channels == 1:
-        return np.array(upright.convert("L"))[..., None]
-    if channels in (None, 2, 4) and upright.mode not in _RGB_MODES:
-        array = np.array(upright.convert("L") if upright.mode == "1" else upright)
+        return np.array(image.convert("L"))[..., None]
+    if channels in (None, 2, 4) and image.mode not in _RGB_MODES:
+        array = np.array(image.convert("L") if image.mode == "1" else image)
         array = array[..., None] if array.ndim == 2 else array
         if channels is None or array.shape[2] == channels:
             return array
-    return np.array(upright.convert("RGB"))
+    return np.array(image.convert("RGB"))
 
 
 def _deep(page: Image.Image) -> np.ndarray:
@@ -122,11 +120,6 @@ def _is_deep_color(image: Image.Image) -> bool:
     return len(image.getbands()) > 1 and ";16" in str(getattr(image, "tile", ""))
 
 
-def _orientation(image: Image.Image) -> int:
-    value = image.getexif().get(ORIENTATION_TAG, 1)
-    return value if isinstance(value, int) and 1 <= value <= 8 else 1
-
-
 def _read_with_opencv(path: Path, size: ImageSize) -> np.ndarray:
     array = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
     if array is None:
@@ -136,18 +129,16 @@ def _read_with_opencv(path: Path, size: ImageSize) -> np.ndarray:
     return masks_upright(array[..., order].transpose(2, 0, 1), size).transpose(1, 2, 0)
 
 
-def _read_tiff(path: Path, channels: int | None, page: int | None, error: Exception) -> np.ndarray:
+def _read_tiff(path: Path, channels: int | None, page: int | None) -> np.ndarray:
     """Read a TIFF whose bands or depth Pillow does not know."""
-    if path.suffix.lower() not in _TIFF:
-        raise ValueError(f"cannot read {path} as an image (unknown format); is the file complete?") from error
     import tifffile
 
-    try:
-        with tifffile.TiffFile(path) as file:
-            series = file.series[0]
-            array, axes = series.asarray(), series.axes
-    except (tifffile.TiffFileError, ValueError, IndexError, OSError) as problem:
-        raise ValueError(f"cannot read {path} as an image ({problem}); is the file complete?") from problem
+    with tifffile.TiffFile(path) as file:
+        series = file.series[0]
+        axes = series.axes
+        if "Y" in axes and "X" in axes:
+            check_pixels(path, series.shape[axes.index("Y")], series.shape[axes.index("X")])
+        array = series.asarray()
     if "Y" not in axes or "X" not in axes:
         raise ValueError(f"cannot read {path} as an image: its axes are {axes}")
     array = np.moveaxis(array, (axes.index("Y"), axes.index("X")), (0, 1))

@@ -6,10 +6,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
+
+from detcam.data.opening import TIFF_SUFFIXES, UnknownFormatError, check_pixels, open_image, readable
 
 ORIENTATION_TAG = 0x0112
 """EXIF's tag of the orientation."""
+_TRANSPOSITIONS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 @dataclass(frozen=True)
@@ -34,50 +45,47 @@ def image_size(path: Path) -> ImageSize:
     """Read an image file's size without reading its pixels.
 
     Raises:
-        ValueError: the file does not exist or is not an image.
+        ValueError: the file does not exist, is not an image, or has more pixels than `MAX_PIXELS`.
     """
-    if not path.is_file():
-        raise ValueError(f"no image file at {path}; check the path")
-    register_heif(path)
     try:
-        with Image.open(path) as image:
-            orientation = image.getexif().get(ORIENTATION_TAG, 1)
-            size_hw = (image.height, image.width)
-    except (UnidentifiedImageError, ImportError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        if path.suffix.lower() in (".tif", ".tiff") and (size_of_tiff := _tiff_size(path)):
+        with open_image(path) as image:
+            return ImageSize((image.height, image.width), orientation(image))
+    except UnknownFormatError:
+        if size_of_tiff := _tiff_size(path):
             return ImageSize(size_of_tiff)
-        # ultralytics replaces Image.open by a function that raises ImportError for unknown formats
-        reason = "unknown format" if isinstance(error, ImportError) else str(error)
-        raise ValueError(f"cannot read {path} as an image ({reason}); is the file complete?") from error
-    known = isinstance(orientation, int) and 1 <= orientation <= 8
-    return ImageSize(size_hw, orientation if known else 1)
+        raise
 
 
-def register_heif(path: Path) -> None:
-    """Let Pillow open HEIC files, if the path is one.
-
-    Raises:
-        ValueError: it is one, and pillow-heif is not installed.
-    """
-    if path.suffix.lower() not in (".heic", ".heif"):
-        return
+def orientation(image: Image.Image) -> int:
+    """Return an image's EXIF orientation, 1 to 8; 1 where it has none or its EXIF block is damaged."""
     try:
-        from pillow_heif import register_heif_opener
-    except ImportError as error:
-        raise ValueError(f"cannot read {path}: HEIC files need pip install 'detcam[heic]'") from error
-    register_heif_opener()
+        value = image.getexif().get(ORIENTATION_TAG, 1)
+    except Exception:  # noqa: BLE001 - a damaged block raises struct.error, TypeError and others; the pixels are whole
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Return an image as its EXIF orientation says, whose other EXIF entries are neither read nor checked."""
+    image.load()  # which sets a TIFF upright
+    method = _TRANSPOSITIONS.get(orientation(image))
+    return image if method is None else image.transpose(method)
 
 
 def _tiff_size(path: Path) -> tuple[int, int] | None:
-    """Height and width of a TIFF whose bands Pillow does not know; None for a damaged file."""
+    """Height and width of a TIFF whose bands Pillow does not know; None for another or a damaged file."""
+    if path.suffix.lower() not in TIFF_SUFFIXES:
+        return None
     import tifffile
 
     try:
-        with tifffile.TiffFile(path) as file:
+        with readable(path), tifffile.TiffFile(path) as file:
             series = file.series[0]
-            return int(series.shape[series.axes.index("Y")]), int(series.shape[series.axes.index("X")])
-    except (tifffile.TiffFileError, ValueError, IndexError, OSError):
+            height, width = (int(series.shape[series.axes.index(axis)]) for axis in "YX")
+    except ValueError:
         return None
+    check_pixels(path, height, width)
+    return height, width
 
 
 def boxes_upright(boxes_xyxy: np.ndarray, size: ImageSize) -> np.ndarray:

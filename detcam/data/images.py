@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from detcam.data.decoding import IMAGE_SUFFIXES, picture_array, read_file
+from detcam.data.decoding import IMAGE_SUFFIXES, check_search, picture_array, read_file
+from detcam.utils.files import is_file, is_folder
 from detcam.utils.warnings import warn
 
 ImageLike: TypeAlias = "str | Path | Image.Image | np.ndarray | Tensor"
@@ -228,14 +229,15 @@ def expand_paths(images: Any) -> Any:
 def _expanded(text: str | Path) -> list[Path]:
     """The images of a folder or pattern; an empty list for a file."""
     path = Path(text).expanduser()
-    if path.is_dir():
+    if is_folder(path):
+        check_search(path)
         found = [
             Path(folder, name)
             for folder, subfolders, names in os.walk(path)
             if not _is_hidden(Path(folder).relative_to(path))
             for name in names
         ]
-    elif not path.exists() and glob.has_magic(str(text)):
+    elif not is_file(path) and glob.has_magic(str(text)):
         found = [Path(match) for match in glob.glob(str(path), recursive=True)]
     else:
         return []

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 from detcam.data.coco import CocoContent, read_entries
-from detcam.data.decoding import IMAGE_SUFFIXES
+from detcam.data.coco_files import ImageFinder
+from detcam.data.decoding import IMAGE_SUFFIXES, check_search
 from detcam.data.exif import image_size
 from detcam.data.issues import DataIssue
+from detcam.utils.console import short_repr
+from detcam.utils.files import is_file, is_folder
 
 SPLITS = ("val", "test", "train")
 """Splits of a data.yaml, in the order in which the first one that is there is taken."""
@@ -30,13 +34,13 @@ def read_yolo(path: Path, images_dir: Path | None = None) -> CocoContent:
     """
     import yaml
 
-    if not path.is_file():
+    if not is_file(path):
         raise ValueError(f"no data set file at {path}; check the path")
-    content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    names = content.get("names") if isinstance(content, dict) else None
-    if not isinstance(names, (list, dict)) or not names:
-        raise ValueError(f"{path}: expected a data.yaml of ultralytics with names: of the classes")
-    named = dict(enumerate(names)) if isinstance(names, list) else {int(key): name for key, name in names.items()}
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not YAML ({' '.join(str(error).split())}); is the file complete?") from error
+    named = _class_names(content, path)
     root = _root(path, content) if images_dir is None else images_dir
     files = [file for folder in _folders(path, content, root, images_dir) for file in _images_of(folder, root)]
     if not files:
@@ -53,15 +57,28 @@ def read_yolo(path: Path, images_dir: Path | None = None) -> CocoContent:
         images.append({"id": number, "file_name": str(file), "width": width, "height": height})
         for entry in _objects(_label_file(file), number, (height, width), issues):
             annotations.append({"id": len(annotations), **entry})
-    categories = [{"id": index, "name": str(name)} for index, name in named.items()]
+    categories = [{"id": index, "name": name} for index, name in named.items()]
     data = {"images": images, "annotations": annotations, "categories": categories}
-    return read_entries(data, path, root, "xywh", issues)
+    # Without a folder, the data.yaml says where the images are, which is often outside of its own folder.
+    return read_entries(data, path, ImageFinder(root, inside=images_dir is not None), "xywh", issues)
+
+
+def _class_names(content: Any, path: Path) -> dict[int, str]:
+    """Class index to name, from the content of a data.yaml."""
+    names = content.get("names") if isinstance(content, dict) else None
+    named = dict(enumerate(names)) if isinstance(names, list) else names
+    if not isinstance(named, dict) or not named:
+        raise ValueError(f"{path}: expected a data.yaml of ultralytics with names: of the classes")
+    for key, name in named.items():
+        if not str(key).isdigit() or not isinstance(name, (str, int, float)):
+            raise ValueError(f"{path}: expected names: as index and name; got {short_repr(key)}: {short_repr(name)}")
+    return {int(key): str(name) for key, name in named.items()}
 
 
 def _root(path: Path, content: dict[str, Any]) -> Path:
     root = Path(str(content.get("path") or "."))
     near = path.parent / root
-    return root if root.is_absolute() and root.is_dir() else near if near.is_dir() else path.parent
+    return root if root.is_absolute() and is_folder(root) else near if is_folder(near) else path.parent
 
 
 def _folders(path: Path, content: dict[str, Any], root: Path, images_dir: Path | None) -> list[Path]:
@@ -72,13 +89,20 @@ def _folders(path: Path, content: dict[str, Any], root: Path, images_dir: Path |
     if split is None:
         raise ValueError(f"{path}: expected val:, test: or train: with a folder of images")
     parts = split if isinstance(split, list) else [split]
-    return [found if (found := root / str(part)).exists() else path.parent / str(part) for part in parts]
+    found = [root / str(part) for part in parts]
+    return [
+        each if is_file(each) or is_folder(each) else path.parent / str(part)
+        for each, part in zip(found, parts, strict=True)
+    ]
 
 
 def _images_of(folder: Path, root: Path) -> list[Path]:
-    if folder.is_file():  # a text file with a path per line
-        lines = folder.read_text(encoding="utf-8").splitlines()
+    if is_file(folder):  # a text file with a path per line
+        lines = os.fsdecode(folder.read_bytes()).splitlines()
         return [root / line.strip() for line in lines if line.strip()]
+    if not is_folder(folder):
+        return []
+    check_search(folder)
     return sorted(file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
 
 
@@ -93,11 +117,11 @@ def _label_file(image: Path) -> Path:
 
 def _objects(path: Path, image: int, size_hw: tuple[int, int], issues: list[DataIssue]) -> list[dict[str, Any]]:
     """The annotations of one label file; a line that is not valid is reported and left out."""
-    if not path.is_file():
+    if not is_file(path):
         return []
     height, width = size_hw
     entries: list[dict[str, Any]] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
+    for number, line in enumerate(path.read_text("utf-8-sig", errors="replace").splitlines(), 1):
         try:
             label, *values = (float(part) for part in line.split())
         except ValueError:

@@ -14,12 +14,14 @@ from torch import Tensor
 
 from detcam.adapters import Adapter
 from detcam.adapters.base import Target
-from detcam.data.decoding import IMAGE_SUFFIXES
+from detcam.data.decoding import IMAGE_SUFFIXES, check_search
+from detcam.data.opening import MAX_SHOWN_NAME
 from detcam.explanation.explain import Explanation, MethodLike, explain
 from detcam.explanation.writer import EXPLANATIONS_FILE, ExplanationWriter, files_of, read_index
 from detcam.targets import BoxTarget, MaskTarget, with_quantity
 from detcam.utils.batching import batches
-from detcam.utils.files import is_audit
+from detcam.utils.console import shorten
+from detcam.utils.files import is_audit, is_file, is_folder
 
 IMAGES_IN_MEMORY = 4
 """Images that are read, explained and written together by default: their heatmaps are in memory at the same time."""
@@ -47,15 +49,16 @@ def find_images(paths: Iterable[str]) -> list[Path]:
     images: dict[Path, None] = {}
     for text in paths:
         path = Path(text).expanduser()
-        if path.is_file():
+        if is_file(path):
             files = [path]
-        elif path.is_dir():
+        elif text and is_folder(path):
+            check_search(path)
             files = list(_images_below(path))
         elif glob.has_magic(text):
             matches = sorted(Path(match) for match in glob.glob(str(path), recursive=True))
             files = [match for match in matches if match.is_file() and match.suffix.lower() in IMAGE_SUFFIXES]
         else:
-            raise ValueError(f"no file or folder at {text}; check the path")
+            raise ValueError(f"no file or folder at {shorten(text, MAX_SHOWN_NAME) or repr(text)}; check the path")
         if not files:
             raise ValueError(f"no images in {text}; expected files such as .jpg and .png")
         images.update(dict.fromkeys(files))

@@ -161,7 +161,10 @@ def shorten(text: str, width: int) -> str:
 
 def short_repr(value: object) -> str:
     """Return the repr of a value in at most 60 characters, for a message."""
-    return shorten(repr(value), 60)
+    try:
+        return shorten(repr(value), 60)
+    except (ValueError, RecursionError):  # an integer of more digits than Python converts, or a deep nesting
+        return f"a {type(value).__name__} that is too long to show"
 
 
 def plural(count: int, noun: str, plural_noun: str | None = None) -> str:

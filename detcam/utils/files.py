@@ -18,6 +18,40 @@ MAX_NAME_BYTES = 80
 """Maximum length of a `slug`; file systems allow 255 bytes for the whole file name."""
 
 
+def is_file(path: Path) -> bool:
+    """Return whether a path is a regular file; False also for a name that no file system takes (NUL, too long)."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def is_folder(path: Path) -> bool:
+    """Return whether a path is a folder; False also for a name that no file system takes."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
+
+
+def is_inside(path: Path, folder: Path) -> bool:
+    """Return whether a path, its links followed, lies in a folder or one below it."""
+    try:
+        return path.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError, ValueError):  # a loop of links, or a name that no file system takes
+        return False
+
+
+def json_bytes(content: object, indent: int | None = None) -> bytes:
+    """Return JSON in UTF-8; bytes of a file name that are no text become escapes, which `json.loads` reads back.
+
+    Raises:
+        ValueError: A number is NaN or infinite.
+    """
+    text = json.dumps(content, ensure_ascii=False, indent=indent, allow_nan=False)
+    return text.encode("utf-8", "backslashreplace")
+
+
 def replace_file(path: Path, content: bytes) -> Path:
     """Write a file under a temporary name and rename it, so that no reader sees a part of it."""
     temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")

@@ -143,7 +143,7 @@ def test_image_reader_that_needs_a_package_is_reported(
 ) -> None:
     """With ultralytics loaded, Image.open requires a HEIF package for a file that is no image."""
 
-    def wanting(*arguments: Any) -> None:
+    def wanting(*arguments: Any, **options: Any) -> None:
         raise ModuleNotFoundError("No module named 'pi_heif'")
 
     save_image(tmp_path / "a.png")
