@@ -166,8 +166,15 @@ class BaseCAM:
                 value._set_layers(layers, reshape_transform)
 
     def weights(self, activations: Tensor, gradients: Tensor) -> Tensor:
-        """Return channel weights (n, C) from activations and gradients (n, C, h, w)."""
-        raise NotImplementedError(f"{type(self).__name__} must define weights or contributions")
+        """Return channel weights (n, C) from activations and gradients (n, C, h, w).
+
+        Raises:
+            ValueError: By default: the method defines `saliency` alone, and `eigen_smooth` needs more.
+        """
+        raise ValueError(
+            f"eigen_smooth needs the channels' parts of the map, and {type(self).__name__} defines saliency alone: "
+            "define contributions(self, activations, gradients), which returns (n, C, h, w), or leave eigen_smooth out"
+        )
 
     def contributions(self, activations: Tensor, gradients: Tensor) -> Tensor:
         """Return each channel's part of the map (n, C, h, w) from activations and gradients of that shape."""
@@ -253,7 +260,15 @@ class BaseCAM:
         return np.concatenate(heatmaps) if request.stacked else heatmaps
 
     def explain(
-        self, images: Images, targets: Targets = None, *, choose: Select | None = None, **options: Any
+        self,
+        images: Images,
+        targets: Targets = None,
+        *,
+        choose: Select | None = None,
+        aug_smooth: bool = False,
+        eigen_smooth: bool = False,
+        model_kwargs: Mapping[str, Any] | None = None,
+        progress: bool | Progress = False,
     ) -> list[ImageHeatmaps]:
         """Compute heatmaps together with raw saliency, scores, reach and detections; one entry per image.
 
@@ -261,8 +276,10 @@ class BaseCAM:
             images: As in the call.
             targets: As in the call.
             choose: With ``targets=None``, selects the predictions to explain and makes their targets.
-            **options: `aug_smooth`, `eigen_smooth` and `model_kwargs` as in the call; `progress`, whether to show a
-                progress bar on stderr, or a wrapper of the loop over batches such as tqdm.
+            aug_smooth: As in the call.
+            eigen_smooth: As in the call.
+            model_kwargs: As in the call.
+            progress: Whether to show a progress bar on stderr; or a wrapper of the loop over batches, such as tqdm.
 
         Returns:
             One `ImageHeatmaps` per image.
@@ -278,11 +295,10 @@ class BaseCAM:
             >>> result.heatmaps.shape, len(result.saliency)
             ((1, 64, 48), 1)
         """
-        request = read_request(self.adapter, images, targets, options.pop("model_kwargs", None))
-        request = replace(request, choose=choose)
-        if isinstance(options.get("progress"), bool):
-            options["progress"] = partial(track, description=self.name) if options["progress"] else None
-        return self.compute(request, **options)
+        request = replace(read_request(self.adapter, images, targets, model_kwargs), choose=choose)
+        if isinstance(progress, bool):
+            progress = partial(track, description=self.name, enabled=progress)
+        return self.compute(request, aug_smooth=aug_smooth, eigen_smooth=eigen_smooth, progress=progress)
 
     def __enter__(self) -> BaseCAM:
         return self

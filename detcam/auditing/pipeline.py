@@ -236,7 +236,9 @@ def audit(
     with on_device(adapter.model, device):
         cam = None if method == PORTFOLIO else make_cam(adapter, method)
         recorded = _recorded_settings(settings, adapter, cam, annotations, name)
-        stages = AuditStages(adapter, iou_type == "segm", progress, batch_size or DEFAULT_BATCH_SIZE)
+        stages = AuditStages(
+            adapter, iou_type == "segm", progress, DEFAULT_BATCH_SIZE if batch_size is None else batch_size
+        )
         if out is not None:
             stages.state = AuditState(Path(out), recorded, resume=resume)
             stages.writer = ReportWriter(Path(out))

@@ -108,7 +108,7 @@ def explain_files(
             method's own number of images per forward pass.
         **options: as in `explain`.
     """
-    for batch in batches(paths, batch_size or IMAGES_IN_MEMORY):
+    for batch in batches(paths, IMAGES_IN_MEMORY if batch_size is None else batch_size):
         images: list[tuple[Path, Tensor]] = []
         for path in batch:
             try:

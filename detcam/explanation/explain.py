@@ -24,7 +24,6 @@ from detcam.methods.spec import parse_method
 from detcam.outputs import Target, as_target
 from detcam.results import ImageHeatmaps
 from detcam.targets import with_quantity
-from detcam.utils.console import track
 from detcam.utils.device import on_device
 from detcam.visualize.convert import ImageArray
 
@@ -122,8 +121,6 @@ def explain(
     with on_device(adapter.model, device):
         cam = make_cam(adapter, method)
         if batch_size is not None:
-            if batch_size < 1:
-                raise ValueError(f"expected batch_size of at least 1; got {batch_size}")
             cam.batch_size = batch_size
         results = cam.explain(
             images if tensors is None else tensors[0] if is_single(images) else tensors,
@@ -131,7 +128,7 @@ def explain(
             choose=partial(select_targets, adapter, quantity=quantity, **selection),  # type: ignore[arg-type]
             aug_smooth=aug_smooth,
             eigen_smooth=eigen_smooth,
-            progress=partial(track, description=cam.name) if progress else None,
+            progress=progress,
         )
         words = [
             ()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -192,6 +192,9 @@ class CurveMetric(Metric, abstract=True):
     def __init__(self, settings: CurveSettings | None = None, **changes: Any) -> None:
         if settings is not None and changes:
             raise ValueError(f"expected settings, or {', '.join(changes)} by name; got both")
+        known = [field.name for field in fields(CurveSettings)]
+        if unknown := [name for name in changes if name not in known]:
+            raise TypeError(f"{self.name} has no setting {unknown[0]!r}; the settings of curves are {', '.join(known)}")
         self.settings = settings or CurveSettings(**changes)
 
     def areas(self, image: MetricImage, kind: CurveKind) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from detcam.adapters.base import Adapter, Target
 from detcam.cam import BaseCAM
 from detcam.detections import Detections
+from detcam.methods.spec import parse_method
 from detcam.results import ImageHeatmaps
 from detcam.targets import SimilarityToConceptTarget
 from detcam.testing.models import default_adapters, random_images
@@ -28,7 +29,7 @@ class _Interrupted(Exception):
 
 
 def check_method(
-    method: Callable[[Adapter], BaseCAM],
+    method: str | Callable[[Adapter], BaseCAM],
     adapter: Adapter | None = None,
     images: Sequence[Tensor] | None = None,
     targets: TargetsPerImage | None = None,
@@ -40,7 +41,8 @@ def check_method(
     targets is a normal case; the model is left as it was, also where a target or a layer raises an error half-way.
 
     Args:
-        method: the method's class, or a function from an adapter to the method.
+        method: the name of a registered method, with settings after a colon if there are any; the method's class; or a
+            function from an adapter to the method.
         adapter: the model to explain; None takes a tiny network for each task in ``method.tasks``.
         images: two images (3, H, W) in [0, 1] or more; None takes random ones of different sizes.
         targets: per image, what to explain; None explains the model's predictions.
@@ -56,6 +58,7 @@ def check_method(
         ...         return activations.square().sum(1)
         >>> check_method(ActivationNorm)
     """
+    method = parse_method(method) if isinstance(method, str) else method
     if adapter is None:
         tasks = getattr(getattr(method, "func", method), "tasks", BaseCAM.tasks)
         for tiny in default_adapters(tasks):

@@ -11,7 +11,7 @@ from torch import Tensor
 from detcam.adapters.base import Adapter, Target
 from detcam.inputs import Images
 from detcam.methods.grad_cam import GradCAM
-from detcam.metrics import Metric
+from detcam.metrics import METRICS, Metric
 from detcam.metrics.metric_input import MapArray
 from detcam.testing.methods import TargetsPerImage, default_targets
 from detcam.testing.models import random_images, tiny_classifier, tiny_detector, tiny_segmenter
@@ -20,7 +20,7 @@ from detcam.testing.state import ModelState, require
 MAKERS = {"class": tiny_classifier, "box": tiny_detector, "mask": tiny_segmenter}
 
 
-def check_metric(metric: Metric | type[Metric], adapter: Adapter | None = None) -> None:
+def check_metric(metric: str | Metric | type[Metric], adapter: Adapter | None = None) -> None:
     """Check that a metric keeps its contract.
 
     `Metric.measure` gives one float64 value per heatmap, in the order of the images, within the metric's range; arrays
@@ -28,7 +28,7 @@ def check_metric(metric: Metric | type[Metric], adapter: Adapter | None = None) 
     the value NaN; the model is left as it was.
 
     Args:
-        metric: the metric with its settings, or its class.
+        metric: the metric with its settings, its class, or the name of a registered metric.
         adapter: a model whose targets the metric judges; None takes a tiny network for each kind in ``metric.tasks``.
 
     Raises:
@@ -39,6 +39,7 @@ def check_metric(metric: Metric | type[Metric], adapter: Adapter | None = None) 
         >>> from detcam.testing import check_metric
         >>> check_metric(Sparseness())
     """
+    metric = METRICS.find(metric) if isinstance(metric, str) else metric
     metric = metric() if isinstance(metric, type) else metric
     check_metric_description(metric)
     if adapter is None:

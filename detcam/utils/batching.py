@@ -10,7 +10,13 @@ T = TypeVar("T")
 
 
 def batch_slices(count: int, size: int) -> Iterator[slice]:
-    """Split the range from 0 to `count` into slices of at most `size`."""
+    """Split the range from 0 to `count` into slices of at most `size`.
+
+    Raises:
+        ValueError: `size` is below 1.
+    """
+    if size < 1:
+        raise ValueError(f"expected batch_size of at least 1; got {size}")
     for start in range(0, count, size):
         yield slice(start, min(start + size, count))
 

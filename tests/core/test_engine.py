@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from detcam import METHODS, ClassAgnosticWarning, EigenCAM, EmptyMapWarning, GradCAM, HiResCAM, LayerCAM, adapt, explain
+from detcam.adapters import embed
 from detcam.cam import BaseCAM
 from detcam.geometry import normalize
 from detcam.targets import ClassifierOutputTarget, ClassTarget
@@ -278,6 +279,33 @@ def test_the_result_of_a_formula_is_checked(formula: Any, match: str) -> None:
 
     with pytest.raises(ValueError, match=match):
         Wrong(adapt(TinyCNN(), image_size=16)).explain(torch.rand(3, 16, 16))
+
+
+def test_eigen_smooth_of_a_map_without_channels_is_an_error() -> None:
+    class Positive(BaseCAM):
+        name = "positive"
+
+        def saliency(self, activations: Tensor, gradients: Tensor) -> Tensor:
+            return (activations * gradients.clamp(min=0)).sum(1)
+
+    with pytest.raises(ValueError, match="eigen_smooth .* Positive defines saliency alone: define contributions"):
+        Positive(tiny_classifier())(torch.rand(1, 3, 32, 32), eigen_smooth=True)
+
+
+@pytest.mark.parametrize("size", [0, -1])
+def test_batch_sizes_below_one_are_refused(size: int) -> None:
+    adapter, images = tiny_classifier(), torch.rand(2, 3, 32, 32)
+    cam = GradCAM(adapter)
+    cam.batch_size = size
+    calls: list[Callable[[], object]] = [
+        lambda: cam(images),
+        lambda: adapter.predict(list(images), batch_size=size),
+        lambda: embed(adapter.model, images, batch_size=size),
+        lambda: explain(adapter, images, batch_size=size),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match=f"batch_size of at least 1; got {size}"):
+            call()
 
 
 def test_explain_shows_progress_on_request(capsys: pytest.CaptureFixture[str]) -> None:

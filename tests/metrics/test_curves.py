@@ -183,6 +183,8 @@ def test_invalid_calls_raise(patch: nn.Module) -> None:
         Deletion(protocol="odam").measure(patch, WHITE, TARGET, TRUE)
     with pytest.raises(ValueError, match="pinned, matched"):
         Deletion(protocol="iou").measure(patch, WHITE, TARGET, TRUE)
+    with pytest.raises(TypeError, match="deletion has no setting 'colour'; the settings of curves are fill, steps"):
+        Deletion(colour=3)
     with pytest.raises(ValueError, match="step"):
         CurveSettings(steps=0)
     with pytest.raises(ValueError, match="both"):

@@ -143,6 +143,12 @@ def test_targets(target: Any, match: str) -> None:
         check_target(target, tiny_classifier())
 
 
+def test_methods_are_checked_by_name() -> None:
+    check_method("hirescam", tiny_classifier())
+    with pytest.raises(ValueError, match="no method is named 'hirescan'; did you mean hirescam"):
+        check_method("hirescan")
+
+
 def test_a_model_is_no_adapter() -> None:
     with pytest.raises(TypeError, match="expected an adapter"):
         check_adapter(nn.Conv2d(3, 1, 1))  # type: ignore[arg-type]
