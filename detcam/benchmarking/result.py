@@ -11,7 +11,7 @@ from detcam.benchmarking import plots, tables
 from detcam.benchmarking.conclusions import recommend
 from detcam.benchmarking.statistics import Row
 from detcam.utils.console import plural
-from detcam.utils.files import replace_file
+from detcam.utils.files import replace_file, utf8_bytes
 from detcam.visualize.convert import ImageArray
 from detcam.visualize.overlay import to_png_bytes
 
@@ -134,9 +134,9 @@ class Benchmark(Sequence[Row]):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         contents = {
-            "benchmark.md": self.to_markdown().encode(),
-            "benchmark.csv": self.to_csv().encode(),
-            "benchmark.json": self.to_json().encode(),
+            "benchmark.md": utf8_bytes(self.to_markdown()),
+            "benchmark.csv": utf8_bytes(self.to_csv()),
+            "benchmark.json": utf8_bytes(self.to_json()),
             "scatter.png": plots.png(self.scatter()),
         }
         if self.figure_images:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from detcam.benchmarking.statistics import Estimate, Row
 from detcam.utils.console import make_table
-from detcam.utils.files import json_number
+from detcam.utils.files import csv_cell, json_number
 from detcam.utils.markdown import markdown_table
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def csv_text(rows: Sequence[Row], signs: Mapping[str, int]) -> str:
     stream = io.StringIO()
     writer = csv.DictWriter(stream, list(records[0]) if records else ["method"], lineterminator="\n")
     writer.writeheader()
-    writer.writerows({name: "" if value is None else value for name, value in record.items()} for record in records)
+    writer.writerows({name: csv_cell(value) for name, value in record.items()} for record in records)
     return stream.getvalue()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import os
 import re
 import sys
 import warnings
@@ -15,6 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from detcam.cli.options import CommonOptions, import_modules
+from detcam.utils.console import printable
 from detcam.utils.version import __version__
 
 ERRORS = (TypeError, ValueError, RuntimeError, OSError, ImportError)
@@ -62,8 +64,17 @@ class OneLineErrorGroup(TyperGroup):
         """Run the command line; arguments as in the base class."""
         if not options.pop("standalone_mode", True):
             return super().main(*args, **{**options, "standalone_mode": False})
+        _prepare_streams()
         try:
             code = super().main(*args, **{**options, "standalone_mode": False})
+            sys.stdout.flush()
+        except BrokenPipeError:  # the reader, such as head, has enough
+            _discard_output()
+            sys.exit(1)  # as Python's documentation asks, and rich does
+        except OSError as error:  # the last lines do not fit on a full disk
+            _discard_output()
+            print(f"detcam: cannot write the output ({_one_line(str(error))})", file=sys.stderr)
+            sys.exit(2)
         except UsageError as error:
             context = getattr(error, "ctx", None)
             command = context.command_path if context else "detcam"
@@ -72,6 +83,24 @@ class OneLineErrorGroup(TyperGroup):
         except typer.Abort:
             sys.exit(130)
         sys.exit(code if isinstance(code, int) else 0)
+
+
+def _prepare_streams() -> None:
+    """Let stdout and stderr take any text in any encoding, also where they are closed."""
+    for name in ("stdout", "stderr"):
+        stream: Any = getattr(sys, name)
+        if stream is None:  # closed by the shell: >&-
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - open until the process ends
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _discard_output() -> None:
+    """Send what is left of stdout nowhere, or the interpreter would report the error again at its end."""
+    with contextlib.suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 @contextlib.contextmanager
@@ -86,7 +115,7 @@ def one_line_errors(debug: bool) -> Iterator[None]:
         except KeyboardInterrupt:
             print("detcam: interrupted", file=sys.stderr)
             raise typer.Exit(130) from None
-        except UsageError:
+        except (UsageError, BrokenPipeError):
             raise
         except ERRORS as error:
             if debug:
@@ -114,7 +143,8 @@ def _fail(error: BaseException) -> NoReturn:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    """Return a text in one line, without control characters of names from files."""
+    return printable(" ".join(text.split()))
 
 
 def show_version(wanted: bool) -> None:

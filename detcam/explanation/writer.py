@@ -47,7 +47,6 @@ run is interrupted, and lists existing files only.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import time
 import unicodedata
@@ -62,7 +61,7 @@ import numpy as np
 
 from detcam.detections import class_name
 from detcam.outputs import DetectionTarget, as_target
-from detcam.utils.files import json_number, read_json, replace_file, slug
+from detcam.utils.files import json_bytes, json_number, read_json, replace_file, slug
 from detcam.utils.opencv import cv2
 from detcam.utils.version import __version__
 from detcam.visualize.convert import TensorLike, as_array, encode_png, to_png_bytes
@@ -77,6 +76,12 @@ EXPLANATIONS_VERSION = 2
 EXPLANATIONS_FILE = "explanations.json"
 HEATMAP_MAXIMUM = 65535
 SECONDS_BETWEEN_WRITES = 2.0
+_KEY_TYPES: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("name", "model", "method", "stem"), (str,)),
+    **dict.fromkeys(("path", "digest"), (str, type(None))),
+    **dict.fromkeys(("target_layers", "smoothing", "targets"), (list,)),
+}
+_FILES = ("overlay", "heatmap")
 MAX_WRITERS = min(4, os.cpu_count() or 1)
 """Targets of an image that are drawn and encoded at the same time."""
 
@@ -167,7 +172,7 @@ class ExplanationWriter:
             "detcam": __version__,
             "images": list(self._entries.values()),
         }
-        replace_file(self.index, json.dumps(content, ensure_ascii=False, indent=1, allow_nan=False).encode())
+        replace_file(self.index, json_bytes(content, indent=1))
         finished = time.monotonic()
         # Writing a long index takes at most a twentieth of the time.
         self._due = finished + max(SECONDS_BETWEEN_WRITES, 20 * (finished - started))
@@ -182,10 +187,20 @@ def read_index(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     entries: list[dict[str, Any]] = read_json(path, EXPLANATIONS_SCHEMA, EXPLANATIONS_VERSION)["images"]
-    needed = {"path", "name", "digest", "model", "method", "target_layers", "smoothing", "stem", "targets"}
-    if not all(isinstance(entry, dict) and needed <= entry.keys() for entry in entries):
-        raise ValueError(f"{path} lacks keys of this version; move it away, or choose another folder")
+    if not isinstance(entries, list) or not all(_is_entry(entry) for entry in entries):
+        raise ValueError(f"{path} has entries that are not of this version; move it away, or choose another folder")
     return entries
+
+
+def _is_entry(entry: Any) -> bool:
+    """Whether an entry of an index, which may be somebody else's, has the right keys, and names within the folder."""
+    if not isinstance(entry, dict) or not _KEY_TYPES.keys() <= entry.keys():
+        return False
+    if not all(isinstance(entry[key], types) for key, types in _KEY_TYPES.items()):
+        return False
+    texts = [*entry["target_layers"], *entry["smoothing"], entry["stem"]]
+    texts += [target.get(kind) if isinstance(target, dict) else None for target in entry["targets"] for kind in _FILES]
+    return all(isinstance(text, str) for text in texts) and Path(entry["stem"]).name == entry["stem"]
 
 
 def encode_heatmap(heatmap: TensorLike) -> bytes:
@@ -271,7 +286,7 @@ def _identity(entry: dict[str, Any]) -> tuple[Any, ...]:
 
 def files_of(entry: dict[str, Any]) -> list[str]:
     """Return the files of an entry, without names that lead out of the folder."""
-    names = [target[kind] for target in entry["targets"] for kind in ("overlay", "heatmap")]
+    names = [target[kind] for target in entry["targets"] for kind in _FILES]
     return [name for name in names if Path(name).name == name]
 
 

@@ -14,6 +14,8 @@ from typing import Any, SupportsFloat
 
 import numpy as np
 
+FORMULA_SIGNS = "=+-@"
+"""First characters, after spaces and in any width, of a text that a spreadsheet evaluates."""
 MAX_NAME_BYTES = 80
 """Maximum length of a `slug`; file systems allow 255 bytes for the whole file name."""
 
@@ -48,8 +50,22 @@ def json_bytes(content: object, indent: int | None = None) -> bytes:
     Raises:
         ValueError: A number is NaN or infinite.
     """
-    text = json.dumps(content, ensure_ascii=False, indent=indent, allow_nan=False)
+    return utf8_bytes(json.dumps(content, ensure_ascii=False, indent=indent, allow_nan=False))
+
+
+def utf8_bytes(text: str) -> bytes:
+    r"""Return a text in UTF-8; bytes of a file name that are no text become escapes such as ``\udce9``."""
     return text.encode("utf-8", "backslashreplace")
+
+
+def csv_cell(value: object) -> Any:
+    """Return a value for a CSV table; a text that a spreadsheet would evaluate as a formula gets an apostrophe."""
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        return value
+    first = unicodedata.normalize("NFKC", value).lstrip()[:1]
+    return f"'{value}" if first and (first in FORMULA_SIGNS or value[0] in "\t\r\n") else value
 
 
 def replace_file(path: Path, content: bytes) -> Path:
@@ -72,7 +88,7 @@ def read_json(path: Path, schema: str, version: int) -> dict[str, Any]:
     remedy = "move it away, or choose another folder"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON ({error}); {remedy}") from error
     found = (content.get("schema"), content.get("version")) if isinstance(content, dict) else (None, None)
     if found != (schema, version):
@@ -108,7 +124,7 @@ def check_same_settings(path: Path, stored: Mapping[str, Any], current: Mapping[
 def slug(text: str) -> str:
     """Return a safe file name: letters, digits, ``_`` and ``-`` of any script; other characters become ``_``."""
     name = re.sub(r"[^\w-]+", "_", unicodedata.normalize("NFC", text)).strip("_")
-    return name.encode()[:MAX_NAME_BYTES].decode(errors="ignore") or "unnamed"
+    return name.encode(errors="ignore")[:MAX_NAME_BYTES].decode(errors="ignore") or "unnamed"
 
 
 def json_number(value: SupportsFloat) -> float | None:

@@ -9,9 +9,8 @@ from typing import Any
 
 from detcam.auditing.case import AuditCase
 from detcam.auditing.report.summary import ReportSummary
-from detcam.utils.files import json_value
+from detcam.utils.files import csv_cell, json_value
 
-FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 CSV_COLUMNS = (
     "id", "file_name", "image_id", "type", "class", "label", "score", "left", "top", "right", "bottom", "delta_ap",
     "verdict", "effect", "error_rate", "proposal", "evidence_location", "evidence_fraction", "minimal_region_fraction",
@@ -29,7 +28,7 @@ def false_positives_csv(summary: ReportSummary) -> bytes:
     table = csv.writer(stream, lineterminator="\r\n")
     table.writerow(CSV_COLUMNS)
     for case in sort_false_positives(summary.cases):
-        table.writerow([_cell(value) for value in _row(case)])
+        table.writerow([csv_cell(json_value(value)) for value in _row(case)])
     return stream.getvalue().encode("utf-8-sig", "backslashreplace")
 
 
@@ -41,13 +40,6 @@ def _row(case: AuditCase) -> list[Any]:
         case.evidence_fraction, case.minimal_region_fraction, truth and truth.name, truth and truth.iou,
         case.background_type, case.typicality, case.group, case.method, case.question, case.reason, case.sentence,
     ]  # fmt: skip
-
-
-def _cell(value: Any) -> Any:
-    value = json_value(value)
-    if isinstance(value, str):
-        return "'" + value if value.startswith(FORMULA) else value
-    return "" if value is None else value
 
 
 def sort_false_positives(cases: Sequence[AuditCase]) -> list[AuditCase]:

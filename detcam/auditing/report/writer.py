@@ -18,7 +18,7 @@ from detcam.auditing.report.page import render_page
 from detcam.auditing.report.summary import ReportSummary
 from detcam.auditing.report.tables import false_positives_coco, false_positives_csv
 from detcam.data.ground_truth import GroundTruth
-from detcam.utils.files import json_value, replace_file
+from detcam.utils.files import json_bytes, json_value, replace_file
 from detcam.visualize.convert import ImageArray
 
 TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.tmp")
@@ -63,7 +63,7 @@ class ReportWriter:
         path = self.out / layout.IMAGES / f"{stem}.jpg"
         if not path.exists():
             replace_file(path, images.image_jpeg(image))
-        replace_file(path.with_suffix(".json"), _json_bytes(_describe_image(image_id, file_name, truths)))
+        replace_file(path.with_suffix(".json"), json_bytes(_describe_image(image_id, file_name, truths), indent=1))
         return path
 
     def case(self, case: AuditCase, image: ImageArray, maps: CaseMaps | None) -> None:
@@ -112,9 +112,9 @@ class ReportWriter:
         files = {entry["image_id"]: entry["file"] for entry in audit["images"]}
         for case, entry in zip(summary.cases, audit["cases"], strict=True):
             entry["files"] = {"image": files.get(case.image_id)} | self._case_files(case)
-        replace_file(self.out / layout.AUDIT, _json_bytes(audit))
+        replace_file(self.out / layout.AUDIT, json_bytes(audit, indent=1))
         replace_file(self.out / layout.TABLE, false_positives_csv(summary))
-        replace_file(self.out / layout.COCO, _json_bytes(false_positives_coco(summary)))
+        replace_file(self.out / layout.COCO, json_bytes(false_positives_coco(summary), indent=1))
         return replace_file(self.out / layout.INDEX, render_page(audit, self._outlines(summary, audit)))
 
     def _images(self, summary: ReportSummary) -> list[dict[str, Any]]:
@@ -177,11 +177,6 @@ def _describe_image(image_id: int | str, file_name: str, truths: GroundTruth) ->
             )
         ],
     }
-
-
-def _json_bytes(content: Any) -> bytes:
-    # File names can contain lone surrogates, which are written as JSON escapes.
-    return json.dumps(content, ensure_ascii=False, indent=1, allow_nan=False).encode("utf-8", "backslashreplace")
 
 
 def _check_image(image: Any, size_hw: tuple[int, int]) -> None:
