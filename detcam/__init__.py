@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from detcam.adapters.base import DetectorAdapter as DetectorAdapter
     from detcam.adapters.registry import adapt as adapt
     from detcam.adapters.registry import register_adapter as register_adapter
+    from detcam.auditing.comparison.comparison import AuditComparison as AuditComparison
+    from detcam.auditing.comparison.comparison import compare_audits as compare_audits
     from detcam.auditing.pipeline import Audit as Audit
     from detcam.auditing.pipeline import audit as audit
     from detcam.benchmarking.compare import benchmark as benchmark
@@ -90,6 +92,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "Adapter": "detcam.adapters.base",
     "Audit": "detcam.auditing.pipeline",
+    "AuditComparison": "detcam.auditing.comparison.comparison",
     "BaseCAM": "detcam.cam",
     "Benchmark": "detcam.benchmarking.result",
     "ClassAgnosticWarning": "detcam.diagnostics",
@@ -111,6 +114,7 @@ _MODULES = {
     "adapt": "detcam.adapters.registry",
     "audit": "detcam.auditing.pipeline",
     "benchmark": "detcam.benchmarking.compare",
+    "compare_audits": "detcam.auditing.comparison.comparison",
     "create_labels_legend": "detcam.visualize.concepts",
     "deprocess_image": "detcam.visualize.overlay",
     "drise": "detcam.methods.drise",

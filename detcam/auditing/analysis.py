@@ -58,6 +58,7 @@ class ErrorAnalysis:
         dropped: number of detections left out because they exceed the maximum number per image and class.
         outside: number of detections left out because their class is not evaluated.
         names: class names by index.
+        image_ids: id of each image, by image index.
     """
 
     errors: tuple[DetectionError, ...]
@@ -69,6 +70,7 @@ class ErrorAnalysis:
     dropped: int
     outside: int
     names: Mapping[int, str] = field(repr=False)
+    image_ids: tuple[int | str, ...] = field(repr=False)
 
     def __len__(self) -> int:
         return len(self.errors)
@@ -250,6 +252,7 @@ def analyze_errors(
         dropped=sum(int(matched.dropped.sum()) for matched in matches) - outside,
         outside=outside,
         names=names,
+        image_ids=tuple(truth.image_id for truth in ground_truths),
     )
 
 

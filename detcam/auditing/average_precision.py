@@ -23,11 +23,15 @@ class Ranking:
         hits: (n,) bool, whether each detection is a true positive; ignored and dropped detections are not included.
         keys: (n, 2) int64, image index and detection index of each detection.
         object_count: number of objects of the class.
+        scores: (n,) float64 in [0, 1].
+        object_images: (object_count,) int64, image index of each object.
     """
 
     hits: np.ndarray
     keys: np.ndarray
     object_count: int
+    scores: np.ndarray
+    object_images: np.ndarray
 
     @property
     def average_precision(self) -> float:
@@ -105,7 +109,7 @@ def rank_detections(
     order = sorted(
         range(len(ground_truths)), key=lambda i: (isinstance(ground_truths[i].image_id, str), ground_truths[i].image_id)
     )
-    labels, scores, hits, keys, true_labels = [], [], [], [], []
+    labels, scores, hits, keys, true_labels, true_images = [], [], [], [], [], []
     for image in order:
         detected, matched = detections[image], matches[image]
         counted = np.flatnonzero(matched.true_positive | matched.false_positive)
@@ -115,12 +119,15 @@ def rank_detections(
         hits.append(matched.true_positive[counted])
         keys.append(np.stack([np.full_like(counted, image), counted], axis=1))
         true_labels.append(to_array(ground_truths[image].labels)[~matched.ground_truth_ignored])
+        true_images.append(np.full_like(true_labels[-1], image))
     if not order:
         return {}
-    label, score, hit, key, true_label = (np.concatenate(part) for part in (labels, scores, hits, keys, true_labels))
+    columns = (labels, scores, hits, keys, true_labels, true_images)
+    label, score, hit, key, true_label, true_image = (np.concatenate(part) for part in columns)
     by_score = np.argsort(-score, kind="stable")
     rankings = {}
     for each in np.union1d(label, true_label).tolist():
         of_class = by_score[label[by_score] == each]
-        rankings[int(each)] = Ranking(hit[of_class], key[of_class], int((true_label == each).sum()))
+        images = true_image[true_label == each]
+        rankings[int(each)] = Ranking(hit[of_class], key[of_class], len(images), score[of_class], images)
     return rankings

@@ -23,6 +23,7 @@ from detcam.auditing.errors import DetectionError
 from detcam.auditing.explainer import ErrorExplainer
 from detcam.auditing.matching import IouType
 from detcam.auditing.report import ReportSummary, ReportWriter
+from detcam.auditing.report.evaluation import Evaluation
 from detcam.auditing.run_state import AuditState
 from detcam.auditing.sentences import case_sentence
 from detcam.auditing.stages import AuditStages
@@ -260,6 +261,7 @@ def audit(
             seconds=seconds,
         )
         with stages.timed("writing"):
+            Evaluation.from_analysis(analysis).save(stages.writer.out)
             report = stages.writer.finish(summary)
         if stages.state is not None:
             stages.state.remove()

@@ -105,7 +105,7 @@ def test_average_precision_by_hand() -> None:
 def test_average_precision_without_each_equals_direct_removal(seed: int) -> None:
     random = np.random.default_rng(seed)
     hits = random.random(40) < [0.5, 0.1, 0.9, 0.0, 1.0][seed]
-    ranking = Ranking(hits, np.zeros((40, 2), dtype=np.int64), 45)
+    ranking = Ranking(hits, np.zeros((40, 2), dtype=np.int64), 45, np.zeros(40), np.zeros(45, dtype=np.int64))
     each = ranking.without_each()
     for rank in range(40):
         gone = np.arange(40) == rank

@@ -29,7 +29,15 @@ WITH_EXAMPLES = [
 ]
 
 FRONT_DOOR = [
-    *(detcam.explain, detcam.audit, detcam.benchmark, detcam.adapt, detcam.get_method, detcam.drise),
+    *(
+        detcam.explain,
+        detcam.audit,
+        detcam.compare_audits,
+        detcam.benchmark,
+        detcam.adapt,
+        detcam.get_method,
+        detcam.drise,
+    ),
     *(detcam.show_cam_on_image, detcam.guided_backprop, detcam.sobel_cam),
     *(detcam.register_method, detcam.register_adapter, detcam.register_metric, detcam.register_target),
     *(adapters.detector, adapters.segmenter, adapters.embedder, adapters.embed, adapters.Adapter.predict),

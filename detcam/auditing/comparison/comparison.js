@@ -1,0 +1,131 @@
+// The comparison of two audits. Text from the data becomes text nodes and attributes only, never markup.
+
+const data = JSON.parse(document.getElementById("data").textContent);
+const $ = (id) => document.getElementById(id);
+const SVG = "http://www.w3.org/2000/svg";
+const MINUS = "\u2212", NONE = "\u2013", PAGE = 60;
+
+function fill(node, attributes, children) {
+  for (const [name, value] of Object.entries(attributes || {})) {
+    if (value === null || value === undefined || value === false) continue;
+    if (typeof value === "function") node.addEventListener(name, value);
+    else node.setAttribute(name, value === true ? "" : String(value));
+  }
+  for (const child of children.flat(2)) {
+    if (child === null || child === undefined || child === false) continue;
+    node.append(child instanceof Node ? child : document.createTextNode(String(child)));
+  }
+  return node;
+}
+const el = (tag, attributes, ...children) => fill(document.createElement(tag), attributes, children);
+const svg = (tag, attributes, ...children) => fill(document.createElementNS(SVG, tag), attributes, children);
+const isKnown = (value) => value !== null && value !== undefined;
+const digits = (value, count) => (isKnown(value) ? value.toFixed(count).replace("-", MINUS) : NONE);
+const signed = (value, count) => (isKnown(value) ? (value > 0 ? "+" : "") + digits(value, count) : NONE);
+const kebab = (text) => text.replaceAll(" ", "-");
+const tag = (kind, text) => el("span", {class: "tag " + kebab(kind)}, text || kind);
+const link = (path) => (path ? path.split("/").map(encodeURIComponent).join("/") : null);
+const range = (pair, count) => el("span", {class: "range"}, isKnown(pair[0]) ? signed(pair[0], count) + " to " + signed(pair[1], count) : NONE);
+const scrollable = (name, table) => el("div", {class: "scroll", tabindex: 0, role: "region", "aria-label": name}, table);
+
+function table(name, heads, rows) {
+  const head = heads.map(([text, isNumber]) => el("th", {scope: "col", class: isNumber ? "number" : null}, text));
+  return scrollable(name, el("table", {}, el("thead", {}, el("tr", {}, head)), el("tbody", {}, rows)));
+}
+const number = (content) => el("td", {class: "number"}, content);
+
+function overview() {
+  $("subject").textContent = data.old_model + " \u2192 " + data.new_model;
+  $("headline").append(el("h1", {}, data.headline[0]), el("p", {class: "lead"}, data.headline.slice(1).join(" ")));
+  const figures = [["images", data.image_count], ["old AP", digits(data.old_average_precision, 3)], ["new AP", digits(data.new_average_precision, 3)],
+    ["fixed", data.counts.fixed], ["new errors", data.counts.new], ["unchanged", data.counts.unchanged]];
+  $("figures").append(el("dl", {class: "figures"}, figures.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value)))));
+  const AP = [["old delta AP", true], ["new delta AP", true], ["change, 95\u202f% interval", true]];
+  const ap = (item) => [number(digits(item.old_delta_ap, 4)), number(digits(item.new_delta_ap, 4)), number(range(item.delta_ap_interval, 4))];
+  $("causes").append(el("h2", {}, "Causes of the explained errors"),
+    el("p", {class: "note"}, "A cause is new, gone, grown or shrunk if an exact test over images finds its number of errors changed, corrected for the number of causes. Choose a cause to see its errors."),
+    table("Causes", [["cause"], ["status"], ["old", true], ["new", true], ["difference, 95\u202f% interval", true], ...AP], data.causes.map((cause, index) => el("tr", {},
+      el("th", {scope: "row"}, el("button", {type: "button", class: "text", click: () => choose({cause: index})}, cause.sentence)), el("td", {}, tag(cause.status)),
+      number(cause.old_count), number(cause.new_count), number(range(cause.difference_interval, 0)), ap(cause)))));
+  $("types").append(el("h2", {}, "Error types"), el("p", {class: "note"}, "Relevant errors; delta AP counts those with low scores too."),
+    table("Error types", [["type"], ["old", true], ["new", true], ...AP], data.types.map((type) => el("tr", {},
+      el("th", {scope: "row"}, tag(type.type)), number(type.old_count), number(type.new_count), ap(type)))));
+  choose({change: ["new", "fixed"].find((change) => data.counts[change]) || "unchanged"}, false);
+}
+
+// The list of errors: those with a change, or of a cause.
+let shown = [], limit = PAGE;
+function choose(filter, scroll = true) {
+  const cause = isKnown(filter.cause) ? data.causes[filter.cause] : null;
+  const has = (ids, id) => id && ids.includes(id);
+  shown = data.errors.map((pair, index) => ({...pair, index})).filter((pair) => pair.old || pair.new)
+    .filter((pair) => (cause ? has(cause.old_ids, pair.old_id) || has(cause.new_ids, pair.new_id) : pair.change === filter.change));
+  limit = PAGE;
+  const all = cause ? shown.length : data.counts[filter.change];
+  const buttons = ["new", "fixed", "unchanged"].map((change) => el("button", {type: "button", "aria-pressed": String(filter.change === change), click: () => choose({change})},
+    change + " (" + data.counts[change] + ")"));
+  $("errors").replaceChildren(el("h2", {}, cause ? cause.sentence : "Errors"), el("div", {class: "pair-filters"}, buttons),
+    el("p", {class: "note"}, shown.length + " of " + all + " with an explanation in one of the audits"), el("ol", {class: "cards", id: "cards"}));
+  more();
+  if (scroll) $("errors").scrollIntoView();
+}
+function more() {
+  $("cards").replaceChildren(...shown.slice(0, limit).map(card));
+  if (limit < shown.length) $("cards").append(el("li", {}, el("button", {type: "button", click: () => { limit += PAGE; more(); }}, "Show more")));
+}
+function card(pair) {
+  const side = (entry) => entry && entry.thumbnail ? el("img", {class: "thumbnail", loading: "lazy", alt: "", src: link(entry.thumbnail)}) : el("span", {class: "thumbnail none"}, entry ? "not explained" : "no error");
+  return el("li", {}, el("a", {class: "case-card", href: "#pair=" + pair.index, "data-index": pair.index}, el("div", {class: "sides"}, side(pair.old), side(pair.new)),
+    el("div", {class: "case-text"}, el("div", {class: "case-name"}, el("b", {}, pair.name), el("span", {class: "number"}, digits(pair.old_score, 2) + " \u2192 " + digits(pair.new_score, 2))),
+      el("div", {class: "facts"}, tag(pair.change), tag(pair.type)), el("div", {class: "file"}, pair.file_name))));
+}
+
+// Both audits of an error side by side.
+function heatFilter(id) {
+  const values = (channel) => data.heat.colors.map((color) => (color[channel] / 255).toFixed(4)).join(" ");
+  return svg("filter", {id, "color-interpolation-filters": "sRGB", x: 0, y: 0, width: 1, height: 1},
+    svg("feColorMatrix", {in: "SourceGraphic", type: "matrix", values: "0 0 0 0 0  0 0 0 0 0  0 0 0 0 0  1 0 0 0 0", result: "strength"}),
+    svg("feComponentTransfer", {in: "SourceGraphic", result: "colors"}, ["R", "G", "B"].map((name, index) => svg("feFunc" + name, {type: "table", tableValues: values(index)}))),
+    svg("feComposite", {in: "colors", in2: "strength", operator: "in"}));
+}
+function view(title, pair, entry, id) {
+  const [height, width] = pair.image_size_hw, whole = {x: 0, y: 0, width, height, preserveAspectRatio: "none"};
+  const [left, top, right, bottom] = (entry && entry.box_xyxy) || pair.box_xyxy;
+  const bounds = {x: left, y: top, width: Math.max(right - left, 0), height: Math.max(bottom - top, 0)};
+  const node = svg("svg", {class: "viewer-image", role: "img", "aria-label": title, viewBox: [0, 0, width, height].join(" ")}, svg("defs", {}, heatFilter(id)),
+    pair.image ? svg("image", {...whole, href: link(pair.image)}) : svg("rect", {...whole, class: "no-image"}),
+    entry && entry.heatmap && svg("image", {...whole, href: link(entry.heatmap), filter: "url(#" + id + ")", opacity: data.heat.opacity, "data-heat": true}),
+    entry && entry.outline && [svg("path", {d: entry.outline, class: "casing"}), svg("path", {d: entry.outline, class: "line evidence"})],
+    svg("rect", {...bounds, class: "casing"}), svg("rect", {...bounds, class: "line " + (entry ? "predicted" : "absent")}));
+  node.style.aspectRatio = width + " / " + height;
+  return el("section", {class: "view"}, el("h2", {}, title), node,
+    el("p", {}, entry ? [entry.verdict !== "not tested" && tag(entry.verdict), " ", entry.sentence] : "No such error."), entry && entry.below && el("p", {class: "note"}, "Below the score threshold, and so not an error that counts."));
+}
+function showPair(index) {
+  const pair = data.errors[index], at = shown.findIndex((each) => each.index === index);
+  const step = (by, text) => el("a", {class: "button" + (shown[at + by] && at >= 0 ? "" : " off"), href: at >= 0 && shown[at + by] ? "#pair=" + shown[at + by].index : null}, text);
+  $("pair").replaceChildren(
+    el("nav", {class: "steps", "aria-label": "Errors"}, el("a", {class: "button", href: "#"}, "\u2190 Comparison"), el("span", {class: "of"}, at < 0 ? "" : at + 1 + " of " + shown.length), step(-1, "Previous"), step(1, "Next")),
+    el("div", {class: "case-head"}, el("h1", {}, pair.name, " ", el("span", {class: "number"}, digits(pair.old_score, 3) + " \u2192 " + digits(pair.new_score, 3))),
+      el("p", {class: "facts"}, tag(pair.change), tag(pair.type), el("span", {class: "file"}, pair.file_name))),
+    el("div", {class: "views"}, view("Old: " + data.old_model, pair, pair.old, "heat-old"), view("New: " + data.new_model, pair, pair.new, "heat-new")));
+}
+
+function route() {
+  const match = /^#pair=(\d+)$/.exec(location.hash), index = match ? Number(match[1]) : -1;
+  const isPair = Boolean(data.errors[index]);
+  if (isPair) showPair(index);
+  $("pair").hidden = !isPair;
+  $("overview").hidden = isPair;
+  scrollTo(0, 0);
+}
+document.addEventListener("keydown", (event) => {
+  if (event.key === "Escape") location.hash = "";
+  const by = {j: 1, ArrowRight: 1, k: -1, ArrowLeft: -1}[event.key];
+  const match = /^#pair=(\d+)$/.exec(location.hash), at = match ? shown.findIndex((each) => each.index === Number(match[1])) : -1;
+  if (by && at >= 0 && shown[at + by]) location.hash = "#pair=" + shown[at + by].index;
+});
+if (matchMedia("(prefers-color-scheme: dark)").matches) document.documentElement.dataset.theme = "dark";
+overview();
+addEventListener("hashchange", route);
+route();

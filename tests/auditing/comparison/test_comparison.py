@@ -1,0 +1,226 @@
+"""Comparisons of audits whose differences are planted."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+import detcam
+from detcam import adapt
+from detcam.auditing.case import AuditCase
+from detcam.auditing.comparison import AuditComparison, compare_audits
+from detcam.auditing.comparison.bootstrap import Bootstrapped
+from detcam.auditing.comparison.causes import Cause, compare_causes
+from detcam.auditing.comparison.pairs import pair_errors
+from detcam.auditing.comparison.record import AuditRecord, check_comparable
+from detcam.cli.compare import failure, parse_condition
+from detcam.cli.main import app
+from detcam.demo.model import load_demo_detector
+from detcam.synthetic.harbor import DEMO_NAMES
+from tests.auditing.comparison.records import make_case, make_record, missed_object
+from tests.auditing.report.browser import browser, opener
+from tests.auditing.scenes import write_scenes
+
+
+def test_errors_are_matched_one_to_one() -> None:
+    old = make_record(
+        [
+            make_case(0),  # unchanged, a little moved
+            make_case(1),  # fixed, now below the threshold
+            make_case(2),  # another class in the new audit: fixed and new
+            make_case(3, 0, box_xyxy=(0.0, 0.0, 20.0, 20.0)),  # two errors, one of them left
+            make_case(3, 1, box_xyxy=(4.0, 0.0, 24.0, 20.0)),
+            missed_object(4),
+            missed_object(5),
+            make_case(6, score=0.2),  # not an error that counts
+        ]
+    )
+    new = make_record(
+        [
+            make_case(0, 7, box_xyxy=(12.0, 10.0, 32.0, 30.0)),
+            make_case(1, 3, score=0.1),
+            make_case(2, name="buoy", label=2),
+            make_case(3, 5, box_xyxy=(4.0, 0.0, 24.0, 20.0)),
+            missed_object(4),
+            make_case(6, 2),
+        ]
+    )
+    pairs = {(pair.shown.image_id, pair.change, pair.shown.name, pair.shown.id): pair for pair in pair_errors(old, new)}
+    assert {key[:3] for key in pairs} == {
+        *((0, "unchanged", "boat"), (1, "fixed", "boat"), (2, "fixed", "boat"), (2, "new", "buoy")),
+        *((3, "unchanged", "boat"), (3, "fixed", "boat"), (4, "unchanged", "boat"), (5, "fixed", "boat")),
+        (6, "new", "boat"),
+    }
+    assert len(pairs) == 9
+    kept, fell = pairs[3, "unchanged", "boat", "image-3-detection-5"], pairs[1, "fixed", "boat", "image-1-detection-0"]
+    assert kept.old is not None and kept.old.id == "image-3-detection-1" and kept.iou == 1
+    assert fell.new is not None and fell.new.score == 0.1
+    before = pairs[6, "new", "boat", "image-6-detection-2"].old
+    assert before is not None and before.score == 0.2
+
+
+def compared(old: list[AuditCase], new: list[AuditCase], images: int = 40) -> dict[str, Any]:
+    sides = Bootstrapped.pair(make_record(old, images), make_record(new, images))
+    return {change.cause.evidence_location or change.cause.type: change for change in compare_causes(*sides)}
+
+
+def test_planted_causes_are_found() -> None:
+    old = [make_case(image) for image in range(10)] + [
+        make_case(image, 1, evidence_location="same class") for image in range(12)
+    ]
+    new = [make_case(image, 2, evidence_location="scene") for image in range(12)] + [
+        make_case(image, 1, evidence_location="same class") for image in range(11)
+    ]
+    changes = compared(old, new)
+    assert {name: change.status for name, change in changes.items()} == {
+        "ring": "gone",
+        "scene": "new",
+        "same class": "no significant change",
+    }
+    low, high = changes["ring"].difference_interval
+    assert -19 <= low < -10 < high < 0
+    assert changes["scene"].p_value == pytest.approx(2 / 2**12)
+    # All false positives score above the true positives. Without 12 of 23, precision rises from 40/63 to 40/51.
+    assert changes["scene"].new_delta_ap == pytest.approx(40 / 51 - 40 / 63, abs=1e-6)
+    assert changes["scene"].old_delta_ap == 0 and changes["scene"].new_ids == tuple(
+        f"image-{image}-detection-2" for image in range(12)
+    )
+    grown = compared([make_case(0)], [make_case(image) for image in range(9)])
+    assert grown["ring"].status == "grown"
+    few = compared([], [make_case(image) for image in range(4)])
+    assert few["ring"].status == "no significant change", "four images may be chance"
+
+
+def test_missed_objects_cost_recall() -> None:
+    changes = compared([missed_object(image) for image in range(20)], [])
+    assert changes["scene"].status == "gone" and changes["scene"].old_delta_ap == pytest.approx(50 / 101, abs=1e-6)
+
+
+def test_unconfirmed_cases_have_no_cause() -> None:
+    assert Cause.of(make_case(0, verdict="not confirmed", background_type=None)) is None
+    unannotated = Cause.of(make_case(0, verdict="not confirmed", background_type="missing annotation"))
+    assert unannotated is not None and "missing annotations" in unannotated.sentence
+    on_buoy = Cause.of(make_case(0, type="duplicate", evidence_location="same class"))
+    assert on_buoy is not None and on_buoy.sentence == "boat: duplicates, evidence on another boat"
+
+
+def test_chance_is_rarely_called_a_change() -> None:
+    """Both models make the errors of four causes with the same rates on every image."""
+    random, locations, alarms = np.random.default_rng(0), ("ring", "scene", "same class", "predicted box"), 0
+    for _ in range(100):
+        sides = [
+            [
+                make_case(image, number, evidence_location=location)
+                for image in range(30)
+                for number, location in enumerate(locations)
+                if random.random() < (0.05, 0.2, 0.4, 0.7)[number]
+            ]
+            for _ in range(2)
+        ]
+        records = [make_record(side, 30) for side in sides]
+        weights = np.ones((2, 30), dtype=np.uint16)
+        changes = compare_causes(*(Bootstrapped(record, tuple(range(30)), weights) for record in records))
+        alarms += any(change.status != "no significant change" for change in changes)
+    assert alarms <= 8, "5 % are expected at most"
+
+
+def test_intervals_contain_the_true_difference() -> None:
+    """Of average precision: samples of images from two models with known rates of false positives."""
+    random, covered = np.random.default_rng(1), 0
+    for _ in range(40):
+        rows = [[image for image in range(60) if random.random() < rate] for rate in (0.3, 0.15)]
+        sides = Bootstrapped.pair(*(make_record([make_case(image) for image in row], 60) for row in rows))
+        difference = sides[1].average_precision - sides[0].average_precision
+        low, high = np.quantile(difference[1:], [0.025, 0.975])
+        covered += low <= 1 / 1.15 - 1 / 1.3 <= high
+    assert covered >= 34
+
+
+def test_other_data_are_refused() -> None:
+    record = make_record([make_case(0)])
+    check_comparable(record, record)
+    with pytest.raises(ValueError, match="score_threshold 0.3 and 0.5"):
+        check_comparable(record, replace(record, score_threshold=0.5))
+    with pytest.raises(ValueError, match="the same images"):
+        check_comparable(record, make_record([], 41))
+    renamed = replace(record, evaluation=replace(record.evaluation, names=("vessel",)))
+    with pytest.raises(ValueError, match="class names"):
+        check_comparable(record, renamed)
+    with pytest.raises(TypeError, match="expected an Audit"):
+        AuditRecord.of(3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("text", ["ap", "ap:-1", "ap:x", "cause", "ap:1"])
+def test_unknown_conditions_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="expected --fail-on"):
+        parse_condition(text)
+
+
+def test_conditions() -> None:
+    found = AuditComparison("a", "b", 9, 0.8, 0.75, (-0.1, 0.0), (), (), (), ((0, 0), (0, 0)))
+    assert parse_condition("ap:0.01") == 0.01 and parse_condition("new-cause") is None
+    assert "fell by 0.050" in failure(found, 0.01) and not failure(found, 0.06) and not failure(found, None)
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Audits of the demo detector, and of one that detects nothing."""
+    folder = tmp_path_factory.mktemp("reports")
+    scenes = write_scenes(folder, (1_000_000, 1_000_001))
+    model = load_demo_detector()
+    options: dict[str, Any] = {"score_threshold": 0.5, "explain": 3, "explain_missed": 1}
+    detcam.audit(adapt(model, names=DEMO_NAMES), folder / "images", scenes, out=folder / "old", **options)
+    model.roi_heads.box_predictor.cls_score.bias.data[1:] -= 20  # type: ignore[union-attr, index]
+    detcam.audit(adapt(model, names=DEMO_NAMES), folder / "images", scenes, out=folder / "new", **options)
+    return folder / "old", folder / "new"
+
+
+def test_equal_audits_do_not_differ(reports: tuple[Path, Path]) -> None:
+    same = compare_audits(reports[0], reports[0])
+    assert not same.errors("new") and not same.errors("fixed") and len(same.errors("unchanged")) >= 3
+    assert same.delta_average_precision == 0 and same.average_precision_interval == (0, 0)
+    assert {change.status for change in same.causes} == {"no significant change"}
+    assert all(kind.delta_ap_interval == (0, 0) for kind in same.types)
+
+
+def test_command_and_page(reports: tuple[Path, Path], tmp_path: Path) -> None:
+    out = tmp_path / "comparison"
+    arguments = ["compare", *map(str, reports), "--out", str(out)]
+    done = CliRunner().invoke(app, [*arguments, "--fail-on", "new-cause"])
+    assert done.exit_code == 0, done.stderr
+    assert "errors fixed" in done.stdout and "index.html" in done.stdout
+    failed = CliRunner().invoke(app, [*arguments, "--fail-on", "ap:0.01"])
+    assert failed.exit_code == 3 and "--fail-on: average precision fell by" in failed.stdout
+    wrong = CliRunner().invoke(app, ["compare", str(tmp_path), str(reports[1])])
+    assert wrong.exit_code == 2 and "audit.json" in wrong.stderr
+    data = json.loads((out / "comparison.json").read_text())
+    fixed = [entry for entry in data["errors"] if entry["change"] == "fixed"]
+    missed = [entry for entry in data["errors"] if entry["change"] == "new"]
+    assert len(fixed) >= 3 and {entry["type"] for entry in missed} == {"missed"}
+    assert data["new_average_precision"] == 0 and data["average_precision_interval"][1] < -0.5
+    with browser() as started, opener(started) as look:
+        page = look(out / "index.html")
+        assert page.inner_text("h1") == data["headline"][0]
+        page.get_by_role("button", name=f"fixed ({len(fixed)})").click()
+        assert page.locator(".case-card").count() == 3, "those that an audit explains"
+        page.locator(".case-card").first.click()
+        assert page.locator("[data-heat]").count() == 1 and page.locator(".view").count() == 2
+        assert "No such error" in page.inner_text("#pair")
+        shots = [Image.open(io.BytesIO(page.locator(".view svg").nth(side).screenshot())) for side in (0, 1)]
+        sides = [np.asarray(shot.convert("RGB").resize((256, 160)), np.float32) for shot in shots]
+        assert np.abs(sides[0] - sides[1]).max() > 80, "one side has a heatmap"
+        page.keyboard.press("Escape")
+        page.get_by_role("button", name="unchanged").click()
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "index.html").write_text("mine")
+    with pytest.raises(ValueError, match="no comparison wrote"):
+        compare_audits(*reports, out=foreign)
