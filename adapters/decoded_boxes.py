@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 MIN_IOU = 0.5
 """Minimum overlap of a candidate with the box that it is taken for, where rows are no identities."""
-SAME_IOU = 0.01
+MAX_IOU_DIFFERENCE = 0.01
 """Overlaps that differ by less are equal: rows of one box and several classes."""
 MAX_INVERTED = 0.1
 """Largest fraction of reported boxes without area; above it the boxes are not corners."""
@@ -151,7 +151,7 @@ class DecodedOutput(DetectorOutput):
             return source.anchor if source.anchor < len(self.boxes) else -1
         box = self._clipped.new_tensor(source.box_xyxy or target.box_xyxy)
         overlaps = box_iou(box[None], self._clipped)[0]
-        return self._best_of(overlaps >= max(float(overlaps.max()) - SAME_IOU, MIN_IOU), target.label)
+        return self._best_of(overlaps >= max(float(overlaps.max()) - MAX_IOU_DIFFERENCE, MIN_IOU), target.label)
 
     def _best_of(self, rows: Tensor, label: int) -> int:
         """The row with the greatest score of a class, of those selected by a mask (N,)."""

@@ -14,7 +14,7 @@ from typing_extensions import Unpack
 from detcam.adapters.base import AdapterOptions
 from detcam.adapters.black_box import count_classes
 from detcam.adapters.custom_detector import CustomDetectorAdapter, DetectorDecode
-from detcam.adapters.onnx_formats import BoxFormat, recognize, stored_activation, unknown_format
+from detcam.adapters.onnx_formats import OnnxFormat, recognize, stored_activation, unknown_format
 from detcam.adapters.onnx_model import CONFIG, PROCESSOR, OnnxModel
 from detcam.detections import as_names
 from detcam.utils.warnings import warn
@@ -73,7 +73,7 @@ class OnnxDetectorAdapter(CustomDetectorAdapter):
         size = _input_size(model, image_size)
         if options.get("names") is None:
             options["names"] = _stored_names(model)
-        found: BoxFormat | None = None
+        found: OnnxFormat | None = None
         if decode is None:
             found = _recognized(model, size, count_classes(as_names(options["names"] or {})), activation)
         is_query = found is not None and found.name.startswith("transformers")
@@ -144,7 +144,7 @@ def _channels(values: Sequence[float], image: Tensor) -> Tensor:
     return image.new_tensor(values)[:, None, None]
 
 
-def _recognized(model: OnnxModel, size: tuple[int, int] | None, classes: int, activation: str | None) -> BoxFormat:
+def _recognized(model: OnnxModel, size: tuple[int, int] | None, classes: int, activation: str | None) -> OnnxFormat:
     size = size or DEFAULT_PROBE_HW
     noise = torch.rand((1, model.in_channels, *size), generator=torch.Generator().manual_seed(0))
     raw = model(noise)

@@ -21,7 +21,7 @@ ROTATED = "obb"
 
 
 @dataclass(frozen=True)
-class BoxFormat:
+class OnnxFormat:
     """How an exported detector writes boxes.
 
     Attributes:
@@ -45,7 +45,7 @@ def recognize(
     classes: int,
     metadata: Mapping[str, Any],
     activation: str | None,
-) -> BoxFormat | None:
+) -> OnnxFormat | None:
     """Return the box format of a detector's outputs on one image; None for an unknown one.
 
     Args:
@@ -59,18 +59,18 @@ def recognize(
     if {"logits", "pred_boxes"} <= outputs.keys():
         logits, boxes = shapes["logits"], shapes["pred_boxes"]
         if activation is not None and len(logits) == 3 and boxes == (*logits[:2], 4):
-            return BoxFormat(f"transformers ({activation})", partial(_queries, activation, input_size_hw))
+            return OnnxFormat(f"transformers ({activation})", partial(_queries, activation, input_size_hw))
         return None
     tensors = list(outputs.values())
     if _is_torchvision(tensors):
         roles = _torchvision_roles(outputs)
-        return BoxFormat("torchvision", partial(_listed, roles, classes))
+        return OnnxFormat("torchvision", partial(_listed, roles, classes))
     return _ultralytics(outputs, input_size_hw, classes, metadata)
 
 
 def _ultralytics(
     outputs: Mapping[str, Tensor], input_size_hw: tuple[int, int], classes: int, metadata: Mapping[str, Any]
-) -> BoxFormat | None:
+) -> OnnxFormat | None:
     name, first = next(iter(outputs.items()))
     known = metadata.get("author") == "Ultralytics"
     if first.ndim != 3 or name != "output0" or metadata.get("task") == ROTATED or (len(outputs) > 1 and not known):
@@ -82,11 +82,11 @@ def _ultralytics(
     counts = {sum((height // stride) * (width // stride) for stride in strides) for strides in STRIDES}
     if columns in counts and rows > 4 and not is_query:
         used = rows - 4 if named is None else named
-        return BoxFormat("ultralytics", partial(_grid, used), suppresses=True, letterbox=True, rows_are_sources=True)
+        return OnnxFormat("ultralytics", partial(_grid, used), suppresses=True, letterbox=True, rows_are_sources=True)
     if is_query or (named is not None and columns == 4 + named != 6):
-        return BoxFormat("ultralytics RT-DETR", partial(_fractions, input_size_hw))
+        return OnnxFormat("ultralytics RT-DETR", partial(_fractions, input_size_hw))
     if columns == 6 or (known and columns > 6):  # then mask coefficients or keypoints follow
-        return BoxFormat("ultralytics end-to-end", partial(_rows, classes), letterbox=True)
+        return OnnxFormat("ultralytics end-to-end", partial(_rows, classes), letterbox=True)
     return None
 
 

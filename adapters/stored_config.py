@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from detcam.adapters.transformers_model import class_names
+from detcam.adapters.transformers_model import pretrained_bases
 from detcam.adapters.transformers_processor import stored_preparation
 from detcam.utils.warnings import warn
 
@@ -55,7 +55,7 @@ def stored_config(model: nn.Module) -> Mapping[str, Any]:
     config = getattr(model, "pretrained_cfg", None)
     if isinstance(config, Mapping):
         return config
-    if class_names(model):
+    if pretrained_bases(model):
         return stored_preparation(model)
     inner = [item.network for item in wrapped_networks(model, is_known_classifier)]
     configs = [config for module in inner if isinstance(config := getattr(module, "pretrained_cfg", None), Mapping)]

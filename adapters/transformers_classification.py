@@ -12,7 +12,7 @@ from detcam.adapters.classification import ClassificationAdapter
 from detcam.adapters.output_heads import OutputKind
 from detcam.adapters.stored_config import stored_size
 from detcam.adapters.transformers_base import TransformersModel
-from detcam.adapters.transformers_model import class_names, find_tokenizer, has_head, has_processor
+from detcam.adapters.transformers_model import find_tokenizer, has_head, has_processor, pretrained_bases
 from detcam.adapters.transformers_processor import ImagePreparation
 from detcam.adapters.transformers_prompts import check_prompts, encode_separately
 from detcam.layers import find_target_layers
@@ -122,7 +122,11 @@ class TransformersImageText(TransformersClassificationModel):
 
     @classmethod
     def supports(cls, model: object) -> bool:
-        return bool(class_names(model)) and hasattr(model, "get_text_features") and hasattr(model, "get_image_features")
+        return (
+            bool(pretrained_bases(model))
+            and hasattr(model, "get_text_features")
+            and hasattr(model, "get_image_features")
+        )
 
     def default_names(self) -> Mapping[int, str]:
         return dict(enumerate(self.encoded.prompts))

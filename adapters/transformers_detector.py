@@ -14,7 +14,7 @@ from detcam.adapters.base import AdapterOptions, Batch, DetectorAdapter
 from detcam.adapters.transformers_base import TransformersModel
 from detcam.adapters.transformers_layers import decoder_inputs, token_levels
 from detcam.adapters.transformers_model import has_head, model_type
-from detcam.adapters.transformers_queries import Activation, ChosenTokens, Queries, QueryOutput, corners, grids_of
+from detcam.adapters.transformers_queries import ChosenTokens, Queries, QueryActivation, QueryOutput, corners, grids_of
 from detcam.layers import find_target_layers
 from detcam.outputs import DetectorOutput
 
@@ -86,7 +86,7 @@ class TransformersDetector(TransformersModel, DetectorAdapter):
         *,
         processor: Any = None,
         image_size: int | tuple[int, int] | None = None,
-        activation: Activation | None = None,
+        activation: QueryActivation | None = None,
         score_threshold: float = 0.25,
         max_detections: int | None = None,
         **options: Unpack[AdapterOptions],
@@ -147,7 +147,7 @@ class TransformersDetector(TransformersModel, DetectorAdapter):
         return top_k.default if top_k is not None and isinstance(top_k.default, int) else queries
 
 
-def family_activation(model: Any) -> Activation:
+def family_activation(model: Any) -> QueryActivation:
     """Return the activation of a family's class logits, as its post-processing and its loss apply it.
 
     Raises:

@@ -22,7 +22,7 @@ PUBLISHED_PROCESSORS = {
 """Image processors of the published weights of families that transformers does not assign one."""
 
 
-def class_names(model: object) -> list[str]:
+def pretrained_bases(model: object) -> list[str]:
     """Return the names of the classes that a model of transformers inherits from; empty for other models."""
     classes = type(model).__mro__
     is_pretrained = any(
@@ -33,7 +33,7 @@ def class_names(model: object) -> list[str]:
 
 def has_head(model: object, *endings: str) -> bool:
     """Return whether a model of transformers has a head by the name of its class, such as ``ForObjectDetection``."""
-    return any(name.endswith(endings) for name in class_names(model))
+    return any(name.endswith(endings) for name in pretrained_bases(model))
 
 
 def model_type(model: Any) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor
 from detcam.adapters.transformers_model import find_processor
 from detcam.geometry import Geometry
 
-SNAP = 0.05
+MAX_SNAP_DISTANCE = 0.05
 """Maximum distance, in input pixels, at which a measured side or offset is taken as the whole number beside it."""
 
 
@@ -129,7 +129,7 @@ def _line(values: Tensor, axis: int, side: int) -> tuple[float, float]:
 
 def _snapped(value: float) -> float:
     nearest = float(round(value))
-    return nearest if abs(value - nearest) <= SNAP else value
+    return nearest if abs(value - nearest) <= MAX_SNAP_DISTANCE else value
 
 
 def _has_eight_bits(processor: Any) -> bool:

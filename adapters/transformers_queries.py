@@ -20,7 +20,7 @@ from detcam.outputs import Candidates, DetectionTarget, DetectorOutput
 if TYPE_CHECKING:
     from detcam.adapters.transformers_detector import TransformersDetector
 
-Activation: TypeAlias = Literal["sigmoid", "softmax"]
+QueryActivation: TypeAlias = Literal["sigmoid", "softmax"]
 """From class logits to scores: independent classes, or exclusive ones of which the last is "no object"."""
 
 

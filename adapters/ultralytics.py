@@ -17,10 +17,10 @@ from typing_extensions import Unpack
 
 from detcam.adapters.base import AdapterOptions, Batch, DetectorAdapter
 from detcam.adapters.ultralytics_architecture import check_architecture
-from detcam.adapters.ultralytics_letterbox import Letterbox, pixels
+from detcam.adapters.ultralytics_letterbox import Letterbox, image_array
 from detcam.adapters.ultralytics_network import (
     PROMPTED,
-    class_names,
+    base_names,
     head_names,
     inner_module,
     is_ultralytics,
@@ -192,7 +192,7 @@ class UltralyticsAdapter(UltralyticsDetector):
             extra = branch["mask_head"][level](feature)
         elif "angle_head" in branch:
             extra = branch["angle_head"][level](feature)
-            if "OBB26" not in class_names(self.head):  # OBB26 predicts the angle in radians
+            if "OBB26" not in base_names(self.head):  # OBB26 predicts the angle in radians
                 extra = (extra.sigmoid() - 0.25) * torch.pi
         elif "pose_head" in branch:
             extra = branch["pose_head"][level](feature)
@@ -209,7 +209,7 @@ class UltralyticsAdapter(UltralyticsDetector):
         if "mask_head" not in self.branch:
             return None
         proto = self.head.proto
-        return proto(features if "Proto26" in class_names(proto) else features[0])
+        return proto(features if "Proto26" in base_names(proto) else features[0])
 
     def head_reach(self, level: int) -> int | None:
         """Return the radius of the head's receptive field at a level, in cells; None for the whole map."""
@@ -261,7 +261,7 @@ def _reach(branch: nn.Module) -> int | None:
     """Return `reach`, where ultralytics' `Conv` counts as its convolution, normalization and activation in sequence."""
     total = 0
     for module in branch.modules():
-        if next(module.children(), None) is not None and "Conv" in class_names(module):
+        if next(module.children(), None) is not None and "Conv" in base_names(module):
             continue
         radius = 0 if isinstance(module, nn.Sequential) else reach(module)
         if radius is None:
@@ -270,19 +270,20 @@ def _reach(branch: nn.Module) -> int | None:
     return total
 
 
-def letterboxed(images: Sequence[Tensor], place: Letterbox, device: torch.device, dtype: torch.dtype) -> Batch:
+def letterboxed(images: Sequence[Tensor], letterbox: Letterbox, device: torch.device, dtype: torch.dtype) -> Batch:
     """Return images (C, H, W) in [0, 1] of one canvas as the network's input, as `YOLO.predict` prepares them."""
     from ultralytics.data.augment import LetterBox
 
-    letterbox = LetterBox(place.size_hw, auto=not place.stretches, scale_fill=place.stretches, stride=place.stride)
-    arrays = [letterbox(image=pixels(image)) for image in images]
+    stretches = letterbox.stretches
+    resize = LetterBox(letterbox.size_hw, auto=not stretches, scale_fill=stretches, stride=letterbox.stride)
+    arrays = [resize(image=image_array(image)) for image in images]
     placed = [
         torch.from_numpy(np.ascontiguousarray(array.reshape(*array.shape[:2], -1))).permute(2, 0, 1) for array in arrays
     ]
     inputs = torch.stack(placed).to(device).to(dtype) / 255
     canvas = (inputs.shape[-2], inputs.shape[-1])
     sizes = [(image.shape[-2], image.shape[-1]) for image in images]
-    return Batch(inputs, tuple(place.geometry(size, canvas) for size in sizes))
+    return Batch(inputs, tuple(letterbox.geometry(size, canvas) for size in sizes))
 
 
 def create_ultralytics_model(name: str, *, num_classes: int | None = None, pretrained: bool = False) -> nn.Module:

@@ -49,7 +49,7 @@ class Letterbox:
             raise ValueError(f"expected RGB pixels in [0, 1]; got values from {low:.3g} to {high:.3g}. Divide by 255")
 
 
-def pixels(image: Tensor) -> np.ndarray:
+def image_array(image: Tensor) -> np.ndarray:
     """Return an (H, W, C) array in 0..255: uint8 if the image has 8 bits, since resizing then rounds, else float."""
     scaled = image.detach().float().cpu().permute(1, 2, 0) * 255
     rounded = scaled.round()

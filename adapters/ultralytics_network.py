@@ -45,10 +45,10 @@ def head_names(model: object) -> set[str]:
     """Return the names of the class of a network's head and of its bases; empty for an exported model."""
     layers = getattr(model, "model", None)
     layers = layers if isinstance(layers, nn.Sequential) else getattr(layers, "model", None)
-    return class_names(layers[-1]) if isinstance(layers, nn.Sequential) else set()
+    return base_names(layers[-1]) if isinstance(layers, nn.Sequential) else set()
 
 
-def class_names(module: object) -> set[str]:
+def base_names(module: object) -> set[str]:
     """Return the names of a module's class and of its bases."""
     return {base.__name__ for base in type(module).__mro__}
 

@@ -63,10 +63,10 @@ class UltralyticsQueryAdapter(UltralyticsDetector):
         return DecoderOutput(boxes[-1], logits[-1], chosen, tuple((int(h), int(w)) for h, w in shapes))
 
     def outputs(self, raw: DecoderOutput, batch: Batch) -> list[DetectorOutput]:
-        return [QueryOutput(self, raw, index, geometry) for index, geometry in enumerate(batch.geometries)]
+        return [RTDETROutput(self, raw, index, geometry) for index, geometry in enumerate(batch.geometries)]
 
 
-class QueryOutput(DetectorOutput):
+class RTDETROutput(DetectorOutput):
     """The queries of one image."""
 
     def __init__(self, adapter: UltralyticsQueryAdapter, raw: DecoderOutput, index: int, geometry: Geometry) -> None:

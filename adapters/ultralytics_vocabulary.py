@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from detcam.adapters.ultralytics import UltralyticsAdapter
-from detcam.adapters.ultralytics_network import PROMPTED, class_names, head_names, inner_module, is_ultralytics
+from detcam.adapters.ultralytics_network import PROMPTED, base_names, head_names, inner_module, is_ultralytics
 
 
 class UltralyticsVocabularyAdapter(UltralyticsAdapter):
@@ -61,7 +61,7 @@ class UltralyticsVocabularyAdapter(UltralyticsAdapter):
 
         def run(layer: nn.Module, value: Any) -> Any:
             nonlocal text
-            kinds = class_names(layer)
+            kinds = base_names(layer)
             if "C2fAttn" in kinds:
                 return layer(value, text)
             if "ImagePoolingAttn" in kinds:  # the image changes the embeddings that later layers read

@@ -28,7 +28,7 @@ Chosen on images of blood cells with a fifth of the annotations hidden (training
 """
 MAX_COMPARED = 200
 """Maximum number of correct detections of a class, and of wrong ones, that are compared."""
-EXTRA_IMAGES = 64
+MIN_EXTRA_IMAGES = 64
 """Number of further images searched for them, or the number of cases if that is larger."""
 
 DetectionKey: TypeAlias = tuple[int, int]
@@ -157,7 +157,7 @@ class BackgroundClassifier:
         self, error_images: set[int], correct: Mapping[int, Sequence[DetectionKey]], case_count: int
     ) -> set[int]:
         """The images of the errors, and further ones that contain correct detections, taking the classes in turn."""
-        chosen, budget = set(error_images), max(EXTRA_IMAGES, case_count)
+        chosen, budget = set(error_images), max(MIN_EXTRA_IMAGES, case_count)
         order = np.random.default_rng(0).permutation(len(self.annotations)).tolist()
         images_of = {label: {image for image, _ in keys} for label, keys in correct.items()}
         waiting = {label: [image for image in order if image in images] for label, images in images_of.items()}

@@ -48,7 +48,7 @@ DEFAULT_METHODS = {
     "classification": ("gradcam", "gradcamplusplus", "hirescam", "layercam", "eigencam"),
     "embedding": ("gradcam", "hirescam", "layercam", "eigencam"),
 }
-GRADIENT_FREE_METHODS = ("rise:passes=500", "occlusion")
+DEFAULT_GRADIENT_FREE_METHODS = ("rise:passes=500", "occlusion")
 """Default methods for models without gradients; D-RISE before them for boxes."""
 DEFAULT_METRICS = ("insertion", "deletion")
 DEFAULT_FIGURE_IMAGES = 4
@@ -241,7 +241,7 @@ def _all_method_specs(
     if methods is None and gradient_obstacle(adapter.model) is None:
         methods = DEFAULT_METHODS[adapter.task]
     elif methods is None:
-        methods = (*(["drise:passes=500"] if adapter.task == "detection" else []), *GRADIENT_FREE_METHODS)
+        methods = (*(["drise:passes=500"] if adapter.task == "detection" else []), *DEFAULT_GRADIENT_FREE_METHODS)
     specs = make_method_specs(methods, adapter, batch_size=batch_size)
     if not controls:
         return specs

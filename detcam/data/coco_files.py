@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlsplit
 from detcam.data.decoding import IMAGE_SUFFIXES
 from detcam.data.opening import MAX_SHOWN_NAME
 from detcam.utils.console import shorten
-from detcam.utils.files import is_file, is_inside
+from detcam.utils.files import is_file, is_in_folder
 
 MAX_NEAR_FILES = 3
 """Number of files that a message names as near to a missing one."""
@@ -157,7 +157,7 @@ class ImageFinder:
         return None, f"no image file at {shown}{hint}"
 
     def _is_image(self, path: Path) -> bool:
-        return is_file(path) and (not self.inside or is_inside(path, self.folder))
+        return is_file(path) and (not self.inside or is_in_folder(path, self.folder))
 
     @cached_property
     def _files(self) -> list[Path]:

@@ -20,7 +20,7 @@ IMAGE_SUFFIXES = frozenset(
 """Files that are images: in a folder, those that cannot be read are named."""
 
 _RGB_MODES = frozenset({"P", "PA", "CMYK", "YCbCr", "LAB", "HSV", "RGBa", "La"})
-"""Modes of Pillow whose bands are no channels of a picture: they are converted to RGB."""
+"""Modes of Pillow whose bands are no channels of an image: they are converted to RGB."""
 
 
 def read_file(path: Path, channels: int | None, page: int | None) -> np.ndarray:
@@ -55,7 +55,7 @@ def check_search(folder: Path) -> None:
         raise ValueError(f"{folder} is the whole file system; name the folder of the images")
 
 
-def picture_array(image: Image.Image, channels: int | None) -> np.ndarray:
+def pil_array(image: Image.Image, channels: int | None) -> np.ndarray:
     """Return a Pillow image as an array (H, W, C), upright; see `read_file`."""
     return _bands(image, None, channels)
 

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from detcam.data.decoding import IMAGE_SUFFIXES, check_search, picture_array, read_file
+from detcam.data.decoding import IMAGE_SUFFIXES, check_search, pil_array, read_file
 from detcam.utils.files import is_file, is_folder
 from detcam.utils.warnings import warn
 
@@ -60,7 +60,7 @@ class ImageReader:
         if isinstance(image, (str, Path)):
             return self._from_array(read_file(Path(image), self.channels, self.page), str(image))
         if isinstance(image, Image.Image):
-            return self._from_array(picture_array(image, self.channels), "PIL image")
+            return self._from_array(pil_array(image, self.channels), "PIL image")
         if isinstance(image, np.ndarray):
             flip = self.bgr and image.ndim == 3 and image.shape[2] == 3
             return self._from_array(image[..., ::-1] if flip else image, "array")

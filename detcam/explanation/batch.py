@@ -23,7 +23,7 @@ from detcam.utils.batching import batches
 from detcam.utils.console import shorten
 from detcam.utils.files import is_audit, is_file, is_folder
 
-IMAGES_IN_MEMORY = 4
+DEFAULT_IMAGES_IN_MEMORY = 4
 """Images that are read, explained and written together by default: their heatmaps are in memory at the same time."""
 
 TargetsFor: TypeAlias = Callable[[Tensor], "list[Target]"]
@@ -104,11 +104,11 @@ def explain_files(
         method: as in `explain`.
         on_progress: called after each image, also after one that failed.
         targets_for: function from an image to its targets; None explains the model's predictions.
-        batch_size: images that are read, explained and written together; None takes `IMAGES_IN_MEMORY` and keeps the
-            method's own number of images per forward pass.
+        batch_size: images that are read, explained and written together; None takes `DEFAULT_IMAGES_IN_MEMORY` and
+            keeps the method's own number of images per forward pass.
         **options: as in `explain`.
     """
-    for batch in batches(paths, IMAGES_IN_MEMORY if batch_size is None else batch_size):
+    for batch in batches(paths, DEFAULT_IMAGES_IN_MEMORY if batch_size is None else batch_size):
         images: list[tuple[Path, Tensor]] = []
         for path in batch:
             try:

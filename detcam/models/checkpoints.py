@@ -111,7 +111,7 @@ def state_dict_of(content: object, path: Path) -> StateDict:
     raise ValueError(f"expected weights (a state dict) in {path}; it holds {entries or 'nothing'}")
 
 
-def without_prefix(state: StateDict, keys: Mapping[str, Any]) -> StateDict:
+def without_wrapper_prefix(state: StateDict, keys: Mapping[str, Any]) -> StateDict:
     """Remove the prefix of a wrapper (DataParallel, torch.compile, a training module) from all names of weights."""
     for prefix in PREFIXES:
         if state and not any(key in keys for key in state) and all(key.startswith(prefix) for key in state):
@@ -133,7 +133,7 @@ def infer_num_classes(state: StateDict, build: Callable[[int], nn.Module]) -> in
         The number on which most weights agree, or None if no size depends on it.
     """
     low, high = (shapes(build(count)) for count in (2, 3))
-    state = without_prefix(state, low)
+    state = without_wrapper_prefix(state, low)
     votes: dict[int, int] = {}
     for key, small in low.items():
         given = tuple(state[key].shape) if key in state else ()
@@ -156,7 +156,7 @@ def load_weights(model: nn.Module, state: StateDict, path: Path, name: str) -> N
         ValueError: names or shapes do not match; the message lists the first ones.
     """
     expected = shapes(model)
-    state = without_prefix(state, expected)
+    state = without_wrapper_prefix(state, expected)
     missing = [key for key in expected if key not in state and not key.endswith("num_batches_tracked")]
     unexpected = [key for key in state if key not in expected]
     other = [

@@ -150,7 +150,7 @@ def paint_tag(rng: np.random.Generator, size: float, heading: int) -> Sprite:
     return canvas.to_sprite()
 
 
-def paint_buoy(rng: np.random.Generator, size: float, heading: int) -> Sprite:
+def paint_round_buoy(rng: np.random.Generator, size: float, heading: int) -> Sprite:
     """Paint a round buoy with a band; the anchor is its middle."""
     half = size / 2
     canvas = SpriteCanvas(-half - 1, -half - 1, half + 1, half + 1)

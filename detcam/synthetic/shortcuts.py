@@ -43,7 +43,7 @@ _PAINTERS: dict[str, Callable[[np.random.Generator, float, int], Sprite]] = {
     "stripes": sprites.paint_stripes,
     "window": sprites.paint_window,
     "tag": sprites.paint_tag,
-    "buoy": sprites.paint_buoy,
+    "buoy": sprites.paint_round_buoy,
     "dot": sprites.paint_tag,
 }
 _ORDER = {kind: number for number, kind in enumerate(_PAINTERS)}  # from the back to the front

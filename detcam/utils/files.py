@@ -36,7 +36,7 @@ def is_folder(path: Path) -> bool:
         return False
 
 
-def is_inside(path: Path, folder: Path) -> bool:
+def is_in_folder(path: Path, folder: Path) -> bool:
     """Return whether a path, its links followed, lies in a folder or one below it."""
     try:
         return path.resolve().is_relative_to(folder.resolve())

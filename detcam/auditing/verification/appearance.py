@@ -12,7 +12,7 @@ from torch import Tensor
 from detcam.auditing.case import Box, Outcome, Trial
 from detcam.auditing.error_targets import belongs_to
 from detcam.auditing.verification.evidence import control_generator, random_controls, region_beside
-from detcam.auditing.verification.interventions import Investigation, Request
+from detcam.auditing.verification.interventions import Investigation, Removal
 from detcam.auditing.verification.proposals import Proposal
 from detcam.auditing.verification.region_search import (
     MAX_PARTS,
@@ -131,10 +131,10 @@ class AppearanceHypothesis:
         generator = control_generator(self.case_id)
         excluded = found.region | self.object_region
         controls = [each & ~self.object_region for each in random_controls(found.region, generator, excluded)]
-        requests = [Request("random control", each, index % fill_count) for index, each in enumerate(controls)]
+        requests = [Removal("random control", each, index % fill_count) for index, each in enumerate(controls)]
         near = region_beside(found.region, self.surroundings, generator, excluded)
         if near is not None:
-            requests += [Request("near control", near, fill) for fill in range(fill_count)]
+            requests += [Removal("near control", near, fill) for fill in range(fill_count)]
         trials: list[Trial] = []
         if requests:
             trials = yield requests

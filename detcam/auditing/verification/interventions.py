@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Request:
+class Removal:
     """A perturbed image to try.
 
     Attributes:
@@ -34,7 +34,7 @@ class Request:
     fill: int = 0
 
 
-Investigation: TypeAlias = Generator[list[Request], list[Trial], T]
+Investigation: TypeAlias = Generator[list[Removal], list[Trial], T]
 """A procedure that yields requests, receives their trials, and returns its result."""
 
 
@@ -74,7 +74,7 @@ class Interventions:
         counts = [0] * len(investigations)
         answers: dict[int, list[Trial] | None] = dict.fromkeys(range(len(investigations)))
         while answers:
-            requests: dict[int, list[Request]] = {}
+            requests: dict[int, list[Removal]] = {}
             for index, answer in answers.items():
                 try:
                     # A generator starts with None, and then receives the trials that it asked for.
@@ -88,7 +88,7 @@ class Interventions:
                 counts[index] += len(row)
         return [(results[index], count) for index, count in enumerate(counts)]
 
-    def _try(self, requests: Sequence[Request], criteria: Sequence[Criterion]) -> list[Trial]:
+    def _try(self, requests: Sequence[Removal], criteria: Sequence[Criterion]) -> list[Trial]:
         """The trials of perturbed images, in batches."""
         outcomes: list[tuple[float, Outcome]] = []
         for part in batch_slices(len(requests), self.scorer.images_per_pass) if requests else ():
@@ -106,7 +106,7 @@ class Interventions:
             for request, outcome in zip(requests, outcomes, strict=True)
         ]
 
-    def _perturbed(self, requests: Sequence[Request]) -> Tensor:
+    def _perturbed(self, requests: Sequence[Removal]) -> Tensor:
         """The network inputs (K, C, H, W) of perturbed images."""
         inputs = self.scorer.batch.inputs.repeat(len(requests), 1, 1, 1)
         for number, fill in enumerate(self._bound):

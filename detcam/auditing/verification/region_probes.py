@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from detcam.auditing.case import Trial
-from detcam.auditing.verification.interventions import Investigation, Request
+from detcam.auditing.verification.interventions import Investigation, Removal
 from detcam.auditing.verification.verdict import remaining_score
 from detcam.methods.common.region_proposals import propose_regions
 from detcam.methods.probe_cam import render_regions
@@ -67,12 +67,12 @@ def probe_map(probes: RegionProbes, score: float) -> Investigation[tuple[Tensor,
         error alone, the costliest first.
     """
     regions = probes.regions
-    trials = yield [Request("without part", region) for region in _dilated(regions)]
+    trials = yield [Removal("without part", region) for region in _dilated(regions)]
     if len(regions) > 1 and all(trial.outcome == "unchanged" for trial in trials):
         sums = torch.stack([(probes.levels.prod(0) * region).sum() for region in regions])
         strongest = sums.argsort(descending=True, stable=True)[:MAX_PAIRED].tolist()
         pairs = torch.stack([regions[first] | regions[second] for first, second in combinations(strongest, 2)])
-        paired = yield [Request("without part", region) for region in _dilated(pairs)]
+        paired = yield [Removal("without part", region) for region in _dilated(pairs)]
         if any(trial.outcome != "unchanged" for trial in paired):
             regions, trials = pairs, paired
     drops = _drops(trials, score)

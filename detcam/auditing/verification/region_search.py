@@ -13,7 +13,7 @@ from torch import Tensor
 
 from detcam.auditing.case import PERSISTING, Trial
 from detcam.auditing.verification.evidence import strongest_regions
-from detcam.auditing.verification.interventions import Investigation, Request
+from detcam.auditing.verification.interventions import Investigation, Removal
 from detcam.auditing.verification.verdict import remaining_score
 from detcam.utils.opencv import cv2
 
@@ -169,7 +169,7 @@ def try_region(
 
     made = list(trials)
     while len(made) < fill_count and not any(persists(each) for each in made):
-        made += yield [Request("without evidence", region, len(made))]
+        made += yield [Removal("without evidence", region, len(made))]
     return TriedRegion(map_index, region, tuple(made), ends=not any(persists(each) for each in made))
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from detcam.auditing.verification.interventions import Investigation, Request
+from detcam.auditing.verification.interventions import Investigation, Removal
 from detcam.auditing.verification.verdict import remaining_score
 
 MAX_REMOVALS = 28
@@ -61,7 +61,7 @@ def removal_map(segments: Tensor, box: Tensor, score: float, fill: int = 0) -> I
     while pending and count < MAX_REMOVALS:
         pending = pending[: MAX_REMOVALS - count]
         regions = [group[cells.labels] for group in pending]
-        trials = yield [Request("without part", region, fill) for region in regions]
+        trials = yield [Removal("without part", region, fill) for region in regions]
         for group, region, trial in zip(pending, regions, trials, strict=True):
             count += 1
             drop = max(score - remaining_score(trial), 0.0) / max(score, 1e-9)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from detcam.auditing.case import CONFIRMED, Trial
 from detcam.auditing.verification.evidence import control_generator, random_controls, region_beside
-from detcam.auditing.verification.interventions import Criterion, Interventions, Investigation, Request
+from detcam.auditing.verification.interventions import Criterion, Interventions, Investigation, Removal
 from detcam.auditing.verification.persistence import PersistenceCriterion
 from detcam.auditing.verification.proposals import Proposal, Proposals
 from detcam.auditing.verification.region_probes import probe_map
@@ -235,7 +235,7 @@ class Verifier:
         random_regions = random_controls(area, generator, excluded)
         trials = [*tried.trials]
         trials += yield [
-            Request("random control", each, index % self.fill_count) for index, each in enumerate(random_regions)
+            Removal("random control", each, index % self.fill_count) for index, each in enumerate(random_regions)
         ]
         further = yield from self._box_controls(area, excluded, hypothesis.box, generator, trials)
         parts += further
@@ -255,7 +255,7 @@ class Verifier:
             beside = region_beside(region, box, generator, excluded)
             if beside is None:
                 break
-            made = yield [Request("box control", beside, fill) for fill in range(self.fill_count)]
+            made = yield [Removal("box control", beside, fill) for fill in range(self.fill_count)]
             if any(trial.outcome == "unchanged" for trial in made):
                 trials += made
                 break

@@ -21,7 +21,7 @@ from detcam.auditing.explainer import ErrorExplainer, ErrorImage, object_regions
 from detcam.auditing.pipeline import unexplained_case
 from detcam.auditing.verification.evidence import box_region, location_regions, location_shares, move_region
 from detcam.benchmarking.planted.cases import PlantedCase
-from detcam.benchmarking.planted.certification import DETECTION_THRESHOLD
+from detcam.benchmarking.planted.certification import MIN_SCORE
 from detcam.benchmarking.planted.hit_metrics import MapHit, measure_hit
 from detcam.cam import BaseCAM
 from detcam.data.ground_truth import GroundTruth
@@ -131,7 +131,7 @@ def false_causes(case: PlantedCase) -> list[Tensor]:
 
 
 def _examine(adapter: Adapter, cam: BaseCAM | None, image: ErrorImage) -> ExplainedError:
-    return ErrorExplainer(adapter, cam, adapter.names, DETECTION_THRESHOLD).explain([image])[0][0]
+    return ErrorExplainer(adapter, cam, adapter.names, MIN_SCORE).explain([image])[0][0]
 
 
 def _error_image(adapter: Adapter, case: PlantedCase, first_label: int) -> ErrorImage | None:

@@ -21,7 +21,7 @@ from detcam.targets import BoxTarget, EdgesTarget, MaskTarget, SuppressionTarget
 from detcam.utils.batching import batches
 
 MIN_FALSE_POSITIVE_SCORE = 0.5
-DETECTION_THRESHOLD = 0.3
+MIN_SCORE = 0.3
 """Smallest score of a detection; below it, the detection has vanished."""
 MIN_IOU = 0.5
 """Smallest IoU of two boxes of the same object."""
@@ -112,7 +112,7 @@ def persists(target: CaseTarget, detections: Detections) -> bool:
     if not len(detections):
         return False
     overlap = box_iou(torch.tensor([target.box_xyxy]), detections.boxes_xyxy)[0]
-    same = (overlap >= MIN_IOU) & (detections.labels == target.label) & (detections.scores >= DETECTION_THRESHOLD)
+    same = (overlap >= MIN_IOU) & (detections.labels == target.label) & (detections.scores >= MIN_SCORE)
     return bool(same.any())
 
 
@@ -125,7 +125,7 @@ def error_persists(case: PlantedCase, detections: Detections) -> bool:
         iou = _best_iou(case.body.box_xyxy, detections)
         return iou is None or iou < MIN_RIGHT_IOU
     if effect == "duplicate":
-        return _find_duplicate(case.body.box_xyxy, detections, DETECTION_THRESHOLD) is not None
+        return _find_duplicate(case.body.box_xyxy, detections, MIN_SCORE) is not None
     return persists(case.target, detections)
 
 
@@ -224,7 +224,7 @@ def _find_duplicate(body_xyxy: np.ndarray, detections: Detections, min_score: fl
 
 def _best_iou(body_xyxy: np.ndarray, detections: Detections) -> float | None:
     """The largest IoU of a detection with a body, None if none overlaps it."""
-    kept = detections.boxes_xyxy[detections.scores >= DETECTION_THRESHOLD]
+    kept = detections.boxes_xyxy[detections.scores >= MIN_SCORE]
     iou = float(box_iou(torch.from_numpy(body_xyxy)[None], kept).max()) if len(kept) else 0.0
     return iou or None
 

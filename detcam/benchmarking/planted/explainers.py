@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from detcam.benchmarking.planted.cases import CaseTarget
 
-Explainer: TypeAlias = Callable[[nn.Module, npt.NDArray[np.uint8], CaseTarget], npt.ArrayLike | Tensor]
+PlantedExplainer: TypeAlias = Callable[[nn.Module, npt.NDArray[np.uint8], CaseTarget], npt.ArrayLike | Tensor]
 """``explain(model, image, target)``: from a detector in evaluation mode, an (H, W, 3) uint8 RGB image and the target to
 an (H, W) heatmap in image pixels. Negative values count as zero."""
 
 
-def load_explainer(spec: str) -> Explainer:
+def load_explainer(spec: str) -> PlantedExplainer:
     """Import an explainer from text such as ``my_module:my_function``.
 
     The module is searched in the current folder too.
@@ -42,7 +42,7 @@ def load_explainer(spec: str) -> Explainer:
     function = getattr(module, function_name, None)
     if not callable(function):
         raise ValueError(f"expected a function {function_name!r} in {module_name}; got {function!r}")
-    explain: Explainer = function
+    explain: PlantedExplainer = function
     return explain
 
 

@@ -19,7 +19,7 @@ from detcam.benchmarking.planted.audit_check import AuditCheck, check_audit
 from detcam.benchmarking.planted.cases import SEED_SETS, PlantedCase, SeedSet
 from detcam.benchmarking.planted.certification import Certification, certify_cases
 from detcam.benchmarking.planted.detectors import DetectorFamily, detector_families
-from detcam.benchmarking.planted.explainers import Explainer, check_heatmap
+from detcam.benchmarking.planted.explainers import PlantedExplainer, check_heatmap
 from detcam.benchmarking.planted.hit_metrics import HitSummary, MapHit, mean_or_nan, measure_hit, summarize_hits
 from detcam.benchmarking.planted.results import AuditRow, DetectorRow, MethodRow, PlantedResults, PlantedResultStore
 from detcam.benchmarking.planted.training_cache import TrainingCache, detector_name
@@ -54,7 +54,7 @@ def benchmark_planted(
     out: str | Path,
     methods: Sequence[str] = DEFAULT_PLANTED_METHODS,
     *,
-    explainers: Mapping[str, Explainer] | None = None,
+    explainers: Mapping[str, PlantedExplainer] | None = None,
     audit: bool = True,
     family_names: Sequence[str] | None = None,
     scenarios: Sequence[ScenarioName] = FIRST_SCENARIOS,
@@ -109,7 +109,7 @@ def benchmark_planted(
 
 
 def evaluate(
-    explain: Explainer, out: str | Path = "planted", *, name: str | None = None, **options: Any
+    explain: PlantedExplainer, out: str | Path = "planted", *, name: str | None = None, **options: Any
 ) -> tuple[MethodRow, ...]:
     """Measure how often an explainer finds the certified causes.
 
@@ -152,7 +152,7 @@ class _ScenarioRun:
         self,
         store: PlantedResultStore,
         methods: Sequence[str],
-        explainers: Mapping[str, Explainer],
+        explainers: Mapping[str, PlantedExplainer],
         audit: bool,
     ) -> None:
         """Measure the explainers, and the other rows that the store does not have."""
@@ -209,7 +209,7 @@ class _ScenarioRun:
         return summarize_hits(hits, passes or 0.0)
 
     def _measure_explainer(
-        self, adapter: Adapter, name: str, explain: Explainer, cases: Sequence[PlantedCase]
+        self, adapter: Adapter, name: str, explain: PlantedExplainer, cases: Sequence[PlantedCase]
     ) -> HitSummary:
         model = adapter.model
         hits: list[MapHit] = []

@@ -18,7 +18,7 @@ from detcam.adapters import Adapter, detector
 from detcam.auditing import AuditCase
 from detcam.auditing.case import Box, Intervention, Outcome, Trial
 from detcam.auditing.verification.appearance import AppearanceCriterion, AppearanceHypothesis
-from detcam.auditing.verification.interventions import Request
+from detcam.auditing.verification.interventions import Removal
 from detcam.auditing.verification.proposals import Proposal
 from detcam.auditing.verification.suppression import suppressing_detection
 from detcam.auditing.verification.verdict import decide_appearance
@@ -249,7 +249,7 @@ def test_a_score_just_below_the_threshold_needs_an_effect() -> None:
     assert decide_appearance(0.48, 0.5, trials, 0.01).grade == "not confirmed"
 
 
-def investigate(appears: bool, count: int = 3) -> list[Request]:
+def investigate(appears: bool, count: int = 3) -> list[Removal]:
     """All requests of an investigation whose removals all succeed, or all fail."""
     own = torch.zeros(64, 96, dtype=torch.bool)
     own[8:32, 8:40] = True
@@ -259,7 +259,7 @@ def investigate(appears: bool, count: int = 3) -> list[Request]:
     maps = [Proposal(f"map {index}", torch.rand(64, 96, generator=generator)) for index in range(count)]
     criterion = AppearanceCriterion(OBJECT, 0, 0.5, 0.5)
     investigation = AppearanceHypothesis("case", criterion, 0.1, maps, own, ring & ~own).investigate(2)
-    asked: list[Request] = []
+    asked: list[Removal] = []
     answers: list[Trial] | None = None
     while True:
         try:
