@@ -25,7 +25,7 @@ Percentile: TypeAlias = "float | Literal['auto']"
 """A percentile from 0 to 100; ``"auto"`` takes Otsu's threshold of the heatmap, which must lie in [0, 1]."""
 DEFAULT_PERCENTILES = (10, 20, 30, 40, 50, 60, 70, 80, 90)
 
-Change: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+ImageChange: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """From k heatmap indices (k,) and k variant indices (k,) to changed images (k, C, h, w)."""
 
 Visualization: TypeAlias = "Tensor | list[Tensor]"
@@ -53,7 +53,7 @@ class ConfidenceMetric(Metric, abstract=True):
         self.batch_size = batch_size
 
     @abstractmethod
-    def plan(self, image: Tensor, heatmaps: Tensor) -> tuple[int, Change]:
+    def plan(self, image: Tensor, heatmaps: Tensor) -> tuple[int, ImageChange]:
         """The number of variants V of an image (1, C, h, w) per heatmap (n, h, w), and a function that makes them."""
 
     def combine(self, before: Tensor, after: Tensor) -> Tensor:
@@ -188,7 +188,7 @@ class PerturbationConfidenceMetric(ConfidenceMetric):
         super().__init__(protocol=protocol, batch_size=batch_size)
         self.perturbation = perturbation
 
-    def plan(self, image: Tensor, heatmaps: Tensor) -> tuple[int, Change]:
+    def plan(self, image: Tensor, heatmaps: Tensor) -> tuple[int, ImageChange]:
         pixels = image[0].cpu()
         return 1, lambda rows, variants: torch.stack(
             [self.perturbation(pixels, heatmaps[row]) for row in rows.tolist()]
@@ -272,7 +272,7 @@ class RemovalMetric(ConfidenceMetric, abstract=True):
         self.percentiles = tuple(check_percentile(percentile) for percentile in percentiles)
         self.fill = fill_of(fill)
 
-    def plan(self, image: Tensor, heatmaps: Tensor) -> tuple[int, Change]:
+    def plan(self, image: Tensor, heatmaps: Tensor) -> tuple[int, ImageChange]:
         removals = [(percentile, least) for least in self.orders for percentile in self.percentiles]
         levels = torch.tensor(
             [

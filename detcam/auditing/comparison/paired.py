@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-SIGNIFICANCE = 0.05
+DEFAULT_SIGNIFICANCE = 0.05
 """Maximum probability that any of the compared causes is called changed by chance."""
 BOOTSTRAP_SAMPLES = 1000
 
@@ -59,7 +59,7 @@ def sign_flip_p_value(differences: np.ndarray) -> float:
     return float(min(chances[extreme].sum(), 1.0))
 
 
-def corrected_threshold(smallest: Sequence[float], significance: float = SIGNIFICANCE) -> float:
+def corrected_threshold(smallest: Sequence[float], significance: float = DEFAULT_SIGNIFICANCE) -> float:
     """Compute the threshold of p-values for several tests by Tarone's correction.
 
     Tests that cannot become significant, because too few images differ, do not count: the number of tests is the
