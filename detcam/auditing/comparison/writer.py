@@ -53,7 +53,7 @@ def write_comparison(comparison: AuditComparison, old: AuditRecord, new: AuditRe
     data = comparison.to_json()
     copier = _Copier(old, new, out)
     errors = [{**entry, **copier.pair(pair)} for entry, pair in zip(data["errors"], comparison.pairs, strict=True)]
-    page = render_page({**data, "errors": errors, "heat": {"colors": heat_colors(), "opacity": OVERLAY_ALPHA}})
+    page = render_comparison({**data, "errors": errors, "heat": {"colors": heat_colors(), "opacity": OVERLAY_ALPHA}})
     replace_file(out / COMPARISON, json.dumps(data, indent=1).encode())
     return replace(comparison, report=replace_file(out / INDEX, page))
 
@@ -135,7 +135,7 @@ def _plain_thumbnail(path: Path, case: AuditCase) -> bytes:
     return thumbnail_jpeg(image, (left, top, right, bottom), None)
 
 
-def render_page(data: dict[str, Any]) -> bytes:
+def render_comparison(data: dict[str, Any]) -> bytes:
     """Render the page; names from the data set occur only in its data, escaped, and cannot become markup or code."""
     style = _read("detcam.auditing.report", "page.css") + _read(__package__, "comparison.css")
     script = "\n".join(["(() => {", '"use strict";', _read(__package__, "comparison.js"), "})();"])
