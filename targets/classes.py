@@ -119,7 +119,19 @@ class RawScoresOutputTarget(BaseTarget):
 
 
 def reads_raw_output(target: Target) -> bool:
-    """Return whether a target reads the model's own output: a plain function does, a class target reads logits."""
+    """Return whether a target reads the model's own output: a plain function does, a class target reads logits.
+
+    Args:
+        target: The target.
+
+    Returns:
+        Whether it gets the model's own output instead of logits (C,).
+
+    Example:
+        >>> from detcam.targets import ClassTarget, reads_raw_output
+        >>> reads_raw_output(ClassTarget(1)), reads_raw_output(lambda output: output.sum())
+        (False, True)
+    """
     return not isinstance(target, BaseTarget) or isinstance(target, RawScoresOutputTarget)
 
 

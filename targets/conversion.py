@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from detcam.targets.box import BoxTarget
@@ -21,8 +22,16 @@ def as_box_targets(item: Any) -> list[BoxTarget] | None:
         item: a `Results` of ultralytics, a `Detections` of supervision, a mapping with ``boxes`` and ``labels`` as
             torchvision's detectors return, or an array or tensor (N, 4) of boxes xyxy in pixels of the image.
 
+    Returns:
+        one target per box, or None.
+
     Raises:
         ValueError: an array of another shape.
+
+    Example:
+        >>> from detcam.targets import as_box_targets
+        >>> as_box_targets({"boxes": [[10, 10, 50, 40]], "labels": [1]})[0].box_xyxy
+        (10.0, 10.0, 50.0, 40.0)
     """
     if isinstance(item, (np.ndarray, Tensor)):
         if item.ndim != 2 or item.shape[1] != 4:
@@ -42,6 +51,6 @@ def as_box_targets(item: Any) -> list[BoxTarget] | None:
 
 
 def _targets(boxes: Any, labels: Any) -> list[BoxTarget]:
-    rows = boxes.tolist()
-    classes = [BEST_CLASS] * len(rows) if labels is None else [int(label) for label in labels.tolist()]
+    rows = torch.as_tensor(boxes).tolist()
+    classes = [BEST_CLASS] * len(rows) if labels is None else [int(label) for label in torch.as_tensor(labels).tolist()]
     return [BoxTarget((x1, y1, x2, y2), label) for (x1, y1, x2, y2), label in zip(rows, classes, strict=True)]

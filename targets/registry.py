@@ -100,6 +100,9 @@ def with_quantity(target: Target, quantity: str = "score", against: int | None =
         quantity: A name in `TARGETS`.
         against: A class index: the target is the difference to that class.
 
+    Returns:
+        The target of that quantity; of a detection, pinned to the same source.
+
     Raises:
         ValueError: No quantity has that name, the target has no such quantity, or `against` is the target's class.
 

@@ -190,6 +190,9 @@ def analyze_errors(
             classes; detections of other classes are left out and counted, and objects of other classes are not missed.
             None evaluates all.
 
+    Returns:
+        the matches and errors of each image, with counts and costs in average precision.
+
     Raises:
         ValueError: the lists do not correspond, a threshold is out of range, or masks are required and missing.
 

@@ -69,6 +69,12 @@ def average_precision(hits: np.ndarray, object_count: int, recalls: np.ndarray =
 
     Returns:
         In [0, 1]; NaN if there are no objects.
+
+    Example:
+        >>> import numpy as np
+        >>> from detcam.auditing import average_precision
+        >>> round(average_precision(np.array([True, False, True]), object_count=2), 3)
+        0.835
     """
     return _from_ranks(np.flatnonzero(hits) + 1, object_count, recalls)
 

@@ -105,6 +105,12 @@ def match(
             outside. None means no limits.
         labels: class indices to evaluate; detections of other classes are dropped, and objects of other classes are
             ignored. None evaluates all.
+
+    Returns:
+        for each detection the index of its object, and for each object that of its detection.
+
+    Raises:
+        ValueError: as `overlaps`.
     """
     iou = overlaps(detections, ground_truth, iou_type)
     detected_labels, crowd = to_array(detections.labels), to_array(ground_truth.crowd)

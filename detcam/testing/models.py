@@ -26,12 +26,36 @@ class _Classifier(nn.Module):
 
 
 def tiny_classifier(seed: int = 0) -> Adapter:
-    """The adapter of a convolutional classifier with three classes and random weights."""
+    """Return the adapter of a convolutional classifier with three classes and random weights.
+
+    Args:
+        seed: seed of the weights.
+
+    Returns:
+        the adapter.
+
+    Example:
+        >>> from detcam.testing import tiny_classifier
+        >>> tiny_classifier().task
+        'classification'
+    """
     return adapt(_seeded(_Classifier(CLASS_COUNT), seed), image_size=64)
 
 
 def tiny_detector(seed: int = 0) -> Adapter:
-    """The adapter of a one-stage detector with two classes and random weights: one box per cell of 16 pixels."""
+    """Return the adapter of a one-stage detector with two classes and random weights: one box per cell of 16 pixels.
+
+    Args:
+        seed: seed of the weights.
+
+    Returns:
+        the adapter.
+
+    Example:
+        >>> from detcam.testing import tiny_detector
+        >>> tiny_detector().task
+        'detection'
+    """
     model = nn.Sequential(nn.Conv2d(3, 8, 3, 4, 1), nn.BatchNorm2d(8), nn.ReLU(inplace=True), nn.Conv2d(8, 2, 3, 4, 1))
 
     def decode(raw: Tensor) -> tuple[Tensor, Tensor]:
@@ -43,7 +67,19 @@ def tiny_detector(seed: int = 0) -> Adapter:
 
 
 def tiny_segmenter(seed: int = 0) -> Adapter:
-    """The adapter of a segmentation network with three classes and random weights."""
+    """Return the adapter of a segmentation network with three classes and random weights.
+
+    Args:
+        seed: seed of the weights.
+
+    Returns:
+        the adapter.
+
+    Example:
+        >>> from detcam.testing import tiny_segmenter
+        >>> tiny_segmenter().task
+        'segmentation'
+    """
     model = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(inplace=True), nn.Conv2d(8, CLASS_COUNT, 3, 2, 1))
     return segmenter(_seeded(model, seed), image_size=64)
 

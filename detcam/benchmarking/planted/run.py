@@ -82,6 +82,9 @@ def benchmark_planted(
         effort: factor on the number of training steps.
         progress: whether to show a progress bar on stderr.
 
+    Returns:
+        the rows of the detectors, the methods and explainers, and the audit, for each family, scenario and scene set.
+
     Raises:
         ValueError: a family, scenario or method does not exist, an explainer returns no heatmap of the image's size,
             or the folder contains results of other settings.
