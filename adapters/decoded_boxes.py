@@ -206,10 +206,12 @@ class DecodedOutput(DetectorOutput):
         scores, labels = self.scores.float().max(1)
         rows = torch.nonzero(scores >= adapter.score_threshold)[:, 0]
         check_boxes(self.boxes[rows].float(), self.geometry.input_size_hw)
-        boxes = self._clipped
-        rows = rows[(boxes[rows, 2:] > boxes[rows, :2]).all(1)]
-        kept = rows[batched_nms(boxes[rows], scores[rows], labels[rows], adapter.iou_threshold)]
+        # Before boxes are clipped, as in ultralytics, YOLOX and MMDetection: clipped ones overlap more at the border.
+        whole = self.boxes.detach().float()
+        kept = rows[batched_nms(whole[rows], scores[rows], labels[rows], adapter.iou_threshold)]
         kept = kept[: adapter.max_detections]
+        boxes = self._clipped
+        kept = kept[(boxes[kept, 2:] > boxes[kept, :2]).all(1)]
         return Detections(
             boxes[kept].cpu(),
             labels[kept].cpu(),

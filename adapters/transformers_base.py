@@ -12,6 +12,7 @@ from detcam.adapters.base import Adapter, Batch
 from detcam.adapters.transformers_layers import token_reshape
 from detcam.adapters.transformers_model import accepts, find_processor, stored_names
 from detcam.adapters.transformers_processor import ImagePreparation, is_whole, pixel_mask
+from detcam.adapters.transformers_sizes import check_input_size
 from detcam.trace import ReshapeTransform
 
 
@@ -41,6 +42,8 @@ class TransformersModel(Adapter, abstract=True):
 
     def prepare(self, images: Sequence[Tensor]) -> Batch:
         items = [self.preparation.prepare(image) for image in images]
+        for _, geometry in items:
+            check_input_size(self.model, geometry.input_size_hw)
         inputs = torch.stack([pixel_values for pixel_values, _ in items]).to(self.device, self.dtype)
         return Batch(inputs, tuple(geometry for _, geometry in items))
 

@@ -101,6 +101,48 @@ def test_no_candidate_at_all() -> None:
         detector(Brightness().eval(), empty, image_size=(32, 48))
 
 
+class Raw(nn.Module):
+    """A network whose output is constant, (1, 4 + C, N) as ultralytics': center, size and class scores."""
+
+    def __init__(self, rows: Tensor) -> None:
+        super().__init__()
+        self.rows = nn.Parameter(rows.T[None])
+        self.conv = nn.Conv2d(3, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.rows + 0 * self.conv(x).mean()
+
+
+def centers(output: Tensor) -> tuple[Tensor, Tensor]:
+    rows = output.mT
+    return torch.cat([rows[..., :2] - rows[..., 2:4] / 2, rows[..., :2] + rows[..., 2:4] / 2], -1), rows[..., 4:]
+
+
+@pytest.mark.peers
+def test_suppression_at_the_border_is_that_of_ultralytics() -> None:
+    nms = pytest.importorskip("ultralytics.utils.nms")
+    random = torch.Generator().manual_seed(3)
+    center, size = 64 * torch.rand(200, 2, generator=random), 8 + 40 * torch.rand(200, 2, generator=random)
+    rows = torch.cat([center, size, torch.rand(200, 3, generator=random)], 1)
+    adapter = detector(
+        Raw(rows).eval(), centers, image_size=64, target_layers="conv", iou_threshold=0.45, max_detections=300
+    )
+    (found,) = adapter.predict(torch.rand(3, 64, 64))
+    theirs = nms.non_max_suppression(rows.T[None].clone(), 0.25, 0.45)[0]
+    assert len(found) == len(theirs) > 20
+    torch.testing.assert_close(found.boxes_xyxy, theirs[:, :4].clamp(0, 64))
+    torch.testing.assert_close(found.scores, theirs[:, 4])
+    assert found.labels.tolist() == theirs[:, 5].tolist()
+
+
+def test_boxes_that_overlap_only_where_they_are_clipped_are_both_kept() -> None:
+    """Their overlap is 1/2 of the union; clipped to the image, the boxes are equal."""
+    rows = torch.tensor([[0.0, 32, 32, 16, 0.9], [8.0, 32, 16, 16, 0.8], [-40, 32, 20, 20, 0.7]])
+    adapter = detector(Raw(rows).eval(), centers, image_size=64, target_layers="conv", iou_threshold=0.6)
+    (found,) = adapter.predict(torch.rand(3, 64, 64))
+    assert found.boxes_xyxy.tolist() == [[0, 24, 16, 40], [0, 24, 16, 40]]  # the third is outside of the image
+
+
 def refused(decode: Callable[[Any], Any], **options: Any) -> Callable[[], Any]:
     options = {"image_size": (32, 48), "target_layers": "conv", "score_threshold": 0.1, **options}
     return lambda: ODAM(detector(Brightness().eval(), decode, **options)).explain(torch.ones(3, 32, 48) * 0.5)

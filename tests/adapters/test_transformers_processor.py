@@ -7,9 +7,35 @@ from typing import Any
 import pytest
 import torch
 
+from detcam.adapters import adapt
 from detcam.adapters.transformers_processor import ImagePreparation, is_whole, pixel_mask
+from tests.adapters.transformers_models import DETECTORS, PROCESSORS, image_processor
 
 tf = pytest.importorskip("transformers", reason="transformers is not installed")
+
+SIZES = {
+    "rt_detr": (64, 80, 96),
+    "d_fine": (64, 100, 96),
+    "lw_detr": (64, 80, 96),
+    "rf_detr": (64, 80, 96),
+}
+"""A size that the network takes, one that it does not, and the nearest one."""
+
+
+@pytest.mark.parametrize(("name", "sizes"), SIZES.items(), ids=SIZES)
+def test_sizes_that_the_network_cannot_take_are_refused(name: str, sizes: tuple[int, int, int]) -> None:
+    model, processor = DETECTORS[name](), image_processor(PROCESSORS.get(name, "RTDetr"))
+    good, bad, near = sizes
+    image = torch.rand(3, 60, 90)
+    assert len(adapt(model, processor=processor, image_size=good, score_threshold=0.0).predict(image)[0])
+    adapter = adapt(model, processor=processor, image_size=bad)
+    with pytest.raises(
+        ValueError, match=f"multiples of 32; got {bad} x {bad}. Pass image_size=.*such as {near} x {near}"
+    ):
+        adapter.predict(image)
+    with pytest.raises(RuntimeError):  # as the network says
+        model(torch.rand(1, 3, bad, bad))
+
 
 EDGES = {"shortest_edge": 60, "longest_edge": 90}
 
