@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from detcam.adapters.base import Batch, DetectorAdapter
 from detcam.geometry import Geometry
-from detcam.guided_relu import guided_backward
 from detcam.utils.batching import batch_slices
+from detcam.utils.guided_relu import guided_backward
 
 MAX_REGIONS_PER_PASS = 64
 """Maximum number of regions per pass through a head, which bounds the memory for any number of boxes."""

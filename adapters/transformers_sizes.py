@@ -30,7 +30,7 @@ def _requirement(config: Any) -> tuple[int, Any]:
     strides = getattr(config, "feat_strides", None)
     if strides and hasattr(config, "encoder_in_channels"):
         return max(strides), lambda side: len({math.ceil(side / stride) * stride for stride in strides}) == 1
-    backbone = getattr(config, "backbone_config", None)
+    backbone: Any = getattr(config, "backbone_config", None)
     windows, patch = getattr(backbone, "num_windows", None), getattr(backbone, "patch_size", None)
     if isinstance(windows, int) and isinstance(patch, int):
         along = math.isqrt(windows) if backbone.model_type == "lw_detr_vit" else windows  # in all, or along a side

@@ -30,15 +30,14 @@ from detcam.geometry import Geometry
 from detcam.inputs import Images, Request, Select, Targets, labeled_targets, read_request
 from detcam.layers import LayersLike
 from detcam.outputs import work_dtype
+from detcam.rendering import MAX_PIXELS_TOGETHER, DeferredHeatmaps, HeatmapArray, RawMaps, combine_levels
 from detcam.results import (
-    HeatmapArray,
     ImageHeatmaps,
     Measured,
     Pass,
     Reach,
-    combine_levels,
     levels_of,
-    mean_of_views,
+    mean_of_results,
     values_of,
 )
 from detcam.smoothing import View, views
@@ -50,6 +49,9 @@ from detcam.utils.subclasses import check_complete, missing_members
 
 Progress = Callable[[Iterable[Any]], Iterable[Any]]
 """A wrapper of a loop that shows its progress, such as tqdm."""
+
+Combine = Callable[[Sequence[Tensor], Geometry], Tensor]
+"""A function from the raw maps of one image and its geometry to heatmaps (N, H, W)."""
 
 DEFAULT_BATCH_SIZE = 32
 """Images per forward pass."""
@@ -331,7 +333,7 @@ class BaseCAM:
                     per_view.append(self._run(request, group, targets, view, eigen_smooth))
                     if targets is None:  # the other views explain the predictions in the plain image
                         targets = [list(result.targets) for result in per_view[0]]
-                results.update(zip(group, map(mean_of_views, zip(*per_view, strict=True)), strict=True))
+                results.update(zip(group, map(mean_of_results, zip(*per_view, strict=True)), strict=True))
             ordered = [results[index] for index in range(len(results))]
             warn_about_maps(self, ordered, self.adapter)
             return ordered
@@ -379,7 +381,7 @@ class BaseCAM:
         return [
             measured.image_heatmaps(
                 index,
-                view.undo(combine([level[index] for level in measured.maps], geometry)),
+                self._rendered(combine, [level[index] for level in measured.maps], geometry, view),
                 targets[index],
                 detections[index],
                 geometry,
@@ -387,7 +389,18 @@ class BaseCAM:
             for index, geometry in enumerate(batch.geometries)
         ]
 
-    def _combine_volumes(self, batch: Batch, trace: Trace) -> Callable[[Sequence[Tensor], Geometry], Tensor]:
+    def _rendered(
+        self, combine: Combine, levels: Sequence[Tensor], geometry: Geometry, view: View
+    ) -> Tensor | DeferredHeatmaps:
+        """One image's heatmaps; large ones of a common formula are left to be computed when they are read."""
+        height, width = geometry.image_size_hw
+        is_common = combine == self.combine and type(self).combine is BaseCAM.combine
+        if is_common and len(levels[0]) * height * width > MAX_PIXELS_TOGETHER:
+            kept = tuple(level.cpu() for level in levels)
+            return DeferredHeatmaps((RawMaps(kept, geometry, self.rectified, view.mirrored),))
+        return view.undo(combine(levels, geometry))
+
+    def _combine_volumes(self, batch: Batch, trace: Trace) -> Combine:
         """The combination of one volume's raw maps into heatmaps (N, D, H, W)."""
         reshape: Any = trace.reshape_transform
         depth, height, width = batch.inputs.shape[2:]
@@ -468,7 +481,7 @@ class BaseCAM:
         return saliency
 
     def combine(self, levels: Sequence[Tensor], geometry: Geometry) -> Tensor:
-        """Combine one image's raw maps into heatmaps (N, H, W); see `detcam.results.combine_levels`."""
+        """Combine one image's raw maps into heatmaps (N, H, W); see `detcam.rendering.combine_levels`."""
         return combine_levels(levels, geometry, rectified=self.rectified)
 
 

@@ -99,10 +99,7 @@ def warn_about_maps(cam: BaseCAM, results: Sequence[ImageHeatmaps], adapter: Ada
             "(quantity='logit' helps) or underflows in half precision",
             EmptyMapWarning,
         )
-    empty = (
-        sum(int((r.heatmaps.reshape(len(r.targets), -1).max(1) == 0).sum()) for r in results if len(r.targets))
-        - zero_gradients
-    )
+    empty = sum(result.count_empty() for result in results) - zero_gradients
     if empty > 0:
         warn(
             f"the maps of {empty} of {total} are empty at {layers}: no evidence there is positive, or the map is "

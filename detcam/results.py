@@ -4,27 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from detcam.detections import Detections
-from detcam.geometry import Geometry, normalize
+from detcam.geometry import Geometry
+from detcam.rendering import DeferredHeatmaps, HeatmapArray, mean_of_views
 from detcam.trace import Trace
 
 if TYPE_CHECKING:
     from detcam.adapters.base import Adapter, Batch, Target
-
-
-HeatmapArray: TypeAlias = NDArray[np.float32]
-"""Heatmaps (N, H, W) or (B, H, W) in [0, 1]."""
-
-
-MAX_PIXELS_TOGETHER = 2**23
-"""Pixels of the heatmaps of one image that are rendered together; more are rendered one by one."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +36,7 @@ class ImageHeatmaps:
         sampling: Number of perturbed images and their agreement, for methods that sample.
     """
 
-    heatmaps: HeatmapArray
+    maps: HeatmapArray | DeferredHeatmaps
     saliency: tuple[Tensor, ...]
     targets: tuple[Target, ...]
     scores: Tensor
@@ -53,6 +45,17 @@ class ImageHeatmaps:
     geometry: Geometry
     convergence_delta: Tensor | None = None
     sampling: Sampling | None = None
+
+    @property
+    def heatmaps(self) -> HeatmapArray:
+        """The heatmaps as one array (N, H, W) in [0, 1]; of a large image, ``maps[i]`` computes one alone."""
+        return np.asarray(self.maps)
+
+    def count_empty(self) -> int:
+        """Return the number of heatmaps that are zero everywhere."""
+        if isinstance(self.maps, DeferredHeatmaps):
+            return self.maps.count_empty()
+        return int((self.maps.reshape(len(self.maps), -1).max(1) == 0).sum()) if len(self.maps) else 0
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,7 @@ class Measured:
     def image_heatmaps(
         self,
         index: int,
-        heatmaps: Tensor,
+        heatmaps: Tensor | DeferredHeatmaps,
         targets: Sequence[Target],
         detections: Detections | None,
         geometry: Geometry,
@@ -121,7 +124,7 @@ class Measured:
         """
         delta = None if self.convergence_delta is None else self.convergence_delta[index].float().cpu()
         return ImageHeatmaps(
-            heatmaps=heatmaps.float().cpu().numpy(),
+            maps=heatmaps.float().cpu().numpy() if isinstance(heatmaps, Tensor) else heatmaps,
             saliency=tuple(level[index].cpu() for level in self.maps),
             targets=tuple(targets),
             scores=torch.tensor(self.values[index], dtype=torch.float32),
@@ -249,43 +252,6 @@ def values_of(scalars: Sequence[Sequence[Tensor]]) -> list[list[float]]:
     return [[value_of(scalar) for scalar in row] for row in scalars]
 
 
-def combine_levels(levels: Sequence[Tensor], geometry: Geometry, *, rectified: bool = True) -> Tensor:
-    """Combine the raw maps of one image into heatmaps.
-
-    Each level is normalized over the cells that lie on the image, and resized; their mean is normalized again.
-
-    Args:
-        levels: Per level, (N, h, w) signed saliency over the network's input.
-        geometry: Position of the image on that input.
-        rectified: Whether negative saliency is set to 0 first.
-
-    Returns:
-        (N, H, W) in [0, 1], original image pixels.
-    """
-    height, width = geometry.image_size_hw
-    count = len(levels[0])
-    if count > 1 and count * height * width > MAX_PIXELS_TOGETHER:  # one by one, so that memory holds one map more
-        combined = levels[0].new_empty((count, height, width))
-        for row in range(count):
-            one = combine_levels([level[row : row + 1] for level in levels], geometry, rectified=rectified)
-            combined[row] = one[0]
-        return combined
-    total = levels[0].new_zeros((count, height, width))
-    for level in levels:
-        if not len(level):
-            continue
-        rows, columns = geometry.valid_cells((level.shape[-2], level.shape[-1]))
-        saliency = level.clamp(min=0) if rectified else level
-        inside = saliency[:, rows, columns]
-        low, high = inside.amin((1, 2), keepdim=True), inside.amax((1, 2), keepdim=True)
-        span = high - low
-        scaled = torch.where(span > 0, (saliency - low) / span.clamp(min=torch.finfo(level.dtype).tiny), 0)
-        total += geometry.to_image(scaled)
-    return normalize(total) if len(total) else total
-
-
-def mean_of_views(results: Sequence[ImageHeatmaps]) -> ImageHeatmaps:
+def mean_of_results(results: Sequence[ImageHeatmaps]) -> ImageHeatmaps:
     """Return the first view's result with the mean of all views' heatmaps; raw saliency stays that of the first."""
-    if len(results) == 1:
-        return results[0]
-    return replace(results[0], heatmaps=np.mean([result.heatmaps for result in results], axis=0))
+    return replace(results[0], maps=mean_of_views([result.maps for result in results]))

@@ -225,7 +225,7 @@ def _explanation(
         path=path,
         targets=result.targets,
         captions=captions,
-        heatmaps=result.heatmaps,
+        maps=result.maps,
         saliency=result.saliency,
         scores=result.scores,
         reach=result.reach,

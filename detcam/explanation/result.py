@@ -9,13 +9,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import overload
 
+import numpy as np
 from PIL import Image
 from torch import Tensor
 
 from detcam.adapters.base import Target
 from detcam.adapters.transformers_prompts import WordHeat
 from detcam.detections import Detections
-from detcam.results import HeatmapArray, Reach, Sampling
+from detcam.rendering import DeferredHeatmaps, HeatmapArray
+from detcam.results import Reach, Sampling
 from detcam.targets import DetectionTarget, InstanceMaskTarget, MaskTarget
 from detcam.visualize.convert import ImageArray, to_png_bytes
 from detcam.visualize.overlay import DEFAULT_COLORMAP, grid, render
@@ -35,7 +37,8 @@ class Explanation:
         path: The image's file, or None.
         targets: The N targets.
         captions: Description and value of each target.
-        heatmaps: (N, H, W) float32 array in [0, 1], pixels of the image.
+        maps: (N, H, W) heatmaps, float32 in [0, 1], pixels of the image: an array, or `DeferredHeatmaps` where they are
+            large; see `heatmaps`.
         saliency: Per target layer and level, (N, h, w) raw signed saliency over the network's input.
         scores: (N,) float32, the value of each target.
         reach: Per target, the part of the image that the gradient covers; None for methods without gradients.
@@ -66,7 +69,7 @@ class Explanation:
     path: Path | None
     targets: tuple[Target, ...]
     captions: tuple[str, ...]
-    heatmaps: HeatmapArray
+    maps: HeatmapArray | DeferredHeatmaps
     saliency: tuple[Tensor, ...]
     scores: Tensor
     reach: tuple[Reach, ...] | None
@@ -80,6 +83,22 @@ class Explanation:
     family: str
     words: tuple[WordHeat, ...] = ()
 
+    @property
+    def heatmaps(self) -> HeatmapArray:
+        """The heatmaps as one array (N, H, W) in [0, 1].
+
+        Of a large image with many targets it is computed at each access; `heatmap` computes one of them alone.
+        """
+        return np.asarray(self.maps)
+
+    def heatmap(self, index: int = 0) -> HeatmapArray:
+        """Return the heatmap (H, W) in [0, 1] of one target."""
+        return np.asarray(self.maps[index])
+
+    def rendered(self, index: int) -> Explanation:
+        """Return the explanation of one target, with its heatmap computed once for all uses."""
+        return replace(self[index], maps=self.heatmap(index)[None])
+
     def __len__(self) -> int:
         return len(self.targets)
 
@@ -90,7 +109,7 @@ class Explanation:
             self,
             targets=tuple(self.targets[row] for row in rows),
             captions=tuple(self.captions[row] for row in rows),
-            heatmaps=self.heatmaps[rows],
+            maps=self.maps[rows],
             saliency=tuple(level[rows] for level in self.saliency),
             scores=self.scores[rows],
             reach=None if self.reach is None else tuple(self.reach[row] for row in rows),
@@ -136,7 +155,7 @@ class Explanation:
         mask = self.mask(index)
         return render(
             self.image,
-            self.heatmaps[index],
+            self.heatmap(index),
             box_xyxy=self.box_xyxy(index) if mask is None else None,
             mask=mask,
             caption=self.captions[index] if caption else "",

@@ -151,8 +151,9 @@ class ExplanationWriter:
     def _write_target(self, explanation: Explanation, targets: list[dict[str, Any]], index: int) -> Path:
         """Write the overlay and the heatmap of one target, and return the path of the overlay."""
         target = targets[index]
-        overlay = explanation.overlay(index, colormap=self.colormap)
-        replace_file(self.folder / target["heatmap"], encode_heatmap(explanation.heatmaps[index]))
+        one = explanation.rendered(index)
+        overlay = one.overlay(colormap=self.colormap)
+        replace_file(self.folder / target["heatmap"], encode_heatmap(one.heatmap()))
         return replace_file(self.folder / target["overlay"], to_png_bytes(overlay))
 
     def _free_stem(self, stem: str) -> str:

@@ -205,7 +205,7 @@ def drise(
         seed=seed,
     )
     return ImageHeatmaps(
-        heatmaps=normalize(maps).float().numpy(),
+        maps=normalize(maps).float().numpy(),
         saliency=(maps,),
         targets=tuple(box_targets),
         scores=score([unmasked])[0],

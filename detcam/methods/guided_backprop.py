@@ -14,10 +14,10 @@ from detcam.adapters.base import Batch, ModelLike, Target
 from detcam.cam import LayerlessCAM
 from detcam.data.images import ImageLike
 from detcam.geometry import Geometry, normalize, to_pixels
-from detcam.guided_relu import enable_guided_relu, guided_backward
 from detcam.outputs import work_dtype
 from detcam.results import ImageHeatmaps, Measured, Pass, Reach, values_of
 from detcam.targets import ClassifierOutputTarget
+from detcam.utils.guided_relu import enable_guided_relu, guided_backward
 from detcam.utils.warnings import warn
 
 SATURATED_FRACTION = 0.01

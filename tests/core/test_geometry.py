@@ -81,10 +81,10 @@ def test_normalize_keeps_order_and_ends() -> None:
 
 
 def test_many_large_maps_are_rendered_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    from detcam import results
+    from detcam import rendering
 
     levels = [torch.rand(3, 5, 6), torch.rand(3, 9, 12)]
     geometry = Geometry.resize((20, 24), (40, 48))
-    together = results.combine_levels(levels, geometry)
-    monkeypatch.setattr(results, "MAX_PIXELS_TOGETHER", 100)
-    torch.testing.assert_close(results.combine_levels(levels, geometry), together)
+    together = rendering.combine_levels(levels, geometry)
+    monkeypatch.setattr(rendering, "MAX_PIXELS_TOGETHER", 100)
+    torch.testing.assert_close(rendering.combine_levels(levels, geometry), together)

@@ -13,8 +13,8 @@ from tests.packaging.tree import REPOSITORY, modules
 LAYERS = (
     ("utils",),
     ("detections",),
-    ("geometry", "data", "visualize", "synthetic", "trace", "guided_relu"),
-    ("layers", "outputs"),
+    ("geometry", "data", "visualize", "synthetic", "trace"),
+    ("layers", "outputs", "rendering"),
     ("targets", "results", "smoothing"),
     ("inputs", "diagnostics"),
     ("adapters",),
