@@ -5,6 +5,7 @@
 # make planted-peers   other libraries on detectors with planted causes; trains the detectors into build/planted
 # make wheel-check   the wheel and the editable install, imported from outside the repository
 # make docs      the documentation site, in build/site; warnings are errors
+# make docs-images   the images of the documentation, drawn again (needs Chromium)
 # make clean     removes the virtual environment and everything built
 #
 # PYTHON=... picks the interpreter, VENV=... the virtual environment, WORKERS=... the test processes.
@@ -26,7 +27,7 @@ PYTHON ?= $(shell for p in python3.14 python3.13 python3.12 python3.11 python3.1
 QUIET := OMP_NUM_THREADS=1 MPLBACKEND=Agg HF_HUB_OFFLINE=1 NO_ALBUMENTATIONS_UPDATE=1 \
 	YOLO_OFFLINE=True YOLO_AUTOINSTALL=False YOLO_CONFIG_DIR=$(abspath $(VENV))/ultralytics
 
-.PHONY: help env demo test test-slow lint format bench planted-peers wheel-check docs clean
+.PHONY: help env demo test test-slow lint format bench planted-peers wheel-check docs docs-images clean
 
 help:
 	@sed -n '1,/^$$/s/^# //p' Makefile
@@ -96,6 +97,9 @@ wheel-check: $(VENV)/.installed-dev
 
 docs: $(VENV)/.installed-dev
 	$(QUIET) $(BIN)/python -m sphinx -b html -W --keep-going -q docs build/site
+
+docs-images: $(VENV)/.installed-dev
+	$(QUIET) $(BIN)/python docs/draw_images.py
 
 clean:
 	rm -rf docs/api

@@ -166,8 +166,8 @@ class Explanation:
         """Draw the image and the overlays of all targets in one figure (HxWx3 uint8)."""
         if not len(self):
             return grid([self.image], titles=["no targets"])
-        panels = [self.overlay(index, colormap=colormap) for index in range(len(self))]
-        return grid(panels, columns=columns, original=self.image)
+        panels = [self.overlay(index, colormap=colormap, caption=False) for index in range(len(self))]
+        return grid(panels, columns=columns, titles=self.captions, original=self.image)
 
     def plot(self, *, columns: int | None = None, colormap: str | int = DEFAULT_COLORMAP) -> Image.Image:
         """Return the figure of `grid` as a PIL image."""

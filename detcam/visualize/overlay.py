@@ -375,8 +375,10 @@ def _best_columns(widths: Sequence[int], height: int) -> int:
 
 
 def _assemble(images: Sequence[ImageArray], titles: Sequence[str], columns: int, height: int) -> ImageArray:
-    size, gap = max(12, round(height * 0.045)), max(4, round(height * 0.025))
+    gap = max(4, round(height * 0.025))
     widths = [max(p.shape[1] for p in images[i::columns]) for i in range(columns)]
+    # A page shows a wide figure at a fraction of its size, so titles grow with the width of the figure too.
+    size = max(12, round(height * 0.045), round(sum(widths) * 0.012))
     lefts = np.cumsum([gap] + [width + gap for width in widths])
     rows = [np.full((gap, lefts[-1], 3), 255, np.uint8)]
     for start in range(0, len(images), columns):
