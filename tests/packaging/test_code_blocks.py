@@ -43,6 +43,9 @@ def commands(page: str) -> list[list[str]]:
     return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("detcam ")]
 
 
+PAGES_WITH_PYTHON = [page for page in PAGES if python_blocks(page) and Path(page).name not in RUN_ELSEWHERE]
+
+
 def demo_adapter() -> Any:
     import detcam
 
@@ -97,7 +100,7 @@ SETUPS: dict[str, Callable[[pytest.MonkeyPatch], Names]] = {
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.usefixtures("registries_as_they_were")
-@pytest.mark.parametrize("page", [page for page in PAGES if python_blocks(page) and Path(page).name not in RUN_ELSEWHERE])
+@pytest.mark.parametrize("page", PAGES_WITH_PYTHON)
 def test_python_blocks_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import detcam
 
