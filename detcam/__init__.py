@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from detcam.auditing.comparison.comparison import compare_audits as compare_audits
     from detcam.auditing.pipeline import Audit as Audit
     from detcam.auditing.pipeline import audit as audit
+    from detcam.auditing.remedies.remedies import Repair as Repair
+    from detcam.auditing.remedies.remedies import repair as repair
     from detcam.benchmarking.compare import benchmark as benchmark
     from detcam.benchmarking.result import Benchmark as Benchmark
     from detcam.cam import BaseCAM as BaseCAM
@@ -109,6 +111,7 @@ _MODULES = {
     "Metric": "detcam.metrics.base",
     "ReachWarning": "detcam.diagnostics",
     "SegmenterOutput": "detcam.outputs",
+    "Repair": "detcam.auditing.remedies.remedies",
     "Source": "detcam.detections",
     "__version__": "detcam.utils.version",
     "adapt": "detcam.adapters.registry",
@@ -121,6 +124,7 @@ _MODULES = {
     "explain": "detcam.explanation.explain",
     "guided_backprop": "detcam.methods.guided_backprop",
     "preprocess_image": "detcam.visualize.overlay",
+    "repair": "detcam.auditing.remedies.remedies",
     "register_adapter": "detcam.adapters.registry",
     "register_metric": "detcam.metrics",
     "register_target": "detcam.targets.registry",

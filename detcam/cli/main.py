@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from detcam.cli import audit, benchmark, compare, demo, explain, layers, tables
+from detcam.cli import audit, benchmark, compare, demo, explain, layers, repair, tables
 from detcam.cli.command import OneLineErrorGroup, make_callback, show_version
 
 app = typer.Typer(
@@ -38,6 +38,7 @@ for name, options, run, summary, epilog in (
     ("demo", demo.DemoOptions, demo.demo_command, demo.HELP, None),
     ("benchmark", benchmark.BenchmarkOptions, benchmark.benchmark_command, benchmark.HELP, benchmark.EPILOG),
     ("audit", audit.AuditOptions, audit.audit_command, audit.HELP, audit.EPILOG),
+    ("repair", repair.RepairOptions, repair.repair_command, repair.HELP, repair.EPILOG),
     ("compare", compare.CompareOptions, compare.compare_command, compare.HELP, compare.EPILOG),
 ):
     app.command(name, help=summary, epilog=epilog)(make_callback(options, run))  # type: ignore[arg-type]

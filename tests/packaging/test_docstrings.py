@@ -32,6 +32,7 @@ FRONT_DOOR = [
         detcam.explain,
         detcam.audit,
         detcam.compare_audits,
+        detcam.repair,
         detcam.benchmark,
         detcam.adapt,
         detcam.get_method,

@@ -1,0 +1,195 @@
+"""Counterfactual training images: evidence filled, or transplanted into other images, with unchanged labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import numpy as np
+import torch
+
+from detcam.auditing.case import AuditCase, Box
+from detcam.auditing.remedies.report_data import ReportData, ReportImage, ReportObject
+from detcam.perturbation.fills import SurroundingsFill
+from detcam.utils.batching import group_by
+from detcam.utils.opencv import cv2
+
+Kind: TypeAlias = Literal["original", "filled", "transplanted"]
+MAX_TRIES = 60
+"""Random positions that are tried for a transplant."""
+DEFAULT_TRANSPLANTS = 3
+"""Images into which the evidence of each case is transplanted."""
+MAX_COVERED = 0.5
+"""Maximum share of an object that a fill may cover: the object has to remain visible."""
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingImage:
+    """An image of a training set that remedies write.
+
+    Attributes:
+        kind: ``"original"``; ``"filled"``, without the evidence; ``"transplanted"``, with that of another image.
+        image: the image of the report that it was made from.
+        pixels: (H, W, 3) uint8 RGB.
+        objects: its objects.
+        case_ids: the cases whose evidence was filled or transplanted, or that occur in the original.
+    """
+
+    kind: Kind
+    image: ReportImage
+    pixels: np.ndarray
+    objects: tuple[ReportObject, ...]
+    case_ids: tuple[str, ...]
+
+
+def make_counterfactuals(
+    data: ReportData, cases: Sequence[AuditCase], transplants: int = DEFAULT_TRANSPLANTS, seed: int = 0
+) -> Iterator[TrainingImage]:
+    """Make the training images of some cases with confirmed evidence.
+
+    Per image: the original, in which the evidence appears and the labels say what is there, and the same without the
+    evidence of all cases. Per case: other images with its evidence, at a position without an object, or, if the error
+    concerns an object, beside another object of that class at the same relative position.
+
+    Args:
+        data: the report.
+        cases: cases of one group.
+        transplants: number of images into which the evidence of each case is transplanted.
+        seed: seed of images and positions.
+    """
+    random = np.random.default_rng(seed)
+    for image_id, members in group_by(cases, lambda case: case.image_id).items():
+        image = data.images.get(image_id)
+        if image is None:
+            continue
+        pixels = data.pixels(image)
+        ids = tuple(case.id for case in members)
+        yield TrainingImage("original", image, pixels, image.objects, ids)
+        masks = {case.id: mask for case in members if (mask := data.evidence(case)) is not None}
+        filled = [case.id for case in members if case.id in masks and not _hides_object(masks[case.id], image)]
+        if filled:
+            region = grown(np.any([masks[case_id] for case_id in filled], axis=0))
+            yield TrainingImage("filled", image, fill_region(pixels, region), image.objects, tuple(filled))
+        for case in members if transplants else ():
+            if case.id in masks and case.type != "missed":
+                yield from _transplant(data, case, pixels, masks[case.id], transplants, random)
+
+
+def fill_region(pixels: np.ndarray, region: np.ndarray) -> np.ndarray:
+    """Fill a region (H, W) bool of an image with a blur of its surroundings."""
+    tensor = torch.tensor(pixels).permute(2, 0, 1)[None].float()
+    filled = SurroundingsFill()(tensor, torch.from_numpy(region)[None])[0]
+    return filled.permute(1, 2, 0).round().clamp(0, 255).to(torch.uint8).numpy()
+
+
+def grown(mask: np.ndarray) -> np.ndarray:
+    """Grow a region by a quarter of its mean radius, so that no rim of the evidence remains."""
+    radius = max(1, round(0.25 * float(np.sqrt(mask.sum() / np.pi))))
+    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
+    return cv2.dilate(mask.astype(np.uint8), kernel) > 0
+
+
+def _hides_object(mask: np.ndarray, image: ReportImage) -> bool:
+    """Whether the region covers most of an object, which then would not be there any more."""
+    return any(not item.crowd and _covered(mask, item.box_xyxy) > MAX_COVERED for item in image.objects)
+
+
+def _covered(mask: np.ndarray, box: Box) -> float:
+    left, top, right, bottom = (max(round(value), 0) for value in box)
+    part = mask[top:bottom, left:right]
+    return float(part.mean()) if part.size else 0.0
+
+
+def _transplant(
+    data: ReportData, case: AuditCase, pixels: np.ndarray, mask: np.ndarray, count: int, random: np.random.Generator
+) -> Iterator[TrainingImage]:
+    """The evidence of a case in at most `count` other images."""
+    region = grown(mask)
+    others = [image for image in data.images.values() if image.image_id != case.image_id]
+    made = 0
+    for index in random.permutation(len(others)).tolist():
+        if made == count:
+            return
+        target = others[index]
+        shift = _find_shift(case, region, target, random)
+        if shift is not None:
+            pasted = paste(pixels, region, data.pixels(target), shift)
+            yield TrainingImage("transplanted", target, pasted, target.objects, (case.id,))
+            made += 1
+
+
+def _find_shift(
+    case: AuditCase, region: np.ndarray, target: ReportImage, random: np.random.Generator
+) -> tuple[int, int] | None:
+    """How far to move the region, right and down, into another image; None if there is no position."""
+    rows, columns = np.flatnonzero(region.any(1)), np.flatnonzero(region.any(0))
+    patch = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
+    height, width = target.size_hw
+    has_object = case.ground_truth is not None and case.type != "background"
+    if has_object and case.ground_truth is not None:
+        name, truth = case.ground_truth.name, case.ground_truth.box_xyxy
+        anchors = [item.box_xyxy for item in target.objects if item.name == name and not item.crowd]
+        for index in random.permutation(len(anchors)).tolist():
+            right, down = (round(float(value)) for value in _center(anchors[index]) - _center(truth))
+            moved = _moved(patch, right, down)
+            others = [item.box_xyxy for item in target.objects if item.box_xyxy != anchors[index]]
+            if _is_inside(moved, height, width) and not _touches(moved, others):
+                return right, down
+        return None
+    # The box of the false positive moves with its evidence: an object there would make it right.
+    left, top, right_edge, bottom = case.box_xyxy
+    hull = (min(patch[0], left), min(patch[1], top), max(patch[2], right_edge), max(patch[3], bottom))
+    if hull[2] - hull[0] > width or hull[3] - hull[1] > height:
+        return None
+    for _ in range(MAX_TRIES):
+        right = round(random.uniform(0, width - (hull[2] - hull[0])) - hull[0])
+        down = round(random.uniform(0, height - (hull[3] - hull[1])) - hull[1])
+        if _is_inside(_moved(patch, right, down), height, width) and not _touches(
+            _moved(hull, right, down), [item.box_xyxy for item in target.objects]
+        ):
+            return right, down
+    return None
+
+
+def paste(source: np.ndarray, region: np.ndarray, target: np.ndarray, shift: tuple[int, int]) -> np.ndarray:
+    """Add what a region (H, W) bool of an image shows, relative to its surroundings, to another image.
+
+    The difference from the fill of the region is added rather than the pixels, so that no patch of other water, grass
+    or light shows where the region comes from.
+
+    Args:
+        source: (H, W, 3) uint8.
+        region: the region in the source.
+        target: (H', W', 3) uint8.
+        shift: how far the region moves, right and down.
+    """
+    right, down = shift
+    rows, columns = np.nonzero(region)
+    top, bottom, left, end = rows.min(), rows.max() + 1, columns.min(), columns.max() + 1
+    difference = source[top:bottom, left:end].astype(np.float32) - fill_region(source, region)[top:bottom, left:end]
+    alpha = cv2.GaussianBlur(region[top:bottom, left:end].astype(np.float32), (0, 0), 0.8)
+    alpha = np.where(region[top:bottom, left:end], alpha, 0)[..., None]
+    result = target.copy()
+    window = result[top + down : bottom + down, left + right : end + right]
+    window[:] = np.rint(window + alpha * difference).clip(0, 255).astype(np.uint8)
+    return result
+
+
+def _center(box: Box) -> np.ndarray:
+    return np.array([(box[0] + box[2]) / 2, (box[1] + box[3]) / 2])
+
+
+def _moved(box: Sequence[float], right: int, down: int) -> Box:
+    return box[0] + right, box[1] + down, box[2] + right, box[3] + down
+
+
+def _is_inside(box: Box, height: int, width: int) -> bool:
+    return box[0] >= 0 and box[1] >= 0 and box[2] <= width and box[3] <= height
+
+
+def _touches(box: Box, others: Sequence[Box]) -> bool:
+    return any(
+        min(box[2], other[2]) > max(box[0], other[0]) and min(box[3], other[3]) > max(box[1], other[1])
+        for other in others
+    )
