@@ -7,6 +7,8 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain
 from os import PathLike
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, TypedDict
 
@@ -27,7 +29,7 @@ from detcam.outputs import BaseTarget, DetectionTarget, DetectorOutput, ModelOut
 from detcam.outputs import Target as Target
 from detcam.targets import BoxTarget
 from detcam.trace import ReshapeTransform, Trace, guarded
-from detcam.utils.batching import batches, group_by
+from detcam.utils.batching import batches, group_by, run_slices
 from detcam.utils.console import track
 from detcam.utils.warnings import warn
 
@@ -430,13 +432,20 @@ class Adapter(ABC):
         results: dict[int, Detections] = {}
         groups = self.groups(tensors, DEFAULT_BATCH_SIZE if batch_size is None else batch_size)
         for group in track(groups, "predicting", enabled=progress):
-            with guarded(self.model, gradients=False):
-                batch = self.prepare([tensors[i] for i in group])
-                outputs = self.outputs(self.forward(batch), batch)
-                detections = self.detections(outputs, batch)
-            for index, item, output in zip(group, detections, outputs, strict=True):
-                results[index] = self.select(item, output, score_threshold=score_threshold, top_k=top_k, labels=labels)
+            select = partial(self.select, score_threshold=score_threshold, top_k=top_k, labels=labels)
+            parts = run_slices(len(group), len(group), partial(self._predict_part, tensors, group, select))
+            results.update(zip(group, chain.from_iterable(parts), strict=True))
         return [results[index] for index in range(len(tensors))]
+
+    def _predict_part(
+        self, images: Sequence[Tensor], group: Sequence[int], select: Callable[..., Detections], part: slice
+    ) -> list[Detections]:
+        """Return the selected detections of a part of the images that may share a forward pass."""
+        with guarded(self.model, gradients=False):
+            batch = self.prepare([images[index] for index in group[part]])
+            outputs = self.outputs(self.forward(batch), batch)
+            detections = self.detections(outputs, batch)
+        return [select(item, output) for item, output in zip(detections, outputs, strict=True)]
 
     def groups(self, images: Sequence[Tensor], batch_size: int) -> list[list[int]]:
         """Return the indices of images that share a forward pass, at most `batch_size` and `max_batch_size` each."""

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, overload
 
@@ -42,6 +43,7 @@ from detcam.results import (
 )
 from detcam.smoothing import View, views
 from detcam.trace import ReshapeTransform, Trace, gradient_magnitude, guarded
+from detcam.utils.batching import run_slices
 from detcam.utils.console import track
 from detcam.utils.model_lock import exclusive
 from detcam.utils.pca import first_principal_component
@@ -327,16 +329,26 @@ class BaseCAM:
             results: dict[int, ImageHeatmaps] = {}
             groups = request.groups(self.adapter, self.batch_size)
             for group in progress(groups) if progress else groups:
-                per_view: list[list[ImageHeatmaps]] = []
-                targets = request.targets_for(group)
-                for view in views(aug_smooth):
-                    per_view.append(self._run(request, group, targets, view, eigen_smooth))
-                    if targets is None:  # the other views explain the predictions in the plain image
-                        targets = [list(result.targets) for result in per_view[0]]
-                results.update(zip(group, map(mean_of_results, zip(*per_view, strict=True)), strict=True))
+                size = len(group) if request.is_divisible(self.adapter) else None
+                smooth = {"aug_smooth": aug_smooth, "eigen_smooth": eigen_smooth}
+                parts = run_slices(len(group), size, partial(self._explain_part, request, group, **smooth))
+                results.update(zip(group, chain.from_iterable(parts), strict=True))
             ordered = [results[index] for index in range(len(results))]
             warn_about_maps(self, ordered, self.adapter)
             return ordered
+
+    def _explain_part(
+        self, request: Request, group: Sequence[int], part: slice, *, aug_smooth: bool, eigen_smooth: bool
+    ) -> list[ImageHeatmaps]:
+        """Explain a part of the images that may share a forward pass; the mean over the views with `aug_smooth`."""
+        group = group[part]
+        per_view: list[list[ImageHeatmaps]] = []
+        targets = request.targets_for(group)
+        for view in views(aug_smooth):
+            per_view.append(self._run(request, group, targets, view, eigen_smooth))
+            if targets is None:  # the other views explain the predictions in the plain image
+                targets = [list(result.targets) for result in per_view[0]]
+        return [mean_of_results(results) for results in zip(*per_view, strict=True)]
 
     def _check_model(self) -> None:
         """Raise TypeError if the model has no gradients (int8, ONNX, a function) and the method needs what it lacks."""

@@ -67,9 +67,13 @@ class Request:
         """Return image indices, one list per forward pass."""
         if self.tensor is None:
             return adapter.groups(self.images, batch_size)
-        if self.extra_inputs or self.model_kwargs or adapter.takes_bags:  # their batch dimension is unknown: one batch
+        if not self.is_divisible(adapter):
             return [list(range(len(self)))]
         return batches(range(len(self)), min(batch_size, adapter.max_batch_size or batch_size))
+
+    def is_divisible(self, adapter: Adapter) -> bool:
+        """Return whether images may be explained in several batches: further inputs have no known batch dimension."""
+        return not (self.extra_inputs or self.model_kwargs or adapter.takes_bags)
 
     def targets_for(self, group: Sequence[int]) -> list[list[Target]] | None:
         """Return the targets of a group of images; None stands for the model's own predictions."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -18,7 +18,7 @@ from detcam.auditing.sentences import is_inside, is_outside
 from detcam.data.annotations import Annotations
 from detcam.detections import Detections
 from detcam.trace import guarded
-from detcam.utils.batching import batches
+from detcam.utils.batching import batches, run_each
 
 MIN_TYPICALITY = 0.15
 """Minimum typicality of a possible missing annotation: rejects about one in seven objects without an annotation.
@@ -181,24 +181,28 @@ class BackgroundClassifier:
         for chunk in batches(sorted(detections), self.batch_size):
             pixels = [self.adapter.reader.read(self.annotations[image].path) for image in chunk]
             for group in self.adapter.groups(pixels, self.batch_size):
-                boxes = [self.detections[chunk[row]].boxes_xyxy[detections[chunk[row]]] for row in group]
-                for row, pooled in zip(group, self._pool([pixels[row] for row in group], boxes), strict=True):
+                items = [(pixels[row], self.detections[chunk[row]].boxes_xyxy[detections[chunk[row]]]) for row in group]
+                for row, pooled in zip(group, run_each(items, self._pool), strict=True):
+                    if isinstance(pooled, Exception):  # compared with nothing, as an image of no detection
+                        continue
                     keys = [(chunk[row], detection) for detection in detections[chunk[row]]]
                     features |= {key: values for key, values in zip(keys, pooled, strict=True) if len(values)}
         return features
 
-    def _pool(self, images: Sequence[Tensor], boxes: Sequence[Tensor]) -> Iterator[np.ndarray]:
-        """Per image, (n, D) features over its boxes (n, 4): all levels of the target layers, concatenated."""
-        adapter = self.adapter.without_layers()
+    def _pool(self, items: Sequence[tuple[Tensor, Tensor]]) -> list[np.ndarray]:
+        """Per image and its boxes (n, 4), features (n, D) over the boxes: all levels of the target layers together."""
+        adapter, images = self.adapter.without_layers(), [image for image, _ in items]
+        features = []
         with guarded(self.adapter.model, gradients=False), torch.no_grad():
             batch = adapter.prepare(images)
             with self.adapter.trace(batch, gradients=False) as trace:
                 adapter.forward(batch)
             levels = [level for layer in trace.activations() for level in layer if len(level) == len(images)]
-        for row, (geometry, of_image) in enumerate(zip(batch.geometries, boxes, strict=True)):
+        for row, (geometry, (_, of_image)) in enumerate(zip(batch.geometries, items, strict=True)):
             corners = geometry.boxes_to_input(geometry.clip(of_image)).double().numpy()
             parts = [pool_boxes(level[row].float().cpu().numpy(), corners, geometry.input_size_hw) for level in levels]
-            yield np.concatenate(parts, axis=1) if parts else np.zeros((len(corners), 0))
+            features.append(np.concatenate(parts, axis=1) if parts else np.zeros((len(corners), 0)))
+        return features
 
 
 def _spread(keys: Sequence[DetectionKey], images: set[int]) -> list[DetectionKey]:

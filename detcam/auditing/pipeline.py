@@ -323,6 +323,7 @@ def _run(
         explained = _classify_background(classifier, unexplained, explained)
     with stages.timed("grouping"):
         cases, groups = _group(analysis, unexplained, explained)
+    annotations = replace(annotations, issues=annotations.issues + DataIssues(stages.failures))
     return analysis, cases, groups, annotations
 
 

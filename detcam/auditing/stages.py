@@ -6,7 +6,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from functools import partial
+from typing import TypeAlias, TypeVar
 
 from torch import Tensor
 
@@ -23,14 +24,20 @@ from detcam.data.ground_truth import GroundTruth
 from detcam.data.issues import DataIssue, DataIssues
 from detcam.data.rle import PackedDetections
 from detcam.detections import Detections
-from detcam.utils.batching import batches, group_by
-from detcam.utils.console import ProgressBar
+from detcam.utils.batching import batches, group_by, run_each
+from detcam.utils.console import ProgressBar, describe_error, plural
 from detcam.visualize.convert import ImageArray
 
 T = TypeVar("T")
+_Detected: TypeAlias = "PackedDetections | str | Exception"
+"""Detections of an image, or why it cannot be read, or the model's error."""
 
 UNREADABLE = "unreadable image"
 """Kind of data issue of an image that cannot be read."""
+FAILED = "image the model does not take"
+"""Kind of data issue of an image on which the model fails."""
+UNEXPLAINED = "image not explained"
+"""Kind of data issue of an image whose errors could not be explained."""
 MIN_DETECTION_SCORE = 0.01
 """Minimum score of detections if the adapter, not the model, sets it. Average precision needs low scores: for a YOLO11n
 it is 0.747 with scores from 0.25 on, 0.790 from 0.05 on, and 0.797 from 0.01 and from 0.001 on."""
@@ -51,6 +58,7 @@ class AuditStages:
         state: stored results; None stores nothing.
         writer: writer of the report; None writes nothing.
         timings: seconds by activity.
+        failures: images whose errors could not be explained.
     """
 
     adapter: Adapter
@@ -60,6 +68,7 @@ class AuditStages:
     state: AuditState | None = None
     writer: ReportWriter | None = None
     timings: dict[str, float] = field(default_factory=dict)
+    failures: list[DataIssue] = field(default_factory=list)
 
     @contextmanager
     def timed(self, activity: str) -> Iterator[None]:
@@ -75,9 +84,9 @@ class AuditStages:
         Returns:
             The annotations without images that cannot be read, which become issues; and the detections of the others.
         """
-        results: dict[str, PackedDetections | str] = (
-            {} if self.state is None else self.state.detections(self.adapter.names)
-        )
+        results: dict[str, _Detected] = {}
+        if self.state is not None:
+            results.update(self.state.detections(self.adapter.names))
         for batch in self._track(batches(list(annotations), self.batch_size), "detecting", len(annotations), len):
             # A batch is repeated as a whole: the last digits of an image's result depend on the rest of the batch.
             if not all(repr(image.image_id) in results for image in batch):
@@ -85,21 +94,27 @@ class AuditStages:
                     key = repr(image.image_id)
                     if key not in results:
                         results[key] = result
-                        if self.state is not None:
+                        if self.state is not None and not isinstance(result, Exception):  # which a resumed audit tries
                             self.state.add_detections(key, result)
+        errors = [result for result in results.values() if isinstance(result, Exception)]
+        if errors and not any(isinstance(result, PackedDetections) for result in results.values()):
+            raise errors[0]
         kept, detections, issues = [], [], []
         for image in annotations:
             result = results[repr(image.image_id)]
             if isinstance(result, str):
                 issues.append(DataIssue(UNREADABLE, f"{image.file_name}: {result}; left out", image.image_id))
+            elif isinstance(result, Exception):
+                message = f"{image.file_name}: the model failed ({describe_error(result)}); left out"
+                issues.append(DataIssue(FAILED, message, image.image_id))
             else:
                 kept.append(image)
                 detections.append(result)
         issues_of_all = annotations.issues + DataIssues(issues)
         return replace(annotations, images=tuple(kept), issues=issues_of_all), detections
 
-    def _detect_batch(self, images: Sequence[GroundTruth]) -> Iterator[tuple[GroundTruth, PackedDetections | str]]:
-        """The detections of each image, or the message if it cannot be read."""
+    def _detect_batch(self, images: Sequence[GroundTruth]) -> Iterator[tuple[GroundTruth, _Detected]]:
+        """The detections of each image, the message if it cannot be read, or the model's error."""
         detector = self.adapter
         if isinstance(detector, DetectorAdapter):
             detector = detector.with_score_threshold(MIN_DETECTION_SCORE)
@@ -111,8 +126,11 @@ class AuditStages:
                 yield image, str(error)
         if not readable:
             return
-        predicted = detector.predict([pixels for _, pixels in readable], batch_size=self.batch_size)
+        predicted = run_each([pixels for _, pixels in readable], partial(detector.predict, batch_size=self.batch_size))
         for (image, _), detections in zip(readable, predicted, strict=True):
+            if isinstance(detections, Exception):
+                yield image, detections
+                continue
             if self.keep_masks and detections.masks is None:
                 raise ValueError('these detections have no masks; compare boxes: iou_type="bbox" (--iou-type bbox)')
             yield image, PackedDetections.of(detections if self.keep_masks else replace(detections, masks=None))
@@ -137,29 +155,42 @@ class AuditStages:
             chosen: indices of the errors to explain.
 
         Returns:
-            Explained errors by case id.
+            Explained errors by case id; images that fail are in `failures`.
+
+        Raises:
+            Exception: no image could be explained; the error of the first.
         """
+        first: Exception | None = None
         explained = {} if self.state is None else self.state.cases()
         image_batches = batches(_split_by_image(analysis, annotations, chosen), self.batch_size)
         for batch in self._track(image_batches, "explaining", len(chosen), lambda b: sum(len(part) for _, part in b)):
             if all(cases[index].id in explained for _, part in batch for index in part):
                 continue  # a batch that was interrupted is repeated as a whole, with the same last digits
-            images = [
-                ErrorImage(
-                    self.adapter.reader.read(annotations[image].path),
-                    detections[image],
-                    annotations[image],
-                    [analysis[index] for index in part],
-                    [cases[index] for index in part],
-                )
-                for image, part in batch
-            ]
-            for image, results in zip(images, explainer.explain(images), strict=True):
+
+            def error_image(image: int, part: Sequence[int]) -> ErrorImage:
+                truth, pixels = annotations[image], self.adapter.reader.read(annotations[image].path)
+                errors, of_image = [analysis[index] for index in part], [cases[index] for index in part]
+                return ErrorImage(pixels, detections[image], truth, errors, of_image)
+
+            def explain(parts: Sequence[tuple[int, list[int]]]) -> list[tuple[ErrorImage, list[ExplainedError]]]:
+                images = [error_image(*part) for part in parts]
+                return list(zip(images, explainer.explain(images), strict=True))
+
+            for (index, part), result in zip(batch, run_each(batch, explain), strict=True):
+                if isinstance(result, Exception):
+                    first = first or result
+                    truth = annotations[index]
+                    message = f"{truth.file_name}: {plural(len(part), 'error')}: {describe_error(result)}"
+                    self.failures.append(DataIssue(UNEXPLAINED, message, truth.image_id))
+                    continue
+                image, results = result
                 new = [result for result in results if result.case.id not in explained]
                 self._write(image, new)
                 for result in new:  # as a resumed audit reads it
                     case = AuditCase.from_json(result.case.to_json())
                     explained[case.id] = replace(result, case=case, maps=None)
+        if first is not None and not explained:
+            raise first
         return explained
 
     def _write(self, image: ErrorImage, results: Sequence[ExplainedError]) -> None:

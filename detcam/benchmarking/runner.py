@@ -21,10 +21,10 @@ from detcam.metrics.cost import count_work, measure_cost
 from detcam.metrics.metric_input import read_heatmaps
 from detcam.metrics.target_regions import TargetRegions
 from detcam.outputs import as_target
-from detcam.utils.console import ProgressBar, shorten
+from detcam.utils.console import ProgressBar, describe_error, shorten
 from detcam.utils.files import json_number
 
-IMAGE_ERRORS = (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
+IMAGE_ERRORS = (ArithmeticError, AttributeError, LookupError, MemoryError, OSError, RuntimeError, TypeError, ValueError)
 """Exceptions of one image, or of one method on it, that do not stop the benchmark."""
 MAX_LABEL_LENGTH = 24
 """Characters of an image's or method's name beside the progress bar."""
@@ -101,7 +101,7 @@ class Runner:
                         bar.advance(1, label)
                         done += 1
                 except IMAGE_ERRORS as error:
-                    self.state.failed[sample.name] = _describe_error(error)
+                    self.state.failed[sample.name] = describe_error(error)
                     self._discard(sample)
                 bar.advance(len(self.method_specs) - done)
         return self.state
@@ -212,7 +212,7 @@ def _measure_method(
                 )
                 cell["values"][metric_spec.name] = json_numbers(values)
         except IMAGE_ERRORS as error:
-            cell["error"] = f"{activity}: {_describe_error(error)}"
+            cell["error"] = f"{activity}: {describe_error(error)}"
             return cell, None
     return cell, heatmaps
 
@@ -256,9 +256,3 @@ def _values(cell: Mapping[str, Any], metric: str) -> np.ndarray:
 
 def _numbers(cells: Sequence[Mapping[str, Any]], name: str) -> list[float]:
     return [float(cell[name]) for cell in cells if cell[name] is not None]
-
-
-def _describe_error(error: Exception) -> str:
-    message = " ".join(str(error).split())
-    is_sentence = bool(message) and isinstance(error, (OSError, RuntimeError, ValueError))
-    return message if is_sentence else f"{type(error).__name__} {message}".strip()

@@ -51,7 +51,7 @@ detcam audit --model fasterrcnn_resnet50_fpn --weights cells.pth --images cells/
 
 [bold]Exit codes[/bold]
 
-0 done, 1 some images could not be read, 2 invalid input, 130 interrupted.
+0 done, 1 some images could not be read or explained, 2 invalid input, 130 interrupted.
 """
 MAX_GROUPS = 8
 
@@ -115,7 +115,7 @@ SHARED = (
 def audit_command(options: AuditOptions) -> int:
     """Run an audit and print its summary; return the exit code, 1 if some images could not be read."""
     from detcam.auditing.pipeline import audit
-    from detcam.auditing.stages import UNREADABLE
+    from detcam.auditing.stages import FAILED, UNEXPLAINED, UNREADABLE
 
     result = audit(
         options.load(target_layers=options.target_layer),
@@ -128,7 +128,7 @@ def audit_command(options: AuditOptions) -> int:
         **{name: getattr(options, name) for name in SHARED},
     )
     print_summary(result)
-    return 1 if result.issues.of(UNREADABLE) else 0
+    return 1 if any(result.issues.of(kind) for kind in (UNREADABLE, FAILED, UNEXPLAINED)) else 0
 
 
 def print_summary(audit: Audit) -> None:

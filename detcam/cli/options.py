@@ -176,6 +176,15 @@ class ModelOptions(CommonOptions):
         ),
     ] = None
     device: Annotated[str, option(MODEL, "NAME", "cpu, cuda, cuda:1, mps, or auto: CUDA if it is available.")] = "auto"
+    max_memory: Annotated[
+        str | None,
+        option(
+            MODEL,
+            "SIZE",
+            "Memory that the process may use, such as 8G: a batch that needs more is halved. Without it Linux may end "
+            "the process instead.",
+        ),
+    ] = None
     trust_checkpoint: Annotated[
         bool,
         option(
@@ -199,7 +208,10 @@ class ModelOptions(CommonOptions):
             **options: Further arguments of `detcam.models.load.load_model`; they override the command line.
         """
         from detcam.models.load import load_model, read_names
+        from detcam.utils.memory import limit_memory, parse_bytes
 
+        if self.max_memory is not None:
+            limit_memory(parse_bytes(self.max_memory))
         given: dict[str, Any] = {
             "weights": self.weights,
             "num_classes": self.num_classes,

@@ -133,7 +133,7 @@ def _explain_batch(
     try:
         targets = None if targets_for is None else [targets_for(image) for image in pixels]
         explanations = explain(adapter, pixels, method, targets, **options)
-    except (ValueError, RuntimeError) as error:
+    except (ArithmeticError, LookupError, MemoryError, RuntimeError, ValueError) as error:
         if len(images) == 1:
             yield images[0][0], error
             return

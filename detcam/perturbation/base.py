@@ -19,7 +19,7 @@ from detcam.outputs import BaseTarget, work_dtype
 from detcam.perturbation.bn_folding import MAX_OUTPUT_BYTES, BatchNormFolding
 from detcam.results import Measured, Pass, Sampling, levels_of, value_of, values_of
 from detcam.trace import ReshapeTransform, map_tensors
-from detcam.utils.batching import batch_slices
+from detcam.utils.batching import batch_slices, run_slices
 from detcam.utils.pca import first_principal_component
 
 ReadOutput: TypeAlias = Callable[[Any, Batch], Tensor]
@@ -109,7 +109,7 @@ class ImageScorer:
         return torch.cat([self.score(make_inputs(part)) for part in batch_slices(count, self.images_per_pass)])
 
     def score(self, inputs: Tensor, read_output: ReadOutput | None = None) -> Tensor:
-        """Run one pass on perturbed inputs.
+        """Run one pass on perturbed inputs, or several where memory does not suffice for one.
 
         Args:
             inputs: (K, C, H, W), replace the image.
@@ -118,8 +118,9 @@ class ImageScorer:
         Returns:
             (K, N) scores.
         """
+        read = read_output or self.read_scores
         with self._folding().applied():
-            return self._forward(inputs, read_output or self.read_scores)
+            return torch.cat(run_slices(len(inputs), len(inputs), lambda part: self._forward(inputs[part], read)))
 
     def _folding(self) -> BatchNormFolding:
         if self.folding is None:

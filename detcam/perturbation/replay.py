@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from detcam.perturbation.base import ImageScorer, repeat_batch
 from detcam.trace import flatten_tensors, map_tensors
-from detcam.utils.batching import batch_slices
+from detcam.utils.batching import batch_slices, run_slices
 from detcam.utils.hooks import active_hooks
 from detcam.utils.precision import float64_on
 
@@ -104,7 +104,7 @@ class LayerReplay:
     def _score(self, replaced: int, stacked: Tensor) -> Tensor:
         """Scores with the variants (K, ...) of one tensor, in passes of at most the model's batch size."""
         limit = self.scorer.adapter.max_batch_size or len(stacked)
-        return torch.cat([self._score_pass(replaced, stacked[part]) for part in batch_slices(len(stacked), limit)])
+        return torch.cat(run_slices(len(stacked), limit, lambda part: self._score_pass(replaced, stacked[part])))
 
     def _score_pass(self, replaced: int, stacked: Tensor) -> Tensor:
         try:

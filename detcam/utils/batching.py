@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
+from detcam.utils.memory import is_out_of_memory, release_memory, warn_out_of_memory
+
 K = TypeVar("K")
+R = TypeVar("R")
 T = TypeVar("T")
 
 
@@ -32,3 +35,54 @@ def group_by(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
     for item in items:
         groups.setdefault(key(item), []).append(item)
     return groups
+
+
+def run_slices(count: int, size: int | None, run: Callable[[slice], R]) -> list[R]:
+    """Run a function on slices of the range from 0 to `count`, with half the size wherever memory does not suffice.
+
+    Args:
+        count: Length of the range.
+        size: Maximum length of a slice; None stands for one slice that cannot be divided.
+        run: The function.
+
+    Returns:
+        The results in order.
+
+    Raises:
+        Exception: `run` failed for another reason, or a single item needs more memory than there is.
+    """
+    results: list[R] = []
+    start, divisible, size = 0, size is not None, size or count
+    while start < count:
+        part = slice(start, min(start + size, count))
+        try:
+            results.append(run(part))
+        except Exception as error:
+            if not divisible or part.stop - part.start == 1 or not is_out_of_memory(error):
+                raise
+            release_memory(error)
+            warn_out_of_memory()
+            size = (part.stop - part.start) // 2
+        else:
+            start = part.stop
+    return results
+
+
+def run_each(items: Sequence[T], run: Callable[[Sequence[T]], Sequence[R]]) -> list[R | Exception]:
+    """Run a function on items together, or, if that fails, on each alone, so that a bad item costs itself alone.
+
+    Args:
+        items: The items.
+        run: Function from items to one result each.
+
+    Returns:
+        A result, or the exception, for each item.
+    """
+    if not items:
+        return []
+    try:
+        return list(run(items))
+    except Exception as error:  # noqa: BLE001 - what a user's model raises is not known; each caller reports it
+        if len(items) == 1:
+            return [error]
+    return [result for item in items for result in run_each([item], run)]

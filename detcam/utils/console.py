@@ -167,6 +167,13 @@ def short_repr(value: object) -> str:
         return f"a {type(value).__name__} that is too long to show"
 
 
+def describe_error(error: Exception) -> str:
+    """Return an error's message in one line, with its type where the message alone is no sentence."""
+    message = " ".join(str(error).split())
+    is_sentence = bool(message) and isinstance(error, (OSError, RuntimeError, ValueError))
+    return message if is_sentence else f"{type(error).__name__} {message}".strip()
+
+
 def plural(count: int, noun: str, plural_noun: str | None = None) -> str:
     """Return a count with its noun: ``1 box``, ``2 boxes``.
 
