@@ -53,7 +53,6 @@ BackgroundType: TypeAlias = Literal["context", "look-alike", "missing annotation
 inside, and the detection is not typical of the correct detections of its class; ``missing annotation``: the detection
 is typical of them, so that the object may be real and lack an annotation, and no evidence outside is confirmed.
 """
-BACKGROUND_TYPES: tuple[BackgroundType, ...] = get_args(BackgroundType)
 
 Box: TypeAlias = tuple[float, float, float, float]
 """Left, top, right and bottom in pixels of the image, half-open."""

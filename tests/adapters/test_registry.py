@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -17,7 +16,10 @@ from detcam.adapters.contract import option_names
 from detcam.adapters.ultralytics_classify import UltralyticsClassificationAdapter
 from detcam.targets import BoxTarget
 from detcam.utils import registry
+from detcam.utils.registry import Registry
 from tests.helpers import TinyCNN
+
+pytestmark = pytest.mark.usefixtures("registries_as_they_were")
 
 IMAGE = torch.rand(3, 32, 48, generator=torch.Generator().manual_seed(0))
 
@@ -46,14 +48,6 @@ def decode_grid(output: Tensor) -> tuple[Tensor, Tensor]:
     centers = torch.stack([x, y], -1).reshape(1, -1, 2) * 8.0 + 4
     sizes = output[:, :2].flatten(2).transpose(1, 2).sigmoid() * 8 + 4
     return torch.cat([centers - sizes, centers + sizes], -1), output[:, 4:].flatten(2).transpose(1, 2).sigmoid()
-
-
-@pytest.fixture(autouse=True)
-def registry_as_it_was(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    len(ADAPTERS)  # entry points are loaded once
-    for name in ("_entries", "_keys"):
-        monkeypatch.setattr(ADAPTERS, name, dict(getattr(ADAPTERS, name)))
-    yield
 
 
 class TestRegisterAdapter:
@@ -100,27 +94,28 @@ class TestRegisterAdapter:
         register_adapter(GridDetector, name="second")(decode_grid)
         assert adapt(GridDetector(), target_layers="features").family == "second"
 
-    def test_an_entry_point_precedes_the_classifier(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.mark.parametrize("decorated", [False, True], ids=["a class", "a decorated decode function"])
+    def test_an_entry_point_precedes_the_classifier(self, decorated: bool, monkeypatch: pytest.MonkeyPatch) -> None:
         class EntryPointAdapter(ClassificationAdapter):
-            family = "from an entry point"
+            family = "entry-point"
 
             @classmethod
             def supports(cls, model: Any) -> bool:
-                return isinstance(model, TinyCNN)
+                return isinstance(model, GridDetector)
 
         class Point:
             name, value = "plugin", "plugin:EntryPointAdapter"
 
-            def load(self) -> type:
-                return EntryPointAdapter
+            def load(self) -> Any:
+                return (
+                    register_adapter(GridDetector, name="entry-point")(decode_grid) if decorated else EntryPointAdapter
+                )
 
-        def entry_points(group: str) -> list[Point]:
-            assert group == "detcam.adapters"
-            return [Point()]
-
-        monkeypatch.setattr(registry, "entry_points", entry_points)
-        monkeypatch.setattr(ADAPTERS, "_discovered", False)
-        assert type(adapt(TinyCNN(), image_size=32)) is EntryPointAdapter
+        fresh = Registry("adapter", "detcam.adapters", {name: ADAPTERS[name] for name in ADAPTERS})
+        monkeypatch.setattr(registry, "entry_points", lambda group: [Point()] if group == "detcam.adapters" else [])
+        monkeypatch.setattr("detcam.adapters.registry.ADAPTERS", fresh)
+        found = adapt(GridDetector(), target_layers="features")
+        assert found.family == "entry-point" and found.task == ("detection" if decorated else "classification")
 
     def test_invalid_registrations_raise(self) -> None:
         with pytest.raises(TypeError, match="expected a subclass of Adapter, or the model class"):

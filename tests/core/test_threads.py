@@ -46,7 +46,7 @@ WAIT = 0.2
 
 
 @pytest.fixture
-def _many_switches() -> Iterator[None]:
+def many_switches() -> Iterator[None]:
     """Let threads take turns so often that they meet."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
@@ -94,7 +94,7 @@ def alone(request: pytest.FixtureRequest, case: Example) -> tuple[str, list[Tens
     return request.param, given, targets, [torch.as_tensor(result.heatmaps) for result in results]
 
 
-@pytest.mark.usefixtures("_many_switches")
+@pytest.mark.usefixtures("many_switches")
 @pytest.mark.parametrize("shared", ["model", "adapter", "method"])
 def test_threads_get_the_results_of_one_thread(case: Example, alone: Any, shared: str) -> None:
     name, given, targets, expected = alone
@@ -111,7 +111,7 @@ def test_threads_get_the_results_of_one_thread(case: Example, alone: Any, shared
     before.check()
 
 
-@pytest.mark.usefixtures("_many_switches")
+@pytest.mark.usefixtures("many_switches")
 def test_a_sanity_check_beside_a_method(case: Example) -> None:
     """Randomized weights are restored before another thread uses the model."""
     cam = make_cam(case.adapter, "gradcam")

@@ -78,7 +78,9 @@ def certify_cases(
         trial_scenes, pairs = _trials([draw_shortcut_scene(scenario, seed, "test") for seed in numbers])
         trials += len(pairs)
         candidates: list[PlantedCase] = []
-        for scene, (body, cues), detections in zip(trial_scenes, pairs, _predict(adapter, trial_scenes), strict=True):
+        for scene, (body, cues), detections in zip(
+            trial_scenes, pairs, predict_scenes(adapter, trial_scenes), strict=True
+        ):
             found = _find_error(adapter, scene, body, detections, first_label)
             if found is None:
                 continue
@@ -143,7 +145,7 @@ def _trials(scenes: Sequence[ShortcutScene]) -> tuple[list[ShortcutScene], list[
 def _certified(adapter: Adapter, candidates: Sequence[PlantedCase]) -> list[PlantedCase]:
     """The candidates whose error vanishes and persists as it has to."""
     copies = [_copies(case) for case in candidates]
-    predictions = iter(_predict(adapter, [scene for group in copies for scene, _ in group]))
+    predictions = iter(predict_scenes(adapter, [scene for group in copies for scene, _ in group]))
     return [
         case
         for case, group in zip(candidates, copies, strict=True)
@@ -246,7 +248,7 @@ def _is_semantic(adapter: Adapter | None) -> bool:
     return adapter is not None and adapter.task == "segmentation"
 
 
-def _predict(adapter: Adapter, scenes: Sequence[ShortcutScene]) -> list[Detections]:
+def predict_scenes(adapter: Adapter, scenes: Sequence[ShortcutScene]) -> list[Detections]:
     """Predict each scene; one that occurs several times is predicted once."""
     unique = {id(scene): scene for scene in scenes}
     if not unique:

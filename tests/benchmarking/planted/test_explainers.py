@@ -52,7 +52,7 @@ def tagged(monkeypatch: pytest.MonkeyPatch) -> None:
             answers.append(Detections(boxes, labels, scores, (160, 192), source, None, {}))
         return answers
 
-    monkeypatch.setattr(certification, "_predict", predict)
+    monkeypatch.setattr(certification, "predict_scenes", predict)
     monkeypatch.setattr(certification, "BATCH_SIZE", 4)
 
 

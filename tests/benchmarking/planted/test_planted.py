@@ -97,7 +97,7 @@ def test_false_positive_is_certified_only_if_its_cue_is_the_cause(monkeypatch: p
     rules = {"tag": tagged, "always": lambda scene, body: True, "fragile": fragile, "never": lambda scene, body: False}
     found = {}
     for name, rule in rules.items():
-        monkeypatch.setattr(certification, "_predict", detector_with(rule))
+        monkeypatch.setattr(certification, "predict_scenes", detector_with(rule))
         found[name] = certify_cases(None, 0, "mark", min_cases=10**6, max_scenes=20)  # type: ignore[arg-type]
     tempted = sum(len(cue_pairs(draw_shortcut_scene("mark", 1_000_000 + seed, "test"))) for seed in range(20))
     assert {name: one.trials for name, one in found.items()} == dict.fromkeys(rules, tempted) and tempted > 20

@@ -121,7 +121,7 @@ def drawn_detector(rule: Callable[[ShortcutScene, SceneObject], Found]) -> Any:
 def certified(
     monkeypatch: pytest.MonkeyPatch, scenario: ScenarioName, rule: Callable[[ShortcutScene, SceneObject], Found]
 ) -> tuple[PlantedCase, ...]:
-    monkeypatch.setattr(certification, "_predict", drawn_detector(rule))
+    monkeypatch.setattr(certification, "predict_scenes", drawn_detector(rule))
     return certify_cases(None, 0, scenario, min_cases=10**6, max_scenes=8).cases  # type: ignore[arg-type]
 
 
