@@ -330,8 +330,10 @@ class BaseCAM:
             groups = request.groups(self.adapter, self.batch_size)
             for group in progress(groups) if progress else groups:
                 size = len(group) if request.is_divisible(self.adapter) else None
-                smooth = {"aug_smooth": aug_smooth, "eigen_smooth": eigen_smooth}
-                parts = run_slices(len(group), size, partial(self._explain_part, request, group, **smooth))
+                explain_part = partial(
+                    self._explain_part, request, group, aug_smooth=aug_smooth, eigen_smooth=eigen_smooth
+                )
+                parts = run_slices(len(group), size, explain_part)
                 results.update(zip(group, chain.from_iterable(parts), strict=True))
             ordered = [results[index] for index in range(len(results))]
             warn_about_maps(self, ordered, self.adapter)

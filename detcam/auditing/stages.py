@@ -184,11 +184,11 @@ class AuditStages:
                     self.failures.append(DataIssue(UNEXPLAINED, message, truth.image_id))
                     continue
                 image, results = result
-                new = [result for result in results if result.case.id not in explained]
+                new = [item for item in results if item.case.id not in explained]
                 self._write(image, new)
-                for result in new:  # as a resumed audit reads it
-                    case = AuditCase.from_json(result.case.to_json())
-                    explained[case.id] = replace(result, case=case, maps=None)
+                for item in new:  # as a resumed audit reads it
+                    case = AuditCase.from_json(item.case.to_json())
+                    explained[case.id] = replace(item, case=case, maps=None)
         if first is not None and not explained:
             raise first
         return explained

@@ -70,13 +70,13 @@ def make_counterfactuals(
         filled = [case.id for case in members if case.id in masks and not _hides_object(masks[case.id], image)]
         if filled:
             region = grown(np.any([masks[case_id] for case_id in filled], axis=0))
-            yield TrainingImage("filled", image, fill_region(pixels, region), image.objects, tuple(filled))
+            yield TrainingImage("filled", image, fill_pixels(pixels, region), image.objects, tuple(filled))
         for case in members if transplants else ():
             if case.id in masks and case.type != "missed":
                 yield from _transplant(data, case, pixels, masks[case.id], transplants, random)
 
 
-def fill_region(pixels: np.ndarray, region: np.ndarray) -> np.ndarray:
+def fill_pixels(pixels: np.ndarray, region: np.ndarray) -> np.ndarray:
     """Fill a region (H, W) bool of an image with a blur of its surroundings."""
     tensor = torch.tensor(pixels).permute(2, 0, 1)[None].float()
     filled = SurroundingsFill()(tensor, torch.from_numpy(region)[None])[0]
@@ -114,7 +114,7 @@ def _transplant(
         target = others[index]
         shift = _find_shift(case, region, target, random)
         if shift is not None:
-            pasted = paste(pixels, region, data.pixels(target), shift)
+            pasted = paste_region(pixels, region, data.pixels(target), shift)
             yield TrainingImage("transplanted", target, pasted, target.objects, (case.id,))
             made += 1
 
@@ -152,7 +152,7 @@ def _find_shift(
     return None
 
 
-def paste(source: np.ndarray, region: np.ndarray, target: np.ndarray, shift: tuple[int, int]) -> np.ndarray:
+def paste_region(source: np.ndarray, region: np.ndarray, target: np.ndarray, shift: tuple[int, int]) -> np.ndarray:
     """Add what a region (H, W) bool of an image shows, relative to its surroundings, to another image.
 
     The difference from the fill of the region is added rather than the pixels, so that no patch of other water, grass
@@ -167,7 +167,7 @@ def paste(source: np.ndarray, region: np.ndarray, target: np.ndarray, shift: tup
     right, down = shift
     rows, columns = np.nonzero(region)
     top, bottom, left, end = rows.min(), rows.max() + 1, columns.min(), columns.max() + 1
-    difference = source[top:bottom, left:end].astype(np.float32) - fill_region(source, region)[top:bottom, left:end]
+    difference = source[top:bottom, left:end].astype(np.float32) - fill_pixels(source, region)[top:bottom, left:end]
     alpha = cv2.GaussianBlur(region[top:bottom, left:end].astype(np.float32), (0, 0), 0.8)
     alpha = np.where(region[top:bottom, left:end], alpha, 0)[..., None]
     result = target.copy()

@@ -89,7 +89,7 @@ class ReportData:
         return {entry["id"]: AuditCase.from_json(entry) for entry in self.content["cases"]}
 
     @cached_property
-    def _files(self) -> dict[str, Mapping[str, str | None]]:
+    def files(self) -> dict[str, Mapping[str, str | None]]:
         return {entry["id"]: entry["files"] for entry in self.content["cases"]}
 
     @cached_property
@@ -141,7 +141,7 @@ class ReportData:
 
     def evidence(self, case: AuditCase) -> np.ndarray | None:
         """Read the regions that an error needs: (H, W) bool; None if the case has none."""
-        files = self._files[case.id]
+        files = self.files[case.id]
         name = files.get("needed") or files.get("evidence")
         if not name or not (self.folder / name).is_file():
             return None

@@ -20,7 +20,7 @@ from detcam.auditing.case import AuditCase, CaseMaps, ErrorGroup, GroundTruthObj
 from detcam.auditing.errors import ERROR_TYPES
 from detcam.auditing.remedies.actions import ACTIONS, case_action, choose_action
 from detcam.auditing.remedies.contact_sheets import ObjectIndex, crop
-from detcam.auditing.remedies.counterfactuals import fill_region, grown, make_counterfactuals, paste
+from detcam.auditing.remedies.counterfactuals import fill_pixels, grown, make_counterfactuals, paste_region
 from detcam.auditing.remedies.relabel import relabel_order
 from detcam.auditing.remedies.report_data import ReportData
 from detcam.auditing.report import ReportSummary, ReportWriter
@@ -196,7 +196,7 @@ def test_errors_on_objects_move_with_objects_of_the_class(report: Path, original
 def test_objects_that_the_evidence_covers_are_not_filled(report: Path, originals: Path) -> None:
     data = ReportData.load(report, originals)
     case = data.cases["image-0-detection-0"]
-    path = report / data._files[case.id]["evidence"]  # type: ignore[operator]
+    path = report / data.files[case.id]["evidence"]  # type: ignore[operator]
     before = path.read_bytes()
     covered = np.zeros((SIZE, SIZE), np.uint8)
     covered[38:62, 38:62] = 255
@@ -209,11 +209,11 @@ def test_objects_that_the_evidence_covers_are_not_filled(report: Path, originals
 
 def test_pasting_adds_the_difference_from_the_surroundings() -> None:
     source, target = pixels_of(0), np.full((SIZE, SIZE, 3), 60, np.uint8)
-    pasted = paste(source, grown(mark()), target, (20, 10))
+    pasted = paste_region(source, grown(mark()), target, (20, 10))
     center = pasted[26:28, 23:25].astype(int)
     expected = 60 + np.array([250, 30, 30]) - 90
     assert np.abs(center - expected.clip(0)).max() <= 4
-    assert (pasted[:20] == 60).all() and (fill_region(target, mark()) == 60).all()
+    assert (pasted[:20] == 60).all() and (fill_pixels(target, mark()) == 60).all()
 
 
 def test_training_sets_load_as_coco_and_as_yolo(repaired: Path) -> None:
