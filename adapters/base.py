@@ -19,6 +19,7 @@ from typing_extensions import Self
 
 from detcam.adapters.black_box import BlackBox, gradient_obstacle
 from detcam.adapters.contract import check_class, check_options
+from detcam.adapters.several_inputs import InputKey, arguments, take_input
 from detcam.adapters.target_layers import layer_name, resolve_layers, without_prefix
 from detcam.adapters.volumes import VolumeReshape, is_volume
 from detcam.data.images import Bands, ImageLike, ImageReader, to_uint8
@@ -76,6 +77,7 @@ class AdapterOptions(TypedDict, total=False):
     bgr: bool
     page: int | None
     show_bands: Bands | None
+    input_key: InputKey | None
 
 
 class Adapter(ABC):
@@ -95,6 +97,9 @@ class Adapter(ABC):
         bgr: whether arrays of three channels are in OpenCV's order, blue first.
         page: index of the page of files with several.
         show_bands: index of the channel, or of the three channels, that are drawn; None takes the first three.
+        input_key: for a network of several inputs, the one that is explained: its position in the tuple of inputs, or
+            the name of a keyword argument. None takes the first. Where inputs share layers, maps are those of this
+            input.
 
     Attributes:
         channels: number of channels of the network's input.
@@ -123,6 +128,7 @@ class Adapter(ABC):
     family: ClassVar[str]
     task: ClassVar[Task]
     model: nn.Module
+    input_key: InputKey | None = None
     target_layers: list[nn.Module]
     layer_names: list[str]
     layers_given: bool
@@ -154,12 +160,14 @@ class Adapter(ABC):
         bgr: bool = False,
         page: int | None = None,
         show_bands: Bands | None = None,
+        input_key: InputKey | None = None,
         **unknown: object,
     ) -> None:
         check_options(type(self), unknown)
         self.model = model
         self.reader = ImageReader(input_channels(model), value_range, bgr, page)
         self.show_bands = show_bands
+        self.input_key = input_key
         self.reshape_transform = reshape_transform
         self.layers_given = target_layers is not None
         self.names = as_names(self.default_names() if names is None else names)
@@ -310,12 +318,22 @@ class Adapter(ABC):
 
     def forward(self, batch: Batch) -> Any:
         """Run the model once, differentiable where autograd is on, and return its raw output of any type."""
-        return self.model(batch.inputs, *batch.extra_inputs, **batch.model_kwargs)
+        positional, keywords = arguments(batch, self.input_key)
+        return self.model(*positional, **keywords)
+
+    def take_input(self, images: Any, model_kwargs: Mapping[str, Any]) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+        """Split a call's inputs into the one of `input_key`, further positional inputs, and keyword arguments."""
+        return take_input(self, images, model_kwargs)
 
     def trace(self, batch: Batch, *, gradients: bool) -> Trace:
         """A context that records the target layers during a pass of a batch."""
-        reshape = self.reshape_for(batch)
-        return Trace(self.target_layers, self.layer_names, gradients=gradients, reshape_transform=reshape)
+        return Trace(
+            self.target_layers,
+            self.layer_names,
+            gradients=gradients,
+            reshape_transform=self.reshape_for(batch),
+            images=None if self.input_key is None else len(batch.inputs),
+        )
 
     @abstractmethod
     def outputs(self, raw: ModelOutput, batch: Batch) -> list[Any]:

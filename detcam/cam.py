@@ -24,6 +24,7 @@ from detcam.adapters import adapt
 from detcam.adapters.base import Adapter, Batch, ModelLike, Target
 from detcam.adapters.black_box import BlackBox, gradient_obstacle
 from detcam.adapters.contract import TASKS
+from detcam.adapters.several_inputs import levels_of_input
 from detcam.adapters.volumes import is_volume
 from detcam.detections import Detections
 from detcam.diagnostics import check_maps_finite, warn_about_maps
@@ -390,6 +391,8 @@ class BaseCAM:
             viewed = [[view.target(t, g) for t in row] for row, g in zip(targets, batch.geometries, strict=True)]
             source_images = partial(request.source_images, adapter, group, view)
             measured = self.measure(Pass(adapter, batch, trace, outputs, viewed, eigen_smooth, source_images, recorded))
+        if adapter.input_key is not None and adapter.target_layers:
+            measured = self._of_input(measured, batch)
         check_maps_finite(self, measured.maps, targets, group)
         combine = self.combine if not is_volume(batch.inputs) else self._combine_volumes(batch, trace)
         return [
@@ -402,6 +405,18 @@ class BaseCAM:
             )
             for index, geometry in enumerate(batch.geometries)
         ]
+
+    def _of_input(self, measured: Measured, batch: Batch) -> Measured:
+        """The maps of the explained input, where several inputs share target layers."""
+        own, count = levels_of_input(self.adapter, batch)
+        if len(own) == count:
+            return measured
+        if len(measured.maps) != count:
+            raise ValueError(
+                f"{type(self).__name__} does not tell the inputs apart that share target layer "
+                f"{', '.join(self.adapter.layer_names)}; use a method such as GradCAM or HiResCAM"
+            )
+        return measured.of_levels(own)
 
     def _rendered(
         self, combine: Combine, levels: Sequence[Tensor], geometry: Geometry, view: View

@@ -65,7 +65,7 @@ class Request:
 
     def groups(self, adapter: Adapter, batch_size: int) -> list[list[int]]:
         """Return image indices, one list per forward pass."""
-        if self.tensor is None:
+        if self.tensor is None and not self.extra_inputs:
             return adapter.groups(self.images, batch_size)
         if not self.is_divisible(adapter):
             return [list(range(len(self)))]
@@ -132,7 +132,9 @@ def read_request(adapter: Adapter, images: Images, targets: Targets, model_kwarg
     """
     kwargs = dict(model_kwargs or {})
     extra: tuple[Any, ...] = ()
-    if isinstance(images, tuple) and images and isinstance(images[0], Tensor) and images[0].ndim in (4, 5):
+    if adapter.input_key is not None:
+        images, extra, kwargs = adapter.take_input(images, kwargs)
+    elif isinstance(images, tuple) and images and isinstance(images[0], Tensor) and images[0].ndim in (4, 5):
         extra = images[1:]
         images = images[0]
     if isinstance(images, Tensor) and images.ndim in (4, 5):
@@ -146,7 +148,7 @@ def read_request(adapter: Adapter, images: Images, targets: Targets, model_kwarg
     else:
         images = expand_paths(images)
         single = is_single(images)
-        request = Request(images=tuple(adapter.reader.read_all(images)), model_kwargs=kwargs)
+        request = Request(images=tuple(adapter.reader.read_all(images)), extra_inputs=extra, model_kwargs=kwargs)
     targets = _converted(targets)
     if adapter.takes_bags and isinstance(targets, (list, tuple)) and len(targets) == 1:
         targets = list(targets) * len(request)  # the target of a bag is that of each of its slices

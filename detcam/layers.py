@@ -184,7 +184,7 @@ def _record_maps(
     except (TypeError, ValueError, RuntimeError, AttributeError, AssertionError, LookupError) as error:
         raise RuntimeError(
             f"cannot probe {type(model).__name__} with one {tuple(noise.shape)} image ({error}); pass "
-            "target_layers=, or image_size= if the size is wrong"
+            "target_layers=, image_size= if the size is wrong, or input_key= as well if it takes several inputs"
         ) from error
     finally:
         for handle in handles:

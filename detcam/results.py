@@ -105,6 +105,10 @@ class Measured:
     convergence_delta: list[Tensor] | None = None
     sampling: list[Sampling | None] | None = None
 
+    def of_levels(self, levels: Sequence[int]) -> Measured:
+        """Return the measurement of some of the levels alone."""
+        return replace(self, maps=[self.maps[level] for level in levels])
+
     def image_heatmaps(
         self,
         index: int,

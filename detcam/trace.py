@@ -43,6 +43,8 @@ class Trace:
         gradients: Whether the activations enter autograd.
         reshape_transform: Function from a layer's raw output to (B, C, h, w), or to a list of such levels; None takes
             tensors as they are.
+        images: Number of images of the pass, where inputs may be joined in one batch: a level of a multiple of it is
+            split into several. None splits none.
         replace: Function that replaces the layers' outputs; the replacement is recorded and differentiated. None
             changes nothing.
 
@@ -58,12 +60,14 @@ class Trace:
         *,
         gradients: bool,
         reshape_transform: ReshapeTransform | None = None,
+        images: int | None = None,
         replace: Replace | None = None,
     ) -> None:
         self.layers = list(layers)
         self.names = list(names)
         self.wants_gradients = gradients
         self.reshape_transform = reshape_transform
+        self.images = images
         self.replace = replace
         self._outputs: list[list[Any]] = [[] for _ in self.layers]
         self._handles: list[Any] = []
@@ -105,6 +109,10 @@ class Trace:
             RuntimeError: A layer never ran, or returned no tensor.
         """
         return self._shaped(lambda tensor: tensor.detach())
+
+    def live_activations(self) -> list[list[Tensor]]:
+        """Return `activations` in the autograd graph of the pass."""
+        return self._shaped(lambda tensor: tensor)
 
     def outputs(self) -> list[list[Any]]:
         """Return the raw outputs of each layer, one entry per run, detached."""
@@ -240,10 +248,16 @@ class Trace:
                         f"target layer {name} returned shape {tuple(level.shape)}; expected (B, C, h, w). Choose "
                         "another layer, or pass reshape_transform= to convert its output to that shape"
                     )
+            if self.images:
+                levels = [part for level in levels for part in _split(level, self.images)]
             if not levels:
                 raise RuntimeError(f"target layer {name} returned no tensor; choose a layer that does")
             layers.append(levels)
         return layers
+
+
+def _split(level: Tensor, images: int) -> tuple[Tensor, ...]:
+    return level.split(images) if len(level) % images == 0 else (level,)
 
 
 def map_tensors(value: object, function: Callable[[Tensor], Any]) -> Any:

@@ -64,7 +64,7 @@ def explain(
     Args:
         model: A detector, segmentation network or classifier of a supported family, or an adapter.
         images: One image or a list of images of any size (see `detcam.data.images.ImageLike`); or a normalized
-            (B, C, H, W) tensor.
+            (B, C, H, W) tensor. For a network of several inputs a tuple of them; ``input_key=1`` explains the second.
         method: ``"auto"``, which is ODAM for boxes and GradCAM for masks and classes, and D-RISE and RISE for models
             without gradients (ONNX files, functions, int8); a name in `detcam.methods.METHODS`, with settings after a
             colon (``"drise:passes=1000"``); a method's class; or a function from an adapter to a method, such as
@@ -116,14 +116,15 @@ def explain(
     given = [name for name, value in selection.items() if value is not None] + ["quantity"] * (quantity != "score")
     if targets is not None and given:
         raise ValueError(f"{', '.join(given)}: these select the model's predictions; leave them out with targets=")
-    images = expand_paths(images)
-    tensors, paths = _read_images(adapter, images)
+    images = expand_paths(images) if adapter.input_key is None else images
+    explained = images if adapter.input_key is None else adapter.take_input(images, {})[0]
+    tensors, paths = _read_images(adapter, explained)
     with on_device(adapter.model, device):
         cam = make_cam(adapter, method)
         if batch_size is not None:
             cam.batch_size = batch_size
         results = cam.explain(
-            images if tensors is None else tensors[0] if is_single(images) else tensors,
+            _loaded(images, explained, tensors),
             targets,
             choose=partial(select_targets, adapter, quantity=quantity, **selection),  # type: ignore[arg-type]
             aug_smooth=aug_smooth,
@@ -136,7 +137,7 @@ def explain(
             else tuple(adapter.words(tensors[row], result.detections))
             for row, result in enumerate(results)
         ]
-    shown = _displayed_input(adapter, images) if tensors is None else [adapter.display(image) for image in tensors]
+    shown = _displayed_input(adapter, explained) if tensors is None else [adapter.display(image) for image in tensors]
     is_plain = quantity == "score" and against is None
     smoothing = tuple(name for name, used in (("aug_smooth", aug_smooth), ("eigen_smooth", eigen_smooth)) if used)
     return Explanations(
@@ -248,6 +249,13 @@ def _read_images(adapter: Adapter, images: Images) -> tuple[list[Tensor] | None,
     items: list[Any] = [images] if is_single(images) else list(images)  # type: ignore[arg-type]
     tensors = adapter.reader.read_all(images)
     return tensors, [Path(item) if isinstance(item, (str, Path)) else None for item in items]
+
+
+def _loaded(images: Images, explained: Images, tensors: list[Tensor] | None) -> Images:
+    """Return the inputs of a call, with the images that were read in place of their files."""
+    if tensors is None or explained is not images:
+        return images
+    return tensors[0] if is_single(images) else tensors
 
 
 def _network_input(images: Images) -> Tensor | None:
