@@ -4,6 +4,8 @@ from detcam.auditing.analysis import ClassSummary, ErrorAnalysis, analyze_errors
 from detcam.auditing.average_precision import Ranking, average_precision
 from detcam.auditing.case import AuditCase, CaseMaps, ErrorGroup, GroundTruthObject, Trial
 from detcam.auditing.errors import ERROR_TYPES, DetectionError, ErrorType
+from detcam.auditing.grouping.hierarchy import CauseNode
+from detcam.auditing.grouping.inventory import CauseShare
 from detcam.auditing.matching import Match, match, overlaps
 from detcam.auditing.oracle import DeltaAP
 from detcam.auditing.pipeline import Audit, AuditSettings, audit
@@ -14,6 +16,8 @@ __all__ = [
     "AuditCase",
     "AuditSettings",
     "CaseMaps",
+    "CauseNode",
+    "CauseShare",
     "ClassSummary",
     "DeltaAP",
     "DetectionError",

@@ -54,6 +54,33 @@ inside, and the detection is not typical of the correct detections of its class;
 is typical of them, so that the object may be real and lack an annotation, and no evidence outside is confirmed.
 """
 
+EvidenceForm: TypeAlias = Literal["border", "mark", "area"]
+"""Form of the evidence region.
+
+``border``: most of it lies along the border of the image; ``mark``: a small region whose colors differ from those
+around it; ``area``: any other region.
+"""
+
+EvidenceKind: TypeAlias = Literal[
+    "part of the object",
+    "another object",
+    "mark",
+    "surroundings",
+    "image border",
+    "object and surroundings",
+    "look-alike",
+    "unlabeled object",
+    "not confirmed",
+]
+"""Kind of evidence that an error rests on.
+
+Of confirmed evidence outside the box and the object concerned: ``another object``, an annotated one; ``image border``;
+``mark``, a small region that differs from what is around it; ``surroundings``. Inside: ``look-alike`` of background
+errors, ``part of the object`` of others. ``object and surroundings``: on both sides. ``unlabeled object``: the
+background type is a missing annotation. ``not confirmed``: no evidence is confirmed.
+"""
+EVIDENCE_KINDS: tuple[EvidenceKind, ...] = get_args(EvidenceKind)
+
 Box: TypeAlias = tuple[float, float, float, float]
 """Left, top, right and bottom in pixels of the image, half-open."""
 
@@ -164,6 +191,9 @@ class AuditCase:
             the object that the error concerns; empty if there is none, or the case is not explained.
         evidence_fraction: fraction of the image that the evidence region covers, in [0, 1]; NaN if the case is not
             explained.
+        evidence_box_xyxy: bounding box of the evidence region, pixels of the image, half-open; None if there is none.
+        evidence_form: form of the evidence region; empty if there is none.
+        evidence_kind: kind of evidence; None if the case is not explained.
         minimal_region_fraction: fraction of the image that the smallest tried region covers whose removal ends the
             error with every fill; None if no region does.
         peak_xy: column and row of the heatmap's maximum; None if the case is not explained.
@@ -183,7 +213,7 @@ class AuditCase:
         typicality: for a background error with its evidence in the box, its conformal p-value: the share of correct
             detections of the class that resemble the class less, in [0, 1]; NaN if not computed.
         sentence: summary of the case in one line.
-        group: number of its group, or None.
+        group: number of its group; None if it resembles no other, or is not explained.
         forward_passes: forward passes spent on the case, with its share of passes that cases have in common.
     """
 
@@ -206,6 +236,9 @@ class AuditCase:
     evidence_location: EvidenceLocation | None = None
     evidence_object: str = ""
     evidence_fraction: float = math.nan
+    evidence_box_xyxy: Box | None = None
+    evidence_form: EvidenceForm | Literal[""] = ""
+    evidence_kind: EvidenceKind | None = None
     minimal_region_fraction: float | None = None
     peak_xy: tuple[int, int] | None = None
     trials: tuple[Trial, ...] = ()
@@ -236,7 +269,7 @@ class AuditCase:
         """Convert back from the output of `to_json`."""
         names = {field.name for field in fields(cls)}
         values = {name: value for name, value in data.items() if name in names}
-        for name in ("image_size_hw", "box_xyxy", "peak_xy"):
+        for name in ("image_size_hw", "box_xyxy", "peak_xy", "evidence_box_xyxy"):
             values[name] = None if values.get(name) is None else tuple(values[name])
         ground_truth = values.get("ground_truth")
         if ground_truth is not None:
@@ -251,19 +284,20 @@ class AuditCase:
 
 @dataclass(frozen=True)
 class ErrorGroup:
-    """Errors of one type and class whose evidence is at the same location and looks alike to the network.
+    """At least two errors of one type and class whose evidence is of one kind and looks alike to the network.
 
     Attributes:
         number: from 0, in order of decreasing `delta_ap`, then of the scores that confirmed evidence costs.
         type: TIDE's error type.
         label: class index of the detections.
         name: name of that class.
-        evidence_location: location of the evidence.
+        evidence_kind: kind of the evidence.
+        evidence_location: most frequent location of the confirmed evidence; None if none is confirmed.
         case_ids: ids of its cases, the nearest to the group's center first.
         delta_ap: increase of average precision without all of them; NaN if the class has no objects.
         confirmed_count: number of its cases that are confirmed.
         sentence: summary of the group in one line.
-        background_type: type of its background errors; else None.
+        background_type: most frequent type of its background errors; else None.
     """
 
     number: int
@@ -276,6 +310,7 @@ class ErrorGroup:
     confirmed_count: int
     sentence: str
     background_type: BackgroundType | None = None
+    evidence_kind: EvidenceKind | None = None
 
     def __len__(self) -> int:
         return len(self.case_ids)

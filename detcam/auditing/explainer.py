@@ -15,6 +15,7 @@ from detcam.auditing.case import AuditCase, EvidenceLocation
 from detcam.auditing.conclusion import ExplainedError, conclude
 from detcam.auditing.error_targets import ErrorQuestion, object_box, question_for
 from detcam.auditing.errors import DetectionError
+from detcam.auditing.grouping.evidence_kind import describe_evidence
 from detcam.auditing.question_heatmaps import compute_heatmaps, join_heatmaps
 from detcam.auditing.sentences import case_sentence
 from detcam.auditing.verification.appearance import AppearanceHypothesis
@@ -175,7 +176,7 @@ class ErrorExplainer:
             method = PORTFOLIO if self.cam is None else self.cam.name
             regions = self._location_regions(case, image.errors[number], image.ground_truth)
             concluded = conclude(case, method, proposal, regions, results.mapping, results.levels, verified)
-            explained.append(_with_object(concluded, image.errors[number], image.ground_truth))
+            explained.append(_with_description(concluded, image.errors[number], image))
         return explained
 
     def _location_regions(
@@ -336,15 +337,17 @@ def object_regions(error: DetectionError, ground_truth: GroundTruth, *, masks: b
     return None if error.ground_truth_index is None else region(error.ground_truth_index), others
 
 
-def _with_object(explained: ExplainedError, error: DetectionError, ground_truth: GroundTruth) -> ExplainedError:
-    """Add the class of the other object that the evidence lies on."""
+def _with_description(explained: ExplainedError, error: DetectionError, image: ErrorImage) -> ExplainedError:
+    """Add the bounding box and form of the evidence, and the class of the other object that it lies on."""
     if explained.maps is None:
         return explained
-    index = object_under(torch.from_numpy(explained.maps.evidence), ground_truth, error.ground_truth_index)
-    if index is None:
-        return explained
-    case = replace(explained.case, evidence_object=ground_truth.name(index))
-    return replace(explained, case=replace(case, sentence=case_sentence(case)))
+    evidence = torch.from_numpy(explained.maps.evidence)
+    case = replace(explained.case, **describe_evidence(image.image, evidence))
+    index = object_under(evidence, image.ground_truth, error.ground_truth_index)
+    if index is not None:
+        case = replace(case, evidence_object=image.ground_truth.name(index))
+        case = replace(case, sentence=case_sentence(case))
+    return replace(explained, case=case)
 
 
 def _compare(heatmap: Tensor, reference: Tensor) -> str:

@@ -16,15 +16,18 @@ from detcam.adapters.base import ModelLike
 from detcam.auditing.analysis import ErrorAnalysis, analyze_errors, check_thresholds
 from detcam.auditing.background_type import BackgroundClassifier
 from detcam.auditing.case import AuditCase, ErrorGroup, GroundTruthObject
-from detcam.auditing.clustering import group_cases
 from detcam.auditing.conclusion import ExplainedError
 from detcam.auditing.error_targets import object_box
 from detcam.auditing.errors import DetectionError
 from detcam.auditing.explainer import ErrorExplainer
+from detcam.auditing.grouping.grouped_errors import GroupedErrors, group_errors
+from detcam.auditing.grouping.hierarchy import CauseNode
+from detcam.auditing.grouping.inventory import CauseShare
 from detcam.auditing.matching import IouType
 from detcam.auditing.report import ReportSummary, ReportWriter
 from detcam.auditing.report.evaluation import Evaluation
 from detcam.auditing.run_state import AuditState
+from detcam.auditing.selection import EXPLAIN_ORDERS, ExplainOrder, choose_errors, relevant_errors
 from detcam.auditing.sentences import case_sentence
 from detcam.auditing.stages import AuditStages
 from detcam.auditing.validation import annotations_digest, prepare_annotations
@@ -55,8 +58,11 @@ class AuditSettings:
     Attributes:
         score_threshold: minimum score of a relevant detection, in (0, 1): errors from this score on are explained, and
             an error ends when its score falls below it. Average precision counts all detections.
-        explain: maximum number of false positives to explain, by decreasing score.
-        explain_missed: maximum number of missed objects to explain, by decreasing area.
+        explain: maximum number of false positives to explain.
+        explain_missed: maximum number of missed objects to explain.
+        explain_order: ``"score"``: the false positives with the highest scores and the largest missed objects are
+            explained; ``"random"``: random samples of both are.
+        sample_seed: seed of the random samples. A larger sample contains the smaller ones of the same seed.
         iou_threshold: minimum IoU of a true positive, in (0, 1].
         background_threshold: maximum IoU of a background error.
         iou_type: ``"bbox"``, or ``"segm"`` to match masks.
@@ -72,11 +78,15 @@ class AuditSettings:
     iou_type: IouType = "bbox"
     labels: tuple[int, ...] | None = None
     quantity: str = "score"
+    explain_order: ExplainOrder = "score"
+    sample_seed: int = 0
 
     def __post_init__(self) -> None:
         if not 0 < self.score_threshold < 1:
             raise ValueError(f"expected score_threshold between 0 and 1; got {self.score_threshold}")
         check_thresholds(self.iou_threshold, self.background_threshold, self.iou_type)
+        if self.explain_order not in EXPLAIN_ORDERS:
+            raise ValueError(f"expected explain_order to be one of {EXPLAIN_ORDERS}; got {self.explain_order!r}")
         if self.explain < 0 or self.explain_missed < 0:
             raise ValueError(
                 f"expected explain and explain_missed of at least 0; got {self.explain} and {self.explain_missed}"
@@ -90,7 +100,10 @@ class Audit:
     Attributes:
         analysis: the errors found by matching, with counts and costs.
         cases: the same errors in the same order, with explanations where they were made.
-        groups: explained errors with similar evidence, by decreasing cost.
+        groups: explained errors with similar evidence, at least two in a group, by decreasing cost.
+        causes: the hierarchy of causes of the explained errors, which begins with the kinds of evidence.
+        inventory: shares of the kinds of evidence among all errors from the score threshold on, with intervals; empty
+            unless the explained errors are random samples.
         issues: issues of the data, and what was left out because of them.
         report: path of the report's ``index.html``, or None.
         seconds: duration.
@@ -102,6 +115,8 @@ class Audit:
     analysis: ErrorAnalysis
     cases: tuple[AuditCase, ...]
     groups: tuple[ErrorGroup, ...]
+    causes: tuple[CauseNode, ...]
+    inventory: tuple[CauseShare, ...]
     issues: DataIssues
     report: Path | None
     seconds: float
@@ -111,9 +126,11 @@ class Audit:
     def __repr__(self) -> str:
         report = "" if self.report is None else f", report: {self.report}"
         value = self.analysis.average_precision
+        kinds = ", ".join(f"{cause.name}: {len(cause)}" for cause in self.causes)
+        kinds = f" ({kinds})" if kinds else ""
         return (
             f"Audit({plural(len(self.cases), 'error')}, {len(self.explained)} explained, {len(self.confirmed)} "
-            f"confirmed, {plural(len(self.groups), 'group')}, "
+            f"confirmed, {plural(len(self.groups), 'group')}{kinds}, "
             f"average precision {'undefined' if math.isnan(value) else f'{value:.3f}'}{report})"
         )
 
@@ -137,6 +154,8 @@ def audit(
     score_threshold: float | None = None,
     explain: int = 200,
     explain_missed: int = 50,
+    explain_order: ExplainOrder = "score",
+    sample_seed: int = 0,
     iou_threshold: float = 0.5,
     background_threshold: float = 0.1,
     iou_type: IouType = "bbox",
@@ -167,8 +186,12 @@ def audit(
         annotations: path of a COCO JSON file, or annotations loaded from one.
         out: folder of the report; None writes no report.
         score_threshold: minimum score of a relevant detection, in (0, 1); None takes 0.3. See `AuditSettings`.
-        explain: maximum number of false positives to explain, by decreasing score.
-        explain_missed: maximum number of missed objects to explain, by decreasing area.
+        explain: maximum number of false positives to explain.
+        explain_missed: maximum number of missed objects to explain.
+        explain_order: ``"score"`` explains the false positives with the highest scores and the largest missed objects;
+            ``"random"`` explains random samples, from which the shares of the causes among all errors are estimated:
+            see `Audit.inventory`.
+        sample_seed: seed of the random samples.
         iou_threshold: minimum IoU of a true positive, in (0, 1].
         background_threshold: maximum IoU of a background error.
         iou_type: ``"bbox"``, or ``"segm"`` to match masks.
@@ -224,7 +247,7 @@ def audit(
     score_threshold = DEFAULT_SCORE_THRESHOLD if score_threshold is None else score_threshold
     TARGETS.find(quantity)
     settings = AuditSettings(score_threshold, explain, explain_missed, iou_threshold, background_threshold, iou_type)
-    settings = replace(settings, quantity=quantity)
+    settings = replace(settings, quantity=quantity, explain_order=explain_order, sample_seed=sample_seed)
     adapter = adapt(model, target_layers=target_layers, **adapter_options)
     if adapter.task != "detection":
         raise TypeError(f"expected a detector; {type(adapter.model).__name__} is a model for {adapter.task}")
@@ -245,7 +268,7 @@ def audit(
             stages.writer = ReportWriter(Path(out))
         elif resume:
             raise ValueError("resume=True needs the folder of the interrupted audit: out=")
-        analysis, cases, groups, annotations = _run(stages, settings, cam, annotations)
+        analysis, grouped, annotations = _run(stages, settings, cam, annotations)
     seconds = time.perf_counter() - start
     report = None
     if stages.writer is not None:
@@ -255,8 +278,10 @@ def audit(
             model=name,
             adapter=adapter.family,
             iou_threshold=iou_threshold,
-            cases=cases,
-            groups=groups,
+            cases=grouped.cases,
+            groups=grouped.groups,
+            causes=grouped.causes,
+            inventory=grouped.inventory,
             settings=recorded,
             seconds=seconds,
         )
@@ -266,7 +291,18 @@ def audit(
         if stages.state is not None:
             stages.state.remove()
     timings, issues = dict(stages.timings), annotations.issues
-    return Audit(analysis, tuple(cases), tuple(groups), issues, report, seconds, timings, score_threshold)
+    return Audit(
+        analysis,
+        grouped.cases,
+        grouped.groups,
+        grouped.causes,
+        grouped.inventory,
+        issues,
+        report,
+        seconds,
+        timings,
+        score_threshold,
+    )
 
 
 def _recorded_settings(
@@ -288,7 +324,7 @@ def _recorded_settings(
 
 def _run(
     stages: AuditStages, settings: AuditSettings, cam: BaseCAM | None, annotations: Annotations
-) -> tuple[ErrorAnalysis, list[AuditCase], list[ErrorGroup], Annotations]:
+) -> tuple[ErrorAnalysis, GroupedErrors, Annotations]:
     """Run all stages; the annotations returned lack the images that cannot be read."""
     adapter, masks = stages.adapter, settings.iou_type == "segm"
     with stages.timed("detecting"):
@@ -314,7 +350,9 @@ def _run(
         quantity=settings.quantity,
     )
     with stages.timed("explaining"):
-        chosen = _choose_errors(analysis, annotations, settings)
+        relevant = relevant_errors(analysis, annotations.images, settings.score_threshold, settings.labels)
+        limits = settings.explain, settings.explain_missed
+        chosen = choose_errors(relevant, limits, settings.explain_order, settings.sample_seed)
         explained = stages.explain(explainer, analysis, detections, annotations, unexplained, chosen)
     with stages.timed("comparing"):
         classifier = BackgroundClassifier(
@@ -322,30 +360,12 @@ def _run(
         )
         explained = _classify_background(classifier, unexplained, explained)
     with stages.timed("grouping"):
-        cases, groups = _group(analysis, unexplained, explained)
+        cases = [explained[case.id].case if case.id in explained else case for case in unexplained]
+        features = {name: each.features for name, each in explained.items()}
+        is_random = settings.explain_order == "random"
+        grouped = group_errors(analysis, cases, features, relevant, is_random_sample=is_random)
     annotations = replace(annotations, issues=annotations.issues + DataIssues(stages.failures))
-    return analysis, cases, groups, annotations
-
-
-def _choose_errors(analysis: ErrorAnalysis, annotations: Annotations, settings: AuditSettings) -> list[int]:
-    """Indices of the errors to explain."""
-    candidates = [
-        (index, error)
-        for index, error in enumerate(analysis)
-        if settings.labels is None or error.label in settings.labels
-    ]
-    false_positives = sorted(
-        (-(error.score or 0.0), index)
-        for index, error in candidates
-        if error.is_false_positive and (error.score or 0.0) >= settings.score_threshold
-    )
-    missed = sorted(
-        (-float(annotations[error.image_index].area[error.ground_truth_index]), index)
-        for index, error in candidates
-        if error.detection_index is None and error.ground_truth_index is not None
-    )
-    chosen = [*false_positives[: settings.explain], *missed[: settings.explain_missed]]
-    return [index for _, index in chosen]
+    return analysis, grouped, annotations
 
 
 def unexplained_case(
@@ -416,24 +436,3 @@ def _classify_background(
         case = replace(cases[index], background_type=background_type, typicality=typicality)
         classified[case.id] = replace(classified[case.id], case=replace(case, sentence=case_sentence(case)))
     return classified
-
-
-def _group(
-    analysis: ErrorAnalysis, unexplained: Sequence[AuditCase], explained: Mapping[str, ExplainedError]
-) -> tuple[list[AuditCase], list[ErrorGroup]]:
-    """All cases, with the numbers of their groups, and the groups of those with a heatmap."""
-    cases = [explained[case.id].case if case.id in explained else case for case in unexplained]
-    indices = [index for index, case in enumerate(cases) if case.method]
-    groups = group_cases(
-        [cases[index] for index in indices],
-        [explained[cases[index].id].features for index in indices],
-        lambda members: (
-            analysis.delta_ap_without([indices[member] for member in members])
-            if _has_objects(analysis, cases[indices[members[0]]].label)
-            else math.nan
-        ),
-    )
-    for group, members in groups:
-        for member in members:
-            cases[indices[member]] = replace(cases[indices[member]], group=group.number)
-    return cases, [group for group, _ in groups]

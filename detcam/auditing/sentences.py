@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 
 from detcam.auditing.case import AuditCase, EvidenceLocation
@@ -68,7 +69,7 @@ def group_sentence(cases: Sequence[AuditCase], delta_ap: float) -> str:
     if first.type == "missed":
         stages = sorted({case.failure_stage for case in cases if case.failure_stage})
         suffix = f" ({', '.join(stages)})" if stages else ""
-        where = _location(first.evidence_location, cases) if first.evidence_location and first.confirmed else ""
+        where = _shared_location(cases)
         location = f", appearing when the region {where} is removed" if where else ""
         confirmed = sum(case.confirmed for case in cases)
         objects = plural(count, "missed object")
@@ -81,9 +82,9 @@ def group_sentence(cases: Sequence[AuditCase], delta_ap: float) -> str:
         "duplicate": plural(count, "duplicate"),
     }[first.type]
     background_type = f" ({first.background_type})" if first.background_type else ""
-    location = ""
-    if first.evidence_location is not None and first.confirmed:
-        location = f", evidence {_location(first.evidence_location, cases)}"
+    where = _shared_location(cases)
+    form = {"mark": " (a mark)", "image border": " (along the border of the image)"}.get(first.evidence_kind or "", "")
+    location = f", evidence {where}{form}" if where else ""
     confirmed = sum(case.confirmed for case in cases)
     return f"{first.name}: {errors}{background_type}{location}; {confirmed} of {count} confirmed; {cost}"
 
@@ -175,6 +176,16 @@ def _appears(case: AuditCase) -> bool:
 def _verification(case: AuditCase) -> str:
     grade = f"{case.verdict}ly confirmed" if case.confirmed else case.verdict
     return f"{grade}: {case.reason}" if case.verdict != "not tested" else case.reason
+
+
+def _shared_location(cases: Sequence[AuditCase]) -> str:
+    """The most frequent location of confirmed evidence in words; empty if none is confirmed."""
+    located = Counter(case.evidence_location for case in cases if case.confirmed and case.evidence_location)
+    if not located:
+        return ""
+    if cases[0].evidence_kind == "another object" and cases[0].evidence_object:
+        return f"on an object of class {cases[0].evidence_object}"
+    return _location(located.most_common(1)[0][0], cases)
 
 
 def _location(location: EvidenceLocation, cases: Sequence[AuditCase]) -> str:

@@ -27,6 +27,9 @@ from detcam.cli.options import (
 from detcam.utils.console import make_console, make_table, printable
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
+    from detcam.auditing.grouping.hierarchy import CauseNode
     from detcam.auditing.pipeline import Audit
 
 HELP = "Explain a detector's errors on annotated images, and verify each explanation by removing its evidence."
@@ -54,6 +57,7 @@ detcam audit --model fasterrcnn_resnet50_fpn --weights cells.pth --images cells/
 0 done, 1 some images could not be read or explained, 2 invalid input, 130 interrupted.
 """
 MAX_GROUPS = 8
+MAX_CHILDREN = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,12 +73,18 @@ class AuditOptions(FilterOptions):
     ]
     class_map: ClassMap = None
     box_format: BoxFormat = None
-    explain: Annotated[
-        int, option(TARGETS, "N", "Number of false positives to explain, highest scores first.", min=0)
-    ] = 200
-    explain_missed: Annotated[
-        int, option(TARGETS, "N", "Number of missed objects to explain, largest first.", min=0)
-    ] = 50
+    explain: Annotated[int, option(TARGETS, "N", "Number of false positives to explain.", min=0)] = 200
+    explain_missed: Annotated[int, option(TARGETS, "N", "Number of missed objects to explain.", min=0)] = 50
+    explain_order: Annotated[
+        str,
+        option(
+            TARGETS,
+            "score|random",
+            "Explain the highest scores and the largest missed objects, or random samples, which give the shares of "
+            "the causes among all errors.",
+        ),
+    ] = "score"
+    sample_seed: Annotated[int, option(TARGETS, "N", "Seed of the random samples.", min=0)] = 0
     iou_threshold: Annotated[float, option(TARGETS, "0..1", "Minimum IoU of a true positive.", min=0.01, max=1)] = 0.5
     background_threshold: Annotated[
         float, option(TARGETS, "0..1", "Maximum IoU of a background error.", min=0.001, max=1)
@@ -102,6 +112,8 @@ SHARED = (
     "score_threshold",
     "explain",
     "explain_missed",
+    "explain_order",
+    "sample_seed",
     "iou_threshold",
     "background_threshold",
     "iou_type",
@@ -159,13 +171,33 @@ def print_summary(audit: Audit) -> None:
     if proposals:
         named = ", ".join(f"{name} ({count})" for name, count in proposals)
         console.print(f"confirmed evidence proposed by: {printable(named)}\n", soft_wrap=True)
+    if audit.inventory:
+        console.print("shares of all errors, from a random sample of explained ones, with 95 % intervals")
+        for share in audit.inventory:
+            if share.label is None:
+                console.print(f"  {share.sentence}", soft_wrap=True)
+        console.print()
+    if audit.causes:
+        console.print(_causes_table(audit.causes, has_ap))
     order = "largest delta AP first" if has_ap else "most confirmed effect first, then highest score"
-    for title, is_single in (("groups of similar errors", False), ("single cases", True)):
-        sentences = [group.sentence for group in audit.groups if (len(group) == 1) == is_single]
-        _print_lines(f"{title}, {order}", sentences)
+    _print_lines(f"groups of similar errors, {order}", [group.sentence for group in audit.groups])
     for line in audit.issues.summary().splitlines():
         console.print(f"note: {printable(line)}", soft_wrap=True)
     console.print(f"\n{audit.report}  ({audit.seconds:.0f} s)", soft_wrap=True)
+
+
+def _causes_table(causes: Sequence[CauseNode], has_ap: bool) -> Table:
+    """Kinds of evidence and the classes below them, with explained errors and costs."""
+    columns = ("explained", "confirmed", *(["delta AP"] if has_ap else []))
+    table = make_table("cause", *columns, right=columns)
+    for root in causes:
+        rows = [(depth, cause) for depth, cause in root.walk() if depth < 2]
+        for depth, cause in rows[: MAX_CHILDREN + 1]:
+            cost = [f"{cause.delta_ap:.3f}"] if has_ap else []
+            table.add_row("  " * depth + printable(cause.name), str(len(cause)), str(cause.confirmed_count), *cost)
+        if len(rows) > MAX_CHILDREN + 1:
+            table.add_row(f"  and {len(rows) - MAX_CHILDREN - 1} more in the report")
+    return table
 
 
 def _print_lines(title: str, lines: Sequence[str]) -> None:

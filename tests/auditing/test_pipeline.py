@@ -78,13 +78,18 @@ def test_every_false_positive_is_traced_to_its_wake(whole: Audit) -> None:
         assert case.question == "why a boat here?" and 10 < case.forward_passes < 40
 
 
-def test_groups_contain_every_explained_case_once(whole: Audit) -> None:
-    held = [name for group in whole.groups for name in group.case_ids]
+def test_causes_contain_every_explained_case_once(whole: Audit) -> None:
+    held = [name for cause in whole.causes for name in cause.case_ids]
     assert sorted(held) == sorted(case.id for case in whole.explained)
-    for group in whole.groups:
-        assert group.confirmed_count == len(group) and f"boat: {len(group)} background error" in group.sentence
     by_id = {case.id: case for case in whole.cases}
-    assert all(by_id[name].group == group.number for group in whole.groups for name in group.case_ids)
+    assert all(by_id[name].evidence_kind == cause.kind for cause in whole.causes for name in cause.case_ids)
+    for group in whole.groups:
+        assert group.confirmed_count == len(group) >= 2 and f"boat: {len(group)} background error" in group.sentence
+        assert all(by_id[name].group == group.number for name in group.case_ids)
+    grouped = {name for group in whole.groups for name in group.case_ids}
+    assert all(case.group is None for case in whole.cases if case.id not in grouped)
+    (cause,) = whole.causes
+    assert repr(whole).startswith("Audit(") and f"({cause.name}: {len(cause)})" in repr(whole)
 
 
 def test_the_report_contains_every_case_and_its_evidence(whole: Audit) -> None:
@@ -126,13 +131,35 @@ def test_the_command_prints_the_results(scenes: Path, tmp_path: Path) -> None:
     assert unknown.exit_code == 2 and "CATEGORY=CLASS" in unknown.stderr
 
 
-def test_terminal_lists_single_cases_apart(whole: Audit, capsys: pytest.CaptureFixture[str]) -> None:
-    group = whole.groups[0]
-    single = replace(group, case_ids=group.case_ids[:1], sentence="one error")
-    print_summary(replace(whole, groups=(group, single)))
+def test_a_random_sample_gives_the_shares_of_the_causes(
+    adapter: Adapter, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = run(adapter, scenes, tmp_path / "out", explain=3, explain_missed=0, explain_order="random")
+    again = run(adapter, scenes, None, explain=3, explain_missed=0, explain_order="random")
+    assert [case.id for case in found.explained] == [case.id for case in again.explained]
+    assert found.inventory == again.inventory and sum(share.count for share in found.inventory) == 3
+    errors = [case for case in found.cases if case.is_false_positive and case.score >= 0.5]
+    assert {share.population_size for share in found.inventory} == {len(errors)}
+    assert report(found)["inventory"] == [share.to_json() for share in found.inventory]
+    print_summary(found)
+    assert f"  {found.inventory[0].sentence}" in capsys.readouterr().out.splitlines()
+    with pytest.raises(ValueError, match="explain_order"):
+        run(adapter, scenes, None, explain_order="area")
+
+
+def test_terminal_shows_groups_and_the_hierarchy_of_causes(whole: Audit, capsys: pytest.CaptureFixture[str]) -> None:
+    print_summary(whole)
     lines = capsys.readouterr().out.splitlines()
     at = lines.index("groups of similar errors, largest delta AP first")
-    assert lines[at + 1 : at + 4] == [f"  {group.sentence}", "single cases, largest delta AP first", "  one error"]
+    assert lines[at + 1] == f"  {whole.groups[0].sentence}"
+    rows = [line.split("  ") for line in lines]
+    (root,) = whole.causes
+    row = next(line.split() for line in lines if line.startswith(f"{root.name} "))
+    assert row[-3:] == [str(len(root)), str(root.confirmed_count), f"{root.delta_ap:.3f}"]
+    assert any(row[0] == "" and "boat, background" in row[1:] for row in rows)
+    whole_tree = replace(root, children=root.children * 8)
+    print_summary(replace(whole, causes=(whole_tree,)))
+    assert "and 3 more in the report" in capsys.readouterr().out
 
 
 def test_without_objects_errors_are_ranked_by_effect_and_score(

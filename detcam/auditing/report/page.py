@@ -30,6 +30,7 @@ OPTIONAL_FIELDS = (
     "failure_stage",
     "evidence_comparison",
     "evidence_object",
+    "evidence_form",
     "sentence",
 )
 COLORS = 33  # samples of the color map, between which the page interpolates

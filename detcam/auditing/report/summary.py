@@ -10,6 +10,8 @@ from typing import Any
 from detcam.auditing.analysis import ClassSummary, ErrorAnalysis
 from detcam.auditing.case import AuditCase, ErrorGroup
 from detcam.auditing.errors import ErrorType
+from detcam.auditing.grouping.hierarchy import CauseNode, causes_to_json
+from detcam.auditing.grouping.inventory import CauseShare
 from detcam.auditing.sentences import is_outside
 from detcam.data.annotations import Annotations
 from detcam.data.issues import DataIssues
@@ -18,7 +20,7 @@ from detcam.utils.files import json_value
 from detcam.utils.version import __version__
 
 AUDIT_SCHEMA = "detcam/audit"
-AUDIT_VERSION = 3
+AUDIT_VERSION = 4
 
 
 HEADER = (
@@ -47,8 +49,11 @@ class ReportSummary:
         classes: Summary of each class.
         category_ids: Class index to category id of the annotation file, for the classes with objects.
         settings: Settings of the audit, by name.
-        groups: Explained errors with a common cause, and single cases as groups of one; largest delta AP first, then
-            most confirmed effect, then highest score.
+        groups: Explained errors with a common cause, at least two in a group; largest delta AP first, then most
+            confirmed effect, then highest score.
+        causes: Hierarchy of the causes of the explained errors.
+        inventory: Shares of the kinds of evidence among all errors from the score threshold on; empty if it was not
+            estimated.
         cases: All errors.
         issues: Issues with the data, and what was skipped because of them.
         seconds: Duration of the audit.
@@ -70,6 +75,8 @@ class ReportSummary:
     category_ids: Mapping[int, int] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     groups: tuple[ErrorGroup, ...] = ()
+    causes: tuple[CauseNode, ...] = ()
+    inventory: tuple[CauseShare, ...] = ()
     cases: tuple[AuditCase, ...] = ()
     issues: DataIssues = field(default_factory=DataIssues)
     seconds: float = 0.0
@@ -95,6 +102,8 @@ class ReportSummary:
         iou_threshold: float,
         cases: Sequence[AuditCase],
         groups: Sequence[ErrorGroup] = (),
+        causes: Sequence[CauseNode] = (),
+        inventory: Sequence[CauseShare] = (),
         settings: Mapping[str, Any] | None = None,
         seconds: float = 0.0,
     ) -> ReportSummary:
@@ -107,7 +116,9 @@ class ReportSummary:
             adapter: Family of the adapter.
             iou_threshold: IoU threshold of the analysis.
             cases: All errors of the analysis, explained or not.
-            groups: Explained errors with a common cause, and single cases as groups of one.
+            groups: Explained errors with a common cause.
+            causes: Hierarchy of the causes of the explained errors.
+            inventory: Shares of the kinds of evidence among all errors from the score threshold on.
             settings: Settings of the audit: strings, numbers, lists, mappings.
             seconds: Duration of the audit.
 
@@ -136,6 +147,8 @@ class ReportSummary:
             category_ids=categories,
             settings=dict(settings or {}),
             groups=tuple(groups),
+            causes=tuple(causes),
+            inventory=tuple(inventory),
             cases=tuple(cases),
             issues=annotations.issues,
             seconds=seconds,
@@ -160,6 +173,8 @@ class ReportSummary:
             "settings": json_value(self.settings),
             "seconds": json_value(self.seconds),
             "groups": [group.to_json() for group in self.groups],
+            "causes": causes_to_json(self.causes),
+            "inventory": [share.to_json() for share in self.inventory],
             "cases": [case.to_json() for case in self.cases],
             "issues": [json_value(asdict(issue)) for issue in self.issues],
         }

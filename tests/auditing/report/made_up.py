@@ -24,6 +24,9 @@ from detcam.auditing.case import (
     Trial,
 )
 from detcam.auditing.errors import ERROR_TYPES, ErrorType
+from detcam.auditing.grouping.evidence_kind import evidence_kind
+from detcam.auditing.grouping.hierarchy import build_causes
+from detcam.auditing.grouping.inventory import estimate_shares
 from detcam.auditing.report import ReportSummary, ReportWriter
 from detcam.data.ground_truth import GroundTruth
 from detcam.data.issues import DataIssue, DataIssues
@@ -160,7 +163,7 @@ def _explained(case: AuditCase, maps: CaseMaps, location: EvidenceLocation, rng:
         for fill in ("ring", "linear")
     )
     row, column = np.unravel_index(int(maps.heatmap.argmax()), maps.heatmap.shape)
-    return replace(
+    case = replace(
         case,
         question=f"why {case.name} here?",
         method="ReachCAM",
@@ -168,6 +171,8 @@ def _explained(case: AuditCase, maps: CaseMaps, location: EvidenceLocation, rng:
         evidence_location=location,
         evidence_fraction=float(maps.evidence.mean()),
         minimal_region_fraction=float(maps.evidence.mean()) if verdict == "strong" else None,
+        evidence_box_xyxy=case.box_xyxy,
+        evidence_form="area",
         peak_xy=(int(column), int(row)),
         trials=trials,
         parts=(CasePart(0.01, location, 0.2, needed=True), CasePart(0.003, "ring", 0.45, needed=False)),
@@ -185,6 +190,7 @@ def _explained(case: AuditCase, maps: CaseMaps, location: EvidenceLocation, rng:
         typicality=0.42 if case.type == "background" else float("nan"),
         forward_passes=38.5,
     )
+    return replace(case, evidence_kind=evidence_kind(case))
 
 
 def summary_of(images: list[SampleImage], **overrides: object) -> ReportSummary:
@@ -216,6 +222,11 @@ def summary_of(images: list[SampleImage], **overrides: object) -> ReportSummary:
             )
         )
         cases = [replace(case, group=number) if case in inside else case for case in cases]
+    causes = build_causes(
+        cases, {group.number: group.sentence for group in groups}, lambda i: 0.001 * sum(cases[j].delta_ap for j in i)
+    )
+    alarms = [number for number, case in enumerate(cases) if case.is_false_positive]
+    inventory = estimate_shares(cases, alarms, lambda indices: 0.001 * len(indices))
     counts = Counter(case.type for case in cases)
     labels = {case.label: case.name for case in cases}
     values: dict[str, object] = {
@@ -234,6 +245,8 @@ def summary_of(images: list[SampleImage], **overrides: object) -> ReportSummary:
         "category_ids": {label: label + 10 for label in labels},
         "settings": {"method": "ReachCAM", "fills": ["blur", "linear"], "explained": 200},
         "groups": tuple(groups),
+        "causes": causes,
+        "inventory": tuple(inventory),
         "cases": tuple(cases),
         "issues": DataIssues([DataIssue("image is missing", "no image file at images/12.png; skipped", 12)]),
         "seconds": 812.4,

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
 
-from detcam.auditing.case import AuditCase, ErrorGroup
+from detcam.auditing.case import AuditCase, ErrorGroup, EvidenceKind
+from detcam.auditing.grouping.evidence_kind import evidence_kind
 from detcam.auditing.sentences import group_sentence
 from detcam.utils.batching import group_by
 
@@ -21,11 +24,13 @@ MAX_CLUSTERED = 4000
 
 def group_cases(
     cases: Sequence[AuditCase], features: Sequence[np.ndarray | None], delta_ap: Callable[[Sequence[int]], float]
-) -> list[tuple[ErrorGroup, list[int]]]:
-    """Group errors with similar evidence.
+) -> tuple[list[AuditCase], list[ErrorGroup]]:
+    """Group errors with similar evidence, and determine the kinds of evidence.
 
-    Cases with the same error type, class, true class, background type, evidence location and failure stage are
-    clustered by the cosine distance between the network's features over their evidence (average linkage).
+    Cases with the same error type, class, true class, kind of evidence and failure stage are clustered by the cosine
+    distance between the network's features over their evidence (average linkage). Cases that resemble no other have no
+    group. Whether evidence in the surroundings is a mark, or lies on the image border, is decided by the majority of
+    its cluster.
 
     Args:
         cases: explained errors.
@@ -33,24 +38,35 @@ def group_cases(
         delta_ap: increase of average precision without some of the cases, given by index; NaN where it is undefined.
 
     Returns:
-        Groups by decreasing `delta_ap`, in thousandths; where it is equal or undefined, by the sum of the scores that
-        confirmed evidence costs, then by the highest score. With the indices of their cases, the nearest to the group's
-        center first.
+        The cases with the kinds of their evidence and the numbers of their groups; and the groups of at least two
+        cases by decreasing `delta_ap`, in thousandths; where it is equal or undefined, by the sum of the scores that
+        confirmed evidence costs, then by the highest score. The ids in a group begin with the case nearest to its
+        center.
     """
-    by_key = group_by(range(len(cases)), lambda index: _key(cases[index]))
+    kinds = [evidence_kind(case) for case in cases]
+    by_key = group_by(range(len(cases)), lambda index: _key(cases[index], kinds[index]))
     clusters = [
         [members[position] for position in cluster]
         for members in by_key.values()
         for cluster in _clusters([features[index] for index in members])
     ]
-    costs = [delta_ap(cluster) for cluster in clusters]
+    for cluster in clusters:
+        (kind, _), *_ = Counter(kinds[index] for index in cluster).most_common()
+        for index in cluster:
+            kinds[index] = kind
+    costs = {cluster[0]: delta_ap(cluster) for cluster in clusters if len(cluster) > 1}
     ranked = sorted(
-        zip(costs, clusters, strict=True), key=lambda x: (*_rank(x[0], [cases[index] for index in x[1]]), x[1])
+        (cluster for cluster in clusters if len(cluster) > 1),
+        key=lambda cluster: (*_rank(costs[cluster[0]], [cases[index] for index in cluster]), cluster),
     )
-    return [
-        (_group(number, [cases[index] for index in cluster], cost), cluster)
-        for number, (cost, cluster) in enumerate(ranked)
+    result = [replace(case, evidence_kind=kind) for case, kind in zip(cases, kinds, strict=True)]
+    for number, cluster in enumerate(ranked):
+        for index in cluster:
+            result[index] = replace(result[index], group=number)
+    groups = [
+        _group(number, [result[index] for index in cluster], costs[cluster[0]]) for number, cluster in enumerate(ranked)
     ]
+    return result, groups
 
 
 def _rank(delta_ap: float, cases: Sequence[AuditCase]) -> tuple[float, float, float]:
@@ -63,27 +79,30 @@ def _rank(delta_ap: float, cases: Sequence[AuditCase]) -> tuple[float, float, fl
     return -round(delta_ap, 3) if math.isfinite(delta_ap) else 0.0, -confirmed, -max(case.score for case in cases)
 
 
-def _key(case: AuditCase) -> tuple[object, ...]:
+def _key(case: AuditCase, kind: EvidenceKind | None) -> tuple[object, ...]:
     """The properties that the cases of a group have in common."""
     true_label = None if case.ground_truth is None or case.type == "background" else case.ground_truth.label
     stage = case.failure_stage if case.type == "missed" else ""
-    location = case.evidence_location if case.confirmed or case.type == "missed" else None
-    return case.type, case.label, true_label, case.background_type, location, stage
+    merged = "surroundings" if kind in ("mark", "image border") else kind
+    evidence_object = case.evidence_object if kind == "another object" else ""
+    return case.type, case.label, true_label, merged, evidence_object, stage
 
 
 def _group(number: int, cases: Sequence[AuditCase], delta_ap: float) -> ErrorGroup:
     first = cases[0]
+    located = [case.evidence_location for case in cases if case.confirmed]
     return ErrorGroup(
         number=number,
         type=first.type,
         label=first.label,
         name=first.name,
-        evidence_location=first.evidence_location if first.confirmed or first.type == "missed" else None,
+        evidence_kind=first.evidence_kind,
+        evidence_location=Counter(located).most_common(1)[0][0] if located else None,
         case_ids=tuple(case.id for case in cases),
         delta_ap=delta_ap,
-        confirmed_count=sum(case.confirmed for case in cases),
+        confirmed_count=len(located),
         sentence=group_sentence(cases, delta_ap),
-        background_type=first.background_type,
+        background_type=Counter(case.background_type for case in cases).most_common(1)[0][0],
     )
 
 

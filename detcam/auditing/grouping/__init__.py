@@ -1,0 +1,1 @@
+"""Causes of errors: the kind of evidence, groups of errors, their hierarchy, and what it says about all errors."""

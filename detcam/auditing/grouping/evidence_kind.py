@@ -1,0 +1,114 @@
+"""The kind of evidence that an error rests on: the first level of the hierarchy of causes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+from torch.nn import functional as F
+
+from detcam.auditing.case import AuditCase, Box, EvidenceForm, EvidenceKind
+from detcam.auditing.sentences import is_inside, is_outside
+
+BORDER_WIDTH = 0.03
+"""Width of the border of an image, relative to its sides."""
+MIN_BORDER_SHARE = 0.5
+"""Minimum share of the evidence in that border."""
+MAX_MARK_FRACTION = 0.01
+"""Maximum fraction of the image that a mark covers."""
+MIN_MARK_SEPARATION = 0.5
+"""Minimum separation of a mark's colors from those around it."""
+MAX_WORKING_SIDE = 512
+"""Maximum longer side, in pixels, at which colors are compared."""
+
+
+def describe_evidence(image: Tensor, evidence: Tensor) -> dict[str, Any]:
+    """Describe an evidence region by its bounding box and form.
+
+    Args:
+        image: (3, H, W) float32 in [0, 1].
+        evidence: (H, W) bool.
+
+    Returns:
+        The fields ``evidence_box_xyxy`` and ``evidence_form`` of a case; empty if the region is.
+    """
+    rows, columns = evidence.any(1).nonzero()[:, 0], evidence.any(0).nonzero()[:, 0]
+    if not len(rows):
+        return {}
+    box: Box = (float(columns[0]), float(rows[0]), float(columns[-1]) + 1, float(rows[-1]) + 1)
+    return {"evidence_box_xyxy": box, "evidence_form": _form(image, evidence)}
+
+
+def _form(image: Tensor, evidence: Tensor) -> EvidenceForm:
+    if border_share(evidence) >= MIN_BORDER_SHARE:
+        return "border"
+    is_small = float(evidence.float().mean()) <= MAX_MARK_FRACTION
+    return "mark" if is_small and color_separation(image, evidence) >= MIN_MARK_SEPARATION else "area"
+
+
+def border_share(evidence: Tensor) -> float:
+    """Share of a region (H, W) bool, not empty, that lies in the border of its image, in [0, 1]."""
+    height, width = evidence.shape
+    rows, columns = max(round(BORDER_WIDTH * height), 1), max(round(BORDER_WIDTH * width), 1)
+    inner = evidence[rows : height - rows, columns : width - columns]
+    return 1 - float(inner.sum()) / float(evidence.sum())
+
+
+def color_separation(image: Tensor, evidence: Tensor) -> float:
+    r"""Compute how well color separates a region from the ring around it, which has about the region's area.
+
+    .. math:: s = \frac{\text{variance between region and ring}}{\text{variance of both together}}
+
+    summed over the color channels: 1 if each has one color and the two differ, 0 if their means are equal.
+
+    Args:
+        image: (3, H, W) float32.
+        evidence: (H, W) bool, not empty.
+    """
+    factor = min(1.0, MAX_WORKING_SIDE / max(evidence.shape))
+    size = [max(round(side * factor), 1) for side in evidence.shape]
+    small = F.interpolate(image[None].float(), size, mode="area")[0].cpu()
+    inside = F.interpolate(evidence[None, None].float(), size, mode="area")[0, 0] > 0.5
+    if not bool(inside.any()):
+        return 0.0
+    width = max(2, round(0.25 * float(inside.sum()) ** 0.5))
+    grown = F.max_pool2d(inside[None, None].float(), 2 * width + 1, 1, width)[0, 0] > 0
+    gap = F.max_pool2d(inside[None, None].float(), 3, 1, 1)[0, 0] > 0  # blurred edges belong to neither
+    ring = grown & ~gap
+    if not bool(ring.any()):
+        return 0.0
+    colors, around = small[:, inside].double().numpy(), small[:, ring].double().numpy()
+    both = np.concatenate([colors, around], axis=1)
+    mean = both.mean(1)
+    between = (
+        sum(each.shape[1] * float(((each.mean(1) - mean) ** 2).sum()) for each in (colors, around)) / both.shape[1]
+    )
+    total = float(both.var(1).sum())
+    return between / total if total > 1e-8 else 0.0
+
+
+def evidence_kind(case: AuditCase) -> EvidenceKind | None:
+    """The kind of evidence of a case; None if it is not explained.
+
+    Evidence that is not confirmed has no kind, except that a background error whose detection is typical of its class
+    is an unlabeled object.
+    """
+    if not case.method:
+        return None
+    if case.background_type == "missing annotation":
+        return "unlabeled object"
+    if not case.confirmed:
+        return "not confirmed"
+    is_background = case.type == "background"
+    if is_background and case.evidence_location == "ground truth":
+        return "another object"
+    if is_inside(case):
+        return "look-alike" if is_background else "part of the object"
+    if not is_outside(case):
+        return "object and surroundings"
+    if case.evidence_location == "same class" or case.evidence_object:
+        return "another object"
+    if case.evidence_form == "border":
+        return "image border"
+    return "mark" if case.evidence_form == "mark" else "surroundings"

@@ -1,0 +1,78 @@
+"""The errors of an audit with their groups, causes and inventory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from detcam.auditing.analysis import ErrorAnalysis
+from detcam.auditing.case import AuditCase, ErrorGroup
+from detcam.auditing.grouping.clustering import group_cases
+from detcam.auditing.grouping.hierarchy import CauseNode, build_causes
+from detcam.auditing.grouping.inventory import POPULATIONS, CauseShare, estimate_shares
+
+
+@dataclass(frozen=True)
+class GroupedErrors:
+    """The errors of an audit, grouped.
+
+    Attributes:
+        cases: all errors, with the kinds of evidence and the groups of the explained ones.
+        groups: groups of explained errors with similar evidence, by decreasing cost.
+        causes: the hierarchy of causes.
+        inventory: shares of the kinds of evidence among all relevant errors; empty if it was not estimated.
+    """
+
+    cases: tuple[AuditCase, ...]
+    groups: tuple[ErrorGroup, ...]
+    causes: tuple[CauseNode, ...]
+    inventory: tuple[CauseShare, ...]
+
+
+def group_errors(
+    analysis: ErrorAnalysis,
+    cases: Sequence[AuditCase],
+    features: Mapping[str, np.ndarray | None],
+    relevant: Sequence[Sequence[int]],
+    *,
+    is_random_sample: bool,
+) -> GroupedErrors:
+    """Group the explained errors and build the hierarchy of their causes.
+
+    Args:
+        analysis: the errors.
+        cases: the same errors as cases, explained or not.
+        features: the network's features over the evidence by case id.
+        relevant: indices of the relevant errors: false positives, missed objects.
+        is_random_sample: whether the explained errors are random samples of these, so that shares can be estimated.
+    """
+    cases = list(cases)
+    indices = [index for index, case in enumerate(cases) if case.method]
+
+    def joint_cost(members: Sequence[int]) -> float:
+        return _joint_cost(analysis, members)
+
+    explained, groups = group_cases(
+        [cases[index] for index in indices],
+        [features[cases[index].id] for index in indices],
+        lambda members: joint_cost([indices[member] for member in members]),
+    )
+    for index, case in zip(indices, explained, strict=True):
+        cases[index] = case
+    causes = build_causes(cases, {group.number: group.sentence for group in groups}, joint_cost)
+    inventory: list[CauseShare] = []
+    if is_random_sample:
+        for name, members in zip(POPULATIONS, relevant, strict=True):
+            inventory += estimate_shares(cases, members, joint_cost, name=name)
+    return GroupedErrors(tuple(cases), tuple(groups), causes, tuple(inventory))
+
+
+def _joint_cost(analysis: ErrorAnalysis, indices: Sequence[int]) -> float:
+    """Increase of average precision without some errors; NaN if none of their classes has objects."""
+    labels = {analysis[index].label for index in indices} & analysis.classes.keys()
+    if all(math.isnan(analysis.classes[label].average_precision) for label in labels):
+        return math.nan
+    return analysis.delta_ap_without(indices)

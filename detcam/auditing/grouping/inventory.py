@@ -1,0 +1,182 @@
+"""The inventory: shares of the kinds of evidence among all errors, estimated from a random sample of explained ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, get_args
+
+import numpy as np
+
+from detcam.auditing.case import EVIDENCE_KINDS, AuditCase, EvidenceKind
+from detcam.auditing.grouping.proportions import Rates, corrected_share
+from detcam.utils.batching import group_by
+from detcam.utils.files import json_value
+
+MIN_SAMPLE = 10
+"""Minimum number of explained errors of a class, to estimate its shares."""
+RESAMPLES = 1000
+"""Number of bootstrap resamples for the interval of a cost."""
+VERIFICATION_RATES = Rates(1.0, math.inf, 118 / 120, 120)
+"""Error rates of the verification: 2 of 120 wrong regions on drawn scenes are confirmed; see docs/auditing.md. That
+causes stay unconfirmed is not corrected: their share is stated as such."""
+
+Population: TypeAlias = Literal["false positives", "missed objects"]
+"""Errors that a sample represents: false positives from the score threshold on, or missed objects."""
+POPULATIONS: tuple[Population, ...] = get_args(Population)
+
+_PHRASES: dict[EvidenceKind, str] = {
+    "part of the object": "rest on a part of the object",
+    "another object": "rest on another object",
+    "mark": "rest on a mark",
+    "surroundings": "rest on the surroundings",
+    "image border": "rest on the border of the image",
+    "object and surroundings": "rest on the object and its surroundings",
+    "look-alike": "rest on a look-alike",
+    "unlabeled object": "may be unlabeled objects",
+    "not confirmed": "have no confirmed cause",
+}
+
+
+@dataclass(frozen=True)
+class CauseShare:
+    """The share of a kind of evidence among the errors of a class.
+
+    Attributes:
+        population: the errors that the sample represents.
+        label: class index; None for all classes.
+        name: class name; ``"all classes"`` for all.
+        kind: kind of evidence.
+        population_size: number of errors.
+        sample_size: number of explained errors, a random sample of them.
+        count: number of explained errors with this kind.
+        observed_share: share of the sample, in [0, 1].
+        share: share corrected by the error rates of the verification, in [0, 1].
+        interval: 95 % interval of the share.
+        delta_ap: estimated increase of average precision without these errors; NaN if it is undefined, and for missed
+            objects.
+        delta_ap_interval: its 95 % interval.
+    """
+
+    population: Population
+    label: int | None
+    name: str
+    kind: EvidenceKind
+    population_size: int
+    sample_size: int
+    count: int
+    observed_share: float
+    share: float
+    interval: tuple[float, float]
+    delta_ap: float
+    delta_ap_interval: tuple[float, float]
+
+    @property
+    def sentence(self) -> str:
+        """Share and cost in one line: ``"38 % (31 to 45) of 212 false positives rest on a mark"``."""
+        low, high = (round(100 * limit) for limit in self.interval)
+        of_class = "" if self.label is None else f" of class {self.name}"
+        cost = ""
+        if math.isfinite(self.delta_ap):
+            first, last = self.delta_ap_interval
+            cost = f"; delta AP {self.delta_ap:.3f} ({first:.3f} to {last:.3f})"
+        return (
+            f"{round(100 * self.share)} % ({low} to {high}) of {self.population_size} {self.population}{of_class} "
+            f"{_PHRASES[self.kind]}{cost}"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Convert to the entry of ``audit.json``."""
+        return json_value({**vars(self), "sentence": self.sentence})
+
+
+def estimate_shares(
+    cases: Sequence[AuditCase],
+    population: Sequence[int],
+    delta_ap: Callable[[Sequence[int]], float],
+    *,
+    name: Population = "false positives",
+    rates: Rates = VERIFICATION_RATES,
+    seed: int = 0,
+) -> list[CauseShare]:
+    r"""Estimate the shares of the kinds of evidence among some errors, of all classes and of each class.
+
+    The explained errors have to be a random sample. Shares have the interval of `corrected_share`. Costs are scaled:
+    with the joint cost D of all errors and the costs :math:`d_i` of single ones, those of kind k cost
+    :math:`D \sum_{i \in k} d_i / \sum_i d_i` over the sample; the interval is a bootstrap over the sample. Both are
+    multiplied by the ratio of corrected to observed share.
+
+    Args:
+        cases: all errors, with kinds of evidence where they are explained.
+        population: indices of the errors that the sample represents.
+        delta_ap: increase of average precision without some of the errors; NaN where it is undefined.
+        name: what the errors are.
+        rates: error rates of the verification. Evidence that is not confirmed, and unlabeled objects, which need no
+            confirmation, are not corrected.
+        seed: seed of the bootstrap.
+
+    Returns:
+        The shares of all classes first, then of each class with at least `MIN_SAMPLE` explained errors; in each, the
+        largest first, evidence that is not confirmed last.
+    """
+    by_label = group_by(population, lambda index: cases[index].label)
+    parts: list[tuple[int | None, Sequence[int]]] = [(None, population)]
+    parts += [(label, by_label[label]) for label in sorted(by_label)]
+    shares = []
+    for label, members in parts:
+        sample = [index for index in members if cases[index].evidence_kind is not None]
+        if len(sample) >= (1 if label is None else MIN_SAMPLE):
+            cost = math.nan if name == "missed objects" else delta_ap(members)
+            shares += _shares_of(cases, members, sample, label, name, rates, cost, seed)
+    return shares
+
+
+def _shares_of(
+    cases: Sequence[AuditCase],
+    members: Sequence[int],
+    sample: Sequence[int],
+    label: int | None,
+    name: Population,
+    rates: Rates,
+    cost: float,
+    seed: int,
+) -> list[CauseShare]:
+    size, costs = len(sample), np.nan_to_num([cases[index].delta_ap for index in sample])
+    picks = np.random.default_rng(seed).integers(0, size, (RESAMPLES, size))
+    shares = []
+    for kind in EVIDENCE_KINDS:
+        of_kind = np.array([cases[index].evidence_kind == kind for index in sample])
+        count = int(of_kind.sum())
+        if not count:
+            continue
+        is_tested = kind not in ("not confirmed", "unlabeled object")
+        used = rates if is_tested else Rates()
+        share, low, high = (float(value) for value in corrected_share(count, size, used, population=len(members)))
+        scale = cost * share / (count / size)
+        ratios = _ratio((costs * of_kind)[picks].sum(1), costs[picks].sum(1), of_kind[picks].mean(1))
+        spread = np.quantile(ratios, [0.025, 0.975]) if size < len(members) else np.full(2, np.nan)
+        ratio = float(_ratio((costs * of_kind).sum(), costs.sum(), of_kind.mean()))
+        limits = np.where(np.isnan(spread), ratio, spread) * scale
+        shares.append(
+            CauseShare(
+                population=name,
+                label=label,
+                name="all classes" if label is None else cases[sample[0]].name,
+                kind=kind,
+                population_size=len(members),
+                sample_size=size,
+                count=count,
+                observed_share=count / size,
+                share=share,
+                interval=(low, high),
+                delta_ap=ratio * scale,
+                delta_ap_interval=(float(limits[0]), float(limits[1])),
+            )
+        )
+    return sorted(shares, key=lambda each: (each.kind == "not confirmed", -each.count))
+
+
+def _ratio(part: np.ndarray, whole: np.ndarray, otherwise: np.ndarray) -> np.ndarray:
+    """``part / whole``; the share of cases where the whole is 0."""
+    return np.where(whole > 0, part / np.where(whole > 0, whole, 1), otherwise)

@@ -1,0 +1,67 @@
+"""Selection of the errors to explain: those with the highest scores and the largest objects, or random samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Literal, TypeAlias, get_args
+
+import numpy as np
+
+from detcam.auditing.errors import DetectionError
+from detcam.data.ground_truth import GroundTruth
+
+ExplainOrder: TypeAlias = Literal["score", "random"]
+"""``score``: the false positives with the highest scores and the largest missed objects; ``random``: random samples."""
+EXPLAIN_ORDERS: tuple[ExplainOrder, ...] = get_args(ExplainOrder)
+
+
+def relevant_errors(
+    errors: Iterable[DetectionError],
+    ground_truths: Sequence[GroundTruth],
+    score_threshold: float,
+    labels: Sequence[int] | None,
+) -> tuple[list[int], list[int]]:
+    """Find the errors that may be explained.
+
+    Args:
+        errors: all errors.
+        ground_truths: objects of each image.
+        score_threshold: minimum score of a false positive.
+        labels: class indices; None takes all classes.
+
+    Returns:
+        Indices of the false positives from the score threshold on, the highest scores first, and of the missed
+        objects, the largest first.
+    """
+    candidates = [(index, error) for index, error in enumerate(errors) if labels is None or error.label in labels]
+    false_positives = sorted(
+        (-(error.score or 0.0), index)
+        for index, error in candidates
+        if error.is_false_positive and (error.score or 0.0) >= score_threshold
+    )
+    missed = sorted(
+        (-float(ground_truths[error.image_index].area[error.ground_truth_index]), index)
+        for index, error in candidates
+        if error.detection_index is None and error.ground_truth_index is not None
+    )
+    return [index for _, index in false_positives], [index for _, index in missed]
+
+
+def choose_errors(
+    relevant: Sequence[Sequence[int]], limits: Sequence[int], order: ExplainOrder = "score", seed: int = 0
+) -> list[int]:
+    """Choose the errors to explain.
+
+    Args:
+        relevant: lists of indices, as from `relevant_errors`.
+        limits: maximum number of each list.
+        order: whether to take the first of each list, or a random sample.
+        seed: seed of the samples. A larger sample contains the smaller ones of the same seed.
+    """
+    chosen: list[int] = []
+    for indices, limit in zip(relevant, limits, strict=True):
+        ordered = list(indices)
+        if order == "random":
+            ordered = np.random.default_rng(seed).permutation(np.array(sorted(indices), dtype=np.int64)).tolist()
+        chosen += ordered[:limit]
+    return chosen
