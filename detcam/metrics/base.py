@@ -162,20 +162,10 @@ def _check_definition(metric: type[Metric]) -> None:
     Raises:
         TypeError: something is missing or invalid; the message says what to add.
     """
-    add = f'; add it to the class, or declare a base class with "class {metric.__name__}(..., abstract=True)"'
-    examples = {
-        "name": 'name = "my_metric"',
-        "range": "range = (0.0, 1.0)",
-        "higher_is_better": "higher_is_better = True",
-    }
-    for attribute, example in examples.items():
-        if not hasattr(metric, attribute):
-            raise TypeError(f"metric {metric.__name__} has no {attribute!r} ({example}){add}")
-    if "name" not in vars(metric):
-        raise TypeError(
-            f"metric {metric.__name__} has the name {metric.name!r} of its base class; give it a name of its own{add}"
-        )
-    check_complete("metric", metric, missing_members(metric))
+    missing = [] if "name" in vars(metric) else [f'name = "{metric.__name__.lower()}"  # a name of its own']
+    examples = {"range": "(0.0, 1.0)", "higher_is_better": "True"}
+    missing += [f"{name} = {example}" for name, example in examples.items() if not hasattr(metric, name)]
+    check_complete("metric", metric, missing + missing_members(metric))
     if not isinstance(metric.name, str) or not metric.name:
         raise TypeError(f"metric {metric.__name__}: expected name as a non-empty str; got {metric.name!r}")
     limits = metric.range
