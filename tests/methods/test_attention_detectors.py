@@ -19,7 +19,7 @@ from detcam.methods.common.attention_base import NoAttentionError
 from detcam.methods.legrad import LeGrad
 from detcam.targets import BoxTarget
 from tests.helpers import Snapshot, tensors
-from tests.methods.transformers import TinyDETR, decode, tiny_detr
+from tests.methods.transformers import TinyDETR, attention_rows, decode, tiny_detr
 from tests.zoo import example, wake
 
 IMAGES = [torch.rand(3, *size, generator=torch.Generator().manual_seed(8)) for size in ((40, 60), (32, 48))]
@@ -56,15 +56,8 @@ class Slow:
         weights, biases = layer.in_proj_weight.split(16), layer.in_proj_bias.split(16)
         query = queries @ weights[0].T + biases[0]
         key, value = (keys @ weights[i].T + biases[i] for i in (1, 2))
-        heads = []
-        for part in (slice(0, 8), slice(8, 16)):
-            rows = []
-            for row in query[:, part]:
-                powers = torch.stack([(row @ other / 8**0.5).exp() for other in key[:, part]])
-                rows.append(powers / powers.sum())
-            heads.append(torch.stack(rows))
         self.kinds.append(kind)
-        self.maps.append(torch.stack(heads))
+        self.maps.append(attention_rows(query, key))
         mixed = torch.cat([one @ value[:, 8 * h : 8 * h + 8] for h, one in enumerate(self.maps[-1])], 1)
         return layer.out_proj(mixed)
 

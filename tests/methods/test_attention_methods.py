@@ -22,7 +22,7 @@ from detcam.methods.finer_cam import FinerCAM
 from detcam.methods.legrad import LeGrad
 from detcam.targets import ClassifierOutputTarget, SimilarityToConceptTarget
 from tests.helpers import Snapshot, tensors
-from tests.methods.transformers import timm_vit, torchvision_vit
+from tests.methods.transformers import attention_rows, timm_vit, torchvision_vit
 
 ALL = [LeGrad, AttentionRollout, CheferCAM]
 IMAGES = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(5))
@@ -71,14 +71,7 @@ class Slow:
             first, second, attention = block.norm1, block.norm2, block.attn
             weight, bias, out = attention.qkv.weight, attention.qkv.bias, attention.proj
         query, key, value = (first(tokens)[0] @ weight.T + bias).split(16, 1)
-        heads = []
-        for part in (slice(0, 8), slice(8, 16)):
-            rows = []
-            for row in query[:, part]:
-                powers = torch.stack([(row @ other / 8**0.5).exp() for other in key[:, part]])
-                rows.append(powers / powers.sum())
-            heads.append(torch.stack(rows))
-        probabilities = torch.stack(heads)
+        probabilities = attention_rows(query, key)
         if self.nudge and self.nudge[0] == len(self.maps):
             extra = torch.zeros_like(probabilities)
             extra[self.nudge[1:4]] = self.nudge[4]
