@@ -131,8 +131,7 @@ class CustomSegmentationAdapter(SegmentationAdapter):
         noise = probe_image(self.model, size, self.device, self.dtype)
         seen: list[tuple[nn.Module, Any]] = []
         hooks = active_hooks(
-            module.register_forward_hook(lambda module, _, output: seen.append((module, output)))
-            for module in self.model.modules()
+            (module, lambda module, _, output: seen.append((module, output))) for module in self.model.modules()
         )
         with guarded(self.model, gradients=True), hooks:
             logits = self._probe(Batch(noise, (Geometry.identity(size),)))

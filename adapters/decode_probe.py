@@ -96,7 +96,7 @@ def deepest_far_layer(adapter: CustomDetectorAdapter, batch: Batch) -> nn.Module
     with guarded(adapter.model, gradients=True):
         batch.inputs.requires_grad_(True)
         inner = [module for module in adapter.model.modules() if module is not adapter.model]
-        with active_hooks(module.register_forward_hook(record) for module in inner):
+        with active_hooks((module, record) for module in inner):
             raw = adapter.forward(batch)
         output = DecodedOutput(adapter, adapter.decoded(raw, 1).image(0), batch.geometries[0])
         if not maps:

@@ -114,11 +114,12 @@ class EmbeddingAdapter(FixedSizeAdapter):
     def _tapped(self) -> Iterator[list[Any]]:
         """Collect copies of the tensors at the tap; copies, since following layers may work in place."""
         tensors: list[Any] = []
+        module = self.tap.module
         if self.tap.takes_input:
-            handle = self.tap.module.register_forward_pre_hook(lambda m, inputs: tensors.append(inputs[0].clone()))
+            hooks = active_hooks(before=[(module, lambda m, inputs: tensors.append(inputs[0].clone()))])
         else:
-            handle = self.tap.module.register_forward_hook(lambda m, i, out: tensors.append(first_tensor(out).clone()))
-        with handle:
+            hooks = active_hooks([(module, lambda m, i, out: tensors.append(first_tensor(out).clone()))])
+        with hooks:
             yield tensors
 
     def _vectors(self, tensors: Sequence[Tensor], input_size_hw: tuple[int, int], count: int) -> Tensor:
@@ -152,7 +153,7 @@ def find_embedding(model: nn.Module, input_size_hw: tuple[int, int], device: tor
         ran.append((module, output.grad_fn if isinstance(output, Tensor) else None))
 
     leaves = [m for m in model.modules() if not list(m.children()) and list(m.parameters(recurse=False))]
-    with guarded(model, gradients=True), active_hooks(leaf.register_forward_hook(hook) for leaf in leaves):
+    with guarded(model, gradients=True), active_hooks((leaf, hook) for leaf in leaves):
         output = first_tensor(model(probe_image(model, input_size_hw, device, dtype)))
     last, node = ran[-1] if ran else (None, None)
     if not isinstance(last, nn.Linear) or model is last:

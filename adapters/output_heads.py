@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import partial
 from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
 
 from detcam.trace import map_tensors
+from detcam.utils.hooks import active_hooks
 
 OutputKind: TypeAlias = Literal["logits", "probabilities", "multilabel"]
 """What the user says about a network's output; see `find_head`."""
@@ -56,7 +58,7 @@ class OutputHead:
 
     def recording(self) -> Any:
         """A context in which the activation's input is kept with its output, for `logits`."""
-        return nullcontext() if self.module is None else self.module.register_forward_hook(_keep_input)
+        return nullcontext() if self.module is None else active_hooks([(self.module, partial(_keep_input))])
 
     def logits(self, values: Tensor) -> Tensor:
         """Return the logits of the network's output (B, C, ...).
@@ -96,12 +98,8 @@ def recorded_modules(model: nn.Module) -> Iterator[list[tuple[nn.Module, Tensor]
             seen.append((module, output))
 
     leaves = [module for module in model.modules() if next(module.children(), None) is None]
-    handles = [module.register_forward_hook(record) for module in leaves]
-    try:
+    with active_hooks((module, record) for module in leaves):
         yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def find_head(

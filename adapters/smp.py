@@ -66,8 +66,7 @@ class SmpAdapter(SegmentationAdapter):
         batch = Batch(noise.to(self.device, self.dtype), (Geometry.identity(size),))
         seen: list[tuple[nn.Module, Tensor]] = []
         hooks = active_hooks(
-            module.register_forward_hook(lambda module, _, output: seen.append((module, output)))
-            for module in encoder.modules()
+            (module, lambda module, _, output: seen.append((module, output))) for module in encoder.modules()
         )
         with guarded(self.model, gradients=True), hooks:
             batch.inputs.requires_grad_(True)
@@ -96,7 +95,7 @@ class SmpAdapter(SegmentationAdapter):
         if activation is None or isinstance(activation.activation, nn.Identity):
             return super().forward(batch)
         seen: list[Tensor] = []
-        with activation.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0])):
+        with active_hooks(before=[(activation, lambda module, inputs: seen.append(inputs[0]))]):
             super().forward(batch)
         return seen[-1]
 

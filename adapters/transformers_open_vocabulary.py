@@ -19,6 +19,7 @@ from detcam.adapters.transformers_queries import ChosenTokens, Queries, corners,
 from detcam.detections import Detections
 from detcam.outputs import Target
 from detcam.trace import guarded
+from detcam.utils.hooks import active_hooks
 
 JOINED_FAMILIES = frozenset({"grounding_dino", "mm_grounding_dino"})
 """Families that read all prompts as one text and score each of its tokens."""
@@ -147,11 +148,8 @@ class TransformersOpenVocabulary(TransformersDetector):
             return embeddings[-1]
 
         with guarded(self.model, gradients=True):
-            handle = self._text_embeddings().register_forward_hook(hold)
-            try:
+            with active_hooks([(self._text_embeddings(), hold)]):
                 scores = self._scores(image, targets)
-            finally:
-                handle.remove()
             gradients = [torch.autograd.grad(score, embeddings[0], retain_graph=True)[0] for score in scores]
             heats = [(gradient * embeddings[0]).sum(-1).detach().float().cpu() for gradient in gradients]
         labels = detections.labels.tolist()

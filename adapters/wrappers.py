@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from detcam.adapters.stored_config import Wrapped, is_known_classifier, stored_config, stored_size, wrapped_networks
 from detcam.layers import probe_image
 from detcam.trace import guarded
+from detcam.utils.hooks import active_hooks
 
 COMPONENTS_OF_WRAPPERS = frozenset({"module", "_orig_mod"})
 """Components that DataParallel and torch.compile add to the names of layers."""
@@ -67,7 +68,7 @@ def _passes_on(wrapper: nn.Module, network: nn.Module, *, exact: bool) -> bool:
     runs: list[Any] = []
     for inputs in (noise, [noise[0]]):
         runs.clear()
-        with network.register_forward_hook(lambda module, args, output: runs.append(output)):
+        with active_hooks([(network, lambda module, args, output: runs.append(output))]):
             try:
                 with guarded(wrapper, gradients=False, quiet=True):
                     output = wrapper(inputs)

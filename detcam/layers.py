@@ -12,6 +12,7 @@ from torch.autograd.graph import Node
 from torch.nn import functional as F
 
 from detcam.trace import flatten_tensors, guarded
+from detcam.utils.hooks import active_hooks
 
 LayersLike: TypeAlias = Sequence[nn.Module | str] | nn.Module | str | None
 """Target layers: modules or dotted names, one or several; None takes the default."""
@@ -178,17 +179,14 @@ def _record_maps(
         if isinstance(output, Tensor) and output.requires_grad and len(output) == 1 and reshape.fits(output):
             maps.append(_ProbedMap(module, output, output.grad_fn, inputs[0] if inputs else None))
 
-    handles = [module.register_forward_hook(hook) for module in model.modules() if module is not model]
     try:
-        output = torch.func.functional_call(model, parameters, (noise,)) if parameters else model(noise)
+        with active_hooks((module, hook) for module in model.modules() if module is not model):
+            output = torch.func.functional_call(model, parameters, (noise,)) if parameters else model(noise)
     except (TypeError, ValueError, RuntimeError, AttributeError, AssertionError, LookupError) as error:
         raise RuntimeError(
             f"cannot probe {type(model).__name__} with one {tuple(noise.shape)} image ({error}); pass "
             "target_layers=, image_size= if the size is wrong, or input_key= as well if it takes several inputs"
         ) from error
-    finally:
-        for handle in handles:
-            handle.remove()
     return output, maps, runs
 
 

@@ -7,14 +7,15 @@ target layer, whose activation becomes a leaf.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from threading import RLock
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from detcam.utils.checkpointing import without_checkpointing
+from detcam.utils.hooks import active_hooks, complete
 from detcam.utils.model_lock import exclusive
 from detcam.utils.warnings import warn
 
@@ -70,19 +71,17 @@ class Trace:
         self.images = images
         self.replace = replace
         self._outputs: list[list[Any]] = [[] for _ in self.layers]
-        self._handles: list[Any] = []
+        self._hooks: AbstractContextManager[None] = nullcontext()
         self._held: list[Tensor] | None = None
         self.output: Any = None
 
     def __enter__(self) -> Trace:
-        for index, layer in enumerate(self.layers):
-            self._handles.append(layer.register_forward_hook(self._hook(index), always_call=False))
+        self._hooks = active_hooks((layer, self._hook(index)) for index, layer in enumerate(self.layers))
+        self._hooks.__enter__()
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        self._hooks.__exit__(None, None, None)
 
     def _hook(self, index: int) -> Callable[..., Any]:
         def hold(module: nn.Module, inputs: Any, output: Any) -> Any:
@@ -338,16 +337,11 @@ def guarded(model: nn.Module, *, gradients: bool, quiet: bool = False) -> Iterat
         devices = {tensor.device for tensor in model.parameters() if tensor.device.type == "cuda"}
         stack.enter_context(torch.random.fork_rng(devices=sorted(devices, key=str)))
         training = [module for module in model.modules() if module.training]
+        # An inference tensor gets no gradient, and its flag can be set under inference mode only.
         trainable = [p for p in model.parameters() if p.requires_grad and not p.is_inference()]
-        swapped = _swap_inference_tensors(model) if gradients else []
-        try:
-            for module in training:
-                module.training = False
-            for parameter in model.parameters():
-                if parameter.requires_grad:
-                    parameter.requires_grad_(False)
-            yield
-        finally:
+        swapped: list[_Swapped] = []
+
+        def restore() -> None:
             for tensors, name, original in swapped:
                 tensors[name] = original
             for parameter in trainable:
@@ -355,15 +349,34 @@ def guarded(model: nn.Module, *, gradients: bool, quiet: bool = False) -> Iterat
             for module in training:
                 module.training = True
 
+        try:
+            for module in training:
+                module.training = False
+            for parameter in trainable:
+                parameter.requires_grad_(False)
+            if gradients:
+                _swap_inference_tensors(model, swapped)
+            yield
+        finally:
+            complete(restore)
+
 
 def _is_compiled(module: nn.Module) -> bool:
     """Return whether a module runs compiled code: by `module.compile()`, or as the result of `torch.compile`."""
     return getattr(module, "_compiled_call_impl", None) is not None or hasattr(module, "_orig_mod")
 
 
-def _swap_inference_tensors(model: nn.Module) -> list[tuple[dict[str, Any], str, Tensor]]:
-    """Replace inference tensors among parameters and buffers (autograd cannot save them) by ordinary copies."""
-    swapped = []
+_Swapped: TypeAlias = "tuple[dict[str, Any], str, Tensor]"
+"""The parameters or buffers of a module, a name among them, and the tensor that belongs there."""
+
+
+def _swap_inference_tensors(model: nn.Module, swapped: list[_Swapped]) -> None:
+    """Replace inference tensors among parameters and buffers (autograd cannot save them) by ordinary copies.
+
+    Args:
+        model: The model.
+        swapped: Gets what is replaced, before it is.
+    """
     for module in model.modules():
         holders: tuple[dict[str, Any], dict[str, Any]] = (module._parameters, module._buffers)
         for tensors in holders:
@@ -373,4 +386,3 @@ def _swap_inference_tensors(model: nn.Module) -> list[tuple[dict[str, Any], str,
                 swapped.append((tensors, name, tensor))
                 copy = tensor.clone()
                 tensors[name] = nn.Parameter(copy, requires_grad=False) if isinstance(tensor, nn.Parameter) else copy
-    return swapped

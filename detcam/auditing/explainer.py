@@ -39,6 +39,7 @@ from detcam.perturbation.base import ImageScorer, default_batch_size
 from detcam.perturbation.bn_folding import BatchNormFolding
 from detcam.targets import BoxTarget
 from detcam.trace import flatten_tensors, guarded
+from detcam.utils.hooks import active_hooks
 from detcam.utils.model_lock import exclusive
 
 MIN_CORRELATION = 0.7
@@ -145,7 +146,7 @@ class ErrorExplainer:
 
         # The hook is registered inside the lock, which keeps the passes of other threads out of the count.
         first = (self.adapter.target_layers or [self.adapter.model])[0]
-        with exclusive(self.adapter.model), first.register_forward_hook(count):
+        with exclusive(self.adapter.model), active_hooks([(first, count)]):
             return compute_heatmaps(cam, images, questions), float(sum(passed))
 
     def _explain_image(

@@ -99,7 +99,7 @@ def map_layers(adapter: Adapter) -> list[MapLayer]:
             return hook
 
         named = [(name, module) for name, module in adapter.model.named_modules() if name]
-        with active_hooks(module.register_forward_hook(record(name)) for name, module in named):
+        with active_hooks((module, record(name)) for name, module in named):
             adapter.forward(batch)
     height = batch.inputs.shape[-2]
     default = {id(layer) for layer in adapter.target_layers}

@@ -108,7 +108,7 @@ class FullGrad(BaseCAM):
             runs.append((biases[module], output))
             return output.clone()  # later layers may modify it in place
 
-        with active_hooks(module.register_forward_hook(record) for module in biases):
+        with active_hooks((module, record) for module in biases):
             yield runs
 
     def _gradients(self, total: Tensor, tensors: list[Tensor]) -> list[Tensor]:

@@ -17,6 +17,7 @@ from detcam.adapters.base import Adapter
 from detcam.adapters.black_box import BlackBox
 from detcam.data.images import ImageLike
 from detcam.trace import guarded
+from detcam.utils.hooks import active_hooks
 
 BACKWARD_CALLS = (torch.autograd.grad, torch.autograd.backward, torch.Tensor.backward)
 MIB = 2**20
@@ -112,7 +113,7 @@ def count_work(adapter: Adapter, image: ImageLike, call: Callable[[], object]) -
 def _count_images(model: BlackBox, call: Callable[[], object]) -> float:
     """The number of images that run through a model during a call."""
     counts: list[int] = []
-    with model.register_forward_pre_hook(lambda module, inputs: counts.append(len(inputs[0]))):
+    with active_hooks(before=[(model, lambda module, inputs: counts.append(len(inputs[0])))]):
         call()
     return float(sum(counts))
 

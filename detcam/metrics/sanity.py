@@ -310,7 +310,7 @@ def layers_top_down(adapter: Adapter, image: Tensor, targets: Sequence[Target]) 
         executed.pop(name, None)
         executed[name] = None
 
-    hooks = active_hooks(module.register_forward_pre_hook(record) for module in names)
+    hooks = active_hooks(before=((module, record) for module in names))
     with guarded(adapter.model, gradients=False), hooks:
         batch = adapter.prepare([image])
         adapter.score(adapter.outputs(adapter.forward(batch), batch), [list(targets)])

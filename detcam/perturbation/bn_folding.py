@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from detcam.utils.hooks import active_hooks
+from detcam.utils.hooks import active_hooks, complete
 from detcam.utils.precision import to_float64
 
 MAX_OUTPUT_BYTES = 28 * 2**20
@@ -52,15 +52,16 @@ class BatchNormFolding:
     @contextmanager
     def record(self) -> Iterator[None]:
         """Record the producer of every normalization's input during one pass, and prepare the folded layers."""
-        handles: list[Any] = []
+        after: list[tuple[nn.Module, Any]] = []
+        before: list[tuple[nn.Module, Any]] = []
         for module in self.model.modules():
             unhooked = not module._forward_hooks and not module._forward_pre_hooks and "forward" not in vars(module)
             if unhooked and _is_convolution(module):
-                handles.append(module.register_forward_hook(self._record_output))
+                after.append((module, self._record_output))
             elif unhooked and _is_affine(module):
-                handles.append(module.register_forward_pre_hook(self._record_input))
+                before.append((module, self._record_input))
         try:
-            with active_hooks(handles):
+            with active_hooks(after, before=before):
                 yield
         finally:
             self._producers.clear()
@@ -105,13 +106,17 @@ class BatchNormFolding:
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Replace the forward methods of the folded layers inside the context."""
+
+        def restore() -> None:
+            for module, _ in self._forwards:
+                vars(module).pop("forward", None)
+
         try:
             for module, forward in self._forwards:
                 module.forward = forward
             yield
         finally:
-            for module, _ in self._forwards:
-                vars(module).pop("forward", None)
+            complete(restore)
 
 
 class _OneDNNConvolution:

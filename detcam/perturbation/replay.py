@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from detcam.perturbation.base import ImageScorer, repeat_batch
 from detcam.trace import flatten_tensors, map_tensors
 from detcam.utils.batching import batch_slices, run_slices
-from detcam.utils.hooks import active_hooks
+from detcam.utils.hooks import active_hooks, complete
 from detcam.utils.precision import float64_on
 
 MAX_PASS_BYTES = 64 * 2**20
@@ -235,8 +235,8 @@ class ReplayRecorder:
     def record(self) -> Iterator[None]:
         """Record one pass of one image inside the context."""
         modules = list(self.model.modules())
-        handles = [module.register_forward_pre_hook(self._on_start) for module in modules]
-        with active_hooks([*handles, *(module.register_forward_hook(self._on_end) for module in modules)]):
+        start, end = self._on_start, self._on_end
+        with active_hooks([(module, end) for module in modules], before=[(module, start) for module in modules]):
             yield
 
     def _on_start(self, module: nn.Module, inputs: Any) -> None:
@@ -291,6 +291,14 @@ class ReplayRecorder:
             return shared.clone() if clone or count == 1 else shared
 
         forwards = {module: module.__dict__.get("forward") for module, _ in self._stored}
+
+        def restore() -> None:
+            for module, forward in forwards.items():
+                if forward is None:
+                    module.__dict__.pop("forward", None)
+                else:
+                    module.forward = forward
+
         try:
             for module in forwards:
                 outputs = [map_tensors(value, repeat) for owner, value in self._stored[:-1] if owner is module]
@@ -299,11 +307,7 @@ class ReplayRecorder:
                 module.forward = _replayed_forward(outputs, module.forward)
             yield
         finally:
-            for module, forward in forwards.items():
-                if forward is None:
-                    module.__dict__.pop("forward", None)
-                else:
-                    module.forward = forward
+            complete(restore)
 
 
 def _replayed_forward(outputs: list[Any], forward: Callable[..., Any]) -> Callable[..., Any]:

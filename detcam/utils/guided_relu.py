@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from typing import Any
 
@@ -49,12 +49,10 @@ def guided_backward(scalar: Tensor) -> Iterator[None]:
         return
     nodes = list(rectifier_nodes(scalar))
     counts.append(len(nodes))
-    handles = [node.register_prehook(_clamp) for node in nodes]
-    try:
+    with ExitStack() as stack:
+        for node in nodes:
+            stack.callback(node.register_prehook(_clamp).remove)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _clamp(gradients: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from types import FunctionType
 from typing import Any
@@ -18,6 +19,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from detcam.trace import flatten_tensors
+from detcam.utils.hooks import active_hooks
 
 _SOFTMAX = {F.softmax, torch.softmax, Tensor.softmax}
 _TRANSPARENT = {
@@ -146,24 +148,24 @@ class AttentionRecorder(TorchFunctionMode):
         self.images = images
         self.attentions: list[AttentionRun] = []
         self._outputs: dict[nn.Module, tuple[Any, list[int]]] = {}
-        self._handles: list[Any] = []
+        self._hooks = ExitStack()
         self._open: list[tuple[nn.Module, int]] = []
         self._pending: dict[int, tuple[Tensor, _Pending]] = {}
         self._samples: list[tuple[nn.Module | None, tuple[int, int], Tensor, bool]] = []
         self._multi_head = _body_of(F.multi_head_attention_forward, self._attend)
 
     def __enter__(self) -> AttentionRecorder:
-        for module in self.model.modules():
-            self._handles.append(module.register_forward_pre_hook(self._on_start))
-            self._handles.append(module.register_forward_hook(self._on_end))
-        super().__enter__()
+        modules, start, end = list(self.model.modules()), self._on_start, self._on_end
+        with ExitStack() as stack:
+            hooks = active_hooks([(module, end) for module in modules], before=[(module, start) for module in modules])
+            stack.enter_context(hooks)
+            super().__enter__()
+            self._hooks = stack.pop_all()
         return self
 
     def __exit__(self, *exc_info: Any) -> None:
-        super().__exit__(*exc_info)
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        with self._hooks:
+            super().__exit__(*exc_info)
         self._pending.clear()
         self._samples.clear()
 

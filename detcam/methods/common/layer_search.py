@@ -158,7 +158,7 @@ def _recorded_runs(adapter: Adapter, batch: Batch) -> Iterator[list[_ModuleRun]]
         return record
 
     modules = [(name, module) for name, module in adapter.model.named_modules() if name]
-    with active_hooks(module.register_forward_hook(recorder(name)) for name, module in modules):
+    with active_hooks((module, recorder(name)) for name, module in modules):
         yield runs
 
 
