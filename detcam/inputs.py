@@ -114,7 +114,8 @@ def displayable_images(adapter: Adapter, inputs: Tensor) -> Tensor:
     if 0 <= float(images.min()) and float(images.max()) <= 1:
         return images
     if mean is not None and std is not None and len(mean) == images.shape[1]:
-        return images * torch.tensor(std)[:, None, None] + torch.tensor(mean)[:, None, None]
+        scale, shift = (torch.tensor(values).reshape(-1, *[1] * (images.ndim - 2)) for values in (std, mean))
+        return images * scale + shift
     return torch.stack([normalize(image.flatten(1)[None]).reshape(image.shape) for image in images])
 
 

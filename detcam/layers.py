@@ -59,6 +59,10 @@ def first_tensor(output: object) -> Tensor:
     return tensors[0]
 
 
+VOLUME_PROBE_DHW = (16, 64, 64)
+"""Size of the noise that networks of volumes are probed with."""
+
+
 def find_target_layers(
     model: nn.Module,
     input_size_hw: tuple[int, int],
@@ -107,9 +111,31 @@ def find_target_layers(
 def probe_image(
     model: nn.Module, input_size_hw: tuple[int, int], device: torch.device, dtype: torch.dtype, *, count: int = 1
 ) -> Tensor:
-    """Return seeded noise (count, C, H, W) in [0, 1] that requires a gradient, with the network's channels."""
-    noise = torch.rand((count, input_channels(model), *input_size_hw), generator=torch.Generator().manual_seed(0))
+    """Return seeded noise (count, C, H, W) in [0, 1] that requires a gradient, with the network's channels.
+
+    For a network of volumes, whose first convolution is a `Conv3d`, it is of `VOLUME_PROBE_DHW`.
+    """
+    size = VOLUME_PROBE_DHW if takes_volumes(model) else input_size_hw
+    noise = torch.rand((count, input_channels(model), *size), generator=torch.Generator().manual_seed(0))
     return noise.to(device, dtype).requires_grad_(True)
+
+
+def takes_volumes(model: nn.Module) -> bool:
+    """Return whether a network takes volumes (B, C, D, H, W): whether its first convolution is a `Conv3d`."""
+    convolutions = (module for module in model.modules() if isinstance(module, nn.modules.conv._ConvNd))
+    return isinstance(next(convolutions, None), nn.Conv3d)
+
+
+class VolumeMaps:
+    """The maps (B, C, d, h, w) of a network of volumes, in a probe."""
+
+    def fits(self, tensor: Tensor) -> bool:
+        """Return whether an activation is a map, at least 2 x 2 x 2."""
+        return tensor.ndim == 5 and min(tensor.shape[2:]) >= 2
+
+    def to_map(self, tensor: Tensor) -> Tensor:
+        """Return the map with depth and height as one axis, (B, C, d * h, w)."""
+        return tensor.flatten(2, 3)
 
 
 def input_channels(model: object) -> int:
@@ -136,7 +162,7 @@ def _probe(
     model: nn.Module, noise: Tensor, select_output: Callable[[Any], Tensor], parameters: dict[str, Tensor]
 ) -> tuple[nn.Module | None, bool]:
     """Return the layer or None, and whether it has a gradient; `parameters` replace those of the model."""
-    reshape = infer_reshape(model, (noise.shape[-2], noise.shape[-1]))
+    reshape = VolumeMaps() if noise.ndim == 5 else infer_reshape(model, (noise.shape[-2], noise.shape[-1]))
     output, maps, runs = _record_maps(model, noise, parameters, reshape)
     scores = select_output(output).float().flatten()
     if not scores.requires_grad:
@@ -166,7 +192,7 @@ def _probe(
 
 
 def _record_maps(
-    model: nn.Module, noise: Tensor, parameters: dict[str, Tensor], reshape: InferredReshape
+    model: nn.Module, noise: Tensor, parameters: dict[str, Tensor], reshape: InferredReshape | VolumeMaps
 ) -> tuple[Any, list[_ProbedMap], dict[nn.Module, int]]:
     """Run the model; return its output, every map of its modules, and the number of runs of each module."""
     maps: list[_ProbedMap] = []
@@ -206,7 +232,9 @@ def all_paths_pass(output: Node | None, node: Node | None) -> bool:
     return True
 
 
-def _gradient_coverage(activations: Sequence[Tensor], total: Tensor, reshape: InferredReshape) -> list[float | None]:
+def _gradient_coverage(
+    activations: Sequence[Tensor], total: Tensor, reshape: InferredReshape | VolumeMaps
+) -> list[float | None]:
     """Return the fraction of each map's cells with a gradient in any channel, in [0, 1]; None without any."""
     gradients = torch.autograd.grad(total, activations, retain_graph=True, allow_unused=True)
     return [

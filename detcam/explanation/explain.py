@@ -8,16 +8,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from detcam.adapters import Adapter, adapt
 from detcam.adapters.base import ModelLike
 from detcam.adapters.black_box import gradient_obstacle
+from detcam.adapters.volumes import is_volume
 from detcam.cam import BaseCAM
 from detcam.data.images import expand_paths, is_single
 from detcam.detections import Detections, LabelsLike, label_index
 from detcam.explanation.result import Explanation, Explanations
+from detcam.explanation.volumes import VolumeExplanation, montage
 from detcam.inputs import Images, Targets, displayable_images
 from detcam.layers import LayersLike
 from detcam.methods.spec import parse_method
@@ -64,7 +67,8 @@ def explain(
     Args:
         model: A detector, segmentation network or classifier of a supported family, or an adapter.
         images: One image or a list of images of any size (see `detcam.data.images.ImageLike`); or a normalized
-            (B, C, H, W) tensor. For a network of several inputs a tuple of them; ``input_key=1`` explains the second.
+            (B, C, H, W) tensor, or volumes (B, C, D, H, W). For a network of several inputs a tuple of them;
+            ``input_key=1`` explains the second.
         method: ``"auto"``, which is ODAM for boxes and GradCAM for masks and classes, and D-RISE and RISE for models
             without gradients (ONNX files, functions, int8); a name in `detcam.methods.METHODS`, with settings after a
             colon (``"drise:passes=1000"``); a method's class; or a function from an adapter to a method, such as
@@ -220,8 +224,9 @@ def _explanation(
         else f"{as_target(target).describe(adapter.names)} {float(result.scores[index]):.3g}"
         for index, target in enumerate(result.targets)
     )
-    return Explanation(
-        image=image,
+    drawn: dict[str, Any] = {"image": image} if image.ndim == 3 else {"image": montage(image), "slices": image}
+    return (Explanation if image.ndim == 3 else VolumeExplanation)(
+        **drawn,
         name=f"image-{number}" if path is None else path.name,
         path=path,
         targets=result.targets,
@@ -259,17 +264,20 @@ def _loaded(images: Images, explained: Images, tensors: list[Tensor] | None) -> 
 
 
 def _network_input(images: Images) -> Tensor | None:
-    """Return a network's (B, C, H, W) input, alone or as the first of several inputs; None for images."""
+    """Return a network's (B, C, H, W) or (B, C, D, H, W) input, alone or the first of several; None for images."""
     first = images[0] if isinstance(images, tuple) and images else images
-    return first if isinstance(first, Tensor) and first.ndim == 4 else None
+    return first if isinstance(first, Tensor) and first.ndim in (4, 5) else None
 
 
 def _displayed_input(adapter: Adapter, images: Images) -> list[ImageArray]:
-    """Convert a network's input to images for drawing."""
+    """Convert a network's input to images for drawing, and volumes to their slices (D, H, W, 3)."""
     inputs = _network_input(images)
     if inputs is None:
         return []
-    return [adapter.display(image) for image in displayable_images(adapter, inputs)]
+    shown = displayable_images(adapter, inputs)
+    if is_volume(inputs):
+        return [np.stack([adapter.display(volume[:, row]) for row in range(volume.shape[1])]) for volume in shown]
+    return [adapter.display(image) for image in shown]
 
 
 __all__ = ["Explanation", "Explanations", "explain"]

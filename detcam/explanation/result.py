@@ -92,8 +92,13 @@ class Explanation:
         return np.asarray(self.maps)
 
     def heatmap(self, index: int = 0) -> HeatmapArray:
-        """Return the heatmap (H, W) in [0, 1] of one target."""
+        """Return the heatmap (H, W), of a volume (D, H, W), of one target in [0, 1]."""
         return np.asarray(self.maps[index])
+
+    @property
+    def size(self) -> dict[str, int]:
+        """Width and height of the heatmaps, and of volumes their depth, in pixels."""
+        return {"width": self.image.shape[1], "height": self.image.shape[0]}
 
     def rendered(self, index: int) -> Explanation:
         """Return the explanation of one target, with its heatmap computed once for all uses."""

@@ -3,7 +3,8 @@
 Files of an image ``dog.jpg`` explained by GradCAM, whose second target is a cat::
 
     dog.gradcam.2.cat.png           the overlay with outline, caption and color bar, 8-bit RGB
-    dog.gradcam.2.cat.heatmap.png   the heatmap, 16-bit gray, of the image's size: value / 65535 is in [0, 1]
+    dog.gradcam.2.cat.heatmap.png   the heatmap, 16-bit gray, of the image's size: value / 65535 is in [0, 1];
+                                    of a volume a TIFF file with a page for each slice
     explanations.json               the index
 
 ``explanations.json``, version 2, UTF-8; numbers that are not finite are null. In version 1, ``images`` was
@@ -16,7 +17,7 @@ Files of an image ``dog.jpg`` explained by GradCAM, whose second target is a cat
         path           absolute path of the image, or null for an image in memory
         name           file name, or image-1, image-2, ...
         digest         SHA-256 of the pixels if path is null, else null
-        width, height  pixels, after the rotation that the file asks for
+        width, height  pixels, after the rotation that the file asks for; of a volume also depth
         model          name of the model, or its class
         adapter        family of the adapter
         method         name of the method
@@ -47,6 +48,7 @@ run is interrupted, and lists existing files only.
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import time
 import unicodedata
@@ -135,7 +137,8 @@ class ExplanationWriter:
         for index in range(len(explanation)):
             target = describe_target(explanation, index)
             prefix = f"{entry['stem']}.{index + 1}.{slug(target['name'] or target['kind'])}"
-            target["overlay"], target["heatmap"] = f"{prefix}.png", f"{prefix}.heatmap.png"
+            suffix = "tif" if "depth" in entry else "png"
+            target["overlay"], target["heatmap"] = f"{prefix}.png", f"{prefix}.heatmap.{suffix}"
             entry["targets"].append(target)
         write = partial(self._write_target, explanation, entry["targets"])
         with ThreadPoolExecutor(MAX_WRITERS) as pool:  # drawing and encoding run outside of Python's lock
@@ -205,20 +208,31 @@ def _is_entry(entry: Any) -> bool:
 
 
 def encode_heatmap(heatmap: TensorLike) -> bytes:
-    """Encode a heatmap (H, W) in [0, 1] as a 16-bit gray PNG."""
+    """Encode a heatmap (H, W) in [0, 1] as a 16-bit gray PNG, and one of a volume (D, H, W) as TIFF."""
     levels = np.rint(np.clip(as_array(heatmap, "heatmap"), 0, 1) * HEATMAP_MAXIMUM).astype(np.uint16)
-    return encode_png(levels)
+    if levels.ndim == 2:
+        return encode_png(levels)
+    import tifffile
+
+    file = io.BytesIO()
+    tifffile.imwrite(file, levels, photometric="minisblack", compression="zlib")
+    return file.getvalue()
 
 
 def read_heatmap(path: str | Path) -> np.ndarray:
     """Read a saved heatmap.
 
     Returns:
-        (H, W) float32 in [0, 1]; it differs from the heatmap that was saved by at most 1/131070.
+        (H, W) float32 in [0, 1], of a volume (D, H, W); it differs from the heatmap that was saved by at most 1/131070.
 
     Raises:
-        ValueError: The file is not a 16-bit gray PNG.
+        ValueError: The file is not a 16-bit gray PNG, or TIFF with a page for each slice.
     """
+    if Path(path).suffix == ".tif":
+        import tifffile
+
+        pages: np.ndarray = tifffile.imread(path)
+        return pages.astype(np.float32) / HEATMAP_MAXIMUM
     levels = cv2.imdecode(np.frombuffer(Path(path).read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
     if levels is None or levels.dtype != np.uint16 or levels.ndim != 2:
         raise ValueError(f"{path} is not a heatmap that detcam saved (16-bit gray PNG)")
@@ -261,13 +275,11 @@ def describe_words(words: WordHeat) -> list[dict[str, Any]]:
 
 def _describe_image(explanation: Explanation, model_name: str | None) -> dict[str, Any]:
     path = explanation.path
-    height, width = explanation.image.shape[:2]
     return {
         "path": None if path is None else str(path.absolute()),
         "name": explanation.name,
         "digest": hashlib.sha256(explanation.image.tobytes()).hexdigest() if path is None else None,
-        "width": width,
-        "height": height,
+        **explanation.size,
         "model": model_name or explanation.model,
         "adapter": explanation.family,
         "method": explanation.method,
