@@ -23,6 +23,9 @@ from detcam.perturbation.random_masks import Passes, RandomMasks, check_passes, 
 from detcam.results import ImageHeatmaps
 from detcam.targets import BoxTarget
 
+DEFAULT_BATCH_SIZE = 8
+"""Images per call of a detector that is a function."""
+
 DetectorFunction: TypeAlias = Callable[[list[np.ndarray]], Sequence["Detections | Mapping[str, Any]"]]
 """From RGB images, each (H, W, 3) uint8, to the detections in each: `Detections`, or a mapping with ``boxes`` (N, 4) in
 pixels (xyxy), ``labels`` (N,) and ``scores`` (N,), and optionally ``class_scores`` (N, C)."""
@@ -132,7 +135,7 @@ def drise(
     grid: int = DRISE.default_grid,
     probability: float = 0.5,
     seed: int = 0,
-    batch_size: int = 8,
+    batch_size: int | None = None,
 ) -> ImageHeatmaps:
     """Explain a detector that is a plain function from images to boxes, by D-RISE; masked pixels are black.
 
@@ -150,7 +153,7 @@ def drise(
         grid: as in `DRISE`.
         probability: as in `DRISE`.
         seed: as in `DRISE`.
-        batch_size: number of images per call of the function.
+        batch_size: number of images per call of the function; None takes 8.
 
     Returns:
         As an entry of `DRISE.explain`; the scores are each target's similarity to the detections in the unmasked image.
@@ -201,7 +204,7 @@ def drise(
         lambda masks: score(detect(pixels * masks[:, None])),
         passes=passes,
         max_passes=DRISE.max_passes,
-        batch_size=batch_size,
+        batch_size=DEFAULT_BATCH_SIZE if batch_size is None else batch_size,
         seed=seed,
     )
     return ImageHeatmaps(

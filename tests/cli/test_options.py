@@ -10,6 +10,8 @@ import pytest
 import typer
 
 import detcam
+from detcam.adapters import embed
+from detcam.benchmarking.planted import benchmark_planted
 from detcam.cli.main import app
 from detcam.models.load import load_model
 
@@ -43,6 +45,19 @@ def test_calls_share_their_arguments(one: str, other: str) -> None:
     assert {"labels", "score_threshold", "quantity", "device", "batch_size", "target_layers"} <= shared
     kinds = [{name: (call[name].default, call[name].annotation) for name in shared} for call in (first, second)]
     assert kinds[0] == kinds[1] and "progress" in shared
+
+
+@pytest.mark.parametrize(
+    "function",
+    [detcam.drise, detcam.Adapter.predict, embed, benchmark_planted, detcam.BaseCAM.explain],
+    ids=lambda function: function.__qualname__,
+)
+def test_other_calls_share_their_arguments(function: Any) -> None:
+    """`BaseCAM.explain` takes a wrapper such as tqdm as well."""
+    expected, found = (inspect.signature(each).parameters for each in (detcam.explain, function))
+    names = found.keys() & {"batch_size", "progress", "labels", "score_threshold", "top_k", "device"}
+    assert names and all(found[name].default == expected[name].default for name in names)
+    assert all(str(expected[name].annotation) in str(found[name].annotation) for name in names)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
