@@ -60,7 +60,8 @@ def repair_command(options: RepairOptions) -> int:
     table = make_table("group", "action", "cases", "delta AP", "errors", right=("group", "cases", "delta AP"))
     for remedy in repaired.remedies:
         cost = f"{remedy.delta_ap:.3f}" if remedy.delta_ap == remedy.delta_ap else "-"
-        table.add_row(str(remedy.group), remedy.action, str(len(remedy.case_ids)), cost, printable(remedy.sentence))
+        number = "-" if remedy.group is None else str(remedy.group)
+        table.add_row(number, remedy.action, str(len(remedy.case_ids)), cost, printable(remedy.sentence))
     console.print(table)
     console.print(f"\n{options.out / 'README.md'}", soft_wrap=True)
     return 0

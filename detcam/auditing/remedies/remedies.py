@@ -34,10 +34,10 @@ FOLDERS: dict[Action, str] = {
 
 @dataclass(frozen=True)
 class GroupRemedy:
-    """The recommended action for a group of errors.
+    """The recommended action for a group of errors, or for a single case.
 
     Attributes:
-        group: number of the group in the report.
+        group: number of the group in the report; None for a case that resembles no other.
         action: the action.
         reason: why, and what to do.
         sentence: summary of the group.
@@ -47,7 +47,7 @@ class GroupRemedy:
         folder: folder of the files, relative to that of the repair; empty if there are none.
     """
 
-    group: int
+    group: int | None
     action: Action
     reason: str
     sentence: str
@@ -143,7 +143,7 @@ def repair(
     if out.is_dir() and any(out.iterdir()) and not (out / REPAIR).exists():
         raise ValueError(f"{out} has files that no repair wrote; choose a new folder (out=, --out)")
     out.mkdir(parents=True, exist_ok=True)
-    remedies = tuple(_remedy(data, group) for group in data.content["groups"])
+    remedies = tuple(_remedy(data, group) for group in [*data.content["groups"], *_single_cases(data)])
     writers: dict[Action, Callable[[Path, ReportData, Sequence[AuditCase]], int]] = {
         "relabel": _write_relabel,
         "counterfactual pairs": partial(_write_counterfactuals, transplants=transplants, seed=seed),
@@ -162,6 +162,16 @@ def repair(
     replace_file(out / README, readme(repaired).encode("utf-8", "backslashreplace"))
     replace_file(out / REPAIR, json.dumps(content, indent=1).encode())
     return repaired
+
+
+def _single_cases(data: ReportData) -> list[dict[str, Any]]:
+    """The explained cases that resemble no other, as groups without a number, those of the largest cost first."""
+    singles = [
+        {"number": None, "case_ids": [entry["id"]], "sentence": entry["sentence"], "delta_ap": entry["delta_ap"]}
+        for entry in data.content["cases"]
+        if entry["method"] and entry["group"] is None
+    ]
+    return sorted(singles, key=lambda single: -(single["delta_ap"] or 0.0))
 
 
 def _remedy(data: ReportData, group: dict[str, Any]) -> GroupRemedy:
@@ -251,12 +261,13 @@ def _write_missed(folder: Path, data: ReportData, cases: Sequence[AuditCase]) ->
 
 def readme(repaired: Repair) -> str:
     """Describe the files and the action of each group."""
-    lines = ["# Remedies", "", "Largest delta AP first, as in the report.", ""]
+    lines = ["# Remedies", "", "Groups first, then single cases; largest delta AP first.", ""]
     for remedy in repaired.remedies:
         cost = f", delta AP {remedy.delta_ap:.3f}" if remedy.delta_ap == remedy.delta_ap else ""
         sentence = remedy.sentence.replace("\n", " ")
         where = f" Files: `{remedy.folder}/`." if remedy.folder else ""
-        lines.append(f"* Group {remedy.group}{cost}: **{remedy.action}**. {sentence}.{where}")
+        title = "Single case" if remedy.group is None else f"Group {remedy.group}"
+        lines.append(f"* {title}{cost}: **{remedy.action}**. {sentence}.{where}")
         for what, count in sorted(remedy.suppressors.items(), key=lambda item: -item[1]):
             lines.append(f"  * {count}: {what}")
     lines += ["", "## Actions", ""]

@@ -74,7 +74,7 @@ def unannotated(image: int, index: int = 0, **values: Any) -> AuditCase:
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Groups: context with a mark, missing annotations, a look-alike, and a missed object that a mark suppresses."""
+    """Groups: context with a mark, missing annotations. Single cases: a look-alike, a missed object (suppressed)."""
     out = tmp_path_factory.mktemp("report")
     writer = ReportWriter(out)
     groups = [
@@ -87,7 +87,8 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
         [make_case(4, background_type="look-alike", evidence_location="predicted box", evidence_fraction=0.03)],
         [missed_object(5)],
     ]
-    cases = [replace(case, group=number) for number, group in enumerate(groups) for case in group]
+    numbers = [number if len(group) > 1 else None for number, group in enumerate(groups)]
+    cases = [replace(case, group=number) for number, group in zip(numbers, groups, strict=True) for case in group]
     heat = np.where(mark(), 255, 0).astype(np.uint8)
     for case in cases:
         writer.image(case.image_id, case.file_name, pixels_of(int(case.image_id)), truth_of(int(case.image_id)))
@@ -109,6 +110,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
         groups=tuple(
             ErrorGroup(number, group[0].type, 1, "boat", None, tuple(case.id for case in group), 0.01, 1, "a group")
             for number, group in enumerate(groups)
+            if len(group) > 1
         ),
         cases=tuple(cases),
     )
@@ -151,9 +153,11 @@ def test_actions() -> None:
 def test_each_group_has_an_action_and_its_files(repaired: Path) -> None:
     data = json.loads((repaired / "repair.json").read_text())
     assert [remedy["action"] for remedy in data["remedies"]] == [ACTIONS[index] for index in (1, 0, 2, 3)]
+    assert [remedy["group"] for remedy in data["remedies"]] == [0, 1, None, None], "single cases have remedies as well"
     assert data["remedies"][3]["suppressors"] == {"suppressed: a region (scene)": 1}
     assert data["files"] == {"relabel": 3, "counterfactual pairs": 10, "hard negatives": 1, "add images": 1}
     readme = (repaired / "README.md").read_text()
+    assert readme.count("* Single case, delta AP") == 2
     assert "**relabel**" in readme and "audit on other images" in readme
 
 
