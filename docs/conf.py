@@ -29,6 +29,7 @@ myst_heading_anchors = 3
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 300
+nb_execution_show_tb = True
 
 default_role = "py:obj"  # `name` in a docstring links to the name, if it is documented
 autodoc_typehints = "description"

@@ -90,10 +90,19 @@ def of_planted_causes(monkeypatch: pytest.MonkeyPatch) -> Names:
     return {"heatmap": None}
 
 
+def of_comparing_audits(_: pytest.MonkeyPatch) -> Names:
+    import detcam
+
+    for folder in ("report-old", "report-new"):
+        detcam.audit(demo_adapter(), "val", "instances_val.json", out=folder, explain=1, explain_missed=0)
+    return {}
+
+
 SETUPS: dict[str, Callable[[pytest.MonkeyPatch], Names]] = {
     "README.md": of_readme,
     "docs/migrating.md": of_migrating,
     "docs/black-boxes.md": of_black_boxes,
+    "docs/comparing-audits.md": of_comparing_audits,
     "docs/planted-causes.md": of_planted_causes,
 }
 
