@@ -10,10 +10,12 @@ from typing import Any
 import detcam
 
 project = "detcam"
-author = "The detcam contributors"
+author = copyright = "The detcam contributors"
 version = release = detcam.__version__
 html_title = f"detcam {version}"
 html_theme = "furo"
+html_static_path = ["static"]
+html_css_files = ["site.css"]
 exclude_patterns = ["_build"]
 
 extensions = [

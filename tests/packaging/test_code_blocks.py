@@ -90,10 +90,10 @@ def of_planted_causes(monkeypatch: pytest.MonkeyPatch) -> Names:
     return {"heatmap": None}
 
 
-def of_comparing_audits(_: pytest.MonkeyPatch) -> Names:
+def of_reports(_: pytest.MonkeyPatch) -> Names:
     import detcam
 
-    for folder in ("report-old", "report-new"):
+    for folder in ("report-old", "report-new", "report"):
         detcam.audit(demo_adapter(), "val", "instances_val.json", out=folder, explain=1, explain_missed=0)
     return {}
 
@@ -102,7 +102,8 @@ SETUPS: dict[str, Callable[[pytest.MonkeyPatch], Names]] = {
     "README.md": of_readme,
     "docs/migrating.md": of_migrating,
     "docs/black-boxes.md": of_black_boxes,
-    "docs/comparing-audits.md": of_comparing_audits,
+    "docs/comparing-audits.md": of_reports,
+    "docs/repairing-errors.md": of_reports,
     "docs/planted-causes.md": of_planted_causes,
 }
 
@@ -118,7 +119,7 @@ def test_python_blocks_run(page: str, tmp_path: Path, monkeypatch: pytest.Monkey
     for name in ("street.jpg", "street.png"):
         Image.fromarray(scene.image).save(name)
     file = write_coco(tmp_path, [scene], images="val")
-    for folder, name in (("val", "instances_val.json"), ("images", "instances.json")):
+    for folder, name in (("val", "instances_val.json"), ("images", "instances.json"), ("train", "train.json")):
         content = json.loads(file.read_bytes())
         Path(name).write_text(json.dumps(content))
         Path(folder).mkdir(exist_ok=True)
