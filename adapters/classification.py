@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import product
 from typing import Any, ClassVar
 
 import torch
@@ -27,10 +28,11 @@ from detcam.adapters.output_heads import (
 from detcam.adapters.stored_config import imagenet_names, stored_config, stored_size
 from detcam.detections import Detections, LabelsLike, Source, label_indices
 from detcam.geometry import Geometry
-from detcam.layers import find_target_layers, probe_image
+from detcam.layers import find_target_layers, probe_image, probe_sizes
 from detcam.outputs import check_label, is_multilabel, raw_output, with_class_facts
 from detcam.targets import ClassTarget, reads_raw_output
 from detcam.trace import flatten_tensors, guarded
+from detcam.utils.memory import check_probe_memory
 
 
 class FixedSizeAdapter(Adapter, abstract=True):
@@ -139,13 +141,14 @@ class ClassificationAdapter(FixedSizeAdapter):
 
     def _find_head(self, output: OutputKind | None) -> OutputHead:
         """Determine the activation at the network's end, and whether it takes one image at a time."""
-        for count in (2, 1):
-            noise = probe_image(self.model, self.image_size, self.device, self.dtype, count=count)
-            batch = Batch(noise, (Geometry.identity(self.image_size),) * count)
+        for size, count in product(probe_sizes(self.image_size), (2, 1)):
+            noise = probe_image(self.model, size, self.device, self.dtype, count=count)
+            batch = Batch(noise, (Geometry.identity(size),) * count)
             try:
                 with guarded(self.model, gradients=True, quiet=True), recorded_modules(self.model) as seen:
                     values = self.read(self.forward(batch))
-            except (TypeError, ValueError, RuntimeError, AttributeError, AssertionError, LookupError):
+            except (TypeError, ValueError, RuntimeError, AttributeError, AssertionError, LookupError) as error:
+                check_probe_memory(error, count, size)
                 continue  # an export of fixed batch size, several inputs, or an output that no rule reads
             if values is not None and values.ndim == 2 and len(values) == 1 and count == 2:
                 self.takes_bags = True

@@ -17,9 +17,12 @@ from detcam.adapters.contract import plain_module
 from detcam.adapters.decode_probe import deepest_far_layer, observe_decode
 from detcam.adapters.decoded_boxes import Decoded, DecodedOutput, read_decoded
 from detcam.geometry import Geometry
+from detcam.layers import probe_sizes
 from detcam.outputs import DetectorOutput
 from detcam.trace import guarded
 
+DEFAULT_PROBE_HW = (224, 224)
+"""Size of the noise images that run through a network that takes any size."""
 DetectorDecode: TypeAlias = Callable[[Any], "tuple[Tensor, ...]"]
 """From the model's raw output for a batch to ``(boxes_xyxy, class_scores)``, (B, N, 4) in network-input pixels and
 (B, N, C) in [0, 1], and optionally objectness (B, N) in [0, 1] and the index (B, N) of each row's candidate, int64."""
@@ -105,7 +108,7 @@ class CustomDetectorAdapter(DetectorAdapter):
             self.max_batch_size = max_batch_size or model.max_batch_size
             return
         self._check_channels()
-        behavior = observe_decode(self, self._noise)
+        behavior = observe_decode(self, self._noise, probe_sizes(self.image_size or DEFAULT_PROBE_HW))
         self.rows_are_sources = behavior.rows_are_sources
         if max_batch_size is None:
             self.max_batch_size = behavior.max_batch_size
@@ -137,11 +140,13 @@ class CustomDetectorAdapter(DetectorAdapter):
         except RuntimeError:
             self.reader = replace(self.reader, channels=self.channels // 4)
 
-    def _noise(self, count: int) -> Batch:
-        """The network's input for seeded noise images of its size."""
-        height, width = self.image_size or (224, 224)
-        noise = torch.rand((self.channels, height, width), generator=torch.Generator().manual_seed(0))
-        return self.prepare([noise] * count)
+    def _noise(self, count: int, size_hw: tuple[int, int] | None = None) -> Batch:
+        """The network's input for seeded noise images of its size, or of another."""
+        size_hw = size_hw or self.image_size or DEFAULT_PROBE_HW
+        noise = torch.rand((self.channels, *size_hw), generator=torch.Generator().manual_seed(0))
+        image = self.preprocess(noise) if self.preprocess else noise
+        geometries = (Geometry.identity(size_hw),) * count
+        return Batch(torch.stack([image] * count).to(self.device, self.dtype), geometries)
 
     def group_key(self, image_size_hw: tuple[int, int]) -> Any:
         return 0 if self.image_size else image_size_hw

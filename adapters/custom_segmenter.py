@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from typing import Any, TypeAlias
 
 import torch
@@ -24,9 +25,10 @@ from detcam.adapters.output_heads import (
 )
 from detcam.adapters.segmentation import SegmentationAdapter
 from detcam.geometry import Geometry
-from detcam.layers import all_paths_pass, infer_reshape, probe_image
+from detcam.layers import all_paths_pass, infer_reshape, probe_image, probe_sizes
 from detcam.trace import guarded
 from detcam.utils.hooks import active_hooks
+from detcam.utils.memory import check_probe_memory
 
 SegmenterDecode: TypeAlias = Callable[[Any], Tensor]
 """From the model's raw output for a batch to (B, C, h, w): logits, or probabilities where the network ends in them."""
@@ -92,14 +94,14 @@ class CustomSegmentationAdapter(SegmentationAdapter):
 
     def _find_head(self, output: OutputKind | None) -> OutputHead:
         """Determine the activation at the network's end, and whether it takes one image at a time."""
-        size = self.canvas((224, 224))
-        for count in (2, 1):
+        for size, count in product(dict.fromkeys(map(self.canvas, probe_sizes((224, 224)))), (2, 1)):
             noise = probe_image(self.model, size, self.device, self.dtype, count=count)
             batch = Batch(noise, (Geometry.identity(size),) * count)
             try:
                 with guarded(self.model, gradients=True, quiet=True), recorded_modules(self.model) as seen:
                     maps = self.logits(self.forward(batch))
-            except (TypeError, ValueError, RuntimeError, AttributeError, AssertionError, LookupError):
+            except (TypeError, ValueError, RuntimeError, AttributeError, AssertionError, LookupError) as error:
+                check_probe_memory(error, count, size)
                 continue  # an export of fixed batch size, or several inputs
             if len(maps) == count:
                 if count == 1 and self.max_batch_size is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +16,7 @@ from detcam.adapters.decoded_boxes import DecodedOutput
 from detcam.diagnostics import ReachWarning
 from detcam.trace import flatten_tensors, guarded
 from detcam.utils.hooks import active_hooks
+from detcam.utils.memory import check_probe_memory
 from detcam.utils.warnings import warn
 
 if TYPE_CHECKING:
@@ -58,22 +60,26 @@ class _Operations(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def observe_decode(adapter: CustomDetectorAdapter, noise: Callable[[int], Batch]) -> DecodeBehavior:
+def observe_decode(
+    adapter: CustomDetectorAdapter, noise: Callable[[int, tuple[int, int]], Batch], sizes: Sequence[tuple[int, int]]
+) -> DecodeBehavior:
     """Run a custom detector and its decode function on noise.
 
     Args:
         adapter: the detector.
-        noise: from a number of images to the network's input.
+        noise: from a number of images and their height and width to the network's input.
+        sizes: sizes of the images, of which the first that the network takes is used.
     """
-    for count in (2, 1) if adapter.max_batch_size is None else (1,):
+    for size, count in product(sizes, (2, 1) if adapter.max_batch_size is None else (1,)):
         try:
+            batch = noise(count, size)
             with guarded(adapter.model, gradients=True, quiet=True):
-                batch = noise(count)
                 batch.inputs.requires_grad_(True)
                 with _Operations() as operations:
                     raw = adapter.forward(batch)
                     decoded = adapter.decoded(raw, count)
-        except (TypeError, ValueError, RuntimeError, AttributeError, AssertionError, LookupError):
+        except (TypeError, ValueError, RuntimeError, AttributeError, AssertionError, LookupError) as error:
+            check_probe_memory(error, count, size)
             continue  # an export of fixed batch size; else an error that the first call reports
         is_hidden = bool(decoded.scores.numel()) and not decoded.scores.requires_grad  # computed outside of PyTorch
         reorders = not operations.names.isdisjoint(_REORDERING)

@@ -23,6 +23,9 @@ MAX_PREFIX_TOKENS = 8
 MAX_INPUT_CHANNELS = 16
 """Number of input channels above which a network's first registered convolution may read features."""
 
+SMALL_PROBE_SIDE = 64
+"""Side in pixels of a noise image that tells what the network's output is, where the network takes any size."""
+
 GRADIENT_SCALE = 256.0
 """Factor on the probe's gradients, which would vanish in half precision."""
 
@@ -106,6 +109,15 @@ def find_target_layers(
             "target_layers=, e.g. the last block of each branch"
         )
     return [layer]
+
+
+def probe_sizes(size_hw: tuple[int, int]) -> list[tuple[int, int]]:
+    """Return the sizes at which a network is tried that need not run at its own size: a small one, then its own.
+
+    The memory of a network with a token for each pixel grows with the square of the pixels.
+    """
+    small = (min(size_hw[0], SMALL_PROBE_SIDE), min(size_hw[1], SMALL_PROBE_SIDE))
+    return list(dict.fromkeys([small, size_hw]))
 
 
 def probe_image(

@@ -29,6 +29,21 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, Exception) and _MESSAGES.search(str(error)) is not None
 
 
+def check_probe_memory(error: BaseException, count: int, size_hw: tuple[int, int]) -> None:
+    """Raise RuntimeError, with the remedy, if memory did not suffice for the noise image of a probe.
+
+    Args:
+        error: What was raised.
+        count: Number of images in the probe; another one follows if it is more than one.
+        size_hw: Height and width of the images.
+    """
+    if is_out_of_memory(error) and count == 1:
+        raise RuntimeError(
+            f"memory does not suffice for one image of {size_hw[0]} x {size_hw[1]} pixels, with which the network is tried; "
+            f"pass a smaller image_size= ({error})"
+        ) from error
+
+
 def release_memory(error: BaseException) -> None:
     """Free what a failed computation held: the frames of its traceback, and PyTorch's cache on a GPU."""
     error.__traceback__ = None
