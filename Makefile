@@ -4,6 +4,7 @@
 # make bench     speed against other libraries
 # make planted-peers   other libraries on detectors with planted causes; trains the detectors into build/planted
 # make wheel-check   the wheel and the editable install, imported from outside the repository
+# make dist      wheel and source archive in dist/, checked (TAG=v1.2.3 compares the version with a tag)
 # make docs      the documentation site, in build/site; warnings are errors
 # make docs-images   the images of the documentation, drawn again (needs Chromium)
 # make clean     removes the virtual environment and everything built
@@ -27,7 +28,7 @@ PYTHON ?= $(shell for p in python3.14 python3.13 python3.12 python3.11 python3.1
 QUIET := OMP_NUM_THREADS=1 MPLBACKEND=Agg HF_HUB_OFFLINE=1 NO_ALBUMENTATIONS_UPDATE=1 \
 	YOLO_OFFLINE=True YOLO_AUTOINSTALL=False YOLO_CONFIG_DIR=$(abspath $(VENV))/ultralytics
 
-.PHONY: help env demo test test-slow lint format bench planted-peers wheel-check docs docs-images clean
+.PHONY: help env demo test test-slow lint format bench planted-peers wheel-check dist docs docs-images clean
 
 help:
 	@sed -n '1,/^$$/s/^# //p' Makefile
@@ -94,6 +95,12 @@ wheel-check: $(VENV)/.installed-dev
 	cd / && $(QUIET) $(CURDIR)/build/wheel/venv/bin/python $(CURDIR)/.ci/check_install.py wheel
 	cd / && $(QUIET) $(BIN)/python $(CURDIR)/.ci/check_install.py editable
 	cd / && $(QUIET) $(CURDIR)/build/wheel/venv/bin/detcam --help > /dev/null
+
+dist: $(VENV)/.installed-dev
+	rm -rf dist build/lib
+	$(BIN)/python -m build --outdir dist > /dev/null
+	$(BIN)/python -m twine check --strict dist/*
+	$(BIN)/python .ci/check_dist.py "$$($(BIN)/python -c 'import detcam; print(detcam.__version__)')" $(TAG)
 
 docs: $(VENV)/.installed-dev
 	$(QUIET) $(BIN)/python -m sphinx -b html -W --keep-going -q docs build/site
