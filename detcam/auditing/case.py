@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
@@ -262,7 +262,7 @@ class AuditCase:
 
     def to_json(self) -> dict[str, Any]:
         """Convert to the entry of ``audit.json``."""
-        return json_value(asdict(self))
+        return json_value(vars(self))
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> AuditCase:
@@ -317,4 +317,4 @@ class ErrorGroup:
 
     def to_json(self) -> dict[str, Any]:
         """Convert to the entry of ``audit.json``."""
-        return json_value(asdict(self))
+        return json_value(vars(self))

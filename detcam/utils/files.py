@@ -8,7 +8,8 @@ import os
 import re
 import unicodedata
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, SupportsFloat
 
@@ -68,11 +69,20 @@ def csv_cell(value: object) -> Any:
     return f"'{value}" if first and (first in FORMULA_SIGNS or value[0] in "\t\r\n") else value
 
 
-def replace_file(path: Path, content: bytes) -> Path:
-    """Write a file under a temporary name and rename it, so that no reader sees a part of it."""
+def replace_file(path: Path, content: bytes | Iterable[bytes]) -> Path:
+    """Write a file under a temporary name and rename it, so that no reader sees a part of it.
+
+    Args:
+        path: The file.
+        content: Its content, or parts of it, which are written one by one.
+
+    Returns:
+        The path.
+    """
     temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
-        temporary.write_bytes(content)
+        with open(temporary, "wb") as file:
+            file.writelines([content] if isinstance(content, bytes) else content)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -134,16 +144,41 @@ def json_number(value: SupportsFloat) -> float | None:
 
 
 def json_value(value: object) -> Any:
-    """Convert any value for JSON: containers element by element, numbers by `json_number`, other objects by str."""
+    """Convert any value for JSON.
+
+    Containers and dataclasses are converted element by element, numbers by `json_number`, other objects by str.
+    """
+    if value is None or isinstance(value, (bool, str, int)):
+        return value
+    if isinstance(value, float):
+        return json_number(value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return json_value(vars(value))
     if isinstance(value, Mapping):
         return {str(key): json_value(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
         return [json_value(inner) for inner in value]
-    if value is None or isinstance(value, (bool, str, int)):
-        return value
     if isinstance(value, np.integer):
         return int(value)
     return json_number(value) if hasattr(value, "__float__") else str(value)
+
+
+def json_document(header: Mapping[str, Any], **lists: Iterable[Any]) -> Iterator[bytes]:
+    """Yield the parts of a JSON object, UTF-8, whose lists are too long to be in memory as text.
+
+    Args:
+        header: The first fields, at least one, as JSON holds them.
+        **lists: Further fields, whose entries are converted one by one and written on a line each.
+    """
+    yield json_bytes(header, indent=1).removesuffix(b"\n}")
+    for name, entries in lists.items():
+        yield b',\n "' + name.encode() + b'": ['
+        separator = b"\n"
+        for entry in entries:
+            yield separator + json_bytes(entry)
+            separator = b",\n"
+        yield b"\n ]"
+    yield b"\n}\n"
 
 
 def is_audit(folder: Path) -> bool:

@@ -20,7 +20,8 @@ from detcam.auditing.comparison.pairs import ErrorPair
 from detcam.auditing.comparison.record import AuditRecord
 from detcam.auditing.report.images import region_outline, thumbnail_jpeg
 from detcam.auditing.report.layout import case_stem
-from detcam.auditing.report.page import heat_colors, script_json
+from detcam.auditing.report.page import heat_colors
+from detcam.auditing.report.page_data import script_json
 from detcam.utils.files import json_value, replace_file
 from detcam.visualize.overlay import OVERLAY_ALPHA
 

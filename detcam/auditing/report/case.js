@@ -1,12 +1,14 @@
 // A case: its image, its explanation, and every trial of its verification.
 
-const images = new Map((data.images || []).map((item) => [item.image_id, item]));
 let opened = null;
 
-function showCase(item) {
-  current = item;
+async function showCase(row) {
+  current = row;
+  const item = await whole(row);
+  if (current !== row || requestedId() !== row.id) return;
+  if (opened) discard(opened.node);
   opened = viewer(item);
-  const listed = position(item);
+  const listed = position(row);
   const list = listed < 0 ? [item] : shown;
   const index = Math.max(listed, 0);
   const step = (by, text, key) => {
@@ -96,7 +98,7 @@ function trials(item) {
 }
 
 function details(item) {
-  const truth = item.ground_truth, group = isKnown(item.group) && (data.groups || []).find((each) => each.number === item.group);
+  const truth = item.ground_truth, group = isKnown(item.group) && groupText(item.group);
   const [left, top, right, bottom] = item.box_xyxy;
   const rows = [
     ["delta AP", isKnown(item.delta_ap) ? ap(item.delta_ap) : hasAp && "undefined, the class has no objects"],
@@ -110,7 +112,7 @@ function details(item) {
     ["heatmap maximum at", item.peak_xy && item.peak_xy.join(", ")],
     ["failure stage", item.failure_stage],
     ["rests on", item.evidence_comparison],
-    ["group", group && el("button", {type: "button", class: "text", click: () => { filterBy({group: String(group.number)}, false); location.hash = ""; }}, group.sentence)],
+    ["group", group && el("button", {type: "button", class: "text", click: () => { filterBy({group: String(item.group)}, false); location.hash = ""; }}, group)],
     ["box", [left, top].map((value) => digits(value, 1)).join(", ") + "; " + digits(right - left, 1) + " \u00d7 " + digits(bottom - top, 1)],
     ["image", item.image_size_hw[1] + " \u00d7 " + item.image_size_hw[0] + ", id " + item.image_id],
     ["method", item.method],

@@ -1,7 +1,6 @@
 // Elements, numbers and labels. Text from the data becomes text nodes and attributes only, never markup.
 
 const SVG = "http://www.w3.org/2000/svg";
-const data = JSON.parse(document.getElementById("data").textContent);
 const $ = (id) => document.getElementById(id);
 
 const TYPES = ["classification", "localization", "both", "duplicate", "background", "missed"];
@@ -69,7 +68,7 @@ const tag = (kind, text) => el("span", {class: "tag " + kebab(kind)}, text || VE
 
 // Average precision, and so delta AP, is undefined without ground-truth objects.
 const hasAp = isKnown(data.average_precision);
-const threshold = (data.settings || {}).score_threshold || 0;
+const threshold = start.score_threshold;
 // "location of the confirmed evidence", "location of the tested region", ...
 const regionName = (item) => (isConfirmed(item) ? "confirmed evidence" : item.verdict === "not tested" ? "strongest evidence" : "tested region");
 
@@ -87,6 +86,12 @@ function bar(parts, max, label) {
   }
   node.append(filled);
   return node;
+}
+
+// Removes a node and lets go of its images at once: the garbage collector does not see how large they are.
+function discard(node) {
+  for (const image of node.querySelectorAll("img, image")) for (const name of ["src", "href"]) image.removeAttribute(name);
+  node.remove();
 }
 
 function stored(name, value) {

@@ -1,8 +1,8 @@
 """Names of the files of a report.
 
-The page, the JSON file and the tables are in the folder of the report, images and case files in subfolders. File names
-contain only lower-case Latin letters, digits, ``_`` and ``-``, whatever the names in the data set, so that they are
-valid on every file system and in links.
+The page, the JSON file and the tables are in the folder of the report; images, case files and the data files of the
+page are in subfolders. File names contain only lower-case Latin letters, digits, ``_`` and ``-``, whatever the names in
+the data set, so that they are valid on every file system and in links.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ TABLE = "false_positives.csv"
 COCO = "false_positives.coco.json"
 IMAGES = "images"
 CASES = "cases"
+DATA = "data"
+DATA_FILE = re.compile(r"[a-z]+(-\d+)?-[0-9a-f]{10}\.js")
 CASE_FILES = {
     "thumbnail": ".thumbnail.jpg",
     "heatmap": ".heatmap.png",
@@ -42,3 +44,8 @@ def _stem(text: str, identity: str) -> str:
     safe = re.sub(r"[^a-z0-9_-]+", "-", text.lower()).strip("-_")[:MAX_STEM_LENGTH] or "unnamed"
     digest = hashlib.sha256(identity.encode("utf-8", "surrogatepass")).hexdigest()
     return f"{safe}-{digest[:10]}"
+
+
+def data_file(name: str, run: str) -> str:
+    """Return the name of a data file of the page; `run` tells apart the files of different audits."""
+    return f"{name}-{run}.js"

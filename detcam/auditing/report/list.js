@@ -1,6 +1,7 @@
-// The list of cases: filters, order, and cards that are created when they scroll into view.
+// The list of cases: filters, order, and cards, of which only those near the window exist.
 
-const CHUNK = 60;
+const CHUNK = 60, MAX_DRAWN = 180; // cards; CHUNK fills whole rows of one to six columns
+const MAX_FILES_AT_ONCE = 10; // files of rows that one click loads
 const FILTERS = ["type", "label", "verdict", "evidence_location", "background_type", "proposal", "group"];
 const FIRST_ORDER = "explained first";
 const byAp = (a, b) => (b.delta_ap ?? 0) - (a.delta_ap ?? 0) || b.score - a.score;
@@ -10,29 +11,28 @@ const ORDERS = {
   "confirmed effect": (a, b) => isConfirmed(b) - isConfirmed(a) || (b.effect ?? -1) - (a.effect ?? -1) || b.score - a.score,
   ...(hasAp ? {"delta AP": byAp} : {}),
   "type": (a, b) => TYPES.indexOf(a.type) - TYPES.indexOf(b.type) || byAp(a, b),
-  "class": (a, b) => a.name.localeCompare(b.name) || b.score - a.score,
+  "class": (a, b) => a.nameRank - b.nameRank || b.score - a.score,
   "verdict": (a, b) => VERDICTS.indexOf(a.verdict) - VERDICTS.indexOf(b.verdict) || byAp(a, b),
   "evidence location": (a, b) => rank(EVIDENCE_LOCATIONS, a.evidence_location) - rank(EVIDENCE_LOCATIONS, b.evidence_location) || byAp(a, b),
   "group": (a, b) => (a.group ?? Infinity) - (b.group ?? Infinity) || byAp(a, b),
-  "file name": (a, b) => a.file_name.localeCompare(b.file_name) || b.score - a.score,
+  "file name": (a, b) => a.image.rank - b.image.rank || b.score - a.score,
 };
 const rank = (list, value) => (list.indexOf(value) < 0 ? list.length : list.indexOf(value));
 
-const byId = new Map(data.cases.map((item) => [item.id, item]));
 const state = {type: "", label: "", verdict: "", evidence_location: "", background_type: "", proposal: "", group: "", text: "", low: 0, high: 1, order: FIRST_ORDER};
-let shown = [], drawn = 0, current = null;
+let shown = [], firstDrawn = 0, endDrawn = 0, current = null;
 const controls = {};
 
 function showList() {
-  const names = new Map(data.cases.map((item) => [String(item.label), item.name]));
+  const classes = data.classes.map((item) => [String(item.label), item.name]);
   const choices = {
     type: [["", "all types"], ...TYPES.map((type) => [type, type])],
-    label: [["", "all classes"], ...[...names].sort((a, b) => a[1].localeCompare(b[1]))],
+    label: [["", "all classes"], ...classes.sort((a, b) => collator.compare(a[1], b[1]))],
     verdict: [["", "all verdicts"], ["confirmed", "confirmed"], ...VERDICTS.map((verdict) => [verdict, VERDICT_TEXTS[verdict] || verdict])],
     proposal: [["", "all"], ...proposals().map((name) => [name, name]), ["none", "not explained"]],
     evidence_location: [["", "all locations"], ...EVIDENCE_LOCATIONS.map((location) => [location, LOCATION_TEXTS[location]]), ["none", "not explained"]],
     background_type: [["", "all"], ...BACKGROUND_TYPES.map((kind) => [kind, kind]), ["none", "none"]],
-    group: [["", "all groups"], ...(data.groups || []).map((group) => [String(group.number), (group.number + 1) + ": " + group.sentence]), ["none", "no group"]],
+    group: [["", "all groups"], ...data.groups.map((group) => [String(group.number), (group.number + 1) + ": " + group.sentence]), ["none", "no group"]],
   };
   const titles = {type: "Type", label: "Class", verdict: "Verdict", evidence_location: "Evidence location", background_type: "Background type", proposal: "Proposed by", group: "Group", order: "Sort by"};
   const select = (name, options) => {
@@ -57,52 +57,119 @@ function showList() {
       select("order", Object.keys(ORDERS).map((name) => [name, name]))),
     el("p", {class: "status"}, el("span", {id: "count", role: "status"}),
       el("button", {type: "button", id: "clear", class: "quiet", click: () => filterBy({}, false)}, "Clear filters")),
+    el("div", {id: "start"}),
     el("ol", {class: "cards", id: "list"}),
-    el("div", {id: "end"}));
-  new IntersectionObserver((entries) => entries.some((entry) => entry.isIntersecting) && drawMore(), {rootMargin: "800px"}).observe($("end"));
+    el("div", {id: "end"}),
+    el("p", {class: "status", id: "unlisted", hidden: true}, el("span", {id: "unlisted-count"}),
+      el("button", {type: "button", id: "more", click: listMore}, "List them as well")));
+  addEventListener("scroll", fillView, {passive: true});
+  addEventListener("resize", fillView);
   refresh();
 }
 
 // What proposed evidence, the most frequent in confirmed cases first.
 function proposals() {
-  const counts = new Map();
-  for (const item of data.cases) if (item.proposal) counts.set(item.proposal, (counts.get(item.proposal) || 0) + (isConfirmed(item) ? 1 : 0));
-  return [...counts.keys()].sort((a, b) => counts.get(b) - counts.get(a) || a.localeCompare(b));
+  const counts = data.tallies.proposal;
+  return Object.keys(counts).sort((a, b) => counts[b] - counts[a] || collator.compare(a, b));
 }
 
-function matches(item) {
-  const text = state.text.trim().toLocaleLowerCase();
-  const fits = (name) => (state[name] === "none" ? !isKnown(item[name])
-    : name === "verdict" && state[name] === "confirmed" ? isConfirmed(item) : String(item[name]) === state[name]);
-  return FILTERS.every((name) => state[name] === "" || fits(name))
-    && item.score >= state.low - 1e-9 && item.score <= state.high + 1e-9
-    && (!text || item.file_name.toLocaleLowerCase().includes(text));
+// The filters that are set, as a function of a case.
+function matcher() {
+  const text = state.text.trim().toLocaleLowerCase(), low = state.low - 1e-9, high = state.high + 1e-9;
+  const tests = FILTERS.filter((name) => state[name] !== "").map((name) => {
+    const value = state[name];
+    if (value === "none") return (item) => !isKnown(item[name]);
+    if (name === "verdict" && value === "confirmed") return isConfirmed;
+    return (item) => String(item[name]) === value;
+  });
+  return (item) => item.score >= low && item.score <= high && tests.every((test) => test(item)) && (!text || item.image.lower.includes(text));
 }
 
 function refresh() {
-  shown = data.cases.filter(matches).sort(ORDERS[state.order]);
-  drawn = 0;
-  $("list").replaceChildren();
-  const filtered = shown.length < data.cases.length;
-  $("count").textContent = shown.length ? (filtered ? count(shown.length) + " of " : "") + plural(data.cases.length, "case")
-    : data.cases.length ? "No case matches these filters." : "No errors.";
+  shown = items.filter(matcher()).sort(ORDERS[state.order]);
+  const filtered = shown.length < items.length;
+  $("count").textContent = shown.length ? (filtered ? count(shown.length) + " of " : "") + plural(items.length, "case")
+    : items.length ? "No case matches these filters." : unlisted() ? "No case is listed." : "No errors.";
   $("clear").hidden = !filtered;
-  drawMore();
+  showUnlisted();
+  drawFrom(0);
 }
 
-// Appends chunks until the end of the list is out of view.
-function drawMore(min = 0) {
-  do {
-    $("list").append(...shown.slice(drawn, drawn + CHUNK).map(cardOf));
-    drawn = Math.min(drawn + CHUNK, shown.length);
-  } while (drawn < Math.min(min, shown.length));
-  if (drawn < shown.length) requestAnimationFrame(() => {
-    if (!$("overview").hidden && $("end").getBoundingClientRect().top < innerHeight + 800) drawMore();
+// The errors that the page has not loaded: those below the threshold, and the lowest scores of very large audits.
+function showUnlisted() {
+  const rest = unlisted(), next = countRows(loadedFiles, loadedFiles + MAX_FILES_AT_ONCE);
+  $("unlisted").hidden = !rest;
+  if (!rest) return;
+  const isLow = items.length >= start.listed;
+  $("unlisted-count").textContent = plural(rest, "error") + (isLow ? " with a score below " + threshold : " with lower scores") + (rest === 1 ? " is" : " are") + " not listed.";
+  $("more").textContent = next < rest ? "List " + count(next) + " of them" : rest === 1 ? "List it as well" : "List them as well";
+}
+
+async function listMore() {
+  $("more").disabled = true;
+  try {
+    await loadRows(Math.min(loadedFiles + MAX_FILES_AT_ONCE, start.rows.length));
+  } catch (error) {
+    showError(error);
+  }
+  $("more").disabled = false;
+  refresh();
+}
+
+function drawFrom(index) {
+  firstDrawn = endDrawn = index - index % CHUNK;
+  [...$("list").children].forEach(recycle);
+  drawBelow();
+  fillView();
+}
+
+function drawBelow() {
+  const list = $("list"), end = Math.min(endDrawn + CHUNK, shown.length);
+  list.append(...shown.slice(endDrawn, end).map((item, index) => cardOf(item, endDrawn + index, shown.length)));
+  endDrawn = end;
+  if (endDrawn - firstDrawn <= MAX_DRAWN) return;
+  inPlace(CHUNK, () => { for (const node of [...list.children].slice(0, CHUNK)) recycle(node); });
+  firstDrawn += CHUNK;
+}
+
+function drawAbove() {
+  const list = $("list"), first = firstDrawn - CHUNK;
+  inPlace(0, () => list.prepend(...shown.slice(first, firstDrawn).map((item, index) => cardOf(item, first + index, shown.length))));
+  firstDrawn = first;
+  while (list.children.length > MAX_DRAWN) recycle(list.lastChild);
+  endDrawn = Math.min(endDrawn, firstDrawn + MAX_DRAWN);
+}
+
+// Changes the list so that the first visible card, among those from an index on, stays where it is in the window.
+function inPlace(from, change) {
+  const cards = [...$("list").children].slice(from);
+  const node = cards.find((card) => card.getBoundingClientRect().bottom > 0) || cards[0];
+  const before = node.getBoundingClientRect().top;
+  change();
+  scrollBy(0, node.getBoundingClientRect().top - before);
+}
+
+// Draws cards until the ends of the drawn part are out of view.
+let isFilling = false;
+function fillView() {
+  if (isFilling) return;
+  isFilling = true;
+  requestAnimationFrame(() => {
+    isFilling = false;
+    if ($("overview").hidden) return;
+    if (endDrawn < shown.length && $("end").getBoundingClientRect().top < innerHeight + 800) drawBelow();
+    else if (firstDrawn > 0 && $("start").getBoundingClientRect().bottom > -800) drawAbove();
+    else return;
+    fillView();
   });
 }
 
 function filterBy(filter, scroll = true) {
-  Object.assign(state, {type: "", label: "", verdict: "", evidence_location: "", background_type: "", group: "", text: "", low: 0, high: 1}, filter);
+  Object.assign(state, {type: "", label: "", verdict: "", evidence_location: "", background_type: "", proposal: "", group: "", text: "", low: 0, high: 1}, filter);
+  for (const name of FILTERS) {
+    const value = state[name];
+    if (![...controls[name].options].some((option) => option.value === value)) controls[name].append(el("option", {value}, name === "group" ? groupText(Number(value)) : value));
+  }
   for (const name of [...FILTERS, "text", "low", "high"]) controls[name].value = state[name];
   refresh();
   if (scroll) {
@@ -111,20 +178,9 @@ function filterBy(filter, scroll = true) {
   }
 }
 
-function thumbnail(item) {
-  const source = link(item.files.thumbnail) || link(item.files.image);
-  if (!source) return el("span", {class: "thumbnail none"}, "no image");
-  return el("img", {class: "thumbnail", src: source, alt: "", loading: "lazy", decoding: "async", width: 320, height: 240});
-}
-
-function cardOf(item) {
-  return el("li", {}, el("a", {class: "case-card", href: caseLink(item.id), "data-id": item.id},
-    thumbnail(item),
-    el("span", {class: "case-text"},
-      el("span", {class: "case-name"}, el("b", {}, item.name), el("span", {class: "number"}, score(item.score))),
-      el("span", {class: "facts"}, tag(item.type), item.method && tag(item.verdict), item.background_type && tag(item.background_type)),
-      el("span", {class: "sentence"}, item.sentence || TYPE_TEXTS[item.type]),
-      el("span", {class: "file"}, item.file_name))));
+function groupText(number) {
+  const group = data.groups.find((each) => each.number === number);
+  return group ? group.sentence : "group " + (number + 1);
 }
 
 // Index of a case in the filtered list, or -1.
@@ -133,8 +189,15 @@ const position = (item) => shown.indexOf(item);
 function focusCard(item) {
   const index = position(item);
   if (index < 0) return;
-  drawMore(index + 1);
-  const node = $("list").children[index].firstChild;
+  const isDrawn = index >= firstDrawn && index < endDrawn;
+  if (!isDrawn) {
+    drawFrom(Math.max(index - CHUNK, 0));
+    while (index >= endDrawn) drawBelow();
+  }
+  const node = $("list").children[index - firstDrawn].firstChild;
+  const show = () => node.scrollIntoView({block: isDrawn ? "nearest" : "center"});
   node.focus({preventScroll: true});
-  node.scrollIntoView({block: "nearest"});
+  show();
+  if (!isDrawn) requestAnimationFrame(show); // cards around it have got their heights
+  fillView();
 }

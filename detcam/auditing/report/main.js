@@ -13,18 +13,15 @@ function requestedId() {
   }
 }
 
-function route() {
+async function route() {
   const id = requestedId(), item = id === null ? null : byId.get(id);
   const wasList = !$("overview").hidden;
   if (id !== null && wasList) scrolled = scrollY;
   $("overview").hidden = id !== null;
   $("case").hidden = id === null;
-  if (item) {
-    showCase(item);
-  } else if (id !== null) {
-    opened = null;
-    $("case").replaceChildren(el("p", {class: "notice"}, "There is no case " + id + " in this audit."), el("a", {class: "button", href: "#"}, "All cases"));
-  }
+  if (item) await showCase(item).catch(showError);
+  else if (id !== null) showUnknown(id);
+  if (requestedId() !== id) return;
   if (id !== null) {
     scrollTo(0, 0);
     $("case").focus({preventScroll: true});
@@ -39,6 +36,20 @@ function route() {
   } else if (location.hash === "#cases") {
     $("cases").scrollIntoView();
   }
+}
+
+function showUnknown(id) {
+  opened = null;
+  const rest = unlisted();
+  const find = async () => {
+    await loadRows(start.rows.length).catch(showError);
+    refresh();
+    route();
+  };
+  $("case").replaceChildren(
+    el("p", {class: "notice"}, "There is no case " + id + (rest ? " among the listed errors." : " in this audit.")),
+    ...(rest ? [el("button", {type: "button", click: find}, "Look among the other " + count(rest)), " "] : []),
+    el("a", {class: "button", href: "#"}, "All cases"));
 }
 
 function step(by) {
@@ -87,5 +98,11 @@ $("help-button").addEventListener("click", () => $("help").showModal());
 document.addEventListener("keydown", onKey);
 addEventListener("hashchange", route);
 showOverview();
+try {
+  await Promise.all(rowFiles);
+  await loadRows(start.start);
+} catch (error) {
+  showError(error);
+}
 showList();
 route();

@@ -1,11 +1,8 @@
 // Content above the list of cases (headline, key figures, charts, groups) and below it (data issues, settings).
 
-const MAX_CLASSES = 12, MAX_GROUPS = 8, MAX_THUMBNAILS = 6;
+const MAX_CLASSES = 12, MAX_GROUPS = 8;
 
 function showOverview() {
-  $("subject").textContent = data.model + " on " + data.annotations;
-  const [first, ...rest] = data.headline;
-  $("headline").append(el("h1", {}, first), el("p", {class: "lead"}, rest.join(" ")));
   showFigures();
   $("charts").append(typeChart(), classChart(), evidenceChart());
   showGroups();
@@ -13,18 +10,14 @@ function showOverview() {
 }
 
 function showFigures() {
-  const explained = data.cases.filter((item) => item.method).length;
-  const confirmed = data.cases.filter(isConfirmed).length;
-  const missed = data.cases.filter((item) => item.type === "missed").length;
-  const alarms = data.cases.filter((item) => item.is_false_positive && item.score >= threshold).length;
-  const strong = data.cases.filter((item) => item.verdict === "strong").length;
+  const {false_positives: alarms, missed, explained, confirmed, strong} = data.figures;
   const figures = [
     ...(hasAp ? [["AP at IoU " + digits(data.iou_threshold, 2), digits(data.average_precision, 3), "COCO average precision, mean over classes"]] : []),
     ["images", count(data.image_count)],
     ["objects", count(data.object_count)],
     ["false positives" + (threshold ? ", score \u2265 " + threshold : ""), count(alarms), count(data.false_positive_count) + " with any score"],
     ["missed objects", count(missed)],
-    ["explained", count(explained), "errors with an explanation; the list below contains all errors"],
+    ["explained", count(explained), "errors with an explanation"],
     ["confirmed", count(confirmed), "the error ends without the evidence, with every fill, and control regions of the same size cost much less"],
     ["strongly", count(strong), "confirmed strongly: a large effect, small evidence, and controls inside the box as well"],
   ];
@@ -83,11 +76,10 @@ function classChart() {
 
 // Verdicts of all explained errors; what proposed the evidence, and where it lies, of confirmed ones only.
 function evidenceChart() {
-  const explained = data.cases.filter((item) => item.method);
-  if (!explained.length) return "";
-  const confirmed = explained.filter(isConfirmed);
-  const table = (caption, key, kinds, cases, texts = {}, filter = {}) => {
-    const countOf = (kind) => cases.filter((item) => item[key] === kind).length;
+  const {explained, confirmed} = data.figures, tallies = data.tallies;
+  if (!explained) return "";
+  const table = (caption, key, kinds, texts = {}, filter = {}) => {
+    const countOf = (kind) => tallies[key][kind] || 0;
     const max = Math.max(...kinds.map(countOf));
     const row = (kind) => chartRow({...filter, [key]: kind}, [el("span", {class: "dot " + kebab(kind)}), texts[kind] || kind],
       el("td", {class: "wide"}, bar([{kind, value: countOf(kind)}], max)),
@@ -95,18 +87,18 @@ function evidenceChart() {
     return el("table", {class: "chart"}, el("caption", {}, caption), el("tbody", {}, kinds.map(row)));
   };
   const ofConfirmed = {verdict: "confirmed"};
-  const names = proposals().filter((name) => confirmed.some((item) => item.proposal === name));
+  const names = proposals().filter((name) => tallies.proposal[name]);
   return card("Explained errors", null,
-    table("verdict", "verdict", VERDICTS, explained, VERDICT_TEXTS),
-    confirmed.length ? table("location of the confirmed evidence", "evidence_location", EVIDENCE_LOCATIONS, confirmed, LOCATION_TEXTS, ofConfirmed) : "",
-    explained.some((item) => item.background_type) ? table("type of the background errors", "background_type", BACKGROUND_TYPES, explained) : "",
-    names.length ? table("confirmed evidence proposed by", "proposal", names, confirmed, {}, ofConfirmed) : "");
+    table("verdict", "verdict", VERDICTS, VERDICT_TEXTS),
+    confirmed ? table("location of the confirmed evidence", "evidence_location", EVIDENCE_LOCATIONS, LOCATION_TEXTS, ofConfirmed) : "",
+    Object.keys(tallies.background_type).length ? table("type of the background errors", "background_type", BACKGROUND_TYPES) : "",
+    names.length ? table("confirmed evidence proposed by", "proposal", names, {}, ofConfirmed) : "");
 }
 
 function showGroups() {
-  const groups = [...(data.groups || [])].sort((a, b) => a.number - b.number);
+  const groups = data.groups;
   const order = hasAp ? "largest delta AP first" : "most confirmed effect first, then highest score";
-  const isSingle = (group) => (group.case_ids || []).length < 2;
+  const isSingle = (group) => group.size < 2;
   for (const [title, note, members] of [
     ["Errors with a common cause", "groups, " + order, groups.filter((group) => !isSingle(group))],
     ["Single cases", "explained errors that resemble no other, " + order, groups.filter(isSingle)],
@@ -124,26 +116,25 @@ function showGroupList(title, note, groups) {
 }
 
 function groupItem(group) {
-  const cases = group.case_ids || [];
-  const thumbnails = cases.slice(0, MAX_THUMBNAILS).map((id) => byId.get(id)).map((item) =>
-    el("a", {href: caseLink(item.id), title: item.file_name, click: () => filterBy({group: String(group.number)}, false)}, thumbnail(item)));
+  const thumbnails = group.cases.map((item) =>
+    el("a", {href: caseLink(item.id), title: item.id, click: () => filterBy({group: String(group.number)}, false)}, thumbnail(item.thumbnail)));
   return el("li", {class: "group"},
     el("div", {class: "group-text"},
       el("p", {class: "sentence"}, group.sentence),
       el("p", {class: "facts"}, tag(group.type), group.background_type && tag(group.background_type), group.name,
         isKnown(group.delta_ap) && el("span", {class: "number"}, "delta AP " + ap(group.delta_ap)),
-        el("span", {}, group.confirmed_count + " of " + cases.length + " confirmed"),
-        el("button", {type: "button", class: "text", click: () => filterBy({group: String(group.number)})}, "show " + plural(cases.length, "case")))),
+        el("span", {}, group.confirmed_count + " of " + group.size + " confirmed"),
+        el("button", {type: "button", class: "text", click: () => filterBy({group: String(group.number)})}, "show " + plural(group.size, "case")))),
     el("div", {class: "strip"}, thumbnails));
 }
 
 function showAbout() {
-  const issues = data.issues || [], settings = Object.entries(data.settings || {});
-  const items = issues.slice(0, 200).map((item) => el("li", {}, el("b", {}, item.kind), " ", item.message));
-  if (issues.length > items.length) items.push(el("li", {}, "and " + (issues.length - items.length) + " more, in audit.json"));
+  const issues = data.issues, settings = Object.entries(data.settings);
+  const entries = issues.map((item) => el("li", {}, el("b", {}, item.kind), " ", item.message));
+  if (data.issue_count > issues.length) entries.push(el("li", {}, "and " + count(data.issue_count - issues.length) + " more, in audit.json"));
   const format = (value) => (typeof value === "object" && value !== null ? JSON.stringify(value) : String(value));
   $("about").append(...[
-    issues.length && el("details", {}, el("summary", {}, plural(issues.length, "data issue")), el("ul", {}, items)),
+    issues.length && el("details", {}, el("summary", {}, plural(data.issue_count, "data issue")), el("ul", {}, entries)),
     el("details", {}, el("summary", {}, "Settings"), el("dl", {class: "settings"},
       [["adapter", data.adapter], ...settings].map(([name, value]) => [el("dt", {}, name), el("dd", {}, format(value))]))),
     el("p", {class: "note"}, "Other files of this report: ",

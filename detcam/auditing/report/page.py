@@ -1,10 +1,9 @@
-"""The report page: template, styles, scripts and data in one HTML file, which refers to the report's images."""
+"""The report page: template, styles and scripts in one HTML file, which loads the report's data files and images."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
-import json
 import re
 from collections.abc import Mapping
 from html import escape
@@ -13,62 +12,52 @@ from typing import Any
 
 import numpy as np
 
+from detcam.auditing.report.page_data import clip, script_json
+from detcam.auditing.report.summary import ReportSummary
 from detcam.utils.opencv import cv2
 from detcam.visualize.convert import colormap_code
 from detcam.visualize.overlay import DEFAULT_COLORMAP, OVERLAY_ALPHA
 
 TEMPLATE = "page.html"
 STYLE = "page.css"
-SCRIPTS = ("dom.js", "overview.js", "list.js", "viewer.js", "case.js", "main.js")
-OPTIONAL_FIELDS = (
-    "proposal",
-    "parts",
-    "question",
-    "method",
-    "trials",
-    "reason",
-    "failure_stage",
-    "evidence_comparison",
-    "evidence_object",
-    "evidence_form",
-    "sentence",
-)
+SCRIPTS = ("loader.js", "dom.js", "rows.js", "cards.js", "overview.js", "list.js", "viewer.js", "case.js", "main.js")
 COLORS = 33  # samples of the color map, between which the page interpolates
 
 
-def render_page(audit: Mapping[str, Any], outlines: Mapping[str, Mapping[str, str]]) -> bytes:
+def render_page(summary: ReportSummary, data: Mapping[str, Any]) -> bytes:
     """Render the page of a report.
 
-    Names from the data set cannot become markup or code: they occur only in the data, in which all characters that
-    could end a script are escaped, and the content security policy allows only the page's own script and style.
+    Names from the data set cannot become markup or code: they occur only in data, in which all characters that could
+    end a script are escaped. The content security policy allows the page's own style and script, and the data files
+    that this script loads.
 
     Args:
-        audit: Content of ``audit.json``.
-        outlines: By case id, SVG paths around ``evidence``, ``needed`` (the other parts) and ``control``, in pixels of
-            the image.
+        summary: The results of the audit.
+        data: What the page must know to load its data files: see `PageData.write`.
 
     Returns:
         The HTML file, UTF-8.
     """
-    cases = [_without_empty(case | {"outlines": outlines.get(case["id"])}) for case in audit["cases"]]
-    data = {**audit, "cases": cases, "heat": {"colors": heat_colors(), "opacity": OVERLAY_ALPHA}}
-    script = "\n".join(["(() => {", '"use strict";', *(_read(name) for name in SCRIPTS), "})();"])
+    start = {
+        **data,
+        "model": summary.model,
+        "annotations": summary.annotations,
+        "headline": summary.headline(),
+        "score_threshold": summary.score_threshold,
+        "heat": {"colors": heat_colors(), "opacity": OVERLAY_ALPHA},
+    }
+    body = "\n".join(_read(name) for name in SCRIPTS)
+    script = f'(async () => {{\n"use strict";\n{body}\n}})();'
     parts = {
-        "title": escape(f"Audit of {audit['model']}"),
+        "title": escape(clip(f"Audit of {summary.model}")),
         "style": _read(STYLE),
         "script": script,
         "style-hash": _digest(_read(STYLE)),
         "script-hash": _digest(script),
-        "data": script_json(data),
+        "data": script_json(clip(start)),
     }
     html = re.sub(r"\{\{([a-z-]+)\}\}", lambda match: parts[match[1]], _read(TEMPLATE))
     return html.encode("utf-8", "backslashreplace")
-
-
-def script_json(data: object) -> str:
-    """Convert data to JSON for a script element: ASCII without ``<``, ``>`` and ``&``."""
-    text = json.dumps(data, separators=(",", ":"), allow_nan=False)
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def heat_colors() -> list[list[int]]:
@@ -76,15 +65,6 @@ def heat_colors() -> list[list[int]]:
     levels = np.rint(np.linspace(0, 255, COLORS)).astype(np.uint8)
     table = cv2.applyColorMap(levels[:, None], colormap_code(DEFAULT_COLORMAP))[:, 0, ::-1]
     return table.tolist()
-
-
-def _without_empty(case: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the case without empty fields, which the page treats as null. Most cases are not explained."""
-    return {
-        key: value
-        for key, value in case.items()
-        if value is not None and not (key in OPTIONAL_FIELDS and len(value) == 0)
-    }
 
 
 def _read(name: str) -> str:

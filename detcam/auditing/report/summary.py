@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from detcam.auditing.analysis import ClassSummary, ErrorAnalysis
@@ -154,12 +154,17 @@ class ReportSummary:
             seconds=seconds,
         )
 
+    @property
+    def score_threshold(self) -> float:
+        """Minimum score of a relevant detection; 0 if the settings have none."""
+        return float(self.settings.get("score_threshold", 0.0))
+
     def headline(self) -> list[str]:
         """Summarize the audit in sentences, the most important first."""
-        return headline(self.cases, self.false_positive_delta_ap, self.settings.get("score_threshold", 0.0))
+        return headline(self.cases, self.false_positive_delta_ap, self.score_threshold)
 
     def to_json(self) -> dict[str, Any]:
-        """Convert to the content of ``audit.json``, without the files of cases and images."""
+        """Convert to the content of ``audit.json``, without its lists of cases and images."""
         return {
             "schema": AUDIT_SCHEMA,
             "version": AUDIT_VERSION,
@@ -169,14 +174,13 @@ class ReportSummary:
                 {"type": kind, "count": self.error_counts[kind], "delta_ap": json_value(self.delta_ap_by_type[kind])}
                 for kind in self.error_counts
             ],
-            "classes": [json_value(asdict(summary)) for summary in self.classes],
+            "classes": json_value(self.classes),
             "settings": json_value(self.settings),
             "seconds": json_value(self.seconds),
             "groups": [group.to_json() for group in self.groups],
             "causes": causes_to_json(self.causes),
             "inventory": [share.to_json() for share in self.inventory],
-            "cases": [case.to_json() for case in self.cases],
-            "issues": [json_value(asdict(issue)) for issue in self.issues],
+            "issues": json_value(list(self.issues)),
         }
 
 

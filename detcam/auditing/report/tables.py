@@ -1,15 +1,18 @@
-"""The false positives as a CSV table for spreadsheets and as a COCO file for annotation tools."""
+"""The false positives as a CSV table for spreadsheets and as a COCO file for annotation tools.
+
+Both are made row by row, so that the text of a large audit is never in memory.
+"""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from detcam.auditing.case import AuditCase
 from detcam.auditing.report.summary import ReportSummary
-from detcam.utils.files import csv_cell, json_value
+from detcam.utils.files import csv_cell, json_document, json_value
 
 CSV_COLUMNS = (
     "id", "file_name", "image_id", "type", "class", "label", "score", "left", "top", "right", "bottom", "delta_ap",
@@ -18,18 +21,21 @@ CSV_COLUMNS = (
 )  # fmt: skip
 
 
-def false_positives_csv(summary: ReportSummary) -> bytes:
-    """Convert the false positives to CSV: the explained ones first, then by score.
+def false_positives_csv(summary: ReportSummary) -> Iterator[bytes]:
+    """Yield the lines of a CSV file of the false positives: the explained ones first, then by score.
 
     The encoding is UTF-8 with a byte order mark, which spreadsheets recognize. Texts that a spreadsheet would evaluate
     as a formula start with an apostrophe.
     """
-    stream = io.StringIO(newline="")
-    table = csv.writer(stream, lineterminator="\r\n")
+    line = io.StringIO(newline="")
+    table = csv.writer(line, lineterminator="\r\n")
     table.writerow(CSV_COLUMNS)
+    yield line.getvalue().encode("utf-8-sig")
     for case in sort_false_positives(summary.cases):
+        line.seek(0)
+        line.truncate()
         table.writerow([csv_cell(json_value(value)) for value in _row(case)])
-    return stream.getvalue().encode("utf-8-sig", "backslashreplace")
+        yield line.getvalue().encode("utf-8", "backslashreplace")
 
 
 def _row(case: AuditCase) -> list[Any]:
@@ -47,8 +53,8 @@ def sort_false_positives(cases: Sequence[AuditCase]) -> list[AuditCase]:
     return sorted((case for case in cases if case.is_false_positive), key=lambda case: (not case.method, -case.score))
 
 
-def false_positives_coco(summary: ReportSummary) -> dict[str, Any]:
-    """Convert the false positives to COCO annotations with scores, and with results of the audit as attributes.
+def false_positives_coco(summary: ReportSummary) -> Iterator[bytes]:
+    """Yield the parts of a COCO file: the false positives with scores, and with results of the audit as attributes.
 
     Images keep their ids if all are integers, and are numbered from 1 otherwise. Categories keep the ids of the
     annotation file if it has all of them, and get the model's class indices otherwise.
@@ -60,27 +66,26 @@ def false_positives_coco(summary: ReportSummary) -> dict[str, Any]:
     names = {item.label: item.name for item in summary.classes} | {case.label: case.name for case in false_positives}
     has_categories = names.keys() <= summary.category_ids.keys()
     category_ids: Mapping[int, int] = summary.category_ids if has_categories else {label: label for label in names}
-    return {
+    header = {
         "info": {"description": f"False positives of {summary.model} on {summary.annotations}", "version": "1"},
         "licenses": [],
         "categories": [
             {"id": category_ids[label], "name": names[label], "supercategory": ""}
             for label in sorted(names, key=lambda label: category_ids[label])
         ],
-        "images": [
-            {
-                "id": image_ids[image_id],
-                "file_name": case.file_name,
-                "width": case.image_size_hw[1],
-                "height": case.image_size_hw[0],
-            }
-            for image_id, case in images.items()
-        ],
-        "annotations": [
+    }
+    size_wh = ((case.image_size_hw[1], case.image_size_hw[0]) for case in images.values())
+    yield from json_document(
+        header,
+        images=(
+            {"id": image_ids[image_id], "file_name": case.file_name, "width": width, "height": height}
+            for (image_id, case), (width, height) in zip(images.items(), size_wh, strict=True)
+        ),
+        annotations=(
             _annotation(number, case, image_ids[case.image_id], category_ids[case.label])
             for number, case in enumerate(false_positives, 1)
-        ],
-    }
+        ),
+    )
 
 
 def _annotation(number: int, case: AuditCase, image_id: int | str, category_id: int) -> dict[str, Any]:

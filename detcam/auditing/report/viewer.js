@@ -5,11 +5,11 @@ const LAYERS = [
   ["evidence", "evidence", "e"], ["needed", "other needed parts", "n"], ["control", "control region", "c"], ["zoom", "zoom to the box", "z"],
 ];
 const layers = {box: true, truths: true, heat: true, evidence: true, needed: true, control: false, zoom: false};
-let opacity = data.heat.opacity;
+let opacity = start.heat.opacity;
 
 // Maps a heat value h to its color with opacity h, as the overlays do.
 function heatFilter() {
-  const table = (channel) => data.heat.colors.map((color) => (color[channel] / 255).toFixed(4)).join(" ");
+  const table = (channel) => start.heat.colors.map((color) => (color[channel] / 255).toFixed(4)).join(" ");
   return svg("filter", {id: "heat-colors", "color-interpolation-filters": "sRGB", x: 0, y: 0, width: 1, height: 1},
     svg("feColorMatrix", {in: "SourceGraphic", type: "matrix", values: "0 0 0 0 0  0 0 0 0 0  0 0 0 0 0  1 0 0 0 0", result: "strength"}),
     svg("feComponentTransfer", {in: "SourceGraphic", result: "colors"},
@@ -28,11 +28,11 @@ const contour = (path, kind) => (path ? [svg("path", {d: path, class: "casing"})
 function viewer(item) {
   const [height, width] = item.image_size_hw;
   const whole = {x: 0, y: 0, width, height, preserveAspectRatio: "none"};
-  const image = images.get(item.image_id), outlines = item.outlines || {};
-  const source = link(item.files.image), heat = link(item.files.heatmap);
+  const outlines = item.outlines || {};
+  const source = link(item.image.file), heat = item.files && link(item.files.heatmap);
   const parts = {
     heat: heat ? [svg("image", {...whole, href: heat, filter: "url(#heat-colors)"})] : [],
-    truths: groundTruthBoxes(item, image),
+    truths: groundTruthBoxes(item),
     control: contour(outlines.control, "control"),
     needed: contour(outlines.needed, "needed"),
     evidence: contour(outlines.evidence, "evidence"),
@@ -58,8 +58,8 @@ function viewer(item) {
   return {node: el("div", {class: "viewer"}, node, panel.node), toggle: panel.toggle};
 }
 
-function groundTruthBoxes(item, image) {
-  const objects = (image && image.objects) || (item.ground_truth ? [item.ground_truth] : []);
+function groundTruthBoxes(item) {
+  const objects = item.objects || (item.ground_truth ? [item.ground_truth] : []);
   const concerned = item.ground_truth && String(item.ground_truth.annotation_id);
   return objects.flatMap((object) => {
     const kind = object.crowd ? "truth crowd" : String(object.annotation_id) === concerned ? "truth concerned" : "truth";
@@ -98,7 +98,7 @@ function switches(empty, update, hasHeat) {
 
 function heatScale() {
   const ramp = el("span", {class: "ramp"});
-  const stops = data.heat.colors.map(([r, g, b], index) => `rgba(${r}, ${g}, ${b}, ${(index / (data.heat.colors.length - 1)).toFixed(3)})`);
+  const stops = start.heat.colors.map(([r, g, b], index) => `rgba(${r}, ${g}, ${b}, ${(index / (start.heat.colors.length - 1)).toFixed(3)})`);
   ramp.style.backgroundImage = "linear-gradient(to right, " + stops.join(", ") + ")";
   return el("span", {class: "scale"}, "0", ramp, "1");
 }

@@ -5,8 +5,9 @@ Files of an interrupted run are kept and reused. Every file is written under a t
 
 from __future__ import annotations
 
-import json
+import hashlib
 import re
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ import numpy as np
 
 from detcam.auditing.case import AuditCase, CaseMaps
 from detcam.auditing.report import images, layout
+from detcam.auditing.report.files import ReportFiles
 from detcam.auditing.report.page import render_page
+from detcam.auditing.report.page_data import PageData
 from detcam.auditing.report.summary import ReportSummary
 from detcam.auditing.report.tables import false_positives_coco, false_positives_csv
 from detcam.data.ground_truth import GroundTruth
-from detcam.utils.files import json_bytes, json_value, replace_file
+from detcam.utils.files import json_bytes, json_document, json_value, replace_file
 from detcam.visualize.convert import ImageArray
 
 TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.tmp")
@@ -36,7 +39,7 @@ class ReportWriter:
 
     def __init__(self, out: str | Path) -> None:
         self.out = Path(out)
-        for folder in (self.out, self.out / layout.IMAGES, self.out / layout.CASES):
+        for folder in (self.out, *(self.out / name for name in (layout.IMAGES, layout.CASES, layout.DATA))):
             folder.mkdir(parents=True, exist_ok=True)
             for file in folder.iterdir():  # of a run that was killed
                 if TEMPORARY.fullmatch(file.name):
@@ -99,7 +102,10 @@ class ReportWriter:
                 path.unlink(missing_ok=True)
 
     def finish(self, summary: ReportSummary) -> Path:
-        """Write the JSON file, the tables and the page.
+        """Write the JSON file, the tables, and the page with its data files.
+
+        Files are written case by case: no step holds the text of all cases. The page comes last, and until then an
+        earlier one keeps its own data files.
 
         Returns:
             Path of the page.
@@ -107,50 +113,34 @@ class ReportWriter:
         Raises:
             ValueError: A file of an earlier run is damaged.
         """
-        audit = summary.to_json()
-        audit["images"] = self._images(summary)
-        files = {entry["image_id"]: entry["file"] for entry in audit["images"]}
-        for case, entry in zip(summary.cases, audit["cases"], strict=True):
-            entry["files"] = {"image": files.get(case.image_id)} | self._case_files(case)
-        replace_file(self.out / layout.AUDIT, json_bytes(audit, indent=1))
+        files, digest = ReportFiles(self.out), hashlib.sha256()
+        replace_file(self.out / layout.AUDIT, _digested(audit_json(summary, files), digest.update))
         replace_file(self.out / layout.TABLE, false_positives_csv(summary))
-        replace_file(self.out / layout.COCO, json_bytes(false_positives_coco(summary), indent=1))
-        return replace_file(self.out / layout.INDEX, render_page(audit, self._outlines(summary, audit)))
-
-    def _images(self, summary: ReportSummary) -> list[dict[str, Any]]:
-        """Return the entries of the written images, in the order of their cases."""
-        entries = []
-        for image_id, file_name in dict.fromkeys((case.image_id, case.file_name) for case in summary.cases):
-            name = f"{layout.IMAGES}/{layout.image_stem(image_id, file_name)}.json"
-            if (self.out / name).exists():
-                try:
-                    entries.append(json.loads((self.out / name).read_bytes()))
-                except ValueError as error:
-                    raise ValueError(f"{self.out / name} is damaged; delete it and run the audit again") from error
-        return entries
-
-    def _case_files(self, case: AuditCase) -> dict[str, str | None]:
-        """Return the files of a case by kind, relative to the report's folder; maps only if the case is explained."""
-        files: dict[str, str | None] = {}
-        for kind in layout.CASE_FILES:
-            path = self._case_file(case, kind)
-            exists = (case.method or kind == "thumbnail") and path.exists()
-            files[kind] = f"{layout.CASES}/{path.name}" if exists else None
-        return files
+        replace_file(self.out / layout.COCO, false_positives_coco(summary))
+        data = PageData(files, digest.hexdigest()[:10])
+        page = replace_file(self.out / layout.INDEX, render_page(summary, data.write(summary)))
+        data.remove_others()
+        return page
 
     def _case_file(self, case: AuditCase, kind: str) -> Path:
         return self.out / layout.CASES / f"{layout.case_stem(case.id)}{layout.CASE_FILES[kind]}"
 
-    def _outlines(self, summary: ReportSummary, audit: dict[str, Any]) -> dict[str, dict[str, str]]:
-        """Return SVG paths around the evidence, the other needed parts and the control region, by case id."""
-        outlines: dict[str, dict[str, str]] = {}
-        for case, entry in zip(summary.cases, audit["cases"], strict=True):
-            for kind in ("evidence", "needed", "control"):
-                if entry["files"][kind]:
-                    evidence = self.out / entry["files"]["evidence"] if kind == "needed" else None
-                    path = images.region_outline(self.out / entry["files"][kind], case.image_size_hw, evidence)
-                    outlines.setdefault(case.id, {})[kind] = path
-        return outlines
+
+def audit_json(summary: ReportSummary, files: ReportFiles) -> Iterator[bytes]:
+    """Yield the parts of ``audit.json``.
+
+    Raises:
+        ValueError: A file of an image is damaged.
+    """
+    cases = (case.to_json() | {"files": files.of_case(case)} for case in summary.cases)
+    return json_document(summary.to_json(), cases=cases, images=files.images(summary.cases))
+
+
+def _digested(parts: Iterable[bytes], update: Callable[[bytes], None]) -> Iterator[bytes]:
+    """Pass parts on, and give each to the update function of a digest."""
+    for part in parts:
+        update(part)
+        yield part
 
 
 def _describe_image(image_id: int | str, file_name: str, truths: GroundTruth) -> dict[str, Any]:

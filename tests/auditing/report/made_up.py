@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -260,6 +263,16 @@ def class_summary(label: int, name: str, cases: list[AuditCase]) -> ClassSummary
     false_positives = sum(case.is_false_positive for case in inside)
     errors = {kind: counts[kind] for kind in ERROR_TYPES}
     return ClassSummary(label, name, 0.7, 40, 31, false_positives, counts["missed"], errors)
+
+
+def read_data(folder: Path) -> dict[str, Any]:
+    """Read the data files of a page by name, without executing them."""
+    contents = {}
+    for path in (folder / "data").iterdir():
+        name, text = re.fullmatch(r'detcamData\("([a-z0-9-]+)",(".*")\);\n', path.read_text("ascii")).groups()
+        assert path.name.startswith(f"{name}-")
+        contents[name] = json.loads(json.loads(text))
+    return contents
 
 
 def write(out: Path, images: list[SampleImage], summary: ReportSummary | None = None) -> Path:

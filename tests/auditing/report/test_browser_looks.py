@@ -149,6 +149,35 @@ def test_thousands_of_cases_are_rendered_lazily(look: Open, tmp_path: Path) -> N
     assert -50 < box["y"] < 900
 
 
+def test_only_cards_near_the_window_exist(look: Open, tmp_path: Path) -> None:
+    samples = make_images(range(2))
+    few = summary_of(samples).cases
+    many = tuple(replace(few[at % len(few)], id=f"case-{at}", score=1 - at / 1000, group=None) for at in range(1000))
+    page = look(write(tmp_path, samples, summary_of(samples, cases=many, groups=())))
+    page.select_option("#by-order", "score")
+    positions = "[...document.querySelectorAll('#list li')].map(node => Number(node.getAttribute('aria-posinset')))"
+    seen: set[int] = set()
+    for _ in range(60):
+        drawn = page.evaluate(positions)
+        assert drawn == list(range(drawn[0], drawn[0] + len(drawn))) and len(drawn) <= 240
+        seen |= set(drawn)
+        if drawn[-1] == 1000:
+            break
+        page.evaluate("document.getElementById('end').scrollIntoView()")
+        until(
+            page, f"Number(document.querySelector('#list li:last-child').getAttribute('aria-posinset')) > {drawn[-1]}"
+        )
+    assert seen == set(range(1, 1001)) and drawn[0] > 700
+    assert page.locator("#list li").last.get_attribute("aria-setsize") == "1000"
+    for _ in range(60):
+        if page.evaluate(positions)[0] == 1:
+            break
+        page.evaluate("document.getElementById('start').scrollIntoView()")
+        page.wait_for_timeout(80)
+    assert page.evaluate(positions)[:3] == [1, 2, 3]
+    assert page.locator(".case-card").first.get_attribute("data-id") == "case-0"
+
+
 def test_an_audit_without_errors(look: Open, tmp_path: Path) -> None:
     samples = make_images(range(1))
     zero = dict.fromkeys(summary_of(samples).error_counts, 0)

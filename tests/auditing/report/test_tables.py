@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Iterable
 from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
@@ -22,15 +23,15 @@ def samples() -> list[SampleImage]:
     return make_images(range(6))
 
 
-def rows_of(content: bytes) -> list[dict[str, str]]:
-    return list(csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline="")))
+def rows_of(parts: Iterable[bytes]) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(b"".join(parts).decode("utf-8-sig"), newline="")))
 
 
 def test_table_has_one_row_per_false_positive_explained_ones_first(samples: list[SampleImage]) -> None:
     summary = summary_of(samples)
-    content = false_positives_csv(summary)
-    assert content.startswith(b"\xef\xbb\xbfid,")
-    rows = rows_of(content)
+    parts = list(false_positives_csv(summary))
+    assert parts[0].startswith(b"\xef\xbb\xbfid,") and not any(b"\xef\xbb\xbf" in part for part in parts[1:])
+    rows = rows_of(parts)
     expected = {case.id: case for case in summary.cases if case.is_false_positive}
     assert len(rows) == len(expected) < len(summary.cases) and {row["id"] for row in rows} == expected.keys()
     ranked = sorted(expected.values(), key=lambda case: (not case.method, -case.score))
@@ -108,7 +109,8 @@ def test_detcam_reads_the_false_positives_as_annotations(tmp_path: Path, samples
 
 def test_non_integer_ids_are_replaced(samples: list[SampleImage]) -> None:
     cases = tuple(replace(case, image_id=f"id {case.image_id}") for case in summary_of(samples).cases)
-    coco = false_positives_coco(summary_of(samples, cases=cases, groups=(), category_ids={1: 11}))
+    parts = false_positives_coco(summary_of(samples, cases=cases, groups=(), category_ids={1: 11}))
+    coco = json.loads(b"".join(parts))
     expected = [case for case in cases if case.is_false_positive]
     assert [image["id"] for image in coco["images"]] == list(range(1, len({case.image_id for case in expected}) + 1))
     by_id = {image["id"]: image["file_name"] for image in coco["images"]}
@@ -121,6 +123,6 @@ def test_non_integer_ids_are_replaced(samples: list[SampleImage]) -> None:
 
 def test_an_audit_without_errors_has_empty_tables(tmp_path: Path, samples: list[SampleImage]) -> None:
     out = write(tmp_path, [], summary_of(samples, cases=(), groups=(), false_positive_count=0)).parent
-    assert rows_of((out / "false_positives.csv").read_bytes()) == []
+    assert rows_of([(out / "false_positives.csv").read_bytes()]) == []
     coco = json.loads((out / "false_positives.coco.json").read_text("utf-8"))
     assert coco["annotations"] == coco["images"] == []

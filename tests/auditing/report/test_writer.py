@@ -42,7 +42,11 @@ def test_files_are_those_named_in_audit_json(tmp_path: Path, samples: list[Sampl
     named |= {image["file"] for image in audit["images"]}
     described = {image["file"].replace(".jpg", ".json") for image in audit["images"]}
     top = {layout.INDEX, layout.AUDIT, layout.TABLE, layout.COCO}
-    assert set(files_in(tmp_path)) == named | described | top
+    data = {f"data/{path.name}" for path in (tmp_path / "data").iterdir()}
+    assert set(files_in(tmp_path)) == named | described | top | data
+    assert [re.sub(r"-[0-9a-f]{10}\.js", "", name) for name in sorted(data)] == [
+        "data/details-0", "data/rows-0", "data/summary",
+    ]  # fmt: skip
     for case, entry in zip(summary_of(samples).cases, audit["cases"], strict=True):
         assert entry["files"]["thumbnail"] and entry["files"]["image"]
         assert all(bool(entry["files"][kind]) == bool(case.method) for kind in ("heatmap", "evidence", "control"))
@@ -155,7 +159,7 @@ def test_names_from_the_data_set_do_not_become_paths(tmp_path: Path) -> None:
     write(tmp_path / "report", hostile)
     assert {path.name for path in tmp_path.iterdir()} == {"report"}
     for name in files_in(tmp_path / "report"):
-        assert re.fullmatch(r"((cases|images)/)?[a-z0-9_-]+(\.[a-z]+){1,2}", name), name
+        assert re.fullmatch(r"((cases|images|data)/)?[a-z0-9_-]+(\.[a-z]+){1,2}", name), name
     long = layout.image_stem(1, HOSTILE * 20)
     assert len(long) <= 80 and layout.image_stem(1, "a/x.png") != layout.image_stem(1, "b/x.png")
     assert layout.image_stem(1, "x.png") != layout.image_stem("1", "x.png")
