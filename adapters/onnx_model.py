@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from detcam.adapters.black_box import BlackBox
-from detcam.utils.optional import missing_package_error
+from detcam.utils.optional import needs_extra
+from detcam.utils.text import first_line
 
 INPUT_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
 """Dtypes of an input that images can have."""
@@ -60,10 +61,8 @@ class OnnxModel(BlackBox):
         self.path = Path(path)
         if not self.path.is_file():
             raise ValueError(f"no ONNX file at {self.path}; check the path")
-        try:
+        with needs_extra("onnx"):
             import onnxruntime
-        except ImportError as error:
-            raise missing_package_error("onnx", error) from error
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 3
@@ -72,7 +71,7 @@ class OnnxModel(BlackBox):
                 str(self.path), options, providers=providers or ["CPUExecutionProvider"]
             )
         except Exception as error:  # onnxruntime's classes of errors derive from Exception alone
-            raise ValueError(f"onnxruntime cannot read {self.path} ({_first_line(error)})") from error
+            raise ValueError(f"onnxruntime cannot read {self.path} ({first_line(error)})") from error
         self.register_buffer("digest", torch.frombuffer(bytearray(_sha256(self.path)), dtype=torch.uint8))
         self.output_names = [output.name for output in self._session.get_outputs()]
         self._read_input()
@@ -135,7 +134,7 @@ class OnnxModel(BlackBox):
             found = self._session.run(None, {self.input_name: array if self.has_batch_axis else array[0]})
         except Exception as error:  # as above
             raise RuntimeError(
-                f"{self.path.name} fails on an input of shape {tuple(inputs.shape)} ({_first_line(error)}); if it "
+                f"{self.path.name} fails on an input of shape {tuple(inputs.shape)} ({first_line(error)}); if it "
                 "needs images of another size, pass image_size="
             ) from error
         outputs = {name: _tensor(value) for name, value in zip(self.output_names, found, strict=True)}
@@ -164,7 +163,3 @@ def _literal(text: str) -> Any:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
         return text
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0][:300]

@@ -19,7 +19,8 @@ from detcam.geometry import Geometry
 from detcam.layers import InferredReshape, all_paths_pass, infer_reshape
 from detcam.trace import flatten_tensors, guarded
 from detcam.utils.hooks import active_hooks
-from detcam.utils.optional import missing_package_error
+from detcam.utils.optional import needs_extra
+from detcam.utils.text import parse_value
 
 logger = logging.getLogger("detcam")
 
@@ -168,12 +169,10 @@ def create_smp_model(spec: str, *, num_classes: int | None = None) -> nn.Module:
         ImportError: segmentation-models-pytorch is not installed.
         ValueError: unknown architecture, encoder or argument.
     """
-    try:
+    with needs_extra("smp"):
         import segmentation_models_pytorch as smp
-    except ImportError as error:
-        raise missing_package_error("smp", error) from error
     architecture, _, query = spec.partition("?")
-    options: dict[str, Any] = {key: _plain(value) for key, value in parse_qsl(query)}
+    options: dict[str, Any] = {key: parse_value(value) for key, value in parse_qsl(query)}
     encoder = options.pop("encoder", options.pop("encoder_name", "resnet34"))
     if num_classes is not None:
         options["classes"] = num_classes
@@ -183,18 +182,3 @@ def create_smp_model(spec: str, *, num_classes: int | None = None) -> nn.Module:
         reason = " ".join(str(error.args[0] if error.args else error).split())
         raise ValueError(f"cannot build smp:{spec}: {reason[:300]}") from error
     return model
-
-
-def _plain(text: str) -> Any:
-    """Parse a number, a list of numbers with commas, a truth value or None; other texts are returned as they are."""
-    if "," in text:
-        return tuple(_plain(part) for part in text.split(","))
-    words = {"true": True, "false": False, "none": None}
-    if text.lower() in words:
-        return words[text.lower()]
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text

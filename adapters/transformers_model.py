@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from detcam.utils.optional import missing_package_error
+from detcam.utils.optional import needs_extra
 from detcam.utils.warnings import warn
 
 PUBLISHED_PROCESSORS = {
@@ -131,10 +131,8 @@ def auto_class(name: str) -> Any:
     Raises:
         ImportError: transformers is not installed.
     """
-    try:
+    with needs_extra("transformers"):
         import transformers
-    except ImportError as error:
-        raise missing_package_error("transformers", error) from error
     return getattr(transformers, name)
 
 

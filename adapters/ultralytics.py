@@ -30,7 +30,7 @@ from detcam.adapters.ultralytics_outputs import HeadLevel, YoloOutput, YoloPyram
 from detcam.adapters.windows import reach
 from detcam.detections import as_names
 from detcam.outputs import DetectorOutput
-from detcam.utils.optional import missing_package_error
+from detcam.utils.optional import needs_extra
 
 
 class UltralyticsDetector(DetectorAdapter, abstract=True):
@@ -300,11 +300,9 @@ def create_ultralytics_model(name: str, *, num_classes: int | None = None, pretr
         OSError: the file does not exist and cannot be downloaded.
         ValueError: the architecture would run code.
     """
-    try:
+    with needs_extra("ultralytics"):
         from ultralytics import RTDETR, YOLO
         from ultralytics.nn import tasks
-    except ImportError as error:
-        raise missing_package_error("ultralytics", error) from error
     if not pretrained:
         check_architecture(name, tasks.yaml_model_load(name), tasks)
     wrapper = (RTDETR if Path(name).name.lower().startswith("rtdetr") else YOLO)(name)
@@ -316,8 +314,6 @@ def create_ultralytics_model(name: str, *, num_classes: int | None = None, pretr
 
 def is_published(name: str) -> bool:
     """Return whether ultralytics publishes a file of weights of this name."""
-    try:
+    with needs_extra("ultralytics"):
         from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES
-    except ImportError as error:
-        raise missing_package_error("ultralytics", error) from error
     return name in GITHUB_ASSETS_NAMES

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -10,6 +9,7 @@ from typing import Any
 
 from detcam.cam import BaseCAM
 from detcam.methods import get_method
+from detcam.utils.text import parse_value
 
 COMMON_PARAMETERS = ("self", "model", "target_layers", "reshape_transform")
 """Constructor parameters that every method has; they are no settings."""
@@ -40,7 +40,7 @@ def parse_settings(text: str) -> tuple[str, dict[str, Any]]:
         key, equals, value = (piece.strip() for piece in part.partition("="))
         if not equals or not key or not value:
             raise ValueError(f"expected settings as name=value after the colon; got {part!r} in {text!r}")
-        settings[key] = _parse_value(value)
+        settings[key] = parse_value(value)
     return name.strip(), settings
 
 
@@ -73,13 +73,3 @@ def add_setting(text: str, name: str, value: str | None) -> str:
     if value is None:
         return text
     return f"{text}{',' if ':' in text else ':'}{name}={value}"
-
-
-def _parse_value(text: str) -> Any:
-    words = {"none": None, "true": True, "false": False}
-    if text.lower() in words:
-        return words[text.lower()]
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text

@@ -13,6 +13,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from detcam.utils.text import first_line
+
 StateDict = Mapping[str, Tensor]
 
 SUFFIXES = frozenset({".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".tar"})
@@ -50,7 +52,7 @@ def read_checkpoint(path: Path, *, trust: bool) -> Any:
         return torch.load(path, map_location="cpu", weights_only=not trust)
     except pickle.UnpicklingError as error:
         if trust:
-            raise ValueError(f"cannot read {path} as a checkpoint ({_first_line(error)})") from error
+            raise ValueError(f"cannot read {path} as a checkpoint ({first_line(error)})") from error
         raise ValueError(
             f"{path} holds more than tensors{_foreign(path, error)}, and reading it runs code from the file. "
             "If you trust its source, pass --trust-checkpoint (trust_checkpoint=True in Python)"
@@ -60,7 +62,7 @@ def read_checkpoint(path: Path, *, trust: bool) -> Any:
             f"{path} needs a module that is not installed ({error}); save its state_dict() where it was made"
         ) from error
     except (RuntimeError, EOFError, KeyError, OSError) as error:
-        raise ValueError(f"cannot read {path} as a checkpoint ({_first_line(error)}); is the file complete?") from error
+        raise ValueError(f"cannot read {path} as a checkpoint ({first_line(error)}); is the file complete?") from error
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -175,7 +177,3 @@ def load_weights(model: nn.Module, state: StateDict, path: Path, name: str) -> N
 
 def _first_keys(keys: list[str]) -> str:
     return ", ".join(keys[:2]) + (", ..." if len(keys) > 2 else "")
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0][:200]

@@ -6,12 +6,15 @@ from typing import Any
 
 from torch import nn
 
-from detcam.utils.optional import missing_package_error
+from detcam.utils.optional import needs_extra
 
 
 def available() -> list[str]:
     """Return the names of all architectures."""
-    return _timm().list_models()
+    with needs_extra("timm"):
+        import timm
+    names: list[str] = timm.list_models()
+    return names
 
 
 def create_timm_model(name: str, *, num_classes: int | None = None, pretrained: bool = False) -> nn.Module:
@@ -27,7 +30,8 @@ def create_timm_model(name: str, *, num_classes: int | None = None, pretrained: 
         ValueError: timm has no model of this name.
         OSError: the weights are not in the cache and cannot be downloaded.
     """
-    timm = _timm()
+    with needs_extra("timm"):
+        import timm
     head = {} if num_classes is None else {"num_classes": num_classes}
     try:
         model: nn.Module = timm.create_model(name, pretrained=pretrained, **head)
@@ -44,11 +48,3 @@ def published_file(model: nn.Module) -> str:
     if config.get("hf_hub_id"):
         return f"model.safetensors of {config['hf_hub_id']} on the Hugging Face hub"
     return str(config.get("url") or "the published weights")
-
-
-def _timm() -> Any:
-    try:
-        import timm
-    except ImportError as error:
-        raise missing_package_error("timm", error) from error
-    return timm

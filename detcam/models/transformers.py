@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from detcam.utils.optional import missing_package_error
+from detcam.utils.optional import needs_extra
+from detcam.utils.text import first_line
 
 
 def create_transformers_model(
@@ -41,7 +42,8 @@ def create_transformers_model(
         OSError: the files are neither in the folder or the cache nor can they be downloaded.
         ValueError: there is no such folder, the model needs code of its own, or weights are missing.
     """
-    transformers = _transformers()
+    with needs_extra("transformers"):
+        import transformers
     if (name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name) and not Path(name).is_dir():
         raise ValueError(f"no folder at {name}; check the path")
     config = _config(transformers, name)
@@ -56,7 +58,7 @@ def _config(transformers: Any, name: str) -> Any:
     try:
         return transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
     except ValueError as error:
-        raise ValueError(f"hf:{name}: transformers cannot read its configuration ({_first_line(error)})") from error
+        raise ValueError(f"hf:{name}: transformers cannot read its configuration ({first_line(error)})") from error
 
 
 def _model_class(transformers: Any, config: Any, name: str) -> Any:
@@ -129,15 +131,3 @@ def _processor(transformers: Any, name: str) -> Any:
         if hasattr(getattr(processor, "image_processor", processor), "image_mean"):
             return processor
     return None
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0][:200]
-
-
-def _transformers() -> Any:
-    try:
-        import transformers
-    except ImportError as error:
-        raise missing_package_error("transformers", error) from error
-    return transformers

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 PACKAGES = {
     "onnx": "onnxruntime",
     "smp": "segmentation-models-pytorch",
@@ -11,8 +14,16 @@ PACKAGES = {
 }
 
 
-def missing_package_error(extra: str, error: ImportError) -> ImportError:
-    """Return an ImportError that names the extra to install."""
-    return ImportError(
-        f"{PACKAGES[extra]} cannot be imported ({error}); install it with: pip install 'detcam[{extra}]'"
-    )
+@contextmanager
+def needs_extra(extra: str) -> Iterator[None]:
+    """Name the extra to install where an import in the block fails.
+
+    Raises:
+        ImportError: A package of the extra cannot be imported.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise ImportError(
+            f"{PACKAGES[extra]} cannot be imported ({error}); install it with: pip install 'detcam[{extra}]'"
+        ) from error

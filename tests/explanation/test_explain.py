@@ -20,6 +20,7 @@ from detcam.explanation.writer import EXPLANATIONS_FILE, ExplanationWriter, read
 from detcam.targets import BoxTarget, ClassifierOutputTarget, InstanceMaskTarget, MaskTarget, with_quantity
 from detcam.utils.files import slug
 from detcam.visualize.overlay import grid
+from tests.drawn import noise
 from tests.helpers import tensors
 
 NAMES = ["cat", "dog", "bus"]
@@ -35,10 +36,6 @@ class Classifier(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.features(x).mean((2, 3))
-
-
-def make_image(height: int, width: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +62,7 @@ def classifier() -> Adapter:
 
 
 def test_explain_equals_the_method_on_the_best_predictions(adapter: Adapter) -> None:
-    images = [make_image(90, 120), make_image(110, 80, 1)]
+    images = [noise(90, 120), noise(110, 80, 1)]
     found = [one.filter(top_k=3) for one in adapter.predict(images)]
     expected = ODAM(adapter).explain(images, found)
     got = explain(adapter, images, top_k=3, score_threshold=0)
@@ -82,14 +79,14 @@ def test_model_runs_once_per_batch(detector: FasterRCNN, adapter: Adapter) -> No
     passes: list[int] = []
     handle = detector.backbone.body.register_forward_hook(lambda *_: passes.append(1))
     try:
-        explain(adapter, [make_image(90, 120), make_image(90, 120, 1)], top_k=2, score_threshold=0, labels=["dog"])
+        explain(adapter, [noise(90, 120), noise(90, 120, 1)], top_k=2, score_threshold=0, labels=["dog"])
     finally:
         handle.remove()
     assert len(passes) == 1
 
 
 def test_predictions_are_selected_by_score_class_and_number(adapter: Adapter) -> None:
-    image = make_image(90, 120)
+    image = noise(90, 120)
     everything = adapter.predict(image)[0]
     dogs = explain(adapter, image, labels=["Dog", 3], score_threshold=0, top_k=1000)[0]
     assert dogs.detections is not None
@@ -105,7 +102,7 @@ def test_predictions_are_selected_by_score_class_and_number(adapter: Adapter) ->
 
 
 def test_default_score_threshold_of_boxes(adapter: Adapter) -> None:
-    image = make_image(90, 120)
+    image = noise(90, 120)
     strong = [score for score in adapter.predict(image)[0].scores.tolist() if score >= 0.3]
     assert len(explain(adapter, image, top_k=1000)[0]) == len(strong)
     nothing = explain(adapter, image, score_threshold=1.0)[0]
@@ -114,7 +111,7 @@ def test_default_score_threshold_of_boxes(adapter: Adapter) -> None:
 
 
 def test_quantity_and_comparison_change_the_target(adapter: Adapter) -> None:
-    image = make_image(90, 120)
+    image = noise(90, 120)
     plain = explain(adapter, image, top_k=1, score_threshold=0)[0]
     target = plain.targets[0]
     assert isinstance(target, BoxTarget)
@@ -143,7 +140,7 @@ def test_mask_quantity_of_a_box() -> None:
 
 
 def test_classifier_labels_of_any_rank(classifier: Adapter) -> None:
-    image = make_image(32, 32)
+    image = noise(32, 32)
     logits = classifier.model(classifier.prepare([torch.from_numpy(image).permute(2, 0, 1) / 255]).inputs)[0].detach()
     top = explain(classifier, image)[0]
     assert top.targets[0].category == int(logits.argmax())  # type: ignore[attr-defined]
@@ -158,16 +155,16 @@ def test_classifier_labels_of_any_rank(classifier: Adapter) -> None:
 
 
 def test_user_targets(classifier: Adapter) -> None:
-    one = explain(classifier, make_image(40, 30), "hirescam", ClassifierOutputTarget(1))[0]
-    expected = tensors(HiResCAM(classifier)([make_image(40, 30)], [ClassifierOutputTarget(1)]))[0]
+    one = explain(classifier, noise(40, 30), "hirescam", ClassifierOutputTarget(1))[0]
+    expected = tensors(HiResCAM(classifier)([noise(40, 30)], [ClassifierOutputTarget(1)]))[0]
     torch.testing.assert_close(torch.as_tensor(one.heatmaps), expected)
     assert (one.detections, one.method, one.captions[0].split()[0]) == (None, "hirescam", "dog")
     with pytest.raises(ValueError, match="top_k, labels: these select the model's predictions"):
-        explain(classifier, make_image(40, 30), targets=ClassifierOutputTarget(1), top_k=1, labels=[0])
+        explain(classifier, noise(40, 30), targets=ClassifierOutputTarget(1), top_k=1, labels=[0])
 
 
 def test_network_input_is_displayed_without_normalization(classifier: Adapter) -> None:
-    image = make_image(32, 32)
+    image = noise(32, 32)
     pixels = torch.from_numpy(image).permute(2, 0, 1) / 255
     inputs = classifier.prepare([pixels]).inputs
     assert np.abs(explain(classifier, inputs)[0].image.astype(int) - image).max() <= 1
@@ -175,22 +172,22 @@ def test_network_input_is_displayed_without_normalization(classifier: Adapter) -
 
 def test_wrong_arguments_raise(classifier: Adapter, detector: FasterRCNN) -> None:
     with pytest.raises(ValueError, match="no method is named .nosuchcam."):
-        explain(classifier, make_image(8, 8), "nosuchcam")
+        explain(classifier, noise(8, 8), "nosuchcam")
     with pytest.raises(TypeError, match="expected a method's name"):
-        explain(classifier, make_image(8, 8), nn.Identity())  # type: ignore[arg-type]
+        explain(classifier, noise(8, 8), nn.Identity())  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="no class named 'cow'"):
-        explain(classifier, make_image(8, 8), labels=["cow"])
+        explain(classifier, noise(8, 8), labels=["cow"])
     with pytest.raises(TypeError, match="the model is an adapter already; pass image_size where it is made"):
-        explain(classifier, make_image(8, 8), image_size=8)
+        explain(classifier, noise(8, 8), image_size=8)
     with pytest.raises(TypeError, match="ClassificationAdapter. has no option 'imagesize'. Did you mean 'image_size'"):
-        explain(classifier, make_image(8, 8), imagesize=8)
+        explain(classifier, noise(8, 8), imagesize=8)
     for model in (classifier, classifier.model):
         with pytest.raises(TypeError, match=r"a box of yours is a target, for example targets=\[\[.*BoxTarget"):
-            explain(model, make_image(8, 8), boxes=[(1, 1, 5, 5)])
+            explain(model, noise(8, 8), boxes=[(1, 1, 5, 5)])
 
 
 def test_smoothing_is_passed_to_the_method(classifier: Adapter) -> None:
-    image = make_image(40, 30)
+    image = noise(40, 30)
     smooth = explain(classifier, image, HiResCAM, aug_smooth=True, eigen_smooth=True)[0]
     expected = tensors(HiResCAM(classifier)([image], aug_smooth=True, eigen_smooth=True))[0]
     torch.testing.assert_close(torch.as_tensor(smooth.heatmaps), expected)
@@ -198,13 +195,13 @@ def test_smoothing_is_passed_to_the_method(classifier: Adapter) -> None:
 
 
 def test_labels_accept_one_name_or_index(classifier: Adapter) -> None:
-    image = make_image(32, 32)
+    image = noise(32, 32)
     for labels in ("bus", 2, ["bus"], torch.tensor([2])):
         assert [target.label for target in explain(classifier, image, labels=labels)[0].targets] == [2]  # type: ignore[attr-defined]
 
 
 def test_batch_size_is_the_methods_own_by_default(classifier: Adapter) -> None:
-    images = [make_image(32, 32, seed) for seed in range(5)]
+    images = [noise(32, 32, seed) for seed in range(5)]
     sizes: list[int] = []
 
     class Recorded(HiResCAM):
@@ -226,7 +223,7 @@ def test_batch_size_is_the_methods_own_by_default(classifier: Adapter) -> None:
 
 
 def test_iteration_and_indexing_yield_explanations_of_single_targets(adapter: Adapter) -> None:
-    explanation = explain(adapter, make_image(90, 120), top_k=3, score_threshold=0)[0]
+    explanation = explain(adapter, noise(90, 120), top_k=3, score_threshold=0)[0]
     parts = list(explanation)
     assert [len(part) for part in parts] == [1, 1, 1]
     assert explanation.detections is not None
@@ -245,17 +242,17 @@ def test_iteration_and_indexing_yield_explanations_of_single_targets(adapter: Ad
 
 
 def test_exif_rotation_is_applied(classifier: Adapter, tmp_path: Path) -> None:
-    lying = Image.fromarray(make_image(20, 40))
+    lying = Image.fromarray(noise(20, 40))
     exif = Image.Exif()
     exif[0x0112] = 6  # turn clockwise to see it upright
     lying.save(tmp_path / "größe.png", exif=exif)
     one = explain(classifier, tmp_path / "größe.png")[0]
-    np.testing.assert_array_equal(one.image, np.rot90(make_image(20, 40), -1))
+    np.testing.assert_array_equal(one.image, np.rot90(noise(20, 40), -1))
     assert (one.heatmaps.shape, one.name, one.path) == ((1, 40, 20), "größe.png", tmp_path / "größe.png")
 
 
 def test_overlay_changes_where_the_heatmap_is_high(classifier: Adapter) -> None:
-    one = explain(classifier, make_image(200, 240))[0]
+    one = explain(classifier, noise(200, 240))[0]
     overlay = one.overlay(0)[:200, :240].astype(int)
     heat = torch.as_tensor(one.heatmaps)[0].numpy()
     change = np.abs(overlay - one.image).sum(2)
@@ -265,7 +262,7 @@ def test_overlay_changes_where_the_heatmap_is_high(classifier: Adapter) -> None:
 
 
 def test_figure_has_all_panels(classifier: Adapter) -> None:
-    one = explain(classifier, make_image(200, 240), top_k=2)[0]
+    one = explain(classifier, noise(200, 240), top_k=2)[0]
     panels = [one.overlay(0, caption=False), one.overlay(1, caption=False)]
     np.testing.assert_array_equal(one.grid(), grid(panels, titles=one.captions, original=one.image))
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(one._repr_png_()))), one.grid())
@@ -273,7 +270,7 @@ def test_figure_has_all_panels(classifier: Adapter) -> None:
 
 
 def test_box_outline(adapter: Adapter) -> None:
-    image = make_image(200, 240)
+    image = noise(200, 240)
     one = explain(adapter, image, targets=[[BoxTarget((60, 50, 120, 100), 1)]])[0]
     bare = Explanation(**{**vars(one), "targets": (ClassifierOutputTarget(1),)})
     differs = (one.overlay(0) != bare.overlay(0)).any(2)[:200, :240]
@@ -285,7 +282,7 @@ def test_box_outline(adapter: Adapter) -> None:
 def test_mask_outline(classifier: Adapter) -> None:
     mask = torch.zeros(200, 240, dtype=torch.bool)
     mask[50:100, 60:120] = True
-    one = explain(classifier, make_image(200, 240), targets=ClassifierOutputTarget(0))[0]
+    one = explain(classifier, noise(200, 240), targets=ClassifierOutputTarget(0))[0]
     region = Explanation(**{**vars(one), "targets": (MaskTarget(0, mask),)})
     assert region.box_xyxy(0) is None
     assert torch.equal(region.mask(0), mask)  # type: ignore[arg-type]
@@ -296,7 +293,7 @@ def test_mask_outline(classifier: Adapter) -> None:
 
 
 def test_notebook_display_escapes_names_and_shows_eight(classifier: Adapter) -> None:
-    one = explain(classifier, make_image(20, 20))[0]
+    one = explain(classifier, noise(20, 20))[0]
     named = Explanation(**{**vars(one), "name": "<script>.png"})
     page = Explanations([named] * 10)._repr_html_()
     assert "<script>" not in page
@@ -309,7 +306,7 @@ def test_notebook_display_escapes_names_and_shows_eight(classifier: Adapter) -> 
 
 
 def test_saved_files_match_the_explanation(adapter: Adapter, tmp_path: Path) -> None:
-    Image.fromarray(make_image(90, 120)).save(tmp_path / "a b.png")
+    Image.fromarray(noise(90, 120)).save(tmp_path / "a b.png")
     one = explain(adapter, tmp_path / "a b.png", "odam", top_k=2, score_threshold=0)[0]
     index = one.save(tmp_path / "out")
     content = json.loads(index.read_text(encoding="utf-8"))
@@ -341,7 +338,7 @@ def test_images_with_equal_names_get_different_files(classifier: Adapter, tmp_pa
     for number, name in enumerate(("a/x.png", "b/X.png", "c/x.jpg")):
         paths.append(tmp_path / name)
         paths[-1].parent.mkdir()
-        Image.fromarray(make_image(24, 24, number)).save(paths[-1])
+        Image.fromarray(noise(24, 24, number)).save(paths[-1])
     first = explain(classifier, paths[:2])
     first.save(tmp_path / "out")
     kept = {path.name: path.read_bytes() for path in (tmp_path / "out").glob("*.png")}
@@ -355,7 +352,7 @@ def test_images_with_equal_names_get_different_files(classifier: Adapter, tmp_pa
 
 def test_arrays_get_different_files(classifier: Adapter, tmp_path: Path) -> None:
     for seed in (0, 1, 1):
-        explain(classifier, make_image(24, 24, seed)).save(tmp_path)
+        explain(classifier, noise(24, 24, seed)).save(tmp_path)
     entries = json.loads((tmp_path / EXPLANATIONS_FILE).read_text(encoding="utf-8"))["images"]
     assert [entry["stem"] for entry in entries] == ["image-1.gradcam", "image-1.gradcam-2"]
     assert entries[0]["digest"] != entries[1]["digest"]
@@ -363,7 +360,7 @@ def test_arrays_get_different_files(classifier: Adapter, tmp_path: Path) -> None
 
 def test_same_explanation_replaces_its_files(classifier: Adapter, tmp_path: Path) -> None:
     image = tmp_path / "x.png"
-    Image.fromarray(make_image(24, 24)).save(image)
+    Image.fromarray(noise(24, 24)).save(image)
     explain(classifier, image, top_k=3).save(tmp_path / "out")
     explain(classifier, image, "hirescam").save(tmp_path / "out")
     explain(classifier, image, labels=["bus"]).save(tmp_path / "out")
@@ -375,7 +372,7 @@ def test_same_explanation_replaces_its_files(classifier: Adapter, tmp_path: Path
 
 def test_foreign_files_are_kept(classifier: Adapter, tmp_path: Path) -> None:
     (tmp_path / "image-1.GRADCAM.1.cat.png").write_text("mine")
-    explain(classifier, make_image(24, 24), labels=["cat"]).save(tmp_path)
+    explain(classifier, noise(24, 24), labels=["cat"]).save(tmp_path)
     assert (tmp_path / "image-1.GRADCAM.1.cat.png").read_text() == "mine"
     assert (tmp_path / "image-1.gradcam-2.1.cat.png").is_file()
     index = tmp_path / EXPLANATIONS_FILE
@@ -383,17 +380,17 @@ def test_foreign_files_are_kept(classifier: Adapter, tmp_path: Path) -> None:
     (tmp_path.parent / "precious.txt").write_text("keep")
     content["images"][0]["targets"][0]["overlay"] = "../precious.txt"
     index.write_text(json.dumps(content), encoding="utf-8")
-    explain(classifier, make_image(24, 24), labels=["dog"]).save(tmp_path)
+    explain(classifier, noise(24, 24), labels=["dog"]).save(tmp_path)
     assert (tmp_path.parent / "precious.txt").read_text() == "keep"
     for wrong in ("[1, 2]", '{"schema": "detcam/explanations", "version": 1}', "not json"):
         index.write_text(wrong, encoding="utf-8")
         with pytest.raises(ValueError, match="move it away, or choose another folder"):
-            explain(classifier, make_image(24, 24)).save(tmp_path)
+            explain(classifier, noise(24, 24)).save(tmp_path)
         assert index.read_text(encoding="utf-8") == wrong
 
 
 def test_index_is_valid_after_an_interruption(classifier: Adapter, tmp_path: Path) -> None:
-    one, two = explain(classifier, [make_image(24, 24), make_image(24, 24, 1)])
+    one, two = explain(classifier, [noise(24, 24), noise(24, 24, 1)])
     with pytest.raises(KeyboardInterrupt), ExplanationWriter(tmp_path) as writer:
         writer.add(one)
         writer.add(two)

@@ -155,7 +155,7 @@ class TestFirstPrincipalComponent:
         assert int(first_principal_component(-bright).flatten().argmin()) == 12
 
     def test_sign_follows_the_peak_where_the_sum_is_rounding(self) -> None:
-        """LayerReplay a LayerNorm the channels add up to nothing but rounding, which must not decide."""
+        """After a LayerNorm the channels add up to nothing but rounding, which must not decide."""
         maps = torch.randn(1, 8, 6, 6, generator=torch.Generator().manual_seed(0))
         maps[:, :, 1, 4] *= 6
         normalized = nn.functional.layer_norm(maps.permute(0, 2, 3, 1), (8,)).permute(0, 3, 1, 2)

@@ -445,7 +445,7 @@ def test_full_grad_by_hand() -> None:
 
 
 def test_guided_methods_by_hand() -> None:
-    """LayerReplay a ReLU of (1, -1, 2) the score weighs 3, 3 and -3: the second is dead, the third pulls down."""
+    """After a ReLU of (1, -1, 2) the score weighs 3, 3 and -3: the second is dead, the third pulls down."""
     model = nn.Sequential(nn.Identity(), nn.ReLU(), nn.Flatten(), nn.Linear(3, 1, bias=False)).eval()
     model[3].weight.data = torch.tensor([[3.0, 3.0, -3.0]])
     image = torch.tensor([[[[1.0, -1.0, 2.0]]]])

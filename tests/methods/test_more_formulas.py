@@ -275,16 +275,12 @@ def test_shapley_cam_equals_the_full_hessian() -> None:
     found = ShapleyCAM(model, ["first"]).explain(image[None], [[target]])[0]
     before.check()
     torch.testing.assert_close(found.saliency[0][0], expected)
-    plain = saliency_of(GradCAM(model, ["first"]), image, target)
+    plain = saliency(GradCAM(model, ["first"]), image, target)
     assert float((plain - expected).abs().max()) > 0.01 * float(expected.abs().max()), "the Hessian plays no part"
 
 
-def saliency_of(cam: BaseCAM, image: Tensor, target: Score) -> Tensor:
-    return cam.explain(image[None], [[target]])[0].saliency[0][0]
-
-
 def test_shapley_cam_of_a_linear_network_is_grad_cam_and_layers_keep_their_own_hessian() -> None:
-    """LayerReplay relu2 the tiny network squares, so there H A = 2 g / 2 each way; two layers do not mix."""
+    """After relu2 the tiny network squares, so there H A = 2 g / 2 each way; two layers do not mix."""
     score = ClassifierOutputTarget(1)
     a, g = seen(IMAGES[0], score, "relu2")
     expected = ((g - 0.5 * g).mean((1, 2), keepdim=True) * a).sum(0)  # the score is quadratic in A: H A = g
@@ -318,7 +314,7 @@ def test_shapley_cam_differentiates_attention_and_region_pooling_twice() -> None
     gradient = torch.autograd.functional.jacobian(score, a.flatten())
     hessian = torch.autograd.functional.hessian(score, a.flatten())
     weights = (gradient - 0.5 * hessian @ a.flatten()).reshape(a.shape).mean((2, 3), keepdim=True)
-    found = saliency_of(ShapleyCAM(model, ["patch"]), IMAGES[0], ClassifierOutputTarget(3))
+    found = saliency(ShapleyCAM(model, ["patch"]), IMAGES[0], ClassifierOutputTarget(3))
     torch.testing.assert_close(found, (weights * a).sum(1)[0])
 
     adapter = adapt(load_demo_detector(), target_layers=["backbone.pyramid"])

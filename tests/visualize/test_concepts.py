@@ -9,6 +9,7 @@ import torch
 from detcam import create_labels_legend, show_factorization_on_image
 from detcam.visualize.concepts import concept_colors
 from detcam.visualize.drawing import TEXT_COLOR
+from tests.drawn import colored
 
 RED, BLUE = (200, 30, 40), (20, 60, 220)
 
@@ -23,10 +24,6 @@ def halves(height: int = 60, width: int = 80) -> np.ndarray:
     maps[0, :, : width // 2] = np.linspace(1, 0, height)[:, None]
     maps[1, :, width // 2 :] = 1
     return maps
-
-
-def colored(shown: np.ndarray, color: tuple[int, int, int]) -> np.ndarray:
-    return (shown == color).all(axis=2)
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])

@@ -90,6 +90,7 @@ class ReportData:
 
     @cached_property
     def files(self) -> dict[str, Mapping[str, str | None]]:
+        """The files of each case, by its id."""
         return {entry["id"]: entry["files"] for entry in self.content["cases"]}
 
     @cached_property

@@ -11,13 +11,14 @@ import torch
 from torchvision.ops import box_iou
 
 from detcam.adapters import Adapter
+from detcam.auditing.error_targets import detection_target
 from detcam.benchmarking.planted.cases import FIRST_SEEDS, CaseTarget, PlantedCase, SeedSet
 from detcam.benchmarking.planted.semantic import body_mask, classify_bodies
 from detcam.detections import Detections
 from detcam.synthetic.scene import SceneObject
 from detcam.synthetic.shortcut_scenarios import BARGE, BOAT, SHORTCUTS, ScenarioName
 from detcam.synthetic.shortcuts import ShortcutScene, cabin_box, draw_shortcut_scene
-from detcam.targets import BoxTarget, EdgesTarget, MaskTarget, SuppressionTarget
+from detcam.targets import EdgesTarget, MaskTarget, SuppressionTarget
 from detcam.utils.batching import batches
 
 MIN_FALSE_POSITIVE_SCORE = 0.5
@@ -182,21 +183,15 @@ def _find_error(
         against = None if is_cart else first_label + BARGE
         if _is_semantic(adapter):
             return index, MaskTarget(int(detections.labels[index]), body_mask(scene, body.name), against)
-        return index, replace(_pinned(detections, index), against=against)
+        return index, replace(detection_target(detections, index), against=against)
     if effect == "duplicate":
         index = _find_duplicate(body.box_xyxy, detections, MIN_FALSE_POSITIVE_SCORE)
-        return None if index is None else (index, _pinned(detections, index))
+        return None if index is None else (index, detection_target(detections, index))
     iou = _best_iou(body.box_xyxy, detections)
     if iou is None or iou > MAX_WRONG_IOU:
         return None
     index = int(box_iou(torch.from_numpy(body.box_xyxy)[None], detections.boxes_xyxy)[0].argmax())
-    return index, EdgesTarget.displaced(_pinned(detections, index), _corners(body))
-
-
-def _pinned(detections: Detections, index: int) -> BoxTarget:
-    """A detection as a target, pinned to its source."""
-    box = detections.boxes_xyxy[index].tolist()
-    return BoxTarget(tuple(box), int(detections.labels[index]), detections.source[index])
+    return index, EdgesTarget.displaced(detection_target(detections, index), _corners(body))
 
 
 def _corners(body: SceneObject) -> tuple[float, float, float, float]:

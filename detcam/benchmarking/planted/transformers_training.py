@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import box_convert
 
-from detcam.utils.optional import missing_package_error
+from detcam.adapters.transformers_model import auto_class
+from detcam.utils.optional import needs_extra
 
 MEAN, STD = 0.5, 0.25
 """Normalization of the pixels."""
@@ -31,7 +32,8 @@ def build_rt_detr(names: Sequence[str], image_size_hw: tuple[int, int]) -> nn.Mo
     Raises:
         ImportError: transformers is not installed.
     """
-    transformers = _transformers()
+    with needs_extra("transformers"):
+        import transformers
     backbone = transformers.RTDetrResNetConfig(
         embedding_size=STAGE_CHANNELS[0],
         hidden_sizes=list(STAGE_CHANNELS),
@@ -69,21 +71,13 @@ def processor_folder(image_size_hw: tuple[int, int]) -> str:
     folder = tempfile.TemporaryDirectory(prefix="detcam-planted-")
     _FOLDERS.append(folder)
     size = {"height": image_size_hw[0], "width": image_size_hw[1]}
-    _transformers().RTDetrImageProcessor(
+    auto_class("RTDetrImageProcessor")(
         size=size, do_normalize=True, image_mean=[MEAN] * 3, image_std=[STD] * 3
     ).save_pretrained(folder.name)
     return folder.name
 
 
 _FOLDERS: list[tempfile.TemporaryDirectory[str]] = []
-
-
-def _transformers() -> Any:
-    try:
-        import transformers
-    except ImportError as error:
-        raise missing_package_error("transformers", error) from error
-    return transformers
 
 
 def rt_detr_loss(model: nn.Module, images: Sequence[Tensor], targets: Sequence[dict[str, Tensor]]) -> Tensor:

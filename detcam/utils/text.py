@@ -1,0 +1,30 @@
+"""Values and lines of text."""
+
+from __future__ import annotations
+
+import ast
+from typing import Any
+
+
+def parse_value(text: str) -> Any:
+    """Parse a number, ``none``, ``true``, ``false``, or a list of values with commas; other texts are returned as is.
+
+    Example:
+        >>> from detcam.utils.text import parse_value
+        >>> parse_value("0.5"), parse_value("None"), parse_value("64,32"), parse_value("resnet34")
+        (0.5, None, (64, 32), 'resnet34')
+    """
+    if "," in text:
+        return tuple(parse_value(part) for part in text.split(","))
+    words = {"none": None, "true": True, "false": False}
+    if text.lower() in words:
+        return words[text.lower()]
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, of at most 300 characters."""
+    return str(error).strip().split("\n")[0][:300]
