@@ -39,8 +39,8 @@ def check_probe_memory(error: BaseException, count: int, size_hw: tuple[int, int
     """
     if is_out_of_memory(error) and count == 1:
         raise RuntimeError(
-            f"memory does not suffice for one image of {size_hw[0]} x {size_hw[1]} pixels, with which the network is tried; "
-            f"pass a smaller image_size= ({error})"
+            f"memory does not suffice for one image of {size_hw[0]} x {size_hw[1]} pixels, with which the network is "
+            f"tried; pass a smaller image_size= ({error})"
         ) from error
 
 
