@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Iterable
+from itertools import chain
 from typing import Any
 
 import torch
@@ -64,6 +65,7 @@ def unwrap(model: object) -> Any:
 
     Raises:
         TypeError: a scripted module, whose layers take no hooks.
+        ValueError: the module is on the meta device.
     """
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         return unwrap(model.module)
@@ -71,7 +73,19 @@ def unwrap(model: object) -> Any:
         return unwrap(model._orig_mod)
     if isinstance(model, torch.jit.ScriptModule):
         raise TypeError("a scripted model has no hooks on its layers; pass the torch.nn.Module it was scripted from")
+    if isinstance(model, nn.Module):
+        _check_has_values(model)
     return model
+
+
+def _check_has_values(model: nn.Module) -> None:
+    """Raise ValueError if a parameter or buffer is on the meta device, which has shapes and no values."""
+    for name, tensor in chain(model.named_parameters(), model.named_buffers()):
+        if tensor.is_meta:
+            raise ValueError(
+                f"{name} of {type(model).__name__} is on the meta device and has no values: move the model with "
+                "model.to_empty(device='cpu') and load its weights, or build it outside of torch.device('meta')"
+            )
 
 
 def plain_module(model: object) -> nn.Module:

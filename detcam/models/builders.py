@@ -200,6 +200,8 @@ def download_help(library: str, name: str, error: OSError) -> str:
     if library == "timm":
         from detcam.models import timm
 
+        if ":" in name:  # hf-hub:OWNER/NAME, whose architecture is on the hub as well
+            return f"{begin} On a connected machine run 'hf download {name.rpartition(':')[2]}'"
         file = timm.published_file(timm.create_timm_model(name))
         return f"{begin} On a connected machine download {file}, then pass --weights FILE; {random}"
     if library == "hf":

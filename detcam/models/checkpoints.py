@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from detcam.utils.console import short_repr
 from detcam.utils.text import first_line
 
 StateDict = Mapping[str, Tensor]
@@ -29,6 +30,8 @@ STATE_DICT_KEYS = (
     "model_ema",
     "ema",
 )
+MAX_DEPTH = 4
+"""Maximum number of entries within one another in which weights are looked for."""
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.")
 
 
@@ -51,17 +54,18 @@ def read_checkpoint(path: Path, *, trust: bool) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=not trust)
     except pickle.UnpicklingError as error:
-        if trust:
-            raise ValueError(f"cannot read {path} as a checkpoint ({first_line(error)})") from error
+        foreign = _foreign(path, error)
+        if trust or not foreign:
+            raise ValueError(f"cannot read {path} as a checkpoint ({_reason(error)}); is the file complete?") from error
         raise ValueError(
-            f"{path} holds more than tensors{_foreign(path, error)}, and reading it runs code from the file. "
+            f"{path} holds more than tensors{foreign}, and reading it runs code from the file. "
             "If you trust its source, pass --trust-checkpoint (trust_checkpoint=True in Python)"
         ) from error
     except (AttributeError, ModuleNotFoundError) as error:
         raise ValueError(
             f"{path} needs a module that is not installed ({error}); save its state_dict() where it was made"
         ) from error
-    except (RuntimeError, EOFError, KeyError, OSError) as error:
+    except Exception as error:  # a damaged pickle raises UnicodeDecodeError, IndexError, struct.error and others
         raise ValueError(f"cannot read {path} as a checkpoint ({first_line(error)}); is the file complete?") from error
 
 
@@ -95,8 +99,13 @@ def foreign_globals(path: Path) -> list[str]:
     return sorted(names, key=lambda name: (name.startswith("torch."), name))
 
 
-def state_dict_of(content: object, path: Path) -> StateDict:
+def state_dict_of(content: object, path: Path, depth: int = MAX_DEPTH) -> StateDict:
     """Return the weights in a checkpoint: its whole content, or an entry with one of the usual names.
+
+    Args:
+        content: the content of the file.
+        path: the file, for messages.
+        depth: maximum number of entries within one another.
 
     Raises:
         ValueError: the checkpoint has no weights.
@@ -105,10 +114,12 @@ def state_dict_of(content: object, path: Path) -> StateDict:
         return content.state_dict()
     if isinstance(content, Mapping):
         if content and all(isinstance(value, Tensor) for value in content.values()):
+            if not all(isinstance(key, str) for key in content):
+                raise ValueError(f"expected names of weights as text in {path}; got {short_repr(next(iter(content)))}")
             return content
-        for key in STATE_DICT_KEYS:
+        for key in STATE_DICT_KEYS if depth else ():
             if isinstance(content.get(key), (Mapping, nn.Module)):
-                return state_dict_of(content[key], path)
+                return state_dict_of(content[key], path, depth - 1)
     entries = ", ".join(map(str, list(content)[:5])) if isinstance(content, Mapping) else type(content).__name__
     raise ValueError(f"expected weights (a state dict) in {path}; it holds {entries or 'nothing'}")
 
@@ -177,3 +188,9 @@ def load_weights(model: nn.Module, state: StateDict, path: Path, name: str) -> N
 
 def _first_keys(keys: list[str]) -> str:
     return ", ".join(keys[:2]) + (", ..." if len(keys) > 2 else "")
+
+
+def _reason(error: Exception) -> str:
+    """The cause in an error of `torch.load`, without its advice to read the file as code."""
+    found = re.search(r"WeightsUnpickler error:\s*(.+)", str(error))
+    return found[1].strip()[:200] if found else first_line(error)

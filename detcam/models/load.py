@@ -6,6 +6,7 @@ import difflib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from detcam.models.checkpoints import (
     read_checkpoint,
     state_dict_of,
 )
+from detcam.models.hub import reachable_hub
 from detcam.utils.device import pick_device
 
 ULTRALYTICS_NAME = re.compile(r"(yolo|rtdetr)[\w-]*(\.pt|\.yaml)?", re.IGNORECASE)
@@ -203,8 +205,10 @@ def _named(library: str, name: str, num_classes: int | None, *, pretrained: bool
     """A model with published or random weights."""
     if pretrained and num_classes is not None:
         raise ValueError("num_classes needs weights=; the published weights have a fixed number of classes")
+    on_hub = pretrained and library in ("timm", "hf") and not Path(name).exists()
     try:
-        return BUILDERS[library](name, num_classes, pretrained, **extra)
+        with reachable_hub() if on_hub else nullcontext():
+            return BUILDERS[library](name, num_classes, pretrained, **extra)
     except OSError as error:
         if not pretrained:
             raise
