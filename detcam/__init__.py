@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from detcam.diagnostics import EmptyMapWarning as EmptyMapWarning
     from detcam.diagnostics import ReachWarning as ReachWarning
     from detcam.explanation.explain import explain as explain
+    from detcam.explanation.methods_grid import plot_methods as plot_methods
     from detcam.explanation.result import Explanation as Explanation
     from detcam.explanation.result import Explanations as Explanations
     from detcam.factorization import DeepFeatureFactorization as DeepFeatureFactorization
@@ -123,6 +124,7 @@ _MODULES = {
     "drise": "detcam.methods.drise",
     "explain": "detcam.explanation.explain",
     "guided_backprop": "detcam.methods.guided_backprop",
+    "plot_methods": "detcam.explanation.methods_grid",
     "preprocess_image": "detcam.visualize.overlay",
     "repair": "detcam.auditing.remedies.remedies",
     "register_adapter": "detcam.adapters.registry",

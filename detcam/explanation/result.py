@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import overload
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -146,13 +147,28 @@ class Explanation:
             return self.detections.masks[index]
         return None
 
-    def overlay(self, index: int = 0, *, colormap: str | int = DEFAULT_COLORMAP, caption: bool = True) -> ImageArray:
+    @property
+    def magnitudes(self) -> HeatmapArray:
+        """(N,) float32, the largest positive saliency of each target, which its heatmap shows as 1."""
+        levels = [level.flatten(1).amax(1).clamp(min=0) for level in self.saliency if level.numel()]
+        return torch.stack(levels).amax(0).float().numpy() if levels else np.zeros(len(self), np.float32)
+
+    def overlay(
+        self,
+        index: int = 0,
+        *,
+        colormap: str | int = DEFAULT_COLORMAP,
+        caption: bool = True,
+        shared_scale: bool = False,
+    ) -> ImageArray:
         """Draw one target's heatmap over the image.
 
         Args:
             index: Index of the target.
             colormap: Name or OpenCV number.
             caption: Whether to draw the caption below.
+            shared_scale: Whether all targets of the image share one scale, that of the largest of `magnitudes`, so that
+                overlays can be compared. Otherwise each heatmap has a maximum of 1, however small its saliency is.
 
         Returns:
             HxWx3 uint8, with the target's outline and a color bar.
@@ -160,23 +176,34 @@ class Explanation:
         mask = self.mask(index)
         return render(
             self.image,
-            self.heatmap(index),
+            self.heatmap(index) * self._scale(index) if shared_scale else self.heatmap(index),
             box_xyxy=self.box_xyxy(index) if mask is None else None,
             mask=mask,
             caption=self.captions[index] if caption else "",
             colormap=colormap,
         )
 
-    def grid(self, *, columns: int | None = None, colormap: str | int = DEFAULT_COLORMAP) -> ImageArray:
-        """Draw the image and the overlays of all targets in one figure (HxWx3 uint8)."""
+    def _scale(self, index: int) -> np.float32:
+        magnitudes = self.magnitudes
+        return magnitudes[index] / (magnitudes.max() or np.float32(1))
+
+    def grid(
+        self, *, columns: int | None = None, colormap: str | int = DEFAULT_COLORMAP, shared_scale: bool = False
+    ) -> ImageArray:
+        """Draw the image and the overlays of all targets in one figure (HxWx3 uint8); arguments as in `overlay`."""
         if not len(self):
             return grid([self.image], titles=["no targets"])
-        panels = [self.overlay(index, colormap=colormap, caption=False) for index in range(len(self))]
+        panels = [
+            self.overlay(index, colormap=colormap, caption=False, shared_scale=shared_scale)
+            for index in range(len(self))
+        ]
         return grid(panels, columns=columns, titles=self.captions, original=self.image)
 
-    def plot(self, *, columns: int | None = None, colormap: str | int = DEFAULT_COLORMAP) -> Image.Image:
+    def plot(
+        self, *, columns: int | None = None, colormap: str | int = DEFAULT_COLORMAP, shared_scale: bool = False
+    ) -> Image.Image:
         """Return the figure of `grid` as a PIL image."""
-        return Image.fromarray(self.grid(columns=columns, colormap=colormap))
+        return Image.fromarray(self.grid(columns=columns, colormap=colormap, shared_scale=shared_scale))
 
     def save(self, folder: str | Path, *, colormap: str | int = DEFAULT_COLORMAP) -> Path:
         """Save this explanation as `Explanations.save` does; return the path of ``explanations.json``."""

@@ -16,6 +16,7 @@ from torchvision.models.detection import FasterRCNN, fasterrcnn_mobilenet_v3_lar
 from detcam import ODAM, HiResCAM, adapt
 from detcam.adapters import Adapter
 from detcam.explanation.explain import Explanation, Explanations, explain
+from detcam.explanation.methods_grid import plot_methods
 from detcam.explanation.writer import EXPLANATIONS_FILE, ExplanationWriter, read_heatmap
 from detcam.targets import BoxTarget, ClassifierOutputTarget, InstanceMaskTarget, MaskTarget, with_quantity
 from detcam.utils.files import slug
@@ -267,6 +268,29 @@ def test_figure_has_all_panels(classifier: Adapter) -> None:
     np.testing.assert_array_equal(one.grid(), grid(panels, titles=one.captions, original=one.image))
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(one._repr_png_()))), one.grid())
     np.testing.assert_array_equal(np.asarray(one.plot()), one.grid())
+
+
+def test_overlays_of_one_scale(classifier: Adapter) -> None:
+    """With a shared scale the heat of a target is its saliency over the largest saliency of all targets."""
+    one = explain(classifier, noise(200, 240), "hirescam", labels=[0, 1])[0]
+    largest = [max(float(level[index].max()) for level in one.saliency) for index in range(2)]
+    np.testing.assert_allclose(one.magnitudes, largest, rtol=1e-6)
+    weaker = int(np.argmin(largest))
+    expected = Explanation(**{**vars(one), "maps": one.heatmaps * np.float32(min(largest) / max(largest))})
+    np.testing.assert_array_equal(one.overlay(weaker, shared_scale=True), expected.overlay(weaker))
+    np.testing.assert_array_equal(one.overlay(1 - weaker, shared_scale=True), one.overlay(1 - weaker))
+    assert (one.overlay(weaker, shared_scale=True) != one.overlay(weaker)).any()
+
+
+def test_methods_beside_each_other(classifier: Adapter) -> None:
+    image = noise(200, 240)
+    figure = np.asarray(plot_methods(classifier, image, ["gradcam", "hirescam"], labels=[0, 1]))
+    rows = [explain(classifier, image, method, labels=[0, 1])[0] for method in ("gradcam", "hirescam")]
+    panels = [row.overlay(index, caption=False) for row in rows for index in range(2)]
+    titles = [f"{row.method}: {caption}" for row in rows for caption in row.captions]
+    np.testing.assert_array_equal(figure, grid(panels, titles=titles, columns=2))
+    with pytest.raises(ValueError, match="list of methods"):
+        plot_methods(classifier, image, "gradcam")
 
 
 def test_box_outline(adapter: Adapter) -> None:

@@ -33,6 +33,7 @@ FRONT_DOOR = [
         detcam.audit,
         detcam.compare_audits,
         detcam.repair,
+        detcam.plot_methods,
         detcam.benchmark,
         detcam.adapt,
         detcam.get_method,
