@@ -48,9 +48,7 @@ def plot_methods(model: ModelLike, image: ImageLike, methods: Sequence[MethodLik
     for method in methods:
         (explanation,) = explain(adapter, image, method, **selection)
         if not len(explanation):
-            raise ValueError(
-                "expected at least one target; no prediction was found. A lower score_threshold finds more"
-            )
+            raise ValueError("no prediction was found in the image; a lower score_threshold finds more")
         columns = len(explanation)
         panels += [explanation.overlay(index, caption=False) for index in range(columns)]
         titles += [f"{explanation.method}: {caption}" for caption in explanation.captions]
