@@ -30,6 +30,8 @@ MAX_COMPARED = 200
 """Maximum number of correct detections of a class, and of wrong ones, that are compared."""
 MIN_EXTRA_IMAGES = 64
 """Number of further images searched for them, or the number of cases if that is larger."""
+MAX_FEATURE_IMAGES = 500
+"""Maximum number of images of unexplained errors whose features are computed."""
 
 DetectionKey: TypeAlias = tuple[int, int]
 """A detection: index of its image, and index of the detection in the image."""
@@ -83,6 +85,20 @@ class BackgroundClassifier:
             else:
                 types[index] = "look-alike" if is_inside(case) and not np.isnan(value) else None, value
         return types
+
+    def box_features(self, indices: Sequence[int], max_images: int = MAX_FEATURE_IMAGES) -> dict[int, np.ndarray]:
+        """Compute the network's features (D,) over the boxes of wrong detections, by their index in the analysis.
+
+        Errors in further images than `max_images`, and missed objects, have none.
+        """
+        keys = {index: self._key(index) for index in indices if self.analysis[index].detection_index is not None}
+        images = set(sorted({image for image, _ in keys.values()})[:max_images])
+        by_image: dict[int, set[int]] = {}
+        for image, detection in keys.values():
+            if image in images:
+                by_image.setdefault(image, set()).add(detection)
+        features = self._features({image: sorted(detections) for image, detections in by_image.items()})
+        return {index: features[key] for index, key in keys.items() if key in features}
 
     def _typicalities(self, indices: Sequence[int]) -> dict[int, float]:
         """Typicality of errors with their evidence in the box, by their index in the analysis."""

@@ -20,6 +20,7 @@ from detcam.auditing.conclusion import ExplainedError
 from detcam.auditing.error_targets import object_box
 from detcam.auditing.errors import DetectionError
 from detcam.auditing.explainer import ErrorExplainer
+from detcam.auditing.grouping.assignment import MIN_EXPLAINED, Assignment
 from detcam.auditing.grouping.grouped_errors import GroupedErrors, group_errors
 from detcam.auditing.grouping.hierarchy import CauseNode
 from detcam.auditing.grouping.inventory import CauseShare
@@ -102,6 +103,8 @@ class Audit:
         cases: the same errors in the same order, with explanations where they were made.
         groups: explained errors with similar evidence, at least two in a group, by decreasing cost.
         causes: the hierarchy of causes of the explained errors, which begins with the kinds of evidence.
+        assignment: the unexplained errors, with the explained ones that resemble them, and the error of their
+            assignment to kinds of evidence; None if too few are explained.
         inventory: shares of the kinds of evidence among all errors from the score threshold on, with intervals; empty
             unless the explained errors are random samples.
         issues: issues of the data, and what was left out because of them.
@@ -116,6 +119,7 @@ class Audit:
     cases: tuple[AuditCase, ...]
     groups: tuple[ErrorGroup, ...]
     causes: tuple[CauseNode, ...]
+    assignment: Assignment | None = field(repr=False)
     inventory: tuple[CauseShare, ...]
     issues: DataIssues
     report: Path | None
@@ -281,6 +285,7 @@ def audit(
             cases=grouped.cases,
             groups=grouped.groups,
             causes=grouped.causes,
+            assignment=grouped.assignment,
             inventory=grouped.inventory,
             settings=recorded,
             seconds=seconds,
@@ -296,6 +301,7 @@ def audit(
         grouped.cases,
         grouped.groups,
         grouped.causes,
+        grouped.assignment,
         grouped.inventory,
         issues,
         report,
@@ -359,11 +365,13 @@ def _run(
             adapter, analysis, detections, annotations, settings.score_threshold, stages.batch_size
         )
         explained = _classify_background(classifier, unexplained, explained)
+        counted = sorted({index for indices in (*relevant, chosen) for index in indices})
+        box_features = classifier.box_features(counted) if len(chosen) >= MIN_EXPLAINED else {}
     with stages.timed("grouping"):
         cases = [explained[case.id].case if case.id in explained else case for case in unexplained]
         features = {name: each.features for name, each in explained.items()}
         is_random = settings.explain_order == "random"
-        grouped = group_errors(analysis, cases, features, relevant, is_random_sample=is_random)
+        grouped = group_errors(analysis, cases, features, relevant, box_features, is_random_sample=is_random)
     annotations = replace(annotations, issues=annotations.issues + DataIssues(stages.failures))
     return analysis, grouped, annotations
 

@@ -29,7 +29,6 @@ from detcam.utils.console import make_console, make_table, printable
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from detcam.auditing.grouping.hierarchy import CauseNode
     from detcam.auditing.pipeline import Audit
 
 HELP = "Explain a detector's errors on annotated images, and verify each explanation by removing its evidence."
@@ -178,7 +177,16 @@ def print_summary(audit: Audit) -> None:
                 console.print(f"  {share.sentence}", soft_wrap=True)
         console.print()
     if audit.causes:
-        console.print(_causes_table(audit.causes, has_ap))
+        console.print(_causes_table(audit, has_ap))
+    if audit.assignment is not None and len(audit.assignment.assigned):
+        error, baseline = (
+            f"{100 * value:.0f} %" for value in (audit.assignment.error, audit.assignment.baseline_error)
+        )
+        console.print(
+            f"unexplained errors are assigned to the causes of explained ones that resemble them; {error} of those get "
+            f"another kind than their own in cross-validation ({baseline} if all got the most frequent one)\n",
+            soft_wrap=True,
+        )
     order = "largest delta AP first" if has_ap else "most confirmed effect first, then highest score"
     _print_lines(f"groups of similar errors, {order}", [group.sentence for group in audit.groups])
     for line in audit.issues.summary().splitlines():
@@ -186,15 +194,19 @@ def print_summary(audit: Audit) -> None:
     console.print(f"\n{audit.report}  ({audit.seconds:.0f} s)", soft_wrap=True)
 
 
-def _causes_table(causes: Sequence[CauseNode], has_ap: bool) -> Table:
-    """Kinds of evidence and the classes below them, with explained errors and costs."""
-    columns = ("explained", "confirmed", *(["delta AP"] if has_ap else []))
+def _causes_table(audit: Audit, has_ap: bool) -> Table:
+    """Kinds of evidence and the classes below them, with numbers of errors and costs."""
+    is_estimated = audit.assignment is not None
+    columns = ("explained", "confirmed", *(["all errors"] if is_estimated else []), *(["delta AP"] if has_ap else []))
     table = make_table("cause", *columns, right=columns)
-    for root in causes:
+    for root in audit.causes:
         rows = [(depth, cause) for depth, cause in root.walk() if depth < 2]
         for depth, cause in rows[: MAX_CHILDREN + 1]:
-            cost = [f"{cause.delta_ap:.3f}"] if has_ap else []
-            table.add_row("  " * depth + printable(cause.name), str(len(cause)), str(cause.confirmed_count), *cost)
+            low, high = cause.estimated_interval
+            estimate = [f"{cause.estimated_count:.0f} ({low:.0f} to {high:.0f})"] if is_estimated else []
+            cost = cause.estimated_delta_ap if is_estimated else cause.delta_ap
+            counts = (str(len(cause)), str(cause.confirmed_count), *estimate, *([f"{cost:.3f}"] if has_ap else []))
+            table.add_row("  " * depth + printable(cause.name), *counts)
         if len(rows) > MAX_CHILDREN + 1:
             table.add_row(f"  and {len(rows) - MAX_CHILDREN - 1} more in the report")
     return table

@@ -10,6 +10,7 @@ import numpy as np
 
 from detcam.auditing.analysis import ErrorAnalysis
 from detcam.auditing.case import AuditCase, ErrorGroup
+from detcam.auditing.grouping.assignment import Assignment, assign_errors
 from detcam.auditing.grouping.clustering import group_cases
 from detcam.auditing.grouping.hierarchy import CauseNode, build_causes
 from detcam.auditing.grouping.inventory import POPULATIONS, CauseShare, estimate_shares
@@ -23,12 +24,14 @@ class GroupedErrors:
         cases: all errors, with the kinds of evidence and the groups of the explained ones.
         groups: groups of explained errors with similar evidence, by decreasing cost.
         causes: the hierarchy of causes.
+        assignment: the unexplained errors, with the explained ones that resemble them; None if there are too few.
         inventory: shares of the kinds of evidence among all relevant errors; empty if it was not estimated.
     """
 
     cases: tuple[AuditCase, ...]
     groups: tuple[ErrorGroup, ...]
     causes: tuple[CauseNode, ...]
+    assignment: Assignment | None
     inventory: tuple[CauseShare, ...]
 
 
@@ -37,6 +40,7 @@ def group_errors(
     cases: Sequence[AuditCase],
     features: Mapping[str, np.ndarray | None],
     relevant: Sequence[Sequence[int]],
+    box_features: Mapping[int, np.ndarray],
     *,
     is_random_sample: bool,
 ) -> GroupedErrors:
@@ -47,6 +51,7 @@ def group_errors(
         cases: the same errors as cases, explained or not.
         features: the network's features over the evidence by case id.
         relevant: indices of the relevant errors: false positives, missed objects.
+        box_features: the network's features over the box, by index of the error.
         is_random_sample: whether the explained errors are random samples of these, so that shares can be estimated.
     """
     cases = list(cases)
@@ -62,12 +67,14 @@ def group_errors(
     )
     for index, case in zip(indices, explained, strict=True):
         cases[index] = case
-    causes = build_causes(cases, {group.number: group.sentence for group in groups}, joint_cost)
+    counted = {index for members in relevant for index in members} | set(indices)
+    assignment = assign_errors(cases, sorted(counted), box_features)
+    causes = build_causes(cases, {group.number: group.sentence for group in groups}, joint_cost, assignment)
     inventory: list[CauseShare] = []
     if is_random_sample:
         for name, members in zip(POPULATIONS, relevant, strict=True):
             inventory += estimate_shares(cases, members, joint_cost, name=name)
-    return GroupedErrors(tuple(cases), tuple(groups), causes, tuple(inventory))
+    return GroupedErrors(tuple(cases), tuple(groups), causes, assignment, tuple(inventory))
 
 
 def _joint_cost(analysis: ErrorAnalysis, indices: Sequence[int]) -> float:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from detcam.auditing.case import EVIDENCE_KINDS, AuditCase, EvidenceKind
+from detcam.auditing.grouping.assignment import Assignment, class_key
 from detcam.utils.batching import group_by
 from detcam.utils.files import json_value
 
@@ -79,11 +80,13 @@ class _Builder:
         cases: all errors.
         delta_ap: increase of average precision without some of them, given by index.
         sentences: sentences of the groups by number.
+        assignment: the unexplained errors; None estimates no numbers of all errors.
     """
 
     cases: Sequence[AuditCase]
     delta_ap: Callable[[Sequence[int]], float]
     sentences: Mapping[int, str]
+    assignment: Assignment | None
 
     def node(
         self, level: CauseLevel, name: str, indices: Sequence[int], children: Sequence[CauseNode] = ()
@@ -100,7 +103,21 @@ class _Builder:
             confirmed_count=sum(self.cases[index].confirmed for index in indices),
             delta_ap=self.delta_ap(indices),
             children=tuple(children),
+            **self._estimates(level, indices),
         )
+
+    def _estimates(self, level: CauseLevel, indices: Sequence[int]) -> dict[str, Any]:
+        """The estimated number and cost of all errors with a cause."""
+        if self.assignment is None:
+            return {}
+        keys = None if level == "kind" else {class_key(self.cases[index]) for index in indices}
+        estimate, low, high = self.assignment.count(indices, keys)
+        assigned = self.assignment.most_likely(indices, keys)
+        return {
+            "estimated_count": estimate,
+            "estimated_interval": (low, high),
+            "estimated_delta_ap": self.delta_ap([*indices, *assigned]),
+        }
 
     def kind(self, name: str, indices: Sequence[int]) -> CauseNode:
         return self.node("kind", name, indices, self._split(indices, pair_name, self.pair))
@@ -134,7 +151,10 @@ class _Builder:
 
 
 def build_causes(
-    cases: Sequence[AuditCase], sentences: Mapping[int, str], delta_ap: Callable[[Sequence[int]], float]
+    cases: Sequence[AuditCase],
+    sentences: Mapping[int, str],
+    delta_ap: Callable[[Sequence[int]], float],
+    assignment: Assignment | None = None,
 ) -> tuple[CauseNode, ...]:
     """Build the hierarchy of the causes of explained errors.
 
@@ -142,11 +162,13 @@ def build_causes(
         cases: all errors, with kinds of evidence and groups where they are explained.
         sentences: sentences of the groups by number.
         delta_ap: increase of average precision without some of the errors, given by index; NaN where it is undefined.
+        assignment: the unexplained errors, with the explained ones that resemble them; None estimates no numbers of all
+            errors.
 
     Returns:
         The kinds of evidence by decreasing cost, evidence that is not confirmed last.
     """
-    builder = _Builder(cases, delta_ap, sentences)
+    builder = _Builder(cases, delta_ap, sentences, assignment)
     explained = [index for index, case in enumerate(cases) if case.evidence_kind is not None]
     kinds = group_by(explained, lambda index: cases[index].evidence_kind)
     roots = [builder.kind(kind, kinds[kind]) for kind in EVIDENCE_KINDS if kind in kinds]

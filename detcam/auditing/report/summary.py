@@ -10,6 +10,7 @@ from typing import Any
 from detcam.auditing.analysis import ClassSummary, ErrorAnalysis
 from detcam.auditing.case import AuditCase, ErrorGroup
 from detcam.auditing.errors import ErrorType
+from detcam.auditing.grouping.assignment import Assignment
 from detcam.auditing.grouping.hierarchy import CauseNode, causes_to_json
 from detcam.auditing.grouping.inventory import CauseShare
 from detcam.auditing.sentences import is_outside
@@ -52,6 +53,7 @@ class ReportSummary:
         groups: Explained errors with a common cause, at least two in a group; largest delta AP first, then most
             confirmed effect, then highest score.
         causes: Hierarchy of the causes of the explained errors.
+        assignment: The unexplained errors, with the explained ones that resemble them; None if there are too few.
         inventory: Shares of the kinds of evidence among all errors from the score threshold on; empty if it was not
             estimated.
         cases: All errors.
@@ -76,6 +78,7 @@ class ReportSummary:
     settings: Mapping[str, Any] = field(default_factory=dict)
     groups: tuple[ErrorGroup, ...] = ()
     causes: tuple[CauseNode, ...] = ()
+    assignment: Assignment | None = None
     inventory: tuple[CauseShare, ...] = ()
     cases: tuple[AuditCase, ...] = ()
     issues: DataIssues = field(default_factory=DataIssues)
@@ -103,6 +106,7 @@ class ReportSummary:
         cases: Sequence[AuditCase],
         groups: Sequence[ErrorGroup] = (),
         causes: Sequence[CauseNode] = (),
+        assignment: Assignment | None = None,
         inventory: Sequence[CauseShare] = (),
         settings: Mapping[str, Any] | None = None,
         seconds: float = 0.0,
@@ -118,6 +122,7 @@ class ReportSummary:
             cases: All errors of the analysis, explained or not.
             groups: Explained errors with a common cause.
             causes: Hierarchy of the causes of the explained errors.
+            assignment: The unexplained errors, with the explained ones that resemble them.
             inventory: Shares of the kinds of evidence among all errors from the score threshold on.
             settings: Settings of the audit: strings, numbers, lists, mappings.
             seconds: Duration of the audit.
@@ -148,6 +153,7 @@ class ReportSummary:
             settings=dict(settings or {}),
             groups=tuple(groups),
             causes=tuple(causes),
+            assignment=assignment,
             inventory=tuple(inventory),
             cases=tuple(cases),
             issues=annotations.issues,
@@ -179,6 +185,7 @@ class ReportSummary:
             "seconds": json_value(self.seconds),
             "groups": [group.to_json() for group in self.groups],
             "causes": causes_to_json(self.causes),
+            "assignment": None if self.assignment is None else json_value(self.assignment.to_json()),
             "inventory": [share.to_json() for share in self.inventory],
             "issues": json_value(list(self.issues)),
         }

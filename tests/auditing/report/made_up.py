@@ -27,6 +27,7 @@ from detcam.auditing.case import (
     Trial,
 )
 from detcam.auditing.errors import ERROR_TYPES, ErrorType
+from detcam.auditing.grouping.assignment import assign_errors
 from detcam.auditing.grouping.evidence_kind import evidence_kind
 from detcam.auditing.grouping.hierarchy import build_causes
 from detcam.auditing.grouping.inventory import estimate_shares
@@ -225,9 +226,9 @@ def summary_of(images: list[SampleImage], **overrides: object) -> ReportSummary:
             )
         )
         cases = [replace(case, group=number) if case in inside else case for case in cases]
-    causes = build_causes(
-        cases, {group.number: group.sentence for group in groups}, lambda i: 0.001 * sum(cases[j].delta_ap for j in i)
-    )
+    assignment = assign_errors(cases, range(len(cases)), {})
+    sentences = {group.number: group.sentence for group in groups}
+    causes = build_causes(cases, sentences, lambda i: 0.001 * sum(cases[j].delta_ap for j in i), assignment)
     alarms = [number for number, case in enumerate(cases) if case.is_false_positive]
     inventory = estimate_shares(cases, alarms, lambda indices: 0.001 * len(indices))
     counts = Counter(case.type for case in cases)
@@ -249,6 +250,7 @@ def summary_of(images: list[SampleImage], **overrides: object) -> ReportSummary:
         "settings": {"method": "ReachCAM", "fills": ["blur", "linear"], "explained": 200},
         "groups": tuple(groups),
         "causes": causes,
+        "assignment": assignment,
         "inventory": tuple(inventory),
         "cases": tuple(cases),
         "issues": DataIssues([DataIssue("image is missing", "no image file at images/12.png; skipped", 12)]),
