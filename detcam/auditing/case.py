@@ -63,6 +63,7 @@ around it; ``area``: any other region.
 
 EvidenceKind: TypeAlias = Literal[
     "part of the object",
+    "object itself",
     "another object",
     "mark",
     "surroundings",
@@ -76,8 +77,10 @@ EvidenceKind: TypeAlias = Literal[
 
 Of confirmed evidence outside the box and the object concerned: ``another object``, an annotated one; ``image border``;
 ``mark``, a small region that differs from what is around it; ``surroundings``. Inside: ``look-alike`` of background
-errors, ``part of the object`` of others. ``object and surroundings``: on both sides. ``unlabeled object``: the
-background type is a missing annotation. ``not confirmed``: no evidence is confirmed.
+errors, ``part of the object`` of others; but ``object itself`` of errors of class if the object is not detected with
+another class without the evidence, which then only shows that the detector sees the object. ``object and
+surroundings``: on both sides. ``unlabeled object``: the background type is a missing annotation. ``not confirmed``: no
+evidence is confirmed.
 """
 EVIDENCE_KINDS: tuple[EvidenceKind, ...] = get_args(EvidenceKind)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from detcam.auditing.case import AuditCase, Box, EvidenceForm, EvidenceKind
-from detcam.auditing.sentences import is_inside, is_outside
+from detcam.auditing.sentences import MIN_SHARE, is_inside, is_outside, outside_share
 
 BORDER_WIDTH = 0.03
 """Width of the border of an image, relative to its sides."""
@@ -88,6 +88,12 @@ def color_separation(image: Tensor, evidence: Tensor) -> float:
     return between / total if total > 1e-8 else 0.0
 
 
+def _flips_class(case: AuditCase) -> bool:
+    """Whether the object is detected with another class without the evidence, with every fill."""
+    without = [trial for trial in case.trials if trial.intervention == "without evidence"]
+    return bool(without) and all(trial.outcome == "class flipped" for trial in without)
+
+
 def evidence_kind(case: AuditCase) -> EvidenceKind | None:
     """The kind of evidence of a case; None if it is not explained.
 
@@ -103,9 +109,14 @@ def evidence_kind(case: AuditCase) -> EvidenceKind | None:
     is_background = case.type == "background"
     if is_background and case.evidence_location == "ground truth":
         return "another object"
+    is_confusion = case.type in ("classification", "both")
     if is_inside(case):
-        return "look-alike" if is_background else "part of the object"
-    if not is_outside(case):
+        if is_background:
+            return "look-alike"
+        return "part of the object" if not is_confusion or _flips_class(case) else "object itself"
+    # Without parts of the object, any detection of it ends; this does not say that they make its class wrong.
+    is_beside = is_confusion and case.confirmed and outside_share(case) >= MIN_SHARE and _flips_class(case)
+    if not is_outside(case) and not is_beside:
         return "object and surroundings"
     if case.evidence_location == "same class" or case.evidence_object:
         return "another object"

@@ -28,6 +28,7 @@ POPULATIONS: tuple[Population, ...] = get_args(Population)
 
 _PHRASES: dict[EvidenceKind, str] = {
     "part of the object": "rest on a part of the object",
+    "object itself": "rest on the object itself",
     "another object": "rest on another object",
     "mark": "rest on a mark",
     "surroundings": "rest on the surroundings",

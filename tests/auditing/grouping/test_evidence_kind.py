@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from detcam.auditing.case import AuditCase, EvidenceKind
+from detcam.auditing.case import AuditCase, CasePart, EvidenceKind, Trial
 from detcam.auditing.grouping.evidence_kind import border_share, color_separation, describe_evidence, evidence_kind
 
 PLAIN = AuditCase(
@@ -29,6 +29,14 @@ PLAIN = AuditCase(
 OUTSIDE = {"evidence_shares": {"ring": 0.95, "predicted box": 0.05}, "evidence_location": "ring"}
 INSIDE = {"evidence_shares": {"predicted box": 1.0}, "evidence_location": "predicted box"}
 BOTH = {"evidence_shares": {"ring": 0.5, "predicted box": 0.5}, "evidence_location": "ring"}
+ON_OBJECT = {
+    "evidence_shares": {"ground truth": 1.0},
+    "evidence_location": "ground truth",
+    "type": "classification",
+}
+FLIPPED = Trial("without evidence", "ring", 0.1, "class flipped")
+VANISHED = Trial("without evidence", "linear", 0.1, "vanished")
+NEEDED = CasePart(0.01, "ground truth", 0.1, needed=True)
 
 
 @pytest.mark.parametrize(
@@ -42,10 +50,11 @@ BOTH = {"evidence_shares": {"ring": 0.5, "predicted box": 0.5}, "evidence_locati
         ({**OUTSIDE, "evidence_form": "mark", "evidence_object": "dog"}, "another object"),
         ({"evidence_shares": {"same class": 1.0}, "evidence_location": "same class"}, "another object"),
         ({"evidence_shares": {"ground truth": 1.0}, "evidence_location": "ground truth"}, "another object"),
-        (
-            {"evidence_shares": {"ground truth": 1.0}, "evidence_location": "ground truth", "type": "classification"},
-            "part of the object",
-        ),
+        ({**ON_OBJECT, "trials": (FLIPPED, FLIPPED)}, "part of the object"),
+        ({**ON_OBJECT, "trials": (FLIPPED, VANISHED)}, "object itself"),
+        ({**OUTSIDE, "type": "both", "trials": (FLIPPED,), "parts": (NEEDED,)}, "surroundings"),
+        ({**OUTSIDE, "type": "both", "trials": (VANISHED,), "parts": (NEEDED,)}, "object and surroundings"),
+        ({**OUTSIDE, "parts": (NEEDED,)}, "object and surroundings"),
         (INSIDE, "look-alike"),
         ({**INSIDE, "type": "localization"}, "part of the object"),
         ({**INSIDE, "background_type": "missing annotation"}, "unlabeled object"),

@@ -1,0 +1,189 @@
+"""The hierarchy of causes and the inventory on reference detectors, and on a mixture of planted causes.
+
+    python tests/peers/measure_causes.py [--detector harbor|bccd-yolo|bccd-two-stage|yolox] [--explain 60]
+        [--order score|random] [--images N]
+
+``harbor`` audits the demonstration's detector on scenes with three planted causes: wakes without a boat (background
+errors that rest on their surroundings), boats whose label is hidden (unlabeled objects), and buoys whose label says
+boat (errors of class). The script prints how many groups there are, how pure they are, and, with ``--order random``,
+whether the intervals of the inventory contain the true shares. The other detectors need ../shared/data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import sys
+import tempfile
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torchvision.ops import box_iou
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import detcam
+from detcam.adapters import Adapter, adapt
+from detcam.auditing import Audit, AuditCase
+from detcam.demo.labels import write_coco
+from detcam.demo.model import load_demo_detector
+from detcam.synthetic.harbor import BOAT_LABEL, DEMO_NAMES, draw_scene
+
+DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
+FIRST_SCENE = 1_000_000
+HIDDEN_SHARE, SWAPPED_SHARE = 0.25, 0.25
+"""Shares of the boats whose label is hidden, and of the buoys whose label says boat."""
+KINDS = {"wake": ("surroundings", "mark"), "hidden label": ("unlabeled object",)}
+"""Kinds of evidence that say what was planted."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A detector, annotated images, and, where causes are planted, what the cause of a case is."""
+
+    adapter: Adapter
+    images: Path
+    annotations: Path
+    cause: Callable[[AuditCase], str] | None = None
+    class_map: dict[str, str] | None = None
+
+
+def harbor(folder: Path, count: int) -> Subject:
+    """The demonstration's detector on scenes with planted causes."""
+    scenes = [draw_scene(FIRST_SCENE + number) for number in range(count)]
+    path = write_coco(folder, scenes)
+    data = json.loads(path.read_text())
+    rng = np.random.default_rng(0)
+    hidden: dict[int, list[list[float]]] = {}
+    swapped, kept = set(), []
+    for entry in data["annotations"]:
+        draw, is_boat = rng.random(), entry["category_id"] == BOAT_LABEL
+        if is_boat and draw < HIDDEN_SHARE:
+            x, y, width, height = entry["bbox"]
+            hidden.setdefault(entry["image_id"], []).append([x, y, x + width, y + height])
+            continue
+        if not is_boat and draw < SWAPPED_SHARE:
+            entry["category_id"] = BOAT_LABEL
+            swapped.add(entry["id"])
+        kept.append(entry)
+    path.write_text(json.dumps({**data, "annotations": kept}))
+
+    def cause(case: AuditCase) -> str:
+        boxes = torch.tensor(hidden.get(int(case.image_id), [])).reshape(-1, 4)
+        if len(boxes) and float(box_iou(torch.tensor([case.box_xyxy]), boxes).amax()) >= 0.5:
+            return "hidden label"
+        if case.ground_truth is not None and case.ground_truth.annotation_id in swapped:
+            return "wrong label"
+        scene = scenes[int(case.image_id) - 1]
+        ghosts = torch.tensor(np.array(list(scene.ghost_boxes_xyxy.values()))).reshape(-1, 4).float()
+        is_wake = len(ghosts) and float(box_iou(torch.tensor([case.box_xyxy]), ghosts).amax()) >= 0.3
+        return "wake" if is_wake else "other"
+
+    return Subject(adapt(load_demo_detector(), names=DEMO_NAMES), folder / "images", path, cause)
+
+
+def bccd(name: str) -> Subject:
+    """A reference detector of blood cells."""
+    path = DATA / "models" / "build.py"
+    spec = importlib.util.spec_from_file_location("reference_models", path)
+    if not path.exists() or spec is None or spec.loader is None:
+        raise SystemExit(f"no {path}; --detector harbor needs no data")
+    models = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(models)
+    if name == "bccd-yolo":
+        adapter = adapt(models.bccd_yolo(), image_size=320)
+    else:
+        adapter = adapt(models.bccd_fasterrcnn(), names=["background", *models.BCCD_NAMES])
+    return Subject(adapter, DATA / "bccd" / "images", DATA / "bccd" / "test.json")
+
+
+def yolox() -> Subject:
+    """YOLOX-Nano on photographs of COCO."""
+    from tests.peers.measure_photographs import CLASS_MAPS, PHOTOGRAPHS, build
+
+    adapter, _ = build("yolox")
+    path = PHOTOGRAPHS / "val.json"
+    categories = {each["name"] for each in json.loads(path.read_text())["categories"]}
+    unknown = categories - set(adapter.names.values())
+    class_map = {name: other for name, other in CLASS_MAPS.items() if name in unknown}
+    return Subject(adapter, PHOTOGRAPHS / "images", path, class_map=class_map or None)
+
+
+def report_planted(found: Audit, cause: Callable[[AuditCase], str]) -> None:
+    """Print purity and number of the groups, and the true shares beside the estimated ones."""
+    causes = {case.id: cause(case) for case in found.cases}
+    print("planted causes of the explained errors:", dict(Counter(causes[case.id] for case in found.explained)))
+    pure = total = 0
+    for group in found.groups:
+        counts = Counter(causes[name] for name in group.case_ids)
+        pure, total = pure + counts.most_common(1)[0][1], total + len(group)
+        print(f"  group {group.number} ({group.evidence_kind}): {dict(counts)}")
+    named = {Counter(causes[name] for name in group.case_ids).most_common(1)[0][0] for group in found.groups}
+    singles = sum(case.group is None for case in found.explained)
+    print(
+        f"{len(found.groups)} groups of {len(named)} causes, purity {pure / max(total, 1):.3f}; {singles} single cases"
+    )
+    errors = [case for case in found.cases if case.is_false_positive and case.score >= found.score_threshold]
+    for name, kinds in KINDS.items():
+        truth = np.mean([causes[case.id] == name for case in errors])
+        for share in found.inventory:
+            if share.label is None and share.population == "false positives" and share.kind in kinds:
+                low, high = share.interval
+                inside = "inside" if low <= truth <= high else "OUTSIDE"
+                print(f"  {name}: true share {truth:.3f}; {share.sentence} -> {inside}")
+
+
+def main() -> None:
+    """Run the audit and print its causes."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--detector", choices=("harbor", "bccd-yolo", "bccd-two-stage", "yolox"), default="harbor")
+    parser.add_argument("--explain", type=int, default=60)
+    parser.add_argument("--order", choices=("score", "random"), default="score")
+    parser.add_argument("--images", type=int, default=40, help="number of harbors")
+    parser.add_argument("--out", type=Path, help="folder of the report; default: none is written")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    with tempfile.TemporaryDirectory() as name:
+        if arguments.detector == "harbor":
+            subject = harbor(Path(name), arguments.images)
+        else:
+            subject = yolox() if arguments.detector == "yolox" else bccd(arguments.detector)
+        start = time.perf_counter()
+        found = detcam.audit(
+            subject.adapter,
+            subject.images,
+            subject.annotations,
+            explain=arguments.explain,
+            explain_missed=0,
+            explain_order=arguments.order,
+            class_map=subject.class_map,
+            out=arguments.out,
+        )
+    print(f"{arguments.detector}, order {arguments.order}: {found}")
+    print(f"{time.perf_counter() - start:.0f} s; grouping {found.timings['grouping']:.2f} s")
+    for root in found.causes:
+        for depth, cause in root.walk():
+            low, high = cause.estimated_interval
+            print(
+                f"  {'  ' * depth}{cause.name}: {len(cause)} explained, {cause.confirmed_count} confirmed; all errors "
+                f"{cause.estimated_count:.0f} ({low:.0f} to {high:.0f}); delta AP {cause.delta_ap:.3f}, "
+                f"{cause.estimated_delta_ap:.3f} of all"
+            )
+    if found.assignment is not None:
+        print("assignment:", found.assignment.to_json())
+    for share in found.inventory:
+        print(f"  {share.sentence}")
+    if subject.cause is not None:
+        report_planted(found, subject.cause)
+
+
+if __name__ == "__main__":
+    main()
