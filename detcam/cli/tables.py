@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
@@ -35,35 +35,17 @@ class TableOptions(CommonOptions):
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False
 
 
-def methods_markdown() -> str:
-    """Return the methods as a Markdown table."""
-    from detcam.methods import METHODS
-
-    return _markdown(METHOD_COLUMNS, [method_row(name, method) for name, method in METHODS.items()])
-
-
-def metrics_markdown() -> str:
-    """Return the metrics as a Markdown table."""
-    from detcam.metrics import METRICS
-
-    return _markdown(METRIC_COLUMNS, [metric_row(name, metric) for name, metric in METRICS.items()])
-
-
 def methods_command(options: TableOptions) -> int:
     """Print the methods; return the exit code."""
     from detcam.methods import METHODS
 
-    if options.markdown:
-        print(methods_markdown())
-        return 0
     rows = [method_row(name, method) for name, method in METHODS.items()]
     facts = [
         f"{cost}; {'one map per target' if per_target == 'yes' else 'one map for all targets'}"
         + ("" if tasks == "all" else f"; {tasks} only")
         for _, _, cost, per_target, tasks, _ in rows
     ]
-    _print(METHOD_COLUMNS, rows, facts)
-    make_console().print(NOTE)
+    _print(METHOD_COLUMNS, rows, facts, NOTE, markdown=options.markdown)
     return 0
 
 
@@ -71,15 +53,12 @@ def metrics_command(options: TableOptions) -> int:
     """Print the metrics; return the exit code."""
     from detcam.metrics import METRICS
 
-    if options.markdown:
-        print(metrics_markdown())
-        return 0
     rows = [metric_row(name, metric) for name, metric in METRICS.items()]
     facts = [
         f"{span}, {better} is better; needs {needs}" + ("" if targets == "all" else f"; {targets} only")
         for _, _, span, better, targets, needs, _ in rows
     ]
-    _print(METRIC_COLUMNS, rows, facts)
+    _print(METRIC_COLUMNS, rows, facts, markdown=options.markdown)
     return 0
 
 
@@ -112,20 +91,21 @@ def summary_line(metric: type[Metric]) -> str:
     return re.sub(r"[*`]", "", line).rstrip(".")
 
 
-def _markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a Markdown table with the names as code and the papers, the last column, as links."""
-    return markdown_table(columns, [(f"`{name}`", *cells, _paper_link(paper)) for name, *cells, paper in rows])
-
-
 def _paper_link(paper: str) -> str:
     title, _, link = paper.rpartition(", http")
     return f"[{title}](http{link})" if title else paper
 
 
-def _print(columns: Sequence[str], rows: Sequence[tuple[str, ...]], facts: Sequence[str]) -> None:
-    """Print a paragraph per row in a terminal, and a line per row elsewhere."""
+def _print(
+    columns: Sequence[str], rows: Sequence[tuple[str, ...]], facts: Sequence[str], note: str = "", *, markdown: bool
+) -> None:
+    """Print a paragraph per row in a terminal, a line per row elsewhere, or a Markdown table with links to papers."""
     from rich.text import Text
 
+    if markdown:
+        print(markdown_table(columns, [(f"`{name}`", *cells, _paper_link(paper)) for name, *cells, paper in rows]))
+        return
+    console = make_console()
     if not sys.stdout.isatty():
         table = make_table(*columns)
         for row in rows:
@@ -134,4 +114,6 @@ def _print(columns: Sequence[str], rows: Sequence[tuple[str, ...]], facts: Seque
         table = make_table(columns[0], columns[1])
         for (name, summary, *_, paper), line in zip(rows, facts, strict=True):
             table.add_row(Text(name, style="bold"), Text.assemble(summary, "\n", (f"{line}\n{paper}", "dim")))
-    make_console().print(table)
+    console.print(table)
+    if note:
+        console.print(note)

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from typer.testing import CliRunner
 
 from detcam import DRISE, METHODS, Occlusion, adapt
 from detcam.adapters.contract import TASKS
-from detcam.cli.tables import methods_markdown
+from detcam.cli.main import app
 from detcam.methods.common.attention_base import AttentionCAM
 from detcam.methods.spec import add_setting, parse_method
 from detcam.targets import ClassifierOutputTarget
@@ -27,7 +28,8 @@ def test_the_readme_has_the_table_of_the_registry() -> None:
     text = DOCUMENT.read_text(encoding="utf-8")
     _, _, rest = text.partition("<!-- detcam methods --markdown -->\n")
     table, _, _ = rest.partition("\n<!-- end -->")
-    assert table == methods_markdown(), "put what `detcam methods --markdown` prints between the marks"
+    printed = CliRunner().invoke(app, ["methods", "--markdown"]).stdout
+    assert f"{table}\n" == printed, "put what `detcam methods --markdown` prints between the marks"
 
 
 @pytest.mark.parametrize("name", list(METHODS))
