@@ -6,7 +6,7 @@ The package is imported only in these modules, and only for its models: `support
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from detcam.adapters.ultralytics_outputs import HeadLevel, YoloOutput, YoloPyram
 from detcam.adapters.windows import reach
 from detcam.detections import as_names
 from detcam.outputs import DetectorOutput
+from detcam.utils.console import did_you_mean
 from detcam.utils.optional import needs_extra
 
 
@@ -304,7 +305,13 @@ def create_ultralytics_model(name: str, *, num_classes: int | None = None, pretr
         from ultralytics import RTDETR, YOLO
         from ultralytics.nn import tasks
     if not pretrained:
-        check_architecture(name, tasks.yaml_model_load(name), tasks)
+        try:
+            architecture = tasks.yaml_model_load(name)
+        except FileNotFoundError as error:
+            raise ValueError(
+                f"ultralytics knows no architecture {name}{near_published(f'{Path(name).stem}.pt')}"
+            ) from error
+        check_architecture(name, architecture, tasks)
     wrapper = (RTDETR if Path(name).name.lower().startswith("rtdetr") else YOLO)(name)
     if pretrained or num_classes is None:
         return inner_module(wrapper)
@@ -314,6 +321,15 @@ def create_ultralytics_model(name: str, *, num_classes: int | None = None, pretr
 
 def is_published(name: str) -> bool:
     """Return whether ultralytics publishes a file of weights of this name."""
+    return name in _published()
+
+
+def near_published(name: str) -> str:
+    """Return a hint to the nearest published files; empty if the name is published, or resembles none."""
+    return "" if is_published(name) else did_you_mean(name, _published())
+
+
+def _published() -> Collection[str]:
     with needs_extra("ultralytics"):
         from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES
-    return name in GITHUB_ASSETS_NAMES
+    return sorted(GITHUB_ASSETS_NAMES)

@@ -6,14 +6,13 @@ from typing import Annotated
 
 import typer
 
-from detcam.cli import audit, benchmark, compare, demo, explain, layers, repair, tables
+from detcam.cli import audit, benchmark, compare, demo, doctor, explain, layers, repair, tables
 from detcam.cli.command import OneLineErrorGroup, make_callback, show_version
 
 app = typer.Typer(
     cls=OneLineErrorGroup,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
-    add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -35,6 +34,7 @@ for name, options, run, summary, epilog in (
     ("methods", tables.TableOptions, tables.methods_command, tables.METHODS_HELP, None),
     ("metrics", tables.TableOptions, tables.metrics_command, tables.METRICS_HELP, None),
     ("layers", layers.LayersOptions, layers.layers_command, layers.HELP, None),
+    ("doctor", doctor.DoctorOptions, doctor.doctor_command, doctor.HELP, None),
     ("demo", demo.DemoOptions, demo.demo_command, demo.HELP, None),
     ("benchmark", benchmark.BenchmarkOptions, benchmark.benchmark_command, benchmark.HELP, benchmark.EPILOG),
     ("audit", audit.AuditOptions, audit.audit_command, audit.HELP, audit.EPILOG),

@@ -56,6 +56,15 @@ Model = Annotated[
 Out = Annotated[
     Path, option(OUTPUT, "DIR", "Folder for the results; it is created if it does not exist.", file_okay=False)
 ]
+
+
+def complete_method(incomplete: str) -> list[str]:
+    """Return the methods whose names begin with a text, for the shell's completion."""
+    from detcam.methods import METHODS
+
+    return [name for name in METHODS if name.startswith(incomplete)]
+
+
 Method = Annotated[
     str,
     option(
@@ -63,6 +72,7 @@ Method = Annotated[
         "NAME",
         "Name of a method; 'detcam methods' lists them, and 'auto' takes odam for boxes and gradcam for masks and "
         "classes. Settings follow a colon: occlusion:grid=32,window=4.",
+        autocompletion=complete_method,
     ),
 ]
 TargetLayer = Annotated[
@@ -207,6 +217,7 @@ class ModelOptions(CommonOptions):
         Args:
             **options: Further arguments of `detcam.models.load.load_model`; they override the command line.
         """
+        from detcam.cli.trust import ask_to_trust
         from detcam.models.load import load_model, read_names
         from detcam.utils.memory import limit_memory, parse_bytes
 
@@ -216,7 +227,7 @@ class ModelOptions(CommonOptions):
             "weights": self.weights,
             "num_classes": self.num_classes,
             "device": self.device,
-            "trust_checkpoint": self.trust_checkpoint,
+            "trust_checkpoint": self.trust_checkpoint or ask_to_trust([self.model, self.weights]),
             "names": None if self.names is None else read_names(self.names),
             "image_size": None if self.image_size is None else parse_size(self.image_size),
             **({"prompts": self.prompt} if self.prompt else {}),

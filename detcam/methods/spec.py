@@ -9,6 +9,7 @@ from typing import Any
 
 from detcam.cam import BaseCAM
 from detcam.methods import get_method
+from detcam.utils.console import did_you_mean
 from detcam.utils.text import parse_value
 
 COMMON_PARAMETERS = ("self", "model", "target_layers", "reshape_transform")
@@ -55,7 +56,7 @@ def configure_method(name: str, settings: Mapping[str, Any]) -> Callable[..., Ba
     unknown = [key for key in settings if key not in known]
     if unknown:
         hint = f"it has {', '.join(known)}" if known else "it has none"
-        raise ValueError(f"{method.name} has no setting {unknown[0]!r}; {hint}")
+        raise ValueError(f"{method.name} has no setting {unknown[0]!r}; {hint}{did_you_mean(unknown[0], known)}")
     return partial(method, **settings) if settings else method
 
 

@@ -143,6 +143,8 @@ def _download_of(name: str) -> Path:
     if Path(name).name != name:
         raise ValueError(f"no model file at {name}; check the path")
     path = Path(torch.hub.get_dir(), "checkpoints", name).absolute()
+    if not path.is_file() and (near := ultralytics.near_published(name)):
+        raise ValueError(f"there is no file {name}, and ultralytics publishes none of that name{near}")
     if path.is_file() and not ultralytics.is_published(name):
         raise ValueError(
             f"expected published weights; ultralytics publishes no {name}, and reading {path} runs code from it. If "

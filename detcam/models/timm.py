@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from detcam.utils.console import did_you_mean
 from detcam.utils.optional import needs_extra
 
 
@@ -37,7 +38,8 @@ def create_timm_model(name: str, *, num_classes: int | None = None, pretrained: 
         model: nn.Module = timm.create_model(name, pretrained=pretrained, **head)
     except RuntimeError as error:
         if "Unknown model" in str(error) or "Invalid pretrained tag" in str(error):
-            raise ValueError(f"timm has no model {name!r}: {error}") from error
+            near = did_you_mean(name.partition(".")[0], available())
+            raise ValueError(f"timm has no model {name!r}: {error}{near}") from error
         raise
     return model
 

@@ -5,6 +5,7 @@ rich is imported when the first table or bar is drawn, which keeps ``import detc
 
 from __future__ import annotations
 
+import difflib
 import sys
 from collections.abc import Collection, Iterable, Iterator
 from types import TracebackType
@@ -186,3 +187,15 @@ def plural(count: int, noun: str, plural_noun: str | None = None) -> str:
         return f"1 {noun}"
     ending = "es" if noun.endswith(("s", "x", "ch", "sh")) else "s"
     return f"{count} {plural_noun or noun + ending}"
+
+
+def did_you_mean(name: str, known: Iterable[str], otherwise: str = "") -> str:
+    """Return the hint to the nearest valid names, to be appended to a message; `otherwise` if none is near.
+
+    Example:
+        >>> from detcam.utils.console import did_you_mean
+        >>> did_you_mean("infrno", ["inferno", "jet"])
+        '; did you mean inferno?'
+    """
+    near = difflib.get_close_matches(name.lower(), list(known), n=3, cutoff=0.6)
+    return f"; did you mean {' or '.join(near)}?" if near else otherwise

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageColor
 
+from detcam.utils.console import did_you_mean
 from detcam.utils.files import replace_file
 from detcam.utils.opencv import cv2
 
@@ -171,7 +172,8 @@ def colormap_code(colormap: str | int) -> int:
     else:
         code = operator.index(colormap)
     if code not in COLORMAPS.values():
-        raise ValueError(f"unknown colormap {colormap!r}; choose one of {', '.join(sorted(COLORMAPS))}")
+        near = did_you_mean(str(colormap), COLORMAPS)
+        raise ValueError(f"unknown colormap {colormap!r}; choose one of {', '.join(sorted(COLORMAPS))}{near}")
     return code
 
 
