@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -89,6 +90,23 @@ def test_lower_layers_never_import_higher_ones(graph: dict[str, list[tuple[str, 
         if room(module) not in ("", "__main__")
         and room(target) != room(module)
         and (room(target) == "" or level[room(target)] >= level[room(module)])
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_names_of_modules_in_strings_keep_the_order() -> None:
+    """Registries and lazy attributes import a module by its name when it is first used."""
+    level = {name: index for index, layer in enumerate(LAYERS) for name in layer}
+    wrong = [
+        f"{module}:{node.lineno} names {node.value}"
+        for module, file in modules().items()
+        if room(module) not in ("", "__main__")
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant)
+        and isinstance(node.value, str)
+        and re.fullmatch(r"detcam(\.\w+)+(:\w+)?", node.value)
+        and room(module) != room(node.value.partition(":")[0]) in level
+        and level[room(node.value.partition(":")[0])] >= level[room(module)]
     ]
     assert not wrong, "\n".join(wrong)
 
