@@ -12,22 +12,9 @@ import pytest
 from detcam.auditing.case import AuditCase, EvidenceKind, GroundTruthObject
 from detcam.auditing.grouping.assignment import MIN_EXPLAINED, Assignment, assign_errors, class_key
 from detcam.auditing.grouping.hierarchy import build_causes
+from tests.auditing.grouping.cases import make_case
 
-PLAIN = AuditCase(
-    id="",
-    image_id=1,
-    file_name="a.png",
-    image_size_hw=(100, 100),
-    type="background",
-    label=0,
-    name="boat",
-    score=0.9,
-    box_xyxy=(40, 40, 50, 50),
-    is_false_positive=True,
-    ground_truth=None,
-    delta_ap=0.001,
-    verdict="strong",
-)
+PLAIN = make_case(box_xyxy=(40, 40, 50, 50))
 
 
 def make(kinds: Sequence[EvidenceKind | None], **options: object) -> list[AuditCase]:

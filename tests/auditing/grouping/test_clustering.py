@@ -8,32 +8,16 @@ import numpy as np
 
 from detcam.auditing.case import AuditCase, GroundTruthObject
 from detcam.auditing.grouping.clustering import group_cases
+from tests.auditing.grouping.cases import make_case
 
 BOX = (0.0, 0.0, 10.0, 10.0)
 RING, INSIDE = {"ring": 1.0}, {"predicted box": 1.0}
 
 
 def case(number: int, **options: object) -> AuditCase:
-    plain = AuditCase(
-        id=f"case-{number}",
-        image_id=number,
-        file_name="a.png",
-        image_size_hw=(100, 100),
-        type="background",
-        label=0,
-        name="cat",
-        score=0.9,
-        box_xyxy=BOX,
-        is_false_positive=True,
-        ground_truth=None,
-        delta_ap=0.0,
-        method="portfolio",
-        evidence_shares=RING,  # type: ignore[arg-type]
-        evidence_location="ring",
-        evidence_form="area",
-        verdict="strong",
-    )
-    return replace(plain, **options)  # type: ignore[arg-type]
+    evidence = {"evidence_shares": RING, "evidence_location": "ring", "evidence_form": "area"}
+    plain = {"id": f"case-{number}", "image_id": number, "name": "cat", "delta_ap": 0.0, "method": "portfolio"}
+    return make_case(**{**plain, **evidence, **options})
 
 
 def found(cases: list[AuditCase], features: list[np.ndarray | None], delta_ap: object = None) -> list[list[str]]:

@@ -7,25 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from detcam.auditing.case import AuditCase, CasePart, EvidenceKind, Trial
+from detcam.auditing.case import CasePart, EvidenceKind, Trial
 from detcam.auditing.grouping.evidence_kind import border_share, color_separation, describe_evidence, evidence_kind
+from tests.auditing.grouping.cases import make_case
 
-PLAIN = AuditCase(
-    id="a",
-    image_id=1,
-    file_name="a.png",
-    image_size_hw=(100, 100),
-    type="background",
-    label=0,
-    name="cat",
-    score=0.9,
-    box_xyxy=(0, 0, 10, 10),
-    is_false_positive=True,
-    ground_truth=None,
-    delta_ap=0.0,
-    method="portfolio",
-    verdict="weak",
-)
+PLAIN = make_case(id="a", name="cat", delta_ap=0.0, method="portfolio", verdict="weak")
 OUTSIDE = {"evidence_shares": {"ring": 0.95, "predicted box": 0.05}, "evidence_location": "ring"}
 INSIDE = {"evidence_shares": {"predicted box": 1.0}, "evidence_location": "predicted box"}
 BOTH = {"evidence_shares": {"ring": 0.5, "predicted box": 0.5}, "evidence_location": "ring"}

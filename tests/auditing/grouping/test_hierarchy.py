@@ -9,22 +9,9 @@ import pytest
 
 from detcam.auditing.case import AuditCase, GroundTruthObject
 from detcam.auditing.grouping.hierarchy import CauseNode, build_causes, causes_to_json, classes_name, pair_name
+from tests.auditing.grouping.cases import make_case
 
-PLAIN = AuditCase(
-    id="",
-    image_id=1,
-    file_name="a.png",
-    image_size_hw=(100, 100),
-    type="background",
-    label=0,
-    name="",
-    score=0.9,
-    box_xyxy=(0, 0, 10, 10),
-    is_false_positive=True,
-    ground_truth=None,
-    delta_ap=0.01,
-    verdict="strong",
-)
+PLAIN = make_case(name="", delta_ap=0.01)
 
 
 def on(

@@ -12,23 +12,10 @@ import pytest
 from detcam.auditing.case import AuditCase, EvidenceKind
 from detcam.auditing.grouping.inventory import CauseShare, estimate_shares
 from detcam.auditing.grouping.proportions import Rates
+from tests.auditing.grouping.cases import make_case
 
 EXACT = Rates()
-PLAIN = AuditCase(
-    id="",
-    image_id=1,
-    file_name="a.png",
-    image_size_hw=(100, 100),
-    type="background",
-    label=0,
-    name="boat",
-    score=0.9,
-    box_xyxy=(0, 0, 10, 10),
-    is_false_positive=True,
-    ground_truth=None,
-    delta_ap=0.001,
-    verdict="strong",
-)
+PLAIN = make_case()
 
 
 def make(kinds: Sequence[EvidenceKind | None], **options: object) -> list[AuditCase]:
