@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -98,9 +99,18 @@ def of_reports(_: pytest.MonkeyPatch) -> Names:
     return {}
 
 
+def of_models(monkeypatch: pytest.MonkeyPatch) -> Names:
+    from tests.packaging import stand_ins
+
+    for name, module in stand_ins.modules().items():
+        monkeypatch.setitem(sys.modules, name, module)
+    return stand_ins.names()
+
+
 SETUPS: dict[str, Callable[[pytest.MonkeyPatch], Names]] = {
     "README.md": of_readme,
     "docs/migrating.md": of_migrating,
+    "docs/models.md": of_models,
     "docs/black-boxes.md": of_black_boxes,
     "docs/comparing-audits.md": of_reports,
     "docs/repairing-errors.md": of_reports,
