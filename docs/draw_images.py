@@ -10,10 +10,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+import detcam
 from detcam import adapt, explain
 from detcam.demo.model import load_demo_detector
 from detcam.demo.run import run_demo
+from detcam.models.load import load_model
 from detcam.synthetic.harbor import DEMO_NAMES, draw_scene
+from detcam.visualize.drawing import draw_boxes
 from detcam.visualize.overlay import grid
 
 IMAGES = Path(__file__).parent / "images"
@@ -90,7 +93,32 @@ def demo(folder: Path) -> None:
     save(Image.open(folder / "report.png"), "report")
 
 
-DRAWINGS = {"gallery": gallery, "layers": layers, "demo": demo}
+def blood_cells(folder: Path) -> None:
+    """Detections of blood cells without an annotation, from the BCCD data set (MIT license)."""
+    data = Path(__file__).parents[2] / "shared" / "data"
+    if not data.is_dir():
+        print("blood_cells is left out: the reference data are not here")
+        return
+    model = data / "models" / "bccd_yolo11n.pt"
+    adapter = load_model(str(model), trust_checkpoint=True, image_size=320)
+    images = data / "bccd" / "images"
+    audit = detcam.audit(adapter, images, data / "bccd" / "val.json", explain=60, explain_missed=0)
+    cases = [case for case in audit.explained if case.background_type == "missing annotation"]
+    panels, titles = [], []
+    for case in sorted(cases, key=lambda case: -case.delta_ap)[:16]:
+        image = np.asarray(Image.open(images / case.file_name).convert("RGB"))
+        x1, y1, x2, y2 = (round(value) for value in case.box_xyxy)
+        drawn = draw_boxes(image, [case.box_xyxy])
+        side = round(0.8 * max(x2 - x1, y2 - y1)) + 20
+        center_x, center_y = (x1 + x2) // 2, (y1 + y2) // 2
+        padded = np.pad(drawn, ((side, side), (side, side), (0, 0)), constant_values=255)
+        crop = padded[center_y : center_y + 2 * side, center_x : center_x + 2 * side]
+        panels.append(np.asarray(Image.fromarray(crop).resize((200, 200))))
+        titles.append(f"{case.name} {case.score:.2f}")
+    save(Image.fromarray(grid(panels, titles=titles, columns=8)), "blood-cells")
+
+
+DRAWINGS = {"gallery": gallery, "layers": layers, "demo": demo, "blood-cells": blood_cells}
 
 if __name__ == "__main__":
     np.random.seed(0)
