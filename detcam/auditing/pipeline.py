@@ -27,7 +27,7 @@ from detcam.auditing.grouping.inventory import CauseShare
 from detcam.auditing.matching import IouType
 from detcam.auditing.report import ReportSummary, ReportWriter
 from detcam.auditing.report.evaluation import Evaluation
-from detcam.auditing.run_state import AuditState
+from detcam.auditing.run_state import check_audit_folder
 from detcam.auditing.selection import EXPLAIN_ORDERS, ExplainOrder, choose_errors, relevant_errors
 from detcam.auditing.sentences import case_sentence
 from detcam.auditing.stages import AuditStages
@@ -37,10 +37,10 @@ from detcam.cam import BaseCAM
 from detcam.data.annotations import FIRST_UNKNOWN_LABEL, Annotations
 from detcam.data.ground_truth import GroundTruth
 from detcam.data.issues import DataIssues
-from detcam.data.rle import UnpackedDetections
 from detcam.detections import Detections, LabelsLike, class_name, label_indices
 from detcam.explanation.explain import DEFAULT_SCORE_THRESHOLD, MethodLike, make_cam
 from detcam.layers import LayersLike
+from detcam.runs import EngineLike, Run, lock_folder, make_engine
 from detcam.targets.registry import TARGETS
 from detcam.utils.console import plural
 from detcam.utils.device import on_device
@@ -172,6 +172,7 @@ def audit(
     batch_size: int | None = None,
     device: str | torch.device | None = None,
     resume: bool = False,
+    engine: EngineLike = "local",
     progress: bool = False,
     model_name: str | None = None,
     **adapter_options: Any,
@@ -213,6 +214,8 @@ def audit(
         device: where the model runs: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``, or ``"auto"``, which is CUDA if
             available; the model is moved back afterwards. None leaves the model where it is.
         resume: whether to resume an interrupted audit in `out`; a finished one with the same settings runs again.
+        engine: where detection and explanation run: ``"local"``, in this process; ``"ray"``, on processes of this
+            machine; or `detcam.runs.RayEngine` with settings, also on a cluster. Results are equal.
         progress: whether to show progress bars on stderr.
         model_name: name of the model in the report; None takes its class name.
         **adapter_options: further arguments of `detcam.adapters.adapt`, such as `names` and `image_size`.
@@ -261,40 +264,47 @@ def audit(
         annotations = Annotations.load(annotations, images, box_format=box_format)
     annotations = prepare_annotations(adapter, annotations, class_map)
     name = model_name or type(adapter.model).__name__
-    with on_device(adapter.model, device):
+    engine = make_engine(engine)
+    if out is None and resume:
+        raise ValueError("resume=True needs the folder of the interrupted audit: out=")
+    with lock_folder(out) as folder, engine.started(), on_device(adapter.model, device):
         cam = None if method == PORTFOLIO else make_cam(adapter, method)
         recorded = _recorded_settings(settings, adapter, cam, annotations, name)
+        images_per_pass = DEFAULT_BATCH_SIZE if batch_size is None else batch_size
+        recorded_run = {**recorded, "batch_size": images_per_pass}
+        check_audit_folder(folder, recorded, resume=resume)
+        run = Run(folder, "audit", recorded_run, resume=resume)
         stages = AuditStages(
-            adapter, iou_type == "segm", progress, DEFAULT_BATCH_SIZE if batch_size is None else batch_size
+            adapter,
+            run,
+            engine,
+            iou_type == "segm",
+            progress,
+            images_per_pass,
+            None if out is None else ReportWriter(folder),
         )
-        if out is not None:
-            stages.state = AuditState(Path(out), recorded, resume=resume)
-            stages.writer = ReportWriter(Path(out))
-        elif resume:
-            raise ValueError("resume=True needs the folder of the interrupted audit: out=")
         analysis, grouped, annotations = _run(stages, settings, cam, annotations)
-    seconds = time.perf_counter() - start
-    report = None
-    if stages.writer is not None:
-        summary = ReportSummary.from_analysis(
-            analysis,
-            annotations,
-            model=name,
-            adapter=adapter.family,
-            iou_threshold=iou_threshold,
-            cases=grouped.cases,
-            groups=grouped.groups,
-            causes=grouped.causes,
-            assignment=grouped.assignment,
-            inventory=grouped.inventory,
-            settings=recorded,
-            seconds=seconds,
-        )
-        with stages.timed("writing"):
-            Evaluation.from_analysis(analysis).save(stages.writer.out)
-            report = stages.writer.finish(summary)
-        if stages.state is not None:
-            stages.state.remove()
+        seconds = time.perf_counter() - start
+        report = None
+        if stages.writer is not None:
+            summary = ReportSummary.from_analysis(
+                analysis,
+                annotations,
+                model=name,
+                adapter=adapter.family,
+                iou_threshold=iou_threshold,
+                cases=grouped.cases,
+                groups=grouped.groups,
+                causes=grouped.causes,
+                assignment=grouped.assignment,
+                inventory=grouped.inventory,
+                settings=recorded,
+                seconds=seconds,
+            )
+            with stages.timed("writing"):
+                Evaluation.from_analysis(analysis).save(stages.writer.out)
+                report = stages.writer.finish(summary)
+        run.remove()
     timings, issues = dict(stages.timings), annotations.issues
     return Audit(
         analysis,
@@ -334,11 +344,10 @@ def _run(
     """Run all stages; the annotations returned lack the images that cannot be read."""
     adapter, masks = stages.adapter, settings.iou_type == "segm"
     with stages.timed("detecting"):
-        annotations, packed = stages.detect(annotations)
-    detections = [each.detections for each in packed]
+        annotations, detections = stages.detect(annotations)
     with stages.timed("matching"):
         analysis = analyze_errors(
-            UnpackedDetections(packed) if masks else detections,
+            detections.with_masks() if masks else detections,
             annotations,
             iou_threshold=settings.iou_threshold,
             background_threshold=settings.background_threshold,
@@ -359,7 +368,7 @@ def _run(
         relevant = relevant_errors(analysis, annotations.images, settings.score_threshold, settings.labels)
         limits = settings.explain, settings.explain_missed
         chosen = choose_errors(relevant, limits, settings.explain_order, settings.sample_seed)
-        explained = stages.explain(explainer, analysis, detections, annotations, unexplained, chosen)
+        explained = stages.explain(explainer, analysis, detections, annotations, unexplained.__getitem__, chosen)
     with stages.timed("comparing"):
         classifier = BackgroundClassifier(
             adapter, analysis, detections, annotations, settings.score_threshold, stages.batch_size

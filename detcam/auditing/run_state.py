@@ -1,162 +1,205 @@
-"""State of an audit on disk, from which an interrupted audit resumes.
-
-The detections of each image and each explained case are appended as one line of JSON. A line that an interruption cut
-off is removed, and its work is repeated.
-"""
+"""Results of an audit's stages as tables, and the checks of its folder."""
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
+import pyarrow as pa
 import torch
+from pycocotools import mask as coco_masks
 
 from detcam.auditing.case import AuditCase
 from detcam.auditing.conclusion import ExplainedError
-from detcam.data.rle import PackedDetections
 from detcam.detections import Detections, Source
-from detcam.utils.files import check_same_settings, is_audit, json_value, replace_file
+from detcam.runs import Stage, is_unfinished
+from detcam.utils.console import describe_error
+from detcam.utils.files import check_same_settings, is_audit, json_value, utf8_bytes
 
-FOLDER = "unfinished"
-SETTINGS, DETECTIONS, CASES = "settings.json", "detections.jsonl", "cases.jsonl"
 REPORT_FILES = ("index.html", "audit.json", "false_positives.csv", "false_positives.coco.json")
 """Files that a report writes; a file of that name from another program is not overwritten."""
-STATE_VERSION = 2
-"""Version of the files' format; an audit of another version does not resume."""
+MAX_TABLES_IN_MEMORY = 4
+"""Number of shards whose tables are kept in memory."""
+MAX_IMAGES_IN_MEMORY = 32
+"""Number of images whose detections are kept in memory."""
+
+DETECTION_SCHEMA = pa.schema(
+    {
+        "unreadable": pa.string(),  # the message if the image cannot be read
+        "failure": pa.string(),  # the message if the model failed on it
+        "image_size_hw": pa.list_(pa.int32()),
+        "boxes_xyxy": pa.list_(pa.list_(pa.float32())),
+        "labels": pa.list_(pa.int64()),
+        "scores": pa.list_(pa.float32()),
+        "source_kinds": pa.list_(pa.string()),
+        "source_levels": pa.list_(pa.int32()),
+        "source_anchors": pa.list_(pa.int64()),
+        "source_centers_xy": pa.list_(pa.list_(pa.float64())),
+        "source_boxes_xyxy": pa.list_(pa.list_(pa.float64())),
+        "masks": pa.list_(pa.binary()),  # COCO's compressed run lengths
+    }
+)
+EXPLANATION_SCHEMA = pa.schema(
+    {"position": pa.int32(), "failure": pa.string(), "case": pa.string(), "features": pa.list_(pa.float32())}
+)
 
 
-class AuditState:
-    """The working files of an audit, in a folder inside the report's folder.
+def check_audit_folder(out: Path, settings: Mapping[str, Any], *, resume: bool) -> None:
+    """Check that an audit may write its report into a folder.
 
     Args:
-        out: folder of the report.
-        settings: settings of the audit; an audit resumes only with equal settings.
-        resume: whether to resume an interrupted audit; a finished one runs again.
+        out: the folder.
+        settings: settings of the audit.
+        resume: whether a finished audit may run again.
 
     Raises:
-        ValueError: the folder contains an audit and `resume` is False, an audit with other settings, or files of
-            another program.
+        ValueError: the folder contains files of another program, a finished audit and `resume` is False, or one with
+            other settings.
     """
-
-    def __init__(self, out: Path, settings: Mapping[str, Any], *, resume: bool) -> None:
-        self.folder = out / FOLDER
-        path = self.folder / SETTINGS
-        foreign = [name for name in REPORT_FILES if (out / name).exists()]
-        if foreign and not path.exists() and not is_audit(out):
-            raise ValueError(f"{out} has a file {foreign[0]} that no audit wrote; choose a new folder (out=, --out)")
-        current = json.loads(json.dumps({**settings, "state_version": STATE_VERSION}))
-        if path.exists() and any((self.folder / name).exists() for name in (DETECTIONS, CASES)):
-            if not resume:
-                raise ValueError(f"{out} contains an audit; resume it (resume=True, --resume), or choose a new folder")
-            check_same_settings(out, json.loads(path.read_text(encoding="utf-8")), current)
-        elif not path.exists() and is_audit(out):
-            if not resume:
-                raise ValueError(
-                    f"{out} contains a finished audit; choose a new folder, or run it again (resume=True, --resume)"
-                )
-            finished = json.loads((out / REPORT_FILES[1]).read_bytes())
-            check_same_settings(out, finished["settings"], json_value(settings))
-        self.folder.mkdir(parents=True, exist_ok=True)
-        replace_file(path, json.dumps(current, indent=1).encode())
-
-    def remove(self) -> None:
-        """Remove the working files of a finished audit, the settings first: without them an audit is finished."""
-        (self.folder / SETTINGS).unlink()
-        shutil.rmtree(self.folder)
-
-    def detections(self, names: Mapping[int, str]) -> dict[str, PackedDetections | str]:
-        """Stored detections by image id; a message for images that could not be read.
-
-        Args:
-            names: class names by index.
-        """
-        return {
-            line["image"]: line["unreadable"] if "unreadable" in line else _detections_from_json(line, names)
-            for line in self._lines(DETECTIONS)
-        }
-
-    def add_detections(self, image: str, detections: PackedDetections | str) -> None:
-        """Store the detections of an image, or the message if it could not be read."""
-        line = {"unreadable": detections} if isinstance(detections, str) else _detections_to_json(detections)
-        self._append(DETECTIONS, {"image": image, **line})
-
-    def cases(self) -> dict[str, ExplainedError]:
-        """Stored cases by id, without their maps, which are in the report's folder."""
-        return {
-            line["case"]["id"]: ExplainedError(AuditCase.from_json(line["case"]), None, _array(line["features"]))
-            for line in self._lines(CASES)
-        }
-
-    def add_case(self, explained: ExplainedError) -> None:
-        """Store a case, which then survives the end of the process."""
-        features = explained.features
-        values = None if features is None else [float(f"{value:.9g}") for value in features.tolist()]
-        self._append(CASES, {"case": explained.case.to_json(), "features": values})
-
-    def _append(self, name: str, line: Mapping[str, Any]) -> None:
-        with open(self.folder / name, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-
-    def _lines(self, name: str) -> Iterator[dict[str, Any]]:
-        """The lines of a file; the file is truncated at the first line that is damaged."""
-        path = self.folder / name
-        if not path.exists():
-            return
-        valid_bytes = 0
-        for line in path.read_bytes().splitlines(keepends=True):
-            try:
-                content = json.loads(line) if line.endswith(b"\n") else None
-            except ValueError:
-                content = None
-            if not isinstance(content, dict):
-                break
-            valid_bytes += len(line)
-            yield content
-        if valid_bytes < path.stat().st_size:
-            os.truncate(path, valid_bytes)
+    foreign = [name for name in REPORT_FILES if (out / name).exists()]
+    if is_unfinished(out) or not foreign:
+        return
+    if not is_audit(out):
+        raise ValueError(f"{out} has a file {foreign[0]} that no audit wrote; choose a new folder (out=, --out)")
+    if not resume:
+        raise ValueError(
+            f"{out} contains a finished audit; choose a new folder, or run it again (resume=True, --resume)"
+        )
+    finished = json.loads((out / REPORT_FILES[1]).read_bytes())
+    check_same_settings(out, finished["settings"], json_value(settings))
 
 
-def _array(values: list[float] | None) -> np.ndarray | None:
-    return None if values is None else np.asarray(values, dtype=np.float32)
+def detection_table(results: Iterable[Detections | str | Exception]) -> pa.Table:
+    """Convert the detections of images to a table; numbers are exact.
+
+    Args:
+        results: detections, or the message if the image cannot be read, or the model's error.
+    """
+    rows = []
+    for each in results:
+        if isinstance(each, Detections):
+            rows.append(_detection_row(each))
+        elif isinstance(each, str):
+            rows.append({"unreadable": utf8_bytes(each).decode()})
+        else:
+            rows.append({"failure": utf8_bytes(describe_error(each)).decode()})
+    return pa.Table.from_pylist(rows, DETECTION_SCHEMA)
 
 
-def _detections_to_json(packed: PackedDetections) -> dict[str, Any]:
-    """Convert detections to JSON; numbers are exact."""
-    detections, masks = packed.detections, None
-    if packed.masks is not None:
-        masks = [{"size": list(mask["size"]), "counts": mask["counts"].decode("ascii")} for mask in packed.masks]
+def _detection_row(detections: Detections) -> dict[str, Any]:
+    sources, masks = detections.source, None
+    if detections.masks is not None:
+        encoded = [coco_masks.encode(np.asfortranarray(mask.numpy().astype(np.uint8))) for mask in detections.masks]
+        masks = [mask["counts"] for mask in encoded]
     return {
-        "size": list(detections.image_size_hw),
-        "boxes": detections.boxes_xyxy.tolist(),
+        "image_size_hw": detections.image_size_hw,
+        "boxes_xyxy": detections.boxes_xyxy.tolist(),
         "labels": detections.labels.tolist(),
         "scores": detections.scores.tolist(),
-        "sources": [[s.kind, s.level, s.anchor, s.center_xy, s.box_xyxy] for s in detections.source],
+        "source_kinds": [source.kind for source in sources],
+        "source_levels": [source.level for source in sources],
+        "source_anchors": [source.anchor for source in sources],
+        "source_centers_xy": [source.center_xy for source in sources],
+        "source_boxes_xyxy": [source.box_xyxy for source in sources],
         "masks": masks,
     }
 
 
-def _detections_from_json(line: Mapping[str, Any], names: Mapping[int, str]) -> PackedDetections:
+class StoredDetections(Sequence[Detections]):
+    """The detections of the images of a stage; a few shards are in memory at a time.
+
+    Args:
+        stage: the stage whose tables hold them.
+        rows: (n, 2) shard and row of each image.
+        names: class names by index.
+        has_masks: whether to read masks.
+    """
+
+    def __init__(self, stage: Stage, rows: np.ndarray, names: Mapping[int, str], *, has_masks: bool = False) -> None:
+        self.stage, self.rows, self.names, self.has_masks = stage, rows, names, has_masks
+        self._table = lru_cache(MAX_TABLES_IN_MEMORY)(self._read_table)
+        self._image = lru_cache(MAX_IMAGES_IN_MEMORY)(self._read_image)
+
+    def with_masks(self) -> StoredDetections:
+        """Return the same detections with masks."""
+        return StoredDetections(self.stage, self.rows, self.names, has_masks=True)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Detections: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> StoredDetections: ...
+
+    def __getitem__(self, index: int | slice) -> Detections | StoredDetections:
+        """Read the detections of one image, or return a sequence for several images."""
+        if isinstance(index, slice):
+            return StoredDetections(self.stage, self.rows[index], self.names, has_masks=self.has_masks)
+        if not 0 <= index < len(self):
+            raise IndexError(f"expected an index below {len(self)}; got {index}")
+        return self._image(index)
+
+    def _read_image(self, index: int) -> Detections:
+        shard, row = self.rows[index].tolist()
+        (values,) = self._table(shard).slice(row, 1).to_pylist()
+        return _detections(values, self.names)
+
+    def _read_table(self, shard: int) -> pa.Table:
+        columns = [name for name in DETECTION_SCHEMA.names if name != "masks" or self.has_masks]
+        return self.stage.table(shard, columns)
+
+
+def _detections(row: Mapping[str, Any], names: Mapping[int, str]) -> Detections:
+    height, width = size = tuple(row["image_size_hw"])
     masks = None
-    if line["masks"] is not None:
-        masks = tuple({"size": mask["size"], "counts": mask["counts"].encode("ascii")} for mask in line["masks"])
-    sources = tuple(
-        Source(kind, level, anchor, _tuple(center), _tuple(box)) for kind, level, anchor, center, box in line["sources"]
+    if row.get("masks") is not None:
+        decoded = [coco_masks.decode({"size": [height, width], "counts": counts}) for counts in row["masks"]]
+        masks = torch.from_numpy(np.stack(decoded) if decoded else np.zeros((0, height, width))).bool()
+    sources = zip(
+        *(row[f"source_{name}"] for name in ("kinds", "levels", "anchors", "centers_xy", "boxes_xyxy")), strict=True
     )
-    detections = Detections(
-        torch.tensor(line["boxes"], dtype=torch.float32).reshape(-1, 4),
-        torch.tensor(line["labels"], dtype=torch.int64),
-        torch.tensor(line["scores"], dtype=torch.float32),
-        (line["size"][0], line["size"][1]),
-        sources,
+    return Detections(
+        torch.tensor(row["boxes_xyxy"], dtype=torch.float32).reshape(-1, 4),
+        torch.tensor(row["labels"], dtype=torch.int64),
+        torch.tensor(row["scores"], dtype=torch.float32),
+        size,
+        tuple(Source(kind, level, anchor, _tuple(center), _tuple(box)) for kind, level, anchor, center, box in sources),
+        masks,
         names=names,
     )
-    return PackedDetections(detections, masks)
 
 
 def _tuple(values: list[float] | None) -> Any:
     return None if values is None else tuple(values)
+
+
+def explanation_table(results: Iterable[Sequence[ExplainedError] | Exception]) -> pa.Table:
+    """Convert the explained errors of each image, or its failure, to a table without maps, which are in the report."""
+    rows: list[dict[str, Any]] = []
+    for position, result in enumerate(results):
+        if isinstance(result, Exception):
+            rows.append({"position": position, "failure": utf8_bytes(describe_error(result)).decode()})
+            continue
+        for each in result:
+            rows.append({"position": position, "case": json.dumps(each.case.to_json()), "features": each.features})
+    return pa.Table.from_pylist(rows, EXPLANATION_SCHEMA)
+
+
+def read_explanations(stage: Stage) -> tuple[dict[str, ExplainedError], dict[tuple[int, int], str]]:
+    """Read explained errors by case id, without their maps, and failures by shard and position in the shard."""
+    explained, failures = {}, {}
+    for shard, table in enumerate(stage.tables()):
+        for row in table.to_pylist():
+            if row["case"] is None:
+                failures[shard, row["position"]] = row["failure"]
+                continue
+            case = AuditCase.from_json(json.loads(row["case"]))
+            features = None if row["features"] is None else np.asarray(row["features"], dtype=np.float32)
+            explained[case.id] = ExplainedError(case, None, features)
+    return explained, failures

@@ -1,4 +1,4 @@
-"""The long stages of an audit, detection and explanation, which resume after an interruption."""
+"""The long stages of an audit, detection and explanation, whose shards any engine can compute."""
 
 from __future__ import annotations
 
@@ -7,9 +7,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TypeAlias, TypeVar
+from pathlib import Path
+from typing import Any
 
-from torch import Tensor
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
 
 from detcam.adapters import Adapter
 from detcam.adapters.base import DetectorAdapter
@@ -18,19 +22,14 @@ from detcam.auditing.case import AuditCase
 from detcam.auditing.conclusion import ExplainedError
 from detcam.auditing.explainer import ErrorExplainer, ErrorImage
 from detcam.auditing.report import ReportWriter
-from detcam.auditing.run_state import AuditState
+from detcam.auditing.run_state import StoredDetections, detection_table, explanation_table, read_explanations
 from detcam.data.annotations import Annotations
-from detcam.data.ground_truth import GroundTruth
 from detcam.data.issues import DataIssue, DataIssues
-from detcam.data.rle import PackedDetections
 from detcam.detections import Detections
+from detcam.runs import CrashLog, Engine, Run, Stage, Work, plan_shards
 from detcam.utils.batching import batches, group_by, run_each
-from detcam.utils.console import ProgressBar, describe_error, plural
+from detcam.utils.console import ProgressBar, plural
 from detcam.visualize.convert import ImageArray
-
-T = TypeVar("T")
-_Detected: TypeAlias = "PackedDetections | str | Exception"
-"""Detections of an image, or why it cannot be read, or the model's error."""
 
 UNREADABLE = "unreadable image"
 """Kind of data issue of an image that cannot be read."""
@@ -46,94 +45,163 @@ MAX_PIXELS = 40_000_000
 pixel."""
 
 
-@dataclass
-class AuditStages:
-    """Detection and explanation, which resume after an interruption.
+@dataclass(frozen=True)
+class DetectionWork:
+    """Runs the detector on the images of a shard, batch by batch.
 
     Attributes:
         adapter: the detector.
         keep_masks: whether detections keep their masks.
+        batch_size: images per forward pass.
+    """
+
+    adapter: Adapter
+    keep_masks: bool
+    batch_size: int
+
+    @property
+    def model(self) -> nn.Module:
+        """The network."""
+        return self.adapter.model
+
+    def __call__(self, payload: Sequence[tuple[int, Path]], log: CrashLog) -> pa.Table:
+        """Return the table of an image's detections a row; the payload is the index and path of each image."""
+        results: dict[int, Detections | str | Exception] = {}
+        for batch in batches(payload, self.batch_size):
+            readable: list[tuple[int, Tensor]] = []
+            for index, path in batch:
+                try:
+                    readable.append((index, log.call(f"reading {index}", self.adapter.reader.read, path)))
+                except (TypeError, ValueError) as error:
+                    results[index] = str(error)
+            for (index, _), result in zip(readable, run_each(readable, partial(self._predict, log)), strict=True):
+                results[index] = result if isinstance(result, Exception) else self._checked(result)
+        return detection_table(results[index] for index, _ in payload)
+
+    def _predict(self, log: CrashLog, images: Sequence[tuple[int, Tensor]]) -> list[Detections]:
+        detector = self.adapter
+        if isinstance(detector, DetectorAdapter):
+            detector = detector.with_score_threshold(MIN_DETECTION_SCORE)
+        predict = partial(detector.predict, batch_size=self.batch_size)
+        name = f"detecting {' '.join(str(index) for index, _ in images)}"
+        return log.call(name, predict, [pixels for _, pixels in images])
+
+    def _checked(self, detections: Detections) -> Detections:
+        if self.keep_masks and detections.masks is None:
+            raise ValueError('these detections have no masks; compare boxes: iou_type="bbox" (--iou-type bbox)')
+        return detections if self.keep_masks else replace(detections, masks=None)
+
+
+@dataclass(frozen=True)
+class VerificationWork:
+    """Explains and verifies errors, and writes their images into the report.
+
+    Attributes:
+        explainer: explains the errors of images.
+        writer: writer of the report; None writes nothing.
+    """
+
+    explainer: ErrorExplainer
+    writer: ReportWriter | None
+
+    @property
+    def model(self) -> nn.Module:
+        """The network."""
+        return self.explainer.adapter.model
+
+    def __call__(self, payload: Sequence[ErrorImage], log: CrashLog) -> pa.Table:
+        """Return the table of the explained errors; the payload is images whose pixels are not read yet."""
+        adapter = self.explainer.adapter
+        explainer = replace(self.explainer)  # without what it remembers of other shards
+
+        def explain(batch: Sequence[ErrorImage]) -> list[tuple[ErrorImage, list[ExplainedError]]]:
+            images = [replace(each, image=adapter.reader.read(each.ground_truth.path)) for each in batch]
+            name = f"explaining {' '.join(each.cases[0].id for each in batch)}"
+            return list(zip(images, log.call(name, explainer.explain, images), strict=True))
+
+        explained: list[list[ExplainedError] | Exception] = []
+        for result in run_each(payload, explain):
+            if not isinstance(result, Exception):
+                self._write(*result)
+            explained.append(result if isinstance(result, Exception) else result[1])
+        return explanation_table(explained)
+
+    def _write(self, image: ErrorImage, results: Sequence[ExplainedError]) -> None:
+        if self.writer is None:
+            return
+        pixels: ImageArray = self.explainer.adapter.display(image.image)
+        ground_truth = image.ground_truth
+        self.writer.image(ground_truth.image_id, ground_truth.file_name, pixels, ground_truth)
+        for result in results:
+            self.writer.case(result.case, pixels, result.maps)
+
+
+@dataclass
+class AuditStages:
+    """Detection and explanation, as stages of a run.
+
+    Attributes:
+        adapter: the detector.
+        run: folder of the results.
+        engine: runs the work.
+        keep_masks: whether detections keep their masks.
         progress: whether to show progress bars on stderr.
         batch_size: images per forward pass.
-        state: stored results; None stores nothing.
         writer: writer of the report; None writes nothing.
         timings: seconds by activity.
         failures: images whose errors could not be explained.
     """
 
     adapter: Adapter
+    run: Run
+    engine: Engine
     keep_masks: bool
     progress: bool
     batch_size: int
-    state: AuditState | None = None
     writer: ReportWriter | None = None
     timings: dict[str, float] = field(default_factory=dict)
     failures: list[DataIssue] = field(default_factory=list)
 
     @contextmanager
     def timed(self, activity: str) -> Iterator[None]:
-        """Add the duration of an activity to `timings`, without the activities nested in it."""
-        start, nested = time.perf_counter(), -sum(self.timings.values())
+        """Add the duration of an activity to `timings`."""
+        start = time.perf_counter()
         yield
-        nested += sum(self.timings.values())
-        self.timings[activity] = self.timings.get(activity, 0.0) + time.perf_counter() - start - nested
+        self.timings[activity] = self.timings.get(activity, 0.0) + time.perf_counter() - start
 
-    def detect(self, annotations: Annotations) -> tuple[Annotations, list[PackedDetections]]:
+    def detect(self, annotations: Annotations) -> tuple[Annotations, StoredDetections]:
         """Run the detector on each image.
 
         Returns:
-            The annotations without images that cannot be read, which become issues; and the detections of the others.
-        """
-        results: dict[str, _Detected] = {}
-        if self.state is not None:
-            results.update(self.state.detections(self.adapter.names))
-        for batch in self._track(batches(list(annotations), self.batch_size), "detecting", len(annotations), len):
-            # A batch is repeated as a whole: the last digits of an image's result depend on the rest of the batch.
-            if not all(repr(image.image_id) in results for image in batch):
-                for image, result in self._detect_batch(batch):
-                    key = repr(image.image_id)
-                    if key not in results:
-                        results[key] = result
-                        if self.state is not None and not isinstance(result, Exception):  # which a resumed audit tries
-                            self.state.add_detections(key, result)
-        errors = [result for result in results.values() if isinstance(result, Exception)]
-        if errors and not any(isinstance(result, PackedDetections) for result in results.values()):
-            raise errors[0]
-        kept, detections, issues = [], [], []
-        for image in annotations:
-            result = results[repr(image.image_id)]
-            if isinstance(result, str):
-                issues.append(DataIssue(UNREADABLE, f"{image.file_name}: {result}; left out", image.image_id))
-            elif isinstance(result, Exception):
-                message = f"{image.file_name}: the model failed ({describe_error(result)}); left out"
-                issues.append(DataIssue(FAILED, message, image.image_id))
-            else:
-                kept.append(image)
-                detections.append(result)
-        issues_of_all = annotations.issues + DataIssues(issues)
-        return replace(annotations, images=tuple(kept), issues=issues_of_all), detections
+            The annotations without images that fail, which become issues; and the detections of the others.
 
-    def _detect_batch(self, images: Sequence[GroundTruth]) -> Iterator[tuple[GroundTruth, _Detected]]:
-        """The detections of each image, the message if it cannot be read, or the model's error."""
-        detector = self.adapter
-        if isinstance(detector, DetectorAdapter):
-            detector = detector.with_score_threshold(MIN_DETECTION_SCORE)
-        readable: list[tuple[GroundTruth, Tensor]] = []
-        for image in images:
-            try:
-                readable.append((image, self.adapter.reader.read(image.path)))
-            except (TypeError, ValueError) as error:
-                yield image, str(error)
-        if not readable:
-            return
-        predicted = run_each([pixels for _, pixels in readable], partial(detector.predict, batch_size=self.batch_size))
-        for (image, _), detections in zip(readable, predicted, strict=True):
-            if isinstance(detections, Exception):
-                yield image, detections
-                continue
-            if self.keep_masks and detections.masks is None:
-                raise ValueError('these detections have no masks; compare boxes: iou_type="bbox" (--iou-type bbox)')
-            yield image, PackedDetections.of(detections if self.keep_masks else replace(detections, masks=None))
+        Raises:
+            RuntimeError: the model fails on every image.
+        """
+        stage = self.run.stage("detections", lambda: plan_shards(len(annotations), self.batch_size))
+        work = DetectionWork(self.adapter, self.keep_masks, self.batch_size)
+        self._process(stage, work, "detecting", len, lambda part: [(index, annotations[index].path) for index in part])
+        rows: list[tuple[int, int, int]] = []
+        issues, failure = [], None
+        for shard, table in enumerate(stage.tables(["unreadable", "failure"])):
+            for row, found in enumerate(table.to_pylist()):
+                index = stage.shards[shard][row]
+                image, message = annotations[index], found["unreadable"]
+                if found["failure"] is not None:
+                    failure = failure or found["failure"]
+                    text = f"{image.file_name}: the model failed ({found['failure']}); left out"
+                    issues.append(DataIssue(FAILED, text, image.image_id))
+                elif message is not None:
+                    issues.append(DataIssue(UNREADABLE, f"{image.file_name}: {message}; left out", image.image_id))
+                else:
+                    rows.append((shard, row, index))
+        if failure is not None and not rows:
+            stage.clear()  # perhaps it is the fault of this machine
+            raise RuntimeError(failure)
+        kept = np.array(rows, dtype=np.int64).reshape(-1, 3)
+        images = tuple(annotations[index] for index in kept[:, 2].tolist())
+        annotations = replace(annotations, images=images, issues=annotations.issues + DataIssues(issues))
+        return annotations, StoredDetections(stage, kept[:, :2], self.adapter.names)
 
     def explain(
         self,
@@ -141,7 +209,7 @@ class AuditStages:
         analysis: ErrorAnalysis,
         detections: Sequence[Detections],
         annotations: Annotations,
-        cases: Sequence[AuditCase],
+        case_of: Callable[[int], AuditCase],
         chosen: Sequence[int],
     ) -> dict[str, ExplainedError]:
         """Explain and verify the chosen errors, image by image.
@@ -151,67 +219,55 @@ class AuditStages:
             analysis: the errors.
             detections: detections of each image.
             annotations: ground truth of each image.
-            cases: the errors as cases without an explanation.
+            case_of: function from the index of an error to its case without an explanation.
             chosen: indices of the errors to explain.
 
         Returns:
             Explained errors by case id; images that fail are in `failures`.
 
         Raises:
-            Exception: no image could be explained; the error of the first.
+            RuntimeError: no image could be explained.
         """
-        first: Exception | None = None
-        explained = {} if self.state is None else self.state.cases()
-        image_batches = batches(_split_by_image(analysis, annotations, chosen), self.batch_size)
-        for batch in self._track(image_batches, "explaining", len(chosen), lambda b: sum(len(part) for _, part in b)):
-            if all(cases[index].id in explained for _, part in batch for index in part):
-                continue  # a batch that was interrupted is repeated as a whole, with the same last digits
 
-            def error_image(image: int, part: Sequence[int]) -> ErrorImage:
-                truth, pixels = annotations[image], self.adapter.reader.read(annotations[image].path)
-                errors, of_image = [analysis[index] for index in part], [cases[index] for index in part]
-                return ErrorImage(pixels, detections[image], truth, errors, of_image)
+        def payload(shard: list[Any]) -> list[ErrorImage]:
+            return [
+                ErrorImage(
+                    torch.zeros(0),  # the worker reads the pixels
+                    detections[image],
+                    annotations[image],
+                    [analysis[index] for index in part],
+                    [case_of(index) for index in part],
+                )
+                for image, part in shard
+            ]
 
-            def explain(parts: Sequence[tuple[int, list[int]]]) -> list[tuple[ErrorImage, list[ExplainedError]]]:
-                images = [error_image(*part) for part in parts]
-                return list(zip(images, explainer.explain(images), strict=True))
-
-            for (index, part), result in zip(batch, run_each(batch, explain), strict=True):
-                if isinstance(result, Exception):
-                    first = first or result
-                    truth = annotations[index]
-                    message = f"{truth.file_name}: {plural(len(part), 'error')}: {describe_error(result)}"
-                    self.failures.append(DataIssue(UNEXPLAINED, message, truth.image_id))
-                    continue
-                image, results = result
-                new = [item for item in results if item.case.id not in explained]
-                self._write(image, new)
-                for item in new:  # as a resumed audit reads it
-                    case = AuditCase.from_json(item.case.to_json())
-                    explained[case.id] = replace(item, case=case, maps=None)
-        if first is not None and not explained:
-            raise first
+        stage = self.run.stage(
+            "explanations", lambda: batches(_split_by_image(analysis, annotations, chosen), self.batch_size)
+        )
+        work = VerificationWork(explainer, self.writer)
+        self._process(stage, work, "explaining", lambda shard: sum(len(part) for _, part in shard), payload)
+        explained, failures = read_explanations(stage)
+        if failures and not explained:
+            stage.clear()
+            raise RuntimeError(next(iter(failures.values())))
+        for (shard, position), failure in failures.items():
+            index, part = stage.shards[shard][position]
+            message = f"{annotations[index].file_name}: {plural(len(part), 'error')}: {failure}"
+            self.failures.append(DataIssue(UNEXPLAINED, message, annotations[index].image_id))
         return explained
 
-    def _write(self, image: ErrorImage, results: Sequence[ExplainedError]) -> None:
-        """Write the cases of an image to the report, and then store them."""
-        if self.writer is None or self.state is None or not results:
-            return
-        pixels: ImageArray = self.adapter.display(image.image)
-        ground_truth = image.ground_truth
-        with self.timed("writing"):
-            self.writer.image(ground_truth.image_id, ground_truth.file_name, pixels, ground_truth)
-            for result in results:
-                self.writer.case(result.case, pixels, result.maps)
-                self.state.add_case(result)
-
-    def _track(
-        self, batches: Sequence[list[T]], description: str, total: int, size: Callable[[list[T]], int]
-    ) -> Iterator[list[T]]:
+    def _process(
+        self,
+        stage: Stage,
+        work: Work,
+        description: str,
+        size: Callable[[list[Any]], int],
+        payload: Callable[[list[Any]], object],
+    ) -> None:
+        total = sum(size(shard) for shard in stage.shards)
         with ProgressBar(description, total, enabled=self.progress) as bar:
-            for batch in batches:
-                yield batch
-                bar.advance(size(batch))
+            for number in stage.process(self.engine, work, payload):
+                bar.advance(size(stage.shards[number]))
 
 
 def _split_by_image(

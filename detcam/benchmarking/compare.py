@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from detcam.benchmarking.controls import make_controls, reference_controls
 from detcam.benchmarking.plots import FigureImage
 from detcam.benchmarking.result import BENCHMARK_SCHEMA, BENCHMARK_VERSION, Benchmark
 from detcam.benchmarking.result_store import ResultStore, model_digest
-from detcam.benchmarking.runner import BenchmarkState, Runner, collect_method_results
+from detcam.benchmarking.runner import BenchmarkState, MeasurementWork, collect_method_results, measure_images
 from detcam.benchmarking.samples import collect_samples
 from detcam.benchmarking.specs import (
     CONTROL_METHODS,
@@ -36,6 +38,7 @@ from detcam.explanation.explain import DEFAULT_SCORE_THRESHOLD, MethodLike
 from detcam.layers import LayersLike
 from detcam.methods import METHODS
 from detcam.metrics import Metric
+from detcam.runs import RUN_FOLDER, EngineLike, Run, lock_folder, make_engine
 from detcam.targets.registry import TARGETS, BuiltinQuantity
 from detcam.utils.console import plural
 from detcam.utils.device import on_device
@@ -81,6 +84,7 @@ def benchmark(
     resamples: int = DEFAULT_RESAMPLES,
     seed: int = 0,
     model_name: str | None = None,
+    engine: EngineLike = "local",
     progress: bool = False,
     **adapter_options: Any,
 ) -> Benchmark:
@@ -121,6 +125,8 @@ def benchmark(
         resamples: number of bootstrap resamples.
         seed: seed of the bootstrap and of the controls.
         model_name: name of the model in the results; None takes its class name.
+        engine: where the methods are measured, as in `detcam.audit`; workers that share a machine disturb each other's
+            times.
         progress: whether to show a progress bar on stderr.
         **adapter_options: further arguments of `detcam.adapters.adapt`, such as `names` and `image_size`.
 
@@ -170,11 +176,19 @@ def benchmark(
         **selection,
         "quantity": quantity if isinstance(function, BuiltinQuantity) else f"{quantity} {describe_settings(function)}",
     }
-    with on_device(adapter.model, device):
+    engine = make_engine(engine)
+    with ExitStack() as stack:
+        stack.enter_context(on_device(adapter.model, device))
         method_specs = _all_method_specs(adapter, methods, controls, batch_size, seed)
-        store = ResultStore(None if out is None else Path(out), settings)
-        runner = Runner(adapter, method_specs, metric_specs, store, figure_images, selection, progress)
-        state = runner.run(samples[:limit])
+        folder = stack.enter_context(lock_folder(out))
+        stack.enter_context(engine.started())
+        store = ResultStore(folder, settings)
+        shutil.rmtree(folder / RUN_FOLDER, ignore_errors=True)  # the store has what an interrupted run measured
+        run = Run(folder, "benchmark", settings, resume=False)
+        work = MeasurementWork(adapter, method_specs, metric_specs, store, figure_images, selection)
+        state = measure_images(work, samples[:limit], run, engine, progress=progress)
+        figures = _make_figure_images(adapter, state, method_specs, store, figure_images)
+        run.remove()
     if not state.images:
         raise ValueError(_describe_empty_run(state))
 
@@ -197,7 +211,7 @@ def benchmark(
         targets=targets,
         images_without_predictions=tuple(state.images_without_predictions),
         failed=dict(state.failed),
-        figure_images=_make_figure_images(adapter, state, method_specs, store, figure_images),
+        figure_images=figures,
         computed=state.computed,
     )
     if out is not None:

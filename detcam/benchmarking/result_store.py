@@ -12,7 +12,7 @@ import numpy as np
 
 from detcam.adapters.base import Adapter
 from detcam.explanation.writer import encode_heatmap, read_heatmap
-from detcam.utils.files import check_same_settings, json_number, read_json, replace_file, slug
+from detcam.utils.files import check_same_settings, json_number, read_json, remove_temporary_files, replace_file, slug
 from detcam.utils.hashing import adapter_digest, weights_digest
 
 SETTINGS_FILE, CELLS_FOLDER = "settings.json", "cells"
@@ -20,10 +20,10 @@ MAX_NAME_LENGTH = 60
 
 
 class ResultStore:
-    """Keeps the results of each image and method, on disk or in memory.
+    """Keeps the results of each image and method on disk.
 
     Args:
-        folder: folder of the results, created if it does not exist; None keeps everything in memory.
+        folder: folder of the results.
         settings: everything that the results depend on apart from image and method, as plain JSON values. It has the
             keys ``schema`` and ``version``.
 
@@ -31,25 +31,21 @@ class ResultStore:
         ValueError: the folder contains results of other settings or of another version.
     """
 
-    def __init__(self, folder: Path | None, settings: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
         self.folder = folder
-        self._results: dict[tuple[str, str], dict[str, Any]] = {}
-        self._heatmaps: dict[tuple[str, str], np.ndarray] = {}
-        if folder is None:
-            return
         file = folder / SETTINGS_FILE
         settings = json.loads(json.dumps(settings))
         if file.is_file():
             stored = read_json(file, settings["schema"], settings["version"])
             check_same_settings(file.parent, stored, settings)
         else:
-            (folder / CELLS_FOLDER).mkdir(parents=True, exist_ok=True)
+            (folder / CELLS_FOLDER).mkdir(exist_ok=True)
             replace_file(file, json.dumps(settings, indent=1).encode())
+        for cells in (folder, *(folder / CELLS_FOLDER).glob("*/")):
+            remove_temporary_files(cells)
 
     def get(self, image_key: str, name: str) -> dict[str, Any] | None:
         """Read the result of an image under a name; None if there is none or its file is damaged."""
-        if self.folder is None:
-            return self._results.get((image_key, name))
         file = self._file(image_key, name, "json")
         if not file.is_file():
             return None
@@ -62,26 +58,18 @@ class ResultStore:
     def put(self, image_key: str, name: str, content: Mapping[str, Any]) -> None:
         """Write the result of an image under a name, atomically."""
         content = {"name": name, **content}
-        if self.folder is None:
-            self._results[image_key, name] = content
-            return
         file = self._file(image_key, name, "json")
-        file.parent.mkdir(parents=True, exist_ok=True)
+        file.parent.mkdir(exist_ok=True)
         replace_file(file, json.dumps(content, allow_nan=False).encode())
 
     def put_heatmap(self, image_key: str, name: str, heatmap: np.ndarray) -> None:
         """Write a heatmap (H, W) in [0, 1] for the figure."""
-        if self.folder is None:
-            self._heatmaps[image_key, name] = heatmap
-            return
         file = self._file(image_key, name, "png")
-        file.parent.mkdir(parents=True, exist_ok=True)
+        file.parent.mkdir(exist_ok=True)
         replace_file(file, encode_heatmap(heatmap))
 
     def get_heatmap(self, image_key: str, name: str) -> np.ndarray | None:
         """Read a heatmap (H, W) in [0, 1]; None if there is none or its file is damaged."""
-        if self.folder is None:
-            return self._heatmaps.get((image_key, name))
         file = self._file(image_key, name, "png")
         try:
             return read_heatmap(file) if file.is_file() else None
@@ -89,8 +77,6 @@ class ResultStore:
             return None
 
     def _file(self, image_key: str, name: str, suffix: str) -> Path:
-        if self.folder is None:
-            raise RuntimeError("this store keeps everything in memory and has no files")
         digest = hashlib.sha256(name.encode()).hexdigest()[:8]  # two names may have the same slug
         return self.folder / CELLS_FOLDER / image_key / f"{slug(name)[:MAX_NAME_LENGTH]}-{digest}.{suffix}"
 

@@ -1,18 +1,21 @@
-"""The loop of a benchmark: explains and measures every method on every image, and keeps each result at once."""
+"""The work of a benchmark: explains and measures every method on every image, and keeps each result at once."""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import numpy as np
-from torch import Tensor
+import pyarrow as pa
+from torch import Tensor, nn
 
 from detcam.adapters.base import Adapter, Target
-from detcam.benchmarking.result_store import ResultStore, json_numbers
+from detcam.benchmarking.result_store import CELLS_FOLDER, ResultStore, json_numbers
 from detcam.benchmarking.samples import Sample, annotated_regions, predict_targets
 from detcam.benchmarking.specs import RESERVED_NAME, MethodSpec, MetricSpec
 from detcam.benchmarking.statistics import MethodResult
@@ -21,13 +24,17 @@ from detcam.metrics.cost import count_work, measure_cost
 from detcam.metrics.metric_input import read_heatmaps
 from detcam.metrics.target_regions import TargetRegions
 from detcam.outputs import as_target
+from detcam.runs import CrashLog, Engine, Run
 from detcam.utils.console import ProgressBar, describe_error, shorten
-from detcam.utils.files import json_number
+from detcam.utils.files import json_number, utf8_bytes
 
 IMAGE_ERRORS = (ArithmeticError, AttributeError, LookupError, MemoryError, OSError, RuntimeError, TypeError, ValueError)
 """Exceptions of one image, or of one method on it, that do not stop the benchmark."""
 MAX_LABEL_LENGTH = 24
-"""Characters of an image's or method's name beside the progress bar."""
+"""Characters of an image's name beside the progress bar."""
+IMAGE_SCHEMA = pa.schema(
+    {"key": pa.string(), "record": pa.string(), "cells": pa.string(), "computed": pa.int32(), "error": pa.string()}
+)
 
 
 @dataclass
@@ -64,9 +71,9 @@ class ImageTargets:
     record: dict[str, Any]
 
 
-@dataclass
-class Runner:
-    """Measures every method on every image. Results in the store are reused, except failed ones.
+@dataclass(frozen=True)
+class MeasurementWork:
+    """Measures every method on an image. Results in the store are reused, except failed ones.
 
     Attributes:
         adapter: adapter of the model.
@@ -75,8 +82,6 @@ class Runner:
         store: store of the results.
         figure_images: number of images whose heatmaps are kept for the figure.
         selection: arguments that select predictions, as in `detcam.explain`.
-        progress: whether to show a progress bar on stderr.
-        state: results so far.
     """
 
     adapter: Adapter
@@ -85,69 +90,118 @@ class Runner:
     store: ResultStore
     figure_images: int
     selection: Mapping[str, Any]
-    progress: bool = False
-    state: BenchmarkState = field(default_factory=BenchmarkState)
 
-    def run(self, samples: Sequence[Sample]) -> BenchmarkState:
-        """Explain and measure the images one after the other."""
-        self.state.cells.update({spec.name: {} for spec in self.method_specs})
-        with ProgressBar(total=len(samples) * len(self.method_specs), enabled=self.progress) as bar:
-            for sample in samples:
-                done = 0
-                try:
-                    key, image = sample.read(self.adapter)
-                    for spec in self._measure_image(sample, key, image):
-                        label = f"{shorten(sample.name, MAX_LABEL_LENGTH)} {shorten(spec.name, MAX_LABEL_LENGTH)}"
-                        bar.advance(1, label)
-                        done += 1
-                except IMAGE_ERRORS as error:
-                    self.state.failed[sample.name] = describe_error(error)
-                    self._discard(sample)
-                bar.advance(len(self.method_specs) - done)
-        return self.state
+    @property
+    def model(self) -> nn.Module:
+        """The network."""
+        return self.adapter.model
 
-    def _discard(self, sample: Sample) -> None:
-        """Remove the results of an incomplete image, so that all rows are means over the same images."""
-        for key, other, _ in list(self.state.images):
-            if other is sample:
-                self.state.images = [image for image in self.state.images if image[0] != key]
-                for cells in self.state.cells.values():
-                    cells.pop(key, None)
+    def __call__(self, payload: tuple[int, Sample], log: CrashLog) -> pa.Table:
+        """Return a table of one row: the image's key, its record and its cells, or the error message."""
+        number, sample = payload
+        own_log = CrashLog(self.store.folder / CELLS_FOLDER / f"{number}.log")  # the run is a new one at each start
+        row: dict[str, Any] = {"computed": 0}
+        try:
+            key, image = own_log.call(ascii(sample.name), sample.read, self.adapter)
+            row.update(own_log.call(key, self._measure, number, sample, key, image), key=key)
+        except IMAGE_ERRORS as error:
+            row["error"] = utf8_bytes(describe_error(error)).decode()
+        own_log.close()
+        return pa.Table.from_pylist([row], IMAGE_SCHEMA)
 
-    def _measure_image(self, sample: Sample, key: str, image: Tensor) -> Iterator[MethodSpec]:
-        """Fill in the cells of an image; yields each method when its cell is done.
-
-        Raises:
-            ValueError, RuntimeError: the model does not accept the image, or the image occurred before.
-        """
+    def _measure(self, number: int, sample: Sample, key: str, image: Tensor) -> dict[str, Any]:
         record, image_targets = self.store.get(key, RESERVED_NAME), None
         if record is None:
             image_targets = prepare_targets(self.adapter, sample, image, self.selection)
             record = image_targets.record
             self.store.put(key, RESERVED_NAME, record)
-        if not record["targets"]:
-            self.state.images_without_predictions.append(sample.name)
-            return
-        if any(key == other for other, _, _ in self.state.images):
-            raise ValueError("an image with the same name and content occurred before; it counts once")
-        is_first, in_figure = not self.state.images, len(self.state.images) < self.figure_images
-        self.state.images.append((key, sample, record))
-        for spec in self.method_specs:
+        cells: dict[str, Mapping[str, Any]] = {}
+        computed = 0
+        for spec in self.method_specs if record["targets"] else ():
             cell = self.store.get(key, spec.name)
-            is_missing_heatmap = in_figure and self.store.get_heatmap(key, spec.name) is None
-            if cell is None or cell["error"] or cell["definition"] != spec.definition or is_missing_heatmap:
+            if cell is None or cell["error"] or cell["definition"] != spec.definition:
                 image_targets = image_targets or prepare_targets(self.adapter, sample, image, self.selection)
-                with_work = is_first and spec.kind == "method"
-                cell, heatmaps = _measure_method(
-                    self.adapter, image, image_targets, spec, self.metric_specs, with_work=with_work
-                )
-                if in_figure and heatmaps is not None:
-                    heatmap = heatmaps[0].double().nan_to_num().clamp(0, 1).numpy()
-                    self.store.put_heatmap(key, spec.name, heatmap)
+                cell, heatmaps = _measure_method(self.adapter, image, image_targets, spec, self.metric_specs)
+                if number < self.figure_images and heatmaps is not None:
+                    self.store.put_heatmap(key, spec.name, _first_heatmap(heatmaps))
                 self.store.put(key, spec.name, cell)
-                self.state.computed += 1
-            self.state.cells[spec.name][key] = cell
-            yield spec
+                computed += 1
+            cells[spec.name] = cell
+        return {"record": json.dumps(record), "cells": json.dumps(cells), "computed": computed}
+
+    def complete(self, state: BenchmarkState) -> None:
+        """Count the work of each method on the first image, and draw the heatmaps of the figure that are missing."""
+        for index, (key, sample, _) in enumerate(state.images[: max(self.figure_images, 1)]):
+            missing = [spec for spec in self.method_specs if self._lacks(spec, index, key, state)]
+            if not missing:
+                continue
+            try:
+                _, image = sample.read(self.adapter)
+                targets = prepare_targets(self.adapter, sample, image, self.selection).targets
+            except IMAGE_ERRORS:
+                continue
+            for spec in missing:
+                call = partial(spec.explain, self.adapter, [image], [list(targets)])
+                with contextlib.suppress(*IMAGE_ERRORS), warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    if self._lacks_heatmap(spec, index, key):
+                        heatmaps = read_heatmaps(call(), [(image.shape[-2], image.shape[-1])])[0]
+                        self.store.put_heatmap(key, spec.name, _first_heatmap(heatmaps))
+                    if self._lacks_work(spec, index, state):
+                        work = count_work(self.adapter, image, call)
+                        counted = {"passes": json_number(work.passes), "backward": work.backward}
+                        state.cells[spec.name][key] = {**state.cells[spec.name][key], **counted}
+                        self.store.put(key, spec.name, state.cells[spec.name][key])
+
+    def _lacks(self, spec: MethodSpec, index: int, key: str, state: BenchmarkState) -> bool:
+        if state.cells[spec.name][key]["error"]:
+            return False
+        return self._lacks_heatmap(spec, index, key) or self._lacks_work(spec, index, state)
+
+    def _lacks_heatmap(self, spec: MethodSpec, index: int, key: str) -> bool:
+        return index < self.figure_images and self.store.get_heatmap(key, spec.name) is None
+
+    def _lacks_work(self, spec: MethodSpec, index: int, state: BenchmarkState) -> bool:
+        cells = state.cells[spec.name].values()
+        return index == 0 and spec.kind == "method" and all(cell["passes"] is None for cell in cells)
+
+
+def measure_images(
+    work: MeasurementWork, samples: Sequence[Sample], run: Run, engine: Engine, *, progress: bool
+) -> BenchmarkState:
+    """Measure all methods on all images.
+
+    Args:
+        work: the work on an image.
+        samples: the images.
+        run: a new run.
+        engine: runs the work.
+        progress: whether to show a progress bar on stderr.
+    """
+    stage = run.stage("images", lambda: [[number] for number in range(len(samples))])
+    with ProgressBar(total=len(samples), enabled=progress) as bar:
+        for number in stage.process(engine, work, lambda shard: (shard[0], samples[shard[0]])):
+            bar.advance(1, shorten(samples[number].name, MAX_LABEL_LENGTH))
+    state = BenchmarkState(cells={spec.name: {} for spec in work.method_specs})
+    keys: set[str] = set()
+    for sample, table in zip(samples, stage.tables(), strict=True):
+        (row,) = table.to_pylist()
+        state.computed += row["computed"]
+        if row["error"] is not None:
+            state.failed[sample.name] = row["error"]
+            continue
+        key, record = row["key"], json.loads(row["record"])
+        if not record["targets"]:
+            state.images_without_predictions.append(sample.name)
+        elif key in keys:
+            state.failed[sample.name] = "an image with the same name and content occurred before; it counts once"
+        else:
+            keys.add(key)
+            state.images.append((key, sample, record))
+            for name, cell in json.loads(row["cells"]).items():
+                state.cells[name][key] = cell
+    work.complete(state)
+    return state
 
 
 def prepare_targets(adapter: Adapter, sample: Sample, image: Tensor, selection: Mapping[str, Any]) -> ImageTargets:
@@ -178,13 +232,8 @@ def _measure_method(
     image_targets: ImageTargets,
     spec: MethodSpec,
     metric_specs: Sequence[MetricSpec],
-    *,
-    with_work: bool,
 ) -> tuple[dict[str, Any], Tensor | None]:
-    """Measure a method on an image: values by every metric, costs and heatmaps, or the error message.
-
-    `with_work` also counts computing work, which slows the method down.
-    """
+    """Measure a method on an image: values by every metric, costs and heatmaps, or the error message."""
     cell: dict[str, Any] = {"values": {}, "seconds": None, "peak_mib": None, "passes": None, "backward": None}
     cell.update(warnings=[], error=None, definition=spec.definition)
     targets, activity = image_targets.targets, spec.name
@@ -201,10 +250,6 @@ def _measure_method(
                 peak_mib=None if cost.peak_mib is None else json_number(cost.peak_mib),
             )
             cell["warnings"] = _warning_names(caught)
-            if with_work:
-                activity = f"counting {spec.name}"
-                work = count_work(adapter, image, call)
-                cell.update(passes=json_number(work.passes), backward=work.backward)
             for metric_spec in metric_specs:
                 activity = metric_spec.name
                 values = metric_spec.metric.measure(
@@ -215,6 +260,10 @@ def _measure_method(
             cell["error"] = f"{activity}: {describe_error(error)}"
             return cell, None
     return cell, heatmaps
+
+
+def _first_heatmap(heatmaps: Tensor) -> np.ndarray:
+    return heatmaps[0].double().nan_to_num().clamp(0, 1).numpy()
 
 
 def _warning_names(caught: Iterable[warnings.WarningMessage]) -> list[str]:

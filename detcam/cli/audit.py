@@ -13,13 +13,14 @@ import typer
 
 from detcam.cli.options import (
     METHOD,
-    OUTPUT,
     TARGETS,
     BatchSize,
     BoxFormat,
     ClassMap,
+    EngineOptions,
     FilterOptions,
     Out,
+    Resume,
     TargetLayer,
     option,
     parse_class_map,
@@ -60,7 +61,7 @@ MAX_CHILDREN = 5
 
 
 @dataclass(frozen=True, kw_only=True)
-class AuditOptions(FilterOptions):
+class AuditOptions(FilterOptions, EngineOptions):
     """Options of ``detcam audit``."""
 
     images: Annotated[
@@ -101,7 +102,7 @@ class AuditOptions(FilterOptions):
     target_layer: TargetLayer = None
     batch_size: BatchSize = None
     out: Out = Path("report")
-    resume: Annotated[bool, option(OUTPUT, None, "Continue an interrupted audit in the folder.", "--resume")] = False
+    resume: Resume = False
 
 
 # Options that `detcam.audit` takes under the same name.
@@ -134,6 +135,7 @@ def audit_command(options: AuditOptions) -> int:
         options.annotations,
         class_map=parse_class_map(options.class_map or []),
         box_format=options.box_format,
+        engine=options.engine_object(),
         progress=True,
         model_name=options.model_name,
         **{name: getattr(options, name) for name in SHARED},

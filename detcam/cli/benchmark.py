@@ -14,6 +14,7 @@ from detcam.cli.options import (
     BatchSize,
     BoxFormat,
     ClassMap,
+    EngineOptions,
     Model,
     Out,
     SelectionOptions,
@@ -61,7 +62,7 @@ and results stay in the folder, and an interrupted run continues. --explainer me
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchmarkOptions(SelectionOptions):
+class BenchmarkOptions(SelectionOptions, EngineOptions):
     """Options of ``detcam benchmark``."""
 
     model: Model = ""
@@ -175,6 +176,7 @@ def benchmark_command(options: BenchmarkOptions) -> int:
         limit=options.limit,
         seed=options.seed,
         model_name=options.model_name,
+        engine=options.engine_object(),
         progress=True,
     )
     print_result(result, options.out)

@@ -15,8 +15,9 @@ from typing import Any, NoReturn, TypeVar, get_type_hints
 import typer
 from typer.core import TyperGroup
 
-from detcam.cli.options import CommonOptions, import_modules
+from detcam.cli.options import CommonOptions
 from detcam.utils.console import printable
+from detcam.utils.user_modules import import_modules
 from detcam.utils.version import __version__
 
 ERRORS = (TypeError, ValueError, RuntimeError, OSError, ImportError)

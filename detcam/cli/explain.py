@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -12,14 +12,25 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from detcam.cli.options import METHOD, OUTPUT, TARGETS, BatchSize, Method, Out, SelectionOptions, TargetLayer, option
+from detcam.cli.options import (
+    METHOD,
+    OUTPUT,
+    TARGETS,
+    BatchSize,
+    EngineOptions,
+    Method,
+    Out,
+    Resume,
+    SelectionOptions,
+    TargetLayer,
+    option,
+)
 from detcam.utils.console import ProgressBar, make_console, make_table, plural, printable, shorten
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from detcam.adapters import Adapter
-    from detcam.explanation.result import Explanation
 
 MAX_NAME_WIDTH = 32
 TARGET_WIDTH = 34
@@ -57,8 +68,12 @@ background proves nothing; use an earlier --target-layer with hirescam or layerc
 {EXAMPLES}"""
 
 
+# Options that a run which continues must share with the interrupted one.
+RECORDED = ("method", "passes", "box", "labels", "against", "score_threshold", "top_k", "quantity", "colormap")
+
+
 @dataclass(frozen=True, kw_only=True)
-class ExplainOptions(SelectionOptions):
+class ExplainOptions(SelectionOptions, EngineOptions):
     """Options of ``detcam explain``."""
 
     photos: Annotated[
@@ -95,6 +110,7 @@ class ExplainOptions(SelectionOptions):
     ] = False
     batch_size: BatchSize = None
     out: Out = Path("explanations")
+    resume: Resume = False
     colormap: Annotated[str, option(OUTPUT, "NAME", "Colors of the overlay: inferno, viridis, cividis, jet, ...")] = (
         "inferno"
     )
@@ -158,7 +174,6 @@ def explain_command(options: ExplainOptions) -> int:
     """
     from detcam.explanation.batch import explain_files, find_images
     from detcam.explanation.explain import make_cam
-    from detcam.explanation.writer import ExplanationWriter
     from detcam.methods.spec import add_setting
 
     options.check()
@@ -168,20 +183,24 @@ def explain_command(options: ExplainOptions) -> int:
     model = f"{type(adapter.model).__name__} ({adapter.family}) on {adapter.device}"
     print(f"{model}, {make_cam(adapter, method).name} at {', '.join(adapter.layer_names)}", file=sys.stderr)
     target_options = options.target_options(adapter)
-    writer = ExplanationWriter(options.out, colormap=options.colormap, model_name=options.model_name)
-    with ExplainReport(paths, options.score_threshold, adapter) as report, writer:
-        explain_files(
+    with ExplainReport(paths, options.score_threshold, adapter) as report:
+        index = explain_files(
             adapter,
             paths,
-            writer,
+            options.out,
             method,
             on_progress=report.add,
             batch_size=options.batch_size,
+            colormap=options.colormap,
+            model_name=options.model_name,
+            engine=options.engine_object(),
+            resume=options.resume,
+            settings={name: getattr(options, name) for name in RECORDED},
             aug_smooth=options.aug_smooth,
             eigen_smooth=options.eigen_smooth,
             **target_options,
         )
-    return report.finish(writer.index)
+    return report.finish(index)
 
 
 @dataclass
@@ -194,7 +213,7 @@ class ExplainReport:
         adapter: The model.
         explained: Number of explained images.
         targets: Number of explained targets.
-        passes: Number of perturbed images per image, for methods that sample.
+        passes: Numbers of perturbed images per image, for methods that sample.
         failures: Number of images that could not be explained.
     """
 
@@ -203,7 +222,7 @@ class ExplainReport:
     adapter: Adapter
     explained: int = 0
     targets: int = 0
-    passes: list[int] = field(default_factory=list)
+    passes: set[int] = field(default_factory=set)
     failures: int = 0
 
     def __enter__(self) -> ExplainReport:
@@ -217,33 +236,36 @@ class ExplainReport:
     ) -> None:
         self.bar.__exit__(kind, error, trace)
         if kind is not None and issubclass(kind, KeyboardInterrupt):
-            print(f"detcam: interrupted; {self.explained} of {len(self.paths)} images are done", file=sys.stderr)
+            print(
+                f"detcam: interrupted; {self.explained} of {len(self.paths)} images are done; --resume continues",
+                file=sys.stderr,
+            )
 
-    def add(self, path: Path, result: Explanation | Exception, overlays: Sequence[Path]) -> None:
-        """Print one image's result."""
-        if isinstance(result, Exception):
-            message = " ".join(str(result).split())
+    def add(self, path: Path, entry: Mapping[str, Any] | None, message: str) -> None:
+        """Print one image's result: its entry in the index, or the message if it failed."""
+        if entry is None:
+            message = " ".join(message.split())
             message = message if str(path) in message else f"{path}: {message}"
             self.failures += 1
             self.bar.print(f"detcam: skipped {printable(message)}", stderr=True)
         else:
             self.explained += 1
-            self.targets += len(result)
-            if result.sampling is not None:
-                self.passes.append(result.sampling.passes)
-            self.bar.print(self._rows(path, result, overlays))
+            self.targets += len(entry["targets"])
+            if entry["sampling"] is not None:
+                self.passes |= {entry["sampling"]["passes"]}
+            self.bar.print(self._rows(path, entry))
         self.bar.advance(description=shorten(path.name, 24))
 
-    def _rows(self, path: Path, result: Explanation, overlays: Sequence[Path]) -> Table:
+    def _rows(self, path: Path, entry: Mapping[str, Any]) -> Table:
         table = self._table()
         name = shorten(printable(path.name), self.width)
-        if not len(result):
+        if not entry["targets"]:
             table.add_row(name, "no targets" + self._threshold())
-        for index, overlay in enumerate(overlays):
-            words, _, value = result.captions[index].rpartition(" ")
-            reach = f"{result.reach[index].fraction:.0%}" if result.reach else "-"
+        for index, described in enumerate(entry["targets"]):
+            words, _, value = described["caption"].rpartition(" ")
+            reach = f"{described['reach']['fraction']:.0%}" if described["reach"] else "-"
             target = shorten(printable(words), TARGET_WIDTH)
-            table.add_row("" if index else name, target, value, reach, printable(overlay.name))
+            table.add_row("" if index else name, target, value, reach, printable(described["overlay"]))
         return table
 
     def _threshold(self) -> str:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +11,9 @@ import typer
 
 if TYPE_CHECKING:
     from detcam.adapters import Adapter
+    from detcam.runs import EngineLike
 
-MODEL, TARGETS, METHOD, OUTPUT = "Model", "What to explain", "How to explain it", "Output"
+MODEL, TARGETS, METHOD, OUTPUT, ENGINE = "Model", "What to explain", "How to explain it", "Output", "Where it runs"
 
 
 def option(panel: str, metavar: str | None, help: str, *names: str, **settings: Any) -> Any:
@@ -87,6 +85,7 @@ TargetLayer = Annotated[
 BatchSize = Annotated[
     int | None, option(METHOD, "N", "Images per forward pass; a smaller number needs less memory.", min=1)
 ]
+Resume = Annotated[bool, option(OUTPUT, None, "Continue an interrupted run in the folder.", "--resume")]
 BoxFormat = Annotated[
     str | None,
     option(
@@ -249,6 +248,38 @@ class ModelOptions(CommonOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class EngineOptions(CommonOptions):
+    """Options that say where the work runs."""
+
+    engine: Annotated[
+        str,
+        option(ENGINE, "local|ray", "Run in this process, or on workers of Ray (pip install 'detcam[ray]')."),
+    ] = "local"
+    workers: Annotated[
+        int | None, option(ENGINE, "N", "Ray workers. Default: one for each GPU, or as fit on the cores.", min=1)
+    ] = None
+    threads: Annotated[int, option(ENGINE, "N", "Cores of a Ray worker.", min=1)] = 1
+    address: Annotated[
+        str | None,
+        option(ENGINE, "HOST:PORT", "A Ray cluster that runs and sees the same files. Default: start one here."),
+    ] = None
+
+    def engine_object(self) -> EngineLike:
+        """Return the engine.
+
+        Raises:
+            ValueError: An option does not belong to the engine.
+        """
+        if self.engine == "ray":
+            from detcam.runs import RayEngine
+
+            return RayEngine(self.workers, self.threads, address=self.address, imports=tuple(self.imports or ()))
+        if self.workers is not None or self.address is not None or self.threads != 1:
+            raise ValueError("--workers, --threads and --address are options of --engine ray")
+        return self.engine
+
+
+@dataclass(frozen=True, kw_only=True)
 class FilterOptions(ModelOptions):
     """Options that say which of the model's predictions matter."""
 
@@ -345,35 +376,3 @@ def parse_class_map(pairs: Iterable[str]) -> dict[str | int, str | int]:
             raise ValueError(f"expected --class-map as CATEGORY=CLASS; got {pair!r}")
         class_map[category] = name
     return class_map
-
-
-def import_modules(names: Sequence[str]) -> None:
-    """Import modules by name or file, which registers the methods, adapters, metrics and targets in them.
-
-    Raises:
-        ImportError: A module or file cannot be found, or fails.
-    """
-    folder = str(Path.cwd())
-    if names and folder not in sys.path:
-        sys.path.insert(0, folder)
-    for name in names:
-        try:
-            if name.endswith(".py"):
-                _run_file(Path(name))
-            else:
-                importlib.import_module(name)
-        except Exception as error:
-            raise ImportError(f"--import {name}: {type(error).__name__}: {error}") from error
-
-
-def _run_file(path: Path) -> None:
-    """Import a file as a module of its own name, unless a module of that name is loaded already."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise ImportError("not a Python file")
-    folder = str(path.resolve().parent)
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules.setdefault(path.stem, module)
-    spec.loader.exec_module(module)

@@ -11,7 +11,6 @@ from rich.console import Console
 
 from detcam.adapters import adapt
 from detcam.auditing import audit
-from detcam.auditing.run_state import FOLDER as UNFINISHED
 from detcam.demo.evidence import DemoFalsePositive, analyze_scene
 from detcam.demo.figures import scene_figure
 from detcam.demo.labels import write_coco
@@ -21,6 +20,7 @@ from detcam.demo.train import SCORE_THRESHOLD
 from detcam.diagnostics import ReachWarning
 from detcam.explanation.explain import explain
 from detcam.methods import ReachCAM
+from detcam.runs import RUN_FOLDER
 from detcam.synthetic.harbor import DEMO_NAMES, DEMO_SEEDS, draw_scene
 from detcam.utils.files import is_audit
 from detcam.visualize.overlay import save_image
@@ -65,7 +65,7 @@ def run_demo(out: str | Path, *, console: Console | None = None) -> tuple[DemoFa
             save_image(out / f"scene-{result.scene.seed}.png", scene_figure(adapter, result))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        if is_audit(out / REPORT) or (out / REPORT / UNFINISHED).exists():
+        if is_audit(out / REPORT) or (out / REPORT / RUN_FOLDER).exists():
             shutil.rmtree(out / REPORT)  # of an earlier demonstration
         report = audit(
             adapter, out / SCENES, annotations, out=out / REPORT, score_threshold=SCORE_THRESHOLD,

@@ -1,35 +1,56 @@
-"""Explanations of image files: finds the files, explains and writes a few at a time, and skips those that fail."""
+"""Explanations of image files: finds the files, explains and writes them shard by shard, and skips those that fail."""
 
 from __future__ import annotations
 
 import glob
+import hashlib
+import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import pyarrow as pa
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from detcam.adapters import Adapter
 from detcam.adapters.base import Target
 from detcam.data.decoding import IMAGE_SUFFIXES, check_search
 from detcam.data.opening import MAX_SHOWN_NAME
-from detcam.explanation.explain import Explanation, MethodLike, explain
-from detcam.explanation.writer import EXPLANATIONS_FILE, ExplanationWriter, files_of, read_index
+from detcam.explanation.explain import Explanation, MethodLike, explain, make_cam
+from detcam.explanation.writer import EXPLANATIONS_FILE, ExplanationIndex, files_of, read_index, write_explanation
+from detcam.methods.spec import parse_method
+from detcam.runs import (
+    MANIFEST,
+    RUN_FOLDER,
+    SHARDS,
+    CrashLog,
+    EngineLike,
+    Run,
+    Stage,
+    lock_folder,
+    make_engine,
+    plan_shards,
+)
 from detcam.targets import BoxTarget, MaskTarget, with_quantity
-from detcam.utils.batching import batches
-from detcam.utils.console import shorten
-from detcam.utils.files import is_audit, is_file, is_folder
+from detcam.utils.batching import run_each
+from detcam.utils.console import describe_error, shorten
+from detcam.utils.files import is_audit, is_file, is_folder, utf8_bytes
+from detcam.utils.hashing import adapter_digest, weights_digest
+from detcam.visualize.overlay import DEFAULT_COLORMAP
 
 DEFAULT_IMAGES_IN_MEMORY = 4
 """Images that are read, explained and written together by default: their heatmaps are in memory at the same time."""
 
 TargetsFor: TypeAlias = Callable[[Tensor], "list[Target]"]
 """A function from an image (3, H, W) to its targets."""
-OnImage: TypeAlias = Callable[[Path, "Explanation | Exception", "list[Path]"], None]
-"""A callback for each image: its path, its explanation or the error, and the paths of its overlays."""
+OnImage: TypeAlias = Callable[[Path, "dict[str, Any] | None", str], None]
+"""A callback for each image: its path, its entry in ``explanations.json``, or None and the error message."""
+STAGE = "explanations"
+EXPLANATION_SCHEMA = pa.schema({"entry": pa.string(), "error": pa.string()})
 
 
 def find_images(paths: Iterable[str]) -> list[Path]:
@@ -70,78 +91,171 @@ def _images_below(root: Path) -> Iterator[Path]:
         if Path(folder) != root and _is_output(Path(folder)):
             subfolders.clear()
             continue
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        is_run = Path(folder, RUN_FOLDER, MANIFEST).is_file()
+        subfolders[:] = sorted(n for n in subfolders if not n.startswith(".") and not (is_run and n == RUN_FOLDER))
         entries = read_index(Path(folder, EXPLANATIONS_FILE)) if EXPLANATIONS_FILE in files else []
         written = {name for entry in entries for name in files_of(entry)}
+        plan = Path(folder, RUN_FOLDER, STAGE, SHARDS)  # of a run that was killed
+        stems = {stem for shard in json.loads(plan.read_bytes()) for _, stem in shard} if plan.is_file() else set()
         for name in sorted(files):
-            if name not in written and not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES:
+            is_written = name in written or ".".join(name.split(".")[:2]) in stems
+            if not is_written and not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES:
                 yield Path(folder, name)
 
 
 def _is_output(folder: Path) -> bool:
     """Whether a folder holds a benchmark or an audit, whose figures are not explained."""
     is_benchmark = (folder / "settings.json").is_file() and (folder / "cells").is_dir()
-    return is_benchmark or (folder / "unfinished" / "settings.json").is_file() or is_audit(folder)
+    return is_benchmark or (folder / RUN_FOLDER).is_dir() or is_audit(folder)
+
+
+@dataclass(frozen=True)
+class ExplanationWork:
+    """Explains the image files of a shard and writes their overlays and heatmaps.
+
+    Attributes:
+        adapter: the model.
+        folder: folder of the files.
+        method: as in `explain`.
+        targets_for: function from an image to its targets; None explains the model's predictions.
+        colormap: colormap of the overlays.
+        model_name: name of the model in the index; None takes its class name.
+        options: further arguments of `explain`.
+    """
+
+    adapter: Adapter
+    folder: Path
+    method: MethodLike
+    targets_for: TargetsFor | None
+    colormap: str | int
+    model_name: str | None
+    options: Mapping[str, Any]
+
+    @property
+    def model(self) -> nn.Module:
+        """The network."""
+        return self.adapter.model
+
+    def __call__(self, payload: Sequence[tuple[str, str]], log: CrashLog) -> pa.Table:
+        """Return the entry of each image, or a message; the payload is path and stem of each image."""
+        rows: dict[str, dict[str, str]] = {}
+        images: list[tuple[str, Tensor]] = []
+        for path, _ in payload:
+            try:
+                images.append((path, log.call(f"reading {ascii(path)}", self.adapter.reader.read, Path(path))))
+            except (TypeError, ValueError) as error:
+                rows[path] = {"error": utf8_bytes(str(error)).decode()}
+        stems = dict(payload)
+        for (path, _), result in zip(images, run_each(images, partial(self._explain, log)), strict=True):
+            if isinstance(result, Exception):
+                rows[path] = {"error": utf8_bytes(describe_error(result)).decode()}
+                continue
+            result = replace(result, path=Path(path), name=Path(path).name)
+            entry = write_explanation(
+                self.folder, result, stems[path], colormap=self.colormap, model_name=self.model_name
+            )
+            rows[path] = {"entry": json.dumps(entry)}
+        return pa.Table.from_pylist([rows[path] for path, _ in payload], EXPLANATION_SCHEMA)
+
+    def _explain(self, log: CrashLog, images: Sequence[tuple[str, Tensor]]) -> Sequence[Explanation]:
+        pixels = [image for _, image in images]
+        targets = None if self.targets_for is None else [self.targets_for(image) for image in pixels]
+        call = partial(explain, self.adapter, pixels, self.method, targets, **self.options)
+        return log.call(f"explaining {' '.join(ascii(path) for path, _ in images)}", call)
 
 
 def explain_files(
     adapter: Adapter,
     paths: Sequence[Path],
-    writer: ExplanationWriter,
+    out: str | Path,
     method: MethodLike,
     *,
     on_progress: OnImage,
     targets_for: TargetsFor | None = None,
     batch_size: int | None = None,
+    colormap: str | int = DEFAULT_COLORMAP,
+    model_name: str | None = None,
+    engine: EngineLike = "local",
+    resume: bool = False,
+    settings: Mapping[str, Any] | None = None,
     **options: Any,
-) -> None:
+) -> Path:
     """Explain image files and write each explanation as soon as it is computed, so that memory holds one batch.
 
     Args:
         adapter: the model.
         paths: image files.
-        writer: writes the explanations.
+        out: folder for the files; it is created if it does not exist.
         method: as in `explain`.
-        on_progress: called after each image, also after one that failed.
+        on_progress: called after each image, also after one that failed, and for those of an earlier run.
         targets_for: function from an image to its targets; None explains the model's predictions.
         batch_size: images that are read, explained and written together; None takes `DEFAULT_IMAGES_IN_MEMORY` and
             keeps the method's own number of images per forward pass.
+        colormap: colormap of the overlays.
+        model_name: name of the model in the index; None takes its class name.
+        engine: where the work runs, as in `detcam.audit`.
+        resume: whether to continue an interrupted run in the folder.
+        settings: everything else that the results depend on, as JSON values, which a run that continues must share.
         **options: as in `explain`.
+
+    Returns:
+        The path of ``explanations.json``.
+
+    Raises:
+        ValueError: the folder has an unfinished run and `resume` is False, or one with other settings.
+        RuntimeError: another process works in the folder.
     """
-    for batch in batches(paths, DEFAULT_IMAGES_IN_MEMORY if batch_size is None else batch_size):
-        images: list[tuple[Path, Tensor]] = []
-        for path in batch:
-            try:
-                images.append((path, adapter.reader.read(path)))
-            except (TypeError, ValueError) as error:
-                on_progress(path, error, [])
-        for path, result in _explain_batch(adapter, images, method, targets_for, batch_size=batch_size, **options):
-            on_progress(path, result, writer.add(result) if isinstance(result, Explanation) else [])
+    engine = make_engine(engine)
+    cam = make_cam(adapter, method)
+    identity = {
+        "model": model_name or type(adapter.model).__name__,
+        "method": cam.name,
+        "target_layers": list(adapter.layer_names),
+        "smoothing": [name for name in ("aug_smooth", "eigen_smooth") if options.get(name)],
+    }
+    absolute = [str(path.absolute()) for path in paths]
+    recorded = {
+        **identity,
+        **(settings or {}),
+        "batch_size": batch_size,
+        "images": hashlib.sha256(ascii(absolute).encode()).hexdigest()[:16],
+        "weights": weights_digest(adapter.model),
+        "adapter_options": adapter_digest(adapter),
+    }
+    with lock_folder(out) as folder, engine.started():
+        run, index = Run(folder, "explain", recorded, resume=resume), ExplanationIndex(folder)
+
+        def plan() -> Iterator[list[Any]]:
+            for shard in plan_shards(len(paths), DEFAULT_IMAGES_IN_MEMORY if batch_size is None else batch_size):
+                described = [{"path": absolute[number], "name": paths[number].name, **identity} for number in shard]
+                yield [(str(paths[number]), index.choose_stem(e)) for number, e in zip(shard, described, strict=True)]
+
+        stage = run.stage(STAGE, plan)
+        work = ExplanationWork(
+            adapter,
+            folder.absolute(),
+            parse_method(method) if isinstance(method, str) and method != "auto" else method,
+            targets_for,
+            colormap,
+            model_name,
+            {**options, "batch_size": batch_size},
+        )
+        done: list[int] = []
+        try:
+            for number in stage.process(engine, work):
+                done.append(number)
+                for (path, _), row in zip(stage.shards[number], stage.table(number).to_pylist(), strict=True):
+                    on_progress(Path(path), json.loads(row["entry"]) if row["entry"] else None, row["error"] or "")
+        finally:
+            index.write(lambda: _entries(stage, done))
+        run.remove()
+    return index.path
 
 
-def _explain_batch(
-    adapter: Adapter,
-    images: Sequence[tuple[Path, Tensor]],
-    method: MethodLike,
-    targets_for: TargetsFor | None,
-    **options: Any,
-) -> Iterator[tuple[Path, Explanation | Exception]]:
-    """Explain images together; if that fails, one by one, so that an image that fails does not affect the others."""
-    if not images:
-        return
-    pixels = [image for _, image in images]
-    try:
-        targets = None if targets_for is None else [targets_for(image) for image in pixels]
-        explanations = explain(adapter, pixels, method, targets, **options)
-    except (ArithmeticError, LookupError, MemoryError, RuntimeError, ValueError) as error:
-        if len(images) == 1:
-            yield images[0][0], error
-            return
-        for image in images:
-            yield from _explain_batch(adapter, [image], method, targets_for, **options)
-        return
-    for (path, _), explanation in zip(images, explanations, strict=True):
-        yield path, replace(explanation, path=path, name=path.name)
+def _entries(stage: Stage, shards: Iterable[int]) -> Iterator[dict[str, Any]]:
+    """Read the entries of some shards, in the order of the images."""
+    for number in sorted(shards):
+        yield from (json.loads(text) for text in stage.table(number, ["entry"])["entry"].to_pylist() if text)
 
 
 def box_targets(

@@ -270,12 +270,9 @@ class Explanations(Sequence[Explanation]):
         Raises:
             ValueError: The folder has an ``explanations.json`` that detcam did not write.
         """
-        from detcam.explanation.writer import ExplanationWriter
+        from detcam.explanation.writer import save_explanations
 
-        with ExplanationWriter(folder, colormap=colormap) as writer:
-            for item in self._items:
-                writer.add(item)
-        return writer.index
+        return save_explanations(folder, self._items, colormap=colormap)
 
     def __repr__(self) -> str:
         return f"Explanations({list(self._items)})"

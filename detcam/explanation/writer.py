@@ -41,8 +41,8 @@ Files of an image ``dog.jpg`` explained by GradCAM, whose second target is a cat
             saliency_range  minimum and maximum of the raw signed saliency, before it is scaled to [0, 1]
             overlay, heatmap  file names in this folder
 
-Every file is written under a temporary name and renamed. The index is written at intervals and at the end, also if the
-run is interrupted, and lists existing files only.
+Every file is written under a temporary name and renamed. The index is written at the end, also if the run is
+interrupted, and lists existing files only.
 """
 
 from __future__ import annotations
@@ -50,20 +50,20 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import time
 import unicodedata
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from functools import partial
+from itertools import chain
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from detcam.detections import class_name
 from detcam.outputs import DetectionTarget, as_target
-from detcam.utils.files import json_bytes, json_number, read_json, replace_file, slug
+from detcam.runs import lock_folder
+from detcam.utils.files import json_document, json_number, read_json, replace_file, slug
 from detcam.utils.opencv import cv2
 from detcam.utils.version import __version__
 from detcam.visualize.convert import TensorLike, as_array, encode_png, to_png_bytes
@@ -77,7 +77,6 @@ EXPLANATIONS_SCHEMA = "detcam/explanations"
 EXPLANATIONS_VERSION = 2
 EXPLANATIONS_FILE = "explanations.json"
 HEATMAP_MAXIMUM = 65535
-SECONDS_BETWEEN_WRITES = 2.0
 _KEY_TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("name", "model", "method", "stem"), (str,)),
     **dict.fromkeys(("path", "digest"), (str, type(None))),
@@ -88,98 +87,123 @@ MAX_WRITERS = min(4, os.cpu_count() or 1)
 """Targets of an image that are drawn and encoded at the same time."""
 
 
-class ExplanationWriter:
-    """Writes explanations to a folder, one at a time; ``explanations.json`` is valid at any time.
-
-    Use it as a context manager.
+class ExplanationIndex:
+    """The index of a folder of explanations, ``explanations.json``; the lock of the folder is held.
 
     Args:
-        folder: Folder for the files; it is created if it does not exist. Entries of other runs stay in the index.
-        colormap: Colormap of the overlays.
-        model_name: Name of the model in the index; None takes its class name.
+        folder: The folder. Entries of other runs stay in the index.
 
     Attributes:
-        index: Path of ``explanations.json``.
+        path: Path of the index.
 
     Raises:
         ValueError: The folder has an ``explanations.json`` that detcam did not write.
     """
 
-    def __init__(
-        self, folder: str | Path, *, colormap: str | int = DEFAULT_COLORMAP, model_name: str | None = None
-    ) -> None:
-        self.folder = Path(folder)
-        self.index = self.folder / EXPLANATIONS_FILE
-        self.colormap = colormap
-        self.model_name = model_name
-        self._entries = {_identity(entry): entry for entry in read_index(self.index)}
-        self._stems: set[str] = set()
-        self._due = 0.0
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / EXPLANATIONS_FILE
+        self._previous = {_identity(entry): entry for entry in read_index(self.path)}
+        self._stems = {_stem_key(name) for name in os.listdir(folder)}
+        self._stems |= {_stem_key(entry["stem"]) for entry in self._previous.values()}
 
-    def __enter__(self) -> ExplanationWriter:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._stems = {_stem_key(name) for name in os.listdir(self.folder)}
-        self._stems |= {_stem_key(entry["stem"]) for entry in self._entries.values()}
-        return self
+    def choose_stem(self, entry: Mapping[str, Any]) -> str:
+        """Return the first part of the names of an entry's files: that of the entry which it replaces, or a free one.
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._write_index()
-
-    def add(self, explanation: Explanation) -> list[Path]:
-        """Write the files of one image and return the paths of the overlays, in the order of the targets."""
-        entry = _describe_image(explanation, self.model_name)
-        identity = _identity(entry)
-        previous = self._entries.get(identity)
-        stem = f"{slug(Path(explanation.name).stem)}.{explanation.method}"
-        entry["stem"] = previous["stem"] if previous else self._free_stem(stem)
-        for index in range(len(explanation)):
-            target = describe_target(explanation, index)
-            prefix = f"{entry['stem']}.{index + 1}.{slug(target['name'] or target['kind'])}"
-            suffix = "tif" if "depth" in entry else "png"
-            target["overlay"], target["heatmap"] = f"{prefix}.png", f"{prefix}.heatmap.{suffix}"
-            entry["targets"].append(target)
-        write = partial(self._write_target, explanation, entry["targets"])
-        with ThreadPoolExecutor(MAX_WRITERS) as pool:  # drawing and encoding run outside of Python's lock
-            overlays = list(pool.map(write, range(len(explanation))))
-        self._entries[identity] = entry
-        stale = set(files_of(previous)) - set(files_of(entry)) if previous else set()
-        if stale or time.monotonic() >= self._due:
-            self._write_index()
-        for name in stale:
-            (self.folder / name).unlink(missing_ok=True)
-        return overlays
-
-    def _write_target(self, explanation: Explanation, targets: list[dict[str, Any]], index: int) -> Path:
-        """Write the overlay and the heatmap of one target, and return the path of the overlay."""
-        target = targets[index]
-        one = explanation.rendered(index)
-        overlay = one.overlay(colormap=self.colormap)
-        replace_file(self.folder / target["heatmap"], encode_heatmap(one.heatmap()))
-        return replace_file(self.folder / target["overlay"], to_png_bytes(overlay))
-
-    def _free_stem(self, stem: str) -> str:
-        """Return the stem, with a number appended if other files have it already."""
-        free, count = stem, 1
+        Args:
+            entry: The fields that identify an entry, and ``name``.
+        """
+        previous = self._previous.get(_identity(entry))
+        if previous is not None:
+            return str(previous["stem"])
+        stem = free = f"{slug(Path(entry['name']).stem)}.{entry['method']}"
+        count = 1
         while _stem_key(free) in self._stems:
             count += 1
             free = f"{stem}-{count}"
         self._stems.add(_stem_key(free))
         return free
 
-    def _write_index(self) -> None:
-        started = time.monotonic()
-        content = {
-            "schema": EXPLANATIONS_SCHEMA,
-            "version": EXPLANATIONS_VERSION,
-            "detcam": __version__,
-            "images": list(self._entries.values()),
-        }
-        replace_file(self.index, json_bytes(content, indent=1))
-        finished = time.monotonic()
-        # Writing a long index takes at most a twentieth of the time.
-        self._due = finished + max(SECONDS_BETWEEN_WRITES, 20 * (finished - started))
+    def write(self, entries: Callable[[], Iterable[dict[str, Any]]]) -> None:
+        """Write the index with new entries, and remove the files of those which they replace.
+
+        Args:
+            entries: Function that returns the new entries, which need not fit into memory.
+        """
+        replaced: dict[tuple[Any, ...], set[str]] = {}
+        for entry in entries():
+            identity = _identity(entry)
+            if identity in self._previous:
+                replaced[identity] = set(files_of(self._previous[identity])) - set(files_of(entry))
+        kept = (entry for identity, entry in self._previous.items() if identity not in replaced)
+        header = {"schema": EXPLANATIONS_SCHEMA, "version": EXPLANATIONS_VERSION, "detcam": __version__}
+        replace_file(self.path, json_document(header, images=chain(kept, entries())), flush_folder=True)
+        for stale in replaced.values():
+            for name in stale:
+                (self.path.parent / name).unlink(missing_ok=True)
+
+
+def save_explanations(
+    folder: str | Path, explanations: Iterable[Explanation], *, colormap: str | int = DEFAULT_COLORMAP
+) -> Path:
+    """Write explanations and their index into a folder; if interrupted, the index has those that are complete.
+
+    Returns:
+        The path of the index.
+
+    Raises:
+        ValueError: The folder has an ``explanations.json`` that detcam did not write.
+        RuntimeError: Another process works in the folder.
+    """
+    with lock_folder(folder) as locked:
+        index = ExplanationIndex(locked)
+        entries: list[dict[str, Any]] = []
+        try:
+            for explanation in explanations:
+                stem = index.choose_stem(_describe_image(explanation, None))
+                entries.append(write_explanation(locked, explanation, stem, colormap=colormap))
+        finally:
+            index.write(lambda: entries)
+    return index.path
+
+
+def write_explanation(
+    folder: Path,
+    explanation: Explanation,
+    stem: str,
+    *,
+    colormap: str | int = DEFAULT_COLORMAP,
+    model_name: str | None = None,
+) -> dict[str, Any]:
+    """Write the overlays and heatmaps of one image.
+
+    Args:
+        folder: Folder for the files.
+        explanation: The explanation.
+        stem: First part of the names of the files.
+        colormap: Colormap of the overlays.
+        model_name: Name of the model in the entry; None takes its class name.
+
+    Returns:
+        The entry of the index.
+    """
+    entry = _describe_image(explanation, model_name)
+    entry["stem"] = stem
+    for index in range(len(explanation)):
+        target = describe_target(explanation, index)
+        prefix = f"{stem}.{index + 1}.{slug(target['name'] or target['kind'])}"
+        suffix = "tif" if "depth" in entry else "png"
+        target["overlay"], target["heatmap"] = f"{prefix}.png", f"{prefix}.heatmap.{suffix}"
+        entry["targets"].append(target)
+
+    def write(index: int) -> None:
+        target = entry["targets"][index]
+        one = explanation.rendered(index)
+        replace_file(folder / target["heatmap"], encode_heatmap(one.heatmap()))
+        replace_file(folder / target["overlay"], to_png_bytes(one.overlay(colormap=colormap)))
+
+    with ThreadPoolExecutor(MAX_WRITERS) as pool:  # drawing and encoding run outside of Python's lock
+        list(pool.map(write, range(len(explanation))))
+    return entry
 
 
 def read_index(path: Path) -> list[dict[str, Any]]:
@@ -291,7 +315,7 @@ def _describe_image(explanation: Explanation, model_name: str | None) -> dict[st
     }
 
 
-def _identity(entry: dict[str, Any]) -> tuple[Any, ...]:
+def _identity(entry: Mapping[str, Any]) -> tuple[Any, ...]:
     """Return the key of an entry; a new entry replaces the one with the same key."""
     image = entry["path"] or (entry["name"], entry["digest"])
     return image, entry["model"], entry["method"], tuple(entry["target_layers"]), tuple(entry["smoothing"])

@@ -17,6 +17,7 @@ import numpy as np
 
 FORMULA_SIGNS = "=+-@"
 """First characters, after spaces and in any width, of a text that a spreadsheet evaluates."""
+TEMPORARY_NAME = re.compile(r"\.[0-9a-f]{32}\.tmp")
 MAX_NAME_BYTES = 80
 """Maximum length of a `slug`; file systems allow 255 bytes for the whole file name."""
 
@@ -69,12 +70,13 @@ def csv_cell(value: object) -> Any:
     return f"'{value}" if first and (first in FORMULA_SIGNS or value[0] in "\t\r\n") else value
 
 
-def replace_file(path: Path, content: bytes | Iterable[bytes]) -> Path:
-    """Write a file under a temporary name and rename it, so that no reader sees a part of it.
+def replace_file(path: Path, content: bytes | Iterable[bytes], *, flush_folder: bool = False) -> Path:
+    """Write a file under a temporary name, flush it to the disk and rename it, so that no reader sees a part of it.
 
     Args:
         path: The file.
         content: Its content, or parts of it, which are written one by one.
+        flush_folder: Whether the name, too, is on the disk when the function returns.
 
     Returns:
         The path.
@@ -83,10 +85,25 @@ def replace_file(path: Path, content: bytes | Iterable[bytes]) -> Path:
     try:
         with open(temporary, "wb") as file:
             file.writelines([content] if isinstance(content, bytes) else content)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+    if flush_folder and hasattr(os, "O_DIRECTORY"):  # elsewhere folders cannot be opened
+        folder = os.open(path.parent, os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
     return path
+
+
+def remove_temporary_files(folder: Path) -> None:
+    """Remove the temporary files of `replace_file` that a killed process left in a folder."""
+    for file in folder.glob(".*.tmp"):
+        if TEMPORARY_NAME.fullmatch(file.name):
+            file.unlink(missing_ok=True)
 
 
 def read_json(path: Path, schema: str, version: int) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 PACKAGES = {
     "onnx": "onnxruntime",
+    "ray": "ray",
     "smp": "segmentation-models-pytorch",
     "timm": "timm",
     "transformers": "transformers",

@@ -47,7 +47,7 @@ def content(out: Path) -> dict[str, bytes]:
     found = {}
     for path in sorted(out.rglob("*")):
         name = path.relative_to(out).as_posix()
-        if path.is_file() and not name.startswith("unfinished/"):
+        if path.is_file() and not name.startswith("run/"):
             found[name] = re.sub(rb'("seconds": ?)[\d.e-]+', rb"\1", path.read_bytes())
     return found
 
@@ -78,18 +78,3 @@ def test_a_killed_audit_resumes_and_writes_the_same_report(tmp_path: Path) -> No
         assert again.keys() == whole.keys()
         assert [name for name in whole if whole[name] != again[name]] == []
     assert killed >= 4
-
-
-def test_damaged_settings_do_not_block_the_folder(tmp_path: Path) -> None:
-    """Files are renamed into place: a temporary one that is left over is no audit."""
-    from detcam.auditing.run_state import FOLDER, AuditState
-
-    (tmp_path / FOLDER).mkdir()
-    (tmp_path / FOLDER / f".{'0' * 32}.tmp").write_text('{"half')
-    AuditState(tmp_path, {"model": "a"}, resume=False)
-    store = AuditState(tmp_path, {"model": "b"}, resume=False)  # where nothing was found yet nothing can be mixed up
-    store.add_detections("1", "unreadable")
-    with pytest.raises(ValueError, match="contains an audit"):
-        AuditState(tmp_path, {"model": "b"}, resume=False)
-    with pytest.raises(ValueError, match="results of other settings"):
-        AuditState(tmp_path, {"model": "a"}, resume=True)

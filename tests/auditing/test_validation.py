@@ -6,9 +6,12 @@ import importlib
 import inspect
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import Tensor
@@ -19,12 +22,13 @@ from detcam import ODAM, adapt
 from detcam.adapters import Adapter, detector
 from detcam.auditing.explainer import ErrorExplainer
 from detcam.auditing.pipeline import DEFAULT_METHOD, AuditSettings
+from detcam.auditing.run_state import StoredDetections, detection_table
 from detcam.auditing.stages import MIN_DETECTION_SCORE
 from detcam.cli.audit import AuditOptions
 from detcam.cli.main import app
-from detcam.data.rle import PackedDetections, UnpackedDetections
 from detcam.demo.model import load_demo_detector
 from detcam.detections import Detections, Source
+from detcam.runs import Run
 from detcam.synthetic.harbor import DEMO_NAMES
 from tests.auditing.scenes import write_scenes
 
@@ -169,7 +173,7 @@ def test_files_of_other_programs_are_not_overwritten(adapter: Adapter, scenes: P
         run(adapter, scenes, out=tmp_path / "site")
     (tmp_path / "site" / "audit.json").unlink()
     assert (tmp_path / "site" / "index.html").read_text() == "mine"
-    assert [file.name for file in (tmp_path / "site").iterdir()] == ["index.html"]
+    assert {file.name for file in (tmp_path / "site").iterdir()} == {"index.html", ".lock"}
 
 
 def test_missing_images_are_an_error(adapter: Adapter, scenes: Path, tmp_path: Path) -> None:
@@ -230,16 +234,19 @@ def test_cases_of_a_large_image_are_explained_in_parts(
     assert [case.peak_xy for case in parts.cases] == [case.peak_xy for case in whole.cases]
 
 
-def test_masks_survive_packing() -> None:
+def test_detections_survive_a_table(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     masks = torch.rand(3, 40, 30, generator=generator) > 0.7
-    found = Detections(
-        torch.rand(3, 4), torch.arange(3), torch.rand(3), (40, 30), (Source("query"),) * 3, masks, {0: "a"}
-    )
-    packed = PackedDetections.of(found)
-    assert packed.detections.masks is None
-    back = UnpackedDetections([packed, PackedDetections.of(found[[]]), PackedDetections.of(Detections.empty((4, 5)))])
-    assert back[0].masks is not None and torch.equal(back[0].masks, masks)
-    assert back[1].masks is not None and back[1].masks.shape == (0, 40, 30)
-    assert back[1:][1].masks is None and len(back) == 3
-    assert torch.equal(back[0].scores, found.scores) and back[0].names == found.names
+    sources = (Source("query", 1, 7), Source("cell", 0, -1, (0.1, 2.5)), Source("proposal", box_xyxy=(1, 2, 3, 4.1)))
+    found = Detections(torch.rand(3, 4) / 3, torch.arange(3), torch.rand(3), (40, 30), sources, masks, {0: "a"})
+    stage = Run(tmp_path, "audit", {}, resume=False).stage("detections", lambda: [[0, 1, 2]])
+    results = [found, "cannot be read: \udce9", replace(found[[]], masks=None)]
+    pq.write_table(detection_table(results), stage.folder / "000000.parquet")
+    back = StoredDetections(stage, np.array([[0, 0], [0, 2]]), {0: "a"})
+    assert len(back) == 2 and back[0].masks is None and len(back[1:]) == 1 and len(back[1:][0]) == 0
+    whole = back.with_masks()[0]
+    assert whole.masks is not None and torch.equal(whole.masks, masks) and whole.source == sources
+    for name in ("boxes_xyxy", "labels", "scores"):
+        assert torch.equal(getattr(whole, name), getattr(found, name)), name
+    assert (whole.image_size_hw, whole.names) == ((40, 30), {0: "a"})
+    assert back.with_masks()[1].masks is None

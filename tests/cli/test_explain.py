@@ -186,6 +186,34 @@ def test_interrupted_run_keeps_finished_images(
     assert (tmp_path / "explanations" / entry["targets"][0]["overlay"]).is_file()
 
 
+def test_interrupted_run_is_resumed(detcam_command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a", "b", "c"):
+        save_image(tmp_path / "in" / f"{name}.png", ord(name))
+    calls: list[int] = []
+
+    def ending(*arguments: Any, **options: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return explain(*arguments, **options)
+
+    command = ("explain", "in", *CLASSIFIER, "--batch-size", "1", "--out")
+    assert detcam_command(*command, "whole")[0] == 0
+    monkeypatch.setattr(detcam.explanation.batch, "explain", ending)
+    assert detcam_command(*command, "in")[0] == 130
+    (tmp_path / "in" / "explanations.json").unlink()  # as if the process was killed
+    code, _, err = detcam_command(*command, "in")
+    assert code == 2 and "unfinished explain" in err and "--resume" in err
+    code, _, err = detcam_command(*command, "in", "--resume", "--top-k", "2")
+    assert code == 2 and "top_k was None and is now 2" in err
+    code, out, err = detcam_command(*command, "in", "--resume")
+    assert code == 0 and "3 images, 3 targets" in out, err
+    assert len(calls) == 4, "finished images are not explained again"
+    whole = {path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()}
+    assert {path.name: path.read_bytes() for path in (tmp_path / "in").iterdir() if path.name in whole} == whole
+    assert {path.name for path in (tmp_path / "in").iterdir()} == {*whole, "a.png", "b.png", "c.png"}
+
+
 def test_no_predictions_is_not_an_error(detcam_command: Command, detector: tuple[str, ...], tmp_path: Path) -> None:
     save_image(tmp_path / "a.png")
     code, out, err = detcam_command("explain", "a.png", *detector, "--score-threshold", "1")

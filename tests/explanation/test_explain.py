@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from detcam import ODAM, HiResCAM, adapt
 from detcam.adapters import Adapter
 from detcam.explanation.explain import Explanation, Explanations, explain
 from detcam.explanation.methods_grid import plot_methods
-from detcam.explanation.writer import EXPLANATIONS_FILE, ExplanationWriter, read_heatmap
+from detcam.explanation.writer import EXPLANATIONS_FILE, read_heatmap, save_explanations
 from detcam.targets import BoxTarget, ClassifierOutputTarget, InstanceMaskTarget, MaskTarget, with_quantity
 from detcam.utils.files import slug
 from detcam.visualize.overlay import grid
@@ -353,7 +354,7 @@ def test_saved_files_match_the_explanation(adapter: Adapter, tmp_path: Path) -> 
         assert np.abs(heat - torch.as_tensor(one.heatmaps)[number].numpy()).max() <= 1 / 131070 + 1e-7
         np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "out" / target["overlay"])), one.overlay(number))
     named = {target[kind] for target in entry["targets"] for kind in ("overlay", "heatmap")}
-    assert {path.name for path in (tmp_path / "out").iterdir()} == named | {EXPLANATIONS_FILE}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == named | {EXPLANATIONS_FILE, ".lock"}
     assert entry["targets"][1]["overlay"] == f"a_b.odam.2.{entry['targets'][1]['name']}.png"
 
 
@@ -388,8 +389,11 @@ def test_same_explanation_replaces_its_files(classifier: Adapter, tmp_path: Path
     explain(classifier, image, top_k=3).save(tmp_path / "out")
     explain(classifier, image, "hirescam").save(tmp_path / "out")
     explain(classifier, image, labels=["bus"]).save(tmp_path / "out")
-    entries = json.loads((tmp_path / "out" / EXPLANATIONS_FILE).read_text(encoding="utf-8"))["images"]
-    assert [(entry["method"], len(entry["targets"])) for entry in entries] == [("gradcam", 1), ("hirescam", 1)]
+    entries = sorted(
+        json.loads((tmp_path / "out" / EXPLANATIONS_FILE).read_text(encoding="utf-8"))["images"],
+        key=lambda entry: entry["method"],
+    )
+    assert {(entry["method"], len(entry["targets"])) for entry in entries} == {("gradcam", 1), ("hirescam", 1)}
     assert len(list((tmp_path / "out").glob("x.gradcam.*"))) == 2
     assert entries[0]["targets"][0]["name"] == "bus"
 
@@ -414,15 +418,18 @@ def test_foreign_files_are_kept(classifier: Adapter, tmp_path: Path) -> None:
 
 
 def test_index_is_valid_after_an_interruption(classifier: Adapter, tmp_path: Path) -> None:
-    one, two = explain(classifier, [noise(24, 24), noise(24, 24, 1)])
-    with pytest.raises(KeyboardInterrupt), ExplanationWriter(tmp_path) as writer:
-        writer.add(one)
-        writer.add(two)
+    explained = explain(classifier, [noise(24, 24), noise(24, 24, 1)])
+
+    def interrupted() -> Iterator[Explanation]:
+        yield from explained
         raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        save_explanations(tmp_path, interrupted())
     entries = json.loads((tmp_path / EXPLANATIONS_FILE).read_text(encoding="utf-8"))["images"]
     assert [entry["name"] for entry in entries] == ["image-1", "image-2"]
     assert all((tmp_path / target["overlay"]).is_file() for entry in entries for target in entry["targets"])
-    assert not list(tmp_path.glob(".*"))
+    assert not list(tmp_path.glob(".*.tmp"))
 
 
 @pytest.mark.parametrize(

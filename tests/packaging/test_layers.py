@@ -14,7 +14,7 @@ from tests.packaging.tree import REPOSITORY, modules
 LAYERS = (
     ("utils",),
     ("detections",),
-    ("geometry", "data", "visualize", "synthetic", "trace"),
+    ("geometry", "data", "visualize", "synthetic", "trace", "runs"),
     ("layers", "outputs", "rendering"),
     ("targets", "results", "smoothing"),
     ("inputs", "diagnostics"),

@@ -26,7 +26,7 @@ ONE_USER = {
     "ultralytics": "adapters/ultralytics.py",
 }
 
-EXTRAS = ("ultralytics", "smp", "timm", "transformers", "onnx", "heic")
+EXTRAS = ("ultralytics", "smp", "timm", "transformers", "onnx", "heic", "ray")
 DISTRIBUTIONS = {
     "PIL": "pillow",
     "pillow_heif": "pillow-heif",

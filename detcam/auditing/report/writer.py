@@ -6,7 +6,6 @@ Files of an interrupted run are kept and reused. Every file is written under a t
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,10 +20,8 @@ from detcam.auditing.report.page_data import PageData
 from detcam.auditing.report.summary import ReportSummary
 from detcam.auditing.report.tables import false_positives_coco, false_positives_csv
 from detcam.data.ground_truth import GroundTruth
-from detcam.utils.files import json_bytes, json_document, json_value, replace_file
+from detcam.utils.files import json_bytes, json_document, json_value, remove_temporary_files, replace_file
 from detcam.visualize.convert import ImageArray
-
-TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.tmp")
 
 
 class ReportWriter:
@@ -41,9 +38,7 @@ class ReportWriter:
         self.out = Path(out)
         for folder in (self.out, *(self.out / name for name in (layout.IMAGES, layout.CASES, layout.DATA))):
             folder.mkdir(parents=True, exist_ok=True)
-            for file in folder.iterdir():  # of a run that was killed
-                if TEMPORARY.fullmatch(file.name):
-                    file.unlink(missing_ok=True)
+            remove_temporary_files(folder)  # of a run that was killed
 
     def image(self, image_id: int | str, file_name: str, image: ImageArray, truths: GroundTruth) -> Path:
         """Write an image, unless it exists, and its ground truth.

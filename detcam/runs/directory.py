@@ -1,0 +1,216 @@
+"""The folder of a run: a lock, a manifest, and for each stage of the work a list of shards and their results.
+
+Its files::
+
+    .lock                   held by the process that works in the folder; a second one is refused
+    run/manifest.json       kind of the run, settings and versions: a run continues only where all of them are equal
+    run/STAGE/shards.json   the shards of a stage: a list with the items of each
+    run/STAGE/000012.parquet  the results of a shard; its existence says that the shard is done
+    run/STAGE/000012.log    what a process did when it ended in the middle of the shard
+
+Every file is written under a temporary name, flushed to the disk and renamed. What a shard holds is written down before
+the work begins and never changes, so results depend neither on the number of workers nor on interruptions.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import filelock
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from detcam.runs.crash_log import CrashLog
+from detcam.utils.batching import batches
+from detcam.utils.files import check_same_settings, read_json, remove_temporary_files, replace_file
+from detcam.utils.version import __version__
+
+if TYPE_CHECKING:
+    from detcam.runs.engines import Engine, Work
+
+RUN_FOLDER, MANIFEST, SHARDS, LOCK = "run", "manifest.json", "shards.json", ".lock"
+RUN_SCHEMA, RUN_VERSION = "detcam/run", 1
+MANY_SHARDS = 250
+"""Number of shards from which on shards are made larger rather than more numerous."""
+MAX_BATCHES = 64
+"""Maximum number of batches of a shard, which an interruption repeats."""
+
+
+@contextmanager
+def lock_folder(out: str | Path | None) -> Iterator[Path]:
+    """Create a folder and hold its lock.
+
+    Args:
+        out: the folder; None takes a temporary one, which is removed at the end.
+
+    Yields:
+        The folder.
+
+    Raises:
+        RuntimeError: another process or thread works in the folder.
+    """
+    if out is None:
+        with TemporaryDirectory(prefix="detcam-") as temporary:
+            yield Path(temporary)
+        return
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(folder / LOCK, timeout=0, thread_local=False)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        raise RuntimeError(f"another run is working in {folder}; wait for its end, or choose another folder") from None
+    try:
+        yield folder
+    finally:
+        lock.release()
+
+
+def plan_shards(count: int, batch_size: int) -> list[list[int]]:
+    """Divide the range from 0 to `count` into shards of whole batches; the last batch may be smaller."""
+    batches_per_shard = min(max(count // (batch_size * MANY_SHARDS), 1), MAX_BATCHES)
+    return batches(range(count), batches_per_shard * batch_size)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of a run: shards of equal kind.
+
+    Attributes:
+        folder: folder of the results.
+        shards: the items of each shard, as JSON holds them.
+    """
+
+    folder: Path
+    shards: list[list[Any]]
+
+    def is_done(self, number: int) -> bool:
+        """Return whether a shard has results; a damaged file counts as none."""
+        try:
+            pq.read_metadata(self._file(number))
+        except (OSError, pa.ArrowInvalid):
+            return False
+        return True
+
+    def table(self, number: int, columns: list[str] | None = None) -> pa.Table:
+        """Read the results of a shard, or some columns of them."""
+        return pq.read_table(self._file(number), columns=columns, partitioning=None)
+
+    def tables(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
+        """Read the results of all shards, one at a time."""
+        return (self.table(number, columns) for number in range(len(self.shards)))
+
+    def process(
+        self, engine: Engine, work: Work, payload: Callable[[list[Any]], object] = lambda items: items
+    ) -> Iterator[int]:
+        """Do what is left of the work.
+
+        Args:
+            engine: runs it.
+            work: what to do with a shard.
+            payload: function from the items of a shard to what the work gets.
+
+        Yields:
+            The number of each shard that is done: first those that were done before.
+        """
+        done = [number for number in range(len(self.shards)) if self.is_done(number)]
+        yield from done
+        left = sorted(set(range(len(self.shards))) - set(done))
+        yield from engine.run(work, self, ((number, payload(self.shards[number])) for number in left), len(left))
+
+    def compute(self, work: Work, number: int, payload: object) -> None:
+        """Compute and write the results of a shard, unless it has some.
+
+        Raises:
+            RuntimeError: the folder is gone.
+        """
+        if self.is_done(number):
+            return
+        log = self.folder / f"{number:06d}.log"
+        try:
+            table = work(payload, CrashLog(log))
+            sink = pa.BufferOutputStream()
+            pq.write_table(table, sink, compression="zstd")
+            replace_file(self._file(number), sink.getvalue().to_pybytes(), flush_folder=True)
+        except FileNotFoundError as error:
+            if self.folder.is_dir():
+                raise
+            raise RuntimeError(f"{self.folder} was removed while the run was working in it; run it again") from error
+        log.unlink(missing_ok=True)
+
+    def clear(self) -> None:
+        """Remove all results."""
+        for file in self.folder.glob("*.parquet"):
+            file.unlink()
+
+    def _file(self, number: int) -> Path:
+        return self.folder / f"{number:06d}.parquet"
+
+
+def is_unfinished(out: Path) -> bool:
+    """Return whether a folder has a run with results, but without its end."""
+    return (out / RUN_FOLDER / MANIFEST).exists() and any((out / RUN_FOLDER).glob("*/*.parquet"))
+
+
+class Run:
+    """A run in a folder whose lock is held.
+
+    Args:
+        out: the folder.
+        kind: the command: ``audit``, ``explain`` or ``benchmark``.
+        settings: everything that the results depend on, as JSON values.
+        resume: whether to continue an unfinished run.
+
+    Attributes:
+        folder: folder of the run's own files, inside `out`.
+
+    Raises:
+        ValueError: the folder has an unfinished run and `resume` is False, or it has other settings.
+    """
+
+    def __init__(self, out: Path, kind: str, settings: Mapping[str, Any], *, resume: bool) -> None:
+        self.folder = out / RUN_FOLDER
+        manifest = self.folder / MANIFEST
+        versions = {"detcam": __version__, "torch": torch.__version__, "numpy": np.__version__}
+        current = {"schema": RUN_SCHEMA, "version": RUN_VERSION, "kind": kind, **versions, **settings}
+        current = json.loads(json.dumps(current))
+        if is_unfinished(out):
+            if not resume:
+                raise ValueError(
+                    f"{out} contains an unfinished {kind}; resume it (resume=True, --resume), or choose a new folder"
+                )
+            check_same_settings(out, read_json(manifest, RUN_SCHEMA, RUN_VERSION), current)
+            for folder in (self.folder, *self.folder.iterdir()):
+                remove_temporary_files(folder)
+        else:  # nothing was computed yet, so nothing can be mixed
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self.folder.mkdir()
+            replace_file(manifest, json.dumps(current, indent=1).encode(), flush_folder=True)
+
+    def stage(self, name: str, plan: Callable[[], Iterable[list[Any]]]) -> Stage:
+        """Return a stage of the run.
+
+        Args:
+            name: its name.
+            plan: makes the list of shards, each a list of JSON values; not called if the run has that list already.
+        """
+        folder = self.folder / name
+        folder.mkdir(exist_ok=True)
+        file = folder / SHARDS
+        if not file.exists():
+            replace_file(file, json.dumps(list(plan())).encode(), flush_folder=True)
+        return Stage(folder, json.loads(file.read_bytes()))
+
+    def remove(self) -> None:
+        """Remove the files of a finished run, the manifest first: without it there is no run to continue."""
+        (self.folder / MANIFEST).unlink()
+        shutil.rmtree(self.folder)
