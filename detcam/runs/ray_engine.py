@@ -16,7 +16,7 @@ import torch
 
 from detcam.runs.engines import Engine, LocalEngine
 from detcam.utils.device import on_device
-from detcam.utils.optional import missing_package_error
+from detcam.utils.optional import needs_extra
 from detcam.utils.user_modules import import_modules
 
 if TYPE_CHECKING:
@@ -64,10 +64,8 @@ class RayEngine:
     def started(self) -> Iterator[object]:
         """Connect to the cluster, or start one, unless this process is connected."""
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        try:
+        with needs_extra("ray"):
             import ray
-        except ImportError as error:
-            raise missing_package_error("ray", error) from error
         if ray.is_initialized():
             yield ray
             return
