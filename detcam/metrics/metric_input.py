@@ -18,6 +18,7 @@ from detcam.metrics.scoring import Protocol, ScoredImage, score_images
 from detcam.metrics.target_regions import TargetRegions
 from detcam.perturbation.base import default_batch_size
 from detcam.results import ImageHeatmaps
+from detcam.utils.console import plural
 
 MapArray: TypeAlias = "Tensor | npt.NDArray[np.floating[Any]]"
 """Heatmaps of one image (N, H, W), or a single one (H, W)."""
@@ -176,7 +177,9 @@ class MetricInput:
                 result = torch.as_tensor(function(MetricImage(maps[rows], index, rows, self)))
                 if tuple(result.shape) != (len(rows), *shape):
                     got, expected = tuple(result.shape), (len(rows), *shape)
-                    raise ValueError(f"expected values of shape {expected} for {len(rows)} heatmaps; got {got}")
+                    raise ValueError(
+                        f"expected values of shape {expected} for {plural(len(rows), 'heatmap')}; got {got}"
+                    )
                 part[rows] = result.detach().cpu().double()
             values.append(part)
         return torch.cat(values)
@@ -256,7 +259,9 @@ def read_heatmaps(heatmaps: Heatmaps, sizes: Sequence[tuple[int, int]]) -> list[
     """
     entries = _per_image(heatmaps)
     if len(entries) != len(sizes):
-        raise ValueError(f"expected heatmaps for {len(sizes)} images, one entry per image; got {len(entries)}")
+        raise ValueError(
+            f"expected heatmaps for {plural(len(sizes), 'image')}, one entry per image; got {len(entries)}"
+        )
     return [_maps_of(entry, size, index) for index, (entry, size) in enumerate(zip(entries, sizes, strict=True))]
 
 

@@ -156,5 +156,5 @@ def test_undeclared_needs_and_wrong_shapes_are_named() -> None:
         def value(self, image: MetricImage) -> Tensor:
             return image.heatmaps.mean()
 
-    with pytest.raises(ValueError, match=r"expected values of shape \(1,\) for 1 heatmaps; got \(\)"):
+    with pytest.raises(ValueError, match=r"expected values of shape \(1,\) for 1 heatmap; got \(\)"):
         WrongShape().measure(None, None, None, MAPS)

@@ -169,7 +169,7 @@ def test_invalid_calls_raise(patch: nn.Module) -> None:
     measure = Deletion(SETTINGS).measure
     with pytest.raises(ValueError, match=r"\(N, 8, 8\)"):
         measure(patch, WHITE, TARGET, torch.rand(1, 4, 4))
-    with pytest.raises(ValueError, match="1 images"):
+    with pytest.raises(ValueError, match="heatmaps for 1 image, one entry per image; got 2"):
         measure(patch, WHITE, TARGET, torch.rand(2, 8, 8))
     with pytest.raises(ValueError, match="one heatmap per target, 1; got 2"):
         measure(patch, WHITE, [TARGET], [torch.rand(2, 8, 8)])
