@@ -108,7 +108,7 @@ class BackgroundClassifier:
         for correct, wrong in compared.values():
             for image, detection in (*correct, *wrong):
                 by_image.setdefault(image, set()).add(detection)
-        features = self._features({image: sorted(detections) for image, detections in by_image.items()})
+        features = self.features({image: sorted(detections) for image, detections in by_image.items()})
         values: dict[DetectionKey, float] = {}
         for correct, wrong in compared.values():
             members = [key for key in (*correct, *wrong) if key in features]
@@ -191,7 +191,7 @@ class BackgroundClassifier:
                     counts[other] += sum(each == image for each, _ in keys)
         return chosen
 
-    def _features(self, detections: Mapping[int, Sequence[int]]) -> dict[DetectionKey, np.ndarray]:
+    def features(self, detections: Mapping[int, Sequence[int]]) -> dict[DetectionKey, np.ndarray]:
         """(D,) features of detections, given as detection indices by image index."""
         features: dict[DetectionKey, np.ndarray] = {}
         for chunk in batches(sorted(detections), self.batch_size):

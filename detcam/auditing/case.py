@@ -215,6 +215,8 @@ class AuditCase:
         background_type: type of a background error; None for other errors, and if it could not be determined.
         typicality: for a background error with its evidence in the box, its conformal p-value: the share of correct
             detections of the class that resemble the class less, in [0, 1]; NaN if not computed.
+        trust: in an audit without annotations, how much trust the detection deserves, in [0, 1]; else NaN.
+        trust_signals: the signals that `trust` combines, each in [0, 1]; None without them.
         sentence: summary of the case in one line.
         group: number of its group; None if it resembles no other, or is not explained.
         forward_passes: forward passes spent on the case, with its share of passes that cases have in common.
@@ -254,6 +256,8 @@ class AuditCase:
     evidence_comparison: str = ""
     background_type: BackgroundType | None = None
     typicality: float = math.nan
+    trust: float = math.nan
+    trust_signals: Mapping[str, float] | None = None
     sentence: str = ""
     group: int | None = None
     forward_passes: float = 0.0
@@ -280,7 +284,7 @@ class AuditCase:
             values["ground_truth"] = GroundTruthObject(**{**ground_truth, "box_xyxy": box})
         values["trials"] = tuple(Trial(**trial) for trial in values.get("trials", ()))
         values["parts"] = tuple(CasePart(**part) for part in values.get("parts", ()))
-        for name in ("delta_ap", "evidence_fraction", "typicality", "effect", "error_rate"):
+        for name in ("delta_ap", "evidence_fraction", "typicality", "effect", "error_rate", "trust"):
             values[name] = math.nan if values.get(name) is None else values[name]
         return cls(**values)
 

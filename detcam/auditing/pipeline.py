@@ -29,8 +29,9 @@ from detcam.auditing.report import ReportSummary, ReportWriter
 from detcam.auditing.report.evaluation import Evaluation
 from detcam.auditing.run_state import check_audit_folder
 from detcam.auditing.selection import EXPLAIN_ORDERS, ExplainOrder, choose_errors, relevant_errors
-from detcam.auditing.sentences import case_sentence
+from detcam.auditing.sentences import UNMATCHED, case_sentence
 from detcam.auditing.stages import AuditStages
+from detcam.auditing.triage import TrustEstimator, least_trusted_first, unlabeled_images
 from detcam.auditing.validation import annotations_digest, prepare_annotations
 from detcam.auditing.verification.proposals import PORTFOLIO
 from detcam.cam import BaseCAM
@@ -113,6 +114,7 @@ class Audit:
         timings: seconds spent ``detecting``, ``matching``, ``explaining``, ``comparing``, ``writing`` and ``grouping``,
             without those of an earlier, interrupted run.
         score_threshold: minimum score of a relevant detection: see `AuditSettings`.
+        is_unlabeled: whether there were no annotations: the cases are detections.
     """
 
     analysis: ErrorAnalysis
@@ -126,6 +128,7 @@ class Audit:
     seconds: float
     timings: Mapping[str, float] = field(default_factory=dict)
     score_threshold: float = DEFAULT_SCORE_THRESHOLD
+    is_unlabeled: bool = False
 
     def __repr__(self) -> str:
         report = "" if self.report is None else f", report: {self.report}"
@@ -144,6 +147,11 @@ class Audit:
         return [case for case in self.cases if case.method]
 
     @property
+    def least_trusted(self) -> list[AuditCase]:
+        """The explained detections of an audit without annotations, by increasing trust."""
+        return least_trusted_first(self.explained)
+
+    @property
     def confirmed(self) -> list[AuditCase]:
         """The cases whose evidence is confirmed as the cause."""
         return [case for case in self.cases if case.confirmed]
@@ -151,8 +159,8 @@ class Audit:
 
 def audit(
     model: ModelLike,
-    images: str | Path,
-    annotations: str | Path | Annotations,
+    images: str | Path | Sequence[str | Path],
+    annotations: str | Path | Annotations | None = None,
     *,
     out: str | Path | None = None,
     score_threshold: float | None = None,
@@ -187,8 +195,10 @@ def audit(
 
     Args:
         model: a detector of a supported family, or an adapter.
-        images: folder that the annotations' file names are relative to.
-        annotations: path of a COCO JSON file, or annotations loaded from one.
+        images: folder that the annotations' file names are relative to; without annotations, a folder of images or a
+            list of files.
+        annotations: path of a COCO JSON file, or annotations loaded from one. None explains and verifies the detections
+            themselves, and ranks them by how little trust they deserve: see `detcam.auditing.triage`.
         out: folder of the report; None writes no report.
         score_threshold: minimum score of a relevant detection, in (0, 1); None takes 0.3. See `AuditSettings`.
         explain: maximum number of false positives to explain.
@@ -260,9 +270,15 @@ def audit(
         raise TypeError(f"expected a detector; {type(adapter.model).__name__} is a model for {adapter.task}")
     if labels is not None:
         settings = replace(settings, labels=tuple(sorted(set(label_indices(adapter.names, labels)))))
-    if not isinstance(annotations, Annotations):
-        annotations = Annotations.load(annotations, images, box_format=box_format)
-    annotations = prepare_annotations(adapter, annotations, class_map)
+    is_unlabeled = annotations is None
+    if annotations is None:
+        annotations = unlabeled_images(adapter, images)
+    else:
+        if not isinstance(images, (str, Path)):
+            raise TypeError(f"expected the folder of the annotated images; got {type(images).__name__}")
+        if not isinstance(annotations, Annotations):
+            annotations = Annotations.load(annotations, images, box_format=box_format)
+        annotations = prepare_annotations(adapter, annotations, class_map)
     name = model_name or type(adapter.model).__name__
     engine = make_engine(engine)
     if out is None and resume:
@@ -270,6 +286,8 @@ def audit(
     with lock_folder(out) as folder, engine.started(), on_device(adapter.model, device):
         cam = None if method == PORTFOLIO else make_cam(adapter, method)
         recorded = _recorded_settings(settings, adapter, cam, annotations, name)
+        if is_unlabeled:
+            recorded["unlabeled"] = True
         images_per_pass = DEFAULT_BATCH_SIZE if batch_size is None else batch_size
         recorded_run = {**recorded, "batch_size": images_per_pass}
         check_audit_folder(folder, recorded, resume=resume)
@@ -283,7 +301,7 @@ def audit(
             images_per_pass,
             None if out is None else ReportWriter(folder),
         )
-        analysis, grouped, annotations = _run(stages, settings, cam, annotations)
+        analysis, grouped, annotations = _run(stages, settings, cam, annotations, is_unlabeled)
         seconds = time.perf_counter() - start
         report = None
         if stages.writer is not None:
@@ -318,6 +336,7 @@ def audit(
         seconds,
         timings,
         score_threshold,
+        is_unlabeled=is_unlabeled,
     )
 
 
@@ -339,7 +358,11 @@ def _recorded_settings(
 
 
 def _run(
-    stages: AuditStages, settings: AuditSettings, cam: BaseCAM | None, annotations: Annotations
+    stages: AuditStages,
+    settings: AuditSettings,
+    cam: BaseCAM | None,
+    annotations: Annotations,
+    is_unlabeled: bool = False,
 ) -> tuple[ErrorAnalysis, GroupedErrors, Annotations]:
     """Run all stages; the annotations returned lack the images that cannot be read."""
     adapter, masks = stages.adapter, settings.iou_type == "segm"
@@ -374,6 +397,8 @@ def _run(
             adapter, analysis, detections, annotations, settings.score_threshold, stages.batch_size
         )
         explained = _classify_background(classifier, unexplained, explained)
+        if is_unlabeled:
+            explained = _estimate_trust(classifier, analysis, unexplained, explained)
         counted = sorted({index for indices in (*relevant, chosen) for index in indices})
         box_features = classifier.box_features(counted) if len(chosen) >= MIN_EXPLAINED else {}
     with stages.timed("grouping"):
@@ -383,6 +408,26 @@ def _run(
         grouped = group_errors(analysis, cases, features, relevant, box_features, is_random_sample=is_random)
     annotations = replace(annotations, issues=annotations.issues + DataIssues(stages.failures))
     return analysis, grouped, annotations
+
+
+def _estimate_trust(
+    classifier: BackgroundClassifier,
+    analysis: ErrorAnalysis,
+    unexplained: Sequence[AuditCase],
+    explained: Mapping[str, ExplainedError],
+) -> dict[str, ExplainedError]:
+    """Add trust to the explained detections of an audit without annotations."""
+    cases = {
+        (error.image_index, error.detection_index): explained[case.id].case
+        for error, case in zip(analysis, unexplained, strict=True)
+        if case.id in explained and error.detection_index is not None
+    }
+    rated = TrustEstimator(classifier.adapter, classifier).estimate(cases)
+    result = dict(explained)
+    for case in rated.values():
+        without_mention = replace(case, sentence=case.sentence.replace(UNMATCHED, ""))
+        result[case.id] = replace(explained[case.id], case=without_mention)
+    return result
 
 
 def unexplained_case(

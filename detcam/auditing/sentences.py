@@ -21,6 +21,8 @@ OUTSIDE_LOCATIONS: tuple[EvidenceLocation, ...] = ("same class", "ring", "scene"
 """Locations outside both the box and the ground-truth object concerned."""
 
 
+UNMATCHED = " without a matching annotation"
+"""What the sentence of a background error says after the class, unless there are no annotations."""
 MIN_SHARE = 0.9
 """Minimum share of the evidence on one side of the box's border, from which its location is said to be that side."""
 
@@ -103,7 +105,7 @@ def _error(case: AuditCase) -> str:
         return f"{case.name} missed{_stage(case)}"
     comparison = f" that rests on {case.evidence_comparison}" if case.evidence_comparison else ""
     return {
-        "background": f"{case.name} without a matching annotation{_background_type(case)}",
+        "background": f"{case.name}{UNMATCHED}{_background_type(case)}",
         "classification": f"{case.name} on an object of class {true_name}",
         "localization": f"{case.name} with an IoU of {iou:.2f} with its object",
         "both": f"{case.name} with an IoU of {iou:.2f} with an object of class {true_name}",

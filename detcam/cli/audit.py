@@ -68,9 +68,14 @@ class AuditOptions(FilterOptions, EngineOptions):
         Path, typer.Option(metavar="DIR", file_okay=False, help="Folder that contains the annotations' files.")
     ]
     annotations: Annotated[
-        Path,
-        typer.Option(metavar="FILE", dir_okay=False, help="COCO JSON with boxes, polygons or masks, or a data.yaml."),
-    ]
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            dir_okay=False,
+            help="COCO JSON with boxes, polygons or masks, or a data.yaml. Without it, the detections themselves are "
+            "explained, verified and ranked, the least trusted first.",
+        ),
+    ] = None
     class_map: ClassMap = None
     box_format: BoxFormat = None
     explain: Annotated[int, option(TARGETS, "N", "Number of false positives to explain.", min=0)] = 200
@@ -147,7 +152,7 @@ def audit_command(options: AuditOptions) -> int:
 def print_summary(audit: Audit) -> None:
     """Print an audit's error types, groups and data issues."""
     from detcam.auditing.errors import ERROR_TYPES
-    from detcam.auditing.report.summary import headline
+    from detcam.auditing.report.summary import headline, unlabeled_headline
 
     console = make_console()
     analysis, counts = audit.analysis, audit.analysis.counts()
@@ -164,7 +169,8 @@ def print_summary(audit: Audit) -> None:
     if has_ap:
         console.print(f"average precision {analysis.average_precision:.3f}")
     cost = analysis.delta_ap_without(analysis.indices(false_positives_only=True))
-    for line in headline(audit.cases, cost, audit.score_threshold):
+    lines = headline(audit.cases, cost, audit.score_threshold)
+    for line in unlabeled_headline(audit.cases, audit.score_threshold) if audit.is_unlabeled else lines:
         console.print(line, soft_wrap=True)
     console.print()
     console.print(table)
@@ -178,6 +184,8 @@ def print_summary(audit: Audit) -> None:
             if share.label is None:
                 console.print(f"  {share.sentence}", soft_wrap=True)
         console.print()
+    trusted = [f"{case.trust:.2f}  {case.file_name}: {case.sentence}" for case in audit.least_trusted]
+    _print_lines("detections that deserve the least trust", trusted)
     if audit.causes:
         console.print(_causes_table(audit, has_ap))
     if audit.assignment is not None and len(audit.assignment.assigned):

@@ -102,7 +102,9 @@ function details(item) {
   const [left, top, right, bottom] = item.box_xyxy;
   const rows = [
     ["delta AP", isKnown(item.delta_ap) ? ap(item.delta_ap) : hasAp && "undefined, the class has no objects"],
-    ["false positive", item.is_false_positive ? "yes" : item.type === "missed" ? "no, a missed object" : "no"],
+    ["trust", isKnown(item.trust) ? digits(item.trust, 2) : null],
+    ...Object.entries(item.trust_signals || {}).filter(([name]) => name !== "score").map(([name, value]) => [name, digits(value, 2)]),
+    isUnlabeled ? ["", null] : ["false positive", item.is_false_positive ? "yes" : item.type === "missed" ? "no, a missed object" : "no"],
     [item.type === "background" ? "nearby ground truth" : "ground truth", truth && truth.name + (truth.is_known === false ? " (a class that the model does not know)" : "")],
     ["IoU with ground truth", truth && digits(truth.iou, 3)],
     ["typicality", isKnown(item.typicality) ? percent(item.typicality) : null],

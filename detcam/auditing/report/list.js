@@ -3,10 +3,11 @@
 const CHUNK = 60, MAX_DRAWN = 180; // cards; CHUNK fills whole rows of one to six columns
 const MAX_FILES_AT_ONCE = 10; // files of rows that one click loads
 const FILTERS = ["type", "label", "verdict", "evidence_location", "background_type", "proposal", "group"];
-const FIRST_ORDER = "explained first";
+const isUnlabeled = Boolean((data.settings || {}).unlabeled);
+const FIRST_ORDER = isUnlabeled ? "least trusted first" : "explained first";
 const byAp = (a, b) => (b.delta_ap ?? 0) - (a.delta_ap ?? 0) || b.score - a.score;
 const ORDERS = {
-  [FIRST_ORDER]: (a, b) => !a.method - !b.method || b.score - a.score,
+  [FIRST_ORDER]: (a, b) => !a.method - !b.method || (isUnlabeled && (a.trust ?? 1) - (b.trust ?? 1)) || b.score - a.score,
   "score": (a, b) => b.score - a.score,
   "confirmed effect": (a, b) => isConfirmed(b) - isConfirmed(a) || (b.effect ?? -1) - (a.effect ?? -1) || b.score - a.score,
   ...(hasAp ? {"delta AP": byAp} : {}),

@@ -14,9 +14,9 @@ function showFigures() {
   const figures = [
     ...(hasAp ? [["AP at IoU " + digits(data.iou_threshold, 2), digits(data.average_precision, 3), "COCO average precision, mean over classes"]] : []),
     ["images", count(data.image_count)],
-    ["objects", count(data.object_count)],
-    ["false positives" + (threshold ? ", score \u2265 " + threshold : ""), count(alarms), count(data.false_positive_count) + " with any score"],
-    ["missed objects", count(missed)],
+    ...(isUnlabeled ? [] : [["objects", count(data.object_count)]]),
+    [(isUnlabeled ? "detections" : "false positives") + (threshold ? ", score \u2265 " + threshold : ""), count(alarms), count(data.false_positive_count) + " with any score"],
+    ...(isUnlabeled ? [] : [["missed objects", count(missed)]]),
     ["explained", count(explained), "errors with an explanation"],
     ["confirmed", count(confirmed), "the error ends without the evidence, with every fill, and control regions of the same size cost much less"],
     ["strongly", count(strong), "confirmed strongly: a large effect, small evidence, and controls inside the box as well"],

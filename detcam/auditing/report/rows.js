@@ -16,7 +16,7 @@ function addRows({columns, sparse, texts, images}) {
       label, name, nameRank: 0, score: columns.score[row], delta_ap: columns.delta_ap[row],
       is_false_positive: columns.is_false_positive[row] === 1, box_xyxy: columns.box_xyxy[row], ground_truth: groundTruth(columns.ground_truth[row], classes),
       type: null, verdict: null, evidence_location: null, background_type: null, proposal: null, method: null, sentence: null,
-      effect: sparse.effect[row], group: sparse.group[row] ?? null, thumbnail: sparse.thumbnail[row], detail: sparse.detail[row],
+      effect: sparse.effect[row], trust: sparse.trust[row], group: sparse.group[row] ?? null, thumbnail: sparse.thumbnail[row], detail: sparse.detail[row],
     };
     for (const field of TEXT_FIELDS) item[field] = text(field, row);
     items.push(item);

@@ -16,7 +16,7 @@ ROW_CHARACTERS = 130
 CODED = ("type", "verdict", "evidence_location", "background_type", "proposal", "method", "sentence")
 """Texts that many cases share: a column holds their numbers in a list of different texts."""
 COLUMNS = ("id", "image", "class", "score", "delta_ap", "is_false_positive", "box_xyxy", "ground_truth", *CODED)
-SPARSE = ("effect", "group", "thumbnail", "detail")
+SPARSE = ("effect", "trust", "group", "thumbnail", "detail")
 """Fields that most cases lack: stored by row number."""
 
 
@@ -47,6 +47,7 @@ class RowTable:
         """
         optional = {
             "effect": json_number(case.effect),
+            "trust": json_number(case.trust),
             "group": case.group,
             "thumbnail": files.case_file(case, "thumbnail"),
             "detail": detail,

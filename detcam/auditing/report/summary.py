@@ -167,6 +167,8 @@ class ReportSummary:
 
     def headline(self) -> list[str]:
         """Summarize the audit in sentences, the most important first."""
+        if self.settings.get("unlabeled"):
+            return unlabeled_headline(self.cases, self.score_threshold)
         return headline(self.cases, self.false_positive_delta_ap, self.score_threshold)
 
     def to_json(self) -> dict[str, Any]:
@@ -219,6 +221,26 @@ def headline(cases: Sequence[AuditCase], false_positive_delta_ap: float, score_t
         lines.append(
             f"{unannotated} of {len(background)} explained background errors may be missing annotations: check "
             "them before you count them as errors."
+        )
+    return lines
+
+
+def unlabeled_headline(cases: Sequence[AuditCase], score_threshold: float) -> list[str]:
+    """Summarize an audit without annotations in sentences.
+
+    Args:
+        cases: all detections.
+        score_threshold: minimum score of the detections that count.
+    """
+    relevant = sum(case.score >= score_threshold for case in cases)
+    lines = [f"{plural(relevant, 'detection')} with a score of at least {score_threshold:g}, no annotations."]
+    rated = [case for case in cases if math.isfinite(case.trust)]
+    if rated:
+        outside = sum(is_outside(case) for case in rated)
+        low = sum(case.trust < 0.5 for case in rated)
+        lines.append(
+            f"{len(rated)} are explained; {outside} of them end without a region outside the box, which is confirmed. "
+            f"{low} have a trust below 0.5: look at these first."
         )
     return lines
 

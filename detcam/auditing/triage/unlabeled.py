@@ -1,0 +1,71 @@
+"""Images without annotations as the data of an audit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from detcam.adapters.base import Adapter
+from detcam.data.annotations import Annotations
+from detcam.data.exif import image_size
+from detcam.data.ground_truth import GroundTruth
+from detcam.data.images import expand_paths
+from detcam.data.issues import DataIssue, DataIssues
+
+
+def unlabeled_images(adapter: Adapter, images: str | Path | Sequence[str | Path]) -> Annotations:
+    """List images without objects, with the classes of a model.
+
+    Args:
+        adapter: the detector.
+        images: a folder, a file, or a list of these. Ids are counted from 1; file names are relative to the folder that
+            contains all images.
+
+    Raises:
+        ValueError: there is no image that can be read.
+    """
+    listed = [images] if isinstance(images, (str, Path)) else list(images)
+    paths = [Path(path) for path in expand_paths([str(path) for path in listed])]
+    root = _common_folder(paths)
+    found: list[GroundTruth] = []
+    issues: list[DataIssue] = []
+    none = torch.zeros(0, dtype=torch.int64)
+    for number, path in enumerate(paths, 1):
+        try:
+            size = image_size(path).upright_hw
+        except ValueError as error:
+            issues.append(DataIssue("unreadable image", f"{error} Left out", number))
+            continue
+        found.append(
+            GroundTruth(
+                image_id=number,
+                file_name=path.relative_to(root).as_posix(),
+                path=path,
+                image_size_hw=size,
+                boxes_xyxy=torch.zeros(0, 4),
+                boxes_xywh=np.zeros((0, 4)),
+                labels=none,
+                category_ids=none,
+                crowd=none.bool(),
+                area=none.double(),
+                ids=none,
+                segmentations=(),
+                names=adapter.names,
+            )
+        )
+    if not found:
+        raise ValueError(f"expected images; none of the {len(paths)} files can be read: {issues[0].message}")
+    labels = tuple(sorted(label for label in adapter.names if label >= adapter.first_label))
+    categories = {label: adapter.names[label] for label in labels}
+    return Annotations(root, tuple(found), categories, adapter.names, labels, DataIssues(issues))
+
+
+def _common_folder(paths: Sequence[Path]) -> Path:
+    """The deepest folder that contains all files."""
+    folder = paths[0].parent
+    while not all(path.is_relative_to(folder) for path in paths):
+        folder = folder.parent
+    return folder

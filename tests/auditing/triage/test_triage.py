@@ -1,0 +1,175 @@
+"""Audits without annotations: every detection is explained and rated."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+import detcam
+from detcam import adapt
+from detcam.adapters import Adapter
+from detcam.auditing import Audit, AuditCase
+from detcam.auditing.triage import least_trusted_first, unlabeled_images
+from detcam.auditing.triage.probes import own_content, remaining_score, self_typicality, stability
+from detcam.auditing.triage.trust import trust
+from detcam.cli.main import app
+from detcam.demo.model import load_demo_detector
+from detcam.detections import Detections, Source
+from detcam.synthetic.harbor import DEMO_NAMES, draw_scene
+
+SEEDS = (1_000_000, 1_000_001)
+
+
+@pytest.fixture(scope="module")
+def adapter() -> Adapter:
+    return adapt(load_demo_detector(), names=DEMO_NAMES)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
+    for seed in SEEDS:
+        (folder / "harbor").mkdir(exist_ok=True)
+        Image.fromarray(draw_scene(seed).image).save(folder / "harbor" / f"{seed}.png")
+    (folder / "harbor" / "broken.png").write_bytes(b"no image")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def found(adapter: Adapter, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Audit:
+    out = tmp_path_factory.mktemp("report")
+    return detcam.audit(adapter, folder, out=out, score_threshold=0.5, explain=6)
+
+
+def test_detections_are_explained_and_rated(found: Audit) -> None:
+    assert found.is_unlabeled and len(found.explained) == 6 == len(found.least_trusted)
+    assert math.isnan(found.analysis.average_precision) and found.analysis.counts()["missed"] == 0
+    for case in found.explained:
+        assert case.type == "background" and "annotation" not in case.sentence
+        outside = case.background_type == "context"
+        assert case.trust_signals is not None and (case.trust_signals["inside"] < 0.75) == outside
+        assert set(case.trust_signals) == {"score", "stability", "own content", "inside"}
+        assert all(0 <= value <= 1 for value in (case.trust, *case.trust_signals.values()))
+    trusts = [case.trust for case in found.least_trusted]
+    assert trusts == sorted(trusts)
+    assert len(found.issues.of("unreadable image")) == 1 and {case.file_name for case in found.cases} == {
+        f"{seed}.png" for seed in SEEDS
+    }
+
+
+def test_detections_beside_wakes_are_trusted_least(found: Audit) -> None:
+    def is_ghost(case: AuditCase) -> bool:
+        boxes = draw_scene(int(case.file_name[:-4])).ghost_boxes_xyxy.values()
+        center = np.array([(case.box_xyxy[0] + case.box_xyxy[2]) / 2, (case.box_xyxy[1] + case.box_xyxy[3]) / 2])
+        return any((box[:2] < center).all() and (center < box[2:]).all() for box in boxes)
+
+    ghosts = [is_ghost(case) for case in found.least_trusted]
+    buoys = [case.trust for case in found.explained if case.name == "buoy"]
+    assert any(ghosts) and not all(ghosts)
+    assert all(value > 0.9 for value in buoys)
+    assert max(case.trust for case, ghost in zip(found.least_trusted, ghosts, strict=True) if ghost) < 0.5
+
+
+def test_the_report_has_no_average_precision(found: Audit) -> None:
+    assert found.report is not None
+    data = json.loads((found.report.parent / "audit.json").read_text())
+    assert data["settings"]["unlabeled"] is True and data["average_precision"] is None
+    assert "no annotations" in data["headline"][0] and "6 are explained" in data["headline"][1]
+    rated = [AuditCase.from_json(case) for case in data["cases"] if case["trust"] is not None]
+    assert [case.trust for case in least_trusted_first(rated)] == pytest.approx(
+        [case.trust for case in found.least_trusted], abs=1e-6
+    )
+
+
+def test_command(folder: Path, tmp_path: Path) -> None:
+    model = tmp_path / "harbor.pt"
+    torch.save(load_demo_detector(), model)
+    arguments = ["audit", "--model", str(model), "--trust-checkpoint", "--names", "background,boat,buoy"]
+    done = CliRunner().invoke(
+        app, [*arguments, "--images", str(folder), "--out", str(tmp_path / "out"), "--explain", "1"]
+    )
+    assert done.exit_code == 1, done.stderr  # one file cannot be read
+    assert "detections that deserve the least trust" in done.stdout and "no annotations" in done.stdout
+
+
+def test_images(adapter: Adapter, folder: Path, tmp_path: Path) -> None:
+    image = folder / "harbor" / f"{SEEDS[0]}.png"
+    other = tmp_path / "other.png"
+    Image.new("RGB", (30, 20)).save(other)
+    listed = unlabeled_images(adapter, [image, other])
+    assert [entry.path for entry in listed] == [image, other] and listed[1].image_size_hw == (20, 30)
+    assert listed.labels == (1, 2) and len({entry.file_name for entry in listed}) == 2
+    (tmp_path / "bad.png").write_bytes(b"x")
+    with pytest.raises(ValueError, match="none of the 1 files can be read"):
+        unlabeled_images(adapter, tmp_path / "bad.png")
+    with pytest.raises(TypeError, match="folder of the annotated images"):
+        detcam.audit(adapter, [image], folder / "labels.json")
+
+
+def test_contradictions_lower_the_trust_of_untypical_detections() -> None:
+    signals = {"score": 0.9, "stability": 0.8, "own content": 1.0, "inside": 1.0, "typicality": 0.4}
+    assert trust(signals) == pytest.approx(0.7)
+    assert trust({**signals, "inside": 0.25}) == pytest.approx(0.7 * (1 - 0.75 * 0.6))
+    assert trust({**signals, "own content": 0.5}) == pytest.approx(0.7 * (1 - 0.5 * 0.6))
+    assert trust({**signals, "inside": 0.0, "typicality": 1.0}) == pytest.approx(0.9), (
+        "typical ones may rest on context"
+    )
+    unknown = {name: value for name, value in signals.items() if name != "typicality"}
+    assert trust({**unknown, "inside": 0.2}) == pytest.approx(0.85 * 0.2)
+
+
+class BrightSpots:
+    """A detector of 10 x 10 boxes around the pixels above 0.9; its score is the mean of a patch at a given offset."""
+
+    def __init__(self, offset: int) -> None:
+        self.offset = offset
+
+    def predict(self, images: list[torch.Tensor], **_: Any) -> list[Detections]:
+        results = []
+        for image in images:
+            box = torch.tensor([[20.0, 20, 30, 30]])
+            patch = image[0, 24:26, 24 + self.offset : 26 + self.offset]
+            one = torch.tensor([1])
+            score = patch.mean().clamp(0, 1)[None]
+            results.append(Detections(box, one, score, (60, 60), (Source("region"),)))
+        return results
+
+
+@pytest.mark.parametrize(("offset", "alone"), [(0, 1.0), (20, 0.0)], ids=["inside", "outside"])
+def test_what_a_box_contains_is_told_from_what_is_around_it(offset: int, alone: float) -> None:
+    image = torch.zeros(3, 60, 60)
+    image[:, 22:28, 22 + offset : 28 + offset] = 0.8
+    detector: Any = BrightSpots(offset)
+    box, label = torch.tensor([[20.0, 20, 30, 30]]), [1]
+    assert own_content(detector, image, box, label, [0.8])[0] == pytest.approx(alone, abs=0.1)
+    # Mirrored and moved, nothing is where it looks; darker, 0.8 of the score remains; brighter and blurred, all of it.
+    stable = stability(detector, image, box, label, [0.8])[0]
+    assert stable == pytest.approx((0 + 0 + 1 + 0.8 + 1) / 5, abs=0.03)
+
+
+def test_remaining_score_needs_class_and_overlap() -> None:
+    boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 10], [50, 50, 60, 60]])
+    found = Detections(boxes, torch.tensor([1, 2, 1]), torch.tensor([0.3, 0.6, 0.9]), (60, 60), (Source("region"),) * 3)
+    assert remaining_score(found, torch.tensor([1.0, 0, 10, 10]), 1) == pytest.approx(0.3)
+    assert remaining_score(found, boxes[0], 3) == 0 and remaining_score(found, boxes[0], 2) == pytest.approx(0.6)
+
+
+def test_typicality_finds_what_differs_from_confident_detections() -> None:
+    random = np.random.default_rng(0)
+    keys = [(image, 0) for image in range(60)]
+    odd = set(keys[:10])
+    features = {key: random.normal([0, 5] if key in odd else [5, 0], 0.3) for key in keys}
+    scores = {key: 0.6 if key in odd else float(random.uniform(0.6, 1)) for key in keys}
+    values = self_typicality(features, scores)
+    assert max(values[key] for key in odd) == 0
+    assert np.mean([values[key] for key in keys if key not in odd]) > 0.3
+    few = self_typicality({key: features[key] for key in keys[:20]}, scores)
+    assert all(math.isnan(value) for value in few.values())
