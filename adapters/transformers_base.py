@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from detcam.adapters.base import Adapter, Batch
 from detcam.adapters.transformers_layers import token_reshape
-from detcam.adapters.transformers_model import accepts, find_processor, stored_names
+from detcam.adapters.transformers_model import accepts, check_input, find_processor, stored_names
 from detcam.adapters.transformers_processor import ImagePreparation, is_whole, pixel_mask
 from detcam.adapters.transformers_sizes import check_input_size
 from detcam.trace import ReshapeTransform
@@ -27,6 +27,7 @@ class TransformersModel(Adapter, abstract=True):
 
     def use_processor(self, model: nn.Module, processor: Any, image_size: int | tuple[int, int] | None) -> None:
         """Set the image processor: the given one, else the one that belongs to the model."""
+        check_input(model)
         self.preparation = ImagePreparation(find_processor(model, processor), image_size)
         self.mean, self.std = self.preparation.mean, self.preparation.std
 

@@ -16,6 +16,7 @@ PUBLISHED_PROCESSORS = {
     "clip_vision_model": "CLIPImageProcessor",
     "d_fine": "RTDetrImageProcessor",
     "dab_detr": "ConditionalDetrImageProcessor",
+    "dinov2_with_registers": "BitImageProcessor",
     "rt_detr_v2": "RTDetrImageProcessor",
     "siglip_vision_model": "SiglipImageProcessor",
 }
@@ -72,6 +73,23 @@ def find_processor(model: Any, given: Any = None) -> Any:
             )
         return processor
     return saved_processor(model) or default_processor(model)
+
+
+def check_input(model: Any) -> None:
+    """Check that a model takes images (B, C, H, W).
+
+    Raises:
+        TypeError: it does not; the message names the remedy.
+    """
+    if model_type(model) == "timm_wrapper":
+        raise TypeError(
+            f"{type(model).__name__} holds a model of timm; pass that one: detcam.adapt(model.timm_model), with names="
+        )
+    if accepts(getattr(model, "vision_model", model), "spatial_shapes") or accepts(model, "spatial_shapes"):
+        raise TypeError(
+            f"{type(model).__name__} takes patches of images of any shape (NaFlex), not images; use weights of a fixed "
+            "resolution, which transformers loads as Siglip"
+        )
 
 
 def saved_processor(model: Any) -> Any:

@@ -214,6 +214,8 @@ def _record_maps(
         runs[module] = runs.get(module, 0) + 1
         if isinstance(module, (nn.Identity, nn.modules.dropout._DropoutNd, nn.Linear)):
             return  # its map adds nothing to the one before
+        if type(output) is tuple and output and all(item is None for item in output[1:]):  # of some transformers
+            output = output[0]
         if isinstance(output, Tensor) and output.requires_grad and len(output) == 1 and reshape.fits(output):
             maps.append(_ProbedMap(module, output, output.grad_fn, inputs[0] if inputs else None))
 

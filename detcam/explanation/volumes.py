@@ -45,6 +45,7 @@ class VolumeExplanation(Explanation):
         *,
         colormap: str | int = DEFAULT_COLORMAP,
         caption: bool = True,
+        shared_scale: bool = False,
         depth: int | None = None,
     ) -> ImageArray:
         """Draw one target's heatmap over the volume's slices.
@@ -53,12 +54,13 @@ class VolumeExplanation(Explanation):
             index: Index of the target.
             colormap: Name or OpenCV number.
             caption: Whether to draw the caption.
+            shared_scale: Whether all targets share one scale, as in `Explanation.overlay`.
             depth: Index of the slice that is drawn; None draws a montage of slices at equal distances.
 
         Returns:
             HxWx3 uint8.
         """
-        heat = self.heatmap(index)
+        heat = self.heatmap(index) * (self._scale(index) if shared_scale else 1)
         text = self.captions[index] if caption else ""
         if depth is not None:
             return render(self.slices[depth], heat[depth], caption=f"{text} slice {depth}".strip(), colormap=colormap)

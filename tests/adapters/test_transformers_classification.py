@@ -53,6 +53,29 @@ CLASSIFIERS: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
         ),
         lambda: tf.ViTImageProcessor(size=SQUARE),
     ),
+    "cvt": (
+        lambda: classifier("Cvt", embed_dim=[16, 16, 16], num_heads=[1, 2, 2], depth=[1, 2, 3]),
+        lambda: tf.ConvNextImageProcessor(size={"shortest_edge": 64}, crop_pct=0.875),
+    ),
+    "dinov2_with_registers": (
+        lambda: classifier("Dinov2WithRegisters", **{**VISION, "mlp_ratio": 2}),
+        lambda: tf.BitImageProcessor(size={"shortest_edge": 72}, crop_size=SQUARE),
+    ),
+    "data2vec": (lambda: classifier("Data2VecVision", **VISION), lambda: tf.ViTImageProcessor(size=SQUARE)),
+    "hiera": (
+        lambda: classifier("Hiera", image_size=[64, 64], embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 1, 1]),
+        lambda: tf.BitImageProcessor(size={"shortest_edge": 72}, crop_size=SQUARE),
+    ),
+    "pvt_v2": (
+        lambda: classifier(
+            "PvtV2",
+            image_size=64,
+            hidden_sizes=[8, 8, 16, 16],
+            depths=[1, 1, 1, 1],
+            num_attention_heads=[1, 1, 2, 2],
+        ),
+        lambda: tf.ConvNextImageProcessor(size={"shortest_edge": 64}, crop_pct=0.875),
+    ),
     "resnet": (residual, lambda: tf.ConvNextImageProcessor(size={"shortest_edge": 64}, crop_pct=0.875)),
     "mobilevit": (
         lambda: classifier("MobileViT", image_size=64, hidden_sizes=[16, 16, 16], neck_hidden_sizes=[8] * 6 + [16]),
@@ -71,8 +94,8 @@ def test_classes_and_gradients_are_those_of_the_model(name: str) -> None:
     (found,) = adapter.predict(IMAGES[0], top_k=3)
     state.check()
     # By the library alone, on the whole image.
-    whole = {} if name == "resnet" else {"size": SQUARE, "do_center_crop": False}
-    if name in ("vit", "deit", "swin"):
+    whole = {} if name in ("resnet", "cvt", "pvt_v2") else {"size": SQUARE, "do_center_crop": False}
+    if name in ("vit", "deit", "swin", "data2vec"):
         whole = {}
     features = processor(images=[(IMAGES[0] * 255).byte()], return_tensors="pt", **whole)
     logits = adapter.model(features["pixel_values"]).logits[0].detach()
@@ -87,7 +110,7 @@ def test_classes_and_gradients_are_those_of_the_model(name: str) -> None:
         (traced,) = trace.gradients(score, retain_graph=False)[0]
         held: list[Any] = []
         handle = adapter.target_layers[0].register_forward_hook(
-            lambda _, __, out: held.append(out.requires_grad_(True))
+            lambda _, __, out: held.append((out[0] if isinstance(out, tuple) else out).requires_grad_(True))
         )
         plain = adapter.model(batch.inputs).logits[0, 1]
         handle.remove()
@@ -174,3 +197,33 @@ def test_embedding_of_an_image_tower_is_its_projection() -> None:
     torch.testing.assert_close(vectors, model(inputs).image_embeds.detach(), atol=1e-5, rtol=1e-4)
     maps = GradCAM(adapter)(inputs, targets=[SimilarityToConceptTarget(vectors[0])] * 2)
     assert maps.shape == (2, 64, 64)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("DINOv3ViT", VISION),
+        ("DINOv3ConvNext", {"hidden_sizes": [8, 16, 16, 16], "depths": [1, 1, 1, 1]}),
+        ("IJepa", VISION),
+    ],
+)
+def test_backbones_without_a_head_are_embedders(kind: str, options: dict[str, Any]) -> None:
+    model = seeded(lambda: getattr(tf, f"{kind}Model")(getattr(tf, f"{kind}Config")(**options)))
+    adapter = embedder(model, image_size=64)
+    crop = IMAGES[0][:, 10:60, 20:80]
+    target = SimilarityToConceptTarget(embed(adapter, crop)[0])
+    (result,) = GradCAM(adapter).explain(IMAGES[0], [target])
+    assert result.heatmaps.shape == (1, 96, 128) and -1 <= float(result.scores[0]) <= 1
+    assert min(result.saliency[0].shape[-2:]) >= 2
+
+
+def test_models_that_take_no_images_are_refused_with_the_remedy() -> None:
+    vision = {key: value for key, value in VISION.items() if key != "image_size"}
+    config = tf.Siglip2Config(vision_config={**vision, "num_patches": 16}, num_labels=3)
+    with pytest.raises(TypeError, match="takes patches of images of any shape.*fixed resolution"):
+        adapt(tf.Siglip2ForImageClassification(config).eval(), processor=tf.ViTImageProcessor())
+    pytest.importorskip("timm")
+    wrapped = tf.TimmWrapperForImageClassification(tf.TimmWrapperConfig(architecture="resnet18", num_labels=3))
+    with pytest.raises(TypeError, match=r"holds a model of timm.*detcam.adapt\(model.timm_model\)"):
+        adapt(wrapped.eval())
+    assert adapt(wrapped.timm_model.eval(), image_size=64).layer_names == ["layer4"]

@@ -65,6 +65,7 @@ def test_slices_and_montages(explanation: VolumeExplanation) -> None:
     figure = explanation.overlay()
     assert figure.shape[0] > 3 * HEIGHT and figure.shape[1] > 3 * WIDTH
     assert explanation.plot().size[0] > figure.shape[1]
+    assert np.array_equal(explanation.overlay(shared_scale=True), figure)  # the only target
     assert "hirescam" in repr(explanation) and "array" not in repr(explanation)
 
 
