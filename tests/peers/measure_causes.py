@@ -4,7 +4,7 @@
         [--order score|random] [--images N]
 
 ``harbor`` audits the demonstration's detector on scenes with three planted causes: wakes without a boat (background
-errors that rest on their surroundings), boats whose label is hidden (unlabeled objects), and buoys whose label says
+errors that rest on their surroundings), buoys whose label is hidden (unlabeled objects), and buoys whose label says
 boat (errors of class). The script prints how many groups there are, how pure they are, and, with ``--order random``,
 whether the intervals of the inventory contain the true shares. The other detectors need ../shared/data.
 """
@@ -38,8 +38,8 @@ from detcam.synthetic.harbor import BOAT_LABEL, DEMO_NAMES, draw_scene
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 FIRST_SCENE = 1_000_000
-HIDDEN_SHARE, SWAPPED_SHARE = 0.25, 0.25
-"""Shares of the boats whose label is hidden, and of the buoys whose label says boat."""
+HIDDEN_SHARE, SWAPPED_SHARE = 0.3, 0.15
+"""Shares of the buoys whose label is hidden, and of those whose label says boat."""
 KINDS = {"wake": ("surroundings", "mark"), "hidden label": ("unlabeled object",)}
 """Kinds of evidence that say what was planted."""
 
@@ -64,12 +64,12 @@ def harbor(folder: Path, count: int) -> Subject:
     hidden: dict[int, list[list[float]]] = {}
     swapped, kept = set(), []
     for entry in data["annotations"]:
-        draw, is_boat = rng.random(), entry["category_id"] == BOAT_LABEL
-        if is_boat and draw < HIDDEN_SHARE:
+        draw = 1.0 if entry["category_id"] == BOAT_LABEL else rng.random()
+        if draw < HIDDEN_SHARE:
             x, y, width, height = entry["bbox"]
             hidden.setdefault(entry["image_id"], []).append([x, y, x + width, y + height])
             continue
-        if not is_boat and draw < SWAPPED_SHARE:
+        if draw < HIDDEN_SHARE + SWAPPED_SHARE:
             entry["category_id"] = BOAT_LABEL
             swapped.add(entry["id"])
         kept.append(entry)

@@ -2,7 +2,7 @@
 
 const CHUNK = 60, MAX_DRAWN = 180; // cards; CHUNK fills whole rows of one to six columns
 const MAX_FILES_AT_ONCE = 10; // files of rows that one click loads
-const FILTERS = ["type", "label", "verdict", "evidence_location", "background_type", "proposal", "group"];
+const FILTERS = ["type", "label", "verdict", "evidence_kind", "evidence_location", "background_type", "proposal", "group"];
 const isUnlabeled = Boolean((data.settings || {}).unlabeled);
 const FIRST_ORDER = isUnlabeled ? "least trusted first" : "explained first";
 const byAp = (a, b) => (b.delta_ap ?? 0) - (a.delta_ap ?? 0) || b.score - a.score;
@@ -20,7 +20,7 @@ const ORDERS = {
 };
 const rank = (list, value) => (list.indexOf(value) < 0 ? list.length : list.indexOf(value));
 
-const state = {type: "", label: "", verdict: "", evidence_location: "", background_type: "", proposal: "", group: "", text: "", low: 0, high: 1, order: FIRST_ORDER};
+const state = {type: "", label: "", verdict: "", evidence_kind: "", evidence_location: "", background_type: "", proposal: "", group: "", text: "", low: 0, high: 1, order: FIRST_ORDER};
 let shown = [], firstDrawn = 0, endDrawn = 0, current = null;
 const controls = {};
 
@@ -31,11 +31,12 @@ function showList() {
     label: [["", "all classes"], ...classes.sort((a, b) => collator.compare(a[1], b[1]))],
     verdict: [["", "all verdicts"], ["confirmed", "confirmed"], ...VERDICTS.map((verdict) => [verdict, VERDICT_TEXTS[verdict] || verdict])],
     proposal: [["", "all"], ...proposals().map((name) => [name, name]), ["none", "not explained"]],
+    evidence_kind: [["", "all kinds"], ...[...new Set(data.causes.map((cause) => cause.kind))].map((kind) => [kind, kind]), ["none", "not explained"]],
     evidence_location: [["", "all locations"], ...EVIDENCE_LOCATIONS.map((location) => [location, LOCATION_TEXTS[location]]), ["none", "not explained"]],
     background_type: [["", "all"], ...BACKGROUND_TYPES.map((kind) => [kind, kind]), ["none", "none"]],
     group: [["", "all groups"], ...data.groups.map((group) => [String(group.number), (group.number + 1) + ": " + group.sentence]), ["none", "no group"]],
   };
-  const titles = {type: "Type", label: "Class", verdict: "Verdict", evidence_location: "Evidence location", background_type: "Background type", proposal: "Proposed by", group: "Group", order: "Sort by"};
+  const titles = {type: "Type", label: "Class", verdict: "Verdict", evidence_kind: "Evidence kind", evidence_location: "Evidence location", background_type: "Background type", proposal: "Proposed by", group: "Group", order: "Sort by"};
   const select = (name, options) => {
     controls[name] = el("select", {id: "by-" + name, change: (event) => { state[name] = event.target.value; refresh(); }},
       options.map(([value, text]) => el("option", {value}, text)));
@@ -166,7 +167,7 @@ function fillView() {
 }
 
 function filterBy(filter, scroll = true) {
-  Object.assign(state, {type: "", label: "", verdict: "", evidence_location: "", background_type: "", proposal: "", group: "", text: "", low: 0, high: 1}, filter);
+  Object.assign(state, {type: "", label: "", verdict: "", evidence_kind: "", evidence_location: "", background_type: "", proposal: "", group: "", text: "", low: 0, high: 1}, filter);
   for (const name of FILTERS) {
     const value = state[name];
     if (![...controls[name].options].some((option) => option.value === value)) controls[name].append(el("option", {value}, name === "group" ? groupText(Number(value)) : value));

@@ -5,6 +5,7 @@ const MAX_CLASSES = 12, MAX_GROUPS = 8;
 function showOverview() {
   showFigures();
   $("charts").append(typeChart(), classChart(), evidenceChart());
+  showCauses();
   showGroups();
   showAbout();
 }
@@ -96,16 +97,9 @@ function evidenceChart() {
 }
 
 function showGroups() {
-  const groups = data.groups;
-  const order = hasAp ? "largest delta AP first" : "most confirmed effect first, then highest score";
-  const isSingle = (group) => group.size < 2;
-  for (const [title, note, members] of [
-    ["Errors with a common cause", "groups, " + order, groups.filter((group) => !isSingle(group))],
-    ["Single cases", "explained errors that resemble no other, " + order, groups.filter(isSingle)],
-  ]) if (members.length) showGroupList(title, note, members);
-}
-
-function showGroupList(title, note, groups) {
+  const groups = data.groups, title = "Errors with a common cause";
+  const note = "groups, " + (hasAp ? "largest delta AP first" : "most confirmed effect first, then highest score");
+  if (!groups.length) return;
   const list = el("ol", {class: "groups"}, groups.slice(0, MAX_GROUPS).map(groupItem));
   const more = groups.length > MAX_GROUPS && el("button", {type: "button", class: "quiet", click: (event) => {
     list.append(...groups.slice(MAX_GROUPS).map(groupItem));

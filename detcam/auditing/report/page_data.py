@@ -33,6 +33,8 @@ MAX_LISTED = 30_000
 """Maximum number of cases that the page loads at the start."""
 MAX_GROUPS = 500
 """Maximum number of groups on the page."""
+MAX_CAUSES = 1000
+"""Maximum number of causes on the page."""
 MAX_GROUP_IMAGES = 6
 MAX_ISSUES = 200
 MAX_OBJECTS = 1000
@@ -166,7 +168,7 @@ def rank_cases(cases: Sequence[AuditCase], score_threshold: float) -> tuple[list
 def summary_data(summary: ReportSummary, files: ReportFiles) -> dict[str, Any]:
     """Return what the page shows of the audit as a whole."""
     content = summary.to_json()
-    del content["groups"], content["causes"]
+    del content["groups"]
     issues = content.pop("issues")
     return clip(
         {
@@ -175,6 +177,7 @@ def summary_data(summary: ReportSummary, files: ReportFiles) -> dict[str, Any]:
             "tallies": _tallies(summary.cases),
             "groups": _groups(summary, files),
             "group_count": len(summary.groups),
+            "causes": _causes(content["causes"]),
             "issues": issues[:MAX_ISSUES],
             "issue_count": len(issues),
         }
@@ -208,8 +211,8 @@ def _tallies(cases: Sequence[AuditCase]) -> dict[str, dict[str, int]]:
 
 
 def _groups(summary: ReportSummary, files: ReportFiles) -> list[dict[str, Any]]:
-    """Return the first groups, those of several cases before single cases."""
-    ordered = sorted(summary.groups, key=lambda group: (len(group) < 2, group.number))[:MAX_GROUPS]
+    """Return the first groups."""
+    ordered = sorted(summary.groups, key=lambda group: group.number)[:MAX_GROUPS]
     wanted = {case_id for group in ordered for case_id in group.case_ids[:MAX_GROUP_IMAGES]}
     thumbnails = {case.id: files.case_file(case, "thumbnail") for case in summary.cases if case.id in wanted}
     entries = []
@@ -219,6 +222,14 @@ def _groups(summary: ReportSummary, files: ReportFiles) -> list[dict[str, Any]]:
         shown = [{"id": case_id, "thumbnail": thumbnails[case_id]} for case_id in ids[:MAX_GROUP_IMAGES]]
         entries.append(entry | {"size": len(ids), "cases": shown})
     return entries
+
+
+def _causes(causes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the first causes of the hierarchy, with the number of their cases in place of their ids."""
+    return [
+        {name: value for name, value in cause.items() if name != "case_ids"} | {"size": len(cause["case_ids"])}
+        for cause in causes[:MAX_CAUSES]
+    ]
 
 
 def clip(value: Any) -> Any:

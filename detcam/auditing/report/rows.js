@@ -3,7 +3,7 @@
 const items = [], byId = new Map();
 let loadedFiles = 0;
 const collator = new Intl.Collator("en");
-const TEXT_FIELDS = ["type", "verdict", "evidence_location", "background_type", "proposal", "method", "sentence"];
+const TEXT_FIELDS = ["type", "verdict", "evidence_kind", "evidence_location", "background_type", "proposal", "method", "sentence"];
 
 function addRows({columns, sparse, texts, images}) {
   for (const image of images) image.lower = image.file_name.toLocaleLowerCase();
@@ -15,7 +15,7 @@ function addRows({columns, sparse, texts, images}) {
       id: columns.id[row], image, image_id: image.image_id, file_name: image.file_name, image_size_hw: image.image_size_hw,
       label, name, nameRank: 0, score: columns.score[row], delta_ap: columns.delta_ap[row],
       is_false_positive: columns.is_false_positive[row] === 1, box_xyxy: columns.box_xyxy[row], ground_truth: groundTruth(columns.ground_truth[row], classes),
-      type: null, verdict: null, evidence_location: null, background_type: null, proposal: null, method: null, sentence: null,
+      type: null, verdict: null, evidence_kind: null, evidence_location: null, background_type: null, proposal: null, method: null, sentence: null,
       effect: sparse.effect[row], trust: sparse.trust[row], group: sparse.group[row] ?? null, thumbnail: sparse.thumbnail[row], detail: sparse.detail[row],
     };
     for (const field of TEXT_FIELDS) item[field] = text(field, row);

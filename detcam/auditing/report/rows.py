@@ -13,7 +13,7 @@ MAX_ROW_TEXT = 400
 """Maximum length of a text in the list."""
 ROW_CHARACTERS = 130
 """Approximate length of a row without its texts."""
-CODED = ("type", "verdict", "evidence_location", "background_type", "proposal", "method", "sentence")
+CODED = ("type", "verdict", "evidence_kind", "evidence_location", "background_type", "proposal", "method", "sentence")
 """Texts that many cases share: a column holds their numbers in a list of different texts."""
 COLUMNS = ("id", "image", "class", "score", "delta_ap", "is_false_positive", "box_xyxy", "ground_truth", *CODED)
 SPARSE = ("effect", "trust", "group", "thumbnail", "detail")

@@ -69,17 +69,27 @@ def test_overview_shows_the_results(look: Open, index: Path, summary: ReportSumm
     until(page, "[...document.querySelectorAll('.group img')].slice(0, 6).every(node => node.naturalWidth > 300)")
 
 
-def test_single_cases_are_apart_from_groups_with_a_common_cause(
-    look: Open, samples: list[SampleImage], summary: ReportSummary, tmp_path: Path
-) -> None:
-    large = next(group for group in summary.groups if len(group) > 1)
-    single = replace(large, number=7, case_ids=large.case_ids[:1], delta_ap=large.delta_ap + 1, sentence="one error")
-    page = look(write(tmp_path / "both", samples, summary_of(samples, groups=(large, single))))
-    assert page.locator("#groups h2").all_inner_texts() == ["Errors with a common cause", "Single cases"]
-    assert page.locator("#groups ol").all_inner_texts()[0].startswith(large.sentence)
-    assert page.locator("#groups ol").all_inner_texts()[1].startswith("one error")
-    page = look(write(tmp_path / "single", samples, summary_of(samples, groups=(single,))))
-    assert page.locator("#groups h2").all_inner_texts() == ["Single cases"]
+def test_causes_fold_out_and_filter_the_list(look: Open, index: Path, summary: ReportSummary) -> None:
+    page = look(index)
+    nodes = [(depth, cause) for root in summary.causes for depth, cause in root.walk()]
+    roots = [cause.name for depth, cause in nodes if depth == 0]
+    rows = page.locator("#causes tbody tr")
+    visible = page.locator("#causes tbody tr:visible")
+    assert rows.count() == len(nodes) and visible.count() == len(roots) > 1
+    first, children = summary.causes[0], summary.causes[0].children
+    cells = visible.first.locator("th, td").all_inner_texts()
+    low, high = first.estimated_interval
+    assert cells[0].endswith(first.name) and cells[1:3] == [str(len(first)), str(first.confirmed_count)]
+    assert cells[3:] == [
+        f"{first.estimated_count:.0f} ({low:.0f}\u2013{high:.0f})", f"{first.estimated_delta_ap:.3f}"
+    ]  # fmt: skip
+    page.click("#causes tbody tr:first-child .fold")
+    assert visible.count() == len(roots) + len(children) > len(roots)
+    page.click("#causes tbody tr:first-child .fold")
+    assert visible.count() == len(roots)
+    page.click("#causes tbody tr:first-child .row-name")
+    assert sorted(ids(page)) == sorted(first.case_ids)
+    assert page.locator(".shares li").all_inner_texts() == [share.sentence for share in summary.inventory]
 
 
 def test_stacked_bars_are_proportional_to_the_counts(look: Open, index: Path, summary: ReportSummary) -> None:
@@ -263,7 +273,7 @@ def test_without_average_precision_cases_are_ranked_by_score(
     page = look(
         write(
             tmp_path, samples, summary_of(
-                samples, cases=cases, groups=groups, classes=classes, average_precision=math.nan,
+                samples, cases=cases, groups=groups, classes=classes, inventory=(), average_precision=math.nan,
                 false_positive_delta_ap=math.nan, delta_ap_by_type=dict.fromkeys(ERROR_TYPES, math.nan),
             ),
         )
