@@ -26,7 +26,7 @@ from detcam.adapters.output_heads import (
     with_batch_axis,
 )
 from detcam.adapters.stored_config import imagenet_names, stored_config, stored_size
-from detcam.detections import Detections, LabelsLike, Source, label_indices
+from detcam.detections import Detections, LabelsLike, Source, checked_top_k, label_indices
 from detcam.geometry import Geometry
 from detcam.layers import find_target_layers, probe_image, probe_sizes
 from detcam.outputs import check_label, is_multilabel, raw_output, with_class_facts
@@ -284,7 +284,7 @@ class ClassificationAdapter(FixedSizeAdapter):
         for label in indices:
             check_label(label, self.names, len(scores))
         chosen = torch.tensor(indices, dtype=torch.int64)
-        chosen = chosen[scores[chosen].argsort(descending=True, stable=True)][:top_k]
+        chosen = chosen[scores[chosen].argsort(descending=True, stable=True)][: checked_top_k(top_k)]
         height, width = image_size_hw
         return Detections(
             torch.tensor([[0.0, 0.0, width, height]]).expand(len(chosen), 4),

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import math
 import operator
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, SupportsFloat, TypeAlias
 
 import torch
 from torch import Tensor
@@ -143,16 +145,17 @@ class Detections:
             top_k: Maximum number of detections; None keeps all.
 
         Raises:
-            ValueError: A name is not in `names`.
+            TypeError: `score_threshold` or `top_k` is no number.
+            ValueError: A name is not in `names`, the threshold is NaN, or `top_k` is negative.
         """
         keep = torch.ones_like(self.scores, dtype=torch.bool)
         if score_threshold is not None:
-            keep &= self.scores >= score_threshold
+            keep &= self.scores >= checked_threshold(score_threshold)
         if labels is not None:
             keep &= torch.isin(self.labels, torch.tensor(label_indices(self.names, labels), dtype=torch.int64))
         order = torch.nonzero(keep)[:, 0]
         order = order[self.scores[order].argsort(descending=True, stable=True)]
-        return self[order[:top_k]]
+        return self[order[: checked_top_k(top_k)]]
 
     def name(self, index: int) -> str:
         """Return the class name of one detection."""
@@ -170,6 +173,38 @@ class Detections:
             "name": self.name(index),
             "score": round(float(self.scores[index]), 6),
         }
+
+
+def checked_threshold(score_threshold: float) -> float:
+    """Return a score threshold.
+
+    Raises:
+        TypeError: It is no number.
+        ValueError: It is NaN, with which nothing compares.
+    """
+    if not isinstance(score_threshold, SupportsFloat) or isinstance(score_threshold, str):
+        raise TypeError(f"expected score_threshold as a number in [0, 1]; got {score_threshold!r}")
+    if math.isnan(score_threshold):
+        raise ValueError("expected score_threshold as a number in [0, 1]; got NaN")
+    return float(score_threshold)
+
+
+def checked_top_k(top_k: int | None) -> int | None:
+    """Return a maximum number, or None for all.
+
+    Raises:
+        TypeError: It is no integer.
+        ValueError: It is negative, which would leave out the last ones.
+    """
+    if top_k is None:
+        return None
+    try:
+        count = operator.index(top_k)
+    except TypeError as error:
+        raise TypeError(f"expected top_k as an integer; got {top_k!r}") from error
+    if count < 0:
+        raise ValueError(f"expected top_k of at least 0; got {top_k}")
+    return min(count, sys.maxsize)
 
 
 def class_name(names: Mapping[int, str], label: int) -> str:

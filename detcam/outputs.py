@@ -13,6 +13,7 @@ from torchvision.ops import box_iou
 
 from detcam.detections import Detections, Source, class_name, label_index
 from detcam.geometry import Geometry, mask_to_box
+from detcam.utils.console import short_repr
 from detcam.utils.subclasses import check_complete, missing_members
 
 if TYPE_CHECKING:
@@ -178,7 +179,10 @@ class DetectionTarget(BaseTarget, abstract=True):
         return []
 
     def __post_init__(self) -> None:
-        box = tuple(float(value) for value in torch.as_tensor(self.box_xyxy).flatten().tolist())
+        try:
+            box = tuple(float(value) for value in torch.as_tensor(self.box_xyxy).flatten().tolist())
+        except OverflowError as error:  # an integer beyond 1e308
+            raise ValueError(f"expected finite box coordinates; got {short_repr(self.box_xyxy)}") from error
         if len(box) != 4:
             raise ValueError(f"expected a box of 4 numbers x1, y1, x2, y2; got {self.box_xyxy!r}")
         if not all(torch.isfinite(torch.tensor(box))):

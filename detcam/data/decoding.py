@@ -10,7 +10,7 @@ from PIL import Image, ImageSequence
 
 from detcam.data.exif import ImageSize, masks_upright, orientation, upright
 from detcam.data.opening import TIFF_SUFFIXES, UnknownFormatError, check_pixels, open_image, readable
-from detcam.utils.opencv import cv2
+from detcam.utils.opencv import decode_image
 from detcam.utils.warnings import warn
 
 IMAGE_SUFFIXES = frozenset(
@@ -121,7 +121,7 @@ def _is_deep_color(image: Image.Image) -> bool:
 
 
 def _read_with_opencv(path: Path, size: ImageSize) -> np.ndarray:
-    array = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
+    array = decode_image(path.read_bytes())
     if array is None:
         raise ValueError(f"cannot read {path} as an image; is the file complete?")
     array = array[..., None] if array.ndim == 2 else array

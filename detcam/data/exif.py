@@ -12,6 +12,7 @@ from detcam.data.opening import TIFF_SUFFIXES, UnknownFormatError, check_pixels,
 
 ORIENTATION_TAG = 0x0112
 """EXIF's tag of the orientation."""
+TIFF_WIDTH_TAG, TIFF_HEIGHT_TAG = 256, 257
 _TRANSPOSITIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -49,11 +50,19 @@ def image_size(path: Path) -> ImageSize:
     """
     try:
         with open_image(path) as image:
-            return ImageSize((image.height, image.width), orientation(image))
+            return ImageSize(_stored_hw(image), orientation(image))
     except UnknownFormatError:
         if size_of_tiff := _tiff_size(path):
             return ImageSize(size_of_tiff)
         raise
+
+
+def _stored_hw(image: Image.Image) -> tuple[int, int]:
+    """Height and width of the pixels in a file; Pillow states those of a TIFF as they are when it is upright."""
+    tags = getattr(image, "tag_v2", {})
+    height, width = (tags.get(tag) for tag in (TIFF_HEIGHT_TAG, TIFF_WIDTH_TAG))
+    is_tiff = isinstance(height, int) and isinstance(width, int)
+    return (height, width) if is_tiff else (image.height, image.width)
 
 
 def orientation(image: Image.Image) -> int:

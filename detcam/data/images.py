@@ -229,7 +229,7 @@ def expand_paths(images: Any) -> Any:
 def _expanded(text: str | Path) -> list[Path]:
     """The images of a folder or pattern; an empty list for a file."""
     path = Path(text).expanduser()
-    if is_folder(path):
+    if str(text) and is_folder(path):
         check_search(path)
         found = [
             Path(folder, name)

@@ -50,6 +50,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import struct
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -64,7 +65,7 @@ from detcam.detections import class_name
 from detcam.outputs import DetectionTarget, as_target
 from detcam.runs import lock_folder
 from detcam.utils.files import json_document, json_number, read_json, replace_file, slug
-from detcam.utils.opencv import cv2
+from detcam.utils.opencv import decode_image
 from detcam.utils.version import __version__
 from detcam.visualize.convert import TensorLike, as_array, encode_png, to_png_bytes
 from detcam.visualize.overlay import DEFAULT_COLORMAP
@@ -255,9 +256,12 @@ def read_heatmap(path: str | Path) -> np.ndarray:
     if Path(path).suffix == ".tif":
         import tifffile
 
-        pages: np.ndarray = tifffile.imread(path)
+        try:
+            pages: np.ndarray = tifffile.imread(path)
+        except (tifffile.TiffFileError, ValueError, IndexError, TypeError, KeyError, struct.error) as error:
+            raise ValueError(f"{path} is not a heatmap that detcam saved (16-bit gray TIFF)") from error
         return pages.astype(np.float32) / HEATMAP_MAXIMUM
-    levels = cv2.imdecode(np.frombuffer(Path(path).read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
+    levels = decode_image(Path(path).read_bytes())
     if levels is None or levels.dtype != np.uint16 or levels.ndim != 2:
         raise ValueError(f"{path} is not a heatmap that detcam saved (16-bit gray PNG)")
     return levels.astype(np.float32) / HEATMAP_MAXIMUM

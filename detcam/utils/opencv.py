@@ -1,5 +1,7 @@
 """Import of OpenCV with a remedy in the error message; other modules import `cv2` from this one."""
 
+import numpy as np
+
 try:
     import cv2
 except ImportError as error:
@@ -11,3 +13,11 @@ except ImportError as error:
     ) from error
 
 __all__ = ["cv2"]
+
+
+def decode_image(content: bytes, flags: int = cv2.IMREAD_UNCHANGED) -> np.ndarray | None:
+    """Decode the bytes of an image file; return None for a damaged or empty one."""
+    try:
+        return cv2.imdecode(np.frombuffer(content, np.uint8), flags)
+    except cv2.error:
+        return None

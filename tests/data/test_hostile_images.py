@@ -77,6 +77,8 @@ def test_orientations_are_those_of_pillow(tmp_path: Path, number: int) -> None:
         with Image.open(path) as image:
             expected = np.asarray(ImageOps.exif_transpose(image))
         np.testing.assert_array_equal((load_image(path) * 255).round().byte().permute(1, 2, 0).numpy(), expected)
+        size = image_size(path)
+        assert (size.stored_hw, size.upright_hw, size.orientation) == ((24, 40), expected.shape[:2], number)
 
 
 BROKEN = {

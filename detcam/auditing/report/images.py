@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from detcam.auditing.case import Box, CaseMaps
-from detcam.utils.opencv import cv2
+from detcam.utils.opencv import cv2, decode_image
 from detcam.visualize.convert import ImageArray
 from detcam.visualize.overlay import overlay_heatmap
 
@@ -120,7 +120,7 @@ def region_outline(path: Path, image_size_hw: tuple[int, int], without: Path | N
 
 
 def _read_mask(path: Path) -> NDArray[np.uint8]:
-    stored = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_GRAYSCALE)
+    stored = decode_image(path.read_bytes(), cv2.IMREAD_GRAYSCALE)
     if stored is None:
         raise ValueError(f"{path} is not a PNG file; delete it and run the audit again")
     return np.asarray(stored, np.uint8)
