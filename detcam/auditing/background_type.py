@@ -97,7 +97,7 @@ class BackgroundClassifier:
         for image, detection in keys.values():
             if image in images:
                 by_image.setdefault(image, set()).add(detection)
-        features = self._features({image: sorted(detections) for image, detections in by_image.items()})
+        features = self.features({image: sorted(detections) for image, detections in by_image.items()})
         return {index: features[key] for index, key in keys.items() if key in features}
 
     def _typicalities(self, indices: Sequence[int]) -> dict[int, float]:

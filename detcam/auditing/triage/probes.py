@@ -25,7 +25,7 @@ CONFIDENT_SHARE = 0.5
 """Share of the detections of a class, by decreasing score, that others are compared with."""
 
 
-def remaining_score(detections: Detections, box: Tensor, label: int) -> float:
+def best_overlapping_score(detections: Detections, box: Tensor, label: int) -> float:
     """The highest score of a detection of the class that overlaps a box (4,); 0 if there is none."""
     same = detections.labels == label
     if not bool(same.any()):
@@ -34,7 +34,7 @@ def remaining_score(detections: Detections, box: Tensor, label: int) -> float:
     return float((detections.scores[same] * (overlap >= MIN_IOU)).max())
 
 
-def stability(
+def score_stability(
     adapter: Adapter, image: Tensor, boxes: Tensor, labels: Sequence[int], scores: Sequence[float]
 ) -> list[float]:
     """Measure how much of its score each detection keeps under changes that should not matter.
@@ -62,7 +62,7 @@ def stability(
         float(
             np.mean(
                 [
-                    min(remaining_score(each, where[index], labels[index]) / max(scores[index], 1e-9), 1.0)
+                    min(best_overlapping_score(each, where[index], labels[index]) / max(scores[index], 1e-9), 1.0)
                     for each, where in zip(found, expected, strict=True)
                 ]
             )
@@ -84,7 +84,7 @@ def own_content(
     kept = torch.stack([_box_mask(box, height, width) for box in boxes])
     found = adapter.predict(list(fill(image[None], ~kept)))
     return [
-        min(remaining_score(each, box, label) / max(score, 1e-9), 1.0)
+        min(best_overlapping_score(each, box, label) / max(score, 1e-9), 1.0)
         for each, box, label, score in zip(found, boxes, labels, scores, strict=True)
     ]
 

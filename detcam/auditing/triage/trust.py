@@ -13,7 +13,7 @@ from detcam.adapters.base import Adapter
 from detcam.auditing.background_type import BackgroundClassifier, DetectionKey
 from detcam.auditing.case import AuditCase
 from detcam.auditing.sentences import is_outside
-from detcam.auditing.triage.probes import own_content, probing_adapter, self_typicality, stability
+from detcam.auditing.triage.probes import own_content, probing_adapter, score_stability, self_typicality
 from detcam.utils.batching import group_by
 
 SIGNALS = ("score", "stability", "typicality")
@@ -49,7 +49,7 @@ class TrustEstimator:
             pixels = self.adapter.reader.read(self.classifier.annotations[image].path)
             boxes = torch.tensor([cases[key].box_xyxy for key in keys])
             labels, scores = [cases[key].label for key in keys], [cases[key].score for key in keys]
-            stable = stability(probing, pixels, boxes, labels, scores)
+            stable = score_stability(probing, pixels, boxes, labels, scores)
             alone = own_content(probing, pixels, boxes, labels, scores)
             for key, first, second in zip(keys, stable, alone, strict=True):
                 inside = 1 - _outside_effect(cases[key])

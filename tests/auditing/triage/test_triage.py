@@ -18,7 +18,7 @@ from detcam import adapt
 from detcam.adapters import Adapter
 from detcam.auditing import Audit, AuditCase
 from detcam.auditing.triage import least_trusted_first, unlabeled_images
-from detcam.auditing.triage.probes import own_content, remaining_score, self_typicality, stability
+from detcam.auditing.triage.probes import best_overlapping_score, own_content, score_stability, self_typicality
 from detcam.auditing.triage.trust import trust
 from detcam.cli.main import app
 from detcam.demo.model import load_demo_detector
@@ -151,15 +151,17 @@ def test_what_a_box_contains_is_told_from_what_is_around_it(offset: int, alone: 
     box, label = torch.tensor([[20.0, 20, 30, 30]]), [1]
     assert own_content(detector, image, box, label, [0.8])[0] == pytest.approx(alone, abs=0.1)
     # Mirrored and moved, nothing is where it looks; darker, 0.8 of the score remains; brighter and blurred, all of it.
-    stable = stability(detector, image, box, label, [0.8])[0]
+    stable = score_stability(detector, image, box, label, [0.8])[0]
     assert stable == pytest.approx((0 + 0 + 1 + 0.8 + 1) / 5, abs=0.03)
 
 
 def test_remaining_score_needs_class_and_overlap() -> None:
     boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 10], [50, 50, 60, 60]])
     found = Detections(boxes, torch.tensor([1, 2, 1]), torch.tensor([0.3, 0.6, 0.9]), (60, 60), (Source("region"),) * 3)
-    assert remaining_score(found, torch.tensor([1.0, 0, 10, 10]), 1) == pytest.approx(0.3)
-    assert remaining_score(found, boxes[0], 3) == 0 and remaining_score(found, boxes[0], 2) == pytest.approx(0.6)
+    assert best_overlapping_score(found, torch.tensor([1.0, 0, 10, 10]), 1) == pytest.approx(0.3)
+    assert best_overlapping_score(found, boxes[0], 3) == 0 and best_overlapping_score(
+        found, boxes[0], 2
+    ) == pytest.approx(0.6)
 
 
 def test_typicality_finds_what_differs_from_confident_detections() -> None:
