@@ -139,10 +139,14 @@ def test_hidden_boats_are_distinguished_from_wakes(tmp_path: Path) -> None:
     assert {types[at][0] for at in cases if not hidden[at]} <= {None, "missing annotation"}, "no context without a test"
     few = analyze_errors(found[:2], truth[:2])
     some = {at: case_of(at, error.label) for at, error in enumerate(few) if error.type == "background"}
-    types = BackgroundClassifier(adapter, few, found[:2], truth[:2], 0.3, 4).classify(
-        {at: explained(case, "predicted box") for at, case in some.items()}
-    )
+    classifier = BackgroundClassifier(adapter, few, found[:2], truth[:2], 0.3, 4)
+    types = classifier.classify({at: explained(case, "predicted box") for at, case in some.items()})
     assert some and all(background_type is None and math.isnan(value) for background_type, value in types.values())
+    features = classifier.box_features(list(some))
+    assert features.keys() == some.keys()
+    assert [float(np.linalg.norm(each)) for each in features.values()] == pytest.approx([1.0] * len(some), rel=1e-5)
+    first = {at for at in some if few[at].image_index == min(few[at].image_index for at in some)}
+    assert classifier.box_features(list(some), max_images=1).keys() == first
 
 
 @pytest.mark.parametrize(
