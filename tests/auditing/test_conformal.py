@@ -144,7 +144,8 @@ def test_hidden_boats_are_distinguished_from_wakes(tmp_path: Path) -> None:
     assert some and all(background_type is None and math.isnan(value) for background_type, value in types.values())
     features = classifier.box_features(list(some))
     assert features.keys() == some.keys()
-    assert [float(np.linalg.norm(each)) for each in features.values()] == pytest.approx([1.0] * len(some), rel=1e-5)
+    norms = [float(np.linalg.norm(each)) for each in features.values()]
+    assert norms == pytest.approx([2**0.5] * len(some), rel=1e-5), "a unit vector for each of two levels"
     first = {at for at in some if few[at].image_index == min(few[at].image_index for at in some)}
     assert classifier.box_features(list(some), max_images=1).keys() == first
 
