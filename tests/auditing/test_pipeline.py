@@ -17,8 +17,10 @@ from typer.testing import CliRunner
 import detcam
 from detcam import adapt
 from detcam.adapters import Adapter
-from detcam.auditing import Audit, AuditCase
+from detcam.auditing import Audit, AuditCase, pipeline
+from detcam.auditing.background_type import BackgroundClassifier
 from detcam.auditing.case import CaseMaps
+from detcam.auditing.grouping import assignment
 from detcam.auditing.report import ReportWriter
 from detcam.auditing.stages import UNREADABLE
 from detcam.cli.audit import print_summary
@@ -144,6 +146,30 @@ def test_a_random_sample_gives_the_shares_of_the_causes(
     assert f"  {found.inventory[0].sentence}" in capsys.readouterr().out.splitlines()
     with pytest.raises(ValueError, match="explain_order"):
         run(adapter, scenes, None, explain_order="area")
+
+
+def test_unexplained_errors_are_assigned_to_causes(
+    adapter: Adapter, scenes: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for module in (pipeline, assignment):
+        monkeypatch.setattr(module, "MIN_EXPLAINED", 3)
+    features: list[dict[int, np.ndarray]] = []
+    plain = BackgroundClassifier.box_features
+
+    def box_features(self: BackgroundClassifier, indices: list[int]) -> dict[int, np.ndarray]:
+        features.append(plain(self, indices))
+        return features[-1]
+
+    monkeypatch.setattr(BackgroundClassifier, "box_features", box_features)
+    found = run(adapter, scenes, None, explain=3, explain_missed=0, explain_order="random")
+    errors = [index for index, case in enumerate(found.cases) if case.is_false_positive and case.score >= 0.5]
+    assert set(features[0]) == set(errors) and len({values.shape for values in features[0].values()}) == 1
+    assert found.assignment is not None
+    assert (len(found.assignment.explained), len(found.assignment.assigned)) == (3, len(found.cases) - 3)
+    total = sum(cause.estimated_count for cause in found.causes)
+    assert total == pytest.approx(len(found.cases)) and len(errors) <= total
+    print_summary(found)
+    assert "unexplained errors are assigned to the causes" in capsys.readouterr().out
 
 
 def test_terminal_shows_groups_and_the_hierarchy_of_causes(whole: Audit, capsys: pytest.CaptureFixture[str]) -> None:
