@@ -107,6 +107,9 @@ class BaseCAM:
     """Whether the method differentiates the score at the target layers."""
     class_discriminative: ClassVar[bool] = True
     """Whether the map depends on the target."""
+    compares_scores: ClassVar[bool] = False
+    """Whether the map consists of small differences between scores, which half precision rounds away: then a model in
+    half precision or under autocast runs in float32 meanwhile."""
     covers_receptive_field: bool = False
     """Whether gradients at the target layers cover the network's receptive field; then no `ReachWarning` is issued."""
     explains_volumes: ClassVar[bool] = True
@@ -375,7 +378,7 @@ class BaseCAM:
     ) -> list[ImageHeatmaps]:
         """Explain the images of a group in one view."""
         adapter = self.adapter
-        with guarded(self.model, gradients=self.uses_gradients):
+        with guarded(self.model, gradients=self.uses_gradients, float32=self.compares_scores):
             batch = self.prepare_input(request.batch(adapter, group, view))
             with adapter.trace(batch, gradients=self.uses_gradients) as trace, self.recording(batch) as recorded:
                 raw = adapter.forward(batch)

@@ -28,6 +28,8 @@ Replace = Callable[[int, int, Any], Any]
 _STANCE_LOCK = RLock()
 """Held while compilation is disabled, which is a setting of the whole process."""
 
+HALF_TYPES = (torch.float16, torch.bfloat16)
+"""Types of numbers that are too coarse for small differences."""
 HALF_SCALE = 2.0**12
 """Factor on gradients in float16, whose smallest value is 6e-8."""
 
@@ -131,9 +133,7 @@ class Trace:
         held = self.held()
         gradients: Sequence[Tensor | None] | None = None
         if scalar.requires_grad:
-            gradients = self._scaled_gradients(scalar, held)
-            if gradients is None:
-                gradients = torch.autograd.grad(scalar, held, retain_graph=retain_graph, allow_unused=True)
+            gradients = gradients_of(scalar, held, retain_graph=retain_graph)
         if gradients is None or all(gradient is None for gradient in gradients):
             if not self._output_depends():
                 raise RuntimeError(self._no_path())
@@ -158,20 +158,6 @@ class Trace:
             visited.update(parents)
             stack.extend(parents)
         return False
-
-    def _scaled_gradients(self, scalar: Tensor, held: Sequence[Tensor]) -> Sequence[Tensor | None] | None:
-        """Return the gradients of a float16 model as float32, scaled in the backward pass so that none underflows.
-
-        Returns:
-            None if no tensor is float16, or if the scaled gradients overflow.
-        """
-        if not any(tensor.dtype == torch.float16 for tensor in held):
-            return None
-        scale = torch.full_like(scalar, HALF_SCALE)
-        gradients = torch.autograd.grad(scalar, held, scale, retain_graph=True, allow_unused=True)
-        if not all(gradient is None or bool(torch.isfinite(gradient).all()) for gradient in gradients):
-            return None
-        return [None if gradient is None else gradient.float() / HALF_SCALE for gradient in gradients]
 
     def second_order(self, scalar: Tensor) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
         """Return the gradient, and the Hessian's product with the activation, at each layer and level.
@@ -259,6 +245,20 @@ def _split(level: Tensor, images: int) -> tuple[Tensor, ...]:
     return level.split(images) if len(level) % images == 0 else (level,)
 
 
+def gradients_of(scalar: Tensor, tensors: Sequence[Tensor], *, retain_graph: bool) -> Sequence[Tensor | None]:
+    """Return the gradients of a scalar at tensors; None where it does not depend on one.
+
+    With float16 among the tensors they are scaled in the backward pass, so that none underflows, and come as float32,
+    unless the scaled ones overflow.
+    """
+    if any(tensor.dtype == torch.float16 for tensor in tensors):
+        scale = torch.full_like(scalar, HALF_SCALE)
+        gradients = torch.autograd.grad(scalar, tensors, scale, retain_graph=True, allow_unused=True)
+        if all(gradient is None or bool(torch.isfinite(gradient).all()) for gradient in gradients):
+            return [None if gradient is None else gradient.float() / HALF_SCALE for gradient in gradients]
+    return torch.autograd.grad(scalar, tensors, retain_graph=retain_graph, allow_unused=True)
+
+
 def map_tensors(value: object, function: Callable[[Tensor], Any]) -> Any:
     """Apply a function to every tensor in nested lists, tuples and mappings; other values are unchanged."""
     if isinstance(value, Tensor):
@@ -302,7 +302,7 @@ def flatten_tensors(value: object) -> list[Tensor]:
 
 
 @contextmanager
-def guarded(model: nn.Module, *, gradients: bool, quiet: bool = False) -> Iterator[None]:
+def guarded(model: nn.Module, *, gradients: bool, quiet: bool = False, float32: bool = False) -> Iterator[None]:
     """Run a model and restore it afterwards, one thread at a time (`detcam.utils.model_lock`).
 
     Inside the block the model is in eval mode, no parameter requires gradients, and inference tensors are replaced by
@@ -313,6 +313,7 @@ def guarded(model: nn.Module, *, gradients: bool, quiet: bool = False) -> Iterat
         model: The model.
         gradients: Whether autograd is on inside the block.
         quiet: Whether a model in training mode is no reason for a warning, as in a probe before the first call.
+        float32: Whether parameters and buffers in half precision are replaced by float32 ones, and autocast is off.
     """
     with ExitStack() as stack:
         stack.enter_context(exclusive(model))  # first, since another call may be changing the model
@@ -342,7 +343,7 @@ def guarded(model: nn.Module, *, gradients: bool, quiet: bool = False) -> Iterat
         swapped: list[_Swapped] = []
 
         def restore() -> None:
-            for tensors, name, original in swapped:
+            for tensors, name, original in reversed(swapped):
                 tensors[name] = original
             for parameter in trainable:
                 parameter.requires_grad_(True)
@@ -354,8 +355,12 @@ def guarded(model: nn.Module, *, gradients: bool, quiet: bool = False) -> Iterat
                 module.training = False
             for parameter in trainable:
                 parameter.requires_grad_(False)
-            if gradients:
-                _swap_inference_tensors(model, swapped)
+            if gradients:  # autograd cannot save inference tensors
+                _swap_tensors(model, swapped, Tensor.is_inference, Tensor.clone)
+            if float32:
+                _swap_tensors(model, swapped, lambda tensor: tensor.dtype in HALF_TYPES, Tensor.float)
+                for device in {tensor.device.type for tensor in model.parameters()} or {"cpu"}:
+                    stack.enter_context(torch.autocast(device, enabled=False))
             yield
         finally:
             complete(restore)
@@ -370,19 +375,23 @@ _Swapped: TypeAlias = "tuple[dict[str, Any], str, Tensor]"
 """The parameters or buffers of a module, a name among them, and the tensor that belongs there."""
 
 
-def _swap_inference_tensors(model: nn.Module, swapped: list[_Swapped]) -> None:
-    """Replace inference tensors among parameters and buffers (autograd cannot save them) by ordinary copies.
+def _swap_tensors(
+    model: nn.Module, swapped: list[_Swapped], select: Callable[[Tensor], bool], convert: Callable[[Tensor], Tensor]
+) -> None:
+    """Replace some of the parameters and buffers.
 
     Args:
         model: The model.
         swapped: Gets what is replaced, before it is.
+        select: Which tensors are replaced.
+        convert: What by.
     """
     for module in model.modules():
         holders: tuple[dict[str, Any], dict[str, Any]] = (module._parameters, module._buffers)
         for tensors in holders:
             for name, tensor in tensors.items():
-                if tensor is None or not tensor.is_inference():
+                if tensor is None or not select(tensor):
                     continue
                 swapped.append((tensors, name, tensor))
-                copy = tensor.clone()
+                copy = convert(tensor.detach())
                 tensors[name] = nn.Parameter(copy, requires_grad=False) if isinstance(tensor, nn.Parameter) else copy

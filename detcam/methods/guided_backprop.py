@@ -17,6 +17,7 @@ from detcam.geometry import Geometry, normalize, to_pixels
 from detcam.outputs import work_dtype
 from detcam.results import ImageHeatmaps, Measured, Pass, Reach, values_of
 from detcam.targets import ClassifierOutputTarget
+from detcam.trace import gradients_of
 from detcam.utils.guided_relu import enable_guided_relu, guided_backward
 from detcam.utils.warnings import warn
 
@@ -112,7 +113,7 @@ def _at_input(total: Tensor, inputs: Tensor) -> Tensor:
     gradient = None
     if total.requires_grad:
         with guided_backward(total):
-            (gradient,) = torch.autograd.grad(total, inputs, retain_graph=True, allow_unused=True)
+            (gradient,) = gradients_of(total, [inputs], retain_graph=True)
     if gradient is None:
         raise RuntimeError("the target's score does not depend on the image: the model detaches it from the graph")
     if not bool(torch.isfinite(gradient).all()):

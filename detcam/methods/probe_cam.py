@@ -70,6 +70,7 @@ class ProbeCAM(ReachCAM):
         probes: maximum number of removed regions per target; each costs a forward pass.
     """
 
+    compares_scores = True
     name = "probecam"
     paper = "after Zeiler and Fergus, Visualizing and Understanding CNNs, ECCV 2014, https://arxiv.org/abs/1311.2901"
     checks_convergence = False

@@ -215,6 +215,7 @@ class PerturbationCAM(BaseCAM, abstract=True):
     """
 
     uses_gradients = False
+    compares_scores = True
     explains_volumes = False
     pins_targets: ClassVar[bool] = True
     """Whether a box target without a source is pinned to the source that fits it best in the unperturbed image."""

@@ -26,10 +26,6 @@ ROUNDED = {
     ("fem", "cnn"): 0.85,
     # Its weights divide by a channel's sum, which after a normalization is close to zero.
     ("xgradcam", "vit"): None,
-    # With random weights all cells change the score by less than the resolution of bfloat16: their order is random.
-    ("probecam", "faster_rcnn"): None,
-    # The bfloat16 network does not find the same boxes in masked images.
-    ("drise", "faster_rcnn"): 0.85,
 }
 
 
@@ -44,6 +40,7 @@ DTYPES = {
     "cnn": [torch.float16, torch.bfloat16],
     "vit": [torch.float16],
     "faster_rcnn": [torch.bfloat16],
+    "own_detector": [torch.bfloat16],
 }
 """The dtypes in which each kind of model is explained."""
 
@@ -106,6 +103,29 @@ def test_a_two_stage_detector_has_equal_detections_in_half_precision(dtype: torc
     actual = adapter.predict(image)[0]
     assert actual.boxes_xyxy.dtype == torch.float32 and len(actual) == len(expected)
     torch.testing.assert_close(actual.scores, expected.scores, atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["ablationcam", "probecam", "occlusion", "drise"])
+def test_methods_that_compare_scores_run_in_float32_under_autocast(name: str) -> None:
+    expected = explained("own_detector", name, torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        actual = explained("own_detector", name, torch.float32)
+        assert torch.is_autocast_enabled("cpu")
+    assert expected.any()
+    torch.testing.assert_close(actual, expected, atol=0.02, rtol=0)
+
+
+def test_small_float16_gradients_are_scaled_in_guided_backpropagation() -> None:
+    image = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(2))
+
+    def faint(output: Tensor) -> Tensor:
+        return output[1] * 2e-7
+
+    maps = [
+        torch.as_tensor(METHODS["guidedbackprop"](model).explain(image, [[faint]])[0].heatmaps).flatten()
+        for model in (TinyCNN(), TinyCNN().half())
+    ]
+    assert float(torch.corrcoef(torch.stack(maps))[0, 1]) > 0.99
 
 
 def test_small_float16_gradients_are_scaled() -> None:
