@@ -61,8 +61,9 @@ def _stored_hw(image: Image.Image) -> tuple[int, int]:
     """Height and width of the pixels in a file; Pillow states those of a TIFF as they are when it is upright."""
     tags = getattr(image, "tag_v2", {})
     height, width = (tags.get(tag) for tag in (TIFF_HEIGHT_TAG, TIFF_WIDTH_TAG))
-    is_tiff = isinstance(height, int) and isinstance(width, int)
-    return (height, width) if is_tiff else (image.height, image.width)
+    if isinstance(height, int) and isinstance(width, int):  # of a TIFF
+        return height, width
+    return image.height, image.width
 
 
 def orientation(image: Image.Image) -> int:
