@@ -231,7 +231,7 @@ class Adapter(ABC):
         if not self.normalization_is_known:
             warn(
                 f"{type(self.model).__name__} takes {self.channels} channels and stores no normalization for them: "
-                "pixels in [0, 1] go in as they are. Pass mean= and std= if it was trained otherwise",
+                "pixels in [0, 1] go in as they are. Pass mean= and std= (--mean, --std) if it was trained otherwise",
                 UserWarning,
             )
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from os import PathLike
 from typing import Any, Literal, TypeVar, overload
 
 from torch import Tensor, nn
@@ -229,11 +230,21 @@ def adapt(
             made = adapter(plain, **{name: value for name, value in common.items() if value is not None}, **options)
             made.layer_prefix = prefix
             return made
-    inner_model = getattr(plain, "model", None)
-    hint = "; pass its attribute .model" if isinstance(inner_model, nn.Module) else ""
     raise TypeError(
-        f"expected a torch.nn.Module (detector, segmenter, classifier) or an adapter; got {type(plain).__name__}{hint}"
+        f"expected a torch.nn.Module (detector, segmenter, classifier) or an adapter; got {type(plain).__name__}"
+        f"{_remedy(plain)}"
     )
+
+
+def _remedy(model: Any) -> str:
+    """What to pass instead of something that is no model."""
+    if isinstance(getattr(model, "model", None), nn.Module):
+        return "; pass its attribute .model"
+    if isinstance(model, (str, PathLike)):
+        return f" {str(model)!r}; load it first: detcam.models.load.load_model(name_or_file, weights=...)"
+    if isinstance(model, Mapping) and model and all(isinstance(value, Tensor) for value in model.values()):
+        return ", the weights of a model; load them into it first: model.load_state_dict(weights)"
+    return ""
 
 
 def _is_special(module: object) -> bool:

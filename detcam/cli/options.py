@@ -173,6 +173,18 @@ class ModelOptions(CommonOptions):
             "bits, 65535 for 16 bits, floats as they are.",
         ),
     ] = None
+    mean: Annotated[
+        str | None,
+        option(
+            MODEL,
+            "N,N,N",
+            "Mean that is subtracted from pixels in [0, 1], one per channel. Default: the model's, else ImageNet's.",
+        ),
+    ] = None
+    std: Annotated[
+        str | None,
+        option(MODEL, "N,N,N", "Standard deviation that pixels are divided by, one per channel. Default: as --mean."),
+    ] = None
     page: Annotated[
         int | None, option(MODEL, "N", "Page of image files with several, from 0. Default: the first.", min=0)
     ] = None
@@ -239,6 +251,9 @@ class ModelOptions(CommonOptions):
         options: dict[str, Any] = {}
         if self.value_range is not None:
             options["value_range"] = parse_numbers(self.value_range, "--value-range", (2,), float)
+        for name, text in (("mean", self.mean), ("std", self.std)):
+            if text is not None:
+                options[name] = parse_numbers(text, f"--{name}", None, float)
         if self.show_bands is not None:
             bands = parse_numbers(self.show_bands, "--show-bands", (1, 3), int)
             options["show_bands"] = bands[0] if len(bands) == 1 else bands
@@ -341,13 +356,13 @@ def parse_size(text: str) -> int | tuple[int, int]:
     return int(sides[0]) if len(sides) == 1 else (int(sides[0]), int(sides[1]))
 
 
-def parse_numbers(text: str, name: str, counts: Sequence[int], kind: type) -> tuple[Any, ...]:
+def parse_numbers(text: str, name: str, counts: Sequence[int] | None, kind: type) -> tuple[Any, ...]:
     """Parse numbers separated by commas.
 
     Args:
         text: the numbers.
         name: name of the option, for the message.
-        counts: how many there may be.
+        counts: how many there may be; None for any number.
         kind: ``int`` or ``float``.
 
     Raises:
@@ -357,9 +372,9 @@ def parse_numbers(text: str, name: str, counts: Sequence[int], kind: type) -> tu
         numbers = tuple(kind(part) for part in text.split(","))
     except ValueError:
         numbers = ()
-    if len(numbers) not in counts:
-        expected = " or ".join(map(str, counts))
-        raise ValueError(f"expected {name} as {expected} numbers separated by commas; got {text!r}")
+    if not numbers or (counts is not None and len(numbers) not in counts):
+        expected = "" if counts is None else " or ".join(map(str, counts)) + " "
+        raise ValueError(f"expected {name} as {expected}numbers separated by commas; got {text!r}")
     return numbers
 
 

@@ -180,10 +180,23 @@ def load_weights(model: nn.Module, state: StateDict, path: Path, name: str) -> N
     kinds = (("missing", missing), ("unexpected", unexpected), ("of another shape", other))
     if any(keys for _, keys in kinds):
         words = "; ".join(f"{len(keys)} weights {kind} ({_first_keys(keys)})" for kind, keys in kinds if keys)
-        raise ValueError(
-            f"{path} does not fit {name}: {words}. Was it trained with another model or number of classes?"
-        )
+        hint = _channels_hint(state, expected, other) or "Was it trained with another model or number of classes?"
+        raise ValueError(f"{path} does not fit {name}: {words}. {hint}")
     model.load_state_dict(state, strict=False)
+
+
+def _channels_hint(state: StateDict, expected: Mapping[str, tuple[int, ...]], other: list[str]) -> str:
+    """What to pass where weights differ in the channels of the first convolution alone; else nothing."""
+    key = other[0].partition(" ")[0] if len(other) == 1 else ""
+    if not key or state[key].ndim != 4 or len(expected[key]) != 4:
+        return ""
+    given, wanted = tuple(state[key].shape), expected[key]
+    if (given[0], *given[2:]) != (wanted[0], *wanted[2:]):
+        return ""
+    return (
+        f"It was trained on images of {given[1]} channels, not {wanted[1]}: for smp append &in_channels={given[1]} to "
+        "the name; a network of another library goes in as a whole model, or in Python"
+    )
 
 
 def _first_keys(keys: list[str]) -> str:

@@ -170,11 +170,12 @@ def _library(name: str) -> tuple[str, str]:
         return prefix, rest
     if name in torchvision_names():
         return "torchvision", name
+    if (Path(name) / "config.json").is_file():
+        raise ValueError(f"no model file at {name}, a folder; pass hf:{name} for a folder of transformers")
     if ULTRALYTICS_NAME.fullmatch(name):
         return "ultralytics", name
     if Path(name).suffix in SUFFIXES or "/" in name or "\\" in name:
-        hint = f"; pass hf:{name} for a folder of transformers" if (Path(name) / "config.json").is_file() else ""
-        raise ValueError(f"no model file at {name}{hint or '; check the path'}")
+        raise ValueError(f"no model file at {name}; check the path")
     from detcam.models import timm
 
     try:

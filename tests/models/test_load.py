@@ -368,3 +368,32 @@ def test_published_ultralytics_weights_are_read_from_the_downloads(
     with pytest.raises(OSError, match="Download yolo11n.pt from ultralytics' releases .* --trust-checkpoint"):
         load_model("yolo11n")
     assert requested == [str(tmp_path / "hub" / "checkpoints" / "yolo11n.pt")]
+
+
+def test_what_is_no_model_has_a_remedy(tmp_path: Path) -> None:
+    from detcam.adapters import adapt
+
+    with pytest.raises(TypeError, match=r"got str 'best.pt'; load it first: detcam.models.load.load_model"):
+        adapt("best.pt")
+    with pytest.raises(TypeError, match="the weights of a model; load them into it first"):
+        adapt(torchvision.models.resnet18().state_dict())  # type: ignore[arg-type]
+
+
+def test_a_folder_of_transformers_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "rtdetr").mkdir()
+    (tmp_path / "rtdetr" / "config.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="pass hf:rtdetr for a folder of transformers"):
+        load_model("rtdetr")
+
+
+def test_weights_of_other_channels_are_named(tmp_path: Path) -> None:
+    smp = pytest.importorskip("segmentation_models_pytorch")
+    model = smp.Unet("resnet18", encoder_weights=None, in_channels=4, classes=2)
+    torch.save(model.state_dict(), tmp_path / "four.pth")
+    with pytest.raises(ValueError, match="trained on images of 4 channels, not 3: for smp append &in_channels=4"):
+        load_model("smp:Unet?encoder=resnet18", weights=tmp_path / "four.pth")
+    adapter = load_model(
+        "smp:Unet?encoder=resnet18&in_channels=4", weights=tmp_path / "four.pth", mean=(0.1,) * 4, std=(0.5,) * 4
+    )
+    assert adapter.channels == 4 and adapter.mean == (0.1,) * 4
