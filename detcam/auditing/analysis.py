@@ -11,11 +11,14 @@ import numpy as np
 import torch
 
 from detcam.auditing.average_precision import Ranking, mean_average_precision, rank_detections
+from detcam.auditing.error_table import ErrorTable
 from detcam.auditing.errors import ERROR_TYPES, DetectionError, ErrorType, find_errors
-from detcam.auditing.matching import IouType, Match, is_evaluated, match, paired_images, to_array
+from detcam.auditing.matching import IouType, Match, ScoredLabels, is_evaluated, match, paired_images
 from detcam.auditing.oracle import DeltaAP, compute_delta_ap
 from detcam.data.ground_truth import GroundTruth
 from detcam.detections import Detections, class_name
+
+NO_IOU = np.zeros((0, 0))
 
 
 @dataclass(frozen=True)
@@ -54,14 +57,14 @@ class ErrorAnalysis:
         classes: summaries by class index.
         delta_ap: cost of each error type by TIDE's rules.
         rankings: ranked detections by class index.
-        matches: matching of each image.
+        matches: matching of each image, without IoUs, which grow with its detections times its objects.
         dropped: number of detections left out because they exceed the maximum number per image and class.
         outside: number of detections left out because their class is not evaluated.
         names: class names by index.
         image_ids: id of each image, by image index.
     """
 
-    errors: tuple[DetectionError, ...]
+    errors: ErrorTable
     average_precision: float
     classes: Mapping[int, ClassSummary]
     delta_ap: DeltaAP
@@ -89,19 +92,19 @@ class ErrorAnalysis:
         false_positives_only: bool = False,
     ) -> list[int]:
         """Indices in `errors` of the given types (default: all), class and image."""
-        return [
-            index
-            for index, error in enumerate(self.errors)
-            if (not types or error.type in types)
-            and label in (None, error.label)
-            and image_index in (None, error.image_index)
-            and (error.is_false_positive or not false_positives_only)
-        ]
+        columns = self.errors.columns
+        chosen = np.ones(len(columns), dtype=bool)
+        if types:
+            chosen &= np.isin(columns["type"], [ERROR_TYPES.index(kind) for kind in types])
+        for name, value in (("label", label), ("image_index", image_index)):
+            chosen &= value is None or columns[name] == value
+        if false_positives_only:
+            chosen &= columns["is_false_positive"]
+        return [int(index) for index in np.flatnonzero(chosen)]
 
     def counts(self) -> dict[ErrorType, int]:
         """Number of errors by type; like TIDE, includes detections in crowd regions."""
-        counts = Counter(error.type for error in self.errors)
-        return {kind: counts[kind] for kind in ERROR_TYPES}
+        return {kind: int((self.errors.columns["type"] == index).sum()) for index, kind in enumerate(ERROR_TYPES)}
 
     def average_precision_without(self, indices: Iterable[int]) -> float:
         """Compute COCO's average precision without some of the errors.
@@ -125,8 +128,7 @@ class ErrorAnalysis:
                 raise ValueError(f"expected indices of the {len(self.errors)} errors, from 0; got {index}")
             error = self.errors[index]
             if error.is_false_positive:
-                rank = self._ranks[error.image_index, error.detection_index]
-                removed.setdefault(error.label, []).append(rank)
+                removed.setdefault(error.label, []).append(int(self._ranks[index]))
             elif error.detection_index is None:
                 removed_objects[error.label] += 1
         values = {label: summary.average_precision for label, summary in self.classes.items()}
@@ -146,24 +148,25 @@ class ErrorAnalysis:
         """(n,) float64, the cost of each single false positive, as `delta_ap_without`; 0 for other errors."""
         costs = np.zeros(len(self.errors))
         class_count = sum(not np.isnan(ranking.average_precision) for ranking in self.rankings.values())
-        by_rank = {
-            label: (ranking.without_each() - ranking.average_precision) / class_count
-            for label, ranking in self.rankings.items()
-            if ranking.object_count
-        }
-        for index, error in enumerate(self.errors):
-            if error.is_false_positive and error.label in by_rank:
-                costs[index] = by_rank[error.label][self._ranks[error.image_index, error.detection_index]]
+        for label, ranking in self.rankings.items():
+            rows = np.flatnonzero((self.errors.columns["label"] == label) & (self._ranks >= 0))
+            if ranking.object_count and len(rows):
+                by_rank = (ranking.without_each() - ranking.average_precision) / class_count
+                costs[rows] = by_rank[self._ranks[rows]]
         return costs
 
     @cached_property
-    def _ranks(self) -> dict[tuple[int, int | None], int]:
-        """Rank of a detection in its class, by image index and detection index."""
-        return {
-            (image, detection): rank
-            for ranking in self.rankings.values()
-            for rank, (image, detection) in enumerate(ranking.keys.tolist())
-        }
+    def _ranks(self) -> np.ndarray:
+        """(n,) int64, rank in its class of each false positive; -1 for other errors."""
+        columns = self.errors.columns
+        ranks = np.full(len(columns), -1, dtype=np.int64)
+        keys = columns["image_index"].astype(np.int64) << 32 | columns["detection_index"]
+        for label, ranking in self.rankings.items():
+            rows = np.flatnonzero(columns["is_false_positive"] & (columns["label"] == label))
+            ranked = ranking.keys[:, 0] << 32 | ranking.keys[:, 1]
+            order = np.argsort(ranked)
+            ranks[rows] = order[np.searchsorted(ranked[order], keys[rows])]
+        return ranks
 
 
 def analyze_errors(
@@ -216,9 +219,12 @@ def analyze_errors(
     if max_detections < 1:
         raise ValueError(f"expected max_detections of at least 1; got {max_detections}")
     evaluated = None if labels is None else list(labels)
-    matches, image_errors, without_masks = [], [], []
+    image_ids = tuple(truth.image_id for truth in ground_truths)
+    names = {label: name for truth in ground_truths for label, name in truth.names.items()}
+    matches, image_errors, scored, parts = [], [], [], []
     for index, detected, truth in paired_images(detections, ground_truths):
-        without_masks.append(replace(detected, masks=None))  # only matching needs masks, which may be unpacked lazily
+        scored.append(ScoredLabels.of(detected))  # nothing else is kept of detections that are read one by one
+        names |= detected.names
         matched = match(
             detected,
             truth,
@@ -237,25 +243,25 @@ def analyze_errors(
             max_detections=max_detections,
             labels=evaluated,
         )
-        matches.append(matched)
-        image_errors.append(errors)
-    names = dict(pair for truth in ground_truths for pair in truth.names.items())
-    names |= dict(pair for detected in without_masks for pair in detected.names.items())
-    outside = sum(int((~is_evaluated(to_array(detected.labels), labels)).sum()) for detected in without_masks)
-    all_errors = tuple(error for image in image_errors for error in image.errors)
-    rankings = rank_detections(without_masks, ground_truths, matches)
+        matches.append(replace(matched, iou=NO_IOU))
+        parts.append(ErrorTable([errors.errors], image_ids).columns)
+        image_errors.append(replace(errors, errors=()))
+    outside = sum(int((~is_evaluated(detected.labels, labels)).sum()) for detected in scored)
+    all_errors = ErrorTable((), image_ids)
+    all_errors.columns = np.concatenate([all_errors.columns, *parts])
+    rankings = rank_detections(scored, ground_truths, matches)
     classes = _summarize_classes(rankings, all_errors, names, _count_missed(ground_truths, matches))
     return ErrorAnalysis(
         errors=all_errors,
         average_precision=mean_average_precision(summary.average_precision for summary in classes.values()),
         classes=classes,
-        delta_ap=compute_delta_ap(image_errors, without_masks, ground_truths, evaluated),
+        delta_ap=compute_delta_ap(all_errors, image_errors, scored, ground_truths, evaluated),
         rankings=rankings,
         matches=tuple(matches),
         dropped=sum(int(matched.dropped.sum()) for matched in matches) - outside,
         outside=outside,
         names=names,
-        image_ids=tuple(truth.image_id for truth in ground_truths),
+        image_ids=image_ids,
     )
 
 
@@ -283,11 +289,11 @@ def _count_missed(ground_truths: Sequence[GroundTruth], matches: Sequence[Match]
 
 def _summarize_classes(
     rankings: Mapping[int, Ranking],
-    errors: Sequence[DetectionError],
+    errors: ErrorTable,
     names: Mapping[int, str],
     missed: Mapping[int, int],
 ) -> dict[int, ClassSummary]:
-    counts = Counter((error.label, error.type) for error in errors)
+    counts = Counter(zip(errors.columns["label"].tolist(), errors.types.tolist(), strict=True))
     return {
         label: ClassSummary(
             label=label,

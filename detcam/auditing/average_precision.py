@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from detcam.auditing.matching import Match, to_array
+from detcam.auditing.matching import Match, ScoredLabels, to_array
 from detcam.data.ground_truth import GroundTruth
 from detcam.detections import Detections
 
@@ -98,7 +98,7 @@ def mean_average_precision(values: Iterable[float]) -> float:
 
 
 def rank_detections(
-    detections: Sequence[Detections], ground_truths: Sequence[GroundTruth], matches: Sequence[Match]
+    detections: Sequence[Detections | ScoredLabels], ground_truths: Sequence[GroundTruth], matches: Sequence[Match]
 ) -> Mapping[int, Ranking]:
     """Rank the detections of all images by class.
 

@@ -24,7 +24,7 @@ differs from COCO in some details, which this module follows so that the counts 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -57,6 +57,7 @@ class DetectionError:
         iou_other_class: the same with other classes.
         is_false_positive: whether the detection counts as a false positive in COCO's average precision; False for
             missed objects, detections in crowd regions, and detections beyond the maximum number.
+        iou: IoU with the object concerned, in [0, 1]; for a missed object, the maximum with any detection.
     """
 
     image_index: int
@@ -70,6 +71,7 @@ class DetectionError:
     iou_same_class: float
     iou_other_class: float
     is_false_positive: bool
+    iou: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True)
@@ -188,6 +190,7 @@ def find_errors(
             iou_same_class=float(iou_same[detection]),
             iou_other_class=float(iou_other[detection]),
             is_false_positive=bool(matched.false_positive[detection]),
+            iou=0.0 if column is None else float(iou[detection, column]),
         )
         errors.append(error)
     in_ranking = [error.detection_index is not None and not in_crowd[error.detection_index] for error in errors]
@@ -223,6 +226,7 @@ def _missed(
             iou_same_class=float(iou_same[column]),
             iou_other_class=float(iou_other[column]),
             is_false_positive=False,
+            iou=max(float(iou_same[column]), float(iou_other[column])),
         )
         for column, index in enumerate(missed)
     ]

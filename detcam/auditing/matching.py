@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from pycocotools import mask as coco_masks
@@ -167,9 +167,26 @@ def match_greedily(
     return matched, matched_by
 
 
-def to_array(tensor: Tensor) -> np.ndarray:
+def to_array(tensor: Tensor | np.ndarray) -> np.ndarray:
     """Convert a tensor on any device to an array."""
-    return tensor.detach().cpu().numpy()
+    return tensor if isinstance(tensor, np.ndarray) else tensor.detach().cpu().numpy()
+
+
+class ScoredLabels(NamedTuple):
+    """What counts and costs need of the detections of an image; 12 bytes a detection.
+
+    Attributes:
+        labels: (N,) int64.
+        scores: (N,) float32.
+    """
+
+    labels: np.ndarray
+    scores: np.ndarray
+
+    @classmethod
+    def of(cls, detections: Detections) -> ScoredLabels:
+        """Copy labels and scores."""
+        return cls(to_array(detections.labels).copy(), to_array(detections.scores).copy())
 
 
 def is_evaluated(labels: np.ndarray, evaluated: Sequence[int] | None) -> np.ndarray:

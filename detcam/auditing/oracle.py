@@ -16,10 +16,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from detcam.auditing.average_precision import average_precision
+from detcam.auditing.error_table import ErrorTable
 from detcam.auditing.errors import ERROR_TYPES, ErrorType, ImageErrors
-from detcam.auditing.matching import is_evaluated, to_array
+from detcam.auditing.matching import ScoredLabels, is_evaluated, to_array
 from detcam.data.ground_truth import GroundTruth
-from detcam.detections import Detections
 
 TIDE_RECALLS = np.array([step / 100 for step in range(101)])
 """Recalls at which TIDE reads precision. They differ from pycocotools' in the last bit, which can change the result."""
@@ -56,15 +56,17 @@ class _Entries:
 
 
 def compute_delta_ap(
+    errors: ErrorTable,
     image_errors: Sequence[ImageErrors],
-    detections: Sequence[Detections],
+    detections: Sequence[ScoredLabels],
     ground_truths: Sequence[GroundTruth],
     labels: Sequence[int] | None = None,
 ) -> DeltaAP:
     """Compute the cost of each error type over all images.
 
     Args:
-        image_errors: the errors of each image.
+        errors: the errors of all images.
+        image_errors: what the oracle needs beside them, of each image; their own errors are not read.
         detections: the detections of each image.
         ground_truths: the objects of each image.
         labels: class indices to evaluate; None evaluates all.
@@ -86,9 +88,9 @@ def compute_delta_ap(
     )
     baseline = _mean_over_classes(ranked, objects)
     # From here on false positives come first among equal scores, because the published tool ranks them first.
-    wrong, corrected = _error_entries(image_errors, detections, ground_truths)
+    wrong, corrected = _error_entries(errors, image_errors, ground_truths)
     correct = ranked[ranked.hit]
-    types = np.array([error.type for image in image_errors for error in image.errors], dtype=object)
+    types = errors.types
     in_ranking = np.concatenate([np.zeros(0, dtype=bool), *(image.in_ranking for image in image_errors)])
     by_type: dict[ErrorType, float] = {}
     for kind in ERROR_TYPES:
@@ -109,23 +111,17 @@ def compute_delta_ap(
 
 
 def _error_entries(
-    image_errors: Sequence[ImageErrors], detections: Sequence[Detections], ground_truths: Sequence[GroundTruth]
+    errors: ErrorTable, image_errors: Sequence[ImageErrors], ground_truths: Sequence[GroundTruth]
 ) -> tuple[_Entries, _Entries]:
     """The entry of every error, and its corrected entry, which stays in the ranking only as a true positive."""
-    labels, scores, corrected_labels = [], [], []
-    for image, detected, truth in zip(image_errors, detections, ground_truths, strict=True):
-        detected_scores = _scores(detected)
-        for error in image.errors:
-            labels.append(error.label)
-            scores.append(0.0 if error.detection_index is None else float(detected_scores[error.detection_index]))
-            correct_class = error.type == "classification" and error.ground_truth_index is not None
-            corrected_labels.append(int(truth.labels[error.ground_truth_index]) if correct_class else error.label)
+    columns = errors.columns
+    corrected_labels = columns["label"].copy()
+    for row in np.flatnonzero((errors.types == "classification") & (columns["ground_truth_index"] >= 0)).tolist():
+        truth = ground_truths[columns["image_index"][row]]
+        corrected_labels[row] = int(truth.labels[columns["ground_truth_index"][row]])
     hits = np.concatenate([np.zeros(0, dtype=bool), *(image.becomes_correct for image in image_errors)])
-    score = np.array(scores, dtype=np.float64)
-    return (
-        _Entries(np.array(labels, dtype=np.int64), score, np.zeros_like(hits)),
-        _Entries(np.array(corrected_labels, dtype=np.int64), score, hits),
-    )
+    score = np.nan_to_num(columns["score"], nan=0.0)
+    return _Entries(columns["label"], score, np.zeros_like(hits)), _Entries(corrected_labels, score, hits)
 
 
 def _mean_over_classes(entries: _Entries, objects: Mapping[int, int]) -> float:
@@ -148,7 +144,7 @@ def _concatenate(parts: Sequence[_Entries]) -> _Entries:
     )
 
 
-def _scores(detections: Detections) -> np.ndarray:
+def _scores(detections: ScoredLabels) -> np.ndarray:
     return to_array(detections.scores).astype(np.float64)
 
 

@@ -479,13 +479,10 @@ def _concerned_object(
     index = error.ground_truth_index
     if index is None:
         return None
-    iou = max(error.iou_same_class, error.iou_other_class)
-    if error.detection_index is not None:
-        iou = float(analysis.matches[error.image_index].iou[error.detection_index, index])
     label = int(ground_truth.labels[index])
     name = class_name(analysis.names, label)
     box, annotation_id = object_box(ground_truth, index), int(ground_truth.ids[index])
-    return GroundTruthObject(box, label, name, iou, annotation_id, is_known=label < FIRST_UNKNOWN_LABEL)
+    return GroundTruthObject(box, label, name, error.iou, annotation_id, is_known=label < FIRST_UNKNOWN_LABEL)
 
 
 def _classify_background(

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from detcam.auditing import DetectionError, ErrorAnalysis, analyze_errors
+from detcam.auditing.error_table import ErrorTable
 from detcam.detections import Detections
 from tests.auditing.random_data import BOX, RIGHT, make_detections, make_ground_truth, make_random_data
 
@@ -192,3 +193,15 @@ def test_detections_on_any_device_and_with_gradient() -> None:
     found = make_detections([BOX], [1], [0.9])
     found = replace(found, boxes_xyxy=found.boxes_xyxy.requires_grad_(), scores=torch.tensor([0.9]).requires_grad_())
     assert analyze_errors([found], [make_ground_truth([BOX], [1])]).average_precision == 1
+
+
+def test_errors_survive_columns() -> None:
+    errors = [
+        DetectionError(0, "a", "duplicate", 3, 1, 2, 7, float(np.float32(0.1)), 0.7, 0.1, True, 0.6),
+        DetectionError(1, 5, "missed", None, 0, None, -4, None, 0.2, 0.0, False, 0.2),
+        DetectionError(1, 5, "background", 0, None, None, 2**40, 0.0, 0.0, 0.0, True, 0.0),
+    ]
+    table = ErrorTable([errors[:1], [], errors[1:]], ("a", 5))
+    assert list(table) == errors and table == tuple(errors) and table[1:] == errors[1:] and table != errors[:2]
+    assert [each.iou for each in table] == [each.iou for each in errors] and table[-1] == errors[-1]
+    assert not len(ErrorTable((), ())) and table.types.tolist() == ["duplicate", "missed", "background"]
