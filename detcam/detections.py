@@ -10,8 +10,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, SupportsFloat, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from detcam.utils.optional import needs_extra
 
 NamesLike: TypeAlias = "Mapping[int, str] | Sequence[str]"
 """Class names: a mapping from class index to name, or a list in class order."""
@@ -156,6 +159,53 @@ class Detections:
         order = torch.nonzero(keep)[:, 0]
         order = order[self.scores[order].argsort(descending=True, stable=True)]
         return self[order[: checked_top_k(top_k)]]
+
+    def to_supervision(self) -> Any:
+        """Convert to ``supervision.Detections``, with the class names in ``data["class_name"]``.
+
+        Raises:
+            ImportError: supervision is not installed.
+        """
+        with needs_extra("supervision"):
+            from supervision import Detections as SupervisionDetections
+        return SupervisionDetections(
+            xyxy=self.boxes_xyxy.detach().cpu().numpy().astype(np.float32).reshape(-1, 4),
+            mask=None if self.masks is None else self.masks.detach().cpu().numpy().astype(bool),
+            confidence=self.scores.detach().cpu().numpy().astype(np.float32),
+            class_id=self.labels.detach().cpu().numpy().astype(int),
+            data={"class_name": np.array([self.name(index) for index in range(len(self))], dtype=object)},
+        )
+
+    @classmethod
+    def from_supervision(
+        cls, found: Any, image_size_hw: tuple[int, int], names: Mapping[int, str] | None = None
+    ) -> Detections:
+        """Convert from ``supervision.Detections``.
+
+        Which part of a network produced a box is unknown: `source` is the candidate that fits the box best.
+
+        Args:
+            found: the detections; without ``confidence``, scores are 1.
+            image_size_hw: height and width of the image.
+            names: class index to name; None takes ``data["class_name"]``, if there is one.
+
+        Raises:
+            ValueError: the detections have no ``class_id``.
+        """
+        if found.class_id is None and len(found):
+            raise ValueError("expected detections with class_id, the class index of each; got None")
+        labels = [] if found.class_id is None else [int(label) for label in found.class_id]
+        if names is None:
+            known = found.data.get("class_name", [])
+            names = {label: str(name) for label, name in zip(labels, known, strict=False)}
+        boxes = torch.as_tensor(found.xyxy, dtype=torch.float32).reshape(-1, 4)
+        scores = torch.ones(len(boxes)) if found.confidence is None else torch.as_tensor(found.confidence).float()
+        sources = tuple(
+            Source("cell", anchor=-1, center_xy=((x1 + x2) / 2, (y1 + y2) / 2), box_xyxy=(x1, y1, x2, y2))
+            for x1, y1, x2, y2 in boxes.tolist()
+        )
+        masks = None if found.mask is None else torch.as_tensor(found.mask).bool()
+        return cls(boxes, torch.tensor(labels, dtype=torch.int64), scores, image_size_hw, sources, masks, names)
 
     def name(self, index: int) -> str:
         """Return the class name of one detection."""

@@ -17,6 +17,7 @@ from detcam.auditing.analysis import ErrorAnalysis, analyze_errors, check_thresh
 from detcam.auditing.background_type import BackgroundClassifier
 from detcam.auditing.case import AuditCase, ErrorGroup, GroundTruthObject
 from detcam.auditing.conclusion import ExplainedError
+from detcam.auditing.data_frame import cases_frame
 from detcam.auditing.error_targets import object_box
 from detcam.auditing.errors import DetectionError
 from detcam.auditing.explainer import ErrorExplainer
@@ -145,6 +146,14 @@ class Audit:
     def explained(self) -> list[AuditCase]:
         """The cases with a heatmap."""
         return [case for case in self.cases if case.method]
+
+    def to_pandas(self) -> Any:
+        """Convert the cases to a pandas data frame, one row each, with boxes and ground truth as columns.
+
+        Raises:
+            ImportError: pandas is not installed.
+        """
+        return cases_frame(self.cases)
 
     @property
     def least_trusted(self) -> list[AuditCase]:

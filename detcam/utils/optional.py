@@ -6,12 +6,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 PACKAGES = {
+    "lightning": "pytorch-lightning",
     "onnx": "onnxruntime",
+    "pandas": "pandas",
     "ray": "ray",
     "smp": "segmentation-models-pytorch",
+    "supervision": "supervision",
     "timm": "timm",
     "transformers": "transformers",
     "ultralytics": "ultralytics",
+    "wandb": "wandb",
 }
 
 

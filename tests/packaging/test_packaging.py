@@ -18,7 +18,10 @@ import pytest
 
 from tests.packaging.tree import FOLDERS, REPOSITORY, modules
 
-OPTIONAL = ("onnxruntime", "pillow_heif", "segmentation_models_pytorch", "timm", "transformers", "ultralytics")
+OPTIONAL = (
+    *("onnxruntime", "pandas", "pillow_heif", "pytorch_lightning", "segmentation_models_pytorch", "supervision"),
+    *("timm", "transformers", "ultralytics", "wandb"),
+)
 ONE_USER = {
     "cv2": "detcam/utils/opencv.py",
     "segmentation_models_pytorch": "adapters/smp.py",
@@ -26,13 +29,17 @@ ONE_USER = {
     "ultralytics": "adapters/ultralytics.py",
 }
 
-EXTRAS = ("ultralytics", "smp", "timm", "transformers", "onnx", "heic", "ray")
+EXTRAS = (
+    *("ultralytics", "smp", "timm", "transformers", "onnx", "heic", "ray", "supervision", "pandas", "lightning"),
+    "wandb",
+)
 DISTRIBUTIONS = {
     "PIL": "pillow",
     "pillow_heif": "pillow-heif",
     "yaml": "pyyaml",
     "cv2": "opencv-python-headless",
     "huggingface_hub": "huggingface-hub",
+    "pytorch_lightning": "pytorch-lightning",
     "segmentation_models_pytorch": "segmentation-models-pytorch",
     "skimage": "scikit-image",
     "sklearn": "scikit-learn",
