@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -72,3 +73,12 @@ def tensors(heatmaps: Any) -> Any:
     if isinstance(heatmaps, list):
         return [torch.from_numpy(each) for each in heatmaps]
     return torch.from_numpy(heatmaps)
+
+
+def broken_rule(check: Callable[[], None]) -> str | None:
+    """The rule that a contract check finds broken: the message of its AssertionError; None if it finds none."""
+    try:
+        check()
+    except AssertionError as error:
+        return str(error)
+    return None

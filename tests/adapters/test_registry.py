@@ -185,6 +185,7 @@ class TestOptions:
             "bgr",
             "page",
             "show_bands",
+            "input_key",
         ]
 
 
