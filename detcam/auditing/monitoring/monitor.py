@@ -123,7 +123,7 @@ class TrainingMonitor:
             for module, flag in flags.items():
                 module.training = flag
         overlays = {name: overlay for name, overlay in read.items() if overlay is not None}
-        scalars = summarize(found.explained)
+        scalars = summarize_cases(found.explained)
         if np.isfinite(found.analysis.average_precision):
             scalars["average precision"] = found.analysis.average_precision
         entry = MonitorEntry(epoch, scalars, overlays, tuple(found.explained))
@@ -165,7 +165,7 @@ class TrainingMonitor:
         return _MonitorCallback()
 
 
-def summarize(cases: Sequence[AuditCase]) -> dict[str, float]:
+def summarize_cases(cases: Sequence[AuditCase]) -> dict[str, float]:
     """Summarize explained cases as numbers by name."""
     confirmed = [case for case in cases if case.verdict in CONFIRMED]
     scalars = {"explained": float(len(cases)), "confirmed": float(len(confirmed))}

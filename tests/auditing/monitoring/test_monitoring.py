@@ -11,7 +11,7 @@ import pytest
 from torch import nn
 
 from detcam.auditing.monitoring import MonitorEntry, TrainingMonitor
-from detcam.auditing.monitoring.monitor import summarize
+from detcam.auditing.monitoring.monitor import summarize_cases
 from detcam.auditing.monitoring.sinks import log_to
 from detcam.demo.model import load_demo_detector
 from detcam.synthetic.harbor import DEMO_NAMES
@@ -72,7 +72,7 @@ def test_summary_of_cases() -> None:
         make_case(2, verdict="not confirmed"),
     ]
     expected = {"explained": 3, "confirmed": 2, "evidence outside the box": 0.5, "causes/boat: background, ring": 2}
-    assert summarize(cases) == expected and summarize([]) == {"explained": 0, "confirmed": 0}
+    assert summarize_cases(cases) == expected and summarize_cases([]) == {"explained": 0, "confirmed": 0}
 
 
 def test_tensorboard_file(entry: MonitorEntry, tmp_path: Path) -> None:
