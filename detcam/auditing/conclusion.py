@@ -13,10 +13,10 @@ from torch import Tensor
 from detcam.auditing.case import EVIDENCE_LOCATIONS, AuditCase, CaseMaps, CasePart, EvidenceLocation
 from detcam.auditing.sentences import case_sentence
 from detcam.auditing.verification.evidence import location_shares
+from detcam.auditing.verification.hypothesis import VerificationResult
 from detcam.auditing.verification.input_mapping import InputMapping
 from detcam.auditing.verification.proposals import Proposal
 from detcam.auditing.verification.verdict import remaining_score
-from detcam.auditing.verification.verifier import VerificationResult
 
 
 @dataclass(frozen=True)

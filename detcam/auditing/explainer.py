@@ -20,6 +20,7 @@ from detcam.auditing.question_heatmaps import compute_heatmaps, join_heatmaps
 from detcam.auditing.sentences import case_sentence
 from detcam.auditing.verification.appearance import AppearanceHypothesis
 from detcam.auditing.verification.evidence import box_region, location_regions, object_under
+from detcam.auditing.verification.hypothesis import Hypothesis, VerificationResult
 from detcam.auditing.verification.input_mapping import InputMapping
 from detcam.auditing.verification.persistence import PersistenceCriterion
 from detcam.auditing.verification.proposals import PORTFOLIO, Proposal, Proposals, gradient_proposals, proposal_layers
@@ -29,7 +30,7 @@ from detcam.auditing.verification.suppression import (
     suppressing_detection,
     suppressor_proposals,
 )
-from detcam.auditing.verification.verifier import Hypothesis, VerificationResult, Verifier
+from detcam.auditing.verification.verifier import Verifier
 from detcam.cam import BaseCAM
 from detcam.data.ground_truth import GroundTruth
 from detcam.detections import Detections

@@ -12,6 +12,7 @@ from torch import Tensor
 from detcam.auditing.case import Box, Outcome, Trial
 from detcam.auditing.error_targets import belongs_to
 from detcam.auditing.verification.evidence import control_generator, random_controls, region_beside
+from detcam.auditing.verification.hypothesis import VerificationResult
 from detcam.auditing.verification.interventions import Investigation, Removal
 from detcam.auditing.verification.proposals import Proposal
 from detcam.auditing.verification.region_search import (
@@ -23,7 +24,6 @@ from detcam.auditing.verification.region_search import (
     try_region,
 )
 from detcam.auditing.verification.verdict import Verdict, decide_appearance
-from detcam.auditing.verification.verifier import VerificationResult
 from detcam.outputs import DetectorOutput
 
 MAX_SEARCH_TRIALS = 14

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from detcam.auditing.case import Trial
+from detcam.auditing.case import PERSISTING
 from detcam.auditing.verification.interventions import Investigation, Removal
+from detcam.auditing.verification.region_search import TriedRegion
 from detcam.auditing.verification.verdict import remaining_score
 from detcam.methods.common.region_proposals import propose_regions
 from detcam.methods.probe_cam import render_regions
@@ -47,12 +48,17 @@ class RegionProbes:
         stacked = torch.stack(list(levels))
         return cls(stacked, propose_regions(stacked, segments, MAX_PROBES))
 
+    def denser_than(self, density: float) -> RegionProbes:
+        """The probes whose `density` is higher than a given one."""
+        kept = [region for region in self.regions if self.density(region) > density]
+        return replace(self, regions=torch.stack(kept) if kept else self.regions[:0])
+
     def density(self, region: Tensor) -> float:
         """The mean of the levels' product over a region (h, w) bool."""
         return float(self.levels.prod(0)[region].mean())
 
 
-def probe_map(probes: RegionProbes, score: float) -> Investigation[tuple[Tensor, list[Tensor]]]:
+def probe_regions(probes: RegionProbes, score: float) -> Investigation[tuple[Tensor, list[TriedRegion]]]:
     """Remove the regions one by one, and render them with the drops of the score, as `ProbeCAM` does.
 
     If no region ends the error alone, pairs of the regions with the largest saliency are removed: causes that replace
@@ -63,27 +69,31 @@ def probe_map(probes: RegionProbes, score: float) -> Investigation[tuple[Tensor,
         score: the detection's score, in [0, 1].
 
     Returns:
-        (h, w) float32, >= 0, zero if nothing costs the detection any score; and the regions (h, w) bool that end the
-        error alone, the costliest first.
+        (h, w) float32, >= 0, zero if nothing costs the detection any score; and the regions that end the error with the
+        first fill, the densest saliency first, each with its trial.
     """
     regions = probes.regions
-    trials = yield [Removal("without part", region) for region in _dilated(regions)]
-    if len(regions) > 1 and all(trial.outcome == "unchanged" for trial in trials):
+    if not len(regions):
+        return torch.zeros(regions.shape[1:]), []
+    tried = yield from _remove(regions)
+    if len(regions) > 1 and not any(each.ends for each in tried):
         sums = torch.stack([(probes.levels.prod(0) * region).sum() for region in regions])
         strongest = sums.argsort(descending=True, stable=True)[:MAX_PAIRED].tolist()
         pairs = torch.stack([regions[first] | regions[second] for first, second in combinations(strongest, 2)])
-        paired = yield [Removal("without part", region) for region in _dilated(pairs)]
-        if any(trial.outcome != "unchanged" for trial in paired):
-            regions, trials = pairs, paired
-    drops = _drops(trials, score)
-    order = drops.argsort(descending=True, stable=True).tolist()
-    ending = [regions[index] for index in order if trials[index].outcome != "unchanged"]
+        paired = yield from _remove(pairs)
+        if any(each.ends for each in paired):
+            regions, tried = pairs, paired
+    drops = torch.tensor([max(score - remaining_score(each.trials[0]), 0.0) for each in tried])
+    ending = [each for each in tried if each.ends]
+    ending.sort(key=lambda each: -probes.density(each.region))
     return render_regions(probes.levels, regions, drops).float(), ending
 
 
-def _dilated(regions: Tensor) -> Tensor:
-    return F.max_pool2d(regions[:, None].float(), 2 * MARGIN + 1, 1, MARGIN)[:, 0] > 0 if len(regions) else regions
-
-
-def _drops(trials: Sequence[Trial], score: float) -> Tensor:
-    return torch.tensor([max(score - remaining_score(trial), 0.0) for trial in trials])
+def _remove(regions: Tensor) -> Investigation[list[TriedRegion]]:
+    """Remove each region, with a margin, with the first fill."""
+    dilated = F.max_pool2d(regions[:, None].float(), 2 * MARGIN + 1, 1, MARGIN)[:, 0] > 0
+    trials = yield [Removal("without evidence", region) for region in dilated]
+    return [
+        TriedRegion(0, region, (trial,), trial.outcome not in PERSISTING)
+        for region, trial in zip(dilated, trials, strict=True)
+    ]

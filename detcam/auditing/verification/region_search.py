@@ -24,7 +24,9 @@ START_FRACTION = 0.4
 START_RANGE = (0.002, 0.032)
 """Smallest and largest fraction of the image at which the search starts."""
 MAX_SAME_IOU = 0.8
-"""Minimum IoU of regions of two maps that count as the same."""
+"""Minimum IoU of two regions that count as the same."""
+MAX_SMALLER_TRIES = 2
+"""Maximum number of maps that are tried at the next smaller size once a region ends the error."""
 MAX_HALVINGS = 2
 """Maximum number of times that a region is halved."""
 MIN_HALVED_FRACTION = 0.004
@@ -101,7 +103,8 @@ class RegionSearch:
         if not self._returned:
             found = yield from self._first_ending(self._level, order)
             while found is not None and self._level > 0:
-                smaller = yield from self._first_ending(self._level - 1, [found[0], *order])
+                maps = list(dict.fromkeys([found[0], *order]))[:MAX_SMALLER_TRIES]
+                smaller = yield from self._first_ending(self._level - 1, maps)
                 if smaller is None:
                     break
                 found, self._level = smaller, self._level - 1
@@ -123,7 +126,7 @@ class RegionSearch:
         found: list[Tensor] = []
         for each in self.maps:
             region = strongest_regions(each * ~excluded, [count / excluded.numel()])[0] & ~excluded
-            if int(region.sum()) >= count // 2 and not any(_same(region, other) for other in found):
+            if int(region.sum()) >= count // 2 and not any(is_same(region, other) for other in found):
                 found.append(region)
         return found
 
@@ -148,7 +151,7 @@ class RegionSearch:
         region = self._regions[key[0]][key[1]]
         if not bool(region.any()):
             return True
-        return any(_same(region, each.region) for each in self.tried.values())
+        return any(is_same(region, each.region) for each in self.tried.values())
 
 
 def try_region(
@@ -213,5 +216,6 @@ def connected_parts(region: Tensor) -> list[Tensor]:
     return [torch.from_numpy(labels == number) for number in sorted(kept, key=lambda number: -sizes[number])]
 
 
-def _same(first: Tensor, second: Tensor) -> bool:
+def is_same(first: Tensor, second: Tensor) -> bool:
+    """Whether two regions (h, w) bool are nearly the same."""
     return int((first & second).sum()) > MAX_SAME_IOU * int((first | second).sum())

@@ -37,7 +37,7 @@ class _Cells:
     centers: Tensor
 
 
-def removal_map(segments: Tensor, box: Tensor, score: float, fill: int = 0) -> Investigation[Tensor]:
+def removal_map(segments: Tensor, box: Tensor, score: float) -> Investigation[Tensor]:
     """Build a map by removing groups of segments, and splitting the groups that cost the most.
 
     The first groups are the box and the four quarters of the rest. The group with the largest drop is split in two
@@ -48,7 +48,6 @@ def removal_map(segments: Tensor, box: Tensor, score: float, fill: int = 0) -> I
         segments: (h, w) int64, labels of segments.
         box: (h, w) bool, the predicted box.
         score: the detection's score, in [0, 1].
-        fill: index of the fill.
 
     Returns:
         (h, w) float32, >= 0.
@@ -61,7 +60,7 @@ def removal_map(segments: Tensor, box: Tensor, score: float, fill: int = 0) -> I
     while pending and count < MAX_REMOVALS:
         pending = pending[: MAX_REMOVALS - count]
         regions = [group[cells.labels] for group in pending]
-        trials = yield [Removal("without part", region, fill) for region in regions]
+        trials = yield [Removal("without part", region) for region in regions]
         for group, region, trial in zip(pending, regions, trials, strict=True):
             count += 1
             drop = max(score - remaining_score(trial), 0.0) / max(score, 1e-9)

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from detcam import adapt
 from detcam.adapters import detector
 from detcam.auditing.verification.evidence import box_region
+from detcam.auditing.verification.hypothesis import Hypothesis, VerificationResult
 from detcam.auditing.verification.persistence import PersistenceCriterion
 from detcam.auditing.verification.proposals import Proposal, Proposals
-from detcam.auditing.verification.verifier import Hypothesis, VerificationResult, Verifier
+from detcam.auditing.verification.verifier import Verifier
 from detcam.demo.model import load_demo_detector
 from detcam.perturbation.base import ImageScorer
 from detcam.perturbation.fills import Fill, LinearFill, RingFill, UniformFill
