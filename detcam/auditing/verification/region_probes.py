@@ -48,10 +48,15 @@ class RegionProbes:
         stacked = torch.stack(list(levels))
         return cls(stacked, propose_regions(stacked, segments, MAX_PROBES))
 
-    def denser_than(self, density: float) -> RegionProbes:
-        """The probes whose `density` is higher than a given one."""
-        kept = [region for region in self.regions if self.density(region) > density]
-        return replace(self, regions=torch.stack(kept) if kept else self.regions[:0])
+    def split(self, found: Tensor) -> tuple[RegionProbes, list[Tensor]]:
+        """The probes with a higher `density` than a region (h, w) bool of at least twice their size; and the others."""
+        density, dilated = self.density(found), _dilated(self.regions)
+        kept = [
+            self.density(region) > density and 2 * int(removed.sum()) <= int(found.sum())
+            for region, removed in zip(self.regions, dilated, strict=True)
+        ]
+        is_kept = torch.tensor(kept, dtype=torch.bool)
+        return replace(self, regions=self.regions[is_kept]), list(dilated[~is_kept])
 
     def density(self, region: Tensor) -> float:
         """The mean of the levels' product over a region (h, w) bool."""
@@ -91,9 +96,14 @@ def probe_regions(probes: RegionProbes, score: float) -> Investigation[tuple[Ten
 
 def _remove(regions: Tensor) -> Investigation[list[TriedRegion]]:
     """Remove each region, with a margin, with the first fill."""
-    dilated = F.max_pool2d(regions[:, None].float(), 2 * MARGIN + 1, 1, MARGIN)[:, 0] > 0
+    dilated = _dilated(regions)
     trials = yield [Removal("without evidence", region) for region in dilated]
     return [
         TriedRegion(0, region, (trial,), trial.outcome not in PERSISTING)
         for region, trial in zip(dilated, trials, strict=True)
     ]
+
+
+def _dilated(regions: Tensor) -> Tensor:
+    """Regions (k, h, w) bool with their margin."""
+    return F.max_pool2d(regions[:, None].float(), 2 * MARGIN + 1, 1, MARGIN)[:, 0] > 0 if len(regions) else regions

@@ -33,7 +33,9 @@ from detcam.perturbation.fills import Fill, LinearFill, RingFill
 MAX_CANDIDATES = 3
 """Maximum number of regions that are verified with controls; the search goes on while none is confirmed."""
 MAX_FURTHER_PARTS = 2
-"""Maximum number of further regions that are tried as parts of the evidence."""
+"""Maximum number of further regions that are needed as well."""
+MIN_CONTEXT_FRACTION = 0.008
+"""Minimum fraction of the image that the region outside the box covers which is tried as a further part."""
 PROBES_NAME = "removal of regions"
 REMOVAL_NAME = "coarse-to-fine removal"
 
@@ -76,21 +78,27 @@ class Verifier:
     def _investigate(self, hypothesis: Hypothesis) -> Investigation[VerificationResult]:
         """Verify the proposals of one proposer after another until a region is confirmed.
 
-        The maps are searched for their smallest region. Then single regions with a denser saliency are removed, all of
-        them if the maps have none; one that ends the error is verified first. Coarse-to-fine removal comes last.
+        The maps are searched for their smallest region. Then single regions are removed: all of them if the maps have
+        none, else those that are denser and half as large; one that ends the error is verified first. Coarse-to-fine
+        removal comes last.
         """
         best: VerificationResult | None = None
         maps, probes = hypothesis.proposals.maps, hypothesis.proposals.probes
         search = self._search(hypothesis, maps)
         found = yield from search.next_region()
-        ending: list[TriedRegion] | None = None
+        further: list[TriedRegion] | None = None
         if probes is not None:
+            left_out: list[Tensor] = []
             if found is not None:
-                probes = probes.denser_than(probes.density(found.region))
+                probes, left_out = probes.split(found.region)
             heatmap, ending = yield from probe_regions(probes, hypothesis.score)
-            best = yield from self._verify_probed(hypothesis, Proposal(PROBES_NAME, heatmap), search, ending)
+            # Regions outside the box may be needed as well, and are no parts of the object.
+            outside = [each for each in left_out if not bool((each & hypothesis.inside).any())]
+            further = [*ending, *(TriedRegion(-1, each, (), ends=False) for each in outside)]
+            probed = Proposal(PROBES_NAME, heatmap)
+            best = yield from self._verify_probed(hypothesis, probed, search, ending, further)
         if not _is_confirmed(best) and maps:
-            result = yield from self._verify(hypothesis, maps, search, found, ending)
+            result = yield from self._verify(hypothesis, maps, search, found, further)
             best = _better(best, result)
         if not _is_confirmed(best) and hypothesis.segments is not None:
             heatmap = yield from removal_map(hypothesis.segments(), hypothesis.box, hypothesis.score)
@@ -104,7 +112,12 @@ class Verifier:
         return RegionSearch(maps, hypothesis.box, self.fill_count, max_score=hypothesis.max_score)
 
     def _verify_probed(
-        self, hypothesis: Hypothesis, proposal: Proposal, search: RegionSearch, ending: Sequence[TriedRegion]
+        self,
+        hypothesis: Hypothesis,
+        proposal: Proposal,
+        search: RegionSearch,
+        ending: Sequence[TriedRegion],
+        further: Sequence[TriedRegion],
     ) -> Investigation[VerificationResult | None]:
         """The first confirmed one of regions that end the error with the first fill, or the best attempt."""
         best: VerificationResult | None = None
@@ -113,7 +126,7 @@ class Verifier:
                 each.region, self.fill_count, max_score=hypothesis.max_score, trials=each.trials
             )
             if tried.ends:
-                result = yield from self._verify_region(hypothesis, proposal, tried, search, ending)
+                result = yield from self._verify_region(hypothesis, proposal, tried, search, further)
                 best = _more_effective(best, result)
                 if _is_confirmed(result):
                     break
@@ -125,20 +138,20 @@ class Verifier:
         proposals: Sequence[Proposal],
         search: RegionSearch,
         found: TriedRegion | None,
-        ending: Sequence[TriedRegion] | None,
+        further: Sequence[TriedRegion] | None,
     ) -> Investigation[VerificationResult | None]:
         """The first confirmed region of some proposals, or the best attempt; None if all maps are empty.
 
-        `found` is the smallest region that the search has found already, None before its start. `ending` are regions
-        that are known to end the error with the first fill, candidates for further parts of the evidence; with None,
-        further parts are searched in the maps.
+        `found` is the smallest region that the search has found already, None before its start. `further` are regions
+        that may be further parts of the evidence, with the trials of those that end the error with the first fill; with
+        None, further parts are searched in the maps.
         """
         best: VerificationResult | None = None
         for _ in range(MAX_CANDIDATES):
             found = found or (yield from search.next_region())
             if found is None:
                 break
-            result = yield from self._verify_region(hypothesis, proposals[found.map_index], found, search, ending)
+            result = yield from self._verify_region(hypothesis, proposals[found.map_index], found, search, further)
             best = _more_effective(best, result)
             if _is_confirmed(result):
                 break
@@ -147,7 +160,7 @@ class Verifier:
         if best is None and attempt is not None:
             # The search leaves a region after the first fill without much effect: it may end the error all the same.
             attempt = yield from try_region(attempt.region, self.fill_count, attempt.map_index, trials=attempt.trials)
-            best = yield from self._verify_region(hypothesis, proposals[attempt.map_index], attempt, search, ending)
+            best = yield from self._verify_region(hypothesis, proposals[attempt.map_index], attempt, search, further)
         return best
 
     def _verify_region(
@@ -156,7 +169,7 @@ class Verifier:
         proposal: Proposal,
         tried: TriedRegion,
         search: RegionSearch,
-        ending: Sequence[TriedRegion] | None,
+        further: Sequence[TriedRegion] | None,
     ) -> Investigation[VerificationResult]:
         """Reduce a region that ends the error to the part that is needed, find further parts, and run the controls."""
         if not tried.ends:
@@ -166,7 +179,7 @@ class Verifier:
         smaller = yield from shrink(tried, self.fill_count, hypothesis.max_score)
         if smaller is not tried:  # it has not the parts of the larger region
             tried, parts = smaller, [part for part in parts if part.needed]
-        parts += yield from self._further_parts(tried, parts, search, ending)
+        parts += yield from self._further_parts(tried, parts, hypothesis, search, further)
         area, size = tried.region, float(tried.region.float().mean())
         excluded = union(area, parts)
         generator = control_generator(hypothesis.case_id)
@@ -227,27 +240,39 @@ class Verifier:
         self,
         tried: TriedRegion,
         parts: Sequence[EvidencePart],
+        hypothesis: Hypothesis,
         search: RegionSearch,
-        ending: Sequence[TriedRegion] | None,
+        further: Sequence[TriedRegion] | None,
     ) -> Investigation[list[EvidencePart]]:
-        """Regions elsewhere that end the detection as well: those known to, or of the same size in the maps."""
-        further: list[EvidencePart] = []
+        """Regions elsewhere that end the detection as well: given ones, or the strongest of the maps.
+
+        If none is given, the strongest region outside the box is tried. If none ends it alone, all of them are removed
+        together, since they may replace one another.
+        """
         found = union(tried.region, parts)
-        candidates = (
-            [
-                TriedRegion(-1, region, (), ends=False)
-                for region in search.regions_outside(found, int(tried.region.sum()))
-            ]
-            if ending is None
-            else [each for each in ending if not bool((each.region & found).any())]
-        )
-        for candidate in candidates[:MAX_FURTHER_PARTS]:
-            if any(bool((part.region & candidate.region).any()) for part in further):
+        candidates = [each for each in further or () if not bool((each.region & found).any())]
+        if not candidates:
+            size = int(tried.region.sum())
+            regions = search.regions_outside(found, size)[:MAX_FURTHER_PARTS]
+            if further is not None:
+                size = max(size, round(MIN_CONTEXT_FRACTION * found.numel()))
+                regions = search.regions_outside(found | hypothesis.inside, size)[:1]
+            candidates = [TriedRegion(-1, region, (), ends=False) for region in regions]
+        ending: list[EvidencePart] = []
+        for candidate in candidates:
+            if any(bool((part.region & candidate.region).any()) for part in ending):
                 continue
             other = yield from try_region(candidate.region, self.fill_count, trials=candidate.trials)
             if other.ends:
-                further.append(EvidencePart(other.region, other.score, needed=True))
-        return further
+                ending.append(EvidencePart(other.region, other.score, needed=True))
+            if len(ending) == MAX_FURTHER_PARTS:
+                break
+        if not ending and len(candidates) > 1:
+            together = torch.stack([each.region for each in candidates]).any(0)
+            other = yield from try_region(together, self.fill_count)
+            if other.ends:
+                ending.append(EvidencePart(other.region, other.score, needed=True))
+        return ending
 
 
 def _more_effective(best: VerificationResult | None, result: VerificationResult) -> VerificationResult:

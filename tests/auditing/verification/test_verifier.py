@@ -14,6 +14,7 @@ from detcam.auditing.verification.evidence import box_region
 from detcam.auditing.verification.hypothesis import Hypothesis, VerificationResult
 from detcam.auditing.verification.persistence import PersistenceCriterion
 from detcam.auditing.verification.proposals import Proposal, Proposals
+from detcam.auditing.verification.region_probes import RegionProbes
 from detcam.auditing.verification.verifier import Verifier
 from detcam.demo.model import load_demo_detector
 from detcam.perturbation.base import ImageScorer
@@ -47,6 +48,7 @@ def verify(
     heatmap: Tensor,
     fills: Sequence[Fill] | None = None,
     segments: Callable[[], Tensor] | None = None,
+    regions: Sequence[tuple[slice, slice]] = (),
 ) -> VerificationResult:
     """Verify that a map shows the cause of the boat in an image (3, h, w), with a score threshold of 0.5."""
     adapter = detector(network.eval(), decode_blueness, names=["boat", "barge"], target_layers="seen").without_layers()
@@ -59,7 +61,11 @@ def verify(
         score = float(output.candidates([target]).class_scores[0, 0])
         scorer = ImageScorer(adapter, batch, output, [target], torch.zeros(1), (), (), 8, False)
         criterion = PersistenceCriterion.from_output(output, target, 0.5)
-        proposals = Proposals([Proposal("map", heatmap)])
+        proposed = torch.zeros(len(regions), *size, dtype=torch.bool)
+        for region, place in zip(proposed, regions, strict=True):
+            region[place] = True
+        probes = RegionProbes(heatmap[None], proposed) if regions else None
+        proposals = Proposals([Proposal("map", heatmap)], probes)
         (result,) = Verifier(scorer, fills).verify(
             [Hypothesis("case", criterion, score, proposals, box, box, segments)]
         )
@@ -121,6 +127,30 @@ def test_causes_that_act_together_and_causes_that_replace_one_another(either: bo
         assert bool(result.evidence[LEFT].any()) and bool(result.evidence[RIGHT].any())
     else:
         assert int(result.evidence.sum()) <= 36 and [part.needed for part in result.parts] == [True]
+
+
+@pytest.mark.parametrize("either", [False, True])
+def test_regions_outside_the_box_that_are_needed_as_well(either: bool) -> None:
+    """The map shows the object; the cues beside it are only among the regions to remove one by one."""
+    hull = (slice(27, 33), slice(27, 33))
+    image, spots = spots_image(hull, LEFT, RIGHT)
+    spots[LEFT] = spots[RIGHT] = 0.02  # less dense than the object
+    network = Spots(
+        [hull, LEFT, RIGHT],
+        lambda blueness: torch.minimum(blueness[0], blueness[1:].amax(0) if either else blueness[1]),
+    )
+    result = verify(network, image, spots, regions=[LEFT, RIGHT, hull])
+    assert result.verdict.grade in ("strong", "weak") and bool(result.evidence[hull].any())
+    assert not bool(result.evidence[LEFT].any() | result.evidence[RIGHT].any())
+    needed = result.needed
+    assert bool(needed[LEFT].all()) and bool(needed[RIGHT].all()) == either, "one cue, or both together"
+
+
+def test_controls_run_only_if_the_error_ends() -> None:
+    image, spots = spots_image(LEFT)
+    result = verify(Spots([RIGHT], lambda blueness: blueness[0] + 0.8), image, spots)
+    assert not result.ends and result.control is None and "persists" in result.verdict.reason
+    assert {trial.intervention for trial in result.trials} == {"without evidence"}
 
 
 def test_parts_of_a_region_that_was_reduced_are_left_out() -> None:

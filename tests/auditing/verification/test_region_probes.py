@@ -1,0 +1,43 @@
+"""Removal of proposed regions one by one."""
+
+from __future__ import annotations
+
+import torch
+
+from detcam.auditing.verification.region_probes import RegionProbes, probe_regions
+from tests.auditing.verification.driven import disc, drive
+
+STRONG, WEAK, LARGE = disc(20, 20, 3), disc(20, 80, 3), disc(70, 50, 20)
+
+
+def probes() -> RegionProbes:
+    """Three regions with saliency 0.5, 1 and 0.1, in this order."""
+    level = torch.zeros(100, 100)
+    level[STRONG], level[WEAK], level[LARGE] = 1.0, 0.5, 0.1
+    return RegionProbes(level[None], torch.stack([WEAK, STRONG, LARGE]))
+
+
+def test_regions_that_end_the_error_come_in_the_order_of_their_density() -> None:
+    (heatmap, ending), count = drive(
+        probe_regions(probes(), 0.9), lambda region, fill: not bool((region & LARGE).any())
+    )
+    assert count == 3 and [bool(each.region[20, 20]) for each in ending] == [True, False]
+    assert all(each.ends and len(each.trials) == 1 for each in ending)
+    assert bool((ending[0].region & STRONG == STRONG).all()) and int(ending[0].region.sum()) > int(STRONG.sum())
+    assert bool((heatmap[STRONG] > 0).any()) and not bool(heatmap[LARGE].any())
+
+
+def test_pairs_are_removed_if_no_region_ends_the_error_alone() -> None:
+    (_, ending), count = drive(
+        probe_regions(probes(), 0.9), lambda region, fill: bool(region[20, 20]) and bool(region[20, 80])
+    )
+    assert count == 3 + 3 and len(ending) == 1 and bool(ending[0].region[20, 20] & ending[0].region[20, 80])
+
+
+def test_only_denser_and_smaller_regions_are_better_than_a_region() -> None:
+    better, others = probes().split(disc(70, 50, 10))
+    assert len(better.regions) == 2 and len(others) == 1, "the two small ones are denser"
+    better, others = probes().split(STRONG)
+    assert len(better.regions) == 0 and len(others) == 3
+    (heatmap, ending), count = drive(probe_regions(better, 0.9), lambda region, fill: True)
+    assert (count, ending) == (0, []) and not bool(heatmap.any())
