@@ -98,3 +98,10 @@ def plain_module(model: object) -> nn.Module:
     if not isinstance(module, nn.Module):
         raise TypeError(f"expected a torch.nn.Module; got {type(module).__name__}")
     return module
+
+
+def check_fractions(**values: float) -> None:
+    """Raise ValueError if a threshold is not in [0, 1]."""
+    for name, value in values.items():
+        if not 0 <= value <= 1:
+            raise ValueError(f"expected {name} in [0, 1]; got {value}")

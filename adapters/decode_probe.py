@@ -26,7 +26,13 @@ if TYPE_CHECKING:
 MIN_REACH = 0.5
 """Fraction of the image that the gradient at the default layer covers, where the network has such a layer."""
 MIN_RELATIVE_REACH = 0.8
-"""Where no layer reaches that far: fraction of the farthest layer's reach that the target layer keeps."""
+"""Where no layer reaches that far: fraction of the farthest layer's reach that the target layer keeps.
+
+A compromise between reach and depth, which says nothing about the quality of maps. On seven plain networks of 3 to 8
+convolutions, with inputs of 96 and 256 pixels, the layer is the same for both sizes. With 0.8 it follows the second or
+third convolution in five of them and the first in two; with 0.5 it lies one or two convolutions deeper in the five, and
+with 0.9 it is the first in six.
+"""
 
 _REORDERING = ("sort", "argsort", "msort", "topk", "nonzero", "masked_select", "unique", "_unique2", "nms")
 """Operations after which a row is no identity: the rows of another image are in another order, or others."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from detcam.adapters.base import AdapterOptions, Batch, DetectorAdapter
+from detcam.adapters.contract import check_fractions
 from detcam.adapters.transformers_base import TransformersModel
 from detcam.adapters.transformers_layers import decoder_inputs, token_levels
 from detcam.adapters.transformers_model import has_head, model_type
@@ -91,8 +92,7 @@ class TransformersDetector(TransformersModel, DetectorAdapter):
         max_detections: int | None = None,
         **options: Unpack[AdapterOptions],
     ) -> None:
-        if not 0 <= score_threshold <= 1:
-            raise ValueError(f"expected score_threshold in [0, 1]; got {score_threshold}")
+        check_fractions(score_threshold=score_threshold)
         self.activation = family_activation(model) if activation is None else activation
         if self.activation not in ("sigmoid", "softmax"):
             raise ValueError(f"expected activation 'sigmoid' or 'softmax'; got {activation!r}")

@@ -13,6 +13,7 @@ from typing_extensions import Unpack
 
 from detcam.adapters.base import Adapter, AdapterOptions, Batch, DetectorAdapter
 from detcam.adapters.candidates import best_fit
+from detcam.adapters.contract import check_fractions
 from detcam.adapters.segmentation import SegmentationAdapter
 from detcam.adapters.transformers_base import TransformersModel
 from detcam.adapters.transformers_layers import decoder_inputs
@@ -145,9 +146,7 @@ class TransformersMaskQueries(MaskQueryModel, DetectorAdapter):
     ) -> None:
         if segments != "panoptic":
             raise ValueError(f"expected segments 'panoptic' or 'semantic', through detcam.adapt; got {segments!r}")
-        for name, value in (("score_threshold", score_threshold), ("mask_threshold", mask_threshold)):
-            if not 0 <= value <= 1:
-                raise ValueError(f"expected {name} in [0, 1]; got {value}")
+        check_fractions(score_threshold=score_threshold, mask_threshold=mask_threshold)
         self.score_threshold, self.mask_threshold = score_threshold, mask_threshold
         self.use_processor(model, processor, image_size)
         self.use_task(model, processor, segments)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from detcam.adapters.base import AdapterOptions, Batch, DetectorAdapter
+from detcam.adapters.contract import check_fractions
 from detcam.adapters.ultralytics_architecture import check_architecture
 from detcam.adapters.ultralytics_letterbox import Letterbox, image_array
 from detcam.adapters.ultralytics_network import (
@@ -67,9 +68,7 @@ class UltralyticsDetector(DetectorAdapter, abstract=True):
         **options: Unpack[AdapterOptions],
     ) -> None:
         module = inner_module(model)
-        for name, value in (("conf", conf), ("iou", iou)):
-            if not 0 <= value <= 1:
-                raise ValueError(f"expected {name} in [0, 1]; got {value}")
+        check_fractions(conf=conf, iou=iou)
         if max_det < 1:
             raise ValueError(f"expected max_det of at least 1; got {max_det}")
         self.conf, self.iou, self.max_det = conf, iou, max_det

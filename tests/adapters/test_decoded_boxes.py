@@ -221,3 +221,32 @@ def test_the_layer_that_makes_the_boxes_is_no_default() -> None:
 
     with pytest.warns(ReachWarning, match="reaches half of the image.*; 1 is the target layer"):
         assert detector(model, decode, image_size=96).layer_names == ["1"]
+
+
+@pytest.mark.parametrize("side", [96, 256])
+@pytest.mark.parametrize(
+    ("convolutions", "expected"),
+    [
+        ([(3, 2), (3, 2), (3, 2), (3, 2)], "3"),
+        ([(3, 2), (3, 1), (3, 2), (3, 1), (3, 2), (3, 1)], "3"),
+        ([(3, 1), (3, 2)] * 4, "5"),
+        ([(8, 8), (3, 1), (3, 1)], "1"),
+    ],
+    ids=["strided", "mixed", "VGG", "patches"],
+)
+def test_a_default_layer_of_short_reach_lies_in_the_middle(
+    convolutions: list[tuple[int, int]], expected: str, side: int
+) -> None:
+    """It keeps 80% of the reach of the first layer, whatever the input's size."""
+    layers: list[nn.Module] = []
+    for kernel, stride in convolutions:
+        layers += [nn.Conv2d(8 if layers else 3, 8, kernel, stride, kernel // 2), nn.ReLU()]
+    model = nn.Sequential(*layers, nn.Conv2d(8, 6, 1)).eval()
+
+    def decode(output: Tensor) -> tuple[Tensor, Tensor]:
+        rows, step = output.flatten(2).mT, side / output.shape[-1]
+        y, x = torch.meshgrid(*(torch.arange(n) * step for n in output.shape[-2:]), indexing="ij")
+        corner = torch.stack([x, y], -1).flatten(0, 1).expand(len(rows), -1, -1)
+        return torch.cat([corner, corner + step], -1), rows[..., 4:].sigmoid()
+
+    assert detector(model, decode, image_size=side).layer_names == [expected]
