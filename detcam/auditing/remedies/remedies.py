@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from detcam.auditing.case import AuditCase
+from detcam.auditing.grouping.actions import REASONS, Action, choose_action
 from detcam.auditing.pipeline import Audit
-from detcam.auditing.remedies.actions import REASONS, Action, choose_action
 from detcam.auditing.remedies.contact_sheets import ObjectIndex, contact_sheet, crop
 from detcam.auditing.remedies.counterfactuals import DEFAULT_TRANSPLANTS, TrainingImage, make_counterfactuals
 from detcam.auditing.remedies.datasets import write_training_set

@@ -20,7 +20,7 @@ const ORDERS = {
 };
 const rank = (list, value) => (list.indexOf(value) < 0 ? list.length : list.indexOf(value));
 
-const state = {type: "", label: "", verdict: "", evidence_kind: "", evidence_location: "", background_type: "", proposal: "", group: "", text: "", low: 0, high: 1, order: FIRST_ORDER};
+const state = {type: "", label: "", verdict: "", evidence_kind: "", evidence_location: "", background_type: "", proposal: "", group: "", text: "", low: 0, high: 1, custom: null, order: FIRST_ORDER};
 let shown = [], firstDrawn = 0, endDrawn = 0, current = null;
 const controls = {};
 
@@ -57,7 +57,7 @@ function showList() {
       el("div", {class: "range", role: "group", "aria-label": "Score"}, el("span", {}, "Score"),
         el("span", {class: "bounds"}, bound("low", "minimum score"), NONE, bound("high", "maximum score"))),
       select("order", Object.keys(ORDERS).map((name) => [name, name]))),
-    el("p", {class: "status"}, el("span", {id: "count", role: "status"}),
+    el("p", {class: "status"}, el("span", {id: "count", role: "status"}), el("span", {id: "custom"}),
       el("button", {type: "button", id: "clear", class: "quiet", click: () => filterBy({}, false)}, "Clear filters")),
     el("div", {id: "start"}),
     el("ol", {class: "cards", id: "list"}),
@@ -84,6 +84,7 @@ function matcher() {
     if (name === "verdict" && value === "confirmed") return isConfirmed;
     return (item) => String(item[name]) === value;
   });
+  if (state.custom) tests.push(state.custom.test);
   return (item) => item.score >= low && item.score <= high && tests.every((test) => test(item)) && (!text || item.image.lower.includes(text));
 }
 
@@ -93,6 +94,7 @@ function refresh() {
   $("count").textContent = shown.length ? (filtered ? count(shown.length) + " of " : "") + plural(items.length, "case")
     : items.length ? "No case matches these filters." : unlisted() ? "No case is listed." : "No errors.";
   $("clear").hidden = !filtered;
+  $("custom").textContent = state.custom ? state.custom.name : "";
   showUnlisted();
   drawFrom(0);
 }
@@ -167,7 +169,7 @@ function fillView() {
 }
 
 function filterBy(filter, scroll = true) {
-  Object.assign(state, {type: "", label: "", verdict: "", evidence_kind: "", evidence_location: "", background_type: "", proposal: "", group: "", text: "", low: 0, high: 1}, filter);
+  Object.assign(state, {type: "", label: "", verdict: "", evidence_kind: "", evidence_location: "", background_type: "", proposal: "", group: "", text: "", low: 0, high: 1, custom: null}, filter);
   for (const name of FILTERS) {
     const value = state[name];
     if (![...controls[name].options].some((option) => option.value === value)) controls[name].append(el("option", {value}, name === "group" ? groupText(Number(value)) : value));

@@ -25,6 +25,8 @@ SCRIPTS = (
     "dom.js",
     "rows.js",
     "cards.js",
+    "decision.js",
+    "curves.js",
     "overview.js",
     "causes.js",
     "list.js",

@@ -18,6 +18,8 @@ import numpy as np
 
 from detcam.auditing.case import AuditCase
 from detcam.auditing.report import images, layout
+from detcam.auditing.report.causes import cause_table, top_causes
+from detcam.auditing.report.curves import confusions
 from detcam.auditing.report.files import ReportFiles
 from detcam.auditing.report.rows import RowTable
 from detcam.auditing.report.summary import ReportSummary
@@ -170,9 +172,17 @@ def summary_data(summary: ReportSummary, files: ReportFiles) -> dict[str, Any]:
     content = summary.to_json()
     del content["groups"]
     issues = content.pop("issues")
+    explained = {case.id: case for case in summary.cases if case.method}
+    causes = []
+    for top in top_causes(summary.causes, explained):
+        thumbnail = files.case_file(top.example, "thumbnail")
+        causes.append(top.to_json() | {"example": {"id": top.example.id, "thumbnail": thumbnail}})
     return clip(
         {
             **content,
+            "causes": causes,
+            "cause_table": cause_table(summary.causes),
+            "confusions": confusions(summary.cases, summary.score_threshold),
             "figures": _figures(summary),
             "tallies": _tallies(summary.cases),
             "groups": _groups(summary, files),
@@ -235,7 +245,9 @@ def _causes(causes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def clip(value: Any) -> Any:
     """Shorten the long texts in JSON values, except for ids and file names, which must stay whole."""
     if isinstance(value, dict):
-        return {key: inner if key in ("id", "thumbnail", "run") else clip(inner) for key, inner in value.items()}
+        return {
+            key: inner if key in ("id", "case_ids", "thumbnail", "run") else clip(inner) for key, inner in value.items()
+        }
     if isinstance(value, list):
         return [clip(inner) for inner in value]
     if isinstance(value, str) and len(value) > MAX_TEXT:

@@ -95,9 +95,9 @@ class RowTable:
         return number
 
     def _ground_truth(self, case: AuditCase) -> list[Any] | None:
-        """The object that an error concerns; null for explained cases, whose explanation contains it."""
+        """The object that an error concerns."""
         truth = case.ground_truth
-        if truth is None or case.method:
+        if truth is None:
             return None
         box = [_pixels(value) for value in truth.box_xyxy]
         known = self._code("class", (truth.label, _clip(truth.name)))

@@ -13,6 +13,7 @@ from detcam.auditing.errors import ErrorType
 from detcam.auditing.grouping.assignment import Assignment
 from detcam.auditing.grouping.hierarchy import CauseNode, causes_to_json
 from detcam.auditing.grouping.inventory import CauseShare
+from detcam.auditing.report.curves import ScoreCurves
 from detcam.auditing.sentences import is_outside
 from detcam.data.annotations import Annotations
 from detcam.data.issues import DataIssues
@@ -56,6 +57,7 @@ class ReportSummary:
         assignment: The unexplained errors, with the explained ones that resemble them; None if there are too few.
         inventory: Shares of the kinds of evidence among all errors from the score threshold on; empty if it was not
             estimated.
+        curves: Precision and recall by score; None if they are unknown.
         cases: All errors.
         issues: Issues with the data, and what was skipped because of them.
         seconds: Duration of the audit.
@@ -80,6 +82,7 @@ class ReportSummary:
     causes: tuple[CauseNode, ...] = ()
     assignment: Assignment | None = None
     inventory: tuple[CauseShare, ...] = ()
+    curves: ScoreCurves | None = None
     cases: tuple[AuditCase, ...] = ()
     issues: DataIssues = field(default_factory=DataIssues)
     seconds: float = 0.0
@@ -155,6 +158,7 @@ class ReportSummary:
             causes=tuple(causes),
             assignment=assignment,
             inventory=tuple(inventory),
+            curves=ScoreCurves.from_analysis(analysis),
             cases=tuple(cases),
             issues=annotations.issues,
             seconds=seconds,
@@ -189,6 +193,7 @@ class ReportSummary:
             "causes": causes_to_json(self.causes),
             "assignment": None if self.assignment is None else json_value(self.assignment.to_json()),
             "inventory": [share.to_json() for share in self.inventory],
+            "curves": None if self.curves is None else self.curves.to_json(),
             "issues": json_value(list(self.issues)),
         }
 

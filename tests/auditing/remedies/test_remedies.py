@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 import detcam
 from detcam.auditing.case import AuditCase, CaseMaps, ErrorGroup, GroundTruthObject
 from detcam.auditing.errors import ERROR_TYPES
-from detcam.auditing.remedies.actions import ACTIONS, case_action, choose_action
+from detcam.auditing.grouping.actions import ACTIONS, case_action, choose_action
 from detcam.auditing.remedies.contact_sheets import ObjectIndex, crop
 from detcam.auditing.remedies.counterfactuals import fill_pixels, grown, make_counterfactuals, paste_region
 from detcam.auditing.remedies.relabel import relabel_order

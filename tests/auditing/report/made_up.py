@@ -32,6 +32,7 @@ from detcam.auditing.grouping.evidence_kind import evidence_kind
 from detcam.auditing.grouping.hierarchy import build_causes
 from detcam.auditing.grouping.inventory import estimate_shares
 from detcam.auditing.report import ReportSummary, ReportWriter
+from detcam.auditing.report.curves import THRESHOLDS, ScoreCurves
 from detcam.data.ground_truth import GroundTruth
 from detcam.data.issues import DataIssue, DataIssues
 from detcam.synthetic.harbor import DEMO_NAMES, HarborScene, draw_scene
@@ -251,6 +252,7 @@ def summary_of(images: list[SampleImage], **overrides: object) -> ReportSummary:
         "groups": tuple(groups),
         "causes": causes,
         "assignment": assignment,
+        "curves": ScoreCurves(THRESHOLDS, np.where(THRESHOLDS < 1, 0.3 + 0.7 * THRESHOLDS, np.nan), 1 - THRESHOLDS),
         "inventory": tuple(inventory),
         "cases": tuple(cases),
         "issues": DataIssues([DataIssue("image is missing", "no image file at images/12.png; skipped", 12)]),

@@ -186,7 +186,7 @@ def test_rows_contain_every_case_the_unlisted_ones_in_files_of_their_own(tmp_pat
         assert row["image"]["file_name"] == case.file_name and row["thumbnail"] == f"cases/{case.id}.thumbnail.jpg"
         assert (row["detail"] is not None) == bool(case.method)
         truth = case.ground_truth
-        if truth is not None and not case.method:
+        if truth is not None:
             known, is_known, iou, annotation_id, box = row["ground_truth"]
             assert data["rows-0" if is_listed[case.id] else "rows-1"]["texts"]["class"][known] == [
                 truth.label,
