@@ -20,11 +20,10 @@ MIN_PART = 0.6
 MAX_NAMES = 2
 MAX_CASES = 2000
 """Maximum number of cases of a cause that the page can list."""
-MAX_NODES = 300
-"""Maximum number of causes in the table of the page."""
 
 DETECTIONS: Mapping[EvidenceKind, str] = {
     "part of the object": "rest on a part of the object",
+    "object itself": "rest on the object itself",
     "another object": "rest on another object",
     "mark": "rest on a mark outside the object",
     "surroundings": "rest on the surroundings, not on an object in the box",
@@ -81,7 +80,7 @@ class TopCause:
         }
 
 
-def top_causes(causes: Sequence[CauseNode], cases: Mapping[str, AuditCase]) -> list[TopCause]:
+def top_causes(causes: Sequence[CauseNode], cases: Mapping[str, AuditCase], noun: str = "error") -> list[TopCause]:
     """Choose the costliest causes: confirmed kinds of evidence, and missed objects; others only if there are too few.
 
     A cause is as general as necessary: if most of its cases have the same classes or are in one group, it is these.
@@ -89,6 +88,7 @@ def top_causes(causes: Sequence[CauseNode], cases: Mapping[str, AuditCase]) -> l
     Args:
         causes: the hierarchy of causes.
         cases: the explained cases by id.
+        noun: what the cases are called: detections without annotations are no errors.
 
     Returns:
         At most three causes, actionable ones first, then by decreasing cost.
@@ -99,22 +99,9 @@ def top_causes(causes: Sequence[CauseNode], cases: Mapping[str, AuditCase]) -> l
         members = [cases[case_id] for case_id in node.case_ids]
         typical = _typical(members)
         example = max(typical, key=lambda case: (case.confirmed, _known(case.delta_ap), case.score))
-        found.append(TopCause(_sentence(node, members), choose_action(typical), node, example))
+        found.append(TopCause(_sentence(node, members, noun), choose_action(typical), node, example))
     found.sort(key=lambda top: (top.action == "look at the cases", -_cost(top.cause), -len(top.cause)))
     return found[:MAX_CAUSES]
-
-
-def cause_table(causes: Sequence[CauseNode]) -> list[dict[str, Any]]:
-    """Return the rows of the page's table of causes: each cause before those below it, with its depth."""
-    rows = [
-        {"depth": depth, "name": node.name, "kind": node.kind, "group": node.group, "case_ids": list(node.case_ids)}
-        | _numbers(node)
-        for root in causes
-        for depth, node in root.walk()
-    ]
-    for row in rows:
-        row["case_ids"] = row["case_ids"][:MAX_CASES]
-    return rows[:MAX_NODES]
 
 
 def _numbers(node: CauseNode) -> dict[str, Any]:
@@ -142,13 +129,13 @@ def _typical(cases: Sequence[AuditCase]) -> list[AuditCase]:
     return missed if 2 * len(missed) > len(cases) else [case for case in cases if case.type != "missed"]
 
 
-def _sentence(node: CauseNode, cases: Sequence[AuditCase]) -> str:
+def _sentence(node: CauseNode, cases: Sequence[AuditCase], noun: str) -> str:
     """The errors and what they have in common; the costliest classes are named."""
     typical = _typical(cases)
     if typical[0].type == "missed":
         what, errors = MISSED.get(node.kind, UNSUPPRESSED), "missed object"
     else:
-        what, errors = DETECTIONS[node.kind], "error"
+        what, errors = DETECTIONS[node.kind], noun
     subject = plural(len(cases), errors)
     if errors == "missed object" and len(typical) < len(cases):
         subject = f"{len(cases)} errors, most of them missed objects,"
@@ -175,11 +162,8 @@ def _agree(what: str, count: int) -> str:
         return what
     verb, rest = what.split(" ", 1)
     singular = {"rest": "rests", "lie": "lies", "may": "may", "have": "has", "are": "is"}[verb]
-    return (
-        f"{singular} {rest}".replace(" of them ", " of it ")
-        .replace(" them", " it")
-        .replace("real objects", "a real object")
-    )
+    rest = rest.replace(" of them ", " of it ").replace(" them", " it").replace("real objects", "a real object")
+    return f"{singular} {rest}"
 
 
 def _cost(node: CauseNode) -> float:

@@ -46,6 +46,7 @@ const predictedName = (item) => (item.type === "missed" ? null : item.name);
 
 // Errors by true class (rows) and predicted class (columns).
 function confusionCard() {
+  if (!data.confusions) return "";
   const {names, cells, class_count} = data.confusions;
   if (!cells.length) return "";
   const numbers = new Map(cells.map(([truth, predicted, number]) => [truth + "," + predicted, number]));
@@ -58,7 +59,7 @@ function confusionCard() {
     const test = (item) => (item.type === "missed" || item.score >= threshold) && trueName(item) === name(truth, null) && predictedName(item) === name(predicted, null);
     const button = el("button", {type: "button", title, "aria-label": title + ": " + plural(number, "error"), click: () => filterBy({custom: {name: title, test}})}, count(number));
     const node = el("td", {}, button);
-    button.style.setProperty("--share", (0.08 + 0.5 * Math.sqrt(number / most)).toFixed(3));
+    button.style.setProperty("--share", (0.08 + 0.37 * Math.sqrt(number / most)).toFixed(3));
     return node;
   };
   const indices = names.map((_, index) => index);

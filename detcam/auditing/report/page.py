@@ -21,18 +21,8 @@ from detcam.visualize.overlay import DEFAULT_COLORMAP, OVERLAY_ALPHA
 TEMPLATE = "page.html"
 STYLE = "page.css"
 SCRIPTS = (
-    "loader.js",
-    "dom.js",
-    "rows.js",
-    "cards.js",
-    "decision.js",
-    "curves.js",
-    "overview.js",
-    "causes.js",
-    "list.js",
-    "viewer.js",
-    "case.js",
-    "main.js",
+    *("loader.js", "dom.js", "rows.js", "cards.js", "decision.js", "curves.js"),
+    *("overview.js", "causes.js", "list.js", "viewer.js", "case.js", "main.js"),
 )
 COLORS = 33  # samples of the color map, between which the page interpolates
 

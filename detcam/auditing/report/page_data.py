@@ -18,7 +18,7 @@ import numpy as np
 
 from detcam.auditing.case import AuditCase
 from detcam.auditing.report import images, layout
-from detcam.auditing.report.causes import cause_table, top_causes
+from detcam.auditing.report.causes import top_causes
 from detcam.auditing.report.curves import confusions
 from detcam.auditing.report.files import ReportFiles
 from detcam.auditing.report.rows import RowTable
@@ -43,6 +43,7 @@ MAX_OBJECTS = 1000
 """Maximum number of ground-truth objects that the page draws on an image."""
 MAX_TEXT = 1000
 """Maximum length of a text on the page; names of a data set can be of any length."""
+UNCLIPPED = ("id", "case_ids", "thumbnail", "run")
 
 
 class PageData:
@@ -172,17 +173,12 @@ def summary_data(summary: ReportSummary, files: ReportFiles) -> dict[str, Any]:
     content = summary.to_json()
     del content["groups"]
     issues = content.pop("issues")
-    explained = {case.id: case for case in summary.cases if case.method}
-    causes = []
-    for top in top_causes(summary.causes, explained):
-        thumbnail = files.case_file(top.example, "thumbnail")
-        causes.append(top.to_json() | {"example": {"id": top.example.id, "thumbnail": thumbnail}})
+    unlabeled = bool(summary.settings.get("unlabeled"))
     return clip(
         {
             **content,
-            "causes": causes,
-            "cause_table": cause_table(summary.causes),
-            "confusions": confusions(summary.cases, summary.score_threshold),
+            "top_causes": _top_causes(summary, files),
+            "confusions": None if unlabeled else confusions(summary.cases, summary.score_threshold),
             "figures": _figures(summary),
             "tallies": _tallies(summary.cases),
             "groups": _groups(summary, files),
@@ -234,6 +230,16 @@ def _groups(summary: ReportSummary, files: ReportFiles) -> list[dict[str, Any]]:
     return entries
 
 
+def _top_causes(summary: ReportSummary, files: ReportFiles) -> list[dict[str, Any]]:
+    """Return the causes that the page begins with."""
+    explained = {case.id: case for case in summary.cases if case.method}
+    noun = "detection" if summary.settings.get("unlabeled") else "error"
+    return [
+        top.to_json() | {"example": {"id": top.example.id, "thumbnail": files.case_file(top.example, "thumbnail")}}
+        for top in top_causes(summary.causes, explained, noun)
+    ]
+
+
 def _causes(causes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return the first causes of the hierarchy, with the number of their cases in place of their ids."""
     return [
@@ -245,9 +251,7 @@ def _causes(causes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def clip(value: Any) -> Any:
     """Shorten the long texts in JSON values, except for ids and file names, which must stay whole."""
     if isinstance(value, dict):
-        return {
-            key: inner if key in ("id", "case_ids", "thumbnail", "run") else clip(inner) for key, inner in value.items()
-        }
+        return {key: inner if key in UNCLIPPED else clip(inner) for key, inner in value.items()}
     if isinstance(value, list):
         return [clip(inner) for inner in value]
     if isinstance(value, str) and len(value) > MAX_TEXT:

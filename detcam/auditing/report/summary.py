@@ -96,6 +96,10 @@ class ReportSummary:
             unknown = [case for case in group.case_ids if case not in known]
             if unknown:
                 raise ValueError(f"group {group.number} refers to {unknown[0]!r}, which is not a case of the audit")
+        for cause in self.causes:
+            unknown = [case for case in cause.case_ids if case not in known]
+            if unknown:
+                raise ValueError(f"cause {cause.name!r} refers to {unknown[0]!r}, which is not a case of the audit")
 
     @classmethod
     def from_analysis(

@@ -56,7 +56,7 @@ def test_documented_and_written_fields_are_the_same(audit: dict[str, Any]) -> No
     inner = {
         path
         for path in documented()
-        if path.endswith(("evidence_shares", "ground_truth", "peak_xy", "evidence_box_xyxy", "assignment"))
+        if path.endswith(("curves", "evidence_shares", "ground_truth", "peak_xy", "evidence_box_xyxy", "assignment"))
     }
     assert documented().keys() - inner <= written
 
@@ -228,5 +228,7 @@ def test_inconsistent_cases_and_groups_raise() -> None:
     summary = summary_of(samples)
     with pytest.raises(ValueError, match="unique"):
         replace(summary, cases=(*summary.cases, summary.cases[0]))
-    with pytest.raises(ValueError, match="not a case of the audit"):
+    with pytest.raises(ValueError, match="group 0 refers to .* not a case of the audit"):
         replace(summary, cases=())
+    with pytest.raises(ValueError, match="cause .* refers to .* not a case of the audit"):
+        replace(summary, cases=(), groups=())

@@ -39,7 +39,7 @@ def test_first_screen_names_the_costliest_causes_with_an_image_and_an_action(
     assert page.locator(".cause .sentence").all_inner_texts() == [top.sentence for top in tops]
     assert page.locator(".cause .action").all_inner_texts() == [ACTION_TEXTS[top.action] for top in tops]
     until(page, "[...document.querySelectorAll('.cause img')].every(node => node.naturalWidth > 300)")
-    bottom = page.evaluate("document.querySelector('.causes').getBoundingClientRect().bottom")
+    bottom = page.evaluate("document.querySelector('.top-causes').getBoundingClientRect().bottom")
     assert bottom < 900, "on the first screen"
     page.click(".cause >> nth=1 >> button")
     assert set(ids(page)) == set(tops[1].cause.case_ids)
@@ -48,19 +48,6 @@ def test_first_screen_names_the_costliest_causes_with_an_image_and_an_action(
     assert page.inner_text("#custom") == "" and len(ids(page)) > len(tops[1].cause)
     page.click(".cause >> nth=0 >> a")
     assert page.evaluate("decodeURIComponent(location.hash)") == f"#case={tops[0].example.id}"
-
-
-def test_causes_fold_out(look: Open, index: Path, summary: ReportSummary) -> None:
-    page = look(index)
-    rows = page.locator(".causes-table tbody tr:not([hidden])")
-    assert rows.count() == len(summary.causes)
-    root = next(cause for cause in summary.causes if cause.children)
-    page.click(f".fold[aria-label='parts of {root.name}']")
-    assert rows.count() == len(summary.causes) + len(root.children)
-    page.click(f".causes-table tbody tr:not([hidden]) .row-name >> nth={summary.causes.index(root) + 1}")
-    assert set(ids(page)) == set(root.children[0].case_ids)
-    page.click(f".fold[aria-label='parts of {root.name}']")
-    assert rows.count() == len(summary.causes)
 
 
 def test_threshold_is_marked_in_the_curves(look: Open, index: Path, summary: ReportSummary) -> None:

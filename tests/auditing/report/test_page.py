@@ -208,7 +208,7 @@ def test_page_and_data_files_are_bounded(tmp_path: Path, monkeypatch: pytest.Mon
         replace(few.cases[at % len(few.cases)], id=f"case-{at}", name="n" * 10_000, file_name=f"{'f' * 10_000}{at}")
         for at in range(400)
     ]
-    summary = replace(few, cases=tuple(cases), groups=(), model="m" * 10**6, annotations="a" * 10**6)
+    summary = replace(few, cases=tuple(cases), groups=(), causes=(), model="m" * 10**6, annotations="a" * 10**6)
     index = write(tmp_path, samples, summary)
     assert index.stat().st_size < 200_000
     start = json.loads(Reader(index.read_text("utf-8")).texts["script"][0])
