@@ -139,9 +139,9 @@ def _sentence(node: CauseNode, cases: Sequence[AuditCase], noun: str) -> str:
     subject = plural(len(cases), errors)
     if errors == "missed object" and len(typical) < len(cases):
         subject = f"{len(cases)} errors, most of them missed objects,"
-    costs: Counter[str] = Counter()
+    costs: dict[str, float] = {}
     for case in typical:
-        costs[_name(case)] += _known(case.delta_ap)
+        costs[_name(case)] = costs.get(_name(case), 0.0) + _known(case.delta_ap)
     counts = Counter(_name(case) for case in typical)
     names = sorted(counts, key=lambda name: (-costs[name], -counts[name], name))
     others = "; and others" if len(names) > MAX_NAMES else ""

@@ -59,8 +59,10 @@ function step(by) {
   const index = from ? position(from) : -1;
   const next = index < 0 ? shown[0] : shown[index + by];
   if (!next) return;
-  if (opened) location.hash = caseLink(next.id);
-  else focusCard(next);
+  if (opened) {
+    current = next; // the next key can come before the change of the address
+    location.hash = caseLink(next.id);
+  } else focusCard(next);
 }
 
 const KEYS = {

@@ -66,6 +66,7 @@ def test_overview_shows_the_results(look: Open, index: Path, summary: ReportSumm
     sentences = page.locator(".group .sentence").all_inner_texts()
     assert sentences == [group.sentence for group in summary.groups][: len(sentences)] and sentences
     assert "Settings" in page.inner_text("#about") and "1 data issue" in page.inner_text("#about")
+    page.locator("#groups").scroll_into_view_if_needed()
     until(page, "[...document.querySelectorAll('.group img')].slice(0, 6).every(node => node.naturalWidth > 300)")
 
 
