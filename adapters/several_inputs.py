@@ -20,8 +20,12 @@ InputKey: TypeAlias = int | str
 
 
 def arguments(batch: Batch, key: InputKey | None) -> tuple[list[Any], dict[str, Any]]:
-    """Return the positional and keyword arguments of the network, with the explained input in its place."""
-    positional, keywords = list(batch.extra_inputs), dict(batch.model_kwargs)
+    """Return the positional and keyword arguments of the network on its device, the explained input in its place."""
+    device = batch.inputs.device
+    positional = [value.to(device) if isinstance(value, Tensor) else value for value in batch.extra_inputs]
+    keywords = {
+        name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.model_kwargs.items()
+    }
     if isinstance(key, str):
         keywords[key] = batch.inputs
     else:
