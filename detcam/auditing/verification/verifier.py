@@ -188,9 +188,9 @@ class Verifier:
         trials += yield [
             Removal("random control", each, index % self.fill_count) for index, each in enumerate(random_regions)
         ]
-        further = yield from self._box_controls(area, excluded, hypothesis.box, generator, trials)
-        parts += further
-        verdict = decide_verdict(hypothesis.score, trials, size, parts_needed=len(further))
+        beside = yield from self._box_controls(area, excluded, hypothesis.box, generator, trials)
+        parts += beside
+        verdict = decide_verdict(hypothesis.score, trials, size, parts_needed=len(beside))
         control = random_regions[0] if random_regions else None
         return VerificationResult(tuple(trials), verdict, proposal, area, tuple(parts), control, ends=True)
 
