@@ -1,5 +1,7 @@
 # make demo      a virtual environment with detcam and every extra, then the demonstration
 # make test      the test suite (make test-slow: the slow tests alone)
+# make test-oldest   the test suite with the oldest versions that setup.cfg allows, on Python 3.10 where it is there
+# make soak      2,000 explanations in one process: memory, hooks and file handles
 # make lint      style, format and types
 # make bench     speed against other libraries
 # make planted-peers   other libraries on detectors with planted causes; trains the detectors into build/planted
@@ -29,7 +31,7 @@ PYTHON ?= $(shell for p in python3.14 python3.13 python3.12 python3.11 python3.1
 QUIET := OMP_NUM_THREADS=1 MPLBACKEND=Agg HF_HUB_OFFLINE=1 NO_ALBUMENTATIONS_UPDATE=1 \
 	YOLO_OFFLINE=True YOLO_AUTOINSTALL=False YOLO_CONFIG_DIR=$(abspath $(VENV))/ultralytics
 
-.PHONY: help env demo test test-slow lint format bench planted-peers repair-proof wheel-check dist docs docs-images clean
+.PHONY: help env demo test test-slow test-oldest soak lint format bench planted-peers repair-proof wheel-check dist docs docs-images clean
 
 help:
 	@sed -n '1,/^$$/s/^# //p' Makefile
@@ -61,6 +63,24 @@ test: $(VENV)/.installed-dev
 
 test-slow: $(VENV)/.installed-dev
 	$(QUIET) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m slow
+
+soak: $(VENV)/.installed-dev
+	$(QUIET) $(BIN)/python -m pytest -m slow tests/core/test_soak.py
+
+# The oldest Python that can make a virtual environment.
+OLDEST_PYTHON ?= $(shell for p in python3.10 python3.11 python3.12 python3.13 python3; do \
+	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))' >/dev/null 2>&1 \
+	&& { echo $$p; break; }; done)
+OLDEST := build/oldest
+
+# The packages of the tests alone are as new as they can be beside the oldest ones.
+test-oldest: setup.cfg
+	rm -rf $(OLDEST)
+	$(OLDEST_PYTHON) -m venv $(OLDEST)
+	$(OLDEST_PYTHON) .ci/floors.py > $(OLDEST)/floors.txt
+	$(OLDEST)/bin/python -m pip install -c $(OLDEST)/floors.txt -e '.[all,test]'
+	$(OLDEST)/bin/python -m pip install --no-deps tidecv==1.0.1 quantus==0.6.0
+	$(QUIET) $(OLDEST)/bin/python -m pytest -n $(WORKERS) --dist worksteal
 
 # mypy knows packages by their folders alone, so it is shown the tree as it is installed.
 lint: $(VENV)/.installed-dev
