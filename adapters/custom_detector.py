@@ -161,7 +161,7 @@ class CustomDetectorAdapter(DetectorAdapter):
         if not self.letterbox:
             return Geometry.resize(size_hw, canvas)
         scale = min(canvas[0] / size_hw[0], canvas[1] / size_hw[1])
-        height, width = round(size_hw[0] * scale), round(size_hw[1] * scale)
+        height, width = (max(round(side * scale), 1) for side in size_hw)
         offset = (float((canvas[1] - width) // 2), float((canvas[0] - height) // 2))
         if self.letterbox == "top-left":
             offset = (0.0, 0.0)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from detcam.adapters.base import Batch, DetectorAdapter
 from detcam.geometry import Geometry
@@ -55,7 +56,7 @@ class TorchvisionDetector(DetectorAdapter, abstract=True):
         """Number of class indices, background (0) included where the family has one."""
 
     def prepare(self, images: Sequence[Tensor]) -> Batch:
-        moved = [image.to(self.device, self.dtype) for image in images]
+        moved = [self._thickened(image.to(self.device, self.dtype)) for image in images]
         transformed, _ = self.model.transform(moved)
         canvas = (transformed.tensors.shape[-2], transformed.tensors.shape[-1])
         geometries = []
@@ -63,6 +64,15 @@ class TorchvisionDetector(DetectorAdapter, abstract=True):
             size = (image.shape[-2], image.shape[-1])
             geometries.append(Geometry(size, canvas, (width / size[1], height / size[0])))
         return Batch(transformed.tensors, tuple(geometries))
+
+    def _thickened(self, image: Tensor) -> Tensor:
+        """Stretch the short side of a long image that would have no pixel left in the network's input."""
+        height, width = image.shape[-2:]
+        transform: Any = self.model.transform
+        least = -(-max(height, width) // transform.max_size)
+        if transform.fixed_size is not None or min(height, width) >= least:
+            return image
+        return F.interpolate(image[None], (max(height, least), max(width, least)))[0]
 
     def prepare_tensor(self, batch: Tensor) -> Batch:
         return self.prepare(list(batch))

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from detcam.data.decoding import IMAGE_SUFFIXES, check_search, pil_array, read_file
+from detcam.utils.batching import batch_slices
 from detcam.utils.files import is_file, is_folder
 from detcam.utils.warnings import warn
 
@@ -24,6 +25,8 @@ ImageLike: TypeAlias = "str | Path | Image.Image | np.ndarray | Tensor"
 Bands: TypeAlias = "int | Sequence[int]"
 """Index of one channel, shown in gray, or of three, shown as red, green and blue."""
 
+STRIP_PIXELS = 2**20
+"""Pixels of a large image that are converted at once."""
 MAX_DARK_UINT16 = 4095
 """16-bit images without a greater value are reported: they may have 12 bits, and are nearly black as 16."""
 
@@ -133,9 +136,9 @@ class ImageReader:
             check_finite(tensor, name)
         if self.value_range is not None:
             low, high = self.value_range
-            return ((tensor.detach().float() - low) / (high - low)).clamp(0, 1)
+            return tensor.detach().to(torch.float32, copy=True).sub_(low).div_(high - low).clamp_(0, 1)
         if dtype in ("uint8", "bool"):
-            return tensor.float() / (255 if dtype == "uint8" else 1)
+            return tensor.float().div_(255 if dtype == "uint8" else 1)  # in place: large images fill the memory
         lowest, highest = float(tensor.min()), float(tensor.max())
         if dtype == "uint16":
             if 0 < highest <= MAX_DARK_UINT16:
@@ -144,7 +147,7 @@ class ImageReader:
                     "pass value_range=, such as (0, 4095) for 12 bits",
                     UserWarning,
                 )
-            return tensor.float() / 65535
+            return tensor.float().div_(65535)
         if not tensor.is_floating_point():
             raise TypeError(
                 f"{name}: expected dtype uint8 or float in [0, 1], or uint16; got {dtype} with values from "
@@ -282,7 +285,10 @@ def shown_bands(image: Tensor, bands: Bands | None = None) -> Tensor:
 def to_uint8(image: Tensor, bands: Bands | None = None) -> np.ndarray:
     """Convert a (C, H, W) float tensor in [0, 1] to an (H, W, 3) uint8 RGB array; `bands` as in `shown_bands`."""
     shown = shown_bands(image.detach(), bands)
-    return np.ascontiguousarray((shown.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy())
+    pixels = torch.empty((*shown.shape[-2:], 3), dtype=torch.uint8)
+    for part in batch_slices(len(pixels), max(STRIP_PIXELS // pixels.shape[1], 1)):
+        pixels[part] = (shown[:, part].clamp(0, 1) * 255).round().byte().permute(1, 2, 0)
+    return pixels.numpy()
 
 
 def check_finite(tensor: Tensor, name: str) -> None:
