@@ -64,6 +64,7 @@ class RayEngine:
     def started(self) -> Iterator[object]:
         """Connect to the cluster, or start one, unless this process is connected."""
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else restarts of workers are announced on stderr
         with needs_extra("ray"):
             import ray
         if ray.is_initialized():
@@ -156,7 +157,7 @@ class _Replica:
 
 
 def _silence(context: Any) -> None:
-    """Keep the progress reports of Ray Data from the terminal; warnings stay."""
+    """Keep the progress reports of Ray Data from the terminal."""
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
