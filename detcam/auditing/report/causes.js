@@ -27,7 +27,7 @@ function showCauses() {
     columns.map((name) => el("th", {scope: "col", class: "number"}, name)))), el("tbody", {}, rows));
   $("causes").hidden = false;
   $("causes").append(card("Causes", causesNote(isEstimated), el("div", {class: "scroll"}, table),
-    ...(data.inventory.length ? [el("ul", {class: "shares"}, data.inventory.map((share) => el("li", {}, share.sentence)))] : [])));
+    ...(data.inventory.length ? [el("ul", {class: "shares", tabindex: 0, "aria-label": "Shares of causes"}, data.inventory.map((share) => el("li", {}, share.sentence)))] : [])));
 }
 
 function causeRow(cause, toggle, isEstimated) {
