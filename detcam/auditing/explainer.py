@@ -217,13 +217,16 @@ class ErrorExplainer:
             references: dict[int, Tensor] = {}
             rows, columns = batch.geometries[0].valid_cells(batch.geometries[0].input_size_hw)
             segments = cache(lambda: color_segments(batch.inputs[0, :, rows, columns].float()))
-            propose = partial(gradient_proposals, self._proposing, tuple(own), trace, batch, output, segments=segments)
+            propose = partial(gradient_proposals, self._proposing, tuple(own), trace, batch, output)
             if heatmaps is None:
                 for number, question in enumerate(questions):
-                    targets = (suppressing[number],) if number in suppressing else question.targets
-                    proposals.append(propose(targets))
+                    # Of a suppressing detection and of a reference, only the first maps are used.
+                    if number in suppressing:
+                        proposals.append(propose((suppressing[number],), None))
+                    else:
+                        proposals.append(propose(question.targets, segments))
                     if question.reference is not None:
-                        first = propose([question.reference])
+                        first = propose([question.reference], None)
                         if not isinstance(first, RuntimeError):
                             references[number] = first.maps[0].heatmap
         with guarded(self.adapter.model, gradients=False), torch.no_grad():

@@ -67,7 +67,7 @@ def gradient_proposals(
     batch: Batch,
     output: DetectorOutput,
     targets: Sequence[Target],
-    segments: Callable[[], Tensor],
+    segments: Callable[[], Tensor] | None,
 ) -> Proposals | RuntimeError:
     """Propose evidence by gradients times activations at every target layer, by their product, and by segments.
 
@@ -81,7 +81,8 @@ def gradient_proposals(
         batch: the image.
         output: its output.
         targets: the targets of one question; their maps are added.
-        segments: makes the labels (h, w) int64 of segments of the image.
+        segments: makes the labels (h, w) int64 of segments of the image; None leaves out the proposals by segments, and
+            the regions to remove one by one.
 
     Returns:
         The proposals; the error if no layer supports the targets.
@@ -98,13 +99,14 @@ def gradient_proposals(
     if not scaled:
         return RuntimeError("it is zero everywhere, no pixel supports the target")
     covering = [each for name, each in scaled.items() if name not in own_layers] or list(scaled.values())
-    probes = RegionProbes.propose(covering, segments())
+    probes = None if segments is None else RegionProbes.propose(covering, segments())
     deepest_first = [Proposal(f"gradient at {name}", each) for name, each in reversed(scaled.items())]
     if len(scaled) == 1:
         return Proposals(deepest_first, probes)
     stacked = torch.stack(list(scaled.values()))
     mean, product = stacked.mean(0), stacked.prod(0)
-    found = [deepest_first[0], Proposal("segments", _pooled(mean, segments())), *deepest_first[1:]]
+    by_segments = [] if segments is None else [Proposal("segments", _pooled(mean, segments()))]
+    found = [deepest_first[0], *by_segments, *deepest_first[1:]]
     if bool(product.amax() > 0):
         found.insert(0, Proposal("product of gradients", (product / product.amax()) ** (1 / len(scaled))))
     return Proposals(found[:MAX_PROPOSALS], probes)

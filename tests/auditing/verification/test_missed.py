@@ -118,8 +118,9 @@ def test_an_object_that_no_removal_makes_appear(tmp_path: Path) -> None:
     assert case.forward_passes <= 27
 
 
-def test_an_object_that_a_neighbor_suppresses(tmp_path: Path) -> None:
+def test_an_object_that_a_neighbor_suppresses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two boats with an IoU of 0.73; the score of the larger one comes from a spot outside the smaller one."""
+    monkeypatch.setattr("detcam.auditing.explainer.color_segments", pytest.fail)  # no proposal needs segments
     adapter = spot_adapter(NEAR_SPOT, [[0.6, 0.0], [0.1, 0.0]], [[0.0, 0.0], [0.8, 0.0]], [OBJECT, NEIGHBOR])
     case = audit_missed(adapter, tmp_path, NEAR_SPOT, [NEIGHBOR])
     assert case.failure_stage == "suppressed" and case.score == pytest.approx(0.6)
