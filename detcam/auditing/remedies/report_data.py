@@ -75,13 +75,19 @@ class ReportData:
         """Read the report of a finished audit.
 
         Raises:
-            ValueError: the folder has no report of this version, or the folder of images does not exist.
+            ValueError: the folder has no report of this version, the audit had no annotations, or the folder of images
+                does not exist.
         """
         if not (folder / AUDIT).is_file():
             raise ValueError(f"{folder} has no file {AUDIT}; give the folder of a finished report (detcam audit --out)")
         if images_dir is not None and not images_dir.is_dir():
             raise ValueError(f"expected a folder of images; got {images_dir}")
-        return cls(folder, read_json(folder / AUDIT, AUDIT_SCHEMA, AUDIT_VERSION), images_dir)
+        content = read_json(folder / AUDIT, AUDIT_SCHEMA, AUDIT_VERSION)
+        if content["settings"].get("unlabeled"):
+            raise ValueError(
+                f"{folder} has no annotations, so its detections are not known to be errors; audit with some"
+            )
+        return cls(folder, content, images_dir)
 
     @cached_property
     def cases(self) -> dict[str, AuditCase]:

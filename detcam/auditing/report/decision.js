@@ -18,7 +18,7 @@ const causeFilter = (item, name) => {
 };
 
 function showDecision() {
-  if (!data.top_causes.length) return;
+  if (!data.top_causes.length || isUnlabeled) return;  // detections without annotations need no action by themselves
   const items = data.top_causes.map((cause) => el("li", {class: "cause"},
     el("a", {class: "picture", href: caseLink(cause.example.id), "aria-label": "Case: " + cause.sentence}, thumbnail(cause.example.thumbnail)),
     el("div", {class: "cause-text"},

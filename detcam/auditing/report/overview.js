@@ -5,7 +5,7 @@ const MAX_CLASSES = 12, MAX_GROUPS = 8;
 function showOverview() {
   showDecision();
   showFigures();
-  $("charts").append(...[typeChart(), classChart(), evidenceChart(), curvesCard()].filter(Boolean));
+  $("charts").append(...[!isUnlabeled && typeChart(), classChart(), evidenceChart(), curvesCard()].filter(Boolean));
   showCauses();
   $("tables").append(...[confusionCard()].filter(Boolean));
   showGroups();

@@ -78,9 +78,11 @@ def test_detections_beside_wakes_are_trusted_least(found: Audit) -> None:
     assert max(case.trust for case, ghost in zip(found.least_trusted, ghosts, strict=True) if ghost) < 0.5
 
 
-def test_the_report_has_no_average_precision(found: Audit) -> None:
+def test_the_report_has_no_average_precision(found: Audit, tmp_path: Path) -> None:
     assert found.report is not None
     data = json.loads((found.report.parent / "audit.json").read_text())
+    with pytest.raises(ValueError, match="no annotations"):
+        detcam.repair(found, tmp_path)
     assert data["settings"]["unlabeled"] is True and data["average_precision"] is None
     assert "no annotations" in data["headline"][0] and "6 are explained" in data["headline"][1]
     rated = [AuditCase.from_json(case) for case in data["cases"] if case["trust"] is not None]
