@@ -54,6 +54,7 @@ def main(argv=None):
     print("Groups of similar errors, largest delta AP first:")
     for group in audit.groups:
         print(f"  {group.sentence}")
+    print(f"Single cases: {sum(case.group is None for case in audit.explained)}")
     print("Confirmed explanations, largest effect on the score first:")
     for case in sorted(audit.confirmed, key=lambda case: -case.score * case.effect)[:5]:
         print(f"  {case.file_name}: {case.sentence}")

@@ -411,7 +411,10 @@ def test_false_positives_are_traced_to_wakes(run: Callable[..., Run], capsys: py
     audit = json.loads((result.figure.parent / "audit.json").read_text())
     explained = [case for case in audit["cases"] if case["method"] and case["is_false_positive"]]
     assert len(explained) == 4 and all(case["background_type"] == "context" for case in explained)
-    assert "4 of 4 confirmed" in printed or printed.count("confirmed; ") > 1
+    assert {case["verdict"] for case in explained} == {"strong"}
+    groups = [int(size) for size, same in re.findall(r"(\d+) of (\d+) confirmed", printed) if size == same]
+    single = int(re.search(r"Single cases: (\d+)", printed)[1])  # type: ignore[index]
+    assert sum(groups) + single == 4 and len(groups) == printed.count(" confirmed; ")
     best = max(explained, key=lambda case: case["score"])
     assert f"{best['file_name']}: {best['sentence']}" in printed
     assert "(context)" in printed and "background error" in printed
