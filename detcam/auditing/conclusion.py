@@ -45,8 +45,9 @@ def conclude(
 ) -> ExplainedError:
     """Complete a case with its evidence and, if it was verified, with the result.
 
-    The heatmap of confirmed evidence is the proposal's map in the evidence and the other parts that the error needs.
-    The heatmap of a verified detection is scaled to the relative drop of the score without the evidence.
+    The heatmap of confirmed evidence is the map of the proposal in the evidence and in the other parts that the error
+    needs, each scaled to the relative drop of the score without it. A part in which the map is 0 is uniform. Other
+    heatmaps of detections are scaled as a whole, to the drop without the evidence.
 
     Args:
         case: the case without evidence.
@@ -65,10 +66,16 @@ def conclude(
         evidence, needed = mapping.to_image(verified.evidence), mapping.to_image(verified.needed)
         control = None if verified.control is None else mapping.to_image(verified.control)
         case = _with_verdict(case, verified, regions, mapping)
-        if case.confirmed and bool((heatmap * needed).amax() > 0):
-            heatmap = heatmap * needed
-            heatmap = heatmap / heatmap.amax()
-        heatmap = heatmap * (_relative_gain(case) if case.type == "missed" else _relative_drop(case))
+        effect = _relative_gain(case) if case.type == "missed" else _relative_drop(case)
+        if case.confirmed:
+            of_parts = [
+                (mapping.to_image(part.region), 1.0 if case.type == "missed" else _drop(case, part.score))
+                for part in verified.parts
+                if part.needed
+            ]
+            heatmap = torch.stack([_heat_in(heatmap, *each) for each in [(evidence, effect), *of_parts]]).amax(0)
+        else:
+            heatmap = heatmap * effect
     strength = heatmap * evidence
     if not bool(strength.amax() > 0):
         strength = evidence.float()
@@ -128,4 +135,16 @@ def _relative_gain(case: AuditCase) -> float:
 def _relative_drop(case: AuditCase) -> float:
     """The drop of the score without the evidence, relative to the score, in [0, 1]: that of the fill with less."""
     without = [remaining_score(trial) for trial in case.trials if trial.intervention == "without evidence"]
-    return min(max(1 - max(without) / max(case.score, 1e-9), 0.0), 1.0) if without else 1.0
+    return _drop(case, max(without)) if without else 1.0
+
+
+def _drop(case: AuditCase, score: float) -> float:
+    """The drop to a score, relative to the score of the case, in [0, 1]."""
+    return min(max(1 - score / max(case.score, 1e-9), 0.0), 1.0)
+
+
+def _heat_in(heatmap: Tensor, region: Tensor, maximum: float) -> Tensor:
+    """The heatmap (H, W) in a region, scaled to a maximum; uniform if it is 0 there."""
+    heat = heatmap * region
+    heat = heat if bool(heat.amax() > 0) else region.float()
+    return heat / heat.amax().clamp(min=1e-12) * maximum
