@@ -18,6 +18,9 @@ from detcam.auditing.verification.input_mapping import InputMapping
 from detcam.auditing.verification.proposals import Proposal
 from detcam.auditing.verification.verdict import remaining_score
 
+MIN_PART_HEAT = 0.5
+"""Minimum of the largest heat in a part that the error needs, relative to the drop of the score without it."""
+
 
 @dataclass(frozen=True)
 class ExplainedError:
@@ -46,8 +49,8 @@ def conclude(
     """Complete a case with its evidence and, if it was verified, with the result.
 
     The heatmap of confirmed evidence is the map of the proposal in the evidence and in the other parts that the error
-    needs, each scaled to the relative drop of the score without it. A part in which the map is 0 is uniform. Other
-    heatmaps of detections are scaled as a whole, to the drop without the evidence.
+    needs, scaled to the relative drop of the score without the evidence. A part that the map does not show is raised to
+    half the drop without it. Other heatmaps of detections are scaled as a whole.
 
     Args:
         case: the case without evidence.
@@ -68,12 +71,12 @@ def conclude(
         case = _with_verdict(case, verified, regions, mapping)
         effect = _relative_gain(case) if case.type == "missed" else _relative_drop(case)
         if case.confirmed:
-            of_parts = [
-                (mapping.to_image(part.region), 1.0 if case.type == "missed" else _drop(case, part.score))
-                for part in verified.parts
-                if part.needed
-            ]
-            heatmap = torch.stack([_heat_in(heatmap, *each) for each in [(evidence, effect), *of_parts]]).amax(0)
+            heatmap = _heat_in(heatmap, needed, effect)
+            for part in (part for part in verified.parts if part.needed):
+                drop = 1.0 if case.type == "missed" else _drop(case, part.score)
+                region = mapping.to_image(part.region)
+                if float((heatmap * region).amax()) < MIN_PART_HEAT * drop:
+                    heatmap = heatmap.where(~region, _heat_in(heatmap, region, MIN_PART_HEAT * drop))
         else:
             heatmap = heatmap * effect
     strength = heatmap * evidence
