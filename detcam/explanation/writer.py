@@ -215,7 +215,7 @@ def read_index(path: Path) -> list[dict[str, Any]]:
     """
     if not path.exists():
         return []
-    entries: list[dict[str, Any]] = read_json(path, EXPLANATIONS_SCHEMA, EXPLANATIONS_VERSION)["images"]
+    entries = read_json(path, EXPLANATIONS_SCHEMA, EXPLANATIONS_VERSION).get("images")
     if not isinstance(entries, list) or not all(_is_entry(entry) for entry in entries):
         raise ValueError(f"{path} has entries that are not of this version; move it away, or choose another folder")
     return entries

@@ -121,3 +121,6 @@ def test_an_index_of_somebody_else_is_refused(tmp_path: Path, change: dict[str, 
         else:
             with pytest.raises(ValueError, match="move it away"):
                 read_index(path)
+    path.write_text(json.dumps({"schema": "detcam/explanations", "version": 2, "mages": [entry]}))
+    with pytest.raises(ValueError, match="move it away"):
+        read_index(path)
