@@ -1,32 +1,11 @@
-// The comparison of two audits. Text from the data becomes text nodes and attributes only, never markup.
+// The comparison of two audits.
 
 const data = JSON.parse(document.getElementById("data").textContent);
-const $ = (id) => document.getElementById(id);
-const SVG = "http://www.w3.org/2000/svg";
-const MINUS = "\u2212", NONE = "\u2013", PAGE = 60;
+const PAGE = 60;
 
-function fill(node, attributes, children) {
-  for (const [name, value] of Object.entries(attributes || {})) {
-    if (value === null || value === undefined || value === false) continue;
-    if (typeof value === "function") node.addEventListener(name, value);
-    else node.setAttribute(name, value === true ? "" : String(value));
-  }
-  for (const child of children.flat(2)) {
-    if (child === null || child === undefined || child === false) continue;
-    node.append(child instanceof Node ? child : document.createTextNode(String(child)));
-  }
-  return node;
-}
-const el = (tag, attributes, ...children) => fill(document.createElement(tag), attributes, children);
-const svg = (tag, attributes, ...children) => fill(document.createElementNS(SVG, tag), attributes, children);
-const isKnown = (value) => value !== null && value !== undefined;
-const digits = (value, count) => (isKnown(value) ? value.toFixed(count).replace("-", MINUS) : NONE);
 const signed = (value, count) => (isKnown(value) ? (value > 0 ? "+" : "") + digits(value, count) : NONE);
-const kebab = (text) => text.replaceAll(" ", "-");
 const tag = (kind, text) => el("span", {class: "tag " + kebab(kind)}, text || kind);
-const link = (path) => (path ? path.split("/").map(encodeURIComponent).join("/") : null);
 const range = (pair, count) => el("span", {class: "range"}, isKnown(pair[0]) ? signed(pair[0], count) + " to " + signed(pair[1], count) : NONE);
-const scrollable = (name, table) => el("div", {class: "scroll", tabindex: 0, role: "region", "aria-label": name}, table);
 
 function table(name, heads, rows) {
   const head = heads.map(([text, isNumber]) => el("th", {scope: "col", class: isNumber ? "number" : null}, text));

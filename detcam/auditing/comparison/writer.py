@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
-import re
 from dataclasses import replace
-from html import escape
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,8 +16,7 @@ from detcam.auditing.comparison.pairs import ErrorPair
 from detcam.auditing.comparison.record import AuditRecord
 from detcam.auditing.report.images import region_outline, thumbnail_jpeg
 from detcam.auditing.report.layout import case_stem
-from detcam.auditing.report.page import heat_colors
-from detcam.auditing.report.page_data import script_json
+from detcam.auditing.report.page import STYLE, assemble_page, heat_colors, read_part
 from detcam.utils.files import json_value, replace_file
 from detcam.visualize.overlay import OVERLAY_ALPHA
 
@@ -138,24 +133,11 @@ def _plain_thumbnail(path: Path, case: AuditCase) -> bytes:
 
 def render_comparison(data: dict[str, Any]) -> bytes:
     """Render the page; names from the data set occur only in its data, escaped, and cannot become markup or code."""
-    style = _read("detcam.auditing.report", "page.css") + _read(__package__, "comparison.css")
-    script = "\n".join(["(() => {", '"use strict";', _read(__package__, "comparison.js"), "})();"])
-    parts = {
-        "title": escape(f"Comparison of {data['old_model']} and {data['new_model']}"),
-        "style": style,
-        "script": script,
-        "style-hash": _digest(style),
-        "script-hash": _digest(script),
-        "data": script_json(data),
-    }
-    template = _read(__package__, "comparison.html")
-    html = re.sub(r"\{\{([a-z-]+)\}\}", lambda match: parts[match[1]], template)
-    return html.encode("utf-8", "backslashreplace")
+    title = f"Comparison of {data['old_model']} and {data['new_model']}"
+    style = read_part(STYLE) + _read("comparison.css")
+    scripts = [read_part("elements.js"), _read("comparison.js")]
+    return assemble_page(_read("comparison.html"), title, style, scripts, data)
 
 
-def _read(package: str, name: str) -> str:
-    return resources.files(package).joinpath(name).read_text(encoding="utf-8")
-
-
-def _digest(text: str) -> str:
-    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+def _read(name: str) -> str:
+    return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")

@@ -70,7 +70,6 @@ function parts(item) {
   return scrollable("Parts", el("table", {class: "parts"}, el("thead", {}, el("tr", {}, head)), el("tbody", {}, whole, rows)));
 }
 
-const scrollable = (name, table) => el("div", {class: "scroll", tabindex: 0, role: "region", "aria-label": name}, table);
 
 // The ground truth of a background error is only an object nearby.
 const locationText = (item, location) =>

@@ -1,7 +1,4 @@
-// Elements, numbers and labels. Text from the data becomes text nodes and attributes only, never markup.
-
-const SVG = "http://www.w3.org/2000/svg";
-const $ = (id) => document.getElementById(id);
+// Labels and numbers of the report.
 
 const TYPES = ["classification", "localization", "both", "duplicate", "background", "missed"];
 const EVIDENCE_LOCATIONS = ["predicted box", "ground truth", "same class", "ring", "scene"];
@@ -26,25 +23,6 @@ const TYPE_TEXTS = {
   missed: "object without a detection",
 };
 
-// Strings and numbers become attributes, true an empty attribute, functions event listeners; null and false are skipped.
-function fill(node, attributes, children) {
-  for (const [name, value] of Object.entries(attributes || {})) {
-    if (value === null || value === undefined || value === false) continue;
-    if (typeof value === "function") node.addEventListener(name, value);
-    else node.setAttribute(name, value === true ? "" : String(value));
-  }
-  for (const child of children.flat(2)) {
-    if (child === null || child === undefined || child === false) continue;
-    node.append(child instanceof Node ? child : document.createTextNode(String(child)));
-  }
-  return node;
-}
-const el = (tag, attributes, ...children) => fill(document.createElement(tag), attributes, children);
-const svg = (tag, attributes, ...children) => fill(document.createElementNS(SVG, tag), attributes, children);
-
-const isKnown = (value) => value !== null && value !== undefined;
-const MINUS = "\u2212", NONE = "\u2013";
-const digits = (value, count) => (isKnown(value) ? value.toFixed(count).replace("-", MINUS) : NONE);
 const percent = (value) => {
   if (!isKnown(value)) return NONE;
   const scaled = 100 * value;
@@ -54,14 +32,11 @@ const score = (value) => digits(value, 3);
 const ap = (value) => (isKnown(value) && value !== 0 && Math.abs(value) < 0.00005 ? "<0.0001" : digits(value, 4));
 const count = (value) => value.toLocaleString("en").replaceAll(",", "\u202f");
 const plural = (value, word) => count(value) + " " + word + (value === 1 ? "" : "s");
-const kebab = (text) => text.replaceAll(" ", "-");
 const seconds = (value) => {
   if (value < 90) return digits(value, value < 10 ? 1 : 0) + " s";
   return value < 5400 ? Math.round(value / 60) + " min" : digits(value / 3600, 1) + " h";
 };
 
-// Link to a file of the report, with every part of the path escaped.
-const link = (path) => (isKnown(path) ? path.split("/").map(encodeURIComponent).join("/") : null);
 const caseLink = (id) => "#case=" + encodeURIComponent(id);
 
 const tag = (kind, text) => el("span", {class: "tag " + kebab(kind)}, text || VERDICT_TEXTS[kind] || kind);

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from importlib import resources
 from typing import Any
@@ -21,7 +21,7 @@ from detcam.visualize.overlay import DEFAULT_COLORMAP, OVERLAY_ALPHA
 TEMPLATE = "page.html"
 STYLE = "page.css"
 SCRIPTS = (
-    *("loader.js", "dom.js", "rows.js", "cards.js", "decision.js", "curves.js"),
+    *("elements.js", "loader.js", "dom.js", "rows.js", "cards.js", "decision.js", "curves.js"),
     *("overview.js", "causes.js", "list.js", "viewer.js", "case.js", "main.js"),
 )
 COLORS = 33  # samples of the color map, between which the page interpolates
@@ -49,17 +49,35 @@ def render_page(summary: ReportSummary, data: Mapping[str, Any]) -> bytes:
         "score_threshold": summary.score_threshold,
         "heat": {"colors": heat_colors(), "opacity": OVERLAY_ALPHA},
     }
-    body = "\n".join(_read(name) for name in SCRIPTS)
+    scripts = [read_part(name) for name in SCRIPTS]
+    title = clip(f"Audit of {summary.model}")
+    return assemble_page(read_part(TEMPLATE), title, read_part(STYLE), scripts, clip(start))
+
+
+def assemble_page(template: str, title: str, style: str, scripts: Sequence[str], data: object) -> bytes:
+    """Put a page together; its content security policy allows this style and this script.
+
+    Args:
+        template: HTML with the placeholders title, style, script, data, and the hashes of style and script.
+        title: The title of the page, which is escaped.
+        style: The style sheet.
+        scripts: Parts of the script, which share one scope.
+        data: What the script reads from the element ``data``; nothing in it can end the element.
+
+    Returns:
+        The HTML file, UTF-8.
+    """
+    body = "\n".join(scripts)
     script = f'(async () => {{\n"use strict";\n{body}\n}})();'
     parts = {
-        "title": escape(clip(f"Audit of {summary.model}")),
-        "style": _read(STYLE),
+        "title": escape(title),
+        "style": style,
         "script": script,
-        "style-hash": _digest(_read(STYLE)),
+        "style-hash": _digest(style),
         "script-hash": _digest(script),
-        "data": script_json(clip(start)),
+        "data": script_json(data),
     }
-    html = re.sub(r"\{\{([a-z-]+)\}\}", lambda match: parts[match[1]], _read(TEMPLATE))
+    html = re.sub(r"\{\{([a-z-]+)\}\}", lambda match: parts[match[1]], template)
     return html.encode("utf-8", "backslashreplace")
 
 
@@ -70,7 +88,8 @@ def heat_colors() -> list[list[int]]:
     return table.tolist()
 
 
-def _read(name: str) -> str:
+def read_part(name: str) -> str:
+    """Read a template, style or script of the report."""
     return resources.files("detcam.auditing.report").joinpath(name).read_text(encoding="utf-8")
 
 
