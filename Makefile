@@ -129,6 +129,7 @@ dist: $(VENV)/.installed-dev
 
 docs: $(VENV)/.installed-dev
 	$(QUIET) $(BIN)/python -m sphinx -b html -W --keep-going -q docs build/site
+	$(BIN)/python .ci/check_site.py build/site
 
 docs-images: $(VENV)/.installed-dev
 	$(QUIET) $(BIN)/python docs/draw_images.py

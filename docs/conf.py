@@ -7,6 +7,9 @@ import inspect
 from pathlib import Path
 from typing import Any
 
+from docutils import nodes
+from math_core import LatexToMathML
+
 import detcam
 
 project = "detcam"
@@ -21,13 +24,13 @@ exclude_patterns = ["_build"]
 extensions = [
     "myst_nb",  # pages in Markdown, and notebooks, which the build executes
     "sphinx.ext.autodoc",
-    "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
     "sphinx_design",
 ]
 myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 3
+html_math_renderer = "mathml"  # drawn by the browser itself: the site loads nothing from other hosts
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 300
@@ -59,6 +62,16 @@ def setup(app: Any) -> None:
     """Write the pages of the API reference before the sources are read."""
     app.connect("builder-inited", lambda app: write_api_pages(Path(app.srcdir) / "api"), priority=100)
     app.connect("missing-reference", resolve_public_name)
+    app.add_html_math_renderer("mathml", (visit_math, None), (visit_math, None))
+
+
+def visit_math(translator: Any, node: Any) -> None:
+    """Write a formula in LaTeX as MathML. A command that the converter does not know ends the build."""
+    block = isinstance(node, nodes.math_block)
+    tag = "div" if block else "span"
+    formula = LatexToMathML(fancy_error=False).convert_with_local_state(node.astext(), displaystyle=block)
+    translator.body.append(f'<{tag} class="math">{formula}</{tag}>')
+    raise nodes.SkipNode
 
 
 def resolve_public_name(app: Any, env: Any, node: Any, contnode: Any) -> Any:
