@@ -25,7 +25,7 @@ from detcam.adapters.volumes import VolumeReshape, is_volume
 from detcam.data.images import Bands, ImageLike, ImageReader, to_uint8
 from detcam.detections import Detections, LabelsLike, NamesLike, as_names
 from detcam.geometry import Geometry
-from detcam.layers import LayersLike, infer_reshape, input_channels
+from detcam.layers import LayersLike, infer_reshape, input_channels, last_axis_channels
 from detcam.outputs import BaseTarget, DetectionTarget, DetectorOutput, ModelOutput
 from detcam.outputs import Target as Target
 from detcam.targets import BoxTarget
@@ -286,9 +286,10 @@ class Adapter(ABC):
 
     def reshape_for(self, batch: Batch) -> ReshapeTransform:
         """Return the transform from a layer's output to (B, C, h, w): the user's, or one inferred for this input."""
+        size_hw = (batch.inputs.shape[-2], batch.inputs.shape[-1])
         if is_volume(batch.inputs):
-            return VolumeReshape()
-        return self.reshape_transform or infer_reshape(self.model, (batch.inputs.shape[-2], batch.inputs.shape[-1]))
+            return VolumeReshape(size_hw, last_axis_channels(self.model), self.reshape_transform)
+        return self.reshape_transform or infer_reshape(self.model, size_hw)
 
     @property
     def device(self) -> torch.device:

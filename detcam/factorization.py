@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from detcam.adapters import adapt
 from detcam.adapters.base import Adapter, Batch
 from detcam.adapters.classification import ClassificationAdapter, class_scores
+from detcam.adapters.volumes import VolumeGeometry, is_volume
 from detcam.geometry import Geometry, normalize
 from detcam.inputs import Images, Request, read_request
 from detcam.outputs import work_dtype
@@ -35,7 +36,8 @@ class Factorization:
     Attributes:
         basis: (C, K) float, not negative: the weight of each channel in a concept.
         offset: (C,) float, each channel's minimum, which is subtracted to make all features non-negative.
-        strengths: Per image and level, (K, h, w) float, not negative, over the network's input; 0 on padding.
+        strengths: Per image and level, (K, h, w) float, not negative, over the network's input; 0 on padding. Of
+            volumes, (K, d, h, w).
         geometries: Per image, its position on that input.
         error: Relative error of the factorization in [0, 1]: norm of the residual over norm of the features.
     """
@@ -43,7 +45,7 @@ class Factorization:
     basis: Floats
     offset: Floats
     strengths: tuple[tuple[Floats, ...], ...]
-    geometries: tuple[Geometry, ...]
+    geometries: tuple[Geometry | VolumeGeometry, ...]
     error: float
 
     @property
@@ -64,7 +66,7 @@ class Factorization:
         return strengths
 
     def maps(self, image: int, *, shared: bool = False) -> Floats:
-        """Return the maps of the concepts in an image, (K, H, W) float32 in [0, 1], image pixels.
+        """Return the maps of the concepts in an image, (K, H, W) or (K, D, H, W) float32 in [0, 1], image pixels.
 
         Args:
             image: The image's index.
@@ -74,12 +76,12 @@ class Factorization:
         geometry = self.geometries[image]
         levels = [torch.from_numpy(np.ascontiguousarray(level)) for level in self.strengths[image]]
         if shared:
-            maximum = torch.from_numpy(self._max_strengths)[:, None, None].clamp(min=1e-30)
+            maximum = torch.from_numpy(self._max_strengths).reshape(-1, *[1] * (levels[0].ndim - 1)).clamp(min=1e-30)
             scaled = torch.stack([geometry.to_image(level / maximum) for level in levels]).mean(0)
         elif len(levels) == 1:  # scaled before it is resized
-            rows, columns = geometry.valid_cells((levels[0].shape[-2], levels[0].shape[-1]))
-            inside = levels[0][:, rows, columns]
-            low, high = inside.amin((1, 2), keepdim=True), inside.amax((1, 2), keepdim=True)
+            inside = levels[0][_on_image(geometry, levels[0])]
+            axes = tuple(range(1, inside.ndim))
+            low, high = inside.amin(axes, keepdim=True), inside.amax(axes, keepdim=True)
             scaled = geometry.to_image(torch.where(high > low, (levels[0] - low) / (high - low).clamp(min=1e-30), 0))
         else:
             scaled = normalize(torch.stack([geometry.to_image(level) for level in levels]).mean(0))
@@ -89,7 +91,7 @@ class Factorization:
 
 def factorize(
     features: Sequence[Sequence[Tensor]],
-    geometries: Sequence[Geometry],
+    geometries: Sequence[Geometry | VolumeGeometry],
     n_components: int,
     *,
     seed: int = 0,
@@ -98,7 +100,7 @@ def factorize(
     """Factorize feature maps into non-negative concepts, shared by all images and levels.
 
     Args:
-        features: Per image, per level (C, h, w) with the same channels.
+        features: Per image, per level (C, h, w) with the same channels; of volumes, (C, d, h, w).
         geometries: Per image, its position on the network's input; cells on padding are ignored.
         n_components: Number of concepts.
         seed: Seed of the initialization.
@@ -106,14 +108,13 @@ def factorize(
     """
     from sklearn.decomposition import NMF  # a slow import
 
-    windows = [
-        [geometry.valid_cells((level.shape[-2], level.shape[-1])) for level in levels]
-        for levels, geometry in zip(features, geometries, strict=True)
+    inside = [
+        [_on_image(geometry, level) for level in levels] for levels, geometry in zip(features, geometries, strict=True)
     ]
     cells = [
-        level[:, rows, columns].flatten(1)
-        for levels, level_windows in zip(features, windows, strict=True)
-        for level, (rows, columns) in zip(levels, level_windows, strict=True)
+        level[window].flatten(1)
+        for levels, windows in zip(features, inside, strict=True)
+        for level, window in zip(levels, windows, strict=True)
     ]
     values = torch.cat(cells, 1).cpu().numpy()
     offset = values.min(axis=-1)
@@ -122,17 +123,21 @@ def factorize(
     basis = model.fit_transform(values)
     parts = iter(np.split(model.components_, np.cumsum([level.shape[1] for level in cells])[:-1], axis=1))
     strengths = []
-    for levels, level_windows in zip(features, windows, strict=True):
+    for levels, windows in zip(features, inside, strict=True):
         maps = []
-        for level, (rows, columns) in zip(levels, level_windows, strict=True):
-            whole = np.zeros((n_components, *level.shape[-2:]), values.dtype)
-            inside = whole[:, rows, columns]
-            inside[:] = next(parts).reshape(inside.shape)
+        for level, window in zip(levels, windows, strict=True):
+            whole = np.zeros((n_components, *level.shape[1:]), values.dtype)
+            whole[window] = next(parts).reshape(whole[window].shape)
             maps.append(whole)
         strengths.append(tuple(maps))
     norm = float(np.linalg.norm(values))
     error = float(np.linalg.norm(values - basis @ model.components_)) / norm if norm else 0.0
     return Factorization(basis, offset, tuple(strengths), tuple(geometries), error)
+
+
+def _on_image(geometry: Geometry | VolumeGeometry, level: Tensor) -> tuple[slice, ...]:
+    """Return the index of the cells of a level (C, h, w) or (C, d, h, w) that lie at least partly on the image."""
+    return (slice(None), *geometry.valid_cells(tuple(level.shape[1:])))
 
 
 class DeepFeatureFactorization:
@@ -196,14 +201,15 @@ class DeepFeatureFactorization:
 
         Args:
             input_tensor: One image or a list of them (see `detcam.data.images.ImageLike`), or an already normalized
-                (B, C, H, W) tensor.
+                (B, C, H, W) tensor, or (B, C, D, H, W) of volumes.
             n_components: Number of concepts.
             model_kwargs: Keyword arguments for the model.
 
         Returns:
             The concepts (C, K) as features of the layer; per image, their maps (K, H, W) float32 in [0, 1], pixels of
-            the image; and, if `computation_on_concepts` is given, its result. Each map is scaled by its range, even
-            where the concept is weak; `factorization.maps(image, shared=True)` scales all images of a concept alike.
+            the image, of volumes (K, D, H, W); and, if `computation_on_concepts` is given, its result. Each map is
+            scaled by its range, even where the concept is weak; `factorization.maps(image, shared=True)` scales all
+            images of a concept alike.
 
         Raises:
             TypeError, ValueError: The input or the number is not as expected, or the layer's levels have different
@@ -238,10 +244,10 @@ class DeepFeatureFactorization:
     def __exit__(self, *exc_info: object) -> None:
         """Do nothing: hooks exist only during a call."""
 
-    def _features(self, request: Request) -> tuple[list[list[Tensor]], list[Geometry], Batch | None]:
+    def _features(self, request: Request) -> tuple[list[list[Tensor]], list[Geometry | VolumeGeometry], Batch | None]:
         """Return per image the layer's levels (C, h, w) and its geometry, and the first image's input."""
         features: dict[int, list[Tensor]] = {}
-        geometries: dict[int, Geometry] = {}
+        geometries: dict[int, Geometry | VolumeGeometry] = {}
         example: Batch | None = None
         for group in request.groups(self.adapter, self.batch_size):
             with guarded(self.model, gradients=False):
@@ -249,9 +255,13 @@ class DeepFeatureFactorization:
                 with self.adapter.trace(batch, gradients=False) as trace:
                     self.adapter.forward(batch)
                 levels = levels_of(trace, len(group))
+            if volumes := is_volume(batch.inputs):
+                reshape: Any = trace.reshape_transform
+                levels = [reshape.split(level) for level in levels]
             for position, image in enumerate(group):
                 features[image] = [level[position].to(work_dtype(level)) for level in levels]
-                geometries[image] = batch.geometries[position]
+                geometry = batch.geometries[position]
+                geometries[image] = VolumeGeometry(tuple(batch.inputs.shape[2:])) if volumes else geometry
             example = example or select_image(batch, 0)
         order = sorted(features)
         return [features[image] for image in order], [geometries[image] for image in order], example
@@ -338,11 +348,11 @@ def run_dff_on_image(
 
 
 def _filled(tensor: Tensor, vector: Tensor) -> Tensor:
-    """Fill a layer's output (maps, tokens, or channels-last maps) with one feature vector (C,)."""
+    """Fill a layer's output (maps, also of volumes, tokens, or channels-last maps) with one feature vector (C,)."""
     channels = len(vector)
     for axis in (1, tensor.ndim - 1):
         # The channels of tokens (B, N, C) come last, also if N equals C.
-        if tensor.ndim in (3, 4) and tensor.shape[axis] == channels and not (tensor.ndim == 3 and axis == 1):
+        if tensor.ndim in (3, 4, 5) and tensor.shape[axis] == channels and not (tensor.ndim == 3 and axis == 1):
             shape = [1] * tensor.ndim
             shape[axis] = channels
             return vector.to(tensor).reshape(shape).expand_as(tensor).clone()

@@ -62,8 +62,8 @@ def first_tensor(output: object) -> Tensor:
     return tensors[0]
 
 
-VOLUME_PROBE_DHW = (16, 64, 64)
-"""Size of the noise that networks of volumes are probed with."""
+VOLUME_PROBE_DEPTH = 16
+"""Depth of the noise that networks of volumes are probed with."""
 
 
 def find_target_layers(
@@ -98,11 +98,18 @@ def find_target_layers(
     Raises:
         RuntimeError: No layer qualifies, or the model cannot run on the probe.
     """
-    noise = probe_image(model, input_size_hw, device, dtype)
-    with guarded(model, gradients=True):
-        layer, has_gradient = _probe(model, noise, select_output, {})
-        if layer is None and not has_gradient:  # an untrained head of zeros passes no gradient
-            layer, _ = _probe(model, noise, select_output, _noise_for_zeros(model))
+    sizes = probe_sizes(input_size_hw) if takes_volumes(model) else [input_size_hw]
+    for size in sizes:
+        noise = probe_image(model, size, device, dtype)
+        try:
+            with guarded(model, gradients=True):
+                layer, has_gradient = _probe(model, noise, select_output, {})
+                if layer is None and not has_gradient:  # an untrained head of zeros passes no gradient
+                    layer, _ = _probe(model, noise, select_output, _noise_for_zeros(model))
+            break
+        except RuntimeError:
+            if size == sizes[-1]:
+                raise
     if layer is None:
         raise RuntimeError(
             f"{type(model).__name__} has no single layer that lies on all paths from the input to the output; pass "
@@ -125,9 +132,9 @@ def probe_image(
 ) -> Tensor:
     """Return seeded noise (count, C, H, W) in [0, 1] that requires a gradient, with the network's channels.
 
-    For a network of volumes, whose first convolution is a `Conv3d`, it is of `VOLUME_PROBE_DHW`.
+    For a network of volumes, whose first convolution is a `Conv3d`, it has the depth `VOLUME_PROBE_DEPTH`.
     """
-    size = VOLUME_PROBE_DHW if takes_volumes(model) else input_size_hw
+    size = (VOLUME_PROBE_DEPTH, *input_size_hw) if takes_volumes(model) else input_size_hw
     noise = torch.rand((count, input_channels(model), *size), generator=torch.Generator().manual_seed(0))
     return noise.to(device, dtype).requires_grad_(True)
 
@@ -313,7 +320,7 @@ class InferredReshape:
             ValueError: The tokens do not form a grid.
         """
         if tensor.ndim == 4:
-            return tensor.permute(0, 3, 1, 2) if self._channels_last(tensor) else tensor
+            return tensor.permute(0, 3, 1, 2) if self.is_channels_last(tensor) else tensor
         if tensor.ndim == 3:
             height, width, prefix = self._grid(tensor.shape[1])
             return tensor[:, prefix:].transpose(1, 2).unflatten(2, (height, width))
@@ -329,7 +336,8 @@ class InferredReshape:
             return False
         return min(height, width) >= 2 and self._one_stride(height, width)
 
-    def _channels_last(self, tensor: Tensor) -> bool:
+    def is_channels_last(self, tensor: Tensor) -> bool:
+        """Return whether an activation (B, x, y, z) is (B, h, w, C) rather than (B, C, h, w)."""
         _, first, second, third = tensor.shape
         if not self._one_stride(first, second):
             return False

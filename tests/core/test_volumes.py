@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detcam import METHODS, GradCAM, HiResCAM
+from detcam import METHODS, DeepFeatureFactorization, GradCAM, HiResCAM
+from detcam.adapters import adapt
 from detcam.targets import ClassifierOutputTarget
 
 pytestmark = pytest.mark.filterwarnings("ignore::detcam.EmptyMapWarning")
@@ -88,3 +89,55 @@ def test_a_bag_of_slices_with_one_score() -> None:
         torch.testing.assert_close(result.saliency[0][0], expected)
         assert float(result.scores[0]) == pytest.approx(float(score), abs=1e-5)
     assert GradCAM(model, [model.body])(slices, [ClassifierOutputTarget(1)]).shape == (5, 8, 8)
+
+
+class LastAxisChannels(Volumetric):
+    """The same network, whose body returns (B, d, h, w, C) as video transformers do, through a normalization."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.LayerNorm(4, elementwise_affine=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc((self.last(self.body(x).movedim(1, -1)) ** 2).mean((1, 2, 3)))
+
+
+def test_channels_on_the_last_axis() -> None:
+    model = LastAxisChannels().eval()
+    volume = torch.rand(1, 1, 6, 16, 16, generator=torch.Generator().manual_seed(0))
+    activation = model.last(model.body(volume).movedim(1, -1)).detach().requires_grad_(True)
+    (gradient,) = torch.autograd.grad(model.fc((activation**2).mean((1, 2, 3)))[0, 1], activation)
+    saliency = (gradient.mean((1, 2, 3), keepdim=True) * activation).sum(-1).clamp(min=0).detach()
+    expected = F.interpolate(saliency[:, None], (6, 16, 16), mode="trilinear", align_corners=False)[:, 0]
+    expected = (expected - expected.min()) / (expected.max() - expected.min())
+    got = GradCAM(model, [model.last])(volume, TARGETS[:1])
+    np.testing.assert_allclose(got, expected.numpy(), atol=1e-5)
+    joined = GradCAM(model, [model.last], reshape_transform=lambda output: output.movedim(-1, 1))(volume, TARGETS[:1])
+    np.testing.assert_allclose(joined, expected.numpy(), atol=1e-5)
+
+
+def test_a_network_that_refuses_small_volumes_is_probed_with_a_larger_one() -> None:
+    class NeedsSpace(Volumetric):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc((F.avg_pool3d(self.body(x), (1, 40, 40), 1) ** 2).mean((2, 3, 4)))
+
+    assert adapt(NeedsSpace().eval()).layer_names == ["body"]
+
+
+def test_concepts_of_volumes() -> None:
+    model = Volumetric().eval()
+    factorization = DeepFeatureFactorization(model, "body")
+    concepts, maps = factorization(VOLUME, n_components=3)
+    assert concepts.shape == (4, 3) and [image.shape for image in maps] == [(3, 6, 10, 12)] * 2
+    result = factorization.factorization
+    assert result is not None
+    features = model.body(VOLUME).detach().numpy()
+    rebuilt = np.einsum("ck,kdhw->cdhw", result.basis, result.strengths[1][0]) + result.offset[:, None, None, None]
+    assert np.linalg.norm(rebuilt - features[1]) < 0.5 * np.linalg.norm(
+        features[1] - result.offset[:, None, None, None]
+    )
+    strengths = torch.from_numpy(result.strengths[1][0])
+    low, high = strengths.amin((1, 2, 3), keepdim=True), strengths.amax((1, 2, 3), keepdim=True)
+    expected = F.interpolate(((strengths - low) / (high - low))[None], (6, 10, 12), mode="trilinear")[0]
+    np.testing.assert_allclose(maps[1], expected.numpy(), atol=1e-5)
+    assert factorization.concept_scores().shape == (3, 2)
