@@ -15,9 +15,10 @@ HELP = "Write files to repair the errors of an audit: relabel queues, counterfac
 EPILOG = """
 [bold]Results[/bold]
 
-README.md and repair.json name the action for each group. relabel/ has possible missing annotations for CVAT, Label \
-Studio and COCO tools, highest gain first. counterfactual/, hard-negatives/ and missed/ have training sets in COCO's \
-and YOLO's format. They contain the audited images: audit the repaired model on others.
+README.md and repair.json name the action for each group. relabel/ has possible missing annotations, and boxes/ boxes \
+that differ from the annotations, for CVAT, Label Studio and COCO tools, highest gain first. counterfactual/, \
+hard-negatives/ and missed/ have training sets in COCO's and YOLO's format. They contain the audited images: audit the \
+repaired model on others.
 
 [bold]Examples[/bold]
 
@@ -27,6 +28,9 @@ detcam repair report --out repair --images train2017/
 
 0 done, 2 invalid input, 130 interrupted.
 """
+
+MAX_TABLE_WIDTH = 100
+"""Maximum width of the table, whose sentences are wrapped also where the output is a file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +66,6 @@ def repair_command(options: RepairOptions) -> int:
         cost = f"{remedy.delta_ap:.3f}" if remedy.delta_ap == remedy.delta_ap else "-"
         number = "-" if remedy.group is None else str(remedy.group)
         table.add_row(number, remedy.action, str(len(remedy.case_ids)), cost, printable(remedy.sentence))
-    console.print(table)
+    console.print(table, width=min(console.width, MAX_TABLE_WIDTH))
     console.print(f"\n{options.out / 'README.md'}", soft_wrap=True)
     return 0

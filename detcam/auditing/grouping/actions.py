@@ -8,10 +8,13 @@ from typing import Literal, TypeAlias, get_args
 from detcam.auditing.case import AuditCase
 from detcam.auditing.sentences import outside_share
 
-Action: TypeAlias = Literal["relabel", "counterfactual pairs", "hard negatives", "add images", "look at the cases"]
+Action: TypeAlias = Literal[
+    "relabel", "counterfactual pairs", "hard negatives", "review boxes", "add images", "look at the cases"
+]
 """``relabel``: objects that may lack an annotation. ``counterfactual pairs``: the evidence is not the object; train
 with images in which it appears without the object, and the object without it. ``hard negatives``: the evidence
-resembles the class; train with these images. ``add images``: objects that are missed. ``look at the cases``: nothing is
+resembles the class; train with these images. ``review boxes``: the class is right and the box is not, or there are two
+boxes; compare them with the annotations. ``add images``: objects that are missed. ``look at the cases``: nothing is
 confirmed."""
 ACTIONS: tuple[Action, ...] = get_args(Action)
 
@@ -27,6 +30,9 @@ REASONS: dict[Action, str] = {
     "and without the evidence, and the evidence in other images, with unchanged labels",
     "hard negatives": "the evidence looks like the class. Add the images with their labels to the training data, and "
     "compare each case with the true objects beside it: the classes may need a clearer definition",
+    "review boxes": "the object is found, with another box than its annotation or with two boxes. Compare the boxes in "
+    "the queue, highest gain first: correct wrong annotations, agree on what the box of the class contains, and add "
+    "images where the annotation is right; for duplicates, lower the IoU threshold of non-maximum suppression",
     "add images": "the objects are not detected. Add images with such objects; where a region suppresses the "
     "detection, the pairs with and without it show the object with the same label",
     "look at the cases": "no evidence is confirmed. Look at the cases in the report",
@@ -45,10 +51,13 @@ def case_action(case: AuditCase) -> Action:
         return "relabel"
     if case.type == "missed":
         return "add images"
+    is_outside = case.background_type == "context" or outside_share(case) >= MIN_OUTSIDE
+    if case.confirmed and is_outside:
+        return "counterfactual pairs"
+    if case.type in ("localization", "duplicate"):
+        return "review boxes"  # the object is evidence for its class, which is right
     if not case.confirmed:
         return "look at the cases"
-    if case.background_type == "context" or outside_share(case) >= MIN_OUTSIDE:
-        return "counterfactual pairs"
     left, top, right, bottom = case.box_xyxy
     box_fraction = max((right - left) * (bottom - top), 1.0) / (case.image_size_hw[0] * case.image_size_hw[1])
     is_mark = case.evidence_fraction <= MAX_MARK_SHARE * box_fraction

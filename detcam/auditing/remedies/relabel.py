@@ -1,4 +1,4 @@
-"""The relabel queue: possible missing annotations as imports for annotation tools, highest gain first."""
+"""Queues of possible missing annotations and of doubtful boxes as imports for annotation tools, highest gain first."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ COCO, CVAT, CVAT_LABELS = "coco.json", "cvat.xml", "cvat-labels.json"
 LABEL_STUDIO, LABEL_STUDIO_CONFIG = "label-studio.json", "label-studio-config.xml"
 FORBIDDEN_IN_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 FROM_NAME, TO_NAME = "label", "image"
+MISSING = "Possible missing annotations, highest gain first"
 
 
 def relabel_order(cases: Sequence[AuditCase]) -> list[AuditCase]:
@@ -29,15 +30,18 @@ def relabel_order(cases: Sequence[AuditCase]) -> list[AuditCase]:
     )
 
 
-def write_relabel_queue(folder: Path, data: ReportData, cases: Sequence[AuditCase]) -> list[str]:
+def write_relabel_queue(
+    folder: Path, data: ReportData, cases: Sequence[AuditCase], description: str = MISSING
+) -> list[str]:
     """Write the queue as COCO, CVAT and Label Studio files.
 
-    Each image has its annotated objects and, as proposals, the detections that may be objects.
+    Each image has its annotated objects and, as proposals, the detections in question.
 
     Args:
         folder: folder of the files.
         data: the report.
-        cases: possible missing annotations.
+        cases: the detections, such as possible missing annotations.
+        description: what the queue is, for the COCO file.
 
     Returns:
         Names of the files.
@@ -48,7 +52,7 @@ def write_relabel_queue(folder: Path, data: ReportData, cases: Sequence[AuditCas
         (data.images[image_id], members) for image_id, members in group_by(ordered, lambda case: case.image_id).items()
     ]
     contents = {
-        COCO: _json(_coco(data, queue)),
+        COCO: _json(_coco(data, queue, description)),
         CVAT: _cvat(data, queue),
         CVAT_LABELS: _json(cvat_labels(data)),
         LABEL_STUDIO: _json([_label_studio_task(data, image, members) for image, members in queue]),
@@ -62,7 +66,7 @@ def write_relabel_queue(folder: Path, data: ReportData, cases: Sequence[AuditCas
 Queue = Sequence[tuple[ReportImage, Sequence[AuditCase]]]
 
 
-def _coco(data: ReportData, queue: Queue) -> dict[str, Any]:
+def _coco(data: ReportData, queue: Queue, description: str) -> dict[str, Any]:
     annotations: list[dict[str, Any]] = []
     entries = []
     rank = 0
@@ -83,7 +87,7 @@ def _coco(data: ReportData, queue: Queue) -> dict[str, Any]:
             more = {"score": json_value(case.score), "attributes": attributes}
             annotations.append(coco_annotation(len(annotations) + 1, image_id, category, proposed, **more))
     return {
-        "info": {"description": "Possible missing annotations, highest gain first; proposals have a score"},
+        "info": {"description": f"{description}; proposals have a score"},
         "images": entries,
         "annotations": annotations,
         "categories": [{"id": category, "name": name} for name, category in data.categories.items()],

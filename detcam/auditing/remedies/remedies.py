@@ -27,6 +27,7 @@ FOLDERS: dict[Action, str] = {
     "relabel": "relabel",
     "counterfactual pairs": "counterfactual",
     "hard negatives": "hard-negatives",
+    "review boxes": "boxes",
     "add images": "missed",
 }
 """Folder of the files of each action; the action ``look at the cases`` has none."""
@@ -94,6 +95,7 @@ def repair(
     * evidence that is not the object (context, marks, textures): counterfactual training pairs, in which the evidence
       is filled, or transplanted into other images, and the labels are kept;
     * look-alikes: the images with their labels as hard negatives, and each error beside the most similar true objects;
+    * wrong boxes of right classes, and duplicates: a queue with the boxes and the annotations, highest gain first;
     * missed objects: their annotations by failure stage, and pairs without the region that suppresses them.
 
     Training sets are written in COCO's and YOLO's format and can be added to training as they are. They contain the
@@ -148,6 +150,7 @@ def repair(
         "relabel": _write_relabel,
         "counterfactual pairs": partial(_write_counterfactuals, transplants=transplants, seed=seed),
         "hard negatives": _write_hard_negatives,
+        "review boxes": _write_boxes,
         "add images": _write_missed,
     }
     files: dict[Action, int] = {}
@@ -193,6 +196,11 @@ def _remedy(data: ReportData, group: dict[str, Any]) -> GroupRemedy:
 
 def _write_relabel(folder: Path, data: ReportData, cases: Sequence[AuditCase]) -> int:
     write_relabel_queue(folder, data, cases)
+    return len(cases)
+
+
+def _write_boxes(folder: Path, data: ReportData, cases: Sequence[AuditCase]) -> int:
+    write_relabel_queue(folder, data, cases, "Boxes that differ from the annotations, highest gain first")
     return len(cases)
 
 

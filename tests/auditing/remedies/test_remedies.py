@@ -72,9 +72,16 @@ def unannotated(image: int, index: int = 0, **values: Any) -> AuditCase:
     return make_case(image, index, **{**defaults, **values})
 
 
+def localized(image: int) -> AuditCase:
+    """The annotated object with a box that is too wide."""
+    truth = GroundTruthObject(OBJECT, 1, "boat", 0.4, image + 50)
+    evidence = {"evidence_location": "ground truth", "evidence_shares": {"ground truth": 1.0}}
+    return make_case(image, 9, type="localization", ground_truth=truth, box_xyxy=(40.0, 40.0, 90.0, 60.0), **evidence)
+
+
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Groups: context with a mark, missing annotations. Single cases: a look-alike, a missed object (suppressed)."""
+    """Groups: context with a mark, missing annotations. Single cases: a look-alike, a missed object, a wrong box."""
     out = tmp_path_factory.mktemp("report")
     writer = ReportWriter(out)
     groups = [
@@ -86,6 +93,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ],
         [make_case(4, background_type="look-alike", evidence_location="predicted box", evidence_fraction=0.03)],
         [missed_object(5)],
+        [localized(1)],
     ]
     numbers = [number if len(group) > 1 else None for number, group in enumerate(groups)]
     cases = [replace(case, group=number) for number, group in zip(numbers, groups, strict=True) for case in group]
@@ -132,6 +140,7 @@ def repaired(report: Path, originals: Path, tmp_path_factory: pytest.TempPathFac
     done = CliRunner().invoke(app, ["repair", str(report), "--out", str(out), "--images", str(originals)])
     assert done.exit_code == 0, done.stderr
     assert "counterfactual pairs" in done.stdout and "README.md" in done.stdout
+    assert all(len(line) <= 100 for line in done.stdout.splitlines()[:-1]), "the table is legible in a file"
     return out
 
 
@@ -147,17 +156,26 @@ def test_actions() -> None:
         replace(wrong_class, evidence_shares={"ring": 0.6, "predicted box": 0.4}, evidence_fraction=0.03)
     ) == ("counterfactual pairs")
     assert case_action(replace(make_case(0), verdict="not confirmed", background_type=None)) == "look at the cases"
+    for kind in ("localization", "duplicate"):
+        right_class = replace(wrong_class, type=kind)
+        assert case_action(replace(right_class, **inside, evidence_fraction=0.005)) == "review boxes", "its own part"
+        assert case_action(replace(right_class, **inside, verdict="not confirmed")) == "review boxes"
+        assert case_action(replace(right_class, evidence_shares={"ring": 1.0})) == "counterfactual pairs"
     assert choose_action([make_case(0), make_case(1), unannotated(2)]) == "counterfactual pairs"
 
 
 def test_each_group_has_an_action_and_its_files(repaired: Path) -> None:
     data = json.loads((repaired / "repair.json").read_text())
-    assert [remedy["action"] for remedy in data["remedies"]] == [ACTIONS[index] for index in (1, 0, 2, 3)]
-    assert [remedy["group"] for remedy in data["remedies"]] == [0, 1, None, None], "single cases have remedies as well"
+    assert [remedy["action"] for remedy in data["remedies"]] == [ACTIONS[index] for index in (1, 0, 2, 4, 3)]
+    assert [remedy["group"] for remedy in data["remedies"]] == [0, 1, None, None, None], "single cases too"
     assert data["remedies"][3]["suppressors"] == {"suppressed: a region (scene)": 1}
-    assert data["files"] == {"relabel": 3, "counterfactual pairs": 10, "hard negatives": 1, "add images": 1}
+    counts = {"relabel": 3, "counterfactual pairs": 10, "hard negatives": 1, "review boxes": 1, "add images": 1}
+    assert data["files"] == counts
+    boxes = json.loads((repaired / "boxes" / "coco.json").read_text())
+    assert [entry["bbox"] for entry in boxes["annotations"]] == [[40, 40, 20, 20], [40, 40, 50, 20]]
+    assert [entry["attributes"]["proposal"] for entry in boxes["annotations"]] == [False, True]
     readme = (repaired / "README.md").read_text()
-    assert readme.count("* Single case") == 2
+    assert readme.count("* Single case") == 3
     assert "**relabel**" in readme and "audit on other images" in readme
 
 
