@@ -17,10 +17,11 @@ from detcam.auditing.analysis import ErrorAnalysis, analyze_errors, check_thresh
 from detcam.auditing.background_type import BackgroundClassifier
 from detcam.auditing.case import AuditCase, ErrorGroup, GroundTruthObject
 from detcam.auditing.conclusion import ExplainedError
-from detcam.auditing.data_frame import cases_frame
 from detcam.auditing.error_targets import object_box
 from detcam.auditing.errors import DetectionError
 from detcam.auditing.explainer import ErrorExplainer
+from detcam.auditing.exports.data_frame import cases_frame
+from detcam.auditing.exports.fiftyone_dataset import fiftyone_dataset
 from detcam.auditing.grouping.assignment import MIN_EXPLAINED, Assignment
 from detcam.auditing.grouping.grouped_errors import GroupedErrors, group_errors
 from detcam.auditing.grouping.hierarchy import CauseNode
@@ -154,6 +155,32 @@ class Audit:
             ImportError: pandas is not installed.
         """
         return cases_frame(self.cases)
+
+    def to_fiftyone(
+        self, name: str | None = None, *, images: str | Path | None = None, persistent: bool = False
+    ) -> Any:
+        """Convert the report to a FiftyOne dataset: errors, objects, evidence, heatmaps, and a view for each group.
+
+        Each image of an explained error is a sample. ``errors`` has its errors, with type, verdict and kind of evidence
+        as tags; ``ground_truth`` its objects, those that are missed with a tag; ``evidence`` the regions that the
+        errors need, as masks; ``heatmap``, ``heatmap_2``, ... the heatmaps by decreasing score.
+
+        Args:
+            name: name of the dataset; None lets FiftyOne choose one.
+            images: folder of the original images; None takes those of the report.
+            persistent: whether the dataset outlives the session.
+
+        Returns:
+            The ``fiftyone.Dataset``.
+
+        Raises:
+            ImportError: FiftyOne is not installed.
+            ValueError: the audit has no report, or a dataset of that name exists.
+        """
+        if self.report is None:
+            raise ValueError("expected an audit with a report; run it with a folder: detcam.audit(..., out=...)")
+        folder = None if images is None else Path(images)
+        return fiftyone_dataset(self.report.parent, folder, name, persistent=persistent)
 
     @property
     def least_trusted(self) -> list[AuditCase]:

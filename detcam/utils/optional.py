@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 PACKAGES = {
+    "fiftyone": "fiftyone",
     "lightning": "pytorch-lightning",
     "onnx": "onnxruntime",
     "pandas": "pandas",

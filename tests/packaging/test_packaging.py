@@ -19,7 +19,15 @@ import pytest
 from tests.packaging.tree import FOLDERS, REPOSITORY, modules
 
 OPTIONAL = (
-    *("onnxruntime", "pandas", "pillow_heif", "pytorch_lightning", "segmentation_models_pytorch", "supervision"),
+    *(
+        "fiftyone",
+        "onnxruntime",
+        "pandas",
+        "pillow_heif",
+        "pytorch_lightning",
+        "segmentation_models_pytorch",
+        "supervision",
+    ),
     *("timm", "transformers", "ultralytics", "wandb"),
 )
 ONE_USER = {
@@ -31,7 +39,7 @@ ONE_USER = {
 
 EXTRAS = (
     *("ultralytics", "smp", "timm", "transformers", "onnx", "heic", "ray", "supervision", "pandas", "lightning"),
-    "wandb",
+    *("fiftyone", "wandb"),
 )
 DISTRIBUTIONS = {
     "PIL": "pillow",

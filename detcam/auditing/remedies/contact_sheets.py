@@ -11,7 +11,7 @@ from skimage.feature import hog
 
 from detcam.auditing.case import AuditCase, Box
 from detcam.auditing.remedies.datasets import encode_jpeg
-from detcam.auditing.remedies.report_data import ReportData, ReportImage, ReportObject
+from detcam.auditing.report.report_data import ReportData, ReportImage, ReportObject
 from detcam.utils.opencv import cv2
 
 DEFAULT_NEIGHBORS = 4

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from detcam.auditing.case import AuditCase, Box
-from detcam.auditing.remedies.report_data import ReportData, ReportImage, ReportObject
+from detcam.auditing.report.report_data import ReportData, ReportImage, ReportObject
 from detcam.perturbation.fills import SurroundingsFill
 from detcam.utils.batching import group_by
 from detcam.utils.opencv import cv2

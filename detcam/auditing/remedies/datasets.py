@@ -13,8 +13,8 @@ from PIL import Image
 
 from detcam.auditing.case import Box
 from detcam.auditing.remedies.counterfactuals import TrainingImage
-from detcam.auditing.remedies.report_data import ReportData, ReportObject
 from detcam.auditing.report.layout import image_stem
+from detcam.auditing.report.report_data import ReportData, ReportObject
 from detcam.utils.files import json_value, replace_file
 
 JPEG_QUALITY = 95

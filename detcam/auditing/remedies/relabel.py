@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 
 from detcam.auditing.case import AuditCase, Box
 from detcam.auditing.remedies.datasets import coco_annotation
-from detcam.auditing.remedies.report_data import ReportData, ReportImage, ReportObject
+from detcam.auditing.report.report_data import ReportData, ReportImage, ReportObject
 from detcam.utils.batching import group_by
 from detcam.utils.files import json_value, replace_file
 

@@ -17,8 +17,8 @@ from detcam.auditing.remedies.contact_sheets import ObjectIndex, contact_sheet, 
 from detcam.auditing.remedies.counterfactuals import DEFAULT_TRANSPLANTS, TrainingImage, make_counterfactuals
 from detcam.auditing.remedies.datasets import write_training_set
 from detcam.auditing.remedies.relabel import write_relabel_queue
-from detcam.auditing.remedies.report_data import ReportData
 from detcam.auditing.report.layout import case_stem
+from detcam.auditing.report.report_data import ReportData
 from detcam.utils.console import plural
 from detcam.utils.files import json_value, replace_file
 
@@ -142,6 +142,7 @@ def repair(
     if transplants < 0:
         raise ValueError(f"expected transplants of at least 0; got {transplants}")
     data, out = ReportData.load(Path(report), None if images is None else Path(images)), Path(out)
+    data.check_annotated()
     if out.is_dir() and any(out.iterdir()) and not (out / REPAIR).exists():
         raise ValueError(f"{out} has files that no repair wrote; choose a new folder (out=, --out)")
     out.mkdir(parents=True, exist_ok=True)

@@ -22,8 +22,8 @@ from detcam.auditing.grouping.actions import ACTIONS, case_action, choose_action
 from detcam.auditing.remedies.contact_sheets import ObjectIndex, crop
 from detcam.auditing.remedies.counterfactuals import fill_pixels, grown, make_counterfactuals, paste_region
 from detcam.auditing.remedies.relabel import relabel_order
-from detcam.auditing.remedies.report_data import ReportData
 from detcam.auditing.report import ReportSummary, ReportWriter
+from detcam.auditing.report.report_data import ReportData
 from detcam.cli.main import app
 from detcam.data.annotations import Annotations
 from detcam.data.ground_truth import GroundTruth

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from detcam.auditing.case import GroundTruthObject
-from detcam.auditing.data_frame import FIELDS, cases_frame
+from detcam.auditing.exports.data_frame import FIELDS, cases_frame
 from tests.auditing.comparison.records import make_case, missed_object
 
 

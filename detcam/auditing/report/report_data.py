@@ -1,4 +1,4 @@
-"""The report of an audit as remedies read it: groups, cases, images with their objects, and evidence."""
+"""The report of an audit, read back: groups, cases, images with their objects, and evidence."""
 
 from __future__ import annotations
 
@@ -75,19 +75,25 @@ class ReportData:
         """Read the report of a finished audit.
 
         Raises:
-            ValueError: the folder has no report of this version, the audit had no annotations, or the folder of images
-                does not exist.
+            ValueError: the folder has no report of this version, or the folder of images does not exist.
         """
         if not (folder / AUDIT).is_file():
             raise ValueError(f"{folder} has no file {AUDIT}; give the folder of a finished report (detcam audit --out)")
         if images_dir is not None and not images_dir.is_dir():
             raise ValueError(f"expected a folder of images; got {images_dir}")
         content = read_json(folder / AUDIT, AUDIT_SCHEMA, AUDIT_VERSION)
-        if content["settings"].get("unlabeled"):
-            raise ValueError(
-                f"{folder} has no annotations, so its detections are not known to be errors; audit with some"
-            )
         return cls(folder, content, images_dir)
+
+    def check_annotated(self) -> None:
+        """Check that the audit had annotations.
+
+        Raises:
+            ValueError: it had none.
+        """
+        if self.content["settings"].get("unlabeled"):
+            raise ValueError(
+                f"{self.folder} has no annotations, so its detections are not known to be errors; audit with some"
+            )
 
     @cached_property
     def cases(self) -> dict[str, AuditCase]:
@@ -133,10 +139,20 @@ class ReportData:
             return {index: labels.get(index, f"class {index}") for index in range(max(labels, default=-1) + 1)}
         return dict(enumerate(self.categories))
 
+    def original(self, image: ReportImage) -> Path | None:
+        """The file of an image in the folder of the original images; None if it is not there."""
+        path = None if self.images_dir is None else self.images_dir / image.file_name
+        return path if path is not None and path.is_file() else None
+
+    def case_file(self, case: AuditCase, kind: str) -> Path | None:
+        """A file of a case, such as its ``"heatmap"``; None if there is none."""
+        name = self.files[case.id].get(kind)
+        return self.folder / name if name and (self.folder / name).is_file() else None
+
     def pixels(self, image: ReportImage) -> np.ndarray:
         """Read an image: (H, W, 3) uint8 RGB in its original size."""
-        original = None if self.images_dir is None else self.images_dir / image.file_name
-        if original is not None and original.is_file():
+        original = self.original(image)
+        if original is not None:
             array = to_uint8(load_image(original))
             if array.shape[:2] == image.size_hw:
                 return array
@@ -148,11 +164,10 @@ class ReportData:
 
     def evidence(self, case: AuditCase) -> np.ndarray | None:
         """Read the regions that an error needs: (H, W) bool; None if the case has none."""
-        files = self.files[case.id]
-        name = files.get("needed") or files.get("evidence")
-        if not name or not (self.folder / name).is_file():
+        path = self.case_file(case, "needed") or self.case_file(case, "evidence")
+        if path is None:
             return None
-        with Image.open(self.folder / name) as opened:
+        with Image.open(path) as opened:
             mask = np.asarray(opened.convert("L")) > 0
         if mask.shape != case.image_size_hw:
             size = case.image_size_hw[1], case.image_size_hw[0]

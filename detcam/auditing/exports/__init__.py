@@ -1,0 +1,1 @@
+"""Audits in the containers of other libraries."""
