@@ -31,7 +31,7 @@ def read_answer(answer: Any) -> tuple[Tensor, Tensor, Tensor | None, Tensor | No
         answer: a `DetectorAnswer`.
 
     Returns:
-        boxes (N, 4), scores (N,), labels (N,) int64 or None, and class scores (N, C) or None, on the CPU.
+        Boxes (N, 4), scores (N,), labels (N,) int64 or None, and class scores (N, C) or None, on the CPU.
 
     Raises:
         TypeError: another type.

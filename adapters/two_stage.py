@@ -280,7 +280,7 @@ class TwoStageOutput(DetectorOutput):
         """Apply the box head's post-processing and keep the proposal of each box.
 
         Returns:
-            boxes (N, 4) in input pixels, labels (N,), scores (N,), indices of proposals (N,).
+            Boxes (N, 4) in input pixels, labels (N,), scores (N,), indices of proposals (N,).
         """
         heads = self.heads
         boxes = heads.box_coder.decode(regression, [proposals])

@@ -230,7 +230,7 @@ class UltralyticsAdapter(UltralyticsDetector):
             angles: (A, 1) of rotated boxes, radians.
 
         Returns:
-            indices of anchors (N,) and labels (N,), best first.
+            Indices of anchors (N,) and labels (N,), best first.
         """
         if self.end_to_end:
             best, labels, indices = self.head.get_topk_index(scores[None], max(self.max_det, 300))

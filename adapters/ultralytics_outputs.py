@@ -201,7 +201,7 @@ class YoloOutput(DetectorOutput):
         """The output of all A cells, detached.
 
         Returns:
-            boxes (A, 4), center and size in input pixels; angles (A, 1) or None; scores (A, C); extra (A, E) or None.
+            Boxes (A, 4), center and size in input pixels; angles (A, 1) or None; scores (A, C); extra (A, E) or None.
         """
         with torch.no_grad():
             levels = self.raw.levels

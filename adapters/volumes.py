@@ -18,14 +18,14 @@ class VolumeReshape:
     """Joins depth and height of a layer's output (B, C, d, h, w), so that every formula for (B, C, h, w) applies.
 
     Args:
-        input_size_hw: Height and width of the network's input; with them, channels-last outputs (B, d, h, w, C) are
+        input_size_hw: height and width of the network's input; with them, channels-last outputs (B, d, h, w, C) are
             told from (B, C, d, h, w): a grid has one stride on both axes.
-        last_axis_channels: Channel counts of the model's channels-last maps.
-        reshape_transform: Function from the layer's output to (B, C, d, h, w), such as for tokens; None takes the
+        last_axis_channels: channel counts of the model's channels-last maps.
+        reshape_transform: function from the layer's output to (B, C, d, h, w), such as for tokens; None takes the
             output as it is.
 
     Attributes:
-        sizes: The size (d, h, w) of each joined grid (d * h, w).
+        sizes: the size (d, h, w) of each joined grid (d * h, w).
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class VolumeGeometry:
     """Position of a volume on the network's input, which it fills; the counterpart of `detcam.geometry.Geometry`.
 
     Attributes:
-        size_dhw: Depth, height and width of the volume.
+        size_dhw: depth, height and width of the volume.
     """
 
     size_dhw: tuple[int, int, int]

@@ -67,19 +67,19 @@ class BaseCAM:
     several methods is declared as ``class MyBase(BaseCAM, abstract=True)`` and needs neither.
 
     Args:
-        model: A model, which `detcam.adapters.adapt` adapts, or its adapter.
-        target_layers: Modules or dotted names; None takes the adapter's default. The maps of several layers are
+        model: a model, which `detcam.adapters.adapt` adapts, or its adapter.
+        target_layers: modules or dotted names; None takes the adapter's default. The maps of several layers are
             averaged.
-        reshape_transform: Function from a layer's output to (B, C, h, w); None infers it.
+        reshape_transform: function from a layer's output to (B, C, h, w); None infers it.
 
     Attributes:
-        adapter: The adapter of the model.
-        model: The model.
-        batch_size: Images per forward pass, 32 by default.
-        outputs: The model's raw output of the last pass of any thread; None before the first call.
+        adapter: the adapter of the model.
+        model: the model.
+        batch_size: images per forward pass, 32 by default.
+        outputs: the model's raw output of the last pass of any thread; None before the first call.
 
     Raises:
-        TypeError: At the creation of a subclass that defines no `name` or no formula.
+        TypeError: at the creation of a subclass that defines no `name` or no formula.
 
     Example:
         >>> from detcam import BaseCAM
@@ -177,7 +177,7 @@ class BaseCAM:
         """Return channel weights (n, C) from activations and gradients (n, C, h, w).
 
         Raises:
-            ValueError: By default: the method defines `saliency` alone, and `eigen_smooth` needs more.
+            ValueError: by default: the method defines `saliency` alone, and `eigen_smooth` needs more.
         """
         raise ValueError(
             f"eigen_smooth needs the channels' parts of the map, and {type(self).__name__} defines saliency alone: "
@@ -237,13 +237,13 @@ class BaseCAM:
         """Compute heatmaps for targets.
 
         Args:
-            input_tensor: One image or a list of them (see `detcam.data.images.ImageLike`), or an already normalized
+            input_tensor: one image or a list of them (see `detcam.data.images.ImageLike`), or an already normalized
                 (B, C, H, W) tensor; a tuple of tensors for a model with several inputs, the image first.
             targets: None (the top class, or every detection), one target per image, a list of targets per image, or
                 `Detections`, one per image.
-            aug_smooth: Whether to average over six views of the image (mirrored or not, times 0.9, 1, 1.1).
-            eigen_smooth: Whether to take the first principal component over the channels instead of their sum.
-            model_kwargs: Keyword arguments for the model.
+            aug_smooth: whether to average over six views of the image (mirrored or not, times 0.9, 1, 1.1).
+            eigen_smooth: whether to take the first principal component over the channels instead of their sum.
+            model_kwargs: keyword arguments for the model.
 
         Returns:
             For a (B, C, H, W) tensor with at most one target per image: a float32 array (B, H, W) in [0, 1], for
@@ -251,8 +251,8 @@ class BaseCAM:
             list, one entry per image, of float32 arrays (N_i, H_i, W_i) in that image's pixels.
 
         Raises:
-            TypeError, ValueError: The input or the targets are not as expected.
-            RuntimeError: A target layer never ran, the score does not depend on it, or a map holds NaN or infinity.
+            TypeError, ValueError: the input or the targets are not as expected.
+            RuntimeError: a target layer never ran, the score does not depend on it, or a map holds NaN or infinity.
 
         Example:
             >>> from detcam import GradCAM
@@ -281,19 +281,19 @@ class BaseCAM:
         """Compute heatmaps together with raw saliency, scores, reach and detections; one entry per image.
 
         Args:
-            images: As in the call.
-            targets: As in the call.
-            choose: With ``targets=None``, selects the predictions to explain and makes their targets.
-            aug_smooth: As in the call.
-            eigen_smooth: As in the call.
-            model_kwargs: As in the call.
-            progress: Whether to show a progress bar on stderr; or a wrapper of the loop over batches, such as tqdm.
+            images: as in the call.
+            targets: as in the call.
+            choose: with ``targets=None``, selects the predictions to explain and makes their targets.
+            aug_smooth: as in the call.
+            eigen_smooth: as in the call.
+            model_kwargs: as in the call.
+            progress: whether to show a progress bar on stderr; or a wrapper of the loop over batches, such as tqdm.
 
         Returns:
             One `ImageHeatmaps` per image.
 
         Raises:
-            TypeError, ValueError, RuntimeError: As in the call.
+            TypeError, ValueError, RuntimeError: as in the call.
 
         Example:
             >>> import torch
@@ -521,9 +521,9 @@ class LayerlessCAM(BaseCAM, abstract=True):
     """Base class of the methods without target layers, which use the image or the gradient at the network's input.
 
     Args:
-        model: As in `BaseCAM`.
-        target_layers: Accepted for a common signature; the map does not depend on it.
-        reshape_transform: As `target_layers`.
+        model: as in `BaseCAM`.
+        target_layers: accepted for a common signature; the map does not depend on it.
+        reshape_transform: as `target_layers`.
     """
 
     explains_volumes = False

@@ -33,11 +33,11 @@ class Source:
     Attributes:
         kind: ``"proposal"`` (two-stage heads), ``"anchor"`` or ``"cell"`` (dense heads), ``"query"`` (DETR-like
             decoders), ``"region"`` (a class in a semantic map) or ``"image"`` (a classifier).
-        level: Index of the pyramid level.
-        anchor: Index of the anchor at that cell, or of the query or candidate; -1 if it is unknown, which stands for
+        level: index of the pyramid level.
+        anchor: index of the anchor at that cell, or of the query or candidate; -1 if it is unknown, which stands for
             the candidate that fits the target's box best.
-        center_xy: Center of the anchor or cell, original image pixels.
-        box_xyxy: The proposal, original image pixels.
+        center_xy: center of the anchor or cell, original image pixels.
+        box_xyxy: the proposal, original image pixels.
     """
 
     kind: Literal["proposal", "anchor", "cell", "query", "region", "image"]
@@ -63,11 +63,11 @@ class Detections:
         boxes_xyxy: (N, 4) float32, pixels of the original image, half-open.
         labels: (N,) int64, the model's class indices.
         scores: (N,) float32 in [0, 1], as the model reports them.
-        image_size_hw: Height and width of the original image.
-        source: The part of the network that produced each detection, N entries.
+        image_size_hw: height and width of the original image.
+        source: the part of the network that produced each detection, N entries.
         masks: (N, H, W) bool in image pixels, or None if the model predicts none.
-        names: Class index to name; a class without a name is shown as ``class 7``.
-        extras: Further tensors of the model family, first dimension N: ``keypoints`` (N, K, 3) x, y, score;
+        names: class index to name; a class without a name is shown as ``class 7``.
+        extras: further tensors of the model family, first dimension N: ``keypoints`` (N, K, 3) x, y, score;
             ``corners_xy`` (N, 4, 2) of rotated boxes.
 
     Example:
@@ -143,13 +143,13 @@ class Detections:
         """Select detections by score and class, best first.
 
         Args:
-            score_threshold: Minimum score in [0, 1]; None keeps every score.
-            labels: Class names or indices to keep; None keeps every class.
-            top_k: Maximum number of detections; None keeps all.
+            score_threshold: minimum score in [0, 1]; None keeps every score.
+            labels: class names or indices to keep; None keeps every class.
+            top_k: maximum number of detections; None keeps all.
 
         Raises:
             TypeError: `score_threshold` or `top_k` is no number.
-            ValueError: A name is not in `names`, the threshold is NaN, or `top_k` is negative.
+            ValueError: a name is not in `names`, the threshold is NaN, or `top_k` is negative.
         """
         keep = torch.ones_like(self.scores, dtype=torch.bool)
         if score_threshold is not None:
@@ -229,8 +229,8 @@ def checked_threshold(score_threshold: float) -> float:
     """Return a score threshold.
 
     Raises:
-        TypeError: It is no number.
-        ValueError: It is NaN, with which nothing compares.
+        TypeError: it is no number.
+        ValueError: it is NaN, with which nothing compares.
     """
     if not isinstance(score_threshold, SupportsFloat) or isinstance(score_threshold, str):
         raise TypeError(f"expected score_threshold as a number in [0, 1]; got {score_threshold!r}")
@@ -243,8 +243,8 @@ def checked_top_k(top_k: int | None) -> int | None:
     """Return a maximum number, or None for all.
 
     Raises:
-        TypeError: It is no integer.
-        ValueError: It is negative, which would leave out the last ones.
+        TypeError: it is no integer.
+        ValueError: it is negative, which would leave out the last ones.
     """
     if top_k is None:
         return None
@@ -269,11 +269,11 @@ def label_index(names: Mapping[int, str], label: int | str) -> int:
     is an index.
 
     Args:
-        names: Class index to name.
-        label: Class name or index.
+        names: class index to name.
+        label: class name or index.
 
     Raises:
-        ValueError: No class has that name; the message suggests the closest ones.
+        ValueError: no class has that name; the message suggests the closest ones.
         TypeError: `label` is neither a name nor an integer.
     """
     if not isinstance(label, str):
@@ -305,8 +305,8 @@ def label_indices(names: Mapping[int, str], labels: LabelsLike) -> list[int]:
     """Return the class indices of class names and indices; a single name or index counts as a list of one.
 
     Raises:
-        ValueError: No class has one of the names; the message suggests the closest ones.
-        TypeError: An entry is neither a name nor an integer.
+        ValueError: no class has one of the names; the message suggests the closest ones.
+        TypeError: an entry is neither a name nor an integer.
     """
     if isinstance(labels, Tensor):
         return [int(label) for label in labels.flatten().tolist()]

@@ -52,13 +52,13 @@ def check_maps_finite(
     """Check the raw maps of one pass for NaN and infinity.
 
     Args:
-        cam: The method.
-        maps: Per level, per image, (N_i, h, w) raw saliency.
-        targets: Per image, the N_i targets.
-        images: The images' indices in the call.
+        cam: the method.
+        maps: per level, per image, (N_i, h, w) raw saliency.
+        targets: per image, the N_i targets.
+        images: the images' indices in the call.
 
     Raises:
-        RuntimeError: A map holds NaN or infinity; the message names the method, the targets and a remedy.
+        RuntimeError: a map holds NaN or infinity; the message names the method, the targets and a remedy.
     """
     wrong = []
     for row, index in enumerate(images):
@@ -79,9 +79,9 @@ def warn_about_maps(cam: BaseCAM, results: Sequence[ImageHeatmaps], adapter: Ada
     """Warn about the limits of the maps of a call.
 
     Args:
-        cam: The method.
-        results: The explanations of all images of the call.
-        adapter: The model's adapter, which names the target layers.
+        cam: the method.
+        results: the explanations of all images of the call.
+        adapter: the model's adapter, which names the target layers.
     """
     layers = ", ".join(adapter.layer_names) or "the input"
     if not cam.class_discriminative and any(len(result.targets) > 1 for result in results):

@@ -36,10 +36,10 @@ class Factorization:
     Attributes:
         basis: (C, K) float, not negative: the weight of each channel in a concept.
         offset: (C,) float, each channel's minimum, which is subtracted to make all features non-negative.
-        strengths: Per image and level, (K, h, w) float, not negative, over the network's input; 0 on padding. Of
+        strengths: per image and level, (K, h, w) float, not negative, over the network's input; 0 on padding. Of
             volumes, (K, d, h, w).
-        geometries: Per image, its position on that input.
-        error: Relative error of the factorization in [0, 1]: norm of the residual over norm of the features.
+        geometries: per image, its position on that input.
+        error: relative error of the factorization in [0, 1]: norm of the residual over norm of the features.
     """
 
     basis: Floats
@@ -69,8 +69,8 @@ class Factorization:
         """Return the maps of the concepts in an image, (K, H, W) or (K, D, H, W) float32 in [0, 1], image pixels.
 
         Args:
-            image: The image's index.
-            shared: Whether to scale a concept by its maximum strength in any image, so that a concept that is absent
+            image: the image's index.
+            shared: whether to scale a concept by its maximum strength in any image, so that a concept that is absent
                 from this one stays dark; else each map is scaled by its range, as in `pytorch_grad_cam`.
         """
         geometry = self.geometries[image]
@@ -100,11 +100,11 @@ def factorize(
     """Factorize feature maps into non-negative concepts, shared by all images and levels.
 
     Args:
-        features: Per image, per level (C, h, w) with the same channels; of volumes, (C, d, h, w).
-        geometries: Per image, its position on the network's input; cells on padding are ignored.
-        n_components: Number of concepts.
-        seed: Seed of the initialization.
-        max_iter: Maximum number of iterations.
+        features: per image, per level (C, h, w) with the same channels; of volumes, (C, d, h, w).
+        geometries: per image, its position on the network's input; cells on padding are ignored.
+        n_components: number of concepts.
+        seed: seed of the initialization.
+        max_iter: maximum number of iterations.
     """
     from sklearn.decomposition import NMF  # a slow import
 
@@ -152,18 +152,18 @@ class DeepFeatureFactorization:
     https://arxiv.org/abs/1806.10206.
 
     Args:
-        model: A supported model (classifier, detector, segmentation network), or its adapter.
-        target_layer: A module or its dotted name; None takes the last of the adapter's default layers. The levels of
+        model: a supported model (classifier, detector, segmentation network), or its adapter.
+        target_layer: a module or its dotted name; None takes the last of the adapter's default layers. The levels of
             a pyramid are factorized together.
-        reshape_transform: Function from the layer's output to (B, C, h, w); None infers it.
-        computation_on_concepts: A function of the concepts (K, C), such as a classifier's last layer; None computes
+        reshape_transform: function from the layer's output to (B, C, h, w); None infers it.
+        computation_on_concepts: a function of the concepts (K, C), such as a classifier's last layer; None computes
             nothing.
-        seed: Seed of the initialization.
-        max_iter: Maximum number of iterations.
+        seed: seed of the initialization.
+        max_iter: maximum number of iterations.
 
     Attributes:
-        batch_size: Images per forward pass.
-        factorization: The `Factorization` of the last call; None before the first.
+        batch_size: images per forward pass.
+        factorization: the `Factorization` of the last call; None before the first.
 
     Example:
         >>> import torch
@@ -200,10 +200,10 @@ class DeepFeatureFactorization:
         """Factorize the features of one image, or of several together.
 
         Args:
-            input_tensor: One image or a list of them (see `detcam.data.images.ImageLike`), or an already normalized
+            input_tensor: one image or a list of them (see `detcam.data.images.ImageLike`), or an already normalized
                 (B, C, H, W) tensor, or (B, C, D, H, W) of volumes.
-            n_components: Number of concepts.
-            model_kwargs: Keyword arguments for the model.
+            n_components: number of concepts.
+            model_kwargs: keyword arguments for the model.
 
         Returns:
             The concepts (C, K) as features of the layer; per image, their maps (K, H, W) float32 in [0, 1], pixels of
@@ -212,9 +212,9 @@ class DeepFeatureFactorization:
             images of a concept alike.
 
         Raises:
-            TypeError, ValueError: The input or the number is not as expected, or the layer's levels have different
+            TypeError, ValueError: the input or the number is not as expected, or the layer's levels have different
                 numbers of channels.
-            RuntimeError: The layer never ran, or returned NaN.
+            RuntimeError: the layer never ran, or returned NaN.
         """
         if isinstance(n_components, bool) or not isinstance(n_components, int):
             raise TypeError(f"expected n_components as a whole number; got {n_components!r}")
@@ -274,9 +274,9 @@ class DeepFeatureFactorization:
         Connections that bypass the layer carry the features of the first image.
 
         Raises:
-            RuntimeError: Nothing is factorized yet.
-            TypeError: The model is not a classifier.
-            ValueError: The layer's output is neither a map nor tokens.
+            RuntimeError: nothing is factorized yet.
+            TypeError: the model is not a classifier.
+            ValueError: the layer's output is neither a map nor tokens.
         """
         factorization, example = self.factorization, self._example
         if factorization is None or example is None:
@@ -304,10 +304,10 @@ class DeepFeatureFactorization:
         """Return the top classes of each concept of the last call, one text per concept: ``tiger cat 0.83``.
 
         Args:
-            top_k: Number of classes per concept.
+            top_k: number of classes per concept.
 
         Raises:
-            RuntimeError, TypeError, ValueError: As in `concept_scores`.
+            RuntimeError, TypeError, ValueError: as in `concept_scores`.
         """
         return create_labels_legend(self.concept_scores(), self.adapter.names, top_k)
 
@@ -325,14 +325,14 @@ def run_dff_on_image(
     """Draw an image beside its concepts, labeled by a classifier's last layer, as in `pytorch_grad_cam`.
 
     Args:
-        model: As in `DeepFeatureFactorization`; class names come from its ``config.id2label``, if it has one.
-        target_layer: As in `DeepFeatureFactorization`.
-        classifier: Function from concepts (K, C) to logits (K, classes).
-        img_pil: The image.
+        model: as in `DeepFeatureFactorization`; class names come from its ``config.id2label``, if it has one.
+        target_layer: as in `DeepFeatureFactorization`.
+        classifier: function from concepts (K, C) to logits (K, classes).
+        img_pil: the image.
         img_tensor: (C, H, W), the network's input, of the image's size.
-        reshape_transform: As in `DeepFeatureFactorization`.
-        n_components: Number of concepts.
-        top_k: Number of classes per concept.
+        reshape_transform: as in `DeepFeatureFactorization`.
+        n_components: number of concepts.
+        top_k: number of classes per concept.
 
     Returns:
         HxWx3 uint8.

@@ -14,10 +14,10 @@ class Geometry:
     """Position of an image on the network's input canvas: ``x_input = x_image * scale + offset``, per axis.
 
     Attributes:
-        image_size_hw: Height and width of the original image, pixels.
-        input_size_hw: Height and width of the network's input, padding included, pixels.
-        scale_xy: Input pixels per image pixel.
-        offset_xy: Input pixels left of and above the image (letterbox padding).
+        image_size_hw: height and width of the original image, pixels.
+        input_size_hw: height and width of the network's input, padding included, pixels.
+        scale_xy: input pixels per image pixel.
+        offset_xy: input pixels left of and above the image (letterbox padding).
 
     Example:
         >>> from detcam.geometry import Geometry

@@ -42,13 +42,13 @@ class Request:
 
     Attributes:
         images: (C, H, W) tensors in [0, 1]; empty if `tensor` is given.
-        tensor: The user's normalized (B, C, H, W) batch, or None.
-        targets: Per image a list of targets; None stands for the model's own predictions.
-        detections: The detections that the targets belong to, or None.
-        choose: Selects the predictions to explain and makes their targets; None explains all.
-        stacked: Whether the result is one (B, H, W) array rather than a list.
-        extra_inputs: Further positional inputs of the model.
-        model_kwargs: Keyword arguments of the model.
+        tensor: the user's normalized (B, C, H, W) batch, or None.
+        targets: per image a list of targets; None stands for the model's own predictions.
+        detections: the detections that the targets belong to, or None.
+        choose: selects the predictions to explain and makes their targets; None explains all.
+        stacked: whether the result is one (B, H, W) array rather than a list.
+        extra_inputs: further positional inputs of the model.
+        model_kwargs: keyword arguments of the model.
     """
 
     images: tuple[Tensor, ...] = ()
@@ -123,13 +123,13 @@ def read_request(adapter: Adapter, images: Images, targets: Targets, model_kwarg
     """Check images and targets.
 
     Args:
-        adapter: The model's adapter.
-        images: As in the call of a method.
-        targets: As in the call of a method.
-        model_kwargs: Keyword arguments of the model.
+        adapter: the model's adapter.
+        images: as in the call of a method.
+        targets: as in the call of a method.
+        model_kwargs: keyword arguments of the model.
 
     Raises:
-        TypeError, ValueError: An argument is not as expected.
+        TypeError, ValueError: an argument is not as expected.
     """
     kwargs = dict(model_kwargs or {})
     extra: tuple[Any, ...] = ()

@@ -38,10 +38,10 @@ class _ProbedMap:
     """A map that a module returned during the probe.
 
     Attributes:
-        module: The module.
-        output: The map.
-        node: The map's autograd node.
-        input: The module's first input.
+        module: the module.
+        output: the map.
+        node: the map's autograd node.
+        input: the module's first input.
     """
 
     module: nn.Module
@@ -54,7 +54,7 @@ def first_tensor(output: object) -> Tensor:
     """Return ``.logits`` of a model's output if it has them, else its first tensor.
 
     Raises:
-        RuntimeError: The output contains no tensor.
+        RuntimeError: the output contains no tensor.
     """
     tensors = flatten_tensors(getattr(output, "logits", output))
     if not tensors:
@@ -89,14 +89,14 @@ def find_target_layers(
     normalization layer is returned: it has the same cells, with all channels on one scale.
 
     Args:
-        model: A classifier or feature extractor.
-        input_size_hw: Height and width of the input.
-        device: The model's device.
-        dtype: The dtype of the model's parameters.
-        select_output: Function from the model's output to the explained tensor (1, ...).
+        model: a classifier or feature extractor.
+        input_size_hw: height and width of the input.
+        device: the model's device.
+        dtype: the dtype of the model's parameters.
+        select_output: function from the model's output to the explained tensor (1, ...).
 
     Raises:
-        RuntimeError: No layer qualifies, or the model cannot run on the probe.
+        RuntimeError: no layer qualifies, or the model cannot run on the probe.
     """
     sizes = probe_sizes(input_size_hw) if takes_volumes(model) else [input_size_hw]
     for size in sizes:
@@ -295,9 +295,9 @@ class InferredReshape:
     `last_axis_channels` decides.
 
     Args:
-        input_size_hw: Height and width of the network's input.
-        prefix_tokens: Number of tokens before the patches; None infers it from the grid.
-        last_axis_channels: Channel counts of the model's channels-last maps.
+        input_size_hw: height and width of the network's input.
+        prefix_tokens: number of tokens before the patches; None infers it from the grid.
+        last_axis_channels: channel counts of the model's channels-last maps.
     """
 
     def __init__(
@@ -317,7 +317,7 @@ class InferredReshape:
         """Reshape one activation to (B, C, h, w).
 
         Raises:
-            ValueError: The tokens do not form a grid.
+            ValueError: the tokens do not form a grid.
         """
         if tensor.ndim == 4:
             return tensor.permute(0, 3, 1, 2) if self.is_channels_last(tensor) else tensor

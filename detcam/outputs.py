@@ -41,7 +41,7 @@ class BaseTarget:
     ``label: int = field()``.
 
     Raises:
-        TypeError: At the creation of a subclass that defines no scalar.
+        TypeError: at the creation of a subclass that defines no scalar.
     """
 
     label: int | None = None
@@ -88,10 +88,10 @@ class BaseTarget:
         """Return the target with class indices where it was given class names.
 
         Args:
-            names: The model's class names, by index.
+            names: the model's class names, by index.
 
         Raises:
-            ValueError: The model has no class of that name.
+            ValueError: the model has no class of that name.
         """
         return self
 
@@ -139,10 +139,10 @@ class DetectionTarget(BaseTarget, abstract=True):
     without its scalar is a TypeError when the class is created.
 
     Attributes:
-        box_xyxy: The box, pixels of the original image, half-open.
-        label: The model's class index. A method also takes its name, or None for the class of the highest score at the
+        box_xyxy: the box, pixels of the original image, half-open.
+        label: the model's class index. A method also takes its name, or None for the class of the highest score at the
             candidate that fits the box best.
-        source: The part of the network that produced the box; None for a box that no detection produced (a missed
+        source: the part of the network that produced the box; None for a box that no detection produced (a missed
             object, a region drawn by hand). Then a two-stage head scores the box as a proposal, and a dense head is
             read at the cell, anchor or query whose predicted box times class score fits best.
 
@@ -204,8 +204,8 @@ class DetectionTarget(BaseTarget, abstract=True):
         """Compute the scalar.
 
         Args:
-            candidates: Predictions of the box head; only the fields in `reads` are filled.
-            row: The row that belongs to this target.
+            candidates: predictions of the box head; only the fields in `reads` are filled.
+            row: the row that belongs to this target.
 
         Returns:
             A tensor with one element, differentiable with respect to the candidates.
@@ -288,9 +288,9 @@ class DetectorOutput(ABC):
     ``class MyBase(DetectorOutput, abstract=True)``.
 
     Attributes:
-        geometry: Position of the image on the network's input.
-        classes: Number of class indices, including the background if the family has one.
-        background: The class index of the background if the scores are a softmax that has one, else None.
+        geometry: position of the image on the network's input.
+        classes: number of class indices, including the background if the family has one.
+        background: the class index of the background if the scores are a softmax that has one, else None.
     """
 
     geometry: Geometry
@@ -319,11 +319,11 @@ class DetectorOutput(ABC):
         """Return all predictions of the head before non-maximum suppression, detached.
 
         Args:
-            label: For a head with one box per class, the class whose boxes are returned; None takes the best class of
+            label: for a head with one box per class, the class whose boxes are returned; None takes the best class of
                 each candidate. Other heads ignore it.
 
         Returns:
-            boxes (K, 4), original image pixels, clipped to the image, and their class scores (K, C).
+            Boxes (K, 4), original image pixels, clipped to the image, and their class scores (K, C).
         """
         return self.detected()
 
@@ -332,7 +332,7 @@ class DetectorOutput(ABC):
         """Return the detector's detections with the scores of all classes, detached.
 
         Returns:
-            boxes (K, 4), original image pixels, clipped to the image, and their class scores (K, C).
+            Boxes (K, 4), original image pixels, clipped to the image, and their class scores (K, C).
         """
         detections = self.detections()
         if not len(detections):
@@ -366,8 +366,8 @@ def with_class_facts(logits: Tensor, raw: ModelOutput, *, multilabel: bool = Fal
 
     Args:
         logits: (C,).
-        raw: The model's own output for the image.
-        multilabel: Whether the classes are independent (sigmoid) rather than exclusive (softmax).
+        raw: the model's own output for the image.
+        multilabel: whether the classes are independent (sigmoid) rather than exclusive (softmax).
     """
     logits._detcam_raw = raw  # type: ignore[attr-defined]
     logits._detcam_multilabel = multilabel  # type: ignore[attr-defined]
@@ -391,9 +391,9 @@ class SegmenterOutput:
 
     Args:
         logits: (C, h, w), before the sigmoid or softmax, over the whole input canvas.
-        geometry: Position of the image on the network's input.
-        binary: Whether one channel holds the logit of the foreground; class 1 is that logit and class 0 its negative.
-        multilabel: Whether classes are independent (sigmoid) rather than exclusive (softmax).
+        geometry: position of the image on the network's input.
+        binary: whether one channel holds the logit of the foreground; class 1 is that logit and class 0 its negative.
+        multilabel: whether classes are independent (sigmoid) rather than exclusive (softmax).
         raw: (C, h, w) values that the network itself returned, where these are probabilities; None takes the logits.
     """
 
@@ -458,8 +458,8 @@ class SegmenterOutput:
         channel and for independent classes, to each class with a positive logit (sigmoid above 0.5).
 
         Args:
-            names: Class index to name.
-            background: The class that is not reported.
+            names: class index to name.
+            background: the class that is not reported.
 
         Returns:
             One entry per class: its pixels as mask, the mask's bounding box, and as score the mean probability

@@ -25,10 +25,10 @@ class RawMaps:
     """The raw maps of one image in one view.
 
     Attributes:
-        levels: Per level, (N, h, w) signed saliency over the network's input.
-        geometry: Position of the image on that input.
-        rectified: Whether negative saliency is set to 0 first.
-        mirrored: Whether the view is the mirrored image.
+        levels: per level, (N, h, w) signed saliency over the network's input.
+        geometry: position of the image on that input.
+        rectified: whether negative saliency is set to 0 first.
+        mirrored: whether the view is the mirrored image.
     """
 
     levels: tuple[Tensor, ...]
@@ -52,7 +52,7 @@ class DeferredHeatmaps:
     ``maps[i]`` is an array (H, W), a list or a slice selects others, and ``np.asarray(maps)`` computes all.
 
     Attributes:
-        views: The raw maps in each view, whose heatmaps are averaged.
+        views: the raw maps in each view, whose heatmaps are averaged.
     """
 
     views: tuple[RawMaps, ...]
@@ -105,9 +105,9 @@ def combine_levels(levels: Sequence[Tensor], geometry: Geometry, *, rectified: b
     Each level is normalized over the cells that lie on the image, and resized; their mean is normalized again.
 
     Args:
-        levels: Per level, (N, h, w) signed saliency over the network's input.
-        geometry: Position of the image on that input.
-        rectified: Whether negative saliency is set to 0 first.
+        levels: per level, (N, h, w) signed saliency over the network's input.
+        geometry: position of the image on that input.
+        rectified: whether negative saliency is set to 0 first.
 
     Returns:
         (N, H, W) in [0, 1], original image pixels.

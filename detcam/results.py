@@ -25,15 +25,15 @@ class ImageHeatmaps:
 
     Attributes:
         heatmaps: (N, H, W) float32 array in [0, 1], original image pixels, one per target.
-        saliency: Per target layer and level, (N, h, w) raw signed saliency over the whole network input, on the CPU.
-        targets: The N targets.
+        saliency: per target layer and level, (N, h, w) raw signed saliency over the whole network input, on the CPU.
+        targets: the N targets.
         scores: (N,) float32, each target's value.
-        reach: Per target, the part of the image that its gradient can come from; None for methods without gradients.
+        reach: per target, the part of the image that its gradient can come from; None for methods without gradients.
         convergence_delta: (N, layers) float32, per layer the difference between the sum of each target's saliency and
             the score difference that it approximates, relative to the latter; None for methods without that property.
-        detections: The predictions that the targets stand for, or None.
-        geometry: Position of the image on the network's input.
-        sampling: Number of perturbed images and their agreement, for methods that sample.
+        detections: the predictions that the targets stand for, or None.
+        geometry: position of the image on the network's input.
+        sampling: number of perturbed images and their agreement, for methods that sample.
     """
 
     maps: HeatmapArray | DeferredHeatmaps
@@ -63,14 +63,14 @@ class Pass:
     """One forward pass and its targets.
 
     Attributes:
-        adapter: The model's adapter.
-        batch: The network's input.
-        trace: Activations and gradients of the target layers.
-        outputs: Per image, the argument of targets.
-        targets: Per image, the targets in this view.
-        eigen_smooth: Whether the first principal component over channels replaces their sum.
-        source_images: Function that returns, per image, (C, H, W) in [0, 1] in this view.
-        recorded: The value of the context that `BaseCAM.recording` opened around the pass.
+        adapter: the model's adapter.
+        batch: the network's input.
+        trace: activations and gradients of the target layers.
+        outputs: per image, the argument of targets.
+        targets: per image, the targets in this view.
+        eigen_smooth: whether the first principal component over channels replaces their sum.
+        source_images: function that returns, per image, (C, H, W) in [0, 1] in this view.
+        recorded: the value of the context that `BaseCAM.recording` opened around the pass.
     """
 
     adapter: Adapter
@@ -92,11 +92,11 @@ class Measured:
     """Raw maps of a pass.
 
     Attributes:
-        maps: Per level, per image, (N_i, h, w) signed saliency over the network's input.
-        values: Per image, each target's value.
-        reach: Per image, each target's reach; None for methods without gradients.
-        convergence_delta: Per image, (N_i, layers) as in `ImageHeatmaps`; None for methods without that property.
-        sampling: Per image, how it was sampled; None for methods that do not sample.
+        maps: per level, per image, (N_i, h, w) signed saliency over the network's input.
+        values: per image, each target's value.
+        reach: per image, each target's reach; None for methods without gradients.
+        convergence_delta: per image, (N_i, layers) as in `ImageHeatmaps`; None for methods without that property.
+        sampling: per image, how it was sampled; None for methods that do not sample.
     """
 
     maps: list[list[Tensor]]
@@ -120,11 +120,11 @@ class Measured:
         """Return the explanation of one image of the pass.
 
         Args:
-            index: Index of the image in the batch.
+            index: index of the image in the batch.
             heatmaps: (N, H, W) in [0, 1], original image pixels.
-            targets: The N targets.
-            detections: The predictions that the targets stand for, or None.
-            geometry: Position of the image on the network's input.
+            targets: the N targets.
+            detections: the predictions that the targets stand for, or None.
+            geometry: position of the image on the network's input.
         """
         delta = None if self.convergence_delta is None else self.convergence_delta[index].float().cpu()
         return ImageHeatmaps(
@@ -145,8 +145,8 @@ class Reach:
     """The part of the image that the gradient at the target layers covers.
 
     Attributes:
-        fraction: Fraction of the image, in [0, 1], that can appear on the map.
-        box_xyxy: Bounding box of that part, original image pixels; all zero if it is empty.
+        fraction: fraction of the image, in [0, 1], that can appear on the map.
+        box_xyxy: bounding box of that part, original image pixels; all zero if it is empty.
     """
 
     fraction: float
@@ -157,8 +157,8 @@ class Reach:
         """Measure the support of one target's gradient.
 
         Args:
-            supports: Per level, (h, w) bool over the network's input, True where any channel's gradient is not 0.
-            geometry: Position of the image on that input.
+            supports: per level, (h, w) bool over the network's input, True where any channel's gradient is not 0.
+            geometry: position of the image on that input.
         """
         fraction, corners = 0.0, []
         for support in supports:
@@ -204,9 +204,9 @@ class Sampling:
     """Number of perturbed images of an explanation, and its stability.
 
     Attributes:
-        passes: Number of perturbed images that were scored.
-        seed: Seed of the random perturbations; None for fixed ones.
-        agreement: Per target, `peak_rank_correlation` of the maps of even and odd samples, in [-1, 1]; None for fixed
+        passes: number of perturbed images that were scored.
+        seed: seed of the random perturbations; None for fixed ones.
+        agreement: per target, `peak_rank_correlation` of the maps of even and odd samples, in [-1, 1]; None for fixed
             perturbations.
     """
 
@@ -219,7 +219,7 @@ def levels_of(trace: Trace, images: int) -> list[Tensor]:
     """Return all levels of all layers, each (B, C, h, w).
 
     Raises:
-        RuntimeError: A layer returned another number of items than images, NaN or infinity.
+        RuntimeError: a layer returned another number of items than images, NaN or infinity.
     """
     levels = []
     for name, layer in zip(trace.names, trace.activations(), strict=True):
@@ -243,7 +243,7 @@ def value_of(scalar: object) -> float:
     """Return a target's scalar as a float.
 
     Raises:
-        ValueError: Not a tensor with one element.
+        ValueError: not a tensor with one element.
     """
     if not isinstance(scalar, Tensor) or scalar.numel() != 1:
         got = tuple(scalar.shape) if isinstance(scalar, Tensor) else type(scalar).__name__

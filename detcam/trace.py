@@ -41,18 +41,18 @@ class Trace:
     tensor, or a list, tuple or dict of tensors (a pyramid): every tensor is a *level* of that layer.
 
     Args:
-        layers: The target layers.
-        names: The name of each layer, for messages.
-        gradients: Whether the activations enter autograd.
-        reshape_transform: Function from a layer's raw output to (B, C, h, w), or to a list of such levels; None takes
+        layers: the target layers.
+        names: the name of each layer, for messages.
+        gradients: whether the activations enter autograd.
+        reshape_transform: function from a layer's raw output to (B, C, h, w), or to a list of such levels; None takes
             tensors as they are.
-        images: Number of images of the pass, where inputs may be joined in one batch: a level of a multiple of it is
+        images: number of images of the pass, where inputs may be joined in one batch: a level of a multiple of it is
             split into several. None splits none.
-        replace: Function that replaces the layers' outputs; the replacement is recorded and differentiated. None
+        replace: function that replaces the layers' outputs; the replacement is recorded and differentiated. None
             changes nothing.
 
     Attributes:
-        output: The model's raw output of the pass, set after it: where it depends on the layers, a scalar that does not
+        output: the model's raw output of the pass, set after it: where it depends on the layers, a scalar that does not
             has a gradient of zero instead of an error. One level of a pyramid has no part in the boxes of the others.
     """
 
@@ -107,7 +107,7 @@ class Trace:
         """Return the layers' outputs: per layer a list of levels, each (B, C, h, w), detached.
 
         Raises:
-            RuntimeError: A layer never ran, or returned no tensor.
+            RuntimeError: a layer never ran, or returned no tensor.
         """
         return self._shaped(lambda tensor: tensor.detach())
 
@@ -165,7 +165,7 @@ class Trace:
         The Hessian is that of one tensor at a time. The graph is kept.
 
         Raises:
-            RuntimeError: The scalar does not depend on the layers at all, or an operation has no second derivative.
+            RuntimeError: the scalar does not depend on the layers at all, or an operation has no second derivative.
         """
         held = self.held()
         first: Sequence[Tensor | None] = [None] * len(held)
@@ -310,10 +310,10 @@ def guarded(model: nn.Module, *, gradients: bool, quiet: bool = False, float32: 
     random state and autograd mode are restored.
 
     Args:
-        model: The model.
-        gradients: Whether autograd is on inside the block.
-        quiet: Whether a model in training mode is no reason for a warning, as in a probe before the first call.
-        float32: Whether parameters and buffers in half precision are replaced by float32 ones, and autocast is off.
+        model: the model.
+        gradients: whether autograd is on inside the block.
+        quiet: whether a model in training mode is no reason for a warning, as in a probe before the first call.
+        float32: whether parameters and buffers in half precision are replaced by float32 ones, and autocast is off.
     """
     with ExitStack() as stack:
         stack.enter_context(exclusive(model))  # first, since another call may be changing the model
@@ -381,10 +381,10 @@ def _swap_tensors(
     """Replace some of the parameters and buffers.
 
     Args:
-        model: The model.
-        swapped: Gets what is replaced, before it is.
-        select: Which tensors are replaced.
-        convert: What by.
+        model: the model.
+        swapped: gets what is replaced, before it is.
+        select: which tensors are replaced.
+        convert: what by.
     """
     for module in model.modules():
         holders: tuple[dict[str, Any], dict[str, Any]] = (module._parameters, module._buffers)

@@ -28,7 +28,7 @@ class BoxTarget(DetectionTarget):
         quantity: ``"score"``, the class score as the detector reports it (default); ``"logit"``, before the sigmoid
             or softmax; ``"objectness"``; or a coordinate of the predicted box, ``"x1"``, ``"y1"``, ``"x2"``,
             ``"y2"``, ``"width"``, ``"height"`` in image pixels.
-        against: Another class index, whose value is subtracted (*why a dog rather than a cat?*); for ``"score"`` and
+        against: another class index, whose value is subtracted (*why a dog rather than a cat?*); for ``"score"`` and
             ``"logit"`` only.
 
     Example:
@@ -116,9 +116,9 @@ class FasterRCNNBoxScoreTarget(BaseTarget):
     A box whose best match overlaps too little, or has another label, adds 0.
 
     Args:
-        labels: Class indices, one per box.
+        labels: class indices, one per box.
         bounding_boxes: (N, 4) xyxy, original image pixels; a tensor or an array.
-        iou_threshold: Minimum IoU of a match.
+        iou_threshold: minimum IoU of a match.
     """
 
     has_position = True

@@ -33,7 +33,7 @@ class ClassifierOutputTarget(BaseTarget):
     """The logit of one class.
 
     Args:
-        category: Class index; a method also takes its name.
+        category: class index; a method also takes its name.
 
     Example:
         >>> import torch
@@ -122,7 +122,7 @@ def reads_raw_output(target: Target) -> bool:
     """Return whether a target reads the model's own output: a plain function does, a class target reads logits.
 
     Args:
-        target: The target.
+        target: the target.
 
     Returns:
         Whether it gets the model's own output instead of logits (C,).
@@ -141,9 +141,9 @@ class FinerWeightedTarget(BaseTarget):
     sum_d p_d (z_c - alpha z_d) / sum_d p_d over the comparison classes d, with p the softmax.
 
     Args:
-        main_category: Class index c.
-        comparison_categories: Class indices d.
-        alpha: Strength of the comparison; 0 gives the plain logit.
+        main_category: class index c.
+        comparison_categories: class indices d.
+        alpha: strength of the comparison; 0 gives the plain logit.
     """
 
     quantity = "logit"

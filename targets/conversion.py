@@ -23,7 +23,7 @@ def as_box_targets(item: Any) -> list[BoxTarget] | None:
             torchvision's detectors return, or an array or tensor (N, 4) of boxes xyxy in pixels of the image.
 
     Returns:
-        one target per box, or None.
+        One target per box, or None.
 
     Raises:
         ValueError: an array of another shape.

@@ -40,9 +40,9 @@ class EdgesTarget(DetectionTarget):
         If no edge deviates by more than the tolerance, the edge with the largest error is taken.
 
         Args:
-            target: The detection.
-            ground_truth_xyxy: The object's box, original image pixels.
-            tolerance: Maximum error that is ignored, a fraction of the object's width or height.
+            target: the detection.
+            ground_truth_xyxy: the object's box, original image pixels.
+            tolerance: maximum error that is ignored, a fraction of the object's width or height.
         """
         x1, y1, x2, y2 = ground_truth_xyxy
         sides = (x2 - x1, y2 - y1, x2 - x1, y2 - y1)

@@ -15,7 +15,7 @@ class SimilarityToConceptTarget(BaseTarget):
     cos(f(x), c); for several concept vectors, the mean over them.
 
     Args:
-        features: One vector (D,) or several (M, D), e.g. from `detcam.adapters.embed`; a tensor or an array.
+        features: one vector (D,) or several (M, D), e.g. from `detcam.adapters.embed`; a tensor or an array.
     """
 
     def __init__(self, features: npt.ArrayLike) -> None:

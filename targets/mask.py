@@ -24,10 +24,10 @@ class MaskTarget(BaseTarget):
     several cells weighted by area. For a head with one channel, class 1 is its logit and class 0 the negative of it.
 
     Attributes:
-        label: Class index of the segmentation network; a method also takes its name.
+        label: class index of the segmentation network; a method also takes its name.
         mask: (H, W) in original image pixels, a tensor or an array, bool or of two values, with at least one pixel.
             None takes the whole image.
-        against: Another class index, whose logit is subtracted.
+        against: another class index, whose logit is subtracted.
 
     Example:
         >>> from detcam.targets import MaskTarget
@@ -105,7 +105,7 @@ class SemanticSegmentationTarget(BaseTarget):
     The mask refers to the network's output, padding included; that of a `MaskTarget` refers to the image.
 
     Args:
-        category: Class index, the channel of the model's output.
+        category: class index, the channel of the model's output.
         mask: (h, w), bool or float weights, of the output's size; a tensor or an array.
     """
 

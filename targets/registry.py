@@ -27,7 +27,7 @@ class BuiltinQuantity:
     """A quantity of the package: a target class, or a setting of one.
 
     Attributes:
-        make: Function from a plain target, and the class index to compare with or None, to the target.
+        make: function from a plain target, and the class index to compare with or None, to the target.
     """
 
     make: Callable[[Target, int | None], Target]
@@ -41,9 +41,9 @@ class FunctionTarget(BaseTarget):
     """A registered function applied to a class or a region.
 
     Attributes:
-        quantity: The function's name in the registry.
-        function: Function from one image's output and the plain target to a scalar.
-        target: The plain target: the class or region that the function refers to.
+        quantity: the function's name in the registry.
+        function: function from one image's output and the plain target to a scalar.
+        target: the plain target: the class or region that the function refers to.
     """
 
     quantity: str = field()
@@ -76,8 +76,8 @@ class BoxFunctionTarget(DetectionTarget):
     """A registered function applied to a detection.
 
     Attributes:
-        quantity: The function's name in the registry.
-        function: Function from one image's `DetectorOutput` and a `BoxTarget` to a scalar.
+        quantity: the function's name in the registry.
+        function: function from one image's `DetectorOutput` and a `BoxTarget` to a scalar.
     """
 
     part: ClassVar[Part] = "output"
@@ -96,15 +96,15 @@ def with_quantity(target: Target, quantity: str = "score", against: int | None =
     """Return a target for another quantity of the same detection, region or class.
 
     Args:
-        target: The plain target, as `Adapter.targets_of` makes it.
-        quantity: A name in `TARGETS`.
-        against: A class index: the target is the difference to that class.
+        target: the plain target, as `Adapter.targets_of` makes it.
+        quantity: a name in `TARGETS`.
+        against: a class index: the target is the difference to that class.
 
     Returns:
         The target of that quantity; of a detection, pinned to the same source.
 
     Raises:
-        ValueError: No quantity has that name, the target has no such quantity, or `against` is the target's class.
+        ValueError: no quantity has that name, the target has no such quantity, or `against` is the target's class.
 
     Example:
         >>> from detcam.targets import BoxTarget, with_quantity
@@ -132,14 +132,14 @@ def register_target(name: str) -> Callable[[Function], Function]:
     registers a function by an entry point of the group ``detcam.targets`` instead.
 
     Args:
-        name: The name of the quantity.
+        name: the name of the quantity.
 
     Returns:
         A decorator that returns the function unchanged.
 
     Raises:
-        TypeError: The name is not a str.
-        ValueError: Another quantity has that name.
+        TypeError: the name is not a str.
+        ValueError: another quantity has that name.
 
     Example:
         >>> from detcam.targets import register_target

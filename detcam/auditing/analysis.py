@@ -194,7 +194,7 @@ def analyze_errors(
             None evaluates all.
 
     Returns:
-        the matches and errors of each image, with counts and costs in average precision.
+        The matches and errors of each image, with counts and costs in average precision.
 
     Raises:
         ValueError: the lists do not correspond, a threshold is out of range, or masks are required and missing.

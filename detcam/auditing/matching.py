@@ -107,7 +107,7 @@ def match(
             ignored. None evaluates all.
 
     Returns:
-        for each detection the index of its object, and for each object that of its detection.
+        For each detection the index of its object, and for each object that of its detection.
 
     Raises:
         ValueError: as `overlaps`.

@@ -31,9 +31,9 @@ def make_callback(options: type[OptionsT], run: Callable[[OptionsT], int]) -> Ca
     """Return the function that typer calls for a subcommand.
 
     Args:
-        options: A dataclass whose fields are annotated with `typer.Option` or `typer.Argument`. typer reads the
+        options: a dataclass whose fields are annotated with `typer.Option` or `typer.Argument`. typer reads the
             command line from them, and the values become one object.
-        run: The command. It gets that object and returns the exit code.
+        run: the command. It gets that object and returns the exit code.
     """
     hints = get_type_hints(options, include_extras=True)
     parameters = [

@@ -124,7 +124,7 @@ class ExplainOptions(SelectionOptions, EngineOptions):
         """Check what can be checked without the model.
 
         Raises:
-            ValueError: An option does not exist or contradicts another one.
+            ValueError: an option does not exist or contradicts another one.
         """
         from detcam.targets import TARGETS
         from detcam.visualize.convert import colormap_code
@@ -143,7 +143,7 @@ class ExplainOptions(SelectionOptions, EngineOptions):
         """Return the arguments of `explain_files` that say what to explain.
 
         Raises:
-            ValueError: The model has no such class, or a box is not valid.
+            ValueError: the model has no such class, or a box is not valid.
         """
         from detcam.detections import label_index
         from detcam.explanation.batch import box_targets
@@ -208,13 +208,13 @@ class ExplainReport:
     """Prints a table row per target while images are explained, a progress bar, and the totals.
 
     Attributes:
-        paths: The images.
-        score_threshold: The minimum score that the user gave, or None.
-        adapter: The model.
-        explained: Number of explained images.
-        targets: Number of explained targets.
-        passes: Numbers of perturbed images per image, for methods that sample.
-        failures: Number of images that could not be explained.
+        paths: the images.
+        score_threshold: the minimum score that the user gave, or None.
+        adapter: the model.
+        explained: number of explained images.
+        targets: number of explained targets.
+        passes: numbers of perturbed images per image, for methods that sample.
+        failures: number of images that could not be explained.
     """
 
     paths: Sequence[Path]
@@ -304,7 +304,7 @@ def parse_box(text: str) -> tuple[float, float, float, float]:
     """Parse a box from ``x1,y1,x2,y2``.
 
     Raises:
-        ValueError: The text is not four numbers, or the box is empty.
+        ValueError: the text is not four numbers, or the box is empty.
     """
     from detcam.targets import BoxTarget
 

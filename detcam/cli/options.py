@@ -20,11 +20,11 @@ def option(panel: str, metavar: str | None, help: str, *names: str, **settings: 
     """Return a `typer.Option` in a panel of the help page.
 
     Args:
-        panel: Title of the panel.
-        metavar: What the help page shows for the value; None for a flag.
-        help: Help text.
-        *names: Names on the command line; by default that of the field.
-        **settings: Further arguments of `typer.Option`.
+        panel: title of the panel.
+        metavar: what the help page shows for the value; None for a flag.
+        help: help text.
+        *names: names on the command line; by default that of the field.
+        **settings: further arguments of `typer.Option`.
     """
     return typer.Option(*names, metavar=metavar, rich_help_panel=panel, help=help, **settings)
 
@@ -226,7 +226,7 @@ class ModelOptions(CommonOptions):
         """Load the model.
 
         Args:
-            **options: Further arguments of `detcam.models.load.load_model`; they override the command line.
+            **options: further arguments of `detcam.models.load.load_model`; they override the command line.
         """
         from detcam.cli.trust import ask_to_trust
         from detcam.models.load import load_model, read_names
@@ -283,7 +283,7 @@ class EngineOptions(CommonOptions):
         """Return the engine.
 
         Raises:
-            ValueError: An option does not belong to the engine.
+            ValueError: an option does not belong to the engine.
         """
         if self.engine == "ray":
             from detcam.runs import RayEngine
@@ -348,7 +348,7 @@ def parse_size(text: str) -> int | tuple[int, int]:
     """Parse a size from ``N`` or ``HxW``.
 
     Raises:
-        ValueError: The text is not one or two positive integers.
+        ValueError: the text is not one or two positive integers.
     """
     sides = text.lower().split("x")
     if len(sides) > 2 or not all(side.isdecimal() and int(side) > 0 for side in sides):
@@ -382,7 +382,7 @@ def parse_class_map(pairs: Iterable[str]) -> dict[str | int, str | int]:
     """Parse ``CATEGORY=CLASS`` pairs into a mapping from category to class.
 
     Raises:
-        ValueError: A pair has no equals sign, or one side is empty.
+        ValueError: a pair has no equals sign, or one side is empty.
     """
     class_map: dict[str | int, str | int] = {}
     for pair in pairs:

@@ -18,7 +18,7 @@ def planted_command(options: BenchmarkOptions) -> None:
     The rows of explainers are printed only; without other methods, nothing but the detectors is written.
 
     Raises:
-        ValueError: A family, scenario, method or explainer does not exist, or the folder holds results of other
+        ValueError: a family, scenario, method or explainer does not exist, or the folder holds results of other
             settings.
     """
     from detcam.benchmarking.planted.explainers import load_explainer

@@ -17,7 +17,7 @@ def ask_to_trust(files: Iterable[str | None]) -> bool:
     Only on a terminal: elsewhere the error that names ``--trust-checkpoint`` follows when the file is read.
 
     Args:
-        files: Names of a model and its weights; those that are no files of `torch.save` are left out.
+        files: names of a model and its weights; those that are no files of `torch.save` are left out.
     """
     from detcam.models.checkpoints import SUFFIXES, foreign_globals
 

@@ -27,10 +27,10 @@ class HeatDistribution:
     """Where the heat of one map lies.
 
     Attributes:
-        box: Fraction of the heat inside the detected box, in [0, 1].
-        wake: Fraction within WAKE_MARGIN pixels of the wake and outside the box.
-        peak: Location of the maximum: ``box``, ``wake`` or ``elsewhere``.
-        reach: Fraction of the image that can influence the map, in [0, 1].
+        box: fraction of the heat inside the detected box, in [0, 1].
+        wake: fraction within WAKE_MARGIN pixels of the wake and outside the box.
+        peak: location of the maximum: ``box``, ``wake`` or ``elsewhere``.
+        reach: fraction of the image that can influence the map, in [0, 1].
     """
 
     box: float
@@ -49,13 +49,13 @@ class DemoFalsePositive:
     """A detected boat that does not exist, beside a wake.
 
     Attributes:
-        seed: Seed of the scene.
-        index: Index of the detection.
-        score: Score of the detection, in [0, 1].
-        wake: Name of the wake without a boat.
-        early_layer: Heat of a map from layers that see the context.
-        last_layer: Heat of a map from the last layer.
-        certification: Result of drawing the scene again without the wake, and without a gull.
+        seed: seed of the scene.
+        index: index of the detection.
+        score: score of the detection, in [0, 1].
+        wake: name of the wake without a boat.
+        early_layer: heat of a map from layers that see the context.
+        last_layer: heat of a map from the last layer.
+        certification: result of drawing the scene again without the wake, and without a gull.
     """
 
     seed: int
@@ -72,12 +72,12 @@ class SceneResult:
     """Detections and explanations of one scene.
 
     Attributes:
-        scene: The scene.
-        detections: Detections in it.
-        correct: For each detection, whether it matches a label.
-        early_layer: Explanation from layers that see the context.
-        last_layer: Explanation from the last layer.
-        false_positives: Those of the incorrect detections that are beside a wake without a boat.
+        scene: the scene.
+        detections: detections in it.
+        correct: for each detection, whether it matches a label.
+        early_layer: explanation from layers that see the context.
+        last_layer: explanation from the last layer.
+        false_positives: those of the incorrect detections that are beside a wake without a boat.
     """
 
     scene: HarborScene
@@ -141,8 +141,8 @@ def measure_heat(explanation: Explanation, index: int, wake: BoolArray) -> HeatD
     """Measure where the heat of one detection's map lies.
 
     Args:
-        explanation: Explanation of the image.
-        index: Index of the detection.
+        explanation: explanation of the image.
+        index: index of the detection.
         wake: (H, W) bool, mask of the wake.
     """
     heat = np.asarray(explanation.heatmaps[index])

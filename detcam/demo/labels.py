@@ -19,9 +19,9 @@ def write_coco(folder: str | Path, scenes: Sequence[HarborScene], *, images: str
     """Write scenes as PNG files and their labels in COCO format.
 
     Args:
-        folder: Folder for ``annotations.json``.
-        scenes: Scenes to write.
-        images: Name of the subfolder for the images.
+        folder: folder for ``annotations.json``.
+        scenes: scenes to write.
+        images: name of the subfolder for the images.
 
     Returns:
         Path of the JSON file.

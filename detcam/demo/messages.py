@@ -31,7 +31,7 @@ class DemoMessages:
     """Prints the results of the demonstration.
 
     Args:
-        console: Where to print; None prints to stdout.
+        console: where to print; None prints to stdout.
     """
 
     def __init__(self, console: Console | None = None) -> None:

@@ -29,7 +29,7 @@ class DemoBackbone(nn.Module):
     The receptive field at stride 8 is about 100 pixels wide: a box and the wake beside it.
 
     Attributes:
-        out_channels: Channels of every pyramid level, required by FasterRCNN.
+        out_channels: channels of every pyramid level, required by FasterRCNN.
     """
 
     def __init__(self) -> None:

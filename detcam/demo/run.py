@@ -35,8 +35,8 @@ def run_demo(out: str | Path, *, console: Console | None = None) -> tuple[DemoFa
     """Run the demonstration: detect, explain the false positives, certify their cause, and audit the detector.
 
     Args:
-        out: Folder for scenes, figures, overlays, ``explanations.json`` and the audit report. It is created if needed.
-        console: Where to print the text; None prints to stdout.
+        out: folder for scenes, figures, overlays, ``explanations.json`` and the audit report. It is created if needed.
+        console: where to print the text; None prints to stdout.
 
     Returns:
         The false positives beside wakes, in the order of the scenes.

@@ -34,8 +34,8 @@ def train_demo_detector(seed: int, steps: int) -> FasterRCNN:
     """Train a demo detector from scratch.
 
     Args:
-        seed: Seed of the weights, the samplers and the order of the scenes. PyTorch's global generator is seeded.
-        steps: Optimizer steps, of BATCH_SIZE scenes each.
+        seed: seed of the weights, the samplers and the order of the scenes. PyTorch's global generator is seeded.
+        steps: optimizer steps, of BATCH_SIZE scenes each.
 
     Returns:
         The detector, in evaluation mode.
@@ -49,16 +49,16 @@ def fine_tune(detector: FasterRCNN, scenes: Sequence[HarborScene], steps: int, s
     """Train a detector on randomly mirrored scenes, starting from its current weights.
 
     Args:
-        detector: Detector to train, in place.
-        scenes: Training scenes, at least BATCH_SIZE.
-        steps: Optimizer steps, of BATCH_SIZE scenes each.
-        seed: Seed of the order of the scenes and of the mirroring.
+        detector: detector to train, in place.
+        scenes: training scenes, at least BATCH_SIZE.
+        steps: optimizer steps, of BATCH_SIZE scenes each.
+        seed: seed of the order of the scenes and of the mirroring.
 
     Returns:
         The same detector, in evaluation mode.
 
     Raises:
-        ValueError: There are too few scenes.
+        ValueError: there are too few scenes.
     """
     if len(scenes) < BATCH_SIZE:
         raise ValueError(f"expected at least {BATCH_SIZE} training scenes; got {len(scenes)}")
@@ -105,12 +105,12 @@ class WakeCertification:
     """Effect of removing one wake without a boat.
 
     Attributes:
-        seed: Seed of the demo scene.
-        wake: Name of the wake.
-        box_xyxy: Box (x1, y1, x2, y2) of the false positive beside the wake in pixels, or None if there is none.
-        outside_fraction: Fraction of the wake's pixels outside that box, in [0, 1].
-        gone_without_wake: Whether the false positive vanishes if the scene is drawn without the wake.
-        stays_without_gull: Whether it stays if the scene is drawn without a gull.
+        seed: seed of the demo scene.
+        wake: name of the wake.
+        box_xyxy: box (x1, y1, x2, y2) of the false positive beside the wake in pixels, or None if there is none.
+        outside_fraction: fraction of the wake's pixels outside that box, in [0, 1].
+        gone_without_wake: whether the false positive vanishes if the scene is drawn without the wake.
+        stays_without_gull: whether it stays if the scene is drawn without a gull.
     """
 
     seed: int
@@ -130,9 +130,9 @@ def certify_wake(detector: FasterRCNN, scene: HarborScene, wake: str) -> WakeCer
     """Draw a scene without a wake, then without a gull, and compare the detections.
 
     Args:
-        detector: The demo detector.
-        scene: A demo scene.
-        wake: Name of a wake without a boat.
+        detector: the demo detector.
+        scene: a demo scene.
+        wake: name of a wake without a boat.
 
     Raises:
         ValueError: `wake` is not the name of a wake without a boat in this scene.
@@ -164,14 +164,14 @@ class DemoEvaluation:
     """Behavior of the detector on demo scenes; fractions are in [0, 1].
 
     Attributes:
-        recall: Recall of labeled boats and buoys at IoU 0.5.
-        boat_recall: Recall of labeled boats at IoU 0.5.
-        precision: Precision at IoU 0.5.
-        wakes: Number of wakes without a boat.
-        fired: Number of those with a detected boat.
-        certified: Number of those that vanish without the wake and stay without a gull.
-        outside: Number of certified false positives with at least 90 % of their wake outside the box.
-        anchored: Fraction of the boats at anchor (no label, no wake) with a detection.
+        recall: recall of labeled boats and buoys at IoU 0.5.
+        boat_recall: recall of labeled boats at IoU 0.5.
+        precision: precision at IoU 0.5.
+        wakes: number of wakes without a boat.
+        fired: number of those with a detected boat.
+        certified: number of those that vanish without the wake and stay without a gull.
+        outside: number of certified false positives with at least 90 % of their wake outside the box.
+        anchored: fraction of the boats at anchor (no label, no wake) with a detection.
     """
 
     recall: float

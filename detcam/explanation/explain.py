@@ -65,40 +65,40 @@ def explain(
     There is one forward pass per batch of images and one heatmap per prediction.
 
     Args:
-        model: A detector, segmentation network or classifier of a supported family, or an adapter.
-        images: One image or a list of images of any size (see `detcam.data.images.ImageLike`); or a normalized
+        model: a detector, segmentation network or classifier of a supported family, or an adapter.
+        images: one image or a list of images of any size (see `detcam.data.images.ImageLike`); or a normalized
             (B, C, H, W) tensor, or volumes (B, C, D, H, W). For a network of several inputs a tuple of them;
             ``input_key=1`` explains the second.
         method: ``"auto"``, which is ODAM for boxes and GradCAM for masks and classes, and D-RISE and RISE for models
             without gradients (ONNX files, functions, int8); a name in `detcam.methods.METHODS`, with settings after a
             colon (``"drise:passes=1000"``); a method's class; or a function from an adapter to a method, such as
             ``partial(DRISE, passes=1000)``.
-        targets: Targets as in the call of a method. None explains the model's predictions, which the next five
+        targets: targets as in the call of a method. None explains the model's predictions, which the next five
             arguments select.
-        target_layers: Modules or dotted names; None takes the family's default.
-        score_threshold: Minimum score in [0, 1]; None takes 0.3 for boxes and 0 for classes and regions.
-        top_k: Maximum number of predictions per image, best first. None takes ten boxes, all regions, and of a
+        target_layers: modules or dotted names; None takes the family's default.
+        score_threshold: minimum score in [0, 1]; None takes 0.3 for boxes and 0 for classes and regions.
+        top_k: maximum number of predictions per image, best first. None takes ten boxes, all regions, and of a
             classifier the top class or all of `labels`.
-        labels: Class names or indices, one or several. A classifier is explained for them whatever their rank.
-        quantity: The output to explain: ``"score"``, ``"logit"``, ``"objectness"``, ``"x1"``, ``"y1"``, ``"x2"``,
+        labels: class names or indices, one or several. A classifier is explained for them whatever their rank.
+        quantity: the output to explain: ``"score"``, ``"logit"``, ``"objectness"``, ``"x1"``, ``"y1"``, ``"x2"``,
             ``"y2"``, ``"width"``, ``"height"`` or ``"edges"`` of a box, ``"mask"`` of an instance, or a name registered
             by `detcam.targets.register_target`.
-        against: Class name or index: explain the difference to this class (*why a dog rather than a cat?*).
-        aug_smooth: Average the heatmaps of six views of the image.
-        eigen_smooth: Take the first principal component over the channels instead of their sum.
-        batch_size: Images per forward pass; None keeps the method's own number.
-        device: Where the model runs: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``, or ``"auto"``, which is CUDA if
+        against: class name or index: explain the difference to this class (*why a dog rather than a cat?*).
+        aug_smooth: average the heatmaps of six views of the image.
+        eigen_smooth: take the first principal component over the channels instead of their sum.
+        batch_size: images per forward pass; None keeps the method's own number.
+        device: where the model runs: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``, or ``"auto"``, which is CUDA if
             available; the model is moved back afterwards. None leaves the model where it is.
-        progress: Whether to show a progress bar on stderr.
-        **adapter_options: Further arguments of `detcam.adapters.adapt`, such as `names` and `image_size`.
+        progress: whether to show a progress bar on stderr.
+        **adapter_options: further arguments of `detcam.adapters.adapt`, such as `names` and `image_size`.
 
     Returns:
         One `Explanation` per image.
 
     Raises:
-        TypeError: An argument has the wrong type, or the adapter has no such option.
-        ValueError: An argument has a wrong value.
-        RuntimeError: A target layer did not run, or the score does not depend on it.
+        TypeError: an argument has the wrong type, or the adapter has no such option.
+        ValueError: an argument has a wrong value.
+        RuntimeError: a target layer did not run, or the score does not depend on it.
 
     Example:
         >>> import detcam, numpy as np
@@ -154,12 +154,12 @@ def make_cam(adapter: Adapter, method: MethodLike) -> BaseCAM:
     """Make a method for an adapter.
 
     Args:
-        adapter: The model.
-        method: As in `explain`.
+        adapter: the model.
+        method: as in `explain`.
 
     Raises:
         TypeError: `method` is not a name, a class, or a function from an adapter to a method.
-        ValueError: No method has that name, or it has no such setting.
+        ValueError: no method has that name, or it has no such setting.
     """
     if method == "auto":
         is_box = adapter.task == "detection"
@@ -188,14 +188,14 @@ def select_targets(
     """Select predictions of one image and make a target for each.
 
     Args:
-        adapter: The model.
-        detections: All predictions in the image.
-        output: The model's output for the image, of the family's own type.
-        score_threshold: As in `explain`, like the other arguments.
-        top_k: Maximum number of predictions.
-        labels: Class names or indices.
-        quantity: The output to explain.
-        against: Class name or index to compare with.
+        adapter: the model.
+        detections: all predictions in the image.
+        output: the model's output for the image, of the family's own type.
+        score_threshold: as in `explain`, like the other arguments.
+        top_k: maximum number of predictions.
+        labels: class names or indices.
+        quantity: the output to explain.
+        against: class name or index to compare with.
 
     Returns:
         The selected predictions, best first, and their targets.

@@ -34,24 +34,24 @@ class Explanation:
 
     Attributes:
         image: (H, W, 3) uint8 RGB, after the rotation that its file asks for.
-        name: File name, or ``image-1``, ``image-2``, ... for images without a file.
-        path: The image's file, or None.
-        targets: The N targets.
-        captions: Description and value of each target.
+        name: file name, or ``image-1``, ``image-2``, ... for images without a file.
+        path: the image's file, or None.
+        targets: the N targets.
+        captions: description and value of each target.
         maps: (N, H, W) heatmaps, float32 in [0, 1], pixels of the image: an array, or `DeferredHeatmaps` where they are
             large; see `heatmaps`.
-        saliency: Per target layer and level, (N, h, w) raw signed saliency over the network's input.
+        saliency: per target layer and level, (N, h, w) raw signed saliency over the network's input.
         scores: (N,) float32, the value of each target.
-        reach: Per target, the part of the image that the gradient covers; None for methods without gradients.
-        sampling: Number of samples and their agreement for methods that sample, else None.
-        detections: The N predictions that the targets stand for, or None if the user gave targets.
-        names: Class index to name.
-        method: Name of the method.
-        layers: Names of the target layers.
+        reach: per target, the part of the image that the gradient covers; None for methods without gradients.
+        sampling: number of samples and their agreement for methods that sample, else None.
+        detections: the N predictions that the targets stand for, or None if the user gave targets.
+        names: class index to name.
+        method: name of the method.
+        layers: names of the target layers.
         smoothing: ``"aug_smooth"`` and ``"eigen_smooth"``, if they were used.
-        model: Class name of the model.
-        family: Family of the adapter.
-        words: Per target, what each word of its prompt contributes to the score of its box; empty for models that read
+        model: class name of the model.
+        family: family of the adapter.
+        words: per target, what each word of its prompt contributes to the score of its box; empty for models that read
             no text, and for targets that are no predictions.
 
     Example:
@@ -164,10 +164,10 @@ class Explanation:
         """Draw one target's heatmap over the image.
 
         Args:
-            index: Index of the target.
-            colormap: Name or OpenCV number.
-            caption: Whether to draw the caption below.
-            shared_scale: Whether all targets of the image share one scale, that of the largest of `magnitudes`, so that
+            index: index of the target.
+            colormap: name or OpenCV number.
+            caption: whether to draw the caption below.
+            shared_scale: whether all targets of the image share one scale, that of the largest of `magnitudes`, so that
                 overlays can be compared. Otherwise each heatmap has a maximum of 1, however small its saliency is.
 
         Returns:
@@ -247,7 +247,7 @@ class Explanations(Sequence[Explanation]):
         """Return a PIL image with the figures of all images below each other, titled by their names.
 
         Raises:
-            ValueError: There are no explanations.
+            ValueError: there are no explanations.
         """
         if not self._items:
             raise ValueError("there is nothing to plot: no image was explained")
@@ -261,14 +261,14 @@ class Explanations(Sequence[Explanation]):
         image by the same model, method, layers and smoothing is replaced.
 
         Args:
-            folder: Folder for the files; it is created if it does not exist.
-            colormap: Colormap of the overlays.
+            folder: folder for the files; it is created if it does not exist.
+            colormap: colormap of the overlays.
 
         Returns:
             The path of ``explanations.json``.
 
         Raises:
-            ValueError: The folder has an ``explanations.json`` that detcam did not write.
+            ValueError: the folder has an ``explanations.json`` that detcam did not write.
         """
         from detcam.explanation.writer import save_explanations
 

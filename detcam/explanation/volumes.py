@@ -51,11 +51,11 @@ class VolumeExplanation(Explanation):
         """Draw one target's heatmap over the volume's slices.
 
         Args:
-            index: Index of the target.
-            colormap: Name or OpenCV number.
-            caption: Whether to draw the caption.
-            shared_scale: Whether all targets share one scale, as in `Explanation.overlay`.
-            depth: Index of the slice that is drawn; None draws a montage of slices at equal distances.
+            index: index of the target.
+            colormap: name or OpenCV number.
+            caption: whether to draw the caption.
+            shared_scale: whether all targets share one scale, as in `Explanation.overlay`.
+            depth: index of the slice that is drawn; None draws a montage of slices at equal distances.
 
         Returns:
             HxWx3 uint8.

@@ -92,13 +92,13 @@ class ExplanationIndex:
     """The index of a folder of explanations, ``explanations.json``; the lock of the folder is held.
 
     Args:
-        folder: The folder. Entries of other runs stay in the index.
+        folder: the folder. Entries of other runs stay in the index.
 
     Attributes:
-        path: Path of the index.
+        path: path of the index.
 
     Raises:
-        ValueError: The folder has an ``explanations.json`` that detcam did not write.
+        ValueError: the folder has an ``explanations.json`` that detcam did not write.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -111,7 +111,7 @@ class ExplanationIndex:
         """Return the first part of the names of an entry's files: that of the entry which it replaces, or a free one.
 
         Args:
-            entry: The fields that identify an entry, and ``name``.
+            entry: the fields that identify an entry, and ``name``.
         """
         previous = self._previous.get(_identity(entry))
         if previous is not None:
@@ -128,7 +128,7 @@ class ExplanationIndex:
         """Write the index with new entries, and remove the files of those which they replace.
 
         Args:
-            entries: Function that returns the new entries, which need not fit into memory.
+            entries: function that returns the new entries, which need not fit into memory.
         """
         replaced: dict[tuple[Any, ...], set[str]] = {}
         for entry in entries():
@@ -152,8 +152,8 @@ def save_explanations(
         The path of the index.
 
     Raises:
-        ValueError: The folder has an ``explanations.json`` that detcam did not write.
-        RuntimeError: Another process works in the folder.
+        ValueError: the folder has an ``explanations.json`` that detcam did not write.
+        RuntimeError: another process works in the folder.
     """
     with lock_folder(folder) as locked:
         index = ExplanationIndex(locked)
@@ -178,11 +178,11 @@ def write_explanation(
     """Write the overlays and heatmaps of one image.
 
     Args:
-        folder: Folder for the files.
-        explanation: The explanation.
-        stem: First part of the names of the files.
-        colormap: Colormap of the overlays.
-        model_name: Name of the model in the entry; None takes its class name.
+        folder: folder for the files.
+        explanation: the explanation.
+        stem: first part of the names of the files.
+        colormap: colormap of the overlays.
+        model_name: name of the model in the entry; None takes its class name.
 
     Returns:
         The entry of the index.
@@ -211,7 +211,7 @@ def read_index(path: Path) -> list[dict[str, Any]]:
     """Read the entries of an ``explanations.json``; return an empty list if the file does not exist.
 
     Raises:
-        ValueError: The file is not JSON, or has another schema or version.
+        ValueError: the file is not JSON, or has another schema or version.
     """
     if not path.exists():
         return []
@@ -251,7 +251,7 @@ def read_heatmap(path: str | Path) -> np.ndarray:
         (H, W) float32 in [0, 1], of a volume (D, H, W); it differs from the heatmap that was saved by at most 1/131070.
 
     Raises:
-        ValueError: The file is not a 16-bit gray PNG, or TIFF with a page for each slice.
+        ValueError: the file is not a 16-bit gray PNG, or TIFF with a page for each slice.
     """
     if Path(path).suffix == ".tif":
         import tifffile

@@ -121,14 +121,14 @@ def register_method(method: MethodType) -> MethodType:
     package registers a method by an entry point of the group ``detcam.methods`` instead.
 
     Args:
-        method: A concrete subclass of `BaseCAM`.
+        method: a concrete subclass of `BaseCAM`.
 
     Returns:
         The class, unchanged.
 
     Raises:
         TypeError: `method` is not a subclass of `BaseCAM`.
-        ValueError: Another method has that name.
+        ValueError: another method has that name.
 
     Example:
         >>> from detcam import BaseCAM, get_method, register_method
@@ -149,13 +149,13 @@ def get_method(name: str) -> type[BaseCAM]:
     """Return a method class by its name.
 
     Args:
-        name: The method's `name`. Case, ``-`` and ``_`` are ignored, and ``++`` reads as ``plusplus``.
+        name: the method's `name`. Case, ``-`` and ``_`` are ignored, and ``++`` reads as ``plusplus``.
 
     Returns:
         The class; call it with a model or an adapter.
 
     Raises:
-        ValueError: No method has that name; the message names the closest ones.
+        ValueError: no method has that name; the message names the closest ones.
 
     Example:
         >>> from detcam import get_method

@@ -28,7 +28,7 @@ def parse_settings(text: str) -> tuple[str, dict[str, Any]]:
     Values are numbers, ``none``, ``true``, ``false`` or words.
 
     Raises:
-        ValueError: A setting has no name or no value.
+        ValueError: a setting has no name or no value.
 
     Example:
         >>> from detcam.methods.spec import parse_settings
@@ -49,7 +49,7 @@ def configure_method(name: str, settings: Mapping[str, Any]) -> Callable[..., Ba
     """Return the constructor of a method with settings; call it with a model.
 
     Raises:
-        ValueError: No such method, or it has no such setting.
+        ValueError: no such method, or it has no such setting.
     """
     method = get_method(name)
     known = method_settings(method)
@@ -64,7 +64,7 @@ def parse_method(text: str) -> Callable[..., BaseCAM]:
     """Return the constructor of a method with settings from text such as ``drise:passes=1000``.
 
     Raises:
-        ValueError: No such method, no such setting, or a setting without a value.
+        ValueError: no such method, no such setting, or a setting without a value.
     """
     return configure_method(*parse_settings(text))
 

@@ -139,7 +139,7 @@ def register_metric(metric: MetricType) -> MetricType:
         metric: a subclass of `Metric` that can be constructed without arguments.
 
     Returns:
-        the class, unchanged.
+        The class, unchanged.
 
     Raises:
         TypeError: not a subclass of `Metric`.

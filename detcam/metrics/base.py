@@ -203,7 +203,7 @@ def summarize(values: Tensor) -> MetricSummary:
         values: (N,) values, as `Metric.measure` returns them.
 
     Returns:
-        the summary, with the number of NaN values as `skipped`.
+        The summary, with the number of NaN values as `skipped`.
 
     Example:
         >>> import torch

@@ -82,7 +82,7 @@ def count_work(adapter: Adapter, image: ImageLike, call: Callable[[], object]) -
         call: the call, without arguments.
 
     Returns:
-        the work of the call.
+        The work of the call.
 
     Raises:
         ValueError: the model runs no operation that is counted.
@@ -126,7 +126,7 @@ def measure_cost(call: Callable[[], Result], device: torch.device) -> tuple[Resu
         device: the device on which the call runs.
 
     Returns:
-        the result of the call, and its cost.
+        The result of the call, and its cost.
 
     Example:
         >>> import torch

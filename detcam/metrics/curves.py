@@ -141,7 +141,7 @@ def score_curves(
         settings: settings of the curves; None takes the defaults.
 
     Returns:
-        one curve per heatmap, in the order of the images.
+        One curve per heatmap, in the order of the images.
 
     Raises:
         TypeError, ValueError: an argument is not as described.

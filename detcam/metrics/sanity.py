@@ -97,7 +97,7 @@ def randomization(
         seed: seed of the random weights.
 
     Returns:
-        the similarity per step and target.
+        The similarity per step and target.
 
     Raises:
         ValueError: the image has no predictions to explain, the model has no weights, or `steps` is below 1.
@@ -224,7 +224,7 @@ def independence(heatmaps: Sequence[MapArray], *, seed: int = 0) -> tuple[MapSim
         seed: seed of the random selection from more than 500 pairs.
 
     Returns:
-        the similarity between images, and between targets.
+        The similarity between images, and between targets.
 
     Raises:
         ValueError: a heatmap has another shape, or holds NaN.
@@ -256,7 +256,7 @@ def reproducibility(cam: BaseCAM, image: ImageLike, targets: Sequence[Target] | 
         targets: targets to explain; None takes the model's predictions.
 
     Returns:
-        the comparison of the heatmaps.
+        The comparison of the heatmaps.
 
     Example:
         >>> import torch
@@ -295,7 +295,7 @@ def layers_top_down(adapter: Adapter, image: Tensor, targets: Sequence[Target]) 
         targets: targets, so that layers that only they run are included.
 
     Returns:
-        name and weights of each layer.
+        Name and weights of each layer.
 
     Raises:
         ValueError: the model has no weights.

@@ -196,7 +196,7 @@ def score_images(
         probability: whether class targets are read as `as_probability` reads them.
 
     Returns:
-        one `ScoredImage` per image of the group, None for an image without rows.
+        One `ScoredImage` per image of the group, None for an image without rows.
 
     Raises:
         ValueError: unknown protocol, or the number of heatmaps differs from that of the model's predictions.

@@ -50,7 +50,7 @@ class Perturbation:
         """Perturb an image (C, H, W) in [0, 1].
 
         Returns:
-            the perturbed image, and its shift to the right and down in pixels.
+            The perturbed image, and its shift to the right and down in pixels.
 
         Raises:
             ValueError: the transform changes the size of the image.
@@ -138,7 +138,7 @@ def stability(
         seed: seed of random perturbations.
 
     Returns:
-        the similarity per perturbation and target.
+        The similarity per perturbation and target.
 
     Raises:
         ValueError: the image has no predictions to explain, or there are no perturbations.

@@ -61,7 +61,7 @@ def ground_truth_regions(
         same_class: whether only objects of the same class count as other objects.
 
     Returns:
-        regions (N, H, W) for N heatmaps.
+        Regions (N, H, W) for N heatmaps.
 
     Raises:
         ValueError: an index is out of range or belongs to a crowd region, or `shape` is unknown.

@@ -45,8 +45,8 @@ class HarborScene(Scene):
     Boats and buoys are labeled; labels index DEMO_NAMES.
 
     Attributes:
-        demo: Whether some wakes have no boat.
-        ghost_boxes_xyxy: For each wake without a boat, by name, the (4,) float32 box where its boat would be.
+        demo: whether some wakes have no boat.
+        ghost_boxes_xyxy: for each wake without a boat, by name, the (4,) float32 box where its boat would be.
     """
 
     demo: bool
@@ -61,15 +61,15 @@ def draw_scene(seed: int, *, demo: bool = True, without: Iterable[str] = ()) -> 
     """Draw the harbor scene of a seed.
 
     Args:
-        seed: Non-negative; the same seed gives the same scene.
+        seed: non-negative; the same seed gives the same scene.
         demo: True for a demo scene (some wakes have no boat), False for a training scene.
-        without: Names of objects to leave out. All pixels that they do not touch stay the same.
+        without: names of objects to leave out. All pixels that they do not touch stay the same.
 
     Returns:
         The scene.
 
     Raises:
-        ValueError: A name in `without` is not in this scene.
+        ValueError: a name in `without` is not in this scene.
 
     Example:
         >>> scene = draw_scene(28)

@@ -34,9 +34,9 @@ def paint_backdrop(rng: np.random.Generator, size_hw: tuple[int, int], horizon: 
     """Paint sky, clouds, hills, houses and water.
 
     Args:
-        rng: Random generator of the backdrop.
-        size_hw: Height and width in pixels.
-        horizon: First row of the water.
+        rng: random generator of the backdrop.
+        size_hw: height and width in pixels.
+        horizon: first row of the water.
 
     Returns:
         (H, W, 3) float32 RGB in [0, 255].

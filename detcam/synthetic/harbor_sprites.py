@@ -15,10 +15,10 @@ def paint_boat(rng: np.random.Generator, width: float, heading: int, opacity: fl
     """Paint a sailing boat or a fishing boat; the anchor is the middle of the hull at the waterline.
 
     Args:
-        rng: Random generator of type, colors and proportions.
-        width: Length of the hull in pixels.
+        rng: random generator of type, colors and proportions.
+        width: length of the hull in pixels.
         heading: +1 if the bow points right, -1 if it points left.
-        opacity: Opacity in (0, 1]; below 1, the boat is hazy.
+        opacity: opacity in (0, 1]; below 1, the boat is hazy.
     """
     height = width * rng.uniform(0.98, 1.12)
     canvas = SpriteCanvas(-width / 2 - 2, -height - 2, width / 2 + 2, 2)
@@ -77,8 +77,8 @@ def paint_wake(rng: np.random.Generator, width: float, heading: int) -> Sprite:
     """Paint the foam behind a boat: narrow and dense near the stern, wide and thin further away.
 
     Args:
-        rng: Random generator of the foam.
-        width: Length of the boat's hull in pixels.
+        rng: random generator of the foam.
+        width: length of the boat's hull in pixels.
         heading: +1 if the boat moves to the right, so that the wake extends to the left.
     """
     length, spread = 0.72 * width, 0.17 * width

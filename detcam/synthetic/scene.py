@@ -21,8 +21,8 @@ class SceneObject:
     """An object that can be removed from a scene.
 
     Attributes:
-        name: Kind and number, such as "wake-1". Objects that belong together share the number.
-        kind: What the object is, such as "wake".
+        name: kind and number, such as "wake-1". Objects that belong together share the number.
+        kind: what the object is, such as "wake".
         box_xyxy: (4,) float32, tight half-open box in pixels, without the reflection.
         mask: (H, W) bool, visible pixels of the object.
     """
@@ -38,12 +38,12 @@ class Scene(ABC):
     """An image with its labels and its removable objects.
 
     Attributes:
-        seed: Seed of the scene.
+        seed: seed of the scene.
         image: (H, W, 3) uint8 RGB.
         boxes_xyxy: (N, 4) float32, boxes of the labeled objects in half-open pixels.
         labels: (N,) int64 class indices.
-        objects: Removable objects in the image, sorted by name.
-        removed: Names of the objects that were left out of this drawing.
+        objects: removable objects in the image, sorted by name.
+        removed: names of the objects that were left out of this drawing.
     """
 
     seed: int
@@ -61,7 +61,7 @@ class Scene(ABC):
         """Return the object of that name.
 
         Raises:
-            ValueError: The image holds no object of that name.
+            ValueError: the image holds no object of that name.
         """
         item = self.get(name)
         if item is None:
@@ -82,12 +82,12 @@ class Placement:
     """Position and look of an object before it is drawn.
 
     Attributes:
-        name: Kind and number.
-        x: Column of the anchor.
-        y: Row of the anchor.
-        size: Size in pixels.
+        name: kind and number.
+        x: column of the anchor.
+        y: row of the anchor.
+        size: size in pixels.
         heading: +1 or -1, the horizontal direction that the object faces.
-        opacity: Factor in (0, 1].
+        opacity: factor in (0, 1].
     """
 
     name: str
@@ -146,11 +146,11 @@ def draw_objects(
 
     Args:
         image: (H, W, 3) float32 RGB in [0, 255].
-        placements: What to draw.
-        paint: Paints one sprite. Every placement has its own random stream, so skipping one changes no other.
-        order: Sort key of the drawing order.
-        skipped: Names of placements that are not drawn.
-        reflecting: Kinds that are drawn with a reflection in the water.
+        placements: what to draw.
+        paint: paints one sprite. Every placement has its own random stream, so skipping one changes no other.
+        order: sort key of the drawing order.
+        skipped: names of placements that are not drawn.
+        reflecting: kinds that are drawn with a reflection in the water.
 
     Returns:
         The objects by name, in drawing order. The mask of an object excludes the pixels that a later object covers.

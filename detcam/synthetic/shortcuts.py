@@ -60,9 +60,9 @@ class ShortcutScene(Scene):
     missing where the cue is: that is what the detector learns.
 
     Attributes:
-        scenario: The shortcut.
-        split: Purpose of the scene.
-        bodies: Names of the boats and barges of the N boxes.
+        scenario: the shortcut.
+        split: purpose of the scene.
+        bodies: names of the boats and barges of the N boxes.
     """
 
     scenario: ScenarioName
@@ -78,16 +78,16 @@ def draw_shortcut_scene(scenario: ScenarioName, seed: int, split: Split, without
     """Draw the scene of a seed.
 
     Args:
-        scenario: The shortcut.
-        seed: Non-negative; the same seed gives the same scene.
-        split: Purpose of the scene.
-        without: Names of objects to leave out. All pixels that they do not touch stay the same.
+        scenario: the shortcut.
+        seed: non-negative; the same seed gives the same scene.
+        split: purpose of the scene.
+        without: names of objects to leave out. All pixels that they do not touch stay the same.
 
     Returns:
         The scene.
 
     Raises:
-        ValueError: The scenario is unknown, or a name in `without` is not in this scene.
+        ValueError: the scenario is unknown, or a name in `without` is not in this scene.
 
     Example:
         >>> scene = draw_shortcut_scene("context", 0, "test")

@@ -34,8 +34,8 @@ class Sprite:
     Attributes:
         color: (h, w, 3) float32 RGB in [0, 255].
         opacity: (h, w) float32 in [0, 1]; every outer row and column has a nonzero pixel.
-        left: Column of the first pixel, relative to the anchor of the object.
-        top: Row of the first pixel, relative to the anchor of the object.
+        left: column of the first pixel, relative to the anchor of the object.
+        top: row of the first pixel, relative to the anchor of the object.
     """
 
     color: FloatArray
@@ -56,10 +56,10 @@ class SpriteCanvas:
     Coordinates are image pixels with y pointing down.
 
     Args:
-        left: Smallest x of the canvas.
-        top: Smallest y.
-        right: Largest x.
-        bottom: Largest y.
+        left: smallest x of the canvas.
+        top: smallest y.
+        right: largest x.
+        bottom: largest y.
     """
 
     def __init__(self, left: float, top: float, right: float, bottom: float) -> None:
@@ -91,8 +91,8 @@ class SpriteCanvas:
         """Downsample to image pixels and crop to the painted area.
 
         Args:
-            opacity: Factor in (0, 1] on the opacity of the sprite.
-            softness: Standard deviation of a blur, in image pixels.
+            opacity: factor in (0, 1] on the opacity of the sprite.
+            softness: standard deviation of a blur, in image pixels.
         """
         pixels = self.pixels
         if softness > 0:

@@ -32,7 +32,7 @@ def tiny_classifier(seed: int = 0) -> Adapter:
         seed: seed of the weights.
 
     Returns:
-        the adapter.
+        The adapter.
 
     Example:
         >>> from detcam.testing import tiny_classifier
@@ -49,7 +49,7 @@ def tiny_detector(seed: int = 0) -> Adapter:
         seed: seed of the weights.
 
     Returns:
-        the adapter.
+        The adapter.
 
     Example:
         >>> from detcam.testing import tiny_detector
@@ -73,7 +73,7 @@ def tiny_segmenter(seed: int = 0) -> Adapter:
         seed: seed of the weights.
 
     Returns:
-        the adapter.
+        The adapter.
 
     Example:
         >>> from detcam.testing import tiny_segmenter

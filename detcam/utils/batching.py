@@ -41,9 +41,9 @@ def run_slices(count: int, size: int | None, run: Callable[[slice], R]) -> list[
     """Run a function on slices of the range from 0 to `count`, with half the size wherever memory does not suffice.
 
     Args:
-        count: Length of the range.
-        size: Maximum length of a slice; None stands for one slice that cannot be divided.
-        run: The function.
+        count: length of the range.
+        size: maximum length of a slice; None stands for one slice that cannot be divided.
+        run: the function.
 
     Returns:
         The results in order.
@@ -72,8 +72,8 @@ def run_each(items: Sequence[T], run: Callable[[Sequence[T]], Sequence[R]]) -> l
     """Run a function on items together, or, if that fails, on each alone, so that a bad item costs itself alone.
 
     Args:
-        items: The items.
-        run: Function from items to one result each.
+        items: the items.
+        run: function from items to one result each.
 
     Returns:
         A result, or the exception, for each item.

@@ -37,9 +37,9 @@ def make_table(*columns: str, title: str = "", right: Collection[str] = ()) -> T
     """Return an empty table in the style of all commands.
 
     Args:
-        *columns: The headings.
-        title: A line above the table.
-        right: The columns that are aligned to the right, as numbers are.
+        *columns: the headings.
+        title: a line above the table.
+        right: the columns that are aligned to the right, as numbers are.
     """
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
@@ -61,9 +61,9 @@ class ProgressBar:
     """A progress bar on stderr, which only a terminal shows. It is removed at the end.
 
     Args:
-        description: Text before the bar.
-        total: Number of steps; None if it is unknown.
-        enabled: Whether to show the bar.
+        description: text before the bar.
+        total: number of steps; None if it is unknown.
+        enabled: whether to show the bar.
 
     Example:
         >>> from detcam.utils.console import ProgressBar
@@ -130,10 +130,10 @@ def track(
     """Iterate over items with a progress bar.
 
     Args:
-        items: The items.
-        description: Text before the bar.
-        total: Number of items; None takes ``len(items)`` if there is one.
-        enabled: Whether to show the bar.
+        items: the items.
+        description: text before the bar.
+        total: number of items; None takes ``len(items)`` if there is one.
+        enabled: whether to show the bar.
 
     Example:
         >>> from detcam.utils.console import track

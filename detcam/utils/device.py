@@ -16,7 +16,7 @@ def pick_device(device: str | torch.device) -> torch.device:
     """Return an available device; ``auto`` is CUDA if available, else the CPU.
 
     Raises:
-        ValueError: This machine has no such device.
+        ValueError: this machine has no such device.
     """
     if str(device) == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -37,11 +37,11 @@ def on_device(model: nn.Module, device: str | torch.device | None) -> Iterator[N
     No other thread uses the model meanwhile, unless it stays where it is.
 
     Args:
-        model: The network.
-        device: As in `pick_device`; None leaves the model where it is.
+        model: the network.
+        device: as in `pick_device`; None leaves the model where it is.
 
     Raises:
-        ValueError: This machine has no such device, or parts of the model are on several devices.
+        ValueError: this machine has no such device, or parts of the model are on several devices.
     """
     origins = {tensor.device for tensor in chain(model.parameters(), model.buffers())}
     target = None if device is None else pick_device(device)

@@ -50,7 +50,7 @@ def json_bytes(content: object, indent: int | None = None) -> bytes:
     """Return JSON in UTF-8; bytes of a file name that are no text become escapes, which `json.loads` reads back.
 
     Raises:
-        ValueError: A number is NaN or infinite.
+        ValueError: a number is NaN or infinite.
     """
     return utf8_bytes(json.dumps(content, ensure_ascii=False, indent=indent, allow_nan=False))
 
@@ -74,9 +74,9 @@ def replace_file(path: Path, content: bytes | Iterable[bytes], *, flush_folder: 
     """Write a file under a temporary name, flush it to the disk and rename it, so that no reader sees a part of it.
 
     Args:
-        path: The file.
-        content: Its content, or parts of it, which are written one by one.
-        flush_folder: Whether the name, too, is on the disk when the function returns.
+        path: the file.
+        content: its content, or parts of it, which are written one by one.
+        flush_folder: whether the name, too, is on the disk when the function returns.
 
     Returns:
         The path.
@@ -110,7 +110,7 @@ def read_json(path: Path, schema: str, version: int) -> dict[str, Any]:
     """Read a JSON file of detcam.
 
     Raises:
-        ValueError: The file is not JSON, or has another schema or version.
+        ValueError: the file is not JSON, or has another schema or version.
     """
     remedy = "move it away, or choose another folder"
     try:
@@ -130,12 +130,12 @@ def check_same_settings(path: Path, stored: Mapping[str, Any], current: Mapping[
     """Check that results on disk were computed with the present settings.
 
     Args:
-        path: The file or folder of the results.
-        stored: Settings of the results, as JSON holds them.
-        current: The present settings.
+        path: the file or folder of the results.
+        stored: settings of the results, as JSON holds them.
+        current: the present settings.
 
     Raises:
-        ValueError: They differ; the message names each setting with both values.
+        ValueError: they differ; the message names each setting with both values.
     """
     different = [name for name in {**stored, **current} if stored.get(name) != current.get(name)]
     if different:
@@ -184,8 +184,8 @@ def json_document(header: Mapping[str, Any], **lists: Iterable[Any]) -> Iterator
     """Yield the parts of a JSON object, UTF-8, whose lists are too long to be in memory as text.
 
     Args:
-        header: The first fields, at least one, as JSON holds them.
-        **lists: Further fields, whose entries are converted one by one and written on a line each.
+        header: the first fields, at least one, as JSON holds them.
+        **lists: further fields, whose entries are converted one by one and written on a line each.
     """
     yield json_bytes(header, indent=1).removesuffix(b"\n}")
     for name, entries in lists.items():

@@ -41,7 +41,7 @@ def guided_backward(scalar: Tensor) -> Iterator[None]:
     """Clamp gradients at rectifiers to at least 0 during a backward pass, inside `enable_guided_relu`.
 
     Args:
-        scalar: The scalar that is differentiated.
+        scalar: the scalar that is differentiated.
     """
     counts = _counts.get()
     if counts is None:

@@ -21,8 +21,8 @@ def active_hooks(after: Hooks = (), *, before: Hooks = ()) -> Iterator[None]:
     between the registration and the return of its handle.
 
     Args:
-        after: Forward hooks.
-        before: Forward pre-hooks.
+        after: forward hooks.
+        before: forward pre-hooks.
     """
     after, before = list(after), list(before)
 
@@ -51,10 +51,10 @@ def complete(restore: Callable[[], None]) -> None:
     """Run a function that restores something to its end: if Ctrl-C interrupts it, again, and interrupt afterwards.
 
     Args:
-        restore: The function; a second run after an incomplete one does what is left.
+        restore: the function; a second run after an incomplete one does what is left.
 
     Raises:
-        KeyboardInterrupt: It was interrupted.
+        KeyboardInterrupt: it was interrupted.
     """
     interruption: KeyboardInterrupt | None = None
     while True:

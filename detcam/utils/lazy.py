@@ -15,8 +15,8 @@ def lazy_attributes(
     """Make the `__getattr__` and `__dir__` of a package, whose submodules are attributes without an import.
 
     Args:
-        package: The package's `__name__`.
-        modules: Each lazy name and the module that defines it.
+        package: the package's `__name__`.
+        modules: each lazy name and the module that defines it.
 
     Returns:
         The two functions, to be assigned at the top level of the package.

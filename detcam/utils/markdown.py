@@ -9,9 +9,9 @@ def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, rig
     """Format a table in Markdown, one line per row, with pipes in the cells escaped.
 
     Args:
-        columns: The headings.
-        rows: The cells of each row.
-        right: The columns that are aligned to the right, as numbers are.
+        columns: the headings.
+        rows: the cells of each row.
+        right: the columns that are aligned to the right, as numbers are.
 
     Example:
         >>> from detcam.utils.markdown import markdown_table

@@ -33,9 +33,9 @@ def check_probe_memory(error: BaseException, count: int, size_hw: tuple[int, int
     """Raise RuntimeError, with the remedy, if memory did not suffice for the noise image of a probe.
 
     Args:
-        error: What was raised.
-        count: Number of images in the probe; another one follows if it is more than one.
-        size_hw: Height and width of the images.
+        error: what was raised.
+        count: number of images in the probe; another one follows if it is more than one.
+        size_hw: height and width of the images.
     """
     if is_out_of_memory(error) and count == 1:
         raise RuntimeError(
@@ -64,7 +64,7 @@ def parse_bytes(text: str) -> int:
     """Return a number of bytes from a text such as ``4G``, ``512M`` or ``1.5GB``.
 
     Raises:
-        ValueError: The text is no size, or it is below 256 MB.
+        ValueError: the text is no size, or it is below 256 MB.
 
     Example:
         >>> from detcam.utils.memory import parse_bytes
@@ -85,10 +85,10 @@ def limit_memory(size: int) -> None:
     rest of the process, and for PyTorch's memory on each GPU.
 
     Args:
-        size: Maximum number of bytes.
+        size: maximum number of bytes.
 
     Raises:
-        ValueError: The operating system has no such limit.
+        ValueError: the operating system has no such limit.
     """
     try:
         import resource

@@ -65,7 +65,7 @@ def exclusive(model: nn.Module) -> Iterator[None]:
     pickled as before.
 
     Args:
-        model: The whole network.
+        model: the whole network.
     """
     with ExitStack() as stack:
         for item in lock_table.locks_of(model):

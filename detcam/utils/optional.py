@@ -25,7 +25,7 @@ def needs_extra(extra: str) -> Iterator[None]:
     """Name the extra to install where an import in the block fails.
 
     Raises:
-        ImportError: A package of the extra cannot be imported.
+        ImportError: a package of the extra cannot be imported.
     """
     try:
         yield

@@ -79,7 +79,7 @@ def _oriented(projected: Tensor, agreement: Tensor, square: Tensor, channels: in
         projected: (n, hw).
         agreement: (n,), products of the projections with the sum over channels of the vectors.
         square: (n,), sums of squares of the vectors.
-        channels: Number of channels of the vectors.
+        channels: number of channels of the vectors.
     """
     peak = projected.gather(1, projected.abs().argmax(1, keepdim=True))[:, 0]
     # Upper bound of |agreement| (Cauchy-Schwarz); below 1e-5 of it is rounding error of float32 activations.

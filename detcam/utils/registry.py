@@ -20,10 +20,10 @@ class Registry(Mapping[str, T], Generic[T]):
     ``-`` and ``_`` in a name are ignored, and ``++`` reads as ``plusplus``.
 
     Args:
-        kind: The kind of the entries in the singular, for messages: ``"method"``.
-        group: The group of entry points that adds to the registry, such as ``"detcam.methods"``.
-        builtin: The entries of the package by name; a str ``"module:attribute"`` is imported on first use.
-        check: Function that is called with the name and the entry before it is added, and raises if the entry is not
+        kind: the kind of the entries in the singular, for messages: ``"method"``.
+        group: the group of entry points that adds to the registry, such as ``"detcam.methods"``.
+        builtin: the entries of the package by name; a str ``"module:attribute"`` is imported on first use.
+        check: function that is called with the name and the entry before it is added, and raises if the entry is not
             of the kind.
 
     Example:
@@ -55,8 +55,8 @@ class Registry(Mapping[str, T], Generic[T]):
         The same class or function may be registered again, as when a notebook cell runs twice.
 
         Raises:
-            TypeError: The name is not a str.
-            ValueError: The name is empty, or another entry has it.
+            TypeError: the name is not a str.
+            ValueError: the name is empty, or another entry has it.
         """
         if not isinstance(name, str):
             raise TypeError(f"expected the name of a {self.kind} as a str; got {type(name).__name__}")
@@ -74,7 +74,7 @@ class Registry(Mapping[str, T], Generic[T]):
         """Remove an entry.
 
         Raises:
-            KeyError: No entry has that name.
+            KeyError: no entry has that name.
         """
         del self._entries[self._keys.pop(normalized(name))]
 
@@ -82,7 +82,7 @@ class Registry(Mapping[str, T], Generic[T]):
         """Return the entry of a name.
 
         Raises:
-            ValueError: No entry has that name; the message names the closest ones.
+            ValueError: no entry has that name; the message names the closest ones.
         """
         self._discover()
         key = normalized(name)

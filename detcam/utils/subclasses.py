@@ -19,9 +19,9 @@ def check_complete(kind: str, cls: type, missing: Sequence[str]) -> None:
     """Raise an error if a class lacks something.
 
     Args:
-        kind: What the class is, such as "adapter".
-        cls: The class.
-        missing: The lines of code to add.
+        kind: what the class is, such as "adapter".
+        cls: the class.
+        missing: the lines of code to add.
 
     Raises:
         TypeError: `missing` is not empty; the message shows the lines.

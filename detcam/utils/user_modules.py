@@ -13,7 +13,7 @@ def import_modules(names: Sequence[str]) -> None:
     """Import modules by name or file, which registers the methods, adapters, metrics and targets in them.
 
     Raises:
-        ImportError: A module or file cannot be found, or fails.
+        ImportError: a module or file cannot be found, or fails.
     """
     folder = str(Path.cwd())
     if names and folder not in sys.path:

@@ -49,17 +49,17 @@ def show_factorization_on_image(
     Args:
         img: RGB image.
         explanations: (K, H, W) in [0, 1], one map per concept.
-        colors: One per concept: RGB floats in [0, 1], three integers from 0 to 255, or CSS names. None takes colors
+        colors: one per concept: RGB floats in [0, 1], three integers from 0 to 255, or CSS names. None takes colors
             that are easy to distinguish.
-        image_weight: Weight of the image where a concept has strength 1, in [0, 1].
-        concept_labels: One per concept, of one or more lines. Small images are enlarged by an integer factor.
+        image_weight: weight of the image where a concept has strength 1, in [0, 1].
+        concept_labels: one per concept, of one or more lines. Small images are enlarged by an integer factor.
 
     Returns:
         HxWx3 uint8. With labels, the legend is on the right, and white fills the area below the shorter of the two.
 
     Raises:
-        TypeError: An argument is neither an array nor a tensor.
-        ValueError: Sizes or numbers of entries differ, or values are outside [0, 1].
+        TypeError: an argument is neither an array nor a tensor.
+        ValueError: sizes or numbers of entries differ, or values are outside [0, 1].
 
     Example:
         >>> import numpy as np
@@ -92,8 +92,8 @@ def create_labels_legend(
 
     Args:
         concept_scores: (K, classes) scores.
-        labels: Class index to name; only the part of a name before its first comma is used.
-        top_k: Maximum number of classes per concept.
+        labels: class index to name; only the part of a name before its first comma is used.
+        top_k: maximum number of classes per concept.
 
     Returns:
         One text per concept.

@@ -52,8 +52,8 @@ def as_array(value: TensorLike, name: str) -> NDArray[Any]:
     """Convert a tensor or array to a NumPy array of real numbers.
 
     Args:
-        value: Array, or tensor on any device, with or without a graph.
-        name: Name of the argument in error messages.
+        value: array, or tensor on any device, with or without a graph.
+        name: name of the argument in error messages.
 
     Raises:
         TypeError: `value` is neither an array nor a tensor, or its dtype is not real.
@@ -73,11 +73,11 @@ def as_image(image: PixelsLike, name: str = "image") -> ImageArray:
 
     Args:
         image: HxWx3 array or 3xHxW tensor, uint8 or float in [0, 1]; or a PIL image.
-        name: Name of the argument in error messages.
+        name: name of the argument in error messages.
 
     Raises:
         TypeError: `image` is not an array, tensor or PIL image, or its dtype is neither uint8 nor float.
-        ValueError: The shape is wrong, or values are NaN or outside [0, 1].
+        ValueError: the shape is wrong, or values are NaN or outside [0, 1].
     """
     unit = as_unit_image(image, name)
     if unit.dtype == np.uint8:
@@ -112,12 +112,12 @@ def as_heatmap(heatmap: TensorLike, image_size_hw: tuple[int, int], name: str = 
 
     Args:
         heatmap: (H, W) array or tensor in [0, 1].
-        image_size_hw: Height and width of the image.
-        name: Name of the argument in error messages.
+        image_size_hw: height and width of the image.
+        name: name of the argument in error messages.
 
     Raises:
         TypeError: `heatmap` is neither an array nor a tensor, or its dtype is not real.
-        ValueError: The size differs from the image's, or values are NaN or outside [0, 1].
+        ValueError: the size differs from the image's, or values are NaN or outside [0, 1].
     """
     array = as_array(heatmap, name)
     if array.shape != tuple(image_size_hw):
@@ -134,7 +134,7 @@ def as_mask(mask: TensorLike, image_size_hw: tuple[int, int]) -> NDArray[np.bool
     """Convert a mask to a (H, W) bool array.
 
     Raises:
-        ValueError: The size differs from the image's, or values are other than 0 and 1.
+        ValueError: the size differs from the image's, or values are other than 0 and 1.
     """
     array = as_heatmap(mask, image_size_hw, "mask")
     if not np.isin(array, (0, 1)).all():
@@ -159,11 +159,11 @@ def colormap_code(colormap: str | int) -> int:
     """Return the OpenCV number of a colormap.
 
     Args:
-        colormap: Name such as ``"inferno"``, or OpenCV number.
+        colormap: name such as ``"inferno"``, or OpenCV number.
 
     Raises:
         TypeError: `colormap` is neither a string nor an integer.
-        ValueError: The colormap does not exist; the message lists the names.
+        ValueError: the colormap does not exist; the message lists the names.
     """
     if isinstance(colormap, str):
         code = COLORMAPS.get(colormap.lower(), -1)
@@ -209,7 +209,7 @@ def save_image(path: str | os.PathLike[str], array: PixelsLike) -> Path:
     Missing folders are created. The file is written under a temporary name and renamed.
 
     Args:
-        path: Path that ends in .png, .jpg, .jpeg, .webp, .bmp, .tif or .tiff. An existing file is replaced.
+        path: path that ends in .png, .jpg, .jpeg, .webp, .bmp, .tif or .tiff. An existing file is replaced.
         array: RGB image.
 
     Returns:
@@ -217,7 +217,7 @@ def save_image(path: str | os.PathLike[str], array: PixelsLike) -> Path:
 
     Raises:
         TypeError: `array` is not an image.
-        ValueError: The suffix is unknown, or the shape or values are not those of an image.
+        ValueError: the suffix is unknown, or the shape or values are not those of an image.
     """
     path = Path(path)
     kind = FORMATS.get(path.suffix.lower())

@@ -64,8 +64,8 @@ def draw_outline(
         image: HxWx3 uint8.
         region: (H, W) bool; an empty region draws nothing. The image border counts as an edge.
         color: RGB.
-        line: Width of the inner line in pixels.
-        halo: Width of the contrasting outer line in pixels.
+        line: width of the inner line in pixels.
+        halo: width of the contrasting outer line in pixels.
     """
     rows, columns = np.flatnonzero(region.any(axis=1)), np.flatnonzero(region.any(axis=0))
     if rows.size == 0:
@@ -175,12 +175,12 @@ def place_label(
     no other box, and lies above rather than below or beside the box.
 
     Args:
-        size_wh: Size of the label, at most the image's.
+        size_wh: size of the label, at most the image's.
         box: (4,) xyxy in pixels.
-        gap: Pixels between box and label.
+        gap: pixels between box and label.
         hot_sums: (H + 1, W + 1) integral image of the hot region (`cv2.integral`).
         boxes: (N, 4) all boxes, including `box`.
-        labels: Positions of the labels placed so far, xyxy.
+        labels: positions of the labels placed so far, xyxy.
 
     Returns:
         (4,) xyxy in pixels, inside the image.
@@ -249,16 +249,16 @@ def draw_boxes(
     Args:
         image: RGB image.
         boxes_xyxy: (N, 4), half-open, in pixels of the image; clipped to it.
-        captions: One per box; an empty caption draws no label.
-        colors: One color for all boxes or one per box: (r, g, b) from 0 to 255, or a CSS name. None takes a palette.
+        captions: one per box; an empty caption draws no label.
+        colors: one color for all boxes or one per box: (r, g, b) from 0 to 255, or a CSS name. None takes a palette.
         avoid: (H, W) heatmap in [0, 1]; captions avoid pixels of 0.5 and above if possible.
 
     Returns:
         HxWx3 uint8, a new image.
 
     Raises:
-        TypeError: An argument has the wrong type.
-        ValueError: Shapes or lengths do not match, or a box is NaN, inverted or outside the image.
+        TypeError: an argument has the wrong type.
+        ValueError: shapes or lengths do not match, or a box is NaN, inverted or outside the image.
 
     Example:
         >>> import numpy as np

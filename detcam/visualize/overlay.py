@@ -56,16 +56,16 @@ def show_cam_on_image(
     Args:
         img: RGB or BGR image.
         mask: (H, W) heatmap in [0, 1].
-        use_rgb: Whether `img` is RGB; otherwise the heatmap is colored in BGR.
-        colormap: Name or OpenCV number.
-        image_weight: Weight of the image in [0, 1].
+        use_rgb: whether `img` is RGB; otherwise the heatmap is colored in BGR.
+        colormap: name or OpenCV number.
+        image_weight: weight of the image in [0, 1].
 
     Returns:
         HxWx3 uint8 in the channel order of `img`.
 
     Raises:
-        TypeError: An argument is neither an array nor a tensor.
-        ValueError: Sizes differ, values or the weight are NaN or outside [0, 1], or the colormap does not exist.
+        TypeError: an argument is neither an array nor a tensor.
+        ValueError: sizes differ, values or the weight are NaN or outside [0, 1], or the colormap does not exist.
 
     Example:
         >>> import numpy as np
@@ -96,15 +96,15 @@ def preprocess_image(
 
     Args:
         img: HxWxC array or CxHxW tensor, uint8, or float in the range that `mean` and `std` refer to.
-        mean: Mean per channel.
-        std: Standard deviation per channel, not zero.
+        mean: mean per channel.
+        std: standard deviation per channel, not zero.
 
     Returns:
         1xCxHxW float32 tensor.
 
     Raises:
         TypeError: `img` is neither an array nor a tensor, or its dtype is neither uint8 nor float.
-        ValueError: The shape is wrong, or `mean` and `std` do not match the channels.
+        ValueError: the shape is wrong, or `mean` and `std` do not match the channels.
 
     Example:
         >>> import numpy as np
@@ -137,7 +137,7 @@ def deprocess_image(img: TensorLike) -> ImageArray:
     """Scale a gradient image for display: mean 0.5 and standard deviation 0.1, clipped to [0, 1].
 
     Args:
-        img: Array or tensor of any shape.
+        img: array or tensor of any shape.
 
     Returns:
         uint8 array of the same shape; a 3xHxW tensor becomes HxWx3.
@@ -173,15 +173,15 @@ def overlay_heatmap(
     Args:
         image: RGB image.
         heatmap: (H, W) in [0, 1]; zeros leave the image as it is.
-        colormap: Name or OpenCV number, preferably of a perceptually uniform colormap (inferno, viridis, cividis).
-        alpha: Opacity at heat 1, in [0, 1].
+        colormap: name or OpenCV number, preferably of a perceptually uniform colormap (inferno, viridis, cividis).
+        alpha: opacity at heat 1, in [0, 1].
 
     Returns:
         HxWx3 uint8.
 
     Raises:
-        TypeError: An argument is neither an array nor a tensor.
-        ValueError: Sizes differ, values are NaN or outside [0, 1], or the colormap does not exist.
+        TypeError: an argument is neither an array nor a tensor.
+        ValueError: sizes differ, values are NaN or outside [0, 1], or the colormap does not exist.
 
     Example:
         >>> import numpy as np
@@ -230,16 +230,16 @@ def render(
         heatmap: (H, W) in [0, 1].
         box_xyxy: (4,) the target's box in pixels of the image.
         mask: (H, W) bool, the target's mask, drawn as a contour.
-        caption: Text; line breaks start a new line, and a line that is too long ends in an ellipsis.
-        colormap: Name or OpenCV number.
-        color_bar: Whether to draw the color bar.
+        caption: text; line breaks start a new line, and a line that is too long ends in an ellipsis.
+        colormap: name or OpenCV number.
+        color_bar: whether to draw the color bar.
 
     Returns:
         HxWx3 uint8, larger than the image.
 
     Raises:
-        TypeError: An argument has the wrong type.
-        ValueError: Sizes differ, values are NaN or outside [0, 1], or the box lies outside the image.
+        TypeError: an argument has the wrong type.
+        ValueError: sizes differ, values are NaN or outside [0, 1], or the box lies outside the image.
 
     Example:
         >>> import numpy as np
@@ -304,17 +304,17 @@ def grid(
     """Arrange panels in one figure, scaled to the same height, with titles above them.
 
     Args:
-        panels: At least one image or panel, of any size.
-        columns: Number of panels per row; None makes the figure about 1.6 times as wide as high.
-        titles: One per panel; a title that is too long ends in an ellipsis.
-        original: The plain image, placed before the panels.
+        panels: at least one image or panel, of any size.
+        columns: number of panels per row; None makes the figure about 1.6 times as wide as high.
+        titles: one per panel; a title that is too long ends in an ellipsis.
+        original: the plain image, placed before the panels.
 
     Returns:
         HxWx3 uint8 with white background. Panels shrink if the figure's longer side would exceed 4096 pixels.
 
     Raises:
-        TypeError: A panel is not an image, or `panels` is a single image.
-        ValueError: There are no panels, `columns` is below 1, or the number of titles differs from that of panels.
+        TypeError: a panel is not an image, or `panels` is a single image.
+        ValueError: there are no panels, `columns` is below 1, or the number of titles differs from that of panels.
 
     Example:
         >>> import numpy as np

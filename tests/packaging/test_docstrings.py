@@ -5,6 +5,8 @@ from __future__ import annotations
 import doctest
 import importlib
 import inspect
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -86,3 +88,31 @@ def test_public_entry_points_are_documented(function: object) -> None:
     assert not missing, f"the docstring has no {', '.join(missing)}"
     undocumented = [name for name in parameters if f"{name}:" not in text]
     assert not undocumented, f"the docstring does not describe {', '.join(undocumented)}"
+
+
+def section_entries(text: str) -> Iterator[tuple[str, str]]:
+    """Kind of section and text of each entry of the Google-style sections in a module's source."""
+    kind = indent = ""
+    for line in text.splitlines():
+        header = re.fullmatch(r"( +)(Args|Attributes|Raises|Returns|Yields):", line)
+        if header:
+            indent, kind = header.groups()
+        elif kind and line.strip() and not line.startswith(indent + "    "):
+            kind = ""
+        elif kind and re.match(indent + r"    \S", line):
+            yield kind, line.strip()
+            kind = "" if kind in ("Returns", "Yields") else kind
+
+
+def test_descriptions_begin_in_one_form() -> None:
+    """The text after ``name:`` begins in lower case, unless it is a name; that of a result is a sentence or a shape."""
+    wrong = []
+    for name, file in modules().items():
+        for kind, entry in section_entries(file.read_text(encoding="utf-8")):
+            if kind in ("Returns", "Yields"):
+                valid = not re.match(r"[a-z]+(-[a-z]+)*[ ,;.:]", entry)
+            else:
+                first = re.match(r"[*\w.`, ]+?: +([A-Z][a-z]+|A(?= [a-z]))(?![\w-])", entry)
+                valid = not first or first[1] in ("None", "True", "False", "Ray")
+            wrong += [] if valid else [f"{name}: {entry}"]
+    assert not wrong, wrong

@@ -94,12 +94,12 @@ def region_outline(path: Path, image_size_hw: tuple[int, int], without: Path | N
     """Return the outline of a region that `mask_png` encoded, as an SVG path in pixels of the image.
 
     Args:
-        path: File of the region.
-        image_size_hw: Size of the image.
-        without: File of a region whose pixels are left out.
+        path: file of the region.
+        image_size_hw: size of the image.
+        without: file of a region whose pixels are left out.
 
     Raises:
-        ValueError: A file is not a PNG file.
+        ValueError: a file is not a PNG file.
     """
     stored = _read_mask(path)
     if without is not None:

@@ -35,8 +35,8 @@ def render_page(summary: ReportSummary, data: Mapping[str, Any]) -> bytes:
     that this script loads.
 
     Args:
-        summary: The results of the audit.
-        data: What the page must know to load its data files: see `PageData.write`.
+        summary: the results of the audit.
+        data: what the page must know to load its data files: see `PageData.write`.
 
     Returns:
         The HTML file, UTF-8.
@@ -59,10 +59,10 @@ def assemble_page(template: str, title: str, style: str, scripts: Sequence[str],
 
     Args:
         template: HTML with the placeholders title, style, script, data, and the hashes of style and script.
-        title: The title of the page, which is escaped.
-        style: The style sheet.
-        scripts: Parts of the script, which share one scope.
-        data: What the script reads from the element ``data``; nothing in it can end the element.
+        title: the title of the page, which is escaped.
+        style: the style sheet.
+        scripts: parts of the script, which share one scope.
+        data: what the script reads from the element ``data``; nothing in it can end the element.
 
     Returns:
         The HTML file, UTF-8.

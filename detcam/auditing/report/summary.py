@@ -37,31 +37,31 @@ class ReportSummary:
     """Results of an audit.
 
     Attributes:
-        model: Name of the model.
-        adapter: Family of the adapter.
-        annotations: Name of the annotation file.
-        image_count: Number of evaluated images.
-        object_count: Number of ground-truth objects, without crowd regions.
-        iou_threshold: Minimum IoU of a true positive, in (0, 1].
+        model: name of the model.
+        adapter: family of the adapter.
+        annotations: name of the annotation file.
+        image_count: number of evaluated images.
+        object_count: number of ground-truth objects, without crowd regions.
+        iou_threshold: minimum IoU of a true positive, in (0, 1].
         average_precision: COCO average precision at that threshold, mean over classes, in [0, 1]; NaN without objects.
-        false_positive_count: Number of false positives.
-        false_positive_delta_ap: Increase of average precision without all false positives; NaN without objects.
-        error_counts: Number of cases of each type.
-        delta_ap_by_type: Increase of TIDE's average precision without the errors of a type.
-        classes: Summary of each class.
-        category_ids: Class index to category id of the annotation file, for the classes with objects.
-        settings: Settings of the audit, by name.
-        groups: Explained errors with a common cause, at least two in a group; largest delta AP first, then most
+        false_positive_count: number of false positives.
+        false_positive_delta_ap: increase of average precision without all false positives; NaN without objects.
+        error_counts: number of cases of each type.
+        delta_ap_by_type: increase of TIDE's average precision without the errors of a type.
+        classes: summary of each class.
+        category_ids: class index to category id of the annotation file, for the classes with objects.
+        settings: settings of the audit, by name.
+        groups: explained errors with a common cause, at least two in a group; largest delta AP first, then most
             confirmed effect, then highest score.
-        causes: Hierarchy of the causes of the explained errors.
-        assignment: The unexplained errors, with the explained ones that resemble them; None if there are too few.
-        inventory: Shares of the kinds of evidence among all errors from the score threshold on; empty if it was not
+        causes: hierarchy of the causes of the explained errors.
+        assignment: the unexplained errors, with the explained ones that resemble them; None if there are too few.
+        inventory: shares of the kinds of evidence among all errors from the score threshold on; empty if it was not
             estimated.
-        curves: Precision and recall by score; None if they are unknown.
-        cases: All errors.
-        issues: Issues with the data, and what was skipped because of them.
-        seconds: Duration of the audit.
-        detcam_version: Version of detcam.
+        curves: precision and recall by score; None if they are unknown.
+        cases: all errors.
+        issues: issues with the data, and what was skipped because of them.
+        seconds: duration of the audit.
+        detcam_version: version of detcam.
     """
 
     model: str
@@ -121,21 +121,21 @@ class ReportSummary:
         """Combine the results of an audit.
 
         Args:
-            analysis: Error analysis of the detections.
-            annotations: Annotations that the detections were compared with.
-            model: Name of the model.
-            adapter: Family of the adapter.
+            analysis: error analysis of the detections.
+            annotations: annotations that the detections were compared with.
+            model: name of the model.
+            adapter: family of the adapter.
             iou_threshold: IoU threshold of the analysis.
-            cases: All errors of the analysis, explained or not.
-            groups: Explained errors with a common cause.
-            causes: Hierarchy of the causes of the explained errors.
-            assignment: The unexplained errors, with the explained ones that resemble them.
-            inventory: Shares of the kinds of evidence among all errors from the score threshold on.
-            settings: Settings of the audit: strings, numbers, lists, mappings.
-            seconds: Duration of the audit.
+            cases: all errors of the analysis, explained or not.
+            groups: explained errors with a common cause.
+            causes: hierarchy of the causes of the explained errors.
+            assignment: the unexplained errors, with the explained ones that resemble them.
+            inventory: shares of the kinds of evidence among all errors from the score threshold on.
+            settings: settings of the audit: strings, numbers, lists, mappings.
+            seconds: duration of the audit.
 
         Raises:
-            ValueError: Case ids are not unique, or a group refers to an unknown case.
+            ValueError: case ids are not unique, or a group refers to an unknown case.
         """
         false_positives = analysis.indices(false_positives_only=True)
         categories = {

@@ -28,10 +28,10 @@ class ReportWriter:
     """Writes an audit's report into a folder.
 
     Args:
-        out: Folder of the report. It is created if needed; files of an interrupted run are reused.
+        out: folder of the report. It is created if needed; files of an interrupted run are reused.
 
     Attributes:
-        out: Folder of the report.
+        out: folder of the report.
     """
 
     def __init__(self, out: str | Path) -> None:
@@ -44,17 +44,17 @@ class ReportWriter:
         """Write an image, unless it exists, and its ground truth.
 
         Args:
-            image_id: Id of the image in the annotation file.
-            file_name: Name of the image in the annotation file.
+            image_id: id of the image in the annotation file.
+            file_name: name of the image in the annotation file.
             image: (H, W, 3) uint8 RGB.
-            truths: Ground truth of the image.
+            truths: ground truth of the image.
 
         Returns:
             Path of the image.
 
         Raises:
-            TypeError: The image is not a uint8 array.
-            ValueError: The image does not have the size of the ground truth's image.
+            TypeError: the image is not a uint8 array.
+            ValueError: the image does not have the size of the ground truth's image.
         """
         _check_image(image, truths.image_size_hw)
         stem = layout.image_stem(image_id, file_name)
@@ -68,13 +68,13 @@ class ReportWriter:
         """Write the thumbnail of a case and, if it is explained, its maps.
 
         Args:
-            case: A case of the report that `finish` writes.
+            case: a case of the report that `finish` writes.
             image: (H, W, 3) uint8 RGB.
-            maps: Heatmap and regions; None if the case is not explained.
+            maps: heatmap and regions; None if the case is not explained.
 
         Raises:
-            TypeError: The image or a map has the wrong type.
-            ValueError: The sizes differ.
+            TypeError: the image or a map has the wrong type.
+            ValueError: the sizes differ.
         """
         _check_image(image, case.image_size_hw)
         color = images.TRUTH_COLOR if case.type == "missed" else images.BOX_COLOR
@@ -106,7 +106,7 @@ class ReportWriter:
             Path of the page.
 
         Raises:
-            ValueError: A file of an earlier run is damaged.
+            ValueError: a file of an earlier run is damaged.
         """
         files, digest = ReportFiles(self.out), hashlib.sha256()
         replace_file(self.out / layout.AUDIT, _digested(audit_json(summary, files), digest.update))
@@ -125,7 +125,7 @@ def audit_json(summary: ReportSummary, files: ReportFiles) -> Iterator[bytes]:
     """Yield the parts of ``audit.json``.
 
     Raises:
-        ValueError: A file of an image is damaged.
+        ValueError: a file of an image is damaged.
     """
     cases = (case.to_json() | {"files": files.of_case(case)} for case in summary.cases)
     return json_document(summary.to_json(), cases=cases, images=files.images(summary.cases))

@@ -83,7 +83,7 @@ def benchmark_planted(
         progress: whether to show a progress bar on stderr.
 
     Returns:
-        the rows of the detectors, the methods and explainers, and the audit, for each family, scenario and scene set.
+        The rows of the detectors, the methods and explainers, and the audit, for each family, scenario and scene set.
 
     Raises:
         ValueError: a family, scenario or method does not exist, an explainer returns no heatmap of the image's size,
