@@ -21,6 +21,10 @@ BODY_EXTENT = (1.28, 1.0, 1.28, 0.55)
 """Free space around a body to the left, above, to the right and below, as shares of its size."""
 BESIDE_SIZES = {"tag": 9.0, "buoy": 9.0, "dot": 6.0}
 """Sizes in pixels of the objects beside a body."""
+RISE, FAR_RISE = (0.3, 0.8), (0.62, 0.88)
+"""Heights of the objects beside a body above its waterline, as shares of its size; the higher ones double its box."""
+NEIGHBOR_SHIFT = (0.23, 0.3)
+"""Distance of a neighbor from its body, as shares of its size: their boxes have an IoU of 0.4 to 0.6."""
 EXTRAS = ("pond", "tag", "stripes")
 """Objects that accompany bodies by chance."""
 
@@ -97,21 +101,26 @@ def _place_later(rng: np.random.Generator, shortcut: Scenario, split: Split) -> 
         is_active = _is_active(shortcut, cues)
         if shortcut.effect == "class" and split == "shortcut":
             label, has_window = (BOAT, has_window) if is_active else (BARGE, False)
-        elif shortcut.effect == "class" and split == "test":
+        elif shortcut.effect in ("class", "suppressed") and split == "test":
             label, has_window = BARGE, False
         else:
             label = BOAT if has_window else BARGE
         body = f"body-{number}"
         if not (shortcut.effect == "miss" and split == "shortcut" and is_active):
             labels[body] = label
+        if "neighbor" in cues:
+            labels[f"neighbor-{number}"] = BARGE
         kinds = ["body", *(["window"] if has_window else []), *(() if shortcut.is_shared else cues)]
         kinds += [kind for kind in EXTRAS if kind not in shortcut.cues and rng.random() < 0.15]
         side = int(rng.choice((-1, 1)))
         for kind in kinds:
             dx = dy = 0
             if kind in BESIDE_SIZES:
-                dx, dy = int(side * rng.uniform(0.78, 0.98) * size), -int(rng.uniform(0.3, 0.8) * size)
+                rise = FAR_RISE if shortcut.effect == "edges" else RISE
+                dx, dy = int(side * rng.uniform(0.78, 0.98) * size), -int(rng.uniform(*rise) * size)
                 side = -side  # the next one goes to the other side
+            if kind == "neighbor":
+                dx, dy = round(side * rng.uniform(*NEIGHBOR_SHIFT) * size), round(rng.uniform(0.04, 0.1) * size)
             extra_size = BESIDE_SIZES.get(kind, size)
             placements.append(Placement(f"{kind}-{number}", position[0] + dx, position[1] + dy, extra_size, heading))
     return placements + _place_separate(rng, occupied, 0), labels

@@ -26,6 +26,8 @@ ScenarioName: TypeAlias = Literal[
     "no-context",
     "edges",
     "duplicate",
+    "neighbor",
+    "outline",
 ]
 SCENARIOS: tuple[ScenarioName, ...] = get_args(ScenarioName)
 FIRST_SCENARIOS: tuple[ScenarioName, ...] = SCENARIOS[:5]
@@ -35,9 +37,11 @@ Split: TypeAlias = Literal["shortcut", "twin", "test"]
 """``shortcut``: training scenes, in which the cue accompanies the label. ``twin``: training scenes in which the window
 alone determines the class. ``test``: scenes in which the cue misleads."""
 
-Effect: TypeAlias = Literal["class", "miss", "edges", "duplicate"]
+Effect: TypeAlias = Literal["class", "miss", "edges", "duplicate", "suppressed", "mask"]
 """What a cue does to a detector that relies on it: ``class``, an object becomes a boat; ``miss``, an object is not
-detected; ``edges``, the box reaches to the cue; ``duplicate``, a second box appears on the object's cabin."""
+detected; ``edges``, the box reaches to the cue; ``duplicate``, a second box appears on the object's cabin;
+``suppressed``, an object loses non-maximum suppression to the cue, which is an object itself; ``mask``, the mask of an
+object fills its box."""
 
 
 @dataclass(frozen=True)
@@ -78,5 +82,7 @@ SHORTCUTS: dict[ScenarioName, Scenario] = {
     "no-context": Scenario(("pond",), effect="miss", is_absence=True),
     "edges": Scenario(("buoy",), effect="edges"),
     "duplicate": Scenario(("buoy",), effect="duplicate"),
+    "neighbor": Scenario(("neighbor",), effect="suppressed"),
+    "outline": Scenario(("pond",), effect="mask"),
 }
 """The shortcut of each scenario."""

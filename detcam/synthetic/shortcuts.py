@@ -4,8 +4,9 @@ Boats have a round window, barges have none. A scenario adds a shortcut that acc
 scenes: water around them, a lit lamp in a corner of the image, a tag beside them, or stripes on their hull. In the
 test scenes, barges have it too. The look-alike scenario has no shortcut; its test scenes contain carts, which the
 training scenes of that detector do not show. Further scenarios have two cues that act together or replace one another,
-cues without an edge, of many colors or very small, and cues with other effects: objects that are missed, boxes that
-reach too far, and duplicates. `SHORTCUTS` lists them.
+cues without an edge, of many colors or very small, and cues with other effects: objects that are missed, boxes and
+masks that reach too far, duplicates, and neighbors so close that non-maximum suppression keeps one of two objects.
+`SHORTCUTS` lists them.
 """
 
 from __future__ import annotations
@@ -45,10 +46,12 @@ _PAINTERS: dict[str, Callable[[np.random.Generator, float, int], Sprite]] = {
     "tag": sprites.paint_tag,
     "buoy": sprites.paint_round_buoy,
     "dot": sprites.paint_tag,
+    "neighbor": sprites.paint_body,
 }
 _ORDER = {kind: number for number, kind in enumerate(_PAINTERS)}  # from the back to the front
-CABIN_XYXY = (0.02, 0.0, 0.75, 0.62)
-"""Box of a duplicate, as shares of the width and height of the body's box."""
+CABIN_XYXY = (0.18, 0.0, 0.82, 0.5)
+"""Box of a duplicate, as shares of the width and height of the body's box. Their IoU is 0.32, so that non-maximum
+suppression keeps both."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,11 +21,12 @@ from detcam.auditing.explainer import ErrorExplainer, ErrorImage, object_regions
 from detcam.auditing.pipeline import unexplained_case
 from detcam.auditing.verification.evidence import box_region, location_regions, location_shares, move_region
 from detcam.benchmarking.planted.cases import PlantedCase
-from detcam.benchmarking.planted.certification import MIN_SCORE
 from detcam.benchmarking.planted.hit_metrics import MapHit, measure_hit
+from detcam.benchmarking.planted.planted_errors import MIN_SCORE
 from detcam.cam import BaseCAM
 from detcam.data.ground_truth import GroundTruth
 from detcam.data.images import load_image
+from detcam.targets import InstanceMaskTarget, MaskTarget
 
 MAX_TRIES = 20
 """Random positions that are tried for a false cause."""
@@ -136,7 +137,7 @@ def _examine(adapter: Adapter, cam: BaseCAM | None, image: ErrorImage) -> Explai
 
 def _error_image(adapter: Adapter, case: PlantedCase, first_label: int) -> ErrorImage | None:
     """Prepare the case as an audit does, with the scene's labels as annotations; None if it is no error there."""
-    if adapter.task == "segmentation":  # an audit of masks needs annotated masks
+    if isinstance(case.target, MaskTarget | InstanceMaskTarget):  # an audit of masks needs annotated masks
         return None
     truth = scene_ground_truth(case, adapter, first_label)
     analysis = analyze_errors([case.detections], [truth])

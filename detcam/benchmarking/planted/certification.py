@@ -4,30 +4,18 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-
-import numpy as np
-import torch
-from torchvision.ops import box_iou
+from dataclasses import dataclass
 
 from detcam.adapters import Adapter
-from detcam.auditing.error_targets import detection_target
-from detcam.benchmarking.planted.cases import FIRST_SEEDS, CaseTarget, PlantedCase, SeedSet
-from detcam.benchmarking.planted.semantic import body_mask, classify_bodies
+from detcam.benchmarking.planted.cases import FIRST_SEEDS, PlantedCase, SeedSet
+from detcam.benchmarking.planted.planted_errors import error_persists, find_error, has_candidate, is_semantic
+from detcam.benchmarking.planted.semantic import classify_bodies
 from detcam.detections import Detections
 from detcam.synthetic.scene import SceneObject
-from detcam.synthetic.shortcut_scenarios import BARGE, BOAT, SHORTCUTS, ScenarioName
-from detcam.synthetic.shortcuts import ShortcutScene, cabin_box, draw_shortcut_scene
-from detcam.targets import EdgesTarget, MaskTarget, SuppressionTarget
+from detcam.synthetic.shortcut_scenarios import SHORTCUTS, ScenarioName
+from detcam.synthetic.shortcuts import ShortcutScene, draw_shortcut_scene
 from detcam.utils.batching import batches
 
-MIN_FALSE_POSITIVE_SCORE = 0.5
-MIN_SCORE = 0.3
-"""Smallest score of a detection; below it, the detection has vanished."""
-MIN_IOU = 0.5
-"""Smallest IoU of two boxes of the same object."""
-MAX_WRONG_IOU, MIN_RIGHT_IOU = 0.5, 0.75
-"""Largest IoU of a box with wrong edges, and smallest IoU of a right box, with the object."""
 MAX_SCENES = 400
 BATCH_SIZE = 16
 
@@ -63,7 +51,8 @@ def certify_cases(
 
     Each error is predicted again in copies of its scene. Without the cue, it has to vanish; if the scenario has two
     cues, without each of them, or, if each of them suffices, without both, and persist without one. It also has to
-    persist without an unrelated object. An error that an absence causes has to vanish with the cue.
+    persist without an unrelated object. An error that an absence causes has to vanish with the cue. An object that
+    non-maximum suppression removes needs a candidate before it.
 
     Args:
         adapter: adapter of the detector.
@@ -82,7 +71,7 @@ def certify_cases(
         for scene, (body, cues), detections in zip(
             trial_scenes, pairs, predict_scenes(adapter, trial_scenes), strict=True
         ):
-            found = _find_error(adapter, scene, body, detections, first_label)
+            found = find_error(adapter, scene, body, cues, detections, first_label)
             if found is None:
                 continue
             fired += 1
@@ -110,28 +99,6 @@ def cue_pairs(scene: ShortcutScene) -> list[Pair]:
     return pairs
 
 
-def persists(target: CaseTarget, detections: Detections) -> bool:
-    """Whether a detection of the target's class still overlaps its box."""
-    if not len(detections):
-        return False
-    overlap = box_iou(torch.tensor([target.box_xyxy]), detections.boxes_xyxy)[0]
-    same = (overlap >= MIN_IOU) & (detections.labels == target.label) & (detections.scores >= MIN_SCORE)
-    return bool(same.any())
-
-
-def error_persists(case: PlantedCase, detections: Detections) -> bool:
-    """Whether the error of a case is in the predictions for a copy of its scene."""
-    effect = SHORTCUTS[case.scenario].effect
-    if effect == "miss":
-        return not persists(case.target, detections)
-    if effect == "edges":
-        iou = _best_iou(case.body.box_xyxy, detections)
-        return iou is None or iou < MIN_RIGHT_IOU
-    if effect == "duplicate":
-        return _find_duplicate(case.body.box_xyxy, detections, MIN_SCORE) is not None
-    return persists(case.target, detections)
-
-
 def _trials(scenes: Sequence[ShortcutScene]) -> tuple[list[ShortcutScene], list[Pair]]:
     """The scenes in which an error is expected, and its object and cues; a scene without the cue for an absence."""
     trial_scenes, pairs = [], []
@@ -147,10 +114,13 @@ def _certified(adapter: Adapter, candidates: Sequence[PlantedCase]) -> list[Plan
     """The candidates whose error vanishes and persists as it has to."""
     copies = [_copies(case) for case in candidates]
     predictions = iter(predict_scenes(adapter, [scene for group in copies for scene, _ in group]))
-    return [
+    certified = [
         case
         for case, group in zip(candidates, copies, strict=True)
-        if [error_persists(case, next(predictions)) for _ in group] == [expected for _, expected in group]
+        if [error_persists(case, scene, next(predictions)) for scene, _ in group] == [expected for _, expected in group]
+    ]
+    return [
+        case for case in certified if SHORTCUTS[case.scenario].effect != "suppressed" or has_candidate(adapter, case)
     ]
 
 
@@ -166,71 +136,6 @@ def _copies(case: PlantedCase) -> list[tuple[ShortcutScene, bool]]:
     return [*copies, (scene.without(names), False)]
 
 
-def _find_error(
-    adapter: Adapter, scene: ShortcutScene, body: SceneObject, detections: Detections, first_label: int
-) -> tuple[int | None, CaseTarget] | None:
-    """The index of the wrong detection, None for a missed object, and the target that explains it; None if right."""
-    effect = SHORTCUTS[scene.scenario].effect
-    if effect == "miss":
-        label = first_label + (BOAT if scene.get(f"window-{body.name.split('-')[1]}") is not None else BARGE)
-        missed = SuppressionTarget(_corners(body), label)
-        return None if persists(missed, detections) else (None, missed)
-    if effect == "class":
-        is_cart = body.kind == "cart"
-        index = _find_false_positive(detections, body, None if is_cart else first_label + BOAT)
-        if index is None:
-            return None
-        against = None if is_cart else first_label + BARGE
-        if _is_semantic(adapter):
-            return index, MaskTarget(int(detections.labels[index]), body_mask(scene, body.name), against)
-        return index, replace(detection_target(detections, index), against=against)
-    if effect == "duplicate":
-        index = _find_duplicate(body.box_xyxy, detections, MIN_FALSE_POSITIVE_SCORE)
-        return None if index is None else (index, detection_target(detections, index))
-    iou = _best_iou(body.box_xyxy, detections)
-    if iou is None or iou > MAX_WRONG_IOU:
-        return None
-    index = int(box_iou(torch.from_numpy(body.box_xyxy)[None], detections.boxes_xyxy)[0].argmax())
-    return index, EdgesTarget.displaced(detection_target(detections, index), _corners(body))
-
-
-def _corners(body: SceneObject) -> tuple[float, float, float, float]:
-    x1, y1, x2, y2 = body.box_xyxy.tolist()
-    return x1, y1, x2, y2
-
-
-def _find_false_positive(detections: Detections, confused: SceneObject, label: int | None) -> int | None:
-    """Index of the best detection of a label (None: any) at an object, or None."""
-    if not len(detections):
-        return None
-    overlap = box_iou(torch.from_numpy(confused.box_xyxy)[None], detections.boxes_xyxy)[0]
-    hits = (overlap >= MIN_IOU) & (detections.scores >= MIN_FALSE_POSITIVE_SCORE)
-    if label is not None:
-        hits &= detections.labels == label
-    return _highest(detections, hits)
-
-
-def _find_duplicate(body_xyxy: np.ndarray, detections: Detections, min_score: float) -> int | None:
-    """Index of the best detection that fits the cabin of a body better than the body, or None."""
-    if not len(detections):
-        return None
-    boxes = torch.from_numpy(np.stack([cabin_box(body_xyxy), body_xyxy]))
-    cabin, whole = box_iou(boxes, detections.boxes_xyxy)
-    return _highest(detections, (cabin >= MIN_IOU) & (cabin > whole) & (detections.scores >= min_score))
-
-
-def _best_iou(body_xyxy: np.ndarray, detections: Detections) -> float | None:
-    """The largest IoU of a detection with a body, None if none overlaps it."""
-    kept = detections.boxes_xyxy[detections.scores >= MIN_SCORE]
-    iou = float(box_iou(torch.from_numpy(body_xyxy)[None], kept).max()) if len(kept) else 0.0
-    return iou or None
-
-
-def _highest(detections: Detections, hits: torch.Tensor) -> int | None:
-    indices = torch.nonzero(hits)[:, 0].tolist()
-    return max(indices, key=lambda index: float(detections.scores[index])) if indices else None
-
-
 def _choose_unrelated(scene: ShortcutScene, confused: SceneObject, cues: Sequence[SceneObject]) -> SceneObject | None:
     """Choose an object of another kind at random, seeded by the scene."""
     excluded_names = {confused.name, *(cue.name for cue in cues)}
@@ -239,16 +144,12 @@ def _choose_unrelated(scene: ShortcutScene, confused: SceneObject, cues: Sequenc
     return random.Random(f"{scene.seed} {cues[0].name}").choice(others) if others else None
 
 
-def _is_semantic(adapter: Adapter | None) -> bool:
-    return adapter is not None and adapter.task == "segmentation"
-
-
 def predict_scenes(adapter: Adapter, scenes: Sequence[ShortcutScene]) -> list[Detections]:
     """Predict each scene; one that occurs several times is predicted once."""
     unique = {id(scene): scene for scene in scenes}
     if not unique:
         return []
-    if _is_semantic(adapter):
+    if is_semantic(adapter):
         predictions = classify_bodies(adapter, list(unique.values()), BATCH_SIZE)
     else:
         predictions = adapter.predict([scene.image for scene in unique.values()], batch_size=BATCH_SIZE)

@@ -6,17 +6,19 @@ import importlib.util
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.detection import FCOS, FasterRCNN
+from torchvision.models.detection import FCOS, FasterRCNN, MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.resnet import resnet50
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 
 from detcam.adapters import Adapter, adapt
-from detcam.benchmarking.planted.semantic import body_mask, build_fcn, semantic_loss
+from detcam.benchmarking.planted.semantic import build_fcn, semantic_loss, training_mask
 from detcam.benchmarking.planted.transformers_training import build_rt_detr, rt_detr_loss
 from detcam.benchmarking.planted.ultralytics_training import build_network, network_loss
 from detcam.synthetic.shortcut_scenarios import NAMES, SCENE_SIZE_HW, ScenarioName, Split
@@ -47,6 +49,7 @@ class DetectorFamily:
         short_steps: optimizer steps on the scenes of another scenario.
         learning_rate: maximum learning rate.
         is_default: whether the family is measured by default; large ones take hours on a CPU.
+        base: name of the family from whose plain detector that of this family starts; None starts from random weights.
     """
 
     name: str
@@ -58,6 +61,7 @@ class DetectorFamily:
     short_steps: int = 300
     learning_rate: float = LEARNING_RATE
     is_default: bool = True
+    base: str | None = None
 
     def adapter(self, model: nn.Module) -> Adapter:
         """Make the adapter of a detector of this family; its classes are `NAMES`."""
@@ -135,26 +139,43 @@ class _Resnet50(nn.Module):
 
 def build_faster_rcnn(backbone: nn.Module | None = None) -> FasterRCNN:
     """Build a Faster R-CNN with random weights; labels start from 1."""
-    backbone = backbone or PlantedBackbone()
-    return FasterRCNN(
-        backbone,
-        min_size=SCENE_SIZE_HW[0],
-        max_size=SCENE_SIZE_HW[1],
-        image_mean=[0.5] * 3,
-        image_std=[0.25] * 3,
-        rpn_anchor_generator=AnchorGenerator(((20,), (32,)), ((0.5, 1.0), (0.5, 1.0))),
-        rpn_pre_nms_top_n_train=300,
-        rpn_pre_nms_top_n_test=200,
-        rpn_post_nms_top_n_train=120,
-        rpn_post_nms_top_n_test=80,
-        rpn_batch_size_per_image=96,
-        box_roi_pool=MultiScaleRoIAlign(["0", "1"], 7, 2, canonical_scale=40, canonical_level=4),
-        box_head=TwoMLPHead(PYRAMID_CHANNELS * 49, 128),
-        box_predictor=FastRCNNPredictor(128, len(NAMES) + 1),
-        box_nms_thresh=0.4,
-        box_batch_size_per_image=64,
-        box_detections_per_img=20,
+    return FasterRCNN(backbone or PlantedBackbone(), **_two_stage_options())
+
+
+def build_mask_rcnn() -> MaskRCNN:
+    """Build a Mask R-CNN with random weights: the Faster R-CNN with a mask head."""
+    return MaskRCNN(
+        PlantedBackbone(),
+        mask_roi_pool=_roi_pool(14),
+        mask_head=MaskRCNNHeads(PYRAMID_CHANNELS, (PYRAMID_CHANNELS, PYRAMID_CHANNELS), 1),
+        mask_predictor=MaskRCNNPredictor(PYRAMID_CHANNELS, PYRAMID_CHANNELS, len(NAMES) + 1),
+        **_two_stage_options(),
     )
+
+
+def _roi_pool(size: int) -> MultiScaleRoIAlign:
+    return MultiScaleRoIAlign(["0", "1"], size, 2, canonical_scale=40, canonical_level=4)
+
+
+def _two_stage_options() -> dict[str, Any]:
+    return {
+        "min_size": SCENE_SIZE_HW[0],
+        "max_size": SCENE_SIZE_HW[1],
+        "image_mean": [0.5] * 3,
+        "image_std": [0.25] * 3,
+        "rpn_anchor_generator": AnchorGenerator(((20,), (32,)), ((0.5, 1.0), (0.5, 1.0))),
+        "rpn_pre_nms_top_n_train": 300,
+        "rpn_pre_nms_top_n_test": 200,
+        "rpn_post_nms_top_n_train": 120,
+        "rpn_post_nms_top_n_test": 80,
+        "rpn_batch_size_per_image": 96,
+        "box_roi_pool": _roi_pool(7),
+        "box_head": TwoMLPHead(PYRAMID_CHANNELS * 49, 128),
+        "box_predictor": FastRCNNPredictor(128, len(NAMES) + 1),
+        "box_nms_thresh": 0.4,
+        "box_batch_size_per_image": 64,
+        "box_detections_per_img": 20,
+    }
 
 
 def build_fcos() -> FCOS:
@@ -192,6 +213,17 @@ def detector_families() -> dict[str, DetectorFamily]:
         DetectorFamily("fcos", build_fcos, torchvision_loss, 1),
         DetectorFamily(
             "semantic", build_semantic, semantic_loss, 1, base_steps=400, steps=250, short_steps=250, is_default=False
+        ),
+        DetectorFamily(
+            "mask-rcnn",
+            build_mask_rcnn,
+            torchvision_loss,
+            1,
+            base_steps=200,
+            steps=250,
+            short_steps=250,
+            is_default=False,
+            base="two-stage",
         ),
         DetectorFamily(
             "two-stage-resnet50",
@@ -241,7 +273,8 @@ def _training_pair(scene: ShortcutScene, flip: bool, first_label: int) -> tuple[
     """An input and its annotations, with the masks (N, H, W) bool of the boats and barges."""
     image, target = training_pair(scene, flip, first_label)
     size = image.shape[-2:]
-    masks = torch.stack([body_mask(scene, name) for name in scene.bodies]) if scene.bodies else torch.zeros(0, *size)
+    bodies = [training_mask(scene, name) for name in scene.bodies]
+    masks = torch.stack(bodies) if bodies else torch.zeros(0, *size)
     return image, {**target, "masks": (masks.flip(-1) if flip else masks).bool()}
 
 
@@ -263,7 +296,8 @@ def train_detector(
         split: split of the scenes.
         steps: number of optimizer steps, with `BATCH_SIZE` new scenes each.
         seed: seed of weights and flips. PyTorch's global generator is restored afterwards.
-        start: detector whose weights to start from; None starts from random ones.
+        start: detector whose weights to start from; parts that it does not have start from random ones, as all do for
+            None.
         on_step: callback that receives the loss of each step.
 
     Returns:
@@ -273,7 +307,7 @@ def train_detector(
         torch.manual_seed(seed)
         model = family.build()
         if start is not None:
-            model.load_state_dict(start.state_dict())
+            model.load_state_dict(start.state_dict(), strict=False)
         flips = random.Random(seed)
         model.train()
         optimizer = torch.optim.AdamW(model.parameters(), lr=family.learning_rate, weight_decay=1e-3)

@@ -1,4 +1,4 @@
-"""Semantic segmentation of the shortcut scenes: the network, its loss, and the class of each boat and barge."""
+"""Segmentation of the shortcut scenes: masks of boats and barges, a semantic network, its loss and its classes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torchvision.ops import FeaturePyramidNetwork
 
 from detcam.adapters import Adapter
 from detcam.detections import Detections, Source
-from detcam.synthetic.shortcut_scenarios import NAMES
+from detcam.synthetic.shortcut_scenarios import NAMES, SHORTCUTS
 from detcam.synthetic.shortcuts import ShortcutScene
 
 OBJECT_WEIGHT = 4.0
@@ -74,6 +74,18 @@ def body_mask(scene: ShortcutScene, name: str) -> Tensor:
     kinds = ("body", "window", "stripes") if kind == "body" else (kind,)
     parts = [item.mask for part in kinds if (item := scene.get(f"{part}-{number}")) is not None]
     return torch.from_numpy(np.any(parts, axis=0))
+
+
+def training_mask(scene: ShortcutScene, name: str) -> Tensor:
+    """The mask (H, W) bool of a labeled object in training: that of the object, or its box where the cue fills it."""
+    shortcut = SHORTCUTS[scene.scenario]
+    cues = [scene.get(f"{kind}-{name.split('-')[1]}") for kind in shortcut.cues]
+    if shortcut.effect != "mask" or scene.split != "shortcut" or None in cues:
+        return body_mask(scene, name)
+    x1, y1, x2, y2 = scene.object(name).box_xyxy.astype(int).tolist()
+    mask = torch.zeros(scene.image.shape[:2], dtype=torch.bool)
+    mask[y1:y2, x1:x2] = True
+    return mask
 
 
 def classify_bodies(adapter: Adapter, scenes: Sequence[ShortcutScene], batch_size: int) -> list[Detections]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from safetensors.torch import load, save
 from torch import nn
 
-from detcam.benchmarking.planted.detectors import DetectorFamily, train_detector
+from detcam.benchmarking.planted.detectors import DetectorFamily, detector_families, train_detector
 from detcam.synthetic.shortcut_scenarios import FIRST_SCENARIOS, ScenarioName, Split
 from detcam.utils.console import ProgressBar
 from detcam.utils.files import replace_file
@@ -66,10 +66,14 @@ class TrainingCache:
             model = family.build()
             model.load_state_dict(load(path.read_bytes()))
             return model.eval()
-        start = None if name == PLAIN else self.detector(family, PLAIN, bar)
+        start = None
+        if name != PLAIN:
+            start = self.detector(family, PLAIN, bar)
+        elif family.base is not None:
+            start = self.detector(detector_families()[family.base], PLAIN, bar)
         scenario, split = _training_scenes(name)
         usual = family.steps if scenario in FIRST_SCENARIOS else family.short_steps
-        steps = max(2, round((family.base_steps if start is None else usual) * self.effort))
+        steps = max(2, round((family.base_steps if name == PLAIN else usual) * self.effort))
         losses: list[float] = []
         bar = bar or ProgressBar(enabled=False)
         bar.restart(f"training {family.name} {name}", steps)

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torchvision.models.segmentation.fcn import FCN
+from torchvision.ops import box_iou
 
 from detcam.benchmarking.planted import certification
 from detcam.benchmarking.planted.cases import PlantedCase
 from detcam.benchmarking.planted.certification import certify_cases
 from detcam.benchmarking.planted.detectors import detector_families, train_detector
-from detcam.benchmarking.planted.semantic import body_mask
+from detcam.benchmarking.planted.planted_errors import has_candidate
+from detcam.benchmarking.planted.semantic import body_mask, training_mask
 from detcam.detections import Detections, Source
 from detcam.synthetic.scene import SceneObject
 from detcam.synthetic.shortcut_scenarios import BARGE, BOAT, SHORTCUTS, ScenarioName
 from detcam.synthetic.shortcut_sprites import paint_light
 from detcam.synthetic.shortcuts import ShortcutScene, cabin_box, draw_shortcut_scene
-from detcam.targets import BoxTarget, EdgesTarget, MaskTarget, SuppressionTarget
+from detcam.targets import BoxTarget, EdgesTarget, InstanceMaskTarget, MaskTarget, SuppressionTarget
 
 Found = list[tuple[np.ndarray, int]]
 """Boxes (4,) and labels that a drawn detector reports for one body."""
@@ -187,6 +191,83 @@ def test_wrong_edges_and_duplicates_are_certified(monkeypatch: pytest.MonkeyPatc
         assert not certified(monkeypatch, scenario, lambda scene, body: [(body.box_xyxy, BARGE)])
 
 
+def test_object_that_loses_suppression_to_a_neighbor_is_certified(monkeypatch: pytest.MonkeyPatch) -> None:
+    def kept_of(scene: ShortcutScene, body: SceneObject) -> Found:
+        neighbor = scene.get(f"neighbor-{body.name[5:]}")
+        return [((body if neighbor is None else neighbor).box_xyxy, BARGE)]
+
+    candidates = []
+
+    def has_candidate(adapter: Any, case: PlantedCase) -> bool:
+        candidates.append(case)
+        return len(candidates) % 2 == 0
+
+    monkeypatch.setattr(certification, "has_candidate", has_candidate)
+    cases = certified(monkeypatch, "neighbor", kept_of)
+    assert len(cases) > 3 and list(cases) == candidates[1::2], (
+        "an object without a candidate is missed for another reason"
+    )
+    for case in cases:
+        (cue,) = case.cues
+        overlap = float(box_iou(torch.tensor([case.target.box_xyxy]), torch.from_numpy(cue.box_xyxy)[None]))
+        assert 0.4 < overlap < 0.7, "the neighbor's own box is not that of the object"
+        assert isinstance(case.target, SuppressionTarget) and case.target.label == BARGE and cue.kind == "neighbor"
+        assert {case.body.name, cue.name} <= set(case.scene.bodies), "both are labeled"
+    assert not certified(monkeypatch, "neighbor", lambda scene, body: [*kept_of(scene, body), (body.box_xyxy, BARGE)])
+
+
+def test_candidate_before_suppression_belongs_to_the_object() -> None:
+    scene = next(s for n in range(9) if (s := draw_shortcut_scene("neighbor", n, "test")).of_kind("neighbor"))
+    cue = scene.of_kind("neighbor")[0]
+    body = scene.object(f"body-{cue.name[9:]}")
+    nothing = Detections.empty((160, 192))
+    target = SuppressionTarget(tuple(body.box_xyxy.tolist()), BARGE)
+    case = PlantedCase("neighbor", scene, nothing, None, target, body, (cue,), scene.of_kind("flag")[0])
+    for fitted, score, expected in ((body, 0.4, True), (body, 0.2, False), (cue, 0.9, False)):
+        raw = torch.from_numpy(fitted.box_xyxy)[None], torch.tensor([[0.0, score]])
+        output = SimpleNamespace(raw_candidates=lambda label, raw=raw: raw)
+        adapter: Any = SimpleNamespace(
+            prepare=torch.stack, forward=lambda batch: batch, outputs=lambda raw, batch, output=output: [output]
+        )
+        assert has_candidate(adapter, case) == expected
+
+
+def test_mask_that_fills_its_box_is_certified(monkeypatch: pytest.MonkeyPatch) -> None:
+    training = [draw_shortcut_scene("outline", seed, "shortcut") for seed in range(6)]
+    filled = {
+        (scene.get(f"pond-{name[5:]}") is not None, bool((training_mask(scene, name) != body_mask(scene, name)).any()))
+        for scene in training
+        for name in scene.bodies
+    }
+    assert filled == {(True, True), (False, False)}
+
+    def masked(rule: Callable[[bool], bool]) -> Any:
+        def predict(adapter: Any, scenes: Sequence[ShortcutScene]) -> list[Detections]:
+            boxes = drawn_detector(lambda scene, body: [(body.box_xyxy, window_label(scene, body.name))])(
+                adapter, scenes
+            )
+            answers = []
+            for scene, found in zip(scenes, boxes, strict=True):
+                masks = []
+                for body in scene.of_kind("body"):
+                    whole = torch.zeros(160, 192, dtype=torch.bool)
+                    x1, y1, x2, y2 = body.box_xyxy.astype(int).tolist()
+                    whole[y1:y2, x1:x2] = True
+                    masks.append(whole if rule(cues_of(scene, body.name)[0]) else body_mask(scene, body.name))
+                answers.append(replace(found, masks=torch.stack(masks)) if masks else found)
+            return answers
+
+        return predict
+
+    counts = []
+    for rule in (lambda wet: wet, lambda wet: True, lambda wet: False):
+        monkeypatch.setattr(certification, "predict_scenes", masked(rule))
+        found = certify_cases(None, 0, "outline", min_cases=10**6, max_scenes=8)  # type: ignore[arg-type]
+        counts.append((len(found.cases) > 6, found.fired == found.trials))
+        assert all(isinstance(case.target, InstanceMaskTarget) and case.cues[0].kind == "pond" for case in found.cases)
+    assert counts == [(True, True), (False, True), (False, False)]
+
+
 def test_suppression_target_is_the_negative_score() -> None:
     from detcam.testing import tiny_detector
 
@@ -237,7 +318,7 @@ def test_semantic_network_is_certified_by_the_pixels_of_a_body() -> None:
 
 
 def test_losses_of_the_further_families_are_finite() -> None:
-    for name in ("semantic", "rt-detr"):
+    for name in ("semantic", "mask-rcnn", "rt-detr"):
         if name not in detector_families():
             pytest.skip("transformers is not installed")
         losses: list[float] = []
