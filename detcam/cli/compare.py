@@ -88,8 +88,8 @@ def parse_condition(text: str) -> float | None:
 def failure(comparison: AuditComparison, max_drop: float | None) -> str:
     """Return why a condition holds, or an empty text."""
     if max_drop is None:
-        sentences = [change.cause.sentence for change in comparison.causes_with("new")]
-        return f"new cause: {printable('; '.join(sentences))}" if sentences else ""
+        names = [change.cause.name for change in comparison.causes_with("new")]
+        return f"new cause: {printable('; '.join(names))}" if names else ""
     if -comparison.delta_average_precision > max_drop:
         return f"average precision fell by {-comparison.delta_average_precision:.3f}, more than {max_drop:g}"
     return ""
@@ -106,7 +106,7 @@ def print_comparison(comparison: AuditComparison) -> None:
         low, high = change.difference_interval
         cost = f"{change.old_delta_ap:.3f} to {change.new_delta_ap:.3f}"
         counts = str(change.old_count), str(change.new_count), f"{low:+.0f} to {high:+.0f}"
-        table.add_row(printable(change.cause.sentence), change.status, *counts, cost)
+        table.add_row(printable(change.cause.name), change.status, *counts, cost)
     if comparison.causes:
         console.print()
         console.print(table)

@@ -206,7 +206,7 @@ def main() -> None:
         print(
             f"{name}: {left} false boats beside wakes; neutral AP {neutral_change.old_average_precision:.3f} to "
             f"{neutral_change.new_average_precision:.3f} (95 % interval of the change {low:+.3f} to {high:+.3f}); new "
-            f"causes: {[change.cause.sentence for change in changed.causes_with('new')]}"
+            f"causes: {[change.cause.name for change in changed.causes_with('new')]}"
         )
         print("   on fresh scenes:", " ".join(changed.headline()), flush=True)
 

@@ -8,73 +8,13 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from detcam.auditing.case import AuditCase, BackgroundType, EvidenceLocation
+from detcam.auditing.case import AuditCase
 from detcam.auditing.comparison.bootstrap import Bootstrapped
 from detcam.auditing.comparison.paired import corrected_threshold, interval, sign_flip_p_value
 from detcam.auditing.comparison.record import AuditRecord
-from detcam.auditing.errors import ErrorType
-from detcam.auditing.sentences import LOCATION_PHRASES
+from detcam.auditing.grouping.hierarchy import Cause
 
 CauseStatus: TypeAlias = Literal["new", "gone", "grown", "shrunk", "no significant change"]
-
-
-@dataclass(frozen=True, order=True)
-class Cause:
-    """What the explained errors of a cause have in common: the properties by which an audit forms its groups.
-
-    The groups of an audit are clusters of a network's features, which another network does not share; causes can be
-    compared between models.
-
-    Attributes:
-        type: TIDE's error type.
-        name: class name of the detections, or of the missed objects.
-        true_name: class name of the objects concerned; empty for background errors.
-        background_type: type of a background error; empty for others.
-        evidence_location: location of the confirmed evidence; empty for a missing annotation.
-        failure_stage: of missed objects; else empty.
-    """
-
-    type: ErrorType
-    name: str
-    true_name: str
-    background_type: BackgroundType | Literal[""]
-    evidence_location: EvidenceLocation | Literal[""]
-    failure_stage: str
-
-    @classmethod
-    def of(cls, case: AuditCase) -> Cause | None:
-        """The cause of a case; None if it is neither confirmed nor a possible missing annotation."""
-        is_unannotated = case.background_type == "missing annotation"
-        if not case.confirmed and not is_unannotated:
-            return None
-        has_object = case.ground_truth is not None and case.type not in ("background", "missed")
-        return cls(
-            type=case.type,
-            name=case.name,
-            true_name=case.ground_truth.name if has_object and case.ground_truth else "",
-            background_type=case.background_type or "",
-            evidence_location="" if is_unannotated or case.evidence_location is None else case.evidence_location,
-            failure_stage=case.failure_stage if case.type == "missed" else "",
-        )
-
-    @property
-    def sentence(self) -> str:
-        """The cause in words."""
-        if self.background_type == "missing annotation":
-            return f"{self.name}: possibly missing annotations"
-        error = {
-            "background": "background errors",
-            "classification": f"detections on {self.true_name}",
-            "localization": "localization errors",
-            "both": f"errors of class and location on {self.true_name}",
-            "duplicate": "duplicates",
-            "missed": f"missed objects ({self.failure_stage})" if self.failure_stage else "missed objects",
-        }[self.type]
-        detail = f" ({self.background_type})" if self.background_type else ""
-        phrase = LOCATION_PHRASES[self.evidence_location] if self.evidence_location else "unknown"
-        if self.type == "background" and self.evidence_location == "ground truth":
-            phrase = "on an overlapping object"
-        return f"{self.name}: {error}{detail}, evidence {phrase.format(name=self.name)}"
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ function overview() {
   $("causes").append(el("h2", {}, "Causes of the explained errors"),
     el("p", {class: "note"}, "A cause is new, gone, grown or shrunk if an exact test over images finds its number of errors changed, corrected for the number of causes. Choose a cause to see its errors."),
     table("Causes", [["cause"], ["status"], ["old", true], ["new", true], ["difference, 95\u202f% interval", true], ...AP], data.causes.map((cause, index) => el("tr", {},
-      el("th", {scope: "row"}, el("button", {type: "button", class: "text", click: () => choose({cause: index})}, cause.sentence)), el("td", {}, tag(cause.status)),
+      el("th", {scope: "row"}, el("button", {type: "button", class: "text", click: () => choose({cause: index})}, cause.name)), el("td", {}, tag(cause.status)),
       number(cause.old_count), number(cause.new_count), number(range(cause.difference_interval, 0)), ap(cause)))));
   $("types").append(el("h2", {}, "Error types"), el("p", {class: "note"}, "Relevant errors; delta AP counts those with low scores too."),
     table("Error types", [["type"], ["old", true], ["new", true], ...AP], data.types.map((type) => el("tr", {},
@@ -43,7 +43,7 @@ function choose(filter, scroll = true) {
   const all = cause ? shown.length : data.counts[filter.change];
   const buttons = ["new", "fixed", "unchanged"].map((change) => el("button", {type: "button", "aria-pressed": String(filter.change === change), click: () => choose({change})},
     change + " (" + data.counts[change] + ")"));
-  $("errors").replaceChildren(el("h2", {}, cause ? cause.sentence : "Errors"), el("div", {class: "pair-filters"}, buttons),
+  $("errors").replaceChildren(el("h2", {}, cause ? cause.name : "Errors"), el("div", {class: "pair-filters"}, buttons),
     el("p", {class: "note"}, shown.length + " of " + all + " with an explanation in one of the audits"), el("ol", {class: "cards", id: "cards"}));
   more();
   if (scroll) $("errors").scrollIntoView();

@@ -107,7 +107,7 @@ class AuditComparison:
         """Convert to the content of ``comparison.json``."""
         return {
             "schema": "detcam/comparison",
-            "version": 1,
+            "version": 2,
             "old_model": self.old_model,
             "new_model": self.new_model,
             "image_count": self.image_count,
@@ -118,7 +118,7 @@ class AuditComparison:
             "explained": json_value(self.explained),
             "counts": {change: len(self.errors(change)) for change in CHANGES},
             "types": [json_value(asdict(change)) for change in self.types],
-            "causes": [{**json_value(asdict(change)), "sentence": change.cause.sentence} for change in self.causes],
+            "causes": [{**json_value(asdict(change)), "name": change.cause.name} for change in self.causes],
             "errors": [
                 {
                     "change": pair.change,
@@ -140,10 +140,11 @@ class AuditComparison:
 def compare_audits(old: AuditLike, new: AuditLike, *, out: str | Path | None = None) -> AuditComparison:
     """Compare two audits of the same annotated images: what a new model or a new training changed.
 
-    Errors are matched one to one by image, class and IoU. Causes are the properties by which audits group errors; a
-    cause is called new, gone, grown or shrunk if an exact sign-flip test over images finds its number of errors
-    changed, with at most 5 % probability that any cause is called changed by chance. Intervals are 95 % intervals of a
-    paired bootstrap over images: they cover the choice of the images, not the randomness of training.
+    Errors are matched one to one by image, class and IoU. Causes are those of the audits' hierarchies: kind of
+    evidence, classes and error type. A cause is called new, gone, grown or shrunk if an exact sign-flip test over
+    images finds its number of errors changed, with at most 5 % probability that any cause is called changed by chance.
+    Intervals are 95 % intervals of a paired bootstrap over images: they cover the choice of the images, not the
+    randomness of training.
 
     Args:
         old: an audit, or the folder of its report.

@@ -21,6 +21,33 @@ alike; ``single cases``: errors that have no other of their own kind at this lev
 """
 
 
+@dataclass(frozen=True, order=True)
+class Cause:
+    """What identifies a cause in any audit: the names of its nodes in the hierarchy, without the groups.
+
+    Groups are clusters of a network's features, which another network does not share.
+
+    Attributes:
+        kind: kind of evidence.
+        classes: predicted and true class and error type: `classes_name`.
+    """
+
+    kind: EvidenceKind
+    classes: str
+
+    @classmethod
+    def of(cls, case: AuditCase) -> Cause | None:
+        """The cause of a case; None if it is not explained, or neither confirmed nor a possible missing annotation."""
+        if case.evidence_kind is None or case.evidence_kind == "not confirmed":
+            return None
+        return cls(case.evidence_kind, classes_name(case))
+
+    @property
+    def name(self) -> str:
+        """The cause in a line: ``"surroundings: boat, background"``."""
+        return f"{self.kind}: {self.classes}"
+
+
 @dataclass(frozen=True)
 class CauseNode:
     """A node in the hierarchy of causes.

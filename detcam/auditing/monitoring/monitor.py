@@ -15,6 +15,7 @@ from PIL import Image
 from torch import nn
 
 from detcam.auditing.case import CONFIRMED, AuditCase
+from detcam.auditing.grouping.hierarchy import Cause
 from detcam.auditing.monitoring.sinks import log_to
 from detcam.auditing.pipeline import audit
 from detcam.auditing.report.layout import CASE_FILES, CASES, case_stem
@@ -33,7 +34,7 @@ class MonitorEntry:
     Attributes:
         epoch: number of the epoch.
         scalars: average precision, number of explained and confirmed cases, the share of the evidence outside the box,
-            and the number of confirmed cases by type and location of the evidence; by name.
+            and the number of confirmed cases by cause; by name.
         overlays: (H, W, 3) uint8 RGB images of boxes and heatmaps, by case.
         cases: the explained cases.
     """
@@ -173,7 +174,7 @@ def summarize_cases(cases: Sequence[AuditCase]) -> dict[str, float]:
     if shares:
         outside = [sum(each.get(location, 0.0) for location in OUTSIDE_LOCATIONS) for each in shares]
         scalars["evidence outside the box"] = float(np.mean(outside))
-    causes = Counter(f"{case.name}: {case.type}, {case.evidence_location}" for case in confirmed)
+    causes = Counter(cause.name for case in confirmed if (cause := Cause.of(case)) is not None)
     return scalars | {f"causes/{name}": float(count) for name, count in causes.items()}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -12,6 +13,7 @@ from typing import Any
 
 from detcam.auditing.case import AuditCase
 from detcam.auditing.grouping.actions import REASONS, Action, choose_action
+from detcam.auditing.grouping.hierarchy import Cause
 from detcam.auditing.pipeline import Audit
 from detcam.auditing.remedies.contact_sheets import ObjectIndex, contact_sheet, crop
 from detcam.auditing.remedies.counterfactuals import DEFAULT_TRANSPLANTS, TrainingImage, make_counterfactuals
@@ -39,6 +41,7 @@ class GroupRemedy:
 
     Attributes:
         group: number of the group in the report; None for a case that resembles no other.
+        cause: the most frequent cause of its cases, as in the report and in comparisons; empty if none is confirmed.
         action: the action.
         reason: why, and what to do.
         sentence: summary of the group.
@@ -49,6 +52,7 @@ class GroupRemedy:
     """
 
     group: int | None
+    cause: str
     action: Action
     reason: str
     sentence: str
@@ -190,8 +194,10 @@ def _remedy(data: ReportData, group: dict[str, Any]) -> GroupRemedy:
     delta_ap = float("nan") if group["delta_ap"] is None else group["delta_ap"]
     folder = FOLDERS.get(action, "")
     case_ids = tuple(group["case_ids"])
+    causes = Counter(cause.name for case in cases if (cause := Cause.of(case)) is not None)
+    cause = causes.most_common(1)[0][0] if causes else ""
     return GroupRemedy(
-        group["number"], action, REASONS[action], group["sentence"], delta_ap, case_ids, suppressors, folder
+        group["number"], cause, action, REASONS[action], group["sentence"], delta_ap, case_ids, suppressors, folder
     )
 
 
@@ -276,7 +282,8 @@ def readme(repaired: Repair) -> str:
         sentence = remedy.sentence.replace("\n", " ")
         where = f" Files: `{remedy.folder}/`." if remedy.folder else ""
         title = "Single case" if remedy.group is None else f"Group {remedy.group}"
-        lines.append(f"* {title}{cost}: **{remedy.action}**. {sentence}.{where}")
+        cause = f" Cause: {remedy.cause}." if remedy.cause else ""
+        lines.append(f"* {title}{cost}: **{remedy.action}**. {sentence}.{cause}{where}")
         for what, count in sorted(remedy.suppressors.items(), key=lambda item: -item[1]):
             lines.append(f"  * {count}: {what}")
     lines += ["", "## Actions", ""]

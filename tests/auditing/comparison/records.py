@@ -31,6 +31,7 @@ def make_case(image: int, index: int = 0, **values: Any) -> AuditCase:
         "verdict": "strong",
         "background_type": "context" if values.get("type", "background") == "background" else None,
         "evidence_location": "ring",
+        "evidence_kind": "surroundings",
     }
     kind = "missed" if values.get("type") == "missed" else "detection"
     return AuditCase(id=f"image-{image}-{kind}-{index}", **{**defaults, **values})

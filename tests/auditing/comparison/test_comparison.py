@@ -15,12 +15,13 @@ from typer.testing import CliRunner
 
 import detcam
 from detcam import adapt
-from detcam.auditing.case import AuditCase
+from detcam.auditing.case import AuditCase, EvidenceKind, GroundTruthObject
 from detcam.auditing.comparison import AuditComparison, compare_audits
 from detcam.auditing.comparison.bootstrap import Bootstrapped
-from detcam.auditing.comparison.causes import Cause, compare_causes
+from detcam.auditing.comparison.causes import compare_causes
 from detcam.auditing.comparison.pairs import pair_errors
 from detcam.auditing.comparison.record import AuditRecord, check_comparable
+from detcam.auditing.grouping.hierarchy import Cause, build_causes
 from detcam.cli.compare import failure, parse_condition
 from detcam.cli.main import app
 from detcam.demo.model import load_demo_detector
@@ -69,58 +70,74 @@ def test_errors_are_matched_one_to_one() -> None:
 
 def compared(old: list[AuditCase], new: list[AuditCase], images: int = 40) -> dict[str, Any]:
     sides = Bootstrapped.pair(make_record(old, images), make_record(new, images))
-    return {change.cause.evidence_location or change.cause.type: change for change in compare_causes(*sides)}
+    return {change.cause.kind: change for change in compare_causes(*sides)}
 
 
 def test_planted_causes_are_found() -> None:
     old = [make_case(image) for image in range(10)] + [
-        make_case(image, 1, evidence_location="same class") for image in range(12)
+        make_case(image, 1, evidence_kind="another object") for image in range(12)
     ]
-    new = [make_case(image, 2, evidence_location="scene") for image in range(12)] + [
-        make_case(image, 1, evidence_location="same class") for image in range(11)
+    new = [make_case(image, 2, evidence_kind="mark") for image in range(12)] + [
+        make_case(image, 1, evidence_kind="another object") for image in range(11)
     ]
     changes = compared(old, new)
     assert {name: change.status for name, change in changes.items()} == {
-        "ring": "gone",
-        "scene": "new",
-        "same class": "no significant change",
+        "surroundings": "gone",
+        "mark": "new",
+        "another object": "no significant change",
     }
-    low, high = changes["ring"].difference_interval
+    low, high = changes["surroundings"].difference_interval
     assert -19 <= low < -10 < high < 0
-    assert changes["scene"].p_value == pytest.approx(2 / 2**12)
+    assert changes["mark"].p_value == pytest.approx(2 / 2**12)
     # All false positives score above the true positives. Without 12 of 23, precision rises from 40/63 to 40/51.
-    assert changes["scene"].new_delta_ap == pytest.approx(40 / 51 - 40 / 63, abs=1e-6)
-    assert changes["scene"].old_delta_ap == 0 and changes["scene"].new_ids == tuple(
+    assert changes["mark"].new_delta_ap == pytest.approx(40 / 51 - 40 / 63, abs=1e-6)
+    assert changes["mark"].old_delta_ap == 0 and changes["mark"].new_ids == tuple(
         f"image-{image}-detection-2" for image in range(12)
     )
     grown = compared([make_case(0)], [make_case(image) for image in range(9)])
-    assert grown["ring"].status == "grown"
+    assert grown["surroundings"].status == "grown"
     few = compared([], [make_case(image) for image in range(4)])
-    assert few["ring"].status == "no significant change", "four images may be chance"
+    assert few["surroundings"].status == "no significant change", "four images may be chance"
 
 
 def test_missed_objects_cost_recall() -> None:
     changes = compared([missed_object(image) for image in range(20)], [])
-    assert changes["scene"].status == "gone" and changes["scene"].old_delta_ap == pytest.approx(50 / 101, abs=1e-6)
+    assert changes["surroundings"].status == "gone" and changes["surroundings"].old_delta_ap == pytest.approx(
+        50 / 101, abs=1e-6
+    )
 
 
-def test_unconfirmed_cases_have_no_cause() -> None:
-    assert Cause.of(make_case(0, verdict="not confirmed", background_type=None)) is None
-    unannotated = Cause.of(make_case(0, verdict="not confirmed", background_type="missing annotation"))
-    assert unannotated is not None and "missing annotations" in unannotated.sentence
-    on_buoy = Cause.of(make_case(0, type="duplicate", evidence_location="same class"))
-    assert on_buoy is not None and on_buoy.sentence == "boat: duplicates, evidence on another boat"
+def test_causes_are_those_of_the_hierarchy() -> None:
+    truth = GroundTruthObject((40.0, 40.0, 60.0, 60.0), 2, "buoy", 0.9, 1)
+    cases = [
+        make_case(0),
+        make_case(1, type="classification", ground_truth=truth, evidence_kind="part of the object"),
+        make_case(2, evidence_kind="unlabeled object", verdict="not confirmed"),
+        missed_object(3),
+        make_case(4, evidence_kind="not confirmed", verdict="not confirmed"),
+        make_case(5, evidence_kind=None, method=""),
+    ]
+    names = [cause.name for case in cases if (cause := Cause.of(case)) is not None]
+    assert names == [
+        "surroundings: boat, background",
+        "part of the object: boat on buoy",
+        "unlabeled object: boat, background",
+        "surroundings: boat missed",
+    ]
+    nodes = [node for root in build_causes(cases * 2, {}, lambda _: 0.0) for _, node in root.walk()]
+    assert {f"{node.kind}: {node.name}" for node in nodes if node.level == "classes"} >= set(names)
 
 
 def test_chance_is_rarely_called_a_change() -> None:
     """Both models make the errors of four causes with the same rates on every image."""
-    random, locations, alarms = np.random.default_rng(0), ("ring", "scene", "same class", "predicted box"), 0
+    kinds: tuple[EvidenceKind, ...] = ("surroundings", "mark", "another object", "look-alike")
+    random, alarms = np.random.default_rng(0), 0
     for _ in range(100):
         sides = [
             [
-                make_case(image, number, evidence_location=location)
+                make_case(image, number, evidence_kind=kind)
                 for image in range(30)
-                for number, location in enumerate(locations)
+                for number, kind in enumerate(kinds)
                 if random.random() < (0.05, 0.2, 0.4, 0.7)[number]
             ]
             for _ in range(2)

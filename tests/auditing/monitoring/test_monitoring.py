@@ -60,7 +60,7 @@ def test_what_is_logged(entry: MonitorEntry) -> None:
     assert entry.scalars["explained"] == entry.scalars["confirmed"] == 1 and entry.scalars["average precision"] > 0.5
     assert entry.scalars["evidence outside the box"] > 0.9, "a wake"
     (cause,) = [name for name in entry.scalars if name.startswith("causes/")]
-    assert cause.startswith("causes/boat: background, ")
+    assert cause.endswith(": boat, background")
     (overlay,) = entry.overlays.values()
     assert overlay.dtype == np.uint8 and overlay.ndim == 3 and overlay.shape[2] == 3
 
@@ -71,7 +71,12 @@ def test_summary_of_cases() -> None:
         make_case(1, evidence_shares={"ring": 0.25, "predicted box": 0.75}),
         make_case(2, verdict="not confirmed"),
     ]
-    expected = {"explained": 3, "confirmed": 2, "evidence outside the box": 0.5, "causes/boat: background, ring": 2}
+    expected = {
+        "explained": 3,
+        "confirmed": 2,
+        "evidence outside the box": 0.5,
+        "causes/surroundings: boat, background": 2,
+    }
     assert summarize_cases(cases) == expected and summarize_cases([]) == {"explained": 0, "confirmed": 0}
 
 

@@ -69,6 +69,7 @@ def truth_of(image: int) -> GroundTruth:
 
 def unannotated(image: int, index: int = 0, **values: Any) -> AuditCase:
     defaults = {"background_type": "missing annotation", "verdict": "not confirmed", "typicality": 0.5}
+    defaults["evidence_kind"] = "unlabeled object"
     return make_case(image, index, **{**defaults, **values})
 
 
@@ -168,6 +169,10 @@ def test_each_group_has_an_action_and_its_files(repaired: Path) -> None:
     data = json.loads((repaired / "repair.json").read_text())
     assert [remedy["action"] for remedy in data["remedies"]] == [ACTIONS[index] for index in (1, 0, 2, 4, 3)]
     assert [remedy["group"] for remedy in data["remedies"]] == [0, 1, None, None, None], "single cases too"
+    assert [remedy["cause"] for remedy in data["remedies"]][:2] == [
+        "surroundings: boat, background",
+        "unlabeled object: boat, background",
+    ]
     assert data["remedies"][3]["suppressors"] == {"suppressed: a region (scene)": 1}
     counts = {"relabel": 3, "counterfactual pairs": 10, "hard negatives": 1, "review boxes": 1, "add images": 1}
     assert data["files"] == counts
