@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import io
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -133,13 +136,16 @@ class TrainingMonitor:
         return entry
 
     def ultralytics_callback(self) -> Callable[[Any], None]:
-        """The function for ``YOLO(...).add_callback("on_fit_epoch_end", ...)``; it takes the averaged weights."""
+        """The function for ``YOLO(...).add_callback("on_train_epoch_end", ...)``; it takes the averaged weights.
 
-        def on_fit_epoch_end(trainer: Any) -> None:
+        With ``"on_fit_epoch_end"`` it would run once more after the last epoch, for the final validation.
+        """
+
+        def on_train_epoch_end(trainer: Any) -> None:
             average = getattr(trainer, "ema", None)
             self(trainer.model if average is None else average.ema, int(trainer.epoch))
 
-        return on_fit_epoch_end
+        return on_train_epoch_end
 
     def lightning_callback(self, attribute: str = "model") -> Any:
         """A callback for ``Trainer(callbacks=[...])`` of PyTorch Lightning, run after each training epoch.
@@ -150,20 +156,29 @@ class TrainingMonitor:
             attribute: attribute of the LightningModule that is the detector.
 
         Raises:
-            ImportError: PyTorch Lightning is not installed.
+            ImportError: neither ``pytorch_lightning`` nor ``lightning`` is installed.
         """
-        with needs_extra("lightning"):
-            from pytorch_lightning import Callback
-
+        base = _lightning_callback_class()
         monitor = self
 
-        class _MonitorCallback(Callback):
+        class _MonitorCallback(base):  # type: ignore[misc, valid-type]
             def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
                 experiment = getattr(trainer.logger, "experiment", None)
                 chosen = monitor.logger if monitor.logger is not None else experiment
                 monitor(getattr(module, attribute), int(trainer.current_epoch), chosen)
 
         return _MonitorCallback()
+
+
+def _lightning_callback_class() -> Any:
+    """The base class of callbacks, of the one of Lightning's two packages that is in use."""
+    packages = ["pytorch_lightning", "lightning.pytorch"]
+    imported = [name for name in packages if name in sys.modules]
+    for name in [*imported, *packages]:
+        if find_spec(name.split(".")[0]) is not None:
+            return import_module(name).Callback
+    with needs_extra("lightning"):
+        return import_module(packages[0]).Callback
 
 
 def summarize_cases(cases: Sequence[AuditCase]) -> dict[str, float]:
