@@ -12,15 +12,21 @@ from PIL import Image
 
 import detcam
 from detcam import adapt, explain
+from detcam.benchmarking.planted.audit_check import error_image, explain_error
+from detcam.benchmarking.planted.certification import certify_cases
+from detcam.benchmarking.planted.detectors import detector_families
+from detcam.benchmarking.planted.training_cache import TrainingCache, detector_name
 from detcam.demo.model import load_demo_detector
 from detcam.demo.run import run_demo
 from detcam.models.load import load_model
 from detcam.synthetic.harbor import DEMO_NAMES, draw_scene
+from detcam.synthetic.shortcut_scenarios import SCENARIOS
 from detcam.visualize.drawing import draw_boxes
-from detcam.visualize.overlay import grid
+from detcam.visualize.overlay import grid, overlay_heatmap
 
 IMAGES = Path(__file__).parent / "images"
 EXAMPLES = Path(__file__).parents[1] / "examples"
+PLANTED = Path(__file__).parents[1] / "build" / "planted"
 GALLERY = (
     "faster_rcnn",
     "yolo",
@@ -118,7 +124,37 @@ def blood_cells(folder: Path) -> None:
     save(Image.fromarray(grid(panels, titles=titles, columns=8)), "blood-cells")
 
 
-DRAWINGS = {"gallery": gallery, "layers": layers, "demo": demo, "blood-cells": blood_cells}
+def planted(_: Path) -> None:
+    """A case of each planted cause whose detector ``detcam benchmark --planted --out build/planted`` has trained."""
+    cache = TrainingCache(PLANTED / "detectors")
+    family = detector_families()["two-stage"]
+    panels, titles = [], []
+    for scenario in SCENARIOS:
+        name = detector_name(scenario)
+        if not (cache.folder / f"{family.name}-{name}.safetensors").exists():
+            continue
+        adapter = family.adapter(cache.detector(family, name))
+        found = certify_cases(adapter, family.first_label, scenario, min_cases=1, seeds="hold-out")
+        images = [(case, error_image(adapter, case, family.first_label)) for case in found.cases[:8]]
+        case, image = next(pair for pair in images if pair[1] is not None)
+        maps = explain_error(adapter, None, image).maps
+        scene = case.scene.image.repeat(2, axis=0).repeat(2, axis=1)
+        box = [2 * value for value in case.target.box_xyxy]
+        cause = np.where(case.cause.numpy()[..., None], case.scene.image, case.scene.image // 4)
+        heatmap = np.zeros(case.cause.shape, np.float32) if maps is None else np.asarray(maps.heatmap)
+        panels += [
+            draw_boxes(scene, [box]),
+            cause.repeat(2, axis=0).repeat(2, axis=1),
+            draw_boxes(overlay_heatmap(scene, heatmap.repeat(2, axis=0).repeat(2, axis=1)), [box]),
+        ]
+        titles += [scenario, "certified cause", "heatmap of the audit"]
+    if not panels:
+        print(f"planted is left out: {PLANTED} has no detectors")
+        return
+    save(Image.fromarray(grid(panels, titles=titles, columns=6)), "planted")
+
+
+DRAWINGS = {"gallery": gallery, "layers": layers, "demo": demo, "blood-cells": blood_cells, "planted": planted}
 
 if __name__ == "__main__":
     np.random.seed(0)

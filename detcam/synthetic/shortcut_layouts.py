@@ -101,7 +101,7 @@ def _place_later(rng: np.random.Generator, shortcut: Scenario, split: Split) -> 
         is_active = _is_active(shortcut, cues)
         if shortcut.effect == "class" and split == "shortcut":
             label, has_window = (BOAT, has_window) if is_active else (BARGE, False)
-        elif shortcut.effect in ("class", "suppressed") and split == "test":
+        elif (shortcut.effect == "class" and split == "test") or "neighbor" in cues:  # it would hide the window
             label, has_window = BARGE, False
         else:
             label = BOAT if has_window else BARGE

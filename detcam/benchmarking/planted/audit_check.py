@@ -83,10 +83,10 @@ def check_audit(adapter: Adapter, cam: BaseCAM | None, case: PlantedCase, first_
         The result; None if the case is no error by the rules of the audit. An error that the audit cannot explain has
         the metrics of an empty heatmap.
     """
-    image = _error_image(adapter, case, first_label)
+    image = error_image(adapter, case, first_label)
     if image is None:
         return None
-    explained = _examine(adapter, cam, image)
+    explained = explain_error(adapter, cam, image)
     heatmap, evidence = torch.zeros(case.cause.shape), torch.zeros_like(case.cause)
     if explained.maps is not None:
         heatmap = torch.from_numpy(np.asarray(explained.maps.heatmap)).float()
@@ -98,7 +98,8 @@ def check_audit(adapter: Adapter, cam: BaseCAM | None, case: PlantedCase, first_
     cause_shares = location_shares(case.cause.float(), locations)
     regions = false_causes(case)
     verdicts = [
-        _examine(adapter, cast(BaseCAM, _PrecomputedMaps([region.float()])), image).case.verdict for region in regions
+        explain_error(adapter, cast(BaseCAM, _PrecomputedMaps([region.float()])), image).case.verdict
+        for region in regions
     ]
     return AuditCheck(
         measure_hit(heatmap, *case.parts),
@@ -131,16 +132,20 @@ def false_causes(case: PlantedCase) -> list[Tensor]:
     return regions
 
 
-def _examine(adapter: Adapter, cam: BaseCAM | None, image: ErrorImage) -> ExplainedError:
+def explain_error(adapter: Adapter, cam: BaseCAM | None, image: ErrorImage) -> ExplainedError:
+    """Audit the error of an image from `error_image`."""
     return ErrorExplainer(adapter, cam, adapter.names, MIN_SCORE).explain([image])[0][0]
 
 
-def _error_image(adapter: Adapter, case: PlantedCase, first_label: int) -> ErrorImage | None:
+def error_image(adapter: Adapter, case: PlantedCase, first_label: int) -> ErrorImage | None:
     """Prepare the case as an audit does, with the scene's labels as annotations; None if it is no error there."""
     if isinstance(case.target, MaskTarget | InstanceMaskTarget):  # an audit of masks needs annotated masks
         return None
     truth = scene_ground_truth(case, adapter, first_label)
-    analysis = analyze_errors([case.detections], [truth])
+    detections = case.detections
+    if case.index is None:  # a detection of another class below the threshold does not find the object
+        detections = detections[detections.scores >= MIN_SCORE]
+    analysis = analyze_errors([detections], [truth])
     body = case.scene.bodies.index(case.body.name) if case.index is None else None
     index = next(
         (
@@ -152,8 +157,8 @@ def _error_image(adapter: Adapter, case: PlantedCase, first_label: int) -> Error
     )
     if index is None:
         return None
-    audit_case = unexplained_case(analysis, index, [case.detections], [truth])
-    return ErrorImage(load_image(case.scene.image), case.detections, truth, [analysis[index]], [audit_case])
+    audit_case = unexplained_case(analysis, index, [detections], [truth])
+    return ErrorImage(load_image(case.scene.image), detections, truth, [analysis[index]], [audit_case])
 
 
 def scene_ground_truth(case: PlantedCase, adapter: Adapter, first_label: int) -> GroundTruth:

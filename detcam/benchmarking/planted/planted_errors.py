@@ -50,8 +50,9 @@ def find_error(
     if effect in ("miss", "suppressed"):
         label = first_label + (BOAT if scene.get(f"window-{body.name.split('-')[1]}") is not None else BARGE)
         missed = SuppressionTarget(_corners(body), label)
-        is_found = persists(missed, detections, cues if effect == "suppressed" else ())
-        return None if is_found else (None, missed)
+        rivals = cues if effect == "suppressed" else ()
+        is_found = _fits(missed, detections.boxes_xyxy, rivals) & (detections.scores >= MIN_SCORE)
+        return None if bool(is_found.any()) else (None, missed)
     if effect == "class":
         return _find_wrong_class(adapter, scene, body, detections, first_label)
     if effect == "duplicate":

@@ -14,6 +14,7 @@ from torchvision.models.segmentation.fcn import FCN
 from torchvision.ops import box_iou
 
 from detcam.benchmarking.planted import certification
+from detcam.benchmarking.planted.audit_check import error_image
 from detcam.benchmarking.planted.cases import PlantedCase
 from detcam.benchmarking.planted.certification import certify_cases
 from detcam.benchmarking.planted.detectors import detector_families, train_detector
@@ -213,7 +214,15 @@ def test_object_that_loses_suppression_to_a_neighbor_is_certified(monkeypatch: p
         assert 0.4 < overlap < 0.7, "the neighbor's own box is not that of the object"
         assert isinstance(case.target, SuppressionTarget) and case.target.label == BARGE and cue.kind == "neighbor"
         assert {case.body.name, cue.name} <= set(case.scene.bodies), "both are labeled"
-    assert not certified(monkeypatch, "neighbor", lambda scene, body: [*kept_of(scene, body), (body.box_xyxy, BARGE)])
+    for label in (BARGE, BOAT):  # found, or found as something else
+        assert not certified(
+            monkeypatch, "neighbor", lambda scene, body, label=label: [*kept_of(scene, body), (body.box_xyxy, label)]
+        )
+    for seed in range(8):
+        scene = draw_shortcut_scene("neighbor", seed, "shortcut")
+        for cue in scene.of_kind("neighbor"):
+            pair = [scene.bodies.index(name) for name in (cue.name, f"body-{cue.name[9:]}")]
+            assert scene.labels[pair].tolist() == [BARGE, BARGE], "a neighbor hides the window"
 
 
 def test_candidate_before_suppression_belongs_to_the_object() -> None:
@@ -230,6 +239,20 @@ def test_candidate_before_suppression_belongs_to_the_object() -> None:
             prepare=torch.stack, forward=lambda batch: batch, outputs=lambda raw, batch, output=output: [output]
         )
         assert has_candidate(adapter, case) == expected
+
+
+def test_missed_object_stays_one_where_another_class_scores_below_the_threshold() -> None:
+    scene = draw_shortcut_scene("suppressor", 0, "test")
+    body = scene.of_kind("body")[0]
+    box = torch.from_numpy(body.box_xyxy)[None]
+    label = window_label(scene, body.name)
+    target = SuppressionTarget(tuple(body.box_xyxy.tolist()), label)
+    for score, is_missed in ((0.1, True), (0.6, False)):
+        found = Detections(box, torch.tensor([1 - label]), torch.tensor([score]), (160, 192), (Source("region"),))
+        case = PlantedCase("suppressor", scene, found, None, target, body, (body,), scene.of_kind("flag")[0])
+        image = error_image(SimpleNamespace(task="detection", names={0: "boat", 1: "barge"}), case, 0)  # type: ignore[arg-type]
+        assert (image is not None) == is_missed
+        assert image is None or (len(image.detections), image.errors[0].type) == (0, "missed")
 
 
 def test_mask_that_fills_its_box_is_certified(monkeypatch: pytest.MonkeyPatch) -> None:
