@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -87,9 +88,16 @@ class Geometry:
         Returns:
             (N, H, W), same dtype and device.
         """
-        rows = _interpolation_matrix(maps, self, 0)
-        columns = _interpolation_matrix(maps, self, 1)
-        return torch.matmul(torch.matmul(rows, maps), columns.T)
+        return self.sum_to_image([maps])
+
+    def sum_to_image(self, levels: Sequence[Tensor]) -> Tensor:
+        """Return the sum (N, H, W) of maps (N, h, w) of several grids, each resized by `to_image`.
+
+        The grids' products are one product, so that no resized map but the sum is in memory.
+        """
+        rows = [torch.matmul(_interpolation_matrix(maps, self, 0), maps) for maps in levels]
+        columns = [_interpolation_matrix(maps, self, 1) for maps in levels]
+        return torch.matmul(torch.cat(rows, 2), torch.cat(columns, 1).T)
 
     def from_image(self, maps: Tensor, grid_size_hw: tuple[int, int]) -> Tensor:
         """Average maps over image pixels (N, H, W) into the cells (N, h, w) of a grid over the input canvas.

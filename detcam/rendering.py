@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from detcam.geometry import Geometry, normalize
+from detcam.geometry import Geometry
 
 HeatmapArray: TypeAlias = NDArray[np.float32]
 """Heatmaps (N, H, W) or (B, H, W) in [0, 1]."""
@@ -120,18 +120,20 @@ def combine_levels(levels: Sequence[Tensor], geometry: Geometry, *, rectified: b
             one = combine_levels([level[row : row + 1] for level in levels], geometry, rectified=rectified)
             combined[row] = one[0]
         return combined
-    total = levels[0].new_zeros((count, height, width))
+    if not count:
+        return levels[0].new_zeros((0, height, width))
+    scaled = []
     for level in levels:
-        if not len(level):
-            continue
         rows, columns = geometry.valid_cells((level.shape[-2], level.shape[-1]))
         saliency = level.clamp(min=0) if rectified else level
         inside = saliency[:, rows, columns]
         low, high = inside.amin((1, 2), keepdim=True), inside.amax((1, 2), keepdim=True)
         span = high - low
-        scaled = torch.where(span > 0, (saliency - low) / span.clamp(min=torch.finfo(level.dtype).tiny), 0)
-        total += geometry.to_image(scaled)
-    return normalize(total) if len(total) else total
+        scaled.append(torch.where(span > 0, (saliency - low) / span.clamp(min=torch.finfo(level.dtype).tiny), 0))
+    total = geometry.sum_to_image(scaled)
+    low, high = torch.aminmax(total.flatten(1), dim=1)
+    span = (high - low)[:, None, None]
+    return total.sub_(low[:, None, None]).div_(span.where(span > 0, torch.inf))  # in place: large images fill memory
 
 
 def mean_of_views(views: Sequence[HeatmapArray | DeferredHeatmaps]) -> HeatmapArray | DeferredHeatmaps:

@@ -36,7 +36,7 @@ from detcam.runs import (
     plan_shards,
 )
 from detcam.targets import BoxTarget, MaskTarget, with_quantity
-from detcam.utils.batching import run_each
+from detcam.utils.batching import batches, run_each
 from detcam.utils.console import describe_error, shorten
 from detcam.utils.files import is_audit, is_file, is_folder, utf8_bytes
 from detcam.utils.hashing import adapter_digest, weights_digest
@@ -111,7 +111,7 @@ def _is_output(folder: Path) -> bool:
 
 @dataclass(frozen=True)
 class ExplanationWork:
-    """Explains the image files of a shard and writes their overlays and heatmaps.
+    """Explains the image files of a shard, `batch_size` at a time, and writes their overlays and heatmaps.
 
     Attributes:
         adapter: the model.
@@ -120,6 +120,7 @@ class ExplanationWork:
         targets_for: function from an image to its targets; None explains the model's predictions.
         colormap: colormap of the overlays.
         model_name: name of the model in the index; None takes its class name.
+        batch_size: images that are read, explained and written together.
         options: further arguments of `explain`.
     """
 
@@ -129,6 +130,7 @@ class ExplanationWork:
     targets_for: TargetsFor | None
     colormap: str | int
     model_name: str | None
+    batch_size: int
     options: Mapping[str, Any]
 
     @property
@@ -136,26 +138,46 @@ class ExplanationWork:
         """The network."""
         return self.adapter.model
 
-    def __call__(self, payload: Sequence[tuple[str, str]], log: CrashLog) -> pa.Table:
-        """Return the entry of each image, or a message; the payload is path and stem of each image."""
-        rows: dict[str, dict[str, str]] = {}
-        images: list[tuple[str, Tensor]] = []
-        for path, _ in payload:
+    def parts(self, payload: Sequence[tuple[str, str]]) -> list[list[tuple[str, str]]]:
+        """Divide a shard, path and stem of each image, into batches."""
+        return batches(payload, self.batch_size)
+
+    def read(self, part: Sequence[tuple[str, str]], log: CrashLog) -> list[Tensor | Exception]:
+        """Return each image, or why it cannot be read."""
+        found: list[Tensor | Exception] = []
+        for path, _ in part:
             try:
-                images.append((path, log.call(f"reading {ascii(path)}", self.adapter.reader.read, Path(path))))
+                found.append(log.call(f"reading {ascii(path)}", self.adapter.reader.read, Path(path)))
             except (TypeError, ValueError) as error:
-                rows[path] = {"error": utf8_bytes(str(error)).decode()}
-        stems = dict(payload)
-        for (path, _), result in zip(images, run_each(images, partial(self._explain, log)), strict=True):
+                found.append(ValueError(str(error)))
+        return found
+
+    def compute(
+        self, part: Sequence[tuple[str, str]], inputs: list[Tensor | Exception], log: CrashLog
+    ) -> list[Explanation | Exception]:
+        """Return the explanation of each image, or why there is none."""
+        results: dict[str, Explanation | Exception] = {}
+        images: list[tuple[str, Tensor]] = []
+        for (path, _), image in zip(part, inputs, strict=True):
+            if isinstance(image, Exception):
+                results[path] = image
+            else:
+                images.append((path, image))
+        found = run_each(images, partial(self._explain, log))
+        results.update(zip((path for path, _ in images), found, strict=True))
+        return [results[path] for path, _ in part]
+
+    def write(self, part: Sequence[tuple[str, str]], computed: list[Explanation | Exception]) -> pa.Table:
+        """Write the files of each image, and return its entry, or a message."""
+        rows = []
+        for (path, stem), result in zip(part, computed, strict=True):
             if isinstance(result, Exception):
-                rows[path] = {"error": utf8_bytes(describe_error(result)).decode()}
+                rows.append({"error": utf8_bytes(describe_error(result)).decode()})
                 continue
             result = replace(result, path=Path(path), name=Path(path).name)
-            entry = write_explanation(
-                self.folder, result, stems[path], colormap=self.colormap, model_name=self.model_name
-            )
-            rows[path] = {"entry": json.dumps(entry)}
-        return pa.Table.from_pylist([rows[path] for path, _ in payload], EXPLANATION_SCHEMA)
+            entry = write_explanation(self.folder, result, stem, colormap=self.colormap, model_name=self.model_name)
+            rows.append({"entry": json.dumps(entry)})
+        return pa.Table.from_pylist(rows, EXPLANATION_SCHEMA)
 
     def _explain(self, log: CrashLog, images: Sequence[tuple[str, Tensor]]) -> Sequence[Explanation]:
         pixels = [image for _, image in images]
@@ -206,6 +228,7 @@ def explain_files(
         RuntimeError: another process works in the folder.
     """
     engine = make_engine(engine)
+    images_together = DEFAULT_IMAGES_IN_MEMORY if batch_size is None else batch_size
     cam = make_cam(adapter, method)
     identity = {
         "model": model_name or type(adapter.model).__name__,
@@ -226,7 +249,7 @@ def explain_files(
         run, index = Run(folder, "explain", recorded, resume=resume), ExplanationIndex(folder)
 
         def plan() -> Iterator[list[Any]]:
-            for shard in plan_shards(len(paths), DEFAULT_IMAGES_IN_MEMORY if batch_size is None else batch_size):
+            for shard in plan_shards(len(paths), images_together):
                 described = [{"path": absolute[number], "name": paths[number].name, **identity} for number in shard]
                 yield [(str(paths[number]), index.choose_stem(e)) for number, e in zip(shard, described, strict=True)]
 
@@ -238,6 +261,7 @@ def explain_files(
             targets_for,
             colormap,
             model_name,
+            images_together,
             {**options, "batch_size": batch_size},
         )
         done: list[int] = []

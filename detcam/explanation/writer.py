@@ -7,6 +7,10 @@ Files of an image ``dog.jpg`` explained by GradCAM, whose second target is a cat
                                     of a volume a TIFF file with a page for each slice
     explanations.json               the index
 
+Of an image above four megapixels the overlay is a JPEG file, and the heatmap is stored at 1/2, 1/3, ... of the image's
+size, each pixel the mean of a block. Heatmaps have the resolution of a feature map, so that hardly anything is lost;
+``read_heatmap(path, (height, width))`` resizes it to the image.
+
 ``explanations.json``, version 2, UTF-8; numbers that are not finite are null. In version 1, ``images`` was
 ``pictures``::
 
@@ -49,6 +53,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import os
 import struct
 import unicodedata
@@ -63,11 +68,12 @@ import numpy as np
 
 from detcam.detections import class_name
 from detcam.outputs import DetectionTarget, as_target
+from detcam.rendering import HeatmapArray
 from detcam.runs import lock_folder
 from detcam.utils.files import json_document, json_number, read_json, replace_file, slug
-from detcam.utils.opencv import decode_image
+from detcam.utils.opencv import cv2, decode_image
 from detcam.utils.version import __version__
-from detcam.visualize.convert import TensorLike, as_array, encode_png, to_png_bytes
+from detcam.visualize.convert import TensorLike, as_array, encode_png, to_jpeg_bytes
 from detcam.visualize.overlay import DEFAULT_COLORMAP
 
 if TYPE_CHECKING:
@@ -84,6 +90,10 @@ _KEY_TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("target_layers", "smoothing", "targets"), (list,)),
 }
 _FILES = ("overlay", "heatmap")
+MAX_FULL_PIXELS = 2**22
+"""Pixels of an image whose overlays are lossless and whose heatmaps are stored at its size."""
+MAX_JPEG_SIDE = 65_000
+"""Longest side of an overlay that is written as JPEG."""
 MAX_WRITERS = min(4, os.cpu_count() or 1)
 """Targets of an image that are drawn and encoded at the same time."""
 
@@ -189,18 +199,22 @@ def write_explanation(
     """
     entry = _describe_image(explanation, model_name)
     entry["stem"] = stem
+    height, width = explanation.image.shape[:2]
+    step = math.ceil(math.sqrt(height * width / MAX_FULL_PIXELS))
+    overlay_suffix = "jpg" if step > 1 and max(height, width) <= MAX_JPEG_SIDE else "png"
     for index in range(len(explanation)):
         target = describe_target(explanation, index)
         prefix = f"{stem}.{index + 1}.{slug(target['name'] or target['kind'])}"
         suffix = "tif" if "depth" in entry else "png"
-        target["overlay"], target["heatmap"] = f"{prefix}.png", f"{prefix}.heatmap.{suffix}"
+        target["overlay"], target["heatmap"] = f"{prefix}.{overlay_suffix}", f"{prefix}.heatmap.{suffix}"
         entry["targets"].append(target)
 
     def write(index: int) -> None:
         target = entry["targets"][index]
         one = explanation.rendered(index)
-        replace_file(folder / target["heatmap"], encode_heatmap(one.heatmap()))
-        replace_file(folder / target["overlay"], to_png_bytes(one.overlay(colormap=colormap)))
+        replace_file(folder / target["heatmap"], encode_heatmap(reduced(one.heatmap(), step)))
+        encode = to_jpeg_bytes if overlay_suffix == "jpg" else encode_png
+        replace_file(folder / target["overlay"], encode(one.overlay(colormap=colormap)))
 
     with ThreadPoolExecutor(MAX_WRITERS) as pool:  # drawing and encoding run outside of Python's lock
         list(pool.map(write, range(len(explanation))))
@@ -244,11 +258,25 @@ def encode_heatmap(heatmap: TensorLike) -> bytes:
     return file.getvalue()
 
 
-def read_heatmap(path: str | Path) -> np.ndarray:
+def reduced(heatmap: HeatmapArray, step: int) -> HeatmapArray:
+    """Return a heatmap (H, W) at 1 / `step` of its size, each pixel the mean of a block; a volume is not reduced."""
+    if step == 1 or heatmap.ndim != 2:
+        return heatmap
+    size = tuple(math.ceil(side / step) for side in heatmap.shape[::-1])
+    return np.asarray(cv2.resize(heatmap, size, interpolation=cv2.INTER_AREA))
+
+
+def read_heatmap(path: str | Path, size_hw: tuple[int, int] | None = None) -> np.ndarray:
     """Read a saved heatmap.
 
+    Args:
+        path: file of the heatmap.
+        size_hw: height and width of the image, to which the heatmap of a large image is resized. None leaves it as it
+            is stored.
+
     Returns:
-        (H, W) float32 in [0, 1], of a volume (D, H, W); it differs from the heatmap that was saved by at most 1/131070.
+        (H, W) float32 in [0, 1], of a volume (D, H, W); it differs from the heatmap that was saved by at most
+        1/131070, unless the image has more than four megapixels.
 
     Raises:
         ValueError: the file is not a 16-bit gray PNG, or TIFF with a page for each slice.
@@ -264,7 +292,10 @@ def read_heatmap(path: str | Path) -> np.ndarray:
     levels = decode_image(Path(path).read_bytes())
     if levels is None or levels.dtype != np.uint16 or levels.ndim != 2:
         raise ValueError(f"{path} is not a heatmap that detcam saved (16-bit gray PNG)")
-    return levels.astype(np.float32) / HEATMAP_MAXIMUM
+    heatmap: np.ndarray = levels.astype(np.float32) / HEATMAP_MAXIMUM
+    if size_hw is not None and heatmap.shape != tuple(size_hw):
+        heatmap = cv2.resize(heatmap, (size_hw[1], size_hw[0]), interpolation=cv2.INTER_LINEAR)
+    return heatmap
 
 
 def describe_target(explanation: Explanation, index: int) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from detcam.runs.crash_log import CrashLog
 from detcam.runs.directory import MANIFEST, RUN_FOLDER, SHARDS, Run, Stage, is_unfinished, lock_folder, plan_shards
 from detcam.runs.engines import Engine, LocalEngine, Work
+from detcam.runs.overlap import StagedWork
 from detcam.runs.ray_engine import EngineLike, RayEngine, make_engine
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "RayEngine",
     "Run",
     "Stage",
+    "StagedWork",
     "Work",
     "is_unfinished",
     "lock_folder",

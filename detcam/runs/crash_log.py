@@ -29,6 +29,11 @@ class CrashLog:
         self.path = path
         self._crashes = Counter(path.read_text("utf-8").splitlines()) if path.exists() else Counter[str]()
 
+    @property
+    def has_crashes(self) -> bool:
+        """Whether a process ended during a call."""
+        return bool(self._crashes)
+
     def close(self) -> None:
         """Remove the file if no process ended."""
         if self.path.exists() and not self.path.stat().st_size:

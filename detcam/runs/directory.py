@@ -6,7 +6,7 @@ Its files::
     run/manifest.json       kind of the run, settings and versions: a run continues only where all of them are equal
     run/STAGE/shards.json   the shards of a stage: a list with the items of each
     run/STAGE/000012.parquet  the results of a shard; its existence says that the shard is done
-    run/STAGE/000012.log    what a process did when it ended in the middle of the shard
+    run/STAGE/000012.log    what a process did when it ended in the middle of the shard, 000012.read.log: what it read
 
 Every file is written under a temporary name, flushed to the disk and renamed. What a shard holds is written down before
 the work begins and never changes, so results depend neither on the number of workers nor on interruptions.
@@ -30,6 +30,7 @@ import pyarrow.parquet as pq
 import torch
 
 from detcam.runs.crash_log import CrashLog
+from detcam.runs.overlap import StagedWork, divided, run_overlapped
 from detcam.utils.batching import batches
 from detcam.utils.files import check_same_settings, read_json, remove_temporary_files, replace_file
 from detcam.utils.version import __version__
@@ -110,7 +111,7 @@ class Stage:
         return (self.table(number, columns) for number in range(len(self.shards)))
 
     def process(
-        self, engine: Engine, work: Work, payload: Callable[[list[Any]], object] = lambda items: items
+        self, engine: Engine, work: Work | StagedWork, payload: Callable[[list[Any]], object] = lambda items: items
     ) -> Iterator[int]:
         """Do what is left of the work.
 
@@ -127,7 +128,7 @@ class Stage:
         left = sorted(set(range(len(self.shards))) - set(done))
         yield from engine.run(work, self, ((number, payload(self.shards[number])) for number in left), len(left))
 
-    def compute(self, work: Work, number: int, payload: object) -> None:
+    def compute(self, work: Work | StagedWork, number: int, payload: object) -> None:
         """Compute and write the results of a shard, unless it has some.
 
         Raises:
@@ -135,17 +136,52 @@ class Stage:
         """
         if self.is_done(number):
             return
-        log = self.folder / f"{number:06d}.log"
+        if isinstance(work, StagedWork):
+            list(self.compute_overlapped(work, [(number, payload)]))
+            return
+        with self.checked_folder():
+            self.keep(number, work(payload, self.logs(number)[1]))
+
+    def compute_overlapped(self, work: StagedWork, shards: Iterable[tuple[int, Any]]) -> Iterator[int]:
+        """Compute and write the results of shards; the next one is read, and the last one written, meanwhile.
+
+        Yields:
+            The number of each shard when its results are written.
+
+        Raises:
+            RuntimeError: the folder is gone.
+        """
+        parts = (part for number, payload in shards for part in divided(work, number, payload, self.logs(number)))
+        tables: list[pa.Table] = []
+        with self.checked_folder():
+            for part, table in run_overlapped(work, parts):
+                tables.append(table)
+                if part.is_last:
+                    self.keep(part.shard, pa.concat_tables(tables))
+                    tables = []
+                    yield part.shard
+
+    def logs(self, number: int) -> tuple[CrashLog, CrashLog]:
+        """Return the logs of reading and of computing a shard."""
+        return CrashLog(self.folder / f"{number:06d}.read.log"), CrashLog(self.folder / f"{number:06d}.log")
+
+    @contextmanager
+    def checked_folder(self) -> Iterator[None]:
+        """Say so if the folder was removed while a block used it."""
         try:
-            table = work(payload, CrashLog(log))
-            sink = pa.BufferOutputStream()
-            pq.write_table(table, sink, compression="zstd")
-            replace_file(self._file(number), sink.getvalue().to_pybytes(), flush_folder=True)
+            yield
         except FileNotFoundError as error:
             if self.folder.is_dir():
                 raise
             raise RuntimeError(f"{self.folder} was removed while the run was working in it; run it again") from error
-        log.unlink(missing_ok=True)
+
+    def keep(self, number: int, table: pa.Table) -> None:
+        """Write the results of a shard, which is done then."""
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, compression="zstd")
+        replace_file(self._file(number), sink.getvalue().to_pybytes(), flush_folder=True)
+        for log in self.logs(number):
+            log.path.unlink(missing_ok=True)
 
     def clear(self) -> None:
         """Remove all results."""
@@ -159,6 +195,14 @@ class Stage:
 def is_unfinished(out: Path) -> bool:
     """Return whether a folder has a run with results, but without its end."""
     return (out / RUN_FOLDER / MANIFEST).exists() and any((out / RUN_FOLDER).glob("*/*.parquet"))
+
+
+def _has_content(file: Path, content: object) -> bool:
+    """Return whether a JSON file has this content."""
+    try:
+        return bool(json.loads(file.read_bytes()) == content)
+    except (OSError, ValueError):
+        return False
 
 
 class Run:
@@ -191,7 +235,7 @@ class Run:
             check_same_settings(out, read_json(manifest, RUN_SCHEMA, RUN_VERSION), current)
             for folder in (self.folder, *self.folder.iterdir()):
                 remove_temporary_files(folder)
-        else:  # nothing was computed yet, so nothing can be mixed
+        elif not _has_content(manifest, current):  # nothing was computed yet, so nothing can be mixed
             shutil.rmtree(self.folder, ignore_errors=True)
             self.folder.mkdir()
             replace_file(manifest, json.dumps(current, indent=1).encode(), flush_folder=True)

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Protocol
 
+from detcam.runs.overlap import StagedWork
+
 if TYPE_CHECKING:
     import pyarrow as pa
     from torch import nn
@@ -38,7 +40,9 @@ class Engine(Protocol):
         """Return a context in which the engine can run work."""
         ...
 
-    def run(self, work: Work, stage: Stage, shards: Iterable[tuple[int, Any]], count: int) -> Iterator[int]:
+    def run(
+        self, work: Work | StagedWork, stage: Stage, shards: Iterable[tuple[int, Any]], count: int
+    ) -> Iterator[int]:
         """Compute shards, in any order.
 
         Args:
@@ -60,8 +64,13 @@ class LocalEngine:
         """Return a context that does nothing."""
         return nullcontext()
 
-    def run(self, work: Work, stage: Stage, shards: Iterable[tuple[int, Any]], count: int) -> Iterator[int]:
-        """Compute the shards one after the other."""
+    def run(
+        self, work: Work | StagedWork, stage: Stage, shards: Iterable[tuple[int, Any]], count: int
+    ) -> Iterator[int]:
+        """Compute the shards one after the other, with reading and writing beside the network where it allows that."""
+        if isinstance(work, StagedWork):
+            yield from stage.compute_overlapped(work, shards)
+            return
         for number, payload in shards:
             stage.compute(work, number, payload)
             yield number

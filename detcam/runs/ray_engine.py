@@ -22,6 +22,7 @@ from detcam.utils.user_modules import import_modules
 if TYPE_CHECKING:
     from detcam.runs.directory import Stage
     from detcam.runs.engines import Work
+    from detcam.runs.overlap import StagedWork
 
 EngineLike: TypeAlias = str | Engine
 """An engine, or its name: ``"local"`` or ``"ray"``."""
@@ -77,7 +78,9 @@ class RayEngine:
         finally:
             ray.shutdown()
 
-    def run(self, work: Work, stage: Stage, shards: Iterable[tuple[int, Any]], count: int) -> Iterator[int]:
+    def run(
+        self, work: Work | StagedWork, stage: Stage, shards: Iterable[tuple[int, Any]], count: int
+    ) -> Iterator[int]:
         """Compute the shards on all workers at once.
 
         Raises:

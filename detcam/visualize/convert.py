@@ -37,6 +37,7 @@ COLORMAPS: dict[str, int] = {
     name.removeprefix("COLORMAP_").lower(): int(getattr(cv2, name)) for name in dir(cv2) if name.startswith("COLORMAP_")
 }
 RANGE_TOLERANCE = 1e-3  # resizing in half precision leaves [0, 1] by this much; values are clipped
+JPEG_QUALITY = 95
 FORMATS = {
     ".png": "PNG",
     ".jpg": "JPEG",
@@ -199,8 +200,16 @@ def to_png_bytes(array: PixelsLike) -> bytes:
 
 def encode_png(image: np.ndarray) -> bytes:
     """Encode an image (H, W, 3) uint8 RGB, or (H, W) uint8 or uint16, as PNG, fast rather than small."""
-    pixels = image[..., ::-1] if image.ndim == 3 else image
-    return bytes(cv2.imencode(".png", np.ascontiguousarray(pixels))[1])
+    pixels = cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if image.ndim == 3 else np.ascontiguousarray(image)
+    return bytes(cv2.imencode(".png", pixels)[1])
+
+
+def to_jpeg_bytes(image: ImageArray) -> bytes:
+    """Encode an image (H, W, 3) uint8 RGB as JPEG with full color resolution; its sides are below 65,500 pixels."""
+    pixels = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+    options = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
+    options += [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
+    return bytes(cv2.imencode(".jpg", pixels, options)[1])
 
 
 def save_image(path: str | os.PathLike[str], array: PixelsLike) -> Path:
@@ -230,5 +239,5 @@ def save_image(path: str | os.PathLike[str], array: PixelsLike) -> Path:
 
 def _encode(image: ImageArray, kind: str) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, format=kind, **({"quality": 95} if kind in ("JPEG", "WEBP") else {}))
+    Image.fromarray(image).save(buffer, format=kind, **({"quality": JPEG_QUALITY} if kind in ("JPEG", "WEBP") else {}))
     return buffer.getvalue()

@@ -274,8 +274,7 @@ def draw_boxes(
     if isinstance(captions, str) or (captions is not None and len(captions) != len(boxes)):
         got = "a single string" if isinstance(captions, str) else f"{len(captions)}"
         raise ValueError(f"captions must be a list of one per box ({len(boxes)}), got {got}")
-    hot = np.zeros(size_hw) if avoid is None else as_heatmap(avoid, size_hw, "avoid") >= AVOID_THRESHOLD
-    hot_sums: NDArray[Any] = cv2.integral(hot.astype(np.uint8), sdepth=cv2.CV_64F)
+    heat = None if avoid is None else as_heatmap(avoid, size_hw, "avoid")
 
     scale = scale_for(*size_hw)
     for (x1, y1, x2, y2), color in zip(boxes.tolist(), box_colors, strict=True):
@@ -283,8 +282,12 @@ def draw_boxes(
         region[y1:y2, x1:x2] = True
         line = max(1, min(scale.line, min(x2 - x1, y2 - y1) // 6))  # leaves the inside of a small box visible
         draw_outline(pixels, region, color, line, scale.halo)
+    if not any(caption.strip() for caption in captions or []):
+        return pixels
+    hot = np.zeros(size_hw, np.uint8) if heat is None else (heat >= AVOID_THRESHOLD).astype(np.uint8)
+    hot_sums: NDArray[Any] = cv2.integral(hot, sdepth=cv2.CV_64F)
     labels: list[NDArray[np.int64]] = []
-    for box, caption, color in zip(boxes, captions or [""] * len(boxes), box_colors, strict=True):
+    for box, caption, color in zip(boxes, captions or [], box_colors, strict=True):
         plate = text_plate(caption, scale.font, scale.pad, size_hw[1], color=contrast_to(color), background=color)
         if not caption.strip() or 2 * plate.shape[0] > size_hw[0]:
             continue

@@ -197,12 +197,13 @@ def overlay_heatmap(
 
 
 def _blend(image: ImageArray, heat: np.ndarray[Any, Any], colormap: str | int, alpha: float) -> ImageArray:
-    table = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], colormap_code(colormap))[:, 0, ::-1]
+    table = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], colormap_code(colormap))
+    table = np.ascontiguousarray(table[..., ::-1])  # RGB
     blended = np.empty_like(image)
     for start in range(0, len(image), ROWS_PER_BLOCK):  # temporary arrays stay in the cache, for images of any size
         rows = slice(start, start + ROWS_PER_BLOCK)
         pixels, part = image[rows].astype(np.float32), heat[rows]
-        colors = table[np.rint(part * 255).astype(np.uint8)].astype(np.float32)
+        colors = cv2.applyColorMap(np.rint(part * 255).astype(np.uint8), table).astype(np.float32)
         colors -= pixels
         colors *= (alpha * part)[..., None]
         colors += pixels
@@ -251,11 +252,11 @@ def render(
     """
     pixels = overlay_heatmap(image, heatmap, colormap=colormap)
     size_hw = pixels.shape[:2]
-    region = np.zeros(size_hw, bool) if mask is None else as_mask(mask, size_hw)
+    region = None if mask is None else as_mask(mask, size_hw)
     pixels, factor = _enlarge(pixels)
     height, width = pixels.shape[:2]
     scale = drawing.scale_for(height, width)
-    if mask is not None:
+    if region is not None:
         region = region.repeat(factor, axis=0).repeat(factor, axis=1)
         drawing.draw_outline(pixels, region, OUTLINE_COLOR, scale.line, scale.halo)
     if box_xyxy is not None:
@@ -272,6 +273,8 @@ def render(
 
 def _enlarge(image: ImageArray) -> tuple[ImageArray, int]:
     factor = max(1, math.ceil(MIN_PANEL_SIDE / max(image.shape[:2])))
+    if factor == 1:
+        return image, factor
     return image.repeat(factor, axis=0).repeat(factor, axis=1), factor
 
 

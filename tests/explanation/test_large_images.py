@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import detcam
 from detcam import cam
+from detcam.explanation import writer
 from detcam.explanation.writer import read_heatmap, read_index
 from detcam.rendering import DeferredHeatmaps
 from detcam.targets import BoxTarget
@@ -56,6 +59,23 @@ def test_saving_computes_one_heatmap_at_a_time(
     entry = read_index(later.save(tmp_path))[0]
     for target, expected in zip(entry["targets"], at_once.heatmaps, strict=True):
         np.testing.assert_allclose(read_heatmap(tmp_path / target["heatmap"]), expected, atol=1e-5)
+
+
+def test_large_images_get_compact_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "MAX_FULL_PIXELS", 60 * 80 // 3)
+    found = replace(explained(), image=np.full((60, 80, 3), (200, 100, 50), np.uint8))
+    for index, target in enumerate(read_index(found.save(tmp_path))[0]["targets"]):
+        stored = read_heatmap(tmp_path / target["heatmap"])
+        expected = found.heatmap(index)
+        np.testing.assert_allclose(stored, expected.reshape(30, 2, 40, 2).mean((1, 3)), atol=1e-5)
+        resized = read_heatmap(tmp_path / target["heatmap"], (60, 80))
+        assert resized.shape == (60, 80) and np.abs(resized - expected).mean() < 0.02
+        assert target["overlay"].endswith(".jpg")
+        overlay = np.asarray(Image.open(tmp_path / target["overlay"])).astype(int)
+        assert np.abs(overlay - found.overlay(index)).mean() < 4
+    monkeypatch.setattr(writer, "MAX_JPEG_SIDE", 79)
+    assert read_index(found.save(tmp_path))[0]["targets"][0]["overlay"].endswith(".png")
+    assert not list(tmp_path.glob("*.jpg"))
 
 
 def test_empty_maps_are_reported_without_computing_them(
