@@ -50,12 +50,9 @@ class Ranking:
         Returns:
             (n,) float64; NaN for true positives.
         """
-        ranks = np.flatnonzero(self.hits) + 1
-        hits_before = np.cumsum(self.hits)  # index of the first true positive after each false positive
         result = np.full(len(self.hits), np.nan)
-        for first in np.unique(hits_before[~self.hits]):
-            shifted = ranks - (np.arange(len(ranks)) >= first)
-            result[~self.hits & (hits_before == first)] = _from_ranks(shifted, self.object_count, COCO_RECALLS)
+        first, index = np.unique(np.cumsum(self.hits)[~self.hits], return_inverse=True)
+        result[~self.hits] = _without_one(np.flatnonzero(self.hits) + 1, first, self.object_count)[index]
         return result
 
 
@@ -89,6 +86,29 @@ def _from_ranks(ranks: np.ndarray, object_count: int, recalls: np.ndarray) -> fl
     interpolated = np.maximum.accumulate((hit_counts / ranks)[::-1])[::-1]
     positions = np.searchsorted(hit_counts / object_count, recalls, side="left")
     return float(interpolated[positions[positions < len(ranks)]].sum() / len(recalls))
+
+
+def _without_one(ranks: np.ndarray, first: np.ndarray, object_count: int) -> np.ndarray:
+    """Compute average precision without a false positive before the true positive number `first`, (f,) increasing.
+
+    The true positives from that one on move up by one rank. The maximum of the precisions from a true positive on is
+    then the larger one of two: of those before the removed detection, as they were, and of those behind it, moved up.
+    """
+    if object_count <= 0:
+        return np.full(len(first), np.nan)
+    hit_counts = np.arange(1, len(ranks) + 1)
+    before = hit_counts / ranks
+    behind = np.append(np.maximum.accumulate((hit_counts / np.maximum(ranks - 1, 1))[::-1])[::-1], 0.0)
+    positions = np.searchsorted(hit_counts / object_count, COCO_RECALLS, side="left")
+    positions = positions[positions < len(ranks)]
+    precision = np.zeros((len(first), len(positions)))
+    for column, position in enumerate(positions.tolist()):
+        is_behind = first <= position
+        precision[is_behind, column] = behind[position]
+        maxima = np.maximum.accumulate(before[position:])
+        later = first[~is_behind]
+        precision[~is_behind, column] = np.maximum(maxima[later - position - 1], behind[later])
+    return np.array([row.sum() / len(COCO_RECALLS) for row in precision])
 
 
 def mean_average_precision(values: Iterable[float]) -> float:

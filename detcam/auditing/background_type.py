@@ -14,6 +14,7 @@ from detcam.adapters import Adapter
 from detcam.auditing.analysis import ErrorAnalysis
 from detcam.auditing.case import AuditCase, BackgroundType
 from detcam.auditing.conformal import pool_boxes, typicality
+from detcam.auditing.errors import ERROR_TYPES
 from detcam.auditing.sentences import is_inside, is_outside
 from detcam.data.annotations import Annotations
 from detcam.detections import Detections
@@ -149,25 +150,19 @@ class BackgroundClassifier:
 
     def _correct(self, label: int) -> list[DetectionKey]:
         """The true positives of a class above the threshold, image by image."""
-        return [
-            (image, int(index))
-            for image, (match, detected) in enumerate(zip(self.analysis.matches, self.detections, strict=True))
-            for index in np.flatnonzero(
-                match.true_positive & ((detected.labels == label) & (detected.scores >= self.score_threshold)).numpy()
-            )
-        ]
+        ranking = self.analysis.rankings.get(label)
+        if ranking is None:
+            return []
+        is_relevant = ranking.scores.astype(np.float32) >= np.float32(self.score_threshold)
+        return sorted((image, index) for image, index in ranking.keys[ranking.hits & is_relevant].tolist())
 
     def _wrong(self, label: int) -> list[DetectionKey]:
         """The false positives of a class above the threshold that overlap no object of the class."""
-        return [
-            (error.image_index, error.detection_index)
-            for error in self.analysis
-            if error.label == label
-            and error.detection_index is not None
-            and error.is_false_positive
-            and error.type in ("background", "classification", "both")
-            and (error.score or 0.0) >= self.score_threshold
-        ]
+        errors = self.analysis.errors.columns
+        types = [ERROR_TYPES.index(kind) for kind in ("background", "classification", "both")]
+        chosen = (errors["label"] == label) & errors["is_false_positive"] & np.isin(errors["type"], types)
+        chosen = errors[chosen & (errors["score"] >= self.score_threshold)]
+        return list(zip(chosen["image_index"].tolist(), chosen["detection_index"].tolist(), strict=True))
 
     def _choose_images(
         self, error_images: set[int], correct: Mapping[int, Sequence[DetectionKey]], case_count: int

@@ -15,10 +15,9 @@ from detcam.adapters import Adapter, adapt
 from detcam.adapters.base import ModelLike
 from detcam.auditing.analysis import ErrorAnalysis, analyze_errors, check_thresholds
 from detcam.auditing.background_type import BackgroundClassifier
-from detcam.auditing.case import AuditCase, ErrorGroup, GroundTruthObject
+from detcam.auditing.case import AuditCase, ErrorGroup
+from detcam.auditing.case_table import CaseTable, explained_cases
 from detcam.auditing.conclusion import ExplainedError
-from detcam.auditing.error_targets import object_box
-from detcam.auditing.errors import DetectionError
 from detcam.auditing.explainer import ErrorExplainer
 from detcam.auditing.exports.data_frame import cases_frame
 from detcam.auditing.exports.fiftyone_dataset import fiftyone_dataset
@@ -37,10 +36,9 @@ from detcam.auditing.triage import TrustEstimator, least_trusted_first, unlabele
 from detcam.auditing.validation import annotations_digest, prepare_annotations
 from detcam.auditing.verification.proposals import PORTFOLIO
 from detcam.cam import BaseCAM
-from detcam.data.annotations import FIRST_UNKNOWN_LABEL, Annotations
-from detcam.data.ground_truth import GroundTruth
+from detcam.data.annotations import Annotations
 from detcam.data.issues import DataIssues
-from detcam.detections import Detections, LabelsLike, class_name, label_indices
+from detcam.detections import LabelsLike, label_indices
 from detcam.explanation.explain import DEFAULT_SCORE_THRESHOLD, MethodLike, make_cam
 from detcam.layers import LayersLike
 from detcam.runs import EngineLike, Run, lock_folder, make_engine
@@ -103,7 +101,8 @@ class Audit:
 
     Attributes:
         analysis: the errors found by matching, with counts and costs.
-        cases: the same errors in the same order, with explanations where they were made.
+        cases: the same errors in the same order, with explanations where they were made; those without are made
+            when they are read.
         groups: explained errors with similar evidence, at least two in a group, by decreasing cost.
         causes: the hierarchy of causes of the explained errors, which begins with the kinds of evidence.
         assignment: the unexplained errors, with the explained ones that resemble them, and the error of their
@@ -120,7 +119,7 @@ class Audit:
     """
 
     analysis: ErrorAnalysis
-    cases: tuple[AuditCase, ...]
+    cases: Sequence[AuditCase]
     groups: tuple[ErrorGroup, ...]
     causes: tuple[CauseNode, ...]
     assignment: Assignment | None = field(repr=False)
@@ -146,7 +145,7 @@ class Audit:
     @property
     def explained(self) -> list[AuditCase]:
         """The cases with a heatmap."""
-        return [case for case in self.cases if case.method]
+        return [case for case in explained_cases(self.cases).values() if case.method]
 
     def to_pandas(self) -> Any:
         """Convert the cases to a pandas data frame, one row each, with boxes and ground truth as columns.
@@ -190,7 +189,7 @@ class Audit:
     @property
     def confirmed(self) -> list[AuditCase]:
         """The cases whose evidence is confirmed as the cause."""
-        return [case for case in self.cases if case.confirmed]
+        return [case for case in self.explained if case.confirmed]
 
 
 def audit(
@@ -413,7 +412,7 @@ def _run(
             iou_type=settings.iou_type,
             labels=annotations.labels,
         )
-    unexplained = [unexplained_case(analysis, index, detections, annotations) for index in range(len(analysis))]
+        cases = CaseTable.of(analysis, detections, annotations)
     explainer = ErrorExplainer(
         adapter,
         cam,
@@ -424,22 +423,24 @@ def _run(
         quantity=settings.quantity,
     )
     with stages.timed("explaining"):
-        relevant = relevant_errors(analysis, annotations.images, settings.score_threshold, settings.labels)
+        relevant = relevant_errors(analysis.errors, annotations.images, settings.score_threshold, settings.labels)
         limits = settings.explain, settings.explain_missed
         chosen = choose_errors(relevant, limits, settings.explain_order, settings.sample_seed)
-        explained = stages.explain(explainer, analysis, detections, annotations, unexplained.__getitem__, chosen)
+        by_id = stages.explain(explainer, analysis, detections, annotations, cases.__getitem__, chosen)
+        ids = {index: cases[index].id for index in sorted(chosen)}
+        explained = {index: by_id[name] for index, name in ids.items() if name in by_id}
     with stages.timed("comparing"):
         classifier = BackgroundClassifier(
             adapter, analysis, detections, annotations, settings.score_threshold, stages.batch_size
         )
-        explained = _classify_background(classifier, unexplained, explained)
+        explained = _classify_background(classifier, explained)
         if is_unlabeled:
-            explained = _estimate_trust(classifier, analysis, unexplained, explained)
+            explained = _estimate_trust(classifier, analysis, explained)
         counted = sorted({index for indices in (*relevant, chosen) for index in indices})
         box_features = classifier.box_features(counted) if len(chosen) >= MIN_EXPLAINED else {}
     with stages.timed("grouping"):
-        cases = [explained[case.id].case if case.id in explained else case for case in unexplained]
-        features = {name: each.features for name, each in explained.items()}
+        cases = cases.with_explained({index: each.case for index, each in explained.items()})
+        features = {index: each.features for index, each in explained.items()}
         is_random = settings.explain_order == "random"
         grouped = group_errors(analysis, cases, features, relevant, box_features, is_random_sample=is_random)
     annotations = replace(annotations, issues=annotations.issues + DataIssues(stages.failures))
@@ -447,87 +448,32 @@ def _run(
 
 
 def _estimate_trust(
-    classifier: BackgroundClassifier,
-    analysis: ErrorAnalysis,
-    unexplained: Sequence[AuditCase],
-    explained: Mapping[str, ExplainedError],
-) -> dict[str, ExplainedError]:
+    classifier: BackgroundClassifier, analysis: ErrorAnalysis, explained: Mapping[int, ExplainedError]
+) -> dict[int, ExplainedError]:
     """Add trust to the explained detections of an audit without annotations."""
-    cases = {
-        (error.image_index, error.detection_index): explained[case.id].case
-        for error, case in zip(analysis, unexplained, strict=True)
-        if case.id in explained and error.detection_index is not None
+    errors = {index: analysis[index] for index in explained}
+    keys = {
+        (error.image_index, error.detection_index): index
+        for index, error in errors.items()
+        if error.detection_index is not None
     }
-    rated = TrustEstimator(classifier.adapter, classifier).estimate(cases)
+    rated = TrustEstimator(classifier.adapter, classifier).estimate(
+        {key: explained[index].case for key, index in keys.items()}
+    )
     result = dict(explained)
-    for case in rated.values():
+    for key, case in rated.items():
         without_mention = replace(case, sentence=case.sentence.replace(UNMATCHED, ""))
-        result[case.id] = replace(explained[case.id], case=without_mention)
+        result[keys[key]] = replace(explained[keys[key]], case=without_mention)
     return result
 
 
-def unexplained_case(
-    analysis: ErrorAnalysis,
-    index: int,
-    detections: Sequence[Detections],
-    ground_truths: Sequence[GroundTruth] | Annotations,
-) -> AuditCase:
-    """Convert an error to a case without an explanation.
-
-    Args:
-        analysis: the errors.
-        index: index of the error in the analysis.
-        detections: detections of each image.
-        ground_truths: objects of each image.
-    """
-    error = analysis[index]
-    ground_truth = ground_truths[error.image_index]
-    if error.detection_index is None:
-        box, suffix = object_box(ground_truth, error.ground_truth_index or 0), f"missed-{error.ground_truth_index}"
-    else:
-        x1, y1, x2, y2 = detections[error.image_index].boxes_xyxy[error.detection_index].tolist()
-        box, suffix = (x1, y1, x2, y2), f"detection-{error.detection_index}"
-    case = AuditCase(
-        id=f"image-{error.image_id}-{suffix}",
-        image_id=error.image_id,
-        file_name=ground_truth.file_name,
-        image_size_hw=ground_truth.image_size_hw,
-        type=error.type,
-        label=error.label,
-        name=class_name(analysis.names, error.label),
-        score=error.score or 0.0,
-        box_xyxy=box,
-        is_false_positive=error.is_false_positive,
-        ground_truth=_concerned_object(analysis, error, ground_truth),
-        delta_ap=float(analysis.delta_ap_by_error[index]) if _has_objects(analysis, error.label) else math.nan,
-    )
-    return replace(case, sentence=case_sentence(case))
-
-
-def _has_objects(analysis: ErrorAnalysis, label: int) -> bool:
-    """Whether a class has objects, without which its average precision is undefined."""
-    return label in analysis.classes and not math.isnan(analysis.classes[label].average_precision)
-
-
-def _concerned_object(
-    analysis: ErrorAnalysis, error: DetectionError, ground_truth: GroundTruth
-) -> GroundTruthObject | None:
-    index = error.ground_truth_index
-    if index is None:
-        return None
-    label = int(ground_truth.labels[index])
-    name = class_name(analysis.names, label)
-    box, annotation_id = object_box(ground_truth, index), int(ground_truth.ids[index])
-    return GroundTruthObject(box, label, name, error.iou, annotation_id, is_known=label < FIRST_UNKNOWN_LABEL)
-
-
 def _classify_background(
-    classifier: BackgroundClassifier, unexplained: Sequence[AuditCase], explained: Mapping[str, ExplainedError]
-) -> dict[str, ExplainedError]:
+    classifier: BackgroundClassifier, explained: Mapping[int, ExplainedError]
+) -> dict[int, ExplainedError]:
     """Add the types of background errors to the explained errors."""
-    cases = {index: explained[case.id].case for index, case in enumerate(unexplained) if case.id in explained}
+    cases = {index: each.case for index, each in explained.items()}
     classified = dict(explained)
     for index, (background_type, typicality) in classifier.classify(cases).items():
         case = replace(cases[index], background_type=background_type, typicality=typicality)
-        classified[case.id] = replace(classified[case.id], case=replace(case, sentence=case_sentence(case)))
+        classified[index] = replace(classified[index], case=replace(case, sentence=case_sentence(case)))
     return classified

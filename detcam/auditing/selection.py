@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 
-from detcam.auditing.errors import DetectionError
+from detcam.auditing.error_table import ErrorTable
 from detcam.data.ground_truth import GroundTruth
 
 ExplainOrder: TypeAlias = Literal["score", "random"]
@@ -16,7 +16,7 @@ EXPLAIN_ORDERS: tuple[ExplainOrder, ...] = get_args(ExplainOrder)
 
 
 def relevant_errors(
-    errors: Iterable[DetectionError],
+    errors: ErrorTable,
     ground_truths: Sequence[GroundTruth],
     score_threshold: float,
     labels: Sequence[int] | None,
@@ -33,18 +33,16 @@ def relevant_errors(
         Indices of the false positives from the score threshold on, the highest scores first, and of the missed
         objects, the largest first.
     """
-    candidates = [(index, error) for index, error in enumerate(errors) if labels is None or error.label in labels]
-    false_positives = sorted(
-        (-(error.score or 0.0), index)
-        for index, error in candidates
-        if error.is_false_positive and (error.score or 0.0) >= score_threshold
+    columns = errors.columns
+    candidates = np.ones(len(columns), dtype=bool) if labels is None else np.isin(columns["label"], list(labels))
+    false_positives = np.flatnonzero(candidates & columns["is_false_positive"] & (columns["score"] >= score_threshold))
+    missed = np.flatnonzero(candidates & (columns["detection_index"] < 0) & (columns["ground_truth_index"] >= 0))
+    places = zip(columns["image_index"][missed].tolist(), columns["ground_truth_index"][missed].tolist(), strict=True)
+    areas = np.array([float(ground_truths[image].area[index]) for image, index in places])
+    return (
+        false_positives[np.argsort(-columns["score"][false_positives], kind="stable")].tolist(),
+        missed[np.argsort(-areas, kind="stable")].tolist(),
     )
-    missed = sorted(
-        (-float(ground_truths[error.image_index].area[error.ground_truth_index]), index)
-        for index, error in candidates
-        if error.detection_index is None and error.ground_truth_index is not None
-    )
-    return [index for _, index in false_positives], [index for _, index in missed]
 
 
 def choose_errors(

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from detcam.auditing.case import AuditCase
+from detcam.auditing.case_table import explained_cases
 from detcam.utils.batching import group_by
 
 NEIGHBORS = 5
@@ -63,6 +64,13 @@ class Assignment:
         kinds = group_by(self.explained.tolist(), lambda index: self.cases[index].evidence_kind)
         return 1 - max(len(members) for members in kinds.values()) / len(self.explained)
 
+    @cached_property
+    def _keys(self) -> dict[int, ClassKey]:
+        """Type and classes of each explained and unexplained error."""
+        known: dict[ClassKey, ClassKey] = {}
+        keys = ((index, class_key(self.cases[index])) for index in [*self.explained.tolist(), *self.assigned.tolist()])
+        return {index: known.setdefault(key, key) for index, key in keys}
+
     def _majority(self, indices: Sequence[int]) -> str | None:
         kinds = group_by(indices, lambda index: self.cases[index].evidence_kind)
         return max(kinds, key=lambda kind: len(kinds[kind]))
@@ -103,7 +111,7 @@ class Assignment:
         """(m,) share of the neighbors of each error that have a cause; 0 for errors of other types and classes."""
         shares = np.isin(neighbors, list(held)).mean(1)
         if keys is not None:
-            shares = shares * np.array([class_key(self.cases[index]) in keys for index in indices.tolist()])
+            shares = shares * np.array([self._keys[index] in keys for index in indices.tolist()])
         return shares
 
     def to_json(self) -> dict[str, Any]:
@@ -134,8 +142,9 @@ def assign_errors(
     Returns:
         The assignment; None with fewer than `MIN_EXPLAINED` explained errors, or if all are of one image.
     """
-    explained = [index for index in relevant if cases[index].evidence_kind is not None]
-    assigned = [index for index in relevant if cases[index].evidence_kind is None]
+    known = {index for index, case in explained_cases(cases).items() if case.evidence_kind is not None}
+    explained = [index for index in relevant if index in known]
+    assigned = [index for index in relevant if index not in known]
     images = np.array([str(cases[index].image_id) for index in explained])
     if len(explained) < MIN_EXPLAINED or len(set(images.tolist())) < 2:
         return None

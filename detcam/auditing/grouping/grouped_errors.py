@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from detcam.auditing.analysis import ErrorAnalysis
-from detcam.auditing.case import AuditCase, ErrorGroup
+from detcam.auditing.case import ErrorGroup
+from detcam.auditing.case_table import CaseTable
 from detcam.auditing.grouping.assignment import Assignment, assign_errors
 from detcam.auditing.grouping.clustering import group_cases
 from detcam.auditing.grouping.hierarchy import CauseNode, build_causes
@@ -28,7 +29,7 @@ class GroupedErrors:
         inventory: shares of the kinds of evidence among all relevant errors; empty if it was not estimated.
     """
 
-    cases: tuple[AuditCase, ...]
+    cases: CaseTable
     groups: tuple[ErrorGroup, ...]
     causes: tuple[CauseNode, ...]
     assignment: Assignment | None
@@ -37,8 +38,8 @@ class GroupedErrors:
 
 def group_errors(
     analysis: ErrorAnalysis,
-    cases: Sequence[AuditCase],
-    features: Mapping[str, np.ndarray | None],
+    cases: CaseTable,
+    features: Mapping[int, np.ndarray | None],
     relevant: Sequence[Sequence[int]],
     box_features: Mapping[int, np.ndarray],
     *,
@@ -49,24 +50,22 @@ def group_errors(
     Args:
         analysis: the errors.
         cases: the same errors as cases, explained or not.
-        features: the network's features over the evidence by case id.
+        features: the network's features over the evidence of each explained error, by its index.
         relevant: indices of the relevant errors: false positives, missed objects.
         box_features: the network's features over the box, by index of the error.
         is_random_sample: whether the explained errors are random samples of these, so that shares can be estimated.
     """
-    cases = list(cases)
-    indices = [index for index, case in enumerate(cases) if case.method]
+    indices = [index for index, case in cases.explained.items() if case.method]
 
     def joint_cost(members: Sequence[int]) -> float:
         return _joint_cost(analysis, members)
 
     explained, groups = group_cases(
         [cases[index] for index in indices],
-        [features[cases[index].id] for index in indices],
+        [features[index] for index in indices],
         lambda members: joint_cost([indices[member] for member in members]),
     )
-    for index, case in zip(indices, explained, strict=True):
-        cases[index] = case
+    cases = cases.with_explained(dict(zip(indices, explained, strict=True)))
     counted = {index for members in relevant for index in members} | set(indices)
     assignment = assign_errors(cases, sorted(counted), box_features)
     causes = build_causes(cases, {group.number: group.sentence for group in groups}, joint_cost, assignment)
@@ -74,7 +73,7 @@ def group_errors(
     if is_random_sample:
         for name, members in zip(POPULATIONS, relevant, strict=True):
             inventory += estimate_shares(cases, members, joint_cost, name=name)
-    return GroupedErrors(tuple(cases), tuple(groups), causes, assignment, tuple(inventory))
+    return GroupedErrors(cases, tuple(groups), causes, assignment, tuple(inventory))
 
 
 def _joint_cost(analysis: ErrorAnalysis, indices: Sequence[int]) -> float:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from detcam.auditing.case import EVIDENCE_KINDS, AuditCase, EvidenceKind
+from detcam.auditing.case_table import explained_cases
 from detcam.auditing.grouping.assignment import Assignment, class_key
 from detcam.utils.batching import group_by
 from detcam.utils.files import json_value
@@ -196,7 +197,7 @@ def build_causes(
         The kinds of evidence by decreasing cost, evidence that is not confirmed last.
     """
     builder = _Builder(cases, delta_ap, sentences, assignment)
-    explained = [index for index, case in enumerate(cases) if case.evidence_kind is not None]
+    explained = [index for index, case in explained_cases(cases).items() if case.evidence_kind is not None]
     kinds = group_by(explained, lambda index: cases[index].evidence_kind)
     roots = [builder.kind(kind, kinds[kind]) for kind in EVIDENCE_KINDS if kind in kinds]
     return tuple(sorted(roots, key=lambda root: (root.kind == "not confirmed", *_rank(root))))

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeAlias, get_args
 import numpy as np
 
 from detcam.auditing.case import EVIDENCE_KINDS, AuditCase, EvidenceKind
+from detcam.auditing.case_table import explained_cases
 from detcam.auditing.grouping.proportions import Rates, corrected_share
 from detcam.utils.batching import group_by
 from detcam.utils.files import json_value
@@ -121,12 +122,13 @@ def estimate_shares(
         The shares of all classes first, then of each class with at least `MIN_SAMPLE` explained errors; in each, the
         largest first, evidence that is not confirmed last.
     """
+    known = {index for index, case in explained_cases(cases).items() if case.evidence_kind is not None}
     by_label = group_by(population, lambda index: cases[index].label)
     parts: list[tuple[int | None, Sequence[int]]] = [(None, population)]
     parts += [(label, by_label[label]) for label in sorted(by_label)]
     shares = []
     for label, members in parts:
-        sample = [index for index in members if cases[index].evidence_kind is not None]
+        sample = [index for index in members if index in known]
         if len(sample) >= (1 if label is None else MIN_SAMPLE):
             cost = math.nan if name == "missed objects" else delta_ap(members)
             shares += _shares_of(cases, members, sample, label, name, rates, cost, seed)

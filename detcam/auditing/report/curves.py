@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from detcam.auditing.case import AuditCase
+from detcam.auditing.case_table import case_columns
 from detcam.utils.files import json_number
 
 if TYPE_CHECKING:
@@ -73,10 +74,11 @@ def confusions(cases: Sequence[AuditCase], score_threshold: float) -> dict[str, 
         are the same are duplicates and errors of location.
     """
     pairs: Counter[tuple[str | None, str | None]] = Counter()
-    for case in cases:
+    for index in np.flatnonzero(case_columns(cases).is_relevant(score_threshold)).tolist():
+        case = cases[index]
         if case.type == "missed":
             pairs[case.name, None] += 1
-        elif case.score >= score_threshold:
+        else:
             is_background = case.type == "background" or case.ground_truth is None
             pairs[None if is_background or case.ground_truth is None else case.ground_truth.name, case.name] += 1
     totals: Counter[str] = Counter()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +53,13 @@ class ReportFiles:
             raise ValueError(f"{path} is damaged; delete it and run the audit again") from error
         return description
 
-    def images(self, cases: tuple[AuditCase, ...]) -> Iterator[dict[str, Any]]:
+    def images(self, cases: Iterable[AuditCase]) -> Iterator[dict[str, Any]]:
         """Yield the entries of the written images, in the order of their cases."""
-        by_image = {(case.image_id, case.file_name): case for case in cases}
-        for case in by_image.values():
+        described: set[str] = set()
+        for case in cases:
             image = self.image(case)
-            if image is not None:
+            if image is not None and image not in described:
+                described.add(image)
                 yield self.describe_image(image)
 
     def _existing(self, name: str) -> str | None:

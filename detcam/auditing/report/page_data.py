@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from detcam.auditing.case import AuditCase
+from detcam.auditing.case_table import case_columns, explained_cases
 from detcam.auditing.report import images, layout
 from detcam.auditing.report.causes import top_causes
 from detcam.auditing.report.curves import confusions
@@ -69,12 +70,13 @@ class PageData:
             ``start``, the number of these files that it loads at the start.
         """
         order, listed_count = rank_cases(summary.cases, summary.score_threshold)
-        explained = [case for case in (summary.cases[index] for index in order) if case.method]
-        details = self._write_details(explained)
+        explained = explained_cases(summary.cases)
+        first = order[: sum(bool(case.method) for case in explained.values())]
+        details = self._write_details([explained[index] for index in first.tolist()])
         starts: list[int] = []
         counts: list[int] = []
         for first, last in ((0, listed_count), (listed_count, len(order))):
-            ranked = (summary.cases[index] for index in order[first:last])
+            ranked = (summary.cases[int(index)] for index in order[first:last])
             starts.append(len(counts))
             counts += self._write_rows(ranked, details)
         listed_files = np.cumsum([0, *counts[: starts[1]]])
@@ -153,19 +155,17 @@ class PageData:
         self.written.add(file)
 
 
-def rank_cases(cases: Sequence[AuditCase], score_threshold: float) -> tuple[list[int], int]:
+def rank_cases(cases: Sequence[AuditCase], score_threshold: float) -> tuple[np.ndarray, int]:
     """Order cases for the page: the explained ones, then the relevant ones, then the others, each by score.
 
     Relevant are missed objects and detections with at least the threshold's score.
 
     Returns:
-        The order, as indices; and the number of cases that are explained or relevant.
+        The order, (n,) int64 indices; and the number of cases that are explained or relevant.
     """
-    scores = np.array([case.score for case in cases])
-    explained = np.array([bool(case.method) for case in cases], dtype=bool)
-    missed = np.array([case.type == "missed" for case in cases], dtype=bool)
-    listed = explained | missed | (scores >= score_threshold)
-    return np.lexsort((-scores, ~listed, ~explained)).tolist(), int(listed.sum())
+    columns = case_columns(cases)
+    listed = columns.is_explained | columns.is_relevant(score_threshold)
+    return np.lexsort((-columns.score, ~listed, ~columns.is_explained)), int(listed.sum())
 
 
 def summary_data(summary: ReportSummary, files: ReportFiles) -> dict[str, Any]:
@@ -180,7 +180,7 @@ def summary_data(summary: ReportSummary, files: ReportFiles) -> dict[str, Any]:
             "top_causes": _top_causes(summary, files),
             "confusions": None if unlabeled else confusions(summary.cases, summary.score_threshold),
             "figures": _figures(summary),
-            "tallies": _tallies(summary.cases),
+            "tallies": _tallies(list(explained_cases(summary.cases).values())),
             "groups": _groups(summary, files),
             "group_count": len(summary.groups),
             "causes": _causes(content["causes"]),
@@ -192,13 +192,13 @@ def summary_data(summary: ReportSummary, files: ReportFiles) -> dict[str, Any]:
 
 def _figures(summary: ReportSummary) -> dict[str, int]:
     """Return the numbers of cases that the page begins with."""
-    cases, threshold = summary.cases, summary.score_threshold
+    columns, explained = case_columns(summary.cases), explained_cases(summary.cases).values()
     return {
-        "false_positives": sum(case.is_false_positive and case.score >= threshold for case in cases),
-        "missed": sum(case.type == "missed" for case in cases),
-        "explained": sum(bool(case.method) for case in cases),
-        "confirmed": sum(case.confirmed for case in cases),
-        "strong": sum(case.verdict == "strong" for case in cases),
+        "false_positives": int((columns.is_false_positive & (columns.score >= summary.score_threshold)).sum()),
+        "missed": int(columns.is_missed.sum()),
+        "explained": int(columns.is_explained.sum()),
+        "confirmed": sum(case.confirmed for case in explained),
+        "strong": sum(case.verdict == "strong" for case in explained),
     }
 
 
@@ -220,7 +220,8 @@ def _groups(summary: ReportSummary, files: ReportFiles) -> list[dict[str, Any]]:
     """Return the first groups."""
     ordered = sorted(summary.groups, key=lambda group: group.number)[:MAX_GROUPS]
     wanted = {case_id for group in ordered for case_id in group.case_ids[:MAX_GROUP_IMAGES]}
-    thumbnails = {case.id: files.case_file(case, "thumbnail") for case in summary.cases if case.id in wanted}
+    explained = explained_cases(summary.cases).values()
+    thumbnails = {case.id: files.case_file(case, "thumbnail") for case in explained if case.id in wanted}
     entries = []
     for group in ordered:
         entry = json_value(vars(group))
@@ -232,7 +233,7 @@ def _groups(summary: ReportSummary, files: ReportFiles) -> list[dict[str, Any]]:
 
 def _top_causes(summary: ReportSummary, files: ReportFiles) -> list[dict[str, Any]]:
     """Return the causes that the page begins with."""
-    explained = {case.id: case for case in summary.cases if case.method}
+    explained = {case.id: case for case in explained_cases(summary.cases).values() if case.method}
     noun = "detection" if summary.settings.get("unlabeled") else "error"
     return [
         top.to_json() | {"example": {"id": top.example.id, "thumbnail": files.case_file(top.example, "thumbnail")}}

@@ -7,8 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from detcam.auditing.analysis import ClassSummary, ErrorAnalysis
 from detcam.auditing.case import AuditCase, ErrorGroup
+from detcam.auditing.case_table import case_columns, case_ids, explained_cases
 from detcam.auditing.errors import ErrorType
 from detcam.auditing.grouping.assignment import Assignment
 from detcam.auditing.grouping.hierarchy import CauseNode, causes_to_json
@@ -58,7 +61,7 @@ class ReportSummary:
         inventory: shares of the kinds of evidence among all errors from the score threshold on; empty if it was not
             estimated.
         curves: precision and recall by score; None if they are unknown.
-        cases: all errors.
+        cases: all errors; those without an explanation may be made when they are read.
         issues: issues with the data, and what was skipped because of them.
         seconds: duration of the audit.
         detcam_version: version of detcam.
@@ -83,21 +86,22 @@ class ReportSummary:
     assignment: Assignment | None = None
     inventory: tuple[CauseShare, ...] = ()
     curves: ScoreCurves | None = None
-    cases: tuple[AuditCase, ...] = ()
+    cases: Sequence[AuditCase] = ()
     issues: DataIssues = field(default_factory=DataIssues)
     seconds: float = 0.0
     detcam_version: str = __version__
 
     def __post_init__(self) -> None:
-        known = {case.id for case in self.cases}
+        # Numbers in the place of ids, since these would take most of the memory of a large audit.
+        known = np.unique(np.fromiter(map(hash, case_ids(self.cases)), dtype=np.int64))
         if len(known) < len(self.cases):
             raise ValueError(f"expected unique case ids, got {len(self.cases)} cases with {len(known)} ids")
         for group in self.groups:
-            unknown = [case for case in group.case_ids if case not in known]
+            unknown = _unknown(group.case_ids, known)
             if unknown:
                 raise ValueError(f"group {group.number} refers to {unknown[0]!r}, which is not a case of the audit")
         for cause in self.causes:
-            unknown = [case for case in cause.case_ids if case not in known]
+            unknown = _unknown(cause.case_ids, known)
             if unknown:
                 raise ValueError(f"cause {cause.name!r} refers to {unknown[0]!r}, which is not a case of the audit")
 
@@ -163,7 +167,7 @@ class ReportSummary:
             assignment=assignment,
             inventory=tuple(inventory),
             curves=ScoreCurves.from_analysis(analysis),
-            cases=tuple(cases),
+            cases=cases,
             issues=annotations.issues,
             seconds=seconds,
         )
@@ -202,6 +206,12 @@ class ReportSummary:
         }
 
 
+def _unknown(ids: Sequence[str], known: np.ndarray) -> list[str]:
+    """The ids whose hashes are not among the known ones."""
+    hashes = np.fromiter(map(hash, ids), dtype=np.int64)
+    return [name for name, is_known in zip(ids, np.isin(hashes, known).tolist(), strict=True) if not is_known]
+
+
 def headline(cases: Sequence[AuditCase], false_positive_delta_ap: float, score_threshold: float) -> list[str]:
     """Summarize an audit in sentences, the most important first.
 
@@ -210,8 +220,11 @@ def headline(cases: Sequence[AuditCase], false_positive_delta_ap: float, score_t
         false_positive_delta_ap: increase of average precision without all false positives; NaN without objects.
         score_threshold: minimum score of the errors that count in the first sentence.
     """
-    false_positives = [case for case in cases if case.is_false_positive]
-    lines = [_count_false_positives(false_positives, false_positive_delta_ap, score_threshold)]
+    columns = case_columns(cases)
+    above = int((columns.is_false_positive & (columns.score >= score_threshold)).sum())
+    below = int(columns.is_false_positive.sum()) - above
+    lines = [_count_false_positives(above, below, false_positive_delta_ap, score_threshold)]
+    false_positives = [case for case in explained_cases(cases).values() if case.is_false_positive]
     tested = [case for case in false_positives if case.verdict != "not tested"]
     if tested:
         confirmed = [case for case in tested if case.confirmed]
@@ -241,9 +254,9 @@ def unlabeled_headline(cases: Sequence[AuditCase], score_threshold: float) -> li
         cases: all detections.
         score_threshold: minimum score of the detections that count.
     """
-    relevant = sum(case.score >= score_threshold for case in cases)
+    relevant = int((case_columns(cases).score >= score_threshold).sum())
     lines = [f"{plural(relevant, 'detection')} with a score of at least {score_threshold:g}, no annotations."]
-    rated = [case for case in cases if math.isfinite(case.trust)]
+    rated = [case for case in explained_cases(cases).values() if math.isfinite(case.trust)]
     if rated:
         outside = sum(is_outside(case) for case in rated)
         low = sum(case.trust < 0.5 for case in rated)
@@ -254,12 +267,10 @@ def unlabeled_headline(cases: Sequence[AuditCase], score_threshold: float) -> li
     return lines
 
 
-def _count_false_positives(false_positives: Sequence[AuditCase], delta_ap: float, score_threshold: float) -> str:
+def _count_false_positives(above: int, below: int, delta_ap: float, score_threshold: float) -> str:
     """The sentence on the number of false positives from the threshold on, and the cost of all of them."""
-    if not false_positives:
+    if not above + below:
         return "No false positives."
-    above = sum(case.score >= score_threshold for case in false_positives)
-    below = len(false_positives) - above
     with_score = f" with a score of at least {score_threshold:g}" if score_threshold else ""
     counted = f"{plural(above, 'false positive') if above else 'No false positives'}{with_score}"
     if not math.isfinite(delta_ap):

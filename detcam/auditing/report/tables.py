@@ -10,7 +10,10 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from detcam.auditing.case import AuditCase
+from detcam.auditing.case_table import case_columns
 from detcam.auditing.report.summary import ReportSummary
 from detcam.utils.files import csv_cell, json_document, json_value
 
@@ -31,7 +34,8 @@ def false_positives_csv(summary: ReportSummary) -> Iterator[bytes]:
     table = csv.writer(line, lineterminator="\r\n")
     table.writerow(CSV_COLUMNS)
     yield line.getvalue().encode("utf-8-sig")
-    for case in sort_false_positives(summary.cases):
+    for index in rank_false_positives(summary.cases).tolist():
+        case = summary.cases[index]
         line.seek(0)
         line.truncate()
         table.writerow([csv_cell(json_value(value)) for value in _row(case)])
@@ -48,9 +52,11 @@ def _row(case: AuditCase) -> list[Any]:
     ]  # fmt: skip
 
 
-def sort_false_positives(cases: Sequence[AuditCase]) -> list[AuditCase]:
-    """Return the false positives: the explained ones first, then by score."""
-    return sorted((case for case in cases if case.is_false_positive), key=lambda case: (not case.method, -case.score))
+def rank_false_positives(cases: Sequence[AuditCase]) -> np.ndarray:
+    """Return the indices of the false positives: the explained ones first, then by score."""
+    columns = case_columns(cases)
+    indices = np.flatnonzero(columns.is_false_positive)
+    return indices[np.lexsort((-columns.score[indices], ~columns.is_explained[indices]))]
 
 
 def false_positives_coco(summary: ReportSummary) -> Iterator[bytes]:
@@ -59,11 +65,14 @@ def false_positives_coco(summary: ReportSummary) -> Iterator[bytes]:
     Images keep their ids if all are integers, and are numbered from 1 otherwise. Categories keep the ids of the
     annotation file if it has all of them, and get the model's class indices otherwise.
     """
-    false_positives = [case for case in summary.cases if case.is_false_positive]
-    images = {case.image_id: case for case in false_positives}
+    indices = np.flatnonzero(case_columns(summary.cases).is_false_positive).tolist()
+    names, images = {item.label: item.name for item in summary.classes}, dict[int | str, int]()
+    for index in indices:
+        case = summary.cases[index]
+        names[case.label] = case.name
+        images.setdefault(case.image_id, index)
     has_integer_ids = all(isinstance(image_id, int) for image_id in images)
     image_ids = {image_id: image_id if has_integer_ids else number for number, image_id in enumerate(images, 1)}
-    names = {item.label: item.name for item in summary.classes} | {case.label: case.name for case in false_positives}
     has_categories = names.keys() <= summary.category_ids.keys()
     category_ids: Mapping[int, int] = summary.category_ids if has_categories else {label: label for label in names}
     header = {
@@ -74,18 +83,23 @@ def false_positives_coco(summary: ReportSummary) -> Iterator[bytes]:
             for label in sorted(names, key=lambda label: category_ids[label])
         ],
     }
-    size_wh = ((case.image_size_hw[1], case.image_size_hw[0]) for case in images.values())
+    first_cases = ((image_id, summary.cases[index]) for image_id, index in images.items())
+    cases = (summary.cases[index] for index in indices)
     yield from json_document(
         header,
         images=(
-            {"id": image_ids[image_id], "file_name": case.file_name, "width": width, "height": height}
-            for (image_id, case), (width, height) in zip(images.items(), size_wh, strict=True)
+            {"id": image_ids[image_id], "file_name": case.file_name} | _size(case) for image_id, case in first_cases
         ),
         annotations=(
             _annotation(number, case, image_ids[case.image_id], category_ids[case.label])
-            for number, case in enumerate(false_positives, 1)
+            for number, case in enumerate(cases, 1)
         ),
     )
+
+
+def _size(case: AuditCase) -> dict[str, int]:
+    height, width = case.image_size_hw
+    return {"width": width, "height": height}
 
 
 def _annotation(number: int, case: AuditCase, image_id: int | str, category_id: int) -> dict[str, Any]:

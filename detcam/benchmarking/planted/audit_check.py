@@ -16,9 +16,9 @@ from torch import Tensor
 from detcam.adapters import Adapter
 from detcam.auditing.analysis import analyze_errors
 from detcam.auditing.case import EVIDENCE_LOCATIONS, EvidenceLocation
+from detcam.auditing.case_table import unexplained_case
 from detcam.auditing.conclusion import ExplainedError
 from detcam.auditing.explainer import ErrorExplainer, ErrorImage, object_regions
-from detcam.auditing.pipeline import unexplained_case
 from detcam.auditing.verification.evidence import box_region, location_regions, location_shares, move_region
 from detcam.benchmarking.planted.cases import PlantedCase
 from detcam.benchmarking.planted.hit_metrics import MapHit, measure_hit
