@@ -12,11 +12,13 @@ import torch
 
 from detcam.auditing.average_precision import Ranking, mean_average_precision, rank_detections
 from detcam.auditing.error_table import ErrorTable
-from detcam.auditing.errors import ERROR_TYPES, DetectionError, ErrorType, find_errors
+from detcam.auditing.errors import ERROR_TYPES, DetectionError, ErrorType, ImageErrors, find_errors
 from detcam.auditing.matching import IouType, Match, ScoredLabels, is_evaluated, match, paired_images
 from detcam.auditing.oracle import DeltaAP, compute_delta_ap
+from detcam.data.annotations import Annotations
 from detcam.data.ground_truth import GroundTruth
 from detcam.detections import Detections, class_name
+from detcam.utils.packed import Packed
 
 NO_IOU = np.zeros((0, 0))
 
@@ -69,7 +71,7 @@ class ErrorAnalysis:
     classes: Mapping[int, ClassSummary]
     delta_ap: DeltaAP
     rankings: Mapping[int, Ranking] = field(repr=False)
-    matches: tuple[Match, ...] = field(repr=False)
+    matches: Sequence[Match] = field(repr=False)
     dropped: int
     outside: int
     names: Mapping[int, str] = field(repr=False)
@@ -171,7 +173,7 @@ class ErrorAnalysis:
 
 def analyze_errors(
     detections: Sequence[Detections],
-    ground_truths: Iterable[GroundTruth],
+    ground_truths: Iterable[GroundTruth] | Annotations,
     *,
     iou_threshold: float = 0.5,
     background_threshold: float = 0.1,
@@ -214,41 +216,44 @@ def analyze_errors(
         >>> analyze_errors([detected], [ground_truth]).counts()["background"]
         1
     """
-    ground_truths = list(ground_truths)
+    if not isinstance(ground_truths, (Sequence, Annotations)):
+        ground_truths = list(ground_truths)
     check_thresholds(iou_threshold, background_threshold, iou_type)
     if max_detections < 1:
         raise ValueError(f"expected max_detections of at least 1; got {max_detections}")
     evaluated = None if labels is None else list(labels)
     image_ids = tuple(truth.image_id for truth in ground_truths)
     names = {label: name for truth in ground_truths for label, name in truth.names.items()}
-    matches, image_errors, scored, parts = [], [], [], []
-    for index, detected, truth in paired_images(detections, ground_truths):
-        scored.append(ScoredLabels.of(detected))  # nothing else is kept of detections that are read one by one
-        names |= detected.names
-        matched = match(
-            detected,
-            truth,
-            iou_threshold=iou_threshold,
-            iou_type=iou_type,
-            max_detections=max_detections,
-            labels=evaluated,
-        )
-        errors = find_errors(
-            index,
-            detected,
-            truth,
-            matched,
-            iou_threshold=iou_threshold,
-            background_threshold=background_threshold,
-            max_detections=max_detections,
-            labels=evaluated,
-        )
-        matches.append(replace(matched, iou=NO_IOU))
-        parts.append(ErrorTable([errors.errors], image_ids).columns)
-        image_errors.append(replace(errors, errors=()))
+    matches, image_errors, scored = Packed[Match](), Packed[ImageErrors](), Packed[ScoredLabels]()
+
+    def find_all() -> Iterator[Sequence[DetectionError]]:
+        for index, detected, truth in paired_images(detections, ground_truths):
+            scored.append(ScoredLabels.of(detected))  # nothing else is kept of detections that are read one by one
+            names.update(detected.names)
+            matched = match(
+                detected,
+                truth,
+                iou_threshold=iou_threshold,
+                iou_type=iou_type,
+                max_detections=max_detections,
+                labels=evaluated,
+            )
+            errors = find_errors(
+                index,
+                detected,
+                truth,
+                matched,
+                iou_threshold=iou_threshold,
+                background_threshold=background_threshold,
+                max_detections=max_detections,
+                labels=evaluated,
+            )
+            matches.append(replace(matched, iou=NO_IOU))
+            image_errors.append(replace(errors, errors=()))
+            yield errors.errors
+
+    all_errors = ErrorTable(find_all(), image_ids)
     outside = sum(int((~is_evaluated(detected.labels, labels)).sum()) for detected in scored)
-    all_errors = ErrorTable((), image_ids)
-    all_errors.columns = np.concatenate([all_errors.columns, *parts])
     rankings = rank_detections(scored, ground_truths, matches)
     classes = _summarize_classes(rankings, all_errors, names, _count_missed(ground_truths, matches))
     return ErrorAnalysis(
@@ -257,7 +262,7 @@ def analyze_errors(
         classes=classes,
         delta_ap=compute_delta_ap(all_errors, image_errors, scored, ground_truths, evaluated),
         rankings=rankings,
-        matches=tuple(matches),
+        matches=matches,
         dropped=sum(int(matched.dropped.sum()) for matched in matches) - outside,
         outside=outside,
         names=names,
@@ -279,7 +284,7 @@ def check_thresholds(iou_threshold: float, background_threshold: float, iou_type
         raise ValueError(f'expected iou_type "bbox" or "segm"; got {iou_type!r}')
 
 
-def _count_missed(ground_truths: Sequence[GroundTruth], matches: Sequence[Match]) -> Counter[int]:
+def _count_missed(ground_truths: Sequence[GroundTruth] | Annotations, matches: Sequence[Match]) -> Counter[int]:
     return Counter(
         int(label)
         for truth, matched in zip(ground_truths, matches, strict=True)

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from detcam.auditing.matching import Match, ScoredLabels, to_array
+from detcam.data.annotations import Annotations
 from detcam.data.ground_truth import GroundTruth
 from detcam.detections import Detections
+from detcam.utils.packed import concatenate
 
 COCO_RECALLS = np.linspace(0.0, 1.0, 101)
 """Recalls at which pycocotools reads precision, equal to the last bit."""
@@ -118,7 +120,9 @@ def mean_average_precision(values: Iterable[float]) -> float:
 
 
 def rank_detections(
-    detections: Sequence[Detections | ScoredLabels], ground_truths: Sequence[GroundTruth], matches: Sequence[Match]
+    detections: Sequence[Detections] | Sequence[ScoredLabels],
+    ground_truths: Sequence[GroundTruth] | Annotations,
+    matches: Sequence[Match],
 ) -> Mapping[int, Ranking]:
     """Rank the detections of all images by class.
 
@@ -135,21 +139,11 @@ def rank_detections(
     order = sorted(
         range(len(ground_truths)), key=lambda i: (isinstance(ground_truths[i].image_id, str), ground_truths[i].image_id)
     )
-    labels, scores, hits, keys, true_labels, true_images = [], [], [], [], [], []
-    for image in order:
-        detected, matched = detections[image], matches[image]
-        counted = np.flatnonzero(matched.true_positive | matched.false_positive)
-        counted = counted[np.argsort(-to_array(detected.scores)[counted].astype(np.float64), kind="stable")]
-        labels.append(to_array(detected.labels)[counted])
-        scores.append(to_array(detected.scores)[counted].astype(np.float64))
-        hits.append(matched.true_positive[counted])
-        keys.append(np.stack([np.full_like(counted, image), counted], axis=1))
-        true_labels.append(to_array(ground_truths[image].labels)[~matched.ground_truth_ignored])
-        true_images.append(np.full_like(true_labels[-1], image))
     if not order:
         return {}
-    columns = (labels, scores, hits, keys, true_labels, true_images)
-    label, score, hit, key, true_label, true_image = (np.concatenate(part) for part in columns)
+    label, score, hit, key, true_label, true_image = concatenate(
+        _ranked_columns(image, detections[image], ground_truths[image], matches[image]) for image in order
+    )
     by_score = np.argsort(-score, kind="stable")
     rankings = {}
     for each in np.union1d(label, true_label).tolist():
@@ -157,3 +151,20 @@ def rank_detections(
         images = true_image[true_label == each]
         rankings[int(each)] = Ranking(hit[of_class], key[of_class], len(images), score[of_class], images)
     return rankings
+
+
+def _ranked_columns(
+    image: int, detected: Detections | ScoredLabels, truth: GroundTruth, matched: Match
+) -> tuple[np.ndarray, ...]:
+    """Label, score, hit and key of the counted detections of an image; label and image index of its objects."""
+    counted = np.flatnonzero(matched.true_positive | matched.false_positive)
+    counted = counted[np.argsort(-to_array(detected.scores)[counted].astype(np.float64), kind="stable")]
+    true_labels = to_array(truth.labels)[~matched.ground_truth_ignored]
+    return (
+        to_array(detected.labels)[counted],
+        to_array(detected.scores)[counted].astype(np.float64),
+        matched.true_positive[counted],
+        np.stack([np.full_like(counted, image), counted], axis=1),
+        true_labels,
+        np.full_like(true_labels, image),
+    )

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
+from itertools import chain
 from typing import Any, overload
 
 import numpy as np
 
 from detcam.auditing.errors import ERROR_TYPES, DetectionError
+from detcam.utils.packed import concatenate
 
 MISSING = -1
 """Stands for None among the indices; NaN does among the scores."""
@@ -39,8 +41,8 @@ class ErrorTable(Sequence[DetectionError]):
     def __init__(self, errors: Iterable[Sequence[DetectionError]], image_ids: Sequence[int | str]) -> None:
         self.image_ids = image_ids
         empty: np.ndarray = np.zeros(0, dtype=list(COLUMN_TYPES.items()))
-        parts = [np.array([_to_row(error) for error in part], dtype=empty.dtype) for part in errors if part]
-        self.columns = np.concatenate([empty, *parts])
+        parts = (np.array([_to_row(error) for error in part], dtype=empty.dtype) for part in errors)
+        (self.columns,) = concatenate((part,) for part in chain([empty], parts))
 
     def __len__(self) -> int:
         return len(self.columns)

@@ -10,6 +10,7 @@ import numpy as np
 from pycocotools import mask as coco_masks
 from torch import Tensor
 
+from detcam.data.annotations import Annotations
 from detcam.data.ground_truth import GroundTruth
 from detcam.detections import Detections
 
@@ -206,7 +207,7 @@ def boxes_xywh(detections: Detections) -> np.ndarray:
 
 
 def paired_images(
-    detections: Sequence[Detections], ground_truths: Sequence[GroundTruth]
+    detections: Sequence[Detections], ground_truths: Sequence[GroundTruth] | Annotations
 ) -> Iterator[tuple[int, Detections, GroundTruth]]:
     """Iterate over index, detections and ground truth of each image.
 

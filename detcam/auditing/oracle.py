@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 
@@ -19,7 +20,9 @@ from detcam.auditing.average_precision import average_precision
 from detcam.auditing.error_table import ErrorTable
 from detcam.auditing.errors import ERROR_TYPES, ErrorType, ImageErrors
 from detcam.auditing.matching import ScoredLabels, is_evaluated, to_array
+from detcam.data.annotations import Annotations
 from detcam.data.ground_truth import GroundTruth
+from detcam.utils.packed import concatenate
 
 TIDE_RECALLS = np.array([step / 100 for step in range(101)])
 """Recalls at which TIDE reads precision. They differ from pycocotools' in the last bit, which can change the result."""
@@ -59,7 +62,7 @@ def compute_delta_ap(
     errors: ErrorTable,
     image_errors: Sequence[ImageErrors],
     detections: Sequence[ScoredLabels],
-    ground_truths: Sequence[GroundTruth],
+    ground_truths: Sequence[GroundTruth] | Annotations,
     labels: Sequence[int] | None = None,
 ) -> DeltaAP:
     """Compute the cost of each error type over all images.
@@ -80,18 +83,18 @@ def compute_delta_ap(
         to_array(truth.labels)[image.unmatched_objects]
         for truth, image in zip(ground_truths, image_errors, strict=True)
     )
-    ranked = _concatenate(
-        [
-            _Entries(to_array(detected.labels)[image.ranked], _scores(detected)[image.ranked], image.hits)
-            for detected, image in zip(detections, image_errors, strict=True)
-        ]
+    nothing = (np.zeros(0, dtype=np.int64), np.zeros(0), np.zeros(0, dtype=bool))
+    of_images = (
+        (to_array(detected.labels)[image.ranked], _scores(detected)[image.ranked], image.hits)
+        for detected, image in zip(detections, image_errors, strict=True)
     )
+    ranked = _Entries(*concatenate(chain([nothing], of_images)))
     baseline = _mean_over_classes(ranked, objects)
     # From here on false positives come first among equal scores, because the published tool ranks them first.
     wrong, corrected = _error_entries(errors, image_errors, ground_truths)
     correct = ranked[ranked.hit]
     types = errors.types
-    in_ranking = np.concatenate([np.zeros(0, dtype=bool), *(image.in_ranking for image in image_errors)])
+    in_ranking, _ = _flags(image_errors)
     by_type: dict[ErrorType, float] = {}
     for kind in ERROR_TYPES:
         of_type = types == kind
@@ -111,7 +114,7 @@ def compute_delta_ap(
 
 
 def _error_entries(
-    errors: ErrorTable, image_errors: Sequence[ImageErrors], ground_truths: Sequence[GroundTruth]
+    errors: ErrorTable, image_errors: Sequence[ImageErrors], ground_truths: Sequence[GroundTruth] | Annotations
 ) -> tuple[_Entries, _Entries]:
     """The entry of every error, and its corrected entry, which stays in the ranking only as a true positive."""
     columns = errors.columns
@@ -119,9 +122,17 @@ def _error_entries(
     for row in np.flatnonzero((errors.types == "classification") & (columns["ground_truth_index"] >= 0)).tolist():
         truth = ground_truths[columns["image_index"][row]]
         corrected_labels[row] = int(truth.labels[columns["ground_truth_index"][row]])
-    hits = np.concatenate([np.zeros(0, dtype=bool), *(image.becomes_correct for image in image_errors)])
+    _, hits = _flags(image_errors)
     score = np.nan_to_num(columns["score"], nan=0.0)
     return _Entries(columns["label"], score, np.zeros_like(hits)), _Entries(corrected_labels, score, hits)
+
+
+def _flags(image_errors: Sequence[ImageErrors]) -> tuple[np.ndarray, np.ndarray]:
+    """Whether each error is in the ranking, and whether it becomes correct, (n,) bool each."""
+    none = np.zeros(0, dtype=bool)
+    of_images = ((image.in_ranking, image.becomes_correct) for image in image_errors)
+    in_ranking, becomes_correct = concatenate(chain([(none, none)], of_images))
+    return in_ranking, becomes_correct
 
 
 def _mean_over_classes(entries: _Entries, objects: Mapping[int, int]) -> float:

@@ -20,7 +20,7 @@ from detcam.runs import Stage, is_unfinished
 from detcam.utils.console import describe_error
 from detcam.utils.files import check_same_settings, is_audit, json_value, utf8_bytes
 
-REPORT_FILES = ("index.html", "audit.json", "false_positives.csv", "false_positives.coco.json")
+REPORT_FILES = ("index.html", "audit.json", "false_positives.csv", "false_positives.coco.json", "errors.parquet")
 """Files that a report writes; a file of that name from another program is not overwritten."""
 MAX_TABLES_IN_MEMORY = 4
 """Number of shards whose tables are kept in memory."""

@@ -37,8 +37,8 @@ def relevant_errors(
     candidates = np.ones(len(columns), dtype=bool) if labels is None else np.isin(columns["label"], list(labels))
     false_positives = np.flatnonzero(candidates & columns["is_false_positive"] & (columns["score"] >= score_threshold))
     missed = np.flatnonzero(candidates & (columns["detection_index"] < 0) & (columns["ground_truth_index"] >= 0))
-    places = zip(columns["image_index"][missed].tolist(), columns["ground_truth_index"][missed].tolist(), strict=True)
-    areas = np.array([float(ground_truths[image].area[index]) for image, index in places])
+    objects = zip(columns["image_index"][missed].tolist(), columns["ground_truth_index"][missed].tolist(), strict=True)
+    areas = np.array([float(ground_truths[image].area[index]) for image, index in objects])
     return (
         false_positives[np.argsort(-columns["score"][false_positives], kind="stable")].tolist(),
         missed[np.argsort(-areas, kind="stable")].tolist(),

@@ -29,6 +29,7 @@ from detcam.detections import Detections
 from detcam.runs import CrashLog, Engine, Run, Stage, Work, plan_shards
 from detcam.utils.batching import batches, group_by, run_each
 from detcam.utils.console import ProgressBar, plural
+from detcam.utils.packed import Packed
 from detcam.visualize.convert import ImageArray
 
 UNREADABLE = "unreadable image"
@@ -199,8 +200,9 @@ class AuditStages:
             stage.clear()  # perhaps it is the fault of this machine
             raise RuntimeError(failure)
         kept = np.array(rows, dtype=np.int64).reshape(-1, 3)
-        images = tuple(annotations[index] for index in kept[:, 2].tolist())
-        annotations = replace(annotations, images=images, issues=annotations.issues + DataIssues(issues))
+        if len(kept) < len(annotations):
+            annotations = replace(annotations, images=Packed(annotations[index] for index in kept[:, 2].tolist()))
+        annotations = replace(annotations, issues=annotations.issues + DataIssues(issues))
         return annotations, StoredDetections(stage, kept[:, :2], self.adapter.names)
 
     def explain(

@@ -14,6 +14,7 @@ from detcam.data.coco import read_coco
 from detcam.data.ground_truth import GroundTruth
 from detcam.data.issues import DataIssue, DataIssues
 from detcam.detections import NamesLike, as_names, class_name, label_index
+from detcam.utils.packed import Packed
 
 __all__ = ["Annotations", "GroundTruth"]
 
@@ -27,7 +28,8 @@ class Annotations:
 
     Attributes:
         path: the annotation file.
-        images: one entry per image that exists and has the stated size, in the file's order.
+        images: one entry per image that exists and has the stated size, in the file's order; entries of a file are made
+            when they are read.
         categories: category id to name.
         names: class index to name: the categories, or after `for_classes` the model's classes (and kept categories).
         labels: the class indices of the file's categories: the classes that can be evaluated with this file; all
@@ -36,7 +38,7 @@ class Annotations:
     """
 
     path: Path
-    images: tuple[GroundTruth, ...]
+    images: Sequence[GroundTruth]
     categories: Mapping[int, str]
     names: Mapping[int, str]
     labels: tuple[int, ...]
@@ -151,7 +153,7 @@ class Annotations:
         unknown_labels = {i: FIRST_UNKNOWN_LABEL + number for number, i in enumerate(unknown)} if keep_unknown else {}
         shown |= {label: class_name(self.categories, i) for i, label in unknown_labels.items()}
         issues: list[DataIssue] = []
-        images = tuple(_relabel(image, labels, unknown_labels, shown, issues) for image in self.images)
+        images = Packed(_relabel(image, labels, unknown_labels, shown, issues) for image in self.images)
         new_issues = DataIssues(issues)
         _warn(new_issues, self.path)
         return replace(self, images=images, names=shown, labels=tuple(known), issues=self.issues + new_issues)

@@ -27,11 +27,12 @@ from detcam.data.exif import boxes_upright, image_size
 from detcam.data.ground_truth import GroundTruth
 from detcam.data.issues import DataIssue, DataIssues
 from detcam.utils.console import short_repr
+from detcam.utils.packed import Packed
 
 MAX_DIGITS = 18
 """Maximum length of an integer that is written as text; the longest that always fits in 64 bits."""
 
-CocoContent = tuple[tuple[GroundTruth, ...], dict[int, str], DataIssues]
+CocoContent = tuple[Sequence[GroundTruth], dict[int, str], DataIssues]
 """Images with their objects, categories by id, and problems."""
 
 
@@ -69,7 +70,7 @@ def read_entries(
         _check_format(path, annotations, image_list)
     numbers = without_frame(box_format or "xywh")
     rows = _annotations(annotations, image_list, known, categories, bool(entries["categories"]), numbers, issues)
-    images = tuple(_ground_truth(entry, rows[image_id], categories) for image_id, entry in image_list.items())
+    images = Packed(_ground_truth(entry, rows[image_id], categories) for image_id, entry in image_list.items())
     for image in images:
         if not len(image):
             message = f"{image.file_name} has no annotated objects: every detection in it counts as an error"

@@ -9,9 +9,10 @@ import re
 import unicodedata
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any, SupportsFloat
+from typing import Any, BinaryIO, SupportsFloat
 
 import numpy as np
 
@@ -70,6 +71,20 @@ def csv_cell(value: object) -> Any:
     return f"'{value}" if first and (first in FORMULA_SIGNS or value[0] in "\t\r\n") else value
 
 
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Open a file under a temporary name, which is flushed to the disk and renamed unless there is an exception."""
+    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def replace_file(path: Path, content: bytes | Iterable[bytes], *, flush_folder: bool = False) -> Path:
     """Write a file under a temporary name, flush it to the disk and rename it, so that no reader sees a part of it.
 
@@ -81,15 +96,8 @@ def replace_file(path: Path, content: bytes | Iterable[bytes], *, flush_folder: 
     Returns:
         The path.
     """
-    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.writelines([content] if isinstance(content, bytes) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as file:
+        file.writelines([content] if isinstance(content, bytes) else content)
     if flush_folder and hasattr(os, "O_DIRECTORY"):  # elsewhere folders cannot be opened
         folder = os.open(path.parent, os.O_DIRECTORY)
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -32,7 +33,7 @@ class AuditRecord:
     """
 
     model: str
-    cases: tuple[AuditCase, ...]
+    cases: Sequence[AuditCase]
     evaluation: Evaluation
     score_threshold: float
     iou_threshold: float

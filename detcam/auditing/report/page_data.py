@@ -71,8 +71,8 @@ class PageData:
         """
         order, listed_count = rank_cases(summary.cases, summary.score_threshold)
         explained = explained_cases(summary.cases)
-        first = order[: sum(bool(case.method) for case in explained.values())]
-        details = self._write_details([explained[index] for index in first.tolist()])
+        ranked_first = order[: sum(bool(case.method) for case in explained.values())].tolist()
+        details = self._write_details([explained[index] for index in ranked_first])
         starts: list[int] = []
         counts: list[int] = []
         for first, last in ((0, listed_count), (listed_count, len(order))):

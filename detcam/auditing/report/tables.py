@@ -1,6 +1,6 @@
-"""The false positives as a CSV table for spreadsheets and as a COCO file for annotation tools.
+"""All errors as a Parquet file; false positives as a CSV table for spreadsheets and a COCO file for annotation tools.
 
-Both are made row by row, so that the text of a large audit is never in memory.
+All are made row by row, so that the text of a large audit is never in memory.
 """
 
 from __future__ import annotations
@@ -8,20 +8,34 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from detcam.auditing.case import AuditCase
 from detcam.auditing.case_table import case_columns
 from detcam.auditing.report.summary import ReportSummary
-from detcam.utils.files import csv_cell, json_document, json_value
+from detcam.utils.files import csv_cell, json_document, json_value, replacing, utf8_bytes
 
 CSV_COLUMNS = (
     "id", "file_name", "image_id", "type", "class", "label", "score", "left", "top", "right", "bottom", "delta_ap",
     "verdict", "effect", "error_rate", "proposal", "evidence_location", "evidence_fraction", "minimal_region_fraction",
     "ground_truth_class", "iou", "background_type", "typicality", "group", "method", "question", "reason", "sentence",
 )  # fmt: skip
+
+ERROR_SCHEMA = pa.schema(
+    {name: pa.string() for name in ("id", "image_id", "file_name", "type", "class")}
+    | {"label": pa.int64(), "score": pa.float64(), "is_false_positive": pa.bool_()}
+    | {name: pa.float32() for name in ("left", "top", "right", "bottom")}
+    | {"delta_ap": pa.float64(), "ground_truth_class": pa.string(), "iou": pa.float64(), "annotation_id": pa.string()}
+    | {name: pa.string() for name in ("method", "verdict", "evidence_kind", "background_type")}
+    | {"effect": pa.float64(), "group": pa.int64()}
+)
+"""Columns of the file of all errors; explained errors have a method."""
+ROW_GROUP = 10_000
 
 
 def false_positives_csv(summary: ReportSummary) -> Iterator[bytes]:
@@ -123,3 +137,27 @@ def _annotation(number: int, case: AuditCase, image_id: int | str, category_id: 
             "delta_ap": json_value(case.delta_ap),
         },
     }
+
+
+def write_errors(path: Path, cases: Sequence[AuditCase]) -> None:
+    """Write all errors, missed objects included, in the order of the audit, as a Parquet file."""
+    with replacing(path) as file, pq.ParquetWriter(file, ERROR_SCHEMA, compression="zstd") as writer:
+        for start in range(0, len(cases), ROW_GROUP):
+            rows = [_error_row(cases[index]) for index in range(start, min(start + ROW_GROUP, len(cases)))]
+            columns = dict(zip(ERROR_SCHEMA.names, map(list, zip(*rows, strict=True)), strict=True))
+            writer.write_table(pa.table(columns, ERROR_SCHEMA))
+
+
+def _error_row(case: AuditCase) -> tuple[Any, ...]:
+    truth = case.ground_truth
+    return (
+        *(_text(value) for value in (case.id, case.image_id, case.file_name, case.type, case.name)),
+        *(case.label, case.score, case.is_false_positive, *case.box_xyxy, case.delta_ap),
+        *((None, None, None) if truth is None else (_text(truth.name), truth.iou, _text(truth.annotation_id))),
+        *(_text(value) for value in (case.method, case.verdict, case.evidence_kind, case.background_type)),
+        *(case.effect, case.group),
+    )
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else utf8_bytes(str(value)).decode()

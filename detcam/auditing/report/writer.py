@@ -18,7 +18,7 @@ from detcam.auditing.report.files import ReportFiles
 from detcam.auditing.report.page import render_page
 from detcam.auditing.report.page_data import PageData
 from detcam.auditing.report.summary import ReportSummary
-from detcam.auditing.report.tables import false_positives_coco, false_positives_csv
+from detcam.auditing.report.tables import false_positives_coco, false_positives_csv, write_errors
 from detcam.data.ground_truth import GroundTruth
 from detcam.utils.files import json_bytes, json_document, json_value, remove_temporary_files, replace_file
 from detcam.visualize.convert import ImageArray
@@ -112,6 +112,7 @@ class ReportWriter:
         replace_file(self.out / layout.AUDIT, _digested(audit_json(summary, files), digest.update))
         replace_file(self.out / layout.TABLE, false_positives_csv(summary))
         replace_file(self.out / layout.COCO, false_positives_coco(summary))
+        write_errors(self.out / layout.ERRORS, summary.cases)
         data = PageData(files, digest.hexdigest()[:10])
         page = replace_file(self.out / layout.INDEX, render_page(summary, data.write(summary)))
         data.remove_others()

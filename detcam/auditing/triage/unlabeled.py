@@ -14,6 +14,7 @@ from detcam.data.exif import image_size
 from detcam.data.ground_truth import GroundTruth
 from detcam.data.images import expand_paths
 from detcam.data.issues import DataIssue, DataIssues
+from detcam.utils.packed import Packed
 
 
 def unlabeled_images(adapter: Adapter, images: str | Path | Sequence[str | Path]) -> Annotations:
@@ -30,7 +31,7 @@ def unlabeled_images(adapter: Adapter, images: str | Path | Sequence[str | Path]
     listed = [images] if isinstance(images, (str, Path)) else list(images)
     paths = [Path(path) for path in expand_paths([str(path) for path in listed])]
     root = _common_folder(paths)
-    found: list[GroundTruth] = []
+    found = Packed[GroundTruth]()
     issues: list[DataIssue] = []
     none = torch.zeros(0, dtype=torch.int64)
     for number, path in enumerate(paths, 1):
@@ -60,7 +61,7 @@ def unlabeled_images(adapter: Adapter, images: str | Path | Sequence[str | Path]
         raise ValueError(f"expected images; none of the {len(paths)} files can be read: {issues[0].message}")
     labels = tuple(sorted(label for label in adapter.names if label >= adapter.first_label))
     categories = {label: adapter.names[label] for label in labels}
-    return Annotations(root, tuple(found), categories, adapter.names, labels, DataIssues(issues))
+    return Annotations(root, found, categories, adapter.names, labels, DataIssues(issues))
 
 
 def _common_folder(paths: Sequence[Path]) -> Path:

@@ -10,10 +10,11 @@ from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from pycocotools.coco import COCO
 
-from detcam.auditing.report.tables import CSV_COLUMNS, false_positives_coco, false_positives_csv
+from detcam.auditing.report.tables import CSV_COLUMNS, ERROR_SCHEMA, false_positives_coco, false_positives_csv
 from detcam.data.annotations import Annotations
 from tests.auditing.report.made_up import HOSTILE, SampleImage, make_images, summary_of, write
 
@@ -121,8 +122,26 @@ def test_non_integer_ids_are_replaced(samples: list[SampleImage]) -> None:
     assert {category["id"] for category in coco["categories"]} == {1, 2}
 
 
+def test_parquet_file_has_all_errors(tmp_path: Path, samples: list[SampleImage]) -> None:
+    cases = summary_of(samples).cases
+    hostile = replace(cases[0], id="case-x", file_name="bad\udcff.png", name="=1", image_id="five")
+    summary = summary_of(samples, cases=(*cases, hostile))
+    table = pq.read_table(write(tmp_path, samples, summary).parent / "errors.parquet")
+    assert table.schema == ERROR_SCHEMA
+    for row, case in zip(table.to_pylist(), summary.cases, strict=True):
+        assert (row["id"], row["type"], row["label"], row["score"]) == (case.id, case.type, case.label, case.score)
+        assert row["is_false_positive"] == case.is_false_positive and row["verdict"] == case.verdict
+        assert [row[name] for name in ("left", "top", "right", "bottom")] == pytest.approx(case.box_xyxy)
+        assert (row["method"], row["group"]) == (case.method, case.group)
+        truth = case.ground_truth
+        expected = (None, None) if truth is None else (truth.name, str(truth.annotation_id))
+        assert (row["ground_truth_class"], row["annotation_id"]) == expected
+    assert (row["file_name"], row["class"], row["image_id"]) == ("bad\\udcff.png", "=1", "five")
+
+
 def test_an_audit_without_errors_has_empty_tables(tmp_path: Path, samples: list[SampleImage]) -> None:
     out = write(tmp_path, [], summary_of(samples, cases=(), groups=(), false_positive_count=0)).parent
     assert rows_of([(out / "false_positives.csv").read_bytes()]) == []
     coco = json.loads((out / "false_positives.coco.json").read_text("utf-8"))
     assert coco["annotations"] == coco["images"] == []
+    assert pq.read_table(out / "errors.parquet").num_rows == 0

@@ -41,7 +41,7 @@ def test_files_are_those_named_in_audit_json(tmp_path: Path, samples: list[Sampl
     named = {path for case in audit["cases"] for path in case["files"].values() if path}
     named |= {image["file"] for image in audit["images"]}
     described = {image["file"].replace(".jpg", ".json") for image in audit["images"]}
-    top = {layout.INDEX, layout.AUDIT, layout.TABLE, layout.COCO}
+    top = {layout.INDEX, layout.AUDIT, layout.TABLE, layout.COCO, layout.ERRORS}
     data = {f"data/{path.name}" for path in (tmp_path / "data").iterdir()}
     assert set(files_in(tmp_path)) == named | described | top | data
     assert [re.sub(r"-[0-9a-f]{10}\.js", "", name) for name in sorted(data)] == [
