@@ -141,7 +141,7 @@ def planted(_: Path) -> None:
         scene = case.scene.image.repeat(2, axis=0).repeat(2, axis=1)
         box = [2 * value for value in case.target.box_xyxy]
         cause = np.where(case.cause.numpy()[..., None], case.scene.image, case.scene.image // 4)
-        heatmap = np.zeros(case.cause.shape, np.float32) if maps is None else np.asarray(maps.heatmap)
+        heatmap = np.zeros(case.cause.shape) if maps is None else np.asarray(maps.heatmap) / 255
         panels += [
             draw_boxes(scene, [box]),
             cause.repeat(2, axis=0).repeat(2, axis=1),

@@ -49,7 +49,7 @@ class DetectorFamily:
         short_steps: optimizer steps on the scenes of another scenario.
         learning_rate: maximum learning rate.
         is_default: whether the family is measured by default; large ones take hours on a CPU.
-        base: name of the family from whose plain detector that of this family starts; None starts from random weights.
+        base: name of the family from whose plain detector those of this family start; None takes its own.
     """
 
     name: str
@@ -219,9 +219,8 @@ def detector_families() -> dict[str, DetectorFamily]:
             build_mask_rcnn,
             torchvision_loss,
             1,
-            base_steps=200,
-            steps=250,
-            short_steps=250,
+            base_steps=300,
+            steps=300,
             is_default=False,
             base="two-stage",
         ),
@@ -307,7 +306,7 @@ def train_detector(
         torch.manual_seed(seed)
         model = family.build()
         if start is not None:
-            model.load_state_dict(start.state_dict(), strict=False)
+            model.load_state_dict(start.state_dict(), strict=type(model) is type(start))
         flips = random.Random(seed)
         model.train()
         optimizer = torch.optim.AdamW(model.parameters(), lr=family.learning_rate, weight_decay=1e-3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -52,6 +53,7 @@ class AuditRow:
         false_causes: number of false causes.
         false_causes_confirmed: number of false causes that the audit confirms.
         passes: mean number of images that the network processes per case for heatmap, verification and controls.
+        parts: share of the cases whose heatmap has one of its first maxima on each cue; NaN in files without it.
     """
 
     family: str
@@ -66,6 +68,7 @@ class AuditRow:
     false_causes: int
     false_causes_confirmed: int
     passes: float
+    parts: float = math.nan
 
 
 @dataclass(frozen=True)

@@ -299,4 +299,5 @@ def _summarize_audit(family: str, scenario: ScenarioName, seeds: SeedSet, checks
         sum(check.false_causes for check in checks),
         sum(check.false_causes_confirmed for check in checks),
         mean_or_nan([check.passes for check in checks]),
+        mean_or_nan([check.hit.parts for check in checks]),
     )

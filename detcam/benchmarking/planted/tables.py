@@ -43,6 +43,7 @@ TABLE_COLUMNS: dict[str, Cells] = {
         "cases",
         "peak",
         "energy",
+        "parts",
         "location",
         "confirmed",
         "correct",
@@ -57,9 +58,10 @@ LEGENDS = {
     "11 if there is none; parts: share of the cases with one of the first maxima on each part of the cause; passes: "
     "computing work per case, forward and backward, in units of one prediction; hold-out: the same in scenes on which "
     "no constant was chosen.",
-    "audits": "location: the audit reports the location of most of the cause; confirmed: the audit confirms its "
-    "evidence as the cause; correct: and the evidence overlaps the cause; false causes: unrelated objects and random "
-    "regions that are verified in the same way; passes: images that the network processes per case.",
+    "audits": "parts: share of the cases with one of the first maxima on each part of the cause; location: the audit "
+    "reports the location of most of the cause; confirmed: the audit confirms its evidence as the cause; correct: and "
+    "the evidence overlaps the cause; false causes: unrelated objects and random regions that are verified in the same "
+    "way; passes: images that the network processes per case.",
     "detectors": "fired: false positives at the objects that a cue accompanies; certified: those that vanish without "
     "the cue and persist without an unrelated object; energy: share on the cause of ReachCAM's heatmaps, of the "
     "detector and of its twin for the same boxes; similarity: correlation of the two heatmaps.",
@@ -130,7 +132,7 @@ def _audit_total(seeds: SeedSet, rows: Sequence[AuditRow]) -> AuditRow:
     weights = [row.cases for row in measured]
     means = {
         field: _weighted_mean([getattr(row, field) for row in measured], weights)
-        for field in ("peak", "energy", "location", "confirmed", "correct", "passes")
+        for field in ("peak", "energy", "parts", "location", "confirmed", "correct", "passes")
     }
     return AuditRow(
         family="all",
@@ -173,6 +175,7 @@ def _audit_cells(row: AuditRow) -> Cells:
         str(row.cases),
         _percent(row.peak),
         _number(row.energy),
+        _percent(row.parts),
         _percent(row.location),
         _percent(row.confirmed),
         _percent(row.correct),

@@ -66,11 +66,8 @@ class TrainingCache:
             model = family.build()
             model.load_state_dict(load(path.read_bytes()))
             return model.eval()
-        start = None
-        if name != PLAIN:
-            start = self.detector(family, PLAIN, bar)
-        elif family.base is not None:
-            start = self.detector(detector_families()[family.base], PLAIN, bar)
+        base = family if family.base is None else detector_families()[family.base]
+        start = None if name == PLAIN and base is family else self.detector(base, PLAIN, bar)
         scenario, split = _training_scenes(name)
         usual = family.steps if scenario in FIRST_SCENARIOS else family.short_steps
         steps = max(2, round((family.base_steps if name == PLAIN else usual) * self.effort))

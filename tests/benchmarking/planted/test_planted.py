@@ -13,7 +13,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from detcam.benchmarking.planted import certification
+from detcam.benchmarking.planted import certification, training_cache
 from detcam.benchmarking.planted import run as planted_run
 from detcam.benchmarking.planted.audit_check import check_audit, false_causes
 from detcam.benchmarking.planted.certification import certify_cases, cue_pairs
@@ -158,8 +158,8 @@ def test_tables_give_all_cases_equal_weights() -> None:
         MethodRow("fcos", "mark", "hold-out", "odam", few),
     )
     audits = (
-        AuditRow("fcos", "mark", "development", 3, 1.0, 1.0, 1.0, 1.0, 1.0, 6, 1, 30.0),
-        AuditRow("fcos", "far", "development", 1, 0.0, 0.0, 0.0, 1.0, 0.0, 2, 0, 10.0),
+        AuditRow("fcos", "mark", "development", 3, 1.0, 1.0, 1.0, 1.0, 1.0, 6, 1, 30.0, 0.5),
+        AuditRow("fcos", "far", "development", 1, 0.0, 0.0, 0.0, 1.0, 0.0, 2, 0, 10.0, 0.0),
     )
     planted = PlantedResults((row,), methods, audits)
     assert table_rows(planted, "methods")[:2] == [
@@ -167,7 +167,7 @@ def test_tables_give_all_cases_equal_weights() -> None:
         ("random", "all", "all", "1", "0 % (0-79)", "0.00", "11.0", "0 %", "6.0", "0", "-", "-"),
     ]
     assert table_rows(planted, "audits")[-1] == (
-        "all", "all", "development", "4", "75 %", "0.75", "75 %", "100 %", "75 %", "1 of 8", "25.0"
+        "all", "all", "development", "4", "75 %", "0.75", "38 %", "75 %", "100 %", "75 %", "1 of 8", "25.0"
     )  # fmt: skip
     assert table_rows(planted, "detectors") == [("fcos", "mark", "9 of 10", "8", "1 of 12", "0.50", "0.25", "-0.12")]
     lines = markdown_tables(planted).splitlines()
@@ -235,6 +235,21 @@ def test_training_restores_the_generator_and_depends_on_the_seed(tmp_path: Path)
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     assert not torch.equal(states[0][key], states[2][key])
     assert detector_name("far", twin=True) == "plain" and detector_name("look-alike", twin=True) == "carts"
+
+
+def test_mask_detector_starts_from_the_plain_box_detector(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained = []
+
+    def train(family: Any, scenario: Any, split: Any, steps: int, *, start: Any, **options: Any) -> torch.nn.Module:
+        trained.append((family.name, scenario, steps, type(start).__name__))
+        return family.build().eval()
+
+    monkeypatch.setattr(training_cache, "train_detector", train)
+    TrainingCache(tmp_path).detector(detector_families()["mask-rcnn"], detector_name("outline"))
+    assert trained == [
+        ("two-stage", "look-alike", 800, "NoneType"),
+        ("mask-rcnn", "outline", 300, "FasterRCNN"),
+    ]
 
 
 def test_command_refuses_invalid_arguments(tmp_path: Path) -> None:
