@@ -26,6 +26,7 @@ from detcam.benchmarking.planted.planted_errors import MIN_SCORE
 from detcam.cam import BaseCAM
 from detcam.data.ground_truth import GroundTruth
 from detcam.data.images import load_image
+from detcam.synthetic.shortcut_scenarios import SHORTCUTS
 from detcam.targets import InstanceMaskTarget, MaskTarget
 
 MAX_TRIES = 20
@@ -39,7 +40,7 @@ class AuditCheck:
     Attributes:
         hit: metrics of the audit's heatmap against the cause.
         location: location of the evidence according to the audit; None if it is unknown.
-        true_location: location of most of the cause.
+        true_location: location of most of the cause; of a neighbor, that of other objects of the class.
         confirmed: whether the audit confirms its evidence as the cause.
         on_cause: whether the evidence overlaps the cause.
         false_causes: number of false causes that the audit verified.
@@ -95,7 +96,8 @@ def check_audit(adapter: Adapter, cam: BaseCAM | None, case: PlantedCase, first_
     locations = location_regions(
         truth.image_size_hw, explained.case.box_xyxy, *object_regions(image.errors[0], truth, masks=False)
     )
-    cause_shares = location_shares(case.cause.float(), locations)
+    shares = location_shares(case.cause.float(), locations)
+    is_neighbor = SHORTCUTS[case.scenario].effect == "suppressed"  # an object of the class, within the box of the other
     regions = false_causes(case)
     verdicts = [
         explain_error(adapter, cast(BaseCAM, _PrecomputedMaps([region.float()])), image).case.verdict
@@ -104,7 +106,7 @@ def check_audit(adapter: Adapter, cam: BaseCAM | None, case: PlantedCase, first_
     return AuditCheck(
         measure_hit(heatmap, *case.parts),
         explained.case.evidence_location,
-        max(EVIDENCE_LOCATIONS, key=cause_shares.__getitem__),
+        "same class" if is_neighbor else max(EVIDENCE_LOCATIONS, key=shares.__getitem__),
         explained.case.confirmed,
         bool((evidence & case.cause).any()),
         len(regions),
