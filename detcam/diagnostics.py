@@ -121,11 +121,10 @@ def _warn_about_reach(results: Sequence[ImageHeatmaps], layers: str) -> None:
                 fractions.append(reach.fraction)
     if fractions:
         low, high = min(fractions), max(fractions)
-        span = f"{low:.0%}" if high - low < 0.01 else f"{low:.0%} to {high:.0%}"
+        span = f"{high:.1%}" if high - low < 0.01 else f"{low:.0%} to {high:.0%}"
         warn(
             f"the gradient at {layers} reaches only {span} of the image for {plural(len(fractions), 'target')}: "
-            "evidence elsewhere cannot appear on the map. An earlier "
-            "target layer (with HiResCAM or LayerCAM) reaches further",
+            "evidence elsewhere cannot appear on the map. The method reachcam chooses layers that reach further",
             ReachWarning,
         )
 

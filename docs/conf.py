@@ -36,6 +36,8 @@ nb_execution_raise_on_error = True
 nb_execution_timeout = 300
 nb_execution_show_tb = True
 
+highlight_language = "none"  # blocks without a language are commands and messages
+
 default_role = "py:obj"  # `name` in a docstring links to the name, if it is documented
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"

@@ -60,7 +60,7 @@ For every target the folder gets an overlay, PHOTO.METHOD.1.NAME.png, and the he
 (value / 65535 is in 0..1). explanations.json lists them with boxes, scores and reach.
 
 'reach' is the fraction of the image from which evidence can appear on the map at all. If it is small, a dark \
-background proves nothing; use an earlier --target-layer with hirescam or layercam.
+background proves nothing; use --method reachcam.
 
 [bold]Exit codes[/bold]
 
@@ -173,7 +173,7 @@ def explain_command(options: ExplainOptions) -> int:
         The exit code: 0, 1 if some images failed, 2 if no image could be explained.
     """
     from detcam.explanation.batch import explain_files, find_images
-    from detcam.explanation.explain import make_cam
+    from detcam.explanation.explain import DEFAULT_MAX_BOXES, make_cam
     from detcam.methods.spec import add_setting
 
     options.check()
@@ -183,7 +183,9 @@ def explain_command(options: ExplainOptions) -> int:
     model = f"{type(adapter.model).__name__} ({adapter.family}) on {adapter.device}"
     print(f"{model}, {make_cam(adapter, method).name} at {', '.join(adapter.layer_names)}", file=sys.stderr)
     target_options = options.target_options(adapter)
-    with ExplainReport(paths, options.score_threshold, adapter) as report:
+    by_default = adapter.task == "detection" and options.top_k is None and not options.box
+    max_boxes = DEFAULT_MAX_BOXES if by_default else None
+    with ExplainReport(paths, options.score_threshold, adapter, max_boxes=max_boxes) as report:
         index = explain_files(
             adapter,
             paths,
@@ -215,6 +217,8 @@ class ExplainReport:
         targets: number of explained targets.
         passes: numbers of perturbed images per image, for methods that sample.
         failures: number of images that could not be explained.
+        max_boxes: maximum number of targets per image that applies because the user gave none, or None.
+        cut: number of images with that many.
     """
 
     paths: Sequence[Path]
@@ -224,6 +228,8 @@ class ExplainReport:
     targets: int = 0
     passes: set[int] = field(default_factory=set)
     failures: int = 0
+    max_boxes: int | None = None
+    cut: int = 0
 
     def __enter__(self) -> ExplainReport:
         self.width = min(max(len(RESULT_COLUMNS[0]), *(len(path.name) for path in self.paths)), MAX_NAME_WIDTH)
@@ -251,6 +257,7 @@ class ExplainReport:
         else:
             self.explained += 1
             self.targets += len(entry["targets"])
+            self.cut += len(entry["targets"]) == self.max_boxes
             if entry["sampling"] is not None:
                 self.passes |= {entry["sampling"]["passes"]}
             self.bar.print(self._rows(path, entry))
@@ -295,6 +302,11 @@ class ExplainReport:
             console.print(f"{low if low == high else f'{low} to {high}'} passes per image")
         if not self.targets:
             print("The model predicts nothing. A lower --score-threshold includes weaker predictions.", file=sys.stderr)
+        if self.cut:
+            note = (
+                f"{plural(self.cut, 'image')} with {self.max_boxes} targets, the default maximum: --top-k explains more"
+            )
+            print(note, file=sys.stderr)
         if self.failures:
             print(f"detcam: {self.failures} of {plural(len(self.paths), 'image')} failed", file=sys.stderr)
         return 1 if self.failures else 0

@@ -268,7 +268,7 @@ class EngineOptions(CommonOptions):
 
     engine: Annotated[
         str,
-        option(ENGINE, "local|ray", "Run in this process, or on workers of Ray (pip install 'detcam[ray]')."),
+        option(ENGINE, "local|ray", "Run in this process, or on workers of Ray (pip install 'detcam\\[ray]')."),
     ] = "local"
     workers: Annotated[
         int | None, option(ENGINE, "N", "Ray workers. Default: one for each GPU, or as fit on the cores.", min=1)

@@ -223,6 +223,17 @@ def test_no_predictions_is_not_an_error(detcam_command: Command, detector: tuple
     assert read_entries(tmp_path / "explanations")[0]["targets"] == []
 
 
+def test_the_default_maximum_of_boxes_is_told(
+    detcam_command: Command, detector: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("detcam.explanation.explain.DEFAULT_MAX_BOXES", 1)
+    save_image(tmp_path / "a.png")
+    hint = "1 image with 1 targets, the default maximum: --top-k explains more"
+    command = ("explain", "a.png", *detector, "--score-threshold", "0")
+    assert hint in detcam_command(*command, "--out", "few")[2]
+    assert hint not in detcam_command(*command, "--top-k", "1", "--out", "own")[2]
+
+
 def test_similar_warnings_are_printed_once(detcam_command: Command, detector: tuple[str, ...], tmp_path: Path) -> None:
     for number in range(4):
         save_image(tmp_path / "in" / f"{number}.png", number)
