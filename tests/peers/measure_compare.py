@@ -39,12 +39,14 @@ SUBSETS = 50
 UNCHANGED = "no significant change"
 
 
-def write_scenes(folder: Path, scenario: ScenarioName, count: int, first_label: int) -> Path:
+def write_scenes(
+    folder: Path, scenario: ScenarioName, count: int, first_label: int, first_scene: int = FIRST_SCENE
+) -> Path:
     """Scenes in which the cue misleads, with their labels in COCO's format."""
     (folder / "images").mkdir(parents=True, exist_ok=True)
     images, annotations = [], []
     for number in range(count):
-        scene = draw_shortcut_scene(scenario, FIRST_SCENE + number, "test")
+        scene = draw_shortcut_scene(scenario, first_scene + number, "test")
         height, width = scene.image.shape[:2]
         Image.fromarray(scene.image).save(folder / "images" / f"{number}.png")
         images.append({"id": number, "file_name": f"{number}.png", "height": height, "width": width})

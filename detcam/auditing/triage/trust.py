@@ -12,7 +12,7 @@ import torch
 from detcam.adapters.base import Adapter
 from detcam.auditing.background_type import BackgroundClassifier, DetectionKey
 from detcam.auditing.case import AuditCase
-from detcam.auditing.sentences import is_outside
+from detcam.auditing.sentences import is_inside, is_outside
 from detcam.auditing.triage.probes import own_content, probing_adapter, score_stability, self_typicality
 from detcam.utils.batching import group_by
 
@@ -22,7 +22,8 @@ the score that remains in slightly changed images; ``typicality``: share of the 
 resemble the class less."""
 CONTRADICTIONS = ("own content", "inside")
 """Signals that are low if evidence and box contradict each other. ``own content``: share of the score that remains when
-all around the box is filled; ``inside``: what confirmed evidence outside the box leaves of the score."""
+all around the box is filled, unless the evidence is confirmed inside: so large a fill ends correct detections too;
+``inside``: what confirmed evidence outside the box leaves of the score."""
 
 
 @dataclass(frozen=True)
@@ -49,16 +50,14 @@ class TrustEstimator:
             pixels = self.adapter.reader.read(self.classifier.annotations[image].path)
             boxes = torch.tensor([cases[key].box_xyxy for key in keys])
             labels, scores = [cases[key].label for key in keys], [cases[key].score for key in keys]
-            stable = score_stability(probing, pixels, boxes, labels, scores)
-            alone = own_content(probing, pixels, boxes, labels, scores)
-            for key, first, second in zip(keys, stable, alone, strict=True):
+            for key, stability in zip(keys, score_stability(probing, pixels, boxes, labels, scores), strict=True):
                 inside = 1 - _outside_effect(cases[key])
-                signals[key] = {
-                    "score": cases[key].score,
-                    "stability": first,
-                    "own content": second,
-                    "inside": inside,
-                }
+                signals[key] = {"score": cases[key].score, "stability": stability, "inside": inside}
+            tested = [row for row, key in enumerate(keys) if not is_inside(cases[key])]
+            if tested:
+                of_tested = [labels[row] for row in tested], [scores[row] for row in tested]
+                for row, share in zip(tested, own_content(probing, pixels, boxes[tested], *of_tested), strict=True):
+                    signals[keys[row]]["own content"] = share
         for key, value in self._typicalities(cases).items():
             if math.isfinite(value):
                 signals[key]["typicality"] = value
@@ -88,7 +87,7 @@ def trust(signals: Mapping[str, float]) -> float:
         In [0, 1].
     """
     mean = float(np.mean([signals[name] for name in SIGNALS if name in signals]))
-    contradiction = 1 - min(signals[name] for name in CONTRADICTIONS)
+    contradiction = 1 - min(signals[name] for name in CONTRADICTIONS if name in signals)
     return mean * (1 - contradiction * (1 - signals.get("typicality", 0.0)))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -310,6 +311,21 @@ def test_cvats_own_types_accept_the_files(repaired: Path) -> None:
                 z_order=int(box.get("z_order") or 0),
             )
             assert not any(map(math.isnan, shape.points))
+
+
+def test_datumaro_loads_the_cvat_file(repaired: Path, originals: Path, tmp_path: Path) -> None:
+    """The library with which CVAT reads and writes data sets."""
+    datumaro = pytest.importorskip("datumaro", reason="datumaro is not installed")
+    (tmp_path / "annotations.xml").write_bytes((repaired / "relabel" / "cvat.xml").read_bytes())
+    shutil.copytree(originals, tmp_path / "images")
+    dataset = datumaro.Dataset.import_from(str(tmp_path), "cvat")
+    labels = [category.name for category in dataset.categories()[datumaro.AnnotationType.label].items]
+    assert labels == ["boat", HOSTILE.replace("\x01", "?")]
+    items = {item.id: item for item in dataset}
+    assert set(items) == {"2", "3"} and [len(items[name].annotations) for name in ("2", "3")] == [3, 2]
+    proposal = items["3"].annotations[1]
+    assert labels[proposal.label] == labels[1] and tuple(proposal.points) == (10, 10, 30, 30)
+    assert proposal.attributes["score"] in (0.9, "0.900")
 
 
 def test_label_studio_file(repaired: Path) -> None:

@@ -17,6 +17,7 @@ import detcam
 from detcam import adapt
 from detcam.adapters import Adapter
 from detcam.auditing import Audit, AuditCase
+from detcam.auditing.sentences import is_inside
 from detcam.auditing.triage import least_trusted_first, unlabeled_images
 from detcam.auditing.triage.probes import best_overlapping_score, own_content, score_stability, self_typicality
 from detcam.auditing.triage.trust import trust
@@ -56,7 +57,8 @@ def test_detections_are_explained_and_rated(found: Audit) -> None:
         assert case.type == "background" and "annotation" not in case.sentence
         outside = case.background_type == "context"
         assert case.trust_signals is not None and (case.trust_signals["inside"] < 0.75) == outside
-        assert set(case.trust_signals) == {"score", "stability", "own content", "inside"}
+        signals = {"score", "stability", "inside"} | (set() if is_inside(case) else {"own content"})
+        assert set(case.trust_signals) == signals, "the box alone is tested unless the evidence is inside"
         assert all(0 <= value <= 1 for value in (case.trust, *case.trust_signals.values()))
     trusts = [case.trust for case in found.least_trusted]
     assert trusts == sorted(trusts)
@@ -126,6 +128,8 @@ def test_contradictions_lower_the_trust_of_untypical_detections() -> None:
     )
     unknown = {name: value for name, value in signals.items() if name != "typicality"}
     assert trust({**unknown, "inside": 0.2}) == pytest.approx(0.85 * 0.2)
+    inside = {name: value for name, value in signals.items() if name != "own content"}
+    assert trust(inside) == pytest.approx(0.7) and trust({**inside, "inside": 0.5}) == pytest.approx(0.7 * 0.7)
 
 
 class BrightSpots:
