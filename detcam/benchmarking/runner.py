@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -26,7 +26,7 @@ from detcam.metrics.target_regions import TargetRegions
 from detcam.outputs import as_target
 from detcam.runs import CrashLog, Engine, Run
 from detcam.utils.console import ProgressBar, describe_error, shorten
-from detcam.utils.files import json_number, utf8_bytes
+from detcam.utils.files import is_storage_error, json_number, utf8_bytes
 
 IMAGE_ERRORS = (ArithmeticError, AttributeError, LookupError, MemoryError, OSError, RuntimeError, TypeError, ValueError)
 """Exceptions of one image, or of one method on it, that do not stop the benchmark."""
@@ -105,6 +105,8 @@ class MeasurementWork:
             key, image = own_log.call(ascii(sample.name), sample.read, self.adapter)
             row.update(own_log.call(key, self._measure, number, sample, key, image), key=key)
         except IMAGE_ERRORS as error:
+            if self._is_storage_error(error):
+                raise
             row["error"] = utf8_bytes(describe_error(error)).decode()
         own_log.close()
         return pa.Table.from_pylist([row], IMAGE_SCHEMA)
@@ -129,8 +131,17 @@ class MeasurementWork:
             cells[spec.name] = cell
         return {"record": json.dumps(record), "cells": json.dumps(cells), "computed": computed}
 
+    def _is_storage_error(self, error: BaseException) -> bool:
+        """Whether an exception is about the store, not about the image."""
+        is_gone = isinstance(error, FileNotFoundError) and not self.store.folder.is_dir()
+        return is_gone or is_storage_error(error)
+
     def complete(self, state: BenchmarkState) -> None:
-        """Count the work of each method on the first image, and draw the heatmaps of the figure that are missing."""
+        """Count the work of each method on the first image, and draw the heatmaps of the figure that are missing.
+
+        Raises:
+            StorageError: a result cannot be written.
+        """
         for index, (key, sample, _) in enumerate(state.images[: max(self.figure_images, 1)]):
             missing = [spec for spec in self.method_specs if self._lacks(spec, index, key, state)]
             if not missing:
@@ -142,8 +153,7 @@ class MeasurementWork:
                 continue
             for spec in missing:
                 call = partial(spec.explain, self.adapter, [image], [list(targets)])
-                with contextlib.suppress(*IMAGE_ERRORS), warnings.catch_warnings():
-                    warnings.simplefilter("ignore")
+                with self._suppressed():
                     if self._lacks_heatmap(spec, index, key):
                         heatmaps = read_heatmaps(call(), [(image.shape[-2], image.shape[-1])])[0]
                         self.store.put_heatmap(key, spec.name, _first_heatmap(heatmaps))
@@ -152,6 +162,17 @@ class MeasurementWork:
                         counted = {"passes": json_number(work.passes), "backward": work.backward}
                         state.cells[spec.name][key] = {**state.cells[spec.name][key], **counted}
                         self.store.put(key, spec.name, state.cells[spec.name][key])
+
+    @contextlib.contextmanager
+    def _suppressed(self) -> Iterator[None]:
+        """Suppress warnings, and exceptions of the image."""
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                yield
+        except IMAGE_ERRORS as error:
+            if self._is_storage_error(error):
+                raise
 
     def _lacks(self, spec: MethodSpec, index: int, key: str, state: BenchmarkState) -> bool:
         if state.cells[spec.name][key]["error"]:

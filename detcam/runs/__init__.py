@@ -1,8 +1,9 @@
 """Runs over many images: a folder that another process can continue, and the engines that do the work."""
 
 from detcam.runs.crash_log import CrashLog
-from detcam.runs.directory import MANIFEST, RUN_FOLDER, SHARDS, Run, Stage, is_unfinished, lock_folder, plan_shards
+from detcam.runs.directory import MANIFEST, RUN_FOLDER, SHARDS, Run, Stage, is_unfinished, plan_shards
 from detcam.runs.engines import Engine, LocalEngine, Work
+from detcam.runs.lock import lock_folder
 from detcam.runs.overlap import StagedWork
 from detcam.runs.ray_engine import EngineLike, RayEngine, make_engine
 

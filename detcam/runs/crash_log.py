@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -52,12 +53,23 @@ class CrashLog:
         """
         if self._crashes[name] >= MAX_CRASHES:
             raise ValueError(f"the process ended {self._crashes[name]} times while it was working on it")
-        file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        with self._noted(name):
+            return function(*args)
+
+    @contextmanager
+    def _noted(self, name: str) -> Iterator[None]:
+        """Keep a line in the file; without one where the disk is full, or the folder gone: the results will say so."""
+        try:
+            file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        except OSError:
+            yield
+            return
         try:
             size = os.fstat(file).st_size
-            os.write(file, f"{name}\n".encode())
+            with suppress(OSError):
+                os.write(file, f"{name}\n".encode())
             try:
-                return function(*args)
+                yield
             finally:
                 os.ftruncate(file, size)
         finally:

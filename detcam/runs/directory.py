@@ -1,8 +1,8 @@
-"""The folder of a run: a lock, a manifest, and for each stage of the work a list of shards and their results.
+"""The folder of a run: a manifest, and for each stage of the work a list of shards and their results.
 
 Its files::
 
-    .lock                   held by the process that works in the folder; a second one is refused
+    .lock                   held by the process that works in the folder: see `detcam.runs.lock`
     run/manifest.json       kind of the run, settings and versions: a run continues only where all of them are equal
     run/STAGE/shards.json   the shards of a stage: a list with the items of each
     run/STAGE/000012.parquet  the results of a shard; its existence says that the shard is done
@@ -20,10 +20,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-import filelock
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -38,42 +36,12 @@ from detcam.utils.version import __version__
 if TYPE_CHECKING:
     from detcam.runs.engines import Engine, Work
 
-RUN_FOLDER, MANIFEST, SHARDS, LOCK = "run", "manifest.json", "shards.json", ".lock"
+RUN_FOLDER, MANIFEST, SHARDS = "run", "manifest.json", "shards.json"
 RUN_SCHEMA, RUN_VERSION = "detcam/run", 1
 MANY_SHARDS = 250
 """Number of shards from which on shards are made larger rather than more numerous."""
 MAX_BATCHES = 64
 """Maximum number of batches of a shard, which an interruption repeats."""
-
-
-@contextmanager
-def lock_folder(out: str | Path | None) -> Iterator[Path]:
-    """Create a folder and hold its lock.
-
-    Args:
-        out: the folder; None takes a temporary one, which is removed at the end.
-
-    Yields:
-        The folder.
-
-    Raises:
-        RuntimeError: another process or thread works in the folder.
-    """
-    if out is None:
-        with TemporaryDirectory(prefix="detcam-") as temporary:
-            yield Path(temporary)
-        return
-    folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(folder / LOCK, timeout=0, thread_local=False)
-    try:
-        lock.acquire()
-    except filelock.Timeout:
-        raise RuntimeError(f"another run is working in {folder}; wait for its end, or choose another folder") from None
-    try:
-        yield folder
-    finally:
-        lock.release()
 
 
 def plan_shards(count: int, batch_size: int) -> list[list[int]]:
@@ -170,7 +138,7 @@ class Stage:
         """Say so if the folder was removed while a block used it."""
         try:
             yield
-        except FileNotFoundError as error:
+        except OSError as error:
             if self.folder.is_dir():
                 raise
             raise RuntimeError(f"{self.folder} was removed while the run was working in it; run it again") from error

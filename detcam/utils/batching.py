@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
+from detcam.utils.files import is_storage_error
 from detcam.utils.memory import is_out_of_memory, release_memory, warn_out_of_memory
 
 K = TypeVar("K")
@@ -82,7 +83,9 @@ def run_each(items: Sequence[T], run: Callable[[Sequence[T]], Sequence[R]]) -> l
         return []
     try:
         return list(run(items))
-    except Exception as error:  # noqa: BLE001 - what a user's model raises is not known; each caller reports it
+    except Exception as error:
+        if is_storage_error(error):
+            raise
         if len(items) == 1:
             return [error]
     return [result for item in items for result in run_each([item], run)]

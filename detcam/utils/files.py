@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -9,7 +10,7 @@ import re
 import unicodedata
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, SupportsFloat
@@ -19,6 +20,8 @@ import numpy as np
 FORMULA_SIGNS = "=+-@"
 """First characters, after spaces and in any width, of a text that a spreadsheet evaluates."""
 TEMPORARY_NAME = re.compile(r"\.[0-9a-f]{32}\.tmp")
+FULL = (errno.ENOSPC, errno.EDQUOT) if hasattr(errno, "EDQUOT") else (errno.ENOSPC,)
+"""Numbers of the errors of a full disk."""
 MAX_NAME_BYTES = 80
 """Maximum length of a `slug`; file systems allow 255 bytes for the whole file name."""
 
@@ -71,9 +74,31 @@ def csv_cell(value: object) -> Any:
     return f"'{value}" if first and (first in FORMULA_SIGNS or value[0] in "\t\r\n") else value
 
 
+class StorageError(OSError):
+    """A file of the results cannot be written: the disk is full, or the folder is gone."""
+
+
+def is_storage_error(error: BaseException) -> bool:
+    """Return whether an exception is about the disk of the results, not about one image."""
+    return isinstance(error, StorageError) or (isinstance(error, OSError) and error.errno in FULL)
+
+
+def _describe(error: OSError, path: Path) -> str:
+    """Why a file cannot be written."""
+    if error.errno in FULL:
+        return f"no space is left on the disk to write {path}; free some, and run it again (audit, explain: --resume)"
+    if isinstance(error, FileNotFoundError) and not path.parent.is_dir():
+        return f"{path.parent} was removed while files were written there; run it again"
+    return str(error)
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Open a file under a temporary name, which is flushed to the disk and renamed unless there is an exception."""
+    """Open a file under a temporary name, which is flushed to the disk and renamed unless there is an exception.
+
+    Raises:
+        StorageError: the file cannot be written.
+    """
     temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
         with open(temporary, "wb") as file:
@@ -81,8 +106,11 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        raise StorageError(_describe(error, path)) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def replace_file(path: Path, content: bytes | Iterable[bytes], *, flush_folder: bool = False) -> Path:

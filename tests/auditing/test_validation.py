@@ -173,7 +173,7 @@ def test_files_of_other_programs_are_not_overwritten(adapter: Adapter, scenes: P
         run(adapter, scenes, out=tmp_path / "site")
     (tmp_path / "site" / "audit.json").unlink()
     assert (tmp_path / "site" / "index.html").read_text() == "mine"
-    assert {file.name for file in (tmp_path / "site").iterdir()} == {"index.html", ".lock"}
+    assert {file.name for file in (tmp_path / "site").iterdir()} == {"index.html"}
 
 
 def test_missing_images_are_an_error(adapter: Adapter, scenes: Path, tmp_path: Path) -> None:
