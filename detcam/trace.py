@@ -324,14 +324,9 @@ def guarded(model: nn.Module, *, gradients: bool, quiet: bool = False, float32: 
                 UserWarning,
             )
         if any(_is_compiled(module) for module in model.modules()):
-            # Compiled code ignores new hooks; only torch 2.6 and later can run the model without it.
-            set_stance = getattr(torch.compiler, "set_stance", None)
-            if set_stance is None:
-                raise RuntimeError(
-                    "part of the model is compiled; explain the model before compilation, or update torch"
-                )
+            # Compiled code ignores new hooks.
             stack.enter_context(_STANCE_LOCK)
-            stack.enter_context(set_stance("force_eager"))
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(without_checkpointing())
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.set_grad_enabled(gradients))

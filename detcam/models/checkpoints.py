@@ -91,9 +91,8 @@ def _foreign(path: Path, error: Exception) -> str:
 
 def foreign_globals(path: Path) -> list[str]:
     """Return the names of the classes and functions, apart from tensors, in a `torch.save` file, without running it."""
-    read_globals = getattr(torch.serialization, "get_unsafe_globals_in_checkpoint", None)
     try:
-        names = read_globals(path) if read_globals else []
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     except (ValueError, RuntimeError, pickle.UnpicklingError):  # an old file without a zip archive
         names = []
     return sorted(names, key=lambda name: (name.startswith("torch."), name))
