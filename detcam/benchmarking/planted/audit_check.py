@@ -22,12 +22,13 @@ from detcam.auditing.explainer import ErrorExplainer, ErrorImage, object_regions
 from detcam.auditing.verification.evidence import box_region, location_regions, location_shares, move_region
 from detcam.benchmarking.planted.cases import PlantedCase
 from detcam.benchmarking.planted.hit_metrics import MapHit, measure_hit
+from detcam.benchmarking.planted.mask_target import MaskRestTarget
 from detcam.benchmarking.planted.planted_errors import MIN_SCORE
 from detcam.cam import BaseCAM
 from detcam.data.ground_truth import GroundTruth
 from detcam.data.images import load_image
 from detcam.synthetic.shortcut_scenarios import SHORTCUTS
-from detcam.targets import InstanceMaskTarget, MaskTarget
+from detcam.targets import MaskTarget
 
 MAX_TRIES = 20
 """Random positions that are tried for a false cause."""
@@ -141,7 +142,7 @@ def explain_error(adapter: Adapter, cam: BaseCAM | None, image: ErrorImage) -> E
 
 def error_image(adapter: Adapter, case: PlantedCase, first_label: int) -> ErrorImage | None:
     """Prepare the case as an audit does, with the scene's labels as annotations; None if it is no error there."""
-    if isinstance(case.target, MaskTarget | InstanceMaskTarget):  # an audit of masks needs annotated masks
+    if isinstance(case.target, MaskTarget | MaskRestTarget):  # an audit of masks needs annotated masks
         return None
     truth = scene_ground_truth(case, adapter, first_label)
     detections = case.detections
