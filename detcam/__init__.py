@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from detcam.methods import RISE as RISE
     from detcam.methods import SESS as SESS
     from detcam.methods import VPS as VPS
+    from detcam.methods import VXCODE as VXCODE
     from detcam.methods import AblationCAM as AblationCAM
     from detcam.methods import AttentionRollout as AttentionRollout
     from detcam.methods import CheferCAM as CheferCAM
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
     from detcam.methods import LayerCAM as LayerCAM
     from detcam.methods import LeGrad as LeGrad
     from detcam.methods import Occlusion as Occlusion
+    from detcam.methods import PhaseWin as PhaseWin
     from detcam.methods import ProbeCAM as ProbeCAM
     from detcam.methods import RandomCAM as RandomCAM
     from detcam.methods import ReachCAM as ReachCAM

@@ -60,7 +60,9 @@ QUICK: dict[str, dict[str, Any]] = {
     "rise": {"passes": 20},
     "drise": {"passes": 20},
     "occlusion": {"grid": 4},
-    "vps": {"regions": 4},
+    "vps": {"regions": 3},
+    "phasewin": {"regions": 3},
+    "vxcode": {"grid": 2},
     "sess": {"scales": 2},
 }
 """Settings with which methods of many passes take few."""

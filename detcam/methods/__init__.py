@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from detcam.methods.legrad import LeGrad as LeGrad
     from detcam.methods.occlusion import Occlusion as Occlusion
     from detcam.methods.odam import ODAM as ODAM
+    from detcam.methods.phase_win import PhaseWin as PhaseWin
     from detcam.methods.probe_cam import ProbeCAM as ProbeCAM
     from detcam.methods.random_cam import RandomCAM as RandomCAM
     from detcam.methods.reach_cam import ReachCAM as ReachCAM
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from detcam.methods.ssgrad_cam import SSGradCAM as SSGradCAM
     from detcam.methods.ssgrad_cam_plusplus import SSGradCAMPlusPlus as SSGradCAMPlusPlus
     from detcam.methods.vps import VPS as VPS
+    from detcam.methods.vxcode import VXCODE as VXCODE
     from detcam.methods.xgrad_cam import XGradCAM as XGradCAM
 
 MethodType = TypeVar("MethodType", bound="type[BaseCAM]")
@@ -66,6 +68,8 @@ METHOD_MODULES = {
     "RISE": "detcam.methods.rise",
     "DRISE": "detcam.methods.drise",
     "VPS": "detcam.methods.vps",
+    "PhaseWin": "detcam.methods.phase_win",
+    "VXCODE": "detcam.methods.vxcode",
     "Occlusion": "detcam.methods.occlusion",
     "ReciproCAM": "detcam.methods.recipro_cam",
     "ReachCAM": "detcam.methods.reach_cam",

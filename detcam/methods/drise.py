@@ -74,7 +74,7 @@ class DRISE(RISE):
             raise TypeError(
                 f"D-RISE matches boxes; {type(self.model).__name__} is explained as {self.adapter.task}: use RISE"
             )
-        boxes, classes = _boxes_and_classes(output, scorer.targets)
+        boxes, classes = boxes_and_classes(output, scorer.targets)
 
         def read_weights(raw: Any, batch: Batch) -> Tensor:
             candidates = [image.raw_candidates() for image in scorer.adapter.outputs(raw, batch)]
@@ -85,8 +85,8 @@ class DRISE(RISE):
         return read_weights
 
 
-def _boxes_and_classes(output: DetectorOutput, targets: Sequence[Any]) -> tuple[Tensor, Tensor]:
-    """Boxes (N, 4) and class vectors (N, C) of targets."""
+def boxes_and_classes(output: DetectorOutput, targets: Sequence[Any]) -> tuple[Tensor, Tensor]:
+    """Return boxes (N, 4) and class vectors (N, C) of targets: that of the source, or one-hot without a source."""
     other = [target for target in targets if not isinstance(target, DetectionTarget)]
     if other:
         raise TypeError(f"D-RISE explains boxes; got {type(other[0]).__name__}: give a BoxTarget, or use RISE")
@@ -102,7 +102,13 @@ def _boxes_and_classes(output: DetectorOutput, targets: Sequence[Any]) -> tuple[
 
 
 def detection_similarity(
-    target_boxes: Tensor, target_classes: Tensor, boxes: Tensor, classes: Tensor, *, background: int | None = None
+    target_boxes: Tensor,
+    target_classes: Tensor,
+    boxes: Tensor,
+    classes: Tensor,
+    *,
+    background: int | None = None,
+    objectness: bool = True,
 ) -> Tensor:
     """Similarity of each target to the most similar detection: IoU times class cosine times objectness.
 
@@ -112,6 +118,7 @@ def detection_similarity(
         boxes: (K, 4) xyxy, boxes of the detections.
         classes: (K, C) class scores of the detections; the largest one is the objectness.
         background: index of a background class, which does not count as objectness; None if there is none.
+        objectness: whether objectness is a factor.
 
     Returns:
         (N,) in [0, 1]; 0 for targets that no detection overlaps.
@@ -122,8 +129,11 @@ def detection_similarity(
         return target_classes.new_zeros(len(target_boxes))
     overlap, classes = overlap[:, overlaps], classes[overlaps]
     cosine = F.normalize(target_classes.to(classes), dim=1) @ F.normalize(classes, dim=1).T
-    foreground = [index for index in range(classes.shape[1]) if index != background]
-    return (overlap * cosine * classes[:, foreground].amax(1)).amax(1)
+    similarity = overlap * cosine
+    if objectness:
+        foreground = [index for index in range(classes.shape[1]) if index != background]
+        similarity = similarity * classes[:, foreground].amax(1)
+    return similarity.amax(1)
 
 
 def drise(

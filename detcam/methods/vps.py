@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
-from torchvision.ops import box_iou
 
-from detcam.adapters.base import Batch, ModelLike
+from detcam.adapters.base import ModelLike
 from detcam.layers import LayersLike
-from detcam.outputs import DetectorOutput, work_dtype
-from detcam.perturbation.base import ImageArea, ImageScorer, InputCAM, ReadOutput
-from detcam.results import Sampling
-from detcam.targets import BoxTarget
+from detcam.methods.common.region_search import (
+    TIE_TOLERANCE,
+    RegionSets,
+    SuperpixelSearchCAM,
+    check_region_counts,
+    saliency_of_order,
+)
 from detcam.trace import ReshapeTransform
-from detcam.utils.batching import batch_slices
 
 LAZY_BATCH = 4
 """Number of regions that a lazy search evaluates at a time, so that passes come in batches."""
-TIE_TOLERANCE = 1e-6
-"""Gains within this relative difference of the best are ties, due to rounding; the first region is chosen."""
 
 
-class VPS(InputCAM):
+class VPS(SuperpixelSearchCAM):
     r"""Superpixels ranked by a greedy search for the regions that produce the target.
 
     .. math:: F(S) = y(S) + 1 - y(V \setminus S),\quad s_i = \arg\max_r F(S_{i-1} \cup \{r\}),\quad
@@ -81,109 +78,20 @@ class VPS(InputCAM):
         own_gain: bool = True,
     ) -> None:
         super().__init__(model, target_layers, reshape_transform)
-        if regions < 2:
-            raise ValueError(f"expected at least 2 regions to choose from; got {regions}")
-        if select is not None and select < 1:
-            raise ValueError(f"expected select of at least 1, or None for all regions; got {select}")
+        check_region_counts(regions, select)
         self.regions, self.select, self.lazy, self.pinned, self.own_gain = regions, select, lazy, pinned, own_gain
 
-    def maps(self, scorer: ImageScorer) -> list[Tensor]:
-        area = ImageArea(scorer)
-        labels = superpixels(area.image[0], self.regions)
-        count = int(labels.max()) + 1
-        read_scores = self._score_reader(scorer)
-
-        def evaluate(visible: Tensor) -> Tensor:
-            shown = visible.to(labels.device)
-            parts = batch_slices(len(shown), scorer.images_per_pass)
-            scores = [scorer.score(area.apply_masks(shown[part][:, labels]), read_scores) for part in parts]
-            return torch.cat(scores).cpu().double()
-
-        search = GreedySearch(evaluate, count, len(scorer.targets), lazy=self.lazy)
-        search.run(count if self.select is None else min(self.select, count))
-        scorer.sampling = Sampling(search.passes)
-        saliency = search.saliency(own_gain=self.own_gain).to(area.inputs.device, work_dtype(area.inputs))
-        return [area.pad_maps(saliency[:, labels])]
-
-    def _score_reader(self, scorer: ImageScorer) -> ReadOutput:
-        """From a pass to the score y (K, N) of every target."""
-        matched = [index for index, target in enumerate(scorer.targets) if _is_box_score(scorer.output, target)]
-        others = [index for index in range(len(scorer.targets)) if index not in matched]
-        box_targets: list[Any] = [scorer.targets[index] for index in matched]
-        other_targets = [scorer.targets[index] for index in others]
-
-        def read_scores(raw: Any, batch: Batch) -> Tensor:
-            outputs = scorer.adapter.outputs(raw, batch)
-            scores = torch.zeros(len(outputs), len(scorer.targets), dtype=torch.float64)
-            for row, output in zip(scores, outputs, strict=True):
-                if box_targets:
-                    row[matched] = iou_weighted_scores(output, box_targets, pinned=self.pinned).cpu().double()
-            if other_targets:
-                values = scorer.adapter.score(outputs, [other_targets] * len(outputs))
-                scores[:, others] = torch.tensor([[float(v.detach()) for v in row] for row in values]).double()
-            if not torch.isfinite(scores).all():
-                raise RuntimeError("a perturbed image scores NaN or infinity; check the model, or use float32")
-            return scores
-
-        return read_scores
-
-
-def _is_box_score(output: Any, target: Any) -> bool:
-    """Whether a target is the class score of a box, which is matched by overlap."""
-    if not isinstance(output, DetectorOutput) or not isinstance(target, BoxTarget):
-        return False
-    return target.quantity == "score" and target.against is None
-
-
-def iou_weighted_scores(output: DetectorOutput, targets: Sequence[BoxTarget], *, pinned: bool = False) -> Tensor:
-    """Compute the IoU-weighted class score of each box.
-
-    Args:
-        output: the detector's output for one image.
-        targets: N boxes.
-        pinned: if True, the product at each target's source; else the maximum over all raw candidates.
-
-    Returns:
-        (N,) in [0, 1]; 0 for boxes that no candidate overlaps.
-    """
-    target_boxes = torch.tensor([target.box_xyxy for target in targets])
-    labels = torch.tensor([target.label for target in targets])
-    if pinned:
-        with torch.no_grad():
-            candidates = output.candidates(list(targets))
-        boxes = output.geometry.clip(candidates.boxes_xyxy).float().cpu()
-        overlap = box_iou(target_boxes, boxes).nan_to_num(0.0).diagonal()
-        return overlap * candidates.class_scores.float().cpu()[torch.arange(len(targets)), labels]
-    scores = torch.zeros(len(targets))
-    for label in labels.unique().tolist():
-        boxes, class_scores = (part.float().cpu() for part in output.raw_candidates(label))
-        if len(boxes):
-            members = labels == label
-            overlap = box_iou(target_boxes[members], boxes).nan_to_num(0.0)  # 0 / 0 for two boxes without area
-            scores[members] = (overlap * class_scores[:, label]).amax(1)
-    return scores
-
-
-def superpixels(image: Tensor, regions: int) -> Tensor:
-    """Segment an image (C, H, W) into connected superpixels: labels (H, W) from 0 on, approximately `regions`."""
-    from skimage.segmentation import slic  # slow to import
-
-    values = image.detach().float().cpu()
-    low, high = values.amin(), values.amax()
-    pixels = ((values - low) / (high - low).clamp(min=1e-12)).permute(1, 2, 0).double().numpy()
-    labels = slic(pixels, n_segments=regions, slic_zero=True, start_label=0, convert2lab=pixels.shape[2] == 3)
-    _, numbered = np.unique(labels, return_inverse=True)
-    return torch.as_tensor(numbered.reshape(labels.shape), device=image.device)
+    def rank(self, sets: RegionSets, targets: int) -> Tensor:
+        search = GreedySearch(sets, targets, lazy=self.lazy)
+        search.run(sets.regions if self.select is None else min(self.select, sets.regions))
+        return search.saliency(own_gain=self.own_gain)
 
 
 class GreedySearch:
     """Ranks regions by their gain, for several targets that share the evaluated images.
 
-    A set of regions is an int with one bit per region.
-
     Args:
-        evaluate: from visible regions (K, regions) bool to the scores (K, targets) float64.
-        regions: number of regions.
+        sets: the scores of sets of regions.
         targets: number of targets.
         lazy: if True, gains are evaluated again only for regions that may be chosen.
 
@@ -192,20 +100,12 @@ class GreedySearch:
         gains: per target, the increase of F by each of them.
     """
 
-    def __init__(self, evaluate: Callable[[Tensor], Tensor], regions: int, targets: int, *, lazy: bool) -> None:
-        self.evaluate = evaluate
-        self.regions = regions
+    def __init__(self, sets: RegionSets, targets: int, *, lazy: bool) -> None:
+        self.sets = sets
         self.lazy = lazy
-        self.all_regions = (1 << regions) - 1
         self.order: list[list[int]] = [[] for _ in range(targets)]
         self.gains: list[list[float]] = [[] for _ in range(targets)]
-        self._known: dict[int, Tensor] = {}
-        self._bounds = torch.full((targets, regions), torch.inf, dtype=torch.float64)
-
-    @property
-    def passes(self) -> int:
-        """Number of evaluated images."""
-        return len(self._known)
+        self._bounds = torch.full((targets, sets.regions), torch.inf, dtype=torch.float64)
 
     def run(self, steps: int) -> None:
         """Choose `steps` regions for each target."""
@@ -249,18 +149,10 @@ class GreedySearch:
 
     def values(self, sets: Sequence[int]) -> Tensor:
         """F (K, targets) of K sets of regions."""
-        needed = dict.fromkeys(part for shown in sets for part in (shown, self.all_regions ^ shown))
-        new = [part for part in needed if part not in self._known]
-        if new:
-            visible = torch.tensor([[part >> region & 1 for region in range(self.regions)] for part in new])
-            self._known.update(zip(new, self.evaluate(visible.bool()), strict=True))
-        return torch.stack([self._known[shown] + 1 - self._known[self.all_regions ^ shown] for shown in sets])
+        return self.sets.clue_and_collaboration(sets)
 
     def saliency(self, *, own_gain: bool) -> Tensor:
         """(targets, regions): sum of the magnitudes of the gains from a region (or the next) on; 0 if not chosen."""
-        saliency = torch.zeros(len(self.order), self.regions, dtype=torch.float64)
-        for target, (order, gains) in enumerate(zip(self.order, self.gains, strict=True)):
-            magnitudes = torch.tensor(gains, dtype=torch.float64).abs()
-            remaining = magnitudes.flip(0).cumsum(0).flip(0)
-            saliency[target, order] = remaining if own_gain else remaining - magnitudes
-        return saliency
+        regions = self.sets.regions
+        rows = zip(self.order, self.gains, strict=True)
+        return torch.stack([saliency_of_order(regions, order, gains, own_gain=own_gain) for order, gains in rows])

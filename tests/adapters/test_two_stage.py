@@ -24,7 +24,7 @@ from detcam import GradCAM, adapt
 from detcam.adapters.two_stage import TwoStageAdapter
 from detcam.data.images import load_image
 from detcam.methods import get_method
-from detcam.methods.vps import iou_weighted_scores
+from detcam.methods.common.region_search import iou_weighted_scores
 from detcam.metrics.scoring import BoxMatcher
 from detcam.targets import BoxTarget, InstanceMaskTarget
 from tests.adapters import torchvision_contract as contract

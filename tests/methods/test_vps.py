@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from detcam import VPS, adapt
 from detcam.adapters import detector
-from detcam.methods.vps import GreedySearch, iou_weighted_scores, superpixels
+from detcam.methods.common.region_search import RegionSets, iou_weighted_scores, superpixels
+from detcam.methods.vps import GreedySearch
 from detcam.targets import BoxTarget, ClassifierOutputTarget, MaskTarget
 from tests.helpers import TinyCNN, tensors
 
@@ -60,7 +61,7 @@ def random_function(seed: int, regions: int) -> SetFunction:
 
 def test_the_order_equals_a_direct_search() -> None:
     functions = [random_function(seed, 6) for seed in range(3)]
-    search = GreedySearch(evaluation_of(functions), 6, 3, lazy=False)
+    search = GreedySearch(RegionSets(evaluation_of(functions), 6), 3, lazy=False)
     search.run(6)
     for function, order, gains in zip(functions, search.order, search.gains, strict=True):
         expected, sizes = literal_greedy(function, 6)
@@ -72,11 +73,7 @@ class ClueAlone(GreedySearch):
     """Looks at y(S) alone: of a coverage its gains never grow, while those of 1 - y(V without S) never shrink."""
 
     def values(self, sets: Sequence[int]) -> Tensor:
-        new = [one for one in dict.fromkeys(sets) if one not in self._known]
-        if new:
-            visible = torch.tensor([[one >> region & 1 for region in range(self.regions)] for one in new])
-            self._known.update(zip(new, self.evaluate(visible.bool()), strict=True))
-        return torch.stack([self._known[one] for one in sets])
+        return self.sets.scores(sets)
 
 
 def coverage(seed: int, regions: int) -> SetFunction:
@@ -89,18 +86,18 @@ def coverage(seed: int, regions: int) -> SetFunction:
 
 def test_lazy_search_of_submodular_gains_needs_fewer_evaluations() -> None:
     covered = [coverage(seed, 16) for seed in range(2)]
-    plain, lazy = (ClueAlone(evaluation_of(covered), 16, 2, lazy=lazy) for lazy in (False, True))
+    plain, lazy = (ClueAlone(RegionSets(evaluation_of(covered), 16), 2, lazy=lazy) for lazy in (False, True))
     plain.run(5)
     lazy.run(5)
     assert min(plain.gains[0] + plain.gains[1]) > 1e-3, "regions without gain have no order"
     assert lazy.order == plain.order
-    assert lazy.passes < 0.8 * plain.passes
+    assert lazy.sets.passes < 0.8 * plain.sets.passes
 
 
 def test_three_regions_by_hand() -> None:
     y = {"": 0.0, "a": 0.5, "b": 0.1, "c": 0.0, "ab": 0.6, "ac": 0.5, "bc": 0.3, "abc": 0.9}
     evaluate = evaluation_of([lambda shown: y["".join("abc"[region] for region in sorted(shown))]])
-    search = GreedySearch(evaluate, 3, 1, lazy=False)
+    search = GreedySearch(RegionSets(evaluate, 3), 1, lazy=False)
     search.run(3)
     # F() = 0 + 1 - .9; F(a) = .5 + 1 - .3, F(b) = .1 + 1 - .5, F(c) = 0 + 1 - .6: a.
     # F(ab) = .6 + 1 - 0, F(ac) = .5 + 1 - .1: b. F(abc) = .9 + 1 - 0.
@@ -112,7 +109,8 @@ def test_three_regions_by_hand() -> None:
 
 def test_ties_select_the_first_region_despite_rounding() -> None:
     noise = itertools.cycle([0.0, 1e-9, -1e-9, 3e-9])
-    search = GreedySearch(evaluation_of([lambda shown: len(shown) / 4 + next(noise)]), 4, 1, lazy=False)
+    sets = RegionSets(evaluation_of([lambda shown: len(shown) / 4 + next(noise)]), 4)
+    search = GreedySearch(sets, 1, lazy=False)
     search.run(4)
     assert search.order == [[0, 1, 2, 3]]
 
