@@ -7,6 +7,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from detcam.utils.modules import all_modules
+
 DEFAULT_CLASSES = 100
 """Number of class indices of a model that tells labels only, where no names are given."""
 
@@ -40,7 +42,7 @@ def gradient_obstacle(model: nn.Module) -> tuple[str, str] | None:
     """Return why a model has no gradients, and what to explain instead; None for a model that may have them."""
     if isinstance(model, BlackBox):
         return model.obstacle, model.remedy
-    if any(".quantized." in f"{type(module).__module__}." for module in model.modules()):
+    if any(".quantized." in f"{type(module).__module__}." for module in all_modules(model)):
         return "is quantized (int8)", "explain the float model"
     return None
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
+from detcam.data.images import STRIP_PIXELS
 from detcam.geometry import Geometry
+from detcam.utils.batching import batch_slices
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,12 @@ class Letterbox:
 
 def image_array(image: Tensor) -> np.ndarray:
     """Return an (H, W, C) array in 0..255: uint8 if the image has 8 bits, since resizing then rounds, else float."""
-    scaled = image.detach().float().cpu().permute(1, 2, 0) * 255
-    rounded = scaled.round()
-    whole = (scaled - rounded).abs().max() < 1e-3 and rounded.min() >= 0 and rounded.max() <= 255
-    return (rounded.byte() if whole else scaled).numpy()
+    pixels = image.detach().permute(1, 2, 0)
+    whole = torch.empty(pixels.shape, dtype=torch.uint8)
+    for part in batch_slices(len(pixels), max(STRIP_PIXELS // pixels.shape[1], 1)):  # large images fill the memory
+        scaled = pixels[part].float().cpu() * 255
+        rounded = scaled.round()
+        if not ((scaled - rounded).abs().max() < 1e-3 and rounded.min() >= 0 and rounded.max() <= 255):
+            return (pixels.float().cpu() * 255).numpy()
+        whole[part] = rounded.byte()
+    return whole.numpy()

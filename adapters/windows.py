@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -74,10 +75,25 @@ def cut(feature: Tensor, cells: Tensor, radius: int) -> tuple[list[Tensor], Tens
     tops = (rows - radius).clamp(0, height - tall)
     lefts = (columns - radius).clamp(0, width - wide)
     windows = [
-        feature[:, :, top : top + tall, left : left + wide]
-        for top, left in zip(tops.tolist(), lefts.tolist(), strict=True)
+        _Window.apply(feature, top, left, tall, wide) for top, left in zip(tops.tolist(), lefts.tolist(), strict=True)
     ]
     return windows, (rows - tops) * wide + (columns - lefts)
+
+
+class _Window(torch.autograd.Function):
+    """A window of a map (1, C, h, w). Its backward pass fills one map; that of slices fills one for each axis."""
+
+    @staticmethod
+    def forward(ctx: Any, feature: Tensor, top: int, left: int, tall: int, wide: int) -> Tensor:
+        ctx.place = (..., slice(top, top + tall), slice(left, left + wide))
+        ctx.shape = feature.shape
+        return feature[ctx.place].clone()
+
+    @staticmethod
+    def backward(ctx: Any, *received: Tensor) -> tuple[Tensor, None, None, None, None]:
+        gradient = received[0].new_zeros(ctx.shape)
+        gradient[ctx.place] = received[0]
+        return gradient, None, None, None, None
 
 
 def restore_order(parts: Sequence[Tensor], positions: Sequence[int]) -> Tensor:

@@ -83,9 +83,9 @@ class Request:
         self, adapter: Adapter, outputs: Sequence[Any], batch: Batch
     ) -> tuple[list[Detections], list[list[Target]]]:
         """Return, per image, the model's selected predictions and a target for each."""
-        detections, targets = adapter.default_targets(outputs, batch)
         if self.choose is None:
-            return detections, targets
+            return adapter.default_targets(outputs, batch)
+        detections = adapter.detections(outputs, batch)
         selected = [self.choose(*pair) for pair in zip(detections, outputs, strict=True)]
         return [chosen for chosen, _ in selected], [row for _, row in selected]
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from detcam.utils.checkpointing import without_checkpointing
 from detcam.utils.hooks import active_hooks, complete
 from detcam.utils.model_lock import exclusive
+from detcam.utils.modules import all_modules, parameters_of
 from detcam.utils.warnings import warn
 
 ReshapeTransform = Callable[[Any], Any]
@@ -323,18 +324,20 @@ def guarded(model: nn.Module, *, gradients: bool, quiet: bool = False, float32: 
                 "model.eval() first to avoid this warning",
                 UserWarning,
             )
-        if any(_is_compiled(module) for module in model.modules()):
+        modules = all_modules(model)
+        parameters = parameters_of(modules)
+        if any(_is_compiled(module) for module in modules):
             # Compiled code ignores new hooks.
             stack.enter_context(_STANCE_LOCK)
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(without_checkpointing())
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.set_grad_enabled(gradients))
-        devices = {tensor.device for tensor in model.parameters() if tensor.device.type == "cuda"}
+        devices = {tensor.device for tensor in parameters if tensor.device.type == "cuda"}
         stack.enter_context(torch.random.fork_rng(devices=sorted(devices, key=str)))
-        training = [module for module in model.modules() if module.training]
+        training = [module for module in modules if module.training]
         # An inference tensor gets no gradient, and its flag can be set under inference mode only.
-        trainable = [p for p in model.parameters() if p.requires_grad and not p.is_inference()]
+        trainable = [p for p in parameters if p.requires_grad and not p.is_inference()]
         swapped: list[_Swapped] = []
 
         def restore() -> None:
@@ -351,10 +354,10 @@ def guarded(model: nn.Module, *, gradients: bool, quiet: bool = False, float32: 
             for parameter in trainable:
                 parameter.requires_grad_(False)
             if gradients:  # autograd cannot save inference tensors
-                _swap_tensors(model, swapped, Tensor.is_inference, Tensor.clone)
+                _swap_tensors(modules, swapped, Tensor.is_inference, Tensor.clone)
             if float32:
-                _swap_tensors(model, swapped, lambda tensor: tensor.dtype in HALF_TYPES, Tensor.float)
-                for device in {tensor.device.type for tensor in model.parameters()} or {"cpu"}:
+                _swap_tensors(modules, swapped, lambda tensor: tensor.dtype in HALF_TYPES, Tensor.float)
+                for device in {tensor.device.type for tensor in parameters} or {"cpu"}:
                     stack.enter_context(torch.autocast(device, enabled=False))
             yield
         finally:
@@ -371,17 +374,20 @@ _Swapped: TypeAlias = "tuple[dict[str, Any], str, Tensor]"
 
 
 def _swap_tensors(
-    model: nn.Module, swapped: list[_Swapped], select: Callable[[Tensor], bool], convert: Callable[[Tensor], Tensor]
+    modules: Iterable[nn.Module],
+    swapped: list[_Swapped],
+    select: Callable[[Tensor], bool],
+    convert: Callable[[Tensor], Tensor],
 ) -> None:
     """Replace some of the parameters and buffers.
 
     Args:
-        model: the model.
+        modules: the modules of the model.
         swapped: gets what is replaced, before it is.
         select: which tensors are replaced.
         convert: what by.
     """
-    for module in model.modules():
+    for module in modules:
         holders: tuple[dict[str, Any], dict[str, Any]] = (module._parameters, module._buffers)
         for tensors in holders:
             for name, tensor in tensors.items():

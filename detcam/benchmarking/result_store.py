@@ -14,6 +14,7 @@ from detcam.adapters.base import Adapter
 from detcam.explanation.writer import encode_heatmap, read_heatmap
 from detcam.utils.files import check_same_settings, json_number, read_json, remove_temporary_files, replace_file, slug
 from detcam.utils.hashing import adapter_digest, weights_digest
+from detcam.utils.precision import autocast_precision
 
 SETTINGS_FILE, CELLS_FOLDER = "settings.json", "cells"
 MAX_NAME_LENGTH = 60
@@ -34,7 +35,7 @@ class ResultStore:
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
         self.folder = folder
         file = folder / SETTINGS_FILE
-        settings = json.loads(json.dumps(settings))
+        settings = json.loads(json.dumps({**settings, "autocast": autocast_precision()}))
         if file.is_file():
             stored = read_json(file, settings["schema"], settings["version"])
             check_same_settings(file.parent, stored, settings)

@@ -50,7 +50,8 @@ def make_callback(options: type[OptionsT], run: Callable[[OptionsT], int]) -> Ca
         settings = options(**values)
         with one_line_errors(settings.debug):
             import_modules(settings.imports or [])
-            code = run(settings)
+            with settings.context():
+                code = run(settings)
         raise typer.Exit(code)
 
     callback.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -113,6 +114,10 @@ class CommonOptions:
 
     imports: Imports = None
     debug: Debug = False
+
+    def context(self) -> AbstractContextManager[object]:
+        """Return a context in which the command runs."""
+        return nullcontext()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -278,6 +283,24 @@ class EngineOptions(CommonOptions):
         str | None,
         option(ENGINE, "HOST:PORT", "A Ray cluster that runs and sees the same files. Default: start one here."),
     ] = None
+
+    dtype: Annotated[
+        str,
+        option(
+            ENGINE,
+            "NAME",
+            "float32, or autocast to bfloat16 or float16: faster on many GPUs and a few CPUs. Methods that compare "
+            "scores stay in float32.",
+        ),
+    ] = "float32"
+
+    def context(self) -> AbstractContextManager[object]:
+        """Return autocast to the precision."""
+        if self.dtype == "float32":
+            return nullcontext()
+        from detcam.utils.precision import autocast_to
+
+        return autocast_to(self.dtype)
 
     def engine_object(self) -> EngineLike:
         """Return the engine.

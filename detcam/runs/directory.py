@@ -31,6 +31,7 @@ from detcam.runs.crash_log import CrashLog
 from detcam.runs.overlap import StagedWork, divided, run_overlapped
 from detcam.utils.batching import batches
 from detcam.utils.files import check_same_settings, read_json, remove_temporary_files, replace_file
+from detcam.utils.precision import autocast_precision
 from detcam.utils.version import __version__
 
 if TYPE_CHECKING:
@@ -193,6 +194,7 @@ class Run:
         self.folder = out / RUN_FOLDER
         manifest = self.folder / MANIFEST
         versions = {"detcam": __version__, "torch": torch.__version__, "numpy": np.__version__}
+        versions["autocast"] = autocast_precision()
         current = {"schema": RUN_SCHEMA, "version": RUN_VERSION, "kind": kind, **versions, **settings}
         current = json.loads(json.dumps(current))
         if is_unfinished(out):

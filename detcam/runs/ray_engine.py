@@ -17,6 +17,7 @@ import torch
 from detcam.runs.engines import Engine, LocalEngine
 from detcam.utils.device import on_device
 from detcam.utils.optional import needs_extra
+from detcam.utils.precision import autocast_precision, autocast_to
 from detcam.utils.user_modules import import_modules
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ class RayEngine:
         rows = [{"shard": number, "payload": ray.cloudpickle.dumps(payload)} for number, payload in shards]
         data = ray.data.from_items(rows, override_num_blocks=min(count, MAX_BLOCKS)).map(
             _Replica,
-            fn_constructor_args=(packed, self.threads, gpus, self.imports),
+            fn_constructor_args=(packed, self.threads, gpus, self.imports, autocast_precision()),
             compute=ray.data.ActorPoolStrategy(size=min(workers, count)),
             num_cpus=self.threads,
             num_gpus=gpus,
@@ -144,15 +145,16 @@ def make_engine(engine: EngineLike) -> Engine:
 class _Replica:
     """An actor's copy of the work."""
 
-    def __init__(self, packed: bytes, threads: int, gpus: float, imports: Sequence[str]) -> None:
+    def __init__(self, packed: bytes, threads: int, gpus: float, imports: Sequence[str], precision: str) -> None:
         import_modules(imports)
         torch.set_num_threads(threads)
+        self.precision = precision
         self.work, self.stage = pickle.loads(packed)
         if gpus:
             self.work.model.to("cuda")
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        with warnings.catch_warnings(record=True) as caught:
+        with warnings.catch_warnings(record=True) as caught, autocast_to(self.precision):
             warnings.simplefilter("always")
             self.stage.compute(self.work, int(row["shard"]), pickle.loads(row["payload"]))
         found = {(each.category, str(each.message)) for each in caught if issubclass(each.category, UserWarning)}

@@ -13,6 +13,8 @@ from typing import Any
 
 from torch import nn
 
+from detcam.utils.modules import all_modules
+
 
 @dataclass(frozen=True, order=True)
 class _Lock:
@@ -33,7 +35,7 @@ class _LockTable:
     def locks_of(self, model: nn.Module) -> list[_Lock]:
         """Return a model's locks in the order of acquisition: one, or one per part that was explained separately."""
         with self._table_lock:
-            modules = list(model.modules())
+            modules = all_modules(model)
             locks = {lock for lock in map(self.locks.get, modules) if lock is not None}
             model_lock = min(locks) if locks else _Lock(next(self._numbers))
             for module in modules:

@@ -1,9 +1,15 @@
-"""Double precision where the device has it."""
+"""Precision of numbers: double where the device has it, and autocast."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
 import torch
 from torch import Tensor
+
+PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+"""Names of the types in which a network can compute; None leaves it as it is."""
 
 
 def to_float64(tensor: Tensor) -> Tensor:
@@ -14,3 +20,35 @@ def to_float64(tensor: Tensor) -> Tensor:
 def float64_on(device: torch.device) -> torch.dtype:
     """Return float64, or float32 for a device without it."""
     return torch.float32 if device.type == "mps" else torch.float64
+
+
+@contextmanager
+def autocast_to(precision: str) -> Iterator[None]:
+    """Run a block under `torch.autocast` on every device of this machine; the weights keep their type.
+
+    Args:
+        precision: a name in `PRECISIONS`; ``"float32"`` changes nothing.
+
+    Raises:
+        ValueError: there is no such type.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"expected dtype {', '.join(PRECISIONS)}; got {precision!r}")
+    dtype = PRECISIONS[precision]
+    with ExitStack() as stack:
+        for device in _device_types() if dtype is not None else ():
+            stack.enter_context(torch.autocast(device, dtype))
+        yield
+
+
+def autocast_precision() -> str:
+    """Return the name of the type to which autocast is set in this thread."""
+    for device in _device_types():
+        if torch.is_autocast_enabled(device):
+            return str(torch.get_autocast_dtype(device)).removeprefix("torch.")
+    return "float32"
+
+
+def _device_types() -> list[str]:
+    available = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available, "cpu": lambda: True}
+    return [device for device, is_available in available.items() if is_available()]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -278,6 +279,7 @@ def _enlarge(image: ImageArray) -> tuple[ImageArray, int]:
     return image.repeat(factor, axis=0).repeat(factor, axis=1), factor
 
 
+@lru_cache(maxsize=8)
 def _color_bar(height: int, scale: drawing.Scale, colormap: str | int) -> ImageArray:
     """Draw the colormap over light gray, from 1 at the top to 0 at the bottom, with a margin on the left."""
     width = max(8, scale.font)

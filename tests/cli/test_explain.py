@@ -21,6 +21,7 @@ from detcam.cli.main import app
 from detcam.explanation.explain import explain
 from detcam.explanation.writer import EXPLANATIONS_FILE, read_heatmap
 from detcam.models.load import load_model
+from detcam.utils.precision import autocast_precision
 from tests.cli.files import CLASSIFIER, DETECTOR, Command, read_entries, save_image
 
 
@@ -212,6 +213,21 @@ def test_interrupted_run_is_resumed(detcam_command: Command, tmp_path: Path, mon
     whole = {path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()}
     assert {path.name: path.read_bytes() for path in (tmp_path / "in").iterdir() if path.name in whole} == whole
     assert {path.name for path in (tmp_path / "in").iterdir()} == {*whole, "a.png", "b.png", "c.png"}
+
+
+def test_dtype_is_that_of_autocast(detcam_command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_image(tmp_path / "in" / "a.png")
+    seen: list[str] = []
+
+    def watched(*arguments: Any, **options: Any) -> Any:
+        seen.append(autocast_precision())
+        return explain(*arguments, **options)
+
+    monkeypatch.setattr(detcam.explanation.batch, "explain", watched)
+    assert detcam_command("explain", "in", *CLASSIFIER, "--dtype", "bfloat16")[0] == 0
+    assert seen == ["bfloat16"] and autocast_precision() == "float32"
+    code, _, err = detcam_command("explain", "in", *CLASSIFIER, "--dtype", "int4")
+    assert code == 2 and "expected dtype float32, bfloat16, float16; got 'int4'" in err
 
 
 def test_no_predictions_is_not_an_error(detcam_command: Command, detector: tuple[str, ...], tmp_path: Path) -> None:

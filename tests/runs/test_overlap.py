@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+import torch
 from torch import nn
 
 from detcam.runs import CrashLog, LocalEngine, Run, Stage, lock_folder
@@ -90,6 +91,8 @@ def test_parts_are_read_ahead_and_shards_end_in_order(tmp_path: Path) -> None:
 def test_an_interrupted_run_keeps_what_was_computed_and_continues(tmp_path: Path) -> None:
     done, _ = run(tmp_path, Doubles(stop_at=4))
     assert done == [0, 1, -1]
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(ValueError, match="autocast was 'float32' and is now 'b"):
+        run(tmp_path, Doubles(), resume=True)
     work = Doubles()
     done, stage = run(tmp_path, work, resume=True)
     assert done == [0, 1, 2] and [event for event in work.events if "compute" in event] == ["compute 4", "compute 5"]
