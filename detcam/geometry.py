@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+MAX_CACHED_MATRICES = 8
+"""Number of matrices of weights that are kept for further maps of the same sizes."""
+MAX_CACHED_SIZE = 2**20
+"""Maximum number of weights of a matrix that is kept."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +86,7 @@ class Geometry:
         """Resize maps from a feature map's grid to image pixels, undoing padding and scale.
 
         Bilinear with half-pixel centers and clamped borders; for an image that fills the input it equals
-        ``F.interpolate(mode="bilinear", align_corners=False)``. It takes two small matrix products, one per axis.
+        ``F.interpolate(mode="bilinear", align_corners=False)``.
 
         Args:
             maps: (N, h, w), any floating dtype, over the whole input canvas.
@@ -88,7 +94,7 @@ class Geometry:
         Returns:
             (N, H, W), same dtype and device.
         """
-        return self.sum_to_image([maps])
+        return _interpolate(_interpolate(maps, self, 0), self, 1)
 
     def sum_to_image(self, levels: Sequence[Tensor]) -> Tensor:
         """Return the sum (N, H, W) of maps (N, h, w) of several grids, each resized by `to_image`.
@@ -104,8 +110,7 @@ class Geometry:
 
         A cell is the mean of its pixels; cells on padding are 0.
         """
-        rows = _binning_matrix(maps, self, 0, grid_size_hw[0])
-        columns = _binning_matrix(maps, self, 1, grid_size_hw[1])
+        rows, columns = (_binning_weights(self, axis, grid_size_hw[axis], maps) for axis in (0, 1))
         return torch.matmul(torch.matmul(rows, maps), columns.T)
 
     @staticmethod
@@ -130,19 +135,40 @@ def _cell_coordinates(maps: Tensor, geometry: Geometry, axis: int) -> Tensor:
     return position * (maps.shape[1 + axis] / geometry.input_size_hw[axis])
 
 
-def _interpolation_matrix(maps: Tensor, geometry: Geometry, axis: int) -> Tensor:
+def _interpolation(maps: Tensor, geometry: Geometry, axis: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The two cells between which each pixel of the image lies along an axis, and its fraction of the way, each (n,)."""
     cells = maps.shape[1 + axis]
     position = (_cell_coordinates(maps, geometry, axis) - 0.5).clamp(0, cells - 1)
     low = position.floor().long()
     fraction = (position - low).to(maps.device, maps.dtype)
     low = low.to(maps.device)
-    matrix = maps.new_zeros(len(position), cells)
+    return low, (low + 1).clamp(max=cells - 1), fraction
+
+
+def _interpolate(maps: Tensor, geometry: Geometry, axis: int) -> Tensor:
+    """Interpolate maps (N, h, w) to the image's pixels along an axis (0 rows, 1 columns)."""
+    low, high, fraction = _interpolation(maps, geometry, axis)
+    first, second = maps.index_select(1 + axis, low), maps.index_select(1 + axis, high)
+    return torch.lerp(first, second, fraction[:, None] if axis == 0 else fraction)
+
+
+def _interpolation_matrix(maps: Tensor, geometry: Geometry, axis: int) -> Tensor:
+    low, high, fraction = _interpolation(maps, geometry, axis)
+    matrix = maps.new_zeros(len(low), maps.shape[1 + axis])
     matrix.scatter_add_(1, low[:, None], (1 - fraction)[:, None])
-    matrix.scatter_add_(1, (low + 1).clamp(max=cells - 1)[:, None], fraction[:, None])
+    matrix.scatter_add_(1, high[:, None], fraction[:, None])
     return matrix
 
 
-def _binning_matrix(maps: Tensor, geometry: Geometry, axis: int, cells: int) -> Tensor:
+def _binning_weights(geometry: Geometry, axis: int, cells: int, maps: Tensor) -> Tensor:
+    """Return the matrix of `_binning_matrix` for maps of some dtype and device; small ones are kept."""
+    is_small = cells * geometry.image_size_hw[axis] <= MAX_CACHED_SIZE
+    matrix = _cached_binning_matrix if is_small else _binning_matrix
+    return matrix(geometry, axis, cells, maps.dtype, maps.device)
+
+
+@torch.inference_mode(False)  # kept for passes with gradients too
+def _binning_matrix(geometry: Geometry, axis: int, cells: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return weights (cells, pixels): the fraction of each cell that a pixel covers along an axis.
 
     Rows sum to 1, or to 0 on padding. Overlaps are exact, so a grid may be finer than the image (an upscaled input).
@@ -155,7 +181,10 @@ def _binning_matrix(maps: Tensor, geometry: Geometry, axis: int, cells: int) -> 
     starts = torch.arange(cells, dtype=torch.float64)[:, None]
     overlap = torch.minimum(edges[None, 1:], starts + 1) - torch.maximum(edges[None, :-1], starts)
     overlap = overlap.clamp(min=0)
-    return (overlap / overlap.sum(1, keepdim=True).clamp(min=1e-12)).to(maps.device, maps.dtype)
+    return (overlap / overlap.sum(1, keepdim=True).clamp(min=1e-12)).to(device, dtype)
+
+
+_cached_binning_matrix = lru_cache(MAX_CACHED_MATRICES)(_binning_matrix)
 
 
 def to_pixels(maps: Tensor, geometry: Geometry) -> Tensor:

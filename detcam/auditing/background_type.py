@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import numpy as np
@@ -49,6 +49,7 @@ class BackgroundClassifier:
         annotations: ground truth of each image.
         score_threshold: minimum score of the detections that are compared.
         batch_size: images per forward pass.
+        planned: indices of errors whose `box_features` are asked for later, and computed in the same passes.
     """
 
     adapter: Adapter
@@ -57,6 +58,8 @@ class BackgroundClassifier:
     annotations: Annotations
     score_threshold: float
     batch_size: int
+    planned: Sequence[int] = ()
+    _known: dict[DetectionKey, np.ndarray] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def classify(self, cases: Mapping[int, AuditCase]) -> dict[int, tuple[BackgroundType | None, float]]:
         """Determine type and typicality of the background errors among explained cases.
@@ -92,24 +95,21 @@ class BackgroundClassifier:
 
         Errors in further images than `max_images`, and missed objects, have none.
         """
+        keys = self._keys(indices, max_images)
+        features = self.features(_by_image(keys.values()))
+        return {index: features[key] for index, key in keys.items() if key in features}
+
+    def _keys(self, indices: Sequence[int], max_images: int = MAX_FEATURE_IMAGES) -> dict[int, DetectionKey]:
+        """The detections of errors in the first images, by index of the error; missed objects have none."""
         keys = {index: self._key(index) for index in indices if self.analysis[index].detection_index is not None}
         images = set(sorted({image for image, _ in keys.values()})[:max_images])
-        by_image: dict[int, set[int]] = {}
-        for image, detection in keys.values():
-            if image in images:
-                by_image.setdefault(image, set()).add(detection)
-        features = self.features({image: sorted(detections) for image, detections in by_image.items()})
-        return {index: features[key] for index, key in keys.items() if key in features}
+        return {index: key for index, key in keys.items() if key[0] in images}
 
     def _typicalities(self, indices: Sequence[int]) -> dict[int, float]:
         """Typicality of errors with their evidence in the box, by their index in the analysis."""
         keys = {index: self._key(index) for index in indices}
         compared = self._choose_compared(keys)
-        by_image: dict[int, set[int]] = {}
-        for correct, wrong in compared.values():
-            for image, detection in (*correct, *wrong):
-                by_image.setdefault(image, set()).add(detection)
-        features = self.features({image: sorted(detections) for image, detections in by_image.items()})
+        features = self.features(_by_image(key for pair in compared.values() for keys_of in pair for key in keys_of))
         values: dict[DetectionKey, float] = {}
         for correct, wrong in compared.values():
             members = [key for key in (*correct, *wrong) if key in features]
@@ -187,8 +187,15 @@ class BackgroundClassifier:
         return chosen
 
     def features(self, detections: Mapping[int, Sequence[int]]) -> dict[DetectionKey, np.ndarray]:
-        """(D,) features of detections, given as detection indices by image index."""
-        features: dict[DetectionKey, np.ndarray] = {}
+        """(D,) features of detections, given as detection indices by image index; those of a detection are kept."""
+        asked = [(image, detection) for image, of_image in detections.items() for detection in of_image]
+        missing = {key[0] for key in asked if key not in self._known}
+        planned = self._keys(self.planned).values()
+        self._compute(_by_image(key for key in (*asked, *planned) if key[0] in missing))
+        return {key: self._known[key] for key in asked if key in self._known}
+
+    def _compute(self, detections: Mapping[int, Sequence[int]]) -> None:
+        """Compute the features of detections, given as detection indices by image index."""
         for chunk in batches(sorted(detections), self.batch_size):
             pixels = [self.adapter.reader.read(self.annotations[image].path) for image in chunk]
             for group in self.adapter.groups(pixels, self.batch_size):
@@ -197,8 +204,7 @@ class BackgroundClassifier:
                     if isinstance(pooled, Exception):  # compared with nothing, as an image of no detection
                         continue
                     keys = [(chunk[row], detection) for detection in detections[chunk[row]]]
-                    features |= {key: values for key, values in zip(keys, pooled, strict=True) if len(values)}
-        return features
+                    self._known.update({key: each for key, each in zip(keys, pooled, strict=True) if len(each)})
 
     def _pool(self, items: Sequence[tuple[Tensor, Tensor]]) -> list[np.ndarray]:
         """Per image and its boxes (n, 4), features (n, D) over the boxes: all levels of the target layers together."""
@@ -214,6 +220,14 @@ class BackgroundClassifier:
             parts = [pool_boxes(level[row].float().cpu().numpy(), corners, geometry.input_size_hw) for level in levels]
             features.append(np.concatenate(parts, axis=1) if parts else np.zeros((len(corners), 0)))
         return features
+
+
+def _by_image(keys: Iterable[DetectionKey]) -> dict[int, list[int]]:
+    """Sorted detection indices by image index."""
+    found: dict[int, set[int]] = {}
+    for image, detection in keys:
+        found.setdefault(image, set()).add(detection)
+    return {image: sorted(detections) for image, detections in found.items()}
 
 
 def _spread(keys: Sequence[DetectionKey], images: set[int]) -> list[DetectionKey]:

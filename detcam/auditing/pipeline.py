@@ -430,14 +430,16 @@ def _run(
         ids = {index: cases[index].id for index in sorted(chosen)}
         explained = {index: by_id[name] for index, name in ids.items() if name in by_id}
     with stages.timed("comparing"):
+        counted = sorted({index for indices in (*relevant, chosen) for index in indices})
+        if len(chosen) < MIN_EXPLAINED:
+            counted = []
         classifier = BackgroundClassifier(
-            adapter, analysis, detections, annotations, settings.score_threshold, stages.batch_size
+            adapter, analysis, detections, annotations, settings.score_threshold, stages.batch_size, counted
         )
         explained = _classify_background(classifier, explained)
         if is_unlabeled:
             explained = _estimate_trust(classifier, analysis, explained)
-        counted = sorted({index for indices in (*relevant, chosen) for index in indices})
-        box_features = classifier.box_features(counted) if len(chosen) >= MIN_EXPLAINED else {}
+        box_features = classifier.box_features(counted)
     with stages.timed("grouping"):
         cases = cases.with_explained({index: each.case for index, each in explained.items()})
         features = {index: each.features for index, each in explained.items()}

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from detcam.outputs import work_dtype
 from detcam.perturbation.harmonic_solver import harmonic_fill
+from detcam.utils.components import Window, components, grown
 from detcam.utils.filters import blur
 from detcam.utils.opencv import cv2
 
@@ -145,31 +146,28 @@ class RingFill(Fill):
 
     def __call__(self, images: Tensor, removed: Tensor) -> Tensor:
         check_masks(images, removed)
-        filled = images.expand(len(removed), -1, -1, -1).clone()
-        for image, mask in zip(filled, removed, strict=True):
-            kept = ~mask
-            original = image.clone()
-            for part, ring in _parts_with_rings(mask.cpu().numpy()):
-                ring_pixels = torch.from_numpy(ring).to(mask.device) & kept
-                source = ring_pixels if bool(ring_pixels.any()) else (kept if bool(kept.any()) else ~kept)
-                mean = original[:, source].to(work_dtype(original)).mean(1, keepdim=True)
-                image[:, torch.from_numpy(part).to(mask.device)] = mean.to(image.dtype)
+        images = images.expand(len(removed), -1, -1, -1)
+        filled = images.clone()
+        for image, original, mask in zip(filled, images, removed, strict=True):
+            for window, part, ring in _parts_with_rings(mask.cpu().numpy()):
+                source, pixels = torch.from_numpy(ring).to(mask.device), original[(slice(None), *window)]
+                if not ring.any():
+                    source, pixels = (mask if bool(mask.all()) else ~mask), original
+                mean = pixels[:, source].to(work_dtype(original)).mean(1, keepdim=True)
+                image[(slice(None), *window)][:, torch.from_numpy(part).to(mask.device)] = mean.to(image.dtype)
         return filled
 
 
-def _parts_with_rings(mask: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Each connected part of a mask (h, w) bool, and the pixels around it, as masks (h, w) bool."""
-    count, parts, statistics, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8))
-    for number in range(1, count):
-        left, top, width, height, area = statistics[number].tolist()
+def _parts_with_rings(mask: np.ndarray) -> Iterator[tuple[Window, np.ndarray, np.ndarray]]:
+    """Each connected part of a mask (h, w) bool: a window, and in it the part and the free pixels around it, bool."""
+    for extent, inner, area in components(mask):
         margin = max(2, round(RING_WIDTH * area**0.5))
-        rows = slice(max(top - margin, 0), top + height + margin)
-        columns = slice(max(left - margin, 0), left + width + margin)
-        part, ring = np.zeros_like(mask), np.zeros_like(mask)
-        part[rows, columns] = parts[rows, columns] == number
+        window = rows, columns = grown(extent, margin, mask.shape)
+        top, left = extent[0].start - rows.start, extent[1].start - columns.start
+        part = np.zeros((rows.stop - rows.start, columns.stop - columns.start), dtype=np.uint8)
+        part[top : top + inner.shape[0], left : left + inner.shape[1]] = inner
         kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * margin + 1, 2 * margin + 1))
-        ring[rows, columns] = cv2.dilate(part[rows, columns].astype(np.uint8), kernel) > 0
-        yield part, ring & ~part
+        yield window, part > 0, (cv2.dilate(part, kernel) > 0) & ~mask[window]
 
 
 class MeanFill(UniformFill):
@@ -227,7 +225,7 @@ class LinearFill(Fill):
         filled = harmonic_fill(images, removed & ~whole[:, None, None])
         if whole.any():
             filled[whole] = MeanFill()(images.expand(len(removed), -1, -1, -1)[whole], removed[whole])
-        return filled if noise is None else torch.where(removed[:, None], filled + noise, filled)
+        return filled if noise is None else filled.addcmul_(removed[:, None].to(filled), noise)
 
 
 FILLS: dict[str, type[Fill]] = {fill.name: fill for fill in (BlurFill, MeanFill, LinearFill)}

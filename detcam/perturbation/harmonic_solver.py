@@ -17,12 +17,17 @@ from scipy import sparse
 from scipy.sparse.linalg import splu
 from torch import Tensor
 
+from detcam.utils.components import extent, grown
 from detcam.utils.opencv import cv2
 
 NEIGHBOR_WEIGHTS = tuple(
     ((dy, dx), 1 / 6 if 0 in (dy, dx) else 1 / 12) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if (dy, dx) != (0, 0)
 )
 """Offsets (rows, columns) and weights of a pixel's neighbors."""
+STENCIL = (*NEIGHBOR_WEIGHTS[:4], ((0, 0), 0.0), *NEIGHBOR_WEIGHTS[4:])
+"""Offsets and weights of a pixel's neighbors and, in their middle, of the pixel itself."""
+CENTER = 4
+"""Index of the pixel itself in `STENCIL`."""
 TOLERANCES = (1e-3, 2e-6)
 """Estimated errors, relative to the image's largest magnitude, at which the first and the second round stop. The first
 round leaves rounding errors of single precision."""
@@ -68,7 +73,7 @@ def harmonic_fill(images: Tensor, removed: Tensor) -> Tensor:
         for k in queue:
             mask = removed[k].cpu().numpy()
             if mask.sum() <= MAX_FACTORIZED:
-                rows, columns = _window(mask)
+                rows, columns = grown(extent(mask), 1, mask.shape)
                 solution = solve_by_factorization(
                     mask[rows, columns], filled[k, :, rows, columns].cpu().double().numpy()
                 )
@@ -90,15 +95,6 @@ def harmonic_fill(images: Tensor, removed: Tensor) -> Tensor:
     return filled
 
 
-def _window(mask: MaskArray) -> tuple[slice, slice]:
-    """The rows and columns of the missing pixels and their neighbors."""
-    window = []
-    for axis in (1, 0):
-        positions = np.flatnonzero(mask.any(axis))
-        window.append(slice(max(int(positions[0]) - 1, 0), int(positions[-1]) + 2))
-    return window[0], window[1]
-
-
 def solve_by_factorization(mask: MaskArray, image: Float64Array) -> Float64Array:
     """Solve for the missing pixels (C, M) of an image (C, h, w) by factorization."""
     system, known = linear_system(mask, image)
@@ -113,26 +109,24 @@ def linear_system(mask: MaskArray, image: Float64Array) -> tuple[Any, Float64Arr
         mask: (h, w), True for missing pixels.
         image: (C, h, w).
     """
-    height, width = mask.shape
     count = int(mask.sum())
-    number = np.full((height + 2, width + 2), -1, np.int32)
-    number[1:-1, 1:-1][mask] = np.arange(count)
-    padded = np.pad(np.where(mask, 0.0, image), ((0, 0), (1, 1), (1, 1)))
-    inside = np.pad(np.ones(mask.shape), 1)
-    rows, columns = (position + 1 for position in np.nonzero(mask))
-    index = np.arange(count)
-    entries, total = [], np.zeros(count)
-    known = np.zeros((len(image), count))
-    for (dy, dx), weight in NEIGHBOR_WEIGHTS:
-        shifted = rows + dy, columns + dx
-        total += weight * inside[shifted]
-        known += weight * padded[:, shifted[0], shifted[1]]
-        neighbor = number[shifted]
-        missing = neighbor >= 0
-        entries.append((index[missing], neighbor[missing], np.full(int(missing.sum()), -weight)))
-    entries.append((index, index, total))
-    row, column, value = (np.concatenate(part) for part in zip(*entries, strict=True))
-    return sparse.csc_matrix((value, (row, column)), shape=(count, count)), known.T.copy()
+    padded = np.pad(mask, 1)
+    number = np.full(padded.shape, -1, np.int32)
+    number[padded] = np.arange(count)
+    inside = np.pad(np.ones(mask.shape), 1).ravel()
+    values = np.pad(np.where(mask, 0.0, image), ((0, 0), (1, 1), (1, 1))).reshape(len(image), -1)
+    offsets = np.array([dy * padded.shape[1] + dx for (dy, dx), _ in STENCIL])
+    weights = np.array([weight for _, weight in STENCIL])
+    around = np.flatnonzero(padded)[:, None] + offsets  # (M, 9)
+    known = (values[:, around] * weights).sum(-1)
+    entries = np.broadcast_to(-weights, around.shape).copy()
+    entries[:, CENTER] = (inside[around] * weights).sum(1)
+    neighbors = number.ravel()[around]
+    missing = neighbors >= 0
+    # Neighbors are in the order of their numbers, and the matrix is symmetric: rows are columns.
+    starts = np.concatenate([[0], missing.sum(1).cumsum()]).astype(np.int32)
+    system = sparse.csc_matrix((entries[missing], neighbors[missing], starts), shape=(count, count))
+    return system, known.T.copy()
 
 
 def _dot(first: Float32Array, second: Float32Array) -> float:

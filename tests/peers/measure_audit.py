@@ -1,14 +1,14 @@
 """The cost of an audit, in forward passes of the detector in the same process.
 
-    python tests/peers/measure_audit.py [--detector demo|fasterrcnn|yolo] [--explain 200] [--images N] [--threads 2]
-        [--memory] [--profile FILE]
+    python tests/peers/measure_audit.py [--detector demo|fasterrcnn|yolo|yolox] [--explain 200] [--images N]
+        [--threads 2] [--memory] [--profile FILE]
 
 ``demo`` audits the demo detector on drawn scenes; ``fasterrcnn`` and ``yolo`` are the reference detectors of blood
-cells in ../shared/data. The script prints the time per case of explanation, verification and controls, in forward
-passes; the counted forward passes; the time of matching relative to detection; the time to write a hundred cases; and
-with ``--memory`` the peak memory for half of the images and for all, each in a new process. A forward pass is one
-image's share of a batch of eight in inference mode. It is timed after every batch of images, so that other load on the
-machine affects both.
+cells in ../shared/data; ``yolox`` is a YOLOX-Nano on photographs. The script prints the CPU time per case of
+explanation, verification and controls, in forward passes, as a whole and by part; the counted forward passes; the time
+of matching relative to detection; the time to write a hundred cases; and with ``--memory`` the peak memory for half of
+the images and for all, each in a new process. A forward pass is one image's share of a batch of eight in inference mode.
+Its CPU time is measured after every batch of images, so that other load on the machine affects both; the median counts.
 """
 
 from __future__ import annotations
@@ -43,6 +43,8 @@ from detcam.auditing.pipeline import DEFAULT_METHOD
 from detcam.data.annotations import Annotations
 from detcam.data.images import load_image
 from tests.auditing.scenes import write_scenes
+from tests.peers.audit_parts import PartTimer
+from tests.peers.measure_photographs import CLASS_MAPS, PHOTOGRAPHS, build
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 DEMO_SCENES = range(1_000_000, 1_000_072)
@@ -71,6 +73,9 @@ def detector_and_annotations(detector: str, scratch: Path) -> tuple[Adapter, Ann
     models = reference_models()
     names = list(models.BCCD_NAMES)
     annotations = Annotations.load(DATA / "bccd" / "test.json", DATA / "bccd" / "images")
+    if detector == "yolox":
+        annotations = Annotations.load(PHOTOGRAPHS / "val.json", PHOTOGRAPHS / "images")
+        return build("yolox")[0], annotations
     if detector == "yolo":
         return adapt(models.bccd_yolo(), image_size=320), annotations
     return adapt(models.bccd_fasterrcnn(), names=["background", *names]), annotations
@@ -81,38 +86,40 @@ class ForwardPassTimer:
 
     def __init__(self, adapter: Adapter, annotations: Annotations) -> None:
         self.adapter = adapter.without_layers()
-        self.batch = self.adapter.prepare([load_image(path) for path in annotations.paths[:BATCH]])
+        count = adapter.max_batch_size or BATCH
+        self.batch = self.adapter.prepare([load_image(path) for path in annotations.paths[:count]])
         self.times: list[float] = []
-        self.seconds_inside = 0.0
         self.run()
         self.times.clear()
 
-    def run(self) -> float:
-        """Run one forward pass and return its duration in seconds."""
-        start = time.perf_counter()
+    def run(self) -> None:
+        """Run one forward pass and keep its CPU time in seconds."""
+        start = time.process_time()
         with torch.inference_mode():
             self.adapter.forward(self.batch)
-        self.times.append(time.perf_counter() - start)
-        return self.times[-1]
+        self.times.append(time.process_time() - start)
 
-    def after_each(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Wrap a function so that a timed forward pass follows each call."""
+    def after_each(self, function: Callable[..., Any], parts: PartTimer) -> Callable[..., Any]:
+        """Wrap a function so that a timed forward pass follows each call, which belongs to no part."""
 
         def wrapped(*arguments: Any, **options: Any) -> Any:
             result = function(*arguments, **options)
-            self.seconds_inside += self.run()
+            with parts.paused():
+                self.run()
             return result
 
         return wrapped
 
     @property
     def seconds_per_image(self) -> float:
-        """Mean duration of a forward pass per image."""
-        return statistics.mean(self.times) / BATCH
+        """Median CPU time of a forward pass per image."""
+        return statistics.median(self.times) / len(self.batch.inputs)
 
 
 def run_audit(adapter: Adapter, annotations: Annotations, out: Path, arguments: argparse.Namespace) -> Audit:
     """Run the measured audit."""
+    known = set(adapter.names.values())
+    class_map = {name: other for name, other in CLASS_MAPS.items() if arguments.detector == "yolox" and other in known}
     return detcam.audit(
         adapter,
         annotations.paths[0].parent,
@@ -121,6 +128,7 @@ def run_audit(adapter: Adapter, annotations: Annotations, out: Path, arguments: 
         explain=arguments.explain,
         explain_missed=0,
         score_threshold=arguments.score_threshold,
+        class_map=class_map or None,
         method=arguments.method,
     )
 
@@ -152,7 +160,7 @@ def peak_memory(count: int, arguments: argparse.Namespace) -> list[float]:
 def main() -> None:
     """Run the audit and print the measurements."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--detector", choices=("demo", "fasterrcnn", "yolo"), default="demo")
+    parser.add_argument("--detector", choices=("demo", "fasterrcnn", "yolo", "yolox"), default="demo")
     parser.add_argument("--explain", type=int, default=200, help="number of explained false positives")
     parser.add_argument("--images", type=int, help="maximum number of images")
     parser.add_argument("--score-threshold", type=float, default=0.3)
@@ -168,35 +176,38 @@ def main() -> None:
         adapter, annotations = detector_and_annotations(arguments.detector, Path(folder) / "data")
         annotations = annotations[: arguments.images]
         timer = ForwardPassTimer(adapter, annotations)
-        profile = cProfile.Profile()
-        with mock.patch.object(ErrorExplainer, "explain", timer.after_each(ErrorExplainer.explain)):
+        profile, parts = cProfile.Profile(), PartTimer()
+        explain = timer.after_each(ErrorExplainer.explain, parts)
+        with mock.patch.object(ErrorExplainer, "explain", explain), parts.active(adapter):
             if arguments.profile:
                 profile.enable()
             audit = run_audit(adapter, annotations, arguments.out or Path(folder) / "out", arguments)
             profile.disable()
         if arguments.profile:
             profile.dump_stats(arguments.profile)
-    report(audit, timer, len(annotations))
+    report(audit, timer, parts, len(annotations))
     if arguments.memory:
         count = len(annotations)
         half, full = peak_memory(count, arguments)
         print(f"peak memory: {half:.0f} MiB for {count // 2} images, {full:.0f} MiB for {count}")
 
 
-def report(audit: Audit, timer: ForwardPassTimer, images: int) -> None:
+def report(audit: Audit, timer: ForwardPassTimer, parts: PartTimer, images: int) -> None:
     """Print the measurements."""
     cases, seconds, per_image = audit.explained, audit.timings, timer.seconds_per_image
     count = max(len(cases), 1)
     types = dict(Counter(sorted(case.type for case in cases)))
     print(f"{images} images, {len(cases)} cases explained {json.dumps(types)}, {len(audit.confirmed)} confirmed")
     print(f"average precision {audit.analysis.average_precision:.3f}; total time {audit.seconds:.1f} s")
-    print(f"forward pass: {1000 * per_image:.1f} ms per image")
-    detecting = seconds["detecting"]
-    print(f"detection: {detecting:.1f} s, {detecting / images / per_image:.2f} forward passes per image")
+    print(f"forward pass: {1000 * per_image:.1f} ms of CPU time per image")
     counted = sum(case.forward_passes for case in cases) / count
-    passes = (seconds["explaining"] - timer.seconds_inside + seconds["comparing"]) / count / per_image
-    print(f"case: the time of {passes:.1f} forward passes; {counted:.1f} forward passes counted")
-    print(f"matching: {seconds['matching'] / max(detecting, 1e-9):.2%} of detection")
+    passes = {name: each / count / per_image for name, each in parts.seconds.most_common()}
+    print(f"case: the CPU time of {sum(passes.values()):.1f} forward passes; {counted:.1f} forward passes counted")
+    print("| part | forward passes a case |\n|---|---|")
+    for name, each in passes.items():
+        print(f"| {name} | {each:.1f} |")
+    print(f"detection: {seconds['detecting']:.1f} s")
+    print(f"matching: {seconds['matching'] / max(seconds['detecting'], 1e-9):.2%} of detection")
     print(f"writing: {100 * seconds['writing'] / count:.2f} s per hundred cases; grouping: {seconds['grouping']:.2f} s")
 
 

@@ -15,7 +15,7 @@ from detcam.auditing.case import PERSISTING, Trial
 from detcam.auditing.verification.evidence import strongest_regions
 from detcam.auditing.verification.interventions import Investigation, Removal
 from detcam.auditing.verification.verdict import remaining_score
-from detcam.utils.opencv import cv2
+from detcam.utils.components import components
 
 REGION_SIZES = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256)
 """Fractions of the image that are removed, strongest evidence of a map first."""
@@ -210,10 +210,14 @@ def _halves(region: Tensor) -> list[Tensor]:
 
 def connected_parts(region: Tensor) -> list[Tensor]:
     """The connected parts of a region (h, w) bool of at least `MIN_PART_FRACTION` of its size, largest first."""
-    count, labels, statistics, _ = cv2.connectedComponentsWithStats(region.numpy().astype(np.uint8))
-    sizes = {number: int(statistics[number, cv2.CC_STAT_AREA]) for number in range(1, count)}
-    kept = [number for number, size in sizes.items() if size >= MIN_PART_FRACTION * sum(sizes.values())]
-    return [torch.from_numpy(labels == number) for number in sorted(kept, key=lambda number: -sizes[number])]
+    found = list(components(region.numpy()))
+    size = sum(area for _, _, area in found)
+    parts: list[Tensor] = []
+    for window, part, area in sorted(found, key=lambda each: -each[2]):
+        if area >= MIN_PART_FRACTION * size:
+            parts.append(torch.zeros_like(region))
+            parts[-1][window] = torch.from_numpy(part)
+    return parts
 
 
 def is_same(first: Tensor, second: Tensor) -> bool:
