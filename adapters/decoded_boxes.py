@@ -165,16 +165,19 @@ class DecodedOutput(DetectorOutput):
         return self.geometry.clip(self.geometry.boxes_to_image(self.boxes.detach().float()))
 
     def candidates(self, targets: Sequence[DetectionTarget]) -> Candidates:
-        rows = torch.tensor([self._row(target) for target in targets], device=self.boxes.device)
-        # Row -1 is a candidate without score, for a target that this image does not have.
-        scores = torch.cat([self.scores, self.scores.new_zeros(1, self.classes)])[rows]
-        boxes = torch.cat([self.boxes, self.boxes.new_zeros(1, 4)])[rows]
-        objectness = self.objectness
+        rows = [self._row(target) for target in targets]
+
+        def select(table: Tensor) -> Tensor:
+            if min(rows, default=0) < 0:  # a candidate without score, for a target that this image does not have
+                table = torch.cat([table, table.new_zeros(1, *table.shape[1:])])
+            return table[rows]
+
+        scores = select(self.scores)
         return Candidates(
-            self.geometry.boxes_to_image(boxes),
+            self.geometry.boxes_to_image(select(self.boxes)),
             scores,
             torch.logit(scores, eps=1e-6),
-            None if objectness is None else torch.cat([objectness, objectness.new_zeros(1)])[rows],
+            None if self.objectness is None else select(self.objectness),
         )
 
     def central_scores(self, count: int) -> list[Tensor]:

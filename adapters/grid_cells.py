@@ -5,13 +5,18 @@ from __future__ import annotations
 import bisect
 import itertools
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from detcam.adapters.candidates import nearest_source
 from detcam.detections import Source
 from detcam.geometry import Geometry
+
+MAX_CACHED_GRIDS = 8
+"""Number of input sizes whose cells are kept."""
 
 
 class GridCells:
@@ -33,13 +38,7 @@ class GridCells:
         self.grids = list(grids)
         self.starts = [0, *itertools.accumulate(rows * columns for rows, columns in grids)]
         self.geometry = geometry
-        points, steps = [], []
-        for (rows, columns), step in zip(grids, steps_xy, strict=True):
-            y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
-            size = torch.tensor(step, dtype=torch.float64)
-            points.append((torch.stack([x, y], -1).reshape(-1, 2) + 0.5) * size)
-            steps.append(size.expand(rows * columns, 2))
-        self.points, self.steps = torch.cat(points), torch.cat(steps)
+        self.points, self.steps = _points_and_steps(tuple(grids), tuple(steps_xy))
 
     def position(self, number: int) -> tuple[int, int, int]:
         """Return the level, row and column of a cell."""
@@ -63,3 +62,17 @@ class GridCells:
         points = self.points[start:stop]
         scale, offset = points.new_tensor(self.geometry.scale_xy), points.new_tensor(self.geometry.offset_xy)
         return start + nearest_source((points - offset) / scale, source)
+
+
+@lru_cache(MAX_CACHED_GRIDS)
+@torch.inference_mode(False)  # kept for passes with gradients too
+def _points_and_steps(
+    grids: tuple[tuple[int, int], ...], steps_xy: tuple[tuple[float, float], ...]
+) -> tuple[Tensor, Tensor]:
+    points, steps = [], []
+    for (rows, columns), step in zip(grids, steps_xy, strict=True):
+        y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+        size = torch.tensor(step, dtype=torch.float64)
+        points.append((torch.stack([x, y], -1).reshape(-1, 2) + 0.5) * size)
+        steps.append(size.expand(rows * columns, 2))
+    return torch.cat(points), torch.cat(steps)

@@ -49,12 +49,16 @@ class YoloPyramid:
     Args:
         adapter: runs the head.
         features: (B, C, h, w) per level, in the autograd graph.
+
+    Attributes:
+        decoded: the output of all cells of each image, detached, as `YoloOutput` reads it; None before its first use.
     """
 
     def __init__(self, adapter: UltralyticsAdapter, features: Sequence[Tensor]) -> None:
         self.adapter = adapter
         self.features = list(features)
         self.strides = [float(adapter.head.stride[level]) for level in range(len(features))]
+        self.decoded: tuple[Tensor, Tensor | None, Tensor, Tensor | None] | None = None
         self._in_graph = torch.is_grad_enabled()  # the first use may be under no_grad
 
     @cached_property
@@ -62,6 +66,11 @@ class YoloPyramid:
         """The head's output on each level, in the autograd graph."""
         with torch.set_grad_enabled(self._in_graph):
             return [self.adapter.run_head(level, feature) for level, feature in enumerate(self.features)]
+
+    @cached_property
+    def logits(self) -> Tensor:
+        """(B, A, C) class logits of all cells, detached."""
+        return torch.cat([level.logits.detach().flatten(2) for level in self.levels], 2).transpose(1, 2)
 
     @cached_property
     def prototypes(self) -> Tensor | None:
@@ -85,6 +94,11 @@ class YoloOutput(DetectorOutput):
         self.cells = GridCells(grids, [(stride, stride) for stride in raw.strides], geometry)
 
     def candidates(self, targets: Sequence[DetectionTarget]) -> Candidates:
+        if not torch.is_grad_enabled() and self.raw.decoded is not None:
+            rows = [self._cell(target) for target in targets]
+            boxes_xywh, angles, scores, _ = self._all_cells
+            boxes = self._to_image(boxes_xywh[rows], None if angles is None else angles[rows])[0]
+            return Candidates(boxes, scores[rows], self.raw.logits[self.index, rows])
         parts = []
         for number in (self._cell(target) for target in targets):
             level, y, x = self.cells.position(number)
@@ -203,16 +217,23 @@ class YoloOutput(DetectorOutput):
         Returns:
             Boxes (A, 4), center and size in input pixels; angles (A, 1) or None; scores (A, C); extra (A, E) or None.
         """
-        with torch.no_grad():
-            levels = self.raw.levels
-            boxes, scores = (
-                torch.cat([getattr(level, name)[self.index].flatten(1) for level in levels], 1).T
-                for name in ("boxes", "logits")
-            )
-            extras = [level.extra[self.index].flatten(1) for level in levels if level.extra is not None]
-            extra = torch.cat(extras, 1).T if extras else None
-            angles = extra if self.rotated else None
-            return self._decode(boxes, torch.arange(len(boxes)), angles), angles, scores.sigmoid(), extra
+        if self.raw.decoded is None:
+            self.raw.decoded = self._decode_batch()
+        boxes, angles, scores, extra = (None if part is None else part[self.index] for part in self.raw.decoded)
+        return boxes, angles, scores, extra  # type: ignore[return-value]
+
+    @torch.no_grad()
+    def _decode_batch(self) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
+        """As `_all_cells`, with a first axis for the images of the batch."""
+        levels = self.raw.levels
+        raw = torch.cat([level.boxes.flatten(2) for level in levels], 2).transpose(1, 2)
+        extras = [level.extra.flatten(2) for level in levels if level.extra is not None]
+        extra = torch.cat(extras, 2).transpose(1, 2) if extras else None
+        angles = extra if self.rotated else None
+        count, cells = raw.shape[:2]
+        numbers = torch.arange(cells).repeat(count)
+        boxes = self._decode(raw.flatten(0, 1), numbers, None if angles is None else angles.flatten(0, 1))
+        return boxes.view(count, cells, 4), angles, self.raw.logits.sigmoid(), extra
 
     def _decode(self, raw: Tensor, numbers: Tensor, angles: Tensor | None) -> Tensor:
         """Center and size (K, 4), input pixels, of raw boxes (K, 4 R) at cells (K,)."""

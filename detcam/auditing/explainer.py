@@ -268,6 +268,7 @@ class ErrorExplainer:
             [question.detection or question.targets[0] for question in questions],
             batch_size=default_batch_size(self.adapter.device),
             folding=self._foldings.get(tuple(batch.inputs.shape)),
+            reads_candidates=True,
         )
 
     def _hypothesis(

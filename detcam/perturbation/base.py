@@ -43,6 +43,7 @@ class ImageScorer:
         eigen_smooth: if True, maps are the first principal component over channels instead of their sum.
         channels_last: if True, inputs on a CPU use the channels-last memory format, which is faster.
         folding: the batch-norm folding used while scoring; None until the first pass.
+        reads_candidates: whether the raw candidates of a detector are read, so that its whole head is folded.
         sampling: statistics of the perturbed versions, set by methods that report them.
     """
 
@@ -57,6 +58,7 @@ class ImageScorer:
     eigen_smooth: bool = False
     channels_last: bool = True
     folding: BatchNormFolding | None = None
+    reads_candidates: bool = False
     sampling: Sampling | None = None
 
     @property
@@ -132,12 +134,20 @@ class ImageScorer:
         """Record the foldable layers, and disable the folding if it changes the targets' scores."""
         if not folding.is_applicable or not self.targets:
             return
+        read = self._read_all if self.reads_candidates else self.read_scores
         with folding.record():
-            plain = self._forward_once(self.batch.inputs, self.read_scores)
+            plain = self._forward_once(self.batch.inputs, read)
         with folding.applied():
-            folded = self._forward(self.batch.inputs, self.read_scores)
+            folded = self._forward(self.batch.inputs, read)
         if ((folded - plain).abs() > 1e-4 * (1 + plain.abs())).any():
             folding.disable()  # another module reads the tensor between convolution and normalization
+
+    def _read_all(self, raw: object, batch: Batch) -> Tensor:
+        """The score of every target, and the greatest score of each class among a detector's raw candidates."""
+        tables = [output.raw_candidates()[1] for output in self.adapter.outputs(raw, batch)]
+        greatest = [table.amax(0) if len(table) else table.sum(0) for table in tables]
+        scores = self.read_scores(raw, batch)
+        return torch.cat([scores, torch.stack(greatest).to(scores)], 1)
 
     def _forward(self, inputs: Tensor, read_output: ReadOutput) -> Tensor:
         if not self.channels_last or inputs.device.type != "cpu":

@@ -7,8 +7,9 @@
 cells in ../shared/data; ``yolox`` is a YOLOX-Nano on photographs. The script prints the CPU time per case of
 explanation, verification and controls, in forward passes, as a whole and by part; the counted forward passes; the time
 of matching relative to detection; the time to write a hundred cases; and with ``--memory`` the peak memory for half of
-the images and for all, each in a new process. A forward pass is one image's share of a batch of eight in inference mode.
-Its CPU time is measured after every batch of images, so that other load on the machine affects both; the median counts.
+the images and for all, each in a new process. A forward pass is one image's share of a batch of eight in inference
+mode. Its CPU time is measured after every batch of images, so that other load on the machine affects both; the median
+counts.
 """
 
 from __future__ import annotations

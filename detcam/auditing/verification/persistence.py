@@ -92,20 +92,25 @@ class PersistenceCriterion:
             The score in [0, 1], and the outcome.
         """
         label = self.target.label
+        # Read first: some outputs then have the own candidate at hand.
+        others = None if self.own_candidate_only else output.raw_candidates()
         candidate = output.candidates([self.target])
-        own_box = candidate.boxes_xyxy.detach().float().cpu()
-        own_scores = candidate.class_scores.detach().float().cpu()[0]
-        boxes, scores = own_box, own_scores[None]
-        if not self.own_candidate_only:
-            all_boxes, all_scores = (part.float().cpu() for part in output.raw_candidates())
-            boxes, scores = torch.cat([own_box, all_boxes]), torch.cat([scores, all_scores])
+        boxes, scores = candidate.boxes_xyxy.detach().float().cpu(), candidate.class_scores.detach().float().cpu()
+        own_score = float(scores[0, label])
         iou = _iou(self.target.box_xyxy, boxes)
+        own_iou = float(iou[0])
+        if others is not None:
+            other_boxes, other_scores = (part.float().cpu() for part in others)
+            other_iou = _iou(self.target.box_xyxy, other_boxes)
+            near = torch.nonzero(other_iou >= MIN_NEAR_IOU)[:, 0]  # only these matter
+            boxes, scores = torch.cat([boxes, other_boxes[near]]), torch.cat([scores, other_scores[near]])
+            iou = torch.cat([iou, other_iou[near]])
         same_location = iou >= MIN_SAME_IOU
         score = float(scores[same_location, label].max()) if bool(same_location.any()) else 0.0
         if score >= self.score_threshold:
             best = scores[:, label].where(same_location, torch.tensor(-1.0)).argmax()
             return score, "moved" if self._reaches_object(boxes[best : best + 1]) else "unchanged"
-        own_moved = float(own_scores[label]) >= self.score_threshold and float(iou[0]) < MIN_SAME_IOU
+        own_moved = own_score >= self.score_threshold and own_iou < MIN_SAME_IOU
         if own_moved or self._appears_nearby(boxes, scores[:, label], iou):
             return score, "moved"
         other_classes = torch.ones(scores.shape[1], dtype=torch.bool)
