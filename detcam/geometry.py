@@ -12,6 +12,9 @@ from torch.nn import functional as F
 
 MAX_CACHED_MATRICES = 8
 """Number of matrices of weights that are kept for further maps of the same sizes."""
+MAX_GATHERED_PIXELS = 2**22
+"""Maximum number of pixels of maps that are interpolated pixel by pixel, which is fast, but takes three times the
+result's memory; beyond, matrix products do it."""
 MAX_CACHED_SIZE = 2**20
 """Maximum number of weights of a matrix that is kept."""
 
@@ -94,6 +97,9 @@ class Geometry:
         Returns:
             (N, H, W), same dtype and device.
         """
+        height, width = self.image_size_hw
+        if len(maps) * height * width > MAX_GATHERED_PIXELS:
+            return self.sum_to_image([maps])
         return _interpolate(_interpolate(maps, self, 0), self, 1)
 
     def sum_to_image(self, levels: Sequence[Tensor]) -> Tensor:
@@ -136,7 +142,7 @@ def _cell_coordinates(maps: Tensor, geometry: Geometry, axis: int) -> Tensor:
 
 
 def _interpolation(maps: Tensor, geometry: Geometry, axis: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The two cells between which each pixel of the image lies along an axis, and its fraction of the way, each (n,)."""
+    """The two cells on both sides of each pixel of the image along an axis, and the second one's weight, each (n,)."""
     cells = maps.shape[1 + axis]
     position = (_cell_coordinates(maps, geometry, axis) - 0.5).clamp(0, cells - 1)
     low = position.floor().long()
