@@ -30,7 +30,7 @@ from detcam.auditing.verification.suppression import (
     suppressing_detection,
     suppressor_proposals,
 )
-from detcam.auditing.verification.verifier import Verifier
+from detcam.auditing.verification.verifier import Verifier, verify_together
 from detcam.cam import BaseCAM
 from detcam.data.ground_truth import GroundTruth
 from detcam.detections import Detections
@@ -67,24 +67,26 @@ class ErrorImage:
 
 
 @dataclass(frozen=True)
-class _ImageResults:
-    """Results for one image.
+class _PreparedImage:
+    """An image with the hypotheses to verify.
 
     Attributes:
         mapping: between the image and the network's input.
         levels: activations of the adapter's target layers, each (C, h, w).
         proposals: maps by index of the error, or the error of the method.
         references: by index of the error, the map of the first detection of a duplicate.
-        verified: verification results by index of the error.
         missed: missed objects by index of the error.
+        verifier: verifies the hypotheses.
+        hypotheses: what is verified, by index of the error.
     """
 
     mapping: InputMapping
     levels: Sequence[Tensor]
     proposals: Sequence[Proposals | RuntimeError]
     references: Mapping[int, Tensor]
-    verified: Mapping[int, VerificationResult]
     missed: Mapping[int, MissedObject]
+    verifier: Verifier
+    hypotheses: Mapping[int, Hypothesis | AppearanceHypothesis]
 
 
 @dataclass
@@ -118,7 +120,7 @@ class ErrorExplainer:
         self._foldings: dict[tuple[int, ...], BatchNormFolding | None] = {}
 
     def explain(self, images: Sequence[ErrorImage]) -> list[list[ExplainedError]]:
-        """Explain every error of some images; the heatmaps of a method for all images share forward passes."""
+        """Explain every error of some images; their perturbed versions, and a method's heatmaps, share passes."""
         questions = [
             [
                 question_for(error, image.detections, image.ground_truth, self.names, self.quantity)
@@ -131,9 +133,15 @@ class ErrorExplainer:
         if self.cam is not None:
             maps, passed = self._heatmaps_and_passes(self.cam, [image.image for image in images], questions)
         passes = passed / max(sum(len(row) for row in questions), 1)
-        return [
-            self._explain_image(image, of_image, heatmaps, passes)
+        prepared = [
+            self._prepare(image, of_image, heatmaps)
             for image, of_image, heatmaps in zip(images, questions, maps, strict=True)
+        ]
+        with guarded(self.adapter.model, gradients=False), torch.no_grad():
+            results = verify_together([(each.verifier, list(each.hypotheses.values())) for each in prepared])
+        return [
+            self._conclude_image(image, of_image, each, dict(zip(each.hypotheses, verified, strict=True)), passes)
+            for image, of_image, each, verified in zip(images, questions, prepared, results, strict=True)
         ]
 
     def _heatmaps_and_passes(
@@ -150,21 +158,21 @@ class ErrorExplainer:
         with exclusive(self.adapter.model), active_hooks([(first, count)]):
             return compute_heatmaps(cam, images, questions), float(sum(passed))
 
-    def _explain_image(
+    def _conclude_image(
         self,
         image: ErrorImage,
         questions: Sequence[ErrorQuestion],
-        heatmaps: Sequence[Tensor | RuntimeError] | None,
+        results: _PreparedImage,
+        results_by_error: Mapping[int, VerificationResult],
         passes: float,
     ) -> list[ExplainedError]:
-        results = self._forward(image, questions, heatmaps)
         explained = []
         for number, question in enumerate(questions):
             case = replace(image.cases[number], question=question.text, forward_passes=passes)
             if number in results.missed:
                 missed = results.missed[number]
                 case = replace(case, failure_stage=missed.stage, score=missed.score)
-            proposals, verified = results.proposals[number], results.verified.get(number)
+            proposals, verified = results.proposals[number], results_by_error.get(number)
             if verified is not None and bool(verified.evidence.any()):
                 proposal = verified.proposal
             elif isinstance(proposals, RuntimeError):
@@ -187,13 +195,13 @@ class ErrorExplainer:
         concerned, others = object_regions(error, ground_truth, masks=self.masks)
         return location_regions(ground_truth.image_size_hw, case.box_xyxy, concerned, others)
 
-    def _forward(
+    def _prepare(
         self,
         image: ErrorImage,
         questions: Sequence[ErrorQuestion],
         heatmaps: Sequence[Tensor | RuntimeError] | None,
-    ) -> _ImageResults:
-        """Run the detector on an image, propose and verify evidence, and find the failure stages of missed objects."""
+    ) -> _PreparedImage:
+        """Run the detector on an image, propose evidence, and find the failure stages of missed objects."""
         with guarded(self.adapter.model, gradients=heatmaps is None):
             batch = self._layerless.prepare([image.image])
             with self._proposing.trace(batch, gradients=heatmaps is None) as trace:
@@ -231,6 +239,7 @@ class ErrorExplainer:
                             references[number] = first.maps[0].heatmap
         with guarded(self.adapter.model, gradients=False), torch.no_grad():
             scorer = self._scorer(batch, output, questions)
+            scorer.output = None  # the pass and its graph are not kept while further images are prepared
             mapping = InputMapping(scorer)
             if heatmaps is not None:
                 for number, (heatmap, reference) in enumerate(join_heatmaps(questions, heatmaps)):
@@ -255,9 +264,9 @@ class ErrorExplainer:
                 maps = proposals[number]
                 if not isinstance(maps, RuntimeError):
                     hypotheses[number] = self._appearance_hypothesis(image, number, each, maps.maps, mapping)
-            verified = dict(zip(hypotheses, Verifier(scorer).verify(list(hypotheses.values())), strict=True))
-            self._foldings[tuple(batch.inputs.shape)] = scorer.folding
-        return _ImageResults(mapping, levels, proposals, references, verified, missed)
+            if hypotheses:
+                self._foldings[tuple(batch.inputs.shape)] = scorer.prepared_folding()
+        return _PreparedImage(mapping, levels, proposals, references, missed, Verifier(scorer), hypotheses)
 
     def _scorer(self, batch: Batch, output: DetectorOutput, questions: Sequence[ErrorQuestion]) -> ImageScorer:
         """A scorer of perturbed versions of an image; images of one size share the batch-norm folding."""

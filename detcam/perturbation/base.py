@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, TypeAlias
 
 import torch
@@ -70,7 +70,7 @@ class ImageScorer:
     def images_per_pass(self) -> int:
         """Number of perturbed images per pass: `batch_size`, limited by the model and, on a CPU, by its cache."""
         limit = min(self.batch_size, self.adapter.max_batch_size or self.batch_size)
-        largest = self._folding().largest_output
+        largest = self.prepared_folding().largest_output
         if not largest or self.batch.inputs.device.type != "cpu":
             return limit
         return max(1, min(limit, MAX_OUTPUT_BYTES // largest))
@@ -110,21 +110,31 @@ class ImageScorer:
             return torch.zeros(0, len(self.targets), device=self.batch.inputs.device)
         return torch.cat([self.score(make_inputs(part)) for part in batch_slices(count, self.images_per_pass)])
 
-    def score(self, inputs: Tensor, read_output: ReadOutput | None = None) -> Tensor:
+    def score(
+        self, inputs: Tensor, read_output: ReadOutput | None = None, geometries: Sequence[Geometry] | None = None
+    ) -> Tensor:
         """Run one pass on perturbed inputs, or several where memory does not suffice for one.
 
         Args:
             inputs: (K, C, H, W), replace the image.
             read_output: from the model's raw output to (K, N); None reads the score of every target.
+            geometries: positions of the K images on the input, if they are versions of other images as well; None
+                takes that of the image.
 
         Returns:
             (K, N) scores.
         """
         read = read_output or self.read_scores
-        with self._folding().applied():
-            return torch.cat(run_slices(len(inputs), len(inputs), lambda part: self._forward(inputs[part], read)))
+        positions = tuple(geometries or self.batch.geometries * len(inputs))
 
-    def _folding(self) -> BatchNormFolding:
+        def run(part: slice) -> Tensor:
+            return self._forward(inputs[part], read, positions[part])
+
+        with self.prepared_folding().applied():
+            return torch.cat(run_slices(len(inputs), len(inputs), run))
+
+    def prepared_folding(self) -> BatchNormFolding:
+        """The batch-norm folding, which the first call records with one pass, and tests with another."""
         if self.folding is None:
             self.folding = BatchNormFolding(self.adapter.model)
             self._prepare_folding(self.folding)
@@ -149,20 +159,26 @@ class ImageScorer:
         scores = self.read_scores(raw, batch)
         return torch.cat([scores, torch.stack(greatest).to(scores)], 1)
 
-    def _forward(self, inputs: Tensor, read_output: ReadOutput) -> Tensor:
+    def _forward(
+        self, inputs: Tensor, read_output: ReadOutput, geometries: tuple[Geometry, ...] | None = None
+    ) -> Tensor:
         if not self.channels_last or inputs.device.type != "cpu":
-            return self._forward_once(inputs, read_output)
+            return self._forward_once(inputs, read_output, geometries)
         try:
-            return self._forward_once(inputs.contiguous(memory_format=torch.channels_last), read_output)
+            return self._forward_once(inputs.contiguous(memory_format=torch.channels_last), read_output, geometries)
         except RuntimeError as error:
             if "view size is not compatible" not in str(error):
                 raise
             self.channels_last = False  # the model flattens with view(), which needs contiguous tensors
-            self._folding().set_memory_format(torch.contiguous_format)
-            return self._forward_once(inputs, read_output)
+            self.prepared_folding().set_memory_format(torch.contiguous_format)
+            return self._forward_once(inputs, read_output, geometries)
 
-    def _forward_once(self, inputs: Tensor, read_output: ReadOutput) -> Tensor:
+    def _forward_once(
+        self, inputs: Tensor, read_output: ReadOutput, geometries: tuple[Geometry, ...] | None = None
+    ) -> Tensor:
         batch = repeat_batch(self.batch, inputs)
+        if geometries is not None:
+            batch = replace(batch, geometries=geometries)
         return read_output(self.adapter.forward(batch), batch)
 
 

@@ -11,11 +11,10 @@ from typing import Any
 from unittest import mock
 
 from detcam.adapters import Adapter
-from detcam.auditing import explainer, pipeline
+from detcam.auditing import explainer
 from detcam.auditing.background_type import BackgroundClassifier
 from detcam.auditing.report import ReportWriter
 from detcam.auditing.stages import AuditStages
-from detcam.auditing.verification import verifier
 from detcam.auditing.verification.appearance import AppearanceCriterion
 from detcam.auditing.verification.interventions import Interventions
 from detcam.auditing.verification.persistence import PersistenceCriterion
@@ -86,13 +85,14 @@ class PartTimer:
             (PersistenceCriterion, "evaluate", "outputs and outcomes"),
             (PersistenceCriterion, "from_output", "outputs and outcomes"),
             (AppearanceCriterion, "evaluate", "outputs and outcomes"),
-            (Interventions, "_perturbed", "fills"),
+            (Interventions, "perturbed", "fills"),
             (explainer, "gradient_proposals", "proposals"),
             (explainer, "color_segments", "proposals"),
-            (verifier.Verifier, "verify", "search"),
+            (explainer, "verify_together", "search"),
             (explainer, "conclude", "conclusions"),
-            (explainer, "_with_description", "conclusions"),
-            (pipeline, "_classify_background", BACKGROUND),
+            (explainer, "describe_evidence", "conclusions"),
+            (explainer, "object_under", "conclusions"),
+            (BackgroundClassifier, "classify", BACKGROUND),
             (BackgroundClassifier, "box_features", BACKGROUND),
         ]
         with ExitStack() as stack:

@@ -46,11 +46,12 @@ def strongest_regions(heatmap: Tensor, fractions: Sequence[float]) -> Tensor:
     size = (max(1, round(height * factor)), max(1, round(width * factor)))
     small = heatmap[None] if factor == 1 else F.interpolate(heatmap[None, None].float(), size, mode="area")[0]
     smooth = blur(small.double(), max(EVIDENCE_SMOOTHING * max(size), 0.1))[0]
-    order = smooth.flatten().argsort(descending=True, stable=True)
-    max_count = int((smooth > MIN_STRENGTH * smooth.amax().clamp(min=1e-30)).sum())
+    flat = smooth.flatten()
+    strong = torch.nonzero(flat > MIN_STRENGTH * flat.amax().clamp(min=1e-30))[:, 0]
+    order = strong[flat[strong].argsort(descending=True, stable=True)]
     regions = torch.zeros((len(fractions), smooth.numel()), dtype=torch.bool)
     for region, fraction in zip(regions, fractions, strict=True):
-        region[order[: min(max(round(fraction * smooth.numel()), 1), max_count)]] = True
+        region[order[: max(round(fraction * smooth.numel()), 1)]] = True
     regions = regions.view(-1, *size)
     return regions if factor == 1 else F.interpolate(regions[None].float(), (height, width), mode="nearest")[0] > 0
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Hashable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, Protocol, TypeAlias, TypeVar
 
 import torch
@@ -14,7 +15,7 @@ from detcam.auditing.case import Intervention, Outcome, Trial
 from detcam.outputs import DetectorOutput
 from detcam.perturbation.base import ImageArea, ImageScorer
 from detcam.perturbation.fills import Fill
-from detcam.utils.batching import batch_slices
+from detcam.utils.batching import batches, group_by
 
 T = TypeVar("T")
 
@@ -47,7 +48,7 @@ class Criterion(Protocol):
 
 
 class Interventions:
-    """Runs investigations of one image side by side, so that their perturbed images share forward passes.
+    """The perturbed versions of one image.
 
     Args:
         scorer: the image, prepared for the model; must be used within `detcam.trace.guarded`.
@@ -60,53 +61,14 @@ class Interventions:
         self.fills = tuple(fills)
         self._bound = [fill.for_image(self.area.image) for fill in self.fills]
 
-    def run(self, investigations: Sequence[Investigation[T]], criteria: Sequence[Criterion]) -> list[tuple[T, int]]:
-        """Run investigations to their end.
+    @property
+    def pass_key(self) -> Hashable:
+        """Perturbed images with equal keys may share a forward pass."""
+        batch = self.scorer.batch
+        alone = id(self) if batch.extra_inputs or batch.model_kwargs else None
+        return tuple(batch.inputs.shape), self.scorer.adapter.group_key(self.scorer.geometry.image_size_hw), alone
 
-        Args:
-            investigations: the procedures.
-            criteria: the criterion of each.
-
-        Returns:
-            For each, its result and the number of perturbed images that it tried.
-        """
-        results: dict[int, T] = {}
-        counts = [0] * len(investigations)
-        answers: dict[int, list[Trial] | None] = dict.fromkeys(range(len(investigations)))
-        while answers:
-            requests: dict[int, list[Removal]] = {}
-            for index, answer in answers.items():
-                try:
-                    # A generator starts with None, and then receives the trials that it asked for.
-                    requests[index] = investigations[index].send(answer)  # type: ignore[arg-type]
-                except StopIteration as stop:
-                    results[index] = stop.value
-            pairs = [(request, criteria[index]) for index, row in requests.items() for request in row]
-            trials = iter(self._try([request for request, _ in pairs], [criterion for _, criterion in pairs]))
-            answers = {index: [next(trials) for _ in row] for index, row in requests.items()}
-            for index, row in requests.items():
-                counts[index] += len(row)
-        return [(results[index], count) for index, count in enumerate(counts)]
-
-    def _try(self, requests: Sequence[Removal], criteria: Sequence[Criterion]) -> list[Trial]:
-        """The trials of perturbed images, in batches."""
-        outcomes: list[tuple[float, Outcome]] = []
-        for part in batch_slices(len(requests), self.scorer.images_per_pass) if requests else ():
-
-            def evaluate(raw: Any, batch: Batch, part: slice = part) -> Tensor:
-                outputs = self.scorer.adapter.outputs(raw, batch)
-                outcomes.extend(
-                    criterion.evaluate(output) for criterion, output in zip(criteria[part], outputs, strict=True)
-                )
-                return torch.zeros(len(outputs), 1)
-
-            self.scorer.score(self._perturbed(requests[part]), evaluate)
-        return [
-            Trial(request.intervention, self.fills[request.fill].name, *outcome)
-            for request, outcome in zip(requests, outcomes, strict=True)
-        ]
-
-    def _perturbed(self, requests: Sequence[Removal]) -> Tensor:
+    def perturbed(self, requests: Sequence[Removal]) -> Tensor:
         """The network inputs (K, C, H, W) of perturbed images."""
         inputs = self.scorer.batch.inputs.repeat(len(requests), 1, 1, 1)
         for number, fill in enumerate(self._bound):
@@ -115,3 +77,78 @@ class Interventions:
                 removed = torch.stack([requests[row].region for row in rows]).to(inputs.device)
                 inputs[rows, :, self.area.rows, self.area.columns] = fill(removed).to(inputs.dtype)
         return inputs
+
+
+@dataclass(frozen=True)
+class _Request:
+    """A perturbed image to try, of one of several images, and the criterion of its outcome."""
+
+    image: Interventions
+    removal: Removal
+    criterion: Criterion
+
+
+def run_investigations(
+    investigations: Sequence[tuple[Interventions, Investigation[T], Criterion]],
+) -> list[tuple[T, int]]:
+    """Run investigations of several images to their end, side by side, so that their images share forward passes.
+
+    Args:
+        investigations: the image, the procedure, and the criterion of its trials.
+
+    Returns:
+        For each, its result and the number of perturbed images that it tried.
+    """
+    results: dict[int, T] = {}
+    counts = [0] * len(investigations)
+    answers: dict[int, list[Trial] | None] = dict.fromkeys(range(len(investigations)))
+    while answers:
+        requests: dict[int, list[Removal]] = {}
+        for index, answer in answers.items():
+            try:
+                # A generator starts with None, and then receives the trials that it asked for.
+                requests[index] = investigations[index][1].send(answer)  # type: ignore[arg-type]
+            except StopIteration as stop:
+                results[index] = stop.value
+        pairs = [
+            _Request(investigations[index][0], removal, investigations[index][2])
+            for index, row in requests.items()
+            for removal in row
+        ]
+        trials = iter(_try(pairs))
+        answers = {index: [next(trials) for _ in row] for index, row in requests.items()}
+        for index, row in requests.items():
+            counts[index] += len(row)
+    return [(results[index], count) for index, count in enumerate(counts)]
+
+
+def _try(requests: Sequence[_Request]) -> list[Trial]:
+    """The trials of perturbed images, in batches."""
+    outcomes: dict[int, tuple[float, Outcome]] = {}
+    for members in group_by(range(len(requests)), lambda index: requests[index].image.pass_key).values():
+        size = requests[members[0]].image.scorer.images_per_pass
+        for chosen in batches(members, size):
+            outcomes.update(zip(chosen, _outcomes([requests[index] for index in chosen]), strict=True))
+    return [
+        Trial(request.removal.intervention, request.image.fills[request.removal.fill].name, *outcomes[index])
+        for index, request in enumerate(requests)
+    ]
+
+
+def _outcomes(requests: Sequence[_Request]) -> list[tuple[float, Outcome]]:
+    """The outcomes of perturbed images that share a forward pass."""
+    outcomes: list[tuple[float, Outcome]] = []
+    scorer = requests[0].image.scorer
+
+    def evaluate(raw: Any, batch: Batch) -> Tensor:
+        outputs = scorer.adapter.outputs(raw, batch)
+        pending = requests[len(outcomes) : len(outcomes) + len(outputs)]
+        outcomes.extend(each.criterion.evaluate(output) for each, output in zip(pending, outputs, strict=True))
+        return torch.zeros(len(outputs), 1)
+
+    inputs = [
+        image.perturbed([each.removal for each in of_image])
+        for image, of_image in groupby(requests, lambda each: each.image)
+    ]
+    scorer.score(torch.cat(inputs), evaluate, [each.image.scorer.geometry for each in requests])
+    return outcomes

@@ -91,14 +91,14 @@ class RegionSearch:
         self.max_score = max_score
         self.maps, self.fill_count, self.max_trials = list(maps), fill_count, max_trials
         self.tried: dict[RegionKey, TriedRegion] = {}
-        self._regions = [strongest_regions(each, REGION_SIZES) for each in maps]
+        self._regions: dict[int, Tensor] = {}
         size = min(max(START_FRACTION * float(box.float().mean()), START_RANGE[0]), START_RANGE[1])
         self._level = min(range(len(REGION_SIZES)), key=lambda level: abs(np.log(REGION_SIZES[level] / size)))
         self._returned: set[RegionKey] = set()
 
     def next_region(self) -> Investigation[TriedRegion | None]:
         """Find the smallest region that ends the error; later calls find the next ones of at least its size."""
-        order = list(range(len(self._regions)))
+        order = list(range(len(self.maps)))
         found: RegionKey | None = None
         if not self._returned:
             found = yield from self._first_ending(self._level, order)
@@ -135,12 +135,17 @@ class RegionSearch:
         for index in dict.fromkeys(maps):
             key = (index, level)
             if key not in self.tried and not self._is_finished() and not self._is_duplicate(key):
-                self.tried[key] = yield from try_region(
-                    self._regions[index][level], self.fill_count, index, self.max_score
-                )
+                self.tried[key] = yield from try_region(self._region(key), self.fill_count, index, self.max_score)
             if key in self.tried and self.tried[key].ends and key not in self._returned:
                 return key
         return None
+
+    def _region(self, key: RegionKey) -> Tensor:
+        """The region (h, w) bool of a map and a size; those of a map are selected when the first one is needed."""
+        index, level = key
+        if index not in self._regions:
+            self._regions[index] = strongest_regions(self.maps[index], REGION_SIZES)
+        return self._regions[index][level]
 
     def _is_finished(self) -> bool:
         """Whether the maximum number of trials is reached."""
@@ -148,7 +153,7 @@ class RegionSearch:
         return self.max_trials is not None and count >= self.max_trials
 
     def _is_duplicate(self, key: RegionKey) -> bool:
-        region = self._regions[key[0]][key[1]]
+        region = self._region(key)
         if not bool(region.any()):
             return True
         return any(is_same(region, each.region) for each in self.tried.values())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import Protocol
 
 import torch
@@ -13,7 +14,13 @@ from torch import Tensor
 from detcam.auditing.case import CONFIRMED, Trial
 from detcam.auditing.verification.evidence import control_generator, random_controls, region_beside
 from detcam.auditing.verification.hypothesis import EvidencePart, Hypothesis, VerificationResult, union
-from detcam.auditing.verification.interventions import Criterion, Interventions, Investigation, Removal
+from detcam.auditing.verification.interventions import (
+    Criterion,
+    Interventions,
+    Investigation,
+    Removal,
+    run_investigations,
+)
 from detcam.auditing.verification.proposals import Proposal
 from detcam.auditing.verification.region_probes import probe_regions
 from detcam.auditing.verification.region_search import (
@@ -54,7 +61,7 @@ class InvestigatedHypothesis(Protocol):
 
 
 class Verifier:
-    """Verifies the hypotheses of one image together, in batches of perturbed images.
+    """Verifies the hypotheses of one image.
 
     Args:
         scorer: the image, prepared for the model; must be used within `detcam.trace.guarded`.
@@ -68,12 +75,13 @@ class Verifier:
 
     def verify(self, hypotheses: Sequence[Hypothesis | InvestigatedHypothesis]) -> list[VerificationResult]:
         """Verify each hypothesis; without hypotheses no forward pass runs."""
-        investigations = [
-            self._investigate(each) if isinstance(each, Hypothesis) else each.investigate(self.fill_count)
-            for each in hypotheses
-        ]
-        results = self.interventions.run(investigations, [each.criterion for each in hypotheses])
-        return [replace(result, forward_passes=count) for result, count in results]
+        return verify_together([(self, hypotheses)])[0]
+
+    def investigate(self, hypothesis: Hypothesis | InvestigatedHypothesis) -> Investigation[VerificationResult]:
+        """The procedure that verifies a hypothesis."""
+        if isinstance(hypothesis, Hypothesis):
+            return self._investigate(hypothesis)
+        return hypothesis.investigate(self.fill_count)
 
     def _investigate(self, hypothesis: Hypothesis) -> Investigation[VerificationResult]:
         """Verify the proposals of one proposer after another until a region is confirmed.
@@ -273,6 +281,22 @@ class Verifier:
             if other.ends:
                 ending.append(EvidencePart(other.region, other.score, needed=True))
         return ending
+
+
+def verify_together(
+    images: Sequence[tuple[Verifier, Sequence[Hypothesis | InvestigatedHypothesis]]],
+) -> list[list[VerificationResult]]:
+    """Verify the hypotheses of several images together, in batches of perturbed images."""
+    together = [
+        (verifier.interventions, verifier.investigate(each), each.criterion)
+        for verifier, hypotheses in images
+        for each in hypotheses
+    ]
+    results = iter(run_investigations(together))
+    return [
+        [replace(result, forward_passes=count) for result, count in islice(results, len(hypotheses))]
+        for _, hypotheses in images
+    ]
 
 
 def _more_effective(best: VerificationResult | None, result: VerificationResult) -> VerificationResult:
