@@ -149,12 +149,12 @@ class RingFill(Fill):
         images = images.expand(len(removed), -1, -1, -1)
         filled = images.clone()
         for image, original, mask in zip(filled, images, removed, strict=True):
-            for window, part, ring in _parts_with_rings(mask.cpu().numpy()):
-                source, pixels = torch.from_numpy(ring).to(mask.device), original[(slice(None), *window)]
+            for (rows, columns), part, ring in _parts_with_rings(mask.cpu().numpy()):
+                source, pixels = torch.from_numpy(ring).to(mask.device), original[:, rows, columns]
                 if not ring.any():
                     source, pixels = (mask if bool(mask.all()) else ~mask), original
                 mean = pixels[:, source].to(work_dtype(original)).mean(1, keepdim=True)
-                image[(slice(None), *window)][:, torch.from_numpy(part).to(mask.device)] = mean.to(image.dtype)
+                image[:, rows, columns][:, torch.from_numpy(part).to(mask.device)] = mean.to(image.dtype)
         return filled
 
 
