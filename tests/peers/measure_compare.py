@@ -31,7 +31,7 @@ from detcam.auditing.comparison.record import AuditRecord
 from detcam.benchmarking.planted.detectors import DetectorFamily, detector_families
 from detcam.benchmarking.planted.training_cache import PLAIN, TrainingCache
 from detcam.synthetic.shortcut_scenarios import NAMES, SCENARIOS, ScenarioName
-from detcam.synthetic.shortcuts import draw_shortcut_scene
+from detcam.synthetic.shortcuts import ShortcutScene, draw_shortcut_scene
 
 FIRST_SCENE = 700_000
 SIZES = (10, 20, 40)
@@ -43,10 +43,15 @@ def write_scenes(
     folder: Path, scenario: ScenarioName, count: int, first_label: int, first_scene: int = FIRST_SCENE
 ) -> Path:
     """Scenes in which the cue misleads, with their labels in COCO's format."""
+    scenes = [draw_shortcut_scene(scenario, first_scene + number, "test") for number in range(count)]
+    return write_coco_scenes(folder, scenes, first_label)
+
+
+def write_coco_scenes(folder: Path, scenes: Sequence[ShortcutScene], first_label: int) -> Path:
+    """Scenes as PNG files below ``folder/images``, with their labels in COCO's format; ids are counted from 0."""
     (folder / "images").mkdir(parents=True, exist_ok=True)
     images, annotations = [], []
-    for number in range(count):
-        scene = draw_shortcut_scene(scenario, first_scene + number, "test")
+    for number, scene in enumerate(scenes):
         height, width = scene.image.shape[:2]
         Image.fromarray(scene.image).save(folder / "images" / f"{number}.png")
         images.append({"id": number, "file_name": f"{number}.png", "height": height, "width": width})
