@@ -145,11 +145,11 @@ def audit_command(options: AuditOptions) -> int:
         model_name=options.model_name,
         **{name: getattr(options, name) for name in SHARED},
     )
-    print_summary(result)
+    print_summary(result, options.iou_threshold)
     return 1 if any(result.issues.of(kind) for kind in (UNREADABLE, FAILED, UNEXPLAINED)) else 0
 
 
-def print_summary(audit: Audit) -> None:
+def print_summary(audit: Audit, iou_threshold: float = 0.5) -> None:
     """Print an audit's error types, groups and data issues."""
     from detcam.auditing.errors import ERROR_TYPES
     from detcam.auditing.report.summary import headline, unlabeled_headline
@@ -167,7 +167,7 @@ def print_summary(audit: Audit) -> None:
         verdicts = [str(grades[grade]) if tested else "-" for grade in ("strong", "weak", "not confirmed")]
         table.add_row(error_type, str(counts[error_type]), *delta_ap, str(len(cases)), *verdicts)
     if has_ap:
-        console.print(f"average precision {analysis.average_precision:.3f}")
+        console.print(f"average precision {analysis.average_precision:.3f} at an IoU of {iou_threshold:.2f}")
     cost = analysis.delta_ap_without(analysis.indices(false_positives_only=True))
     lines = headline(audit.cases, cost, audit.score_threshold)
     for line in unlabeled_headline(audit.cases, audit.score_threshold) if audit.is_unlabeled else lines:

@@ -20,7 +20,7 @@ THUMBNAIL_WH = (320, 240)
 THUMBNAIL_MARGIN = 0.3  # margin around box and evidence, relative to the longer side of the box
 BOX_COLOR = (86, 200, 255)
 TRUTH_COLOR = (79, 213, 140)
-OUTLINE_MARGIN = 4  # pixels beyond the thumbnail at which the outline of a larger box is drawn
+OUTLINE_WIDTH = 3  # of which one line is on the border of the box and the others outside
 OUTER_COLOR = (16, 16, 16)
 
 
@@ -56,7 +56,9 @@ def thumbnail_jpeg(
         heat = _resized(maps.heatmap[top:bottom, left:right], size)
         thumbnail = overlay_heatmap(thumbnail, heat.astype(np.float32) / 255)
     corners = np.rint((np.array(box_xyxy) - (left, top, left, top)) * np.tile(size_wh / extent, 2))
-    corners = np.clip(corners, -OUTLINE_MARGIN, np.tile(size_wh, 2) + OUTLINE_MARGIN).astype(int)
+    # The crop contains the box but for what lies beyond the image: the outline stays visible at the border.
+    inset = OUTLINE_WIDTH - 1
+    corners = np.clip(corners, inset, np.tile(size_wh, 2) - inset).astype(int)
     canvas = np.ascontiguousarray(thumbnail)
     for margin, line_color in ((2, OUTER_COLOR), (1, color), (0, color)):
         first, last = corners[:2] - margin, corners[2:] - 1 + margin

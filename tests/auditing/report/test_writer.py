@@ -219,6 +219,14 @@ def test_thumbnail_shows_box_heatmap_and_surroundings(tmp_path: Path) -> None:
     far = images.crop_window((300, 600), (570.0, 270.0, 600.0, 300.0), None)
     assert far == (600 - near[2], 300 - near[3], 600, 300)
     assert images.crop_window((40, 500), (100.0, 0.0, 400.0, 40.0), None)[1::2] == (0, 40)
+    # The outline of a box at the image's edge, or beyond it, is visible.
+    for cut in ((570.0, 270.0, 600.0, 300.0), (560.0, 250.0, 640.0, 330.0)):
+        path.write_bytes(images.thumbnail_jpeg(image, cut, None))
+        right_end, below = (
+            np.asarray(Image.open(path)).astype(int)[-20, -4:],
+            np.asarray(Image.open(path)).astype(int)[-4:, -20],
+        )
+        assert all((line[:, 2] - line[:, 0]).max() > 60 for line in (right_end, below))
 
 
 def test_thumbnail_of_a_missed_object_uses_the_ground_truth_color(tmp_path: Path) -> None:
