@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from detcam.outputs import work_dtype
 from detcam.perturbation.harmonic_solver import harmonic_fill
-from detcam.utils.components import Window, components, grown
+from detcam.utils.components import Extent, components, with_margin
 from detcam.utils.filters import blur
 from detcam.utils.opencv import cv2
 
@@ -158,11 +158,11 @@ class RingFill(Fill):
         return filled
 
 
-def _parts_with_rings(mask: np.ndarray) -> Iterator[tuple[Window, np.ndarray, np.ndarray]]:
+def _parts_with_rings(mask: np.ndarray) -> Iterator[tuple[Extent, np.ndarray, np.ndarray]]:
     """Each connected part of a mask (h, w) bool: a window, and in it the part and the free pixels around it, bool."""
     for extent, inner, area in components(mask):
         margin = max(2, round(RING_WIDTH * area**0.5))
-        window = rows, columns = grown(extent, margin, mask.shape)
+        window = rows, columns = with_margin(extent, margin, mask.shape)
         top, left = extent[0].start - rows.start, extent[1].start - columns.start
         part = np.zeros((rows.stop - rows.start, columns.stop - columns.start), dtype=np.uint8)
         part[top : top + inner.shape[0], left : left + inner.shape[1]] = inner

@@ -17,7 +17,7 @@ from scipy import sparse
 from scipy.sparse.linalg import splu
 from torch import Tensor
 
-from detcam.utils.components import extent, grown
+from detcam.utils.components import MaskArray, extent, with_margin
 from detcam.utils.opencv import cv2
 
 NEIGHBOR_WEIGHTS = tuple(
@@ -38,7 +38,6 @@ MAX_ITERATIONS = 200
 
 Float64Array: TypeAlias = npt.NDArray[np.float64]
 Float32Array: TypeAlias = npt.NDArray[np.float32]
-MaskArray: TypeAlias = npt.NDArray[np.bool_]
 
 _KERNEL = np.array([[1, 2, 1], [2, 0, 2], [1, 2, 1]]) / 12
 _HAT = np.array([1, 2, 1]) / 2
@@ -73,7 +72,7 @@ def harmonic_fill(images: Tensor, removed: Tensor) -> Tensor:
         for k in queue:
             mask = removed[k].cpu().numpy()
             if mask.sum() <= MAX_FACTORIZED:
-                rows, columns = grown(extent(mask), 1, mask.shape)
+                rows, columns = with_margin(extent(mask), 1, mask.shape)
                 solution = solve_by_factorization(
                     mask[rows, columns], filled[k, :, rows, columns].cpu().double().numpy()
                 )

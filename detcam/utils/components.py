@@ -11,10 +11,10 @@ import numpy.typing as npt
 from detcam.utils.opencv import cv2
 
 MaskArray: TypeAlias = npt.NDArray[np.bool_]
-Window: TypeAlias = tuple[slice, slice]
+Extent: TypeAlias = tuple[slice, slice]
 
 
-def extent(mask: MaskArray) -> Window:
+def extent(mask: MaskArray) -> Extent:
     """Return the rows and columns that contain all True values of a mask (h, w); both empty if there are none."""
     window = []
     for axis in (1, 0):
@@ -23,7 +23,7 @@ def extent(mask: MaskArray) -> Window:
     return window[0], window[1]
 
 
-def components(mask: MaskArray) -> Iterator[tuple[Window, MaskArray, int]]:
+def components(mask: MaskArray) -> Iterator[tuple[Extent, MaskArray, int]]:
     """Find the 8-connected components of a mask (h, w).
 
     Returns:
@@ -38,7 +38,7 @@ def components(mask: MaskArray) -> Iterator[tuple[Window, MaskArray, int]]:
         yield (slice(top, top + height), slice(left, left + width)), part, area
 
 
-def grown(window: Window, margin: int, size_hw: tuple[int, ...]) -> Window:
+def with_margin(window: Extent, margin: int, size_hw: tuple[int, ...]) -> Extent:
     """Return a window with a margin on each side, inside an array of a size."""
     rows, columns = (
         slice(max(side.start - margin, 0), min(side.stop + margin, size))
