@@ -114,11 +114,11 @@ def _error(fiftyone: Any, case: AuditCase, size_hw: tuple[int, int]) -> Any:
 def _region(fiftyone: Any, case: AuditCase, mask: np.ndarray) -> Any:
     """The evidence of a case, with its pixels as the mask of an instance."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    box = (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
+    left, top, right, bottom = int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
     return fiftyone.Detection(
         label=case.evidence_kind or "evidence",
-        bounding_box=relative_box(tuple(map(float, box)), mask.shape),
-        mask=mask[box[1] : box[3], box[0] : box[2]],
+        bounding_box=relative_box((left, top, right, bottom), (mask.shape[0], mask.shape[1])),
+        mask=mask[top:bottom, left:right],
         tags=[case.verdict],
         case=case.id,
     )

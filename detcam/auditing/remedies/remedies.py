@@ -194,10 +194,18 @@ def _remedy(data: ReportData, group: dict[str, Any]) -> GroupRemedy:
     delta_ap = float("nan") if group["delta_ap"] is None else group["delta_ap"]
     folder = FOLDERS.get(action, "")
     case_ids = tuple(group["case_ids"])
-    causes = Counter(cause.name for case in cases if (cause := Cause.of(case)) is not None)
-    cause = causes.most_common(1)[0][0] if causes else ""
+    names = Counter(cause.name for case in cases if (cause := Cause.of(case)) is not None)
+    most_frequent = names.most_common(1)[0][0] if names else ""
     return GroupRemedy(
-        group["number"], cause, action, REASONS[action], group["sentence"], delta_ap, case_ids, suppressors, folder
+        group["number"],
+        most_frequent,
+        action,
+        REASONS[action],
+        group["sentence"],
+        delta_ap,
+        case_ids,
+        suppressors,
+        folder,
     )
 
 
