@@ -6,6 +6,7 @@ target layer; targets on different images share it.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -32,7 +33,7 @@ from detcam.geometry import Geometry
 from detcam.inputs import Images, Request, Select, Targets, labeled_targets, read_request
 from detcam.layers import LayersLike
 from detcam.outputs import work_dtype
-from detcam.rendering import MAX_PIXELS_TOGETHER, DeferredHeatmaps, HeatmapArray, RawMaps, combine_levels
+from detcam.rendering import MAX_PIXELS_TOGETHER, Combine, DeferredHeatmaps, HeatmapArray, RawMaps, combine_levels
 from detcam.results import (
     ImageHeatmaps,
     Measured,
@@ -52,9 +53,6 @@ from detcam.utils.subclasses import check_complete, missing_members
 
 Progress = Callable[[Iterable[Any]], Iterable[Any]]
 """A wrapper of a loop that shows its progress, such as tqdm."""
-
-Combine = Callable[[Sequence[Tensor], Geometry], Tensor]
-"""A function from the raw maps of one image and its geometry to heatmaps (N, H, W)."""
 
 DEFAULT_BATCH_SIZE = 32
 """Images per forward pass."""
@@ -424,12 +422,15 @@ class BaseCAM:
     def _rendered(
         self, combine: Combine, levels: Sequence[Tensor], geometry: Geometry, view: View
     ) -> Tensor | DeferredHeatmaps:
-        """One image's heatmaps; large ones of a common formula are left to be computed when they are read."""
+        """One image's heatmaps; large ones are left to be computed when they are read, where `combine` allows it."""
         height, width = geometry.image_size_hw
-        is_common = combine == self.combine and type(self).combine is BaseCAM.combine
-        if is_common and len(levels[0]) * height * width > MAX_PIXELS_TOGETHER:
+        is_common = type(self).combine is BaseCAM.combine
+        is_function = isinstance(inspect.getattr_static(self, "combine"), staticmethod)  # it holds no model
+        is_kept = combine == self.combine and (is_common or is_function)
+        if is_kept and len(levels[0]) * height * width > MAX_PIXELS_TOGETHER:
             kept = tuple(level.cpu() for level in levels)
-            return DeferredHeatmaps((RawMaps(kept, geometry, self.rectified, view.mirrored),))
+            formula = None if is_common else combine
+            return DeferredHeatmaps((RawMaps(kept, geometry, self.rectified, view.mirrored, formula),))
         return view.undo(combine(levels, geometry))
 
     def _combine_volumes(self, batch: Batch, trace: Trace) -> Combine:
@@ -513,7 +514,11 @@ class BaseCAM:
         return saliency
 
     def combine(self, levels: Sequence[Tensor], geometry: Geometry) -> Tensor:
-        """Combine one image's raw maps into heatmaps (N, H, W); see `detcam.rendering.combine_levels`."""
+        """Combine one image's raw maps into heatmaps (N, H, W); see `detcam.rendering.combine_levels`.
+
+        A subclass that overrides this with a static method, which treats each target alone, keeps the raw maps of large
+        images and combines them when they are read; the heatmaps of other overrides are computed at once.
+        """
         return combine_levels(levels, geometry, rectified=self.rectified)
 
 

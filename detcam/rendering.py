@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import numpy as np
@@ -16,8 +16,14 @@ from detcam.geometry import Geometry
 HeatmapArray: TypeAlias = NDArray[np.float32]
 """Heatmaps (N, H, W) or (B, H, W) in [0, 1]."""
 
+Combine: TypeAlias = Callable[[Sequence[Tensor], Geometry], Tensor]
+"""From the raw maps of one image, per level (N, h, w) signed saliency over the network's input, and its position there,
+to heatmaps (N, H, W) in [0, 1], image pixels."""
+
 MAX_PIXELS_TOGETHER = 2**23
 """Pixels of the heatmaps of one image that are rendered at once; more are rendered one by one, when they are read."""
+MAX_PREVIEW_SIDE = 256
+"""Maximum longer side, pixels, of the heatmaps that are rendered to find out which are empty."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,20 +35,31 @@ class RawMaps:
         geometry: position of the image on that input.
         rectified: whether negative saliency is set to 0 first.
         mirrored: whether the view is the mirrored image.
+        combine: formula of a method that combines the levels; None takes `combine_levels`.
     """
 
     levels: tuple[Tensor, ...]
     geometry: Geometry
     rectified: bool = True
     mirrored: bool = False
+    combine: Combine | None = None
 
     def __getitem__(self, rows: list[int]) -> RawMaps:
-        return RawMaps(tuple(level[rows] for level in self.levels), self.geometry, self.rectified, self.mirrored)
+        return replace(self, levels=tuple(level[rows] for level in self.levels))
 
     def render(self) -> Tensor:
         """Return the heatmaps (N, H, W) in [0, 1], image pixels."""
-        maps = combine_levels(self.levels, self.geometry, rectified=self.rectified)
+        if self.combine is None:
+            maps = combine_levels(self.levels, self.geometry, rectified=self.rectified)
+        else:
+            maps = self.combine(self.levels, self.geometry)
         return maps.flip(-1) if self.mirrored else maps
+
+    def has_evidence(self) -> bool:
+        """Whether a heatmap is not zero everywhere."""
+        if self.combine is None:
+            return bool(_span(self).any())
+        return bool(replace(self, geometry=_preview(self.geometry)).render().any())
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +101,7 @@ class DeferredHeatmaps:
         """Return the number of maps that are zero everywhere."""
         count = 0
         for row in range(len(self)):
-            count += not any(_span(view[[row]]).any() for view in self.views)
+            count += not any(view[[row]].has_evidence() for view in self.views)
         return count
 
 
@@ -97,6 +114,15 @@ def _span(maps: RawMaps) -> Tensor:
         inside = inside.clamp(min=0) if maps.rectified else inside
         spans.append(inside.amax(1) - inside.amin(1))
     return torch.cat(spans)
+
+
+def _preview(geometry: Geometry) -> Geometry:
+    """Return the geometry of a small copy of the image at the same position."""
+    height, width = geometry.image_size_hw
+    factor = max(1.0, max(height, width) / MAX_PREVIEW_SIDE)
+    size = (max(1, round(height / factor)), max(1, round(width / factor)))
+    scale_x, scale_y = geometry.scale_xy
+    return replace(geometry, image_size_hw=size, scale_xy=(scale_x * width / size[1], scale_y * height / size[0]))
 
 
 def combine_levels(levels: Sequence[Tensor], geometry: Geometry, *, rectified: bool = True) -> Tensor:

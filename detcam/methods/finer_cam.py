@@ -17,7 +17,9 @@ from detcam.layers import LayersLike
 from detcam.methods.common.wrapper import WrapperCAM
 from detcam.methods.grad_cam import GradCAM
 from detcam.outputs import Candidates, SegmenterOutput
+from detcam.rendering import Combine, DeferredHeatmaps
 from detcam.results import Measured, Pass, values_of
+from detcam.smoothing import View
 from detcam.targets import BoxTarget, ClassifierOutputTarget, ClassTarget, FinerWeightedTarget, MaskTarget
 from detcam.trace import ReshapeTransform
 
@@ -84,6 +86,11 @@ class FinerCAM(WrapperCAM):
 
     def combine(self, levels: Sequence[Tensor], geometry: Geometry) -> Tensor:
         return self.base.combine(levels, geometry)
+
+    def _rendered(
+        self, combine: Combine, levels: Sequence[Tensor], geometry: Geometry, view: View
+    ) -> Tensor | DeferredHeatmaps:
+        return self.base._rendered(self.base.combine if combine == self.combine else combine, levels, geometry, view)
 
     def _comparison_of(self, output: Any, target: Target) -> Target:
         """The comparison for a target; the target itself if it has no class to compare."""

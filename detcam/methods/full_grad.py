@@ -89,9 +89,12 @@ class FullGrad(BaseCAM):
                     maps[tuple(part.shape[-2:])][image][k] += _rescaled(part[image].to(dtype), geometry).sum(0)
         return Measured(list(maps.values()), values, reach)
 
-    def combine(self, levels: Sequence[Tensor], geometry: Geometry) -> Tensor:
+    @staticmethod
+    def combine(levels: Sequence[Tensor], geometry: Geometry) -> Tensor:
         """Heatmaps of one image: the sum of the maps of all layers, resized to the image."""
-        total = torch.stack([geometry.to_image(level) for level in levels]).sum(0)
+        total = geometry.to_image(levels[0])
+        for level in levels[1:]:
+            total += geometry.to_image(level)
         return normalize(total) if len(total) else total
 
     @contextmanager

@@ -57,7 +57,8 @@ class GuidedBackprop(LayerlessCAM):
             raise ValueError("guided backpropagation has colors instead of channels; leave out eigen_smooth")
         return guided_gradients(run)
 
-    def combine(self, levels: Sequence[Tensor], geometry: Geometry) -> Tensor:
+    @staticmethod
+    def combine(levels: Sequence[Tensor], geometry: Geometry) -> Tensor:
         """Heatmaps of one image: the maximum over color channels, in original image pixels."""
         return saturate(max_magnitude(levels, geometry))
 

@@ -12,7 +12,6 @@ from torch.nn import functional as F
 
 from detcam.adapters.base import ModelLike, Target
 from detcam.cam import BaseCAM
-from detcam.geometry import Geometry
 from detcam.layers import LayersLike
 from detcam.methods.common.region_proposals import color_segments, propose_regions
 from detcam.methods.reach_cam import ReachCAM, contrast_targets
@@ -104,8 +103,7 @@ class ProbeCAM(ReachCAM):
             sampling.append(Sampling(passes))
         return replace(measured, maps=[maps], sampling=sampling)
 
-    def combine(self, levels: Sequence[Tensor], geometry: Geometry) -> Tensor:
-        return BaseCAM.combine(self, levels, geometry)
+    combine = BaseCAM.combine  # of one map, instead of ReachCAM's product
 
     def _probe(
         self,

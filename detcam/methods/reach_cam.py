@@ -123,7 +123,8 @@ class ReachCAM(BaseCAM):
         deltas = [torch.stack(layers, 1) for layers in errors] if self.checks_convergence else None
         return Measured(maps, values, reach, deltas)
 
-    def combine(self, levels: Sequence[Tensor], geometry: Geometry) -> Tensor:
+    @staticmethod
+    def combine(levels: Sequence[Tensor], geometry: Geometry) -> Tensor:
         """Multiply the levels' smoothed positive parts; levels without saliency are left out."""
         return product_of_levels(levels, geometry, LEVEL_SMOOTHING)
 

@@ -58,5 +58,6 @@ class RefineCAM(WrapperCAM):
     def measure(self, run: Pass) -> Measured:
         return self.base.measure(run)
 
-    def combine(self, levels: Sequence[Tensor], geometry: Geometry) -> Tensor:
+    @staticmethod
+    def combine(levels: Sequence[Tensor], geometry: Geometry) -> Tensor:
         return product_of_levels(levels, geometry)

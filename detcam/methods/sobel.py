@@ -46,7 +46,8 @@ class Sobel(LayerlessCAM):
         ]
         return Measured([maps], values_of(run.score()), None)
 
-    def combine(self, levels: Sequence[Tensor], geometry: Geometry) -> Tensor:
+    @staticmethod
+    def combine(levels: Sequence[Tensor], geometry: Geometry) -> Tensor:
         """Normalize the edges of one image, which are at the image's resolution already."""
         return normalize(levels[0]) if len(levels[0]) else levels[0]
 

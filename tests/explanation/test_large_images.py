@@ -12,10 +12,11 @@ import torch
 from PIL import Image
 
 import detcam
-from detcam import cam
+from detcam import RefineCAM, cam
 from detcam.explanation import writer
 from detcam.explanation.writer import read_heatmap, read_index
-from detcam.rendering import DeferredHeatmaps
+from detcam.geometry import Geometry
+from detcam.rendering import DeferredHeatmaps, RawMaps
 from detcam.targets import BoxTarget
 from detcam.testing import tiny_detector
 
@@ -90,3 +91,26 @@ def test_empty_maps_are_reported_without_computing_them(
     with pytest.warns(detcam.EmptyMapWarning, match="of 2 of 2 targets"):
         later = detcam.explain(adapter, IMAGE, targets=targets)[0]
     assert isinstance(later.maps, DeferredHeatmaps) and later.maps.count_empty() == 2
+
+
+@pytest.mark.parametrize(
+    "method", ["reachcam", "fullgrad", "refinecam", "probecam", "finercam", "guidedbackprop", "sobel"]
+)
+def test_methods_with_their_own_combination_keep_raw_maps(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    target_layers = ["0", "3"] if method == "refinecam" else None
+    at_once = explained(method=method, target_layers=target_layers)
+    monkeypatch.setattr(cam, "MAX_PIXELS_TOGETHER", 100)
+    later = explained(method=method, target_layers=target_layers)
+    assert isinstance(at_once.maps, np.ndarray) and isinstance(later.maps, DeferredHeatmaps)
+    np.testing.assert_allclose(later.heatmaps, at_once.heatmaps, atol=1e-6)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(later.maps))[1], later.heatmaps[1])
+    assert later.maps.count_empty() == int((at_once.heatmaps.max((1, 2)) == 0).sum())
+
+
+def test_levels_that_agree_nowhere_are_an_empty_map() -> None:
+    levels = [torch.zeros(1, 8, 8), torch.zeros(1, 8, 8)]
+    levels[0][0, :, :2] = levels[1][0, :, 6:] = 1.0
+    maps = RawMaps(tuple(levels), Geometry.resize((600, 800), (8, 8)), combine=RefineCAM.combine)
+    assert DeferredHeatmaps((maps,)).count_empty() == 1
+    levels[1][0, 3, 0] = 1.0
+    assert DeferredHeatmaps((maps,)).count_empty() == 0
