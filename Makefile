@@ -101,7 +101,9 @@ bench: $(VENV)/.installed-dev
 planted-peers: $(VENV)/.installed-dev
 	$(BIN)/python -m pip install --no-deps captum torchcam xaitk-saliency smqtk-core smqtk-classifier \
 		smqtk-descriptors smqtk-detection smqtk-dataprovider smqtk-image-io
-	$(QUIET) $(BIN)/python tests/peers/planted_tools.py --out build/planted
+	$(QUIET) $(BIN)/python tests/peers/planted_tools.py --out build/planted --cases 8 --family two-stage \
+		--scenario mark look-alike tiny and natural
+	$(QUIET) $(BIN)/python tests/peers/planted_tools.py --out build/planted --cases 8 --family yolo --scenario look-alike
 
 repair-proof: $(VENV)/.installed-dev
 	$(QUIET) $(BIN)/python tests/peers/measure_repair.py --family two-stage --out build/repair
