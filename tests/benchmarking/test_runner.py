@@ -100,7 +100,12 @@ def test_interrupted_run_resumes(tmp_path: Path) -> None:
         compare(images, tmp_path / "out", stops)
     assert not (tmp_path / "out" / "benchmark.csv").exists()
     DrawnMaps.calls = 0
+    cells = (path for path in (tmp_path / "out" / "cells").rglob("*.json"))
+    measured = {path: json.loads(path.read_text()).get("seconds") for path in cells}
+    assert sum(value is not None for value in measured.values()) >= 2 * len(whole)
     rest = compare(images, tmp_path / "out", stops)
+    kept = {path: json.loads(path.read_text()).get("seconds") for path in measured}
+    assert kept == measured, "times that were measured stay in the tables"
     # two of four images were complete; the method explains the others, and the first again to count work
     assert rest.computed == 2 * len(whole)
     assert DrawnMaps.calls == 3
