@@ -2,7 +2,7 @@
 // to detcamData as JSON text. The headline is in the page itself and is drawn before any file has come.
 
 const start = JSON.parse(document.getElementById("data").textContent);
-const MAX_DETAIL_FILES = 24; // files of explanations kept in memory
+const MAX_DETAIL_FILES = 4; // files of explanations kept in memory
 const contents = new Map(), pending = new Map();
 globalThis.detcamData = (name, text) => contents.set(name, JSON.parse(text));
 

@@ -32,7 +32,7 @@ MAX_FILE_CHARACTERS = 1_000_000
 """Size of the text from which a data file takes no further case."""
 MAX_DETAIL_CHARACTERS = 250_000
 """The same for a file of explanations, which is loaded when a case is opened."""
-MAX_LISTED = 30_000
+MAX_LISTED = 20_000
 """Maximum number of cases that the page loads at the start."""
 MAX_GROUPS = 500
 """Maximum number of groups on the page."""
