@@ -55,11 +55,12 @@ class Packed(Sequence[T]):
         if isinstance(index, slice):
             return Packed(self[number] for number in range(len(self))[index])
         index = range(len(self))[index]
-        if self._last is None or self._last[0] != index:  # an image's errors come one after the other
+        last = self._last
+        if last is None or last[0] != index:  # an image's errors come one after the other
             block, position = divmod(index, BLOCK)
             item = self._blocks[block].item(position) if block < len(self._blocks) else self._rest[position]
-            self._last = index, item
-        return self._last[1]
+            last = self._last = index, item
+        return last[1]
 
     def __iter__(self) -> Iterator[T]:
         return (self[index] for index in range(len(self)))

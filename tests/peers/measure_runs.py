@@ -6,8 +6,8 @@
 ``workers`` explains drawn scenes with the demo detector on Ray, with one and with two workers of one thread, and in
 this process. Its rate is that between the first and the last shard, without the start of Ray. ``growth`` runs a small
 detector on drawn patterns of 64 x 48 pixels, as many as the counts say, each in a new process: explanations without
-targets, which show what a run costs by itself, and an audit that explains nothing. It prints the seconds per image and
-the peak memory beyond that of the first count, per image and per detection.
+targets, which show what a run costs by itself, and an audit that explains nothing. It prints the processor time per
+image and the peak memory beyond that of the first count, per image and per detection.
 """
 
 from __future__ import annotations
@@ -74,11 +74,11 @@ def write_patterns(folder: Path, count: int) -> Path:
 
 
 def measure_growth(kind: str, count: int) -> dict[str, float]:
-    """Run in this process; return seconds and the peak memory in bytes."""
+    """Run in this process; return processor seconds and the peak memory in bytes."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         labels = write_patterns(folder, count)
-        adapter, start = small_detector(), time.perf_counter()
+        adapter, start = small_detector(), time.process_time()
         detections = 0
         if kind == "explain":
             paths = find_images([str(folder / "images")])
@@ -90,7 +90,7 @@ def measure_growth(kind: str, count: int) -> dict[str, float]:
                 adapter, folder / "images", labels, out=folder / "out", explain=0, explain_missed=0, batch_size=32
             )
             detections = sum(each.false_positives + each.true_positives for each in found.analysis.classes.values())
-        seconds = time.perf_counter() - start
+        seconds = time.process_time() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {"seconds": seconds, "peak": peak, "detections": detections}
 
