@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from detcam.adapters.base import Batch, DetectorAdapter
 from detcam.geometry import Geometry
+from detcam.trace import gradients_of
 from detcam.utils.batching import batch_slices
 from detcam.utils.guided_relu import guided_backward
 
@@ -115,7 +116,8 @@ def scores_of_regions(regions: Sequence[Tensor], scalars: Callable[[Tensor, slic
         values = scalars(leaf.clone(), part)  # a clone, because a head may begin with an in-place operation
         total = torch.stack(list(values)).sum()
         with guided_backward(total):
-            (gradients,) = torch.autograd.grad(total, leaf)
+            (found,) = gradients_of(total, [leaf], retain_graph=False)
+        gradients = torch.zeros_like(leaf) if found is None else found
         for position, (value, region) in enumerate(zip(values, chunk, strict=True)):
             alone = partial(_alone, scalars, part.start + position)
             scores.append(_Score.apply(region, value.detach(), gradients[position : position + 1], alone))

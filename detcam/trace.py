@@ -18,6 +18,7 @@ from detcam.utils.checkpointing import without_checkpointing
 from detcam.utils.hooks import active_hooks, complete
 from detcam.utils.model_lock import exclusive
 from detcam.utils.modules import all_modules, parameters_of
+from detcam.utils.precision import autocast_precision
 from detcam.utils.warnings import warn
 
 ReshapeTransform = Callable[[Any], Any]
@@ -249,14 +250,19 @@ def _split(level: Tensor, images: int) -> tuple[Tensor, ...]:
 def gradients_of(scalar: Tensor, tensors: Sequence[Tensor], *, retain_graph: bool) -> Sequence[Tensor | None]:
     """Return the gradients of a scalar at tensors; None where it does not depend on one.
 
-    With float16 among the tensors they are scaled in the backward pass, so that none underflows, and come as float32,
-    unless the scaled ones overflow.
+    With float16 among the tensors, or under autocast to it, they are scaled in the backward pass, so that none
+    underflows, and come as float32, unless the scaled ones overflow.
     """
-    if any(tensor.dtype == torch.float16 for tensor in tensors):
+    if any(tensor.dtype == torch.float16 for tensor in tensors) or autocast_precision() == "float16":
         scale = torch.full_like(scalar, HALF_SCALE)
         gradients = torch.autograd.grad(scalar, tensors, scale, retain_graph=True, allow_unused=True)
         if all(gradient is None or bool(torch.isfinite(gradient).all()) for gradient in gradients):
-            return [None if gradient is None else gradient.float() / HALF_SCALE for gradient in gradients]
+            return [
+                None
+                if gradient is None
+                else gradient.to(torch.promote_types(gradient.dtype, torch.float32)) / HALF_SCALE
+                for gradient in gradients
+            ]
     return torch.autograd.grad(scalar, tensors, retain_graph=retain_graph, allow_unused=True)
 
 

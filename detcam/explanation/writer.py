@@ -96,6 +96,8 @@ MAX_JPEG_SIDE = 65_000
 """Longest side of an overlay that is written as JPEG."""
 MAX_WRITERS = min(4, os.cpu_count() or 1)
 """Targets of an image that are drawn and encoded at the same time."""
+MAX_PIXELS_AT_ONCE = 48_000_000
+"""Pixels of the targets that are drawn at the same time; each takes about 15 bytes."""
 
 
 class ExplanationIndex:
@@ -216,7 +218,8 @@ def write_explanation(
         encode = to_jpeg_bytes if overlay_suffix == "jpg" else encode_png
         replace_file(folder / target["overlay"], encode(one.overlay(colormap=colormap)))
 
-    with ThreadPoolExecutor(MAX_WRITERS) as pool:  # drawing and encoding run outside of Python's lock
+    writers = max(min(MAX_WRITERS, MAX_PIXELS_AT_ONCE // (height * width)), 1)
+    with ThreadPoolExecutor(writers) as pool:  # drawing and encoding run outside of Python's lock
         list(pool.map(write, range(len(explanation))))
     return entry
 

@@ -13,7 +13,9 @@ from torchvision.models import VisionTransformer
 
 from detcam import METHODS, GradCAM, HiResCAM, adapt
 from detcam.adapters.base import Adapter
+from detcam.adapters.torchvision_detector import scores_of_regions
 from detcam.targets import ClassifierOutputTarget, FinerWeightedTarget
+from detcam.trace import gradients_of
 from tests.helpers import Snapshot, TinyCNN
 from tests.zoo import QUICK, applies, example
 
@@ -142,6 +144,15 @@ def test_small_float16_gradients_are_scaled() -> None:
     strong = HiResCAM(half).explain(image, [[lambda output: output[1] * 600]])[0]
     plain = HiResCAM(TinyCNN()).explain(image, [[lambda output: output[1] * 600]])[0]
     torch.testing.assert_close(torch.as_tensor(strong.heatmaps), torch.as_tensor(plain.heatmaps), atol=0.05, rtol=0)
+
+
+def test_small_float16_gradients_of_regions_are_scaled() -> None:
+    regions = [torch.ones(1, 2, 3, 3, dtype=torch.float16, requires_grad=True) for _ in range(2)]
+    scores = scores_of_regions(regions, lambda part, _: [region.sum().float() * 1e-8 for region in part])
+    for region, score in zip(regions, scores, strict=True):
+        (gradient,) = gradients_of(score, [region], retain_graph=False)
+        assert gradient is not None
+        torch.testing.assert_close(gradient, torch.full_like(gradient, 1e-8), rtol=0.01, atol=0)
 
 
 def test_comparisons_with_unlikely_classes_stay_finite_in_float16() -> None:

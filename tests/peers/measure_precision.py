@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from detcam import METHODS
 from detcam.adapters import adapt
 from detcam.demo.model import load_demo_detector
+from detcam.methods.common.attention_base import AttentionCAM
 from detcam.synthetic.harbor import draw_scene
 from detcam.utils.precision import autocast_to
 
@@ -45,7 +46,7 @@ def measure_methods(scenes: int, boxes: int) -> None:
             cam = method(adapter)
         except (TypeError, ValueError):  # for another kind of network
             continue
-        if adapter.task not in method.tasks:
+        if adapter.task not in method.tasks or isinstance(cam, AttentionCAM):
             continue
         if cam.compares_scores:
             in_float32.append(name)
