@@ -101,6 +101,8 @@ class ErrorExplainer:
         masks: whether ground-truth objects are their masks instead of their boxes.
         iou_threshold: minimum IoU of a true positive.
         quantity: the quantity to explain, as in `question_for`.
+        proposing: the adapter at the layers of the portfolio's maps; None looks for them.
+        foldings: batch-norm foldings by the shape of the network's input, kept for further images.
     """
 
     adapter: Adapter
@@ -110,14 +112,17 @@ class ErrorExplainer:
     masks: bool = field(default=False, kw_only=True)
     iou_threshold: float = field(default=0.5, kw_only=True)
     quantity: str = field(default="score", kw_only=True)
+    proposing: Adapter | None = field(default=None, kw_only=True, repr=False)
+    foldings: dict[tuple[int, ...], BatchNormFolding | None] = field(default_factory=dict, kw_only=True, repr=False)
 
     def __post_init__(self) -> None:
         layerless = self.adapter.without_layers()
         if isinstance(layerless, DetectorAdapter):  # missed objects are looked for among its detections
             layerless = layerless.with_score_threshold(self.score_threshold)
         self._layerless = layerless
-        self._proposing = proposal_layers(self.adapter) if self.cam is None else self.adapter
-        self._foldings: dict[tuple[int, ...], BatchNormFolding | None] = {}
+        if self.proposing is None:
+            self.proposing = proposal_layers(self.adapter) if self.cam is None else self.adapter
+        self._proposing = self.proposing
 
     def explain(self, images: Sequence[ErrorImage]) -> list[list[ExplainedError]]:
         """Explain every error of some images; their perturbed versions, and a method's heatmaps, share passes."""
@@ -133,10 +138,11 @@ class ErrorExplainer:
         if self.cam is not None:
             maps, passed = self._heatmaps_and_passes(self.cam, [image.image for image in images], questions)
         passes = passed / max(sum(len(row) for row in questions), 1)
-        prepared = [
-            self._prepare(image, of_image, heatmaps)
-            for image, of_image, heatmaps in zip(images, questions, maps, strict=True)
-        ]
+        with guarded(self.adapter.model, gradients=self.cam is None):
+            prepared = [
+                self._prepare(image, of_image, heatmaps)
+                for image, of_image, heatmaps in zip(images, questions, maps, strict=True)
+            ]
         with guarded(self.adapter.model, gradients=False), torch.no_grad():
             results = verify_together([(each.verifier, list(each.hypotheses.values())) for each in prepared])
         return [
@@ -202,42 +208,41 @@ class ErrorExplainer:
         heatmaps: Sequence[Tensor | RuntimeError] | None,
     ) -> _PreparedImage:
         """Run the detector on an image, propose evidence, and find the failure stages of missed objects."""
-        with guarded(self.adapter.model, gradients=heatmaps is None):
-            batch = self._layerless.prepare([image.image])
-            with self._proposing.trace(batch, gradients=heatmaps is None) as trace:
-                raw = self._layerless.forward(batch)
-            output = self._layerless.outputs(raw, batch)[0]
-            own = set(self.adapter.layer_names)
-            levels = [
-                level[0]
-                for name, layer in zip(trace.names, trace.activations(), strict=True)
-                for level in layer
-                if name in own and len(level) == 1
-            ]
-            missed = find_missed(image.errors, output, image.ground_truth, self.score_threshold, self.iou_threshold)
-            suppressing = {
-                number: found
-                for number, each in missed.items()
-                if self.cam is None and each.stage == "suppressed"
-                if (found := suppressing_detection(output, each.criterion)) is not None
-            }
-            proposals: list[Proposals | RuntimeError] = []
-            references: dict[int, Tensor] = {}
-            rows, columns = batch.geometries[0].valid_cells(batch.geometries[0].input_size_hw)
-            segments = cache(lambda: color_segments(batch.inputs[0, :, rows, columns].float()))
-            propose = partial(gradient_proposals, self._proposing, tuple(own), trace, batch, output)
-            if heatmaps is None:
-                for number, question in enumerate(questions):
-                    # Of a suppressing detection and of a reference, only the first maps are used.
-                    if number in suppressing:
-                        proposals.append(propose((suppressing[number],), None))
-                    else:
-                        proposals.append(propose(question.targets, segments))
-                    if question.reference is not None:
-                        first = propose([question.reference], None)
-                        if not isinstance(first, RuntimeError):
-                            references[number] = first.maps[0].heatmap
-        with guarded(self.adapter.model, gradients=False), torch.no_grad():
+        batch = self._layerless.prepare([image.image])
+        with self._proposing.trace(batch, gradients=heatmaps is None) as trace:
+            raw = self._layerless.forward(batch)
+        output = self._layerless.outputs(raw, batch)[0]
+        own = set(self.adapter.layer_names)
+        levels = [
+            level[0]
+            for name, layer in zip(trace.names, trace.activations(), strict=True)
+            for level in layer
+            if name in own and len(level) == 1
+        ]
+        missed = find_missed(image.errors, output, image.ground_truth, self.score_threshold, self.iou_threshold)
+        suppressing = {
+            number: found
+            for number, each in missed.items()
+            if self.cam is None and each.stage == "suppressed"
+            if (found := suppressing_detection(output, each.criterion)) is not None
+        }
+        proposals: list[Proposals | RuntimeError] = []
+        references: dict[int, Tensor] = {}
+        rows, columns = batch.geometries[0].valid_cells(batch.geometries[0].input_size_hw)
+        segments = cache(lambda: color_segments(batch.inputs[0, :, rows, columns].float()))
+        propose = partial(gradient_proposals, self._proposing, tuple(own), trace, batch, output)
+        if heatmaps is None:
+            for number, question in enumerate(questions):
+                # Of a suppressing detection and of a reference, only the first maps are used.
+                if number in suppressing:
+                    proposals.append(propose((suppressing[number],), None))
+                else:
+                    proposals.append(propose(question.targets, segments))
+                if question.reference is not None:
+                    first = propose([question.reference], None)
+                    if not isinstance(first, RuntimeError):
+                        references[number] = first.maps[0].heatmap
+        with torch.no_grad():
             scorer = self._scorer(batch, output, questions)
             scorer.output = None  # the pass and its graph are not kept while further images are prepared
             mapping = InputMapping(scorer)
@@ -265,7 +270,7 @@ class ErrorExplainer:
                 if not isinstance(maps, RuntimeError):
                     hypotheses[number] = self._appearance_hypothesis(image, number, each, maps.maps, mapping)
             if hypotheses:
-                self._foldings[tuple(batch.inputs.shape)] = scorer.prepared_folding()
+                self.foldings[tuple(batch.inputs.shape)] = scorer.prepared_folding()
         return _PreparedImage(mapping, levels, proposals, references, missed, Verifier(scorer), hypotheses)
 
     def _scorer(self, batch: Batch, output: DetectorOutput, questions: Sequence[ErrorQuestion]) -> ImageScorer:
@@ -276,7 +281,7 @@ class ErrorExplainer:
             output,
             [question.detection or question.targets[0] for question in questions],
             batch_size=default_batch_size(self.adapter.device),
-            folding=self._foldings.get(tuple(batch.inputs.shape)),
+            folding=self.foldings.get(tuple(batch.inputs.shape)),
             reads_candidates=True,
         )
 
@@ -302,13 +307,14 @@ class ErrorExplainer:
         )
         concerned, _ = object_regions(error, ground_truth, masks=self.masks)
         box = box_region(detection.box_xyxy, ground_truth.image_size_hw)
+        box_on_input = mapping.to_input(box.float()) > 0.5
         return Hypothesis(
             image.cases[number].id,
             criterion,
             image.cases[number].score,
             Proposals([]) if isinstance(proposals, RuntimeError) else proposals,
-            mapping.to_input(box.float()) > 0.5,
-            mapping.to_input((box if concerned is None else box | concerned).float()) > 0.5,
+            box_on_input,
+            box_on_input if concerned is None else mapping.to_input((box | concerned).float()) > 0.5,
             segments if self.cam is None else None,
         )
 

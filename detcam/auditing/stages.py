@@ -113,12 +113,11 @@ class VerificationWork:
     def __call__(self, payload: Sequence[ErrorImage], log: CrashLog) -> pa.Table:
         """Return the table of the explained errors; the payload is images whose pixels are not read yet."""
         adapter = self.explainer.adapter
-        explainer = replace(self.explainer)  # without what it remembers of other shards
 
         def explain(batch: Sequence[ErrorImage]) -> list[tuple[ErrorImage, list[ExplainedError]]]:
             images = [replace(each, image=adapter.reader.read(each.ground_truth.path)) for each in batch]
             name = f"explaining {' '.join(each.cases[0].id for each in batch)}"
-            return list(zip(images, log.call(name, explainer.explain, images), strict=True))
+            return list(zip(images, log.call(name, self.explainer.explain, images), strict=True))
 
         explained: list[list[ExplainedError] | Exception] = []
         for result in run_each(payload, explain):
