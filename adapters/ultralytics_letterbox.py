@@ -54,12 +54,15 @@ class Letterbox:
 
 def image_array(image: Tensor) -> np.ndarray:
     """Return an (H, W, C) array in 0..255: uint8 if the image has 8 bits, since resizing then rounds, else float."""
-    pixels = image.detach().permute(1, 2, 0)
-    whole = torch.empty(pixels.shape, dtype=torch.uint8)
-    for part in batch_slices(len(pixels), max(STRIP_PIXELS // pixels.shape[1], 1)):  # large images fill the memory
-        scaled = pixels[part].float().cpu() * 255
+    pixels = image.detach()
+    channels, height, width = pixels.shape
+    whole = torch.empty((height, width, channels), dtype=torch.uint8)
+    for part in batch_slices(height, max(STRIP_PIXELS // width, 1)):  # large images fill the memory
+        scaled = pixels[:, part].float().cpu() * 255
         rounded = scaled.round()
-        if not ((scaled - rounded).abs().max() < 1e-3 and rounded.min() >= 0 and rounded.max() <= 255):
-            return (pixels.float().cpu() * 255).numpy()
-        whole[part] = rounded.byte()
+        low, high = torch.aminmax(rounded)
+        least, most = torch.aminmax(scaled.sub_(rounded))
+        if not (-1e-3 < least and most < 1e-3 and low >= 0 and high <= 255):
+            return (pixels.float().cpu() * 255).permute(1, 2, 0).contiguous().numpy()
+        whole[part] = rounded.byte().permute(1, 2, 0)
     return whole.numpy()

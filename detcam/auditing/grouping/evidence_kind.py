@@ -73,9 +73,7 @@ def color_separation(image: Tensor, evidence: Tensor) -> float:
     if not bool(inside.any()):
         return 0.0
     width = max(2, round(0.25 * float(inside.sum()) ** 0.5))
-    grown = F.max_pool2d(inside[None, None].float(), 2 * width + 1, 1, width)[0, 0] > 0
-    gap = F.max_pool2d(inside[None, None].float(), 3, 1, 1)[0, 0] > 0  # blurred edges belong to neither
-    ring = grown & ~gap
+    ring = _grown(inside, width) & ~_grown(inside, 1)  # blurred edges belong to neither
     if not bool(ring.any()):
         return 0.0
     colors, around = small[:, inside].double().numpy(), small[:, ring].double().numpy()
@@ -86,6 +84,12 @@ def color_separation(image: Tensor, evidence: Tensor) -> float:
     )
     total = float(both.var(1).sum())
     return between / total if total > 1e-8 else 0.0
+
+
+def _grown(region: Tensor, margin: int) -> Tensor:
+    """A region (h, w) bool with the pixels around it, in a square window."""
+    rows = F.max_pool2d(region[None, None].float(), (2 * margin + 1, 1), 1, (margin, 0))
+    return F.max_pool2d(rows, (1, 2 * margin + 1), 1, (0, margin))[0, 0] > 0
 
 
 def _flips_class(case: AuditCase) -> bool:

@@ -103,7 +103,7 @@ def location_shares(strength: Tensor, regions: Mapping[EvidenceLocation, Tensor]
     """Share of a map (H, W), >= 0, in each region; all 0 if the map is zero."""
     total = float(strength.sum())
     return {
-        location: float(strength[region].sum()) / total if total > 0 else 0.0 for location, region in regions.items()
+        location: float((strength * region).sum()) / total if total > 0 else 0.0 for location, region in regions.items()
     }
 
 
