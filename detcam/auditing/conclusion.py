@@ -17,9 +17,12 @@ from detcam.auditing.verification.hypothesis import VerificationResult
 from detcam.auditing.verification.input_mapping import InputMapping
 from detcam.auditing.verification.proposals import Proposal
 from detcam.auditing.verification.verdict import remaining_score
+from detcam.utils.opencv import cv2
 
 MIN_PART_HEAT = 0.5
 """Minimum of the largest heat in a part that the error needs, relative to the drop of the score without it."""
+MAX_PART_HEAT = 0.9
+"""Maximum of the largest heat in such a part, relative to that in the evidence."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +52,9 @@ def conclude(
     """Complete a case with its evidence and, if it was verified, with the result.
 
     The heatmap of confirmed evidence is the map of the proposal in the evidence and in the other parts that the error
-    needs, scaled to the relative drop of the score without the evidence. A part that the map does not show is raised to
-    half the drop without it. Other heatmaps of detections are scaled as a whole.
+    needs, times the distance to their border. It is scaled to the relative drop of the score without the evidence. A
+    part that the map does not show is raised to half the drop without it; a part with a larger maximum than the
+    evidence is lowered. Other heatmaps of detections are scaled as a whole.
 
     Args:
         case: the case without evidence.
@@ -71,12 +75,14 @@ def conclude(
         case = _with_verdict(case, verified, regions, mapping)
         effect = _relative_gain(case) if case.type == "missed" else _relative_drop(case)
         if case.confirmed:
-            heatmap = _heat_in(heatmap, needed, effect)
+            unscaled, heatmap = heatmap, _heat_in(heatmap, evidence, effect)
+            strongest = (unscaled * evidence).amax().clamp(min=1e-12)
             for part in (part for part in verified.parts if part.needed):
                 drop = 1.0 if case.type == "missed" else _drop(case, part.score)
-                region = mapping.to_image(part.region)
-                if float((heatmap * region).amax()) < MIN_PART_HEAT * drop:
-                    heatmap = heatmap.where(~region, _heat_in(heatmap, region, MIN_PART_HEAT * drop))
+                region = mapping.to_image(part.region) & ~evidence
+                shown = float((unscaled * region).amax() / strongest) * effect
+                maximum = min(max(shown, MIN_PART_HEAT * drop), MAX_PART_HEAT * effect)
+                heatmap = heatmap.maximum(_heat_in(unscaled, region, maximum))
         else:
             heatmap = heatmap * effect
     strength = heatmap * evidence
@@ -147,7 +153,12 @@ def _drop(case: AuditCase, score: float) -> float:
 
 
 def _heat_in(heatmap: Tensor, region: Tensor, maximum: float) -> Tensor:
-    """The heatmap (H, W) in a region, scaled to a maximum; uniform if it is 0 there."""
+    """The heatmap (H, W) in a region times the distance to the region's border, scaled to a maximum.
+
+    Without the distance, the maximum may be that of something else, which the region only touches. The heatmap counts
+    as uniform if it is 0 there.
+    """
     heat = heatmap * region
     heat = heat if bool(heat.amax() > 0) else region.float()
+    heat = heat * torch.from_numpy(cv2.distanceTransform(region.numpy().astype(np.uint8), cv2.DIST_L2, 3))
     return heat / heat.amax().clamp(min=1e-12) * maximum

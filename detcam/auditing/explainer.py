@@ -32,6 +32,7 @@ from detcam.auditing.verification.suppression import (
 )
 from detcam.auditing.verification.verifier import Verifier, verify_together
 from detcam.cam import BaseCAM
+from detcam.data.annotations import FIRST_UNKNOWN_LABEL
 from detcam.data.ground_truth import GroundTruth
 from detcam.detections import Detections
 from detcam.methods.common.region_proposals import color_segments
@@ -316,6 +317,7 @@ class ErrorExplainer:
             box_on_input,
             box_on_input if concerned is None else mapping.to_input((box | concerned).float()) > 0.5,
             segments if self.cam is None else None,
+            is_confusion=error.type == "classification" and _is_known(error, ground_truth),
         )
 
     def _appearance_hypothesis(
@@ -356,6 +358,12 @@ def object_regions(error: DetectionError, ground_truth: GroundTruth, *, masks: b
         if label == error.label and index != error.ground_truth_index:
             others |= region(index)
     return None if error.ground_truth_index is None else region(error.ground_truth_index), others
+
+
+def _is_known(error: DetectionError, ground_truth: GroundTruth) -> bool:
+    """Whether the model knows the class of the object that an error concerns."""
+    index = error.ground_truth_index
+    return index is not None and int(ground_truth.labels[index]) < FIRST_UNKNOWN_LABEL
 
 
 def _with_description(explained: ExplainedError, error: DetectionError, image: ErrorImage) -> ExplainedError:

@@ -23,6 +23,8 @@ OUTSIDE_LOCATIONS: tuple[EvidenceLocation, ...] = ("same class", "ring", "scene"
 
 UNMATCHED = " without a matching annotation"
 """What the sentence of a background error says after the class, unless there are no annotations."""
+MIN_OUTSIDE_SHARE = 0.99
+"""Minimum share of the evidence outside the box and the object, from which the cause is said to lie there."""
 MIN_SHARE = 0.9
 """Minimum share of the evidence on one side of the box's border, from which its location is said to be that side."""
 
@@ -36,10 +38,9 @@ def outside_share(case: AuditCase) -> float:
 def is_outside(case: AuditCase) -> bool:
     """Whether the evidence is confirmed, and lies outside the box and the ground-truth object concerned.
 
-    The evidence is then the part outside alone: the error ends without it, and the part inside alone was too small to
-    matter or did not end the error.
+    The evidence is then a region outside alone, without which the error ends. No region inside is known to end it.
     """
-    return case.confirmed and outside_share(case) >= MIN_SHARE and not _is_needed_inside(case)
+    return case.confirmed and outside_share(case) >= MIN_OUTSIDE_SHARE and not _is_needed_inside(case)
 
 
 def is_inside(case: AuditCase) -> bool:
@@ -159,7 +160,8 @@ def _evidence(case: AuditCase) -> str:
     joint = len(case.parts) - needed
     further = f"; {plural(needed, 'further region')} needed as well" if needed else ""
     if joint > 1 and not needed:
-        further = f"; it has {joint} parts, none of which ends the error alone"
+        further = f"; either of its {joint} parts suffices" if joint == 2 else f"; any of its {joint} parts suffices"
+        further += ": the error persists without one of them, and ends without all"
     return f"{size} {where}{further}"
 
 

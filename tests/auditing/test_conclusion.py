@@ -54,7 +54,8 @@ def test_parts_that_are_needed_are_shown() -> None:
     result = conclude(made, "portfolio", verified.proposal, regions, SameFrame(), [], verified)  # type: ignore[arg-type]
     assert result.maps is not None
     expected = torch.zeros(8, 8)
-    expected[0, 0], expected[1, 1] = 0.75, 0.375  # 1 - 0.2 / 0.8, the fill with the smaller drop
+    expected[0, 0] = 0.75  # 1 - 0.2 / 0.8, the fill with the smaller drop
+    expected[1, 1] = 0.375 / 2  # half the distance to the border of the region
     expected[4:6, 4:6] = 0.45  # half of 1 - 0.08 / 0.8
     assert torch.equal(torch.from_numpy(result.maps.heatmap).int(), (expected * 255).round().int())
     assert result.case.peak_xy == (0, 0)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from detcam.auditing.case import Trial
+from detcam.auditing.case import PERSISTING, Trial
 from detcam.auditing.verification.persistence import PersistenceCriterion
 from detcam.auditing.verification.proposals import Proposal, Proposals
-from detcam.auditing.verification.verdict import MIN_WEAK_EFFECT, Verdict
+from detcam.auditing.verification.verdict import MIN_STRONG_EFFECT, MIN_WEAK_EFFECT, Verdict, remaining_score
 
-MIN_SEARCH_EFFECT = MIN_WEAK_EFFECT + 0.05
-"""Minimum drop of the score, relative to it, without a region that is verified; controls may cost a little too."""
+EFFECT_MARGIN = 0.05
+"""Margin of the drop of the score above the effect of a verdict; controls may cost a little too."""
+MIN_SEARCH_EFFECT = MIN_WEAK_EFFECT + EFFECT_MARGIN
+"""Minimum drop of the score, relative to it, without a region that is verified."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,9 @@ class Hypothesis:
         inside: (h, w) bool, the box and the object that the error concerns.
         segments: makes the segments (h, w) int64 for coarse-to-fine removal, which proposes evidence if no proposal is
             confirmed; None leaves it out.
+        is_confusion: whether the detector must report the object with another class without the evidence. Without a
+            part of an object, any detection of it ends; this says nothing about its class.
+        limits: what limits the grade of a verdict.
     """
 
     case_id: str
@@ -39,11 +44,29 @@ class Hypothesis:
     box: Tensor
     inside: Tensor
     segments: Callable[[], Tensor] | None = None
+    is_confusion: bool = False
+    limits: tuple[str, ...] = ()
 
-    @property
-    def max_score(self) -> float:
-        """The score without a region above which its effect would be too small for a verdict."""
-        return (1 - MIN_SEARCH_EFFECT) * self.score
+    def ends(self, trial: Trial, min_effect: float = MIN_SEARCH_EFFECT) -> bool:
+        """Whether a trial ends the error, and costs at least a fraction of the score."""
+        if trial.outcome in PERSISTING or remaining_score(trial) > (1 - min_effect) * self.score:
+            return False
+        return not self.is_confusion or trial.outcome == "class flipped"
+
+    def ends_likewise(self, trials: Sequence[Trial]) -> Callable[[Trial], bool]:
+        """Whether a trial ends the error; strongly if some trials do."""
+        strong = MIN_STRONG_EFFECT + EFFECT_MARGIN
+        is_strong = all(self.ends(each, strong) for each in trials)
+        return lambda trial: self.ends(trial, strong if is_strong else MIN_SEARCH_EFFECT)
+
+    def is_control(self, trial: Trial) -> bool:
+        """Whether the trial of a control can be compared: of a confusion, one in which the object is still detected."""
+        return not self.is_confusion or trial.outcome in ("unchanged", "class flipped")
+
+    def without_confusion(self) -> Hypothesis:
+        """The claim that the maps show what the detection needs, whatever becomes of the object."""
+        limit = "no region was found without which the object has another class"
+        return replace(self, is_confusion=False, limits=(*self.limits, limit))
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any, Protocol, TypeAlias, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -37,6 +38,27 @@ class Removal:
 
 Investigation: TypeAlias = Generator[list[Removal], list[Trial], T]
 """A procedure that yields requests, receives their trials, and returns its result."""
+
+
+def remembering(investigation: Investigation[T]) -> Investigation[T]:
+    """An investigation whose repeated requests are answered with the first trial, without another pass."""
+    known: dict[tuple[bytes, int], Trial] = {}
+    answer: list[Trial] | None = None
+    while True:
+        try:
+            # A generator starts with None, and then receives the trials that it asked for.
+            requests = investigation.send(answer)  # type: ignore[arg-type]
+        except StopIteration as stop:
+            result: T = stop.value
+            return result
+        keys = [(np.packbits(request.region.numpy()).tobytes(), request.fill) for request in requests]
+        new = {key: request for key, request in zip(keys, requests, strict=True) if key not in known}
+        if new:
+            trials = yield list(new.values())
+            known |= dict(zip(new, trials, strict=True))
+        answer = [
+            replace(known[key], intervention=request.intervention) for key, request in zip(keys, requests, strict=True)
+        ]
 
 
 class Criterion(Protocol):

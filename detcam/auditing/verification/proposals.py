@@ -92,14 +92,17 @@ def gradient_proposals(
     try:
         with torch.enable_grad():
             scalars = adapter.score([output], [contrast_targets(output, targets)])[0]
-        maps = _layer_maps(trace, scalars, batch)
+        maps, sensitivity = _layer_maps(trace, scalars, batch)
     except RuntimeError as error:
         return error
     scaled = {name: each / each.amax() for name, each in maps.items() if bool(each.amax() > 0)}
     if not scaled:
         return RuntimeError("it is zero everywhere, no pixel supports the target")
-    covering = [each for name, each in scaled.items() if name not in own_layers] or list(scaled.values())
-    probes = None if segments is None else RegionProbes.propose(covering, segments())
+    covering = [name for name in scaled if name not in own_layers] or list(scaled)
+    probes = None
+    if segments is not None:
+        sensitive = [sensitivity[name] / sensitivity[name].amax() for name in covering]
+        probes = RegionProbes.propose([scaled[name] for name in covering], sensitive, segments())
     deepest_first = [Proposal(f"gradient at {name}", each) for name, each in reversed(scaled.items())]
     if len(scaled) == 1:
         return Proposals(deepest_first, probes)
@@ -120,23 +123,35 @@ def _pooled(heatmap: Tensor, segments: Tensor) -> Tensor:
     return means[segments] + 1e-3 * heatmap * (heatmap > 0)
 
 
-def _layer_maps(trace: Trace, scalars: Sequence[Tensor], batch: Batch) -> dict[str, Tensor]:
-    """By layer, the positive part (h, w) of gradients times activations, summed over targets and levels."""
+def _layer_maps(trace: Trace, scalars: Sequence[Tensor], batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Maps (h, w) by layer, summed over targets and levels.
+
+    Returns:
+        The positive part of gradients times activations; and the norm of the gradients times that of the differences
+        of the activations from their means.
+    """
     geometry = batch.geometries[0]
     rows, columns = geometry.valid_cells(geometry.input_size_hw)
     size = (batch.inputs.shape[-2], batch.inputs.shape[-1])
     activations = trace.activations()
     totals = {name: torch.zeros(size)[rows, columns] for name in trace.names}
+    norms = {name: torch.zeros_like(each) for name, each in totals.items()}
     for scalar in scalars:
         gradients = trace.gradients(scalar, retain_graph=True)
         for name, levels, of_layer in zip(trace.names, activations, gradients, strict=True):
-            layer = torch.zeros_like(totals[name])
+            layer, layer_norms = torch.zeros_like(totals[name]), torch.zeros_like(totals[name])
             for level, gradient in zip(levels, of_layer, strict=True):
                 dtype = work_dtype(level)
-                saliency = (level.to(dtype) * gradient.to(dtype)).sum(1, keepdim=True).clamp(min=0)
+                level, gradient = level.to(dtype), gradient.to(dtype)
+                saliency = (level * gradient).sum(1, keepdim=True).clamp(min=0)
+                difference = level - level.mean((-2, -1), keepdim=True)
+                norm = difference.norm(dim=1, keepdim=True) * gradient.norm(dim=1, keepdim=True)
                 if not bool(torch.isfinite(saliency).all()):
                     raise RuntimeError(f"the gradient at {name} is NaN or infinite; use float32")
-                resized = F.interpolate(saliency, size, mode="bilinear", align_corners=False)[0, 0]
-                layer += resized[rows, columns].float().cpu()
+                both = F.interpolate(torch.cat([saliency, norm], 1), size, mode="bilinear", align_corners=False)[0]
+                resized = both[:, rows, columns].float().cpu()
+                layer += resized[0]
+                layer_norms += resized[1]
             totals[name] += layer / layer.amax().clamp(min=1e-30)
-    return totals
+            norms[name] += layer_norms / layer_norms.amax().clamp(min=1e-30)
+    return totals, norms

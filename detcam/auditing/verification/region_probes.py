@@ -1,10 +1,9 @@
-"""Removal of proposed regions one by one, and of pairs, which ranks them by what each costs the detection."""
+"""Removal of proposed regions one by one, and of several together, which ranks them by their cost to the detection."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
 
 import torch
 from torch import Tensor
@@ -12,15 +11,21 @@ from torch.nn import functional as F
 
 from detcam.auditing.case import PERSISTING
 from detcam.auditing.verification.interventions import Investigation, Removal
-from detcam.auditing.verification.region_search import TriedRegion
+from detcam.auditing.verification.region_search import Ending, TriedRegion, ends_error
 from detcam.auditing.verification.verdict import remaining_score
-from detcam.methods.common.region_proposals import propose_regions
+from detcam.methods.common.region_proposals import find_spots, heaviest_segments, merge_regions
 from detcam.methods.probe_cam import render_regions
+from detcam.utils.filters import blur
+from detcam.utils.precision import to_float64
 
 MAX_PROBES = 5
 """Maximum number of regions that are removed one by one."""
-MAX_PAIRED = 3
-"""Number of regions of which pairs are removed, if no region ends the error alone."""
+MAX_JOINED = 9
+"""Maximum number of regions that are removed together, if no region ends the error alone."""
+MAX_INSIDE = 0.2
+"""Maximum share, in the box, of a region that counts as outside."""
+MAX_SPOTS = 4
+"""Maximum number of spots of each map."""
 MARGIN = 1
 """Pixels around a region that are removed with it."""
 
@@ -31,22 +36,39 @@ class RegionProbes:
 
     Attributes:
         levels: (L, h, w) maps, >= 0, of layers whose gradients cover the scene.
-        regions: (k, h, w) bool, color segments and spots that the maps highlight.
+        regions: (k, h, w) bool, color segments and spots that the maps highlight, the most promising first.
     """
 
     levels: Tensor
     regions: Tensor
 
     @classmethod
-    def propose(cls, levels: Sequence[Tensor], segments: Tensor) -> RegionProbes:
+    def propose(cls, levels: Sequence[Tensor], sensitivity: Sequence[Tensor], segments: Tensor) -> RegionProbes:
         """Propose regions.
 
+        Gradients times activations have the sign of the effect, but are small where the score is saturated; the
+        product of their norms is not. Regions are, in turn: spots of both, segments and spots of each.
+
         Args:
-            levels: maps (h, w), >= 0.
+            levels: maps (h, w), >= 0, of gradients times activations.
+            sensitivity: maps (h, w), >= 0, of the norm of gradients times that of activations.
             segments: (h, w) int64, labels of segments.
         """
-        stacked = torch.stack(list(levels))
-        return cls(stacked, propose_regions(stacked, segments, MAX_PROBES))
+        # Rounding makes the ranks independent of the last bits, which depend on the batch size.
+        signed, unsigned = (
+            blur(torch.round(to_float64(torch.stack(list(each))) * 1e4), 1.0).prod(0) for each in (levels, sensitivity)
+        )
+        queues = (
+            find_spots(signed.sqrt() * unsigned.sqrt(), MAX_SPOTS),
+            heaviest_segments(signed, segments, MAX_JOINED),
+            find_spots(unsigned, MAX_SPOTS),
+            find_spots(signed, MAX_SPOTS),
+        )
+        return cls(torch.stack(list(levels)), merge_regions(queues, MAX_JOINED, segments))
+
+    def following(self) -> RegionProbes:
+        """The probes after the first `MAX_PROBES`."""
+        return replace(self, regions=self.regions[MAX_PROBES:])
 
     def split(self, found: Tensor) -> tuple[RegionProbes, list[Tensor]]:
         """The probes with a higher `density` than a region (h, w) bool of at least twice their size; and the others."""
@@ -63,15 +85,20 @@ class RegionProbes:
         return float(self.levels.prod(0)[region].mean())
 
 
-def probe_regions(probes: RegionProbes, score: float) -> Investigation[tuple[Tensor, list[TriedRegion]]]:
-    """Remove the regions one by one, and render them with the drops of the score, as `ProbeCAM` does.
+def probe_regions(
+    probes: RegionProbes, score: float, box: Tensor, ends: Ending = ends_error
+) -> Investigation[tuple[Tensor, list[TriedRegion]]]:
+    """Remove the first `MAX_PROBES` regions one by one, and render them with their drops of the score, like `ProbeCAM`.
 
-    If no region ends the error alone, pairs of the regions with the largest saliency are removed: causes that replace
-    one another cost nothing one at a time.
+    If no region ends the error alone, those outside the box are removed together, since causes that replace one another
+    cost nothing one at a time, then those inside as well; of regions that end the error together, the fewest are
+    searched. Regions that end the error in another way alone are left out.
 
     Args:
         probes: the regions.
         score: the detection's score, in [0, 1].
+        box: (h, w) bool, the predicted box.
+        ends: whether a trial ends the error.
 
     Returns:
         (h, w) float32, >= 0, zero if nothing costs the detection any score; and the regions that end the error with the
@@ -80,28 +107,65 @@ def probe_regions(probes: RegionProbes, score: float) -> Investigation[tuple[Ten
     regions = probes.regions
     if not len(regions):
         return torch.zeros(regions.shape[1:]), []
-    tried = yield from _remove(regions)
-    if len(regions) > 1 and not any(each.ends for each in tried):
-        sums = torch.stack([(probes.levels.prod(0) * region).sum() for region in regions])
-        strongest = sums.argsort(descending=True, stable=True)[:MAX_PAIRED].tolist()
-        pairs = torch.stack([regions[first] | regions[second] for first, second in combinations(strongest, 2)])
-        paired = yield from _remove(pairs)
-        if any(each.ends for each in paired):
-            regions, tried = pairs, paired
-    drops = torch.tensor([max(score - remaining_score(each.trials[0]), 0.0) for each in tried])
+    dilated = _dilated(regions)
+    tried = yield from _remove(dilated[:MAX_PROBES], ends)
+    drops = [max(score - remaining_score(each.trials[0]), 0.0) for each in tried]
     ending = [each for each in tried if each.ends]
     ending.sort(key=lambda each: -probes.density(each.region))
-    return render_regions(probes.levels, regions, drops).float(), ending
+    if not ending:
+        # Without parts of the object its detection ends, whatever the cause is.
+        left = [number for number, each in enumerate(tried) if each.trials[0].outcome in PERSISTING]
+        left.sort(key=lambda number: -drops[number])
+        outside = [number for number in [*left, *range(len(tried), len(regions))] if _is_outside(regions[number], box)]
+        joint = yield from _fewest([dilated[number] for number in outside], ends)
+        if joint is None and not set(left) <= set(outside):
+            joint = yield from _fewest([dilated[number] for number in left], ends)
+        if joint is not None:
+            ending = [joint]
+            inside = ~(dilated & ~joint.region).flatten(1).any(1)
+            regions, drops = regions[inside], [score - remaining_score(joint.trials[0])] * int(inside.sum())
+    return render_regions(probes.levels, regions[: len(drops)], torch.tensor(drops)).float(), ending
 
 
-def _remove(regions: Tensor) -> Investigation[list[TriedRegion]]:
-    """Remove each region, with a margin, with the first fill."""
-    dilated = _dilated(regions)
-    trials = yield [Removal("without evidence", region) for region in dilated]
-    return [
-        TriedRegion(0, region, (trial,), trial.outcome not in PERSISTING)
-        for region, trial in zip(dilated, trials, strict=True)
-    ]
+def _is_outside(region: Tensor, box: Tensor) -> bool:
+    """Whether most of a region lies outside the box."""
+    return int((region & box).sum()) <= MAX_INSIDE * int(region.sum())
+
+
+def _fewest(regions: Sequence[Tensor], ends: Ending) -> Investigation[TriedRegion | None]:
+    """Search for the fewest of some regions (h, w) bool that end the error together; None if all of them do not.
+
+    The shortest sequence of the first regions that ends the error is found by bisection. Its last region is needed; the
+    others are searched likewise, together with those that are known to be needed.
+    """
+    if len(regions) < 2:
+        return None
+    (best,) = yield from _remove(torch.stack(list(regions)).any(0)[None], ends)
+    if not best.ends:
+        return None
+    needed, rest = torch.zeros_like(best.region), list(regions)
+    while True:
+        shortest, longest = 0, len(rest)
+        while shortest < longest:
+            middle = (shortest + longest) // 2
+            region = torch.stack([needed, *rest[:middle]]).any(0)
+            if not bool(region.any()):
+                shortest = middle + 1
+                continue
+            (tried,) = yield from _remove(region[None], ends)
+            if tried.ends:
+                best, longest = tried, middle
+            else:
+                shortest = middle + 1
+        if not longest:
+            return best
+        needed, rest = needed | rest[longest - 1], rest[: longest - 1]
+
+
+def _remove(regions: Tensor, ends: Ending) -> Investigation[list[TriedRegion]]:
+    """Remove each region (k, h, w) bool with the first fill."""
+    trials = yield [Removal("without evidence", region) for region in regions]
+    return [TriedRegion(0, region, (trial,), ends(trial)) for region, trial in zip(regions, trials, strict=True)]
 
 
 def _dilated(regions: Tensor) -> Tensor:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -14,7 +13,6 @@ from torch import Tensor
 from detcam.auditing.case import PERSISTING, Trial
 from detcam.auditing.verification.evidence import strongest_regions
 from detcam.auditing.verification.interventions import Investigation, Removal
-from detcam.auditing.verification.verdict import remaining_score
 from detcam.utils.components import components
 
 REGION_SIZES = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256)
@@ -31,11 +29,19 @@ MAX_HALVINGS = 2
 """Maximum number of times that a region is halved."""
 MIN_HALVED_FRACTION = 0.004
 """Minimum fraction of the image that a region covers before it is halved."""
+MIN_CORE_FRACTION = 0.0008
+"""Minimum fraction of the image that the most salient half of a region covers."""
+MIN_SEGMENT_SHARE = 0.6
+"""Minimum share of a segment in a region, from which it lies in the region."""
+MIN_PIECE_FRACTION, MAX_PIECE_FRACTION = 0.15, 0.85
+"""Minimum and maximum size of the pixels of a region in one segment that are tried instead, relative to the region."""
 MIN_PART_FRACTION = 0.15
 """Minimum size of a part, relative to the region."""
 MAX_PARTS = 3
 """Maximum number of parts of a region that are removed alone."""
 
+Ending: TypeAlias = Callable[[Trial], bool]
+"""Whether a trial ends the error."""
 RegionKey: TypeAlias = tuple[int, int]
 """A region: index of its map, and index of its size."""
 
@@ -62,6 +68,11 @@ class TriedRegion:
         return max(trial.score for trial in self.trials)
 
 
+def ends_error(trial: Trial) -> bool:
+    """Whether the error does not persist in a perturbed image."""
+    return trial.outcome not in PERSISTING
+
+
 class RegionSearch:
     """Finds regions whose removal ends an error with every fill, smallest first.
 
@@ -72,7 +83,7 @@ class RegionSearch:
         maps: maps (h, w), >= 0, the most promising first.
         box: (h, w) bool, the predicted box.
         fill_count: number of fills.
-        max_score: score above which the error counts as persisting, as in `try_region`.
+        ends: whether a trial ends the error.
         max_trials: number of perturbed images from which on no further region is tried; None sets no limit.
 
     Attributes:
@@ -85,10 +96,10 @@ class RegionSearch:
         box: Tensor,
         fill_count: int,
         *,
-        max_score: float = math.inf,
+        ends: Ending = ends_error,
         max_trials: int | None = None,
     ) -> None:
-        self.max_score = max_score
+        self.ends = ends
         self.maps, self.fill_count, self.max_trials = list(maps), fill_count, max_trials
         self.tried: dict[RegionKey, TriedRegion] = {}
         self._regions: dict[int, Tensor] = {}
@@ -135,7 +146,7 @@ class RegionSearch:
         for index in dict.fromkeys(maps):
             key = (index, level)
             if key not in self.tried and not self._is_finished() and not self._is_duplicate(key):
-                self.tried[key] = yield from try_region(self._region(key), self.fill_count, index, self.max_score)
+                self.tried[key] = yield from try_region(self._region(key), self.fill_count, index, self.ends)
             if key in self.tried and self.tried[key].ends and key not in self._returned:
                 return key
         return None
@@ -160,7 +171,7 @@ class RegionSearch:
 
 
 def try_region(
-    region: Tensor, fill_count: int, map_index: int = -1, max_score: float = math.inf, trials: Sequence[Trial] = ()
+    region: Tensor, fill_count: int, map_index: int = -1, ends: Ending = ends_error, trials: Sequence[Trial] = ()
 ) -> Investigation[TriedRegion]:
     """Remove a region with one fill after another, until the error persists.
 
@@ -168,20 +179,63 @@ def try_region(
         region: (h, w) bool.
         fill_count: number of fills.
         map_index: index of the map that proposed it.
-        max_score: score above which the error counts as persisting, because the effect would be too small.
+        ends: whether a trial ends the error.
         trials: the trials of the first fills, if the region was tried before.
     """
-
-    def persists(trial: Trial) -> bool:
-        return trial.outcome in PERSISTING or remaining_score(trial) > max_score
-
     made = list(trials)
-    while len(made) < fill_count and not any(persists(each) for each in made):
+    while len(made) < fill_count and all(ends(each) for each in made):
         made += yield [Removal("without evidence", region, len(made))]
-    return TriedRegion(map_index, region, tuple(made), ends=not any(persists(each) for each in made))
+    return TriedRegion(map_index, region, tuple(made), ends=all(ends(each) for each in made))
 
 
-def shrink(tried: TriedRegion, fill_count: int, max_score: float = math.inf) -> Investigation[TriedRegion]:
+def concentrate(
+    tried: TriedRegion, heatmap: Tensor, segments: Tensor, fill_count: int, ends: Ending = ends_error
+) -> Investigation[TriedRegion]:
+    """Reduce a region that ends the error to what a map highlights in it, as long as that ends the error alone.
+
+    Of each connected part, the segments that lie in it are tried; without any, its pixels in the segment with most of
+    the map's values. If they do not suffice, half of the pixels with the largest values are tried, and half of these.
+
+    Args:
+        tried: the region.
+        heatmap: (h, w), >= 0.
+        segments: (h, w) int64, labels of segments.
+        fill_count: number of fills.
+        ends: whether a trial ends the error.
+    """
+    parts = connected_parts(tried.region)
+    piece = _joined([_in_segments(part, heatmap, segments) for part in parts])
+    if MIN_PIECE_FRACTION <= float(piece.sum()) / float(tried.region.sum()) <= MAX_PIECE_FRACTION:
+        attempt = yield from try_region(piece, fill_count, tried.map_index, ends)
+        if attempt.ends:
+            return attempt
+    for _ in range(MAX_HALVINGS):
+        parts = [part & (heatmap > heatmap[part].median()) for part in parts]
+        core = _joined(parts)
+        if not bool(core.any()) or float(core.float().mean()) < MIN_CORE_FRACTION:
+            break
+        attempt = yield from try_region(core, fill_count, tried.map_index, ends)
+        if not attempt.ends:
+            break
+        tried = attempt
+    return tried
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return torch.stack(list(parts)).any(0)
+
+
+def _in_segments(part: Tensor, heatmap: Tensor, segments: Tensor) -> Tensor:
+    """The pixels of a part (h, w) bool in the segments that lie in it, else in the one with most of a map's values."""
+    labels, count = segments[part], int(segments.max()) + 1
+    shares = torch.bincount(labels, minlength=count) / torch.bincount(segments.flatten()).clamp(min=1)
+    if bool((shares >= MIN_SEGMENT_SHARE).any()):
+        return part & (shares >= MIN_SEGMENT_SHARE)[segments]
+    sums = torch.zeros(count).index_add_(0, labels, heatmap[part].float())
+    return part & (segments == int(sums.argmax()))
+
+
+def shrink(tried: TriedRegion, fill_count: int, ends: Ending = ends_error) -> Investigation[TriedRegion]:
     """Halve a region that ends the error across its longer side, as long as one half ends the error alone.
 
     Regions of less than `MIN_HALVED_FRACTION` of the image stay as they are.
@@ -191,7 +245,7 @@ def shrink(tried: TriedRegion, fill_count: int, max_score: float = math.inf) -> 
             break
         smaller = None
         for half in _halves(tried.region):
-            attempt = yield from try_region(half, fill_count, tried.map_index, max_score)
+            attempt = yield from try_region(half, fill_count, tried.map_index, ends)
             if attempt.ends:
                 smaller = attempt
                 break

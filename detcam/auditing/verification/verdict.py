@@ -41,7 +41,12 @@ class Verdict:
 
 
 def decide_verdict(
-    score: float, trials: Sequence[Trial], evidence_fraction: float, *, parts_needed: int = 0
+    score: float,
+    trials: Sequence[Trial],
+    evidence_fraction: float,
+    *,
+    parts_needed: int = 0,
+    limits: Sequence[str] = (),
 ) -> Verdict:
     r"""Decide whether trials confirm a region as the cause of a detection.
 
@@ -55,6 +60,7 @@ def decide_verdict(
         trials: the trials of the evidence and its controls.
         evidence_fraction: fraction of the image that the evidence covers.
         parts_needed: number of other regions in the box that end the detection as well; they are no controls.
+        limits: what else limits the grade.
     """
     without = [trial for trial in trials if trial.intervention == "without evidence"]
     if not without:
@@ -83,7 +89,7 @@ def decide_verdict(
             f"{where} of the same size costs nearly as much (score {highest:.2f} without the evidence, "
             f"{remaining_score(lowest_control):.2f} without the control)",
         )
-    further = []
+    further = [*limits]
     if not any(trial.intervention == "box control" for trial in controls):
         further.append("the box has no other region of the evidence's size")
     if parts_needed:

@@ -10,6 +10,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from detcam.auditing.case import CONFIRMED, Trial
 from detcam.auditing.verification.evidence import control_generator, random_controls, region_beside
@@ -19,6 +20,7 @@ from detcam.auditing.verification.interventions import (
     Interventions,
     Investigation,
     Removal,
+    remembering,
     run_investigations,
 )
 from detcam.auditing.verification.proposals import Proposal
@@ -27,7 +29,9 @@ from detcam.auditing.verification.region_search import (
     MAX_PARTS,
     RegionSearch,
     TriedRegion,
+    concentrate,
     connected_parts,
+    ends_error,
     is_same,
     shrink,
     try_region,
@@ -43,6 +47,8 @@ MAX_FURTHER_PARTS = 2
 """Maximum number of further regions that are needed as well."""
 MIN_CONTEXT_FRACTION = 0.008
 """Minimum fraction of the image that the region outside the box covers which is tried as a further part."""
+MAX_CONFUSION_TRIALS = 8
+"""Number of perturbed images from which on the maps are not searched further for a region that changes the class."""
 PROBES_NAME = "removal of regions"
 REMOVAL_NAME = "coarse-to-fine removal"
 
@@ -80,17 +86,22 @@ class Verifier:
     def investigate(self, hypothesis: Hypothesis | InvestigatedHypothesis) -> Investigation[VerificationResult]:
         """The procedure that verifies a hypothesis."""
         if isinstance(hypothesis, Hypothesis):
-            return self._investigate(hypothesis)
-        return hypothesis.investigate(self.fill_count)
+            return remembering(self._investigate(hypothesis))
+        return remembering(hypothesis.investigate(self.fill_count))
 
     def _investigate(self, hypothesis: Hypothesis) -> Investigation[VerificationResult]:
         """Verify the proposals of one proposer after another until a region is confirmed.
 
         The maps are searched for their smallest region. Then single regions are removed: all of them if the maps have
         none, else those that are denser and half as large; one that ends the error is verified first. Coarse-to-fine
-        removal comes last.
+        removal comes last. Of a confusion, regions without which the object has another class are searched before.
         """
         best: VerificationResult | None = None
+        if hypothesis.is_confusion:
+            best = yield from self._verify_confusion(hypothesis)
+            if _is_confirmed(best):
+                return best
+            hypothesis = hypothesis.without_confusion()
         maps, probes = hypothesis.proposals.maps, hypothesis.proposals.probes
         search = self._search(hypothesis, maps)
         found = yield from search.next_region()
@@ -99,12 +110,13 @@ class Verifier:
             left_out: list[Tensor] = []
             if found is not None:
                 probes, left_out = probes.split(found.region)
-            heatmap, ending = yield from probe_regions(probes, hypothesis.score)
+            heatmap, ending = yield from probe_regions(probes, hypothesis.score, hypothesis.box, hypothesis.ends)
             # Regions outside the box may be needed as well, and are no parts of the object.
             outside = [each for each in left_out if not bool((each & hypothesis.inside).any())]
             further = [*ending, *(TriedRegion(-1, each, (), ends=False) for each in outside)]
             probed = Proposal(PROBES_NAME, heatmap)
-            best = yield from self._verify_probed(hypothesis, probed, search, ending, further)
+            result = yield from self._verify_probed(hypothesis, probed, search, ending, further)
+            best = _better(best, result)
         if not _is_confirmed(best) and maps:
             result = yield from self._verify(hypothesis, maps, search, found, further)
             best = _better(best, result)
@@ -115,9 +127,31 @@ class Verifier:
             best = _better(best, result)
         return best if best is not None else _without_evidence(hypothesis)
 
-    def _search(self, hypothesis: Hypothesis, proposals: Sequence[Proposal]) -> RegionSearch:
+    def _verify_confusion(self, hypothesis: Hypothesis) -> Investigation[VerificationResult | None]:
+        """Verify regions without which the object has another class: single ones, then the smallest of the maps."""
+        best: VerificationResult | None = None
+        maps, probes = hypothesis.proposals.maps, hypothesis.proposals.probes
+        search = self._search(hypothesis, maps, MAX_CONFUSION_TRIALS)
+        while probes is not None and len(probes.regions):
+            heatmap, ending = yield from probe_regions(probes, hypothesis.score, hypothesis.box, hypothesis.ends)
+            ending.sort(key=lambda each: round(each.score / hypothesis.score, 1))
+            result = yield from self._verify_probed(hypothesis, Proposal(PROBES_NAME, heatmap), search, ending, ending)
+            best = _better(best, result)
+            if _is_confirmed(best):
+                return best
+            # Without an ending, the other regions were among those that were removed together.
+            probes = probes.following() if ending else None
+        found = yield from search.next_region()
+        if found is None:
+            return best
+        result = yield from self._verify(hypothesis, maps, search, found, [])
+        return _better(best, result)
+
+    def _search(
+        self, hypothesis: Hypothesis, proposals: Sequence[Proposal], max_trials: int | None = None
+    ) -> RegionSearch:
         maps = [each.heatmap for each in proposals]
-        return RegionSearch(maps, hypothesis.box, self.fill_count, max_score=hypothesis.max_score)
+        return RegionSearch(maps, hypothesis.box, self.fill_count, ends=hypothesis.ends, max_trials=max_trials)
 
     def _verify_probed(
         self,
@@ -130,9 +164,7 @@ class Verifier:
         """The first confirmed one of regions that end the error with the first fill, or the best attempt."""
         best: VerificationResult | None = None
         for each in ending[:MAX_CANDIDATES]:
-            tried = yield from try_region(
-                each.region, self.fill_count, max_score=hypothesis.max_score, trials=each.trials
-            )
+            tried = yield from try_region(each.region, self.fill_count, ends=hypothesis.ends, trials=each.trials)
             if tried.ends:
                 result = yield from self._verify_region(hypothesis, proposal, tried, search, further)
                 best = _more_effective(best, result)
@@ -184,41 +216,79 @@ class Verifier:
             verdict = decide_verdict(hypothesis.score, tried.trials, float(tried.region.float().mean()))
             return VerificationResult(tried.trials, verdict, proposal, tried.region, (), None, ends=False)
         tried, parts = yield from self._separate_parts(tried, hypothesis)
-        smaller = yield from shrink(tried, self.fill_count, hypothesis.max_score)
-        if smaller is not tried:  # it has not the parts of the larger region
-            tried, parts = smaller, [part for part in parts if part.needed]
-        parts += yield from self._further_parts(tried, parts, hypothesis, search, further)
+        tried, parts = yield from self._reduce(tried, parts, proposal, hypothesis)
+        tried = yield from self._part_outside(tried, hypothesis)
         area, size = tried.region, float(tried.region.float().mean())
-        excluded = union(area, parts)
+        # Regions that end the error as well are no controls.
+        known = [each.region for each in further or () if each.trials and not bool((each.region & area).any())]
+        excluded = torch.stack([union(area, parts), *known]).any(0)
         generator = control_generator(hypothesis.case_id)
         random_regions = random_controls(area, generator, excluded)
         trials = [*tried.trials]
         trials += yield [
             Removal("random control", each, index % self.fill_count) for index, each in enumerate(random_regions)
         ]
-        beside = yield from self._box_controls(area, excluded, hypothesis.box, generator, trials)
+        beside = yield from self._box_controls(area, excluded, hypothesis, generator, trials)
         parts += beside
-        verdict = decide_verdict(hypothesis.score, trials, size, parts_needed=len(beside))
+        compared = [each for each in trials if each.intervention == "without evidence" or hypothesis.is_control(each)]
+        verdict = decide_verdict(hypothesis.score, compared, size, parts_needed=len(beside), limits=hypothesis.limits)
+        if verdict.grade in CONFIRMED:
+            parts += yield from self._further_parts(tried, parts, hypothesis, search, further)
         control = random_regions[0] if random_regions else None
         return VerificationResult(tuple(trials), verdict, proposal, area, tuple(parts), control, ends=True)
 
+    def _reduce(
+        self, tried: TriedRegion, parts: list[EvidencePart], proposal: Proposal, hypothesis: Hypothesis
+    ) -> Investigation[tuple[TriedRegion, list[EvidencePart]]]:
+        """Reduce a region that ends the error to a smaller one that does so with a similar effect; and its parts."""
+        ends = hypothesis.ends_likewise(tried.trials)
+        smaller = tried
+        if hypothesis.segments is not None:
+            segments = hypothesis.segments()
+            smaller = yield from concentrate(tried, proposal.heatmap, segments, self.fill_count, ends)
+            if smaller is not tried and any(not part.needed for part in parts):
+                needed = [part for part in parts if part.needed]
+                tried, parts = yield from self._separate_parts(smaller, hypothesis)
+                smaller, parts = tried, [*parts, *needed]
+        halved = yield from shrink(smaller, self.fill_count, ends)
+        # A smaller region has not the parts of the larger one.
+        return halved, parts if halved is tried else [part for part in parts if part.needed]
+
+    def _part_outside(self, tried: TriedRegion, hypothesis: Hypothesis) -> Investigation[TriedRegion]:
+        """The part outside the box of a region that mostly lies there, if it ends the error alone.
+
+        Only then may it be said that the evidence lies outside.
+        """
+        near = F.max_pool2d(hypothesis.inside[None, None].float(), 3, 1, 1)[0, 0] > 0
+        outside = tried.region & ~near
+        if not 0.5 * int(tried.region.sum()) <= int(outside.sum()) < int(tried.region.sum()):
+            return tried
+        attempt = yield from try_region(outside, self.fill_count, tried.map_index, hypothesis.ends)
+        return attempt if attempt.ends else tried
+
     def _box_controls(
-        self, region: Tensor, excluded: Tensor, box: Tensor, generator: torch.Generator, trials: list[Trial]
+        self,
+        region: Tensor,
+        excluded: Tensor,
+        hypothesis: Hypothesis,
+        generator: torch.Generator,
+        trials: list[Trial],
     ) -> Investigation[list[EvidencePart]]:
         """Remove another region of the box with every fill, and add the trials.
 
-        A region that ends the detection is a further part of the evidence, not a control: another one is drawn.
+        A region that ends the error is a further part of the evidence, not a control: another one is drawn.
         """
         parts: list[EvidencePart] = []
         for _ in range(MAX_FURTHER_PARTS):
-            beside = region_beside(region, box, generator, excluded)
+            beside = region_beside(region, hypothesis.box, generator, excluded)
             if beside is None:
                 break
             made = yield [Removal("box control", beside, fill) for fill in range(self.fill_count)]
             if any(trial.outcome == "unchanged" for trial in made):
                 trials += made
                 break
-            parts.append(EvidencePart(beside, max(trial.score for trial in made), needed=True))
+            if all(hypothesis.is_control(trial) for trial in made):
+                parts.append(EvidencePart(beside, max(trial.score for trial in made), needed=True))
             excluded = excluded | beside
         return parts
 
@@ -236,7 +306,7 @@ class Verifier:
         alone: list[TriedRegion] = []
         for piece in pieces:
             if not any(each.ends and _is_larger_and_overlaps(piece, each.region) for each in alone):
-                alone.append((yield from try_region(piece, self.fill_count, tried.map_index, hypothesis.max_score)))
+                alone.append((yield from try_region(piece, self.fill_count, tried.map_index, hypothesis.ends)))
         parts = [EvidencePart(each.region, each.score, each.ends) for each in alone]
         sufficient = [each for each in alone if each.ends]
         if sufficient:
@@ -258,8 +328,9 @@ class Verifier:
         together, since they may replace one another.
         """
         found = union(tried.region, parts)
+        ends = ends_error if not hypothesis.is_confusion else hypothesis.ends
         candidates = [each for each in further or () if not bool((each.region & found).any())]
-        if not candidates:
+        if not candidates and not hypothesis.is_confusion:
             size = int(tried.region.sum())
             regions = search.regions_outside(found, size)[:MAX_FURTHER_PARTS]
             if further is not None:
@@ -270,14 +341,14 @@ class Verifier:
         for candidate in candidates:
             if any(bool((part.region & candidate.region).any()) for part in ending):
                 continue
-            other = yield from try_region(candidate.region, self.fill_count, trials=candidate.trials)
+            other = yield from try_region(candidate.region, self.fill_count, ends=ends, trials=candidate.trials)
             if other.ends:
                 ending.append(EvidencePart(other.region, other.score, needed=True))
             if len(ending) == MAX_FURTHER_PARTS:
                 break
         if not ending and len(candidates) > 1:
             together = torch.stack([each.region for each in candidates]).any(0)
-            other = yield from try_region(together, self.fill_count)
+            other = yield from try_region(together, self.fill_count, ends=ends)
             if other.ends:
                 ending.append(EvidencePart(other.region, other.score, needed=True))
         return ending

@@ -71,8 +71,20 @@ def propose_regions(levels: Tensor, labels: Tensor, count: int) -> Tensor:
     # Rounding makes the ranks independent of the last bits, which depend on the batch size.
     levels = torch.round(to_float64(levels) * 1e4)
     product = blur(levels, 1.0).prod(0)
-    spots = [*_spots(product, MAX_SPOTS), *chain.from_iterable(_spots(level, 1) for level in levels)]
-    queues = (_heaviest(product, labels, count), spots, _heaviest(levels.mean(0), labels, count))
+    spots = [*find_spots(product, MAX_SPOTS), *chain.from_iterable(find_spots(level, 1) for level in levels)]
+    return merge_regions(
+        (heaviest_segments(product, labels, count), spots, heaviest_segments(levels.mean(0), labels, count)),
+        count,
+        labels,
+    )
+
+
+def merge_regions(queues: Sequence[Sequence[Tensor]], count: int, labels: Tensor) -> Tensor:
+    """Take regions (h, w) bool from several queues in turn; duplicates and large regions are left out.
+
+    Returns:
+        (k, h, w) bool, with k from 0 to `count`.
+    """
     regions: list[Tensor] = []
     for region in chain.from_iterable(zip_longest(*queues)):
         if len(regions) == count:
@@ -87,7 +99,7 @@ def _is_duplicate(region: Tensor, others: Sequence[Tensor]) -> bool:
     return any(int((region & other).sum()) > MAX_PROPOSAL_IOU * int((region | other).sum()) for other in others)
 
 
-def _heaviest(values: Tensor, labels: Tensor, count: int) -> list[Tensor]:
+def heaviest_segments(values: Tensor, labels: Tensor, count: int) -> list[Tensor]:
     """The segments with the largest positive sums of a map (h, w), in descending order."""
     sums = torch.zeros(int(labels.max()) + 1, dtype=values.dtype)
     sums.index_add_(0, labels.flatten(), values.flatten())
@@ -95,7 +107,7 @@ def _heaviest(values: Tensor, labels: Tensor, count: int) -> list[Tensor]:
     return [labels == label for label in order.tolist() if sums[label] > 0]
 
 
-def _spots(values: Tensor, count: int) -> list[Tensor]:
+def find_spots(values: Tensor, count: int) -> list[Tensor]:
     """Disjoint discs around the maxima of a map (h, w), in descending order."""
     height, width = values.shape
     radius = max(2.0, SPOT_RADIUS * max(height, width))

@@ -19,7 +19,7 @@ def probes() -> RegionProbes:
 
 def test_regions_that_end_the_error_come_in_the_order_of_their_density() -> None:
     (heatmap, ending), count = drive(
-        probe_regions(probes(), 0.9), lambda region, fill: not bool((region & LARGE).any())
+        probe_regions(probes(), 0.9, disc(70, 50, 20)), lambda region, fill: not bool((region & LARGE).any())
     )
     assert count == 3 and [bool(each.region[20, 20]) for each in ending] == [True, False]
     assert all(each.ends and len(each.trials) == 1 for each in ending)
@@ -29,9 +29,27 @@ def test_regions_that_end_the_error_come_in_the_order_of_their_density() -> None
 
 def test_pairs_are_removed_if_no_region_ends_the_error_alone() -> None:
     (_, ending), count = drive(
-        probe_regions(probes(), 0.9), lambda region, fill: bool(region[20, 20]) and bool(region[20, 80])
+        probe_regions(probes(), 0.9, disc(70, 50, 20)),
+        lambda region, fill: bool(region[20, 20]) and bool(region[20, 80]),
     )
     assert count == 3 + 3 and len(ending) == 1 and bool(ending[0].region[20, 20] & ending[0].region[20, 80])
+
+
+def test_the_fewest_of_many_regions_are_found_and_regions_in_the_box_are_left_out() -> None:
+    """Three of eight regions end the error together; with the one in the box it does not end."""
+    discs = [disc(10, 10 + 10 * number, 3) for number in range(8)]
+    inside = disc(70, 50, 3)
+    level = torch.full((100, 100), 0.1)
+    causes = torch.stack([discs[1], discs[4], discs[6]])
+    box = disc(70, 50, 10)
+    (heatmap, ending), count = drive(
+        probe_regions(RegionProbes(level[None], torch.stack([inside, *discs])), 0.9, box),
+        lambda region, fill: all(bool((region & each).any()) for each in causes) and not bool((region & box).any()),
+    )
+    (found,) = ending
+    assert [bool((found.region & each).any()) for each in discs] == [number in (1, 4, 6) for number in range(8)]
+    assert count <= 5 + 1 + 3 * 3, "one by one, all together, and a bisection for each"
+    assert all(bool((heatmap[each] > 0).any()) for each in causes) and not bool(heatmap[discs[0]].any())
 
 
 def test_only_denser_and_smaller_regions_are_better_than_a_region() -> None:
@@ -39,5 +57,5 @@ def test_only_denser_and_smaller_regions_are_better_than_a_region() -> None:
     assert len(better.regions) == 2 and len(others) == 1, "the two small ones are denser"
     better, others = probes().split(STRONG)
     assert len(better.regions) == 0 and len(others) == 3
-    (heatmap, ending), count = drive(probe_regions(better, 0.9), lambda region, fill: True)
+    (heatmap, ending), count = drive(probe_regions(better, 0.9, disc(70, 50, 20)), lambda region, fill: True)
     assert (count, ending) == (0, []) and not bool(heatmap.any())

@@ -39,7 +39,9 @@ class BluenessDetector(nn.Module):
 
 
 def decode_blueness(raw: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.tensor(POND).expand(len(raw), 1, 4), torch.stack([raw, torch.zeros_like(raw)], 1)[:, None].clamp(0, 1)
+    """One box with the scores of boat and barge, from the score (N,) of the boat, or from both (2, N)."""
+    both = raw.T if raw.ndim == 2 else torch.stack([raw, torch.zeros_like(raw)], 1)
+    return torch.tensor(POND).expand(len(both), 1, 4), both[:, None].clamp(0, 1)
 
 
 def verify(
@@ -49,6 +51,8 @@ def verify(
     fills: Sequence[Fill] | None = None,
     segments: Callable[[], Tensor] | None = None,
     regions: Sequence[tuple[slice, slice]] = (),
+    *,
+    is_confusion: bool = False,
 ) -> VerificationResult:
     """Verify that a map shows the cause of the boat in an image (3, h, w), with a score threshold of 0.5."""
     adapter = detector(network.eval(), decode_blueness, names=["boat", "barge"], target_layers="seen").without_layers()
@@ -67,7 +71,7 @@ def verify(
         probes = RegionProbes(heatmap[None], proposed) if regions else None
         proposals = Proposals([Proposal("map", heatmap)], probes)
         (result,) = Verifier(scorer, fills).verify(
-            [Hypothesis("case", criterion, score, proposals, box, box, segments)]
+            [Hypothesis("case", criterion, score, proposals, box, box, segments, is_confusion=is_confusion)]
         )
     return result
 
@@ -132,18 +136,56 @@ def test_causes_that_act_together_and_causes_that_replace_one_another(either: bo
 @pytest.mark.parametrize("either", [False, True])
 def test_regions_outside_the_box_that_are_needed_as_well(either: bool) -> None:
     """The map shows the object; the cues beside it are only among the regions to remove one by one."""
-    hull = (slice(27, 33), slice(27, 33))
-    image, spots = spots_image(hull, LEFT, RIGHT)
+    image, spots = spots_image(HULL, LEFT, RIGHT)
     spots[LEFT] = spots[RIGHT] = 0.02  # less dense than the object
     network = Spots(
-        [hull, LEFT, RIGHT],
+        [HULL, LEFT, RIGHT],
         lambda blueness: torch.minimum(blueness[0], blueness[1:].amax(0) if either else blueness[1]),
     )
-    result = verify(network, image, spots, regions=[LEFT, RIGHT, hull])
-    assert result.verdict.grade in ("strong", "weak") and bool(result.evidence[hull].any())
+    result = verify(network, image, spots, regions=[LEFT, RIGHT, HULL])
+    assert result.verdict.grade in ("strong", "weak") and bool(result.evidence[HULL].any())
     assert not bool(result.evidence[LEFT].any() | result.evidence[RIGHT].any())
     needed = result.needed
     assert bool(needed[LEFT].all()) and bool(needed[RIGHT].all()) == either, "one cue, or both together"
+
+
+HULL = (slice(27, 33), slice(27, 33))
+
+
+def boat_or_barge(blueness: Tensor) -> Tensor:
+    """The hull is a boat with the cue, and else a barge."""
+    hull, cue = blueness
+    return torch.stack([torch.minimum(hull, cue), torch.minimum(hull, 1 - cue)])
+
+
+def test_the_cause_of_a_wrong_class_is_what_changes_the_class() -> None:
+    """Without the hull there is no detection at all; this does not say why it is called a boat."""
+    image, spots = spots_image(HULL, LEFT)
+    spots[LEFT] = 0.5
+    network = Spots([HULL, LEFT], boat_or_barge)
+    detection = verify(network, image, spots, regions=[HULL, LEFT])
+    assert bool(detection.evidence[HULL].any()) and detection.verdict.grade == "strong", detection.verdict.reason
+    confusion = verify(network, image, spots, regions=[HULL, LEFT], is_confusion=True)
+    assert bool(confusion.evidence[LEFT].any()) and not bool(confusion.evidence[HULL].any())
+    assert confusion.verdict.grade in ("strong", "weak"), confusion.verdict.reason
+    assert all(each.outcome == "class flipped" for each in confusion.trials if each.intervention == "without evidence")
+
+
+def test_without_a_region_that_changes_the_class_the_words_say_so() -> None:
+    image, spots = spots_image(HULL)
+    result = verify(Spots([HULL], lambda blueness: blueness[0]), image, spots, is_confusion=True)
+    assert result.verdict.grade == "weak" and bool(result.evidence[HULL].any())
+    assert "no region was found without which the object has another class" in result.verdict.reason
+
+
+def test_evidence_at_the_border_of_the_box_is_reduced_to_the_part_outside() -> None:
+    """Only then is it known that the part outside ends the error alone."""
+    cue = (slice(18, 24), slice(27, 33))
+    image, spots = spots_image(cue)
+    spots[24:26, 27:33] = 0.9  # reaches the box, which starts at row 25
+    result = verify(Spots([cue], lambda blueness: blueness[0]), image, spots)
+    assert result.verdict.grade in ("strong", "weak") and bool(result.evidence[cue].any())
+    assert not bool(result.evidence[25:].any())
 
 
 def test_controls_run_only_if_the_error_ends() -> None:
