@@ -16,8 +16,8 @@ EvidenceLocation: TypeAlias = Literal["predicted box", "ground truth", "same cla
 """Location of the evidence. The regions do not overlap; a pixel belongs to the first of these that contains it.
 
 ``ground truth``: the object that the detection overlaps, or that the detector missed; ``same class``: another object of
-the predicted class; ``predicted box``: the rest of the predicted box; ``ring``: up to half the box's size around the
-box; ``scene``: the rest of the image.
+the predicted class, outside the box of a detection; ``predicted box``: the rest of the predicted box; ``ring``: up to
+half the box's size around the box; ``scene``: the rest of the image.
 """
 EVIDENCE_LOCATIONS: tuple[EvidenceLocation, ...] = get_args(EvidenceLocation)
 

@@ -200,6 +200,8 @@ class ErrorExplainer:
         self, case: AuditCase, error: DetectionError, ground_truth: GroundTruth
     ) -> dict[EvidenceLocation, Tensor]:
         concerned, others = object_regions(error, ground_truth, masks=self.masks)
+        if case.type != "missed":  # what lies in the box is no context, whatever it shows
+            others = others & ~box_region(case.box_xyxy, ground_truth.image_size_hw)
         return location_regions(ground_truth.image_size_hw, case.box_xyxy, concerned, others)
 
     def _prepare(

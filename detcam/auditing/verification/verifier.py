@@ -243,7 +243,8 @@ class Verifier:
         """Reduce a region that ends the error to a smaller one that does so with a similar effect; and its parts."""
         ends = hypothesis.ends_likewise(tried.trials)
         smaller = tried
-        if hypothesis.segments is not None:
+        if hypothesis.segments is not None and proposal.name == PROBES_NAME:
+            # Spots have a fixed size; regions of the other maps have been searched at several sizes.
             segments = hypothesis.segments()
             smaller = yield from concentrate(tried, proposal.heatmap, segments, self.fill_count, ends)
             if smaller is not tried and any(not part.needed for part in parts):

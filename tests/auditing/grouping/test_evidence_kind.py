@@ -12,7 +12,7 @@ from detcam.auditing.grouping.evidence_kind import border_share, color_separatio
 from tests.auditing.grouping.cases import make_case
 
 PLAIN = make_case(id="a", name="cat", delta_ap=0.0, method="portfolio", verdict="weak")
-OUTSIDE = {"evidence_shares": {"ring": 0.95, "predicted box": 0.05}, "evidence_location": "ring"}
+OUTSIDE = {"evidence_shares": {"ring": 0.995, "predicted box": 0.005}, "evidence_location": "ring"}
 INSIDE = {"evidence_shares": {"predicted box": 1.0}, "evidence_location": "predicted box"}
 BOTH = {"evidence_shares": {"ring": 0.5, "predicted box": 0.5}, "evidence_location": "ring"}
 ON_OBJECT = {
@@ -46,6 +46,7 @@ NEEDED = CasePart(0.01, "ground truth", 0.1, needed=True)
         ({**INSIDE, "background_type": "missing annotation"}, "unlabeled object"),
         ({**INSIDE, "background_type": "missing annotation", "verdict": "not confirmed"}, "unlabeled object"),
         (BOTH, "object and surroundings"),
+        ({**BOTH, "evidence_shares": {"ring": 0.95, "predicted box": 0.05}}, "object and surroundings"),
     ],
 )
 def test_kind_of_evidence(fields: dict[str, object], kind: EvidenceKind | None) -> None:

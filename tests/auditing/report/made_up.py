@@ -155,7 +155,7 @@ def _maps(scene: HarborScene, cause: Box, rng: np.random.Generator) -> CaseMaps:
 
 def _explained(case: AuditCase, maps: CaseMaps, location: EvidenceLocation, rng: np.random.Generator) -> AuditCase:
     verdict: Grade = "strong" if rng.random() < 0.65 else "not confirmed"
-    rest = rng.dirichlet(np.ones(4)) * 0.08
+    rest = rng.dirichlet(np.ones(4)) * 0.008
     others: list[EvidenceLocation] = [
         other for other in ("predicted box", "ground truth", "same class", "ring", "scene") if other != location
     ]
@@ -172,7 +172,7 @@ def _explained(case: AuditCase, maps: CaseMaps, location: EvidenceLocation, rng:
         case,
         question=f"why {case.name} here?",
         method="ReachCAM",
-        evidence_shares={location: 0.92, **dict(zip(others, rest.tolist(), strict=True))},
+        evidence_shares={location: 0.992, **dict(zip(others, rest.tolist(), strict=True))},
         evidence_location=location,
         evidence_fraction=float(maps.evidence.mean()),
         minimal_region_fraction=float(maps.evidence.mean()) if verdict == "strong" else None,

@@ -147,7 +147,7 @@ def test_headline_edge_cases() -> None:
         assert summary.headline()[0] == f"1 false positive reduces average precision by {words}."
     first = replace(first, verdict="weak")
     inside = replace(first, evidence_shares={"predicted box": 0.95, "scene": 0.05})
-    outside = replace(first, evidence_shares={"predicted box": 0.05, "ring": 0.75, "scene": 0.2}, id="other")
+    outside = replace(first, evidence_shares={"predicted box": 0.0, "ring": 0.75, "scene": 0.25}, id="other")
     mixed = replace(first, evidence_shares={"predicted box": 0.5, "ring": 0.5})
     unconfirmed = replace(outside, verdict="not confirmed")
     needed_inside = replace(outside, parts=(CasePart(0.01, "predicted box", 0.1, True),))
