@@ -23,11 +23,11 @@ START_RANGE = (0.002, 0.032)
 """Smallest and largest fraction of the image at which the search starts."""
 MAX_SAME_IOU = 0.8
 """Minimum IoU of two regions that count as the same."""
-MAX_SMALLER_TRIES = 3
+MAX_SMALLER_TRIES = 2
 """Maximum number of maps that are tried at the next smaller size once a region ends the error."""
 MAX_HALVINGS = 2
 """Maximum number of times that a region is halved."""
-MIN_HALVED_FRACTION = 0.003
+MIN_HALVED_FRACTION = 0.004
 """Minimum fraction of the image that a region covers before it is halved."""
 MIN_CORE_FRACTION = 0.0008
 """Minimum fraction of the image that the most salient half of a region covers."""

@@ -99,7 +99,7 @@ class Verifier:
         best: VerificationResult | None = None
         if hypothesis.is_confusion:
             best = yield from self._verify_confusion(hypothesis)
-            if _is_confirmed(best):
+            if best is not None and _is_confirmed(best):
                 return best
             hypothesis = hypothesis.without_confusion()
         maps, probes = hypothesis.proposals.maps, hypothesis.proposals.probes
@@ -243,8 +243,7 @@ class Verifier:
         """Reduce a region that ends the error to a smaller one that does so with a similar effect; and its parts."""
         ends = hypothesis.ends_likewise(tried.trials)
         smaller = tried
-        if hypothesis.segments is not None and proposal.name == PROBES_NAME:
-            # Spots have a fixed size; regions of the other maps have been searched at several sizes.
+        if hypothesis.segments is not None:
             segments = hypothesis.segments()
             smaller = yield from concentrate(tried, proposal.heatmap, segments, self.fill_count, ends)
             if smaller is not tried and any(not part.needed for part in parts):
