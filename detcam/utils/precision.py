@@ -50,5 +50,5 @@ def autocast_precision() -> str:
 
 
 def _device_types() -> list[str]:
-    available = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available, "cpu": lambda: True}
-    return [device for device, is_available in available.items() if is_available()]
+    has_accelerator = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    return [device for device, is_there in has_accelerator.items() if is_there] + ["cpu"]
