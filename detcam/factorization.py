@@ -137,7 +137,8 @@ def factorize(
 
 def _on_image(geometry: Geometry | VolumeGeometry, level: Tensor) -> tuple[slice, ...]:
     """Return the index of the cells of a level (C, h, w) or (C, d, h, w) that lie at least partly on the image."""
-    return (slice(None), *geometry.valid_cells(tuple(level.shape[1:])))
+    grid: Any = tuple(level.shape[1:])  # of two or three axes, as the geometry's
+    return (slice(None), *geometry.valid_cells(grid))
 
 
 class DeepFeatureFactorization:
@@ -261,7 +262,8 @@ class DeepFeatureFactorization:
             for position, image in enumerate(group):
                 features[image] = [level[position].to(work_dtype(level)) for level in levels]
                 geometry = batch.geometries[position]
-                geometries[image] = VolumeGeometry(tuple(batch.inputs.shape[2:])) if volumes else geometry
+                depth, height, width = batch.inputs.shape[-3:]
+                geometries[image] = VolumeGeometry((depth, height, width)) if volumes else geometry
             example = example or select_image(batch, 0)
         order = sorted(features)
         return [features[image] for image in order], [geometries[image] for image in order], example
