@@ -131,7 +131,7 @@ def _print_warnings(caught: list[warnings.WarningMessage]) -> None:
     """Print each warning once; warnings that differ only in their numbers count as one."""
     groups: dict[tuple[type[Warning], str], list[str]] = {}
     for warning in caught:
-        if issubclass(warning.category, UserWarning):
+        if issubclass(warning.category, UserWarning) and not issubclass(warning.category, DeprecationWarning):
             message = _one_line(str(warning.message))
             groups.setdefault((warning.category, re.sub(r"\d+", "#", message)), []).append(message)
     for messages in groups.values():
