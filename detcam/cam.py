@@ -106,7 +106,7 @@ class BaseCAM:
     class_discriminative: ClassVar[bool] = True
     """Whether the map depends on the target."""
     compares_scores: ClassVar[bool] = False
-    """Whether the map consists of small differences between scores, which half precision rounds away: then a model in
+    """Whether the map consists of small differences between scores, which half precision rounds away. If so, a model in
     half precision or under autocast runs in float32 meanwhile."""
     covers_receptive_field: bool = False
     """Whether gradients at the target layers cover the network's receptive field; then no `ReachWarning` is issued."""

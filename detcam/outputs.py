@@ -53,7 +53,7 @@ class BaseTarget:
     against: int | None = None
     """The class index that `label` is compared with."""
     has_position: bool = False
-    """Whether the target refers to a part of the image: then `hflip` changes it."""
+    """Whether the target refers to a part of the image, so that `hflip` changes it."""
 
     def __init_subclass__(cls, *, abstract: bool = False, **options: Any) -> None:
         super().__init_subclass__(**options)

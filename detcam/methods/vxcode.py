@@ -37,7 +37,8 @@ class VXCODE(InputCAM):
     with V the patches of the image, S the visible ones, :math:`b_j^S` and :math:`c_j^S` the boxes and vectors of class
     scores of the raw candidates (before NMS) in that image, :math:`b_t` and :math:`c_t` those of the target, and
     :math:`\alpha_i` the saliency of the i-th chosen patch, 1 for the first one. Hidden pixels are 0 in the network's
-    input. With ``mode="insertion"``, patches are shown on an empty image instead: the search maximizes
+    input: the mean color if the input is normalized, else black. (The authors' code uses black throughout.) With
+    ``mode="insertion"``, patches are shown on an empty image instead: the search maximizes
     :math:`y(P_{i-1} \cup Q)`, and :math:`\alpha_i = 1 - y(P_{i-1})`.
 
     With r = 1, a step adds the patch of the largest marginal contribution in its context, as a Shapley value weights
