@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from os import PathLike
 from typing import Any, Literal, TypeVar, overload
 
@@ -13,6 +14,7 @@ from detcam.adapters.base import Adapter
 from detcam.adapters.contract import check_options, unwrap
 from detcam.adapters.stored_config import is_known_classifier
 from detcam.adapters.target_layers import without_prefix
+from detcam.adapters.ultralytics_network import is_wrapper
 from detcam.adapters.wrappers import find_wrapped
 from detcam.detections import NamesLike
 from detcam.layers import LayersLike
@@ -229,6 +231,8 @@ def adapt(
             }
             made = adapter(plain, **{name: value for name, value in common.items() if value is not None}, **options)
             made.layer_prefix = prefix
+            if "bgr" not in options and is_wrapper(plain):
+                made.reader = replace(made.reader, bgr=None)  # such an object takes arrays as BGR
             return made
     raise TypeError(
         f"expected a torch.nn.Module (detector, segmenter, classifier) or an adapter; got {type(plain).__name__}"

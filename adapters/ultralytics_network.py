@@ -14,8 +14,12 @@ PROMPTED = frozenset({"WorldDetect", "YOLOEDetect"})
 
 def is_ultralytics(model: object) -> bool:
     """Return whether a model is a network of the package or a `YOLO`-like wrapper of one."""
-    modules = {base.__module__ for base in type(model).__mro__}
-    return not modules.isdisjoint({"ultralytics.nn.tasks", "ultralytics.engine.model"})
+    return is_wrapper(model) or any(base.__module__ == "ultralytics.nn.tasks" for base in type(model).__mro__)
+
+
+def is_wrapper(model: object) -> bool:
+    """Return whether a model is an object such as `YOLO`, which contains a network."""
+    return any(base.__module__ == "ultralytics.engine.model" for base in type(model).__mro__)
 
 
 def inner_module(model: object) -> Any:
@@ -24,8 +28,7 @@ def inner_module(model: object) -> Any:
     Raises:
         TypeError: an exported model, or a head that the adapters do not support.
     """
-    wrapped = any(base.__module__ == "ultralytics.engine.model" for base in type(model).__mro__)
-    module = getattr(model, "model", None) if wrapped else model
+    module = getattr(model, "model", None) if is_wrapper(model) else model
     if not isinstance(module, nn.Module):
         raise TypeError(
             f"expected a PyTorch model; got the exported model {module!r}. Load the .pt file it was exported from"

@@ -312,9 +312,10 @@ def flatten_tensors(value: object) -> list[Tensor]:
 def guarded(model: nn.Module, *, gradients: bool, quiet: bool = False, float32: bool = False) -> Iterator[None]:
     """Run a model and restore it afterwards, one thread at a time (`detcam.utils.model_lock`).
 
-    Inside the block the model is in eval mode, no parameter requires gradients, and inference tensors are replaced by
-    ordinary ones. Afterwards, also after an exception, training flags per module, ``requires_grad``, parameters,
-    random state and autograd mode are restored.
+    Inside the block the model is in eval mode (with gradients, recurrent layers are in training mode, without dropout,
+    which computes the same), no parameter requires gradients, and inference tensors are replaced by ordinary ones.
+    Afterwards, also after an exception, training flags per module, ``requires_grad``, parameters, random state and
+    autograd mode are restored.
 
     Args:
         model: the model.
@@ -345,8 +346,13 @@ def guarded(model: nn.Module, *, gradients: bool, quiet: bool = False, float32: 
         # An inference tensor gets no gradient, and its flag can be set under inference mode only.
         trainable = [p for p in parameters if p.requires_grad and not p.is_inference()]
         swapped: list[_Swapped] = []
+        # cuDNN computes gradients of recurrent layers in training mode only; without dropout their output is the same.
+        recurrent = [module for module in modules if gradients and isinstance(module, nn.RNNBase)]
+        dropouts = [module.dropout for module in recurrent]
 
         def restore() -> None:
+            for module, dropout in zip(recurrent, dropouts, strict=True):
+                module.training, module.dropout = False, dropout
             for tensors, name, original in reversed(swapped):
                 tensors[name] = original
             for parameter in trainable:
@@ -357,6 +363,8 @@ def guarded(model: nn.Module, *, gradients: bool, quiet: bool = False, float32: 
         try:
             for module in training:
                 module.training = False
+            for module in recurrent:
+                module.training, module.dropout = True, 0.0
             for parameter in trainable:
                 parameter.requires_grad_(False)
             if gradients:  # autograd cannot save inference tensors

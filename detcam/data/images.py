@@ -43,13 +43,14 @@ class ImageReader:
             converted into each other; other files, arrays and tensors must have this many channels. The pages of a TIFF
             with as many pages are its channels.
         value_range: the values that become 0 and 1; values outside are clipped.
-        bgr: whether arrays of three channels are in OpenCV's order, blue first.
+        bgr: whether arrays of three channels are in OpenCV's order, blue first. None takes them as RGB and warns, for
+            users of a library that takes them as BGR.
         page: index of the page of a file with several.
     """
 
     channels: int | None = 3
     value_range: tuple[float, float] | None = None
-    bgr: bool = False
+    bgr: bool | None = False
     page: int | None = None
 
     def __post_init__(self) -> None:
@@ -65,7 +66,14 @@ class ImageReader:
         if isinstance(image, Image.Image):
             return self._from_array(pil_array(image, self.channels), "PIL image")
         if isinstance(image, np.ndarray):
-            flip = self.bgr and image.ndim == 3 and image.shape[2] == 3
+            is_color = image.ndim == 3 and image.shape[2] == 3
+            if is_color and self.bgr is None:
+                warn(
+                    "arrays are read as RGB here, and as BGR by the model's library: pass bgr=True to detcam.adapt or "
+                    "detcam.explain for arrays of cv2.imread, bgr=False for RGB",
+                    UserWarning,
+                )
+            flip = self.bgr and is_color
             return self._from_array(image[..., ::-1] if flip else image, "array")
         if isinstance(image, Tensor):
             return image if hasattr(image, "_detcam_read") else self._from_tensor(image, "tensor")

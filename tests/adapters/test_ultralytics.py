@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -402,6 +403,21 @@ def test_unsupported_models_raise_with_a_remedy() -> None:
     with pytest.raises(TypeError, match="exported model"):
         adapt(exported)
     assert not UltralyticsAdapter.supports(nn.Conv2d(3, 3, 3))
+
+
+def test_the_order_of_colors_in_arrays_is_announced_unless_it_is_given() -> None:
+    rgb = array(IMAGES[0])[..., ::-1]
+    with pytest.warns(UserWarning, match="read as RGB here, and as BGR by the model's library: pass bgr=True"):
+        hinted = adapt(wrapped("yolo11n")).reader.read(rgb)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for model, image, options in (
+            (wrapped("yolo11n"), rgb, {"bgr": False}),
+            (wrapped("yolo11n"), rgb[..., ::-1], {"bgr": True}),
+            (wrapped("yolo11n"), IMAGES[0], {}),
+            (network("yolo11n"), rgb, {}),
+        ):
+            assert torch.allclose(adapt(model, **options).reader.read(image), hinted, atol=0.01)
 
 
 def test_a_prepared_tensor_is_used_unchanged() -> None:

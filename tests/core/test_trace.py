@@ -135,6 +135,32 @@ def test_inference_tensors_are_replaced_and_restored() -> None:
     before.check()
 
 
+class Recurrent(nn.Module):
+    """Reads the rows of an image one by one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 2, 3, padding=1)
+        self.lstm = nn.LSTM(2 * 8, 4, num_layers=2, dropout=0.5, batch_first=True)
+        self.modes: list[tuple[bool, bool]] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.modes.append((self.conv.training, self.lstm.training))
+        return self.lstm(self.conv(x).transpose(1, 2).flatten(2))[0][:, -1]  # type: ignore[no-any-return]
+
+
+def test_recurrent_layers_run_in_the_mode_in_which_cudnn_has_gradients() -> None:
+    model, image = Recurrent().eval(), torch.rand(1, 3, 8, 8)
+    expected = model(image)
+    before = Snapshot(model)
+    trace, output = run(model, [model.conv], image)
+    assert model.modes[-1] == (False, True)
+    torch.testing.assert_close(output, expected)  # no dropout
+    assert trace.gradients(output[0, 0], retain_graph=False)[0][0].abs().sum() > 0
+    before.check()
+    assert model.lstm.dropout == 0.5
+
+
 def test_quantized_layers_are_refused() -> None:
     class Quantize(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
