@@ -68,6 +68,8 @@ def read_coco_json(path: Path, images_dir: Path | None = None) -> tuple[dict[str
     Raises:
         ValueError: no file, not JSON, or another format; the message names the format if it is known.
     """
+    if path.is_dir():
+        raise ValueError(f"expected an annotation file; got the folder {path}. Pass a COCO file or a data.yaml")
     if not path.is_file():
         raise ValueError(f"no annotation file at {path}; check the path")
     try:

@@ -229,6 +229,8 @@ def test_malformed_files_are_refused(tmp_path: Path, text: str, message: str) ->
 def test_missing_files_and_folders_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no annotation file at"):
         Annotations.load(tmp_path / "gone.json", tmp_path)
+    with pytest.raises(ValueError, match="got the folder .*a data.yaml"):
+        Annotations.load(tmp_path, tmp_path)
     (tmp_path / "labels.json").write_text('{"images": [], "annotations": []}')
     with pytest.raises(ValueError, match="no folder of images at"):
         Annotations.load(tmp_path / "labels.json", tmp_path / "gone")
