@@ -351,8 +351,8 @@ def guarded(model: nn.Module, *, gradients: bool, quiet: bool = False, float32: 
         dropouts = [module.dropout for module in recurrent]
 
         def restore() -> None:
-            for module, dropout in zip(recurrent, dropouts, strict=True):
-                module.training, module.dropout = False, dropout
+            for layer, dropout in zip(recurrent, dropouts, strict=True):
+                layer.training, layer.dropout = False, dropout
             for tensors, name, original in reversed(swapped):
                 tensors[name] = original
             for parameter in trainable:
@@ -363,8 +363,8 @@ def guarded(model: nn.Module, *, gradients: bool, quiet: bool = False, float32: 
         try:
             for module in training:
                 module.training = False
-            for module in recurrent:
-                module.training, module.dropout = True, 0.0
+            for layer in recurrent:
+                layer.training, layer.dropout = True, 0.0
             for parameter in trainable:
                 parameter.requires_grad_(False)
             if gradients:  # autograd cannot save inference tensors
