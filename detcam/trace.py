@@ -349,10 +349,13 @@ def guarded(model: nn.Module, *, gradients: bool, quiet: bool = False, float32: 
         # cuDNN computes gradients of recurrent layers in training mode only; without dropout their output is the same.
         recurrent = [module for module in modules if gradients and isinstance(module, nn.RNNBase)]
         dropouts = [module.dropout for module in recurrent]
+        windows = [_windows(module) for module in modules if hasattr(type(module), "set_shift_and_window_size")]
 
         def restore() -> None:
             for layer, dropout in zip(recurrent, dropouts, strict=True):
                 layer.training, layer.dropout = False, dropout
+            for attributes, sizes in windows:
+                attributes.update(sizes)
             for tensors, name, original in reversed(swapped):
                 tensors[name] = original
             for parameter in trainable:
@@ -376,6 +379,12 @@ def guarded(model: nn.Module, *, gradients: bool, quiet: bool = False, float32: 
             yield
         finally:
             complete(restore)
+
+
+def _windows(block: nn.Module) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the attributes of a block of Swin in transformers, and those that a small image would reduce for good."""
+    attributes = vars(block)
+    return attributes, {name: attributes[name] for name in ("window_size", "shift_size")}
 
 
 def _is_compiled(module: nn.Module) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,16 @@ def test_classes_and_gradients_are_those_of_the_model(name: str) -> None:
     torch.testing.assert_close(traced, adapter.reshape_for(batch)(direct)[0], atol=1e-6, rtol=1e-3)
     assert min(traced.shape[-2:]) >= 2 and float(traced.abs().max()) > 0
     check_adapter(adapter, IMAGES)
+
+
+def test_small_images_do_not_reduce_the_windows_of_swin() -> None:
+    side = {"height": 112, "width": 112}
+    model = classifier("Swin", image_size=112, embed_dim=8, depths=[1, 1, 1], num_heads=[1, 1, 1], window_size=7)
+    image = torch.rand(1, 3, 112, 112, generator=torch.Generator().manual_seed(0))
+    before = copy.deepcopy(model)(image).logits
+    adapter = adapt(model, processor=tf.ViTImageProcessor(size=side))  # the probe is smaller
+    adapter.predict(IMAGES[0])
+    torch.testing.assert_close(model(image).logits, before)
 
 
 def test_size_and_normalization_of_the_saved_processor(tmp_path: Path) -> None:
