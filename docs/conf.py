@@ -54,7 +54,9 @@ API = {
     "detcam.methods": "Methods",
     "detcam.metrics": "Metrics",
     "detcam.auditing": "Audits",
+    "detcam.auditing.monitoring": "Audits during training",
     "detcam.benchmarking": "Benchmarks",
+    "detcam.benchmarking.planted": "Planted causes",
     "detcam.testing": "Contract checks",
 }
 """Public packages and the titles of their pages."""
