@@ -1,9 +1,13 @@
-"""Helpers of several examples: crops of drawn harbors, and the training of a small network on them."""
+"""Helpers of examples: crops of drawn harbors, and the training of a small network and of a detector."""
+
+import random
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
+from detcam.data.annotations import Annotations
+from detcam.data.images import load_image
 from detcam.synthetic.harbor import draw_scene
 
 NAMES = ["boat", "buoy", "gull", "water"]
@@ -46,3 +50,27 @@ def train(network, images, classes, steps, learning_rate=3e-3):
         optimizer.step()
         schedule.step()
     return network.eval()
+
+
+def load_pairs(folder):
+    """Images and targets of a training set in COCO's format, as torchvision's detectors take them."""
+    for item in Annotations.load(folder / "annotations.json", folder / "images"):
+        yield load_image(item.path), {"boxes": item.boxes_xyxy, "labels": item.category_ids}
+
+
+def fine_tune(model, usual, added, steps, batch_size=8):
+    """Train with half of each batch from the added images."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=1e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1e-3, total_steps=steps)
+    order = random.Random(0)
+    model.train()
+    for _ in range(steps):
+        batch = order.sample(usual, batch_size // 2) + order.choices(added, k=batch_size // 2)
+        images, targets = zip(*batch, strict=True)
+        loss = sum(model(list(images), list(targets)).values())
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+        optimizer.step()
+        schedule.step()
+    return model.eval()

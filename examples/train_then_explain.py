@@ -8,15 +8,13 @@ confirms it, `detcam.repair` writes counterfactual pairs, half of each batch of 
 """
 
 import argparse
-import random
 from pathlib import Path
 
 import torch
+from _common import fine_tune, load_pairs
 
 import detcam
 from detcam import adapt
-from detcam.data.annotations import Annotations
-from detcam.data.images import load_image
 from detcam.demo.labels import label_anchored_boats, write_coco
 from detcam.demo.model import load_demo_detector
 from detcam.synthetic.harbor import DEMO_NAMES, draw_scene
@@ -30,30 +28,6 @@ def audit(model, folder, out, explain):
     for cause in found.causes:
         print(f"  {len(cause)} explained errors rest on: {cause.name}")
     return found
-
-
-def load_pairs(folder):
-    """Images and targets of a training set in COCO's format, as torchvision's detectors take them."""
-    for item in Annotations.load(folder / "annotations.json", folder / "images"):
-        yield load_image(item.path), {"boxes": item.boxes_xyxy, "labels": item.category_ids}
-
-
-def fine_tune(model, usual, added, steps, batch_size=8):
-    """Train with half of each batch from the added images."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=1e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1e-3, total_steps=steps)
-    order = random.Random(0)
-    model.train()
-    for _ in range(steps):
-        batch = order.sample(usual, batch_size // 2) + order.choices(added, k=batch_size // 2)
-        images, targets = zip(*batch, strict=True)
-        loss = sum(model(list(images), list(targets)).values())
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
-        optimizer.step()
-        schedule.step()
-    return model.eval()
 
 
 def main(argv=None):

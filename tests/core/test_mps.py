@@ -66,6 +66,10 @@ def without_float64(monkeypatch: pytest.MonkeyPatch) -> WithoutFloat64:
     for name, module in list(sys.modules.items()):
         if name.startswith("detcam.") and hasattr(module, "float64_on"):
             monkeypatch.setattr(module, "float64_on", lambda device: torch.float32)
+        if name.startswith("detcam."):
+            for value in list(vars(module).values()):
+                if callable(clear := getattr(value, "cache_clear", None)):
+                    clear()  # of tensors that another test has made on the CPU
     return WithoutFloat64()
 
 
