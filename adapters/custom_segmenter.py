@@ -163,7 +163,7 @@ class CustomSegmentationAdapter(SegmentationAdapter):
         except (TypeError, RuntimeError, AttributeError, AssertionError, LookupError) as error:
             raise RuntimeError(
                 f"cannot probe {type(self.model).__name__} with one {tuple(batch.inputs.shape)} image ({error}); pass "
-                "target_layers=, or image_size= if the size is wrong"
+                "target_layers=, image_size= if the size is wrong, or input_key= as well if it takes several inputs"
             ) from error
         return self.logits(raw)
 
