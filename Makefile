@@ -78,6 +78,7 @@ test-oldest: setup.cfg
 	rm -rf $(OLDEST)
 	$(OLDEST_PYTHON) -m venv $(OLDEST)
 	$(OLDEST_PYTHON) .ci/floors.py > $(OLDEST)/floors.txt
+	$(OLDEST)/bin/python -m pip install 'setuptools>=77.0.3' wheel
 	$(OLDEST)/bin/python -m pip install -c $(OLDEST)/floors.txt -e '.[all,test]'
 	$(OLDEST)/bin/python -m pip install --no-deps tidecv==1.0.1 quantus==0.6.0
 	$(QUIET) $(OLDEST)/bin/python -m pytest -n $(WORKERS) --dist worksteal

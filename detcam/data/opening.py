@@ -43,11 +43,13 @@ def open_image(path: Path) -> Iterator[Image.Image]:
         Image.init()
         try:
             image = Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN])
-        except (ImportError, UnidentifiedImageError) as error:  # ultralytics replaces Image.open, which may import
+        except (ImportError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+            # ultralytics replaces Image.open, which imports a plugin after any error
+            first = error.__context__ if isinstance(error, ImportError) else error
+            if isinstance(first, Image.DecompressionBombError):
+                raise ValueError(f"cannot read {path} ({first}). {_how_to_raise()}") from error
             message = f"cannot read {path} as an image (unknown format); is the file complete?"
             raise UnknownFormatError(message) from error
-        except Image.DecompressionBombError as error:
-            raise ValueError(f"cannot read {path} ({error}). {_how_to_raise()}") from error
         with image:
             check_pixels(path, image.height, image.width)
             yield image

@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -118,7 +120,22 @@ def test_the_limit_on_pixels_is_told_and_can_be_set(tmp_path: Path, monkeypatch:
         load_image(path)
 
 
-def test_a_larger_limit_raises_that_of_pillow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _open_with_a_plugin(*args: Any, **kwargs: Any) -> Image.Image:
+    """As older versions of ultralytics replace `Image.open`: any error is followed by the import of a plugin."""
+    try:
+        return _open(*args, **kwargs)
+    except Image.DecompressionBombError as error:
+        raise ModuleNotFoundError("No module named 'pi_heif'") from error
+
+
+_open = Image.open
+
+
+@pytest.mark.parametrize("open_image", [_open, _open_with_a_plugin], ids=["pillow", "replaced"])
+def test_a_larger_limit_raises_that_of_pillow(
+    open_image: Callable[..., Image.Image], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Image, "open", open_image)
     path = tmp_path / "a.png"
     path.write_bytes(png(20_000, 20_000))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
