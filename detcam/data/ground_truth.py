@@ -52,6 +52,33 @@ class GroundTruth:
     size: ImageSize | None = None
     names: Mapping[int, str] = field(default_factory=dict)
 
+    @classmethod
+    def without_objects(
+        cls,
+        image_id: int | str,
+        file_name: str,
+        path: Path,
+        image_size_hw: tuple[int, int],
+        names: Mapping[int, str],
+    ) -> GroundTruth:
+        """Return the annotations of an image without objects; the arguments are those of the class."""
+        none = torch.zeros(0, dtype=torch.int64)
+        return cls(
+            image_id=image_id,
+            file_name=file_name,
+            path=path,
+            image_size_hw=image_size_hw,
+            boxes_xyxy=torch.zeros(0, 4),
+            boxes_xywh=np.zeros((0, 4)),
+            labels=none,
+            category_ids=none,
+            crowd=none.bool(),
+            area=none.double(),
+            ids=none,
+            segmentations=(),
+            names=names,
+        )
+
     def __len__(self) -> int:
         return len(self.labels)
 

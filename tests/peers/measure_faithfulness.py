@@ -66,7 +66,7 @@ class AuditMap(LayerlessCAM):
         size = (int(image.shape[-2]), int(image.shape[-1]))
         score = torch.tensor([float(found) for found in self._scores(image, target)])
         found = Detections(torch.tensor([target.box_xyxy]), torch.tensor([target.label]), score, size, (target.source,))
-        truth = no_objects(size, self.adapter)
+        truth = GroundTruth.without_objects("image", "image.png", Path("image.png"), size, self.adapter.names)
         analysis = analyze_errors([found], [truth])
         case = unexplained_case(analysis, 0, [found], [truth])
         explainer = ErrorExplainer(self.explained, None, self.adapter.names, 0.3)
@@ -89,26 +89,6 @@ def audit_map(adapter: Adapter) -> AuditMap:
     cam = AuditMap(adapter)
     cam.explained = adapter  # type: ignore[attr-defined]
     return cam
-
-
-def no_objects(size: tuple[int, int], adapter: Adapter) -> GroundTruth:
-    """Annotations of an image without objects."""
-    none = torch.zeros(0, dtype=torch.int64)
-    return GroundTruth(
-        image_id="image",
-        file_name="image.png",
-        path=Path("image.png"),
-        image_size_hw=size,
-        boxes_xyxy=torch.zeros(0, 4),
-        boxes_xywh=np.zeros((0, 4)),
-        labels=none,
-        category_ids=none,
-        crowd=none.bool(),
-        area=none.double(),
-        ids=none,
-        segmentations=(),
-        names=adapter.names,
-    )
 
 
 def main() -> None:

@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-import torch
-
 from detcam.adapters.base import Adapter
 from detcam.data.annotations import Annotations
 from detcam.data.exif import image_size
@@ -33,30 +30,14 @@ def unlabeled_images(adapter: Adapter, images: str | Path | Sequence[str | Path]
     root = _common_folder(paths)
     found = Packed[GroundTruth]()
     issues: list[DataIssue] = []
-    none = torch.zeros(0, dtype=torch.int64)
     for number, path in enumerate(paths, 1):
         try:
             size = image_size(path).upright_hw
         except ValueError as error:
             issues.append(DataIssue("unreadable image", f"{error} Left out", number))
             continue
-        found.append(
-            GroundTruth(
-                image_id=number,
-                file_name=path.relative_to(root).as_posix(),
-                path=path,
-                image_size_hw=size,
-                boxes_xyxy=torch.zeros(0, 4),
-                boxes_xywh=np.zeros((0, 4)),
-                labels=none,
-                category_ids=none,
-                crowd=none.bool(),
-                area=none.double(),
-                ids=none,
-                segmentations=(),
-                names=adapter.names,
-            )
-        )
+        name = path.relative_to(root).as_posix()
+        found.append(GroundTruth.without_objects(number, name, path, size, adapter.names))
     if not found:
         raise ValueError(f"expected images; none of the {len(paths)} files can be read: {issues[0].message}")
     labels = tuple(sorted(label for label in adapter.names if label >= adapter.first_label))
