@@ -44,8 +44,6 @@ ModelLike: TypeAlias = "Adapter | nn.Module | str | PathLike[str] | Callable[...
 
 Task = Literal["detection", "segmentation", "classification", "embedding"]
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
 DEFAULT_BATCH_SIZE = 16
 """Number of images per forward pass of `Adapter.predict`."""
 
@@ -188,43 +186,6 @@ class Adapter(ABC):
     def _set_layers(self, layers: Sequence[nn.Module | str] | nn.Module | str | None) -> None:
         self.target_layers = [] if layers is None else resolve_layers(self.model, layers)
         self.layer_names = [layer_name(self.model, layer) for layer in self.target_layers]
-
-    def set_normalization(
-        self,
-        model: nn.Module,
-        given: tuple[Sequence[float] | None, Sequence[float] | None],
-        default: tuple[Sequence[float], Sequence[float]],
-    ) -> None:
-        """Set `mean` and `std` to the user's, or to default ones that fit the channels of the network's input.
-
-        A network of one channel gets the mean of RGB defaults. For other numbers of channels, defaults of another
-        number are unknown: then pixels stay as they are, and `check_normalization` warns.
-
-        Raises:
-            ValueError: the user's values do not have one entry per channel, or a std is not positive.
-        """
-        channels = input_channels(model)
-        for name, values in zip(("mean", "std"), given, strict=True):
-            if values is not None and (len(values) != channels or (name == "std" and min(values) <= 0)):
-                raise ValueError(
-                    f"expected {name} with one value per channel of the network's input, {channels}"
-                    f"{', above 0' if name == 'std' else ''}; got {tuple(values)}"
-                )
-        mean, std = (tuple(values) for values in default)
-        self.normalization_is_known = True
-        if len(mean) != channels:
-            self.normalization_is_known = None not in given or channels == 1
-            mean, std = (
-                ((sum(mean) / len(mean),), (sum(std) / len(std),))
-                if channels == 1
-                else (
-                    (0.0,) * channels,
-                    (1.0,) * channels,
-                )
-            )
-        self.mean, self.std = (
-            own if values is None else tuple(values) for values, own in zip(given, (mean, std), strict=True)
-        )
 
     def check_normalization(self) -> None:
         """Warn if the normalization of images of this number of channels is not known."""

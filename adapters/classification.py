@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import Unpack
 
-from detcam.adapters.base import IMAGENET_MEAN, IMAGENET_STD, Adapter, AdapterOptions, Batch, Target, Task
+from detcam.adapters.base import Adapter, AdapterOptions, Batch, Target, Task
+from detcam.adapters.normalization import IMAGENET_MEAN, IMAGENET_STD, fit_normalization
 from detcam.adapters.output_heads import (
     OutputHead,
     OutputKind,
@@ -28,7 +29,7 @@ from detcam.adapters.output_heads import (
 from detcam.adapters.stored_config import imagenet_names, stored_config, stored_size
 from detcam.detections import Detections, LabelsLike, Source, checked_top_k, label_indices
 from detcam.geometry import Geometry
-from detcam.layers import find_target_layers, probe_image, probe_sizes
+from detcam.layers import find_target_layers, input_channels, probe_image, probe_sizes
 from detcam.outputs import check_label, is_multilabel, raw_output, with_class_facts
 from detcam.targets import ClassTarget, reads_raw_output
 from detcam.trace import flatten_tensors, guarded
@@ -68,7 +69,9 @@ class FixedSizeAdapter(Adapter, abstract=True):
         if min(self.image_size) < 1:
             raise ValueError(f"expected a positive image_size; got {self.image_size}")
         default = (stored.get("mean") or IMAGENET_MEAN, stored.get("std") or IMAGENET_STD)
-        self.set_normalization(model, (mean, std), default)
+        self.mean, self.std, self.normalization_is_known = fit_normalization(
+            input_channels(model), (mean, std), default
+        )
         super().__init__(model, **options)
 
     @classmethod

@@ -20,7 +20,6 @@ from detcam.data.images import ImageLike
 from detcam.detections import Detections
 from detcam.inputs import read_request
 from detcam.layers import all_paths_pass, find_target_layers, first_tensor, infer_reshape, probe_image
-from detcam.smoothing import View
 from detcam.trace import guarded
 from detcam.utils.hooks import active_hooks
 from detcam.utils.model_lock import exclusive
@@ -196,7 +195,7 @@ def embed(
     vectors = []
     for group in request.groups(adapter, DEFAULT_BATCH_SIZE if batch_size is None else batch_size):
         with guarded(adapter.model, gradients=False):
-            vectors.append(adapter.forward(request.batch(adapter, group, View())).float().cpu())
+            vectors.append(adapter.forward(request.batch(adapter, group)).float().cpu())
     return torch.cat(vectors)
 
 

@@ -14,11 +14,14 @@ from torchvision.models.segmentation.fcn import FCN
 from torchvision.models.segmentation.lraspp import LRASPP
 from typing_extensions import Unpack
 
-from detcam.adapters.base import IMAGENET_MEAN, IMAGENET_STD, Adapter, AdapterOptions, Batch, Target, Task
+from detcam.adapters.base import Adapter, AdapterOptions, Batch, Target, Task
+from detcam.adapters.normalization import IMAGENET_MEAN, IMAGENET_STD, fit_normalization
 from detcam.adapters.output_heads import OutputHead
 from detcam.detections import Detections
 from detcam.geometry import Geometry
-from detcam.outputs import ModelOutput, SegmenterOutput
+from detcam.layers import input_channels
+from detcam.outputs import ModelOutput
+from detcam.segmenter_output import SegmenterOutput
 from detcam.targets import MaskTarget
 
 
@@ -67,7 +70,9 @@ class SegmentationAdapter(Adapter, abstract=True):
     ) -> None:
         self.image_size = _checked_size(image_size)
         super().__init__(model, **options)
-        self.set_normalization(model, (mean, std), self.default_normalization())
+        self.mean, self.std, self.normalization_is_known = fit_normalization(
+            input_channels(model), (mean, std), self.default_normalization()
+        )
         self.multilabel = self.default_multilabel() if multilabel is None else multilabel
         self.background = _background(self.names) if background == "auto" else background
 

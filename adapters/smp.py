@@ -13,7 +13,8 @@ from urllib.parse import parse_qsl
 import torch
 from torch import Tensor, nn
 
-from detcam.adapters.base import IMAGENET_MEAN, IMAGENET_STD, Batch
+from detcam.adapters.base import Batch
+from detcam.adapters.normalization import IMAGENET_MEAN, IMAGENET_STD
 from detcam.adapters.segmentation import SegmentationAdapter
 from detcam.geometry import Geometry
 from detcam.layers import InferredReshape, all_paths_pass, infer_reshape

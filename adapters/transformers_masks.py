@@ -22,7 +22,8 @@ from detcam.adapters.transformers_queries import mean_mask_logits
 from detcam.detections import Detections, Source
 from detcam.geometry import Geometry, mask_to_box
 from detcam.layers import find_target_layers
-from detcam.outputs import Candidates, DetectionTarget, DetectorOutput, SegmenterOutput
+from detcam.outputs import Candidates, DetectionTarget, DetectorOutput
+from detcam.segmenter_output import SegmenterOutput
 
 HEADS = ("ForUniversalSegmentation", "ForInstanceSegmentation", "ForSegmentation")
 FAMILIES = frozenset({"conditional_detr", "detr", "eomt", "eomt_dinov3", "mask2former", "maskformer", "oneformer"})

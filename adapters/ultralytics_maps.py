@@ -21,7 +21,7 @@ from detcam.adapters.ultralytics_network import (
 )
 from detcam.detections import as_names
 from detcam.layers import input_channels
-from detcam.outputs import SegmenterOutput
+from detcam.segmenter_output import SegmenterOutput
 
 
 class UltralyticsMaps(SegmentationAdapter, abstract=True):

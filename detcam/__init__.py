@@ -85,7 +85,7 @@ if TYPE_CHECKING:
     from detcam.metrics.base import Metric as Metric
     from detcam.outputs import DetectionTarget as DetectionTarget
     from detcam.outputs import DetectorOutput as DetectorOutput
-    from detcam.outputs import SegmenterOutput as SegmenterOutput
+    from detcam.segmenter_output import SegmenterOutput as SegmenterOutput
     from detcam.targets.registry import register_target as register_target
     from detcam.utils.version import __version__ as __version__
     from detcam.visualize.concepts import create_labels_legend as create_labels_legend
@@ -113,7 +113,7 @@ _MODULES = {
     "GuidedBackpropReLUModel": "detcam.methods.guided_backprop",
     "Metric": "detcam.metrics.base",
     "ReachWarning": "detcam.diagnostics",
-    "SegmenterOutput": "detcam.outputs",
+    "SegmenterOutput": "detcam.segmenter_output",
     "Repair": "detcam.auditing.remedies.remedies",
     "Source": "detcam.detections",
     "__version__": "detcam.utils.version",

@@ -30,9 +30,8 @@ from detcam.adapters.volumes import is_volume
 from detcam.detections import Detections
 from detcam.diagnostics import check_maps_finite, warn_about_maps
 from detcam.geometry import Geometry
-from detcam.inputs import Images, Request, Select, Targets, labeled_targets, read_request
+from detcam.inputs import Images, Request, Select, Targets, View, labeled_targets, read_request, views
 from detcam.layers import LayersLike
-from detcam.outputs import work_dtype
 from detcam.rendering import MAX_PIXELS_TOGETHER, Combine, DeferredHeatmaps, HeatmapArray, RawMaps, combine_levels
 from detcam.results import (
     ImageHeatmaps,
@@ -43,12 +42,12 @@ from detcam.results import (
     mean_of_results,
     values_of,
 )
-from detcam.smoothing import View, views
 from detcam.trace import ReshapeTransform, Trace, gradient_magnitude, guarded
 from detcam.utils.batching import run_slices
 from detcam.utils.console import track
 from detcam.utils.model_lock import exclusive
 from detcam.utils.pca import first_principal_component
+from detcam.utils.precision import work_dtype
 from detcam.utils.subclasses import check_complete, missing_members
 
 Progress = Callable[[Iterable[Any]], Iterable[Any]]

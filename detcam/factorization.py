@@ -17,11 +17,10 @@ from detcam.adapters.classification import ClassificationAdapter, class_scores
 from detcam.adapters.volumes import VolumeGeometry, is_volume
 from detcam.geometry import Geometry, normalize
 from detcam.inputs import Images, Request, read_request
-from detcam.outputs import work_dtype
 from detcam.perturbation.base import select_image
 from detcam.results import levels_of
-from detcam.smoothing import View
 from detcam.trace import ReshapeTransform, Trace, guarded, map_tensors
+from detcam.utils.precision import work_dtype
 from detcam.visualize.concepts import create_labels_legend, show_factorization_on_image
 from detcam.visualize.convert import ImageArray, PixelsLike
 from detcam.visualize.overlay import grid
@@ -252,7 +251,7 @@ class DeepFeatureFactorization:
         example: Batch | None = None
         for group in request.groups(self.adapter, self.batch_size):
             with guarded(self.model, gradients=False):
-                batch = request.batch(self.adapter, group, View())
+                batch = request.batch(self.adapter, group)
                 with self.adapter.trace(batch, gradients=False) as trace:
                     self.adapter.forward(batch)
                 levels = levels_of(trace, len(group))

@@ -1,4 +1,4 @@
-"""Validation of the images and targets of a call."""
+"""Validation of the images and targets of a call, and the views of an image for `aug_smooth`."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from torch import Tensor
 
 from detcam.data.images import check_finite, expand_paths, is_single
 from detcam.detections import Detections
-from detcam.geometry import normalize
-from detcam.outputs import BaseTarget, Target
-from detcam.smoothing import View
+from detcam.geometry import Geometry, normalize
+from detcam.outputs import BaseTarget, Target, as_target
 from detcam.targets import as_box_targets
 from detcam.utils.batching import batches
 from detcam.utils.console import plural
@@ -34,6 +33,37 @@ torchvision's detectors return, or an array (N, 4) of boxes.
 
 Select: TypeAlias = Callable[[Detections, Any], tuple[Detections, list[Target]]]
 """A function that selects predictions: from those of one image, and the model's output, to a subset and its targets."""
+
+
+@dataclass(frozen=True)
+class View:
+    """A view of an image: mirrored or not, times a factor."""
+
+    mirrored: bool = False
+    factor: float = 1.0
+
+    def image(self, image: Tensor) -> Tensor:
+        """Return the image (..., H, W) in this view."""
+        image = image.flip(-1) if self.mirrored else image
+        return image if self.factor == 1.0 else image * self.factor
+
+    def target(self, target: Target, geometry: Geometry) -> Target:
+        """Return the target in this view; box, mask and source are mirrored with the image."""
+        return as_target(target).hflip(geometry.image_size_hw[1]) if self.mirrored else target
+
+    def undo(self, maps: Tensor) -> Tensor:
+        """Map maps (N, h, w) of this view back to the plain image."""
+        return maps.flip(-1) if self.mirrored else maps
+
+
+PLAIN_VIEW = View()
+
+
+def views(smooth: bool) -> list[View]:
+    """Return the plain view, or all six: plain and mirrored, times 1, 0.9 and 1.1, the plain view first."""
+    if not smooth:
+        return [PLAIN_VIEW]
+    return [View(mirrored, factor) for mirrored in (False, True) for factor in (1.0, 0.9, 1.1)]
 
 
 @dataclass(frozen=True)
@@ -89,7 +119,7 @@ class Request:
         selected = [self.choose(*pair) for pair in zip(detections, outputs, strict=True)]
         return [chosen for chosen, _ in selected], [row for _, row in selected]
 
-    def batch(self, adapter: Adapter, group: Sequence[int], view: View) -> Batch:
+    def batch(self, adapter: Adapter, group: Sequence[int], view: View = PLAIN_VIEW) -> Batch:
         """Return the network's input for a group of images in one view."""
         if self.tensor is None:
             batch = adapter.prepare([view.image(self.images[index]) for index in group])
@@ -97,7 +127,7 @@ class Request:
             batch = adapter.prepare_tensor(view.image(self.tensor[list(group)]))
         return replace(batch, extra_inputs=self.extra_inputs, model_kwargs=self.model_kwargs)
 
-    def source_images(self, adapter: Adapter, group: Sequence[int], view: View) -> list[Tensor]:
+    def source_images(self, adapter: Adapter, group: Sequence[int], view: View = PLAIN_VIEW) -> list[Tensor]:
         """Return a group of images in one view, each (C, H, W) in [0, 1]."""
         if self.tensor is None:
             return [view.image(self.images[index]) for index in group]

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from detcam.detections import class_name, label_index
 from detcam.geometry import mask_to_box
-from detcam.outputs import BaseTarget, DetectionTarget, Part, SegmenterOutput, check_label, work_dtype
+from detcam.outputs import BaseTarget, DetectionTarget, Part, check_label
+from detcam.segmenter_output import SegmenterOutput
+from detcam.utils.precision import work_dtype
 
 
 @dataclass(frozen=True, eq=False)

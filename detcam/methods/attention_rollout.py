@@ -9,8 +9,8 @@ from torch import Tensor
 
 from detcam.methods.common.attention_base import AttentionCAM, AttentionLayers, attention_gradients, target_rounds
 from detcam.methods.common.attention_capture import AttentionRun
-from detcam.outputs import work_dtype
 from detcam.results import Pass
+from detcam.utils.precision import work_dtype
 
 
 class AttentionRollout(AttentionCAM):

@@ -7,9 +7,8 @@ from torch import Tensor
 
 from detcam.methods.common.attention_base import AttentionCAM, AttentionLayers, attention_gradients, target_rounds
 from detcam.methods.common.attention_capture import AttentionRun
-from detcam.outputs import work_dtype
 from detcam.results import Pass
-from detcam.utils.precision import to_float64
+from detcam.utils.precision import to_float64, work_dtype
 
 
 class CheferCAM(AttentionCAM):

@@ -13,13 +13,14 @@ from torch import Tensor
 from detcam.adapters.base import Batch, ModelLike, Target
 from detcam.cam import BaseCAM
 from detcam.geometry import Geometry
+from detcam.inputs import View
 from detcam.layers import LayersLike
 from detcam.methods.common.wrapper import WrapperCAM
 from detcam.methods.grad_cam import GradCAM
-from detcam.outputs import Candidates, SegmenterOutput
+from detcam.outputs import Candidates
 from detcam.rendering import Combine, DeferredHeatmaps
 from detcam.results import Measured, Pass, values_of
-from detcam.smoothing import View
+from detcam.segmenter_output import SegmenterOutput
 from detcam.targets import BoxTarget, ClassifierOutputTarget, ClassTarget, FinerWeightedTarget, MaskTarget
 from detcam.trace import ReshapeTransform
 

@@ -15,10 +15,10 @@ from detcam.adapters.base import Batch, ModelLike
 from detcam.cam import BaseCAM
 from detcam.geometry import Geometry, normalize
 from detcam.layers import LayersLike
-from detcam.outputs import work_dtype
 from detcam.results import Measured, Pass, Reach, values_of
 from detcam.trace import ReshapeTransform
 from detcam.utils.hooks import active_hooks
+from detcam.utils.precision import work_dtype
 from detcam.utils.warnings import warn
 
 

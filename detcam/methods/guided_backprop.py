@@ -14,11 +14,11 @@ from detcam.adapters.base import Batch, ModelLike, Target
 from detcam.cam import LayerlessCAM
 from detcam.data.images import ImageLike
 from detcam.geometry import Geometry, normalize, to_pixels
-from detcam.outputs import work_dtype
 from detcam.results import ImageHeatmaps, Measured, Pass, Reach, values_of
 from detcam.targets import ClassifierOutputTarget
 from detcam.trace import gradients_of
 from detcam.utils.guided_relu import enable_guided_relu, guided_backward
+from detcam.utils.precision import work_dtype
 from detcam.utils.warnings import warn
 
 SATURATED_FRACTION = 0.01

@@ -19,11 +19,11 @@ from detcam.methods.common.attention_base import (
     target_rounds,
 )
 from detcam.methods.common.attention_capture import AttentionRecorder, AttentionRun
-from detcam.outputs import work_dtype
 from detcam.perturbation.base import pin_targets
 from detcam.perturbation.replay import ReplayRecorder
 from detcam.results import Pass
 from detcam.trace import ReshapeTransform, map_tensors
+from detcam.utils.precision import work_dtype
 
 
 class LeGrad(AttentionCAM):

@@ -7,10 +7,10 @@ from torch import Tensor
 
 from detcam.adapters.base import ModelLike
 from detcam.layers import LayersLike
-from detcam.outputs import work_dtype
 from detcam.perturbation.base import ImageArea, ImageScorer, InputCAM
 from detcam.results import Sampling
 from detcam.trace import ReshapeTransform
+from detcam.utils.precision import work_dtype
 
 
 class Occlusion(InputCAM):

@@ -16,11 +16,12 @@ from detcam.layers import LayersLike
 from detcam.methods.common.feature_path import FeaturePath
 from detcam.methods.common.layer_search import with_context_layers
 from detcam.methods.common.level_product import product_of_levels
-from detcam.outputs import DetectorOutput, work_dtype
+from detcam.outputs import DetectorOutput
 from detcam.results import Measured, Pass, Reach, levels_of, value_of, values_of
 from detcam.targets import BoxTarget
 from detcam.trace import ReshapeTransform, Trace
 from detcam.utils.pca import first_principal_component
+from detcam.utils.precision import work_dtype
 
 MIN_RIVAL_SCORE = 0.1
 """Minimum score of a rival class, relative to the explained class's score, if scores are independent."""

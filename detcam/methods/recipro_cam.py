@@ -7,10 +7,10 @@ from torch import Tensor
 
 from detcam.adapters.base import ModelLike
 from detcam.layers import LayersLike
-from detcam.outputs import work_dtype
 from detcam.perturbation.base import ImageScorer, PerturbationCAM
 from detcam.perturbation.replay import LayerReplay, layer_replays
 from detcam.trace import ReshapeTransform
+from detcam.utils.precision import work_dtype
 
 KERNEL = (0.5, 1.0, 0.5)
 """One axis of the Gaussian over 3 x 3 cells, which is the outer product of this with itself, divided by 4."""

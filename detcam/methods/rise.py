@@ -6,10 +6,10 @@ from torch import Tensor
 
 from detcam.adapters.base import ModelLike
 from detcam.layers import LayersLike
-from detcam.outputs import work_dtype
 from detcam.perturbation.base import ImageArea, ImageScorer, InputCAM, ReadOutput
 from detcam.perturbation.random_masks import Passes, RandomMasks, check_passes, estimate_saliency
 from detcam.trace import ReshapeTransform
+from detcam.utils.precision import work_dtype
 
 
 class RISE(InputCAM):

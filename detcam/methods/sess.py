@@ -20,9 +20,10 @@ from detcam.methods.common.sliding_windows import MapFusion, Pool, Window, slidi
 from detcam.methods.common.wrapper import WrapperCAM
 from detcam.methods.grad_cam import GradCAM
 from detcam.methods.odam import ODAM
-from detcam.outputs import DetectionTarget, DetectorOutput, SegmenterOutput, is_multilabel
+from detcam.outputs import DetectionTarget, DetectorOutput, is_multilabel
 from detcam.perturbation.base import repeat_batch, select_image
 from detcam.results import Measured, Pass, Sampling, value_of, values_of
+from detcam.segmenter_output import SegmenterOutput
 from detcam.targets import BoxTarget, ClassifierOutputTarget, MaskTarget
 from detcam.trace import ReshapeTransform
 from detcam.utils.batching import batch_slices

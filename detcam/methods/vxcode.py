@@ -13,11 +13,12 @@ from detcam.adapters.base import ModelLike
 from detcam.layers import LayersLike
 from detcam.methods.common.region_search import TIE_TOLERANCE, RegionSets, is_box_score, region_sets, score_reader
 from detcam.methods.drise import boxes_and_classes, detection_similarity
-from detcam.outputs import DetectorOutput, work_dtype
+from detcam.outputs import DetectorOutput
 from detcam.perturbation.base import ImageArea, ImageScorer, InputCAM
 from detcam.results import Sampling
 from detcam.targets import BoxTarget
 from detcam.trace import ReshapeTransform
+from detcam.utils.precision import work_dtype
 
 SMALL_BOX, MEDIUM_BOX = 0.01, 0.2
 """Largest area of a small and of a medium box, as fractions of the image."""

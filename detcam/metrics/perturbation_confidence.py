@@ -18,7 +18,6 @@ from detcam.metrics.base import Metric, warn_undefined
 from detcam.metrics.metric_input import Heatmaps, MetricImage, read_metric_input
 from detcam.metrics.scoring import Protocol, check_scoring
 from detcam.perturbation.fills import Fill, fill_of
-from detcam.smoothing import View
 from detcam.utils.opencv import cv2
 
 Percentile: TypeAlias = "float | Literal['auto']"
@@ -139,7 +138,7 @@ class ConfidenceMetric(Metric, abstract=True):
         adapter, request = metric_input.model_call
         for index, maps in enumerate(metric_input.heatmaps):
             if len(maps) and index not in shown:  # every heatmap holds NaN: the image stays as it is
-                unchanged = request.batch(adapter, [index], View()).inputs
+                unchanged = request.batch(adapter, [index]).inputs
                 shown[index] = unchanged.expand(len(maps), -1, -1, -1)
         inputs = [shown[index] for index in sorted(shown)]
         return values, torch.cat(inputs) if len({tuple(image.shape[1:]) for image in inputs}) == 1 else inputs

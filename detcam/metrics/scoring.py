@@ -16,13 +16,14 @@ from torchvision.ops import box_iou
 
 from detcam.adapters.base import Adapter, Batch, Target
 from detcam.inputs import Request, labeled_targets
-from detcam.outputs import DetectionTarget, DetectorOutput, SegmenterOutput, is_multilabel, work_dtype
+from detcam.outputs import DetectionTarget, DetectorOutput, is_multilabel
 from detcam.perturbation.base import ImageArea, ImageScorer, detached_score, pin_targets, select_image
 from detcam.results import value_of
-from detcam.smoothing import View
+from detcam.segmenter_output import SegmenterOutput
 from detcam.targets import ClassifierOutputTarget, ClassTarget, MaskTarget
 from detcam.trace import guarded
 from detcam.utils.batching import batch_slices
+from detcam.utils.precision import work_dtype
 
 Protocol = Literal["pinned", "matched", "odam", "vps", "drise"]
 """How a box is scored in a changed image; other targets support ``"pinned"`` only.
@@ -206,7 +207,7 @@ def score_images(
     adapter = adapter.without_layers()
     images: list[ScoredImage | None] = []
     with guarded(adapter.model, gradients=False):
-        batch = request.batch(adapter, group, View())
+        batch = request.batch(adapter, group)
         outputs = adapter.outputs(adapter.forward(batch), batch)
         targets_of_group = request.targets_for(group)
         if targets_of_group is None:

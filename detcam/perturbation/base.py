@@ -15,12 +15,13 @@ from detcam.adapters.base import Adapter, Batch, ModelLike, Target
 from detcam.cam import BaseCAM, LayerlessCAM
 from detcam.geometry import Geometry
 from detcam.layers import LayersLike
-from detcam.outputs import BaseTarget, work_dtype
+from detcam.outputs import BaseTarget
 from detcam.perturbation.bn_folding import MAX_OUTPUT_BYTES, BatchNormFolding
 from detcam.results import Measured, Pass, Sampling, levels_of, value_of, values_of
 from detcam.trace import ReshapeTransform, map_tensors
 from detcam.utils.batching import batch_slices, run_slices
 from detcam.utils.pca import first_principal_component
+from detcam.utils.precision import work_dtype
 
 ReadOutput: TypeAlias = Callable[[Any, Batch], Tensor]
 """From a model's raw output for K images, and their batch, to scores (K, N)."""

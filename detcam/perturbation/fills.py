@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from detcam.outputs import work_dtype
 from detcam.perturbation.harmonic_solver import harmonic_fill
 from detcam.utils.components import Extent, components, with_margin
 from detcam.utils.filters import blur
 from detcam.utils.opencv import cv2
+from detcam.utils.precision import work_dtype
 
 DEFAULT_BLUR = 0.045
 """Standard deviation of the blur as a fraction of the image's longer side: 10 pixels of 224."""

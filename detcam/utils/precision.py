@@ -22,6 +22,11 @@ def float64_on(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
+def work_dtype(tensor: Tensor) -> torch.dtype:
+    """Return float32 for half precision, so that sums over pixels neither overflow nor underflow; else the dtype."""
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
 @contextmanager
 def autocast_to(precision: str) -> Iterator[None]:
     """Run a block under `torch.autocast` on every device of this machine; the weights keep their type.

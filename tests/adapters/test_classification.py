@@ -14,7 +14,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from detcam import METHODS, GradCAM, HiResCAM, LayerCAM, adapt
-from detcam.adapters.classification import IMAGENET_MEAN, IMAGENET_STD, ClassificationAdapter
+from detcam.adapters.classification import ClassificationAdapter
+from detcam.adapters.normalization import IMAGENET_MEAN, IMAGENET_STD
 from detcam.targets import ClassifierOutputTarget
 from tests.helpers import Snapshot, TinyCNN, tensors
 

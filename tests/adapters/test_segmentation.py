@@ -16,7 +16,8 @@ from torchvision.models import segmentation
 
 from detcam import GradCAM, HiResCAM, LayerCAM, ReachWarning
 from detcam.adapters import adapt, segmenter
-from detcam.adapters.segmentation import IMAGENET_MEAN, IMAGENET_STD, TorchvisionSegmentationAdapter
+from detcam.adapters.normalization import IMAGENET_MEAN, IMAGENET_STD
+from detcam.adapters.segmentation import TorchvisionSegmentationAdapter
 from detcam.data.images import load_image
 from detcam.targets import BoxTarget, MaskTarget
 from tests.helpers import Snapshot, tensors

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 from typing import Any
 
@@ -75,6 +76,29 @@ def test_an_interruption_at_any_time_leaves_the_model_as_it_was(method: str, ima
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, previous)
     assert count
+
+
+@pytest.mark.parametrize("nth", [1, 2])
+def test_no_hook_stays_where_the_call_of_its_removal_is_interrupted(
+    nth: int, image: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    example = zoo.example("own_detector")
+    cam, before, calls = zoo.quick("probecam", example.adapter), Snapshot(example.model), 0
+    leave = contextlib._GeneratorContextManager.__exit__
+
+    def interrupted_leave(self: Any, *exc_info: Any) -> Any:
+        nonlocal calls
+        if self.gen.gi_code is active_hooks.__wrapped__.__code__:  # type: ignore[attr-defined]
+            calls += 1
+            if calls == nth:  # the generator, which removes the hooks, does not run
+                raise KeyboardInterrupt
+        return leave(self, *exc_info)
+
+    monkeypatch.setattr(contextlib._GeneratorContextManager, "__exit__", interrupted_leave)
+    with pytest.raises(KeyboardInterrupt) as raised:
+        cam([image])
+    before.check()
+    assert raised.traceback  # which keeps the generator alive
 
 
 def test_hooks_are_removed_where_their_removal_is_interrupted() -> None:

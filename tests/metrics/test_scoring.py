@@ -19,7 +19,7 @@ from detcam.geometry import Geometry
 from detcam.metrics import CamMultImageConfidenceChange, Deletion, MetricWarning, ROADCombined
 from detcam.metrics.metric_input import MetricImage, read_metric_input
 from detcam.metrics.scoring import as_probability
-from detcam.outputs import SegmenterOutput
+from detcam.segmenter_output import SegmenterOutput
 from detcam.synthetic.harbor import draw_scene
 from detcam.targets import BoxTarget, MaskTarget, SemanticSegmentationTarget
 from tests.helpers import Snapshot

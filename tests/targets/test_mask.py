@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from detcam import GradCAM, HiResCAM
 from detcam.adapters import segmenter
 from detcam.geometry import Geometry
-from detcam.outputs import SegmenterOutput
+from detcam.segmenter_output import SegmenterOutput
 from detcam.targets import MaskTarget, SemanticSegmentationTarget
 from tests.helpers import tensors
 

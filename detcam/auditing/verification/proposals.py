@@ -13,8 +13,9 @@ from detcam.adapters.base import Adapter, Batch, Target
 from detcam.auditing.verification.region_probes import RegionProbes
 from detcam.methods.common.layer_search import find_context_layers
 from detcam.methods.reach_cam import contrast_targets
-from detcam.outputs import DetectorOutput, work_dtype
+from detcam.outputs import DetectorOutput
 from detcam.trace import Trace
+from detcam.utils.precision import work_dtype
 
 MAX_PROPOSALS = 4
 """Maximum number of maps that propose evidence; the earliest layers are left out first."""

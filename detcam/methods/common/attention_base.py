@@ -15,9 +15,10 @@ from torch.nn import functional as F
 from detcam.adapters.base import Batch, Target
 from detcam.cam import LayerlessCAM
 from detcam.methods.common.attention_capture import AttentionRecorder, AttentionRun
-from detcam.outputs import DetectionTarget, DetectorOutput, work_dtype
+from detcam.outputs import DetectionTarget, DetectorOutput
 from detcam.results import Measured, Pass, values_of
 from detcam.trace import flatten_tensors
+from detcam.utils.precision import work_dtype
 
 
 class NoAttentionError(RuntimeError):

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from detcam.adapters.base import Adapter, Batch, Target
-from detcam.outputs import DetectorOutput, SegmenterOutput
+from detcam.outputs import DetectorOutput
 from detcam.results import Reach
+from detcam.segmenter_output import SegmenterOutput
 from detcam.targets import BoxTarget, MaskTarget
 from detcam.trace import flatten_tensors, guarded
 from detcam.utils.hooks import active_hooks

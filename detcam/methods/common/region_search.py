@@ -12,11 +12,12 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from detcam.adapters.base import Batch
-from detcam.outputs import DetectorOutput, work_dtype
+from detcam.outputs import DetectorOutput
 from detcam.perturbation.base import ImageArea, ImageScorer, InputCAM, ReadOutput
 from detcam.results import Sampling
 from detcam.targets import BoxTarget
 from detcam.utils.batching import batch_slices
+from detcam.utils.precision import work_dtype
 
 TIE_TOLERANCE = 1e-6
 """Scores within this difference are ties, due to rounding; the first region is chosen."""

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from detcam.outputs import DetectionTarget, Target, as_target, work_dtype
+from detcam.outputs import DetectionTarget, Target, as_target
 from detcam.targets import MaskTarget
+from detcam.utils.precision import work_dtype
 
 Pool: TypeAlias = Literal["mean", "max"]
 
