@@ -58,6 +58,11 @@ API = {
     "detcam.benchmarking": "Benchmarks",
     "detcam.benchmarking.planted": "Planted causes",
     "detcam.testing": "Contract checks",
+    "detcam.data": "Images and annotations",
+    "detcam.models": "Loading models",
+    "detcam.visualize": "Drawing",
+    "detcam.perturbation": "Changed images and activations",
+    "detcam.runs": "Runs over many images",
 }
 """Public packages and the titles of their pages."""
 

@@ -185,7 +185,9 @@ def explain_command(options: ExplainOptions) -> int:
     target_options = options.target_options(adapter)
     by_default = adapter.task == "detection" and options.top_k is None and not options.box
     max_boxes = DEFAULT_MAX_BOXES if by_default else None
-    with ExplainReport(paths, options.score_threshold, adapter, max_boxes=max_boxes) as report:
+    against = "" if options.against is None else f" minus that of {options.against}"
+    quantity = options.quantity + against
+    with ExplainReport(paths, options.score_threshold, adapter, max_boxes=max_boxes, quantity=quantity) as report:
         index = explain_files(
             adapter,
             paths,
@@ -219,6 +221,8 @@ class ExplainReport:
         failures: number of images that could not be explained.
         max_boxes: maximum number of targets per image that applies because the user gave none, or None.
         cut: number of images with that many.
+        first_overlay: file name of the first overlay, which shows the best prediction of its image; "" without one.
+        quantity: what the column of values holds.
     """
 
     paths: Sequence[Path]
@@ -230,6 +234,8 @@ class ExplainReport:
     failures: int = 0
     max_boxes: int | None = None
     cut: int = 0
+    first_overlay: str = ""
+    quantity: str = "score"
 
     def __enter__(self) -> ExplainReport:
         self.width = min(max(len(RESULT_COLUMNS[0]), *(len(path.name) for path in self.paths)), MAX_NAME_WIDTH)
@@ -258,6 +264,7 @@ class ExplainReport:
             self.explained += 1
             self.targets += len(entry["targets"])
             self.cut += len(entry["targets"]) == self.max_boxes
+            self.first_overlay = self.first_overlay or next((t["overlay"] for t in entry["targets"]), "")
             if entry["sampling"] is not None:
                 self.passes |= {entry["sampling"]["passes"]}
             self.bar.print(self._rows(path, entry))
@@ -295,11 +302,6 @@ class ExplainReport:
         if not self.explained:
             print(f"detcam: none of {plural(len(self.paths), 'image')} could be explained", file=sys.stderr)
             return 2
-        console = make_console()
-        console.print(f"\n{plural(self.explained, 'image')}, {plural(self.targets, 'target')}: {index}", soft_wrap=True)
-        if self.passes:
-            low, high = min(self.passes), max(self.passes)
-            console.print(f"{low if low == high else f'{low} to {high}'} passes per image")
         if not self.targets:
             print("The model predicts nothing. A lower --score-threshold includes weaker predictions.", file=sys.stderr)
         if self.cut:
@@ -309,6 +311,19 @@ class ExplainReport:
             print(note, file=sys.stderr)
         if self.failures:
             print(f"detcam: {self.failures} of {plural(len(self.paths), 'image')} failed", file=sys.stderr)
+        console = make_console()
+        if self.passes:
+            low, high = min(self.passes), max(self.passes)
+            console.print(f"{low if low == high else f'{low} to {high}'} passes per image")
+        if self.targets:
+            legend = f"value: {self.quantity}; reach: share of the image from which evidence can appear on the map"
+            console.print(legend, style="dim", soft_wrap=True)
+        console.print(f"\n{plural(self.explained, 'image')}, {plural(self.targets, 'target')}: {index}", soft_wrap=True)
+        if self.first_overlay:
+            first = index.parent / self.first_overlay
+            console.print(
+                f"Open first: {printable(str(first))} (overlay; every number is in {index.name})", soft_wrap=True
+            )
         return 1 if self.failures else 0
 
 

@@ -64,7 +64,10 @@ def test_files_match_the_python_api(detcam_command: Command, detector: tuple[str
             assert target["overlay"] in out
     rows = out.splitlines()
     assert rows[0].split() == ["image", "target", "value", "reach", "overlay"]
-    assert rows[-1].strip() == f"2 images, 4 targets: {Path('why', EXPLANATIONS_FILE)}"
+    assert rows[-4].startswith("value: score; reach: share of the image")
+    assert rows[-2] == f"2 images, 4 targets: {Path('why', EXPLANATIONS_FILE)}"
+    first = read_entries(tmp_path / "why")[0]["targets"][0]["overlay"]
+    assert rows[-1] == f"Open first: {Path('why', first)} (overlay; every number is in {EXPLANATIONS_FILE})"
     assert f"{expected[0].reach[0].fraction:.0%}" in rows[2]  # type: ignore[index]
     assert "odam at backbone" in err
 
