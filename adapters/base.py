@@ -19,6 +19,7 @@ from typing_extensions import Self
 
 from detcam.adapters.black_box import BlackBox, gradient_obstacle
 from detcam.adapters.contract import check_class, check_options
+from detcam.adapters.inner_normalization import Normalization
 from detcam.adapters.several_inputs import InputKey, arguments, take_input
 from detcam.adapters.target_layers import layer_name, resolve_layers, without_prefix
 from detcam.adapters.volumes import VolumeReshape, is_volume
@@ -118,6 +119,7 @@ class Adapter(ABC):
         takes_bags: whether the network gives one output for a batch, as one of slices: then a target belongs to all.
         first_label: the first index of a class that is no background.
         layer_prefix: name of the network in the module that was given to `adapt`, if it is a wrapper.
+        wrapper_normalization: how such a wrapper normalizes its input, or None; a batch given as a tensor passes it.
         score_threshold_name: name of the attribute with the minimum score of a detection, where the adapter applies
             it; None where the model applies its own.
         fixed_options: arguments of the base class's constructor that the subclass sets itself and does not accept.
@@ -136,6 +138,7 @@ class Adapter(ABC):
     std: tuple[float, ...] | None = None
     max_batch_size: int | None = None
     layer_prefix: str = ""
+    wrapper_normalization: Normalization | None = None
     takes_bags: bool = False
     first_label: ClassVar[int] = 0
     normalization_is_known: bool = True
@@ -273,6 +276,8 @@ class Adapter(ABC):
     def prepare_tensor(self, batch: Tensor) -> Batch:
         """Turn the user's (B, C, H, W) tensor into the network's input; by default it is taken as it is."""
         inputs = batch.detach().to(self.device, self.dtype)
+        if self.wrapper_normalization is not None:
+            inputs = self.wrapper_normalization.apply(inputs)
         if is_volume(inputs):  # depth and height are one axis of the maps
             depth, height, width = inputs.shape[2:]
             return Batch(inputs, (Geometry.identity((depth * height, width)),) * len(inputs))

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from typing_extensions import Unpack
 
 from detcam.adapters.base import Adapter, AdapterOptions, Batch, Target, Task
+from detcam.adapters.inner_normalization import probed_normalization
 from detcam.adapters.normalization import IMAGENET_MEAN, IMAGENET_STD, fit_normalization
 from detcam.adapters.output_heads import (
     OutputHead,
@@ -26,7 +27,7 @@ from detcam.adapters.output_heads import (
     unknown_output,
     with_batch_axis,
 )
-from detcam.adapters.stored_config import imagenet_names, stored_config, stored_size
+from detcam.adapters.stored_config import imagenet_names, is_known_classifier, stored_config, stored_size
 from detcam.detections import Detections, LabelsLike, Source, checked_top_k, label_indices
 from detcam.geometry import Geometry
 from detcam.layers import find_target_layers, input_channels, probe_image, probe_sizes
@@ -69,6 +70,8 @@ class FixedSizeAdapter(Adapter, abstract=True):
         if min(self.image_size) < 1:
             raise ValueError(f"expected a positive image_size; got {self.image_size}")
         default = (stored.get("mean") or IMAGENET_MEAN, stored.get("std") or IMAGENET_STD)
+        if mean is None and std is None and not is_known_classifier(model):
+            default = probed_normalization(model, self.image_size, default)
         self.mean, self.std, self.normalization_is_known = fit_normalization(
             input_channels(model), (mean, std), default
         )

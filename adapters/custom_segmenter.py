@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from detcam.adapters.base import Batch
 from detcam.adapters.contract import plain_module
+from detcam.adapters.inner_normalization import MeanAndStd, probed_normalization
 from detcam.adapters.output_heads import (
     OutputHead,
     OutputKind,
@@ -108,6 +109,9 @@ class CustomSegmentationAdapter(SegmentationAdapter):
                     self.max_batch_size = 1
                 return find_head(maps, seen, output)
         return find_head(None, [], output)
+
+    def default_normalization(self) -> MeanAndStd:
+        return probed_normalization(self.model, self.canvas((224, 224)), super().default_normalization())
 
     @classmethod
     def supports(cls, model: object) -> bool:

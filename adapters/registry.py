@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar, overload
 from torch import Tensor, nn
 
 from detcam.adapters.base import Adapter
-from detcam.adapters.contract import check_options, unwrap
+from detcam.adapters.contract import check_options, option_names, unwrap
 from detcam.adapters.stored_config import is_known_classifier
 from detcam.adapters.target_layers import without_prefix
 from detcam.adapters.ultralytics_network import is_wrapper
@@ -45,6 +45,8 @@ _BUILTIN = {
     "transformers-detection": "detcam.adapters.transformers_detector:TransformersDetector",
     "transformers-classification": "detcam.adapters.transformers_classification:TransformersClassifier",
     "transformers-image-text": "detcam.adapters.transformers_classification:TransformersImageText",
+    "fastai-segmentation": "detcam.adapters.fastai:FastaiSegmentationAdapter",
+    "fastai-classification": "detcam.adapters.fastai:FastaiClassificationAdapter",
     "onnx": "detcam.adapters.onnx:OnnxDetectorAdapter",
     "function": "detcam.adapters.function:FunctionDetectorAdapter",
     "classification": "detcam.adapters.classification:ClassificationAdapter",
@@ -214,23 +216,26 @@ def adapt(
             )
         return model.with_layers(target_layers, reshape_transform)
     plain = unwrap(model)
-    prefix = ""
+    prefix, normalization = "", None
     if isinstance(plain, nn.Module) and not _is_special(plain) and not is_known_classifier(plain):
         inner = find_wrapped(plain, _is_special)
         if inner is not None:
             logger.info("%s passes on the output of %s, which is explained", type(plain).__name__, inner.name)
-            plain, prefix = unwrap(inner.network), inner.name
+            plain, prefix, normalization = unwrap(inner.network), inner.name, inner.normalization
     for adapter in _candidates():
         if adapter.supports(plain):
             adapter = adapter.variant(options)
             check_options(adapter, options)
+            if normalization is not None:
+                _check_takes_normalization(adapter, model, prefix)
+                options |= normalization.after(options.get("mean"), options.get("std"))
             common: dict[str, Any] = {
                 "target_layers": without_prefix(target_layers, prefix),
                 "reshape_transform": reshape_transform,
                 "names": names,
             }
             made = adapter(plain, **{name: value for name, value in common.items() if value is not None}, **options)
-            made.layer_prefix = prefix
+            made.layer_prefix, made.wrapper_normalization = prefix, normalization
             if "bgr" not in options and is_wrapper(plain):
                 made.reader = replace(made.reader, bgr=None)  # such an object takes arrays as BGR
             return made
@@ -238,6 +243,15 @@ def adapt(
         f"expected a torch.nn.Module (detector, segmenter, classifier) or an adapter; got {type(plain).__name__}"
         f"{_remedy(plain)}"
     )
+
+
+def _check_takes_normalization(adapter: type[Adapter], wrapper: object, name: str) -> None:
+    if not {"mean", "std"} <= set(option_names(adapter)):
+        raise TypeError(
+            f"{type(wrapper).__name__} normalizes the image before model.{name}, and the {adapter.family} adapter "
+            f"takes no mean= and std=. Pass the inner network, model.{name}, if it takes images as they are, or the "
+            "whole module with detcam.adapters.detector(model, decode=...)"
+        )
 
 
 def _remedy(model: Any) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from detcam.adapters.inner_normalization import Normalization
 from detcam.adapters.transformers_model import pretrained_bases
 from detcam.adapters.transformers_processor import stored_preparation
 from detcam.utils.warnings import warn
@@ -21,10 +22,12 @@ class Wrapped:
     Attributes:
         network: the network.
         name: its dotted name in the wrapper.
+        normalization: how the wrapper normalizes the image before the network, or None.
     """
 
     network: nn.Module
     name: str
+    normalization: Normalization | None = None
 
 
 def is_known_classifier(module: object) -> bool:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from detcam.adapters.inner_normalization import UnknownChangeError, noise_for, normalization_between
 from detcam.adapters.stored_config import Wrapped, is_known_classifier, stored_config, stored_size, wrapped_networks
-from detcam.layers import probe_image
 from detcam.trace import guarded
 from detcam.utils.hooks import active_hooks
 
@@ -24,7 +25,8 @@ def find_wrapped(model: nn.Module, has_adapter: Callable[[object], bool]) -> Wra
     """Return the one known network whose output a wrapper passes on; None if there is none.
 
     A wrapper has no parameters outside the network and runs it once, whole. A wrapper of a classifier returns the
-    classifier's output, or the softmax or sigmoid of it; else it is a classifier of its own.
+    classifier's output, or the softmax or sigmoid of it; else it is a classifier of its own. Where it normalizes the
+    image first, the result has this mean and standard deviation.
 
     Args:
         model: the module.
@@ -32,7 +34,7 @@ def find_wrapped(model: nn.Module, has_adapter: Callable[[object], bool]) -> Wra
 
     Raises:
         TypeError: it contains a known detector or segmentation network, and it is not certain that it passes on the
-            output; the message names the network.
+            output, or it changes the image first by more than a normalization; the message names the network.
     """
     found = list(wrapped_networks(model, lambda module: has_adapter(module) or is_known_classifier(module)))
     special = [item for item in found if has_adapter(item.network)]
@@ -40,8 +42,14 @@ def find_wrapped(model: nn.Module, has_adapter: Callable[[object], bool]) -> Wra
         return None
     item = (special or found)[0]
     own = {id(p) for p in model.parameters()} - {id(p) for p in item.network.parameters()}
-    if len(found) == 1 and not own and _passes_on(model, item.network, exact=not special):
-        return item
+    changes = False
+    if len(found) == 1 and not own:
+        try:
+            passed = _passed_input(model, item.network, exact=not special)
+            if passed is not None:
+                return replace(item, normalization=normalization_between(*passed))
+        except UnknownChangeError:
+            changes = True
     if not special:
         return None
     choices = " or ".join(f"model.{other.name} ({type(other.network).__name__})" for other in special)
@@ -50,6 +58,8 @@ def find_wrapped(model: nn.Module, has_adapter: Callable[[object], bool]) -> Wra
         if len(found) > 1
         else "has parameters besides those of the network inside it"
         if own
+        else "changes the image before the network inside it"
+        if changes
         else "does not run the network inside it as a whole when it is called with an image"
     )
     raise TypeError(
@@ -58,25 +68,27 @@ def find_wrapped(model: nn.Module, has_adapter: Callable[[object], bool]) -> Wra
     )
 
 
-def _passes_on(wrapper: nn.Module, network: nn.Module, *, exact: bool) -> bool:
-    """Whether a wrapper runs a network once and, if `exact`, returns the network's output or an activation of it."""
+def _passed_input(wrapper: nn.Module, network: nn.Module, *, exact: bool) -> tuple[Any, Any] | None:
+    """The input of a wrapper, and that of the network, which it runs once.
+
+    None if it does not or, if `exact`, returns neither the network's output nor an activation of it.
+    """
     size = stored_size(network, stored_config(network)) if exact else _SIDE
     size_hw = (size, size) if isinstance(size, int) else size
-    first = next(network.parameters(), torch.zeros(()))
-    dtype = first.dtype if first.is_floating_point() else torch.float32
-    noise = probe_image(network, size_hw, first.device, dtype).detach()
-    runs: list[Any] = []
+    noise = noise_for(network, size_hw)
+    runs: list[tuple[tuple[Any, ...], Any]] = []
     for inputs in (noise, [noise[0]]):
         runs.clear()
-        with active_hooks([(network, lambda module, args, output: runs.append(output))]):
+        with active_hooks([(network, lambda module, args, output: runs.append((args, output)))]):
             try:
                 with guarded(wrapper, gradients=False, quiet=True):
                     output = wrapper(inputs)
             except (TypeError, ValueError, RuntimeError, AttributeError, AssertionError, LookupError):
                 continue
         if len(runs) == 1:
-            return not exact or _is_same(output, runs[0])
-    return False
+            args, inner = runs[0]
+            return (inputs, args[0]) if args and (not exact or _is_same(output, inner)) else None
+    return None
 
 
 def _is_same(output: Any, inner: Any) -> bool:

@@ -24,12 +24,12 @@ class BuiltModel:
     """A model with the information of its library.
 
     Attributes:
-        model: the module.
+        model: the module, or a Learner of fastai.
         options: arguments of its adapter: class names, input size, normalization.
         classes: number of classes, or None if it is unknown.
     """
 
-    model: nn.Module
+    model: Any
     options: dict[str, Any] = field(default_factory=dict)
     classes: int | None = None
 

@@ -18,7 +18,7 @@ from detcam.utils.text import first_line
 
 StateDict = Mapping[str, Tensor]
 
-SUFFIXES = frozenset({".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".tar"})
+SUFFIXES = frozenset({".pt", ".pth", ".ckpt", ".pkl", ".bin", ".safetensors", ".tar"})
 STATE_DICT_KEYS = (
     "state_dict",
     "model_state_dict",

@@ -15,6 +15,7 @@ from torch import nn
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from detcam.adapters import Adapter, adapt
+from detcam.adapters.fastai import is_learner
 from detcam.detections import NamesLike
 from detcam.models.builders import (
     BUILDERS,
@@ -62,7 +63,7 @@ def load_model(
             model (``yolo11n.pt``, ``yolo11n.yaml``); a timm classifier (``timm:tf_efficientnet_lite0``, without prefix
             if torchvision has no model of that name); ``smp:Unet?encoder=resnet34&classes=4``; a model of transformers
             as ``hf:FOLDER`` or ``hf:NAME`` on the Hugging Face hub; a detector in an ONNX file; or a file with a
-            whole model.
+            whole model, or the export of a fastai Learner (``.pkl``).
         weights: a file with the model's state dict (``.pth``, ``.safetensors``; half precision is converted to
             float32); None takes the published weights, ``"none"`` random weights.
         num_classes: number of classes; None infers it from the weights.
@@ -102,7 +103,9 @@ def load_model(
         options["names"] = _names_for(names, built)
     if image_size is not None and not _resize_input(built.model, image_size):
         options["image_size"] = image_size
-    return adapt(built.model.to(target).eval(), **options)
+    network: nn.Module = built.model.model if is_learner(built.model) else built.model
+    network.to(target).eval()
+    return adapt(built.model, **options)
 
 
 def _onnx(name: str, weights: str | Path | None, **options: Any) -> Adapter:
@@ -256,6 +259,8 @@ def _whole_model(path: Path, trust: bool) -> BuiltModel:
             return build_ultralytics(str(path), None, True, trust=True)
         content = read_checkpoint(path, trust=trust)
     model = content.get("model") if isinstance(content, Mapping) else content
+    if is_learner(model):
+        return BuiltModel(model)
     if not isinstance(model, nn.Module):
         raise ValueError(
             f"{path} holds weights only; name the model they belong to with --model and pass --weights {path}"

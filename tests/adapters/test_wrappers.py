@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision.models import resnet18
 
 from detcam import GradCAM, adapt
+from detcam.adapters import segmenter
 from detcam.adapters.one_stage import RetinaNetAdapter
+from detcam.models.load import load_model
 from detcam.testing import tiny_classifier
 
 IMAGE = torch.rand(3, 40, 56, generator=torch.Generator().manual_seed(0))
@@ -51,6 +55,104 @@ def test_a_wrapped_classifier_is_the_bare_one(timm_model: nn.Module, wrap: Any) 
     assert (wrapped.mean, wrapped.std, wrapped.image_size) == (bare.mean, bare.std, bare.image_size)  # type: ignore[attr-defined]
     (expected,), (found,) = bare.predict(IMAGE, top_k=3), wrapped.predict(IMAGE, top_k=3)
     assert [found.caption(row) for row in range(3)] == [expected.caption(row) for row in range(3)]
+
+
+MEAN, STD = (0.4, 0.5, 0.6), (0.1, 0.2, 0.3)
+
+
+class Normalizing(Module):
+    """As in tutorials of Lightning: the module normalizes the image that it gets."""
+
+    def __init__(self, model: nn.Module, divisor: float = 1.0) -> None:
+        super().__init__(model)
+        self.divisor = divisor
+        self.register_buffer("mean", torch.tensor(MEAN)[:, None, None])
+        self.register_buffer("std", torch.tensor(STD)[:, None, None])
+
+    def forward(self, x: Tensor) -> Any:  # type: ignore[override]
+        return self.model((x / self.divisor - self.mean) / self.std)
+
+
+def own_network() -> nn.Module:
+    layers = [nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)]
+    return nn.Sequential(*layers)
+
+
+@pytest.mark.parametrize("divisor", [1.0, 255.0])
+@pytest.mark.parametrize("kind", ["timm", "own"])
+def test_a_normalization_inside_a_classifier_is_applied_once(timm_model: nn.Module, kind: str, divisor: float) -> None:
+    torch.manual_seed(0)
+    module = Normalizing(timm_model if kind == "timm" else own_network(), divisor).eval()
+    expected = module(divisor * IMAGE[None]).softmax(-1)[0].sort(descending=True).values[:3]
+    for options in ({}, {"mean": (0, 0, 0), "std": (1 / divisor,) * 3}):
+        adapter: Any = adapt(module, image_size=(40, 56), **options)
+        assert adapter.predict(IMAGE, top_k=3)[0].scores == pytest.approx(expected.tolist(), abs=1e-6)
+    batch = adapter.prepare_tensor(divisor * IMAGE[None])  # a ready tensor is what the module takes
+    assert torch.allclose(adapter.forward(batch).softmax(-1)[0].sort(descending=True).values[:3], expected, atol=1e-6)
+    if kind == "timm":
+        assert adapter.model is timm_model and adapter.mean == pytest.approx(MEAN)
+
+
+def test_a_normalization_before_a_segmenter_is_kept() -> None:
+    smp = pytest.importorskip("segmentation_models_pytorch", reason="segmentation_models_pytorch is not installed")
+    module = Normalizing(smp.Unet("resnet18", encoder_weights=None, encoder_depth=3, decoder_channels=(8, 8, 8)))
+    adapter: Any = adapt(module.eval())
+    assert adapter.mean == pytest.approx(MEAN) and adapter.std == pytest.approx(STD)
+
+
+def test_a_normalization_inside_a_custom_segmenter_is_applied_once() -> None:
+    module = Normalizing(nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 2, 1)), 255.0).eval()
+    adapter = segmenter(module)
+    assert torch.equal(adapter.prepare([IMAGE]).inputs, IMAGE[None] / torch.tensor(1 / 255))
+
+
+def test_a_changed_image_before_a_detector_is_refused() -> None:
+    normalizing = Normalizing(retinanet())
+    normalizing.forward = lambda images: normalizing.model([image / 2 - 1 for image in images])  # type: ignore[method-assign]
+    with pytest.raises(TypeError, match=r"normalizes the image before model\.model.*Pass the inner network"):
+        adapt(normalizing.eval())
+    normalizing.forward = lambda images: normalizing.model([image.flip(0) for image in images])  # type: ignore[method-assign]
+    with pytest.raises(TypeError, match=r"changes the image before.*Pass the inner network, model\.model"):
+        adapt(normalizing.eval())
+
+
+@pytest.mark.parametrize("package", ["pytorch_lightning", "lightning.pytorch"])
+def test_modules_of_lightning_are_unwrapped_and_their_checkpoints_loaded(package: str, tmp_path: Path) -> None:
+    lightning = pytest.importorskip(package, reason=f"{package} is not installed")
+
+    class Classifier(lightning.LightningModule):  # type: ignore[misc, name-defined]
+        def __init__(self, classes: int = 3) -> None:
+            super().__init__()
+            self.save_hyperparameters()
+            self.net, self.loss = resnet18(num_classes=classes), nn.CrossEntropyLoss()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(x)
+
+        def training_step(self, batch: Any, index: int) -> Tensor:
+            return self.loss(self(batch[0]), batch[1])
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), lr=0.01)
+
+    class Detector(Classifier):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = retinanet()
+
+    module = Classifier()
+    trainer = lightning.Trainer(
+        max_steps=1, logger=False, enable_checkpointing=False, enable_progress_bar=False, accelerator="cpu"
+    )
+    trainer.fit(module, torch.utils.data.DataLoader([(IMAGE, 1)]))
+    trainer.save_checkpoint(tmp_path / "epoch.ckpt")
+    given: Any = Classifier.load_from_checkpoint(tmp_path / "epoch.ckpt").eval()
+    adapters = [adapt(given), load_model("resnet18", weights=tmp_path / "epoch.ckpt")]
+    assert adapters[0].model is given.net
+    first, second = (adapter.predict(IMAGE, top_k=3)[0].scores for adapter in adapters)
+    assert torch.equal(first, second)
+    detector = Detector().eval()
+    assert adapt(detector, target_layers="net.backbone").model is detector.net
 
 
 class Headed(Module):
