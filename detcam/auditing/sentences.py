@@ -48,6 +48,16 @@ def is_inside(case: AuditCase) -> bool:
     return case.confirmed and outside_share(case) <= 1 - MIN_SHARE
 
 
+def further_regions_needed(case: AuditCase) -> int:
+    """Number of regions besides the evidence each of which ends the error alone."""
+    return sum(part.needed for part in case.parts)
+
+
+def sufficient_parts(case: AuditCase) -> int:
+    """Number of parts of the evidence any of which suffices, so that the error ends without all of them only; or 0."""
+    return len(case.parts) if len(case.parts) > 1 and not further_regions_needed(case) else 0
+
+
 def _is_needed_inside(case: AuditCase) -> bool:
     """Whether a part inside the box or on the object ends the error alone."""
     return any(part.needed and part.location not in OUTSIDE_LOCATIONS for part in case.parts)
@@ -156,10 +166,9 @@ def _evidence(case: AuditCase) -> str:
         where = f"lies outside the box, most of it {_location(main, [case])}{_on_object(case)}"
     else:
         where = f"lies on both sides of the box's border ({percent(outside)} outside)"
-    needed = sum(part.needed for part in case.parts)
-    joint = len(case.parts) - needed
+    needed, joint = further_regions_needed(case), sufficient_parts(case)
     further = f"; {plural(needed, 'further region')} needed as well" if needed else ""
-    if joint > 1 and not needed:
+    if joint:
         further = f"; either of its {joint} parts suffices" if joint == 2 else f"; any of its {joint} parts suffices"
         further += ": the error persists without one of them, and ends without all"
     return f"{size} {where}{further}"

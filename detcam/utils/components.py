@@ -30,6 +30,8 @@ def components(mask: MaskArray) -> Iterator[tuple[Extent, MaskArray, int]]:
         Of each: its window, the component in the window, and its number of pixels.
     """
     rows, columns = extent(mask)
+    if rows.stop == rows.start:
+        return  # OpenCV crashes on an empty array
     count, labels, statistics, _ = cv2.connectedComponentsWithStats(mask[rows, columns].astype(np.uint8))
     for number in range(1, count):
         left, top, width, height, area = statistics[number].tolist()

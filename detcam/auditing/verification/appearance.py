@@ -15,20 +15,14 @@ from detcam.auditing.verification.evidence import control_generator, random_cont
 from detcam.auditing.verification.hypothesis import VerificationResult
 from detcam.auditing.verification.interventions import Investigation, Removal
 from detcam.auditing.verification.proposals import Proposal
-from detcam.auditing.verification.region_search import (
-    MAX_PARTS,
-    RegionSearch,
-    TriedRegion,
-    connected_parts,
-    shrink,
-    try_region,
-)
+from detcam.auditing.verification.region_reduction import MAX_PARTS, connected_parts, shrink
+from detcam.auditing.verification.region_search import RegionSearch, TriedRegion, try_region
 from detcam.auditing.verification.verdict import Verdict, decide_appearance
 from detcam.outputs import DetectorOutput
 
 MAX_SEARCH_TRIALS = 14
 """Number of perturbed images from which on the region search tries no other region; with parts and controls, a missed
-object takes at most 25."""
+object takes at most 31."""
 
 
 @dataclass(frozen=True)
@@ -141,10 +135,10 @@ class AppearanceHypothesis:
         return self._result(found, trials, controls[0] if controls else near)
 
     def _smallest_part(self, tried: TriedRegion, fill_count: int) -> Investigation[TriedRegion]:
-        """The smallest connected part that suffices, or half of the region if that suffices."""
+        """The smallest connected part that suffices, or a half of the region that suffices."""
         parts = connected_parts(tried.region)[:MAX_PARTS]
         if len(parts) < 2:
-            return (yield from shrink(tried, fill_count))
+            return (yield from shrink(tried, self.proposals[tried.map_index].heatmap, fill_count))
         sufficient = [tried]
         for part in parts:
             attempt = yield from try_region(part, fill_count, tried.map_index)

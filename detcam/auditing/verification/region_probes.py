@@ -26,6 +26,8 @@ MAX_INSIDE = 0.2
 """Maximum share, in the box, of a region that counts as outside."""
 MAX_SPOTS = 4
 """Maximum number of spots of each map."""
+MAX_SPOTS_OUTSIDE = 6
+"""Maximum number of spots outside the box that are removed together with the regions there."""
 MARGIN = 1
 """Pixels around a region that are removed with it."""
 
@@ -37,10 +39,12 @@ class RegionProbes:
     Attributes:
         levels: (L, h, w) maps, >= 0, of layers whose gradients cover the scene.
         regions: (k, h, w) bool, color segments and spots that the maps highlight, the most promising first.
+        sensitivity: (h, w) map, >= 0, whose maxima are spots.
     """
 
     levels: Tensor
     regions: Tensor
+    sensitivity: Tensor
 
     @classmethod
     def propose(cls, levels: Sequence[Tensor], sensitivity: Sequence[Tensor], segments: Tensor) -> RegionProbes:
@@ -58,13 +62,14 @@ class RegionProbes:
         signed, unsigned = (
             blur(torch.round(to_float64(torch.stack(list(each))) * 1e4), 1.0).prod(0) for each in (levels, sensitivity)
         )
+        both = signed.sqrt() * unsigned.sqrt()
         queues = (
-            find_spots(signed.sqrt() * unsigned.sqrt(), MAX_SPOTS),
+            find_spots(both, MAX_SPOTS),
             heaviest_segments(signed, segments, MAX_JOINED),
             find_spots(unsigned, MAX_SPOTS),
             find_spots(signed, MAX_SPOTS),
         )
-        return cls(torch.stack(list(levels)), merge_regions(queues, MAX_JOINED, segments))
+        return cls(torch.stack(list(levels)), merge_regions(queues, MAX_JOINED, segments), both)
 
     def following(self) -> RegionProbes:
         """The probes after the first `MAX_PROBES`."""
@@ -79,6 +84,12 @@ class RegionProbes:
         ]
         is_kept = torch.tensor(kept, dtype=torch.bool)
         return replace(self, regions=self.regions[is_kept]), list(dilated[~is_kept])
+
+    def spots_outside(self, box: Tensor) -> list[Tensor]:
+        """Spots (h, w) bool outside a box (h, w) bool that overlap no region there, the most promising first."""
+        known = (self.regions & ~box).any(0) | box
+        spots = find_spots(self.sensitivity * ~box, MAX_SPOTS_OUTSIDE)
+        return [spot & ~box for spot in spots if int((spot & known).sum()) <= MAX_INSIDE * int(spot.sum())]
 
     def density(self, region: Tensor) -> float:
         """The mean of the levels' product over a region (h, w) bool."""
@@ -102,7 +113,8 @@ def probe_regions(
 
     Returns:
         (h, w) float32, >= 0, zero if nothing costs the detection any score; and the regions that end the error with the
-        first fill, the densest saliency first, each with its trial.
+        first fill, each with its trial: single ones, the densest saliency first, or several together, the fewest
+        first.
     """
     regions = probes.regions
     if not len(regions):
@@ -117,11 +129,12 @@ def probe_regions(
         left = [number for number, each in enumerate(tried) if each.trials[0].outcome in PERSISTING]
         left.sort(key=lambda number: -drops[number])
         outside = [number for number in [*left, *range(len(tried), len(regions))] if _is_outside(regions[number], box)]
-        joint = yield from _fewest([dilated[number] for number in outside], ends)
-        if joint is None and not set(left) <= set(outside):
-            joint = yield from _fewest([dilated[number] for number in left], ends)
-        if joint is not None:
-            ending = [joint]
+        spots = probes.spots_outside(box)
+        ending = yield from _fewest([*(dilated[number] for number in outside), *spots], ends)
+        if not ending and not set(left) <= set(outside):
+            ending = yield from _fewest([dilated[number] for number in left], ends)
+        if ending:
+            joint = ending[0]
             inside = ~(dilated & ~joint.region).flatten(1).any(1)
             regions, drops = regions[inside], [score - remaining_score(joint.trials[0])] * int(inside.sum())
     return render_regions(probes.levels, regions[: len(drops)], torch.tensor(drops)).float(), ending
@@ -132,17 +145,22 @@ def _is_outside(region: Tensor, box: Tensor) -> bool:
     return int((region & box).sum()) <= MAX_INSIDE * int(region.sum())
 
 
-def _fewest(regions: Sequence[Tensor], ends: Ending) -> Investigation[TriedRegion | None]:
-    """Search for the fewest of some regions (h, w) bool that end the error together; None if all of them do not.
+def _fewest(regions: Sequence[Tensor], ends: Ending) -> Investigation[list[TriedRegion]]:
+    """Search for the fewest of some regions (h, w) bool that end the error together.
 
     The shortest sequence of the first regions that ends the error is found by bisection. Its last region is needed; the
     others are searched likewise, together with those that are known to be needed.
+
+    Returns:
+        The fewest regions, and the larger sets of them that end the error as well, which may be needed with other
+        fills; empty if all regions together do not end it.
     """
     if len(regions) < 2:
-        return None
+        return []
     (best,) = yield from _remove(torch.stack(list(regions)).any(0)[None], ends)
     if not best.ends:
-        return None
+        return []
+    found = [best]
     needed, rest = torch.zeros_like(best.region), list(regions)
     while True:
         shortest, longest = 0, len(rest)
@@ -154,11 +172,12 @@ def _fewest(regions: Sequence[Tensor], ends: Ending) -> Investigation[TriedRegio
                 continue
             (tried,) = yield from _remove(region[None], ends)
             if tried.ends:
-                best, longest = tried, middle
+                found.insert(0, tried)
+                longest = middle
             else:
                 shortest = middle + 1
         if not longest:
-            return best
+            return found
         needed, rest = needed | rest[longest - 1], rest[: longest - 1]
 
 

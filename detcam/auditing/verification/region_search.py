@@ -7,13 +7,11 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from detcam.auditing.case import PERSISTING, Trial
 from detcam.auditing.verification.evidence import strongest_regions
 from detcam.auditing.verification.interventions import Investigation, Removal
-from detcam.utils.components import components
 
 REGION_SIZES = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256)
 """Fractions of the image that are removed, strongest evidence of a map first."""
@@ -25,21 +23,6 @@ MAX_SAME_IOU = 0.8
 """Minimum IoU of two regions that count as the same."""
 MAX_SMALLER_TRIES = 2
 """Maximum number of maps that are tried at the next smaller size once a region ends the error."""
-MAX_HALVINGS = 2
-"""Maximum number of times that a region is halved."""
-MIN_HALVED_FRACTION = 0.004
-"""Minimum fraction of the image that a region covers before it is halved."""
-MIN_CORE_FRACTION = 0.0008
-"""Minimum fraction of the image that the most salient half of a region covers."""
-MIN_SEGMENT_SHARE = 0.6
-"""Minimum share of a segment in a region, from which it lies in the region."""
-MIN_PIECE_FRACTION, MAX_PIECE_FRACTION = 0.15, 0.85
-"""Minimum and maximum size of the pixels of a region in one segment that are tried instead, relative to the region."""
-MIN_PART_FRACTION = 0.15
-"""Minimum size of a part, relative to the region."""
-MAX_PARTS = 3
-"""Maximum number of parts of a region that are removed alone."""
-
 Ending: TypeAlias = Callable[[Trial], bool]
 """Whether a trial ends the error."""
 RegionKey: TypeAlias = tuple[int, int]
@@ -186,97 +169,6 @@ def try_region(
     while len(made) < fill_count and all(ends(each) for each in made):
         made += yield [Removal("without evidence", region, len(made))]
     return TriedRegion(map_index, region, tuple(made), ends=all(ends(each) for each in made))
-
-
-def concentrate(
-    tried: TriedRegion, heatmap: Tensor, segments: Tensor, fill_count: int, ends: Ending = ends_error
-) -> Investigation[TriedRegion]:
-    """Reduce a region that ends the error to what a map highlights in it, as long as that ends the error alone.
-
-    Of each connected part, the segments that lie in it are tried; without any, its pixels in the segment with most of
-    the map's values. If they do not suffice, half of the pixels with the largest values are tried, and half of these.
-
-    Args:
-        tried: the region.
-        heatmap: (h, w), >= 0.
-        segments: (h, w) int64, labels of segments.
-        fill_count: number of fills.
-        ends: whether a trial ends the error.
-    """
-    parts = connected_parts(tried.region)
-    piece = _joined([_in_segments(part, heatmap, segments) for part in parts])
-    if MIN_PIECE_FRACTION <= float(piece.sum()) / float(tried.region.sum()) <= MAX_PIECE_FRACTION:
-        attempt = yield from try_region(piece, fill_count, tried.map_index, ends)
-        if attempt.ends:
-            return attempt
-    for _ in range(MAX_HALVINGS):
-        parts = [part & (heatmap > heatmap[part].median()) for part in parts]
-        core = _joined(parts)
-        if not bool(core.any()) or float(core.float().mean()) < MIN_CORE_FRACTION:
-            break
-        attempt = yield from try_region(core, fill_count, tried.map_index, ends)
-        if not attempt.ends:
-            break
-        tried = attempt
-    return tried
-
-
-def _joined(parts: Sequence[Tensor]) -> Tensor:
-    return torch.stack(list(parts)).any(0)
-
-
-def _in_segments(part: Tensor, heatmap: Tensor, segments: Tensor) -> Tensor:
-    """The pixels of a part (h, w) bool in the segments that lie in it, else in the one with most of a map's values."""
-    labels, count = segments[part], int(segments.max()) + 1
-    shares = torch.bincount(labels, minlength=count) / torch.bincount(segments.flatten()).clamp(min=1)
-    if bool((shares >= MIN_SEGMENT_SHARE).any()):
-        return part & (shares >= MIN_SEGMENT_SHARE)[segments]
-    sums = torch.zeros(count).index_add_(0, labels, heatmap[part].float())
-    return part & (segments == int(sums.argmax()))
-
-
-def shrink(tried: TriedRegion, fill_count: int, ends: Ending = ends_error) -> Investigation[TriedRegion]:
-    """Halve a region that ends the error across its longer side, as long as one half ends the error alone.
-
-    Regions of less than `MIN_HALVED_FRACTION` of the image stay as they are.
-    """
-    for _ in range(MAX_HALVINGS):
-        if float(tried.region.float().mean()) < MIN_HALVED_FRACTION:
-            break
-        smaller = None
-        for half in _halves(tried.region):
-            attempt = yield from try_region(half, fill_count, tried.map_index, ends)
-            if attempt.ends:
-                smaller = attempt
-                break
-        if smaller is None:
-            break
-        tried = smaller
-    return tried
-
-
-def _halves(region: Tensor) -> list[Tensor]:
-    """The two halves of a region (h, w) bool, of equal size, across its longer side; none of a region of 7 pixels."""
-    rows, columns = torch.nonzero(region, as_tuple=True)
-    if len(rows) < 8:
-        return []
-    along = rows if int(rows.max() - rows.min()) > int(columns.max() - columns.min()) else columns
-    first = torch.zeros_like(region)
-    order = along.argsort(stable=True)[: len(rows) // 2]
-    first[rows[order], columns[order]] = True
-    return [first, region & ~first]
-
-
-def connected_parts(region: Tensor) -> list[Tensor]:
-    """The connected parts of a region (h, w) bool of at least `MIN_PART_FRACTION` of its size, largest first."""
-    found = list(components(region.numpy()))
-    size = sum(area for _, _, area in found)
-    parts: list[Tensor] = []
-    for window, part, area in sorted(found, key=lambda each: -each[2]):
-        if area >= MIN_PART_FRACTION * size:
-            parts.append(torch.zeros_like(region))
-            parts[-1][window] = torch.from_numpy(part)
-    return parts
 
 
 def is_same(first: Tensor, second: Tensor) -> bool:

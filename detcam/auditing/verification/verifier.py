@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from detcam.auditing.case import CONFIRMED, Trial
 from detcam.auditing.verification.evidence import control_generator, random_controls, region_beside
@@ -25,15 +24,11 @@ from detcam.auditing.verification.interventions import (
 )
 from detcam.auditing.verification.proposals import Proposal
 from detcam.auditing.verification.region_probes import probe_regions
+from detcam.auditing.verification.region_reduction import reduce_region, try_with_margin
 from detcam.auditing.verification.region_search import (
-    MAX_PARTS,
     RegionSearch,
     TriedRegion,
-    concentrate,
-    connected_parts,
     ends_error,
-    is_same,
-    shrink,
     try_region,
 )
 from detcam.auditing.verification.removal_map import removal_map
@@ -164,7 +159,7 @@ class Verifier:
         """The first confirmed one of regions that end the error with the first fill, or the best attempt."""
         best: VerificationResult | None = None
         for each in ending[:MAX_CANDIDATES]:
-            tried = yield from try_region(each.region, self.fill_count, ends=hypothesis.ends, trials=each.trials)
+            tried = yield from try_with_margin(each, torch.ones_like(each.region), self.fill_count, hypothesis.ends)
             if tried.ends:
                 result = yield from self._verify_region(hypothesis, proposal, tried, search, further)
                 best = _more_effective(best, result)
@@ -215,9 +210,7 @@ class Verifier:
         if not tried.ends:
             verdict = decide_verdict(hypothesis.score, tried.trials, float(tried.region.float().mean()))
             return VerificationResult(tried.trials, verdict, proposal, tried.region, (), None, ends=False)
-        tried, parts = yield from self._separate_parts(tried, hypothesis)
-        tried, parts = yield from self._reduce(tried, parts, proposal, hypothesis)
-        tried = yield from self._part_outside(tried, hypothesis)
+        tried, parts = yield from reduce_region(tried, proposal, hypothesis, self.fill_count)
         area, size = tried.region, float(tried.region.float().mean())
         # Regions that end the error as well are no controls.
         known = [each.region for each in further or () if each.trials and not bool((each.region & area).any())]
@@ -236,35 +229,6 @@ class Verifier:
             parts += yield from self._further_parts(tried, parts, hypothesis, search, further)
         control = random_regions[0] if random_regions else None
         return VerificationResult(tuple(trials), verdict, proposal, area, tuple(parts), control, ends=True)
-
-    def _reduce(
-        self, tried: TriedRegion, parts: list[EvidencePart], proposal: Proposal, hypothesis: Hypothesis
-    ) -> Investigation[tuple[TriedRegion, list[EvidencePart]]]:
-        """Reduce a region that ends the error to a smaller one that does so with a similar effect; and its parts."""
-        ends = hypothesis.ends_likewise(tried.trials)
-        smaller = tried
-        if hypothesis.segments is not None:
-            segments = hypothesis.segments()
-            smaller = yield from concentrate(tried, proposal.heatmap, segments, self.fill_count, ends)
-            if smaller is not tried and any(not part.needed for part in parts):
-                needed = [part for part in parts if part.needed]
-                tried, parts = yield from self._separate_parts(smaller, hypothesis)
-                smaller, parts = tried, [*parts, *needed]
-        halved = yield from shrink(smaller, self.fill_count, ends)
-        # A smaller region has not the parts of the larger one.
-        return halved, parts if halved is tried else [part for part in parts if part.needed]
-
-    def _part_outside(self, tried: TriedRegion, hypothesis: Hypothesis) -> Investigation[TriedRegion]:
-        """The part outside the box of a region that mostly lies there, if it ends the error alone.
-
-        Only then may it be said that the evidence lies outside.
-        """
-        near = F.max_pool2d(hypothesis.inside[None, None].float(), 3, 1, 1)[0, 0] > 0
-        outside = tried.region & ~near
-        if not 0.5 * int(tried.region.sum()) <= int(outside.sum()) < int(tried.region.sum()):
-            return tried
-        attempt = yield from try_region(outside, self.fill_count, tried.map_index, hypothesis.ends)
-        return attempt if attempt.ends else tried
 
     def _box_controls(
         self,
@@ -291,28 +255,6 @@ class Verifier:
                 parts.append(EvidencePart(beside, max(trial.score for trial in made), needed=True))
             excluded = excluded | beside
         return parts
-
-    def _separate_parts(
-        self, tried: TriedRegion, hypothesis: Hypothesis
-    ) -> Investigation[tuple[TriedRegion, list[EvidencePart]]]:
-        """Remove the connected parts of a region alone, and its parts inside and outside the box.
-
-        Returns:
-            The smallest part that ends the detection alone, or the region; and all parts.
-        """
-        region = tried.region
-        inside = hypothesis.inside
-        pieces = _distinct([region & inside, region & ~inside, *connected_parts(region)], region)[:MAX_PARTS]
-        alone: list[TriedRegion] = []
-        for piece in pieces:
-            if not any(each.ends and _is_larger_and_overlaps(piece, each.region) for each in alone):
-                alone.append((yield from try_region(piece, self.fill_count, tried.map_index, hypothesis.ends)))
-        parts = [EvidencePart(each.region, each.score, each.ends) for each in alone]
-        sufficient = [each for each in alone if each.ends]
-        if sufficient:
-            tried = min(sufficient, key=lambda each: int(each.region.sum()))
-            parts = [part for part in parts if part.needed and not bool((part.region & tried.region).any())]
-        return tried, parts
 
     def _further_parts(
         self,
@@ -386,22 +328,6 @@ def _better(first: VerificationResult | None, second: VerificationResult | None)
     if first is None or second is None:
         return second if first is None else first
     return second if (_is_confirmed(second), second.ends) >= (_is_confirmed(first), first.ends) else first
-
-
-def _is_larger_and_overlaps(piece: Tensor, region: Tensor) -> bool:
-    """Whether a piece is no smaller part than a region that ends the error, nor a further one."""
-    return int(piece.sum()) >= int(region.sum()) and bool((piece & region).any())
-
-
-def _distinct(pieces: Iterable[Tensor], region: Tensor) -> list[Tensor]:
-    """The pieces that are neither empty, nor small, nor nearly the region itself or another piece."""
-    size = int(region.sum())
-    kept: list[Tensor] = []
-    for piece in pieces:
-        count = int(piece.sum())
-        if 0.1 * size <= count <= 0.9 * size and not any(is_same(piece, other) for other in kept):
-            kept.append(piece)
-    return kept
 
 
 def _without_evidence(hypothesis: Hypothesis) -> VerificationResult:

@@ -15,10 +15,11 @@ from torch import Tensor
 
 from detcam.adapters import Adapter
 from detcam.auditing.analysis import analyze_errors
-from detcam.auditing.case import EVIDENCE_LOCATIONS, EvidenceLocation
+from detcam.auditing.case import EVIDENCE_LOCATIONS, AuditCase, EvidenceLocation
 from detcam.auditing.case_table import unexplained_case
 from detcam.auditing.conclusion import ExplainedError
 from detcam.auditing.explainer import ErrorExplainer, ErrorImage, object_regions
+from detcam.auditing.sentences import further_regions_needed, sufficient_parts
 from detcam.auditing.verification.evidence import box_region, location_regions, location_shares, move_region
 from detcam.benchmarking.planted.cases import PlantedCase
 from detcam.benchmarking.planted.hit_metrics import MapHit, measure_hit
@@ -47,6 +48,8 @@ class AuditCheck:
         false_causes: number of false causes that the audit verified.
         false_causes_confirmed: number of false causes that the audit confirmed strongly.
         passes: number of images that the network processed for heatmap, verification and controls.
+        says_combination: whether the evidence overlaps every cue, and the audit says, as it is, that either of its
+            parts suffices or that a further region is needed as well; None if there is one cue.
     """
 
     hit: MapHit
@@ -57,6 +60,7 @@ class AuditCheck:
     false_causes: int
     false_causes_confirmed: int
     passes: float
+    says_combination: bool | None
 
 
 class _PrecomputedMaps:
@@ -113,7 +117,15 @@ def check_audit(adapter: Adapter, cam: BaseCAM | None, case: PlantedCase, first_
         len(regions),
         sum(verdict == "strong" for verdict in verdicts),
         explained.case.forward_passes,
+        _says_combination(case, explained.case, evidence) if len(case.parts) > 1 else None,
     )
+
+
+def _says_combination(case: PlantedCase, explained: AuditCase, evidence: Tensor) -> bool:
+    """Whether an audit says how several cues act together; `evidence` (H, W) bool are all regions that it names."""
+    covers_all = all(bool((evidence & part).any()) for part in case.parts)
+    count = further_regions_needed(explained) if case.needs_all_cues else sufficient_parts(explained)
+    return explained.confirmed and covers_all and count > 0
 
 
 def false_causes(case: PlantedCase) -> list[Tensor]:

@@ -54,6 +54,8 @@ class AuditRow:
         false_causes_confirmed: number of false causes that the audit confirms.
         passes: mean number of images that the network processes per case for heatmap, verification and controls.
         parts: share of the cases whose heatmap has one of its first maxima on each cue; NaN in files without it.
+        combination: share of the cases whose evidence overlaps every cue and is said to be of parts any of which
+            suffices, or of regions that are all needed, as it is; NaN if there is one cue, and in files without it.
     """
 
     family: str
@@ -69,6 +71,7 @@ class AuditRow:
     false_causes_confirmed: int
     passes: float
     parts: float = math.nan
+    combination: float = math.nan
 
 
 @dataclass(frozen=True)

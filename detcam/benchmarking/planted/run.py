@@ -26,6 +26,7 @@ from detcam.benchmarking.planted.training_cache import TrainingCache, detector_n
 from detcam.explanation.explain import make_cam
 from detcam.methods.spec import parse_method
 from detcam.metrics.cost import count_work
+from detcam.runs import lock_folder
 from detcam.synthetic.shortcut_scenarios import FIRST_SCENARIOS, SCENARIOS, ScenarioName
 from detcam.targets import MaskTarget
 from detcam.utils.batching import group_by
@@ -88,6 +89,7 @@ def benchmark_planted(
     Raises:
         ValueError: a family, scenario or method does not exist, an explainer returns no heatmap of the image's size,
             or the folder contains results of other settings.
+        RuntimeError: another run is working in the folder.
     """
     families = detector_families()
     default_names = [name for name, family in families.items() if family.is_default]
@@ -98,11 +100,10 @@ def benchmark_planted(
             raise ValueError(f"expected names from {', '.join(known)}; got {unknown[0]!r}")
     for method in methods:
         parse_method(method)
-    folder = Path(out)
-    path = folder / RESULTS_FILE if methods or audit else None
-    store = PlantedResultStore(path, {"cases": cases, "seed": seed, "effort": effort})
-    cache = TrainingCache(folder / DETECTORS_FOLDER, seed, effort)
-    with ProgressBar(enabled=progress) as bar:
+    with lock_folder(out) as folder, ProgressBar(enabled=progress) as bar:
+        path = folder / RESULTS_FILE if methods or audit else None
+        store = PlantedResultStore(path, {"cases": cases, "seed": seed, "effort": effort})
+        cache = TrainingCache(folder / DETECTORS_FOLDER, seed, effort)
         for name in names:
             for scenario in scenarios:
                 for seeds in seed_sets:
@@ -300,4 +301,5 @@ def _summarize_audit(family: str, scenario: ScenarioName, seeds: SeedSet, checks
         sum(check.false_causes_confirmed for check in checks),
         mean_or_nan([check.passes for check in checks]),
         mean_or_nan([check.hit.parts for check in checks]),
+        mean_or_nan([check.says_combination for check in checks if check.says_combination is not None]),
     )

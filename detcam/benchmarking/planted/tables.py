@@ -44,6 +44,7 @@ TABLE_COLUMNS: dict[str, Cells] = {
         "peak",
         "energy",
         "parts",
+        "combination",
         "location",
         "confirmed",
         "correct",
@@ -58,10 +59,11 @@ LEGENDS = {
     "11 if there is none; parts: share of the cases with one of the first maxima on each part of the cause; passes: "
     "computing work per case, forward and backward, in units of one prediction; hold-out: the same in scenes on which "
     "no constant was chosen.",
-    "audits": "parts: share of the cases with one of the first maxima on each part of the cause; location: the audit "
-    "reports the location of most of the cause; confirmed: the audit confirms its evidence as the cause; correct: and "
-    "the evidence overlaps the cause; false causes: unrelated objects and random regions that are verified in the same "
-    "way; passes: images that the network processes per case.",
+    "audits": "parts: share of the cases with one of the first maxima on each part of the cause; combination: the "
+    "audit shows both of two cues, and says that either suffices (or) or that both are needed (and), with its 95 % "
+    "interval; location: the audit reports the location of most of the cause; confirmed: the audit confirms its "
+    "evidence as the cause; correct: and the evidence overlaps the cause; false causes: unrelated objects and random "
+    "regions that are verified in the same way; passes: images that the network processes per case.",
     "detectors": "fired: false positives at the objects that a cue accompanies; certified: those that vanish without "
     "the cue and persist without an unrelated object; energy: share on the cause of ReachCAM's heatmaps, of the "
     "detector and of its twin for the same boxes; similarity: correlation of the two heatmaps.",
@@ -176,6 +178,7 @@ def _audit_cells(row: AuditRow) -> Cells:
         _percent(row.peak),
         _number(row.energy),
         _percent(row.parts),
+        "-" if math.isnan(row.combination) else _share(row.combination, row.cases),
         _percent(row.location),
         _percent(row.confirmed),
         _percent(row.correct),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from detcam.auditing.verification.region_search import RegionSearch, concentrate, shrink, try_region
+from detcam.auditing.verification.region_search import RegionSearch
 from tests.auditing.verification.driven import disc, drive
 
 
@@ -51,35 +51,3 @@ def test_few_maps_are_tried_at_a_smaller_size() -> None:
     found, count = drive(search.next_region(), lambda region, fill: int(region.sum()) >= 80)
     assert found is not None and int(found.region.sum()) == 80 and found.map_index == 0
     assert count == 1 + 2, "the first map at its size, and two maps at half of it"
-
-
-def test_a_region_is_reduced_to_a_segment_or_to_its_most_salient_pixels() -> None:
-    region, cause = disc(50, 50, 10), disc(54, 50, 4)
-    peaked = torch.exp(-((torch.arange(100)[:, None] - 54) ** 2 + (torch.arange(100)[None] - 50) ** 2) / 100.0)
-    tried, _ = drive(try_region(region, 1), lambda each, fill: True)
-
-    def covers(each: Tensor, fill: int) -> bool:
-        return bool((each & cause).sum() == cause.sum())
-
-    found, count = drive(concentrate(tried, torch.ones(100, 100), cause.long(), 1), covers)
-    assert torch.equal(found.region, cause) and count == 1, "the segment that lies in the region"
-    found, count = drive(concentrate(tried, peaked, torch.zeros(100, 100, dtype=torch.long), 1), covers)
-    assert count == 2 and covers(found.region, 0) and int(found.region.sum()) < 0.3 * int(region.sum()), "two halvings"
-    found, count = drive(
-        concentrate(tried, peaked, torch.zeros(100, 100, dtype=torch.long), 1), lambda each, fill: False
-    )
-    assert found is tried and count == 1
-
-
-def test_regions_are_halved_while_a_half_suffices() -> None:
-    region = torch.zeros(100, 100, dtype=torch.bool)
-    region[10:14, 20:60] = True
-    cause = torch.zeros_like(region)
-    cause[11:13, 22:28] = True
-    tried, _ = drive(try_region(region, 1), lambda each, fill: True)
-    smaller, _ = drive(shrink(tried, 1), lambda each, fill: bool((each & cause).sum() == cause.sum()))
-    assert int(smaller.region.sum()) == 40 and bool(smaller.region[11:13, 22:28].all())
-    whole, count = drive(shrink(tried, 1), lambda each, fill: int(each.sum()) > 100)
-    assert whole is tried and count == 2
-    small, _ = drive(try_region(cause, 1), lambda each, fill: True)
-    assert drive(shrink(small, 1), lambda each, fill: True) == (small, 0)

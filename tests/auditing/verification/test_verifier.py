@@ -68,7 +68,7 @@ def verify(
         proposed = torch.zeros(len(regions), *size, dtype=torch.bool)
         for region, place in zip(proposed, regions, strict=True):
             region[place] = True
-        probes = RegionProbes(heatmap[None], proposed) if regions else None
+        probes = RegionProbes(heatmap[None], proposed, torch.zeros(size)) if regions else None
         proposals = Proposals([Proposal("map", heatmap)], probes)
         (result,) = Verifier(scorer, fills).verify(
             [Hypothesis("case", criterion, score, proposals, box, box, segments, is_confusion=is_confusion)]
@@ -195,7 +195,7 @@ def test_controls_run_only_if_the_error_ends() -> None:
     assert {trial.intervention for trial in result.trials} == {"without evidence"}
 
 
-def test_parts_of_a_region_that_was_reduced_are_left_out() -> None:
+def test_parts_are_those_of_the_reduced_region() -> None:
     """Only together do the two parts of the map's region cover the causes, and one half of it does so as well."""
     long, short = (slice(4, 10), slice(0, 30)), (slice(4, 10), slice(36, 42))
     causes = [(slice(4, 10), slice(22, 30)), short]
@@ -203,7 +203,8 @@ def test_parts_of_a_region_that_was_reduced_are_left_out() -> None:
     result = verify(Spots(causes, lambda blueness: blueness.amax(0)), image, spots)
     assert result.ends and int(result.evidence.sum()) == round(0.064 * 64 * 64) // 2, "half of a tried region"
     assert all(bool(result.evidence[cause].any()) for cause in causes)
-    assert result.parts == () and bool((result.needed == result.evidence).all())
+    assert [part.needed for part in result.parts] == [False, False] and bool((result.needed == result.evidence).all())
+    assert not any(bool((part.region & ~result.evidence).any()) for part in result.parts)
 
 
 class Blue(UniformFill):

@@ -26,6 +26,7 @@ from detcam.benchmarking.planted.training_cache import TrainingCache, detector_n
 from detcam.cli.benchmark import BenchmarkOptions
 from detcam.cli.main import app
 from detcam.detections import Detections, Source
+from detcam.runs import lock_folder
 from detcam.synthetic.shortcut_scenarios import BARGE, BOAT, FIRST_SCENARIOS, SCENARIOS, SHORTCUTS
 from detcam.synthetic.shortcuts import ShortcutScene, draw_shortcut_scene
 
@@ -160,6 +161,7 @@ def test_tables_give_all_cases_equal_weights() -> None:
     audits = (
         AuditRow("fcos", "mark", "development", 3, 1.0, 1.0, 1.0, 1.0, 1.0, 6, 1, 30.0, 0.5),
         AuditRow("fcos", "far", "development", 1, 0.0, 0.0, 0.0, 1.0, 0.0, 2, 0, 10.0, 0.0),
+        AuditRow("fcos", "or", "hold-out", 4, 1.0, 1.0, 1.0, 1.0, 1.0, 8, 0, 20.0, 1.0, 0.75),
     )
     planted = PlantedResults((row,), methods, audits)
     assert table_rows(planted, "methods")[:2] == [
@@ -167,8 +169,9 @@ def test_tables_give_all_cases_equal_weights() -> None:
         ("random", "all", "all", "1", "0 % (0-79)", "0.00", "11.0", "0 %", "6.0", "0", "-", "-"),
     ]
     assert table_rows(planted, "audits")[-1] == (
-        "all", "all", "development", "4", "75 %", "0.75", "38 %", "75 %", "100 %", "75 %", "1 of 8", "25.0"
+        "all", "all", "development", "4", "75 %", "0.75", "38 %", "-", "75 %", "100 %", "75 %", "1 of 8", "25.0"
     )  # fmt: skip
+    assert table_rows(planted, "audits")[2][7] == "75 % (30-95)"
     assert table_rows(planted, "detectors") == [("fcos", "mark", "9 of 10", "8", "1 of 12", "0.50", "0.25", "-0.12")]
     lines = markdown_tables(planted).splitlines()
     for kind, header in TABLE_COLUMNS.items():
@@ -203,6 +206,8 @@ def test_interrupted_planted_run_resumes(tmp_path: Path, monkeypatch: pytest.Mon
     assert set(content) == {"schema", "version", "settings", "results"}
     with pytest.raises(ValueError, match="results of other settings"):
         benchmark_planted(tmp_path, ["odam"], **{**options, "cases": 3})
+    with lock_folder(tmp_path), pytest.raises(RuntimeError, match="another run is working"):
+        benchmark_planted(tmp_path, ["odam"], **options)
     for wrong, words in (({"family_names": ["ssd"]}, "two-stage, fcos"), ({"scenarios": ["fog"]}, "got 'fog'")):
         with pytest.raises(ValueError, match=words):
             benchmark_planted(tmp_path, ["odam"], **{**options, **wrong})

@@ -1,0 +1,256 @@
+"""Reduction of a region that ends an error: to smaller regions that end it as well, and to its parts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from detcam.auditing.verification.hypothesis import EvidencePart, Hypothesis
+from detcam.auditing.verification.interventions import Investigation
+from detcam.auditing.verification.proposals import Proposal
+from detcam.auditing.verification.region_search import Ending, TriedRegion, ends_error, is_same, try_region
+from detcam.utils.components import components
+
+MAX_HALVINGS = 2
+"""Maximum number of times that a region is halved."""
+MIN_HALVED_FRACTION = 0.004
+"""Minimum fraction of the image that a region covers before it is halved."""
+MIN_CORED_FRACTION = 0.006
+"""Minimum fraction of the image that a region covers from which its most salient pixels are tried after its halves."""
+MIN_CORE_FRACTION = 0.0008
+"""Minimum fraction of the image that the most salient half of a region covers."""
+MIN_SEGMENT_SHARE = 0.6
+"""Minimum share of a segment in a region, from which it lies in the region."""
+MIN_PIECE_FRACTION, MAX_PIECE_FRACTION = 0.15, 0.85
+"""Minimum and maximum size of the pixels of a region in one segment that are tried instead, relative to the region."""
+MIN_PART_FRACTION = 0.15
+"""Minimum size of a part, relative to the region."""
+MARGIN = 0.016
+"""Margin of a region that does not end the error with every fill, relative to the image's longer side."""
+MAX_PARTS = 3
+"""Maximum number of parts of a region that are removed alone."""
+
+
+def reduce_region(
+    tried: TriedRegion, proposal: Proposal, hypothesis: Hypothesis, fill_count: int
+) -> Investigation[tuple[TriedRegion, list[EvidencePart]]]:
+    """Reduce a region that ends the error to a smaller one that does so with a similar effect.
+
+    Args:
+        tried: the region.
+        proposal: the map that proposed it.
+        hypothesis: the claim whose region it is.
+        fill_count: number of fills.
+
+    Returns:
+        The smallest region; and its parts, none of which ends the error alone, with other regions that do.
+    """
+    tried, parts = yield from _separate_parts(tried, hypothesis, fill_count)
+    ends = hypothesis.ends_likewise(tried.trials)
+    if hypothesis.segments is not None:
+        segments = hypothesis.segments()
+        smaller = yield from concentrate(tried, proposal.heatmap, segments, fill_count, ends)
+        tried, parts = yield from _with_parts(smaller, tried, parts, hypothesis, fill_count)
+    smaller = yield from shrink(tried, proposal.heatmap, fill_count, ends)
+    tried, parts = yield from _with_parts(smaller, tried, parts, hypothesis, fill_count)
+    return (yield from _part_outside(tried, hypothesis, fill_count)), parts
+
+
+def _with_parts(
+    smaller: TriedRegion, tried: TriedRegion, parts: list[EvidencePart], hypothesis: Hypothesis, fill_count: int
+) -> Investigation[tuple[TriedRegion, list[EvidencePart]]]:
+    """A smaller region with its own parts instead of those of the larger one."""
+    if smaller is tried:
+        return tried, parts
+    others = [part for part in parts if part.needed]
+    if len(connected_parts(smaller.region)) == 1:
+        return smaller, others
+    smaller, own = yield from _separate_parts(smaller, hypothesis, fill_count)
+    return smaller, [*own, *others]
+
+
+def _separate_parts(
+    tried: TriedRegion, hypothesis: Hypothesis, fill_count: int
+) -> Investigation[tuple[TriedRegion, list[EvidencePart]]]:
+    """Remove the connected parts of a region alone, and its parts inside and outside the box.
+
+    Returns:
+        The smallest part that ends the detection alone, or the region; and all parts.
+    """
+    region = tried.region
+    inside = hypothesis.inside
+    pieces = _distinct([region & inside, region & ~inside, *connected_parts(region)], region)[:MAX_PARTS]
+    alone: list[TriedRegion] = []
+    for piece in pieces:
+        if not any(each.ends and _is_larger_and_overlaps(piece, each.region) for each in alone):
+            alone.append((yield from try_region(piece, fill_count, tried.map_index, hypothesis.ends)))
+    parts = [EvidencePart(each.region, each.score, each.ends) for each in alone]
+    sufficient = [each for each in alone if each.ends]
+    if sufficient:
+        tried = min(sufficient, key=lambda each: int(each.region.sum()))
+        parts = [part for part in parts if part.needed and not bool((part.region & tried.region).any())]
+    return tried, parts
+
+
+def _part_outside(tried: TriedRegion, hypothesis: Hypothesis, fill_count: int) -> Investigation[TriedRegion]:
+    """The part outside the box of a region that mostly lies there, if it ends the error alone.
+
+    Only then may it be said that the evidence lies outside.
+    """
+    near = F.max_pool2d(hypothesis.inside[None, None].float(), 3, 1, 1)[0, 0] > 0
+    outside = tried.region & ~near
+    if not 0.5 * int(tried.region.sum()) <= int(outside.sum()) < int(tried.region.sum()):
+        return tried
+    attempt = yield from try_region(outside, fill_count, tried.map_index, hypothesis.ends)
+    return attempt if attempt.ends else tried
+
+
+def concentrate(
+    tried: TriedRegion, heatmap: Tensor, segments: Tensor, fill_count: int, ends: Ending = ends_error
+) -> Investigation[TriedRegion]:
+    """Reduce a region that ends the error to what a map highlights in it, as long as that ends the error alone.
+
+    Of each connected part, the segments that lie in it are tried; without any, its pixels in the segment with most of
+    the map's values. If they do not suffice, half of the pixels with the largest values are tried, and half of these.
+
+    Args:
+        tried: the region.
+        heatmap: (h, w), >= 0.
+        segments: (h, w) int64, labels of segments.
+        fill_count: number of fills.
+        ends: whether a trial ends the error.
+    """
+    parts = connected_parts(tried.region)
+    piece = _joined([_in_segments(part, heatmap, segments) for part in parts])
+    if MIN_PIECE_FRACTION <= float(piece.sum()) / float(tried.region.sum()) <= MAX_PIECE_FRACTION:
+        attempt = yield from try_region(piece, fill_count, tried.map_index, ends)
+        if attempt.ends:
+            return attempt
+    for _ in range(MAX_HALVINGS):
+        parts = [part & (heatmap > heatmap[part].median()) for part in parts]
+        core = _joined(parts)
+        if float(core.float().mean()) < MIN_CORE_FRACTION:
+            break
+        attempt = yield from try_region(core, fill_count, tried.map_index, ends)
+        if not attempt.ends:
+            break
+        tried = attempt
+    return tried
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return torch.stack(list(parts)).any(0)
+
+
+def _in_segments(part: Tensor, heatmap: Tensor, segments: Tensor) -> Tensor:
+    """The pixels of a part (h, w) bool in the segments that lie in it, else in the one with most of a map's values."""
+    labels, count = segments[part], int(segments.max()) + 1
+    shares = torch.bincount(labels, minlength=count) / torch.bincount(segments.flatten()).clamp(min=1)
+    if bool((shares >= MIN_SEGMENT_SHARE).any()):
+        return part & (shares >= MIN_SEGMENT_SHARE)[segments]
+    sums = torch.zeros(count).index_add_(0, labels, heatmap[part].float())
+    return part & (segments == int(sums.argmax()))
+
+
+def shrink(
+    tried: TriedRegion, heatmap: Tensor, fill_count: int, ends: Ending = ends_error
+) -> Investigation[TriedRegion]:
+    """Halve a region that ends the error, as long as the rest ends the error alone.
+
+    The region is cut across its longer side. If no half ends the error, the evidence lies on both sides of the cut: the
+    pixels of each half with the largest values of a map are tried. Regions of less than `MIN_HALVED_FRACTION` of the
+    image stay as they are.
+
+    Args:
+        tried: the region.
+        heatmap: (h, w), >= 0.
+        fill_count: number of fills.
+        ends: whether a trial ends the error.
+    """
+    for _ in range(MAX_HALVINGS):
+        if float(tried.region.float().mean()) < MIN_HALVED_FRACTION:
+            break
+        halves = _halves(tried.region)
+        for half in halves:
+            attempt = yield from try_region(half, fill_count, tried.map_index, ends)
+            if attempt.ends:
+                break
+        else:
+            core = _core(halves, heatmap) if halves else torch.zeros_like(tried.region)
+            if float(tried.region.float().mean()) < MIN_CORED_FRACTION or not bool(core.any()):
+                break
+            untried = TriedRegion(tried.map_index, core, (), ends=False)
+            attempt = yield from try_with_margin(untried, tried.region, fill_count, ends)
+        if not attempt.ends:
+            break
+        tried = attempt
+    return tried
+
+
+def _core(parts: Sequence[Tensor], heatmap: Tensor) -> Tensor:
+    """(h, w) bool, the half of each part with the largest values of a map."""
+    return _joined([part & (heatmap > heatmap[part].median()) for part in parts])
+
+
+def _halves(region: Tensor) -> list[Tensor]:
+    """The two halves of a region (h, w) bool, of equal size, across its longer side; none of a region of 7 pixels."""
+    rows, columns = torch.nonzero(region, as_tuple=True)
+    if len(rows) < 8:
+        return []
+    along = rows if int(rows.max() - rows.min()) > int(columns.max() - columns.min()) else columns
+    first = torch.zeros_like(region)
+    order = along.argsort(stable=True)[: len(rows) // 2]
+    first[rows[order], columns[order]] = True
+    return [first, region & ~first]
+
+
+def try_with_margin(
+    tried: TriedRegion, within: Tensor, fill_count: int, ends: Ending = ends_error
+) -> Investigation[TriedRegion]:
+    """Remove a region with the remaining fills; if the error ends with some fills only, remove its margin as well.
+
+    A fill may continue the colors of what a region leaves of the cause at its edge.
+
+    Args:
+        tried: the region, with the trials of the first fills.
+        within: (h, w) bool, the pixels that the margin may cover.
+        fill_count: number of fills.
+        ends: whether a trial ends the error.
+    """
+    attempt = yield from try_region(tried.region, fill_count, tried.map_index, ends, tried.trials)
+    if attempt.ends or not ends(attempt.trials[0]):
+        return attempt
+    radius = max(1, round(MARGIN * max(tried.region.shape)))
+    grown = F.max_pool2d(tried.region[None, None].float(), 2 * radius + 1, 1, radius)[0, 0] > 0
+    return (yield from try_region(grown & within, fill_count, tried.map_index, ends))
+
+
+def connected_parts(region: Tensor) -> list[Tensor]:
+    """The connected parts of a region (h, w) bool of at least `MIN_PART_FRACTION` of its size, largest first."""
+    found = list(components(region.numpy()))
+    size = sum(area for _, _, area in found)
+    parts: list[Tensor] = []
+    for window, part, area in sorted(found, key=lambda each: -each[2]):
+        if area >= MIN_PART_FRACTION * size:
+            parts.append(torch.zeros_like(region))
+            parts[-1][window] = torch.from_numpy(part)
+    return parts
+
+
+def _is_larger_and_overlaps(piece: Tensor, region: Tensor) -> bool:
+    """Whether a piece is no smaller part than a region that ends the error, nor a further one."""
+    return int(piece.sum()) >= int(region.sum()) and bool((piece & region).any())
+
+
+def _distinct(pieces: Iterable[Tensor], region: Tensor) -> list[Tensor]:
+    """The pieces that are neither empty, nor small, nor nearly the region itself or another piece."""
+    size = int(region.sum())
+    kept: list[Tensor] = []
+    for piece in pieces:
+        count = int(piece.sum())
+        if 0.1 * size <= count <= 0.9 * size and not any(is_same(piece, other) for other in kept):
+            kept.append(piece)
+    return kept

@@ -1,0 +1,65 @@
+"""Reduction of a region that ends an error."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from detcam.auditing.verification.region_reduction import concentrate, shrink, try_with_margin
+from detcam.auditing.verification.region_search import try_region
+from tests.auditing.verification.driven import disc, drive
+
+
+def test_a_region_is_reduced_to_a_segment_or_to_its_most_salient_pixels() -> None:
+    region, cause = disc(50, 50, 10), disc(54, 50, 4)
+    peaked = torch.exp(-((torch.arange(100)[:, None] - 54) ** 2 + (torch.arange(100)[None] - 50) ** 2) / 100.0)
+    tried, _ = drive(try_region(region, 1), lambda each, fill: True)
+
+    def covers(each: Tensor, fill: int) -> bool:
+        return bool((each & cause).sum() == cause.sum())
+
+    found, count = drive(concentrate(tried, torch.ones(100, 100), cause.long(), 1), covers)
+    assert torch.equal(found.region, cause) and count == 1, "the segment that lies in the region"
+    found, count = drive(concentrate(tried, peaked, torch.zeros(100, 100, dtype=torch.long), 1), covers)
+    assert count == 2 and covers(found.region, 0) and int(found.region.sum()) < 0.3 * int(region.sum()), "two halvings"
+    found, count = drive(
+        concentrate(tried, peaked, torch.zeros(100, 100, dtype=torch.long), 1), lambda each, fill: False
+    )
+    assert found is tried and count == 1
+
+
+def test_regions_are_halved_while_a_half_suffices() -> None:
+    region = torch.zeros(100, 100, dtype=torch.bool)
+    region[10:14, 20:60] = True
+    cause = torch.zeros_like(region)
+    cause[11:13, 22:28] = True
+    uniform = torch.ones(100, 100)
+    tried, _ = drive(try_region(region, 1), lambda each, fill: True)
+    smaller, _ = drive(shrink(tried, uniform, 1), lambda each, fill: bool((each & cause).sum() == cause.sum()))
+    assert int(smaller.region.sum()) == 40 and bool(smaller.region[11:13, 22:28].all())
+    whole, count = drive(shrink(tried, uniform, 1), lambda each, fill: int(each.sum()) > 100)
+    assert whole is tried and count == 2
+    small, _ = drive(try_region(cause, 1), lambda each, fill: True)
+    assert drive(shrink(small, uniform, 1), lambda each, fill: True) == (small, 0)
+
+
+def test_a_region_with_causes_on_both_sides_is_reduced_to_them() -> None:
+    """A band connects two causes; neither half ends the error, the pixels of both with the largest values do."""
+    band, causes = torch.zeros(100, 100, dtype=torch.bool), torch.zeros(100, 100, dtype=torch.bool)
+    band[40:50, 20:80] = True
+    causes[40:50, 20:30] = causes[40:50, 70:80] = True
+    tried, _ = drive(try_region(band, 1), lambda each, fill: True)
+    smaller, count = drive(shrink(tried, causes.float(), 1), lambda each, fill: bool((each & causes == causes).all()))
+    assert torch.equal(smaller.region, causes) and count == 3 + 2, "both halves and both sides, then both halves"
+
+
+def test_the_margin_is_removed_as_well_where_one_fill_does_not_end_the_error() -> None:
+    seen = disc(50, 50, 3)
+    tried, _ = drive(try_region(seen, 1), lambda each, fill: True)
+    cause, within = disc(50, 50, 4), disc(50, 50, 5)
+    found, count = drive(
+        try_with_margin(tried, within, 2), lambda each, fill: fill == 0 or bool((each & cause == cause).all())
+    )
+    assert found.ends and count == 1 + 2 and torch.equal(found.region, within & (found.region | seen))
+    persisting, _ = drive(try_region(seen, 2), lambda each, fill: False)
+    assert drive(try_with_margin(persisting, within, 2), lambda each, fill: True) == (persisting, 0)

@@ -1,0 +1,18 @@
+"""Connected components of masks."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from detcam.utils.components import components
+
+
+def test_components_are_found_with_their_windows_and_an_empty_mask_has_none() -> None:
+    mask = np.zeros((6, 8), bool)
+    mask[1:3, 1:3] = mask[4, 5:8] = mask[3, 3] = True
+    found = list(components(mask))
+    assert [(window, area) for window, _, area in found] == [
+        ((slice(1, 4), slice(1, 4)), 5), ((slice(4, 5), slice(5, 8)), 3)
+    ]  # fmt: skip
+    assert found[0][1].tolist() == [[True, True, False], [True, True, False], [False, False, True]]
+    assert list(components(np.zeros((6, 8), bool))) == []
