@@ -4,7 +4,7 @@ from detcam.adapters.base import Adapter, Batch, DetectorAdapter
 from detcam.adapters.custom_detector import CustomDetectorAdapter, detector
 from detcam.adapters.custom_segmenter import CustomSegmentationAdapter, segmenter
 from detcam.adapters.embedding import EmbeddingAdapter, embed, embedder
-from detcam.adapters.onnx_model import OnnxModel
+from detcam.adapters.onnx.model import OnnxModel
 from detcam.adapters.registry import ADAPTERS, adapt, register_adapter
 
 __all__ = [

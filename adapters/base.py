@@ -36,7 +36,7 @@ from detcam.utils.console import track
 from detcam.utils.warnings import warn
 
 if TYPE_CHECKING:
-    from detcam.adapters.transformers_prompts import WordHeat
+    from detcam.adapters.transformers.prompts import WordHeat
 
 logger = logging.getLogger("detcam")
 

@@ -15,7 +15,7 @@ from detcam.adapters.base import DEFAULT_BATCH_SIZE, Adapter, Batch, Target, Tas
 from detcam.adapters.classification import FixedSizeAdapter
 from detcam.adapters.contract import check_options, plain_module
 from detcam.adapters.target_layers import layer_name, resolve_layers
-from detcam.adapters.transformers_model import has_head
+from detcam.adapters.transformers.model import has_head
 from detcam.data.images import ImageLike
 from detcam.detections import Detections
 from detcam.inputs import read_request

@@ -14,7 +14,7 @@ from detcam.adapters.base import Adapter
 from detcam.adapters.contract import check_options, option_names, unwrap
 from detcam.adapters.stored_config import is_known_classifier
 from detcam.adapters.target_layers import without_prefix
-from detcam.adapters.ultralytics_network import is_wrapper
+from detcam.adapters.ultralytics.detector.network import is_wrapper
 from detcam.adapters.wrappers import find_wrapped
 from detcam.detections import NamesLike
 from detcam.layers import LayersLike
@@ -27,27 +27,27 @@ A = TypeVar("A", bound=type[Adapter])
 F = TypeVar("F", bound=Callable[[Any], "Tensor | tuple[Tensor, ...]"])
 
 _BUILTIN = {
-    "torchvision-two-stage": "detcam.adapters.two_stage:TwoStageAdapter",
-    "torchvision-RetinaNet": "detcam.adapters.one_stage:RetinaNetAdapter",
-    "torchvision-FCOS": "detcam.adapters.one_stage:FCOSAdapter",
-    "torchvision-SSD": "detcam.adapters.ssd:SSDAdapter",
-    "ultralytics": "detcam.adapters.ultralytics:UltralyticsAdapter",
-    "ultralytics-open-vocabulary": "detcam.adapters.ultralytics_vocabulary:UltralyticsVocabularyAdapter",
-    "ultralytics-semantic-segmentation": "detcam.adapters.ultralytics_maps:UltralyticsSegmentationAdapter",
-    "ultralytics-depth": "detcam.adapters.ultralytics_maps:UltralyticsDepthAdapter",
-    "ultralytics-rt-detr": "detcam.adapters.ultralytics_rtdetr:UltralyticsQueryAdapter",
-    "ultralytics-classification": "detcam.adapters.ultralytics_classify:UltralyticsClassificationAdapter",
+    "torchvision-two-stage": "detcam.adapters.torchvision.two_stage:TwoStageAdapter",
+    "torchvision-RetinaNet": "detcam.adapters.torchvision.one_stage:RetinaNetAdapter",
+    "torchvision-FCOS": "detcam.adapters.torchvision.one_stage:FCOSAdapter",
+    "torchvision-SSD": "detcam.adapters.torchvision.ssd:SSDAdapter",
+    "ultralytics": "detcam.adapters.ultralytics.detector.detector:UltralyticsAdapter",
+    "ultralytics-open-vocabulary": "detcam.adapters.ultralytics.detector.vocabulary:UltralyticsVocabularyAdapter",
+    "ultralytics-semantic-segmentation": "detcam.adapters.ultralytics.detector.maps:UltralyticsSegmentationAdapter",
+    "ultralytics-depth": "detcam.adapters.ultralytics.detector.maps:UltralyticsDepthAdapter",
+    "ultralytics-rt-detr": "detcam.adapters.ultralytics.detector.rtdetr:UltralyticsQueryAdapter",
+    "ultralytics-classification": "detcam.adapters.ultralytics.detector.classification:UltralyticsClassificationAdapter",
     "torchvision-segmentation": "detcam.adapters.segmentation:TorchvisionSegmentationAdapter",
     "segmentation-models-pytorch": "detcam.adapters.smp:SmpAdapter",
-    "transformers-open-vocabulary": "detcam.adapters.transformers_open_vocabulary:TransformersOpenVocabulary",
-    "transformers-masks": "detcam.adapters.transformers_masks:TransformersMaskQueries",
-    "transformers-segmentation": "detcam.adapters.transformers_segmentation:TransformersSegmenter",
-    "transformers-detection": "detcam.adapters.transformers_detector:TransformersDetector",
-    "transformers-classification": "detcam.adapters.transformers_classification:TransformersClassifier",
-    "transformers-image-text": "detcam.adapters.transformers_classification:TransformersImageText",
+    "transformers-open-vocabulary": "detcam.adapters.transformers.open_vocabulary:TransformersOpenVocabulary",
+    "transformers-masks": "detcam.adapters.transformers.masks:TransformersMaskQueries",
+    "transformers-segmentation": "detcam.adapters.transformers.segmentation:TransformersSegmenter",
+    "transformers-detection": "detcam.adapters.transformers.detector:TransformersDetector",
+    "transformers-classification": "detcam.adapters.transformers.classification:TransformersClassifier",
+    "transformers-image-text": "detcam.adapters.transformers.classification:TransformersImageText",
     "fastai-segmentation": "detcam.adapters.fastai:FastaiSegmentationAdapter",
     "fastai-classification": "detcam.adapters.fastai:FastaiClassificationAdapter",
-    "onnx": "detcam.adapters.onnx:OnnxDetectorAdapter",
+    "onnx": "detcam.adapters.onnx.detector.detector:OnnxDetectorAdapter",
     "function": "detcam.adapters.function:FunctionDetectorAdapter",
     "classification": "detcam.adapters.classification:ClassificationAdapter",
 }

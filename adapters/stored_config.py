@@ -10,8 +10,8 @@ from typing import Any
 from torch import nn
 
 from detcam.adapters.inner_normalization import Normalization
-from detcam.adapters.transformers_model import pretrained_bases
-from detcam.adapters.transformers_processor import stored_preparation
+from detcam.adapters.transformers.model import pretrained_bases
+from detcam.adapters.transformers.processor import stored_preparation
 from detcam.utils.warnings import warn
 
 

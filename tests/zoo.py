@@ -307,7 +307,7 @@ def vit() -> tuple[nn.Module, Adapter]:
 
 def transformers_detector(name: str) -> tuple[nn.Module, Adapter]:
     pytest.importorskip("transformers", reason="transformers is not installed")
-    from tests.adapters.transformers_models import DETECTORS, PROCESSORS, image_processor
+    from tests.adapters.transformers.detectors import DETECTORS, PROCESSORS, image_processor
 
     model = DETECTORS[name]()
     processor = image_processor(PROCESSORS.get(name, "RTDetr"))
@@ -327,7 +327,7 @@ def hf_rt_detr() -> tuple[nn.Module, Adapter]:
 @register("segmentation")
 def hf_segformer() -> tuple[nn.Module, Adapter]:
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
-    from tests.adapters.transformers_segmenters import segformer
+    from tests.adapters.transformers.segmenters import segformer
 
     model = segformer()
     return model, adapt(model, processor=transformers.SegformerImageProcessor(size={"height": 64, "width": 64}))
@@ -336,7 +336,7 @@ def hf_segformer() -> tuple[nn.Module, Adapter]:
 @register("detection")
 def hf_mask2former() -> tuple[nn.Module, Adapter]:
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
-    from tests.adapters.transformers_segmenters import mask2former
+    from tests.adapters.transformers.segmenters import mask2former
 
     model = mask2former()
     processor = transformers.Mask2FormerImageProcessor(size={"height": 64, "width": 64})

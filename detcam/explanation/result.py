@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from detcam.adapters.base import Target
-from detcam.adapters.transformers_prompts import WordHeat
+from detcam.adapters.transformers.prompts import WordHeat
 from detcam.detections import Detections
 from detcam.rendering import DeferredHeatmaps, HeatmapArray
 from detcam.results import Reach, Sampling

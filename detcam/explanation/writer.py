@@ -77,7 +77,7 @@ from detcam.visualize.convert import TensorLike, as_array, encode_png, to_jpeg_b
 from detcam.visualize.overlay import DEFAULT_COLORMAP
 
 if TYPE_CHECKING:
-    from detcam.adapters.transformers_prompts import WordHeat
+    from detcam.adapters.transformers.prompts import WordHeat
     from detcam.explanation.result import Explanation
 
 EXPLANATIONS_SCHEMA = "detcam/explanations"

@@ -96,13 +96,13 @@ def build_smp(spec: str, num_classes: int | None, pretrained: bool) -> BuiltMode
 
 def build_ultralytics(name: str, num_classes: int | None, pretrained: bool, *, trust: bool = False) -> BuiltModel:
     """Build an ultralytics network from an architecture or published weights, or with `trust` from any weights file."""
-    from detcam.adapters import ultralytics
+    from detcam.adapters.ultralytics.detector import create_ultralytics_model
 
     if pretrained and not name.endswith(".pt"):
         raise ValueError(f"{name} is an architecture without weights; pass --weights FILE, or --weights {RANDOM}")
     if pretrained and not trust:
         name = str(_download_of(name))
-    return BuiltModel(ultralytics.create_ultralytics_model(name, num_classes=num_classes, pretrained=pretrained))
+    return BuiltModel(create_ultralytics_model(name, num_classes=num_classes, pretrained=pretrained))
 
 
 def build_transformers(
@@ -138,14 +138,14 @@ def _download_of(name: str) -> Path:
         ValueError: `name` is a path, or the file exists but is not one that ultralytics publishes; reading a file runs
             code from it.
     """
-    from detcam.adapters import ultralytics
+    from detcam.adapters.ultralytics.detector import is_published, near_published
 
     if Path(name).name != name:
         raise ValueError(f"no model file at {name}; check the path")
     path = Path(torch.hub.get_dir(), "checkpoints", name).absolute()
-    if not path.is_file() and (near := ultralytics.near_published(name)):
+    if not path.is_file() and (near := near_published(name)):
         raise ValueError(f"there is no file {name}, and ultralytics publishes none of that name{near}")
-    if path.is_file() and not ultralytics.is_published(name):
+    if path.is_file() and not is_published(name):
         raise ValueError(
             f"expected published weights; ultralytics publishes no {name}, and reading {path} runs code from it. If "
             "you trust its source, pass its path as --model with --trust-checkpoint (trust_checkpoint=True in Python)"

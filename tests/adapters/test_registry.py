@@ -13,7 +13,7 @@ from detcam import adapt, explain
 from detcam.adapters import ADAPTERS, Adapter, DetectorAdapter, detector, register_adapter
 from detcam.adapters.classification import ClassificationAdapter
 from detcam.adapters.contract import option_names
-from detcam.adapters.ultralytics_classify import UltralyticsClassificationAdapter
+from detcam.adapters.ultralytics.classification import UltralyticsClassificationAdapter
 from detcam.targets import BoxTarget
 from detcam.utils import registry
 from detcam.utils.registry import Registry

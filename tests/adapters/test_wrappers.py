@@ -13,7 +13,7 @@ from torchvision.models import resnet18
 
 from detcam import GradCAM, adapt
 from detcam.adapters import segmenter
-from detcam.adapters.one_stage import RetinaNetAdapter
+from detcam.adapters.torchvision.one_stage import RetinaNetAdapter
 from detcam.models.load import load_model
 from detcam.testing import tiny_classifier
 

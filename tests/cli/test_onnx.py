@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tests.adapters.onnx_networks import export, patch
+from tests.adapters.onnx.networks import export, patch
 from tests.cli.files import Command
 
 pytest.importorskip("onnx")

@@ -13,7 +13,7 @@ from torchvision.models import VisionTransformer
 
 from detcam import METHODS, GradCAM, HiResCAM, adapt
 from detcam.adapters.base import Adapter
-from detcam.adapters.torchvision_detector import scores_of_regions
+from detcam.adapters.torchvision.detector import scores_of_regions
 from detcam.targets import ClassifierOutputTarget, FinerWeightedTarget
 from detcam.trace import gradients_of
 from tests.helpers import Snapshot, TinyCNN

@@ -364,7 +364,7 @@ def test_published_ultralytics_weights_are_read_from_the_downloads(
         requested.append(name)
         raise ConnectionError("offline")
 
-    monkeypatch.setattr("detcam.adapters.ultralytics.create_ultralytics_model", refuse)
+    monkeypatch.setattr("detcam.adapters.ultralytics.detector.create_ultralytics_model", refuse)
     with pytest.raises(OSError, match="Download yolo11n.pt from ultralytics' releases .* --trust-checkpoint"):
         load_model("yolo11n")
     assert requested == [str(tmp_path / "hub" / "checkpoints" / "yolo11n.pt")]

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from detcam.adapters.transformers_detector import TransformersDetector
+from detcam.adapters.transformers.detector import TransformersDetector
 from detcam.data.images import load_images
 from detcam.demo.labels import write_coco
 from detcam.models.load import load_model
 from detcam.synthetic.harbor import draw_scene
-from tests.adapters.transformers_models import DETECTORS, image_processor
+from tests.adapters.transformers.detectors import DETECTORS, image_processor
 
 pytest.importorskip("transformers", reason="transformers is not installed")
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from detcam.adapters.ultralytics_architecture import check_architecture, is_plain_module
+from detcam.adapters.ultralytics.architecture import check_architecture, is_plain_module
 from detcam.models.load import load_model
 from tests.models.markers import Marker
 

@@ -18,7 +18,7 @@ from PIL import Image
 from detcam.demo.labels import write_coco
 from detcam.demo.model import load_demo_detector
 from detcam.synthetic.harbor import DEMO_NAMES, draw_scene
-from tests.adapters.onnx_networks import export
+from tests.adapters.onnx.networks import export
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RUN_ELSEWHERE = {"extending.md", "transformers.md"}

@@ -19,7 +19,7 @@ from tests.packaging.tree import modules
 
 OPTIONAL = {
     "detcam.adapters.smp": "segmentation_models_pytorch",
-    "detcam.adapters.ultralytics": "ultralytics",
+    "detcam.adapters.ultralytics.detector": "ultralytics",
     "detcam.models.timm": "timm",
 }
 

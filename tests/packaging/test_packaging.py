@@ -34,7 +34,7 @@ ONE_USER = {
     "cv2": "detcam/utils/opencv.py",
     "segmentation_models_pytorch": "adapters/smp.py",
     "timm": "detcam/models/timm.py",
-    "ultralytics": "adapters/ultralytics.py",
+    "ultralytics": "adapters/ultralytics/detector.py",
 }
 
 EXTRAS = (

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from detcam.adapters.two_stage import TwoStageOutput
+from detcam.adapters.torchvision.two_stage import TwoStageOutput
 from detcam.outputs import DetectionTarget, ModelOutput, Part
 
 

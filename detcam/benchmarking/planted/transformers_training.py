@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import box_convert
 
-from detcam.adapters.transformers_model import auto_class
+from detcam.adapters.transformers.model import auto_class
 from detcam.utils.optional import needs_extra
 
 MEAN, STD = 0.5, 0.25

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from detcam.adapters.ultralytics import create_ultralytics_model
+from detcam.adapters.ultralytics.detector import create_ultralytics_model
 
 LOSS_GAINS = {"box": 7.5, "cls": 0.5, "dfl": 1.5}
 """Weights of the loss terms, the defaults of ultralytics."""

@@ -1,0 +1,1 @@
+"""Exported networks in ONNX files."""

@@ -1,0 +1,1 @@
+"""Adapters of torchvision's detectors."""
