@@ -14,7 +14,7 @@ from detcam.adapters.base import Adapter
 from detcam.adapters.contract import check_options, option_names, unwrap
 from detcam.adapters.stored_config import is_known_classifier
 from detcam.adapters.target_layers import without_prefix
-from detcam.adapters.ultralytics.detector.network import is_wrapper
+from detcam.adapters.ultralytics.network import is_wrapper
 from detcam.adapters.wrappers import find_wrapped
 from detcam.detections import NamesLike
 from detcam.layers import LayersLike
@@ -31,12 +31,12 @@ _BUILTIN = {
     "torchvision-RetinaNet": "detcam.adapters.torchvision.one_stage:RetinaNetAdapter",
     "torchvision-FCOS": "detcam.adapters.torchvision.one_stage:FCOSAdapter",
     "torchvision-SSD": "detcam.adapters.torchvision.ssd:SSDAdapter",
-    "ultralytics": "detcam.adapters.ultralytics.detector.detector:UltralyticsAdapter",
-    "ultralytics-open-vocabulary": "detcam.adapters.ultralytics.detector.vocabulary:UltralyticsVocabularyAdapter",
-    "ultralytics-semantic-segmentation": "detcam.adapters.ultralytics.detector.maps:UltralyticsSegmentationAdapter",
-    "ultralytics-depth": "detcam.adapters.ultralytics.detector.maps:UltralyticsDepthAdapter",
-    "ultralytics-rt-detr": "detcam.adapters.ultralytics.detector.rtdetr:UltralyticsQueryAdapter",
-    "ultralytics-classification": "detcam.adapters.ultralytics.detector.classification:UltralyticsClassificationAdapter",
+    "ultralytics": "detcam.adapters.ultralytics.detector:UltralyticsAdapter",
+    "ultralytics-open-vocabulary": "detcam.adapters.ultralytics.vocabulary:UltralyticsVocabularyAdapter",
+    "ultralytics-semantic-segmentation": "detcam.adapters.ultralytics.maps:UltralyticsSegmentationAdapter",
+    "ultralytics-depth": "detcam.adapters.ultralytics.maps:UltralyticsDepthAdapter",
+    "ultralytics-rt-detr": "detcam.adapters.ultralytics.rtdetr:UltralyticsQueryAdapter",
+    "ultralytics-classification": "detcam.adapters.ultralytics.classification:UltralyticsClassificationAdapter",
     "torchvision-segmentation": "detcam.adapters.segmentation:TorchvisionSegmentationAdapter",
     "segmentation-models-pytorch": "detcam.adapters.smp:SmpAdapter",
     "transformers-open-vocabulary": "detcam.adapters.transformers.open_vocabulary:TransformersOpenVocabulary",
@@ -47,7 +47,7 @@ _BUILTIN = {
     "transformers-image-text": "detcam.adapters.transformers.classification:TransformersImageText",
     "fastai-segmentation": "detcam.adapters.fastai:FastaiSegmentationAdapter",
     "fastai-classification": "detcam.adapters.fastai:FastaiClassificationAdapter",
-    "onnx": "detcam.adapters.onnx.detector.detector:OnnxDetectorAdapter",
+    "onnx": "detcam.adapters.onnx.detector:OnnxDetectorAdapter",
     "function": "detcam.adapters.function:FunctionDetectorAdapter",
     "classification": "detcam.adapters.classification:ClassificationAdapter",
 }

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from detcam.utils.checkpointing import without_checkpointing
-from detcam.utils.hooks import active_hooks, complete
+from detcam.utils.hooks import active_hooks, complete, no_hooks_stay
 from detcam.utils.model_lock import exclusive
 from detcam.utils.modules import all_modules, parameters_of
 from detcam.utils.precision import autocast_precision
@@ -314,8 +314,8 @@ def guarded(model: nn.Module, *, gradients: bool, quiet: bool = False, float32: 
 
     Inside the block the model is in eval mode (with gradients, recurrent layers are in training mode, without dropout,
     which computes the same), no parameter requires gradients, and inference tensors are replaced by ordinary ones.
-    Afterwards, also after an exception, training flags per module, ``requires_grad``, parameters, forward hooks, random
-    state and autograd mode are restored.
+    Afterwards, also after an exception, training flags per module, ``requires_grad``, parameters, random state and
+    autograd mode are restored, and detcam's hooks are removed.
 
     Args:
         model: the model.
@@ -325,6 +325,7 @@ def guarded(model: nn.Module, *, gradients: bool, quiet: bool = False, float32: 
     """
     with ExitStack() as stack:
         stack.enter_context(exclusive(model))  # first, since another call may be changing the model
+        stack.enter_context(no_hooks_stay())
         if model.training and not quiet:
             warn(
                 f"{type(model).__name__} is in training mode; it is explained in eval mode and restored. Call "
@@ -350,15 +351,8 @@ def guarded(model: nn.Module, *, gradients: bool, quiet: bool = False, float32: 
         recurrent = [module for module in modules if gradients and isinstance(module, nn.RNNBase)]
         dropouts = [module.dropout for module in recurrent]
         windows = [_windows(module) for module in modules if hasattr(type(module), "set_shift_and_window_size")]
-        # `active_hooks` cannot remove its hooks if Ctrl-C comes at the very call of its exit.
-        hooks = [
-            (table, tuple(table)) for module in modules for table in (module._forward_hooks, module._forward_pre_hooks)
-        ]
 
         def restore() -> None:
-            for table, kept in hooks:
-                for key in [key for key in table if key not in kept]:
-                    table.pop(key, None)
             for layer, dropout in zip(recurrent, dropouts, strict=True):
                 layer.training, layer.dropout = False, dropout
             for attributes, sizes in windows:

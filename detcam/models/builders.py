@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import torchvision
-from torch import Tensor, nn
+from torch import Tensor
 
 RANDOM = "none"
 """Value of `weights` for random weights, e.g. to inspect the layers of a model."""

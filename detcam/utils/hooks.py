@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeAlias
@@ -11,6 +13,11 @@ from torch import nn
 Hook: TypeAlias = Callable[..., Any]
 Hooks: TypeAlias = Iterable[tuple[nn.Module, Hook]]
 """Modules with the hook of each."""
+
+
+_NUMBERS = itertools.count()
+_REMOVALS: dict[tuple[int, int], Callable[[], None]] = {}
+"""By thread and number, how the hooks of each open block of `active_hooks` are removed."""
 
 
 @contextmanager
@@ -32,11 +39,34 @@ def active_hooks(after: Hooks = (), *, before: Hooks = ()) -> Iterator[None]:
         for module, hook in before:
             _discard(module._forward_pre_hooks, hook)
 
+    key = threading.get_ident(), next(_NUMBERS)
+    _REMOVALS[key] = remove
     try:
         for module, hook in before:
             module.register_forward_pre_hook(hook)
         for module, hook in after:
             module.register_forward_hook(hook)
+        yield
+    finally:
+        complete(remove)
+        _REMOVALS.pop(key, None)
+
+
+@contextmanager
+def no_hooks_stay() -> Iterator[None]:
+    """Remove at the end of the block what blocks of `active_hooks` inside it left, in this thread.
+
+    Such a block cannot remove its hooks where Ctrl-C comes as its exit is called, before a line of it has run. Hooks of
+    others, such as those that transformers registers at a model's first pass, stay.
+    """
+    outside = set(_REMOVALS)
+
+    def remove() -> None:
+        for key in [key for key in list(_REMOVALS) if key not in outside and key[0] == threading.get_ident()]:
+            _REMOVALS[key]()
+            _REMOVALS.pop(key, None)
+
+    try:
         yield
     finally:
         complete(remove)
