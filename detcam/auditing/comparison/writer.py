@@ -14,9 +14,9 @@ from PIL import Image
 from detcam.auditing.case import AuditCase
 from detcam.auditing.comparison.pairs import ErrorPair
 from detcam.auditing.comparison.record import AuditRecord
-from detcam.auditing.report.images import region_outline, thumbnail_jpeg
+from detcam.auditing.report.images import heat_colors, region_outline, thumbnail_jpeg
 from detcam.auditing.report.layout import case_stem
-from detcam.auditing.report.page import STYLE, assemble_page, heat_colors, read_part
+from detcam.auditing.report.page import STYLE, assemble_page, read_part
 from detcam.utils.files import json_value, replace_file
 from detcam.visualize.overlay import OVERLAY_ALPHA
 
@@ -49,7 +49,9 @@ def write_comparison(comparison: AuditComparison, old: AuditRecord, new: AuditRe
     data = comparison.to_json()
     copier = _Copier(old, new, out)
     errors = [{**entry, **copier.pair(pair)} for entry, pair in zip(data["errors"], comparison.pairs, strict=True)]
-    page = render_comparison({**data, "errors": errors, "heat": {"colors": heat_colors(), "opacity": OVERLAY_ALPHA}})
+    page = render_comparison(
+        {**data, "errors": errors, "heat": {"colors": heat_colors().tolist(), "opacity": OVERLAY_ALPHA}}
+    )
     replace_file(out / COMPARISON, json.dumps(data, indent=1).encode())
     return replace(comparison, report=replace_file(out / INDEX, page))
 

@@ -9,12 +9,20 @@ function thumbnail(path) {
   return el("img", {class: "thumbnail", src: source, alt: "", loading: "lazy", decoding: "async", width: 320, height: 240});
 }
 
+// Thumbnails of cards are drawn when they come near the window.
+const thumbnails = new WeakMap();
+const near = new IntersectionObserver((entries) => {
+  for (const {target, isIntersecting} of entries) if (isIntersecting) {
+    near.unobserve(target);
+    showImage(target, thumbnails.get(target));
+  }
+}, {rootMargin: "600px"});
+
 function newCard() {
   const part = {
-    image: thumbnail("none"), name: el("b", {}, ""), score: el("span", {class: "number"}, ""),
+    image: imageCanvas({class: "thumbnail"}), name: el("b", {}, ""), score: el("span", {class: "number"}, ""),
     tags: [0, 1, 2].map(() => el("span", {}, "")), sentence: el("span", {class: "sentence"}, ""), file: el("span", {class: "file"}, ""),
   };
-  part.image.removeAttribute("src");
   part.link = el("a", {class: "case-card"}, part.image,
     el("span", {class: "case-text"}, el("span", {class: "case-name"}, part.name, part.score), el("span", {class: "facts"}, part.tags), part.sentence, part.file));
   const node = el("li", {}, part.link);
@@ -28,7 +36,10 @@ function cardOf(item, index, size) {
   // Whole images in place of missing thumbnails would take megabytes each.
   node.className = item.thumbnail ? "" : "plain";
   part.image.hidden = !item.thumbnail;
-  if (item.thumbnail) part.image.src = link(item.thumbnail);
+  if (item.thumbnail) {
+    thumbnails.set(part.image, link(item.thumbnail));
+    near.observe(part.image);
+  }
   const tags = [item.type, item.method && item.verdict, item.background_type];
   part.tags.forEach((tag, number) => {
     const kind = tags[number];
@@ -49,6 +60,8 @@ function cardOf(item, index, size) {
 
 function recycle(node) {
   node.remove();
-  cardParts.get(node).image.removeAttribute("src");
+  const {image} = cardParts.get(node);
+  near.unobserve(image);
+  releaseImage(image);
   spare.push(node);
 }

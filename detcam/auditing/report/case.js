@@ -6,7 +6,6 @@ async function showCase(row) {
   current = row;
   const item = await whole(row);
   if (current !== row || requestedId() !== row.id) return;
-  if (opened) discard(opened.node);
   opened = viewer(item);
   const listed = position(row);
   const list = listed < 0 ? [item] : shown;

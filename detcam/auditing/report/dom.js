@@ -63,12 +63,6 @@ function bar(parts, max, label) {
   return node;
 }
 
-// Removes a node and lets go of its images at once: the garbage collector does not see how large they are.
-function discard(node) {
-  for (const image of node.querySelectorAll("img, image")) for (const name of ["src", "href"]) image.removeAttribute(name);
-  node.remove();
-}
-
 function stored(name, value) {
   try {
     if (value === undefined) return localStorage.getItem("detcam." + name);

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,8 +12,8 @@ from PIL import Image
 
 from detcam.auditing.case import Box, CaseMaps
 from detcam.utils.opencv import cv2, decode_image
-from detcam.visualize.convert import ImageArray
-from detcam.visualize.overlay import overlay_heatmap
+from detcam.visualize.convert import ImageArray, colormap_code
+from detcam.visualize.overlay import DEFAULT_COLORMAP, overlay_heatmap
 
 MAX_IMAGE_SIDE = 1600
 MAX_HEATMAP_SIDE = 640
@@ -32,6 +33,19 @@ def image_jpeg(image: ImageArray) -> bytes:
 def heatmap_png(heatmap: NDArray[np.uint8]) -> bytes:
     """Encode a heatmap as 8-bit gray PNG, its longest side at most MAX_HEATMAP_SIDE pixels."""
     return _png(Image.fromarray(_shrink(heatmap, MAX_HEATMAP_SIDE)))
+
+
+def overlay_png(heatmap: NDArray[np.uint8]) -> bytes:
+    """Encode a heatmap as PNG in the colors of overlays, as opaque as it is hot; its size is that of `heatmap_png`."""
+    image = Image.fromarray(_shrink(heatmap, MAX_HEATMAP_SIDE), "P")
+    image.putpalette(heat_colors(256).tobytes())
+    return _png(image, transparency=bytes(range(256)))
+
+
+def heat_colors(count: int = 33) -> NDArray[np.uint8]:
+    """Return the colors of overlays for heat from 0 to 1 in equal steps, (count, 3) RGB."""
+    levels = np.rint(np.linspace(0, 255, count)).astype(np.uint8)
+    return np.ascontiguousarray(cv2.applyColorMap(levels[:, None], colormap_code(DEFAULT_COLORMAP))[:, 0, ::-1])
 
 
 def mask_png(mask: NDArray[np.bool_]) -> bytes:
@@ -148,7 +162,7 @@ def _jpeg(image: ImageArray, quality: int) -> bytes:
     return buffer.getvalue()
 
 
-def _png(image: Image.Image) -> bytes:
+def _png(image: Image.Image, **options: Any) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, format="PNG", compress_level=4)
+    image.save(buffer, format="PNG", compress_level=4, **options)
     return buffer.getvalue()

@@ -22,6 +22,7 @@ DATA_FILE = re.compile(r"[a-z]+(-\d+)?-[0-9a-f]{10}\.js")
 CASE_FILES = {
     "thumbnail": ".thumbnail.jpg",
     "heatmap": ".heatmap.png",
+    "overlay": ".overlay.png",
     "evidence": ".evidence.png",
     "needed": ".needed.png",
     "control": ".control.png",

@@ -30,6 +30,7 @@ async function route() {
   opened = null;
   document.title = plainTitle;
   $("case").replaceChildren();
+  Object.values(viewed).forEach(releaseImage);
   if (!wasList) {
     scrollTo(0, scrolled);
     if (current) focusCard(current);

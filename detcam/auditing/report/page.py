@@ -10,21 +10,17 @@ from html import escape
 from importlib import resources
 from typing import Any
 
-import numpy as np
-
+from detcam.auditing.report.images import heat_colors
 from detcam.auditing.report.page_data import clip, script_json
 from detcam.auditing.report.summary import ReportSummary
-from detcam.utils.opencv import cv2
-from detcam.visualize.convert import colormap_code
-from detcam.visualize.overlay import DEFAULT_COLORMAP, OVERLAY_ALPHA
+from detcam.visualize.overlay import OVERLAY_ALPHA
 
 TEMPLATE = "page.html"
 STYLE = "page.css"
 SCRIPTS = (
-    *("elements.js", "loader.js", "dom.js", "rows.js", "cards.js", "decision.js", "curves.js"),
-    *("overview.js", "causes.js", "list.js", "viewer.js", "case.js", "main.js"),
+    *("elements.js", "loader.js", "dom.js", "rows.js", "canvas.js", "cards.js", "decision.js"),
+    *("curves.js", "overview.js", "causes.js", "list.js", "viewer.js", "case.js", "main.js"),
 )
-COLORS = 33  # samples of the color map, between which the page interpolates
 
 
 def render_page(summary: ReportSummary, data: Mapping[str, Any]) -> bytes:
@@ -47,7 +43,7 @@ def render_page(summary: ReportSummary, data: Mapping[str, Any]) -> bytes:
         "annotations": summary.annotations,
         "headline": summary.headline(),
         "score_threshold": summary.score_threshold,
-        "heat": {"colors": heat_colors(), "opacity": OVERLAY_ALPHA},
+        "heat": {"colors": heat_colors().tolist(), "opacity": OVERLAY_ALPHA},
     }
     scripts = [read_part(name) for name in SCRIPTS]
     title = clip(f"Audit of {summary.model}")
@@ -79,13 +75,6 @@ def assemble_page(template: str, title: str, style: str, scripts: Sequence[str],
     }
     html = re.sub(r"\{\{([a-z-]+)\}\}", lambda match: parts[match[1]], template)
     return html.encode("utf-8", "backslashreplace")
-
-
-def heat_colors() -> list[list[int]]:
-    """Return the colors of heat 0, 1/32, ..., 1 in overlays: 33 RGB triples, 0 to 255."""
-    levels = np.rint(np.linspace(0, 255, COLORS)).astype(np.uint8)
-    table = cv2.applyColorMap(levels[:, None], colormap_code(DEFAULT_COLORMAP))[:, 0, ::-1]
-    return table.tolist()
 
 
 def read_part(name: str) -> str:

@@ -1,4 +1,5 @@
-// The image of a case with its layers: heatmap, outlines, boxes. Everything is one SVG, so zooming changes its viewBox.
+// The image of a case with its layers: two canvases with the image and the heatmap, and over them an SVG with outlines and
+// boxes. Zooming changes the viewBox of the SVG and what the canvases show.
 
 const LAYERS = [
   ["box", "predicted box", "b"], ["truths", "ground truth", "t"], ["heat", "heatmap", "h"],
@@ -7,31 +8,22 @@ const LAYERS = [
 const layers = {box: true, truths: true, heat: true, evidence: true, needed: true, control: false, zoom: false};
 let opacity = start.heat.opacity;
 
-// Maps a heat value h to its color with opacity h, as the overlays do.
-function heatFilter() {
-  const table = (channel) => start.heat.colors.map((color) => (color[channel] / 255).toFixed(4)).join(" ");
-  return svg("filter", {id: "heat-colors", "color-interpolation-filters": "sRGB", x: 0, y: 0, width: 1, height: 1},
-    svg("feColorMatrix", {in: "SourceGraphic", type: "matrix", values: "0 0 0 0 0  0 0 0 0 0  0 0 0 0 0  1 0 0 0 0", result: "strength"}),
-    svg("feComponentTransfer", {in: "SourceGraphic", result: "colors"},
-      ["R", "G", "B"].map((name, index) => svg("feFunc" + name, {type: "table", tableValues: table(index)}))),
-    svg("feComposite", {in: "colors", in2: "strength", operator: "in"}));
-}
-
 function rectangle(box, kind, title) {
   const [left, top, right, bottom] = box;
   const bounds = {x: left, y: top, width: Math.max(right - left, 0), height: Math.max(bottom - top, 0)};
   return [svg("rect", {...bounds, class: "casing"}), svg("rect", {...bounds, class: "line " + kind}, svg("title", {}, title))];
 }
 
+// All cases share the canvases.
+const viewed = {image: imageCanvas(), heat: imageCanvas({"data-layer": "heat"})};
+
 const contour = (path, kind) => (path ? [svg("path", {d: path, class: "casing"}), svg("path", {d: path, class: "line " + kind})] : []);
 
 function viewer(item) {
   const [height, width] = item.image_size_hw;
-  const whole = {x: 0, y: 0, width, height, preserveAspectRatio: "none"};
   const outlines = item.outlines || {};
-  const source = link(item.image.file), heat = item.files && link(item.files.heatmap);
+  const source = link(item.image.file), heat = item.files && link(item.files.overlay);
   const parts = {
-    heat: heat ? [svg("image", {...whole, href: heat, filter: "url(#heat-colors)"})] : [],
     truths: groundTruthBoxes(item),
     control: contour(outlines.control, "control"),
     needed: contour(outlines.needed, "needed"),
@@ -39,23 +31,29 @@ function viewer(item) {
     box: rectangle(item.box_xyxy, item.type === "missed" ? "truth concerned" : "predicted", item.name + " " + score(item.score)),
   };
   const label = "Image " + item.file_name + ": " + item.name + ", " + item.type;
-  const node = svg("svg", {class: "viewer-image", role: "img", "aria-label": label, preserveAspectRatio: "xMidYMid meet"}, svg("defs", {}, heatFilter()),
-    source ? svg("image", {...whole, href: source}) : svg("rect", {...whole, class: "no-image"}));
-  const groups = {};
+  const node = svg("svg", {class: "viewer-image", role: "img", "aria-label": label, preserveAspectRatio: "none"});
+  const groups = {heat: viewed.heat};
   for (const [name, content] of Object.entries(parts)) {
     groups[name] = svg("g", {"data-layer": name}, content);
     node.append(groups[name]);
   }
   const empty = new Set(Object.keys(parts).filter((name) => !parts[name].length));
+  if (!heat) empty.add("heat");
   const update = () => {
-    for (const name of Object.keys(parts)) groups[name].style.display = layers[name] ? "" : "none";
-    groups.heat.style.opacity = opacity;
-    node.setAttribute("viewBox", (layers.zoom ? zoomView(item) : [0, 0, width, height]).join(" "));
+    for (const [name, group] of Object.entries(groups)) group.style.display = layers[name] && !empty.has(name) ? "" : "none";
+    viewed.heat.style.opacity = opacity;
+    const [x, y, viewWidth, viewHeight] = layers.zoom ? zoomView(item) : [0, 0, width, height];
+    node.setAttribute("viewBox", [x, y, viewWidth, viewHeight].join(" "));
+    for (const canvas of Object.values(viewed)) showPart(canvas, [x / width, y / height, viewWidth / width, viewHeight / height]);
   };
+  showImage(viewed.image, source);
+  showImage(viewed.heat, heat);
   const panel = switches(empty, update, Boolean(heat));
-  node.style.aspectRatio = width + " / " + height;
+  const frame = el("div", {class: "viewer-frame"}, viewed.image, viewed.heat, node);
+  frame.style.aspectRatio = width + " / " + height;
+  frame.style.setProperty("--ratio", width / height);
   update();
-  return {node: el("div", {class: "viewer"}, node, panel.node), toggle: panel.toggle};
+  return {node: el("div", {class: "viewer"}, frame, panel.node), toggle: panel.toggle};
 }
 
 function groundTruthBoxes(item) {

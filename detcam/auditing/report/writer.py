@@ -84,6 +84,7 @@ class ReportWriter:
             for kind, values in {"heatmap": maps.heatmap, **regions}.items():
                 _check_map(kind, values, case.image_size_hw)
             contents["heatmap"] = images.heatmap_png(maps.heatmap)
+            contents["overlay"] = images.overlay_png(maps.heatmap)
             contents["evidence"] = images.mask_png(maps.evidence)
             if not np.array_equal(maps.needed, maps.evidence):
                 contents["needed"] = images.mask_png(maps.needed)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from tests.auditing.report.browser import Open, overflow, until
 from tests.auditing.report.made_up import HOSTILE, make_images, summary_of, write
@@ -188,3 +189,27 @@ def test_an_audit_without_errors(look: Open, tmp_path: Path) -> None:
     page = look(write(tmp_path, [], empty))
     assert page.inner_text("h1") == "No false positives." and page.inner_text("#count") == "No errors."
     assert not page.locator("#groups").is_visible()
+
+
+def test_images_out_of_view_keep_no_pixels(look: Open, tmp_path: Path) -> None:
+    samples = make_images(range(2))
+    case = next(case for case in summary_of(samples).cases if case.method)
+    many = (case, *(replace(case, id=f"case-{at}", group=None, score=1 - at / 1000) for at in range(400)))
+    (tmp_path / "cases").mkdir()
+    for each in many[1:]:
+        Image.new("RGB", (8, 6)).save(tmp_path / "cases" / f"{each.id}.thumbnail.jpg")
+    page = look(write(tmp_path, samples, summary_of(samples, cases=many, groups=())))
+    drawn = "[...document.querySelectorAll('.case-card canvas')].filter(node => node.width).length"
+    for _ in range(6):
+        page.evaluate("document.getElementById('end').scrollIntoView()")
+        page.wait_for_timeout(60)
+    until(page, f"{drawn} > 5")
+    assert page.evaluate(drawn) < 100 < page.locator(".case-card").count()
+    assert page.locator("#list img").count() == 0
+    page.evaluate(f"location.hash = '#case={case.id}'")
+    page.wait_for_selector("#case:not([hidden])")
+    canvases = "[...document.querySelectorAll('.viewer-frame canvas')].map(node => node.width)"
+    until(page, f"String({canvases}) === '256,256'")
+    page.evaluate("globalThis.before = document.querySelectorAll('.viewer-frame canvas')")
+    page.keyboard.press("Escape")
+    until(page, "[...before].every(node => node.width === 0)")

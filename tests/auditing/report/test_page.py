@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from detcam.auditing.report import page_data
-from detcam.auditing.report.page import heat_colors
+from detcam.auditing.report.images import heat_colors
 from detcam.auditing.report.page_data import script_json
 from detcam.visualize.overlay import overlay_heatmap
 from tests.auditing.report.made_up import HOSTILE, make_images, read_data, summary_of, write
@@ -127,7 +127,7 @@ def test_heat_colors_match_the_overlays() -> None:
     heat = np.rint(np.linspace(0, 255, 33))[None] / 255
     black = np.zeros((1, 33, 3), np.uint8)
     shown = overlay_heatmap(black, heat, alpha=1.0)[0]
-    expected = np.array(heat_colors()) * heat[0][:, None]
+    expected = heat_colors() * heat[0][:, None]
     assert np.abs(shown - expected).max() <= 1
 
 

@@ -15,6 +15,7 @@ from PIL import Image
 from detcam.auditing.case import AuditCase, CaseMaps
 from detcam.auditing.report import ReportWriter, images, layout
 from detcam.synthetic.harbor import draw_scene
+from detcam.visualize.overlay import overlay_heatmap
 from tests.auditing.report.made_up import HOSTILE, SampleImage, make_images, summary_of, write
 
 
@@ -63,6 +64,11 @@ def test_maps_round_trip(tmp_path: Path, samples: list[SampleImage]) -> None:
     assert np.array_equal(stored["heatmap"], maps.heatmap)
     assert np.array_equal(stored["evidence"], maps.evidence)
     assert maps.control is not None and np.array_equal(stored["control"], maps.control)
+    overlay = Image.open(tmp_path / "cases" / f"{case.id}.overlay.png").convert("RGBA")
+    black = Image.new("RGBA", overlay.size, (0, 0, 0, 255))
+    shown = np.asarray(Image.alpha_composite(black, overlay))[..., :3].astype(int)
+    expected = overlay_heatmap(np.zeros_like(pixels.scene.image), maps.heatmap / 255, alpha=1.0)
+    assert expected.max() > 100 and np.abs(shown - expected).max() <= 1
 
 
 def test_large_images_and_maps_are_downsized(tmp_path: Path, samples: list[SampleImage]) -> None:
