@@ -70,12 +70,17 @@ def until(page: Any, condition: str) -> None:
     raise TimeoutError(condition)
 
 
+FRAMES = """async () => {
+  for (let frame = 0; frame < 5; frame++) await new Promise(requestAnimationFrame);
+}"""
+
+
 def ids(page: Any) -> list[str]:
     """Return the ids of all cases in the list, after scrolling to its end."""
     while True:
         before = page.locator(".case-card").count()
         page.evaluate("document.getElementById('end').scrollIntoView()")
-        page.wait_for_timeout(60)
+        page.evaluate(FRAMES)  # the scroll event, the frame it requests, and the following one
         if page.locator(".case-card").count() == before:
             break
     case_ids: list[str] = page.eval_on_selector_all(".case-card", "all => all.map(node => node.dataset.id)")
