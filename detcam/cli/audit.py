@@ -213,7 +213,9 @@ def _causes_table(audit: Audit, has_ap: bool) -> Table:
         rows = [(depth, cause) for depth, cause in root.walk() if depth < 2]
         for depth, cause in rows[: MAX_CHILDREN + 1]:
             low, high = cause.estimated_interval
-            estimate = [f"{cause.estimated_count:.0f} ({low:.0f} to {high:.0f})"] if is_estimated else []
+            number = f"{cause.estimated_count:.0f}"
+            interval = "" if f"{low:.0f}" == f"{high:.0f}" == number else f" ({low:.0f} to {high:.0f})"
+            estimate = [number + interval] if is_estimated else []
             cost = cause.estimated_delta_ap if is_estimated else cause.delta_ap
             counts = (str(len(cause)), str(cause.confirmed_count), *estimate, *([f"{cost:.3f}"] if has_ap else []))
             table.add_row("  " * depth + printable(cause.name), *counts)

@@ -33,12 +33,11 @@ function showCauses() {
 function causeRow(cause, toggle, isEstimated) {
   const filter = cause.level === "group" ? {group: String(cause.group)} : cause.level === "kind" ? {evidence_kind: cause.kind} : null;
   const name = filter ? el("button", {type: "button", class: "row-name", click: () => filterBy(filter)}, cause.name) : cause.name;
-  const [low, high] = cause.estimated_interval.map((limit) => digits(limit, 0));
   const cost = isEstimated ? cause.estimated_delta_ap : cause.delta_ap;
   const number = (text) => el("td", {class: "number"}, text);
   return el("tr", {class: "depth-" + cause.depth}, el("th", {scope: "row", title: cause.name}, toggle || el("span", {class: "fold"}, ""), name),
     number(count(cause.size)), number(count(cause.confirmed_count)),
-    isEstimated && number(digits(cause.estimated_count, 0) + " (" + low + NONE + high + ")"), hasAp && number(digits(cost, 3)));
+    isEstimated && number(estimate(cause, NONE)), hasAp && number(digits(cost, 3)));
 }
 
 function causesNote(isEstimated) {

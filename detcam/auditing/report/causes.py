@@ -11,6 +11,7 @@ from typing import Any
 from detcam.auditing.case import AuditCase, EvidenceKind
 from detcam.auditing.grouping.actions import Action, choose_action
 from detcam.auditing.grouping.hierarchy import CauseNode, classes_name
+from detcam.auditing.sentences import UNMATCHED
 from detcam.utils.console import plural
 from detcam.utils.files import json_number
 
@@ -140,21 +141,34 @@ def _sentence(node: CauseNode, cases: Sequence[AuditCase], noun: str) -> str:
     subject = plural(len(cases), errors)
     if errors == "missed object" and len(typical) < len(cases):
         subject = f"{len(cases)} errors, most of them missed objects,"
+    is_mixed = len({case.type for case in typical}) > 1
     costs: dict[str, float] = {}
+    counts = Counter[str]()
     for case in typical:
-        costs[_name(case)] = costs.get(_name(case), 0.0) + _known(case.delta_ap)
-    counts = Counter(_name(case) for case in typical)
+        name = _name(case, is_mixed)
+        costs[name] = costs.get(name, 0.0) + _known(case.delta_ap)
+        counts[name] += 1
     names = sorted(counts, key=lambda name: (-costs[name], -counts[name], name))
-    others = "; and others" if len(names) > MAX_NAMES else ""
-    return f"{subject} {_agree(what, len(cases))}: {'; '.join(names[:MAX_NAMES])}{others}"
+    return f"{subject} {_agree(what, len(cases))}: {_listed(names, counts)}"
 
 
-def _name(case: AuditCase) -> str:
-    """The classes of an error, and its type where they do not tell it."""
+def _listed(names: Sequence[str], counts: Mapping[str, int]) -> str:
+    """The first names, with their counts if there are several, and how many errors have other names."""
+    if len(names) == 1:
+        return names[0]
+    listed = [f"{name} ({counts[name]})" for name in names[:MAX_NAMES]]
+    rest = sum(counts[name] for name in names[MAX_NAMES:])
+    listed += [plural(rest, "other")] if rest else []
+    return f"{', '.join(listed[:-1])} and {listed[-1]}"
+
+
+def _name(case: AuditCase, is_mixed: bool) -> str:
+    """The classes of an error, and its type where neither they nor the kind of evidence tell it."""
     if case.type in ("classification", "both"):
         return classes_name(case)
-    suffix = {"localization": " (inaccurate box)", "duplicate": " (duplicate)"}.get(case.type, "")
-    return case.name + suffix
+    background = UNMATCHED if is_mixed else ""
+    named = {"localization": "inaccurate box of {}", "duplicate": "duplicate of {}", "background": f"{{}}{background}"}
+    return named.get(case.type, "{}").format(case.name)
 
 
 def _agree(what: str, count: int) -> str:

@@ -3,12 +3,11 @@
 const score4 = (item) => (isKnown(item.estimated_delta_ap) ? item.estimated_delta_ap : item.delta_ap);
 
 function causeFacts(item) {
-  const [low, high] = item.estimated_interval;
   return [
     hasAp && isKnown(score4(item)) && el("span", {class: "number", title: "increase of average precision without these errors"}, "delta AP " + ap(score4(item))),
     el("span", {}, item.confirmed_count + " of " + count(item.size) + " confirmed"),
     isKnown(item.estimated_count) && el("span", {title: "estimated from the explained errors; 95 % interval"},
-      "about " + count(Math.round(item.estimated_count)) + (isKnown(low) ? " (" + count(Math.round(low)) + " to " + count(Math.round(high)) + ")" : "") + " in all errors"),
+      (isExact(item) ? "" : "about ") + estimate(item, " to ") + " of all errors"),
   ];
 }
 

@@ -37,6 +37,13 @@ const seconds = (value) => {
   return value < 5400 ? Math.round(value / 60) + " min" : digits(value / 3600, 1) + " h";
 };
 
+// The estimated number of errors of a cause; without its interval where that has no width.
+const isExact = (cause) => cause.estimated_interval.every((limit) => Math.round(limit) === Math.round(cause.estimated_count));
+const estimate = (cause, to) => {
+  const [number, low, high] = [cause.estimated_count, ...cause.estimated_interval].map((value) => (isKnown(value) ? count(Math.round(value)) : NONE));
+  return isExact(cause) || !isKnown(cause.estimated_interval[0]) ? number : number + " (" + low + to + high + ")";
+};
+
 const caseLink = (id) => "#case=" + encodeURIComponent(id);
 
 const tag = (kind, text) => el("span", {class: "tag " + kebab(kind)}, text || VERDICT_TEXTS[kind] || kind);

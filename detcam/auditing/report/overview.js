@@ -49,7 +49,7 @@ function typeChart() {
   const table = el("table", {class: "chart"}, el("thead", {}, el("tr", {},
     el("th", {scope: "col"}, "type"), el("th", {scope: "col", class: "number"}, "errors"),
     el("td", {}), hasAp && el("th", {scope: "col", class: "number"}, "delta AP"))), el("tbody", {}, rows));
-  return hasAp ? card("Delta AP by error type", "increase of average precision without the errors of a type (TIDE)", table)
+  return hasAp ? card("Delta AP by error type", "increase of average precision without the errors of a type (TIDE); errors of every score count, as in average precision" + (threshold ? ", not only those from " + threshold + " on" : ""), table)
     : card("Errors by type", "average precision is undefined without ground-truth objects", table);
 }
 

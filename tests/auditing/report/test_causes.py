@@ -82,8 +82,13 @@ def test_names_of_the_costliest_classes() -> None:
         for number, (kind, cost) in enumerate(zip(kinds, (0.1, 0.2, 0.3, math.nan), strict=True))
     ]  # fmt: skip
     (top,) = top_causes(hierarchy(cases), {each.id: each for each in cases})
-    assert top.sentence.endswith("part of the object: class 2 (duplicate); class 1 on sink; and others")
+    assert top.sentence.endswith("part of the object: duplicate of class 2 (1), class 1 on sink (1) and 2 others")
     assert top.example.name == "class 2"
+    two = [
+        replace(case, type=kind, name="cup") for case, kind in zip(cases, ("background", "localization"), strict=False)
+    ]
+    (top,) = top_causes(hierarchy(two), {each.id: each for each in two})
+    assert top.sentence.endswith(": inaccurate box of cup (1) and cup without a matching annotation (1)")
 
 
 def test_mixed_causes_say_so() -> None:
