@@ -99,6 +99,10 @@ class BackgroundClassifier:
         features = self.features(_by_image(keys.values()))
         return {index: features[key] for index, key in keys.items() if key in features}
 
+    def planned_keys(self) -> list[DetectionKey]:
+        """The planned detections, whose features cost no further passes."""
+        return list(self._keys(self.planned).values())
+
     def _keys(self, indices: Sequence[int], max_images: int = MAX_FEATURE_IMAGES) -> dict[int, DetectionKey]:
         """The detections of errors in the first images, by index of the error; missed objects have none."""
         keys = {index: self._key(index) for index in indices if self.analysis[index].detection_index is not None}

@@ -1,6 +1,7 @@
 """How well an audit without annotations tells false from true detections, measured with labels that are held back.
 
     python tests/peers/measure_triage.py [--detector demo|fasterrcnn|yolo] [--images 24] [--split val] [--explain 100]
+        [--order score|random]
     python tests/peers/measure_triage.py --detector planted --scenario mark --images 26 [--planted DIR]
 
 Prints the area under the ROC of the trust that the audit assigns, of each of its signals, and of the score alone, with
@@ -73,6 +74,7 @@ def main() -> None:
     parser.add_argument("--split", choices=("train", "val", "test"), default="val")
     parser.add_argument("--images", type=int, default=24)
     parser.add_argument("--explain", type=int, default=100)
+    parser.add_argument("--order", choices=("score", "random"), default="score", help="which detections are explained")
     parser.add_argument("--score-threshold", type=float, default=0.3)
     parser.add_argument("--scenario", choices=SCENARIOS, default="mark", help="of the planted detector")
     parser.add_argument("--planted", type=Path, default=Path("build/planted/detectors"), help="folder of its weights")
@@ -92,7 +94,9 @@ def main() -> None:
         elif arguments.detector != "planted":
             annotations = Annotations.load(DATA / "bccd" / f"{arguments.split}.json", DATA / "bccd" / "images")
         truths = {str(image.path): image for image in annotations.for_classes(adapter.names)[: arguments.images]}
-        options = {"score_threshold": arguments.score_threshold, "explain": arguments.explain}
+        options = {
+            "score_threshold": arguments.score_threshold, "explain": arguments.explain, "explain_order": arguments.order
+        }  # fmt: skip
         found = detcam.audit(adapter, list(truths), **options)
         paths = dict(enumerate(truths.values(), 1))
         cases = found.explained
@@ -104,7 +108,7 @@ def main() -> None:
     print(f"score alone {interval(labels, scores, images)}")
     print(f"trust       {interval(labels, trusts, images)}; minus the score {interval(labels, trusts, images, scores)}")
     signals = [case.trust_signals or {} for case in cases]
-    for name in ("stability", "typicality", "own content", "inside"):
+    for name in ("stability", "typicality", "own content", "inside", "own class"):
         values = np.array([each.get(name, np.nan) for each in signals])
         known = ~np.isnan(values)
         if known.sum() > 10 and 0 < labels[known].mean() < 1:

@@ -92,7 +92,7 @@ def _grown(region: Tensor, margin: int) -> Tensor:
     return F.max_pool2d(rows, (1, 2 * margin + 1), 1, (0, margin))[0, 0] > 0
 
 
-def _flips_class(case: AuditCase) -> bool:
+def flips_class(case: AuditCase) -> bool:
     """Whether the object is detected with another class without the evidence, with every fill."""
     without = [trial for trial in case.trials if trial.intervention == "without evidence"]
     return bool(without) and all(trial.outcome == "class flipped" for trial in without)
@@ -117,9 +117,9 @@ def evidence_kind(case: AuditCase) -> EvidenceKind | None:
     if is_inside(case):
         if is_background:
             return "look-alike"
-        return "part of the object" if not is_confusion or _flips_class(case) else "object itself"
+        return "part of the object" if not is_confusion or flips_class(case) else "object itself"
     # Without parts of the object, any detection of it ends; this does not say that they make its class wrong.
-    is_beside = is_confusion and case.confirmed and outside_share(case) >= MIN_SHARE and _flips_class(case)
+    is_beside = is_confusion and case.confirmed and outside_share(case) >= MIN_SHARE and flips_class(case)
     if not is_outside(case) and not is_beside:
         return "object and surroundings"
     if case.evidence_location == "same class" or case.evidence_object:
