@@ -226,6 +226,9 @@ def test_command_and_page(reports: tuple[Path, Path], tmp_path: Path) -> None:
     with browser() as started, opener(started) as look:
         page = look(out / "index.html")
         assert page.inner_text("h1") == data["headline"][0]
+        page.set_viewport_size({"width": 390, "height": 800})
+        assert min(page.locator("#causes th:first-child").evaluate_all("all => all.map(e => e.clientWidth)")) > 150
+        page.set_viewport_size({"width": 1280, "height": 900})
         page.get_by_role("button", name=f"fixed ({len(fixed)})").click()
         assert page.locator(".case-card").count() == 3, "those that an audit explains"
         page.locator(".case-card").first.click()
