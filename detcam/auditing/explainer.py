@@ -225,6 +225,7 @@ class ErrorExplainer:
             for level in layer
             if name in own and len(level) == 1
         ]
+        levels = self._with_mirrored(batch, levels)
         missed = find_missed(image.errors, output, image.ground_truth, self.score_threshold, self.iou_threshold)
         suppressing = {
             number: found
@@ -278,6 +279,17 @@ class ErrorExplainer:
             if hypotheses:
                 self.foldings[tuple(batch.inputs.shape)] = scorer.prepared_folding()
         return _PreparedImage(mapping, levels, proposals, references, missed, Verifier(scorer), hypotheses)
+
+    def _with_mirrored(self, batch: Batch, levels: Sequence[Tensor]) -> list[Tensor]:
+        """The mean of activations (C, h, w) and those of the mirrored input.
+
+        The same thing seen from the other side has the same features then, and is not another cause.
+        """
+        mirrored = replace(batch, inputs=batch.inputs.flip(-1))
+        with torch.no_grad(), self.adapter.trace(mirrored, gradients=False) as trace:
+            self._layerless.forward(mirrored)
+        found = [level[0].flip(-1) for layer in trace.activations() for level in layer if len(level) == 1]
+        return [(level + other) / 2 for level, other in zip(levels, found, strict=True)]
 
     def _scorer(self, batch: Batch, output: DetectorOutput, questions: Sequence[ErrorQuestion]) -> ImageScorer:
         """A scorer of perturbed versions of an image; images of one size share the batch-norm folding."""

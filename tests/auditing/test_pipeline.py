@@ -172,6 +172,14 @@ def test_unexplained_errors_are_assigned_to_causes(
     assert "unexplained errors are assigned to the causes" in capsys.readouterr().out
 
 
+def test_the_same_cause_seen_from_the_other_side_is_no_other_cause(adapter: Adapter, tmp_path: Path) -> None:
+    scene = draw_scene(SEEDS[0]).image
+    Image.fromarray(scene).save(tmp_path / "scene.png")
+    Image.fromarray(np.ascontiguousarray(scene[:, ::-1])).save(tmp_path / "mirrored.png")
+    found = detcam.audit(adapter, tmp_path, labels=["boat"], score_threshold=0.5, explain=4)
+    assert [len(group) for group in found.groups] == [4] and len({case.image_id for case in found.explained}) == 2
+
+
 def test_terminal_shows_groups_and_the_hierarchy_of_causes(whole: Audit, capsys: pytest.CaptureFixture[str]) -> None:
     print_summary(whole)
     lines = capsys.readouterr().out.splitlines()

@@ -114,13 +114,13 @@ def evidence_kind(case: AuditCase) -> EvidenceKind | None:
     if is_background and case.evidence_location == "ground truth":
         return "another object"
     is_confusion = case.type in ("classification", "both")
-    if is_inside(case):
-        if is_background:
-            return "look-alike"
-        return "part of the object" if not is_confusion or flips_class(case) else "object itself"
+    flips = is_confusion and flips_class(case)
     # Without parts of the object, any detection of it ends; this does not say that they make its class wrong.
-    is_beside = is_confusion and case.confirmed and outside_share(case) >= MIN_SHARE and flips_class(case)
-    if not is_outside(case) and not is_beside:
+    if is_confusion and not flips and outside_share(case) < MIN_SHARE:
+        return "object itself"
+    if is_inside(case):
+        return "look-alike" if is_background else "part of the object"
+    if not is_outside(case) and not (flips and outside_share(case) >= MIN_SHARE):
         return "object and surroundings"
     if case.evidence_location == "same class" or case.evidence_object:
         return "another object"

@@ -46,6 +46,8 @@ NEEDED = CasePart(0.01, "ground truth", 0.1, needed=True)
         ({**INSIDE, "background_type": "missing annotation"}, "unlabeled object"),
         ({**INSIDE, "background_type": "missing annotation", "verdict": "not confirmed"}, "unlabeled object"),
         (BOTH, "object and surroundings"),
+        ({**BOTH, "type": "classification", "trials": (FLIPPED,)}, "object and surroundings"),
+        ({**BOTH, "type": "classification", "trials": (VANISHED,)}, "object itself"),
         ({**BOTH, "evidence_shares": {"ring": 0.95, "predicted box": 0.05}}, "object and surroundings"),
     ],
 )
