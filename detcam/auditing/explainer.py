@@ -289,6 +289,8 @@ class ErrorExplainer:
         with torch.no_grad(), self.adapter.trace(mirrored, gradients=False) as trace:
             self._layerless.forward(mirrored)
         found = [level[0].flip(-1) for layer in trace.activations() for level in layer if len(level) == 1]
+        if [level.shape for level in levels] != [other.shape for other in found]:  # the layers depend on the content
+            return list(levels)
         return [(level + other) / 2 for level, other in zip(levels, found, strict=True)]
 
     def _scorer(self, batch: Batch, output: DetectorOutput, questions: Sequence[ErrorQuestion]) -> ImageScorer:
