@@ -6,6 +6,7 @@
 # make bench     speed against other libraries
 # make planted-peers   other libraries on detectors with planted causes; trains the detectors into build/planted
 # make repair-proof    whether counterfactual pairs repair detectors with a known shortcut; trains for about half an hour
+# make blood-cells     a YOLO of blood cells from the first audit to a training with corrected annotations; needs the reference data
 # make wheel-check   the wheel and the editable install, imported from outside the repository
 # make dist      wheel and source archive in dist/, checked (TAG=v1.2.3 compares the version with a tag)
 # make docs      the documentation site, in build/site; warnings are errors
@@ -31,7 +32,7 @@ PYTHON ?= $(shell for p in python3.14 python3.13 python3.12 python3.11 python3.1
 QUIET := OMP_NUM_THREADS=1 MPLBACKEND=Agg HF_HUB_OFFLINE=1 NO_ALBUMENTATIONS_UPDATE=1 \
 	YOLO_OFFLINE=True YOLO_AUTOINSTALL=False YOLO_CONFIG_DIR=$(abspath $(VENV))/ultralytics
 
-.PHONY: help env demo test test-slow test-oldest soak lint format bench planted-peers repair-proof wheel-check dist docs docs-images clean
+.PHONY: help env demo test test-slow test-oldest soak lint format bench planted-peers repair-proof blood-cells wheel-check dist docs docs-images clean
 
 help:
 	@sed -n '1,/^$$/s/^# //p' Makefile
@@ -109,6 +110,9 @@ planted-peers: $(VENV)/.installed-dev
 repair-proof: $(VENV)/.installed-dev
 	$(QUIET) $(BIN)/python tests/peers/measure_repair.py --family two-stage --out build/repair
 	$(QUIET) $(BIN)/python tests/peers/measure_repair.py --family yolo --out build/repair
+
+blood-cells: $(VENV)/.installed-dev
+	$(QUIET) $(BIN)/python tests/peers/measure_blood_cells.py --out build/blood-cells
 
 # The wheel goes into a second environment that borrows the first one's packages: a path added by a .pth file
 # is searched, but the .pth files in it, the editable install's among them, are not read. setuptools would put

@@ -71,7 +71,18 @@ def setup(app: Any) -> None:
     """Write the pages of the API reference before the sources are read."""
     app.connect("builder-inited", lambda app: write_api_pages(Path(app.srcdir) / "api"), priority=100)
     app.connect("missing-reference", resolve_public_name)
+    app.connect("html-page-context", add_accessibility, priority=900)  # after the theme's own
     app.add_html_math_renderer("mathml", (visit_math, None), (visit_math, None))
+
+
+def add_accessibility(app: Any, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
+    """Give the headings of the navigation a level, and let the keyboard scroll blocks of code."""
+    for name, old, new in (
+        ("furo_navigation_tree", 'role="heading"', 'role="heading" aria-level="2"'),
+        ("body", "<pre>", '<pre tabindex="0">'),
+    ):
+        if name in context:
+            context[name] = context[name].replace(old, new)
 
 
 def visit_math(translator: Any, node: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import runpy
 import sys
 import tempfile
@@ -10,7 +11,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-import detcam
 from detcam import adapt, explain
 from detcam.benchmarking.planted.audit_check import error_image, explain_error
 from detcam.benchmarking.planted.certification import certify_cases
@@ -18,7 +18,6 @@ from detcam.benchmarking.planted.detectors import detector_families
 from detcam.benchmarking.planted.training_cache import TrainingCache, detector_name
 from detcam.demo.model import load_demo_detector
 from detcam.demo.run import run_demo
-from detcam.models.load import load_model
 from detcam.synthetic.harbor import DEMO_NAMES, draw_scene
 from detcam.synthetic.shortcut_scenarios import SCENARIOS
 from detcam.visualize.drawing import draw_boxes
@@ -26,7 +25,9 @@ from detcam.visualize.overlay import grid, overlay_heatmap
 
 IMAGES = Path(__file__).parent / "images"
 EXAMPLES = Path(__file__).parents[1] / "examples"
+DATA = Path(__file__).parents[2] / "shared" / "data"
 PLANTED = Path(__file__).parents[1] / "build" / "planted"
+BLOOD_CELLS = Path(__file__).parents[1] / "build" / "blood-cells"
 GALLERY = (
     "faster_rcnn",
     "yolo",
@@ -99,28 +100,27 @@ def demo(folder: Path) -> None:
     save(Image.open(folder / "report.png"), "report")
 
 
-def blood_cells(folder: Path) -> None:
-    """Detections of blood cells without an annotation, from the BCCD data set (MIT license)."""
-    data = Path(__file__).parents[2] / "shared" / "data"
-    if not data.is_dir():
-        print("blood_cells is left out: the reference data are not here")
+def blood_cells(_: Path) -> None:
+    """The first proposals of the relabel queue that ``make blood-cells`` wrote (BCCD data set, MIT license)."""
+    queue = BLOOD_CELLS / "repair" / "relabel" / "coco.json"
+    if not queue.exists():
+        print(f"blood-cells is left out: {queue} is not here")
         return
-    model = data / "models" / "bccd_yolo11n.pt"
-    adapter = load_model(str(model), trust_checkpoint=True, image_size=320)
-    images = data / "bccd" / "images"
-    audit = detcam.audit(adapter, images, data / "bccd" / "val.json", explain=60, explain_missed=0)
-    cases = [case for case in audit.explained if case.background_type == "missing annotation"]
+    content = json.loads(queue.read_bytes())
+    files = {image["id"]: image["file_name"] for image in content["images"]}
+    names = {category["id"]: category["name"] for category in content["categories"]}
+    proposals = [entry for entry in content["annotations"] if "score" in entry]
     panels, titles = [], []
-    for case in sorted(cases, key=lambda case: -case.delta_ap)[:16]:
-        image = np.asarray(Image.open(images / case.file_name).convert("RGB"))
-        x1, y1, x2, y2 = (round(value) for value in case.box_xyxy)
-        drawn = draw_boxes(image, [case.box_xyxy])
-        side = round(0.8 * max(x2 - x1, y2 - y1)) + 20
-        center_x, center_y = (x1 + x2) // 2, (y1 + y2) // 2
+    for entry in sorted(proposals, key=lambda entry: entry["attributes"]["rank"])[:16]:
+        image = np.asarray(Image.open(DATA / "bccd" / "images" / files[entry["image_id"]]).convert("RGB"))
+        left, top, width, height = entry["bbox"]
+        drawn = draw_boxes(image, [(left, top, left + width, top + height)])
+        side = round(0.8 * max(width, height)) + 20
+        center_x, center_y = round(left + width / 2), round(top + height / 2)
         padded = np.pad(drawn, ((side, side), (side, side), (0, 0)), constant_values=255)
         crop = padded[center_y : center_y + 2 * side, center_x : center_x + 2 * side]
         panels.append(np.asarray(Image.fromarray(crop).resize((200, 200))))
-        titles.append(f"{case.name} {case.score:.2f}")
+        titles.append(f"{names[entry['category_id']]} {entry['score']:.2f}")
     save(Image.fromarray(grid(panels, titles=titles, columns=8)), "blood-cells")
 
 
