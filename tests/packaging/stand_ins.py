@@ -10,6 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from detcam.demo.model import load_demo_detector
+from detcam.synthetic.harbor import DEMO_NAMES
+
 
 class Siamese(nn.Module):
     """Two images, one backbone."""
@@ -80,7 +83,7 @@ def findings(image: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return BOXES, scores, np.array([0, 1])
 
 
-def sliced_prediction(image: Any, model: Any, slice_height: int, slice_width: int) -> SimpleNamespace:
+def sliced_prediction(image: Any, model: Any, slice_height: int, slice_width: int, verbose: int) -> SimpleNamespace:
     """As `sahi.predict.get_sliced_prediction`."""
     found = [
         SimpleNamespace(
@@ -112,11 +115,29 @@ def predictor(image: Any) -> dict[str, Instances]:
     return {"instances": Instances(pred_boxes=SimpleNamespace(tensor=boxes), scores=scores, pred_classes=labels)}
 
 
+def rf_detr(**options: Any) -> SimpleNamespace:
+    """As RF-DETR's own package."""
+    return SimpleNamespace(model=SimpleNamespace(model=Detr(), resolution=96))
+
+
+def sliced_model() -> Any:
+    """The detector of the demo as a model of SAHI, where it is installed."""
+    if importlib.util.find_spec("sahi") is None:
+        return SimpleNamespace(category_mapping={"0": "boat", "1": "buoy"})
+    from sahi import AutoDetectionModel
+
+    return AutoDetectionModel.from_pretrained(
+        model_type="torchvision",
+        model=load_demo_detector(),
+        confidence_threshold=0.3,
+        category_mapping={str(index): name for index, name in enumerate(DEMO_NAMES)},
+        device="cpu",
+    )
+
+
 def modules() -> dict[str, ModuleType]:
-    """The modules that the page imports, by name; effdet and LibreYOLO themselves where they are installed."""
+    """The modules that the page imports, by name; the packages themselves where they are installed."""
     made: dict[str, dict[str, Any]] = {
-        "sahi": {},
-        "sahi.predict": {"get_sliced_prediction": sliced_prediction},
         "mmdet": {},
         "mmdet.apis": {"inference_detector": inference_detector},
     }
@@ -124,6 +145,10 @@ def modules() -> dict[str, ModuleType]:
         made["effdet"] = {"create_model": lambda name, **options: Bench()}
     if importlib.util.find_spec("libreyolo") is None:
         made["libreyolo"] = {"LibreYOLOX": lambda path, **options: SimpleNamespace(model=Yolox())}
+    if importlib.util.find_spec("sahi") is None:
+        made["sahi"], made["sahi.predict"] = {}, {"get_sliced_prediction": sliced_prediction}
+    if importlib.util.find_spec("rfdetr") is None:
+        made["rfdetr"] = {"RFDETRNano": rf_detr}
     found = {}
     for name, members in made.items():
         found[name] = ModuleType(name)
@@ -145,8 +170,7 @@ def names() -> dict[str, Any]:
         "before": torch.rand(1, 3, 32, 48),
         "after": torch.rand(1, 3, 32, 48),
         "volume_network": volumes.eval(),
-        "sliced_model": object(),
+        "sliced_model": sliced_model(),
         "mmdet_model": object(),
         "predictor": predictor,
-        "rf_detr": Detr().eval(),
     }

@@ -102,9 +102,10 @@ def of_reports(_: pytest.MonkeyPatch) -> Names:
 def of_models(monkeypatch: pytest.MonkeyPatch) -> Names:
     from tests.packaging import stand_ins
 
+    names = stand_ins.names()
     for name, module in stand_ins.modules().items():
         monkeypatch.setitem(sys.modules, name, module)
-    return stand_ins.names()
+    return names
 
 
 SETUPS: dict[str, Callable[[pytest.MonkeyPatch], Names]] = {
