@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -33,10 +34,14 @@ from detcam.targets import BoxTarget
 from detcam.trace import ReshapeTransform, Trace, guarded
 from detcam.utils.batching import batches, group_by, run_slices
 from detcam.utils.console import track
+from detcam.utils.text import first_line
 from detcam.utils.warnings import warn
 
 if TYPE_CHECKING:
     from detcam.adapters.transformers.prompts import WordHeat
+
+TOO_SMALL = ("Output size is too small", "can't be greater than actual input size")
+"""Parts of torch's messages where a pooling or a convolution gets fewer pixels than it needs."""
 
 logger = logging.getLogger("detcam")
 
@@ -179,12 +184,14 @@ class Adapter(ABC):
         """The default target layers; None for a model without gradients, which would tell which they are."""
         if isinstance(self.model, BlackBox):
             return None
-        try:
+        if gradient_obstacle(self.model) is None:
             return self.default_target_layers()
-        except RuntimeError:
-            if gradient_obstacle(self.model) is None:
-                raise
-            return None
+        with warnings.catch_warnings():  # the same obstacle, in torch's words
+            warnings.filterwarnings("ignore", ".*an autograd kernel was not registered", UserWarning)
+            try:
+                return self.default_target_layers()
+            except RuntimeError:
+                return None
 
     def _set_layers(self, layers: Sequence[nn.Module | str] | nn.Module | str | None) -> None:
         self.target_layers = [] if layers is None else resolve_layers(self.model, layers)
@@ -284,9 +291,23 @@ class Adapter(ABC):
         return Batch(inputs, (Geometry.identity((inputs.shape[-2], inputs.shape[-1])),) * len(inputs))
 
     def forward(self, batch: Batch) -> Any:
-        """Run the model once, differentiable where autograd is on, and return its raw output of any type."""
+        """Run the model once, differentiable where autograd is on, and return its raw output of any type.
+
+        Raises:
+            ValueError: the image is too small for the model's poolings or convolutions.
+        """
         positional, keywords = arguments(batch, self.input_key)
-        return self.model(*positional, **keywords)
+        try:
+            return self.model(*positional, **keywords)
+        except RuntimeError as error:
+            if not any(part in str(error) for part in TOO_SMALL):
+                raise
+            height, width = batch.inputs.shape[-2:]
+            raise ValueError(
+                f"an input of {height}x{width} pixels is too small for {type(self.model).__name__} "
+                f"({first_line(error)}); enlarge the image, or pass image_size= (--image-size), such as "
+                f"({max(2 * height, 128)}, {max(2 * width, 128)})"
+            ) from error
 
     def take_input(self, images: Any, model_kwargs: Mapping[str, Any]) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
         """Split a call's inputs into the one of `input_key`, further positional inputs, and keyword arguments."""

@@ -164,7 +164,7 @@ class CustomSegmentationAdapter(SegmentationAdapter):
         """
         try:
             raw = self.forward(batch)
-        except (TypeError, RuntimeError, AttributeError, AssertionError, LookupError) as error:
+        except (TypeError, ValueError, RuntimeError, AttributeError, AssertionError, LookupError) as error:
             raise RuntimeError(
                 f"cannot probe {type(self.model).__name__} with one {tuple(batch.inputs.shape)} image ({error}); pass "
                 "target_layers=, image_size= if the size is wrong, or input_key= as well if it takes several inputs"

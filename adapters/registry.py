@@ -15,7 +15,7 @@ from detcam.adapters.contract import check_options, option_names, unwrap
 from detcam.adapters.stored_config import is_known_classifier
 from detcam.adapters.target_layers import without_prefix
 from detcam.adapters.ultralytics.network import is_wrapper
-from detcam.adapters.wrappers import find_wrapped
+from detcam.adapters.wrappers import find_wrapped, warn_of_independent_classes
 from detcam.detections import NamesLike
 from detcam.layers import LayersLike
 from detcam.trace import ReshapeTransform
@@ -236,6 +236,8 @@ def adapt(
             }
             made = adapter(plain, **{name: value for name, value in common.items() if value is not None}, **options)
             made.layer_prefix, made.wrapper_normalization = prefix, normalization
+            if made.task == "classification" and "output" not in options and isinstance(model, nn.Module):
+                warn_of_independent_classes(model)
             if "bgr" not in options and is_wrapper(plain):
                 made.reader = replace(made.reader, bgr=None)  # such an object takes arrays as BGR
             return made

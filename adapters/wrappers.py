@@ -13,9 +13,13 @@ from detcam.adapters.inner_normalization import UnknownChangeError, noise_for, n
 from detcam.adapters.stored_config import Wrapped, is_known_classifier, stored_config, stored_size, wrapped_networks
 from detcam.trace import guarded
 from detcam.utils.hooks import active_hooks
+from detcam.utils.warnings import warn
 
 COMPONENTS_OF_WRAPPERS = frozenset({"module", "_orig_mod"})
 """Components that DataParallel and torch.compile add to the names of layers."""
+
+INDEPENDENT_LOSSES = (nn.BCEWithLogitsLoss, nn.MultiLabelSoftMarginLoss)
+"""Losses of independent classes, of which a network with several logits is `multilabel`."""
 
 _SIDE = 224
 """Side of the probe's noise image, for a network that stores no size."""
@@ -96,6 +100,18 @@ def _is_same(output: Any, inner: Any) -> bool:
         return output is inner
     versions = (inner, inner.softmax(-1), inner.log_softmax(-1), inner.sigmoid())
     return any(torch.allclose(output, version, rtol=1e-4, atol=1e-6) for version in versions)
+
+
+def warn_of_independent_classes(module: nn.Module) -> None:
+    """Warn if a module of several classes holds a loss of independent ones: its logits do not tell."""
+    losses = [type(m).__name__ for m in module.modules() if isinstance(m, INDEPENDENT_LOSSES)]
+    counts = [layer.out_features for layer in module.modules() if isinstance(layer, nn.Linear)]
+    if losses and counts and counts[-1] > 1:
+        warn(
+            f"{type(module).__name__} has a {losses[0]}, as networks of independent classes do; its logits are "
+            "explained as exclusive classes. Pass output='multilabel', or output='logits' if they are exclusive",
+            UserWarning,
+        )
 
 
 def without_wrappers(name: str, prefix: str = "") -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,12 @@ class ImageEntry:
 Images = dict[int | str, ImageEntry]
 
 
+class Fit(Enum):
+    """The frame in which no box ends outside: the one whose size the file states, only the other one, or both."""
+
+    STATED, OTHER, BOTH = range(3)
+
+
 def settle_frames(images: Images, annotations: list[Any], box_format: str | None, issues: list[DataIssue]) -> Images:
     """Decide in which frame the boxes of rotated images are, and report what is not certain.
 
@@ -53,9 +60,9 @@ def settle_frames(images: Images, annotations: list[Any], box_format: str | None
         return images | _in_frame(rotated, box_format.endswith("-stored"))
     for as_stored in (True, False):
         group = {key: image for key, image in rotated.items() if image.as_stored == as_stored}
-        other_fits = _fits_only_the_other(group, annotations, numbers)
-        images = images | (_in_frame(group, not as_stored) if other_fits else {})
-        if message := _message(group, as_stored, other_fits, numbers):
+        fit = _fit(group, annotations, numbers)
+        images = images | (_in_frame(group, not as_stored) if fit is Fit.OTHER else {})
+        if message := _message(group, as_stored, fit, numbers):
             issues.append(DataIssue("boxes of rotated images", message))
     return images
 
@@ -64,19 +71,22 @@ def _in_frame(images: Images, as_stored: bool) -> Images:
     return {key: replace(image, as_stored=as_stored) for key, image in images.items()}
 
 
-def _fits_only_the_other(images: Images, annotations: list[Any], box_format: str) -> bool:
-    """Return whether boxes end outside of the frame that the file states, and none outside of the other."""
+def _fit(images: Images, annotations: list[Any], box_format: str) -> Fit:
+    """Return in which frame no box ends outside."""
     by_text = {str(key): image for key, image in images.items()}
-    outside = outside_other = 0
+    count = outside = outside_other = 0
     for entry in annotations:
         image = by_text.get(str(entry.get("image_id"))) if isinstance(entry, Mapping) else None
         box = plain_box(entry.get("bbox")) if image else None
         if image is None or box is None:
             continue
         other = replace(image, as_stored=not image.as_stored)
+        count += 1
         outside += _ends_outside(box, box_format, image.drawn_hw)
         outside_other += _ends_outside(box, box_format, other.drawn_hw)
-    return bool(outside) and not outside_other
+    if outside_other or not count:
+        return Fit.STATED
+    return Fit.OTHER if outside else Fit.BOTH
 
 
 def _ends_outside(box: list[float], box_format: str, size_hw: tuple[int, int]) -> bool:
@@ -84,26 +94,32 @@ def _ends_outside(box: list[float], box_format: str, size_hw: tuple[int, int]) -
     return x + width > size_hw[1] + 1 or y + height > size_hw[0] + 1
 
 
-def _message(group: Images, as_stored: bool, other_fits: bool, box_format: str) -> str:
-    """Return what is reported about a group of rotated images; nothing where the file states the upright frame."""
+def _message(group: Images, as_stored: bool, fit: Fit, box_format: str) -> str:
+    """Return what is reported about a group of rotated images; nothing where their frame is certain."""
     if as_stored and group:
         count = plural(len(group), "image")
         start = f"{count} rotated by EXIF, beside the size before the rotation: their boxes are "
-        if other_fits:
+        if fit is Fit.OTHER:
             return start + "taken as drawn upright, since some do not fit otherwise"
         return (
             start
             + f"rotated with them. If they are drawn upright, pass box_format='{box_format}-upright' (--box-format)"
         )
-    if other_fits:
+    if fit is Fit.OTHER:
         count = plural(len(group), "image")
         return (
             f"{count} rotated by EXIF: the boxes are taken as drawn on the stored pixels, since some do not fit upright"
         )
-    unknown = [image for image in group.values() if image.size.stored_hw == image.size.upright_hw]
-    if not unknown:
+    same_size = [image for image in group.values() if image.size.stored_hw == image.size.upright_hw]
+    if fit is Fit.BOTH and len(same_size) < len(group):
+        start = (
+            f"{plural(len(group), 'image')} rotated by EXIF, whose boxes fit the stored pixels, too: they are taken "
+        )
+    elif same_size:
+        start = f"{plural(len(same_size), 'image')} rotated by EXIF to an image of the same size: the boxes are taken "
+    else:
         return ""
     return (
-        f"{plural(len(unknown), 'image')} rotated by EXIF to an image of the same size: the boxes are taken as drawn "
-        f"upright. If they are drawn on the stored pixels, pass box_format='{box_format}-stored' (--box-format)"
+        f"{start}as drawn upright. If they are drawn on the stored pixels, pass box_format='{box_format}-stored' "
+        "(--box-format)"
     )

@@ -283,6 +283,14 @@ def test_image_sizes() -> None:
             adapt(fpn, image_size=wrong)
 
 
+def test_an_image_that_is_too_small_for_the_network_is_named() -> None:
+    smp = pytest.importorskip("segmentation_models_pytorch", reason="segmentation_models_pytorch is not installed")
+    model = smp.PAN("resnet18", encoder_weights=None, classes=2).eval()
+    with pytest.raises(ValueError, match=r"96x144 pixels is too small for PAN .*image_size= .*\(192, 288\)"):
+        adapt(model).predict(torch.rand(3, 90, 130))
+    assert len(adapt(model, image_size=(192, 288)).predict(torch.rand(3, 90, 130))) == 1
+
+
 def test_detections_of_a_detector_are_refused() -> None:
     adapter = adapt(torchvision_model("lraspp_mobilenet_v3_large", num_classes=3))
     found = adapter.predict(make_images()[0])[0]

@@ -155,6 +155,16 @@ def test_modules_of_lightning_are_unwrapped_and_their_checkpoints_loaded(package
     assert adapt(detector, target_layers="net.backbone").model is detector.net
 
 
+def test_a_loss_of_independent_classes_is_told(recwarn: pytest.WarningsRecorder) -> None:
+    module = Module(own_network())
+    module.loss = nn.BCEWithLogitsLoss()
+    for options in ({"output": "multilabel"}, {"output": "logits"}):
+        adapt(module.eval(), image_size=32, **options)
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match=r"has a BCEWithLogitsLoss.*Pass output='multilabel'"):
+        adapt(module, image_size=32)
+
+
 class Headed(Module):
     """A backbone with a head of one's own."""
 

@@ -65,6 +65,14 @@ class TestQuantized:
             explain(quantize(float_model()), IMAGE, method, image_size=32)
 
 
+def test_adapting_a_dynamic_model_warns_of_nothing(recwarn: pytest.WarningsRecorder) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)).eval()
+    model = dynamic_int8(model)
+    recwarn.clear()
+    assert adapt(model, image_size=32).layer_names == []
+    assert not recwarn.list
+
+
 def test_a_dynamic_model_has_float_layers() -> None:
     model = dynamic_int8(float_model())
     heatmaps = METHODS["scorecam"](model, ["2"])(IMAGE[None])

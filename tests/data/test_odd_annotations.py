@@ -175,6 +175,29 @@ def test_stored_boxes_beside_upright_sizes(root: Path) -> None:
     assert "taken as drawn on the stored pixels" in found.issues.summary()
 
 
+def test_boxes_that_fit_both_frames_are_told_once(root: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    entry = {"width": 48, "height": 64}
+    images = [{"id": number, "file_name": f"r{number}.jpg", **entry} for number in (1, 2)]
+    for image in images:
+        Image.new("RGB", (64, 48), "gray").save(root / image["file_name"], exif=exif)
+    boxes = [{"id": number, "image_id": number, "category_id": 1, "bbox": [10, 20, 10, 12]} for number in (1, 2)]
+    content = {"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "x"}]}
+
+    def issues(**options: str) -> list[str]:
+        (root / "x.json").write_text(json.dumps(content))
+        return [issue.message for issue in Annotations.load(root / "x.json", root, **options).issues]
+
+    assert issues() == [
+        "2 images rotated by EXIF, whose boxes fit the stored pixels, too: they are taken as drawn upright. If they "
+        "are drawn on the stored pixels, pass box_format='xywh-stored' (--box-format)"
+    ]
+    assert issues(box_format="xywh-stored") == issues(box_format="xywh-upright") == []
+    boxes[1]["bbox"] = [10, 50, 10, 12]  # ends outside of the stored pixels
+    assert issues() == []
+
+
 def test_rotations_that_keep_the_size_are_told(root: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 3
