@@ -175,6 +175,8 @@ class UltralyticsAdapter(UltralyticsDetector):
     @property
     def hooks_head(self) -> bool:
         """Whether a target layer lies inside the head."""
+        if not self.target_layers:
+            return False
         inside = {id(module) for module in self.head.modules()}
         return any(id(layer) in inside for layer in self.target_layers)
 

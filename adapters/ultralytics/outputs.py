@@ -147,7 +147,7 @@ class YoloOutput(DetectorOutput):
     def _read(self, logits: Tensor, boxes: Tensor, extra: Tensor | None, numbers: Tensor) -> Candidates:
         """Candidates from the head's output, each (K, ...), at cells (K,)."""
         angles = extra if self.rotated else None
-        on_image = self._to_image(self._decode(boxes, numbers, angles), angles)[0]
+        on_image = self._to_image(self._decode(boxes.T, numbers, angles), angles)[0]
         return Candidates(on_image, logits.sigmoid(), logits)
 
     def mask_scores(self, targets: Sequence[DetectionTarget]) -> list[Tensor]:
@@ -226,20 +226,20 @@ class YoloOutput(DetectorOutput):
     def _decode_batch(self) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
         """As `_all_cells`, with a first axis for the images of the batch."""
         levels = self.raw.levels
-        raw = torch.cat([level.boxes.flatten(2) for level in levels], 2).transpose(1, 2)
+        raw = torch.cat([level.boxes.flatten(2).transpose(0, 1) for level in levels], 2)  # (4 R, B, A)
         extras = [level.extra.flatten(2) for level in levels if level.extra is not None]
         extra = torch.cat(extras, 2).transpose(1, 2) if extras else None
         angles = extra if self.rotated else None
-        count, cells = raw.shape[:2]
+        count, cells = raw.shape[1:]
         numbers = torch.arange(cells).repeat(count)
-        boxes = self._decode(raw.flatten(0, 1), numbers, None if angles is None else angles.flatten(0, 1))
+        boxes = self._decode(raw.flatten(1), numbers, None if angles is None else angles.flatten(0, 1))
         return boxes.view(count, cells, 4), angles, self.raw.logits.sigmoid(), extra
 
     def _decode(self, raw: Tensor, numbers: Tensor, angles: Tensor | None) -> Tensor:
-        """Center and size (K, 4), input pixels, of raw boxes (K, 4 R) at cells (K,)."""
+        """Center and size (K, 4), input pixels, of raw boxes (4 R, K) at cells (K,)."""
         points = self.cells.points[numbers].to(raw)
         strides = self.cells.steps[numbers, :1].to(raw)
-        before, after = (self.head.dfl(raw.T.contiguous()[None])[0].T * strides).split(2, 1)
+        before, after = (self.head.dfl(raw.contiguous()[None])[0].T * strides).split(2, 1)
         shift = (after - before) / 2
         if angles is not None:
             cos, sin = angles.cos(), angles.sin()

@@ -113,7 +113,7 @@ class BatchNormFolding:
 
         try:
             for module, forward in self._forwards:
-                module.forward = forward
+                vars(module)["forward"] = forward  # as an assignment, without the checks of nn.Module in every pass
             yield
         finally:
             complete(restore)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -48,6 +49,10 @@ def strongest_regions(heatmap: Tensor, fractions: Sequence[float]) -> Tensor:
     smooth = blur(small.double(), max(EVIDENCE_SMOOTHING * max(size), 0.1))[0]
     flat = smooth.flatten()
     strong = torch.nonzero(flat > MIN_STRENGTH * flat.amax().clamp(min=1e-30))[:, 0]
+    largest = max(round(max(fractions) * smooth.numel()), 1)
+    if len(strong) > largest:  # the order of the others does not matter
+        weakest = len(strong) - largest
+        strong = strong[flat[strong] >= float(np.partition(flat[strong].numpy(), weakest)[weakest])]
     order = strong[flat[strong].argsort(descending=True, stable=True)]
     regions = torch.zeros((len(fractions), smooth.numel()), dtype=torch.bool)
     for region, fraction in zip(regions, fractions, strict=True):

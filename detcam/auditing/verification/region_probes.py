@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from detcam.auditing.case import PERSISTING
 from detcam.auditing.verification.interventions import Investigation, Removal
@@ -16,6 +16,7 @@ from detcam.auditing.verification.verdict import remaining_score
 from detcam.methods.common.region_proposals import find_spots, heaviest_segments, merge_regions
 from detcam.methods.probe_cam import render_regions
 from detcam.utils.filters import blur
+from detcam.utils.opencv import cv2
 from detcam.utils.precision import to_float64
 
 MAX_PROBES = 5
@@ -189,4 +190,6 @@ def _remove(regions: Tensor, ends: Ending) -> Investigation[list[TriedRegion]]:
 
 def _dilated(regions: Tensor) -> Tensor:
     """Regions (k, h, w) bool with their margin."""
-    return F.max_pool2d(regions[:, None].float(), 2 * MARGIN + 1, 1, MARGIN)[:, 0] > 0 if len(regions) else regions
+    kernel = np.ones((2 * MARGIN + 1, 2 * MARGIN + 1), np.uint8)
+    grown = [torch.from_numpy(cv2.dilate(region.numpy().view(np.uint8), kernel)).bool() for region in regions]
+    return torch.stack(grown) if grown else regions
