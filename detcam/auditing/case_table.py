@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import overload
 
 import numpy as np
@@ -19,6 +20,8 @@ from detcam.data.ground_truth import GroundTruth
 from detcam.detections import Detections, class_name
 
 MISSED = ERROR_TYPES.index("missed")
+MAX_CASES_IN_MEMORY = 10_000
+"""Number of unexplained cases that are kept, since a report reads each of them several times; about 2 kB each."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ class CaseTable(Sequence[AuditCase]):
     ) -> None:
         self.explained = dict(sorted((explained or {}).items()))
         self._analysis, self._ground_truths, self._boxes = analysis, ground_truths, boxes
+        self._made = lru_cache(MAX_CASES_IN_MEMORY)(self._make)
 
     @classmethod
     def of(
@@ -116,6 +120,9 @@ class CaseTable(Sequence[AuditCase]):
         index = range(len(self))[index]
         if index in self.explained:
             return self.explained[index]
+        return self._made(index)
+
+    def _make(self, index: int) -> AuditCase:
         return make_case(self._analysis, index, self._boxes[index].tolist(), self._ground_truths)
 
     def __iter__(self) -> Iterator[AuditCase]:

@@ -76,7 +76,11 @@ class ErrorTable(Sequence[DetectionError]):
 
 
 def _to_row(error: DetectionError) -> tuple[Any, ...]:
-    score = np.nan if error.score is None else error.score
-    values = vars(error) | {"type": ERROR_TYPES.index(error.type), "score": score}
-    values |= {name: MISSING for name in OPTIONAL if values[name] is None}
-    return tuple(values[name] for name in COLUMN_TYPES)
+    values = vars(error)
+    return tuple([_to_number(name, values[name]) for name in COLUMN_TYPES])
+
+
+def _to_number(name: str, value: Any) -> Any:
+    if value is None:
+        return np.nan if name == "score" else MISSING
+    return ERROR_TYPES.index(value) if name == "type" else value

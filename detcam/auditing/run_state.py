@@ -147,32 +147,35 @@ class StoredDetections(Sequence[Detections]):
 
     def _read_image(self, index: int) -> Detections:
         shard, row = self.rows[index].tolist()
-        (values,) = self._table(shard).slice(row, 1).to_pylist()
-        return _detections(values, self.names)
+        return _detections(self._table(shard), row, self.names)
 
     def _read_table(self, shard: int) -> pa.Table:
         columns = [name for name in DETECTION_SCHEMA.names if name != "masks" or self.has_masks]
         return self.stage.table(shard, columns)
 
 
-def _detections(row: Mapping[str, Any], names: Mapping[int, str]) -> Detections:
-    height, width = size = tuple(row["image_size_hw"])
+def _detections(table: pa.Table, row: int, names: Mapping[int, str]) -> Detections:
+    """The detections in a row of a table; numbers become arrays without lists of objects in between."""
+    height, width = size = tuple(table["image_size_hw"][row].as_py())
     masks = None
-    if row.get("masks") is not None:
-        decoded = [coco_masks.decode({"size": [height, width], "counts": counts}) for counts in row["masks"]]
+    if "masks" in table.column_names and table["masks"][row].is_valid:
+        decoded = [coco_masks.decode({"size": [height, width], "counts": each}) for each in table["masks"][row].as_py()]
         masks = torch.from_numpy(np.stack(decoded) if decoded else np.zeros((0, height, width))).bool()
-    sources = zip(
-        *(row[f"source_{name}"] for name in ("kinds", "levels", "anchors", "centers_xy", "boxes_xyxy")), strict=True
-    )
+    fields = ("kinds", "levels", "anchors", "centers_xy", "boxes_xyxy")
+    sources = zip(*(table[f"source_{name}"][row].as_py() for name in fields), strict=True)
     return Detections(
-        torch.tensor(row["boxes_xyxy"], dtype=torch.float32).reshape(-1, 4),
-        torch.tensor(row["labels"], dtype=torch.int64),
-        torch.tensor(row["scores"], dtype=torch.float32),
+        torch.tensor(_numbers(table["boxes_xyxy"][row].values.flatten())).reshape(-1, 4),
+        torch.tensor(_numbers(table["labels"][row].values)),
+        torch.tensor(_numbers(table["scores"][row].values)),
         size,
         tuple(Source(kind, level, anchor, _tuple(center), _tuple(box)) for kind, level, anchor, center, box in sources),
         masks,
         names=names,
     )
+
+
+def _numbers(values: pa.Array) -> np.ndarray:
+    return values.to_numpy(zero_copy_only=False)
 
 
 def _tuple(values: list[float] | None) -> Any:

@@ -205,6 +205,8 @@ def json_value(value: object) -> Any:
         return value
     if isinstance(value, float):
         return json_number(value)
+    if type(value) in (list, tuple):  # quicker than the checks of abstract types
+        return [json_value(inner) for inner in value]  # type: ignore[attr-defined]
     if is_dataclass(value) and not isinstance(value, type):
         return json_value(vars(value))
     if isinstance(value, Mapping):

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from detcam.auditing import analyze_errors
+from detcam.auditing import analyze_errors, case_table
 from detcam.auditing.case_table import CaseTable, case_columns, case_ids, explained_cases, unexplained_case
 from tests.auditing.random_data import RandomData, make_random_data
 
@@ -26,6 +26,7 @@ def test_cases_are_those_of_the_errors(made: RandomData) -> None:
     assert list(table) == expected and table == expected and len({case.id for case in expected}) == len(expected)
     assert list(case_ids(table)) == list(case_ids(expected)) == [case.id for case in expected]
     assert table[-1] == expected[-1] and table[1:4] == tuple(expected[1:4])
+    assert table[1] is table[1]  # made once
     for error, case in zip(analysis, table, strict=True):
         truth = made.annotations[error.image_index]
         if error.detection_index is None:
@@ -53,7 +54,8 @@ def test_explained_cases_take_their_places(made: RandomData) -> None:
     assert ours.is_relevant(0.5).tolist() == [case.type == "missed" or case.score >= 0.5 for case in explained]
 
 
-def test_memory_hardly_grows_with_the_errors(made: RandomData) -> None:
+def test_memory_hardly_grows_with_the_errors(made: RandomData, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(case_table, "MAX_CASES_IN_MEMORY", 8)
     detections, truths = made.detections * 10, list(made.annotations) * 10
     analysis = analyze_errors(detections, truths)
     tracemalloc.start()
