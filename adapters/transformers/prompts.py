@@ -44,6 +44,11 @@ class WordHeat:
     heat: Tensor
     drops: Tensor
 
+    def describe(self) -> str:
+        """Return a line with the drop of the score without each word; empty for a prompt of one word."""
+        pairs = [f"{word} {float(drop):.2f}" for word, drop in zip(self.words, self.drops, strict=True)]
+        return f"drop without the word: {', '.join(pairs)}" if len(pairs) > 1 else ""
+
 
 @dataclass(frozen=True)
 class EncodedPrompts:

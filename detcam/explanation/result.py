@@ -166,7 +166,8 @@ class Explanation:
         Args:
             index: index of the target.
             colormap: name or OpenCV number.
-            caption: whether to draw the caption below.
+            caption: whether to draw the caption below, and below it the words of an open-vocabulary prompt with what
+                each contributes.
             shared_scale: whether all targets of the image share one scale, that of the largest of `magnitudes`, so that
                 overlays can be compared. Otherwise each heatmap has a maximum of 1, however small its saliency is.
 
@@ -179,9 +180,13 @@ class Explanation:
             self.heatmap(index) * self._scale(index) if shared_scale else self.heatmap(index),
             box_xyxy=self.box_xyxy(index) if mask is None else None,
             mask=mask,
-            caption=self.captions[index] if caption else "",
+            caption=self._caption(index) if caption else "",
             colormap=colormap,
         )
+
+    def _caption(self, index: int) -> str:
+        words = self.words[index].describe() if self.words else ""
+        return f"{self.captions[index]}\n{words}" if words else self.captions[index]
 
     def _scale(self, index: int) -> np.float32:
         magnitudes = self.magnitudes

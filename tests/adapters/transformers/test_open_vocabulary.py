@@ -17,6 +17,7 @@ from torch import Tensor
 from detcam import HiResCAM, explain
 from detcam.adapters import adapt
 from detcam.adapters.transformers.open_vocabulary import TransformersOpenVocabulary
+from detcam.adapters.transformers.prompts import WordHeat
 from detcam.detections import Detections
 from detcam.explanation.writer import EXPLANATIONS_FILE
 from detcam.testing import check_adapter
@@ -218,6 +219,15 @@ def test_explanations_hold_the_words_of_the_prompt(tmp_path: Path) -> None:
     words = entry["targets"][0]["words"]
     assert [word["word"] for word in words] == list(expected[0].words)
     assert words[0]["heat"] == pytest.approx(float(expected[0].heat[0]), abs=1e-5)
+
+
+def test_overlays_name_the_drop_without_each_word() -> None:
+    (explanation,) = explain(open_adapter("grounding_dino"), IMAGES[:1], "hirescam", score_threshold=0.0, top_k=1)
+    heat = WordHeat("a red boat", ("a", "red", "boat"), torch.zeros(3), torch.tensor([-0.112, 0.374, 0.339]))
+    assert heat.describe() == "drop without the word: a -0.11, red 0.37, boat 0.34"
+    assert WordHeat("buoys", ("buoys",), torch.zeros(1), torch.tensor([math.nan])).describe() == ""
+    with_words, without = (replace(explanation, words=words).overlay() for words in ((heat,), ()))
+    assert with_words.shape[0] > without.shape[0]
 
 
 def test_prompts_on_the_command_line(tmp_path: Path) -> None:
