@@ -45,6 +45,11 @@ from detcam.visualize.overlay import DEFAULT_COLORMAP
 DEFAULT_IMAGES_IN_MEMORY = 4
 """Images that are read, explained and written together by default: their heatmaps are in memory at the same time."""
 
+BATCHES_PER_SHARD = 2
+"""Batches of a shard in runs of many images: one is written while the network runs on the next."""
+MIN_SHARDS = 8
+"""Number of shards from which on they have more than one batch."""
+
 TargetsFor: TypeAlias = Callable[[Tensor], "list[Target]"]
 """A function from an image (3, H, W) to its targets."""
 OnImage: TypeAlias = Callable[[Path, "dict[str, Any] | None", str], None]
@@ -249,7 +254,8 @@ def explain_files(
         run, index = Run(folder, "explain", recorded, resume=resume), ExplanationIndex(folder)
 
         def plan() -> Iterator[list[Any]]:
-            for shard in plan_shards(len(paths), images_together):
+            is_long = len(paths) >= MIN_SHARDS * BATCHES_PER_SHARD * images_together
+            for shard in plan_shards(len(paths), images_together * (BATCHES_PER_SHARD if is_long else 1)):
                 described = [{"path": absolute[number], "name": paths[number].name, **identity} for number in shard]
                 yield [(str(paths[number]), index.choose_stem(e)) for number, e in zip(shard, described, strict=True)]
 

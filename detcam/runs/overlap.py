@@ -72,6 +72,7 @@ class ShardPart:
 def run_overlapped(work: StagedWork, parts: Iterable[ShardPart]) -> Iterator[tuple[ShardPart, pa.Table]]:
     """Run work on parts, in order.
 
+    A shard is written before the network runs on the next one, so that an end of the process repeats one shard at most.
     At most three parts are in memory. If a part fails or the user interrupts it, the one before is still finished.
 
     Args:
@@ -99,6 +100,9 @@ def run_overlapped(work: StagedWork, parts: Iterable[ShardPart]) -> Iterator[tup
                     following = start()
                     if following is not None and following[0].has_crashed:
                         following[1].result()
+                if last is not None and last[0].is_last:
+                    finished, last = last, None
+                    yield finished[0], finished[1].result()
                 computed = work.compute(part.part, read, part.logs[1])
             except BaseException:
                 if last is not None:

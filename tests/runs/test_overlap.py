@@ -88,6 +88,18 @@ def test_parts_are_read_ahead_and_shards_end_in_order(tmp_path: Path) -> None:
     assert not list(stage.folder.glob("*.log"))
 
 
+def test_an_end_of_the_process_repeats_one_shard_at_most(tmp_path: Path) -> None:
+    kept: dict[int, int] = {}
+
+    class Counted(Doubles):
+        def compute(self, part: int, inputs: int, log: CrashLog) -> int:
+            kept[part] = len(list(tmp_path.glob("run/doubles/*.parquet")))
+            return super().compute(part, inputs, log)
+
+    run(tmp_path, Counted())
+    assert kept == {0: 0, 1: 0, 2: 0, 3: 1, 4: 2, 5: 2}
+
+
 def test_an_interrupted_run_keeps_what_was_computed_and_continues(tmp_path: Path) -> None:
     done, _ = run(tmp_path, Doubles(stop_at=4))
     assert done == [0, 1, -1]
