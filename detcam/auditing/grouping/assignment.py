@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeAlias
@@ -18,6 +18,8 @@ NEIGHBORS = 5
 """Number of explained errors that an unexplained one is compared with."""
 MIN_EXPLAINED = 10
 """Minimum number of explained errors."""
+BLOCK = 256
+"""Number of errors whose distances to all explained ones are in memory at the same time."""
 INTERVAL_WIDTH = 1.96
 """Half width of a 95 % interval, in standard deviations."""
 
@@ -150,10 +152,9 @@ def assign_errors(
         return None
     indices = np.array([*explained, *assigned], dtype=np.int64)
     distances = _distances(cases, indices, len(explained), features)
-    rows = [*range(len(explained), len(indices)), *range(len(explained))]
     levels = [np.array(codes) for codes in _key_codes([cases[index] for index in indices.tolist()])]
     nearest = []
-    for row in rows:
+    for row, distance in enumerate(distances):
         allowed = np.ones(len(explained), dtype=bool)
         if row < len(explained):
             allowed = images != images[row]
@@ -162,7 +163,7 @@ def assign_errors(
             if same.sum() >= NEIGHBORS:
                 allowed = same
                 break
-        order = np.argsort(np.where(allowed, distances[row], np.inf), kind="stable")[:NEIGHBORS]
+        order = np.argsort(np.where(allowed, distance, np.inf), kind="stable")[:NEIGHBORS]
         order = order[allowed[order]]
         nearest.append(np.array(explained)[np.resize(order, NEIGHBORS)])
     table = np.array(nearest, dtype=np.int64).reshape(-1, NEIGHBORS)
@@ -170,8 +171,8 @@ def assign_errors(
         cases,
         np.array(explained, dtype=np.int64),
         np.array(assigned, dtype=np.int64),
-        table[: len(assigned)],
-        table[len(assigned) :],
+        table[len(explained) :],
+        table[: len(explained)],
     )
 
 
@@ -187,23 +188,27 @@ def _key_codes(cases: Sequence[AuditCase]) -> list[list[int]]:
 
 def _distances(
     cases: Sequence[AuditCase], indices: np.ndarray, count: int, features: Mapping[int, np.ndarray]
-) -> np.ndarray:
-    """(m, n) distances of errors to the first `count` of them."""
+) -> Iterator[np.ndarray]:
+    """Yield the distances of each error to the first `count` of them."""
     values = np.array([_properties(cases[index]) for index in indices.tolist()])
     values = (values - values.mean(0)) / np.maximum(values.std(0), 1e-9)
-    distances = np.zeros((len(indices), count))
-    for column in values.T:
-        distances += (column[:, None] - column[None, :count]) ** 2 / (2 * values.shape[1])
     known = np.array([index in features for index in indices.tolist()])
-    if known[:count].sum() < 2:
-        return distances
-    table = np.stack([features[index] for index in indices[known].tolist()]).astype(np.float64)
-    table = (table - table.mean(0)) if len(table) > 2 else table
-    table /= np.maximum(np.linalg.norm(table, axis=1, keepdims=True), 1e-12)
-    cosine = 1 - table @ table[: int(known[:count].sum())].T
-    apart = np.ones_like(distances)
-    apart[np.ix_(known, known[:count])] = cosine / max(float(cosine.mean()), 1e-9)
-    return distances + apart
+    table, scale = None, 1.0
+    if known[:count].sum() >= 2:
+        table = np.stack([features[index] for index in indices[known].tolist()]).astype(np.float64)
+        table = (table - table.mean(0)) if len(table) > 2 else table
+        table /= np.maximum(np.linalg.norm(table, axis=1, keepdims=True), 1e-12)
+        scale = max(float(1 - table.mean(0) @ table[: int(known[:count].sum())].mean(0)), 1e-9)
+    positions = np.cumsum(known) - 1  # rows of the table
+    for first in range(0, len(indices), BLOCK):
+        block = slice(first, first + BLOCK)
+        distances = ((values[block, None] - values[None, :count]) ** 2).sum(2) / (2 * values.shape[1])
+        if table is not None:
+            apart = np.ones_like(distances)
+            cosine = 1 - table[positions[block][known[block]]] @ table[positions[:count][known[:count]]].T
+            apart[np.ix_(known[block], known[:count])] = cosine / scale
+            distances += apart
+        yield from distances
 
 
 def _properties(case: AuditCase) -> list[float]:

@@ -122,3 +122,14 @@ def test_unknown_classes_count_for_the_kind_alone() -> None:
     cases[10] = replace(cases[10], label=7, name="buoy")
     (root,) = build_causes(cases, {}, lambda indices: 0.0, assigned(cases))
     assert root.estimated_count == pytest.approx(11) and root.children[0].estimated_count == pytest.approx(10)
+
+
+def test_neighbors_do_not_depend_on_the_blocks_of_distances(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(1)
+    kinds: list[EvidenceKind | None] = ["mark", None, "surroundings", None, None] * 8
+    cases = [replace(case, score=float(score)) for case, score in zip(make(kinds), rng.random(40), strict=True)]
+    features = {index: rng.normal(size=6) for index in range(0, 40, 3)}
+    whole = assigned(cases, features)
+    monkeypatch.setattr("detcam.auditing.grouping.assignment.BLOCK", 7)
+    parts = assigned(cases, features)
+    assert np.array_equal(whole.neighbors, parts.neighbors) and np.array_equal(whole.held_out, parts.held_out)
