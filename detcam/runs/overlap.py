@@ -101,8 +101,9 @@ def run_overlapped(work: StagedWork, parts: Iterable[ShardPart]) -> Iterator[tup
                     if following is not None and following[0].has_crashed:
                         following[1].result()
                 if last is not None and last[0].is_last:
-                    finished, last = last, None
-                    yield finished[0], finished[1].result()
+                    table = last[1].result()
+                    finished, last = last[0], None
+                    yield finished, table
                 computed = work.compute(part.part, read, part.logs[1])
             except BaseException:
                 if last is not None:
