@@ -17,7 +17,7 @@ from detcam.demo.labels import write_coco
 from detcam.demo.messages import REPORT, SCENES, DemoMessages
 from detcam.demo.model import load_demo_detector
 from detcam.demo.train import SCORE_THRESHOLD
-from detcam.diagnostics import ReachWarning
+from detcam.diagnostics import ConvergenceWarning, ReachWarning
 from detcam.explanation.explain import explain
 from detcam.methods import ReachCAM
 from detcam.runs import RUN_FOLDER
@@ -52,6 +52,7 @@ def run_demo(out: str | Path, *, console: Console | None = None) -> tuple[DemoFa
     predictions = adapter.predict(files, score_threshold=SCORE_THRESHOLD)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ReachWarning)  # the text states the reach of each map
+        warnings.simplefilter("ignore", ConvergenceWarning)  # of a true boat; the maps of the false ones are verified
         early = explain(adapter, files, METHOD, predictions)
         last = explain(adapter, files, LAST_LAYER_METHOD, predictions)
     rows = zip(scenes, predictions, early, last, strict=True)

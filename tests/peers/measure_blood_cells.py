@@ -151,7 +151,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for name, path in models.items()
         }
         for old, new in (("before", "as-annotated"), ("before", "corrected"), ("as-annotated", "corrected")):
-            show(f"{labels.stem}, {old} to {new}", reports[old], reports[new], out / f"compare-{labels.stem}-{new}")
+            show(
+                f"{labels.stem}, {old} to {new}", reports[old], reports[new], out / f"compare-{labels.stem}-{old}-{new}"
+            )
 
 
 if __name__ == "__main__":
