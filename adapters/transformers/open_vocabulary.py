@@ -158,7 +158,7 @@ class TransformersOpenVocabulary(TransformersDetector):
             rows = [row for row, other in enumerate(labels) if other == label]
             without = self._scores_without_words(image, [targets[row] for row in rows], label)
             for row, scores_without in zip(rows, without, strict=True):
-                drops[row] = float(scores[row]) - scores_without
+                drops[row] = scores[row].detach().float().cpu() - scores_without
         return [self._word_heat(label, heat, drop) for label, heat, drop in zip(labels, heats, drops, strict=True)]
 
     def _scores_without_words(self, image: Tensor, targets: Sequence[Target], label: int) -> Tensor:

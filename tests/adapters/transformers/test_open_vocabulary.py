@@ -123,6 +123,7 @@ def test_contract(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", list(OPEN_VOCABULARY))
+@pytest.mark.filterwarnings("error:Converting a tensor with requires_grad")
 def test_words_of_a_prompt(name: str) -> None:
     adapter = open_adapter(name)
     (found,) = adapter.predict(IMAGES[0])
