@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from detcam.adapters.inner_normalization import UnknownChangeError, noise_for, normalization_between
 from detcam.adapters.stored_config import Wrapped, is_known_classifier, stored_config, stored_size, wrapped_networks
-from detcam.trace import guarded
+from detcam.trace import flatten_tensors, guarded
 from detcam.utils.hooks import active_hooks
 from detcam.utils.warnings import warn
 
@@ -23,6 +23,10 @@ INDEPENDENT_LOSSES = (nn.BCEWithLogitsLoss, nn.MultiLabelSoftMarginLoss)
 
 _SIDE = 224
 """Side of the probe's noise image, for a network that stores no size."""
+
+
+class MissingForwardError(Exception):
+    """A module has no forward function, as a LightningModule may that is only trained."""
 
 
 def find_wrapped(model: nn.Module, has_adapter: Callable[[object], bool]) -> Wrapped | None:
@@ -46,7 +50,7 @@ def find_wrapped(model: nn.Module, has_adapter: Callable[[object], bool]) -> Wra
         return None
     item = (special or found)[0]
     own = {id(p) for p in model.parameters()} - {id(p) for p in item.network.parameters()}
-    changes = False
+    changes = no_forward = False
     if len(found) == 1 and not own:
         try:
             passed = _passed_input(model, item.network, exact=not special)
@@ -54,14 +58,18 @@ def find_wrapped(model: nn.Module, has_adapter: Callable[[object], bool]) -> Wra
                 return replace(item, normalization=normalization_between(*passed))
         except UnknownChangeError:
             changes = True
-    if not special:
+        except MissingForwardError:
+            no_forward = True
+    if not special and not no_forward:
         return None
-    choices = " or ".join(f"model.{other.name} ({type(other.network).__name__})" for other in special)
+    choices = " or ".join(f"model.{other.name} ({type(other.network).__name__})" for other in special or found)
     reason = (
         f"contains {len(found)} known networks"
         if len(found) > 1
         else "has parameters besides those of the network inside it"
         if own
+        else "has no forward function"
+        if no_forward
         else "changes the image before the network inside it"
         if changes
         else "does not run the network inside it as a whole when it is called with an image"
@@ -80,19 +88,32 @@ def _passed_input(wrapper: nn.Module, network: nn.Module, *, exact: bool) -> tup
     size = stored_size(network, stored_config(network)) if exact else _SIDE
     size_hw = (size, size) if isinstance(size, int) else size
     noise = noise_for(network, size_hw)
-    runs: list[tuple[tuple[Any, ...], Any]] = []
+    runs: list[tuple[list[Any], Any]] = []
+
+    def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        images = [value for value in (*args, *kwargs.values()) if is_image_like(value)]
+        runs.append((images, output))
+
     for inputs in (noise, [noise[0]]):
         runs.clear()
-        with active_hooks([(network, lambda module, args, output: runs.append((args, output)))]):
+        with active_hooks(with_kwargs=[(network, record)]):
             try:
                 with guarded(wrapper, gradients=False, quiet=True):
                     output = wrapper(inputs)
+            except NotImplementedError:
+                raise MissingForwardError from None
             except (TypeError, ValueError, RuntimeError, AttributeError, AssertionError, LookupError):
                 continue
         if len(runs) == 1:
-            args, inner = runs[0]
-            return (inputs, args[0]) if args and (not exact or _is_same(output, inner)) else None
+            images, inner = runs[0]
+            return (inputs, images[0]) if images and (not exact or _is_same(output, inner)) else None
     return None
+
+
+def is_image_like(value: object) -> bool:
+    """Return whether an argument of a network is a batch of images, or a list of images."""
+    tensors = flatten_tensors(value)
+    return bool(tensors) and tensors[0].ndim >= (4 if isinstance(value, Tensor) else 3)
 
 
 def _is_same(output: Any, inner: Any) -> bool:

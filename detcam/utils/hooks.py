@@ -21,7 +21,7 @@ _REMOVALS: dict[tuple[int, int], Callable[[], None]] = {}
 
 
 @contextmanager
-def active_hooks(after: Hooks = (), *, before: Hooks = ()) -> Iterator[None]:
+def active_hooks(after: Hooks = (), *, before: Hooks = (), with_kwargs: Hooks = ()) -> Iterator[None]:
     """Register hooks, and remove them at the end of the block.
 
     Hooks are found by the functions themselves and not by handles, of which one is lost where an interruption comes
@@ -30,12 +30,14 @@ def active_hooks(after: Hooks = (), *, before: Hooks = ()) -> Iterator[None]:
     Args:
         after: forward hooks.
         before: forward pre-hooks.
+        with_kwargs: forward hooks that are called with the module, its arguments, its keyword arguments and its output.
     """
-    after, before = list(after), list(before)
+    after, before, with_kwargs = list(after), list(before), list(with_kwargs)
 
     def remove() -> None:
-        for module, hook in after:
-            _discard(module._forward_hooks, hook)
+        for module, hook in (*after, *with_kwargs):
+            for key in _discard(module._forward_hooks, hook):
+                module._forward_hooks_with_kwargs.pop(key, None)
         for module, hook in before:
             _discard(module._forward_pre_hooks, hook)
 
@@ -46,6 +48,8 @@ def active_hooks(after: Hooks = (), *, before: Hooks = ()) -> Iterator[None]:
             module.register_forward_pre_hook(hook)
         for module, hook in after:
             module.register_forward_hook(hook)
+        for module, hook in with_kwargs:
+            module.register_forward_hook(hook, with_kwargs=True)
         yield
     finally:
         complete(remove)
@@ -72,9 +76,12 @@ def no_hooks_stay() -> Iterator[None]:
         complete(remove)
 
 
-def _discard(table: dict[int, Hook], hook: Hook) -> None:
-    for key in [key for key, value in table.items() if value is hook]:
+def _discard(table: dict[int, Hook], hook: Hook) -> list[int]:
+    """Remove a hook; return its numbers."""
+    keys = [key for key, value in table.items() if value is hook]
+    for key in keys:
         table.pop(key, None)
+    return keys
 
 
 def complete(restore: Callable[[], None]) -> None:

@@ -93,6 +93,13 @@ def test_a_normalization_inside_a_classifier_is_applied_once(timm_model: nn.Modu
         assert adapter.model is timm_model and adapter.mean == pytest.approx(MEAN)
 
 
+def test_a_wrapper_may_pass_the_image_by_name() -> None:
+    module = Normalizing(retinanet()).eval()
+    module.forward = lambda images: module.model(images=images)  # type: ignore[method-assign]
+    assert adapt(module).model is module.model
+    assert not module.model._forward_hooks and not module.model._forward_hooks_with_kwargs  # type: ignore[union-attr]
+
+
 def test_a_normalization_before_a_segmenter_is_kept() -> None:
     smp = pytest.importorskip("segmentation_models_pytorch", reason="segmentation_models_pytorch is not installed")
     module = Normalizing(smp.Unet("resnet18", encoder_weights=None, encoder_depth=3, decoder_channels=(8, 8, 8)))
@@ -233,7 +240,17 @@ def two() -> nn.Module:
     return model.eval()
 
 
+class Silent(nn.Module):
+    """As a LightningModule that is only trained: it has no forward function."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+
 UNCERTAIN = {
+    "no forward function": (lambda: Silent(retinanet()), "has no forward function"),
+    "no forward function, a classifier": (lambda: Silent(resnet18()), "has no forward function"),
     "a head of its own": (lambda: Headed(retinanet()), "has parameters besides"),
     "not run as a whole": (lambda: Unused(retinanet()), "does not run the network inside it"),
     "two": (two, r"contains 2 known networks.*model.model \(RetinaNet\) or model.ema"),
