@@ -71,6 +71,48 @@ def test_maps_equal_those_of_the_unfolded_network(leak: bool) -> None:
                 assert float(found[i, j]) == pytest.approx(float((model(image) - model(hidden))[0, 1]), abs=1e-4)
 
 
+class Activated(nn.Module):
+    """Activations after a normalization and a convolution; `leak` reads the first one's input again."""
+
+    def __init__(self, leak: bool) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.conv1, self.norm, self.conv2 = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1)
+        self.first, self.second, self.third = nn.SiLU(), nn.ReLU(), nn.SiLU()
+        for parameter in self.parameters():
+            parameter.data = torch.randn(parameter.shape, generator=generator)
+        self.leak = leak
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        normalized = self.norm(self.conv1(x))
+        x = self.first(normalized) + (normalized if self.leak else 0)
+        return (self.second(self.conv2(x)) + self.third(x)).mean((2, 3))
+
+
+@pytest.mark.parametrize("leak", [True, False])
+def test_activations_work_in_place(leak: bool) -> None:
+    model, images = Activated(leak), torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    before, folding = Snapshot(model), BatchNormFolding(model)
+    with torch.no_grad():
+        expected = model(images)
+        with folding.record():
+            model(images[:1])
+        with folding.applied():
+            # The input of the third is a sum, which the second branch reads as well.
+            assert [each.inplace for each in (model.first, model.second, model.third)] == [True, True, False]
+            found = model(images)
+    before.check()
+    assert not any(each.inplace for each in (model.first, model.second, model.third))
+    assert torch.allclose(found, expected, rtol=1e-5, atol=1e-6) != leak, "what others read is seen in the output"
+    heatmap = Occlusion(model, grid=2, window=1).explain(images[:1], [lambda y: y[1]])[0].saliency[0]
+    hidden = images[:1].clone()
+    hidden[:, :, :4, :4] = 0
+    with torch.no_grad():
+        drop = float((model(images[:1]) - model(hidden))[0, 1])
+    assert float(heatmap[0, 0, 0]) == pytest.approx(drop, abs=1e-4)
+
+
 class Flat(nn.Module):
     """Flattens with view(), which takes one memory layout only; `view` may be taken for reshape()."""
 
