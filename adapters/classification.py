@@ -30,7 +30,7 @@ from detcam.adapters.output_heads import (
 from detcam.adapters.stored_config import imagenet_names, is_known_classifier, stored_config, stored_size
 from detcam.detections import Detections, LabelsLike, Source, checked_top_k, label_indices
 from detcam.geometry import Geometry
-from detcam.layers import find_target_layers, input_channels, probe_image, probe_sizes
+from detcam.layers import find_target_layers, input_channels, probe_image, probe_sizes, takes_sequences
 from detcam.outputs import check_label, is_multilabel, raw_output, with_class_facts
 from detcam.targets import ClassTarget, reads_raw_output
 from detcam.trace import flatten_tensors, guarded
@@ -64,6 +64,11 @@ class FixedSizeAdapter(Adapter, abstract=True):
         std: Sequence[float] | None = None,
         **options: Unpack[AdapterOptions],
     ) -> None:
+        if takes_sequences(model):
+            raise TypeError(
+                f"expected a network of images or volumes; {type(model).__name__} takes sequences: its convolutions "
+                "are Conv1d"
+            )
         stored = stored_config(model) if None in (image_size, mean, std) else {}
         size = stored_size(model, stored) if image_size is None else image_size
         self.image_size: tuple[int, int] = (size, size) if isinstance(size, int) else (size[0], size[1])

@@ -145,6 +145,12 @@ def takes_volumes(model: nn.Module) -> bool:
     return isinstance(next(convolutions, None), nn.Conv3d)
 
 
+def takes_sequences(model: nn.Module) -> bool:
+    """Return whether a network takes sequences (B, C, length): whether all of its convolutions are `Conv1d`."""
+    convolutions = [module for module in model.modules() if isinstance(module, nn.modules.conv._ConvNd)]
+    return bool(convolutions) and all(isinstance(module, nn.Conv1d) for module in convolutions)
+
+
 class VolumeMaps:
     """The maps (B, C, d, h, w) of a network of volumes, in a probe."""
 

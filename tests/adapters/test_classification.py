@@ -220,3 +220,9 @@ class TestARealClassifier:
         for heatmap, (x1, y1, x2, y2) in ((dog, DOG_BOX), (cat, CAT_BOX)):
             row, column = divmod(int(heatmap.argmax()), 224)
             assert y1 <= row < y2 and x1 <= column < x2
+
+
+def test_networks_of_sequences_are_refused() -> None:
+    model = nn.Sequential(nn.Conv1d(1, 4, 3), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(4, 2)).eval()
+    with pytest.raises(TypeError, match="Sequential takes sequences: its convolutions are Conv1d"):
+        GradCAM(model, [model[0]])
