@@ -89,10 +89,28 @@ def _separate_parts(
             alone.append((yield from try_region(piece, fill_count, tried.map_index, hypothesis.ends)))
     parts = [EvidencePart(each.region, each.score, each.ends) for each in alone]
     sufficient = [each for each in alone if each.ends]
-    if sufficient:
-        tried = min(sufficient, key=lambda each: int(each.region.sum()))
-        parts = [part for part in parts if part.needed and not bool((part.region & tried.region).any())]
-    return tried, parts
+    if not sufficient:
+        return (yield from _without_idle_parts(tried, parts, hypothesis, fill_count))
+    tried = min(sufficient, key=lambda each: int(each.region.sum()))
+    return tried, [part for part in parts if part.needed and not bool((part.region & tried.region).any())]
+
+
+def _without_idle_parts(
+    tried: TriedRegion, parts: Sequence[EvidencePart], hypothesis: Hypothesis, fill_count: int
+) -> Investigation[tuple[TriedRegion, list[EvidencePart]]]:
+    """Leave out the parts without which the rest of a region ends the error; of two parts, each is the other's rest."""
+    kept: list[EvidencePart] = []
+    for part in reversed(parts):  # connected ones first
+        if not any(bool((part.region & other.region).any()) for other in kept):
+            kept.append(part)
+    if len(kept) > 2:
+        for part in list(kept):
+            rest = tried.region & ~part.region
+            attempt = yield from try_region(rest, fill_count, tried.map_index, hypothesis.ends)
+            if attempt.ends:
+                tried = attempt
+                kept.remove(part)
+    return tried, kept
 
 
 def _part_outside(tried: TriedRegion, hypothesis: Hypothesis, fill_count: int) -> Investigation[TriedRegion]:

@@ -63,7 +63,7 @@ class AuditCheck:
     says_combination: bool | None
 
 
-class _PrecomputedMaps:
+class PrecomputedMaps:
     """Replaces a method in an `ErrorExplainer` and returns given heatmaps (H, W)."""
 
     name = "precomputed"
@@ -105,7 +105,7 @@ def check_audit(adapter: Adapter, cam: BaseCAM | None, case: PlantedCase, first_
     is_neighbor = SHORTCUTS[case.scenario].effect == "suppressed"  # an object of the class, within the box of the other
     regions = false_causes(case)
     verdicts = [
-        explain_error(adapter, cast(BaseCAM, _PrecomputedMaps([region.float()])), image).case.verdict
+        explain_error(adapter, cast(BaseCAM, PrecomputedMaps([region.float()])), image).case.verdict
         for region in regions
     ]
     return AuditCheck(

@@ -133,6 +133,14 @@ def test_causes_that_act_together_and_causes_that_replace_one_another(either: bo
         assert int(result.evidence.sum()) <= 36 and [part.needed for part in result.parts] == [True]
 
 
+def test_a_part_that_need_not_be_removed_is_none_of_the_parts_that_replace_one_another() -> None:
+    idle = (slice(44, 50), slice(4, 10))
+    image, spots = spots_image(LEFT, RIGHT, idle)
+    result = verify(Spots([LEFT, RIGHT], lambda blueness: blueness.amax(0)), image, spots)
+    assert [part.needed for part in result.parts] == [False, False] and not bool(result.evidence[idle].any())
+    assert bool(result.evidence[LEFT].any()) and bool(result.evidence[RIGHT].any())
+
+
 @pytest.mark.parametrize("either", [False, True])
 def test_regions_outside_the_box_that_are_needed_as_well(either: bool) -> None:
     """The map shows the object; the cues beside it are only among the regions to remove one by one."""
