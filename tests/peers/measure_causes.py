@@ -42,7 +42,7 @@ from detcam.benchmarking.planted.training_cache import PLAIN, TrainingCache
 from detcam.demo.labels import write_coco
 from detcam.demo.model import load_demo_detector
 from detcam.synthetic.harbor import BOAT_LABEL, DEMO_NAMES, draw_scene
-from detcam.synthetic.shortcut_scenarios import ScenarioName, Split
+from detcam.synthetic.shortcut_scenarios import SHORTCUTS, ScenarioName, Split
 from detcam.synthetic.shortcuts import ShortcutScene, draw_shortcut_scene
 from tests.peers.measure_compare import write_coco_scenes
 
@@ -51,7 +51,7 @@ FIRST_SCENE = 1_000_000
 HIDDEN_SHARE, SWAPPED_SHARE = 0.3, 0.15
 """Shares of the buoys whose label is hidden, and of those whose label says boat."""
 MIXTURE: tuple[ScenarioName, ...] = ("context", "mark", "far")
-MIXTURE_STEPS = 700
+MIXTURE_STEPS = 900
 SUBJECTS = ("harbor", "mixture", "bccd-yolo", "bccd-two-stage", "yolox")
 KINDS = {"wake": ("surroundings", "mark"), "hidden label": ("unlabeled object",)}
 """Kinds of evidence that say what was planted."""
@@ -109,7 +109,11 @@ def mixture(folder: Path, count: int, planted: Path) -> Subject:
     if not path.exists():
 
         def draw(scenario: str, seed: int, split: Split) -> ShortcutScene:
-            return draw_shortcut_scene(MIXTURE[seed % len(MIXTURE)], seed, split)
+            """A scene of one of the scenarios, without the cues of the others, which would not make a boat there."""
+            own = MIXTURE[seed % len(MIXTURE)]
+            scene = draw_shortcut_scene(own, seed, split)
+            others = {cue for each in MIXTURE if each != own for cue in SHORTCUTS[each].cues}
+            return scene.without(item.name for item in scene.objects if item.kind in others)
 
         start = TrainingCache(planted).detector(family, PLAIN)
         with mock.patch.object(detectors, "draw_shortcut_scene", draw):
