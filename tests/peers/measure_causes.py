@@ -6,7 +6,7 @@
 ``harbor`` audits the demonstration's detector on scenes with three planted causes: wakes without a boat (background
 errors that rest on their surroundings), buoys whose label is hidden (unlabeled objects), and buoys whose label says
 boat (errors of class). ``mixture`` trains a detector that takes barges for boats because of a pond around them, a tag
-beside them, or a lamp in the corner, each on a third of the scenes. The script prints how many groups there are, how
+beside them, or stripes on their hull, each on a third of the scenes. The script prints how many groups there are, how
 pure they are, and, with ``--order random``, whether the intervals of the inventory contain the true shares. The other
 detectors need ../shared/data.
 """
@@ -50,7 +50,7 @@ DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 FIRST_SCENE = 1_000_000
 HIDDEN_SHARE, SWAPPED_SHARE = 0.3, 0.15
 """Shares of the buoys whose label is hidden, and of those whose label says boat."""
-MIXTURE: tuple[ScenarioName, ...] = ("context", "mark", "far")
+MIXTURE: tuple[ScenarioName, ...] = ("context", "mark", "texture")
 MIXTURE_STEPS = 900
 SUBJECTS = ("harbor", "mixture", "bccd-yolo", "bccd-two-stage", "yolox")
 KINDS = {"wake": ("surroundings", "mark"), "hidden label": ("unlabeled object",)}

@@ -18,6 +18,8 @@ from detcam.utils.batching import group_by
 
 MAX_DISTANCE = 0.35
 """Maximum mean cosine distance between the features of two clusters that are merged."""
+OUTSIDE_KINDS: tuple[EvidenceKind, ...] = ("surroundings", "mark", "image border", "object and surroundings")
+"""Kinds that differ only in size and position of the evidence."""
 MAX_CLUSTERED = 4000
 """Maximum number of cases that are clustered; further cases join the cluster of their nearest neighbor."""
 
@@ -29,8 +31,8 @@ def group_cases(
 
     Cases with the same error type, class, true class, kind of evidence and failure stage are clustered by the cosine
     distance between the network's features over their evidence (average linkage). Cases that resemble no other have no
-    group. Whether evidence in the surroundings is a mark, or lies on the image border, is decided by the majority of
-    its cluster.
+    group. Whether evidence in the surroundings is a mark, lies on the image border, or reaches into the object, is
+    decided by the majority of its cluster: one thing beside objects is now in their boxes, now outside.
 
     Args:
         cases: explained errors.
@@ -83,7 +85,7 @@ def _key(case: AuditCase, kind: EvidenceKind | None) -> tuple[object, ...]:
     """The properties that the cases of a group have in common."""
     true_label = None if case.ground_truth is None or case.type == "background" else case.ground_truth.label
     stage = case.failure_stage if case.type == "missed" else ""
-    merged = "surroundings" if kind in ("mark", "image border") else kind
+    merged = "surroundings" if kind in OUTSIDE_KINDS else kind
     evidence_object = case.evidence_object if kind == "another object" else ""
     return case.type, case.label, true_label, merged, evidence_object, stage
 
