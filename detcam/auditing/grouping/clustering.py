@@ -12,14 +12,15 @@ from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
 
 from detcam.auditing.case import AuditCase, ErrorGroup, EvidenceKind
-from detcam.auditing.grouping.evidence_kind import evidence_kind
+from detcam.auditing.grouping.evidence_kind import OUTSIDE_KINDS, evidence_kind
 from detcam.auditing.sentences import group_sentence
 from detcam.utils.batching import group_by
 
 MAX_DISTANCE = 0.35
 """Maximum mean cosine distance between the features of two clusters that are merged."""
-OUTSIDE_KINDS: tuple[EvidenceKind, ...] = ("surroundings", "mark", "image border", "object and surroundings")
-"""Kinds that differ only in size and position of the evidence."""
+MIN_FORM_SHARE = 0.6
+"""Minimum share of a cluster whose evidence is a mark, or lies on the image border, that gives the cluster its kind. An
+even split must not name the same cause differently in two audits."""
 MAX_CLUSTERED = 4000
 """Maximum number of cases that are clustered; further cases join the cluster of their nearest neighbor."""
 
@@ -32,7 +33,8 @@ def group_cases(
     Cases with the same error type, class, true class, kind of evidence and failure stage are clustered by the cosine
     distance between the network's features over their evidence (average linkage). Cases that resemble no other have no
     group. Whether evidence in the surroundings is a mark, lies on the image border, or reaches into the object, is
-    decided by the majority of its cluster: one thing beside objects is now in their boxes, now outside.
+    decided by the majority of its cluster (`MIN_FORM_SHARE`): one thing beside objects is now in their boxes, now
+    outside.
 
     Args:
         cases: explained errors.
@@ -53,7 +55,7 @@ def group_cases(
         for cluster in _clusters([features[index] for index in members])
     ]
     for cluster in clusters:
-        (kind, _), *_ = Counter(kinds[index] for index in cluster).most_common()
+        kind = _shared_kind([kinds[index] for index in cluster])
         for index in cluster:
             kinds[index] = kind
     costs = {cluster[0]: delta_ap(cluster) for cluster in clusters if len(cluster) > 1}
@@ -69,6 +71,12 @@ def group_cases(
         _group(number, [result[index] for index in cluster], costs[cluster[0]]) for number, cluster in enumerate(ranked)
     ]
     return result, groups
+
+
+def _shared_kind(kinds: Sequence[EvidenceKind | None]) -> EvidenceKind | None:
+    """The most frequent kind of a cluster; marks and image borders that are few in it are surroundings."""
+    (kind, count), *_ = Counter(kinds).most_common()
+    return "surroundings" if kind in ("mark", "image border") and count < MIN_FORM_SHARE * len(kinds) else kind
 
 
 def _rank(delta_ap: float, cases: Sequence[AuditCase]) -> tuple[float, float, float]:

@@ -19,6 +19,8 @@ MAX_MARK_FRACTION = 0.01
 """Maximum fraction of the image that a mark covers."""
 MIN_MARK_SEPARATION = 0.5
 """Minimum separation of a mark's colors from those around it."""
+OUTSIDE_KINDS: tuple[EvidenceKind, ...] = ("surroundings", "mark", "image border", "object and surroundings")
+"""Kinds that differ only in size and position of the evidence."""
 MAX_WORKING_SIDE = 512
 """Maximum longer side, in pixels, at which colors are compared."""
 

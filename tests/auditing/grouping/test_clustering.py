@@ -78,6 +78,11 @@ def test_the_majority_of_a_group_decides_on_the_form_of_its_evidence() -> None:
     )
     assert group.evidence_kind == "mark" and {each.evidence_kind for each in described} == {"mark"}
     assert "evidence in the ring around the box (a mark); 3 of 3" in group.sentence
+    forms = ["mark", "mark", "mark", "area", "area", "border"]
+    _, (group,) = group_cases(
+        [case(number, evidence_form=form) for number, form in enumerate(forms)], [one] * 6, lambda members: 0.01
+    )
+    assert group.evidence_kind == "surroundings", "half of them are no mark"
     both = {"evidence_shares": {"ring": 0.6, "predicted box": 0.4}}
     described, (group,) = group_cases([case(0), case(1, **both), case(2, **both)], [one] * 3, lambda members: 0.01)
     assert group.evidence_kind == "object and surroundings" and len(group) == 3, "the same thing reaches into the box"
