@@ -22,7 +22,7 @@ from detcam.outputs import DetectorOutput
 
 MAX_SEARCH_TRIALS = 14
 """Number of perturbed images from which on the region search tries no other region; with parts and controls, a missed
-object takes at most 31."""
+object takes at most 25."""
 
 
 @dataclass(frozen=True)
@@ -135,10 +135,10 @@ class AppearanceHypothesis:
         return self._result(found, trials, controls[0] if controls else near)
 
     def _smallest_part(self, tried: TriedRegion, fill_count: int) -> Investigation[TriedRegion]:
-        """The smallest connected part that suffices, or a half of the region that suffices."""
+        """The smallest connected part that suffices, or half of the region if that suffices."""
         parts = connected_parts(tried.region)[:MAX_PARTS]
         if len(parts) < 2:
-            return (yield from shrink(tried, self.proposals[tried.map_index].heatmap, fill_count))
+            return (yield from shrink(tried, None, fill_count))
         sufficient = [tried]
         for part in parts:
             attempt = yield from try_region(part, fill_count, tried.map_index)

@@ -174,7 +174,7 @@ def _in_segments(part: Tensor, heatmap: Tensor, segments: Tensor) -> Tensor:
 
 
 def shrink(
-    tried: TriedRegion, heatmap: Tensor, fill_count: int, ends: Ending = ends_error
+    tried: TriedRegion, heatmap: Tensor | None, fill_count: int, ends: Ending = ends_error
 ) -> Investigation[TriedRegion]:
     """Halve a region that ends the error, as long as the rest ends the error alone.
 
@@ -184,7 +184,7 @@ def shrink(
 
     Args:
         tried: the region.
-        heatmap: (h, w), >= 0.
+        heatmap: (h, w), >= 0; None tries the halves only.
         fill_count: number of fills.
         ends: whether a trial ends the error.
     """
@@ -197,7 +197,7 @@ def shrink(
             if attempt.ends:
                 break
         else:
-            core = _core(halves, heatmap) if halves else torch.zeros_like(tried.region)
+            core = _core(halves, heatmap) if halves and heatmap is not None else torch.zeros_like(tried.region)
             if float(tried.region.float().mean()) < MIN_CORED_FRACTION or not bool(core.any()):
                 break
             untried = TriedRegion(tried.map_index, core, (), ends=False)
