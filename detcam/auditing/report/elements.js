@@ -20,7 +20,7 @@ function fill(node, attributes, children) {
 const el = (tag, attributes, ...children) => fill(document.createElement(tag), attributes, children);
 const svg = (tag, attributes, ...children) => fill(document.createElementNS(SVG, tag), attributes, children);
 
-const scrollable = (name, table) => el("div", {class: "scroll", tabindex: 0, role: "region", "aria-label": name}, table);
+const scrollable = (name, table) => el("div", {class: "scroll", tabindex: 0, role: "region", "aria-label": `${name}, table`}, table);
 
 const isKnown = (value) => value !== null && value !== undefined;
 const MINUS = "\u2212", NONE = "\u2013";
