@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -24,7 +26,8 @@ class ShapleyCAM(GradCAM):
     with :math:`A^k` channel k of the target layer's activation, of height h and width w, y the target's score, and H
     its Hessian with respect to the activation. H is 0 if the network is piecewise linear after the layer, which gives
     `GradCAM`; the paper recommends a target with curvature, `ClassifierOutputReST`. The forward pass runs a second
-    time with operations that are twice differentiable.
+    time with operations that are twice differentiable. Networks with operations that PyTorch cannot differentiate twice
+    raise RuntimeError: for PyTorch 2.6 those with deformable attention.
 
     Cai, *CAMs as Shapley Value-based Explainers*, The Visual Computer 2025, https://arxiv.org/abs/2501.06261.
 
@@ -44,7 +47,16 @@ class ShapleyCAM(GradCAM):
             return super().measure(replace(run, trace=trace, outputs=adapter.outputs(raw, run.batch)))
 
     def differentiate(self, trace: Trace, score: Tensor, *, retain_graph: bool) -> list[Tensor]:
-        gradients, products = trace.second_order(score)
+        try:
+            gradients, products = trace.second_order(score)
+        except RuntimeError as error:
+            missing = re.search(r"derivative for (\S+) is not implemented", str(error))
+            if missing is None:
+                raise
+            raise RuntimeError(
+                f"PyTorch {torch.__version__} has no second derivative of {missing[1]}, which ShapleyCAM needs for "
+                "this network; install a newer PyTorch, or use GradCAM, which needs first derivatives alone"
+            ) from error
         return [
             gradient - product / 2
             for layer in zip(gradients, products, strict=True)

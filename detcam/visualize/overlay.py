@@ -191,7 +191,7 @@ def overlay_heatmap(
         (40, 60, 3)
     """
     pixels = as_image(image)
-    heat = as_heatmap(heatmap, pixels.shape[:2]).astype(np.float32)
+    heat = as_heatmap(heatmap, pixels.shape[:2]).astype(np.float32, copy=False)
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha must lie in [0, 1], got {alpha}")
     return _blend(pixels, heat, colormap, alpha)

@@ -39,6 +39,7 @@ from detcam.geometry import normalize
 from detcam.methods.full_grad import layer_biases
 from detcam.synthetic.harbor import draw_scene
 from detcam.targets import ClassifierOutputReST, ClassifierOutputTarget, FinerWeightedTarget
+from detcam.trace import Trace
 from tests.helpers import Snapshot, TinyCNN, tensors
 
 pytestmark = pytest.mark.filterwarnings("ignore::detcam.ReachWarning", "ignore::detcam.EmptyMapWarning")
@@ -470,3 +471,12 @@ def test_full_grad_on_a_two_stage_detector_keeps_targets_pinned() -> None:
     torch.testing.assert_close(result.scores, found.scores, atol=1e-4, rtol=0)
     assert all(float(heatmap.max()) == pytest.approx(1.0) for heatmap in torch.as_tensor(result.heatmaps))
     assert not torch.allclose(torch.as_tensor(result.heatmaps)[0], torch.as_tensor(result.heatmaps)[1], atol=0.1)
+
+
+def test_shapley_cam_names_an_operation_without_second_derivative(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("derivative for aten::grid_sampler_2d_backward is not implemented")
+
+    monkeypatch.setattr(Trace, "second_order", fail)
+    with pytest.raises(RuntimeError, match=r"no second derivative of aten::grid_sampler_2d_backward, .* GradCAM"):
+        ShapleyCAM(TinyCNN().double(), ["relu2"]).explain(IMAGES[:1], [[ClassifierOutputTarget(0)]])
