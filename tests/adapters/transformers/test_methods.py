@@ -1,0 +1,57 @@
+"""Every method on every family of detectors and segmentation networks, beyond those of the contract zoo."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from detcam import adapt
+from detcam.adapters import Adapter
+from detcam.methods.common.attention_base import NoAttentionError
+from detcam.targets import MaskTarget
+from detcam.testing.methods import check_heatmaps
+from tests.adapters.transformers.detectors import DETECTORS
+from tests.adapters.transformers.segmenters import MASK_QUERIES, SEMANTIC
+from tests.adapters.transformers.text import OPEN_VOCABULARY
+from tests.zoo import METHODS, quick
+
+pytest.importorskip("transformers", reason="transformers is not installed")
+
+IMAGE = torch.rand(3, 64, 96, generator=torch.Generator().manual_seed(1))
+OWN_PROCESSORS = ("oneformer", "eomt")  # test_segmentation.py builds them
+FAMILIES = [*DETECTORS, *SEMANTIC, *(name for name in MASK_QUERIES if name not in OWN_PROCESSORS), *OPEN_VOCABULARY]
+
+
+def adapter_of(name: str) -> Adapter:
+    if name in OPEN_VOCABULARY:
+        model, processor = OPEN_VOCABULARY[name]()
+        return adapt(model, processor=processor, prompts=["a red boat", "buoys"], score_threshold=0.0)
+    return adapt({**DETECTORS, **SEMANTIC, **MASK_QUERIES}[name](), image_size=64)
+
+
+def refuses(cam: Any, target: Any) -> bool:
+    """Whether a method says that it does not explain this model; a map without positive evidence counts as a map."""
+    try:
+        check_heatmaps(cam, [IMAGE], [target])
+    except NoAttentionError:
+        return True
+    except AssertionError as error:
+        if "all heatmaps are empty" not in str(error):
+            raise
+    return False
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_method_explains_the_family(name: str) -> None:
+    adapter = adapter_of(name)
+    if adapter.task == "detection":
+        target: Any = adapter.predict(IMAGE, score_threshold=0.0, top_k=1)[0]
+    else:
+        target = [MaskTarget(1)]
+    methods = [method for method, kind in METHODS.items() if adapter.task in kind.tasks]
+    refused = {method for method in methods if refuses(quick(method, adapter), target)}
+    assert len(methods) > 30 and refused <= {"legrad", "chefercam"}
