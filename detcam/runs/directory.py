@@ -192,6 +192,7 @@ class Run:
 
     def __init__(self, out: Path, kind: str, settings: Mapping[str, Any], *, resume: bool) -> None:
         self.folder = out / RUN_FOLDER
+        remove_temporary_files(out)  # of a run that was killed
         manifest = self.folder / MANIFEST
         versions = {"detcam": __version__, "torch": torch.__version__, "numpy": np.__version__}
         versions["autocast"] = autocast_precision()

@@ -207,12 +207,15 @@ def test_interrupted_run_is_resumed(detcam_command: Command, tmp_path: Path, mon
     monkeypatch.setattr(detcam.explanation.batch, "explain", ending)
     assert detcam_command(*command, "in")[0] == 130
     (tmp_path / "in" / "explanations.json").unlink()  # as if the process was killed
+    temporary = tmp_path / "in" / f".{'0' * 32}.tmp"
+    temporary.touch()
     code, _, err = detcam_command(*command, "in")
     assert code == 2 and "unfinished explain" in err and "--resume" in err
     code, _, err = detcam_command(*command, "in", "--resume", "--top-k", "2")
     assert code == 2 and "top_k was None and is now 2" in err
     code, out, err = detcam_command(*command, "in", "--resume")
     assert code == 0 and "3 images, 3 targets" in out, err
+    assert not temporary.exists()
     assert len(calls) == 4, "finished images are not explained again"
     whole = {path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()}
     assert {path.name: path.read_bytes() for path in (tmp_path / "in").iterdir() if path.name in whole} == whole
