@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from detcam.layers import probe_image
+from detcam.layers import probe_image, probe_sizes
 from detcam.trace import flatten_tensors, guarded
 from detcam.utils.hooks import active_hooks
 
@@ -94,13 +94,25 @@ class _ReachedError(Exception):
 
 def normalization_inside(model: nn.Module, image_size_hw: tuple[int, int]) -> Normalization | None:
     """Return how a network normalizes the image before its first layer with weights; None if it does not."""
+    for size_hw in probe_sizes(image_size_hw):
+        noise = noise_for(model, size_hw)
+        reached = _first_layer_input(model, noise)
+        if reached is not None:
+            try:
+                return normalization_between(noise, reached)
+            except UnknownChangeError:
+                continue  # such as a resize to the network's own size
+    return None
+
+
+def _first_layer_input(model: nn.Module, noise: Tensor) -> Any:
+    """What the first layer with weights gets; None if the network takes another size, or several inputs."""
     seen: list[Any] = []
 
     def stop(module: nn.Module, inputs: tuple[Any, ...]) -> None:
         seen.extend(inputs[:1])
         raise _ReachedError
 
-    noise = noise_for(model, image_size_hw)
     layers = [module for module in model.modules() if module._parameters]
     with guarded(model, gradients=False, quiet=True), active_hooks(before=[(layer, stop) for layer in layers]):
         try:
@@ -108,11 +120,8 @@ def normalization_inside(model: nn.Module, image_size_hw: tuple[int, int]) -> No
         except _ReachedError:
             pass
         except (TypeError, ValueError, RuntimeError, AttributeError, AssertionError, LookupError):
-            return None  # takes another size, or several inputs
-    try:
-        return normalization_between(noise, seen[0]) if seen else None
-    except UnknownChangeError:
-        return None
+            return None
+    return seen[0] if seen else None
 
 
 def noise_for(network: nn.Module, image_size_hw: tuple[int, int]) -> Tensor:
