@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -66,6 +66,11 @@ class Geometry:
     def point_to_image(self, xy: tuple[float, float]) -> tuple[float, float]:
         """Convert a point from input pixels to image pixels."""
         return (xy[0] - self.offset_xy[0]) / self.scale_xy[0], (xy[1] - self.offset_xy[1]) / self.scale_xy[1]
+
+    def hflip(self) -> Geometry:
+        """Return the geometry of the image on the horizontally mirrored input."""
+        right = self.input_size_hw[1] - self.offset_xy[0] - self.image_size_hw[1] * self.scale_xy[0]
+        return replace(self, offset_xy=(right, self.offset_xy[1]))
 
     def clip(self, boxes_xyxy: Tensor) -> Tensor:
         """Clip boxes (..., 4) in image pixels to the image."""

@@ -285,7 +285,8 @@ class ErrorExplainer:
 
         The same thing seen from the other side has the same features then, and is not another cause.
         """
-        mirrored = replace(batch, inputs=batch.inputs.flip(-1))
+        geometries = tuple(geometry.hflip() for geometry in batch.geometries)
+        mirrored = replace(batch, inputs=batch.inputs.flip(-1), geometries=geometries)
         with torch.no_grad(), self.adapter.trace(mirrored, gradients=False) as trace:
             self._layerless.forward(mirrored)
         found = [level[0].flip(-1) for layer in trace.activations() for level in layer if len(level) == 1]

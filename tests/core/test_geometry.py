@@ -50,6 +50,17 @@ def test_valid_cells_leave_the_padding_out() -> None:
     assert (columns.start, columns.stop) == (0, 16)
 
 
+def test_mirrored_position_is_that_of_the_mirrored_input() -> None:
+    uneven = Geometry((60, 100), (100, 170), (1.25, 1.5), (5, 25.0))
+    mirrored = uneven.hflip()
+    assert mirrored == Geometry((60, 100), (100, 170), (1.25, 1.5), (40, 25.0))
+    canvas = torch.zeros(100, 170)
+    canvas[uneven.valid_cells((100, 170))] = 1
+    there = torch.zeros(100, 170)
+    there[mirrored.valid_cells((100, 170))] = 1
+    assert torch.equal(there, canvas.flip(-1)) and mirrored.hflip() == uneven
+
+
 @pytest.mark.parametrize("grid", [(4, 4), (16, 16), (128, 128), (200, 300)])
 def test_region_covers_the_same_share_of_cells(grid: tuple[int, int]) -> None:
     region = torch.zeros(1, 60, 100)
