@@ -12,29 +12,29 @@ MAX_CACHED_KERNELS = 8
 """Number of matrices of weights that are kept for further maps of the same sizes."""
 MAX_CACHED_SIDE = 512
 """Maximum number of rows of a matrix that is kept."""
-REACH = 8.5
+MAX_STANDARD_DEVIATIONS = 8.5
 """Standard deviations beyond which a weight is below the rounding error of float64."""
-BLOCK = 64
-"""Number of rows of a band that are multiplied together."""
+ROWS_PER_BLOCK = 64
+"""Number of rows of a matrix of weights that are multiplied together."""
 
 
 def blur(maps: Tensor, sigma: float) -> Tensor:
     """Blur maps (N, h, w) by a Gaussian of `sigma` cells; at the border the kernel is renormalized to cells inside."""
     rows, columns = (_gaussian_weights(side, sigma, maps) for side in maps.shape[1:])
-    reach = math.ceil(REACH * sigma)
-    blurred = _banded_product(columns, _banded_product(rows, maps, reach).transpose(1, 2), reach)
+    distance = math.ceil(MAX_STANDARD_DEVIATIONS * sigma)
+    blurred = _banded_product(columns, _banded_product(rows, maps, distance).transpose(1, 2), distance)
     return blurred.transpose(1, 2).contiguous()
 
 
-def _banded_product(weights: Tensor, maps: Tensor, reach: int) -> Tensor:
-    """Multiply weights (h, h), negligible farther than `reach` from the diagonal, by maps (N, h, w)."""
+def _banded_product(weights: Tensor, maps: Tensor, distance: int) -> Tensor:
+    """Multiply weights (h, h), negligible farther than `distance` from the diagonal, by maps (N, h, w)."""
     side = len(weights)
-    if 2 * (BLOCK + 2 * reach) > side:
+    if 2 * (ROWS_PER_BLOCK + 2 * distance) > side:
         return torch.matmul(weights, maps)
     blocks = []
-    for start in range(0, side, BLOCK):
-        near = slice(max(start - reach, 0), start + BLOCK + reach)
-        blocks.append(torch.matmul(weights[start : start + BLOCK, near], maps[:, near]))
+    for start in range(0, side, ROWS_PER_BLOCK):
+        near = slice(max(start - distance, 0), start + ROWS_PER_BLOCK + distance)
+        blocks.append(torch.matmul(weights[start : start + ROWS_PER_BLOCK, near], maps[:, near]))
     return torch.cat(blocks, 1)
 
 

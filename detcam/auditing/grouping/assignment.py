@@ -18,7 +18,7 @@ NEIGHBORS = 5
 """Number of explained errors that an unexplained one is compared with."""
 MIN_EXPLAINED = 10
 """Minimum number of explained errors."""
-BLOCK = 256
+ERRORS_PER_BLOCK = 256
 """Number of errors whose distances to all explained ones are in memory at the same time."""
 INTERVAL_WIDTH = 1.96
 """Half width of a 95 % interval, in standard deviations."""
@@ -200,8 +200,8 @@ def _distances(
         table /= np.maximum(np.linalg.norm(table, axis=1, keepdims=True), 1e-12)
         scale = max(float(1 - table.mean(0) @ table[: int(known[:count].sum())].mean(0)), 1e-9)
     positions = np.cumsum(known) - 1  # rows of the table
-    for first in range(0, len(indices), BLOCK):
-        block = slice(first, first + BLOCK)
+    for first in range(0, len(indices), ERRORS_PER_BLOCK):
+        block = slice(first, first + ERRORS_PER_BLOCK)
         distances = ((values[block, None] - values[None, :count]) ** 2).sum(2) / (2 * values.shape[1])
         if table is not None:
             apart = np.ones_like(distances)

@@ -29,8 +29,10 @@ MAX_SPOTS = 4
 """Maximum number of spots of each map."""
 MAX_SPOTS_OUTSIDE = 6
 """Maximum number of spots outside the box that are removed together with the regions there."""
+MAX_SPOT_OVERLAP = 0.2
+"""Maximum share of such a spot that lies in the box or on a region outside it."""
 MARGIN = 1
-"""Pixels around a region that are removed with it."""
+"""Pixels around a proposed region that are removed with it; spots outside the box are removed without a margin."""
 
 
 @dataclass(frozen=True)
@@ -87,10 +89,13 @@ class RegionProbes:
         return replace(self, regions=self.regions[is_kept]), list(dilated[~is_kept])
 
     def spots_outside(self, box: Tensor) -> list[Tensor]:
-        """Spots (h, w) bool outside a box (h, w) bool that overlap no region there, the most promising first."""
+        """Spots (h, w) bool outside a box (h, w) bool, the most promising first, each without its pixels in the box.
+
+        Spots of which more than `MAX_SPOT_OVERLAP` lies in the box or on a region outside it are left out.
+        """
         known = (self.regions & ~box).any(0) | box
         spots = find_spots(self.sensitivity * ~box, MAX_SPOTS_OUTSIDE)
-        return [spot & ~box for spot in spots if int((spot & known).sum()) <= MAX_INSIDE * int(spot.sum())]
+        return [spot & ~box for spot in spots if int((spot & known).sum()) <= MAX_SPOT_OVERLAP * int(spot.sum())]
 
     def density(self, region: Tensor) -> float:
         """The mean of the levels' product over a region (h, w) bool."""

@@ -133,6 +133,7 @@ def concentrate(
 
     Of each connected part, the segments that lie in it are tried; without any, its pixels in the segment with most of
     the map's values. If they do not suffice, half of the pixels with the largest values are tried, and half of these.
+    A region of small parts only stays as it is.
 
     Args:
         tried: the region.
@@ -142,13 +143,15 @@ def concentrate(
         ends: whether a trial ends the error.
     """
     parts = connected_parts(tried.region)
+    if not parts:
+        return tried
     piece = _joined([_in_segments(part, heatmap, segments) for part in parts])
     if MIN_PIECE_FRACTION <= float(piece.sum()) / float(tried.region.sum()) <= MAX_PIECE_FRACTION:
         attempt = yield from try_region(piece, fill_count, tried.map_index, ends)
         if attempt.ends:
             return attempt
     for _ in range(MAX_HALVINGS):
-        parts = [part & (heatmap > heatmap[part].median()) for part in parts]
+        parts = _cores(parts, heatmap)
         core = _joined(parts)
         if float(core.float().mean()) < MIN_CORE_FRACTION:
             break
@@ -160,6 +163,7 @@ def concentrate(
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:
+    """The union of parts (h, w) bool, at least one."""
     return torch.stack(list(parts)).any(0)
 
 
@@ -197,7 +201,10 @@ def shrink(
             if attempt.ends:
                 break
         else:
-            core = _core(halves, heatmap) if halves and heatmap is not None else torch.zeros_like(tried.region)
+            if halves and heatmap is not None:
+                core = _joined(_cores(halves, heatmap))
+            else:
+                core = torch.zeros_like(tried.region)
             if float(tried.region.float().mean()) < MIN_CORED_FRACTION or not bool(core.any()):
                 break
             untried = TriedRegion(tried.map_index, core, (), ends=False)
@@ -208,9 +215,9 @@ def shrink(
     return tried
 
 
-def _core(parts: Sequence[Tensor], heatmap: Tensor) -> Tensor:
-    """(h, w) bool, the half of each part with the largest values of a map."""
-    return _joined([part & (heatmap > heatmap[part].median()) for part in parts])
+def _cores(parts: Sequence[Tensor], heatmap: Tensor) -> list[Tensor]:
+    """The half of each part (h, w) bool with the largest values of a map."""
+    return [part & (heatmap > heatmap[part].median()) for part in parts]
 
 
 def _halves(region: Tensor) -> list[Tensor]:

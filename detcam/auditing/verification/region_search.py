@@ -19,7 +19,7 @@ START_FRACTION = 0.4
 """Fraction of the box at which the search starts."""
 START_RANGE = (0.002, 0.032)
 """Smallest and largest fraction of the image at which the search starts."""
-MAX_SAME_IOU = 0.8
+MIN_SAME_IOU = 0.8
 """Minimum IoU of two regions that count as the same."""
 MAX_SMALLER_TRIES = 2
 """Maximum number of maps that are tried at the next smaller size once a region ends the error."""
@@ -173,4 +173,4 @@ def try_region(
 
 def is_same(first: Tensor, second: Tensor) -> bool:
     """Whether two regions (h, w) bool are nearly the same."""
-    return int((first & second).sum()) > MAX_SAME_IOU * int((first | second).sum())
+    return int((first & second).sum()) > MIN_SAME_IOU * int((first | second).sum())

@@ -130,6 +130,6 @@ def test_neighbors_do_not_depend_on_the_blocks_of_distances(monkeypatch: pytest.
     cases = [replace(case, score=float(score)) for case, score in zip(make(kinds), rng.random(40), strict=True)]
     features = {index: rng.normal(size=6) for index in range(0, 40, 3)}
     whole = assigned(cases, features)
-    monkeypatch.setattr("detcam.auditing.grouping.assignment.BLOCK", 7)
+    monkeypatch.setattr("detcam.auditing.grouping.assignment.ERRORS_PER_BLOCK", 7)
     parts = assigned(cases, features)
     assert np.array_equal(whole.neighbors, parts.neighbors) and np.array_equal(whole.held_out, parts.held_out)

@@ -72,3 +72,17 @@ def test_causes_that_replace_one_another_outside_the_box_need_not_be_among_the_r
     )
     found = ending[0].region
     assert bool((found & first == first).all() & (found & second == second).all()) and not bool((found & box).any())
+
+
+def test_spots_outside_the_box_may_overlap_the_box_and_the_regions_a_little() -> None:
+    """Of four spots one is clear, one touches a region, one lies on the region in half, and one touches the box."""
+    clear, touching, half, cut = disc(80, 80, 3), disc(20, 20, 3), disc(20, 80, 3), disc(80, 20, 3)
+    region, box = torch.zeros(2, 100, 100, dtype=torch.bool)
+    region[:40, :18] = region[:40, 80:] = True
+    box[60:, :18] = True
+    sensitivity = 4.0 * clear + 3.0 * touching + 2.0 * half + cut
+    found = RegionProbes(sensitivity[None], region[None], sensitivity).spots_outside(box)
+    centers = (80, 80), (20, 20), (20, 80), (80, 20)
+    at_centers = [[bool(spot[row, column]) for row, column in centers] for spot in found]
+    assert [row.index(True) for row in at_centers if any(row)] == [0, 1, 3]
+    assert bool((found[1] & region).any()) and not any(bool((spot & box).any()) for spot in found)

@@ -28,6 +28,14 @@ def test_a_region_is_reduced_to_a_segment_or_to_its_most_salient_pixels() -> Non
     assert found is tried and count == 1
 
 
+def test_a_region_of_many_small_parts_stays_as_it_is() -> None:
+    """Each of eight equal discs has 12.5 % of the region, which is too small for a part."""
+    region = torch.stack([disc(row, column, 4) for row in (30, 70) for column in (10, 35, 60, 85)]).any(0)
+    tried, _ = drive(try_region(region, 1), lambda each, fill: True)
+    segments = torch.zeros(100, 100, dtype=torch.long)
+    assert drive(concentrate(tried, torch.rand(100, 100), segments, 1), lambda each, fill: True) == (tried, 0)
+
+
 def test_regions_are_halved_while_a_half_suffices() -> None:
     region = torch.zeros(100, 100, dtype=torch.bool)
     region[10:14, 20:60] = True
