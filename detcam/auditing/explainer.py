@@ -16,7 +16,7 @@ from detcam.auditing.conclusion import ExplainedError, conclude
 from detcam.auditing.error_targets import ErrorQuestion, object_box, question_for
 from detcam.auditing.errors import DetectionError
 from detcam.auditing.grouping.evidence_kind import describe_evidence
-from detcam.auditing.question_heatmaps import compute_heatmaps, join_heatmaps
+from detcam.auditing.question_heatmaps import compute_heatmaps, propose_by_gradients, propose_by_method
 from detcam.auditing.sentences import case_sentence
 from detcam.auditing.verification.appearance import AppearanceHypothesis
 from detcam.auditing.verification.evidence import box_region, location_regions, object_under
@@ -40,7 +40,7 @@ from detcam.outputs import DetectorOutput
 from detcam.perturbation.base import ImageScorer, default_batch_size
 from detcam.perturbation.bn_folding import BatchNormFolding
 from detcam.targets import BoxTarget
-from detcam.trace import flatten_tensors, guarded
+from detcam.trace import Trace, flatten_tensors, guarded
 from detcam.utils.hooks import active_hooks
 from detcam.utils.model_lock import exclusive
 
@@ -218,67 +218,41 @@ class ErrorExplainer:
         with self._proposing.trace(batch, gradients=heatmaps is None) as trace:
             raw = self._layerless.forward(batch)
         output = self._layerless.outputs(raw, batch)[0]
-        own = set(self.adapter.layer_names)
-        levels = [
-            level[0]
-            for name, layer in zip(trace.names, trace.activations(), strict=True)
-            for level in layer
-            if name in own and len(level) == 1
-        ]
-        levels = self._with_mirrored(batch, levels)
+        levels = self._with_mirrored(batch, self._own_levels(trace))
         missed = find_missed(image.errors, output, image.ground_truth, self.score_threshold, self.iou_threshold)
-        suppressing = {
-            number: found
-            for number, each in missed.items()
-            if self.cam is None and each.stage == "suppressed"
-            if (found := suppressing_detection(output, each.criterion)) is not None
-        }
-        proposals: list[Proposals | RuntimeError] = []
-        references: dict[int, Tensor] = {}
+        suppressing = {} if self.cam is not None else _suppressing_detections(missed, output)
         rows, columns = batch.geometries[0].valid_cells(batch.geometries[0].input_size_hw)
         segments = cache(lambda: color_segments(batch.inputs[0, :, rows, columns].float()))
-        propose = partial(gradient_proposals, self._proposing, tuple(own), trace, batch, output)
         if heatmaps is None:
-            for number, question in enumerate(questions):
-                # Of a suppressing detection and of a reference, only the first maps are used.
-                if number in suppressing:
-                    proposals.append(propose((suppressing[number],), None))
-                else:
-                    proposals.append(propose(question.targets, segments))
-                if question.reference is not None:
-                    first = propose([question.reference], None)
-                    if not isinstance(first, RuntimeError):
-                        references[number] = first.maps[0].heatmap
+            own = tuple(self.adapter.layer_names)
+            propose = partial(gradient_proposals, self._proposing, own, trace, batch, output)
+            proposals, references = propose_by_gradients(questions, propose, segments, suppressing)
         with torch.no_grad():
             scorer = self._scorer(batch, output, questions)
             scorer.output = None  # the pass and its graph are not kept while further images are prepared
             mapping = InputMapping(scorer)
             if heatmaps is not None:
-                for number, (heatmap, reference) in enumerate(join_heatmaps(questions, heatmaps)):
-                    proposals.append(
-                        heatmap
-                        if isinstance(heatmap, RuntimeError)
-                        else Proposals([Proposal(self.cam.name if self.cam else "", mapping.to_input(heatmap))])
-                    )
-                    if reference is not None:
-                        references[number] = mapping.to_input(reference)
+                name = self.cam.name if self.cam else ""
+                proposals, references = propose_by_method(questions, heatmaps, name, mapping)
             for number, detection in suppressing.items():
                 box = mapping.to_input(box_region(detection.box_xyxy, image.ground_truth.image_size_hw).float()) > 0.5
                 maps = proposals[number]
                 own_maps = [] if isinstance(maps, RuntimeError) else maps.maps
                 proposals[number] = Proposals(suppressor_proposals(own_maps, box))
-            hypotheses: dict[int, Hypothesis | AppearanceHypothesis] = {
-                number: self._hypothesis(image, number, question.detection, maps, output, mapping, segments)
-                for number, (question, maps) in enumerate(zip(questions, proposals, strict=True))
-                if question.detection is not None and (self.cam is None or not isinstance(maps, RuntimeError))
-            }
-            for number, each in missed.items():
-                maps = proposals[number]
-                if not isinstance(maps, RuntimeError):
-                    hypotheses[number] = self._appearance_hypothesis(image, number, each, maps.maps, mapping)
+            hypotheses = self._hypotheses(image, questions, proposals, missed, output, mapping, segments)
             if hypotheses:
                 self.foldings[tuple(batch.inputs.shape)] = scorer.prepared_folding()
         return _PreparedImage(mapping, levels, proposals, references, missed, Verifier(scorer), hypotheses)
+
+    def _own_levels(self, trace: Trace) -> list[Tensor]:
+        """The activations (C, h, w) of the adapter's target layers in a recorded pass of one image."""
+        own = set(self.adapter.layer_names)
+        return [
+            level[0]
+            for name, layer in zip(trace.names, trace.activations(), strict=True)
+            for level in layer
+            if name in own and len(level) == 1
+        ]
 
     def _with_mirrored(self, batch: Batch, levels: Sequence[Tensor]) -> list[Tensor]:
         """The mean of activations (C, h, w) and those of the mirrored input.
@@ -305,6 +279,28 @@ class ErrorExplainer:
             folding=self.foldings.get(tuple(batch.inputs.shape)),
             reads_candidates=True,
         )
+
+    def _hypotheses(
+        self,
+        image: ErrorImage,
+        questions: Sequence[ErrorQuestion],
+        proposals: Sequence[Proposals | RuntimeError],
+        missed: Mapping[int, MissedObject],
+        output: DetectorOutput,
+        mapping: InputMapping,
+        segments: Callable[[], Tensor],
+    ) -> dict[int, Hypothesis | AppearanceHypothesis]:
+        """What is verified, by index of the error; detections come first."""
+        hypotheses: dict[int, Hypothesis | AppearanceHypothesis] = {
+            number: self._hypothesis(image, number, question.detection, maps, output, mapping, segments)
+            for number, (question, maps) in enumerate(zip(questions, proposals, strict=True))
+            if question.detection is not None and (self.cam is None or not isinstance(maps, RuntimeError))
+        }
+        for number, each in missed.items():
+            maps = proposals[number]
+            if not isinstance(maps, RuntimeError):
+                hypotheses[number] = self._appearance_hypothesis(image, number, each, maps.maps, mapping)
+        return hypotheses
 
     def _hypothesis(
         self,
@@ -378,6 +374,16 @@ def object_regions(error: DetectionError, ground_truth: GroundTruth, *, masks: b
         if label == error.label and index != error.ground_truth_index:
             others |= region(index)
     return None if error.ground_truth_index is None else region(error.ground_truth_index), others
+
+
+def _suppressing_detections(missed: Mapping[int, MissedObject], output: DetectorOutput) -> dict[int, BoxTarget]:
+    """The detections that suppress missed objects, by index of the error."""
+    found = {
+        number: suppressing_detection(output, each.criterion)
+        for number, each in missed.items()
+        if each.stage == "suppressed"
+    }
+    return {number: detection for number, detection in found.items() if detection is not None}
 
 
 def _is_known(error: DetectionError, ground_truth: GroundTruth) -> bool:
