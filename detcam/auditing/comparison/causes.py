@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
@@ -12,9 +13,14 @@ from detcam.auditing.case import AuditCase
 from detcam.auditing.comparison.bootstrap import Bootstrapped
 from detcam.auditing.comparison.paired import corrected_threshold, interval, sign_flip_p_value
 from detcam.auditing.comparison.record import AuditRecord
+from detcam.auditing.grouping.evidence_kind import OUTSIDE_KINDS, evidence_kind
 from detcam.auditing.grouping.hierarchy import Cause
+from detcam.utils.batching import group_by
 
 CauseStatus: TypeAlias = Literal["new", "gone", "grown", "shrunk", "no significant change"]
+MIN_FORM_OVERLAP = 0.5
+"""Minimum overlap of the forms of evidence of two groups that are the same cause, although one of them is called, say,
+a mark and the other surroundings."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,7 @@ def compare_causes(old: Bootstrapped, new: Bootstrapped) -> list[CauseChange]:
         Changes, the significant ones first, by decreasing difference of the counts.
     """
     members = [cases_by_cause(side.record) for side in (old, new)]
+    share_names(members)
     changes = []
     for cause in dict.fromkeys([*members[0], *members[1]]):
         cases = members[0].get(cause, []), members[1].get(cause, [])
@@ -101,6 +108,44 @@ def cases_by_cause(record: AuditRecord) -> dict[Cause, list[AuditCase]]:
         if cause is not None:
             causes.setdefault(cause, []).append(case)
     return causes
+
+
+def share_names(members: Sequence[dict[Cause, list[AuditCase]]]) -> None:
+    """Give groups of the same form of evidence the same name in both audits, in place.
+
+    Whether evidence outside the box is called a mark, the image border, surroundings, or object and surroundings is a
+    majority vote of its group, so that two audits may name one cause differently. A group whose cause one audit alone
+    has takes the name of the other's group of the same classes whose cases have most of their forms in common with it,
+    if that is at least `MIN_FORM_OVERLAP`: the new audit's name, if each alone has its own.
+
+    Args:
+        members: cases by cause of the old and of the new audit.
+    """
+    for own, other in (members, members[::-1]):
+        for cause in [cause for cause in own if cause.kind in OUTSIDE_KINDS and cause not in other]:
+            rivals = [
+                (rival, _form_shares(cases))
+                for rival in other
+                if rival.kind in OUTSIDE_KINDS and rival.classes == cause.classes
+                for cases in _groups(other[rival])
+            ]
+            for cases in _groups(own.pop(cause)) if rivals else ():
+                shares = _form_shares(cases)
+                overlap, name = max((_overlap(shares, theirs), rival) for rival, theirs in rivals)
+                own.setdefault(name if overlap >= MIN_FORM_OVERLAP else cause, []).extend(cases)
+
+
+def _groups(cases: Sequence[AuditCase]) -> list[list[AuditCase]]:
+    return list(group_by(cases, lambda case: case.group).values())
+
+
+def _form_shares(cases: Sequence[AuditCase]) -> dict[str | None, float]:
+    """Shares of the kinds of evidence of single cases, before the vote of their group."""
+    return {kind: count / len(cases) for kind, count in Counter(evidence_kind(case) for case in cases).items()}
+
+
+def _overlap(first: Mapping[str | None, float], second: Mapping[str | None, float]) -> float:
+    return sum(min(share, second.get(kind, 0.0)) for kind, share in first.items())
 
 
 def _smallest_p_value(change: CauseChange, members: Sequence[Mapping[Cause, Sequence[AuditCase]]]) -> float:

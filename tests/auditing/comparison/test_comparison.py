@@ -68,16 +68,20 @@ def test_errors_are_matched_one_to_one() -> None:
     assert before is not None and before.score == 0.2
 
 
+AREA: dict[str, Any] = {"evidence_shares": {"ring": 1.0}, "evidence_form": "area"}
+MARK: dict[str, Any] = {**AREA, "evidence_form": "mark"}
+
+
 def compared(old: list[AuditCase], new: list[AuditCase], images: int = 40) -> dict[str, Any]:
     sides = Bootstrapped.pair(make_record(old, images), make_record(new, images))
     return {change.cause.kind: change for change in compare_causes(*sides)}
 
 
 def test_planted_causes_are_found() -> None:
-    old = [make_case(image) for image in range(10)] + [
+    old = [make_case(image, **AREA) for image in range(10)] + [
         make_case(image, 1, evidence_kind="another object") for image in range(12)
     ]
-    new = [make_case(image, 2, evidence_kind="mark") for image in range(12)] + [
+    new = [make_case(image, 2, evidence_kind="mark", **MARK) for image in range(12)] + [
         make_case(image, 1, evidence_kind="another object") for image in range(11)
     ]
     changes = compared(old, new)
@@ -98,6 +102,34 @@ def test_planted_causes_are_found() -> None:
     assert grown["surroundings"].status == "grown"
     few = compared([], [make_case(image) for image in range(4)])
     assert few["surroundings"].status == "no significant change", "four images may be chance"
+
+
+def group_of(kind: EvidenceKind, marks: int, first: int = 0, **values: Any) -> list[AuditCase]:
+    """A group of ten errors, of whose evidence some are small marks, and the name that it has in its audit."""
+    return [
+        make_case(first + image, evidence_kind=kind, group=0, **(MARK if image < marks else AREA), **values)
+        for image in range(10)
+    ]
+
+
+def test_a_close_vote_on_the_form_does_not_make_a_new_cause() -> None:
+    for sides in (("mark", "surroundings"), ("surroundings", "mark")):
+        marks = [6 if side == "mark" else 5 for side in sides]
+        changes = compared(group_of(sides[0], marks[0]), group_of(sides[1], marks[1], first=10))
+        assert list(changes) == [sides[1]], "one cause, with the name that the new audit gives it"
+        assert changes[sides[1]].status == "no significant change"
+        assert (changes[sides[1]].old_count, changes[sides[1]].new_count) == (10, 10)
+    other = compared(group_of("mark", 9), group_of("surroundings", 1, first=10))
+    assert {kind: change.status for kind, change in other.items()} == {"mark": "gone", "surroundings": "new"}
+    named = compared(group_of("mark", 6), group_of("surroundings", 5, first=10, name="buoy"))
+    assert {kind: change.status for kind, change in named.items()} == {"mark": "gone", "surroundings": "new"}
+    # Of two groups of the old audit, the one whose evidence is areas keeps apart from the new audit's marks.
+    two = group_of("surroundings", 5) + [replace(case, group=1) for case in group_of("surroundings", 0, first=10)]
+    partly = compared(two, group_of("mark", 6, first=20))
+    assert {kind: (change.old_count, change.new_count) for kind, change in partly.items()} == {
+        "mark": (10, 10),
+        "surroundings": (10, 0),
+    }
 
 
 def test_missed_objects_cost_recall() -> None:
