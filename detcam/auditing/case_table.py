@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import overload
 
 import numpy as np
@@ -21,7 +21,7 @@ from detcam.detections import Detections, class_name
 
 MISSED = ERROR_TYPES.index("missed")
 MAX_CASES_IN_MEMORY = 10_000
-"""Number of unexplained cases that are kept, since a report reads each of them several times; about 2 kB each."""
+"""Unexplained cases that are kept, since a report reads each of them several times; about 2 kB each."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,8 @@ class CaseColumns:
 class CaseTable(Sequence[AuditCase]):
     """The errors of an analysis as cases.
 
-    Explained cases are kept. Of the others the table keeps the boxes, 16 bytes each, beside what the analysis has.
+    Explained cases are kept, and the `MAX_CASES_IN_MEMORY` others that were made last. Of the rest the table keeps the
+    boxes, 16 bytes each, beside what the analysis has.
 
     Args:
         analysis: the errors.
@@ -69,7 +70,7 @@ class CaseTable(Sequence[AuditCase]):
     ) -> None:
         self.explained = dict(sorted((explained or {}).items()))
         self._analysis, self._ground_truths, self._boxes = analysis, ground_truths, boxes
-        self._made = lru_cache(MAX_CASES_IN_MEMORY)(self._make)
+        self._made: OrderedDict[int, AuditCase] = OrderedDict()
 
     @classmethod
     def of(
@@ -120,10 +121,17 @@ class CaseTable(Sequence[AuditCase]):
         index = range(len(self))[index]
         if index in self.explained:
             return self.explained[index]
-        return self._made(index)
+        case = self._made.get(index)
+        if case is None:
+            case = make_case(self._analysis, index, self._boxes[index].tolist(), self._ground_truths)
+            self._made[index] = case
+            if len(self._made) > MAX_CASES_IN_MEMORY:
+                self._made.popitem(last=False)
+        return case
 
-    def _make(self, index: int) -> AuditCase:
-        return make_case(self._analysis, index, self._boxes[index].tolist(), self._ground_truths)
+    def __reduce__(self) -> tuple[type[CaseTable], tuple[object, ...]]:
+        """Pickle and copy without the cases that can be made again."""
+        return type(self), (self._analysis, self._ground_truths, self._boxes, self.explained)
 
     def __iter__(self) -> Iterator[AuditCase]:
         return (self[index] for index in range(len(self)))

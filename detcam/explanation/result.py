@@ -93,8 +93,19 @@ class Explanation:
         return np.asarray(self.maps)
 
     def heatmap(self, index: int = 0) -> HeatmapArray:
-        """Return the heatmap (H, W), of a volume (D, H, W), of one target in [0, 1]."""
+        """Return the heatmap (H, W), of a volume (D, H, W), of one target in [0, 1].
+
+        Raises:
+            IndexError: there are fewer heatmaps.
+        """
+        self._check_index(index)
         return np.asarray(self.maps[index])
+
+    def _check_index(self, index: int) -> None:
+        count = len(self)
+        if not -count <= index < count:
+            heatmaps = "1 heatmap" if count == 1 else f"{count} heatmaps"
+            raise IndexError(f"index {index} is out of range: the explanation of {self.name} has {heatmaps}")
 
     @property
     def size(self) -> dict[str, int]:
@@ -109,6 +120,8 @@ class Explanation:
         return len(self.targets)
 
     def __getitem__(self, index: int | slice) -> Explanation:
+        if not isinstance(index, slice):
+            self._check_index(index)
         positions = range(len(self))[index]
         rows = [positions] if isinstance(positions, int) else list(positions)
         return replace(
@@ -134,11 +147,13 @@ class Explanation:
 
     def box_xyxy(self, index: int) -> tuple[float, float, float, float] | None:
         """Return a target's box in pixels of the image, or None for a class or region."""
+        self._check_index(index)
         target = self.targets[index]
         return target.box_xyxy if isinstance(target, DetectionTarget) else None
 
     def mask(self, index: int) -> Tensor | None:
         """Return a mask target's region (H, W) bool, or None for a box or class."""
+        self._check_index(index)
         target = self.targets[index]
         if isinstance(target, MaskTarget) and target.mask is not None:
             return target.mask
@@ -173,6 +188,9 @@ class Explanation:
 
         Returns:
             HxWx3 uint8, with the target's outline and a color bar.
+
+        Raises:
+            IndexError: there are fewer heatmaps.
         """
         mask = self.mask(index)
         return render(

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import gc
+import pickle
 import tracemalloc
+import weakref
 from collections import Counter
 from dataclasses import replace
 
@@ -64,3 +68,32 @@ def test_memory_hardly_grows_with_the_errors(made: RandomData, monkeypatch: pyte
     kept = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
     assert kept / len(table) < 100
+
+
+def test_the_last_cases_are_kept(made: RandomData, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(case_table, "MAX_CASES_IN_MEMORY", 8)
+    analysis = analyze_errors(made.detections, made.annotations)
+    table = CaseTable.of(analysis, made.detections, made.annotations)
+    seen = [weakref.ref(case) for case in table]
+    alive = [reference() is not None for reference in seen]
+    assert alive == [False] * (len(table) - 8) + [True] * 8
+    assert table[len(table) - 1] is seen[-1]() and table[0] == table[0]
+    gc.disable()
+    try:
+        owner = weakref.ref(table)
+        del table
+        assert owner() is None, "no cycle of references keeps the cases"
+    finally:
+        gc.enable()
+
+
+def test_tables_are_pickled_and_copied(made: RandomData) -> None:
+    analysis = analyze_errors(made.detections, made.annotations)
+    table = CaseTable.of(analysis, made.detections, made.annotations)
+    table = table.with_explained({0: replace(table[0], method="odam", delta_ap=0.5)})
+    size = len(pickle.dumps(table))
+    expected = [case.to_json() for case in table]
+    for other in (pickle.loads(pickle.dumps(table)), copy.deepcopy(table)):
+        assert isinstance(other, CaseTable) and list(other.explained) == [0]
+        assert [case.to_json() for case in other] == expected
+    assert len(pickle.dumps(table)) < size + 100 * len(table), "cases that can be made again are left out"

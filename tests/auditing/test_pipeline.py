@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -111,6 +112,14 @@ def test_the_report_contains_every_case_and_its_evidence(whole: Audit) -> None:
         )
         assert wakes[evidence].mean() > 0.3 > wakes[control].mean()
         assert abs(int(control.sum()) - int(evidence.sum())) <= 0.1 * evidence.sum()
+
+
+def test_an_audit_is_pickled(whole: Audit) -> None:
+    again = pickle.loads(pickle.dumps(whole))
+    assert [case.to_json() for case in again.cases] == [case.to_json() for case in whole.cases]
+    assert again.groups == whole.groups and [case.id for case in again.explained] == [
+        case.id for case in whole.explained
+    ]
 
 
 def test_the_command_prints_the_results(scenes: Path, tmp_path: Path) -> None:

@@ -236,8 +236,11 @@ def test_iteration_and_indexing_yield_explanations_of_single_targets(adapter: Ad
         assert torch.equal(part.detections.boxes_xyxy[0], explanation.detections.boxes_xyxy[index])
         np.testing.assert_array_equal(part.overlay(), explanation.overlay(index))
     assert explanation[1:].captions == explanation.captions[1:]
-    with pytest.raises(IndexError):
-        explanation[3]
+    for access in (explanation.__getitem__, explanation.overlay, explanation.heatmap, explanation.box_xyxy):
+        with pytest.raises(IndexError, match=f"index 99 is out of range: .*{explanation.name} has 3 heatmaps"):
+            access(99)
+    with pytest.raises(IndexError, match=r"index -2 .* has 1 heatmap$"):
+        parts[0].mask(-2)
 
 
 # Drawing

@@ -60,24 +60,21 @@ function card(pair) {
 }
 
 // Both audits of an error side by side.
-function heatFilter(id) {
-  const values = (channel) => data.heat.colors.map((color) => (color[channel] / 255).toFixed(4)).join(" ");
-  return svg("filter", {id, "color-interpolation-filters": "sRGB", x: 0, y: 0, width: 1, height: 1},
-    svg("feColorMatrix", {in: "SourceGraphic", type: "matrix", values: "0 0 0 0 0  0 0 0 0 0  0 0 0 0 0  1 0 0 0 0", result: "strength"}),
-    svg("feComponentTransfer", {in: "SourceGraphic", result: "colors"}, ["R", "G", "B"].map((name, index) => svg("feFunc" + name, {type: "table", tableValues: values(index)}))),
-    svg("feComposite", {in: "colors", in2: "strength", operator: "in"}));
-}
-function view(title, pair, entry, id) {
-  const [height, width] = pair.image_size_hw, whole = {x: 0, y: 0, width, height, preserveAspectRatio: "none"};
+const canvases = {old: {image: imageCanvas(), heat: imageCanvas()}, new: {image: imageCanvas(), heat: imageCanvas()}};
+function view(title, pair, side) {
+  const entry = pair[side], {image, heat} = canvases[side], [height, width] = pair.image_size_hw;
   const [left, top, right, bottom] = (entry && entry.box_xyxy) || pair.box_xyxy;
   const bounds = {x: left, y: top, width: Math.max(right - left, 0), height: Math.max(bottom - top, 0)};
-  const node = svg("svg", {class: "viewer-image", role: "img", "aria-label": title, viewBox: [0, 0, width, height].join(" ")}, svg("defs", {}, heatFilter(id)),
-    pair.image ? svg("image", {...whole, href: link(pair.image)}) : svg("rect", {...whole, class: "no-image"}),
-    entry && entry.heatmap && svg("image", {...whole, href: link(entry.heatmap), filter: "url(#" + id + ")", opacity: data.heat.opacity, "data-heat": true}),
+  const node = svg("svg", {class: "viewer-image", role: "img", "aria-label": title, preserveAspectRatio: "none", viewBox: [0, 0, width, height].join(" ")},
     entry && entry.outline && [svg("path", {d: entry.outline, class: "casing"}), svg("path", {d: entry.outline, class: "line evidence"})],
     svg("rect", {...bounds, class: "casing"}), svg("rect", {...bounds, class: "line " + (entry ? "predicted" : "absent")}));
-  node.style.aspectRatio = width + " / " + height;
-  return el("section", {class: "view"}, el("h2", {}, title), node,
+  showImage(image, link(pair.image));
+  showImage(heat, entry && link(entry.overlay));
+  heat.style.opacity = data.heat.opacity;
+  const frame = el("div", {class: "viewer-frame"}, image, heat, node);
+  frame.style.aspectRatio = width + " / " + height;
+  frame.style.setProperty("--ratio", width / height);
+  return el("section", {class: "view"}, el("h2", {}, title), frame,
     el("p", {}, entry ? [entry.verdict !== "not tested" && tag(entry.verdict), " ", entry.sentence] : "No such error."), entry && entry.below && el("p", {class: "note"}, "Below the score threshold, and so not an error that counts."));
 }
 function showPair(index) {
@@ -87,13 +84,14 @@ function showPair(index) {
     el("nav", {class: "steps", "aria-label": "Errors"}, el("a", {class: "button", href: "#"}, "\u2190 Comparison"), el("span", {class: "of"}, at < 0 ? "" : at + 1 + " of " + shown.length), step(-1, "Previous"), step(1, "Next")),
     el("div", {class: "case-head"}, el("h1", {}, pair.name, " ", el("span", {class: "number"}, digits(pair.old_score, 3) + " \u2192 " + digits(pair.new_score, 3))),
       el("p", {class: "facts"}, tag(pair.change), tag(pair.type), el("span", {class: "file"}, pair.file_name))),
-    el("div", {class: "views"}, view("Old: " + data.old_model, pair, pair.old, "heat-old"), view("New: " + data.new_model, pair, pair.new, "heat-new")));
+    el("div", {class: "views"}, view("Old: " + data.old_model, pair, "old"), view("New: " + data.new_model, pair, "new")));
 }
 
 function route() {
   const match = /^#pair=(\d+)$/.exec(location.hash), index = match ? Number(match[1]) : -1;
   const isPair = Boolean(data.errors[index]);
   if (isPair) showPair(index);
+  else for (const {image, heat} of Object.values(canvases)) [image, heat].forEach(releaseImage);
   $("pair").hidden = !isPair;
   $("overview").hidden = isPair;
   scrollTo(0, 0);

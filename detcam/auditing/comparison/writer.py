@@ -14,7 +14,7 @@ from PIL import Image
 from detcam.auditing.case import AuditCase
 from detcam.auditing.comparison.pairs import ErrorPair
 from detcam.auditing.comparison.record import AuditRecord
-from detcam.auditing.report.images import heat_colors, region_outline, thumbnail_jpeg
+from detcam.auditing.report.images import region_outline, thumbnail_jpeg
 from detcam.auditing.report.layout import case_stem
 from detcam.auditing.report.page import STYLE, assemble_page, read_part
 from detcam.utils.files import json_value, replace_file
@@ -49,9 +49,7 @@ def write_comparison(comparison: AuditComparison, old: AuditRecord, new: AuditRe
     data = comparison.to_json()
     copier = _Copier(old, new, out)
     errors = [{**entry, **copier.pair(pair)} for entry, pair in zip(data["errors"], comparison.pairs, strict=True)]
-    page = render_comparison(
-        {**data, "errors": errors, "heat": {"colors": heat_colors().tolist(), "opacity": OVERLAY_ALPHA}}
-    )
+    page = render_comparison({**data, "errors": errors, "heat": {"opacity": OVERLAY_ALPHA}})
     replace_file(out / COMPARISON, json.dumps(data, indent=1).encode())
     return replace(comparison, report=replace_file(out / INDEX, page))
 
@@ -101,7 +99,7 @@ class _Copier:
             "verdict": case.verdict,
             "below": not self.records[side].counts(case),
         }
-        thumbnail, heatmap = self._file(side, case, "thumbnail"), self._file(side, case, "heatmap")
+        thumbnail, overlay = self._file(side, case, "thumbnail"), self._file(side, case, "overlay")
         evidence = self._file(side, case, "evidence")
         content = _plain_thumbnail(self.out / image, case) if image is not None else None
         if thumbnail is not None:
@@ -109,9 +107,9 @@ class _Copier:
         if content is not None:
             entry["thumbnail"] = f"{stem}.jpg"
             replace_file(self.out / entry["thumbnail"], content)
-        if heatmap is not None:
-            entry["heatmap"] = f"{stem}.heatmap.png"
-            replace_file(self.out / entry["heatmap"], heatmap.read_bytes())
+        if overlay is not None:
+            entry["overlay"] = f"{stem}.overlay.png"
+            replace_file(self.out / entry["overlay"], overlay.read_bytes())
         if evidence is not None:
             entry["outline"] = region_outline(evidence, case.image_size_hw)
         return entry
@@ -137,7 +135,7 @@ def render_comparison(data: dict[str, Any]) -> bytes:
     """Render the page; names from the data set occur only in its data, escaped, and cannot become markup or code."""
     title = f"Comparison of {data['old_model']} and {data['new_model']}"
     style = read_part(STYLE) + _read("comparison.css")
-    scripts = [read_part("elements.js"), _read("comparison.js")]
+    scripts = [read_part("elements.js"), read_part("canvas.js"), _read("comparison.js")]
     return assemble_page(_read("comparison.html"), title, style, scripts, data)
 
 

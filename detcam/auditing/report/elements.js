@@ -28,3 +28,10 @@ const digits = (value, count) => (isKnown(value) ? value.toFixed(count).replace(
 const kebab = (text) => text.replaceAll(" ", "-");
 // Link to a file of the report, with every part of the path escaped.
 const link = (path) => (isKnown(path) ? path.split("/").map(encodeURIComponent).join("/") : null);
+
+// A card of a case is a link, but takes Space as well as Enter.
+document.addEventListener("keydown", (event) => {
+  if (event.key !== " " || !event.target.matches(".case-card")) return;
+  event.preventDefault();
+  event.target.click();
+});

@@ -27,8 +27,10 @@ from detcam.cli.main import app
 from detcam.demo.model import load_demo_detector
 from detcam.synthetic.harbor import DEMO_NAMES
 from tests.auditing.comparison.records import make_case, make_record, missed_object
-from tests.auditing.report.browser import browser, opener
+from tests.auditing.report.browser import browser, opener, until
 from tests.auditing.scenes import write_scenes
+
+PIXELS = "[...document.querySelectorAll('.viewer-frame canvas')].map(canvas => canvas.width * canvas.height)"
 
 
 def test_errors_are_matched_one_to_one() -> None:
@@ -255,6 +257,9 @@ def test_command_and_page(reports: tuple[Path, Path], tmp_path: Path) -> None:
     missed = [entry for entry in data["errors"] if entry["change"] == "new"]
     assert len(fixed) >= 3 and {entry["type"] for entry in missed} == {"missed"}
     assert data["new_average_precision"] == 0 and data["average_precision_interval"][1] < -0.5
+    old_overlays = {path.name: path.read_bytes() for path in (reports[0] / "cases").glob("*.overlay.png")}
+    assert {path.name: path.read_bytes() for path in (out / "old").glob("*.overlay.png")} == old_overlays != {}
+    assert not list(out.rglob("*.heatmap.png"))
     with browser() as started, opener(started) as look:
         page = look(out / "index.html")
         assert page.inner_text("h1") == data["headline"][0]
@@ -264,12 +269,15 @@ def test_command_and_page(reports: tuple[Path, Path], tmp_path: Path) -> None:
         page.get_by_role("button", name=f"fixed ({len(fixed)})").click()
         assert page.locator(".case-card").count() == 3, "those that an audit explains"
         page.locator(".case-card").first.click()
-        assert page.locator("[data-heat]").count() == 1 and page.locator(".view").count() == 2
+        assert page.locator(".view").count() == 2
         assert "No such error" in page.inner_text("#pair")
-        shots = [Image.open(io.BytesIO(page.locator(".view svg").nth(side).screenshot())) for side in (0, 1)]
+        until(page, f"{PIXELS}.filter(Boolean).length === 3")  # the image twice, and one heatmap
+        shots = [Image.open(io.BytesIO(page.locator(".viewer-frame").nth(side).screenshot())) for side in (0, 1)]
         sides = [np.asarray(shot.convert("RGB").resize((256, 160)), np.float32) for shot in shots]
         assert np.abs(sides[0] - sides[1]).max() > 80, "one side has a heatmap"
         page.keyboard.press("Escape")
+        page.wait_for_selector("#overview:not([hidden])")
+        assert not any(page.evaluate(PIXELS)), "the pixels are freed"
         page.get_by_role("button", name="unchanged").click()
     foreign = tmp_path / "foreign"
     foreign.mkdir()

@@ -392,11 +392,12 @@ def test_navigation_between_cases(look: Open, index: Path, summary: ReportSummar
     assert page.evaluate("document.activeElement.dataset.id") == order[0], "the opened card has the focus"
     page.keyboard.press("j")
     assert page.evaluate("document.activeElement.dataset.id") == order[1]
-    page.keyboard.press("Enter")
-    page.wait_for_selector("#case:not([hidden])")
-    assert current_case() == order[1]
-    page.go_back()
-    page.wait_for_selector("#overview:not([hidden])")
+    for key in ("Enter", "Space"):
+        page.keyboard.press(key)
+        page.wait_for_selector("#case:not([hidden])")
+        assert current_case() == order[1]
+        page.go_back()
+        page.wait_for_selector("#overview:not([hidden])")
 
 
 def test_search_and_help_keys(look: Open, index: Path) -> None:
