@@ -4,10 +4,11 @@
         [--runs 5]
 
 Writes a report with made-up cases and drawn images, and prints the processor time of the files of the explained cases,
-the time and memory of its last step, which writes all errors, and the sizes of its files. Then it opens the page from disk and prints, as medians over the runs: the time to
-the first paint and to the complete list; the time from a change of each filter and order to the next drawn frame; and
-the memory of the tab (proportional set size of its process) after the start, after scrolling past 1,200 cards, after
-opening 30 cases, and with all errors loaded. A second call with the same folder measures the page alone.
+the time and memory of its last step, which writes all errors, and the sizes of its files. Then it opens the page from
+disk and prints, as medians over the runs: the time to the first paint and to the complete list; the time from a change
+of each filter and order to the next drawn frame; and the memory of the tab (proportional set size of its process) after
+the start, after scrolling past 1,200 cards, after opening 30 cases, and with all errors loaded. A second call with the
+same folder measures the page alone.
 """
 
 from __future__ import annotations
