@@ -261,7 +261,7 @@ def _remedy(model: Any) -> str:
     if isinstance(getattr(model, "model", None), nn.Module):
         return "; pass its attribute .model"
     if isinstance(model, (str, PathLike)):
-        return f" {str(model)!r}; load it first: detcam.models.load.load_model(name_or_file, weights=...)"
+        return f" {str(model)!r}; load it first: detcam.models.load_model(name_or_file, weights=...)"
     if isinstance(model, Mapping) and model and all(isinstance(value, Tensor) for value in model.values()):
         return ", the weights of a model; load them into it first: model.load_state_dict(weights)"
     return ""

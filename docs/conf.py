@@ -19,7 +19,9 @@ html_title = f"detcam {version}"
 html_theme = "furo"
 html_static_path = ["static"]
 html_css_files = ["site.css"]
-exclude_patterns = ["_build"]
+html_show_sourcelink = False
+templates_path = ["templates"]
+exclude_patterns = ["_build", "templates"]
 
 extensions = [
     "myst_nb",  # pages in Markdown, and notebooks, which the build executes
@@ -76,10 +78,11 @@ def setup(app: Any) -> None:
 
 
 def add_accessibility(app: Any, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
-    """Give the headings of the navigation a level, and let the keyboard scroll blocks of code."""
+    """Give the headings of the navigation a level, and let the keyboard scroll blocks of code and wide tables."""
     for name, old, new in (
         ("furo_navigation_tree", 'role="heading"', 'role="heading" aria-level="2"'),
         ("body", "<pre>", '<pre tabindex="0">'),
+        ("body", '<div class="table-wrapper', '<div tabindex="0" class="table-wrapper'),
     ):
         if name in context:
             context[name] = context[name].replace(old, new)
@@ -88,9 +91,9 @@ def add_accessibility(app: Any, page: str, template: str, context: dict[str, Any
 def visit_math(translator: Any, node: Any) -> None:
     """Write a formula in LaTeX as MathML. A command that the converter does not know ends the build."""
     block = isinstance(node, nodes.math_block)
-    tag = "div" if block else "span"
+    opening, closing = ('<div class="math" tabindex="0">', "</div>") if block else ('<span class="math">', "</span>")
     formula = LatexToMathML(fancy_error=False).convert_with_local_state(node.astext(), displaystyle=block)
-    translator.body.append(f'<{tag} class="math">{formula}</{tag}>')
+    translator.body.append(opening + formula + closing)
     raise nodes.SkipNode
 
 

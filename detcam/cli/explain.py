@@ -259,7 +259,7 @@ class ExplainReport:
             message = " ".join(message.split())
             message = message if str(path) in message else f"{path}: {message}"
             self.failures += 1
-            self.bar.print(f"detcam: skipped {printable(message)}", stderr=True)
+            self.bar.print(f"detcam: skipped: {printable(message)}", stderr=True)
         else:
             self.explained += 1
             self.targets += len(entry["targets"])

@@ -231,7 +231,7 @@ class ModelOptions(CommonOptions):
         """Load the model.
 
         Args:
-            **options: further arguments of `detcam.models.load.load_model`; they override the command line.
+            **options: further arguments of `detcam.models.load_model`; they override the command line.
         """
         from detcam.cli.trust import ask_to_trust
         from detcam.models.load import load_model, read_names

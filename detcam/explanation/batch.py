@@ -6,6 +6,7 @@ import glob
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -316,6 +317,9 @@ def box_targets(
         x1, y1, x2, y2 = (round(value) for value in box)
         if x1 >= width or y1 >= height or x2 <= 0 or y2 <= 0:
             raise ValueError(f"the box {box} lies outside the image, which is {width} x {height} pixels")
+        if x1 < 0 or y1 < 0 or x2 > width or y2 > height:
+            message = f"the box {box} is partly outside the image, which is {width} x {height} pixels"
+            warnings.warn(message, UserWarning, stacklevel=2)
         if adapter.task == "detection":
             targets.append(with_quantity(BoxTarget(box, label), quantity, against))
         elif adapter.task == "segmentation":

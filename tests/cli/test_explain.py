@@ -135,7 +135,7 @@ def test_unreadable_image_is_reported_and_skipped(detcam_command: Command, tmp_p
     code, out, err = detcam_command("explain", "in/*.png", *CLASSIFIER)
     assert code == 1
     assert [entry["name"] for entry in read_entries(tmp_path / "explanations")] == ["a.png", "c.png"]
-    assert "detcam: skipped cannot read in/b.png as an image" in err
+    assert "detcam: skipped: cannot read in/b.png as an image" in err
     assert "\ndetcam: 1 of 3 images failed\n" in err
     assert "2 images, 2 targets" in out
     code, _, err = detcam_command("explain", "in/b.png", *CLASSIFIER, "--out", "other")
@@ -155,18 +155,21 @@ def test_image_reader_that_needs_a_package_is_reported(
     monkeypatch.setattr("PIL.Image.open", wanting)
     code, _, err = detcam_command("explain", "a.png", *CLASSIFIER)
     assert code == 2
-    assert "skipped cannot read a.png as an image (unknown format)" in err
+    assert "skipped: cannot read a.png as an image (unknown format)" in err
 
 
 def test_failing_image_does_not_affect_its_batch(
     detcam_command: Command, detector: tuple[str, ...], tmp_path: Path
 ) -> None:
-    """A box that lies outside of the small image only."""
+    """A box that lies outside of the small image only, and partly outside of the narrow one."""
     save_image(tmp_path / "in" / "large.png")
+    save_image(tmp_path / "in" / "narrow.png", size_hw=(90, 100))
     save_image(tmp_path / "in" / "small.png", size_hw=(40, 40))
     code, out, err = detcam_command("explain", "in", *detector, "--box", "60,50,110,80", "--labels", "red")
     assert code == 1
-    assert [entry["name"] for entry in read_entries(tmp_path / "explanations")] == ["large.png"]
+    assert [entry["name"] for entry in read_entries(tmp_path / "explanations")] == ["large.png", "narrow.png"]
+    assert err.count("partly outside") == 1
+    assert "the box (60.0, 50.0, 110.0, 80.0) is partly outside the image, which is 100 x 90 pixels" in err
     assert "small.png: the box (60.0, 50.0, 110.0, 80.0) lies outside the image, which is 40 x 40 pixels" in err
 
 

@@ -373,7 +373,7 @@ def test_published_ultralytics_weights_are_read_from_the_downloads(
 def test_what_is_no_model_has_a_remedy(tmp_path: Path) -> None:
     from detcam.adapters import adapt
 
-    with pytest.raises(TypeError, match=r"got str 'best.pt'; load it first: detcam.models.load.load_model"):
+    with pytest.raises(TypeError, match=r"got str 'best.pt'; load it first: detcam.models.load_model"):
         adapt("best.pt")
     with pytest.raises(TypeError, match="the weights of a model; load them into it first"):
         adapt(torchvision.models.resnet18().state_dict())  # type: ignore[arg-type]

@@ -8,7 +8,7 @@
 3. Audit the three detectors on the test images and compare the audits: with the test annotations as they are, and with
    the possible missing annotations of *another*, two-stage detector added, which favor none of the three.
 
-Finished steps are kept in the folder. It takes about a quarter of an hour on one core.
+Finished steps are kept in the folder, for a run with the same options. It takes about a quarter of an hour on one core.
 """
 
 from __future__ import annotations
@@ -34,6 +34,28 @@ WEIGHTS = DATA / "models" / "bccd_yolo11n.pt"
 IMAGE_SIZE = 320
 
 
+def keep_settings(out: Path, settings: dict[str, int]) -> None:
+    """Note the settings of the results in a folder.
+
+    Raises:
+        ValueError: The folder has results of other settings, which would be taken for those of this run.
+    """
+    file = out / "settings.json"
+    if file.exists():
+        kept = json.loads(file.read_bytes())
+    elif out.exists() and any(out.iterdir()):
+        kept = "unknown settings"
+    else:
+        kept = settings
+    if kept != settings:
+        raise ValueError(
+            f"expected {out} to be empty or to have results of {settings}, got results of {kept}; "
+            "choose another folder with --out, use the settings of the results, or remove the folder"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(settings), encoding="utf-8")
+
+
 def yolo(weights: Path) -> Adapter:
     return load_model(str(weights), trust_checkpoint=True, image_size=IMAGE_SIZE)
 
@@ -53,10 +75,11 @@ def add_proposals(annotations: Path, queue: Path, out: Path) -> int:
     categories = {category["name"]: category["id"] for category in content["categories"]}
     names = {category["id"]: category["name"] for category in queued["categories"]}
     proposals = [entry for entry in queued["annotations"] if "score" in entry]
-    for entry in proposals:
+    unused = max((entry["id"] for entry in content["annotations"]), default=0) + 1
+    for new_id, entry in enumerate(proposals, unused):
         content["annotations"].append(
             {
-                "id": len(content["annotations"]) + 1,
+                "id": new_id,
                 "image_id": ids[files[entry["image_id"]]],
                 "category_id": categories[names[entry["category_id"]]],
                 "bbox": entry["bbox"],
@@ -78,15 +101,17 @@ def queue_of(report: Path, out: Path) -> Path:
 def write_yolo_data(annotations: Path, out: Path) -> Path:
     """Write a training set for ultralytics; the classes are those of the annotations, in their order."""
     loaded = Annotations.load(annotations, IMAGES)
-    names = [category["name"] for category in json.loads(annotations.read_bytes())["categories"]]
+    categories = json.loads(annotations.read_bytes())["categories"]
+    names = [category["name"] for category in categories]
+    classes = {category["id"]: index for index, category in enumerate(categories)}
     (out / "images").mkdir(parents=True, exist_ok=True)
     (out / "labels").mkdir(exist_ok=True)
     for image in loaded:
         height, width = image.image_size_hw
         lines = []
-        for label, (x1, y1, x2, y2) in zip(image.category_ids.tolist(), image.boxes_xyxy.tolist(), strict=True):
+        for category, (x1, y1, x2, y2) in zip(image.category_ids.tolist(), image.boxes_xyxy.tolist(), strict=True):
             sides = ((x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height)
-            lines.append(f"{label - 1} " + " ".join(f"{value:.6f}" for value in sides))
+            lines.append(f"{classes[category]} " + " ".join(f"{value:.6f}" for value in sides))
         shutil.copy(image.path, out / "images")
         (out / "labels" / image.path.with_suffix(".txt").name).write_text("\n".join(lines), encoding="utf-8")
     path = (out / "images").resolve()
@@ -126,7 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--explain-test", type=int, default=40, help="false positives of the test images to explain")
     args = parser.parse_args(arguments)
     out: Path = args.out
-    out.mkdir(parents=True, exist_ok=True)
+    keep_settings(out, {"epochs": args.epochs, "explain": args.explain, "explain_test": args.explain_test})
 
     print("1. Audit of the training images")
     train, test = DATA / "bccd" / "train.json", DATA / "bccd" / "test.json"
