@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from detcam.adapters.black_box import BlackBox, gradient_obstacle
-from detcam.adapters.contract import check_class, check_options
-from detcam.adapters.inner_normalization import Normalization
+from detcam.adapters.contract import TOO_SMALL, check_class, check_options, option_names, too_small
+from detcam.adapters.normalization import Normalization
 from detcam.adapters.several_inputs import InputKey, arguments, take_input
 from detcam.adapters.target_layers import layer_name, resolve_layers, without_prefix
 from detcam.adapters.volumes import VolumeReshape, is_volume
@@ -39,9 +39,6 @@ from detcam.utils.warnings import warn
 
 if TYPE_CHECKING:
     from detcam.adapters.transformers.prompts import WordHeat
-
-TOO_SMALL = ("Output size is too small", "can't be greater than actual input size")
-"""Parts of torch's messages where a pooling or a convolution gets fewer pixels than it needs."""
 
 logger = logging.getLogger("detcam")
 
@@ -63,12 +60,14 @@ class Batch:
         geometries: B entries, the position of each original image on the input.
         extra_inputs: further positional arguments of the model.
         model_kwargs: keyword arguments of the model.
+        is_ready: whether the inputs are the user's tensor, which the adapter has not resized.
     """
 
     inputs: Tensor
     geometries: tuple[Geometry, ...]
     extra_inputs: tuple[Any, ...] = ()
     model_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    is_ready: bool = False
 
 
 class AdapterOptions(TypedDict, total=False):
@@ -287,8 +286,9 @@ class Adapter(ABC):
             inputs = self.wrapper_normalization.apply(inputs)
         if is_volume(inputs):  # depth and height are one axis of the maps
             depth, height, width = inputs.shape[2:]
-            return Batch(inputs, (Geometry.identity((depth * height, width)),) * len(inputs))
-        return Batch(inputs, (Geometry.identity((inputs.shape[-2], inputs.shape[-1])),) * len(inputs))
+            return Batch(inputs, (Geometry.identity((depth * height, width)),) * len(inputs), is_ready=True)
+        geometry = Geometry.identity((inputs.shape[-2], inputs.shape[-1]))
+        return Batch(inputs, (geometry,) * len(inputs), is_ready=True)
 
     def forward(self, batch: Batch) -> Any:
         """Run the model once, differentiable where autograd is on, and return its raw output of any type.
@@ -302,12 +302,8 @@ class Adapter(ABC):
         except RuntimeError as error:
             if not any(part in str(error) for part in TOO_SMALL):
                 raise
-            height, width = batch.inputs.shape[-2:]
-            raise ValueError(
-                f"an input of {height}x{width} pixels is too small for {type(self.model).__name__} "
-                f"({first_line(error)}); enlarge the image, or pass image_size= (--image-size), such as "
-                f"({max(2 * height, 128)}, {max(2 * width, 128)})"
-            ) from error
+            takes_size = not batch.is_ready and "image_size" in option_names(type(self))
+            raise ValueError(too_small(self.model, batch.inputs, first_line(error), takes_size=takes_size)) from error
 
     def take_input(self, images: Any, model_kwargs: Mapping[str, Any]) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
         """Split a call's inputs into the one of `input_key`, further positional inputs, and keyword arguments."""

@@ -12,8 +12,7 @@ from torch.nn import functional as F
 from typing_extensions import Unpack
 
 from detcam.adapters.base import Adapter, AdapterOptions, Batch, Target, Task
-from detcam.adapters.inner_normalization import probed_normalization
-from detcam.adapters.normalization import IMAGENET_MEAN, IMAGENET_STD, fit_normalization
+from detcam.adapters.normalization import IMAGENET, Normalization, fit_normalization
 from detcam.adapters.output_heads import (
     OutputHead,
     OutputKind,
@@ -27,7 +26,8 @@ from detcam.adapters.output_heads import (
     unknown_output,
     with_batch_axis,
 )
-from detcam.adapters.stored_config import imagenet_names, is_known_classifier, stored_config, stored_size
+from detcam.adapters.probed_normalization import probed_normalization
+from detcam.adapters.stored_config import imagenet_names, stored_config, stored_size
 from detcam.detections import Detections, LabelsLike, Source, checked_top_k, label_indices
 from detcam.geometry import Geometry
 from detcam.layers import find_target_layers, input_channels, probe_image, probe_sizes, takes_sequences
@@ -47,7 +47,8 @@ class FixedSizeAdapter(Adapter, abstract=True):
         model: the network.
         image_size: height and width of the network's input, or one number for both; None takes the size that the model
             stores, else 224.
-        mean: per channel, of pixels in [0, 1]; None takes the values that the model stores, else ImageNet's.
+        mean: per channel, of pixels in [0, 1]; None takes 0 if the network normalizes images itself (found with passes
+            on noise), else the values that the model stores, else ImageNet's.
         std: as `mean`.
         **options: `target_layers`, `reshape_transform` and `names`, as in `Adapter`.
     """
@@ -69,17 +70,16 @@ class FixedSizeAdapter(Adapter, abstract=True):
                 f"expected a network of images or volumes; {type(model).__name__} takes sequences: its convolutions "
                 "are Conv1d"
             )
-        stored = stored_config(model) if None in (image_size, mean, std) else {}
+        stored = stored_config(model) if any(value is None for value in (image_size, mean, std)) else {}
         size = stored_size(model, stored) if image_size is None else image_size
         self.image_size: tuple[int, int] = (size, size) if isinstance(size, int) else (size[0], size[1])
         if min(self.image_size) < 1:
             raise ValueError(f"expected a positive image_size; got {self.image_size}")
-        default = (stored.get("mean") or IMAGENET_MEAN, stored.get("std") or IMAGENET_STD)
-        if mean is None and std is None and not is_known_classifier(model):
-            default = probed_normalization(model, self.image_size, default)
-        self.mean, self.std, self.normalization_is_known = fit_normalization(
-            input_channels(model), (mean, std), default
+        own = Normalization(tuple(stored.get("mean") or IMAGENET.mean), tuple(stored.get("std") or IMAGENET.std))
+        normalization, self.normalization_is_known = fit_normalization(
+            input_channels(model), (mean, std), lambda: probed_normalization(model, self.image_size, own)
         )
+        self.mean, self.std = normalization.mean, normalization.std
         super().__init__(model, **options)
 
     @classmethod
@@ -119,6 +119,8 @@ class ClassificationAdapter(FixedSizeAdapter):
 
     Attributes:
         output_head: how the network's output relates to logits.
+        class_count: number of class scores that the network returned for noise; None if `output` was ``"logits"``, or
+            if it took no noise image.
 
     Example:
         >>> import torch
@@ -132,6 +134,7 @@ class ClassificationAdapter(FixedSizeAdapter):
     family = "classification"
     task: ClassVar[Task] = "classification"
     output_head: OutputHead = OutputHead()
+    class_count: int | None = None
 
     def __init__(
         self,
@@ -161,6 +164,8 @@ class ClassificationAdapter(FixedSizeAdapter):
             except (TypeError, ValueError, RuntimeError, AttributeError, AssertionError, LookupError) as error:
                 check_probe_memory(error, count, size)
                 continue  # an export of fixed batch size, several inputs, or an output that no rule reads
+            if values is not None:
+                self.class_count = values.shape[1] if values.ndim > 1 else 1
             if values is not None and values.ndim == 2 and len(values) == 1 and count == 2:
                 self.takes_bags = True
                 return find_head(values, seen, output)

@@ -13,6 +13,9 @@ from torch import nn
 
 from detcam.utils.subclasses import check_complete, missing_members
 
+TOO_SMALL = ("Output size is too small", "can't be greater than actual input size")
+"""Parts of torch's messages where a pooling or a convolution gets fewer pixels than it needs."""
+
 TASKS = ("detection", "segmentation", "classification", "embedding")
 
 
@@ -105,3 +108,21 @@ def check_fractions(**values: float) -> None:
     for name, value in values.items():
         if not 0 <= value <= 1:
             raise ValueError(f"expected {name} in [0, 1]; got {value}")
+
+
+def too_small(model: nn.Module, inputs: torch.Tensor, reason: str, *, takes_size: bool) -> str:
+    """Return the message for an input that is too small for a model's poolings or convolutions.
+
+    Args:
+        model: the model.
+        inputs: (B, C, H, W).
+        reason: torch's message, one of `TOO_SMALL`.
+        takes_size: whether `image_size=` of the adapter changes the size.
+    """
+    height, width = inputs.shape[-2:]
+    larger = f"({max(2 * height, 128)}, {max(2 * width, 128)})"
+    option = f", or pass image_size= (--image-size), such as {larger}" if takes_size else f", such as to {larger}"
+    return (
+        f"an input of {height}x{width} pixels is too small for {type(model).__name__} ({reason}); enlarge the image"
+        f"{option}"
+    )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from detcam.adapters.base import Batch
 from detcam.adapters.contract import plain_module
-from detcam.adapters.inner_normalization import MeanAndStd, probed_normalization
+from detcam.adapters.normalization import Normalization
 from detcam.adapters.output_heads import (
     OutputHead,
     OutputKind,
@@ -24,6 +24,7 @@ from detcam.adapters.output_heads import (
     select_output,
     suggest_reading,
 )
+from detcam.adapters.probed_normalization import probed_normalization
 from detcam.adapters.segmentation import SegmentationAdapter
 from detcam.geometry import Geometry
 from detcam.layers import all_paths_pass, infer_reshape, probe_image, probe_sizes
@@ -110,7 +111,7 @@ class CustomSegmentationAdapter(SegmentationAdapter):
                 return find_head(maps, seen, output)
         return find_head(None, [], output)
 
-    def default_normalization(self) -> MeanAndStd:
+    def default_normalization(self) -> Normalization:
         return probed_normalization(self.model, self.canvas((224, 224)), super().default_normalization())
 
     @classmethod

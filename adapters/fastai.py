@@ -9,11 +9,19 @@ from torch import nn
 
 from detcam.adapters.classification import ClassificationAdapter
 from detcam.adapters.custom_segmenter import CustomSegmentationAdapter
+from detcam.layers import input_channels
 
 
 def is_learner(model: object) -> bool:
     """Return whether an object is a Learner of fastai. Does not import fastai."""
     return any(kind.__module__ == "fastai.learner" and kind.__name__ == "Learner" for kind in type(model).__mro__)
+
+
+def takes_images(learner: Any) -> bool:
+    """Return whether the network of a Learner has a convolution of images or volumes, unlike one of text or tables."""
+    network = getattr(learner, "model", None)
+    layers = network.modules() if isinstance(network, nn.Module) else ()
+    return any(isinstance(layer, (nn.Conv2d, nn.Conv3d)) for layer in layers)
 
 
 class FastaiClassificationAdapter(ClassificationAdapter):
@@ -38,7 +46,7 @@ class FastaiClassificationAdapter(ClassificationAdapter):
 
     @classmethod
     def supports(cls, model: object) -> bool:
-        return is_learner(model)
+        return is_learner(model) and takes_images(model)
 
 
 class FastaiSegmentationAdapter(CustomSegmentationAdapter):
@@ -70,14 +78,16 @@ def stored_options(learner: Any) -> dict[str, Any]:
     loaders = getattr(learner, "dls", None)
     if loaders is None or not isinstance(learner.model, nn.Module):
         return {}
-    names = next((v for t in (loaders, *_transforms(loaders.after_item)) if (v := getattr(t, "vocab", None))), None)
-    options: dict[str, Any] = {"names": [str(name) for name in names]} if names else {}
+    vocabularies = (getattr(part, "vocab", None) for part in (loaders, *_transforms(loaders.after_item)))
+    names = next((names for names in vocabularies if names is not None and len(names)), None)  # may be an array
+    options: dict[str, Any] = {} if names is None else {"names": [str(name) for name in names]}
     size = _image_size(loaders)
     if size is not None:
         options["image_size"] = size
     normalize = next((t for t in _transforms(loaders.after_batch) if type(t).__name__ == "Normalize"), None)
+    channels = input_channels(learner.model)
     for name, neutral in (("mean", 0.0), ("std", 1.0)):  # without this transform, pixels in [0, 1] stay as they are
-        values = getattr(normalize, name).flatten().tolist() if normalize is not None else [neutral] * 3
+        values = getattr(normalize, name).flatten().tolist() if normalize is not None else [neutral] * channels
         options[name] = tuple(values)
     return options
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from detcam.adapters.base import Adapter
 from detcam.adapters.contract import check_options, option_names, unwrap
-from detcam.adapters.stored_config import is_known_classifier
+from detcam.adapters.stored_config import Wrapped, is_known_classifier
 from detcam.adapters.target_layers import without_prefix
 from detcam.adapters.ultralytics.network import is_wrapper
 from detcam.adapters.wrappers import find_wrapped, warn_of_independent_classes
@@ -215,36 +215,52 @@ def adapt(
                 f"the model is an adapter already; pass {', '.join(given)} where it is made: adapt(model, ...)"
             )
         return model.with_layers(target_layers, reshape_transform)
-    plain = unwrap(model)
-    prefix, normalization = "", None
-    if isinstance(plain, nn.Module) and not _is_special(plain) and not is_known_classifier(plain):
-        inner = find_wrapped(plain, _is_special)
-        if inner is not None:
-            logger.info("%s passes on the output of %s, which is explained", type(plain).__name__, inner.name)
-            plain, prefix, normalization = unwrap(inner.network), inner.name, inner.normalization
+    explained = _explained(unwrap(model))
     for adapter in _candidates():
-        if adapter.supports(plain):
-            adapter = adapter.variant(options)
-            check_options(adapter, options)
-            if normalization is not None:
-                _check_takes_normalization(adapter, model, prefix)
-                options |= normalization.after(options.get("mean"), options.get("std"))
+        if adapter.supports(explained.network):
             common: dict[str, Any] = {
-                "target_layers": without_prefix(target_layers, prefix),
+                "target_layers": target_layers,
                 "reshape_transform": reshape_transform,
                 "names": names,
             }
-            made = adapter(plain, **{name: value for name, value in common.items() if value is not None}, **options)
-            made.layer_prefix, made.wrapper_normalization = prefix, normalization
-            if made.task == "classification" and "output" not in options and isinstance(model, nn.Module):
-                warn_of_independent_classes(model)
-            if "bgr" not in options and is_wrapper(plain):
-                made.reader = replace(made.reader, bgr=None)  # such an object takes arrays as BGR
-            return made
+            shared = {name: value for name, value in common.items() if value is not None}
+            return _made(adapter.variant(options), model, explained, shared, options)
+    plain = explained.network
     raise TypeError(
         f"expected a torch.nn.Module (detector, segmenter, classifier) or an adapter; got {type(plain).__name__}"
         f"{_remedy(plain)}"
     )
+
+
+def _explained(plain: Any) -> Wrapped:
+    """The known network inside a module that passes on its output, else the model itself, under no name."""
+    if isinstance(plain, nn.Module) and not _is_special(plain) and not is_known_classifier(plain):
+        inner = find_wrapped(plain, _is_special)
+        if inner is not None:
+            logger.info("%s passes on the output of %s, which is explained", type(plain).__name__, inner.name)
+            return replace(inner, network=unwrap(inner.network))
+    return Wrapped(plain, "")
+
+
+def _made(
+    adapter: type[Adapter], model: object, explained: Wrapped, shared: dict[str, Any], options: dict[str, Any]
+) -> Adapter:
+    """Make an adapter of the explained network in a model, from the arguments of every adapter and its own."""
+    check_options(adapter, options)
+    own, normalization = dict(options), explained.normalization
+    if normalization is not None:
+        _check_takes_normalization(adapter, model, explained.name)
+        whole = normalization.after(options.get("mean"), options.get("std"))
+        own |= {"mean": whole.mean, "std": whole.std}
+    if "target_layers" in shared:
+        shared = {**shared, "target_layers": without_prefix(shared["target_layers"], explained.name)}
+    made = adapter(explained.network, **shared, **own)
+    made.layer_prefix, made.wrapper_normalization = explained.name, normalization
+    if "output" not in options and isinstance(model, nn.Module):
+        warn_of_independent_classes(model, made)
+    if "bgr" not in options and is_wrapper(explained.network):
+        made.reader = replace(made.reader, bgr=None)  # such an object takes arrays as BGR
+    return made
 
 
 def _check_takes_normalization(adapter: type[Adapter], wrapper: object, name: str) -> None:
@@ -258,6 +274,8 @@ def _check_takes_normalization(adapter: type[Adapter], wrapper: object, name: st
 
 def _remedy(model: Any) -> str:
     """What to pass instead of something that is no model."""
+    if type(model).__module__ == "fastai.learner":
+        return " whose network has no convolution of images"
     if isinstance(getattr(model, "model", None), nn.Module):
         return "; pass its attribute .model"
     if isinstance(model, (str, PathLike)):

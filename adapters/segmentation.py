@@ -15,7 +15,7 @@ from torchvision.models.segmentation.lraspp import LRASPP
 from typing_extensions import Unpack
 
 from detcam.adapters.base import Adapter, AdapterOptions, Batch, Target, Task
-from detcam.adapters.normalization import IMAGENET_MEAN, IMAGENET_STD, fit_normalization
+from detcam.adapters.normalization import IMAGENET, Normalization, fit_normalization
 from detcam.adapters.output_heads import OutputHead
 from detcam.detections import Detections
 from detcam.geometry import Geometry
@@ -70,15 +70,16 @@ class SegmentationAdapter(Adapter, abstract=True):
     ) -> None:
         self.image_size = _checked_size(image_size)
         super().__init__(model, **options)
-        self.mean, self.std, self.normalization_is_known = fit_normalization(
-            input_channels(model), (mean, std), self.default_normalization()
+        normalization, self.normalization_is_known = fit_normalization(
+            input_channels(model), (mean, std), self.default_normalization
         )
+        self.mean, self.std = normalization.mean, normalization.std
         self.multilabel = self.default_multilabel() if multilabel is None else multilabel
         self.background = _background(self.names) if background == "auto" else background
 
-    def default_normalization(self) -> tuple[Sequence[float], Sequence[float]]:
-        """Return the mean and standard deviation per channel, of pixels in [0, 1]."""
-        return IMAGENET_MEAN, IMAGENET_STD
+    def default_normalization(self) -> Normalization:
+        """Return the normalization of pixels in [0, 1] where the user does not give it."""
+        return IMAGENET
 
     def default_multilabel(self) -> bool:
         """Return whether the model stores that its classes are independent."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from detcam.adapters.base import Batch
-from detcam.adapters.normalization import IMAGENET_MEAN, IMAGENET_STD
+from detcam.adapters.normalization import IMAGENET, Normalization
 from detcam.adapters.segmentation import SegmentationAdapter
 from detcam.geometry import Geometry
 from detcam.layers import InferredReshape, all_paths_pass, infer_reshape
@@ -78,14 +78,14 @@ class SmpAdapter(SegmentationAdapter):
             return [_producer(seen, deepest, infer_reshape(encoder, size))]
         return [decoder]
 
-    def default_normalization(self) -> tuple[Sequence[float], Sequence[float]]:
+    def default_normalization(self) -> Normalization:
         encoder: Any = self.model.encoder
         stored = getattr(getattr(encoder, "model", None), "pretrained_cfg", None)
         if not stored:
             stored = _stored_with_weights(getattr(self.model, "config", None) or {})
         if not stored:
             logger.info("the encoder does not store the normalization of its input; using ImageNet's mean and std")
-        return stored.get("mean", IMAGENET_MEAN), stored.get("std", IMAGENET_STD)
+        return Normalization(tuple(stored.get("mean", IMAGENET.mean)), tuple(stored.get("std", IMAGENET.std)))
 
     def default_multilabel(self) -> bool:
         activation = self._activation()

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from detcam.adapters.inner_normalization import Normalization
+from detcam.adapters.normalization import Normalization
 from detcam.adapters.transformers.model import pretrained_bases
 from detcam.adapters.transformers.processor import stored_preparation
 from detcam.utils.warnings import warn

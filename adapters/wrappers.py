@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from detcam.adapters.inner_normalization import UnknownChangeError, noise_for, normalization_between
+from detcam.adapters.probed_normalization import (
+    Images,
+    UnknownChangeError,
+    images_of,
+    noise_images,
+    normalization_between,
+)
 from detcam.adapters.stored_config import Wrapped, is_known_classifier, stored_config, stored_size, wrapped_networks
 from detcam.trace import flatten_tensors, guarded
 from detcam.utils.hooks import active_hooks
@@ -53,9 +59,9 @@ def find_wrapped(model: nn.Module, has_adapter: Callable[[object], bool]) -> Wra
     changes = no_forward = False
     if len(found) == 1 and not own:
         try:
-            passed = _passed_input(model, item.network, exact=not special)
+            passed = _passed_images(model, item.network, exact=not special)
             if passed is not None:
-                return replace(item, normalization=normalization_between(*passed))
+                return replace(item, normalization=normalization_between(passed))
         except UnknownChangeError:
             changes = True
         except MissingForwardError:
@@ -80,34 +86,64 @@ def find_wrapped(model: nn.Module, has_adapter: Callable[[object], bool]) -> Wra
     )
 
 
-def _passed_input(wrapper: nn.Module, network: nn.Module, *, exact: bool) -> tuple[Any, Any] | None:
-    """The input of a wrapper, and that of the network, which it runs once.
+def _passed_images(wrapper: nn.Module, network: nn.Module, *, exact: bool) -> list[tuple[Images, Images]] | None:
+    """The images of each probe that a wrapper gets, and those that its network gets, which it runs once.
 
     None if it does not or, if `exact`, returns neither the network's output nor an activation of it.
     """
     size = stored_size(network, stored_config(network)) if exact else _SIDE
     size_hw = (size, size) if isinstance(size, int) else size
-    noise = noise_for(network, size_hw)
-    runs: list[tuple[list[Any], Any]] = []
-
-    def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        images = [value for value in (*args, *kwargs.values()) if is_image_like(value)]
-        runs.append((images, output))
-
-    for inputs in (noise, [noise[0]]):
-        runs.clear()
-        with active_hooks(with_kwargs=[(network, record)]):
-            try:
-                with guarded(wrapper, gradients=False, quiet=True):
-                    output = wrapper(inputs)
-            except NotImplementedError:
-                raise MissingForwardError from None
-            except (TypeError, ValueError, RuntimeError, AttributeError, AssertionError, LookupError):
-                continue
-        if len(runs) == 1:
-            images, inner = runs[0]
-            return (inputs, images[0]) if images and (not exact or _is_same(output, inner)) else None
+    first, *others = noise_images(network, size_hw)
+    for is_list in (False, True):
+        run = _run(wrapper, network, first, is_list=is_list)
+        if run is not None and len(run.inputs) == 1:
+            if not run.inputs[0] or (exact and not _is_same(run.output, run.inner_output)):
+                return None
+            further = [_run(wrapper, network, noise, is_list=is_list, stops=True) for noise in others]
+            inputs = [one.inputs[0] if one is not None and one.inputs else [] for one in (run, *further)]
+            return list(zip(map(images_of, (first, *others)), inputs, strict=True))
     return None
+
+
+@dataclass
+class _Run:
+    """A pass of a wrapper: the images of each call of its network, and the outputs of both."""
+
+    inputs: list[Images] = field(default_factory=list)
+    output: Any = None
+    inner_output: Any = None
+
+
+class _ReachedError(Exception):
+    """The network inside was called."""
+
+
+def _run(wrapper: nn.Module, network: nn.Module, noise: Tensor, *, is_list: bool, stops: bool = False) -> _Run | None:
+    """Run a wrapper on copies of noise, which it may change in place; None if it does not take them."""
+    run = _Run()
+
+    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        images = [value for value in (*args, *kwargs.values()) if is_image_like(value)]
+        run.inputs.append(images_of(images[0]) if images else [])
+        if stops:
+            raise _ReachedError
+
+    def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        run.inner_output = output
+
+    hooks = active_hooks([(network, after)], before_with_kwargs=[(network, before)])
+    try:
+        with guarded(wrapper, gradients=False, quiet=True, float32=True), hooks:
+            run.output = wrapper([noise[0].clone()] if is_list else noise.clone())
+    except _ReachedError:
+        pass
+    except NotImplementedError as error:
+        if str(error).startswith(f'Module [{type(wrapper).__name__}] is missing the required "forward" function'):
+            raise MissingForwardError from None
+        return None
+    except (TypeError, ValueError, RuntimeError, AttributeError, AssertionError, LookupError):
+        return None
+    return run
 
 
 def is_image_like(value: object) -> bool:
@@ -123,11 +159,16 @@ def _is_same(output: Any, inner: Any) -> bool:
     return any(torch.allclose(output, version, rtol=1e-4, atol=1e-6) for version in versions)
 
 
-def warn_of_independent_classes(module: nn.Module) -> None:
-    """Warn if a module of several classes holds a loss of independent ones: its logits do not tell."""
+def warn_of_independent_classes(module: nn.Module, adapter: Any) -> None:
+    """Warn if a module of several classes holds a loss of independent ones: its logits do not tell.
+
+    Args:
+        module: the module, which may hold the loss beside the network.
+        adapter: the adapter that was made of it; without a warning if it is no classifier's or has independent classes.
+    """
     losses = [type(m).__name__ for m in module.modules() if isinstance(m, INDEPENDENT_LOSSES)]
-    counts = [layer.out_features for layer in module.modules() if isinstance(layer, nn.Linear)]
-    if losses and counts and counts[-1] > 1:
+    count = getattr(adapter, "class_count", None)  # of classifiers alone
+    if losses and count is not None and count > 1 and not adapter.output_head.multilabel:
         warn(
             f"{type(module).__name__} has a {losses[0]}, as networks of independent classes do; its logits are "
             "explained as exclusive classes. Pass output='multilabel', or output='logits' if they are exclusive",

@@ -14,6 +14,7 @@ from typing_extensions import Unpack
 from detcam.adapters.base import Adapter, AdapterOptions, Batch, DetectorAdapter
 from detcam.adapters.candidates import best_fit
 from detcam.adapters.contract import check_fractions
+from detcam.adapters.normalization import Normalization
 from detcam.adapters.segmentation import SegmentationAdapter
 from detcam.adapters.transformers.base import TransformersModel
 from detcam.adapters.transformers.layers import decoder_inputs
@@ -277,8 +278,8 @@ class TransformersSemanticQueries(MaskQueryModel, SegmentationAdapter):
         self.use_task(model, processor, segments)
         super().__init__(model, background=background, **options)
 
-    def default_normalization(self) -> tuple[Sequence[float], Sequence[float]]:
-        return self.preparation.mean or (0.0, 0.0, 0.0), self.preparation.std or (1.0, 1.0, 1.0)
+    def default_normalization(self) -> Normalization:
+        return Normalization(self.preparation.mean or (0.0, 0.0, 0.0), self.preparation.std or (1.0, 1.0, 1.0))
 
     def canvas(self, image_size_hw: tuple[int, int]) -> tuple[int, int]:
         return self.preparation.geometry(image_size_hw).input_size_hw

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Literal
 
 from torch import nn
@@ -10,6 +9,7 @@ from typing_extensions import Unpack
 
 from detcam.adapters.base import AdapterOptions
 from detcam.adapters.custom_segmenter import CustomSegmentationAdapter
+from detcam.adapters.normalization import Normalization
 from detcam.adapters.transformers.base import TransformersModel
 from detcam.adapters.transformers.model import has_head
 
@@ -49,8 +49,8 @@ class TransformersSegmenter(TransformersModel, CustomSegmentationAdapter):
     def supports(cls, model: object) -> bool:
         return has_head(model, "ForSemanticSegmentation")
 
-    def default_normalization(self) -> tuple[Sequence[float], Sequence[float]]:
-        return self.preparation.mean or (0.0, 0.0, 0.0), self.preparation.std or (1.0, 1.0, 1.0)
+    def default_normalization(self) -> Normalization:
+        return Normalization(self.preparation.mean or (0.0, 0.0, 0.0), self.preparation.std or (1.0, 1.0, 1.0))
 
     def canvas(self, image_size_hw: tuple[int, int]) -> tuple[int, int]:
         return self.preparation.geometry(image_size_hw).input_size_hw

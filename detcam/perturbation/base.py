@@ -217,6 +217,7 @@ def select_image(batch: Batch, image: int) -> Batch:
         batch.geometries[image : image + 1],
         tuple(map_tensors(value, select) for value in batch.extra_inputs),
         {name: map_tensors(value, select) for name, value in batch.model_kwargs.items()},
+        batch.is_ready,
     )
 
 
@@ -232,6 +233,7 @@ def repeat_batch(batch: Batch, inputs: Tensor) -> Batch:
         batch.geometries * count,
         tuple(map_tensors(value, expand) for value in batch.extra_inputs),
         {name: map_tensors(value, expand) for name, value in batch.model_kwargs.items()},
+        batch.is_ready,
     )
 
 

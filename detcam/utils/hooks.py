@@ -21,7 +21,9 @@ _REMOVALS: dict[tuple[int, int], Callable[[], None]] = {}
 
 
 @contextmanager
-def active_hooks(after: Hooks = (), *, before: Hooks = (), with_kwargs: Hooks = ()) -> Iterator[None]:
+def active_hooks(
+    after: Hooks = (), *, before: Hooks = (), with_kwargs: Hooks = (), before_with_kwargs: Hooks = ()
+) -> Iterator[None]:
     """Register hooks, and remove them at the end of the block.
 
     Hooks are found by the functions themselves and not by handles, of which one is lost where an interruption comes
@@ -31,21 +33,25 @@ def active_hooks(after: Hooks = (), *, before: Hooks = (), with_kwargs: Hooks = 
         after: forward hooks.
         before: forward pre-hooks.
         with_kwargs: forward hooks that are called with the module, its arguments, its keyword arguments and its output.
+        before_with_kwargs: forward pre-hooks that are called with the module, its arguments and its keyword arguments.
     """
-    after, before, with_kwargs = list(after), list(before), list(with_kwargs)
+    after, before, with_kwargs, before_with_kwargs = map(list, (after, before, with_kwargs, before_with_kwargs))
 
     def remove() -> None:
         for module, hook in (*after, *with_kwargs):
             for key in _discard(module._forward_hooks, hook):
                 module._forward_hooks_with_kwargs.pop(key, None)
-        for module, hook in before:
-            _discard(module._forward_pre_hooks, hook)
+        for module, hook in (*before, *before_with_kwargs):
+            for key in _discard(module._forward_pre_hooks, hook):
+                module._forward_pre_hooks_with_kwargs.pop(key, None)
 
     key = threading.get_ident(), next(_NUMBERS)
     _REMOVALS[key] = remove
     try:
         for module, hook in before:
             module.register_forward_pre_hook(hook)
+        for module, hook in before_with_kwargs:
+            module.register_forward_pre_hook(hook, with_kwargs=True)
         for module, hook in after:
             module.register_forward_hook(hook)
         for module, hook in with_kwargs:

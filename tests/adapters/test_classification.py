@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from detcam import METHODS, GradCAM, HiResCAM, LayerCAM, adapt
 from detcam.adapters.classification import ClassificationAdapter
-from detcam.adapters.normalization import IMAGENET_MEAN, IMAGENET_STD
+from detcam.adapters.normalization import IMAGENET
 from detcam.targets import ClassifierOutputTarget
 from tests.helpers import Snapshot, TinyCNN, tensors
 
@@ -37,7 +37,7 @@ class TestPredict:
         before.check()
         for image, one in zip(IMAGES, found, strict=True):
             small = nn.functional.interpolate(image[None], (32, 48), mode="bilinear", antialias=True)[0]
-            mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
+            mean, std = torch.tensor(IMAGENET.mean), torch.tensor(IMAGENET.std)
             expected = model(((small - mean[:, None, None]) / std[:, None, None])[None])[0].softmax(0)
             scores, labels = expected.sort(descending=True)
             assert one.labels.tolist() == labels[:5].tolist()
@@ -154,7 +154,7 @@ class TestPreparation:
         other = adapt(timm.create_model("vit_tiny_patch16_224", img_size=(48, 96), depth=1, num_classes=9), **layer)
         assert (other.image_size, other.names) == ((48, 96), {})
         inception = adapt(tv.inception_v3(init_weights=False), **layer)
-        assert (inception.image_size, inception.mean) == ((299, 299), IMAGENET_MEAN)
+        assert (inception.image_size, inception.mean) == ((299, 299), IMAGENET.mean)
         assert inception.names[0] == "tench" and len(inception.names) == 1000
         mine = nn.Sequential(nn.Flatten(), nn.Linear(12, 1000))
         assert adapt(mine, **layer).names == {}, "a thousand classes of one's own are not ImageNet's"

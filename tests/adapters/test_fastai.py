@@ -77,6 +77,23 @@ def test_a_binary_cross_entropy_over_classes_makes_them_independent() -> None:
     assert "multilabel" in repr(adapt(given))
 
 
+def test_names_may_be_an_array_and_channels_more_than_three() -> None:
+    codes = np.array(["background", "cell"])  # as np.loadtxt(dtype=str) returns
+    assert adapt(learner(unet(), of_item=[transform("AddMaskCodes", vocab=codes)])).names == {
+        0: "background",
+        1: "cell",
+    }
+    bands = nn.Sequential(nn.Conv2d(4, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    adapter: Any = adapt(learner(bands))
+    assert (adapter.mean, adapter.std) == ((0,) * 4, (1,) * 4)
+
+
+def test_a_learner_of_text_or_tables_is_refused() -> None:
+    text = nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(8, 2))
+    with pytest.raises(TypeError, match="got Learner whose network has no convolution of images"):
+        adapt(learner(text))
+
+
 def test_a_unet_whose_classes_have_names_is_a_segmenter() -> None:
     given = learner(unet(), of_item=[transform("AddMaskCodes", vocab=["background", "cell"])])
     assert isinstance(adapt(given), FastaiSegmentationAdapter) and adapt(given).names[1] == "cell"

@@ -16,7 +16,7 @@ from torchvision.models import segmentation
 
 from detcam import GradCAM, HiResCAM, LayerCAM, ReachWarning
 from detcam.adapters import adapt, segmenter
-from detcam.adapters.normalization import IMAGENET_MEAN, IMAGENET_STD
+from detcam.adapters.normalization import IMAGENET
 from detcam.adapters.segmentation import TorchvisionSegmentationAdapter
 from detcam.data.images import load_image
 from detcam.targets import BoxTarget, MaskTarget
@@ -80,8 +80,8 @@ def own_logits(
     image: Tensor,
     multiple: int,
     stretched: tuple[int, int] | None = None,
-    mean: tuple[float, ...] = IMAGENET_MEAN,
-    std: tuple[float, ...] = IMAGENET_STD,
+    mean: tuple[float, ...] = IMAGENET.mean,
+    std: tuple[float, ...] = IMAGENET.std,
     read: Callable[[Any], Tensor] = lambda raw: raw,
 ) -> Tensor:
     """(C, H, W) logits on the image by the model's own forward pass, prepared and resized by hand."""
@@ -105,7 +105,7 @@ def test_every_architecture(case: str) -> None:
     adapter = adapt(model)
     assert adapter.family == "segmentation-models-pytorch" and adapter.layer_names == [layer]
     stretched = {"DPT": (96, 96), "FPN swin": (64, 64)}.get(case)
-    mean, std = ((0.5,) * 3,) * 2 if case in ("Unet timm", "DPT", "DPT any size") else (IMAGENET_MEAN, IMAGENET_STD)
+    mean, std = ((0.5,) * 3,) * 2 if case in ("Unet timm", "DPT", "DPT any size") else (IMAGENET.mean, IMAGENET.std)
     multiple = MULTIPLES.get(architecture, 32)
     results = GradCAM(adapter).explain(images)
     for image, result in zip(images, results, strict=True):
@@ -247,7 +247,7 @@ def test_normalization_is_that_of_the_encoder() -> None:
     timm_encoder: Any = adapt(smp_model("Unet", encoder_name="tu-tf_efficientnet_lite0", **UNET))
     assert timm_encoder.mean == timm_encoder.std == (0.5, 0.5, 0.5)
     own: Any = adapt(smp_model("Unet", **UNET))
-    assert (own.mean, own.std) == (IMAGENET_MEAN, IMAGENET_STD)
+    assert (own.mean, own.std) == (IMAGENET.mean, IMAGENET.std)
     requested: Any = adapt(smp_model("Unet", **UNET), mean=(0, 0, 0), std=(1, 1, 1))
     image = make_images()[0]
     assert torch.equal(requested.prepare([image]).inputs[0], image)
@@ -289,6 +289,8 @@ def test_an_image_that_is_too_small_for_the_network_is_named() -> None:
     with pytest.raises(ValueError, match=r"96x144 pixels is too small for PAN .*image_size= .*\(192, 288\)"):
         adapt(model).predict(torch.rand(3, 90, 130))
     assert len(adapt(model, image_size=(192, 288)).predict(torch.rand(3, 90, 130))) == 1
+    with pytest.raises(ValueError, match=r"96x144 pixels is too small for PAN .*enlarge the image, such as to \(192, "):
+        GradCAM(adapt(model))(torch.rand(1, 3, 96, 144))  # image_size= does not resize a ready tensor
 
 
 def test_detections_of_a_detector_are_refused() -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -93,6 +95,14 @@ def test_a_normalization_inside_a_classifier_is_applied_once(timm_model: nn.Modu
         assert adapter.model is timm_model and adapter.mean == pytest.approx(MEAN)
 
 
+def test_a_mean_of_numpy_or_of_a_wrong_length_is_checked(timm_model: nn.Module) -> None:
+    adapter = adapt(Normalizing(timm_model).eval(), mean=np.zeros(3), std=np.ones(3))
+    assert adapter.mean == pytest.approx(MEAN) and adapter.std == pytest.approx(STD)
+    for model in (Normalizing(timm_model).eval(), timm_model):
+        with pytest.raises(ValueError, match=r"expected mean with one value per channel .*, 3; got \(0.5,\)"):
+            adapt(model, mean=np.full(1, 0.5))
+
+
 def test_a_wrapper_may_pass_the_image_by_name() -> None:
     module = Normalizing(retinanet()).eval()
     module.forward = lambda images: module.model(images=images)  # type: ignore[method-assign]
@@ -162,6 +172,17 @@ def test_modules_of_lightning_are_unwrapped_and_their_checkpoints_loaded(package
     assert adapt(detector, target_layers="net.backbone").model is detector.net
 
 
+def test_a_missing_kernel_is_no_missing_forward_function() -> None:
+    module = Module(retinanet())
+
+    def forward(images: Any) -> Any:
+        raise NotImplementedError("Could not run 'aten::q' with arguments from the 'CPU' backend")
+
+    module.forward = forward  # type: ignore[method-assign]
+    with pytest.raises(TypeError, match="does not run the network inside it"):
+        adapt(module.eval())
+
+
 def test_a_loss_of_independent_classes_is_told(recwarn: pytest.WarningsRecorder) -> None:
     module = Module(own_network())
     module.loss = nn.BCEWithLogitsLoss()
@@ -170,6 +191,17 @@ def test_a_loss_of_independent_classes_is_told(recwarn: pytest.WarningsRecorder)
     assert not recwarn.list
     with pytest.warns(UserWarning, match=r"has a BCEWithLogitsLoss.*Pass output='multilabel'"):
         adapt(module, image_size=32)
+
+
+@pytest.mark.parametrize(("classes", "end"), [(1, nn.Identity()), (3, nn.Sigmoid())])
+def test_a_loss_that_the_output_agrees_with_is_not_told(classes: int, end: nn.Module) -> None:
+    module = Module(
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, classes), end)
+    )
+    module.loss, module.unused = nn.BCEWithLogitsLoss(), nn.Linear(4, 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        adapt(module.eval(), image_size=32)
 
 
 class Headed(Module):
