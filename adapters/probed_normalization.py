@@ -27,7 +27,7 @@ MAX_ROUNDINGS = 4
 PROBES = ((1.0, 0.0), (0.3, 0.5), (255.0, 0.0))
 """Factors and summands of the noise images: usual ones, others of another mean and range, and bytes."""
 
-Images: TypeAlias = "list[Tensor]"
+ImageTensors: TypeAlias = "list[Tensor]"
 """The images of a batch, (C, ...) each."""
 
 
@@ -39,13 +39,13 @@ class ContentDependentError(UnknownChangeError):
     """A module normalizes each image by its own values."""
 
 
-def images_of(batch: Any) -> Images:
+def images_of(batch: Any) -> ImageTensors:
     """Return the images of a (B, C, ...) tensor, or the (C, ...) tensors of a list, as copies."""
     images = [image for one in flatten_tensors(batch) for image in (one if isinstance(batch, Tensor) else [one])]
     return [image.detach().clone() for image in images]
 
 
-def normalization_between(pairs: Iterable[tuple[Images, Images]]) -> Normalization | None:
+def normalization_between(pairs: Iterable[tuple[ImageTensors, ImageTensors]]) -> Normalization | None:
     """Return the normalization that turns inputs into others, or None if they are the same.
 
     Args:
@@ -69,7 +69,7 @@ def normalization_between(pairs: Iterable[tuple[Images, Images]]) -> Normalizati
     return None if first is None or first == Normalization.constant(len(first.mean)) else first
 
 
-def _line(before: Images, after: Images) -> Normalization:
+def _line(before: ImageTensors, after: ImageTensors) -> Normalization:
     """Fit a normalization to the images before and after a change."""
     if [image.shape for image in before] != [image.shape for image in after]:
         raise UnknownChangeError
@@ -87,14 +87,14 @@ def _line(before: Images, after: Images) -> Normalization:
     return line
 
 
-def _deviates(line: Normalization, before: Images, after: Images) -> bool:
+def _deviates(line: Normalization, before: ImageTensors, after: ImageTensors) -> bool:
     x, y = _by_channel(before), _by_channel(after)
     deviation = (line.apply(x.T).T - y).abs().amax(1)
     tolerance = max(MAX_DEVIATION, MAX_ROUNDINGS * max(torch.finfo(image.dtype).eps for image in (*before, *after)))
     return bool((deviation > tolerance * (y.amax(1) - y.amin(1))).any())
 
 
-def _by_channel(images: Images) -> Tensor:
+def _by_channel(images: ImageTensors) -> Tensor:
     return torch.cat([image.double().cpu().flatten(1) for image in images], 1)
 
 

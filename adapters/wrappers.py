@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from detcam.adapters.probed_normalization import (
-    Images,
+    ImageTensors,
     UnknownChangeError,
     images_of,
     noise_images,
@@ -86,7 +86,9 @@ def find_wrapped(model: nn.Module, has_adapter: Callable[[object], bool]) -> Wra
     )
 
 
-def _passed_images(wrapper: nn.Module, network: nn.Module, *, exact: bool) -> list[tuple[Images, Images]] | None:
+def _passed_images(
+    wrapper: nn.Module, network: nn.Module, *, exact: bool
+) -> list[tuple[ImageTensors, ImageTensors]] | None:
     """The images of each probe that a wrapper gets, and those that its network gets, which it runs once.
 
     None if it does not or, if `exact`, returns neither the network's output nor an activation of it.
@@ -109,7 +111,7 @@ def _passed_images(wrapper: nn.Module, network: nn.Module, *, exact: bool) -> li
 class _Run:
     """A pass of a wrapper: the images of each call of its network, and the outputs of both."""
 
-    inputs: list[Images] = field(default_factory=list)
+    inputs: list[ImageTensors] = field(default_factory=list)
     output: Any = None
     inner_output: Any = None
 
