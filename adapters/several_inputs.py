@@ -20,17 +20,22 @@ InputKey: TypeAlias = int | str
 
 
 def arguments(batch: Batch, key: InputKey | None) -> tuple[list[Any], dict[str, Any]]:
-    """Return the positional and keyword arguments of the network on its device, the explained input in its place."""
+    """Return the positional and keyword arguments of the network on its device, the explained input in its place.
+
+    Tensors are copies, because a network may change its input in place, and the batch serves several passes.
+    """
     device = batch.inputs.device
-    positional = [value.to(device) if isinstance(value, Tensor) else value for value in batch.extra_inputs]
-    keywords = {
-        name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.model_kwargs.items()
-    }
+    positional = [_copied(value, device) for value in batch.extra_inputs]
+    keywords = {name: _copied(value, device) for name, value in batch.model_kwargs.items()}
     if isinstance(key, str):
-        keywords[key] = batch.inputs
+        keywords[key] = batch.inputs.clone()
     else:
-        positional.insert(key or 0, batch.inputs)
+        positional.insert(key or 0, batch.inputs.clone())
     return positional, keywords
+
+
+def _copied(value: Any, device: torch.device) -> Any:
+    return value.to(device, copy=True) if isinstance(value, Tensor) else value
 
 
 def take_input(

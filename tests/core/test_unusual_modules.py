@@ -151,3 +151,22 @@ def test_gradient_checkpointing_changes_nothing(kind: type[Checkpointed], layer:
         np.testing.assert_allclose(method(model, [layer])(IMAGE[None], [lambda o: o[0]]), expected, atol=1e-5)
     before.check()
     assert torch.utils.checkpoint.CheckpointFunction.__module__ == "torch.utils.checkpoint"
+
+
+@pytest.mark.parametrize("method", ["rise", "probecam", "ablationcam", "fullgrad"])
+def test_a_network_that_changes_its_input_in_place_is_given_copies(method: str) -> None:
+    class Normalizing(nn.Module):
+        def __init__(self, *, in_place: bool) -> None:
+            super().__init__()
+            self.network, self.in_place = TinyCNN(), in_place
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.network(x.sub_(0.4).div_(0.2) if self.in_place else (x - 0.4) / 0.2)
+
+    torch.manual_seed(0)
+    plain, changing = Normalizing(in_place=False).eval(), Normalizing(in_place=True).eval()
+    changing.load_state_dict(plain.state_dict())
+    tensor = IMAGE[None].clone()
+    maps = [METHODS[method](model, target_layers=["network.conv2"])(tensor) for model in (plain, changing)]
+    np.testing.assert_allclose(maps[1], maps[0], atol=1e-5)
+    assert maps[0].any() and torch.equal(tensor[0], IMAGE)
