@@ -63,6 +63,27 @@ def _onednn_convolution(value: Any, weight: Any, *_: Any, out_shape: Any = None,
 CUSTOM_FLOPS = {torch.ops.aten.mkldnn_convolution: _onednn_convolution}
 
 
+class _NoModules:
+    """The counter's tracker of modules, without modules, which a total does not need.
+
+    PyTorch's fails where a module runs without autograd on a view of a tensor that needs gradients.
+    """
+
+    parents = frozenset({"Global"})
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *exc_info: object) -> None: ...
+
+
+class _TotalFlops(FlopCounterMode):
+    """Counts the floating point operations of a block, not those of each module."""
+
+    def __init__(self) -> None:
+        super().__init__(display=False, custom_mapping=CUSTOM_FLOPS)
+        self.mod_tracker: Any = _NoModules()
+
+
 class _BackwardCalls(TorchFunctionMode):
     """Counts calls of autograd."""
 
@@ -99,13 +120,13 @@ def count_work(adapter: Adapter, image: ImageLike, call: Callable[[], object]) -
     if isinstance(adapter.model, BlackBox):
         return WorkCount(_count_images(adapter.model, call), 0)
     pixels = adapter.reader.read(image)
-    with guarded(adapter.model, gradients=False), FlopCounterMode(display=False, custom_mapping=CUSTOM_FLOPS) as plain:
+    with guarded(adapter.model, gradients=False), _TotalFlops() as plain:
         batch = adapter.prepare([pixels])
         adapter.default_targets(adapter.outputs(adapter.forward(batch), batch), batch)
     unit = plain.get_total_flops()
     if not unit:
         raise ValueError(f"{type(adapter.model).__name__} runs no convolution, matrix product or attention to count")
-    with _BackwardCalls() as backward, FlopCounterMode(display=False, custom_mapping=CUSTOM_FLOPS) as counted:
+    with _BackwardCalls() as backward, _TotalFlops() as counted:
         call()
     return WorkCount(counted.get_total_flops() / unit, backward.count)
 

@@ -199,3 +199,15 @@ def test_memory_is_what_the_call_adds() -> None:
         pytest.skip("this system does not tell a process's peak of memory")
     assert 180 < cost.peak_mib < 260
     assert measure_cost(lambda: None, torch.device("cpu"))[1].peak_mib < 60
+
+
+def test_work_of_a_module_that_reads_a_view_without_gradients_is_counted() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 2)).eval()
+    adapter = adapt(network, target_layers=["0"], image_size=32)
+
+    def call() -> None:
+        values = torch.rand(2, 2, requires_grad=True) * 1
+        with torch.no_grad():
+            network[3](values.T)
+
+    assert count_work(adapter, torch.rand(3, 32, 32), call).passes > 0
