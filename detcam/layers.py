@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from detcam.trace import flatten_tensors, guarded
 from detcam.utils.hooks import active_hooks
+from detcam.utils.modules import all_modules
 
 LayersLike: TypeAlias = Sequence[nn.Module | str] | nn.Module | str | None
 """Target layers: modules or dotted names, one or several; None takes the default."""
@@ -384,7 +385,7 @@ class InferredReshape:
 
 def declared_prefix_tokens(model: nn.Module) -> int | None:
     """Return the number of prefix tokens that a transformer declares, or None."""
-    for module in model.modules():
+    for module in all_modules(model):
         declared = getattr(module, "num_prefix_tokens", None)
         if isinstance(declared, int):
             return declared
@@ -395,7 +396,7 @@ def declared_prefix_tokens(model: nn.Module) -> int | None:
 
 def last_axis_channels(model: nn.Module) -> frozenset[int]:
     """Return the channel counts of a model's channels-last maps: normalized there, no input of a convolution."""
-    modules = list(model.modules())
+    modules = all_modules(model)
     normalized = {m.normalized_shape[-1] for m in modules if isinstance(m, nn.LayerNorm)}
     return frozenset(normalized - {m.in_channels for m in modules if isinstance(m, nn.Conv2d)})
 
