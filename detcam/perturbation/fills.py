@@ -166,8 +166,8 @@ def _parts_with_rings(mask: np.ndarray) -> Iterator[tuple[Extent, np.ndarray, np
         top, left = extent[0].start - rows.start, extent[1].start - columns.start
         part = np.zeros((rows.stop - rows.start, columns.stop - columns.start), dtype=np.uint8)
         part[top : top + inner.shape[0], left : left + inner.shape[1]] = inner
-        kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * margin + 1, 2 * margin + 1))
-        yield window, part > 0, (cv2.dilate(part, kernel) > 0) & ~mask[window]
+        distance = cv2.distanceTransform(1 - part, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+        yield window, part > 0, (distance <= margin) & ~mask[window]
 
 
 class MeanFill(UniformFill):

@@ -1,7 +1,8 @@
 """Solver for the linear system in which each missing pixel of an image is the weighted mean of its neighbors.
 
-Small systems are factorized. Large ones are solved by conjugate gradients with a multigrid preconditioner on the
-image's grid; an iteration costs a few filters, and about a dozen iterations are needed for any size.
+Small and scattered systems are factorized. Others are solved by conjugate gradients with a multigrid preconditioner on
+the grid of the pixels around them; an iteration costs a few filters, and about a dozen iterations are needed for any
+size.
 """
 
 from __future__ import annotations
@@ -33,6 +34,9 @@ TOLERANCES = (1e-3, 2e-6)
 round leaves rounding errors of single precision."""
 MAX_FACTORIZED = 8000
 """Maximum number of pixels of a system that is factorized."""
+MAX_COMPACT_FACTORIZED = 1000
+"""The same, if the pixels cover at least `MIN_COMPACT_FRACTION` of the rectangle around them."""
+MIN_COMPACT_FRACTION = 0.15
 MAX_ITERATIONS = 200
 """Maximum number of conjugate gradient iterations per round."""
 
@@ -67,18 +71,16 @@ def harmonic_fill(images: Tensor, removed: Tensor) -> Tensor:
 
     def run_worker(_: int) -> list[tuple[int, Float64Array]]:
         """Solve images until the queue is empty."""
-        solver: Multigrid | None = None
         solutions = []
         for k in queue:
             mask = removed[k].cpu().numpy()
-            if mask.sum() <= MAX_FACTORIZED:
-                rows, columns = with_margin(extent(mask), 1, mask.shape)
-                solution = solve_by_factorization(
-                    mask[rows, columns], filled[k, :, rows, columns].cpu().double().numpy()
-                )
+            # Pixels beyond the neighbors of the missing ones change nothing.
+            rows, columns = with_margin(extent(mask), 1, mask.shape)
+            mask, image = mask[rows, columns], filled[k, :, rows, columns].cpu().double().numpy()
+            if mask.sum() <= (MAX_COMPACT_FACTORIZED if mask.mean() >= MIN_COMPACT_FRACTION else MAX_FACTORIZED):
+                solution = solve_by_factorization(mask, image)
             else:
-                solver = solver or Multigrid(filled.shape[-2], filled.shape[-1], filled.shape[1])
-                solution = solver.solve(mask, filled[k].cpu().double().numpy())
+                solution = Multigrid(*mask.shape, len(image)).solve(mask, image)
             solutions.append((k, solution))
         return solutions
 

@@ -74,15 +74,16 @@ def test_multigrid_matches_factorization_for_successive_masks(size: tuple[int, i
 
 
 def test_large_and_small_holes_of_a_batch_are_exact() -> None:
-    images, removed = torch.rand(3, 3, 120, 110), torch.zeros(3, 120, 110, dtype=torch.bool)
+    images, removed = torch.rand(4, 3, 120, 110), torch.zeros(4, 120, 110, dtype=torch.bool)
     removed[0, 10:115, 5:105] = True
     removed[1, 40:60, 40:60] = True
+    removed[2, 80:, :40] = True  # a corner of the image, whose pixels have fewer neighbors
     filled = harmonic_fill(images, removed)
-    for k in range(2):
+    for k in range(3):
         mask = removed[k].numpy()
         wanted = torch.from_numpy(solve_by_factorization(mask, images[k].double().numpy())).float()
         torch.testing.assert_close(filled[k][:, removed[k]], wanted, atol=1e-5, rtol=0)
-    assert torch.equal(filled[2], images[2])
+    assert torch.equal(filled[3], images[3])
     assert torch.equal(filled[0][:, ~removed[0]], images[0][:, ~removed[0]])
 
 

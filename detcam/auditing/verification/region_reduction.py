@@ -109,7 +109,7 @@ def _without_idle_parts(
             attempt = yield from try_region(rest, fill_count, tried.map_index, hypothesis.ends)
             if attempt.ends:
                 tried = attempt
-                kept.remove(part)
+                kept = [each for each in kept if each is not part]
     return tried, kept
 
 

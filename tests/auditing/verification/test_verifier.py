@@ -133,8 +133,10 @@ def test_causes_that_act_together_and_causes_that_replace_one_another(either: bo
         assert int(result.evidence.sum()) <= 36 and [part.needed for part in result.parts] == [True]
 
 
-def test_a_part_that_need_not_be_removed_is_none_of_the_parts_that_replace_one_another() -> None:
-    idle = (slice(44, 50), slice(4, 10))
+@pytest.mark.parametrize("idle", [(slice(44, 50), slice(4, 10)), (slice(4, 10), slice(27, 33))])
+def test_a_part_that_need_not_be_removed_is_none_of_the_parts_that_replace_one_another(
+    idle: tuple[slice, slice],
+) -> None:
     image, spots = spots_image(LEFT, RIGHT, idle)
     result = verify(Spots([LEFT, RIGHT], lambda blueness: blueness.amax(0)), image, spots)
     assert [part.needed for part in result.parts] == [False, False] and not bool(result.evidence[idle].any())
