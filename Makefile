@@ -106,6 +106,8 @@ planted-peers: $(VENV)/.installed-dev
 	$(QUIET) $(BIN)/python tests/peers/planted_tools.py --out build/planted --cases 8 --family two-stage \
 		--scenario mark look-alike tiny and natural
 	$(QUIET) $(BIN)/python tests/peers/planted_tools.py --out build/planted --cases 8 --family yolo --scenario look-alike
+	$(QUIET) $(BIN)/python tests/peers/planted_tools.py --out build/planted --cases 40 --family yolo --scenario look-alike \
+		--tool visualize
 
 repair-proof: $(VENV)/.installed-dev
 	$(QUIET) $(BIN)/python tests/peers/measure_repair.py --family two-stage --out build/repair

@@ -226,12 +226,12 @@ TOOLS: dict[str, Tool] = {
 }
 
 
-def installed_tools(family: str) -> dict[str, Explain]:
-    """The tools that support a family and whose package is installed, by name."""
+def installed_tools(family: str, text: str = "") -> dict[str, Explain]:
+    """The tools that support a family, whose package is installed, and whose name contains a text, by name."""
     return {
         name: tool.explain
         for name, tool in TOOLS.items()
-        if family in tool.families and importlib.util.find_spec(tool.package) is not None
+        if family in tool.families and text in name and importlib.util.find_spec(tool.package) is not None
     }
 
 
@@ -266,16 +266,17 @@ def main() -> None:
     parser.add_argument("--family", nargs="+", default=["two-stage", "yolo"])
     parser.add_argument("--scenario", nargs="+", default=["context", "mark", "look-alike"])
     parser.add_argument("--seeds", nargs="+", default=["hold-out"])
+    parser.add_argument("--tool", default="", help="tools whose name contains this text")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     rows: list[MethodRow] = []
     for family, scenario in product(arguments.family, arguments.scenario):
-        own: dict[str, Any] = {name: method_explainer(name) for name in METHODS}
+        own: dict[str, Any] = {name: method_explainer(name) for name in METHODS if arguments.tool in name}
         result = benchmark_planted(
             arguments.out,
             (),
-            explainers={**own, **installed_tools(family)},
+            explainers={**own, **installed_tools(family, arguments.tool)},
             audit=False,
             family_names=[family],
             scenarios=[scenario],

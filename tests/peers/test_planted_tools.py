@@ -65,6 +65,11 @@ def test_score_of_the_box_is_the_models_own(untrained: Any) -> None:
         assert score.shape == (1,) and float(score) >= float(detections.scores[0]) - 1e-4
 
 
+def test_tools_are_chosen_by_family_and_by_a_part_of_their_name() -> None:
+    assert list(planted_tools.installed_tools("yolo", "visualize")) == ["ultralytics visualize=True"]
+    assert not planted_tools.installed_tools("two-stage", "visualize")
+
+
 def test_table_weighs_all_cases_equally() -> None:
     rows = [
         MethodRow("yolo", scenario, "hold-out", "tool", HitSummary(cases, peak, 0.5, 1.0, peak, 1.0))
