@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = {"detcam": ROOT / "detcam", "detcam/adapters": ROOT / "adapters", "detcam/targets": ROOT / "targets"}
-DATA = {".css", ".html", ".js", ".pt", ".typed", ".py"}
+DATA = {".css", ".html", ".js", ".json", ".pt", ".typed", ".py"}
 
 
 def main(version: str, tag: str) -> None:

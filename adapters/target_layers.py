@@ -37,6 +37,8 @@ def resolve_layers(model: nn.Module, layers: Sequence[nn.Module | str] | nn.Modu
                 close = [name for name in by_name if name and name.split(".")[-1] == item.split(".")[-1]]
                 close = close or difflib.get_close_matches(item, by_name, n=3, cutoff=0.7)
                 close = close or [name for name, _ in model.named_children()]
+                if "," in item:
+                    close = [str([part.strip() for part in item.split(",")])]
                 raise ValueError(
                     f"the model has no layer named {item!r}; did you mean {' or '.join(close[:8])}? "
                     "'detcam layers' lists all layers"

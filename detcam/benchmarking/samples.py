@@ -16,8 +16,8 @@ from detcam.benchmarking.result_store import make_image_key
 from detcam.data.annotations import Annotations, GroundTruth
 from detcam.data.images import ImageLike, is_single
 from detcam.detections import Detections
-from detcam.explanation.batch import find_images
 from detcam.explanation.explain import select_targets
+from detcam.explanation.image_files import find_images
 from detcam.metrics.target_regions import TargetRegions, ground_truth_regions
 from detcam.outputs import DetectionTarget
 from detcam.trace import guarded

@@ -109,6 +109,14 @@ class AuditOptions(FilterOptions, EngineOptions):
     out: Out = Path("report")
     resume: Resume = False
 
+    def check_paths(self) -> None:
+        """Check that images and annotations exist too; the base class has the errors."""
+        super().check_paths()
+        if not self.images.is_dir():
+            raise ValueError(f"no folder of images at {self.images}; check the path")
+        if self.annotations is not None and not self.annotations.is_file():
+            raise ValueError(f"no annotation file at {self.annotations}; check the path")
+
 
 # Options that `detcam.audit` takes under the same name.
 SHARED = (

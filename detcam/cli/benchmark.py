@@ -143,6 +143,15 @@ class BenchmarkOptions(SelectionOptions, EngineOptions):
         float, option(PLANTED, "X", "Factor on the number of training steps; below 1 for trials.", min=0.001)
     ] = 1.0
 
+    def check_paths(self) -> None:
+        """Check that images exist too; the base class has the errors."""
+        from detcam.utils.files import is_file, is_folder
+
+        super().check_paths()
+        for text in self.images or []:
+            if "*" not in text and not is_file(Path(text)) and not is_folder(Path(text)):
+                raise ValueError(f"no file or folder at {text}; check the path")
+
 
 def benchmark_command(options: BenchmarkOptions) -> int:
     """Run a benchmark and print its table; return the exit code, 1 if an image or a method failed."""

@@ -24,6 +24,17 @@ ERRORS = (TypeError, ValueError, RuntimeError, OSError, ImportError)
 # The base class of all usage errors; typer vendors click since 0.20 and exports the subclass alone.
 UsageError: Any = typer.BadParameter.__mro__[1]
 
+RENAMED = {
+    **dict.fromkeys(("--image-path", "--image", "--source"), "--images"),
+    **dict.fromkeys(("--output-dir", "--project"), "--out"),
+    "--conf": "--score-threshold",
+    "--imgsz": "--image-size",
+    "--use-cuda": "--device",
+    "--classes": "--labels",
+    "--data": "--annotations",
+}
+"""Options of grad-cam's script and of ultralytics' command, and their names here."""
+
 OptionsT = TypeVar("OptionsT", bound=CommonOptions)
 
 
@@ -49,6 +60,7 @@ def make_callback(options: type[OptionsT], run: Callable[[OptionsT], int]) -> Ca
     def callback(**values: Any) -> None:
         settings = options(**values)
         with one_line_errors(settings.debug):
+            settings.check_paths()
             import_modules(settings.imports or [])
             with settings.context():
                 code = run(settings)
@@ -80,11 +92,24 @@ class OneLineErrorGroup(TyperGroup):
         except UsageError as error:
             context = getattr(error, "ctx", None)
             command = context.command_path if context else "detcam"
-            print(f"{command}: {_one_line(error.format_message())} (see {command} --help)", file=sys.stderr)
+            text = _renamed(error, context) or error.format_message()
+            print(f"{command}: {_one_line(text)} (see {command} --help)", file=sys.stderr)
             sys.exit(2)
         except typer.Abort:
             sys.exit(130)
         sys.exit(code if isinstance(code, int) else 0)
+
+
+def _renamed(error: Any, context: Any) -> str:
+    """Return the message for an option that has another name here; "" for any other error."""
+    name = str(getattr(error, "option_name", ""))
+    wanted = RENAMED.get(name.lower().replace("_", "-"))
+    parameters = context.command.params if context else []
+    if wanted == "--images" and any(parameter.name == "photos" for parameter in parameters):
+        return f"No such option: {name}. Images stand without an option: {context.command_path} PHOTO... --model NAME"
+    if any(wanted in parameter.opts for parameter in parameters):
+        return f"No such option: {name}. Did you mean {wanted}?"
+    return ""
 
 
 def _prepare_streams() -> None:

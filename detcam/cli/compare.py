@@ -53,6 +53,13 @@ class CompareOptions(CommonOptions):
         ),
     ] = None
 
+    def check_paths(self) -> None:
+        """Check that both reports exist; the base class has the errors."""
+        from detcam.utils.files import check_report
+
+        for folder in (self.old, self.new):
+            check_report(folder)
+
 
 def compare_command(options: CompareOptions) -> int:
     """Compare two audits and print a summary; return the exit code."""

@@ -172,12 +172,14 @@ def explain_command(options: ExplainOptions) -> int:
     Returns:
         The exit code: 0, 1 if some images failed, 2 if no image could be explained.
     """
-    from detcam.explanation.batch import explain_files, find_images
+    from detcam.explanation.image_files import find_images
+
+    paths = find_images(options.photos)
+    from detcam.explanation.batch import explain_files
     from detcam.explanation.explain import DEFAULT_MAX_BOXES, make_cam
     from detcam.methods.spec import add_setting
 
     options.check()
-    paths = find_images(options.photos)
     adapter = options.load(target_layers=options.target_layer)
     method = add_setting(options.method, "passes", options.passes)
     model = f"{type(adapter.model).__name__} ({adapter.family}) on {adapter.device}"

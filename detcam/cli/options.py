@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -74,13 +75,21 @@ Method = Annotated[
         autocompletion=complete_method,
     ),
 ]
+
+
+def split_layers(names: list[str] | None) -> list[str] | None:
+    """Split target layers that are separated by commas."""
+    return names and [part.strip() for name in names for part in name.split(",")]
+
+
 TargetLayer = Annotated[
     list[str] | None,
     option(
         METHOD,
         "NAME",
-        "Target layer; repeatable, maps are averaged. 'detcam layers' lists them. Default: the layer measured to "
-        "be best for the model's family.",
+        "Target layer, or several, separated by commas; maps are averaged. 'detcam layers' lists them. Default: the "
+        "layer measured to be best for the model's family.",
+        callback=split_layers,
     ),
 ]
 BatchSize = Annotated[
@@ -118,6 +127,13 @@ class CommonOptions:
     def context(self) -> AbstractContextManager[object]:
         """Return a context in which the command runs."""
         return nullcontext()
+
+    def check_paths(self) -> None:
+        """Check that what the options name exists, before PyTorch is imported.
+
+        Raises:
+            ValueError: a file or folder does not exist.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,10 +238,23 @@ class ModelOptions(CommonOptions):
         ),
     ] = False
 
+    def check_paths(self) -> None:
+        """Check that the files of the model exist; the base class has the errors."""
+        from detcam.models.files import check_files, read_names
+
+        super().check_paths()
+        check_files(self.model, self.weights)
+        if self.names is not None:
+            read_names(self.names)
+
     @property
     def model_name(self) -> str:
         """The model's name in results."""
-        return self.model if self.weights is None else f"{self.model} {Path(self.weights).name}"
+        from detcam.models.files import RANDOM
+
+        if self.weights is None:
+            return self.model
+        return f"{self.model} {'random weights' if self.weights == RANDOM else Path(self.weights).name}"
 
     def load(self, **options: Any) -> Adapter:
         """Load the model.
@@ -234,7 +263,8 @@ class ModelOptions(CommonOptions):
             **options: further arguments of `detcam.models.load_model`; they override the command line.
         """
         from detcam.cli.trust import ask_to_trust
-        from detcam.models.load import load_model, read_names
+        from detcam.models.files import RANDOM, read_names
+        from detcam.models.load import load_model
         from detcam.utils.memory import limit_memory, parse_bytes
 
         if self.max_memory is not None:
@@ -249,7 +279,10 @@ class ModelOptions(CommonOptions):
             **({"prompts": self.prompt} if self.prompt else {}),
             **self._image_options(),
         }
-        return load_model(self.model, **{**given, **options})
+        adapter = load_model(self.model, **{**given, **options})
+        if self.weights == RANDOM and "weights" not in options:
+            print(f"note: {self.model} has random weights: its predictions and heatmaps mean nothing", file=sys.stderr)
+        return adapter
 
     def _image_options(self) -> dict[str, Any]:
         """Return the adapter's options that say how image files are read and drawn."""

@@ -52,6 +52,12 @@ class RepairOptions(CommonOptions):
     seed: Annotated[int, option(OUTPUT, "N", "Seed of the images and positions of transplants.", min=0)] = 0
     out: Out = Path("repair")
 
+    def check_paths(self) -> None:
+        """Check that the report exists; the base class has the errors."""
+        from detcam.utils.files import check_report
+
+        check_report(self.report)
+
 
 def repair_command(options: RepairOptions) -> int:
     """Write the remedies of an audit and print them."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -25,6 +28,8 @@ METHOD_COLUMNS = ("Method", "Use it for", "Passes an image", "Per target", "Task
 METRIC_COLUMNS = ("Metric", "Definition", "Range", "Better", "Targets", "Needs", "Paper")
 NEEDS = {"model": "passes", "truth": "annotations", "method": "more maps"}
 SHOWN_TARGET_KINDS = ("class", "box", "mask", "embedding")
+ROWS_FILE = Path(__file__).with_name("rows.json")
+"""The rows of the package's own methods and metrics; ``python -m detcam.cli.tables`` writes it."""
 NOTE = "Per target: whether two targets in one image get different maps."
 
 
@@ -37,9 +42,7 @@ class TableOptions(CommonOptions):
 
 def methods_command(options: TableOptions) -> int:
     """Print the methods; return the exit code."""
-    from detcam.methods import METHODS
-
-    rows = [method_row(name, method) for name, method in METHODS.items()]
+    rows = _rows("methods", options)
     facts = [
         f"{cost}; {'one map per target' if per_target == 'yes' else 'one map for all targets'}"
         + ("" if tasks == "all" else f"; {tasks} only")
@@ -51,15 +54,31 @@ def methods_command(options: TableOptions) -> int:
 
 def metrics_command(options: TableOptions) -> int:
     """Print the metrics; return the exit code."""
-    from detcam.metrics import METRICS
-
-    rows = [metric_row(name, metric) for name, metric in METRICS.items()]
+    rows = _rows("metrics", options)
     facts = [
         f"{span}, {better} is better; needs {needs}" + ("" if targets == "all" else f"; {targets} only")
         for _, _, span, better, targets, needs, _ in rows
     ]
     _print(METRIC_COLUMNS, rows, facts, markdown=options.markdown)
     return 0
+
+
+def registered_rows() -> dict[str, list[tuple[str, ...]]]:
+    """Return the rows of all methods and metrics, which imports every one of them."""
+    from detcam.methods import METHODS
+    from detcam.metrics import METRICS
+
+    return {
+        "methods": [method_row(name, method) for name, method in METHODS.items()],
+        "metrics": [metric_row(name, metric) for name, metric in METRICS.items()],
+    }
+
+
+def _rows(kind: str, options: TableOptions) -> list[tuple[str, ...]]:
+    """The rows of ``methods`` or ``metrics``: those of the package from a file, so that PyTorch is not imported."""
+    if options.imports or entry_points(group=f"detcam.{kind}"):
+        return registered_rows()[kind]
+    return [tuple(row) for row in json.loads(ROWS_FILE.read_text(encoding="utf-8"))[kind]]
 
 
 def method_row(name: str, method: type[BaseCAM]) -> tuple[str, ...]:
@@ -117,3 +136,7 @@ def _print(
     console.print(table)
     if note:
         console.print(note)
+
+
+if __name__ == "__main__":
+    ROWS_FILE.write_text(json.dumps(registered_rows(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

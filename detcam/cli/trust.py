@@ -19,7 +19,8 @@ def ask_to_trust(files: Iterable[str | None]) -> bool:
     Args:
         files: names of a model and its weights; those that are no files of `torch.save` are left out.
     """
-    from detcam.models.checkpoints import SUFFIXES, foreign_globals
+    from detcam.models.checkpoints import foreign_globals
+    from detcam.models.files import SUFFIXES
 
     paths = [Path(name) for name in files if name and Path(name).suffix in SUFFIXES - {".safetensors"}]
     code = {path: names for path in paths if path.is_file() and (names := foreign_globals(path))}

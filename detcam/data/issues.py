@@ -48,8 +48,10 @@ class DataIssues:
         return [issue for issue in self if issue.kind == kind]
 
     def counts(self) -> dict[str, int]:
-        """Return the number of problems of each kind, the most frequent first."""
-        return dict(Counter(issue.kind for issue in self).most_common())
+        """Return the number of problems of each kind: those of files and images first, then the most frequent."""
+        of_annotations = {issue.kind for issue in self if issue.annotation_id is not None}
+        counts = Counter(issue.kind for issue in self).most_common()
+        return dict(sorted(counts, key=lambda item: item[0] in of_annotations))  # a missing image costs its annotations
 
     def summary(self, examples: int = 2) -> str:
         """Return one line per kind with its count and the messages of the first `examples` cases."""

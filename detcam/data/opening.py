@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import shlex
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,6 +18,8 @@ FORMATS = ("JPEG", "MPO", "PNG", "BMP", "DIB", "WEBP", "AVIF", "JPEG2000", "HEIF
 """Formats of Pillow that are read, whatever the suffix: others would run a program (EPS) or are no photographs."""
 TIFF_SUFFIXES = frozenset({".tif", ".tiff"})
 """Suffixes of files that tifffile reads where Pillow does not know their bands or depth."""
+VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv"})
+"""Suffixes of videos, whose frames have to be written as images first."""
 LIMIT_VARIABLE = "DETCAM_MAX_PIXELS"
 """Environment variable that replaces the limit on an image's pixels."""
 MAX_PIXELS = 178_956_970
@@ -42,17 +46,34 @@ def open_image(path: Path) -> Iterator[Image.Image]:
     with readable(path):
         Image.init()
         try:
-            image = Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN])
+            image = _pillow_open()(path, formats=[name for name in FORMATS if name in Image.OPEN])
         except (ImportError, UnidentifiedImageError, Image.DecompressionBombError) as error:
             # ultralytics replaces Image.open, which imports a plugin after any error
             first = error.__context__ if isinstance(error, ImportError) else error
             if isinstance(first, Image.DecompressionBombError):
                 raise ValueError(f"cannot read {path} ({first}). {_how_to_raise()}") from error
-            message = f"cannot read {path} as an image (unknown format); is the file complete?"
-            raise UnknownFormatError(message) from error
+            raise UnknownFormatError(f"cannot read {path} as an image ({_what_else(path)}") from error
         with image:
             check_pixels(path, image.height, image.width)
             yield image
+
+
+def _pillow_open() -> Callable[..., Image.Image]:
+    """Pillow's own function: ultralytics replaces it by one that installs a package for a file of unknown format."""
+    patches = sys.modules.get("ultralytics.utils.patches")
+    is_replaced = patches is not None and Image.open is getattr(patches, "image_open", None)
+    return getattr(patches, "_image_open", Image.open) if is_replaced else Image.open
+
+
+def _what_else(path: Path) -> str:
+    """Why a file has an unknown format, and what to do."""
+    if path.suffix.lower() not in VIDEO_SUFFIXES:
+        return "unknown format); is the file complete?"
+    frames = shlex.quote(f"{path.stem}-frames")
+    return (
+        "it is a video); write its frames as images and pass their folder: "
+        f"mkdir {frames} && ffmpeg -i {shlex.quote(str(path))} -vf fps=2 {frames}/%05d.png"
+    )
 
 
 @contextmanager

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import json
-import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,15 +17,11 @@ from torch import Tensor, nn
 
 from detcam.adapters import Adapter
 from detcam.adapters.base import Target
-from detcam.data.decoding import IMAGE_SUFFIXES, check_search
-from detcam.data.opening import MAX_SHOWN_NAME
 from detcam.explanation.explain import Explanation, MethodLike, explain, make_cam
-from detcam.explanation.writer import EXPLANATIONS_FILE, ExplanationIndex, files_of, read_index, write_explanation
+from detcam.explanation.image_files import STAGE
+from detcam.explanation.writer import ExplanationIndex, write_explanation
 from detcam.methods.spec import parse_method
 from detcam.runs import (
-    MANIFEST,
-    RUN_FOLDER,
-    SHARDS,
     CrashLog,
     EngineLike,
     Run,
@@ -38,8 +32,8 @@ from detcam.runs import (
 )
 from detcam.targets import BoxTarget, MaskTarget, with_quantity
 from detcam.utils.batching import batches, run_each
-from detcam.utils.console import describe_error, shorten
-from detcam.utils.files import is_audit, is_file, is_folder, utf8_bytes
+from detcam.utils.console import describe_error
+from detcam.utils.files import utf8_bytes
 from detcam.utils.hashing import adapter_digest, weights_digest
 from detcam.visualize.overlay import DEFAULT_COLORMAP
 
@@ -55,64 +49,7 @@ TargetsFor: TypeAlias = Callable[[Tensor], "list[Target]"]
 """A function from an image (3, H, W) to its targets."""
 OnImage: TypeAlias = Callable[[Path, "dict[str, Any] | None", str], None]
 """A callback for each image: its path, its entry in ``explanations.json``, or None and the error message."""
-STAGE = "explanations"
 EXPLANATION_SCHEMA = pa.schema({"entry": pa.string(), "error": pa.string()})
-
-
-def find_images(paths: Iterable[str]) -> list[Path]:
-    """Find image files in files, folders and patterns with ``*``.
-
-    Folders are searched recursively, without hidden files and without files that detcam wrote.
-
-    Args:
-        paths: files, folders and patterns.
-
-    Returns:
-        Each file once, in the order of `paths`; the files of a folder are sorted by name.
-
-    Raises:
-        ValueError: a file does not exist, or a folder or pattern has no images.
-    """
-    images: dict[Path, None] = {}
-    for text in paths:
-        path = Path(text).expanduser()
-        if is_file(path):
-            files = [path]
-        elif text and is_folder(path):
-            check_search(path)
-            files = list(_images_below(path))
-        elif glob.has_magic(text):
-            matches = sorted(Path(match) for match in glob.glob(str(path), recursive=True))
-            files = [match for match in matches if match.is_file() and match.suffix.lower() in IMAGE_SUFFIXES]
-        else:
-            raise ValueError(f"no file or folder at {shorten(text, MAX_SHOWN_NAME) or repr(text)}; check the path")
-        if not files:
-            raise ValueError(f"no images in {text}; expected files such as .jpg and .png")
-        images.update(dict.fromkeys(files))
-    return list(images)
-
-
-def _images_below(root: Path) -> Iterator[Path]:
-    for folder, subfolders, files in os.walk(root):
-        if Path(folder) != root and _is_output(Path(folder)):
-            subfolders.clear()
-            continue
-        is_run = Path(folder, RUN_FOLDER, MANIFEST).is_file()
-        subfolders[:] = sorted(n for n in subfolders if not n.startswith(".") and not (is_run and n == RUN_FOLDER))
-        entries = read_index(Path(folder, EXPLANATIONS_FILE)) if EXPLANATIONS_FILE in files else []
-        written = {name for entry in entries for name in files_of(entry)}
-        plan = Path(folder, RUN_FOLDER, STAGE, SHARDS)  # of a run that was killed
-        stems = {stem for shard in json.loads(plan.read_bytes()) for _, stem in shard} if plan.is_file() else set()
-        for name in sorted(files):
-            is_written = name in written or ".".join(name.split(".")[:2]) in stems
-            if not is_written and not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES:
-                yield Path(folder, name)
-
-
-def _is_output(folder: Path) -> bool:
-    """Whether a folder holds a benchmark or an audit, whose figures are not explained."""
-    is_benchmark = (folder / "settings.json").is_file() and (folder / "cells").is_dir()
-    return is_benchmark or (folder / RUN_FOLDER).is_dir() or is_audit(folder)
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from detcam.models.checkpoints import load_weights as load_weights
     from detcam.models.checkpoints import read_checkpoint as read_checkpoint
     from detcam.models.checkpoints import state_dict_of as state_dict_of
+    from detcam.models.files import read_names as read_names
     from detcam.models.load import load_model as load_model
-    from detcam.models.load import read_names as read_names
     from detcam.models.timm import create_timm_model as create_timm_model
     from detcam.models.transformers import create_transformers_model as create_transformers_model
 
@@ -27,7 +27,7 @@ _MODULES = {
     "load_model": "detcam.models.load",
     "load_weights": "detcam.models.checkpoints",
     "read_checkpoint": "detcam.models.checkpoints",
-    "read_names": "detcam.models.load",
+    "read_names": "detcam.models.files",
     "state_dict_of": "detcam.models.checkpoints",
     "torchvision_names": "detcam.models.builders",
 }

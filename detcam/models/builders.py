@@ -15,8 +15,7 @@ import torch
 import torchvision
 from torch import Tensor
 
-RANDOM = "none"
-"""Value of `weights` for random weights, e.g. to inspect the layers of a model."""
+from detcam.models.files import RANDOM
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,6 @@ from detcam.utils.text import first_line
 
 StateDict = Mapping[str, Tensor]
 
-SUFFIXES = frozenset({".pt", ".pth", ".ckpt", ".pkl", ".bin", ".safetensors", ".tar"})
 STATE_DICT_KEYS = (
     "state_dict",
     "model_state_dict",

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -19,7 +17,6 @@ from detcam.adapters.fastai import is_learner
 from detcam.detections import NamesLike
 from detcam.models.builders import (
     BUILDERS,
-    RANDOM,
     BuiltModel,
     as_downloaded,
     build_torchvision,
@@ -30,7 +27,6 @@ from detcam.models.builders import (
     torchvision_names,
 )
 from detcam.models.checkpoints import (
-    SUFFIXES,
     StateDict,
     foreign_globals,
     infer_num_classes,
@@ -38,11 +34,9 @@ from detcam.models.checkpoints import (
     read_checkpoint,
     state_dict_of,
 )
+from detcam.models.files import LIBRARIES, RANDOM, SUFFIXES, ULTRALYTICS_NAME
 from detcam.models.hub import reachable_hub
 from detcam.utils.device import pick_device
-
-ULTRALYTICS_NAME = re.compile(r"(yolo|rtdetr)[\w-]*(\.pt|\.yaml)?", re.IGNORECASE)
-LIBRARIES = ("torchvision", "timm", "smp", "ultralytics", "hf")
 
 
 def load_model(
@@ -112,33 +106,6 @@ def _onnx(name: str, weights: str | Path | None, **options: Any) -> Adapter:
     if weights is not None:
         raise ValueError(f"{name} holds its weights; leave out weights=")
     return adapt(name, **{option: value for option, value in options.items() if value is not None})
-
-
-def read_names(text: str) -> dict[int, str] | list[str]:
-    """Read class names from a text such as ``cat,dog`` or from a file.
-
-    Args:
-        text: names separated by commas; or the path of a JSON file (a list, or an object from index to name) or of a
-            text file with one name per line.
-
-    Raises:
-        ValueError: the file does not exist or has another format.
-    """
-    path = Path(text)
-    if not path.is_file():
-        if "," not in text and path.suffix in (".txt", ".json", ".names"):
-            raise ValueError(f"no file of class names at {path}; check the path")
-        return [name.strip() for name in text.split(",")]
-    content = path.read_text(encoding="utf-8")
-    if path.suffix != ".json":
-        return [line.strip() for line in content.splitlines() if line.strip()]
-    try:
-        names = json.loads(content)
-        return (
-            {int(key): str(value) for key, value in names.items()} if isinstance(names, dict) else list(map(str, names))
-        )
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path}: expected a JSON list of names, or an object from index to name ({error})") from error
 
 
 def _load(name: str, weights: str | Path | None, num_classes: int | None, trust: bool) -> BuiltModel:

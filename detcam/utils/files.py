@@ -243,3 +243,9 @@ def is_audit(folder: Path) -> bool:
         return False
     with open(file, "rb") as opened:
         return b'"detcam/audit"' in opened.read(200)
+
+
+def check_report(folder: Path) -> None:
+    """Raise ValueError unless a folder has the file ``audit.json`` of a report."""
+    if not (folder / "audit.json").is_file():
+        raise ValueError(f"{folder} has no file audit.json; give the folder of a finished report (detcam audit --out)")

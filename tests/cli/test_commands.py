@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -11,7 +12,8 @@ import pytest
 from detcam import METHODS, __version__
 from detcam.cli.explain import parse_box
 from detcam.cli.options import parse_class_map, parse_size
-from detcam.explanation.batch import find_images
+from detcam.cli.tables import ROWS_FILE, registered_rows
+from detcam.explanation.image_files import find_images
 from detcam.utils.console import plural, printable, shorten
 from tests.cli.files import CLASSIFIER, DETECTOR, Command, read_entries, save_image
 
@@ -25,6 +27,12 @@ def test_methods_table(detcam_command: Command) -> None:
         assert rows[name][1:4] == [method.use, method.cost, own]
         assert rows[name][5] == method.paper
     assert rows["drise"][4] == "detection" and rows["odam"][4] == "all"
+
+
+def test_stored_rows_are_those_of_the_registries() -> None:
+    stored = json.loads(ROWS_FILE.read_text(encoding="utf-8"))
+    expected = {kind: [list(row) for row in rows] for kind, rows in registered_rows().items()}
+    assert stored == expected, "run python -m detcam.cli.tables"
 
 
 def test_layers_table(detcam_command: Command) -> None:
@@ -70,6 +78,30 @@ def test_help_version_and_unknown_commands(detcam_command: Command) -> None:
     code, _, err = detcam_command("explian")
     assert (code, err.count("\n")) == (2, 1)
     assert "No such command 'explian'" in err
+
+
+def test_options_of_other_tools_are_named(detcam_command: Command) -> None:
+    for arguments, hint in (
+        (("explain", "--image-path", "a.png"), "Images stand without an option: detcam explain PHOTO..."),
+        (("explain", "a.png", "--output_dir", "x"), "Did you mean --out?"),
+        (("explain", "a.png", "--conf", "0.1"), "Did you mean --score-threshold?"),
+        (("audit", "--source", "x"), "Did you mean --images?"),
+        (("compare", "a", "b", "--conf", "1"), "No such option: --conf (see"),
+        (("explain", "a.png", "--aug_smooth"), "Possible options: --aug-smooth"),
+    ):
+        code, _, err = detcam_command(*arguments)
+        assert (code, err.count("\n")) == (2, 1)
+        assert hint in err
+
+
+def test_target_layers_separated_by_commas(detcam_command: Command, tmp_path: Path) -> None:
+    save_image(tmp_path / "a.png")
+    code, _, err = detcam_command("explain", "a.png", *CLASSIFIER, "--target-layer", "features.9, features.12")
+    assert code == 0, err
+    assert read_entries(tmp_path / "explanations")[0]["target_layers"] == ["features.9", "features.12"]
+    note = "note: mobilenet_v3_small has random weights: its predictions and heatmaps mean nothing"
+    assert err.splitlines()[0] == note
+    assert read_entries(tmp_path / "explanations")[0]["model"] == "mobilenet_v3_small random weights"
 
 
 def test_find_images_in_folders_and_patterns(tmp_path: Path) -> None:

@@ -1,9 +1,10 @@
-"""Help and version are printed without PyTorch or another heavy library."""
+"""Help, version, tables and errors about paths are printed without PyTorch or another heavy library."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,3 +30,38 @@ def test_help_and_version_import_no_heavy_library(arguments: list[str]) -> None:
     assert done.returncode == 0, done.stderr
     assert "detcam" in done.stdout
     assert done.stderr.splitlines()[-1] == "[]"
+
+
+MODEL = ("--model", "resnet18")
+QUICK = [
+    (("methods",), "gradcam"),
+    (("metrics",), "insertion"),
+    (("explain", "nosuch.jpg", *MODEL), "no file or folder at nosuch.jpg"),
+    (("explain", __file__, "--model", "best.pt"), "no model file at best.pt"),
+    (("explain", __file__, *MODEL, "--weights", "w.pth"), "no checkpoint file at w.pth"),
+    (("explain", __file__, *MODEL, "--names", "n.txt"), "no file of class names at n.txt"),
+    (("audit", *MODEL, "--images", "nosuch"), "no folder of images at nosuch"),
+    (("audit", *MODEL, "--images", ".", "--annotations", "a.json"), "no annotation file at a.json"),
+    (("benchmark", *MODEL, "--images", "nosuch"), "no file or folder at nosuch"),
+    (("compare", "old", "new"), "old has no file audit.json"),
+    (("repair", "nosuch"), "nosuch has no file audit.json"),
+]
+
+
+def test_tables_and_errors_about_paths_import_no_pytorch(tmp_path: Path) -> None:
+    code = (
+        "import contextlib, sys\n"
+        "from detcam.cli.main import app\n"
+        "sys.stderr = sys.stdout\n"
+        f"for arguments in {[arguments for arguments, _ in QUICK]}:\n"
+        "    print('command', *arguments)\n"
+        "    with contextlib.suppress(SystemExit):\n"
+        "        app(list(arguments), prog_name='detcam')\n"
+        "print('command imported', [name for name in ('torch', 'torchvision') if name in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    *printed, imported = done.stdout.split("command ")[1:]
+    assert len(printed) == len(QUICK)
+    for text, (arguments, expected) in zip(printed, QUICK, strict=True):
+        assert text.startswith(" ".join(arguments)) and expected in text, text
+    assert imported.split() == ["imported", "[]"]

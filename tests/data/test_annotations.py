@@ -192,6 +192,7 @@ def test_invalid_images_are_skipped_with_their_annotations(tmp_path: Path) -> No
     ]
     annotations = load(tmp_path, [thing(id=i, image_id=i) for i in range(7, 13)], images)
     assert only(annotations).ids.tolist() == [7]
+    assert list(annotations.issues.counts())[-2] == "annotation of an image left out"  # after its causes
     assert annotations.issues.counts() == {
         "annotation of an image left out": 4,
         "image is missing": 1,

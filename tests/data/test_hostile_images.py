@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import struct
+import sys
+import types
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -145,6 +147,28 @@ def test_a_larger_limit_raises_that_of_pillow(
     assert image_size(path).stored_hw == (20_000, 20_000)
 
 
+def test_no_package_is_installed_for_a_file_that_is_no_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ultralytics replaces `Image.open` by a function that installs pi-heif for a file of unknown format."""
+    patches = types.ModuleType("ultralytics.utils.patches")
+    patches.image_open = lambda *_, **__: pytest.fail("the function of ultralytics was called")  # type: ignore[attr-defined]
+    patches._image_open = _open  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "ultralytics.utils.patches", patches)
+    monkeypatch.setattr(Image, "open", patches.image_open)
+    path = tmp_path / "a.png"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n not at all")
+    with pytest.raises(ValueError, match=r"unknown format\); is the file complete"):
+        load_image(path)
+
+
+def test_a_video_has_a_remedy(tmp_path: Path) -> None:
+    path = tmp_path / "my clip.MP4"
+    path.write_bytes(b"\0\0\0\x18ftypisom")
+    with pytest.raises(
+        ValueError, match="it is a video.*ffmpeg -i '.*my clip.MP4' -vf fps=2 'my clip-frames'/%05d.png"
+    ):
+        load_image(path)
+
+
 def test_a_tiff_that_pillow_does_not_read_has_the_limit_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import tifffile
 
@@ -166,7 +190,7 @@ def test_a_name_that_no_file_can_have_is_a_missing_file(name: str) -> None:
 
 def test_the_whole_file_system_is_not_searched() -> None:
     from detcam.data.images import expand_paths
-    from detcam.explanation.batch import find_images
+    from detcam.explanation.image_files import find_images
 
     for search in (lambda: expand_paths("//"), lambda: find_images(["//"]), lambda: find_images(["/"])):
         with pytest.raises(ValueError, match="the whole file system"):

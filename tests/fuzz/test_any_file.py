@@ -25,7 +25,7 @@ from detcam.data.images import load_image
 from detcam.explanation.writer import read_heatmap, read_index
 from detcam.methods.spec import parse_method
 from detcam.models.checkpoints import read_checkpoint, state_dict_of
-from detcam.models.load import read_names
+from detcam.models.files import read_names
 from detcam.utils.memory import parse_bytes
 from tests.fuzz.counts import check, counts
 

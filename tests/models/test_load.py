@@ -22,7 +22,8 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from detcam.models import timm
 from detcam.models.checkpoints import infer_num_classes
-from detcam.models.load import load_model, read_names
+from detcam.models.files import read_names
+from detcam.models.load import load_model
 from tests.models.markers import Marker
 
 TINY = "mobilenet_v3_small"

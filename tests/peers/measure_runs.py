@@ -32,7 +32,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import detcam
 from detcam.adapters import Adapter, adapt, detector
 from detcam.demo.model import load_demo_detector
-from detcam.explanation.batch import explain_files, find_images
+from detcam.explanation.batch import explain_files
+from detcam.explanation.image_files import find_images
 from detcam.runs import EngineLike, RayEngine
 from detcam.synthetic.harbor import DEMO_NAMES
 from tests.auditing.scenes import write_scenes

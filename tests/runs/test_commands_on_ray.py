@@ -13,7 +13,8 @@ import detcam
 from detcam import adapt
 from detcam.adapters import Adapter
 from detcam.demo.model import load_demo_detector
-from detcam.explanation.batch import explain_files, find_images
+from detcam.explanation.batch import explain_files
+from detcam.explanation.image_files import find_images
 from detcam.runs import RayEngine
 from detcam.synthetic.harbor import DEMO_NAMES
 from tests.auditing.scenes import write_scenes

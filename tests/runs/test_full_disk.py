@@ -14,7 +14,8 @@ import pytest
 import detcam
 from detcam import adapt
 from detcam.demo.model import load_demo_detector
-from detcam.explanation.batch import explain_files, find_images
+from detcam.explanation.batch import explain_files
+from detcam.explanation.image_files import find_images
 from detcam.synthetic.harbor import DEMO_NAMES
 from tests.auditing.scenes import write_scenes
 from tests.runs.small_work import content, make_work, run

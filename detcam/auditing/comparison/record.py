@@ -12,7 +12,7 @@ from detcam.auditing.pipeline import Audit
 from detcam.auditing.report.evaluation import Evaluation
 from detcam.auditing.report.layout import AUDIT
 from detcam.auditing.report.summary import AUDIT_SCHEMA, AUDIT_VERSION
-from detcam.utils.files import read_json
+from detcam.utils.files import check_report, read_json
 
 AuditLike: TypeAlias = "Audit | str | Path"
 """An audit, or the folder of its report."""
@@ -59,10 +59,8 @@ class AuditRecord:
 
     @classmethod
     def _from_folder(cls, folder: Path) -> AuditRecord:
-        path = folder / AUDIT
-        if not path.is_file():
-            raise ValueError(f"{folder} has no file {AUDIT}; give the folder of a finished report (detcam audit --out)")
-        data = read_json(path, AUDIT_SCHEMA, AUDIT_VERSION)
+        check_report(folder)
+        data = read_json(folder / AUDIT, AUDIT_SCHEMA, AUDIT_VERSION)
         return cls(
             model=data["model"],
             cases=tuple(AuditCase.from_json(entry) for entry in data["cases"]),

@@ -16,7 +16,7 @@ from detcam.auditing.case import AuditCase, Box
 from detcam.auditing.report.layout import AUDIT, COCO
 from detcam.auditing.report.summary import AUDIT_SCHEMA, AUDIT_VERSION
 from detcam.data.images import load_image, to_uint8
-from detcam.utils.files import read_json
+from detcam.utils.files import check_report, read_json
 from detcam.utils.opencv import cv2
 
 
@@ -77,8 +77,7 @@ class ReportData:
         Raises:
             ValueError: the folder has no report of this version, or the folder of images does not exist.
         """
-        if not (folder / AUDIT).is_file():
-            raise ValueError(f"{folder} has no file {AUDIT}; give the folder of a finished report (detcam audit --out)")
+        check_report(folder)
         if images_dir is not None and not images_dir.is_dir():
             raise ValueError(f"expected a folder of images; got {images_dir}")
         content = read_json(folder / AUDIT, AUDIT_SCHEMA, AUDIT_VERSION)
