@@ -13,30 +13,22 @@ import torch
 
 from detcam.adapters import Adapter, adapt
 from detcam.adapters.base import ModelLike
-from detcam.adapters.black_box import gradient_obstacle
 from detcam.benchmarking.conclusions import join_names, make_notes
-from detcam.benchmarking.controls import make_controls, reference_controls
+from detcam.benchmarking.controls import reference_controls
 from detcam.benchmarking.plots import FigureImage
 from detcam.benchmarking.result import BENCHMARK_SCHEMA, BENCHMARK_VERSION, Benchmark
 from detcam.benchmarking.result_store import ResultStore, model_digest
+from detcam.benchmarking.row_specs import MAX_NAMES, earlier_rows, row_specs
 from detcam.benchmarking.runner import BenchmarkState, MeasurementWork, collect_method_results, measure_images
 from detcam.benchmarking.samples import collect_samples
-from detcam.benchmarking.specs import (
-    CONTROL_METHODS,
-    MethodSpec,
-    describe_settings,
-    make_method_specs,
-    make_metric_specs,
-)
+from detcam.benchmarking.specs import MethodSpec, describe_settings, make_metric_specs
 from detcam.benchmarking.statistics import DEFAULT_RESAMPLES, MethodResult, make_rows
 from detcam.benchmarking.tables import sort_rows
-from detcam.cam import LayerlessCAM
 from detcam.data.annotations import Annotations
 from detcam.data.images import ImageLike
 from detcam.detections import LabelsLike, label_indices
 from detcam.explanation.explain import DEFAULT_SCORE_THRESHOLD, MethodLike
 from detcam.layers import LayersLike
-from detcam.methods import METHODS
 from detcam.metrics import Metric
 from detcam.runs import RUN_FOLDER, EngineLike, Run, lock_folder, make_engine
 from detcam.targets.registry import TARGETS, BuiltinQuantity
@@ -45,20 +37,10 @@ from detcam.utils.device import on_device
 
 DEFAULT_TOP_K = {"detection": 3, "segmentation": 3, "classification": 1, "embedding": 1}
 """Explained predictions per image, by task."""
-DEFAULT_METHODS = {
-    "detection": ("odam", "gradcam", "layercam", "reachcam", "eigencam"),
-    "segmentation": ("gradcam", "hirescam", "layercam", "seggradcam", "eigencam"),
-    "classification": ("gradcam", "gradcamplusplus", "hirescam", "layercam", "eigencam"),
-    "embedding": ("gradcam", "hirescam", "layercam", "eigencam"),
-}
-DEFAULT_GRADIENT_FREE_METHODS = ("rise:passes=500", "occlusion")
-"""Default methods for models without gradients; D-RISE before them for boxes."""
 DEFAULT_METRICS = ("insertion", "deletion")
 DEFAULT_FIGURE_IMAGES = 4
 MAX_ERRORS_PER_METHOD = 3
 """Errors of a method that are repeated in the notes."""
-MAX_NAMES = 8
-"""Image names in one note."""
 
 
 def benchmark(
@@ -95,7 +77,8 @@ def benchmark(
     the table as well.
 
     With `out`, each result is written as soon as it is computed. A second run with the same settings resumes an
-    interrupted one, and may add methods and images. An image that cannot be read or explained is reported in
+    interrupted one, and may add methods and images: the table keeps the rows of methods that the run does not name,
+    and they are measured on the new images too. An image that cannot be read or explained is reported in
     `Benchmark.failed` and does not stop the run.
 
     Args:
@@ -135,7 +118,8 @@ def benchmark(
 
     Raises:
         TypeError: an argument has the wrong type.
-        ValueError: an argument is invalid, `out` contains results of other settings, or no image could be explained.
+        ValueError: an argument is invalid, `out` contains results of other settings or of images that are not given, or
+            no image could be explained.
 
     Example:
         >>> import detcam, torch, torchvision
@@ -179,10 +163,13 @@ def benchmark(
     engine = make_engine(engine)
     with ExitStack() as stack:
         stack.enter_context(on_device(adapter.model, device))
-        method_specs = _all_method_specs(adapter, methods, controls, batch_size, seed)
+        method_specs = row_specs(adapter, methods, controls, batch_size, seed)
         folder = stack.enter_context(lock_folder(out))
         stack.enter_context(engine.started())
         store = ResultStore(folder, settings)
+        names = [sample.name for sample in samples[:limit]]
+        earlier = earlier_rows(store, method_specs, names, adapter, batch_size, seed)
+        method_specs += earlier
         shutil.rmtree(folder / RUN_FOLDER, ignore_errors=True)  # the store has what an interrupted run measured
         run = Run(folder, "benchmark", settings, resume=False)
         work = MeasurementWork(adapter, method_specs, metric_specs, store, figure_images, selection)
@@ -200,6 +187,8 @@ def benchmark(
     annotated = sum(record["annotated"] for _, _, record in state.images)
     unannotated = {spec.name: targets - annotated for spec in metric_specs if "truth" in spec.metric.needs}
     notes = make_notes(method_results, rows, signs, references, unannotated=unannotated, resamples=resamples, seed=seed)
+    if earlier:
+        notes.append(f"Rows of earlier runs in this folder: {join_names([spec.name for spec in earlier])}.")
     notes += _run_notes(state, method_results, adapter.task, score_threshold)
     results = Benchmark(
         rows=tuple(sort_rows(rows, metric_specs[0].name, metric_specs[0].sign)),
@@ -215,6 +204,7 @@ def benchmark(
         computed=state.computed,
     )
     if out is not None:
+        store.write_table({spec.name: spec.definition for spec in method_specs}, names)
         results.save(out)
     return results
 
@@ -242,34 +232,6 @@ def _load_annotations(
     if not annotations.issues:
         return annotations, []
     return annotations, [f"{annotations.path.name}: {' '.join(annotations.issues.summary().split())}"]
-
-
-def _all_method_specs(
-    adapter: Adapter,
-    methods: Iterable[MethodLike] | Mapping[str, MethodLike] | None,
-    controls: bool,
-    batch_size: int | None,
-    seed: int,
-) -> list[MethodSpec]:
-    """Make the specifications of the methods and of the controls of the adapter's task."""
-    if methods is None and gradient_obstacle(adapter.model) is None:
-        methods = DEFAULT_METHODS[adapter.task]
-    elif methods is None:
-        methods = (*(["drise:passes=500"] if adapter.task == "detection" else []), *DEFAULT_GRADIENT_FREE_METHODS)
-    specs = make_method_specs(methods, adapter, batch_size=batch_size)
-    if not controls:
-        return specs
-    names = {spec.name for spec in specs}
-    given = {name.partition(":")[0] for name in names}
-    missing = [name for name in CONTROL_METHODS if name not in given and adapter.task in METHODS[name].tasks]
-    if not adapter.layer_names:  # no features to weight at random
-        missing = [name for name in missing if issubclass(METHODS[name], LayerlessCAM)]
-    drawn = make_controls(adapter.task, seed)
-    clash = names & {spec.name for spec in drawn}
-    if clash:
-        raise ValueError(f"{', '.join(sorted(clash))} is the name of a control; give your method another one")
-    control_methods = make_method_specs(missing, adapter, batch_size=batch_size, require_method=False)
-    return [*specs, *control_methods, *drawn]
 
 
 def _describe_empty_run(state: BenchmarkState) -> str:

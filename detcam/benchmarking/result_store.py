@@ -12,11 +12,19 @@ import numpy as np
 
 from detcam.adapters.base import Adapter
 from detcam.explanation.writer import encode_heatmap, read_heatmap
-from detcam.utils.files import check_same_settings, json_number, read_json, remove_temporary_files, replace_file, slug
+from detcam.utils.files import (
+    check_same_settings,
+    json_bytes,
+    json_number,
+    read_json,
+    remove_temporary_files,
+    replace_file,
+    slug,
+)
 from detcam.utils.hashing import adapter_digest, weights_digest
 from detcam.utils.precision import autocast_precision
 
-SETTINGS_FILE, CELLS_FOLDER = "settings.json", "cells"
+SETTINGS_FILE, TABLE_FILE, CELLS_FOLDER = "settings.json", "table.json", "cells"
 MAX_NAME_LENGTH = 60
 
 
@@ -34,6 +42,7 @@ class ResultStore:
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
         self.folder = folder
+        self.schema, self.version = settings["schema"], settings["version"]
         file = folder / SETTINGS_FILE
         settings = json.loads(json.dumps({**settings, "autocast": autocast_precision()}))
         if file.is_file():
@@ -44,6 +53,19 @@ class ResultStore:
             replace_file(file, json.dumps(settings, indent=1).encode())
         for cells in (folder, *(folder / CELLS_FOLDER).glob("*/")):
             remove_temporary_files(cells)
+
+    def read_table(self) -> tuple[dict[str, str], list[str]]:
+        """Read what the folder's table compares: the definition of each row by name, and the names of the images."""
+        file = self.folder / TABLE_FILE
+        if not file.is_file():
+            return {}, []
+        content = read_json(file, self.schema, self.version)
+        return content["rows"], content["images"]
+
+    def write_table(self, rows: Mapping[str, str], images: Iterable[str]) -> None:
+        """Write what the folder's table compares."""
+        content = {"schema": self.schema, "version": self.version, "rows": dict(rows), "images": list(images)}
+        replace_file(self.folder / TABLE_FILE, json_bytes(content, indent=1))
 
     def get(self, image_key: str, name: str) -> dict[str, Any] | None:
         """Read the result of an image under a name; None if there is none or its file is damaged."""

@@ -34,8 +34,8 @@ EPILOG = """
 [bold]Results[/bold]
 
 A table in the terminal; in the folder benchmark.md, .csv and .json, scatter.png (the first metric against seconds) \
-and maps.png. An interrupted run continues where it stopped. Methods and images can be added to a folder; other \
-settings need another folder.
+and maps.png. An interrupted run continues where it stopped. Methods and images can be added to a folder, \
+whose table keeps the rows of earlier runs; other settings need another folder.
 
 Every table has rows of controls, which do not use the network: random maps, the edges of the image, the filled box. \
 A method that does not beat the filled box shows no more than the detection itself; the notes name it.

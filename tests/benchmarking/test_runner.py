@@ -156,11 +156,18 @@ def test_methods_and_images_can_be_added_but_settings_cannot_change(tmp_path: Pa
     )
     assert two.computed == 2
     assert two.row("mine").scores == one.row("mine").scores
-    other = compare(images, tmp_path / "out", methods={"mine": drawn_by(corner)}, controls=False)
+    both = {"mine": drawn_by(corner), "corner": drawn_by(corner)}
+    other = compare(images, tmp_path / "out", methods=both, controls=False)
     assert other.computed == 2 and other.row("mine").scores == two.row("corner").scores
-    assert compare(images, tmp_path / "out", controls=False).row("mine").scores == one.row("mine").scores
+    assert {row.name for row in other} == {row.name for row in two}  # the controls stay
+    both["mine"] = drawn_by(slope)
+    assert compare(images, tmp_path / "out", methods=both, controls=False).row("mine").scores == one.row("mine").scores
+    with pytest.raises(ValueError, match="has a row 'corner', which this run does not name"):
+        compare(images, tmp_path / "out")
     write_scenes(tmp_path / "in", SEEDS[:3])
-    assert compare(images, tmp_path / "out").computed == len(one)
+    assert compare(images, tmp_path / "out", methods=both).computed == len(two)
+    with pytest.raises(ValueError, match="compares 3 images, and this run lacks 1 of them: scene-"):
+        compare(images, tmp_path / "out", methods=both, limit=2)
     with pytest.raises(ValueError, match="score_threshold was None and is now 0.9"):
         compare(images, tmp_path / "out", score_threshold=0.9)
     with pytest.raises(ValueError, match="metrics was"):
@@ -168,6 +175,21 @@ def test_methods_and_images_can_be_added_but_settings_cannot_change(tmp_path: Pa
     (tmp_path / "out" / "settings.json").write_text("{}")
     with pytest.raises(ValueError, match="was not written by this version of detcam"):
         compare(images, tmp_path / "out")
+
+
+def test_a_table_keeps_the_rows_of_earlier_runs(tmp_path: Path) -> None:
+    images = write_scenes(tmp_path / "in", SEEDS[:2])
+    options: dict[str, Any] = {"out": tmp_path / "out", "controls": False}
+    compare(images, methods=["gradcam:eigen_smooth=true"], **options)
+    write_scenes(tmp_path / "in", SEEDS[:3])
+    found = compare(images, methods=["hirescam"], **options)
+    assert {row.name for row in found} == {"gradcam:eigen_smooth=true", "hirescam"}
+    assert found.computed == 1 + 3  # the earlier method on the new image
+    assert "Rows of earlier runs in this folder: gradcam:eigen_smooth=true." in found.notes
+    together = compare(images, methods=["gradcam:eigen_smooth=true", "hirescam"], controls=False)
+    assert timeless(found) == timeless(together)
+    with pytest.raises(ValueError, match="'gradcam:eigen_smooth=true', which this run does not name, and the name"):
+        compare(images, methods=["hirescam"], batch_size=2, **options)
 
 
 def test_changed_image_is_explained_again(tmp_path: Path) -> None:

@@ -241,7 +241,7 @@ def test_the_wheel_contains_only_the_package(tmp_path: Path) -> None:
     wanted = set()
     for package, folder in FOLDERS.items():
         for file in (REPOSITORY / folder).rglob("*"):
-            if file.suffix in {".py", ".pt", ".css", ".html", ".js", ".typed"}:
+            if file.suffix in {".py", ".pt", ".css", ".html", ".js", ".json", ".typed"}:
                 wanted.add(f"{package.replace('.', '/')}/{file.relative_to(REPOSITORY / folder).as_posix()}")
     assert wanted == {file for file in files if file.startswith("detcam/")}
     assert f"detcam-{version}.dist-info/licenses/LICENSE" in files
