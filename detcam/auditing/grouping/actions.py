@@ -9,12 +9,19 @@ from detcam.auditing.case import AuditCase
 from detcam.auditing.sentences import outside_share
 
 Action: TypeAlias = Literal[
-    "relabel", "counterfactual pairs", "hard negatives", "review boxes", "add images", "look at the cases"
+    "relabel",
+    "counterfactual pairs",
+    "hard negatives",
+    "review boxes",
+    "review classes",
+    "add images",
+    "look at the cases",
 ]
 """``relabel``: objects that may lack an annotation. ``counterfactual pairs``: the evidence is not the object; train
 with images in which it appears without the object, and the object without it. ``hard negatives``: the evidence
 resembles the class; train with these images. ``review boxes``: the class is right and the box is not, or there are two
-boxes; compare them with the annotations. ``add images``: objects that are missed. ``look at the cases``: nothing is
+boxes; compare them with the annotations. ``review classes``: the object itself is the evidence for a wrong class;
+compare the classes with the annotations. ``add images``: objects that are missed. ``look at the cases``: nothing is
 confirmed."""
 ACTIONS: tuple[Action, ...] = get_args(Action)
 
@@ -33,6 +40,10 @@ REASONS: dict[Action, str] = {
     "review boxes": "the object is found, with another box than its annotation or with two boxes. Compare the boxes in "
     "the queue, highest gain first: correct wrong annotations, agree on what the box of the class contains, and add "
     "images where the annotation is right; for duplicates, lower the IoU threshold of non-maximum suppression",
+    "review classes": "the object is detected with another class than its annotation's, and no region is known without "
+    "which its class changes: the annotation may be wrong, or the classes resemble each other. Compare the classes in "
+    "the queue, highest gain first: correct wrong annotations; where they are right, agree on what tells the classes "
+    "apart, and add images of both",
     "add images": "the objects are not detected. Add images with such objects; where a region suppresses the "
     "detection, the pairs with and without it show the object with the same label",
     "look at the cases": "no evidence is confirmed. Look at the cases in the report",
@@ -51,6 +62,8 @@ def case_action(case: AuditCase) -> Action:
         return "relabel"
     if case.type == "missed":
         return "add images"
+    if case.evidence_kind == "object itself":
+        return "review classes"
     is_outside = case.background_type == "context" or outside_share(case) >= MIN_OUTSIDE
     if case.confirmed and is_outside:
         return "counterfactual pairs"

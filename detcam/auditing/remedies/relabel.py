@@ -1,4 +1,4 @@
-"""Queues of possible missing annotations and of doubtful boxes as imports for annotation tools, highest gain first."""
+"""Queues of possible missing annotations, doubtful boxes and doubtful classes as imports for annotation tools."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ LABEL_STUDIO, LABEL_STUDIO_CONFIG = "label-studio.json", "label-studio-config.xm
 FORBIDDEN_IN_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 FROM_NAME, TO_NAME = "label", "image"
 MISSING = "Possible missing annotations, highest gain first"
+BOXES = "Boxes that differ from the annotations, highest gain first"
+CLASSES = "Classes that differ from the annotations, highest gain first"
 
 
 def relabel_order(cases: Sequence[AuditCase]) -> list[AuditCase]:

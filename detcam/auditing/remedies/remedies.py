@@ -18,7 +18,7 @@ from detcam.auditing.pipeline import Audit
 from detcam.auditing.remedies.contact_sheets import ObjectIndex, contact_sheet, crop
 from detcam.auditing.remedies.counterfactuals import DEFAULT_TRANSPLANTS, TrainingImage, make_counterfactuals
 from detcam.auditing.remedies.datasets import write_training_set
-from detcam.auditing.remedies.relabel import write_relabel_queue
+from detcam.auditing.remedies.relabel import BOXES, CLASSES, MISSING, write_relabel_queue
 from detcam.auditing.report.layout import case_stem
 from detcam.auditing.report.report_data import ReportData
 from detcam.utils.console import plural
@@ -30,6 +30,7 @@ FOLDERS: dict[Action, str] = {
     "counterfactual pairs": "counterfactual",
     "hard negatives": "hard-negatives",
     "review boxes": "boxes",
+    "review classes": "classes",
     "add images": "missed",
 }
 """Folder of the files of each action; the action ``look at the cases`` has none."""
@@ -99,7 +100,8 @@ def repair(
     * evidence that is not the object (context, marks, textures): counterfactual training pairs, in which the evidence
       is filled, or transplanted into other images, and the labels are kept;
     * look-alikes: the images with their labels as hard negatives, and each error beside the most similar true objects;
-    * wrong boxes of right classes, and duplicates: a queue with the boxes and the annotations, highest gain first;
+    * wrong boxes of right classes, and duplicates; and wrong classes without a known cause: queues with the detections
+      and the annotations, highest gain first;
     * missed objects: their annotations by failure stage, and pairs without the region that suppresses them.
 
     Training sets are written in COCO's and YOLO's format and can be added to training as they are. They contain the
@@ -155,7 +157,8 @@ def repair(
         "relabel": _write_relabel,
         "counterfactual pairs": partial(_write_counterfactuals, transplants=transplants, seed=seed),
         "hard negatives": _write_hard_negatives,
-        "review boxes": _write_boxes,
+        "review boxes": partial(_write_relabel, description=BOXES),
+        "review classes": partial(_write_relabel, description=CLASSES),
         "add images": _write_missed,
     }
     files: dict[Action, int] = {}
@@ -209,13 +212,8 @@ def _remedy(data: ReportData, group: dict[str, Any]) -> GroupRemedy:
     )
 
 
-def _write_relabel(folder: Path, data: ReportData, cases: Sequence[AuditCase]) -> int:
-    write_relabel_queue(folder, data, cases)
-    return len(cases)
-
-
-def _write_boxes(folder: Path, data: ReportData, cases: Sequence[AuditCase]) -> int:
-    write_relabel_queue(folder, data, cases, "Boxes that differ from the annotations, highest gain first")
+def _write_relabel(folder: Path, data: ReportData, cases: Sequence[AuditCase], description: str = MISSING) -> int:
+    write_relabel_queue(folder, data, cases, description)
     return len(cases)
 
 

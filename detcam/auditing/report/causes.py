@@ -50,6 +50,7 @@ ACTION_TEXTS: Mapping[Action, str] = {
     "counterfactual pairs": "Train with counterfactual pairs: images with and without the evidence, labels unchanged.",
     "hard negatives": "Train with these images as hard negatives, and check the definition of the class.",
     "review boxes": "Compare the boxes with the annotations, and correct these or train with more such objects.",
+    "review classes": "Compare the classes with the annotations, and correct these or agree on what tells them apart.",
     "add images": "Remove what suppresses the objects, or add training images with such objects.",
     "look at the cases": "Look at the cases: no region is confirmed as the cause.",
 }

@@ -12,13 +12,16 @@ from torchvision.ops import box_iou
 from detcam.adapters.base import Adapter, DetectorAdapter
 from detcam.auditing.conformal import MIN_CORRECT, typicality
 from detcam.detections import Detections
-from detcam.perturbation.fills import SurroundingsFill
+from detcam.perturbation.fills import RingFill, SurroundingsFill
 from detcam.utils.filters import blur
 
 MIN_IOU = 0.5
 """Minimum IoU of a detection in a changed image with the detection that is looked for."""
 MARGIN = 0.1
 """Margin of the box that remains when its surroundings are filled, relative to its sides."""
+RING_WIDTHS = (0.5, 1.0)
+"""Widths of the rings around the box that are filled to see on what the class rests, relative to the box's sides. What
+surrounds an object may reach further than the narrow one; the wide one may cover other objects."""
 SHIFT = 3
 """Pixels by which an image is moved to see whether its detections are stable."""
 CONFIDENT_SHARE = 0.5
@@ -79,19 +82,76 @@ def own_content(
     Returns:
         Per detection, the score that remains when all around its box is filled, relative to the score, in [0, 1].
     """
+    fill, result = SurroundingsFill(), []
+    for box, label, score in zip(boxes, labels, scores, strict=True):  # one image each: large images have many boxes
+        (found,) = adapter.predict([fill(image[None], ~_grown_box(box, MARGIN, image)[None])[0]])
+        result.append(min(best_overlapping_score(found, box, label) / max(score, 1e-9), 1.0))
+    return result
+
+
+def own_class(
+    adapter: Adapter,
+    image: Tensor,
+    boxes: Tensor,
+    labels: Sequence[int],
+    scores: Sequence[float],
+    score_threshold: float,
+) -> list[float]:
+    """Measure how far the class of each detection remains if a ring around its box is filled.
+
+    The box is not changed, and neither is what is far away: if all of it is filled, correct detections change as well.
+
+    Args:
+        adapter: the detector.
+        image: (3, H, W) float32 in [0, 1].
+        boxes: (n, 4) xyxy pixels.
+        labels: class index of each detection.
+        scores: score of each detection.
+        score_threshold: minimum score of a detection, in (0, 1).
+
+    Returns:
+        The score that remains, relative to the score, in [0, 1], if the object is detected with another class instead,
+        with every fill of a ring of one of `RING_WIDTHS`; else 1. A detection that merely vanishes counts as 1: small
+        objects do so without anything around them.
+    """
+    result = []
+    for box, label, score in zip(boxes, labels, scores, strict=True):
+        inside, remaining = _grown_box(box, 0.0, image), [1.0]
+        for width in RING_WIDTHS:
+            ring = _grown_box(box, width, image) & ~inside
+            if bool(ring.any()):
+                own, other = _scores_without(adapter, image, ring, box, label)
+                if other >= max(own, score_threshold):
+                    remaining.append(own / max(score, 1e-9))
+        result.append(min(remaining))
+    return result
+
+
+def _scores_without(adapter: Adapter, image: Tensor, region: Tensor, box: Tensor, label: int) -> tuple[float, float]:
+    """The score of a detection without a region, and that of another class there: the highest, the lowest of all fills.
+
+    The second fill is left out if the detection keeps its class with the first one, as most do.
+    """
+    own, other = 0.0, 1.0
+    for fill in (RingFill(), SurroundingsFill()):
+        if own <= other:
+            (found,) = adapter.predict([fill(image[None], region[None])[0]])
+            own = max(own, best_overlapping_score(found, box, label))
+            other = min(other, _best_other_score(found, box, label))
+    return own, other
+
+
+def _best_other_score(detections: Detections, box: Tensor, label: int) -> float:
+    """The highest score of a detection of another class that overlaps a box (4,); 0 if there is none."""
+    others = detections.labels[detections.labels != label].unique().tolist()
+    return max((best_overlapping_score(detections, box, other) for other in others), default=0.0)
+
+
+def _grown_box(box: Tensor, margin: float, image: Tensor) -> Tensor:
+    """The pixels (H, W) bool of an image (C, H, W) in a box (4,) with a margin relative to its sides."""
     height, width = image.shape[-2:]
-    fill = SurroundingsFill()
-    kept = torch.stack([_box_mask(box, height, width) for box in boxes])
-    found = adapter.predict(list(fill(image[None], ~kept)))
-    return [
-        min(best_overlapping_score(each, box, label) / max(score, 1e-9), 1.0)
-        for each, box, label, score in zip(found, boxes, labels, scores, strict=True)
-    ]
-
-
-def _box_mask(box: Tensor, height: int, width: int) -> Tensor:
     left, top, right, bottom = box.tolist()
-    side_x, side_y = MARGIN * (right - left), MARGIN * (bottom - top)
+    side_x, side_y = margin * (right - left), margin * (bottom - top)
     rows, columns = torch.arange(height) + 0.5, torch.arange(width) + 0.5
     return ((rows >= top - side_y) & (rows < bottom + side_y))[:, None] & (
         (columns >= left - side_x) & (columns < right + side_x)

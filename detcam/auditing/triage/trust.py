@@ -14,7 +14,7 @@ from detcam.auditing.background_type import MAX_COMPARED, BackgroundClassifier, 
 from detcam.auditing.case import AuditCase
 from detcam.auditing.grouping.evidence_kind import flips_class
 from detcam.auditing.sentences import is_inside, is_outside
-from detcam.auditing.triage.probes import own_content, probing_adapter, score_stability, self_typicality
+from detcam.auditing.triage.probes import own_class, own_content, probing_adapter, score_stability, self_typicality
 from detcam.utils.batching import group_by
 
 SIGNALS = ("score", "stability", "typicality")
@@ -53,8 +53,11 @@ class TrustEstimator:
             pixels = self.adapter.reader.read(self.classifier.annotations[image].path)
             boxes = torch.tensor([cases[key].box_xyxy for key in keys])
             labels, scores = [cases[key].label for key in keys], [cases[key].score for key in keys]
-            for key, stability in zip(keys, score_stability(probing, pixels, boxes, labels, scores), strict=True):
+            stabilities = score_stability(probing, pixels, boxes, labels, scores)
+            classes = own_class(probing, pixels, boxes, labels, scores, self.classifier.score_threshold)
+            for key, stability, remaining in zip(keys, stabilities, classes, strict=True):
                 signals[key] = {"score": cases[key].score, "stability": stability, **evidence_signals(cases[key])}
+                signals[key]["own class"] = min(remaining, signals[key].get("own class", 1.0))
             tested = [row for row, key in enumerate(keys) if not is_inside(cases[key])]
             if tested:
                 of_tested = [labels[row] for row in tested], [scores[row] for row in tested]
@@ -102,7 +105,8 @@ def trust(signals: Mapping[str, float]) -> float:
 
     Args:
         signals: `SIGNALS`, `CONTRADICTIONS` and ``own class`` by name, those that are known. ``own class``: what
-            confirmed evidence outside the box leaves of the score, if the object has another class without it.
+            confirmed evidence outside the box, or a ring around the box, leaves of the score, if the object has another
+            class without it.
 
     Returns:
         In [0, 1].

@@ -74,6 +74,13 @@ def unannotated(image: int, index: int = 0, **values: Any) -> AuditCase:
     return make_case(image, index, **{**defaults, **values})
 
 
+def mislabeled(image: int) -> AuditCase:
+    """The annotated object, detected with another class because of what it is."""
+    truth = GroundTruthObject(OBJECT, 1, "boat", 1.0, image + 50)
+    values = {"evidence_kind": "object itself", "name": HOSTILE, "label": 2, "box_xyxy": OBJECT}
+    return make_case(image, 8, type="classification", ground_truth=truth, **values)
+
+
 def localized(image: int) -> AuditCase:
     """The annotated object with a box that is too wide."""
     truth = GroundTruthObject(OBJECT, 1, "boat", 0.4, image + 50)
@@ -96,6 +103,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
         [make_case(4, background_type="look-alike", evidence_location="predicted box", evidence_fraction=0.03)],
         [missed_object(5)],
         [localized(1)],
+        [mislabeled(2)],
     ]
     numbers = [number if len(group) > 1 else None for number, group in enumerate(groups)]
     cases = [replace(case, group=number) for number, group in zip(numbers, groups, strict=True) for case in group]
@@ -157,6 +165,11 @@ def test_actions() -> None:
     assert case_action(
         replace(wrong_class, evidence_shares={"ring": 0.6, "predicted box": 0.4}, evidence_fraction=0.03)
     ) == ("counterfactual pairs")
+    unknown = replace(wrong_class, evidence_kind="object itself")
+    for evidence in (inside, {"evidence_shares": {"ring": 0.6, "predicted box": 0.4}}):
+        assert case_action(replace(unknown, **evidence, evidence_fraction=0.005)) == "review classes", (
+            "may be the label"
+        )
     assert case_action(replace(make_case(0), verdict="not confirmed", background_type=None)) == "look at the cases"
     for kind in ("localization", "duplicate"):
         right_class = replace(wrong_class, type=kind)
@@ -168,20 +181,26 @@ def test_actions() -> None:
 
 def test_each_group_has_an_action_and_its_files(repaired: Path) -> None:
     data = json.loads((repaired / "repair.json").read_text())
-    assert [remedy["action"] for remedy in data["remedies"]] == [ACTIONS[index] for index in (1, 0, 2, 4, 3)]
-    assert [remedy["group"] for remedy in data["remedies"]] == [0, 1, None, None, None], "single cases too"
+    assert [remedy["action"] for remedy in data["remedies"]] == [ACTIONS[index] for index in (1, 0, 2, 5, 3, 4)]
+    assert [remedy["group"] for remedy in data["remedies"]] == [0, 1, None, None, None, None], "single cases too"
     assert [remedy["cause"] for remedy in data["remedies"]][:2] == [
         "surroundings: boat, background",
         "unlabeled object: boat, background",
     ]
     assert data["remedies"][3]["suppressors"] == {"suppressed: a region (scene)": 1}
-    counts = {"relabel": 3, "counterfactual pairs": 10, "hard negatives": 1, "review boxes": 1, "add images": 1}
-    assert data["files"] == counts
+    counts = {"relabel": 3, "counterfactual pairs": 10, "hard negatives": 1, "review boxes": 1}
+    assert data["files"] == {**counts, "review classes": 1, "add images": 1}
     boxes = json.loads((repaired / "boxes" / "coco.json").read_text())
     assert [entry["bbox"] for entry in boxes["annotations"]] == [[40, 40, 20, 20], [40, 40, 50, 20]]
     assert [entry["attributes"]["proposal"] for entry in boxes["annotations"]] == [False, True]
+    classes = json.loads((repaired / "classes" / "coco.json").read_text())
+    assert [(entry["category_id"], entry["bbox"]) for entry in classes["annotations"]] == [
+        (7, [40, 40, 20, 20]),
+        (9, [40, 40, 20, 20]),
+    ]
+    assert classes["info"]["description"].startswith("Classes that differ")
     readme = (repaired / "README.md").read_text()
-    assert readme.count("* Single case") == 3
+    assert readme.count("* Single case") == 4
     assert "**relabel**" in readme and "audit on other images" in readme
 
 

@@ -21,7 +21,13 @@ from detcam.adapters import Adapter
 from detcam.auditing import Audit, AuditCase
 from detcam.auditing.sentences import is_inside
 from detcam.auditing.triage import least_trusted_first, unlabeled_images
-from detcam.auditing.triage.probes import best_overlapping_score, own_content, score_stability, self_typicality
+from detcam.auditing.triage.probes import (
+    best_overlapping_score,
+    own_class,
+    own_content,
+    score_stability,
+    self_typicality,
+)
 from detcam.auditing.triage.trust import evidence_signals, trust, typicalities
 from detcam.cli.main import app
 from detcam.demo.model import load_demo_detector
@@ -59,7 +65,7 @@ def test_detections_are_explained_and_rated(found: Audit) -> None:
         assert case.type == "background" and "annotation" not in case.sentence
         outside = case.background_type == "context"
         assert case.trust_signals is not None and (case.trust_signals["inside"] < 0.75) == outside
-        signals = {"score", "stability", "inside"} | (set() if is_inside(case) else {"own content"})
+        signals = {"score", "stability", "inside", "own class"} | (set() if is_inside(case) else {"own content"})
         assert set(case.trust_signals) == signals, "the box alone is tested unless the evidence is inside"
         assert all(0 <= value <= 1 for value in (case.trust, *case.trust_signals.values()))
     trusts = [case.trust for case in found.least_trusted]
@@ -190,6 +196,27 @@ def test_what_a_box_contains_is_told_from_what_is_around_it(offset: int, alone: 
     # Mirrored and moved, nothing is where it looks; darker, 0.8 of the score remains; brighter and blurred, all of it.
     stable = score_stability(detector, image, box, label, [0.8])[0]
     assert stable == pytest.approx((0 + 0 + 1 + 0.8 + 1) / 5, abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("offset", "other", "remaining"),
+    [(10, 0.9, 0.0), (10, 0.2, 1.0), (20, 0.9, 1.0), (0, 0.9, 1.0)],
+    ids=["beside", "beside, and no other class", "far away", "inside"],
+)
+def test_the_class_that_the_surroundings_make(offset: int, other: float, remaining: float) -> None:
+    class Rivals(BrightSpots):
+        """Another class at the same box scores `other`, unless the spot makes the first one."""
+
+        def predict(self, images: list[torch.Tensor], **_: Any) -> list[Detections]:
+            found = [each.scores.item() for each in super().predict(images)]
+            box, labels, source = torch.tensor([[20.0, 20, 30, 30]] * 2), torch.tensor([1, 2]), (Source("region"),) * 2
+            rows = [torch.tensor([score, other if score < 0.5 else 0.1]) for score in found]
+            return [Detections(box, labels, row, (60, 60), source) for row in rows]
+
+    image = torch.zeros(3, 60, 60)
+    image[:, 22:28, 22 + offset : 28 + offset] = 0.8
+    measured = own_class(Rivals(offset), image, torch.tensor([[20.0, 20, 30, 30]]), [1], [0.8], 0.3)  # type: ignore[arg-type]
+    assert measured == [pytest.approx(remaining, abs=0.15)]
 
 
 def test_remaining_score_needs_class_and_overlap() -> None:
