@@ -67,6 +67,12 @@ class Geometry:
         """Convert a point from input pixels to image pixels."""
         return (xy[0] - self.offset_xy[0]) / self.scale_xy[0], (xy[1] - self.offset_xy[1]) / self.scale_xy[1]
 
+    def with_image_size(self, image_size_hw: tuple[int, int]) -> Geometry:
+        """Return the geometry of the same image at another size, at the same position on the input."""
+        (height, width), (scale_x, scale_y) = self.image_size_hw, self.scale_xy
+        scale_xy = (scale_x * width / image_size_hw[1], scale_y * height / image_size_hw[0])
+        return replace(self, image_size_hw=image_size_hw, scale_xy=scale_xy)
+
     def hflip(self) -> Geometry:
         """Return the geometry of the image on the horizontally mirrored input."""
         right = self.input_size_hw[1] - self.offset_xy[0] - self.image_size_hw[1] * self.scale_xy[0]

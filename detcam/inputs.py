@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import Tensor
 
-from detcam.data.images import check_finite, expand_paths, is_single
+from detcam.data.images import as_float, check_finite, expand_paths, is_single
 from detcam.detections import Detections
 from detcam.geometry import Geometry, normalize
 from detcam.outputs import BaseTarget, Target, as_target
@@ -45,7 +45,7 @@ class View:
     def image(self, image: Tensor) -> Tensor:
         """Return the image (..., H, W) in this view."""
         image = image.flip(-1) if self.mirrored else image
-        return image if self.factor == 1.0 else image * self.factor
+        return image if self.factor == 1.0 else as_float(image) * self.factor
 
     def target(self, target: Target, geometry: Geometry) -> Target:
         """Return the target in this view; box, mask and source are mirrored with the image."""
@@ -71,7 +71,7 @@ class Request:
     """A checked call: images and, per image, its targets.
 
     Attributes:
-        images: (C, H, W) tensors in [0, 1]; empty if `tensor` is given.
+        images: (C, H, W) tensors in [0, 1], large ones possibly in 8 bits; empty if `tensor` is given.
         tensor: the user's normalized (B, C, H, W) batch, or None.
         targets: per image a list of targets; None stands for the model's own predictions.
         detections: the detections that the targets belong to, or None.
@@ -130,7 +130,7 @@ class Request:
     def source_images(self, adapter: Adapter, group: Sequence[int], view: View = PLAIN_VIEW) -> list[Tensor]:
         """Return a group of images in one view, each (C, H, W) in [0, 1]."""
         if self.tensor is None:
-            return [view.image(self.images[index]) for index in group]
+            return [as_float(view.image(self.images[index])) for index in group]
         return list(displayable_images(adapter, view.image(self.tensor[list(group)])))
 
 
@@ -179,7 +179,8 @@ def read_request(adapter: Adapter, images: Images, targets: Targets, model_kwarg
     else:
         images = expand_paths(images)
         single = is_single(images)
-        request = Request(images=tuple(adapter.reader.read_all(images)), extra_inputs=extra, model_kwargs=kwargs)
+        read = adapter.reader.read_all(images, keep_bytes=adapter.shrinks_images)
+        request = Request(images=tuple(read), extra_inputs=extra, model_kwargs=kwargs)
     targets = _converted(targets)
     if adapter.takes_bags and isinstance(targets, (list, tuple)) and len(targets) == 1:
         targets = list(targets) * len(request)  # the target of a bag is that of each of its slices

@@ -120,9 +120,7 @@ def _preview(geometry: Geometry) -> Geometry:
     """Return the geometry of a small copy of the image at the same position."""
     height, width = geometry.image_size_hw
     factor = max(1.0, max(height, width) / MAX_PREVIEW_SIDE)
-    size = (max(1, round(height / factor)), max(1, round(width / factor)))
-    scale_x, scale_y = geometry.scale_xy
-    return replace(geometry, image_size_hw=size, scale_xy=(scale_x * width / size[1], scale_y * height / size[0]))
+    return geometry.with_image_size((max(1, round(height / factor)), max(1, round(width / factor))))
 
 
 def combine_levels(levels: Sequence[Tensor], geometry: Geometry, *, rectified: bool = True) -> Tensor:

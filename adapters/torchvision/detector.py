@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.models.detection.image_list import ImageList
 
 from detcam.adapters.base import Batch, DetectorAdapter
+from detcam.adapters.torchvision.sampling import sample_bilinear
 from detcam.geometry import Geometry
 from detcam.trace import gradients_of
 from detcam.utils.batching import batch_slices
@@ -26,6 +28,7 @@ class TorchvisionDetector(DetectorAdapter, abstract=True):
     """Base class that prepares images with the model's `GeneralizedRCNNTransform` and runs its backbone."""
 
     first_label = 1
+    shrinks_images = True
     model: Any  # nn.Module types every attribute as Tensor | Module
 
     def default_target_layers(self) -> Sequence[nn.Module]:
@@ -57,14 +60,32 @@ class TorchvisionDetector(DetectorAdapter, abstract=True):
         """Number of class indices, background (0) included where the family has one."""
 
     def prepare(self, images: Sequence[Tensor]) -> Batch:
-        moved = [self._thickened(image.to(self.device, self.dtype)) for image in images]
-        transformed, _ = self.model.transform(moved)
+        transformed = self._transformed(images)
         canvas = (transformed.tensors.shape[-2], transformed.tensors.shape[-1])
         geometries = []
         for image, (height, width) in zip(images, transformed.image_sizes, strict=True):
             size = (image.shape[-2], image.shape[-1])
             geometries.append(Geometry(size, canvas, (width / size[1], height / size[0])))
         return Batch(transformed.tensors, tuple(geometries))
+
+    def _transformed(self, images: Sequence[Tensor]) -> ImageList:
+        """Normalize and resize images as the model does; of images in 8 bits, only the pixels that resizing reads."""
+        transform: Any = self.model.transform
+        if all(image.is_floating_point() for image in images):
+            moved = [self._thickened(image.to(self.device, self.dtype)) for image in images]
+            result: ImageList = transform(moved)[0]
+            return result
+        resized = [self._sampled(image) for image in images]
+        sizes = [(image.shape[-2], image.shape[-1]) for image in resized]
+        return ImageList(transform.batch_images(resized, transform.size_divisible), sizes)
+
+    def _sampled(self, image: Tensor) -> Tensor:
+        """Normalize and resize one image, possibly in 8 bits."""
+        transform: Any = self.model.transform
+        shape_alone = torch.empty(image.shape, device="meta", dtype=self.dtype)
+        height, width = transform.resize(self._thickened(shape_alone))[0].shape[-2:]
+        result: Tensor = transform.normalize(sample_bilinear(image, (height, width)).to(self.device, self.dtype))
+        return result
 
     def _thickened(self, image: Tensor) -> Tensor:
         """Stretch the short side of a long image that would have no pixel left in the network's input."""

@@ -55,6 +55,7 @@ class UltralyticsDetector(DetectorAdapter, abstract=True):
     """
 
     stretches = False
+    shrinks_images = True
     score_threshold_name = "conf"
 
     def __init__(

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from detcam.data.images import STRIP_PIXELS
+from detcam.data.decoding import STRIP_PIXELS
 from detcam.geometry import Geometry
 from detcam.utils.batching import batch_slices
 
@@ -55,6 +55,8 @@ class Letterbox:
 def image_array(image: Tensor) -> np.ndarray:
     """Return an (H, W, C) array in 0..255: uint8 if the image has 8 bits, since resizing then rounds, else float."""
     pixels = image.detach()
+    if pixels.dtype == torch.uint8:
+        return np.ascontiguousarray(pixels.permute(1, 2, 0).cpu().numpy())
     channels, height, width = pixels.shape
     whole = torch.empty((height, width, channels), dtype=torch.uint8)
     for part in batch_slices(height, max(STRIP_PIXELS // width, 1)):  # large images fill the memory

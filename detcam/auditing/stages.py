@@ -68,11 +68,12 @@ class DetectionWork:
     def __call__(self, payload: Sequence[tuple[int, Path]], log: CrashLog) -> pa.Table:
         """Return the table of an image's detections a row; the payload is the index and path of each image."""
         results: dict[int, Detections | str | Exception] = {}
+        read = partial(self.adapter.reader.read, keep_bytes=self.adapter.shrinks_images)
         for batch in batches(payload, self.batch_size):
             readable: list[tuple[int, Tensor]] = []
             for index, path in batch:
                 try:
-                    readable.append((index, log.call(f"reading {index}", self.adapter.reader.read, path)))
+                    readable.append((index, log.call(f"reading {index}", read, path)))
                 except (TypeError, ValueError) as error:
                     results[index] = str(error)
             for (index, _), result in zip(readable, run_each(readable, partial(self._predict, log)), strict=True):

@@ -10,6 +10,7 @@ from PIL import Image, ImageSequence
 
 from detcam.data.exif import ImageSize, masks_upright, orientation, upright
 from detcam.data.opening import TIFF_SUFFIXES, UnknownFormatError, check_pixels, open_image, readable
+from detcam.utils.batching import batch_slices
 from detcam.utils.opencv import decode_image
 from detcam.utils.warnings import warn
 
@@ -19,6 +20,8 @@ IMAGE_SUFFIXES = frozenset(
 )
 """Files that are images: in a folder, those that cannot be read are named."""
 
+STRIP_PIXELS = 2**20
+"""Pixels of a large image that are converted at once."""
 _RGB_MODES = frozenset({"P", "PA", "CMYK", "YCbCr", "LAB", "HSV", "RGBa", "La"})
 """Modes of Pillow whose bands are no channels of an image: they are converted to RGB."""
 
@@ -103,7 +106,15 @@ def _bands(image: Any, path: Path | None, channels: int | None) -> np.ndarray:
         array = array[..., None] if array.ndim == 2 else array
         if channels is None or array.shape[2] == channels:
             return array
-    return np.array(image.convert("RGB"))
+    return _rgb(image)
+
+
+def _rgb(image: Image.Image) -> np.ndarray:
+    """A page as an array (H, W, 3), converted in strips: Pillow holds 4 bytes a pixel, and as much in any copy."""
+    array = np.empty((image.height, image.width, 3), np.uint8)
+    for rows in batch_slices(image.height, max(STRIP_PIXELS // image.width, 1)):
+        array[rows] = image.crop((0, rows.start, image.width, rows.stop)).convert("RGB")
+    return array
 
 
 def _deep(page: Image.Image) -> np.ndarray:

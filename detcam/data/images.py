@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from detcam.data.decoding import IMAGE_SUFFIXES, check_search, pil_array, read_file
+from detcam.data.decoding import IMAGE_SUFFIXES, STRIP_PIXELS, check_search, pil_array, read_file
 from detcam.utils.batching import batch_slices
 from detcam.utils.files import is_file, is_folder
 from detcam.utils.warnings import warn
@@ -25,8 +25,8 @@ ImageLike: TypeAlias = "str | Path | Image.Image | np.ndarray | Tensor"
 Bands: TypeAlias = "int | Sequence[int]"
 """Index of one channel, shown in gray, or of three, shown as red, green and blue."""
 
-STRIP_PIXELS = 2**20
-"""Pixels of a large image that are converted at once."""
+MAX_FLOAT_PIXELS = 2**25
+"""Pixels beyond which an image of 8 bits is kept in 8 bits for a network whose input is smaller."""
 MAX_DARK_UINT16 = 4095
 """16-bit images without a greater value are reported: they may have 12 bits, and are nearly black as 16."""
 
@@ -59,10 +59,19 @@ class ImageReader:
             if not low < high:
                 raise ValueError(f"expected value_range as (low, high) with low < high; got {self.value_range}")
 
-    def read(self, image: ImageLike) -> Tensor:
-        """Read one image; see `load_image`."""
+    def read(self, image: ImageLike, *, keep_bytes: bool = False) -> Tensor:
+        """Read one image; see `load_image`.
+
+        Args:
+            image: the image.
+            keep_bytes: whether a file of 8 bits with more than `MAX_FLOAT_PIXELS` stays uint8, a quarter of the memory;
+                `as_float` converts it.
+        """
         if isinstance(image, (str, Path)):
-            return self._from_array(read_file(Path(image), self.channels, self.page), str(image))
+            array = read_file(Path(image), self.channels, self.page)
+            if keep_bytes and self._fits_bytes(array):
+                return _marked(torch.from_numpy(array).permute(2, 0, 1))
+            return self._from_array(array, str(image))
         if isinstance(image, Image.Image):
             return self._from_array(pil_array(image, self.channels), "PIL image")
         if isinstance(image, np.ndarray):
@@ -85,21 +94,26 @@ class ImageReader:
             f"{type(image).__name__}{hint}"
         )
 
-    def read_all(self, images: ImageLike | Sequence[ImageLike]) -> list[Tensor]:
-        """Read one image, a list, or the images of folders and patterns; see `load_images`."""
+    def read_all(self, images: ImageLike | Sequence[ImageLike], *, keep_bytes: bool = False) -> list[Tensor]:
+        """Read one image, a list, or the images of folders and patterns; see `load_images` and `read`."""
         images = expand_paths(images)
         if is_single(images):
-            return [self.read(images)]  # type: ignore[arg-type]
+            return [self.read(images, keep_bytes=keep_bytes)]  # type: ignore[arg-type]
         items: list[Any] = list(images)  # type: ignore[arg-type]
         if not items:
             raise ValueError("expected at least one image; got an empty list")
         tensors = []
         for position, item in enumerate(items):
             try:
-                tensors.append(self.read(item))
+                tensors.append(self.read(item, keep_bytes=keep_bytes))
             except (TypeError, ValueError) as error:
                 raise type(error)(f"image {position}: {error}") from error
         return tensors
+
+    def _fits_bytes(self, array: np.ndarray) -> bool:
+        is_large = array.shape[0] * array.shape[1] > MAX_FLOAT_PIXELS
+        is_plain = array.dtype == np.uint8 and array.ndim == 3 and array.shape[2] == self.channels
+        return is_large and is_plain and self.value_range is None
 
     def _from_array(self, array: np.ndarray, name: str) -> Tensor:
         wanted = self.channels
@@ -134,8 +148,7 @@ class ImageReader:
         scaled = self._scaled_by_rule(tensor, name, dtype)
         if scaled is tensor:
             scaled = tensor.view_as(tensor)
-        scaled._detcam_read = True  # type: ignore[attr-defined]
-        return scaled
+        return _marked(scaled)
 
     def _scaled_by_rule(self, tensor: Tensor, name: str, dtype: str) -> Tensor:
         if 0 in tensor.shape:
@@ -273,7 +286,7 @@ def is_single(images: object) -> bool:
 
 
 def shown_bands(image: Tensor, bands: Bands | None = None) -> Tensor:
-    """Return the channels of an image (C, H, W) that are drawn, as (3, H, W).
+    """Return the channels of an image (C, H, W) that are drawn, as (3, H, W), possibly in the same memory.
 
     Args:
         image: the image.
@@ -287,16 +300,33 @@ def shown_bands(image: Tensor, bands: Bands | None = None) -> Tensor:
     chosen = default if bands is None else [bands] if isinstance(bands, int) else list(bands)
     if len(chosen) not in (1, 3) or not all(isinstance(band, int) and -count <= band < count for band in chosen):
         raise ValueError(f"expected show_bands as one or three of the {count} channels, from 0; got {bands}")
-    return image[chosen].expand(3, -1, -1)
+    shown = image if chosen == list(range(count)) else image[chosen]
+    return shown.expand(3, -1, -1)
 
 
 def to_uint8(image: Tensor, bands: Bands | None = None) -> np.ndarray:
-    """Convert a (C, H, W) float tensor in [0, 1] to an (H, W, 3) uint8 RGB array; `bands` as in `shown_bands`."""
+    """Convert a tensor (C, H, W), float in [0, 1] or uint8, to an (H, W, 3) uint8 RGB array.
+
+    `bands` as in `shown_bands`. The result may share the memory of a uint8 tensor.
+    """
     shown = shown_bands(image.detach(), bands)
+    if shown.dtype == torch.uint8:
+        return np.ascontiguousarray(shown.permute(1, 2, 0).cpu().numpy())
     pixels = torch.empty((*shown.shape[-2:], 3), dtype=torch.uint8)
     for part in batch_slices(len(pixels), max(STRIP_PIXELS // pixels.shape[1], 1)):
         pixels[part] = (shown[:, part].clamp(0, 1) * 255).round().byte().permute(1, 2, 0)
     return pixels.numpy()
+
+
+def as_float(image: Tensor) -> Tensor:
+    """Return an image (C, H, W) as floats in [0, 1], also where `ImageReader.read` kept it in 8 bits."""
+    return image.float().div_(255) if image.dtype == torch.uint8 else image
+
+
+def _marked(tensor: Tensor) -> Tensor:
+    """Mark a tensor as read, so that it is not scaled again."""
+    tensor._detcam_read = True  # type: ignore[attr-defined]
+    return tensor
 
 
 def check_finite(tensor: Tensor, name: str) -> None:

@@ -88,9 +88,10 @@ class ExplanationWork:
     def read(self, part: Sequence[tuple[str, str]], log: CrashLog) -> list[Tensor | Exception]:
         """Return each image, or why it cannot be read."""
         found: list[Tensor | Exception] = []
+        read = partial(self.adapter.reader.read, keep_bytes=self.adapter.shrinks_images)
         for path, _ in part:
             try:
-                found.append(log.call(f"reading {ascii(path)}", self.adapter.reader.read, Path(path)))
+                found.append(log.call(f"reading {ascii(path)}", read, Path(path)))
             except (TypeError, ValueError) as error:
                 found.append(ValueError(str(error)))
         return found

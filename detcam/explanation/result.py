@@ -17,6 +17,7 @@ from torch import Tensor
 from detcam.adapters.base import Target
 from detcam.adapters.transformers.prompts import WordHeat
 from detcam.detections import Detections
+from detcam.explanation.reduction import draw_overlay, drawn_image
 from detcam.rendering import DeferredHeatmaps, HeatmapArray
 from detcam.results import Reach, Sampling
 from detcam.targets import DetectionTarget, InstanceMaskTarget, MaskTarget
@@ -198,11 +199,12 @@ class Explanation:
             self.heatmap(index) * self._scale(index) if shared_scale else self.heatmap(index),
             box_xyxy=self.box_xyxy(index) if mask is None else None,
             mask=mask,
-            caption=self._caption(index) if caption else "",
+            caption=self.full_caption(index) if caption else "",
             colormap=colormap,
         )
 
-    def _caption(self, index: int) -> str:
+    def full_caption(self, index: int) -> str:
+        """Return a target's caption, and below it the words of its prompt."""
         words = self.words[index].describe() if self.words else ""
         return f"{self.captions[index]}\n{words}" if words else self.captions[index]
 
@@ -216,11 +218,16 @@ class Explanation:
         """Draw the image and the overlays of all targets in one figure (HxWx3 uint8); arguments as in `overlay`."""
         if not len(self):
             return grid([self.image], titles=["no targets"])
-        panels = [
-            self.overlay(index, colormap=colormap, caption=False, shared_scale=shared_scale)
-            for index in range(len(self))
-        ]
-        return grid(panels, columns=columns, titles=self.captions, original=self.image)
+        image = drawn_image(self.image)
+
+        def panel(index: int) -> ImageArray:
+            if image is self.image:
+                return self.overlay(index, colormap=colormap, caption=False, shared_scale=shared_scale)
+            scale = self._scale(index) if shared_scale else 1.0
+            return draw_overlay(self, index, image, caption="", colormap=colormap, scale=float(scale))
+
+        panels = [panel(index) for index in range(len(self))]
+        return grid(panels, columns=columns, titles=self.captions, original=image)
 
     def plot(
         self, *, columns: int | None = None, colormap: str | int = DEFAULT_COLORMAP, shared_scale: bool = False

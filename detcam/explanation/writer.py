@@ -9,7 +9,8 @@ Files of an image ``dog.jpg`` explained by GradCAM, whose second target is a cat
 
 Of an image above four megapixels the overlay is a JPEG file, and the heatmap is stored at 1/2, 1/3, ... of the image's
 size, each pixel the mean of a block. Heatmaps have the resolution of a feature map, so that hardly anything is lost;
-``read_heatmap(path, (height, width))`` resizes it to the image.
+``read_heatmap(path, (height, width))`` resizes it to the image. Above 67 megapixels, the overlay too is drawn at a
+fraction of the size, at most 34 megapixels, and the heatmap is computed at its stored size.
 
 ``explanations.json``, version 2, UTF-8; numbers that are not finite are null. In version 1, ``images`` was
 ``pictures``::
@@ -53,7 +54,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import math
 import os
 import struct
 import unicodedata
@@ -67,6 +67,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from detcam.detections import class_name
+from detcam.explanation.reduction import draw_overlay, drawn_image, heatmap_at, reduced_size
 from detcam.outputs import DetectionTarget, as_target
 from detcam.rendering import HeatmapArray
 from detcam.runs import lock_folder
@@ -202,8 +203,11 @@ def write_explanation(
     entry = _describe_image(explanation, model_name)
     entry["stem"] = stem
     height, width = explanation.image.shape[:2]
-    step = math.ceil(math.sqrt(height * width / MAX_FULL_PIXELS))
-    overlay_suffix = "jpg" if step > 1 and max(height, width) <= MAX_JPEG_SIDE else "png"
+    stored_size = reduced_size((height, width), MAX_FULL_PIXELS)
+    image = drawn_image(explanation.image)
+    is_compact = height * width > MAX_FULL_PIXELS and max(image.shape[:2]) <= MAX_JPEG_SIDE
+    overlay_suffix = "jpg" if is_compact else "png"
+    encode = to_jpeg_bytes if is_compact else encode_png
     for index in range(len(explanation)):
         target = describe_target(explanation, index)
         prefix = f"{stem}.{index + 1}.{slug(target['name'] or target['kind'])}"
@@ -213,12 +217,17 @@ def write_explanation(
 
     def write(index: int) -> None:
         target = entry["targets"][index]
-        one = explanation.rendered(index)
-        replace_file(folder / target["heatmap"], encode_heatmap(reduced(one.heatmap(), step)))
-        encode = to_jpeg_bytes if overlay_suffix == "jpg" else encode_png
-        replace_file(folder / target["overlay"], encode(one.overlay(colormap=colormap)))
+        if image is explanation.image:
+            one = explanation.rendered(index)
+            heatmap, overlay = reduced(one.heatmap(), stored_size), one.overlay(colormap=colormap)
+        else:
+            caption = explanation.full_caption(index)
+            heatmap = heatmap_at(explanation, index, stored_size)
+            overlay = draw_overlay(explanation, index, image, caption=caption, colormap=colormap)
+        replace_file(folder / target["heatmap"], encode_heatmap(heatmap))
+        replace_file(folder / target["overlay"], encode(overlay))
 
-    writers = max(min(MAX_WRITERS, MAX_PIXELS_AT_ONCE // (height * width)), 1)
+    writers = max(min(MAX_WRITERS, MAX_PIXELS_AT_ONCE // (image.shape[0] * image.shape[1])), 1)
     with ThreadPoolExecutor(writers) as pool:  # drawing and encoding run outside of Python's lock
         list(pool.map(write, range(len(explanation))))
     return entry
@@ -261,12 +270,11 @@ def encode_heatmap(heatmap: TensorLike) -> bytes:
     return file.getvalue()
 
 
-def reduced(heatmap: HeatmapArray, step: int) -> HeatmapArray:
-    """Return a heatmap (H, W) at 1 / `step` of its size, each pixel the mean of a block; a volume is not reduced."""
-    if step == 1 or heatmap.ndim != 2:
+def reduced(heatmap: HeatmapArray, size_hw: tuple[int, int]) -> HeatmapArray:
+    """Return a heatmap (H, W) at a smaller size, each pixel the mean of a block; a volume is not reduced."""
+    if heatmap.shape == size_hw or heatmap.ndim != 2:
         return heatmap
-    size = tuple(math.ceil(side / step) for side in heatmap.shape[::-1])
-    return np.asarray(cv2.resize(heatmap, size, interpolation=cv2.INTER_AREA))
+    return np.asarray(cv2.resize(heatmap, size_hw[::-1], interpolation=cv2.INTER_AREA))
 
 
 def read_heatmap(path: str | Path, size_hw: tuple[int, int] | None = None) -> np.ndarray:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from detcam.adapters import adapt
 from detcam.adapters.base import Adapter, ModelLike, Target
+from detcam.data.images import as_float
 from detcam.inputs import Images, Request, Targets, read_request
 from detcam.metrics.scoring import Protocol, ScoredImage, score_images
 from detcam.metrics.target_regions import TargetRegions
@@ -63,7 +64,7 @@ class MetricImage:
     def pixels(self) -> Tensor:
         """The image (C, H, W) in [0, 1]; of a (B, C, H, W) input tensor, its normalized row."""
         request = self.source.model_call[1]
-        return request.images[self.index] if request.tensor is None else request.tensor[self.index]
+        return as_float(request.images[self.index]) if request.tensor is None else request.tensor[self.index]
 
     @property
     def targets(self) -> list[Target]:

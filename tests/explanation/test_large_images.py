@@ -10,15 +10,20 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.nn import functional as F
 
 import detcam
 from detcam import RefineCAM, cam
-from detcam.explanation import writer
+from detcam.adapters.torchvision import sampling
+from detcam.data import decoding, images
+from detcam.explanation import reduction, writer
 from detcam.explanation.writer import read_heatmap, read_index
 from detcam.geometry import Geometry
 from detcam.rendering import DeferredHeatmaps, RawMaps
 from detcam.targets import BoxTarget
 from detcam.testing import tiny_detector
+from detcam.visualize.overlay import overlay_heatmap
+from tests import zoo
 
 IMAGE = torch.rand(3, 60, 80, generator=torch.Generator().manual_seed(0))
 OPTIONS = {"score_threshold": 0.0, "top_k": 3}
@@ -114,3 +119,73 @@ def test_levels_that_agree_nowhere_are_an_empty_map() -> None:
     assert DeferredHeatmaps((maps,)).count_empty() == 1
     levels[1][0, 3, 0] = 1.0
     assert DeferredHeatmaps((maps,)).count_empty() == 0
+
+
+@pytest.fixture
+def photograph(tmp_path: Path) -> Path:
+    """A photograph of 157 x 211 pixels."""
+    coarse = np.random.default_rng(0).integers(0, 256, (16, 21, 3), np.uint8)
+    path = tmp_path / "photograph.png"
+    Image.fromarray(coarse).resize((211, 157), Image.Resampling.BICUBIC).save(path)
+    return path
+
+
+@pytest.mark.parametrize("name", ["faster_rcnn", "ssdlite", "yolo"])
+@pytest.mark.parametrize("options", [{}, {"aug_smooth": True}, {"method": "sobel"}], ids=["plain", "views", "sobel"])
+def test_images_kept_in_bytes_give_the_same_maps(
+    name: str, options: dict[str, object], photograph: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter = zoo.shared(name).adapter
+    expected = detcam.explain(adapter, photograph, **OPTIONS, **options)[0]  # type: ignore[arg-type]
+    batches, prepare = [], adapter.prepare
+    monkeypatch.setattr(images, "MAX_FLOAT_PIXELS", 157 * 211 - 1)
+    monkeypatch.setattr(adapter, "prepare", lambda tensors: batches.append(tensors) or prepare(tensors))
+    found = detcam.explain(adapter, photograph, **OPTIONS, **options)[0]  # type: ignore[arg-type]
+    assert batches[0][0].dtype == torch.uint8
+    assert len(found) == len(expected) > 0
+    np.testing.assert_allclose(found.scores, expected.scores, atol=1e-5)
+    np.testing.assert_allclose(found.heatmaps, expected.heatmaps, atol=2e-3)
+    np.testing.assert_array_equal(found.image, expected.image)
+    (detections,) = adapter.predict([photograph])
+    assert batches[-1][0].dtype == torch.uint8 and detections.image_size_hw == (157, 211)
+
+
+@pytest.mark.parametrize("size_hw", [(40, 53), (157, 211), (200, 31)])
+def test_sampled_pixels_are_those_of_interpolate(size_hw: tuple[int, int]) -> None:
+    pixels = torch.randint(0, 256, (3, 157, 211), generator=torch.Generator().manual_seed(0)).byte()
+    expected = F.interpolate(pixels[None].float() / 255, size_hw, mode="bilinear", align_corners=False)[0]
+    torch.testing.assert_close(sampling.sample_bilinear(pixels, size_hw), expected, atol=2e-5, rtol=0)
+
+
+def test_files_are_converted_in_strips(photograph: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gray = photograph.with_name("gray.png")
+    Image.open(photograph).convert("P").save(gray)
+    expected = [np.asarray(Image.open(path).convert("RGB")) for path in (photograph, gray)]
+    monkeypatch.setattr(decoding, "STRIP_PIXELS", 211 * 20)
+    for path, array in zip((photograph, gray), expected, strict=True):
+        np.testing.assert_array_equal(decoding.read_file(path, 3, None), array)
+
+
+def test_overlays_of_very_large_images_are_drawn_reduced(
+    at_once: detcam.Explanation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flat = np.full((60, 80, 3), (200, 100, 50), np.uint8)
+    both = [replace(found, image=flat, detections=None) for found in (at_once, explained())]
+    assert isinstance(both[1].maps, DeferredHeatmaps)
+    monkeypatch.setattr(reduction, "MAX_DRAWN_PIXELS", 60 * 80 // 2)
+    monkeypatch.setattr(writer, "MAX_FULL_PIXELS", 60 * 80 // 4)
+    monkeypatch.setattr(detcam.Explanation, "heatmap", lambda *_: pytest.fail("the whole heatmap is computed"))
+    for number, found in enumerate(both):
+        entry = read_index(found.save(tmp_path / str(number)))[0]
+        assert (entry["height"], entry["width"]) == (60, 80)
+        for heatmap, target, row in zip(at_once.heatmaps, entry["targets"], found.targets, strict=True):
+            stored = read_heatmap(tmp_path / str(number) / target["heatmap"])
+            expected = heatmap.reshape(30, 2, 40, 2).mean((1, 3))
+            assert stored.shape == (30, 40) and np.abs(stored - expected).mean() < 0.02
+            overlay = np.asarray(Image.open(tmp_path / str(number) / target["overlay"]))[:150, :200].astype(int)
+            plain = overlay_heatmap(flat[:30, :40], stored).repeat(5, 0).repeat(5, 1)  # enlarged to be legible
+            differs = np.abs(overlay - plain).max(2) > 100  # the outline alone
+            lines = np.flatnonzero(differs.any(0))[[0, -1]], np.flatnonzero(differs.any(1))[[0, -1]]
+            x1, y1, x2, y2 = np.clip(np.array(row.box_xyxy) * 2.5, 0, [200, 150, 200, 150])
+            np.testing.assert_allclose(np.array(lines).T.ravel(), [x1, y1, x2, y2], atol=8)
+        assert found.plot().width > 100  # from the reduced maps too
