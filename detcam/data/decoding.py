@@ -113,7 +113,7 @@ def _rgb(image: Image.Image) -> np.ndarray:
     """A page as an array (H, W, 3), converted in strips: Pillow holds 4 bytes a pixel, and as much in any copy."""
     array = np.empty((image.height, image.width, 3), np.uint8)
     for rows in batch_slices(image.height, max(STRIP_PIXELS // image.width, 1)):
-        array[rows] = image.crop((0, rows.start, image.width, rows.stop)).convert("RGB")
+        array[rows] = np.asarray(image.crop((0, rows.start, image.width, rows.stop)).convert("RGB"))
     return array
 
 
