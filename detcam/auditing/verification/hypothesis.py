@@ -18,6 +18,9 @@ EFFECT_MARGIN = 0.05
 MIN_SEARCH_EFFECT = MIN_WEAK_EFFECT + EFFECT_MARGIN
 """Minimum drop of the score, relative to it, without a region that is verified."""
 
+MAX_CLEAR_SCORE = 0.5
+"""Maximum score without a region that clearly ends the error, relative to the highest one that ends it."""
+
 
 @dataclass(frozen=True)
 class Hypothesis:
@@ -55,9 +58,19 @@ class Hypothesis:
 
     def ends_likewise(self, trials: Sequence[Trial]) -> Callable[[Trial], bool]:
         """Whether a trial ends the error; strongly if some trials do."""
+        effect = self._effect_likewise(trials)
+        return lambda trial: self.ends(trial, effect)
+
+    def _effect_likewise(self, trials: Sequence[Trial]) -> float:
+        """The minimum effect of trials that end the error as strongly as some trials do."""
         strong = MIN_STRONG_EFFECT + EFFECT_MARGIN
-        is_strong = all(self.ends(each, strong) for each in trials)
-        return lambda trial: self.ends(trial, strong if is_strong else MIN_SEARCH_EFFECT)
+        return strong if all(self.ends(each, strong) for each in trials) else MIN_SEARCH_EFFECT
+
+    def barely_ends(self, trials: Sequence[Trial]) -> bool:
+        """Whether the score without a region that ends the error is near the highest one that ends it likewise."""
+        effect = self._effect_likewise(trials)
+        limit = min(self.criterion.score_threshold, (1 - effect) * self.score)
+        return max(map(remaining_score, trials)) > MAX_CLEAR_SCORE * limit
 
     def is_control(self, trial: Trial) -> bool:
         """Whether the trial of a control can be compared: of a confusion, one in which the object is still detected."""

@@ -12,13 +12,15 @@ import torch
 from torch import Tensor
 
 from detcam.adapters.base import Batch
-from detcam.auditing.case import Intervention, Outcome, Trial
+from detcam.auditing.case import PERSISTING, Intervention, Outcome, Trial
 from detcam.outputs import DetectorOutput
 from detcam.perturbation.base import ImageArea, ImageScorer
 from detcam.perturbation.fills import Fill
 from detcam.utils.batching import batches, group_by
 
 T = TypeVar("T")
+MIN_REPEATED_IOU = 0.85
+"""Minimum IoU of two regions of which the second one is not tried if the error persists without the first."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,13 @@ Investigation: TypeAlias = Generator[list[Removal], list[Trial], T]
 
 
 def remembering(investigation: Investigation[T]) -> Investigation[T]:
-    """An investigation whose repeated requests are answered with the first trial, without another pass."""
+    """An investigation whose repeated requests are answered with the first trial, without another pass.
+
+    A region that is nearly the same as one without which the error persists counts as repeated: nobody asks whether a
+    few pixels decide.
+    """
     known: dict[tuple[bytes, int], Trial] = {}
+    persisting: list[Removal] = []
     answer: list[Trial] | None = None
     while True:
         try:
@@ -51,14 +58,39 @@ def remembering(investigation: Investigation[T]) -> Investigation[T]:
         except StopIteration as stop:
             result: T = stop.value
             return result
-        keys = [(np.packbits(request.region.numpy()).tobytes(), request.fill) for request in requests]
+        keys = [_key(_repeated(request, persisting) or request) for request in requests]
         new = {key: request for key, request in zip(keys, requests, strict=True) if key not in known}
         if new:
             trials = yield list(new.values())
             known |= dict(zip(new, trials, strict=True))
+            persisting += [
+                request for key, request in new.items() if known[key].outcome in PERSISTING and _is_attempt(request)
+            ]
         answer = [
             replace(known[key], intervention=request.intervention) for key, request in zip(keys, requests, strict=True)
         ]
+
+
+def _key(request: Removal) -> tuple[bytes, int]:
+    return np.packbits(request.region.numpy()).tobytes(), request.fill
+
+
+def _is_attempt(request: Removal) -> bool:
+    """Whether a request looks for evidence, and is no control."""
+    return request.intervention == "without evidence"
+
+
+def _repeated(request: Removal, persisting: Sequence[Removal]) -> Removal | None:
+    """The request for nearly the same region and the same fill among those without which the error persists."""
+    if not _is_attempt(request):
+        return None
+    size = int(request.region.sum())
+    for other in persisting:
+        if other.fill == request.fill:
+            shared = int((other.region & request.region).sum())
+            if shared > MIN_REPEATED_IOU * (size + int(other.region.sum()) - shared):
+                return other
+    return None
 
 
 class Criterion(Protocol):

@@ -39,6 +39,8 @@ def reduce_region(
 ) -> Investigation[tuple[TriedRegion, list[EvidencePart]]]:
     """Reduce a region that ends the error to a smaller one that does so with a similar effect.
 
+    A region that barely ends the error is reduced to its parts only, since half of it hardly ever suffices.
+
     Args:
         tried: the region.
         proposal: the map that proposed it.
@@ -50,6 +52,8 @@ def reduce_region(
     """
     tried, parts = yield from _separate_parts(tried, hypothesis, fill_count)
     ends = hypothesis.ends_likewise(tried.trials)
+    if hypothesis.barely_ends(tried.trials):
+        return (yield from _part_outside(tried, hypothesis, fill_count)), parts
     if hypothesis.segments is not None:
         segments = hypothesis.segments()
         smaller = yield from concentrate(tried, proposal.heatmap, segments, fill_count, ends)
@@ -249,8 +253,10 @@ def try_with_margin(
     if attempt.ends or not ends(attempt.trials[0]):
         return attempt
     radius = max(1, round(MARGIN * max(tried.region.shape)))
-    grown = F.max_pool2d(tried.region[None, None].float(), 2 * radius + 1, 1, radius)[0, 0] > 0
-    return (yield from try_region(grown & within, fill_count, tried.map_index, ends))
+    grown = (F.max_pool2d(tried.region[None, None].float(), 2 * radius + 1, 1, radius)[0, 0] > 0) & within
+    if is_same(grown, within):
+        return attempt
+    return (yield from try_region(grown, fill_count, tried.map_index, ends))
 
 
 def connected_parts(region: Tensor) -> list[Tensor]:

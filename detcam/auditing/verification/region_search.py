@@ -21,8 +21,10 @@ START_RANGE = (0.002, 0.032)
 """Smallest and largest fraction of the image at which the search starts."""
 MIN_SAME_IOU = 0.8
 """Minimum IoU of two regions that count as the same."""
-MAX_SMALLER_TRIES = 2
-"""Maximum number of maps that are tried at the next smaller size once a region ends the error."""
+MAX_NEXT_TRIES = 2
+"""Maximum number of maps that are tried at the next size: the most effective ones so far."""
+MAX_STEPS = 2
+"""Maximum number of larger sizes at which the most effective maps only are tried first."""
 Ending: TypeAlias = Callable[[Trial], bool]
 """Whether a trial ends the error."""
 RegionKey: TypeAlias = tuple[int, int]
@@ -92,24 +94,42 @@ class RegionSearch:
 
     def next_region(self) -> Investigation[TriedRegion | None]:
         """Find the smallest region that ends the error; later calls find the next ones of at least its size."""
-        order = list(range(len(self.maps)))
         found: RegionKey | None = None
         if not self._returned:
-            found = yield from self._first_ending(self._level, order)
-            while found is not None and self._level > 0:
-                maps = list(dict.fromkeys([found[0], *order]))[:MAX_SMALLER_TRIES]
-                smaller = yield from self._first_ending(self._level - 1, maps)
-                if smaller is None:
-                    break
-                found, self._level = smaller, self._level - 1
+            found = yield from self._smallest()
         while found is None:
-            found = yield from self._first_ending(self._level, order)
+            found = yield from self._first_ending(self._level, self._by_effect(self._level))
             if found is None:
                 if self._level + 1 == len(REGION_SIZES):
                     return None
                 self._level += 1
         self._returned.add(found)
         return self.tried[found]
+
+    def _smallest(self) -> Investigation[RegionKey | None]:
+        """Try all maps at the first size, and the most effective ones at the next larger, then at smaller sizes.
+
+        If nothing ends the error, the level stays, so that all maps are tried from there on.
+        """
+        level = self._level
+        found = yield from self._first_ending(level, range(len(self.maps)))
+        for larger in range(level + 1, min(level + MAX_STEPS, len(REGION_SIZES) - 1) + 1):
+            if found is None:
+                found = yield from self._first_ending(larger, self._by_effect(larger - 1)[:MAX_NEXT_TRIES])
+        while found is not None and found[1] > 0:
+            self._level = found[1]
+            maps = list(dict.fromkeys([found[0], *self._by_effect(self._level)]))[:MAX_NEXT_TRIES]
+            smaller = yield from self._first_ending(self._level - 1, maps)
+            if smaller is None:
+                break
+            found = smaller
+        self._level = level if found is None else found[1]
+        return found
+
+    def _by_effect(self, level: int) -> list[int]:
+        """The maps, those first whose region of a size costs the most score; those without a trial come last."""
+        scores = [self.tried[index, level].score if (index, level) in self.tried else 1.0 for index in range(len(self.maps))]
+        return sorted(range(len(self.maps)), key=scores.__getitem__)
 
     def strongest_attempt(self) -> TriedRegion | None:
         """The tried region that costs the most score; None if the maps are empty."""

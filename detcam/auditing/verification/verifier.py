@@ -32,7 +32,7 @@ from detcam.auditing.verification.region_search import (
     try_region,
 )
 from detcam.auditing.verification.removal_map import removal_map
-from detcam.auditing.verification.verdict import Verdict, decide_verdict
+from detcam.auditing.verification.verdict import MIN_WEAK_EFFECT, Verdict, decide_verdict, remaining_score
 from detcam.perturbation.base import ImageScorer
 from detcam.perturbation.fills import Fill, LinearFill, RingFill
 
@@ -218,11 +218,12 @@ class Verifier:
         generator = control_generator(hypothesis.case_id)
         random_regions = random_controls(area, generator, excluded)
         trials = [*tried.trials]
-        trials += yield [
-            Removal("random control", each, index % self.fill_count) for index, each in enumerate(random_regions)
-        ]
         beside = yield from self._box_controls(area, excluded, hypothesis, generator, trials)
         parts += beside
+        if not self._is_refused(hypothesis, trials):
+            trials += yield [
+                Removal("random control", each, index % self.fill_count) for index, each in enumerate(random_regions)
+            ]
         compared = [each for each in trials if each.intervention == "without evidence" or hypothesis.is_control(each)]
         verdict = decide_verdict(hypothesis.score, compared, size, parts_needed=len(beside), limits=hypothesis.limits)
         if verdict.grade in CONFIRMED:
@@ -247,7 +248,9 @@ class Verifier:
             beside = region_beside(region, hypothesis.box, generator, excluded)
             if beside is None:
                 break
-            made = yield [Removal("box control", beside, fill) for fill in range(self.fill_count)]
+            made = yield [Removal("box control", beside)]
+            if not self._is_refused(hypothesis, [*trials, *made]):
+                made += yield [Removal("box control", beside, fill) for fill in range(1, self.fill_count)]
             if any(trial.outcome == "unchanged" for trial in made):
                 trials += made
                 break
@@ -255,6 +258,15 @@ class Verifier:
                 parts.append(EvidencePart(beside, max(trial.score for trial in made), needed=True))
             excluded = excluded | beside
         return parts
+
+    def _is_refused(self, hypothesis: Hypothesis, trials: Sequence[Trial]) -> bool:
+        """Whether a control costs so much, and the error persists without it, that other controls change no verdict."""
+        controls = [each for each in trials if each.intervention == "box control" and hypothesis.is_control(each)]
+        if not any(each.outcome == "unchanged" for each in controls):
+            return False
+        highest = max(remaining_score(each) for each in trials if each.intervention == "without evidence")
+        lowest = min(remaining_score(each) for each in controls)
+        return lowest - highest < MIN_WEAK_EFFECT * hypothesis.score
 
     def _further_parts(
         self,

@@ -5,8 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from detcam.auditing.verification.region_reduction import concentrate, shrink, try_with_margin
-from detcam.auditing.verification.region_search import try_region
+from detcam.auditing.case import Trial
+from detcam.auditing.verification.hypothesis import Hypothesis
+from detcam.auditing.verification.persistence import PersistenceCriterion
+from detcam.auditing.verification.proposals import Proposal, Proposals
+from detcam.auditing.verification.region_reduction import concentrate, reduce_region, shrink, try_with_margin
+from detcam.auditing.verification.region_search import TriedRegion, try_region
+from detcam.targets import BoxTarget
 from tests.auditing.verification.driven import disc, drive
 
 
@@ -62,12 +67,34 @@ def test_a_region_with_causes_on_both_sides_is_reduced_to_them() -> None:
 
 
 def test_the_margin_is_removed_as_well_where_one_fill_does_not_end_the_error() -> None:
-    seen = disc(50, 50, 3)
+    seen, within = disc(50, 50, 3), torch.zeros(100, 100, dtype=torch.bool)
+    within[:, :52] = True
     tried, _ = drive(try_region(seen, 1), lambda each, fill: True)
-    cause, within = disc(50, 50, 4), disc(50, 50, 5)
-    found, count = drive(
-        try_with_margin(tried, within, 2), lambda each, fill: fill == 0 or bool((each & cause == cause).all())
-    )
-    assert found.ends and count == 1 + 2 and torch.equal(found.region, within & (found.region | seen))
+    cause = disc(50, 50, 4) & within
+
+    def covers(each: Tensor, fill: int) -> bool:
+        return fill == 0 or bool((each & cause == cause).all())
+
+    found, count = drive(try_with_margin(tried, within, 2), covers)
+    assert found.ends and count == 1 + 2 and not bool((found.region & ~within).any())
     persisting, _ = drive(try_region(seen, 2), lambda each, fill: False)
     assert drive(try_with_margin(persisting, within, 2), lambda each, fill: True) == (persisting, 0)
+    larger = disc(50, 50, 5)
+    found, count = drive(try_with_margin(tried, larger, 2), lambda each, fill: fill == 0)
+    assert not found.ends and count == 1, "with its margin, it is the region that it was cut from"
+
+
+def test_a_region_that_barely_ends_the_error_is_reduced_to_its_parts_only() -> None:
+    region = disc(50, 50, 10)
+    target = BoxTarget((30.0, 30.0, 70.0, 70.0), 0)
+    proposal = Proposal("map", torch.exp(-((torch.arange(100)[:, None] - 50) ** 2) / 100.0).expand(100, 100))
+    hypothesis = Hypothesis(
+        "case", PersistenceCriterion(target, 0.5, False, torch.zeros(0, 4)), 0.9, Proposals([proposal]), region, region
+    )
+    counts = []
+    for score in (0.1, 0.4):
+        tried = TriedRegion(0, region, (Trial("without evidence", "ring", score, "vanished"),), ends=True)
+        (found, parts), count = drive(reduce_region(tried, proposal, hypothesis, 1), lambda each, fill: False)
+        assert found is tried and parts == []
+        counts.append(count)
+    assert counts[0] > 0 and counts[1] == 0
