@@ -28,6 +28,7 @@ from detcam.auditing.grouping.inventory import CauseShare
 from detcam.auditing.matching import IouType
 from detcam.auditing.report import ReportSummary, ReportWriter
 from detcam.auditing.report.evaluation import Evaluation
+from detcam.auditing.report.notebook import notebook_html
 from detcam.auditing.run_state import check_audit_folder
 from detcam.auditing.selection import EXPLAIN_ORDERS, ExplainOrder, choose_errors, relevant_errors
 from detcam.auditing.sentences import UNMATCHED, case_sentence
@@ -134,13 +135,19 @@ class Audit:
     def __repr__(self) -> str:
         report = "" if self.report is None else f", report: {self.report}"
         value = self.analysis.average_precision
+        precision = f"average precision {'undefined' if math.isnan(value) else f'{value:.3f}'}"
+        noun = "detection" if self.is_unlabeled else "error"
         kinds = ", ".join(f"{cause.name}: {len(cause)}" for cause in self.causes)
         kinds = f" ({kinds})" if kinds else ""
         return (
-            f"Audit({plural(len(self.cases), 'error')}, {len(self.explained)} explained, {len(self.confirmed)} "
+            f"Audit({plural(len(self.cases), noun)}, {len(self.explained)} explained, {len(self.confirmed)} "
             f"confirmed, {plural(len(self.groups), 'group')}{kinds}, "
-            f"average precision {'undefined' if math.isnan(value) else f'{value:.3f}'}{report})"
+            f"{'no annotations' if self.is_unlabeled else precision}{report})"
         )
+
+    def _repr_html_(self) -> str:
+        options = {"is_unlabeled": self.is_unlabeled}
+        return notebook_html(self.analysis, self.cases, self.causes, self.score_threshold, self.report, **options)
 
     @property
     def explained(self) -> list[AuditCase]:

@@ -94,6 +94,20 @@ def test_causes_contain_every_explained_case_once(whole: Audit) -> None:
     assert repr(whole).startswith("Audit(") and f"({cause.name}: {len(cause)})" in repr(whole)
 
 
+def test_a_notebook_shows_counts_causes_and_the_report(whole: Audit) -> None:
+    hostile = "<script>alert(1)</script>"
+    cases = [replace(case, name=hostile) for case in whole.explained]
+    page = replace(whole, cases=cases, report=Path("<b>") / "index.html")._repr_html_()
+    assert page.startswith("<div><p><strong>5 false positives with a score of at least 0.5")
+    assert "0 missed objects; average precision 1.000. 5 of 5 explained" in page
+    assert "surroundings" in page and "delta AP" in page and "counterfactual pairs" in page
+    assert "&lt;b&gt;/index.html" in page and "&lt;script&gt;" in page and "<script" not in page
+    unlabeled = replace(whole, cases=[], causes=(), report=None, is_unlabeled=True)
+    lines = "0 detections with a score of at least 0.5, no annotations."
+    assert unlabeled._repr_html_() == f"<div><p><strong>{lines}</strong> </p></div>"
+    assert "0 detections" in repr(unlabeled) and "no annotations" in repr(unlabeled)
+
+
 def test_the_report_contains_every_case_and_its_evidence(whole: Audit) -> None:
     assert whole.report is not None
     data = report(whole)

@@ -1,14 +1,16 @@
 """The hierarchy of causes and the inventory on reference detectors, and on a mixture of planted causes.
 
     python tests/peers/measure_causes.py [--detector harbor|mixture|bccd-yolo|bccd-two-stage|yolox] [--explain 60]
-        [--order score|random] [--images N] [--planted build/causes]
+        [--order score|random] [--images N] [--shares 60 30 10] [--samples 200] [--planted build/causes]
 
 ``harbor`` audits the demonstration's detector on scenes with three planted causes: wakes without a boat (background
 errors that rest on their surroundings), buoys whose label is hidden (unlabeled objects), and buoys whose label says
 boat (errors of class). ``mixture`` trains a detector that takes barges for boats because of a pond around them, a tag
-beside them, or stripes on their hull, each on a third of the scenes. The script prints how many groups there are, how
-pure they are, and, with ``--order random``, whether the intervals of the inventory contain the true shares. The other
-detectors need ../shared/data.
+beside them, or stripes on their hull, each on a third of the scenes, and audits it on scenes in which these errors have
+the given shares. The script prints how many groups there are, how pure they are, and, with ``--order random``, whether
+the intervals of the inventory contain the true shares. With ``--samples``, ``--explain`` of the explained errors are
+drawn so many times, and it prints how often the intervals of the inventory contain the shares among all of them. The
+other detectors need ../shared/data.
 """
 
 from __future__ import annotations
@@ -21,8 +23,8 @@ import tempfile
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from unittest import mock
 
@@ -36,14 +38,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import detcam
 from detcam.adapters import Adapter, adapt
 from detcam.auditing import Audit, AuditCase
-from detcam.benchmarking.planted import detectors
-from detcam.benchmarking.planted.certification import certify_cases
+from detcam.auditing.grouping.inventory import VERIFICATION_RATES, estimate_shares
+from detcam.auditing.grouping.proportions import corrected_share
+from detcam.benchmarking.planted import certification, detectors
 from detcam.benchmarking.planted.training_cache import PLAIN, TrainingCache
 from detcam.demo.labels import write_coco
 from detcam.demo.model import load_demo_detector
 from detcam.synthetic.harbor import BOAT_LABEL, DEMO_NAMES, draw_scene
 from detcam.synthetic.shortcut_scenarios import SHORTCUTS, ScenarioName, Split
 from detcam.synthetic.shortcuts import ShortcutScene, draw_shortcut_scene
+from detcam.utils.batching import group_by
 from tests.peers.measure_compare import write_coco_scenes
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -51,10 +55,16 @@ FIRST_SCENE = 1_000_000
 HIDDEN_SHARE, SWAPPED_SHARE = 0.3, 0.15
 """Shares of the buoys whose label is hidden, and of those whose label says boat."""
 MIXTURE: tuple[ScenarioName, ...] = ("context", "mark", "texture")
-MIXTURE_STEPS = 900
+MIXTURE_STEPS = 400
 SUBJECTS = ("harbor", "mixture", "bccd-yolo", "bccd-two-stage", "yolox")
 KINDS = {"wake": ("surroundings", "mark"), "hidden label": ("unlabeled object",)}
 """Kinds of evidence that say what was planted."""
+MIXTURE_KINDS = {
+    "context": ("object and surroundings",),
+    "mark": ("surroundings", "mark"),
+    "texture": ("part of the object",),
+}
+"""The pond reaches into the box, the tag lies beside it, the stripes on the hull."""
 
 
 @dataclass(frozen=True)
@@ -103,17 +113,20 @@ def harbor(folder: Path, count: int) -> Subject:
     return Subject(adapt(load_demo_detector(), names=DEMO_NAMES), folder / "images", path, cause, kinds=KINDS)
 
 
-def mixture(folder: Path, count: int, planted: Path) -> Subject:
-    """A detector with three causes of one confusion; errors count that vanish in copies of their scenes without it."""
+def own_scene(scenario: ScenarioName, seed: int, split: Split) -> ShortcutScene:
+    """A scene of a scenario without the cues of the others, which accompany bodies by chance."""
+    scene = draw_shortcut_scene(scenario, seed, split)
+    others = {cue for each in MIXTURE if each != scenario for cue in SHORTCUTS[each].cues}
+    return scene.without(item.name for item in scene.objects if item.kind in others)
+
+
+def mixture_detector(planted: Path) -> tuple[Adapter, int]:
+    """The detector with three causes of one confusion, trained once, and its label of the first class."""
     family, path = detectors.detector_families()["two-stage"], planted / "two-stage-mixture.safetensors"
     if not path.exists():
 
         def draw(scenario: str, seed: int, split: Split) -> ShortcutScene:
-            """A scene of one of the scenarios, without the cues of the others, which would not make a boat there."""
-            own = MIXTURE[seed % len(MIXTURE)]
-            scene = draw_shortcut_scene(own, seed, split)
-            others = {cue for each in MIXTURE if each != own for cue in SHORTCUTS[each].cues}
-            return scene.without(item.name for item in scene.objects if item.kind in others)
+            return own_scene(MIXTURE[seed % len(MIXTURE)], seed, split)
 
         start = TrainingCache(planted).detector(family, PLAIN)
         with mock.patch.object(detectors, "draw_shortcut_scene", draw):
@@ -121,23 +134,33 @@ def mixture(folder: Path, count: int, planted: Path) -> Subject:
         path.write_bytes(save({name: value.contiguous() for name, value in trained.state_dict().items()}))
     model = family.build()
     model.load_state_dict(load(path.read_bytes()))
-    adapter = family.adapter(model.eval())
+    return family.adapter(model.eval()), family.first_label
+
+
+def mixture(folder: Path, count: int, planted: Path, shares: Sequence[int]) -> Subject:
+    """Scenes with certified errors in the given shares, which vanish without their cue."""
+    adapter, first_label = mixture_detector(planted)
     scenes: dict[tuple[str, int], ShortcutScene] = {}
     certified: dict[tuple[str, int], list[torch.Tensor]] = {}
-    for scenario in MIXTURE:
-        found = certify_cases(adapter, family.first_label, scenario, min_cases=count // len(MIXTURE), max_scenes=count)
-        for case in found.cases:
-            scenes[scenario, case.scene.seed] = case.scene
-            certified.setdefault((scenario, case.scene.seed), []).append(case.detections.boxes_xyxy[case.index or 0])
+    for scenario, share in zip(MIXTURE, shares, strict=True):
+        wanted = round(count * share / sum(shares))
+        with mock.patch.object(certification, "draw_shortcut_scene", own_scene):
+            found = certification.certify_cases(adapter, first_label, scenario, min_cases=wanted)
+        by_scene = group_by(found.cases, lambda case: case.scene.seed)
+        while by_scene and sum(map(len, by_scene.values())) - len(next(reversed(by_scene.values()))) >= wanted:
+            by_scene.popitem()
+        for seed, cases in by_scene.items():
+            scenes[scenario, seed] = cases[0].scene
+            certified[scenario, seed] = [case.detections.boxes_xyxy[case.index or 0] for case in cases]
     keys = list(scenes)
-    labels = write_coco_scenes(folder, list(scenes.values()), family.first_label)
+    labels = write_coco_scenes(folder, list(scenes.values()), first_label)
 
     def cause(case: AuditCase) -> str:
         key = keys[int(case.image_id)]
         overlap = box_iou(torch.tensor([case.box_xyxy]), torch.stack(certified[key]))
         return key[0] if float(overlap.amax()) >= 0.9 else ""
 
-    return Subject(adapter, folder / "images", labels, cause)
+    return Subject(adapter, folder / "images", labels, cause, kinds=MIXTURE_KINDS)
 
 
 def bccd(name: str) -> Subject:
@@ -194,6 +217,38 @@ def report_planted(found: Audit, cause: Callable[[AuditCase], str], all_kinds: d
                 print(f"  {name}: true share {truth:.3f}; {share.sentence} -> {inside}")
 
 
+def report_coverage(found: Audit, subject: Subject, size: int, samples: int) -> None:
+    """Print how often the intervals from samples of the explained errors contain the shares among all of them."""
+    cases = [case for case in found.explained if case.is_false_positive]
+    if not 0 < size < len(cases):
+        raise SystemExit(f"expected --explain below the {len(cases)} explained false positives; got {size}")
+    kinds = sorted({str(case.evidence_kind) for case in cases})
+    truth = {kind: float(np.mean([case.evidence_kind == kind for case in cases])) for kind in kinds}
+    causes = np.array([subject.cause(case) if subject.cause is not None else "" for case in cases])
+    stands_for = {name: np.isin([str(case.evidence_kind) for case in cases], of) for name, of in subject.kinds.items()}
+    covered: dict[str, list[bool]] = {name: [] for name in (*kinds, *stands_for)}
+    random = np.random.default_rng(0)
+    for _ in range(samples):
+        drawn = random.permutation(len(cases))[:size]
+        chosen = set(drawn.tolist())
+        sample = [case if row in chosen else replace(case, evidence_kind=None) for row, case in enumerate(cases)]
+        shares = estimate_shares(sample, range(len(cases)), lambda members: float("nan"))
+        intervals = {share.kind: share.interval for share in shares if share.label is None}
+        for kind in kinds:
+            if kind in intervals:  # a kind that the sample lacks has no interval
+                covered[kind].append(intervals[kind][0] <= truth[kind] <= intervals[kind][1])
+        for name, is_kind in stands_for.items():
+            count = int(is_kind[drawn].sum())
+            _, low, high = corrected_share(count, size, VERIFICATION_RATES, population=len(cases))
+            covered[name].append(bool(low <= np.mean(causes == name) <= high))
+    print(f"{samples} samples of {size} of {len(cases)} false positives; how often the interval contains the share:")
+    for kind in kinds:
+        print(f"  {kind}: {np.mean(covered[kind]):.3f} of {len(covered[kind])} (share {truth[kind]:.3f})")
+    for name, kinds_of in subject.kinds.items():
+        true = np.mean(causes == name)
+        print(f"  planted {name}, as {' or '.join(kinds_of)}: {np.mean(covered[name]):.3f} (true share {true:.3f})")
+
+
 def main() -> None:
     """Run the audit and print its causes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -201,6 +256,12 @@ def main() -> None:
     parser.add_argument("--explain", type=int, default=60)
     parser.add_argument("--order", choices=("score", "random"), default="score")
     parser.add_argument("--images", type=int, default=40, help="number of drawn scenes, or of certified errors")
+    parser.add_argument(
+        "--shares", type=int, nargs=3, default=(1, 1, 1), help="of ponds, tags and stripes, of a mixture"
+    )
+    parser.add_argument(
+        "--samples", type=int, default=0, help="samples of the explained errors; all are explained then"
+    )
     parser.add_argument("--planted", type=Path, default=Path("build/causes"), help="folder of trained detectors")
     parser.add_argument("--out", type=Path, help="folder of the report; default: none is written")
     arguments = parser.parse_args()
@@ -210,7 +271,7 @@ def main() -> None:
         if arguments.detector == "harbor":
             subject = harbor(Path(name), arguments.images)
         elif arguments.detector == "mixture":
-            subject = mixture(Path(name), arguments.images, arguments.planted)
+            subject = mixture(Path(name), arguments.images, arguments.planted, arguments.shares)
         else:
             subject = yolox() if arguments.detector == "yolox" else bccd(arguments.detector)
         start = time.perf_counter()
@@ -218,7 +279,7 @@ def main() -> None:
             subject.adapter,
             subject.images,
             subject.annotations,
-            explain=arguments.explain,
+            explain=100_000 if arguments.samples else arguments.explain,
             explain_missed=0,
             explain_order=arguments.order,
             class_map=subject.class_map,
@@ -240,6 +301,8 @@ def main() -> None:
         print(f"  {share.sentence}")
     if subject.cause is not None:
         report_planted(found, subject.cause, subject.kinds)
+    if arguments.samples:
+        report_coverage(found, subject, arguments.explain, arguments.samples)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ POPULATIONS: tuple[Population, ...] = get_args(Population)
 
 _PHRASES: dict[EvidenceKind, str] = {
     "part of the object": "rest on a part of the object",
-    "object itself": "rest on the object itself",
+    "object itself": "rest on the object itself, and why its class is wrong is not known",
     "another object": "rest on another object",
     "mark": "rest on a mark",
     "surroundings": "rest on the surroundings",

@@ -24,7 +24,7 @@ MAX_CASES = 2000
 
 DETECTIONS: Mapping[EvidenceKind, str] = {
     "part of the object": "rest on a part of the object",
-    "object itself": "rest on the object itself",
+    "object itself": "rest on the object itself, and why its class is wrong is not known",
     "another object": "rest on another object",
     "mark": "rest on a mark outside the object",
     "surroundings": "rest on the surroundings, not on an object in the box",
@@ -51,7 +51,7 @@ ACTION_TEXTS: Mapping[Action, str] = {
     "hard negatives": "Train with these images as hard negatives, and check the definition of the class.",
     "review boxes": "Compare the boxes with the annotations, and correct these or train with more such objects.",
     "review classes": "Compare the classes with the annotations, and correct these or agree on what tells them apart.",
-    "add images": "Remove what suppresses the objects, or add training images with such objects.",
+    "add images": "Add training images with such objects; if a region suppresses them, also without it.",
     "look at the cases": "Look at the cases: no region is confirmed as the cause.",
 }
 
