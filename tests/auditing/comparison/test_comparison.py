@@ -268,8 +268,13 @@ def test_command_and_page(reports: tuple[Path, Path], tmp_path: Path) -> None:
         page.set_viewport_size({"width": 1280, "height": 900})
         page.get_by_role("button", name=f"fixed ({len(fixed)})").click()
         assert page.locator(".case-card").count() == 3, "those that an audit explains"
-        page.locator(".case-card").first.click()
-        page.wait_for_selector("#pair:not([hidden])")
+        for key in ("Enter", "Space"):
+            page.locator(".case-card").first.focus()
+            page.keyboard.press(key)
+            page.wait_for_selector("#pair:not([hidden])")
+            if key == "Enter":
+                page.keyboard.press("Escape")
+                page.wait_for_selector("#overview:not([hidden])")
         assert page.locator(".view").count() == 2
         assert "No such error" in page.inner_text("#pair")
         until(page, f"{PIXELS}.filter(Boolean).length === 3")  # the image twice, and one heatmap
