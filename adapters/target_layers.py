@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from torch import nn
 
@@ -22,6 +22,8 @@ def resolve_layers(model: nn.Module, layers: Sequence[nn.Module | str] | nn.Modu
         ValueError: there are no layers, or a name or module is not in the model.
         TypeError: an entry is neither a module nor a name.
     """
+    if not isinstance(layers, Iterable) and not isinstance(layers, nn.Module):
+        raise TypeError(f"expected target layers as modules or dotted names; got {type(layers).__name__}")
     single = isinstance(layers, (str, nn.Module)) and not isinstance(layers, nn.ModuleList)
     items = [layers] if single else list(layers)  # type: ignore[arg-type]
     if not items:

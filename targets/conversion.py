@@ -19,8 +19,9 @@ def as_box_targets(item: Any) -> list[BoxTarget] | None:
     """Return the boxes of one image as targets; None for an object that holds none.
 
     Args:
-        item: a `Results` of ultralytics, a `Detections` of supervision, a mapping with ``boxes`` and ``labels`` as
-            torchvision's detectors return, or an array or tensor (N, 4) of boxes xyxy in pixels of the image.
+        item: a `Results` or `Boxes` of ultralytics, a `Detections` of supervision, a mapping with ``boxes`` and
+            ``labels`` as torchvision's detectors return, or an array or tensor (N, 4) of boxes xyxy in pixels of the
+            image.
 
     Returns:
         One target per box, or None.
@@ -42,7 +43,7 @@ def as_box_targets(item: Any) -> list[BoxTarget] | None:
         return _targets(item, None)
     if isinstance(item, Mapping) and "boxes" in item:
         return _targets(item["boxes"], item.get("labels"))
-    boxes: Any = getattr(item, "boxes", None)
+    boxes: Any = getattr(item, "boxes", item)
     if hasattr(boxes, "xyxy") and hasattr(boxes, "cls"):
         return _targets(boxes.xyxy, boxes.cls)
     if hasattr(item, "xyxy") and hasattr(item, "class_id"):

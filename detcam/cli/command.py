@@ -135,8 +135,10 @@ def one_line_errors(debug: bool) -> Iterator[None]:
     """Report an error in one line on stderr and exit with 2, or with 130 after Ctrl-C; report warnings at the end."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
+        is_done = False
         try:
             yield
+            is_done = True
         except typer.Exit:
             raise
         except KeyboardInterrupt:
@@ -149,14 +151,23 @@ def one_line_errors(debug: bool) -> Iterator[None]:
                 raise
             _fail(error)
         finally:
-            _print_warnings(caught)
+            _print_warnings(caught, is_done)
 
 
-def _print_warnings(caught: list[warnings.WarningMessage]) -> None:
-    """Print each warning once; warnings that differ only in their numbers count as one."""
+def _print_warnings(caught: list[warnings.WarningMessage], is_done: bool) -> None:
+    """Print each warning once; warnings that differ only in their numbers count as one.
+
+    Args:
+        caught: the warnings.
+        is_done: whether the command has printed its results, which list the problems of data.
+    """
+    from detcam.data.issues import DataWarning
+
     groups: dict[tuple[type[Warning], str], list[str]] = {}
     for warning in caught:
-        if issubclass(warning.category, UserWarning) and not issubclass(warning.category, DeprecationWarning):
+        is_listed = is_done and issubclass(warning.category, DataWarning)
+        is_wanted = issubclass(warning.category, UserWarning) and not issubclass(warning.category, DeprecationWarning)
+        if is_wanted and not is_listed:
             message = _one_line(str(warning.message))
             groups.setdefault((warning.category, re.sub(r"\d+", "#", message)), []).append(message)
     for messages in groups.values():

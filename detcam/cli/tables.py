@@ -42,7 +42,7 @@ class TableOptions(CommonOptions):
 
 def methods_command(options: TableOptions) -> int:
     """Print the methods; return the exit code."""
-    rows = _rows("methods", options)
+    rows = _rows("methods")
     facts = [
         f"{cost}; {'one map per target' if per_target == 'yes' else 'one map for all targets'}"
         + ("" if tasks == "all" else f"; {tasks} only")
@@ -54,7 +54,7 @@ def methods_command(options: TableOptions) -> int:
 
 def metrics_command(options: TableOptions) -> int:
     """Print the metrics; return the exit code."""
-    rows = _rows("metrics", options)
+    rows = _rows("metrics")
     facts = [
         f"{span}, {better} is better; needs {needs}" + ("" if targets == "all" else f"; {targets} only")
         for _, _, span, better, targets, needs, _ in rows
@@ -74,11 +74,12 @@ def registered_rows() -> dict[str, list[tuple[str, ...]]]:
     }
 
 
-def _rows(kind: str, options: TableOptions) -> list[tuple[str, ...]]:
-    """The rows of ``methods`` or ``metrics``: those of the package from a file, so that PyTorch is not imported."""
-    if options.imports or entry_points(group=f"detcam.{kind}"):
-        return registered_rows()[kind]
-    return [tuple(row) for row in json.loads(ROWS_FILE.read_text(encoding="utf-8"))[kind]]
+def _rows(kind: str) -> list[tuple[str, ...]]:
+    """The rows of ``methods`` or ``metrics``: from a file, without PyTorch, unless others are registered."""
+    stored = [tuple(row) for row in json.loads(ROWS_FILE.read_text(encoding="utf-8"))[kind]]
+    registry = getattr(sys.modules.get(f"detcam.{kind}"), kind.upper(), None)  # None: nothing has registered any
+    is_extended = registry is not None and list(registry) != [name for name, *_ in stored]
+    return registered_rows()[kind] if is_extended or entry_points(group=f"detcam.{kind}") else stored
 
 
 def method_row(name: str, method: type[BaseCAM]) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from detcam.data.images import to_uint8 as to_uint8
     from detcam.data.issues import DataIssue as DataIssue
     from detcam.data.issues import DataIssues as DataIssues
+    from detcam.data.issues import DataWarning as DataWarning
     from detcam.data.opening import UnknownFormatError as UnknownFormatError
     from detcam.data.opening import max_pixels as max_pixels
 
@@ -25,6 +26,7 @@ _MODULES = {
     "Annotations": "detcam.data.annotations",
     "DataIssue": "detcam.data.issues",
     "DataIssues": "detcam.data.issues",
+    "DataWarning": "detcam.data.issues",
     "GroundTruth": "detcam.data.ground_truth",
     "ImageSize": "detcam.data.exif",
     "UnknownFormatError": "detcam.data.opening",

@@ -12,7 +12,7 @@ import torch
 
 from detcam.data.coco import read_coco
 from detcam.data.ground_truth import GroundTruth
-from detcam.data.issues import DataIssue, DataIssues
+from detcam.data.issues import DataIssue, DataIssues, DataWarning
 from detcam.detections import NamesLike, as_names, class_name, label_index
 from detcam.utils.packed import Packed
 
@@ -241,4 +241,5 @@ def _listed(names: Iterable[str], limit: int = 12) -> str:
 
 def _warn(issues: DataIssues, path: Path) -> None:
     if issues:
-        warnings.warn(f"{path.name}: {len(issues)} problem{'s' * (len(issues) > 1)}\n{issues.summary()}", stacklevel=3)
+        text = f"{path.name}: {len(issues)} problem{'s' * (len(issues) > 1)}\n{issues.summary()}"
+        warnings.warn(text, DataWarning, stacklevel=3)

@@ -122,7 +122,8 @@ class ImageReader:
         if array.ndim != 3 or (wanted is not None and array.shape[2] != wanted):
             shape = "(H, W, C)" if wanted is None else f"(H, W, {wanted})"
             rgb = ", RGB" if wanted == 3 else f", as the network has {wanted} channels" if wanted else ""
-            raise ValueError(f"{name}: expected an array of shape {shape}{rgb}; got {array.shape}{_gray_hint(array)}")
+            hint = _channel_hint(array) if wanted == 3 else ""
+            raise ValueError(f"{name}: expected an array of shape {shape}{rgb}; got {array.shape}{hint}")
         channels_first = torch.from_numpy(_plain(np.ascontiguousarray(array.transpose(2, 0, 1))))
         return self._scaled(channels_first, name, str(array.dtype))
 
@@ -343,9 +344,11 @@ def _plain(array: np.ndarray) -> np.ndarray:
     return array.astype(np.int64) if array.dtype in (np.uint16, np.uint32, np.uint64) else array
 
 
-def _gray_hint(array: np.ndarray) -> str:
-    is_gray = array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 1)
-    return "; repeat gray: np.repeat(array.reshape(*array.shape[:2], 1), 3, axis=2)" if is_gray else ""
+def _channel_hint(array: np.ndarray) -> str:
+    """How an array becomes RGB."""
+    if array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 1):
+        return "; repeat gray: np.repeat(array.reshape(*array.shape[:2], 1), 3, axis=2)"
+    return "; without transparency: array[..., :3]" if array.ndim == 3 and array.shape[2] == 4 else ""
 
 
 def _suggested(highest: float) -> str:

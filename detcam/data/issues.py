@@ -7,6 +7,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 
+class DataWarning(UserWarning):
+    """Problems of a data set. Results that list them hold the same as `issues`."""
+
+
 @dataclass(frozen=True)
 class DataIssue:
     """One problem of a data set.

@@ -94,6 +94,8 @@ class TestWhereTheVectorIsRead:
 
         with pytest.raises(RuntimeError, match="relu1 ran 2 times"):
             embed(embedder(Twice(), layer="relu1", target_layers="relu2", image_size=24), BATCH)
+        with pytest.raises(TypeError, match="expected target layers as modules or dotted names; got int"):
+            adapt(TinyCNN(), target_layers=10)  # type: ignore[arg-type]
         with pytest.raises(ValueError, match=r"no layer named 'a, b'; did you mean \['a', 'b'\]\?"):
             embed(adapt(TinyCNN(), target_layers="a, b"), BATCH)
         with pytest.raises(ValueError, match="no layer named 'nothing'"):

@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import re
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
+import typer
 
 from detcam import METHODS, __version__
+from detcam.cli.command import one_line_errors
 from detcam.cli.explain import parse_box
 from detcam.cli.options import parse_class_map, parse_size
 from detcam.cli.tables import ROWS_FILE, registered_rows
+from detcam.data.issues import DataWarning
 from detcam.explanation.image_files import find_images
 from detcam.utils.console import plural, printable, shorten
 from tests.cli.files import CLASSIFIER, DETECTOR, Command, read_entries, save_image
@@ -92,6 +96,17 @@ def test_options_of_other_tools_are_named(detcam_command: Command) -> None:
         code, _, err = detcam_command(*arguments)
         assert (code, err.count("\n")) == (2, 1)
         assert hint in err
+
+
+def test_problems_of_data_are_noted_unless_the_results_list_them(capsys: pytest.CaptureFixture[str]) -> None:
+    with one_line_errors(debug=False):
+        warnings.warn("a.json: 1 problem", DataWarning, stacklevel=1)
+        warnings.warn("something else", UserWarning, stacklevel=1)
+    assert capsys.readouterr().err == "note: something else\n"
+    with pytest.raises(typer.Exit), one_line_errors(debug=False):
+        warnings.warn("a.json: 1 problem", DataWarning, stacklevel=1)
+        raise ValueError("no image can be used")
+    assert capsys.readouterr().err.splitlines() == ["detcam: no image can be used", "note: a.json: 1 problem"]
 
 
 def test_target_layers_separated_by_commas(detcam_command: Command, tmp_path: Path) -> None:

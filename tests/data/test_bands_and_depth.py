@@ -110,6 +110,8 @@ def test_color_and_gray_follow_the_network(tmp_path: Path) -> None:
     close(gray[0], np.asarray(Image.fromarray(color).convert("L"), np.float32) / 255)
     with pytest.raises(ValueError, match=r"\(H, W, 1\).*got \(6, 8, 3\)"):
         load_image(color, channels=1)
+    with pytest.raises(ValueError, match=r"without transparency: array\[..., :3\]"):
+        load_image(np.zeros((4, 6, 4), np.uint8))
     with pytest.raises(ValueError, match="repeat gray"):
         load_image(color[..., 0])
 

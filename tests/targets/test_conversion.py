@@ -48,6 +48,7 @@ def test_names_of_classes_and_regions() -> None:
 
 FOREIGN = {
     "Results": lambda boxes, labels: SimpleNamespace(boxes=SimpleNamespace(xyxy=boxes, cls=labels.astype(float))),
+    "Boxes": lambda boxes, labels: SimpleNamespace(xyxy=boxes, cls=labels.astype(float)),
     "supervision": lambda boxes, labels: SimpleNamespace(xyxy=boxes, class_id=labels, confidence=labels * 0.5),
     "torchvision": lambda boxes, labels: {"boxes": torch.tensor(boxes), "labels": torch.tensor(labels)},
 }
