@@ -13,6 +13,7 @@ from detcam.auditing.verification.interventions import Investigation
 from detcam.auditing.verification.proposals import Proposal
 from detcam.auditing.verification.region_search import Ending, TriedRegion, ends_error, is_same, try_region
 from detcam.utils.components import components
+from detcam.utils.opencv import cv2
 
 MAX_HALVINGS = 2
 """Maximum number of times that a region is halved."""
@@ -24,6 +25,8 @@ MIN_CORE_FRACTION = 0.0008
 """Minimum fraction of the image that the most salient half of a region covers."""
 MIN_SEGMENT_SHARE = 0.6
 """Minimum share of a segment in a region, from which it lies in the region."""
+STANDING_OUT_RING = 3
+"""Width, in pixels, of the ring around a part whose mean color is that of its surroundings."""
 MIN_PIECE_FRACTION, MAX_PIECE_FRACTION = 0.15, 0.85
 """Minimum and maximum size of the pixels of a region in one segment that are tried instead, relative to the region."""
 MIN_PART_FRACTION = 0.15
@@ -35,7 +38,7 @@ MAX_PARTS = 3
 
 
 def reduce_region(
-    tried: TriedRegion, proposal: Proposal, hypothesis: Hypothesis, fill_count: int
+    tried: TriedRegion, proposal: Proposal, hypothesis: Hypothesis, fill_count: int, image: Tensor | None = None
 ) -> Investigation[tuple[TriedRegion, list[EvidencePart]]]:
     """Reduce a region that ends the error to a smaller one that does so with a similar effect.
 
@@ -46,6 +49,7 @@ def reduce_region(
         proposal: the map that proposed it.
         hypothesis: the claim whose region it is.
         fill_count: number of fills.
+        image: (C, h, w), whose colors show what stands out in a region; None tries no such pixels.
 
     Returns:
         The smallest region; and its parts, none of which ends the error alone, with other regions that do.
@@ -56,7 +60,7 @@ def reduce_region(
         return (yield from _part_outside(tried, hypothesis, fill_count)), parts
     if hypothesis.segments is not None:
         segments = hypothesis.segments()
-        smaller = yield from concentrate(tried, proposal.heatmap, segments, fill_count, ends)
+        smaller = yield from concentrate(tried, proposal.heatmap, segments, fill_count, ends, image)
         tried, parts = yield from _with_parts(smaller, tried, parts, hypothesis, fill_count)
     smaller = yield from shrink(tried, proposal.heatmap, fill_count, ends)
     tried, parts = yield from _with_parts(smaller, tried, parts, hypothesis, fill_count)
@@ -122,8 +126,7 @@ def _part_outside(tried: TriedRegion, hypothesis: Hypothesis, fill_count: int) -
 
     Only then may it be said that the evidence lies outside.
     """
-    near = F.max_pool2d(hypothesis.inside[None, None].float(), 3, 1, 1)[0, 0] > 0
-    outside = tried.region & ~near
+    outside = tried.region & ~_grown(hypothesis.inside, 1)
     if not 0.5 * int(tried.region.sum()) <= int(outside.sum()) < int(tried.region.sum()):
         return tried
     attempt = yield from try_region(outside, fill_count, tried.map_index, hypothesis.ends)
@@ -131,13 +134,18 @@ def _part_outside(tried: TriedRegion, hypothesis: Hypothesis, fill_count: int) -
 
 
 def concentrate(
-    tried: TriedRegion, heatmap: Tensor, segments: Tensor, fill_count: int, ends: Ending = ends_error
+    tried: TriedRegion,
+    heatmap: Tensor,
+    segments: Tensor,
+    fill_count: int,
+    ends: Ending = ends_error,
+    image: Tensor | None = None,
 ) -> Investigation[TriedRegion]:
     """Reduce a region that ends the error to what a map highlights in it, as long as that ends the error alone.
 
     Of each connected part, the segments that lie in it are tried; without any, its pixels in the segment with most of
-    the map's values. If they do not suffice, half of the pixels with the largest values are tried, and half of these.
-    A region of small parts only stays as it is.
+    the map's values. If they do not suffice, the pixels are tried whose colors stand out from those around the part,
+    then half of the pixels with the largest values, and half of these. A region of small parts only stays as it is.
 
     Args:
         tried: the region.
@@ -145,25 +153,45 @@ def concentrate(
         segments: (h, w) int64, labels of segments.
         fill_count: number of fills.
         ends: whether a trial ends the error.
+        image: (C, h, w), the image; None tries no pixels that stand out.
     """
     parts = connected_parts(tried.region)
     if not parts:
         return tried
-    piece = _joined([_in_segments(part, heatmap, segments) for part in parts])
-    if MIN_PIECE_FRACTION <= float(piece.sum()) / float(tried.region.sum()) <= MAX_PIECE_FRACTION:
-        attempt = yield from try_region(piece, fill_count, tried.map_index, ends)
-        if attempt.ends:
-            return attempt
+    pieces = [_joined([_in_segments(part, heatmap, segments) for part in parts])]
+    if image is not None:
+        pieces.append(_joined([_standing_out(part, image) for part in parts]))
+    for piece in pieces:
+        if MIN_PIECE_FRACTION <= float(piece.sum()) / float(tried.region.sum()) <= MAX_PIECE_FRACTION:
+            attempt = yield from try_region(piece, fill_count, tried.map_index, ends, first=tried.strictest_fill)
+            if attempt.ends:
+                return attempt
     for _ in range(MAX_HALVINGS):
         parts = _cores(parts, heatmap)
         core = _joined(parts)
         if float(core.float().mean()) < MIN_CORE_FRACTION:
             break
-        attempt = yield from try_region(core, fill_count, tried.map_index, ends)
+        attempt = yield from try_region(core, fill_count, tried.map_index, ends, first=tried.strictest_fill)
         if not attempt.ends:
             break
         tried = attempt
     return tried
+
+
+def _standing_out(part: Tensor, image: Tensor) -> Tensor:
+    """The pixels of a part (h, w) bool whose colors differ from the mean around it, with their neighbors.
+
+    The threshold of the difference is that of Otsu, IEEE Transactions on Systems, Man, and Cybernetics 9 (1979).
+    """
+    around = _grown(part, STANDING_OUT_RING) & ~part
+    if not bool(around.any()):
+        return torch.zeros_like(part)
+    difference = (image[:, part] - image[:, around].mean(1, keepdim=True)).norm(dim=0)
+    levels = (255 * difference / difference.amax().clamp(min=1e-12)).round().to(torch.uint8).numpy()
+    threshold, _ = cv2.threshold(levels, 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
+    piece = torch.zeros_like(part)
+    piece[part] = torch.from_numpy(levels > threshold)
+    return _grown(piece, 1) & part
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:
@@ -201,7 +229,7 @@ def shrink(
             break
         halves = _halves(tried.region)
         for half in halves:
-            attempt = yield from try_region(half, fill_count, tried.map_index, ends)
+            attempt = yield from try_region(half, fill_count, tried.map_index, ends, first=tried.strictest_fill)
             if attempt.ends:
                 break
         else:
@@ -253,10 +281,15 @@ def try_with_margin(
     if attempt.ends or not ends(attempt.trials[0]):
         return attempt
     radius = max(1, round(MARGIN * max(tried.region.shape)))
-    grown = (F.max_pool2d(tried.region[None, None].float(), 2 * radius + 1, 1, radius)[0, 0] > 0) & within
+    grown = _grown(tried.region, radius) & within
     if is_same(grown, within):
         return attempt
     return (yield from try_region(grown, fill_count, tried.map_index, ends))
+
+
+def _grown(region: Tensor, radius: int) -> Tensor:
+    """A region (h, w) bool with the pixels around it, up to a number of rows and columns away."""
+    return F.max_pool2d(region[None, None].float(), 2 * radius + 1, 1, radius)[0, 0] > 0
 
 
 def connected_parts(region: Tensor) -> list[Tensor]:

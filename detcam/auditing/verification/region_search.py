@@ -52,6 +52,11 @@ class TriedRegion:
         """The highest score of the detection without the region."""
         return max(trial.score for trial in self.trials)
 
+    @property
+    def strictest_fill(self) -> int:
+        """Index of the fill with which the detection keeps the highest score, of a region that ends the error."""
+        return max(range(len(self.trials)), key=lambda fill: self.trials[fill].score)
+
 
 def ends_error(trial: Trial) -> bool:
     """Whether the error does not persist in a perturbed image."""
@@ -91,6 +96,7 @@ class RegionSearch:
         size = min(max(START_FRACTION * float(box.float().mean()), START_RANGE[0]), START_RANGE[1])
         self._level = min(range(len(REGION_SIZES)), key=lambda level: abs(np.log(REGION_SIZES[level] / size)))
         self._returned: set[RegionKey] = set()
+        self._first = 0  # the fill that decided last: without it, most regions need no second one
 
     def next_region(self) -> Investigation[TriedRegion | None]:
         """Find the smallest region that ends the error; later calls find the next ones of at least its size."""
@@ -128,8 +134,8 @@ class RegionSearch:
 
     def _by_effect(self, level: int) -> list[int]:
         """The maps, those first whose region of a size costs the most score; those without a trial come last."""
-        scores = [self.tried[index, level].score if (index, level) in self.tried else 1.0 for index in range(len(self.maps))]
-        return sorted(range(len(self.maps)), key=scores.__getitem__)
+        scores = {index: each.score for (index, size), each in self.tried.items() if size == level}
+        return sorted(range(len(self.maps)), key=lambda index: scores.get(index, 1.0))
 
     def strongest_attempt(self) -> TriedRegion | None:
         """The tried region that costs the most score; None if the maps are empty."""
@@ -149,7 +155,12 @@ class RegionSearch:
         for index in dict.fromkeys(maps):
             key = (index, level)
             if key not in self.tried and not self._is_finished() and not self._is_duplicate(key):
-                self.tried[key] = yield from try_region(self._region(key), self.fill_count, index, self.ends)
+                tried = yield from try_region(self._region(key), self.fill_count, index, self.ends, first=self._first)
+                self.tried[key] = tried
+                if tried.ends:
+                    self._first = tried.strictest_fill
+                else:  # the last fill that was tried
+                    self._first = (self._first + len(tried.trials) - 1) % self.fill_count
             if key in self.tried and self.tried[key].ends and key not in self._returned:
                 return key
         return None
@@ -174,7 +185,12 @@ class RegionSearch:
 
 
 def try_region(
-    region: Tensor, fill_count: int, map_index: int = -1, ends: Ending = ends_error, trials: Sequence[Trial] = ()
+    region: Tensor,
+    fill_count: int,
+    map_index: int = -1,
+    ends: Ending = ends_error,
+    trials: Sequence[Trial] = (),
+    first: int = 0,
 ) -> Investigation[TriedRegion]:
     """Remove a region with one fill after another, until the error persists.
 
@@ -184,11 +200,17 @@ def try_region(
         map_index: index of the map that proposed it.
         ends: whether a trial ends the error.
         trials: the trials of the first fills, if the region was tried before.
+        first: index of the fill that is tried first.
+
+    Returns:
+        The region; its trials are in the order of the fills if the error ends.
     """
     made = list(trials)
     while len(made) < fill_count and all(ends(each) for each in made):
-        made += yield [Removal("without evidence", region, len(made))]
-    return TriedRegion(map_index, region, tuple(made), ends=all(ends(each) for each in made))
+        made += yield [Removal("without evidence", region, (first + len(made)) % fill_count)]
+    is_complete = len(made) == fill_count
+    in_order = made[fill_count - first :] + made[: fill_count - first] if is_complete and not trials else made
+    return TriedRegion(map_index, region, tuple(in_order), ends=all(ends(each) for each in made))
 
 
 def is_same(first: Tensor, second: Tensor) -> bool:

@@ -73,6 +73,7 @@ class Verifier:
     def __init__(self, scorer: ImageScorer, fills: Sequence[Fill] | None = None) -> None:
         self.interventions = Interventions(scorer, fills if fills is not None else (RingFill(), LinearFill()))
         self.fill_count = len(self.interventions.fills)
+        self._image = self.interventions.area.image[0].cpu().float()
 
     def verify(self, hypotheses: Sequence[Hypothesis | InvestigatedHypothesis]) -> list[VerificationResult]:
         """Verify each hypothesis; without hypotheses no forward pass runs."""
@@ -210,7 +211,7 @@ class Verifier:
         if not tried.ends:
             verdict = decide_verdict(hypothesis.score, tried.trials, float(tried.region.float().mean()))
             return VerificationResult(tried.trials, verdict, proposal, tried.region, (), None, ends=False)
-        tried, parts = yield from reduce_region(tried, proposal, hypothesis, self.fill_count)
+        tried, parts = yield from reduce_region(tried, proposal, hypothesis, self.fill_count, self._image)
         area, size = tried.region, float(tried.region.float().mean())
         # Regions that end the error as well are no controls.
         known = [each.region for each in further or () if each.trials and not bool((each.region & area).any())]

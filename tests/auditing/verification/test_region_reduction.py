@@ -33,6 +33,29 @@ def test_a_region_is_reduced_to_a_segment_or_to_its_most_salient_pixels() -> Non
     assert found is tried and count == 1
 
 
+def test_a_region_is_reduced_to_the_pixels_that_stand_out_from_their_surroundings() -> None:
+    region, mark = disc(50, 50, 10), torch.zeros(100, 100, dtype=torch.bool)
+    mark[45:53, 46:54] = True
+    image = torch.linspace(0.4, 0.5, 100).expand(3, 100, 100) + 0.4 * mark
+    tried, _ = drive(try_region(region, 2), lambda each, fill: True)
+    found, count = drive(
+        concentrate(tried, torch.ones(100, 100), torch.zeros(100, 100, dtype=torch.long), 2, image=image),
+        lambda each, fill: bool((each & mark == mark).all()),
+    )
+    assert count == 2 and int(found.region.sum()) == 10 * 10 and bool(found.region[44:54, 45:55].all())
+
+
+def test_the_fill_that_fails_is_tried_first() -> None:
+    region, uniform = disc(50, 50, 10), torch.ones(100, 100)
+    tried, count = drive(try_region(region, 2, first=1), lambda each, fill: fill == 0)
+    assert count == 1 and tried.trials[0].fill == "1" and not tried.ends
+    trials = tuple(Trial("without evidence", str(fill), score, "vanished") for fill, score in enumerate((0.1, 0.2)))
+    kept, count = drive(shrink(TriedRegion(0, region, trials, ends=True), uniform, 2), lambda each, fill: fill == 0)
+    assert kept.region is region and count == 2, "each half with the second fill"
+    tried, _ = drive(try_region(region, 2, first=1), lambda each, fill: True)
+    assert [trial.fill for trial in tried.trials] == ["0", "1"], "trials are in the order of the fills"
+
+
 def test_a_region_of_many_small_parts_stays_as_it_is() -> None:
     """Each of eight equal discs has 12.5 % of the region, which is too small for a part."""
     region = torch.stack([disc(row, column, 4) for row in (30, 70) for column in (10, 35, 60, 85)]).any(0)
