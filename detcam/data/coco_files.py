@@ -12,8 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from detcam.data.decoding import IMAGE_SUFFIXES
-from detcam.data.opening import MAX_SHOWN_NAME
+from detcam.data.opening import IMAGE_SUFFIXES, MAX_SHOWN_NAME
 from detcam.utils.console import shorten
 from detcam.utils.files import is_file, is_in_folder
 

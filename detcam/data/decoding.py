@@ -14,12 +14,6 @@ from detcam.utils.batching import batch_slices
 from detcam.utils.opencv import decode_image
 from detcam.utils.warnings import warn
 
-IMAGE_SUFFIXES = frozenset(
-    [".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".bmp", ".dib", ".webp", ".avif", ".jp2", ".j2k", ".heic", ".heif"]
-    + [".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pbm"]
-)
-"""Files that are images: in a folder, those that cannot be read are named."""
-
 STRIP_PIXELS = 2**20
 """Pixels of a large image that are converted at once."""
 _RGB_MODES = frozenset({"P", "PA", "CMYK", "YCbCr", "LAB", "HSV", "RGBa", "La"})
@@ -50,12 +44,6 @@ def read_file(path: Path, channels: int | None, page: int | None) -> np.ndarray:
             raise
     with readable(path):
         return _read_tiff(path, channels, page)
-
-
-def check_search(folder: Path) -> None:
-    """Raise ValueError if a folder is the root of a file system, which nobody wants to search for images."""
-    if folder.resolve() == Path(folder.resolve().anchor):
-        raise ValueError(f"{folder} is the whole file system; name the folder of the images")
 
 
 def pil_array(image: Image.Image, channels: int | None) -> np.ndarray:

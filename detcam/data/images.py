@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from detcam.data.decoding import IMAGE_SUFFIXES, STRIP_PIXELS, check_search, pil_array, read_file
+from detcam.data.decoding import STRIP_PIXELS, pil_array, read_file
+from detcam.data.opening import IMAGE_SUFFIXES, check_search
 from detcam.utils.batching import batch_slices
 from detcam.utils.files import is_file, is_folder
 from detcam.utils.warnings import warn

@@ -16,6 +16,11 @@ from detcam.utils.files import is_file
 
 FORMATS = ("JPEG", "MPO", "PNG", "BMP", "DIB", "WEBP", "AVIF", "JPEG2000", "HEIF", "TIFF", "GIF", "PPM")
 """Formats of Pillow that are read, whatever the suffix: others would run a program (EPS) or are no photographs."""
+IMAGE_SUFFIXES = frozenset(
+    [".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".bmp", ".dib", ".webp", ".avif", ".jp2", ".j2k", ".heic", ".heif"]
+    + [".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pbm"]
+)
+"""Files that are images: in a folder, those that cannot be read are named."""
 TIFF_SUFFIXES = frozenset({".tif", ".tiff"})
 """Suffixes of files that tifffile reads where Pillow does not know their bands or depth."""
 VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv"})
@@ -95,6 +100,12 @@ def check_file(path: Path) -> None:
     """Raise ValueError unless a path is a regular file."""
     if not is_file(path):
         raise ValueError(f"no image file at {shorten(str(path), MAX_SHOWN_NAME)}; check the path")
+
+
+def check_search(folder: Path) -> None:
+    """Raise ValueError if a folder is the root of a file system, which nobody wants to search for images."""
+    if folder.resolve() == Path(folder.resolve().anchor):
+        raise ValueError(f"{folder} is the whole file system; name the folder of the images")
 
 
 def max_pixels() -> int:

@@ -8,9 +8,9 @@ from typing import Any
 
 from detcam.data.coco import CocoContent, read_entries
 from detcam.data.coco_files import ImageFinder
-from detcam.data.decoding import IMAGE_SUFFIXES, check_search
 from detcam.data.exif import image_size
 from detcam.data.issues import DataIssue
+from detcam.data.opening import IMAGE_SUFFIXES, check_search
 from detcam.utils.console import short_repr
 from detcam.utils.files import is_file, is_folder
 

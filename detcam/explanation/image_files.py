@@ -11,8 +11,7 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from detcam.data.decoding import IMAGE_SUFFIXES, check_search
-from detcam.data.opening import MAX_SHOWN_NAME
+from detcam.data.opening import IMAGE_SUFFIXES, MAX_SHOWN_NAME, check_search
 from detcam.utils.console import shorten
 from detcam.utils.files import is_audit, is_file, is_folder
 

@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import detcam
 from detcam.adapters import Adapter, adapt
-from detcam.data.decoding import IMAGE_SUFFIXES
+from detcam.data.opening import IMAGE_SUFFIXES
 from detcam.explanation.batch import DEFAULT_IMAGES_IN_MEMORY, explain_files
 from detcam.explanation.writer import encode_heatmap, read_heatmap
 from detcam.utils.batching import batches
