@@ -39,6 +39,7 @@ from detcam.methods.common.region_proposals import color_segments
 from detcam.outputs import DetectorOutput
 from detcam.perturbation.base import ImageScorer, default_batch_size
 from detcam.perturbation.bn_folding import BatchNormFolding
+from detcam.perturbation.early_layers import EarlyLayers
 from detcam.targets import BoxTarget
 from detcam.trace import Trace, flatten_tensors, guarded
 from detcam.utils.hooks import active_hooks
@@ -107,6 +108,7 @@ class ErrorExplainer:
         quantity: the quantity to explain, as in `question_for`.
         proposing: the adapter at the layers of the portfolio's maps; None looks for them.
         foldings: batch-norm foldings by the shape of the network's input, kept for further images.
+        early_layers: the layers that run on windows of perturbed images, once they were looked for.
     """
 
     adapter: Adapter
@@ -118,6 +120,7 @@ class ErrorExplainer:
     quantity: str = field(default="score", kw_only=True)
     proposing: Adapter | None = field(default=None, kw_only=True, repr=False)
     foldings: dict[tuple[int, ...], BatchNormFolding | None] = field(default_factory=dict, kw_only=True, repr=False)
+    early_layers: list[EarlyLayers | None] = field(default_factory=list, kw_only=True, repr=False)
 
     def __post_init__(self) -> None:
         layerless = self.adapter.without_layers()
@@ -242,6 +245,11 @@ class ErrorExplainer:
             hypotheses = self._hypotheses(image, questions, proposals, missed, output, mapping, segments)
             if hypotheses:
                 self.foldings[tuple(batch.inputs.shape)] = scorer.prepared_folding()
+                if not self.early_layers:
+                    self.early_layers.append(scorer.find_early_layers())
+                scorer.early_layers = self.early_layers[0]
+                if scorer.early_layers is not None:
+                    scorer.batch_size = default_batch_size(self.adapter.device)
         return _PreparedImage(mapping, levels, proposals, references, missed, Verifier(scorer), hypotheses)
 
     def _own_levels(self, trace: Trace) -> list[Tensor]:

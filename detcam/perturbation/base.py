@@ -17,6 +17,7 @@ from detcam.geometry import Geometry
 from detcam.layers import LayersLike
 from detcam.outputs import BaseTarget
 from detcam.perturbation.bn_folding import MAX_OUTPUT_BYTES, BatchNormFolding
+from detcam.perturbation.early_layers import EarlyLayers, OriginalPass, find_early_layers
 from detcam.results import Measured, Pass, Sampling, levels_of, value_of, values_of
 from detcam.trace import ReshapeTransform, map_tensors
 from detcam.utils.batching import batch_slices, run_slices
@@ -45,6 +46,8 @@ class ImageScorer:
         channels_last: if True, inputs on a CPU use the channels-last memory format, which is faster.
         folding: the batch-norm folding used while scoring; None until the first pass.
         reads_candidates: whether the raw candidates of a detector are read, so that its whole head is folded.
+        early_layers: the layers that run on windows, for versions that differ from the image in a small part; None
+            runs whole passes.
         sampling: statistics of the perturbed versions, set by methods that report them.
     """
 
@@ -60,7 +63,9 @@ class ImageScorer:
     channels_last: bool = True
     folding: BatchNormFolding | None = None
     reads_candidates: bool = False
+    early_layers: EarlyLayers | None = None
     sampling: Sampling | None = None
+    _original: OriginalPass | None = field(default=None, init=False, repr=False)
 
     @property
     def geometry(self) -> Geometry:
@@ -112,24 +117,23 @@ class ImageScorer:
         return torch.cat([self.score(make_inputs(part)) for part in batch_slices(count, self.images_per_pass)])
 
     def score(
-        self, inputs: Tensor, read_output: ReadOutput | None = None, geometries: Sequence[Geometry] | None = None
+        self, inputs: Tensor, read_output: ReadOutput | None = None, scorers: Sequence[ImageScorer] | None = None
     ) -> Tensor:
         """Run one pass on perturbed inputs, or several where memory does not suffice for one.
 
         Args:
             inputs: (K, C, H, W), replace the image.
             read_output: from the model's raw output to (K, N); None reads the score of every target.
-            geometries: positions of the K images on the input, if they are versions of other images as well; None
-                takes that of the image.
+            scorers: for each, the image that it is a version of, all with inputs of one size; None takes this image.
 
         Returns:
             (K, N) scores.
         """
         read = read_output or self.read_scores
-        positions = tuple(geometries or self.batch.geometries * len(inputs))
+        versions_of = scorers or [self] * len(inputs)
 
         def run(part: slice) -> Tensor:
-            return self._forward(inputs[part], read, positions[part])
+            return self._forward(inputs[part], read, versions_of[part])
 
         with self.prepared_folding().applied():
             return torch.cat(run_slices(len(inputs), len(inputs), run))
@@ -147,7 +151,7 @@ class ImageScorer:
             return
         read = self._read_all if self.reads_candidates else self.read_scores
         with folding.record():
-            plain = self._forward_once(self.batch.inputs, read)
+            plain = self._forward_once(self.batch, read)
         with folding.applied():
             folded = self._forward(self.batch.inputs, read)
         if ((folded - plain).abs() > 1e-4 * (1 + plain.abs())).any():
@@ -160,27 +164,50 @@ class ImageScorer:
         scores = self.read_scores(raw, batch)
         return torch.cat([scores, torch.stack(greatest).to(scores)], 1)
 
-    def _forward(
-        self, inputs: Tensor, read_output: ReadOutput, geometries: tuple[Geometry, ...] | None = None
-    ) -> Tensor:
-        if not self.channels_last or inputs.device.type != "cpu":
-            return self._forward_once(inputs, read_output, geometries)
+    def find_early_layers(self) -> EarlyLayers | None:
+        """Find the layers that run on windows, and use them; None without targets, which their test reads."""
+        if self.targets:
+            read = self._read_all if self.reads_candidates else self.read_scores
+            with self.prepared_folding().applied():
+                self.early_layers = find_early_layers(self.adapter, self._in_memory_format(self.batch), read)
+        return self.early_layers
+
+    def _original_pass(self) -> OriginalPass | None:
+        """The early layers' pass of the image; None for whole passes."""
+        if self._original is None and self.early_layers is not None:
+            self._original = self.early_layers.original(self._in_memory_format(self.batch))
+            if self._original is None:
+                self.early_layers = None
+        return self._original
+
+    def _in_memory_format(self, batch: Batch) -> Batch:
+        if not self.channels_last or batch.inputs.device.type != "cpu":
+            return batch
+        return replace(batch, inputs=batch.inputs.contiguous(memory_format=torch.channels_last))
+
+    def _forward(self, inputs: Tensor, read_output: ReadOutput, scorers: Sequence[ImageScorer] | None = None) -> Tensor:
+        batch = repeat_batch(self.batch, inputs)
+        if scorers is not None:
+            batch = replace(batch, geometries=tuple(scorer.geometry for scorer in scorers))
         try:
-            return self._forward_once(inputs.contiguous(memory_format=torch.channels_last), read_output, geometries)
+            return self._forward_once(self._in_memory_format(batch), read_output, scorers)
         except RuntimeError as error:
-            if "view size is not compatible" not in str(error):
+            if not self.channels_last or "view size is not compatible" not in str(error):
                 raise
             self.channels_last = False  # the model flattens with view(), which needs contiguous tensors
             self.prepared_folding().set_memory_format(torch.contiguous_format)
-            return self._forward_once(inputs, read_output, geometries)
+            return self._forward_once(batch, read_output, scorers)
 
     def _forward_once(
-        self, inputs: Tensor, read_output: ReadOutput, geometries: tuple[Geometry, ...] | None = None
+        self, batch: Batch, read_output: ReadOutput, scorers: Sequence[ImageScorer] | None = None
     ) -> Tensor:
-        batch = repeat_batch(self.batch, inputs)
-        if geometries is not None:
-            batch = replace(batch, geometries=geometries)
-        return read_output(self.adapter.forward(batch), batch)
+        originals = [scorer._original_pass() for scorer in scorers or ()]
+        known = [original for original in originals if original is not None]
+        if self.early_layers is None or not known or len(known) < len(originals):
+            return read_output(self.adapter.forward(batch), batch)
+        with self.early_layers.replaying(batch, known):
+            raw = self.adapter.forward(batch)
+        return read_output(raw, batch)
 
 
 def default_batch_size(device: torch.device) -> int:

@@ -141,6 +141,13 @@ class _Request:
     removal: Removal
     criterion: Criterion
 
+    @property
+    def extent(self) -> tuple[int, int]:
+        """Height and width of the bounding box of the filled region."""
+        region = self.removal.region.numpy()
+        rows, columns = (np.flatnonzero(region.any(axis)) for axis in (1, 0))
+        return (int(rows[-1] - rows[0]), int(columns[-1] - columns[0])) if len(rows) else (0, 0)
+
 
 def run_investigations(
     investigations: Sequence[tuple[Interventions, Investigation[T], Criterion]],
@@ -181,6 +188,8 @@ def _try(requests: Sequence[_Request]) -> list[Trial]:
     outcomes: dict[int, tuple[float, Outcome]] = {}
     for members in group_by(range(len(requests)), lambda index: requests[index].image.pass_key).values():
         size = requests[members[0]].image.scorer.images_per_pass
+        # Windows of the early layers are of like size then, and share passes.
+        members.sort(key=lambda index: requests[index].extent)
         for chosen in batches(members, size):
             outcomes.update(zip(chosen, _outcomes([requests[index] for index in chosen]), strict=True))
     return [
@@ -204,5 +213,5 @@ def _outcomes(requests: Sequence[_Request]) -> list[tuple[float, Outcome]]:
         image.perturbed([each.removal for each in of_image])
         for image, of_image in groupby(requests, lambda each: each.image)
     ]
-    scorer.score(torch.cat(inputs), evaluate, [each.image.scorer.geometry for each in requests])
+    scorer.score(torch.cat(inputs), evaluate, [each.image.scorer for each in requests])
     return outcomes
