@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from detcam.adapters.base import Adapter, Batch
 from detcam.perturbation.replay_recorder import ReplayRecorder
-from detcam.trace import flatten_tensors
+from detcam.utils.batching import group_by
 from detcam.utils.hooks import active_hooks
 
 MAX_WINDOW_FRACTION = 0.5
@@ -22,7 +22,7 @@ TYPICAL_SIDE_FRACTION = 0.125
 """Side of a perturbed region relative to the image's, for which the layer that saves most is chosen."""
 MIN_SAVED_FRACTION = 0.05
 """Minimum fraction of a pass that windows save; below it, whole images are faster."""
-MAX_TRIED_LAYERS = 6
+MAX_TRIED_LAYERS = 12
 """Maximum number of layers for which windows are compared with whole images."""
 MAX_STRIDE = 32
 """Maximum stride of the layer, and side in pixels of the square whose reach is measured."""
@@ -30,6 +30,8 @@ MAX_ROUNDING = 100.0
 """Maximum deviation of windows from whole images, in units of the precision of the numbers."""
 MAX_GROWTH = 0.5
 """Maximum area, relative to the image's, by which windows grow altogether so that they run together."""
+VALUE_WORK = 64
+"""Number of multiplications of a convolution that take as long as reading and writing a value."""
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 """Types of integers by their size in bytes, whose bits are those of a number."""
 
@@ -131,13 +133,14 @@ class EarlyLayers:
             if window is not None:
                 needed[row] = window
         for rows, size in _of_like_size(needed, height, width):
-            windows = [_moved(needed[row], size, height, width) for row in rows]
-            inputs = torch.stack(
-                [_crop(batch.inputs[row], each, self.layer.stride) for row, each in zip(rows, windows, strict=True)]
-            )
-            part = select_rows(batch, rows, inputs.contiguous(memory_format=_memory_format(batch.inputs)))
-            for row, window, output in zip(rows, windows, self.until_layer(part), strict=True):
-                self._paste(found[row], output, window)
+            windows = {row: _moved(needed[row], size, height, width) for row in rows}
+            crops = {row: _crop(batch.inputs[row], window, self.layer.stride) for row, window in windows.items()}
+            # The last cells of an image whose sides are no multiples of the stride have fewer pixels.
+            for equal in group_by(rows, lambda row, crops=crops: crops[row].shape).values():
+                inputs = torch.stack([crops[row] for row in equal])
+                part = select_rows(batch, equal, inputs.contiguous(memory_format=_memory_format(batch.inputs)))
+                for row, output in zip(equal, self.until_layer(part), strict=True):
+                    self._paste(found[row], output, windows[row])
         return found
 
     @contextmanager
@@ -190,7 +193,8 @@ def find_early_layers(adapter: Adapter, batch: Batch, read: Read) -> EarlyLayers
     Returns:
         The early layers; None if no layer qualifies, or windows would save little.
     """
-    if batch.extra_inputs or batch.model_kwargs:  # they may have the size of the image
+    has_convolution = any(isinstance(module, nn.Conv2d) for module in adapter.model.modules())
+    if not has_convolution or batch.extra_inputs or batch.model_kwargs:  # further inputs may have the image's size
         return None
     variants = [select_rows(batch, [0], inputs[None]) for inputs in _with_noise(batch.inputs)]
     expected: list[Tensor] = []
@@ -214,8 +218,7 @@ def local_layers(adapter: Adapter, batch: Batch) -> list[LocalLayer]:
 
     def measure(module: nn.Module, arguments: Any, output: object) -> None:
         nonlocal total
-        if next(module.children(), None) is None:
-            total += sum(tensor.numel() for tensor in flatten_tensors(output))
+        total += _work(module, output)
         runs[module] = runs.get(module, 0) + 1
         stride = _stride_of(output, size_hw)
         if stride and isinstance(output, Tensor):
@@ -232,15 +235,22 @@ def local_layers(adapter: Adapter, batch: Batch) -> list[LocalLayer]:
     for module, stride, halo, before in found:
         sides = [min(TYPICAL_SIDE_FRACTION * side + 4 * halo * stride, side) / side for side in size_hw]
         fraction = sides[0] * sides[1]
-        saved = 0.0 if fraction > MAX_WINDOW_FRACTION else before / total * (1 - fraction)
+        saved = 0.0 if fraction > MAX_WINDOW_FRACTION else before / max(total, 1) * (1 - fraction)
         if runs[module] == 1 and saved >= MIN_SAVED_FRACTION:
             layers.append(LocalLayer(module, stride, halo, saved))
-    return sorted(layers, key=lambda layer: -layer.saved_fraction)
+    return sorted(reversed(layers), key=lambda layer: -layer.saved_fraction)  # of equal ones, the last
 
 
 def select_rows(batch: Batch, rows: Sequence[int], inputs: Tensor) -> Batch:
     """Other inputs (K, C, H, W) for K images of a batch without further inputs."""
     return Batch(inputs, tuple(batch.geometries[row] for row in rows), is_ready=batch.is_ready)
+
+
+def _work(module: nn.Module, output: object) -> int:
+    """The multiplications of a convolution; its normalization and activation take as long as `VALUE_WORK` a value."""
+    if not isinstance(module, nn.Conv2d) or not isinstance(output, Tensor):
+        return 0
+    return output.numel() * (module.weight[0].numel() + VALUE_WORK)
 
 
 def _stride_of(output: object, size_hw: Sequence[int]) -> int | None:
