@@ -20,7 +20,7 @@ from detcam.methods.common.attention_base import (
 )
 from detcam.methods.common.attention_capture import AttentionRecorder, AttentionRun
 from detcam.perturbation.base import pin_targets
-from detcam.perturbation.replay import ReplayRecorder
+from detcam.perturbation.replay_recorder import ReplayRecorder
 from detcam.results import Pass
 from detcam.trace import ReshapeTransform, map_tensors
 from detcam.utils.precision import work_dtype

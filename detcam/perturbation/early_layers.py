@@ -37,7 +37,7 @@ INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 Read: TypeAlias = Callable[[Any, Batch], Tensor]
 """From a model's raw output for K images, and their batch, to (K, N)."""
-Window: TypeAlias = tuple[int, int, int, int]
+CellWindow: TypeAlias = tuple[int, int, int, int]
 """Top, bottom, left and right, in cells."""
 
 
@@ -136,7 +136,8 @@ class EarlyLayers:
             windows = {row: _moved(needed[row], size, height, width) for row in rows}
             crops = {row: _crop(batch.inputs[row], window, self.layer.stride) for row, window in windows.items()}
             # The last cells of an image whose sides are no multiples of the stride have fewer pixels.
-            for equal in group_by(rows, lambda row, crops=crops: crops[row].shape).values():
+            shapes = {row: crop.shape for row, crop in crops.items()}
+            for equal in group_by(rows, shapes.__getitem__).values():
                 inputs = torch.stack([crops[row] for row in equal])
                 part = select_rows(batch, equal, inputs.contiguous(memory_format=_memory_format(batch.inputs)))
                 for row, output in zip(equal, self.until_layer(part), strict=True):
@@ -150,7 +151,7 @@ class EarlyLayers:
         with originals[0].recorder.replay(features, len(features)):
             yield
 
-    def _needed(self, image: Tensor, original: Tensor, height: int, width: int) -> Window | None:
+    def _needed(self, image: Tensor, original: Tensor, height: int, width: int) -> CellWindow | None:
         """The window that an image (C, H, W) needs: its changed pixels and twice the halo; None without changes."""
         changed = _differences(image, original)
         lines = changed.reshape(len(changed), -1)
@@ -163,7 +164,7 @@ class EarlyLayers:
         bottom, right = (int(each[-1]) // stride + 1 + margin for each in (rows, columns))
         return top, min(bottom, height), left, min(right, width)
 
-    def _paste(self, features: Tensor, output: Tensor, window: Window) -> None:
+    def _paste(self, features: Tensor, output: Tensor, window: CellWindow) -> None:
         """Replace a part of features (D, h, w) by a window's output, without the halo at edges inside the image."""
         top, bottom, left, right = window
         rows, inner_rows = self._inner(top, bottom, features.shape[-2])
@@ -223,8 +224,8 @@ def local_layers(adapter: Adapter, batch: Batch) -> list[LocalLayer]:
         stride = _stride_of(output, size_hw)
         if stride and isinstance(output, Tensor):
             reached = torch.isnan(output[0]).any(0).cpu().numpy()
-            rows = _halo(reached.any(1), top // stride, MAX_STRIDE // stride)
-            columns = _halo(reached.any(0), left // stride, MAX_STRIDE // stride)
+            rows = _halo(np.asarray(reached.any(1)), top // stride, MAX_STRIDE // stride)
+            columns = _halo(np.asarray(reached.any(0)), left // stride, MAX_STRIDE // stride)
             if rows is not None and columns is not None:
                 found.append((module, stride, max(rows, columns), total))
 
@@ -238,7 +239,7 @@ def local_layers(adapter: Adapter, batch: Batch) -> list[LocalLayer]:
         saved = 0.0 if fraction > MAX_WINDOW_FRACTION else before / max(total, 1) * (1 - fraction)
         if runs[module] == 1 and saved >= MIN_SAVED_FRACTION:
             layers.append(LocalLayer(module, stride, halo, saved))
-    return sorted(reversed(layers), key=lambda layer: -layer.saved_fraction)  # of equal ones, the last
+    return sorted(layers, key=lambda layer: layer.saved_fraction)[::-1]  # of equal ones, the last comes first
 
 
 def select_rows(batch: Batch, rows: Sequence[int], inputs: Tensor) -> Batch:
@@ -321,7 +322,7 @@ def _differences(image: Tensor, original: Tensor) -> np.ndarray:
     return (first != second).cpu().numpy()
 
 
-def _of_like_size(needed: Mapping[int, Window], height: int, width: int) -> list[tuple[list[int], tuple[int, int]]]:
+def _of_like_size(needed: Mapping[int, CellWindow], height: int, width: int) -> list[tuple[list[int], tuple[int, int]]]:
     """The keys of windows that run together, and the rows and columns of cells that hold each of them."""
     groups: list[tuple[list[int], tuple[int, int], int]] = []
     for row, (top, bottom, left, right) in sorted(needed.items(), key=lambda item: _area(item[1])):
@@ -339,17 +340,17 @@ def _of_like_size(needed: Mapping[int, Window], height: int, width: int) -> list
     return [(rows, size) for rows, size, _ in groups]
 
 
-def _area(window: Window) -> int:
+def _area(window: CellWindow) -> int:
     return (window[1] - window[0]) * (window[3] - window[2])
 
 
-def _moved(window: Window, size: tuple[int, int], height: int, width: int) -> Window:
+def _moved(window: CellWindow, size: tuple[int, int], height: int, width: int) -> CellWindow:
     """A window of another size that holds a window and lies in the image."""
     top, left = min(window[0], height - size[0]), min(window[2], width - size[1])
     return top, top + size[0], left, left + size[1]
 
 
-def _crop(image: Tensor, window: Window, stride: int) -> Tensor:
+def _crop(image: Tensor, window: CellWindow, stride: int) -> Tensor:
     """The window of an image (C, H, W)."""
     top, bottom, left, right = (stride * edge for edge in window)
     return image[:, top:bottom, left:right]
