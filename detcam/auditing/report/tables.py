@@ -35,7 +35,7 @@ ERROR_SCHEMA = pa.schema(
     | {"effect": pa.float64(), "group": pa.int64()}
 )
 """Columns of the file of all errors; explained errors have a method."""
-ROW_GROUP = 10_000
+ROW_GROUP = 2000
 
 
 def false_positives_csv(summary: ReportSummary) -> Iterator[bytes]:
@@ -141,7 +141,10 @@ def _annotation(number: int, case: AuditCase, image_id: int | str, category_id: 
 
 def write_errors(path: Path, cases: Sequence[AuditCase]) -> None:
     """Write all errors, missed objects included, in the order of the audit, as a Parquet file."""
-    with replacing(path) as file, pq.ParquetWriter(file, ERROR_SCHEMA, compression="zstd") as writer:
+    with (
+        replacing(path) as file,
+        pq.ParquetWriter(file, ERROR_SCHEMA, use_dictionary=False, compression="zstd") as writer,
+    ):
         for start in range(0, len(cases), ROW_GROUP):
             rows = [_error_row(cases[index]) for index in range(start, min(start + ROW_GROUP, len(cases)))]
             columns = dict(zip(ERROR_SCHEMA.names, map(list, zip(*rows, strict=True)), strict=True))
