@@ -6,8 +6,9 @@ const WHOLE = [0, 0, 1, 1];
 
 const imageCanvas = (attributes) => el("canvas", {...attributes, width: 0, height: 0, "aria-hidden": "true"});
 
-// Shows an image file in a canvas, in place of what it shows; nothing without a file.
-function showImage(canvas, source) {
+// Shows an image file in a canvas, in place of what it shows; nothing without a file. Only an image whose pixels are kept
+// can be shown in part.
+function showImage(canvas, source, keepsPixels = true) {
   releaseImage(canvas);
   const drawing = {source, pixels: null, part: WHOLE};
   drawings.set(canvas, drawing);
@@ -15,6 +16,7 @@ function showImage(canvas, source) {
   const image = new Image();
   image.addEventListener("load", async () => {
     const pixels = await createImageBitmap(image);
+    image.removeAttribute("src");
     if (drawings.get(canvas) !== drawing) {
       pixels.close();
       return;
@@ -23,6 +25,9 @@ function showImage(canvas, source) {
     canvas.width = pixels.width;
     canvas.height = pixels.height;
     redraw(canvas);
+    if (keepsPixels) return;
+    pixels.close();
+    drawing.pixels = null;
   });
   image.src = source;
 }

@@ -9,14 +9,14 @@ function thumbnail(path) {
   return el("img", {class: "thumbnail", src: source, alt: "", loading: "lazy", decoding: "async", width: 320, height: 240});
 }
 
-// Thumbnails of cards are drawn when they come near the window.
+// Thumbnails of cards are drawn when they come near the window, and let go when they leave it.
 const thumbnails = new WeakMap();
 const near = new IntersectionObserver((entries) => {
-  for (const {target, isIntersecting} of entries) if (isIntersecting) {
-    near.unobserve(target);
-    showImage(target, thumbnails.get(target));
+  for (const {target, isIntersecting} of entries) {
+    if (isIntersecting) showImage(target, thumbnails.get(target), false);
+    else releaseImage(target);
   }
-}, {rootMargin: "600px"});
+}, {rootMargin: "300px"});
 
 function newCard() {
   const part = {

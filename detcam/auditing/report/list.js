@@ -1,6 +1,6 @@
 // The list of cases: filters, order, and cards, of which only those near the window exist.
 
-const CHUNK = 60, MAX_DRAWN = 180; // cards; CHUNK fills whole rows of one to six columns
+const CHUNK = 60, MAX_DRAWN = 120; // cards; CHUNK fills whole rows of one to six columns
 const MAX_FILES_AT_ONCE = 10; // files of rows that one click loads
 const FILTERS = ["type", "label", "verdict", "evidence_kind", "evidence_location", "background_type", "proposal", "group"];
 const isUnlabeled = Boolean((data.settings || {}).unlabeled);

@@ -205,6 +205,8 @@ def test_images_out_of_view_keep_no_pixels(look: Open, tmp_path: Path) -> None:
         page.wait_for_timeout(60)
     until(page, f"{drawn} > 5")
     assert page.evaluate(drawn) < 100 < page.locator(".case-card").count()
+    far = "Math.abs(node.getBoundingClientRect().top - innerHeight / 2) > innerHeight / 2 + 700"
+    until(page, drawn.replace("=> node.width", f"=> node.width && {far}") + " === 0")
     assert page.locator("#list img").count() == 0
     page.evaluate(f"location.hash = '#case={case.id}'")
     page.wait_for_selector("#case:not([hidden])")
