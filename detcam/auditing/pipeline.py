@@ -31,7 +31,7 @@ from detcam.auditing.report.evaluation import Evaluation
 from detcam.auditing.report.notebook import notebook_html
 from detcam.auditing.run_state import check_audit_folder
 from detcam.auditing.selection import EXPLAIN_ORDERS, ExplainOrder, choose_errors, relevant_errors
-from detcam.auditing.sentences import UNMATCHED, case_sentence
+from detcam.auditing.sentences import case_sentence, without_annotations
 from detcam.auditing.stages import AuditStages
 from detcam.auditing.triage import TrustEstimator, least_trusted_first, unlabeled_images
 from detcam.auditing.validation import annotations_digest, prepare_annotations
@@ -471,8 +471,7 @@ def _estimate_trust(
     )
     result = dict(explained)
     for key, case in rated.items():
-        without_mention = replace(case, sentence=case.sentence.replace(UNMATCHED, ""))
-        result[keys[key]] = replace(explained[keys[key]], case=without_mention)
+        result[keys[key]] = replace(explained[keys[key]], case=replace(case, sentence=without_annotations(case)))
     return result
 
 

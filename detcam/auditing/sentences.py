@@ -23,6 +23,8 @@ OUTSIDE_LOCATIONS: tuple[EvidenceLocation, ...] = ("same class", "ring", "scene"
 
 UNMATCHED = " without a matching annotation"
 """What the sentence of a background error says after the class, unless there are no annotations."""
+OTHER_CLASS = ", with another class without its surroundings"
+"""What the sentence of a detection says after the class if what surrounds the object makes its class."""
 MIN_OUTSIDE_SHARE = 0.99
 """Minimum share of the evidence outside the box and the object, from which the cause is said to lie there."""
 MIN_SHARE = 0.9
@@ -46,6 +48,16 @@ def is_outside(case: AuditCase) -> bool:
 def is_inside(case: AuditCase) -> bool:
     """Whether the evidence is confirmed, and lies in the box or on the ground-truth object concerned."""
     return case.confirmed and outside_share(case) <= 1 - MIN_SHARE
+
+
+def has_other_class(case: AuditCase) -> bool:
+    """Whether an object is detected with another class without its surroundings, in an audit without annotations."""
+    return (case.trust_signals or {}).get("own class", 1.0) < 0.5
+
+
+def without_annotations(case: AuditCase) -> str:
+    """The sentence of a detection in an audit without annotations: no annotation is missing there."""
+    return case.sentence.replace(UNMATCHED, OTHER_CLASS if has_other_class(case) else "")
 
 
 def further_regions_needed(case: AuditCase) -> int:
@@ -88,7 +100,7 @@ def group_sentence(cases: Sequence[AuditCase], delta_ap: float) -> str:
         objects = plural(count, "missed object")
         return f"{first.name}: {objects}{suffix}{location}; {confirmed} of {count} confirmed; {cost}"
     errors = {
-        "background": plural(count, "background error"),
+        "background": plural(count, "detection" if math.isfinite(first.trust) else "background error"),
         "classification": f"{plural(count, 'detection')} on {_object_names(cases)}",
         "localization": plural(count, "localization error"),
         "both": f"{plural(count, 'error')} of class and location on {_object_names(cases)}",
@@ -170,7 +182,7 @@ def _evidence(case: AuditCase) -> str:
     further = f"; {plural(needed, 'further region')} needed as well" if needed else ""
     if joint:
         further = f"; either of its {joint} parts suffices" if joint == 2 else f"; any of its {joint} parts suffices"
-        further += ": the error persists without one of them, and ends without all"
+        further += ": the detection persists without one of them, and ends without all"
     return f"{size} {where}{further}"
 
 

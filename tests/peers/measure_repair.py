@@ -163,7 +163,7 @@ def load_detector(name: str, family: Family, weights: Path, steps: int) -> nn.Mo
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--family", choices=("two-stage", "yolo"), default="two-stage")
-    parser.add_argument("--steps", type=int, default=240)
+    parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--explain", type=int, default=30, help="false positives to explain per audit")
     parser.add_argument("--yolo-steps", type=int, default=900, help="steps of the training with the shortcut")
     parser.add_argument("--remedies", default="counterfactual,audited,background,erasing")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -39,6 +39,15 @@ _PHRASES: dict[EvidenceKind, str] = {
     "unlabeled object": "may be unlabeled objects",
     "not confirmed": "have no confirmed cause",
 }
+MISSED_PHRASES: Mapping[EvidenceKind, str] = {
+    "part of the object": "are detected when a part of them is removed",
+    "another object": "are detected when another object is removed",
+    "mark": "are detected when a mark beside them is removed",
+    "surroundings": "are detected when a region around them is removed",
+    "image border": "are detected when the border of the image is removed",
+    "object and surroundings": "are detected when a region on and around them is removed",
+}
+"""Of missed objects that a confirmed region suppresses."""
 
 
 @dataclass(frozen=True)
@@ -83,9 +92,10 @@ class CauseShare:
         if math.isfinite(self.delta_ap):
             first, last = self.delta_ap_interval
             cost = f"; delta AP {self.delta_ap:.3f} ({first:.3f} to {last:.3f})"
+        phrases = MISSED_PHRASES if self.population == "missed objects" and self.kind in MISSED_PHRASES else _PHRASES
         return (
             f"{round(100 * self.share)} % ({low} to {high}) of {self.population_size} {self.population}{of_class} "
-            f"{_PHRASES[self.kind]}{cost}"
+            f"{phrases[self.kind]}{cost}"
         )
 
     def to_json(self) -> dict[str, Any]:

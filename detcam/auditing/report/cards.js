@@ -40,7 +40,7 @@ function cardOf(item, index, size) {
     thumbnails.set(part.image, link(item.thumbnail));
     near.observe(part.image);
   }
-  const tags = [item.type, item.method && item.verdict, item.background_type];
+  const tags = [isUnlabeled ? null : item.type, item.method && item.verdict, item.background_type];
   part.tags.forEach((tag, number) => {
     const kind = tags[number];
     tag.hidden = !kind;
@@ -48,7 +48,7 @@ function cardOf(item, index, size) {
     tag.firstChild.data = kind ? VERDICT_TEXTS[kind] || kind : "";
   });
   part.name.firstChild.data = item.name;
-  part.score.firstChild.data = score(item.score);
+  part.score.firstChild.data = isUnlabeled && isKnown(item.trust) ? "trust " + digits(item.trust, 2) : score(item.score);
   part.sentence.firstChild.data = item.sentence || TYPE_TEXTS[item.type];
   part.file.firstChild.data = item.file_name;
   part.link.setAttribute("href", caseLink(item.id));

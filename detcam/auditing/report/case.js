@@ -21,7 +21,7 @@ async function showCase(row) {
       step(-1, "Previous", "k"), step(1, "Next", "j")),
     el("div", {class: "case-head"},
       el("h1", {}, item.name, " ", el("span", {class: "number"}, score(item.score))),
-      el("p", {class: "facts"}, tag(item.type), tag(item.verdict), item.background_type && tag(item.background_type), el("span", {class: "file"}, item.file_name))),
+      el("p", {class: "facts"}, !isUnlabeled && tag(item.type), tag(item.verdict), item.background_type && tag(item.background_type), el("span", {class: "file"}, item.file_name))),
     el("div", {class: "case-body"}, opened.node, el("div", {class: "findings"}, findings(item))));
   document.title = item.name + " " + score(item.score) + ", " + item.file_name;
 }
@@ -30,7 +30,7 @@ function findings(item) {
   return [
     item.sentence && el("p", {class: "lead"}, item.sentence),
     item.question && block("Question", el("p", {}, item.question)),
-    item.method ? block("Verdict", verdict(item)) : el("p", {class: "note"}, "This error is not explained."),
+    item.method ? block("Verdict", verdict(item)) : el("p", {class: "note"}, "This " + NOUN + " is not explained."),
     item.evidence_shares && block("Location of the " + regionName(item), shares(item)),
     item.parts && block("Parts of the evidence", parts(item)),
     item.trials && block("Verification", trials(item)),
@@ -61,7 +61,7 @@ function parts(item) {
   const row = (name, fraction, location, without, ends, text) => el("tr", {},
     el("th", {scope: "row"}, name), el("td", {class: "number"}, percent(fraction)), el("td", {}, locationText(item, location)),
     el("td", {class: "number"}, score(without)), el("td", {class: ends ? "ends" : "joint"}, text));
-  const head = ["removed alone", "size", "location", "score", "the error"].map((name) =>
+  const head = ["removed alone", "size", "location", "score", "the " + NOUN].map((name) =>
     el("th", {scope: "col", class: ["size", "score"].includes(name) ? "number" : null}, name));
   const rows = item.parts.map((part, index) => row("part " + (index + 1), part.fraction, part.location, part.score, part.needed,
     part.needed ? "ends" : "ends only together"));

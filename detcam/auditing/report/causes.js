@@ -22,12 +22,12 @@ function showCauses() {
     rows[index] = causeRow(cause, toggles[index], isEstimated);
   });
   update();
-  const columns = ["explained", "confirmed", isEstimated && "all errors", hasAp && "delta AP"].filter(Boolean);
+  const columns = ["explained", "confirmed", isEstimated && "all " + NOUNS, hasAp && "delta AP"].filter(Boolean);
   const table = el("table", {class: "chart causes"}, el("thead", {}, el("tr", {}, el("th", {scope: "col"}, "cause"),
     columns.map((name) => el("th", {scope: "col", class: "number"}, name)))), el("tbody", {}, rows));
   $("causes").hidden = false;
   $("causes").append(card("Causes", causesNote(isEstimated), el("div", {class: "scroll"}, table),
-    ...(data.inventory.length ? [el("ul", {class: "shares", tabindex: 0, "aria-label": "Shares of causes"}, data.inventory.map((share) => el("li", {}, share.sentence)))] : [])));
+    ...(data.inventory.length ? [el("p", {class: "note"}, "Shares among all " + NOUNS + ", from a random sample of explained ones, with 95\u202f% intervals:"), el("ul", {class: "shares", tabindex: 0, "aria-label": "Shares of causes"}, data.inventory.map((share) => el("li", {}, share.sentence)))] : [])));
 }
 
 function causeRow(cause, toggle, isEstimated) {
@@ -41,8 +41,8 @@ function causeRow(cause, toggle, isEstimated) {
 }
 
 function causesNote(isEstimated) {
-  if (!isEstimated) return "kinds of evidence, confused classes and groups of the explained errors";
+  if (!isEstimated) return "kinds of evidence, confused classes and groups of the explained " + NOUNS;
   const {error, baseline_error: baseline, assigned} = data.assignment;
-  return "all errors: the explained ones and those among " + plural(assigned, "other") + " that resemble them, with 95\u202f% intervals. In cross-validation "
-    + percent(error) + " of the explained errors get another kind than their own; " + percent(baseline) + " if all got the most frequent one.";
+  return "all " + NOUNS + ": the explained ones and those among " + plural(assigned, "other") + " that resemble them, with 95\u202f% intervals. In cross-validation "
+    + percent(error) + " of the explained " + NOUNS + " get another kind than their own; " + percent(baseline) + " if all got the most frequent one.";
 }

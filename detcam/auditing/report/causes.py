@@ -11,6 +11,7 @@ from typing import Any
 from detcam.auditing.case import AuditCase, EvidenceKind
 from detcam.auditing.grouping.actions import Action, choose_action
 from detcam.auditing.grouping.hierarchy import CauseNode, classes_name
+from detcam.auditing.grouping.inventory import MISSED_PHRASES
 from detcam.auditing.sentences import UNMATCHED
 from detcam.utils.console import plural
 from detcam.utils.files import json_number
@@ -35,15 +36,6 @@ DETECTIONS: Mapping[EvidenceKind, str] = {
     "not confirmed": "have no confirmed cause",
 }
 """Of wrong detections, in words."""
-MISSED: Mapping[EvidenceKind, str] = {
-    "part of the object": "are detected when a part of them is removed",
-    "another object": "are detected when another object is removed",
-    "mark": "are detected when a mark beside them is removed",
-    "surroundings": "are detected when a region around them is removed",
-    "image border": "are detected when the border of the image is removed",
-    "object and surroundings": "are detected when a region on and around them is removed",
-}
-"""Of missed objects that a confirmed region suppresses."""
 UNSUPPRESSED = "are not detected, and no region is confirmed to suppress them"
 ACTION_TEXTS: Mapping[Action, str] = {
     "relabel": "Relabel: check whether the objects are real, and add the missing annotations.",
@@ -136,7 +128,7 @@ def _sentence(node: CauseNode, cases: Sequence[AuditCase], noun: str) -> str:
     """The errors and what they have in common; the costliest classes are named."""
     typical = _typical(cases)
     if typical[0].type == "missed":
-        what, errors = MISSED.get(node.kind, UNSUPPRESSED), "missed object"
+        what, errors = MISSED_PHRASES.get(node.kind, UNSUPPRESSED), "missed object"
     else:
         what, errors = DETECTIONS[node.kind], noun
     subject = plural(len(cases), errors)

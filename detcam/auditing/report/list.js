@@ -4,6 +4,7 @@ const CHUNK = 60, MAX_DRAWN = 120; // cards; CHUNK fills whole rows of one to si
 const MAX_FILES_AT_ONCE = 10; // files of rows that one click loads
 const FILTERS = ["type", "label", "verdict", "evidence_kind", "evidence_location", "background_type", "proposal", "group"];
 const isUnlabeled = Boolean((data.settings || {}).unlabeled);
+const NOUN = isUnlabeled ? "detection" : "error", NOUNS = NOUN + "s"; // without annotations no detection is called an error
 const FIRST_ORDER = isUnlabeled ? "least trusted first" : "explained first";
 const byAp = (a, b) => (b.delta_ap ?? 0) - (a.delta_ap ?? 0) || b.score - a.score;
 const ORDERS = {
@@ -92,7 +93,7 @@ function refresh() {
   shown = items.filter(matcher()).sort(ORDERS[state.order]);
   const filtered = shown.length < items.length;
   $("count").textContent = shown.length ? (filtered ? count(shown.length) + " of " : "") + plural(items.length, "case")
-    : items.length ? "No case matches these filters." : unlisted() ? "No case is listed." : "No errors.";
+    : items.length ? "No case matches these filters." : unlisted() ? "No case is listed." : "No " + NOUNS + ".";
   $("clear").hidden = !filtered;
   $("custom").textContent = state.custom ? state.custom.name : "";
   showUnlisted();
@@ -105,7 +106,7 @@ function showUnlisted() {
   $("unlisted").hidden = !rest;
   if (!rest) return;
   const isLow = items.length >= start.listed;
-  $("unlisted-count").textContent = plural(rest, "error") + (isLow ? " with a score below " + threshold : " with lower scores") + (rest === 1 ? " is" : " are") + " not listed.";
+  $("unlisted-count").textContent = plural(rest, NOUN) + (isLow ? " with a score below " + threshold : " with lower scores") + (rest === 1 ? " is" : " are") + " not listed.";
   $("more").textContent = next < rest ? "List " + count(next) + " of them" : rest === 1 ? "List it as well" : "List them as well";
 }
 

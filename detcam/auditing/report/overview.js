@@ -20,8 +20,8 @@ function showFigures() {
     ...(isUnlabeled ? [] : [["objects", count(data.object_count)]]),
     [(isUnlabeled ? "detections" : "false positives") + (threshold ? ", score \u2265 " + threshold : ""), count(alarms), count(data.false_positive_count) + " with any score"],
     ...(isUnlabeled ? [] : [["missed objects", count(missed)]]),
-    ["explained", count(explained), "errors with an explanation"],
-    ["confirmed", count(confirmed), "the error ends without the evidence, with every fill, and control regions of the same size cost much less"],
+    ["explained", count(explained), NOUNS + " with an explanation"],
+    ["confirmed", count(confirmed), "the " + NOUN + " ends without the evidence, with every fill, and control regions of the same size cost much less"],
     ["strongly", count(strong), "confirmed strongly: a large effect, small evidence, and controls inside the box as well"],
   ];
   $("figures").append(el("dl", {class: "figures"}, figures.map(([name, value, title]) =>
@@ -70,11 +70,11 @@ function classChart() {
     body.append(...classes.slice(MAX_CLASSES).map(row));
     event.target.remove();
   }}, "show all " + classes.length + " classes");
-  const legend = el("p", {class: "legend"}, TYPES.map((type) =>
+  const legend = !isUnlabeled && el("p", {class: "legend"}, TYPES.map((type) =>
     el("span", {title: TYPE_TEXTS[type]}, el("span", {class: "dot " + type}), type)));
-  return card("Errors by class", null, legend, classes.length ? el("table", {class: "chart"}, el("thead", {}, el("tr", {},
+  return card(isUnlabeled ? "Detections by class" : "Errors by class", null, legend, classes.length ? el("table", {class: "chart"}, el("thead", {}, el("tr", {},
     el("th", {scope: "col"}, "class"), hasAp && el("th", {scope: "col", class: "number"}, "AP"), el("td", {}),
-    el("th", {scope: "col", class: "number"}, "errors"))), body) : el("p", {class: "note"}, "No errors."), more);
+    el("th", {scope: "col", class: "number"}, NOUNS))), body) : el("p", {class: "note"}, "No " + NOUNS + "."), more);
 }
 
 // Verdicts of all explained errors; what proposed the evidence, and where it lies, of confirmed ones only.
@@ -91,15 +91,15 @@ function evidenceChart() {
   };
   const ofConfirmed = {verdict: "confirmed"};
   const names = proposals().filter((name) => tallies.proposal[name]);
-  return card("Explained errors", null,
+  return card("Explained " + NOUNS, null,
     table("verdict", "verdict", VERDICTS, VERDICT_TEXTS),
     confirmed ? table("location of the confirmed evidence", "evidence_location", EVIDENCE_LOCATIONS, LOCATION_TEXTS, ofConfirmed) : "",
-    Object.keys(tallies.background_type).length ? table("type of the background errors", "background_type", BACKGROUND_TYPES) : "",
+    Object.keys(tallies.background_type).length ? table(isUnlabeled ? "type" : "type of the background errors", "background_type", BACKGROUND_TYPES) : "",
     names.length ? table("confirmed evidence proposed by", "proposal", names, {}, ofConfirmed) : "");
 }
 
 function showGroups() {
-  const groups = data.groups, title = "Errors with a common cause";
+  const groups = data.groups, title = (isUnlabeled ? "Detections" : "Errors") + " with a common cause";
   const note = "groups, " + (hasAp ? "largest delta AP first" : "most confirmed effect first, then highest score");
   if (!groups.length) return;
   const list = el("ol", {class: "groups"}, groups.slice(0, MAX_GROUPS).map(groupItem));
@@ -117,7 +117,7 @@ function groupItem(group) {
   return el("li", {class: "group"},
     el("div", {class: "group-text"},
       el("p", {class: "sentence"}, group.sentence),
-      el("p", {class: "facts"}, tag(group.type), group.background_type && tag(group.background_type), group.name,
+      el("p", {class: "facts"}, !isUnlabeled && tag(group.type), group.background_type && tag(group.background_type), group.name,
         isKnown(group.delta_ap) && el("span", {class: "number"}, "delta AP " + ap(group.delta_ap)),
         el("span", {}, group.confirmed_count + " of " + group.size + " confirmed"),
         el("button", {type: "button", class: "text", click: () => filterBy({group: String(group.number)})}, "show " + plural(group.size, "case")))),

@@ -17,7 +17,7 @@ from detcam.auditing.grouping.assignment import Assignment
 from detcam.auditing.grouping.hierarchy import CauseNode, causes_to_json
 from detcam.auditing.grouping.inventory import CauseShare
 from detcam.auditing.report.curves import ScoreCurves
-from detcam.auditing.sentences import is_outside
+from detcam.auditing.sentences import has_other_class, is_outside
 from detcam.data.annotations import Annotations
 from detcam.data.issues import DataIssues
 from detcam.utils.console import plural
@@ -259,10 +259,11 @@ def unlabeled_headline(cases: Sequence[AuditCase], score_threshold: float) -> li
     rated = [case for case in explained_cases(cases).values() if math.isfinite(case.trust)]
     if rated:
         outside = sum(is_outside(case) for case in rated)
+        others = sum(has_other_class(case) for case in rated)
         low = sum(case.trust < 0.5 for case in rated)
         lines.append(
-            f"{len(rated)} are explained; {outside} of them end without a region outside the box, which is confirmed. "
-            f"{low} have a trust below 0.5: look at these first."
+            f"{len(rated)} are explained: {outside} end without a region outside the box, which is confirmed; {others} "
+            f"have another class without their surroundings. {low} have a trust below 0.5: look at these first."
         )
     return lines
 

@@ -75,6 +75,7 @@ def test_missed_objects_and_undefined_costs() -> None:
     cases = make(["surroundings", "not confirmed", None], type="missed")
     shares = estimate_shares(cases, range(3), lambda indices: 0.1, name="missed objects")
     assert all(math.isnan(share.delta_ap) for share in shares)
+    assert shares[0].sentence.endswith("of 3 missed objects are detected when a region around them is removed")
     assert shares[-1].sentence.endswith("of 3 missed objects have no confirmed cause")
     undefined = estimate_shares(make(["mark", None], delta_ap=math.nan), range(2), lambda indices: math.nan)
     assert math.isnan(undefined[0].delta_ap) and "delta" not in undefined[0].sentence

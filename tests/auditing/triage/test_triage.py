@@ -19,7 +19,8 @@ import detcam
 from detcam import adapt
 from detcam.adapters import Adapter
 from detcam.auditing import Audit, AuditCase
-from detcam.auditing.sentences import is_inside
+from detcam.auditing.report.summary import unlabeled_headline
+from detcam.auditing.sentences import is_inside, without_annotations
 from detcam.auditing.triage import least_trusted_first, unlabeled_images
 from detcam.auditing.triage.probes import (
     best_overlapping_score,
@@ -33,6 +34,7 @@ from detcam.cli.main import app
 from detcam.demo.model import load_demo_detector
 from detcam.detections import Detections, Source
 from detcam.synthetic.harbor import DEMO_NAMES, draw_scene
+from tests.auditing.report.browser import browser, opener
 
 SEEDS = (1_000_000, 1_000_001)
 
@@ -101,6 +103,17 @@ def test_the_report_has_no_average_precision(found: Audit, tmp_path: Path) -> No
     )
 
 
+def test_the_page_speaks_of_detections_and_shows_their_trust(found: Audit) -> None:
+    assert found.report is not None
+    with browser() as started, opener(started) as look:
+        page = look(found.report)
+        text = page.locator("#overview").inner_text().lower()
+        assert "explained detections" in text and "detections by class" in text
+        assert "error" not in text, text[max(text.index("error") - 60, 0) : text.index("error") + 60]
+        shown = page.locator(".case-name .number").all_text_contents()
+        assert shown[: len(found.explained)] == [f"trust {case.trust:.2f}" for case in found.least_trusted]
+
+
 def test_command(folder: Path, tmp_path: Path) -> None:
     model = tmp_path / "harbor.pt"
     torch.save(load_demo_detector(), model)
@@ -149,6 +162,19 @@ def test_evidence_outside_that_makes_the_class_is_a_signal(found: Audit) -> None
     assert evidence_signals(flipped) == dict.fromkeys(("inside", "own class"), pytest.approx(1 - ghost.effect))
     within = replace(flipped, evidence_shares={"predicted box": 1.0}, evidence_location="predicted box")
     assert evidence_signals(within) == {"inside": 1.0}
+
+
+def test_an_object_of_another_class_without_its_surroundings_is_said(found: Audit) -> None:
+    (case, *_), threshold = found.explained, found.score_threshold
+    told = f"{case.name} without a matching annotation; strongly confirmed"
+    plain = replace(case, sentence=told, trust_signals={"own class": 1.0}, trust=0.9)
+    other = replace(plain, trust_signals={"own class": 0.1}, trust=0.1)
+    assert without_annotations(plain) == f"{case.name}; strongly confirmed"
+    assert without_annotations(other) == f"{case.name}, with another class without its surroundings; strongly confirmed"
+    first, second = unlabeled_headline([plain, other, other], threshold)
+    assert first.startswith("3 detections") and "2 have another class without their surroundings" in second
+    assert "2 have a trust below 0.5" in second
+    assert all("detection" in group.sentence and "error" not in group.sentence for group in found.groups)
 
 
 def test_typicality_compares_with_detections_that_are_not_explained(found: Audit) -> None:
