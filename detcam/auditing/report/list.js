@@ -21,7 +21,8 @@ const ORDERS = {
 };
 const rank = (list, value) => (list.indexOf(value) < 0 ? list.length : list.indexOf(value));
 
-const state = {type: "", label: "", verdict: "", evidence_kind: "", evidence_location: "", background_type: "", proposal: "", group: "", text: "", low: 0, high: 1, custom: null, order: FIRST_ORDER};
+const UNFILTERED = {type: "", label: "", verdict: "", evidence_kind: "", evidence_location: "", background_type: "", proposal: "", group: "", text: "", low: 0, high: 1, custom: null};
+const state = {...UNFILTERED, order: FIRST_ORDER};
 let shown = [], firstDrawn = 0, endDrawn = 0, current = null;
 const controls = {};
 
@@ -67,7 +68,7 @@ function showList() {
       el("button", {type: "button", id: "more", click: listMore}, "List them as well")));
   addEventListener("scroll", fillView, {passive: true});
   addEventListener("resize", fillView);
-  refresh();
+  if (!restoreFilters()) refresh();
 }
 
 // What proposed evidence, the most frequent in confirmed cases first.
@@ -98,6 +99,28 @@ function refresh() {
   $("custom").textContent = state.custom ? state.custom.name : "";
   showUnlisted();
   drawFrom(0);
+  keepFilters();
+}
+
+// The filters and the order are in the address, so that a reload, a bookmark or a link shows the same cases.
+const KEPT = [...FILTERS, "text", "low", "high", "order"];
+function query() {
+  const first = {...UNFILTERED, order: FIRST_ORDER};
+  return new URLSearchParams(KEPT.filter((name) => state[name] !== first[name]).map((name) => [name, state[name]])).toString();
+}
+
+function keepFilters() {
+  const kept = query();
+  if ($("case").hidden && requestedId() === null && (kept || location.hash.startsWith("#cases?"))) history.replaceState(null, "", "#" + (kept && "cases?" + kept));
+}
+
+function restoreFilters() {
+  const match = /^#cases\?(.*)$/.exec(location.hash);
+  if (!match || match[1] === query()) return false;
+  const found = Object.fromEntries([...new URLSearchParams(match[1])].filter(([name]) => KEPT.includes(name)));
+  for (const name of ["low", "high"]) if (name in found) found[name] = Number(found[name]) || UNFILTERED[name];
+  filterBy({...found, order: found.order in ORDERS ? found.order : FIRST_ORDER}, false);
+  return true;
 }
 
 // The errors that the page has not loaded: those below the threshold, and the lowest scores of very large audits.
@@ -170,12 +193,12 @@ function fillView() {
 }
 
 function filterBy(filter, scroll = true) {
-  Object.assign(state, {type: "", label: "", verdict: "", evidence_kind: "", evidence_location: "", background_type: "", proposal: "", group: "", text: "", low: 0, high: 1, custom: null}, filter);
+  Object.assign(state, UNFILTERED, filter);
   for (const name of FILTERS) {
     const value = state[name];
     if (![...controls[name].options].some((option) => option.value === value)) controls[name].append(el("option", {value}, name === "group" ? groupText(Number(value)) : value));
   }
-  for (const name of [...FILTERS, "text", "low", "high"]) controls[name].value = state[name];
+  for (const name of [...FILTERS, "text", "low", "high", "order"]) controls[name].value = state[name];
   refresh();
   if (scroll) {
     $("cases").scrollIntoView({block: "start"});

@@ -31,10 +31,13 @@ async function route() {
   document.title = plainTitle;
   $("case").replaceChildren();
   Object.values(viewed).forEach(releaseImage);
+  const isLink = location.hash.startsWith("#cases");
+  restoreFilters();
+  keepFilters();
   if (!wasList) {
     scrollTo(0, scrolled);
     if (current) focusCard(current);
-  } else if (location.hash === "#cases") {
+  } else if (isLink) {
     $("cases").scrollIntoView();
   }
 }

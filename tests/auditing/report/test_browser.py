@@ -141,6 +141,19 @@ def test_filters_and_orders(look: Open, index: Path, summary: ReportSummary) -> 
     page.select_option("#by-order", "file name")
     names = [next(c.file_name for c in cases if c.id == each) for each in ids(page)]
     assert names == sorted(names)
+    page.select_option("#by-type", "duplicate")
+    page.fill("#by-low", "0.2")
+    filtered = ids(page)
+    assert str(page.evaluate("location.hash")).startswith("#cases?type=duplicate&")
+    page.reload()
+    until(page, f"document.querySelectorAll('#list .case-card').length === {len(filtered)}")
+    assert ids(page) == filtered and page.input_value("#by-order") == "file name"
+    page.click(".case-card >> nth=0")
+    page.go_back()
+    page.wait_for_selector("#overview:not([hidden])")
+    assert ids(page) == filtered
+    page.click("#clear")
+    assert len(ids(page)) == len(cases) and page.evaluate("location.hash") == "#cases?order=file+name"
     page.fill("#by-text", "nothing like it")
     assert page.inner_text("#count") == "No case matches these filters." and not ids(page)
 
@@ -410,6 +423,7 @@ def test_search_and_help_keys(look: Open, index: Path) -> None:
     assert page.evaluate("document.activeElement.id") != "by-text"
     page.keyboard.press("?")
     assert page.locator("#help").is_visible() and page.locator("#help kbd").count() > 10
+    assert page.evaluate("document.getElementById('help').scrollTop") == 0, "it opens at its beginning"
     page.keyboard.press("Escape")
     assert not page.locator("#help").is_visible()
 
