@@ -54,8 +54,13 @@ class TriedRegion:
 
     @property
     def strictest_fill(self) -> int:
-        """Index of the fill with which the detection keeps the highest score, of a region that ends the error."""
-        return max(range(len(self.trials)), key=lambda fill: self.trials[fill].score)
+        """Index of the fill with which a region that ends the error has the least effect."""
+        return min(range(len(self.trials)), key=lambda fill: _effect(self.trials[fill]))
+
+
+def _effect(trial: Trial) -> float:
+    """How near a trial is to the end of the error: the score of a missed object, or the loss of a detection's score."""
+    return trial.score if trial.outcome in ("appeared", "absent") else -trial.score
 
 
 def ends_error(trial: Trial) -> bool:
@@ -115,11 +120,13 @@ class RegionSearch:
     def _smallest(self) -> Investigation[RegionKey | None]:
         """Try all maps at the first size, and the most effective ones at the next larger, then at smaller sizes.
 
+        With a maximum number of trials, larger sizes are left to the search of all maps.
         If nothing ends the error, the level stays, so that all maps are tried from there on.
         """
         level = self._level
         found = yield from self._first_ending(level, range(len(self.maps)))
-        for larger in range(level + 1, min(level + MAX_STEPS, len(REGION_SIZES) - 1) + 1):
+        steps = MAX_STEPS if self.max_trials is None else 0
+        for larger in range(level + 1, min(level + steps, len(REGION_SIZES) - 1) + 1):
             if found is None:
                 found = yield from self._first_ending(larger, self._by_effect(larger - 1)[:MAX_NEXT_TRIES])
         while found is not None and found[1] > 0:
@@ -133,9 +140,9 @@ class RegionSearch:
         return found
 
     def _by_effect(self, level: int) -> list[int]:
-        """The maps, those first whose region of a size costs the most score; those without a trial come last."""
-        scores = {index: each.score for (index, size), each in self.tried.items() if size == level}
-        return sorted(range(len(self.maps)), key=lambda index: scores.get(index, 1.0))
+        """The maps, those first whose region of a size has the largest effect; those without a trial come last."""
+        effects = {index: min(map(_effect, each.trials)) for (index, size), each in self.tried.items() if size == level}
+        return sorted(range(len(self.maps)), key=lambda index: -effects.get(index, -1.0))
 
     def strongest_attempt(self) -> TriedRegion | None:
         """The tried region that costs the most score; None if the maps are empty."""
