@@ -6,7 +6,6 @@ PyTorch is imported once a folder is searched, so that a wrong path is an error 
 from __future__ import annotations
 
 import glob
-import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -54,7 +53,7 @@ def find_images(paths: Iterable[str]) -> list[Path]:
 
 def _images_below(root: Path) -> Iterator[Path]:
     from detcam.explanation.writer import EXPLANATIONS_FILE, files_of, read_index
-    from detcam.runs import MANIFEST, RUN_FOLDER, SHARDS
+    from detcam.runs import MANIFEST, RUN_FOLDER, SHARDS, read_shards
 
     for folder, subfolders, files in os.walk(root):
         if Path(folder) != root and _is_output(Path(folder)):
@@ -65,7 +64,7 @@ def _images_below(root: Path) -> Iterator[Path]:
         entries = read_index(Path(folder, EXPLANATIONS_FILE)) if EXPLANATIONS_FILE in files else []
         written = {name for entry in entries for name in files_of(entry)}
         plan = Path(folder, RUN_FOLDER, STAGE, SHARDS)  # of a run that was killed
-        stems = {stem for shard in json.loads(plan.read_bytes()) for _, stem in shard} if plan.is_file() else set()
+        stems = {stem for shard in read_shards(plan) for _, stem in shard} if plan.is_file() else set()
         for name in sorted(files):
             is_written = name in written or ".".join(name.split(".")[:2]) in stems
             if not is_written and not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES:

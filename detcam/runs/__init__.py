@@ -1,7 +1,7 @@
 """Runs over many images: a folder that another process can continue, and the engines that do the work."""
 
 from detcam.runs.crash_log import CrashLog
-from detcam.runs.directory import MANIFEST, RUN_FOLDER, SHARDS, Run, Stage, is_unfinished, plan_shards
+from detcam.runs.directory import MANIFEST, RUN_FOLDER, SHARDS, Run, Stage, is_unfinished, plan_shards, read_shards
 from detcam.runs.engines import Engine, LocalEngine, Work
 from detcam.runs.lock import lock_folder
 from detcam.runs.overlap import StagedWork
@@ -24,4 +24,5 @@ __all__ = [
     "lock_folder",
     "make_engine",
     "plan_shards",
+    "read_shards",
 ]

@@ -28,7 +28,7 @@ class CrashLog:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._crashes = Counter(path.read_text("utf-8").splitlines()) if path.exists() else Counter[str]()
+        self._crashes = Counter(path.read_text("utf-8", "replace").splitlines()) if path.exists() else Counter[str]()
 
     @property
     def has_crashes(self) -> bool:

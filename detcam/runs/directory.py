@@ -161,6 +161,21 @@ class Stage:
         return self.folder / f"{number:06d}.parquet"
 
 
+def read_shards(file: Path) -> list[list[Any]]:
+    """Read the items of the shards of a stage.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    try:
+        shards = json.loads(file.read_bytes())
+    except (ValueError, RecursionError):
+        shards = None
+    if not isinstance(shards, list) or not all(isinstance(items, list) for items in shards):
+        raise ValueError(f"{file} is damaged; delete {file.parent.parent} and run it again")
+    return shards
+
+
 def is_unfinished(out: Path) -> bool:
     """Return whether a folder has a run with results, but without its end."""
     return (out / RUN_FOLDER / MANIFEST).exists() and any((out / RUN_FOLDER).glob("*/*.parquet"))
@@ -217,13 +232,16 @@ class Run:
         Args:
             name: its name.
             plan: makes the list of shards, each a list of JSON values; not called if the run has that list already.
+
+        Raises:
+            ValueError: the list that the run has is damaged.
         """
         folder = self.folder / name
         folder.mkdir(exist_ok=True)
         file = folder / SHARDS
         if not file.exists():
             replace_file(file, json.dumps(list(plan())).encode(), flush_folder=True)
-        return Stage(folder, json.loads(file.read_bytes()))
+        return Stage(folder, read_shards(file))
 
     def remove(self) -> None:
         """Remove the files of a finished run, the manifest first: without it there is no run to continue."""

@@ -57,6 +57,20 @@ def test_a_damaged_shard_is_computed_again(tmp_path: Path) -> None:
     assert content(tmp_path) == whole and not list((tmp_path / "run" / "squares").glob(".*"))
 
 
+@pytest.mark.parametrize("text", [b"", b"\xff\xfe", b'{"a": [1]}', b"[1, 2]"])
+def test_a_damaged_list_of_shards_is_named(tmp_path: Path, text: bytes) -> None:
+    run(tmp_path, make_work())
+    file = tmp_path / "run" / "squares" / "shards.json"
+    file.write_bytes(text)
+    with pytest.raises(ValueError, match=f"{file} is damaged; delete {tmp_path / 'run'}"):
+        run(tmp_path, make_work(), resume=True)
+
+
+def test_a_damaged_log_is_read(tmp_path: Path) -> None:
+    (tmp_path / "log").write_bytes(b"reading 3\n\xff\xfe\n")
+    assert CrashLog(tmp_path / "log").has_crashes
+
+
 def test_an_unfinished_run_is_not_mixed_with_another(tmp_path: Path) -> None:
     Run(tmp_path, "squares", {"seed": 0}, resume=False)
     run(tmp_path, make_work(), seed=1)  # nothing was computed yet
