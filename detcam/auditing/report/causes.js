@@ -41,7 +41,7 @@ function causeRow(cause, toggle, isEstimated) {
 }
 
 function causesNote(isEstimated) {
-  if (!isEstimated) return "kinds of evidence, confused classes and groups of the explained " + NOUNS;
+  if (!isEstimated || !data.assignment.assigned) return "kinds of evidence, confused classes and groups of the explained " + NOUNS;
   const {error, baseline_error: baseline, assigned} = data.assignment;
   return "all " + NOUNS + ": the explained ones and those among " + plural(assigned, "other") + " that resemble them, with 95\u202f% intervals. In cross-validation "
     + percent(error) + " of the explained " + NOUNS + " get another kind than their own; " + percent(baseline) + " if all got the most frequent one.";
