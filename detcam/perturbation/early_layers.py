@@ -213,7 +213,7 @@ def local_layers(adapter: Adapter, batch: Batch) -> list[LocalLayer]:
     top, left = (side // 2 // MAX_STRIDE * MAX_STRIDE for side in size_hw)
     inputs = batch.inputs.clone()
     inputs[..., top : top + MAX_STRIDE, left : left + MAX_STRIDE] = torch.nan
-    found: list[tuple[nn.Module, int, int, int]] = []
+    found: list[tuple[nn.Module, int, int, int, int]] = []
     runs: dict[nn.Module, int] = {}
     total = 0
 
@@ -227,16 +227,17 @@ def local_layers(adapter: Adapter, batch: Batch) -> list[LocalLayer]:
             rows = _halo(np.asarray(reached.any(1)), top // stride, MAX_STRIDE // stride)
             columns = _halo(np.asarray(reached.any(0)), left // stride, MAX_STRIDE // stride)
             if rows is not None and columns is not None:
-                found.append((module, stride, max(rows, columns), total))
+                found.append((module, stride, max(rows, columns), total, output.numel()))
 
     # A head may refuse NaN in any way of its own; the early layers have run then.
     with suppress(Exception), active_hooks([(module, measure) for module in adapter.model.modules()]):
         adapter.forward(select_rows(batch, [0], inputs))
     layers = []
-    for module, stride, halo, before in found:
+    for module, stride, halo, before, values in found:
         sides = [min(TYPICAL_SIDE_FRACTION * side + 4 * halo * stride, side) / side for side in size_hw]
         fraction = sides[0] * sides[1]
-        saved = 0.0 if fraction > MAX_WINDOW_FRACTION else before / max(total, 1) * (1 - fraction)
+        copied = values * VALUE_WORK  # the unperturbed image's features, in which the window is pasted
+        saved = 0.0 if fraction > MAX_WINDOW_FRACTION else (before * (1 - fraction) - copied) / max(total, 1)
         if runs[module] == 1 and saved >= MIN_SAVED_FRACTION:
             layers.append(LocalLayer(module, stride, halo, saved))
     return sorted(layers, key=lambda layer: layer.saved_fraction)[::-1]  # of equal ones, the last comes first
