@@ -158,11 +158,16 @@ class ImageScorer:
             folding.disable()  # another module reads the tensor between convolution and normalization
 
     def _read_all(self, raw: object, batch: Batch) -> Tensor:
-        """The score of every target, and the greatest score of each class among a detector's raw candidates."""
-        tables = [output.raw_candidates()[1] for output in self.adapter.outputs(raw, batch)]
-        greatest = [table.amax(0) if len(table) else table.sum(0) for table in tables]
+        """The score of every target, and the greatest score of each class among a detector's raw candidates.
+
+        The greatest scores are NaN if a box is.
+        """
+        candidates = [output.raw_candidates() for output in self.adapter.outputs(raw, batch)]
+        greatest = torch.stack([table.amax(0) if len(table) else table.sum(0) for _, table in candidates])
+        for row, (boxes, _) in zip(greatest, candidates, strict=True):
+            row.masked_fill_(boxes.isnan().any(), torch.nan)
         scores = self.read_scores(raw, batch)
-        return torch.cat([scores, torch.stack(greatest).to(scores)], 1)
+        return torch.cat([scores, greatest.to(scores)], 1)
 
     def find_early_layers(self) -> EarlyLayers | None:
         """Find the layers that run on windows, and use them; None without targets, which their test reads."""

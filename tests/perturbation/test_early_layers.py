@@ -8,8 +8,10 @@ from contextlib import contextmanager
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from detcam.adapters import adapt
+from detcam.adapters import adapt, detector
+from detcam.adapters.base import Batch
 from detcam.perturbation import early_layers
 from detcam.perturbation.base import ImageScorer
 from detcam.perturbation.early_layers import EarlyLayers
@@ -156,6 +158,50 @@ def test_layers_after_a_global_one_run_whole(gate: int, layers: list[str]) -> No
         local = {module for layer in layers for module in model.get_submodule(layer).modules()}
         assert found is not None and found.layer.module in local
         assert torch.allclose(scorer.score(versions), whole, atol=1e-5)
+
+
+class Detector(Network):
+    """Scores of two classes at stride 8, and boxes from the last convolution, or from the first one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = self.conv1(x)
+        last = self.conv4(self.conv3(self.conv2(first)))
+        sides = F.avg_pool2d(first, 4)[:, :2] if self.skip else last[:, 2:]
+        return (torch.cat([last[:, :2], sides], 1) + last.mean((1, 2, 3), keepdim=True)).sigmoid()
+
+
+def decode(raw: Tensor) -> tuple[Tensor, Tensor]:
+    """Boxes of up to 16 pixels around each cell, and scores."""
+    y, x = (axis.flatten() * 8.0 + 4 for axis in torch.meshgrid(*map(torch.arange, raw.shape[-2:]), indexing="ij"))
+    scores, sides = raw.flatten(2).transpose(1, 2).split(2, 2)
+    centers = torch.stack([x, y], 1)
+    return torch.cat([centers - 8 * sides, centers + 8 * sides], 2), scores
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_boxes_are_those_of_whole_passes(skip: bool) -> None:
+    model, image = Detector(skip=skip), random_image(128, 160)
+    adapter = detector(model, decode=decode, target_layers=[model.conv4]).without_layers()
+    candidates: list[Tensor] = []
+
+    def read(raw: object, batch: Batch) -> Tensor:
+        found = [torch.cat(output.raw_candidates(), 1) for output in adapter.outputs(raw, batch)]
+        candidates.append(torch.stack(found))
+        return torch.zeros(len(found), 0)
+
+    with guarded(model, gradients=False), torch.no_grad():
+        batch = adapter.prepare_tensor(image)
+        output = adapter.outputs(adapter.forward(batch), batch)[0]
+        targets = [lambda output: output.raw_candidates()[1].amax()]
+        scorer = ImageScorer(adapter, batch, output, targets, reads_candidates=True)
+        versions = perturbed(scorer.batch.inputs)
+        scorer.score(versions, read)
+        found = scorer.find_early_layers()
+        assert found is not None and found.layer.stride == (2 if skip else 4)
+        scorer.score(versions, read)
+    whole, windows = candidates
+    assert torch.allclose(windows, whole, atol=1e-4)
+    assert not torch.allclose(whole[1:], whole[:1], atol=1e-2), "boxes and scores change"
 
 
 @pytest.mark.filterwarnings("ignore:Sequential normalizes each image")
