@@ -11,7 +11,14 @@ from torch.nn import functional as F
 from detcam.auditing.verification.hypothesis import EvidencePart, Hypothesis
 from detcam.auditing.verification.interventions import Investigation
 from detcam.auditing.verification.proposals import Proposal
-from detcam.auditing.verification.region_search import Ending, TriedRegion, ends_error, is_same, try_region
+from detcam.auditing.verification.region_search import (
+    Ending,
+    TriedRegion,
+    ends_error,
+    is_same,
+    try_other_fills,
+    try_region,
+)
 from detcam.utils.components import components
 from detcam.utils.opencv import cv2
 
@@ -272,13 +279,13 @@ def try_with_margin(
     A fill may continue the colors of what a region leaves of the cause at its edge.
 
     Args:
-        tried: the region, with the trials of the first fills.
+        tried: the region, with the trials that were made.
         within: (h, w) bool, the pixels that the margin may cover.
         fill_count: number of fills.
         ends: whether a trial ends the error.
     """
-    attempt = yield from try_region(tried.region, fill_count, tried.map_index, ends, tried.trials)
-    if attempt.ends or not ends(attempt.trials[0]):
+    attempt = yield from try_other_fills(tried, fill_count, ends)
+    if attempt.ends or not any(map(ends, attempt.trials)):
         return attempt
     radius = max(1, round(MARGIN * max(tried.region.shape)))
     grown = _grown(tried.region, radius) & within

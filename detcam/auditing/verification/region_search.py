@@ -40,12 +40,14 @@ class TriedRegion:
         region: (h, w) bool.
         trials: one trial per fill that was tried.
         ends: whether the error ends with every fill.
+        first: index of the first trial's fill; the others follow in order, fill 0 after the last one.
     """
 
     map_index: int
     region: Tensor
     trials: tuple[Trial, ...]
     ends: bool
+    first: int = 0
 
     @property
     def score(self) -> float:
@@ -192,12 +194,7 @@ class RegionSearch:
 
 
 def try_region(
-    region: Tensor,
-    fill_count: int,
-    map_index: int = -1,
-    ends: Ending = ends_error,
-    trials: Sequence[Trial] = (),
-    first: int = 0,
+    region: Tensor, fill_count: int, map_index: int = -1, ends: Ending = ends_error, first: int = 0
 ) -> Investigation[TriedRegion]:
     """Remove a region with one fill after another, until the error persists.
 
@@ -206,18 +203,22 @@ def try_region(
         fill_count: number of fills.
         map_index: index of the map that proposed it.
         ends: whether a trial ends the error.
-        trials: the trials of the first fills, if the region was tried before.
         first: index of the fill that is tried first.
 
     Returns:
-        The region; its trials are in the order of the fills if the error ends.
+        The region; its trials are in the order of the fills if all were tried.
     """
-    made = list(trials)
+    return (yield from try_other_fills(TriedRegion(map_index, region, (), ends=False, first=first), fill_count, ends))
+
+
+def try_other_fills(tried: TriedRegion, fill_count: int, ends: Ending = ends_error) -> Investigation[TriedRegion]:
+    """Remove a region with the fills that were not tried, until the error persists; see `try_region`."""
+    made, first = list(tried.trials), tried.first
     while len(made) < fill_count and all(ends(each) for each in made):
-        made += yield [Removal("without evidence", region, (first + len(made)) % fill_count)]
-    is_complete = len(made) == fill_count
-    in_order = made[fill_count - first :] + made[: fill_count - first] if is_complete and not trials else made
-    return TriedRegion(map_index, region, tuple(in_order), ends=all(ends(each) for each in made))
+        made += yield [Removal("without evidence", tried.region, (first + len(made)) % fill_count)]
+    if len(made) == fill_count:
+        made, first = made[fill_count - first :] + made[: fill_count - first], 0
+    return TriedRegion(tried.map_index, tried.region, tuple(made), all(ends(each) for each in made), first)
 
 
 def is_same(first: Tensor, second: Tensor) -> bool:

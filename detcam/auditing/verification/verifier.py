@@ -29,6 +29,7 @@ from detcam.auditing.verification.region_search import (
     RegionSearch,
     TriedRegion,
     ends_error,
+    try_other_fills,
     try_region,
 )
 from detcam.auditing.verification.removal_map import removal_map
@@ -195,7 +196,7 @@ class Verifier:
         attempt = search.strongest_attempt()
         if best is None and attempt is not None:
             # The search leaves a region after the first fill without much effect: it may end the error all the same.
-            attempt = yield from try_region(attempt.region, self.fill_count, attempt.map_index, trials=attempt.trials)
+            attempt = yield from try_other_fills(attempt, self.fill_count)
             best = yield from self._verify_region(hypothesis, proposals[attempt.map_index], attempt, search, further)
         return best
 
@@ -296,7 +297,7 @@ class Verifier:
         for candidate in candidates:
             if any(bool((part.region & candidate.region).any()) for part in ending):
                 continue
-            other = yield from try_region(candidate.region, self.fill_count, ends=ends, trials=candidate.trials)
+            other = yield from try_other_fills(candidate, self.fill_count, ends)
             if other.ends:
                 ending.append(EvidencePart(other.region, other.score, needed=True))
             if len(ending) == MAX_FURTHER_PARTS:

@@ -10,7 +10,7 @@ from detcam.auditing.verification.hypothesis import Hypothesis
 from detcam.auditing.verification.persistence import PersistenceCriterion
 from detcam.auditing.verification.proposals import Proposal, Proposals
 from detcam.auditing.verification.region_reduction import concentrate, reduce_region, shrink, try_with_margin
-from detcam.auditing.verification.region_search import TriedRegion, try_region
+from detcam.auditing.verification.region_search import TriedRegion, try_other_fills, try_region
 from detcam.targets import BoxTarget
 from tests.auditing.verification.driven import disc, drive
 
@@ -54,6 +54,17 @@ def test_the_fill_that_fails_is_tried_first() -> None:
     assert kept.region is region and count == 2, "each half with the second fill"
     tried, _ = drive(try_region(region, 2, first=1), lambda each, fill: True)
     assert [trial.fill for trial in tried.trials] == ["0", "1"], "trials are in the order of the fills"
+
+
+def test_a_region_that_was_tried_with_the_second_fill_is_tried_with_the_first_one() -> None:
+    tried = TriedRegion(0, disc(50, 50, 10), (Trial("without evidence", "1", 0.6, "vanished"),), ends=False, first=1)
+    found, count = drive(try_other_fills(tried, 2), lambda each, fill: fill == 1)
+    assert count == 1 and not found.ends and [trial.fill for trial in found.trials] == ["0", "1"]
+    attempt, _ = drive(try_region(tried.region, 2, first=1), lambda each, fill: False)
+    assert attempt.first == 1 and len(attempt.trials) == 1
+    everywhere = torch.ones(100, 100).bool()
+    grown, _ = drive(try_with_margin(tried, everywhere, 2), lambda each, fill: fill == 1 or int(each.sum()) > 400)
+    assert grown.ends and int(grown.region.sum()) > 400, "the margin is removed where one of the fills ends the error"
 
 
 def test_a_region_of_many_small_parts_stays_as_it_is() -> None:
