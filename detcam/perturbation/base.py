@@ -199,7 +199,9 @@ class ImageScorer:
         except RuntimeError as error:
             if not self.channels_last or "view size is not compatible" not in str(error):
                 raise
-            self.channels_last = False  # the model flattens with view(), which needs contiguous tensors
+            for scorer in (self, *(scorers or ())):
+                scorer.channels_last = False  # the model flattens with view(), which needs contiguous tensors
+                scorer._original = None
             self.prepared_folding().set_memory_format(torch.contiguous_format)
             return self._forward_once(batch, read_output, scorers)
 

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from detcam.adapters.base import Adapter, Batch
 from detcam.perturbation.replay_recorder import ReplayRecorder
@@ -28,10 +29,14 @@ MAX_STRIDE = 32
 """Maximum stride of the layer, and side in pixels of the square whose reach is measured."""
 MAX_ROUNDING = 100.0
 """Maximum deviation of windows from whole images, in units of the precision of the numbers."""
+MAX_DEVIATION = 0.02
+"""The same, relative to the numbers, which are in half precision where this is less."""
 MAX_GROWTH = 0.5
 """Maximum area, relative to the image's, by which windows grow altogether so that they run together."""
 VALUE_WORK = 64
 """Number of multiplications of a convolution that take as long as reading and writing a value."""
+DEFORMABLE_NAMES = ("deform", "dcn")
+"""Parts of the names of modules that sample at positions that are computed, possibly by code unknown to PyTorch."""
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 """Types of integers by their size in bytes, whose bits are those of a number."""
 
@@ -43,6 +48,31 @@ CellWindow: TypeAlias = tuple[int, int, int, int]
 
 class _Reached(Exception):
     """Ends a pass at a layer; carries the layer's output."""
+
+
+class _WithoutNanPositions(TorchDispatchMode):
+    """Ends a pass before NaN becomes a position.
+
+    Operators outside PyTorch, such as deformable convolutions and region pooling, read in memory at positions that they
+    compute from NaN, and end the process. So do indices from NaN on a GPU. `grid_sample` reads at positions that
+    another image may move.
+    """
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        is_safe = func.namespace == "aten" and "grid_sampler" not in func.name()
+        result = func(*args, **kwargs or {}) if is_safe else None
+        if result is None or _is_rounded(func, args, result):
+            raise _Reached(func)
+        return result
+
+
+def _is_rounded(func: Any, args: Any, result: object) -> bool:
+    """Whether an operator converts floats to integers."""
+    copied = {torch.ops.aten._to_copy.default: 0, torch.ops.aten.copy_.default: 1}.get(func)
+    if copied is None or not isinstance(result, Tensor):
+        return False
+    is_integer = not result.is_floating_point() and not result.is_complex() and result.dtype != torch.bool
+    return is_integer and args[copied].is_floating_point()
 
 
 @dataclass(frozen=True)
@@ -87,21 +117,29 @@ class EarlyLayers:
     Args:
         adapter: the model.
         layer: the layer; the scores depend on its output, and on no output of modules before it.
+        size_hw: height and width, in pixels, of the input for which that holds, and of others that the layer's cells
+            divide with the same remainder: padding may depend on it.
     """
 
-    def __init__(self, adapter: Adapter, layer: LocalLayer) -> None:
+    def __init__(self, adapter: Adapter, layer: LocalLayer, size_hw: Sequence[int]) -> None:
         self.adapter = adapter
         self.layer = layer
+        self._remainders = self._remainders_of(size_hw)
 
     def original(self, batch: Batch) -> OriginalPass | None:
         """Pass an unperturbed image, a batch of one, through the early layers; None if its size does not suit them."""
+        size_hw = batch.inputs.shape[-2:]
+        if self._remainders_of(size_hw) != self._remainders:
+            return None
         recorder = ReplayRecorder(self.adapter.model, self.layer.module)
         with recorder.record():
             features = self.until_layer(batch)
-        if features.shape[-2:] != _grid(batch.inputs.shape[-2:], self.layer.stride):
+        if features.shape[-2:] != _grid(size_hw, self.layer.stride) or not recorder.forget_outputs():
             return None
-        recorder.forget_upstream()
         return OriginalPass(batch.inputs, features, recorder)
+
+    def _remainders_of(self, size_hw: Sequence[int]) -> list[int]:
+        return [side % self.layer.stride for side in size_hw]
 
     def until_layer(self, batch: Batch) -> Tensor:
         """The layer's output (K, D, h, w); later modules do not run."""
@@ -201,7 +239,7 @@ def find_early_layers(adapter: Adapter, batch: Batch, read: Read) -> EarlyLayers
     expected: list[Tensor] = []
     for layer in local_layers(adapter, batch)[:MAX_TRIED_LAYERS]:
         expected = expected or [read(adapter.forward(variant), variant) for variant in variants]
-        early = EarlyLayers(adapter, layer)
+        early = EarlyLayers(adapter, layer, batch.inputs.shape[-2:])
         if _is_exact(early, batch, read, variants, expected):
             return early
     return None
@@ -229,8 +267,14 @@ def local_layers(adapter: Adapter, batch: Batch) -> list[LocalLayer]:
             if rows is not None and columns is not None:
                 found.append((module, stride, max(rows, columns), total, output.numel()))
 
+    def stop(module: nn.Module, arguments: Any) -> None:
+        raise _Reached(module)
+
+    modules = list(adapter.model.modules())
+    deformable = [each for each in modules if any(name in type(each).__name__.lower() for name in DEFORMABLE_NAMES)]
+    hooks = active_hooks([(module, measure) for module in modules], before=[(module, stop) for module in deformable])
     # A head may refuse NaN in any way of its own; the early layers have run then.
-    with suppress(Exception), active_hooks([(module, measure) for module in adapter.model.modules()]):
+    with suppress(Exception), hooks, _WithoutNanPositions():
         adapter.forward(select_rows(batch, [0], inputs))
     layers = []
     for module, stride, halo, before, values in found:
@@ -284,7 +328,7 @@ def _is_exact(
     early: EarlyLayers, batch: Batch, read: Read, variants: Sequence[Batch], expected: Sequence[Tensor]
 ) -> bool:
     """Whether variants of an image score the same on windows and whole."""
-    tolerance = MAX_ROUNDING * torch.finfo(batch.inputs.dtype).eps
+    tolerance = min(MAX_ROUNDING * torch.finfo(batch.inputs.dtype).eps, MAX_DEVIATION)
     try:
         original = early.original(batch)
         if original is None:

@@ -87,18 +87,28 @@ class ReplayRecorder:
             self.output = copy
             self._update_largest(copy)
 
-    def forget_upstream(self) -> None:
-        """Let the modules before the layer return NaN, which takes no memory, instead of their recorded outputs.
+    def forget_outputs(self) -> bool:
+        """Let the modules before the layer return NaN instead of their outputs, and drop the layer's: to save memory.
 
         Scores that read them nevertheless are NaN.
+
+        Returns:
+            Whether all of them can be NaN; False if one returned integers, and nothing is forgotten.
         """
+        upstream = self._stored[:-1]
+        are_floats: list[bool] = []
+        for _, output in upstream:
+            map_tensors(output, lambda tensor: are_floats.append(tensor.is_floating_point()))
+        if not all(are_floats):
+            return False
 
         def forget(tensor: Tensor) -> Tensor:
-            value = torch.nan if tensor.is_floating_point() else 0
-            return tensor.new_full((), value).expand(tensor.shape)
+            return tensor.new_full((), torch.nan).expand(tensor.shape)
 
         self._is_forgotten = True
-        self._stored[:-1] = [(module, map_tensors(output, forget)) for module, output in self._stored[:-1]]
+        self._stored = [(module, map_tensors(output, forget)) for module, output in upstream] + [(self.layer, None)]
+        self.output = None
+        return True
 
     def _update_largest(self, output: Any) -> None:
         for tensor in flatten_tensors(output):

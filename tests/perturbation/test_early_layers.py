@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.ops import deform_conv2d
 
 from detcam.adapters import adapt, detector
 from detcam.adapters.base import Batch
@@ -137,7 +138,7 @@ def test_halo_that_is_too_small_is_noticed(monkeypatch: pytest.MonkeyPatch) -> N
             ]
             monkeypatch.setattr(early_layers, "local_layers", lambda adapter, batch, found=narrow: found)
             assert (scorer.find_early_layers() is not None) == is_exact
-            early = EarlyLayers(scorer.adapter, narrow[0])
+            early = EarlyLayers(scorer.adapter, narrow[0], image.shape[-2:])
             original = early.original(scorer.batch)
             assert original is not None
             version = scorer.batch.inputs.clone()
@@ -237,3 +238,115 @@ def test_image_whose_size_does_not_suit_the_layers_runs_whole() -> None:
         scores = other.score(versions)
         assert other.early_layers is None
         assert torch.allclose(scores, model(versions)[:, :2], atol=1e-5)
+
+
+class SamePadding(nn.Conv2d):
+    """Pads as TensorFlow does: of an odd number of rows, one on both sides; else one below."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        row, column = (1 if side % 2 else 0 for side in x.shape[-2:])
+        return super().forward(F.pad(x, (column, 1, row, 1)))
+
+
+def test_padding_that_depends_on_the_size_is_tested_for_each_remainder() -> None:
+    model = Network()
+    model.conv1[0] = SamePadding(3, 8, 3, 2)
+    with scorer_of(model, random_image(128, 160)) as even, scorer_of(model, random_image(127, 160)) as odd:
+        assert even.find_early_layers() is not None
+        odd.early_layers = even.early_layers
+        versions = perturbed(odd.batch.inputs)
+        assert torch.allclose(odd.score(versions), model(versions)[:, :2], atol=1e-5)
+        assert odd.early_layers is None
+
+
+class Deformable(nn.Module):
+    """A deformable convolution with offsets from its input; with NaN among them, it ends the process."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.offsets = nn.Conv2d(8, 2 * 9, 3, 1, 1)
+        self.weight = nn.Parameter(torch.full((8, 8, 3, 3), 0.01))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return deform_conv2d(x, self.offsets(x), self.weight, padding=1)
+
+
+class Lookup(nn.Module):
+    """A table of activations, at indices from its input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.linspace(-1, 1, 256)[(x.tanh() * 127 + 128).long().clamp(0, 255)]
+
+
+class Sampler(nn.Module):
+    """Samples features at positions that depend on them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        identity = torch.eye(2, 3).expand(len(x), -1, -1)
+        grid = F.affine_grid(identity, list(x.shape), align_corners=False)
+        return F.grid_sample(x, grid + 0 * x[:, :2].permute(0, 2, 3, 1), align_corners=False)
+
+
+@pytest.mark.parametrize("module", [Deformable, Lookup, Sampler])
+def test_nan_is_no_position(module: type[nn.Module]) -> None:
+    model = Network()
+    model.gates[1] = module()
+    seen: list[bool] = []
+    model.gates[1].register_forward_hook(lambda module, inputs, output: seen.append(bool(inputs[0].isnan().any())))
+    versions = perturbed(random_image(128, 160))
+    with scorer_of(model, versions[:1]) as scorer:
+        whole = scorer.score(versions)
+        found = scorer.find_early_layers()
+        assert found is not None and found.layer.stride in (2, 4) and not any(seen)
+        assert torch.allclose(scorer.score(versions), whole, atol=1e-5)
+
+
+class Bright(Network):
+    """Adds one to the scores of bright images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_bright = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), Above())
+
+    def forward(self, x: Tensor) -> Tensor:
+        bright = self.is_bright(x)
+        return super().forward(x) + bright.any(1, keepdim=True)
+
+
+class Above(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x > 1
+
+
+def test_integers_of_earlier_modules_are_not_replaced() -> None:
+    model, dark, bright = Bright(), random_image(128, 160), 3 * random_image(128, 160)
+    with scorer_of(model, dark) as first, scorer_of(model, bright) as second:
+        second.early_layers = first.find_early_layers()
+        versions = perturbed(bright)
+        assert torch.allclose(second.score(versions), model(versions)[:, :2], atol=1e-5)
+
+
+class Flattening(Network):
+    """Flattens a map with view(), which refuses the channels-last memory format."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        last = self.conv4(self.conv3(self.conv2(self.conv1(x))))
+        return last.view(len(x), -1).unflatten(1, (4, -1)).mean(2)
+
+
+def test_images_that_share_a_folding_agree_on_the_memory_format() -> None:
+    model, images = Flattening(), [random_image(128, 160, seed) for seed in (0, 1)]
+    with scorer_of(model, images[0]) as first, scorer_of(model, images[1]) as second:
+        second.early_layers, second.folding = first.find_early_layers(), first.folding
+        assert second.early_layers is not None and not first.channels_last
+        versions = perturbed(images[1])
+        assert torch.allclose(second.score(versions), model(versions)[:, :2], atol=1e-5)
+
+
+def test_deviations_of_half_precision_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, image = Network().bfloat16(), random_image(128, 160).bfloat16()
+    run = EarlyLayers.features
+    with scorer_of(model, image) as scorer:
+        assert scorer.find_early_layers() is not None
+        monkeypatch.setattr(EarlyLayers, "features", lambda self, *inputs: run(self, *inputs) * 1.05)
+        assert scorer.find_early_layers() is None
