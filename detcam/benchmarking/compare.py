@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from detcam import diagnostics
 from detcam.adapters import Adapter, adapt
 from detcam.adapters.base import ModelLike
 from detcam.benchmarking.conclusions import join_names, make_notes
@@ -252,7 +253,9 @@ def _run_notes(
         notes += [f"{result.name}, {image}: {error}" for image, error in errors]
     for warning in sorted({warning for result in method_results for warning in result.warnings}):
         names = [result.name for result in method_results if result.kind == "method" and warning in result.warnings]
-        notes += [f"{warning} from {join_names(names)}."] if names else []
+        meaning = getattr(getattr(diagnostics, warning, None), "__doc__", None) or ""
+        told = f": {meaning[0].lower()}{meaning[1:].rstrip('.')}" if meaning else ""
+        notes += [f"{warning} from {join_names(names)}{told}."] if names else []
     empty = state.images_without_predictions
     if empty:
         threshold = DEFAULT_SCORE_THRESHOLD if score_threshold is None else score_threshold

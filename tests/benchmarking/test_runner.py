@@ -186,6 +186,8 @@ def test_a_table_keeps_the_rows_of_earlier_runs(tmp_path: Path) -> None:
     assert {row.name for row in found} == {"gradcam:eigen_smooth=true", "hirescam"}
     assert found.computed == 1 + 3  # the earlier method on the new image
     assert "Rows of earlier runs in this folder: gradcam:eigen_smooth=true." in found.notes
+    note = "ReachWarning from hirescam and gradcam:eigen_smooth=true: the gradient at the target layer does not reach"
+    assert any(each.startswith(note) for each in found.notes), found.notes
     together = compare(images, methods=["gradcam:eigen_smooth=true", "hirescam"], controls=False)
     assert timeless(found) == timeless(together)
     with pytest.raises(ValueError, match="'gradcam:eigen_smooth=true', which this run does not name, and the name"):
