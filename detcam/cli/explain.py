@@ -33,7 +33,10 @@ if TYPE_CHECKING:
     from detcam.adapters import Adapter
 
 MAX_NAME_WIDTH = 32
-TARGET_WIDTH = 34
+MAX_TARGET_WIDTH, MIN_TARGET_WIDTH = 34, 12
+OVERLAY_WIDTH = 24
+"""Columns of a narrow terminal that are left for the names of overlays, which wrap."""
+VALUE_WIDTH, REACH_WIDTH, GAP_WIDTH = 7, 5, 3
 RESULT_COLUMNS = ("image", "target", "value", "reach", "overlay")
 
 HELP = "Explain what a model detects in images; write overlays, heatmaps and explanations.json."
@@ -241,6 +244,8 @@ class ExplainReport:
 
     def __enter__(self) -> ExplainReport:
         self.width = min(max(len(RESULT_COLUMNS[0]), *(len(path.name) for path in self.paths)), MAX_NAME_WIDTH)
+        others = self.width + VALUE_WIDTH + REACH_WIDTH + OVERLAY_WIDTH + GAP_WIDTH * (len(RESULT_COLUMNS) - 1)
+        self.target_width = min(MAX_TARGET_WIDTH, max(MIN_TARGET_WIDTH, make_console().width - others))
         self.bar = ProgressBar("", len(self.paths)).__enter__()
         self.bar.print(self._table(header=True))
         return self
@@ -280,7 +285,7 @@ class ExplainReport:
         for index, described in enumerate(entry["targets"]):
             words, _, value = described["caption"].rpartition(" ")
             reach = f"{described['reach']['fraction']:.0%}" if described["reach"] else "-"
-            target = shorten(printable(words), TARGET_WIDTH)
+            target = shorten(printable(words), self.target_width)
             table.add_row("" if index else name, target, value, reach, printable(described["overlay"]))
         return table
 
@@ -295,7 +300,8 @@ class ExplainReport:
         """Return a table of fixed widths, so that rows that are printed one by one line up."""
         table = make_table(*RESULT_COLUMNS, right=("value", "reach"))
         table.show_header = header
-        for column, width in zip(table.columns, (self.width, TARGET_WIDTH, 7, 5), strict=False):
+        widths = (self.width, self.target_width, VALUE_WIDTH, REACH_WIDTH)
+        for column, width in zip(table.columns, widths, strict=False):
             column.width = width
         return table
 

@@ -72,6 +72,19 @@ def test_files_match_the_python_api(detcam_command: Command, detector: tuple[str
     assert "odam at backbone" in err
 
 
+def test_overlays_are_readable_in_a_narrow_terminal(
+    detcam_command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("detcam.utils.console.PIPED_WIDTH", 80)
+    save_image(tmp_path / "photograph_00007.png")
+    code, out, err = detcam_command("explain", "photograph_00007.png", *CLASSIFIER, "--top-k", "1")
+    assert code == 0, err
+    rows = out.partition("value: ")[0].splitlines()[2:]
+    overlay = "".join(row.split()[-1] for row in rows if row.strip())
+    assert overlay == read_entries(tmp_path / "explanations")[0]["targets"][0]["overlay"]
+    assert len(rows) <= 3, "no row has a few characters only"
+
+
 def test_class_comparison_and_quantity(detcam_command: Command, detector: tuple[str, ...], tmp_path: Path) -> None:
     save_image(tmp_path / "a.png")
     options = ("--labels", "White", "--against", "red", "--quantity", "logit", "--score-threshold", "0", "--top-k", "1")
