@@ -254,8 +254,8 @@ def _run_notes(
     for warning in sorted({warning for result in method_results for warning in result.warnings}):
         names = [result.name for result in method_results if result.kind == "method" and warning in result.warnings]
         meaning = getattr(getattr(diagnostics, warning, None), "__doc__", None) or ""
-        told = f": {meaning[0].lower()}{meaning[1:].rstrip('.')}" if meaning else ""
-        notes += [f"{warning} from {join_names(names)}{told}."] if names else []
+        reason = f": {meaning[0].lower()}{meaning[1:].rstrip('.')}" if meaning else ""
+        notes += [f"{warning} from {join_names(names)}{reason}."] if names else []
     empty = state.images_without_predictions
     if empty:
         threshold = DEFAULT_SCORE_THRESHOLD if score_threshold is None else score_threshold
