@@ -80,7 +80,7 @@ def harmonic_fill(images: Tensor, removed: Tensor) -> Tensor:
             if mask.sum() <= (MAX_COMPACT_FACTORIZED if mask.mean() >= MIN_COMPACT_FRACTION else MAX_FACTORIZED):
                 solution = solve_by_factorization(mask, image)
             else:
-                solution = Multigrid(*mask.shape, len(image)).solve(mask, image)
+                solution = Multigrid(mask.shape[0], mask.shape[1], len(image)).solve(mask, image)
             solutions.append((k, solution))
         return solutions
 
