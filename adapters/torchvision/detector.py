@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from detcam.adapters.base import Batch, DetectorAdapter
 from detcam.adapters.torchvision.sampling import sample_bilinear
+from detcam.data.images import as_float
 from detcam.geometry import Geometry
 from detcam.trace import gradients_of
 from detcam.utils.batching import batch_slices
@@ -69,10 +71,13 @@ class TorchvisionDetector(DetectorAdapter, abstract=True):
         return Batch(transformed.tensors, tuple(geometries))
 
     def _transformed(self, images: Sequence[Tensor]) -> ImageList:
-        """Normalize and resize images as the model does; of images in 8 bits, only the pixels that resizing reads."""
+        """Normalize and resize images as the model does; of images in 8 bits, only the pixels that resizing reads.
+
+        A transform of the user's own gets whole images.
+        """
         transform: Any = self.model.transform
-        if all(image.is_floating_point() for image in images):
-            moved = [self._thickened(image.to(self.device, self.dtype)) for image in images]
+        if type(transform) is not GeneralizedRCNNTransform or all(image.is_floating_point() for image in images):
+            moved = [self._thickened(as_float(image).to(self.device, self.dtype)) for image in images]
             result: ImageList = transform(moved)[0]
             return result
         resized = [self._sampled(image) for image in images]

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 from torch.nn import functional as F
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 import detcam
 from detcam import RefineCAM, cam
@@ -148,6 +150,28 @@ def test_images_kept_in_bytes_give_the_same_maps(
     np.testing.assert_array_equal(found.image, expected.image)
     (detections,) = adapter.predict([photograph])
     assert batches[-1][0].dtype == torch.uint8 and detections.image_size_hw == (157, 211)
+
+
+class MirroringTransform(GeneralizedRCNNTransform):
+    """A transform of a user's own."""
+
+    def normalize(self, image: Tensor) -> Tensor:
+        return super().normalize(image).flip(-1)
+
+    def resize(self, image: Tensor, target: None = None) -> tuple[Tensor, None]:
+        return F.interpolate(image[None], (96, 128), mode="nearest")[0], None
+
+
+def test_transforms_of_users_get_whole_images(photograph: Path) -> None:
+    adapter = zoo.shared("faster_rcnn").adapter
+    image = images.load_image(photograph)
+    plain = adapter.model.transform
+    adapter.model.transform = MirroringTransform(64, 128, [0.5] * 3, [0.2] * 3)
+    try:
+        expected, found = (adapter.prepare([each]).inputs for each in (image, (image * 255).round().byte()))
+    finally:
+        adapter.model.transform = plain
+    torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("size_hw", [(40, 53), (157, 211), (200, 31)])
