@@ -118,8 +118,8 @@ function restoreFilters() {
   const match = /^#cases\?(.*)$/.exec(location.hash);
   if (!match || match[1] === query()) return false;
   const found = Object.fromEntries([...new URLSearchParams(match[1])].filter(([name]) => KEPT.includes(name)));
-  for (const name of ["low", "high"]) if (name in found) found[name] = Number(found[name]) || UNFILTERED[name];
-  filterBy({...found, order: found.order in ORDERS ? found.order : FIRST_ORDER}, false);
+  for (const name of ["low", "high"]) if (name in found) found[name] = isFinite(found[name] || NaN) ? Number(found[name]) : UNFILTERED[name];
+  filterBy({...found, order: Object.hasOwn(ORDERS, found.order) ? found.order : FIRST_ORDER}, false);
   return true;
 }
 

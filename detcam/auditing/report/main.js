@@ -51,7 +51,7 @@ function showUnknown(id) {
     route();
   };
   $("case").replaceChildren(
-    el("p", {class: "notice"}, "There is no case " + id + (rest ? " among the listed errors." : " in this audit.")),
+    el("p", {class: "notice"}, "There is no case " + id + (rest ? " among the listed " + NOUNS + "." : " in this audit.")),
     ...(rest ? [el("button", {type: "button", click: find}, "Look among the other " + count(rest)), " "] : []),
     el("a", {class: "button", href: "#"}, "All cases"));
 }

@@ -154,6 +154,11 @@ def test_filters_and_orders(look: Open, index: Path, summary: ReportSummary) -> 
     assert ids(page) == filtered
     page.click("#clear")
     assert len(ids(page)) == len(cases) and page.evaluate("location.hash") == "#cases?order=file+name"
+    page.evaluate("location.hash = '#cases?high=0&low=x&order=toString'")
+    until(page, "document.getElementById('count').textContent === 'No case matches these filters.'")
+    values = [page.input_value(f"#by-{name}") for name in ("low", "high", "order")]
+    assert values == ["0", "0", "explained first"], "the maximum 0 is kept; what is no number or order is not"
+    page.click("#clear")
     page.fill("#by-text", "nothing like it")
     assert page.inner_text("#count") == "No case matches these filters." and not ids(page)
 
