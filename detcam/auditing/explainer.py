@@ -51,6 +51,9 @@ CPU_BATCH_SIZE = 4
 """Number of perturbed images per pass on a CPU. For a YOLO11n at 320x320 pixels an image takes 0.63 plain passes in
 batches of 4 and 0.60 in batches of 8 on a quiet machine, 0.49 and 0.64 on a busy one, whose caches are shared."""
 
+MAX_LEVEL_BYTES = 256 * 2**20
+"""Size of the activations of images that are verified together, from which on no further image is added."""
+
 
 @dataclass(frozen=True)
 class ErrorImage:
@@ -145,17 +148,34 @@ class ErrorExplainer:
         if self.cam is not None:
             maps, passed = self._heatmaps_and_passes(self.cam, [image.image for image in images], questions)
         passes = passed / max(sum(len(row) for row in questions), 1)
+        explained: list[list[ExplainedError]] = []
+        while len(explained) < len(images):
+            prepared = self._prepare_images(images, questions, maps, len(explained))
+            with guarded(self.adapter.model, gradients=False), torch.no_grad():
+                results = verify_together([(each.verifier, list(each.hypotheses.values())) for each in prepared])
+            for each, verified in zip(prepared, results, strict=True):
+                image, of_image = images[len(explained)], questions[len(explained)]
+                by_error = dict(zip(each.hypotheses, verified, strict=True))
+                explained.append(self._conclude_image(image, of_image, each, by_error, passes))
+        return explained
+
+    def _prepare_images(
+        self,
+        images: Sequence[ErrorImage],
+        questions: Sequence[Sequence[ErrorQuestion]],
+        maps: Sequence[Sequence[Tensor | RuntimeError] | None],
+        first: int,
+    ) -> list[_PreparedImage]:
+        """Prepare images from the first one on, as many as fit in memory together."""
+        prepared: list[_PreparedImage] = []
+        size = 0
         with guarded(self.adapter.model, gradients=self.cam is None):
-            prepared = [
-                self._prepare(image, of_image, heatmaps)
-                for image, of_image, heatmaps in zip(images, questions, maps, strict=True)
-            ]
-        with guarded(self.adapter.model, gradients=False), torch.no_grad():
-            results = verify_together([(each.verifier, list(each.hypotheses.values())) for each in prepared])
-        return [
-            self._conclude_image(image, of_image, each, dict(zip(each.hypotheses, verified, strict=True)), passes)
-            for image, of_image, each, verified in zip(images, questions, prepared, results, strict=True)
-        ]
+            for index in range(first, len(images)):
+                prepared.append(self._prepare(images[index], questions[index], maps[index]))
+                size += sum(level.numel() * level.element_size() for level in prepared[-1].levels)
+                if size >= MAX_LEVEL_BYTES:
+                    break
+        return prepared
 
     def _heatmaps_and_passes(
         self, cam: BaseCAM, images: Sequence[Tensor], questions: Sequence[Sequence[ErrorQuestion]]

@@ -45,6 +45,9 @@ MAX_PIXELS = 40_000_000
 """Maximum number of cases of an image that are explained together, times its pixels: each takes about 15 bytes a
 pixel."""
 
+MAX_GROUP_PIXELS = 10_000_000
+"""Maximum number of cases that are explained together, times their pixels, if they are of more than one batch."""
+
 
 @dataclass(frozen=True)
 class DetectionWork:
@@ -149,6 +152,7 @@ class AuditStages:
         progress: whether to show progress bars on stderr.
         batch_size: images per forward pass.
         writer: writer of the report; None writes nothing.
+        images_together: maximum number of images that are explained together.
         timings: seconds by activity.
         failures: images whose errors could not be explained.
     """
@@ -160,6 +164,7 @@ class AuditStages:
     progress: bool
     batch_size: int
     writer: ReportWriter | None = None
+    images_together: int = 1
     timings: dict[str, float] = field(default_factory=dict)
     failures: list[DataIssue] = field(default_factory=list)
 
@@ -243,9 +248,11 @@ class AuditStages:
                 for image, part in shard
             ]
 
-        stage = self.run.stage(
-            "explanations", lambda: batches(_split_by_image(analysis, annotations, chosen), self.batch_size)
-        )
+        def groups() -> list[list[tuple[int, list[int]]]]:
+            parts = _split_by_image(analysis, annotations, chosen)
+            return _grouped(parts, annotations, self.batch_size, self.images_together)
+
+        stage = self.run.stage("explanations", groups)
         work = VerificationWork(explainer, self.writer)
         self._process(stage, work, "explaining", lambda shard: sum(len(part) for _, part in shard), payload)
         explained, failures = read_explanations(stage)
@@ -284,3 +291,21 @@ def _split_by_image(
         height, width = annotations[image].image_size_hw
         parts += [(image, part) for part in batches(indices, max(MAX_PIXELS // (height * width), 1))]
     return sorted(parts, key=lambda part: (-len(part[1]), part))
+
+
+def _grouped(
+    parts: Sequence[tuple[int, list[int]]], annotations: Annotations, smallest: int, largest: int
+) -> list[list[tuple[int, list[int]]]]:
+    """Split image indices with their errors into groups of `smallest` to `largest`, as many as fit in memory."""
+    groups: list[list[tuple[int, list[int]]]] = []
+    pixels = 0
+    for image, indices in parts:
+        height, width = annotations[image].image_size_hw
+        added = len(indices) * height * width
+        size = len(groups[-1]) if groups else largest
+        if size >= largest or (size >= smallest and pixels + added > MAX_GROUP_PIXELS):
+            groups.append([])
+            pixels = 0
+        groups[-1].append((image, indices))
+        pixels += added
+    return groups

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 import detcam
 from detcam import adapt
 from detcam.adapters import Adapter
-from detcam.auditing import Audit, AuditCase, pipeline
+from detcam.auditing import Audit, AuditCase, explainer, pipeline, stages
 from detcam.auditing.background_type import BackgroundClassifier
 from detcam.auditing.case import CaseMaps
 from detcam.auditing.grouping import assignment
@@ -288,6 +288,34 @@ def test_an_interrupted_audit_resumes_with_the_same_results(
     for one, other in zip(first["cases"], second["cases"], strict=True):
         assert one["verdict"] == other["verdict"] and one["evidence_location"] == other["evidence_location"]
         assert one["score"] == pytest.approx(other["score"], abs=1e-5)
+
+
+def test_images_are_explained_together_as_far_as_memory_allows(
+    adapter: Adapter, scenes: Path, whole: Audit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    groups: list[int] = []
+    verified: list[int] = []
+    explain, verify = explainer.ErrorExplainer.explain, explainer.verify_together
+
+    def explaining(self: Any, images: Any) -> Any:
+        groups.append(len(images))
+        return explain(self, images)
+
+    def verifying(images: Any) -> Any:
+        verified.append(len(images))
+        return verify(images)
+
+    monkeypatch.setattr(explainer.ErrorExplainer, "explain", explaining)
+    monkeypatch.setattr(explainer, "verify_together", verifying)
+    monkeypatch.setattr(explainer, "MAX_LEVEL_BYTES", 1)
+    monkeypatch.setattr(pipeline, "DEFAULT_BATCH_SIZE", 2)
+    run(adapter, scenes, None)
+    assert groups == [3] and verified == [1, 1, 1], "activations of more than one image do not fit"
+    monkeypatch.setattr(stages, "MAX_GROUP_PIXELS", 1)
+    monkeypatch.setattr(explainer, "MAX_LEVEL_BYTES", 2**30)
+    found = run(adapter, scenes, None)
+    assert groups == [3, 2, 1] and verified == [1, 1, 1, 2, 1], "at least one batch"
+    assert [(case.id, case.verdict) for case in found.explained] == [(c.id, c.verdict) for c in whole.explained]
 
 
 def test_two_audits_of_one_model_at_once(adapter: Adapter, scenes: Path, whole: Audit, tmp_path: Path) -> None:
