@@ -11,8 +11,8 @@ SETUP = Path(__file__).resolve().parents[1] / "setup.cfg"
 EXTRAS = ("all", "heic")
 """Extras whose packages are taken at their floors, with those that they contain; those of the tests stay free."""
 
-OVERRULED = {"huggingface-hub"}
-"""Packages of an extra whose floor the floor of another extra excludes: transformers asks for a newer one."""
+OVERRULED = {"huggingface-hub", "safetensors"}
+"""Packages whose floor the floor of another extra excludes: transformers asks for newer ones."""
 
 
 def requirements(config: configparser.ConfigParser) -> Iterator[str]:
