@@ -1,7 +1,7 @@
 """Whether counterfactual pairs repair a detector with a known shortcut, beside the usual remedies at equal budget.
 
     python tests/peers/measure_repair.py --family two-stage --out build/repair
-    python tests/peers/measure_repair.py --family yolo --out build/repair
+    python tests/peers/measure_repair.py --family yolo --steps 160 --explain 24 --out build/repair
 
 The detectors have learned that a boat has a wake, and find boats where a wake has none. Each remedy adds as many images
 to the training data, and trains for as many steps, half of each batch from the added images. The table counts false
