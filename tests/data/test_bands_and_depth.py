@@ -85,7 +85,7 @@ def test_files_of_many_bands(tmp_path: Path) -> None:
         close(load_image(path, channels=None), BANDS.transpose(2, 0, 1))
     with pytest.raises(ValueError, match=r"\(H, W, 4\), as the network has 4 channels; got \(6, 8, 5\)"):
         load_image(path, channels=4)
-    Image.fromarray(whole[..., :4], "RGBA").save(tmp_path / "four.tif")
+    Image.fromarray(whole[..., :4]).save(tmp_path / "four.tif")
     close(load_image(tmp_path / "four.tif", channels=4), BANDS[..., :4].transpose(2, 0, 1))
     assert load_image(tmp_path / "four.tif").shape == (3, 6, 8)
 

@@ -37,7 +37,7 @@ def heatmap_png(heatmap: NDArray[np.uint8]) -> bytes:
 
 def overlay_png(heatmap: NDArray[np.uint8]) -> bytes:
     """Encode a heatmap as PNG in the colors of overlays, as opaque as it is hot; its size is that of `heatmap_png`."""
-    image = Image.fromarray(_shrink(heatmap, MAX_HEATMAP_SIDE), "P")
+    image = Image.fromarray(_shrink(heatmap, MAX_HEATMAP_SIDE))
     image.putpalette(heat_colors(256).tobytes())
     return _png(image, transparency=bytes(range(256)))
 
