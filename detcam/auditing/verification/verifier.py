@@ -212,7 +212,9 @@ class Verifier:
         if not tried.ends:
             verdict = decide_verdict(hypothesis.score, tried.trials, float(tried.region.float().mean()))
             return VerificationResult(tried.trials, verdict, proposal, tried.region, (), None, ends=False)
-        tried, parts = yield from reduce_region(tried, proposal, hypothesis, self.fill_count, self._image)
+        # Spots have no shape of their own; the regions of maps have.
+        image = self._image if proposal.name == PROBES_NAME else None
+        tried, parts = yield from reduce_region(tried, proposal, hypothesis, self.fill_count, image)
         area, size = tried.region, float(tried.region.float().mean())
         # Regions that end the error as well are no controls.
         known = [each.region for each in further or () if each.trials and not bool((each.region & area).any())]
