@@ -100,8 +100,7 @@ def test_a_notebook_shows_counts_causes_and_the_report(whole: Audit) -> None:
     page = replace(whole, cases=cases, report=Path("<b>") / "index.html")._repr_html_()
     assert page.startswith("<div><p><strong>5 false positives with a score of at least 0.5")
     assert "0 missed objects; average precision 1.000. 5 of 5 explained" in page
-    assert "5 errors rest on a mark outside the object" in page, "the wake's light pixels, which stand out from the water"
-    assert "delta AP" in page and "counterfactual pairs" in page
+    assert "surroundings" in page and "delta AP" in page and "counterfactual pairs" in page
     assert "&lt;b&gt;/index.html" in page and "&lt;script&gt;" in page and "<script" not in page
     unlabeled = replace(whole, cases=[], causes=(), report=None, is_unlabeled=True)
     lines = "0 detections with a score of at least 0.5, no annotations."
