@@ -18,6 +18,10 @@ EFFECT_MARGIN = 0.05
 MIN_SEARCH_EFFECT = MIN_WEAK_EFFECT + EFFECT_MARGIN
 """Minimum drop of the score, relative to it, without a region that is verified."""
 
+MAX_ENDING_SCORE = 0.9
+"""Maximum score without a region that is verified, relative to the threshold: just below it, another fill or another
+resizing of the image brings the detection back."""
+
 MAX_CLEAR_SCORE = 0.5
 """Maximum score without a region that clearly ends the error, relative to the highest one that ends it."""
 
@@ -51,8 +55,8 @@ class Hypothesis:
     limits: tuple[str, ...] = ()
 
     def ends(self, trial: Trial, min_effect: float = MIN_SEARCH_EFFECT) -> bool:
-        """Whether a trial ends the error, and costs at least a fraction of the score."""
-        if trial.outcome in PERSISTING or remaining_score(trial) > (1 - min_effect) * self.score:
+        """Whether a trial clearly ends the error, and costs at least a fraction of the score."""
+        if trial.outcome in PERSISTING or remaining_score(trial) > self._highest_score(min_effect):
             return False
         return not self.is_confusion or trial.outcome == "class flipped"
 
@@ -68,9 +72,12 @@ class Hypothesis:
 
     def barely_ends(self, trials: Sequence[Trial]) -> bool:
         """Whether the score without a region that ends the error is near the highest one that ends it likewise."""
-        effect = self._effect_likewise(trials)
-        limit = min(self.criterion.score_threshold, (1 - effect) * self.score)
-        return max(map(remaining_score, trials)) > MAX_CLEAR_SCORE * limit
+        highest = self._highest_score(self._effect_likewise(trials))
+        return max(map(remaining_score, trials)) > MAX_CLEAR_SCORE * highest
+
+    def _highest_score(self, min_effect: float) -> float:
+        """The highest score without a region that ends the error and costs at least a fraction of the score."""
+        return min(MAX_ENDING_SCORE * self.criterion.score_threshold, (1 - min_effect) * self.score)
 
     def is_control(self, trial: Trial) -> bool:
         """Whether the trial of a control can be compared: of a confusion, one in which the object is still detected."""

@@ -132,3 +132,11 @@ def test_a_region_that_barely_ends_the_error_is_reduced_to_its_parts_only() -> N
         assert found is tried and parts == []
         counts.append(count)
     assert counts[0] > 0 and counts[1] == 0
+
+
+def test_a_score_just_below_the_threshold_does_not_end_the_error() -> None:
+    box = disc(50, 50, 10)
+    criterion = PersistenceCriterion(BoxTarget((30.0, 30.0, 70.0, 70.0), 0), 0.5, False, torch.zeros(0, 4))
+    hypothesis = Hypothesis("case", criterion, 0.9, Proposals([Proposal("map", box.float())]), box, box)
+    below, clearly_below = (Trial("without evidence", "ring", score, "vanished") for score in (0.46, 0.44))
+    assert not hypothesis.ends(below) and hypothesis.ends(clearly_below)
