@@ -40,7 +40,8 @@ class Assignment:
     Attributes:
         cases: all errors.
         explained: (n,) int64, indices of the explained errors.
-        assigned: (u,) int64, indices of the unexplained errors.
+        assigned: (u,) int64, indices of the unexplained errors; missed objects (or false positives) only if one of them
+            is explained.
         neighbors: (u, k) int64, indices of the explained errors nearest to each unexplained one.
         held_out: (n, k) int64, the same for each explained error, without those of its image: cross-validation.
     """
@@ -100,7 +101,13 @@ class Assignment:
         residuals = truth - self._shares(self.explained, self.held_out, held, keys)
         variance = float((residuals**2).mean()) * (count + count**2 / len(self.explained))
         estimate, half = total + float(shares.sum()), INTERVAL_WIDTH * math.sqrt(variance)
-        return estimate, max(estimate - half, total), min(estimate + half, total + count)
+        return estimate, max(estimate - half, total), min(estimate + half, total + self._candidates(held, keys))
+
+    def _candidates(self, held: Collection[int], keys: Collection[ClassKey] | None) -> int:
+        """Number of unexplained errors that can have a cause: missed objects if it has some, and so on."""
+        sides = {_is_missed(self.cases[index]) for index in held}
+        indices = [index for index in self.assigned.tolist() if _is_missed(self.cases[index]) in sides]
+        return len(indices) if keys is None else sum(self._keys[index] in keys for index in indices)
 
     def most_likely(self, members: Collection[int], keys: Collection[ClassKey] | None) -> list[int]:
         """Indices of the unexplained errors whose neighbors have a cause in the majority; arguments as in `count`."""
@@ -132,7 +139,9 @@ def assign_errors(
     """Find the explained errors that resemble each unexplained one.
 
     Errors with the same type, class and true class are compared; if there are fewer than `NEIGHBORS` explained ones,
-    those with the same type and class, then with the same type, then all. The distance is the sum of two parts: the
+    those with the same type and class, then with the same type, then all false positives. Missed objects are compared
+    with missed objects alone; if none of them is explained, they are not assigned, and likewise false positives:
+    no missed object looks like a class. The distance is the sum of two parts: the
     difference in score, size, shape, position and IoU with the object concerned, and the cosine distance of the
     network's features over the box; each is 1 on average.
 
@@ -146,21 +155,23 @@ def assign_errors(
     """
     known = {index for index, case in explained_cases(cases).items() if case.evidence_kind is not None}
     explained = [index for index in relevant if index in known]
-    assigned = [index for index in relevant if index not in known]
+    sides = {_is_missed(cases[index]) for index in explained}
+    assigned = [index for index in relevant if index not in known and _is_missed(cases[index]) in sides]
     images = np.array([str(cases[index].image_id) for index in explained])
     if len(explained) < MIN_EXPLAINED or len(set(images.tolist())) < 2:
         return None
     indices = np.array([*explained, *assigned], dtype=np.int64)
     distances = _distances(cases, indices, len(explained), features)
-    levels = [np.array(codes) for codes in _key_codes([cases[index] for index in indices.tolist()])]
+    levels = [(np.array(codes), NEIGHBORS) for codes in _key_codes([cases[index] for index in indices.tolist()])]
+    levels.append((np.array([_is_missed(cases[index]) for index in indices.tolist()]), 1))
     nearest = []
     for row, distance in enumerate(distances):
         allowed = np.ones(len(explained), dtype=bool)
         if row < len(explained):
             allowed = images != images[row]
-        for codes in levels:
+        for codes, minimum in levels:
             same = allowed & (codes[: len(explained)] == codes[row])
-            if same.sum() >= NEIGHBORS:
+            if same.sum() >= minimum:
                 allowed = same
                 break
         order = np.argsort(np.where(allowed, distance, np.inf), kind="stable")[:NEIGHBORS]
@@ -174,6 +185,10 @@ def assign_errors(
         table[len(explained) :],
         table[: len(explained)],
     )
+
+
+def _is_missed(case: AuditCase) -> bool:
+    return case.type == "missed"
 
 
 def _key_codes(cases: Sequence[AuditCase]) -> list[list[int]]:
@@ -218,10 +233,10 @@ def _properties(case: AuditCase) -> list[float]:
     box_width, box_height = max(x2 - x1, 1e-3), max(y2 - y1, 1e-3)
     border = min(x1 / width, y1 / height, 1 - x2 / width, 1 - y2 / height)
     return [
-        0.0 if case.type == "missed" else case.score,
+        0.0 if _is_missed(case) else case.score,
         math.log(box_width * box_height / (height * width)),
         math.log(box_width / box_height),
         border,
         (y1 + y2) / (2 * height),
-        case.ground_truth.iou if case.ground_truth is not None and case.type != "missed" else 0.0,
+        case.ground_truth.iou if case.ground_truth is not None and not _is_missed(case) else 0.0,
     ]

@@ -45,6 +45,26 @@ def test_errors_of_the_same_type_and_classes_are_compared() -> None:
     assert found.most_likely(members(cases, "mark"), None) == list(range(10, 30))
 
 
+def test_missed_objects_do_not_have_the_causes_of_false_positives() -> None:
+    false_positives = make(["look-alike"] * 10 + [None] * 5)
+    missed = [replace(case, type="missed", id=f"m{case.id}", image_id=f"m{case.id}") for case in make([None] * 20)]
+    found = assigned([*false_positives, *missed])
+    assert found.assigned.tolist() == list(range(10, 15)), "no missed object is explained"
+    assert found.count(range(10), None) == pytest.approx((15, 15, 15))
+    with_one = [*false_positives, replace(missed[0], evidence_kind="surroundings"), *missed[1:]]
+    found = assigned(with_one)
+    assert found.count(range(10), None)[0] == pytest.approx(15)
+    assert found.count(members(with_one, "surroundings"), None)[0] == pytest.approx(20)
+
+
+def test_no_more_errors_than_there_are_of_the_type_and_classes() -> None:
+    cases = make(["mark", "look-alike"] * 10 + [None] * 3)
+    cases += [replace(case, type="localization", id=f"l{case.id}", image_id=f"l{case.id}") for case in make([None] * 9)]
+    found, marks = assigned(cases), range(0, 20, 2)
+    assert found.count(marks, {class_key(cases[0])})[2] == pytest.approx(13)
+    assert found.count(marks, None)[2] > 13, "of any type"
+
+
 def test_properties_and_features_separate_errors_of_one_class() -> None:
     rng = np.random.default_rng(0)
     kinds: list[EvidenceKind | None] = ["mark"] * 15 + ["surroundings"] * 15 + [None] * 40
