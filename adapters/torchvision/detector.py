@@ -61,6 +61,11 @@ class TorchvisionDetector(DetectorAdapter, abstract=True):
     def classes(self) -> int:
         """Number of class indices, background (0) included where the family has one."""
 
+    @property
+    def model_score_threshold(self) -> float:
+        """The model's own minimum score of a detection (``score_thresh``), which applies beside any other."""
+        return float(getattr(self.model, "roi_heads", self.model).score_thresh)
+
     def prepare(self, images: Sequence[Tensor]) -> Batch:
         transformed = self._transformed(images)
         canvas = (transformed.tensors.shape[-2], transformed.tensors.shape[-1])

@@ -96,9 +96,8 @@ def group_sentence(cases: Sequence[AuditCase], delta_ap: float) -> str:
         suffix = f" ({', '.join(stages)})" if stages else ""
         where = _shared_location(cases)
         location = f", appearing when the region {where} is removed" if where else ""
-        confirmed = sum(case.confirmed for case in cases)
         objects = plural(count, "missed object")
-        return f"{first.name}: {objects}{suffix}{location}; {confirmed} of {count} confirmed; {cost}"
+        return f"{first.name}: {objects}{suffix}{location}; {_confirmed(cases, 'cause')}; {cost}"
     errors = {
         "background": plural(count, "detection" if math.isfinite(first.trust) else "background error"),
         "classification": f"{plural(count, 'detection')} on {_object_names(cases)}",
@@ -110,8 +109,13 @@ def group_sentence(cases: Sequence[AuditCase], delta_ap: float) -> str:
     where = _shared_location(cases)
     form = {"mark": " (a mark)", "image border": " (along the border of the image)"}.get(first.evidence_kind or "", "")
     location = f", evidence {where}{form}" if where else ""
-    confirmed = sum(case.confirmed for case in cases)
-    return f"{first.name}: {errors}{background_type}{location}; {confirmed} of {count} confirmed; {cost}"
+    return f"{first.name}: {errors}{background_type}{location}; {_confirmed(cases, 'cause')}; {cost}"
+
+
+def _confirmed(cases: Sequence[AuditCase], what: str) -> str:
+    """How many cases are confirmed; of none, what is not."""
+    count = sum(case.confirmed for case in cases)
+    return f"{count} of {len(cases)} confirmed" if count else f"no {what} confirmed"
 
 
 def percent(share: float, digits: int = 0) -> str:

@@ -212,6 +212,19 @@ def explain_command(options: ExplainOptions) -> int:
     return report.finish(index)
 
 
+def _threshold_note(adapter: Adapter, score_threshold: float | None) -> str:
+    """A note if the model drops detections that the user asks for, else an empty string."""
+    from detcam.adapters.torchvision.detector import TorchvisionDetector
+
+    if score_threshold is None or not isinstance(adapter, TorchvisionDetector):
+        return ""
+    own = adapter.model_score_threshold
+    if score_threshold >= own:
+        return ""
+    name = "box_score_thresh" if hasattr(adapter.model, "roi_heads") else "score_thresh"
+    return f"note: the model itself drops detections with scores below {own:g}: {name} of its constructor, in Python"
+
+
 @dataclass
 class ExplainReport:
     """Prints a table row per target while images are explained, a progress bar, and the totals.
@@ -310,8 +323,12 @@ class ExplainReport:
         if not self.explained:
             print(f"detcam: none of {plural(len(self.paths), 'image')} could be explained", file=sys.stderr)
             return 2
+        note = _threshold_note(self.adapter, self.score_threshold)
         if not self.targets:
-            print("The model predicts nothing. A lower --score-threshold includes weaker predictions.", file=sys.stderr)
+            remedy = "" if note else " A lower --score-threshold includes weaker predictions."
+            print(f"The model predicts nothing.{remedy}", file=sys.stderr)
+        if note:
+            print(note, file=sys.stderr)
         if self.cut:
             note = (
                 f"{plural(self.cut, 'image')} with {self.max_boxes} targets, the default maximum: --top-k explains more"

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
 from torchvision.models.segmentation import lraspp_mobilenet_v3_large
 
 import detcam.explanation.batch
@@ -258,8 +259,23 @@ def test_no_predictions_is_not_an_error(detcam_command: Command, detector: tuple
     code, out, err = detcam_command("explain", "a.png", *detector, "--score-threshold", "1")
     assert code == 0
     assert "no targets at or above 1" in out
-    assert "A lower --score-threshold" in err
+    assert "A lower --score-threshold" in err and "the model itself" not in err
     assert read_entries(tmp_path / "explanations")[0]["targets"] == []
+
+
+@pytest.mark.parametrize("threshold", ["0.049", "0.05"])
+def test_a_threshold_of_the_model_itself_is_told(detcam_command: Command, tmp_path: Path, threshold: str) -> None:
+    save_image(tmp_path / "a.png")
+    model = fasterrcnn_mobilenet_v3_large_320_fpn(weights=None, weights_backbone=None, num_classes=2)
+    torch.nn.init.constant_(model.roi_heads.box_predictor.cls_score.bias, 0)
+    with torch.no_grad():
+        model.roi_heads.box_predictor.cls_score.bias[1] = -9.0
+    torch.save(model.state_dict(), "none.pth")
+    arguments = ("--model", DETECTOR, "--weights", "none.pth", "--image-size", "96", "--score-threshold", "0.049")
+    code, _, err = detcam_command("explain", "a.png", *arguments)
+    assert code == 0
+    assert "The model predicts nothing.\n" in err, "a lower threshold finds no more"
+    assert "drops detections with scores below 0.05: box_score_thresh" in err
 
 
 def test_the_default_maximum_of_boxes_is_told(

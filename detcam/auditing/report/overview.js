@@ -119,7 +119,6 @@ function groupItem(group) {
       el("p", {class: "sentence"}, group.sentence),
       el("p", {class: "facts"}, !isUnlabeled && tag(group.type), group.background_type && tag(group.background_type), group.name,
         isKnown(group.delta_ap) && el("span", {class: "number"}, "delta AP " + ap(group.delta_ap)),
-        el("span", {}, group.confirmed_count + " of " + group.size + " confirmed"),
         el("button", {type: "button", class: "text", click: () => filterBy({group: String(group.number)})}, "show " + plural(group.size, "case")))),
     el("div", {class: "strip"}, thumbnails));
 }

@@ -50,6 +50,22 @@ def test_first_screen_names_the_costliest_causes_with_an_image_and_an_action(
     assert page.evaluate("decodeURIComponent(location.hash)") == f"#case={tops[0].example.id}"
 
 
+def test_causes_say_for_how_many_errors_they_are_confirmed(
+    look: Open, samples: list[SampleImage], tmp_path: Path
+) -> None:
+    made = summary_of(samples[:2], groups=())
+    causes = tuple(
+        replace(cause, children=(), confirmed_count=index and len(cause)) for index, cause in enumerate(made.causes)
+    )
+    page = look(write(tmp_path, samples[:2], replace(made, groups=(), causes=causes)))
+    tops = top_causes(causes, {case.id: case for case in made.cases})
+    shown = page.locator(".cause .facts").all_inner_texts()
+    assert {top.cause.confirmed_count > 0 for top in tops} == {True, False}
+    for facts, top in zip(shown, tops, strict=True):
+        count, size = top.cause.confirmed_count, len(top.cause)
+        assert (f"cause confirmed for {count} of {size}" in facts) == ("confirmed" in facts) == (count > 0)
+
+
 def test_threshold_is_marked_in_the_curves(look: Open, index: Path, summary: ReportSummary) -> None:
     page = look(index)
     line = page.locator("line.here")
