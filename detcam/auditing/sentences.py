@@ -29,6 +29,8 @@ MIN_OUTSIDE_SHARE = 0.99
 """Minimum share of the evidence outside the box and the object, from which the cause is said to lie there."""
 MIN_SHARE = 0.9
 """Minimum share of the evidence on one side of the box's border, from which its location is said to be that side."""
+MIN_SUFFICIENT_SCORE = 0.75
+"""Minimum score without each of several parts, relative to the score, from which any of them is said to suffice."""
 
 
 def outside_share(case: AuditCase) -> float:
@@ -66,8 +68,13 @@ def further_regions_needed(case: AuditCase) -> int:
 
 
 def sufficient_parts(case: AuditCase) -> int:
-    """Number of parts of the evidence any of which suffices, so that the error ends without all of them only; or 0."""
-    return len(case.parts) if len(case.parts) > 1 and not further_regions_needed(case) else 0
+    """Number of parts of the evidence any of which suffices, so that the error ends without all of them only; or 0.
+
+    The detection keeps its score without each of them alone: where one costs it much, the others do not replace it.
+    """
+    if len(case.parts) < 2 or further_regions_needed(case):
+        return 0
+    return len(case.parts) if min(part.score for part in case.parts) >= MIN_SUFFICIENT_SCORE * case.score else 0
 
 
 def _is_needed_inside(case: AuditCase) -> bool:

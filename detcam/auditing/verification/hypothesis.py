@@ -25,6 +25,9 @@ resizing of the image brings the detection back."""
 MAX_CLEAR_SCORE = 0.5
 """Maximum score without a region that clearly ends the error, relative to the highest one that ends it."""
 
+SAME_CLASS_LIMIT = "no region was found without which the object has another class"
+"""What limits the grade of a region that is verified after none was found that changes the class."""
+
 
 @dataclass(frozen=True)
 class Hypothesis:
@@ -85,8 +88,15 @@ class Hypothesis:
 
     def without_confusion(self) -> Hypothesis:
         """The claim that the maps show what the detection needs, whatever becomes of the object."""
-        limit = "no region was found without which the object has another class"
-        return replace(self, is_confusion=False, limits=(*self.limits, limit))
+        return replace(self, is_confusion=False, limits=(*self.limits, SAME_CLASS_LIMIT))
+
+    def limits_of(self, trials: Sequence[Trial]) -> tuple[str, ...]:
+        """What limits the grade of a region; that none changes the class is not said of one that does in its trials."""
+        flips = [trial.outcome == "class flipped" for trial in trials]
+        if not any(flips):
+            return self.limits
+        others = tuple(each for each in self.limits if each != SAME_CLASS_LIMIT)
+        return others if all(flips) or others == self.limits else (*others, f"{SAME_CLASS_LIMIT} with every fill")
 
 
 @dataclass(frozen=True)

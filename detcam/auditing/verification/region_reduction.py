@@ -49,7 +49,8 @@ def reduce_region(
 ) -> Investigation[tuple[TriedRegion, list[EvidencePart]]]:
     """Reduce a region that ends the error to a smaller one that does so with a similar effect.
 
-    A region that barely ends the error is reduced to its parts only, since half of it hardly ever suffices.
+    Of a region that barely ends the error, its parts are tried, and what stands out in a spot, but no half of it, since
+    that hardly ever suffices.
 
     Args:
         tried: the region.
@@ -63,14 +64,14 @@ def reduce_region(
     """
     tried, parts = yield from _separate_parts(tried, hypothesis, fill_count)
     ends = hypothesis.ends_likewise(tried.trials)
-    if hypothesis.barely_ends(tried.trials):
-        return (yield from _part_outside(tried, hypothesis, fill_count)), parts
-    if hypothesis.segments is not None:
-        segments = hypothesis.segments()
-        smaller = yield from concentrate(tried, proposal.heatmap, segments, fill_count, ends, image)
+    barely = hypothesis.barely_ends(tried.trials)
+    if hypothesis.segments is not None and (image is not None or not barely):
+        segments, halvings = hypothesis.segments(), 0 if barely else MAX_HALVINGS
+        smaller = yield from concentrate(tried, proposal.heatmap, segments, fill_count, ends, image, halvings)
         tried, parts = yield from _with_parts(smaller, tried, parts, hypothesis, fill_count)
-    smaller = yield from shrink(tried, proposal.heatmap, fill_count, ends)
-    tried, parts = yield from _with_parts(smaller, tried, parts, hypothesis, fill_count)
+    if not barely:
+        smaller = yield from shrink(tried, proposal.heatmap, fill_count, ends)
+        tried, parts = yield from _with_parts(smaller, tried, parts, hypothesis, fill_count)
     return (yield from _part_outside(tried, hypothesis, fill_count)), parts
 
 
@@ -113,7 +114,12 @@ def _separate_parts(
 def _without_idle_parts(
     tried: TriedRegion, parts: Sequence[EvidencePart], hypothesis: Hypothesis, fill_count: int
 ) -> Investigation[tuple[TriedRegion, list[EvidencePart]]]:
-    """Leave out the parts without which the rest of a region ends the error; of two parts, each is the other's rest."""
+    """Leave out the parts without which the rest of a region ends the error; of two parts, each is the other's rest.
+
+    A connected region is one thing: its pieces inside and outside the box are no parts that replace one another.
+    """
+    if len(connected_parts(tried.region)) == 1:
+        return tried, []
     kept: list[EvidencePart] = []
     for part in reversed(parts):  # connected ones first
         if not any(bool((part.region & other.region).any()) for other in kept):
@@ -147,6 +153,7 @@ def concentrate(
     fill_count: int,
     ends: Ending = ends_error,
     image: Tensor | None = None,
+    halvings: int = MAX_HALVINGS,
 ) -> Investigation[TriedRegion]:
     """Reduce a region that ends the error to what a map highlights in it, as long as that ends the error alone.
 
@@ -161,6 +168,7 @@ def concentrate(
         fill_count: number of fills.
         ends: whether a trial ends the error.
         image: (C, h, w), the image; None tries no pixels that stand out.
+        halvings: maximum number of times that the pixels with the largest values are halved.
     """
     parts = connected_parts(tried.region)
     if not parts:
@@ -173,7 +181,7 @@ def concentrate(
             attempt = yield from try_region(piece, fill_count, tried.map_index, ends, first=tried.strictest_fill)
             if attempt.ends:
                 return attempt
-    for _ in range(MAX_HALVINGS):
+    for _ in range(halvings):
         parts = _cores(parts, heatmap)
         core = _joined(parts)
         if float(core.float().mean()) < MIN_CORE_FRACTION:

@@ -229,7 +229,8 @@ class Verifier:
                 Removal("random control", each, index % self.fill_count) for index, each in enumerate(random_regions)
             ]
         compared = [each for each in trials if each.intervention == "without evidence" or hypothesis.is_control(each)]
-        verdict = decide_verdict(hypothesis.score, compared, size, parts_needed=len(beside), limits=hypothesis.limits)
+        limits = hypothesis.limits_of(tried.trials)
+        verdict = decide_verdict(hypothesis.score, compared, size, parts_needed=len(beside), limits=limits)
         if verdict.grade in CONFIRMED:
             parts += yield from self._further_parts(tried, parts, hypothesis, search, further)
         control = random_regions[0] if random_regions else None

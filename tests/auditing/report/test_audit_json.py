@@ -16,7 +16,7 @@ import pytest
 from detcam.auditing import analyze_errors
 from detcam.auditing.case import AuditCase, CasePart
 from detcam.auditing.report import ReportSummary
-from detcam.auditing.sentences import OUTSIDE_LOCATIONS, is_inside, is_outside
+from detcam.auditing.sentences import OUTSIDE_LOCATIONS, case_sentence, is_inside, is_outside
 from detcam.data.annotations import Annotations
 from tests.auditing.random_data import make_random_data
 from tests.auditing.report.made_up import make_images, summary_of, write
@@ -137,6 +137,19 @@ def test_headline() -> None:
         f"{kinds.count('missing annotation')} of {len(kinds)} explained background errors may be missing annotations: "
         "check them before you count them as errors.",
     ]
+
+
+def test_either_part_suffices_only_if_the_score_stays_without_each() -> None:
+    samples = make_images(range(1))
+    case = next(case for case, maps in samples[0].cases if maps is not None and case.is_false_positive)
+    case = replace(case, score=0.8, verdict="strong", evidence_shares={"ring": 1.0})
+
+    def sentence(*scores: float) -> str:
+        return case_sentence(replace(case, parts=tuple(CasePart(0.01, "ring", score, False) for score in scores)))
+
+    assert "; either of its 2 parts suffices: " in sentence(0.79, 0.62)
+    assert "; any of its 3 parts suffices: " in sentence(0.79, 0.62, 0.7)
+    assert "suffices" not in sentence(0.79, 0.3), "the part without which the score is 0.3 is not replaced by the other"
 
 
 def test_headline_edge_cases() -> None:

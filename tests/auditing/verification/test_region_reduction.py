@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -118,19 +120,28 @@ def test_the_margin_is_removed_as_well_where_one_fill_does_not_end_the_error() -
     assert not found.ends and count == 1, "with its margin, it is the region that it was cut from"
 
 
-def test_a_region_that_barely_ends_the_error_is_reduced_to_its_parts_only() -> None:
-    region = disc(50, 50, 10)
+def test_of_a_region_that_barely_ends_the_error_only_what_stands_out_in_a_spot_is_tried() -> None:
+    region, mark = disc(50, 50, 10), disc(52, 50, 3)
     target = BoxTarget((30.0, 30.0, 70.0, 70.0), 0)
     proposal = Proposal("map", torch.exp(-((torch.arange(100)[:, None] - 50) ** 2) / 100.0).expand(100, 100))
     hypothesis = Hypothesis(
         "case", PersistenceCriterion(target, 0.5, False, torch.zeros(0, 4)), 0.9, Proposals([proposal]), region, region
     )
+    image = 0.4 + 0.4 * mark.expand(3, 100, 100)
+    one_segment = torch.zeros(100, 100, dtype=torch.long)
+    in_segments = replace(hypothesis, segments=lambda: one_segment)
     counts = []
     for score in (0.1, 0.4):
         tried = TriedRegion(0, region, (Trial("without evidence", "ring", score, "vanished"),), ends=True)
         (found, parts), count = drive(reduce_region(tried, proposal, hypothesis, 1), lambda each, fill: False)
         assert found is tried and parts == []
         counts.append(count)
+        (found, _), _ = drive(
+            reduce_region(tried, proposal, in_segments, 1, image), lambda each, fill: bool((each & mark == mark).all())
+        )
+        assert bool((found.region & mark == mark).all()) and int(found.region.sum()) < 0.25 * int(region.sum())
+        (found, _), count = drive(reduce_region(tried, proposal, in_segments, 1), lambda each, fill: True)
+        assert (found is tried and count == 0) == (score == 0.4), "the region of a map"
     assert counts[0] > 0 and counts[1] == 0
 
 
@@ -140,3 +151,19 @@ def test_a_score_just_below_the_threshold_does_not_end_the_error() -> None:
     hypothesis = Hypothesis("case", criterion, 0.9, Proposals([Proposal("map", box.float())]), box, box)
     below, clearly_below = (Trial("without evidence", "ring", score, "vanished") for score in (0.46, 0.44))
     assert not hypothesis.ends(below) and hypothesis.ends(clearly_below)
+
+
+def test_pieces_of_a_connected_region_inside_and_outside_the_box_are_no_parts() -> None:
+    """None of them ends the error alone; two regions that do not touch are parts that replace one another."""
+    target = BoxTarget((30.0, 30.0, 70.0, 70.0), 0)
+    box = torch.zeros(100, 100, dtype=torch.bool)
+    box[30:70, 30:70] = True
+    proposal = Proposal("map", torch.ones(100, 100))
+    hypothesis = Hypothesis(
+        "case", PersistenceCriterion(target, 0.5, False, torch.zeros(0, 4)), 0.9, Proposals([proposal]), box, box
+    )
+    trials = (Trial("without evidence", "ring", 0.4, "vanished"),)
+    for region, count in ((disc(30, 50, 10), 0), (disc(15, 50, 5) | disc(50, 50, 5), 2)):
+        tried = TriedRegion(0, region, trials, ends=True)
+        (found, parts), trial_count = drive(reduce_region(tried, proposal, hypothesis, 1), lambda each, fill: False)
+        assert found is tried and len(parts) == count and trial_count > 0

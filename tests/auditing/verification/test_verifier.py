@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from detcam import adapt
 from detcam.adapters import detector
+from detcam.auditing.case import Trial
+from detcam.auditing.verification import verifier
 from detcam.auditing.verification.evidence import box_region
 from detcam.auditing.verification.hypothesis import Hypothesis, VerificationResult
 from detcam.auditing.verification.persistence import PersistenceCriterion
@@ -185,7 +187,28 @@ def test_without_a_region_that_changes_the_class_the_words_say_so() -> None:
     image, spots = spots_image(HULL)
     result = verify(Spots([HULL], lambda blueness: blueness[0]), image, spots, is_confusion=True)
     assert result.verdict.grade == "weak" and bool(result.evidence[HULL].any())
-    assert "no region was found without which the object has another class" in result.verdict.reason
+    assert result.verdict.reason.endswith("; no region was found without which the object has another class")
+
+    flipped, vanished = (Trial("without evidence", "ring", 0.1, outcome) for outcome in ("class flipped", "vanished"))
+    (said,) = claim_about(spots).without_confusion().limits_of([flipped, vanished])
+    assert said == "no region was found without which the object has another class with every fill"
+
+
+def test_a_region_that_changes_the_class_is_not_said_to_leave_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The search for a change of the class is limited; the regions that are tried later may change it."""
+    image, spots = spots_image(LEFT)
+    network = Spots([LEFT], lambda blueness: torch.stack([blueness[0], 1 - blueness[0]]))
+    monkeypatch.setattr(verifier, "MAX_CONFUSION_TRIALS", 0)
+    result = verify(network, image, spots, is_confusion=True)
+    assert result.verdict.reason.startswith("class flipped without the evidence") and result.verdict.grade == "strong"
+    assert "another class" not in result.verdict.reason
+
+
+def claim_about(heatmap: Tensor) -> Hypothesis:
+    """A claim about the wrong class of a box."""
+    criterion = PersistenceCriterion(BoxTarget(POND, 0), 0.5, False, torch.zeros(0, 4))
+    box = heatmap > 0
+    return Hypothesis("case", criterion, 0.9, Proposals([Proposal("map", heatmap)]), box, box, is_confusion=True)
 
 
 def test_evidence_at_the_border_of_the_box_is_reduced_to_the_part_outside() -> None:
