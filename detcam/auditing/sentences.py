@@ -104,7 +104,7 @@ def group_sentence(cases: Sequence[AuditCase], delta_ap: float) -> str:
         where = _shared_location(cases)
         location = f", appearing when the region {where} is removed" if where else ""
         objects = plural(count, "missed object")
-        return f"{first.name}: {objects}{suffix}{location}; {_confirmed(cases, 'cause')}; {cost}"
+        return f"{first.name}: {objects}{suffix}{location}; {_confirmed(cases)}; {cost}"
     errors = {
         "background": plural(count, "detection" if math.isfinite(first.trust) else "background error"),
         "classification": f"{plural(count, 'detection')} on {_object_names(cases)}",
@@ -116,13 +116,13 @@ def group_sentence(cases: Sequence[AuditCase], delta_ap: float) -> str:
     where = _shared_location(cases)
     form = {"mark": " (a mark)", "image border": " (along the border of the image)"}.get(first.evidence_kind or "", "")
     location = f", evidence {where}{form}" if where else ""
-    return f"{first.name}: {errors}{background_type}{location}; {_confirmed(cases, 'cause')}; {cost}"
+    return f"{first.name}: {errors}{background_type}{location}; {_confirmed(cases)}; {cost}"
 
 
-def _confirmed(cases: Sequence[AuditCase], what: str) -> str:
-    """How many cases are confirmed; of none, what is not."""
+def _confirmed(cases: Sequence[AuditCase]) -> str:
+    """How many cases have confirmed evidence."""
     count = sum(case.confirmed for case in cases)
-    return f"{count} of {len(cases)} confirmed" if count else f"no {what} confirmed"
+    return f"{count} of {len(cases)} confirmed" if count else "no evidence confirmed"
 
 
 def percent(share: float, digits: int = 0) -> str:

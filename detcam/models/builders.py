@@ -189,7 +189,8 @@ def as_downloaded(path: Path) -> Iterator[None]:
 
 def download_help(library: str, name: str, error: OSError) -> str:
     """Return the message for weights that cannot be downloaded, with instructions for offline use."""
-    reason = " ".join(str(getattr(error, "reason", error)).split())
+    words = " ".join(str(getattr(error, "reason", error)).split())
+    reason = words.split(". ")[0].rstrip(".")
     begin = f"the published weights of {name} are not in the cache and cannot be downloaded ({reason[:160]})."
     random = f"or --weights {RANDOM} for random ones"
     if library == "torchvision":

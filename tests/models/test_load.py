@@ -245,11 +245,11 @@ def test_unknown_names_get_the_nearest_ones(name: str, meant: str) -> None:
 
 def test_offline_errors_name_the_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def refuse(*args: Any, **kwargs: Any) -> None:
-        raise URLError("Name or service not known")
+        raise URLError("Name or service not known. See the manual for")
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    with pytest.raises(OSError, match=r"cannot be downloaded \(Name or service") as caught:
+    with pytest.raises(OSError, match=r"cannot be downloaded \(Name or service not known\)\.") as caught:
         load_model("resnet18")
     message = str(caught.value)
     url = torchvision.models.ResNet18_Weights.DEFAULT.url

@@ -37,7 +37,7 @@ def test_groups_of_undefined_cost_are_ranked_by_confirmed_effect_then_by_score()
     cases = [case(number, **of_group[number // 2]) for number in range(8)]
     assert found(cases, features) == [["6", "7"], ["2", "3"], ["4", "5"], ["0", "1"]]
     _, groups = group_cases(cases, features, lambda members: float("nan"))
-    assert groups[2].sentence == "cat: 2 background errors; no cause confirmed; highest score 0.80"
+    assert groups[2].sentence == "cat: 2 background errors; no evidence confirmed; highest score 0.80"
     costs = {0: 0.0004, 2: 0.1, 4: float("nan"), 6: 0.2}
     ranked = found(cases, features, lambda members: costs[members[0]])
     assert ranked == [["6", "7"], ["2", "3"], ["4", "5"], ["0", "1"]], "equal in thousandths: by score"

@@ -63,7 +63,7 @@ def test_causes_say_for_how_many_errors_they_are_confirmed(
     assert {top.cause.confirmed_count > 0 for top in tops} == {True, False}
     for facts, top in zip(shown, tops, strict=True):
         count, size = top.cause.confirmed_count, len(top.cause)
-        assert (f"cause confirmed for {count} of {size}" in facts) == ("confirmed" in facts) == (count > 0)
+        assert (f"evidence confirmed for {count} of {size}" in facts) == ("confirmed" in facts) == (count > 0)
 
 
 def test_threshold_is_marked_in_the_curves(look: Open, index: Path, summary: ReportSummary) -> None:
