@@ -94,8 +94,8 @@ class Trial:
 
     Attributes:
         intervention: the perturbation.
-        fill: name of the fill: ``"linear"``, linear imputation, or ``"ring"``, the mean color of a ring around each
-            part of the region.
+        fill: name of the fill: ``"linear"``, linear imputation; ``"ring"``, the mean color of a ring around each part
+            of the region; or ``"mean"``, the mean color of the image, of surroundings only.
         score: score of the detection in the perturbed image, in [0, 1]: the maximum over its own raw candidate and
             the candidates that overlap it.
         outcome: state of the detection.

@@ -194,19 +194,32 @@ def concentrate(
 
 
 def _standing_out(part: Tensor, image: Tensor) -> Tensor:
-    """The pixels of a part (h, w) bool whose colors differ from the mean around it, with their neighbors.
-
-    The threshold of the difference is that of Otsu, IEEE Transactions on Systems, Man, and Cybernetics 9 (1979).
-    """
+    """The pixels of a part (h, w) bool whose colors differ from the mean around it, with their neighbors."""
     around = _grown(part, STANDING_OUT_RING) & ~part
     if not bool(around.any()):
         return torch.zeros_like(part)
-    difference = (image[:, part] - image[:, around].mean(1, keepdim=True)).norm(dim=0)
+    return _unlike(part, image, image[:, around].mean(1, keepdim=True))
+
+
+def distinct_pixels(region: Tensor, image: Tensor) -> Tensor:
+    """The pixels of a region (h, w) bool, not empty, whose colors differ from its median, with their neighbors.
+
+    On an object these are its details, without which the object is still there.
+    """
+    return _unlike(region, image, image[:, region].median(1, keepdim=True).values)
+
+
+def _unlike(region: Tensor, image: Tensor, color: Tensor) -> Tensor:
+    """The pixels of a region (h, w) bool whose colors differ from a color (C, 1), with their neighbors in the region.
+
+    The threshold of the difference is that of Otsu, IEEE Transactions on Systems, Man, and Cybernetics 9 (1979).
+    """
+    difference = (image[:, region] - color).norm(dim=0)
     levels = (255 * difference / difference.amax().clamp(min=1e-12)).round().to(torch.uint8).numpy()
     threshold, _ = cv2.threshold(levels, 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
-    piece = torch.zeros_like(part)
-    piece[part] = torch.from_numpy(levels > threshold)
-    return _grown(piece, 1) & part
+    piece = torch.zeros_like(region)
+    piece[region] = torch.from_numpy(levels > threshold)
+    return _grown(piece, 1) & region
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:

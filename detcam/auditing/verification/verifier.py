@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from detcam.auditing.case import CONFIRMED, Trial
+from detcam.auditing.case import CONFIRMED, PERSISTING, Trial
 from detcam.auditing.verification.evidence import control_generator, random_controls, region_beside
 from detcam.auditing.verification.hypothesis import EvidencePart, Hypothesis, VerificationResult, union
 from detcam.auditing.verification.interventions import (
@@ -24,7 +25,7 @@ from detcam.auditing.verification.interventions import (
 )
 from detcam.auditing.verification.proposals import Proposal
 from detcam.auditing.verification.region_probes import probe_regions
-from detcam.auditing.verification.region_reduction import reduce_region, try_with_margin
+from detcam.auditing.verification.region_reduction import distinct_pixels, reduce_region, try_with_margin
 from detcam.auditing.verification.region_search import (
     RegionSearch,
     TriedRegion,
@@ -33,6 +34,12 @@ from detcam.auditing.verification.region_search import (
     try_region,
 )
 from detcam.auditing.verification.removal_map import removal_map
+from detcam.auditing.verification.surroundings import (
+    SURROUNDINGS_FILLS,
+    SURROUNDINGS_LIMIT,
+    propose_surroundings,
+    with_later_fills,
+)
 from detcam.auditing.verification.verdict import MIN_WEAK_EFFECT, Verdict, decide_verdict, remaining_score
 from detcam.perturbation.base import ImageScorer
 from detcam.perturbation.fills import Fill, LinearFill, RingFill
@@ -45,6 +52,8 @@ MIN_CONTEXT_FRACTION = 0.008
 """Minimum fraction of the image that the region outside the box covers which is tried as a further part."""
 MAX_CONFUSION_TRIALS = 8
 """Number of perturbed images from which on the maps are not searched further for a region that changes the class."""
+MAX_DISTINCT = 4
+"""Maximum number of regions without which the object is lost, in which the pixels with distinct colors are tried."""
 PROBES_NAME = "removal of regions"
 REMOVAL_NAME = "coarse-to-fine removal"
 
@@ -72,8 +81,9 @@ class Verifier:
     """
 
     def __init__(self, scorer: ImageScorer, fills: Sequence[Fill] | None = None) -> None:
-        self.interventions = Interventions(scorer, fills if fills is not None else (RingFill(), LinearFill()))
-        self.fill_count = len(self.interventions.fills)
+        fills = fills if fills is not None else (RingFill(), LinearFill())
+        self.interventions = Interventions(scorer, (*fills, *SURROUNDINGS_FILLS))
+        self.fill_count = len(fills)
         self._image = self.interventions.area.image[0].cpu().float()
 
     def verify(self, hypotheses: Sequence[Hypothesis | InvestigatedHypothesis]) -> list[VerificationResult]:
@@ -125,7 +135,11 @@ class Verifier:
         return best if best is not None else _without_evidence(hypothesis)
 
     def _verify_confusion(self, hypothesis: Hypothesis) -> Investigation[VerificationResult | None]:
-        """Verify regions without which the object has another class: single ones, then the smallest of the maps."""
+        """Verify regions without which the object has another class: single ones, then the smallest of the maps.
+
+        If none is confirmed, details of the regions without which the object is lost are removed, then the surroundings
+        of the box, with fills that do not paint them again.
+        """
         best: VerificationResult | None = None
         maps, probes = hypothesis.proposals.maps, hypothesis.proposals.probes
         search = self._search(hypothesis, maps, MAX_CONFUSION_TRIALS)
@@ -139,10 +153,40 @@ class Verifier:
             # Without an ending, the other regions were among those that were removed together.
             probes = probes.following() if ending else None
         found = yield from search.next_region()
-        if found is None:
-            return best
-        result = yield from self._verify(hypothesis, maps, search, found, [])
-        return _better(best, result)
+        if found is not None:
+            result = yield from self._verify(hypothesis, maps, search, found, [])
+            best = _better(best, result)
+        if not _is_confirmed(best):
+            best = _better(best, (yield from self._verify_details(hypothesis, search)))
+        if not _is_confirmed(best):
+            uniform = copy.copy(self)
+            uniform.fill_count = len(SURROUNDINGS_FILLS)
+            result = yield from with_later_fills(uniform._verify_surroundings(hypothesis), self.fill_count)
+            best = _better(best, result)
+        return best
+
+    def _verify_details(self, hypothesis: Hypothesis, search: RegionSearch) -> Investigation[VerificationResult | None]:
+        """Verify the pixels of distinct colors in regions of the maps without which the object is lost."""
+        too_large = [
+            each for each in search.tried.values() if each.trials[-1].outcome not in PERSISTING and not each.ends
+        ]
+        too_large.sort(key=lambda each: int(each.region.sum()))
+        for each in too_large[:MAX_DISTINCT]:
+            details = distinct_pixels(each.region, self._image)
+            tried = yield from try_region(details, self.fill_count, each.map_index, hypothesis.ends)
+            if tried.ends:
+                proposal = hypothesis.proposals.maps[each.map_index]
+                return (yield from self._verify_region(hypothesis, proposal, tried, search, []))
+        return None
+
+    def _verify_surroundings(self, hypothesis: Hypothesis) -> Investigation[VerificationResult | None]:
+        """Verify the surroundings of the box; None if the error does not end without them."""
+        proposal, ring = propose_surroundings(hypothesis)
+        tried = yield from try_region(ring, self.fill_count, ends=hypothesis.ends)
+        if not tried.ends:
+            return None
+        limited = replace(hypothesis, limits=(*hypothesis.limits, SURROUNDINGS_LIMIT))
+        return (yield from self._verify_region(limited, proposal, tried, self._search(hypothesis, []), []))
 
     def _search(
         self, hypothesis: Hypothesis, proposals: Sequence[Proposal], max_trials: int | None = None

@@ -211,6 +211,47 @@ def claim_about(heatmap: Tensor) -> Hypothesis:
     return Hypothesis("case", criterion, 0.9, Proposals([Proposal("map", heatmap)]), box, box, is_confusion=True)
 
 
+@pytest.mark.parametrize("everywhere", [False, True])
+def test_surroundings_that_linear_imputation_paints_again(everywhere: bool) -> None:
+    """A pond reaches into the box, whose rest is continued outside. What any region of that size costs is no cause."""
+    pond, north = (slice(20, 40), slice(20, 40)), (slice(22, 25), slice(25, 35))
+    image, _ = spots_image(pond)
+    image[1] = torch.randint(2, (64, 64), generator=torch.Generator().manual_seed(0)).float()
+    hull = torch.zeros(64, 64)
+    hull[HULL] = 1
+
+    class Barge(Spots):
+        def forward(self, x: Tensor) -> Tensor:
+            texture = (x[:, 1].std((1, 2)) > 0.494).float()
+            found = super().forward(x)
+            return boat_or_barge(torch.stack([found[0], texture if everywhere else found[1]]))
+
+    result = verify(Barge([HULL, north], lambda blueness: blueness), image, hull, is_confusion=True)
+    assert result.proposal.name == "surroundings of the box"
+    if everywhere:
+        assert result.verdict.grade == "not confirmed" and "random region" in result.verdict.reason
+    else:
+        assert result.verdict.grade == "weak" and "single colors only" in result.verdict.reason
+        assert bool(result.evidence[north].any()) and not bool(result.evidence[25:35, 25:35].any())
+        without = [each for each in result.trials if each.intervention == "without evidence"]
+        assert [(each.fill, each.outcome) for each in without] == [("ring", "class flipped"), ("mean", "class flipped")]
+        assert {each.fill for each in result.trials} == {"ring", "mean"}, "of the controls, too"
+
+
+def test_a_detail_of_an_object_that_is_lost_without_larger_regions() -> None:
+    detail = (slice(29, 31), slice(29, 31))
+    image, hull = spots_image(HULL)
+    image[2][detail] = 0.1
+    rim = (slice(27, 28), slice(27, 33))
+    network = Spots(
+        [rim, detail], lambda blueness: boat_or_barge(torch.stack([blueness[0], (blueness[1] < 0.3) * 1.0]))
+    )
+    result = verify(network, image, hull, is_confusion=True)
+    assert bool(result.evidence[detail].all()) and not bool(result.evidence[rim].any()), result.verdict.reason
+    assert result.verdict.grade in ("strong", "weak")
+    assert all(each.outcome == "class flipped" for each in result.trials if each.intervention == "without evidence")
+
+
 def test_evidence_at_the_border_of_the_box_is_reduced_to_the_part_outside() -> None:
     """Only then is it known that the part outside ends the error alone."""
     cue = (slice(18, 24), slice(27, 33))
