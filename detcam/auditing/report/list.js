@@ -223,9 +223,23 @@ function focusCard(item) {
     while (index >= endDrawn) drawBelow();
   }
   const node = $("list").children[index - firstDrawn].firstChild;
-  const show = () => node.scrollIntoView({block: isDrawn ? "nearest" : "center"});
   node.focus({preventScroll: true});
-  show();
-  if (!isDrawn) requestAnimationFrame(show); // cards around it have got their heights
+  node.scrollIntoView({block: isDrawn ? "nearest" : "center"});
+  if (!isDrawn) keepInView(node);
   fillView();
+}
+
+// Cards get their heights as they come near the window; until then, and unless the user scrolls, a focused card moves.
+const SETTLING_FRAMES = 30;
+function keepInView(node, frames = SETTLING_FRAMES) {
+  const stop = () => { frames = 0; };
+  const inputs = ["wheel", "touchmove", "keydown", "pointerdown"];
+  for (const input of inputs) addEventListener(input, stop, {passive: true});
+  const check = () => {
+    const box = node.getBoundingClientRect();
+    if (frames > 0 && node.isConnected && (box.top < 0 || box.bottom > innerHeight)) node.scrollIntoView({block: "center"});
+    if (--frames > 0) requestAnimationFrame(check);
+    else for (const input of inputs) removeEventListener(input, stop);
+  };
+  requestAnimationFrame(check);
 }
