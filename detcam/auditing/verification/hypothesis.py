@@ -59,9 +59,10 @@ class Hypothesis:
 
     def ends(self, trial: Trial, min_effect: float = MIN_SEARCH_EFFECT) -> bool:
         """Whether a trial clearly ends the error, and costs at least a fraction of the score."""
-        if trial.outcome in PERSISTING or remaining_score(trial) > self._highest_score(min_effect):
-            return False
-        return not self.is_confusion or trial.outcome == "class flipped"
+        if trial.outcome == "class flipped":  # another class above the threshold leaves no doubt
+            return remaining_score(trial) <= (1 - min_effect) * self.score
+        is_clear = trial.outcome not in PERSISTING and remaining_score(trial) <= self._highest_score(min_effect)
+        return is_clear and not self.is_confusion
 
     def ends_likewise(self, trials: Sequence[Trial]) -> Callable[[Trial], bool]:
         """Whether a trial ends the error; strongly if some trials do."""

@@ -151,6 +151,7 @@ def test_a_score_just_below_the_threshold_does_not_end_the_error() -> None:
     hypothesis = Hypothesis("case", criterion, 0.9, Proposals([Proposal("map", box.float())]), box, box)
     below, clearly_below = (Trial("without evidence", "ring", score, "vanished") for score in (0.46, 0.44))
     assert not hypothesis.ends(below) and hypothesis.ends(clearly_below)
+    assert hypothesis.ends(replace(below, outcome="class flipped")), "another class above the threshold is clear"
 
 
 def test_pieces_of_a_connected_region_inside_and_outside_the_box_are_no_parts() -> None:
