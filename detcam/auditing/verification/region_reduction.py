@@ -19,6 +19,7 @@ from detcam.auditing.verification.region_search import (
     try_other_fills,
     try_region,
 )
+from detcam.auditing.verification.verdict import MAX_STRONG_FRACTION
 from detcam.utils.components import components
 from detcam.utils.opencv import cv2
 
@@ -50,7 +51,7 @@ def reduce_region(
     """Reduce a region that ends the error to a smaller one that does so with a similar effect.
 
     Of a region that barely ends the error, its parts are tried, and what stands out in a spot, but no half of it, since
-    that hardly ever suffices.
+    that hardly ever suffices; unless it is so large that its verdict cannot be strong.
 
     Args:
         tried: the region.
@@ -64,7 +65,8 @@ def reduce_region(
     """
     tried, parts = yield from _separate_parts(tried, hypothesis, fill_count)
     ends = hypothesis.ends_likewise(tried.trials)
-    barely = hypothesis.barely_ends(tried.trials)
+    is_large = float(tried.region.float().mean()) >= MAX_STRONG_FRACTION
+    barely = hypothesis.barely_ends(tried.trials) and not is_large
     if hypothesis.segments is not None and (image is not None or not barely):
         segments, halvings = hypothesis.segments(), 0 if barely else MAX_HALVINGS
         smaller = yield from concentrate(tried, proposal.heatmap, segments, fill_count, ends, image, halvings)
