@@ -1,15 +1,15 @@
 """The hierarchy of causes and the inventory on reference detectors, and on a mixture of planted causes.
 
     python tests/peers/measure_causes.py [--detector harbor|mixture|bccd-yolo|bccd-two-stage|yolox] [--explain 60]
-        [--order score|random] [--images N] [--shares 60 30 10] [--samples 200] [--planted build/causes]
+        [--order score|random] [--images N] [--shares 60 30 10] [--coverage] [--planted build/causes]
 
 ``harbor`` audits the demonstration's detector on scenes with three planted causes: wakes without a boat (background
 errors that rest on their surroundings), buoys whose label is hidden (unlabeled objects), and buoys whose label says
 boat (errors of class). ``mixture`` trains a detector that takes barges for boats because of a pond around them, a tag
 beside them, or stripes on their hull, each on a third of the scenes, and audits it on scenes in which these errors have
 the given shares. The script prints how many groups there are, how pure they are, and, with ``--order random``, whether
-the intervals of the inventory contain the true shares. With ``--samples``, ``--explain`` of the explained errors are
-drawn so many times, and it prints how often the intervals of the inventory contain the shares among all of them. The
+the intervals of the inventory contain the true shares. With ``--coverage``, all errors are explained, and it prints in
+how many of all samples of ``--explain`` errors the intervals of the inventory contain the shares among all of them. The
 other detectors need ../shared/data.
 """
 
@@ -24,13 +24,14 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from unittest import mock
 
 import numpy as np
 import torch
 from safetensors.torch import load, save
+from scipy.stats import hypergeom
 from torchvision.ops import box_iou
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -38,8 +39,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import detcam
 from detcam.adapters import Adapter, adapt
 from detcam.auditing import Audit, AuditCase
-from detcam.auditing.grouping.inventory import VERIFICATION_RATES, estimate_shares
-from detcam.auditing.grouping.proportions import corrected_share
+from detcam.auditing.grouping.inventory import UNTESTED_KINDS, VERIFICATION_RATES
+from detcam.auditing.grouping.proportions import Rates, corrected_share
 from detcam.benchmarking.planted import certification, detectors
 from detcam.benchmarking.planted.training_cache import PLAIN, TrainingCache
 from detcam.demo.labels import write_coco
@@ -217,36 +218,28 @@ def report_planted(found: Audit, cause: Callable[[AuditCase], str], all_kinds: d
                 print(f"  {name}: true share {truth:.3f}; {share.sentence} -> {inside}")
 
 
-def report_coverage(found: Audit, subject: Subject, size: int, samples: int) -> None:
-    """Print how often the intervals from samples of the explained errors contain the shares among all of them."""
+def report_coverage(found: Audit, subject: Subject, size: int) -> None:
+    """Print in how many of all samples of the explained errors the intervals contain the shares among all of them."""
     cases = [case for case in found.explained if case.is_false_positive]
     if not 0 < size < len(cases):
         raise SystemExit(f"expected --explain below the {len(cases)} explained false positives; got {size}")
-    kinds = sorted({str(case.evidence_kind) for case in cases})
-    truth = {kind: float(np.mean([case.evidence_kind == kind for case in cases])) for kind in kinds}
+    of_case = np.array([str(case.evidence_kind) for case in cases])
     causes = np.array([subject.cause(case) if subject.cause is not None else "" for case in cases])
-    stands_for = {name: np.isin([str(case.evidence_kind) for case in cases], of) for name, of in subject.kinds.items()}
-    covered: dict[str, list[bool]] = {name: [] for name in (*kinds, *stands_for)}
-    random = np.random.default_rng(0)
-    for _ in range(samples):
-        drawn = random.permutation(len(cases))[:size]
-        chosen = set(drawn.tolist())
-        sample = [case if row in chosen else replace(case, evidence_kind=None) for row, case in enumerate(cases)]
-        shares = estimate_shares(sample, range(len(cases)), lambda members: float("nan"))
-        intervals = {share.kind: share.interval for share in shares if share.label is None}
-        for kind in kinds:
-            if kind in intervals:  # a kind that the sample lacks has no interval
-                covered[kind].append(intervals[kind][0] <= truth[kind] <= intervals[kind][1])
-        for name, is_kind in stands_for.items():
-            count = int(is_kind[drawn].sum())
-            _, low, high = corrected_share(count, size, VERIFICATION_RATES, population=len(cases))
-            covered[name].append(bool(low <= np.mean(causes == name) <= high))
-    print(f"{samples} samples of {size} of {len(cases)} false positives; how often the interval contains the share:")
-    for kind in kinds:
-        print(f"  {kind}: {np.mean(covered[kind]):.3f} of {len(covered[kind])} (share {truth[kind]:.3f})")
-    for name, kinds_of in subject.kinds.items():
-        true = np.mean(causes == name)
-        print(f"  planted {name}, as {' or '.join(kinds_of)}: {np.mean(covered[name]):.3f} (true share {true:.3f})")
+    counts = np.arange(size + 1)
+    print(f"all samples of {size} of {len(cases)} false positives; how often the interval contains the share:")
+
+    def report(name: str, is_kind: np.ndarray, truth: float, rates: Rates) -> None:
+        """Samples without the kind are left out, since the inventory does not list it then."""
+        _, low, high = corrected_share(counts, size, rates, population=len(cases))
+        chance = hypergeom(len(cases), int(is_kind.sum()), size).pmf(counts) * (counts > 0)
+        print(f"  {name}: {chance[(low <= truth) & (truth <= high)].sum() / chance.sum():.3f} (share {truth:.3f})")
+
+    for kind in sorted(set(of_case.tolist())):
+        is_kind = of_case == kind
+        report(kind, is_kind, float(is_kind.mean()), Rates() if kind in UNTESTED_KINDS else VERIFICATION_RATES)
+    for cause, kinds in subject.kinds.items():
+        truth = float(np.mean(causes == cause))
+        report(f"planted {cause}, as {' or '.join(kinds)}", np.isin(of_case, kinds), truth, VERIFICATION_RATES)
 
 
 def main() -> None:
@@ -260,7 +253,7 @@ def main() -> None:
         "--shares", type=int, nargs=3, default=(1, 1, 1), help="of ponds, tags and stripes, of a mixture"
     )
     parser.add_argument(
-        "--samples", type=int, default=0, help="samples of the explained errors; all are explained then"
+        "--coverage", action="store_true", help="of the intervals from samples of --explain errors; explains all"
     )
     parser.add_argument("--planted", type=Path, default=Path("build/causes"), help="folder of trained detectors")
     parser.add_argument("--out", type=Path, help="folder of the report; default: none is written")
@@ -279,7 +272,7 @@ def main() -> None:
             subject.adapter,
             subject.images,
             subject.annotations,
-            explain=100_000 if arguments.samples else arguments.explain,
+            explain=100_000 if arguments.coverage else arguments.explain,
             explain_missed=0,
             explain_order=arguments.order,
             class_map=subject.class_map,
@@ -301,8 +294,8 @@ def main() -> None:
         print(f"  {share.sentence}")
     if subject.cause is not None:
         report_planted(found, subject.cause, subject.kinds)
-    if arguments.samples:
-        report_coverage(found, subject, arguments.explain, arguments.samples)
+    if arguments.coverage:
+        report_coverage(found, subject, arguments.explain)
 
 
 if __name__ == "__main__":

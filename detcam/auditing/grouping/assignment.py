@@ -83,7 +83,8 @@ class Assignment:
 
         An unexplained error counts with the share :math:`p_j` of its neighbors that have the cause. The interval uses
         the residuals of cross-validation, :math:`r_i = y_i - p_i`: the variance of the sum over u errors is
-        :math:`u \, \mathrm{var}(r) + u^2 \, \mathrm{var}(r) / n`.
+        :math:`u v + u^2 v / n`, with :math:`v = (\sum_i r_i^2 + z^2 / 2) / (n + z^2)` for :math:`z = 1.96`. The
+        smoothing is that of Agresti and Coull: n explained errors without a residual do not prove that there is none.
 
         Args:
             members: indices of the explained errors with the cause.
@@ -99,7 +100,8 @@ class Assignment:
         shares = self._shares(self.assigned, self.neighbors, held, keys)
         truth = np.array([index in held for index in self.explained.tolist()], dtype=float)
         residuals = truth - self._shares(self.explained, self.held_out, held, keys)
-        variance = float((residuals**2).mean()) * (count + count**2 / len(self.explained))
+        size, squared = len(self.explained), INTERVAL_WIDTH**2
+        variance = (float((residuals**2).sum()) + squared / 2) / (size + squared) * (count + count**2 / size)
         estimate, half = total + float(shares.sum()), INTERVAL_WIDTH * math.sqrt(variance)
         return estimate, max(estimate - half, total), min(estimate + half, total + self._candidates(held, keys))
 

@@ -22,6 +22,8 @@ RESAMPLES = 1000
 VERIFICATION_RATES = Rates(1.0, math.inf, 347 / 353, 353)
 """Error rates of the verification: 6 of 353 wrong regions are confirmed; see docs/auditing.md. That
 causes stay unconfirmed is not corrected: their share is stated as such."""
+UNTESTED_KINDS: tuple[EvidenceKind, ...] = ("not confirmed", "unlabeled object")
+"""Kinds that no confirmed region stands for, so that their shares are not corrected."""
 
 Population: TypeAlias = Literal["false positives", "missed objects"]
 """Errors that a sample represents: false positives from the score threshold on, or missed objects."""
@@ -116,8 +118,8 @@ def estimate_shares(
 
     The explained errors have to be a random sample. Shares have the interval of `corrected_share`. Costs are scaled:
     with the joint cost D of all errors and the costs :math:`d_i` of single ones, those of kind k cost
-    :math:`D \sum_{i \in k} d_i / \sum_i d_i` over the sample; the interval is a bootstrap over the sample. Both are
-    multiplied by the ratio of corrected to observed share.
+    :math:`D \sum_{i \in k} d_i / \sum_i d_i` over the sample; the interval is a bootstrap over the sample, and
+    contains that of the share in proportion. Both are multiplied by the ratio of corrected to observed share.
 
     Args:
         cases: all errors, with kinds of evidence where they are explained.
@@ -163,14 +165,15 @@ def _shares_of(
         count = int(of_kind.sum())
         if not count:
             continue
-        is_tested = kind not in ("not confirmed", "unlabeled object")
-        used = rates if is_tested else Rates()
+        used = Rates() if kind in UNTESTED_KINDS else rates
         share, low, high = (float(value) for value in corrected_share(count, size, used, population=len(members)))
-        scale = cost * share / (count / size)
+        unit = cost / (count / size)
         ratios = _ratio((costs * of_kind)[picks].sum(1), costs[picks].sum(1), of_kind[picks].mean(1))
         spread = np.quantile(ratios, [0.025, 0.975]) if size < len(members) else np.full(2, np.nan)
         ratio = float(_ratio((costs * of_kind).sum(), costs.sum(), of_kind.mean()))
-        limits = np.where(np.isnan(spread), ratio, spread) * scale
+        limits = np.where(np.isnan(spread), ratio, spread) * share * unit
+        # A sample of one kind alone has the same ratio in every resample.
+        first, last = min(float(limits[0]), ratio * low * unit), max(float(limits[1]), ratio * high * unit)
         shares.append(
             CauseShare(
                 population=name,
@@ -183,8 +186,8 @@ def _shares_of(
                 observed_share=count / size,
                 share=share,
                 interval=(low, high),
-                delta_ap=ratio * scale,
-                delta_ap_interval=(float(limits[0]), float(limits[1])),
+                delta_ap=ratio * share * unit,
+                delta_ap_interval=(first, last),
             )
         )
     return sorted(shares, key=lambda each: (each.kind == "not confirmed", -each.count))

@@ -60,7 +60,7 @@ def score_stability(
     mirrored = boxes.clone()
     mirrored[:, [0, 2]] = width - boxes[:, [2, 0]]
     expected = [mirrored, boxes + SHIFT, boxes, boxes, boxes]
-    found = [adapter.predict([variant])[0] for variant in variants]
+    found = adapter.predict(variants)
     return [
         float(
             np.mean(
@@ -116,29 +116,23 @@ def own_class(
     """
     result = []
     for box, label, score in zip(boxes, labels, scores, strict=True):
-        inside, remaining = _grown_box(box, 0.0, image), [1.0]
-        for width in RING_WIDTHS:
-            ring = _grown_box(box, width, image) & ~inside
-            if bool(ring.any()):
-                own, other = _scores_without(adapter, image, ring, box, label)
-                if other >= max(own, score_threshold):
-                    remaining.append(own / max(score, 1e-9))
-        result.append(min(remaining))
+        inside = _grown_box(box, 0.0, image)
+        rings = [_grown_box(box, width, image) & ~inside for width in RING_WIDTHS]
+        rings = [ring for ring in rings if bool(ring.any())]
+        own, other = [0.0] * len(rings), [1.0] * len(rings)
+        for fill in (RingFill(), SurroundingsFill()):
+            undecided = [row for row in range(len(rings)) if own[row] <= other[row]]  # most keep their class at once
+            filled = [fill(image[None], rings[row][None])[0] for row in undecided]
+            for row, found in zip(undecided, adapter.predict(filled) if filled else [], strict=True):
+                own[row] = max(own[row], best_overlapping_score(found, box, label))
+                other[row] = min(other[row], _best_other_score(found, box, label))
+        remaining = [
+            each / max(score, 1e-9)
+            for each, rival in zip(own, other, strict=True)
+            if rival >= max(each, score_threshold)
+        ]
+        result.append(min([1.0, *remaining]))
     return result
-
-
-def _scores_without(adapter: Adapter, image: Tensor, region: Tensor, box: Tensor, label: int) -> tuple[float, float]:
-    """The score of a detection without a region, and that of another class there: the highest, the lowest of all fills.
-
-    The second fill is left out if the detection keeps its class with the first one, as most do.
-    """
-    own, other = 0.0, 1.0
-    for fill in (RingFill(), SurroundingsFill()):
-        if own <= other:
-            (found,) = adapter.predict([fill(image[None], region[None])[0]])
-            own = max(own, best_overlapping_score(found, box, label))
-            other = min(other, _best_other_score(found, box, label))
-    return own, other
 
 
 def _best_other_score(detections: Detections, box: Tensor, label: int) -> float:

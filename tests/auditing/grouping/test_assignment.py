@@ -40,8 +40,8 @@ def test_errors_of_the_same_type_and_classes_are_compared() -> None:
     cases = [*marks, *(replace(case, id=f"b{case.id}", image_id=f"b{case.id}") for case in others)]
     found = assigned(cases)
     assert found.error == 0 and found.baseline_error == 0.5
-    assert found.count(members(cases, "mark"), None) == pytest.approx((30, 30, 30))
-    assert found.count(members(cases, "look-alike"), None) == pytest.approx((40, 40, 40))
+    assert found.count(members(cases, "mark"), None)[0] == pytest.approx(30)
+    assert found.count(members(cases, "look-alike"), None)[0] == pytest.approx(40)
     assert found.most_likely(members(cases, "mark"), None) == list(range(10, 30))
 
 
@@ -50,7 +50,7 @@ def test_missed_objects_do_not_have_the_causes_of_false_positives() -> None:
     missed = [replace(case, type="missed", id=f"m{case.id}", image_id=f"m{case.id}") for case in make([None] * 20)]
     found = assigned([*false_positives, *missed])
     assert found.assigned.tolist() == list(range(10, 15)), "no missed object is explained"
-    assert found.count(range(10), None) == pytest.approx((15, 15, 15))
+    assert found.count(range(10), None)[::2] == pytest.approx((15, 15)), "at most the false positives"
     with_one = [*false_positives, replace(missed[0], evidence_kind="surroundings"), *missed[1:]]
     found = assigned(with_one)
     assert found.count(range(10), None)[0] == pytest.approx(15)
@@ -81,6 +81,24 @@ def test_properties_and_features_separate_errors_of_one_class() -> None:
     assert found.error < 0.1 and found.count(members(cases, "mark"), None)[0] == pytest.approx(25, abs=3)
     known_half = {index: values for index, values in features.items() if index % 2}
     assert 0 < assigned(cases, known_half).error < 0.5, "the others are at the average distance"
+
+
+def test_few_explained_errors_without_a_residual_prove_little() -> None:
+    """The interval is near that of the rule of three: at most 3 of n are wrong, so at most 3 u / n of u."""
+    widths = []
+    for size in (20, 41, 400):
+        kinds: list[EvidenceKind | None] = ["mark"] * size + ["look-alike"] * size + [None] * 2 * size
+        cases = [
+            replace(case, score=0.9 if number % (2 * size) < size else 0.4) for number, case in enumerate(make(kinds))
+        ]
+        found = assigned(cases)
+        estimate, low, high = found.count(members(cases, "mark"), None)
+        assert found.error == 0 and estimate == 2 * size
+        widths.append((high - estimate) / (2 * size))
+        assert high - estimate == pytest.approx(estimate - low)
+    assert widths == pytest.approx([3.67 / 40, 3.75 / 82, 3.83 / 800], rel=0.01)
+    everything = make(["mark"] * 20)
+    assert assigned(everything).count(range(20), None) == (20, 20, 20), "nothing is estimated"
 
 
 def test_intervals_cover_the_true_number() -> None:
@@ -129,7 +147,8 @@ def test_numbers_in_the_hierarchy() -> None:
     causes = {cause.name: cause for root in build_causes(cases, {}, cost, assigned(cases)) for _, cause in root.walk()}
     assert causes["surroundings"].estimated_count == pytest.approx(19)
     assert causes["sink on toilet"].estimated_count == pytest.approx(15)
-    assert causes["sink on toilet"].estimated_interval == pytest.approx((15, 15))
+    low, high = causes["sink on toilet"].estimated_interval
+    assert 10 <= low < 15 and high == pytest.approx(15), "at least the explained errors, at most those of the classes"
     assert (causes["sink on toilet"].delta_ap, causes["sink on toilet"].estimated_delta_ap) == pytest.approx(
         (0.010, 0.015)
     )

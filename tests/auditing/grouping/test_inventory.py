@@ -63,6 +63,7 @@ def test_classes_with_enough_cases_have_shares_of_their_own() -> None:
     ]
     assert found[1].sentence.startswith("100 % (70 to 100) of 100 false positives of class boat rest on a mark; delta")
     assert found[1].delta_ap == pytest.approx(0.1)
+    assert found[1].delta_ap_interval == pytest.approx((0.07, 0.1), abs=0.005), "no surer than the share"
 
 
 def test_errors_outside_the_population_do_not_count() -> None:

@@ -70,6 +70,8 @@ def test_dark_mode_follows_the_system_and_the_button(look: Open, index: Path) ->
 def test_narrow_windows_do_not_scroll_horizontally(look: Open, index: Path, width: int) -> None:
     page = look(index, width=width, height=780)
     assert overflow(page) == 0
+    table = page.locator("#causes .scroll")
+    assert table.evaluate("node => node.scrollWidth - node.clientWidth") == 0, "no column is cut"
     page.click(".case-card:has-text('confirmed') >> nth=0")
     page.wait_for_selector(".trials")
     assert overflow(page) == 0

@@ -200,8 +200,10 @@ class BrightSpots:
 
     def __init__(self, offset: int) -> None:
         self.offset = offset
+        self.batches: list[int] = []
 
     def predict(self, images: list[torch.Tensor], **_: Any) -> list[Detections]:
+        self.batches.append(len(images))
         results = []
         for image in images:
             box = torch.tensor([[20.0, 20, 30, 30]])
@@ -225,11 +227,11 @@ def test_what_a_box_contains_is_told_from_what_is_around_it(offset: int, alone: 
 
 
 @pytest.mark.parametrize(
-    ("offset", "other", "remaining"),
-    [(10, 0.9, 0.0), (10, 0.2, 1.0), (20, 0.9, 1.0), (0, 0.9, 1.0)],
+    ("offset", "other", "remaining", "batches"),
+    [(10, 0.9, 0.0, [2, 2]), (10, 0.2, 1.0, [2, 1]), (20, 0.9, 1.0, [2]), (0, 0.9, 1.0, [2])],
     ids=["beside", "beside, and no other class", "far away", "inside"],
 )
-def test_the_class_that_the_surroundings_make(offset: int, other: float, remaining: float) -> None:
+def test_the_class_that_the_surroundings_make(offset: int, other: float, remaining: float, batches: list[int]) -> None:
     class Rivals(BrightSpots):
         """Another class at the same box scores `other`, unless the spot makes the first one."""
 
@@ -241,8 +243,10 @@ def test_the_class_that_the_surroundings_make(offset: int, other: float, remaini
 
     image = torch.zeros(3, 60, 60)
     image[:, 22:28, 22 + offset : 28 + offset] = 0.8
-    measured = own_class(Rivals(offset), image, torch.tensor([[20.0, 20, 30, 30]]), [1], [0.8], 0.3)  # type: ignore[arg-type]
+    detector: Any = Rivals(offset)
+    measured = own_class(detector, image, torch.tensor([[20.0, 20, 30, 30]]), [1], [0.8], 0.3)
     assert measured == [pytest.approx(remaining, abs=0.15)]
+    assert detector.batches == batches, "one batch a fill, the second of rings without which the class may change"
 
 
 def test_remaining_score_needs_class_and_overlap() -> None:
