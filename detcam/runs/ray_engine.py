@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import pyarrow as pa
 import torch
 
 from detcam.runs.engines import Engine, LocalEngine
 from detcam.utils.device import on_device
+from detcam.utils.opencv import cv2
 from detcam.utils.optional import needs_extra
 from detcam.utils.precision import autocast_precision, autocast_to
 from detcam.utils.user_modules import import_modules
@@ -148,6 +150,8 @@ class _Replica:
     def __init__(self, packed: bytes, threads: int, gpus: float, imports: Sequence[str], precision: str) -> None:
         import_modules(imports)
         torch.set_num_threads(threads)
+        cv2.setNumThreads(threads)
+        pa.set_cpu_count(threads)  # else each worker has as many threads as the machine has cores
         self.precision = precision
         self.work, self.stage = pickle.loads(packed)
         if gpus:

@@ -1,13 +1,14 @@
 """Runs over many images: speed of two workers, memory of the driver, and time per image.
 
-    python tests/peers/measure_runs.py workers [--images 64]
+    python tests/peers/measure_runs.py workers [--images 256] [--repeats 3] [--model demo]
     python tests/peers/measure_runs.py growth [--counts 1000,5000,20000]
 
-``workers`` explains drawn scenes with the demo detector on Ray, with one and with two workers of one thread, and in
-this process. Its rate is that between the first and the last shard, without the start of Ray. ``growth`` runs a small
-detector on drawn patterns of 64 x 48 pixels, as many as the counts say, each in a new process: explanations without
-targets, which show what a run costs by itself, and an audit that explains nothing. It prints the processor time per
-image and the peak memory beyond that of the first count, per image and per detection.
+``workers`` explains drawn scenes with the demo detector, or a network of ultralytics with random weights and ten boxes,
+on Ray, with one and with two workers of one thread, in turn. Each worker is pinned to a core of its own, where it also
+reads and writes images. Its rate is that between the first and the last shard, without the start of Ray. ``growth``
+runs a small detector on drawn patterns of 64 x 48 pixels, as many as the counts say, each in a new process:
+explanations without targets, which show what a run costs by itself, and an audit that explains nothing. It prints the
+processor time per image and the peak memory beyond that of the first count, per image and per detection.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -34,9 +36,10 @@ from detcam.adapters import Adapter, adapt, detector
 from detcam.demo.model import load_demo_detector
 from detcam.explanation.batch import explain_files
 from detcam.explanation.image_files import find_images
-from detcam.runs import EngineLike, RayEngine
+from detcam.runs import RayEngine
 from detcam.synthetic.harbor import DEMO_NAMES
 from tests.auditing.scenes import write_scenes
+from tests.peers.measure_explain import build
 
 CELL = 16
 
@@ -115,29 +118,41 @@ def print_growth(counts: list[int]) -> None:
             print(text, flush=True)
 
 
-def print_workers(count: int) -> None:
-    """Print the images per second of one and of two workers."""
+def print_workers(model: str, count: int, repeats: int) -> None:
+    """Print the images per second of one and of two workers, and the ratio of each repetition."""
+    selection = {} if model == "demo" else {"score_threshold": 0.0, "top_k": 10}
+    adapter = adapt(load_demo_detector(), names=DEMO_NAMES) if model == "demo" else build(model)
+    pinned = str(Path(__file__).with_name("one_core.py"))
+    ratios = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         paths = find_images([str(write_scenes(folder, range(1_000_000, 1_000_000 + count)).parent / "images")])
-        adapter = adapt(load_demo_detector(), names=DEMO_NAMES)
-        engines: dict[str, EngineLike] = {"in this process": "local"}
-        engines |= {f"Ray, {workers} workers": RayEngine(workers=workers) for workers in (1, 2)}
-        for title, engine in engines.items():
-            times: list[float] = []
+        for repeat in range(repeats):
+            rates = {}
+            for workers in (1, 2) if repeat % 2 == 0 else (2, 1):
+                times: list[float] = []
 
-            def on_progress(*_: Any, times: list[float] = times) -> None:
-                times.append(time.perf_counter())
+                def on_progress(*_: Any, times: list[float] = times) -> None:
+                    times.append(time.perf_counter())
 
-            explain_files(adapter, paths, folder / title, "odam", on_progress=on_progress, engine=engine)
-            print(f"{title}: {(len(times) - 8) / (times[-1] - times[7]):.2f} images per second", flush=True)
+                engine = RayEngine(workers=workers, imports=(pinned,))
+                out = folder / f"{repeat}-{workers}"
+                explain_files(adapter, paths, out, "odam", on_progress=on_progress, engine=engine, **selection)
+                # The images of a shard arrive together: those of each worker's first one are left out.
+                first = min(index for index, each in enumerate(times) if each > times[0] + 0.2 * (times[-1] - times[0]))
+                rates[workers] = (len(times) - first) / (times[-1] - times[first - 1])
+            ratios.append(rates[2] / rates[1])
+            print(f"{rates[1]:.2f} and {rates[2]:.2f} images per second: {ratios[-1]:.2f} times", flush=True)
+    print(f"median {statistics.median(ratios):.2f} times")
 
 
 def main() -> None:
     """Measure what the command line says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=["workers", "growth", "one"])
-    parser.add_argument("--images", type=int, default=64)
+    parser.add_argument("--images", type=int, default=256)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--model", default="demo", help="demo, or a network of ultralytics such as yolo11n")
     parser.add_argument("--counts", default="1000,5000,20000")
     parser.add_argument("--kind", default="audit")
     options = parser.parse_args()
@@ -145,7 +160,7 @@ def main() -> None:
     torch.set_num_threads(1)
     counts = [int(text) for text in options.counts.split(",")]
     if options.part == "workers":
-        print_workers(options.images)
+        print_workers(options.model, options.images, options.repeats)
     elif options.part == "growth":
         print_growth(counts)
     else:
