@@ -17,6 +17,8 @@ MAX_GATHERED_PIXELS = 2**22
 result's memory; beyond, matrix products do it."""
 MAX_CACHED_SIZE = 2**20
 """Maximum number of weights of a matrix that is kept."""
+CELLS_PER_BLOCK = 32
+"""Number of cells of a grid that are averaged together."""
 
 
 @dataclass(frozen=True)
@@ -127,8 +129,24 @@ class Geometry:
 
         A cell is the mean of its pixels; cells on padding are 0.
         """
-        rows, columns = (_binning_weights(self, axis, grid_size_hw[axis], maps) for axis in (0, 1))
-        return torch.matmul(torch.matmul(rows, maps), columns.T)
+        return self._binned(self._binned(maps, grid_size_hw[0], 0).mT, grid_size_hw[1], 1).mT.contiguous()
+
+    def _binned(self, maps: Tensor, cells: int, axis: int) -> Tensor:
+        """Average maps over the image's pixels along an axis, their rows (N, n, m), into cells (N, cells, m).
+
+        A cell's weights are zero but for a few pixels, so that blocks of cells are multiplied by their pixels only.
+        """
+        weights = _binning_weights(self, axis, cells, maps)
+        xy = 1 - axis
+        pixels_per_cell = self.input_size_hw[axis] / cells / self.scale_xy[xy]
+        padding = self.offset_xy[xy] / self.scale_xy[xy]
+        blocks = []
+        for start in range(0, cells, CELLS_PER_BLOCK):
+            stop = min(start + CELLS_PER_BLOCK, cells)
+            first, last = (round(edge * pixels_per_cell - padding) for edge in (start, stop))
+            near = slice(max(first - 2, 0), max(last + 2, 0))
+            blocks.append(torch.matmul(weights[start:stop, near], maps[:, near]))
+        return torch.cat(blocks, 1)
 
     @staticmethod
     def _box_tensor(xy: tuple[float, float], like: Tensor) -> Tensor:

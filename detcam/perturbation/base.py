@@ -66,6 +66,7 @@ class ImageScorer:
     early_layers: EarlyLayers | None = None
     sampling: Sampling | None = None
     _original: OriginalPass | None = field(default=None, init=False, repr=False)
+    _image: Tensor | None = field(default=None, init=False, repr=False)
 
     @property
     def geometry(self) -> Geometry:
@@ -185,6 +186,13 @@ class ImageScorer:
                 self.early_layers = None
         return self._original
 
+    @property
+    def image_in_memory_format(self) -> Tensor:
+        """The network's input (1, C, H, W), in the memory format of passes of perturbed images."""
+        if self._image is None or not self.channels_last:
+            self._image = self._in_memory_format(self.batch).inputs
+        return self._image
+
     def _in_memory_format(self, batch: Batch) -> Batch:
         if not self.channels_last or batch.inputs.device.type != "cpu":
             return batch
@@ -203,6 +211,7 @@ class ImageScorer:
                 scorer.channels_last = False  # the model flattens with view(), which needs contiguous tensors
                 scorer._original = None
             self.prepared_folding().set_memory_format(torch.contiguous_format)
+            batch = replace(batch, inputs=batch.inputs.contiguous())
             return self._forward_once(batch, read_output, scorers)
 
     def _forward_once(

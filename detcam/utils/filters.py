@@ -14,7 +14,7 @@ MAX_CACHED_SIDE = 512
 """Maximum number of rows of a matrix that is kept."""
 MAX_STANDARD_DEVIATIONS = 8.5
 """Standard deviations beyond which a weight is below the rounding error of float64."""
-ROWS_PER_BLOCK = 64
+ROWS_PER_BLOCK = 32
 """Number of rows of a matrix of weights that are multiplied together."""
 
 

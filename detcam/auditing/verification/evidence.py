@@ -32,33 +32,39 @@ MIN_OBJECT_SHARE = 0.5
 """Minimum share of a region in the box of an object on which it is said to lie."""
 
 
-def strongest_regions(heatmap: Tensor, fractions: Sequence[float]) -> Tensor:
-    """Select the strongest pixels of a heatmap that cover given fractions of the image.
+class StrongestPixels:
+    """The pixels of a heatmap in the order of their strength, from which regions of several sizes are made.
 
     Args:
         heatmap: (h, w), >= 0. It is smoothed slightly, which keeps the regions connected.
-        fractions: of the image, in (0, 1).
-
-    Returns:
-        (len(fractions), h, w) bool; fewer pixels if the rest of the map is below `MIN_STRENGTH`, none if it is zero.
+        max_fraction: the largest fraction of the image that a region covers, in (0, 1).
     """
-    height, width = heatmap.shape
-    factor = min(1.0, MAX_REGION_SIDE / max(height, width))
-    size = (max(1, round(height * factor)), max(1, round(width * factor)))
-    small = heatmap[None] if factor == 1 else F.interpolate(heatmap[None, None].float(), size, mode="area")[0]
-    smooth = blur(small.double(), max(EVIDENCE_SMOOTHING * max(size), 0.1))[0]
-    flat = smooth.flatten()
-    strong = torch.nonzero(flat > MIN_STRENGTH * flat.amax().clamp(min=1e-30))[:, 0]
-    largest = max(round(max(fractions) * smooth.numel()), 1)
-    if len(strong) > largest:  # the order of the others does not matter
-        weakest = len(strong) - largest
-        strong = strong[flat[strong] >= float(np.partition(flat[strong].numpy(), weakest)[weakest])]
-    order = strong[flat[strong].argsort(descending=True, stable=True)]
-    regions = torch.zeros((len(fractions), smooth.numel()), dtype=torch.bool)
-    for region, fraction in zip(regions, fractions, strict=True):
-        region[order[: max(round(fraction * smooth.numel()), 1)]] = True
-    regions = regions.view(-1, *size)
-    return regions if factor == 1 else F.interpolate(regions[None].float(), (height, width), mode="nearest")[0] > 0
+
+    def __init__(self, heatmap: Tensor, max_fraction: float) -> None:
+        self._size_hw = height, width = (heatmap.shape[0], heatmap.shape[1])
+        factor = min(1.0, MAX_REGION_SIDE / max(height, width))
+        self._grid_hw = size = (max(1, round(height * factor)), max(1, round(width * factor)))
+        small = heatmap[None] if factor == 1 else F.interpolate(heatmap[None, None].float(), size, mode="area")[0]
+        smooth = blur(small.double(), max(EVIDENCE_SMOOTHING * max(size), 0.1))[0]
+        flat = smooth.flatten()
+        strong = torch.nonzero(flat > MIN_STRENGTH * flat.amax().clamp(min=1e-30))[:, 0]
+        largest = max(round(max_fraction * smooth.numel()), 1)
+        if len(strong) > largest:  # the order of the others does not matter
+            weakest = len(strong) - largest
+            strong = strong[flat[strong] >= float(np.partition(flat[strong].numpy(), weakest)[weakest])]
+        self._order = strong[flat[strong].argsort(descending=True, stable=True)]
+
+    def region(self, fraction: float) -> Tensor:
+        """The region (h, w) bool of the strongest pixels that cover a fraction of the image.
+
+        It has fewer pixels if the rest of the map is below `MIN_STRENGTH`, and none if the map is zero.
+        """
+        region = torch.zeros(self._grid_hw)
+        count = max(round(fraction * region.numel()), 1)
+        region.view(-1)[self._order[:count]] = 1.0
+        if self._grid_hw != self._size_hw:
+            region = F.interpolate(region[None, None], self._size_hw, mode="nearest")[0, 0]
+        return region > 0
 
 
 def box_region(box: Box, size_hw: tuple[int, int]) -> Tensor:

@@ -17,6 +17,7 @@ from detcam.outputs import DetectorOutput
 from detcam.perturbation.base import ImageArea, ImageScorer
 from detcam.perturbation.fills import Fill
 from detcam.utils.batching import batches, group_by
+from detcam.utils.components import extent
 
 T = TypeVar("T")
 MIN_REPEATED_IOU = 0.85
@@ -84,11 +85,11 @@ def _repeated(request: Removal, persisting: Sequence[Removal]) -> Removal | None
     """The request for nearly the same region and the same fill among those without which the error persists."""
     if not _is_attempt(request):
         return None
-    size = int(request.region.sum())
+    region = request.region.numpy()  # NumPy counts ten times as fast as PyTorch
     for other in persisting:
         if other.fill == request.fill:
-            shared = int((other.region & request.region).sum())
-            if shared > MIN_REPEATED_IOU * (size + int(other.region.sum()) - shared):
+            known = other.region.numpy()
+            if np.count_nonzero(region & known) > MIN_REPEATED_IOU * np.count_nonzero(region | known):
                 return other
     return None
 
@@ -123,13 +124,17 @@ class Interventions:
         return tuple(batch.inputs.shape), self.scorer.adapter.group_key(self.scorer.geometry.image_size_hw), alone
 
     def perturbed(self, requests: Sequence[Removal]) -> Tensor:
-        """The network inputs (K, C, H, W) of perturbed images."""
-        inputs = self.scorer.batch.inputs.repeat(len(requests), 1, 1, 1)
+        """The network inputs (K, C, H, W) of perturbed images, in the memory format of their pass."""
+        image = self.scorer.image_in_memory_format
+        inputs = torch.cat([image] * len(requests))
+        area = inputs[:, :, self.area.rows, self.area.columns]
         for number, fill in enumerate(self._bound):
             rows = [row for row, request in enumerate(requests) if request.fill == number]
             if rows:
-                removed = torch.stack([requests[row].region for row in rows]).to(inputs.device)
-                inputs[rows, :, self.area.rows, self.area.columns] = fill(removed).to(inputs.dtype)
+                filled = fill(torch.stack([requests[row].region for row in rows]).to(inputs.device)).to(inputs.dtype)
+                for row, each in zip(rows, filled, strict=True):
+                    rows_of, columns_of = extent(requests[row].region.numpy())
+                    area[row, :, rows_of, columns_of] = each[:, rows_of, columns_of]
         return inputs
 
 
@@ -144,9 +149,8 @@ class _Request:
     @property
     def extent(self) -> tuple[int, int]:
         """Height and width of the bounding box of the filled region."""
-        region = self.removal.region.numpy()
-        rows, columns = (np.flatnonzero(region.any(axis)) for axis in (1, 0))
-        return (int(rows[-1] - rows[0]), int(columns[-1] - columns[0])) if len(rows) else (0, 0)
+        rows, columns = extent(self.removal.region.numpy())
+        return rows.stop - rows.start, columns.stop - columns.start
 
 
 def run_investigations(

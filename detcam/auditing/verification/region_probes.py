@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -99,7 +100,12 @@ class RegionProbes:
 
     def density(self, region: Tensor) -> float:
         """The mean of the levels' product over a region (h, w) bool."""
-        return float(self.levels.prod(0)[region].mean())
+        return float(self._product[region].mean())
+
+    @cached_property
+    def _product(self) -> Tensor:
+        """(h, w), the levels' product."""
+        return self.levels.prod(0)
 
 
 def probe_regions(

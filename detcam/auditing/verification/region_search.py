@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from detcam.auditing.case import PERSISTING, Trial
-from detcam.auditing.verification.evidence import strongest_regions
+from detcam.auditing.verification.evidence import StrongestPixels
 from detcam.auditing.verification.interventions import Investigation, Removal
 
 REGION_SIZES = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256)
@@ -99,7 +99,8 @@ class RegionSearch:
         self.ends = ends
         self.maps, self.fill_count, self.max_trials = list(maps), fill_count, max_trials
         self.tried: dict[RegionKey, TriedRegion] = {}
-        self._regions: dict[int, Tensor] = {}
+        self._pixels: dict[int, StrongestPixels] = {}
+        self._regions: dict[RegionKey, Tensor] = {}
         size = min(max(START_FRACTION * float(box.float().mean()), START_RANGE[0]), START_RANGE[1])
         self._level = min(range(len(REGION_SIZES)), key=lambda level: abs(np.log(REGION_SIZES[level] / size)))
         self._returned: set[RegionKey] = set()
@@ -154,7 +155,8 @@ class RegionSearch:
         """Per map, the strongest region of `count` pixels outside the pixels `excluded`; duplicates are left out."""
         found: list[Tensor] = []
         for each in self.maps:
-            region = strongest_regions(each * ~excluded, [count / excluded.numel()])[0] & ~excluded
+            fraction = count / excluded.numel()
+            region = StrongestPixels(each * ~excluded, fraction).region(fraction) & ~excluded
             if int(region.sum()) >= count // 2 and not any(is_same(region, other) for other in found):
                 found.append(region)
         return found
@@ -175,11 +177,13 @@ class RegionSearch:
         return None
 
     def _region(self, key: RegionKey) -> Tensor:
-        """The region (h, w) bool of a map and a size; those of a map are selected when the first one is needed."""
+        """The region (h, w) bool of a map and a size."""
         index, level = key
-        if index not in self._regions:
-            self._regions[index] = strongest_regions(self.maps[index], REGION_SIZES)
-        return self._regions[index][level]
+        if key not in self._regions:
+            if index not in self._pixels:
+                self._pixels[index] = StrongestPixels(self.maps[index], REGION_SIZES[-1])
+            self._regions[key] = self._pixels[index].region(REGION_SIZES[level])
+        return self._regions[key]
 
     def _is_finished(self) -> bool:
         """Whether the maximum number of trials is reached."""
@@ -223,4 +227,5 @@ def try_other_fills(tried: TriedRegion, fill_count: int, ends: Ending = ends_err
 
 def is_same(first: Tensor, second: Tensor) -> bool:
     """Whether two regions (h, w) bool are nearly the same."""
-    return int((first & second).sum()) > MIN_SAME_IOU * int((first | second).sum())
+    one, other = first.numpy(), second.numpy()  # NumPy counts ten times as fast as PyTorch
+    return np.count_nonzero(one & other) > MIN_SAME_IOU * np.count_nonzero(one | other)

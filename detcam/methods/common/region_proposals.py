@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Sequence
 from itertools import chain, zip_longest
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -96,7 +97,11 @@ def merge_regions(queues: Sequence[Sequence[Tensor]], count: int, labels: Tensor
 
 
 def _is_duplicate(region: Tensor, others: Sequence[Tensor]) -> bool:
-    return any(int((region & other).sum()) > MAX_PROPOSAL_IOU * int((region | other).sum()) for other in others)
+    first = region.numpy()  # NumPy counts ten times as fast as PyTorch
+    return any(
+        np.count_nonzero(first & other) > MAX_PROPOSAL_IOU * np.count_nonzero(first | other)
+        for other in (each.numpy() for each in others)
+    )
 
 
 def heaviest_segments(values: Tensor, labels: Tensor, count: int) -> list[Tensor]:
@@ -111,14 +116,16 @@ def find_spots(values: Tensor, count: int) -> list[Tensor]:
     """Disjoint discs around the maxima of a map (h, w), in descending order."""
     height, width = values.shape
     radius = max(2.0, SPOT_RADIUS * max(height, width))
-    rows, columns = torch.arange(height)[:, None], torch.arange(width)[None]
     remaining = blur(values[None], radius / 3)[0].clone()
     spots = []
     for _ in range(count):
-        peak = int(remaining.argmax())
-        if remaining.flatten()[peak] <= 0:
+        row, column = divmod(int(remaining.argmax()), width)
+        if remaining[row, column] <= 0:
             break
-        squared_distance = (rows - peak // width).square() + (columns - peak % width).square()
-        spots.append(squared_distance <= radius**2)
-        remaining[squared_distance <= (2 * radius) ** 2] = 0
+        around = tuple(slice(max(each - int(2 * radius), 0), each + int(2 * radius) + 1) for each in (row, column))
+        rows, columns = torch.arange(height)[around[0], None], torch.arange(width)[None, around[1]]
+        squared_distance = (rows - row).square() + (columns - column).square()
+        spots.append(torch.zeros(height, width, dtype=torch.bool))
+        spots[-1][around] = squared_distance <= radius**2
+        remaining[around].masked_fill_(squared_distance <= (2 * radius) ** 2, 0)
     return spots

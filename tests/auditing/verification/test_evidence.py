@@ -6,23 +6,24 @@ import pytest
 import torch
 
 from detcam.auditing.verification.evidence import (
+    StrongestPixels,
     box_region,
     location_regions,
     location_shares,
     move_region,
     region_beside,
-    strongest_regions,
 )
 
 
-def test_strongest_regions_cover_the_given_fractions() -> None:
+def test_strongest_pixels_cover_the_given_fractions() -> None:
     heat = torch.zeros(40, 50)
     heat[10:20, 30:40] = 1
-    small, large, most = strongest_regions(heat, (0.01, 0.05, 0.5))
+    pixels = StrongestPixels(heat, 0.5)
+    small, large, most = (pixels.region(fraction) for fraction in (0.01, 0.05, 0.5))
     assert int(small.sum()) == 20 and int(large.sum()) == 100
     assert bool(heat[small].all()) and float(heat[large].mean()) > 0.9
     assert 100 < int(most.sum()) < 14 * 14, "no more than the map points to, smoothed by less than half a pixel"
-    assert not strongest_regions(torch.zeros(40, 50), (0.1,)).any(), "a zero map has no evidence"
+    assert not StrongestPixels(torch.zeros(40, 50), 0.1).region(0.1).any(), "a zero map has no evidence"
 
 
 def test_location_regions_partition_the_image() -> None:
