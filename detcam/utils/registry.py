@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
-from importlib.metadata import entry_points
 from typing import Generic, TypeVar
 
 from detcam.utils.warnings import warn
@@ -122,6 +121,8 @@ class Registry(Mapping[str, T], Generic[T]):
         if self._discovered:
             return
         self._discovered = True
+        from importlib.metadata import entry_points  # takes a third of `import detcam`
+
         for point in entry_points(group=self.group):
             try:
                 if normalized(point.name) not in self._keys:  # the module may have used the decorator as well

@@ -15,7 +15,6 @@ from detcam.adapters.classification import ClassificationAdapter
 from detcam.adapters.contract import option_names
 from detcam.adapters.ultralytics.classification import UltralyticsClassificationAdapter
 from detcam.targets import BoxTarget
-from detcam.utils import registry
 from detcam.utils.registry import Registry
 from tests.helpers import TinyCNN
 
@@ -112,7 +111,8 @@ class TestRegisterAdapter:
                 )
 
         fresh = Registry("adapter", "detcam.adapters", {name: ADAPTERS[name] for name in ADAPTERS})
-        monkeypatch.setattr(registry, "entry_points", lambda group: [Point()] if group == "detcam.adapters" else [])
+        points = {"detcam.adapters": [Point()]}
+        monkeypatch.setattr("importlib.metadata.entry_points", lambda group: points.get(group, []))
         monkeypatch.setattr("detcam.adapters.registry.ADAPTERS", fresh)
         found = adapt(GridDetector(), target_layers="features")
         assert found.family == "entry-point" and found.task == ("detection" if decorated else "classification")

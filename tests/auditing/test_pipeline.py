@@ -24,8 +24,8 @@ from detcam.auditing.case import CaseMaps
 from detcam.auditing.grouping import assignment
 from detcam.auditing.report import ReportWriter
 from detcam.auditing.stages import UNREADABLE
+from detcam.cli.app import app
 from detcam.cli.audit import print_summary
-from detcam.cli.main import app
 from detcam.demo.model import load_demo_detector
 from detcam.synthetic.harbor import DEMO_NAMES, draw_scene
 from tests.auditing.scenes import write_scenes

@@ -24,8 +24,8 @@ from detcam.auditing.explainer import ErrorExplainer
 from detcam.auditing.pipeline import DEFAULT_METHOD, AuditSettings
 from detcam.auditing.run_state import StoredDetections, detection_table
 from detcam.auditing.stages import MIN_DETECTION_SCORE
+from detcam.cli.app import app
 from detcam.cli.audit import AuditOptions
-from detcam.cli.main import app
 from detcam.demo.model import load_demo_detector
 from detcam.detections import Detections, Source
 from detcam.runs import Run

@@ -19,7 +19,7 @@ from detcam.benchmarking import Benchmark
 from detcam.benchmarking.plots import FigureImage, scatter
 from detcam.benchmarking.specs import split_list
 from detcam.benchmarking.statistics import MethodResult, make_rows
-from detcam.cli.main import app
+from detcam.cli.app import app
 from detcam.demo.model import load_demo_detector
 from detcam.metrics import METRICS
 from tests.benchmarking.harbor import SEEDS, write_scenes

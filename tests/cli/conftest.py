@@ -9,7 +9,7 @@ import pytest
 import torch
 from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
 
-from detcam.cli.main import app
+from detcam.cli.app import app
 from tests.cli.files import DETECTOR, Command
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import nn
 
 from detcam.cli import doctor
-from detcam.cli.main import app
+from detcam.cli.app import app
 from detcam.utils.version import __version__
 from tests.cli.files import Command
 

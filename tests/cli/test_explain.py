@@ -19,7 +19,7 @@ from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
 from torchvision.models.segmentation import lraspp_mobilenet_v3_large
 
 import detcam.explanation.batch
-from detcam.cli.main import app
+from detcam.cli.app import app
 from detcam.explanation.explain import explain
 from detcam.explanation.writer import EXPLANATIONS_FILE, read_heatmap
 from detcam.models.load import load_model

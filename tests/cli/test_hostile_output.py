@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from detcam.cli.main import app
+from detcam.cli.app import app
 from detcam.explanation.writer import EXPLANATIONS_FILE, read_index
 from detcam.utils.files import csv_cell, slug, utf8_bytes
 from tests.cli.files import CLASSIFIER, Command, read_entries, save_image

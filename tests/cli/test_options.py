@@ -12,7 +12,7 @@ import typer
 import detcam
 from detcam.adapters import embed
 from detcam.benchmarking.planted import benchmark_planted
-from detcam.cli.main import app
+from detcam.cli.app import app
 from detcam.models.load import load_model
 
 COMMANDS = ("explain", "audit", "benchmark")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import typer
 
-from detcam.cli.main import app
+from detcam.cli.app import app
 
 HEAVY = ("torch", "torchvision", "numpy", "PIL", "matplotlib", "scipy", "sklearn", "cv2", "tqdm")
 GROUP: Any = typer.main.get_command(app)
@@ -51,7 +51,7 @@ QUICK = [
 def test_tables_and_errors_about_paths_import_no_pytorch(tmp_path: Path) -> None:
     code = (
         "import contextlib, sys\n"
-        "from detcam.cli.main import app\n"
+        "from detcam.cli.app import app\n"
         "sys.stderr = sys.stdout\n"
         f"for arguments in {[arguments for arguments, _ in QUICK]}:\n"
         "    print('command', *arguments)\n"
@@ -65,3 +65,20 @@ def test_tables_and_errors_about_paths_import_no_pytorch(tmp_path: Path) -> None
     for text, (arguments, expected) in zip(printed, QUICK, strict=True):
         assert text.startswith(" ".join(arguments)) and expected in text, text
     assert imported.split() == ["imported", "[]"]
+
+
+@pytest.mark.parametrize("module", ["typer", "detcam.cli.audit", "numpy", "torch"])
+def test_an_interruption_of_an_import_takes_one_line(module: str) -> None:
+    code = (
+        "import sys\n"
+        "from detcam.cli.main import main\n"
+        "class Interrupted:\n"
+        "    def find_spec(name, path, target=None):\n"
+        f"        if name == {module!r}:\n"
+        "            raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupted)\n"
+        "main()\n"
+    )
+    command = [sys.executable, "-c", code, "explain", __file__, *MODEL]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "detcam: interrupted\n")

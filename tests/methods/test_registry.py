@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from detcam import DRISE, METHODS, Occlusion, adapt
 from detcam.adapters.contract import TASKS
-from detcam.cli.main import app
+from detcam.cli.app import app
 from detcam.methods.common.attention_base import AttentionCAM
 from detcam.methods.spec import add_setting, parse_method
 from detcam.targets import ClassifierOutputTarget

@@ -14,7 +14,7 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from detcam import benchmark
-from detcam.cli.main import app
+from detcam.cli.app import app
 from detcam.metrics import METRICS, Metric, MetricImage, MetricWarning, PerturbationConfidenceMetric, register_metric
 from detcam.targets import ClassifierOutputTarget
 from tests.helpers import TinyCNN

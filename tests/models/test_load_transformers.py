@@ -91,7 +91,7 @@ def test_missing_weights_and_folders(folder: Path, tmp_path: Path) -> None:
 def test_every_command(folder: Path, tmp_path: Path) -> None:
     from typer.testing import CliRunner
 
-    from detcam.cli.main import app
+    from detcam.cli.app import app
 
     annotations = write_coco(tmp_path / "scenes", [draw_scene(seed) for seed in (1, 2)])
     images = str(annotations.parent / "images")

@@ -150,7 +150,7 @@ def test_commands_exist(page: str) -> None:
     """Each command of a page has these options: its arguments are parsed, up to files that are not here."""
     from typer.main import get_command
 
-    from detcam.cli.main import app
+    from detcam.cli.app import app
 
     for arguments in commands(page):
         result = CliRunner().invoke(get_command(app), [*arguments, "--help"])

@@ -4,7 +4,6 @@ from importlib.metadata import EntryPoint
 
 import pytest
 
-from detcam.utils import registry as module
 from detcam.utils.registry import Registry
 
 
@@ -65,7 +64,7 @@ def test_entry_points_are_loaded_and_broken_ones_skipped(registry: Registry, mon
         EntryPoint("broken", "no_such_module:thing", "detcam.test"),
         EntryPoint("gradcam", "json:loads", "detcam.test"),
     ]
-    monkeypatch.setattr(module, "entry_points", lambda group: points if group == "detcam.test" else [])
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: points if group == "detcam.test" else [])
     import json
 
     with pytest.warns(UserWarning, match="the method 'broken' of the entry point 'no_such_module:thing' is skipped"):

@@ -234,7 +234,7 @@ def test_overlays_name_the_drop_without_each_word() -> None:
 def test_prompts_on_the_command_line(tmp_path: Path) -> None:
     from typer.testing import CliRunner
 
-    from detcam.cli.main import app
+    from detcam.cli.app import app
 
     model, processor = model_and_processor("owlv2")
     model.save_pretrained(tmp_path / "model")

@@ -22,8 +22,8 @@ from detcam.auditing.comparison.causes import compare_causes
 from detcam.auditing.comparison.pairs import pair_errors
 from detcam.auditing.comparison.record import AuditRecord, check_comparable
 from detcam.auditing.grouping.hierarchy import Cause, build_causes
+from detcam.cli.app import app
 from detcam.cli.compare import failure, parse_condition
-from detcam.cli.main import app
 from detcam.demo.model import load_demo_detector
 from detcam.synthetic.harbor import DEMO_NAMES
 from tests.auditing.comparison.records import make_case, make_record, missed_object

@@ -25,7 +25,7 @@ from detcam.auditing.remedies.counterfactuals import fill_pixels, grown, make_co
 from detcam.auditing.remedies.relabel import relabel_order
 from detcam.auditing.report import ReportSummary, ReportWriter
 from detcam.auditing.report.report_data import ReportData
-from detcam.cli.main import app
+from detcam.cli.app import app
 from detcam.data.annotations import Annotations
 from detcam.data.ground_truth import GroundTruth
 from tests.auditing.comparison.records import make_case, missed_object

@@ -30,7 +30,7 @@ from detcam.auditing.triage.probes import (
     self_typicality,
 )
 from detcam.auditing.triage.trust import evidence_signals, trust, typicalities
-from detcam.cli.main import app
+from detcam.cli.app import app
 from detcam.demo.model import load_demo_detector
 from detcam.detections import Detections, Source
 from detcam.synthetic.harbor import DEMO_NAMES, draw_scene

@@ -17,7 +17,7 @@ from detcam.benchmarking.planted import run as planted_run
 from detcam.benchmarking.planted.cases import FIRST_SEEDS, PlantedCase
 from detcam.benchmarking.planted.certification import certify_cases
 from detcam.benchmarking.planted.explainers import check_heatmap, load_explainer
-from detcam.cli.main import app
+from detcam.cli.app import app
 from detcam.detections import Detections, Source
 from detcam.synthetic.shortcut_scenarios import BOAT
 from detcam.synthetic.shortcuts import ShortcutScene

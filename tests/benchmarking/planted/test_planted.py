@@ -23,8 +23,8 @@ from detcam.benchmarking.planted.results import AuditRow, DetectorRow, MethodRow
 from detcam.benchmarking.planted.run import DEFAULT_CASES, benchmark_planted
 from detcam.benchmarking.planted.tables import TABLE_COLUMNS, markdown_tables, table_rows
 from detcam.benchmarking.planted.training_cache import TrainingCache, detector_name
+from detcam.cli.app import app
 from detcam.cli.benchmark import BenchmarkOptions
-from detcam.cli.main import app
 from detcam.detections import Detections, Source
 from detcam.runs import lock_folder
 from detcam.synthetic.shortcut_scenarios import BARGE, BOAT, FIRST_SCENARIOS, SCENARIOS, SHORTCUTS
