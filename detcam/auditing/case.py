@@ -26,13 +26,22 @@ Outcome: TypeAlias = Literal["vanished", "moved", "class flipped", "unchanged", 
 PERSISTING: tuple[Outcome, ...] = ("unchanged", "absent")
 """Outcomes with which an error persists."""
 
-Intervention: TypeAlias = Literal["without evidence", "without part", "random control", "box control", "near control"]
+Intervention: TypeAlias = Literal[
+    "without evidence",
+    "without part",
+    "random control",
+    "box control",
+    "near control",
+    "transplant",
+    "transplant control",
+]
 """Perturbation of an image.
 
 ``without evidence``: the evidence region is filled; ``without part``: another region is filled, to find the evidence;
 ``random control``: a region of the evidence's size and shape at a random position is filled; ``box control``: a region
 of the evidence's size inside the predicted box, beside the evidence, is filled; ``near control``: a region of the
-evidence's size in the ring around a missed object is filled.
+evidence's size in the ring around a missed object is filled; ``transplant``: the ring shows what surrounds a found
+object of the class; ``transplant control``: it shows what surrounds a position without an object.
 """
 
 Grade: TypeAlias = Literal["strong", "weak", "not confirmed", "not tested"]
@@ -69,6 +78,7 @@ EvidenceKind: TypeAlias = Literal[
     "surroundings",
     "image border",
     "object and surroundings",
+    "absent context",
     "look-alike",
     "unlabeled object",
     "not confirmed",
@@ -79,7 +89,8 @@ Of confirmed evidence outside the box and the object concerned: ``another object
 ``mark``, a small region that differs from what is around it; ``surroundings``. Inside: ``look-alike`` of background
 errors, ``part of the object`` of others; but ``object itself`` of errors of class if the object is not detected with
 another class without the evidence, which then only shows that the detector sees the object. ``object and
-surroundings``: on both sides. ``unlabeled object``: the background type is a missing annotation. ``not confirmed``: no
+surroundings``: on both sides. ``absent context``: a missed object is found in the surroundings of found objects.
+``unlabeled object``: the background type is a missing annotation. ``not confirmed``: no
 evidence is confirmed.
 """
 EVIDENCE_KINDS: tuple[EvidenceKind, ...] = get_args(EvidenceKind)
@@ -95,7 +106,8 @@ class Trial:
     Attributes:
         intervention: the perturbation.
         fill: name of the fill: ``"linear"``, linear imputation; ``"ring"``, the mean color of a ring around each part
-            of the region; or ``"mean"``, the mean color of the image, of surroundings only.
+            of the region; ``"mean"``, the mean color of the image, of surroundings only; or ``"transplant"``, what
+            surrounds another position.
         score: score of the detection in the perturbed image, in [0, 1]: the maximum over its own raw candidate and
             the candidates that overlap it.
         outcome: state of the detection.
@@ -261,6 +273,14 @@ class AuditCase:
     sentence: str = ""
     group: int | None = None
     forward_passes: float = 0.0
+
+    @property
+    def needs_context(self) -> bool:
+        """Whether a missed object is confirmed to be found in the surroundings of found objects of its class.
+
+        The evidence is then what is absent around the object, and no region whose removal makes it appear.
+        """
+        return self.confirmed and any(trial.intervention == "transplant" for trial in self.trials)
 
     @property
     def confirmed(self) -> bool:

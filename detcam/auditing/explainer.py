@@ -19,6 +19,7 @@ from detcam.auditing.grouping.evidence_kind import describe_evidence
 from detcam.auditing.question_heatmaps import compute_heatmaps, propose_by_gradients, propose_by_method
 from detcam.auditing.sentences import case_sentence
 from detcam.auditing.verification.appearance import AppearanceHypothesis
+from detcam.auditing.verification.donors import Donors
 from detcam.auditing.verification.evidence import box_region, location_regions, object_under
 from detcam.auditing.verification.hypothesis import Hypothesis, VerificationResult
 from detcam.auditing.verification.input_mapping import InputMapping
@@ -30,6 +31,7 @@ from detcam.auditing.verification.suppression import (
     suppressing_detection,
     suppressor_proposals,
 )
+from detcam.auditing.verification.transplants import Transplantation
 from detcam.auditing.verification.verifier import Verifier, verify_together
 from detcam.cam import BaseCAM
 from detcam.data.annotations import FIRST_UNKNOWN_LABEL
@@ -109,6 +111,7 @@ class ErrorExplainer:
         masks: whether ground-truth objects are their masks instead of their boxes.
         iou_threshold: minimum IoU of a true positive.
         quantity: the quantity to explain, as in `question_for`.
+        donors: found objects whose surroundings are tried around missed ones, as from `choose_donors`.
         proposing: the adapter at the layers of the portfolio's maps; None looks for them.
         foldings: batch-norm foldings by the shape of the network's input, kept for further images.
         early_layers: the layers that run on windows of perturbed images, once they were looked for.
@@ -121,6 +124,7 @@ class ErrorExplainer:
     masks: bool = field(default=False, kw_only=True)
     iou_threshold: float = field(default=0.5, kw_only=True)
     quantity: str = field(default="score", kw_only=True)
+    donors: Donors = field(default_factory=dict, kw_only=True, repr=False)
     proposing: Adapter | None = field(default=None, kw_only=True, repr=False)
     foldings: dict[tuple[int, ...], BatchNormFolding | None] = field(default_factory=dict, kw_only=True, repr=False)
     early_layers: list[EarlyLayers | None] = field(default_factory=list, kw_only=True, repr=False)
@@ -381,6 +385,23 @@ class ErrorExplainer:
             proposals,
             mapping.to_input(regions["ground truth"].float()) > 0,
             mapping.to_input(regions["ring"].float()) > 0.5,
+            None if missed.criterion.is_suppressed else self._transplantation(image.image, missed, mapping),
+        )
+
+    def _transplantation(self, image: Tensor, missed: MissedObject, mapping: InputMapping) -> Transplantation | None:
+        donors = self.donors.get(missed.criterion.label, ())
+
+        def prepare(changed: Tensor) -> Tensor:
+            return self._layerless.prepare([changed]).inputs[:, :, mapping.rows, mapping.columns]
+
+        return Transplantation(
+            image,
+            missed.criterion.box_xyxy,
+            donors,
+            prepare,
+            mapping.to_input,
+            missed.criterion_score,
+            missed.criterion.score_threshold,
         )
 
 

@@ -35,6 +35,7 @@ from detcam.auditing.sentences import case_sentence, without_annotations
 from detcam.auditing.stages import AuditStages
 from detcam.auditing.triage import TrustEstimator, least_trusted_first, unlabeled_images
 from detcam.auditing.validation import annotations_digest, prepare_annotations
+from detcam.auditing.verification.donors import choose_donors
 from detcam.auditing.verification.proposals import PORTFOLIO
 from detcam.cam import BaseCAM
 from detcam.data.annotations import Annotations
@@ -437,6 +438,15 @@ def _run(
         relevant = relevant_errors(analysis.errors, annotations.images, settings.score_threshold, settings.labels)
         limits = settings.explain, settings.explain_missed
         chosen = choose_errors(relevant, limits, settings.explain_order, settings.sample_seed)
+        if cam is None:
+            labels = {error.label for error in map(analysis.__getitem__, chosen) if error.detection_index is None}
+            explainer.donors = choose_donors(
+                analysis,
+                annotations,
+                labels,
+                settings.score_threshold,
+                lambda index: adapter.reader.read(annotations[index].path),
+            )
         by_id = stages.explain(explainer, analysis, detections, annotations, cases.__getitem__, chosen)
         ids = {index: cases[index].id for index in sorted(chosen)}
         explained = {index: by_id[name] for index, name in ids.items() if name in by_id}

@@ -175,6 +175,11 @@ def _evidence(case: AuditCase) -> str:
         return "no region's removal makes it appear" if is_tried and not _appears(case) else ""
     digits = 1 if case.evidence_fraction >= 0.001 else 2
     fraction = f"{percent(case.evidence_fraction, digits)} of the image"
+    if case.needs_context:
+        donors, controls = (_found_with(case, kind) for kind in ("transplant", "transplant control"))
+        return (
+            f"it is found in the surroundings of found objects ({donors}; {controls} controls): they are what it lacks"
+        )
     if case.type == "missed":
         where = _location(case.evidence_location or "scene", [case])
         also = f"{_on_object(case)}," if _on_object(case) else ""
@@ -195,6 +200,12 @@ def _evidence(case: AuditCase) -> str:
         further = f"; either of its {joint} parts suffices" if joint == 2 else f"; any of its {joint} parts suffices"
         further += ": the detection persists without one of them, and ends without all"
     return f"{size} {where}{further}"
+
+
+def _found_with(case: AuditCase, intervention: str) -> str:
+    """In how many perturbed images of a kind a missed object is found: ``3 of 3``."""
+    outcomes = [trial.outcome for trial in case.trials if trial.intervention == intervention]
+    return f"{outcomes.count('appeared')} of {len(outcomes)}"
 
 
 def _on_object(case: AuditCase) -> str:

@@ -112,6 +112,8 @@ def evidence_kind(case: AuditCase) -> EvidenceKind | None:
         return "unlabeled object"
     if not case.confirmed:
         return "not confirmed"
+    if case.needs_context:
+        return "absent context"
     is_background = case.type == "background"
     if is_background and case.evidence_location == "ground truth":
         return "another object"

@@ -37,6 +37,7 @@ _PHRASES: dict[EvidenceKind, str] = {
     "surroundings": "rest on the surroundings",
     "image border": "rest on the border of the image",
     "object and surroundings": "rest on the object and its surroundings",
+    "absent context": "lack the surroundings of found objects",
     "look-alike": "rest on a look-alike",
     "unlabeled object": "may be unlabeled objects",
     "not confirmed": "have no confirmed cause",
@@ -48,6 +49,7 @@ MISSED_PHRASES: Mapping[EvidenceKind, str] = {
     "surroundings": "are detected when a region around them is removed",
     "image border": "are detected when the border of the image is removed",
     "object and surroundings": "are detected when a region on and around them is removed",
+    "absent context": "are detected in the surroundings of found objects",
 }
 """Of missed objects that a confirmed region suppresses."""
 

@@ -67,7 +67,11 @@ def make_counterfactuals(
         ids = tuple(case.id for case in members)
         yield TrainingImage("original", image, pixels, image.objects, ids)
         masks = {case.id: mask for case in members if (mask := data.evidence(case)) is not None}
-        filled = [case.id for case in members if case.id in masks and not _hides_object(masks[case.id], image)]
+        filled = [
+            case.id
+            for case in members
+            if case.id in masks and not case.needs_context and not _hides_object(masks[case.id], image)
+        ]
         if filled:
             region = grown(np.any([masks[case_id] for case_id in filled], axis=0))
             yield TrainingImage("filled", image, fill_pixels(pixels, region), image.objects, tuple(filled))

@@ -192,7 +192,11 @@ def _remedy(data: ReportData, group: dict[str, Any]) -> GroupRemedy:
     for case in cases if action == "add images" else ():
         what = f"{case.failure_stage or 'unknown stage'}"
         if case.confirmed:
-            what += f": {case.evidence_object or 'a region'} ({case.evidence_location})"
+            what += (
+                ": absent context"
+                if case.needs_context
+                else f": {case.evidence_object or 'a region'} ({case.evidence_location})"
+            )
         suppressors[what] = suppressors.get(what, 0) + 1
     delta_ap = float("nan") if group["delta_ap"] is None else group["delta_ap"]
     folder = FOLDERS.get(action, "")
@@ -272,7 +276,9 @@ def _write_missed(folder: Path, data: ReportData, cases: Sequence[AuditCase]) ->
             "box_xyxy": json_value(case.box_xyxy),
             "failure_stage": case.failure_stage,
             "score": json_value(case.score),
-            "suppressed_by": case.evidence_object or case.evidence_location if case.confirmed else None,
+            "suppressed_by": case.evidence_object or case.evidence_location
+            if case.confirmed and not case.needs_context
+            else None,
         }
         for case in sorted(cases, key=lambda case: (case.failure_stage, -case.score))
     ]

@@ -31,6 +31,7 @@ DETECTIONS: Mapping[EvidenceKind, str] = {
     "surroundings": "rest on the surroundings, not on an object in the box",
     "image border": "rest on the border of the image",
     "object and surroundings": "rest on the object together with its surroundings",
+    "absent context": "lack the surroundings of found objects",
     "look-alike": "lie on background that looks like the class",
     "unlabeled object": "may lie on real objects without an annotation",
     "not confirmed": "have no confirmed cause",
@@ -43,7 +44,8 @@ ACTION_TEXTS: Mapping[Action, str] = {
     "hard negatives": "Train with these images as hard negatives, and check the definition of the class.",
     "review boxes": "Compare the boxes with the annotations, and correct these or train with more such objects.",
     "review classes": "Compare the classes with the annotations, and correct these or agree on what tells them apart.",
-    "add images": "Add training images with such objects; if a region suppresses them, also without it.",
+    "add images": "Add training images with such objects; if a region suppresses them, also without it; if they "
+    "lack the surroundings of found objects, in other surroundings.",
     "look at the cases": "Look at the cases: no region is confirmed as the cause.",
 }
 

@@ -17,6 +17,7 @@ from detcam.auditing.verification.interventions import Investigation, Removal
 from detcam.auditing.verification.proposals import Proposal
 from detcam.auditing.verification.region_reduction import MAX_PARTS, connected_parts, shrink
 from detcam.auditing.verification.region_search import RegionSearch, TriedRegion, try_region
+from detcam.auditing.verification.transplants import Transplantation
 from detcam.auditing.verification.verdict import Verdict, decide_appearance
 from detcam.outputs import DetectorOutput
 
@@ -105,6 +106,7 @@ class AppearanceHypothesis:
         object_region: (h, w) bool, the object in the area of the network's input that the image covers. It is never
             removed, because a removed object cannot be found.
         surroundings: (h, w) bool, the ring around the object, where one of the controls lies.
+        transplantation: what is tried if no removal is confirmed; None tries nothing.
     """
 
     case_id: str
@@ -113,6 +115,7 @@ class AppearanceHypothesis:
     proposals: Sequence[Proposal]
     object_region: Tensor
     surroundings: Tensor
+    transplantation: Transplantation | None = None
 
     def investigate(self, fill_count: int) -> Investigation[VerificationResult]:
         """Search for the smallest region whose removal makes the object appear, and run controls of the same size."""

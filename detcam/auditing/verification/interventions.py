@@ -116,6 +116,12 @@ class Interventions:
         self.fills = tuple(fills)
         self._bound = [fill.for_image(self.area.image) for fill in self.fills]
 
+    def add_fills(self, fills: Sequence[Fill]) -> int:
+        """Add fills, and return the index of the first one."""
+        self.fills += tuple(fills)
+        self._bound += [fill.for_image(self.area.image) for fill in fills]
+        return len(self.fills) - len(fills)
+
     @property
     def pass_key(self) -> Hashable:
         """Perturbed images with equal keys may share a forward pass."""

@@ -140,6 +140,38 @@ def decide_appearance(
     return _confirmed(effect, evidence_fraction, reason, further)
 
 
+def decide_transplant(score: float, score_threshold: float, trials: Sequence[Trial], ring_fraction: float) -> Verdict:
+    r"""Decide whether trials confirm that a missed object lacks the surroundings in which others are found.
+
+    .. math:: e = \frac{\min_d s_d - \max(s, \max_c s_c)}{t}
+
+    is the effect, limited to [-1, 1], with t the score threshold, s the score of the object, :math:`s_d` its score in
+    the surroundings of a found object, and :math:`s_c` in those of a position without an object.
+
+    Args:
+        score: the object's score in the unperturbed image.
+        score_threshold: minimum score of a detection.
+        trials: the transplants, with which the object is found, and the controls.
+        ring_fraction: fraction of the image that the transplanted ring covers.
+    """
+    donors = [trial for trial in trials if trial.intervention == "transplant"]
+    controls = [trial for trial in trials if trial.intervention == "transplant control"]
+    if not controls:
+        return Verdict("not confirmed", math.nan, "found in the surroundings of found objects, but there is no control")
+    lowest, highest = min(trial.score for trial in donors), max(trial.score for trial in controls)
+    effect = max(min((lowest - max(score, highest)) / score_threshold, 1.0), -1.0)
+    found = sum(trial.outcome == "appeared" for trial in controls)
+    if found or effect < MIN_WEAK_EFFECT:
+        reason = (
+            f"found in the surroundings of found objects (score {lowest:.2f}), but in others as well ({highest:.2f})"
+        )
+        return Verdict("not confirmed", effect, reason)
+    reason = f"score {score:.2f}, and {lowest:.2f} in the surroundings of found objects; effect {effect:.2f} over "
+    reason += f"{len(controls)} controls"
+    further = [] if len(controls) > 1 else ["there is one control only"]
+    return _confirmed(effect, ring_fraction, reason, further)
+
+
 def _confirmed(effect: float, evidence_fraction: float, reason: str, further_limits: Sequence[str]) -> Verdict:
     """The verdict on confirmed evidence: strong, or weak with the limits in its reason."""
     limits = [*further_limits]

@@ -40,6 +40,7 @@ from detcam.auditing.verification.surroundings import (
     propose_surroundings,
     with_later_fills,
 )
+from detcam.auditing.verification.transplants import Transplantation
 from detcam.auditing.verification.verdict import MIN_WEAK_EFFECT, Verdict, decide_verdict, remaining_score
 from detcam.perturbation.base import ImageScorer
 from detcam.perturbation.fills import Fill, LinearFill, RingFill
@@ -64,6 +65,11 @@ class InvestigatedHypothesis(Protocol):
     @property
     def criterion(self) -> Criterion:
         """Decides whether the error persists."""
+        ...
+
+    @property
+    def transplantation(self) -> Transplantation | None:
+        """What is tried if no region is confirmed."""
         ...
 
     def investigate(self, fill_count: int) -> Investigation[VerificationResult]:
@@ -94,7 +100,14 @@ class Verifier:
         """The procedure that verifies a hypothesis."""
         if isinstance(hypothesis, Hypothesis):
             return remembering(self._investigate(hypothesis))
-        return remembering(hypothesis.investigate(self.fill_count))
+        return remembering(self._investigate_missed(hypothesis))
+
+    def _investigate_missed(self, hypothesis: InvestigatedHypothesis) -> Investigation[VerificationResult]:
+        """Remove regions, and transplant surroundings if none is confirmed."""
+        result = yield from hypothesis.investigate(self.fill_count)
+        if _is_confirmed(result) or hypothesis.transplantation is None:
+            return result
+        return (yield from hypothesis.transplantation.investigate(result, self.interventions))
 
     def _investigate(self, hypothesis: Hypothesis) -> Investigation[VerificationResult]:
         """Verify the proposals of one proposer after another until a region is confirmed.

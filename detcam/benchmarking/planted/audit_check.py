@@ -20,6 +20,7 @@ from detcam.auditing.case_table import unexplained_case
 from detcam.auditing.conclusion import ExplainedError
 from detcam.auditing.explainer import ErrorExplainer, ErrorImage, object_regions
 from detcam.auditing.sentences import further_regions_needed, sufficient_parts
+from detcam.auditing.verification.donors import Donors, choose_donors
 from detcam.auditing.verification.evidence import box_region, location_regions, location_shares, move_region
 from detcam.benchmarking.planted.cases import PlantedCase
 from detcam.benchmarking.planted.hit_metrics import MapHit, measure_hit
@@ -76,7 +77,9 @@ class PrecomputedMaps:
         return [SimpleNamespace(heatmaps=torch.stack(list(self.heatmaps)))]
 
 
-def check_audit(adapter: Adapter, cam: BaseCAM | None, case: PlantedCase, first_label: int) -> AuditCheck | None:
+def check_audit(
+    adapter: Adapter, cam: BaseCAM | None, case: PlantedCase, first_label: int, donors: Donors | None = None
+) -> AuditCheck | None:
     """Audit a case, then verify false causes in the same way.
 
     Args:
@@ -84,6 +87,7 @@ def check_audit(adapter: Adapter, cam: BaseCAM | None, case: PlantedCase, first_
         cam: method of the audit; None takes the portfolio.
         case: certified error.
         first_label: the detector's label of the first class.
+        donors: found objects of the audited scenes, as from `scene_donors`; None has none.
 
     Returns:
         The result; None if the case is no error by the rules of the audit. An error that the audit cannot explain has
@@ -92,7 +96,7 @@ def check_audit(adapter: Adapter, cam: BaseCAM | None, case: PlantedCase, first_
     image = error_image(adapter, case, first_label)
     if image is None:
         return None
-    explained = explain_error(adapter, cam, image)
+    explained = explain_error(adapter, cam, image, donors)
     heatmap, evidence = torch.zeros(case.cause.shape), torch.zeros_like(case.cause)
     if explained.maps is not None:
         heatmap = torch.from_numpy(np.asarray(explained.maps.heatmap)).float()
@@ -147,9 +151,22 @@ def false_causes(case: PlantedCase) -> list[Tensor]:
     return regions
 
 
-def explain_error(adapter: Adapter, cam: BaseCAM | None, image: ErrorImage) -> ExplainedError:
+def explain_error(
+    adapter: Adapter, cam: BaseCAM | None, image: ErrorImage, donors: Donors | None = None
+) -> ExplainedError:
     """Audit the error of an image from `error_image`."""
-    return ErrorExplainer(adapter, cam, adapter.names, MIN_SCORE).explain([image])[0][0]
+    return ErrorExplainer(adapter, cam, adapter.names, MIN_SCORE, donors=donors or {}).explain([image])[0][0]
+
+
+def scene_donors(adapter: Adapter, cases: Sequence[PlantedCase], first_label: int) -> Donors:
+    """The objects that a detector finds in the scenes of missed ones, as an audit of these scenes chooses donors."""
+    missed = [case for case in cases if case.index is None]
+    if not missed:
+        return {}
+    truths = [scene_ground_truth(case, adapter, first_label) for case in missed]
+    analysis = analyze_errors([case.detections for case in missed], truths)
+    labels = {case.target.label for case in missed}
+    return choose_donors(analysis, truths, labels, MIN_SCORE, lambda index: load_image(missed[index].scene.image))
 
 
 def error_image(adapter: Adapter, case: PlantedCase, first_label: int) -> ErrorImage | None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from detcam.adapters import Adapter
 from detcam.benchmarking.controls import fill_region
-from detcam.benchmarking.planted.audit_check import AuditCheck, check_audit
+from detcam.benchmarking.planted.audit_check import AuditCheck, check_audit, scene_donors
 from detcam.benchmarking.planted.cases import SEED_SETS, PlantedCase, SeedSet
 from detcam.benchmarking.planted.certification import Certification, certify_cases
 from detcam.benchmarking.planted.detectors import DetectorFamily, detector_families
@@ -184,7 +184,9 @@ class _ScenarioRun:
         if needs_audit:
             self.bar.restart(f"{' '.join(key)}: audit")
             with _no_warnings():
-                checks = [check_audit(adapter, None, case, self.family.first_label) for case in cases]
+                first_label = self.family.first_label
+                donors = scene_donors(adapter, cases, first_label)
+                checks = [check_audit(adapter, None, case, first_label, donors) for case in cases]
             store.put(_summarize_audit(*key, [check for check in checks if check is not None]), *key, "audit")
 
     def _adapter(self, *, twin: bool = False) -> Adapter:
